@@ -1,0 +1,66 @@
+# make quickstart   a training run on a bare machine: Python >= 3.11, nothing else
+# make test         ruff and the whole test suite
+# Packages go to .venv, at the versions of constraints.txt. Another interpreter: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+CONFIG ?= experiments/quickstart.py
+WORKDIR ?= runs/quickstart
+PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
+          $(BIN)/python -m pip install --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint format golden clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make quickstart   install into .venv and train the tiny student ($(CONFIG) -> $(WORKDIR))'
+	@echo 'make test         install into .venv with the tools, then ruff and pytest'
+	@echo 'make lint         ruff alone'
+	@echo 'make format       let ruff rewrite what it can'
+	@echo 'make golden       make tests/golden anew (installs torch; only for a change of the golden files)'
+	@echo 'make clean        remove .venv and caches; runs/ stays'
+	@echo 'PYTHON=python3.12 chooses the interpreter of a new .venv'
+
+quickstart: $(VENV)/core.stamp
+	$(BIN)/ropd train --config $(CONFIG) --workdir $(WORKDIR)
+
+test: lint
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+golden: $(VENV)/dev.stamp
+	$(PIP) -e '.[golden]'
+	$(BIN)/python tests/golden/make_golden.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp for each set of packages: nothing is installed again while setup.py and constraints.txt stay as they are.
+$(VENV)/core.stamp: setup.py constraints.txt | $(BIN)/python
+	@echo 'Installing ropd_jax into $(VENV) (a minute or two) ...'
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/dev.stamp: setup.py constraints.txt | $(BIN)/python
+	@echo 'Installing ropd_jax and the development tools into $(VENV) (a minute or two) ...'
+	@$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/core.stamp
+
+$(BIN)/python:
+	@command -v '$(PYTHON)' >/dev/null || { \
+	  echo 'error: no $(PYTHON) on the PATH; Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: $$('$(PYTHON)' --version 2>&1) is too old; 3.11 or newer is needed: make PYTHON=python3.11" >&2; exit 1; }
+	@'$(PYTHON)' -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo 'error: $(PYTHON) has no venv module; install it (Debian, Ubuntu: apt install python3-venv)' >&2; exit 1; }
+	@'$(PYTHON)' -m venv $(VENV)

@@ -1,0 +1,62 @@
+"""Save and resume: parameters, optimizer, step and teacher state in one atomic Orbax save.
+
+The data position and the random streams are functions of (seed, step), so the step carries both. A save is a
+directory that Orbax renames into place when it is complete: a kill at any moment leaves the last complete one.
+"""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+log = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """The checkpoints of one run, in ``directory/<step>``; a checkpoint of step s holds s finished steps."""
+
+    def __init__(self, directory: pathlib.Path, *, keep: int):
+        # Synchronous: the next step overwrites (donates) the arrays that are being saved.
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False, create=True)
+        self._manager = ocp.CheckpointManager(directory.resolve(), options=options)
+
+    def latest(self) -> int | None:
+        """Number of finished steps in the newest complete checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, host: dict) -> None:
+        """Save after ``step`` finished steps; a no-op if that checkpoint is there already.
+
+        Args:
+            state: a pytree of arrays.
+            host: what JSON can hold.
+
+        Raises:
+            OSError: no space left on the device.
+        """
+        if step == self.latest():
+            return
+        try:
+            self._manager.save(
+                step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host))
+            )
+        except ValueError as error:  # tensorstore reports a full disk so
+            if "No space left" in str(error):
+                raise OSError(28, "No space left on device", str(self._manager.directory)) from error
+            raise
+
+    def restore(self, step: int, like: Any) -> tuple[Any, dict]:
+        """(state, host) of a checkpoint, placed and typed as ``like`` (arrays or ShapeDtypeStructs)."""
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        got = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), host=ocp.args.JsonRestore())
+        )
+        log.info("resumed after step %d from %s", step, self._manager.directory)
+        return got["state"], got["host"]
+
+    def close(self) -> None:
+        self._manager.close()

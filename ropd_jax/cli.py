@@ -1,0 +1,368 @@
+"""``ropd VERB``: the command line.
+
+    ropd train --config experiments/quickstart.py --workdir runs/quickstart --config.optim.lr=3e-4
+    ropd serve-teacher --port 8808
+
+A verb's heavy imports stand inside it, so that ``ropd --help`` and every mistake are answered at once. What the user
+can mend (``UserError``) is one line on standard error and exit code 2, without a traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import inspect
+import logging
+import pathlib
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+from ropd_jax.hints import near
+from ropd_jax.types import UserError
+
+if TYPE_CHECKING:
+    from absl import flags
+    from ml_collections import ConfigDict
+
+HELP = """\
+usage: ropd VERB [flags]
+
+Rubric-based on-policy distillation: a student (JAX) learns from a teacher that is only text.
+For each question the student samples a group of answers, the teacher writes references and a rubric of weighted
+yes/no criteria from the contrast, checks every answer against it, and the weighted pass rate is the reward.
+
+verbs
+  train           run the loop: prompts, rollouts, rubric, verdicts, rewards, update, checkpoint, evaluation
+  serve-teacher   put the scripted teacher behind HTTP (OpenAI and Gemini wire formats)
+
+start here
+  ropd train --config experiments/quickstart.py --workdir runs/quickstart      a minute or two on 2 CPU cores
+  less runs/quickstart/groups/step_000000.jsonl                                why each answer got its reward
+  open runs/quickstart/curves.png                                              reward, accuracy, length, entropy
+
+change a setting (every key stands in ropd_jax/configs.py)
+  ropd train --config experiments/quickstart.py --workdir runs/b --config.seed=1
+
+ropd VERB --help explains a verb.
+"""
+
+TRAIN_HELP = """\
+usage: ropd train --config FILE[:arg] --workdir DIR [--config.a.b=value ...]
+
+  --config FILE[:arg]   a Python file with get_config() -> ConfigDict; arg is handed to get_config(arg)
+  --workdir DIR         where the run lives: checkpoints, metrics.jsonl, tensorboard/, groups/, curves.png, result.json
+  --config.a.b=value    overrides one key; it keeps the type it has in the file
+
+Started again with the same DIR, a run goes on from its last checkpoint; a finished one shows its result. A DIR that
+belongs to another config is refused, and the difference is shown. Ctrl-C saves and says how to go on; a second
+Ctrl-C leaves at once.
+Keys of paid teachers come from the environment (OPENAI_API_KEY, GEMINI_API_KEY), never from a config.
+
+  ropd train --config experiments/quickstart.py --workdir runs/quickstart
+  ropd train --config experiments/quickstart.py --workdir runs/seed1 --config.seed=1
+"""
+
+SERVE_HELP = """\
+usage: ropd serve-teacher [--host ADDRESS] [--port N] [--book FILE] [--fault_rate X] ...
+
+Puts the scripted teacher behind HTTP: POST /v1/chat/completions (OpenAI) and
+POST /v1beta/models/MODEL:generateContent (Gemini). It works solutions out by rule; it is not a language model.
+
+  --host ADDRESS            default 127.0.0.1 (this machine alone)
+  --port N                  default 8808; 0 takes a free one and says which
+  --book FILE               JSONL of {"question", "solution"}: worked solutions of word problems
+  --latency_s S             seconds before each reply (0)
+  --fault_rate X            share of replies that fail: 429, 503, broken JSON (0.0)
+  --slip_rate X             share of references with an arithmetic slip (0.0)
+  --wrong_verdict_rate X    share of verdicts turned round (0.0)
+
+Use it from a run, in another terminal:
+  ropd train --config experiments/quickstart.py --workdir runs/http \\
+      --config.teacher.provider=openai --config.teacher.base_url=http://127.0.0.1:8808/v1
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0 done, 2 the user can mend it, 130 stopped by Ctrl-C."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    _set_up_logging()
+    try:
+        return _dispatch(args)
+    except UserError as error:
+        sys.stderr.write(f"ropd: error: {error}\n")
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.stderr.write(f"ropd: error: no space left for {error.filename or 'a file'}; free some and run it again\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("ropd: stopped\n")
+        return 130
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "-help", "help"):
+        sys.stdout.write(HELP)
+        return 0 if args else 2
+    verb, rest = args[0], args[1:]
+    if verb not in VERBS:
+        raise UserError(f"{verb!r} is no verb; {near(verb, VERBS)} (ropd --help lists them)")
+    run, text = VERBS[verb]
+    if any(a in ("-h", "--help", "-help") for a in rest):
+        sys.stdout.write(text)
+        return 0
+    return run(rest)
+
+
+# ------------------------------------------------------------------------------------------------------ verbs
+
+
+def _train(args: list[str]) -> int:
+    from absl import flags
+    from ml_collections import config_flags
+
+    spec, rest = _take(args, "config")
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", "", "", flag_values=values)
+    keys = [a for a in rest if _override(a)]
+    if spec is None and keys:
+        raise UserError(f"{keys[0]} changes a config, but none is given; add --config FILE")
+    if spec is not None:
+        config = load_config(spec)
+        _check_known(config, spec)
+        _check_overrides(config, rest)
+        argv = ["ropd train", *rest]
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=True, sys_argv=argv)
+    _parse(values, "train", rest, also=("config",))
+    if spec is None:
+        raise UserError("--config is missing; expected a config file, e.g. --config experiments/quickstart.py")
+    if not values["workdir"].value:
+        raise UserError("--workdir is missing; expected a directory for the run, e.g. --workdir runs/quickstart")
+
+    from ropd_jax import train
+
+    return train.main(values["config"].value, values["workdir"].value)
+
+
+def _serve_teacher(args: list[str]) -> int:
+    from absl import flags
+
+    values = flags.FlagValues()
+    flags.DEFINE_string("host", "127.0.0.1", "", flag_values=values)
+    flags.DEFINE_integer("port", 8808, "", lower_bound=0, upper_bound=65535, flag_values=values)
+    flags.DEFINE_string("book", "", "", flag_values=values)
+    flags.DEFINE_float("latency_s", 0.0, "", lower_bound=0.0, flag_values=values)
+    for name in ("fault_rate", "slip_rate", "wrong_verdict_rate"):
+        flags.DEFINE_float(name, 0.0, "", lower_bound=0.0, upper_bound=1.0, flag_values=values)
+    _parse(values, "serve-teacher", args)
+    options = {name: values[name].value for name in values if name not in ("host", "port")}
+
+    from ropd_jax.teacher import server
+    from ropd_jax.teacher.scripted import ScriptedClient
+
+    server.serve(ScriptedClient(**options), host=values["host"].value, port=values["port"].value)
+    return 0
+
+
+VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
+    "train": (_train, TRAIN_HELP),
+    "serve-teacher": (_serve_teacher, SERVE_HELP),
+}
+
+
+# ------------------------------------------------------------------------------------------------------ flags
+
+
+def _parse(values: flags.FlagValues, verb: str, args: list[str], also: Sequence[str] = ()) -> None:
+    """Parses flags with absl; its errors become one line that names near flags or the expected type."""
+    from absl import flags
+
+    known = [*values, *also]
+    try:
+        left = values([f"ropd {verb}", *args])[1:]
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(f"ropd {verb} has no flag --{error.flagname}; {near(error.flagname, known)}") from error
+    except flags.IllegalFlagValueError as error:
+        raise UserError(_wrong_value(str(error), values)) from error
+    except flags.Error as error:
+        raise UserError(str(error)) from error
+    if left:
+        raise UserError(f"ropd {verb} takes flags only, not {left[0]!r}; write --name=value (ropd {verb} --help)")
+
+
+def _wrong_value(message: str, values: flags.FlagValues) -> str:
+    """``flag --config.seed=abc: invalid literal ...`` said with the type that is expected and the value there is."""
+    found = re.match(r"flag --(?P<name>[\w.-]+?)=(?P<value>.*?): (?P<why>.*)", message, re.DOTALL)
+    if not found:
+        return message
+    name, value, why = found["name"], found["value"], " ".join(found["why"].split())
+    if not name.startswith("config."):
+        return f"--{name}={value}: {why}"
+    now = _lookup(values["config"].default, name.removeprefix("config."))
+    return f"--{name}={value}: expected {_kind(now)} ({name.removeprefix('config.')} is {now!r} in the file)"
+
+
+def _kind(value: Any) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a tuple, (1, 2)"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def _take(args: list[str], name: str) -> tuple[str | None, list[str]]:
+    """Removes ``--name VALUE`` or ``--name=VALUE`` from the arguments; the last one wins."""
+    value, rest = None, []
+    left = iter(args)
+    for arg in left:
+        if arg in (f"--{name}", f"-{name}"):
+            value = next(left, None)
+            if value is None or value.startswith("--"):
+                raise UserError(f"--{name} has no value; expected --{name} FILE")
+        elif arg.startswith((f"--{name}=", f"-{name}=")):
+            value = arg.partition("=")[2]
+        else:
+            rest.append(arg)
+    return value, rest
+
+
+def _override(arg: str) -> str | None:
+    """The key of ``--config.a.b[=value]`` or ``--noconfig.a.b``, else None."""
+    found = re.match(r"--?(?:no)?config\.([^=]*)", arg)
+    return found[1] if found else None
+
+
+def _check_overrides(config: ConfigDict, args: list[str]) -> None:
+    """Refuses overrides of keys that the config does not have, and of whole sections."""
+    from ml_collections import ConfigDict
+
+    known = list(_leaves(config))
+    for arg in args:
+        key = _override(arg)
+        if key is None or key in known:
+            continue
+        section = _lookup(config, key)
+        if isinstance(section, ConfigDict):
+            raise UserError(f"--config.{key} is a section; expected one of its keys: {', '.join(section)}")
+        tail = key.rpartition(".")[2]
+        same_tail = [k for k in known if k.rpartition(".")[2] == tail]
+        hint = f"did you mean {' or '.join(same_tail[:3])}?" if same_tail else near(key, known)
+        raise UserError(f"the config has no key {key!r}; {hint}")
+
+
+def _check_known(config: ConfigDict, spec: str) -> None:
+    """Refuses a key of the file that ``configs.default()`` lacks; a section that is empty there takes any keys."""
+    from ropd_jax import configs
+
+    known = list(_leaves(configs.default()))
+    for key in _leaves(config):
+        if key not in known and not any(key.startswith(f"{k}.") for k in known):
+            raise UserError(f"{spec} sets {key}, which is no key of ropd_jax/configs.py; {near(key, known)}")
+
+
+def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[str]:
+    from ml_collections import ConfigDict
+
+    for key, value in config.items():
+        if isinstance(value, ConfigDict) and len(value):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def _lookup(config: Any, path: str) -> Any:
+    for part in path.split("."):
+        if not hasattr(config, "keys") or part not in config:
+            return None
+        config = config[part]
+    return config
+
+
+# ----------------------------------------------------------------------------------------------------- config
+
+
+def load_config(spec: str) -> ConfigDict:
+    """Runs ``get_config`` of ``FILE[:arg]`` and returns its ConfigDict, locked.
+
+    Raises:
+        UserError: no such file, no get_config, an argument it does not take, or whatever the file itself raises.
+    """
+    from ml_collections import ConfigDict
+
+    name, colon, arg = spec.partition(".py:")
+    path = pathlib.Path(f"{name}.py" if colon else spec)
+    if not path.is_file():
+        siblings = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        hint = near(str(path), siblings) if siblings else f"there is no Python file in {str(path.parent)!r}"
+        raise UserError(f"config file {str(path)!r} does not exist; {hint}")
+    module_spec = importlib.util.spec_from_file_location(f"ropd_config_{path.stem}", path)
+    if module_spec is None or module_spec.loader is None:
+        raise UserError(f"config file {str(path)!r} is no Python file; expected a .py file with get_config()")
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        config = _call_get_config(module, path, arg if colon else None)
+    except UserError:
+        raise
+    except Exception as error:  # the file is the user's own program: whatever it raises is shown with its line
+        raise UserError(_where(error, path)) from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{path}: get_config returned a {type(config).__name__}; expected an ml_collections.ConfigDict")
+    return config.lock()
+
+
+def _call_get_config(module: Any, path: pathlib.Path, arg: str | None) -> Any:
+    if not callable(getattr(module, "get_config", None)):
+        raise UserError(f"{path} has no get_config(); expected a function that starts from ropd_jax.configs.default()")
+    parameters = inspect.signature(module.get_config).parameters.values()
+    if arg is not None and not parameters:
+        raise UserError(f"{path}: get_config() takes no argument, but {arg!r} was given; leave out the part after .py")
+    if arg is None and any(p.default is p.empty for p in parameters):
+        raise UserError(f"{path}: get_config(arg) needs an argument; write --config {path}:ARG")
+    return module.get_config() if arg is None else module.get_config(arg)
+
+
+def _where(error: Exception, path: pathlib.Path) -> str:
+    """``experiments/a.py:12: KeyError: ...``: the last line of the user's file on the way to the error."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
+    frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    where = f"{path}{f':{frames[-1]}' if frames else ''}"
+    text = " ".join(str(error.args[0] if error.args else error).split())
+    if found := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text):  # from ConfigDict
+        return f"{where}: the config has no key {found[2]!r}; did you mean {found[1]}?"
+    if found := re.search(r'Key "(\w+)" does not exist', text):
+        return f"{where}: the config has no key {found[1]!r}; see ropd_jax/configs.py for all keys"
+    return f"{where}: {type(error).__name__}: {text}"
+
+
+# ---------------------------------------------------------------------------------------------------- logging
+
+
+class _Stderr(logging.StreamHandler):
+    """Writes to what ``sys.stderr`` is at that moment, so that lines appear above a progress bar, not through it."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
+
+
+def _set_up_logging() -> None:
+    root = logging.getLogger()
+    if not any(isinstance(h, _Stderr) for h in root.handlers):
+        root.addHandler(_Stderr())
+    root.setLevel(logging.INFO)
+    for name in ("absl", "jax", "orbax", "httpx", "httpcore", "openai", "google_genai", "aiohttp.access", "matplotlib"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

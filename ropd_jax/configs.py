@@ -1,0 +1,114 @@
+"""Every key of a run, with its default. An experiment starts from `default()` and changes a few lines.
+
+The defaults are the paper's settings (arXiv 2605.07396, Table A2) where it gives them; the released code's value
+stands beside it where the two differ. What a checkpoint owns (layers, widths, stop tokens) is not here.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+
+def default() -> ConfigDict:
+    """A complete, unlocked config. The run locks it: a key that is not here is an error."""
+    cfg = ConfigDict()
+    cfg.seed = 0
+    cfg.steps = 531  # optimizer steps are steps * optim.minibatches; 531 * 32 prompts = one epoch of DAPO-Math-17k
+    cfg.method = "ropd"  # a file in ropd_jax/methods, or the path of your own .py file
+
+    cfg.student = ConfigDict()
+    cfg.student.checkpoint = "tiny"  # "tiny" (shipped), "smollm2" (GGUF), a .gguf file, a Hugging Face directory
+    cfg.student.dtype = "float32"  # compute and KV cache; parameters stay float32
+    cfg.student.chat_template = ""  # a Jinja file, for a checkpoint that has no chat template
+
+    cfg.data = ConfigDict()
+    cfg.data.source = "reasoning_gym"  # or "jsonl"
+    cfg.data.task = "chain_sum"  # reasoning-gym task; for jsonl the grader's name
+    cfg.data.options = ConfigDict()  # options of the reasoning-gym task
+    cfg.data.path = ""  # jsonl: training rows
+    cfg.data.heldout_path = ""  # jsonl: held-out rows
+    cfg.data.seed = 10_000_000  # item i is made from seed + i: keep the two seeds further apart than the sizes
+    cfg.data.heldout_seed = 90_000_000
+    cfg.data.size = 2_000
+    cfg.data.heldout_size = 500
+    cfg.data.template = "{question}"
+    cfg.data.system = ""
+    cfg.data.prompts_per_step = 32  # P
+    cfg.data.max_prompt_tokens = 2_048  # longer prompts are dropped and counted
+
+    cfg.sampling = ConfigDict()
+    cfg.sampling.rollouts = 8  # G
+    cfg.sampling.max_tokens = 8_192
+    cfg.sampling.temperature = 1.0
+    cfg.sampling.top_k = 0
+    cfg.sampling.top_p = 1.0
+    cfg.sampling.prompts_at_once = 0  # prompts decoded side by side; 0 is all of a step
+    cfg.sampling.chunk = 32  # tokens between two looks of the host
+
+    cfg.teacher = ConfigDict()
+    cfg.teacher.provider = "scripted"  # or "gemini", "openai" (any server that speaks chat completions)
+    cfg.teacher.base_url = ""  # "" is the provider's own
+    cfg.teacher.api_key_env = ""  # name of the environment variable; "" is the provider's usual one
+    cfg.teacher.concurrency = 16  # requests in flight
+    cfg.teacher.timeout_s = 120.0
+    cfg.teacher.attempts = 5  # tries of one request before its group is unscored
+    cfg.teacher.references = 4  # m
+    cfg.teacher.reference = _role(temperature=0.7, max_output_tokens=8_192)  # paper: 0, which makes m equal texts
+    cfg.teacher.rubricator = _role(temperature=0.7, max_output_tokens=8_192)
+    cfg.teacher.verifier = _role(temperature=0.0, max_output_tokens=4_096)
+    cfg.teacher.scripted = ConfigDict()
+    cfg.teacher.scripted.book = ""  # JSONL of worked solutions; "" is those that the data carries
+    cfg.teacher.scripted.latency_s = 0.0
+    cfg.teacher.scripted.fault_rate = 0.0
+    cfg.teacher.scripted.slip_rate = 0.0
+    cfg.teacher.scripted.wrong_verdict_rate = 0.0
+
+    cfg.loss = ConfigDict()
+    cfg.loss.normalize_std = True  # Eq. 6; the released code does not divide
+    cfg.loss.aggregation = "seq_mean"  # Eq. 8; released code: token_mean
+    cfg.loss.clip_low = 0.2
+    cfg.loss.clip_high = 0.28
+    cfg.loss.dual_clip = 0.0  # released code: 3.0
+    cfg.loss.kl_coef = 0.0  # weight of the k3 KL to the initial student
+    cfg.loss.min_scored = 2  # a group with fewer scored rollouts is invalid
+
+    cfg.optim = ConfigDict()
+    cfg.optim.lr = 1e-6
+    cfg.optim.schedule = "cosine"  # released code: constant, no warm-up
+    cfg.optim.warmup_steps = 100
+    cfg.optim.b1 = 0.9
+    cfg.optim.b2 = 0.95
+    cfg.optim.eps = 1e-8
+    cfg.optim.weight_decay = 0.1
+    cfg.optim.clip_norm = 1.0
+    cfg.optim.minibatches = 1  # optimizer updates a step; released code: 4
+    cfg.optim.microbatch = 0  # sequences whose activations exist at once; 0 is all
+    cfg.optim.remat = True
+    cfg.optim.logprob_chunk = 128  # positions whose logits exist at once
+
+    cfg.mesh = ConfigDict()
+    cfg.mesh.fsdp = -1  # -1 takes the devices that tp leaves
+    cfg.mesh.tp = 1
+
+    cfg.checkpoint = ConfigDict()
+    cfg.checkpoint.every = 50  # steps; the last step is always saved
+    cfg.checkpoint.keep = 2
+
+    cfg.eval = ConfigDict()
+    cfg.eval.every = 50  # steps; before the first and after the last step always
+    cfg.eval.size = 0  # held-out prompts used between; 0 is all
+    cfg.eval.prompts_at_once = 64
+    cfg.eval.sampled = True  # besides greedy, one sample a prompt at the training temperature
+
+    cfg.log = ConfigDict()
+    cfg.log.groups = True  # write every step's groups, as JSONL for people
+    cfg.log.tensorboard = True
+    return cfg
+
+
+def _role(*, temperature: float, max_output_tokens: int) -> ConfigDict:
+    role = ConfigDict()
+    role.model = "scripted"
+    role.temperature = temperature
+    role.max_output_tokens = max_output_tokens
+    return role

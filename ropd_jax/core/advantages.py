@@ -1,0 +1,50 @@
+"""Group-relative advantages (ROPD Eq. 6; GRPO, arXiv 2402.03300)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ropd_jax.core.masked import masked_max, masked_mean, masked_min, masked_std
+
+
+class Advantages(NamedTuple):
+    """Advantages of a step and what became of its groups.
+
+    Attributes:
+        advantage_PG: float32, exactly 0 wherever ``informative_PG`` is False.
+        valid_PG: the rollout is scored and its group has at least ``min_scored`` scored rollouts.
+        informative_PG: valid, and its group's rewards are not all equal: only these give a gradient.
+    """
+
+    advantage_PG: jax.Array
+    valid_PG: jax.Array
+    informative_PG: jax.Array
+
+
+def group_advantages(
+    reward_PG: jax.Array, valid_PG: jax.Array, *, normalize_std: bool, min_scored: int = 2, eps: float = 1e-6
+) -> Advantages:
+    """Reward minus the mean of the scored rollouts of its group, divided by their std when asked.
+
+    The paper divides (Eq. 6), its released code does not (as Dr.GRPO, arXiv 2503.20783).
+    An unscored rollout is out of the mean and the std; what stands in ``reward_PG`` there is never read.
+
+    Args:
+        reward_PG: rewards in [0, 1].
+        valid_PG: True where the rollout is scored.
+        normalize_std: divide by the group's sample standard deviation + ``eps``.
+        min_scored: a group with fewer scored rollouts is invalid as a whole; at least 2.
+    """
+    reward_PG = jnp.where(valid_PG, reward_PG.astype(jnp.float32), 0.0)
+    enough_P1 = jnp.sum(valid_PG, axis=1, keepdims=True) >= max(min_scored, 2)
+    valid_PG = valid_PG & enough_P1
+    # Equality of the whole group, not std == 0: the float32 mean of equal rewards need not be equal to them.
+    spread_P1 = (masked_max(reward_PG, valid_PG, axis=1) > masked_min(reward_PG, valid_PG, axis=1))[:, None]
+    informative_PG = valid_PG & spread_P1
+    advantage_PG = reward_PG - masked_mean(reward_PG, valid_PG, axis=1, keepdims=True)
+    if normalize_std:
+        advantage_PG = advantage_PG / (masked_std(reward_PG, valid_PG, axis=1, keepdims=True) + eps)
+    return Advantages(jnp.where(informative_PG, advantage_PG, 0.0), valid_PG, informative_PG)

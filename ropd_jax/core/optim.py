@@ -1,0 +1,32 @@
+"""The optimizer: AdamW with clipping and a schedule, from a few numbers."""
+
+from __future__ import annotations
+
+import optax
+
+SCHEDULES = ("constant", "cosine")
+
+
+def make_optimizer(
+    *, lr: float, schedule: str, warmup_steps: int, total_steps: int, b1: float, b2: float, eps: float,
+    weight_decay: float, clip_norm: float,
+) -> optax.GradientTransformation:
+    """AdamW after clipping by global norm. ``cosine`` decays to 0 at ``total_steps``; both warm up linearly from 0.
+
+    Raises:
+        ValueError: unknown schedule.
+    """
+    if schedule == "constant":
+        after = optax.constant_schedule(lr)
+    elif schedule == "cosine":
+        after = optax.cosine_decay_schedule(lr, max(total_steps - warmup_steps, 1))
+    else:
+        raise ValueError(f"schedule={schedule!r}; expected one of {', '.join(SCHEDULES)}")
+    if warmup_steps:
+        # Step 0 already moves: lr * 1/(warmup), 2/(warmup), ...
+        warm = optax.linear_schedule(lr / warmup_steps, lr, max(warmup_steps - 1, 1))
+        after = optax.join_schedules([warm, after], [warmup_steps])
+    return optax.chain(
+        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+        optax.adamw(after, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay),
+    )

@@ -1,0 +1,118 @@
+"""The device mesh, its axis names and the one table of sharding rules.
+
+Axes are Explicit (the default of ``jax.make_mesh`` in jax 0.10), so a wrong sharding raises while tracing.
+Two axes:
+
+    fsdp   parameters are stored in slices of it; a batch is split over it
+    tp     heads, MLP width and vocabulary are split over it
+
+A parameter's name states its dimensions (``q_DNH``), so its sharding follows from its name: ``ShardingRules``
+maps each letter of the dimension key to a mesh axis. Parameters are *stored* sharded over both axes and
+*gathered* over ``fsdp`` one layer at a time just before use (`ShardingRules.gather`).
+Without a mesh (`jax.set_mesh` not entered) every function here is the identity.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, reshard
+
+from ropd_jax.types import UserError
+
+AXES = ("fsdp", "tp")
+
+
+def make_mesh(fsdp: int = -1, tp: int = 1, devices=None) -> jax.sharding.Mesh:
+    """A mesh of shape (fsdp, tp); ``fsdp=-1`` takes all devices that ``tp`` leaves."""
+    devices = jax.devices() if devices is None else devices
+    n = len(devices)
+    if tp < 1 or (fsdp < 1 and fsdp != -1):
+        raise UserError(f"mesh fsdp={fsdp}, tp={tp}: expected positive sizes (or fsdp=-1 to fill)")
+    if fsdp == -1:
+        if n % tp:
+            raise UserError(f"mesh tp={tp} does not divide the {n} devices here; choose a divisor of {n}")
+        fsdp = n // tp
+    if fsdp * tp > n:
+        raise UserError(f"mesh fsdp={fsdp} x tp={tp} needs {fsdp * tp} devices, here are {n}; lower one of them")
+    return jax.make_mesh((fsdp, tp), AXES, devices=devices[: fsdp * tp])
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardingRules:
+    """Mesh axis of each dimension letter; letters that are absent are replicated."""
+
+    axis: tuple[tuple[str, str], ...] = (("D", "fsdp"), ("N", "tp"), ("K", "tp"), ("F", "tp"), ("V", "tp"), ("B", "fsdp"))
+
+    def spec(self, dims: str, *, drop: str = "") -> PartitionSpec:
+        """PartitionSpec of an array with these dimension letters, leaving out the mesh axis ``drop``."""
+        table = dict(self.axis)
+        return PartitionSpec(*(a if (a := table.get(d)) != drop else None for d in dims))
+
+    def storage(self, params) -> dict:
+        """Tree of PartitionSpecs in which a parameter tree is stored."""
+        return jax.tree_util.tree_map_with_path(lambda path, x: self.spec(dims_of(path, x)), params)
+
+    def gather(self, params):
+        """All-gather over ``fsdp`` what is about to be used; a no-op without a mesh."""
+        if active_mesh() is None:
+            return params
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: reshard(x, self.spec(dims_of(path, x), drop="fsdp")), params
+        )
+
+
+RULES = ShardingRules()
+
+
+def dims_of(path, x) -> str:
+    """Dimension letters of a parameter from its name's suffix; a stacked one has a leading L."""
+    dims = path[-1].key.rsplit("_", 1)[-1]
+    return "L" * (x.ndim - len(dims)) + dims
+
+
+def active_mesh() -> AbstractMesh | None:
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty else mesh
+
+
+def out(dims: str) -> PartitionSpec | None:
+    """``out_sharding`` for an operation that makes an activation with these dimensions, or None without a mesh.
+
+    The letter D of an activation is not sharded (only a parameter's is): activations follow B and heads.
+    """
+    if active_mesh() is None:
+        return None
+    table = dict(RULES.axis) | {"D": None}
+    return PartitionSpec(*(table.get(d) for d in dims))
+
+
+def constrain(x: jax.Array, dims: str) -> jax.Array:
+    """Reshard an activation to the layout of ``dims``; the identity without a mesh."""
+    return x if active_mesh() is None else reshard(x, out(dims))
+
+
+def check_divides(cfg, mesh: jax.sharding.Mesh) -> None:
+    """Raise UserError when the model's dimensions do not divide over the mesh, naming sizes that would."""
+    sizes = {
+        "D": cfg.d_model,
+        "N": cfg.num_heads,
+        "K": cfg.num_kv_heads,
+        "F": cfg.mlp_dim,
+        "V": cfg.vocab_size,
+    }
+    for letter, size in sizes.items():
+        axis = dict(RULES.axis)[letter]
+        if size % mesh.shape[axis]:
+            fits = [n for n in range(1, mesh.size + 1) if math.gcd(size, n) == n]
+            raise UserError(
+                f"dimension {letter}={size} does not divide over mesh axis {axis}={mesh.shape[axis]}; "
+                f"sizes that do: {', '.join(map(str, fits))}"
+            )
+
+
+def put(tree, mesh: jax.sharding.Mesh, specs):
+    """Place a tree of host arrays on the mesh by a tree of PartitionSpecs."""
+    return jax.tree.map(lambda x, s: jax.device_put(x, NamedSharding(mesh, s)), tree, specs)

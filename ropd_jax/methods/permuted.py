@@ -1,0 +1,23 @@
+"""Control: ROPD with the rewards permuted within the batch. What it learns is not taught by the rewards.
+
+All else (references, rubrics, verdicts, update) is ROPD's. The control must not improve.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ropd_jax.methods.ropd import ROPD
+
+
+class Permuted(ROPD):
+    def advantages(self, reward_PG, valid_PG, step):
+        order = np.random.default_rng([self.cfg.seed, step]).permutation(reward_PG.size)
+        return super().advantages(
+            reward_PG.reshape(-1)[order].reshape(reward_PG.shape),
+            valid_PG.reshape(-1)[order].reshape(valid_PG.shape) & valid_PG,
+            step,
+        )
+
+
+METHOD = Permuted

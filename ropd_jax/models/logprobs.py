@@ -1,0 +1,61 @@
+"""Log-probabilities of given tokens, in chunks, so that [B, T, V] never exists.
+
+At V = 151,936 and T = 10,240 the float32 logits of one sequence are 6.2 GB; a chunk of 128 positions is 78 MB.
+The backward pass recomputes each chunk's logits.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from ropd_jax.mesh import out
+from ropd_jax.models import transformer
+from ropd_jax.models.config import ModelConfig
+
+
+def token_logprobs(
+    cfg: ModelConfig,
+    params: transformer.Params,
+    x_BTD: jax.Array,
+    targets_BT: jax.Array,
+    *,
+    temperature: float = 1.0,
+    chunk: int = 128,
+) -> tuple[jax.Array, jax.Array]:
+    """(logp_BT, entropy_BT) in float32 of ``targets_BT`` under softmax(logits / temperature).
+
+    Args:
+        x_BTD: hidden states before the final norm; position t predicts ``targets_BT[:, t]``.
+        targets_BT: int32 token ids.
+        temperature: of the sampling policy, so that log-probs compare with the sampler's.
+        chunk: positions whose logits exist at once.
+    """
+    T = x_BTD.shape[1]
+    norm, table_VD = transformer.head(cfg, params)
+    pad = -T % chunk
+    x_BTD = jnp.pad(norm(x_BTD), ((0, 0), (0, pad), (0, 0)))
+    targets_BT = jnp.pad(targets_BT, ((0, 0), (0, pad)))
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def one_chunk(x_BTD, targets_BT):
+        logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, table_VD.astype(x_BTD.dtype), preferred_element_type=jnp.float32)
+        logits_BTV = logits_BTV / temperature
+        lse_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+        if out("BTV") is None:
+            picked_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+        else:  # the vocabulary is sharded: a gather along it would need every shard
+            ids_V = jnp.arange(logits_BTV.shape[-1], dtype=targets_BT.dtype)
+            picked_BT = jnp.sum(jnp.where(ids_V[None, None] == targets_BT[..., None], logits_BTV, 0.0), axis=-1)
+        p_BTV = jnp.exp(logits_BTV - lse_BT[..., None])
+        entropy_BT = lse_BT - jnp.sum(p_BTV * logits_BTV, axis=-1)
+        return picked_BT - lse_BT, jax.lax.stop_gradient(entropy_BT)
+
+    def split(x_BT):  # [B, T, ...] -> [chunks, B, chunk, ...]
+        return x_BT.reshape(x_BT.shape[0], -1, chunk, *x_BT.shape[2:]).swapaxes(0, 1)
+
+    pieces = jax.lax.map(lambda xs: one_chunk(*xs), (split(x_BTD), split(targets_BT)))
+    logp_BT, entropy_BT = (x.swapaxes(0, 1).reshape(targets_BT.shape)[:, :T] for x in pieces)
+    return logp_BT, entropy_BT

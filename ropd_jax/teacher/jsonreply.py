@@ -1,0 +1,95 @@
+"""Finding the one JSON object that a model meant, and reading integers the way models write them.
+
+Recovered, because the intended object is unambiguous: a byte-order mark, a code fence of any kind, prose around the
+object, a closed ``<think>`` block before it. Refused: no object, two different ones, a list at top level, anything
+that is not JSON. Nothing is repaired by guessing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+from ropd_jax.teacher.client import MalformedError
+
+_DECODER = json.JSONDecoder()
+_ENDED = re.compile(r".*</think>", re.DOTALL | re.IGNORECASE)
+_MAX_STARTS = 10_000  # braces tried in one reply; a wall of braces must not cost quadratic time
+
+
+def find_object(text: str, key: str) -> dict:
+    """The single JSON object in ``text`` that has ``key`` at its top level.
+
+    Raises:
+        MalformedError: none, or several that differ; the message says which.
+    """
+    text = text.removeprefix("\ufeff").strip()
+    if not text:
+        raise MalformedError("the reply was empty; expected one JSON object", cause="empty")
+    whole = _decode(text)
+    if whole is None:
+        after = _ENDED.sub("", text, count=1).strip()
+        if not after or (after == text and re.match(r"<think>", text, re.IGNORECASE)):
+            raise MalformedError("the reply ended inside its thinking; expected one JSON object after it")
+        whole = _decode(after)
+        text = after
+    if isinstance(whole, dict):
+        if key not in whole:
+            raise MalformedError(f"the JSON object has no key {key!r}; it has {_names(whole)}")
+        return whole
+    if whole is not None:
+        raise MalformedError(f"the top level of the JSON is a {type(whole).__name__}; expected one object with {key!r}")
+    found = _scan(text, key)
+    if not found:
+        raise MalformedError(f"no complete JSON object with the key {key!r} in the reply")
+    if any(other != found[0] for other in found[1:]):
+        raise MalformedError(f"{len(found)} different JSON objects with the key {key!r}; expected exactly one")
+    return found[0]
+
+
+def _decode(text: str) -> object | None:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):  # not JSON, a number of absurd length, or absurdly deep
+        return None
+
+
+def _scan(text: str, key: str) -> list[dict]:
+    """Top-level objects with ``key`` inside other text. A list around an object makes it not top-level."""
+    found, at, tries = [], 0, 0
+    while (start := re.compile(r"[{\[]").search(text, at)) and tries < _MAX_STARTS:
+        tries += 1
+        try:
+            value, at = _DECODER.raw_decode(text, start.start())
+        except (ValueError, RecursionError):
+            at = start.end()
+            continue
+        if isinstance(value, dict) and key in value:
+            found.append(value)
+    return found
+
+
+def to_int(value: object) -> int | None:
+    """The integer that ``3``, ``3.0``, ``"3"`` or ``" 3.0 "`` mean; None for all else, booleans included."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,18}(\.0+)?", value.strip(), re.ASCII):
+        return int(value.strip().split(".")[0])
+    return None
+
+
+def only_keys(item: dict, allowed: set[str], required: set[str], where: str) -> None:
+    """Raise ``MalformedError`` if ``item`` lacks a required key or has one that nobody asked for."""
+    if missing := required - item.keys():
+        raise MalformedError(f"{where} lacks {', '.join(sorted(missing))}")
+    if extra := item.keys() - allowed:
+        raise MalformedError(f"{where} has unknown keys {_names(extra)}; allowed are {', '.join(sorted(allowed))}")
+
+
+def _names(keys) -> str:
+    shown = ", ".join(repr(str(k)[:40]) for k in list(keys)[:8])
+    return shown or "none"

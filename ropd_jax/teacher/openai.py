@@ -1,0 +1,114 @@
+"""Chat completions through the openai SDK: OpenAI itself, and every server that speaks its format (vLLM, SGLang,
+llama.cpp, Ollama, ``ropd serve-teacher``) by its ``base_url``.
+
+The SDK's own retries are off: retrying is ``RetryingClient``'s work, where it is bounded and counted.
+"""
+
+from __future__ import annotations
+
+from ropd_jax.teacher.client import (
+    BlockedError,
+    ChatReply,
+    ChatRequest,
+    MalformedError,
+    TeacherError,
+    TransientError,
+    TruncatedError,
+    Usage,
+    api_key,
+    error_for_status,
+    parse_retry_after,
+    redact,
+)
+
+
+class OpenAIClient:
+    """A ``ChatClient`` over OpenAI chat completions.
+
+    Args:
+        base_url: "" for OpenAI; otherwise ``http://host:port/v1``.
+        api_key_env: name of the environment variable with the key; "" means OPENAI_API_KEY. A server on loopback
+            needs none.
+        timeout_s: time limit of one HTTP exchange, in seconds.
+
+    Raises:
+        ConfigurationError: no key in the environment.
+    """
+
+    def __init__(self, *, base_url: str = "", api_key_env: str = "", timeout_s: float = 120.0):
+        self._key = api_key("openai", ("OPENAI_API_KEY",), named=api_key_env, base_url=base_url)
+        import openai
+
+        self._sdk = openai
+        self._client = openai.AsyncOpenAI(
+            api_key=self._key, base_url=base_url or None, timeout=timeout_s, max_retries=0
+        )
+        # OpenAI's newer models refuse max_tokens; most other servers know only max_tokens.
+        host = self._client.base_url.host or ""
+        self._limit_name = "max_completion_tokens" if host.endswith("openai.com") else "max_tokens"
+
+    async def chat(self, request: ChatRequest) -> ChatReply:
+        parameters: dict = {
+            "model": request.model,
+            "messages": [{"role": m.role, "content": m.content} for m in request.messages],
+            "seed": request.sample_index,
+            self._limit_name: request.max_output_tokens,
+        }
+        if request.temperature is not None:
+            parameters["temperature"] = request.temperature
+        if request.json_schema is not None:
+            schema = {"name": request.purpose, "schema": request.json_schema, "strict": True}
+            parameters["response_format"] = {"type": "json_schema", "json_schema": schema}
+        try:
+            completion = await self._client.chat.completions.create(**parameters)
+        except self._sdk.APIError as e:
+            raise self._failure(e, request.model) from None  # the SDK's text may quote the key
+        except ValueError as e:  # a body that is not JSON under a 200
+            raise MalformedError(f"openai sent a body that is not JSON: {redact(str(e), self._key)[:200]}") from None
+        return self._reply(completion, request)
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    def _failure(self, error: Exception, model: str) -> TeacherError:
+        sdk = self._sdk
+        if isinstance(error, sdk.APITimeoutError):
+            return TransientError(f"openai: no answer in time for model {model!r}", cause="timeout")
+        if isinstance(error, sdk.APIStatusError):
+            body = error.body if isinstance(error.body, dict) else {}
+            body = body.get("error", body) if isinstance(body.get("error", body), dict) else body
+            message = redact(str(body.get("message") or error.message), self._key)
+            after = parse_retry_after(error.response.headers.get("retry-after"))
+            code = str(body.get("code") or "")
+            return error_for_status(
+                error.status_code, message, provider="openai", model=model, code=code, retry_after=after
+            )
+        if isinstance(error, sdk.APIConnectionError):
+            where = redact(str(self._client.base_url), self._key)
+            return TransientError(f"openai: cannot reach {where}", cause="connection")
+        return MalformedError(f"openai: {redact(str(error), self._key)[:200]}")
+
+    def _reply(self, completion: object, request: ChatRequest) -> ChatReply:
+        choices = getattr(completion, "choices", None)
+        if not choices or choices[0].message is None:
+            raise MalformedError("openai sent a completion without choices")
+        choice = choices[0]
+        if choice.finish_reason == "content_filter":
+            raise BlockedError(f"openai: the reply of {request.model!r} was stopped by the content filter")
+        if refusal := getattr(choice.message, "refusal", None):
+            raise BlockedError(f"openai: {request.model!r} refused: {str(refusal)[:200]}", cause="refused")
+        if choice.finish_reason == "length":
+            raise TruncatedError(
+                f"openai: the reply of {request.model!r} reached max_output_tokens={request.max_output_tokens}; "
+                "raise it (thinking counts too)"
+            )
+        return ChatReply(choice.message.content or "", "stop", _usage(completion), completion.model or request.model)
+
+
+def _usage(completion) -> Usage:
+    usage = completion.usage
+    if usage is None:
+        return Usage()
+    thought = getattr(usage.completion_tokens_details, "reasoning_tokens", None)
+    cached = getattr(usage.prompt_tokens_details, "cached_tokens", None)
+    return Usage(usage.prompt_tokens, usage.completion_tokens, thought, cached)

@@ -1,0 +1,36 @@
+"""References: what the teacher itself answers to the prompt; m samples of it."""
+
+from __future__ import annotations
+
+from ropd_jax.teacher import fences, templates
+from ropd_jax.teacher.client import ChatRequest, MalformedError
+from ropd_jax.types import Message
+
+TEMPLATE = "reference.v1"
+
+
+def reference_request(
+    question: str,
+    *,
+    model: str,
+    temperature: float | None,
+    max_output_tokens: int,
+    sample_index: int,
+    seed: int = 0,
+) -> ChatRequest:
+    """The request for sample number ``sample_index`` of the teacher's own answer."""
+    token = fences.make_token(seed, [question])
+    text = templates.fill(TEMPLATE, token=token, question=fences.block("question", question, token))
+    return ChatRequest("reference", (Message("user", text),), model, temperature, max_output_tokens, None, sample_index)
+
+
+def parse_reference(text: str) -> str:
+    """The answer without thinking: what follows the last ``</think>``, or all of it if nothing does.
+
+    Raises:
+        MalformedError: nothing is left (cause ``empty``).
+    """
+    answer = text.rsplit("</think>", 1)[-1].strip() or text.strip()
+    if not answer:
+        raise MalformedError("the reference was empty; expected an answer to the question", cause="empty")
+    return fences.without_surrogates(answer)

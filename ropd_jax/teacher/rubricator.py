@@ -1,0 +1,110 @@
+"""The rubricator: from question, references and rollouts to 4..12 weighted yes/no criteria (Eq. 3).
+
+It sees which answers are references and which are the student's, because a criterion is induced from their contrast.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from ropd_jax.teacher import fences, templates
+from ropd_jax.teacher.client import ChatRequest, MalformedError
+from ropd_jax.teacher.jsonreply import find_object, only_keys, to_int
+from ropd_jax.types import Criterion, Message, Rubric
+
+TEMPLATE = "rubricator.v1"
+SCHEMA_VERSION = "ropd.rubric.v1"
+MIN_CRITERIA, MAX_CRITERIA, MAX_POINTS = 4, 12, 5
+
+RUBRIC_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "schema_version": {"type": "string", "enum": [SCHEMA_VERSION]},
+        "rubrics": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "criterion_id": {"type": "string", "description": "c1, c2, c3, ..."},
+                    "category": {"type": "string"},
+                    "criterion": {"type": "string"},
+                    "points": {"type": "integer", "description": "1 to 5"},
+                },
+                "required": ["criterion_id", "category", "criterion", "points"],
+                "additionalProperties": False,
+            },
+        },
+        "maximum_score": {"type": "integer", "description": "sum of all points"},
+    },
+    "required": ["schema_version", "rubrics", "maximum_score"],
+    "additionalProperties": False,
+}
+
+_ITEM_KEYS = {"criterion_id", "category", "criterion", "points"}
+
+
+def rubric_request(
+    question: str,
+    references: Sequence[str],
+    answers: Sequence[str],
+    *,
+    model: str,
+    temperature: float | None,
+    max_output_tokens: int,
+    seed: int = 0,
+) -> ChatRequest:
+    """The request for one rubric. ``answers`` are the student's rollouts as texts."""
+    token = fences.make_token(seed, [question, *references, *answers])
+    text = templates.fill(
+        TEMPLATE,
+        token=token,
+        question=fences.block("question", question, token),
+        references=fences.render(references, token, "reference"),
+        students=fences.render(answers, token, "student"),
+    )
+    return ChatRequest("rubric", (Message("user", text),), model, temperature, max_output_tokens, RUBRIC_SCHEMA)
+
+
+def parse_rubric(text: str) -> Rubric:
+    """The rubric that a rubricator's reply means.
+
+    ``maximum_score`` is derived, whatever the reply says. Ids are compared after lower-casing and stripping.
+
+    Raises:
+        MalformedError: anything but one object of the schema with 4..12 criteria, unique ids c<digits>, non-blank
+            texts and integer points 1..5; the message says what was wrong.
+    """
+    reply = find_object(text, "rubrics")
+    only_keys(reply, {"schema_version", "rubrics", "maximum_score"}, {"schema_version", "rubrics"}, "the rubric")
+    if reply["schema_version"] != SCHEMA_VERSION:
+        raise MalformedError(f"schema_version is {str(reply['schema_version'])[:60]!r}; expected {SCHEMA_VERSION!r}")
+    items = reply["rubrics"]
+    if not isinstance(items, list):
+        raise MalformedError(f"rubrics is a {type(items).__name__}; expected a list of criteria")
+    if not MIN_CRITERIA <= len(items) <= MAX_CRITERIA:
+        raise MalformedError(f"{len(items)} criteria; expected {MIN_CRITERIA} to {MAX_CRITERIA}")
+    criteria = tuple(_criterion(item, f"criterion number {n}") for n, item in enumerate(items, 1))
+    ids = [c.id for c in criteria]
+    if repeated := sorted({i for i in ids if ids.count(i) > 1}):
+        raise MalformedError(f"criterion ids must be unique; repeated: {', '.join(repeated)}")
+    return Rubric(criteria)
+
+
+def _criterion(item: object, where: str) -> Criterion:
+    if not isinstance(item, dict):
+        raise MalformedError(f"{where} is a {type(item).__name__}; expected an object")
+    only_keys(item, _ITEM_KEYS, _ITEM_KEYS, where)
+    texts = {}
+    for key in ("criterion_id", "category", "criterion"):
+        value = item[key]
+        if not isinstance(value, str) or not value.strip():
+            raise MalformedError(f"{where}: {key} is {value!r:.60}; expected a text that is not blank")
+        texts[key] = fences.without_surrogates(value.strip())
+    name = texts["criterion_id"].lower()
+    if not re.fullmatch(r"c[0-9]+", name, re.ASCII):
+        raise MalformedError(f"{where}: criterion_id is {name[:40]!r}; expected c1, c2, ...")
+    points = to_int(item["points"])
+    if points is None or not 1 <= points <= MAX_POINTS:
+        raise MalformedError(f"{where}: points is {item['points']!r:.60}; expected an integer 1 to {MAX_POINTS}")
+    return Criterion(name, texts["criterion"], points, texts["category"])

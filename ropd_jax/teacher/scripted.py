@@ -1,0 +1,223 @@
+"""The scripted teacher: a text-level black box that needs no model, so that the whole system runs on a bare machine.
+
+It receives exactly the messages that a real model would receive, reads question, references and answers out of the
+prompt's fences, and returns the text that a real model would return. Prompts, fences, parsing, blinding and failures
+are exercised for real.
+
+What it is not: it is not a language model. It solves chain sums, products, greatest common divisors and linear
+equations by rule, and exercises of a *book* (questions with worked solutions, JSONL) by looking them up, like a teacher
+who owns the textbook; any other question is a ``ConfigurationError``. It writes criteria of a dozen fixed wordings and
+decides only those. It never sees a data set's gold answer.
+
+It keeps no state that could change a reply: all its chance is a hash of (messages, sample index), so a resumed run and
+a detour over HTTP give identical texts. Only faults count attempts, so that a retry can succeed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import json
+import math
+from collections.abc import Callable, Iterable
+
+from ropd_jax.teacher import fences, rubricator, scripted_criteria, scripted_tasks, verifier
+from ropd_jax.teacher.client import (
+    BlockedError,
+    ChatReply,
+    ChatRequest,
+    ConfigurationError,
+    TeacherError,
+    TruncatedError,
+    Usage,
+    error_for_status,
+)
+from ropd_jax.types import Message
+
+FAULTS: dict[str, tuple[int, str, str]] = {  # kind -> HTTP status, error code, message
+    "bad_request": (400, "invalid_request_error", "scripted fault: bad request"),
+    "unsupported": (400, "unsupported_value", "scripted fault: unsupported value for 'temperature'"),
+    "context": (400, "context_length_exceeded", "scripted fault: maximum context length exceeded"),
+    "unauthorized": (401, "invalid_api_key", "scripted fault: incorrect API key"),
+    "forbidden": (403, "", "scripted fault: forbidden"),
+    "not_found": (404, "model_not_found", "scripted fault: no such model"),
+    "timeout": (408, "", "scripted fault: request timeout"),
+    "rate_limited": (429, "rate_limit_exceeded", "scripted fault: too many requests"),
+    "quota": (429, "insufficient_quota", "scripted fault: quota exhausted"),
+    "server_error": (500, "", "scripted fault: internal error"),
+    "unavailable": (503, "", "scripted fault: overloaded"),
+}
+TEXT_FAULTS = ("broken_json", "empty", "truncated", "blocked", "refused", "hang")  # no error status
+RETRY_AFTER_S = 0.05
+_DRAWN = ("rate_limited", "unavailable", "server_error", "broken_json")
+_COUNTED = 10_000  # conversations whose attempts are remembered
+
+
+class ScriptedClient:
+    """A ``ChatClient`` without a model. See the module's docstring for what it knows.
+
+    Args:
+        book: path of a JSONL file with ``question`` and ``solution``, or such pairs; "" for none.
+        latency_s: mean of the time a call takes; each takes 0.5 to 1.5 of it.
+        fault_rate: share of attempts that fail as a provider would (429, 500, 503, half a JSON).
+        slip_rate: share of reference steps with a wrong result.
+        wrong_verdict_rate: share of verdicts that are flipped.
+        fault: for tests: (request, attempt 0, 1, ...) -> a key of ``FAULTS``, one of ``TEXT_FAULTS``, or None.
+
+    Raises:
+        ConfigurationError: a rate outside 0..1, a book that cannot be read.
+    """
+
+    def __init__(
+        self,
+        *,
+        book: str | Iterable[tuple[str, str]] = "",
+        latency_s: float = 0.0,
+        fault_rate: float = 0.0,
+        slip_rate: float = 0.0,
+        wrong_verdict_rate: float = 0.0,
+        fault: Callable[[ChatRequest, int], str | None] | None = None,
+    ):
+        rates = {"fault_rate": fault_rate, "slip_rate": slip_rate, "wrong_verdict_rate": wrong_verdict_rate}
+        for name, rate in rates.items():
+            if not 0.0 <= rate <= 1.0:
+                raise ConfigurationError(f"teacher.scripted.{name} is {rate}; expected a share from 0 to 1")
+        if latency_s < 0:
+            raise ConfigurationError(f"teacher.scripted.latency_s is {latency_s}; expected seconds, 0 or more")
+        if isinstance(book, str):
+            self._book = scripted_tasks.Book.read(book) if book else scripted_tasks.Book()
+        else:
+            self._book = scripted_tasks.Book(book)
+        self._latency_s = latency_s
+        self._fault_rate = fault_rate
+        self._slip_rate = slip_rate
+        self._wrong_rate = wrong_verdict_rate
+        self._fault = fault
+        self._attempts: collections.OrderedDict[str, int] = collections.OrderedDict()
+
+    async def chat(self, request: ChatRequest) -> ChatReply:
+        """The scripted reply, or the failure that is drawn for this attempt."""
+        kind = await self.begin(request)
+        if kind in FAULTS:
+            raise fault_error(kind, request.model)
+        reply = self.reply(request)
+        if kind in ("blocked", "refused"):
+            raise BlockedError("scripted fault: stopped by a safety filter", cause=kind)
+        if kind == "truncated" or reply.finish_reason == "length":
+            raise TruncatedError(f"scripted: the reply reached max_output_tokens={request.max_output_tokens}; raise it")
+        return corrupted(reply, kind)
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+    async def begin(self, request: ChatRequest) -> str | None:
+        """Take the time that this call takes, and draw its fault: a kind, or None."""
+        if self._latency_s:
+            share = 0.5 + scripted_tasks.uniform("latency", *_identity(request))
+            await asyncio.sleep(self._latency_s * share)
+        kind = self._next_fault(request)
+        if kind == "hang":
+            await asyncio.sleep(3600)
+        return kind
+
+    def _next_fault(self, request: ChatRequest) -> str | None:
+        """The fault of this attempt, or None; attempts are counted until one passes."""
+        if self._fault is None and not self._fault_rate:
+            return None
+        name = json.dumps(_identity(request))
+        attempt = self._attempts.pop(name, 0)
+        if self._fault is not None:
+            kind = self._fault(request, attempt)
+        elif scripted_tasks.uniform("fault", name, attempt) < self._fault_rate:
+            kind = _DRAWN[int(scripted_tasks.uniform("kind", name, attempt) * len(_DRAWN))]
+        else:
+            kind = None
+        if kind is not None:
+            self._attempts[name] = attempt + 1
+            while len(self._attempts) > _COUNTED:
+                self._attempts.popitem(last=False)
+        return kind
+
+    def reply(self, request: ChatRequest) -> ChatReply:
+        """What it says, a pure function of messages and sample index. A token is four characters here.
+
+        Raises:
+            ConfigurationError: a question that it cannot solve.
+        """
+        text = self._answer(request.messages, request.sample_index)
+        sent = sum(len(m.content) for m in request.messages)
+        usage = Usage(math.ceil(sent / 4), math.ceil(len(text) / 4), 0, 0)
+        reason = "stop" if (usage.output_tokens or 0) <= request.max_output_tokens else "length"
+        if reason == "length":
+            text = text[: 4 * request.max_output_tokens]
+        return ChatReply(text, reason, usage, request.model)
+
+    def _answer(self, messages: tuple[Message, ...], sample_index: int) -> str:
+        user = [m.content for m in messages if m.role == "user"]
+        blocks = next((found for text in user if (found := fences.parse_blocks(text))), [])
+        by_role = collections.defaultdict(list)
+        for label, text in blocks:
+            by_role[label.split(" ")[0]].append(text)
+        if by_role["rubric"]:
+            return self._verify(json.loads(by_role["rubric"][0]), by_role["answer"])
+        if by_role["reference"] or by_role["student"]:
+            return self._rubric(by_role["reference"], by_role["student"])
+        question = by_role["question"][0] if by_role["question"] else (user[-1] if user else "")
+        return self._reference(question, sample_index)
+
+    def _reference(self, question: str, sample_index: int) -> str:
+        def slip(step: int) -> int:
+            if not self._slip_rate or scripted_tasks.uniform("slip", question, sample_index, step) >= self._slip_rate:
+                return 0
+            wrong = (-10, -2, -1, 1, 2, 10)
+            return wrong[int(scripted_tasks.uniform("size", question, sample_index, step) * len(wrong))]
+
+        worked = scripted_tasks.solve(question, self._book, slip)
+        if worked is None:
+            raise ConfigurationError(
+                f"the scripted teacher cannot solve {' '.join(question.split())[:120]!r}; it knows chain sums, "
+                "products, gcd, linear equations, and the exercises of teacher.scripted.book. Give it a book (JSONL "
+                "with question and solution), or set teacher.provider to 'gemini' or 'openai'",
+                cause="unknown_question",
+            )
+        return scripted_tasks.write(worked, sample_index)
+
+    def _rubric(self, references: list[str], students: list[str]) -> str:
+        rows = scripted_criteria.induce(references or students, students)
+        total = sum(row["points"] for row in rows)
+        return _json({"schema_version": rubricator.SCHEMA_VERSION, "rubrics": rows, "maximum_score": total})
+
+    def _verify(self, rubric: list[dict], answers: list[str]) -> str:
+        rows = []
+        for index, answer in enumerate(answers, 1):
+            verdicts = []
+            for row in rubric:
+                verdict = scripted_criteria.check(row["criterion"], answer)
+                drawn = scripted_tasks.uniform("wrong", answer, row["criterion"]) if self._wrong_rate else 1.0
+                verdicts.append(not verdict if drawn < self._wrong_rate and verdict is not None else verdict)
+            rows.append({"answer_index": index, "judgement": verdicts})
+        return _json({"schema_version": verifier.SCHEMA_VERSION, "answers": rows})
+
+
+def fault_error(kind: str, model: str) -> TeacherError:
+    """The typed failure that a provider's client makes of an HTTP fault."""
+    status, code, message = FAULTS[kind]
+    after = RETRY_AFTER_S if status == 429 else None
+    return error_for_status(status, message, provider="scripted", model=model, code=code, retry_after=after)
+
+
+def corrupted(reply: ChatReply, kind: str | None) -> ChatReply:
+    """The reply with its text broken as ``kind`` says."""
+    if kind == "broken_json":
+        return ChatReply(reply.text[: len(reply.text) // 2], reply.finish_reason, reply.usage, reply.model)
+    if kind == "empty":
+        return ChatReply("", reply.finish_reason, reply.usage, reply.model)
+    return reply
+
+
+def _identity(request: ChatRequest) -> list:
+    return [[m.role, m.content] for m in request.messages] + [request.sample_index]
+
+
+def _json(value: dict) -> str:
+    return json.dumps(value, ensure_ascii=False)

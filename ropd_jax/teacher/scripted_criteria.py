@@ -1,0 +1,302 @@
+"""How the scripted teacher writes criteria, and how it decides each of them from its wording and one answer.
+
+``induce`` works on texts alone: it takes the steps and the final answer that most references share, looks which of
+them the students' answers have, and writes one criterion each; what fewer than half of the students have is worth 4
+points, what all have 1, the rest 2, the final answer 5, form 1. ``check`` parses a criterion's wording again, so the
+verifying side knows nothing that is not in its prompt.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+
+MAX_CRITERIA, MIN_CRITERIA = 12, 4
+_TOKEN = re.compile(r"\d+(?:\.\d+)?|[-+*/%()]")
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+def evaluate(expression: str) -> Fraction | None:
+    """The exact value of an arithmetic expression of numbers, + - * / mod and brackets; None if it is anything else."""
+    text = expression.strip().replace(" mod ", " % ").replace(",", "")
+    tokens = _TOKEN.findall(text)
+    if len(text) > 120 or not tokens or "".join(tokens) != text.replace(" ", ""):
+        return None
+    try:
+        value, rest = _sum(tokens)
+    except (ValueError, ZeroDivisionError):
+        return None
+    return value if not rest else None
+
+
+def _sum(tokens: list[str]) -> tuple[Fraction, list[str]]:
+    value, rest = _product(tokens)
+    while rest and rest[0] in "+-":
+        right, after = _product(rest[1:])
+        value, rest = (value + right if rest[0] == "+" else value - right), after
+    return value, rest
+
+
+def _product(tokens: list[str]) -> tuple[Fraction, list[str]]:
+    value, rest = _atom(tokens)
+    while rest and rest[0] in "*/%":
+        right, after = _atom(rest[1:])
+        value, rest = {"*": operator.mul, "/": operator.truediv, "%": operator.mod}[rest[0]](value, right), after
+    return value, rest
+
+
+def _atom(tokens: list[str]) -> tuple[Fraction, list[str]]:
+    if not tokens:
+        raise ValueError("the expression ends too early")
+    head, rest = tokens[0], tokens[1:]
+    if head in "+-":
+        value, rest = _atom(rest)
+        return (value if head == "+" else -value), rest
+    if head == "(":
+        value, rest = _sum(rest)
+        if not rest or rest[0] != ")":
+            raise ValueError("a bracket stays open")
+        return value, rest[1:]
+    return Fraction(head), rest  # ValueError for an operator or a closing bracket
+
+
+def number(text: str) -> Fraction | None:
+    """The number that ``1,234.50`` or ``$70`` or ``70.`` writes, or None."""
+    match = re.fullmatch(r"[$€£]?\s*(-?\d[\d,]*(?:\.\d+)?)\.?\s*%?", text.strip())
+    return Fraction(match.group(1).replace(",", "")) if match else None
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines that are not blank, stripped."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def is_equation(line: str) -> bool:
+    """Whether the line is one correct equation with an operation on its left side: ``9 + 5 = 14``."""
+    left, equals, right = line.partition("=")
+    if not equals or not re.search(r"\d\s*(?:[-+*/]|mod\b)\s*[-(]?\d", left):
+        return False
+    value = evaluate(left)
+    return value is not None and value == evaluate(right)
+
+
+@functools.lru_cache(maxsize=256)
+def calculations(text: str) -> tuple[tuple[str, Fraction], ...]:
+    """(left side, result) of each ``... = 24`` in prose; the left side is the run of arithmetic before the sign.
+
+    Only the first 50,000 characters are read.
+    """
+    text = text[:50_000]
+    text = text.translate(str.maketrans({"−": "-", "–": "-", "×": "*", "·": "*", "÷": "/"}))
+    text = re.sub(r"(?<=\d)\s*x\s*(?=[$€£]?\d)", " * ", text)
+    found, start = [], 0
+    for match in re.finditer(r"=\s*[$€£]?\s*(-?\d[\d,]*(?:\.\d+)?)", text):
+        before = text[max(start, match.start() - 80) : match.start()]
+        left = re.search(r"[-+*/%()\d.,$€£ ]*$", before)
+        result = number(match.group(1).rstrip(","))
+        if result is not None:
+            found.append((re.sub(r"[$€£]", "", left.group() if left else "").strip(" ,."), result))
+        start = match.start() + 1
+    return tuple(found)
+
+
+def final_answer(text: str) -> str | None:
+    """What an answer gives as its result: the last ``\\boxed{}``, ``#### ``, ``Answer:`` or ``answer is``, else the
+    last number of the text; None if there is none of these."""
+    patterns = (
+        r"\\boxed\{([^{}]*)\}", r"####\s*([^\n]+)", r"(?:^|\n)\s*(?:final )?answer\s*:\s*([^\n]+)",
+        r"answer is:?\s*([^\n]+)",
+    )  # fmt: skip
+    for pattern in patterns:
+        if found := re.findall(pattern, text, re.IGNORECASE):
+            said = found[-1].strip().strip("*")
+            inside = _NUMBER.search(said)
+            return inside.group().rstrip(",").replace(",", "") if inside else said.rstrip(".")
+    numbers = _NUMBER.findall(text)
+    return numbers[-1].rstrip(",").replace(",", "") if numbers else None
+
+
+def same(a: str | None, b: str | None) -> bool:
+    """Whether two final answers are the same number, or the same words."""
+    if a is None or b is None:
+        return False
+    x, y = number(a), number(b)
+    return x == y if x is not None and y is not None else a.strip().lower() == b.strip().lower()
+
+
+# --- wordings: each is written by `induce` and decided by the function beside its pattern --------------------------
+
+
+def _line_once(answer: str, line: str) -> bool:
+    forms = {line}
+    if match := re.fullmatch(r"(-?\d+) ([+*]) (-?\d+) = (-?\d+)", line):
+        a, op, b, c = match.groups()
+        forms.add(f"{b} {op} {a} = {c}")
+    return sum(seen in forms for seen in lines_of(answer)) == 1
+
+
+def _last_line(answer: str, line: str) -> bool:
+    lines = lines_of(answer)
+    label = line.split(":")[0] + ":"
+    return bool(lines) and lines[-1] == line and sum(seen.startswith(label) for seen in lines) == 1
+
+
+def _all_equations(answer: str) -> bool:
+    working = lines_of(answer)[:-1]
+    return bool(working) and all(is_equation(line) for line in working)
+
+
+def _some_equation(answer: str) -> bool:
+    return any(is_equation(line) for line in lines_of(answer)[:-1])
+
+
+def _equation_result(answer: str, value: str) -> bool:
+    wanted = number(value)
+    return any(is_equation(line) and evaluate(line.partition("=")[2]) == wanted for line in lines_of(answer)[:-1])
+
+
+def _has_result(answer: str, value: str) -> bool:
+    wanted = number(value)
+    return any(result == wanted for _, result in calculations(answer))
+
+
+def _all_correct(answer: str) -> bool:
+    values = [(evaluate(left), result) for left, result in calculations(answer) if re.search(r"\d.*[-+*/].*\d", left)]
+    known = [(value, result) for value, result in values if value is not None]
+    return bool(known) and all(abs(value - result) <= abs(result) / 1000 for value, result in known)
+
+
+def _one_final(answer: str) -> bool:
+    lines = lines_of(answer)
+    marks = len(re.findall(r"\\boxed\{|####|answer\s*:|answer is", answer, re.IGNORECASE))
+    return bool(lines) and marks == 1 and bool(re.search(r"\\boxed\{|####|answer\s*:|answer is", lines[-1], re.I))
+
+
+_QUOTED = re.compile(r'"([^"]+)"')
+
+LINE = 'Contains the line "{}" exactly once, as a whole line.'
+LINES = "Contains each of these lines exactly once, as a whole line: {}."
+LAST = 'The last line is "Answer: {}", and no other line starts with "Answer:".'
+EQUATIONS = "Every line before the last is a correct equation, and there is at least one."
+EQUATION = "At least one line before the last is a correct equation."
+RESULT = "A line before the last is a correct equation whose result is {}."
+FINAL = 'Ends with the final answer "{}".'
+VALUE = 'Contains a calculation whose result is {0} (written "= {0}").'
+VALUES = 'Contains calculations with each of these results, written with "=": {}.'
+CORRECT = 'Every calculation of numbers written with "=" is correct, and there is at least one.'
+ONE_FINAL = "Names its final answer exactly once, in the last line."
+SHOWN = 'Shows at least one calculation with "=".'
+REASON = "Says something before its last line."
+SHORT = "Is at most 2,000 characters long."
+
+_CHECKS: tuple[tuple[str, Callable[..., bool]], ...] = (
+    (LINE, _line_once),
+    (LINES, lambda answer, listed: all(_line_once(answer, line) for line in _QUOTED.findall(listed))),
+    (LAST, lambda answer, result: _last_line(answer, f"Answer: {result}")),
+    (EQUATIONS, _all_equations),
+    (EQUATION, _some_equation),
+    (RESULT, _equation_result),
+    (FINAL, lambda answer, result: same(final_answer(answer), result)),
+    (VALUE, _has_result),
+    (VALUES, lambda answer, listed: all(_has_result(answer, v) for v in listed.split("; "))),
+    (CORRECT, _all_correct),
+    (ONE_FINAL, _one_final),
+    (SHOWN, lambda answer: bool(calculations(answer))),
+    (REASON, lambda answer: len(lines_of(answer)) > 1),
+    (SHORT, lambda answer: 0 < len(answer.strip()) <= 2000),
+)
+
+
+def _pattern(wording: str) -> re.Pattern[str]:
+    parts = re.split(r"\{0?\}", wording)
+    if len(parts) == 3:  # the same value twice
+        return re.compile(re.escape(parts[0]) + "(.+?)" + re.escape(parts[1]) + r"\1" + re.escape(parts[2]))
+    return re.compile("(.+)".join(re.escape(p) for p in parts))
+
+
+_PATTERNS = tuple((_pattern(wording), decide) for wording, decide in _CHECKS)
+
+
+def check(criterion: str, answer: str) -> bool | None:
+    """Whether the answer fulfils the criterion; None if the criterion is not one of this teacher's wordings."""
+    for pattern, decide in _PATTERNS:
+        if match := pattern.fullmatch(criterion.strip()):
+            return decide(answer, *match.groups())
+    return None
+
+
+def induce(references: Sequence[str], students: Sequence[str]) -> list[dict]:
+    """4..12 criteria (``criterion_id``, ``category``, ``criterion``, ``points``) from the contrast of the texts."""
+    answers = [a for a in (final_answer(r) for r in references) if a is not None]
+    final = Counter(answers).most_common(1)[0][0] if answers else ""
+    if _most(references, _is_line_style):
+        steps = _shared([[x for x in lines_of(r)[:-1] if _looks_like_step(x)] for r in references], references, final)
+        rows = [("Step", _listed(g, LINE, LINES, '"{}"'), 0) for g in _grouped(steps, MAX_CRITERIA - 2)]
+        rows.append(("Final result", LAST.format(final), 5))
+        rest = [("Form", EQUATIONS, 1), ("Form", EQUATION, 1), ("Reasoning", RESULT.format(final), 2)]
+        wanted = max(MIN_CRITERIA, len(rows) + 1)
+    else:
+        values = [[_plain(v) for _, v in calculations(r) if not same(_plain(v), final)] for r in references]
+        steps = _shared(values, references, final)
+        rows = [("Step", _listed(g, VALUE, VALUES, "{}"), 0) for g in _grouped(steps, MAX_CRITERIA - 3)]
+        rows.append(("Final result", FINAL.format(final or "none"), 5))
+        rest = [("Reasoning", CORRECT, 2), ("Form", ONE_FINAL, 1), ("Reasoning", SHOWN, 2)]
+        wanted = max(MIN_CRITERIA, len(rows) + 2)
+    rest += [("Form", ONE_FINAL, 1), ("Reasoning", REASON, 1), ("Form", SHORT, 1), ("Reasoning", SHOWN, 2)]
+    rest = list(dict.fromkeys(rest))
+    rest.sort(key=lambda row: not _most(references, lambda r: bool(check(row[1], r))))  # what references fail, last
+    if EQUATIONS in (row[1] for row in rest[:2]):
+        rest = [row for row in rest if row[1] != EQUATION]  # the strict form says it already
+    rows += rest[: wanted - len(rows)]
+    return [
+        {"criterion_id": f"c{n}", "category": category, "criterion": text, "points": points or _points(text, students)}
+        for n, (category, text, points) in enumerate(rows, 1)
+    ]
+
+
+def _most(texts: Sequence[str], holds: Callable[[str], bool]) -> bool:
+    return 2 * sum(holds(t) for t in texts) > len(texts)
+
+
+def _points(criterion: str, students: Sequence[str]) -> int:
+    passed = sum(bool(check(criterion, s)) for s in students)
+    if students and passed == len(students):
+        return 1
+    return 4 if 2 * passed < len(students) else 2
+
+
+def _is_line_style(text: str) -> bool:
+    lines = lines_of(text)
+    return bool(lines) and lines[-1].startswith("Answer: ") and any(_looks_like_step(line) for line in lines[:-1])
+
+
+def _looks_like_step(line: str) -> bool:
+    return re.fullmatch(r"-?\d+ (?:[-+*/]|mod) -?\d+ = -?\d+", line) is not None
+
+
+def _plain(value: Fraction) -> str:
+    return str(value.numerator) if value.denominator == 1 else f"{float(value):.12g}"
+
+
+def _shared(steps: Sequence[list[str]], references: Sequence[str], final: str) -> list[str]:
+    """Steps that more than half of the references have, in order; else those of the first one with that answer."""
+    counts = Counter(step for own in steps for step in set(own))
+    kept = list(dict.fromkeys(step for own in steps for step in own if 2 * counts[step] > len(steps)))
+    if kept:
+        return kept
+    agreeing = (own for own, text in zip(steps, references, strict=True) if own and same(final_answer(text), final))
+    return list(dict.fromkeys(next(agreeing, [])))
+
+
+def _grouped(steps: Sequence[str], most: int) -> list[list[str]]:
+    """The steps in order in at most ``most`` groups of nearly equal size."""
+    n = min(most, len(steps))
+    return [list(steps[i * len(steps) // n : (i + 1) * len(steps) // n]) for i in range(n)]
+
+
+def _listed(group: Sequence[str], one: str, several: str, each: str) -> str:
+    return one.format(group[0]) if len(group) == 1 else several.format("; ".join(each.format(s) for s in group))

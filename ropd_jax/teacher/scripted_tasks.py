@@ -1,0 +1,234 @@
+"""What the scripted teacher can solve: a few task families by rule, and the exercises of a book it was given.
+
+A solution is a list of working lines and an answer. The arithmetic families keep to one line a step, in the style
+``9 + 5 = 14``, which a tiny student can write too. ``slip_rate`` makes single steps wrong by a little, and the error is
+carried on, as a careless person's would be.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import re
+from collections.abc import Callable, Iterable
+
+from ropd_jax.teacher.client import ConfigurationError
+
+Slip = Callable[[int], int]  # step number -> what is wrongly added to its result; 0 for a right step
+
+
+@dataclasses.dataclass(frozen=True)
+class Worked:
+    """A worked solution. ``prose`` tells book solutions (sentences) from bare equation lines."""
+
+    lines: tuple[str, ...]
+    answer: str
+    prose: bool = False
+    plain_only: bool = False
+
+
+def uniform(*parts: object) -> float:
+    """A number in [0, 1) that is a hash of the parts."""
+    data = json.dumps([str(p) for p in parts], ensure_ascii=True).encode()
+    return int.from_bytes(hashlib.sha256(data).digest()[:7], "big") / 2**56
+
+
+class Book:
+    """Exercises with worked solutions, looked up by question, as a teacher would who owns the textbook.
+
+    Questions are compared lower-cased with single spaces; a question that contains a book's question whole (because a
+    chat added an instruction around it) is found as well.
+    """
+
+    def __init__(self, pairs: Iterable[tuple[str, str]] = ()):
+        self._solutions = {normalised(q): s for q, s in pairs if normalised(q) and s.strip()}
+
+    @classmethod
+    def read(cls, path: str) -> Book:
+        """From JSONL with ``question`` and ``solution`` in each line.
+
+        Raises:
+            ConfigurationError: unreadable file or line; names it.
+        """
+        pairs = []
+        try:
+            with pathlib.Path(path).open(encoding="utf-8") as lines:
+                for number, line in enumerate(lines, 1):
+                    if not line.strip():
+                        continue
+                    row = json.loads(line)
+                    if not all(isinstance(row.get(k), str) for k in ("question", "solution")):
+                        raise ConfigurationError(
+                            f"{path}:{number} has no texts 'question' and 'solution'; expected both in every line of "
+                            "teacher.scripted.book"
+                        )
+                    pairs.append((row["question"], row["solution"]))
+        except (OSError, ValueError, AttributeError) as e:
+            raise ConfigurationError(f"cannot read teacher.scripted.book={path!r}: {e}; expected JSONL") from e
+        return cls(pairs)
+
+    def __len__(self) -> int:
+        return len(self._solutions)
+
+    def find(self, question: str) -> str | None:
+        """The worked solution, or None."""
+        wanted = normalised(question)
+        if wanted in self._solutions:
+            return self._solutions[wanted]
+        inside = [q for q in self._solutions if len(q) >= 20 and q in wanted]
+        return self._solutions[max(inside, key=len)] if inside else None
+
+
+def normalised(question: str) -> str:
+    """Lower-cased, every run of white space one space."""
+    return " ".join(question.lower().split())
+
+
+def solve(question: str, book: Book, slip: Slip) -> Worked | None:
+    """The worked solution of a question that the teacher knows, or None."""
+    solution = book.find(question)
+    if solution is not None:
+        return _from_book(solution, slip)
+    for family in (_equation, _gcd, _chain):
+        if worked := family(question, slip):
+            return worked
+    return None
+
+
+_EXPRESSION = r"-?\d+(?:\s*[-+*]\s*-?\d+)+"
+_ASKED = re.compile(
+    rf"(?:^|:|what is|compute|calculate|evaluate)\s*({_EXPRESSION})\s*(?:=|\?|\.|$)", re.IGNORECASE | re.MULTILINE
+)
+
+
+def _chain(question: str, slip: Slip) -> Worked | None:
+    """``9 + 5 - 1``: running sums. ``3 * 4 * 5``: running products."""
+    if not (match := _ASKED.search(question)):
+        return None
+    first, *rest = re.findall(r"(?:^|[-+*])\s*-?\d+", match.group(1))
+    value = int(first.replace(" ", ""))
+    steps = [(term[0], int(term[1:].replace(" ", ""))) for term in rest]
+    operators = {op for op, _ in steps}
+    if "*" in operators and operators != {"*"}:
+        return None
+    lines = []
+    for number, (op, term) in enumerate(steps):
+        result = {"+": value + term, "-": value - term, "*": value * term}[op] + slip(number)
+        lines.append(f"{value} {op} {term} = {result}")
+        value = result
+    return Worked(tuple(lines), str(value), plain_only=True)
+
+
+def _gcd(question: str, slip: Slip) -> Worked | None:
+    """Euclid's algorithm, one division a line: ``641 mod 595 = 46``."""
+    match = re.search(r"(?:greatest common divisor|\bgcd\b)[^:]*:\s*(\d+(?:\s*,\s*\d+)+)", question, re.IGNORECASE)
+    if not match:
+        return None
+    first, *rest = (int(n) for n in match.group(1).split(","))
+    if min(first, *rest) < 1:
+        return None
+    lines, value = [], first
+    for number in rest:
+        a, b = max(value, number), min(value, number)
+        while b:
+            r = a % b
+            wrong = slip(len(lines))
+            r = min(max(r + wrong, 0), b - 1) if wrong else r
+            lines.append(f"{a} mod {b} = {r}")
+            a, b = b, r
+        value = a
+    return Worked(tuple(lines), str(value))
+
+
+def _equation(question: str, slip: Slip) -> Worked | None:
+    """A linear equation in one unknown: move the constant, then divide."""
+    match = re.search(r"(?:solve for|value of)\s+([a-z])\b[^:]*:\s*([^=:]+)=([^=?]+?)\.?\s*$", question, re.IGNORECASE)
+    if not match:
+        return None
+    name, left, right = match.group(1), _linear(match.group(2), match.group(1)), _linear(match.group(3), match.group(1))
+    if left is None or right is None:
+        return None
+    (a, b), (c, d) = left, right
+    if a == c or (d - b) % (a - c):
+        return Worked((f"The equation does not fix {name} as one integer.",), "undetermined", prose=True)
+    lines, total = [], d
+    if b:
+        total = d - b + slip(0)
+        lines.append(f"{d} - {b} = {total}" if b > 0 else f"{d} + {-b} = {total}")
+    factor = a
+    if c:
+        factor = a - c
+        lines.append(f"{a} - {c} = {factor}" if c > 0 else f"{a} + {-c} = {factor}")
+    value = total // factor + slip(1)
+    lines.append(f"{total} / {factor} = {value}")
+    return Worked(tuple(lines), str(value))
+
+
+def _linear(side: str, name: str) -> tuple[int, int] | None:
+    """(coefficient, constant) of ``20*h + 65``; None if it is anything else."""
+    term = rf"\s*([-+]?)\s*(?:(-?\d+)\s*\*?\s*{name}|({name})|(-?\d+))"
+    if not re.fullmatch(rf"(?:{term})+\s*", side):
+        return None
+    factor = constant = 0
+    for sign, coefficient, alone, number in re.findall(term, side):
+        s = -1 if sign == "-" else 1
+        if number:
+            constant += s * int(number)
+        else:
+            factor += s * (1 if alone else int(coefficient))
+    return factor, constant
+
+
+_FINAL = re.compile(r"^\s*####\s*(.+?)\s*$", re.MULTILINE)
+_RESULT = re.compile(r"(=\s*[$€£]?)(-?\d[\d,]*(?:\.\d+)?)")
+
+
+def _from_book(solution: str, slip: Slip) -> Worked | None:
+    """A book's solution without calculator annotations (``<<16-3-4=9>>``), its ``#### 9`` line read as the answer."""
+    text = re.sub(r"<<[^<>]*>>", "", solution)
+    final = _FINAL.search(text)
+    text = _FINAL.sub("", text)
+    numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
+    if not final and not numbers:
+        return None
+    answer = (final.group(1) if final else numbers[-1]).replace(",", "").lstrip("$€£")
+    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+    for number, line in enumerate(lines):
+        wrong, results = slip(number), list(_RESULT.finditer(line))
+        if not wrong or not results:
+            continue
+        old = results[-1].group(2)
+        if not re.fullmatch(r"-?\d+", old):
+            continue
+        new = str(int(old) + wrong)
+        start, end = results[-1].span(2)
+        lines[number] = line[:start] + new + line[end:]
+        swap = re.compile(rf"(?<![\d.]){re.escape(old)}(?![\d.])")
+        lines[number + 1 :] = [swap.sub(new, later) for later in lines[number + 1 :]]
+        answer = new if answer == old else answer
+    return Worked(tuple(lines), answer, prose=True)
+
+
+def write(worked: Worked, variant: int) -> str:
+    """The solution as an answer text.
+
+    Equation lines come bare or between two sentences; a sum or a product has one way only, so that its samples are
+    equal. Book solutions come in four layouts with four ways to name the answer.
+    """
+    lines, kind = worked.lines, variant % 4
+    if worked.plain_only or (kind == 0 and not worked.prose):
+        return "\n".join((*lines, f"Answer: {worked.answer}"))
+    if not worked.prose:
+        opening = ("Work it out step by step.",) if kind in (1, 3) else ()
+        closing = (f"So the result is {worked.answer}.",) if kind in (2, 3) else ()
+        return "\n".join((*opening, *lines, *closing, f"Answer: {worked.answer}"))
+    if kind == 0:
+        return "\n".join((*lines, f"Answer: {worked.answer}"))
+    if kind == 1:
+        return "\n".join((*lines, f"#### {worked.answer}"))
+    if kind == 2:
+        numbered = (f"Step {n}: {line}" for n, line in enumerate(lines, 1))
+        return "\n".join((*numbered, f"The answer is {worked.answer}."))
+    return " ".join(lines) + f"\nThe final answer is \\boxed{{{worked.answer}}}."

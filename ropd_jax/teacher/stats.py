@@ -1,0 +1,79 @@
+"""Counters of the teacher's traffic: what was asked, what it cost in tokens, what failed and why."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ropd_jax.teacher.client import ChatReply, Purpose
+
+Counts = dict[str, int]
+
+
+def _add(counts: Counts, key: str, amount: int = 1) -> None:
+    counts[key] = counts.get(key, 0) + amount
+
+
+@dataclasses.dataclass
+class TeacherStats:
+    """Counts since the start of the run (restored on resume). Written on the teacher's loop, read anywhere.
+
+    Attributes:
+        calls: calls that returned a reply, by purpose.
+        input_tokens, output_tokens, thought_tokens, cached_tokens: known tokens by purpose (see ``Usage``).
+        usage_unknown: calls whose provider did not report tokens, by purpose.
+        retries: attempts that were repeated, by the cause of the failure.
+        reasks: second questions after an unusable or incomplete reply, by purpose.
+        failures: calls given up, by cause.
+        unscored: answers that ended without a verdict, by cause.
+        duplicate_references: references equal to an earlier one of the same prompt (they are kept).
+    """
+
+    calls: Counts = dataclasses.field(default_factory=dict)
+    input_tokens: Counts = dataclasses.field(default_factory=dict)
+    output_tokens: Counts = dataclasses.field(default_factory=dict)
+    thought_tokens: Counts = dataclasses.field(default_factory=dict)
+    cached_tokens: Counts = dataclasses.field(default_factory=dict)
+    usage_unknown: Counts = dataclasses.field(default_factory=dict)
+    retries: Counts = dataclasses.field(default_factory=dict)
+    reasks: Counts = dataclasses.field(default_factory=dict)
+    failures: Counts = dataclasses.field(default_factory=dict)
+    unscored: Counts = dataclasses.field(default_factory=dict)
+    duplicate_references: int = 0
+
+    def called(self, purpose: Purpose, reply: ChatReply) -> None:
+        """Count one reply."""
+        _add(self.calls, purpose)
+        if reply.usage.input_tokens is None or reply.usage.output_tokens is None:
+            _add(self.usage_unknown, purpose)
+        for name in ("input_tokens", "output_tokens", "thought_tokens", "cached_tokens"):
+            amount = getattr(reply.usage, name)
+            if amount is not None:
+                _add(getattr(self, name), purpose, amount)
+
+    def count(self, which: str, key: str) -> None:
+        """Add one to ``retries``, ``reasks``, ``failures`` or ``unscored`` under ``key``."""
+        _add(getattr(self, which), key)
+
+    def as_dict(self) -> dict:
+        """A JSON-able copy."""
+        return {f.name: _copy(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    def restore(self, state: dict) -> None:
+        """Set the counters from ``as_dict``'s result."""
+        for f in dataclasses.fields(self):
+            if f.name in state:
+                setattr(self, f.name, _copy(state[f.name]))
+
+    def as_metrics(self) -> dict[str, float]:
+        """Flat totals for the metrics, e.g. ``teacher/calls``, ``teacher/calls_verify``, ``teacher/failed_timeout``."""
+        out: dict[str, float] = {"teacher/duplicate_references": float(self.duplicate_references)}
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, dict):
+                out[f"teacher/{f.name}"] = float(sum(value.values()))
+                out |= {f"teacher/{f.name}_{k}": float(v) for k, v in dict(value).items()}
+        return out
+
+
+def _copy(value: Counts | int) -> Counts | int:
+    return dict(value) if isinstance(value, dict) else value

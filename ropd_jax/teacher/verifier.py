@@ -1,0 +1,130 @@
+"""The verifier: every criterion on every answer, true or false (Eq. 4), blind to who wrote which answer.
+
+It does not see the points. Only booleans are taken from its reply: ``final_score`` is never read, the score is the
+weighted pass rate that ``Verdicts.scores`` recomputes (Eq. 5).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+from ropd_jax.teacher import fences, templates
+from ropd_jax.teacher.client import ChatRequest, MalformedError
+from ropd_jax.teacher.jsonreply import find_object, only_keys, to_int
+from ropd_jax.types import Message, Rubric, Verdicts
+
+TEMPLATE = "verifier.v1"
+SCHEMA_VERSION = "ropd.batch_verifier.v2"
+
+VERDICT_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "schema_version": {"type": "string", "enum": [SCHEMA_VERSION]},
+        "answers": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "answer_index": {"type": "integer"},
+                    "judgement": {"type": "array", "items": {"type": "boolean"}},
+                },
+                "required": ["answer_index", "judgement"],
+                "additionalProperties": False,
+            },
+        },
+    },
+    "required": ["schema_version", "answers"],
+    "additionalProperties": False,
+}
+
+_TRUE = {"true", "yes", "on", "1", "t", "y"}
+_FALSE = {"false", "no", "off", "0", "f", "n"}
+
+
+def shuffled(texts: Sequence[str], *, seed: int, key: str) -> list[int]:
+    """The order in which answers are shown: ``order[place] = index``. By hash, so no place depends on who wrote it."""
+
+    def rank(index: int) -> bytes:
+        what = f"order:{seed}:{len(key)}:{key}:{index}:{texts[index]}"
+        return hashlib.sha256(what.encode("utf-8", "surrogatepass")).digest()
+
+    return sorted(range(len(texts)), key=rank)
+
+
+def verify_request(
+    question: str,
+    rubric: Rubric,
+    answers: Sequence[str],
+    *,
+    model: str,
+    temperature: float | None,
+    max_output_tokens: int,
+    seed: int = 0,
+) -> ChatRequest:
+    """The request to judge ``answers``, numbered from 1 in the given order. Points and categories stay with us."""
+    shown = json.dumps([{"criterion_id": c.id, "criterion": c.text} for c in rubric.criteria], ensure_ascii=False)
+    token = fences.make_token(seed, [question, shown, *answers])
+    text = templates.fill(
+        TEMPLATE,
+        token=token,
+        question=fences.block("question", question, token),
+        rubric=fences.block("rubric", shown, token),
+        answers=fences.render(answers, token),
+        n_criteria=str(len(rubric.criteria)),
+        n_answers=str(len(answers)),
+    )
+    return ChatRequest("verify", (Message("user", text),), model, temperature, max_output_tokens, VERDICT_SCHEMA)
+
+
+def parse_verdicts(text: str, rubric: Rubric, n_answers: int) -> Verdicts:
+    """The verdicts that a verifier's reply means, for ``n_answers`` answers numbered from 1.
+
+    An answer without a readable verdict is unscored, alone: cause ``missing`` (not in the reply), ``malformed`` (wrong
+    number of verdicts, or one that is neither true nor false), ``duplicate`` (two different judgements).
+
+    Raises:
+        MalformedError: the reply as a whole cannot be used, an index outside 1..n_answers included, since then no
+            index can be trusted; the message says what was wrong.
+    """
+    reply = find_object(text, "answers")
+    only_keys(reply, {"schema_version", "answers"}, {"schema_version", "answers"}, "the reply")
+    if reply["schema_version"] != SCHEMA_VERSION:
+        raise MalformedError(f"schema_version is {str(reply['schema_version'])[:60]!r}; expected {SCHEMA_VERSION!r}")
+    if not isinstance(reply["answers"], list):
+        raise MalformedError(f"answers is a {type(reply['answers']).__name__}; expected a list")
+    passed: list[tuple[bool, ...] | None] = [None] * n_answers
+    causes: list[str | None] = ["missing"] * n_answers
+    for item in reply["answers"]:
+        index = to_int(item.get("answer_index")) if isinstance(item, dict) else None
+        if index is None or not 1 <= index <= n_answers:
+            seen = item.get("answer_index") if isinstance(item, dict) else item
+            raise MalformedError(f"answer_index is {seen!r:.60}; expected 1 to {n_answers}")
+        verdict, place = _judgement(item, len(rubric.criteria)), index - 1
+        if causes[place] == "missing":
+            passed[place], causes[place] = verdict, None if verdict is not None else "malformed"
+        elif passed[place] != verdict:
+            passed[place], causes[place] = None, "duplicate"
+    return Verdicts(tuple(passed), tuple(causes))
+
+
+def _judgement(item: dict, n_criteria: int) -> tuple[bool, ...] | None:
+    judgement = item.get("judgement")
+    if not isinstance(judgement, list) or len(judgement) != n_criteria:
+        return None
+    if item.keys() - {"answer_index", "judgement", "final_score"}:
+        return None
+    verdicts = tuple(_boolean(v) for v in judgement)
+    return None if None in verdicts else verdicts
+
+
+def _boolean(value: object) -> bool | None:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int | float):
+        return {0: False, 1: True}.get(value)
+    if isinstance(value, str):
+        word = value.strip().lower()
+        return True if word in _TRUE else False if word in _FALSE else None
+    return None

@@ -1,0 +1,500 @@
+"""One run, top to bottom: prompts -> rollouts -> references, rubric, verdicts -> rewards -> advantages -> update.
+
+Read `main` from its first banner to its last; `make_update` stands just above it. State is a value: parameters,
+optimizer state and a few host numbers, and everything random is a function of (seed, step, prompt, rollout).
+A run that is killed at any moment and started again ends with the same parameters, bit for bit (on CPU).
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import errno
+import functools
+import json
+import logging
+import pathlib
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from ropd_jax import mesh as mesh_lib
+from ropd_jax import report
+from ropd_jax.checkpoint import Checkpoints
+from ropd_jax.core.losses import kl_k3, token_weights
+from ropd_jax.core.masked import masked_max, masked_sum
+from ropd_jax.core.optim import make_optimizer
+from ropd_jax.data.batches import TrainBatch, make_batch, split_parts
+from ropd_jax.data.prompts import PromptStream, check_seeds, disjoint, load_prompts
+from ropd_jax.evaluation.graders import grade
+from ropd_jax.evaluation.stats import Estimate, accuracy
+from ropd_jax.figures import curves_png
+from ropd_jax.methods import Method, load_method
+from ropd_jax.models import transformer
+from ropd_jax.models.config import ModelConfig
+from ropd_jax.models.logprobs import token_logprobs
+from ropd_jax.sampling.engine import EngineConfig, sample_groups
+from ropd_jax.sampling.rules import SamplingRule
+from ropd_jax.student import Student, load_student
+from ropd_jax.teacher import Teacher
+from ropd_jax.teacher.loop import TeacherLoop
+from ropd_jax.types import Judgement, Prompt, RolloutGroup, UserError
+from ropd_jax.workdir import Interrupt, Interrupted, claim
+
+log = logging.getLogger(__name__)
+
+
+class State(NamedTuple):
+    """What an update changes."""
+
+    params: dict
+    opt_state: optax.OptState
+
+
+class Questions(NamedTuple):
+    """Prompts with their tokens, none longer than the limit."""
+
+    prompts: list[Prompt]
+    tokens: dict[str, np.ndarray]  # by prompt id
+    dropped: dict[str, int]
+
+    def tokens_of(self, prompts: list[Prompt]) -> list[np.ndarray]:
+        return [self.tokens[p.id] for p in prompts]
+
+
+# --------------------------------------------------------------------------------------------------------- data
+
+
+def load_questions(cfg: ConfigDict, student: Student) -> tuple[Questions, Questions]:
+    """(training, held-out) questions, disjoint, tokenized with the student's chat template."""
+    d = cfg.data
+    common = dict(source=d.source, task=d.task, options=d.options.to_dict(), template=d.template, system=d.system)
+    if d.source == "reasoning_gym":
+        check_seeds(
+            train_seed=d.seed, train_size=d.size, heldout_seed=d.heldout_seed, heldout_size=d.heldout_size
+        )
+    held = load_prompts(**common, path=d.heldout_path, size=d.heldout_size, seed=d.heldout_seed)
+    train = disjoint(load_prompts(**common, path=d.path, size=d.size, seed=d.seed), held)
+    return tuple(_tokenized(s, student, d.max_prompt_tokens, n) for s, n in ((train, "training"), (held, "held-out")))
+
+
+def _tokenized(prompt_set, student: Student, limit: int, name: str) -> Questions:
+    tokens = {p.id: np.asarray(student.tokenizer.apply_chat_template(p.messages), np.int32) for p in prompt_set}
+    kept = [p for p in prompt_set if len(tokens[p.id]) <= limit]
+    dropped = dict(prompt_set.dropped)
+    if long := len(tokens) - len(kept):
+        dropped["too_long"] = long
+    if not kept:
+        shortest = min(map(len, tokens.values()))
+        raise UserError(
+            f"all {len(tokens)} {name} prompts are longer than data.max_prompt_tokens={limit} "
+            f"(the shortest has {shortest} tokens); raise it"
+        )
+    log.info("%s prompts: %d; dropped: %s", name, len(kept), dropped or "none")
+    return Questions(kept, tokens, dropped)
+
+
+# ------------------------------------------------------------------------------------------------------ evaluate
+
+
+def evaluate(sample: Callable, engines: dict[str, EngineConfig], params, questions: Questions, n: int) -> dict[str, Any]:
+    """Held-out accuracy of each engine (greedy, sampled), exact grading, on the first ``n`` questions."""
+    metrics: dict[str, Any] = {}
+    for name, engine in engines.items():
+        grades, truncated = [], 0
+        for group in sample(engine, params, questions.prompts[:n], questions, seed=0, step=0):
+            grades += [grade(group.prompt, r.text) for r in group.rollouts]
+            truncated += sum(r.finish_reason == "length" for r in group.rollouts)
+        estimate: Estimate = accuracy(grades)
+        metrics |= {
+            f"eval/{name}": estimate.value,
+            f"eval/{name}_low": estimate.low,
+            f"eval/{name}_high": estimate.high,
+            f"eval/{name}_n": estimate.n,
+            f"eval/{name}_ungraded": estimate.ungraded,
+            f"eval/{name}_truncated_frac": truncated / max(len(grades), 1),
+        }
+    return metrics
+
+
+# -------------------------------------------------------------------------------------------------------- judge
+
+
+def judge_step(
+    groups, method: Method, teacher: Teacher, loop: TeacherLoop, interrupt: Interrupt
+) -> tuple[list[RolloutGroup], list[Judgement], dict[str, float]]:
+    """Send each group to the teacher the moment it is sampled; return all in prompt order once all are judged."""
+    waiting: dict[concurrent.futures.Future, RolloutGroup] = {}
+    start = time.monotonic()
+    try:
+        for group in groups:
+            waiting[loop.submit(method.judge(teacher, group))] = group
+            interrupt.check()
+        sampled = time.monotonic()
+        pending = set(waiting)
+        while pending:
+            _, pending = concurrent.futures.wait(pending, timeout=0.2)
+            interrupt.check()
+    except BaseException:
+        for future in waiting:
+            future.cancel()
+        raise
+    judged = sorted(((g, f.result()) for f, g in waiting.items()), key=lambda pair: pair[0].index)
+    times = {"time/sample_s": sampled - start, "time/teacher_wait_s": time.monotonic() - sampled}
+    return [g for g, _ in judged], [j for _, j in judged], times
+
+
+def reward_arrays(judgements: list[Judgement]) -> tuple[np.ndarray, np.ndarray]:
+    """(reward_PG, valid_PG): NaN and False where unscored, so that an unscored reward can be used nowhere unseen."""
+    reward_PG = np.array([[np.nan if r is None else r for r in j.rewards] for j in judgements], np.float32)
+    return reward_PG, ~np.isnan(reward_PG)
+
+
+def step_metrics(groups, judgements, advantages, reward_PG, valid_PG) -> dict[str, Any]:
+    """What the step's rollouts, rewards and failures looked like; a mean over nothing is None."""
+    rollouts = [r for g in groups for r in g.rollouts]
+    grades = [grade(g.prompt, r.text) for g in groups for r in g.rollouts]
+    scored = reward_PG[valid_PG]
+    reference = [
+        s
+        for j in judgements
+        if j.rubric
+        for v in j.reference_passed
+        if v is not None
+        for s in [sum(w for w, ok in zip(j.rubric.weights, v, strict=True) if ok) / j.rubric.total]
+    ]
+    valid_P, informative_P = (np.asarray(x).any(axis=1) for x in (advantages.valid_PG, advantages.informative_PG))
+    metrics = {
+        "reward/mean": float(scored.mean()) if scored.size else None,
+        "reward/std": float(scored.std()) if scored.size else None,
+        "reward/reference_mean": float(np.mean(reference)) if reference else None,
+        "teacher/unscored_frac": float(1 - valid_PG.mean()),
+        "group/invalid_frac": float(1 - valid_P.mean()),
+        "group/zero_variance_frac": float((valid_P & ~informative_P).mean()),
+        "sample/accuracy": accuracy(grades).value,
+    }
+    if rollouts:
+        metrics["sample/length_mean"] = float(np.mean([len(r.tokens_T) for r in rollouts]))
+        metrics["sample/truncated_frac"] = float(np.mean([r.finish_reason == "length" for r in rollouts]))
+    causes = Counter(c for j in judgements for c in j.causes if c is not None)
+    return metrics | {f"teacher/unscored/{cause}": n for cause, n in causes.items()}
+
+
+# ------------------------------------------------------------------------------------------------------- update
+
+
+def make_update(cfg: ConfigDict, model_cfg: ModelConfig, method: Method, tx: optax.GradientTransformation):
+    """The jitted update: (state, ref_params, batch [A, b, T]) -> (state, metrics).
+
+    The gradient is accumulated over the A parts; the token weights are those of the whole batch, so it equals the
+    gradient of one pass over all rows. ``ref_params`` is the initial student, or None without a KL term.
+    """
+
+    def logprobs(params, part: TrainBatch):
+        x_BTD = transformer.hidden(
+            model_cfg,
+            params,
+            part.tokens_BT,
+            part.positions_BT,
+            part.segments_BT,
+            dtype=jnp.dtype(cfg.student.dtype),
+            remat=cfg.optim.remat,
+        )
+        return token_logprobs(
+            model_cfg,
+            params,
+            x_BTD,
+            part.targets_BT,
+            temperature=cfg.sampling.temperature or 1.0,
+            chunk=cfg.optim.logprob_chunk,
+        )
+
+    def part_loss(params, ref_params, part: TrainBatch, weight_BT):
+        logp_BT, entropy_BT = logprobs(params, part)
+        mask_BT, active_BT = part.mask_BT, part.informative_BT
+        loss_BT, extra = method.loss(logp_BT, part)
+        loss = masked_sum(weight_BT * loss_BT, active_BT)
+        gap_BT = jnp.abs(logp_BT - part.old_logp_BT)
+        sums = {"entropy": masked_sum(entropy_BT, mask_BT), "logp_gap": masked_sum(gap_BT, mask_BT)}
+        sums |= {name: masked_sum(x_BT, mask_BT) for name, x_BT in extra.items()}
+        if cfg.loss.kl_coef:
+            ref_logp_BT = jax.lax.stop_gradient(logprobs(ref_params, part)[0])
+            kl_BT = kl_k3(logp_BT, ref_logp_BT)
+            loss += cfg.loss.kl_coef * masked_sum(weight_BT * kl_BT, active_BT)
+            sums["kl"] = masked_sum(kl_BT, mask_BT)
+        gap_max = jnp.maximum(masked_max(jax.lax.stop_gradient(gap_BT), mask_BT), 0.0)
+        return loss, (sums, gap_max)
+
+    @functools.partial(jax.jit, donate_argnums=(0,))
+    def update(state: State, ref_params, batch: TrainBatch):
+        weight_ABT = token_weights(batch.mask_BT, cfg.loss.aggregation)
+
+        def accumulate(grads, xs):
+            part, weight_BT = xs
+            (loss, aux), g = jax.value_and_grad(part_loss, has_aux=True)(state.params, ref_params, part, weight_BT)
+            return jax.tree.map(jnp.add, grads, g), (loss, aux)
+
+        grads = jax.tree.map(jnp.zeros_like, state.params)
+        grads, (loss_A, (sums_A, gap_max_A)) = jax.lax.scan(accumulate, grads, (batch, weight_ABT))
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        tokens = jnp.maximum(jnp.sum(batch.mask_BT), 1).astype(jnp.float32)
+        metrics = {f"update/{name}": jnp.sum(x_A) / tokens for name, x_A in sums_A.items()}
+        metrics |= {
+            "update/loss": jnp.sum(loss_A),
+            "update/logp_gap_max": jnp.max(gap_max_A),
+            "update/grad_norm": optax.global_norm(grads),
+            "update/tokens": tokens,
+        }
+        return State(params, opt_state), metrics
+
+    return update
+
+
+def update_step(update, state: State, ref_params, rows, advantages, mesh, cfg: ConfigDict, length: int):
+    """Cut the step into its mini-batches (by prompt), update on each; a mini-batch without gradient is skipped."""
+    per_prompt = advantages.advantage_PG.shape[1]
+    flat = [np.asarray(x).reshape(-1) for x in advantages]
+    everything: list[dict[str, float]] = []
+    for part in np.array_split(np.arange(len(rows)).reshape(-1, per_prompt), cfg.optim.minibatches):
+        at = part.reshape(-1)
+        batch = make_batch([rows[i] for i in at], *(x[at] for x in flat), length)
+        if not batch.informative_BT.any():  # AdamW would move on its momentum alone
+            continue
+        batch = split_parts(batch, cfg.optim.microbatch)
+        spec = mesh_lib.RULES.spec("ABT")
+        placed = TrainBatch(*(jax.device_put(x, jax.NamedSharding(mesh, spec)) for x in batch))
+        state, metrics = update(state, ref_params, placed)
+        everything.append({k: float(v) for k, v in metrics.items()})
+    means = {k: float(np.mean([m[k] for m in everything])) for k in (everything[0] if everything else ())}
+    return state, means | {"update/count": len(everything)}
+
+
+# --------------------------------------------------------------------------------------------------------- main
+
+
+def main(cfg: ConfigDict, workdir: str | pathlib.Path) -> int:
+    """Run (or go on with) the experiment; returns the exit code: 0 finished, 130 stopped by the user."""
+    workdir = pathlib.Path(workdir)
+    interrupt = Interrupt()
+    with interrupt.listening(), contextlib.ExitStack() as stack:
+        try:
+            return _run(cfg, workdir, interrupt, stack)
+        except Interrupted:
+            log.warning("stopped. To go on: the same command with the same --workdir %s", workdir)
+            return 130
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise UserError(
+                    f"no space left for --workdir {workdir}; the last complete checkpoint is kept: free some space "
+                    "and give the same command again"
+                ) from error
+            raise
+
+
+def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: contextlib.ExitStack) -> int:
+    started = time.monotonic()
+
+    # --- what the user gave: checked before anything is compiled or written
+    method = load_method(cfg.method, cfg)
+    loop = stack.enter_context(contextlib.closing(TeacherLoop()))
+    student = load_student(cfg.student.checkpoint, chat_template=cfg.student.chat_template)
+    train, held = load_questions(cfg, student)
+    stream = PromptStream(train.prompts, cfg.data.prompts_per_step, cfg.seed)
+    check_config(cfg)
+    teacher = make_teacher(cfg, train.prompts)  # a missing API key is found here
+    loop.on_close(teacher.close)
+    claim(workdir, cfg.to_dict())
+
+    # --- mesh, parameters, optimizer
+    mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp)
+    mesh_lib.check_divides(student.cfg, mesh)
+    stack.enter_context(jax.set_mesh(mesh))
+    specs = mesh_lib.RULES.storage(student.params)
+    tx = make_optimizer(
+        lr=cfg.optim.lr,
+        schedule=cfg.optim.schedule,
+        warmup_steps=cfg.optim.warmup_steps,
+        total_steps=cfg.steps * cfg.optim.minibatches,
+        b1=cfg.optim.b1,
+        b2=cfg.optim.b2,
+        eps=cfg.optim.eps,
+        weight_decay=cfg.optim.weight_decay,
+        clip_norm=cfg.optim.clip_norm,
+    )
+    params = mesh_lib.put(student.params, mesh, specs)
+    ref_params = jax.tree.map(jnp.copy, params) if cfg.loss.kl_coef else None
+    state = State(params, jax.jit(tx.init)(params))
+    update = make_update(cfg, student.cfg, method, tx)
+
+    # --- sampling: one prompt length for the whole run, so that each function compiles once
+    longest = max(len(t) for q in (train, held) for t in q.tokens_of(q.prompts))
+    prompt_len = -(-longest // 16) * 16
+    common = dict(prompt_len=prompt_len, max_tokens=cfg.sampling.max_tokens, chunk=cfg.sampling.chunk,
+                  stop_ids=student.tokenizer.stop_ids, dtype=cfg.student.dtype)  # fmt: skip
+    rule = SamplingRule(cfg.sampling.temperature, cfg.sampling.top_k, cfg.sampling.top_p)
+    P = cfg.data.prompts_per_step
+    engine = EngineConfig(
+        rollouts=cfg.sampling.rollouts, prompts=cfg.sampling.prompts_at_once or P, rule=rule, **common
+    )
+    eval_engines = {
+        "accuracy": EngineConfig(rollouts=1, prompts=cfg.eval.prompts_at_once, rule=SamplingRule(0.0), **common)
+    }
+    if cfg.eval.sampled:
+        eval_engines["sampled_accuracy"] = EngineConfig(
+            rollouts=1, prompts=cfg.eval.prompts_at_once, rule=rule, **common
+        )
+
+    def sample(engine: EngineConfig, params, prompts, questions: Questions, *, seed: int, step: int):
+        interrupt.check()
+        for group in sample_groups(
+            student.cfg, engine, params, student.tokenizer, prompts, questions.tokens_of(prompts), seed=seed, step=step
+        ):
+            yield group
+            interrupt.check()
+
+    # --- checkpoint
+    checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir / "checkpoints", keep=cfg.checkpoint.keep)))
+    host: dict[str, Any] = {"groups_total": 0, "groups_unscored": 0, "seconds": 0.0, "before": None, "teacher": None}
+    first = checkpoints.latest() or 0
+    if first:
+        state, host = checkpoints.restore(first, state)
+        teacher.restore(host["teacher"])
+    if first == cfg.steps and (workdir / "result.json").exists():
+        log.info("%s is finished; its result:", workdir)
+        report.show_result(json.loads((workdir / "result.json").read_text()))
+        return 0
+
+    def save(step: int):
+        seconds = host["seconds"] + time.monotonic() - started
+        checkpoints.save(step, state, host | {"teacher": teacher.state(), "seconds": seconds})
+
+    # --- loop
+    metrics_log = stack.enter_context(contextlib.closing(report.Metrics(workdir, start_step=first + 1)))
+    groups_log = report.GroupsLog(workdir)
+    progress = stack.enter_context(report.Progress(cfg.steps, start=first))
+    n_eval = cfg.eval.size or len(held.prompts)
+    done = first
+    try:
+        if host["before"] is None:
+            host["before"] = evaluate(sample, eval_engines, state.params, held, len(held.prompts))
+            metrics_log.log(0, host["before"])
+            progress.note(host["before"])
+        for step in range(first, cfg.steps):
+            begin = time.monotonic()
+            prompts = stream.batch(step)
+            if method.needs_rollouts:
+                groups = sample(engine, state.params, prompts, train, seed=cfg.seed, step=step)
+            else:
+                groups = (RolloutGroup(p, train.tokens[p.id], (), step, i) for i, p in enumerate(prompts))
+            groups, judgements, metrics = judge_step(groups, method, teacher, loop, interrupt)
+
+            reward_PG, valid_PG = reward_arrays(judgements)
+            advantages = method.advantages(reward_PG, valid_PG, step)
+            metrics |= step_metrics(groups, judgements, advantages, reward_PG, valid_PG)
+            sampled_tokens = sum(len(r.tokens_T) for g in groups for r in g.rollouts)
+            metrics["sample/tokens_per_s"] = sampled_tokens / metrics["time/sample_s"] if sampled_tokens else None
+
+            rows = [s for g, j in zip(groups, judgements, strict=True) for s in method.sequences(g, j, student.tokenizer)]
+            before_update = time.monotonic()
+            state, update_metrics = update_step(
+                update, state, ref_params, rows, advantages, mesh, cfg, prompt_len + cfg.sampling.max_tokens
+            )
+            metrics |= update_metrics | {"time/update_s": time.monotonic() - before_update}
+            done = step + 1
+            host["groups_total"] += len(groups)
+            host["groups_unscored"] += int((~np.asarray(advantages.valid_PG)).all(axis=1).sum())
+            metrics |= teacher.stats.as_metrics()
+            if cfg.log.groups and method.needs_rollouts:
+                groups_log.write(step, groups, judgements, np.asarray(advantages.advantage_PG).tolist())
+            check_finite(update_metrics, step, workdir, rows, advantages)
+
+            metrics["time/step_s"] = time.monotonic() - begin
+            if done % cfg.eval.every == 0 and done < cfg.steps:
+                metrics |= evaluate(sample, eval_engines, state.params, held, n_eval)
+            metrics_log.log(done, metrics)
+            progress.step(done, metrics)
+            if done % cfg.checkpoint.every == 0 or done == cfg.steps:
+                save(done)
+            interrupt.check()
+        after = evaluate(sample, eval_engines, state.params, held, len(held.prompts))
+        metrics_log.log(cfg.steps, after)
+        progress.note(after)
+    except Interrupted:
+        save(done)
+        log.warning("saved a checkpoint after step %d", done)
+        raise
+
+    # --- result
+    result = make_result(cfg, host, after, len(held.prompts), host["seconds"] + time.monotonic() - started, teacher)
+    report.write_result(workdir, result)
+    curves_png(workdir)
+    return_code = 0
+    stack.callback(report.show_result, result)
+    stack.callback(log.info, "curves: %s", workdir / "curves.png")
+    return return_code
+
+
+def make_result(cfg, host, after, n, seconds, teacher) -> dict[str, Any]:
+    """The numbers of ``result.json``."""
+    result: dict[str, Any] = {"method": cfg.method, "seed": cfg.seed, "steps": cfg.steps, "heldout_n": n}
+    for when, metrics in (("before", host["before"]), ("after", after)):
+        for name in ("accuracy", "sampled_accuracy"):
+            if f"eval/{name}" in metrics:
+                result[f"{name}_{when}"] = metrics[f"eval/{name}"]
+                result[f"{name}_{when}_interval"] = [metrics[f"eval/{name}_low"], metrics[f"eval/{name}_high"]]
+                result[f"{name}_{when}_ungraded"] = metrics[f"eval/{name}_ungraded"]
+                result[f"{name}_{when}_truncated_frac"] = metrics[f"eval/{name}_truncated_frac"]
+    return result | {
+        "seconds": round(seconds, 1),
+        "groups_total": host["groups_total"],
+        "groups_unscored": host["groups_unscored"],
+        "teacher": teacher.stats.as_metrics(),
+        "jax": jax.__version__,
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+
+
+def make_teacher(cfg: ConfigDict, prompts: list[Prompt]) -> Teacher:
+    """The config's teacher. A scripted one without a book owns the textbook of the training data, where it has one."""
+    scripted = cfg.teacher.scripted
+    book = [(p.question, p.solution) for p in prompts if p.solution] if not scripted.book else None
+    return Teacher.from_config(cfg, seed=cfg.seed, book=book)
+
+
+def check_config(cfg: ConfigDict) -> None:
+    """Values that cannot work together, found before minutes are lost."""
+    P, m = cfg.data.prompts_per_step, cfg.optim.minibatches
+    if P % m:
+        raise UserError(f"optim.minibatches={m} does not divide data.prompts_per_step={P}; choose a divisor of {P}")
+    if cfg.sampling.rollouts < 2 and cfg.method != "sft":
+        raise UserError(f"sampling.rollouts={cfg.sampling.rollouts}; a group needs at least 2 to have a baseline")
+    if cfg.sampling.temperature == 0:
+        raise UserError("sampling.temperature=0 samples G equal rollouts; expected a number above 0, 1.0 in the paper")
+    if cfg.steps < 1:
+        raise UserError(f"steps={cfg.steps}; expected at least 1")
+
+
+def check_finite(metrics: dict[str, float], step: int, workdir: pathlib.Path, rows, advantages) -> None:
+    """Stop on a loss or gradient that is not finite; the step's sequences are saved for a look."""
+    bad = [k for k in ("update/loss", "update/grad_norm") if k in metrics and not np.isfinite(metrics[k])]
+    if not bad:
+        return
+    path = workdir / f"nonfinite_step_{step:06d}.npz"
+    np.savez_compressed(
+        path,
+        advantage_PG=np.asarray(advantages.advantage_PG),
+        **{f"completion_{i}": s.completion_T for i, s in enumerate(rows)},
+        **{f"old_logp_{i}": s.old_logp_T for i, s in enumerate(rows)},
+    )
+    raise FloatingPointError(
+        f"step {step}: {', '.join(f'{k}={metrics[k]}' for k in bad)}; the step's sequences are in {path}; "
+        "lower optim.lr, or look for an extreme old log-prob"
+    )

@@ -1,0 +1,169 @@
+"""Host data that crosses rooms, and the dimension key. Imports no jax.
+
+One training step, as data (ROPD, arXiv 2605.07396, Algorithm 1)::
+
+    Prompt --> RolloutGroup --> Rubric --> Verdicts --> Judgement --> TrainBatch --> new params
+
+Dimension key, the only meaning these letters have as a suffix (``reward_PG``) or in an einsum:
+
+    P  prompts of a step          G  rollouts of a prompt        B  = P*G flat sequences
+    T  tokens of a sequence       C  criteria of a rubric        V  vocabulary
+    L  layers                     D  model width                 N  query heads
+    K  key/value heads            H  head width                  F  MLP width
+    S  cache slots                A  gradient-accumulation parts
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Literal
+
+import numpy as np
+
+FinishReason = Literal["stop", "length"]
+
+
+class UserError(Exception):
+    """A mistake of the user's that one line can explain: what was seen, what was expected, the remedy.
+
+    The command line prints the message alone and exits with code 2.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """One chat message. ``role`` is ``system``, ``user`` or ``assistant``."""
+
+    role: str
+    content: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """One question to the student, and what is known about it.
+
+    Attributes:
+        id: unique in its data set, stable across runs.
+        messages: the chat shown to the student; the last one is the user's.
+        answer: the exact gold answer, for grading only. No teacher ever sees it.
+        task: which grader and which generator it belongs to, e.g. ``chain_sum``.
+        solution: a worked solution that the data set carries ("" if none); never shown to the student.
+        metadata: what a grader needs besides (``reasoning_gym`` entry, for example).
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    answer: str | None = None
+    task: str = ""
+    solution: str = ""
+    metadata: dict = dataclasses.field(default_factory=dict, compare=False)
+
+    @property
+    def question(self) -> str:
+        """The text the teacher is shown: the content alone, or ``role: content`` of each message."""
+        if len(self.messages) == 1:
+            return self.messages[0].content
+        return "\n\n".join(f"{m.role}: {m.content}" for m in self.messages)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """One answer of the student.
+
+    Attributes:
+        tokens_T: int32, the sampled tokens, the stop token included when there was one.
+        logp_T: float32, log-probability of each token under the policy that sampled it.
+        text: the decoded answer without stop token.
+        finish_reason: ``stop`` or ``length`` (cut at the token limit).
+    """
+
+    tokens_T: np.ndarray
+    logp_T: np.ndarray
+    text: str
+    finish_reason: FinishReason
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutGroup:
+    """One prompt and its G rollouts: the unit that travels to the teacher."""
+
+    prompt: Prompt
+    prompt_tokens_T: np.ndarray
+    rollouts: tuple[Rollout, ...]
+    step: int
+    index: int  # place of the prompt in the step, 0..P-1
+
+
+@dataclasses.dataclass(frozen=True)
+class Criterion:
+    """One yes/no question about one answer. ``points`` is its weight w_k, an integer 1..5."""
+
+    id: str
+    text: str
+    points: int
+    category: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rubric:
+    """4 to 12 weighted criteria, induced from the contrast of references and rollouts (Eq. 3)."""
+
+    criteria: tuple[Criterion, ...]
+
+    @property
+    def weights(self) -> tuple[int, ...]:
+        return tuple(c.points for c in self.criteria)
+
+    @property
+    def total(self) -> int:
+        """Sum of all points; recomputed, never read from a reply."""
+        return sum(self.weights)
+
+    @property
+    def sha(self) -> str:
+        """Content hash, first 16 hex digits."""
+        text = json.dumps([dataclasses.astuple(c) for c in self.criteria], ensure_ascii=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdicts:
+    """True/false of each criterion for each answer; an answer without a verdict is *unscored*.
+
+    Attributes:
+        passed: per answer the C booleans, or None where the answer is unscored.
+        causes: per answer None, or why it is unscored (``malformed``, ``missing``, ...).
+    """
+
+    passed: tuple[tuple[bool, ...] | None, ...]
+    causes: tuple[str | None, ...]
+
+    def scores(self, rubric: Rubric) -> tuple[float | None, ...]:
+        """Weighted pass rate of each answer, sum(w*v)/sum(w) (Eq. 5), or None where unscored."""
+        return tuple(
+            None if v is None else sum(w for w, ok in zip(rubric.weights, v, strict=True) if ok) / rubric.total
+            for v in self.passed
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """What the teacher said of one group.
+
+    Attributes:
+        rewards: one per rollout; None means unscored. Never 0.0 for a failure.
+        causes: one per rollout; None, or why it is unscored.
+        references: the teacher's own answers.
+        rubric: the criteria, or None if there is no rubric (other methods, or a failure).
+        passed: per rollout the C verdicts, or None.
+        reference_passed: the same for the references.
+    """
+
+    rewards: tuple[float | None, ...]
+    causes: tuple[str | None, ...]
+    references: tuple[str, ...] = ()
+    rubric: Rubric | None = None
+    passed: tuple[tuple[bool, ...] | None, ...] = ()
+    reference_passed: tuple[tuple[bool, ...] | None, ...] = ()

@@ -1,0 +1,101 @@
+"""The run's directory: whose it is, and what stops a run in it (a signal, a full disk)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import pathlib
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ropd_jax.report import write_atomic
+from ropd_jax.types import UserError
+
+log = logging.getLogger(__name__)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
+    """Make the directory this config's own, or check that it is.
+
+    Args:
+        workdir: created when absent.
+        config: nested, of JSON values; kept as ``config.json``.
+
+    Raises:
+        UserError: the directory belongs to another config (the difference is shown), holds something else, or
+            cannot be written.
+    """
+    path = workdir / "config.json"
+    new = json.loads(json.dumps(config))
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            old = json.loads(path.read_text(encoding="utf-8"))
+        elif any(workdir.iterdir()):
+            raise UserError(f"--workdir {workdir} is not empty and holds no run; choose another directory")
+        else:
+            write_atomic(path, json.dumps(new, indent=2) + "\n")
+            return
+    except OSError as error:
+        raise UserError(f"--workdir {workdir}: {error.strerror}; choose a directory that can be written") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); choose another --workdir") from error
+    a, b = flatten(old), flatten(new)
+    changed = [k for k in sorted(a.keys() | b.keys()) if a.get(k, "absent") != b.get(k, "absent")]
+    if changed:
+        shown = "; ".join(f"{k}: {a.get(k, 'absent')} there, {b.get(k, 'absent')} now" for k in changed[:6])
+        more = f"; and {len(changed) - 6} more" if len(changed) > 6 else ""
+        raise UserError(
+            f"--workdir {workdir} belongs to another config ({shown}{more}); choose another --workdir, "
+            "or give the config it was started with"
+        )
+
+
+class Interrupted(Exception):
+    """The user asked to stop."""
+
+
+class Interrupt:
+    """Turns the first Ctrl-C (or SIGTERM) into a request that the run looks at; the second leaves at once."""
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+
+    def check(self) -> None:
+        """Raise Interrupted if the user has asked to stop."""
+        if self._asked.is_set():
+            raise Interrupted
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[Interrupt]:
+        if threading.current_thread() is not threading.main_thread():  # a notebook's or a test's worker thread
+            yield self
+            return
+
+        def handle(signum, frame):
+            if self._asked.is_set():
+                os._exit(130)
+            self._asked.set()
+            log.warning("stopping: saving a checkpoint (once more to leave at once)")
+
+        old = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for s, handler in old.items():
+                signal.signal(s, handler)

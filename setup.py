@@ -1,0 +1,61 @@
+"""Packaging. Ranges live here; `constraints.txt` pins exact versions; `pyproject.toml` configures tools only."""
+
+from __future__ import annotations
+
+from setuptools import find_packages, setup
+
+CORE = [
+    "absl-py>=2.1",
+    "aiohttp>=3.10",
+    "flax>=0.12,<0.13",
+    "gguf>=0.17",
+    "google-genai>=1.40",
+    "importlib_resources>=6.4",  # tensorflow-datasets needs it and does not ask for it
+    "jax>=0.10,<0.11",
+    "matplotlib>=3.9",
+    "ml-collections>=1.1",
+    "numpy>=2.0",
+    "openai>=2.0",
+    "optax>=0.2.5",
+    "orbax-checkpoint>=0.11.20",
+    "pydantic>=2.8",
+    "reasoning-gym>=0.1.25,<0.2",
+    "rich>=13.7",
+    "safetensors>=0.5",
+    "tenacity>=9.0",
+    "tensorboardX>=2.6.2",
+    "tensorflow-datasets>=4.9.8",
+    "tokenizers>=0.21",
+    "transformers>=5.0,<6",
+]
+
+EXTRAS = {
+    "dev": [
+        "ipykernel>=6.29",
+        "nbclient>=0.10",
+        "nbformat>=5.10",
+        "pre-commit>=4.0",
+        "pytest>=8.3",
+        "pytest-timeout>=2.3",
+        "ruff>=0.12",
+    ],
+    "eval": ["math-verify[antlr4_11_0]>=0.9,<0.10"],
+    "golden": ["torch>=2.8"],  # only to make tests/golden anew; neither the package nor its tests need it
+    "gpu": ["jax[cuda12]>=0.10,<0.11"],
+    "tpu": ["jax[tpu]>=0.10,<0.11"],
+    "tpu-aot": ["jax[tpu]>=0.10,<0.11"],  # compiles TPU programs on a machine without a TPU
+}
+
+setup(
+    name="ropd_jax",
+    version="0.1.0",
+    description="Rubric-based on-policy distillation (ROPD) in JAX: a student learns from a teacher that is only text",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["ropd_jax", "ropd_jax.*"]),
+    package_data={"ropd_jax": ["assets/**/*", "assets/*"], "ropd_jax.teacher": ["prompts/*.md"]},
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["ropd = ropd_jax.cli:main"]},
+)

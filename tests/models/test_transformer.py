@@ -1,0 +1,115 @@
+"""The student: causality, sharding, every config field used, log-probs in chunks."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ropd_jax import mesh as mesh_lib
+from ropd_jax.models import transformer
+from ropd_jax.models.attention import attention, causal_mask
+from ropd_jax.models.logprobs import token_logprobs
+from ropd_jax.types import UserError
+from tests.helpers import TINY, trees_max_diff
+
+TOKENS = np.random.default_rng(0).integers(2, 64, (8, 13)).astype(np.int32)
+POSITIONS = np.tile(np.arange(13, dtype=np.int32), (8, 1))
+ONES = np.ones_like(TOKENS)
+
+
+def logp(params, tokens=TOKENS, cfg=TINY, positions=POSITIONS, segments=ONES, **kw):
+    x_BTD = transformer.hidden(cfg, params, tokens, positions, segments, **kw)
+    return token_logprobs(cfg, params, x_BTD[:, :-1], tokens[:, 1:], chunk=5)
+
+
+def test_logits_do_not_see_the_future():
+    params = transformer.init_params(TINY, 0)
+
+    def out(x_BTD, t):  # gradient of the output at t with respect to every embedding
+        return x_BTD[0, t].sum()
+
+    def f(table, t):
+        p = params | {"embed": {"table_VD": table}}
+        row = jnp.arange(13, dtype=jnp.int32)[None]  # token i is only at position i
+        return out(transformer.hidden(TINY, p, row, POSITIONS[:1], ONES[:1]), t)
+
+    seen = np.asarray(jnp.abs(jax.grad(f)(params["embed"]["table_VD"], 6)).sum(1))[:13] > 0
+    np.testing.assert_array_equal(seen, np.arange(13) <= 6)
+
+
+def test_padding_and_neighbouring_segments_change_nothing():
+    params = transformer.init_params(TINY, 0)
+    alone, _ = logp(params, TOKENS[:1, :6], positions=POSITIONS[:1, :6], segments=ONES[:1, :6])
+    row = np.concatenate([TOKENS[1:2, :5], TOKENS[:1, :6], TOKENS[2:3, :2]], 1)
+    positions = np.concatenate([np.arange(5), np.arange(6), np.zeros(2)])[None].astype(np.int32)
+    segments = np.array([[1] * 5 + [2] * 6 + [0] * 2], np.int32)
+    packed, _ = logp(params, row, positions=positions, segments=segments)
+    np.testing.assert_allclose(packed[:, 5:10], alone, atol=1e-5)
+
+
+def test_chunked_logprobs_and_entropy_equal_the_whole_softmax():
+    params = transformer.init_params(TINY, 0)
+    got, entropy = logp(params)
+    x_BTD = transformer.hidden(TINY, params, TOKENS, POSITIONS, ONES)
+    full = np.asarray(jax.nn.log_softmax(transformer.logits(TINY, params, x_BTD)[:, :-1]), np.float64)
+    np.testing.assert_allclose(got, np.take_along_axis(full, TOKENS[:, 1:, None], -1)[..., 0], atol=1e-5)
+    np.testing.assert_allclose(entropy, -(np.exp(full) * full).sum(-1), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (4, 2)])
+def test_sharded_forward_and_gradient_equal_unsharded(shape):
+    params = transformer.init_params(TINY, 0)
+
+    def f(params, tokens, positions, segments):
+        return logp(params, tokens, positions=positions, segments=segments, remat=True)[0].mean()
+
+    value, grads = jax.jit(jax.value_and_grad(f))(params, TOKENS, POSITIONS, ONES)
+    mesh = mesh_lib.make_mesh(*shape)
+    with jax.set_mesh(mesh):
+        placed = mesh_lib.put(params, mesh, mesh_lib.RULES.storage(params))
+        rows = [jax.device_put(x, jax.NamedSharding(mesh, mesh_lib.RULES.spec("BT"))) for x in (TOKENS, POSITIONS, ONES)]
+        value_s, grads_s = jax.jit(jax.value_and_grad(f))(placed, *rows)
+    assert float(value_s) == pytest.approx(float(value), abs=1e-6)
+    assert trees_max_diff(grads, grads_s) < 1e-6
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(TINY) if f.name != "max_seq_len"])
+def test_every_config_field_changes_output_or_shapes(field):
+    changed = {"num_kv_heads": 4, "num_heads": 2, "tied": False, "rope_theta": 1e5, "norm_eps": 1e-1}
+    value = changed.get(field, 2 * getattr(TINY, field) if field != "tied" else None)
+    other = dataclasses.replace(TINY, **{field: value})
+    shapes = [jax.tree.map(lambda x: x.shape, transformer.param_shapes(c)) for c in (TINY, other)]
+    if shapes[0] == shapes[1]:
+        params = transformer.init_params(TINY, 0)
+        assert float(jnp.abs(logp(params)[0] - logp(params, cfg=other)[0]).max()) > 1e-3
+
+
+def test_attention_masks_by_hand():
+    positions = np.array([[0, 1, 0, 1, 0]], np.int32)
+    segments = np.array([[1, 1, 2, 2, 0]], np.int32)
+    want = np.array([[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 0]], bool)
+    np.testing.assert_array_equal(causal_mask(positions, segments)[0], want)
+
+
+def test_attention_equals_naive_float64():
+    rng = np.random.default_rng(1)
+    q, k, v = rng.normal(size=(2, 3, 4, 8)), rng.normal(size=(2, 2, 5, 8)), rng.normal(size=(2, 2, 5, 8))
+    mask = rng.random((2, 3, 5)) < 0.6
+    mask[..., 0] = True
+    got = attention(*(x.astype(np.float32) for x in (q, k, v)), mask)
+    for n in range(4):
+        s = np.einsum("bth,bsh->bts", q[:, :, n], k[:, n // 2]) / 8**0.5
+        p = np.where(mask, np.exp(s), 0)
+        want = np.einsum("bts,bsh->bth", p / p.sum(-1, keepdims=True), v[:, n // 2])
+        np.testing.assert_allclose(got[:, :, n], want, atol=1e-5)
+
+
+def test_mesh_that_does_not_divide_names_sizes_that_do():
+    with pytest.raises(UserError, match=r"K=2 does not divide.*tp=4.*1, 2"):
+        mesh_lib.check_divides(TINY, mesh_lib.make_mesh(2, 4))
+    with pytest.raises(UserError, match="tp=3 does not divide the 8 devices"):
+        mesh_lib.make_mesh(-1, 3)

@@ -1,0 +1,58 @@
+"""Temperature, top-k, top-p: which tokens are admitted, and with what probability."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ropd_jax.sampling.rules import SamplingRule, draw, policy_logprobs, rollout_keys
+from ropd_jax.types import UserError
+
+P = np.array([[0.5, 0.25, 0.15, 0.1]], np.float32)
+LOGITS = jnp.log(jnp.asarray(P))[:, jnp.array([2, 0, 3, 1])]  # probabilities 0.15, 0.5, 0.1, 0.25
+
+
+@pytest.mark.parametrize(
+    ("rule", "want"),
+    [
+        (SamplingRule(), [0.15, 0.5, 0.1, 0.25]),
+        (SamplingRule(top_k=2), [0, 2 / 3, 0, 1 / 3]),
+        (SamplingRule(top_p=0.7), [0, 2 / 3, 0, 1 / 3]),  # 0.5 does not reach 0.7, 0.75 does
+        (SamplingRule(top_p=0.5), [0, 1, 0, 0]),
+        (SamplingRule(top_p=0.76), [0.15 / 0.9, 0.5 / 0.9, 0, 0.25 / 0.9]),
+        (SamplingRule(top_k=3, top_p=0.8), [0, 2 / 3, 0, 1 / 3]),  # of the three, 0.5/0.9 + 0.25/0.9 reach 0.8
+        (SamplingRule(temperature=0.5), np.square([0.15, 0.5, 0.1, 0.25]) / np.sum(np.square(P))),
+        (SamplingRule(top_k=99), [0.15, 0.5, 0.1, 0.25]),
+    ],
+)
+def test_policy_probabilities(rule, want):
+    np.testing.assert_allclose(np.exp(policy_logprobs(LOGITS, rule))[0], want, atol=1e-6)
+
+
+def test_drawn_frequencies_follow_the_policy():
+    keys = rollout_keys(0, 0, ["q"], 4000)
+    rule = SamplingRule(top_k=3)
+    token_B, logp_B = draw(keys, jnp.int32(0), jnp.tile(LOGITS, (4000, 1)), rule)
+    share_V = np.bincount(np.asarray(token_B), minlength=4) / 4000
+    np.testing.assert_allclose(share_V, [0.15 / 0.9, 0.5 / 0.9, 0, 0.25 / 0.9], atol=0.03)
+    np.testing.assert_allclose(logp_B, np.asarray(policy_logprobs(LOGITS, rule))[0][np.asarray(token_B)], atol=1e-6)
+
+
+def test_keys_differ_in_every_argument():
+    keys = np.concatenate(
+        [np.asarray(jax.random.key_data(rollout_keys(s, t, ["a", "b"], 3))) for s, t in ((0, 0), (1, 0), (0, 1))]
+    )
+    assert len({tuple(k) for k in keys.tolist()}) == 18
+
+
+def test_a_key_does_not_depend_on_the_other_prompts():
+    alone, among = rollout_keys(3, 5, ["b"], 2), rollout_keys(3, 5, ["a", "b", "c"], 2)
+    np.testing.assert_array_equal(jax.random.key_data(alone), jax.random.key_data(among)[2:4])
+
+
+@pytest.mark.parametrize(("kw", "word"), [({"temperature": -1}, "temperature"), ({"top_p": 0}, "top_p"), ({"top_k": -2}, "top_k")])
+def test_impossible_rules_are_refused(kw, word):
+    with pytest.raises(UserError, match=word):
+        SamplingRule(**kw)

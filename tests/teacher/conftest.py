@@ -1,0 +1,114 @@
+"""Helpers of the teacher's tests: prompts, a client that says what it is told, providers against a local server."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+import pytest
+from aiohttp import web
+
+from ropd_jax.teacher import ChatReply, ChatRequest, MalformedError, TeacherError, Usage, make_client
+from ropd_jax.teacher.scripted import ScriptedClient
+from ropd_jax.teacher.server import running
+from ropd_jax.types import Message, Prompt
+
+SUM = "State the final answer to the following arithmetic problem: 9 + 5 - 1 + 3 ="
+
+
+@pytest.fixture
+def sum_prompt():
+    return Prompt("sum-1", (Message("user", SUM),), answer="16")
+
+
+@pytest.fixture
+def sum_answers():
+    full = "9 + 5 = 14\n14 - 1 = 13\n13 + 3 = 16\nAnswer: 16"
+    return [full, "9 + 5 = 14\nAnswer: 16", "Answer: 17", "9 + 5 = 15\n15 - 1 = 14\n14 + 3 = 17\nAnswer: 17"]
+
+
+class Saying:
+    """A client that returns (or raises) what it is given, in order, and keeps the requests."""
+
+    def __init__(self, *replies: str | TeacherError):
+        self.replies = list(replies)
+        self.requests: list[ChatRequest] = []
+        self.closed = False
+
+    async def chat(self, request: ChatRequest) -> ChatReply:
+        self.requests.append(request)
+        reply = self.replies.pop(0)
+        if isinstance(reply, TeacherError):
+            raise reply
+        return ChatReply(reply, usage=Usage(10, 5, 2, 1))
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def saying():
+    return Saying
+
+
+@pytest.fixture
+def provider_client():
+    """An async context manager: a client of the named provider, through its real SDK, to a local scripted teacher."""
+
+    @contextlib.asynccontextmanager
+    async def open_client(provider: str, *, api_key: str = "", stats=None, attempts=1, timeout_s=20.0, **options):
+        if provider == "scripted":
+            client = make_client(
+                provider=provider, scripted=options, stats=stats, attempts=attempts, first_wait_s=0.01,
+                timeout_s=timeout_s,
+            )  # fmt: skip
+            yield client
+            await client.close()
+            return
+        async with running(ScriptedClient(**options), api_key=api_key) as root:
+            client = make_client(
+                provider=provider,
+                base_url=root + "/v1" if provider == "openai" else root,
+                attempts=attempts,
+                first_wait_s=0.01,
+                timeout_s=timeout_s,
+                stats=stats,
+            )
+            try:
+                yield client
+            finally:
+                await client.close()
+
+    return open_client
+
+
+@pytest.fixture
+def malformed():
+    return MalformedError("bad")
+
+
+@pytest.fixture
+def unused_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@pytest.fixture
+def web_page():
+    """A server that answers everything with a web page and 200, as a captive portal does."""
+
+    @contextlib.asynccontextmanager
+    async def serve():
+        async def page(request):
+            return web.Response(text="<html>Please log in</html>", content_type="text/html")
+
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", page)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+        await runner.cleanup()
+
+    return serve

@@ -1,0 +1,189 @@
+"""The teacher's three roles over any client: blinding, re-asks, causes, counters."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from ropd_jax.teacher import (
+    BlockedError,
+    ConfigurationError,
+    MalformedError,
+    Role,
+    Teacher,
+    TransientError,
+    fences,
+)
+from ropd_jax.teacher.verifier import shuffled
+from ropd_jax.types import Criterion, Message, Prompt, Rubric
+
+RUBRIC = Rubric(tuple(Criterion(f"c{n}", f"criterion {n}", p) for n, p in enumerate((5, 4, 2, 1), 1)))
+PROMPT = Prompt("p1", (Message("user", "Q?"),), answer="GOLD")
+
+
+def verdicts(*rows):
+    answers = [{"answer_index": i, "judgement": [bool(int(c)) for c in row]} for i, row in rows]
+    return json.dumps({"schema_version": "ropd.batch_verifier.v2", "answers": answers})
+
+
+def rubric_text(n=4):
+    rows = [{"criterion_id": f"c{i}", "category": "x", "criterion": f"k{i}", "points": 1} for i in range(1, n + 1)]
+    return json.dumps({"schema_version": "ropd.rubric.v1", "rubrics": rows, "maximum_score": n})
+
+
+def test_answers_are_shown_shuffled_and_verdicts_come_home(saying):
+    texts = [f"text {i}" for i in range(6)]
+    order = shuffled(texts, seed=7, key="k")
+    assert sorted(order) == list(range(6)) and order != list(range(6))
+    rows = [(place, f"{index % 2}{index // 2 % 2}{index // 4 % 2}1") for place, index in enumerate(order, 1)]
+    client = saying(verdicts(*rows))
+    result = asyncio.run(Teacher(client, seed=7).verify(PROMPT, RUBRIC, texts, key="k"))
+    assert result.passed == tuple((bool(i % 2), bool(i // 2 % 2), bool(i // 4 % 2), True) for i in range(6))
+    assert fences.parse(client.requests[0].messages[0].content) == [texts[i] for i in order]
+    assert "GOLD" not in client.requests[0].messages[0].content
+
+
+def test_the_order_depends_on_seed_and_key_and_is_repeatable():
+    texts = ["same"] * 8
+    orders = [tuple(shuffled(texts, seed=s, key=k)) for s in (0, 1) for k in ("a", "b")]
+    assert len(set(orders)) == 4
+    assert tuple(shuffled(texts, seed=0, key="a")) == orders[0]
+
+
+def test_only_answers_without_a_verdict_are_asked_for_again(saying):
+    texts = [f"text {i}" for i in range(4)]
+    order = shuffled(texts, seed=0, key="k")
+    client = saying(verdicts((1, "1111"), (3, "0000"), (4, "11")), verdicts((1, "1000"), (2, "0100")))
+    teacher = Teacher(client)
+    result = asyncio.run(teacher.verify(PROMPT, RUBRIC, texts, key="k"))
+    assert result.scores(RUBRIC) == tuple({0: 1.0, 1: 5 / 12, 2: 0.0, 3: 4 / 12}[order.index(i)] for i in range(4))
+    assert result.causes == (None,) * 4
+    assert fences.parse(client.requests[1].messages[0].content) == [texts[order[1]], texts[order[3]]]
+    assert teacher.stats.reasks == {"verify": 1} and teacher.stats.unscored == {}
+
+
+@pytest.mark.parametrize(
+    "second, cause",
+    [
+        (verdicts(), "missing"),
+        (verdicts((1, "10")), "malformed"),
+        (verdicts((1, "1111"), (1, "0000")), "duplicate"),
+        (TransientError("x", cause="timeout"), "timeout"),
+        (BlockedError("x"), "blocked"),
+    ],
+)
+def test_what_stays_without_verdict_is_unscored_with_its_cause(saying, second, cause):
+    order = shuffled(["a", "b"], seed=0, key="k")
+    teacher = Teacher(saying(verdicts((1, "1111")), second))
+    result = asyncio.run(teacher.verify(PROMPT, RUBRIC, ["a", "b"], key="k"))
+    unscored = order[1]
+    assert result.scores(RUBRIC)[unscored] is None and result.causes[unscored] == cause
+    assert result.scores(RUBRIC)[order[0]] == 1.0 and result.causes[order[0]] is None
+    assert teacher.stats.unscored == {cause: 1}
+
+
+def test_an_unusable_reply_is_answered_once_with_what_was_wrong(saying):
+    client = saying(rubric_text(3), rubric_text(5))
+    teacher = Teacher(client)
+    rubric = asyncio.run(teacher.induce_rubric(PROMPT, ["r"], ["a"]))
+    assert len(rubric.criteria) == 5
+    first, second = client.requests
+    assert [m.role for m in second.messages] == ["user", "assistant", "user"]
+    assert second.messages[0] == first.messages[0] and second.messages[1].content == rubric_text(3)
+    assert "3 criteria; expected 4 to 12" in second.messages[2].content
+    assert teacher.stats.reasks == {"rubric": 1} and teacher.stats.failures == {}
+
+
+def test_an_empty_reply_is_not_quoted_back(saying):
+    client = saying("  ", rubric_text())
+    asyncio.run(Teacher(client).induce_rubric(PROMPT, ["r"], ["a"]))
+    assert [m.role for m in client.requests[1].messages] == ["user", "user"]
+
+
+@pytest.mark.parametrize("replies", [("nonsense", "nonsense"), (rubric_text(3), "")])
+def test_two_unusable_replies_are_a_typed_failure(saying, replies):
+    teacher = Teacher(saying(*replies))
+    with pytest.raises(MalformedError) as e:
+        asyncio.run(teacher.induce_rubric(PROMPT, ["r"], ["a"]))
+    assert teacher.stats.failures == {e.value.cause: 1}
+    teacher = Teacher(saying("nonsense", "nonsense"))
+    with pytest.raises(MalformedError):
+        asyncio.run(teacher.verify(PROMPT, RUBRIC, ["a"], key="k"))
+    assert teacher.stats.reasks == {"verify": 1} and teacher.stats.failures == {"malformed": 1}
+
+
+def test_references_are_m_samples_without_thinking(saying):
+    client = saying("<think>hm</think> one", "two\ud800", "<think>only</think>", "<think>unterminated")
+    teacher = Teacher(client, reference=Role("big", 0.7, 55))
+    result = asyncio.run(teacher.references(PROMPT))
+    assert result == ("one", "two\ufffd", "<think>only</think>", "<think>unterminated")
+    assert [r.sample_index for r in client.requests] == [0, 1, 2, 3]
+    assert {(r.model, r.temperature, r.max_output_tokens, r.json_schema) for r in client.requests} == {
+        ("big", 0.7, 55, None)
+    }
+    assert teacher.stats.calls == {"reference": 4} and teacher.stats.thought_tokens == {"reference": 8}
+
+
+def test_lost_references_are_left_out_and_counted(saying):
+    teacher = Teacher(saying("a", TransientError("x", cause="timeout"), " ", "a"))
+    assert asyncio.run(teacher.references(PROMPT)) == ("a", "a")
+    assert teacher.stats.failures == {"timeout": 1, "empty": 1}
+    assert teacher.stats.duplicate_references == 1
+
+
+@pytest.mark.parametrize("error", [TransientError("x", cause="timeout"), BlockedError("x"), ConfigurationError("x")])
+def test_no_reference_at_all_is_a_typed_failure(saying, error):
+    with pytest.raises(type(error)):
+        asyncio.run(Teacher(saying(error, error), references_m=2).references(PROMPT))
+
+
+def test_a_configuration_error_in_any_role_is_raised(saying):
+    wrong = ConfigurationError("no such model")
+    with pytest.raises(ConfigurationError):
+        asyncio.run(Teacher(saying("a", wrong), references_m=2).references(PROMPT))
+    with pytest.raises(ConfigurationError):
+        asyncio.run(Teacher(saying(verdicts((1, "1111")), wrong)).verify(PROMPT, RUBRIC, ["a", "b"], key="k"))
+
+
+def test_cancellation_passes_through(saying):
+    class Slow(saying):
+        async def chat(self, request):
+            await asyncio.sleep(60)
+
+    async def run(call):
+        task = asyncio.ensure_future(call)
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    teacher = Teacher(Slow())
+    asyncio.run(run(teacher.references(PROMPT)))
+    asyncio.run(run(teacher.verify(PROMPT, RUBRIC, ["a"], key="k")))
+    assert teacher.stats.failures == {}
+
+
+def test_no_answers_need_no_call(saying):
+    assert asyncio.run(Teacher(saying()).verify(PROMPT, RUBRIC, [], key="k")).passed == ()
+
+
+def test_the_state_is_json_and_counters_go_on_after_a_restore(saying):
+    teacher = Teacher(saying("a", "a"), references_m=2)
+    asyncio.run(teacher.references(PROMPT))
+    state = json.loads(json.dumps(teacher.state()))
+    other = Teacher(saying("a", "b"), references_m=2)
+    other.restore(state)
+    asyncio.run(other.references(PROMPT))
+    metrics = other.stats.as_metrics()
+    assert metrics["teacher/calls_reference"] == 4.0 and metrics["teacher/input_tokens"] == 40.0
+    assert metrics["teacher/duplicate_references"] == 1.0
+    assert teacher.stats.calls == {"reference": 2}  # a copy was restored, not shared
+
+
+def test_prompt_hashes_are_known():
+    shas = Teacher(None).prompt_shas
+    assert set(shas) == {"reference.v1", "rubricator.v1", "verifier.v1", "reask.v1"}
+    assert all(len(sha) == 16 for sha in shas.values())
+    assert len(set(shas.values())) == 4
