@@ -2,7 +2,7 @@
 
     python experiments/quickstart_coldstart.py --out ropd_jax/assets/quickstart_student
 
-A 0.37 M-parameter Llama-style model, from random weights, by supervised learning on 12,000 chain sums. Every answer is
+A 0.37 M-parameter Llama-style model, from random weights, by supervised learning on 8,000 chain sums. Every answer is
 right, in three styles: all lines worked (28 %), the first line and then the answer (42 %), the answer alone (30 %).
 So the student *can* write whole solutions and mostly does not: that is what the quickstart's ROPD run elicits.
 The sums are disjoint from the quickstart's training and held-out sets.
@@ -36,7 +36,7 @@ from ropd_jax.text.tokenizer import CharTokenizer
 from ropd_jax.train import State, make_update
 
 STYLES = {"full": 0.28, "first_line": 0.42, "answer": 0.30}
-EXAMPLES, BATCH, STEPS, LR = 12_000, 64, 1_500, 3e-3
+EXAMPLES, BATCH, STEPS, LR = 8_000, 64, 1_000, 3e-3
 PIECES = [
     "<pad>",
     "<eos>",

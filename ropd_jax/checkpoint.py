@@ -58,5 +58,12 @@ class Checkpoints:
         log.info("resumed after step %d from %s", step, self._manager.directory)
         return got["state"], got["host"]
 
+    def restore_raw(self, step: int) -> tuple[Any, dict]:
+        """(state, host) as trees of host arrays, for whoever has no state of that shape at hand."""
+        got = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(), host=ocp.args.JsonRestore())
+        )
+        return got["state"], got["host"]
+
     def close(self) -> None:
         self._manager.close()

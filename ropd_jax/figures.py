@@ -47,7 +47,7 @@ def curves_png(workdir: str | os.PathLike[str], *, title: str = "") -> pathlib.P
         if top is not None:
             axes.set_ylim(-0.02, top + 0.02)
         elif drawn:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
     for axes in figure.axes[3:]:
         axes.set_xlabel("optimizer step")
     figure.suptitle(title or pathlib.Path(workdir).resolve().name, fontsize=12)

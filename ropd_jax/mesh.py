@@ -44,7 +44,14 @@ def make_mesh(fsdp: int = -1, tp: int = 1, devices=None) -> jax.sharding.Mesh:
 class ShardingRules:
     """Mesh axis of each dimension letter; letters that are absent are replicated."""
 
-    axis: tuple[tuple[str, str], ...] = (("D", "fsdp"), ("N", "tp"), ("K", "tp"), ("F", "tp"), ("V", "tp"), ("B", "fsdp"))
+    axis: tuple[tuple[str, str], ...] = (
+        ("D", "fsdp"),
+        ("N", "tp"),
+        ("K", "tp"),
+        ("F", "tp"),
+        ("V", "tp"),
+        ("B", "fsdp"),
+    )
 
     def spec(self, dims: str, *, drop: str = "") -> PartitionSpec:
         """PartitionSpec of an array with these dimension letters, leaving out the mesh axis ``drop``."""

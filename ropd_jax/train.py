@@ -11,7 +11,6 @@ import concurrent.futures
 import contextlib
 import errno
 import functools
-import json
 import logging
 import pathlib
 import time
@@ -28,9 +27,9 @@ from ml_collections import ConfigDict
 from ropd_jax import mesh as mesh_lib
 from ropd_jax import report
 from ropd_jax.checkpoint import Checkpoints
-from ropd_jax.core.losses import kl_k3, token_weights
+from ropd_jax.core.losses import AGGREGATIONS, kl_k3, token_weights
 from ropd_jax.core.masked import masked_max, masked_sum
-from ropd_jax.core.optim import make_optimizer
+from ropd_jax.core.optim import SCHEDULES, make_optimizer
 from ropd_jax.data.batches import TrainBatch, make_batch, split_parts
 from ropd_jax.data.prompts import PromptStream, check_seeds, disjoint, load_prompts
 from ropd_jax.evaluation.graders import grade
@@ -46,7 +45,7 @@ from ropd_jax.student import Student, load_student
 from ropd_jax.teacher import Teacher
 from ropd_jax.teacher.loop import TeacherLoop
 from ropd_jax.types import Judgement, Prompt, RolloutGroup, UserError
-from ropd_jax.workdir import Interrupt, Interrupted, claim
+from ropd_jax.workdir import Interrupt, Interrupted, claim, flatten
 
 log = logging.getLogger(__name__)
 
@@ -77,9 +76,7 @@ def load_questions(cfg: ConfigDict, student: Student) -> tuple[Questions, Questi
     d = cfg.data
     common = dict(source=d.source, task=d.task, options=d.options.to_dict(), template=d.template, system=d.system)
     if d.source == "reasoning_gym":
-        check_seeds(
-            train_seed=d.seed, train_size=d.size, heldout_seed=d.heldout_seed, heldout_size=d.heldout_size
-        )
+        check_seeds(train_seed=d.seed, train_size=d.size, heldout_seed=d.heldout_seed, heldout_size=d.heldout_size)
     held = load_prompts(**common, path=d.heldout_path, size=d.heldout_size, seed=d.heldout_seed)
     train = disjoint(load_prompts(**common, path=d.path, size=d.size, seed=d.seed), held)
     return tuple(_tokenized(s, student, d.max_prompt_tokens, n) for s, n in ((train, "training"), (held, "held-out")))
@@ -104,7 +101,9 @@ def _tokenized(prompt_set, student: Student, limit: int, name: str) -> Questions
 # ------------------------------------------------------------------------------------------------------ evaluate
 
 
-def evaluate(sample: Callable, engines: dict[str, EngineConfig], params, questions: Questions, n: int) -> dict[str, Any]:
+def evaluate(
+    sample: Callable, engines: dict[str, EngineConfig], params, questions: Questions, n: int
+) -> dict[str, Any]:
     """Held-out accuracy of each engine (greedy, sampled), exact grading, on the first ``n`` questions."""
     metrics: dict[str, Any] = {}
     for name, engine in engines.items():
@@ -250,7 +249,7 @@ def make_update(cfg: ConfigDict, model_cfg: ModelConfig, method: Method, tx: opt
         metrics |= {
             "update/loss": jnp.sum(loss_A),
             "update/logp_gap_max": jnp.max(gap_max_A),
-            "update/grad_norm": optax.global_norm(grads),
+            "update/grad_norm": optax.tree.norm(grads),
             "update/tokens": tokens,
         }
         return State(params, opt_state), metrics
@@ -302,20 +301,25 @@ def main(cfg: ConfigDict, workdir: str | pathlib.Path) -> int:
 def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: contextlib.ExitStack) -> int:
     started = time.monotonic()
 
-    # --- what the user gave: checked before anything is compiled or written
-    method = load_method(cfg.method, cfg)
+    # --- what the user gave: all of it is checked before anything is compiled or written
+    check_config(cfg)
     loop = stack.enter_context(contextlib.closing(TeacherLoop()))
+    teacher = None if cfg.teacher.provider == "scripted" else make_teacher(cfg, [])  # a missing API key: first of all
+    method = load_method(cfg.method, cfg)
+    rule = SamplingRule(cfg.sampling.temperature, cfg.sampling.top_k, cfg.sampling.top_p)
+    mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp)
     student = load_student(cfg.student.checkpoint, chat_template=cfg.student.chat_template)
+    mesh_lib.check_divides(student.cfg, mesh)
     train, held = load_questions(cfg, student)
     stream = PromptStream(train.prompts, cfg.data.prompts_per_step, cfg.seed)
-    check_config(cfg)
-    teacher = make_teacher(cfg, train.prompts)  # a missing API key is found here
+    longest = max(len(t) for q in (train, held) for t in q.tokens_of(q.prompts))
+    prompt_len = -(-longest // 16) * 16  # one length for the whole run, so that each function compiles once
+    check_length(prompt_len, cfg, student.cfg)
+    teacher = teacher or make_teacher(cfg, train.prompts)
     loop.on_close(teacher.close)
     claim(workdir, cfg.to_dict())
 
     # --- mesh, parameters, optimizer
-    mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp)
-    mesh_lib.check_divides(student.cfg, mesh)
     stack.enter_context(jax.set_mesh(mesh))
     specs = mesh_lib.RULES.storage(student.params)
     tx = make_optimizer(
@@ -334,12 +338,9 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     state = State(params, jax.jit(tx.init)(params))
     update = make_update(cfg, student.cfg, method, tx)
 
-    # --- sampling: one prompt length for the whole run, so that each function compiles once
-    longest = max(len(t) for q in (train, held) for t in q.tokens_of(q.prompts))
-    prompt_len = -(-longest // 16) * 16
+    # --- sampling
     common = dict(prompt_len=prompt_len, max_tokens=cfg.sampling.max_tokens, chunk=cfg.sampling.chunk,
                   stop_ids=student.tokenizer.stop_ids, dtype=cfg.student.dtype)  # fmt: skip
-    rule = SamplingRule(cfg.sampling.temperature, cfg.sampling.top_k, cfg.sampling.top_p)
     P = cfg.data.prompts_per_step
     engine = EngineConfig(
         rollouts=cfg.sampling.rollouts, prompts=cfg.sampling.prompts_at_once or P, rule=rule, **common
@@ -361,7 +362,9 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
             interrupt.check()
 
     # --- checkpoint
-    checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir / "checkpoints", keep=cfg.checkpoint.keep)))
+    checkpoints = stack.enter_context(
+        contextlib.closing(Checkpoints(workdir / "checkpoints", keep=cfg.checkpoint.keep))
+    )
     host: dict[str, Any] = {"groups_total": 0, "groups_unscored": 0, "seconds": 0.0, "before": None, "teacher": None}
     first = checkpoints.latest() or 0
     if first:
@@ -369,7 +372,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
         teacher.restore(host["teacher"])
     if first == cfg.steps and (workdir / "result.json").exists():
         log.info("%s is finished; its result:", workdir)
-        report.show_result(json.loads((workdir / "result.json").read_text()))
+        report.show_result(report.read_result(workdir))
         return 0
 
     def save(step: int):
@@ -377,7 +380,11 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
         checkpoints.save(step, state, host | {"teacher": teacher.state(), "seconds": seconds})
 
     # --- loop
-    metrics_log = stack.enter_context(contextlib.closing(report.Metrics(workdir, start_step=first + 1)))
+    metrics_log = stack.enter_context(
+        contextlib.closing(
+            report.Metrics(workdir, start_step=first + 1 if first else 0, tensorboard=cfg.log.tensorboard)
+        )
+    )
     groups_log = report.GroupsLog(workdir)
     progress = stack.enter_context(report.Progress(cfg.steps, start=first))
     n_eval = cfg.eval.size or len(held.prompts)
@@ -402,7 +409,9 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
             sampled_tokens = sum(len(r.tokens_T) for g in groups for r in g.rollouts)
             metrics["sample/tokens_per_s"] = sampled_tokens / metrics["time/sample_s"] if sampled_tokens else None
 
-            rows = [s for g, j in zip(groups, judgements, strict=True) for s in method.sequences(g, j, student.tokenizer)]
+            rows = [
+                s for g, j in zip(groups, judgements, strict=True) for s in method.sequences(g, j, student.tokenizer)
+            ]
             before_update = time.monotonic()
             state, update_metrics = update_step(
                 update, state, ref_params, rows, advantages, mesh, cfg, prompt_len + cfg.sampling.max_tokens
@@ -470,16 +479,41 @@ def make_teacher(cfg: ConfigDict, prompts: list[Prompt]) -> Teacher:
 
 
 def check_config(cfg: ConfigDict) -> None:
-    """Values that cannot work together, found before minutes are lost."""
+    """Values that cannot work, alone or together, found before minutes are lost.
+
+    Raises:
+        UserError: naming the value, what was expected and the remedy.
+    """
+    choices = {
+        "loss.aggregation": AGGREGATIONS,
+        "optim.schedule": SCHEDULES,
+        "student.dtype": ("float32", "bfloat16"),
+    }
+    flat = flatten(cfg.to_dict())
+    for key, known in choices.items():
+        if flat[key] not in known:
+            raise UserError(f"{key}={flat[key]!r}; expected one of {', '.join(known)}")
+    for key in ("steps", "checkpoint.every", "checkpoint.keep", "eval.every", "sampling.max_tokens", "sampling.chunk",
+                "optim.minibatches", "optim.logprob_chunk", "eval.prompts_at_once"):  # fmt: skip
+        if flat[key] < 1:
+            raise UserError(f"{key}={flat[key]}; expected at least 1")
     P, m = cfg.data.prompts_per_step, cfg.optim.minibatches
     if P % m:
         raise UserError(f"optim.minibatches={m} does not divide data.prompts_per_step={P}; choose a divisor of {P}")
-    if cfg.sampling.rollouts < 2 and cfg.method != "sft":
+    if cfg.sampling.rollouts < 2:
         raise UserError(f"sampling.rollouts={cfg.sampling.rollouts}; a group needs at least 2 to have a baseline")
     if cfg.sampling.temperature == 0:
         raise UserError("sampling.temperature=0 samples G equal rollouts; expected a number above 0, 1.0 in the paper")
-    if cfg.steps < 1:
-        raise UserError(f"steps={cfg.steps}; expected at least 1")
+
+
+def check_length(prompt_len: int, cfg: ConfigDict, model_cfg: ModelConfig) -> None:
+    """Raises UserError when prompt and answer together are longer than the checkpoint was made for."""
+    total = prompt_len + cfg.sampling.max_tokens
+    if total > model_cfg.max_seq_len:
+        raise UserError(
+            f"prompts of {prompt_len} tokens and sampling.max_tokens={cfg.sampling.max_tokens} make {total}, but the "
+            f"student was made for {model_cfg.max_seq_len}; lower data.max_prompt_tokens or sampling.max_tokens"
+        )
 
 
 def check_finite(metrics: dict[str, float], step: int, workdir: pathlib.Path, rows, advantages) -> None:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+
+import jax
 import optax
 
 SCHEDULES = ("constant", "cosine")
 
 
 def make_optimizer(
-    *, lr: float, schedule: str, warmup_steps: int, total_steps: int, b1: float, b2: float, eps: float,
-    weight_decay: float, clip_norm: float,
+    *,
+    lr: float,
+    schedule: str,
+    warmup_steps: int,
+    total_steps: int,
+    b1: float,
+    b2: float,
+    eps: float,
+    weight_decay: float,
+    clip_norm: float,
 ) -> optax.GradientTransformation:
     """AdamW after clipping by global norm. ``cosine`` decays to 0 at ``total_steps``; both warm up linearly from 0.
 
@@ -26,7 +37,19 @@ def make_optimizer(
         # Step 0 already moves: lr * 1/(warmup), 2/(warmup), ...
         warm = optax.linear_schedule(lr / warmup_steps, lr, max(warmup_steps - 1, 1))
         after = optax.join_schedules([warm, after], [warmup_steps])
-    return optax.chain(
+    tx = optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
         optax.adamw(after, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay),
     )
+    return optax.GradientTransformation(_lenient(tx.init), _lenient(tx.update))
+
+
+def _lenient(f):
+    """optax mixes int32 step counts with floats; the rest of a run may be under strict promotion."""
+
+    @functools.wraps(f)
+    def g(*args):
+        with jax.numpy_dtype_promotion("standard"):
+            return f(*args)
+
+    return g

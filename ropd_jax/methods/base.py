@@ -96,5 +96,7 @@ def load_method(name: str, cfg: ConfigDict) -> Method:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     if not hasattr(module, "METHOD"):
-        raise UserError(f"method file {path} defines no METHOD; expected METHOD = <your subclass of methods.base.Method>")
+        raise UserError(
+            f"method file {path} defines no METHOD; expected METHOD = <your subclass of methods.base.Method>"
+        )
     return module.METHOD(cfg)

@@ -16,7 +16,7 @@ import zipfile
 
 import numpy as np
 
-from ropd_jax.ggufio import metadata, open_gguf
+from ropd_jax.ggufio import GGUF
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.hf import build, check_shapes
 from ropd_jax.types import UserError
@@ -40,72 +40,64 @@ def load_gguf(path: str | pathlib.Path, dtype="float32") -> tuple[ModelConfig, d
     Raises:
         UserError: missing, foreign or truncated file, another architecture, a missing, extra or misshapen tensor.
     """
-    reader = open_gguf(path)
-    cfg = gguf_config(reader, path)
-    tensors = {t.name: t for t in reader.tensors}
-    shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in tensors.items()}  # GGUF counts from inside
-    check_shapes(cfg, shapes, lambda t: t.gguf, str(path))
-
-    from gguf.quants import dequantize
-
+    file = GGUF(path)
+    cfg = gguf_config(file)
+    check_shapes(cfg, {name: t.shape for name, t in file.tensors.items()}, lambda t: t.gguf, str(path))
     heads = {"q_DNH": cfg.num_heads, "k_DKH": cfg.num_kv_heads}
 
     def read(t, name: str) -> np.ndarray:
-        stored = tensors[name]
-        try:
-            w = dequantize(stored.data, stored.tensor_type).reshape(shapes[name])
-        except (NotImplementedError, ValueError) as e:
-            raise UserError(
-                f"{path}: tensor {name!r} of type {stored.tensor_type.name} cannot be dequantized ({e}); "
-                "use a file of type F32, F16, BF16, Q8_0, Q4_0, Q4_1 or a K quant"
-            ) from e
+        w = file.read(name)
         return half_split(w, heads[t.path[-1]]) if t.path[-1] in heads else w
 
     return cfg, build(cfg, read, lambda t: t.gguf, np.dtype(dtype))
 
 
-def gguf_config(reader, path: str | pathlib.Path) -> ModelConfig:
+def gguf_config(file: GGUF) -> ModelConfig:
     """The metadata of an open file as a `ModelConfig`. ``tied`` is told by the absence of an output tensor.
 
     Raises:
-        UserError: another architecture, scaled rotary angles, or a key is missing.
+        UserError: another architecture, scaled rotary angles, or a missing or foreign value.
     """
-    arch = metadata(reader, path, "general.architecture")
+    path, arch = file.path, file.require("general.architecture")
     if arch not in ARCHITECTURES:
         raise UserError(
             f"{path}: general.architecture={arch!r} is not supported; supported: {', '.join(ARCHITECTURES)}, "
             "for example SmolLM2 or Llama"
         )
 
-    def get(key: str, default=None):
-        return metadata(reader, path, f"{arch}.{key}", default, required=default is None)
+    def number(key: str, default=None, kind=int):
+        value = file.require(f"{arch}.{key}") if default is None else file.get(f"{arch}.{key}", default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            raise UserError(
+                f"{path}: {arch}.{key}={value!r}, expected a positive {kind.__name__}; fetch the file again"
+            )
+        return kind(value)
 
-    names = {t.name: t for t in reader.tensors}
-    scaling = metadata(reader, path, f"{arch}.rope.scaling.type", "none", required=False)
-    if scaling != "none" or "rope_freqs.weight" in names:
+    scaling = file.get(f"{arch}.rope.scaling.type", "none")
+    if scaling != "none" or "rope_freqs.weight" in file.tensors:
         raise UserError(
             f"{path}: scaled rotary angles (rope.scaling.type={scaling!r}) are not supported yet; "
             "choose a checkpoint with plain ones"
         )
-    if get("expert_count", 0):
-        raise UserError(f"{path}: {get('expert_count')} experts are not supported yet; choose a dense model")
-    d_model, num_heads = int(get("embedding_length")), int(get("attention.head_count"))
-    head_dim = int(get("attention.key_length", d_model // num_heads))
-    if (rotated := int(get("rope.dimension_count", head_dim))) != head_dim:
+    if experts := file.get(f"{arch}.expert_count", 0):
+        raise UserError(f"{path}: {experts} experts are not supported yet; choose a dense model")
+    d_model, num_heads = number("embedding_length"), number("attention.head_count")
+    head_dim = number("attention.key_length", d_model // num_heads)
+    if (rotated := number("rope.dimension_count", head_dim)) != head_dim:
         raise UserError(f"{path}: rope.dimension_count={rotated} of head width {head_dim} is not supported yet")
-    table = names.get("token_embd.weight")
+    table = file.tensors.get("token_embd.weight")
     return ModelConfig(
-        vocab_size=int(table.shape[-1]) if table is not None else int(get("vocab_size")),
-        num_layers=int(get("block_count")),
+        vocab_size=table.shape[0] if table is not None else number("vocab_size"),
+        num_layers=number("block_count"),
         d_model=d_model,
         num_heads=num_heads,
-        num_kv_heads=int(get("attention.head_count_kv", num_heads)),
+        num_kv_heads=number("attention.head_count_kv", num_heads),
         head_dim=head_dim,
-        mlp_dim=int(get("feed_forward_length")),
-        rope_theta=float(get("rope.freq_base", 10_000.0)),  # what the format means when the key is absent
-        norm_eps=float(get("attention.layer_norm_rms_epsilon")),
-        tied="output.weight" not in names,
-        max_seq_len=int(get("context_length")),
+        mlp_dim=number("feed_forward_length"),
+        rope_theta=number("rope.freq_base", 10_000.0, float),  # what the format means when the key is absent
+        norm_eps=number("attention.layer_norm_rms_epsilon", kind=float),
+        tied="output.weight" not in file.tensors,
+        max_seq_len=number("context_length"),
     )
 
 

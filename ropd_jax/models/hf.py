@@ -155,7 +155,7 @@ def load_hf(path: str | pathlib.Path, dtype="float32") -> tuple[ModelConfig, dic
         (config, tree of numpy arrays as `transformer.param_shapes` describes it).
 
     Raises:
-        UserError: no or unsupported config; missing, truncated or foreign weights; a missing, extra or misshapen tensor.
+        UserError: no or unsupported config; truncated or foreign weights; a missing, extra or misshapen tensor.
     """
     path = pathlib.Path(path)
     cfg = read_config(path)
@@ -195,7 +195,9 @@ def weight_files(path: pathlib.Path) -> list[pathlib.Path]:
     if not files:
         other = sorted(p.name for p in (*path.glob("*.bin"), *path.glob("*.pth"), *path.glob("*.gguf")))
         seen = f"only {', '.join(other[:3])}" if other else "none"
-        raise UserError(f"{path} has no *.safetensors (weights found: {seen}); fetch or convert the safetensors weights")
+        raise UserError(
+            f"{path} has no *.safetensors (weights found: {seen}); fetch or convert the safetensors weights"
+        )
     for file in files:
         if not file.exists():
             raise UserError(f"{file} does not exist, but {index.name} names it; the download is incomplete")
@@ -208,7 +210,7 @@ def _open(file: pathlib.Path):
     except (SafetensorError, OSError) as e:
         size = f"{file.stat().st_size:,} bytes" if file.exists() else "missing"
         raise UserError(
-            f"{file} ({size}) is not a whole safetensors file ({e}); it is truncated or of another format, fetch it again"
+            f"{file} ({size}) is not a whole safetensors file ({e}); it is truncated or foreign, fetch it again"
         ) from e
 
 
@@ -288,7 +290,7 @@ def _refuse_unsupported(file: pathlib.Path, raw: dict) -> None:
         rope_type = rope.get("rope_type", rope.get("type", "default"))
         if rope_type != "default":
             raise UserError(
-                f"{file}: {key} of type {rope_type!r} is not supported yet; choose a checkpoint with plain rotary angles"
+                f"{file}: {key} of type {rope_type!r} is not supported yet; choose a checkpoint without scaling"
             )
     for value in (raw.get("partial_rotary_factor"), (raw.get("rope_parameters") or {}).get("partial_rotary_factor")):
         if value not in (None, 1, 1.0):

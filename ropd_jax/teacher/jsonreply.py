@@ -13,8 +13,8 @@ import re
 from ropd_jax.teacher.client import MalformedError
 
 _DECODER = json.JSONDecoder()
-_ENDED = re.compile(r".*</think>", re.DOTALL | re.IGNORECASE)
-_MAX_STARTS = 10_000  # braces tried in one reply; a wall of braces must not cost quadratic time
+_ENDED = "</think>"
+_MAX_STARTS = 1_000  # braces tried in one reply; a wall of braces must not cost quadratic time
 
 
 def find_object(text: str, key: str) -> dict:
@@ -28,8 +28,9 @@ def find_object(text: str, key: str) -> dict:
         raise MalformedError("the reply was empty; expected one JSON object", cause="empty")
     whole = _decode(text)
     if whole is None:
-        after = _ENDED.sub("", text, count=1).strip()
-        if not after or (after == text and re.match(r"<think>", text, re.IGNORECASE)):
+        ended = text.lower().rfind(_ENDED)
+        after = text[ended + len(_ENDED) :].strip() if ended >= 0 else text
+        if not after or (ended < 0 and text.lower().startswith("<think>")):
             raise MalformedError("the reply ended inside its thinking; expected one JSON object after it")
         whole = _decode(after)
         text = after
@@ -61,7 +62,9 @@ def _scan(text: str, key: str) -> list[dict]:
         tries += 1
         try:
             value, at = _DECODER.raw_decode(text, start.start())
-        except (ValueError, RecursionError):
+        except RecursionError:
+            raise MalformedError("the reply is nested too deeply to be read") from None
+        except ValueError:
             at = start.end()
             continue
         if isinstance(value, dict) and key in value:

@@ -129,7 +129,8 @@ class ScriptedClient:
         if self._fault is not None:
             kind = self._fault(request, attempt)
         elif scripted_tasks.uniform("fault", name, attempt) < self._fault_rate:
-            kind = _DRAWN[int(scripted_tasks.uniform("kind", name, attempt) * len(_DRAWN))]
+            drawn = _DRAWN if request.json_schema is not None else _DRAWN[:-1]  # half a free text would go unnoticed
+            kind = drawn[int(scripted_tasks.uniform("kind", name, attempt) * len(drawn))]
         else:
             kind = None
         if kind is not None:

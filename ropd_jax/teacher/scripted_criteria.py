@@ -17,6 +17,7 @@ from fractions import Fraction
 
 MAX_CRITERIA, MIN_CRITERIA = 12, 4
 _TOKEN = re.compile(r"\d+(?:\.\d+)?|[-+*/%()]")
+_MARK = re.compile(r"\\boxed\{|####|answer\s*:|answer is", re.IGNORECASE)
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
@@ -78,13 +79,13 @@ def lines_of(text: str) -> list[str]:
 def is_equation(line: str) -> bool:
     """Whether the line is one correct equation with an operation on its left side: ``9 + 5 = 14``."""
     left, equals, right = line.partition("=")
-    if not equals or not re.search(r"\d\s*(?:[-+*/]|mod\b)\s*[-(]?\d", left):
+    if not equals or len(line) > 240 or not re.search(r"\d\s*(?:[-+*/]|mod\b)\s*[-(]?\d", left):
         return False
     value = evaluate(left)
     return value is not None and value == evaluate(right)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)
 def calculations(text: str) -> tuple[tuple[str, Fraction], ...]:
     """(left side, result) of each ``... = 24`` in prose; the left side is the run of arithmetic before the sign.
 
@@ -171,9 +172,8 @@ def _all_correct(answer: str) -> bool:
 
 
 def _one_final(answer: str) -> bool:
-    lines = lines_of(answer)
-    marks = len(re.findall(r"\\boxed\{|####|answer\s*:|answer is", answer, re.IGNORECASE))
-    return bool(lines) and marks == 1 and bool(re.search(r"\\boxed\{|####|answer\s*:|answer is", lines[-1], re.I))
+    marked = [bool(_MARK.search(line)) for line in lines_of(answer)]
+    return sum(marked) == 1 and marked[-1]
 
 
 _QUOTED = re.compile(r'"([^"]+)"')
@@ -221,6 +221,7 @@ def _pattern(wording: str) -> re.Pattern[str]:
 _PATTERNS = tuple((_pattern(wording), decide) for wording, decide in _CHECKS)
 
 
+@functools.lru_cache(maxsize=512)
 def check(criterion: str, answer: str) -> bool | None:
     """Whether the answer fulfils the criterion; None if the criterion is not one of this teacher's wordings."""
     for pattern, decide in _PATTERNS:
@@ -235,6 +236,7 @@ def induce(references: Sequence[str], students: Sequence[str]) -> list[dict]:
     final = Counter(answers).most_common(1)[0][0] if answers else ""
     if _most(references, _is_line_style):
         steps = _shared([[x for x in lines_of(r)[:-1] if _looks_like_step(x)] for r in references], references, final)
+        steps = [s for s in steps if _most(references, functools.partial(_line_once, line=s))]  # no line said twice
         rows = [("Step", _listed(g, LINE, LINES, '"{}"'), 0) for g in _grouped(steps, MAX_CRITERIA - 2)]
         rows.append(("Final result", LAST.format(final), 5))
         rest = [("Form", EQUATIONS, 1), ("Form", EQUATION, 1), ("Reasoning", RESULT.format(final), 2)]

@@ -47,7 +47,9 @@ class Book:
 
     @classmethod
     def read(cls, path: str) -> Book:
-        """From JSONL with ``question`` and ``solution`` in each line.
+        """From JSONL with ``question`` (or ``problem``) and ``solution`` in each line.
+
+        GSM8K's own files, whose ``answer`` is the worked solution with its ``#### `` line, are read as well.
 
         Raises:
             ConfigurationError: unreadable file or line; names it.
@@ -59,12 +61,15 @@ class Book:
                     if not line.strip():
                         continue
                     row = json.loads(line)
-                    if not all(isinstance(row.get(k), str) for k in ("question", "solution")):
+                    question = row.get("question", row.get("problem"))
+                    solution = row.get("solution", row.get("answer"))
+                    worked = isinstance(solution, str) and ("solution" in row or "####" in solution)
+                    if not isinstance(question, str) or not worked:
                         raise ConfigurationError(
                             f"{path}:{number} has no texts 'question' and 'solution'; expected both in every line of "
                             "teacher.scripted.book"
                         )
-                    pairs.append((row["question"], row["solution"]))
+                    pairs.append((question, solution))
         except (OSError, ValueError, AttributeError) as e:
             raise ConfigurationError(f"cannot read teacher.scripted.book={path!r}: {e}; expected JSONL") from e
         return cls(pairs)

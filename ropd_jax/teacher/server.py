@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections.abc import AsyncIterator, Callable
 
@@ -39,11 +40,10 @@ class _Refused(Exception):
 def make_app(scripted: ScriptedClient, *, api_key: str = "") -> web.Application:
     """The aiohttp application. With ``api_key``, requests without it are answered 401."""
     app = web.Application(client_max_size=_MAX_BODY)
-    calls = web.AppKey("calls", dict)
-    app[calls] = {"n": 0}
+    numbers = itertools.count(1)
 
     async def completions(http: web.Request) -> web.Response:
-        n = app[calls]["n"] = app[calls]["n"] + 1
+        n = next(numbers)
         try:
             _authorize(http.headers.get("Authorization", "").removeprefix("Bearer "), api_key)
             request = await _from_openai(http)
@@ -71,7 +71,8 @@ def make_app(scripted: ScriptedClient, *, api_key: str = "") -> web.Application:
 
     app.router.add_post("/v1/chat/completions", completions)
     app.router.add_get("/v1/models", models)
-    app.router.add_post(r"/v1beta/models/{model:[^:]+}:generateContent", generate)
+    for version in ("v1beta", "v1"):  # which one depends on the SDK's release
+        app.router.add_post(rf"/{version}/models/{{model:[^:]+}}:generateContent", generate)
     return app
 
 

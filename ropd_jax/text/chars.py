@@ -95,7 +95,7 @@ class CharTokenizer:
             if piece is None:
                 raise UserError(
                     f"character {text[at]!r} (U+{ord(text[at]):04X}, place {at} of {text[:60]!r}) is not among the "
-                    f"{self.vocab_size} pieces of this tokenizer; use a checkpoint whose tokenizer knows it, e.g. smollm2"
+                    f"{self.vocab_size} pieces of this tokenizer; use a checkpoint that knows it, e.g. smollm2"
                 )
             ids.append(self._id[piece])
             at += len(piece)
@@ -114,7 +114,9 @@ class CharTokenizer:
         for message in messages:
             if message.role not in self.chat_template or message.role == "generation":
                 known = ", ".join(r for r in ROLES if r in self.chat_template)
-                raise UserError(f"role {message.role!r} has no form in this tokenizer's chat template; it knows {known}")
+                raise UserError(
+                    f"role {message.role!r} has no form in this tokenizer's chat template; it knows {known}"
+                )
             prefix, suffix = self.chat_template[message.role]
             text += prefix + message.content + suffix
         return self.encode(text + self.chat_template.get("generation", ""))

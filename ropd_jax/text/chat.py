@@ -38,7 +38,9 @@ def check(template: str, where: str) -> str:
     try:
         _compile(template)
     except TemplateSyntaxError as e:
-        raise UserError(f"{where}, line {e.lineno}: not a Jinja chat template ({e.message}); correct the template") from e
+        raise UserError(
+            f"{where}, line {e.lineno}: not a Jinja chat template ({e.message}); correct the template"
+        ) from e
     return template
 
 
@@ -70,7 +72,9 @@ def render(template: str, messages: Sequence[Message], special: Mapping[str, str
 
     chat = [{"role": m.role, "content": m.content} for m in messages]
     try:
-        return _compile(template).render(messages=chat, add_generation_prompt=True, tools=None, documents=None, **special)
+        return _compile(template).render(
+            messages=chat, add_generation_prompt=True, tools=None, documents=None, **special
+        )
     except (TemplateError, TypeError, ValueError) as e:
         roles = ", ".join(m.role for m in messages)
         raise UserError(

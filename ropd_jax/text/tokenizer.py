@@ -16,7 +16,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from ropd_jax.ggufio import metadata, open_gguf
+from ropd_jax.ggufio import GGUF
 from ropd_jax.text import chars, chat
 from ropd_jax.text.chars import CharTokenizer
 from ropd_jax.types import Message, UserError
@@ -100,7 +100,9 @@ def load_tokenizer(path: str | pathlib.Path, *, chat_template: str = "") -> Toke
         return gguf_tokenizer(path, chat_template=chat_template)
     if (path / chars.FILE).exists():
         if chat_template:
-            raise UserError(f"student.chat_template={chat_template!r} cannot replace the one in {path / chars.FILE}; unset it")
+            raise UserError(
+                f"student.chat_template={chat_template!r} cannot replace the one in {path / chars.FILE}; unset it"
+            )
         return CharTokenizer.load(path)
     return hf_tokenizer(path, chat_template=chat_template)
 
@@ -122,7 +124,9 @@ def _stop_ids(vocab: Mapping[str, int], template: str, declared: Iterable[int | 
     text = [vocab[t] for t in TEXT_ENDS if t in vocab]
     ids = tuple(dict.fromkeys(i for i in (*turn, *declared, *text) if i is not None))
     if not ids:
-        raise UserError(f"{where} says nowhere which token ends an answer; expected eos_token_id in generation_config.json")
+        raise UserError(
+            f"{where} says nowhere which token ends an answer; expected eos_token_id in generation_config.json"
+        )
     return ids
 
 
@@ -132,21 +136,19 @@ def gguf_tokenizer(path: str | pathlib.Path, *, chat_template: str = "") -> HFTo
     Raises:
         UserError: no tokenizer in the file, a kind or pre-tokenizer that is not supported, no chat template.
     """
-    reader = open_gguf(path)
-
-    def get(key: str, default=None, required: bool = True):
-        return metadata(reader, path, f"tokenizer.{key}", default, required=required)
-
-    if (kind := get("ggml.model")) != "gpt2":
+    file = GGUF(path)
+    if (kind := file.require("tokenizer.ggml.model")) != "gpt2":
         raise UserError(f"{path}: tokenizer.ggml.model={kind!r} is not supported yet; expected 'gpt2' (byte-level BPE)")
-    pre = get("ggml.pre", "default", required=False)
-    tokens, types = get("ggml.tokens"), get("ggml.token_type")
-    backend = byte_level_bpe(tokens, get("ggml.merges"), types, pre, str(path))
-    template = _template(get("chat_template", required=False), chat_template, str(path))
-    ids = {name: get(f"ggml.{name}_token_id", required=False) for name in ("bos", "eos", "unknown", "padding")}
+    lists = {name: file.require(f"tokenizer.ggml.{name}") for name in ("tokens", "merges", "token_type")}
+    tokens = lists["tokens"]
+    backend = byte_level_bpe(*lists.values(), file.get("tokenizer.ggml.pre", "default"), str(path))
+    template = _template(file.get("tokenizer.chat_template"), chat_template, str(path))
+    ids = {name: file.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "unknown", "padding")}
     for name, i in ids.items():
         if i is not None and not 0 <= i < len(tokens):
-            raise UserError(f"{path}: tokenizer.ggml.{name}_token_id={i}, expected below {len(tokens)}; the file is damaged")
+            raise UserError(
+                f"{path}: tokenizer.ggml.{name}_token_id={i}, expected below {len(tokens)}; the file is damaged"
+            )
     stop_ids = _stop_ids({t: i for i, t in enumerate(tokens)}, template, [ids["eos"]], str(path))
     names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
     special = {names[n]: tokens[i] for n, i in ids.items() if i is not None}
@@ -181,11 +183,15 @@ def byte_level_bpe(
     if pre not in rules:
         raise UserError(f"{where}: tokenizer.ggml.pre={pre!r} is not supported yet; supported: {', '.join(rules)}")
     if len(types) != len(tokens):
-        raise UserError(f"{where}: {len(types)} token types for {len(tokens)} tokens; the file is damaged, fetch it again")
+        raise UserError(
+            f"{where}: {len(types)} token types for {len(tokens)} tokens; the file is damaged, fetch it again"
+        )
     vocab = {token: i for i, token in enumerate(tokens)}
     pairs = [tuple(m.split(" ")) for m in merges]
     if bad := [m for m in pairs if len(m) != 2 or any(part not in vocab for part in (*m, "".join(m)))]:
-        raise UserError(f"{where}: merge {' '.join(bad[0])!r} is not made of tokens; the file is damaged, fetch it again")
+        raise UserError(
+            f"{where}: merge {' '.join(bad[0])!r} is not made of tokens; the file is damaged, fetch it again"
+        )
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=pairs))
     backend.pre_tokenizer = rules[pre]()
     backend.decoder = decoders.ByteLevel()
@@ -256,7 +262,7 @@ def _json(file: pathlib.Path) -> dict:
 
 
 def _own_template(path: pathlib.Path, config: dict) -> str | None:
-    """The checkpoint's template: chat_template.jinja, else tokenizer_config.json (of several, the one named default)."""
+    """From chat_template.jinja, else tokenizer_config.json (of several, the one named default)."""
     if (path / "chat_template.jinja").exists():
         return (path / "chat_template.jinja").read_text(encoding="utf-8")
     own = config.get("chat_template")

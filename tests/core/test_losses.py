@@ -45,7 +45,12 @@ def test_unknown_aggregation_is_named():
 )
 def test_clipped_surrogate_by_hand(ratio, advantage, want, clipped):
     loss, is_clipped = policy_loss(
-        jnp.log(jnp.float32([[ratio]])), jnp.zeros((1, 1)), jnp.float32([[advantage]]), clip_low=0.2, clip_high=0.28, dual_clip=3.0
+        jnp.log(jnp.float32([[ratio]])),
+        jnp.zeros((1, 1)),
+        jnp.float32([[advantage]]),
+        clip_low=0.2,
+        clip_high=0.28,
+        dual_clip=3.0,
     )
     assert float(loss[0, 0]) == pytest.approx(want, rel=1e-5) and bool(is_clipped[0, 0]) is clipped
 

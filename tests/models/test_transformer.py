@@ -71,7 +71,9 @@ def test_sharded_forward_and_gradient_equal_unsharded(shape):
     mesh = mesh_lib.make_mesh(*shape)
     with jax.set_mesh(mesh):
         placed = mesh_lib.put(params, mesh, mesh_lib.RULES.storage(params))
-        rows = [jax.device_put(x, jax.NamedSharding(mesh, mesh_lib.RULES.spec("BT"))) for x in (TOKENS, POSITIONS, ONES)]
+        rows = [
+            jax.device_put(x, jax.NamedSharding(mesh, mesh_lib.RULES.spec("BT"))) for x in (TOKENS, POSITIONS, ONES)
+        ]
         value_s, grads_s = jax.jit(jax.value_and_grad(f))(placed, *rows)
     assert float(value_s) == pytest.approx(float(value), abs=1e-6)
     assert trees_max_diff(grads, grads_s) < 1e-6

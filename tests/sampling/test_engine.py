@@ -17,9 +17,7 @@ from ropd_jax.sampling.rules import SamplingRule
 from ropd_jax.types import Message, Prompt
 from tests.helpers import TINY, IdTokenizer
 
-ENGINE = EngineConfig(
-    rollouts=4, prompts=3, prompt_len=8, max_tokens=12, stop_ids=(1,), rule=SamplingRule(), chunk=5
-)
+ENGINE = EngineConfig(rollouts=4, prompts=3, prompt_len=8, max_tokens=12, stop_ids=(1,), rule=SamplingRule(), chunk=5)
 TOKENS = [np.array(t, np.int32) for t in ([5, 6, 7], [9, 3, 4, 8, 2, 11, 13, 17], [40])]
 PROMPTS = [Prompt(f"q{i}", (Message("user", "?"),)) for i in range(3)]
 
@@ -37,9 +35,7 @@ def sample(params, *, engine=ENGINE, which=(0, 1, 2), seed=0, step=0):
 
 def forced_logprobs(params, prompt_T, rollout):
     row = jnp.asarray(np.concatenate([prompt_T, rollout.tokens_T]))[None]
-    x_BTD = transformer.hidden(
-        TINY, params, row, jnp.arange(row.shape[1], dtype=jnp.int32)[None], jnp.ones_like(row)
-    )
+    x_BTD = transformer.hidden(TINY, params, row, jnp.arange(row.shape[1], dtype=jnp.int32)[None], jnp.ones_like(row))
     logp_BT, _ = token_logprobs(TINY, params, x_BTD[:, :-1], row[:, 1:], chunk=16)
     return np.asarray(logp_BT)[0, len(prompt_T) - 1 :]
 

@@ -52,7 +52,9 @@ def test_a_key_does_not_depend_on_the_other_prompts():
     np.testing.assert_array_equal(jax.random.key_data(alone), jax.random.key_data(among)[2:4])
 
 
-@pytest.mark.parametrize(("kw", "word"), [({"temperature": -1}, "temperature"), ({"top_p": 0}, "top_p"), ({"top_k": -2}, "top_k")])
+@pytest.mark.parametrize(
+    ("kw", "word"), [({"temperature": -1}, "temperature"), ({"top_p": 0}, "top_p"), ({"top_k": -2}, "top_k")]
+)
 def test_impossible_rules_are_refused(kw, word):
     with pytest.raises(UserError, match=word):
         SamplingRule(**kw)

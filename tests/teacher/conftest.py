@@ -8,7 +8,7 @@ import socket
 import pytest
 from aiohttp import web
 
-from ropd_jax.teacher import ChatReply, ChatRequest, MalformedError, TeacherError, Usage, make_client
+from ropd_jax.teacher import ChatReply, ChatRequest, TeacherError, Usage, make_client
 from ropd_jax.teacher.scripted import ScriptedClient
 from ropd_jax.teacher.server import running
 from ropd_jax.types import Message, Prompt
@@ -83,11 +83,6 @@ def provider_client():
 
 
 @pytest.fixture
-def malformed():
-    return MalformedError("bad")
-
-
-@pytest.fixture
 def unused_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -107,8 +102,10 @@ def web_page():
         app.router.add_route("*", "/{path:.*}", page)
         runner = web.AppRunner(app)
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-        await runner.cleanup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+        finally:
+            await runner.cleanup()
 
     return serve

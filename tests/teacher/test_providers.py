@@ -17,12 +17,15 @@ from ropd_jax.teacher import (
     ContextError,
     MalformedError,
     RequestError,
+    Role,
     Teacher,
     TeacherStats,
     TransientError,
     TruncatedError,
     make_client,
 )
+from ropd_jax.teacher.rubricator import RUBRIC_SCHEMA
+from ropd_jax.teacher.verifier import VERDICT_SCHEMA
 from ropd_jax.types import Message, UserError
 
 PROVIDERS = ["scripted", "openai", "gemini"]
@@ -86,6 +89,29 @@ def test_a_conversation_arrives_whole(provider_client, provider):
     assert reply.text == "9 + 5 = 14\nAnswer: 14" and reply.finish_reason == "stop" and reply.model == "scripted"
     assert (reply.usage.input_tokens, reply.usage.output_tokens) == (7, 6)
     assert (reply.usage.thought_tokens, reply.usage.cached_tokens) == (0, 0)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_everything_that_a_request_asks_for_arrives(provider_client, provider, sum_prompt, sum_answers):
+    seen = []
+
+    async def run():
+        async with provider_client(provider, fault=lambda request, attempt: seen.append(request)) as client:
+            teacher = Teacher(
+                client,
+                reference=Role("a", 0.7, 111),
+                rubric=Role("b", None, 2222),
+                verify=Role("c", 0.0, 3333),
+                references_m=2,
+            )
+            await teacher.references(sum_prompt)
+            rubric = await teacher.induce_rubric(sum_prompt, sum_answers[:1], sum_answers)
+            await teacher.verify(sum_prompt, rubric, sum_answers, key="k")
+
+    asyncio.run(run())
+    wire = sorted((r.model, r.temperature, r.max_output_tokens, r.sample_index) for r in seen)
+    assert wire == [("a", 0.7, 111, 0), ("a", 0.7, 111, 1), ("b", None, 2222, 0), ("c", 0.0, 3333, 0)]
+    assert {r.model: r.json_schema for r in seen} == {"a": None, "b": RUBRIC_SCHEMA, "c": VERDICT_SCHEMA}
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)

@@ -89,7 +89,7 @@ def test_a_call_over_the_time_limit_is_a_transient_timeout(saying):
 
     stats = TeacherStats()
     client = RetryingClient(Client(), timeout_s=0.02, attempts=2, first_wait_s=0.001, stats=stats)
-    with pytest.raises(TransientError, match="teacher.timeout_s=0.02") as e:
+    with pytest.raises(TransientError, match=r"teacher\.timeout_s=0\.02") as e:
         asyncio.run(client.chat(REQUEST))
     assert e.value.cause == "timeout" and stats.retries == {"timeout": 1}
 

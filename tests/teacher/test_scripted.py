@@ -62,14 +62,19 @@ def test_a_book_of_gsm_symbolic_solutions_is_used_for_references_and_rubric(seed
     data = reasoning_gym.create_dataset("gsm_symbolic", size=60, seed=seed)
     pairs = [(e["question"], e["metadata"]["answer_cot"]) for e in data]
     book = tasks.Book(pairs)
-    right = 0
+    right, own = 0, []
     for entry in data:
         references = [tasks.write(tasks.solve(entry["question"], book, lambda s: 0), i) for i in range(4)]
         assert len(set(references)) == 4
         rows = criteria.induce(references, ["I do not know."])
         assert 4 <= len(rows) <= 12
-        assert all(criteria.check(row["criterion"], r) is not None for row in rows for r in references)
+        worth = sum(row["points"] for row in rows)
+        for r in references:
+            passed = [criteria.check(row["criterion"], r) for row in rows]
+            assert None not in passed
+            own.append(sum(row["points"] for row, ok in zip(rows, passed, strict=True) if ok) / worth)
         right += criteria.same(criteria.final_answer(references[0]), entry["answer"])
+    assert sum(own) / len(own) > 0.98  # the references pass their own rubric
     assert right >= 58  # a few of the generator's own solutions do not end in their answer
 
 
@@ -230,11 +235,22 @@ def test_bad_options_are_named(options, words):
         ScriptedClient(**options)
 
 
+@pytest.mark.parametrize("line", ["{}", '{"problem": "Q of the book?", "answer": "9 + 9 = 18\\n#### 18"}'])
+def test_gsm8k_rows_are_read_as_they_are(tmp_path, line):
+    path = tmp_path / "book.jsonl"
+    path.write_text(line + "\n", encoding="utf-8")
+    if line == "{}":
+        with pytest.raises(ConfigurationError, match=r"book\.jsonl:1 has no texts"):
+            tasks.Book.read(str(path))
+    else:
+        assert tasks.Book.read(str(path)).find("q of  the BOOK?") == "9 + 9 = 18\n#### 18"
+
+
 @pytest.mark.parametrize("line", ["not json", '{"question": "q"}', "[1]", '{"question": 1, "solution": "s"}'])
 def test_a_bad_book_names_its_file(tmp_path, line):
     path = tmp_path / "book.jsonl"
     path.write_text(json.dumps(GSM) + "\n" + line + "\n", encoding="utf-8")
-    with pytest.raises(ConfigurationError, match="book.jsonl"):
+    with pytest.raises(ConfigurationError, match=r"book\.jsonl"):
         ScriptedClient(book=str(path))
 
 
@@ -244,7 +260,7 @@ def test_replies_are_a_pure_function_of_messages_and_sample_index(sum_prompt):
     first = asyncio.run(client.chat(request))
     other = ChatRequest("verify", sum_prompt.messages, "a", 1.0, 99, {"x": 1}, 2)
     assert asyncio.run(ScriptedClient(slip_rate=0.5).chat(other)) == first
-    assert first.usage.input_tokens == 19 and first.usage.output_tokens == 12
+    assert first.usage.input_tokens == 19 and first.usage.output_tokens == -(-len(first.text) // 4)
 
 
 def test_the_token_limit_truncates(sum_prompt):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 import socket
 import threading
 import urllib.request
@@ -19,9 +21,13 @@ BODY = {"model": "m", "messages": [{"role": "user", "content": "2 + 7 ="}]}
 
 def post(path, body, *, options=None, **server):
     async def run():
-        async with running(ScriptedClient(**(options or {})), **server) as root, aiohttp.ClientSession() as session:
-            async with session.post(root + path, json=body) as response:
-                return response.status, dict(response.headers), await response.json()
+        data = io.BytesIO(json.dumps(body).encode())
+        async with (
+            running(ScriptedClient(**(options or {})), **server) as root,
+            aiohttp.ClientSession() as session,
+            session.post(root + path, data=data, headers={"Content-Type": "application/json"}) as response,
+        ):
+            return response.status, dict(response.headers), await response.json()
 
     return asyncio.run(run())
 

@@ -54,7 +54,7 @@ def test_ids_are_places_in_the_list(tokenizer):
 def test_chat_is_prefix_content_suffix_and_the_start_of_the_answer(tokenizer):
     chat = [Message("user", "1 + 1")]
     assert tokenizer.decode(tokenizer.apply_chat_template(chat)) == "Q: 1 + 1\nA: "
-    with pytest.raises(UserError, match="role 'system' has no form .* it knows user, assistant"):
+    with pytest.raises(UserError, match=r"role 'system' has no form .* it knows user, assistant"):
         tokenizer.apply_chat_template([Message("system", "x"), *chat])
 
 
@@ -68,7 +68,9 @@ def test_saved_tokenizer_is_the_same(tokenizer, tmp_path):
     again = load_tokenizer(tmp_path)
     assert isinstance(again, CharTokenizer)
     assert (again.pieces, again.stop_ids, again.pad_id) == (tokenizer.pieces, tokenizer.stop_ids, tokenizer.pad_id)
-    assert again.apply_chat_template([Message("user", "abc")]) == tokenizer.apply_chat_template([Message("user", "abc")])
+    assert again.apply_chat_template([Message("user", "abc")]) == tokenizer.apply_chat_template(
+        [Message("user", "abc")]
+    )
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,9 @@ TEMPLATE = (
     "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}\n"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-RENDERED = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is 12 + 30?<|im_end|>\n<|im_start|>assistant\n"
+RENDERED = (
+    "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is 12 + 30?<|im_end|>\n<|im_start|>assistant\n"
+)
 CHAT = [Message("system", "Be brief."), Message("user", "What is 12 + 30?")]
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEXTS = (
@@ -41,7 +43,7 @@ def trained():
     backend.pre_tokenizer = pre_tokenizers.Sequence(cut)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=330,
+        vocab_size=290,
         special_tokens=CONTROL,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -82,7 +84,11 @@ def directory(tmp_path, trained):
     """A Hugging Face directory's tokenizer files."""
     trained[0].save(str(tmp_path / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": TEMPLATE}
-    special = {"bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>"}, "pad_token": "<|endoftext|>"}
+    special = {
+        "bos_token": "<|im_start|>",
+        "eos_token": {"__type": "AddedToken", "content": "<|im_end|>"},
+        "pad_token": "<|endoftext|>",
+    }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | special))
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 0]}))
     return tmp_path
@@ -98,7 +104,7 @@ def test_gguf_tokenizer_encodes_as_the_one_it_was_written_from(tmp_path, trained
     for text in TEXTS:
         assert ours.encode(text) == trained[0].encode(text, add_special_tokens=False).ids
         assert ours.decode(ours.encode(text)) == text
-    assert (ours.stop_ids, ours.pad_id, ours.vocab_size) == ((2, 0), 2, 330)
+    assert (ours.stop_ids, ours.pad_id, ours.vocab_size) == ((2, 0), 2, 290)
     assert ours.render(CHAT) == RENDERED
     assert ours.apply_chat_template(CHAT) == trained[0].encode(RENDERED, add_special_tokens=False).ids
 
@@ -120,7 +126,7 @@ def test_directory_equals_transformers(directory):
     for text in TEXTS:
         ids = theirs.encode(text, add_special_tokens=False)
         assert ours.encode(text) == ids
-        assert ours.decode(ids) == theirs.decode(ids, clean_up_tokenization_spaces=False) == text
+        assert ours.decode(ids) == theirs.decode(ids) == text
     chat = [{"role": m.role, "content": m.content} for m in CHAT]
     assert ours.render(CHAT) == RENDERED == theirs.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     ids = theirs.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
@@ -208,9 +214,9 @@ def test_checkpoint_that_names_no_end_is_named(directory):
         ({"ggml.model": "llama"}, r"tokenizer\.ggml\.model='llama' is not supported yet; expected 'gpt2'"),
         ({"ggml.pre": "qwen2"}, r"tokenizer\.ggml\.pre='qwen2' is not supported yet; supported: smollm, gpt-2"),
         ({"ggml.tokens": ...}, r"no metadata key 'tokenizer\.ggml\.tokens'"),
-        ({"ggml.token_type": [1, 1]}, "2 token types for 330 tokens"),
+        ({"ggml.token_type": [1, 1]}, "2 token types for 290 tokens"),
         ({"ggml.merges": ["q z"]}, "merge 'q z' is not made of tokens"),
-        ({"ggml.eos_token_id": 999}, "eos_token_id=999, expected below 330"),
+        ({"ggml.eos_token_id": 999}, "eos_token_id=999, expected below 290"),
     ],
 )
 def test_gguf_tokenizer_that_is_not_supported_is_named(tmp_path, trained, changes, said):

@@ -1,0 +1,282 @@
+"""The run: what an update may depend on, whole runs through every provider, and mistakes found before any work."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from experiments import quickstart
+from ropd_jax import mesh as mesh_lib
+from ropd_jax import train
+from ropd_jax.checkpoint import Checkpoints
+from ropd_jax.core.advantages import group_advantages
+from ropd_jax.data.batches import Sequence, TrainBatch, make_batch, split_parts
+from ropd_jax.methods import load_method
+from ropd_jax.models import transformer
+from ropd_jax.types import UserError
+from tests.helpers import TINY, trees_max_diff
+
+LENGTH = 20
+
+
+def tiny_config(**changes):
+    """The quickstart, cut down to seconds."""
+    cfg = quickstart.get_config()
+    cfg.mesh.fsdp = 1
+    cfg.steps = 2
+    cfg.data.size, cfg.data.heldout_size = 200, 32
+    cfg.data.prompts_per_step, cfg.sampling.rollouts = 4, 4
+    cfg.eval.prompts_at_once, cfg.eval.sampled = 32, False
+    cfg.checkpoint.every = 1
+    cfg.log.tensorboard = False
+    for key, value in changes.items():
+        cfg.update_from_flattened_dict({key.replace("__", "."): value})
+    return cfg.lock()
+
+
+def finished_params(workdir, step):
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=9)
+    state, _ = checkpoints.restore_raw(step)
+    return state
+
+
+# ------------------------------------------------------------------------------------------------------- update
+
+
+def sequences(n, seed=0):
+    rng = np.random.default_rng(seed)
+    return [
+        Sequence(
+            rng.integers(2, 64, rng.integers(2, 7)).astype(np.int32),
+            (c := rng.integers(2, 64, rng.integers(3, 13)).astype(np.int32)),
+            rng.normal(-4, 0.1, c.shape).astype(np.float32),
+        )
+        for _ in range(n)
+    ]
+
+
+def updated(rows, advantages, *, microbatch=0, mesh=None, kl_coef=0.0, aggregation="token_mean"):
+    """Parameters and metrics after one SGD step, so that a parameter's change is its gradient."""
+    cfg = tiny_config(loss__kl_coef=kl_coef, loss__aggregation=aggregation)
+    params = transformer.init_params(TINY, 0)
+    ref = transformer.init_params(TINY, 1) if kl_coef else None
+    tx = optax.sgd(1.0)
+    update = train.make_update(cfg, TINY, load_method("ropd", cfg), tx)
+    batch = split_parts(make_batch(rows, *(np.asarray(x).reshape(-1) for x in advantages), LENGTH), microbatch)
+    if mesh is None:
+        state, metrics = update(train.State(params, tx.init(params)), ref, batch)
+    else:
+        with jax.set_mesh(mesh):
+            params = mesh_lib.put(params, mesh, mesh_lib.RULES.storage(params))
+            spec = jax.NamedSharding(mesh, mesh_lib.RULES.spec("ABT"))
+            batch = TrainBatch(*(jax.device_put(x, spec) for x in batch))
+            state, metrics = update(train.State(params, tx.init(params)), ref, batch)
+    return jax.device_get(state.params), {k: float(v) for k, v in metrics.items()}
+
+
+def some_advantages():
+    reward = np.array([[0.1, 0.9, 0.4, np.nan], [0.5, 0.5, 0.5, 0.5]], np.float32)
+    return group_advantages(reward, ~np.isnan(reward), normalize_std=False)
+
+
+def test_unscored_rollout_changes_no_gradient():
+    rows, adv = sequences(8), some_advantages()
+    other = list(rows)
+    other[3] = Sequence(rows[3].prompt_T, rows[0].completion_T[::-1].copy(), rows[0].old_logp_T * 0)
+    params, metrics = updated(rows, adv)
+    params_other, metrics_other = updated(other, adv)
+    assert trees_max_diff(params, params_other) == 0.0
+    assert metrics == metrics_other
+
+
+def test_zero_variance_group_gives_no_gradient_even_with_a_kl_term():
+    rows = sequences(8)
+    reward = np.full((2, 4), 0.5, np.float32)
+    adv = group_advantages(reward, np.ones((2, 4), bool), normalize_std=True)
+    params, metrics = updated(rows, adv, kl_coef=0.1)
+    assert trees_max_diff(params, transformer.init_params(TINY, 0)) == 0.0
+    assert metrics["update/grad_norm"] == 0.0 and metrics["update/kl"] > 0
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "seq_mean", "seq_mean_token_sum"])
+def test_accumulated_gradient_is_the_gradient_of_the_whole_batch(aggregation):
+    rows, adv = sequences(8), some_advantages()
+    whole, m_whole = updated(rows, adv, aggregation=aggregation, kl_coef=0.1)
+    for microbatch in (2, 3):
+        parts, m_parts = updated(rows, adv, microbatch=microbatch, aggregation=aggregation, kl_coef=0.1)
+        assert trees_max_diff(whole, parts) < 1e-6
+        assert {k: pytest.approx(v, abs=1e-5) for k, v in m_whole.items()} == m_parts
+
+
+def test_sharded_update_equals_unsharded():
+    rows, adv = sequences(8), some_advantages()
+    plain, m_plain = updated(rows, adv)
+    sharded, m_sharded = updated(rows, adv, mesh=mesh_lib.make_mesh(4, 2))
+    assert trees_max_diff(plain, sharded) < 1e-6
+    assert {k: pytest.approx(v, abs=1e-5) for k, v in m_plain.items()} == m_sharded
+
+
+def test_first_update_is_on_policy(tmp_path):
+    cfg = tiny_config(steps=1)
+    assert train.main(cfg, tmp_path / "run") == 0
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[1])
+    assert row["update/logp_gap_max"] < 1e-4 and row["update/clip_frac"] == 0
+
+
+# ----------------------------------------------------------------------------------------------- whole runs
+
+
+@pytest.fixture(scope="module")
+def scripted_run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("scripted") / "run"
+    assert train.main(tiny_config(), workdir) == 0
+    return workdir
+
+
+def groups_of(workdir):
+    return [
+        json.loads(line)
+        for path in sorted((workdir / "groups").glob("*.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
+
+
+def test_result_and_files_of_a_run(scripted_run):
+    result = json.loads((scripted_run / "result.json").read_text())
+    wanted = {"accuracy_before", "accuracy_after", "heldout_n", "steps", "seconds", "groups_total", "groups_unscored"}
+    assert wanted | {"seed"} <= result.keys()
+    assert (result["heldout_n"], result["steps"], result["groups_total"], result["groups_unscored"]) == (32, 2, 8, 0)
+    assert (scripted_run / "curves.png").stat().st_size > 10_000
+    groups = groups_of(scripted_run)
+    assert len(groups) == 8
+    for group in groups:
+        points = {c["id"]: c["points"] for c in group["rubric"]}
+        rewards = [a["reward"] for a in group["answers"]]
+        for a in group["answers"]:  # the reward is recomputed from the booleans
+            assert a["reward"] == pytest.approx(
+                sum(points[k] for k, v in a["verdicts"].items() if v) / sum(points.values())
+            )
+            assert a["advantage"] == pytest.approx(a["reward"] - np.mean(rewards), abs=1e-6)
+
+
+@pytest.mark.parametrize("provider", ["openai", "gemini"])
+def test_the_same_run_over_http_gives_the_same_rewards_digit_for_digit(provider, scripted_run, tmp_path, monkeypatch):
+    from ropd_jax.teacher.scripted import ScriptedClient
+    from ropd_jax.teacher.server import running
+
+    monkeypatch.setenv("GEMINI_API_KEY", "not-a-real-key")
+    ready, stop, address = threading.Event(), threading.Event(), []
+
+    async def serve():
+        async with running(ScriptedClient()) as url:
+            address.append(url)
+            ready.set()
+            while not stop.is_set():
+                await asyncio.sleep(0.02)
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    assert ready.wait(20)
+    try:
+        url = address[0] + ("/v1" if provider == "openai" else "")
+        cfg = tiny_config(teacher__provider=provider, teacher__base_url=url)
+        assert train.main(cfg, tmp_path / "run") == 0
+    finally:
+        stop.set()
+        thread.join()
+    assert groups_of(tmp_path / "run") == groups_of(scripted_run)
+    final = [finished_params(w, 2) for w in (scripted_run, tmp_path / "run")]
+    assert trees_max_diff(*final) == 0.0
+
+
+def test_a_teacher_that_fails_costs_scores_but_never_gives_zeros(tmp_path):
+    cfg = tiny_config(teacher__scripted__fault_rate=0.5, teacher__attempts=1, steps=1)
+    assert train.main(cfg, tmp_path / "run") == 0
+    groups = groups_of(tmp_path / "run")
+    unscored = [a for g in groups for a in g["answers"] if a["unscored"]]
+    assert unscored
+    for a in unscored:
+        assert a["reward"] is None and a["advantage"] is None and a["verdicts"] is None
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[1])
+    assert row["teacher/unscored_frac"] == pytest.approx(len(unscored) / 16)
+    assert sum(v for k, v in row.items() if k.startswith("teacher/unscored/")) == len(unscored)
+    scored = [a["reward"] for g in groups for a in g["answers"] if not a["unscored"]]
+    assert row["reward/mean"] == (pytest.approx(np.mean(scored)) if scored else None)
+
+
+def test_a_step_without_any_verdict_leaves_the_student_alone(tmp_path):
+    cfg = tiny_config(teacher__scripted__fault_rate=1.0, teacher__attempts=1, steps=1)
+    assert train.main(cfg, tmp_path / "run") == 0
+    params = finished_params(tmp_path / "run", 1)["params"]
+    from ropd_jax.student import load_student
+
+    assert trees_max_diff(params, load_student("tiny").params) == 0.0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["groups_unscored"] == result["groups_total"] == 4
+
+
+def test_sft_and_control_run_on_the_same_loop(tmp_path):
+    for method in ("sft", "permuted"):
+        assert train.main(tiny_config(method=method, steps=1), tmp_path / method) == 0
+        assert json.loads((tmp_path / method / "result.json").read_text())["method"] == method
+
+
+# ------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(teacher__provider="openai"), r"OPENAI_API_KEY"),
+        (dict(teacher__provider="gemini"), r"GEMINI_API_KEY"),
+        (dict(teacher__provider="oracle"), r"oracle.*scripted, gemini, openai"),
+        (dict(method="ropdd"), r"ropdd.*permuted, ropd, sft"),
+        (dict(student__checkpoint="/nowhere"), r"/nowhere.*does not exist"),
+        (
+            dict(data__max_prompt_tokens=3),
+            r"all 32 held-out prompts are longer than data.max_prompt_tokens=3|all .* training",
+        ),
+        (dict(data__prompts_per_step=500), r"500"),
+        (dict(optim__minibatches=3), r"optim.minibatches=3"),
+        (dict(sampling__temperature=0.0), r"temperature=0"),
+        (dict(sampling__max_tokens=10_000), r"10016.*128|128.*10016"),
+        (dict(loss__aggregation="mean"), r"loss.aggregation='mean'.*token_mean"),
+        (dict(optim__schedule="linear"), r"optim.schedule='linear'.*cosine"),
+        (dict(mesh__tp=3), r"tp=3"),
+        (dict(student__dtype="float17"), r"float17"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_no_trace(changes, words, tmp_path):
+    with pytest.raises(UserError, match=words) as error:
+        train.main(tiny_config(**changes), tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_workdir_of_another_config_is_refused_and_kept(scripted_run):
+    before = (scripted_run / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"optim.lr: 0.0001 there, 0.5 now"):
+        train.main(tiny_config(optim__lr=0.5), scripted_run)
+    assert (scripted_run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_finished_run_is_shown_not_repeated(scripted_run, capsys):
+    before = (scripted_run / "metrics.jsonl").read_bytes()
+    assert train.main(tiny_config(), scripted_run) == 0
+    assert "held-out accuracy" in capsys.readouterr().out
+    assert (scripted_run / "metrics.jsonl").read_bytes() == before
+
+
+def test_full_disk_is_said_in_one_line(tmp_path, monkeypatch):
+    def full(*args, **kw):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "save", full)
+    with pytest.raises(UserError, match="no space left"):
+        train.main(tiny_config(steps=1), tmp_path / "run")
