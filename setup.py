@@ -15,6 +15,7 @@ CORE = [
     "jax>=0.10,<0.11",
     "matplotlib>=3.9",
     "ml-collections>=1.1",
+    "ml-dtypes>=0.5",
     "numpy>=2.0",
     "openai>=2.0",
     "optax>=0.2.5",
@@ -41,7 +42,7 @@ EXTRAS = {
         "ruff>=0.12",
     ],
     "eval": ["math-verify[antlr4_11_0]>=0.9,<0.10"],
-    "golden": ["torch>=2.8"],  # only to make tests/golden anew; neither the package nor its tests need it
+    "golden": ["accelerate>=1.0", "torch>=2.8"],  # only to make tests/golden anew; neither the package nor its tests need it
     "gpu": ["jax[cuda12]>=0.10,<0.11"],
     "tpu": ["jax[tpu]>=0.10,<0.11"],
     "tpu-aot": ["jax[tpu]>=0.10,<0.11"],  # compiles TPU programs on a machine without a TPU
