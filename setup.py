@@ -42,7 +42,7 @@ EXTRAS = {
         "ruff>=0.12",
     ],
     "eval": ["math-verify[antlr4_11_0]>=0.9,<0.10"],
-    "golden": ["accelerate>=1.0", "torch>=2.8"],  # only to make tests/golden anew; neither the package nor its tests need it
+    "golden": ["accelerate>=1.0", "torch>=2.8"],  # only to make tests/golden anew; no test needs it
     "gpu": ["jax[cuda12]>=0.10,<0.11"],
     "tpu": ["jax[tpu]>=0.10,<0.11"],
     "tpu-aot": ["jax[tpu]>=0.10,<0.11"],  # compiles TPU programs on a machine without a TPU

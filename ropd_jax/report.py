@@ -68,6 +68,7 @@ class Metrics:
     def __init__(self, workdir: str | os.PathLike[str], *, start_step: int = 0, tensorboard: bool = True):
         self.path = pathlib.Path(workdir) / "metrics.jsonl"
         kept = [row for row in _rows(self.path) if row["step"] < start_step]
+        self._held = {(row["step"], name) for row in kept for name in row}
         write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
         self._board = None
@@ -84,6 +85,10 @@ class Metrics:
         for name, value in row.items():
             if self._board and value is not None:
                 self._board.add_scalar(name, value, step)
+
+    def holds(self, step: int, name: str) -> bool:
+        """Whether an earlier process of this run has logged the metric at that step."""
+        return (step, name) in self._held
 
     def close(self) -> None:
         self._file.close()
@@ -173,6 +178,14 @@ class Progress:
         elif now - self._last_line >= self._every_s or done >= self._total or len(self._durations) == 1:
             self._last_line = now
             self._print(f"step {done}/{self._total}  {self.line()}")
+
+    def say(self, what: str) -> None:
+        """What the run is doing within a step: on the bar at once, as a plain line when none came for ``every_s``."""
+        if self._bar:
+            self._bar.update(self._task, description=f"{self.line()}  {what}")
+        elif time.monotonic() - self._last_line >= self._every_s:
+            self._last_line = time.monotonic()
+            self._print(f"step {self._done}/{self._total}  {what}")
 
     def line(self) -> str:
         """The values as one text; what is not known is shown as ``-``."""

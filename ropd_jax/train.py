@@ -14,7 +14,6 @@ import functools
 import logging
 import pathlib
 import time
-from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -27,13 +26,14 @@ from ml_collections import ConfigDict
 from ropd_jax import mesh as mesh_lib
 from ropd_jax import report
 from ropd_jax.checkpoint import Checkpoints
-from ropd_jax.core.losses import AGGREGATIONS, kl_k3, token_weights
+from ropd_jax.checks import check_config, check_finite, check_length
+from ropd_jax.core.losses import kl_k3, token_weights
 from ropd_jax.core.masked import masked_max, masked_sum
-from ropd_jax.core.optim import SCHEDULES, make_optimizer
+from ropd_jax.core.optim import make_optimizer
 from ropd_jax.data.batches import TrainBatch, make_batch, split_parts
-from ropd_jax.data.prompts import PromptStream, check_seeds, disjoint, load_prompts
-from ropd_jax.evaluation.graders import grade
-from ropd_jax.evaluation.stats import Estimate, accuracy
+from ropd_jax.data.prompts import PromptStream
+from ropd_jax.data.questions import Questions, load_questions
+from ropd_jax.evaluation.heldout import evaluate
 from ropd_jax.figures import curves_png
 from ropd_jax.methods import Method, load_method
 from ropd_jax.models import transformer
@@ -41,11 +41,11 @@ from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.logprobs import token_logprobs
 from ropd_jax.sampling.engine import EngineConfig, sample_groups
 from ropd_jax.sampling.rules import SamplingRule
-from ropd_jax.student import Student, load_student
-from ropd_jax.teacher import Teacher
-from ropd_jax.teacher.loop import TeacherLoop
+from ropd_jax.student import load_student
+from ropd_jax.summary import make_result, step_metrics
+from ropd_jax.teacher import Teacher, TeacherLoop
 from ropd_jax.types import Judgement, Prompt, RolloutGroup, UserError
-from ropd_jax.workdir import Interrupt, Interrupted, claim, flatten
+from ropd_jax.workdir import Interrupt, Interrupted, claim
 
 log = logging.getLogger(__name__)
 
@@ -57,89 +57,34 @@ class State(NamedTuple):
     opt_state: optax.OptState
 
 
-class Questions(NamedTuple):
-    """Prompts with their tokens, none longer than the limit."""
-
-    prompts: list[Prompt]
-    tokens: dict[str, np.ndarray]  # by prompt id
-    dropped: dict[str, int]
-
-    def tokens_of(self, prompts: list[Prompt]) -> list[np.ndarray]:
-        return [self.tokens[p.id] for p in prompts]
-
-
-# --------------------------------------------------------------------------------------------------------- data
-
-
-def load_questions(cfg: ConfigDict, student: Student) -> tuple[Questions, Questions]:
-    """(training, held-out) questions, disjoint, tokenized with the student's chat template."""
-    d = cfg.data
-    common = dict(source=d.source, task=d.task, options=d.options.to_dict(), template=d.template, system=d.system)
-    if d.source == "reasoning_gym":
-        check_seeds(train_seed=d.seed, train_size=d.size, heldout_seed=d.heldout_seed, heldout_size=d.heldout_size)
-    held = load_prompts(**common, path=d.heldout_path, size=d.heldout_size, seed=d.heldout_seed)
-    train = disjoint(load_prompts(**common, path=d.path, size=d.size, seed=d.seed), held)
-    return tuple(_tokenized(s, student, d.max_prompt_tokens, n) for s, n in ((train, "training"), (held, "held-out")))
-
-
-def _tokenized(prompt_set, student: Student, limit: int, name: str) -> Questions:
-    tokens = {p.id: np.asarray(student.tokenizer.apply_chat_template(p.messages), np.int32) for p in prompt_set}
-    kept = [p for p in prompt_set if len(tokens[p.id]) <= limit]
-    dropped = dict(prompt_set.dropped)
-    if long := len(tokens) - len(kept):
-        dropped["too_long"] = long
-    if not kept:
-        shortest = min(map(len, tokens.values()))
-        raise UserError(
-            f"all {len(tokens)} {name} prompts are longer than data.max_prompt_tokens={limit} "
-            f"(the shortest has {shortest} tokens); raise it"
-        )
-    log.info("%s prompts: %d; dropped: %s", name, len(kept), dropped or "none")
-    return Questions(kept, tokens, dropped)
-
-
-# ------------------------------------------------------------------------------------------------------ evaluate
-
-
-def evaluate(
-    sample: Callable, engines: dict[str, EngineConfig], params, questions: Questions, n: int
-) -> dict[str, Any]:
-    """Held-out accuracy of each engine (greedy, sampled), exact grading, on the first ``n`` questions."""
-    metrics: dict[str, Any] = {}
-    for name, engine in engines.items():
-        grades, truncated = [], 0
-        for group in sample(engine, params, questions.prompts[:n], questions, seed=0, step=0):
-            grades += [grade(group.prompt, r.text) for r in group.rollouts]
-            truncated += sum(r.finish_reason == "length" for r in group.rollouts)
-        estimate: Estimate = accuracy(grades)
-        metrics |= {
-            f"eval/{name}": estimate.value,
-            f"eval/{name}_low": estimate.low,
-            f"eval/{name}_high": estimate.high,
-            f"eval/{name}_n": estimate.n,
-            f"eval/{name}_ungraded": estimate.ungraded,
-            f"eval/{name}_truncated_frac": truncated / max(len(grades), 1),
-        }
-    return metrics
-
-
 # -------------------------------------------------------------------------------------------------------- judge
 
 
 def judge_step(
-    groups, method: Method, teacher: Teacher, loop: TeacherLoop, interrupt: Interrupt
+    groups, method: Method, teacher: Teacher, loop: TeacherLoop, interrupt: Interrupt, say: Callable[[str], None]
 ) -> tuple[list[RolloutGroup], list[Judgement], dict[str, float]]:
-    """Send each group to the teacher the moment it is sampled; return all in prompt order once all are judged."""
+    """Send each group to the teacher the moment it is sampled; return all in prompt order once all are judged.
+
+    Raises:
+        ConfigurationError: the teacher cannot work at all (a wrong key, an unknown model); nothing more is sent.
+        Interrupted: the user asked to stop; what is in flight is cancelled.
+    """
     waiting: dict[concurrent.futures.Future, RolloutGroup] = {}
     start = time.monotonic()
     try:
         for group in groups:
             waiting[loop.submit(method.judge(teacher, group))] = group
+            say(f"sampled {len(waiting)} groups")
             interrupt.check()
         sampled = time.monotonic()
         pending = set(waiting)
         while pending:
-            _, pending = concurrent.futures.wait(pending, timeout=0.2)
+            done, pending = concurrent.futures.wait(
+                pending, timeout=0.2, return_when=concurrent.futures.FIRST_EXCEPTION
+            )
+            for future in done:
+                future.result()
+            say(f"judged {len(waiting) - len(pending)}/{len(waiting)} groups")
             interrupt.check()
     except BaseException:
         for future in waiting:
@@ -154,36 +99,6 @@ def reward_arrays(judgements: list[Judgement]) -> tuple[np.ndarray, np.ndarray]:
     """(reward_PG, valid_PG): NaN and False where unscored, so that an unscored reward can be used nowhere unseen."""
     reward_PG = np.array([[np.nan if r is None else r for r in j.rewards] for j in judgements], np.float32)
     return reward_PG, ~np.isnan(reward_PG)
-
-
-def step_metrics(groups, judgements, advantages, reward_PG, valid_PG) -> dict[str, Any]:
-    """What the step's rollouts, rewards and failures looked like; a mean over nothing is None."""
-    rollouts = [r for g in groups for r in g.rollouts]
-    grades = [grade(g.prompt, r.text) for g in groups for r in g.rollouts]
-    scored = reward_PG[valid_PG]
-    reference = [
-        s
-        for j in judgements
-        if j.rubric
-        for v in j.reference_passed
-        if v is not None
-        for s in [sum(w for w, ok in zip(j.rubric.weights, v, strict=True) if ok) / j.rubric.total]
-    ]
-    valid_P, informative_P = (np.asarray(x).any(axis=1) for x in (advantages.valid_PG, advantages.informative_PG))
-    metrics = {
-        "reward/mean": float(scored.mean()) if scored.size else None,
-        "reward/std": float(scored.std()) if scored.size else None,
-        "reward/reference_mean": float(np.mean(reference)) if reference else None,
-        "teacher/unscored_frac": float(1 - valid_PG.mean()),
-        "group/invalid_frac": float(1 - valid_P.mean()),
-        "group/zero_variance_frac": float((valid_P & ~informative_P).mean()),
-        "sample/accuracy": accuracy(grades).value,
-    }
-    if rollouts:
-        metrics["sample/length_mean"] = float(np.mean([len(r.tokens_T) for r in rollouts]))
-        metrics["sample/truncated_frac"] = float(np.mean([r.finish_reason == "length" for r in rollouts]))
-    causes = Counter(c for j in judgements for c in j.causes if c is not None)
-    return metrics | {f"teacher/unscored/{cause}": n for cause, n in causes.items()}
 
 
 # ------------------------------------------------------------------------------------------------------- update
@@ -267,7 +182,7 @@ def update_step(update, state: State, ref_params, rows, advantages, mesh, cfg: C
         batch = make_batch([rows[i] for i in at], *(x[at] for x in flat), length)
         if not batch.informative_BT.any():  # AdamW would move on its momentum alone
             continue
-        batch = split_parts(batch, cfg.optim.microbatch)
+        batch = split_parts(batch, cfg.optim.microbatch, multiple=mesh.shape["fsdp"])
         spec = mesh_lib.RULES.spec("ABT")
         placed = TrainBatch(*(jax.device_put(x, jax.NamedSharding(mesh, spec)) for x in batch))
         state, metrics = update(state, ref_params, placed)
@@ -310,7 +225,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp)
     student = load_student(cfg.student.checkpoint, chat_template=cfg.student.chat_template)
     mesh_lib.check_divides(student.cfg, mesh)
-    train, held = load_questions(cfg, student)
+    train, held = load_questions(cfg, student.tokenizer)
     stream = PromptStream(train.prompts, cfg.data.prompts_per_step, cfg.seed)
     longest = max(len(t) for q in (train, held) for t in q.tokens_of(q.prompts))
     prompt_len = -(-longest // 16) * 16  # one length for the whole run, so that each function compiles once
@@ -341,17 +256,16 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     # --- sampling
     common = dict(prompt_len=prompt_len, max_tokens=cfg.sampling.max_tokens, chunk=cfg.sampling.chunk,
                   stop_ids=student.tokenizer.stop_ids, dtype=cfg.student.dtype)  # fmt: skip
-    P = cfg.data.prompts_per_step
-    engine = EngineConfig(
-        rollouts=cfg.sampling.rollouts, prompts=cfg.sampling.prompts_at_once or P, rule=rule, **common
-    )
-    eval_engines = {
-        "accuracy": EngineConfig(rollouts=1, prompts=cfg.eval.prompts_at_once, rule=SamplingRule(0.0), **common)
-    }
+
+    def side_by_side(prompts: int) -> int:  # idle rows fill the mesh up
+        return -(-prompts // mesh.shape["fsdp"]) * mesh.shape["fsdp"]
+
+    at_once = side_by_side(cfg.sampling.prompts_at_once or cfg.data.prompts_per_step)
+    engine = EngineConfig(rollouts=cfg.sampling.rollouts, prompts=at_once, rule=rule, **common)
+    common |= dict(rollouts=1, prompts=side_by_side(cfg.eval.prompts_at_once))
+    eval_engines = {"accuracy": EngineConfig(rule=SamplingRule(0.0), **common)}
     if cfg.eval.sampled:
-        eval_engines["sampled_accuracy"] = EngineConfig(
-            rollouts=1, prompts=cfg.eval.prompts_at_once, rule=rule, **common
-        )
+        eval_engines["sampled_accuracy"] = EngineConfig(rule=rule, **common)
 
     def sample(engine: EngineConfig, params, prompts, questions: Questions, *, seed: int, step: int):
         interrupt.check()
@@ -380,38 +294,40 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
         checkpoints.save(step, state, host | {"teacher": teacher.state(), "seconds": seconds})
 
     # --- loop
-    metrics_log = stack.enter_context(
-        contextlib.closing(
-            report.Metrics(workdir, start_step=first + 1 if first else 0, tensorboard=cfg.log.tensorboard)
-        )
-    )
+    metrics_log = report.Metrics(workdir, start_step=first + 1 if first else 0, tensorboard=cfg.log.tensorboard)
+    stack.enter_context(contextlib.closing(metrics_log))
     groups_log = report.GroupsLog(workdir)
     progress = stack.enter_context(report.Progress(cfg.steps, start=first))
-    n_eval = cfg.eval.size or len(held.prompts)
+
+    def evaluated(step: int, n: int) -> dict[str, Any]:
+        metrics = evaluate(sample, eval_engines, state.params, held, n, progress.say)
+        metrics_log.log(step, metrics)
+        progress.note(metrics)
+        return metrics
+
     done = first
     try:
         if host["before"] is None:
-            host["before"] = evaluate(sample, eval_engines, state.params, held, len(held.prompts))
-            metrics_log.log(0, host["before"])
-            progress.note(host["before"])
+            host["before"] = evaluated(0, len(held.prompts))
         for step in range(first, cfg.steps):
+            if step and step % cfg.eval.every == 0 and not metrics_log.holds(step, "eval/accuracy"):
+                evaluated(step, cfg.eval.size or len(held.prompts))
             begin = time.monotonic()
             prompts = stream.batch(step)
             if method.needs_rollouts:
                 groups = sample(engine, state.params, prompts, train, seed=cfg.seed, step=step)
             else:
                 groups = (RolloutGroup(p, train.tokens[p.id], (), step, i) for i, p in enumerate(prompts))
-            groups, judgements, metrics = judge_step(groups, method, teacher, loop, interrupt)
+            groups, judgements, metrics = judge_step(groups, method, teacher, loop, interrupt, progress.say)
 
             reward_PG, valid_PG = reward_arrays(judgements)
             advantages = method.advantages(reward_PG, valid_PG, step)
-            metrics |= step_metrics(groups, judgements, advantages, reward_PG, valid_PG)
-            sampled_tokens = sum(len(r.tokens_T) for g in groups for r in g.rollouts)
-            metrics["sample/tokens_per_s"] = sampled_tokens / metrics["time/sample_s"] if sampled_tokens else None
+            metrics |= step_metrics(groups, judgements, advantages, reward_PG, valid_PG, metrics["time/sample_s"])
 
             rows = [
                 s for g, j in zip(groups, judgements, strict=True) for s in method.sequences(g, j, student.tokenizer)
             ]
+            progress.say("update")
             before_update = time.monotonic()
             state, update_metrics = update_step(
                 update, state, ref_params, rows, advantages, mesh, cfg, prompt_len + cfg.sampling.max_tokens
@@ -426,17 +342,13 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
             check_finite(update_metrics, step, workdir, rows, advantages)
 
             metrics["time/step_s"] = time.monotonic() - begin
-            if done % cfg.eval.every == 0 and done < cfg.steps:
-                metrics |= evaluate(sample, eval_engines, state.params, held, n_eval)
             metrics_log.log(done, metrics)
             progress.step(done, metrics)
             if done % cfg.checkpoint.every == 0 or done == cfg.steps:
                 save(done)
             interrupt.check()
-        after = evaluate(sample, eval_engines, state.params, held, len(held.prompts))
-        metrics_log.log(cfg.steps, after)
-        progress.note(after)
-    except Interrupted:
+        after = evaluated(cfg.steps, len(held.prompts))
+    except (Interrupted, UserError):
         save(done)
         log.warning("saved a checkpoint after step %d", done)
         raise
@@ -444,31 +356,10 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     # --- result
     result = make_result(cfg, host, after, len(held.prompts), host["seconds"] + time.monotonic() - started, teacher)
     report.write_result(workdir, result)
-    curves_png(workdir)
-    return_code = 0
-    stack.callback(report.show_result, result)
-    stack.callback(log.info, "curves: %s", workdir / "curves.png")
-    return return_code
-
-
-def make_result(cfg, host, after, n, seconds, teacher) -> dict[str, Any]:
-    """The numbers of ``result.json``."""
-    result: dict[str, Any] = {"method": cfg.method, "seed": cfg.seed, "steps": cfg.steps, "heldout_n": n}
-    for when, metrics in (("before", host["before"]), ("after", after)):
-        for name in ("accuracy", "sampled_accuracy"):
-            if f"eval/{name}" in metrics:
-                result[f"{name}_{when}"] = metrics[f"eval/{name}"]
-                result[f"{name}_{when}_interval"] = [metrics[f"eval/{name}_low"], metrics[f"eval/{name}_high"]]
-                result[f"{name}_{when}_ungraded"] = metrics[f"eval/{name}_ungraded"]
-                result[f"{name}_{when}_truncated_frac"] = metrics[f"eval/{name}_truncated_frac"]
-    return result | {
-        "seconds": round(seconds, 1),
-        "groups_total": host["groups_total"],
-        "groups_unscored": host["groups_unscored"],
-        "teacher": teacher.stats.as_metrics(),
-        "jax": jax.__version__,
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-    }
+    path = curves_png(workdir)
+    stack.callback(report.show_result, result)  # after the progress bar has gone
+    stack.callback(log.info, "curves: %s", path)
+    return 0
 
 
 def make_teacher(cfg: ConfigDict, prompts: list[Prompt]) -> Teacher:
@@ -476,59 +367,3 @@ def make_teacher(cfg: ConfigDict, prompts: list[Prompt]) -> Teacher:
     scripted = cfg.teacher.scripted
     book = [(p.question, p.solution) for p in prompts if p.solution] if not scripted.book else None
     return Teacher.from_config(cfg, seed=cfg.seed, book=book)
-
-
-def check_config(cfg: ConfigDict) -> None:
-    """Values that cannot work, alone or together, found before minutes are lost.
-
-    Raises:
-        UserError: naming the value, what was expected and the remedy.
-    """
-    choices = {
-        "loss.aggregation": AGGREGATIONS,
-        "optim.schedule": SCHEDULES,
-        "student.dtype": ("float32", "bfloat16"),
-    }
-    flat = flatten(cfg.to_dict())
-    for key, known in choices.items():
-        if flat[key] not in known:
-            raise UserError(f"{key}={flat[key]!r}; expected one of {', '.join(known)}")
-    for key in ("steps", "checkpoint.every", "checkpoint.keep", "eval.every", "sampling.max_tokens", "sampling.chunk",
-                "optim.minibatches", "optim.logprob_chunk", "eval.prompts_at_once"):  # fmt: skip
-        if flat[key] < 1:
-            raise UserError(f"{key}={flat[key]}; expected at least 1")
-    P, m = cfg.data.prompts_per_step, cfg.optim.minibatches
-    if P % m:
-        raise UserError(f"optim.minibatches={m} does not divide data.prompts_per_step={P}; choose a divisor of {P}")
-    if cfg.sampling.rollouts < 2:
-        raise UserError(f"sampling.rollouts={cfg.sampling.rollouts}; a group needs at least 2 to have a baseline")
-    if cfg.sampling.temperature == 0:
-        raise UserError("sampling.temperature=0 samples G equal rollouts; expected a number above 0, 1.0 in the paper")
-
-
-def check_length(prompt_len: int, cfg: ConfigDict, model_cfg: ModelConfig) -> None:
-    """Raises UserError when prompt and answer together are longer than the checkpoint was made for."""
-    total = prompt_len + cfg.sampling.max_tokens
-    if total > model_cfg.max_seq_len:
-        raise UserError(
-            f"prompts of {prompt_len} tokens and sampling.max_tokens={cfg.sampling.max_tokens} make {total}, but the "
-            f"student was made for {model_cfg.max_seq_len}; lower data.max_prompt_tokens or sampling.max_tokens"
-        )
-
-
-def check_finite(metrics: dict[str, float], step: int, workdir: pathlib.Path, rows, advantages) -> None:
-    """Stop on a loss or gradient that is not finite; the step's sequences are saved for a look."""
-    bad = [k for k in ("update/loss", "update/grad_norm") if k in metrics and not np.isfinite(metrics[k])]
-    if not bad:
-        return
-    path = workdir / f"nonfinite_step_{step:06d}.npz"
-    np.savez_compressed(
-        path,
-        advantage_PG=np.asarray(advantages.advantage_PG),
-        **{f"completion_{i}": s.completion_T for i, s in enumerate(rows)},
-        **{f"old_logp_{i}": s.old_logp_T for i, s in enumerate(rows)},
-    )
-    raise FloatingPointError(
-        f"step {step}: {', '.join(f'{k}={metrics[k]}' for k in bad)}; the step's sequences are in {path}; "
-        "lower optim.lr, or look for an extreme old log-prob"
-    )

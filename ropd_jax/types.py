@@ -121,6 +121,10 @@ class Rubric:
         """Sum of all points; recomputed, never read from a reply."""
         return sum(self.weights)
 
+    def score(self, passed: tuple[bool, ...]) -> float:
+        """Weighted pass rate of one answer, sum(w*v)/sum(w) (Eq. 5)."""
+        return sum(w for w, ok in zip(self.weights, passed, strict=True) if ok) / self.total
+
     @property
     def sha(self) -> str:
         """Content hash, first 16 hex digits."""
@@ -141,11 +145,8 @@ class Verdicts:
     causes: tuple[str | None, ...]
 
     def scores(self, rubric: Rubric) -> tuple[float | None, ...]:
-        """Weighted pass rate of each answer, sum(w*v)/sum(w) (Eq. 5), or None where unscored."""
-        return tuple(
-            None if v is None else sum(w for w, ok in zip(rubric.weights, v, strict=True) if ok) / rubric.total
-            for v in self.passed
-        )
+        """Weighted pass rate of each answer (`Rubric.score`), or None where unscored."""
+        return tuple(None if v is None else rubric.score(v) for v in self.passed)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,8 @@ LEVELS = [  # a room imports from lower levels only, and within its level only w
     {"configs", "ggufio"},
     {"mesh", "core", "models", "text", "teacher", "data", "report"},
     {"sampling", "figures", "workdir", "student", "checkpoint"},
-    {"methods", "evaluation"},
+    {"methods", "evaluation", "checks"},
+    {"summary"},
     {"train", "cli"},
 ]
 SAME_LEVEL = {"models": {"core", "mesh"}, "data": {"core", "text"}, "cli": {"train"}}

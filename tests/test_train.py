@@ -205,7 +205,7 @@ def test_a_teacher_that_fails_costs_scores_but_never_gives_zeros(tmp_path):
         assert a["reward"] is None and a["advantage"] is None and a["verdicts"] is None
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[1])
     assert row["teacher/unscored_frac"] == pytest.approx(len(unscored) / 16)
-    assert sum(v for k, v in row.items() if k.startswith("teacher/unscored/")) == len(unscored)
+    assert sum(v for k, v in row.items() if k.startswith("reward/unscored_")) == len(unscored)
     scored = [a["reward"] for g in groups for a in g["answers"] if not a["unscored"]]
     assert row["reward/mean"] == (pytest.approx(np.mean(scored)) if scored else None)
 

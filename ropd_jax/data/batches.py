@@ -72,10 +72,14 @@ def make_batch(
     )
 
 
-def split_parts(batch: TrainBatch, microbatch: int) -> TrainBatch:
-    """[B, T] -> [A, b, T] with b = ``microbatch`` rows a part (0: one part); filled up with empty rows."""
+def split_parts(batch: TrainBatch, microbatch: int, *, multiple: int = 1) -> TrainBatch:
+    """[B, T] -> [A, b, T] with b = ``microbatch`` rows a part (0: one part); filled up with empty rows.
+
+    Args:
+        multiple: b is rounded up to a multiple of this, the number of shards of a batch.
+    """
     B = len(batch.tokens_BT)
-    b = min(microbatch or B, B)
+    b = -(-min(microbatch or B, B) // multiple) * multiple
     A = -(-B // b)
 
     def cut(x_BT):

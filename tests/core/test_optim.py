@@ -42,5 +42,5 @@ def test_gradient_is_clipped_by_its_global_norm():
 
 
 def test_unknown_schedule_is_named():
-    with pytest.raises(ValueError, match="'linear'.*constant, cosine"):
+    with pytest.raises(ValueError, match=r"'linear'.*constant, cosine"):
         make_optimizer(**COMMON, lr=1.0, schedule="linear", warmup_steps=0, total_steps=1)

@@ -1,0 +1,70 @@
+"""Values of a run that cannot work, found before minutes are lost or the moment they appear."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from ropd_jax.core.losses import AGGREGATIONS
+from ropd_jax.core.optim import SCHEDULES
+from ropd_jax.models.config import ModelConfig
+from ropd_jax.types import UserError
+from ropd_jax.workdir import flatten
+
+
+def check_config(cfg: ConfigDict) -> None:
+    """Values that cannot work, alone or together, found before minutes are lost.
+
+    Raises:
+        UserError: naming the value, what was expected and the remedy.
+    """
+    choices = {
+        "loss.aggregation": AGGREGATIONS,
+        "optim.schedule": SCHEDULES,
+        "student.dtype": ("float32", "bfloat16"),
+    }
+    flat = flatten(cfg.to_dict())
+    for key, known in choices.items():
+        if flat[key] not in known:
+            raise UserError(f"{key}={flat[key]!r}; expected one of {', '.join(known)}")
+    for key in ("steps", "checkpoint.every", "checkpoint.keep", "eval.every", "sampling.max_tokens", "sampling.chunk",
+                "optim.minibatches", "optim.logprob_chunk", "eval.prompts_at_once"):  # fmt: skip
+        if flat[key] < 1:
+            raise UserError(f"{key}={flat[key]}; expected at least 1")
+    P, m = cfg.data.prompts_per_step, cfg.optim.minibatches
+    if P % m:
+        raise UserError(f"optim.minibatches={m} does not divide data.prompts_per_step={P}; choose a divisor of {P}")
+    if cfg.sampling.rollouts < 2:
+        raise UserError(f"sampling.rollouts={cfg.sampling.rollouts}; a group needs at least 2 to have a baseline")
+    if cfg.sampling.temperature == 0:
+        raise UserError("sampling.temperature=0 samples G equal rollouts; expected a number above 0, 1.0 in the paper")
+
+
+def check_length(prompt_len: int, cfg: ConfigDict, model_cfg: ModelConfig) -> None:
+    """Raises UserError when prompt and answer together are longer than the checkpoint was made for."""
+    total = prompt_len + cfg.sampling.max_tokens
+    if total > model_cfg.max_seq_len:
+        raise UserError(
+            f"prompts of {prompt_len} tokens and sampling.max_tokens={cfg.sampling.max_tokens} make {total}, but the "
+            f"student was made for {model_cfg.max_seq_len}; lower data.max_prompt_tokens or sampling.max_tokens"
+        )
+
+
+def check_finite(metrics: dict[str, float], step: int, workdir: pathlib.Path, rows, advantages) -> None:
+    """Stop on a loss or gradient that is not finite; the step's sequences are saved for a look."""
+    bad = [k for k in ("update/loss", "update/grad_norm") if k in metrics and not np.isfinite(metrics[k])]
+    if not bad:
+        return
+    path = workdir / f"nonfinite_step_{step:06d}.npz"
+    np.savez_compressed(
+        path,
+        advantage_PG=np.asarray(advantages.advantage_PG),
+        **{f"completion_{i}": s.completion_T for i, s in enumerate(rows)},
+        **{f"old_logp_{i}": s.old_logp_T for i, s in enumerate(rows)},
+    )
+    raise FloatingPointError(
+        f"step {step}: {', '.join(f'{k}={metrics[k]}' for k in bad)}; the step's sequences are in {path}; "
+        "lower optim.lr, or look for an extreme old log-prob"
+    )

@@ -1,0 +1,66 @@
+"""What is said of a step and of a run: the metrics of rollouts and rewards, the numbers of ``result.json``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ropd_jax.core.advantages import Advantages
+from ropd_jax.evaluation.graders import grade
+from ropd_jax.evaluation.stats import accuracy
+from ropd_jax.types import Judgement, RolloutGroup
+
+
+def step_metrics(
+    groups: Sequence[RolloutGroup],
+    judgements: Sequence[Judgement],
+    advantages: Advantages,
+    reward_PG: np.ndarray,
+    valid_PG: np.ndarray,
+    sample_s: float,
+) -> dict[str, Any]:
+    """What the step's rollouts, rewards and failures looked like; a mean over nothing is None."""
+    rollouts = [r for g in groups for r in g.rollouts]
+    grades = [grade(g.prompt, r.text) for g in groups for r in g.rollouts]
+    scored = reward_PG[valid_PG]
+    reference = [j.rubric.score(v) for j in judgements if j.rubric for v in j.reference_passed if v is not None]
+    valid_P, informative_P = (np.asarray(x).any(axis=1) for x in (advantages.valid_PG, advantages.informative_PG))
+    metrics = {
+        "reward/mean": float(scored.mean()) if scored.size else None,
+        "reward/std": float(scored.std()) if scored.size else None,
+        "reward/reference_mean": float(np.mean(reference)) if reference else None,
+        "teacher/unscored_frac": float(1 - valid_PG.mean()),
+        "group/invalid_frac": float(1 - valid_P.mean()),
+        "group/zero_variance_frac": float((valid_P & ~informative_P).mean()),
+        "sample/accuracy": accuracy(grades).value,
+    }
+    if rollouts:
+        metrics["sample/tokens_per_s"] = sum(len(r.tokens_T) for r in rollouts) / sample_s
+        metrics["sample/length_mean"] = float(np.mean([len(r.tokens_T) for r in rollouts]))
+        metrics["sample/truncated_frac"] = float(np.mean([r.finish_reason == "length" for r in rollouts]))
+    causes = Counter(c for j in judgements for c in j.causes if c is not None)
+    return metrics | {f"reward/unscored_{cause}": n for cause, n in causes.items()}
+
+
+def make_result(cfg, host, after, n, seconds, teacher) -> dict[str, Any]:
+    """The numbers of ``result.json``."""
+    result: dict[str, Any] = {"method": cfg.method, "seed": cfg.seed, "steps": cfg.steps, "heldout_n": n}
+    for when, metrics in (("before", host["before"]), ("after", after)):
+        for name in ("accuracy", "sampled_accuracy"):
+            if f"eval/{name}" in metrics:
+                result[f"{name}_{when}"] = metrics[f"eval/{name}"]
+                result[f"{name}_{when}_interval"] = [metrics[f"eval/{name}_low"], metrics[f"eval/{name}_high"]]
+                result[f"{name}_{when}_ungraded"] = metrics[f"eval/{name}_ungraded"]
+                result[f"{name}_{when}_truncated_frac"] = metrics[f"eval/{name}_truncated_frac"]
+    return result | {
+        "seconds": round(seconds, 1),
+        "groups_total": host["groups_total"],
+        "groups_unscored": host["groups_unscored"],
+        "teacher": teacher.stats.as_metrics(),
+        "jax": jax.__version__,
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }

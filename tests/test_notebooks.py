@@ -1,0 +1,123 @@
+"""Every notebook runs from its first cell to its last, holds what it says, and is committed executed and clean.
+
+``python tests/test_notebooks.py`` executes all of them anew and writes them back clean; then look at the difference.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import sys
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted((pathlib.Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+
+# Facts of a notebook, computed by the kernel after its last cell; bool or float by name.
+FACTS = {
+    "01_one_step": """
+import json
+
+print(json.dumps({
+    "rewards_differ": len(set(judgement.rewards)) > 1,
+    "verdicts_equal": passed == [*judgement.passed, *judgement.reference_passed],
+    "reward_error": float(np.abs(reward_G - np.array(judgement.rewards)).max()),
+    "centred_error": float(np.abs(centred_by_hand - np.asarray(centred)).max()),
+    "divided_error": float(np.abs(centred_by_hand / reward_G.std(ddof=1) - np.asarray(divided)).max()),
+    "unscored_out": not bool(unscored.valid_PG[0][reward_G.argmax()]),
+    "logp_gap": float(gap_BT[batch.mask_BT].max()),
+    "loss_error": abs(loss_by_hand - loss_before) + abs(float(metrics["update/loss"]) - loss_before),
+    "clipped_loss_error": abs(float(after_by_hand) - loss_after),
+    "loss_fell_by": loss_before - loss_after,
+    "best_over_worst": float(change_G[best] - change_G[worst]),
+    "reference_score": float(min(v_BC[G:] @ w_C / w_C.sum())),
+}))
+"""
+}
+
+
+@pytest.fixture
+def jupyter(tmp_path, monkeypatch):
+    """This environment's own kernel, and nothing of the user's settings."""
+    monkeypatch.setenv("JUPYTER_PATH", str(pathlib.Path(sys.prefix) / "share" / "jupyter"))
+    monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(tmp_path / "config"))
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+
+
+def execute(path: pathlib.Path, folder: pathlib.Path) -> nbformat.NotebookNode:
+    """The executed notebook, with the cell of its facts behind it; raises CellExecutionError at the first error."""
+    notebook = nbformat.read(path, as_version=4)
+    if facts := FACTS.get(path.stem):
+        notebook.cells.append(nbformat.v4.new_code_cell(facts))
+    env = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}  # figures inline, as a reader has them
+    where = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(notebook, timeout=120, kernel_name="python3", record_timing=False, resources=where)
+    return client.execute(env=env)
+
+
+def refresh(path: pathlib.Path) -> None:
+    """Execute a notebook and write it back without its facts, versions and names of figure objects."""
+    notebook = execute(path, path.parent)
+    notebook.cells = notebook.cells[:-1] if path.stem in FACTS else notebook.cells
+    notebook.metadata.language_info = {"name": "python"}
+    for output in outputs(notebook):
+        if "image/png" in output.get("data", {}):
+            output.data.pop("text/plain", None)
+    nbformat.write(notebook, path)
+
+
+def outputs(notebook: nbformat.NotebookNode):
+    return [output for cell in notebook.cells for output in cell.get("outputs", ())]
+
+
+def test_there_are_notebooks_and_each_states_its_facts():
+    assert {path.stem for path in NOTEBOOKS} == set(FACTS)
+
+
+@pytest.mark.slow
+def test_one_step_runs_and_its_numbers_hold(tmp_path, jupyter):
+    notebook = execute(next(p for p in NOTEBOOKS if p.stem == "01_one_step"), tmp_path)
+    said = [o for o in outputs(notebook) if o.output_type == "stream" and o.name == "stderr"]
+    assert not said, said  # no warning reaches the reader
+    facts = json.loads(notebook.cells[-1].outputs[0].text)
+
+    assert facts["rewards_differ"]
+    assert facts["verdicts_equal"]
+    assert facts["reward_error"] < 1e-12
+    assert facts["centred_error"] < 1e-6
+    assert facts["divided_error"] < 1e-4
+    assert facts["unscored_out"]
+    assert facts["logp_gap"] < 1e-4
+    assert facts["loss_error"] < 1e-5
+    assert facts["clipped_loss_error"] < 1e-5
+    assert facts["loss_fell_by"] > 0
+    assert facts["best_over_worst"] > 0.01
+    assert facts["reference_score"] == 1.0
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_is_committed_executed_and_without_traces_of_a_machine(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert set(notebook.metadata) <= {"kernelspec", "language_info"}
+    assert set(notebook.metadata.language_info) == {"name"}
+    assert not [cell.id for cell in notebook.cells if cell.metadata]
+    for output in outputs(notebook):
+        assert output.output_type != "error"
+        text = json.dumps({k: v for k, v in output.get("data", {}).items() if k != "image/png"}) + output.get(
+            "text", ""
+        )
+        assert not re.search(r"/home/|/root/|/tmp/|/Users/|site-packages|0x[0-9a-f]{6,}", text), text
+        assert output.get("text", "").count("\n") <= 40, "more than a screen"
+
+
+if __name__ == "__main__":
+    for notebook_path in NOTEBOOKS:
+        refresh(notebook_path)
