@@ -23,29 +23,30 @@ TEMPLATE = "{question}\nWork it out in a few short calculations, then end with a
 
 def get_config(task: str = "gsm_symbolic"):
     cfg = configs.default()
-    cfg.steps = 64
+    cfg.steps = 60
     cfg.student.checkpoint = "smollm2"
     if task == "gsm8k":
         cfg.data.source = "jsonl"
     cfg.data.task = "gsm_symbolic"  # graded as one exact number, like GSM8K
     cfg.data.size = 1_000
-    cfg.data.heldout_size = 320
+    cfg.data.heldout_size = 400
     cfg.data.template = TEMPLATE
     cfg.data.prompts_per_step = 4
-    cfg.data.max_prompt_tokens = 112
+    cfg.data.max_prompt_tokens = 128  # two of three prompts
     cfg.sampling.rollouts = 4
     cfg.sampling.max_tokens = 64
     cfg.sampling.temperature = 0.7  # at 1.0 a 135M model's answers fall apart
     cfg.sampling.chunk = 16
     cfg.loss.normalize_std = False
     cfg.loss.aggregation = "token_mean"
-    cfg.optim.lr = 1e-5
+    cfg.optim.lr = 2e-5
     cfg.optim.schedule = "constant"
     cfg.optim.warmup_steps = 5
     cfg.optim.b2 = 0.99
     cfg.optim.weight_decay = 0.0
     cfg.optim.microbatch = 8
-    cfg.checkpoint.every = 16
+    cfg.checkpoint.every = 10
     cfg.eval.every = 1_000  # an evaluation costs as much as several steps: before and after only
     cfg.eval.prompts_at_once = 64
+    cfg.eval.sampled = False
     return cfg

@@ -1,9 +1,9 @@
 """Whether an answer is right, from the gold answer alone: no teacher, no model.
 
-``grade`` reads the final answer out of the text (the last of: a line ``Answer: ...``, ``#### ...``, ``\\boxed{...}``)
-and compares it with the gold answer as a number, or else as text. reasoning-gym tasks whose answers have a form of
-their own (fractions in lowest terms, sorted lists, ...) are judged by the task's scorer, where only a full 1.0 counts:
-its partial scores reward any text that contains the gold answer.
+``grade`` reads the final answer out of the text (the last of: a line ``Answer: ...``, ``#### ...``, ``\\boxed{...}``,
+``answer is NUMBER``) and compares it with the gold answer as a number, or else as text. reasoning-gym tasks whose
+answers have a form of their own (fractions in lowest terms, sorted lists, ...) are judged by the task's scorer, where
+only a full 1.0 counts: its partial scores reward any text that contains the gold answer.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ NUMBER_TASKS = frozenset(
 
 _MARK = re.compile(
     r"(?im)^[ \t>*_#-]*(?:final[ \t]+)?answer[ \t*_]*[:=][ \t*_]*(?P<line>\S[^\n]*)|####[ \t]*(?P<gsm>\S[^\n]*)"
+    r"|\banswer is:?[ \t*_$]*(?P<said>[+-]?\d[\d,]*(?:\.\d+)?)"
 )
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
 _FRACTION = re.compile(r"([+-]?\d+)/(\d+)")
@@ -51,7 +52,7 @@ def final_answer(text: str) -> str | None:
     if last is None or (box is not None and box_at > last.end()):
         found = box
     else:
-        found = last.group("line") or last.group("gsm")
+        found = last.group("line") or last.group("gsm") or last.group("said")
         _, inner = last_box(found)
         if inner is not None:
             found = inner

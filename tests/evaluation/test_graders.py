@@ -29,7 +29,8 @@ def prompt(answer, task="chain_sum", entry=None):
         (r"\boxed{5} but \boxed{6", "5"),
         ("so 3 cases giving 5", None),
         ("Answer:", None),
-        ("The answer is 70", None),
+        ("The answer is 70", "70"),
+        ("in all 70", None),
         ("", None),
         ("Answer: " + "9" * 300, None),
     ],
@@ -116,3 +117,17 @@ def test_every_gold_of_a_number_task_is_accepted(task):
 
     for entry in reasoning_gym.create_dataset(task, size=50, seed=3):
         assert grade(prompt(entry["answer"], task, entry), f"Answer: {entry['answer']}") is True
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("14 + 4 = 18\nThe answer is 18.", True),
+        ("The final answer is: $1,018", False),
+        ("The answer is 18, no, wait.\nAnswer: 17", False),
+        ("so the answer is 17 or, in full, the answer is **18**", True),
+        ("The answer is large. 18", False),
+    ],
+)
+def test_answer_given_in_a_sentence(text, right):
+    assert grade(Prompt("q", (Message("user", "?"),), answer="18"), text) is right
