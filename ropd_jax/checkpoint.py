@@ -6,8 +6,10 @@ directory that Orbax renames into place when it is complete: a kill at any momen
 
 from __future__ import annotations
 
+import errno
 import logging
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -40,14 +42,31 @@ class Checkpoints:
         """
         if step == self.latest():
             return
+        self.check_room(state)
         try:
             self._manager.save(
                 step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host))
             )
         except ValueError as error:  # tensorstore reports a full disk so
             if "No space left" in str(error):
-                raise OSError(28, "No space left on device", str(self._manager.directory)) from error
+                raise OSError(
+                    errno.ENOSPC, "the disk ran full while a checkpoint was written", str(self._manager.directory)
+                ) from error
             raise
+
+    def check_room(self, state: Any) -> None:
+        """Raise OSError (no space left) when the disk has no room for one more checkpoint of ``state``.
+
+        Orbax would find out as well, in the middle of writing and with a page of tracebacks from its threads.
+        """
+        need = sum(x.nbytes for x in jax.tree.leaves(state)) + (1 << 20)  # and a megabyte of metadata
+        free = shutil.disk_usage(self._manager.directory).free
+        if free < need:
+            raise OSError(
+                errno.ENOSPC,
+                f"a checkpoint needs {need / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free",
+                str(self._manager.directory),
+            )
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict]:
         """(state, host) of a checkpoint, placed and typed as ``like`` (arrays or ShapeDtypeStructs)."""

@@ -207,8 +207,8 @@ def main(cfg: ConfigDict, workdir: str | pathlib.Path) -> int:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise UserError(
-                    f"no space left for --workdir {workdir}; the last complete checkpoint is kept: free some space "
-                    "and give the same command again"
+                    f"no space left for --workdir {workdir} ({error.strerror}); the last complete checkpoint is kept: "
+                    "free some space and give the same command again"
                 ) from error
             raise
 
@@ -280,6 +280,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
         contextlib.closing(Checkpoints(workdir / "checkpoints", keep=cfg.checkpoint.keep))
     )
     host: dict[str, Any] = {"groups_total": 0, "groups_unscored": 0, "seconds": 0.0, "before": None, "teacher": None}
+    checkpoints.check_room(state)
     first = checkpoints.latest() or 0
     if first:
         state, host = checkpoints.restore(first, state)
