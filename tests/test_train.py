@@ -19,6 +19,7 @@ from ropd_jax.core.advantages import group_advantages
 from ropd_jax.data.batches import Sequence, TrainBatch, make_batch, split_parts
 from ropd_jax.methods import load_method
 from ropd_jax.models import transformer
+from ropd_jax.student import load_student
 from ropd_jax.types import UserError
 from tests.helpers import TINY, trees_max_diff
 
@@ -214,8 +215,6 @@ def test_a_step_without_any_verdict_leaves_the_student_alone(tmp_path):
     cfg = tiny_config(teacher__scripted__fault_rate=1.0, teacher__attempts=1, steps=1)
     assert train.main(cfg, tmp_path / "run") == 0
     params = finished_params(tmp_path / "run", 1)["params"]
-    from ropd_jax.student import load_student
-
     assert trees_max_diff(params, load_student("tiny").params) == 0.0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["groups_unscored"] == result["groups_total"] == 4
@@ -225,6 +224,38 @@ def test_sft_and_control_run_on_the_same_loop(tmp_path):
     for method in ("sft", "permuted"):
         assert train.main(tiny_config(method=method, steps=1), tmp_path / method) == 0
         assert json.loads((tmp_path / method / "result.json").read_text())["method"] == method
+
+
+def test_a_hugging_face_directory_trains(tmp_path):
+    import dataclasses
+
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+
+    from ropd_jax.models.hf import save_hf
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {piece: i for i, piece in enumerate(["<|im_end|>", *alphabet])}
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|im_end|>"])
+    model = dataclasses.replace(TINY, vocab_size=len(vocab), tied=False)
+    save_hf(tmp_path / "student", model, jax.device_get(transformer.init_params(model, 0)))
+    tokenizer.save(str(tmp_path / "student" / "tokenizer.json"))
+    template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    (tmp_path / "student" / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": "<|im_end|>", "chat_template": template})
+    )
+    cfg = tiny_config(
+        student__checkpoint=str(tmp_path / "student"), steps=1, sampling__max_tokens=16, data__max_prompt_tokens=100
+    )
+    assert train.main(cfg, tmp_path / "run") == 0
+    before = load_student(str(tmp_path / "student")).params
+    after = finished_params(tmp_path / "run", 1)["params"]
+    groups = groups_of(tmp_path / "run")
+    assert len(groups) == 4 and all(a["reward"] is not None for g in groups for a in g["answers"])
+    assert jax.tree.map(np.shape, before) == jax.tree.map(np.shape, after)
 
 
 # ------------------------------------------------------------------------------------------------- bad input
