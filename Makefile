@@ -40,6 +40,7 @@ format: $(VENV)/dev.stamp
 golden: $(VENV)/dev.stamp
 	$(PIP) -e '.[golden]'
 	$(BIN)/python tests/golden/make_golden.py
+	$(BIN)/python tests/golden/make_families.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

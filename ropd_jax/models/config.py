@@ -1,4 +1,4 @@
-"""The shape of a student. Every number here is owned by a checkpoint, so nothing has a default."""
+"""The shape of a student. Every number here is owned by a checkpoint; a feature that is absent is 0, False or None."""
 
 from __future__ import annotations
 
@@ -6,10 +6,31 @@ import dataclasses
 
 from ropd_jax.types import UserError
 
+ACTIVATIONS = ("silu", "gelu_tanh")
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Stretches the rotary angles of a checkpoint that was extended to longer sequences.
+
+    Attributes:
+        kind: ``linear`` divides every frequency by ``factor``. ``llama3`` divides the low ones (wavelength above
+            ``original_len / low_freq_factor``), keeps the high ones (below ``original_len / high_freq_factor``)
+            and blends between.
+        factor: how much longer.
+        low_freq_factor, high_freq_factor, original_len: ``llama3`` only.
+    """
+
+    kind: str
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_len: int = 8192
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A decoder-only transformer of the Llama family.
+    """A decoder-only transformer: Llama, SmolLM2, Qwen2, Qwen3 (dense and MoE), Gemma 2, Gemma 3 (text).
 
     Attributes:
         vocab_size: V.
@@ -18,11 +39,26 @@ class ModelConfig:
         num_heads: N, query heads.
         num_kv_heads: K, key/value heads; K divides N.
         head_dim: H.
-        mlp_dim: F.
+        mlp_dim: F; of one expert where there are experts.
         rope_theta: base of the rotary angles.
         norm_eps: added to the mean square inside RMSNorm.
         tied: the output head is the embedding table.
         max_seq_len: the longest sequence the checkpoint was made for.
+        qkv_bias: Q, K and V projections have biases (Qwen2).
+        qk_norm: RMSNorm over each head of Q and K (Qwen3, Gemma 3).
+        rope_scaling: of the global layers' angles (Llama 3, Gemma 3).
+        norm_plus_one: RMSNorm multiplies by 1 + scale (Gemma).
+        sandwich_norms: norms behind attention and MLP too, before the residual is added (Gemma).
+        activation: of the gated MLP.
+        embed_scale: factor on the embeddings, sqrt(D) for Gemma; 1 otherwise.
+        attn_scale: factor on Q K^T; 0 means H^-1/2.
+        attn_softcap, final_softcap: logits become cap * tanh(logits / cap) (Gemma 2); 0 is none.
+        window: a local layer's query sees this many positions, its own included; 0 means there are none.
+        local_layers: per layer whether it is local; empty means none is.
+        rope_theta_local: base of the local layers' angles, not scaled; 0 means ``rope_theta``.
+        num_experts: experts of each layer's MLP (Qwen3-MoE); 0 is a dense MLP.
+        experts_per_token: how many of them a token goes to.
+        norm_top_k: the weights of a token's experts are divided by their sum.
     """
 
     vocab_size: int
@@ -36,6 +72,22 @@ class ModelConfig:
     norm_eps: float
     tied: bool
     max_seq_len: int
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    rope_scaling: RopeScaling | None = None
+    norm_plus_one: bool = False
+    sandwich_norms: bool = False
+    activation: str = "silu"
+    embed_scale: float = 1.0
+    attn_scale: float = 0.0
+    attn_softcap: float = 0.0
+    final_softcap: float = 0.0
+    window: int = 0
+    local_layers: tuple[bool, ...] = ()
+    rope_theta_local: float = 0.0
+    num_experts: int = 0
+    experts_per_token: int = 0
+    norm_top_k: bool = False
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:
@@ -45,3 +97,16 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise UserError(f"head_dim={self.head_dim} is odd; rotary embedding turns pairs, so it must be even")
+        if self.activation not in ACTIVATIONS:
+            raise UserError(f"activation={self.activation!r} is not supported; supported: {', '.join(ACTIVATIONS)}")
+        if self.local_layers and (len(self.local_layers) != self.num_layers or self.window < 1):
+            raise UserError(
+                f"local_layers names {len(self.local_layers)} layers and window={self.window}; expected one entry for "
+                f"each of the {self.num_layers} layers and a window of at least 1"
+            )
+        if not 0 <= self.experts_per_token <= self.num_experts or bool(self.num_experts) != bool(
+            self.experts_per_token
+        ):
+            raise UserError(
+                f"experts_per_token={self.experts_per_token} of num_experts={self.num_experts} is impossible"
+            )

@@ -41,8 +41,7 @@ def token_logprobs(
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def one_chunk(x_BTD, targets_BT):
-        logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, table_VD.astype(x_BTD.dtype), preferred_element_type=jnp.float32)
-        logits_BTV = logits_BTV / temperature
+        logits_BTV = transformer.output_logits(cfg, x_BTD, table_VD) / temperature
         lse_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
         if out("BTV") is None:
             picked_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]

@@ -14,49 +14,71 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from ropd_jax.mesh import RULES, constrain, out
+from ropd_jax.mesh import RULES, active_mesh, constrain, out
 from ropd_jax.models.attention import attention, causal_mask
-from ropd_jax.models.config import ModelConfig
+from ropd_jax.models.config import ModelConfig, RopeScaling
+from ropd_jax.types import UserError
 
 Params = dict
 
 
 class RMSNorm(nnx.Module):
-    def __init__(self, cfg: ModelConfig):
-        self.eps = cfg.norm_eps
-        self.scale_D = nnx.Param(jnp.ones((cfg.d_model,)))
+    """x / sqrt(mean(x^2) + eps), times scale or 1 + scale, over the last axis, in float32."""
 
-    def __call__(self, x_BTD):
-        x32_BTD = x_BTD.astype(jnp.float32)  # the mean square is taken in float32
-        inv_BT1 = jax.lax.rsqrt(jnp.mean(jnp.square(x32_BTD), axis=-1, keepdims=True) + self.eps)
-        return (x32_BTD * inv_BT1).astype(x_BTD.dtype) * self.scale_D[...].astype(x_BTD.dtype)[None, None]
+    def __init__(self, cfg: ModelConfig, axis: str = "D"):
+        self.eps, self.plus_one, self.name = cfg.norm_eps, cfg.norm_plus_one, f"scale_{axis}"
+        size = cfg.d_model if axis == "D" else cfg.head_dim
+        setattr(self, self.name, nnx.Param(jnp.zeros((size,)) if cfg.norm_plus_one else jnp.ones((size,))))
+
+    def __call__(self, x):
+        x32 = x.astype(jnp.float32)
+        scale = getattr(self, self.name)[...].astype(jnp.float32) + (1.0 if self.plus_one else 0.0)
+        y = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
+        return (y * jnp.expand_dims(scale, range(x.ndim - 1))).astype(x.dtype)
 
 
 class Attention(nnx.Module):
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
         D, N, K, H = cfg.d_model, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
+        self.cfg = cfg
         self.q_DNH = nnx.Param(normal(rngs, (D, N, H), D))
         self.k_DKH = nnx.Param(normal(rngs, (D, K, H), D))
         self.v_DKH = nnx.Param(normal(rngs, (D, K, H), D))
         self.o_NHD = nnx.Param(normal(rngs, (N, H, D), N * H))
+        if cfg.qkv_bias:
+            self.q_bias_NH, self.k_bias_KH, self.v_bias_KH = (nnx.Param(jnp.zeros((n, H))) for n in (N, K, K))
+        if cfg.qk_norm:
+            self.q_norm, self.k_norm = RMSNorm(cfg, "H"), RMSNorm(cfg, "H")
 
     def __call__(self, x_BTD, angles_BTH, attend):
         dt = x_BTD.dtype
-        q_BTNH = rotate(jnp.einsum("BTD,DNH->BTNH", x_BTD, self.q_DNH[...].astype(dt)), angles_BTH)
-        k_BTKH = rotate(jnp.einsum("BTD,DKH->BTKH", x_BTD, self.k_DKH[...].astype(dt)), angles_BTH)
+        q_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, self.q_DNH[...].astype(dt))
+        k_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, self.k_DKH[...].astype(dt))
         v_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, self.v_DKH[...].astype(dt))
-        o_BTNH, kv = attend(q_BTNH, k_BTKH, v_BTKH)
+        if self.cfg.qkv_bias:
+            q_BTNH += self.q_bias_NH[...].astype(dt)[None, None]
+            k_BTKH += self.k_bias_KH[...].astype(dt)[None, None]
+            v_BTKH += self.v_bias_KH[...].astype(dt)[None, None]
+        if self.cfg.qk_norm:
+            q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
+        o_BTNH, kv = attend(rotate(q_BTNH, angles_BTH), rotate(k_BTKH, angles_BTH), v_BTKH)
         return jnp.einsum("BTNH,NHD->BTD", o_BTNH, self.o_NHD[...].astype(dt), out_sharding=out("BTD")), kv
+
+
+ACTIVATE = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True)}
 
 
 class MLP(nnx.Module):
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
         D, F = cfg.d_model, cfg.mlp_dim
+        self.activate = ACTIVATE[cfg.activation]
         self.gate_DF = nnx.Param(normal(rngs, (D, F), D))
         self.up_DF = nnx.Param(normal(rngs, (D, F), D))
         self.down_FD = nnx.Param(normal(rngs, (F, D), F))
@@ -66,23 +88,79 @@ class MLP(nnx.Module):
         gate_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, self.gate_DF[...].astype(dt))
         up_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, self.up_DF[...].astype(dt))
         return jnp.einsum(
-            "BTF,FD->BTD", jax.nn.silu(gate_BTF) * up_BTF, self.down_FD[...].astype(dt), out_sharding=out("BTD")
+            "BTF,FD->BTD", self.activate(gate_BTF) * up_BTF, self.down_FD[...].astype(dt), out_sharding=out("BTD")
         )
+
+
+class Experts(nnx.Module):
+    """Mixture of experts: each token goes to its top-k experts, weighted by the router's softmax (Qwen3-MoE).
+
+    Without a mesh the tokens are sorted by expert and each expert multiplies its own (`jax.lax.ragged_dot`). On a mesh
+    every expert multiplies every token, one expert at a time: right on any sharding, at E/k times the FLOPs.
+    """
+
+    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+        E, D, F = cfg.num_experts, cfg.d_model, cfg.mlp_dim
+        self.cfg, self.activate = cfg, ACTIVATE[cfg.activation]
+        self.router_DE = nnx.Param(normal(rngs, (D, E), D))
+        self.gate_EDF = nnx.Param(normal(rngs, (E, D, F), D))
+        self.up_EDF = nnx.Param(normal(rngs, (E, D, F), D))
+        self.down_EFD = nnx.Param(normal(rngs, (E, F, D), F))
+
+    def route(self, x_BTD):
+        """(weight_BTk in the dtype of x, expert_BTk int32) of each token's experts; the softmax in float32."""
+        logits_BTE = jnp.einsum("BTD,DE->BTE", x_BTD, self.router_DE[...].astype(x_BTD.dtype))
+        p_BTE = jax.nn.softmax(logits_BTE.astype(jnp.float32), axis=-1)
+        weight_BTk, expert_BTk = jax.lax.top_k(p_BTE, self.cfg.experts_per_token)
+        if self.cfg.norm_top_k:
+            weight_BTk = weight_BTk / jnp.sum(weight_BTk, axis=-1, keepdims=True)
+        return weight_BTk.astype(x_BTD.dtype), expert_BTk
+
+    def __call__(self, x_BTD):
+        weight_BTk, expert_BTk = self.route(x_BTD)
+        weights = [w[...].astype(x_BTD.dtype) for w in (self.gate_EDF, self.up_EDF, self.down_EFD)]
+        return (self.sorted if active_mesh() is None else self.one_by_one)(x_BTD, weight_BTk, expert_BTk, *weights)
+
+    def sorted(self, x_BTD, weight_BTk, expert_BTk, gate_EDF, up_EDF, down_EFD):
+        B, T, D = x_BTD.shape
+        k = self.cfg.experts_per_token
+        expert_R = expert_BTk.reshape(-1)  # R = B*T*k rows, one for each (token, expert)
+        order_R = jnp.argsort(expert_R, stable=True)
+        x_RD = x_BTD.reshape(B * T, D)[order_R // k]
+        size_E = jnp.bincount(expert_R, length=self.cfg.num_experts).astype(jnp.int32)
+        h_RF = self.activate(jax.lax.ragged_dot(x_RD, gate_EDF, size_E)) * jax.lax.ragged_dot(x_RD, up_EDF, size_E)
+        y_RD = jax.lax.ragged_dot(h_RF, down_EFD, size_E) * weight_BTk.reshape(-1)[order_R][:, None]
+        return jnp.zeros((B * T, D), x_BTD.dtype).at[order_R // k].add(y_RD).reshape(B, T, D)
+
+    def one_by_one(self, x_BTD, weight_BTk, expert_BTk, gate_EDF, up_EDF, down_EFD):
+        def add(y_BTD, xs):
+            e, gate_DF, up_DF, down_FD = xs
+            h_BTF = self.activate(jnp.einsum("BTD,DF->BTF", x_BTD, gate_DF)) * jnp.einsum("BTD,DF->BTF", x_BTD, up_DF)
+            share_BT = jnp.sum(jnp.where(expert_BTk == e, weight_BTk, jnp.zeros((), x_BTD.dtype)), axis=-1)
+            h_BTF = h_BTF * share_BT[..., None]
+            return y_BTD + jnp.einsum("BTF,FD->BTD", h_BTF, down_FD, out_sharding=out("BTD")), None
+
+        e_E = jnp.arange(self.cfg.num_experts, dtype=jnp.int32)
+        return jax.lax.scan(add, jnp.zeros_like(x_BTD), (e_E, gate_EDF, up_EDF, down_EFD))[0]
 
 
 class Block(nnx.Module):
     """One layer. ``attend(q_BTNH, k_BTKH, v_BTKH) -> (o_BTNH, kv)`` decides what the queries see and what is kept."""
 
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+        self.sandwich = cfg.sandwich_norms
         self.attn_norm = RMSNorm(cfg)
         self.attn = Attention(cfg, rngs)
         self.mlp_norm = RMSNorm(cfg)
-        self.mlp = MLP(cfg, rngs)
+        self.mlp = Experts(cfg, rngs) if cfg.num_experts else MLP(cfg, rngs)
+        if cfg.sandwich_norms:
+            self.attn_post_norm, self.mlp_post_norm = RMSNorm(cfg), RMSNorm(cfg)
 
     def __call__(self, x_BTD, angles_BTH, attend):
         y_BTD, kv = self.attn(self.attn_norm(x_BTD), angles_BTH, attend)
-        x_BTD = x_BTD + y_BTD
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD)), kv
+        x_BTD = x_BTD + (self.attn_post_norm(y_BTD) if self.sandwich else y_BTD)
+        y_BTD = self.mlp(self.mlp_norm(x_BTD))
+        return x_BTD + (self.mlp_post_norm(y_BTD) if self.sandwich else y_BTD), kv
 
 
 class Ends(nnx.Module):
@@ -142,11 +220,52 @@ def _ends(cfg: ModelConfig, params: Params) -> Ends:
     return nnx.merge(_definitions(cfg)[1], RULES.gather({k: v for k, v in params.items() if k != "layers"}))
 
 
-def rope_angles(cfg: ModelConfig, positions_BT: jax.Array) -> jax.Array:
-    """angles_BTH (H/2 of them): position times theta^(-2i/H), in float32 (bfloat16 rounds 257 to 256)."""
-    i_H = jnp.arange(0, cfg.head_dim, 2, dtype=jnp.float32)
-    inv_H = jnp.float32(cfg.rope_theta) ** (-i_H / cfg.head_dim)
-    return positions_BT.astype(jnp.float32)[:, :, None] * inv_H[None, None]
+class PerLayer(NamedTuple):
+    """What differs between layers besides their parameters, as arrays with a leading L: data, not other blocks.
+
+    Attributes:
+        inv_freq_LH: float32, H/2 rotary frequencies of each layer.
+        window_L: int32, how many positions a query sees; the largest int32 where all.
+    """
+
+    inv_freq_LH: np.ndarray
+    window_L: np.ndarray
+
+
+@functools.cache
+def per_layer(cfg: ModelConfig) -> PerLayer:
+    local_L = np.array(cfg.local_layers or (False,) * cfg.num_layers)
+    theta_local = cfg.rope_theta_local or cfg.rope_theta
+    freq_H = rope_frequencies(cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
+    local_H = rope_frequencies(cfg.head_dim, theta_local, None if cfg.rope_theta_local else cfg.rope_scaling)
+    return PerLayer(
+        np.where(local_L[:, None], local_H, freq_H).astype(np.float32),
+        np.where(local_L, cfg.window, np.iinfo(np.int32).max).astype(np.int32),
+    )
+
+
+def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
+    """theta^(-2i/H) for i < H/2, stretched as the checkpoint says; see `RopeScaling`. Computed in float64.
+
+    Raises:
+        UserError: unknown kind of scaling.
+    """
+    freq_H = theta ** (-np.arange(0, head_dim, 2) / head_dim)
+    if scaling is None:
+        return freq_H
+    if scaling.kind == "linear":
+        return freq_H / scaling.factor
+    if scaling.kind != "llama3":
+        raise UserError(f"rope scaling {scaling.kind!r} is not supported; supported: linear, llama3")
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    turns_H = scaling.original_len * freq_H / (2 * np.pi)  # full turns within the original length
+    keep_H = np.clip((turns_H - low) / (high - low), 0.0, 1.0)
+    return keep_H * freq_H + (1 - keep_H) * freq_H / scaling.factor
+
+
+def rope_angles(inv_freq_H: jax.Array, positions_BT: jax.Array) -> jax.Array:
+    """angles_BTH (H/2 of them): position times frequency, in float32 (bfloat16 rounds 257 to 256)."""
+    return positions_BT.astype(jnp.float32)[:, :, None] * inv_freq_H[None, None]
 
 
 def rotate(x_BTNH: jax.Array, angles_BTH: jax.Array) -> jax.Array:
@@ -159,8 +278,10 @@ def rotate(x_BTNH: jax.Array, angles_BTH: jax.Array) -> jax.Array:
 def embed(cfg: ModelConfig, params: Params, tokens_BT: jax.Array, dtype) -> jax.Array:
     table_VD = RULES.gather({"table_VD": params["embed"]["table_VD"]})["table_VD"]
     if (sharding := out("BTD")) is not None:
-        return constrain(table_VD, "_D").at[tokens_BT].get(out_sharding=sharding).astype(dtype)
-    return table_VD[tokens_BT].astype(dtype)
+        x_BTD = constrain(table_VD, "_D").at[tokens_BT].get(out_sharding=sharding).astype(dtype)
+    else:
+        x_BTD = table_VD[tokens_BT].astype(dtype)
+    return x_BTD * jnp.asarray(cfg.embed_scale, dtype)  # Gemma's checkpoints were trained with the rounded factor
 
 
 def head(cfg: ModelConfig, params: Params) -> tuple[Callable, jax.Array]:
@@ -173,8 +294,13 @@ def head(cfg: ModelConfig, params: Params) -> tuple[Callable, jax.Array]:
 def logits(cfg: ModelConfig, params: Params, x_BTD: jax.Array) -> jax.Array:
     """logits_BTV in float32 of hidden states: for few positions only (the last one, a test, a chunk)."""
     norm, table_VD = head(cfg, params)
-    x_BTD = norm(x_BTD)
-    return jnp.einsum("BTD,VD->BTV", x_BTD, table_VD.astype(x_BTD.dtype), preferred_element_type=jnp.float32)
+    return output_logits(cfg, norm(x_BTD), table_VD)
+
+
+def output_logits(cfg: ModelConfig, x_BTD: jax.Array, table_VD: jax.Array) -> jax.Array:
+    """logits_BTV in float32 of normed hidden states, soft-capped where the family does so."""
+    logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, table_VD.astype(x_BTD.dtype), preferred_element_type=jnp.float32)
+    return cfg.final_softcap * jnp.tanh(logits_BTV / cfg.final_softcap) if cfg.final_softcap else logits_BTV
 
 
 def hidden(
@@ -199,20 +325,28 @@ def hidden(
         keep_kv: also return the keys and values, each [L, B, K, T, H] (prefill).
     """
     mask_BTS = causal_mask(positions_BT, segments_BT)
-    angles_BTH = rope_angles(cfg, positions_BT)
+    back_BTS = positions_BT[:, :, None] - positions_BT[:, None, :]
 
-    def attend(q_BTNH, k_BTKH, v_BTKH):
-        k_BKTH, v_BKTH = k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2)
-        return attention(q_BTNH, k_BKTH, v_BKTH, mask_BTS), (k_BKTH, v_BKTH)
+    def body(x_BTD, xs):
+        layer, own = xs
 
-    def body(x_BTD, layer):
-        x_BTD, kv = _block(cfg, layer)(x_BTD, angles_BTH, attend)
+        def attend(q_BTNH, k_BTKH, v_BTKH):
+            k_BKTH, v_BKTH = k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2)
+            seen_BTS = mask_BTS & (back_BTS < own.window_L) if cfg.local_layers else mask_BTS
+            return attend_to(cfg, q_BTNH, k_BKTH, v_BKTH, seen_BTS), (k_BKTH, v_BKTH)
+
+        x_BTD, kv = _block(cfg, layer)(x_BTD, rope_angles(own.inv_freq_LH, positions_BT), attend)
         return x_BTD, (kv if keep_kv else None)
 
     if remat:
         body = jax.checkpoint(body, prevent_cse=False)  # inside scan CSE cannot undo it
-    x_BTD, kv = jax.lax.scan(body, embed(cfg, params, tokens_BT, dtype), params["layers"])
+    own = jax.tree.map(jnp.asarray, per_layer(cfg))
+    x_BTD, kv = jax.lax.scan(body, embed(cfg, params, tokens_BT, dtype), (params["layers"], own))
     return (x_BTD, kv) if keep_kv else x_BTD
+
+
+def attend_to(cfg: ModelConfig, q_BTNH, k_BKSH, v_BKSH, mask_BTS) -> jax.Array:
+    return attention(q_BTNH, k_BKSH, v_BKSH, mask_BTS, scale=cfg.attn_scale, softcap=cfg.attn_softcap)
 
 
 def unstack(params: Params, num_layers: int) -> list[Params]:
@@ -229,6 +363,7 @@ def decode_step(
     cache: list[tuple[jax.Array, jax.Array]],
     slot: jax.Array,
     mask_BS: jax.Array,
+    slot_positions_BS: jax.Array,
     *,
     dtype=jnp.float32,
 ):
@@ -240,19 +375,23 @@ def decode_step(
         cache: L pairs; slot ``slot`` of every row is written.
         slot: scalar int32, the same for all rows.
         mask_BS: True where a row may look, the written slot included.
+        slot_positions_BS: position of the token in each slot, for the local layers' window.
 
     Returns:
         (logits_BV float32, cache).
     """
-    angles_BTH = rope_angles(cfg, positions_B[:, None])
     x_BTD = embed(cfg, params, tokens_B[:, None], dtype)
+    back_BS = positions_B[:, None] - slot_positions_BS
     new_cache = []
-    for layer, (k_BKSH, v_BKSH) in zip(layers, cache, strict=True):
+    for i, (layer, (k_BKSH, v_BKSH)) in enumerate(zip(layers, cache, strict=True)):
+        inv_freq_H, window = (x[i] for x in per_layer(cfg))
+        seen_BS = mask_BS & (back_BS < window) if cfg.local_layers else mask_BS
+        angles_BTH = rope_angles(jnp.asarray(inv_freq_H), positions_B[:, None])
 
-        def attend(q_BTNH, k_BTKH, v_BTKH, k_BKSH=k_BKSH, v_BKSH=v_BKSH):
+        def attend(q_BTNH, k_BTKH, v_BTKH, k_BKSH=k_BKSH, v_BKSH=v_BKSH, seen_BS=seen_BS):
             k = write_slot(k_BKSH, k_BTKH.swapaxes(1, 2), slot)
             v = write_slot(v_BKSH, v_BTKH.swapaxes(1, 2), slot)
-            return attention(q_BTNH, k, v, mask_BS[:, None]), (k, v)
+            return attend_to(cfg, q_BTNH, k, v, seen_BS[:, None]), (k, v)
 
         x_BTD, kv = _block(cfg, layer)(x_BTD, angles_BTH, attend)
         new_cache.append(kv)

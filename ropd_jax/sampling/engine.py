@@ -121,6 +121,7 @@ def decode(cfg: ModelConfig, ecfg: EngineConfig, params, layers, state: DecodeSt
     T, limit = ecfg.prompt_len, jnp.minimum(state.t + ecfg.chunk, ecfg.max_tokens)
     slots_S = jnp.arange(T + ecfg.max_tokens, dtype=jnp.int32)
     prompt_BS = slots_S[None] < len_B[:, None]
+    position_BS = jnp.where(slots_S[None] < T, slots_S[None], len_B[:, None] + slots_S[None] - T)
 
     def alive(s: DecodeState):
         return (s.t < limit) & ~jnp.all(s.done_B)
@@ -133,7 +134,7 @@ def decode(cfg: ModelConfig, ecfg: EngineConfig, params, layers, state: DecodeSt
         slot = T + s.t
         mask_BS = prompt_BS | ((slots_S >= T) & (slots_S <= slot))[None]
         logits_BV, cache = transformer.decode_step(
-            cfg, params, layers, token_B, len_B + s.t, s.cache, slot, mask_BS, dtype=jnp.dtype(ecfg.dtype)
+            cfg, params, layers, token_B, len_B + s.t, s.cache, slot, mask_BS, position_BS, dtype=jnp.dtype(ecfg.dtype)
         )
         return DecodeState(
             t=s.t + 1,

@@ -6,6 +6,7 @@ import dataclasses
 import pathlib
 import zipfile
 
+import jax
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
@@ -14,7 +15,7 @@ from gguf.quants import dequantize, quantize
 from ropd_jax.ggufio import GGUF
 from ropd_jax.models import gguf as our_gguf
 from ropd_jax.models.gguf import find_smollm2, half_split, load_gguf
-from ropd_jax.models.hf import TENSORS, load_hf, tensors_of
+from ropd_jax.models.hf import load_hf, tensors_of
 from ropd_jax.types import UserError
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -53,16 +54,16 @@ def write(path, name="llama_untied", *, arch="llama", quant=None, skip=(), extra
         node = params
         for k in t.path:
             node = node[k]
-        for i in range(cfg.num_layers if t.per_layer else 1):
-            w = t.to_stored(cfg, node[i] if t.per_layer else node)
+        for i in t.indices():
+            w = t.to_stored(node[i])
             heads = {"q_DNH": cfg.num_heads, "k_DKH": cfg.num_kv_heads}.get(t.path[-1])
             w = interleave(w, heads) if heads else w
-            if t.gguf.format(i) in skip:
+            if t.gguf.format(*i) in skip:
                 continue
             if quant is not None and w.ndim == 2:
-                writer.add_tensor(t.gguf.format(i), quantize(w, quant), raw_dtype=quant)
+                writer.add_tensor(t.gguf.format(*i), quantize(w, quant), raw_dtype=quant)
             else:
-                writer.add_tensor(t.gguf.format(i), w)
+                writer.add_tensor(t.gguf.format(*i), w)
     for tensor_name, w in (extra or {}).items():
         writer.add_tensor(tensor_name, w)
     writer.write_header_to_file()
@@ -81,12 +82,7 @@ def message(path) -> str:
 
 
 def leaves(params):
-    for t in TENSORS:
-        node = params
-        for k in t.path:
-            node = node.get(k) if node is not None else None
-        if node is not None:
-            yield t.path, node
+    return jax.tree.leaves_with_path(params)
 
 
 def test_half_split_undoes_the_order_of_interleaved_pairs():

@@ -12,6 +12,7 @@ import pytest
 from ropd_jax import mesh as mesh_lib
 from ropd_jax.models import transformer
 from ropd_jax.models.attention import attention, causal_mask
+from ropd_jax.models.config import RopeScaling
 from ropd_jax.models.logprobs import token_logprobs
 from ropd_jax.types import UserError
 from tests.helpers import TINY, trees_max_diff
@@ -79,15 +80,79 @@ def test_sharded_forward_and_gradient_equal_unsharded(shape):
     assert trees_max_diff(grads, grads_s) < 1e-6
 
 
-@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(TINY) if f.name != "max_seq_len"])
+WINDOWED = dict(window=3, local_layers=(True, False, True))
+MOE = dict(num_experts=4, experts_per_token=2)
+FIELDS = {  # field -> (what the model has besides, the changed value); max_seq_len is a limit, it enters no formula
+    "vocab_size": ({}, 128),
+    "num_layers": ({}, 6),
+    "d_model": ({}, 64),
+    "num_heads": ({}, 2),
+    "num_kv_heads": ({}, 4),
+    "head_dim": ({}, 16),
+    "mlp_dim": ({}, 96),
+    "rope_theta": ({}, 1e5),
+    "norm_eps": ({}, 0.1),
+    "tied": ({}, False),
+    "qkv_bias": ({}, True),
+    "qk_norm": ({}, True),
+    "rope_scaling": ({}, RopeScaling("linear", 4.0)),
+    "norm_plus_one": ({}, True),
+    "sandwich_norms": ({}, True),
+    "activation": ({}, "gelu_tanh"),
+    "embed_scale": ({}, 8.0),
+    "attn_scale": ({}, 1.0),
+    "attn_softcap": ({}, 0.1),
+    "final_softcap": ({}, 1.0),
+    "window": (WINDOWED, 2),
+    "local_layers": (WINDOWED, (False, True, True)),
+    "rope_theta_local": (WINDOWED, 10.0),
+    "num_experts": (MOE, 8),
+    "experts_per_token": (MOE, 1),
+    "norm_top_k": (MOE, True),
+}
+SCALINGS = {"kind": "linear", "factor": 8.0, "low_freq_factor": 2.0, "high_freq_factor": 8.0, "original_len": 64}
+
+
+def differs(one, other):
+    shapes = [jax.tree.map(lambda x: x.shape, transformer.param_shapes(c)) for c in (one, other)]
+    if shapes[0] != shapes[1]:
+        return True
+    params = transformer.init_params(one, 0)
+    return float(jnp.abs(logp(params, cfg=one)[0] - logp(params, cfg=other)[0]).max()) > 1e-3
+
+
+def test_the_table_of_fields_is_complete():
+    assert FIELDS.keys() == {f.name for f in dataclasses.fields(TINY)} - {"max_seq_len"}
+    assert SCALINGS.keys() == {f.name for f in dataclasses.fields(RopeScaling)}
+
+
+@pytest.mark.parametrize("field", FIELDS)
 def test_every_config_field_changes_output_or_shapes(field):
-    changed = {"num_kv_heads": 4, "num_heads": 2, "tied": False, "rope_theta": 1e5, "norm_eps": 1e-1}
-    value = changed.get(field, 2 * getattr(TINY, field) if field != "tied" else None)
-    other = dataclasses.replace(TINY, **{field: value})
-    shapes = [jax.tree.map(lambda x: x.shape, transformer.param_shapes(c)) for c in (TINY, other)]
-    if shapes[0] == shapes[1]:
-        params = transformer.init_params(TINY, 0)
-        assert float(jnp.abs(logp(params)[0] - logp(params, cfg=other)[0]).max()) > 1e-3
+    besides, value = FIELDS[field]
+    one = dataclasses.replace(TINY, **besides)
+    assert differs(one, dataclasses.replace(one, **{field: value}))
+
+
+@pytest.mark.parametrize("field", SCALINGS)
+def test_every_field_of_rope_scaling_changes_the_output(field):
+    one = dataclasses.replace(TINY, rope_theta=50.0, rope_scaling=RopeScaling("llama3", 4.0, 1.0, 4.0, 16))
+    other = dataclasses.replace(one.rope_scaling, **{field: SCALINGS[field]})
+    assert differs(one, dataclasses.replace(one, rope_scaling=other))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(activation="relu"), "activation='relu'"),
+        (dict(window=3, local_layers=(True,)), "local_layers names 1 layers"),
+        (dict(num_experts=4), "experts_per_token=0 of num_experts=4"),
+        (dict(num_heads=3), "num_heads=3"),
+        (dict(head_dim=7), "head_dim=7 is odd"),
+    ],
+)
+def test_impossible_configs_are_refused(changes, words):
+    with pytest.raises(UserError, match=words):
+        dataclasses.replace(TINY, **changes)
 
 
 def test_attention_masks_by_hand():

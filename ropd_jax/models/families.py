@@ -1,0 +1,260 @@
+"""config.json of each supported family to a `ModelConfig`, and back. Imports no jax and no transformers.
+
+A family is data: what it has that a Llama has not, and what its config means by keys that are absent (Gemma 3's
+published files leave most of them out).
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from ropd_jax.models.config import ModelConfig, RopeScaling
+from ropd_jax.types import UserError
+
+GEMMA = dict(
+    vocab_size=256_000, hidden_size=2304, intermediate_size=9216, num_hidden_layers=26, num_attention_heads=8,
+    num_key_value_heads=4, head_dim=256, max_position_embeddings=8192, rms_norm_eps=1e-6, tie_word_embeddings=True,
+    query_pre_attn_scalar=256, sliding_window=4096, hidden_act="gelu_pytorch_tanh", rope_theta=10_000.0,
+)  # fmt: skip
+LLAMA = dict(tie_word_embeddings=False, hidden_act="silu", rope_theta=10_000.0)
+ABSENT: dict[str, dict[str, Any]] = {  # model_type -> what an absent key means
+    "llama": LLAMA,
+    "qwen2": LLAMA,
+    "qwen3": LLAMA,
+    "qwen3_moe": LLAMA | dict(norm_topk_prob=False, decoder_sparse_step=1),
+    "gemma2": GEMMA | dict(attn_logit_softcapping=50.0, final_logit_softcapping=30.0),
+    "gemma3_text": GEMMA
+    | dict(vocab_size=262_208, max_position_embeddings=131_072, rope_theta=1_000_000.0, rope_local_base_freq=10_000.0),
+}
+ARCHITECTURE = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+}
+WITH_PICTURES = {"gemma3": "Gemma3ForConditionalGeneration"}  # their text part, under text_config
+ACTIVATION = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+
+
+def read_json(file: pathlib.Path) -> dict:
+    """A JSON object.
+
+    Raises:
+        UserError: unreadable, not JSON, not an object.
+    """
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as e:
+        raise UserError(f"{file} cannot be read as JSON ({e}); fetch it again") from e
+    if not isinstance(value, dict):
+        raise UserError(f"{file} holds a {type(value).__name__}, expected a JSON object; fetch it again")
+    return value
+
+
+def read_config(path: str | pathlib.Path) -> ModelConfig:
+    """``config.json`` of a Hugging Face directory as a `ModelConfig`.
+
+    Raises:
+        UserError: no config, another architecture, a feature that is not supported, a missing or foreign value.
+    """
+    file = pathlib.Path(path) / "config.json"
+    if not file.is_file():
+        raise UserError(f"{path} has no config.json; expected a Hugging Face directory (config.json, *.safetensors)")
+    raw = read_json(file)
+    kind, names = raw.get("model_type"), raw.get("architectures") or ()
+    if kind in WITH_PICTURES:
+        raw = {"tie_word_embeddings": raw.get("tie_word_embeddings"), **(raw.get("text_config") or {})}
+        kind, names = raw.get("model_type", f"{kind}_text"), ()
+    if kind not in ABSENT:
+        known = ", ".join([*ABSENT, *WITH_PICTURES])
+        raise UserError(f"{file}: model_type={kind!r} is not supported; supported: {known}")
+    if names and ARCHITECTURE[kind] not in names:
+        raise UserError(f"{file}: architectures={list(names)} is not supported; expected {ARCHITECTURE[kind]!r}")
+    raw = ABSENT[kind] | _flat_rope({k: v for k, v in raw.items() if v is not None})
+    _refuse_unsupported(file, kind, raw)
+    return _config(file, kind, raw)
+
+
+def _flat_rope(raw: dict) -> dict:
+    """The newer ``rope_parameters`` (nested by kind of layer in Gemma 3) in the older keys."""
+    rope = raw.get("rope_parameters") or {}
+    full = rope.get("full_attention", rope)
+    flat = dict(raw)
+    if "rope_theta" in full:
+        flat["rope_theta"] = full["rope_theta"]
+    if "rope_theta" in rope.get("sliding_attention", {}):
+        flat["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+    if full.get("rope_type", "default") != "default":
+        flat["rope_scaling"] = full
+    if "partial_rotary_factor" in full:
+        flat["partial_rotary_factor"] = full["partial_rotary_factor"]
+    return flat
+
+
+def _refuse_unsupported(file: pathlib.Path, kind: str, raw: Mapping) -> None:
+    for key in ("attention_bias", "mlp_bias", "quantization_config", "use_sliding_window", "mlp_only_layers",
+                "use_bidirectional_attention"):  # fmt: skip
+        if raw.get(key):
+            raise UserError(f"{file}: {key}={str(raw[key])[:80]} is not supported yet; choose a checkpoint without it")
+    if raw.get("decoder_sparse_step", 1) != 1:
+        raise UserError(f"{file}: decoder_sparse_step={raw['decoder_sparse_step']} is not supported yet; expected 1")
+    act = raw.get("hidden_activation", raw["hidden_act"])
+    if act not in ACTIVATION:
+        raise UserError(f"{file}: hidden_act={act!r} is not supported yet; expected {', '.join(ACTIVATION)}")
+    if raw.get("partial_rotary_factor", 1) != 1:
+        factor = raw["partial_rotary_factor"]
+        raise UserError(f"{file}: partial_rotary_factor={factor} is not supported yet; expected 1")
+
+
+def _config(file: pathlib.Path, kind: str, raw: Mapping) -> ModelConfig:
+    def number(key: str, default=None, cast=int):
+        value = raw.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0 or value != cast(value):
+            raise UserError(f"{file}: {key}={value!r}, expected a positive {cast.__name__}; check the checkpoint")
+        return cast(value)
+
+    def flag(key: str) -> bool:
+        if not isinstance(raw[key], bool):
+            raise UserError(f"{file}: {key}={raw[key]!r}, expected true or false; check the checkpoint")
+        return raw[key]
+
+    d_model, num_heads = number("hidden_size"), number("num_attention_heads")
+    if "head_dim" not in raw and d_model % num_heads:
+        raise UserError(
+            f"{file}: hidden_size={d_model} is not a multiple of num_attention_heads={num_heads} and there is no "
+            "head_dim; check the checkpoint"
+        )
+    layers = number("num_hidden_layers")
+    features: dict[str, Any] = {"qkv_bias": kind == "qwen2", "qk_norm": kind in ("qwen3", "qwen3_moe", "gemma3_text")}
+    if kind == "qwen3_moe":
+        features |= dict(
+            num_experts=number("num_experts", raw.get("num_local_experts")),
+            experts_per_token=number("num_experts_per_tok"),
+            norm_top_k=flag("norm_topk_prob"),
+        )
+    if kind in ("gemma2", "gemma3_text"):
+        features |= dict(
+            norm_plus_one=True,
+            sandwich_norms=True,
+            embed_scale=d_model**0.5,
+            attn_scale=number("query_pre_attn_scalar", cast=float) ** -0.5,
+            attn_softcap=float(raw.get("attn_logit_softcapping") or 0.0),
+            final_softcap=float(raw.get("final_logit_softcapping") or 0.0),
+            window=number("sliding_window"),
+            local_layers=_local_layers(file, raw, layers, 2 if kind == "gemma2" else 6),
+            rope_theta_local=float(raw.get("rope_local_base_freq", 0.0)),
+        )
+    return ModelConfig(
+        vocab_size=number("vocab_size"),
+        num_layers=layers,
+        d_model=d_model,
+        num_heads=num_heads,
+        num_kv_heads=number("num_key_value_heads", num_heads),
+        head_dim=number("head_dim", d_model // num_heads),
+        mlp_dim=number("moe_intermediate_size" if kind == "qwen3_moe" else "intermediate_size"),
+        rope_theta=number("rope_theta", cast=float),
+        norm_eps=number("rms_norm_eps", cast=float),
+        tied=flag("tie_word_embeddings"),
+        max_seq_len=number("max_position_embeddings"),
+        rope_scaling=_rope_scaling(file, raw),
+        activation=ACTIVATION[raw.get("hidden_activation", raw["hidden_act"])],
+        **features,
+    )
+
+
+def _local_layers(file: pathlib.Path, raw: Mapping, layers: int, pattern: int) -> tuple[bool, ...]:
+    """By ``layer_types``; without them every ``pattern``-th layer is global."""
+    pattern = raw.get("sliding_window_pattern", raw.get("_sliding_window_pattern", pattern))
+    types = raw.get("layer_types")
+    if types is None:
+        return tuple(bool((i + 1) % pattern) for i in range(layers))
+    if len(types) != layers or set(types) - {"sliding_attention", "full_attention"}:
+        raise UserError(f"{file}: layer_types={types} does not fit {layers} layers; check the checkpoint")
+    return tuple(t == "sliding_attention" for t in types)
+
+
+def _rope_scaling(file: pathlib.Path, raw: Mapping) -> RopeScaling | None:
+    rope = raw.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind not in ("linear", "llama3"):
+        raise UserError(f"{file}: rope_scaling of type {kind!r} is not supported yet; supported: linear, llama3")
+
+    def number(key: str) -> float:
+        value = rope.get(key)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+            raise UserError(f"{file}: rope_scaling.{key}={value!r}, expected a positive number; check the checkpoint")
+        return float(value)
+
+    if kind == "linear":
+        return RopeScaling("linear", number("factor"))
+    low, high = number("low_freq_factor"), number("high_freq_factor")
+    return RopeScaling("llama3", number("factor"), low, high, int(number("original_max_position_embeddings")))
+
+
+def family_of(cfg: ModelConfig) -> str:
+    """The ``model_type`` whose checkpoints have this config's features."""
+    if cfg.sandwich_norms:
+        return "gemma3_text" if cfg.qk_norm else "gemma2"
+    if cfg.num_experts:
+        return "qwen3_moe"
+    return "qwen3" if cfg.qk_norm else "qwen2" if cfg.qkv_bias else "llama"
+
+
+def config_json(cfg: ModelConfig, dtype: str = "float32", **extra) -> dict:
+    """config.json of a config, in the keys that every version of transformers reads; ``extra`` keys are added."""
+    kind = family_of(cfg)
+    raw: dict[str, Any] = {
+        "architectures": [ARCHITECTURE[kind]],
+        "model_type": kind,
+        "vocab_size": cfg.vocab_size,
+        "num_hidden_layers": cfg.num_layers,
+        "hidden_size": cfg.d_model,
+        "num_attention_heads": cfg.num_heads,
+        "num_key_value_heads": cfg.num_kv_heads,
+        "head_dim": cfg.head_dim,
+        "intermediate_size": cfg.mlp_dim,
+        "hidden_act": next(k for k, v in ACTIVATION.items() if v == cfg.activation),
+        "rope_theta": cfg.rope_theta,
+        "rms_norm_eps": cfg.norm_eps,
+        "tie_word_embeddings": cfg.tied,
+        "max_position_embeddings": cfg.max_seq_len,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "torch_dtype": dtype,
+    }
+    if (s := cfg.rope_scaling) is not None:
+        raw["rope_scaling"] = {"rope_type": s.kind, "factor": s.factor}
+        if s.kind == "llama3":
+            raw["rope_scaling"] |= {
+                "low_freq_factor": s.low_freq_factor,
+                "high_freq_factor": s.high_freq_factor,
+                "original_max_position_embeddings": s.original_len,
+            }
+    if cfg.num_experts:
+        raw |= {
+            "moe_intermediate_size": cfg.mlp_dim,
+            "num_experts": cfg.num_experts,
+            "num_experts_per_tok": cfg.experts_per_token,
+            "norm_topk_prob": cfg.norm_top_k,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+        }
+    if cfg.sandwich_norms:
+        raw |= {
+            "hidden_activation": raw["hidden_act"],
+            "query_pre_attn_scalar": round(cfg.attn_scale**-2),
+            "sliding_window": cfg.window,
+            "layer_types": ["sliding_attention" if local else "full_attention" for local in cfg.local_layers],
+            "attn_logit_softcapping": cfg.attn_softcap or None,
+            "final_logit_softcapping": cfg.final_softcap or None,
+        }
+        if cfg.rope_theta_local:
+            raw["rope_local_base_freq"] = cfg.rope_theta_local
+    return raw | extra
