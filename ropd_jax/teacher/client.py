@@ -64,12 +64,17 @@ class Usage:
 
 @dataclasses.dataclass(frozen=True)
 class ChatReply:
-    """What came back: the text, why it ended (``stop``, else an error was raised), tokens, the model that answered."""
+    """What came back: the text, why it ended (``stop``, else an error was raised), tokens, the model that answered.
+
+    ``source`` says whether tokens were spent: ``live``; ``shared`` with an identical request in flight, whose asker
+    counts them; ``tape``, a recorded reply.
+    """
 
     text: str
     finish_reason: str = "stop"
     usage: Usage = Usage()
     model: str = ""
+    source: Literal["live", "shared", "tape"] = "live"
 
 
 class ChatClient(Protocol):
