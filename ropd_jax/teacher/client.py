@@ -74,6 +74,7 @@ class ChatReply:
     finish_reason: str = "stop"
     usage: Usage = Usage()
     model: str = ""
+    latency_s: float | None = None  # the provider's own time, without waiting in our queue; None where not measured
     source: Literal["live", "shared", "tape"] = "live"
 
 
@@ -86,19 +87,29 @@ class ChatClient(Protocol):
 
 
 class TeacherError(Exception):
-    """A call that gave nothing usable. ``cause`` is short snake_case, for counters and for ``Judgement.causes``."""
+    """A call that gave nothing usable. ``cause`` is short snake_case, for counters and for ``Judgement.causes``.
+
+    ``usage`` is what the provider bills all the same (a truncated reply, a refusal); None where it did not say.
+    """
 
     default_cause = "teacher"
 
-    def __init__(self, message: str, *, cause: str | None = None):
+    def __init__(self, message: str, *, cause: str | None = None, usage: Usage | None = None):
         super().__init__(message)
         self.cause = cause or self.default_cause
+        self.usage = usage
 
 
 class ConfigurationError(TeacherError, UserError):
     """Key missing or refused, unknown model, wrong address, unsupported parameter: stop the run and say so."""
 
     default_cause = "configuration"
+
+
+class BudgetError(ConfigurationError):
+    """A cap of ``teacher.budget`` is reached: the run saves a checkpoint and ends with exit code 4."""
+
+    default_cause = "budget"
 
 
 class TransientError(TeacherError):
