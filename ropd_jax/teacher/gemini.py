@@ -1,6 +1,6 @@
 """Gemini through the google-genai SDK's async client, with structured output by JSON schema.
 
-The SDK's own retries are off (one attempt): retrying is ``RetryingClient``'s work, where it is bounded and counted.
+The SDK's own retries are off (one attempt): retrying is ``LimitedClient``'s work, where it is bounded and counted.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Chat completions through the openai SDK: OpenAI itself, and every server that speaks its format (vLLM, SGLang,
 llama.cpp, Ollama, ``ropd serve-teacher``) by its ``base_url``.
 
-The SDK's own retries are off: retrying is ``RetryingClient``'s work, where it is bounded and counted.
+The SDK's own retries are off: retrying is ``LimitedClient``'s work, where it is bounded and counted.
 """
 
 from __future__ import annotations
