@@ -117,8 +117,8 @@ class TransientError(TeacherError):
 
     default_cause = "transient"
 
-    def __init__(self, message: str, *, cause: str | None = None, retry_after: float | None = None):
-        super().__init__(message, cause=cause)
+    def __init__(self, message: str, *, cause: str | None = None, retry_after: float | None = None, **more):
+        super().__init__(message, cause=cause, **more)
         self.retry_after = retry_after
 
 

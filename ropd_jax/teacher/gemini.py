@@ -113,20 +113,24 @@ class GeminiClient:
     def _reply(self, response, request: ChatRequest) -> ChatReply:
         feedback = response.prompt_feedback
         if feedback is not None and feedback.block_reason is not None:
-            raise BlockedError(f"gemini: the prompt for {request.model!r} was blocked ({_name(feedback.block_reason)})")
+            what = f"gemini: the prompt for {request.model!r} was blocked ({_name(feedback.block_reason)})"
+            raise BlockedError(what, usage=_usage(response.usage_metadata))
         if not response.candidates:
             raise MalformedError("gemini sent a reply without candidates")
         candidate = response.candidates[0]
         reason = _name(candidate.finish_reason)
         if reason in _BLOCKED:
-            raise BlockedError(f"gemini: the reply of {request.model!r} was blocked ({reason})")
+            what = f"gemini: the reply of {request.model!r} was blocked ({reason})"
+            raise BlockedError(what, usage=_usage(response.usage_metadata))
         if reason == "MAX_TOKENS":
             raise TruncatedError(
                 f"gemini: the reply of {request.model!r} reached max_output_tokens={request.max_output_tokens}; "
-                "raise it (thinking counts too)"
+                "raise it (thinking counts too)",
+                usage=_usage(response.usage_metadata),
             )
         if reason not in ("STOP", ""):
-            raise MalformedError(f"gemini: the reply of {request.model!r} ended with {reason}")
+            what = f"gemini: the reply of {request.model!r} ended with {reason}"
+            raise MalformedError(what, usage=_usage(response.usage_metadata))
         parts = (candidate.content.parts if candidate.content else None) or []
         text = "".join(p.text for p in parts if p.text and not p.thought)
         return ChatReply(text, "stop", _usage(response.usage_metadata), response.model_version or request.model)
@@ -142,8 +146,8 @@ def _usage(usage) -> Usage:
     if usage is None:
         return Usage()
     thought, output = usage.thoughts_token_count, usage.candidates_token_count
-    if output is not None:
-        output += thought or 0  # Gemini counts thinking apart from the visible candidates
+    if output is not None or thought is not None:  # it leaves out what is 0, as when thinking ate the whole limit
+        output = (output or 0) + (thought or 0)  # Gemini counts thinking apart from the visible candidates
     return Usage(usage.prompt_token_count, output, thought, usage.cached_content_token_count)
 
 

@@ -94,13 +94,16 @@ class OpenAIClient:
             raise MalformedError("openai sent a completion without choices")
         choice = choices[0]
         if choice.finish_reason == "content_filter":
-            raise BlockedError(f"openai: the reply of {request.model!r} was stopped by the content filter")
+            what = f"openai: the reply of {request.model!r} was stopped by the content filter"
+            raise BlockedError(what, usage=_usage(completion))
         if refusal := getattr(choice.message, "refusal", None):
-            raise BlockedError(f"openai: {request.model!r} refused: {str(refusal)[:200]}", cause="refused")
+            what = f"openai: {request.model!r} refused: {str(refusal)[:200]}"
+            raise BlockedError(what, cause="refused", usage=_usage(completion))
         if choice.finish_reason == "length":
             raise TruncatedError(
                 f"openai: the reply of {request.model!r} reached max_output_tokens={request.max_output_tokens}; "
-                "raise it (thinking counts too)"
+                "raise it (thinking counts too)",
+                usage=_usage(completion),
             )
         return ChatReply(choice.message.content or "", "stop", _usage(completion), completion.model or request.model)
 
