@@ -62,6 +62,8 @@ def default() -> ConfigDict:
     cfg.teacher.max_failed_frac = 0.5  # of the last failed_window groups; more invalid ones stop the run, exit code 3
     cfg.teacher.failed_window = 64  # groups; two steps of the paper's 32 prompts
     cfg.teacher.references = 4  # m
+    cfg.teacher.references_from = ()  # several models: names, or mappings of keys of teacher.reference that differ
+    cfg.teacher.index = ""  # JSONL of references asked for ahead of time (ropd teach); "" asks during the run
     cfg.teacher.reference = _role(temperature=0.7, max_output_tokens=8_192)  # paper: 0, which makes m equal texts
     cfg.teacher.rubricator = _role(temperature=0.7, max_output_tokens=8_192)
     cfg.teacher.verifier = _role(temperature=0.0, max_output_tokens=4_096)
@@ -73,6 +75,10 @@ def default() -> ConfigDict:
     cfg.teacher.budget.usd = 0.0  # 0 is no cap
     cfg.teacher.budget.tokens = 0  # input and output together
     cfg.teacher.budget.calls = 0  # requests sent to the provider, retries included
+    cfg.teacher.rubric_reuse = "fresh"  # paper: a rubric for each group; or "per_epoch", "until_saturated"
+    cfg.teacher.rubric_epochs = 2  # per_epoch: passes over the data that one rubric serves
+    cfg.teacher.health = ConfigDict()
+    cfg.teacher.health.repeat_frac = 0.0  # share of groups verified twice, with another order: flips, order bias
     cfg.teacher.scripted = ConfigDict()
     cfg.teacher.scripted.book = ""  # JSONL of worked solutions; "" is those that the data carries
     cfg.teacher.scripted.latency_s = 0.0
@@ -125,7 +131,11 @@ def default() -> ConfigDict:
 
 def _role(*, temperature: float, max_output_tokens: int) -> ConfigDict:
     role = ConfigDict()
+    role.provider = ""  # "" is the teacher's, here and in the next two
+    role.base_url = ""
+    role.api_key_env = ""
     role.model = "scripted"
+    role.template = ""  # a prompt of ropd_jax/teacher/prompts, or the path of your own .md file; "" is the role's newest
     role.temperature = temperature
     role.max_output_tokens = max_output_tokens
     return role

@@ -56,7 +56,7 @@ class Teacher:
     """References, rubrics and verdicts by one client. All methods run on one event loop.
 
     Args:
-        client: any ``ChatClient``; wrap it in ``LimitedClient`` (``make_client`` does). ``Routes`` makes one of several.
+        client: any ``ChatClient``; wrap it in ``LimitedClient`` (``make_client`` does). ``Routes`` joins several.
         reference, rubric, verify: how each role is asked. Of several references, sample i is asked of number i % n.
         references_m: samples of the teacher's own answer a prompt.
         max_answer_chars: an answer or reference longer than this is shown with its middle cut out; 0 never.
@@ -105,8 +105,8 @@ class Teacher:
         self.repeat_frac = repeat_frac
         self.store = store if store is not None else RubricStore()
         self.index = index
-        for role in (*TEMPLATES, "reask"):  # a template that cannot be read is found now, not at the first call
-            self.template_id(role)
+        for role in TEMPLATES:  # a template that cannot work is found now, not at the first call
+            templates.check(role, self.template_id(role).rpartition("@")[0])
 
     @classmethod
     def from_config(
