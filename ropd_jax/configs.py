@@ -135,7 +135,7 @@ def _role(*, temperature: float, max_output_tokens: int) -> ConfigDict:
     role.base_url = ""
     role.api_key_env = ""
     role.model = "scripted"
-    role.template = ""  # a prompt of ropd_jax/teacher/prompts, or the path of your own .md file; "" is the role's newest
+    role.template = ""  # a prompt of teacher/prompts, or the path of your own .md file; "" is the role's newest
     role.temperature = temperature
     role.max_output_tokens = max_output_tokens
     return role

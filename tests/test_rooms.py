@@ -13,14 +13,14 @@ LEVELS = [  # a room imports from lower levels only, and within its level only w
     {"types", "hints"},
     {"configs", "ggufio"},
     {"mesh", "core", "models", "text", "teacher", "data", "report"},
-    {"sampling", "figures", "workdir", "student", "checkpoint"},
-    {"methods", "evaluation", "checks"},
+    {"sampling", "figures", "workdir", "student", "checkpoint", "groups"},
+    {"methods", "evaluation", "checks", "rejudge", "teach"},
     {"summary"},
     {"train", "cli"},
 ]
 SAME_LEVEL = {"models": {"core", "mesh"}, "data": {"core", "text"}, "cli": {"train"}}
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax"}
-JAX_FREE = {"types", "configs", "hints", "ggufio", "teacher", "report", "figures", "workdir", "evaluation", "cli"}
+JAX_FREE = {"types", "configs", "hints", "ggufio", "teacher", "report", "figures", "workdir", "evaluation", "cli", "groups", "rejudge"}
 
 
 def room(path: pathlib.Path) -> str:

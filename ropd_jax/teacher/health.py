@@ -26,7 +26,7 @@ Row = tuple[bool, ...] | None
 
 
 def step_health(judgements: Sequence[Judgement]) -> dict[str, float | None]:
-    """All of the above over the groups of one step, as ``health/...``; keys of a second look only where there is one."""
+    """All of the above over the groups of one step, as ``health/...``; of a second look only where there is one."""
     rubrics = [j for j in judgements if j.rubric is not None]
     rollouts = [v for j in rubrics for row in j.passed if row is not None for v in row]
     references = [v for j in rubrics for row in j.reference_passed if row is not None for v in row]
