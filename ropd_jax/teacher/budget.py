@@ -99,7 +99,7 @@ class Budget:
     def require_price(self, role: str, provider: str, model: str, base_url: str) -> None:
         """Raise ConfigurationError when there is a cap in dollars and the model has no price."""
         if self.caps.usd and self.prices.find(provider, model, base_url) is None:
-            at = f" at {base_url}" if base_url else ""
+            at = " at this base_url" if base_url else ""
             raise ConfigurationError(
                 f"teacher.budget.usd is {self.caps.usd:g}, but no price is known for {role}'s model {model!r} of "
                 f"{provider}{at}; give its price in a TOML file (teacher.prices), or cap tokens or calls instead"

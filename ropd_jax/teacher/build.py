@@ -13,15 +13,21 @@ comes from entry i % n.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
+import os
 import urllib.parse
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ropd_jax.teacher.budget import Budget, Caps
 from ropd_jax.teacher.client import ChatClient, ConfigurationError
 from ropd_jax.teacher.index import TeacherIndex, read_index
+from ropd_jax.teacher.prices import Prices
 from ropd_jax.teacher.stats import TeacherStats
 from ropd_jax.teacher.store import RubricStore
+from ropd_jax.teacher.taped import TapedClient, open_tape
+from ropd_jax.teacher.templates import prompt_sha
 
 if TYPE_CHECKING:
     from ropd_jax.teacher.grade import Role, Teacher
@@ -54,28 +60,48 @@ def build_teacher(
     seed: int = 0,
     book: Iterable[tuple[str, str]] | None = None,
     share: float = 1.0,
+    workdir: str | os.PathLike[str] | None = None,
 ) -> Teacher:
     """The teacher of ``cfg.teacher``; see ``Teacher.from_config``."""
+    from ropd_jax.teacher.grade import REASK_TEMPLATE, TEMPLATES
     from ropd_jax.teacher.make import limit_options, make_client
 
     stats, clients = TeacherStats(), {}
-
-    def client_of(endpoint: Endpoint) -> ChatClient:
-        if endpoint not in clients:
-            clients[endpoint] = make_client(
-                **dataclasses.asdict(endpoint),
-                **limit_options(teacher, share=share),
-                scripted=dict(teacher["scripted"]) | ({} if book is None else {"book": book}),
-                stats=stats,
-            )
-        return clients[endpoint]
-
+    budget = Budget(Caps(**dict(teacher["budget"])), Prices.load(teacher["prices"]))
+    mode = teacher["tape"]["mode"]
+    tape = open_tape(mode, teacher["tape"]["path"], workdir)
     roles = {name: role_of(teacher, key) for name, key in ROLE_KEYS.items()}
     sources = reference_sources(teacher)
     index = open_index(teacher)
+    prompts = {(t := role.template or TEMPLATES[name]): prompt_sha(t) for name, (_, role) in roles.items()}
+    prompts[REASK_TEMPLATE] = prompt_sha(REASK_TEMPLATE)
+
+    noted = functools.partial(stats.count, "taped")
+
+    def client_of(endpoint: Endpoint) -> ChatClient:
+        make = functools.partial(
+            make_client,
+            **dataclasses.asdict(endpoint),
+            **limit_options(teacher, share=share),
+            scripted=dict(teacher["scripted"]) | ({} if book is None else {"book": book}),
+            stats=stats,
+            budget=budget,
+        )
+        if endpoint not in clients:
+            taped = functools.partial(
+                TapedClient, make, mode=mode, provider=endpoint.provider, prompts=prompts, noted=noted
+            )
+            clients[endpoint] = make() if tape is None else taped(tape)
+        return clients[endpoint]
+
     routes = {name: (client_of(endpoint),) for name, (endpoint, _) in roles.items() if name != "reference"}
     if index is None:  # with an index nobody is asked for references, and nobody's key is needed
         routes["reference"] = tuple(client_of(endpoint) for endpoint, _ in sources)
+    asked = [(name, roles[name]) for name in ("rubric", "verify")] + [
+        ("reference", source) for source in sources if index is None
+    ]
+    for name, (endpoint, role) in asked if mode != "replay" else ():
+        budget.require_price(name, endpoint.provider, role.model, endpoint.base_url)
     return cls(
         _one_of(routes),
         reference=tuple(role for _, role in sources),
@@ -88,6 +114,7 @@ def build_teacher(
         index=index,
         seed=seed,
         stats=stats,
+        budget=budget,
     )
 
 

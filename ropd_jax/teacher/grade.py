@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from ropd_jax.teacher import fences, rubricator, templates, verifier
 from ropd_jax.teacher import references as reference_role
+from ropd_jax.teacher.budget import Budget
 from ropd_jax.teacher.client import (
     ChatClient,
     ChatRequest,
@@ -65,6 +67,7 @@ class Teacher:
         index: references asked for ahead of time; they are then asked of nobody.
         seed: of the fences and of the order in which answers are shown.
         stats: counters to write to; share them with the ``LimitedClient`` to see retries.
+        budget: the spending, if the client counts it (``MeteredClient``).
     """
 
     def __init__(
@@ -81,11 +84,13 @@ class Teacher:
         index: TeacherIndex | None = None,
         seed: int = 0,
         stats: TeacherStats | None = None,
+        budget: Budget | None = None,
     ):
         if references_m < 1:
             raise ConfigurationError(f"teacher.references is {references_m}; expected at least 1")
         self.client = client
         self.stats = stats if stats is not None else TeacherStats()
+        self.budget = budget
         if not 0.0 <= repeat_frac <= 1.0:
             raise ConfigurationError(f"teacher.health.repeat_frac is {repeat_frac}; expected a share from 0 to 1")
         sources = (reference,) if isinstance(reference, Role) else tuple(reference or ())
@@ -110,7 +115,13 @@ class Teacher:
 
     @classmethod
     def from_config(
-        cls, cfg: Any, *, seed: int = 0, book: Iterable[tuple[str, str]] | None = None, share: float = 1.0
+        cls,
+        cfg: Any,
+        *,
+        seed: int = 0,
+        book: Iterable[tuple[str, str]] | None = None,
+        share: float = 1.0,
+        workdir: str | os.PathLike[str] | None = None,
     ) -> Teacher:
         """The teacher that ``cfg.teacher`` describes (a ConfigDict or plain mapping with all keys of the default).
 
@@ -118,13 +129,14 @@ class Teacher:
             seed: see the class.
             book: (question, worked solution) pairs for the scripted teacher, in place of ``scripted.book``.
             share: this host's part of the limits, 1/N with N hosts.
+            workdir: where the tape lies if ``teacher.tape.path`` is ""; without both there is none.
 
         Raises:
             ConfigurationError: no API key, unknown provider, a book that cannot be read.
         """
         from ropd_jax.teacher.build import build_teacher
 
-        return build_teacher(cls, cfg["teacher"], seed=seed, book=book, share=share)
+        return build_teacher(cls, cfg["teacher"], seed=seed, book=book, share=share, workdir=workdir)
 
     @property
     def prompt_shas(self) -> dict[str, str]:
@@ -208,7 +220,7 @@ class Teacher:
         if missing:
             self.stats.count("reasks", "verify")
             try:
-                second = await self._verify(prompt, rubric, [answers[i] for i in missing])
+                second = await self._verify(prompt, rubric, [answers[i] for i in missing], sample_index=1)
             except ConfigurationError:
                 raise
             except TeacherError as e:
@@ -225,14 +237,22 @@ class Teacher:
         await self.client.close()
 
     def state(self) -> dict:
-        """JSON-able state for a checkpoint: the counters and the rubrics that may be used again."""
-        return {"version": 1, "stats": self.stats.as_dict(), "store": self.store.state()}
+        """JSON-able state for a checkpoint: the counters, the spending and the rubrics that may be used again."""
+        spent = None if self.budget is None else self.budget.state()
+        return {"version": 1, "stats": self.stats.as_dict(), "store": self.store.state(), "spent": spent}
 
     def restore(self, state: dict) -> None:
         """Continue from ``state()``."""
         self.stats.restore(state["stats"])
         if "store" in state:  # not in checkpoints of version 0.1
             self.store.restore(state["store"])
+        if self.budget is not None and state.get("spent"):
+            self.budget.restore(state["spent"])
+
+    def metrics(self, step: int | None = None) -> dict[str, float | None]:
+        """The counters and the spending; with ``step``, what that step cost. Unknown is None."""
+        spending = {} if self.budget is None else self.budget.as_metrics(step)
+        return self.stats.as_metrics() | spending
 
     def _how(self, role: str, sample_index: int = 0) -> dict:
         how = self.sources[sample_index % len(self.sources)] if role == "reference" else self.roles[role]
@@ -248,11 +268,17 @@ class Teacher:
             self.stats.count("failures", e.cause)
             raise
 
-    async def _verify(self, prompt: Prompt, rubric: Rubric, shown: Sequence[str]) -> Verdicts:
-        """Verdicts of ``shown``; over the context, of each half alone, and of one answer alone with its middle cut."""
+    async def _verify(
+        self, prompt: Prompt, rubric: Rubric, shown: Sequence[str], *, sample_index: int = 0
+    ) -> Verdicts:
+        """Verdicts of ``shown``; over the context, of each half alone, and of one answer alone with its middle cut.
+
+        ``sample_index`` 1 makes the second question another request, where no answer had a verdict in the first.
+        """
 
         async def ask(texts: list[str]) -> Verdicts:
             request = verifier.verify_request(prompt.question, rubric, texts, **self._how("verify"), seed=self._seed)
+            request = dataclasses.replace(request, sample_index=sample_index)
             return await self._ask(request, lambda text: verifier.parse_verdicts(text, rubric, len(texts)))
 
         if len(shown) == 1:
@@ -263,7 +289,8 @@ class Teacher:
             self.stats.count("reasks", "verify")
         middle = len(shown) // 2
         parts = (shown[:middle], shown[middle:])
-        results = await asyncio.gather(*(self._verify(prompt, rubric, part) for part in parts), return_exceptions=True)
+        asked = (self._verify(prompt, rubric, part, sample_index=sample_index) for part in parts)
+        results = await asyncio.gather(*asked, return_exceptions=True)
         return verifier.joined([len(part) for part in parts], results)
 
     async def _fitting(self, purpose: str, texts: Sequence[str], ask: Callable[[list[str]], Awaitable[T]]) -> T:

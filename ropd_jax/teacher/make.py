@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from ropd_jax.teacher.budget import Budget, MeteredClient
 from ropd_jax.teacher.client import ChatClient, ConfigurationError
 from ropd_jax.teacher.limits import LimitedClient, Limits
 from ropd_jax.teacher.stats import TeacherStats
@@ -29,6 +30,7 @@ def make_client(
     api_key_env: str = "",
     scripted: Mapping[str, Any] | None = None,
     stats: TeacherStats | None = None,
+    budget: Budget | None = None,
     **limits: Any,
 ) -> LimitedClient:
     """A provider's client with limits, retries and a time limit around it.
@@ -39,6 +41,7 @@ def make_client(
         api_key_env: name of the environment variable with the key; "" for the provider's usual one.
         scripted: options of ``ScriptedClient``.
         stats: where retries are counted.
+        budget: what counts each try's cost and refuses it at a cap.
         limits: fields of ``Limits`` (concurrency, timeout_s, attempts, ...).
 
     Raises:
@@ -64,4 +67,6 @@ def make_client(
         from ropd_jax.teacher.openai import OpenAIClient
 
         client = OpenAIClient(base_url=base_url, api_key_env=api_key_env, timeout_s=bounds.timeout_s)
+    if budget is not None:
+        client = MeteredClient(client, budget, provider=provider, base_url=base_url)
     return LimitedClient(client, bounds, stats=stats)

@@ -26,6 +26,7 @@ class TeacherStats:
         failures: calls given up, by cause.
         unscored: answers that ended without a verdict, by cause.
         shared: calls that were answered by an identical one in flight, by purpose; they spent nothing.
+        taped: requests that the tape answered, by purpose; they spent nothing.
         hedges: second copies of a straggler, by purpose. The loser's tokens are in no count: nobody reports them.
         cut: answers shown to the teacher with their middle left out, by purpose.
         gauges: what is so at the moment, not a count: ``concurrency``, the slots.
@@ -43,6 +44,7 @@ class TeacherStats:
     failures: Counts = dataclasses.field(default_factory=dict)
     unscored: Counts = dataclasses.field(default_factory=dict)
     shared: Counts = dataclasses.field(default_factory=dict)
+    taped: Counts = dataclasses.field(default_factory=dict)
     hedges: Counts = dataclasses.field(default_factory=dict)
     cut: Counts = dataclasses.field(default_factory=dict)
     gauges: dict[str, float] = dataclasses.field(default_factory=dict)
