@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import email.utils
+import logging
 import math
 import os
 import re
@@ -22,6 +23,7 @@ from typing import Literal, Protocol
 
 from ropd_jax.types import Message, UserError
 
+log = logging.getLogger(__name__)
 Purpose = Literal["reference", "rubric", "verify"]
 
 
@@ -150,6 +152,34 @@ class ContextError(TeacherError):
     """The request is longer than the model's context."""
 
     default_cause = "context"
+
+
+STRUCTURES = ("json_schema", "json_object", "text")  # what a server may be asked to bind its reply to, the best first
+_STRUCTURE_TEXT = re.compile(
+    r"response_?format|json_?(schema|object|mode)|response_?mime|schema|structured|guided|grammar", re.IGNORECASE
+)
+
+
+class Structures:
+    """How each model is asked for JSON: by schema, and where its server refuses that, by less, for the whole run."""
+
+    def __init__(self):
+        self._known: dict[str, str] = {}
+
+    def of(self, request: ChatRequest) -> str:
+        """The best of ``STRUCTURES`` that the model's server has not refused; ``text`` for a request without schema."""
+        return "text" if request.json_schema is None else self._known.get(request.model, STRUCTURES[0])
+
+    def refused(self, request: ChatRequest, structure: str, error: TeacherError) -> bool:
+        """Whether the error refuses ``structure``; if so it is not asked for again."""
+        refusal = isinstance(error, RequestError) or error.cause == "unsupported"
+        if structure == STRUCTURES[-1] or not refusal or not _STRUCTURE_TEXT.search(str(error)):
+            return False
+        less = STRUCTURES[STRUCTURES.index(structure) + 1]
+        if STRUCTURES.index(self.of(request)) < STRUCTURES.index(less):
+            self._known[request.model] = less
+            log.warning("teacher: %r refuses %s; it is asked for %s from now on", request.model, structure, less)
+        return True
 
 
 _TRANSIENT_CAUSES = {408: "timeout", 409: "conflict", 429: "rate_limited", 503: "unavailable", 529: "overloaded"}

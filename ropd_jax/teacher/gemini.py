@@ -1,4 +1,5 @@
-"""Gemini through the google-genai SDK's async client, with structured output by JSON schema.
+"""Gemini through the google-genai SDK's async client, with structured output by JSON schema, or by less
+where a model refuses it.
 
 The SDK's own retries are off (one attempt): retrying is ``LimitedClient``'s work, where it is bounded and counted.
 """
@@ -13,6 +14,7 @@ from ropd_jax.teacher.client import (
     ChatReply,
     ChatRequest,
     MalformedError,
+    Structures,
     TeacherError,
     TransientError,
     TruncatedError,
@@ -49,6 +51,7 @@ class GeminiClient:
         from google.genai import errors, types
 
         self._types, self._errors = types, errors
+        self._structures = Structures()
         self._connection_errors = _connection_errors()
         options = types.HttpOptions(
             base_url=base_url or None,
@@ -59,6 +62,15 @@ class GeminiClient:
         self._where = base_url or "the Gemini API"
 
     async def chat(self, request: ChatRequest) -> ChatReply:
+        while True:
+            structure = self._structures.of(request)
+            try:
+                return await self._chat(request, structure)
+            except TeacherError as e:
+                if not self._structures.refused(request, structure, e):
+                    raise
+
+    async def _chat(self, request: ChatRequest, structure: str) -> ChatReply:
         types = self._types
         system = "\n\n".join(m.content for m in request.messages if m.role == "system")
         contents = [
@@ -71,8 +83,8 @@ class GeminiClient:
             max_output_tokens=request.max_output_tokens,
             seed=request.sample_index,
             system_instruction=system or None,
-            response_mime_type=None if request.json_schema is None else "application/json",
-            response_json_schema=request.json_schema,
+            response_mime_type=None if structure == "text" else "application/json",
+            response_json_schema=request.json_schema if structure == "json_schema" else None,
         )
         try:
             response = await self._client.aio.models.generate_content(

@@ -35,6 +35,7 @@ from ropd_jax.teacher.client import (
     TeacherError,
     TransientError,
     TruncatedError,
+    Usage,
 )
 from ropd_jax.teacher.stats import TeacherStats
 
@@ -240,17 +241,19 @@ class LimitedClient:
         admission = self._admission
         expected = self._expected(request)
         epoch = await admission.enter(priority, number, expected)
+        start = self._clock()
         used = float(_input(request))  # of a failed call, as far as we know
         try:
             reply = await self._in_time(request, number)
-            used = self._settle(request, reply, expected)
+            used = self._settle(request, reply.usage, expected)
             admission.limit.succeeded(epoch, in_demand=admission.in_demand)
-            return reply
+            return dataclasses.replace(reply, latency_s=self._clock() - start)
         except TransientError as e:
             if e.cause in _OVERLOAD:
                 admission.limit.overloaded(epoch)
             raise
-        except TeacherError:  # the server works, only this call gave nothing
+        except TeacherError as e:  # the server works, only this call gave nothing
+            used = self._settle(request, e.usage, used)
             admission.limit.succeeded(epoch, in_demand=admission.in_demand)
             raise
         finally:
@@ -299,11 +302,11 @@ class LimitedClient:
         replies, tokens = self._output.get(request.purpose, (0, 0))
         return _input(request) + (tokens / replies if replies else request.max_output_tokens)
 
-    def _settle(self, request: ChatRequest, reply: ChatReply, expected: float) -> float:
-        """Tokens that the call used, as the provider says; the expectation where it says nothing."""
-        sent, output = reply.usage.input_tokens, reply.usage.output_tokens
-        if sent is None or output is None:
-            return expected
+    def _settle(self, request: ChatRequest, usage: Usage | None, otherwise: float) -> float:
+        """Tokens that the call used, as the provider says; ``otherwise`` where it says nothing."""
+        if usage is None or usage.input_tokens is None or usage.output_tokens is None:
+            return otherwise
+        sent, output = usage.input_tokens, usage.output_tokens
         replies, tokens = self._output.get(request.purpose, (0, 0))
         self._output[request.purpose] = (replies + 1, tokens + output)
         return float(sent + output)

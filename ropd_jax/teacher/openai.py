@@ -1,5 +1,6 @@
 """Chat completions through the openai SDK: OpenAI itself, and every server that speaks its format (vLLM, SGLang,
-llama.cpp, Ollama, ``ropd serve-teacher``) by its ``base_url``.
+llama.cpp, Ollama, ``ropd serve-teacher``) by its ``base_url``. A server that refuses a JSON schema is asked for any
+JSON object, and one that refuses that for text; it is remembered for the run.
 
 The SDK's own retries are off: retrying is ``LimitedClient``'s work, where it is bounded and counted.
 """
@@ -11,6 +12,7 @@ from ropd_jax.teacher.client import (
     ChatReply,
     ChatRequest,
     MalformedError,
+    Structures,
     TeacherError,
     TransientError,
     TruncatedError,
@@ -40,6 +42,7 @@ class OpenAIClient:
         import openai
 
         self._sdk = openai
+        self._structures = Structures()
         self._client = openai.AsyncOpenAI(
             api_key=self._key, base_url=base_url or None, timeout=timeout_s, max_retries=0
         )
@@ -48,6 +51,15 @@ class OpenAIClient:
         self._limit_name = "max_completion_tokens" if host.endswith("openai.com") else "max_tokens"
 
     async def chat(self, request: ChatRequest) -> ChatReply:
+        while True:
+            structure = self._structures.of(request)
+            try:
+                return await self._chat(request, structure)
+            except TeacherError as e:
+                if not self._structures.refused(request, structure, e):
+                    raise
+
+    async def _chat(self, request: ChatRequest, structure: str) -> ChatReply:
         parameters: dict = {
             "model": request.model,
             "messages": [{"role": m.role, "content": m.content} for m in request.messages],
@@ -56,9 +68,11 @@ class OpenAIClient:
         }
         if request.temperature is not None:
             parameters["temperature"] = request.temperature
-        if request.json_schema is not None:
+        if structure == "json_schema":
             schema = {"name": request.purpose, "schema": request.json_schema, "strict": True}
             parameters["response_format"] = {"type": "json_schema", "json_schema": schema}
+        elif structure == "json_object":
+            parameters["response_format"] = {"type": "json_object"}
         try:
             completion = await self._client.chat.completions.create(**parameters)
         except self._sdk.APIError as e:
