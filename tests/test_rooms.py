@@ -20,7 +20,10 @@ LEVELS = [  # a room imports from lower levels only, and within its level only w
 ]
 SAME_LEVEL = {"models": {"core", "mesh"}, "data": {"core", "text"}, "cli": {"train"}}
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax"}
-JAX_FREE = {"types", "configs", "hints", "ggufio", "teacher", "report", "figures", "workdir", "evaluation", "cli", "groups", "rejudge"}
+JAX_FREE = {
+    "types", "configs", "hints", "ggufio", "teacher", "report", "figures", "workdir", "evaluation", "cli", "groups",
+    "rejudge",
+}  # fmt: skip
 
 
 def room(path: pathlib.Path) -> str:
