@@ -82,7 +82,7 @@ def test_what_is_no_row_is_said_with_its_line(tmp_path, row, count, message):
 
 
 def test_a_second_row_for_one_prompt_is_an_error(tmp_path):
-    with pytest.raises(ConfigurationError, match="index.jsonl:2: a second row for uid 'u1'"):
+    with pytest.raises(ConfigurationError, match=r"index\.jsonl:2: a second row for uid 'u1'"):
         read_index(written(tmp_path, official(), official(1)))
 
 
@@ -126,7 +126,7 @@ def test_a_reader_leaves_a_torn_last_line_out_but_no_other(tmp_path):
     path.write_text(line + '{"schema_ver')
     assert len(read_index(path)) == 1
     path.write_text('{"schema_ver\n' + line)
-    with pytest.raises(ConfigurationError, match="index.jsonl:1: not JSON"):
+    with pytest.raises(ConfigurationError, match=r"index\.jsonl:1: not JSON"):
         read_index(path)
 
 
