@@ -44,6 +44,7 @@ from ropd_jax.sampling.rules import SamplingRule
 from ropd_jax.student import load_student
 from ropd_jax.summary import make_result, step_metrics
 from ropd_jax.teacher import BudgetError, Teacher, TeacherLoop, at_step
+from ropd_jax.teacher.failures import FailureGate, TooManyFailures
 from ropd_jax.types import Judgement, Prompt, RolloutGroup, UserError
 from ropd_jax.workdir import Interrupt, Interrupted, claim
 
@@ -198,7 +199,10 @@ def update_step(update, state: State, ref_params, rows, advantages, mesh, cfg: C
 
 
 def main(cfg: ConfigDict, workdir: str | pathlib.Path) -> int:
-    """Run (or go on with) the experiment; returns 0 finished, 4 a budget is spent, 130 stopped by the user."""
+    """Run (or go on with) the experiment.
+
+    Returns: 0 finished, 3 the teacher failed too often, 4 a budget is spent, 130 stopped by the user.
+    """
     workdir = pathlib.Path(workdir)
     interrupt = Interrupt()
     with interrupt.listening(), contextlib.ExitStack() as stack:
@@ -207,6 +211,9 @@ def main(cfg: ConfigDict, workdir: str | pathlib.Path) -> int:
         except Interrupted:
             log.warning("stopped. To go on: the same command with the same --workdir %s", workdir)
             return 130
+        except TooManyFailures as error:
+            log.error("stopped: %s\nTo go on: the same command with the same --workdir %s", error, workdir)
+            return 3
         except BudgetError as error:
             log.error("stopped: %s", error)
             return 4
@@ -224,6 +231,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
 
     # --- what the user gave: all of it is checked before anything is compiled or written
     check_config(cfg)
+    gate = FailureGate(cfg.teacher.max_failed_frac, cfg.teacher.failed_window)
     loop = stack.enter_context(contextlib.closing(TeacherLoop()))
     teacher = None  # the scripted one needs the data; of any other a missing API key is said first of all
     if cfg.teacher.provider != "scripted":
@@ -293,6 +301,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     if first:
         state, host = checkpoints.restore(first, state)
         teacher.restore(host["teacher"])
+        gate.restore(host["failures"])
     if first == cfg.steps and (workdir / "result.json").exists():
         log.info("%s is finished; its result:", workdir)
         report.show_result(report.read_result(workdir))
@@ -300,7 +309,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
 
     def save(step: int):
         seconds = host["seconds"] + time.monotonic() - started
-        checkpoints.save(step, state, host | {"teacher": teacher.state(), "seconds": seconds})
+        checkpoints.save(step, state, host | {"teacher": teacher.state(), "failures": gate.state(), "seconds": seconds})
 
     # --- loop
     metrics_log = report.Metrics(workdir, start_step=first + 1 if first else 0, tensorboard=cfg.log.tensorboard)
@@ -344,7 +353,11 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
             metrics |= update_metrics | {"time/update_s": time.monotonic() - before_update}
             done = step + 1
             host["groups_total"] += len(groups)
-            host["groups_unscored"] += int((~np.asarray(advantages.valid_PG)).all(axis=1).sum())
+            failed_P = (~np.asarray(advantages.valid_PG)).all(axis=1)
+            host["groups_unscored"] += int(failed_P.sum())
+            for judgement, failed in zip(judgements, failed_P, strict=True):
+                gate.add(judgement.causes, failed=bool(failed))
+            metrics |= gate.as_metrics()
             metrics |= teacher.metrics(step)
             if cfg.log.groups and method.needs_rollouts:
                 groups_log.write(step, groups, judgements, np.asarray(advantages.advantage_PG).tolist())
@@ -353,6 +366,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
             metrics["time/step_s"] = time.monotonic() - begin
             metrics_log.log(done, metrics)
             progress.step(done, metrics)
+            gate.check()
             if done % cfg.checkpoint.every == 0 or done == cfg.steps:
                 save(done)
             interrupt.check()
