@@ -123,29 +123,41 @@ def _dispatch(args: list[str]) -> int:
 
 def _train(args: list[str]) -> int:
     from absl import flags
-    from ml_collections import config_flags
 
-    spec, rest = _take(args, "config")
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", "", "", flag_values=values)
+    config = _config_and_flags("train", args, values)
+    if not values["workdir"].value:
+        raise UserError("--workdir is missing; expected a directory for the run, e.g. --workdir runs/quickstart")
+
+    from ropd_jax import train
+
+    return train.main(config, values["workdir"].value)
+
+
+def _config_and_flags(verb: str, args: list[str], values: flags.FlagValues) -> ConfigDict:
+    """Parses ``--config FILE --config.a.b=value ...`` and the flags that ``values`` defines; returns the config."""
+    spec, rest = _take(args, "config")
     keys = [a for a in rest if _override(a)]
     if spec is None and keys:
         raise UserError(f"{keys[0]} changes a config, but none is given; add --config FILE")
     if spec is not None:
         config = load_config(spec)
         _check_known(config, spec)
-        _check_overrides(config, rest)
-        argv = ["ropd train", *rest]
-        config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=True, sys_argv=argv)
-    _parse(values, "train", rest, also=("config",))
+        _define_config(verb, config, rest, values)
+    _parse(values, verb, rest, also=("config",))
     if spec is None:
         raise UserError("--config is missing; expected a config file, e.g. --config experiments/quickstart.py")
-    if not values["workdir"].value:
-        raise UserError("--workdir is missing; expected a directory for the run, e.g. --workdir runs/quickstart")
+    return values["config"].value
 
-    from ropd_jax import train
 
-    return train.main(values["config"].value, values["workdir"].value)
+def _define_config(verb: str, config: ConfigDict, args: list[str], values: flags.FlagValues) -> None:
+    """Makes ``--config.a.b`` a flag for each key of the config."""
+    from ml_collections import config_flags
+
+    _check_overrides(config, args)
+    argv = [f"ropd {verb}", *args]
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=True, sys_argv=argv)
 
 
 def _serve_teacher(args: list[str]) -> int:
