@@ -12,6 +12,9 @@ at the start where a role's model has no price.
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+import pathlib
 import threading
 import time
 from collections.abc import Mapping
@@ -87,14 +90,22 @@ class Budget:
     Args:
         caps: where it ends.
         prices: what tokens cost.
+        path: a JSON file that keeps the spending between two checkpoints (a killed run has spent it all the same),
+            written at most once a second; None keeps it in memory alone.
     """
 
-    def __init__(self, caps: Caps | None = None, prices: Prices | None = None):
+    def __init__(
+        self, caps: Caps | None = None, prices: Prices | None = None, path: str | os.PathLike[str] | None = None
+    ):
         self.caps = caps or Caps()
         self.prices = prices or Prices.load()
         self.roles: dict[str, Spent] = {}
         self.steps: dict[int, Spent] = {}
         self._lock = threading.Lock()
+        self._path = None if path is None else pathlib.Path(path)
+        self._written = 0.0
+        if self._path is not None and self._path.exists():
+            self.restore(json.loads(self._path.read_text(encoding="utf-8")))
 
     def require_price(self, role: str, provider: str, model: str, base_url: str) -> None:
         """Raise ConfigurationError when there is a cap in dollars and the model has no price."""
@@ -122,15 +133,20 @@ class Budget:
                 )
                 if cap and spent >= cap
             ]
-            if not reached and (self.caps.usd or self.caps.tokens) and total.unmetered:
-                raise BudgetError(
-                    "the provider reports no tokens, so that teacher.budget.usd and .tokens cannot be kept; set "
-                    "teacher.budget.calls and take the others out. " + self._so_far(total)
-                )
+            blind = ["usd"] * bool(self.caps.usd and total.unpriced) + ["tokens"] * bool(
+                self.caps.tokens and total.unmetered
+            )
+            if reached or blind:
+                self._write(every_s=0.0)
             if reached:
                 raise BudgetError(
                     f"teacher.budget.{' and '.join(reached)} is reached. {self._so_far(total)} To go on: the same "
                     "command and --workdir with a larger teacher.budget; what was answered is on the tape"
+                )
+            if blind:
+                raise BudgetError(
+                    f"the provider does not report its tokens, so that teacher.budget.{' and '.join(blind)} cannot be "
+                    f"kept; set teacher.budget.calls instead. {self._so_far(total)}"
                 )
             self._of(self.roles, role).calls += 1
             if (step := STEP.get()) >= 0:
@@ -148,6 +164,7 @@ class Budget:
             self._of(self.roles, role).add(usage, usd)
             if (step := STEP.get()) >= 0:
                 self._of(self.steps, step).add(usage, usd)
+            self._write(every_s=1.0)
         return usd
 
     def total(self) -> Spent:
@@ -177,9 +194,25 @@ class Budget:
         return {role: dataclasses.asdict(spent) for role, spent in self.roles.items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state()``."""
-        self.roles = {role: Spent(**spent) for role, spent in state.items()}
-        self.steps = {}
+        """Continue from ``state()``, or from what is known already where that is more."""
+        for role, spent in state.items():
+            known, other = self._of(self.roles, role), Spent(**spent)
+            for f in dataclasses.fields(Spent):
+                setattr(known, f.name, max(getattr(known, f.name), getattr(other, f.name)))
+
+    def save(self) -> None:
+        """Write the spending now."""
+        with self._lock:
+            self._write(every_s=0.0)
+
+    def _write(self, *, every_s: float) -> None:
+        now = time.monotonic()
+        if self._path is None or (self._written and now - self._written < every_s):
+            return
+        self._written = now
+        part = self._path.with_name(f".{self._path.name}.part")
+        part.write_text(json.dumps(self.state(), indent=1) + "\n", encoding="utf-8")
+        os.replace(part, self._path)
 
     def _so_far(self, total: Spent) -> str:
         parts = []

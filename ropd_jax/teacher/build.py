@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import logging
 import os
+import pathlib
 import urllib.parse
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -67,7 +68,11 @@ def build_teacher(
     from ropd_jax.teacher.make import limit_options, make_client
 
     stats, clients = TeacherStats(), {}
-    budget = Budget(Caps(**dict(teacher["budget"])), Prices.load(teacher["prices"]))
+    budget = Budget(
+        Caps(**dict(teacher["budget"])),
+        Prices.load(teacher["prices"]),
+        None if workdir is None else pathlib.Path(workdir) / "spent.json",
+    )
     mode = teacher["tape"]["mode"]
     tape = open_tape(mode, teacher["tape"]["path"], workdir)
     roles = {name: role_of(teacher, key) for name, key in ROLE_KEYS.items()}

@@ -235,6 +235,8 @@ class Teacher:
     async def close(self) -> None:
         """Close the client."""
         await self.client.close()
+        if self.budget is not None and self.budget.total().calls:
+            self.budget.save()
 
     def state(self) -> dict:
         """JSON-able state for a checkpoint: the counters, the spending and the rubrics that may be used again."""
