@@ -36,6 +36,10 @@ yes/no criteria from the contrast, checks every answer against it, and the weigh
 
 verbs
   train           run the loop: prompts, rollouts, rubric, verdicts, rewards, update, checkpoint, evaluation
+  rejudge         score the stored rollouts of a run again with another verifier, prompt or rubric; show what changes
+  teach           ask for the references of all training prompts ahead of time
+  preflight       calls, tokens, dollars and hours of a run before anything is spent; checks keys and models
+  tape            look at the recorded answers of the teacher, export and import them
   serve-teacher   put the scripted teacher behind HTTP (OpenAI and Gemini wire formats)
 
 start here
@@ -63,6 +67,35 @@ Keys of paid teachers come from the environment (OPENAI_API_KEY, GEMINI_API_KEY)
 
   ropd train --config experiments/quickstart.py --workdir runs/quickstart
   ropd train --config experiments/quickstart.py --workdir runs/seed1 --config.seed=1
+"""
+
+REJUDGE_HELP = """\
+usage: ropd rejudge RUN [--verifier MODEL] [--rubric stored|fresh] [--steps a:b] [--out FILE] [--config.teacher.a=b ...]
+
+Scores the rollouts in RUN/groups/*.jsonl again, by the run's config with your changes, and shows what would have
+changed: rewards, ranks, signs of advantages, agreement of the two verifiers (Cohen's kappa), criterion by criterion.
+References and rubrics are the stored ones. Nothing is written into RUN.
+
+  --verifier MODEL            another model; the same as --config.teacher.verifier.model=MODEL
+  --rubric fresh              induce each rubric again (teacher.rubricator) in place of the stored one
+  --steps a:b                 steps a to b-1; a: and :b are open ends
+  --out FILE                  the whole comparison as JSON, each criterion included
+  --config.teacher.KEY=VALUE  any key of the teacher; other keys change nothing here and are refused
+
+  ropd rejudge runs/a --verifier gemini-2.5-pro --config.teacher.verifier.provider=gemini --steps 0:10
+  ropd rejudge runs/a --config.teacher.verifier.template=my_verifier.md --out rejudged.json
+"""
+
+TEACH_HELP = """\
+usage: ropd teach --config FILE[:arg] --out FILE [--config.a.b=value ...]
+
+Asks for teacher.references answers to each training prompt of the config and writes them to FILE, one line a prompt
+(JSONL, the official ropd.teacher_index.v2). Started again with the same FILE it goes on where it was, also after a
+kill. An answer equal to an earlier one of its prompt is asked for again, so many times and no more.
+
+A run takes its references from there, and asks for none:
+  ropd teach --config experiments/quickstart.py --out references.jsonl
+  ropd train --config experiments/quickstart.py --config.teacher.index=references.jsonl --workdir runs/b
 """
 
 SERVE_HELP = """\
@@ -112,7 +145,7 @@ def _dispatch(args: list[str]) -> int:
     if verb not in VERBS:
         raise UserError(f"{verb!r} is no verb; {near(verb, VERBS)} (ropd --help lists them)")
     run, text = VERBS[verb]
-    if any(a in ("-h", "--help", "-help") for a in rest):
+    if text and any(a in ("-h", "--help", "-help") for a in rest):
         sys.stdout.write(text)
         return 0
     return run(rest)
@@ -133,6 +166,34 @@ def _train(args: list[str]) -> int:
     from ropd_jax import train
 
     return train.main(config, values["workdir"].value)
+
+
+def _preflight(args: list[str]) -> int:
+    from absl import flags
+
+    if any(a in ("-h", "--help", "-help") for a in args):
+        from ropd_jax.preflight import HELP as text
+
+        sys.stdout.write(text)
+        return 0
+    values = flags.FlagValues()
+    flags.DEFINE_string("tape", "", "", flag_values=values)
+    flags.DEFINE_bool("calls", True, "", flag_values=values)
+    flags.DEFINE_bool("json", False, "", flag_values=values)
+    config = _config_and_flags("preflight", ["--nocalls" if a == "--no-calls" else a for a in args], values)
+
+    from ropd_jax import preflight
+
+    return preflight.run(config, tape=values["tape"].value, calls=values["calls"].value, as_json=values["json"].value)
+
+
+def _tape(args: list[str]) -> int:
+    from ropd_jax import tapeverb
+
+    if any(a in ("-h", "--help", "-help") for a in args):
+        sys.stdout.write(tapeverb.HELP)
+        return 0
+    return tapeverb.run(args)
 
 
 def _config_and_flags(verb: str, args: list[str], values: flags.FlagValues) -> ConfigDict:
@@ -160,6 +221,57 @@ def _define_config(verb: str, config: ConfigDict, args: list[str], values: flags
     config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=True, sys_argv=argv)
 
 
+def _rejudge(args: list[str]) -> int:
+    from absl import flags
+
+    run, rest = (args[0], args[1:]) if args and not args[0].startswith("-") else ("", args)
+    if not run:
+        raise UserError("which run? expected its directory first, e.g. ropd rejudge runs/quickstart")
+    model, rest = _take(rest, "verifier")
+    if model is not None:
+        rest = [*rest, f"--config.teacher.verifier.model={model}"]
+    for key in filter(None, map(_override, rest)):
+        if key != "seed" and not key.startswith("teacher."):
+            raise UserError(f"--config.{key} changes nothing of a judgement; expected keys of teacher, or seed")
+    values = flags.FlagValues()
+    flags.DEFINE_string("steps", "", "", flag_values=values)
+    flags.DEFINE_string("rubric", "stored", "", flag_values=values)
+    flags.DEFINE_string("out", "", "", flag_values=values)
+
+    from ropd_jax import rejudge
+
+    _define_config("rejudge", rejudge.run_config(run).lock(), rest, values)
+    _parse(values, "rejudge", rest)
+    return rejudge.main(
+        values["config"].value,
+        run,
+        steps=_steps(values["steps"].value),
+        rubric=values["rubric"].value,
+        out=values["out"].value,
+    )
+
+
+def _steps(text: str) -> tuple[int, int] | None:
+    found = re.fullmatch(r"(\d*):(\d*)", text)
+    if text and not (found and text != ":"):
+        raise UserError(f"--steps={text} is no range; expected a:b, a: or :b, e.g. --steps 0:10")
+    return (int(found[1] or 0), int(found[2] or sys.maxsize)) if found else None
+
+
+def _teach(args: list[str]) -> int:
+    from absl import flags
+
+    values = flags.FlagValues()
+    flags.DEFINE_string("out", "", "", flag_values=values)
+    config = _config_and_flags("teach", args, values)
+    if not values["out"].value:
+        raise UserError("--out is missing; expected the file of the index, e.g. --out references.jsonl")
+
+    from ropd_jax import teach
+
+    return teach.main(config, values["out"].value)
+
+
 def _serve_teacher(args: list[str]) -> int:
     from absl import flags
 
@@ -182,6 +294,10 @@ def _serve_teacher(args: list[str]) -> int:
 
 VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (_train, TRAIN_HELP),
+    "rejudge": (_rejudge, REJUDGE_HELP),
+    "teach": (_teach, TEACH_HELP),
+    "preflight": (_preflight, ""),
+    "tape": (_tape, ""),
     "serve-teacher": (_serve_teacher, SERVE_HELP),
 }
 
