@@ -24,6 +24,7 @@ CORE = [
     "reasoning-gym>=0.1.25,<0.2",
     "rich>=13.7",
     "safetensors>=0.5",
+    "scipy>=1.14",
     "tenacity>=9.0",
     "tensorboardX>=2.6.2",
     "tensorflow-datasets>=4.9.8",

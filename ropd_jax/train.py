@@ -44,6 +44,7 @@ from ropd_jax.sampling.rules import SamplingRule
 from ropd_jax.student import load_student
 from ropd_jax.summary import make_result, step_metrics
 from ropd_jax.teacher import BudgetError, Teacher, TeacherLoop, at_step
+from ropd_jax.teacher.build import providers
 from ropd_jax.teacher.failures import FailureGate, TooManyFailures
 from ropd_jax.types import Judgement, Prompt, RolloutGroup, UserError
 from ropd_jax.workdir import Interrupt, Interrupted, claim
@@ -234,7 +235,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     gate = FailureGate(cfg.teacher.max_failed_frac, cfg.teacher.failed_window)
     loop = stack.enter_context(contextlib.closing(TeacherLoop()))
     teacher = None  # the scripted one needs the data; of any other a missing API key is said first of all
-    if cfg.teacher.provider != "scripted":
+    if "scripted" not in providers(cfg.teacher):
         teacher = make_teacher(cfg, [], workdir)
     method = load_method(cfg.method, cfg)
     rule = SamplingRule(cfg.sampling.temperature, cfg.sampling.top_k, cfg.sampling.top_p)
@@ -247,6 +248,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     prompt_len = -(-longest // 16) * 16  # one length for the whole run, so that each function compiles once
     check_length(prompt_len, cfg, student.cfg)
     teacher = teacher or make_teacher(cfg, train.prompts, workdir)
+    teacher.check_references(train.prompts)
     loop.on_close(teacher.close)
     claim(workdir, cfg.to_dict())
 
@@ -389,4 +391,4 @@ def make_teacher(cfg: ConfigDict, prompts: list[Prompt], workdir: pathlib.Path) 
     """The config's teacher. A scripted one without a book owns the textbook of the training data, where it has one."""
     scripted = cfg.teacher.scripted
     book = [(p.question, p.solution) for p in prompts if p.solution] if not scripted.book else None
-    return Teacher.from_config(cfg, seed=cfg.seed, book=book, workdir=workdir)
+    return Teacher.from_config(cfg, seed=cfg.seed, book=book, share=1 / jax.process_count(), workdir=workdir)

@@ -18,7 +18,7 @@ import logging
 import os
 import pathlib
 import urllib.parse
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ropd_jax.teacher.budget import Budget, Caps
@@ -62,6 +62,7 @@ def build_teacher(
     book: Iterable[tuple[str, str]] | None = None,
     share: float = 1.0,
     workdir: str | os.PathLike[str] | None = None,
+    needs: Collection[str] = ("reference", "rubric", "verify"),
 ) -> Teacher:
     """The teacher of ``cfg.teacher``; see ``Teacher.from_config``."""
     from ropd_jax.teacher.grade import REASK_TEMPLATE, TEMPLATES
@@ -99,14 +100,14 @@ def build_teacher(
             clients[endpoint] = make() if tape is None else taped(tape)
         return clients[endpoint]
 
-    routes = {name: (client_of(endpoint),) for name, (endpoint, _) in roles.items() if name != "reference"}
-    if index is None:  # with an index nobody is asked for references, and nobody's key is needed
-        routes["reference"] = tuple(client_of(endpoint) for endpoint, _ in sources)
-    asked = [(name, roles[name]) for name in ("rubric", "verify")] + [
-        ("reference", source) for source in sources if index is None
-    ]
-    for name, (endpoint, role) in asked if mode != "replay" else ():
-        budget.require_price(name, endpoint.provider, role.model, endpoint.base_url)
+    asked = {name: (roles[name],) for name in ("rubric", "verify")} | {"reference": sources}
+    if index is not None:  # nobody is asked for references, and nobody's key is needed
+        del asked["reference"]
+    asked = {name: several for name, several in asked.items() if name in needs}
+    routes = {name: tuple(client_of(endpoint) for endpoint, _ in several) for name, several in asked.items()}
+    for name, several in asked.items() if mode != "replay" else ():
+        for endpoint, role in several:
+            budget.require_price(name, endpoint.provider, role.model, endpoint.base_url)
     return cls(
         _one_of(routes),
         reference=tuple(role for _, role in sources),
@@ -158,6 +159,12 @@ def reference_sources(teacher: Mapping[str, Any]) -> tuple[tuple[Endpoint, Role]
             f"references; raise teacher.references to at least {len(sources)}"
         )
     return tuple(sources)
+
+
+def providers(teacher: Mapping[str, Any]) -> set[str]:
+    """The providers of all roles."""
+    roles = [role_of(teacher, key) for key in ROLE_KEYS.values()]
+    return {endpoint.provider for endpoint, _ in (*roles, *reference_sources(teacher))}
 
 
 def open_index(teacher: Mapping[str, Any]) -> TeacherIndex | None:

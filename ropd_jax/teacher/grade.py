@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
 from ropd_jax.teacher import fences, rubricator, templates, verifier
@@ -122,6 +122,7 @@ class Teacher:
         book: Iterable[tuple[str, str]] | None = None,
         share: float = 1.0,
         workdir: str | os.PathLike[str] | None = None,
+        needs: Collection[str] = ("reference", "rubric", "verify"),
     ) -> Teacher:
         """The teacher that ``cfg.teacher`` describes (a ConfigDict or plain mapping with all keys of the default).
 
@@ -130,13 +131,14 @@ class Teacher:
             book: (question, worked solution) pairs for the scripted teacher, in place of ``scripted.book``.
             share: this host's part of the limits, 1/N with N hosts.
             workdir: where the tape lies if ``teacher.tape.path`` is ""; without both there is none.
+            needs: the roles that will be asked; the others need no key.
 
         Raises:
             ConfigurationError: no API key, unknown provider, a book that cannot be read.
         """
         from ropd_jax.teacher.build import build_teacher
 
-        return build_teacher(cls, cfg["teacher"], seed=seed, book=book, share=share, workdir=workdir)
+        return build_teacher(cls, cfg["teacher"], seed=seed, book=book, share=share, workdir=workdir, needs=needs)
 
     @property
     def prompt_shas(self) -> dict[str, str]:

@@ -232,6 +232,7 @@ class IndexWriter:
 
     def __init__(self, path: str | os.PathLike[str], *, fingerprint: Mapping[str, Any] | None = None):
         self.path = pathlib.Path(path)
+        self.fingerprint = dict(fingerprint or {})
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             _cut_torn_line(self.path)
