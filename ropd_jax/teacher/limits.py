@@ -188,6 +188,9 @@ class LimitedClient:
                 if e.cause not in ("bad_request", "unsupported"):
                     raise
                 raise truncated from e  # the model allows no larger limit
+            except TruncatedError as e:
+                message = f"{truncated} (a second try reached {larger.max_output_tokens})"
+                raise TruncatedError(message, cause=e.cause, usage=e.usage) from e
 
     async def _retried(self, request: ChatRequest, number: int) -> ChatReply:
         retrying = tenacity.AsyncRetrying(
