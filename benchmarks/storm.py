@@ -12,21 +12,31 @@ from __future__ import annotations
 import argparse
 import asyncio
 import collections
+import contextlib
 import dataclasses
 import itertools
 import logging
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import numpy as np
 
-from ropd_jax.teacher import ChatReply, ChatRequest, Teacher, TeacherStats, TransientError, simulate
+from ropd_jax.teacher import (
+    ChatReply,
+    ChatRequest,
+    Teacher,
+    TeacherStats,
+    TransientError,
+    make_client,
+    simulate,
+)
 from ropd_jax.teacher.judge import judge
 from ropd_jax.teacher.limits import LimitedClient, Limits
 from ropd_jax.teacher.scripted import ScriptedClient
 from ropd_jax.teacher.scripted_tasks import uniform
+from ropd_jax.teacher.server import running
 from ropd_jax.types import Judgement, Message, Prompt
 
 FAULTS = (
@@ -91,9 +101,21 @@ def groups(n: int, seed: int) -> Iterator[tuple[Prompt, tuple[str, ...]]]:
         yield Prompt(f"sum-{i}", (Message("user", f"State the final answer: {question}"),)), answers
 
 
-def storm(n: int, *, fault_rate: float = 0.2, seed: int = 0, at_once: int = 64, references: int = 2) -> Storm:
-    """Judge n groups, ``at_once`` side by side, and compare each with the oracle."""
+def storm(
+    n: int,
+    *,
+    fault_rate: float = 0.2,
+    seed: int = 0,
+    at_once: int = 64,
+    references: int = 2,
+    provider: str = "scripted",
+) -> Storm:
+    """Judge n groups, ``at_once`` side by side, and compare each with the oracle.
+
+    ``provider`` openai or gemini: through its SDK and HTTP on loopback, in real time (a hang then ends after a second).
+    """
     out = Storm()
+    http = provider != "scripted"
 
     def fault(request: ChatRequest, attempt: int) -> str | None:
         out.calls += 1
@@ -101,13 +123,29 @@ def storm(n: int, *, fault_rate: float = 0.2, seed: int = 0, at_once: int = 64, 
         if uniform("storm", seed, text, request.sample_index, attempt) >= fault_rate:
             return None
         kinds = FAULTS[: FREE_TEXT if request.json_schema is None else None]
+        kinds = tuple(k for k in kinds if not http or k != "no_schema")  # there it would be asked for without, for good
         kind = kinds[int(uniform("kind", seed, text, request.sample_index, attempt) * len(kinds))]
         out.faults[kind] += 1
         return kind
 
+    @contextlib.asynccontextmanager
+    async def opened(stats: TeacherStats) -> AsyncIterator[LimitedClient]:
+        if not http:
+            yield LimitedClient(ScriptedClient(latency_s=MEAN_S, fault=fault), Limits(), stats=stats)
+            return
+        async with running(ScriptedClient(fault=fault)) as root:
+            url = root + "/v1" if provider == "openai" else root
+            short = dict(timeout_s=1.0, first_wait_s=0.01, max_wait_s=0.1)
+            client = make_client(provider=provider, base_url=url, stats=stats, **short)
+            yield client
+            await client.close()
+
     async def run() -> None:
         stats = TeacherStats()
-        client = LimitedClient(ScriptedClient(latency_s=MEAN_S, fault=fault), Limits(), stats=stats)
+        async with opened(stats) as client:
+            await judge_all(client, stats)
+
+    async def judge_all(client: LimitedClient, stats: TeacherStats) -> None:
         teacher = Teacher(client, references_m=references, stats=stats, max_answer_chars=60_000)
         oracle = Teacher(ScriptedClient(), references_m=references)
         source = iter(groups(n, seed))
@@ -126,9 +164,8 @@ def storm(n: int, *, fault_rate: float = 0.2, seed: int = 0, at_once: int = 64, 
         out.hours = asyncio.get_running_loop().time() / 3600
         out.retries = dict(stats.retries)
         assert not stats.cut, "nothing here is long enough to be cut"
-        await teacher.close()
 
-    simulate.run(run())
+    asyncio.run(run()) if http else simulate.run(run())
     return out
 
 

@@ -36,6 +36,18 @@ def test_what_can_be_repeated_leaves_nothing_unscored(storms):
         assert set(s.causes) <= {"blocked", "refused", "bad_request", "context", "truncated", "empty", "malformed"}
 
 
+@pytest.mark.parametrize("provider", ["openai", "gemini"])
+def test_a_storm_over_http_loses_nothing_either(provider):
+    logging.disable(logging.WARNING)
+    try:
+        s = storm(60, seed=4, provider=provider)
+    finally:
+        logging.disable(logging.NOTSET)
+    assert s.wrong == [] and s.scored + s.lost == 60 and s.scored > 40
+    assert set(s.causes) <= {"blocked", "refused", "bad_request", "context", "truncated", "empty", "malformed"}
+    assert len(s.faults) >= 12
+
+
 def test_a_storm_is_the_same_each_time():
     a, b = storm(40, seed=3), storm(40, seed=3)
     assert (a.faults, a.causes, a.scored) == (b.faults, b.causes, b.scored)
