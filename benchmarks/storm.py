@@ -109,10 +109,12 @@ def storm(
     at_once: int = 64,
     references: int = 2,
     provider: str = "scripted",
+    spoiled: float = 0.0,
 ) -> Storm:
     """Judge n groups, ``at_once`` side by side, and compare each with the oracle.
 
     ``provider`` openai or gemini: through its SDK and HTTP on loopback, in real time (a hang then ends after a second).
+    ``spoiled`` is a share of verdicts turned round, to see that the oracle notices.
     """
     out = Storm()
     http = provider != "scripted"
@@ -131,7 +133,8 @@ def storm(
     @contextlib.asynccontextmanager
     async def opened(stats: TeacherStats) -> AsyncIterator[LimitedClient]:
         if not http:
-            yield LimitedClient(ScriptedClient(latency_s=MEAN_S, fault=fault), Limits(), stats=stats)
+            scripted = ScriptedClient(latency_s=MEAN_S, fault=fault, wrong_verdict_rate=spoiled)
+            yield LimitedClient(scripted, Limits(), stats=stats)
             return
         async with running(ScriptedClient(fault=fault)) as root:
             url = root + "/v1" if provider == "openai" else root

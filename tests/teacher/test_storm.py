@@ -24,6 +24,12 @@ def test_every_group_is_scored_as_the_oracle_says_or_carries_a_cause(storms):
         assert s.scored + s.lost == 300 and s.scored > 240
 
 
+def test_the_oracle_notices_a_single_verdict_that_is_turned_round():
+    s = storm(30, fault_rate=0.0, spoiled=0.02)
+    assert s.scored == 30 and 5 < len(s.wrong) < 60 and any("the oracle says" in w for w in s.wrong)
+    assert storm(30, fault_rate=0.0).wrong == []
+
+
 def test_all_kinds_of_faults_struck_a_fifth_of_the_calls(storms):
     for s in storms:
         assert 0.15 < sum(s.faults.values()) / s.calls < 0.25
