@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -278,8 +279,8 @@ def _show(cfg: ConfigDict, rows: Sequence[RolePlan], checks: Sequence[Check], ta
     console = Console()
     groups = cfg.steps * cfg.data.prompts_per_step
     title = f"{cfg.steps} steps x {cfg.data.prompts_per_step} prompts = {groups:,} groups"
-    table = Table(title=title)
-    table.add_column("role")
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("role", no_wrap=True)
     table.add_column("model", overflow="fold")
     columns = [
         "calls",
@@ -291,7 +292,7 @@ def _show(cfg: ConfigDict, rows: Sequence[RolePlan], checks: Sequence[Check], ta
         table.add_column(name, justify="right")
     total = _total(rows)
     for r in rows:
-        table.add_row(r.role, f"{r.provider}: {r.model}", *_cells(vars(r))[: len(columns)])
+        table.add_row(r.role, r.model, *_cells(vars(r))[: len(columns)])
     if rows:
         table.add_section()
         table.add_row("all", "", *_cells(total)[: len(columns)])

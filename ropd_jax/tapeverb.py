@@ -7,6 +7,7 @@ import pathlib
 import sys
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -80,8 +81,9 @@ def _show(rows: list[dict[str, Any]], path: pathlib.Path, as_json: bool) -> None
     if as_json:
         sys.stdout.write(json.dumps({"tape": str(path), "file_bytes": path.stat().st_size, "rows": rows}) + "\n")
         return
-    table = Table("role", "provider", "model", title=f"{path} ({path.stat().st_size / 1e6:,.1f} MB)")
-    for name in ("replies", "failures", "input tokens", "output tokens", "of it thinking", "mean s", "list price"):
+    title = f"{path} ({path.stat().st_size / 1e6:,.1f} MB)"
+    table = Table("role", "model", title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("replies", "failures", "input", "output", "thinking", "mean s", "list price"):
         table.add_column(name, justify="right")
     prices = Prices.load()
     for r in rows:
@@ -91,7 +93,7 @@ def _show(rows: list[dict[str, Any]], path: pathlib.Path, as_json: bool) -> None
         counts = (_number(r[f"{k}_tokens"]) for k in ("input", "output", "thought"))
         seconds = "unknown" if r["latency_s_mean"] is None else f"{r['latency_s_mean']:.2f}"
         cost = dollars(None if price is None else price.cost(usage)) if r["replies"] else "-"
-        table.add_row(r["role"], r["provider"], r["model"], f"{r['replies']:,}", causes or "0", *counts, seconds, cost)
+        table.add_row(r["role"], r["model"], f"{r['replies']:,}", causes or "0", *counts, seconds, cost)
     Console().print(table)
 
 
