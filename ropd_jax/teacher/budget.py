@@ -105,7 +105,13 @@ class Budget:
         self._path = None if path is None else pathlib.Path(path)
         self._written = 0.0
         if self._path is not None and self._path.exists():
-            self.restore(json.loads(self._path.read_text(encoding="utf-8")))
+            try:
+                self.restore(json.loads(self._path.read_text(encoding="utf-8")))
+            except (ValueError, TypeError, AttributeError) as e:
+                raise ConfigurationError(
+                    f"{str(self._path)!r} is damaged ({e}); it keeps what the run has spent: mend it, or delete it to "
+                    "count from the last checkpoint on"
+                ) from e
 
     def require_price(self, role: str, provider: str, model: str, base_url: str) -> None:
         """Raise ConfigurationError when there is a cap in dollars and the model has no price."""

@@ -270,3 +270,9 @@ def test_what_was_spent_after_the_last_checkpoint_is_not_forgotten(tmp_path):
     again = Budget(path=tmp_path / "spent.json")
     again.restore(state)
     assert again.roles == budget.roles and again.total().calls == 3
+
+
+def test_a_damaged_record_of_the_spending_is_said(tmp_path):
+    (tmp_path / "spent.json").write_text('{"verify": {"calls": ')
+    with pytest.raises(ConfigurationError, match=r"spent.json' is damaged.*delete it"):
+        Budget(path=tmp_path / "spent.json")
