@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import math
 import os
@@ -22,6 +23,7 @@ from ml_collections import ConfigDict
 from ropd_jax.data.questions import load_questions
 from ropd_jax.student import find
 from ropd_jax.teacher import ConfigurationError, Teacher, TeacherError
+from ropd_jax.teacher.batch import BatchApi, Jobs, Prefetched, Replies, open_batch, run_jobs
 from ropd_jax.teacher.build import reference_sources
 from ropd_jax.teacher.index import IndexRow, IndexWriter, prompt_hash
 from ropd_jax.teacher.references import Reference
@@ -34,8 +36,13 @@ EXTRA = 2  # times that an equal answer is asked for again
 _SAY_EVERY_S = 5.0
 
 
-def main(cfg: ConfigDict, out: str | os.PathLike[str]) -> int:
+def main(cfg: ConfigDict, out: str | os.PathLike[str], *, batch: bool = False, poll_s: float = 30.0) -> int:
     """Collect what is missing in ``out``; returns the exit code 0 once nothing is.
+
+    Args:
+        batch: through the provider's batch API; the jobs' ids lie beside ``out``. Equal answers, and what a job failed
+            to answer, are asked for live.
+        poll_s: seconds between two looks at the jobs.
 
     Raises:
         UserError: some prompts have no references yet, counted by cause (the others are written); a teacher that
@@ -48,8 +55,41 @@ def main(cfg: ConfigDict, out: str | os.PathLike[str]) -> int:
     book = [(p.question, p.solution) for p in prompts if p.solution] if not cfg.teacher.scripted.book else None
     teacher = Teacher.from_config(cfg, seed=cfg.seed, book=book, needs=("reference",))
     with IndexWriter(out, fingerprint=fingerprint(cfg.teacher, teacher)) as writer:
-        asyncio.run(_collect_all(teacher, prompts, cfg.teacher.references, writer, at_once=cfg.teacher.concurrency))
+        asyncio.run(_run(cfg.teacher, teacher, prompts, writer, poll_s if batch else None))
     return 0
+
+
+async def _run(
+    teacher_cfg: ConfigDict, teacher: Teacher, prompts: Sequence[Prompt], writer: IndexWriter, poll_s: float | None
+) -> None:
+    m, jobs = teacher_cfg.references, Jobs(f"{writer.path}.jobs.json")
+    if poll_s is not None:
+        wanted = writer.index.lacking(prompts, m)
+        teacher.client = Prefetched(teacher.client, await _batched(teacher_cfg, teacher, wanted, jobs, poll_s))
+    await _collect_all(teacher, prompts, m, writer, at_once=teacher_cfg.concurrency)
+    if poll_s is not None:
+        jobs.forget()
+
+
+async def _batched(
+    teacher_cfg: ConfigDict, teacher: Teacher, prompts: Sequence[Prompt], jobs: Jobs, poll_s: float
+) -> Replies:
+    """What the batch APIs answer to the first m samples of each prompt."""
+    if any(teacher_cfg.budget.to_dict().values()):
+        raise UserError("teacher.budget caps are not enforced through batch jobs; set them to 0, or leave out --batch")
+    sources = reference_sources(teacher_cfg)
+    apis: list[BatchApi] = []
+    try:
+        for endpoint, _ in sources:
+            apis.append(open_batch(**dataclasses.asdict(endpoint), timeout_s=teacher_cfg.timeout_s))
+        asked = [
+            [teacher.reference_request(p, i) for p in prompts for i in range(s, teacher_cfg.references, len(sources))]
+            for s in range(len(sources))
+        ]
+        return await run_jobs(apis, asked, jobs, poll_s=poll_s)
+    finally:
+        for api in apis:
+            await api.close()
 
 
 def fingerprint(teacher_cfg: ConfigDict, teacher: Teacher) -> dict[str, Any]:
@@ -141,8 +181,9 @@ async def _collect_all(
         await teacher.close()
     if equal:
         log.warning(
-            "%d of %d prompts have fewer than %d different references: the teacher repeats itself, as one at temperature 0 must; "
-            "raise teacher.reference.temperature (it is %s) or name several models in teacher.references_from",
+            "%d of %d prompts have fewer than %d different references: the teacher repeats itself, as one at "
+            "temperature 0 must; raise teacher.reference.temperature (it is %s) or name several models "
+            "in teacher.references_from",
             equal, done, m, how["temperature"],
         )  # fmt: skip
     if failed:

@@ -262,9 +262,13 @@ class Teacher:
         how = self.sources[sample_index % len(self.sources)] if role == "reference" else self.roles[role]
         return dataclasses.asdict(how) | {"template": how.template or TEMPLATES[role]}
 
-    async def _reference(self, prompt: Prompt, index: int) -> Reference:
+    def reference_request(self, prompt: Prompt, index: int) -> ChatRequest:
+        """The request for sample ``index`` of the teacher's own answers to the prompt."""
         how = self._how("reference", index)
-        request = reference_role.reference_request(prompt.question, **how, sample_index=index, seed=self._seed)
+        return reference_role.reference_request(prompt.question, **how, sample_index=index, seed=self._seed)
+
+    async def _reference(self, prompt: Prompt, index: int) -> Reference:
+        request = self.reference_request(prompt, index)
         text = await self._chat(request)
         try:
             return Reference(reference_role.parse_reference(text), request.model)
