@@ -20,6 +20,7 @@ import dataclasses
 import itertools
 import json
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable
 
@@ -46,6 +47,7 @@ _HEDGE_PRIORITY = 3
 _OVERLOAD = {"rate_limited": "429", "unavailable": "503", "overloaded": "529", "timeout": "timeout"}
 _LARGER = 2  # times the token limit, in the one try after a truncated reply
 _LOG_EVERY_S = 5.0
+_SAID_AGAIN_S = 60.0  # between two lines about calls given up for the same cause
 _STORM = 3  # so many requests between two tries, or one for longer than _LONG_S, is a warning
 _LONG_S = 30.0
 
@@ -129,6 +131,7 @@ class LimitedClient:
         self._numbers = itertools.count()
         self._retrying: dict[int, tuple[float, str]] = {}  # number -> since when, the latest cause
         self._logged_at: float | None = None
+        self._given_up: dict[str, float] = {}  # cause -> when it was last said
         self._output: dict[str, tuple[int, int]] = {}  # purpose -> replies, output tokens
 
     async def chat(self, request: ChatRequest) -> ChatReply:
@@ -176,7 +179,18 @@ class LimitedClient:
     # ------------------------------------------------------------------------------------------------- again
 
     async def _persist(self, request: ChatRequest) -> ChatReply:
-        number = next(self._numbers)
+        try:
+            return await self._larger(request, next(self._numbers))
+        except ConfigurationError:
+            raise  # it stops the run with its own words
+        except TeacherError as e:
+            now = self._clock()
+            if now - self._given_up.get(e.cause, -math.inf) >= _SAID_AGAIN_S:
+                self._given_up[e.cause] = now
+                log.warning("teacher: a %s call is given up (%s): %s", request.purpose, e.cause, e)
+            raise
+
+    async def _larger(self, request: ChatRequest, number: int) -> ChatReply:
         try:
             return await self._retried(request, number)
         except TruncatedError as truncated:

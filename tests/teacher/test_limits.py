@@ -161,6 +161,22 @@ def test_a_retry_storm_is_one_line_every_few_seconds(caplog):
     assert lines[0].levelno == logging.INFO and lines[-1].levelno == logging.WARNING  # one alone is no storm
 
 
+def test_the_words_of_a_failure_are_said_once_a_minute_for_each_cause(caplog):
+    class Refusing(Server):
+        async def chat(self, request):
+            await super().chat(request)
+            raise BlockedError("no") if "blocked" in request.messages[0].content else RequestError("seed is not known")
+
+    texts = [*range(20), "blocked 1", "blocked 2"]
+    run_all(Refusing(8.0), [ask(t) for t in texts], concurrency=2)  # 88 s
+    lines = [r.getMessage() for r in caplog.records if "given up" in r.getMessage()]
+    assert lines == [
+        "teacher: a verify call is given up (bad_request): seed is not known",
+        "teacher: a verify call is given up (bad_request): seed is not known",
+        "teacher: a verify call is given up (blocked): no",
+    ]
+
+
 # ------------------------------------------------------------------------------------------------ the slots
 
 
