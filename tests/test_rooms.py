@@ -13,16 +13,16 @@ LEVELS = [  # a room imports from lower levels only, and within its level only w
     {"types", "hints"},
     {"configs", "ggufio"},
     {"mesh", "core", "models", "text", "teacher", "data", "report"},
-    {"sampling", "figures", "workdir", "student", "checkpoint", "groups"},
+    {"sampling", "figures", "workdir", "student", "checkpoint", "groups", "tapeverb"},
     {"methods", "evaluation", "checks", "rejudge", "teach"},
-    {"summary"},
+    {"summary", "preflight"},
     {"train", "cli"},
 ]
 SAME_LEVEL = {"models": {"core", "mesh"}, "data": {"core", "text"}, "cli": {"train"}}
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax"}
 JAX_FREE = {
     "types", "configs", "hints", "ggufio", "teacher", "report", "figures", "workdir", "evaluation", "cli", "groups",
-    "rejudge",
+    "rejudge", "tapeverb",
 }  # fmt: skip
 
 
