@@ -11,7 +11,7 @@ PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt PIP_BUI
           $(BIN)/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format golden clean
+.PHONY: help quickstart test lint format golden storm bench-teacher kill-tape clean
 .DELETE_ON_ERROR:
 
 help:
@@ -20,6 +20,9 @@ help:
 	@echo 'make lint         ruff alone'
 	@echo 'make format       let ruff rewrite what it can'
 	@echo 'make golden       make tests/golden anew (installs torch; only for a change of the golden files)'
+	@echo 'make storm        10,000 groups against a teacher of whose calls every fifth fails; a minute or two'
+	@echo 'make bench-teacher  makespan and calls a second of the teacher layer next to bounds and bare clients'
+	@echo 'make kill-tape    kill a recording process 50 times; the tape must be whole each time; a few minutes'
 	@echo 'make clean        remove .venv and caches; runs/ stays'
 	@echo 'PYTHON=python3.12 chooses the interpreter of a new .venv'
 
@@ -41,6 +44,15 @@ golden: $(VENV)/dev.stamp
 	$(PIP) -e '.[golden]'
 	$(BIN)/python tests/golden/make_golden.py
 	$(BIN)/python tests/golden/make_families.py
+
+storm: $(VENV)/core.stamp
+	$(BIN)/python -m benchmarks.storm
+
+kill-tape: $(VENV)/core.stamp
+	$(BIN)/python -m benchmarks.kill_tape --kills 50
+
+bench-teacher: $(VENV)/core.stamp
+	$(BIN)/python -m benchmarks.teacher
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

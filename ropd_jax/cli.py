@@ -36,6 +36,10 @@ yes/no criteria from the contrast, checks every answer against it, and the weigh
 
 verbs
   train           run the loop: prompts, rollouts, rubric, verdicts, rewards, update, checkpoint, evaluation
+  rejudge         score the stored rollouts of a run again with another verifier, prompt or rubric; show what changes
+  teach           ask for the references of all training prompts ahead of time
+  preflight       calls, tokens, dollars and hours of a run before anything is spent; checks keys and models
+  tape            look at the recorded answers of the teacher, export and import them
   serve-teacher   put the scripted teacher behind HTTP (OpenAI and Gemini wire formats)
 
 start here
@@ -65,6 +69,39 @@ Keys of paid teachers come from the environment (OPENAI_API_KEY, GEMINI_API_KEY)
   ropd train --config experiments/quickstart.py --workdir runs/seed1 --config.seed=1
 """
 
+REJUDGE_HELP = """\
+usage: ropd rejudge RUN [--verifier MODEL] [--rubric stored|fresh] [--steps a:b] [--out FILE] [--config.teacher.a=b ...]
+
+Scores the rollouts in RUN/groups/*.jsonl again, by the run's config with your changes, and shows what would have
+changed: rewards, ranks, signs of advantages, agreement of the two verifiers (Cohen's kappa), criterion by criterion.
+References and rubrics are the stored ones. Nothing is written into RUN.
+
+  --verifier MODEL            another model; the same as --config.teacher.verifier.model=MODEL
+  --rubric fresh              induce each rubric again (teacher.rubricator) in place of the stored one
+  --steps a:b                 steps a to b-1; a: and :b are open ends
+  --out FILE                  the whole comparison as JSON, each criterion included
+  --config.teacher.KEY=VALUE  any key of the teacher; other keys change nothing here and are refused
+
+  ropd rejudge runs/a --verifier gemini-2.5-pro --config.teacher.verifier.provider=gemini --steps 0:10
+  ropd rejudge runs/a --config.teacher.verifier.template=my_verifier.md --out rejudged.json
+"""
+
+TEACH_HELP = """\
+usage: ropd teach --config FILE[:arg] --out FILE [--batch] [--config.a.b=value ...]
+
+Asks for teacher.references answers to each training prompt of the config and writes them to FILE, one line a prompt
+(JSONL, the official ropd.teacher_index.v2). Started again with the same FILE it goes on where it was, also after a
+kill. An answer equal to an earlier one of its prompt is asked for again, so many times and no more.
+
+  --batch      through the batch API of OpenAI or Gemini: half the price, up to a day. The jobs' ids lie in
+               FILE.jobs.json; a command that was stopped goes on polling the same jobs
+  --poll_s S   seconds between two looks at the jobs (30)
+
+A run takes its references from there, and asks for none:
+  ropd teach --config experiments/quickstart.py --out references.jsonl
+  ropd train --config experiments/quickstart.py --config.teacher.index=references.jsonl --workdir runs/b
+"""
+
 SERVE_HELP = """\
 usage: ropd serve-teacher [--host ADDRESS] [--port N] [--book FILE] [--fault_rate X] ...
 
@@ -86,7 +123,10 @@ Use it from a run, in another terminal:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0 done, 2 the user can mend it, 130 stopped by Ctrl-C."""
+    """Runs one command and returns its exit code.
+
+    0 done, 2 the user can mend it, 3 the teacher failed too often, 4 a budget is spent, 130 stopped by Ctrl-C.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
     _set_up_logging()
     try:
@@ -112,7 +152,7 @@ def _dispatch(args: list[str]) -> int:
     if verb not in VERBS:
         raise UserError(f"{verb!r} is no verb; {near(verb, VERBS)} (ropd --help lists them)")
     run, text = VERBS[verb]
-    if any(a in ("-h", "--help", "-help") for a in rest):
+    if text and any(a in ("-h", "--help", "-help") for a in rest):
         sys.stdout.write(text)
         return 0
     return run(rest)
@@ -123,29 +163,122 @@ def _dispatch(args: list[str]) -> int:
 
 def _train(args: list[str]) -> int:
     from absl import flags
-    from ml_collections import config_flags
 
-    spec, rest = _take(args, "config")
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", "", "", flag_values=values)
+    config = _config_and_flags("train", args, values)
+    if not values["workdir"].value:
+        raise UserError("--workdir is missing; expected a directory for the run, e.g. --workdir runs/quickstart")
+
+    from ropd_jax import train
+
+    return train.main(config, values["workdir"].value)
+
+
+def _preflight(args: list[str]) -> int:
+    from absl import flags
+
+    if any(a in ("-h", "--help", "-help") for a in args):
+        from ropd_jax.preflight import HELP as text
+
+        sys.stdout.write(text)
+        return 0
+    values = flags.FlagValues()
+    flags.DEFINE_string("tape", "", "", flag_values=values)
+    flags.DEFINE_bool("calls", True, "", flag_values=values)
+    flags.DEFINE_bool("json", False, "", flag_values=values)
+    config = _config_and_flags("preflight", ["--nocalls" if a == "--no-calls" else a for a in args], values)
+
+    from ropd_jax import preflight
+
+    return preflight.run(config, tape=values["tape"].value, calls=values["calls"].value, as_json=values["json"].value)
+
+
+def _tape(args: list[str]) -> int:
+    from ropd_jax import tapeverb
+
+    if any(a in ("-h", "--help", "-help") for a in args):
+        sys.stdout.write(tapeverb.HELP)
+        return 0
+    return tapeverb.run(args)
+
+
+def _config_and_flags(verb: str, args: list[str], values: flags.FlagValues) -> ConfigDict:
+    """Parses ``--config FILE --config.a.b=value ...`` and the flags that ``values`` defines; returns the config."""
+    spec, rest = _take(args, "config")
     keys = [a for a in rest if _override(a)]
     if spec is None and keys:
         raise UserError(f"{keys[0]} changes a config, but none is given; add --config FILE")
     if spec is not None:
         config = load_config(spec)
         _check_known(config, spec)
-        _check_overrides(config, rest)
-        argv = ["ropd train", *rest]
-        config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=True, sys_argv=argv)
-    _parse(values, "train", rest, also=("config",))
+        _define_config(verb, config, rest, values)
+    _parse(values, verb, rest, also=("config",))
     if spec is None:
         raise UserError("--config is missing; expected a config file, e.g. --config experiments/quickstart.py")
-    if not values["workdir"].value:
-        raise UserError("--workdir is missing; expected a directory for the run, e.g. --workdir runs/quickstart")
+    return values["config"].value
 
-    from ropd_jax import train
 
-    return train.main(values["config"].value, values["workdir"].value)
+def _define_config(verb: str, config: ConfigDict, args: list[str], values: flags.FlagValues) -> None:
+    """Makes ``--config.a.b`` a flag for each key of the config."""
+    from ml_collections import config_flags
+
+    _check_overrides(config, args)
+    argv = [f"ropd {verb}", *args]
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=True, sys_argv=argv)
+
+
+def _rejudge(args: list[str]) -> int:
+    from absl import flags
+
+    run, rest = (args[0], args[1:]) if args and not args[0].startswith("-") else ("", args)
+    if not run:
+        raise UserError("which run? expected its directory first, e.g. ropd rejudge runs/quickstart")
+    model, rest = _take(rest, "verifier")
+    if model is not None:
+        rest = [*rest, f"--config.teacher.verifier.model={model}"]
+    for key in filter(None, map(_override, rest)):
+        if key != "seed" and not key.startswith("teacher."):
+            raise UserError(f"--config.{key} changes nothing of a judgement; expected keys of teacher, or seed")
+    values = flags.FlagValues()
+    flags.DEFINE_string("steps", "", "", flag_values=values)
+    flags.DEFINE_string("rubric", "stored", "", flag_values=values)
+    flags.DEFINE_string("out", "", "", flag_values=values)
+
+    from ropd_jax import rejudge
+
+    _define_config("rejudge", rejudge.run_config(run).lock(), rest, values)
+    _parse(values, "rejudge", rest)
+    return rejudge.main(
+        values["config"].value,
+        run,
+        steps=_steps(values["steps"].value),
+        rubric=values["rubric"].value,
+        out=values["out"].value,
+    )
+
+
+def _steps(text: str) -> tuple[int, int] | None:
+    found = re.fullmatch(r"(\d*):(\d*)", text)
+    if text and not (found and text != ":"):
+        raise UserError(f"--steps={text} is no range; expected a:b, a: or :b, e.g. --steps 0:10")
+    return (int(found[1] or 0), int(found[2] or sys.maxsize)) if found else None
+
+
+def _teach(args: list[str]) -> int:
+    from absl import flags
+
+    values = flags.FlagValues()
+    flags.DEFINE_string("out", "", "", flag_values=values)
+    flags.DEFINE_boolean("batch", False, "", flag_values=values)
+    flags.DEFINE_float("poll_s", 30.0, "", lower_bound=0.0, flag_values=values)
+    config = _config_and_flags("teach", args, values)
+    if not values["out"].value:
+        raise UserError("--out is missing; expected the file of the index, e.g. --out references.jsonl")
+
+    from ropd_jax import teach
+
+    return teach.main(config, values["out"].value, batch=values["batch"].value, poll_s=values["poll_s"].value)
 
 
 def _serve_teacher(args: list[str]) -> int:
@@ -170,6 +303,10 @@ def _serve_teacher(args: list[str]) -> int:
 
 VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (_train, TRAIN_HELP),
+    "rejudge": (_rejudge, REJUDGE_HELP),
+    "teach": (_teach, TEACH_HELP),
+    "preflight": (_preflight, ""),
+    "tape": (_tape, ""),
     "serve-teacher": (_serve_teacher, SERVE_HELP),
 }
 

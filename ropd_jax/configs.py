@@ -7,6 +7,7 @@ stands beside it where the two differ. What a checkpoint owns (layers, widths, s
 from __future__ import annotations
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def default() -> ConfigDict:
@@ -49,13 +50,35 @@ def default() -> ConfigDict:
     cfg.teacher.provider = "scripted"  # or "gemini", "openai" (any server that speaks chat completions)
     cfg.teacher.base_url = ""  # "" is the provider's own
     cfg.teacher.api_key_env = ""  # name of the environment variable; "" is the provider's usual one
-    cfg.teacher.concurrency = 16  # requests in flight
-    cfg.teacher.timeout_s = 120.0
-    cfg.teacher.attempts = 5  # tries of one request before its group is unscored
+    cfg.teacher.concurrency = 64  # most requests in flight; adapts below it. Released code: 32, of which 4 were used
+    cfg.teacher.min_concurrency = 4  # fewest, however overloaded the server is
+    cfg.teacher.requests_per_minute = placeholder(float)  # None: no bound. Released code: null became 1920
+    cfg.teacher.tokens_per_minute = placeholder(float)  # input and output as the provider reports them; None: no bound
+    cfg.teacher.timeout_s = 120.0  # of one try, without the wait in our own queue. Released code: 480
+    cfg.teacher.attempts = 5  # tries of one request before its group is unscored. Released code: 3
+    cfg.teacher.max_wait_s = 60.0  # longest wait between two tries, a server's Retry-After included
+    cfg.teacher.hedge_after_s = 0.0  # a second copy of a call that takes longer, which costs its tokens twice; 0: never
+    cfg.teacher.max_answer_chars = 60_000  # longer answers lose their middle, visibly; 8,192 tokens are about 33,000
+    cfg.teacher.max_failed_frac = 0.5  # of the last failed_window groups; more invalid ones stop the run, exit code 3
+    cfg.teacher.failed_window = 64  # groups; two steps of the paper's 32 prompts
     cfg.teacher.references = 4  # m
+    cfg.teacher.references_from = ()  # several models: names, or mappings of keys of teacher.reference that differ
+    cfg.teacher.index = ""  # JSONL of references asked for ahead of time (ropd teach); "" asks during the run
     cfg.teacher.reference = _role(temperature=0.7, max_output_tokens=8_192)  # paper: 0, which makes m equal texts
     cfg.teacher.rubricator = _role(temperature=0.7, max_output_tokens=8_192)
     cfg.teacher.verifier = _role(temperature=0.0, max_output_tokens=4_096)
+    cfg.teacher.tape = ConfigDict()
+    cfg.teacher.tape.mode = "record"  # every answer is paid for once; or "replay", "refresh", "off"
+    cfg.teacher.tape.path = ""  # "" is WORKDIR/tape.sqlite
+    cfg.teacher.prices = ""  # a TOML file with prices of your own, besides ropd_jax/teacher/prices.toml
+    cfg.teacher.budget = ConfigDict()  # caps of the whole run; at one the run saves and ends with exit code 4
+    cfg.teacher.budget.usd = 0.0  # 0 is no cap
+    cfg.teacher.budget.tokens = 0  # input and output together
+    cfg.teacher.budget.calls = 0  # requests sent to the provider, retries included
+    cfg.teacher.rubric_reuse = "fresh"  # paper: a rubric for each group; or "per_epoch", "until_saturated"
+    cfg.teacher.rubric_epochs = 2  # per_epoch: passes over the data that one rubric serves
+    cfg.teacher.health = ConfigDict()
+    cfg.teacher.health.repeat_frac = 0.0  # share of groups verified twice, with another order: flips, order bias
     cfg.teacher.scripted = ConfigDict()
     cfg.teacher.scripted.book = ""  # JSONL of worked solutions; "" is those that the data carries
     cfg.teacher.scripted.latency_s = 0.0
@@ -108,7 +131,11 @@ def default() -> ConfigDict:
 
 def _role(*, temperature: float, max_output_tokens: int) -> ConfigDict:
     role = ConfigDict()
+    role.provider = ""  # "" is the teacher's, here and in the next two
+    role.base_url = ""
+    role.api_key_env = ""
     role.model = "scripted"
+    role.template = ""  # a prompt of teacher/prompts, or the path of your own .md file; "" is the role's newest
     role.temperature = temperature
     role.max_output_tokens = max_output_tokens
     return role

@@ -13,6 +13,7 @@ A value that is not known is None and stands as ``null``; it never becomes a num
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -314,12 +315,20 @@ class GroupsLog:
 
 
 def group_row(group: RolloutGroup, judgement: Judgement, advantages: Sequence[float | None]) -> dict[str, Any]:
-    """One group as plain data, in reading order: question, references, rubric, then each answer with its verdicts."""
+    """One group as plain data, in reading order: question, references, rubric, then each answer with its verdicts.
+
+    Where it is known: the ``model`` of a reference, what a second look said (``again``, with the ``places`` of both
+    looks), and the rubric's ``lineage``. ``ropd_jax.groups`` reads it all back.
+    """
     ids = [c.id for c in judgement.rubric.criteria] if judgement.rubric else []
 
     def verdicts(passed: Sequence[tuple[bool, ...] | None], i: int) -> dict[str, bool] | None:
         row = passed[i] if i < len(passed) else None
         return None if row is None else dict(zip(ids, row, strict=True))
+
+    def again(i: int) -> dict[str, Any]:
+        repeat = judgement.repeat
+        return {} if repeat is None else {"again": verdicts(repeat.passed, i), "places": list(repeat.places[i])}
 
     answers = []
     for i, (rollout, reward, advantage) in enumerate(zip(group.rollouts, judgement.rewards, advantages, strict=True)):
@@ -332,19 +341,22 @@ def group_row(group: RolloutGroup, judgement: Judgement, advantages: Sequence[fl
                 "reward": _finite(reward),
                 "advantage": None if reward is None else _finite(advantage),
                 "unscored": judgement.causes[i],
+                **again(i),
             }
         )
+    models = [{"model": m} for m in judgement.reference_models] or [{}] * len(judgement.references)
     criteria = judgement.rubric.criteria if judgement.rubric else ()
-    return {
+    row = {
         "step": group.step,
         "group": group.index,
         "prompt_id": group.prompt.id,
         "question": group.prompt.question,
         "gold_answer": group.prompt.answer,
         "references": [
-            {"text": text, "verdicts": verdicts(judgement.reference_passed, i)}
+            {"text": text, **models[i], "verdicts": verdicts(judgement.reference_passed, i), **again(len(answers) + i)}
             for i, text in enumerate(judgement.references)
         ],
         "rubric": [{"id": c.id, "points": c.points, "category": c.category, "text": c.text} for c in criteria],
         "answers": answers,
     }
+    return row if judgement.lineage is None else row | {"lineage": dataclasses.asdict(judgement.lineage)}

@@ -12,6 +12,7 @@ import numpy as np
 from ropd_jax.core.advantages import Advantages
 from ropd_jax.evaluation.graders import grade
 from ropd_jax.evaluation.stats import accuracy
+from ropd_jax.teacher.health import step_health
 from ropd_jax.types import Judgement, RolloutGroup
 
 
@@ -43,6 +44,8 @@ def step_metrics(
         metrics["sample/length_mean"] = float(np.mean([len(r.tokens_T) for r in rollouts]))
         metrics["sample/truncated_frac"] = float(np.mean([r.finish_reason == "length" for r in rollouts]))
     causes = Counter(c for j in judgements for c in j.causes if c is not None)
+    if any(j.rubric for j in judgements):
+        metrics |= step_health(judgements)
     return metrics | {f"reward/unscored_{cause}": n for cause, n in causes.items()}
 
 
@@ -60,7 +63,7 @@ def make_result(cfg, host, after, n, seconds, teacher) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "groups_total": host["groups_total"],
         "groups_unscored": host["groups_unscored"],
-        "teacher": teacher.stats.as_metrics(),
+        "teacher": teacher.metrics(),
         "jax": jax.__version__,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }

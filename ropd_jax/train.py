@@ -43,7 +43,9 @@ from ropd_jax.sampling.engine import EngineConfig, sample_groups
 from ropd_jax.sampling.rules import SamplingRule
 from ropd_jax.student import load_student
 from ropd_jax.summary import make_result, step_metrics
-from ropd_jax.teacher import Teacher, TeacherLoop
+from ropd_jax.teacher import BudgetError, Teacher, TeacherLoop, at_step
+from ropd_jax.teacher.build import providers
+from ropd_jax.teacher.failures import FailureGate, TooManyFailures
 from ropd_jax.types import Judgement, Prompt, RolloutGroup, UserError
 from ropd_jax.workdir import Interrupt, Interrupted, claim
 
@@ -73,7 +75,7 @@ def judge_step(
     start = time.monotonic()
     try:
         for group in groups:
-            waiting[loop.submit(method.judge(teacher, group))] = group
+            waiting[loop.submit(at_step(group.step, method.judge(teacher, group)))] = group
             say(f"sampled {len(waiting)} groups")
             interrupt.check()
         sampled = time.monotonic()
@@ -86,6 +88,9 @@ def judge_step(
                 future.result()
             say(f"judged {len(waiting) - len(pending)}/{len(waiting)} groups")
             interrupt.check()
+    except BudgetError:
+        concurrent.futures.wait(waiting)  # nothing new is sent; what is in flight is paid for and goes on the tape
+        raise
     except BaseException:
         for future in waiting:
             future.cancel()
@@ -195,7 +200,10 @@ def update_step(update, state: State, ref_params, rows, advantages, mesh, cfg: C
 
 
 def main(cfg: ConfigDict, workdir: str | pathlib.Path) -> int:
-    """Run (or go on with) the experiment; returns the exit code: 0 finished, 130 stopped by the user."""
+    """Run (or go on with) the experiment.
+
+    Returns: 0 finished, 3 the teacher failed too often, 4 a budget is spent, 130 stopped by the user.
+    """
     workdir = pathlib.Path(workdir)
     interrupt = Interrupt()
     with interrupt.listening(), contextlib.ExitStack() as stack:
@@ -204,6 +212,12 @@ def main(cfg: ConfigDict, workdir: str | pathlib.Path) -> int:
         except Interrupted:
             log.warning("stopped. To go on: the same command with the same --workdir %s", workdir)
             return 130
+        except TooManyFailures as error:
+            log.error("stopped: %s\nTo go on: the same command with the same --workdir %s", error, workdir)
+            return 3
+        except BudgetError as error:
+            log.error("stopped: %s", error)
+            return 4
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise UserError(
@@ -218,8 +232,11 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
 
     # --- what the user gave: all of it is checked before anything is compiled or written
     check_config(cfg)
+    gate = FailureGate(cfg.teacher.max_failed_frac, cfg.teacher.failed_window)
     loop = stack.enter_context(contextlib.closing(TeacherLoop()))
-    teacher = None if cfg.teacher.provider == "scripted" else make_teacher(cfg, [])  # a missing API key: first of all
+    teacher = None  # the scripted one needs the data; of any other a missing API key is said first of all
+    if "scripted" not in providers(cfg.teacher):
+        teacher = make_teacher(cfg, [], workdir)
     method = load_method(cfg.method, cfg)
     rule = SamplingRule(cfg.sampling.temperature, cfg.sampling.top_k, cfg.sampling.top_p)
     mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp)
@@ -230,7 +247,8 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     longest = max(len(t) for q in (train, held) for t in q.tokens_of(q.prompts))
     prompt_len = -(-longest // 16) * 16  # one length for the whole run, so that each function compiles once
     check_length(prompt_len, cfg, student.cfg)
-    teacher = teacher or make_teacher(cfg, train.prompts)
+    teacher = teacher or make_teacher(cfg, train.prompts, workdir)
+    teacher.check_references(train.prompts)
     loop.on_close(teacher.close)
     claim(workdir, cfg.to_dict())
 
@@ -285,6 +303,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     if first:
         state, host = checkpoints.restore(first, state)
         teacher.restore(host["teacher"])
+        gate.restore(host["failures"])
     if first == cfg.steps and (workdir / "result.json").exists():
         log.info("%s is finished; its result:", workdir)
         report.show_result(report.read_result(workdir))
@@ -292,7 +311,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
 
     def save(step: int):
         seconds = host["seconds"] + time.monotonic() - started
-        checkpoints.save(step, state, host | {"teacher": teacher.state(), "seconds": seconds})
+        checkpoints.save(step, state, host | {"teacher": teacher.state(), "failures": gate.state(), "seconds": seconds})
 
     # --- loop
     metrics_log = report.Metrics(workdir, start_step=first + 1 if first else 0, tensorboard=cfg.log.tensorboard)
@@ -336,8 +355,12 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
             metrics |= update_metrics | {"time/update_s": time.monotonic() - before_update}
             done = step + 1
             host["groups_total"] += len(groups)
-            host["groups_unscored"] += int((~np.asarray(advantages.valid_PG)).all(axis=1).sum())
-            metrics |= teacher.stats.as_metrics()
+            failed_P = (~np.asarray(advantages.valid_PG)).all(axis=1)
+            host["groups_unscored"] += int(failed_P.sum())
+            for judgement, failed in zip(judgements, failed_P, strict=True):
+                gate.add(judgement.causes, failed=bool(failed))
+            metrics |= gate.as_metrics()
+            metrics |= teacher.metrics(step)
             if cfg.log.groups and method.needs_rollouts:
                 groups_log.write(step, groups, judgements, np.asarray(advantages.advantage_PG).tolist())
             check_finite(update_metrics, step, workdir, rows, advantages)
@@ -345,6 +368,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
             metrics["time/step_s"] = time.monotonic() - begin
             metrics_log.log(done, metrics)
             progress.step(done, metrics)
+            gate.check()
             if done % cfg.checkpoint.every == 0 or done == cfg.steps:
                 save(done)
             interrupt.check()
@@ -363,8 +387,8 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     return 0
 
 
-def make_teacher(cfg: ConfigDict, prompts: list[Prompt]) -> Teacher:
+def make_teacher(cfg: ConfigDict, prompts: list[Prompt], workdir: pathlib.Path) -> Teacher:
     """The config's teacher. A scripted one without a book owns the textbook of the training data, where it has one."""
     scripted = cfg.teacher.scripted
     book = [(p.question, p.solution) for p in prompts if p.solution] if not scripted.book else None
-    return Teacher.from_config(cfg, seed=cfg.seed, book=book)
+    return Teacher.from_config(cfg, seed=cfg.seed, book=book, share=1 / jax.process_count(), workdir=workdir)

@@ -150,6 +150,37 @@ class Verdicts:
 
 
 @dataclasses.dataclass(frozen=True)
+class Repeat:
+    """A second verification of the same answers and rubric, shown in another order. It changes no reward.
+
+    Attributes:
+        passed: verdicts of the second look, rollouts first, then references.
+        places: where each of them stood in the first look and in the second, counted from 0.
+    """
+
+    passed: tuple[tuple[bool, ...] | None, ...]
+    places: tuple[tuple[int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Lineage:
+    """Where a rubric comes from.
+
+    Attributes:
+        step: the step whose rollouts it was induced from; an earlier one where a rubric is reused.
+        model: the rubricator's model, as the config names it.
+        template: name and content hash of the rubricator's prompt, ``rubricator.v1@3f2a...``.
+        references, answers: SHA-256 (16 hex digits) of each text that it was induced from.
+    """
+
+    step: int
+    model: str
+    template: str
+    references: tuple[str, ...]
+    answers: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Judgement:
     """What the teacher said of one group.
 
@@ -160,6 +191,9 @@ class Judgement:
         rubric: the criteria, or None if there is no rubric (other methods, or a failure).
         passed: per rollout the C verdicts, or None.
         reference_passed: the same for the references.
+        reference_models: the model that wrote each reference.
+        repeat: the second verification, where one was made (``teacher.health.repeat_frac``).
+        lineage: where the rubric comes from.
     """
 
     rewards: tuple[float | None, ...]
@@ -168,3 +202,6 @@ class Judgement:
     rubric: Rubric | None = None
     passed: tuple[tuple[bool, ...] | None, ...] = ()
     reference_passed: tuple[tuple[bool, ...] | None, ...] = ()
+    reference_models: tuple[str, ...] = ()
+    repeat: Repeat | None = None
+    lineage: Lineage | None = None

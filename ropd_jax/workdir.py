@@ -17,6 +17,12 @@ from ropd_jax.types import UserError
 
 log = logging.getLogger(__name__)
 
+MAY_CHANGE = (  # change nothing that a run computes: one that a budget or failures stopped can go on with other ones
+    "teacher.budget.", "teacher.prices", "teacher.concurrency", "teacher.min_concurrency",
+    "teacher.requests_per_minute", "teacher.tokens_per_minute", "teacher.timeout_s", "teacher.attempts",
+    "teacher.max_wait_s", "teacher.hedge_after_s", "teacher.max_failed_frac", "teacher.failed_window",
+)  # fmt: skip
+
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
@@ -35,6 +41,8 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     Args:
         workdir: created when absent.
         config: nested, of JSON values; kept as ``config.json``.
+
+    Keys of ``MAY_CHANGE`` may differ; the new values are kept.
 
     Raises:
         UserError: the directory belongs to another config (the difference is shown), holds something else, or
@@ -57,7 +65,9 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
         raise UserError(f"{path} is not JSON ({error}); choose another --workdir") from error
     a, b = flatten(old), flatten(new)
     changed = [k for k in sorted(a.keys() | b.keys()) if a.get(k, "absent") != b.get(k, "absent")]
-    if changed:
+    if changed and all(k.startswith(MAY_CHANGE) for k in changed):
+        write_atomic(path, json.dumps(new, indent=2) + "\n")
+    elif changed:
         shown = "; ".join(f"{k}: {a.get(k, 'absent')} there, {b.get(k, 'absent')} now" for k in changed[:6])
         more = f"; and {len(changed) - 6} more" if len(changed) > 6 else ""
         raise UserError(

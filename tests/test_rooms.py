@@ -13,14 +13,17 @@ LEVELS = [  # a room imports from lower levels only, and within its level only w
     {"types", "hints"},
     {"configs", "ggufio"},
     {"mesh", "core", "models", "text", "teacher", "data", "report"},
-    {"sampling", "figures", "workdir", "student", "checkpoint"},
-    {"methods", "evaluation", "checks"},
-    {"summary"},
+    {"sampling", "figures", "workdir", "student", "checkpoint", "groups", "tapeverb"},
+    {"methods", "evaluation", "checks", "rejudge", "teach"},
+    {"summary", "preflight"},
     {"train", "cli"},
 ]
 SAME_LEVEL = {"models": {"core", "mesh"}, "data": {"core", "text"}, "cli": {"train"}}
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax"}
-JAX_FREE = {"types", "configs", "hints", "ggufio", "teacher", "report", "figures", "workdir", "evaluation", "cli"}
+JAX_FREE = {
+    "types", "configs", "hints", "ggufio", "teacher", "report", "figures", "workdir", "evaluation", "cli", "groups",
+    "rejudge", "tapeverb",
+}  # fmt: skip
 
 
 def room(path: pathlib.Path) -> str:

@@ -9,8 +9,10 @@ All of it runs on one event loop (``TeacherLoop``)::
     scores = verdicts.scores(rubric)  # one a text; None where unscored, never 0.0 for a failure
 """
 
+from ropd_jax.teacher.budget import Budget, Caps
 from ropd_jax.teacher.client import (
     BlockedError,
+    BudgetError,
     ChatClient,
     ChatReply,
     ChatRequest,
@@ -26,20 +28,29 @@ from ropd_jax.teacher.client import (
 from ropd_jax.teacher.grade import Role, Teacher
 from ropd_jax.teacher.loop import TeacherLoop
 from ropd_jax.teacher.make import make_client
+from ropd_jax.teacher.prices import Prices
 from ropd_jax.teacher.rubricator import parse_rubric
 from ropd_jax.teacher.stats import TeacherStats
+from ropd_jax.teacher.tape import Tape
+from ropd_jax.teacher.taped import TapedClient, at_step
 from ropd_jax.teacher.verifier import parse_verdicts
 
 __all__ = [
     "BlockedError",
+    "Budget",
+    "BudgetError",
+    "Caps",
     "ChatClient",
     "ChatReply",
     "ChatRequest",
     "ConfigurationError",
     "ContextError",
     "MalformedError",
+    "Prices",
     "RequestError",
     "Role",
+    "Tape",
+    "TapedClient",
     "Teacher",
     "TeacherError",
     "TeacherLoop",
@@ -47,6 +58,7 @@ __all__ = [
     "TransientError",
     "TruncatedError",
     "Usage",
+    "at_step",
     "make_client",
     "parse_rubric",
     "parse_verdicts",

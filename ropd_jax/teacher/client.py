@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import email.utils
+import logging
 import math
 import os
 import re
@@ -22,6 +23,7 @@ from typing import Literal, Protocol
 
 from ropd_jax.types import Message, UserError
 
+log = logging.getLogger(__name__)
 Purpose = Literal["reference", "rubric", "verify"]
 
 
@@ -64,12 +66,18 @@ class Usage:
 
 @dataclasses.dataclass(frozen=True)
 class ChatReply:
-    """What came back: the text, why it ended (``stop``, else an error was raised), tokens, the model that answered."""
+    """What came back: the text, why it ended (``stop``, else an error was raised), tokens, the model that answered.
+
+    ``source`` says whether tokens were spent: ``live``; ``shared`` with an identical request in flight, whose asker
+    counts them; ``tape``, a recorded reply.
+    """
 
     text: str
     finish_reason: str = "stop"
     usage: Usage = Usage()
     model: str = ""
+    latency_s: float | None = None  # the provider's own time, without waiting in our queue; None where not measured
+    source: Literal["live", "shared", "tape"] = "live"
 
 
 class ChatClient(Protocol):
@@ -81,13 +89,17 @@ class ChatClient(Protocol):
 
 
 class TeacherError(Exception):
-    """A call that gave nothing usable. ``cause`` is short snake_case, for counters and for ``Judgement.causes``."""
+    """A call that gave nothing usable. ``cause`` is short snake_case, for counters and for ``Judgement.causes``.
+
+    ``usage`` is what the provider bills all the same (a truncated reply, a refusal); None where it did not say.
+    """
 
     default_cause = "teacher"
 
-    def __init__(self, message: str, *, cause: str | None = None):
+    def __init__(self, message: str, *, cause: str | None = None, usage: Usage | None = None):
         super().__init__(message)
         self.cause = cause or self.default_cause
+        self.usage = usage
 
 
 class ConfigurationError(TeacherError, UserError):
@@ -96,13 +108,19 @@ class ConfigurationError(TeacherError, UserError):
     default_cause = "configuration"
 
 
+class BudgetError(ConfigurationError):
+    """A cap of ``teacher.budget`` is reached: the run saves a checkpoint and ends with exit code 4."""
+
+    default_cause = "budget"
+
+
 class TransientError(TeacherError):
     """408, 429, 5xx, connection, timeout: worth another try. ``retry_after`` is the server's wish in seconds."""
 
     default_cause = "transient"
 
-    def __init__(self, message: str, *, cause: str | None = None, retry_after: float | None = None):
-        super().__init__(message, cause=cause)
+    def __init__(self, message: str, *, cause: str | None = None, retry_after: float | None = None, **more):
+        super().__init__(message, cause=cause, **more)
         self.retry_after = retry_after
 
 
@@ -134,6 +152,34 @@ class ContextError(TeacherError):
     """The request is longer than the model's context."""
 
     default_cause = "context"
+
+
+STRUCTURES = ("json_schema", "json_object", "text")  # what a server may be asked to bind its reply to, the best first
+_STRUCTURE_TEXT = re.compile(
+    r"response_?format|json_?(schema|object|mode)|response_?mime|schema|structured|guided|grammar", re.IGNORECASE
+)
+
+
+class Structures:
+    """How each model is asked for JSON: by schema, and where its server refuses that, by less, for the whole run."""
+
+    def __init__(self):
+        self._known: dict[str, str] = {}
+
+    def of(self, request: ChatRequest) -> str:
+        """The best of ``STRUCTURES`` that the model's server has not refused; ``text`` for a request without schema."""
+        return "text" if request.json_schema is None else self._known.get(request.model, STRUCTURES[0])
+
+    def refused(self, request: ChatRequest, structure: str, error: TeacherError) -> bool:
+        """Whether the error refuses ``structure``; if so it is not asked for again."""
+        refusal = isinstance(error, RequestError) or error.cause == "unsupported"
+        if structure == STRUCTURES[-1] or not refusal or not _STRUCTURE_TEXT.search(str(error)):
+            return False
+        less = STRUCTURES[STRUCTURES.index(structure) + 1]
+        if STRUCTURES.index(self.of(request)) < STRUCTURES.index(less):
+            self._known[request.model] = less
+            log.warning("teacher: %r refuses %s; it is asked for %s from now on", request.model, structure, less)
+        return True
 
 
 _TRANSIENT_CAUSES = {408: "timeout", 409: "conflict", 429: "rate_limited", 503: "unavailable", 529: "overloaded"}

@@ -22,6 +22,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 TOKEN_LENGTH = 12
+MIN_CUT = 100  # characters; less of an answer says nothing
 _UNSAFE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 _FIRST_MARKER = re.compile(rf"=====\[ begin [a-z]+(?: [0-9]+)? \| ([0-9a-f]{{{TOKEN_LENGTH}}}) \]=====\n")
 
@@ -70,6 +71,20 @@ def parse_blocks(text: str) -> list[tuple[str, str]]:
 def parse(text: str, label: str = "answer") -> list[str]:
     """The texts of all ``label N`` blocks, in order: the inverse of ``render``."""
     return [body for name, body in parse_blocks(text) if name.split(" ")[0] == label]
+
+
+def cut_middle(text: str, limit: int) -> str:
+    """The text, or its start and end around a line that says how much is missing, at most ``limit`` characters.
+
+    >>> cut_middle("a" * 150 + "b" * 150, 100)[33:67]
+    'aa\\n[... 230 characters cut ...]\\nbb'
+    """
+    if len(text) <= limit:
+        return text
+    mark = "\n[... {} characters cut ...]\n"
+    kept = limit - len(mark.format(len(text)))
+    head, tail = kept - kept // 2, kept // 2
+    return text[:head] + mark.format(len(text) - kept) + text[len(text) - tail :]
 
 
 def without_surrogates(text: str) -> str:

@@ -1,18 +1,22 @@
-"""Gemini through the google-genai SDK's async client, with structured output by JSON schema.
+"""Gemini through the google-genai SDK's async client, with structured output by JSON schema, or by less
+where a model refuses it.
 
-The SDK's own retries are off (one attempt): retrying is ``RetryingClient``'s work, where it is bounded and counted.
+The SDK's own retries are off (one attempt): retrying is ``LimitedClient``'s work, where it is bounded and counted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
+from collections.abc import Iterator
 
 from ropd_jax.teacher.client import (
     BlockedError,
     ChatReply,
     ChatRequest,
     MalformedError,
+    Structures,
     TeacherError,
     TransientError,
     TruncatedError,
@@ -49,16 +53,35 @@ class GeminiClient:
         from google.genai import errors, types
 
         self._types, self._errors = types, errors
+        self._structures = Structures()
         self._connection_errors = _connection_errors()
         options = types.HttpOptions(
             base_url=base_url or None,
             timeout=int(timeout_s * 1000),
             retry_options=types.HttpRetryOptions(attempts=1),
         )
-        self._client = genai.Client(api_key=self._key, vertexai=False, http_options=options)
+        self.sdk_client = genai.Client(api_key=self._key, vertexai=False, http_options=options)
         self._where = base_url or "the Gemini API"
 
     async def chat(self, request: ChatRequest) -> ChatReply:
+        while True:
+            structure = self._structures.of(request)
+            try:
+                return await self._chat(request, structure)
+            except TeacherError as e:
+                if not self._structures.refused(request, structure, e):
+                    raise
+
+    async def _chat(self, request: ChatRequest, structure: str) -> ChatReply:
+        contents, config = self.content(request, structure)
+        with self.typed_failures(request.model):
+            response = await self.sdk_client.aio.models.generate_content(
+                model=request.model, contents=contents, config=config
+            )
+        return self.read_response(response, request.model, request.max_output_tokens)
+
+    def content(self, request: ChatRequest, structure: str) -> tuple:
+        """The contents and the config of a request, as the SDK's types."""
         types = self._types
         system = "\n\n".join(m.content for m in request.messages if m.role == "system")
         contents = [
@@ -71,28 +94,30 @@ class GeminiClient:
             max_output_tokens=request.max_output_tokens,
             seed=request.sample_index,
             system_instruction=system or None,
-            response_mime_type=None if request.json_schema is None else "application/json",
-            response_json_schema=request.json_schema,
+            response_mime_type=None if structure == "text" else "application/json",
+            response_json_schema=request.json_schema if structure == "json_schema" else None,
         )
+        return contents, config
+
+    @contextlib.contextmanager
+    def typed_failures(self, model: str) -> Iterator[None]:
+        """Turns the errors of the SDK and of its transport into a ``TeacherError``."""
         try:
-            response = await self._client.aio.models.generate_content(
-                model=request.model, contents=contents, config=config
-            )
+            yield
         except self._errors.APIError as e:
-            raise self._failure(e, request.model) from None  # the SDK's text may quote the key
+            raise self._failure(e, model) from None  # the SDK's text may quote the key
         except TimeoutError:
-            raise TransientError(f"gemini: no answer in time for model {request.model!r}", cause="timeout") from None
+            raise TransientError(f"gemini: no answer in time for model {model!r}", cause="timeout") from None
         except self._connection_errors as e:
             slow = "timeout" in type(e).__name__.lower()
             message = f"gemini: cannot reach {self._where} ({type(e).__name__})"
             raise TransientError(message, cause="timeout" if slow else "connection") from None
         except ValueError as e:  # a body that is not JSON, or not the expected shape, under a 200
             raise MalformedError(f"gemini sent an unreadable body: {redact(str(e), self._key)[:200]}") from None
-        return self._reply(response, request)
 
     async def close(self) -> None:
-        await self._client.aio.aclose()
-        self._client.close()
+        await self.sdk_client.aio.aclose()
+        self.sdk_client.close()
 
     def _failure(self, error, model: str) -> TeacherError:
         details = error.details if isinstance(error.details, dict) else {}
@@ -110,26 +135,30 @@ class GeminiClient:
             code = "api_key_invalid"
         return error_for_status(error.code, message, provider="gemini", model=model, code=code, retry_after=after)
 
-    def _reply(self, response, request: ChatRequest) -> ChatReply:
+    def read_response(self, response, model: str, limit: int) -> ChatReply:
+        """The reply that the SDK's response means; raises ``TeacherError`` as ``chat`` does."""
         feedback = response.prompt_feedback
         if feedback is not None and feedback.block_reason is not None:
-            raise BlockedError(f"gemini: the prompt for {request.model!r} was blocked ({_name(feedback.block_reason)})")
+            what = f"gemini: the prompt for {model!r} was blocked ({_name(feedback.block_reason)})"
+            raise BlockedError(what, usage=_usage(response.usage_metadata))
         if not response.candidates:
             raise MalformedError("gemini sent a reply without candidates")
         candidate = response.candidates[0]
         reason = _name(candidate.finish_reason)
         if reason in _BLOCKED:
-            raise BlockedError(f"gemini: the reply of {request.model!r} was blocked ({reason})")
+            what = f"gemini: the reply of {model!r} was blocked ({reason})"
+            raise BlockedError(what, usage=_usage(response.usage_metadata))
         if reason == "MAX_TOKENS":
             raise TruncatedError(
-                f"gemini: the reply of {request.model!r} reached max_output_tokens={request.max_output_tokens}; "
-                "raise it (thinking counts too)"
+                f"gemini: the reply of {model!r} reached max_output_tokens={limit}; raise it (thinking counts too)",
+                usage=_usage(response.usage_metadata),
             )
         if reason not in ("STOP", ""):
-            raise MalformedError(f"gemini: the reply of {request.model!r} ended with {reason}")
+            what = f"gemini: the reply of {model!r} ended with {reason}"
+            raise MalformedError(what, usage=_usage(response.usage_metadata))
         parts = (candidate.content.parts if candidate.content else None) or []
         text = "".join(p.text for p in parts if p.text and not p.thought)
-        return ChatReply(text, "stop", _usage(response.usage_metadata), response.model_version or request.model)
+        return ChatReply(text, "stop", _usage(response.usage_metadata), response.model_version or model)
 
 
 def _name(reason) -> str:
@@ -142,8 +171,8 @@ def _usage(usage) -> Usage:
     if usage is None:
         return Usage()
     thought, output = usage.thoughts_token_count, usage.candidates_token_count
-    if output is not None:
-        output += thought or 0  # Gemini counts thinking apart from the visible candidates
+    if output is not None or thought is not None:  # it leaves out what is 0, as when thinking ate the whole limit
+        output = (output or 0) + (thought or 0)  # Gemini counts thinking apart from the visible candidates
     return Usage(usage.prompt_token_count, output, thought, usage.cached_content_token_count)
 
 

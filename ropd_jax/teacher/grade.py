@@ -5,130 +5,185 @@
     verify(prompt, rubric, texts, key=...)    true/false of each criterion for each text (Eq. 4)
 
 An unusable reply is answered with one re-ask that says what was wrong; after a reply that lacks verdicts, only the
-answers without one are asked for again. What then has no verdict is unscored with its cause. Every other failure is
-raised as a ``TeacherError``; ``ConfigurationError`` must stop the run.
+answers without one are asked for again. What is over the model's context is asked for in parts, and an answer that is
+too long alone is shown with its middle cut out, visibly. What then has no verdict is unscored with its cause. Every
+other failure is raised as a ``TeacherError``; ``ConfigurationError`` must stop the run.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
 from ropd_jax.teacher import fences, rubricator, templates, verifier
 from ropd_jax.teacher import references as reference_role
-from ropd_jax.teacher.client import ChatClient, ChatRequest, ConfigurationError, MalformedError, TeacherError
+from ropd_jax.teacher.budget import Budget
+from ropd_jax.teacher.client import (
+    ChatClient,
+    ChatRequest,
+    ConfigurationError,
+    ContextError,
+    MalformedError,
+    TeacherError,
+)
+from ropd_jax.teacher.index import TeacherIndex
+from ropd_jax.teacher.references import Reference
 from ropd_jax.teacher.stats import TeacherStats
+from ropd_jax.teacher.store import RubricStore
 from ropd_jax.types import Message, Prompt, Rubric, Verdicts
 
 T = TypeVar("T")
+TEMPLATES = {"reference": reference_role.TEMPLATE, "rubric": rubricator.TEMPLATE, "verify": verifier.TEMPLATE}
 REASK_TEMPLATE = "reask.v1"
 _QUOTED = 4_000  # characters of an unusable reply that are shown back to its author
 
 
 @dataclasses.dataclass(frozen=True)
 class Role:
-    """How one role is asked: the provider's model name, temperature (None: the provider's default), reply limit."""
+    """How one role is asked: the provider's model name, temperature (None: the provider's default), reply limit.
+
+    ``template`` is a prompt's name in ``prompts/`` or the path of a .md file; "" is the role's own.
+    """
 
     model: str = "scripted"
     temperature: float | None = None
     max_output_tokens: int = 4096
+    template: str = ""
 
 
 class Teacher:
     """References, rubrics and verdicts by one client. All methods run on one event loop.
 
     Args:
-        client: any ``ChatClient``; wrap it in ``RetryingClient`` (``make_client`` does).
-        reference, rubric, verify: how each role is asked.
+        client: any ``ChatClient``; wrap it in ``LimitedClient`` (``make_client`` does). ``Routes`` joins several.
+        reference, rubric, verify: how each role is asked. Of several references, sample i is asked of number i % n.
         references_m: samples of the teacher's own answer a prompt.
+        max_answer_chars: an answer or reference longer than this is shown with its middle cut out; 0 never.
+        repeat_frac: share of groups that are verified twice, with another order, for the health of the criteria.
+        store: the rubrics that may be used again; None uses none again.
+        index: references asked for ahead of time; they are then asked of nobody.
         seed: of the fences and of the order in which answers are shown.
-        stats: counters to write to; share them with the ``RetryingClient`` to see retries.
+        stats: counters to write to; share them with the ``LimitedClient`` to see retries.
+        budget: the spending, if the client counts it (``MeteredClient``).
     """
 
     def __init__(
         self,
         client: ChatClient,
         *,
-        reference: Role | None = None,
+        reference: Role | Sequence[Role] | None = None,
         rubric: Role | None = None,
         verify: Role | None = None,
         references_m: int = 4,
+        max_answer_chars: int = 0,
+        repeat_frac: float = 0.0,
+        store: RubricStore | None = None,
+        index: TeacherIndex | None = None,
         seed: int = 0,
         stats: TeacherStats | None = None,
+        budget: Budget | None = None,
     ):
         if references_m < 1:
             raise ConfigurationError(f"teacher.references is {references_m}; expected at least 1")
         self.client = client
         self.stats = stats if stats is not None else TeacherStats()
+        self.budget = budget
+        if not 0.0 <= repeat_frac <= 1.0:
+            raise ConfigurationError(f"teacher.health.repeat_frac is {repeat_frac}; expected a share from 0 to 1")
+        sources = (reference,) if isinstance(reference, Role) else tuple(reference or ())
+        self.sources = sources or (Role(temperature=0.7, max_output_tokens=8192),)
         self.roles = {
-            "reference": reference or Role(temperature=0.7, max_output_tokens=8192),
+            "reference": self.sources[0],
             "rubric": rubric or Role(temperature=0.7, max_output_tokens=8192),
             "verify": verify or Role(temperature=0.0, max_output_tokens=4096),
         }
+        if max_answer_chars and max_answer_chars < fences.MIN_CUT:
+            raise ConfigurationError(
+                f"teacher.max_answer_chars is {max_answer_chars}; expected at least {fences.MIN_CUT}, or 0 for no cut"
+            )
         self._m = references_m
-        self._seed = seed
+        self._max_chars = max_answer_chars
+        self._seed = self.seed = seed
+        self.repeat_frac = repeat_frac
+        self.store = store if store is not None else RubricStore()
+        self.index = index
+        for role in TEMPLATES:  # a template that cannot work is found now, not at the first call
+            templates.check(role, self.template_id(role).rpartition("@")[0])
 
     @classmethod
-    def from_config(cls, cfg: Any, *, seed: int = 0, book: Iterable[tuple[str, str]] | None = None) -> Teacher:
+    def from_config(
+        cls,
+        cfg: Any,
+        *,
+        seed: int = 0,
+        book: Iterable[tuple[str, str]] | None = None,
+        share: float = 1.0,
+        workdir: str | os.PathLike[str] | None = None,
+        needs: Collection[str] = ("reference", "rubric", "verify"),
+    ) -> Teacher:
         """The teacher that ``cfg.teacher`` describes (a ConfigDict or plain mapping with all keys of the default).
 
         Args:
             seed: see the class.
             book: (question, worked solution) pairs for the scripted teacher, in place of ``scripted.book``.
+            share: this host's part of the limits, 1/N with N hosts.
+            workdir: where the tape lies if ``teacher.tape.path`` is ""; without both there is none.
+            needs: the roles that will be asked; the others need no key.
 
         Raises:
             ConfigurationError: no API key, unknown provider, a book that cannot be read.
         """
-        from ropd_jax.teacher.make import make_client
+        from ropd_jax.teacher.build import build_teacher
 
-        t = cfg["teacher"]
-        stats = TeacherStats()
-        client = make_client(
-            provider=t["provider"],
-            base_url=t["base_url"],
-            api_key_env=t["api_key_env"],
-            concurrency=t["concurrency"],
-            timeout_s=t["timeout_s"],
-            attempts=t["attempts"],
-            scripted=dict(t["scripted"]) | ({} if book is None else {"book": book}),
-            stats=stats,
-        )
-        roles = {
-            name: Role(t[key]["model"], t[key]["temperature"], t[key]["max_output_tokens"])
-            for name, key in (("reference", "reference"), ("rubric", "rubricator"), ("verify", "verifier"))
-        }
-        return cls(client, **roles, references_m=t["references"], seed=seed, stats=stats)
+        return build_teacher(cls, cfg["teacher"], seed=seed, book=book, share=share, workdir=workdir, needs=needs)
 
     @property
     def prompt_shas(self) -> dict[str, str]:
         """Content hash of each prompt template in use, by its name."""
-        names = (reference_role.TEMPLATE, rubricator.TEMPLATE, verifier.TEMPLATE, REASK_TEMPLATE)
-        return {name: templates.prompt_sha(name) for name in names}
+        return dict(self.template_id(role).rsplit("@", 1) for role in (*TEMPLATES, "reask"))
+
+    def template_id(self, role: str) -> str:
+        """Name and content hash of a role's prompt, ``verifier.v1@3f2a...``."""
+        own = REASK_TEMPLATE if role == "reask" else self.roles[role].template or TEMPLATES[role]
+        return f"{own}@{templates.prompt_sha(own)}"
+
+    def check_references(self, prompts: Iterable[Prompt]) -> None:
+        """Raise ``ConfigurationError`` if the index lacks references of some prompt; no index lacks nothing."""
+        if self.index is not None:
+            self.index.check_covers(prompts, self._m)
 
     async def references(self, prompt: Prompt) -> tuple[str, ...]:
-        """The teacher's own answers to the prompt, in the order of their sample index 0..m-1.
+        """The texts of ``reference_samples``."""
+        return tuple(text for text, _ in await self.reference_samples(prompt))
 
-        Samples that failed are left out and counted; equal ones are kept and counted.
+    async def reference_samples(self, prompt: Prompt, indices: Iterable[int] | None = None) -> tuple[Reference, ...]:
+        """The teacher's own answers to the prompt with the model of each, in the order of their sample index.
+
+        From the index where there is one. Else samples that failed are left out and counted; equal ones are kept and
+        counted.
+
+        Args:
+            indices: the samples that are wanted; None is 0..m-1.
 
         Raises:
             ConfigurationError: at once. TeacherError: the first failure, if no sample came back.
         """
-        requests = [
-            reference_role.reference_request(prompt.question, **self._how("reference"), sample_index=i, seed=self._seed)
-            for i in range(self._m)
-        ]
-        results = await asyncio.gather(*(self._reference(r) for r in requests), return_exceptions=True)
+        if self.index is not None and indices is None:
+            return self.index.references(prompt, self._m)
+        wanted = list(range(self._m)) if indices is None else list(indices)
+        results = await asyncio.gather(*(self._reference(prompt, i) for i in wanted), return_exceptions=True)
         failures = [r for r in results if isinstance(r, BaseException)]
         for failure in failures:
             if isinstance(failure, ConfigurationError) or not isinstance(failure, TeacherError):
                 raise failure
-        texts = tuple(r for r in results if isinstance(r, str))
-        if not texts:
+        samples = tuple(r for r in results if isinstance(r, Reference))
+        if not samples:
             raise failures[0]
-        self.stats.duplicate_references += len(texts) - len(set(texts))
-        return texts
+        self.stats.duplicate_references += len(samples) - len({r.text for r in samples})
+        return samples
 
     async def induce_rubric(self, prompt: Prompt, references: Sequence[str], answers: Sequence[str]) -> Rubric:
         """One rubric for the prompt from the contrast of references and the student's answers (Eq. 3).
@@ -136,12 +191,17 @@ class Teacher:
         Raises:
             MalformedError: neither the reply nor the answer to the re-ask was a rubric. Other ``TeacherError``.
         """
-        request = rubricator.rubric_request(
-            prompt.question, references, answers, **self._how("rubric"), seed=self._seed
-        )
-        return await self._ask(request, rubricator.parse_rubric)
 
-    async def verify(self, prompt: Prompt, rubric: Rubric, answers: Sequence[str], *, key: str) -> Verdicts:
+        async def ask(texts: list[str]) -> Rubric:
+            shown = texts[: len(references)], texts[len(references) :]
+            request = rubricator.rubric_request(prompt.question, *shown, **self._how("rubric"), seed=self._seed)
+            return await self._ask(request, rubricator.parse_rubric)
+
+        return await self._fitting("rubric", [*references, *answers], ask)
+
+    async def verify(
+        self, prompt: Prompt, rubric: Rubric, answers: Sequence[str], *, key: str, counted: bool = True
+    ) -> Verdicts:
         """Verdicts of all ``answers`` (rollouts and references together), in their own order.
 
         They are shown shuffled by a hash of (seed, key, text, index) and unlabelled. Answers that the first reply
@@ -162,7 +222,7 @@ class Teacher:
         if missing:
             self.stats.count("reasks", "verify")
             try:
-                second = await self._verify(prompt, rubric, [answers[i] for i in missing])
+                second = await self._verify(prompt, rubric, [answers[i] for i in missing], sample_index=1)
             except ConfigurationError:
                 raise
             except TeacherError as e:
@@ -170,36 +230,95 @@ class Teacher:
             for place, index in enumerate(missing):
                 passed[index], causes[index] = second.passed[place], second.causes[place]
         for cause in causes:
-            if cause is not None:
+            if cause is not None and counted:  # a second look leaves no answer unscored
                 self.stats.count("unscored", cause)
         return Verdicts(tuple(passed), tuple(causes))
 
     async def close(self) -> None:
         """Close the client."""
         await self.client.close()
+        if self.budget is not None and self.budget.total().calls:
+            self.budget.save()
 
     def state(self) -> dict:
-        """JSON-able state for a checkpoint: the counters."""
-        return {"version": 1, "stats": self.stats.as_dict()}
+        """JSON-able state for a checkpoint: the counters, the spending and the rubrics that may be used again."""
+        spent = None if self.budget is None else self.budget.state()
+        return {"version": 1, "stats": self.stats.as_dict(), "store": self.store.state(), "spent": spent}
 
     def restore(self, state: dict) -> None:
         """Continue from ``state()``."""
         self.stats.restore(state["stats"])
+        if "store" in state:  # not in checkpoints of version 0.1
+            self.store.restore(state["store"])
+        if self.budget is not None and state.get("spent"):
+            self.budget.restore(state["spent"])
 
-    def _how(self, role: str) -> dict:
-        return dataclasses.asdict(self.roles[role])
+    def metrics(self, step: int | None = None) -> dict[str, float | None]:
+        """The counters and the spending; with ``step``, what that step cost. Unknown is None."""
+        spending = {} if self.budget is None else self.budget.as_metrics(step)
+        return self.stats.as_metrics() | spending
 
-    async def _reference(self, request: ChatRequest) -> str:
+    def _how(self, role: str, sample_index: int = 0) -> dict:
+        how = self.sources[sample_index % len(self.sources)] if role == "reference" else self.roles[role]
+        return dataclasses.asdict(how) | {"template": how.template or TEMPLATES[role]}
+
+    def reference_request(self, prompt: Prompt, index: int) -> ChatRequest:
+        """The request for sample ``index`` of the teacher's own answers to the prompt."""
+        how = self._how("reference", index)
+        return reference_role.reference_request(prompt.question, **how, sample_index=index, seed=self._seed)
+
+    async def _reference(self, prompt: Prompt, index: int) -> Reference:
+        request = self.reference_request(prompt, index)
         text = await self._chat(request)
         try:
-            return reference_role.parse_reference(text)
+            return Reference(reference_role.parse_reference(text), request.model)
         except MalformedError as e:
             self.stats.count("failures", e.cause)
             raise
 
-    async def _verify(self, prompt: Prompt, rubric: Rubric, shown: Sequence[str]) -> Verdicts:
-        request = verifier.verify_request(prompt.question, rubric, shown, **self._how("verify"), seed=self._seed)
-        return await self._ask(request, lambda text: verifier.parse_verdicts(text, rubric, len(shown)))
+    async def _verify(self, prompt: Prompt, rubric: Rubric, shown: Sequence[str], *, sample_index: int = 0) -> Verdicts:
+        """Verdicts of ``shown``; over the context, of each half alone, and of one answer alone with its middle cut.
+
+        ``sample_index`` 1 makes the second question another request, where no answer had a verdict in the first.
+        """
+
+        async def ask(texts: list[str]) -> Verdicts:
+            request = verifier.verify_request(prompt.question, rubric, texts, **self._how("verify"), seed=self._seed)
+            request = dataclasses.replace(request, sample_index=sample_index)
+            return await self._ask(request, lambda text: verifier.parse_verdicts(text, rubric, len(texts)))
+
+        if len(shown) == 1:
+            return await self._fitting("verify", shown, ask)
+        try:
+            return await ask(self._cut("verify", shown, self._max_chars))
+        except ContextError:
+            self.stats.count("reasks", "verify")
+        middle = len(shown) // 2
+        parts = (shown[:middle], shown[middle:])
+        asked = (self._verify(prompt, rubric, part, sample_index=sample_index) for part in parts)
+        results = await asyncio.gather(*asked, return_exceptions=True)
+        return verifier.joined([len(part) for part in parts], results)
+
+    async def _fitting(self, purpose: str, texts: Sequence[str], ask: Callable[[list[str]], Awaitable[T]]) -> T:
+        """Ask with the texts; while they are over the context, with the middle of the longest ones cut out."""
+        limit = self._max_chars
+        while True:
+            try:
+                return await ask(self._cut(purpose, texts, limit))
+            except ContextError:
+                longest = max((len(t) for t in texts), default=0)
+                limit = (min(limit, longest) if limit else longest) // 2
+                if limit < fences.MIN_CUT:
+                    raise
+                self.stats.count("reasks", purpose)
+
+    def _cut(self, purpose: str, texts: Sequence[str], limit: int) -> list[str]:
+        if limit:
+            for text in texts:
+                if len(text) > limit:
+                    self.stats.count("cut", purpose)
+            return [fences.cut_middle(text, limit) for text in texts]
+        return list(texts)
 
     async def _ask(self, request: ChatRequest, parse: Callable[[str], T]) -> T:
         """Chat and parse; after an unusable reply once more, with what was wrong."""

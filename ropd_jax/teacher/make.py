@@ -6,11 +6,21 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from ropd_jax.teacher.budget import Budget, MeteredClient
 from ropd_jax.teacher.client import ChatClient, ConfigurationError
-from ropd_jax.teacher.retry import RetryingClient
+from ropd_jax.teacher.limits import LimitedClient, Limits
 from ropd_jax.teacher.stats import TeacherStats
 
 PROVIDERS = ("scripted", "gemini", "openai")
+_LIMITS = (
+    "concurrency", "min_concurrency", "requests_per_minute", "tokens_per_minute", "timeout_s", "attempts", "max_wait_s",
+    "hedge_after_s",
+)  # fmt: skip
+
+
+def limit_options(teacher: Mapping[str, Any], *, share: float = 1.0) -> dict[str, Any]:
+    """The limits that ``cfg.teacher`` sets, as keywords of ``make_client``; ``share`` is 1/N with N hosts."""
+    return {name: teacher[name] for name in _LIMITS} | {"share": share}
 
 
 def make_client(
@@ -18,15 +28,12 @@ def make_client(
     provider: str,
     base_url: str = "",
     api_key_env: str = "",
-    concurrency: int = 16,
-    timeout_s: float = 120.0,
-    attempts: int = 5,
-    first_wait_s: float = 1.0,
-    max_wait_s: float = 60.0,
     scripted: Mapping[str, Any] | None = None,
     stats: TeacherStats | None = None,
-) -> RetryingClient:
-    """A provider's client with retries, a time limit and ``concurrency`` slots around it.
+    budget: Budget | None = None,
+    **limits: Any,
+) -> LimitedClient:
+    """A provider's client with limits, retries and a time limit around it.
 
     Args:
         provider: ``scripted``, ``gemini`` or ``openai``.
@@ -34,6 +41,8 @@ def make_client(
         api_key_env: name of the environment variable with the key; "" for the provider's usual one.
         scripted: options of ``ScriptedClient``.
         stats: where retries are counted.
+        budget: what counts each try's cost and refuses it at a cap.
+        limits: fields of ``Limits`` (concurrency, timeout_s, attempts, ...).
 
     Raises:
         ConfigurationError: unknown provider, no key, a number out of range.
@@ -42,11 +51,7 @@ def make_client(
         near = difflib.get_close_matches(provider, PROVIDERS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigurationError(f"teacher.provider is {provider!r}; expected one of {', '.join(PROVIDERS)}{hint}")
-    for name, value, least in (("concurrency", concurrency, 1), ("attempts", attempts, 1)):
-        if value < least:
-            raise ConfigurationError(f"teacher.{name} is {value}; expected at least {least}")
-    if timeout_s <= 0:
-        raise ConfigurationError(f"teacher.timeout_s is {timeout_s}; expected seconds above 0")
+    bounds = Limits(**limits)
     if base_url and not base_url.startswith(("http://", "https://")):
         raise ConfigurationError(f"teacher.base_url is {base_url!r}; expected http://... or https://...")
     client: ChatClient
@@ -57,17 +62,11 @@ def make_client(
     elif provider == "gemini":
         from ropd_jax.teacher.gemini import GeminiClient
 
-        client = GeminiClient(base_url=base_url, api_key_env=api_key_env, timeout_s=timeout_s)
+        client = GeminiClient(base_url=base_url, api_key_env=api_key_env, timeout_s=bounds.timeout_s)
     else:
         from ropd_jax.teacher.openai import OpenAIClient
 
-        client = OpenAIClient(base_url=base_url, api_key_env=api_key_env, timeout_s=timeout_s)
-    return RetryingClient(
-        client,
-        concurrency=concurrency,
-        timeout_s=timeout_s,
-        attempts=attempts,
-        first_wait_s=first_wait_s,
-        max_wait_s=max_wait_s,
-        stats=stats,
-    )
+        client = OpenAIClient(base_url=base_url, api_key_env=api_key_env, timeout_s=bounds.timeout_s)
+    if budget is not None:
+        client = MeteredClient(client, budget, provider=provider, base_url=base_url)
+    return LimitedClient(client, bounds, stats=stats)

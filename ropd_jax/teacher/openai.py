@@ -1,16 +1,21 @@
 """Chat completions through the openai SDK: OpenAI itself, and every server that speaks its format (vLLM, SGLang,
-llama.cpp, Ollama, ``ropd serve-teacher``) by its ``base_url``.
+llama.cpp, Ollama, ``ropd serve-teacher``) by its ``base_url``. A server that refuses a JSON schema is asked for any
+JSON object, and one that refuses that for text; it is remembered for the run.
 
-The SDK's own retries are off: retrying is ``RetryingClient``'s work, where it is bounded and counted.
+The SDK's own retries are off: retrying is ``LimitedClient``'s work, where it is bounded and counted.
 """
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
 
 from ropd_jax.teacher.client import (
     BlockedError,
     ChatReply,
     ChatRequest,
     MalformedError,
+    Structures,
     TeacherError,
     TransientError,
     TruncatedError,
@@ -40,14 +45,30 @@ class OpenAIClient:
         import openai
 
         self._sdk = openai
-        self._client = openai.AsyncOpenAI(
+        self._structures = Structures()
+        self.sdk_client = openai.AsyncOpenAI(
             api_key=self._key, base_url=base_url or None, timeout=timeout_s, max_retries=0
         )
         # OpenAI's newer models refuse max_tokens; most other servers know only max_tokens.
-        host = self._client.base_url.host or ""
+        host = self.sdk_client.base_url.host or ""
         self._limit_name = "max_completion_tokens" if host.endswith("openai.com") else "max_tokens"
 
     async def chat(self, request: ChatRequest) -> ChatReply:
+        while True:
+            structure = self._structures.of(request)
+            try:
+                return await self._chat(request, structure)
+            except TeacherError as e:
+                if not self._structures.refused(request, structure, e):
+                    raise
+
+    async def _chat(self, request: ChatRequest, structure: str) -> ChatReply:
+        with self.typed_failures(request.model):
+            completion = await self.sdk_client.chat.completions.create(**self.parameters(request, structure))
+        return self._reply(completion, request.model, request.max_output_tokens)
+
+    def parameters(self, request: ChatRequest, structure: str) -> dict:
+        """The body of a chat completion."""
         parameters: dict = {
             "model": request.model,
             "messages": [{"role": m.role, "content": m.content} for m in request.messages],
@@ -56,19 +77,29 @@ class OpenAIClient:
         }
         if request.temperature is not None:
             parameters["temperature"] = request.temperature
-        if request.json_schema is not None:
+        if structure == "json_schema":
             schema = {"name": request.purpose, "schema": request.json_schema, "strict": True}
             parameters["response_format"] = {"type": "json_schema", "json_schema": schema}
+        elif structure == "json_object":
+            parameters["response_format"] = {"type": "json_object"}
+        return parameters
+
+    @contextlib.contextmanager
+    def typed_failures(self, model: str) -> Iterator[None]:
+        """Turns the SDK's errors into a ``TeacherError``."""
         try:
-            completion = await self._client.chat.completions.create(**parameters)
+            yield
         except self._sdk.APIError as e:
-            raise self._failure(e, request.model) from None  # the SDK's text may quote the key
+            raise self._failure(e, model) from None  # the SDK's text may quote the key
         except ValueError as e:  # a body that is not JSON under a 200
             raise MalformedError(f"openai sent a body that is not JSON: {redact(str(e), self._key)[:200]}") from None
-        return self._reply(completion, request)
+
+    def read_completion(self, body: dict, model: str, limit: int) -> ChatReply:
+        """The reply that a completion's JSON means; raises ``TeacherError`` as ``chat`` does."""
+        return self._reply(self._sdk.types.chat.ChatCompletion.construct(**body), model, limit)
 
     async def close(self) -> None:
-        await self._client.close()
+        await self.sdk_client.close()
 
     def _failure(self, error: Exception, model: str) -> TeacherError:
         sdk = self._sdk
@@ -84,25 +115,27 @@ class OpenAIClient:
                 error.status_code, message, provider="openai", model=model, code=code, retry_after=after
             )
         if isinstance(error, sdk.APIConnectionError):
-            where = redact(str(self._client.base_url), self._key)
+            where = redact(str(self.sdk_client.base_url), self._key)
             return TransientError(f"openai: cannot reach {where}", cause="connection")
         return MalformedError(f"openai: {redact(str(error), self._key)[:200]}")
 
-    def _reply(self, completion: object, request: ChatRequest) -> ChatReply:
+    def _reply(self, completion: object, model: str, limit: int | None) -> ChatReply:
         choices = getattr(completion, "choices", None)
         if not choices or choices[0].message is None:
             raise MalformedError("openai sent a completion without choices")
         choice = choices[0]
         if choice.finish_reason == "content_filter":
-            raise BlockedError(f"openai: the reply of {request.model!r} was stopped by the content filter")
+            what = f"openai: the reply of {model!r} was stopped by the content filter"
+            raise BlockedError(what, usage=_usage(completion))
         if refusal := getattr(choice.message, "refusal", None):
-            raise BlockedError(f"openai: {request.model!r} refused: {str(refusal)[:200]}", cause="refused")
+            what = f"openai: {model!r} refused: {str(refusal)[:200]}"
+            raise BlockedError(what, cause="refused", usage=_usage(completion))
         if choice.finish_reason == "length":
             raise TruncatedError(
-                f"openai: the reply of {request.model!r} reached max_output_tokens={request.max_output_tokens}; "
-                "raise it (thinking counts too)"
+                f"openai: the reply of {model!r} reached max_output_tokens={limit}; raise it (thinking counts too)",
+                usage=_usage(completion),
             )
-        return ChatReply(choice.message.content or "", "stop", _usage(completion), completion.model or request.model)
+        return ChatReply(choice.message.content or "", "stop", _usage(completion), completion.model or model)
 
 
 def _usage(completion) -> Usage:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from ropd_jax.teacher import fences, templates
 from ropd_jax.teacher.client import ChatRequest, MalformedError
 from ropd_jax.types import Message
 
 TEMPLATE = "reference.v1"
+
+
+class Reference(NamedTuple):
+    """One answer of the teacher's own, and the model that wrote it, as the config names it."""
+
+    text: str
+    model: str
 
 
 def reference_request(
@@ -17,10 +26,11 @@ def reference_request(
     max_output_tokens: int,
     sample_index: int,
     seed: int = 0,
+    template: str = TEMPLATE,
 ) -> ChatRequest:
     """The request for sample number ``sample_index`` of the teacher's own answer."""
     token = fences.make_token(seed, [question])
-    text = templates.fill(TEMPLATE, token=token, question=fences.block("question", question, token))
+    text = templates.fill(template, token=token, question=fences.block("question", question, token))
     return ChatRequest("reference", (Message("user", text),), model, temperature, max_output_tokens, None, sample_index)
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -36,6 +37,7 @@ from ropd_jax.types import Message
 
 FAULTS: dict[str, tuple[int, str, str]] = {  # kind -> HTTP status, error code, message
     "bad_request": (400, "invalid_request_error", "scripted fault: bad request"),
+    "no_schema": (400, "invalid_request_error", "scripted fault: response_format json_schema is not supported"),
     "unsupported": (400, "unsupported_value", "scripted fault: unsupported value for 'temperature'"),
     "context": (400, "context_length_exceeded", "scripted fault: maximum context length exceeded"),
     "unauthorized": (401, "invalid_api_key", "scripted fault: incorrect API key"),
@@ -47,7 +49,10 @@ FAULTS: dict[str, tuple[int, str, str]] = {  # kind -> HTTP status, error code, 
     "server_error": (500, "", "scripted fault: internal error"),
     "unavailable": (503, "", "scripted fault: overloaded"),
 }
-TEXT_FAULTS = ("broken_json", "empty", "truncated", "blocked", "refused", "hang")  # no error status
+TEXT_FAULTS = (  # no error status
+    "broken_json", "empty", "prose", "truncated", "blocked", "refused", "hang",
+    "answer_missing", "verdict_short", "wrong_index",
+)  # fmt: skip
 RETRY_AFTER_S = 0.05
 _DRAWN = ("rate_limited", "unavailable", "server_error", "broken_json")
 _COUNTED = 10_000  # conversations whose attempts are remembered
@@ -124,7 +129,7 @@ class ScriptedClient:
         """The fault of this attempt, or None; attempts are counted until one passes."""
         if self._fault is None and not self._fault_rate:
             return None
-        name = json.dumps(_identity(request))
+        name = hashlib.sha256(json.dumps(_identity(request)).encode()).hexdigest()
         attempt = self._attempts.pop(name, 0)
         if self._fault is not None:
             kind = self._fault(request, attempt)
@@ -213,6 +218,18 @@ def corrupted(reply: ChatReply, kind: str | None) -> ChatReply:
         return ChatReply(reply.text[: len(reply.text) // 2], reply.finish_reason, reply.usage, reply.model)
     if kind == "empty":
         return ChatReply("", reply.finish_reason, reply.usage, reply.model)
+    if kind == "prose":
+        return ChatReply("All of them look fine to me.", reply.finish_reason, reply.usage, reply.model)
+    if kind in ("answer_missing", "verdict_short", "wrong_index") and '"answers"' in reply.text:
+        body = json.loads(reply.text)
+        rows = body["answers"]
+        if kind == "answer_missing":
+            rows.pop(len(rows) // 2)
+        elif kind == "verdict_short":
+            rows[-1]["judgement"].pop()
+        else:
+            rows[0]["answer_index"] = len(rows) + 1
+        return ChatReply(_json(body), reply.finish_reason, reply.usage, reply.model)
     return reply
 
 

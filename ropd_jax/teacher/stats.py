@@ -25,6 +25,11 @@ class TeacherStats:
         reasks: second questions after an unusable or incomplete reply, by purpose.
         failures: calls given up, by cause.
         unscored: answers that ended without a verdict, by cause.
+        shared: calls that were answered by an identical one in flight, by purpose; they spent nothing.
+        taped: requests that the tape answered, by purpose; they spent nothing.
+        hedges: second copies of a straggler, by purpose. The loser's tokens are in no count: nobody reports them.
+        cut: answers shown to the teacher with their middle left out, by purpose.
+        gauges: what is so at the moment, not a count: ``concurrency``, the slots.
         duplicate_references: references equal to an earlier one of the same prompt (they are kept).
     """
 
@@ -38,10 +43,17 @@ class TeacherStats:
     reasks: Counts = dataclasses.field(default_factory=dict)
     failures: Counts = dataclasses.field(default_factory=dict)
     unscored: Counts = dataclasses.field(default_factory=dict)
+    shared: Counts = dataclasses.field(default_factory=dict)
+    taped: Counts = dataclasses.field(default_factory=dict)
+    hedges: Counts = dataclasses.field(default_factory=dict)
+    cut: Counts = dataclasses.field(default_factory=dict)
+    gauges: dict[str, float] = dataclasses.field(default_factory=dict)
     duplicate_references: int = 0
 
     def called(self, purpose: Purpose, reply: ChatReply) -> None:
-        """Count one reply."""
+        """Count one reply, if it was asked for and not shared or replayed."""
+        if reply.source != "live":
+            return
         _add(self.calls, purpose)
         if reply.usage.input_tokens is None or reply.usage.output_tokens is None:
             _add(self.usage_unknown, purpose)
@@ -51,7 +63,7 @@ class TeacherStats:
                 _add(getattr(self, name), purpose, amount)
 
     def count(self, which: str, key: str) -> None:
-        """Add one to ``retries``, ``reasks``, ``failures`` or ``unscored`` under ``key``."""
+        """Add one to ``retries``, ``reasks``, ``failures``, ``unscored``, ... under ``key``."""
         _add(getattr(self, which), key)
 
     def as_dict(self) -> dict:
@@ -69,7 +81,9 @@ class TeacherStats:
         out: dict[str, float] = {"teacher/duplicate_references": float(self.duplicate_references)}
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
-            if isinstance(value, dict):
+            if f.name == "gauges":
+                out |= {f"teacher/{k}": v for k, v in dict(value).items()}
+            elif isinstance(value, dict):
                 out[f"teacher/{f.name}"] = float(sum(value.values()))
                 out |= {f"teacher/{f.name}_{k}": float(v) for k, v in dict(value).items()}
         return out

@@ -1,19 +1,58 @@
-"""Prompt templates: one file each in ``prompts/``, named by role and version, known by their content hash."""
+"""Prompt templates: one file each in ``prompts/``, named by role and version, known by their content hash.
+
+A name that ends in ``.md`` is the path of a file of the user's own.
+"""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import importlib.resources
+import pathlib
 import re
 
+from ropd_jax.teacher.client import ConfigurationError
+
 _PLACEHOLDER = re.compile(r"\{\{([a-z_]+)\}\}")
+
+PLACEHOLDERS = {  # role -> what its template must hold, and what it may hold
+    "reference": ({"question", "token"}, set()),
+    "rubric": ({"question", "references", "students", "token"}, set()),
+    "verify": ({"question", "rubric", "answers", "token"}, {"n_answers", "n_criteria"}),
+    "reask": ({"problem"}, set()),
+}
 
 
 @functools.cache
 def load(name: str) -> str:
-    """The template ``prompts/{name}.md``."""
-    return (importlib.resources.files("ropd_jax.teacher") / "prompts" / f"{name}.md").read_text(encoding="utf-8")
+    """The template ``prompts/{name}.md``, or the file ``name`` if it ends in ``.md``.
+
+    Raises:
+        ConfigurationError: there is no such template.
+    """
+    folder = importlib.resources.files("ropd_jax.teacher") / "prompts"
+    file = pathlib.Path(name).expanduser() if name.endswith(".md") else folder / f"{name}.md"
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        known = ", ".join(sorted(f.name.removesuffix(".md") for f in folder.iterdir() if f.name.endswith(".md")))
+        raise ConfigurationError(
+            f"prompt template {name!r} cannot be read ({error}); expected one of {known}, or the path of a .md file",
+            cause="no_template",
+        ) from error
+
+
+def check(role: str, name: str) -> None:
+    """Raise ``ConfigurationError`` unless the template has the placeholders that the role fills, and no others."""
+    needed, optional = PLACEHOLDERS[role]
+    found = set(_PLACEHOLDER.findall(load(name)))
+    lacking, unknown = sorted(needed - found), sorted(found - needed - optional)
+    if lacking or unknown:
+        what = f"lacks {', '.join(lacking)}" if lacking else f"has unknown placeholders {', '.join(unknown)}"
+        raise ConfigurationError(
+            f"prompt template {name!r} {what}; expected {', '.join(sorted(needed))}, each in double braces",
+            cause="bad_template",
+        )
 
 
 @functools.cache

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 
 from ropd_jax.teacher import fences, templates
-from ropd_jax.teacher.client import ChatRequest, MalformedError
+from ropd_jax.teacher.client import ChatRequest, ConfigurationError, MalformedError, TeacherError
 from ropd_jax.teacher.jsonreply import find_object, only_keys, to_int
 from ropd_jax.types import Message, Rubric, Verdicts
 
@@ -62,12 +62,13 @@ def verify_request(
     temperature: float | None,
     max_output_tokens: int,
     seed: int = 0,
+    template: str = TEMPLATE,
 ) -> ChatRequest:
     """The request to judge ``answers``, numbered from 1 in the given order. Points and categories stay with us."""
     shown = json.dumps([{"criterion_id": c.id, "criterion": c.text} for c in rubric.criteria], ensure_ascii=False)
     token = fences.make_token(seed, [question, shown, *answers])
     text = templates.fill(
-        TEMPLATE,
+        template,
         token=token,
         question=fences.block("question", question, token),
         rubric=fences.block("rubric", shown, token),
@@ -106,6 +107,27 @@ def parse_verdicts(text: str, rubric: Rubric, n_answers: int) -> Verdicts:
             passed[place], causes[place] = verdict, None if verdict is not None else "malformed"
         elif passed[place] != verdict:
             passed[place], causes[place] = None, "duplicate"
+    return Verdicts(tuple(passed), tuple(causes))
+
+
+def joined(sizes: Sequence[int], parts: Sequence[Verdicts | BaseException]) -> Verdicts:
+    """The verdicts of consecutive parts of ``sizes`` answers. A part that failed leaves its answers unscored.
+
+    Raises:
+        ConfigurationError, or what is no ``TeacherError``: as it stands among the parts. The first failure, if no part
+        succeeded.
+    """
+    failures = [p for p in parts if isinstance(p, BaseException)]
+    for failure in failures:
+        if isinstance(failure, ConfigurationError) or not isinstance(failure, TeacherError):
+            raise failure
+    if len(failures) == len(parts):
+        raise failures[0]
+    passed: list[tuple[bool, ...] | None] = []
+    causes: list[str | None] = []
+    for size, part in zip(sizes, parts, strict=True):
+        passed += part.passed if isinstance(part, Verdicts) else [None] * size
+        causes += part.causes if isinstance(part, Verdicts) else [getattr(part, "cause", None)] * size
     return Verdicts(tuple(passed), tuple(causes))
 
 

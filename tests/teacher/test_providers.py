@@ -10,6 +10,7 @@ import logging
 
 import pytest
 
+from ropd_jax import configs
 from ropd_jax.teacher import (
     BlockedError,
     ChatRequest,
@@ -283,14 +284,17 @@ def test_numbers_out_of_range_are_named(options):
 
 
 def test_teacher_from_config_has_the_roles_of_the_config():
-    role = dict(model="m", temperature=0.5, max_output_tokens=7)
-    cfg = {
-        "teacher": dict(
-            provider="scripted", base_url="", api_key_env="", concurrency=2, timeout_s=3.0, attempts=2, references=3,
-            reference=role, rubricator=role | {"model": "r"}, verifier=role | {"temperature": None},
-            scripted=dict(book="", latency_s=0.0, fault_rate=0.0, slip_rate=0.0, wrong_verdict_rate=0.0),
-        )
-    }  # fmt: skip
+    cfg = configs.default()
+    cfg.teacher.update(
+        concurrency=2, min_concurrency=1, tokens_per_minute=30.0, max_wait_s=9.0, max_answer_chars=500, references=3
+    )
+    for key in ("reference", "rubricator", "verifier"):
+        cfg.teacher[key].update(model="m", temperature=0.5, max_output_tokens=7)
+    cfg.teacher.rubricator.model = "r"
+    with cfg.unlocked(), cfg.ignore_type():
+        cfg.teacher.verifier.temperature = None
     teacher = Teacher.from_config(cfg, seed=4)
     assert [teacher.roles[r].model for r in ("reference", "rubric", "verify")] == ["m", "r", "m"]
+    limits = teacher.client.limits
+    assert limits.slots == (1, 2) and limits.tokens_per_minute == 30.0 and limits.max_wait_s == 9.0
     assert teacher.roles["verify"].temperature is None and teacher.roles["reference"].max_output_tokens == 7

@@ -1,0 +1,186 @@
+"""How near the teacher layer comes to what is possible. ``make bench-teacher``
+
+1. Makespan of judging a step of 64 prompts, each a rubric (log-normal, mean 20 s) and then a verification (mean 8 s),
+   next to the lower bound max(longest chain, total work / concurrency) and to the released code's design (a pool of
+   four groups, each with its calls one after the other), with the same latencies. Scaled down 100 times, in real time.
+2. Calls a second through our client to an HTTP server that answers at once, next to a bare loop over the same SDK and
+   next to a bare aiohttp loop, on the same machine. The server is a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import math
+import multiprocessing
+import random
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+
+import aiohttp
+import openai
+from aiohttp import web
+
+from ropd_jax.teacher import ChatReply, ChatRequest, make_client
+from ropd_jax.teacher.limits import LimitedClient, Limits
+from ropd_jax.types import Message
+
+SCALE = 100
+PROMPTS = 64
+MEANS = {"rubric": 20.0, "verify": 8.0}
+SIGMA = 0.5  # of the logarithm: the slowest of 64 takes three times the mean
+
+
+# ------------------------------------------------------------------------------------------------------ makespan
+
+
+class Sleeping:
+    """Takes as long as it is told for each (purpose, prompt)."""
+
+    def __init__(self, latency: dict[tuple[str, int], float], scale: float):
+        self._latency, self._scale = latency, scale
+
+    async def chat(self, request: ChatRequest) -> ChatReply:
+        await asyncio.sleep(self._latency[request.purpose, int(request.messages[0].content)] / self._scale)
+        return ChatReply("ok")
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+def latencies(seed: int) -> dict[tuple[str, int], float]:
+    """Seconds of each call of a step."""
+    rng = random.Random(seed)
+    calls = [(purpose, i) for i in range(PROMPTS) for purpose in MEANS]
+    return {call: rng.lognormvariate(math.log(MEANS[call[0]]) - SIGMA**2 / 2, SIGMA) for call in calls}
+
+
+def lower_bound(latency: dict[tuple[str, int], float], concurrency: int) -> float:
+    """Seconds that no schedule can beat."""
+    longest = max(sum(latency[p, i] for p in MEANS) for i in range(PROMPTS))
+    return max(longest, sum(latency.values()) / concurrency)
+
+
+async def ours(latency: dict[tuple[str, int], float], concurrency: int, scale: float = SCALE) -> float:
+    """Seconds from the first call to the last reply, all groups at once through ``LimitedClient``."""
+    client = LimitedClient(Sleeping(latency, scale), Limits(concurrency=concurrency))
+
+    async def group(i: int) -> None:
+        for purpose in MEANS:
+            await client.chat(ChatRequest(purpose, (Message("user", str(i)),), "m"))
+
+    return await _timed(asyncio.gather(*(group(i) for i in range(PROMPTS)))) * scale
+
+
+async def official(latency: dict[tuple[str, int], float], scale: float = SCALE) -> float:
+    """The same with a pool of four groups."""
+    client, pool = Sleeping(latency, scale), asyncio.Semaphore(4)
+
+    async def group(i: int) -> None:
+        async with pool:
+            for purpose in MEANS:
+                await client.chat(ChatRequest(purpose, (Message("user", str(i)),), "m"))
+
+    return await _timed(asyncio.gather(*(group(i) for i in range(PROMPTS)))) * scale
+
+
+async def _timed(work: Awaitable) -> float:
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    await work
+    return loop.time() - start
+
+
+# ------------------------------------------------------------------------------------------------------- calls/s
+
+BODY = {
+    "id": "1", "object": "chat.completion", "created": 0, "model": "m",
+    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "ok"}}],
+    "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+}  # fmt: skip
+
+
+def _serve(port) -> None:
+    async def completions(request: web.Request) -> web.Response:
+        await request.read()
+        return web.json_response(BODY)
+
+    async def run() -> None:
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", completions)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        port.send(runner.addresses[0][1])
+        await asyncio.Event().wait()
+
+    asyncio.run(run())
+
+
+async def calls_per_s(url: str, n: int, at_once: int) -> dict[str, float]:
+    """Calls a second of each kind of client, the median of three turns taken by rotation."""
+    one = openai.AsyncOpenAI(api_key="x", base_url=url, max_retries=0)
+    client = make_client(provider="openai", base_url=url, concurrency=at_once)
+    session = aiohttp.ClientSession()
+
+    async def sdk(i: int) -> None:
+        messages = [{"role": "user", "content": str(i)}]
+        await one.chat.completions.create(model="m", messages=messages, seed=0, max_tokens=16)
+
+    async def bare(i: int) -> None:
+        body = {"model": "m", "messages": [{"role": "user", "content": str(i)}], "seed": 0, "max_tokens": 16}
+        async with session.post(url + "/chat/completions", json=body) as reply:
+            await reply.json()
+
+    async def limited(i: int) -> None:
+        await client.chat(ChatRequest("verify", (Message("user", str(i)),), "m", max_output_tokens=16))
+
+    async def turn(call: Callable[[int], Awaitable[None]]) -> float:
+        numbers = iter(range(n))
+
+        async def work() -> None:
+            for i in numbers:
+                await call(i)
+
+        start = time.perf_counter()
+        await asyncio.gather(*(work() for _ in range(at_once)))
+        return n / (time.perf_counter() - start)
+
+    kinds = {"ours": limited, "bare openai SDK": sdk, "bare aiohttp": bare}
+    for call in kinds.values():
+        await call(0)
+    turns = [{name: await turn(call) for name, call in kinds.items()} for _ in range(3)]
+    await asyncio.gather(one.close(), client.close(), session.close())
+    return {name: statistics.median(t[name] for t in turns) for name in kinds}
+
+
+def main() -> int:
+    """Print both tables; 1 if a makespan at the default concurrency is over 1.10 of the bound."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--calls", type=int, default=1_000)
+    args = parser.parse_args()
+    worst = 0.0
+    print(f"{PROMPTS} prompts, seconds scaled up {SCALE} times   bound    ours  ours/bound  official design")
+    for seed in range(args.seeds):
+        latency = latencies(seed)
+        slow = asyncio.run(official(latency))
+        for concurrency in (16, 32, Limits().concurrency):
+            bound, took = lower_bound(latency, concurrency), asyncio.run(ours(latency, concurrency))
+            if concurrency == Limits().concurrency:
+                worst = max(worst, took / bound)
+            row = f"{bound:>26.1f} {took:>7.1f} {took / bound:>11.3f} {slow:>16.1f}"
+            print(f"  seed {seed}, concurrency {concurrency:>3} {row}")
+    here, there = multiprocessing.Pipe()
+    server = multiprocessing.get_context("spawn").Process(target=_serve, args=(there,), daemon=True)
+    server.start()
+    rates = asyncio.run(calls_per_s(f"http://127.0.0.1:{here.recv()}/v1", args.calls, 16))
+    server.terminate()
+    for name, rate in rates.items():
+        print(f"{name:<16} {rate:>7.0f} calls/s  {rates['ours'] / rate:>6.1%} ours next to it")
+    return int(worst > 1.10)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

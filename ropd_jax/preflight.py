@@ -1,0 +1,339 @@
+"""``ropd preflight``: what a run will ask of its teacher, before anything is spent.
+
+    1. plan      calls of each role from the config; prompt sizes measured on the real templates and the real questions
+    2. at most   every answer as long as its limit allows; a token is taken for 4 characters
+    3. expected  the tape's means for the same role and model, where there is a tape; hours likewise
+    4. check     one cheap call a role and model: key, address, model
+
+Nothing unknown becomes a number: a model without a price has no dollars, a role that no tape knows has no hours.
+Retries and second questions are not in the plan.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ropd_jax.data.prompts import load_prompts
+from ropd_jax.teacher import (
+    Budget,
+    Prices,
+    Tape,
+    TeacherError,
+    TruncatedError,
+    Usage,
+    make_client,
+    rubricator,
+    verifier,
+)
+from ropd_jax.teacher import references as reference_role
+from ropd_jax.teacher.budget import dollars
+from ropd_jax.teacher.build import ROLE_KEYS, Endpoint, reference_sources, role_of
+from ropd_jax.teacher.client import ChatRequest
+from ropd_jax.teacher.grade import Role
+from ropd_jax.teacher.make import limit_options
+from ropd_jax.teacher.tapefile import tape_stats
+from ropd_jax.types import Criterion, Prompt, Rubric
+
+HELP = """\
+usage: ropd preflight --config FILE[:arg] [--config.a.b=value ...] [--tape TAPE] [--no-calls] [--json]
+
+Prints calls, tokens, dollars and hours by role before anything is spent, and checks key, address and model with one
+cheap call each. Exit code 2 if a check fails.
+
+  --tape TAPE   a tape.sqlite, or the directory of a run that has one: its mean tokens and seconds are the estimate
+  --no-calls    send nothing
+  --json        for programs
+
+  ropd preflight --config experiments/quickstart.py --tape runs/quickstart
+"""
+
+CHARS_PER_TOKEN = 4
+_MEASURED = 32  # questions on which the templates are rendered
+_CHECK_TOKENS = 64  # output limit of a check
+_CHECK_S = 30.0
+_WIDEST = 12  # criteria of a rubric
+_RUBRIC = Rubric(tuple(Criterion(f"c{i}", "x" * 160, 3, "reasoning") for i in range(1, _WIDEST + 1)))
+
+
+@dataclasses.dataclass(frozen=True)
+class RolePlan:
+    """One role of one model. Tokens, dollars and hours are of the whole run; None where nothing is known.
+
+    Attributes:
+        calls: requests, without retries and second questions.
+        tokens_max, usd_max: if every answer is as long as its limit allows.
+        tokens, usd, hours: by the tape's means.
+    """
+
+    role: str
+    provider: str
+    model: str
+    calls: int
+    input_tokens_max: int
+    output_tokens_max: int
+    usd_max: float | None
+    tokens: int | None
+    usd: float | None
+    hours: float | None
+
+
+def plan(cfg: ConfigDict, prompts: Sequence[Prompt], *, needs_rollouts: bool, tape: Tape | None) -> list[RolePlan]:
+    """What the run will ask, by role and model.
+
+    Args:
+        prompts: the training set.
+        needs_rollouts: whether the method asks for rubrics and verdicts, or for references alone.
+        tape: whose means are the estimate.
+    """
+    t = cfg.teacher
+    if t.tape.mode == "replay":
+        return []
+    prices = Prices.load(t.prices)
+    groups = cfg.steps * cfg.data.prompts_per_step
+    asked = min(groups, len(prompts)) if t.tape.mode == "record" else groups  # the tape answers from the second time on
+    sources = () if t.index else reference_sources(t)
+    rows = [
+        ("reference", *source, asked * len(range(i, t.references, len(sources)))) for i, source in enumerate(sources)
+    ]
+    if needs_rollouts:
+        rows.append(("rubric", *role_of(t, ROLE_KEYS["rubric"]), groups))
+        rows.append(("verify", *role_of(t, ROLE_KEYS["verify"]), round(groups * (1 + t.health.repeat_frac))))
+    known = {(r["role"], r["provider"], r["model"]): r for r in (tape_stats(tape) if tape else ())}
+    sizes, at_once = _prompt_tokens(cfg, prompts), t.concurrency
+    return [
+        _row(role, endpoint, how, calls, sizes[role], prices, known.get((role, endpoint.provider, how.model)), at_once)
+        for role, endpoint, how, calls in rows
+    ]
+
+
+def _row(
+    role: str,
+    endpoint: Endpoint,
+    how: Role,
+    calls: int,
+    prompt_tokens: int,
+    prices: Prices,
+    seen: dict[str, Any] | None,
+    concurrency: int,
+) -> RolePlan:
+    price = prices.find(endpoint.provider, how.model, endpoint.base_url)
+    most = Usage(prompt_tokens, how.max_output_tokens)
+    usd_max = None if price is None else price.cost(most)
+    tokens = usd = hours = None
+    if seen and seen["input_tokens_mean"] is not None and seen["output_tokens_mean"] is not None:
+        mean = Usage(seen["input_tokens_mean"], seen["output_tokens_mean"], None, seen["cached_tokens_mean"])
+        tokens = round(calls * (mean.input_tokens + mean.output_tokens))
+        usd = None if price is None else price.cost(mean)
+    if seen and seen["latency_s_mean"] is not None:
+        hours = calls * seen["latency_s_mean"] / concurrency / 3600
+    return RolePlan(
+        role,
+        endpoint.provider,
+        how.model,
+        calls,
+        calls * prompt_tokens,
+        calls * how.max_output_tokens,
+        None if usd_max is None else calls * usd_max,
+        tokens,
+        None if usd is None else calls * usd,
+        hours,
+    )
+
+
+def _prompt_tokens(cfg: ConfigDict, prompts: Sequence[Prompt]) -> dict[str, int]:
+    """Mean tokens of each role's prompt, rendered with answers as long as they may be."""
+    t = cfg.teacher
+    some = prompts[:: max(1, len(prompts) // _MEASURED)][:_MEASURED]
+
+    def text(tokens: int) -> str:
+        chars = tokens * CHARS_PER_TOKEN
+        return "x" * (min(chars, t.max_answer_chars) if t.max_answer_chars else chars)
+
+    references = [text(t.reference.max_output_tokens)] * t.references
+    answers = [text(cfg.sampling.max_tokens)] * cfg.sampling.rollouts
+    sizes = {}
+    for role in ROLE_KEYS:
+        lengths = [
+            sum(len(m.content) for m in _request(t, role, p, references, answers, _RUBRIC).messages) for p in some
+        ]
+        sizes[role] = round(statistics.fmean(lengths) / CHARS_PER_TOKEN)
+    return sizes
+
+
+def _request(
+    t: ConfigDict, role: str, prompt: Prompt, references: Sequence[str], answers: Sequence[str], rubric: Rubric
+) -> ChatRequest:
+    """The request that the teacher would send, with these answers."""
+    how = dataclasses.asdict(role_of(t, ROLE_KEYS[role])[1])
+    if not how["template"]:
+        del how["template"]  # the role's own
+    if role == "reference":
+        return reference_role.reference_request(prompt.question, **how, sample_index=0)
+    if role == "rubric":
+        return rubricator.rubric_request(prompt.question, references, answers, **how)
+    return verifier.verify_request(prompt.question, rubric, [*answers, *references], **how)
+
+
+# ------------------------------------------------------------------------------------------------------ checks
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One cheap call: whether it came back, after how long, and what was wrong."""
+
+    role: str
+    provider: str
+    model: str
+    ok: bool
+    seconds: float | None
+    usd: float | None
+    said: str
+
+
+async def check(cfg: ConfigDict, prompts: Sequence[Prompt]) -> list[Check]:
+    """One call for each role and model, with a reply limit of 64 tokens. A reply cut there is a good sign."""
+    t = cfg.teacher
+    asked = [] if t.index else [("reference", *source) for source in reference_sources(t)]
+    asked += [(role, *role_of(t, ROLE_KEYS[role])) for role in ("rubric", "verify")]
+    book = [(p.question, p.solution) for p in prompts if p.solution] if not t.scripted.book else None
+    return [await _check(t, role, endpoint, how, prompts[0], book) for role, endpoint, how in asked]
+
+
+async def _check(t, role: str, endpoint: Endpoint, how: Role, prompt: Prompt, book) -> Check:
+    budget = Budget(prices=Prices.load(t.prices))
+    seconds, client = None, None
+    try:
+        limits = limit_options(t) | {"timeout_s": min(_CHECK_S, t.timeout_s)}
+        scripted = dict(t.scripted) | ({} if book is None else {"book": book})
+        client = make_client(**dataclasses.asdict(endpoint), scripted=scripted, budget=budget, **limits)
+        request = _request(t, role, prompt, ["Answer: 1"], ["Answer: 2"], _RUBRIC)
+        request = dataclasses.replace(
+            request, model=how.model, temperature=how.temperature, max_output_tokens=_CHECK_TOKENS
+        )
+        async with asyncio.timeout(limits["timeout_s"]):
+            reply = await client.inner.chat(request)  # one try: no retries
+        ok, said, seconds = True, "answers", reply.latency_s
+    except TruncatedError:
+        ok, said = True, "answers"
+    except TimeoutError:
+        ok, said = False, f"no answer in {limits['timeout_s']:g} s"
+    except TeacherError as e:
+        ok, said = False, f"{e.cause}: {e}"
+    finally:
+        if client is not None:
+            await client.close()
+    usd = budget.total().cost_usd if budget.total().calls else 0.0
+    return Check(role, endpoint.provider, how.model, ok, seconds, usd, said)
+
+
+# -------------------------------------------------------------------------------------------------------- verb
+
+
+def run(cfg: ConfigDict, *, tape: str = "", calls: bool = True, as_json: bool = False) -> int:
+    """Plan, check and print; returns 0, or 2 when a check failed."""
+    from ropd_jax.methods import load_method
+    from ropd_jax.tapeverb import tape_path
+
+    d = cfg.data
+    prompts = load_prompts(
+        source=d.source, task=d.task, options=d.options.to_dict(), template=d.template, system=d.system, path=d.path,
+        size=d.size, seed=d.seed,
+    ).prompts  # fmt: skip
+    recorded = Tape(tape_path(tape), read_only=True) if tape else None
+    rows = plan(cfg, prompts, needs_rollouts=load_method(cfg.method, cfg).needs_rollouts, tape=recorded)
+    if recorded:
+        recorded.close()
+    checks = asyncio.run(check(cfg, prompts)) if calls and cfg.teacher.tape.mode != "replay" else []
+    if as_json:
+        out = {
+            "roles": [dataclasses.asdict(r) for r in rows],
+            "total": _total(rows),
+            "checks": [dataclasses.asdict(c) for c in checks],
+            "prices_as_of": Prices.load(cfg.teacher.prices).as_of,
+        }
+        sys.stdout.write(json.dumps(out) + "\n")
+    else:
+        _show(cfg, rows, checks, tape)
+    return 0 if all(c.ok for c in checks) else 2
+
+
+def _total(rows: Sequence[RolePlan]) -> dict[str, Any]:
+    """Sums over the roles; None where one of them is unknown."""
+    names = ("calls", "input_tokens_max", "output_tokens_max", "usd_max", "tokens", "usd", "hours")
+    columns = {name: [getattr(r, name) for r in rows] for name in names}
+    return {name: None if None in values else sum(values) for name, values in columns.items()}
+
+
+def _show(cfg: ConfigDict, rows: Sequence[RolePlan], checks: Sequence[Check], tape: str) -> None:
+    console = Console()
+    groups = cfg.steps * cfg.data.prompts_per_step
+    title = f"{cfg.steps} steps x {cfg.data.prompts_per_step} prompts = {groups:,} groups"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("role", no_wrap=True)
+    table.add_column("model", overflow="fold")
+    columns = [
+        "calls",
+        "tokens at most",
+        "cost at most",
+        *(["tokens by tape", "cost by tape", "hours"] if tape else []),
+    ]
+    for name in columns:
+        table.add_column(name, justify="right")
+    total = _total(rows)
+    for r in rows:
+        table.add_row(r.role, r.model, *_cells(vars(r))[: len(columns)])
+    if rows:
+        table.add_section()
+        table.add_row("all", "", *_cells(total)[: len(columns)])
+    console.print(table)
+    console.print(
+        "At most: input + output if every answer is as long as its limit, a token taken for 4 characters; without "
+        "retries and second questions. "
+        + (
+            f"By tape: means of {tape}; hours: the teacher's alone, at {cfg.teacher.concurrency} calls at once. "
+            if tape
+            else "What it will really be, and the hours, are unknown without --tape. "
+        )
+        + f"List prices of {Prices.load(cfg.teacher.prices).as_of}.",
+        style="dim",
+    )
+    cap = cfg.teacher.budget.usd
+    if cap and total["usd_max"] is not None and total["usd_max"] > cap:
+        console.print(f"teacher.budget.usd={cap:g} may end the run before its last step.")
+    for c in checks:
+        took = "" if c.seconds is None else f" in {c.seconds:.1f} s"
+        mark = "[green]ok[/]    " if c.ok else "[red]FAILED[/]"
+        console.print(f"{mark} {c.role}: {c.provider}: {c.model} ", end="")
+        console.print(c.said + took, markup=False, soft_wrap=True)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    unknown = "unknown"
+    most = f"{_short(row['input_tokens_max'])} + {_short(row['output_tokens_max'])}"
+    return [
+        f"{row['calls']:,}",
+        most,
+        unknown if row["usd_max"] is None else dollars(row["usd_max"]),
+        unknown if row["tokens"] is None else _short(row["tokens"]),
+        unknown if row["usd"] is None else dollars(row["usd"]),
+        unknown if row["hours"] is None else f"{row['hours']:.2g}",
+    ]
+
+
+def _short(n: int) -> str:
+    """``1,234,567`` as ``1.23M``."""
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if n >= unit:
+            return f"{n / unit:.3g}{name}"
+    return str(n)

@@ -1,0 +1,337 @@
+"""``ropd rejudge``: the stored rollouts of a run scored again by another verifier, prompt or rubric.
+
+    1. read     the groups of RUN/groups/*.jsonl, and the config of the run with the changes of the command line
+    2. judge    each again: stored references, stored rubric (or one induced again), verdicts anew
+    3. compare  rewards, ranks and signs of advantages, verdict by verdict, before anyone pays for a training run
+
+With the same seed the answers are shown in the same order as in the run, so a difference is the verifier's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import pathlib
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TextIO
+
+import numpy as np
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+
+from ropd_jax import configs
+from ropd_jax.groups import StoredGroup, read_groups
+from ropd_jax.report import write_atomic
+from ropd_jax.teacher import Teacher
+from ropd_jax.teacher.health import cohens_kappa, step_health
+from ropd_jax.teacher.judge import judge
+from ropd_jax.text.trim import after_think
+from ropd_jax.types import Judgement, UserError
+
+log = logging.getLogger(__name__)
+
+RUBRICS = ("stored", "fresh")
+_SAY_EVERY_S = 5.0
+_EPS = 1e-9  # two rewards closer than this are equal
+
+
+def run_config(run: str | os.PathLike[str]) -> ConfigDict:
+    """The config of a run, unlocked; keys that it did not have yet are the default's.
+
+    The tape is off, since the run's own must not be written to; ``teacher.tape.path`` and ``.mode`` name another.
+
+    Raises:
+        UserError: there is no run.
+    """
+    path = pathlib.Path(run) / "config.json"
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path} ({error}); expected the directory of a run") from error
+    cfg = configs.default()
+    try:
+        cfg.update(stored)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path} does not fit this version of ropd_jax ({error}); rejudge it with its own") from error
+    cfg.teacher.tape.mode, cfg.teacher.tape.path = "off", ""
+    cfg.teacher.index = ""  # references are the stored ones
+    cfg.teacher.rubric_reuse = "fresh"
+    return cfg
+
+
+def main(
+    cfg: ConfigDict, run: str | os.PathLike[str], *, steps: tuple[int, int] | None, rubric: str, out: str = ""
+) -> int:
+    """Judge again and show what would have changed; returns the exit code 0.
+
+    Args:
+        cfg: `run_config` with the changes.
+        steps: (first, end) of the steps, the end not among them; None for all.
+        rubric: ``stored`` or ``fresh``.
+        out: a JSON file for the whole comparison, "" for none.
+
+    Raises:
+        UserError: no groups, a teacher that cannot work, a file inside the run.
+    """
+    if rubric not in RUBRICS:
+        raise UserError(f"--rubric={rubric} is unknown; expected {' or '.join(RUBRICS)}")
+    if out and pathlib.Path(out).resolve().is_relative_to(pathlib.Path(run).resolve()):
+        raise UserError(f"--out {out} lies in the run, which rejudge leaves as it is; choose another place")
+    groups = list(read_groups(run, steps=steps))
+    if not any(g.judgement.references for g in groups):
+        raise UserError(f"{run}: no group has references to judge by; expected a run of method=ropd")
+    needs = ("verify",) if rubric == "stored" else ("rubric", "verify")
+    teacher = Teacher.from_config(cfg, seed=cfg.seed, needs=needs)
+    judged, after = asyncio.run(_judge_all(teacher, groups, fresh=rubric == "fresh", at_once=cfg.teacher.concurrency))
+    found = compare(judged, after, same_rubric=rubric == "stored")
+    found = {
+        "run": str(run),
+        "steps": sorted({g.step for g in judged}),
+        "rubric": rubric,
+        "prompts": teacher.prompt_shas,
+        "verifier": {"before": run_config(run).teacher.verifier.to_dict(), "after": cfg.teacher.verifier.to_dict()},
+        "groups_skipped": len(groups) - len(judged),
+        **found,
+        "calls": teacher.stats.as_metrics(),
+    }
+    if out:
+        write_atomic(out, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    show(found)
+    return 0
+
+
+async def _judge_all(
+    teacher: Teacher, groups: Sequence[StoredGroup], *, fresh: bool, at_once: int
+) -> tuple[list[StoredGroup], list[Judgement]]:
+    """The groups that can be judged again (they have references, and a rubric unless ``fresh``), and how they were."""
+    able = [g for g in groups if g.judgement.references and (fresh or g.judgement.rubric)]
+    slots, done, said = asyncio.Semaphore(max(1, 2 * at_once)), 0, time.monotonic()
+
+    async def one(group: StoredGroup) -> Judgement:
+        nonlocal done, said
+        old = group.judgement
+        models = old.reference_models or ("unknown",) * len(old.references)
+        async with slots:
+            judgement = await judge(
+                teacher,
+                group.prompt,
+                tuple(after_think(text) for text in group.answers),
+                step=group.step,
+                references=list(zip(old.references, models, strict=True)),
+                rubric=None if fresh or old.rubric is None else (old.rubric, old.lineage),
+            )
+        done += 1
+        if time.monotonic() - said > _SAY_EVERY_S:
+            said = time.monotonic()
+            log.info("judged %d of %d groups", done, len(able))
+        return judgement
+
+    tasks = [asyncio.ensure_future(one(group)) for group in able]
+    try:
+        return able, list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await teacher.close()
+
+
+# ---------------------------------------------------------------------------------------------------- compare
+
+
+def compare(groups: Sequence[StoredGroup], after: Sequence[Judgement], *, same_rubric: bool) -> dict[str, Any]:
+    """What differs between two judgements of the same groups, as plain data. What cannot be known is None."""
+    before = [g.judgement for g in groups]
+    pairs = [_rewards(b, a) for b, a in zip(before, after, strict=True)]
+    both = np.array([p for pair in pairs for p in pair], float).reshape(-1, 2)
+    spearman = [r for pair in pairs if (r := _spearman(pair)) is not None]
+    return {
+        "groups": len(groups),
+        "rollouts": sum(len(g.answers) for g in groups),
+        "rollouts_scored_both": len(both),
+        "reward_mean": {"before": _reward_mean(before), "after": _reward_mean(after)},
+        "reward_changed_frac": _mean(abs(x - y) > _EPS for x, y in both),
+        "pearson": _pearson(both),
+        "spearman_within_groups": _mean(spearman),
+        "spearman_groups": len(spearman),
+        "rank_changed_frac": _mean(c for pair in pairs for c in _rank_changes(pair)),
+        "best_changed_frac": _mean(c for pair in pairs if (c := _best_changed(pair)) is not None),
+        "advantage_signs": _signs(pairs),
+        "zero_variance_frac": {
+            name: _mean(len({round(p[i], 9) for p in pair}) == 1 for pair in pairs if len(pair) > 1)
+            for i, name in enumerate(("before", "after"))
+        },
+        "unscored": {name: _unscored(js) for name, js in (("before", before), ("after", after))},
+        "health": {"before": step_health(before), "after": step_health(after)},
+        **(_agreement(groups, after) if same_rubric else {"kappa": None, "kappa_by_points": {}, "criteria": []}),
+    }
+
+
+Pair = list[tuple[float, float]]
+
+
+def _rewards(before: Judgement, after: Judgement) -> Pair:
+    pairs = zip(before.rewards, after.rewards, strict=True)
+    return [(x, y) for x, y in pairs if x is not None and y is not None]
+
+
+def _spearman(pair: Pair) -> float | None:
+    """Rank correlation of one group; None where a side has only equal rewards."""
+    x, y = np.array(pair, float).reshape(-1, 2).round(9).T
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    return float(stats.spearmanr(x, y).statistic)
+
+
+def _pearson(both: np.ndarray) -> float | None:
+    if len(both) < 2 or np.ptp(both[:, 0]) < _EPS or np.ptp(both[:, 1]) < _EPS:
+        return None
+    return float(np.corrcoef(both.T)[0, 1])
+
+
+def _rank_changes(pair: Pair) -> list[bool]:
+    """Of each rollout scored in both: did its rank in the group change (equal rewards share the mean rank)?"""
+    if len(pair) < 2:
+        return []
+    x, y = (stats.rankdata(column) for column in np.array(pair, float).round(9).T)
+    return [bool(c) for c in x != y]
+
+
+def _best_changed(pair: Pair) -> bool | None:
+    """Is none of the best rollouts before among the best after? None with fewer than two."""
+    if len(pair) < 2:
+        return None
+    x, y = np.array(pair, float).round(9).T
+    return not bool(((x == x.max()) & (y == y.max())).any())
+
+
+def _signs(pairs: Iterable[Pair]) -> dict[str, Any]:
+    """What becomes of the sign of each advantage, reward minus the group's mean (dividing by its std changes none)."""
+    changes: Counter[tuple[int, int]] = Counter()
+    for pair in pairs:
+        if len(pair) > 1:
+            x, y = (column - column.mean() for column in np.array(pair, float).T)
+            sign = [np.where(np.abs(a) < _EPS, 0, np.sign(a)).astype(int) for a in (x, y)]
+            changes.update(zip(sign[0].tolist(), sign[1].tolist(), strict=True))
+    n = sum(changes.values())
+    flipped = changes[1, -1] + changes[-1, 1]
+    return {
+        "rollouts": n,
+        "flipped": flipped,
+        "flipped_frac": flipped / n if n else None,
+        "vanished": sum(c for (a, b), c in changes.items() if a and not b),
+        "appeared": sum(c for (a, b), c in changes.items() if b and not a),
+    }
+
+
+def _unscored(judgements: Sequence[Judgement]) -> dict[str, Any]:
+    causes = Counter(c for j in judgements for c in j.causes if c is not None)
+    return {"rollouts": sum(causes.values()), "causes": dict(sorted(causes.items()))}
+
+
+def _agreement(groups: Sequence[StoredGroup], after: Sequence[Judgement]) -> dict[str, Any]:
+    """Cohen's kappa of both verifiers over all verdicts, by points, and of each criterion (rollouts and references)."""
+    everything: list[tuple[bool, bool, int]] = []
+    criteria = []
+    for group, new in zip(groups, after, strict=True):
+        old = group.judgement
+        assert old.rubric is not None
+        if not new.passed:
+            continue
+        rows = zip((*old.passed, *old.reference_passed), (*new.passed, *new.reference_passed), strict=True)
+        rows = [(x, y) for x, y in rows if x is not None and y is not None]
+        for k, c in enumerate(old.rubric.criteria):
+            a, b = [x[k] for x, _ in rows], [y[k] for _, y in rows]
+            everything += [(x, y, c.points) for x, y in zip(a, b, strict=True)]
+            criteria.append(
+                {
+                    "step": group.step, "prompt_id": group.prompt.id, "id": c.id, "points": c.points, "text": c.text,
+                    "answers": len(rows), "agreement": _mean(x == y for x, y in zip(a, b, strict=True)),
+                    "kappa": cohens_kappa(a, b), "true_before": sum(a), "true_after": sum(b),
+                }
+            )  # fmt: skip
+    criteria.sort(key=lambda c: (c["agreement"] is None, c["agreement"], -c["points"]))
+    points = sorted({p for _, _, p in everything}, reverse=True)
+    return {
+        "verdicts_changed_frac": _mean(x != y for x, y, _ in everything),
+        "kappa": cohens_kappa([x for x, _, _ in everything], [y for _, y, _ in everything]),
+        "kappa_by_points": {
+            str(p): cohens_kappa([x for x, _, q in everything if q == p], [y for _, y, q in everything if q == p])
+            for p in points
+        },
+        "criteria": criteria,
+    }
+
+
+def _reward_mean(judgements: Sequence[Judgement]) -> float | None:
+    return _mean(r for j in judgements for r in j.rewards if r is not None)
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    values = list(values)
+    return sum(values) / len(values) if values else None
+
+
+# ------------------------------------------------------------------------------------------------------- show
+
+
+def show(found: Mapping[str, Any], *, file: TextIO | None = None) -> None:
+    """The comparison as tables on standard output (or ``file``)."""
+    console = Console(file=file, highlight=False)
+    steps = found["steps"]
+    console.print(
+        f"{found['run']}: {found['groups']} groups of steps {steps[0]} to {steps[-1]}, {found['rubric']} rubric"
+        + (f"; {n} groups without references or rubric left out" if (n := found["groups_skipped"]) else "")
+    )
+    table = Table("", "before", "after")
+    table.add_row("verifier", *(found["verifier"][side]["model"] for side in ("before", "after")))
+    for label, key, form in (
+        ("reward, mean", "reward_mean", "{:.3f}"),
+        ("groups without variance", "zero_variance_frac", "{:.1%}"),
+    ):
+        table.add_row(label, *(_text(found[key][side], form) for side in ("before", "after")))
+    for label, key in (("verdicts true", "pass_rate"), ("criteria that separate", "separating_frac")):
+        table.add_row(label, *(_text(found["health"][s][f"health/{key}"], "{:.1%}") for s in ("before", "after")))
+    table.add_row("rollouts unscored", *(_causes(found["unscored"][side]) for side in ("before", "after")))
+    console.print(table)
+    changes = Table("what would have changed", "")
+    signs = found["advantage_signs"]
+    rows = (
+        ("rewards", _text(found["reward_changed_frac"], "{:.1%}")),
+        ("correlation of rewards (Pearson)", _text(found["pearson"], "{:.3f}")),
+        ("rank correlation within groups (Spearman)", _text(found["spearman_within_groups"], "{:.3f}")),
+        ("ranks within the group", _text(found["rank_changed_frac"], "{:.1%}")),
+        ("groups with another best answer", _text(found["best_changed_frac"], "{:.1%}")),
+        ("advantages with the opposite sign", f"{signs['flipped']} of {signs['rollouts']}"),
+        ("advantages that vanished / appeared", f"{signs['vanished']} / {signs['appeared']}"),
+        ("verdicts", _text(found.get("verdicts_changed_frac"), "{:.1%}")),
+        ("agreement of verdicts (Cohen's kappa)", _text(found["kappa"], "{:.3f}")),
+        *((f"  criteria of {p} points", _text(k, "{:.3f}")) for p, k in found["kappa_by_points"].items()),
+    )
+    for row in rows:
+        changes.add_row(*row)
+    console.print(changes)
+    worst = [c for c in found["criteria"] if c["agreement"] is not None and c["agreement"] < 1][:5]
+    if worst:
+        console.print("criteria that the two verifiers read most differently:")
+        table = Table("agreement", "kappa", "true before", "after", "points", "criterion")
+        for c in worst:
+            of = f"{{}} of {c['answers']}"
+            counts = of.format(c["true_before"]), of.format(c["true_after"])
+            known = _text(c["agreement"], "{:.1%}"), _text(c["kappa"], "{:.2f}")
+            table.add_row(*known, *counts, str(c["points"]), f"{c['text'][:100]} ({c['prompt_id']}, step {c['step']})")
+        console.print(table)
+
+
+def _text(value: float | None, form: str) -> str:
+    return "unknown" if value is None else form.format(value)
+
+
+def _causes(unscored: Mapping[str, Any]) -> str:
+    causes = ", ".join(f"{cause} {n}" for cause, n in unscored["causes"].items())
+    return f"{unscored['rollouts']}" + (f" ({causes})" if causes else "")

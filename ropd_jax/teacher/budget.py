@@ -1,0 +1,271 @@
+"""What the teacher has cost so far, by role and step, and the caps that end a run.
+
+A meter stands right at the provider, under limits and retries, so that every try is counted: a truncated or refused
+reply costs what the provider reports for it, an answer from the tape costs nothing. Before each call the caps are
+looked at; at one, ``BudgetError`` stops the run with a checkpoint. What is in flight at that moment still arrives and
+is recorded, so a cap is exceeded by those calls at most (the cap on calls, never).
+
+What is not known stays unknown: a call of a model without a price makes the cost None, and a cap in dollars is refused
+at the start where a role's model has no price.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from ropd_jax.teacher.client import (
+    BudgetError,
+    ChatClient,
+    ChatReply,
+    ChatRequest,
+    ConfigurationError,
+    TeacherError,
+    Usage,
+)
+from ropd_jax.teacher.prices import Prices
+from ropd_jax.teacher.taped import STEP
+
+_STEPS_KEPT = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Caps:
+    """Caps of a whole run, resumed ones included; 0 is no cap.
+
+    Raises:
+        ConfigurationError: a negative cap.
+    """
+
+    usd: float = 0.0
+    tokens: int = 0
+    calls: int = 0
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if not value >= 0:
+                raise ConfigurationError(f"teacher.budget.{f.name} is {value}; expected 0 (no cap) or more")
+
+
+@dataclasses.dataclass
+class Spent:
+    """Calls, tokens and dollars. ``usd`` is the known part; ``unpriced`` calls had no price or reported no tokens."""
+
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    thought_tokens: int = 0
+    cached_tokens: int = 0
+    unmetered: int = 0  # replies without token counts
+    unpriced: int = 0
+    usd: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        return self.input_tokens + self.output_tokens
+
+    @property
+    def cost_usd(self) -> float | None:
+        """Dollars, or None while the cost of any call is unknown."""
+        return None if self.unpriced else self.usd
+
+    def add(self, usage: Usage, usd: float | None) -> None:
+        self.unmetered += usage.input_tokens is None or usage.output_tokens is None
+        for name in ("input_tokens", "output_tokens", "thought_tokens", "cached_tokens"):
+            setattr(self, name, getattr(self, name) + (getattr(usage, name) or 0))
+        self.unpriced += usd is None
+        self.usd += usd or 0.0
+
+
+class Budget:
+    """The spending of one run. Thread-safe.
+
+    Args:
+        caps: where it ends.
+        prices: what tokens cost.
+        path: a JSON file that keeps the spending between two checkpoints (a killed run has spent it all the same),
+            written at most once a second; None keeps it in memory alone.
+    """
+
+    def __init__(
+        self, caps: Caps | None = None, prices: Prices | None = None, path: str | os.PathLike[str] | None = None
+    ):
+        self.caps = caps or Caps()
+        self.prices = prices or Prices.load()
+        self.roles: dict[str, Spent] = {}
+        self.steps: dict[int, Spent] = {}
+        self._lock = threading.Lock()
+        self._path = None if path is None else pathlib.Path(path)
+        self._written = 0.0
+        if self._path is not None and self._path.exists():
+            try:
+                self.restore(json.loads(self._path.read_text(encoding="utf-8")))
+            except (ValueError, TypeError, AttributeError) as e:
+                raise ConfigurationError(
+                    f"{str(self._path)!r} is damaged ({e}); it keeps what the run has spent: mend it, or delete it to "
+                    "count from the last checkpoint on"
+                ) from e
+
+    def require_price(self, role: str, provider: str, model: str, base_url: str) -> None:
+        """Raise ConfigurationError when there is a cap in dollars and the model has no price."""
+        if self.caps.usd and self.prices.find(provider, model, base_url) is None:
+            at = " at this base_url" if base_url else ""
+            raise ConfigurationError(
+                f"teacher.budget.usd is {self.caps.usd:g}, but no price is known for {role}'s model {model!r} of "
+                f"{provider}{at}; give its price in a TOML file (teacher.prices), or cap tokens or calls instead"
+            )
+
+    def begin(self, role: str) -> None:
+        """Count a call that is about to be sent.
+
+        Raises:
+            BudgetError: a cap is reached; nothing more may be sent.
+        """
+        with self._lock:
+            total = self.total()
+            reached = [
+                text
+                for cap, spent, text in (
+                    (self.caps.usd, total.usd, f"usd={self.caps.usd:g}"),
+                    (self.caps.tokens, total.tokens, f"tokens={self.caps.tokens}"),
+                    (self.caps.calls, total.calls, f"calls={self.caps.calls}"),
+                )
+                if cap and spent >= cap
+            ]
+            blind = ["usd"] * bool(self.caps.usd and total.unpriced) + ["tokens"] * bool(
+                self.caps.tokens and total.unmetered
+            )
+            if reached or blind:
+                self._write(every_s=0.0)
+            if reached:
+                raise BudgetError(
+                    f"teacher.budget.{' and '.join(reached)} is reached. {self._so_far(total)} To go on: the same "
+                    "command and --workdir with a larger teacher.budget; what was answered is on the tape"
+                )
+            if blind:
+                raise BudgetError(
+                    f"the provider does not report its tokens, so that teacher.budget.{' and '.join(blind)} cannot be "
+                    f"kept; set teacher.budget.calls instead. {self._so_far(total)}"
+                )
+            self._of(self.roles, role).calls += 1
+            if (step := STEP.get()) >= 0:
+                self._of(self.steps, step).calls += 1
+                while len(self.steps) > _STEPS_KEPT:
+                    del self.steps[min(self.steps)]
+
+    def end(self, role: str, provider: str, model: str, base_url: str, usage: Usage) -> float | None:
+        """Count what a call cost; returns its dollars, or None where unknown."""
+        price = self.prices.find(provider, model, base_url)
+        usd = None if price is None else price.cost(usage)
+        if price is not None and price.input == price.output == 0:
+            usd = 0.0  # free, however many tokens
+        with self._lock:
+            self._of(self.roles, role).add(usage, usd)
+            if (step := STEP.get()) >= 0:
+                self._of(self.steps, step).add(usage, usd)
+            self._write(every_s=1.0)
+        return usd
+
+    def total(self) -> Spent:
+        """All roles together."""
+        total = Spent()
+        for spent in list(self.roles.values()):
+            for f in dataclasses.fields(Spent):
+                setattr(total, f.name, getattr(total, f.name) + getattr(spent, f.name))
+        return total
+
+    def as_metrics(self, step: int | None = None) -> dict[str, float | None]:
+        """``teacher/cost_usd`` and the like, by role too; with ``step``, that step's cost. Unknown is None."""
+        total = self.total()
+        out: dict[str, float | None] = {
+            "teacher/cost_usd": total.cost_usd,
+            "teacher/spent_calls": float(total.calls),
+            "teacher/spent_tokens": float(total.tokens),
+            "teacher/unpriced_calls": float(total.unpriced),
+        }
+        out |= {f"teacher/cost_usd_{role}": spent.cost_usd for role, spent in list(self.roles.items())}
+        if step is not None:
+            out["teacher/step_cost_usd"] = self.steps.get(step, Spent()).cost_usd
+        return out
+
+    def state(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {role: dataclasses.asdict(spent) for role, spent in self.roles.items()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state()``, or from what is known already where that is more."""
+        for role, spent in state.items():
+            known, other = self._of(self.roles, role), Spent(**spent)
+            for f in dataclasses.fields(Spent):
+                setattr(known, f.name, max(getattr(known, f.name), getattr(other, f.name)))
+
+    def save(self) -> None:
+        """Write the spending now."""
+        with self._lock:
+            self._write(every_s=0.0)
+
+    def _write(self, *, every_s: float) -> None:
+        now = time.monotonic()
+        if self._path is None or (self._written and now - self._written < every_s):
+            return
+        self._written = now
+        part = self._path.with_name(f".{self._path.name}.part")
+        part.write_text(json.dumps(self.state(), indent=1) + "\n", encoding="utf-8")
+        os.replace(part, self._path)
+
+    def _so_far(self, total: Spent) -> str:
+        parts = []
+        for role, spent in sorted(self.roles.items()):
+            parts.append(f"{role} {spent.calls:,} calls {spent.tokens:,} tokens {dollars(spent.cost_usd)}")
+        return f"Spent: {total.calls:,} calls, {total.tokens:,} tokens, {dollars(total.cost_usd)} ({'; '.join(parts)})."
+
+    @staticmethod
+    def _of(table: dict, key: Any) -> Spent:
+        return table.setdefault(key, Spent())
+
+
+def dollars(usd: float | None) -> str:
+    """``$1.23``, or ``unknown cost``.
+
+    >>> dollars(0.0012), dollars(12), dollars(None)
+    ('$0.0012', '$12.00', 'unknown cost')
+    """
+    if usd is None:
+        return "unknown cost"
+    return f"${usd:,.2f}" if usd == 0 or usd >= 0.1 else f"${usd:.2g}"
+
+
+class MeteredClient:
+    """A ``ChatClient`` that counts what each call costs and how long it takes; innermost, around a provider's."""
+
+    def __init__(self, client: ChatClient, budget: Budget, *, provider: str, base_url: str = ""):
+        self.inner = client
+        self._budget, self._provider, self._base_url = budget, provider, base_url
+
+    async def chat(self, request: ChatRequest) -> ChatReply:
+        """The client's reply.
+
+        Raises:
+            BudgetError: a cap is reached.
+        """
+        self._budget.begin(request.purpose)
+        about = (request.purpose, self._provider, request.model, self._base_url)
+        start = time.monotonic()
+        try:
+            reply = await self.inner.chat(request)
+        except TeacherError as e:
+            if e.usage is not None:  # unusable, and billed all the same
+                self._budget.end(*about, e.usage)
+            raise
+        self._budget.end(*about, reply.usage)
+        return dataclasses.replace(reply, latency_s=time.monotonic() - start)
+
+    async def close(self) -> None:
+        await self.inner.close()

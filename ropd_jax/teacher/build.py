@@ -1,0 +1,184 @@
+"""From ``cfg.teacher`` to a teacher: who is asked in which role, through how many clients.
+
+A role's ``provider``, ``base_url`` and ``api_key_env`` are the teacher's where they are "". Roles that agree in all
+three share one client, and with it one set of limits. ``references_from`` names several models for the references::
+
+    references_from = ("gemini-2.5-pro", "gemini-2.5-flash")                       two models of the reference role
+    references_from = ({"provider": "openai", "model": "gpt-5"}, {"provider": "gemini", "model": "gemini-2.5-pro"})
+
+Each entry is a model's name or a mapping of the keys of ``teacher.reference`` that differ; reference i of a prompt
+comes from entry i % n.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import os
+import pathlib
+import urllib.parse
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ropd_jax.teacher.budget import Budget, Caps
+from ropd_jax.teacher.client import ChatClient, ConfigurationError
+from ropd_jax.teacher.index import TeacherIndex, read_index
+from ropd_jax.teacher.prices import Prices
+from ropd_jax.teacher.stats import TeacherStats
+from ropd_jax.teacher.store import RubricStore
+from ropd_jax.teacher.taped import TapedClient, open_tape
+from ropd_jax.teacher.templates import prompt_sha
+
+if TYPE_CHECKING:
+    from ropd_jax.teacher.grade import Role, Teacher
+
+log = logging.getLogger(__name__)
+
+ROLE_KEYS = {"reference": "reference", "rubric": "rubricator", "verify": "verifier"}  # our name -> the config's
+_ENDPOINT = ("provider", "base_url", "api_key_env")
+
+
+@dataclasses.dataclass(frozen=True)
+class Endpoint:
+    """Whom a role asks."""
+
+    provider: str
+    base_url: str = ""
+    api_key_env: str = ""
+
+    @property
+    def address(self) -> str:
+        """``base_url`` without what may be secret in it (user, password, query)."""
+        parts = urllib.parse.urlsplit(self.base_url)
+        return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def build_teacher(
+    cls: type[Teacher],
+    teacher: Mapping[str, Any],
+    *,
+    seed: int = 0,
+    book: Iterable[tuple[str, str]] | None = None,
+    share: float = 1.0,
+    workdir: str | os.PathLike[str] | None = None,
+    needs: Collection[str] = ("reference", "rubric", "verify"),
+) -> Teacher:
+    """The teacher of ``cfg.teacher``; see ``Teacher.from_config``."""
+    from ropd_jax.teacher.grade import REASK_TEMPLATE, TEMPLATES
+    from ropd_jax.teacher.make import limit_options, make_client
+
+    stats, clients = TeacherStats(), {}
+    budget = Budget(
+        Caps(**dict(teacher["budget"])),
+        Prices.load(teacher["prices"]),
+        None if workdir is None else pathlib.Path(workdir) / "spent.json",
+    )
+    mode = teacher["tape"]["mode"]
+    tape = open_tape(mode, teacher["tape"]["path"], workdir)
+    roles = {name: role_of(teacher, key) for name, key in ROLE_KEYS.items()}
+    sources = reference_sources(teacher)
+    index = open_index(teacher)
+    prompts = {(t := role.template or TEMPLATES[name]): prompt_sha(t) for name, (_, role) in roles.items()}
+    prompts[REASK_TEMPLATE] = prompt_sha(REASK_TEMPLATE)
+
+    noted = functools.partial(stats.count, "taped")
+
+    def client_of(endpoint: Endpoint) -> ChatClient:
+        make = functools.partial(
+            make_client,
+            **dataclasses.asdict(endpoint),
+            **limit_options(teacher, share=share),
+            scripted=dict(teacher["scripted"]) | ({} if book is None else {"book": book}),
+            stats=stats,
+            budget=budget,
+        )
+        if endpoint not in clients:
+            taped = functools.partial(
+                TapedClient, make, mode=mode, provider=endpoint.provider, prompts=prompts, noted=noted
+            )
+            clients[endpoint] = make() if tape is None else taped(tape)
+        return clients[endpoint]
+
+    asked = {name: (roles[name],) for name in ("rubric", "verify")} | {"reference": sources}
+    if index is not None:  # nobody is asked for references, and nobody's key is needed
+        del asked["reference"]
+    asked = {name: several for name, several in asked.items() if name in needs}
+    routes = {name: tuple(client_of(endpoint) for endpoint, _ in several) for name, several in asked.items()}
+    for name, several in asked.items() if mode != "replay" else ():
+        for endpoint, role in several:
+            budget.require_price(name, endpoint.provider, role.model, endpoint.base_url)
+    return cls(
+        _one_of(routes),
+        reference=tuple(role for _, role in sources),
+        rubric=roles["rubric"][1],
+        verify=roles["verify"][1],
+        references_m=teacher["references"],
+        max_answer_chars=teacher["max_answer_chars"],
+        repeat_frac=teacher["health"]["repeat_frac"],
+        store=RubricStore(teacher["rubric_reuse"], epochs=teacher["rubric_epochs"]),
+        index=index,
+        seed=seed,
+        stats=stats,
+        budget=budget,
+    )
+
+
+def role_of(teacher: Mapping[str, Any], key: str, changes: Mapping[str, Any] | None = None) -> tuple[Endpoint, Role]:
+    """Whom a role asks, and how. ``key`` is the config's name of it."""
+    from ropd_jax.teacher.grade import Role
+
+    row = dict(teacher[key]) | dict(changes or {})
+    endpoint = Endpoint(*(row[k] or teacher[k] for k in _ENDPOINT))
+    if row["provider"] and row["provider"] != teacher["provider"]:  # another provider has another address and key
+        endpoint = Endpoint(row["provider"], row["base_url"], row["api_key_env"])
+    return endpoint, Role(row["model"], row["temperature"], row["max_output_tokens"], row["template"])
+
+
+def reference_sources(teacher: Mapping[str, Any]) -> tuple[tuple[Endpoint, Role], ...]:
+    """Who writes the references: ``references_from``, or the reference role alone.
+
+    Raises:
+        ConfigurationError: an entry that is neither a name nor a mapping of the role's keys.
+    """
+    entries = teacher["references_from"] or ({},)
+    known = set(teacher["reference"])
+    sources = []
+    for n, entry in enumerate(entries, 1):
+        changes = {"model": entry} if isinstance(entry, str) else entry
+        if not isinstance(changes, Mapping) or (unknown := sorted(set(changes) - known)):
+            what = f"has unknown keys {', '.join(unknown)}" if isinstance(changes, Mapping) else f"is {entry!r:.60}"
+            raise ConfigurationError(
+                f"teacher.references_from: entry {n} {what}; expected a model's name or a mapping with some of "
+                f"{', '.join(sorted(known))}"
+            )
+        sources.append(role_of(teacher, "reference", changes))
+    if len(sources) > teacher["references"]:
+        raise ConfigurationError(
+            f"teacher.references_from names {len(sources)} models for teacher.references={teacher['references']} "
+            f"references; raise teacher.references to at least {len(sources)}"
+        )
+    return tuple(sources)
+
+
+def providers(teacher: Mapping[str, Any]) -> set[str]:
+    """The providers of all roles."""
+    roles = [role_of(teacher, key) for key in ROLE_KEYS.values()]
+    return {endpoint.provider for endpoint, _ in (*roles, *reference_sources(teacher))}
+
+
+def open_index(teacher: Mapping[str, Any]) -> TeacherIndex | None:
+    """The index that ``teacher.index`` names, or None. Says which teachers wrote it."""
+    if not teacher["index"]:
+        return None
+    index = read_index(teacher["index"])
+    models = sorted({str(row.fingerprint.get("model", "unknown")) for row in index})
+    log.info("references of %d prompts from %s, by %s", len(index), index.name, ", ".join(models) or "nobody")
+    return index
+
+
+def _one_of(routes: Mapping[str, tuple[ChatClient, ...]]) -> ChatClient:
+    from ropd_jax.teacher.routes import Routes
+
+    distinct = {id(c): c for several in routes.values() for c in several}
+    return next(iter(distinct.values())) if len(distinct) == 1 else Routes(routes)

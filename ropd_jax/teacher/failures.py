@@ -1,0 +1,98 @@
+"""When too much fails: a window over the last groups, and the table of causes with which a run stops.
+
+A group fails when it could not be trained on for want of scored rollouts. The gate shuts when the failed groups among
+the last ``window`` are more than ``max_frac * window``; a run younger than the window is held to the same number, so
+a bad first step does not stop it and a dead teacher does, at the latest after ``max_frac * window`` groups or so.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Sequence
+
+from ropd_jax.types import UserError
+
+_REMEDIES = {
+    "rate_limited": "lower teacher.concurrency, or set teacher.requests_per_minute / tokens_per_minute",
+    "unavailable": "the provider is overloaded: go on later, or raise teacher.attempts and teacher.max_wait_s",
+    "overloaded": "the provider is overloaded: go on later, or raise teacher.attempts and teacher.max_wait_s",
+    "server_error": "the provider fails: look at its status page or at the server's own log",
+    "timeout": "raise teacher.timeout_s or lower teacher.concurrency",
+    "connection": "the server cannot be reached: is teacher.base_url right, and does it run?",
+    "truncated": "raise max_output_tokens of the role (thinking counts too)",
+    "context": "lower teacher.max_answer_chars, or use a model with a longer context",
+    "malformed": "the model does not keep to the form: look at the tape, or use another model for the role",
+    "missing": "the model leaves answers out: look at the tape, or use another model as the verifier",
+    "blocked": "a safety filter stopped it: another model or provider for the role",
+    "refused": "the model refused: another model or provider for the role",
+    "bad_request": "the server refused the request: its words are in the log",
+}
+
+
+class TooManyFailures(UserError):
+    """More than ``teacher.max_failed_frac`` of the last groups failed: the run saves and ends with exit code 3."""
+
+
+class FailureGate:
+    """Counts failed groups over a sliding window.
+
+    Args:
+        max_frac: share of the window's groups that may fail; 1.0 never stops a run.
+        window: groups.
+
+    Raises:
+        UserError: a share outside 0..1, a window below 1.
+    """
+
+    def __init__(self, max_frac: float, window: int):
+        if not 0 <= max_frac <= 1:
+            raise UserError(f"teacher.max_failed_frac is {max_frac}; expected a share from 0 to 1 (1 never stops)")
+        if window < 1:
+            raise UserError(f"teacher.failed_window is {window}; expected at least 1 group")
+        self._max_frac, self._window = max_frac, window
+        self._groups: collections.deque[tuple[bool, dict[str, int]]] = collections.deque(maxlen=window)
+
+    def add(self, causes: Sequence[str | None], *, failed: bool) -> None:
+        """One group: why each of its rollouts is unscored (None: it is scored), and whether it is lost for training."""
+        self._groups.append((failed, dict(collections.Counter(c for c in causes if c is not None))))
+
+    @property
+    def failed(self) -> int:
+        return sum(failed for failed, _ in self._groups)
+
+    def as_metrics(self) -> dict[str, float]:
+        """Share of failed groups among those in the window."""
+        return {"teacher/failed_frac": self.failed / len(self._groups)} if self._groups else {}
+
+    def check(self) -> None:
+        """Raises TooManyFailures with the table of causes, and starts a new window for the run that goes on."""
+        if self.failed <= self._max_frac * self._window:
+            return
+        message = (
+            f"{self.failed} of the last {len(self._groups)} groups could not be scored "
+            f"(teacher.max_failed_frac={self._max_frac:g} of teacher.failed_window={self._window})\n{self.table()}"
+        )
+        self._groups.clear()
+        raise TooManyFailures(message)
+
+    def table(self) -> str:
+        """The causes of the window's unscored rollouts, the most frequent first, with a remedy for each."""
+        rollouts: collections.Counter[str] = collections.Counter()
+        groups: collections.Counter[str] = collections.Counter()
+        for _, causes in self._groups:
+            rollouts.update(causes)
+            groups.update(causes.keys())
+        width = max([len("cause"), *map(len, rollouts)])
+        lines = [f"  {'cause':<{width}}  rollouts  groups  what helps"]
+        for cause, n in rollouts.most_common():
+            lines.append(f"  {cause:<{width}}  {n:>8}  {groups[cause]:>6}  {_REMEDIES.get(cause, 'see the log')}")
+        return "\n".join(lines)
+
+    def state(self) -> list:
+        """JSON-able: the window."""
+        return [[failed, causes] for failed, causes in self._groups]
+
+    def restore(self, state: Sequence) -> None:
+        """Continue from ``state()``."""
+        self._groups.clear()
+        self._groups.extend((bool(failed), dict(causes)) for failed, causes in state)

@@ -1,0 +1,143 @@
+"""Whether the criteria are any good: pure functions of ``Judgement``, logged each step as ``health/...``.
+
+    pass_rate               share of (rollout, criterion) verdicts that are true
+    separating_frac         share of criteria that some scored rollout of the group passes and another fails
+    reference_pass_rate     the same as pass_rate, for the references
+    reference_fails_frac    share of references that fail a criterion of their own rubric's highest points
+    reference_below_frac    share of groups whose references score below their rollouts, mean against mean
+
+Where a group was verified twice with another order (``teacher.health.repeat_frac``):
+
+    flip_frac               share of verdicts that changed
+    order_bias              mean score of an answer where it stands later, minus where it stands earlier
+    rank_changed_frac       share of groups in which two rollouts changed places by score
+
+What is not known (no group with a rubric, nothing verified twice) is None, never a number. Everything here can be had
+again later: ``ropd_jax.groups.read_groups`` makes the judgements of ``groups/*.jsonl``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ropd_jax.types import Judgement, Rubric
+
+Row = tuple[bool, ...] | None
+
+
+def step_health(judgements: Sequence[Judgement]) -> dict[str, float | None]:
+    """All of the above over the groups of one step, as ``health/...``; of a second look only where there is one."""
+    rubrics = [j for j in judgements if j.rubric is not None]
+    rollouts = [v for j in rubrics for row in j.passed if row is not None for v in row]
+    references = [v for j in rubrics for row in j.reference_passed if row is not None for v in row]
+    out = {
+        "health/criteria_mean": _mean(len(j.rubric.criteria) for j in rubrics if j.rubric),
+        "health/pass_rate": _mean(rollouts),
+        "health/separating_frac": _mean(s for j in rubrics for s in separating(j)),
+        "health/reference_pass_rate": _mean(references),
+        "health/reference_fails_frac": _mean(f for j in rubrics for f in references_fail(j)),
+        "health/reference_below_frac": _mean(b for j in rubrics if (b := references_below(j)) is not None),
+    }
+    twice = [j for j in rubrics if j.repeat is not None]
+    if twice:
+        out |= {
+            "health/repeated_groups": float(len(twice)),
+            "health/flip_frac": _mean(f for j in twice for f in flips(j)),
+            "health/order_bias": _mean(d for j in twice for d in order_gains(j)),
+            "health/rank_changed_frac": _mean(r for j in twice if (r := rank_changed(j)) is not None),
+        }
+    return out
+
+
+def separating(judgement: Judgement) -> list[bool]:
+    """Of each criterion: do two scored rollouts differ in it? Empty with fewer than two scored rollouts."""
+    rows = [row for row in judgement.passed if row is not None]
+    if len(rows) < 2:
+        return []
+    return [len(set(column)) > 1 for column in zip(*rows, strict=True)]
+
+
+def references_fail(judgement: Judgement) -> list[bool]:
+    """Of each reference with verdicts: does it fail a criterion that has the highest points of its rubric?"""
+    if judgement.rubric is None:
+        return []
+    top = max(judgement.rubric.weights)
+    decisive = [k for k, w in enumerate(judgement.rubric.weights) if w == top]
+    return [not all(row[k] for k in decisive) for row in judgement.reference_passed if row is not None]
+
+
+def references_below(judgement: Judgement) -> bool | None:
+    """Is the references' mean score below the rollouts'? None where either side has no verdict."""
+    rubric = judgement.rubric
+    if rubric is None:
+        return None
+    references = _mean(rubric.score(row) for row in judgement.reference_passed if row is not None)
+    rollouts = _mean(rubric.score(row) for row in judgement.passed if row is not None)
+    return None if references is None or rollouts is None else references < rollouts - 1e-9
+
+
+def flips(judgement: Judgement) -> list[bool]:
+    """Of each verdict that both looks gave: did it change?"""
+    return [a != b for first, second, _ in _both(judgement) for a, b in zip(first, second, strict=True)]
+
+
+def order_gains(judgement: Judgement) -> list[float]:
+    """Of each answer that both looks scored at different places: its score where it stood later, minus the other."""
+    rubric, gains = judgement.rubric, []
+    for first, second, (before, after) in _both(judgement):
+        if rubric is not None and before != after:
+            gain = rubric.score(second) - rubric.score(first)
+            gains.append(gain if after > before else -gain)
+    return gains
+
+
+def rank_changed(judgement: Judgement) -> bool | None:
+    """Did any two rollouts change places by score (a tie that broke counts)? None with fewer than two in both looks."""
+    rubric, n = judgement.rubric, len(judgement.passed)
+    if rubric is None or judgement.repeat is None:
+        return None
+    pairs = zip(judgement.passed, judgement.repeat.passed[:n], strict=True)
+    scores = [(rubric.score(a), rubric.score(b)) for a, b in pairs if a is not None and b is not None]
+    if len(scores) < 2:
+        return None
+    return any(_sign(x[0] - y[0]) != _sign(x[1] - y[1]) for i, x in enumerate(scores) for y in scores[:i])
+
+
+def cohens_kappa(a: Sequence[bool], b: Sequence[bool]) -> float | None:
+    """Agreement of two verifiers beyond chance, (p_o - p_e) / (1 - p_e); None where both say the same one word only.
+
+    >>> cohens_kappa([True, True, False, False], [True, False, False, False])
+    0.5
+    """
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} and {len(b)} verdicts; expected as many of each")
+    if not a:
+        return None
+    n, yes_a, yes_b = len(a), sum(a), sum(b)
+    agreed = sum(x == y for x, y in zip(a, b, strict=True)) / n
+    chance = (yes_a * yes_b + (n - yes_a) * (n - yes_b)) / n**2
+    return None if yes_a == yes_b and yes_a in (0, n) else (agreed - chance) / (1 - chance)
+
+
+def saturated(rubric: Rubric, passed: Sequence[Row]) -> bool:
+    """Has the rubric nothing left to tell: at least two scored rollouts, and all of them with the same score?"""
+    scores = {rubric.score(row) for row in passed if row is not None}
+    return len(scores) == 1 and sum(row is not None for row in passed) >= 2
+
+
+def _both(judgement: Judgement) -> Iterable[tuple[tuple[bool, ...], tuple[bool, ...], tuple[int, int]]]:
+    if judgement.repeat is None:
+        return
+    first = (*judgement.passed, *judgement.reference_passed)
+    for a, b, places in zip(first, judgement.repeat.passed, judgement.repeat.places, strict=True):
+        if a is not None and b is not None:
+            yield a, b, places
+
+
+def _sign(x: float) -> int:
+    return 0 if abs(x) < 1e-9 else 1 if x > 0 else -1
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    values = list(values)
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,108 @@
+"""One group from answers to rewards: references, rubric, verdicts (Algorithm 1), with what is known kept on failure.
+
+1. references     the teacher's own answers, asked for or taken from the index
+2. rubric         induced from the contrast (Eq. 3), or one that the store's policy uses again
+3. verdicts       of all answers and references, shuffled and unlabelled (Eq. 4); some groups twice, for the health
+4. rewards        the weighted pass rate of each answer (Eq. 5); unscored stays unscored
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ropd_jax.teacher import verifier
+from ropd_jax.teacher.client import ConfigurationError, TeacherError
+from ropd_jax.teacher.health import saturated
+from ropd_jax.teacher.store import lineage_of
+from ropd_jax.types import Judgement, Lineage, Prompt, Repeat, Rubric
+
+if TYPE_CHECKING:
+    from ropd_jax.teacher.grade import Teacher
+
+_ORDERS = 8  # keys tried for an order that differs from the first
+
+
+async def judge(
+    teacher: Teacher,
+    prompt: Prompt,
+    answers: Sequence[str],
+    *,
+    step: int,
+    references: Sequence[tuple[str, str]] | None = None,
+    rubric: tuple[Rubric, Lineage | None] | None = None,
+) -> Judgement:
+    """The teacher's judgement of ``answers``. What it fails to say is unscored, with a cause; never 0.0.
+
+    Args:
+        step: names the group together with the prompt's id: the order in which answers are shown hangs on it.
+        references: (text, model) pairs that are there already; None asks the teacher (or its index).
+        rubric: one that is there already, with its lineage; None asks the store, then the teacher.
+
+    Raises:
+        ConfigurationError: a wrong key or model, which is wrong for every group.
+    """
+    key, n = f"{step}/{prompt.id}", len(answers)
+    known: dict = {}
+    try:
+        if references is None:
+            references = await teacher.reference_samples(prompt)
+        known["references"] = texts = tuple(text for text, _ in references)
+        known["reference_models"] = tuple(model for _, model in references)
+        known["rubric"], known["lineage"] = rubric or await _rubric(teacher, prompt, texts, answers, step)
+        shown = (*answers, *texts)
+        verdicts = await teacher.verify(prompt, known["rubric"], shown, key=key)
+        repeat = await _again(teacher, prompt, known["rubric"], shown, key)
+    except ConfigurationError:
+        raise
+    except TeacherError as error:
+        return Judgement(rewards=(None,) * n, causes=(error.cause,) * n, **known)
+    passed = verdicts.passed[:n]
+    if rubric is None:
+        teacher.store.add(
+            prompt.id, step, known["rubric"], known["lineage"], saturated=saturated(known["rubric"], passed)
+        )
+    return Judgement(
+        rewards=verdicts.scores(known["rubric"])[:n],
+        causes=verdicts.causes[:n],
+        passed=passed,
+        reference_passed=verdicts.passed[n:],
+        repeat=repeat,
+        **known,
+    )
+
+
+async def _rubric(
+    teacher: Teacher, prompt: Prompt, references: Sequence[str], answers: Sequence[str], step: int
+) -> tuple[Rubric, Lineage]:
+    if found := teacher.store.find(prompt.id, step):
+        return found
+    rubric = await teacher.induce_rubric(prompt, references, answers)
+    return rubric, lineage_of(step, teacher.roles["rubric"].model, teacher.template_id("rubric"), references, answers)
+
+
+async def _again(teacher: Teacher, prompt: Prompt, rubric: Rubric, shown: Sequence[str], key: str) -> Repeat | None:
+    """A second look at every answer in another order, for a share of the groups drawn by hash; None if not drawn.
+
+    Its failure costs the group nothing: there is then no second look, and the failure is counted as any other.
+    """
+    if not _drawn(f"repeat:{teacher.seed}:{key}", teacher.repeat_frac):
+        return None
+    first = verifier.shuffled(shown, seed=teacher.seed, key=key)
+    keys = (f"{key}/again{i}" for i in range(_ORDERS))
+    other = next((k for k in keys if verifier.shuffled(shown, seed=teacher.seed, key=k) != first), None)
+    if other is None:  # one answer has one order
+        return None
+    try:
+        verdicts = await teacher.verify(prompt, rubric, shown, key=other, counted=False)
+    except ConfigurationError:
+        raise
+    except TeacherError:
+        return None
+    second = verifier.shuffled(shown, seed=teacher.seed, key=other)
+    return Repeat(verdicts.passed, tuple((first.index(i), second.index(i)) for i in range(len(shown))))
+
+
+def _drawn(what: str, share: float) -> bool:
+    return int.from_bytes(hashlib.sha256(what.encode()).digest()[:8], "big") < share * 2**64

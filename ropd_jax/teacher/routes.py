@@ -1,0 +1,31 @@
+"""Several clients as one: each role's requests go to the client of that role, references to several in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ropd_jax.teacher.client import ChatClient, ChatReply, ChatRequest
+
+
+class Routes:
+    """A ``ChatClient`` that sends each request on by its purpose.
+
+    Args:
+        clients: the clients of each purpose; of several, sample i goes to number i % n.
+    """
+
+    def __init__(self, clients: Mapping[str, Sequence[ChatClient]]):
+        self._clients = {purpose: tuple(several) for purpose, several in clients.items()}
+
+    def client_of(self, request: ChatRequest) -> ChatClient:
+        """The client that gets this request."""
+        several = self._clients[request.purpose]
+        return several[request.sample_index % len(several)]
+
+    async def chat(self, request: ChatRequest) -> ChatReply:
+        return await self.client_of(request).chat(request)
+
+    async def close(self) -> None:
+        """Close each client once."""
+        for client in {id(c): c for several in self._clients.values() for c in several}.values():
+            await client.close()

@@ -1,0 +1,115 @@
+"""The rubrics of a run, known by their content, with the lineage of each and a policy of when one is used again.
+
+    fresh             every group gets a rubric of its own rollouts (the paper)
+    per_epoch         a prompt's rubric serves ``epochs`` visits, that is passes over the data, and is then made anew
+    until_saturated   it serves until all scored rollouts of a group had the same score under it
+
+What a step decides depends on earlier steps alone: a step that is interrupted and done again decides the same,
+although the store may have seen a part of it. Under ``fresh`` nothing is kept, because nothing is ever looked up; each
+rubric and its lineage stand in ``groups/*.jsonl`` under any policy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+
+from ropd_jax.teacher.client import ConfigurationError
+from ropd_jax.types import Criterion, Lineage, Rubric
+
+POLICIES = ("fresh", "per_epoch", "until_saturated")
+
+
+def text_sha(text: str) -> str:
+    """First 16 hex digits of the SHA-256 of a text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+@dataclasses.dataclass
+class Visit:
+    """One group of a prompt: at which step, under which rubric, made at which step, all rollouts with one score?"""
+
+    step: int
+    sha: str
+    made: int
+    saturated: bool
+
+
+class RubricStore:
+    """Rubrics by content hash, and the visits of each prompt in the order of the steps.
+
+    Args:
+        policy: one of ``POLICIES``.
+        epochs: ``per_epoch`` only: visits that one rubric serves.
+
+    Raises:
+        ConfigurationError: another policy, or fewer than one visit.
+    """
+
+    def __init__(self, policy: str = "fresh", *, epochs: int = 2):
+        if policy not in POLICIES:
+            raise ConfigurationError(f"teacher.rubric_reuse is {policy!r}; expected one of {', '.join(POLICIES)}")
+        if epochs < 1:
+            raise ConfigurationError(f"teacher.rubric_epochs is {epochs}; expected at least 1 visit")
+        self.policy = policy
+        self._epochs = epochs
+        self._rubrics: dict[str, tuple[Rubric, Lineage]] = {}
+        self._visits: dict[str, list[Visit]] = {}
+
+    def __len__(self) -> int:
+        """Number of different rubrics."""
+        return len(self._rubrics)
+
+    def __getitem__(self, sha: str) -> tuple[Rubric, Lineage]:
+        return self._rubrics[sha]
+
+    def find(self, prompt_id: str, step: int) -> tuple[Rubric, Lineage] | None:
+        """The rubric that the policy uses again for this prompt at this step, or None if it wants a new one."""
+        visits = [v for v in self._visits.get(prompt_id, ()) if v.step < step]
+        if self.policy == "fresh" or not visits:
+            return None
+        last = visits[-1]
+        if self.policy == "until_saturated" and last.saturated:
+            return None
+        if self.policy == "per_epoch" and sum(v.made == last.made for v in visits) >= self._epochs:
+            return None
+        rubric, lineage = self._rubrics[last.sha]
+        return rubric, dataclasses.replace(lineage, step=last.made)
+
+    def add(self, prompt_id: str, step: int, rubric: Rubric, lineage: Lineage, *, saturated: bool) -> None:
+        """Note that a group was judged by the rubric. A step that is done again replaces what it noted before."""
+        if self.policy == "fresh":
+            return
+        self._rubrics.setdefault(rubric.sha, (rubric, lineage))
+        visits = [v for v in self._visits.get(prompt_id, ()) if v.step < step]
+        self._visits[prompt_id] = [*visits, Visit(step, rubric.sha, lineage.step, saturated)]
+
+    def state(self) -> dict:
+        """JSON-able state for a checkpoint."""
+        return {
+            "rubrics": [
+                {"criteria": [dataclasses.astuple(c) for c in r.criteria], "lineage": dataclasses.asdict(lineage)}
+                for r, lineage in self._rubrics.values()
+            ],
+            "visits": {p: [dataclasses.astuple(v) for v in visits] for p, visits in self._visits.items()},
+        }
+
+    def restore(self, state: dict) -> None:
+        """Continue from ``state()``."""
+        self._rubrics, self._visits = {}, {}
+        for row in state["rubrics"]:
+            rubric = Rubric(tuple(Criterion(*c) for c in row["criteria"]))
+            self._rubrics[rubric.sha] = (rubric, lineage_from(row["lineage"]))
+        for prompt_id, visits in state["visits"].items():
+            self._visits[prompt_id] = [Visit(*v) for v in visits]
+
+
+def lineage_of(step: int, model: str, template: str, references: Sequence[str], answers: Sequence[str]) -> Lineage:
+    """The lineage of a rubric that is induced now from these texts."""
+    return Lineage(step, model, template, tuple(map(text_sha, references)), tuple(map(text_sha, answers)))
+
+
+def lineage_from(row: dict) -> Lineage:
+    """The lineage that ``dataclasses.asdict`` made, after a way through JSON."""
+    return Lineage(row["step"], row["model"], row["template"], tuple(row["references"]), tuple(row["answers"]))

@@ -1,0 +1,340 @@
+"""The tape: every answer of the teacher, recorded once, in one SQLite file that can be replayed for nothing.
+
+    request --(provider, model, parameters, schema, sample index, messages)--> key --> reply | failures
+
+A reply is on the tape before the run uses it. The first reply to a request stays: whoever asks the same again, in this
+run or a later one on the same tape, gets that one. A failure that ended a request is kept with the step in which it
+happened, so that a replay leaves exactly those rollouts unscored which the recorded run left unscored.
+
+Each write is one transaction in WAL mode: a process that is killed loses what was in flight and nothing else. Other
+processes may read meanwhile. Nothing but requests and replies is written: no key, no header. Texts are compressed; at
+the paper's lengths (12 answers of 8,192 tokens, shown to rubricator and verifier) a group takes an estimated 0.3 MB.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import pathlib
+import sqlite3
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ropd_jax.teacher import client as client_lib
+from ropd_jax.teacher import fences
+from ropd_jax.teacher.client import ChatReply, ChatRequest, ConfigurationError, TeacherError, Usage
+
+VERSION = 1
+NO_STEP = -1
+_APPLICATION_ID = 0x524F5044  # "ROPD"
+_WAIT_S = 30.0  # for another process's write
+_LEVEL = 3  # of zlib: 396 kB of prose and code become 145 kB in 18 ms
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS requests(
+  key TEXT PRIMARY KEY, role TEXT NOT NULL, provider TEXT NOT NULL, model TEXT NOT NULL, sample_index INTEGER NOT NULL,
+  messages_sha TEXT NOT NULL, question TEXT NOT NULL, prompts TEXT NOT NULL, body BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS by_messages ON requests(messages_sha);
+CREATE INDEX IF NOT EXISTS by_question ON requests(role, question);
+CREATE TABLE IF NOT EXISTS replies(
+  key TEXT PRIMARY KEY, text BLOB NOT NULL, finish_reason TEXT NOT NULL, model TEXT NOT NULL, input_tokens INTEGER,
+  output_tokens INTEGER, thought_tokens INTEGER, cached_tokens INTEGER, latency_s REAL, created REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS failures(
+  key TEXT NOT NULL, step INTEGER NOT NULL, type TEXT NOT NULL, cause TEXT NOT NULL, message TEXT NOT NULL,
+  created REAL NOT NULL, PRIMARY KEY(key, step));
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """A typed failure as it stands on the tape."""
+
+    step: int
+    type: str
+    cause: str
+    message: str
+    created: float
+
+    def error(self) -> TeacherError:
+        """The exception that it was."""
+        kind = getattr(client_lib, self.type, None)
+        kind = kind if isinstance(kind, type) and issubclass(kind, TeacherError) else TeacherError
+        return kind(self.message, cause=self.cause)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One request of the tape, with its reply (or None) and the failures of the steps in which it failed."""
+
+    key: str
+    role: str
+    body: dict[str, Any]
+    prompts: dict[str, str]
+    reply: ChatReply | None
+    created: float | None
+    failures: tuple[Failure, ...]
+
+
+def request_body(provider: str, request: ChatRequest) -> dict[str, Any]:
+    """What makes two requests the same, as JSON-able data. The role is not part of it: it is not on the wire."""
+    return {
+        "provider": provider,
+        "model": request.model,
+        "temperature": None if request.temperature is None else float(request.temperature),
+        "max_output_tokens": request.max_output_tokens,
+        "json_schema": request.json_schema,
+        "sample_index": request.sample_index,
+        "messages": [[m.role, m.content] for m in request.messages],
+    }
+
+
+def canonical(value: Any) -> bytes:
+    """The one way in which a value is written: sorted keys, no spaces, ASCII (so lone surrogates survive)."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+
+def body_key(body: Mapping[str, Any]) -> str:
+    """SHA-256 of the canonical request, in hex."""
+    return hashlib.sha256(canonical(body)).hexdigest()
+
+
+class Tape:
+    """One tape file. Opened at the first use, so that making one leaves no trace; all methods are thread-safe.
+
+    Args:
+        path: the SQLite file; made when absent, unless ``read_only``.
+        read_only: for replays: several processes, and a tape on a medium that cannot be written.
+
+    Raises:
+        ConfigurationError: (``read_only``) no such file; later: not a tape, locked for long, damaged.
+    """
+
+    def __init__(self, path: str | pathlib.Path, *, read_only: bool = False):
+        self.path = pathlib.Path(path)
+        self.read_only = read_only
+        if read_only and not self.path.is_file():
+            raise ConfigurationError(
+                f"there is no tape {str(self.path)!r} to read; expected the tape.sqlite of a recorded run: name it "
+                "with teacher.tape.path",
+                cause="no_tape",
+            )
+        self._lock = threading.RLock()
+        self._db: sqlite3.Connection | None = None
+
+    def get(self, key: str) -> ChatReply | None:
+        """The recorded reply, or None."""
+        with self._using() as db:
+            row = db.execute(
+                "SELECT text, finish_reason, model, input_tokens, output_tokens, thought_tokens, cached_tokens, "
+                "latency_s FROM replies WHERE key = ?",
+                (key,),
+            ).fetchone()
+        return None if row is None else _reply(row)
+
+    def failure(self, key: str, step: int) -> Failure | None:
+        """The failure of this request in this step, or None."""
+        return next((f for f in self.failures(key) if f.step == step), None)
+
+    def failures(self, key: str) -> tuple[Failure, ...]:
+        """The recorded failures of this request, by step."""
+        with self._using() as db:
+            rows = db.execute(
+                "SELECT step, type, cause, message, created FROM failures WHERE key = ? ORDER BY step", (key,)
+            ).fetchall()
+        return tuple(Failure(*row) for row in rows)
+
+    def put(
+        self,
+        provider: str,
+        request: ChatRequest,
+        reply: ChatReply,
+        *,
+        step: int = NO_STEP,
+        prompts: Mapping[str, str] | None = None,
+        overwrite: bool = False,
+    ) -> ChatReply:
+        """Record a reply, and forget that the request failed in this step; returns the reply that stands.
+
+        That is the earlier one where there is one and ``overwrite`` is not set.
+        """
+        body = request_body(provider, request)
+        row = request_row(body_key(body), request.purpose, body, prompts or {})
+        verb = "REPLACE" if overwrite else "IGNORE"
+        with self._using() as db, db:
+            self._insert_request(db, row)
+            db.execute(
+                f"INSERT OR {verb} INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (row[0], *_row(reply), time.time()),
+            )
+            db.execute("DELETE FROM failures WHERE key = ? AND step = ?", (row[0], step))
+        standing = self.get(row[0])
+        assert standing is not None
+        return standing
+
+    def put_failure(
+        self,
+        provider: str,
+        request: ChatRequest,
+        error: TeacherError,
+        *,
+        step: int = NO_STEP,
+        prompts: Mapping[str, str] | None = None,
+    ) -> None:
+        """Record the failure that ended the request in this step."""
+        body = request_body(provider, request)
+        row = request_row(body_key(body), request.purpose, body, prompts or {})
+        failure = (row[0], step, type(error).__name__, error.cause, fences.without_surrogates(str(error)), time.time())
+        with self._using() as db, db:
+            self._insert_request(db, row)
+            db.execute("INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?, ?, ?)", failure)
+
+    def entries(self) -> Iterator[Entry]:
+        """All of the tape, by key."""
+        with self._using() as db:
+            keys = [k for (k,) in db.execute("SELECT key FROM requests ORDER BY key")]
+        for key in keys:
+            yield self.entry(key)
+
+    def entry(self, key: str) -> Entry:
+        """The request of this key with all that is known of it."""
+        with self._using() as db:
+            role, prompts, body = db.execute(
+                "SELECT role, prompts, body FROM requests WHERE key = ?", (key,)
+            ).fetchone()
+            created = db.execute("SELECT created FROM replies WHERE key = ?", (key,)).fetchone()
+        return Entry(
+            key,
+            role,
+            json.loads(zlib.decompress(body)),
+            json.loads(prompts),
+            self.get(key),
+            created[0] if created else None,
+            self.failures(key),
+        )
+
+    def add(self, entry: Entry) -> bool:
+        """Copy an entry of another tape; False where this one has a reply to the request already (that one stays)."""
+        row = request_row(entry.key, entry.role, entry.body, entry.prompts)
+        with self._using() as db, db:
+            self._insert_request(db, row)
+            added = 0
+            if entry.reply is not None:
+                added += db.execute(
+                    "INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    (entry.key, *_row(entry.reply), entry.created),
+                ).rowcount
+            for f in entry.failures:
+                added += db.execute(
+                    "INSERT OR IGNORE INTO failures VALUES (?, ?, ?, ?, ?, ?)",
+                    (entry.key, f.step, f.type, f.cause, f.message, f.created),
+                ).rowcount
+        return added > 0
+
+    def query(self, sql: str, values: tuple = ()) -> list[tuple]:
+        """Rows of a read-only query over the tables above."""
+        with self._using() as db:
+            return db.execute(sql, values).fetchall()
+
+    def close(self) -> None:
+        """Close the file; the write-ahead log is folded into it. A later use opens it again."""
+        with self._lock:
+            if self._db is not None:
+                self._db.close()
+                self._db = None
+
+    def _insert_request(self, db: sqlite3.Connection, row: tuple) -> None:
+        db.execute("INSERT OR IGNORE INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+
+    @contextlib.contextmanager
+    def _using(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                if self._db is None:
+                    self._db = _open(self.path, read_only=self.read_only)
+                yield self._db
+            except sqlite3.Error as e:
+                raise _explained(e, self.path) from e
+
+
+def request_row(key: str, role: str, body: Mapping[str, Any], prompts: Mapping[str, str]) -> tuple:
+    """The row of table ``requests``."""
+    blocks = (block for _, content in body["messages"] for block in fences.parse_blocks(content))
+    question = next((text for label, text in blocks if label == "question"), "")
+    return (
+        key,
+        role,
+        body["provider"],
+        body["model"],
+        body["sample_index"],
+        hashlib.sha256(canonical(body["messages"])).hexdigest(),
+        hashlib.sha256(question.encode("utf-8", "surrogatepass")).hexdigest()[:16] if question else "",
+        canonical(dict(prompts)).decode(),
+        zlib.compress(canonical(body), _LEVEL),
+    )
+
+
+def _row(reply: ChatReply) -> tuple:
+    text = zlib.compress(reply.text.encode("utf-8", "surrogatepass"), _LEVEL)
+    return (text, reply.finish_reason, reply.model, *dataclasses.astuple(reply.usage), reply.latency_s)
+
+
+def _reply(row: tuple) -> ChatReply:
+    text, finish_reason, model, *usage, latency_s = row
+    return ChatReply(
+        zlib.decompress(text).decode("utf-8", "surrogatepass"), finish_reason, Usage(*usage), model, latency_s
+    )
+
+
+def _open(path: pathlib.Path, *, read_only: bool) -> sqlite3.Connection:
+    if read_only:
+        for options in ("mode=ro", "mode=ro&immutable=1"):  # the second: a directory that cannot be written
+            db = sqlite3.connect(
+                f"{path.resolve().as_uri()}?{options}", uri=True, timeout=_WAIT_S, check_same_thread=False
+            )
+            with contextlib.suppress(sqlite3.OperationalError):
+                db.execute("SELECT count(*) FROM sqlite_master")
+                break
+            db.close()
+        _check_ours(db, path)
+        return db
+    path.parent.mkdir(parents=True, exist_ok=True)
+    db = sqlite3.connect(path, timeout=_WAIT_S, check_same_thread=False)
+    if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        _check_ours(db, path)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing; a power cut at most the last replies
+    with db:
+        db.execute("BEGIN IMMEDIATE")
+        for statement in _TABLES.split(";\n"):
+            db.execute(statement)
+        db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+        db.execute(f"PRAGMA user_version = {VERSION}")
+    return db
+
+
+def _check_ours(db: sqlite3.Connection, path: pathlib.Path) -> None:
+    ours = db.execute("PRAGMA application_id").fetchone()[0] == _APPLICATION_ID
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if not ours or version > VERSION:
+        db.close()
+        why = f"is a tape of version {version}, and this release reads {VERSION}" if ours else "is not a tape"
+        raise ConfigurationError(f"{str(path)!r} {why}; name another file with teacher.tape.path", cause="no_tape")
+
+
+def _explained(error: sqlite3.Error, path: pathlib.Path) -> Exception:
+    code = getattr(error, "sqlite_errorcode", None)
+    if code == sqlite3.SQLITE_FULL:
+        return OSError(errno.ENOSPC, "no space left for the tape", str(path))
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        why = f"another process has been writing it for more than {_WAIT_S:g} s; give each run a tape of its own"
+    elif code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+        why = "not a tape, or damaged; name another file with teacher.tape.path"
+    else:
+        why = "check that the file and its directory can be read and written, or set teacher.tape.mode=off"
+    return ConfigurationError(f"tape {str(path)!r}: {error}; {why}", cause="tape")

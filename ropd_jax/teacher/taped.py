@@ -1,0 +1,149 @@
+"""A client that answers from a tape and records on it.
+
+record    the default: answers from the tape; what is not there is asked and recorded. What failed for a passing
+          cause (429, timeout, ...) is asked again; a truncated, blocked or over-long request is not: it would fail
+          again, and cost again
+replay    answers from the tape alone, opens no socket and needs no key; what is not there stops the run and says
+          what differs from the nearest entry
+refresh   asks everything once more and overwrites
+off       no tape
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import dataclasses
+import pathlib
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+from ropd_jax.teacher.client import (
+    BlockedError,
+    ChatClient,
+    ChatReply,
+    ChatRequest,
+    ConfigurationError,
+    ContextError,
+    TeacherError,
+    TruncatedError,
+)
+from ropd_jax.teacher.tape import NO_STEP, Tape, body_key, request_body
+from ropd_jax.teacher.tapefile import explain_miss
+
+T = TypeVar("T")
+MODES = ("record", "replay", "refresh", "off")
+STEP: contextvars.ContextVar[int] = contextvars.ContextVar("teacher_step", default=NO_STEP)
+_LASTING = (TruncatedError, BlockedError, ContextError)  # failures that would be the same again
+
+
+async def at_step(step: int, work: Awaitable[T]) -> T:
+    """Await ``work`` as part of a training step, so that tape and budget know which."""
+    STEP.set(step)
+    return await work
+
+
+class TapedClient:
+    """A ``ChatClient`` that answers from a tape and records on it; outermost, so that a recorded answer waits for
+    nothing.
+
+    Args:
+        make: makes the client underneath; called now, except in mode ``replay``, which needs none.
+        tape: shared by all roles of a teacher.
+        mode: ``record``, ``replay`` or ``refresh``.
+        provider: part of each key.
+        prompts: content hash of each prompt template, stored with each entry.
+        noted: called with the purpose of each request that the tape answered.
+
+    Raises:
+        ConfigurationError: an unknown mode; whatever ``make`` raises.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], ChatClient],
+        tape: Tape,
+        *,
+        mode: str,
+        provider: str,
+        prompts: Mapping[str, str] | None = None,
+        noted: Callable[[str], None] | None = None,
+    ):
+        if mode not in MODES[:3]:
+            raise ConfigurationError(f"teacher.tape.mode is {mode!r}; expected one of {', '.join(MODES)}")
+        self.inner = None if mode == "replay" else make()
+        self.tape, self.mode = tape, mode
+        self._provider, self._prompts = provider, dict(prompts or {})
+        self._noted = noted or (lambda purpose: None)
+        self._fresh: set[str] = set()  # mode refresh: what this process has asked already
+
+    async def chat(self, request: ChatRequest) -> ChatReply:
+        """The reply on the tape, or the client's, which is on the tape before it is returned.
+
+        Raises:
+            ConfigurationError: (replay) nothing is recorded for the request. Recorded and new ``TeacherError``.
+        """
+        step = STEP.get()
+        key = body_key(request_body(self._provider, request))
+        found = await asyncio.to_thread(self._find, key, request, step)
+        if found is not None:
+            self._noted(request.purpose)
+            if isinstance(found, ChatReply):
+                return dataclasses.replace(found, source="tape")
+            raise found
+        assert self.inner is not None
+        where: dict[str, Any] = {"step": step, "prompts": self._prompts}
+        try:
+            reply = await self.inner.chat(request)
+        except ConfigurationError:
+            raise  # stops the run; not an answer to this request
+        except TeacherError as e:
+            await asyncio.to_thread(self.tape.put_failure, self._provider, request, e, **where)
+            raise
+        overwrite = self.mode == "refresh" and key not in self._fresh
+        self._fresh.add(key)
+        stands = await asyncio.to_thread(self.tape.put, self._provider, request, reply, **where, overwrite=overwrite)
+        return dataclasses.replace(stands, source=reply.source)
+
+    async def close(self) -> None:
+        """Close the client and the tape."""
+        if self.inner is not None:
+            await self.inner.close()
+        await asyncio.to_thread(self.tape.close)
+
+    def _find(self, key: str, request: ChatRequest, step: int) -> ChatReply | TeacherError | None:
+        if self.mode == "refresh" and key not in self._fresh:
+            return None
+        reply = self.tape.get(key)
+        if self.mode == "replay":
+            failed = self.tape.failures(key)
+            here = next((f for f in failed if f.step == step), None)
+            if here is not None or (reply is None and failed):
+                return (here or failed[-1]).error()
+            if reply is None:
+                raise ConfigurationError(explain_miss(self.tape, self._provider, request), cause="tape_miss")
+        elif reply is None:
+            lasting = [f for f in self.tape.failures(key) if isinstance(f.error(), _LASTING)]
+            if lasting:
+                error = lasting[-1].error()
+                if all(f.step != step for f in lasting):
+                    self.tape.put_failure(self._provider, request, error, step=step, prompts=self._prompts)
+                return error
+        return reply
+
+
+def open_tape(mode: str, path: str, workdir: str | pathlib.Path | None) -> Tape | None:
+    """The tape of ``teacher.tape``; None with mode ``off``, and without a path and a workdir to put it in.
+
+    Raises:
+        ConfigurationError: an unknown mode; mode ``replay`` and no tape there.
+    """
+    if mode not in MODES:
+        raise ConfigurationError(f"teacher.tape.mode is {mode!r}; expected one of {', '.join(MODES)}")
+    if mode == "off":
+        return None
+    if not path and workdir is None:
+        if mode == "record":
+            return None
+        raise ConfigurationError(f"teacher.tape.mode is {mode!r}; expected a tape: name it with teacher.tape.path")
+    return Tape(path or pathlib.Path(workdir) / "tape.sqlite", read_only=mode == "replay")  # type: ignore[arg-type]

@@ -1,0 +1,224 @@
+"""What people do with a tape: look at it, carry it elsewhere as JSONL, and find out why a request is not on it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import statistics
+from typing import Any
+
+from ropd_jax.teacher.client import ChatReply, ChatRequest, ConfigurationError, Usage
+from ropd_jax.teacher.tape import Entry, Failure, Tape, body_key, request_body, request_row
+
+FORMAT = "ropd.tape.v1"
+_CANDIDATES = 64  # entries that a miss is compared with
+_SHOWN = 40  # characters of text around the first difference
+_TOKEN = re.compile(r"(\| |\[\[U\+[0-9A-F]{4} |token |`)[0-9a-f]{12}\b")
+
+
+# ------------------------------------------------------------------------------------------------------- stats
+
+
+def tape_stats(tape: Tape) -> list[dict[str, Any]]:
+    """One row for each (role, provider, model): replies, failures, tokens, seconds; None where nothing is known."""
+    rows = []
+    groups = tape.query("SELECT DISTINCT role, provider, model FROM requests ORDER BY role, provider, model")
+    for role, provider, model in groups:
+        found = tape.query(
+            "SELECT input_tokens, output_tokens, thought_tokens, cached_tokens, latency_s, length(text), length(body) "
+            "FROM requests JOIN replies USING(key) WHERE role = ? AND provider = ? AND requests.model = ?",
+            (role, provider, model),
+        )
+        causes = tape.query(
+            "SELECT cause, count(*) FROM requests JOIN failures USING(key) "
+            "WHERE role = ? AND provider = ? AND model = ? GROUP BY cause ORDER BY cause",
+            (role, provider, model),
+        )
+        columns = list(zip(*found, strict=True)) if found else [()] * 7
+        known = [[x for x in column if x is not None] for column in columns[:5]]
+        row: dict[str, Any] = {"role": role, "provider": provider, "model": model, "replies": len(found)}
+        row["failures"] = dict(causes)
+        row["bytes"] = sum(columns[5]) + sum(columns[6])
+        for name, values in zip(("input", "output", "thought", "cached"), known, strict=False):
+            row[f"{name}_tokens"] = sum(values) if values else None
+            row[f"{name}_tokens_mean"] = statistics.fmean(values) if values else None
+        row["latency_s_mean"] = statistics.fmean(known[4]) if known[4] else None
+        rows.append(row)
+    return rows
+
+
+# -------------------------------------------------------------------------------------------- export and import
+
+
+def export_tape(tape: Tape, path: str | pathlib.Path) -> int:
+    """Write the tape as JSONL (one line a request, sorted by key, after a line with the format); returns the count."""
+    path, n = pathlib.Path(path), 0
+    part = path.with_name(f".{path.name}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(part, "w", encoding="ascii") as f:
+        f.write(json.dumps({"format": FORMAT}) + "\n")
+        for entry in tape.entries():
+            f.write(json.dumps(_entry_dict(entry)) + "\n")
+            n += 1
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(part, path)
+    return n
+
+
+def import_tape(tape: Tape, path: str | pathlib.Path) -> tuple[int, int]:
+    """Copy the entries of an exported file; returns (entries that brought something new, entries that did not).
+
+    A reply that the tape already has stays.
+
+    Raises:
+        ConfigurationError: not such a file; a line that is not what its key says.
+    """
+    added = known = 0
+    try:
+        with open(path, encoding="utf-8") as f:
+            if json.loads(f.readline() or "null") != {"format": FORMAT}:
+                raise ConfigurationError(f"{str(path)!r} does not start with {{'format': {FORMAT!r}}}; expected a file "
+                                         "that `ropd tape export` wrote")  # fmt: skip
+            for number, line in enumerate(f, 2):
+                entry = _entry(json.loads(line))
+                if body_key(entry.body) != entry.key:
+                    raise ConfigurationError(
+                        f"{path}:{number}: the request does not belong to its key; the line was changed, take it out"
+                    )
+                if tape.add(entry):
+                    added += 1
+                else:
+                    known += 1
+    except OSError as e:
+        raise ConfigurationError(f"cannot read {str(path)!r}: {e.strerror}; expected an exported tape") from e
+    except (ValueError, KeyError, TypeError) as e:
+        raise ConfigurationError(f"{str(path)!r} is not an exported tape ({e!r}); expected JSONL") from e
+    return added, known
+
+
+def _entry_dict(entry: Entry) -> dict[str, Any]:
+    reply = entry.reply
+    return {
+        "key": entry.key,
+        "role": entry.role,
+        "request": entry.body,
+        "prompts": entry.prompts,
+        "reply": None
+        if reply is None
+        else {
+            "text": reply.text,
+            "finish_reason": reply.finish_reason,
+            "model": reply.model,
+            "usage": vars(reply.usage),
+            "latency_s": reply.latency_s,
+            "created": entry.created,
+        },
+        "failures": [vars(f) for f in entry.failures],
+    }
+
+
+def _entry(line: dict[str, Any]) -> Entry:
+    reply, created = line["reply"], None
+    if reply is not None:
+        created = reply["created"]
+        reply = ChatReply(
+            reply["text"],
+            reply["finish_reason"],
+            Usage(**reply["usage"]),
+            reply["model"],
+            latency_s=reply["latency_s"],
+        )
+    failures = tuple(Failure(**f) for f in line["failures"])
+    return Entry(line["key"], line["role"], line["request"], line["prompts"], reply, created, failures)
+
+
+# ------------------------------------------------------------------------------------------------------ misses
+
+
+def explain_miss(tape: Tape, provider: str, request: ChatRequest) -> str:
+    """One line on what a replay asked for and how it differs from the nearest entry."""
+    head = f"the tape {str(tape.path)!r} has no answer to this {request.purpose} request"
+    remedy = "replay with the config and the code of the recorded run, or set teacher.tape.mode=record to ask for it"
+    found = _nearest(tape, provider, request)
+    if found is None:
+        return f"{head}: it has no {request.purpose} request at all; {remedy}"
+    asked = request_body(provider, request)
+    differs = [
+        f"{name}: {_short(found.body[name])} there, {_short(asked[name])} here"
+        for name in ("provider", "model", "temperature", "max_output_tokens", "sample_index")
+        if found.body[name] != asked[name]
+    ]
+    if found.role != request.purpose:
+        differs.insert(0, f"role: {found.role} there, {request.purpose} here")
+    if found.body["json_schema"] != asked["json_schema"]:
+        differs.append("json_schema: another one")
+    place = _first_difference(found.body["messages"], asked["messages"])
+    if place:
+        differs.append(place)
+    return f"{head}. What differs from the nearest entry ({found.key[:12]}): {'; '.join(differs)}. To go on: {remedy}"
+
+
+def _nearest(tape: Tape, provider: str, request: ChatRequest) -> Entry | None:
+    """The entry with the same messages, else that of the same question, else of the same role, that agrees longest."""
+    asked = request_body(provider, request)
+    *_, messages_sha, question, _, _ = request_row(body_key(asked), request.purpose, asked, {})
+    for where, values in (
+        ("messages_sha = ?", (messages_sha,)),
+        ("role = ? AND question = ?", (request.purpose, question)),
+        ("role = ?", (request.purpose,)),
+    ):
+        keys = tape.query(f"SELECT key FROM requests WHERE {where} ORDER BY key LIMIT {_CANDIDATES}", values)
+        if keys:
+            entries = [tape.entry(key) for (key,) in keys]
+            return max(entries, key=lambda e: _likeness(e.body, asked))
+    return None
+
+
+def _likeness(there: dict[str, Any], here: dict[str, Any]) -> tuple[int, int]:
+    a, b = (_plain(_flat(x["messages"])) for x in (there, here))
+    same = sum(there[k] == here[k] for k in here if k != "messages")
+    return _agreement(a, b), same
+
+
+def _first_difference(there: list[list[str]], here: list[list[str]]) -> str:
+    for i, (a, b) in enumerate(zip(there, here, strict=False)):
+        if a[0] != b[0]:
+            return f"messages[{i}] is the {a[0]}'s there, the {b[0]}'s here"
+        plain_a, plain_b = _plain(a[1]), _plain(b[1])
+        if plain_a != plain_b:
+            at = _agreement(plain_a, plain_b)
+            cut = slice(max(0, at - _SHOWN // 2), at + _SHOWN)
+            return f"messages[{i}] from character {at}: {plain_a[cut]!r} there, {plain_b[cut]!r} here"
+        if a[1] != b[1]:
+            return f"messages[{i}]: only the fences' token"
+    if len(there) != len(here):
+        return f"{len(there)} messages there, {len(here)} here"
+    return ""
+
+
+def _plain(text: str) -> str:
+    """The text without the fences' token, which is another one as soon as any text is."""
+    return _TOKEN.sub(r"\1............", text)
+
+
+def _flat(messages: list[list[str]]) -> str:
+    return "\x00".join(f"{role}\x01{content}" for role, content in messages)
+
+
+def _short(value: Any) -> str:
+    return f"{value!r:.60}"
+
+
+def _agreement(a: str, b: str) -> int:
+    """How many characters two texts have in common from their start."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:  # bisection: comparing slices is C, comparing 400,000 characters one by one is not
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -1,0 +1,278 @@
+"""The budget: what each call costs, which caps end a run, and that nothing unknown becomes a number."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from ropd_jax.teacher import (
+    Budget,
+    BudgetError,
+    Caps,
+    ChatReply,
+    ChatRequest,
+    ConfigurationError,
+    Prices,
+    Tape,
+    TapedClient,
+    TruncatedError,
+    Usage,
+    at_step,
+    make_client,
+)
+from ropd_jax.teacher.budget import MeteredClient, dollars
+from ropd_jax.types import Message
+
+OWN = """
+[[price]]
+provider = "openai"
+model = "mine"
+base_url = "http://127.0.0.1:8000/v1/"
+input = 1.0
+output = 10.0
+
+[[price]]
+provider = "openai"
+model = "gpt-4.1"
+input = 4.0
+output = 16.0
+"""
+
+
+def request(purpose="verify", model="gpt-4.1", index=0):
+    return ChatRequest(purpose, (Message("user", "x"),), model, sample_index=index)
+
+
+class Using:
+    """A client whose replies (or failures) use what they are told."""
+
+    def __init__(self, *usages):
+        self.usages = list(usages)
+
+    async def chat(self, request):
+        usage = self.usages.pop(0)
+        if isinstance(usage, TruncatedError):
+            raise usage
+        return ChatReply("ok", usage=usage)
+
+    async def close(self):
+        pass
+
+
+def metered(budget, *usages, provider="openai", base_url=""):
+    return MeteredClient(Using(*usages), budget, provider=provider, base_url=base_url)
+
+
+def run(client, *requests):
+    async def all_of_them():
+        return [await client.chat(r) for r in requests]
+
+    return asyncio.run(all_of_them())
+
+
+# ------------------------------------------------------------------------------------------------------- prices
+
+
+def test_cached_tokens_are_a_part_of_the_input_and_thinking_of_the_output():
+    price = Prices.load().find("openai", "gpt-4.1")
+    assert price.cost(Usage(1_000_000, 0)) == pytest.approx(2.0)
+    assert price.cost(Usage(1_000_000, 0, cached_tokens=400_000)) == pytest.approx(0.6 * 2.0 + 0.4 * 0.5)
+    assert price.cost(Usage(0, 1_000_000, thought_tokens=900_000)) == pytest.approx(8.0)  # not billed twice
+
+
+def test_long_requests_have_the_long_price_from_the_first_token():
+    price = Prices.load().find("gemini", "gemini-2.5-pro")
+    assert price.cost(Usage(200_000, 1_000)) == pytest.approx(0.2 * 1.25 + 0.001 * 10)
+    assert price.cost(Usage(200_001, 1_000)) == pytest.approx(0.200001 * 2.5 + 0.001 * 15)
+
+
+def test_gemini_bills_thoughts_that_are_not_among_the_candidates():
+    from google.genai import types
+
+    from ropd_jax.teacher.gemini import _usage
+
+    said = types.GenerateContentResponseUsageMetadata(
+        prompt_token_count=100, candidates_token_count=10, thoughts_token_count=90, cached_content_token_count=40
+    )
+    assert _usage(said) == Usage(100, 100, 90, 40)
+    only_thought = types.GenerateContentResponseUsageMetadata(prompt_token_count=100, thoughts_token_count=90)
+    assert _usage(only_thought) == Usage(100, 90, 90, None)
+    assert _usage(types.GenerateContentResponseUsageMetadata(prompt_token_count=100)).output_tokens is None
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "base_url", "found"),
+    [
+        ("openai", "gpt-4.1", "", True),
+        ("openai", "gpt-4.1-2025-04-14", "", True),
+        ("openai", "gpt-4.1-nano", "", False),
+        ("openai", "gpt-4", "", False),
+        ("openai", "gpt-4.1", "http://127.0.0.1:8000/v1", False),  # another server's price is not OpenAI's
+        ("gemini", "models/gemini-2.5-flash-001", "", True),
+        ("scripted", "scripted", "", True),
+    ],
+)
+def test_a_price_belongs_to_one_model_at_one_address(provider, model, base_url, found):
+    assert (Prices.load().find(provider, model, base_url) is not None) == found
+
+
+def test_own_prices_add_to_the_table_and_win(tmp_path):
+    (tmp_path / "own.toml").write_text(OWN)
+    prices = Prices.load(str(tmp_path / "own.toml"))
+    assert prices.find("openai", "gpt-4.1").input == 4.0
+    assert prices.find("openai", "mine", "http://127.0.0.1:8000/v1").output == 10.0
+    assert prices.find("openai", "mine") is None
+    assert prices.find("gemini", "gemini-2.5-flash").input == 0.30
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[[price]]\nprovider='a'\nmodel='b'\ninput=-1\noutput=1", "input is -1"),
+        ("[[price]]\nprovider='a'\nmodel='b'\noutput=1", "input is None"),
+        ("[[price]]\nprovider='a'\nmodel='b'\ninput=1\noutput=1\nthinking=2", "'thinking' is no key"),
+        ("x = 1", "no .*price.* tables"),
+        ("[[", "not TOML"),
+    ],
+)
+def test_a_wrong_price_file_is_refused(tmp_path, text, words):
+    (tmp_path / "own.toml").write_text(text)
+    with pytest.raises(ConfigurationError, match=words):
+        Prices.load(str(tmp_path / "own.toml"))
+
+
+# ----------------------------------------------------------------------------------------------------- spending
+
+
+def test_cost_by_role_and_step():
+    budget = Budget()
+    client = metered(budget, Usage(1_000_000, 0), Usage(0, 1_000_000), Usage(500_000, 0))
+    asyncio.run(at_step(0, client.chat(request("reference"))))
+    asyncio.run(at_step(1, client.chat(request("verify"))))
+    asyncio.run(at_step(1, client.chat(request("reference"))))
+    metrics = budget.as_metrics(1)
+    assert metrics["teacher/cost_usd"] == pytest.approx(2 + 8 + 1)
+    assert metrics["teacher/cost_usd_reference"] == pytest.approx(3)
+    assert metrics["teacher/step_cost_usd"] == pytest.approx(9)
+    assert budget.as_metrics(0)["teacher/step_cost_usd"] == pytest.approx(2)
+    assert (metrics["teacher/spent_calls"], metrics["teacher/spent_tokens"]) == (3, 2_500_000)
+
+
+def test_a_model_without_a_price_costs_an_unknown_amount_never_nothing():
+    budget = Budget()
+    run(metered(budget, Usage(10, 10), Usage(10, 10)), request(), request(model="nobody-knows"))
+    metrics = budget.as_metrics()
+    assert metrics["teacher/cost_usd"] is None and metrics["teacher/cost_usd_verify"] is None
+    assert metrics["teacher/unpriced_calls"] == 1
+    assert dollars(None) == "unknown cost"
+
+
+def test_tokens_that_nobody_reports_cost_an_unknown_amount():
+    budget = Budget()
+    run(metered(budget, Usage()), request())
+    assert budget.as_metrics()["teacher/cost_usd"] is None
+
+
+def test_a_truncated_reply_is_paid_for():
+    budget = Budget()
+    client = metered(budget, TruncatedError("cut", usage=Usage(0, 1_000_000)))
+    with pytest.raises(TruncatedError):
+        run(client, request())
+    assert budget.total().cost_usd == pytest.approx(8.0)
+
+
+def test_the_scripted_teacher_is_free():
+    budget = Budget(Caps(usd=0.01))
+    budget.require_price("verify", "scripted", "scripted", "")
+    run(metered(budget, Usage(), Usage(10**9, 10**9), provider="scripted"), request(), request())
+    assert budget.total().cost_usd == 0.0
+
+
+def test_what_the_tape_answers_costs_nothing(tmp_path):
+    budget, tape = Budget(), Tape(tmp_path / "tape.sqlite")
+    client = TapedClient(lambda: metered(budget, Usage(1000, 10)), tape, mode="record", provider="openai")
+    run(client, request(), request(), request())
+    assert (budget.total().calls, budget.total().tokens) == (1, 1010)
+    tape.close()
+
+
+def test_every_try_counts():
+    budget, faults = Budget(Caps(calls=3)), iter(["unavailable", "rate_limited", None, None])
+
+    options = {"fault": lambda r, attempt: next(faults)}
+    client = make_client(provider="scripted", scripted=options, attempts=5, max_wait_s=0.01, budget=budget)
+    from ropd_jax.teacher.references import reference_request
+
+    ask = reference_request(
+        "What is 1 + 2 =", model="scripted", temperature=0.0, max_output_tokens=1000, sample_index=0
+    )
+    run(client, ask)
+    assert budget.total().calls == 3
+    with pytest.raises(BudgetError, match="calls=3 is reached"):
+        run(client, ask)
+
+
+# --------------------------------------------------------------------------------------------------------- caps
+
+
+@pytest.mark.parametrize(
+    ("caps", "passes"), [(Caps(calls=2), 2), (Caps(tokens=300_000), 3), (Caps(usd=0.3), 2), (Caps(), 5)]
+)
+def test_at_a_cap_nothing_more_is_sent(caps, passes):
+    budget = Budget(caps)
+    client = metered(budget, *[Usage(100_000, 0)] * 5)  # 0.2 dollars a call
+    for _ in range(passes):
+        run(client, request())
+    if passes < 5:
+        with pytest.raises(BudgetError, match=r"is reached. Spent: .* calls, .* tokens, \$0") as error:
+            run(client, request())
+        assert "verify" in str(error.value) and "larger teacher.budget" in str(error.value)
+        assert isinstance(error.value, ConfigurationError)  # stops the run
+    assert budget.total().calls == passes
+
+
+def test_a_cap_in_dollars_needs_prices():
+    budget = Budget(Caps(usd=5))
+    with pytest.raises(ConfigurationError, match=r"usd is 5, but no price is known for verify's model 'x'.*prices"):
+        budget.require_price("verify", "openai", "x", "")
+    Budget(Caps(tokens=5)).require_price("verify", "openai", "x", "")
+
+
+def test_a_cap_that_cannot_be_kept_ends_the_run():
+    client = metered(Budget(Caps(tokens=100)), Usage(), Usage())
+    run(client, request())
+    with pytest.raises(BudgetError, match=r"does not report its tokens.*budget.tokens cannot be kept.*budget.calls"):
+        run(client, request())
+
+
+def test_a_negative_cap_is_refused():
+    with pytest.raises(ConfigurationError, match=r"teacher.budget.usd is -1"):
+        Caps(usd=-1)
+
+
+def test_the_spending_is_part_of_the_state():
+    budget = Budget(Caps(calls=2))
+    run(metered(budget, Usage(10, 5, 3, 2), Usage(10, 5)), request(), request("rubric"))
+    again = Budget(Caps(calls=2))
+    again.restore(budget.state())
+    assert again.roles == budget.roles
+    with pytest.raises(BudgetError):
+        run(metered(again, Usage(1, 1)), request())
+
+
+def test_what_was_spent_after_the_last_checkpoint_is_not_forgotten(tmp_path):
+    budget = Budget(path=tmp_path / "spent.json")
+    run(metered(budget, Usage(10, 5)), request())
+    state = budget.state()  # the checkpoint
+    run(metered(budget, Usage(10, 5), Usage(10, 5)), request("rubric"), request())
+    budget.save()
+    again = Budget(path=tmp_path / "spent.json")
+    again.restore(state)
+    assert again.roles == budget.roles and again.total().calls == 3
+
+
+def test_a_damaged_record_of_the_spending_is_said(tmp_path):
+    (tmp_path / "spent.json").write_text('{"verify": {"calls": ')
+    with pytest.raises(ConfigurationError, match=r"spent.json' is damaged.*delete it"):
+        Budget(path=tmp_path / "spent.json")

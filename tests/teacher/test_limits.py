@@ -1,0 +1,422 @@
+"""Limits and patience: waits, attempts, slots that adapt, rates, order, time limits, shared and second calls.
+
+All times are virtual, so they are exact on any machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import email.utils
+import logging
+import random
+
+import pytest
+
+from ropd_jax.teacher import (
+    BlockedError,
+    ChatReply,
+    ChatRequest,
+    ConfigurationError,
+    MalformedError,
+    RequestError,
+    TeacherStats,
+    TransientError,
+    TruncatedError,
+    Usage,
+    simulate,
+)
+from ropd_jax.teacher.client import error_for_status, parse_retry_after
+from ropd_jax.teacher.limits import LimitedClient, Limits
+from ropd_jax.types import Message
+
+REQUEST = ChatRequest("verify", (Message("user", "x"),), "m")
+
+
+def ask(text, purpose="verify"):
+    return ChatRequest(purpose, (Message("user", str(text)),), "m")
+
+
+class Server:
+    """Takes ``seconds`` a call (a number, or a function of the call's number); notes when each call starts."""
+
+    def __init__(self, seconds=1.0, usage=None):
+        self.seconds, self.usage = seconds, usage or Usage()
+        self.starts, self.requests, self.ended = [], [], 0
+        self.running = self.peak = 0
+
+    async def chat(self, request):
+        self.starts.append(asyncio.get_running_loop().time())
+        self.requests.append(request)
+        seconds = self.seconds(len(self.starts)) if callable(self.seconds) else self.seconds
+        self.running += 1
+        self.peak = max(self.peak, self.running)
+        try:
+            await asyncio.sleep(seconds)
+            self.ended += 1
+            return ChatReply(request.messages[0].content, usage=self.usage)
+        finally:
+            self.running -= 1
+
+    async def close(self):
+        pass
+
+
+class Capacity(Server):
+    """Refuses with 429 whatever is over ``capacity`` calls at once."""
+
+    def __init__(self, capacity, seconds, **options):
+        super().__init__(seconds, **options)
+        self.capacity, self.refused = capacity, 0
+
+    async def chat(self, request):
+        if self.running >= self.capacity:
+            self.refused += 1
+            await asyncio.sleep(0.05)
+            raise TransientError("busy", cause="rate_limited")
+        return await super().chat(request)
+
+
+def run_all(server, requests, stats=None, **limits):
+    """The replies or errors, and the seconds it took."""
+
+    async def run():
+        client = LimitedClient(server, Limits(**limits), stats=stats)
+        results = await asyncio.gather(*(client.chat(r) for r in requests), return_exceptions=True)
+        return results, asyncio.get_running_loop().time(), client
+
+    return simulate.run(run())
+
+
+def waits(saying, *replies, **limits):
+    slept = []
+
+    async def sleep(seconds):
+        slept.append(seconds)
+
+    client = LimitedClient(saying(*replies), Limits(**limits), sleep=sleep)
+    return slept, lambda: asyncio.run(client.chat(REQUEST))
+
+
+# ------------------------------------------------------------------------------------------------- retries
+
+
+def test_waits_grow_with_jitter_and_are_bounded(saying):
+    slept, run = waits(saying, *[TransientError("x")] * 7, "ok", attempts=8, first_wait_s=1.0, max_wait_s=10.0)
+    assert run().text == "ok"
+    for i, seconds in enumerate(slept):
+        assert min(0.5 * 2**i, 10.0) <= seconds <= min(1.5 * 2**i, 10.0)
+    assert len(slept) == 7
+
+
+@pytest.mark.parametrize(
+    "asked, least, most", [(7.0, 7.0, 7.7), (120.0, 60.0, 60.0), (0.001, 0.5, 1.5), (None, 0.5, 1.5)]
+)
+def test_retry_after_is_honoured_within_bounds(saying, asked, least, most):
+    slept, run = waits(saying, TransientError("x", retry_after=asked), "ok")
+    run()
+    assert least <= slept[0] <= most
+
+
+@pytest.mark.parametrize("error", [MalformedError("x"), BlockedError("x"), RequestError("x"), ConfigurationError("x")])
+def test_other_failures_are_not_retried(saying, error):
+    slept, run = waits(saying, error, "ok")
+    with pytest.raises(type(error)):
+        run()
+    assert slept == []
+
+
+def test_a_truncated_reply_is_asked_for_once_more_with_twice_the_limit(saying):
+    client = saying(TruncatedError("x"), "whole")
+    stats = TeacherStats()
+    reply = asyncio.run(LimitedClient(client, stats=stats).chat(REQUEST))
+    assert reply.text == "whole" and [r.max_output_tokens for r in client.requests] == [4096, 8192]
+    assert stats.retries == {"truncated": 1}
+    client = saying(TruncatedError("x"), TruncatedError("y"), "never")
+    with pytest.raises(TruncatedError, match=r"x \(a second try reached 8192\)"):
+        asyncio.run(LimitedClient(client).chat(REQUEST))
+    assert len(client.requests) == 2
+
+
+def test_a_model_that_allows_no_larger_limit_leaves_the_reply_truncated(saying):
+    for refusal in (RequestError("too large"), ConfigurationError("max_tokens", cause="unsupported")):
+        with pytest.raises(TruncatedError):
+            asyncio.run(LimitedClient(saying(TruncatedError("x"), refusal)).chat(REQUEST))
+    with pytest.raises(ConfigurationError):
+        asyncio.run(LimitedClient(saying(TruncatedError("x"), ConfigurationError("key"))).chat(REQUEST))
+
+
+def test_a_retry_storm_is_one_line_every_few_seconds(caplog):
+    caplog.set_level(logging.INFO, "ropd_jax.teacher.limits")
+
+    class Down(Server):
+        async def chat(self, request):
+            raise TransientError("down", cause="unavailable")
+
+    results, seconds, _ = run_all(Down(), [ask(i) for i in range(37)], attempts=9, max_wait_s=30.0)
+    assert all(isinstance(r, TransientError) for r in results)
+    lines = [r for r in caplog.records if "retrying" in r.getMessage()]
+    assert seconds > 60 and 5 <= len(lines) <= seconds / 5 + 1
+    assert "retrying 37, oldest 1 m, cause 503" in caplog.text
+    assert lines[0].levelno == logging.INFO and lines[-1].levelno == logging.WARNING  # one alone is no storm
+
+
+def test_the_words_of_a_failure_are_said_once_a_minute_for_each_cause(caplog):
+    class Refusing(Server):
+        async def chat(self, request):
+            await super().chat(request)
+            raise BlockedError("no") if "blocked" in request.messages[0].content else RequestError("seed is not known")
+
+    texts = [*range(20), "blocked 1", "blocked 2"]
+    run_all(Refusing(8.0), [ask(t) for t in texts], concurrency=2)  # 88 s
+    lines = [r.getMessage() for r in caplog.records if "given up" in r.getMessage()]
+    assert lines == [
+        "teacher: a verify call is given up (bad_request): seed is not known",
+        "teacher: a verify call is given up (bad_request): seed is not known",
+        "teacher: a verify call is given up (blocked): no",
+    ]
+
+
+# ------------------------------------------------------------------------------------------------ the slots
+
+
+def test_no_more_calls_than_slots_run_at_once():
+    server = Server(1.0)
+    _, seconds, _ = run_all(server, [ask(i) for i in range(12)], concurrency=3)
+    assert server.peak == 3 and seconds == 4.0
+
+
+def test_waiting_for_the_next_attempt_holds_no_slot(saying):
+    class Once(Server):
+        failed = False
+
+        async def chat(self, request):
+            if not self.failed:
+                self.failed = True
+                raise TransientError("x")
+            return await super().chat(request)
+
+    server = Once(1.0)
+    _, seconds, _ = run_all(server, [ask(0), ask(1)], concurrency=1, first_wait_s=0.5, max_wait_s=0.5)
+    assert server.starts == [0.0, 1.0] and seconds == 2.0  # the second call ran while the first waited
+
+
+def test_the_time_limit_does_not_count_the_queue():
+    results, seconds, _ = run_all(Server(50.0), [ask(i) for i in range(6)], concurrency=1, timeout_s=60, attempts=1)
+    assert [r.text for r in results] == ["0", "1", "2", "3", "4", "5"] and seconds == 300.0
+
+
+def test_a_call_over_the_time_limit_is_a_transient_timeout():
+    stats = TeacherStats()
+    results, _, _ = run_all(Server(100.0), [REQUEST], stats, timeout_s=20.0, attempts=2)
+    with pytest.raises(TransientError, match=r"teacher\.timeout_s=20"):
+        raise results[0]
+    assert results[0].cause == "timeout" and stats.retries == {"timeout": 1}
+
+
+def test_verify_goes_before_rubric_before_reference_then_first_come():
+    server = Server(1.0)
+    order = ["verify", "rubric", "verify", "reference", "rubric"]
+    run_all(server, [ask("busy", "reference")] + [ask(i, p) for i, p in enumerate(order)], concurrency=1)
+    assert [r.messages[0].content for r in server.requests] == ["busy", "0", "2", "1", "4", "3"]
+
+
+def test_a_retry_keeps_its_place_in_the_queue():
+    class Once(Server):
+        async def chat(self, request):
+            if not self.requests:
+                self.requests.append(request)
+                raise TransientError("x")
+            return await super().chat(request)
+
+    server = Once(1.0)
+    run_all(server, [ask(i) for i in range(5)], concurrency=1, first_wait_s=0.1)
+    assert [r.messages[0].content for r in server.requests] == ["0", "1", "0", "2", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    "cause, falls", [("rate_limited", True), ("unavailable", True), ("timeout", True), ("overloaded", True),
+                     ("server_error", False), ("connection", False)]
+)  # fmt: skip
+def test_the_limit_falls_on_overload_alone(saying, cause, falls):
+    client = LimitedClient(saying(TransientError("x", cause=cause), "ok"), Limits(concurrency=32, first_wait_s=0.0))
+    asyncio.run(client.chat(REQUEST))
+    assert client.concurrency == (16.0 if falls else 32.0)
+
+
+def test_calls_sent_before_a_cut_cut_nothing_more():
+    server = Capacity(40, 1.0)
+    _, _, client = run_all(server, [ask(i) for i in range(64)], concurrency=64, first_wait_s=100.0, max_wait_s=100.0)
+    assert server.refused == 24 and client.concurrency == 32.0
+
+
+def test_the_limit_stays_between_its_bounds():
+    class Down(Server):
+        async def chat(self, request):
+            raise TransientError("x", cause="rate_limited")
+
+    _, _, client = run_all(Down(), [ask(i) for i in range(50)], concurrency=40, min_concurrency=5)
+    assert client.concurrency == 5.0
+    _, _, client = run_all(Server(), [ask(i) for i in range(500)], concurrency=40)
+    assert client.concurrency == 40.0
+
+
+@pytest.mark.parametrize("share, most, fewest", [(1.0, 64, 4), (0.25, 16, 1), (1 / 3, 21, 1), (0.001, 1, 1)])
+def test_each_of_n_hosts_takes_its_share(share, most, fewest):
+    assert Limits(share=share).slots == (fewest, most)
+    server = Server(1.0)
+    run_all(server, [ask(i) for i in range(100)], share=share)
+    assert server.peak == most
+
+
+# ------------------------------------------------------------------------------------------------ the rates
+
+
+def test_requests_a_minute_hold_in_every_minute():
+    server = Server(0.5)
+    _, seconds, _ = run_all(server, [ask(i) for i in range(60)], requests_per_minute=20)
+    assert seconds == pytest.approx(59 * 3 + 0.5)
+    assert max(sum(start <= s < start + 60 for s in server.starts) for start in server.starts) <= 20 + 1
+
+
+def test_a_rate_below_one_a_second_lets_go_one_at_a_time():
+    server = Server(0.1)
+    run_all(server, [ask(i) for i in range(20)], requests_per_minute=6)
+    assert [b - a for a, b in zip(server.starts, server.starts[1:], strict=False)] == pytest.approx([10.0] * 19)
+
+
+def test_tokens_a_minute_follow_the_real_usage_and_not_the_estimate():
+    server = Server(1.0, Usage(3_000, 1_000))  # the request itself says 4,096 of output and next to no input
+    _, seconds, _ = run_all(server, [ask(i) for i in range(120)], tokens_per_minute=60_000)
+    assert 120 * 4_000 / seconds * 60 == pytest.approx(60_000, rel=0.05)
+
+
+def test_each_host_takes_its_share_of_the_rates():
+    _, seconds, _ = run_all(Server(0.1), [ask(i) for i in range(31)], requests_per_minute=60, share=0.5)
+    assert seconds == pytest.approx(30 * 2 + 0.1)
+
+
+# ------------------------------------------------------------------------------------- shared, cancelled, hedged
+
+
+def test_identical_requests_in_flight_share_one_call_and_are_counted_once():
+    server, stats = Server(1.0), TeacherStats()
+    results, seconds, _ = run_all(server, [ask("a"), ask("a"), ask("b"), ask("a")], stats)
+    assert [r.text for r in results] == ["a", "a", "b", "a"] and len(server.starts) == 2 and seconds == 1.0
+    assert [r.source for r in results] == ["live", "shared", "live", "shared"]
+    assert stats.shared == {"verify": 2}
+    for reply in results:
+        stats.called("verify", reply)
+    assert stats.calls == {"verify": 2}
+
+
+@pytest.mark.parametrize(
+    "change", [dict(sample_index=1), dict(model="n"), dict(temperature=0.0), dict(json_schema={}),
+               dict(max_output_tokens=7), dict(messages=(Message("system", "x"),))]
+)  # fmt: skip
+def test_requests_that_differ_in_anything_share_nothing(change):
+    server = Server(1.0)
+    run_all(server, [REQUEST, dataclasses.replace(REQUEST, **change)])
+    assert len(server.starts) == 2
+
+
+def test_a_shared_call_goes_on_when_one_asker_leaves_and_ends_when_all_have():
+    async def run(leaving):
+        server = Server(10.0)
+        client = LimitedClient(server)
+        tasks = [asyncio.create_task(client.chat(REQUEST)) for _ in range(3)]
+        await asyncio.sleep(1)
+        for task in tasks[:leaving]:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0)
+        again = await client.chat(REQUEST)  # nobody joins a call that is being cancelled
+        assert again.text == "x" and again.source == "live" and server.running == 0
+        return server.ended, [isinstance(r, ChatReply) for r in results]
+
+    assert simulate.run(run(2)) == (2, [False, False, True])
+    assert simulate.run(run(3)) == (1, [False, False, False])
+
+
+def test_cancelled_calls_give_their_slots_back():
+    async def run():
+        server = Server(1.0)
+        client = LimitedClient(server, Limits(concurrency=2))
+        for round_ in range(20):
+            tasks = [asyncio.create_task(client.chat(ask((round_, i)))) for i in range(6)]
+            await asyncio.sleep(random.Random(round_).choice([0, 0, 0.5, 1.0, 1.5]))
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0)
+        start = asyncio.get_running_loop().time()
+        await asyncio.gather(*(client.chat(ask(i)) for i in range(6)))
+        return asyncio.get_running_loop().time() - start, server.running
+
+    assert simulate.run(run()) == (pytest.approx(3.0), 0)
+
+
+def test_hedging_sends_a_second_copy_of_a_straggler_and_takes_the_first_reply():
+    slow_first = lambda n: 100.0 if n == 1 else 2.0  # noqa: E731
+    server, stats = Server(slow_first), TeacherStats()
+    results, seconds, _ = run_all(server, [REQUEST], stats, hedge_after_s=5.0)
+    assert results[0].text == "x" and seconds == 7.0 and server.starts == [0.0, 5.0]
+    assert stats.hedges == {"verify": 1} and server.running == 0
+    server, stats = Server(slow_first), TeacherStats()
+    _, seconds, _ = run_all(server, [REQUEST], stats)
+    assert seconds == 100.0 and stats.hedges == {}
+
+
+def test_a_failed_second_copy_does_not_end_the_first():
+    class SecondFails(Server):
+        async def chat(self, request):
+            if len(self.starts) == 1:
+                self.starts.append(None)
+                raise TransientError("x", cause="rate_limited")
+            return await super().chat(request)
+
+    results, seconds, _ = run_all(SecondFails(9.0), [REQUEST], hedge_after_s=5.0)
+    assert results[0].text == "x" and seconds == 9.0
+
+
+# ------------------------------------------------------------------------------------------------- numbers
+
+
+@pytest.mark.parametrize(
+    "options", [dict(concurrency=0), dict(min_concurrency=0), dict(attempts=0), dict(timeout_s=0), dict(max_wait_s=-1),
+                dict(requests_per_minute=0), dict(tokens_per_minute=-5), dict(hedge_after_s=-1)]
+)  # fmt: skip
+def test_numbers_out_of_range_are_named(options):
+    with pytest.raises(ConfigurationError, match=rf"teacher\.{next(iter(options))} is .*; expected"):
+        Limits(**options)
+
+
+@pytest.mark.parametrize(
+    "text, seconds",
+    [("3", 3.0), ("1.5", 1.5), ("12s", 12.0), (" 7 ", 7.0), ("soon", None), ("-3", None), ("", None), (None, None),
+     ("nan", None), ("9" * 400, None)],
+)  # fmt: skip
+def test_retry_after_values(text, seconds):
+    assert parse_retry_after(text) == seconds
+
+
+def test_retry_after_dates():
+    now = 1_700_000_000.0
+    assert parse_retry_after(email.utils.formatdate(now + 90, usegmt=True), now=now) == 90.0
+    assert parse_retry_after(email.utils.formatdate(now - 90, usegmt=True), now=now) == 0.0
+
+
+@pytest.mark.parametrize(
+    "status, message, cause",
+    [
+        (400, "This model's maximum context length is 8192 tokens", "context"),
+        (400, "The input token count (1300000) exceeds the maximum number of tokens allowed (1048576).", "context"),
+        (413, "prompt is too long", "context"),
+        (422, "bad field", "bad_request"),
+        (502, "bad gateway", "server_error"),
+        (529, "overloaded", "overloaded"),
+    ],
+)
+def test_causes_of_http_answers(status, message, cause):
+    error = error_for_status(status, message, provider="openai", model="m")
+    assert error.cause == cause and f"answered {status} for model 'm'" in str(error)

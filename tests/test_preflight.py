@@ -1,0 +1,167 @@
+"""``ropd preflight`` and ``ropd tape``: counts worked out by hand, checks by a local server, nothing unknown is 0."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+
+import pytest
+
+from ropd_jax import cli, preflight
+from ropd_jax.teacher import ChatReply, ChatRequest, Tape, Usage
+from ropd_jax.teacher.scripted import ScriptedClient
+from ropd_jax.teacher.server import running
+from ropd_jax.types import Message, Prompt
+from tests.test_train import tiny_config
+
+PROMPTS = [Prompt(f"p{i}", (Message("user", f"What is {i} + 2 ="),)) for i in range(10)]
+
+
+def rows_of(cfg, **more):
+    options = {"needs_rollouts": True, "tape": None} | more
+    return {r.role: r for r in preflight.plan(cfg, PROMPTS, **options)}
+
+
+@pytest.fixture
+def server():
+    ready, stop, address = threading.Event(), threading.Event(), []
+
+    async def serve():
+        async with running(ScriptedClient(), api_key="the-key") as url:
+            address.append(url)
+            ready.set()
+            while not stop.is_set():
+                await asyncio.sleep(0.02)
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    assert ready.wait(20)
+    yield address[0]
+    stop.set()
+    thread.join()
+
+
+def preflight_json(capsys, *args):
+    code = cli.main(["preflight", "--config", "experiments/quickstart.py", "--json", *args])
+    return code, json.loads(capsys.readouterr().out)
+
+
+# --------------------------------------------------------------------------------------------------------- plan
+
+
+def test_calls_follow_from_the_config():
+    rows = rows_of(tiny_config(steps=5))  # 5 * 4 groups, 10 questions, m = 4
+    assert {k: r.calls for k, r in rows.items()} == {"reference": 40, "rubric": 20, "verify": 20}
+    assert rows_of(tiny_config(steps=5, teacher__tape__mode="off"))["reference"].calls == 80
+    assert rows_of(tiny_config(steps=5, teacher__health__repeat_frac=0.5))["verify"].calls == 30
+    assert set(rows_of(tiny_config(), needs_rollouts=False)) == {"reference"}
+    assert rows_of(tiny_config(teacher__tape__mode="replay")) == {}
+
+
+def test_prompts_are_measured_on_the_templates_with_answers_as_long_as_they_may_be():
+    short, long = (rows_of(tiny_config(steps=1, sampling__max_tokens=n)) for n in (48, 1048))
+    grown = long["verify"].input_tokens_max - short["verify"].input_tokens_max
+    assert grown == 4 * 4 * 1000  # 4 groups, 4 rollouts
+    assert long["reference"].input_tokens_max == short["reference"].input_tokens_max
+    assert short["verify"].input_tokens_max > 4 * 4 * 8192  # four references at their limit
+    assert short["rubric"].output_tokens_max == 4 * 8192
+
+
+def test_dollars_at_most_by_hand():
+    cfg = tiny_config(steps=1, teacher__provider="openai", teacher__verifier__model="gpt-4.1")
+    row = rows_of(cfg)["verify"]
+    assert row.usd_max == pytest.approx((row.input_tokens_max * 2 + row.output_tokens_max * 8) / 1e6)
+    assert rows_of(cfg)["rubric"].usd_max is None  # a model without a price
+
+
+def test_the_tape_gives_the_expected_tokens_dollars_and_hours(tmp_path):
+    tape = Tape(tmp_path / "tape.sqlite")
+    for i in range(2):
+        ask = ChatRequest("verify", (Message("user", "x"),), "gpt-4.1", sample_index=i)
+        tape.put("openai", ask, ChatReply("ok", usage=Usage(1000 + 2000 * i, 100, 0, 500), latency_s=9.0))
+    cfg = tiny_config(steps=5, teacher__provider="openai", teacher__verifier__model="gpt-4.1", teacher__concurrency=10)
+    rows = rows_of(cfg, tape=tape)
+    tape.close()
+    assert rows["verify"].tokens == 20 * 2100
+    assert rows["verify"].usd == pytest.approx(20 * (1500 * 2 + 500 * 0.5 + 100 * 8) / 1e6)
+    assert rows["verify"].hours == pytest.approx(20 * 9 / 10 / 3600)
+    assert (rows["rubric"].tokens, rows["rubric"].usd, rows["rubric"].hours) == (None, None, None)
+
+
+# ------------------------------------------------------------------------------------------------------- checks
+
+
+def test_the_scripted_teacher_passes_and_costs_nothing(capsys):
+    code, out = preflight_json(capsys)
+    assert code == 0
+    assert [(c["role"], c["ok"], c["usd"]) for c in out["checks"]] == [
+        ("reference", True, 0.0),
+        ("rubric", True, 0.0),
+        ("verify", True, 0.0),
+    ]
+    assert out["total"]["calls"] == 48 * 16 * 6 and out["total"]["usd_max"] == 0.0 and out["total"]["hours"] is None
+
+
+@pytest.mark.parametrize("provider", ["openai", "gemini"])
+def test_checks_reach_a_server_through_the_real_sdk(provider, server, capsys, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "the-key")
+    url = server + ("/v1" if provider == "openai" else "")
+    args = [f"--config.teacher.provider={provider}", f"--config.teacher.base_url={url}"]
+    code, out = preflight_json(capsys, *args, "--config.teacher.api_key_env=MY_KEY")
+    assert code == 0 and [c["ok"] for c in out["checks"]] == [True] * 3
+    assert out["total"]["usd_max"] is None  # no price for this server
+    monkeypatch.setenv("MY_KEY", "another")
+    code, out = preflight_json(capsys, *args, "--config.teacher.api_key_env=MY_KEY")
+    assert code == 2 and all("unauthorized" in c["said"] for c in out["checks"])
+    assert "another" not in json.dumps(out)
+
+
+def test_a_missing_key_and_a_dead_server_are_failed_checks(capsys, monkeypatch):
+    code, out = preflight_json(capsys, "--config.teacher.provider=gemini")
+    assert code == 2 and all("GEMINI_API_KEY" in c["said"] for c in out["checks"])
+    dead = ["--config.teacher.provider=openai", "--config.teacher.base_url=http://127.0.0.1:9/v1"]
+    code, out = preflight_json(capsys, *dead)
+    assert code == 2 and all(c["said"].startswith("connection: ") for c in out["checks"])
+    code, out = preflight_json(capsys, *dead, "--no-calls")
+    assert (code, out["checks"]) == (0, [])
+
+
+def test_the_table_for_people(capsys):
+    assert cli.main(["preflight", "--config", "experiments/quickstart.py"]) == 0
+    text = capsys.readouterr().out
+    assert "768 groups" in text and "3,072" in text and "4,608" in text and text.count("ok ") == 3
+
+
+# --------------------------------------------------------------------------------------------------------- tape
+
+
+def test_tape_verbs(tmp_path, capsys):
+    tape = Tape(tmp_path / "run" / "tape.sqlite")
+    ask = ChatRequest("verify", (Message("user", "x"),), "gpt-4.1")
+    tape.put("openai", ask, ChatReply("ok", usage=Usage(1_000_000, 0)))
+    tape.close()
+    run, out, other = str(tmp_path / "run"), str(tmp_path / "a.jsonl"), str(tmp_path / "b.sqlite")
+    assert cli.main(["tape", "stats", run]) == 0
+    assert "$2.00" in capsys.readouterr().out
+    assert cli.main(["tape", "export", run, out]) == 0
+    assert cli.main(["tape", "import", other, out]) == 0
+    assert "1 entries added" in capsys.readouterr().out
+    assert cli.main(["tape", "stats", other, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"][0]["input_tokens"] == 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], "needs an action"),
+        (["stat"], "did you mean stats"),
+        (["stats", "/nowhere"], "there is no tape '/nowhere'"),
+        (["export", "x"], "takes TAPE FILE.jsonl"),
+        (["stats", "--jsn"], "no flag --jsn"),
+    ],
+)
+def test_wrong_use_of_tape_is_one_line(args, words, capsys):
+    assert cli.main(["tape", *args]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
