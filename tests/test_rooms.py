@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1] / "ropd_jax"
 
 LEVELS = [  # a room imports from lower levels only, and within its level only what SAME_LEVEL allows
-    {"types", "hints"},
+    {"types", "hints", "helptexts"},
     {"configs", "ggufio"},
     {"mesh", "core", "models", "text", "teacher", "data", "report"},
     {"sampling", "figures", "workdir", "student", "checkpoint", "groups", "tapeverb"},
@@ -21,8 +21,8 @@ LEVELS = [  # a room imports from lower levels only, and within its level only w
 SAME_LEVEL = {"models": {"core", "mesh"}, "data": {"core", "text"}, "cli": {"train"}}
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax"}
 JAX_FREE = {
-    "types", "configs", "hints", "ggufio", "teacher", "report", "figures", "workdir", "evaluation", "cli", "groups",
-    "rejudge", "tapeverb",
+    "types", "configs", "hints", "helptexts", "ggufio", "teacher", "report", "figures", "workdir", "evaluation", "cli",
+    "groups", "rejudge", "tapeverb",
 }  # fmt: skip
 
 

@@ -1,0 +1,97 @@
+"""What ``ropd --help`` and ``ropd VERB --help`` say."""
+
+from __future__ import annotations
+
+HELP = """\
+usage: ropd VERB [flags]
+
+Rubric-based on-policy distillation: a student (JAX) learns from a teacher that is only text.
+For each question the student samples a group of answers, the teacher writes references and a rubric of weighted
+yes/no criteria from the contrast, checks every answer against it, and the weighted pass rate is the reward.
+
+verbs
+  train           run the loop: prompts, rollouts, rubric, verdicts, rewards, update, checkpoint, evaluation
+  rejudge         score the stored rollouts of a run again with another verifier, prompt or rubric; show what changes
+  teach           ask for the references of all training prompts ahead of time
+  preflight       calls, tokens, dollars and hours of a run before anything is spent; checks keys and models
+  tape            look at the recorded answers of the teacher, export and import them
+  serve-teacher   put the scripted teacher behind HTTP (OpenAI and Gemini wire formats)
+
+start here
+  ropd train --config experiments/quickstart.py --workdir runs/quickstart      a minute or two on 2 CPU cores
+  less runs/quickstart/groups/step_000000.jsonl                                why each answer got its reward
+  open runs/quickstart/curves.png                                              reward, accuracy, length, entropy
+
+change a setting (every key stands in ropd_jax/configs.py)
+  ropd train --config experiments/quickstart.py --workdir runs/b --config.seed=1
+
+ropd VERB --help explains a verb.
+"""
+
+TRAIN_HELP = """\
+usage: ropd train --config FILE[:arg] --workdir DIR [--config.a.b=value ...]
+
+  --config FILE[:arg]   a Python file with get_config() -> ConfigDict; arg is handed to get_config(arg)
+  --workdir DIR         where the run lives: checkpoints, metrics.jsonl, tensorboard/, groups/, curves.png, result.json
+  --config.a.b=value    overrides one key; it keeps the type it has in the file
+
+Started again with the same DIR, a run goes on from its last checkpoint; a finished one shows its result. A DIR that
+belongs to another config is refused, and the difference is shown. Ctrl-C saves and says how to go on; a second
+Ctrl-C leaves at once.
+Keys of paid teachers come from the environment (OPENAI_API_KEY, GEMINI_API_KEY), never from a config.
+
+  ropd train --config experiments/quickstart.py --workdir runs/quickstart
+  ropd train --config experiments/quickstart.py --workdir runs/seed1 --config.seed=1
+"""
+
+REJUDGE_HELP = """\
+usage: ropd rejudge RUN [--verifier MODEL] [--rubric stored|fresh] [--steps a:b] [--out FILE] [--config.teacher.a=b ...]
+
+Scores the rollouts in RUN/groups/*.jsonl again, by the run's config with your changes, and shows what would have
+changed: rewards, ranks, signs of advantages, agreement of the two verifiers (Cohen's kappa), criterion by criterion.
+References and rubrics are the stored ones. Nothing is written into RUN.
+
+  --verifier MODEL            another model; the same as --config.teacher.verifier.model=MODEL
+  --rubric fresh              induce each rubric again (teacher.rubricator) in place of the stored one
+  --steps a:b                 steps a to b-1; a: and :b are open ends
+  --out FILE                  the whole comparison as JSON, each criterion included
+  --config.teacher.KEY=VALUE  any key of the teacher; other keys change nothing here and are refused
+
+  ropd rejudge runs/a --verifier gemini-2.5-pro --config.teacher.verifier.provider=gemini --steps 0:10
+  ropd rejudge runs/a --config.teacher.verifier.template=my_verifier.md --out rejudged.json
+"""
+
+TEACH_HELP = """\
+usage: ropd teach --config FILE[:arg] --out FILE [--batch] [--config.a.b=value ...]
+
+Asks for teacher.references answers to each training prompt of the config and writes them to FILE, one line a prompt
+(JSONL, the official ropd.teacher_index.v2). Started again with the same FILE it goes on where it was, also after a
+kill. An answer equal to an earlier one of its prompt is asked for again, so many times and no more.
+
+  --batch      through the batch API of OpenAI or Gemini: half the price, up to a day. The jobs' ids lie in
+               FILE.jobs.json; a command that was stopped goes on polling the same jobs
+  --poll_s S   seconds between two looks at the jobs (30)
+
+A run takes its references from there, and asks for none:
+  ropd teach --config experiments/quickstart.py --out references.jsonl
+  ropd train --config experiments/quickstart.py --config.teacher.index=references.jsonl --workdir runs/b
+"""
+
+SERVE_HELP = """\
+usage: ropd serve-teacher [--host ADDRESS] [--port N] [--book FILE] [--fault_rate X] ...
+
+Puts the scripted teacher behind HTTP: POST /v1/chat/completions (OpenAI) and
+POST /v1beta/models/MODEL:generateContent (Gemini). It works solutions out by rule; it is not a language model.
+
+  --host ADDRESS            default 127.0.0.1 (this machine alone)
+  --port N                  default 8808; 0 takes a free one and says which
+  --book FILE               JSONL of {"question", "solution"}: worked solutions of word problems
+  --latency_s S             seconds before each reply (0)
+  --fault_rate X            share of replies that fail: 429, 503, broken JSON (0.0)
+  --slip_rate X             share of references with an arithmetic slip (0.0)
+  --wrong_verdict_rate X    share of verdicts turned round (0.0)
+
+Use it from a run, in another terminal:
+  ropd train --config experiments/quickstart.py --workdir runs/http \\
+      --config.teacher.provider=openai --config.teacher.base_url=http://127.0.0.1:8808/v1
+"""
