@@ -387,8 +387,11 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     return 0
 
 
-def make_teacher(cfg: ConfigDict, prompts: list[Prompt], workdir: pathlib.Path) -> Teacher:
-    """The config's teacher. A scripted one without a book owns the textbook of the training data, where it has one."""
+def make_teacher(cfg: ConfigDict, prompts: list[Prompt], workdir: pathlib.Path | None = None) -> Teacher:
+    """The config's teacher; without a workdir it has no tape of the run.
+
+    A scripted one without a book owns the textbook of the training data, where it has one.
+    """
     scripted = cfg.teacher.scripted
     book = [(p.question, p.solution) for p in prompts if p.solution] if not scripted.book else None
     return Teacher.from_config(cfg, seed=cfg.seed, book=book, share=1 / jax.process_count(), workdir=workdir)

@@ -260,7 +260,7 @@ class Teacher:
 
     def _how(self, role: str, sample_index: int = 0) -> dict:
         how = self.sources[sample_index % len(self.sources)] if role == "reference" else self.roles[role]
-        return dataclasses.asdict(how) | {"template": how.template or TEMPLATES[role]}
+        return dataclasses.asdict(how)
 
     def reference_request(self, prompt: Prompt, index: int) -> ChatRequest:
         """The request for sample ``index`` of the teacher's own answers to the prompt."""

@@ -26,11 +26,11 @@ def reference_request(
     max_output_tokens: int,
     sample_index: int,
     seed: int = 0,
-    template: str = TEMPLATE,
+    template: str = "",
 ) -> ChatRequest:
     """The request for sample number ``sample_index`` of the teacher's own answer."""
     token = fences.make_token(seed, [question])
-    text = templates.fill(template, token=token, question=fences.block("question", question, token))
+    text = templates.fill(template or TEMPLATE, token=token, question=fences.block("question", question, token))
     return ChatRequest("reference", (Message("user", text),), model, temperature, max_output_tokens, None, sample_index)
 
 

@@ -53,12 +53,12 @@ def rubric_request(
     temperature: float | None,
     max_output_tokens: int,
     seed: int = 0,
-    template: str = TEMPLATE,
+    template: str = "",
 ) -> ChatRequest:
     """The request for one rubric. ``answers`` are the student's rollouts as texts."""
     token = fences.make_token(seed, [question, *references, *answers])
     text = templates.fill(
-        template,
+        template or TEMPLATE,
         token=token,
         question=fences.block("question", question, token),
         references=fences.render(references, token, "reference"),

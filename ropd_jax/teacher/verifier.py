@@ -62,13 +62,13 @@ def verify_request(
     temperature: float | None,
     max_output_tokens: int,
     seed: int = 0,
-    template: str = TEMPLATE,
+    template: str = "",
 ) -> ChatRequest:
     """The request to judge ``answers``, numbered from 1 in the given order. Points and categories stay with us."""
     shown = json.dumps([{"criterion_id": c.id, "criterion": c.text} for c in rubric.criteria], ensure_ascii=False)
     token = fences.make_token(seed, [question, shown, *answers])
     text = templates.fill(
-        template,
+        template or TEMPLATE,
         token=token,
         question=fences.block("question", question, token),
         rubric=fences.block("rubric", shown, token),
