@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import threading
+
 import numpy as np
 
 from ropd_jax.models.config import ModelConfig
@@ -45,3 +49,28 @@ def trees_max_diff(a, b) -> float:
         float(np.max(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64))))
         for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     )
+
+
+@contextlib.contextmanager
+def serving(**options):
+    """The scripted teacher behind HTTP on a thread of its own; gives the address, without /v1."""
+    from ropd_jax.teacher.scripted import ScriptedClient
+    from ropd_jax.teacher.server import running
+
+    ready, stop, address = threading.Event(), threading.Event(), []
+
+    async def serve():
+        async with running(ScriptedClient(), **options) as url:
+            address.append(url)
+            ready.set()
+            while not stop.is_set():
+                await asyncio.sleep(0.02)
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    try:
+        assert ready.wait(20)
+        yield address[0]
+    finally:
+        stop.set()
+        thread.join()

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
 
 import pytest
 
 from ropd_jax import cli, preflight
 from ropd_jax.teacher import ChatReply, ChatRequest, Tape, Usage
-from ropd_jax.teacher.scripted import ScriptedClient
-from ropd_jax.teacher.server import running
 from ropd_jax.types import Message, Prompt
+from tests.helpers import serving
 from tests.test_train import tiny_config
 
 PROMPTS = [Prompt(f"p{i}", (Message("user", f"What is {i} + 2 ="),)) for i in range(10)]
@@ -25,21 +22,8 @@ def rows_of(cfg, **more):
 
 @pytest.fixture
 def server():
-    ready, stop, address = threading.Event(), threading.Event(), []
-
-    async def serve():
-        async with running(ScriptedClient(), api_key="the-key") as url:
-            address.append(url)
-            ready.set()
-            while not stop.is_set():
-                await asyncio.sleep(0.02)
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
-    assert ready.wait(20)
-    yield address[0]
-    stop.set()
-    thread.join()
+    with serving(api_key="the-key") as address:
+        yield address
 
 
 def preflight_json(capsys, *args):

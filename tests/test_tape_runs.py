@@ -10,7 +10,7 @@ import pytest
 from ropd_jax import train
 from ropd_jax.teacher import Tape
 from ropd_jax.types import UserError
-from tests.helpers import trees_max_diff
+from tests.helpers import serving, trees_max_diff
 from tests.test_train import finished_params, groups_of, tiny_config
 
 
@@ -44,30 +44,9 @@ def test_a_replay_gives_the_same_rewards_and_the_same_parameters(recorded, tmp_p
 
 
 def test_a_paid_run_replays_without_key_or_server(tmp_path, monkeypatch):
-    import asyncio
-    import threading
-
-    from ropd_jax.teacher.scripted import ScriptedClient
-    from ropd_jax.teacher.server import running
-
-    ready, stop, address = threading.Event(), threading.Event(), []
-
-    async def serve():
-        async with running(ScriptedClient()) as url:
-            address.append(url)
-            ready.set()
-            while not stop.is_set():
-                await asyncio.sleep(0.02)
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
-    assert ready.wait(20)
-    changes = dict(teacher__provider="openai", teacher__base_url=address[0] + "/v1")
-    try:
+    with serving() as address:
+        changes = dict(teacher__provider="openai", teacher__base_url=address + "/v1")
         assert train.main(tiny_config(**changes), tmp_path / "run") == 0
-    finally:
-        stop.set()
-        thread.join()
     row = metrics_of(tmp_path / "run")[2]
     assert row["teacher/cost_usd"] is None and row["teacher/unpriced_calls"] == row["teacher/spent_calls"] > 0
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
 
 import jax
 import numpy as np
@@ -21,7 +19,7 @@ from ropd_jax.methods import load_method
 from ropd_jax.models import transformer
 from ropd_jax.student import load_student
 from ropd_jax.types import UserError
-from tests.helpers import TINY, trees_max_diff
+from tests.helpers import TINY, serving, trees_max_diff
 
 LENGTH = 20
 
@@ -168,29 +166,11 @@ def test_result_and_files_of_a_run(scripted_run):
 
 @pytest.mark.parametrize("provider", ["openai", "gemini"])
 def test_the_same_run_over_http_gives_the_same_rewards_digit_for_digit(provider, scripted_run, tmp_path, monkeypatch):
-    from ropd_jax.teacher.scripted import ScriptedClient
-    from ropd_jax.teacher.server import running
-
     monkeypatch.setenv("GEMINI_API_KEY", "not-a-real-key")
-    ready, stop, address = threading.Event(), threading.Event(), []
-
-    async def serve():
-        async with running(ScriptedClient()) as url:
-            address.append(url)
-            ready.set()
-            while not stop.is_set():
-                await asyncio.sleep(0.02)
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
-    assert ready.wait(20)
-    try:
-        url = address[0] + ("/v1" if provider == "openai" else "")
+    with serving() as address:
+        url = address + ("/v1" if provider == "openai" else "")
         cfg = tiny_config(teacher__provider=provider, teacher__base_url=url)
         assert train.main(cfg, tmp_path / "run") == 0
-    finally:
-        stop.set()
-        thread.join()
     assert groups_of(tmp_path / "run") == groups_of(scripted_run)
     final = [finished_params(w, 2) for w in (scripted_run, tmp_path / "run")]
     assert trees_max_diff(*final) == 0.0

@@ -72,12 +72,6 @@ class Method(abc.ABC):
         return loss_BT, {"clip_frac": clipped_BT}
 
 
-def unscored(group: RolloutGroup, cause: str, **known) -> Judgement:
-    """The judgement of a group about which the teacher said nothing usable."""
-    n = len(group.rollouts)
-    return Judgement(rewards=(None,) * n, causes=(cause,) * n, **known)
-
-
 def load_method(name: str, cfg: ConfigDict) -> Method:
     """The method of a name (a file in this folder) or of the path of a .py file that defines ``METHOD``.
 
