@@ -38,6 +38,7 @@ from ropd_jax.figures import curves_png
 from ropd_jax.methods import Method, load_method
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
+from ropd_jax.models.lora import Lora, adapted, attach, freeze, init_adapters
 from ropd_jax.models.logprobs import token_logprobs
 from ropd_jax.sampling.engine import EngineConfig, sample_groups
 from ropd_jax.sampling.rules import SamplingRule
@@ -53,7 +54,7 @@ log = logging.getLogger(__name__)
 
 
 class State(NamedTuple):
-    """What an update changes."""
+    """What an update changes: all parameters, or the adapters alone (`ropd_jax.models.lora`)."""
 
     params: dict
     opt_state: optax.OptState
@@ -110,11 +111,13 @@ def reward_arrays(judgements: list[Judgement]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def make_update(cfg: ConfigDict, model_cfg: ModelConfig, method: Method, tx: optax.GradientTransformation):
-    """The jitted update: (state, ref_params, batch [A, b, T]) -> (state, metrics).
+    """The jitted update: (state, ref_params, batch [A, b, T], base) -> (state, metrics).
 
     The gradient is accumulated over the A parts; the token weights are those of the whole batch, so it equals the
-    gradient of one pass over all rows. ``ref_params`` is the initial student, or None without a KL term.
+    gradient of one pass over all rows. ``ref_params`` is the initial student, or None without a KL term. ``base`` is
+    the frozen student that the adapters of the state stand beside, or None where all parameters train.
     """
+    lora = Lora.from_config(cfg.student.lora)
 
     def logprobs(params, part: TrainBatch):
         x_BTD = transformer.hidden(
@@ -135,8 +138,8 @@ def make_update(cfg: ConfigDict, model_cfg: ModelConfig, method: Method, tx: opt
             chunk=cfg.optim.logprob_chunk,
         )
 
-    def part_loss(params, ref_params, part: TrainBatch, weight_BT):
-        logp_BT, entropy_BT = logprobs(params, part)
+    def part_loss(trainable, base, ref_params, part: TrainBatch, weight_BT):
+        logp_BT, entropy_BT = logprobs(attach(lora, base, trainable), part)
         mask_BT, active_BT = part.mask_BT, part.informative_BT
         loss_BT, extra = method.loss(logp_BT, part)
         loss = masked_sum(weight_BT * loss_BT, active_BT)
@@ -152,12 +155,14 @@ def make_update(cfg: ConfigDict, model_cfg: ModelConfig, method: Method, tx: opt
         return loss, (sums, gap_max)
 
     @functools.partial(jax.jit, donate_argnums=(0,))
-    def update(state: State, ref_params, batch: TrainBatch):
+    def update(state: State, ref_params, batch: TrainBatch, base=None):
         weight_ABT = token_weights(batch.mask_BT, cfg.loss.aggregation)
 
         def accumulate(grads, xs):
             part, weight_BT = xs
-            (loss, aux), g = jax.value_and_grad(part_loss, has_aux=True)(state.params, ref_params, part, weight_BT)
+            (loss, aux), g = jax.value_and_grad(part_loss, has_aux=True)(
+                state.params, base, ref_params, part, weight_BT
+            )
             return jax.tree.map(jnp.add, grads, g), (loss, aux)
 
         grads = jax.tree.map(jnp.zeros_like, state.params)
@@ -238,10 +243,13 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     if "scripted" not in providers(cfg.teacher):
         teacher = make_teacher(cfg, [], workdir)
     method = load_method(cfg.method, cfg)
+    lora = Lora.from_config(cfg.student.lora)
     rule = SamplingRule(cfg.sampling.temperature, cfg.sampling.top_k, cfg.sampling.top_p)
     mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp)
     student = load_student(cfg.student.checkpoint, chat_template=cfg.student.chat_template)
     mesh_lib.check_divides(student.cfg, mesh)
+    if lora.rank:
+        adapted(student.cfg, lora)
     train, held = load_questions(cfg, student.tokenizer)
     stream = PromptStream(train.prompts, cfg.data.prompts_per_step, cfg.seed)
     longest = max(len(t) for q in (train, held) for t in q.tokens_of(q.prompts))
@@ -267,9 +275,13 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
         clip_norm=cfg.optim.clip_norm,
     )
     params = mesh_lib.put(student.params, mesh, specs)
-    ref_params = jax.tree.map(jnp.copy, params) if cfg.loss.kl_coef else None
+    base = None  # frozen weights
+    if lora.rank:
+        base, params = freeze(params, lora.base_dtype), init_adapters(student.cfg, lora, cfg.seed)
+        params = mesh_lib.put(params, mesh, mesh_lib.RULES.storage(params))
+    ref_params = (base or jax.tree.map(jnp.copy, params)) if cfg.loss.kl_coef else None
     state = State(params, jax.jit(tx.init)(params))
-    update = make_update(cfg, student.cfg, method, tx)
+    update = functools.partial(make_update(cfg, student.cfg, method, tx), base=base)
 
     # --- sampling
     common = dict(prompt_len=prompt_len, max_tokens=cfg.sampling.max_tokens, chunk=cfg.sampling.chunk,
@@ -320,7 +332,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     progress = stack.enter_context(report.Progress(cfg.steps, start=first))
 
     def evaluated(step: int, n: int) -> dict[str, Any]:
-        metrics = evaluate(sample, eval_engines, state.params, held, n, progress.say)
+        metrics = evaluate(sample, eval_engines, attach(lora, base, state.params), held, n, progress.say)
         metrics_log.log(step, metrics)
         progress.note(metrics)
         return metrics
@@ -335,7 +347,8 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
             begin = time.monotonic()
             prompts = stream.batch(step)
             if method.needs_rollouts:
-                groups = sample(engine, state.params, prompts, train, seed=cfg.seed, step=step)
+                policy = attach(lora, base, state.params)
+                groups = sample(engine, policy, prompts, train, seed=cfg.seed, step=step)
             else:
                 groups = (RolloutGroup(p, train.tokens[p.id], (), step, i) for i, p in enumerate(prompts))
             groups, judgements, metrics = judge_step(groups, method, teacher, loop, interrupt, progress.say)
