@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 
 from ropd_jax import mesh as mesh_lib
+from ropd_jax.models import lora as lora_lib
 from ropd_jax.models import transformer
 from ropd_jax.models.hf import load_hf
 from ropd_jax.models.logprobs import token_logprobs
-from ropd_jax.models.lora import (
-    Lora, adapter_shapes, attach, freeze, init_adapters, merge, peft_config, peft_tensors, thaw,
-)  # fmt: skip
+from ropd_jax.models.lora import Lora, attach, freeze, init_adapters, merge, thaw
 from ropd_jax.sampling.engine import EngineConfig, sample_groups
 from ropd_jax.sampling.rules import SamplingRule
 from ropd_jax.types import Message, Prompt, UserError
@@ -85,7 +84,7 @@ def test_adapters_are_drawn_as_in_the_paper_and_targets_choose_them():
             (a, b) = (own[k] for k in sorted(own))
             fan_in = math.prod(a.shape[1:-1])
             assert float(jnp.std(a)) == pytest.approx(fan_in**-0.5, rel=0.1) and not b.any()
-    shapes = adapter_shapes(TINY, Lora(rank=3, targets=("attn.[qv]", "mlp.down")))["layers"]
+    shapes = lora_lib.adapter_shapes(TINY, Lora(rank=3, targets=("attn.[qv]", "mlp.down")))["layers"]
     assert {
         (g, n): {k: v.shape for k, v in own.items()} for g, names in shapes.items() for n, own in names.items()
     } == {
@@ -115,7 +114,7 @@ def dots(jaxpr, times=1):
 def test_backward_computes_no_gradient_of_a_frozen_weight(base_dtype):
     cfg = dataclasses.replace(TINY, d_model=64, mlp_dim=200, vocab_size=40)
     base = jax.eval_shape(lambda: freeze(transformer.init_params(cfg, 0), base_dtype))
-    adapters, tokens = adapter_shapes(cfg, LORA), jax.ShapeDtypeStruct((2, 12), jnp.int32)
+    adapters, tokens = lora_lib.adapter_shapes(cfg, LORA), jax.ShapeDtypeStruct((2, 12), jnp.int32)
 
     def hidden(params, tokens):
         positions = jnp.broadcast_to(jnp.arange(12, dtype=jnp.int32)[None], (2, 12))
@@ -207,7 +206,7 @@ def test_sharded_equals_unsharded_and_decode_equals_the_trainer(name, base_dtype
 
 def test_peft_names_and_shapes():
     adapters = grown(TINY)
-    tensors = peft_tensors(TINY, adapters)
+    tensors = lora_lib.peft_tensors(TINY, adapters)
     assert len(tensors) == 3 * 7 * 2
     q = "base_model.model.model.layers.1.self_attn.q_proj"
     assert tensors[f"{q}.lora_A.weight"].shape == (2, 32) and tensors[f"{q}.lora_B.weight"].shape == (32, 2)
@@ -218,7 +217,7 @@ def test_peft_names_and_shapes():
     o = "base_model.model.model.layers.1.self_attn.o_proj"
     product = 4.0 * tensors[f"{o}.lora_B.weight"] @ tensors[f"{o}.lora_A.weight"]  # alpha / R = 8 / 2; [out, in]
     np.testing.assert_allclose(delta[1].reshape(32, 32).T, product, atol=1e-6)
-    config = peft_config(TINY, Lora(rank=2, alpha=8.0, targets=("attn.q", "mlp.*")), "org/base")
+    config = lora_lib.peft_config(TINY, Lora(rank=2, alpha=8.0, targets=("attn.q", "mlp.*")), "org/base")
     assert config["target_modules"] == ["q_proj", "gate_proj", "up_proj", "down_proj"]
     assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (2, 8.0, "org/base")
 
@@ -239,8 +238,8 @@ def test_impossible_settings_are_refused(changes, message):
 
 def test_targets_that_fit_nothing_or_experts_are_refused():
     with pytest.raises(UserError, match=r"'q_proj' fits no weight; expected patterns over attn.q, attn.k"):
-        adapter_shapes(TINY, Lora(rank=2, targets=("q_proj",)))
+        lora_lib.adapter_shapes(TINY, Lora(rank=2, targets=("q_proj",)))
     with pytest.raises(UserError, match="targets is empty"):
-        adapter_shapes(TINY, Lora(rank=2, targets=()))
+        lora_lib.adapter_shapes(TINY, Lora(rank=2, targets=()))
     with pytest.raises(UserError, match=r"mixture of 4 experts, which get no adapters; set .*attn"):
-        adapter_shapes(MOE, LORA)
+        lora_lib.adapter_shapes(MOE, LORA)
