@@ -14,7 +14,9 @@ KL_KINDS = ("k1", "k2", "k3")
 RATIOS = ("token", "sequence")
 
 
-def token_weights(mask_BT: jax.Array, aggregation: str, *, max_tokens: int = 1) -> jax.Array:
+def token_weights(
+    mask_BT: jax.Array, aggregation: str, length_BT: jax.Array | None = None, *, max_tokens: int = 1
+) -> jax.Array:
     """weight_BT such that ``sum(weight_BT * loss_BT)`` is the aggregate of the whole batch.
 
     - ``token_mean``: mean over all tokens of the batch (released ROPD code, DAPO).
@@ -24,20 +26,23 @@ def token_weights(mask_BT: jax.Array, aggregation: str, *, max_tokens: int = 1) 
       are not diluted, and the size of the loss does not hang on the lengths at hand.
 
     Args:
-        mask_BT: True for the tokens that count. Rows without any do not count as sequences.
+        mask_BT: True for the tokens that count. A sequence without any does not count as one.
         aggregation: one of `AGGREGATIONS`.
+        length_BT: tokens that count in the token's sequence, where several share a row; None where each has its own.
         max_tokens: the constant divisor of ``seq_mean_token_sum_norm``: the most tokens that an answer may have.
 
     Raises:
         ValueError: unknown aggregation.
     """
     mask32_BT = mask_BT.astype(jnp.float32)
-    len_B1 = jnp.sum(mask32_BT, axis=-1, keepdims=True)
-    sequences = jnp.maximum(jnp.sum((len_B1 > 0).astype(jnp.float32)), 1.0)
+    if length_BT is None:
+        length_BT = jnp.sum(mask32_BT, axis=-1, keepdims=True)
+    share_BT = mask32_BT / jnp.maximum(length_BT.astype(jnp.float32), 1.0)  # adds up to 1 for each sequence
+    sequences = jnp.maximum(jnp.round(jnp.sum(share_BT)), 1.0)
     if aggregation == "token_mean":
         return mask32_BT / jnp.maximum(jnp.sum(mask32_BT), 1.0)
     if aggregation == "seq_mean":
-        return mask32_BT / jnp.maximum(len_B1, 1.0) / sequences
+        return share_BT / sequences
     if aggregation == "seq_mean_token_sum":
         return mask32_BT / sequences
     if aggregation == "seq_mean_token_sum_norm":

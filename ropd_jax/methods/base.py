@@ -109,6 +109,11 @@ class Method(abc.ABC):
     def sequences_per_prompt(self) -> int:
         return self.cfg.sampling.rollouts
 
+    @property
+    def teaches_text(self) -> bool:
+        """Whether `sequences` holds texts of the teacher's, whose lengths no shape may follow."""
+        return not self.needs_rollouts
+
     def setup(self, student: Student, mesh: jax.sharding.Mesh | None) -> Any:
         """Once, before the first step. Returns the arrays that the method trains; they live in the checkpoint.
 
