@@ -50,6 +50,11 @@ def check_length(prompt_len: int, cfg: ConfigDict, model_cfg: ModelConfig) -> No
             f"prompts of {prompt_len} tokens and sampling.max_tokens={cfg.sampling.max_tokens} make {total}, but the "
             f"student was made for {model_cfg.max_seq_len}; lower data.max_prompt_tokens or sampling.max_tokens"
         )
+    if cfg.optim.row_len and cfg.optim.row_len < total - 1:
+        raise UserError(
+            f"optim.row_len={cfg.optim.row_len} is too short for prompts of {prompt_len} tokens and "
+            f"sampling.max_tokens={cfg.sampling.max_tokens}; expected at least {total - 1}, or 0 for a row a sequence"
+        )
 
 
 def check_finite(metrics: dict[str, float], step: int, workdir: pathlib.Path, rows, advantages) -> None:

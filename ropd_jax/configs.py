@@ -105,7 +105,8 @@ def default() -> ConfigDict:
     cfg.optim.weight_decay = 0.1
     cfg.optim.clip_norm = 1.0
     cfg.optim.minibatches = 1  # optimizer updates a step; released code: 4
-    cfg.optim.microbatch = 0  # sequences whose activations exist at once; 0 is all
+    cfg.optim.row_len = 0  # positions of a row that several sequences share (packing); 0: one sequence a row
+    cfg.optim.microbatch = 0  # rows whose activations exist at once; 0 is all
     cfg.optim.remat = True
     cfg.optim.logprob_chunk = 128  # positions whose logits exist at once
 

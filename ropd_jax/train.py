@@ -30,7 +30,7 @@ from ropd_jax.checks import check_config, check_finite, check_length
 from ropd_jax.core.losses import kl_k3, token_weights
 from ropd_jax.core.masked import masked_max, masked_sum
 from ropd_jax.core.optim import make_optimizer
-from ropd_jax.data.batches import TrainBatch, make_batch, split_parts
+from ropd_jax.data.batches import TrainBatch, make_batch, pack, real_frac, split_parts
 from ropd_jax.data.prompts import PromptStream
 from ropd_jax.data.questions import Questions, load_questions
 from ropd_jax.evaluation.heldout import evaluate
@@ -112,8 +112,10 @@ def reward_arrays(judgements: list[Judgement]) -> tuple[np.ndarray, np.ndarray]:
 def make_update(cfg: ConfigDict, model_cfg: ModelConfig, method: Method, tx: optax.GradientTransformation):
     """The jitted update: (state, ref_params, batch [A, b, T]) -> (state, metrics).
 
-    The gradient is accumulated over the A parts; the token weights are those of the whole batch, so it equals the
-    gradient of one pass over all rows. ``ref_params`` is the initial student, or None without a KL term.
+    The gradient is accumulated in float32 over the A parts; the token weights are those of the whole batch, so it
+    equals the gradient of one pass over all rows. Empty parts at the end are not computed: the shapes, and with them
+    the compiled program, are those of the longest possible step, the time is that of the step at hand.
+    ``ref_params`` is the initial student, or None without a KL term.
     """
 
     def logprobs(params, part: TrainBatch):
@@ -153,22 +155,35 @@ def make_update(cfg: ConfigDict, model_cfg: ModelConfig, method: Method, tx: opt
 
     @functools.partial(jax.jit, donate_argnums=(0,))
     def update(state: State, ref_params, batch: TrainBatch):
-        weight_ABT = token_weights(batch.mask_BT, cfg.loss.aggregation)
+        weight_ABT = token_weights(batch.mask_BT, cfg.loss.aggregation, batch.length_BT)
+        A = len(batch.tokens_BT)
 
-        def accumulate(grads, xs):
-            part, weight_BT = xs
+        def one_part(a):
+            part, weight_BT = jax.tree.map(
+                lambda x_ABT: jax.lax.dynamic_index_in_dim(x_ABT, a, keepdims=False), (batch, weight_ABT)
+            )
             (loss, aux), g = jax.value_and_grad(part_loss, has_aux=True)(state.params, ref_params, part, weight_BT)
-            return jax.tree.map(jnp.add, grads, g), (loss, aux)
+            return jax.tree.map(lambda x: x.astype(jnp.float32), g), loss, *aux
 
-        grads = jax.tree.map(jnp.zeros_like, state.params)
-        grads, (loss_A, (sums_A, gap_max_A)) = jax.lax.scan(accumulate, grads, (batch, weight_ABT))
+        def accumulate(a, carry):
+            *sums, gap_max = one_part(a)
+            *sums_before, gap_max_before = carry
+            return *jax.tree.map(jnp.add, sums_before, sums), jnp.maximum(gap_max_before, gap_max)
+
+        if A == 1:
+            grads, loss, sums, gap_max = one_part(0)
+        else:
+            nothing = jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), state.params)
+            scalars = jax.tree.map(lambda x: jnp.zeros((), x.dtype), jax.eval_shape(one_part, 0)[1:])
+            used = jnp.max(jnp.where(jnp.any(batch.segments_BT, axis=(1, 2)), jnp.arange(1, A + 1, dtype=jnp.int32), 0))
+            grads, loss, sums, gap_max = jax.lax.fori_loop(0, used, accumulate, (nothing, *scalars))
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         tokens = jnp.maximum(jnp.sum(batch.mask_BT), 1).astype(jnp.float32)
-        metrics = {f"update/{name}": jnp.sum(x_A) / tokens for name, x_A in sums_A.items()}
+        metrics = {f"update/{name}": x / tokens for name, x in sums.items()}
         metrics |= {
-            "update/loss": jnp.sum(loss_A),
-            "update/logp_gap_max": jnp.max(gap_max_A),
+            "update/loss": loss,
+            "update/logp_gap_max": gap_max,
             "update/grad_norm": optax.tree.norm(grads),
             "update/tokens": tokens,
         }
@@ -177,21 +192,33 @@ def make_update(cfg: ConfigDict, model_cfg: ModelConfig, method: Method, tx: opt
     return update
 
 
-def update_step(update, state: State, ref_params, rows, advantages, mesh, cfg: ConfigDict, length: int):
-    """Cut the step into its mini-batches (by prompt), update on each; a mini-batch without gradient is skipped."""
+def update_step(
+    update, state: State, ref_params, rows, advantages, mesh, cfg: ConfigDict, length: int, *, fixed_rows: bool = False
+):
+    """Cut the step into its mini-batches (by prompt), update on each; a mini-batch without gradient is skipped.
+
+    Args:
+        rows: the step's sequences; packed into rows of ``optim.row_len`` where that is set.
+        length: most tokens of a sequence.
+        fixed_rows: the sequences' lengths come from the teacher, so the number of rows must not follow them.
+    """
     per_prompt = advantages.advantage_PG.shape[1]
     flat = [np.asarray(x).reshape(-1) for x in advantages]
     everything: list[dict[str, float]] = []
     for part in np.array_split(np.arange(len(rows)).reshape(-1, per_prompt), cfg.optim.minibatches):
         at = part.reshape(-1)
-        batch = make_batch([rows[i] for i in at], *(x[at] for x in flat), length)
+        if row_len := cfg.optim.row_len:  # parts that are not needed are not computed: their number may stay fixed
+            pack_rows = functools.partial(pack, row_len=row_len, fixed=fixed_rows or bool(cfg.optim.microbatch))
+        else:
+            pack_rows = make_batch
+        batch = pack_rows([rows[i] for i in at], *(x[at] for x in flat), length)
         if not batch.informative_BT.any():  # AdamW would move on its momentum alone
             continue
         batch = split_parts(batch, cfg.optim.microbatch, multiple=mesh.shape["fsdp"])
         spec = mesh_lib.RULES.spec("ABT")
         placed = TrainBatch(*(jax.device_put(x, jax.NamedSharding(mesh, spec)) for x in batch))
         state, metrics = update(state, ref_params, placed)
-        everything.append({k: float(v) for k, v in metrics.items()})
+        everything.append({k: float(v) for k, v in metrics.items()} | {"update/real_frac": real_frac(batch)})
     means = {k: float(np.mean([m[k] for m in everything])) for k in (everything[0] if everything else ())}
     return state, means | {"update/count": len(everything)}
 
@@ -350,8 +377,9 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
             progress.say("update")
             before_update = time.monotonic()
             state, update_metrics = update_step(
-                update, state, ref_params, rows, advantages, mesh, cfg, prompt_len + cfg.sampling.max_tokens
-            )
+                update, state, ref_params, rows, advantages, mesh, cfg, prompt_len + cfg.sampling.max_tokens,
+                fixed_rows=not method.needs_rollouts,
+            )  # fmt: skip
             metrics |= update_metrics | {"time/update_s": time.monotonic() - before_update}
             done = step + 1
             host["groups_total"] += len(groups)

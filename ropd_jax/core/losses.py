@@ -12,7 +12,7 @@ import jax.numpy as jnp
 AGGREGATIONS = ("token_mean", "seq_mean", "seq_mean_token_sum")
 
 
-def token_weights(mask_BT: jax.Array, aggregation: str) -> jax.Array:
+def token_weights(mask_BT: jax.Array, aggregation: str, length_BT: jax.Array | None = None) -> jax.Array:
     """weight_BT such that ``sum(weight_BT * loss_BT)`` is the aggregate of the whole batch.
 
     - ``token_mean``: mean over all tokens of the batch (released ROPD code, DAPO).
@@ -20,19 +20,22 @@ def token_weights(mask_BT: jax.Array, aggregation: str) -> jax.Array:
     - ``seq_mean_token_sum``: mean over sequences of the sum over their tokens (Dr.GRPO without its constant).
 
     Args:
-        mask_BT: True for the tokens that count. Rows without any do not count as sequences.
+        mask_BT: True for the tokens that count. A sequence without any does not count as one.
         aggregation: one of `AGGREGATIONS`.
+        length_BT: tokens that count in the token's sequence, where several share a row; None where each has its own.
 
     Raises:
         ValueError: unknown aggregation.
     """
     mask32_BT = mask_BT.astype(jnp.float32)
-    len_B1 = jnp.sum(mask32_BT, axis=-1, keepdims=True)
-    sequences = jnp.maximum(jnp.sum((len_B1 > 0).astype(jnp.float32)), 1.0)
+    if length_BT is None:
+        length_BT = jnp.sum(mask32_BT, axis=-1, keepdims=True)
+    share_BT = mask32_BT / jnp.maximum(length_BT.astype(jnp.float32), 1.0)  # adds up to 1 for each sequence
+    sequences = jnp.maximum(jnp.round(jnp.sum(share_BT)), 1.0)
     if aggregation == "token_mean":
         return mask32_BT / jnp.maximum(jnp.sum(mask32_BT), 1.0)
     if aggregation == "seq_mean":
-        return mask32_BT / jnp.maximum(len_B1, 1.0) / sequences
+        return share_BT / sequences
     if aggregation == "seq_mean_token_sum":
         return mask32_BT / sequences
     raise ValueError(f"aggregation={aggregation!r}; expected one of {', '.join(AGGREGATIONS)}")

@@ -23,6 +23,15 @@ def test_aggregation_by_hand(aggregation, want):
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_sequences_that_share_a_row_weigh_what_they_weigh_alone(aggregation):
+    mask = np.array([[0, 1, 1, 1, 0, 1, 0, 0]], bool)
+    length = np.array([[0, 3, 3, 3, 0, 1, 0, 0]], np.int32)
+    loss = jnp.asarray([[99.0, 1.0, 2.0, 6.0, 99.0, 5.0, 99.0, 99.0]])
+    got = masked_sum(token_weights(mask, aggregation, length) * loss, mask)
+    assert float(got) == pytest.approx(float(masked_sum(token_weights(MASK, aggregation) * LOSS, MASK)), rel=1e-6)
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_a_batch_without_tokens_weighs_nothing(aggregation):
     assert float(jnp.abs(token_weights(np.zeros((2, 3), bool), aggregation)).sum()) == 0.0
 
