@@ -134,7 +134,7 @@ def _draw(cfg: ModelConfig, lora: Lora, key: jax.Array) -> Params:
 def freeze(params: Params, base_dtype: str) -> Params:
     """The base as it is stored: norms and biases float32, the rest in ``base_dtype`` (tables bfloat16 for int8).
 
-    Arrays keep their place on a mesh. The arrays of ``params`` must not be used again.
+    Arrays keep their place on a mesh.
     """
     if base_dtype == "float32":
         return params
@@ -156,7 +156,7 @@ def freeze(params: Params, base_dtype: str) -> Params:
     return params | tables | {"layers": layers | ({"beside": beside} if beside else {})}
 
 
-@functools.partial(jax.jit, donate_argnums=(0,))
+@jax.jit
 def _as_bfloat16(x):
     return x.astype(jnp.bfloat16)
 
