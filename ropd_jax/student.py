@@ -43,16 +43,17 @@ def find(checkpoint: str) -> pathlib.Path:
     return path
 
 
-def load_student(checkpoint: str, *, chat_template: str = "") -> Student:
+def load_student(checkpoint: str, *, chat_template: str = "", enable_thinking: bool | None = None) -> Student:
     """Read a checkpoint into host memory.
 
     Args:
         checkpoint: see `find`.
         chat_template: a Jinja file that replaces the checkpoint's own template.
+        enable_thinking: passed to the template; None leaves its own default.
 
     Raises:
         UserError: missing, truncated or unsupported checkpoint, or no chat template.
     """
     path = find(checkpoint)
     cfg, params = load_gguf(path) if path.is_file() else load_hf(path)
-    return Student(cfg, params, load_tokenizer(path, chat_template=chat_template))
+    return Student(cfg, params, load_tokenizer(path, chat_template=chat_template, enable_thinking=enable_thinking))

@@ -325,7 +325,9 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     lora = Lora.from_config(cfg.student.lora)
     rule = SamplingRule(cfg.sampling.temperature, cfg.sampling.top_k, cfg.sampling.top_p)
     mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp)
-    student = load_student(cfg.student.checkpoint, chat_template=cfg.student.chat_template)
+    student = load_student(
+        cfg.student.checkpoint, chat_template=cfg.student.chat_template, enable_thinking=cfg.student.enable_thinking
+    )
     mesh_lib.check_divides(student.cfg, mesh)
     if lora.rank:
         adapted(student.cfg, lora)
@@ -443,7 +445,9 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
             metrics |= more
             reward_PG, valid_PG = method.rewards(groups, judgements)
             advantages = method.advantages(reward_PG, valid_PG, step)
-            metrics |= step_metrics(groups, judgements, advantages, reward_PG, valid_PG, metrics["time/sample_s"])
+            metrics |= step_metrics(
+                groups, judgements, advantages, reward_PG, valid_PG, metrics["time/sample_s"], student.tokenizer
+            )
 
             rows = [
                 s for g, j in zip(groups, judgements, strict=True) for s in method.sequences(g, j, student.tokenizer)
