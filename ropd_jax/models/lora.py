@@ -25,13 +25,14 @@ import numpy as np
 
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
-from ropd_jax.models.hf import tensors_of
+from ropd_jax.models.tensors import tensors_of
 from ropd_jax.types import UserError
 
 Params = dict
 BASE_DTYPES = ("float32", "bfloat16", "int8")
 DENSE = {"attn": ("q_DNH", "k_DKH", "v_DKH", "o_NHD"), "mlp": ("gate_DF", "up_DF", "down_FD")}
 EXPERTS = ("gate_EDF", "up_EDF", "down_EFD")
+LINEAR = (*DENSE["attn"], *DENSE["mlp"], *EXPERTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +70,11 @@ class Lora:
         targets = section["targets"]
         targets = (targets,) if isinstance(targets, str) else tuple(targets)
         return cls(section["rank"], section["alpha"], targets, section["base_dtype"])
+
+    @property
+    def load_dtype(self) -> str:
+        """What a checkpoint is read in: large ones are published in bfloat16, so a rounded base loses nothing by it."""
+        return "float32" if self.base_dtype == "float32" else "bfloat16"
 
     @property
     def scale(self) -> float:
@@ -138,34 +144,28 @@ def freeze(params: Params, base_dtype: str) -> Params:
     """
     if base_dtype == "float32":
         return params
-    layers = {group: dict(own) for group, own in params["layers"].items()}
     beside: Params = {}
-    for group, names in (("attn", DENSE["attn"]), ("mlp", DENSE["mlp"] + EXPERTS)):
-        for name in names:
-            if name not in layers[group]:
-                continue
-            if base_dtype == "bfloat16":
-                layers[group][name] = _as_bfloat16(layers[group][name])
-                continue
+
+    def stored(path, x):
+        *_, group, name = (key.key for key in path)
+        if name in LINEAR and base_dtype == "int8":
             lead, ins, outs = _dims(name)
-            layers[group][name], channel = _as_int8(layers[group][name], n_in=len(ins), n_out=len(outs))
+            x, channel = _as_int8(x, n_in=len(ins), n_out=len(outs))
             beside.setdefault(group, {})[name] = {f"channel_{lead}{outs}": channel}
-    if "router_DE" in layers["mlp"]:
-        layers["mlp"]["router_DE"] = _as_bfloat16(layers["mlp"]["router_DE"])
-    tables = {k: {"table_VD": _as_bfloat16(params[k]["table_VD"])} for k in ("embed", "head") if k in params}
-    return params | tables | {"layers": layers | ({"beside": beside} if beside else {})}
+            return x
+        large = name in LINEAR or name.startswith(("table_", "router_"))
+        return x.astype(jnp.bfloat16 if large else jnp.float32)
 
-
-@jax.jit
-def _as_bfloat16(x):
-    return x.astype(jnp.bfloat16)
+    base = jax.tree_util.tree_map_with_path(stored, params)
+    return {**base, "layers": base["layers"] | ({"beside": beside} if beside else {})}
 
 
 @functools.partial(jax.jit, static_argnames=("n_in", "n_out"))
 def _as_int8(w, *, n_in: int, n_out: int):
     """(int8 w, float32 channel): w ~ int8 * channel, at most channel / 2 off."""
     axes = tuple(range(w.ndim - n_in - n_out, w.ndim - n_out))
-    channel = jnp.max(jnp.abs(w), axis=axes, keepdims=True).astype(jnp.float32) / 127.0
+    w = w.astype(jnp.float32)
+    channel = jnp.max(jnp.abs(w), axis=axes, keepdims=True) / 127.0
     q = jnp.round(w / jnp.where(channel == 0, 1.0, channel)).astype(jnp.int8)
     return q, jnp.squeeze(channel, axes)
 
