@@ -44,6 +44,7 @@ def default() -> ConfigDict:
     cfg.sampling.top_k = 0
     cfg.sampling.top_p = 1.0
     cfg.sampling.prompts_at_once = 0  # prompts decoded side by side; 0 is all of a step
+    cfg.sampling.resample = 0  # rounds in which groups of equal rewards are replaced by new prompts (DAPO); 0 never
     cfg.sampling.chunk = 32  # tokens between two looks of the host
 
     cfg.teacher = ConfigDict()
@@ -93,7 +94,13 @@ def default() -> ConfigDict:
     cfg.loss.clip_low = 0.2
     cfg.loss.clip_high = 0.28
     cfg.loss.dual_clip = 0.0  # released code: 3.0
-    cfg.loss.kl_coef = 0.0  # weight of the k3 KL to the initial student
+    cfg.loss.ratio = "token"  # or "sequence" (GSPO; its clips are about 3e-4 and 4e-4)
+    cfg.loss.is_cap = 0.0  # above 0: truncated importance weights in place of the clip. Released code: 2.0 besides it
+    cfg.loss.kl_coef = 0.0  # weight of the KL to the initial student. Released code: off; GRPO's paper: 0.04
+    cfg.loss.kl_kind = "k3"  # its estimate: "k1", "k2", "k3"
+    cfg.loss.entropy_coef = 0.0  # weight of the entropy bonus
+    cfg.loss.overlong = "keep"  # answers cut at the limit: or "mask" (out of the loss), "shape" (DAPO's punishment)
+    cfg.loss.overlong_buffer = 0  # shape: tokens before the limit over which the punishment grows; DAPO: a fifth
     cfg.loss.min_scored = 2  # a group with fewer scored rollouts is invalid
 
     cfg.optim = ConfigDict()
