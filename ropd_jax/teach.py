@@ -57,7 +57,7 @@ def main(cfg: ConfigDict, out: str | os.PathLike[str], *, batch: bool = False, p
             cannot work; a file that was asked in another way.
     """
     tokenizer = load_tokenizer(
-        find(cfg.student.checkpoint),
+        find(cfg.student.checkpoint, weights=False),
         chat_template=cfg.student.chat_template,
         enable_thinking=cfg.student.enable_thinking,
     )
