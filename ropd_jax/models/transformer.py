@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 
 from ropd_jax.mesh import RULES, active_mesh, constrain, out
-from ropd_jax.models.attention import attention, causal_mask
+from ropd_jax.models.attention import attention, self_attention
 from ropd_jax.models.config import ModelConfig, RopeScaling
 from ropd_jax.types import UserError
 
@@ -312,6 +312,7 @@ def hidden(
     *,
     dtype=jnp.float32,
     remat: bool = False,
+    attention: str = "auto",
     keep_kv: bool = False,
 ):
     """Hidden states x_BTD before the final norm, of whole sequences.
@@ -322,18 +323,19 @@ def hidden(
         segments_BT: which sequence of the row a token belongs to; 0 is padding. Tokens see their own segment only.
         dtype: compute dtype; parameters are cast at use.
         remat: recompute each block in the backward pass.
+        attention: the kernel, see `ropd_jax.models.attention.self_attention`.
         keep_kv: also return the keys and values, each [L, B, K, T, H] (prefill).
     """
-    mask_BTS = causal_mask(positions_BT, segments_BT)
-    back_BTS = positions_BT[:, :, None] - positions_BT[:, None, :]
-
     def body(x_BTD, xs):
         layer, own = xs
 
         def attend(q_BTNH, k_BTKH, v_BTKH):
-            k_BKTH, v_BKTH = k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2)
-            seen_BTS = mask_BTS & (back_BTS < own.window_L) if cfg.local_layers else mask_BTS
-            return attend_to(cfg, q_BTNH, k_BKTH, v_BKTH, seen_BTS), (k_BKTH, v_BKTH)
+            o_BTNH = self_attention(
+                q_BTNH, k_BTKH, v_BTKH, segments_BT, local=own.window_L <= cfg.window,
+                window=cfg.window if cfg.local_layers else 0, scale=cfg.attn_scale, softcap=cfg.attn_softcap,
+                impl=attention,
+            )  # fmt: skip
+            return o_BTNH, (k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2))
 
         x_BTD, kv = _block(cfg, layer)(x_BTD, rope_angles(own.inv_freq_LH, positions_BT), attend)
         return x_BTD, (kv if keep_kv else None)
