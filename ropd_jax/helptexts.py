@@ -68,8 +68,8 @@ Asks for teacher.references answers to each training prompt of the config and wr
 (JSONL, the official ropd.teacher_index.v2). Started again with the same FILE it goes on where it was, also after a
 kill. An answer equal to an earlier one of its prompt is asked for again, so many times and no more.
 
-  --batch      through the batch API of OpenAI or Gemini: half the price, up to a day. The jobs' ids lie in
-               FILE.jobs.json; a command that was stopped goes on polling the same jobs
+  --batch      through the batch API of OpenAI or Gemini: half the price, up to a day. The jobs are on the tape
+               (FILE.teacher/tape.sqlite); a command that was stopped goes on polling the same jobs
   --poll_s S   seconds between two looks at the jobs (30)
 
 A run takes its references from there, and asks for none:
