@@ -9,7 +9,9 @@ from ml_collections import ConfigDict
 
 from ropd_jax.core.losses import AGGREGATIONS
 from ropd_jax.core.optim import SCHEDULES
+from ropd_jax.models.attention import KERNELS
 from ropd_jax.models.config import ModelConfig
+from ropd_jax.models.transformer import REMAT
 from ropd_jax.types import UserError
 from ropd_jax.workdir import flatten
 
@@ -23,6 +25,8 @@ def check_config(cfg: ConfigDict) -> None:
     choices = {
         "loss.aggregation": AGGREGATIONS,
         "optim.schedule": SCHEDULES,
+        "optim.remat": tuple(REMAT),
+        "optim.attention": ("auto", *KERNELS),
         "student.dtype": ("float32", "bfloat16"),
     }
     flat = flatten(cfg.to_dict())

@@ -116,7 +116,7 @@ def _splash(q_BTNH, k_BTKH, v_BTKH, segments_BT, local, *, pattern: Pattern, int
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    B, T, N, H = q_BTNH.shape
+    T, N = q_BTNH.shape[1:3]
     pad = -T % 128
     length = T + pad
     block = math.gcd(length, 512)
@@ -129,6 +129,7 @@ def _splash(q_BTNH, k_BTKH, v_BTKH, segments_BT, local, *, pattern: Pattern, int
             masks.MultiHeadMask([mask] * N),
             block_sizes=sizes,
             attn_logits_soft_cap=pattern.softcap or None,
+            residual_checkpoint_name="attention",  # see transformer.REMAT
             interpret=interpret,
         )
         return jax.vmap(lambda q, k, v, s: kernel(q, k, v, splash.SegmentIds(s, s)))(
@@ -213,10 +214,3 @@ def attention(
     p_BKGTS = jax.nn.softmax(s_BKGTS, axis=-1).astype(v_BKSH.dtype)
     o_BTKGH = jnp.einsum("BKGTS,BKSH->BTKGH", p_BKGTS, v_BKSH)
     return o_BTKGH.reshape(B, T, N, H, out_sharding=out("BTNH"))
-
-
-def causal_mask(positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
-    """mask_BTS for sequences laid out in one row: same segment, not padding (segment 0), not the future."""
-    same_BTS = segments_BT[:, :, None] == segments_BT[:, None, :]
-    past_BTS = positions_BT[:, :, None] >= positions_BT[:, None, :]
-    return same_BTS & past_BTS & (segments_BT != 0)[:, None, :]

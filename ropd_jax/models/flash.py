@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 NEVER = -1e30  # a score that is not seen; finite, so that the difference of two is a number
 
@@ -47,6 +48,7 @@ def _forward(q_BTNH, k_BTKH, v_BTKH, first_BT, shape: Shape):
     q, k, v, first = _blocks(q_BTNH, k_BTKH, v_BTKH, first_BT, shape.block)
     o, lse = jax.lax.map(lambda row: _row_forward(*row, shape), (q, k, v, first))
     o_BTNH = o.transpose(0, 1, 4, 2, 3, 5).reshape(B, -1, N, H)[:, :T]
+    o_BTNH, lse = checkpoint_name(o_BTNH, "attention"), checkpoint_name(lse, "attention")  # see transformer.REMAT
     return o_BTNH, (q_BTNH, k_BTKH, v_BTKH, first_BT, o_BTNH, lse)
 
 

@@ -280,7 +280,7 @@ def embed(cfg: ModelConfig, params: Params, tokens_BT: jax.Array, dtype) -> jax.
     """x_BTD of token ids.
 
     On a mesh the table stays where it is: every device looks all tokens up in its slice of D, and the rows then change
-    places with the slices. So neither the table nor its gradient ever exists whole (151,936 x 2,560 in float32: 1.6 GB).
+    places with the slices. So neither the table nor its gradient ever exists whole (151,936 x 2,560 float32: 1.6 GB).
     """
     table_VD = params["embed"]["table_VD"]
     if active_mesh() is None:
@@ -318,7 +318,7 @@ def hidden(
     segments_BT: jax.Array,
     *,
     dtype=jnp.float32,
-    remat: bool = False,
+    remat: str = "none",
     attention: str = "auto",
     keep_kv: bool = False,
 ):
@@ -329,10 +329,11 @@ def hidden(
         positions_BT: position of each token in its own sequence, from 0.
         segments_BT: which sequence of the row a token belongs to; 0 is padding. Tokens see their own segment only.
         dtype: compute dtype; parameters are cast at use.
-        remat: recompute each block in the backward pass.
+        remat: what a block keeps for the backward pass, a name of `REMAT`.
         attention: the kernel, see `ropd_jax.models.attention.self_attention`.
         keep_kv: also return the keys and values, each [L, B, K, T, H] (prefill).
     """
+
     def body(x_BTD, xs):
         layer, own = xs
 
@@ -347,8 +348,8 @@ def hidden(
         x_BTD, kv = _block(cfg, layer)(x_BTD, rope_angles(own.inv_freq_LH, positions_BT), attend)
         return x_BTD, (kv if keep_kv else None)
 
-    if remat:
-        body = jax.checkpoint(body, prevent_cse=False)  # inside scan CSE cannot undo it
+    if remat != "none":
+        body = jax.checkpoint(body, prevent_cse=False, policy=REMAT[remat])  # inside scan CSE cannot undo it
     own = jax.tree.map(jnp.asarray, per_layer(cfg))
     x_BTD, kv = jax.lax.scan(body, embed(cfg, params, tokens_BT, dtype), (params["layers"], own))
     return (x_BTD, kv) if keep_kv else x_BTD
@@ -356,6 +357,17 @@ def hidden(
 
 def attend_to(cfg: ModelConfig, q_BTNH, k_BKSH, v_BKSH, mask_BTS) -> jax.Array:
     return attention(q_BTNH, k_BKSH, v_BKSH, mask_BTS, scale=cfg.attn_scale, softcap=cfg.attn_softcap)
+
+
+_keep = jax.checkpoint_policies
+REMAT = {  # name -> what is kept of a block besides its input; all else is computed again in the backward pass
+    "none": _keep.everything_saveable,
+    "block": _keep.nothing_saveable,
+    "attention": _keep.save_only_these_names("attention"),
+    "dots": _keep.save_from_both_policies(
+        _keep.dots_with_no_batch_dims_saveable, _keep.save_only_these_names("attention")
+    ),
+}
 
 
 def unstack(params: Params, num_layers: int) -> list[Params]:
