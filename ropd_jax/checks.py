@@ -7,8 +7,9 @@ import pathlib
 import numpy as np
 from ml_collections import ConfigDict
 
-from ropd_jax.core.losses import AGGREGATIONS
+from ropd_jax.core.losses import AGGREGATIONS, KL_KINDS, RATIOS
 from ropd_jax.core.optim import SCHEDULES
+from ropd_jax.core.rewards import OVERLONG
 from ropd_jax.models.attention import KERNELS
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.transformer import REMAT
@@ -24,6 +25,9 @@ def check_config(cfg: ConfigDict) -> None:
     """
     choices = {
         "loss.aggregation": AGGREGATIONS,
+        "loss.ratio": RATIOS,
+        "loss.kl_kind": KL_KINDS,
+        "loss.overlong": OVERLONG,
         "optim.schedule": SCHEDULES,
         "optim.remat": tuple(REMAT),
         "optim.attention": ("auto", *KERNELS),
@@ -42,6 +46,17 @@ def check_config(cfg: ConfigDict) -> None:
         raise UserError(f"optim.minibatches={m} does not divide data.prompts_per_step={P}; choose a divisor of {P}")
     if cfg.sampling.rollouts < 2:
         raise UserError(f"sampling.rollouts={cfg.sampling.rollouts}; a group needs at least 2 to have a baseline")
+    buffer = cfg.loss.overlong_buffer
+    if cfg.loss.overlong == "shape" and not 0 < buffer <= cfg.sampling.max_tokens:
+        raise UserError(
+            f"loss.overlong_buffer={buffer} with loss.overlong='shape'; expected 1 to sampling.max_tokens="
+            f"{cfg.sampling.max_tokens}, for instance a fifth of it"
+        )
+    if cfg.loss.is_cap and cfg.loss.ratio == "sequence":
+        raise UserError("loss.is_cap and loss.ratio='sequence' exclude each other; set loss.is_cap=0.0 for GSPO")
+    for key in ("sampling.resample", "loss.is_cap", "loss.kl_coef"):
+        if flat[key] < 0:
+            raise UserError(f"{key}={flat[key]}; expected 0 (off) or more")
     if cfg.sampling.temperature == 0:
         raise UserError("sampling.temperature=0 samples G equal rollouts; expected a number above 0, 1.0 in the paper")
 

@@ -44,6 +44,7 @@ def default() -> ConfigDict:
     cfg.sampling.top_k = 0
     cfg.sampling.top_p = 1.0
     cfg.sampling.prompts_at_once = 0  # prompts decoded side by side; 0 is all of a step
+    cfg.sampling.resample = 0  # rounds in which groups of equal rewards are replaced by new prompts (DAPO); 0 never
     cfg.sampling.chunk = 32  # tokens between two looks of the host
 
     cfg.teacher = ConfigDict()
@@ -58,6 +59,7 @@ def default() -> ConfigDict:
     cfg.teacher.attempts = 5  # tries of one request before its group is unscored. Released code: 3
     cfg.teacher.max_wait_s = 60.0  # longest wait between two tries, a server's Retry-After included
     cfg.teacher.hedge_after_s = 0.0  # a second copy of a call that takes longer, which costs its tokens twice; 0: never
+    cfg.teacher.order = "longest_first"  # the step ends sooner; "finished_first": its first groups do (docs/teacher.md)
     cfg.teacher.max_answer_chars = 60_000  # longer answers lose their middle, visibly; 8,192 tokens are about 33,000
     cfg.teacher.max_failed_frac = 0.5  # of the last failed_window groups; more invalid ones stop the run, exit code 3
     cfg.teacher.failed_window = 64  # groups; two steps of the paper's 32 prompts
@@ -92,7 +94,13 @@ def default() -> ConfigDict:
     cfg.loss.clip_low = 0.2
     cfg.loss.clip_high = 0.28
     cfg.loss.dual_clip = 0.0  # released code: 3.0
-    cfg.loss.kl_coef = 0.0  # weight of the k3 KL to the initial student
+    cfg.loss.ratio = "token"  # or "sequence" (GSPO; its clips are about 3e-4 and 4e-4)
+    cfg.loss.is_cap = 0.0  # above 0: truncated importance weights in place of the clip. Released code: 2.0 besides it
+    cfg.loss.kl_coef = 0.0  # weight of the KL to the initial student. Released code: off; GRPO's paper: 0.04
+    cfg.loss.kl_kind = "k3"  # its estimate: "k1", "k2", "k3"
+    cfg.loss.entropy_coef = 0.0  # weight of the entropy bonus
+    cfg.loss.overlong = "keep"  # answers cut at the limit: or "mask" (out of the loss), "shape" (DAPO's punishment)
+    cfg.loss.overlong_buffer = 0  # shape: tokens before the limit over which the punishment grows; DAPO: a fifth
     cfg.loss.min_scored = 2  # a group with fewer scored rollouts is invalid
 
     cfg.optim = ConfigDict()

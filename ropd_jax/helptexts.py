@@ -11,6 +11,7 @@ yes/no criteria from the contrast, checks every answer against it, and the weigh
 
 verbs
   train           run the loop: prompts, rollouts, rubric, verdicts, rewards, update, checkpoint, evaluation
+  grade           grade stored answers to a benchmark (AIME, GPQA, HealthBench, IFEval, ...), without a model
   rejudge         score the stored rollouts of a run again with another verifier, prompt or rubric; show what changes
   teach           ask for the references of all training prompts ahead of time
   preflight       calls, tokens, dollars and hours of a run before anything is spent; checks keys and models
@@ -42,6 +43,28 @@ Keys of paid teachers come from the environment (OPENAI_API_KEY, GEMINI_API_KEY)
 
   ropd train --config experiments/quickstart.py --workdir runs/quickstart
   ropd train --config experiments/quickstart.py --workdir runs/seed1 --config.seed=1
+"""
+
+GRADE_HELP = """\
+usage: ropd grade --benchmark B --answers FILE [--data DIR] [--out FILE] [--against RESULT]
+
+Grades stored answers, one JSON object a line: {"id": "...", "response": "..."}, k lines a problem; "finish_reason" is
+read where it stands ("length" is a truncated answer). Shows avg@k, pass@j, maj@k with 95 % intervals over problems,
+and how many answers are ungraded or truncated. No model is loaded.
+
+benchmarks   aime_2024 aime_2025 hmmt_feb_2025 hmmt_nov_2025 math_500 gsm8k gpqa_diamond ifeval
+             healthbench healthbench_hard healthbench_consensus reasoning_gym:TASK
+
+  --data DIR         a directory with BENCHMARK.jsonl; default ROPD_DATA, else the Hub (pip install datasets)
+  --out FILE         the result as JSON, each problem's value included
+  --against RESULT   an earlier result: the paired difference with its interval
+  --timeout_s S      of one math answer (5); what takes longer is ungraded, never wrong
+  --workers N        processes of the math grader; 0 is one for each core
+  --config...        HealthBench is judged by a model: --config.teacher.provider, .verifier.model, .budget.usd, ...
+
+  ropd grade --benchmark gsm8k --answers answers.jsonl --data ~/benchmarks --out gsm8k.json
+  ropd grade --benchmark healthbench_hard --answers a.jsonl --out hard.json \\
+      --config.teacher.provider=openai --config.teacher.verifier.model=gpt-4.1-2025-04-14
 """
 
 REJUDGE_HELP = """\

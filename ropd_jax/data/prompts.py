@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import itertools
 import json
 import os
 import pathlib
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -299,6 +300,12 @@ class PromptStream:
         epoch, place = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng((self._seed, epoch)).permutation(len(self._prompts))
         return [self._prompts[i] for i in order[place * self._batch : (place + 1) * self._batch]]
+
+    def spare(self, step: int, round: int, n: int, *, without: Collection[str] = ()) -> list[Prompt]:
+        """At most ``n`` prompts that are not in ``without`` (ids), drawn from (seed, step, round)."""
+        order = np.random.default_rng((self._seed, step, round, 1)).permutation(len(self._prompts))
+        free = (self._prompts[i] for i in order)
+        return list(itertools.islice((p for p in free if p.id not in without), n))
 
 
 def write_book(path: str | os.PathLike[str], prompts: Iterable[Prompt]) -> int:
