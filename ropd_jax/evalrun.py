@@ -26,11 +26,13 @@ from ml_collections import ConfigDict
 
 from ropd_jax import configs
 from ropd_jax import mesh as mesh_lib
-from ropd_jax.checkpoint import Checkpoints
+from ropd_jax.checkpoint import saved_params
 from ropd_jax.evaluation import results
 from ropd_jax.evaluation.answers import by_problem, read_answers
 from ropd_jax.evaluation.benchmarks import Loaded, Sampling, load_benchmark
 from ropd_jax.evaluation.gradeverb import grade_file
+from ropd_jax.models import transformer
+from ropd_jax.models.lora import Lora, adapter_shapes, attach, freeze
 from ropd_jax.report import clock, read_metrics, write_atomic
 from ropd_jax.sampling.engine import EngineConfig, sample_groups
 from ropd_jax.sampling.rules import SamplingRule
@@ -51,6 +53,7 @@ class Wanted:
     Attributes:
         what: a run's directory, or a checkpoint by any name that `student.find` knows.
         rows: sequences decoded side by side; k of them belong to one problem.
+        thinking: of the chat template, where it knows the two modes (Qwen3).
         pick: which checkpoint of a run, see `choose_step`.
     """
 
@@ -68,6 +71,7 @@ class Wanted:
     rows: int = 64
     seed: int = 0
     dtype: str = ""
+    thinking: bool | None = None
     pick: str = "last"
 
 
@@ -94,6 +98,7 @@ def main(cfg: ConfigDict, wanted: Wanted) -> int:
         "template": loaded.benchmark.template,
         "sampling": dataclasses.asdict(sampling),
         "seed": wanted.seed,
+        "thinking": run.student.enable_thinking if run and wanted.thinking is None else wanted.thinking,
         "dtype": wanted.dtype or (run.student.dtype if run else "float32"),
     }
     _claim(out, {"benchmark": wanted.benchmark, "data": loaded.found.sha, **facts})
@@ -157,16 +162,23 @@ def choose_step(run: pathlib.Path, cfg: ConfigDict, rule: str) -> dict[str, Any]
     return {"step": best, "rule": "heldout", "why": why}
 
 
-def _student(cfg: ConfigDict, wanted: Wanted, chosen: dict[str, Any] | None, mesh: jax.sharding.Mesh) -> Student:
-    """On the mesh, with the run's own weights where a run is asked for."""
+def _student(cfg: ConfigDict, wanted: Wanted, facts: dict[str, Any], mesh: jax.sharding.Mesh) -> Student:
+    """On the mesh, with the run's own weights (or adapters beside the frozen ones) where a run is asked for."""
+    chosen, lora = facts["checkpoint"], Lora.from_config(cfg.student.lora)
+    student = load_student(
+        cfg.student.checkpoint if chosen else wanted.what,
+        chat_template=cfg.student.chat_template,
+        enable_thinking=facts["thinking"],
+        mesh=mesh,
+        dtype=lora.load_dtype,
+    )
     if chosen is None:
-        return load_student(wanted.what, chat_template=cfg.student.chat_template, mesh=mesh)
-    student = load_student(cfg.student.checkpoint, chat_template=cfg.student.chat_template, mesh=mesh)
-    checkpoints = Checkpoints(pathlib.Path(wanted.what).expanduser() / "checkpoints", keep=cfg.checkpoint.keep)
-    with contextlib.closing(checkpoints):
-        state, _ = checkpoints.restore_raw(chosen["step"])
-    params = jax.tree.map(lambda like, x: np.asarray(x, like.dtype), student.params, state["params"])
-    return dataclasses.replace(student, params=mesh_lib.put(params, mesh, mesh_lib.RULES.storage(params)))
+        return student
+    shapes = adapter_shapes(student.cfg, lora) if lora.rank else transformer.param_shapes(student.cfg)
+    _, params = saved_params(pathlib.Path(wanted.what).expanduser() / "checkpoints", chosen["step"], shapes)
+    params = mesh_lib.put(params, mesh, mesh_lib.RULES.storage(params))
+    base = freeze(student.params, lora.base_dtype) if lora.rank else None
+    return dataclasses.replace(student, params=attach(lora, base, params))
 
 
 # ---------------------------------------------------------------------------------------------------- the answers
@@ -180,7 +192,7 @@ def _answer(cfg, wanted, loaded: Loaded, sampling: Sampling, facts, out, interru
         log.info("%s has all %d answers already", path, len(loaded.prompts) * sampling.k)
         return
     mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp)
-    student = _student(cfg, wanted, facts["checkpoint"], mesh)
+    student = _student(cfg, wanted, facts, mesh)
     tokens = {p.id: np.asarray(student.tokenizer.apply_chat_template(p.messages), np.int32) for p in loaded.prompts}
     prompt_len = -(-max(map(len, tokens.values())) // 16) * 16
     if prompt_len + sampling.max_tokens > student.cfg.max_seq_len:

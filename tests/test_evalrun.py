@@ -13,8 +13,10 @@ from ropd_jax import mesh as mesh_lib
 from ropd_jax.checkpoint import Checkpoints
 from ropd_jax.cli import main
 from ropd_jax.evaluation.benchmarks import load_benchmark
+from ropd_jax.models.lora import Lora, adapter_shapes, attach
 from ropd_jax.student import load_student
 from ropd_jax.types import Rollout, RolloutGroup, UserError
+from tests.helpers import trees_max_diff
 
 BASE = ["eval", "tiny", "--benchmark=reasoning_gym:chain_sum", "--template={question}", "--k=2", "--limit=5"]
 
@@ -122,9 +124,25 @@ def test_without_a_held_out_accuracy_nothing_is_picked_by_it(run, tmp_path):
 def test_the_weights_are_those_of_the_chosen_step(run):
     cfg = evalrun.run_config(str(run))
     mesh = mesh_lib.make_mesh(1, 1, jax.devices()[:1])
-    student = evalrun._student(cfg, evalrun.Wanted(str(run), "gsm8k"), {"step": 4}, mesh)
+    facts = {"checkpoint": {"step": 4}, "thinking": None}
+    student = evalrun._student(cfg, evalrun.Wanted(str(run), "gsm8k"), facts, mesh)
     assert {float(x.min()) for x in jax.tree.leaves(student.params)} == {4.0}
     assert {float(x.max()) for x in jax.tree.leaves(student.params)} == {4.0}
+
+
+def test_the_adapters_of_a_run_stand_beside_its_frozen_weights(tmp_path):
+    cfg = configs.default()
+    cfg.student.lora.rank = 2
+    lora, tiny = Lora.from_config(cfg.student.lora), load_student("tiny")
+    adapters = jax.tree.map(lambda x: np.full(x.shape, 0.5, np.float32), adapter_shapes(tiny.cfg, lora))
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    checkpoints.save(3, {"params": adapters}, {})
+    checkpoints.close()
+    mesh = mesh_lib.make_mesh(1, 1, jax.devices()[:1])
+    facts = {"checkpoint": {"step": 3}, "thinking": None}
+    student = evalrun._student(cfg, evalrun.Wanted(str(tmp_path), "gsm8k"), facts, mesh)
+    wanted = attach(lora, tiny.params, adapters)
+    assert trees_max_diff(jax.device_get(student.params), wanted) == 0.0
 
 
 def test_a_run_is_told_from_a_checkpoint(run, tmp_path):
