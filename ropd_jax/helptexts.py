@@ -11,9 +11,11 @@ yes/no criteria from the contrast, checks every answer against it, and the weigh
 
 verbs
   train           run the loop: prompts, rollouts, rubric, verdicts, rewards, update, checkpoint, evaluation
+  eval            sample a student's answers to a benchmark (AIME, GSM8K, IFEval, ...) and grade them
   grade           grade stored answers to a benchmark (AIME, GPQA, HealthBench, IFEval, ...), without a model
   rejudge         score the stored rollouts of a run again with another verifier, prompt or rubric; show what changes
   teach           ask for the references of all training prompts ahead of time
+  export          write a run's student as a Hugging Face directory that transformers and vLLM load
   preflight       calls, tokens, dollars and hours of a run before anything is spent; checks keys and models
   tape            look at the recorded answers of the teacher, export and import them
   serve-teacher   put the scripted teacher behind HTTP (OpenAI and Gemini wire formats)
@@ -43,6 +45,31 @@ Keys of paid teachers come from the environment (OPENAI_API_KEY, GEMINI_API_KEY)
 
   ropd train --config experiments/quickstart.py --workdir runs/quickstart
   ropd train --config experiments/quickstart.py --workdir runs/seed1 --config.seed=1
+"""
+
+EVAL_HELP = """\
+usage: ropd eval RUN|CHECKPOINT --benchmark B [--k N] [--max_tokens N] [--limit N] [--data DIR] [--out DIR] ...
+
+Samples k answers to each problem, writes them to OUT/answers.jsonl as they come, grades them (ropd grade) and shows
+avg@k, pass@j and maj@k with 95 % intervals over problems. Started again with the same OUT it goes on where it was.
+Without flags it samples as the paper: k=16, temperature 1.0, top-p 0.95, at most 32,768 tokens.
+
+  RUN|CHECKPOINT   a run's directory; or tiny, smollm2, a .gguf file, a Hugging Face directory
+  --pick RULE      which checkpoint of a run: last, or heldout, the best on the run's own held-out set
+  --benchmark B    see ropd grade --help
+  --data DIR       a directory with BENCHMARK.jsonl; default ROPD_DATA, else the Hub
+  --k N  --temperature X  --top_p X  --max_tokens N      in place of the benchmark's own
+  --template TEXT  the user message around {question}, in place of the benchmark's own
+  --limit N        the first N problems
+  --rows N         sequences decoded side by side (64)
+  --dtype T        compute and cache: the run's, or float32
+  --thinking, --nothinking   of the chat template (Qwen3); default the run's, or the template's own
+  --seed N         of the samples (0)
+  --out DIR        default RUN/eval/BENCHMARK_stepN, or evals/CHECKPOINT/BENCHMARK
+  --against FILE   the result.json of another student: the paired difference with its interval
+
+  ropd eval runs/quickstart --benchmark reasoning_gym:chain_sum --k 4 --max_tokens 48 --limit 100
+  ropd eval smollm2 --benchmark gsm8k --data ~/benchmarks --k 4 --max_tokens 256 --limit 200
 """
 
 GRADE_HELP = """\
@@ -98,6 +125,25 @@ kill. An answer equal to an earlier one of its prompt is asked for again, so man
 A run takes its references from there, and asks for none:
   ropd teach --config experiments/quickstart.py --out references.jsonl
   ropd train --config experiments/quickstart.py --config.teacher.index=references.jsonl --workdir runs/b
+"""
+
+EXPORT_HELP = """\
+usage: ropd export RUN --to DIR [--step N] [--dtype T]
+       ropd export CHECKPOINT --to DIR [--dtype T]
+
+Writes DIR as a Hugging Face directory: config.json, model.safetensors (above 5 GB in shards with an index), tokenizer,
+chat template, generation_config.json. transformers and vLLM load it, and so does student.checkpoint of another run.
+A DIR that is there and not empty is refused; a command that was stopped leaves no DIR.
+
+  --to DIR      where
+  --step N      the run's checkpoint after N steps; without it the newest
+  --dtype T     float32, bfloat16 or float16. Without it a run's weights are written as they were trained, in float32,
+                and a checkpoint's as it has them (a GGUF file's, dequantized, in float32)
+
+CHECKPOINT is whatever student.checkpoint can be: smollm2, a .gguf file, a Hugging Face directory.
+
+  ropd export runs/quickstart --to exported/quickstart
+  ropd export smollm2 --to exported/smollm2
 """
 
 SERVE_HELP = """\
