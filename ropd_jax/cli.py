@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ropd_jax.helptexts import HELP, REJUDGE_HELP, SERVE_HELP, TEACH_HELP, TRAIN_HELP
+from ropd_jax.helptexts import HELP, PLAN_HELP, REJUDGE_HELP, SERVE_HELP, TEACH_HELP, TRAIN_HELP
 from ropd_jax.hints import near
 from ropd_jax.types import UserError
 
@@ -80,6 +80,34 @@ def _train(args: list[str]) -> int:
     from ropd_jax import train
 
     return train.main(config, values["workdir"].value)
+
+
+def _plan(args: list[str]) -> int:
+    from absl import flags
+
+    values = flags.FlagValues()
+    flags.DEFINE_string("topology", "", "", flag_values=values)
+    flags.DEFINE_bool("search", False, "", flag_values=values)
+    flags.DEFINE_bool("json", False, "", flag_values=values)
+    flags.DEFINE_float("mean_tokens", 0.0, "", flag_values=values)
+    args = [f"--mean_tokens{a.removeprefix('--mean-tokens')}" if a.startswith("--mean-tokens") else a for a in args]
+    config = _config_and_flags("plan", args, values)
+    if not values["topology"].value:
+        raise UserError("--topology is missing; expected CHIP:SIZE, e.g. --topology v5e:4x4 (cpu:8 needs no libtpu)")
+
+    from ropd_jax.plan import prepare
+
+    prepare(values["topology"].value)
+
+    from ropd_jax.plan import verb
+
+    return verb.run(
+        config,
+        values["topology"].value,
+        as_json=values["json"].value,
+        search=values["search"].value,
+        mean_tokens=values["mean_tokens"].value,
+    )
 
 
 def _preflight(args: list[str]) -> int:
@@ -212,6 +240,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (_train, TRAIN_HELP),
     "rejudge": (_rejudge, REJUDGE_HELP),
     "teach": (_teach, TEACH_HELP),
+    "plan": (_plan, PLAN_HELP),
     "preflight": (_preflight, ""),
     "tape": (_tape, ""),
     "serve-teacher": (_serve_teacher, SERVE_HELP),

@@ -13,6 +13,7 @@ verbs
   train           run the loop: prompts, rollouts, rubric, verdicts, rewards, update, checkpoint, evaluation
   rejudge         score the stored rollouts of a run again with another verifier, prompt or rubric; show what changes
   teach           ask for the references of all training prompts ahead of time
+  plan            memory, collectives and seconds of a run on a TPU slice, from the compiler; no TPU is needed
   preflight       calls, tokens, dollars and hours of a run before anything is spent; checks keys and models
   tape            look at the recorded answers of the teacher, export and import them
   serve-teacher   put the scripted teacher behind HTTP (OpenAI and Gemini wire formats)
@@ -42,6 +43,26 @@ Keys of paid teachers come from the environment (OPENAI_API_KEY, GEMINI_API_KEY)
 
   ropd train --config experiments/quickstart.py --workdir runs/quickstart
   ropd train --config experiments/quickstart.py --workdir runs/seed1 --config.seed=1
+"""
+
+PLAN_HELP = """\
+usage: ropd plan --config FILE[:arg] --topology CHIP:SIZE [--search] [--mean-tokens N] [--json] [--config.a.b=value ...]
+
+Compiles the update and the sampler of a config for a slice, on a machine without any TPU, and prints, for a device:
+parameters, optimizer, KV cache, temporaries and peak against what the chip has; the collectives that will run; a lower
+bound of seconds a step from the chip's published figures; tokens a second, hours, calls and dollars of the teacher.
+What does not fit is said with the knob to turn. Exit code 2 if it does not fit.
+
+  --topology CHIP:SIZE   v4, v5e, v5p, v6e or 7x, e.g. v5e:4x4, v5p:2x2x1, v6e:2x2; or cpu:8, this machine as 8 devices
+  --search               look for the fastest setting that fits: tp, slots, microbatch, remat
+  --mean-tokens N        an answer's mean length, for the seconds; without it every answer is as long as it may be
+  --json                 for programs
+
+Compiling takes a minute or more a program; what is known is kept in ~/.cache/ropd_jax/plan.
+TPUs need libtpu: pip install 'ropd_jax[tpu-aot]'. The student's weights are not needed.
+
+  ropd plan --config experiments/qwen3_4b_math.py --topology v5e:4x4
+  ropd plan --config experiments/qwen3_4b_math.py:thinking --topology v5p:2x2x1 --search --mean-tokens 3000
 """
 
 REJUDGE_HELP = """\

@@ -280,7 +280,7 @@ def embed(cfg: ModelConfig, params: Params, tokens_BT: jax.Array, dtype) -> jax.
     """x_BTD of token ids.
 
     On a mesh the table stays where it is: every device looks all tokens up in its slice of D, and the rows then change
-    places with the slices. So neither the table nor its gradient ever exists whole (151,936 x 2,560 in float32: 1.6 GB).
+    places with the slices. Neither the table nor its gradient ever exists whole (151,936 x 2,560 in float32: 1.6 GB).
     """
     table_VD = params["embed"]["table_VD"]
     if active_mesh() is None:
