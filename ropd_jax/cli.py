@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ropd_jax.helptexts import HELP, PLAN_HELP, REJUDGE_HELP, SERVE_HELP, TEACH_HELP, TRAIN_HELP
+from ropd_jax.helptexts import GRADE_HELP, HELP, REJUDGE_HELP, SERVE_HELP, TEACH_HELP, TRAIN_HELP
 from ropd_jax.hints import near
 from ropd_jax.types import UserError
 
@@ -85,6 +85,11 @@ def _train(args: list[str]) -> int:
 def _plan(args: list[str]) -> int:
     from absl import flags
 
+    from ropd_jax import plan
+
+    if any(a in ("-h", "--help", "-help") for a in args):
+        sys.stdout.write(plan.HELP)
+        return 0
     values = flags.FlagValues()
     flags.DEFINE_string("topology", "", "", flag_values=values)
     flags.DEFINE_bool("search", False, "", flag_values=values)
@@ -95,9 +100,7 @@ def _plan(args: list[str]) -> int:
     if not values["topology"].value:
         raise UserError("--topology is missing; expected CHIP:SIZE, e.g. --topology v5e:4x4 (cpu:8 needs no libtpu)")
 
-    from ropd_jax.plan import prepare
-
-    prepare(values["topology"].value)
+    plan.prepare(values["topology"].value)
 
     from ropd_jax.plan import verb
 
@@ -216,6 +219,32 @@ def _teach(args: list[str]) -> int:
     return teach.main(config, values["out"].value, batch=values["batch"].value, poll_s=values["poll_s"].value)
 
 
+def _grade(args: list[str]) -> int:
+    from absl import flags
+
+    from ropd_jax import configs
+
+    values = flags.FlagValues()
+    for name in ("benchmark", "answers", "data", "out", "against"):
+        flags.DEFINE_string(name, "", "", flag_values=values)
+    flags.DEFINE_integer("workers", 0, "", lower_bound=0, flag_values=values)
+    flags.DEFINE_float("timeout_s", 5.0, "", lower_bound=0.1, flag_values=values)
+    spec, rest = _take(args, "config")
+    config = load_config(spec) if spec else configs.default().lock()
+    if spec:
+        _check_known(config, spec)
+    _define_config("grade", config, rest, values)
+    _parse(values, "grade", rest)
+    for name, what in (("benchmark", "one of ropd grade --help"), ("answers", "a JSONL file of answers")):
+        if not values[name].value:
+            raise UserError(f"--{name} is missing; expected {what}")
+
+    from ropd_jax.evaluation import gradeverb
+
+    options = {name: values[name].value for name in values if not name.startswith("config")}
+    return gradeverb.main(values["config"].value, **options)
+
+
 def _serve_teacher(args: list[str]) -> int:
     from absl import flags
 
@@ -238,9 +267,10 @@ def _serve_teacher(args: list[str]) -> int:
 
 VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (_train, TRAIN_HELP),
+    "grade": (_grade, GRADE_HELP),
     "rejudge": (_rejudge, REJUDGE_HELP),
     "teach": (_teach, TEACH_HELP),
-    "plan": (_plan, PLAN_HELP),
+    "plan": (_plan, ""),
     "preflight": (_preflight, ""),
     "tape": (_tape, ""),
     "serve-teacher": (_serve_teacher, SERVE_HELP),

@@ -59,6 +59,7 @@ def default() -> ConfigDict:
     cfg.teacher.attempts = 5  # tries of one request before its group is unscored. Released code: 3
     cfg.teacher.max_wait_s = 60.0  # longest wait between two tries, a server's Retry-After included
     cfg.teacher.hedge_after_s = 0.0  # a second copy of a call that takes longer, which costs its tokens twice; 0: never
+    cfg.teacher.order = "longest_first"  # the step ends sooner; "finished_first": its first groups do (docs/teacher.md)
     cfg.teacher.max_answer_chars = 60_000  # longer answers lose their middle, visibly; 8,192 tokens are about 33,000
     cfg.teacher.max_failed_frac = 0.5  # of the last failed_window groups; more invalid ones stop the run, exit code 3
     cfg.teacher.failed_window = 64  # groups; two steps of the paper's 32 prompts

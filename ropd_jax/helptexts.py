@@ -11,6 +11,7 @@ yes/no criteria from the contrast, checks every answer against it, and the weigh
 
 verbs
   train           run the loop: prompts, rollouts, rubric, verdicts, rewards, update, checkpoint, evaluation
+  grade           grade stored answers to a benchmark (AIME, GPQA, HealthBench, IFEval, ...), without a model
   rejudge         score the stored rollouts of a run again with another verifier, prompt or rubric; show what changes
   teach           ask for the references of all training prompts ahead of time
   plan            memory, collectives and seconds of a run on a TPU slice, from the compiler; no TPU is needed
@@ -45,24 +46,26 @@ Keys of paid teachers come from the environment (OPENAI_API_KEY, GEMINI_API_KEY)
   ropd train --config experiments/quickstart.py --workdir runs/seed1 --config.seed=1
 """
 
-PLAN_HELP = """\
-usage: ropd plan --config FILE[:arg] --topology CHIP:SIZE [--search] [--mean-tokens N] [--json] [--config.a.b=value ...]
+GRADE_HELP = """\
+usage: ropd grade --benchmark B --answers FILE [--data DIR] [--out FILE] [--against RESULT]
 
-Compiles the update and the sampler of a config for a slice, on a machine without any TPU, and prints, for a device:
-parameters, optimizer, KV cache, temporaries and peak against what the chip has; the collectives that will run; a lower
-bound of seconds a step from the chip's published figures; tokens a second, hours, calls and dollars of the teacher.
-What does not fit is said with the knob to turn. Exit code 2 if it does not fit.
+Grades stored answers, one JSON object a line: {"id": "...", "response": "..."}, k lines a problem; "finish_reason" is
+read where it stands ("length" is a truncated answer). Shows avg@k, pass@j, maj@k with 95 % intervals over problems,
+and how many answers are ungraded or truncated. No model is loaded.
 
-  --topology CHIP:SIZE   v4, v5e, v5p, v6e or 7x, e.g. v5e:4x4, v5p:2x2x1, v6e:2x2; or cpu:8, this machine as 8 devices
-  --search               look for the fastest setting that fits: tp, slots, microbatch, remat
-  --mean-tokens N        an answer's mean length, for the seconds; without it every answer is as long as it may be
-  --json                 for programs
+benchmarks   aime_2024 aime_2025 hmmt_feb_2025 hmmt_nov_2025 math_500 gsm8k gpqa_diamond ifeval
+             healthbench healthbench_hard healthbench_consensus reasoning_gym:TASK
 
-Compiling takes a minute or more a program; what is known is kept in ~/.cache/ropd_jax/plan.
-TPUs need libtpu: pip install 'ropd_jax[tpu-aot]'. The student's weights are not needed.
+  --data DIR         a directory with BENCHMARK.jsonl; default ROPD_DATA, else the Hub (pip install datasets)
+  --out FILE         the result as JSON, each problem's value included
+  --against RESULT   an earlier result: the paired difference with its interval
+  --timeout_s S      of one math answer (5); what takes longer is ungraded, never wrong
+  --workers N        processes of the math grader; 0 is one for each core
+  --config...        HealthBench is judged by a model: --config.teacher.provider, .verifier.model, .budget.usd, ...
 
-  ropd plan --config experiments/qwen3_4b_math.py --topology v5e:4x4
-  ropd plan --config experiments/qwen3_4b_math.py:thinking --topology v5p:2x2x1 --search --mean-tokens 3000
+  ropd grade --benchmark gsm8k --answers answers.jsonl --data ~/benchmarks --out gsm8k.json
+  ropd grade --benchmark healthbench_hard --answers a.jsonl --out hard.json \\
+      --config.teacher.provider=openai --config.teacher.verifier.model=gpt-4.1-2025-04-14
 """
 
 REJUDGE_HELP = """\

@@ -358,8 +358,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     method = load_method(cfg.method, cfg)
     rule = sampling_rule(cfg)
     mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp)
-    student = load_student(cfg.student.checkpoint, chat_template=cfg.student.chat_template)
-    mesh_lib.check_divides(student.cfg, mesh)
+    student = load_student(cfg.student.checkpoint, chat_template=cfg.student.chat_template, mesh=mesh)
     train, held = load_questions(cfg, student.tokenizer)
     stream = PromptStream(train.prompts, cfg.data.prompts_per_step, cfg.seed)
     longest = max(len(t) for q in (train, held) for t in q.tokens_of(q.prompts))
@@ -372,11 +371,9 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
 
     # --- mesh, parameters, optimizer
     stack.enter_context(jax.set_mesh(mesh))
-    specs = mesh_lib.RULES.storage(student.params)
     tx = optimizer(cfg)
-    params = mesh_lib.put(student.params, mesh, specs)
-    ref_params = jax.tree.map(jnp.copy, params) if needs_initial(cfg, method) else None
-    state = State(params, jax.jit(tx.init)(params), method.setup(student, mesh))
+    ref_params = jax.tree.map(jnp.copy, student.params) if needs_initial(cfg, method) else None
+    state = State(student.params, jax.jit(tx.init)(student.params), method.setup(student, mesh))
     update = make_update(cfg, student.cfg, method, tx)
 
     # --- sampling

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1] / "ropd_jax"
 
 LEVELS = [  # a room imports from lower levels only, and within its level only what SAME_LEVEL allows
     {"types", "hints", "helptexts"},
-    {"configs", "ggufio"},
+    {"configs", "ggufio", "jsonio"},
     {"mesh", "core", "models", "text", "teacher", "data", "report"},
     {"sampling", "figures", "workdir", "student", "checkpoint", "groups", "tapeverb"},
     {"methods", "evaluation", "checks", "rejudge", "teach"},
@@ -21,8 +21,8 @@ LEVELS = [  # a room imports from lower levels only, and within its level only w
 SAME_LEVEL = {"models": {"core", "mesh"}, "data": {"core", "text"}, "cli": {"train", "plan"}, "plan": {"train"}}
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax"}
 JAX_FREE = {
-    "types", "configs", "hints", "helptexts", "ggufio", "teacher", "report", "figures", "workdir", "evaluation", "cli",
-    "groups", "rejudge", "tapeverb",
+    "types", "configs", "hints", "helptexts", "ggufio", "jsonio", "teacher", "report", "figures", "workdir",
+    "evaluation", "cli", "groups", "rejudge", "tapeverb",
 }  # fmt: skip
 
 

@@ -11,12 +11,12 @@ Only that last conversion imports transformers (seconds); nothing here imports j
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from ropd_jax.ggufio import GGUF
+from ropd_jax.jsonio import read_json
 from ropd_jax.text import chars, chat
 from ropd_jax.text.chars import CharTokenizer
 from ropd_jax.types import Message, UserError
@@ -213,13 +213,13 @@ def hf_tokenizer(path: str | pathlib.Path, *, chat_template: str = "") -> HFToke
     """
     path = pathlib.Path(path)
     backend = _backend(path)
-    config = _json(path / "tokenizer_config.json")
+    config = read_json(path / "tokenizer_config.json", optional=True)
     template = _template(_own_template(path, config), chat_template, str(path))
     special = _special_tokens(path, config)
     vocab = backend.get_vocab()
     declared: list[int | None] = []
     for name in ("generation_config.json", "config.json"):
-        value = _json(path / name).get("eos_token_id")
+        value = read_json(path / name, optional=True).get("eos_token_id")
         declared += value if isinstance(value, list) else [value]
     declared.append(vocab.get(special.get("eos_token", "")))
     stop_ids = _stop_ids(vocab, template, declared, str(path))
@@ -248,19 +248,6 @@ def _backend(path: pathlib.Path) -> tokenizers.Tokenizer:
         raise UserError(f"{path}: transformers cannot convert its tokenizer ({reason}); add a tokenizer.json") from e
 
 
-def _json(file: pathlib.Path) -> dict:
-    """A JSON object, or {} where there is no such file."""
-    if not file.exists():
-        return {}
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as e:
-        raise UserError(f"{file} cannot be read as JSON ({e}); fetch it again") from e
-    if not isinstance(value, dict):
-        raise UserError(f"{file} holds a {type(value).__name__}, expected a JSON object; fetch it again")
-    return value
-
-
 def _own_template(path: pathlib.Path, config: dict) -> str | None:
     """From chat_template.jinja, else tokenizer_config.json (of several, the one named default)."""
     if (path / "chat_template.jinja").exists():
@@ -274,7 +261,7 @@ def _own_template(path: pathlib.Path, config: dict) -> str | None:
 def _special_tokens(path: pathlib.Path, config: dict) -> dict[str, str]:
     """bos_token, eos_token, pad_token ... as texts; tokenizer_config.json has the last word."""
     found = {}
-    for raw in (_json(path / "special_tokens_map.json"), config):
+    for raw in (read_json(path / "special_tokens_map.json", optional=True), config):
         for key, value in raw.items():
             value = value.get("content") if isinstance(value, dict) else value
             if key.endswith("_token") and isinstance(value, str):
