@@ -11,6 +11,7 @@ CORE = [
     "gguf>=0.17",
     "google-genai>=1.40",
     "Jinja2>=3.1",  # chat templates; transformers needs it and does not ask for it
+    "huggingface_hub>=1.0",
     "importlib_resources>=6.4",  # tensorflow-datasets needs it and does not ask for it
     "jax>=0.10,<0.11",
     "matplotlib>=3.9",

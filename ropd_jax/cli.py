@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ropd_jax.helptexts import GRADE_HELP, HELP, REJUDGE_HELP, SERVE_HELP, TEACH_HELP, TRAIN_HELP
+from ropd_jax.helptexts import EXPORT_HELP, GRADE_HELP, HELP, REJUDGE_HELP, SERVE_HELP, TEACH_HELP, TRAIN_HELP
 from ropd_jax.hints import near
 from ropd_jax.types import UserError
 
@@ -219,6 +219,25 @@ def _teach(args: list[str]) -> int:
     return teach.main(config, values["out"].value, batch=values["batch"].value, poll_s=values["poll_s"].value)
 
 
+def _export(args: list[str]) -> int:
+    from absl import flags
+
+    what, rest = (args[0], args[1:]) if args and not args[0].startswith("-") else ("", args)
+    if not what:
+        raise UserError("export what? expected a run or a checkpoint first, e.g. ropd export runs/a --to exported/a")
+    values = flags.FlagValues()
+    flags.DEFINE_string("to", "", "", flag_values=values)
+    flags.DEFINE_integer("step", None, "", lower_bound=0, flag_values=values)
+    flags.DEFINE_string("dtype", "", "", flag_values=values)
+    _parse(values, "export", rest)
+    if not values["to"].value:
+        raise UserError("--to is missing; expected the directory to write, e.g. --to exported/a")
+
+    from ropd_jax import export
+
+    return export.main(what, values["to"].value, step=values["step"].value, dtype=values["dtype"].value)
+
+
 def _grade(args: list[str]) -> int:
     from absl import flags
 
@@ -271,6 +290,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "rejudge": (_rejudge, REJUDGE_HELP),
     "teach": (_teach, TEACH_HELP),
     "plan": (_plan, ""),
+    "export": (_export, EXPORT_HELP),
     "preflight": (_preflight, ""),
     "tape": (_tape, ""),
     "serve-teacher": (_serve_teacher, SERVE_HELP),

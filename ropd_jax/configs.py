@@ -21,7 +21,7 @@ def default() -> ConfigDict:
     cfg.method = "ropd"  # a file in ropd_jax/methods, or the path of your own .py file
 
     cfg.student = ConfigDict()
-    cfg.student.checkpoint = "tiny"  # "tiny" (shipped), "smollm2" (GGUF), a .gguf file, a Hugging Face directory
+    cfg.student.checkpoint = "tiny"  # "tiny" (shipped), "smollm2", a .gguf file, a directory, Qwen/Qwen3-4B (Hub)
     cfg.student.dtype = "float32"  # compute and KV cache; parameters stay float32
     cfg.student.chat_template = ""  # a Jinja file, for a checkpoint that has no chat template
 

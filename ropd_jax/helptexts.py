@@ -15,6 +15,7 @@ verbs
   rejudge         score the stored rollouts of a run again with another verifier, prompt or rubric; show what changes
   teach           ask for the references of all training prompts ahead of time
   plan            memory, collectives and seconds of a run on a TPU slice, from the compiler; no TPU is needed
+  export          write a run's student as a Hugging Face directory that transformers and vLLM load
   preflight       calls, tokens, dollars and hours of a run before anything is spent; checks keys and models
   tape            look at the recorded answers of the teacher, export and import them
   serve-teacher   put the scripted teacher behind HTTP (OpenAI and Gemini wire formats)
@@ -99,6 +100,25 @@ kill. An answer equal to an earlier one of its prompt is asked for again, so man
 A run takes its references from there, and asks for none:
   ropd teach --config experiments/quickstart.py --out references.jsonl
   ropd train --config experiments/quickstart.py --config.teacher.index=references.jsonl --workdir runs/b
+"""
+
+EXPORT_HELP = """\
+usage: ropd export RUN --to DIR [--step N] [--dtype T]
+       ropd export CHECKPOINT --to DIR [--dtype T]
+
+Writes DIR as a Hugging Face directory: config.json, model.safetensors (above 5 GB in shards with an index), tokenizer,
+chat template, generation_config.json. transformers and vLLM load it, and so does student.checkpoint of another run.
+A DIR that is there and not empty is refused; a command that was stopped leaves no DIR.
+
+  --to DIR      where
+  --step N      the run's checkpoint after N steps; without it the newest
+  --dtype T     float32, bfloat16 or float16. Without it a run's weights are written as they were trained, in float32,
+                and a checkpoint's as it has them (a GGUF file's, dequantized, in float32)
+
+CHECKPOINT is whatever student.checkpoint can be: smollm2, a .gguf file, a Hugging Face directory.
+
+  ropd export runs/quickstart --to exported/quickstart
+  ropd export smollm2 --to exported/smollm2
 """
 
 SERVE_HELP = """\

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ropd_jax import hub
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.gguf import GGUFSource, find_smollm2
 from ropd_jax.models.hf import HFSource
@@ -32,11 +33,14 @@ class Student:
     tokenizer: Tokenizer
 
 
-def find(checkpoint: str) -> pathlib.Path:
-    """The file or directory of a name: ``tiny``, ``smollm2``, a .gguf file or a Hugging Face directory.
+def find(checkpoint: str, *, weights: bool = True) -> pathlib.Path:
+    """The file or directory of a name: ``tiny``, ``smollm2``, a .gguf file, a Hugging Face directory, an id of the Hub.
+
+    Args:
+        weights: False where config and tokenizer are enough, which spares a download from the Hub.
 
     Raises:
-        UserError: nothing is there.
+        UserError: nothing is there; for the Hub see `hub.fetch`.
     """
     if checkpoint in SHIPPED:
         return pathlib.Path(str(importlib.resources.files("ropd_jax") / "assets" / SHIPPED[checkpoint]))
@@ -44,9 +48,11 @@ def find(checkpoint: str) -> pathlib.Path:
         return find_smollm2()
     path = pathlib.Path(checkpoint).expanduser()
     if not path.exists():
+        if hub.is_id(checkpoint):
+            return hub.fetch(checkpoint, weights=weights)
         raise UserError(
-            f"student.checkpoint={checkpoint!r} does not exist; expected tiny, smollm2, a .gguf file, "
-            "or a directory with config.json, *.safetensors and tokenizer files"
+            f"student.checkpoint={checkpoint!r} does not exist; expected tiny, smollm2, a .gguf file, a directory "
+            "with config.json, *.safetensors and tokenizer files, or an id of the Hub, e.g. Qwen/Qwen3-4B"
         )
     return path
 

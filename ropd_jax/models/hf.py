@@ -213,7 +213,10 @@ def save_hf(
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype!r} cannot be stored; expected one of {', '.join(DTYPES)}")
     leaves = {t.path: get_leaf(params, t) for t in tensors_of(cfg)}
-    raw = {**config, "torch_dtype": dtype, **extra} if config is not None else config_json(cfg, dtype, **extra)
+    if config is None:
+        raw = config_json(cfg, dtype, **extra)
+    else:
+        raw = {**config, "dtype" if "dtype" in config else "torch_dtype": dtype, **extra}
     path = pathlib.Path(path)
     part = path / f".part.{os.getpid()}"
     files = _plan(cfg, DTYPES[dtype].itemsize, shard_bytes)
@@ -225,6 +228,7 @@ def save_hf(
         for name, tensors in zip(names, files, strict=True):
             flat = {t.hf.format(*i): t.to_stored(np.asarray(leaves[t.path][i], DTYPES[dtype])) for t, i in tensors}
             save_file(flat, part, metadata={"format": "pt"})
+            part.chmod(0o644)  # safetensors writes for the owner alone
             part.replace(path / name)
         if len(files) > 1:
             home = {t.hf.format(*i): name for name, ts in zip(names, files, strict=True) for t, i in ts}
