@@ -122,7 +122,7 @@ def topology_devices(topology: Topology) -> Sequence[Any]:
     """
     import jax
 
-    if topology.chip.name == "cpu":
+    if topology.chip.platform == "cpu":
         devices = jax.devices("cpu")
         if len(devices) < topology.chips:
             raise UserError(

@@ -6,13 +6,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.resources
 import pathlib
 
-from ropd_jax.hints import near
+from ropd_jax import student
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.families import read_config
-from ropd_jax.types import UserError
 
 
 def facts() -> dict[str, pathlib.Path]:
@@ -22,26 +22,17 @@ def facts() -> dict[str, pathlib.Path]:
 
 
 def model_config(checkpoint: str) -> ModelConfig:
-    """Sizes of ``student.checkpoint``: tiny, smollm2, a .gguf file, a Hugging Face directory or a known Hub id.
+    """Sizes of ``student.checkpoint``: of a name, a file, a directory, or an id of the Hub (its config alone).
 
     Raises:
-        UserError: neither on this disk nor among the facts.
+        UserError: nothing is there; see `student.find`.
     """
-    from ropd_jax import student
-
     known = facts()
     on_disk = pathlib.Path(checkpoint).expanduser().exists()
     if not on_disk and checkpoint.count("/") == 1 and (name := checkpoint.split("/")[1]) in known:
         return read_config(known[name])
-    if checkpoint not in ("tiny", "smollm2") and not on_disk:
-        raise UserError(
-            f"student.checkpoint={checkpoint!r} is not on this disk, and its sizes are not among ropd_jax/plan/models; "
-            f"{near(checkpoint.split('/')[-1], known)}"
-        )
-    path = student.find(checkpoint)
+    path = student.find(checkpoint, weights=False)
     if path.is_dir():
         return read_config(path)
-    from ropd_jax.ggufio import GGUF
-    from ropd_jax.models.gguf import gguf_config
-
-    return gguf_config(GGUF(path))
+    with contextlib.closing(student.open_source(path)) as source:
+        return source.cfg
