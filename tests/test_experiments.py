@@ -40,7 +40,7 @@ def test_a_config_holds_the_numbers_of_its_column(name, mode, column):
     check_length(cfg.data.max_prompt_tokens, cfg, model_config(cfg.student.checkpoint))
     found = flatten(cfg.to_dict())
     expected = {"paper": PAPER | {"steps": STEPS[name]}, "released": RELEASED}[column]
-    expected |= {"student.checkpoint": STUDENT[name], "student.dtype": "bfloat16"}
+    expected = expected | {"student.checkpoint": STUDENT[name], "student.dtype": "bfloat16"}
     if mode:
         expected["student.enable_thinking"] = mode == "thinking"
     assert {key: found[key] for key in expected} == expected

@@ -162,7 +162,7 @@ def sizes(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Sizes:
     """Inside ``jax.set_mesh``."""
     weights = programs.weights_of(cfg, model_cfg, mesh)
     state = programs.state_of(cfg, model_cfg, mesh)
-    copies = 1 if train.needs_initial(cfg, load_method(cfg.method, cfg)) and weights.base is None else 0
+    copies = int(train.needs_initial(cfg, load_method(cfg.method, cfg)) and weights.base is None)
     return Sizes(
         trained=device_bytes(weights.trained),
         frozen=device_bytes(weights.base) + copies * device_bytes(weights.trained),
@@ -184,7 +184,7 @@ def _too_large(name: str, s: Sizes, chip: Chip) -> Compiled | None:
 def _memory(c: Compiled, s: Sizes, chip: Chip) -> Memory:
     """Puts names to a program's bytes, and adds what stays in memory beside it."""
     parameters = s.trained + s.frozen
-    known = {"update": parameters + s.optimizer, "prefill": s.trained + s.frozen, "decode": parameters + s.kv_cache}
+    known = {"update": parameters + s.optimizer, "prefill": parameters, "decode": parameters + s.kv_cache}
     beside = 0 if c.name == "update" else s.optimizer  # the sampler's programs do not see it, but it stays
     kv = 0 if c.name == "update" else s.kv_cache
     peak = c.peak + beside
@@ -235,7 +235,7 @@ def phases(
         tokens=round(computed * used),
         contexts=sequences * count.contexts(model_cfg, 0, prompt + answer - 1),
         remat=cfg.optim.remat in (True, "block"),
-        frozen=programs.is_lora(cfg),
+        frozen=bool(cfg.student.lora.rank),
         references=int(train.needs_initial(cfg, method)),
     )
     gathered = (

@@ -23,6 +23,7 @@ from ropd_jax.data.batches import Sequence, TrainBatch
 from ropd_jax.methods import load_method
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
+from ropd_jax.models.lora import Lora, adapter_shapes, attach, freeze
 from ropd_jax.sampling import engine as engine_lib
 
 
@@ -59,18 +60,21 @@ class Weights(NamedTuple):
     base: dict | None = None
 
 
-def is_lora(cfg: ConfigDict) -> bool:
-    return bool(weights_lora(cfg))
-
-
-def weights_lora(cfg: ConfigDict):
-    """The config's adapters, or None."""
-    return None
-
-
 def weights_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Weights:
-    shapes = transformer.param_shapes(model_cfg)
-    return Weights(_placed(shapes, mesh, mesh_lib.RULES.storage(shapes)))
+    """Inside ``jax.set_mesh``."""
+    lora, shapes = Lora.from_config(cfg.student.lora), transformer.param_shapes(model_cfg)
+    params = _placed(shapes, mesh, mesh_lib.RULES.storage(shapes))
+    if not lora.rank:
+        return Weights(params)
+    adapters = adapter_shapes(model_cfg, lora)
+    base = jax.eval_shape(lambda p: freeze(p, lora.base_dtype), params)
+    return Weights(_placed(adapters, mesh, mesh_lib.RULES.storage(adapters)), base)
+
+
+def policy_of(cfg: ConfigDict, weights: Weights) -> dict:
+    """The parameters that the sampler is called with."""
+    lora = Lora.from_config(cfg.student.lora)
+    return jax.eval_shape(lambda base, trained: attach(lora, base, trained), weights.base, weights.trained)
 
 
 def state_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> train.State:
@@ -95,10 +99,14 @@ def batch_of(cfg: ConfigDict, mesh) -> TrainBatch:
 def update_program(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Program:
     """The update of one mini-batch."""
     method = load_method(cfg.method, cfg)
-    state, batch = state_of(cfg, model_cfg, mesh), batch_of(cfg, mesh)
-    reference = state.params if train.needs_initial(cfg, method) else None
+    state, batch, base = state_of(cfg, model_cfg, mesh), batch_of(cfg, mesh), weights_of(cfg, model_cfg, mesh).base
+    reference = (base or state.params) if train.needs_initial(cfg, method) else None
     update = train.make_update(cfg, model_cfg, method, train.optimizer(cfg))
-    return Program("update", lambda: update.lower(state, reference, batch), passes=batch.tokens_BT.shape[0])
+    return Program(
+        "update",
+        lambda: update.lower(state, reference, batch, train.NO_NOTES, base=base),
+        passes=batch.tokens_BT.shape[0],
+    )
 
 
 def engine_of(cfg: ConfigDict, mesh) -> engine_lib.EngineConfig:
@@ -124,7 +132,7 @@ def sampler_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Sampler:
     P, T, B = ecfg.prompts, ecfg.prompt_len, ecfg.prompts * ecfg.rollouts
     prompts = struct((P, T), jnp.int32, "BT"), struct((P,), jnp.int32, "B")
     key_B = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), B))
-    params = weights_of(cfg, model_cfg, mesh).trained
+    params = policy_of(cfg, weights_of(cfg, model_cfg, mesh))
     return Sampler(ecfg, params, prompts, struct((B,), jnp.int32, "B"), struct(key_B.shape, key_B.dtype, "B"))
 
 

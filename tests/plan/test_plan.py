@@ -85,6 +85,18 @@ def test_the_batch_is_laid_out_as_the_run_lays_it_out():
         assert found == expected, changes
 
 
+def test_adapters_train_beside_a_base_that_no_optimizer_knows():
+    mesh = mesh_lib.make_mesh(-1, 1)
+    changes = {"student__lora__rank": 4, "student__lora__base_dtype": "bfloat16"}
+    with jax.set_mesh(mesh):
+        full, lora = (measure.sizes(tiny_config(**c), ONE_LAYER, mesh) for c in ({}, changes))
+        programs.update_program(tiny_config(**changes), ONE_LAYER, mesh).lower()
+        programs.sampler_programs(tiny_config(**changes), ONE_LAYER, mesh)[0].lower()
+    assert full.frozen == 0 and full.optimizer == pytest.approx(2 * full.trained, rel=0.01)
+    assert lora.optimizer == pytest.approx(2 * lora.trained, rel=0.01)
+    assert lora.frozen == pytest.approx(full.trained / 2, rel=0.1)
+
+
 def test_cache_bytes_by_hand(measured):
     found, _ = measured
     rows, slots, k_and_v = 32 // 8, 16 + 48, 2 * ONE_LAYER.num_kv_heads * ONE_LAYER.head_dim * 4
