@@ -15,7 +15,7 @@ LEVELS = [  # a room imports from lower levels only, and within its level only w
     {"mesh", "core", "models", "text", "teacher", "data", "report"},
     {"sampling", "figures", "workdir", "student", "checkpoint", "groups", "tapeverb"},
     {"methods", "evaluation", "checks", "rejudge", "teach", "export"},
-    {"summary", "preflight"},
+    {"summary", "preflight", "evalrun"},
     {"train", "cli", "plan"},
 ]
 SAME_LEVEL = {"models": {"core", "mesh"}, "data": {"core", "text"}, "cli": {"train", "plan"}, "plan": {"train"}}
