@@ -124,7 +124,8 @@ def default() -> ConfigDict:
     cfg.optim.minibatches = 1  # optimizer updates a step; released code: 4
     cfg.optim.row_len = 0  # positions of a row that several sequences share (packing); 0: one sequence a row
     cfg.optim.microbatch = 0  # rows whose activations exist at once; 0 is all
-    cfg.optim.remat = True
+    cfg.optim.remat = "block"  # kept for the backward pass: "none" (all), "dots", "attention" or "block" (least)
+    cfg.optim.attention = "auto"  # kernel by platform; or "splash" (TPU), "cudnn" (GPU), "xla", "naive"
     cfg.optim.logprob_chunk = 128  # positions whose logits exist at once
 
     cfg.mesh = ConfigDict()
