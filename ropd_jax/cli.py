@@ -92,6 +92,37 @@ def _train(args: list[str]) -> int:
     return train.main(config, values["workdir"].value)
 
 
+def _plan(args: list[str]) -> int:
+    from absl import flags
+
+    from ropd_jax import plan
+
+    if any(a in ("-h", "--help", "-help") for a in args):
+        sys.stdout.write(plan.HELP)
+        return 0
+    values = flags.FlagValues()
+    flags.DEFINE_string("topology", "", "", flag_values=values)
+    flags.DEFINE_bool("search", False, "", flag_values=values)
+    flags.DEFINE_bool("json", False, "", flag_values=values)
+    flags.DEFINE_float("mean_tokens", 0.0, "", flag_values=values)
+    args = [f"--mean_tokens{a.removeprefix('--mean-tokens')}" if a.startswith("--mean-tokens") else a for a in args]
+    config = _config_and_flags("plan", args, values)
+    if not values["topology"].value:
+        raise UserError("--topology is missing; expected CHIP:SIZE, e.g. --topology v5e:4x4 (cpu:8 needs no libtpu)")
+
+    plan.prepare(values["topology"].value)
+
+    from ropd_jax.plan import verb
+
+    return verb.run(
+        config,
+        values["topology"].value,
+        as_json=values["json"].value,
+        search=values["search"].value,
+        mean_tokens=values["mean_tokens"].value,
+    )
+
+
 def _preflight(args: list[str]) -> int:
     from absl import flags
 
@@ -317,6 +348,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "grade": (_grade, GRADE_HELP),
     "rejudge": (_rejudge, REJUDGE_HELP),
     "teach": (_teach, TEACH_HELP),
+    "plan": (_plan, ""),
     "export": (_export, EXPORT_HELP),
     "preflight": (_preflight, ""),
     "tape": (_tape, ""),

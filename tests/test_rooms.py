@@ -16,9 +16,9 @@ LEVELS = [  # a room imports from lower levels only, and within its level only w
     {"sampling", "figures", "workdir", "student", "checkpoint", "groups", "tapeverb"},
     {"methods", "evaluation", "checks", "rejudge", "teach", "export"},
     {"summary", "preflight", "evalrun", "dataverb"},
-    {"train", "cli"},
+    {"train", "cli", "plan"},
 ]
-SAME_LEVEL = {"models": {"core", "mesh"}, "data": {"core", "text"}, "cli": {"train"}}
+SAME_LEVEL = {"models": {"core", "mesh"}, "data": {"core", "text"}, "cli": {"train", "plan"}, "plan": {"train"}}
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax"}
 JAX_FREE = {
     "types", "configs", "hints", "helptexts", "ggufio", "jsonio", "hub", "teacher", "report", "figures", "workdir",
