@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ropd_jax.helptexts import (
+    DATA_HELP,
     EVAL_HELP,
     EXPORT_HELP,
     GRADE_HELP,
@@ -89,6 +90,37 @@ def _train(args: list[str]) -> int:
     from ropd_jax import train
 
     return train.main(config, values["workdir"].value)
+
+
+def _plan(args: list[str]) -> int:
+    from absl import flags
+
+    from ropd_jax import plan
+
+    if any(a in ("-h", "--help", "-help") for a in args):
+        sys.stdout.write(plan.HELP)
+        return 0
+    values = flags.FlagValues()
+    flags.DEFINE_string("topology", "", "", flag_values=values)
+    flags.DEFINE_bool("search", False, "", flag_values=values)
+    flags.DEFINE_bool("json", False, "", flag_values=values)
+    flags.DEFINE_float("mean_tokens", 0.0, "", flag_values=values)
+    args = [f"--mean_tokens{a.removeprefix('--mean-tokens')}" if a.startswith("--mean-tokens") else a for a in args]
+    config = _config_and_flags("plan", args, values)
+    if not values["topology"].value:
+        raise UserError("--topology is missing; expected CHIP:SIZE, e.g. --topology v5e:4x4 (cpu:8 needs no libtpu)")
+
+    plan.prepare(values["topology"].value)
+
+    from ropd_jax.plan import verb
+
+    return verb.run(
+        config,
+        values["topology"].value,
+        as_json=values["json"].value,
+        search=values["search"].value,
+        mean_tokens=values["mean_tokens"].value,
+    )
 
 
 def _preflight(args: list[str]) -> int:
@@ -223,6 +255,21 @@ def _export(args: list[str]) -> int:
     )
 
 
+def _data(args: list[str]) -> int:
+    from absl import flags
+
+    name, rest = (args[0], args[1:]) if args and not args[0].startswith("-") else ("", args)
+    values = flags.FlagValues()
+    flags.DEFINE_string("data", "", "", flag_values=values)
+    flags.DEFINE_string("prepare", "", "", flag_values=values)
+    flags.DEFINE_string("language", "en", "", flag_values=values)
+    _parse(values, "data", rest)
+
+    from ropd_jax import dataverb
+
+    return dataverb.main(name, **{flag: values[flag].value for flag in values})
+
+
 def _eval(args: list[str]) -> int:
     from absl import flags
 
@@ -303,10 +350,12 @@ def _serve_teacher(args: list[str]) -> int:
 
 VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (_train, TRAIN_HELP),
+    "data": (_data, DATA_HELP),
     "eval": (_eval, EVAL_HELP),
     "grade": (_grade, GRADE_HELP),
     "rejudge": (_rejudge, REJUDGE_HELP),
     "teach": (_teach, TEACH_HELP),
+    "plan": (_plan, ""),
     "export": (_export, EXPORT_HELP),
     "preflight": (_preflight, ""),
     "tape": (_tape, ""),

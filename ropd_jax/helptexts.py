@@ -11,10 +11,12 @@ yes/no criteria from the contrast, checks every answer against it, and the weigh
 
 verbs
   train           run the loop: prompts, rollouts, rubric, verdicts, rewards, update, checkpoint, evaluation
+  data            which published sets are at hand, whether they are whole, and TFDS files of them
   eval            sample a student's answers to a benchmark (AIME, GSM8K, IFEval, ...) and grade them
   grade           grade stored answers to a benchmark (AIME, GPQA, HealthBench, IFEval, ...), without a model
   rejudge         score the stored rollouts of a run again with another verifier, prompt or rubric; show what changes
   teach           ask for the references of all training prompts ahead of time
+  plan            memory, collectives and seconds of a run on a TPU slice, from the compiler; no TPU is needed
   export          write a run's student as a Hugging Face directory that transformers and vLLM load
   preflight       calls, tokens, dollars and hours of a run before anything is spent; checks keys and models
   tape            look at the recorded answers of the teacher, export and import them
@@ -45,6 +47,25 @@ Keys of paid teachers come from the environment (OPENAI_API_KEY, GEMINI_API_KEY)
 
   ropd train --config experiments/quickstart.py --workdir runs/quickstart
   ropd train --config experiments/quickstart.py --workdir runs/seed1 --config.seed=1
+"""
+
+DATA_HELP = """\
+usage: ropd data [SET] [--data DIR|tfds:DIR|hub] [--prepare DIR] [--language en|zh|all]
+
+Without SET: the published sets by name, their rows and licences, and which are at the place. With SET: reads it, checks
+rows and text against what is known, and counts what a training set drops (copies, other languages, questions with two
+answers, questions of the benchmarks).
+
+  --data PLACE     a directory with SET.jsonl; tfds:DIR, prepared by --prepare; hub (pip install datasets).
+                   Default ROPD_DATA, else the Hub
+  --prepare DIR    write the set as TFDS (array_record, no TensorFlow), to be read with --data tfds:DIR
+
+A run trains on one of them with data.source="published", data.task=SET, data.path=PLACE; data.size and
+data.heldout_size prompts are drawn from it by their seeds (0: all), never the same twice.
+
+  ropd data dapo_math_17k --data ~/benchmarks --prepare ~/tfds
+  ropd train --config my.py --config.data.source=published --config.data.task=dapo_math_17k \\
+      --config.data.path=tfds:~/tfds --config.data.size=0 --config.data.heldout_size=200 --workdir runs/dapo
 """
 
 EVAL_HELP = """\
