@@ -28,6 +28,7 @@ from ropd_jax.helptexts import (
     HELP,
     REJUDGE_HELP,
     SERVE_HELP,
+    TABLE_HELP,
     TEACH_HELP,
     TRAIN_HELP,
 )
@@ -288,6 +289,28 @@ def _eval(args: list[str]) -> int:
     return evalrun.main(config, evalrun.Wanted(what, **options))
 
 
+def _table(args: list[str]) -> int:
+    from absl import flags
+
+    from ropd_jax.evaluation import tables
+    from ropd_jax.report import write_atomic
+
+    file, rest = (args[0], args[1:]) if args and not args[0].startswith("-") else ("", args)
+    if not file:
+        raise UserError("which table? expected its file first, e.g. ropd table experiments/table1_blackbox.py")
+    values = flags.FlagValues()
+    for name, default in (("runs", "runs"), ("evals", "evals"), ("format", "markdown"), ("out", "")):
+        flags.DEFINE_string(name, default, "", flag_values=values)
+    _parse(values, "table", rest)
+    table = tables.collect(tables.load_spec(file), runs=values["runs"].value, evals=values["evals"].value)
+    text = tables.render(table, values["format"].value)
+    if values["out"].value:
+        write_atomic(values["out"].value, text)
+    else:
+        sys.stdout.write(text)
+    return 0
+
+
 def _grade(args: list[str]) -> int:
     from absl import flags
 
@@ -346,6 +369,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "data": (_data, DATA_HELP),
     "eval": (_eval, EVAL_HELP),
     "grade": (_grade, GRADE_HELP),
+    "table": (_table, TABLE_HELP),
     "rejudge": (_rejudge, REJUDGE_HELP),
     "teach": (_teach, TEACH_HELP),
     "plan": (_plan, ""),
