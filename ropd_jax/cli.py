@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ropd_jax.helptexts import (
+    ANALYZE_HELP,
     DATA_HELP,
     EVAL_HELP,
     EXPORT_HELP,
@@ -289,6 +290,23 @@ def _eval(args: list[str]) -> int:
     return evalrun.main(config, evalrun.Wanted(what, **options))
 
 
+def _analyze(args: list[str]) -> int:
+    from absl import flags
+
+    run, rest = (args[0], args[1:]) if args and not args[0].startswith("-") else ("", args)
+    if not run:
+        raise UserError("which run? expected its directory first, e.g. ropd analyze runs/quickstart")
+    values = flags.FlagValues()
+    for name in ("steps", "scores", "out"):
+        flags.DEFINE_string(name, "", "", flag_values=values)
+    _parse(values, "analyze", rest)
+
+    from ropd_jax.evaluation import analysis
+
+    steps = _steps(values["steps"].value)
+    return analysis.main(run, steps=steps, scores=values["scores"].value, out=values["out"].value)
+
+
 def _table(args: list[str]) -> int:
     from absl import flags
 
@@ -370,6 +388,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "eval": (_eval, EVAL_HELP),
     "grade": (_grade, GRADE_HELP),
     "table": (_table, TABLE_HELP),
+    "analyze": (_analyze, ANALYZE_HELP),
     "rejudge": (_rejudge, REJUDGE_HELP),
     "teach": (_teach, TEACH_HELP),
     "plan": (_plan, ""),

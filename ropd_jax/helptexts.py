@@ -15,6 +15,7 @@ verbs
   eval            sample a student's answers to a benchmark (AIME, GSM8K, IFEval, ...) and grade them
   grade           grade stored answers to a benchmark (AIME, GPQA, HealthBench, IFEval, ...), without a model
   table           a table of the paper from finished runs, its numbers beside ours, and what is missing
+  analyze         whether a run's rewards point where correctness does: AUC, bad updates, criteria over training
   rejudge         score the stored rollouts of a run again with another verifier, prompt or rubric; show what changes
   teach           ask for the references of all training prompts ahead of time
   plan            memory, collectives and seconds of a run on a TPU slice, from the compiler; no TPU is needed
@@ -107,6 +108,20 @@ it. Nothing is run.
 
   ropd table experiments/table1_blackbox.py
   ropd table experiments/table_mini.py --runs runs/lab --format csv --out mini.csv
+"""
+
+ANALYZE_HELP = """\
+usage: ropd analyze RUN [--steps a:b] [--scores FILE] [--out DIR]
+
+The paper's signal study on the rollouts stored in RUN/groups: how often a right answer is scored above a wrong one
+(AUC, over all and within groups), how many rollouts are pushed the wrong way (bad updates), which criteria are met over
+training, and how like the references the rollouts become. Right and wrong are the gold answer's. No model is loaded.
+
+  --steps a:b      steps a to b-1; a: and :b are open ends
+  --scores FILE    more signals, JSONL: {"step": 3, "prompt_id": "p", "sample": 0, "teacher_logprob": -0.4, ...}
+  --out DIR        analysis.json and analysis.png go there (RUN/analysis)
+
+  ropd analyze runs/quickstart
 """
 
 GRADE_HELP = """\
