@@ -18,7 +18,7 @@ LEVELS = [  # a room imports from lower levels only, and within its level only w
     {"summary", "preflight"},
     {"train", "cli"},
 ]
-SAME_LEVEL = {"models": {"core", "mesh"}, "data": {"core", "text"}, "cli": {"train"}}
+SAME_LEVEL = {"models": {"core", "mesh"}, "data": {"core", "text"}, "methods": {"evaluation"}, "cli": {"train"}}
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax"}
 JAX_FREE = {
     "types", "configs", "hints", "helptexts", "ggufio", "teacher", "report", "figures", "workdir", "evaluation", "cli",

@@ -42,7 +42,7 @@ from ropd_jax.teacher.stats import TeacherStats
 
 log = logging.getLogger(__name__)
 
-PRIORITY = {"verify": 0, "rubric": 1, "reference": 2}  # what is nearest to its end goes first
+PRIORITY = {"verify": 0, "score": 0, "rubric": 1, "reference": 2}  # what is nearest to its end goes first
 _HEDGE_PRIORITY = 3
 _OVERLOAD = {"rate_limited": "429", "unavailable": "503", "overloaded": "529", "timeout": "timeout"}
 _LARGER = 2  # times the token limit, in the one try after a truncated reply
