@@ -13,7 +13,10 @@ import shutil
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+
+from ropd_jax.types import UserError
 
 log = logging.getLogger(__name__)
 
@@ -86,3 +89,29 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+
+
+def saved_params(directory: pathlib.Path, step: int | None, like: Any) -> tuple[int, Any]:
+    """(step, the parameters alone) of a run's checkpoint, as host arrays; nothing else of it is read.
+
+    Args:
+        step: finished steps; None is the newest.
+        like: tree of ShapeDtypeStructs of the parameters.
+
+    Raises:
+        UserError: no checkpoint after that step, or one of another tree.
+    """
+    steps = sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit() and (p / "state").is_dir())
+    if not steps or (step is not None and step not in steps):
+        there = f"there are those after steps {', '.join(map(str, steps))}" if steps else "there is none at all"
+        raise UserError(f"{directory} has no checkpoint after step {'any' if step is None else step}; {there}")
+    step = steps[-1] if step is None else step
+    tree = {"params": like}
+    how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    args = ocp.args.PyTreeRestore(item=tree, restore_args=how, partial_restore=True)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        try:
+            return step, reader.restore(directory.resolve() / str(step) / "state", args=args)["params"]
+        except (ValueError, KeyError) as error:
+            text = " ".join(str(error).split())[:200]
+            raise UserError(f"{directory / str(step)} does not hold this student's parameters ({text})") from error

@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ropd_jax.helptexts import HELP, REJUDGE_HELP, SERVE_HELP, TEACH_HELP, TRAIN_HELP
+from ropd_jax.helptexts import EXPORT_HELP, GRADE_HELP, HELP, REJUDGE_HELP, SERVE_HELP, TEACH_HELP, TRAIN_HELP
 from ropd_jax.hints import near
 from ropd_jax.types import UserError
 
@@ -188,6 +188,51 @@ def _teach(args: list[str]) -> int:
     return teach.main(config, values["out"].value, batch=values["batch"].value, poll_s=values["poll_s"].value)
 
 
+def _export(args: list[str]) -> int:
+    from absl import flags
+
+    what, rest = (args[0], args[1:]) if args and not args[0].startswith("-") else ("", args)
+    if not what:
+        raise UserError("export what? expected a run or a checkpoint first, e.g. ropd export runs/a --to exported/a")
+    values = flags.FlagValues()
+    flags.DEFINE_string("to", "", "", flag_values=values)
+    flags.DEFINE_integer("step", None, "", lower_bound=0, flag_values=values)
+    flags.DEFINE_string("dtype", "", "", flag_values=values)
+    _parse(values, "export", rest)
+    if not values["to"].value:
+        raise UserError("--to is missing; expected the directory to write, e.g. --to exported/a")
+
+    from ropd_jax import export
+
+    return export.main(what, values["to"].value, step=values["step"].value, dtype=values["dtype"].value)
+
+
+def _grade(args: list[str]) -> int:
+    from absl import flags
+
+    from ropd_jax import configs
+
+    values = flags.FlagValues()
+    for name in ("benchmark", "answers", "data", "out", "against"):
+        flags.DEFINE_string(name, "", "", flag_values=values)
+    flags.DEFINE_integer("workers", 0, "", lower_bound=0, flag_values=values)
+    flags.DEFINE_float("timeout_s", 5.0, "", lower_bound=0.1, flag_values=values)
+    spec, rest = _take(args, "config")
+    config = load_config(spec) if spec else configs.default().lock()
+    if spec:
+        _check_known(config, spec)
+    _define_config("grade", config, rest, values)
+    _parse(values, "grade", rest)
+    for name, what in (("benchmark", "one of ropd grade --help"), ("answers", "a JSONL file of answers")):
+        if not values[name].value:
+            raise UserError(f"--{name} is missing; expected {what}")
+
+    from ropd_jax.evaluation import gradeverb
+
+    options = {name: values[name].value for name in values if not name.startswith("config")}
+    return gradeverb.main(values["config"].value, **options)
+
+
 def _serve_teacher(args: list[str]) -> int:
     from absl import flags
 
@@ -210,8 +255,10 @@ def _serve_teacher(args: list[str]) -> int:
 
 VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (_train, TRAIN_HELP),
+    "grade": (_grade, GRADE_HELP),
     "rejudge": (_rejudge, REJUDGE_HELP),
     "teach": (_teach, TEACH_HELP),
+    "export": (_export, EXPORT_HELP),
     "preflight": (_preflight, ""),
     "tape": (_tape, ""),
     "serve-teacher": (_serve_teacher, SERVE_HELP),

@@ -18,7 +18,7 @@ def default() -> ConfigDict:
     cfg.method = "ropd"  # a file in ropd_jax/methods, or the path of your own .py file
 
     cfg.student = ConfigDict()
-    cfg.student.checkpoint = "tiny"  # "tiny" (shipped), "smollm2" (GGUF), a .gguf file, a Hugging Face directory
+    cfg.student.checkpoint = "tiny"  # "tiny" (shipped), "smollm2", a .gguf file, a directory, Qwen/Qwen3-4B (Hub)
     cfg.student.dtype = "float32"  # compute and KV cache; parameters stay float32
     cfg.student.chat_template = ""  # a Jinja file, for a checkpoint that has no chat template
 
@@ -59,6 +59,7 @@ def default() -> ConfigDict:
     cfg.teacher.attempts = 5  # tries of one request before its group is unscored. Released code: 3
     cfg.teacher.max_wait_s = 60.0  # longest wait between two tries, a server's Retry-After included
     cfg.teacher.hedge_after_s = 0.0  # a second copy of a call that takes longer, which costs its tokens twice; 0: never
+    cfg.teacher.order = "longest_first"  # the step ends sooner; "finished_first": its first groups do (docs/teacher.md)
     cfg.teacher.max_answer_chars = 60_000  # longer answers lose their middle, visibly; 8,192 tokens are about 33,000
     cfg.teacher.max_failed_frac = 0.5  # of the last failed_window groups; more invalid ones stop the run, exit code 3
     cfg.teacher.failed_window = 64  # groups; two steps of the paper's 32 prompts
@@ -103,7 +104,7 @@ def default() -> ConfigDict:
 
     cfg.ovd = ConfigDict()
     cfg.ovd.mode = "reward"  # score / 9 is the reward; or "filter": low-scored rollouts give way to demonstrations
-    cfg.ovd.threshold = 5  # filter: least score of a rollout that stays; its paper's value is not known
+    cfg.ovd.threshold = 3  # filter: least score of a rollout that stays; its paper's value is not known (see ovd.py)
 
     cfg.rar = ConfigDict()
     cfg.rar.mode = "explicit"  # weighted share of criteria; or "implicit": one grade given the rubric

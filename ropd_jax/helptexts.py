@@ -11,8 +11,10 @@ yes/no criteria from the contrast, checks every answer against it, and the weigh
 
 verbs
   train           run the loop: prompts, rollouts, rubric, verdicts, rewards, update, checkpoint, evaluation
+  grade           grade stored answers to a benchmark (AIME, GPQA, HealthBench, IFEval, ...), without a model
   rejudge         score the stored rollouts of a run again with another verifier, prompt or rubric; show what changes
   teach           ask for the references of all training prompts ahead of time
+  export          write a run's student as a Hugging Face directory that transformers and vLLM load
   preflight       calls, tokens, dollars and hours of a run before anything is spent; checks keys and models
   tape            look at the recorded answers of the teacher, export and import them
   serve-teacher   put the scripted teacher behind HTTP (OpenAI and Gemini wire formats)
@@ -42,6 +44,28 @@ Keys of paid teachers come from the environment (OPENAI_API_KEY, GEMINI_API_KEY)
 
   ropd train --config experiments/quickstart.py --workdir runs/quickstart
   ropd train --config experiments/quickstart.py --workdir runs/seed1 --config.seed=1
+"""
+
+GRADE_HELP = """\
+usage: ropd grade --benchmark B --answers FILE [--data DIR] [--out FILE] [--against RESULT]
+
+Grades stored answers, one JSON object a line: {"id": "...", "response": "..."}, k lines a problem; "finish_reason" is
+read where it stands ("length" is a truncated answer). Shows avg@k, pass@j, maj@k with 95 % intervals over problems,
+and how many answers are ungraded or truncated. No model is loaded.
+
+benchmarks   aime_2024 aime_2025 hmmt_feb_2025 hmmt_nov_2025 math_500 gsm8k gpqa_diamond ifeval
+             healthbench healthbench_hard healthbench_consensus reasoning_gym:TASK
+
+  --data DIR         a directory with BENCHMARK.jsonl; default ROPD_DATA, else the Hub (pip install datasets)
+  --out FILE         the result as JSON, each problem's value included
+  --against RESULT   an earlier result: the paired difference with its interval
+  --timeout_s S      of one math answer (5); what takes longer is ungraded, never wrong
+  --workers N        processes of the math grader; 0 is one for each core
+  --config...        HealthBench is judged by a model: --config.teacher.provider, .verifier.model, .budget.usd, ...
+
+  ropd grade --benchmark gsm8k --answers answers.jsonl --data ~/benchmarks --out gsm8k.json
+  ropd grade --benchmark healthbench_hard --answers a.jsonl --out hard.json \\
+      --config.teacher.provider=openai --config.teacher.verifier.model=gpt-4.1-2025-04-14
 """
 
 REJUDGE_HELP = """\
@@ -75,6 +99,25 @@ kill. An answer equal to an earlier one of its prompt is asked for again, so man
 A run takes its references from there, and asks for none:
   ropd teach --config experiments/quickstart.py --out references.jsonl
   ropd train --config experiments/quickstart.py --config.teacher.index=references.jsonl --workdir runs/b
+"""
+
+EXPORT_HELP = """\
+usage: ropd export RUN --to DIR [--step N] [--dtype T]
+       ropd export CHECKPOINT --to DIR [--dtype T]
+
+Writes DIR as a Hugging Face directory: config.json, model.safetensors (above 5 GB in shards with an index), tokenizer,
+chat template, generation_config.json. transformers and vLLM load it, and so does student.checkpoint of another run.
+A DIR that is there and not empty is refused; a command that was stopped leaves no DIR.
+
+  --to DIR      where
+  --step N      the run's checkpoint after N steps; without it the newest
+  --dtype T     float32, bfloat16 or float16. Without it a run's weights are written as they were trained, in float32,
+                and a checkpoint's as it has them (a GGUF file's, dequantized, in float32)
+
+CHECKPOINT is whatever student.checkpoint can be: smollm2, a .gguf file, a Hugging Face directory.
+
+  ropd export runs/quickstart --to exported/quickstart
+  ropd export smollm2 --to exported/smollm2
 """
 
 SERVE_HELP = """\

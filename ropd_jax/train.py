@@ -256,16 +256,9 @@ def update_step(
     everything: list[dict[str, float]] = []
     for part in np.array_split(np.arange(len(rows)).reshape(-1, per_prompt), cfg.optim.minibatches):
         at = part.reshape(-1)
-        if row_len := cfg.optim.row_len:  # parts that are not needed are not computed: their number may stay fixed
-            pack_rows = functools.partial(
-                pack, row_len=row_len, fixed=method.teaches_text or bool(cfg.optim.microbatch)
-            )
-        else:
-            pack_rows = make_batch
-        batch = pack_rows([rows[i] for i in at], *(x[at] for x in flat), length)
+        batch = step_parts([rows[i] for i in at], *(x[at] for x in flat), method, mesh, cfg, length)
         if not batch.informative_BT.any():  # AdamW would move on its momentum alone
             continue
-        batch = split_parts(batch, cfg.optim.microbatch, multiple=mesh.shape["fsdp"])
         notes = method.annotate(state.method, batch)
         by_token = jax.NamedSharding(mesh, mesh_lib.RULES.spec("ABT"))  # and whole in every further dimension
         placed, said = jax.device_put((batch, notes.tokens), by_token)
@@ -273,6 +266,52 @@ def update_step(
         everything.append({k: float(v) for k, v in metrics.items()} | {"update/real_frac": real_frac(batch)})
     means = {k: float(np.mean([m[k] for m in everything])) for k in (everything[0] if everything else ())}
     return state, means | {"update/count": len(everything)}
+
+
+def step_parts(
+    sequences, advantage_B, valid_B, informative_B, method: Method, mesh, cfg: ConfigDict, length: int
+) -> TrainBatch:
+    """One mini-batch as the host arrays [A, b, T] of an update; see `update_step`."""
+    if row_len := cfg.optim.row_len:  # parts that are not needed are not computed: their number may stay fixed
+        lay_out = functools.partial(pack, row_len=row_len, fixed=method.teaches_text or bool(cfg.optim.microbatch))
+    else:
+        lay_out = make_batch
+    batch = lay_out(sequences, advantage_B, valid_B, informative_B, length)
+    return split_parts(batch, cfg.optim.microbatch, multiple=mesh.shape["fsdp"])
+
+
+def optimizer(cfg: ConfigDict) -> optax.GradientTransformation:
+    """The config's optimizer, its schedule over the whole run."""
+    return make_optimizer(
+        lr=cfg.optim.lr,
+        schedule=cfg.optim.schedule,
+        warmup_steps=cfg.optim.warmup_steps,
+        total_steps=cfg.steps * cfg.optim.minibatches,
+        b1=cfg.optim.b1,
+        b2=cfg.optim.b2,
+        eps=cfg.optim.eps,
+        weight_decay=cfg.optim.weight_decay,
+        clip_norm=cfg.optim.clip_norm,
+    )
+
+
+def sampling_rule(cfg: ConfigDict) -> SamplingRule:
+    return SamplingRule(cfg.sampling.temperature, cfg.sampling.top_k, cfg.sampling.top_p)
+
+
+def engine_config(cfg: ConfigDict, *, prompt_len: int, stop_ids: tuple[int, ...], shards: int) -> EngineConfig:
+    """The sampler's static settings; idle rows fill ``shards`` up."""
+    at_once = cfg.sampling.prompts_at_once or cfg.data.prompts_per_step
+    return EngineConfig(
+        rollouts=cfg.sampling.rollouts,
+        prompts=-(-at_once // shards) * shards,
+        prompt_len=prompt_len,
+        max_tokens=cfg.sampling.max_tokens,
+        chunk=cfg.sampling.chunk,
+        stop_ids=stop_ids,
+        rule=sampling_rule(cfg),
+        dtype=cfg.student.dtype,
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- main
@@ -317,10 +356,9 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     teacher = None  # the scripted one needs the data; of any other a missing API key is said first of all
     if "scripted" not in providers(cfg.teacher, tuple(method.asks)):
         teacher = make_teacher(cfg, [], workdir, needs=tuple(method.asks))
-    rule = SamplingRule(cfg.sampling.temperature, cfg.sampling.top_k, cfg.sampling.top_p)
+    rule = sampling_rule(cfg)
     mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp)
-    student = load_student(cfg.student.checkpoint, chat_template=cfg.student.chat_template)
-    mesh_lib.check_divides(student.cfg, mesh)
+    student = load_student(cfg.student.checkpoint, chat_template=cfg.student.chat_template, mesh=mesh)
     train, held = load_questions(cfg, student.tokenizer)
     stream = PromptStream(train.prompts, cfg.data.prompts_per_step, cfg.seed)
     longest = max(len(t) for q in (train, held) for t in q.tokens_of(q.prompts))
@@ -334,36 +372,19 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
 
     # --- mesh, parameters, optimizer
     stack.enter_context(jax.set_mesh(mesh))
-    specs = mesh_lib.RULES.storage(student.params)
-    tx = make_optimizer(
-        lr=cfg.optim.lr,
-        schedule=cfg.optim.schedule,
-        warmup_steps=cfg.optim.warmup_steps,
-        total_steps=cfg.steps * cfg.optim.minibatches,
-        b1=cfg.optim.b1,
-        b2=cfg.optim.b2,
-        eps=cfg.optim.eps,
-        weight_decay=cfg.optim.weight_decay,
-        clip_norm=cfg.optim.clip_norm,
-    )
-    params = mesh_lib.put(student.params, mesh, specs)
-    ref_params = jax.tree.map(jnp.copy, params) if needs_initial(cfg, method) else None
-    state = State(params, jax.jit(tx.init)(params), method.setup(student, mesh))
+    tx = optimizer(cfg)
+    ref_params = jax.tree.map(jnp.copy, student.params) if needs_initial(cfg, method) else None
+    state = State(student.params, jax.jit(tx.init)(student.params), method.setup(student, mesh))
     update = make_update(cfg, student.cfg, method, tx)
 
     # --- sampling
-    common = dict(prompt_len=prompt_len, max_tokens=cfg.sampling.max_tokens, chunk=cfg.sampling.chunk,
-                  stop_ids=student.tokenizer.stop_ids, dtype=cfg.student.dtype)  # fmt: skip
-
-    def side_by_side(prompts: int) -> int:  # idle rows fill the mesh up
-        return -(-prompts // mesh.shape["fsdp"]) * mesh.shape["fsdp"]
-
-    at_once = side_by_side(cfg.sampling.prompts_at_once or cfg.data.prompts_per_step)
-    engine = EngineConfig(rollouts=cfg.sampling.rollouts, prompts=at_once, rule=rule, **common)
-    common |= dict(rollouts=1, prompts=side_by_side(cfg.eval.prompts_at_once))
-    eval_engines = {"accuracy": EngineConfig(rule=SamplingRule(0.0), **common)}
+    shards, stop_ids = mesh.shape["fsdp"], student.tokenizer.stop_ids
+    engine = engine_config(cfg, prompt_len=prompt_len, stop_ids=stop_ids, shards=shards)
+    eval_prompts = -(-cfg.eval.prompts_at_once // shards) * shards
+    greedy = dataclasses.replace(engine, rollouts=1, prompts=eval_prompts, rule=SamplingRule(0.0))
+    eval_engines = {"accuracy": greedy}
     if cfg.eval.sampled:
-        eval_engines["sampled_accuracy"] = EngineConfig(rule=rule, **common)
+        eval_engines["sampled_accuracy"] = dataclasses.replace(greedy, rule=rule)
 
     def sample(engine: EngineConfig, params, prompts, questions: Questions, *, seed: int, step: int):
         interrupt.check()

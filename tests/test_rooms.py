@@ -11,18 +11,18 @@ ROOT = pathlib.Path(__file__).parents[1] / "ropd_jax"
 
 LEVELS = [  # a room imports from lower levels only, and within its level only what SAME_LEVEL allows
     {"types", "hints", "helptexts"},
-    {"configs", "ggufio"},
+    {"configs", "ggufio", "jsonio", "hub"},
     {"mesh", "core", "models", "text", "teacher", "data", "report"},
     {"sampling", "figures", "workdir", "student", "checkpoint", "groups", "tapeverb"},
-    {"methods", "evaluation", "checks", "rejudge", "teach"},
+    {"methods", "evaluation", "checks", "rejudge", "teach", "export"},
     {"summary", "preflight"},
     {"train", "cli"},
 ]
 SAME_LEVEL = {"models": {"core", "mesh"}, "data": {"core", "text"}, "methods": {"evaluation"}, "cli": {"train"}}
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax"}
 JAX_FREE = {
-    "types", "configs", "hints", "helptexts", "ggufio", "teacher", "report", "figures", "workdir", "evaluation", "cli",
-    "groups", "rejudge", "tapeverb",
+    "types", "configs", "hints", "helptexts", "ggufio", "jsonio", "hub", "teacher", "report", "figures", "workdir",
+    "evaluation", "cli", "groups", "rejudge", "tapeverb",
 }  # fmt: skip
 
 

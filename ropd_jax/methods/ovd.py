@@ -5,7 +5,9 @@ Its paper and its use as a baseline leave the reward open, so both readings are 
 - ``reward``: the reward is digit / 9.
 - ``filter``: the digit only decides who stays, a(y) = 1[digit >= threshold]; a rejected rollout gives its place to a
   demonstration of the teacher's. The reward is the exact outcome, of rollouts and demonstrations alike. It needs gold
-  answers, which ROPD does not; nobody sampled a demonstration from the student, so its importance ratio is 1.
+  answers, which ROPD does not; nobody sampled a demonstration from the student, so its importance ratio is 1. Where
+  the threshold lets no wrong rollout stay, every reward of a group is 1 and GRPO has no gradient: the lower it is, the
+  more wrong but promising rollouts stand beside the demonstrations.
 """
 
 from __future__ import annotations

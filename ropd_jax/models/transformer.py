@@ -24,8 +24,8 @@ from jax.sharding import reshard
 
 from ropd_jax.mesh import RULES, active_mesh, constrain, out
 from ropd_jax.models.attention import attention, causal_mask
-from ropd_jax.models.config import ModelConfig, RopeScaling
-from ropd_jax.types import UserError
+from ropd_jax.models.config import ModelConfig
+from ropd_jax.models.rope import rope_frequencies
 
 Params = dict
 
@@ -243,25 +243,6 @@ def per_layer(cfg: ModelConfig) -> PerLayer:
         np.where(local_L[:, None], local_H, freq_H).astype(np.float32),
         np.where(local_L, cfg.window, np.iinfo(np.int32).max).astype(np.int32),
     )
-
-
-def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
-    """theta^(-2i/H) for i < H/2, stretched as the checkpoint says; see `RopeScaling`. Computed in float64.
-
-    Raises:
-        UserError: unknown kind of scaling.
-    """
-    freq_H = theta ** (-np.arange(0, head_dim, 2) / head_dim)
-    if scaling is None:
-        return freq_H
-    if scaling.kind == "linear":
-        return freq_H / scaling.factor
-    if scaling.kind != "llama3":
-        raise UserError(f"rope scaling {scaling.kind!r} is not supported; supported: linear, llama3")
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    turns_H = scaling.original_len * freq_H / (2 * np.pi)  # full turns within the original length
-    keep_H = np.clip((turns_H - low) / (high - low), 0.0, 1.0)
-    return keep_H * freq_H + (1 - keep_H) * freq_H / scaling.factor
 
 
 def rope_angles(inv_freq_H: jax.Array, positions_BT: jax.Array) -> jax.Array:

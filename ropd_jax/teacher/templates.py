@@ -21,6 +21,7 @@ PLACEHOLDERS = {  # role -> what its template must hold, and what it may hold
     "verify": ({"question", "rubric", "answers", "token"}, {"n_answers", "n_criteria", "authors"}),
     "score": ({"question", "answers", "token"}, {"references", "rubric", "lowest", "highest", "n_answers"}),
     "reask": ({"problem"}, set()),
+    "healthbench": ({"conversation", "criterion", "token"}, set()),
 }
 
 

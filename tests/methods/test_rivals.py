@@ -85,7 +85,7 @@ def test_ovd_filter_replaces_the_rejected_and_pays_the_outcome():
     assert rows[0].completion_T.tolist() == [2] and rows[0].old_logp_T.tolist() == [0.0]
     assert rows[1].completion_T.tolist() == [*map(ord, FULL), 1] and np.isnan(rows[1].old_logp_T).all()
     method, j = judged("ovd", ovd__mode="filter", ovd__threshold=5)
-    assert j.rewards == (1.0, 1.0, 1.0, 1.0) and method.shown(j)[1] is None
+    assert j.rewards == (1.0, 1.0, 1.0, 1.0) and method.shown(j)[1] is None  # no contrast is left
     method, j = judged("ovd", ovd__mode="filter", ovd__threshold=0)  # nobody is rejected: the exact answer alone
     assert j.rewards == (1.0, 1.0, 0.0, 0.0) and method.shown(j) == [None] * 4
 
