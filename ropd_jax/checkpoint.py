@@ -21,6 +21,15 @@ from ropd_jax.types import UserError
 log = logging.getLogger(__name__)
 
 
+def _shapes(tree: Any) -> dict[str, list[int]]:
+    """Shape of each array by its path, which is the same for a tree and for what Orbax says of it on the disk."""
+
+    def part(key) -> str:
+        return str(next(getattr(key, a) for a in ("key", "name", "idx") if hasattr(key, a)))
+
+    return {"/".join(map(part, p)): list(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
 class Checkpoints:
     """The checkpoints of one run, in ``directory/<step>``; a checkpoint of step s holds s finished steps."""
 
@@ -72,13 +81,29 @@ class Checkpoints:
             )
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict]:
-        """(state, host) of a checkpoint, placed and typed as ``like`` (arrays or ShapeDtypeStructs)."""
+        """(state, host) of a checkpoint, placed and typed as ``like`` (arrays or ShapeDtypeStructs).
+
+        Raises:
+            UserError: it holds other arrays: of another student, another rank of adapters, another optimizer.
+        """
+        self._check_shapes(step, like)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         got = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), host=ocp.args.JsonRestore())
         )
         log.info("resumed after step %d from %s", step, self._manager.directory)
         return got["state"], got["host"]
+
+    def _check_shapes(self, step: int, like: Any) -> None:
+        there = _shapes(ocp.StandardCheckpointHandler().metadata(self._manager.directory / str(step) / "state").tree)
+        wanted = _shapes(like)
+        for name in sorted(there.keys() | wanted.keys()):
+            if there.get(name) != wanted.get(name):
+                seen, expected = (f"{name} of shape {d[name]}" if name in d else f"no {name}" for d in (there, wanted))
+                raise UserError(
+                    f"checkpoint {self._manager.directory / str(step)} holds {seen}, expected {expected}; "
+                    "give the config that it was saved with"
+                )
 
     def restore_raw(self, step: int) -> tuple[Any, dict]:
         """(state, host) as trees of host arrays, for whoever has no state of that shape at hand."""

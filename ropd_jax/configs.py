@@ -21,6 +21,12 @@ def default() -> ConfigDict:
     cfg.student.checkpoint = "tiny"  # "tiny" (shipped), "smollm2", a .gguf file, a directory, Qwen/Qwen3-4B (Hub)
     cfg.student.dtype = "float32"  # compute and KV cache; parameters stay float32
     cfg.student.chat_template = ""  # a Jinja file, for a checkpoint that has no chat template
+    cfg.student.enable_thinking = placeholder(bool)  # of the chat template; None: its default. Released code: False
+    cfg.student.lora = ConfigDict()
+    cfg.student.lora.rank = 0  # 0 is full fine-tuning, as in the paper; above 0 the weights are frozen, adapters train
+    cfg.student.lora.alpha = 32.0  # the low-rank path is multiplied by alpha / rank
+    cfg.student.lora.targets = ("attn.*", "mlp.*")  # patterns over attn.q k v o and mlp.gate up down
+    cfg.student.lora.base_dtype = "float32"  # of the frozen weights; or "bfloat16", "int8"
 
     cfg.data = ConfigDict()
     cfg.data.source = "reasoning_gym"  # or "jsonl"

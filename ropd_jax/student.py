@@ -68,13 +68,19 @@ def open_source(path: str | pathlib.Path) -> Source:
 
 
 def load_student(
-    checkpoint: str, *, chat_template: str = "", mesh: jax.sharding.Mesh | None = None, dtype: str = "float32"
+    checkpoint: str,
+    *,
+    chat_template: str = "",
+    enable_thinking: bool | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    dtype: str = "float32",
 ) -> Student:
     """Read a checkpoint: onto a mesh, each tensor straight to its shards, or without one into host memory.
 
     Args:
         checkpoint: see `find`.
         chat_template: a Jinja file that replaces the checkpoint's own template.
+        enable_thinking: passed to the template; None leaves its own default.
         mesh: where the parameters go, sharded as `mesh.ShardingRules.storage` says.
         dtype: of the parameters; float32 where they are trained, bfloat16 will do where they are frozen.
 
@@ -84,7 +90,7 @@ def load_student(
     """
     path = find(checkpoint)
     with contextlib.closing(open_source(path)) as source:
-        tokenizer = load_tokenizer(path, chat_template=chat_template)
+        tokenizer = load_tokenizer(path, chat_template=chat_template, enable_thinking=enable_thinking)
         if mesh is None:
             return Student(source.cfg, host_tree(source, np.dtype(dtype)), tokenizer)
         from ropd_jax.mesh import check_divides

@@ -56,7 +56,11 @@ def main(cfg: ConfigDict, out: str | os.PathLike[str], *, batch: bool = False, p
         UserError: some prompts have no references yet, counted by cause (the others are written); a teacher that
             cannot work; a file that was asked in another way.
     """
-    tokenizer = load_tokenizer(find(cfg.student.checkpoint, weights=False), chat_template=cfg.student.chat_template)
+    tokenizer = load_tokenizer(
+        find(cfg.student.checkpoint, weights=False),
+        chat_template=cfg.student.chat_template,
+        enable_thinking=cfg.student.enable_thinking,
+    )
     prompts = load_questions(cfg, tokenizer)[0].prompts
     with cfg.unlocked():
         cfg.teacher.index = ""

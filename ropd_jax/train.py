@@ -41,6 +41,7 @@ from ropd_jax.methods.base import without_overlong
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.logprobs import token_logprobs
+from ropd_jax.models.lora import Lora, adapted, attach, freeze, init_adapters
 from ropd_jax.sampling.engine import EngineConfig, sample_groups
 from ropd_jax.sampling.rules import SamplingRule
 from ropd_jax.student import load_student
@@ -56,7 +57,8 @@ NO_NOTES = Notes()
 
 
 class State(NamedTuple):
-    """What a step changes: the student, its optimizer, and what the method itself trains (`Method.setup`)."""
+    """What a step changes: the student (all of it, or the adapters beside a frozen base, see `ropd_jax.models.lora`),
+    its optimizer, and what the method itself trains (`Method.setup`)."""
 
     params: dict
     opt_state: optax.OptState
@@ -138,13 +140,15 @@ def replace_equal(cfg: ConfigDict, method: Method, stream: PromptStream, judged,
 
 
 def make_update(cfg: ConfigDict, model_cfg: ModelConfig, method: Method, tx: optax.GradientTransformation):
-    """The jitted update: (state, ref_params, batch [A, b, T], notes) -> (state, metrics).
+    """The jitted update: (state, ref_params, batch [A, b, T], notes, base) -> (state, metrics).
 
     The gradient is accumulated in float32 over the A parts; the token weights are those of the whole batch, so it
     equals the gradient of one pass over all rows. Empty parts at the end are not computed: the shapes, and with them
     the compiled program, are those of the longest possible step, the time is that of the step at hand.
     ``ref_params`` is the initial student, or None if no term reads it. ``notes`` are those of `Method.annotate`.
+    ``base`` is the frozen student that the adapters of the state stand beside, or None where all parameters train.
     """
+    lora = Lora.from_config(cfg.student.lora)
 
     def logprobs(params, part: TrainBatch):
         x_BTD = transformer.hidden(
@@ -167,7 +171,8 @@ def make_update(cfg: ConfigDict, model_cfg: ModelConfig, method: Method, tx: opt
         )
         return logp_BT, entropy_BT, x_BTD
 
-    def part_loss(params, ref_params, part: TrainBatch, weight_BT, notes, shared):
+    def part_loss(trainable, base, ref_params, part: TrainBatch, weight_BT, notes, shared):
+        params = attach(lora, base, trainable)
         logp_BT, entropy_BT, x_BTD = logprobs(params, part)
         ref_logp_BT = jax.lax.stop_gradient(logprobs(ref_params, part)[0]) if needs_initial(cfg, method) else None
         tokens = Tokens(part, logp_BT, entropy_BT, ref_logp_BT, notes, shared, model_cfg, params, x_BTD)
@@ -186,7 +191,7 @@ def make_update(cfg: ConfigDict, model_cfg: ModelConfig, method: Method, tx: opt
         return loss, (sums, gap_max)
 
     @functools.partial(jax.jit, donate_argnums=(0,))
-    def update(state: State, ref_params, batch: TrainBatch, notes: Notes = NO_NOTES):
+    def update(state: State, ref_params, batch: TrainBatch, notes: Notes = NO_NOTES, base=None):
         weight_ABT = token_weights(
             batch.mask_BT, cfg.loss.aggregation, batch.length_BT, max_tokens=cfg.sampling.max_tokens
         )
@@ -197,7 +202,7 @@ def make_update(cfg: ConfigDict, model_cfg: ModelConfig, method: Method, tx: opt
                 lambda x_ABT: jax.lax.dynamic_index_in_dim(x_ABT, a, keepdims=False), (batch, weight_ABT, notes.tokens)
             )
             (loss, aux), g = jax.value_and_grad(part_loss, has_aux=True)(
-                state.params, ref_params, part, weight_BT, said, notes.shared
+                state.params, base, ref_params, part, weight_BT, said, notes.shared
             )
             return jax.tree.map(lambda x: x.astype(jnp.float32), g), loss, *aux
 
@@ -356,9 +361,18 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     teacher = None  # the scripted one needs the data; of any other a missing API key is said first of all
     if "scripted" not in providers(cfg.teacher, tuple(method.asks)):
         teacher = make_teacher(cfg, [], workdir, needs=tuple(method.asks))
+    lora = Lora.from_config(cfg.student.lora)
     rule = sampling_rule(cfg)
     mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp)
-    student = load_student(cfg.student.checkpoint, chat_template=cfg.student.chat_template, mesh=mesh)
+    student = load_student(
+        cfg.student.checkpoint,
+        chat_template=cfg.student.chat_template,
+        enable_thinking=cfg.student.enable_thinking,
+        mesh=mesh,
+        dtype=lora.load_dtype,
+    )
+    if lora.rank:
+        adapted(student.cfg, lora)
     train, held = load_questions(cfg, student.tokenizer)
     stream = PromptStream(train.prompts, cfg.data.prompts_per_step, cfg.seed)
     longest = max(len(t) for q in (train, held) for t in q.tokens_of(q.prompts))
@@ -373,9 +387,14 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     # --- mesh, parameters, optimizer
     stack.enter_context(jax.set_mesh(mesh))
     tx = optimizer(cfg)
-    ref_params = jax.tree.map(jnp.copy, student.params) if needs_initial(cfg, method) else None
-    state = State(student.params, jax.jit(tx.init)(student.params), method.setup(student, mesh))
-    update = make_update(cfg, student.cfg, method, tx)
+    params, base, trained = student.params, None, method.setup(student, mesh)
+    if lora.rank:
+        base, params = freeze(student.params, lora.base_dtype), init_adapters(student.cfg, lora, cfg.seed)
+        params = mesh_lib.put(params, mesh, mesh_lib.RULES.storage(params))
+        student = dataclasses.replace(student, params={})  # the base alone remains
+    ref_params = (base or jax.tree.map(jnp.copy, params)) if needs_initial(cfg, method) else None
+    state = State(params, jax.jit(tx.init)(params), trained)
+    update = functools.partial(make_update(cfg, student.cfg, method, tx), base=base)
 
     # --- sampling
     shards, stop_ids = mesh.shape["fsdp"], student.tokenizer.stop_ids
@@ -397,7 +416,8 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     def judged(step: int, prompts: list[Prompt]):
         """Sample and judge: (groups, judgements, seconds) in the order of the prompts."""
         if method.needs_rollouts:
-            groups = sample(engine, state.params, prompts, train, seed=cfg.seed, step=step)
+            policy = attach(lora, base, state.params)
+            groups = sample(engine, policy, prompts, train, seed=cfg.seed, step=step)
         else:
             groups = (RolloutGroup(p, train.tokens[p.id], (), step, i) for i, p in enumerate(prompts))
         return judge_step(groups, method, teacher, loop, interrupt, progress.say)
@@ -429,7 +449,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     progress = stack.enter_context(report.Progress(cfg.steps, start=first))
 
     def evaluated(step: int, n: int) -> dict[str, Any]:
-        metrics = evaluate(sample, eval_engines, state.params, held, n, progress.say)
+        metrics = evaluate(sample, eval_engines, attach(lora, base, state.params), held, n, progress.say)
         metrics_log.log(step, metrics)
         progress.note(metrics)
         return metrics
@@ -452,7 +472,9 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
             metrics |= more
             reward_PG, valid_PG = method.rewards(groups, judgements)
             advantages = method.advantages(reward_PG, valid_PG, step)
-            metrics |= step_metrics(groups, judgements, advantages, reward_PG, valid_PG, metrics["time/sample_s"])
+            metrics |= step_metrics(
+                groups, judgements, advantages, reward_PG, valid_PG, metrics["time/sample_s"], student.tokenizer
+            )
 
             rows = [
                 s for g, j in zip(groups, judgements, strict=True) for s in method.sequences(g, j, student.tokenizer)

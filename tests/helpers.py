@@ -41,8 +41,11 @@ class IdTokenizer:
     def decode(self, ids):
         return " ".join(map(str, ids))
 
+    def render(self, messages):
+        return messages[-1].content
+
     def apply_chat_template(self, messages):
-        return self.encode(messages[-1].content)
+        return self.encode(self.render(messages))
 
 
 def local_data():

@@ -58,11 +58,11 @@ class Attention(nnx.Module):
         if cfg.qk_norm:
             self.q_norm, self.k_norm = RMSNorm(cfg, "H"), RMSNorm(cfg, "H")
 
-    def __call__(self, x_BTD, angles_BTH, attend):
+    def __call__(self, x_BTD, angles_BTH, attend, beside):
         dt = x_BTD.dtype
-        q_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, self.q_DNH[...].astype(dt))
-        k_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, self.k_DKH[...].astype(dt))
-        v_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, self.v_DKH[...].astype(dt))
+        q_BTNH = linear(self, "q_DNH", x_BTD, beside)
+        k_BTKH = linear(self, "k_DKH", x_BTD, beside)
+        v_BTKH = linear(self, "v_DKH", x_BTD, beside)
         if self.cfg.qkv_bias:
             q_BTNH += self.q_bias_NH[...].astype(dt)[None, None]
             k_BTKH += self.k_bias_KH[...].astype(dt)[None, None]
@@ -70,7 +70,31 @@ class Attention(nnx.Module):
         if self.cfg.qk_norm:
             q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
         o_BTNH, kv = attend(rotate(q_BTNH, angles_BTH), rotate(k_BTKH, angles_BTH), v_BTKH)
-        return jnp.einsum("BTNH,NHD->BTD", o_BTNH, self.o_NHD[...].astype(dt), out_sharding=out("BTD")), kv
+        return linear(self, "o_NHD", o_BTNH, beside), kv
+
+
+def linear(module: nnx.Module, name: str, x: jax.Array, beside: Params) -> jax.Array:
+    """x W, plus (x A) B where an adapter stands beside the weight: LoRA (arXiv 2106.09685, Eq. 3).
+
+    The low-rank path goes through the activations, so that the gradient of a frozen W never exists.
+
+    Args:
+        name: of the weight in ``module``, e.g. ``q_DNH``; the last axes of ``x`` are its first ones.
+        beside: of this weight, if anything: ``a_DR`` and ``b_RNH`` (the factor alpha/R is in B already), and
+            ``channel_NH``, what the output is multiplied by where W is stored in int8. See `ropd_jax.models.lora`.
+    """
+    dims, dt = name.rsplit("_", 1)[-1], x.dtype
+    n_in = x.ndim - 2
+    ins, outs = dims[:n_in], dims[n_in:]
+    y = jnp.einsum(f"BT{ins},{dims}->BT{outs}", x, getattr(module, name)[...].astype(dt), out_sharding=out("BT" + outs))
+    own = beside.get(name, {})
+    if (channel := own.get(f"channel_{outs}")) is not None:
+        y = y * channel.astype(dt)[None, None]
+    if (a := own.get(f"a_{ins}R")) is not None:
+        h_BTR = jnp.einsum(f"BT{ins},{ins}R->BTR", x, a.astype(dt), out_sharding=out("BTR"))
+        b = own[f"b_R{outs}"].astype(dt)
+        y = y + jnp.einsum(f"BTR,R{outs}->BT{outs}", h_BTR, b, out_sharding=out("BT" + outs))
+    return y
 
 
 ACTIVATE = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True)}
@@ -84,13 +108,10 @@ class MLP(nnx.Module):
         self.up_DF = nnx.Param(normal(rngs, (D, F), D))
         self.down_FD = nnx.Param(normal(rngs, (F, D), F))
 
-    def __call__(self, x_BTD):
-        dt = x_BTD.dtype
-        gate_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, self.gate_DF[...].astype(dt))
-        up_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, self.up_DF[...].astype(dt))
-        return jnp.einsum(
-            "BTF,FD->BTD", self.activate(gate_BTF) * up_BTF, self.down_FD[...].astype(dt), out_sharding=out("BTD")
-        )
+    def __call__(self, x_BTD, beside):
+        gate_BTF = linear(self, "gate_DF", x_BTD, beside)
+        up_BTF = linear(self, "up_DF", x_BTD, beside)
+        return linear(self, "down_FD", self.activate(gate_BTF) * up_BTF, beside)
 
 
 class Experts(nnx.Module):
@@ -117,10 +138,15 @@ class Experts(nnx.Module):
             weight_BTk = weight_BTk / jnp.sum(weight_BTk, axis=-1, keepdims=True)
         return weight_BTk.astype(x_BTD.dtype), expert_BTk
 
-    def __call__(self, x_BTD):
+    def __call__(self, x_BTD, beside):
         weight_BTk, expert_BTk = self.route(x_BTD)
-        weights = [w[...].astype(x_BTD.dtype) for w in (self.gate_EDF, self.up_EDF, self.down_EFD)]
+        weights = [self.weight(name, beside, x_BTD.dtype) for name in ("gate_EDF", "up_EDF", "down_EFD")]
         return (self.sorted if active_mesh() is None else self.one_by_one)(x_BTD, weight_BTk, expert_BTk, *weights)
+
+    def weight(self, name: str, beside: Params, dtype) -> jax.Array:
+        w = getattr(self, name)[...].astype(dtype)
+        channel = beside.get(name, {}).get(f"channel_E{name[-1]}")  # of int8 experts, as in `linear`
+        return w if channel is None else w * channel.astype(dtype)[:, None]
 
     def sorted(self, x_BTD, weight_BTk, expert_BTk, gate_EDF, up_EDF, down_EFD):
         B, T, D = x_BTD.shape
@@ -157,10 +183,10 @@ class Block(nnx.Module):
         if cfg.sandwich_norms:
             self.attn_post_norm, self.mlp_post_norm = RMSNorm(cfg), RMSNorm(cfg)
 
-    def __call__(self, x_BTD, angles_BTH, attend):
-        y_BTD, kv = self.attn(self.attn_norm(x_BTD), angles_BTH, attend)
+    def __call__(self, x_BTD, angles_BTH, attend, beside):
+        y_BTD, kv = self.attn(self.attn_norm(x_BTD), angles_BTH, attend, beside.get("attn", {}))
         x_BTD = x_BTD + (self.attn_post_norm(y_BTD) if self.sandwich else y_BTD)
-        y_BTD = self.mlp(self.mlp_norm(x_BTD))
+        y_BTD = self.mlp(self.mlp_norm(x_BTD), beside.get("mlp", {}))
         return x_BTD + (self.mlp_post_norm(y_BTD) if self.sandwich else y_BTD), kv
 
 
@@ -213,8 +239,11 @@ def param_shapes(cfg: ModelConfig) -> Params:
     return jax.eval_shape(lambda: init_params(cfg, 0))
 
 
-def _block(cfg: ModelConfig, layer: Params) -> Block:
-    return nnx.merge(_definitions(cfg)[0], RULES.gather(layer))
+def _block(cfg: ModelConfig, layer: Params) -> Callable:
+    """One layer as a function of (x_BTD, angles_BTH, attend); what stands beside its weights is under ``beside``."""
+    own = RULES.gather(layer)
+    block = nnx.merge(_definitions(cfg)[0], {k: v for k, v in own.items() if k != "beside"})
+    return functools.partial(block, beside=own.get("beside", {}))
 
 
 def _ends(cfg: ModelConfig, params: Params) -> Ends:

@@ -99,6 +99,8 @@ class Ledger:
 
     def jobs(self, state: str | None = None) -> list[Job]:
         """All jobs, or those in one state, the oldest first."""
+        if not self.tape.query("SELECT 1 FROM sqlite_master WHERE name = 'batches'"):
+            return []  # a tape of version 1 that is only read
         rows = self.tape.query("SELECT marker, provider, address, job, state, keys, spent, created FROM batches "
                                "ORDER BY created, marker")  # fmt: skip
         jobs = (Job(*row[:5], tuple(json.loads(row[5])), Spent(**json.loads(row[6])), row[7]) for row in rows)

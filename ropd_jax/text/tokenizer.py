@@ -47,6 +47,8 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Iterable[int]) -> str: ...
 
+    def render(self, messages: Sequence[Message]) -> str: ...
+
     def apply_chat_template(self, messages: Sequence[Message]) -> list[int]: ...
 
 
@@ -65,9 +67,11 @@ class HFTokenizer:
         special: Mapping[str, str],
         stop_ids: Sequence[int],
         pad_id: int,
+        enable_thinking: bool | None = None,
     ):
         self._backend, self._special = backend, dict(special)
         self.template = template
+        self._options = chat.check_thinking(template, enable_thinking)
         self.stop_ids = tuple(stop_ids)
         self.pad_id = pad_id
         self.vocab_size = max(backend.get_vocab().values()) + 1
@@ -93,32 +97,37 @@ class HFTokenizer:
 
     def render(self, messages: Sequence[Message]) -> str:
         """The text of a chat, up to where the answer begins; raises UserError where the template refuses it."""
-        return chat.render(self.template, messages, self._special)
+        return chat.render(self.template, messages, self._special, self._options)
 
     def apply_chat_template(self, messages: Sequence[Message]) -> list[int]:
         return self.encode(self.render(messages))
 
 
-def load_tokenizer(path: str | pathlib.Path, *, chat_template: str = "") -> Tokenizer:
+def load_tokenizer(
+    path: str | pathlib.Path, *, chat_template: str = "", enable_thinking: bool | None = None
+) -> Tokenizer:
     """The tokenizer of a checkpoint.
 
     Args:
         path: a .gguf file or a directory.
         chat_template: a Jinja file that replaces the checkpoint's own template.
+        enable_thinking: passed to the template; None leaves its own default.
 
     Raises:
         UserError: no tokenizer, one that is not supported, no chat template, or one that does not parse.
     """
     path = pathlib.Path(path)
     if path.is_file():
-        return gguf_tokenizer(path, chat_template=chat_template)
+        return gguf_tokenizer(path, chat_template=chat_template, enable_thinking=enable_thinking)
     if (path / chars.FILE).exists():
         if chat_template:
             raise UserError(
                 f"student.chat_template={chat_template!r} cannot replace the one in {path / chars.FILE}; unset it"
             )
-        return CharTokenizer.load(path)
-    return hf_tokenizer(path, chat_template=chat_template)
+        tokenizer = CharTokenizer.load(path)
+        chat.check_thinking(str(tokenizer.chat_template), enable_thinking)
+        return tokenizer
+    return hf_tokenizer(path, chat_template=chat_template, enable_thinking=enable_thinking)
 
 
 def _template(own: str | None, chat_template: str, where: str) -> str:
@@ -144,7 +153,9 @@ def _stop_ids(vocab: Mapping[str, int], template: str, declared: Iterable[int | 
     return ids
 
 
-def gguf_tokenizer(path: str | pathlib.Path, *, chat_template: str = "") -> HFTokenizer:
+def gguf_tokenizer(
+    path: str | pathlib.Path, *, chat_template: str = "", enable_thinking: bool | None = None
+) -> HFTokenizer:
     """The tokenizer that a GGUF file carries: vocabulary, merges, special tokens, pre-tokenizer, chat template.
 
     Raises:
@@ -175,10 +186,14 @@ def gguf_tokenizer(path: str | pathlib.Path, *, chat_template: str = "") -> HFTo
     names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
     special = {names[n]: tokens[i] for n, i in ids.items() if i is not None}
     pad_id = ids["padding"] if ids["padding"] is not None else stop_ids[-1]
-    return HFTokenizer(backend, template=template, special=special, stop_ids=stop_ids, pad_id=pad_id)
+    return HFTokenizer(
+        backend, template=template, special=special, stop_ids=stop_ids, pad_id=pad_id, enable_thinking=enable_thinking
+    )
 
 
-def hf_tokenizer(path: str | pathlib.Path, *, chat_template: str = "") -> HFTokenizer:
+def hf_tokenizer(
+    path: str | pathlib.Path, *, chat_template: str = "", enable_thinking: bool | None = None
+) -> HFTokenizer:
     """The tokenizer of a Hugging Face directory.
 
     Stop tokens: the chat template's end of turn, then ``eos_token_id`` of generation_config.json and config.json, then
@@ -200,7 +215,9 @@ def hf_tokenizer(path: str | pathlib.Path, *, chat_template: str = "") -> HFToke
     declared.append(vocab.get(special.get("eos_token", "")))
     stop_ids = _stop_ids(vocab, template, declared, str(path))
     pad_id = vocab.get(special.get("pad_token", ""), stop_ids[-1])
-    return HFTokenizer(backend, template=template, special=special, stop_ids=stop_ids, pad_id=pad_id)
+    return HFTokenizer(
+        backend, template=template, special=special, stop_ids=stop_ids, pad_id=pad_id, enable_thinking=enable_thinking
+    )
 
 
 def _backend(path: pathlib.Path) -> tokenizers.Tokenizer:

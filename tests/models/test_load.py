@@ -108,7 +108,7 @@ def test_nothing_is_drawn_at_random_on_load(sharded, monkeypatch):
 
 def test_a_mesh_that_does_not_fit_is_named_before_any_weight_is_read(monkeypatch):
     monkeypatch.setattr(HFSource, "read", lambda *args: pytest.fail("a weight was read"))
-    with pytest.raises(UserError, match="N=3 does not divide"):
+    with pytest.raises(UserError, match="num_heads=3 does not divide"):
         load_student("tiny", mesh=mesh_lib.make_mesh(4, 2))
 
 

@@ -415,6 +415,24 @@ def test_a_batch_costs_half_the_price_and_only_once(provider, tape):
         assert budget.as_metrics()[f"teacher/cost_usd_{ROLE}"] == budget.total().usd
 
 
+def test_the_jobs_stand_in_the_stats_of_the_tape(tape, capsys):
+    run("openai", Server(looks=0), requests(3), tape)
+    rows = {"0" * 64: requests(1)[0]}
+    Ledger(tape).intend(Endpoint("gemini"), rows, Budget().total(), prompts={})
+    tape.close()
+    assert cli.main(["tape", "stats", str(tape.path), "--json"]) == 0
+    jobs = json.loads(capsys.readouterr().out)["batches"]
+    usd = 3 * (3 * 1.0 + 4 * 4.0) / 1e6
+    assert jobs == [
+        {"id": "batch_0", "provider": "openai", "state": ENDED, "requests": 3, "usd": pytest.approx(usd)},
+        {"id": "", "provider": "gemini", "state": INTENDED, "requests": 1, "usd": 0.0},
+    ]
+    assert cli.main(["tape", "stats", str(tape.path)]) == 0
+    shown = capsys.readouterr().out
+    assert "batch job batch_0 of openai: ended, 3 requests, $5.7e-05" in shown
+    assert "batch job (id not known) of gemini: intended, 1 requests" in shown
+
+
 def test_a_model_without_a_price_for_batches_costs_an_unknown_amount(tape):
     budget = Budget()
     run("openai", Server(looks=0), requests(2, "somebody's"), tape, budget=budget)

@@ -208,8 +208,8 @@ def test_template_is_looked_for_where_checkpoints_keep_it(directory, tmp_path):
     (directory / "chat_template.jinja").write_text("J {{ bos_token }}{{ messages[0].content }}")
     assert load_tokenizer(directory).render(CHAT) == "J <|im_start|>Be brief."
     mine = tmp_path / "mine.jinja"
-    mine.write_text("M {{ messages[1].content }}")
-    assert load_tokenizer(directory, chat_template=str(mine)).render(CHAT) == "M What is 12 + 30?"
+    mine.write_text("M {{ messages[0].content }} {{ messages[1].content }}")
+    assert load_tokenizer(directory, chat_template=str(mine)).render(CHAT) == "M Be brief. What is 12 + 30?"
 
 
 def test_missing_template_names_checkpoint_and_remedy(directory, tmp_path, trained):
