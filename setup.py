@@ -67,7 +67,11 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["ropd_jax", "ropd_jax.*"]),
-    package_data={"ropd_jax": ["assets/**/*", "assets/*"], "ropd_jax.teacher": ["prompts/*.md", "prices.toml"]},
+    package_data={
+        "ropd_jax": ["assets/**/*", "assets/*"],
+        "ropd_jax.plan": ["chips.toml", "models/*/config.json"],
+        "ropd_jax.teacher": ["prompts/*.md", "prices.toml"],
+    },
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["ropd = ropd_jax.cli:main"]},

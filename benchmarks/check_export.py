@@ -63,9 +63,49 @@ def ours(directory: str, tokens: np.ndarray) -> np.ndarray:
     return np.asarray(forward(params))
 
 
+def here(what: str, where: str) -> str:
+    """What we load of a checkpoint and of its export: weights, logits, token ids, greedy text."""
+    import jax
+
+    from ropd_jax.models import transformer
+    from ropd_jax.sampling.engine import EngineConfig, sample_groups
+    from ropd_jax.sampling.rules import SamplingRule
+    from ropd_jax.student import load_student
+    from ropd_jax.types import Message, Prompt
+
+    questions = [
+        "What is the capital of France?",
+        "A box holds 12 eggs. How many eggs are in 7 boxes?",
+        "Write a haiku.",
+    ]
+    prompts = [Prompt(str(i), (Message("user", q),)) for i, q in enumerate(questions)]
+    seen = []
+    for source in (what, where):
+        student = load_student(source)
+        params = jax.tree.map(jax.numpy.asarray, student.params)
+        tokens = [student.tokenizer.apply_chat_template(p.messages) for p in prompts]
+        row = np.array(tokens[0], np.int32)[None]
+        at = np.arange(row.shape[1], dtype=np.int32)[None]
+        x_BTD = transformer.hidden(student.cfg, params, row, at, np.ones_like(row))
+        logits = np.asarray(transformer.logits(student.cfg, params, x_BTD))
+        engine = EngineConfig(1, len(prompts), max(map(len, tokens)), 32, student.tokenizer.stop_ids, SamplingRule(0.0))
+        groups = sample_groups(student.cfg, engine, params, student.tokenizer, prompts, tokens, seed=0, step=0)
+        texts = {g.index: g.rollouts[0].text for g in groups}
+        seen.append((student.params, tokens, logits, [texts[i] for i in range(len(prompts))]))
+    a, b = seen
+    same = jax.tree.all(jax.tree.map(lambda x, y: x.tobytes() == y.tobytes(), a[0], b[0]))
+    gap = np.abs(a[2] - b[2]).max()
+    return (
+        f"{what} here, before and after: weights {'bit for bit equal' if same else 'DIFFER'}, token ids "
+        f"{'equal' if a[1] == b[1] else 'DIFFER'}, max |logit difference| {gap:.1e}, greedy texts "
+        f"{sum(x == y for x, y in zip(a[3], b[3], strict=True))}/{len(prompts)} equal, e.g. {a[3][0][:60]!r}"
+    )
+
+
 def check(name: str, what: str, python: str, folder: pathlib.Path) -> str:
     """One line: what was compared, and how far apart it is."""
     from ropd_jax import export
+    from ropd_jax.student import find
     from ropd_jax.text.tokenizer import load_tokenizer
     from ropd_jax.types import Message
 
@@ -80,11 +120,11 @@ def check(name: str, what: str, python: str, folder: pathlib.Path) -> str:
     said = f"{name}: max |logit difference| {gap:.1e}, greedy tokens equal {(best == got['greedy']).sum()}/32"
     found = json.loads(str(got["text"]))
     if found:
-        mine = load_tokenizer(what if pathlib.Path(what).exists() else export.find(what))
+        mine = load_tokenizer(find(what))
         same = sum(mine.encode(t) == ids for t, ids in zip(TEXTS, found["ids"], strict=True))
         rendered = mine.render([Message(m["role"], m["content"]) for m in CHAT]) == found["chat"]
         said += f", token ids of {same}/{len(TEXTS)} texts, chat {'equal' if rendered else 'DIFFERS'}, "
-        said += f"ends {found['ends']} ({list(mine.stop_ids)} here)"
+        said += f"ends {found['ends']} ({list(mine.stop_ids)} here)\n" + here(what, str(where))
     return said
 
 
@@ -92,6 +132,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", default=sys.executable, help="an interpreter with torch and transformers")
     parser.add_argument("--also", nargs="*", default=["smollm2"], help="further checkpoints with a tokenizer")
+    parser.add_argument("--only", action="store_true", help="the further ones alone")
     parser.add_argument("--theirs", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.theirs:
@@ -100,7 +141,7 @@ def main() -> int:
     from ropd_jax.types import UserError
 
     with tempfile.TemporaryDirectory() as folder:
-        for name in sorted(p.name for p in FAMILIES.iterdir()):
+        for name in [] if args.only else sorted(p.name for p in FAMILIES.iterdir()):
             sys.stdout.write(check(name, str(FAMILIES / name), args.python, pathlib.Path(folder)) + "\n")
             sys.stdout.flush()
         for what in args.also:

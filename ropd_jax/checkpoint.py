@@ -136,7 +136,18 @@ def saved_params(directory: pathlib.Path, step: int | None, like: Any) -> tuple[
     args = ocp.args.PyTreeRestore(item=tree, restore_args=how, partial_restore=True)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         try:
-            return step, reader.restore(directory.resolve() / str(step) / "state", args=args)["params"]
+            params = reader.restore(directory.resolve() / str(step) / "state", args=args)["params"]
         except (ValueError, KeyError) as error:
             text = " ".join(str(error).split())[:200]
             raise UserError(f"{directory / str(step)} does not hold this student's parameters ({text})") from error
+    for (path, wanted), got in zip(jax.tree.leaves_with_path(like), jax.tree.leaves(params), strict=True):
+        if (
+            not isinstance(got, np.ndarray) or got.shape != wanted.shape
+        ):  # what is absent comes back as it was asked for
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            seen = f"of shape {got.shape}" if isinstance(got, np.ndarray) else "missing"
+            raise UserError(
+                f"{directory / str(step)} does not hold this student's parameters: {name} is {seen}, expected shape "
+                f"{wanted.shape}; was the run's checkpoint (student.checkpoint) changed since?"
+            )
+    return step, params

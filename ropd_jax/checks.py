@@ -10,7 +10,9 @@ from ml_collections import ConfigDict
 from ropd_jax.core.losses import AGGREGATIONS, KL_KINDS, RATIOS
 from ropd_jax.core.optim import SCHEDULES
 from ropd_jax.core.rewards import OVERLONG
+from ropd_jax.models.attention import KERNELS
 from ropd_jax.models.config import ModelConfig
+from ropd_jax.models.transformer import REMAT
 from ropd_jax.types import UserError
 from ropd_jax.workdir import flatten
 
@@ -27,6 +29,8 @@ def check_config(cfg: ConfigDict) -> None:
         "loss.kl_kind": KL_KINDS,
         "loss.overlong": OVERLONG,
         "optim.schedule": SCHEDULES,
+        "optim.remat": tuple(REMAT),
+        "optim.attention": ("auto", *KERNELS),
         "student.dtype": ("float32", "bfloat16"),
     }
     flat = flatten(cfg.to_dict())

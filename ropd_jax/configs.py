@@ -9,6 +9,9 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from ropd_jax.hints import near
+from ropd_jax.types import UserError
+
 
 def default() -> ConfigDict:
     """A complete, unlocked config. The run locks it: a key that is not here is an error."""
@@ -142,7 +145,8 @@ def default() -> ConfigDict:
     cfg.optim.minibatches = 1  # optimizer updates a step; released code: 4
     cfg.optim.row_len = 0  # positions of a row that several sequences share (packing); 0: one sequence a row
     cfg.optim.microbatch = 0  # rows whose activations exist at once; 0 is all
-    cfg.optim.remat = True
+    cfg.optim.remat = "block"  # kept for the backward pass: "none" (all), "dots", "attention" or "block" (least)
+    cfg.optim.attention = "auto"  # kernel by platform; or "splash" (TPU), "cudnn" (GPU), "xla", "naive"
     cfg.optim.logprob_chunk = 128  # positions whose logits exist at once
 
     cfg.mesh = ConfigDict()
@@ -175,3 +179,59 @@ def _role(*, temperature: float, max_output_tokens: int) -> ConfigDict:
     role.temperature = temperature
     role.max_output_tokens = max_output_tokens
     return role
+
+
+# ---------------------------------------------------------------------------------------- the paper's two columns
+
+
+def choose(arg: str, *choices: tuple[str, ...]) -> tuple[str, ...]:
+    """What ``FILE:arg`` chose: words with commas between, at most one of each tuple; the first of a tuple is implied.
+
+    Raises:
+        UserError: a word that is in no tuple, or two of one.
+    """
+    words = [w for w in arg.split(",") if w]
+    for word in words:
+        if not any(word in options for options in choices):
+            known = ", ".join(w for options in choices for w in options)
+            raise UserError(f"variant {word!r} is unknown; {near(word, known.split(', '))} (with commas between)")
+    found = [[w for w in words if w in options] for options in choices]
+    for several, options in zip(found, choices, strict=True):
+        if len(several) > 1:
+            raise UserError(f"variant {arg!r} names {' and '.join(several)}; expected one of {', '.join(options)}")
+    return tuple(w[0] if w else options[0] for w, options in zip(found, choices, strict=True))
+
+
+def paper_run(column: str) -> ConfigDict:
+    """What all runs of the paper share: black-box teacher GPT-5.2, 32 prompts x 8 rollouts, on an accelerator.
+
+    Args:
+        column: ``paper`` (arXiv 2605.07396, Table A2) or ``released`` (the official code's configuration). Not
+            reproduced of the latter: the truncated importance weights that multiply its clipped loss.
+    """
+    cfg = default()
+    cfg.student.dtype = "bfloat16"
+    cfg.data.source = "jsonl"
+    cfg.data.size = 20_000
+    cfg.teacher.provider = "openai"
+    for role in (cfg.teacher.reference, cfg.teacher.rubricator, cfg.teacher.verifier):
+        role.model = "gpt-5.2-chat-latest"
+    cfg.teacher.reference.temperature = 0.0  # Table A2; four references may then be one text: 0.7 avoids it
+    cfg.optim.row_len = 10_240  # packed rows; a prompt of 2,048 and an answer of 8,192 tokens just fit
+    cfg.optim.microbatch = 1  # a row for each device
+    cfg.eval.size = 100
+    cfg.eval.sampled = False
+    if column == "released":
+        cfg.steps = 500
+        cfg.checkpoint.every = 100
+        for role in (cfg.teacher.reference, cfg.teacher.rubricator, cfg.teacher.verifier):
+            role.temperature = None  # the provider's own
+        cfg.loss.normalize_std = False
+        cfg.loss.aggregation = "token_mean"
+        cfg.loss.dual_clip = 3.0
+        cfg.optim.schedule = "constant"
+        cfg.optim.warmup_steps = 0
+        cfg.optim.b2 = 0.999
+        cfg.optim.weight_decay = 0.01
+        cfg.optim.minibatches = 4
+    return cfg

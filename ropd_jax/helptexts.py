@@ -11,9 +11,11 @@ yes/no criteria from the contrast, checks every answer against it, and the weigh
 
 verbs
   train           run the loop: prompts, rollouts, rubric, verdicts, rewards, update, checkpoint, evaluation
+  eval            sample a student's answers to a benchmark (AIME, GSM8K, IFEval, ...) and grade them
   grade           grade stored answers to a benchmark (AIME, GPQA, HealthBench, IFEval, ...), without a model
   rejudge         score the stored rollouts of a run again with another verifier, prompt or rubric; show what changes
   teach           ask for the references of all training prompts ahead of time
+  plan            memory, collectives and seconds of a run on a TPU slice, from the compiler; no TPU is needed
   export          write a run's student as a Hugging Face directory that transformers and vLLM load
   preflight       calls, tokens, dollars and hours of a run before anything is spent; checks keys and models
   tape            look at the recorded answers of the teacher, export and import them
@@ -44,6 +46,31 @@ Keys of paid teachers come from the environment (OPENAI_API_KEY, GEMINI_API_KEY)
 
   ropd train --config experiments/quickstart.py --workdir runs/quickstart
   ropd train --config experiments/quickstart.py --workdir runs/seed1 --config.seed=1
+"""
+
+EVAL_HELP = """\
+usage: ropd eval RUN|CHECKPOINT --benchmark B [--k N] [--max_tokens N] [--limit N] [--data DIR] [--out DIR] ...
+
+Samples k answers to each problem, writes them to OUT/answers.jsonl as they come, grades them (ropd grade) and shows
+avg@k, pass@j and maj@k with 95 % intervals over problems. Started again with the same OUT it goes on where it was.
+Without flags it samples as the paper: k=16, temperature 1.0, top-p 0.95, at most 32,768 tokens.
+
+  RUN|CHECKPOINT   a run's directory; or tiny, smollm2, a .gguf file, a Hugging Face directory
+  --pick RULE      which checkpoint of a run: last, or heldout, the best on the run's own held-out set
+  --benchmark B    see ropd grade --help
+  --data DIR       a directory with BENCHMARK.jsonl; default ROPD_DATA, else the Hub
+  --k N  --temperature X  --top_p X  --max_tokens N      in place of the benchmark's own
+  --template TEXT  the user message around {question}, in place of the benchmark's own
+  --limit N        the first N problems
+  --rows N         sequences decoded side by side (64)
+  --dtype T        compute and cache: the run's, or float32
+  --thinking, --nothinking   of the chat template (Qwen3); default the run's, or the template's own
+  --seed N         of the samples (0)
+  --out DIR        default RUN/eval/BENCHMARK_stepN, or evals/CHECKPOINT/BENCHMARK
+  --against FILE   the result.json of another student: the paired difference with its interval
+
+  ropd eval runs/quickstart --benchmark reasoning_gym:chain_sum --k 4 --max_tokens 48 --limit 100
+  ropd eval smollm2 --benchmark gsm8k --data ~/benchmarks --k 4 --max_tokens 256 --limit 200
 """
 
 GRADE_HELP = """\

@@ -159,6 +159,7 @@ def make_update(cfg: ConfigDict, model_cfg: ModelConfig, method: Method, tx: opt
             part.segments_BT,
             dtype=jnp.dtype(cfg.student.dtype),
             remat=cfg.optim.remat,
+            attention=cfg.optim.attention,
         )
         logp_BT, entropy_BT = token_logprobs(
             model_cfg,

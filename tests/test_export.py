@@ -13,7 +13,8 @@ from gguf import GGUFWriter
 from safetensors.numpy import load_file
 
 from ropd_jax import cli, export
-from ropd_jax.checkpoint import Checkpoints
+from ropd_jax.checkpoint import Checkpoints, saved_params
+from ropd_jax.models import transformer
 from ropd_jax.models.families import read_config
 from ropd_jax.models.hf import load_hf, save_hf
 from ropd_jax.student import find, load_student
@@ -106,6 +107,19 @@ def test_what_cannot_be_exported_is_named_and_nothing_is_written(run, tmp_path, 
         error = capsys.readouterr().err
         assert said in error and error.count("\n") == 1
     assert names(tmp_path) == there
+
+
+def test_a_run_of_other_parameters_is_refused(run, tmp_path):
+    path, _ = run
+    config = {"student": {"checkpoint": str(FAMILIES / "qwen2"), "chat_template": ""}}
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"parameters: .* is of shape|missing"):
+        export.main(str(path), str(tmp_path / "out"))
+    assert names(tmp_path) == ["run"]
+    more = transformer.param_shapes(read_config(find("tiny")))
+    more["head"] = {"table_VD": more["embed"]["table_VD"]}
+    with pytest.raises(UserError, match=r"parameters: head\.table_VD is missing, expected shape \(104, 96\)"):
+        saved_params(path / "checkpoints", None, more)
 
 
 def test_a_failed_export_leaves_nothing(run, tmp_path, monkeypatch):

@@ -164,7 +164,13 @@ def benchmark_of(name: str) -> Benchmark:
 
 
 def load_benchmark(
-    name: str, place: str = "", *, limit: int | None = None, seed: int = 0, size: int = RG_SIZE
+    name: str,
+    place: str = "",
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    size: int = RG_SIZE,
+    template: str = "",
 ) -> Loaded:
     """The prompts of a benchmark in the order of their source.
 
@@ -173,11 +179,16 @@ def load_benchmark(
         limit: the first so many problems.
         seed: of the order of the choices (GPQA); simple-evals takes 0.
         size: reasoning-gym: items to draw before duplicates go.
+        template: in place of the benchmark's own, with {question} once where the question goes.
 
     Raises:
         UserError: unknown benchmark, no data, rows that are not of its kind.
     """
     benchmark = benchmark_of(name)
+    if template:
+        if "{question}" not in template:
+            raise UserError(f"template {template!r} has no {{question}}; expected it where the question goes")
+        benchmark = dataclasses.replace(benchmark, template=template)
     if benchmark.source is None:
         return _reasoning_gym(benchmark, limit, size)
     rows, where = read_source(benchmark.source, place)

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ropd_jax.evaluation.answers import Answer, by_problem, samples_of
-from ropd_jax.evaluation.benchmarks import Loaded
+from ropd_jax.evaluation.benchmarks import RG, Loaded
 from ropd_jax.evaluation.grading import Outcome
 from ropd_jax.evaluation.stats import (
     Estimate,
@@ -88,7 +88,8 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(
             f"one result is of {a['benchmark']}, the other of {b['benchmark']}; expected the same benchmark"
         )
-    if a["data"]["sha"] != b["data"]["sha"]:
+    drawn = a["benchmark"].startswith(RG)  # from a seed: the same id is the same question, however many are drawn
+    if a["data"]["sha"] != b["data"]["sha"] and not drawn:
         raise UserError(
             f"the two results of {a['benchmark']} come from different data ({a['data']['place']}: {a['data']['sha']}, "
             f"{b['data']['place']}: {b['data']['sha']}); expected the same questions and gold answers"
@@ -220,9 +221,12 @@ def show(result: Mapping[str, Any], *, file: TextIO | None = None) -> None:
         d = result["difference"]
         value, interval = _cells(d, signed=True)
         console.print(f"difference to {d['against']}: {value} {interval}, {d['n']} problems, paired")
-    if data["as_known"] is not True:
-        what = "is not known to this version" if data["as_known"] is None else "differs from what is known of the set"
-        console.print(f"the data ({data['place']}, {data['rows']} rows, hash {data['sha']}) {what}")
+    if data["as_known"] is False or (data["as_known"] is None and data["rows_expected"] is not None):
+        what = "are not the whole set"
+        if data["rows"] == data["rows_expected"]:
+            known = data["sha_expected"]
+            what = f"differ from the text that is known (hash {known})" if known else "cannot be checked by their text"
+        console.print(f"the {data['rows']} rows of {data['place']} (hash {data['sha']}) {what}")
 
 
 def _lines(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

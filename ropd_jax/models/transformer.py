@@ -23,7 +23,7 @@ from flax import nnx
 from jax.sharding import reshard
 
 from ropd_jax.mesh import RULES, active_mesh, constrain, out
-from ropd_jax.models.attention import attention, causal_mask
+from ropd_jax.models.attention import attention, self_attention
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.rope import rope_frequencies
 
@@ -290,7 +290,7 @@ def embed(cfg: ModelConfig, params: Params, tokens_BT: jax.Array, dtype) -> jax.
     """x_BTD of token ids.
 
     On a mesh the table stays where it is: every device looks all tokens up in its slice of D, and the rows then change
-    places with the slices. So neither the table nor its gradient ever exists whole (151,936 x 2,560 in float32: 1.6 GB).
+    places with the slices. So neither the table nor its gradient ever exists whole (151,936 x 2,560 float32: 1.6 GB).
     """
     table_VD = params["embed"]["table_VD"]
     if active_mesh() is None:
@@ -328,7 +328,8 @@ def hidden(
     segments_BT: jax.Array,
     *,
     dtype=jnp.float32,
-    remat: bool = False,
+    remat: str = "none",
+    attention: str = "auto",
     keep_kv: bool = False,
 ):
     """Hidden states x_BTD before the final norm, of whole sequences.
@@ -338,25 +339,27 @@ def hidden(
         positions_BT: position of each token in its own sequence, from 0.
         segments_BT: which sequence of the row a token belongs to; 0 is padding. Tokens see their own segment only.
         dtype: compute dtype; parameters are cast at use.
-        remat: recompute each block in the backward pass.
+        remat: what a block keeps for the backward pass, a name of `REMAT`.
+        attention: the kernel, see `ropd_jax.models.attention.self_attention`.
         keep_kv: also return the keys and values, each [L, B, K, T, H] (prefill).
     """
-    mask_BTS = causal_mask(positions_BT, segments_BT)
-    back_BTS = positions_BT[:, :, None] - positions_BT[:, None, :]
 
     def body(x_BTD, xs):
         layer, own = xs
 
         def attend(q_BTNH, k_BTKH, v_BTKH):
-            k_BKTH, v_BKTH = k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2)
-            seen_BTS = mask_BTS & (back_BTS < own.window_L) if cfg.local_layers else mask_BTS
-            return attend_to(cfg, q_BTNH, k_BKTH, v_BKTH, seen_BTS), (k_BKTH, v_BKTH)
+            o_BTNH = self_attention(
+                q_BTNH, k_BTKH, v_BTKH, segments_BT, local=own.window_L <= cfg.window,
+                window=cfg.window if cfg.local_layers else 0, scale=cfg.attn_scale, softcap=cfg.attn_softcap,
+                impl=attention,
+            )  # fmt: skip
+            return o_BTNH, (k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2))
 
         x_BTD, kv = _block(cfg, layer)(x_BTD, rope_angles(own.inv_freq_LH, positions_BT), attend)
         return x_BTD, (kv if keep_kv else None)
 
-    if remat:
-        body = jax.checkpoint(body, prevent_cse=False)  # inside scan CSE cannot undo it
+    if remat != "none":
+        body = jax.checkpoint(body, prevent_cse=False, policy=REMAT[remat])  # inside scan CSE cannot undo it
     own = jax.tree.map(jnp.asarray, per_layer(cfg))
     x_BTD, kv = jax.lax.scan(body, embed(cfg, params, tokens_BT, dtype), (params["layers"], own))
     return (x_BTD, kv) if keep_kv else x_BTD
@@ -364,6 +367,17 @@ def hidden(
 
 def attend_to(cfg: ModelConfig, q_BTNH, k_BKSH, v_BKSH, mask_BTS) -> jax.Array:
     return attention(q_BTNH, k_BKSH, v_BKSH, mask_BTS, scale=cfg.attn_scale, softcap=cfg.attn_softcap)
+
+
+_keep = jax.checkpoint_policies
+REMAT = {  # name -> what is kept of a block besides its input; all else is computed again in the backward pass
+    "none": _keep.everything_saveable,
+    "block": _keep.nothing_saveable,
+    "attention": _keep.save_only_these_names("attention"),
+    "dots": _keep.save_from_both_policies(
+        _keep.dots_with_no_batch_dims_saveable, _keep.save_only_these_names("attention")
+    ),
+}
 
 
 def unstack(params: Params, num_layers: int) -> list[Params]:

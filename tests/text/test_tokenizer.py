@@ -110,6 +110,21 @@ def test_gguf_tokenizer_encodes_as_the_one_it_was_written_from(tmp_path, trained
     assert ours.apply_chat_template(CHAT) == trained[0].encode(RENDERED, add_special_tokens=False).ids
 
 
+def assert_saved_for_transformers(ours, path, model_type: str, texts):
+    """What ``save`` writes gives the same ids and texts in transformers, and here."""
+    from transformers import AutoTokenizer
+
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    ours.save(path)
+    theirs, again = AutoTokenizer.from_pretrained(str(path)), load_tokenizer(path)
+    for text in texts:
+        ids = ours.encode(text)
+        assert theirs(text)["input_ids"] == again.encode(text) == ids, text
+        assert theirs.decode(ids) == again.decode(ids) == ours.decode(ids)
+    assert again.template == ours.template and again.stop_ids == ours.stop_ids and again.pad_id == ours.pad_id
+
+
 QWEN_CUT = (  # as their tokenizer.json has it
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -128,6 +143,7 @@ def test_gguf_of_qwen_and_llama3_encodes_as_the_tokenizer_it_was_written_from(tm
     for text in (*TEXTS, "e\u0301", "12345", "I'LL we'Ve", "  \n\n  x"):
         assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids
     assert ours.decode(ours.encode("e\u0301")) == ("é" if pre == "qwen2" else "e\u0301")
+    assert_saved_for_transformers(ours, tmp_path / "d", "qwen3" if pre == "qwen2" else "llama", TEXTS)
 
 
 @pytest.mark.parametrize("prefix", [False, True])
@@ -164,6 +180,7 @@ def test_gguf_of_sentencepiece_encodes_as_the_tokenizer_it_was_written_from(tmp_
         assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids, text
         assert ours.decode(ours.encode(text)) == text or prefix
     assert len(ours.encode("the world is")) < 8 and ours.encode("🙂")[-4:] == [6 + b for b in "🙂".encode()]
+    assert_saved_for_transformers(ours, tmp_path / "d", "llama" if prefix else "gemma3_text", TEXTS)
     assert ours.stop_ids == (5, 1) and ours.pad_id == 0 and ours.render(CHAT).startswith("<bos><start_of_turn>")
 
 
