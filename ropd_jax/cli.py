@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ropd_jax.helptexts import (
+    DATA_HELP,
     EVAL_HELP,
     EXPORT_HELP,
     GRADE_HELP,
@@ -238,13 +239,35 @@ def _export(args: list[str]) -> int:
     flags.DEFINE_string("to", "", "", flag_values=values)
     flags.DEFINE_integer("step", None, "", lower_bound=0, flag_values=values)
     flags.DEFINE_string("dtype", "", "", flag_values=values)
+    flags.DEFINE_boolean("adapter", False, "", flag_values=values)
     _parse(values, "export", rest)
     if not values["to"].value:
         raise UserError("--to is missing; expected the directory to write, e.g. --to exported/a")
 
     from ropd_jax import export
 
-    return export.main(what, values["to"].value, step=values["step"].value, dtype=values["dtype"].value)
+    return export.main(
+        what,
+        values["to"].value,
+        step=values["step"].value,
+        dtype=values["dtype"].value,
+        adapter=values["adapter"].value,
+    )
+
+
+def _data(args: list[str]) -> int:
+    from absl import flags
+
+    name, rest = (args[0], args[1:]) if args and not args[0].startswith("-") else ("", args)
+    values = flags.FlagValues()
+    flags.DEFINE_string("data", "", "", flag_values=values)
+    flags.DEFINE_string("prepare", "", "", flag_values=values)
+    flags.DEFINE_string("language", "en", "", flag_values=values)
+    _parse(values, "data", rest)
+
+    from ropd_jax import dataverb
+
+    return dataverb.main(name, **{flag: values[flag].value for flag in values})
 
 
 def _eval(args: list[str]) -> int:
@@ -327,6 +350,7 @@ def _serve_teacher(args: list[str]) -> int:
 
 VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (_train, TRAIN_HELP),
+    "data": (_data, DATA_HELP),
     "eval": (_eval, EVAL_HELP),
     "grade": (_grade, GRADE_HELP),
     "rejudge": (_rejudge, REJUDGE_HELP),

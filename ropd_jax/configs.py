@@ -32,10 +32,10 @@ def default() -> ConfigDict:
     cfg.student.lora.base_dtype = "float32"  # of the frozen weights; or "bfloat16", "int8"
 
     cfg.data = ConfigDict()
-    cfg.data.source = "reasoning_gym"  # or "jsonl"
+    cfg.data.source = "reasoning_gym"  # or "jsonl", or "published": a set of ropd_jax/data/published.py, by its name
     cfg.data.task = "chain_sum"  # reasoning-gym task; for jsonl the grader's name
     cfg.data.options = ConfigDict()  # options of the reasoning-gym task
-    cfg.data.path = ""  # jsonl: training rows
+    cfg.data.path = ""  # jsonl: training rows; published: a directory, "tfds:DIR", "hub", or "" for ROPD_DATA
     cfg.data.heldout_path = ""  # jsonl: held-out rows
     cfg.data.seed = 10_000_000  # item i is made from seed + i: keep the two seeds further apart than the sizes
     cfg.data.heldout_seed = 90_000_000
@@ -78,6 +78,7 @@ def default() -> ConfigDict:
     cfg.teacher.reference = _role(temperature=0.7, max_output_tokens=8_192)  # paper: 0, which makes m equal texts
     cfg.teacher.rubricator = _role(temperature=0.7, max_output_tokens=8_192)
     cfg.teacher.verifier = _role(temperature=0.0, max_output_tokens=4_096)
+    cfg.teacher.scorer = _role(temperature=0.0, max_output_tokens=4_096)  # grades, for t_judge, ovd and rar
     cfg.teacher.tape = ConfigDict()
     cfg.teacher.tape.mode = "record"  # every answer is paid for once; or "replay", "refresh", "off"
     cfg.teacher.tape.path = ""  # "" is WORKDIR/tape.sqlite
@@ -96,6 +97,26 @@ def default() -> ConfigDict:
     cfg.teacher.scripted.fault_rate = 0.0
     cfg.teacher.scripted.slip_rate = 0.0
     cfg.teacher.scripted.wrong_verdict_rate = 0.0
+
+    cfg.ropd = ConfigDict()  # ablations (paper, Table 6 and text); the defaults are the paper's
+    cfg.ropd.rubric_per = "group"  # or "pair": a rubric for each rollout and one reference
+    cfg.ropd.told = False  # the verifier is told who wrote which answer
+    cfg.ropd.see_rollouts = True  # the rubric is induced from the contrast, not from the references alone
+    cfg.ropd.pool_references = True  # references are verified beside the rollouts
+    cfg.ropd.least_criteria = 4  # K, from ...
+    cfg.ropd.most_criteria = 12  # ... to
+    cfg.ropd.variance_weights = False  # points times 4p(1-p) within each category (after POW3R); not in the paper
+    cfg.ropd.references_pass = 0.0  # drop criteria that a smaller share of references passes; 0 keeps all, as the paper
+
+    cfg.t_judge = ConfigDict()
+    cfg.t_judge.references = True  # the judge sees the m references; the paper does not say
+
+    cfg.ovd = ConfigDict()
+    cfg.ovd.mode = "reward"  # score / 9 is the reward; or "filter": low-scored rollouts give way to demonstrations
+    cfg.ovd.threshold = 3  # filter: least score of a rollout that stays; its paper's value is not known (see ovd.py)
+
+    cfg.rar = ConfigDict()
+    cfg.rar.mode = "explicit"  # weighted share of criteria; or "implicit": one grade given the rubric
 
     cfg.loss = ConfigDict()
     cfg.loss.normalize_std = True  # Eq. 6; the released code does not divide

@@ -11,6 +11,7 @@ yes/no criteria from the contrast, checks every answer against it, and the weigh
 
 verbs
   train           run the loop: prompts, rollouts, rubric, verdicts, rewards, update, checkpoint, evaluation
+  data            which published sets are at hand, whether they are whole, and TFDS files of them
   eval            sample a student's answers to a benchmark (AIME, GSM8K, IFEval, ...) and grade them
   grade           grade stored answers to a benchmark (AIME, GPQA, HealthBench, IFEval, ...), without a model
   rejudge         score the stored rollouts of a run again with another verifier, prompt or rubric; show what changes
@@ -46,6 +47,25 @@ Keys of paid teachers come from the environment (OPENAI_API_KEY, GEMINI_API_KEY)
 
   ropd train --config experiments/quickstart.py --workdir runs/quickstart
   ropd train --config experiments/quickstart.py --workdir runs/seed1 --config.seed=1
+"""
+
+DATA_HELP = """\
+usage: ropd data [SET] [--data DIR|tfds:DIR|hub] [--prepare DIR] [--language en|zh|all]
+
+Without SET: the published sets by name, their rows and licences, and which are at the place. With SET: reads it, checks
+rows and text against what is known, and counts what a training set drops (copies, other languages, questions with two
+answers, questions of the benchmarks).
+
+  --data PLACE     a directory with SET.jsonl; tfds:DIR, prepared by --prepare; hub (pip install datasets).
+                   Default ROPD_DATA, else the Hub
+  --prepare DIR    write the set as TFDS (array_record, no TensorFlow), to be read with --data tfds:DIR
+
+A run trains on one of them with data.source="published", data.task=SET, data.path=PLACE; data.size and
+data.heldout_size prompts are drawn from it by their seeds (0: all), never the same twice.
+
+  ropd data dapo_math_17k --data ~/benchmarks --prepare ~/tfds
+  ropd train --config my.py --config.data.source=published --config.data.task=dapo_math_17k \\
+      --config.data.path=tfds:~/tfds --config.data.size=0 --config.data.heldout_size=200 --workdir runs/dapo
 """
 
 EVAL_HELP = """\
@@ -129,7 +149,7 @@ A run takes its references from there, and asks for none:
 """
 
 EXPORT_HELP = """\
-usage: ropd export RUN --to DIR [--step N] [--dtype T]
+usage: ropd export RUN --to DIR [--step N] [--dtype T] [--adapter]
        ropd export CHECKPOINT --to DIR [--dtype T]
 
 Writes DIR as a Hugging Face directory: config.json, model.safetensors (above 5 GB in shards with an index), tokenizer,
@@ -140,6 +160,8 @@ A DIR that is there and not empty is refused; a command that was stopped leaves 
   --step N      the run's checkpoint after N steps; without it the newest
   --dtype T     float32, bfloat16 or float16. Without it a run's weights are written as they were trained, in float32,
                 and a checkpoint's as it has them (a GGUF file's, dequantized, in float32)
+  --adapter     of a run with student.lora.rank above 0 write the adapters alone, as PEFT does (adapter_config.json,
+                adapter_model.safetensors). Without it they are merged into the weights
 
 CHECKPOINT is whatever student.checkpoint can be: smollm2, a .gguf file, a Hugging Face directory.
 

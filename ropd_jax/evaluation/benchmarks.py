@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from ropd_jax.data import published
 from ropd_jax.data.prompts import GSM_MARK, load_prompts
 from ropd_jax.data.sources import Found, Source, check, content_sha, first, read_source
 from ropd_jax.hints import near
@@ -73,76 +74,15 @@ class Loaded:
     found: Found
 
 
-_MATHARENA = "CC BY-NC-SA 4.0"
-
-
-def _health(name: str, file: str) -> dict[str, Any]:
-    return {
-        "files": (f"{name}.jsonl", file),
-        "hub": "openai/healthbench",
-        "hub_file": file,
-        "split": "train",  # what datasets calls the rows of a single file
-        "url": f"https://openaipublic.blob.core.windows.net/simple-evals/healthbench/{file}",
-        "licence": "MIT; carries a canary",
-    }
-
-
-def _benchmark(name: str, title: str, grader: Grader, template: str, **source: Any) -> Benchmark:
-    files = source.pop("files", (f"{name}.jsonl",))
-    return Benchmark(name, title, grader, template, Source(title, files, **source))
-
-
-_ALL = (
-    _benchmark(
-        "aime_2024", "AIME24", "math", BOXED,
-        hub="HuggingFaceH4/aime_2024", split="train", rows=30, sha="17a4183f0b5ba567",
-        licence="none stated; text (c) MAA",
-    ),
-    _benchmark(
-        "aime_2025", "AIME25", "math", BOXED,
-        hub="MathArena/aime_2025", split="train", rows=30, licence=_MATHARENA,
-    ),
-    _benchmark(
-        "hmmt_feb_2025", "HMMT Feb25", "math", BOXED,
-        hub="MathArena/hmmt_feb_2025", split="train", rows=30, sha="59c75c2cb442576b", licence=_MATHARENA,
-    ),
-    _benchmark(
-        "hmmt_nov_2025", "HMMT Nov25", "math", BOXED,
-        hub="MathArena/hmmt_nov_2025", split="train", rows=30, licence=_MATHARENA,
-    ),
-    _benchmark(
-        "math_500", "MATH-500", "math", BOXED,
-        hub="HuggingFaceH4/MATH-500", split="test", rows=500, sha="7156baeddb14a114", licence="MIT",
-    ),
-    _benchmark(
-        "gsm8k", "GSM8K", "math", BOXED, files=("gsm8k_test.jsonl",),
-        hub="openai/gsm8k", config="main", split="test", rows=1_319, sha="5d3c728f94f90095", licence="MIT",
-        url="https://github.com/openai/grade-school-math",
-    ),
-    _benchmark(
-        "gpqa_diamond", "GPQA-D", "choice", CHOICE,
-        hub="Idavidrein/gpqa", config="gpqa_diamond", split="train", rows=198,
-        licence="CC BY 4.0, gated; its authors ask not to publish it as plain text",
-    ),
-    _benchmark(
-        "healthbench", "HealthBench", "healthbench", PLAIN,
-        **_health("healthbench", "2025-05-07-06-14-12_oss_eval.jsonl"), rows=5_000,
-    ),
-    _benchmark(
-        "healthbench_hard", "HealthBench Hard", "healthbench", PLAIN,
-        **_health("healthbench_hard", "hard_2025-05-08-21-00-10.jsonl"), rows=1_000,
-    ),
-    _benchmark(
-        "healthbench_consensus", "HealthBench Consensus", "healthbench", PLAIN,
-        **_health("healthbench_consensus", "consensus_2025-05-09-20-00-46.jsonl"), rows=3_671,
-    ),
-    _benchmark(
-        "ifeval", "IFEval", "ifeval", PLAIN,
-        hub="google/IFEval", split="train", rows=541, sha="2982049e331e0b2c", licence="Apache-2.0",
-        url="https://github.com/google-research/google-research/tree/master/instruction_following_eval",
-    ),
-)  # fmt: skip
-BENCHMARKS: dict[str, Benchmark] = {b.name: b for b in _ALL}
+_KINDS: dict[str, tuple[Grader, str]] = {
+    "gpqa_diamond": ("choice", CHOICE),
+    "ifeval": ("ifeval", PLAIN),
+    **dict.fromkeys(("healthbench", "healthbench_hard", "healthbench_consensus"), ("healthbench", PLAIN)),
+}
+BENCHMARKS: dict[str, Benchmark] = {
+    name: Benchmark(name, source.name, *_KINDS.get(name, ("math", BOXED)), source)
+    for name, source in published.BENCHMARKS.items()
+}
 
 RG = "reasoning_gym:"
 RG_SEED = 90_000_000  # the held-out draw of ropd_jax.configs
