@@ -241,13 +241,20 @@ def _export(args: list[str]) -> int:
     flags.DEFINE_string("to", "", "", flag_values=values)
     flags.DEFINE_integer("step", None, "", lower_bound=0, flag_values=values)
     flags.DEFINE_string("dtype", "", "", flag_values=values)
+    flags.DEFINE_boolean("adapter", False, "", flag_values=values)
     _parse(values, "export", rest)
     if not values["to"].value:
         raise UserError("--to is missing; expected the directory to write, e.g. --to exported/a")
 
     from ropd_jax import export
 
-    return export.main(what, values["to"].value, step=values["step"].value, dtype=values["dtype"].value)
+    return export.main(
+        what,
+        values["to"].value,
+        step=values["step"].value,
+        dtype=values["dtype"].value,
+        adapter=values["adapter"].value,
+    )
 
 
 def _data(args: list[str]) -> int:

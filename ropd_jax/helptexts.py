@@ -180,7 +180,7 @@ A run takes its references from there, and asks for none:
 """
 
 EXPORT_HELP = """\
-usage: ropd export RUN --to DIR [--step N] [--dtype T]
+usage: ropd export RUN --to DIR [--step N] [--dtype T] [--adapter]
        ropd export CHECKPOINT --to DIR [--dtype T]
 
 Writes DIR as a Hugging Face directory: config.json, model.safetensors (above 5 GB in shards with an index), tokenizer,
@@ -191,6 +191,8 @@ A DIR that is there and not empty is refused; a command that was stopped leaves 
   --step N      the run's checkpoint after N steps; without it the newest
   --dtype T     float32, bfloat16 or float16. Without it a run's weights are written as they were trained, in float32,
                 and a checkpoint's as it has them (a GGUF file's, dequantized, in float32)
+  --adapter     of a run with student.lora.rank above 0 write the adapters alone, as PEFT does (adapter_config.json,
+                adapter_model.safetensors). Without it they are merged into the weights
 
 CHECKPOINT is whatever student.checkpoint can be: smollm2, a .gguf file, a Hugging Face directory.
 
