@@ -28,7 +28,7 @@ import pickle
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
 
 import jax
@@ -98,19 +98,19 @@ def first_says(value: T) -> T:
     return exchange(value if index() == 0 else None)[0]  # type: ignore[return-value]
 
 
-def check_same(what: str, value: Any) -> None:
+def check_same(what: str, value: Mapping[str, Any]) -> None:
     """All hosts must come.
 
     Raises:
-        UserError: the hosts differ in it; on all of them alike.
+        UserError: the hosts differ in it; on all of them alike, with the first difference.
     """
-    said = exchange(value)
-    others = [i for i, other in enumerate(said) if other != said[0]]
-    if others:
-        raise UserError(
-            f"{what} of host {others[0]} ({str(said[others[0]])[:80]}) is not that of host 0 ({str(said[0])[:80]}); "
-            "start all hosts with the same command, the same code and the same files"
-        )
+    said = exchange(dict(value))
+    for i, other in enumerate(said):
+        for key in sorted(k for k in other.keys() | said[0].keys() if other.get(k) != said[0].get(k))[:1]:
+            raise UserError(
+                f"{what} of host {i} is not that of host 0: {key} is {other.get(key, 'absent')} there and "
+                f"{said[0].get(key, 'absent')} on host 0; start all hosts with the same command and the same files"
+            )
 
 
 def _allgather(row_X: np.ndarray) -> np.ndarray:
@@ -177,7 +177,10 @@ def start(coordinator: str = "", processes: int | None = None, process: int | No
     log.info("joining the other hosts%s", f" at {how['coordinator_address']}" if how else "")
     try:
         jax.distributed.initialize(
-            **how, heartbeat_timeout_seconds=HEARTBEAT_S, shutdown_timeout_seconds=SHUTDOWN_S, initialization_timeout=300
+            **how,
+            heartbeat_timeout_seconds=HEARTBEAT_S,
+            shutdown_timeout_seconds=SHUTDOWN_S,
+            initialization_timeout=300,
         )
     except (RuntimeError, ValueError) as error:
         said = " ".join(str(error).split())[:_FIRST_LINE]
@@ -192,7 +195,7 @@ def start(coordinator: str = "", processes: int | None = None, process: int | No
 
 
 def _how(coordinator: str, processes: int | None, process: int | None) -> dict[str, Any] | None:
-    """Arguments of ``jax.distributed.initialize``: {} where JAX finds out itself, None where there is nobody to join."""
+    """Arguments of ``jax.distributed.initialize``: {} where JAX finds out itself, None where nobody is to be joined."""
     if coordinator == "auto":
         return {}
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", "")

@@ -391,8 +391,9 @@ class Teacher:
 
         Of several hosts together; see `restore`.
         """
+        stats = self.stats.plus(self.elsewhere).as_dict()
         spent = None if self.budget is None else self.budget.state()
-        return {"version": 1, "stats": self.stats.plus(self.elsewhere).as_dict(), "store": self.store.state(), "spent": spent}
+        return {"version": 1, "stats": stats, "store": self.store.state(), "spent": spent}
 
     def restore(self, state: dict, *, host: int = 0) -> None:
         """Continue from ``state()``: host 0 with all that was counted, the others with the rubrics."""
