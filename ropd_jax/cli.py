@@ -612,7 +612,19 @@ def _set_up_logging() -> None:
     if not any(isinstance(h, _Stderr) for h in root.handlers):
         root.addHandler(_Stderr())
     root.setLevel(logging.INFO)
-    for name in ("absl", "jax", "orbax", "httpx", "httpcore", "openai", "google_genai", "aiohttp.access", "matplotlib"):
+    for name in (
+        "absl",
+        "jax",
+        "orbax",
+        "httpx",
+        "httpx2",
+        "httpcore",
+        "httpcore2",
+        "openai",
+        "google_genai",
+        "aiohttp.access",
+        "matplotlib",
+    ):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
