@@ -15,6 +15,7 @@ import inspect
 import logging
 import pathlib
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -322,6 +323,19 @@ def _analyze(args: list[str]) -> int:
     return analysis.main(run, steps=steps, scores=values["scores"].value, out=values["out"].value)
 
 
+def _cost_of(train: str) -> str:
+    """What the teacher of a run costs at most, from the flags of ``ropd train``; where its hours are to be had."""
+    from absl import flags
+
+    from ropd_jax.plan.verb import teacher
+
+    config = _config_and_flags("train", shlex.split(train), flags.FlagValues())
+    roles, _ = teacher(config)
+    usd = [r.usd_max for r in roles]
+    price = "dollars unknown: a model without a price" if None in usd else f"${sum(usd):,.2f} at most"
+    return f"teacher: {sum(r.calls for r in roles):,} calls, {price}; hours: ropd plan {train} --topology SLICE"
+
+
 def _table(args: list[str]) -> int:
     from absl import flags
 
@@ -334,8 +348,14 @@ def _table(args: list[str]) -> int:
     values = flags.FlagValues()
     for name, default in (("runs", "runs"), ("evals", "evals"), ("format", "markdown"), ("out", "")):
         flags.DEFINE_string(name, default, "", flag_values=values)
+    flags.DEFINE_boolean("costs", False, "", flag_values=values)
     _parse(values, "table", rest)
-    table = tables.collect(tables.load_spec(file), runs=values["runs"].value, evals=values["evals"].value)
+    table = tables.collect(
+        tables.load_spec(file),
+        runs=values["runs"].value,
+        evals=values["evals"].value,
+        cost=_cost_of if values["costs"].value else None,
+    )
     text = tables.render(table, values["format"].value)
     if values["out"].value:
         write_atomic(values["out"].value, text)
@@ -600,7 +620,19 @@ def _set_up_logging() -> None:
     if not any(isinstance(h, _Stderr) for h in root.handlers):
         root.addHandler(_Stderr())
     root.setLevel(logging.INFO)
-    for name in ("absl", "jax", "orbax", "httpx", "httpcore", "openai", "google_genai", "aiohttp.access", "matplotlib"):
+    for name in (
+        "absl",
+        "jax",
+        "orbax",
+        "httpx",
+        "httpx2",
+        "httpcore",
+        "httpcore2",
+        "openai",
+        "google_genai",
+        "aiohttp.access",
+        "matplotlib",
+    ):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import importlib.resources
 import importlib.util
 import io
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ropd_jax.evaluation.benchmarks import benchmark_of, slug
@@ -118,23 +119,30 @@ def load_spec(path: str) -> TableSpec:
     return table
 
 
-def collect(spec: TableSpec, *, runs: str = "runs", evals: str = "evals") -> Table:
+def collect(
+    spec: TableSpec, *, runs: str = "runs", evals: str = "evals", cost: Callable[[str], str] | None = None
+) -> Table:
     """All cells; reads result files alone.
 
     Args:
         runs: where the rows' run directories are.
         evals: where ``ropd eval CHECKPOINT`` leaves its results.
+        cost: says what a run costs, told the flags of ``ropd train``; its words stand behind each command to train.
     """
+    said = functools.cache(cost) if cost else lambda train: ""
     cells = []
     for row in spec.rows:
         papers = row.paper or (None,) * len(spec.columns)
         cells.append(
-            tuple(_cell(spec, row, name, paper, runs, evals) for name, paper in zip(spec.columns, papers, strict=True))
+            tuple(
+                _cell(spec, row, name, paper, runs, evals, said)
+                for name, paper in zip(spec.columns, papers, strict=True)
+            )
         )
     return Table(spec, tuple(cells))
 
 
-def _cell(spec: TableSpec, row: Row, name: str, paper: float | None, runs: str, evals: str) -> Cell:
+def _cell(spec: TableSpec, row: Row, name: str, paper: float | None, runs: str, evals: str, cost) -> Cell:
     if row.note:
         return Cell(None, paper, missing=row.note)
     flags = " ".join(filter(None, [f"--benchmark {name}", spec.eval_flags]))
@@ -147,7 +155,7 @@ def _cell(spec: TableSpec, row: Row, name: str, paper: float | None, runs: str, 
         names, train = row.special.get(name, (row.runs, row.train))
         found = [_of_run(pathlib.Path(runs) / run, name, spec.pick) for run in names]
         missing = "; ".join(
-            _command(spec, row, pathlib.Path(runs) / run, train.replace("{seed}", str(seed)), flags)
+            _command(spec, row, pathlib.Path(runs) / run, train.replace("{seed}", str(seed)), flags, cost)
             for seed, (run, result) in enumerate(zip(names, found, strict=True))
             if result is None
         )
@@ -178,13 +186,14 @@ def _result(place: pathlib.Path) -> dict[str, Any] | None:
     return read_result(place / "result.json") if (place / "result.json").is_file() else None
 
 
-def _command(spec: TableSpec, row: Row, run: pathlib.Path, train: str, flags: str) -> str:
+def _command(spec: TableSpec, row: Row, run: pathlib.Path, train: str, flags: str, cost) -> str:
     """What is to be done next for a run without a result."""
     methods = importlib.resources.files("ropd_jax") / "methods"
     if row.method and not (methods / f"{row.method}.py").is_file():
         return f"the method {row.method} is not in this version"
     if not (run / "result.json").is_file():
-        return f"not trained: ropd train {train} --workdir {run}" if train else f"no run {run}"
+        price = f" ({words})" if train and (words := cost(train)) else ""
+        return f"not trained: ropd train {train} --workdir {run}{price}" if train else f"no run {run}"
     return f"not evaluated: ropd eval {run} --pick {spec.pick} {flags}"
 
 

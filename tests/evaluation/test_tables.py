@@ -57,6 +57,14 @@ def test_an_empty_cell_says_what_is_missing_and_the_command(spec, tmp_path):
     assert cells[4][0].missing == "the method nosuch is not in this version"
 
 
+def test_a_command_to_train_says_what_it_costs_once_a_run(spec, tmp_path):
+    asked = []
+    cells = collect(spec, runs=str(tmp_path), cost=lambda train: asked.append(train) or f"${len(asked)}").cells
+    assert cells[1][1].missing.endswith(f"--workdir {tmp_path}/m0 ($4)")
+    assert sorted(asked) == ["--config c.py", "--config c.py --config.seed=0", "--config c.py --config.seed=1",
+                             "--config m.py"]  # fmt: skip
+
+
 def test_one_seed_of_two_is_shown_and_the_other_named(spec, tmp_path):
     result(tmp_path / "a0" / "eval" / "gsm8k_step10", {"p": 1.0})
     cell = collect(spec, runs=str(tmp_path)).cells[0][0]
