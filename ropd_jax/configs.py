@@ -118,6 +118,17 @@ def default() -> ConfigDict:
     cfg.rar = ConfigDict()
     cfg.rar.mode = "explicit"  # weighted share of criteria; or "implicit": one grade given the rubric
 
+    cfg.lopd = ConfigDict()  # the white-box teacher of lopd and exopd
+    cfg.lopd.checkpoint = ""  # as student.checkpoint
+    cfg.lopd.mode = "sampled"  # one log-prob a token; or "full": the divergence over the vocabulary
+    cfg.lopd.beta = 1.0  # full: 1 reverse KL, 0 forward KL, between them the generalised JSD; TRL: 0.5
+    cfg.lopd.dtype = "float32"  # of its weights and of its compute
+    cfg.lopd.fsdp = 0  # a mesh of its own; 0 is the student's
+    cfg.lopd.tp = 1
+
+    cfg.exopd = ConfigDict()
+    cfg.exopd.scale = 1.25  # lambda; 1 is lopd
+
     cfg.loss = ConfigDict()
     cfg.loss.normalize_std = True  # Eq. 6; the released code does not divide
     cfg.loss.aggregation = "seq_mean"  # Eq. 8; released code: token_mean
