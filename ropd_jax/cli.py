@@ -620,19 +620,8 @@ def _set_up_logging() -> None:
     if not any(isinstance(h, _Stderr) for h in root.handlers):
         root.addHandler(_Stderr())
     root.setLevel(logging.INFO)
-    for name in (
-        "absl",
-        "jax",
-        "orbax",
-        "httpx",
-        "httpx2",
-        "httpcore",
-        "httpcore2",
-        "openai",
-        "google_genai",
-        "aiohttp.access",
-        "matplotlib",
-    ):
+    http = ("httpx", "httpx2", "httpcore", "httpcore2", "openai", "google_genai", "aiohttp.access")  # a line a call
+    for name in ("absl", "jax", "orbax", "matplotlib", *http):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

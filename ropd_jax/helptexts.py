@@ -146,7 +146,7 @@ benchmarks   aime_2024 aime_2025 hmmt_feb_2025 hmmt_nov_2025 math_500 gsm8k gpqa
   --data DIR         a directory with BENCHMARK.jsonl; default ROPD_DATA, else the Hub (pip install datasets)
   --out FILE         the result as JSON, each problem's value included
   --against RESULT   an earlier result: the paired difference with its interval
-  --timeout_s S      of one math answer (5); what takes longer is ungraded, never wrong
+  --timeout_s S      of computing on one math answer (5); what takes longer is ungraded, never wrong
   --workers N        processes of the math grader; 0 is one for each core
   --config...        HealthBench is judged by a model: --config.teacher.provider, .verifier.model, .budget.usd, ...
 
