@@ -1,4 +1,4 @@
-"""What the teachers of several hosts tell each other: nothing is paid for twice, no cap is passed, every tape is whole."""
+"""What the teachers of several hosts tell each other: nothing is paid for twice, no cap is passed, tapes are whole."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_start_gives_every_host_what_a_killed_run_left_on_any_tape(hosts, tmp_
 
 def test_refresh_on_several_hosts_is_refused(tmp_path):
     def start(host, exchange):
-        with pytest.raises(ConfigurationError, match="refresh.*one host only"):
+        with pytest.raises(ConfigurationError, match=r"refresh.*one host only"):
             together.start(teacher(tmp_path, host, refreshes=True), host, exchange)
 
     together_on(2, start)
