@@ -97,6 +97,7 @@ def default() -> ConfigDict:
     cfg.teacher.scripted.fault_rate = 0.0
     cfg.teacher.scripted.slip_rate = 0.0
     cfg.teacher.scripted.wrong_verdict_rate = 0.0
+    cfg.teacher.scripted.style = "full"  # its references: or "skips" (first line, then the answer), "prose"
 
     cfg.ropd = ConfigDict()  # ablations (paper, Table 6 and text); the defaults are the paper's
     cfg.ropd.rubric_per = "group"  # or "pair": a rubric for each rollout and one reference
@@ -128,6 +129,13 @@ def default() -> ConfigDict:
 
     cfg.exopd = ConfigDict()
     cfg.exopd.scale = 1.25  # lambda; 1 is lopd
+
+    cfg.gad = ConfigDict()  # the discriminator
+    cfg.gad.warmup_steps = 0  # steps of cross-entropy for the student while D starts; its paper: one epoch, about 800
+    cfg.gad.lr = 1e-6  # constant
+    cfg.gad.b1 = 0.9
+    cfg.gad.b2 = 0.95
+    cfg.gad.clip_norm = 0.2
 
     cfg.loss = ConfigDict()
     cfg.loss.normalize_std = True  # Eq. 6; the released code does not divide
