@@ -34,6 +34,7 @@ from ropd_jax.core.optim import make_optimizer
 from ropd_jax.data.batches import TrainBatch, make_batch, pack, real_frac, split_parts
 from ropd_jax.data.prompts import PromptStream
 from ropd_jax.data.questions import Questions, load_questions
+from ropd_jax.drift import alarms, drift_at
 from ropd_jax.evaluation.heldout import evaluate
 from ropd_jax.figures import curves_png
 from ropd_jax.methods import Method, Notes, Tokens, load_method
@@ -452,6 +453,12 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     def evaluated(step: int, n: int) -> dict[str, Any]:
         metrics = evaluate(sample, eval_engines, attach(lora, base, state.params), held, n, progress.say)
         metrics_log.log(step, metrics)
+        drift = drift_at(report.read_metrics(workdir), step)
+        if drift is not None:
+            metrics |= drift.as_metrics()
+            metrics_log.log(step, drift.as_metrics())
+            if drift.alarm:
+                log.warning("drift: %s; look at groups/ before you trust the reward", drift)
         progress.note(metrics)
         return metrics
 
@@ -521,6 +528,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
 
     # --- result
     result = make_result(cfg, host, after, len(held.prompts), host["seconds"] + time.monotonic() - started, teacher)
+    result["drift_alarms"] = alarms(report.read_metrics(workdir))
     report.write_result(workdir, result)
     path = curves_png(workdir)
     stack.callback(report.show_result, result)  # after the progress bar has gone

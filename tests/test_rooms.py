@@ -13,7 +13,7 @@ LEVELS = [  # a room imports from lower levels only, and within its level only w
     {"types", "hints", "helptexts"},
     {"configs", "ggufio", "jsonio", "hub"},
     {"mesh", "core", "models", "text", "teacher", "data", "report"},
-    {"sampling", "figures", "workdir", "student", "checkpoint", "groups", "tapeverb"},
+    {"sampling", "figures", "workdir", "student", "checkpoint", "groups", "tapeverb", "drift"},
     {"methods", "evaluation", "checks", "rejudge", "teach", "export"},
     {"summary", "preflight", "evalrun", "dataverb"},
     {"train", "cli", "plan"},
@@ -28,7 +28,7 @@ SAME_LEVEL = {
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax"}
 JAX_FREE = {
     "types", "configs", "hints", "helptexts", "ggufio", "jsonio", "hub", "teacher", "report", "figures", "workdir",
-    "evaluation", "cli", "groups", "rejudge", "tapeverb", "dataverb",
+    "evaluation", "cli", "groups", "rejudge", "tapeverb", "dataverb", "drift",
 }  # fmt: skip
 
 
