@@ -298,6 +298,7 @@ def optimizer(cfg: ConfigDict) -> optax.GradientTransformation:
         eps=cfg.optim.eps,
         weight_decay=cfg.optim.weight_decay,
         clip_norm=cfg.optim.clip_norm,
+        moments=cfg.optim.moments,
     )
 
 
