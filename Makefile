@@ -24,7 +24,7 @@ help:
 	@echo 'make bench-teacher  makespan and calls a second of the teacher layer next to bounds and bare clients'
 	@echo 'make kill-tape    kill a recording process 50 times; the tape must be whole each time; a few minutes'
 	@echo 'make load-memory  peak host memory while 2 GB of weights are read onto a mesh; a minute'
-	@echo 'make check-export  what ropd export writes, loaded by transformers (installs torch); a few minutes'
+	@echo 'make check-export  what ropd export writes, loaded by transformers and PEFT (installs torch); a few minutes'
 	@echo 'make bench-grader  answers a second of the math grader; needs ROPD_DATA=DIR with math_500.jsonl'
 	@echo 'make clean        remove .venv and caches; runs/ stays'
 	@echo 'PYTHON=python3.12 chooses the interpreter of a new .venv'
@@ -60,6 +60,7 @@ load-memory: $(VENV)/core.stamp
 check-export: $(VENV)/dev.stamp
 	$(PIP) -e '.[golden]'
 	$(BIN)/python -m benchmarks.check_export
+	$(BIN)/python -m benchmarks.check_adapter
 
 bench-teacher: $(VENV)/core.stamp
 	$(BIN)/python -m benchmarks.teacher

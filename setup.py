@@ -53,7 +53,7 @@ EXTRAS = {
         "ruff>=0.12",
     ],
     "eval": EVAL,
-    "golden": ["accelerate>=1.0", "torch>=2.8"],  # only to make tests/golden anew; no test needs it
+    "golden": ["accelerate>=1.0", "peft>=0.17", "torch>=2.8"],  # to make tests/golden anew and check exports; no test
     "gpu": ["jax[cuda12]>=0.10,<0.11"],
     "tpu": ["jax[tpu]>=0.10,<0.11"],
     "tpu-aot": ["jax[tpu]>=0.10,<0.11"],  # compiles TPU programs on a machine without a TPU
@@ -67,7 +67,11 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["ropd_jax", "ropd_jax.*"]),
-    package_data={"ropd_jax": ["assets/**/*", "assets/*"], "ropd_jax.teacher": ["prompts/*.md", "prices.toml"]},
+    package_data={
+        "ropd_jax": ["assets/**/*", "assets/*"],
+        "ropd_jax.plan": ["chips.toml", "models/*/config.json"],
+        "ropd_jax.teacher": ["prompts/*.md", "prices.toml"],
+    },
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["ropd = ropd_jax.cli:main"]},

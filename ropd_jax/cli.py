@@ -15,18 +15,22 @@ import inspect
 import logging
 import pathlib
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ropd_jax.helptexts import (
+    ANALYZE_HELP,
+    DATA_HELP,
     EVAL_HELP,
     EXPORT_HELP,
     GRADE_HELP,
     HELP,
     REJUDGE_HELP,
     SERVE_HELP,
+    TABLE_HELP,
     TEACH_HELP,
     TRAIN_HELP,
 )
@@ -89,6 +93,37 @@ def _train(args: list[str]) -> int:
     from ropd_jax import train
 
     return train.main(config, values["workdir"].value)
+
+
+def _plan(args: list[str]) -> int:
+    from absl import flags
+
+    from ropd_jax import plan
+
+    if any(a in ("-h", "--help", "-help") for a in args):
+        sys.stdout.write(plan.HELP)
+        return 0
+    values = flags.FlagValues()
+    flags.DEFINE_string("topology", "", "", flag_values=values)
+    flags.DEFINE_bool("search", False, "", flag_values=values)
+    flags.DEFINE_bool("json", False, "", flag_values=values)
+    flags.DEFINE_float("mean_tokens", 0.0, "", flag_values=values)
+    args = [f"--mean_tokens{a.removeprefix('--mean-tokens')}" if a.startswith("--mean-tokens") else a for a in args]
+    config = _config_and_flags("plan", args, values)
+    if not values["topology"].value:
+        raise UserError("--topology is missing; expected CHIP:SIZE, e.g. --topology v5e:4x4 (cpu:8 needs no libtpu)")
+
+    plan.prepare(values["topology"].value)
+
+    from ropd_jax.plan import verb
+
+    return verb.run(
+        config,
+        values["topology"].value,
+        as_json=values["json"].value,
+        search=values["search"].value,
+        mean_tokens=values["mean_tokens"].value,
+    )
 
 
 def _preflight(args: list[str]) -> int:
@@ -207,13 +242,35 @@ def _export(args: list[str]) -> int:
     flags.DEFINE_string("to", "", "", flag_values=values)
     flags.DEFINE_integer("step", None, "", lower_bound=0, flag_values=values)
     flags.DEFINE_string("dtype", "", "", flag_values=values)
+    flags.DEFINE_boolean("adapter", False, "", flag_values=values)
     _parse(values, "export", rest)
     if not values["to"].value:
         raise UserError("--to is missing; expected the directory to write, e.g. --to exported/a")
 
     from ropd_jax import export
 
-    return export.main(what, values["to"].value, step=values["step"].value, dtype=values["dtype"].value)
+    return export.main(
+        what,
+        values["to"].value,
+        step=values["step"].value,
+        dtype=values["dtype"].value,
+        adapter=values["adapter"].value,
+    )
+
+
+def _data(args: list[str]) -> int:
+    from absl import flags
+
+    name, rest = (args[0], args[1:]) if args and not args[0].startswith("-") else ("", args)
+    values = flags.FlagValues()
+    flags.DEFINE_string("data", "", "", flag_values=values)
+    flags.DEFINE_string("prepare", "", "", flag_values=values)
+    flags.DEFINE_string("language", "en", "", flag_values=values)
+    _parse(values, "data", rest)
+
+    from ropd_jax import dataverb
+
+    return dataverb.main(name, **{flag: values[flag].value for flag in values})
 
 
 def _eval(args: list[str]) -> int:
@@ -239,6 +296,64 @@ def _eval(args: list[str]) -> int:
 
     options = {name: values[name].value for name in values if not name.startswith("config")}
     return evalrun.main(config, evalrun.Wanted(what, **options))
+
+
+def _analyze(args: list[str]) -> int:
+    from absl import flags
+
+    run, rest = (args[0], args[1:]) if args and not args[0].startswith("-") else ("", args)
+    if not run:
+        raise UserError("which run? expected its directory first, e.g. ropd analyze runs/quickstart")
+    values = flags.FlagValues()
+    for name in ("steps", "scores", "out"):
+        flags.DEFINE_string(name, "", "", flag_values=values)
+    _parse(values, "analyze", rest)
+
+    from ropd_jax.evaluation import analysis
+
+    steps = _steps(values["steps"].value)
+    return analysis.main(run, steps=steps, scores=values["scores"].value, out=values["out"].value)
+
+
+def _cost_of(train: str) -> str:
+    """What the teacher of a run costs at most, from the flags of ``ropd train``; where its hours are to be had."""
+    from absl import flags
+
+    from ropd_jax.plan.verb import teacher
+
+    config = _config_and_flags("train", shlex.split(train), flags.FlagValues())
+    roles, _ = teacher(config)
+    usd = [r.usd_max for r in roles]
+    price = "dollars unknown: a model without a price" if None in usd else f"${sum(usd):,.2f} at most"
+    return f"teacher: {sum(r.calls for r in roles):,} calls, {price}; hours: ropd plan {train} --topology SLICE"
+
+
+def _table(args: list[str]) -> int:
+    from absl import flags
+
+    from ropd_jax.evaluation import tables
+    from ropd_jax.report import write_atomic
+
+    file, rest = (args[0], args[1:]) if args and not args[0].startswith("-") else ("", args)
+    if not file:
+        raise UserError("which table? expected its file first, e.g. ropd table experiments/table1_blackbox.py")
+    values = flags.FlagValues()
+    for name, default in (("runs", "runs"), ("evals", "evals"), ("format", "markdown"), ("out", "")):
+        flags.DEFINE_string(name, default, "", flag_values=values)
+    flags.DEFINE_boolean("costs", False, "", flag_values=values)
+    _parse(values, "table", rest)
+    table = tables.collect(
+        tables.load_spec(file),
+        runs=values["runs"].value,
+        evals=values["evals"].value,
+        cost=_cost_of if values["costs"].value else None,
+    )
+    text = tables.render(table, values["format"].value)
+    if values["out"].value:
+        write_atomic(values["out"].value, text)
+    else:
+        sys.stdout.write(text)
+    return 0
 
 
 def _grade(args: list[str]) -> int:
@@ -296,10 +411,14 @@ def _serve_teacher(args: list[str]) -> int:
 
 VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (_train, TRAIN_HELP),
+    "data": (_data, DATA_HELP),
     "eval": (_eval, EVAL_HELP),
     "grade": (_grade, GRADE_HELP),
+    "table": (_table, TABLE_HELP),
+    "analyze": (_analyze, ANALYZE_HELP),
     "rejudge": (_rejudge, REJUDGE_HELP),
     "teach": (_teach, TEACH_HELP),
+    "plan": (_plan, ""),
     "export": (_export, EXPORT_HELP),
     "preflight": (_preflight, ""),
     "tape": (_tape, ""),
@@ -493,7 +612,8 @@ def _set_up_logging() -> None:
     if not any(isinstance(h, _Stderr) for h in root.handlers):
         root.addHandler(_Stderr())
     root.setLevel(logging.INFO)
-    for name in ("absl", "jax", "orbax", "httpx", "httpcore", "openai", "google_genai", "aiohttp.access", "matplotlib"):
+    http = ("httpx", "httpx2", "httpcore", "httpcore2", "openai", "google_genai", "aiohttp.access")  # a line a call
+    for name in ("absl", "jax", "orbax", "matplotlib", *http):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from ropd_jax.hints import near
+from ropd_jax.types import UserError
+
 
 def default() -> ConfigDict:
     """A complete, unlocked config. The run locks it: a key that is not here is an error."""
@@ -29,10 +32,10 @@ def default() -> ConfigDict:
     cfg.student.lora.base_dtype = "float32"  # of the frozen weights; or "bfloat16", "int8"
 
     cfg.data = ConfigDict()
-    cfg.data.source = "reasoning_gym"  # or "jsonl"
+    cfg.data.source = "reasoning_gym"  # or "jsonl", or "published": a set of ropd_jax/data/published.py, by its name
     cfg.data.task = "chain_sum"  # reasoning-gym task; for jsonl the grader's name
     cfg.data.options = ConfigDict()  # options of the reasoning-gym task
-    cfg.data.path = ""  # jsonl: training rows
+    cfg.data.path = ""  # jsonl: training rows; published: a directory, "tfds:DIR", "hub", or "" for ROPD_DATA
     cfg.data.heldout_path = ""  # jsonl: held-out rows
     cfg.data.seed = 10_000_000  # item i is made from seed + i: keep the two seeds further apart than the sizes
     cfg.data.heldout_seed = 90_000_000
@@ -75,6 +78,7 @@ def default() -> ConfigDict:
     cfg.teacher.reference = _role(temperature=0.7, max_output_tokens=8_192)  # paper: 0, which makes m equal texts
     cfg.teacher.rubricator = _role(temperature=0.7, max_output_tokens=8_192)
     cfg.teacher.verifier = _role(temperature=0.0, max_output_tokens=4_096)
+    cfg.teacher.scorer = _role(temperature=0.0, max_output_tokens=4_096)  # grades, for t_judge, ovd and rar
     cfg.teacher.tape = ConfigDict()
     cfg.teacher.tape.mode = "record"  # every answer is paid for once; or "replay", "refresh", "off"
     cfg.teacher.tape.path = ""  # "" is WORKDIR/tape.sqlite
@@ -93,6 +97,37 @@ def default() -> ConfigDict:
     cfg.teacher.scripted.fault_rate = 0.0
     cfg.teacher.scripted.slip_rate = 0.0
     cfg.teacher.scripted.wrong_verdict_rate = 0.0
+
+    cfg.ropd = ConfigDict()  # ablations (paper, Table 6 and text); the defaults are the paper's
+    cfg.ropd.rubric_per = "group"  # or "pair": a rubric for each rollout and one reference
+    cfg.ropd.told = False  # the verifier is told who wrote which answer
+    cfg.ropd.see_rollouts = True  # the rubric is induced from the contrast, not from the references alone
+    cfg.ropd.pool_references = True  # references are verified beside the rollouts
+    cfg.ropd.least_criteria = 4  # K, from ...
+    cfg.ropd.most_criteria = 12  # ... to
+    cfg.ropd.variance_weights = False  # points times 4p(1-p) within each category (after POW3R); not in the paper
+    cfg.ropd.references_pass = 0.0  # drop criteria that a smaller share of references passes; 0 keeps all, as the paper
+
+    cfg.t_judge = ConfigDict()
+    cfg.t_judge.references = True  # the judge sees the m references; the paper does not say
+
+    cfg.ovd = ConfigDict()
+    cfg.ovd.mode = "reward"  # score / 9 is the reward; or "filter": low-scored rollouts give way to demonstrations
+    cfg.ovd.threshold = 3  # filter: least score of a rollout that stays; its paper's value is not known (see ovd.py)
+
+    cfg.rar = ConfigDict()
+    cfg.rar.mode = "explicit"  # weighted share of criteria; or "implicit": one grade given the rubric
+
+    cfg.lopd = ConfigDict()  # the white-box teacher of lopd and exopd
+    cfg.lopd.checkpoint = ""  # as student.checkpoint
+    cfg.lopd.mode = "sampled"  # one log-prob a token; or "full": the divergence over the vocabulary
+    cfg.lopd.beta = 1.0  # full: 1 reverse KL, 0 forward KL, between them the generalised JSD; TRL: 0.5
+    cfg.lopd.dtype = "float32"  # of its weights and of its compute
+    cfg.lopd.fsdp = 0  # a mesh of its own; 0 is the student's
+    cfg.lopd.tp = 1
+
+    cfg.exopd = ConfigDict()
+    cfg.exopd.scale = 1.25  # lambda; 1 is lopd
 
     cfg.loss = ConfigDict()
     cfg.loss.normalize_std = True  # Eq. 6; the released code does not divide
@@ -156,3 +191,59 @@ def _role(*, temperature: float, max_output_tokens: int) -> ConfigDict:
     role.temperature = temperature
     role.max_output_tokens = max_output_tokens
     return role
+
+
+# ---------------------------------------------------------------------------------------- the paper's two columns
+
+
+def choose(arg: str, *choices: tuple[str, ...]) -> tuple[str, ...]:
+    """What ``FILE:arg`` chose: words with commas between, at most one of each tuple; the first of a tuple is implied.
+
+    Raises:
+        UserError: a word that is in no tuple, or two of one.
+    """
+    words = [w for w in arg.split(",") if w]
+    for word in words:
+        if not any(word in options for options in choices):
+            known = ", ".join(w for options in choices for w in options)
+            raise UserError(f"variant {word!r} is unknown; {near(word, known.split(', '))} (with commas between)")
+    found = [[w for w in words if w in options] for options in choices]
+    for several, options in zip(found, choices, strict=True):
+        if len(several) > 1:
+            raise UserError(f"variant {arg!r} names {' and '.join(several)}; expected one of {', '.join(options)}")
+    return tuple(w[0] if w else options[0] for w, options in zip(found, choices, strict=True))
+
+
+def paper_run(column: str) -> ConfigDict:
+    """What all runs of the paper share: black-box teacher GPT-5.2, 32 prompts x 8 rollouts, on an accelerator.
+
+    Args:
+        column: ``paper`` (arXiv 2605.07396, Table A2) or ``released`` (the official code's configuration). Not
+            reproduced of the latter: the truncated importance weights that multiply its clipped loss.
+    """
+    cfg = default()
+    cfg.student.dtype = "bfloat16"
+    cfg.data.source = "jsonl"
+    cfg.data.size = 20_000
+    cfg.teacher.provider = "openai"
+    for role in (cfg.teacher.reference, cfg.teacher.rubricator, cfg.teacher.verifier):
+        role.model = "gpt-5.2-chat-latest"
+    cfg.teacher.reference.temperature = 0.0  # Table A2; four references may then be one text: 0.7 avoids it
+    cfg.optim.row_len = 10_240  # packed rows; a prompt of 2,048 and an answer of 8,192 tokens just fit
+    cfg.optim.microbatch = 1  # a row for each device
+    cfg.eval.size = 100
+    cfg.eval.sampled = False
+    if column == "released":
+        cfg.steps = 500
+        cfg.checkpoint.every = 100
+        for role in (cfg.teacher.reference, cfg.teacher.rubricator, cfg.teacher.verifier):
+            role.temperature = None  # the provider's own
+        cfg.loss.normalize_std = False
+        cfg.loss.aggregation = "token_mean"
+        cfg.loss.dual_clip = 3.0
+        cfg.optim.schedule = "constant"
+        cfg.optim.warmup_steps = 0
+        cfg.optim.b2 = 0.999
+        cfg.optim.weight_decay = 0.01
+        cfg.optim.minibatches = 4
+    return cfg

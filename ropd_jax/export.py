@@ -2,7 +2,8 @@
 
 1. The run's config names the checkpoint that it started from: shape, tokenizer, chat template and generation config
    come from there; the weights from the run's own checkpoint after the step asked for.
-2. All is written into a directory beside the wanted one, which is renamed when it is whole.
+2. Of a run with adapters (`ropd_jax.models.lora`) they are merged into the base, or written alone, as PEFT does.
+3. All is written into a directory beside the wanted one, which is renamed when it is whole.
 """
 
 from __future__ import annotations
@@ -13,6 +14,10 @@ import logging
 import os
 import pathlib
 import shutil
+
+import ml_dtypes  # noqa: F401, numpy's bfloat16
+import numpy as np
+from safetensors.numpy import save_file
 
 from ropd_jax.jsonio import read_json
 from ropd_jax.models.families import ABSENT
@@ -31,7 +36,7 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 
 
-def main(what: str, to: str, *, step: int | None = None, dtype: str = "") -> int:
+def main(what: str, to: str, *, step: int | None = None, dtype: str = "", adapter: bool = False) -> int:
     """Write the directory ``to``.
 
     Args:
@@ -39,6 +44,7 @@ def main(what: str, to: str, *, step: int | None = None, dtype: str = "") -> int
         to: a directory that is not there yet, or empty.
         step: finished steps of the run's checkpoint; None is the newest.
         dtype: how weights are stored; "" is float32 for a run, and what the checkpoint has for a checkpoint.
+        adapter: of a run with adapters write them alone, for PEFT.
 
     Raises:
         UserError: nothing to export, ``to`` is in use, an unknown dtype, no checkpoint after that step.
@@ -51,20 +57,25 @@ def main(what: str, to: str, *, step: int | None = None, dtype: str = "") -> int
     run = run_config(pathlib.Path(what).expanduser())
     if run is None and step is not None:
         raise UserError(f"--step={step} says which checkpoint of a run, but {what} holds no run; leave it out")
+    if adapter and (run is None or not (run["student"].get("lora") or {}).get("rank")):
+        raise UserError(f"--adapter: {what} is no run with adapters (student.lora.rank above 0); leave it out")
     own, template = (run["student"]["checkpoint"], run["student"].get("chat_template", "")) if run else (what, "")
     base = find(own)
     with contextlib.closing(open_source(base)) as source:
         dtype = dtype or ("float32" if run else source.dtype)
         made = load_tokenizer(base, chat_template=template) if base.is_file() else None  # a directory's is copied
-        params = (
-            _of_run(pathlib.Path(what).expanduser(), run, source, step) if run else host_tree(source, DTYPES[dtype])
-        )
+        path = pathlib.Path(what).expanduser()
+        if not adapter:
+            params = _of_run(path, run, source, step) if run else host_tree(source, DTYPES[dtype])
         part = target.absolute().parent / f".{target.name}.part.{os.getpid()}"
         try:
             part.mkdir(parents=True)
-            config, extra = _config(base, made)
-            save_hf(part, source.cfg, params, dtype=dtype, config=config, **extra)
-            _write_tokenizer(base, made, template, part)
+            if adapter:
+                _write_adapter(path, run, source, step, dtype, own, part)
+            else:
+                config, extra = _config(base, made)
+                save_hf(part, source.cfg, params, dtype=dtype, config=config, **extra)
+                _write_tokenizer(base, made, template, part)
             if target.exists():
                 target.rmdir()
             part.rename(target)
@@ -86,13 +97,44 @@ def run_config(path: pathlib.Path) -> dict | None:
 
 
 def _of_run(path: pathlib.Path, run: dict, source: Source, step: int | None) -> dict:
-    """The student's weights after a step, as host arrays."""
+    """The student's weights after a step, as host arrays; adapters merged into the base that they were trained on."""
+    import jax
+
     from ropd_jax.checkpoint import saved_params
     from ropd_jax.models import transformer
+    from ropd_jax.models.lora import freeze, merge
 
+    if (run["student"].get("lora") or {}).get("rank"):
+        lora, adapters = _adapters(path, run, source, step)
+        base = freeze(host_tree(source, np.dtype(lora.load_dtype)), lora.base_dtype)
+        return jax.device_get(merge(lora, base, adapters))
     step, params = saved_params(path / "checkpoints", step, transformer.param_shapes(source.cfg))
     log.info("weights of %s after step %d", path, step)
     return params
+
+
+def _adapters(path: pathlib.Path, run: dict, source: Source, step: int | None):
+    """(how they were trained, the adapters after a step as host arrays)."""
+    from ropd_jax.checkpoint import saved_params
+    from ropd_jax.models.lora import Lora, adapter_shapes
+
+    lora = Lora.from_config(run["student"]["lora"])
+    step, adapters = saved_params(path / "checkpoints", step, adapter_shapes(source.cfg, lora))
+    log.info("adapters of %s after step %d", path, step)
+    return lora, adapters
+
+
+def _write_adapter(
+    path: pathlib.Path, run: dict, source: Source, step: int | None, dtype: str, base: str, part: pathlib.Path
+) -> None:
+    """adapter_config.json and adapter_model.safetensors, as PEFT reads them."""
+    from ropd_jax.models.lora import peft_config, peft_tensors
+
+    lora, adapters = _adapters(path, run, source, step)
+    tensors = {name: x.astype(DTYPES[dtype]) for name, x in peft_tensors(source.cfg, adapters).items()}
+    save_file(tensors, part / "adapter_model.safetensors", metadata={"format": "pt"})
+    text = json.dumps(peft_config(source.cfg, lora, base), indent=2) + "\n"
+    (part / "adapter_config.json").write_text(text, encoding="utf-8")
 
 
 def _config(base: pathlib.Path, made: HFTokenizer | None) -> tuple[dict | None, dict]:

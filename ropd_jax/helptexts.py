@@ -11,10 +11,14 @@ yes/no criteria from the contrast, checks every answer against it, and the weigh
 
 verbs
   train           run the loop: prompts, rollouts, rubric, verdicts, rewards, update, checkpoint, evaluation
+  data            which published sets are at hand, whether they are whole, and TFDS files of them
   eval            sample a student's answers to a benchmark (AIME, GSM8K, IFEval, ...) and grade them
   grade           grade stored answers to a benchmark (AIME, GPQA, HealthBench, IFEval, ...), without a model
+  table           a table of the paper from finished runs, its numbers beside ours, and what is missing
+  analyze         whether a run's rewards point where correctness does: AUC, bad updates, criteria over training
   rejudge         score the stored rollouts of a run again with another verifier, prompt or rubric; show what changes
   teach           ask for the references of all training prompts ahead of time
+  plan            memory, collectives and seconds of a run on a TPU slice, from the compiler; no TPU is needed
   export          write a run's student as a Hugging Face directory that transformers and vLLM load
   preflight       calls, tokens, dollars and hours of a run before anything is spent; checks keys and models
   tape            look at the recorded answers of the teacher, export and import them
@@ -47,6 +51,25 @@ Keys of paid teachers come from the environment (OPENAI_API_KEY, GEMINI_API_KEY)
   ropd train --config experiments/quickstart.py --workdir runs/seed1 --config.seed=1
 """
 
+DATA_HELP = """\
+usage: ropd data [SET] [--data DIR|tfds:DIR|hub] [--prepare DIR] [--language en|zh|all]
+
+Without SET: the published sets by name, their rows and licences, and which are at the place. With SET: reads it, checks
+rows and text against what is known, and counts what a training set drops (copies, other languages, questions with two
+answers, questions of the benchmarks).
+
+  --data PLACE     a directory with SET.jsonl; tfds:DIR, prepared by --prepare; hub (pip install datasets).
+                   Default ROPD_DATA, else the Hub
+  --prepare DIR    write the set as TFDS (array_record, no TensorFlow), to be read with --data tfds:DIR
+
+A run trains on one of them with data.source="published", data.task=SET, data.path=PLACE; data.size and
+data.heldout_size prompts are drawn from it by their seeds (0: all), never the same twice.
+
+  ropd data dapo_math_17k --data ~/benchmarks --prepare ~/tfds
+  ropd train --config my.py --config.data.source=published --config.data.task=dapo_math_17k \\
+      --config.data.path=tfds:~/tfds --config.data.size=0 --config.data.heldout_size=200 --workdir runs/dapo
+"""
+
 EVAL_HELP = """\
 usage: ropd eval RUN|CHECKPOINT --benchmark B [--k N] [--max_tokens N] [--limit N] [--data DIR] [--out DIR] ...
 
@@ -72,6 +95,36 @@ Without flags it samples as the paper: k=16, temperature 1.0, top-p 0.95, at mos
   ropd eval smollm2 --benchmark gsm8k --data ~/benchmarks --k 4 --max_tokens 256 --limit 200
 """
 
+TABLE_HELP = """\
+usage: ropd table FILE [--runs DIR] [--evals DIR] [--format markdown|csv|latex] [--costs] [--out FILE]
+
+Collects the results of ropd eval into the table that FILE's get_table() describes: our value with its 95 % interval,
+n, k and seeds, the paper's number beside it. A cell without a result says what is missing and the command that fills
+it. Nothing is run.
+
+  --runs DIR     where the rows' runs are (runs)
+  --evals DIR    where ropd eval CHECKPOINT left its results (evals)
+  --format F     markdown, csv or latex
+  --costs        calls and dollars of the teacher behind each command to train (ropd plan says the hours)
+
+  ropd table experiments/table1_blackbox.py
+  ropd table experiments/table_mini.py --runs runs/lab --format csv --out mini.csv
+"""
+
+ANALYZE_HELP = """\
+usage: ropd analyze RUN [--steps a:b] [--scores FILE] [--out DIR]
+
+The paper's signal study on the rollouts stored in RUN/groups: how often a right answer is scored above a wrong one
+(AUC, over all and within groups), how many rollouts are pushed the wrong way (bad updates), which criteria are met over
+training, and how like the references the rollouts become. Right and wrong are the gold answer's. No model is loaded.
+
+  --steps a:b      steps a to b-1; a: and :b are open ends
+  --scores FILE    more signals, JSONL: {"step": 3, "prompt_id": "p", "sample": 0, "teacher_logprob": -0.4, ...}
+  --out DIR        analysis.json and analysis.png go there (RUN/analysis)
+
+  ropd analyze runs/quickstart
+"""
+
 GRADE_HELP = """\
 usage: ropd grade --benchmark B --answers FILE [--data DIR] [--out FILE] [--against RESULT]
 
@@ -80,12 +133,12 @@ read where it stands ("length" is a truncated answer). Shows avg@k, pass@j, maj@
 and how many answers are ungraded or truncated. No model is loaded.
 
 benchmarks   aime_2024 aime_2025 hmmt_feb_2025 hmmt_nov_2025 math_500 gsm8k gpqa_diamond ifeval
-             healthbench healthbench_hard healthbench_consensus reasoning_gym:TASK
+             healthbench healthbench_hard healthbench_consensus reasoning_gym:TASK[,key=value,...]
 
   --data DIR         a directory with BENCHMARK.jsonl; default ROPD_DATA, else the Hub (pip install datasets)
   --out FILE         the result as JSON, each problem's value included
   --against RESULT   an earlier result: the paired difference with its interval
-  --timeout_s S      of one math answer (5); what takes longer is ungraded, never wrong
+  --timeout_s S      of computing on one math answer (5); what takes longer is ungraded, never wrong
   --workers N        processes of the math grader; 0 is one for each core
   --config...        HealthBench is judged by a model: --config.teacher.provider, .verifier.model, .budget.usd, ...
 
@@ -128,7 +181,7 @@ A run takes its references from there, and asks for none:
 """
 
 EXPORT_HELP = """\
-usage: ropd export RUN --to DIR [--step N] [--dtype T]
+usage: ropd export RUN --to DIR [--step N] [--dtype T] [--adapter]
        ropd export CHECKPOINT --to DIR [--dtype T]
 
 Writes DIR as a Hugging Face directory: config.json, model.safetensors (above 5 GB in shards with an index), tokenizer,
@@ -139,6 +192,8 @@ A DIR that is there and not empty is refused; a command that was stopped leaves 
   --step N      the run's checkpoint after N steps; without it the newest
   --dtype T     float32, bfloat16 or float16. Without it a run's weights are written as they were trained, in float32,
                 and a checkpoint's as it has them (a GGUF file's, dequantized, in float32)
+  --adapter     of a run with student.lora.rank above 0 write the adapters alone, as PEFT does (adapter_config.json,
+                adapter_model.safetensors). Without it they are merged into the weights
 
 CHECKPOINT is whatever student.checkpoint can be: smollm2, a .gguf file, a Hugging Face directory.
 

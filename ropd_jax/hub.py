@@ -73,7 +73,7 @@ def fetch(name: str, *, weights: bool = True) -> pathlib.Path:
             f"{what} is not in the cache {constants.HF_HUB_CACHE}, and {constants.ENDPOINT} cannot be reached "
             f"({_short(e)}); try again, or set HF_ENDPOINT to a mirror"
         ) from e
-    except (errors.HfHubHTTPError, errors.IncompleteSnapshotError, errors.HFValidationError, OSError) as e:
+    except (errors.HTTPError, errors.HFValidationError, OSError) as e:
         raise UserError(f"{what} cannot be fetched ({_short(e)}); the same command goes on where it was") from e
 
 

@@ -15,7 +15,7 @@ import functools
 import logging
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +34,7 @@ from ropd_jax.core.optim import make_optimizer
 from ropd_jax.data.batches import TrainBatch, make_batch, pack, real_frac, split_parts
 from ropd_jax.data.prompts import PromptStream
 from ropd_jax.data.questions import Questions, load_questions
+from ropd_jax.drift import alarms, drift_at
 from ropd_jax.evaluation.heldout import evaluate
 from ropd_jax.figures import curves_png
 from ropd_jax.methods import Method, Notes, Tokens, load_method
@@ -359,10 +360,10 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     check_config(cfg)
     gate = FailureGate(cfg.teacher.max_failed_frac, cfg.teacher.failed_window)
     loop = stack.enter_context(contextlib.closing(TeacherLoop()))
-    teacher = None  # the scripted one needs the data; of any other a missing API key is said first of all
-    if "scripted" not in providers(cfg.teacher):
-        teacher = make_teacher(cfg, [], workdir)
     method = load_method(cfg.method, cfg)
+    teacher = None  # the scripted one needs the data; of any other a missing API key is said first of all
+    if "scripted" not in providers(cfg.teacher, tuple(method.asks)):
+        teacher = make_teacher(cfg, [], workdir, needs=tuple(method.asks))
     lora = Lora.from_config(cfg.student.lora)
     rule = sampling_rule(cfg)
     mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp)
@@ -380,8 +381,9 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     longest = max(len(t) for q in (train, held) for t in q.tokens_of(q.prompts))
     prompt_len = -(-longest // 16) * 16  # one length for the whole run, so that each function compiles once
     check_length(prompt_len, cfg, student.cfg)
-    teacher = teacher or make_teacher(cfg, train.prompts, workdir)
-    teacher.check_references(train.prompts)
+    teacher = teacher or make_teacher(cfg, train.prompts, workdir, needs=tuple(method.asks))
+    if "reference" in method.asks:
+        teacher.check_references(train.prompts)
     loop.on_close(teacher.close)
     claim(workdir, cfg.to_dict())
 
@@ -452,6 +454,12 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     def evaluated(step: int, n: int) -> dict[str, Any]:
         metrics = evaluate(sample, eval_engines, attach(lora, base, state.params), held, n, progress.say)
         metrics_log.log(step, metrics)
+        drift = drift_at(report.read_metrics(workdir), step)
+        if drift is not None:
+            metrics |= drift.as_metrics()
+            metrics_log.log(step, drift.as_metrics())
+            if drift.alarm:
+                log.warning("drift: %s; look at groups/ before you trust the reward", drift)
         progress.note(metrics)
         return metrics
 
@@ -521,6 +529,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
 
     # --- result
     result = make_result(cfg, host, after, len(held.prompts), host["seconds"] + time.monotonic() - started, teacher)
+    result["drift_alarms"] = alarms(report.read_metrics(workdir))
     report.write_result(workdir, result)
     path = curves_png(workdir)
     stack.callback(report.show_result, result)  # after the progress bar has gone
@@ -528,11 +537,18 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     return 0
 
 
-def make_teacher(cfg: ConfigDict, prompts: list[Prompt], workdir: pathlib.Path | None = None) -> Teacher:
+def make_teacher(
+    cfg: ConfigDict,
+    prompts: list[Prompt],
+    workdir: pathlib.Path | None = None,
+    needs: Sequence[str] = ("reference", "rubric", "verify"),
+) -> Teacher:
     """The config's teacher; without a workdir it has no tape of the run.
 
-    A scripted one without a book owns the textbook of the training data, where it has one.
+    A scripted one without a book owns the textbook of the training data, where it has one. ``needs`` are the roles
+    that will be asked (`Method.asks`).
     """
     scripted = cfg.teacher.scripted
     book = [(p.question, p.solution) for p in prompts if p.solution] if not scripted.book else None
-    return Teacher.from_config(cfg, seed=cfg.seed, book=book, share=1 / jax.process_count(), workdir=workdir)
+    share = 1 / jax.process_count()
+    return Teacher.from_config(cfg, seed=cfg.seed, book=book, share=share, workdir=workdir, needs=needs)

@@ -158,3 +158,41 @@ def test_a_gguf_file_becomes_a_directory_with_the_same_weights_and_tokenizer(tmp
     assert again.render(CHAT) == ours.render(CHAT) == again.render([Message(m.role, m.content) for m in CHAT])
     assert (again.stop_ids, again.pad_id, again.template) == (ours.stop_ids, ours.pad_id, TEMPLATE)
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == [2, 0]
+
+
+@pytest.mark.parametrize("base_dtype", ["float32", "int8"])
+def test_a_run_with_adapters_is_merged_or_written_as_peft_does(tmp_path, base_dtype):
+    from ropd_jax.models import lora as lora_lib
+
+    student, section = load_student("tiny"), {"rank": 2, "alpha": 6.0, "targets": ["attn.*"], "base_dtype": base_dtype}
+    lora = lora_lib.Lora.from_config(section)
+    adapters = jax.tree.map(lambda x: np.asarray(x) + np.float32(0.1), lora_lib.init_adapters(student.cfg, lora, 0))
+    path = tmp_path / "run"
+    checkpoints = Checkpoints(path / "checkpoints", keep=2)
+    checkpoints.save(3, State(adapters, {"m": np.zeros(2)}), {})
+    checkpoints.close()
+    config = {"student": {"checkpoint": "tiny", "chat_template": "", "lora": section}}
+    (path / "config.json").write_text(json.dumps(config))
+    assert cli.main(["export", str(path), "--to", str(tmp_path / "merged")]) == 0
+    _, merged = load_hf(tmp_path / "merged")
+    base = lora_lib.freeze(load_student("tiny", dtype=lora.load_dtype).params, base_dtype)
+    assert_same(merged, jax.device_get(lora_lib.merge(lora, base, adapters)))
+    q = np.asarray(lora_lib.thaw(base)["layers"]["attn"]["q_DNH"])
+    a, b = (adapters["layers"]["attn"]["q_DNH"][k] for k in ("a_DR", "b_RNH"))
+    np.testing.assert_allclose(
+        merged["layers"]["attn"]["q_DNH"], q + 3.0 * np.einsum("ldr,lrnh->ldnh", a, b), atol=1e-6
+    )
+    assert cli.main(["export", str(path), "--to", str(tmp_path / "peft"), "--adapter"]) == 0
+    assert names(tmp_path / "peft") == ["adapter_config.json", "adapter_model.safetensors"]
+    stored = load_file(tmp_path / "peft" / "adapter_model.safetensors")
+    assert len(stored) == student.cfg.num_layers * 4 * 2
+    np.testing.assert_array_equal(stored["base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"], a[1].T)
+    said = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert (said["r"], said["lora_alpha"], said["target_modules"]) == (2, 6.0, ["q_proj", "k_proj", "v_proj", "o_proj"])
+
+
+def test_adapter_of_a_run_without_adapters_is_refused(run, tmp_path):
+    for what in (str(run[0]), "tiny"):
+        with pytest.raises(UserError, match="is no run with adapters"):
+            export.main(what, str(tmp_path / "out"), adapter=True)
+    assert not (tmp_path / "out").exists()

@@ -145,6 +145,18 @@ def test_a_server_is_asked_for_the_safetensors_and_never_for_pickles_and_errors_
         done = subprocess.run(
             [sys.executable, "-c", SCRIPT, *names], env=env, capture_output=True, text=True, timeout=120, check=True
         )
+        down = env | {"HF_ENDPOINT": "http://127.0.0.1:9"}  # where nothing listens
+        after = subprocess.run(
+            [sys.executable, "-c", SCRIPT, "org/tiny", "org/other"],
+            env=down,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+    again, unreachable = after.stdout.strip().splitlines()
+    assert again == done.stdout.splitlines()[0]  # the cache is enough
+    assert "is not in the cache" in unreachable and "http://127.0.0.1:9 cannot be reached" in unreachable
     place, gated, missing, revision = done.stdout.strip().splitlines()
     assert sorted(p.name for p in pathlib.Path(place).iterdir()) == sorted(p.name for p in TINY.iterdir())
     assert (pathlib.Path(place) / "model.safetensors").read_bytes() == (TINY / "model.safetensors").read_bytes()

@@ -70,9 +70,7 @@ def test_another_rank_is_refused(int8_run):
     checkpoints = Checkpoints(workdir / "checkpoints", keep=5)
     adapters = init_adapters(load_student("tiny").cfg, Lora.from_config(other.student.lora), 0)
     like = checkpoints.restore_raw(2)[0] | {"params": adapters}
-    with pytest.raises(
-        UserError, match=r"holds \S+/a_DR of shape \[3, 96, 4\], expected \S+ of shape \[3, 96, 8\]"
-    ):
+    with pytest.raises(UserError, match=r"holds \S+/a_DR of shape \[3, 96, 4\], expected \S+ of shape \[3, 96, 8\]"):
         checkpoints.restore(2, like)
     checkpoints.close()
 

@@ -13,16 +13,22 @@ LEVELS = [  # a room imports from lower levels only, and within its level only w
     {"types", "hints", "helptexts"},
     {"configs", "ggufio", "jsonio", "hub"},
     {"mesh", "core", "models", "text", "teacher", "data", "report"},
-    {"sampling", "figures", "workdir", "student", "checkpoint", "groups", "tapeverb"},
+    {"sampling", "figures", "workdir", "student", "checkpoint", "groups", "tapeverb", "drift"},
     {"methods", "evaluation", "checks", "rejudge", "teach", "export"},
-    {"summary", "preflight", "evalrun"},
-    {"train", "cli"},
+    {"summary", "preflight", "evalrun", "dataverb"},
+    {"train", "cli", "plan"},
 ]
-SAME_LEVEL = {"models": {"core", "mesh"}, "data": {"core", "text"}, "cli": {"train"}}
+SAME_LEVEL = {
+    "models": {"core", "mesh"},
+    "data": {"core", "text"},
+    "methods": {"evaluation"},
+    "cli": {"train", "plan"},
+    "plan": {"train"},
+}
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax"}
 JAX_FREE = {
     "types", "configs", "hints", "helptexts", "ggufio", "jsonio", "hub", "teacher", "report", "figures", "workdir",
-    "evaluation", "cli", "groups", "rejudge", "tapeverb",
+    "evaluation", "cli", "groups", "rejudge", "tapeverb", "dataverb", "drift",
 }  # fmt: skip
 
 

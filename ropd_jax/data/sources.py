@@ -26,6 +26,7 @@ from ropd_jax.types import Prompt, UserError
 log = logging.getLogger(__name__)
 
 HUB = "hub"
+PREPARED = "tfds:"
 ENVIRONMENT = "ROPD_DATA"
 
 
@@ -80,12 +81,17 @@ def read_source(source: Source, place: str | os.PathLike[str] = "") -> tuple[lis
     """(rows, where they were read) of a set.
 
     Args:
-        place: a directory, ``hub``, or "" for the directory that ``ROPD_DATA`` names, without it the Hub.
+        place: a directory, ``tfds:DIR`` (prepared by `builders.prepare`), ``hub``, or "" for the directory that
+            ``ROPD_DATA`` names, without it the Hub.
 
     Raises:
         UserError: nothing there; the message names the files looked for and where they can be had.
     """
     directory = str(place) if place else os.environ.get(ENVIRONMENT, "")
+    if directory.startswith(PREPARED):
+        from ropd_jax.data.builders import read_prepared
+
+        return read_prepared(source, directory.removeprefix(PREPARED))
     if directory and directory != HUB:
         return _from_directory(source, pathlib.Path(directory).expanduser())
     if not directory and importlib.util.find_spec("datasets") is None:

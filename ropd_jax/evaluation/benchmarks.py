@@ -10,11 +10,13 @@ top-p 0.95, at most 32,768 tokens. Its prompts are not published; ours are below
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from ropd_jax.data import published
 from ropd_jax.data.prompts import GSM_MARK, load_prompts
 from ropd_jax.data.sources import Found, Source, check, content_sha, first, read_source
 from ropd_jax.hints import near
@@ -73,76 +75,15 @@ class Loaded:
     found: Found
 
 
-_MATHARENA = "CC BY-NC-SA 4.0"
-
-
-def _health(name: str, file: str) -> dict[str, Any]:
-    return {
-        "files": (f"{name}.jsonl", file),
-        "hub": "openai/healthbench",
-        "hub_file": file,
-        "split": "train",  # what datasets calls the rows of a single file
-        "url": f"https://openaipublic.blob.core.windows.net/simple-evals/healthbench/{file}",
-        "licence": "MIT; carries a canary",
-    }
-
-
-def _benchmark(name: str, title: str, grader: Grader, template: str, **source: Any) -> Benchmark:
-    files = source.pop("files", (f"{name}.jsonl",))
-    return Benchmark(name, title, grader, template, Source(title, files, **source))
-
-
-_ALL = (
-    _benchmark(
-        "aime_2024", "AIME24", "math", BOXED,
-        hub="HuggingFaceH4/aime_2024", split="train", rows=30, sha="17a4183f0b5ba567",
-        licence="none stated; text (c) MAA",
-    ),
-    _benchmark(
-        "aime_2025", "AIME25", "math", BOXED,
-        hub="MathArena/aime_2025", split="train", rows=30, licence=_MATHARENA,
-    ),
-    _benchmark(
-        "hmmt_feb_2025", "HMMT Feb25", "math", BOXED,
-        hub="MathArena/hmmt_feb_2025", split="train", rows=30, sha="59c75c2cb442576b", licence=_MATHARENA,
-    ),
-    _benchmark(
-        "hmmt_nov_2025", "HMMT Nov25", "math", BOXED,
-        hub="MathArena/hmmt_nov_2025", split="train", rows=30, licence=_MATHARENA,
-    ),
-    _benchmark(
-        "math_500", "MATH-500", "math", BOXED,
-        hub="HuggingFaceH4/MATH-500", split="test", rows=500, sha="7156baeddb14a114", licence="MIT",
-    ),
-    _benchmark(
-        "gsm8k", "GSM8K", "math", BOXED, files=("gsm8k_test.jsonl",),
-        hub="openai/gsm8k", config="main", split="test", rows=1_319, sha="5d3c728f94f90095", licence="MIT",
-        url="https://github.com/openai/grade-school-math",
-    ),
-    _benchmark(
-        "gpqa_diamond", "GPQA-D", "choice", CHOICE,
-        hub="Idavidrein/gpqa", config="gpqa_diamond", split="train", rows=198,
-        licence="CC BY 4.0, gated; its authors ask not to publish it as plain text",
-    ),
-    _benchmark(
-        "healthbench", "HealthBench", "healthbench", PLAIN,
-        **_health("healthbench", "2025-05-07-06-14-12_oss_eval.jsonl"), rows=5_000,
-    ),
-    _benchmark(
-        "healthbench_hard", "HealthBench Hard", "healthbench", PLAIN,
-        **_health("healthbench_hard", "hard_2025-05-08-21-00-10.jsonl"), rows=1_000,
-    ),
-    _benchmark(
-        "healthbench_consensus", "HealthBench Consensus", "healthbench", PLAIN,
-        **_health("healthbench_consensus", "consensus_2025-05-09-20-00-46.jsonl"), rows=3_671,
-    ),
-    _benchmark(
-        "ifeval", "IFEval", "ifeval", PLAIN,
-        hub="google/IFEval", split="train", rows=541, sha="2982049e331e0b2c", licence="Apache-2.0",
-        url="https://github.com/google-research/google-research/tree/master/instruction_following_eval",
-    ),
-)  # fmt: skip
-BENCHMARKS: dict[str, Benchmark] = {b.name: b for b in _ALL}
+_KINDS: dict[str, tuple[Grader, str]] = {
+    "gpqa_diamond": ("choice", CHOICE),
+    "ifeval": ("ifeval", PLAIN),
+    **dict.fromkeys(("healthbench", "healthbench_hard", "healthbench_consensus"), ("healthbench", PLAIN)),
+}
+BENCHMARKS: dict[str, Benchmark] = {
+    name: Benchmark(name, source.name, *_KINDS.get(name, ("math", BOXED)), source)
+    for name, source in published.BENCHMARKS.items()
+}
 
 RG = "reasoning_gym:"
 RG_SEED = 90_000_000  # the held-out draw of ropd_jax.configs
@@ -150,17 +91,39 @@ RG_SIZE = 500
 
 
 def benchmark_of(name: str) -> Benchmark:
-    """The benchmark of a name; ``reasoning_gym:TASK`` is any task of reasoning-gym.
+    """The benchmark of a name; ``reasoning_gym:TASK`` is any task of reasoning-gym, ``reasoning_gym:gcd,max_value=99``
+    one with settings of its own.
 
     Raises:
         UserError: no such benchmark.
     """
     if name.startswith(RG) and len(name) > len(RG):
-        task = name.removeprefix(RG)
+        task, _ = _task(name)
         return Benchmark(name, task, "exact", EXACT, None, evaluation_only=False)
     if name not in BENCHMARKS:
         raise UserError(f"benchmark {name!r} is unknown; {near(name, [*BENCHMARKS, RG + 'TASK'])}")
     return BENCHMARKS[name]
+
+
+def _task(name: str) -> tuple[str, dict[str, Any]]:
+    """(task, settings) of ``reasoning_gym:TASK,key=value,...``; values are JSON, or else texts."""
+    task, *settings = name.removeprefix(RG).split(",")
+    options = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise UserError(f"{name}: {setting!r} is no setting; expected key=value, e.g. {RG}gcd,max_value=99")
+        try:
+            options[key] = json.loads(value)
+        except ValueError:
+            options[key] = value
+    return task, options
+
+
+def slug(name: str, thinking: bool | None = None) -> str:
+    """A benchmark's name as part of a path, with the mode of the chat template where one was asked for."""
+    mode = {None: "", True: "_thinking", False: "_nothinking"}[thinking]
+    return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_") + mode
 
 
 def load_benchmark(
@@ -205,9 +168,11 @@ def load_benchmark(
 
 
 def _reasoning_gym(benchmark: Benchmark, limit: int | None, size: int) -> Loaded:
-    task = benchmark.name.removeprefix(RG)
+    task, options = _task(benchmark.name)
     size = 2 * limit if limit else size  # room for the duplicates that go
-    drawn = load_prompts(source="reasoning_gym", task=task, size=size, seed=RG_SEED, template=benchmark.template)
+    drawn = load_prompts(
+        source="reasoning_gym", task=task, size=size, seed=RG_SEED, options=options, template=benchmark.template
+    )
     prompts = drawn.prompts[:limit]
     place = f"{benchmark.name} (size={size}, seed={RG_SEED})"
     return Loaded(benchmark, prompts, Found(place, len(prompts), content_sha(prompts), None, None))
