@@ -161,12 +161,13 @@ def default() -> ConfigDict:
     cfg.optim.eps = 1e-8
     cfg.optim.weight_decay = 0.1
     cfg.optim.clip_norm = 1.0
+    cfg.optim.moments = "float32"  # Adam's, 8 bytes a parameter; "bfloat16" 4, "int8" and "factored" about 2
     cfg.optim.minibatches = 1  # optimizer updates a step; released code: 4
     cfg.optim.row_len = 0  # positions of a row that several sequences share (packing); 0: one sequence a row
     cfg.optim.microbatch = 0  # rows whose activations exist at once; 0 is all
     cfg.optim.remat = "block"  # kept for the backward pass: "none" (all), "dots", "attention" or "block" (least)
     cfg.optim.attention = "auto"  # kernel by platform; or "splash" (TPU), "cudnn" (GPU), "xla", "naive"
-    cfg.optim.logprob_chunk = 128  # positions whose logits exist at once
+    cfg.optim.logprob_chunk = 128  # positions of a row whose logits exist at once
 
     cfg.mesh = ConfigDict()
     cfg.mesh.fsdp = -1  # -1 takes the devices that tp leaves
