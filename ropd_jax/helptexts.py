@@ -91,7 +91,8 @@ Without flags it samples as the paper: k=16, temperature 1.0, top-p 0.95, at mos
   --out DIR        default RUN/eval/BENCHMARK_stepN, or evals/CHECKPOINT/BENCHMARK
   --against FILE   the result.json of another student: the paired difference with its interval
 
-  ropd eval runs/quickstart --benchmark reasoning_gym:chain_sum --k 4 --max_tokens 48 --limit 100
+  ropd eval runs/quickstart --k 4 --max_tokens 48 --limit 200 --template '{question}' \\
+      --benchmark reasoning_gym:chain_sum,min_terms=4,max_terms=5,min_digits=1,max_digits=1
   ropd eval smollm2 --benchmark gsm8k --data ~/benchmarks --k 4 --max_tokens 256 --limit 200
 """
 

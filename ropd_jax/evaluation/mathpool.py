@@ -1,8 +1,8 @@
 """Many math answers against their golds, in processes that are killed and replaced when they take too long.
 
 math-verify bounds its time by ``signal.alarm``, which works in a main thread only and takes other alarms away; sympy
-can compute for hours on ten characters (``9^{9^{9^9}}``). So each of its processes is a child with a pipe and a limit on
-its own computing time. What was not graded within it, or made its process fail, is *ungraded* with its cause: never
+can compute for hours on ten characters (``9^{9^{9^9}}``). So each of its processes is a child with a pipe and a limit
+on its own computing time. What was not graded within it, or made its process fail, is *ungraded* with its cause: never
 wrong.
 """
 
