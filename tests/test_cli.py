@@ -88,7 +88,7 @@ def test_the_exit_code_of_the_run_is_the_exit_code(runs, monkeypatch):
         (["train", "--config", "FILE", "--cofnig=w"], "has no flag --cofnig; did you mean config?"),
         (["train", "--config", "FILE", "--workdir=w", "extra"], "takes flags only, not 'extra'"),
         (["train", "--config", "FILE", "--config.optm.lr=1"], "no key 'optm.lr'; did you mean gad.lr or optim.lr?"),
-        (["train", "--config", "FILE", "--config.lr=1"], "no key 'lr'; did you mean optim.lr?"),
+        (["train", "--config", "FILE", "--config.lr=1"], "no key 'lr'; did you mean gad.lr or optim.lr?"),
         (["train", "--config", "FILE", "--noconfig.eval.sampld"], "did you mean eval.sampled"),
         (["train", "--config", "FILE", "--config.optim=1"], "is a section; expected one of its keys: attention, b1,"),
         (["train", "--config", "FILE", "--config.seed=1.5"], "expected a whole number (seed is 0 in the file)"),
