@@ -99,7 +99,8 @@ Without flags it samples as the paper: k=16, temperature 1.0, top-p 0.95, at mos
   --out DIR        default RUN/eval/BENCHMARK_stepN, or evals/CHECKPOINT/BENCHMARK
   --against FILE   the result.json of another student: the paired difference with its interval
 
-  ropd eval runs/quickstart --benchmark reasoning_gym:chain_sum --k 4 --max_tokens 48 --limit 100
+  ropd eval runs/quickstart --k 4 --max_tokens 48 --limit 200 --template '{question}' \\
+      --benchmark reasoning_gym:chain_sum,min_terms=4,max_terms=5,min_digits=1,max_digits=1
   ropd eval smollm2 --benchmark gsm8k --data ~/benchmarks --k 4 --max_tokens 256 --limit 200
 """
 
@@ -120,13 +121,14 @@ it. Nothing is run.
 """
 
 ANALYZE_HELP = """\
-usage: ropd analyze RUN [--steps a:b] [--scores FILE] [--out DIR]
+usage: ropd analyze RUN [--steps a:b] [--teacher CHECKPOINT | --scores FILE] [--out DIR]
 
 The paper's signal study on the rollouts stored in RUN/groups: how often a right answer is scored above a wrong one
 (AUC, over all and within groups), how many rollouts are pushed the wrong way (bad updates), which criteria are met over
-training, and how like the references the rollouts become. Right and wrong are the gold answer's. No model is loaded.
+training, and how like the references the rollouts become. Right and wrong are the gold answer's.
 
   --steps a:b      steps a to b-1; a: and :b are open ends
+  --teacher C      the mean log-prob of each answer under this checkpoint as a second signal (its weights are loaded)
   --scores FILE    more signals, JSONL: {"step": 3, "prompt_id": "p", "sample": 0, "teacher_logprob": -0.4, ...}
   --out DIR        analysis.json and analysis.png go there (RUN/analysis)
 

@@ -223,27 +223,27 @@ def make_update(cfg: ConfigDict, model_cfg: ModelConfig, method: Method, tx: opt
         )
         A = len(batch.tokens_BT)
 
-        def one_part(a):
-            part, weight_BT, said = jax.tree.map(
+        def part(a):
+            return jax.tree.map(
                 lambda x_ABT: jax.lax.dynamic_index_in_dim(x_ABT, a, keepdims=False), (batch, weight_ABT, notes.tokens)
             )
-            (loss, aux), g = jax.value_and_grad(part_loss, has_aux=True)(
-                state.params, base, ref_params, part, weight_BT, said, notes.shared
-            )
-            return jax.tree.map(lambda x: x.astype(jnp.float32), g), loss, *aux
 
-        def accumulate(a, carry):
-            *sums, gap_max = one_part(a)
+        def loss_of(params, a):
+            return part_loss(params, base, ref_params, *part(a), notes.shared)
+
+        def accumulate(a, carry):  # the backward pass adds each layer's gradient into `grads` in place
+            loss, pull_back, aux = jax.vjp(lambda params: loss_of(params, a), state.params, has_aux=True)
+            pull_back.with_refs(grads)(jnp.ones_like(loss))
+            *sums, gap_max = loss, *aux
             *sums_before, gap_max_before = carry
             return *jax.tree.map(jnp.add, sums_before, sums), jnp.maximum(gap_max_before, gap_max)
 
-        if A == 1:
-            grads, loss, sums, gap_max = one_part(0)
-        else:
-            nothing = jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), state.params)
-            scalars = jax.tree.map(lambda x: jnp.zeros((), x.dtype), jax.eval_shape(one_part, 0)[1:])
-            used = jnp.max(jnp.where(jnp.any(batch.segments_BT, axis=(1, 2)), jnp.arange(1, A + 1, dtype=jnp.int32), 0))
-            grads, loss, sums, gap_max = jax.lax.fori_loop(0, used, accumulate, (nothing, *scalars))
+        grads = jax.tree.map(lambda p: jax.new_ref(jnp.zeros_like(p, jnp.float32)), state.params)
+        loss, aux = jax.eval_shape(loss_of, state.params, 0)
+        nothing = jax.tree.map(lambda x: jnp.zeros((), x.dtype), (loss, *aux))
+        used = jnp.max(jnp.where(jnp.any(batch.segments_BT, axis=(1, 2)), jnp.arange(1, A + 1, dtype=jnp.int32), 0))
+        loss, sums, gap_max = jax.lax.fori_loop(0, used, accumulate, nothing)
+        grads = jax.tree.map(jax.freeze, grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         tokens = jnp.maximum(jnp.sum(batch.mask_BT), 1).astype(jnp.float32)
@@ -323,6 +323,7 @@ def optimizer(cfg: ConfigDict) -> optax.GradientTransformation:
         eps=cfg.optim.eps,
         weight_decay=cfg.optim.weight_decay,
         clip_norm=cfg.optim.clip_norm,
+        moments=cfg.optim.moments,
     )
 
 

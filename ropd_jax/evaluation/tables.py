@@ -84,13 +84,18 @@ class TableSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """``ours`` is None where there is nothing yet; ``missing`` then says what, with the command."""
+    """``ours`` is None where there is nothing yet; ``missing`` then says what, with the command.
+
+    ``ungraded`` and ``truncated`` are shares of the answers; None where a result does not say.
+    """
 
     ours: Estimate | None
     paper: float | None
     k: int | None = None
     seeds: int = 0
     missing: str = ""
+    ungraded: float | None = None
+    truncated: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +174,12 @@ def _cell(spec: TableSpec, row: Row, name: str, paper: float | None, runs: str, 
                 per_problem.setdefault(i, []).append(value)
     values = [sum(v) / len(v) for v in per_problem.values()]
     ours = clustered(values, clip="tags" in known[0])
-    return Cell(ours, paper, known[0]["k"][1], len(known), missing)
+    shares = [_share([r[part]["frac"] for r in known]) for part in ("ungraded", "truncated")]
+    return Cell(ours, paper, known[0]["k"][1], len(known), missing, *shares)
+
+
+def _share(values: list[float | None]) -> float | None:
+    return None if None in values else sum(values) / len(values)
 
 
 def _of_run(run: pathlib.Path, name: str, pick: str) -> dict[str, Any] | None:
@@ -216,8 +226,10 @@ def _ours(cell: Cell) -> str:
     e = cell.ours
     if e is None or e.value is None:
         return ""
-    seeds = f", {cell.seeds} seeds" if cell.seeds > 1 else ""
-    return f"{100 * e.value:.1f} [{100 * e.low:.1f}, {100 * e.high:.1f}] (n={e.n}, k={cell.k}{seeds})"
+    more = f", {cell.seeds} seeds" if cell.seeds > 1 else ""
+    for name, share in (("ungraded", cell.ungraded), ("truncated", cell.truncated)):
+        more += f", {name} unknown" if share is None else f", {share:.1%} {name}" if share else ""
+    return f"{100 * e.value:.1f} [{100 * e.low:.1f}, {100 * e.high:.1f}] (n={e.n}, k={cell.k}{more})"
 
 
 def _heads(spec: TableSpec) -> list[str]:
@@ -240,19 +252,25 @@ def _markdown(table: Table) -> str:
 
 
 def _legend(spec: TableSpec) -> str:
-    text = "Ours in percent with the 95 % interval over problems; the paper's number in italics; – is not there yet."
+    text = (
+        "Ours in percent with the 95 % interval over problems; the paper's number in italics; – is not there yet. "
+        "Shares of ungraded and truncated answers stand there unless they are 0."
+    )
     return f"{text} {spec.caption}".strip()
 
 
 def _csv(table: Table) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["row", "benchmark", "value", "low", "high", "n", "k", "seeds", "paper", "missing"])
+    writer.writerow(
+        ["row", "benchmark", "value", "low", "high", "n", "k", "seeds", "ungraded", "truncated", "paper", "missing"]
+    )
     for row, cells in zip(table.spec.rows, table.cells, strict=True):
         for name, cell in zip(table.spec.columns, cells, strict=True):
             e = cell.ours or Estimate(None, None, None, 0)
             numbers = ["" if v is None else f"{100 * v:.4f}" for v in (e.value, e.low, e.high)]
-            known = [*numbers, e.n or "", cell.k or "", cell.seeds or ""]
+            shares = ["" if v is None else f"{v:.6f}" for v in (cell.ungraded, cell.truncated)]
+            known = [*numbers, e.n or "", cell.k or "", cell.seeds or "", *shares]
             writer.writerow([row.label, name, *known, "" if cell.paper is None else cell.paper, cell.missing])
     return out.getvalue()
 

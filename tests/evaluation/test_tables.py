@@ -15,9 +15,10 @@ EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
 GSM = "gsm8k"
 
 
-def result(place, values, *, rule="last", k=4):
+def result(place, values, *, rule="last", k=4, ungraded=0.0, truncated=0.0):
     place.mkdir(parents=True)
-    row = {"benchmark": GSM, "per_problem": values, "k": [k, k], "checkpoint": {"rule": rule}, "data": {"sha": "x"}}
+    row = {"benchmark": GSM, "per_problem": values, "k": [k, k], "checkpoint": {"rule": rule}, "data": {"sha": "x"},
+           "ungraded": {"frac": ungraded}, "truncated": {"frac": truncated}}  # fmt: skip
     (place / "result.json").write_text(json.dumps(row))
 
 
@@ -72,11 +73,12 @@ def test_one_seed_of_two_is_shown_and_the_other_named(spec, tmp_path):
 
 
 def test_three_formats_hold_the_same_numbers(spec, tmp_path):
-    result(tmp_path / "b0" / "eval" / "gsm8k_step3", {"p": 1.0, "q": 0.0, "r": 1.0, "s": 1.0})
-    result(tmp_path / "evals" / "tiny" / "gsm8k_nothinking", {"p": 1.0})
+    result(tmp_path / "b0" / "eval" / "gsm8k_step3", {"p": 1.0, "q": 0.0, "r": 1.0, "s": 1.0}, truncated=None)
+    result(tmp_path / "evals" / "tiny" / "gsm8k_nothinking", {"p": 1.0}, ungraded=0.125)
     table = collect(spec, runs=str(tmp_path), evals=str(tmp_path / "evals"))
     text = render(table, "markdown")
-    assert "| other | 75.0 [25.0, 100.0] (n=4, k=4) *60.00* |" in text and "| base | 100.0 [100.0, 100.0] (n=1" in text
+    assert "| other | 75.0 [25.0, 100.0] (n=4, k=4, truncated unknown) *60.00* |" in text
+    assert "| base | 100.0 [100.0, 100.0] (n=1, k=4, 12.5% ungraded) |" in text
     assert "| | GSM8K | MATH-500 |" in text
     rows = list(csv.DictReader(render(table, "csv").splitlines()))
     numbers = [rows[2][name] for name in ("value", "low", "high", "n", "k", "seeds", "paper", "missing")]
