@@ -273,7 +273,8 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
 
     # --- sampling
     common = dict(prompt_len=prompt_len, max_tokens=cfg.sampling.max_tokens, chunk=cfg.sampling.chunk,
-                  stop_ids=student.tokenizer.stop_ids, dtype=cfg.student.dtype)  # fmt: skip
+                  stop_ids=student.tokenizer.stop_ids, stop=tuple(cfg.sampling.stop), dtype=cfg.student.dtype,
+                  cache_dtype=cfg.sampling.cache_dtype)  # fmt: skip
 
     def side_by_side(prompts: int) -> int:  # idle rows fill the mesh up
         return -(-prompts // mesh.shape["fsdp"]) * mesh.shape["fsdp"]
