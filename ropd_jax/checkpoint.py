@@ -13,9 +13,21 @@ import shutil
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
+from ropd_jax.types import UserError
+
 log = logging.getLogger(__name__)
+
+
+def _shapes(tree: Any) -> dict[str, list[int]]:
+    """Shape of each array by its path, which is the same for a tree and for what Orbax says of it on the disk."""
+
+    def part(key) -> str:
+        return str(next(getattr(key, a) for a in ("key", "name", "idx") if hasattr(key, a)))
+
+    return {"/".join(map(part, p)): list(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 class Checkpoints:
@@ -69,13 +81,29 @@ class Checkpoints:
             )
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict]:
-        """(state, host) of a checkpoint, placed and typed as ``like`` (arrays or ShapeDtypeStructs)."""
+        """(state, host) of a checkpoint, placed and typed as ``like`` (arrays or ShapeDtypeStructs).
+
+        Raises:
+            UserError: it holds other arrays: of another student, another rank of adapters, another optimizer.
+        """
+        self._check_shapes(step, like)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         got = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), host=ocp.args.JsonRestore())
         )
         log.info("resumed after step %d from %s", step, self._manager.directory)
         return got["state"], got["host"]
+
+    def _check_shapes(self, step: int, like: Any) -> None:
+        there = _shapes(ocp.StandardCheckpointHandler().metadata(self._manager.directory / str(step) / "state").tree)
+        wanted = _shapes(like)
+        for name in sorted(there.keys() | wanted.keys()):
+            if there.get(name) != wanted.get(name):
+                seen, expected = (f"{name} of shape {d[name]}" if name in d else f"no {name}" for d in (there, wanted))
+                raise UserError(
+                    f"checkpoint {self._manager.directory / str(step)} holds {seen}, expected {expected}; "
+                    "give the config that it was saved with"
+                )
 
     def restore_raw(self, step: int) -> tuple[Any, dict]:
         """(state, host) as trees of host arrays, for whoever has no state of that shape at hand."""
@@ -86,3 +114,40 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+
+
+def saved_params(directory: pathlib.Path, step: int | None, like: Any) -> tuple[int, Any]:
+    """(step, the parameters alone) of a run's checkpoint, as host arrays; nothing else of it is read.
+
+    Args:
+        step: finished steps; None is the newest.
+        like: tree of ShapeDtypeStructs of the parameters.
+
+    Raises:
+        UserError: no checkpoint after that step, or one of another tree.
+    """
+    steps = sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit() and (p / "state").is_dir())
+    if not steps or (step is not None and step not in steps):
+        there = f"there are those after steps {', '.join(map(str, steps))}" if steps else "there is none at all"
+        raise UserError(f"{directory} has no checkpoint after step {'any' if step is None else step}; {there}")
+    step = steps[-1] if step is None else step
+    tree = {"params": like}
+    how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    args = ocp.args.PyTreeRestore(item=tree, restore_args=how, partial_restore=True)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        try:
+            params = reader.restore(directory.resolve() / str(step) / "state", args=args)["params"]
+        except (ValueError, KeyError) as error:
+            text = " ".join(str(error).split())[:200]
+            raise UserError(f"{directory / str(step)} does not hold this student's parameters ({text})") from error
+    for (path, wanted), got in zip(jax.tree.leaves_with_path(like), jax.tree.leaves(params), strict=True):
+        if (
+            not isinstance(got, np.ndarray) or got.shape != wanted.shape
+        ):  # what is absent comes back as it was asked for
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            seen = f"of shape {got.shape}" if isinstance(got, np.ndarray) else "missing"
+            raise UserError(
+                f"{directory / str(step)} does not hold this student's parameters: {name} is {seen}, expected shape "
+                f"{wanted.shape}; was the run's checkpoint (student.checkpoint) changed since?"
+            )
+    return step, params

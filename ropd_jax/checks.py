@@ -7,9 +7,12 @@ import pathlib
 import numpy as np
 from ml_collections import ConfigDict
 
-from ropd_jax.core.losses import AGGREGATIONS
+from ropd_jax.core.losses import AGGREGATIONS, KL_KINDS, RATIOS
 from ropd_jax.core.optim import SCHEDULES
+from ropd_jax.core.rewards import OVERLONG
+from ropd_jax.models.attention import KERNELS
 from ropd_jax.models.config import ModelConfig
+from ropd_jax.models.transformer import REMAT
 from ropd_jax.types import UserError
 from ropd_jax.workdir import flatten
 
@@ -22,7 +25,12 @@ def check_config(cfg: ConfigDict) -> None:
     """
     choices = {
         "loss.aggregation": AGGREGATIONS,
+        "loss.ratio": RATIOS,
+        "loss.kl_kind": KL_KINDS,
+        "loss.overlong": OVERLONG,
         "optim.schedule": SCHEDULES,
+        "optim.remat": tuple(REMAT),
+        "optim.attention": ("auto", *KERNELS),
         "student.dtype": ("float32", "bfloat16"),
     }
     flat = flatten(cfg.to_dict())
@@ -38,6 +46,17 @@ def check_config(cfg: ConfigDict) -> None:
         raise UserError(f"optim.minibatches={m} does not divide data.prompts_per_step={P}; choose a divisor of {P}")
     if cfg.sampling.rollouts < 2:
         raise UserError(f"sampling.rollouts={cfg.sampling.rollouts}; a group needs at least 2 to have a baseline")
+    buffer = cfg.loss.overlong_buffer
+    if cfg.loss.overlong == "shape" and not 0 < buffer <= cfg.sampling.max_tokens:
+        raise UserError(
+            f"loss.overlong_buffer={buffer} with loss.overlong='shape'; expected 1 to sampling.max_tokens="
+            f"{cfg.sampling.max_tokens}, for instance a fifth of it"
+        )
+    if cfg.loss.is_cap and cfg.loss.ratio == "sequence":
+        raise UserError("loss.is_cap and loss.ratio='sequence' exclude each other; set loss.is_cap=0.0 for GSPO")
+    for key in ("sampling.resample", "loss.is_cap", "loss.kl_coef"):
+        if flat[key] < 0:
+            raise UserError(f"{key}={flat[key]}; expected 0 (off) or more")
     if cfg.sampling.temperature == 0:
         raise UserError("sampling.temperature=0 samples G equal rollouts; expected a number above 0, 1.0 in the paper")
 
@@ -49,6 +68,11 @@ def check_length(prompt_len: int, cfg: ConfigDict, model_cfg: ModelConfig) -> No
         raise UserError(
             f"prompts of {prompt_len} tokens and sampling.max_tokens={cfg.sampling.max_tokens} make {total}, but the "
             f"student was made for {model_cfg.max_seq_len}; lower data.max_prompt_tokens or sampling.max_tokens"
+        )
+    if cfg.optim.row_len and cfg.optim.row_len < total - 1:
+        raise UserError(
+            f"optim.row_len={cfg.optim.row_len} is too short for prompts of {prompt_len} tokens and "
+            f"sampling.max_tokens={cfg.sampling.max_tokens}; expected at least {total - 1}, or 0 for a row a sequence"
         )
 
 

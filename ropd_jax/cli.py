@@ -20,7 +20,17 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ropd_jax.helptexts import HELP, REJUDGE_HELP, SERVE_HELP, TEACH_HELP, TRAIN_HELP
+from ropd_jax.helptexts import (
+    DATA_HELP,
+    EVAL_HELP,
+    EXPORT_HELP,
+    GRADE_HELP,
+    HELP,
+    REJUDGE_HELP,
+    SERVE_HELP,
+    TEACH_HELP,
+    TRAIN_HELP,
+)
 from ropd_jax.hints import near
 from ropd_jax.types import UserError
 
@@ -80,6 +90,37 @@ def _train(args: list[str]) -> int:
     from ropd_jax import train
 
     return train.main(config, values["workdir"].value)
+
+
+def _plan(args: list[str]) -> int:
+    from absl import flags
+
+    from ropd_jax import plan
+
+    if any(a in ("-h", "--help", "-help") for a in args):
+        sys.stdout.write(plan.HELP)
+        return 0
+    values = flags.FlagValues()
+    flags.DEFINE_string("topology", "", "", flag_values=values)
+    flags.DEFINE_bool("search", False, "", flag_values=values)
+    flags.DEFINE_bool("json", False, "", flag_values=values)
+    flags.DEFINE_float("mean_tokens", 0.0, "", flag_values=values)
+    args = [f"--mean_tokens{a.removeprefix('--mean-tokens')}" if a.startswith("--mean-tokens") else a for a in args]
+    config = _config_and_flags("plan", args, values)
+    if not values["topology"].value:
+        raise UserError("--topology is missing; expected CHIP:SIZE, e.g. --topology v5e:4x4 (cpu:8 needs no libtpu)")
+
+    plan.prepare(values["topology"].value)
+
+    from ropd_jax.plan import verb
+
+    return verb.run(
+        config,
+        values["topology"].value,
+        as_json=values["json"].value,
+        search=values["search"].value,
+        mean_tokens=values["mean_tokens"].value,
+    )
 
 
 def _preflight(args: list[str]) -> int:
@@ -188,6 +229,105 @@ def _teach(args: list[str]) -> int:
     return teach.main(config, values["out"].value, batch=values["batch"].value, poll_s=values["poll_s"].value)
 
 
+def _export(args: list[str]) -> int:
+    from absl import flags
+
+    what, rest = (args[0], args[1:]) if args and not args[0].startswith("-") else ("", args)
+    if not what:
+        raise UserError("export what? expected a run or a checkpoint first, e.g. ropd export runs/a --to exported/a")
+    values = flags.FlagValues()
+    flags.DEFINE_string("to", "", "", flag_values=values)
+    flags.DEFINE_integer("step", None, "", lower_bound=0, flag_values=values)
+    flags.DEFINE_string("dtype", "", "", flag_values=values)
+    flags.DEFINE_boolean("adapter", False, "", flag_values=values)
+    _parse(values, "export", rest)
+    if not values["to"].value:
+        raise UserError("--to is missing; expected the directory to write, e.g. --to exported/a")
+
+    from ropd_jax import export
+
+    return export.main(
+        what,
+        values["to"].value,
+        step=values["step"].value,
+        dtype=values["dtype"].value,
+        adapter=values["adapter"].value,
+    )
+
+
+def _data(args: list[str]) -> int:
+    from absl import flags
+
+    name, rest = (args[0], args[1:]) if args and not args[0].startswith("-") else ("", args)
+    values = flags.FlagValues()
+    flags.DEFINE_string("data", "", "", flag_values=values)
+    flags.DEFINE_string("prepare", "", "", flag_values=values)
+    flags.DEFINE_string("language", "en", "", flag_values=values)
+    _parse(values, "data", rest)
+
+    from ropd_jax import dataverb
+
+    return dataverb.main(name, **{flag: values[flag].value for flag in values})
+
+
+def _eval(args: list[str]) -> int:
+    from absl import flags
+
+    what, rest = (args[0], args[1:]) if args and not args[0].startswith("-") else ("", args)
+    if not what:
+        raise UserError("which student? expected a run or a checkpoint first, e.g. ropd eval smollm2 --benchmark gsm8k")
+    values = flags.FlagValues()
+    for name in ("benchmark", "data", "template", "out", "against", "dtype"):
+        flags.DEFINE_string(name, "", "", flag_values=values)
+    flags.DEFINE_string("pick", "last", "", flag_values=values)
+    flags.DEFINE_boolean("thinking", None, "", flag_values=values)
+    for name in ("k", "max_tokens", "limit"):
+        flags.DEFINE_integer(name, None, "", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("rows", 64, "", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("seed", 0, "", lower_bound=0, flag_values=values)
+    flags.DEFINE_float("temperature", None, "", lower_bound=0.0, flag_values=values)
+    flags.DEFINE_float("top_p", None, "", lower_bound=0.0, upper_bound=1.0, flag_values=values)
+    config = _judge_config("eval", rest, values)
+
+    from ropd_jax import evalrun
+
+    options = {name: values[name].value for name in values if not name.startswith("config")}
+    return evalrun.main(config, evalrun.Wanted(what, **options))
+
+
+def _grade(args: list[str]) -> int:
+    from absl import flags
+
+    values = flags.FlagValues()
+    for name in ("benchmark", "answers", "data", "out", "against"):
+        flags.DEFINE_string(name, "", "", flag_values=values)
+    flags.DEFINE_integer("workers", 0, "", lower_bound=0, flag_values=values)
+    flags.DEFINE_float("timeout_s", 5.0, "", lower_bound=0.1, flag_values=values)
+    config = _judge_config("grade", args, values)
+    if not values["answers"].value:
+        raise UserError("--answers is missing; expected a JSONL file of answers")
+
+    from ropd_jax.evaluation import gradeverb
+
+    options = {name: values[name].value for name in values if not name.startswith("config")}
+    return gradeverb.main(config, **options)
+
+
+def _judge_config(verb: str, args: list[str], values: flags.FlagValues) -> ConfigDict:
+    """Parses the flags; the config (the default one without --config) holds HealthBench's judge, its teacher."""
+    from ropd_jax import configs
+
+    spec, rest = _take(args, "config")
+    config = load_config(spec) if spec else configs.default().lock()
+    if spec:
+        _check_known(config, spec)
+    _define_config(verb, config, rest, values)
+    _parse(values, verb, rest)
+    if not values["benchmark"].value:
+        raise UserError(f"--benchmark is missing; expected one of ropd {verb} --help")
+    return values["config"].value
+
+
 def _serve_teacher(args: list[str]) -> int:
     from absl import flags
 
@@ -210,8 +350,13 @@ def _serve_teacher(args: list[str]) -> int:
 
 VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (_train, TRAIN_HELP),
+    "data": (_data, DATA_HELP),
+    "eval": (_eval, EVAL_HELP),
+    "grade": (_grade, GRADE_HELP),
     "rejudge": (_rejudge, REJUDGE_HELP),
     "teach": (_teach, TEACH_HELP),
+    "plan": (_plan, ""),
+    "export": (_export, EXPORT_HELP),
     "preflight": (_preflight, ""),
     "tape": (_tape, ""),
     "serve-teacher": (_serve_teacher, SERVE_HELP),

@@ -9,6 +9,9 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from ropd_jax.hints import near
+from ropd_jax.types import UserError
+
 
 def default() -> ConfigDict:
     """A complete, unlocked config. The run locks it: a key that is not here is an error."""
@@ -18,15 +21,21 @@ def default() -> ConfigDict:
     cfg.method = "ropd"  # a file in ropd_jax/methods, or the path of your own .py file
 
     cfg.student = ConfigDict()
-    cfg.student.checkpoint = "tiny"  # "tiny" (shipped), "smollm2" (GGUF), a .gguf file, a Hugging Face directory
+    cfg.student.checkpoint = "tiny"  # "tiny" (shipped), "smollm2", a .gguf file, a directory, Qwen/Qwen3-4B (Hub)
     cfg.student.dtype = "float32"  # compute and KV cache; parameters stay float32
     cfg.student.chat_template = ""  # a Jinja file, for a checkpoint that has no chat template
+    cfg.student.enable_thinking = placeholder(bool)  # of the chat template; None: its default. Released code: False
+    cfg.student.lora = ConfigDict()
+    cfg.student.lora.rank = 0  # 0 is full fine-tuning, as in the paper; above 0 the weights are frozen, adapters train
+    cfg.student.lora.alpha = 32.0  # the low-rank path is multiplied by alpha / rank
+    cfg.student.lora.targets = ("attn.*", "mlp.*")  # patterns over attn.q k v o and mlp.gate up down
+    cfg.student.lora.base_dtype = "float32"  # of the frozen weights; or "bfloat16", "int8"
 
     cfg.data = ConfigDict()
-    cfg.data.source = "reasoning_gym"  # or "jsonl"
+    cfg.data.source = "reasoning_gym"  # or "jsonl", or "published": a set of ropd_jax/data/published.py, by its name
     cfg.data.task = "chain_sum"  # reasoning-gym task; for jsonl the grader's name
     cfg.data.options = ConfigDict()  # options of the reasoning-gym task
-    cfg.data.path = ""  # jsonl: training rows
+    cfg.data.path = ""  # jsonl: training rows; published: a directory, "tfds:DIR", "hub", or "" for ROPD_DATA
     cfg.data.heldout_path = ""  # jsonl: held-out rows
     cfg.data.seed = 10_000_000  # item i is made from seed + i: keep the two seeds further apart than the sizes
     cfg.data.heldout_seed = 90_000_000
@@ -44,6 +53,7 @@ def default() -> ConfigDict:
     cfg.sampling.top_k = 0
     cfg.sampling.top_p = 1.0
     cfg.sampling.prompts_at_once = 0  # as many prompts' rollouts decode side by side; 0 is all of a step
+    cfg.sampling.resample = 0  # rounds in which groups of equal rewards are replaced by new prompts (DAPO); 0 never
     cfg.sampling.chunk = 8  # tokens between two looks of the host, at which rollouts that wait take free rows
     cfg.sampling.cache_dtype = ""  # of keys and values: "float32", "bfloat16" or "int8"; "" is student.dtype
     cfg.sampling.stop = ()  # texts that end an answer, besides the checkpoint's stop tokens
@@ -60,6 +70,7 @@ def default() -> ConfigDict:
     cfg.teacher.attempts = 5  # tries of one request before its group is unscored. Released code: 3
     cfg.teacher.max_wait_s = 60.0  # longest wait between two tries, a server's Retry-After included
     cfg.teacher.hedge_after_s = 0.0  # a second copy of a call that takes longer, which costs its tokens twice; 0: never
+    cfg.teacher.order = "longest_first"  # the step ends sooner; "finished_first": its first groups do (docs/teacher.md)
     cfg.teacher.max_answer_chars = 60_000  # longer answers lose their middle, visibly; 8,192 tokens are about 33,000
     cfg.teacher.max_failed_frac = 0.5  # of the last failed_window groups; more invalid ones stop the run, exit code 3
     cfg.teacher.failed_window = 64  # groups; two steps of the paper's 32 prompts
@@ -94,7 +105,13 @@ def default() -> ConfigDict:
     cfg.loss.clip_low = 0.2
     cfg.loss.clip_high = 0.28
     cfg.loss.dual_clip = 0.0  # released code: 3.0
-    cfg.loss.kl_coef = 0.0  # weight of the k3 KL to the initial student
+    cfg.loss.ratio = "token"  # or "sequence" (GSPO; its clips are about 3e-4 and 4e-4)
+    cfg.loss.is_cap = 0.0  # above 0: truncated importance weights in place of the clip. Released code: 2.0 besides it
+    cfg.loss.kl_coef = 0.0  # weight of the KL to the initial student. Released code: off; GRPO's paper: 0.04
+    cfg.loss.kl_kind = "k3"  # its estimate: "k1", "k2", "k3"
+    cfg.loss.entropy_coef = 0.0  # weight of the entropy bonus
+    cfg.loss.overlong = "keep"  # answers cut at the limit: or "mask" (out of the loss), "shape" (DAPO's punishment)
+    cfg.loss.overlong_buffer = 0  # shape: tokens before the limit over which the punishment grows; DAPO: a fifth
     cfg.loss.min_scored = 2  # a group with fewer scored rollouts is invalid
 
     cfg.optim = ConfigDict()
@@ -107,8 +124,10 @@ def default() -> ConfigDict:
     cfg.optim.weight_decay = 0.1
     cfg.optim.clip_norm = 1.0
     cfg.optim.minibatches = 1  # optimizer updates a step; released code: 4
-    cfg.optim.microbatch = 0  # sequences whose activations exist at once; 0 is all
-    cfg.optim.remat = True
+    cfg.optim.row_len = 0  # positions of a row that several sequences share (packing); 0: one sequence a row
+    cfg.optim.microbatch = 0  # rows whose activations exist at once; 0 is all
+    cfg.optim.remat = "block"  # kept for the backward pass: "none" (all), "dots", "attention" or "block" (least)
+    cfg.optim.attention = "auto"  # kernel by platform; or "splash" (TPU), "cudnn" (GPU), "xla", "naive"
     cfg.optim.logprob_chunk = 128  # positions whose logits exist at once
 
     cfg.mesh = ConfigDict()
@@ -141,3 +160,59 @@ def _role(*, temperature: float, max_output_tokens: int) -> ConfigDict:
     role.temperature = temperature
     role.max_output_tokens = max_output_tokens
     return role
+
+
+# ---------------------------------------------------------------------------------------- the paper's two columns
+
+
+def choose(arg: str, *choices: tuple[str, ...]) -> tuple[str, ...]:
+    """What ``FILE:arg`` chose: words with commas between, at most one of each tuple; the first of a tuple is implied.
+
+    Raises:
+        UserError: a word that is in no tuple, or two of one.
+    """
+    words = [w for w in arg.split(",") if w]
+    for word in words:
+        if not any(word in options for options in choices):
+            known = ", ".join(w for options in choices for w in options)
+            raise UserError(f"variant {word!r} is unknown; {near(word, known.split(', '))} (with commas between)")
+    found = [[w for w in words if w in options] for options in choices]
+    for several, options in zip(found, choices, strict=True):
+        if len(several) > 1:
+            raise UserError(f"variant {arg!r} names {' and '.join(several)}; expected one of {', '.join(options)}")
+    return tuple(w[0] if w else options[0] for w, options in zip(found, choices, strict=True))
+
+
+def paper_run(column: str) -> ConfigDict:
+    """What all runs of the paper share: black-box teacher GPT-5.2, 32 prompts x 8 rollouts, on an accelerator.
+
+    Args:
+        column: ``paper`` (arXiv 2605.07396, Table A2) or ``released`` (the official code's configuration). Not
+            reproduced of the latter: the truncated importance weights that multiply its clipped loss.
+    """
+    cfg = default()
+    cfg.student.dtype = "bfloat16"
+    cfg.data.source = "jsonl"
+    cfg.data.size = 20_000
+    cfg.teacher.provider = "openai"
+    for role in (cfg.teacher.reference, cfg.teacher.rubricator, cfg.teacher.verifier):
+        role.model = "gpt-5.2-chat-latest"
+    cfg.teacher.reference.temperature = 0.0  # Table A2; four references may then be one text: 0.7 avoids it
+    cfg.optim.row_len = 10_240  # packed rows; a prompt of 2,048 and an answer of 8,192 tokens just fit
+    cfg.optim.microbatch = 1  # a row for each device
+    cfg.eval.size = 100
+    cfg.eval.sampled = False
+    if column == "released":
+        cfg.steps = 500
+        cfg.checkpoint.every = 100
+        for role in (cfg.teacher.reference, cfg.teacher.rubricator, cfg.teacher.verifier):
+            role.temperature = None  # the provider's own
+        cfg.loss.normalize_std = False
+        cfg.loss.aggregation = "token_mean"
+        cfg.loss.dual_clip = 3.0
+        cfg.optim.schedule = "constant"
+        cfg.optim.warmup_steps = 0
+        cfg.optim.b2 = 0.999
+        cfg.optim.weight_decay = 0.01
+        cfg.optim.minibatches = 4
+    return cfg

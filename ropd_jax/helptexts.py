@@ -11,8 +11,13 @@ yes/no criteria from the contrast, checks every answer against it, and the weigh
 
 verbs
   train           run the loop: prompts, rollouts, rubric, verdicts, rewards, update, checkpoint, evaluation
+  data            which published sets are at hand, whether they are whole, and TFDS files of them
+  eval            sample a student's answers to a benchmark (AIME, GSM8K, IFEval, ...) and grade them
+  grade           grade stored answers to a benchmark (AIME, GPQA, HealthBench, IFEval, ...), without a model
   rejudge         score the stored rollouts of a run again with another verifier, prompt or rubric; show what changes
   teach           ask for the references of all training prompts ahead of time
+  plan            memory, collectives and seconds of a run on a TPU slice, from the compiler; no TPU is needed
+  export          write a run's student as a Hugging Face directory that transformers and vLLM load
   preflight       calls, tokens, dollars and hours of a run before anything is spent; checks keys and models
   tape            look at the recorded answers of the teacher, export and import them
   serve-teacher   put the scripted teacher behind HTTP (OpenAI and Gemini wire formats)
@@ -44,6 +49,72 @@ Keys of paid teachers come from the environment (OPENAI_API_KEY, GEMINI_API_KEY)
   ropd train --config experiments/quickstart.py --workdir runs/seed1 --config.seed=1
 """
 
+DATA_HELP = """\
+usage: ropd data [SET] [--data DIR|tfds:DIR|hub] [--prepare DIR] [--language en|zh|all]
+
+Without SET: the published sets by name, their rows and licences, and which are at the place. With SET: reads it, checks
+rows and text against what is known, and counts what a training set drops (copies, other languages, questions with two
+answers, questions of the benchmarks).
+
+  --data PLACE     a directory with SET.jsonl; tfds:DIR, prepared by --prepare; hub (pip install datasets).
+                   Default ROPD_DATA, else the Hub
+  --prepare DIR    write the set as TFDS (array_record, no TensorFlow), to be read with --data tfds:DIR
+
+A run trains on one of them with data.source="published", data.task=SET, data.path=PLACE; data.size and
+data.heldout_size prompts are drawn from it by their seeds (0: all), never the same twice.
+
+  ropd data dapo_math_17k --data ~/benchmarks --prepare ~/tfds
+  ropd train --config my.py --config.data.source=published --config.data.task=dapo_math_17k \\
+      --config.data.path=tfds:~/tfds --config.data.size=0 --config.data.heldout_size=200 --workdir runs/dapo
+"""
+
+EVAL_HELP = """\
+usage: ropd eval RUN|CHECKPOINT --benchmark B [--k N] [--max_tokens N] [--limit N] [--data DIR] [--out DIR] ...
+
+Samples k answers to each problem, writes them to OUT/answers.jsonl as they come, grades them (ropd grade) and shows
+avg@k, pass@j and maj@k with 95 % intervals over problems. Started again with the same OUT it goes on where it was.
+Without flags it samples as the paper: k=16, temperature 1.0, top-p 0.95, at most 32,768 tokens.
+
+  RUN|CHECKPOINT   a run's directory; or tiny, smollm2, a .gguf file, a Hugging Face directory
+  --pick RULE      which checkpoint of a run: last, or heldout, the best on the run's own held-out set
+  --benchmark B    see ropd grade --help
+  --data DIR       a directory with BENCHMARK.jsonl; default ROPD_DATA, else the Hub
+  --k N  --temperature X  --top_p X  --max_tokens N      in place of the benchmark's own
+  --template TEXT  the user message around {question}, in place of the benchmark's own
+  --limit N        the first N problems
+  --rows N         sequences decoded side by side (64)
+  --dtype T        compute and cache: the run's, or float32
+  --thinking, --nothinking   of the chat template (Qwen3); default the run's, or the template's own
+  --seed N         of the samples (0)
+  --out DIR        default RUN/eval/BENCHMARK_stepN, or evals/CHECKPOINT/BENCHMARK
+  --against FILE   the result.json of another student: the paired difference with its interval
+
+  ropd eval runs/quickstart --benchmark reasoning_gym:chain_sum --k 4 --max_tokens 48 --limit 100
+  ropd eval smollm2 --benchmark gsm8k --data ~/benchmarks --k 4 --max_tokens 256 --limit 200
+"""
+
+GRADE_HELP = """\
+usage: ropd grade --benchmark B --answers FILE [--data DIR] [--out FILE] [--against RESULT]
+
+Grades stored answers, one JSON object a line: {"id": "...", "response": "..."}, k lines a problem; "finish_reason" is
+read where it stands ("length" is a truncated answer). Shows avg@k, pass@j, maj@k with 95 % intervals over problems,
+and how many answers are ungraded or truncated. No model is loaded.
+
+benchmarks   aime_2024 aime_2025 hmmt_feb_2025 hmmt_nov_2025 math_500 gsm8k gpqa_diamond ifeval
+             healthbench healthbench_hard healthbench_consensus reasoning_gym:TASK
+
+  --data DIR         a directory with BENCHMARK.jsonl; default ROPD_DATA, else the Hub (pip install datasets)
+  --out FILE         the result as JSON, each problem's value included
+  --against RESULT   an earlier result: the paired difference with its interval
+  --timeout_s S      of one math answer (5); what takes longer is ungraded, never wrong
+  --workers N        processes of the math grader; 0 is one for each core
+  --config...        HealthBench is judged by a model: --config.teacher.provider, .verifier.model, .budget.usd, ...
+
+  ropd grade --benchmark gsm8k --answers answers.jsonl --data ~/benchmarks --out gsm8k.json
+  ropd grade --benchmark healthbench_hard --answers a.jsonl --out hard.json \\
+      --config.teacher.provider=openai --config.teacher.verifier.model=gpt-4.1-2025-04-14
+"""
+
 REJUDGE_HELP = """\
 usage: ropd rejudge RUN [--verifier MODEL] [--rubric stored|fresh] [--steps a:b] [--out FILE] [--config.teacher.a=b ...]
 
@@ -68,13 +139,34 @@ Asks for teacher.references answers to each training prompt of the config and wr
 (JSONL, the official ropd.teacher_index.v2). Started again with the same FILE it goes on where it was, also after a
 kill. An answer equal to an earlier one of its prompt is asked for again, so many times and no more.
 
-  --batch      through the batch API of OpenAI or Gemini: half the price, up to a day. The jobs' ids lie in
-               FILE.jobs.json; a command that was stopped goes on polling the same jobs
+  --batch      through the batch API of OpenAI or Gemini: half the price, up to a day. The jobs are on the tape
+               (FILE.teacher/tape.sqlite); a command that was stopped goes on polling the same jobs
   --poll_s S   seconds between two looks at the jobs (30)
 
 A run takes its references from there, and asks for none:
   ropd teach --config experiments/quickstart.py --out references.jsonl
   ropd train --config experiments/quickstart.py --config.teacher.index=references.jsonl --workdir runs/b
+"""
+
+EXPORT_HELP = """\
+usage: ropd export RUN --to DIR [--step N] [--dtype T] [--adapter]
+       ropd export CHECKPOINT --to DIR [--dtype T]
+
+Writes DIR as a Hugging Face directory: config.json, model.safetensors (above 5 GB in shards with an index), tokenizer,
+chat template, generation_config.json. transformers and vLLM load it, and so does student.checkpoint of another run.
+A DIR that is there and not empty is refused; a command that was stopped leaves no DIR.
+
+  --to DIR      where
+  --step N      the run's checkpoint after N steps; without it the newest
+  --dtype T     float32, bfloat16 or float16. Without it a run's weights are written as they were trained, in float32,
+                and a checkpoint's as it has them (a GGUF file's, dequantized, in float32)
+  --adapter     of a run with student.lora.rank above 0 write the adapters alone, as PEFT does (adapter_config.json,
+                adapter_model.safetensors). Without it they are merged into the weights
+
+CHECKPOINT is whatever student.checkpoint can be: smollm2, a .gguf file, a Hugging Face directory.
+
+  ropd export runs/quickstart --to exported/quickstart
+  ropd export smollm2 --to exported/smollm2
 """
 
 SERVE_HELP = """\

@@ -118,22 +118,50 @@ def locally(f: Callable, dims: tuple, out_dims: tuple) -> Callable:
 
 
 def check_divides(cfg, mesh: jax.sharding.Mesh) -> None:
-    """Raise UserError when the model's dimensions do not divide over the mesh, naming sizes that would."""
+    """Raise UserError when a student's sizes do not divide over the mesh, naming the nearest meshes that work."""
+    asked = mesh.shape["fsdp"], mesh.shape["tp"]
+    if not (wrong := _undivided(cfg, *asked)):
+        return
+    n = len(jax.devices()) if mesh.devices.flat[0] in jax.devices() else mesh.size
+    near = nearest_meshes(cfg, n, *asked)
+    shown = "; ".join(f"fsdp={fsdp}, tp={tp}" for fsdp, tp in near)
+    fsdp, tp = near[0]
+    raise UserError(
+        f"mesh fsdp={asked[0]}, tp={asked[1]}: {'; '.join(wrong)}; nearest meshes of up to {n} devices that work for "
+        f"this student: {shown}; set --config.mesh.fsdp={fsdp} --config.mesh.tp={tp}"
+    )
+
+
+def _undivided(cfg, fsdp: int, tp: int) -> list[str]:
+    """What of a student's sizes does not divide over (fsdp, tp), in words."""
     sizes = {
-        "D": cfg.d_model,
-        "N": cfg.num_heads,
-        "K": cfg.num_kv_heads,
-        "F": cfg.mlp_dim,
-        "V": cfg.vocab_size,
+        "D": ("d_model", cfg.d_model),
+        "N": ("num_heads", cfg.num_heads),
+        "K": ("num_kv_heads", cfg.num_kv_heads),
+        "F": ("mlp_dim", cfg.mlp_dim),
+        "V": ("vocab_size", cfg.vocab_size),
     }
-    for letter, size in sizes.items():
-        axis = dict(RULES.axis)[letter]
-        if size % mesh.shape[axis]:
-            fits = [n for n in range(1, mesh.size + 1) if math.gcd(size, n) == n]
-            raise UserError(
-                f"dimension {letter}={size} does not divide over mesh axis {axis}={mesh.shape[axis]}; "
-                f"sizes that do: {', '.join(map(str, fits))}"
-            )
+    over = {"fsdp": fsdp, "tp": tp}
+    return [
+        f"{name}={size} does not divide over {axis}={over[axis]}"
+        for letter, (name, size) in sizes.items()
+        if size % over[axis := dict(RULES.axis)[letter]]
+    ]
+
+
+def nearest_meshes(cfg, devices: int, fsdp: int, tp: int, *, most: int = 3) -> list[tuple[int, int]]:
+    """Up to ``most`` (fsdp, tp) over which all sizes of a student divide at once, the nearest first.
+
+    First those that use the most of ``devices`` devices; among them those whose tp, then fsdp, is the least factor off.
+    (1, 1) always works, so there is always one.
+    """
+    fits = [(f, t) for f in range(1, devices + 1) for t in range(1, devices // f + 1) if not _undivided(cfg, f, t)]
+
+    def distance(mesh: tuple[int, int]):
+        f, t = mesh
+        return -f * t, abs(math.log(t / tp)), abs(math.log(f / fsdp))
+
+    return sorted(fits, key=distance)[:most]
 
 
 def put(tree, mesh: jax.sharding.Mesh, specs):

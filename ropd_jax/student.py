@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.resources
 import pathlib
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from ropd_jax import hub
 from ropd_jax.models.config import ModelConfig
-from ropd_jax.models.gguf import find_smollm2, load_gguf
-from ropd_jax.models.hf import load_hf
+from ropd_jax.models.gguf import GGUFSource, find_smollm2
+from ropd_jax.models.hf import HFSource
+from ropd_jax.models.tensors import Source, host_tree
 from ropd_jax.text.tokenizer import Tokenizer, load_tokenizer
 from ropd_jax.types import UserError
+
+if TYPE_CHECKING:
+    import jax
 
 SHIPPED = {"tiny": "quickstart_student"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Student:
-    """``params`` is a tree of host arrays (float32), layers stacked; see `ropd_jax.models.transformer`."""
+    """``params``: a tree of arrays, layers stacked (`ropd_jax.models.transformer`); on the host, or on a mesh."""
 
     cfg: ModelConfig
     params: dict
     tokenizer: Tokenizer
 
 
-def find(checkpoint: str) -> pathlib.Path:
-    """The file or directory of a name: ``tiny``, ``smollm2``, a .gguf file or a Hugging Face directory.
+def find(checkpoint: str, *, weights: bool = True) -> pathlib.Path:
+    """The file or directory of a name: ``tiny``, ``smollm2``, a .gguf file, a Hugging Face directory, an id of the Hub.
+
+    Args:
+        weights: False where config and tokenizer are enough, which spares a download from the Hub.
 
     Raises:
-        UserError: nothing is there.
+        UserError: nothing is there; for the Hub see `hub.fetch`.
     """
     if checkpoint in SHIPPED:
         return pathlib.Path(str(importlib.resources.files("ropd_jax") / "assets" / SHIPPED[checkpoint]))
@@ -36,23 +48,53 @@ def find(checkpoint: str) -> pathlib.Path:
         return find_smollm2()
     path = pathlib.Path(checkpoint).expanduser()
     if not path.exists():
+        if hub.is_id(checkpoint):
+            return hub.fetch(checkpoint, weights=weights)
         raise UserError(
-            f"student.checkpoint={checkpoint!r} does not exist; expected tiny, smollm2, a .gguf file, "
-            "or a directory with config.json, *.safetensors and tokenizer files"
+            f"student.checkpoint={checkpoint!r} does not exist; expected tiny, smollm2, a .gguf file, a directory "
+            "with config.json, *.safetensors and tokenizer files, or an id of the Hub, e.g. Qwen/Qwen3-4B"
         )
     return path
 
 
-def load_student(checkpoint: str, *, chat_template: str = "") -> Student:
-    """Read a checkpoint into host memory.
+def open_source(path: str | pathlib.Path) -> Source:
+    """The checkpoint at a place that `find` gave, its config and headers checked, no weight read.
+
+    Raises:
+        UserError: missing, truncated or unsupported checkpoint.
+    """
+    path = pathlib.Path(path)
+    return GGUFSource(path) if path.is_file() else HFSource(path)
+
+
+def load_student(
+    checkpoint: str,
+    *,
+    chat_template: str = "",
+    enable_thinking: bool | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    dtype: str = "float32",
+) -> Student:
+    """Read a checkpoint: onto a mesh, each tensor straight to its shards, or without one into host memory.
 
     Args:
         checkpoint: see `find`.
         chat_template: a Jinja file that replaces the checkpoint's own template.
+        enable_thinking: passed to the template; None leaves its own default.
+        mesh: where the parameters go, sharded as `mesh.ShardingRules.storage` says.
+        dtype: of the parameters; float32 where they are trained, bfloat16 will do where they are frozen.
 
     Raises:
-        UserError: missing, truncated or unsupported checkpoint, or no chat template.
+        UserError: missing, truncated or unsupported checkpoint, no chat template, or a mesh that its sizes do not
+            divide over; said before any weight is read.
     """
     path = find(checkpoint)
-    cfg, params = load_gguf(path) if path.is_file() else load_hf(path)
-    return Student(cfg, params, load_tokenizer(path, chat_template=chat_template))
+    with contextlib.closing(open_source(path)) as source:
+        tokenizer = load_tokenizer(path, chat_template=chat_template, enable_thinking=enable_thinking)
+        if mesh is None:
+            return Student(source.cfg, host_tree(source, np.dtype(dtype)), tokenizer)
+        from ropd_jax.mesh import check_divides
+        from ropd_jax.models.load import stream
+
+        check_divides(source.cfg, mesh)
+        return Student(source.cfg, stream(source, mesh, dtype), tokenizer)

@@ -13,6 +13,8 @@ from ropd_jax.core.advantages import Advantages
 from ropd_jax.evaluation.graders import grade
 from ropd_jax.evaluation.stats import accuracy
 from ropd_jax.teacher.health import step_health
+from ropd_jax.text.retokenize import retokenized
+from ropd_jax.text.tokenizer import Tokenizer
 from ropd_jax.types import Judgement, RolloutGroup
 
 
@@ -23,6 +25,7 @@ def step_metrics(
     reward_PG: np.ndarray,
     valid_PG: np.ndarray,
     sample_s: float,
+    tokenizer: Tokenizer,
 ) -> dict[str, Any]:
     """What the step's rollouts, rewards and failures looked like; a mean over nothing is None."""
     rollouts = [r for g in groups for r in g.rollouts]
@@ -42,6 +45,8 @@ def step_metrics(
     if rollouts:
         metrics["sample/tokens_per_s"] = sum(len(r.tokens_T) for r in rollouts) / sample_s
         metrics["sample/length_mean"] = float(np.mean([len(r.tokens_T) for r in rollouts]))
+        differ, total = retokenized(tokenizer, groups)
+        metrics["sample/retokenized_frac"] = differ / total
         metrics["sample/truncated_frac"] = float(np.mean([r.finish_reason == "length" for r in rollouts]))
     causes = Counter(c for j in judgements for c in j.causes if c is not None)
     if any(j.rubric for j in judgements):

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ropd_jax.hints import near
+from ropd_jax.teacher.batchjobs import ENDED, Job, Ledger
 from ropd_jax.teacher.budget import dollars
 from ropd_jax.teacher.client import Usage
 from ropd_jax.teacher.prices import Prices
@@ -27,7 +28,7 @@ usage: ropd tape stats TAPE [--json]
 TAPE is a tape.sqlite or the directory of a run that has one. Every answer of the teacher is on the run's tape, so that
 nothing is paid for twice: replay a run with --config.teacher.tape.mode=replay --config.teacher.tape.path=TAPE
 
-  stats     replies, failures, tokens, seconds and list price by role and model
+  stats     replies, failures, tokens, seconds and list price by role and model; batch jobs, their state and cost
   export    one JSON object a line; lossless, holds no key
   import    adds the entries of an exported file; a reply that the tape already has stays
 
@@ -59,7 +60,7 @@ def run(args: list[str]) -> int:
     tape = Tape(path, read_only=action != "import")
     try:
         if action == "stats":
-            _show(tape_stats(tape), path, as_json)
+            _show(tape_stats(tape), Ledger(tape).jobs(), path, as_json)
         elif action == "export":
             n = export_tape(tape, rest[1])
             sys.stdout.write(f"{n} entries of {path} -> {rest[1]}\n")
@@ -77,9 +78,20 @@ def tape_path(name: str) -> pathlib.Path:
     return path / "tape.sqlite" if path.is_dir() else path
 
 
-def _show(rows: list[dict[str, Any]], path: pathlib.Path, as_json: bool) -> None:
+def _show(rows: list[dict[str, Any]], jobs: list[Job], path: pathlib.Path, as_json: bool) -> None:
+    batches = [
+        {
+            "id": job.id,
+            "provider": job.provider,
+            "state": job.state,
+            "requests": len(job.keys),
+            "usd": job.spent.cost_usd,
+        }
+        for job in jobs
+    ]
     if as_json:
-        sys.stdout.write(json.dumps({"tape": str(path), "file_bytes": path.stat().st_size, "rows": rows}) + "\n")
+        about = {"tape": str(path), "file_bytes": path.stat().st_size, "rows": rows, "batches": batches}
+        sys.stdout.write(json.dumps(about) + "\n")
         return
     title = f"{path} ({path.stat().st_size / 1e6:,.1f} MB)"
     table = Table("role", "model", title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -95,6 +107,10 @@ def _show(rows: list[dict[str, Any]], path: pathlib.Path, as_json: bool) -> None
         cost = dollars(None if price is None else price.cost(usage)) if r["replies"] else "-"
         table.add_row(r["role"], r["model"], f"{r['replies']:,}", causes or "0", *counts, seconds, cost)
     Console().print(table)
+    for job in batches:  # the table counts their replies too, at the list price
+        cost = f"{'' if job['state'] == ENDED else 'about '}{dollars(job['usd'])}"
+        name = job["id"] or "(id not known)"
+        sys.stdout.write(f"batch job {name} of {job['provider']}: {job['state']}, {job['requests']} requests, {cost}\n")
 
 
 def _number(value: int | None) -> str:

@@ -4,6 +4,9 @@
 2. what is there    rows of the file, if it was asked in the same way; a torn last line is cut off
 3. the rest         m samples a prompt; an answer equal to an earlier one is asked for again, ``EXTRA`` times at most
 4. one row each     on the disk before the next: a kill loses what was in flight, and the same command goes on
+
+Every answer is on a tape first, ``OUT.teacher/tape.sqlite`` unless ``teacher.tape.path`` names another; what was spent
+stands in ``OUT.teacher/spent.json``.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import dataclasses
 import logging
 import math
 import os
+import pathlib
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -22,11 +26,15 @@ from ml_collections import ConfigDict
 
 from ropd_jax.data.questions import load_questions
 from ropd_jax.student import find
-from ropd_jax.teacher import ConfigurationError, Teacher, TeacherError
-from ropd_jax.teacher.batch import BatchApi, Jobs, Prefetched, Replies, open_batch, run_jobs
-from ropd_jax.teacher.build import reference_sources
+from ropd_jax.teacher import BudgetError, ConfigurationError, Tape, Teacher, TeacherError
+from ropd_jax.teacher.batch import BatchApi, open_batch
+from ropd_jax.teacher.batchjobs import ROLE, Ledger, Source, run_jobs
+from ropd_jax.teacher.build import Endpoint, reference_sources
+from ropd_jax.teacher.client import ChatRequest
 from ropd_jax.teacher.index import IndexRow, IndexWriter, prompt_hash
 from ropd_jax.teacher.references import Reference
+from ropd_jax.teacher.tape import body_key, request_body
+from ropd_jax.teacher.taped import open_tape
 from ropd_jax.text.tokenizer import load_tokenizer
 from ropd_jax.types import Prompt, UserError
 
@@ -37,59 +45,98 @@ _SAY_EVERY_S = 5.0
 
 
 def main(cfg: ConfigDict, out: str | os.PathLike[str], *, batch: bool = False, poll_s: float = 30.0) -> int:
-    """Collect what is missing in ``out``; returns the exit code 0 once nothing is.
+    """Collect what is missing in ``out``; returns the exit code: 0 once nothing is, 4 at a cap of ``teacher.budget``.
 
     Args:
-        batch: through the provider's batch API; the jobs' ids lie beside ``out``. Equal answers, and what a job failed
-            to answer, are asked for live.
+        batch: through the provider's batch API; the jobs are on the tape. Equal answers, and what a job failed to
+            answer, are asked for live.
         poll_s: seconds between two looks at the jobs.
 
     Raises:
         UserError: some prompts have no references yet, counted by cause (the others are written); a teacher that
             cannot work; a file that was asked in another way.
     """
-    tokenizer = load_tokenizer(find(cfg.student.checkpoint), chat_template=cfg.student.chat_template)
+    tokenizer = load_tokenizer(
+        find(cfg.student.checkpoint, weights=False),
+        chat_template=cfg.student.chat_template,
+        enable_thinking=cfg.student.enable_thinking,
+    )
     prompts = load_questions(cfg, tokenizer)[0].prompts
     with cfg.unlocked():
         cfg.teacher.index = ""
+    if batch and cfg.teacher.tape.mode != "record":
+        raise UserError(
+            f"--batch keeps its jobs on the tape; expected teacher.tape.mode=record, not {cfg.teacher.tape.mode!r}"
+        )
+    room = pathlib.Path(f"{out}.teacher")
+    room.mkdir(parents=True, exist_ok=True)
     book = [(p.question, p.solution) for p in prompts if p.solution] if not cfg.teacher.scripted.book else None
-    teacher = Teacher.from_config(cfg, seed=cfg.seed, book=book, needs=("reference",))
+    teacher = Teacher.from_config(cfg, seed=cfg.seed, book=book, needs=("reference",), workdir=room)
+    tape = open_tape(cfg.teacher.tape.mode, cfg.teacher.tape.path, room)
     with IndexWriter(out, fingerprint=fingerprint(cfg.teacher, teacher)) as writer:
-        asyncio.run(_run(cfg.teacher, teacher, prompts, writer, poll_s if batch else None))
+        try:
+            asyncio.run(_run(cfg.teacher, teacher, prompts, writer, tape, poll_s if batch else None))
+        except BudgetError as error:
+            log.error("stopped: %s", error)
+            return 4
+        finally:
+            if tape is not None:
+                tape.close()
     return 0
 
 
 async def _run(
-    teacher_cfg: ConfigDict, teacher: Teacher, prompts: Sequence[Prompt], writer: IndexWriter, poll_s: float | None
+    teacher_cfg: ConfigDict,
+    teacher: Teacher,
+    prompts: Sequence[Prompt],
+    writer: IndexWriter,
+    tape: Tape | None,
+    poll_s: float | None,
 ) -> None:
-    m, jobs = teacher_cfg.references, Jobs(f"{writer.path}.jobs.json")
-    if poll_s is not None:
-        wanted = writer.index.lacking(prompts, m)
-        teacher.client = Prefetched(teacher.client, await _batched(teacher_cfg, teacher, wanted, jobs, poll_s))
+    m, stopped = teacher_cfg.references, None
+    if tape is not None and teacher_cfg.tape.mode == "record":
+        if (ledger := Ledger(tape)).jobs():
+            teacher.budget.book(ROLE, ledger.spent())
+        if poll_s is not None:
+            stopped = await _batched(teacher_cfg, teacher, writer.index.lacking(prompts, m), tape, poll_s)
+    if stopped is not None:  # nothing more is bought: only what jobs have answered is written
+        prompts = [p for p in prompts if all(_on_tape(tape, *_asked(teacher_cfg, teacher, p, i)) for i in range(m))]
     await _collect_all(teacher, prompts, m, writer, at_once=teacher_cfg.concurrency)
-    if poll_s is not None:
-        jobs.forget()
+    if stopped is not None:
+        raise stopped
 
 
 async def _batched(
-    teacher_cfg: ConfigDict, teacher: Teacher, prompts: Sequence[Prompt], jobs: Jobs, poll_s: float
-) -> Replies:
-    """What the batch APIs answer to the first m samples of each prompt."""
-    if any(teacher_cfg.budget.to_dict().values()):
-        raise UserError("teacher.budget caps are not enforced through batch jobs; set them to 0, or leave out --batch")
-    sources = reference_sources(teacher_cfg)
-    apis: list[BatchApi] = []
+    teacher_cfg: ConfigDict, teacher: Teacher, prompts: Sequence[Prompt], tape: Tape, poll_s: float
+) -> BudgetError | None:
+    """Bring what the batch APIs answer to the first m samples of each prompt onto the tape; what stopped it."""
+    asked: dict[Endpoint, list[ChatRequest]] = {endpoint: [] for endpoint, _ in reference_sources(teacher_cfg)}
+    for endpoint, role in reference_sources(teacher_cfg):
+        where = (endpoint.provider, role.model, endpoint.base_url)
+        teacher.budget.require_price("reference", *where, batch=True)
+    for prompt in prompts:
+        for i in range(teacher_cfg.references):
+            endpoint, request = _asked(teacher_cfg, teacher, prompt, i)
+            asked[endpoint].append(request)
+    apis: dict[Endpoint, BatchApi] = {}
     try:
-        for endpoint, _ in sources:
-            apis.append(open_batch(**dataclasses.asdict(endpoint), timeout_s=teacher_cfg.timeout_s))
-        asked = [
-            [teacher.reference_request(p, i) for p in prompts for i in range(s, teacher_cfg.references, len(sources))]
-            for s in range(len(sources))
-        ]
-        return await run_jobs(apis, asked, jobs, poll_s=poll_s)
+        for endpoint in asked:
+            apis[endpoint] = open_batch(**dataclasses.asdict(endpoint), timeout_s=teacher_cfg.timeout_s)
+        sources = [Source(endpoint, apis[endpoint], requests) for endpoint, requests in asked.items()]
+        return await run_jobs(sources, tape, teacher.budget, prompts=teacher.prompt_shas, poll_s=poll_s)
     finally:
-        for api in apis:
+        for api in apis.values():
             await api.close()
+
+
+def _asked(teacher_cfg: ConfigDict, teacher: Teacher, prompt: Prompt, i: int) -> tuple[Endpoint, ChatRequest]:
+    """Whom reference ``i`` of the prompt is asked of, and how."""
+    sources = reference_sources(teacher_cfg)
+    return sources[i % len(sources)][0], teacher.reference_request(prompt, i)
+
+
+def _on_tape(tape: Tape | None, endpoint: Endpoint, request: ChatRequest) -> bool:
+    return tape is not None and tape.get(body_key(request_body(endpoint.provider, request))) is not None
 
 
 def fingerprint(teacher_cfg: ConfigDict, teacher: Teacher) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import errno
 import functools
 import logging
@@ -27,18 +28,20 @@ from ropd_jax import mesh as mesh_lib
 from ropd_jax import report
 from ropd_jax.checkpoint import Checkpoints
 from ropd_jax.checks import check_config, check_finite, check_length
-from ropd_jax.core.losses import kl_k3, token_weights
+from ropd_jax.core.losses import kl_estimate, token_weights
 from ropd_jax.core.masked import masked_max, masked_sum
 from ropd_jax.core.optim import make_optimizer
-from ropd_jax.data.batches import TrainBatch, make_batch, split_parts
+from ropd_jax.data.batches import TrainBatch, make_batch, pack, real_frac, split_parts
 from ropd_jax.data.prompts import PromptStream
 from ropd_jax.data.questions import Questions, load_questions
 from ropd_jax.evaluation.heldout import evaluate
 from ropd_jax.figures import curves_png
-from ropd_jax.methods import Method, load_method
+from ropd_jax.methods import Method, Notes, Tokens, load_method
+from ropd_jax.methods.base import without_overlong
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.logprobs import token_logprobs
+from ropd_jax.models.lora import Lora, adapted, attach, freeze, init_adapters
 from ropd_jax.sampling.engine import EngineConfig, sample_groups
 from ropd_jax.sampling.rules import SamplingRule
 from ropd_jax.student import load_student
@@ -50,13 +53,16 @@ from ropd_jax.types import Judgement, Prompt, RolloutGroup, UserError
 from ropd_jax.workdir import Interrupt, Interrupted, claim
 
 log = logging.getLogger(__name__)
+NO_NOTES = Notes()
 
 
 class State(NamedTuple):
-    """What an update changes."""
+    """What a step changes: the student (all of it, or the adapters beside a frozen base, see `ropd_jax.models.lora`),
+    its optimizer, and what the method itself trains (`Method.setup`)."""
 
     params: dict
     opt_state: optax.OptState
+    method: Any = ()
 
 
 # -------------------------------------------------------------------------------------------------------- judge
@@ -100,21 +106,49 @@ def judge_step(
     return [g for g, _ in judged], [j for _, j in judged], times
 
 
-def reward_arrays(judgements: list[Judgement]) -> tuple[np.ndarray, np.ndarray]:
-    """(reward_PG, valid_PG): NaN and False where unscored, so that an unscored reward can be used nowhere unseen."""
-    reward_PG = np.array([[np.nan if r is None else r for r in j.rewards] for j in judgements], np.float32)
-    return reward_PG, ~np.isnan(reward_PG)
+def replace_equal(cfg: ConfigDict, method: Method, stream: PromptStream, judged, step: int, groups, judgements):
+    """Dynamic sampling (DAPO, arXiv 2503.14476, Eq. 11), bounded: groups whose rewards are all equal give their place
+    to new prompts, in at most ``sampling.resample`` rounds; what is equal then stays and gives no gradient.
+
+    The new prompts are a function of (seed, step, round), so a resumed run draws the same. They come besides those of
+    the step: an epoch still visits each prompt once.
+    """
+    groups, judgements, used = list(groups), list(judgements), {g.prompt.id for g in groups}
+    counts = {"group/resampled": 0, "group/replaced": 0}
+
+    def equal(groups, judgements) -> list[bool]:
+        found = method.advantages(*method.rewards(groups, judgements), step)
+        return list(np.asarray(found.valid_PG).any(axis=1) & ~np.asarray(found.informative_PG).any(axis=1))
+
+    for round in range(cfg.sampling.resample):
+        places = [i for i, dull in enumerate(equal(groups, judgements)) if dull]
+        prompts = stream.spare(step, round, len(places), without=used)
+        if not prompts:
+            break
+        used |= {p.id for p in prompts}
+        new_groups, new_judgements, _ = judged(prompts)
+        counts["group/resampled"] += len(prompts)
+        for group, judgement, dull in zip(new_groups, new_judgements, equal(new_groups, new_judgements), strict=True):
+            if not dull and any(r is not None for r in judgement.rewards):
+                i = places.pop(0)
+                groups[i], judgements[i] = dataclasses.replace(group, index=i), judgement
+                counts["group/replaced"] += 1
+    return groups, judgements, counts
 
 
 # ------------------------------------------------------------------------------------------------------- update
 
 
 def make_update(cfg: ConfigDict, model_cfg: ModelConfig, method: Method, tx: optax.GradientTransformation):
-    """The jitted update: (state, ref_params, batch [A, b, T]) -> (state, metrics).
+    """The jitted update: (state, ref_params, batch [A, b, T], notes, base) -> (state, metrics).
 
-    The gradient is accumulated over the A parts; the token weights are those of the whole batch, so it equals the
-    gradient of one pass over all rows. ``ref_params`` is the initial student, or None without a KL term.
+    The gradient is accumulated in float32 over the A parts; the token weights are those of the whole batch, so it
+    equals the gradient of one pass over all rows. Empty parts at the end are not computed: the shapes, and with them
+    the compiled program, are those of the longest possible step, the time is that of the step at hand.
+    ``ref_params`` is the initial student, or None if no term reads it. ``notes`` are those of `Method.annotate`.
+    ``base`` is the frozen student that the adapters of the state stand beside, or None where all parameters train.
     """
+    lora = Lora.from_config(cfg.student.lora)
 
     def logprobs(params, part: TrainBatch):
         x_BTD = transformer.hidden(
@@ -125,75 +159,167 @@ def make_update(cfg: ConfigDict, model_cfg: ModelConfig, method: Method, tx: opt
             part.segments_BT,
             dtype=jnp.dtype(cfg.student.dtype),
             remat=cfg.optim.remat,
+            attention=cfg.optim.attention,
         )
-        return token_logprobs(
+        logp_BT, entropy_BT = token_logprobs(
             model_cfg,
             params,
             x_BTD,
             part.targets_BT,
             temperature=cfg.sampling.temperature or 1.0,
             chunk=cfg.optim.logprob_chunk,
+            entropy_grad=bool(cfg.loss.entropy_coef),
         )
+        return logp_BT, entropy_BT, x_BTD
 
-    def part_loss(params, ref_params, part: TrainBatch, weight_BT):
-        logp_BT, entropy_BT = logprobs(params, part)
+    def part_loss(trainable, base, ref_params, part: TrainBatch, weight_BT, notes, shared):
+        params = attach(lora, base, trainable)
+        logp_BT, entropy_BT, x_BTD = logprobs(params, part)
+        ref_logp_BT = jax.lax.stop_gradient(logprobs(ref_params, part)[0]) if needs_initial(cfg, method) else None
+        tokens = Tokens(part, logp_BT, entropy_BT, ref_logp_BT, notes, shared, model_cfg, params, x_BTD)
         mask_BT, active_BT = part.mask_BT, part.informative_BT
-        loss_BT, extra = method.loss(logp_BT, part)
+        loss_BT, extra = method.loss(tokens)
+        if cfg.loss.kl_coef:
+            extra |= {"kl": kl_estimate(logp_BT, ref_logp_BT, cfg.loss.kl_kind)}
+            loss_BT += cfg.loss.kl_coef * extra["kl"]
+        if cfg.loss.entropy_coef:
+            loss_BT -= cfg.loss.entropy_coef * entropy_BT
         loss = masked_sum(weight_BT * loss_BT, active_BT)
-        gap_BT = jnp.abs(logp_BT - part.old_logp_BT)
+        gap_BT = jax.lax.stop_gradient(jnp.abs(logp_BT - tokens.old_logp_BT))  # 0 where nobody sampled
         sums = {"entropy": masked_sum(entropy_BT, mask_BT), "logp_gap": masked_sum(gap_BT, mask_BT)}
         sums |= {name: masked_sum(x_BT, mask_BT) for name, x_BT in extra.items()}
-        if cfg.loss.kl_coef:
-            ref_logp_BT = jax.lax.stop_gradient(logprobs(ref_params, part)[0])
-            kl_BT = kl_k3(logp_BT, ref_logp_BT)
-            loss += cfg.loss.kl_coef * masked_sum(weight_BT * kl_BT, active_BT)
-            sums["kl"] = masked_sum(kl_BT, mask_BT)
-        gap_max = jnp.maximum(masked_max(jax.lax.stop_gradient(gap_BT), mask_BT), 0.0)
+        gap_max = jnp.maximum(masked_max(gap_BT, mask_BT), 0.0)
         return loss, (sums, gap_max)
 
     @functools.partial(jax.jit, donate_argnums=(0,))
-    def update(state: State, ref_params, batch: TrainBatch):
-        weight_ABT = token_weights(batch.mask_BT, cfg.loss.aggregation)
+    def update(state: State, ref_params, batch: TrainBatch, notes: Notes = NO_NOTES, base=None):
+        weight_ABT = token_weights(
+            batch.mask_BT, cfg.loss.aggregation, batch.length_BT, max_tokens=cfg.sampling.max_tokens
+        )
+        A = len(batch.tokens_BT)
 
-        def accumulate(grads, xs):
-            part, weight_BT = xs
-            (loss, aux), g = jax.value_and_grad(part_loss, has_aux=True)(state.params, ref_params, part, weight_BT)
-            return jax.tree.map(jnp.add, grads, g), (loss, aux)
+        def one_part(a):
+            part, weight_BT, said = jax.tree.map(
+                lambda x_ABT: jax.lax.dynamic_index_in_dim(x_ABT, a, keepdims=False), (batch, weight_ABT, notes.tokens)
+            )
+            (loss, aux), g = jax.value_and_grad(part_loss, has_aux=True)(
+                state.params, base, ref_params, part, weight_BT, said, notes.shared
+            )
+            return jax.tree.map(lambda x: x.astype(jnp.float32), g), loss, *aux
 
-        grads = jax.tree.map(jnp.zeros_like, state.params)
-        grads, (loss_A, (sums_A, gap_max_A)) = jax.lax.scan(accumulate, grads, (batch, weight_ABT))
+        def accumulate(a, carry):
+            *sums, gap_max = one_part(a)
+            *sums_before, gap_max_before = carry
+            return *jax.tree.map(jnp.add, sums_before, sums), jnp.maximum(gap_max_before, gap_max)
+
+        if A == 1:
+            grads, loss, sums, gap_max = one_part(0)
+        else:
+            nothing = jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), state.params)
+            scalars = jax.tree.map(lambda x: jnp.zeros((), x.dtype), jax.eval_shape(one_part, 0)[1:])
+            used = jnp.max(jnp.where(jnp.any(batch.segments_BT, axis=(1, 2)), jnp.arange(1, A + 1, dtype=jnp.int32), 0))
+            grads, loss, sums, gap_max = jax.lax.fori_loop(0, used, accumulate, (nothing, *scalars))
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         tokens = jnp.maximum(jnp.sum(batch.mask_BT), 1).astype(jnp.float32)
-        metrics = {f"update/{name}": jnp.sum(x_A) / tokens for name, x_A in sums_A.items()}
+        metrics = {f"update/{name}": x / tokens for name, x in sums.items()}
         metrics |= {
-            "update/loss": jnp.sum(loss_A),
-            "update/logp_gap_max": jnp.max(gap_max_A),
+            "update/loss": loss,
+            "update/logp_gap_max": gap_max,
             "update/grad_norm": optax.tree.norm(grads),
             "update/tokens": tokens,
         }
-        return State(params, opt_state), metrics
+        return State(params, opt_state, state.method), metrics
 
     return update
 
 
-def update_step(update, state: State, ref_params, rows, advantages, mesh, cfg: ConfigDict, length: int):
-    """Cut the step into its mini-batches (by prompt), update on each; a mini-batch without gradient is skipped."""
+def needs_initial(cfg: ConfigDict, method: Method) -> bool:
+    """Whether an update reads the initial student."""
+    return bool(cfg.loss.kl_coef) or method.needs_initial
+
+
+def update_step(
+    update,
+    state: State,
+    ref_params,
+    rows,
+    advantages,
+    method: Method,
+    mesh,
+    cfg: ConfigDict,
+    length: int,
+):
+    """Cut the step into its mini-batches (by prompt), update on each; a mini-batch without gradient is skipped.
+
+    Args:
+        rows: the step's sequences; packed into rows of ``optim.row_len`` where that is set. Their number does not
+            follow the lengths of what the teacher wrote (`Method.teaches_text`).
+        length: most tokens of a sequence.
+    """
     per_prompt = advantages.advantage_PG.shape[1]
     flat = [np.asarray(x).reshape(-1) for x in advantages]
     everything: list[dict[str, float]] = []
     for part in np.array_split(np.arange(len(rows)).reshape(-1, per_prompt), cfg.optim.minibatches):
         at = part.reshape(-1)
-        batch = make_batch([rows[i] for i in at], *(x[at] for x in flat), length)
+        batch = step_parts([rows[i] for i in at], *(x[at] for x in flat), method, mesh, cfg, length)
         if not batch.informative_BT.any():  # AdamW would move on its momentum alone
             continue
-        batch = split_parts(batch, cfg.optim.microbatch, multiple=mesh.shape["fsdp"])
-        spec = mesh_lib.RULES.spec("ABT")
-        placed = TrainBatch(*(jax.device_put(x, jax.NamedSharding(mesh, spec)) for x in batch))
-        state, metrics = update(state, ref_params, placed)
-        everything.append({k: float(v) for k, v in metrics.items()})
+        notes = method.annotate(state.method, batch)
+        by_token = jax.NamedSharding(mesh, mesh_lib.RULES.spec("ABT"))  # and whole in every further dimension
+        placed, said = jax.device_put((batch, notes.tokens), by_token)
+        state, metrics = update(state, ref_params, placed, Notes(said, notes.shared))
+        everything.append({k: float(v) for k, v in metrics.items()} | {"update/real_frac": real_frac(batch)})
     means = {k: float(np.mean([m[k] for m in everything])) for k in (everything[0] if everything else ())}
     return state, means | {"update/count": len(everything)}
+
+
+def step_parts(
+    sequences, advantage_B, valid_B, informative_B, method: Method, mesh, cfg: ConfigDict, length: int
+) -> TrainBatch:
+    """One mini-batch as the host arrays [A, b, T] of an update; see `update_step`."""
+    if row_len := cfg.optim.row_len:  # parts that are not needed are not computed: their number may stay fixed
+        lay_out = functools.partial(pack, row_len=row_len, fixed=method.teaches_text or bool(cfg.optim.microbatch))
+    else:
+        lay_out = make_batch
+    batch = lay_out(sequences, advantage_B, valid_B, informative_B, length)
+    return split_parts(batch, cfg.optim.microbatch, multiple=mesh.shape["fsdp"])
+
+
+def optimizer(cfg: ConfigDict) -> optax.GradientTransformation:
+    """The config's optimizer, its schedule over the whole run."""
+    return make_optimizer(
+        lr=cfg.optim.lr,
+        schedule=cfg.optim.schedule,
+        warmup_steps=cfg.optim.warmup_steps,
+        total_steps=cfg.steps * cfg.optim.minibatches,
+        b1=cfg.optim.b1,
+        b2=cfg.optim.b2,
+        eps=cfg.optim.eps,
+        weight_decay=cfg.optim.weight_decay,
+        clip_norm=cfg.optim.clip_norm,
+    )
+
+
+def sampling_rule(cfg: ConfigDict) -> SamplingRule:
+    return SamplingRule(cfg.sampling.temperature, cfg.sampling.top_k, cfg.sampling.top_p)
+
+
+def engine_config(cfg: ConfigDict, *, prompt_len: int, stop_ids: tuple[int, ...], shards: int) -> EngineConfig:
+    """The sampler's static settings; idle rows fill ``shards`` up."""
+    at_once = cfg.sampling.prompts_at_once or cfg.data.prompts_per_step
+    return EngineConfig(
+        rollouts=cfg.sampling.rollouts,
+        prompts=-(-at_once // shards) * shards,
+        prompt_len=prompt_len,
+        max_tokens=cfg.sampling.max_tokens,
+        chunk=cfg.sampling.chunk,
+        stop_ids=stop_ids,
+        rule=sampling_rule(cfg),
+        dtype=cfg.student.dtype,
+        cache_dtype=cfg.sampling.cache_dtype,
+        stop=tuple(cfg.sampling.stop),
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- main
@@ -238,10 +364,18 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     if "scripted" not in providers(cfg.teacher):
         teacher = make_teacher(cfg, [], workdir)
     method = load_method(cfg.method, cfg)
-    rule = SamplingRule(cfg.sampling.temperature, cfg.sampling.top_k, cfg.sampling.top_p)
+    lora = Lora.from_config(cfg.student.lora)
+    rule = sampling_rule(cfg)
     mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp)
-    student = load_student(cfg.student.checkpoint, chat_template=cfg.student.chat_template)
-    mesh_lib.check_divides(student.cfg, mesh)
+    student = load_student(
+        cfg.student.checkpoint,
+        chat_template=cfg.student.chat_template,
+        enable_thinking=cfg.student.enable_thinking,
+        mesh=mesh,
+        dtype=lora.load_dtype,
+    )
+    if lora.rank:
+        adapted(student.cfg, lora)
     train, held = load_questions(cfg, student.tokenizer)
     stream = PromptStream(train.prompts, cfg.data.prompts_per_step, cfg.seed)
     longest = max(len(t) for q in (train, held) for t in q.tokens_of(q.prompts))
@@ -254,37 +388,24 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
 
     # --- mesh, parameters, optimizer
     stack.enter_context(jax.set_mesh(mesh))
-    specs = mesh_lib.RULES.storage(student.params)
-    tx = make_optimizer(
-        lr=cfg.optim.lr,
-        schedule=cfg.optim.schedule,
-        warmup_steps=cfg.optim.warmup_steps,
-        total_steps=cfg.steps * cfg.optim.minibatches,
-        b1=cfg.optim.b1,
-        b2=cfg.optim.b2,
-        eps=cfg.optim.eps,
-        weight_decay=cfg.optim.weight_decay,
-        clip_norm=cfg.optim.clip_norm,
-    )
-    params = mesh_lib.put(student.params, mesh, specs)
-    ref_params = jax.tree.map(jnp.copy, params) if cfg.loss.kl_coef else None
-    state = State(params, jax.jit(tx.init)(params))
-    update = make_update(cfg, student.cfg, method, tx)
+    tx = optimizer(cfg)
+    params, base, trained = student.params, None, method.setup(student, mesh)
+    if lora.rank:
+        base, params = freeze(student.params, lora.base_dtype), init_adapters(student.cfg, lora, cfg.seed)
+        params = mesh_lib.put(params, mesh, mesh_lib.RULES.storage(params))
+        student = dataclasses.replace(student, params={})  # the base alone remains
+    ref_params = (base or jax.tree.map(jnp.copy, params)) if needs_initial(cfg, method) else None
+    state = State(params, jax.jit(tx.init)(params), trained)
+    update = functools.partial(make_update(cfg, student.cfg, method, tx), base=base)
 
     # --- sampling
-    common = dict(prompt_len=prompt_len, max_tokens=cfg.sampling.max_tokens, chunk=cfg.sampling.chunk,
-                  stop_ids=student.tokenizer.stop_ids, stop=tuple(cfg.sampling.stop), dtype=cfg.student.dtype,
-                  cache_dtype=cfg.sampling.cache_dtype)  # fmt: skip
-
-    def side_by_side(prompts: int) -> int:  # idle rows fill the mesh up
-        return -(-prompts // mesh.shape["fsdp"]) * mesh.shape["fsdp"]
-
-    at_once = side_by_side(cfg.sampling.prompts_at_once or cfg.data.prompts_per_step)
-    engine = EngineConfig(rollouts=cfg.sampling.rollouts, prompts=at_once, rule=rule, **common)
-    common |= dict(rollouts=1, prompts=side_by_side(cfg.eval.prompts_at_once))
-    eval_engines = {"accuracy": EngineConfig(rule=SamplingRule(0.0), **common)}
+    shards, stop_ids = mesh.shape["fsdp"], student.tokenizer.stop_ids
+    engine = engine_config(cfg, prompt_len=prompt_len, stop_ids=stop_ids, shards=shards)
+    eval_prompts = -(-cfg.eval.prompts_at_once // shards) * shards
+    greedy = dataclasses.replace(engine, rollouts=1, prompts=eval_prompts, rule=SamplingRule(0.0))
+    eval_engines = {"accuracy": greedy}
     if cfg.eval.sampled:
-        eval_engines["sampled_accuracy"] = EngineConfig(rule=rule, **common)
+        eval_engines["sampled_accuracy"] = dataclasses.replace(greedy, rule=rule)
 
     def sample(engine: EngineConfig, params, prompts, questions: Questions, *, seed: int, step: int):
         interrupt.check()
@@ -293,6 +414,15 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
         ):
             yield group
             interrupt.check()
+
+    def judged(step: int, prompts: list[Prompt]):
+        """Sample and judge: (groups, judgements, seconds) in the order of the prompts."""
+        if method.needs_rollouts:
+            policy = attach(lora, base, state.params)
+            groups = sample(engine, policy, prompts, train, seed=cfg.seed, step=step)
+        else:
+            groups = (RolloutGroup(p, train.tokens[p.id], (), step, i) for i, p in enumerate(prompts))
+        return judge_step(groups, method, teacher, loop, interrupt, progress.say)
 
     # --- checkpoint
     checkpoints = stack.enter_context(
@@ -321,7 +451,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     progress = stack.enter_context(report.Progress(cfg.steps, start=first))
 
     def evaluated(step: int, n: int) -> dict[str, Any]:
-        metrics = evaluate(sample, eval_engines, state.params, held, n, progress.say)
+        metrics = evaluate(sample, eval_engines, attach(lora, base, state.params), held, n, progress.say)
         metrics_log.log(step, metrics)
         progress.note(metrics)
         return metrics
@@ -334,16 +464,19 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
             if step and step % cfg.eval.every == 0 and not metrics_log.holds(step, "eval/accuracy"):
                 evaluated(step, cfg.eval.size or len(held.prompts))
             begin = time.monotonic()
-            prompts = stream.batch(step)
-            if method.needs_rollouts:
-                groups = sample(engine, state.params, prompts, train, seed=cfg.seed, step=step)
-            else:
-                groups = (RolloutGroup(p, train.tokens[p.id], (), step, i) for i, p in enumerate(prompts))
-            groups, judgements, metrics = judge_step(groups, method, teacher, loop, interrupt, progress.say)
-
-            reward_PG, valid_PG = reward_arrays(judgements)
+            groups, judgements, metrics = judged(step, stream.batch(step))
+            if cfg.sampling.resample:
+                groups, judgements, more = replace_equal(cfg, method, stream, functools.partial(judged, step), step,
+                                                         groups, judgements)  # fmt: skip
+                metrics |= more
+            trained, judgements, more = method.revise(state.method, groups, judgements, student.tokenizer)
+            state = state._replace(method=trained)
+            metrics |= more
+            reward_PG, valid_PG = method.rewards(groups, judgements)
             advantages = method.advantages(reward_PG, valid_PG, step)
-            metrics |= step_metrics(groups, judgements, advantages, reward_PG, valid_PG, metrics["time/sample_s"])
+            metrics |= step_metrics(
+                groups, judgements, advantages, reward_PG, valid_PG, metrics["time/sample_s"], student.tokenizer
+            )
 
             rows = [
                 s for g, j in zip(groups, judgements, strict=True) for s in method.sequences(g, j, student.tokenizer)
@@ -351,7 +484,15 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
             progress.say("update")
             before_update = time.monotonic()
             state, update_metrics = update_step(
-                update, state, ref_params, rows, advantages, mesh, cfg, prompt_len + cfg.sampling.max_tokens
+                update,
+                state,
+                ref_params,
+                rows,
+                without_overlong(advantages, groups) if cfg.loss.overlong == "mask" else advantages,
+                method,
+                mesh,
+                cfg,
+                prompt_len + cfg.sampling.max_tokens,
             )
             metrics |= update_metrics | {"time/update_s": time.monotonic() - before_update}
             done = step + 1

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import os
+import pathlib
 import threading
 
 import numpy as np
@@ -38,8 +41,31 @@ class IdTokenizer:
     def decode(self, ids):
         return " ".join(map(str, ids))
 
+    def render(self, messages):
+        return messages[-1].content
+
     def apply_chat_template(self, messages):
-        return self.encode(messages[-1].content)
+        return self.encode(self.render(messages))
+
+
+def local_data():
+    """The directory of benchmark files on this machine; skips the test where there is none."""
+    import pytest
+
+    place = os.environ.get("ROPD_DATA") or pathlib.Path(__file__).parents[2] / "shared" / "data"
+    if not pathlib.Path(place).is_dir():
+        pytest.skip("no benchmark files here (their text is not in the repository); ROPD_DATA names their directory")
+    return pathlib.Path(place)
+
+
+def local_rows(name):
+    """The rows of a benchmark file on this machine; skips the test where there is none."""
+    import pytest
+
+    path = local_data() / f"{name}.jsonl"
+    if not path.exists():
+        pytest.skip(f"{path.name} is not here (its text is not in the repository)")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def trees_max_diff(a, b) -> float:

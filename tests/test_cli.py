@@ -51,7 +51,7 @@ def test_train_gets_the_config_with_overrides_of_the_files_own_types(runs):
         "--config.optim.lr=3",
         "--config.seed",
         "7",
-        "--noconfig.optim.remat",
+        "--noconfig.eval.sampled",
         "--config.data.options={'min_terms': 4}",
     ]
     assert cli.main(["train", "--workdir", "w", *args, "--config", path, "--config.method=sft"]) == 0
@@ -59,7 +59,7 @@ def test_train_gets_the_config_with_overrides_of_the_files_own_types(runs):
     assert (workdir, config.seed, config.method) == ("w", 7, "sft")
     assert config.optim.lr == 3.0
     assert type(config.optim.lr) is float
-    assert config.optim.remat is False
+    assert config.eval.sampled is False
     assert config.data.options.to_dict() == {"min_terms": 4}
     assert config.is_locked
 
@@ -89,14 +89,14 @@ def test_the_exit_code_of_the_run_is_the_exit_code(runs, monkeypatch):
         (["train", "--config", "FILE", "--workdir=w", "extra"], "takes flags only, not 'extra'"),
         (["train", "--config", "FILE", "--config.optm.lr=1"], "no key 'optm.lr'; did you mean optim.lr?"),
         (["train", "--config", "FILE", "--config.lr=1"], "no key 'lr'; did you mean optim.lr?"),
-        (["train", "--config", "FILE", "--noconfig.optim.remt"], "did you mean optim.remat"),
-        (["train", "--config", "FILE", "--config.optim=1"], "is a section; expected one of its keys: b1, b2,"),
+        (["train", "--config", "FILE", "--noconfig.eval.sampld"], "did you mean eval.sampled"),
+        (["train", "--config", "FILE", "--config.optim=1"], "is a section; expected one of its keys: attention, b1,"),
         (["train", "--config", "FILE", "--config.seed=1.5"], "expected a whole number (seed is 0 in the file)"),
         (
             ["train", "--config", "FILE", "--config.optim.lr=x"],
             "=x: expected a number (optim.lr is 0.0001",
         ),
-        (["train", "--config", "FILE", "--config.optim.remat=maybe"], "=maybe: expected true or false"),
+        (["train", "--config", "FILE", "--config.eval.sampled=maybe"], "=maybe: expected true or false"),
         (["serve-teacher", "--port=abc"], "--port=abc: invalid literal"),
         (["serve-teacher", "--port=99999"], "--port=99999: 99999 is not an integer in the range [0, 65535]"),
         (["serve-teacher", "--fault_rat=1"], "did you mean fault_rate?"),

@@ -11,18 +11,18 @@ ROOT = pathlib.Path(__file__).parents[1] / "ropd_jax"
 
 LEVELS = [  # a room imports from lower levels only, and within its level only what SAME_LEVEL allows
     {"types", "hints", "helptexts"},
-    {"configs", "ggufio"},
+    {"configs", "ggufio", "jsonio", "hub"},
     {"mesh", "core", "models", "text", "teacher", "data", "report"},
     {"sampling", "figures", "workdir", "student", "checkpoint", "groups", "tapeverb"},
-    {"methods", "evaluation", "checks", "rejudge", "teach"},
-    {"summary", "preflight"},
-    {"train", "cli"},
+    {"methods", "evaluation", "checks", "rejudge", "teach", "export"},
+    {"summary", "preflight", "evalrun", "dataverb"},
+    {"train", "cli", "plan"},
 ]
-SAME_LEVEL = {"models": {"core", "mesh"}, "data": {"core", "text"}, "cli": {"train"}}
+SAME_LEVEL = {"models": {"core", "mesh"}, "data": {"core", "text"}, "cli": {"train", "plan"}, "plan": {"train"}}
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax"}
 JAX_FREE = {
-    "types", "configs", "hints", "helptexts", "ggufio", "teacher", "report", "figures", "workdir", "evaluation", "cli",
-    "groups", "rejudge", "tapeverb",
+    "types", "configs", "hints", "helptexts", "ggufio", "jsonio", "hub", "teacher", "report", "figures", "workdir",
+    "evaluation", "cli", "groups", "rejudge", "tapeverb", "dataverb",
 }  # fmt: skip
 
 

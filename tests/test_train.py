@@ -14,7 +14,7 @@ from ropd_jax import mesh as mesh_lib
 from ropd_jax import train
 from ropd_jax.checkpoint import Checkpoints
 from ropd_jax.core.advantages import group_advantages
-from ropd_jax.data.batches import Sequence, TrainBatch, make_batch, split_parts
+from ropd_jax.data.batches import Sequence, TrainBatch, make_batch, pack, split_parts
 from ropd_jax.methods import load_method
 from ropd_jax.models import transformer
 from ropd_jax.student import load_student
@@ -60,14 +60,19 @@ def sequences(n, seed=0):
     ]
 
 
-def updated(rows, advantages, *, microbatch=0, mesh=None, kl_coef=0.0, aggregation="token_mean"):
+def updated(rows, advantages, *, microbatch=0, mesh=None, kl_coef=0.0, aggregation="token_mean", row_len=0):
     """Parameters and metrics after one SGD step, so that a parameter's change is its gradient."""
     cfg = tiny_config(loss__kl_coef=kl_coef, loss__aggregation=aggregation)
     params = transformer.init_params(TINY, 0)
     ref = transformer.init_params(TINY, 1) if kl_coef else None
     tx = optax.sgd(1.0)
     update = train.make_update(cfg, TINY, load_method("ropd", cfg), tx)
-    batch = split_parts(make_batch(rows, *(np.asarray(x).reshape(-1) for x in advantages), LENGTH), microbatch)
+    flat = [np.asarray(x).reshape(-1) for x in advantages]
+    if row_len:
+        batch = pack(rows, *flat, LENGTH, row_len=row_len, fixed=bool(microbatch))
+    else:
+        batch = make_batch(rows, *flat, LENGTH)
+    batch = split_parts(batch, microbatch, multiple=mesh.shape["fsdp"] if mesh else 1)
     if mesh is None:
         state, metrics = update(train.State(params, tx.init(params)), ref, batch)
     else:
@@ -111,6 +116,24 @@ def test_accumulated_gradient_is_the_gradient_of_the_whole_batch(aggregation):
         parts, m_parts = updated(rows, adv, microbatch=microbatch, aggregation=aggregation, kl_coef=0.1)
         assert trees_max_diff(whole, parts) < 1e-6
         assert {k: pytest.approx(v, abs=1e-5) for k, v in m_whole.items()} == m_parts
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "seq_mean", "seq_mean_token_sum"])
+@pytest.mark.parametrize("microbatch", [0, 1, 2])
+def test_packed_update_equals_unpacked(aggregation, microbatch):
+    rows, adv = sequences(8), some_advantages()
+    whole, m_whole = updated(rows, adv, aggregation=aggregation, kl_coef=0.1)
+    packed, m_packed = updated(rows, adv, aggregation=aggregation, kl_coef=0.1, row_len=40, microbatch=microbatch)
+    assert trees_max_diff(whole, packed) < 1e-6
+    assert {k: pytest.approx(v, abs=1e-5) for k, v in m_whole.items()} == m_packed
+
+
+def test_packed_update_on_a_mesh_equals_unpacked_on_one_device():
+    rows, adv = sequences(16), group_advantages(np.eye(4, dtype=np.float32), np.ones((4, 4), bool), normalize_std=True)
+    plain, m_plain = updated(rows, adv)
+    packed, m_packed = updated(rows, adv, mesh=mesh_lib.make_mesh(2, 2), row_len=40, microbatch=2)
+    assert trees_max_diff(plain, packed) < 1e-6
+    assert {k: pytest.approx(v, abs=1e-5) for k, v in m_plain.items()} == m_packed
 
 
 def test_sharded_update_equals_unsharded():
@@ -200,9 +223,19 @@ def test_a_step_without_any_verdict_leaves_the_student_alone(tmp_path):
     assert result["groups_unscored"] == result["groups_total"] == 4
 
 
+def test_a_packed_run_learns_what_an_unpacked_one_does(scripted_run, tmp_path):
+    assert train.main(tiny_config(optim__row_len=128, optim__microbatch=2), tmp_path / "run") == 0
+    runs = (scripted_run, tmp_path / "run")
+    one, other = (json.loads((run / "metrics.jsonl").read_text().splitlines()[1]) for run in runs)  # the first step
+    for key in ("update/loss", "update/entropy", "update/grad_norm", "update/tokens"):
+        assert other[key] == pytest.approx(one[key], abs=1e-5)
+    assert other["update/real_frac"] > one["update/real_frac"]
+    assert trees_max_diff(*(finished_params(run, 1)["params"] for run in runs)) < 1e-5
+
+
 def test_sft_and_control_run_on_the_same_loop(tmp_path):
     for method in ("sft", "permuted"):
-        assert train.main(tiny_config(method=method, steps=1), tmp_path / method) == 0
+        assert train.main(tiny_config(method=method, steps=1, optim__row_len=64), tmp_path / method) == 0
         assert json.loads((tmp_path / method / "result.json").read_text())["method"] == method
 
 
@@ -259,6 +292,7 @@ def test_a_hugging_face_directory_trains(tmp_path):
         (dict(sampling__max_tokens=10_000), r"10016.*128|128.*10016"),
         (dict(loss__aggregation="mean"), r"loss.aggregation='mean'.*token_mean"),
         (dict(optim__schedule="linear"), r"optim.schedule='linear'.*cosine"),
+        (dict(optim__row_len=62), r"optim.row_len=62 is too short.*at least 63"),
         (dict(mesh__tp=3), r"tp=3"),
         (dict(student__dtype="float17"), r"float17"),
     ],

@@ -9,32 +9,44 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-AGGREGATIONS = ("token_mean", "seq_mean", "seq_mean_token_sum")
+AGGREGATIONS = ("token_mean", "seq_mean", "seq_mean_token_sum", "seq_mean_token_sum_norm")
+KL_KINDS = ("k1", "k2", "k3")
+RATIOS = ("token", "sequence")
 
 
-def token_weights(mask_BT: jax.Array, aggregation: str) -> jax.Array:
+def token_weights(
+    mask_BT: jax.Array, aggregation: str, length_BT: jax.Array | None = None, *, max_tokens: int = 1
+) -> jax.Array:
     """weight_BT such that ``sum(weight_BT * loss_BT)`` is the aggregate of the whole batch.
 
     - ``token_mean``: mean over all tokens of the batch (released ROPD code, DAPO).
     - ``seq_mean``: mean over sequences of the mean over their tokens (paper Eq. 8, GRPO).
     - ``seq_mean_token_sum``: mean over sequences of the sum over their tokens (Dr.GRPO without its constant).
+    - ``seq_mean_token_sum_norm``: the same divided by ``max_tokens`` (Dr.GRPO, arXiv 2503.20783): long wrong answers
+      are not diluted, and the size of the loss does not hang on the lengths at hand.
 
     Args:
-        mask_BT: True for the tokens that count. Rows without any do not count as sequences.
+        mask_BT: True for the tokens that count. A sequence without any does not count as one.
         aggregation: one of `AGGREGATIONS`.
+        length_BT: tokens that count in the token's sequence, where several share a row; None where each has its own.
+        max_tokens: the constant divisor of ``seq_mean_token_sum_norm``: the most tokens that an answer may have.
 
     Raises:
         ValueError: unknown aggregation.
     """
     mask32_BT = mask_BT.astype(jnp.float32)
-    len_B1 = jnp.sum(mask32_BT, axis=-1, keepdims=True)
-    sequences = jnp.maximum(jnp.sum((len_B1 > 0).astype(jnp.float32)), 1.0)
+    if length_BT is None:
+        length_BT = jnp.sum(mask32_BT, axis=-1, keepdims=True)
+    share_BT = mask32_BT / jnp.maximum(length_BT.astype(jnp.float32), 1.0)  # adds up to 1 for each sequence
+    sequences = jnp.maximum(jnp.round(jnp.sum(share_BT)), 1.0)
     if aggregation == "token_mean":
         return mask32_BT / jnp.maximum(jnp.sum(mask32_BT), 1.0)
     if aggregation == "seq_mean":
-        return mask32_BT / jnp.maximum(len_B1, 1.0) / sequences
+        return share_BT / sequences
     if aggregation == "seq_mean_token_sum":
         return mask32_BT / sequences
+    if aggregation == "seq_mean_token_sum_norm":
+        return mask32_BT / (sequences * max_tokens)
     raise ValueError(f"aggregation={aggregation!r}; expected one of {', '.join(AGGREGATIONS)}")
 
 
@@ -71,7 +83,77 @@ def policy_loss(
     return loss_BT, is_clipped_BT
 
 
-def kl_k3(logp_BT: jax.Array, ref_logp_BT: jax.Array) -> jax.Array:
-    """k3 estimate of KL(policy || reference) per token: r - 1 - log r with r = p_ref / p; never negative."""
-    d_BT = ref_logp_BT - logp_BT
-    return jnp.expm1(d_BT) - d_BT
+def truncated_is_loss(
+    logp_BT: jax.Array, old_logp_BT: jax.Array, advantage_BT: jax.Array, *, cap: float
+) -> tuple[jax.Array, jax.Array]:
+    """Policy gradient with truncated importance weights: -sg(min(ratio, cap)) * A * log p, per token.
+
+    The weight corrects for the policy that sampled and has no gradient, so no token's gradient is ever cut to zero:
+    its weight is bounded instead (IMPALA, arXiv 1802.01561, Eq. 1; the released code's token-level rollout correction,
+    threshold 2.0, is the same at one update a step).
+
+    Returns:
+        (loss_BT, capped_BT): the loss, and True where the weight was cut at ``cap``.
+    """
+    ratio_BT = jax.lax.stop_gradient(jnp.exp(logp_BT - old_logp_BT))
+    return -jnp.minimum(ratio_BT, cap) * advantage_BT * logp_BT, ratio_BT > cap
+
+
+def sequence_logp(
+    logp_BT: jax.Array, old_logp_BT: jax.Array, mask_BT: jax.Array, segments_BT: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """(logp_BT, old_logp_BT) whose per-token ratio is the sequence's: s = exp(mean_t(log p - log p_old)).
+
+    GSPO (arXiv 2507.18071, Eq. 7 and its token form, Eq. 15): every token of a sequence has the value of s, and the
+    gradient of log s is spread evenly over its tokens. Hand the result to `policy_loss`.
+
+    Args:
+        mask_BT: the tokens that count; elsewhere the result is 0.
+        segments_BT: which sequence of its row a token belongs to (rows may be packed).
+    """
+    delta_BT = jax.lax.stop_gradient(segment_mean(logp_BT - old_logp_BT, mask_BT, segments_BT))
+    now_BT = jax.lax.stop_gradient(logp_BT)
+    return jnp.where(mask_BT, logp_BT - now_BT + delta_BT, 0.0), jnp.zeros_like(logp_BT)
+
+
+def segment_sum(x_BT: jax.Array, mask_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
+    """At every token the sum of ``x_BT`` over the masked tokens of its segment; float32.
+
+    Segments are runs of equal numbers in a row. Two scans along the row, no scatter: it shards as its input does.
+    """
+    x_BT = jnp.where(mask_BT, x_BT.astype(jnp.float32), 0.0)
+
+    def add(left, right):
+        (a, seg_a), (b, seg_b) = left, right
+        return jnp.where(seg_a == seg_b, a + b, b), seg_b
+
+    before_BT, _ = jax.lax.associative_scan(add, (x_BT, segments_BT), axis=1)
+    after_BT, _ = jax.lax.associative_scan(add, (x_BT, segments_BT), axis=1, reverse=True)
+    return before_BT + after_BT - x_BT
+
+
+def segment_mean(x_BT: jax.Array, mask_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
+    """At every token the mean of ``x_BT`` over the masked tokens of its segment; 0 where there are none."""
+    n_BT = segment_sum(jnp.ones_like(x_BT, jnp.float32), mask_BT, segments_BT)
+    return segment_sum(x_BT, mask_BT, segments_BT) / jnp.maximum(n_BT, 1.0)
+
+
+def kl_estimate(logp_BT: jax.Array, ref_logp_BT: jax.Array, kind: str) -> jax.Array:
+    """Estimate of KL(policy || reference) per token from the log-probs of the sampled token (J. Schulman, 2020).
+
+    - ``k1``: log(p / p_ref). Unbiased, may be negative. As a loss its gradient is 0 in expectation: it is a value to
+      look at, not a leash.
+    - ``k2``: log(p / p_ref)^2 / 2. Biased, but its gradient is that of the KL in expectation.
+    - ``k3``: r - 1 - log r with r = p_ref / p. Unbiased and never negative (GRPO, arXiv 2402.03300, Eq. 4).
+
+    Raises:
+        ValueError: unknown kind.
+    """
+    if kind == "k1":
+        return logp_BT - ref_logp_BT
+    if kind == "k2":
+        return jnp.square(logp_BT - ref_logp_BT) / 2
+    if kind == "k3":
+        d_BT = ref_logp_BT - logp_BT
+        return jnp.expm1(d_BT) - d_BT
+    raise ValueError(f"kl_kind={kind!r}; expected one of {', '.join(KL_KINDS)}")

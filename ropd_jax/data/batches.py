@@ -21,13 +21,16 @@ class Sequence:
 class TrainBatch(NamedTuple):
     """Arrays of one update; position t holds an input token and predicts ``targets_BT[:, t]``.
 
+    A row holds one sequence or, packed, several side by side, each with a segment of its own and positions from 0.
+
     Attributes:
         tokens_BT, targets_BT: int32.
         positions_BT, segments_BT: int32; segment 0 is padding.
         mask_BT: bool, completion tokens of valid rows: what the mean of the loss is taken over.
         informative_BT: bool, those of them that may give a gradient (zero-variance groups may not).
         old_logp_BT: float32, log-probs under the sampling policy.
-        advantage_BT: float32, the row's advantage.
+        advantage_BT: float32, the sequence's advantage.
+        length_BT: int32, how many tokens of the token's sequence ``mask_BT`` admits; 0 where it does not.
     """
 
     tokens_BT: np.ndarray
@@ -38,38 +41,113 @@ class TrainBatch(NamedTuple):
     informative_BT: np.ndarray
     old_logp_BT: np.ndarray
     advantage_BT: np.ndarray
+    length_BT: np.ndarray
 
 
 def make_batch(
-    sequences: Seq[Sequence], advantage_B: np.ndarray, valid_B: np.ndarray, informative_B: np.ndarray, length: int
+    sequences: Seq[Sequence],
+    advantage_B: np.ndarray,
+    valid_B: np.ndarray,
+    informative_B: np.ndarray,
+    length: int,
+    *,
+    places: Seq[Seq[int]] | None = None,
+    row_len: int = 0,
 ) -> TrainBatch:
-    """One row a sequence, prompt and completion side by side, padded on the right.
+    """Lay sequences into rows, prompt and completion side by side, padded on the right.
 
     Args:
-        length: tokens of a row; a completion that does not fit is cut (only references can be that long).
+        length: most tokens of a sequence; a completion that does not fit is cut (only references can be that long).
+        places: which sequences each row holds (`first_fit`); None gives each a row of its own.
+        row_len: positions of a row; 0 means ``length - 1``, as the last token of a sequence is only predicted.
     """
-    B, T = len(sequences), length - 1
-    tokens_BT = np.zeros((B, length), np.int32)
-    segments_BT, positions_BT = np.zeros((B, T), np.int32), np.zeros((B, T), np.int32)
-    mask_BT, old_logp_BT = np.zeros((B, T), bool), np.zeros((B, T), np.float32)
-    for b, s in enumerate(sequences):
-        row = np.concatenate([s.prompt_T, s.completion_T])[:length]
-        tokens_BT[b, : len(row)] = row
-        n = min(len(row), T)
-        segments_BT[b, :n], positions_BT[b, :n] = 1, np.arange(n)
-        start, end = len(s.prompt_T) - 1, len(row) - 1
-        mask_BT[b, start:end] = valid_B[b]
-        old_logp_BT[b, start:end] = s.old_logp_T[: end - start]
+    places = [[i] for i in range(len(sequences))] if places is None else places
+    shape = len(places), row_len or length - 1
+    ints = {name: np.zeros(shape, np.int32) for name in ("tokens", "targets", "positions", "segments", "length")}
+    mask_BT, informative_BT = np.zeros(shape, bool), np.zeros(shape, bool)
+    old_logp_BT, advantage_BT = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    for b, place in enumerate(places):
+        at = 0
+        for segment, i in enumerate(place, 1):
+            s = sequences[i]
+            row = np.concatenate([s.prompt_T, s.completion_T])[:length]
+            n = len(row) - 1  # positions of the sequence; the completion's are the last of them
+            start, end = at + len(s.prompt_T) - 1, at + n
+            here = slice(at, end)
+            ints["tokens"][b, here], ints["targets"][b, here] = row[:-1], row[1:]
+            ints["positions"][b, here], ints["segments"][b, here] = np.arange(n), segment
+            old_logp_BT[b, start:end] = s.old_logp_T[: end - start]
+            if valid_B[i]:
+                mask_BT[b, start:end], informative_BT[b, start:end] = True, informative_B[i]
+                advantage_BT[b, start:end], ints["length"][b, start:end] = advantage_B[i], end - start
+            at = end
     return TrainBatch(
-        tokens_BT=tokens_BT[:, :-1],
-        targets_BT=tokens_BT[:, 1:],
-        positions_BT=positions_BT,
-        segments_BT=segments_BT,
+        tokens_BT=ints["tokens"],
+        targets_BT=ints["targets"],
+        positions_BT=ints["positions"],
+        segments_BT=ints["segments"],
         mask_BT=mask_BT,
-        informative_BT=mask_BT & informative_B[:, None],
+        informative_BT=informative_BT,
         old_logp_BT=old_logp_BT,
-        advantage_BT=np.where(mask_BT, advantage_B[:, None], 0.0).astype(np.float32),
+        advantage_BT=advantage_BT,
+        length_BT=ints["length"],
     )
+
+
+def positions_needed(sequences: Seq[Sequence], length: int) -> list[int]:
+    """Positions that each sequence takes: one less than its tokens, cut at ``length``; 0 without a completion."""
+    return [min(len(s.prompt_T) + n, length) - 1 if (n := len(s.completion_T)) else 0 for s in sequences]
+
+
+def first_fit(sizes: Seq[int], row_len: int) -> list[list[int]]:
+    """First-fit-decreasing: indices of the sequences that share a row of ``row_len`` positions.
+
+    A size of 0 takes no place. With sizes of at most m, no more than ceil(n / floor(row_len / m)) rows come out: a row
+    is opened only when all others have less than m left, so each of those holds floor(row_len / m) sequences or more.
+    """
+    rows: list[list[int]] = []
+    left = np.zeros(len(sizes), np.int64)
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):  # stable: the order of equals is the caller's
+        if not sizes[i]:
+            break
+        assert sizes[i] <= row_len
+        fits = np.flatnonzero(left[: len(rows)] >= sizes[i])
+        if not fits.size:
+            left[len(rows)] = row_len
+            rows.append([])
+        row = fits[0] if fits.size else len(rows) - 1
+        rows[row].append(i)
+        left[row] -= sizes[i]
+    return rows
+
+
+def bucket(rows: int) -> int:
+    """``rows`` rounded up to five significant bits (at most 1/16 more), so that few shapes are ever compiled."""
+    step = 1 << max(rows.bit_length() - 5, 0)
+    return -(-rows // step) * step
+
+
+def pack(
+    sequences: Seq[Sequence],
+    advantage_B: np.ndarray,
+    valid_B: np.ndarray,
+    informative_B: np.ndarray,
+    length: int,
+    *,
+    row_len: int,
+    fixed: bool,
+) -> TrainBatch:
+    """`make_batch` with several sequences a row. Which rows there are depends on lengths alone, never on a verdict.
+
+    Args:
+        row_len: positions of a row, at least ``length - 1``.
+        fixed: always give the number of rows that the longest sequences would need, the last ones empty; otherwise
+            those that are used, rounded up (`bucket`).
+    """
+    places = first_fit(positions_needed(sequences, length), row_len)
+    most = -(-len(sequences) // (row_len // (length - 1)))
+    places += [[]] * ((most if fixed else min(bucket(max(len(places), 1)), most)) - len(places))
+    return make_batch(sequences, advantage_B, valid_B, informative_B, length, places=places, row_len=row_len)
 
 
 def split_parts(batch: TrainBatch, microbatch: int, *, multiple: int = 1) -> TrainBatch:
@@ -87,3 +165,10 @@ def split_parts(batch: TrainBatch, microbatch: int, *, multiple: int = 1) -> Tra
         return x_BT.reshape(A, b, *x_BT.shape[1:])
 
     return TrainBatch(*(cut(x) for x in batch))
+
+
+def real_frac(parts: TrainBatch) -> float:
+    """Share of real tokens among the positions that an update computes: empty parts at the end are not."""
+    real_A = (parts.segments_BT != 0).sum(axis=(1, 2))
+    used = np.flatnonzero(real_A).max(initial=-1) + 1
+    return float(real_A.sum() / max(used * parts.segments_BT[0].size, 1))

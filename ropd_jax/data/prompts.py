@@ -1,6 +1,7 @@
 """Questions for the student: where they come from, what is dropped and counted, and in which order they are asked.
 
-    1. ``load_prompts``   reads one source (reasoning-gym or JSONL) into a ``PromptSet``; duplicates go, and are counted
+    1. ``load_prompts``   reads one source (reasoning-gym, JSONL, a published set) into a ``PromptSet``; duplicates go,
+                          and are counted
     2. ``disjoint``       takes out of the training set what the held-out set asks
     3. ``PromptStream``   the batch of P prompts of each step, a pure function of (seed, step)
     4. ``write_book``     question and worked solution of each prompt, the textbook of the scripted teacher
@@ -13,12 +14,13 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import itertools
 import json
 import os
 import pathlib
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,12 +74,15 @@ def load_prompts(
     """Reads prompts of one source.
 
     Args:
-        source: ``reasoning_gym`` or ``jsonl``.
-        task: the reasoning-gym task to generate; for JSONL the name that the grader goes by ("" for plain comparison).
-        path: JSONL only: one file, or a pattern such as ``gsm8k_train_part*.jsonl`` (read in sorted order).
-        size: reasoning-gym: items to generate, before duplicates go; JSONL: keep the first so many (None: all).
-        seed: reasoning-gym only; item i is drawn from seed + i.
-        options: reasoning-gym only: the task's own settings, e.g. ``{"min_terms": 4}``.
+        source: ``reasoning_gym``, ``jsonl``, or ``published``: a set of ``ropd_jax.data.sets``.
+        task: the reasoning-gym task to generate; for JSONL the name that the grader goes by ("" for plain comparison);
+            the published set's name.
+        path: JSONL: one file, or a pattern such as ``gsm8k_train_part*.jsonl`` (read in sorted order); published:
+            a directory, ``tfds:DIR``, ``hub``, or "" (see ``sources.read_source``).
+        size: reasoning-gym: items to generate, before duplicates go; JSONL: keep the first so many (None: all);
+            published: so many drawn by a hash of (seed, id); 0 or None is all, in their own order.
+        seed: reasoning-gym: item i is drawn from seed + i. published: of the draw.
+        options: reasoning-gym: the task's own settings, e.g. ``{"min_terms": 4}``; published: ``sets.SetOptions``.
         template: the user message; ``{question}`` stands for the question, other braces are plain text.
         system: the system message ("" for none).
 
@@ -87,16 +92,22 @@ def load_prompts(
     """
     if "{question}" not in template:
         raise UserError(f"template {template!r} has no {{question}}; expected it once where the question goes")
+    dropped: Counter[str] = Counter()
     if source == "reasoning_gym":
         items = _reasoning_gym(task, size, seed, dict(options or {}))
         where = f"reasoning_gym:{task} (size={size}, seed={seed})"
     elif source == "jsonl":
         items = _jsonl(path, task)
         where = path
-    else:
-        raise UserError(f"data source {source!r} is unknown; expected reasoning_gym or jsonl")
+    elif source == "published":
+        from ropd_jax.data import sets
 
-    dropped: Counter[str] = Counter()
+        everything, before, _ = sets.load_set(task, path, sets.SetOptions.of(options or {}))
+        items, where = sets.chosen(everything, size, seed), task
+        dropped += before
+    else:
+        raise UserError(f"data source {source!r} is unknown; expected reasoning_gym, jsonl or published")
+
     seen: set[str] = set()
     ids: set[str] = set()
     prompts: list[Prompt] = []
@@ -294,11 +305,18 @@ class PromptStream:
         self._seed = seed
         self.steps_per_epoch = len(self._prompts) // batch
 
-    def batch(self, step: int) -> list[Prompt]:
-        """The P prompts of step 0, 1, 2, ..."""
+    def batch(self, step: int, *, shard: int = 0, shards: int = 1) -> list[Prompt]:
+        """The P prompts of step 0, 1, 2, ...; with ``shards`` hosts the part of host ``shard``, every n-th of them."""
         epoch, place = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng((self._seed, epoch)).permutation(len(self._prompts))
-        return [self._prompts[i] for i in order[place * self._batch : (place + 1) * self._batch]]
+        mine = order[place * self._batch : (place + 1) * self._batch][shard::shards]
+        return [self._prompts[i] for i in mine]
+
+    def spare(self, step: int, round: int, n: int, *, without: Collection[str] = ()) -> list[Prompt]:
+        """At most ``n`` prompts that are not in ``without`` (ids), drawn from (seed, step, round)."""
+        order = np.random.default_rng((self._seed, step, round, 1)).permutation(len(self._prompts))
+        free = (self._prompts[i] for i in order)
+        return list(itertools.islice((p for p in free if p.id not in without), n))
 
 
 def write_book(path: str | os.PathLike[str], prompts: Iterable[Prompt]) -> int:

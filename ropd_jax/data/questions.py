@@ -36,7 +36,8 @@ def load_questions(cfg: ConfigDict, tokenizer: Tokenizer) -> tuple[Questions, Qu
     common = dict(source=d.source, task=d.task, options=d.options.to_dict(), template=d.template, system=d.system)
     if d.source == "reasoning_gym":
         check_seeds(train_seed=d.seed, train_size=d.size, heldout_seed=d.heldout_seed, heldout_size=d.heldout_size)
-    held = load_prompts(**common, path=d.heldout_path, size=d.heldout_size, seed=d.heldout_seed)
+    held_path = d.heldout_path or (d.path if d.source == "published" else "")  # a draw of the same set
+    held = load_prompts(**common, path=held_path, size=d.heldout_size, seed=d.heldout_seed)
     train = disjoint(load_prompts(**common, path=d.path, size=d.size, seed=d.seed), held)
     return tuple(_tokenized(s, tokenizer, d.max_prompt_tokens, n) for s, n in ((train, "training"), (held, "held-out")))
 

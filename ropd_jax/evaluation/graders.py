@@ -25,6 +25,7 @@ _MARK = re.compile(
     r"(?im)^[ \t>*_#-]*(?:final[ \t]+)?answer[ \t*_]*[:=][ \t*_]*(?P<line>\S[^\n]*)|####[ \t]*(?P<gsm>\S[^\n]*)"
     r"|\banswer is:?[ \t*_$]*(?P<said>[+-]?\d[\d,]*(?:\.\d+)?)"
 )
+_BRACE = re.compile(r"\\boxed\s*\{|\\[{}\\]|[{}]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
 _FRACTION = re.compile(r"([+-]?\d+)/(\d+)")
 
@@ -62,17 +63,27 @@ def final_answer(text: str) -> str | None:
 
 
 def last_box(text: str) -> tuple[int, str | None]:
-    r"""Place and content of the last ``\boxed{...}`` that closes within 200 characters; (-1, None) without one."""
-    end = len(text)
-    while (start := text.rfind("\\boxed{", 0, end)) >= 0:
-        first = start + len("\\boxed{")
-        depth = 1
-        for i in range(first, min(len(text), first + LONGEST + 1)):
-            depth += (text[i] == "{") - (text[i] == "}")
-            if depth == 0:
-                return start, text[first:i]
-        end = start
-    return -1, None
+    r"""Place and content of the last ``\boxed{...}`` that closes, an outer box off; (-1, None) without one.
+
+    One pass over the text: braces are matched by a stack, ``\{`` and ``\}`` are characters and not braces.
+    ``\boxed5``, ``\fbox{5}`` and a box that never closes are none.
+    """
+    opened: list[tuple[int, int] | None] = []  # of each open brace None, or (place of the box, first of its content)
+    closed: tuple[int, int, int] | None = None
+    for match in _BRACE.finditer(text):
+        token = match.group()
+        if token == "}":
+            if opened and (box := opened.pop()) is not None:
+                closed = (*box, match.start())
+        elif token == "{":
+            opened.append(None)
+        elif token.endswith("{") and token != "\\{":
+            opened.append((match.start(), match.end()))
+    if closed is None:
+        return -1, None
+    at, first, end = closed
+    inner = last_box(text[first:end])[1] if end - first <= LONGEST else None
+    return at, text[first:end] if inner is None else inner
 
 
 def same(found: str, gold: str) -> bool:

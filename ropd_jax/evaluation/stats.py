@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -13,7 +13,7 @@ Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean in 0..1 with its 95 % interval; all three are None when nothing could be graded.
+    """A mean (or a difference of means) with its 95 % interval; all three are None when nothing could be graded.
 
     Attributes:
         n: graded items.
@@ -60,3 +60,82 @@ def mean_accuracy(grades_PK: Sequence[Sequence[bool | None]], *, seed: int = 0, 
     picks = np.random.default_rng(seed).integers(0, len(shares), size=(draws, len(shares)))
     low, high = np.percentile(share_P[picks].mean(axis=1), [2.5, 97.5])
     return Estimate(float(share_P.mean()), float(low), float(high), len(shares), ungraded)
+
+
+# ---------------------------------------------------------------------------------------- k samples of each problem
+
+
+def pass_at_k(right: int, n: int, k: int) -> float:
+    """The chance that at least one of k samples is right, unbiased from n samples of which ``right`` were.
+
+    1 - C(n - right, k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374, Eq. 1); 1 - (1 - right/n)^k would be too low.
+
+    Raises:
+        ValueError: k is not in 1..n, or ``right`` not in 0..n.
+    """
+    if not (1 <= k <= n and 0 <= right <= n):
+        raise ValueError(f"pass@{k} of {n} samples, {right} right; expected 1 <= k <= n and 0 <= right <= n")
+    return 1.0 - math.comb(n - right, k) / math.comb(n, k)
+
+
+def maj_at_k(answers: Sequence[str | None], right: Sequence[bool]) -> float:
+    """1.0 if the most frequent answer is right, 0.0 if not; of several equally frequent ones the share of right ones.
+
+    Samples without an answer (None) have no vote; without any vote nothing is right.
+    """
+    votes: dict[str, list[bool]] = {}
+    for answer, ok in zip(answers, right, strict=True):
+        if answer is not None:
+            votes.setdefault(answer, []).append(ok)
+    if not votes:
+        return 0.0
+    most = max(map(len, votes.values()))
+    winners = [sum(v) / len(v) for v in votes.values() if len(v) == most]
+    return sum(winners) / len(winners)
+
+
+def clustered(values: Sequence[float | None], *, clip: bool = False, seed: int = 0, draws: int = 10_000) -> Estimate:
+    """The mean of one value a problem, with a percentile bootstrap over problems.
+
+    The problems are the clusters: their k samples are already inside each value, and are never drawn one by one.
+
+    Args:
+        values: of each problem; None where it could not be graded, which leaves it out and counts it.
+        clip: bring the mean (of the data and of each draw) into 0..1 *after* averaging, as HealthBench does.
+    """
+    known = np.asarray([v for v in values if v is not None], float)
+    n, ungraded = len(known), len(values) - len(known)
+    if n == 0:
+        return Estimate(None, None, None, 0, ungraded)
+    bounds = (0.0, 1.0) if clip else (-math.inf, math.inf)
+    means = np.clip(known[_picks(n, seed, draws)].mean(axis=1), *bounds)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Estimate(float(np.clip(known.mean(), *bounds)), float(low), float(high), n, ungraded)
+
+
+def clustered_ratio(tops: Sequence[float], bottoms: Sequence[float], *, seed: int = 0, draws: int = 10_000) -> Estimate:
+    """sum(tops) / sum(bottoms) over problems, as instructions followed of all; with the bootstrap over problems."""
+    top, bottom = np.asarray(tops, float), np.asarray(bottoms, float)
+    if not len(top) or not bottom.sum():
+        return Estimate(None, None, None, 0)
+    picks = _picks(len(top), seed, draws)
+    low, high = np.percentile(top[picks].sum(axis=1) / bottom[picks].sum(axis=1), [2.5, 97.5])
+    return Estimate(float(top.sum() / bottom.sum()), float(low), float(high), len(top))
+
+
+def paired_difference(
+    a: Mapping[str, float | None], b: Mapping[str, float | None], *, seed: int = 0, draws: int = 10_000
+) -> Estimate:
+    """Mean of b - a over the problems that both have graded, with its bootstrap interval over those problems.
+
+    Two results on the same problems share the problems' difficulty, so this interval is narrower than what the two
+    intervals suggest. ``ungraded`` counts the problems that are in one of the two only, or ungraded in one.
+    """
+    shared = sorted(i for i in a.keys() & b.keys() if a[i] is not None and b[i] is not None)
+    left_out = len(a.keys() | b.keys()) - len(shared)
+    found = clustered([b[i] - a[i] for i in shared], seed=seed, draws=draws)
+    return dataclasses.replace(found, ungraded=left_out)
+
+
+def _picks(n: int, seed: int, draws: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, n, size=(draws, n))

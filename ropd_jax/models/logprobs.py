@@ -24,6 +24,7 @@ def token_logprobs(
     *,
     temperature: float = 1.0,
     chunk: int = 128,
+    entropy_grad: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """(logp_BT, entropy_BT) in float32 of ``targets_BT`` under softmax(logits / temperature).
 
@@ -32,6 +33,7 @@ def token_logprobs(
         targets_BT: int32 token ids.
         temperature: of the sampling policy, so that log-probs compare with the sampler's.
         chunk: positions whose logits exist at once.
+        entropy_grad: let a gradient flow through the entropy.
     """
     T = x_BTD.shape[1]
     norm, table_VD = transformer.head(cfg, params)
@@ -50,7 +52,7 @@ def token_logprobs(
             picked_BT = jnp.sum(jnp.where(ids_V[None, None] == targets_BT[..., None], logits_BTV, 0.0), axis=-1)
         p_BTV = jnp.exp(logits_BTV - lse_BT[..., None])
         entropy_BT = lse_BT - jnp.sum(p_BTV * logits_BTV, axis=-1)
-        return picked_BT - lse_BT, jax.lax.stop_gradient(entropy_BT)
+        return picked_BT - lse_BT, entropy_BT if entropy_grad else jax.lax.stop_gradient(entropy_BT)
 
     def split(x_BT):  # [B, T, ...] -> [chunks, B, chunk, ...]
         return x_BT.reshape(x_BT.shape[0], -1, chunk, *x_BT.shape[2:]).swapaxes(0, 1)

@@ -20,11 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import reshard
 
 from ropd_jax.mesh import RULES, active_mesh, constrain, out
-from ropd_jax.models.attention import attention, causal_mask
-from ropd_jax.models.config import ModelConfig, RopeScaling
-from ropd_jax.types import UserError
+from ropd_jax.models.attention import attention, self_attention
+from ropd_jax.models.config import ModelConfig
+from ropd_jax.models.rope import rope_frequencies
 
 Params = dict
 
@@ -57,11 +58,11 @@ class Attention(nnx.Module):
         if cfg.qk_norm:
             self.q_norm, self.k_norm = RMSNorm(cfg, "H"), RMSNorm(cfg, "H")
 
-    def __call__(self, x_BTD, angles_BTH, attend):
+    def __call__(self, x_BTD, angles_BTH, attend, beside):
         dt = x_BTD.dtype
-        q_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, self.q_DNH[...].astype(dt))
-        k_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, self.k_DKH[...].astype(dt))
-        v_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, self.v_DKH[...].astype(dt))
+        q_BTNH = linear(self, "q_DNH", x_BTD, beside)
+        k_BTKH = linear(self, "k_DKH", x_BTD, beside)
+        v_BTKH = linear(self, "v_DKH", x_BTD, beside)
         if self.cfg.qkv_bias:
             q_BTNH += self.q_bias_NH[...].astype(dt)[None, None]
             k_BTKH += self.k_bias_KH[...].astype(dt)[None, None]
@@ -69,7 +70,31 @@ class Attention(nnx.Module):
         if self.cfg.qk_norm:
             q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
         o_BTNH, kv = attend(rotate(q_BTNH, angles_BTH), rotate(k_BTKH, angles_BTH), v_BTKH)
-        return jnp.einsum("BTNH,NHD->BTD", o_BTNH, self.o_NHD[...].astype(dt), out_sharding=out("BTD")), kv
+        return linear(self, "o_NHD", o_BTNH, beside), kv
+
+
+def linear(module: nnx.Module, name: str, x: jax.Array, beside: Params) -> jax.Array:
+    """x W, plus (x A) B where an adapter stands beside the weight: LoRA (arXiv 2106.09685, Eq. 3).
+
+    The low-rank path goes through the activations, so that the gradient of a frozen W never exists.
+
+    Args:
+        name: of the weight in ``module``, e.g. ``q_DNH``; the last axes of ``x`` are its first ones.
+        beside: of this weight, if anything: ``a_DR`` and ``b_RNH`` (the factor alpha/R is in B already), and
+            ``channel_NH``, what the output is multiplied by where W is stored in int8. See `ropd_jax.models.lora`.
+    """
+    dims, dt = name.rsplit("_", 1)[-1], x.dtype
+    n_in = x.ndim - 2
+    ins, outs = dims[:n_in], dims[n_in:]
+    y = jnp.einsum(f"BT{ins},{dims}->BT{outs}", x, getattr(module, name)[...].astype(dt), out_sharding=out("BT" + outs))
+    own = beside.get(name, {})
+    if (channel := own.get(f"channel_{outs}")) is not None:
+        y = y * channel.astype(dt)[None, None]
+    if (a := own.get(f"a_{ins}R")) is not None:
+        h_BTR = jnp.einsum(f"BT{ins},{ins}R->BTR", x, a.astype(dt), out_sharding=out("BTR"))
+        b = own[f"b_R{outs}"].astype(dt)
+        y = y + jnp.einsum(f"BTR,R{outs}->BT{outs}", h_BTR, b, out_sharding=out("BT" + outs))
+    return y
 
 
 ACTIVATE = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True)}
@@ -83,13 +108,10 @@ class MLP(nnx.Module):
         self.up_DF = nnx.Param(normal(rngs, (D, F), D))
         self.down_FD = nnx.Param(normal(rngs, (F, D), F))
 
-    def __call__(self, x_BTD):
-        dt = x_BTD.dtype
-        gate_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, self.gate_DF[...].astype(dt))
-        up_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, self.up_DF[...].astype(dt))
-        return jnp.einsum(
-            "BTF,FD->BTD", self.activate(gate_BTF) * up_BTF, self.down_FD[...].astype(dt), out_sharding=out("BTD")
-        )
+    def __call__(self, x_BTD, beside):
+        gate_BTF = linear(self, "gate_DF", x_BTD, beside)
+        up_BTF = linear(self, "up_DF", x_BTD, beside)
+        return linear(self, "down_FD", self.activate(gate_BTF) * up_BTF, beside)
 
 
 class Experts(nnx.Module):
@@ -116,10 +138,15 @@ class Experts(nnx.Module):
             weight_BTk = weight_BTk / jnp.sum(weight_BTk, axis=-1, keepdims=True)
         return weight_BTk.astype(x_BTD.dtype), expert_BTk
 
-    def __call__(self, x_BTD):
+    def __call__(self, x_BTD, beside):
         weight_BTk, expert_BTk = self.route(x_BTD)
-        weights = [w[...].astype(x_BTD.dtype) for w in (self.gate_EDF, self.up_EDF, self.down_EFD)]
+        weights = [self.weight(name, beside, x_BTD.dtype) for name in ("gate_EDF", "up_EDF", "down_EFD")]
         return (self.sorted if active_mesh() is None else self.one_by_one)(x_BTD, weight_BTk, expert_BTk, *weights)
+
+    def weight(self, name: str, beside: Params, dtype) -> jax.Array:
+        w = getattr(self, name)[...].astype(dtype)
+        channel = beside.get(name, {}).get(f"channel_E{name[-1]}")  # of int8 experts, as in `linear`
+        return w if channel is None else w * channel.astype(dtype)[:, None]
 
     def sorted(self, x_BTD, weight_BTk, expert_BTk, gate_EDF, up_EDF, down_EFD):
         B, T, D = x_BTD.shape
@@ -156,10 +183,10 @@ class Block(nnx.Module):
         if cfg.sandwich_norms:
             self.attn_post_norm, self.mlp_post_norm = RMSNorm(cfg), RMSNorm(cfg)
 
-    def __call__(self, x_BTD, angles_BTH, attend):
-        y_BTD, kv = self.attn(self.attn_norm(x_BTD), angles_BTH, attend)
+    def __call__(self, x_BTD, angles_BTH, attend, beside):
+        y_BTD, kv = self.attn(self.attn_norm(x_BTD), angles_BTH, attend, beside.get("attn", {}))
         x_BTD = x_BTD + (self.attn_post_norm(y_BTD) if self.sandwich else y_BTD)
-        y_BTD = self.mlp(self.mlp_norm(x_BTD))
+        y_BTD = self.mlp(self.mlp_norm(x_BTD), beside.get("mlp", {}))
         return x_BTD + (self.mlp_post_norm(y_BTD) if self.sandwich else y_BTD), kv
 
 
@@ -212,8 +239,11 @@ def param_shapes(cfg: ModelConfig) -> Params:
     return jax.eval_shape(lambda: init_params(cfg, 0))
 
 
-def _block(cfg: ModelConfig, layer: Params) -> Block:
-    return nnx.merge(_definitions(cfg)[0], RULES.gather(layer))
+def _block(cfg: ModelConfig, layer: Params) -> Callable:
+    """One layer as a function of (x_BTD, angles_BTH, attend); what stands beside its weights is under ``beside``."""
+    own = RULES.gather(layer)
+    block = nnx.merge(_definitions(cfg)[0], {k: v for k, v in own.items() if k != "beside"})
+    return functools.partial(block, beside=own.get("beside", {}))
 
 
 def _ends(cfg: ModelConfig, params: Params) -> Ends:
@@ -244,25 +274,6 @@ def per_layer(cfg: ModelConfig) -> PerLayer:
     )
 
 
-def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
-    """theta^(-2i/H) for i < H/2, stretched as the checkpoint says; see `RopeScaling`. Computed in float64.
-
-    Raises:
-        UserError: unknown kind of scaling.
-    """
-    freq_H = theta ** (-np.arange(0, head_dim, 2) / head_dim)
-    if scaling is None:
-        return freq_H
-    if scaling.kind == "linear":
-        return freq_H / scaling.factor
-    if scaling.kind != "llama3":
-        raise UserError(f"rope scaling {scaling.kind!r} is not supported; supported: linear, llama3")
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    turns_H = scaling.original_len * freq_H / (2 * np.pi)  # full turns within the original length
-    keep_H = np.clip((turns_H - low) / (high - low), 0.0, 1.0)
-    return keep_H * freq_H + (1 - keep_H) * freq_H / scaling.factor
-
-
 def rope_angles(inv_freq_H: jax.Array, positions_BT: jax.Array) -> jax.Array:
     """angles_BTH (H/2 of them): position times frequency, in float32 (bfloat16 rounds 257 to 256)."""
     return positions_BT.astype(jnp.float32)[:, :, None] * inv_freq_H[None, None]
@@ -276,11 +287,17 @@ def rotate(x_BTNH: jax.Array, angles_BTH: jax.Array) -> jax.Array:
 
 
 def embed(cfg: ModelConfig, params: Params, tokens_BT: jax.Array, dtype) -> jax.Array:
-    table_VD = RULES.gather({"table_VD": params["embed"]["table_VD"]})["table_VD"]
-    if (sharding := out("BTD")) is not None:
-        x_BTD = constrain(table_VD, "_D").at[tokens_BT].get(out_sharding=sharding).astype(dtype)
-    else:
+    """x_BTD of token ids.
+
+    On a mesh the table stays where it is: every device looks all tokens up in its slice of D, and the rows then change
+    places with the slices. So neither the table nor its gradient ever exists whole (151,936 x 2,560 float32: 1.6 GB).
+    """
+    table_VD = params["embed"]["table_VD"]
+    if active_mesh() is None:
         x_BTD = table_VD[tokens_BT].astype(dtype)
+    else:
+        table_VD, tokens_BT = reshard(table_VD, RULES.spec("_D")), constrain(tokens_BT, "__")
+        x_BTD = constrain(table_VD.at[tokens_BT].get(out_sharding=RULES.spec("__D")).astype(dtype), "BTD")
     return x_BTD * jnp.asarray(cfg.embed_scale, dtype)  # Gemma's checkpoints were trained with the rounded factor
 
 
@@ -311,7 +328,8 @@ def hidden(
     segments_BT: jax.Array,
     *,
     dtype=jnp.float32,
-    remat: bool = False,
+    remat: str = "none",
+    attention: str = "auto",
     keep_kv: bool = False,
 ):
     """Hidden states x_BTD before the final norm, of whole sequences.
@@ -321,25 +339,27 @@ def hidden(
         positions_BT: position of each token in its own sequence, from 0.
         segments_BT: which sequence of the row a token belongs to; 0 is padding. Tokens see their own segment only.
         dtype: compute dtype; parameters are cast at use.
-        remat: recompute each block in the backward pass.
+        remat: what a block keeps for the backward pass, a name of `REMAT`.
+        attention: the kernel, see `ropd_jax.models.attention.self_attention`.
         keep_kv: also return the keys and values, each [L, B, K, T, H] (prefill).
     """
-    mask_BTS = causal_mask(positions_BT, segments_BT)
-    back_BTS = positions_BT[:, :, None] - positions_BT[:, None, :]
 
     def body(x_BTD, xs):
         layer, own = xs
 
         def attend(q_BTNH, k_BTKH, v_BTKH):
-            k_BKTH, v_BKTH = k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2)
-            seen_BTS = mask_BTS & (back_BTS < own.window_L) if cfg.local_layers else mask_BTS
-            return attend_to(cfg, q_BTNH, k_BKTH, v_BKTH, seen_BTS), (k_BKTH, v_BKTH)
+            o_BTNH = self_attention(
+                q_BTNH, k_BTKH, v_BTKH, segments_BT, local=own.window_L <= cfg.window,
+                window=cfg.window if cfg.local_layers else 0, scale=cfg.attn_scale, softcap=cfg.attn_softcap,
+                impl=attention,
+            )  # fmt: skip
+            return o_BTNH, (k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2))
 
         x_BTD, kv = _block(cfg, layer)(x_BTD, rope_angles(own.inv_freq_LH, positions_BT), attend)
         return x_BTD, (kv if keep_kv else None)
 
-    if remat:
-        body = jax.checkpoint(body, prevent_cse=False)  # inside scan CSE cannot undo it
+    if remat != "none":
+        body = jax.checkpoint(body, prevent_cse=False, policy=REMAT[remat])  # inside scan CSE cannot undo it
     own = jax.tree.map(jnp.asarray, per_layer(cfg))
     x_BTD, kv = jax.lax.scan(body, embed(cfg, params, tokens_BT, dtype), (params["layers"], own))
     return (x_BTD, kv) if keep_kv else x_BTD
@@ -347,6 +367,17 @@ def hidden(
 
 def attend_to(cfg: ModelConfig, q_BTNH, k_BKSH, v_BKSH, mask_BTS) -> jax.Array:
     return attention(q_BTNH, k_BKSH, v_BKSH, mask_BTS, scale=cfg.attn_scale, softcap=cfg.attn_softcap)
+
+
+_keep = jax.checkpoint_policies
+REMAT = {  # name -> what is kept of a block besides its input; all else is computed again in the backward pass
+    "none": _keep.everything_saveable,
+    "block": _keep.nothing_saveable,
+    "attention": _keep.save_only_these_names("attention"),
+    "dots": _keep.save_from_both_policies(
+        _keep.dots_with_no_batch_dims_saveable, _keep.save_only_these_names("attention")
+    ),
+}
 
 
 def unstack(params: Params, num_layers: int) -> list[Params]:

@@ -28,7 +28,7 @@ from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.sampling import pages as paging
 from ropd_jax.sampling.rules import SamplingRule, draw, rollout_keys
-from ropd_jax.sampling.slots import Job, Slots, halved
+from ropd_jax.sampling.slots import Job, Slots, halved, pool_size
 from ropd_jax.types import Prompt, Rollout, RolloutGroup, UserError
 
 if TYPE_CHECKING:
@@ -221,7 +221,50 @@ def sample_groups(
 
 def copies_layers() -> bool:
     """On CPU a slice of the stacked weights is copied at every step, so they are taken apart once a call instead."""
-    return jax.default_backend() == "cpu"
+    mesh = None if active_mesh() is None else jax.sharding.get_mesh()
+    return (jax.default_backend() if mesh is None else mesh.devices.flat[0].platform) == "cpu"
+
+
+class Layout(NamedTuple):
+    """Sizes on each of the ``parts`` of the mesh: rows, prompt slots, and prompts that one prefill runs."""
+
+    parts: int
+    rows: int
+    slots: int
+    batch: int
+
+
+def layout(ecfg: EngineConfig) -> Layout:
+    """Raises UserError where the prompts do not divide over the mesh."""
+    mesh = active_mesh()
+    parts = 1 if mesh is None else mesh.shape["fsdp"]
+    if ecfg.prompts % parts:
+        raise UserError(
+            f"{ecfg.prompts} prompts side by side do not divide over mesh axis fsdp={parts}; choose a multiple of it"
+        )
+    prompts = ecfg.prompts // parts
+    batch = max(1, prompts // 2)
+    groups = 1 if ecfg.rollouts == 1 else 3  # new groups enter while others' last rollouts decode
+    return Layout(parts, prompts * ecfg.rollouts, groups * prompts + batch, batch)
+
+
+def empty_cache(cfg: ModelConfig, ecfg: EngineConfig, sizes: Layout, *, pages: int) -> paging.Cache:
+    """``pages``: of each part's pool; `most_pages` at most."""
+    return paging.make_cache(
+        cfg,
+        prompts=sizes.parts * sizes.slots,
+        prompt_len=ecfg.prompt_len,
+        rows=sizes.parts * sizes.rows,
+        pages=sizes.parts * pages,
+        page=ecfg.page,
+        dtype=ecfg.cache_dtype or ecfg.dtype,
+    )
+
+
+def most_pages(ecfg: EngineConfig, rows: int) -> int:
+    """The pool of a part when all its rows are as long as they may be."""
+    depth = (ecfg.max_tokens - 1) // ecfg.page
+    return pool_size(rows * depth, rows) if depth else 1
 
 
 class _Engine:
@@ -231,36 +274,20 @@ class _Engine:
         self.cfg, self.ecfg, self.params, self.prompt_tokens = cfg, ecfg, params, prompt_tokens
         self.layers = unstack(params, cfg.num_layers) if copies_layers() else None
         G, n = ecfg.rollouts, len(prompt_tokens)
-        mesh = active_mesh()
-        self.parts = 1 if mesh is None else mesh.shape["fsdp"]
-        if ecfg.prompts % self.parts:
-            raise UserError(
-                f"{ecfg.prompts} prompts side by side do not divide over mesh axis fsdp={self.parts}; "
-                "choose a multiple of it"
-            )
-        prompts = ecfg.prompts // self.parts
-        rows = halved(prompts * G, -(-n // self.parts) * G)
-        self.batch = max(1, prompts // 2)  # prompts that a prefill runs for each part
-        slots = prompts + self.batch if G == 1 else 3 * prompts + self.batch  # groups overlap while their last ones end
+        whole = layout(ecfg)
+        self.parts, self.batch = whole.parts, whole.batch
         self.slots = Slots(
             parts=self.parts,
-            rows=rows,
-            slots=slots,
+            rows=halved(whole.rows, -(-n // self.parts) * G),
+            slots=whole.slots,
             page=ecfg.page,
             prompt_lens=[len(t) for t in prompt_tokens],
             limits=limits if limits is not None else [[ecfg.max_tokens] * G] * n,
             key_PG2=np.asarray(jax.random.key_data(keys)).reshape(n, G, 2),
         )
         self.last_tokens = [int(t[-1]) for t in prompt_tokens]
-        self.cache = paging.make_cache(
-            cfg,
-            prompts=self.parts * slots,
-            prompt_len=ecfg.prompt_len,
-            rows=self.parts * rows,
-            pages=self.parts,  # one each: there is no second program for a pool without pages, with other rounding
-            page=ecfg.page,
-            dtype=ecfg.cache_dtype or ecfg.dtype,
-        )
+        # One page each: there is no second program for a pool without pages, with other rounding.
+        self.cache = empty_cache(cfg, ecfg, whole._replace(rows=self.slots.rows), pages=1)
 
     def dispatch(self):
         """Let prompts in, tidy the cache up where that is due, and start a chunk; returns what it will give."""

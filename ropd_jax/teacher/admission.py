@@ -99,7 +99,7 @@ class Admission:
         self.in_flight = 0
         self._requests, self._tokens = requests, tokens
         self._sleep = sleep
-        self._queue: list[tuple[int, int, int, float, asyncio.Future[int]]] = []
+        self._queue: list[tuple[tuple[float, int], int, int, float, asyncio.Future[int]]] = []
         self._tie = itertools.count()
         self._alarm: asyncio.Task | None = None
 
@@ -111,7 +111,7 @@ class Admission:
     def in_demand(self) -> bool:
         return bool(self._queue) or self.in_flight >= self.limit.slots
 
-    async def enter(self, priority: int, number: int, tokens: float) -> int:
+    async def enter(self, priority: tuple[float, int], number: int, tokens: float) -> int:
         """Wait for a turn: the lowest priority first, then the lowest number. Returns the epoch of the limit.
 
         Every turn is given back by ``leave``. ``tokens`` is what the call is expected to use.

@@ -17,7 +17,7 @@ import os
 import pathlib
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ropd_jax.teacher.client import (
@@ -76,6 +76,9 @@ class Spent:
         """Dollars, or None while the cost of any call is unknown."""
         return None if self.unpriced else self.usd
 
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+
     def add(self, usage: Usage, usd: float | None) -> None:
         self.unmetered += usage.input_tokens is None or usage.output_tokens is None
         for name in ("input_tokens", "output_tokens", "thought_tokens", "cached_tokens"):
@@ -113,12 +116,13 @@ class Budget:
                     "count from the last checkpoint on"
                 ) from e
 
-    def require_price(self, role: str, provider: str, model: str, base_url: str) -> None:
-        """Raise ConfigurationError when there is a cap in dollars and the model has no price."""
-        if self.caps.usd and self.prices.find(provider, model, base_url) is None:
-            at = " at this base_url" if base_url else ""
+    def require_price(self, role: str, provider: str, model: str, base_url: str, *, batch: bool = False) -> None:
+        """Raise ConfigurationError when there is a cap in dollars and the model has no price (of batch jobs)."""
+        price = self.prices.find(provider, model, base_url)
+        if self.caps.usd and (price is None or (batch and price.batch is None)):
+            at, what = " at this base_url" if base_url else "", "price of batch jobs" if batch else "price"
             raise ConfigurationError(
-                f"teacher.budget.usd is {self.caps.usd:g}, but no price is known for {role}'s model {model!r} of "
+                f"teacher.budget.usd is {self.caps.usd:g}, but no {what} is known for {role}'s model {model!r} of "
                 f"{provider}{at}; give its price in a TOML file (teacher.prices), or cap tokens or calls instead"
             )
 
@@ -139,9 +143,7 @@ class Budget:
                 )
                 if cap and spent >= cap
             ]
-            blind = ["usd"] * bool(self.caps.usd and total.unpriced) + ["tokens"] * bool(
-                self.caps.tokens and total.unmetered
-            )
+            blind = self._blind(total)
             if reached or blind:
                 self._write(every_s=0.0)
             if reached:
@@ -173,12 +175,44 @@ class Budget:
             self._write(every_s=1.0)
         return usd
 
+    def book(self, role: str, spent: Spent) -> None:
+        """Set what was spent under a name, where somebody else keeps the count."""
+        with self._lock:
+            self.roles[role] = spent
+            self._write(every_s=0.0)
+
+    def room(self, estimates: Iterable[Spent]) -> int:
+        """How many of these calls, in their order, the caps leave room for by estimate."""
+        total, n = self.total(), 0
+        if self._blind(total):
+            return 0
+        for estimate in estimates:
+            total = total + estimate
+            caps = ((self.caps.usd, total.usd), (self.caps.tokens, total.tokens), (self.caps.calls, total.calls))
+            if any(cap and spent > cap for cap, spent in caps):
+                break
+            n += 1
+        return n
+
+    def no_room(self, left: int, each: Spent) -> BudgetError:
+        """The error that says that ``left`` requests are not handed in; ``each`` is the estimate of the next."""
+        caps = ", ".join(f"{f.name}={v:g}" for f in dataclasses.fields(Caps) if (v := getattr(self.caps, f.name)))
+        return BudgetError(
+            f"teacher.budget ({caps}) has no room for another request of a batch job (about {each.tokens:,} tokens, "
+            f"{dollars(each.cost_usd)}, by estimate); {left:,} are not handed in. {self._so_far(self.total())} To go "
+            "on: the same command with a larger teacher.budget; what was answered is on the tape"
+        )
+
+    def _blind(self, total: Spent) -> list[str]:
+        """The caps that cannot be kept, since the provider does not report its tokens."""
+        usd, tokens = self.caps.usd and total.unpriced, self.caps.tokens and total.unmetered
+        return ["usd"] * bool(usd) + ["tokens"] * bool(tokens)
+
     def total(self) -> Spent:
         """All roles together."""
         total = Spent()
         for spent in list(self.roles.values()):
-            for f in dataclasses.fields(Spent):
-                setattr(total, f.name, getattr(total, f.name) + getattr(spent, f.name))
+            total = total + spent
         return total
 
     def as_metrics(self, step: int | None = None) -> dict[str, float | None]:

@@ -94,9 +94,8 @@ def build_teacher(
             budget=budget,
         )
         if endpoint not in clients:
-            taped = functools.partial(
-                TapedClient, make, mode=mode, provider=endpoint.provider, prompts=prompts, noted=noted
-            )
+            where = dict(provider=endpoint.provider, address=endpoint.address)
+            taped = functools.partial(TapedClient, make, mode=mode, **where, prompts=prompts, noted=noted)
             clients[endpoint] = make() if tape is None else taped(tape)
         return clients[endpoint]
 

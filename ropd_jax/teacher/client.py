@@ -18,7 +18,7 @@ import os
 import re
 import time
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal, Protocol
 
 from ropd_jax.types import Message, UserError
@@ -170,7 +170,17 @@ class Structures:
         """The best of ``STRUCTURES`` that the model's server has not refused; ``text`` for a request without schema."""
         return "text" if request.json_schema is None else self._known.get(request.model, STRUCTURES[0])
 
-    def refused(self, request: ChatRequest, structure: str, error: TeacherError) -> bool:
+    async def chat(self, request: ChatRequest, ask: Callable[[ChatRequest, str], Awaitable[ChatReply]]) -> ChatReply:
+        """The reply to ``ask(request, structure)``, with less structure while the server refuses it."""
+        while True:
+            structure = self.of(request)
+            try:
+                return await ask(request, structure)
+            except TeacherError as e:
+                if not self._refused(request, structure, e):
+                    raise
+
+    def _refused(self, request: ChatRequest, structure: str, error: TeacherError) -> bool:
         """Whether the error refuses ``structure``; if so it is not asked for again."""
         refusal = isinstance(error, RequestError) or error.cause == "unsupported"
         if structure == STRUCTURES[-1] or not refusal or not _STRUCTURE_TEXT.search(str(error)):

@@ -64,13 +64,7 @@ class GeminiClient:
         self._where = base_url or "the Gemini API"
 
     async def chat(self, request: ChatRequest) -> ChatReply:
-        while True:
-            structure = self._structures.of(request)
-            try:
-                return await self._chat(request, structure)
-            except TeacherError as e:
-                if not self._structures.refused(request, structure, e):
-                    raise
+        return await self._structures.chat(request, self._chat)
 
     async def _chat(self, request: ChatRequest, structure: str) -> ChatReply:
         contents, config = self.content(request, structure)

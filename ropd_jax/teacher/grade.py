@@ -234,6 +234,14 @@ class Teacher:
                 self.stats.count("unscored", cause)
         return Verdicts(tuple(passed), tuple(causes))
 
+    async def ask(self, request: ChatRequest, parse: Callable[[str], T]) -> T:
+        """Any other question to one of the roles: what ``parse`` makes of the reply, after one re-ask if need be.
+
+        Raises:
+            TeacherError: the call failed, or ``parse`` raised ``MalformedError`` twice.
+        """
+        return await self._ask(request, parse)
+
     async def close(self) -> None:
         """Close the client."""
         await self.client.close()

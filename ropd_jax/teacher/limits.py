@@ -3,7 +3,7 @@
     identical requests in flight share one call
       -> a failed try is repeated: transient ones after a growing, jittered wait (or the server's Retry-After),
          a reply cut at the token limit once, at once, with twice the limit
-        -> the queue: verify before rubric before reference, then first come, first served
+        -> the queue: the earliest step, then the longest way to go (``Limits.order``), then first come
           -> slots that adapt to the server, requests and tokens a minute (``admission``)
             -> the time limit of one try, which starts when the try starts: our own queue does not count
               -> a second copy of a straggler, if hedging is on
@@ -39,11 +39,13 @@ from ropd_jax.teacher.client import (
     Usage,
 )
 from ropd_jax.teacher.stats import TeacherStats
+from ropd_jax.teacher.taped import STEP
 
 log = logging.getLogger(__name__)
 
-PRIORITY = {"verify": 0, "rubric": 1, "reference": 2}  # what is nearest to its end goes first
-_HEDGE_PRIORITY = 3
+_STAGES = {"reference": 0, "rubric": 1, "verify": 2}  # of a group: each waits for the one before
+ORDERS = ("longest_first", "finished_first")
+_HEDGE_PRIORITY = (math.inf, 0)  # after everything else
 _OVERLOAD = {"rate_limited": "429", "unavailable": "503", "overloaded": "529", "timeout": "timeout"}
 _LARGER = 2  # times the token limit, in the one try after a truncated reply
 _LOG_EVERY_S = 5.0
@@ -64,6 +66,9 @@ class Limits:
         attempts: tries of a request with transient failures.
         first_wait_s, max_wait_s: the wait doubles from the first to the longest; also bounds Retry-After.
         hedge_after_s: seconds after which a second copy of a try is sent if a slot is free; 0 never.
+        order: who goes first where slots are scarce. ``longest_first``: of the earliest step, references before
+            rubrics before verifications, so that the last group starts early and the step ends early.
+            ``finished_first``: verifications before rubrics before references, so that the first groups end early.
         share: this host's part of the limits, 1/N with N hosts.
     """
 
@@ -76,6 +81,7 @@ class Limits:
     first_wait_s: float = 1.0
     max_wait_s: float = 60.0
     hedge_after_s: float = 0.0
+    order: str = "longest_first"
     share: float = 1.0
 
     def __post_init__(self):
@@ -91,6 +97,8 @@ class Limits:
                 raise ConfigurationError(f"teacher.{name} is {getattr(self, name)}; expected seconds above 0")
         if self.hedge_after_s < 0:
             raise ConfigurationError(f"teacher.hedge_after_s is {self.hedge_after_s}; expected seconds, 0 for never")
+        if self.order not in ORDERS:
+            raise ConfigurationError(f"teacher.order is {self.order!r}; expected {' or '.join(ORDERS)}")
         if not 0 < self.share <= 1:
             raise ConfigurationError(f"the share of this host is {self.share}; expected 1/N of N hosts")
 
@@ -99,6 +107,11 @@ class Limits:
         """(fewest, most) calls in flight on this host; at least 1, and the bounds in order."""
         most = max(1, int(self.concurrency * self.share))
         return min(most, max(1, int(self.min_concurrency * self.share))), most
+
+    def priority(self, request: ChatRequest, step: int) -> tuple[float, int]:
+        """The place of a request in the queue; smaller goes first."""
+        stage = _STAGES[request.purpose]
+        return (step, stage) if self.order == "longest_first" else (0, -stage)
 
 
 class LimitedClient:
@@ -216,7 +229,7 @@ class LimitedClient:
             reraise=True,
         )
         try:
-            return await retrying(self._try, request, PRIORITY[request.purpose], number)
+            return await retrying(self._try, request, self.limits.priority(request, STEP.get()), number)
         finally:
             self._retrying.pop(number, None)
 
@@ -254,7 +267,7 @@ class LimitedClient:
 
     # --------------------------------------------------------------------------------------------- one try
 
-    async def _try(self, request: ChatRequest, priority: int, number: int) -> ChatReply:
+    async def _try(self, request: ChatRequest, priority: tuple[float, int], number: int) -> ChatReply:
         admission = self._admission
         expected = self._expected(request)
         epoch = await admission.enter(priority, number, expected)

@@ -14,7 +14,7 @@ from ropd_jax.teacher.stats import TeacherStats
 PROVIDERS = ("scripted", "gemini", "openai")
 _LIMITS = (
     "concurrency", "min_concurrency", "requests_per_minute", "tokens_per_minute", "timeout_s", "attempts", "max_wait_s",
-    "hedge_after_s",
+    "hedge_after_s", "order",
 )  # fmt: skip
 
 

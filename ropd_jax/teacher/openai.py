@@ -54,13 +54,7 @@ class OpenAIClient:
         self._limit_name = "max_completion_tokens" if host.endswith("openai.com") else "max_tokens"
 
     async def chat(self, request: ChatRequest) -> ChatReply:
-        while True:
-            structure = self._structures.of(request)
-            try:
-                return await self._chat(request, structure)
-            except TeacherError as e:
-                if not self._structures.refused(request, structure, e):
-                    raise
+        return await self._structures.chat(request, self._chat)
 
     async def _chat(self, request: ChatRequest, structure: str) -> ChatReply:
         with self.typed_failures(request.model):

@@ -8,13 +8,14 @@ import math
 import pathlib
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ropd_jax.teacher.client import ConfigurationError, Usage
 
 _DATED = r"(-\d{4}-\d{2}-\d{2}|-\d{3})?"  # gpt-4.1-2025-04-14, gemini-2.5-flash-001
 _RATES = ("input", "cached", "output")
+_ABOUT = ("source", "as_of")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Price:
         provider, model: whose; ``*`` is any model. ``base_url``: "" for the provider's own address.
         input, cached, output: rates; ``cached`` None: cached input costs what input costs.
         above, long: the rates of requests with more than ``above`` input tokens, or None.
+        batch: the share of these rates that batch jobs pay; None is not known.
+        source, as_of: where the entry was read, and when.
     """
 
     provider: str
@@ -35,12 +38,18 @@ class Price:
     cached: float | None = None
     above: int | None = None
     long: Price | None = None
+    batch: float | None = None
+    source: str = ""
+    as_of: str = ""
 
-    def cost(self, usage: Usage) -> float | None:
-        """Dollars of one call; None when its tokens are not known.
+    def cost(self, usage: Usage, *, batch: bool = False) -> float | None:
+        """Dollars of one call, or of one request of a batch job; None when tokens or share are not known.
 
         Cached tokens are part of the input, thinking is part of the output (see ``Usage``).
         """
+        if batch:
+            whole = self.cost(usage)
+            return None if whole is None or self.batch is None else whole * self.batch
         if usage.input_tokens is None or usage.output_tokens is None:
             return None
         if self.long is not None and self.above is not None and usage.input_tokens > self.above:
@@ -78,6 +87,9 @@ class Prices:
             prices += _parse(own, path)
         return cls(prices, as_of=data["as_of"])
 
+    def __iter__(self) -> Iterator[Price]:
+        return iter(self._prices)
+
     def find(self, provider: str, model: str, base_url: str = "") -> Price | None:
         """The price of the model at this address, or None. Dated names (gpt-4.1-2025-04-14) have their model's."""
         name = model.removeprefix("models/")
@@ -99,7 +111,7 @@ def _parse(data: Mapping[str, Any], path: str) -> list[Price]:
 
 
 def _price(entry: Mapping[str, Any], where: str) -> Price:
-    known = {"provider", "model", "base_url", "long", *_RATES}
+    known = {"provider", "model", "base_url", "long", "batch", *_RATES, *_ABOUT}
     if unknown := entry.keys() - known:
         raise ConfigurationError(f"{where}: {min(unknown)!r} is no key; expected {', '.join(sorted(known))}")
     names = {key: entry.get(key, "" if key == "base_url" else None) for key in ("provider", "model", "base_url")}
@@ -107,13 +119,19 @@ def _price(entry: Mapping[str, Any], where: str) -> Price:
         if not isinstance(value, str):
             raise ConfigurationError(f"{where}: {key} is {value!r}; expected a text")
     names["base_url"] = names["base_url"].rstrip("/")
+    batch = entry.get("batch")
+    if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int | float) or not 0 <= batch <= 1):
+        raise ConfigurationError(
+            f"{where}: batch is {batch!r}; expected the share of the price that batch jobs pay, 0 to 1"
+        )
+    about = {key: str(entry.get(key, "")) for key in _ABOUT}
     long, above = entry.get("long"), None
     if long is not None:
         above = long.get("above")
         if not isinstance(above, int):
             raise ConfigurationError(f"{where}: long.above is {above!r}; expected a number of input tokens")
         long = Price(**names, **_rates(long, f"{where}: long"))
-    return Price(**names, **_rates(entry, where), above=above, long=long)
+    return Price(**names, **_rates(entry, where), above=above, long=long, batch=batch, **about)
 
 
 def _rates(entry: Mapping[str, Any], where: str) -> dict[str, float | None]:

@@ -30,7 +30,7 @@ from ropd_jax.teacher import client as client_lib
 from ropd_jax.teacher import fences
 from ropd_jax.teacher.client import ChatReply, ChatRequest, ConfigurationError, TeacherError, Usage
 
-VERSION = 1
+VERSION = 2  # 2: where a reply came from, and batch jobs
 NO_STEP = -1
 _APPLICATION_ID = 0x524F5044  # "ROPD"
 _WAIT_S = 30.0  # for another process's write
@@ -44,10 +44,14 @@ CREATE INDEX IF NOT EXISTS by_messages ON requests(messages_sha);
 CREATE INDEX IF NOT EXISTS by_question ON requests(role, question);
 CREATE TABLE IF NOT EXISTS replies(
   key TEXT PRIMARY KEY, text BLOB NOT NULL, finish_reason TEXT NOT NULL, model TEXT NOT NULL, input_tokens INTEGER,
-  output_tokens INTEGER, thought_tokens INTEGER, cached_tokens INTEGER, latency_s REAL, created REAL NOT NULL);
+  output_tokens INTEGER, thought_tokens INTEGER, cached_tokens INTEGER, latency_s REAL, created REAL NOT NULL,
+  address TEXT);
 CREATE TABLE IF NOT EXISTS failures(
   key TEXT NOT NULL, step INTEGER NOT NULL, type TEXT NOT NULL, cause TEXT NOT NULL, message TEXT NOT NULL,
   created REAL NOT NULL, PRIMARY KEY(key, step));
+CREATE TABLE IF NOT EXISTS batches(
+  marker TEXT PRIMARY KEY, provider TEXT NOT NULL, address TEXT NOT NULL, job TEXT NOT NULL, state TEXT NOT NULL,
+  keys TEXT NOT NULL, spent TEXT NOT NULL, created REAL NOT NULL);
 """
 
 
@@ -79,6 +83,7 @@ class Entry:
     reply: ChatReply | None
     created: float | None
     failures: tuple[Failure, ...]
+    address: str | None = None  # of the server that replied; None where it is not known
 
 
 def request_body(provider: str, request: ChatRequest) -> dict[str, Any]:
@@ -126,10 +131,11 @@ class Tape:
             )
         self._lock = threading.RLock()
         self._db: sqlite3.Connection | None = None
+        self._version = VERSION  # of the file, which may be an older one where it is only read
 
     def get(self, key: str) -> ChatReply | None:
         """The recorded reply, or None."""
-        with self._using() as db:
+        with self.using() as db:
             row = db.execute(
                 "SELECT text, finish_reason, model, input_tokens, output_tokens, thought_tokens, cached_tokens, "
                 "latency_s FROM replies WHERE key = ?",
@@ -137,13 +143,21 @@ class Tape:
             ).fetchone()
         return None if row is None else _reply(row)
 
+    def address(self, key: str) -> str | None:
+        """The address of the server that gave the recorded reply: "" is the provider's own, None is not known."""
+        with self.using() as db:
+            if self._version < 2:
+                return None
+            row = db.execute("SELECT address FROM replies WHERE key = ?", (key,)).fetchone()
+        return None if row is None else row[0]
+
     def failure(self, key: str, step: int) -> Failure | None:
         """The failure of this request in this step, or None."""
         return next((f for f in self.failures(key) if f.step == step), None)
 
     def failures(self, key: str) -> tuple[Failure, ...]:
         """The recorded failures of this request, by step."""
-        with self._using() as db:
+        with self.using() as db:
             rows = db.execute(
                 "SELECT step, type, cause, message, created FROM failures WHERE key = ? ORDER BY step", (key,)
             ).fetchall()
@@ -158,20 +172,17 @@ class Tape:
         step: int = NO_STEP,
         prompts: Mapping[str, str] | None = None,
         overwrite: bool = False,
+        address: str | None = None,
     ) -> ChatReply:
         """Record a reply, and forget that the request failed in this step; returns the reply that stands.
 
-        That is the earlier one where there is one and ``overwrite`` is not set.
+        That is the earlier one where there is one and ``overwrite`` is not set. ``address`` is that of the server.
         """
         body = request_body(provider, request)
         row = request_row(body_key(body), request.purpose, body, prompts or {})
-        verb = "REPLACE" if overwrite else "IGNORE"
-        with self._using() as db, db:
-            self._insert_request(db, row)
-            db.execute(
-                f"INSERT OR {verb} INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (row[0], *_row(reply), time.time()),
-            )
+        with self.using() as db, db:
+            insert_request(db, row)
+            insert_reply(db, row[0], reply, address=address, overwrite=overwrite)
             db.execute("DELETE FROM failures WHERE key = ? AND step = ?", (row[0], step))
         standing = self.get(row[0])
         assert standing is not None
@@ -190,20 +201,20 @@ class Tape:
         body = request_body(provider, request)
         row = request_row(body_key(body), request.purpose, body, prompts or {})
         failure = (row[0], step, type(error).__name__, error.cause, fences.without_surrogates(str(error)), time.time())
-        with self._using() as db, db:
-            self._insert_request(db, row)
+        with self.using() as db, db:
+            insert_request(db, row)
             db.execute("INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?, ?, ?)", failure)
 
     def entries(self) -> Iterator[Entry]:
         """All of the tape, by key."""
-        with self._using() as db:
+        with self.using() as db:
             keys = [k for (k,) in db.execute("SELECT key FROM requests ORDER BY key")]
         for key in keys:
             yield self.entry(key)
 
     def entry(self, key: str) -> Entry:
         """The request of this key with all that is known of it."""
-        with self._using() as db:
+        with self.using() as db:
             role, prompts, body = db.execute(
                 "SELECT role, prompts, body FROM requests WHERE key = ?", (key,)
             ).fetchone()
@@ -216,19 +227,17 @@ class Tape:
             self.get(key),
             created[0] if created else None,
             self.failures(key),
+            self.address(key),
         )
 
     def add(self, entry: Entry) -> bool:
         """Copy an entry of another tape; False where this one has a reply to the request already (that one stays)."""
         row = request_row(entry.key, entry.role, entry.body, entry.prompts)
-        with self._using() as db, db:
-            self._insert_request(db, row)
+        with self.using() as db, db:
+            insert_request(db, row)
             added = 0
             if entry.reply is not None:
-                added += db.execute(
-                    "INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (entry.key, *_row(entry.reply), entry.created),
-                ).rowcount
+                added += insert_reply(db, entry.key, entry.reply, address=entry.address, created=entry.created)
             for f in entry.failures:
                 added += db.execute(
                     "INSERT OR IGNORE INTO failures VALUES (?, ?, ?, ?, ?, ?)",
@@ -238,7 +247,7 @@ class Tape:
 
     def query(self, sql: str, values: tuple = ()) -> list[tuple]:
         """Rows of a read-only query over the tables above."""
-        with self._using() as db:
+        with self.using() as db:
             return db.execute(sql, values).fetchall()
 
     def close(self) -> None:
@@ -248,15 +257,14 @@ class Tape:
                 self._db.close()
                 self._db = None
 
-    def _insert_request(self, db: sqlite3.Connection, row: tuple) -> None:
-        db.execute("INSERT OR IGNORE INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
-
     @contextlib.contextmanager
-    def _using(self) -> Iterator[sqlite3.Connection]:
+    def using(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for this thread alone; what SQLite complains of is raised as ``ConfigurationError``."""
         with self._lock:
             try:
                 if self._db is None:
                     self._db = _open(self.path, read_only=self.read_only)
+                    self._version = self._db.execute("PRAGMA user_version").fetchone()[0]
                 yield self._db
             except sqlite3.Error as e:
                 raise _explained(e, self.path) from e
@@ -277,6 +285,27 @@ def request_row(key: str, role: str, body: Mapping[str, Any], prompts: Mapping[s
         canonical(dict(prompts)).decode(),
         zlib.compress(canonical(body), _LEVEL),
     )
+
+
+def insert_request(db: sqlite3.Connection, row: tuple) -> None:
+    """Add a row of ``request_row`` where there is none."""
+    db.execute("INSERT OR IGNORE INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+
+
+def insert_reply(
+    db: sqlite3.Connection,
+    key: str,
+    reply: ChatReply,
+    *,
+    address: str | None = None,
+    created: float | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Add a reply; 0 where there is one that stays. ``created`` None is now."""
+    values = (key, *_row(reply), time.time() if created is None else created, address)
+    verb = "REPLACE" if overwrite else "IGNORE"
+    marks = ", ".join("?" * len(values))
+    return db.execute(f"INSERT OR {verb} INTO replies VALUES ({marks})", values).rowcount
 
 
 def _row(reply: ChatReply) -> tuple:
@@ -305,12 +334,15 @@ def _open(path: pathlib.Path, *, read_only: bool) -> sqlite3.Connection:
         return db
     path.parent.mkdir(parents=True, exist_ok=True)
     db = sqlite3.connect(path, timeout=_WAIT_S, check_same_thread=False)
-    if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+    old = bool(db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
+    if old:
         _check_ours(db, path)
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing; a power cut at most the last replies
     with db:
         db.execute("BEGIN IMMEDIATE")
+        if old and db.execute("PRAGMA user_version").fetchone()[0] < 2:
+            db.execute("ALTER TABLE replies ADD COLUMN address TEXT")
         for statement in _TABLES.split(";\n"):
             db.execute(statement)
         db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")

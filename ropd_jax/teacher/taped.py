@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import dataclasses
+import logging
 import pathlib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
@@ -31,10 +32,11 @@ from ropd_jax.teacher.client import (
 from ropd_jax.teacher.tape import NO_STEP, Tape, body_key, request_body
 from ropd_jax.teacher.tapefile import explain_miss
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 MODES = ("record", "replay", "refresh", "off")
 STEP: contextvars.ContextVar[int] = contextvars.ContextVar("teacher_step", default=NO_STEP)
-_LASTING = (TruncatedError, BlockedError, ContextError)  # failures that would be the same again
+LASTING = (TruncatedError, BlockedError, ContextError)  # failures that would be the same again
 
 
 async def at_step(step: int, work: Awaitable[T]) -> T:
@@ -52,6 +54,8 @@ class TapedClient:
         tape: shared by all roles of a teacher.
         mode: ``record``, ``replay`` or ``refresh``.
         provider: part of each key.
+        address: of its server, without secrets; kept beside each reply, no part of the key. An answer that another
+            address gave is used, and said once. "" is the provider's own address.
         prompts: content hash of each prompt template, stored with each entry.
         noted: called with the purpose of each request that the tape answered.
 
@@ -66,6 +70,7 @@ class TapedClient:
         *,
         mode: str,
         provider: str,
+        address: str = "",
         prompts: Mapping[str, str] | None = None,
         noted: Callable[[str], None] | None = None,
     ):
@@ -73,7 +78,8 @@ class TapedClient:
             raise ConfigurationError(f"teacher.tape.mode is {mode!r}; expected one of {', '.join(MODES)}")
         self.inner = None if mode == "replay" else make()
         self.tape, self.mode = tape, mode
-        self._provider, self._prompts = provider, dict(prompts or {})
+        self._provider, self._address, self._prompts = provider, address, dict(prompts or {})
+        self._said: set[str] = set()  # addresses that other answers came from
         self._noted = noted or (lambda purpose: None)
         self._fresh: set[str] = set()  # mode refresh: what this process has asked already
 
@@ -102,7 +108,8 @@ class TapedClient:
             raise
         overwrite = self.mode == "refresh" and key not in self._fresh
         self._fresh.add(key)
-        stands = await asyncio.to_thread(self.tape.put, self._provider, request, reply, **where, overwrite=overwrite)
+        stands = await asyncio.to_thread(self.tape.put, self._provider, request, reply, **where, overwrite=overwrite,
+                                         address=self._address)  # fmt: skip
         return dataclasses.replace(stands, source=reply.source)
 
     async def close(self) -> None:
@@ -123,13 +130,26 @@ class TapedClient:
             if reply is None:
                 raise ConfigurationError(explain_miss(self.tape, self._provider, request), cause="tape_miss")
         elif reply is None:
-            lasting = [f for f in self.tape.failures(key) if isinstance(f.error(), _LASTING)]
+            lasting = [f for f in self.tape.failures(key) if isinstance(f.error(), LASTING)]
             if lasting:
                 error = lasting[-1].error()
                 if all(f.step != step for f in lasting):
                     self.tape.put_failure(self._provider, request, error, step=step, prompts=self._prompts)
                 return error
+        if reply is not None and self.mode == "record":
+            self._compare_address(key)
         return reply
+
+    def _compare_address(self, key: str) -> None:
+        there = self.tape.address(key)
+        if there is None or there == self._address or there in self._said:
+            return
+        self._said.add(there)
+        log.warning(
+            "teacher: the tape %s answers with what %s said, and the config names %s; if that is another model of the "
+            "same name, use another teacher.tape.path or teacher.tape.mode=refresh",
+            self.tape.path, *(where or f"{self._provider}'s own address" for where in (there, self._address)),
+        )  # fmt: skip
 
 
 def open_tape(mode: str, path: str, workdir: str | pathlib.Path | None) -> Tape | None:

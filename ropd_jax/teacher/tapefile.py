@@ -115,15 +115,16 @@ def _entry_dict(entry: Entry) -> dict[str, Any]:
             "usage": vars(reply.usage),
             "latency_s": reply.latency_s,
             "created": entry.created,
+            "address": entry.address,
         },
         "failures": [vars(f) for f in entry.failures],
     }
 
 
 def _entry(line: dict[str, Any]) -> Entry:
-    reply, created = line["reply"], None
+    reply, created, address = line["reply"], None, None
     if reply is not None:
-        created = reply["created"]
+        created, address = reply["created"], reply.get("address")
         reply = ChatReply(
             reply["text"],
             reply["finish_reason"],
@@ -132,7 +133,7 @@ def _entry(line: dict[str, Any]) -> Entry:
             latency_s=reply["latency_s"],
         )
     failures = tuple(Failure(**f) for f in line["failures"])
-    return Entry(line["key"], line["role"], line["request"], line["prompts"], reply, created, failures)
+    return Entry(line["key"], line["role"], line["request"], line["prompts"], reply, created, failures, address)
 
 
 # ------------------------------------------------------------------------------------------------------ misses
@@ -158,6 +159,8 @@ def explain_miss(tape: Tape, provider: str, request: ChatRequest) -> str:
     place = _first_difference(found.body["messages"], asked["messages"])
     if place:
         differs.append(place)
+    if not differs:
+        return f"{head}: it was handed in with a batch job whose answer is not on the tape; {remedy}"
     return f"{head}. What differs from the nearest entry ({found.key[:12]}): {'; '.join(differs)}. To go on: {remedy}"
 
 

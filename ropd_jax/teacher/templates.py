@@ -20,6 +20,7 @@ PLACEHOLDERS = {  # role -> what its template must hold, and what it may hold
     "rubric": ({"question", "references", "students", "token"}, set()),
     "verify": ({"question", "rubric", "answers", "token"}, {"n_answers", "n_criteria"}),
     "reask": ({"problem"}, set()),
+    "healthbench": ({"conversation", "criterion", "token"}, set()),
 }
 
 

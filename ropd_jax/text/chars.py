@@ -110,6 +110,10 @@ class CharTokenizer:
         Raises:
             UserError: a role that the template has no form for, or a character without a piece.
         """
+        return self.encode(self.render(messages))
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The text of a chat, up to where the answer begins; raises UserError for a role that has no form."""
         text = ""
         for message in messages:
             if message.role not in self.chat_template or message.role == "generation":
@@ -119,4 +123,4 @@ class CharTokenizer:
                 )
             prefix, suffix = self.chat_template[message.role]
             text += prefix + message.content + suffix
-        return self.encode(text + self.chat_template.get("generation", ""))
+        return text + self.chat_template.get("generation", "")

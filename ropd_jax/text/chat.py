@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import pathlib
 from collections.abc import Mapping, Sequence
 
 from ropd_jax.types import Message, UserError
+
+log = logging.getLogger(__name__)
 
 
 @functools.cache
@@ -59,25 +62,78 @@ def read(path: str | pathlib.Path) -> str:
     return check(template, str(path))
 
 
-def render(template: str, messages: Sequence[Message], special: Mapping[str, str]) -> str:
+def check_thinking(template: str, enable_thinking: bool | None) -> dict[str, bool]:
+    """What ``student.enable_thinking`` passes to the template: nothing for None, so that its own default holds.
+
+    Raises:
+        UserError: the template never asks for it, so setting it would change nothing.
+    """
+    if enable_thinking is None:
+        return {}
+    if "enable_thinking" not in template:
+        raise UserError(
+            f"student.enable_thinking={enable_thinking}, but this student's chat template never reads it; leave it "
+            "None, or give a template that does with --config.student.chat_template=FILE"
+        )
+    return {"enable_thinking": enable_thinking}
+
+
+def render(
+    template: str, messages: Sequence[Message], special: Mapping[str, str], options: Mapping[str, bool] | None = None
+) -> str:
     """The text of a chat, up to where the assistant's answer begins.
+
+    A template that refuses or drops a system message (Gemma 2 has no form for one) gets it at the head of the first
+    user message, with an empty line between: what Gemma 3's own template does.
 
     Args:
         special: ``bos_token``, ``eos_token``, ``pad_token`` ... as the template names them.
+        options: what the template may ask for besides, e.g. ``enable_thinking``.
 
     Raises:
-        UserError: the template refuses these messages.
+        UserError: the template refuses these messages, or leaves the system message out even so.
     """
     from jinja2 import TemplateError
 
-    chat = [{"role": m.role, "content": m.content} for m in messages]
-    try:
+    refusals = (TemplateError, TypeError, ValueError)
+
+    def text_of(messages: Sequence[Message]) -> str:
+        chat = [{"role": m.role, "content": m.content} for m in messages]
         return _compile(template).render(
-            messages=chat, add_generation_prompt=True, tools=None, documents=None, **special
+            messages=chat, add_generation_prompt=True, tools=None, documents=None, **special, **(options or {})
         )
-    except (TemplateError, TypeError, ValueError) as e:
-        roles = ", ".join(m.role for m in messages)
-        raise UserError(
-            f"the chat template refuses messages of roles [{roles}]: {e}; change data.system or give another template "
-            "with --config.student.chat_template=FILE"
-        ) from e
+
+    refusal: Exception | None = None
+    try:
+        text = text_of(messages)
+    except refusals as e:
+        refusal = e
+    if not messages or messages[0].role != "system" or (refusal is None and messages[0].content.strip() in text):
+        if refusal is None:
+            return text
+    else:
+        try:
+            text = text_of(_merged(messages))
+        except refusals:
+            pass  # the first refusal says more
+        else:
+            if messages[0].content.strip() in text:
+                _say_merged(template)
+                return text
+    roles = ", ".join(m.role for m in messages)
+    reason = f"refuses messages of roles [{roles}]: {refusal}" if refusal else "leaves the system message out"
+    raise UserError(
+        f"the chat template {reason}; change data.system or give another template "
+        "with --config.student.chat_template=FILE"
+    ) from refusal
+
+
+def _merged(messages: Sequence[Message]) -> list[Message]:
+    """A system message and the user's, as one message of the user's."""
+    system, first, *rest = messages if len(messages) > 1 else (*messages, Message("user", ""))
+    return [Message(first.role, f"{system.content}\n\n{first.content}"), *rest]
+
+
+@functools.cache
+def _say_merged(template: str) -> None:
+    log.warning("the chat template has no form for a system message: it stands before the first user message instead")

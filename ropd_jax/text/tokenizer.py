@@ -3,7 +3,7 @@
 `load_tokenizer` looks at what is there:
 
 - a directory with ``char_tokenizer.json``: `CharTokenizer` (the shipped tiny student);
-- a .gguf file: byte-level BPE built from the file's own metadata, the chat template too;
+- a .gguf file: BPE (byte-level or SentencePiece's) built from the file's own metadata, the chat template too;
 - any other directory: ``tokenizer.json``, read as it is. Without one, transformers converts the slow tokenizer.
 
 Only that last conversion imports transformers (seconds); nothing here imports jax.
@@ -17,7 +17,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from ropd_jax.ggufio import GGUF
+from ropd_jax.jsonio import read_json
 from ropd_jax.text import chars, chat
+from ropd_jax.text.bpe import byte_level_bpe, sentencepiece_bpe
 from ropd_jax.text.chars import CharTokenizer
 from ropd_jax.types import Message, UserError
 
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
 
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")  # which one a template uses says how turns end
 TEXT_ENDS = ("<|endoftext|>", "<|end_of_text|>")
-CONTROL, USER_DEFINED = 3, 4  # GGUF token types that are matched before any merging
 
 
 class Tokenizer(Protocol):
@@ -46,6 +47,8 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Iterable[int]) -> str: ...
 
+    def render(self, messages: Sequence[Message]) -> str: ...
+
     def apply_chat_template(self, messages: Sequence[Message]) -> list[int]: ...
 
 
@@ -64,9 +67,11 @@ class HFTokenizer:
         special: Mapping[str, str],
         stop_ids: Sequence[int],
         pad_id: int,
+        enable_thinking: bool | None = None,
     ):
         self._backend, self._special = backend, dict(special)
         self.template = template
+        self._options = chat.check_thinking(template, enable_thinking)
         self.stop_ids = tuple(stop_ids)
         self.pad_id = pad_id
         self.vocab_size = max(backend.get_vocab().values()) + 1
@@ -77,34 +82,52 @@ class HFTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
+    def token_id(self, name: str) -> int | None:
+        """Id of ``bos_token``, ``eos_token`` ...; None where the checkpoint has none."""
+        return self._backend.token_to_id(self._special[name]) if name in self._special else None
+
+    def save(self, path: str | pathlib.Path) -> None:
+        """Write what transformers reads: tokenizer.json, tokenizer_config.json and chat_template.jinja."""
+        path = pathlib.Path(path)
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **self._special}
+        self._backend.save(str(path / "tokenizer.json"))
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        (path / "tokenizer_config.json").write_text(text, encoding="utf-8")
+        (path / "chat_template.jinja").write_text(self.template, encoding="utf-8")
+
     def render(self, messages: Sequence[Message]) -> str:
         """The text of a chat, up to where the answer begins; raises UserError where the template refuses it."""
-        return chat.render(self.template, messages, self._special)
+        return chat.render(self.template, messages, self._special, self._options)
 
     def apply_chat_template(self, messages: Sequence[Message]) -> list[int]:
         return self.encode(self.render(messages))
 
 
-def load_tokenizer(path: str | pathlib.Path, *, chat_template: str = "") -> Tokenizer:
+def load_tokenizer(
+    path: str | pathlib.Path, *, chat_template: str = "", enable_thinking: bool | None = None
+) -> Tokenizer:
     """The tokenizer of a checkpoint.
 
     Args:
         path: a .gguf file or a directory.
         chat_template: a Jinja file that replaces the checkpoint's own template.
+        enable_thinking: passed to the template; None leaves its own default.
 
     Raises:
         UserError: no tokenizer, one that is not supported, no chat template, or one that does not parse.
     """
     path = pathlib.Path(path)
     if path.is_file():
-        return gguf_tokenizer(path, chat_template=chat_template)
+        return gguf_tokenizer(path, chat_template=chat_template, enable_thinking=enable_thinking)
     if (path / chars.FILE).exists():
         if chat_template:
             raise UserError(
                 f"student.chat_template={chat_template!r} cannot replace the one in {path / chars.FILE}; unset it"
             )
-        return CharTokenizer.load(path)
-    return hf_tokenizer(path, chat_template=chat_template)
+        tokenizer = CharTokenizer.load(path)
+        chat.check_thinking(str(tokenizer.chat_template), enable_thinking)
+        return tokenizer
+    return hf_tokenizer(path, chat_template=chat_template, enable_thinking=enable_thinking)
 
 
 def _template(own: str | None, chat_template: str, where: str) -> str:
@@ -130,18 +153,28 @@ def _stop_ids(vocab: Mapping[str, int], template: str, declared: Iterable[int | 
     return ids
 
 
-def gguf_tokenizer(path: str | pathlib.Path, *, chat_template: str = "") -> HFTokenizer:
+def gguf_tokenizer(
+    path: str | pathlib.Path, *, chat_template: str = "", enable_thinking: bool | None = None
+) -> HFTokenizer:
     """The tokenizer that a GGUF file carries: vocabulary, merges, special tokens, pre-tokenizer, chat template.
 
     Raises:
         UserError: no tokenizer in the file, a kind or pre-tokenizer that is not supported, no chat template.
     """
     file = GGUF(path)
-    if (kind := file.require("tokenizer.ggml.model")) != "gpt2":
-        raise UserError(f"{path}: tokenizer.ggml.model={kind!r} is not supported yet; expected 'gpt2' (byte-level BPE)")
-    lists = {name: file.require(f"tokenizer.ggml.{name}") for name in ("tokens", "merges", "token_type")}
+    kinds = {"gpt2": "merges", "llama": "scores"}
+    if (kind := file.require("tokenizer.ggml.model")) not in kinds:
+        raise UserError(
+            f"{path}: tokenizer.ggml.model={kind!r} is not supported; expected 'gpt2' (byte-level BPE) or 'llama' "
+            "(SentencePiece BPE)"
+        )
+    lists = {name: file.require(f"tokenizer.ggml.{name}") for name in ("tokens", kinds[kind], "token_type")}
     tokens = lists["tokens"]
-    backend = byte_level_bpe(*lists.values(), file.get("tokenizer.ggml.pre", "default"), str(path))
+    if kind == "gpt2":
+        backend = byte_level_bpe(*lists.values(), file.get("tokenizer.ggml.pre", "default"), str(path))
+    else:
+        prefix = bool(file.get("tokenizer.ggml.add_space_prefix", True))
+        backend = sentencepiece_bpe(*lists.values(), space_prefix=prefix, where=str(path))
     template = _template(file.get("tokenizer.chat_template"), chat_template, str(path))
     ids = {name: file.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "unknown", "padding")}
     for name, i in ids.items():
@@ -153,56 +186,14 @@ def gguf_tokenizer(path: str | pathlib.Path, *, chat_template: str = "") -> HFTo
     names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
     special = {names[n]: tokens[i] for n, i in ids.items() if i is not None}
     pad_id = ids["padding"] if ids["padding"] is not None else stop_ids[-1]
-    return HFTokenizer(backend, template=template, special=special, stop_ids=stop_ids, pad_id=pad_id)
+    return HFTokenizer(
+        backend, template=template, special=special, stop_ids=stop_ids, pad_id=pad_id, enable_thinking=enable_thinking
+    )
 
 
-def byte_level_bpe(
-    tokens: Sequence[str], merges: Sequence[str], types: Sequence[int], pre: str, where: str
-) -> tokenizers.Tokenizer:
-    """Byte-level BPE from GGUF metadata.
-
-    Args:
-        tokens: by id, in the byte-level alphabet (``Ġthe``); control tokens as they are written.
-        merges: ``left right``, best first.
-        types: GGUF token type of each token.
-        pre: name of the rule that cuts a text before merging: ``smollm`` (each digit alone, then GPT-2's rule) or
-            ``gpt-2`` / ``default`` (GPT-2's rule).
-
-    Raises:
-        UserError: another pre-tokenizer, or lists that do not fit each other.
-    """
-    import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers
-
-    gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    rules = {
-        "smollm": lambda: pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), gpt2]),
-        "gpt-2": lambda: gpt2,
-        "default": lambda: gpt2,
-    }
-    if pre not in rules:
-        raise UserError(f"{where}: tokenizer.ggml.pre={pre!r} is not supported yet; supported: {', '.join(rules)}")
-    if len(types) != len(tokens):
-        raise UserError(
-            f"{where}: {len(types)} token types for {len(tokens)} tokens; the file is damaged, fetch it again"
-        )
-    vocab = {token: i for i, token in enumerate(tokens)}
-    pairs = [tuple(m.split(" ")) for m in merges]
-    if bad := [m for m in pairs if len(m) != 2 or any(part not in vocab for part in (*m, "".join(m)))]:
-        raise UserError(
-            f"{where}: merge {' '.join(bad[0])!r} is not made of tokens; the file is damaged, fetch it again"
-        )
-    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=pairs))
-    backend.pre_tokenizer = rules[pre]()
-    backend.decoder = decoders.ByteLevel()
-    for token, kind in zip(tokens, types, strict=True):  # in the order of ids, so that each keeps its id
-        if kind in (CONTROL, USER_DEFINED):
-            added = tokenizers.AddedToken(token, special=kind == CONTROL, normalized=False)
-            (backend.add_special_tokens if kind == CONTROL else backend.add_tokens)([added])
-    return backend
-
-
-def hf_tokenizer(path: str | pathlib.Path, *, chat_template: str = "") -> HFTokenizer:
+def hf_tokenizer(
+    path: str | pathlib.Path, *, chat_template: str = "", enable_thinking: bool | None = None
+) -> HFTokenizer:
     """The tokenizer of a Hugging Face directory.
 
     Stop tokens: the chat template's end of turn, then ``eos_token_id`` of generation_config.json and config.json, then
@@ -213,18 +204,20 @@ def hf_tokenizer(path: str | pathlib.Path, *, chat_template: str = "") -> HFToke
     """
     path = pathlib.Path(path)
     backend = _backend(path)
-    config = _json(path / "tokenizer_config.json")
+    config = read_json(path / "tokenizer_config.json", optional=True)
     template = _template(_own_template(path, config), chat_template, str(path))
     special = _special_tokens(path, config)
     vocab = backend.get_vocab()
     declared: list[int | None] = []
     for name in ("generation_config.json", "config.json"):
-        value = _json(path / name).get("eos_token_id")
+        value = read_json(path / name, optional=True).get("eos_token_id")
         declared += value if isinstance(value, list) else [value]
     declared.append(vocab.get(special.get("eos_token", "")))
     stop_ids = _stop_ids(vocab, template, declared, str(path))
     pad_id = vocab.get(special.get("pad_token", ""), stop_ids[-1])
-    return HFTokenizer(backend, template=template, special=special, stop_ids=stop_ids, pad_id=pad_id)
+    return HFTokenizer(
+        backend, template=template, special=special, stop_ids=stop_ids, pad_id=pad_id, enable_thinking=enable_thinking
+    )
 
 
 def _backend(path: pathlib.Path) -> tokenizers.Tokenizer:
@@ -248,19 +241,6 @@ def _backend(path: pathlib.Path) -> tokenizers.Tokenizer:
         raise UserError(f"{path}: transformers cannot convert its tokenizer ({reason}); add a tokenizer.json") from e
 
 
-def _json(file: pathlib.Path) -> dict:
-    """A JSON object, or {} where there is no such file."""
-    if not file.exists():
-        return {}
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as e:
-        raise UserError(f"{file} cannot be read as JSON ({e}); fetch it again") from e
-    if not isinstance(value, dict):
-        raise UserError(f"{file} holds a {type(value).__name__}, expected a JSON object; fetch it again")
-    return value
-
-
 def _own_template(path: pathlib.Path, config: dict) -> str | None:
     """From chat_template.jinja, else tokenizer_config.json (of several, the one named default)."""
     if (path / "chat_template.jinja").exists():
@@ -274,7 +254,7 @@ def _own_template(path: pathlib.Path, config: dict) -> str | None:
 def _special_tokens(path: pathlib.Path, config: dict) -> dict[str, str]:
     """bos_token, eos_token, pad_token ... as texts; tokenizer_config.json has the last word."""
     found = {}
-    for raw in (_json(path / "special_tokens_map.json"), config):
+    for raw in (read_json(path / "special_tokens_map.json", optional=True), config):
         for key, value in raw.items():
             value = value.get("content") if isinstance(value, dict) else value
             if key.endswith("_token") and isinstance(value, str):

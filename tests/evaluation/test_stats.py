@@ -1,8 +1,19 @@
 from __future__ import annotations
 
+import itertools
+
+import numpy as np
 import pytest
 
-from ropd_jax.evaluation.stats import Estimate, accuracy, mean_accuracy
+from ropd_jax.evaluation.stats import (
+    Estimate,
+    accuracy,
+    clustered,
+    maj_at_k,
+    mean_accuracy,
+    paired_difference,
+    pass_at_k,
+)
 
 
 def test_wilson_interval_equals_the_worked_example():
@@ -39,3 +50,60 @@ def test_a_prompt_without_graded_samples_is_left_out():
     got = mean_accuracy([[True, None], [None, None], [False, True]])
     assert (got.value, got.n, got.ungraded) == (0.75, 2, 1)
     assert mean_accuracy([[None]]) == Estimate(None, None, None, 0, 1)
+
+
+@pytest.mark.parametrize("right", range(7))
+@pytest.mark.parametrize("k", [1, 2, 4, 6])
+def test_pass_at_k_is_the_mean_over_all_subsets_of_k_samples(right, k):
+    samples = [True] * right + [False] * (6 - right)
+    subsets = list(itertools.combinations(samples, k))
+    assert pass_at_k(right, 6, k) == pytest.approx(sum(any(s) for s in subsets) / len(subsets))
+
+
+def test_pass_at_k_refuses_more_samples_than_there_are():
+    with pytest.raises(ValueError, match="pass@8 of 4"):
+        pass_at_k(1, 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("answers", "right", "want"),
+    [
+        (["5", "5", "7"], [True, True, False], 1.0),
+        (["5", "7", "7"], [True, False, False], 0.0),
+        (["5", "7"], [True, False], 0.5),
+        (["5", None, None, None], [True, False, False, False], 1.0),
+        ([None, None], [False, False], 0.0),
+    ],
+)
+def test_the_majority_is_taken_among_those_who_answered(answers, right, want):
+    assert maj_at_k(answers, right) == want
+
+
+def test_bootstrap_interval_is_as_wide_as_the_standard_error_says():
+    values = np.random.default_rng(1).uniform(size=400)
+    got = clustered(list(values))
+    half = 1.96 * values.std() / 20
+    assert got.value == pytest.approx(values.mean())
+    assert (got.high - got.low) / 2 == pytest.approx(half, rel=0.05)
+
+
+def test_the_mean_is_clipped_and_not_the_values():
+    assert clustered([-1.0, 0.5, 1.0], clip=True).value == pytest.approx(0.5 / 3)
+    assert clustered([-1.0, -0.5], clip=True).value == 0.0
+    assert clustered([-1.0, None]).ungraded == 1
+
+
+def test_a_paired_difference_is_narrower_than_two_intervals():
+    hard = np.random.default_rng(0).uniform(size=200)
+    a = {str(i): float(h) for i, h in enumerate(hard)}
+    b = {str(i): float(h) + (0.1 if i % 2 else 0.0) for i, h in enumerate(hard)}
+    got = paired_difference(a, b)
+    assert got.value == pytest.approx(0.05)
+    assert 0.0 < got.low < 0.05 < got.high
+    apart = clustered(list(b.values()))
+    assert got.high - got.low < (apart.high - apart.low) / 3
+
+
+def test_a_pair_of_which_one_is_unknown_is_left_out_and_counted():
+    got = paired_difference({"p": 0.0, "q": None, "r": 1.0}, {"p": 1.0, "q": 1.0, "s": 0.0})
+    assert (got.value, got.n, got.ungraded) == (1.0, 1, 3)

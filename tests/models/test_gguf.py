@@ -14,8 +14,11 @@ from gguf.quants import dequantize, quantize
 
 from ropd_jax.ggufio import GGUF
 from ropd_jax.models import gguf as our_gguf
+from ropd_jax.models import transformer
 from ropd_jax.models.gguf import find_smollm2, half_split, load_gguf
-from ropd_jax.models.hf import load_hf, tensors_of
+from ropd_jax.models.hf import load_hf
+from ropd_jax.models.rope import rope_frequencies
+from ropd_jax.models.tensors import tensors_of
 from ropd_jax.types import UserError
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -31,9 +34,10 @@ def interleave(w: np.ndarray, heads: int) -> np.ndarray:
     return out
 
 
-def write(path, name="llama_untied", *, arch="llama", quant=None, skip=(), extra=None, keys=None):
-    """A tiny Hugging Face checkpoint as a GGUF file; returns (config, params) that should come back."""
+def write(path, name="llama_untied", *, arch="llama", quant=None, skip=(), extra=None, keys=None, pattern=True):
+    """A tiny Hugging Face checkpoint as a GGUF file, as converters write it; returns (config, params) of the former."""
     cfg, params = load_hf(GOLDEN / name)
+    gemma, scaling = arch == "gemma3", cfg.rope_scaling
     writer = GGUFWriter(path, arch)
     numbers = {
         "block_count": cfg.num_layers,
@@ -44,10 +48,22 @@ def write(path, name="llama_untied", *, arch="llama", quant=None, skip=(), extra
         "attention.head_count_kv": cfg.num_kv_heads,
         "attention.key_length": cfg.head_dim,
         "rope.dimension_count": cfg.head_dim,
-    } | (keys or {})
-    for key, value in numbers.items():
+    }
+    if gemma:
+        numbers |= {"attention.sliding_window": cfg.window, "attention.scale": cfg.attn_scale}
+        numbers |= {"rope.freq_base_swa": cfg.rope_theta_local}
+        if pattern:
+            writer.add_sliding_window_pattern(cfg.local_layers)
+    if scaling is not None and scaling.kind == "linear":
+        numbers |= {"rope.scaling.type": "linear", "rope.scaling.factor": scaling.factor}
+    if scaling is not None and scaling.kind == "llama3":
+        plain_H, scaled_H = (rope_frequencies(cfg.head_dim, cfg.rope_theta, s) for s in (None, scaling))
+        extra = {"rope_freqs.weight": (plain_H / scaled_H).astype(np.float32)} | (extra or {})
+        numbers |= {"rope.scaling.original_context_length": scaling.original_len}
+    add = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}
+    for key, value in (numbers | (keys or {})).items():
         if value is not None:
-            (writer.add_string if isinstance(value, str) else writer.add_uint32)(f"{arch}.{key}", value)
+            add[type(value)](f"{arch}.{key}", value)
     writer.add_float32(f"{arch}.rope.freq_base", cfg.rope_theta)
     writer.add_float32(f"{arch}.attention.layer_norm_rms_epsilon", cfg.norm_eps)
     for t in tensors_of(cfg):
@@ -57,10 +73,11 @@ def write(path, name="llama_untied", *, arch="llama", quant=None, skip=(), extra
         for i in t.indices():
             w = t.to_stored(node[i])
             heads = {"q_DNH": cfg.num_heads, "k_DKH": cfg.num_kv_heads}.get(t.path[-1])
-            w = interleave(w, heads) if heads else w
+            w = interleave(w, heads) if heads and arch == "llama" else w
+            w = w + np.float32(1.0) if gemma and t.hf.endswith("norm.weight") else w
             if t.gguf.format(*i) in skip:
                 continue
-            if quant is not None and w.ndim == 2:
+            if quant is not None and w.ndim == 2 and not w.shape[1] % 32:
                 writer.add_tensor(t.gguf.format(*i), quantize(w, quant), raw_dtype=quant)
             else:
                 writer.add_tensor(t.gguf.format(*i), w)
@@ -113,6 +130,44 @@ def test_quantized_file_equals_its_dequantized_weights(tmp_path):
     error = np.abs(loaded["layers"]["attn"]["q_DNH"] - params["layers"]["attn"]["q_DNH"])
     assert 0 < error.max() < 0.01  # weights are about 0.2: 1/127 of a block's largest, halved
     np.testing.assert_array_equal(loaded["final_norm"]["scale_D"], params["final_norm"]["scale_D"])
+
+
+FAMILIES = {"llama3": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "qwen3_tied": "qwen3", "gemma3": "gemma3"}
+
+
+def golden_gap(cfg, params, golden) -> float:
+    """Largest difference from the logits that transformers computed, over real tokens."""
+    positions_BT = np.maximum(golden["mask"].cumsum(1) - 1, 0).astype(np.int32)
+    x_BTD = transformer.hidden(cfg, params, golden["tokens"], positions_BT, golden["mask"].astype(np.int32))
+    return float(np.abs(np.asarray(transformer.logits(cfg, params, x_BTD)) - golden["logits"])[golden["mask"]].max())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_architecture_computes_the_golden_logits(tmp_path, name):
+    cfg, _ = write(tmp_path / "m.gguf", f"families/{name}", arch=FAMILIES[name])
+    cfg2, loaded = load_gguf(tmp_path / "m.gguf")
+    rounded = ("norm_eps", "attn_scale", "rope_theta", "rope_theta_local")  # stored as float32
+    assert dataclasses.replace(cfg2, **{k: getattr(cfg, k) for k in rounded}) == cfg
+    assert all(getattr(cfg2, k) == pytest.approx(getattr(cfg, k), rel=1e-6) for k in rounded)
+    assert golden_gap(cfg2, loaded, np.load(GOLDEN / "families" / name / "golden.npz")) <= 2e-5
+
+
+@pytest.mark.parametrize("quant, bound", [("F16", 5e-4), ("Q8_0", 5e-3)])
+@pytest.mark.parametrize("name", ["qwen2", "qwen3", "gemma3"])
+def test_half_precision_and_quantized_files_are_near_their_checkpoint(tmp_path, name, quant, bound):
+    _, params = write(tmp_path / "m.gguf", f"families/{name}", arch=FAMILIES[name], quant=GGMLQuantizationType[quant])
+    _, loaded = load_gguf(tmp_path / "m.gguf")
+    gaps = jax.tree.map(lambda a, b: float(np.abs(a - b).max() / np.abs(a).max()), params, loaded)
+    assert 0 < max(jax.tree.leaves(gaps)) < bound
+    assert gaps["layers"]["attn_norm"]["scale_D"] < 1e-6 and jax.tree.structure(params) == jax.tree.structure(loaded)
+
+
+def test_gemma3_file_without_pattern_scale_and_local_base_means_what_the_format_says(tmp_path):
+    absent = dict.fromkeys(("attention.scale", "rope.freq_base_swa"))
+    cfg, _ = write(tmp_path / "m.gguf", "families/gemma3", arch="gemma3", keys=absent, pattern=False)
+    cfg2, _ = load_gguf(tmp_path / "m.gguf")
+    assert cfg2.local_layers == (True, True, True) and cfg2.rope_theta_local == 10_000.0
+    assert cfg2.attn_scale == cfg.head_dim**-0.5 and cfg2.rope_scaling == cfg.rope_scaling
 
 
 def test_foreign_file_is_named(tmp_path):
@@ -169,8 +224,8 @@ def test_metadata_of_all_types_is_read_as_the_gguf_package_reads_it(tmp_path):
 
 
 def test_other_architecture_is_named(tmp_path):
-    write(tmp_path / "m.gguf", arch="qwen2")
-    assert "general.architecture='qwen2' is not supported; supported: llama" in message(tmp_path / "m.gguf")
+    write(tmp_path / "m.gguf", arch="mamba")
+    assert "general.architecture='mamba' is not supported; supported: llama, qwen2" in message(tmp_path / "m.gguf")
 
 
 @pytest.mark.parametrize(
@@ -178,8 +233,8 @@ def test_other_architecture_is_named(tmp_path):
     [
         ({"skip": ("blk.1.ffn_up.weight",)}, "lacks tensor 'blk.1.ffn_up.weight'; expected 21 tensors"),
         ({"extra": {"blk.0.attn_q.bias": np.zeros(64, np.float32)}}, "holds tensor 'blk.0.attn_q.bias', which"),
-        ({"extra": {"rope_freqs.weight": np.ones(8, np.float32)}}, "scaled rotary angles"),
-        ({"keys": {"rope.scaling.type": "yarn"}}, "scaled rotary angles (rope.scaling.type='yarn') are not supported"),
+        ({"extra": {"rope_freqs.weight": np.full(8, 2.0, np.float32)}}, "scaled rotary angles"),
+        ({"keys": {"rope.scaling.type": "yarn"}}, "scaled rotary angles (rope.scaling.type='yarn') of this kind"),
         ({"keys": {"expert_count": 8}}, "8 experts are not supported yet"),
         ({"keys": {"rope.dimension_count": 8}}, "rope.dimension_count=8 of head width 16 is not supported yet"),
         ({"keys": {"context_length": None}}, "no metadata key 'llama.context_length'"),

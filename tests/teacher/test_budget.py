@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 import pytest
 
@@ -22,6 +23,7 @@ from ropd_jax.teacher import (
     make_client,
 )
 from ropd_jax.teacher.budget import MeteredClient, dollars
+from ropd_jax.teacher.prices import Price
 from ropd_jax.types import Message
 
 OWN = """
@@ -117,6 +119,22 @@ def test_a_price_belongs_to_one_model_at_one_address(provider, model, base_url, 
     assert (Prices.load().find(provider, model, base_url) is not None) == found
 
 
+def test_every_shipped_price_says_where_and_when_it_was_read():
+    prices = list(Prices.load())
+    assert len(prices) >= 11
+    for price in prices:
+        assert re.fullmatch(r"20\d\d-\d\d", price.as_of), price
+        assert price.source.startswith("https://") or price.provider == "scripted", price
+
+
+def test_a_batch_pays_its_share_and_an_unknown_one_where_none_is_known():
+    usage = Usage(1_000_000, 100_000)
+    assert Prices.load().find("openai", "gpt-4.1").cost(usage, batch=True) == pytest.approx(0.5 * 2.8)
+    long = Prices.load().find("gemini", "gemini-2.5-pro")
+    assert long.cost(usage, batch=True) == pytest.approx(0.5 * (2.5 + 1.5))
+    assert Price("openai", "m", "", 1.0, 2.0).cost(usage, batch=True) is None
+
+
 def test_own_prices_add_to_the_table_and_win(tmp_path):
     (tmp_path / "own.toml").write_text(OWN)
     prices = Prices.load(str(tmp_path / "own.toml"))
@@ -132,6 +150,7 @@ def test_own_prices_add_to_the_table_and_win(tmp_path):
         ("[[price]]\nprovider='a'\nmodel='b'\ninput=-1\noutput=1", "input is -1"),
         ("[[price]]\nprovider='a'\nmodel='b'\noutput=1", "input is None"),
         ("[[price]]\nprovider='a'\nmodel='b'\ninput=1\noutput=1\nthinking=2", "'thinking' is no key"),
+        ("[[price]]\nprovider='a'\nmodel='b'\ninput=1\noutput=1\nbatch=50", "batch is 50"),
         ("x = 1", "no .*price.* tables"),
         ("[[", "not TOML"),
     ],

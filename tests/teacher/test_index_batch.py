@@ -1,20 +1,24 @@
-"""Batch APIs, through the real SDKs against a local server: one job, half-failed jobs, a restart in between."""
+"""Batch APIs, through the real SDKs against a local server: jobs on the tape, kills at every point, caps."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-import re
+import signal
+import sys
 
 import pytest
 from aiohttp import web
 
 from experiments import quickstart
 from ropd_jax import cli, teach
-from ropd_jax.teacher import ChatReply, ChatRequest, ConfigurationError
-from ropd_jax.teacher.batch import Jobs, Prefetched, open_batch, request_key, run_jobs
+from ropd_jax.teacher import Budget, Caps, ChatRequest, ConfigurationError, Tape, TapedClient
+from ropd_jax.teacher.batch import open_batch
+from ropd_jax.teacher.batchjobs import ENDED, INTENDED, ROLE, RUNNING, Ledger, Source, run_jobs
+from ropd_jax.teacher.build import Endpoint
 from ropd_jax.teacher.scripted import ScriptedClient
+from ropd_jax.teacher.tape import body_key, request_body
 from ropd_jax.types import Message, UserError
 
 SCRIPTED = ScriptedClient()
@@ -25,16 +29,46 @@ def scripted_text(content, sample):
 
 
 class Server:
-    """Both batch APIs. A job runs for ``looks`` looks at it; every request whose number is in ``fails`` fails."""
+    """Both batch APIs. A job runs for ``looks`` looks at it; every request whose number is in ``fails`` fails.
 
-    def __init__(self, *, looks=1, fails=()):
-        self.files, self.jobs, self.looks, self.fails = {}, {}, looks, set(fails)
-        self.submitted, self.live = [], 0
+    ``kill`` is (point, process id): the process is killed at this point, which is upload, create (before the job is
+    there), created (after it), look or download. ``late`` looks at the list do not show a job that is there.
+    """
+
+    def __init__(self, *, looks=1, fails=(), blocks=(), kill=None, late=0):
+        self.files, self.jobs, self.looks, self.fails, self.blocks = {}, {}, looks, set(fails), set(blocks)
+        self.submitted, self.live, self.kill, self.late, self.lists = [], 0, kill, late, 0
+        self.process = None
+
+    async def point(self, name):
+        if self.kill == name:
+            self.kill = None
+            self.process.send_signal(signal.SIGKILL)
+            await self.process.wait()
+            if name in ("upload", "create"):
+                raise web.HTTPServiceUnavailable()  # the request never came to be
+
+    async def listed(self, request):
+        self.lists += 1
+        jobs = {} if self.lists <= self.late else self.jobs
+        if "limit" in request.query:  # OpenAI; both SDKs may take the same path
+            rows = [
+                {"id": k, "object": "batch", "status": "validating", "metadata": j["about"]} for k, j in jobs.items()
+            ]
+            after = request.query.get("after")  # a page holds one, so that the others are asked for
+            rows = rows[[r["id"] for r in rows].index(after) + 1 if after else 0 :]
+            return web.json_response({"object": "list", "data": rows[:1], "has_more": len(rows) > 1})
+        rows = [{"name": f"batches/{k}", "metadata": j["about"]} for k, j in jobs.items()]
+        first = int(request.query.get("pageToken") or 0)
+        more = {"nextPageToken": str(first + 1)} if first + 1 < len(rows) else {}
+        return web.json_response({"operations": rows[first : first + 1]} | more)
 
     def app(self):
         app = web.Application(client_max_size=1 << 26)
         app.router.add_post("/v1/files", self.upload)
         app.router.add_post("/v1/batches", self.create)
+        app.router.add_get("/v1/batches", self.listed)
+        app.router.add_get("/v1beta/batches", self.listed)
         app.router.add_get("/v1/batches/{id}", self.look)
         app.router.add_get("/v1/files/{id}/content", self.download)
         app.router.add_post("/v1/chat/completions", self.chat)
@@ -45,6 +79,7 @@ class Server:
 
     async def upload(self, request):
         form = await request.post()
+        await self.point("upload")
         assert form["purpose"] == "batch"
         name = f"file-{len(self.files)}"
         self.files[name] = form["file"].file.read()
@@ -52,16 +87,19 @@ class Server:
 
     async def create(self, request):
         body = await request.json()
+        await self.point("create")
         assert (body["endpoint"], body["completion_window"]) == ("/v1/chat/completions", "24h")
         rows = [json.loads(line) for line in self.files[body["input_file_id"]].decode().split("\n") if line]
         job = f"batch_{len(self.jobs)}"
-        self.jobs[job] = {"rows": rows, "left": self.looks}
+        self.jobs[job] = {"rows": rows, "left": self.looks, "about": body["metadata"]}
         self.submitted += [row["custom_id"] for row in rows]
+        await self.point("created")
         return web.json_response({"id": job, "object": "batch", "status": "validating"})
 
     async def look(self, request):
         if request.match_info["id"].startswith("g"):
             return await self.gemini_look(request)
+        await self.point("look")
         job = self.jobs[request.match_info["id"]]
         job["left"] -= 1
         row = {"id": request.match_info["id"], "object": "batch", "status": "in_progress"}
@@ -78,14 +116,16 @@ class Server:
 
     def completion(self, body):
         text = scripted_text(body["messages"][0]["content"], body["seed"])
-        message = {"role": "assistant", "content": text}
+        message, blocked = {"role": "assistant", "content": text}, body["messages"][0]["content"] in self.blocks
         return {
             "id": "c", "object": "chat.completion", "model": body["model"], "created": 0,
-            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "choices": [{"index": 0, "message": message,
+                         "finish_reason": "content_filter" if blocked else "stop"}],
             "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7},
         }  # fmt: skip
 
     async def download(self, request):
+        await self.point("download")
         return web.Response(body=self.files[request.match_info["id"]])
 
     async def chat(self, request):
@@ -99,15 +139,19 @@ class Server:
             self.live += 1
             return web.json_response(self.generated(body))
         assert call == "batchGenerateContent", call
+        await self.point("create")
         rows = body["batch"]["inputConfig"]["requests"]["requests"]
         job = f"g{len(self.jobs)}"
-        self.jobs[job] = {"rows": rows, "left": self.looks}
+        about = {"displayName": body["batch"]["displayName"], "state": "BATCH_STATE_PENDING"}
+        self.jobs[job] = {"rows": rows, "left": self.looks, "about": about}
         self.submitted += [row["metadata"]["key"] for row in rows]
+        await self.point("created")
         return web.json_response(
             {"name": f"batches/{job}", "metadata": {"state": "BATCH_STATE_PENDING", "model": model}}
         )
 
     async def gemini_look(self, request):
+        await self.point("look")
         job = self.jobs[request.match_info["id"]]
         job["left"] -= 1
         row = {"name": f"batches/{request.match_info['id']}", "metadata": {"state": "BATCH_STATE_RUNNING"}}
@@ -125,7 +169,9 @@ class Server:
 
     def generated(self, body):
         text = scripted_text(body["contents"][0]["parts"][0]["text"], body["generationConfig"]["seed"])
-        part = {"content": {"role": "model", "parts": [{"text": text}]}, "finishReason": "STOP"}
+        blocked = body["contents"][0]["parts"][0]["text"] in self.blocks
+        part = {"content": {"role": "model", "parts": [{"text": text}]},
+                "finishReason": "SAFETY" if blocked else "STOP"}  # fmt: skip
         return {"candidates": [part], "usageMetadata": {"promptTokenCount": 3, "candidatesTokenCount": 4}}
 
 
@@ -140,46 +186,90 @@ async def serving(server):
         await runner.cleanup()
 
 
-def requests(n, model="m"):
+def requests(n, model="gpt-4.1"):
     text = "Calculate 9 + 5 - {} ="
     return [
         ChatRequest("reference", (Message("user", text.format(i)),), model, 0.7, 100, None, i % 3) for i in range(n)
     ]
 
 
-def run(provider, server, several, path, **options):
+def key(provider, request):
+    return body_key(request_body(provider, request))
+
+
+def texts(tape, provider, several):
+    """Text on the tape by the request's number."""
+    replies = {i: tape.get(key(provider, r)) for i, r in enumerate(several)}
+    return {i: reply.text for i, reply in replies.items() if reply is not None}
+
+
+def expected(several):
+    return {i: scripted_text(r.messages[0].content, r.sample_index) for i, r in enumerate(several)}
+
+
+@pytest.fixture
+def tape(tmp_path):
+    with contextlib.closing(Tape(tmp_path / "tape.sqlite")) as tape:
+        yield tape
+
+
+def run(provider, server, several, tape, *, budget=None, **options):
+    """``run_jobs`` against the server, in this process. The prices of the provider's own address hold."""
+
     async def main():
         async with serving(server) as root:
-            api = open_batch(provider, base_url=root + "/v1" if provider == "openai" else root)
-            try:
-                return await run_jobs([api], [several], Jobs(path), poll_s=0.01, **options)
-            finally:
-                await api.close()
+            return await at(provider, root, several, tape, budget=budget, **options)
 
     return asyncio.run(main())
 
 
-@pytest.mark.parametrize("provider", ["openai", "gemini"])
-def test_answers_come_home_to_their_requests(provider, tmp_path):
+async def at(provider, root, several, tape, *, budget=None, **options):
+    api = open_batch(provider, base_url=root + "/v1" if provider == "openai" else root)
+    try:
+        source = Source(Endpoint(provider), api, several)
+        return await run_jobs([source], tape, budget or Budget(), **dict(poll_s=0.01, grace_s=0.0) | options)
+    finally:
+        await api.close()
+
+
+# ------------------------------------------------------------------------------------------- jobs and answers
+
+PROVIDERS = pytest.mark.parametrize("provider", ["openai", "gemini"])
+
+
+@PROVIDERS
+def test_answers_come_home_to_their_requests_and_onto_the_tape(provider, tape, saying):
     server, several = Server(looks=2), [*requests(7), *requests(2, "other")]
-    found = run(provider, server, several, tmp_path / "jobs.json")
-    assert {k: r.text for k, r in found.items()} == {
-        request_key(r): scripted_text(r.messages[0].content, r.sample_index) for r in several
-    }
+    assert run(provider, server, several, tape) is None
+    assert texts(tape, provider, several) == expected(several)
     assert len(server.jobs) == 2  # one a model
-    usage = next(iter(found.values())).usage
-    assert (usage.input_tokens, usage.output_tokens) == (3, 4)
+    assert [(j.provider, j.state) for j in Ledger(tape).jobs()] == [(provider, ENDED)] * 2
+    client = TapedClient(lambda: saying(), tape, mode="record", provider=provider)  # asks nobody
+    reply = asyncio.run(client.chat(several[3]))
+    assert (reply.text, reply.source) == (expected(several)[3], "tape")
+    assert (reply.usage.input_tokens, reply.usage.output_tokens) == (3, 4)
 
 
-@pytest.mark.parametrize("provider", ["openai", "gemini"])
-def test_what_a_job_fails_to_answer_is_not_there(provider, tmp_path):
-    several = requests(5)
-    found = run(provider, Server(fails={1, 3}), several, tmp_path / "jobs.json")
-    assert set(found) == {request_key(several[i]) for i in (0, 2, 4)}
+@PROVIDERS
+def test_what_a_job_fails_to_answer_is_not_there_and_not_handed_in_again(provider, tape):
+    several, server = requests(5), Server(fails={1, 3})
+    for _ in range(2):
+        run(provider, server, several, tape)
+        assert set(texts(tape, provider, several)) == {0, 2, 4}
+    assert len(server.submitted) == 5
 
 
-@pytest.mark.parametrize("provider", ["openai", "gemini"])
-def test_a_restart_polls_the_same_jobs_and_hands_in_only_what_is_new(provider, tmp_path):
+@PROVIDERS
+def test_a_blocked_answer_is_kept_as_the_failure_it_is_and_paid_for(provider, tape):
+    several, budget = requests(4), Budget()
+    run(provider, Server(blocks={several[2].messages[0].content}), several, tape, budget=budget)
+    assert set(texts(tape, provider, several)) == {0, 1, 3}
+    assert [f.cause for f in tape.failures(key(provider, several[2]))] == ["blocked"]
+    assert (budget.roles[ROLE].calls, budget.roles[ROLE].tokens) == (4, 4 * 7)
+
+
+@PROVIDERS
+def test_a_restart_polls_the_same_jobs_and_hands_in_only_what_is_new(provider, tape):
     class Stopped(Exception):
         pass
 
@@ -188,38 +278,209 @@ def test_a_restart_polls_the_same_jobs_and_hands_in_only_what_is_new(provider, t
 
     server = Server(looks=3)
     with pytest.raises(Stopped):
-        run(provider, server, requests(4), tmp_path / "jobs.json", sleep=stop)
-    assert len(server.submitted) == 4 and len(Jobs(tmp_path / "jobs.json").jobs) == 1
-    found = run(provider, server, requests(6), tmp_path / "jobs.json")
-    assert len(found) == 6 and len(server.submitted) == len(set(server.submitted)) == 6
+        run(provider, server, requests(4), tape, sleep=stop)
+    assert len(server.submitted) == 4 and [j.state for j in Ledger(tape).jobs()] == [RUNNING]
+    run(provider, server, requests(6), tape)
+    assert len(texts(tape, provider, requests(6))) == 6
+    assert len(server.submitted) == len(set(server.submitted)) == 6
 
 
-@pytest.mark.parametrize("provider", ["openai", "gemini"])
-def test_a_server_that_is_away_for_a_while_is_asked_again(provider, tmp_path, unused_port):
-    port, several = unused_port, requests(3)
-    root = f"http://127.0.0.1:{port}"
+@PROVIDERS
+def test_a_server_that_is_away_for_a_while_is_asked_again(provider, tape, unused_port):
+    several, root = requests(3), f"http://127.0.0.1:{unused_port}"
     server, slept = Server(looks=0), []
+    job = Ledger(tape).intend(Endpoint(provider), {key(provider, r): r for r in several}, Budget().total(), prompts={})
+    Ledger(tape).running(job, "batch_0" if provider == "openai" else "batches/g0")
+    server.jobs["batch_0" if provider == "openai" else "g0"] = {"rows": [], "left": 0}
 
     async def main():
-        api = open_batch(provider, base_url=root + "/v1" if provider == "openai" else root)
         runner = web.AppRunner(server.app())
         await runner.setup()
-        jobs = Jobs(tmp_path / "jobs.json")
-        server.jobs["batch_0" if provider == "openai" else "g0"] = {"rows": [], "left": 0}
 
         async def sleep(seconds):
             slept.append(seconds)
             if len(slept) == 2:
-                await web.TCPSite(runner, "127.0.0.1", port).start()
+                await web.TCPSite(runner, "127.0.0.1", unused_port).start()
 
-        jobs.add("batch_0" if provider == "openai" else "batches/g0", 0, [request_key(r) for r in several])
         try:
-            return await run_jobs([api], [several], jobs, poll_s=7.0, sleep=sleep)
+            return await at(provider, root, several, tape, poll_s=7.0, sleep=sleep)
         finally:
-            await api.close()
             await runner.cleanup()
 
-    assert asyncio.run(main()) == {} and slept == [7.0, 7.0]
+    assert asyncio.run(main()) is None and slept == [7.0, 7.0]
+    assert [j.state for j in Ledger(tape).jobs()] == [ENDED]
+
+
+# ------------------------------------------------------------------------------------------------------- kills
+
+CHILD = """
+import asyncio, json, sys
+from ropd_jax.teacher import Budget, ChatRequest, Tape
+from ropd_jax.teacher.batch import open_batch
+from ropd_jax.teacher.batchjobs import Source, run_jobs
+from ropd_jax.teacher.build import Endpoint
+from ropd_jax.types import Message
+provider, root, tape, texts = sys.argv[1:]
+several = [ChatRequest("reference", (Message("user", t),), "gpt-4.1", 0.7, 100, None, i % 3)
+           for i, t in enumerate(json.loads(texts))]
+api = open_batch(provider, base_url=root + "/v1" if provider == "openai" else root)
+asyncio.run(run_jobs([Source(Endpoint(provider), api, several)], Tape(tape), Budget(), poll_s=0.01))
+"""
+POINTS = {"openai": ("upload", "create", "created", "look", "download"), "gemini": ("create", "created", "look")}
+
+
+@pytest.mark.parametrize(("provider", "point"), [(p, point) for p, points in POINTS.items() for point in points])
+def test_a_kill_at_any_point_pays_for_nothing_twice(provider, point, tape, tmp_path):
+    server, several, budget = Server(looks=1, kill=point), requests(5), Budget()
+
+    async def main():
+        async with serving(server) as root:
+            prompts = json.dumps([r.messages[0].content for r in several])
+            command = (sys.executable, "-c", CHILD, provider, root, str(tape.path), prompts)
+            server.process = await asyncio.create_subprocess_exec(*command)
+            assert await server.process.wait() == -signal.SIGKILL
+            before = len(server.jobs)
+            states = [j.state for j in Ledger(tape).jobs()]
+            assert await at(provider, root, several, tape, budget=budget) is None
+            return before, states
+
+    before, states = asyncio.run(main())
+    assert before == (0 if point in ("upload", "create") else 1)
+    assert states == [RUNNING if point in ("look", "download") else INTENDED]
+    assert len(server.jobs) == 1 and len(server.submitted) == 5
+    assert texts(tape, provider, several) == expected(several)
+    assert (budget.roles[ROLE].calls, budget.roles[ROLE].tokens) == (5, 5 * 7)
+
+
+@PROVIDERS
+def test_a_job_that_its_list_shows_late_is_taken_over_and_one_it_never_shows_is_handed_in_again(provider, tape):
+    server, several = Server(looks=0, late=3), requests(3)
+    rows = {key(provider, r): r for r in several}
+    lost = Ledger(tape).intend(Endpoint(provider), rows, Budget().total(), prompts={})
+
+    async def main():
+        async with serving(server) as root:
+            api = open_batch(provider, base_url=root + "/v1" if provider == "openai" else root)
+            await api.submit(requests_of_another := {key(provider, r): r for r in requests(2, "other")}, "ropd-other")
+            await api.submit(rows, lost.marker)
+            await api.close()
+            await at(provider, root, several, tape, grace_s=60.0)
+            assert len(server.submitted) == 3 + len(requests_of_another) and texts(tape, provider, several)
+            gone = Ledger(tape).intend(Endpoint(provider), {"0" * 64: several[0]}, Budget().total(), prompts={})
+            await at(provider, root, several, tape)
+            assert gone.marker not in [j.marker for j in Ledger(tape).jobs()]
+
+    asyncio.run(main())
+
+
+def test_a_refused_job_leaves_nothing_and_one_with_an_unknown_fate_its_note(tape, unused_port):
+    async def refuse(request):
+        return web.json_response({"error": {"message": "no", "code": "x"}}, status=400)
+
+    async def main(root):
+        with pytest.raises(UserError, match="the same command finds out" if root else "answered 400"):
+            await at("openai", root or refusing, requests(2), tape)
+        return [j.state for j in Ledger(tape).jobs()]
+
+    async def both():
+        nonlocal refusing
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", refuse)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        refusing = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        try:
+            assert await main("") == []
+        finally:
+            await runner.cleanup()
+        assert await main(f"http://127.0.0.1:{unused_port}") == [INTENDED]
+
+    refusing = ""
+    asyncio.run(both())
+
+
+# -------------------------------------------------------------------------------------------------------- caps
+
+
+@PROVIDERS
+def test_a_batch_costs_half_the_price_and_only_once(provider, tape):
+    model = {"openai": "gpt-4.1", "gemini": "gemini-2.5-pro"}[provider]
+    several, half = requests(4, model), 0.5 * Budget().prices.find(provider, model).output
+    for _ in range(2):  # a second look at the tape adds nothing
+        budget = Budget()
+        run(provider, Server(looks=0), several, tape, budget=budget)
+        rates = budget.prices.find(provider, model)
+        assert budget.total().usd == pytest.approx(4 * (3 * rates.input / 2 + 4 * half) / 1e6)
+        assert budget.as_metrics()[f"teacher/cost_usd_{ROLE}"] == budget.total().usd
+
+
+def test_the_jobs_stand_in_the_stats_of_the_tape(tape, capsys):
+    run("openai", Server(looks=0), requests(3), tape)
+    rows = {"0" * 64: requests(1)[0]}
+    Ledger(tape).intend(Endpoint("gemini"), rows, Budget().total(), prompts={})
+    tape.close()
+    assert cli.main(["tape", "stats", str(tape.path), "--json"]) == 0
+    jobs = json.loads(capsys.readouterr().out)["batches"]
+    usd = 3 * (3 * 1.0 + 4 * 4.0) / 1e6
+    assert jobs == [
+        {"id": "batch_0", "provider": "openai", "state": ENDED, "requests": 3, "usd": pytest.approx(usd)},
+        {"id": "", "provider": "gemini", "state": INTENDED, "requests": 1, "usd": 0.0},
+    ]
+    assert cli.main(["tape", "stats", str(tape.path)]) == 0
+    shown = capsys.readouterr().out
+    assert "batch job batch_0 of openai: ended, 3 requests, $5.7e-05" in shown
+    assert "batch job (id not known) of gemini: intended, 1 requests" in shown
+
+
+def test_a_model_without_a_price_for_batches_costs_an_unknown_amount(tape):
+    budget = Budget()
+    run("openai", Server(looks=0), requests(2, "somebody's"), tape, budget=budget)
+    assert budget.total().cost_usd is None and budget.total().tokens == 14
+    with pytest.raises(ConfigurationError, match="no price of batch jobs is known for reference's model"):
+        Budget(Caps(usd=1.0)).require_price("reference", "openai", "somebody's", "", batch=True)
+
+
+@pytest.mark.parametrize(
+    ("caps", "first", "second"),
+    [
+        (Caps(calls=4), 4, 0),  # the real number of calls is the estimate
+        (Caps(tokens=240), 2, 8),  # 105 each by estimate, 7 in truth: then all others fit
+        (Caps(tokens=100), 0, 0),
+        (Caps(usd=2 * (5 * 1.0 + 100 * 4.0) / 1e6 + 1e-9), 2, 8),
+    ],
+)
+def test_a_cap_holds_by_estimate_before_and_by_the_real_usage_after(caps, first, second, tape):
+    server, budget = Server(looks=0), Budget(caps)
+    stopped = run("openai", server, requests(10), tape, budget=budget)
+    sizes = [len(j["rows"]) for j in server.jobs.values()]
+    assert sizes == [n for n in (first, second) if n]
+    assert (stopped is None) == (sum(sizes) == 10)
+    if stopped is not None:
+        assert f"{10 - first} are not handed in" in str(stopped)
+    assert budget.total().tokens == 7 * sum(sizes) and budget.total().calls == sum(sizes)
+
+
+def test_jobs_that_run_count_at_their_estimate(tape):
+    several = requests(6)
+    rows = {key("openai", r): r for r in several[:4]}
+    server, budget = Server(looks=3), Budget(Caps(calls=5))
+    one = Ledger(tape).intend(Endpoint("openai"), rows, Budget().total() + budget_of(4), prompts={})
+    Ledger(tape).running(one, "batch_0")
+    body = {"model": "m", "seed": 0, "messages": [{"role": "user", "content": "Calculate 9 + 5 - 1 ="}]}
+    server.jobs["batch_0"] = {"rows": [{"custom_id": k, "body": body} for k in rows], "left": 3, "about": {}}
+    stopped = run("openai", server, several, tape, budget=budget)
+    assert len(server.submitted) == 1 and "1 are not handed in" in str(stopped)
+
+
+def budget_of(calls):
+    budget = Budget()
+    for _ in range(calls):
+        budget.begin("reference")
+    return budget.total()
+
+
+# --------------------------------------------------------------------------------------------------- the verb
 
 
 def test_a_provider_without_a_batch_api_is_said():
@@ -227,13 +488,7 @@ def test_a_provider_without_a_batch_api_is_said():
         open_batch("scripted")
 
 
-def test_a_prefetched_answer_is_used_once(saying):
-    (request,) = requests(1)
-    client = Prefetched(saying("live"), {request_key(request): ChatReply("from the batch")})
-    assert [asyncio.run(client.chat(request)).text for _ in range(2)] == ["from the batch", "live"]
-
-
-@pytest.mark.parametrize("provider", ["openai", "gemini"])
+@PROVIDERS
 def test_teach_by_batch_writes_what_teach_writes_live(provider, tmp_path, monkeypatch):
     def config(root=""):
         cfg = quickstart.get_config()
@@ -259,13 +514,39 @@ def test_teach_by_batch_writes_what_teach_writes_live(provider, tmp_path, monkey
     n = len(answers(out))
     assert len(server.submitted) == 4 * n
     assert server.live == 1 + n * teach.EXTRA * 3  # the failed one, and the equal ones of a scripted sum
-    assert not (tmp_path / "batch.jsonl.jobs.json").exists()
+    with contextlib.closing(Tape(tmp_path / "batch.jsonl.teacher" / "tape.sqlite", read_only=True)) as tape:
+        assert [(j.state, len(j.keys)) for j in Ledger(tape).jobs()] == [(ENDED, 4 * n)]
+        assert tape.query("SELECT count(*) FROM replies") == [(4 * n + n * teach.EXTRA * 3,)]
+    spent = json.loads((tmp_path / "batch.jsonl.teacher" / "spent.json").read_text())
+    assert spent[ROLE]["calls"] == 4 * n and spent["reference"]["calls"] == server.live
 
 
-def test_caps_are_not_promised_where_they_do_not_hold(tmp_path):
+def test_teach_at_a_cap_writes_what_was_bought_and_ends_with_exit_code_4(tmp_path):
+    def config(root, calls):
+        cfg = quickstart.get_config()
+        cfg.data.size, cfg.data.heldout_size, cfg.data.prompts_per_step = 12, 4, 4
+        cfg.teacher.provider, cfg.teacher.base_url, cfg.teacher.budget.calls = "openai", root + "/v1", calls
+        return cfg.lock()
+
+    server, out = Server(looks=0), tmp_path / "x.jsonl"
+
+    async def main():
+        async with serving(server) as root:
+            codes = []
+            for calls in (13, 1_000):
+                code = await asyncio.to_thread(teach.main, config(root, calls), out, batch=True, poll_s=0.01)
+                codes.append((code, len(server.submitted)))
+            return codes
+
+    codes = asyncio.run(main())
+    n = len(out.read_text().splitlines())
+    assert codes == [(4, 13), (0, 4 * n)] and len(set(server.submitted)) == 4 * n
+
+
+def test_a_batch_needs_a_tape_that_is_written(tmp_path):
     cfg = quickstart.get_config()
-    cfg.data.size, cfg.data.heldout_size, cfg.teacher.budget.calls = 12, 4, 5
-    with pytest.raises(UserError, match=re.escape("teacher.budget caps are not enforced through batch jobs")):
+    cfg.data.size, cfg.data.heldout_size, cfg.teacher.tape.mode = 12, 4, "off"
+    with pytest.raises(UserError, match=r"--batch keeps its jobs on the tape; expected teacher\.tape\.mode=record"):
         teach.main(cfg.lock(), tmp_path / "x.jsonl", batch=True)
 
 

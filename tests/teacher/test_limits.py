@@ -24,6 +24,7 @@ from ropd_jax.teacher import (
     TransientError,
     TruncatedError,
     Usage,
+    at_step,
     simulate,
 )
 from ropd_jax.teacher.client import error_for_status, parse_retry_after
@@ -214,11 +215,28 @@ def test_a_call_over_the_time_limit_is_a_transient_timeout():
     assert results[0].cause == "timeout" and stats.retries == {"timeout": 1}
 
 
-def test_verify_goes_before_rubric_before_reference_then_first_come():
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({}, ["busy", "3", "1", "4", "0", "2", "later"]),  # the step is over when its last group is
+        (dict(order="finished_first"), ["busy", "0", "2", "later", "1", "4", "3"]),
+    ],
+)
+def test_the_queue_goes_by_step_and_role_or_by_role_alone_then_first_come(limits, expected):
     server = Server(1.0)
     order = ["verify", "rubric", "verify", "reference", "rubric"]
-    run_all(server, [ask("busy", "reference")] + [ask(i, p) for i, p in enumerate(order)], concurrency=1)
-    assert [r.messages[0].content for r in server.requests] == ["busy", "0", "2", "1", "4", "3"]
+
+    async def run():
+        client = LimitedClient(server, Limits(concurrency=1, **limits))
+        first = asyncio.create_task(at_step(0, client.chat(ask("busy", "reference"))))
+        await asyncio.sleep(0.1)
+        later = [at_step(1, client.chat(ask("later", "reference" if not limits else "verify")))]
+        now = [at_step(0, client.chat(ask(i, p))) for i, p in enumerate(order)]
+        tasks = [asyncio.create_task(c) for c in (now + later if limits else later + now)]
+        await asyncio.gather(first, *tasks)
+
+    simulate.run(run())
+    assert [r.messages[0].content for r in server.requests] == expected
 
 
 def test_a_retry_keeps_its_place_in_the_queue():
@@ -384,7 +402,8 @@ def test_a_failed_second_copy_does_not_end_the_first():
 
 @pytest.mark.parametrize(
     "options", [dict(concurrency=0), dict(min_concurrency=0), dict(attempts=0), dict(timeout_s=0), dict(max_wait_s=-1),
-                dict(requests_per_minute=0), dict(tokens_per_minute=-5), dict(hedge_after_s=-1)]
+                dict(requests_per_minute=0), dict(tokens_per_minute=-5), dict(hedge_after_s=-1),
+                dict(order="random")]
 )  # fmt: skip
 def test_numbers_out_of_range_are_named(options):
     with pytest.raises(ConfigurationError, match=rf"teacher\.{next(iter(options))} is .*; expected"):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import zlib
@@ -13,6 +15,7 @@ import zlib
 import pytest
 from aiohttp import web
 
+from ropd_jax.configs import default
 from ropd_jax.teacher import (
     BlockedError,
     ChatReply,
@@ -28,6 +31,9 @@ from ropd_jax.teacher import (
     at_step,
     make_client,
 )
+from ropd_jax.teacher.batchjobs import Ledger
+from ropd_jax.teacher.budget import Spent
+from ropd_jax.teacher.build import Endpoint
 from ropd_jax.teacher.scripted import ScriptedClient
 from ropd_jax.teacher.tape import body_key, request_body
 from ropd_jax.teacher.tapefile import export_tape, import_tape, tape_stats
@@ -297,12 +303,63 @@ def test_no_key_and_no_header_enters_the_tape(tape, tmp_path, monkeypatch):
         assert word.encode() not in everything
 
 
+# ------------------------------------------------------------------------------------------------ the address
+
+
+def test_an_answer_of_another_address_is_used_and_said_once(tape, saying, caplog):
+    there = taped(tape, saying("a", "b", "c"), address="http://one:8000/v1")
+    for index in range(3):
+        chat(there, request(index=index))
+    chat(there, request())
+    assert tape.address(body_key(request_body("scripted", request()))) == "http://one:8000/v1" and not caplog.records
+    here = taped(tape, saying("never"), address="")
+    assert [chat(here, request(index=index)).text for index in range(3)] == ["a", "b", "c"]
+    (record,) = caplog.records
+    assert "http://one:8000/v1 said, and the config names scripted's own address" in record.getMessage()
+    caplog.clear()
+    chat(replaying(tape, address="http://two"), request())  # a replay needs no server
+    assert not caplog.records
+
+
+def test_the_address_on_the_tape_has_no_user_no_password_and_no_query(tmp_path):
+    cfg = default()
+    cfg.teacher.base_url = "http://me:secret@127.0.0.1:9/v1?token=secret"
+    teacher = Teacher.from_config(cfg, workdir=tmp_path)
+    teacher.client.inner = ScriptedClient()
+    chat(teacher.client, request("Calculate 9 + 5 ="))
+    assert {e.address for e in teacher.client.tape.entries()} == {"http://127.0.0.1:9/v1"}
+    asyncio.run(teacher.close())
+    assert b"secret" not in (tmp_path / "tape.sqlite").read_bytes()
+
+
+def test_a_tape_of_version_1_is_read_and_grows(tape, saying, tmp_path):
+    chat(taped(tape, saying("old")), request())
+    tape.close()
+    with contextlib.closing(sqlite3.connect(tape.path)) as db, db:
+        db.execute("ALTER TABLE replies DROP COLUMN address")
+        db.execute("DROP TABLE batches")
+        db.execute("PRAGMA user_version = 1")
+    with contextlib.closing(Tape(tape.path, read_only=True)) as old:
+        assert chat(replaying(old), request()).text == "old" and [e.address for e in old.entries()] == [None]
+    client = taped(tape, saying("new"), address="http://one")
+    assert (chat(client, request()).text, chat(client, request(index=1)).text) == ("old", "new")
+    assert sorted(str(e.address) for e in tape.entries()) == ["None", "http://one"] and Ledger(tape).jobs() == []
+
+
+def test_a_replay_of_what_a_batch_was_asked_and_never_answered_says_so(tape):
+    (asked,) = rows = {body_key(request_body("openai", request())): request()}
+    assert Ledger(tape).intend(Endpoint("openai"), rows, Spent(calls=1), prompts={}).keys == (asked,)
+    client = TapedClient(lambda: None, tape, mode="replay", provider="openai")
+    with pytest.raises(ConfigurationError, match="handed in with a batch job whose answer is not on the tape"):
+        chat(client, request())
+
+
 # ---------------------------------------------------------------------------------------------- export, import
 
 
 def filled(tape, saying):
     inner = saying("four \udc80 \u2028", BlockedError("no \ud800"), TransientError("503", cause="unavailable"), "ok")
-    client = taped(tape, inner, prompts={"reference.v1": "abc"})
+    client = taped(tape, inner, prompts={"reference.v1": "abc"}, address="http://one")
     chat(client, request("a \ud800 b"), step=1)
     for index in (1, 2):
         with pytest.raises((BlockedError, TransientError)):

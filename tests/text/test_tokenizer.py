@@ -70,7 +70,8 @@ def write_gguf(path, trained, **changes):
     } | changes
     writer = GGUFWriter(path, "llama")
     for key, value in keys.items():
-        add = {str: writer.add_string, int: writer.add_uint32, list: writer.add_array, type(...): None}[type(value)]
+        kinds = {str: writer.add_string, bool: writer.add_bool, int: writer.add_uint32, list: writer.add_array}
+        add = kinds.get(type(value))
         if add is not None:
             add(f"tokenizer.{key}", value)
     writer.write_header_to_file()
@@ -107,6 +108,80 @@ def test_gguf_tokenizer_encodes_as_the_one_it_was_written_from(tmp_path, trained
     assert (ours.stop_ids, ours.pad_id, ours.vocab_size) == ((2, 0), 2, 290)
     assert ours.render(CHAT) == RENDERED
     assert ours.apply_chat_template(CHAT) == trained[0].encode(RENDERED, add_special_tokens=False).ids
+
+
+def assert_saved_for_transformers(ours, path, model_type: str, texts):
+    """What ``save`` writes gives the same ids and texts in transformers, and here."""
+    from transformers import AutoTokenizer
+
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    ours.save(path)
+    theirs, again = AutoTokenizer.from_pretrained(str(path)), load_tokenizer(path)
+    for text in texts:
+        ids = ours.encode(text)
+        assert theirs(text)["input_ids"] == again.encode(text) == ids, text
+        assert theirs.decode(ids) == again.decode(ids) == ours.decode(ids)
+    assert again.template == ours.template and again.stop_ids == ours.stop_ids and again.pad_id == ours.pad_id
+
+
+QWEN_CUT = (  # as their tokenizer.json has it
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@pytest.mark.parametrize("pre", ["qwen2", "llama-bpe"])
+def test_gguf_of_qwen_and_llama3_encodes_as_the_tokenizer_it_was_written_from(tmp_path, trained, pre):
+    theirs = tokenizers.Tokenizer.from_str(trained[0].to_str())
+    cut = QWEN_CUT if pre == "qwen2" else QWEN_CUT.replace(r"\p{N}|", r"\p{N}{1,3}|")
+    split = pre_tokenizers.Split(tokenizers.Regex(cut), "isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    theirs.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    if pre == "qwen2":
+        theirs.normalizer = tokenizers.normalizers.NFC()
+    ours = load_tokenizer(write_gguf(tmp_path / "t.gguf", trained, **{"ggml.pre": pre}))
+    for text in (*TEXTS, "e\u0301", "12345", "I'LL we'Ve", "  \n\n  x"):
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids
+    assert ours.decode(ours.encode("e\u0301")) == ("é" if pre == "qwen2" else "e\u0301")
+    assert_saved_for_transformers(ours, tmp_path / "d", "qwen3" if pre == "qwen2" else "llama", TEXTS)
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_gguf_of_sentencepiece_encodes_as_the_tokenizer_it_was_written_from(tmp_path, prefix):
+    """Gemma's kind (no space in front) and Llama 2's, spaces visible, unknown characters as bytes."""
+    from tokenizers import normalizers
+
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
+    data = [f"<0x{i:02X}>" for i in range(256)]
+    theirs = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    prepend = [normalizers.Prepend("▁")] if prefix else []
+    theirs.normalizer = normalizers.Sequence([*prepend, normalizers.Replace(" ", "▁")])
+    if not prefix:
+        theirs.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
+    theirs.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=[*special, *data], show_progress=False)
+    lines = ["the answer is 42, the world is  the world", "Hello user, what is 12 + 30?\n\n", "def f(x): return x**2"]
+    theirs.train_from_iterator(lines * 5, trainer)
+    tokens = [t for t, _ in sorted(theirs.get_vocab().items(), key=lambda x: x[1])]
+    types = [3, 3, 3, 2, 3, 3] + [6] * 256 + [1] * (len(tokens) - 262)
+    path = write_gguf(
+        tmp_path / "t.gguf",
+        (None, tokens, ["a b"], types),
+        **{
+            "ggml.model": "llama", "ggml.scores": [float(-i) for i in range(len(tokens))], "ggml.merges": ...,
+            "ggml.add_space_prefix": prefix, "ggml.bos_token_id": 2, "ggml.eos_token_id": 1,
+            "ggml.padding_token_id": 0, "ggml.unknown_token_id": 3,
+            "chat_template": "{{ bos_token }}<start_of_turn>user\n{{ messages[0].content }}<end_of_turn>\n",
+        },
+    )  # fmt: skip
+    ours = load_tokenizer(path)
+    for text in (*TEXTS, "the world", "<start_of_turn>user\nthe<end_of_turn>"):
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids, text
+        assert ours.decode(ours.encode(text)) == text or prefix
+    assert len(ours.encode("the world is")) < 8 and ours.encode("🙂")[-4:] == [6 + b for b in "🙂".encode()]
+    assert_saved_for_transformers(ours, tmp_path / "d", "llama" if prefix else "gemma3_text", TEXTS)
+    assert ours.stop_ids == (5, 1) and ours.pad_id == 0 and ours.render(CHAT).startswith("<bos><start_of_turn>")
 
 
 def test_each_digit_is_a_token_under_smollm_and_not_under_gpt2():
@@ -150,8 +225,8 @@ def test_template_is_looked_for_where_checkpoints_keep_it(directory, tmp_path):
     (directory / "chat_template.jinja").write_text("J {{ bos_token }}{{ messages[0].content }}")
     assert load_tokenizer(directory).render(CHAT) == "J <|im_start|>Be brief."
     mine = tmp_path / "mine.jinja"
-    mine.write_text("M {{ messages[1].content }}")
-    assert load_tokenizer(directory, chat_template=str(mine)).render(CHAT) == "M What is 12 + 30?"
+    mine.write_text("M {{ messages[0].content }} {{ messages[1].content }}")
+    assert load_tokenizer(directory, chat_template=str(mine)).render(CHAT) == "M Be brief. What is 12 + 30?"
 
 
 def test_missing_template_names_checkpoint_and_remedy(directory, tmp_path, trained):
@@ -211,8 +286,9 @@ def test_checkpoint_that_names_no_end_is_named(directory):
 @pytest.mark.parametrize(
     "changes, said",
     [
-        ({"ggml.model": "llama"}, r"tokenizer\.ggml\.model='llama' is not supported yet; expected 'gpt2'"),
-        ({"ggml.pre": "qwen2"}, r"tokenizer\.ggml\.pre='qwen2' is not supported yet; supported: smollm, gpt-2"),
+        ({"ggml.model": "bert"}, r"tokenizer\.ggml\.model='bert' is not supported; expected 'gpt2'"),
+        ({"ggml.model": "llama"}, r"no metadata key 'tokenizer\.ggml\.scores'"),
+        ({"ggml.pre": "tekken"}, r"tokenizer\.ggml\.pre='tekken' is not supported yet; supported: smollm, gpt-2"),
         ({"ggml.tokens": ...}, r"no metadata key 'tokenizer\.ggml\.tokens'"),
         ({"ggml.token_type": [1, 1]}, "2 token types for 290 tokens"),
         ({"ggml.merges": ["q z"]}, "merge 'q z' is not made of tokens"),

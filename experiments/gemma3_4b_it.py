@@ -1,0 +1,29 @@
+"""ROPD across families: Gemma3-4B-it learns mathematics from GPT-5.2 (arXiv 2605.07396, Table 3).
+
+    ropd plan  --config experiments/gemma3_4b_it.py --topology v5e:4x4
+    ropd train --config experiments/gemma3_4b_it.py --workdir runs/gemma3_4b_it \\
+      --config.data.path='DIR/dapo_math_17k*.jsonl' --config.data.heldout_path=DIR/math_500.jsonl
+
+Variants: ``paper`` (implied: Table A2) or ``released`` (the official code's values).
+Data: see qwen3_4b_math.py.
+
+Hardware: docs/plan.md says what each slice takes. Expected (paper, avg@16): AIME24 6.7 -> 10.0, AIME25 12.9 -> 13.7.
+Not yet run here: it wants a slice and a paid teacher.
+"""
+
+from __future__ import annotations
+
+from ropd_jax import configs
+
+TEMPLATE = "{question}\n\nReason step by step, and put your final answer within \\boxed{}."
+
+
+def get_config(variant: str = ""):
+    (column,) = configs.choose(variant, ("paper", "released"))
+    cfg = configs.paper_run(column)
+    cfg.student.checkpoint = "google/gemma-3-4b-it"
+    cfg.data.task = "math"
+    cfg.data.path = "data/dapo_math_17k*.jsonl"
+    cfg.data.heldout_path = "data/math_500.jsonl"
+    cfg.data.template = TEMPLATE
+    return cfg

@@ -1,0 +1,35 @@
+"""ROPD on competition mathematics: Qwen3-4B learns from GPT-5.2 (arXiv 2605.07396, Table 1).
+
+    ropd plan      --config experiments/qwen3_4b_math.py --topology v5e:4x4
+    ropd preflight --config experiments/qwen3_4b_math.py --config.data.path='DIR/dapo_math_17k*.jsonl' --no-calls
+    ropd train     --config experiments/qwen3_4b_math.py --workdir runs/qwen3_4b_math \\
+      --config.data.path='DIR/dapo_math_17k*.jsonl' --config.data.heldout_path=DIR/math_500.jsonl
+
+Variants, with commas between: ``non_thinking`` (implied) or ``thinking``; ``paper`` (implied: Table A2) or ``released``
+(the official code's values), e.g. ``experiments/qwen3_4b_math.py:thinking,released``.
+
+Data: DAPO-Math-17k (Hub: BytedTsinghua-SIA/DAPO-Math-17k) as JSONL with id, problem, answer. The paper chose its
+checkpoints on AIME24, which it also reports; held out here is MATH-500.
+
+Hardware: docs/plan.md says what each slice takes. Expected (paper, avg@16 at 32,768 tokens): AIME24 24.2 -> 65.0,
+AIME25 20.8 -> 58.8 without thinking; 70.4 -> 75.4, 59.6 -> 68.8 with.
+Not yet run here: it wants a slice and a paid teacher.
+"""
+
+from __future__ import annotations
+
+from ropd_jax import configs
+
+TEMPLATE = "{question}\n\nReason step by step, and put your final answer within \\boxed{}."
+
+
+def get_config(variant: str = ""):
+    mode, column = configs.choose(variant, ("non_thinking", "thinking"), ("paper", "released"))
+    cfg = configs.paper_run(column)
+    cfg.student.checkpoint = "Qwen/Qwen3-4B"
+    cfg.student.enable_thinking = mode == "thinking"
+    cfg.data.task = "math"
+    cfg.data.path = "data/dapo_math_17k*.jsonl"
+    cfg.data.heldout_path = "data/math_500.jsonl"
+    cfg.data.template = TEMPLATE
+    return cfg

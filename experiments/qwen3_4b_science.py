@@ -1,0 +1,34 @@
+"""ROPD on science questions: Qwen3-4B learns from GPT-5.2 (arXiv 2605.07396, Table 1).
+
+    ropd plan  --config experiments/qwen3_4b_science.py --topology v5e:4x4
+    ropd train --config experiments/qwen3_4b_science.py --workdir runs/qwen3_4b_science \\
+      --config.data.path=DIR/rar_science_train.jsonl --config.data.heldout_path=DIR/rar_science_val.jsonl
+
+Variants, with commas between: ``non_thinking`` (implied) or ``thinking``; ``paper`` (implied: Table A2) or ``released``
+(the official code's values), e.g. ``experiments/qwen3_4b_science.py:thinking,released``.
+
+Data: RaR-Science-20k (Hub: ScaleAI/RaR-Science, train) as JSONL with id, question, answer; its own rubrics are not
+used. The paper chose its checkpoint on GPQA-Diamond, which it also reports; held out here is the set's own validation
+part.
+
+Hardware: docs/plan.md says what each slice takes. Expected (paper): GPQA-D 35.7 -> 36.5 without
+thinking, 53.6 -> 55.1 with.
+Not yet run here: it wants a slice and a paid teacher.
+"""
+
+from __future__ import annotations
+
+from ropd_jax import configs
+
+
+def get_config(variant: str = ""):
+    mode, column = configs.choose(variant, ("non_thinking", "thinking"), ("paper", "released"))
+    cfg = configs.paper_run(column)
+    if column == "paper":
+        cfg.steps = 625  # one epoch of 20,000
+    cfg.student.checkpoint = "Qwen/Qwen3-4B"
+    cfg.student.enable_thinking = mode == "thinking"
+    cfg.data.task = "science"
+    cfg.data.path = "data/rar_science_train.jsonl"
+    cfg.data.heldout_path = "data/rar_science_val.jsonl"
+    return cfg

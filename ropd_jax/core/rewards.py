@@ -1,0 +1,63 @@
+"""Rewards before they become advantages: overlong answers, and what a rubric's criteria are worth. Host numbers.
+
+Everything here is on plain Python or numpy values of one group; nothing is traced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+OVERLONG = ("keep", "mask", "shape")
+
+Row = tuple[bool, ...] | None
+
+
+def overlong_penalty(length: int, *, max_tokens: int, buffer: int, truncated: bool) -> float:
+    """DAPO's soft overlong punishment (arXiv 2503.14476, Eq. 13): 0, then linear to -1 over the last ``buffer`` tokens.
+
+    Args:
+        length: tokens of the answer, its stop token included.
+        max_tokens: the most it may have.
+        buffer: tokens before the limit over which the penalty grows.
+        truncated: it was cut at the limit: -1.
+    """
+    if truncated:
+        return -1.0
+    return min(0.0, (max_tokens - buffer - length) / buffer)
+
+
+def pass_rate(weights: Sequence[float], passed: Sequence[bool]) -> float:
+    """Weighted pass rate sum(w v) / sum(w) (ROPD Eq. 5) for weights that need not be integers."""
+    return sum(w for w, ok in zip(weights, passed, strict=True) if ok) / sum(weights)
+
+
+def variance_weights(points: Sequence[float], categories: Sequence[str], passed: Sequence[Row]) -> tuple[float, ...]:
+    """Points scaled by 4 p (1 - p), p the share of scored rollouts that pass, each category keeping its sum of points.
+
+    After POW3R (arXiv 2605.20164), adapted: there the variance is averaged over epochs, here it is the group's own,
+    because rubrics are made anew. A criterion that all pass or all fail cannot tell rollouts apart and gives its
+    weight to the others of its category. A category without any contrast keeps its points as they are.
+
+    Args:
+        passed: per rollout its verdicts, None where unscored.
+    """
+    rows = [row for row in passed if row is not None]
+    if not rows:
+        return tuple(map(float, points))
+    rates = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+    scaled = [w * 4 * p * (1 - p) for w, p in zip(points, rates, strict=True)]
+    mass, kept = dict.fromkeys(categories, 0.0), dict.fromkeys(categories, 0.0)
+    for w, s, c in zip(points, scaled, categories, strict=True):
+        mass[c] += s
+        kept[c] += w
+    return tuple(
+        s * kept[c] / mass[c] if mass[c] else float(w) for w, s, c in zip(points, scaled, categories, strict=True)
+    )
+
+
+def references_pass(passed: Sequence[Row], n_criteria: int, least: float) -> tuple[bool, ...]:
+    """Per criterion: does at least the share ``least`` of the scored references pass it? True where none is scored."""
+    rows = [row for row in passed if row is not None]
+    if not rows:
+        return (True,) * n_criteria
+    return tuple(sum(column) / len(rows) >= least for column in zip(*rows, strict=True))

@@ -1,0 +1,98 @@
+"""Published sets as TensorFlow Datasets, without TensorFlow: prepared once as array_record, read by position.
+
+    prepare(PUBLISHED["gsm8k"], "~/tfds", place="~/benchmarks")     rows from a directory or the Hub, written once
+    rows = read_prepared(PUBLISHED["gsm8k"], "~/tfds")              random access, in the order of the source
+
+A row is kept as the JSON text that it was, with its number: the sets have little in common but that, and TFDS
+shuffles what it writes. Reading checks nothing and loses nothing; ``sources.check`` does the rest.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import pathlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from ropd_jax.data.sources import Source, read_source
+from ropd_jax.types import UserError
+
+VERSION = "1.0.0"
+
+
+def tfds_name(source: Source) -> str:
+    """The name of its directory, e.g. ``ropd_aime24``."""
+    return "ropd_" + re.sub(r"[^a-z0-9]+", "_", source.name.lower()).strip("_")
+
+
+@functools.cache
+def builder_class(source: Source) -> type:
+    """The ``GeneratorBasedBuilder`` of a set. Its attribute ``rows`` is called when it has to be prepared."""
+    import tensorflow_datasets as tfds
+
+    class Builder(tfds.core.GeneratorBasedBuilder):
+        name = tfds_name(source)
+        VERSION = tfds.core.Version(VERSION)
+        rows: Callable[[], list[dict[str, Any]]]
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            features = {"index": tfds.features.Scalar(dtype=np.int64), "row": tfds.features.Text()}
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=f"{source.name}, one JSON text a row. Licence: {source.licence or 'not stated'}.",
+                homepage=source.url or f"https://huggingface.co/datasets/{source.hub}",
+                features=tfds.features.FeaturesDict(features),
+            )
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
+            return {source.split: self._generate_examples()}
+
+        def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+            for i, row in enumerate(self.rows()):
+                yield i, {"index": i, "row": json.dumps(row, ensure_ascii=True)}
+
+    return Builder
+
+
+def _builder(source: Source, directory: str | os.PathLike[str]) -> Any:
+    return builder_class(source)(data_dir=str(pathlib.Path(directory).expanduser()), file_format="array_record")
+
+
+def prepare(source: Source, directory: str | os.PathLike[str], place: str = "") -> pathlib.Path:
+    """Writes the set below ``directory``, unless it is there already; the path of its files.
+
+    Raises:
+        UserError: no rows at ``place`` (see ``read_source``), or the directory cannot be written.
+    """
+    builder = _builder(source, directory)
+    builder.rows = lambda: read_source(source, place)[0]
+    try:
+        builder.download_and_prepare()
+    except OSError as error:
+        raise UserError(f"{directory} cannot be written ({error}); choose another directory") from error
+    return pathlib.Path(builder.data_path)
+
+
+def read_prepared(source: Source, directory: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], str]:
+    """(rows in the order of their source, where they lie) of a prepared set.
+
+    Raises:
+        UserError: it has not been prepared there.
+    """
+
+    builder = _builder(source, directory)
+    if not pathlib.Path(builder.data_path).is_dir():
+        raise UserError(
+            f"{source.name} is not prepared in {directory} ({tfds_name(source)}/{VERSION} is not there); "
+            f"run ropd data NAME --prepare {directory} --data DIR"
+        )
+    data = builder.as_data_source(split=source.split)
+    rows: list[dict[str, Any]] = [{}] * len(data)
+    for example in data:
+        rows[int(example["index"])] = json.loads(example["row"])
+    return rows, f"tfds:{builder.data_path}"

@@ -1,0 +1,280 @@
+"""The published training sets as prompts: what is dropped is counted, and what a rubric means is said.
+
+    dapo_math_17k   wrapper prompt off; dropped: copies of a row, other languages, questions with two answers,
+                    questions of the benchmarks
+    gsm8k_train     with worked solutions
+    rar_science, rar_medicine   with the published rubrics in ``metadata["criteria"]`` (see `Criterion`)
+
+``load_set`` reads the benchmarks from the same place; those that are not there are named in the log, because the
+overlap with them is then not known.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import logging
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from ropd_jax.data.prompts import normalise
+from ropd_jax.data.published import BENCHMARKS, TRAINING
+from ropd_jax.data.sources import Found, check, first, read_source
+from ropd_jax.hints import near
+from ropd_jax.types import Message, Prompt, UserError
+
+log = logging.getLogger(__name__)
+
+MATH_BENCHMARKS = ("aime_2024", "aime_2025", "hmmt_feb_2025", "hmmt_nov_2025", "math_500", "gsm8k")
+HEAD = 80  # letters and digits; two questions with the same first 80 are the same question
+LANGUAGES = ("en", "zh", "all")
+
+_CHINESE = re.compile("[\u3400-\u9fff]")
+_WRAPPER = re.compile(
+    r"^Solve the following math problem step by step\..*?\n\n(?P<q>.*?)\s*Remember to put your answer on its own line",
+    re.DOTALL,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class SetOptions:
+    """``data.options`` of a published set.
+
+    Attributes:
+        language: ``en``, ``zh`` or ``all``; a question with a Chinese character is Chinese.
+        overlap: ``drop`` questions of the benchmarks, or ``keep`` them.
+    """
+
+    language: str = "en"
+    overlap: str = "drop"
+
+    def __post_init__(self) -> None:
+        if self.language not in LANGUAGES:
+            raise UserError(f"data.options.language={self.language!r}; expected {', '.join(LANGUAGES)}")
+        if self.overlap not in ("drop", "keep"):
+            raise UserError(f"data.options.overlap={self.overlap!r}; expected drop or keep")
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> SetOptions:
+        known = [f.name for f in dataclasses.fields(cls)]
+        for name in options:
+            if name not in known:
+                raise UserError(f"a published set has no option {name!r}; {near(name, known)}")
+        return cls(**options)
+
+
+@functools.lru_cache(maxsize=4)
+def load_set(
+    name: str, place: str = "", options: SetOptions = SetOptions()
+) -> tuple[tuple[Prompt, ...], Counter, Found]:
+    """(prompts, dropped by cause, what was read) of a training set.
+
+    Causes: ``copy`` (the same row again), ``language``, ``conflict`` (a question with different answers, all its
+    rows), ``duplicate``, ``in_benchmark``.
+
+    Raises:
+        UserError: no such set, no data, or rows of another kind.
+    """
+    if name not in TRAINING:
+        raise UserError(f"published set {name!r} is unknown; {near(name, TRAINING)}")
+    source = TRAINING[name]
+    rows, where = read_source(source, place)
+    dropped: Counter[str] = Counter()
+    seen: dict[str, Prompt] = {}
+    for i, row in enumerate(rows):
+        prompt = _MAKERS[name](row, i, f"{where}, row {i + 1}")
+        if prompt.id in seen and seen[prompt.id] == prompt:
+            dropped["copy"] += 1  # the Hub's DAPO holds every row a hundred times
+        elif prompt.id in seen:
+            raise UserError(f"{where}: id {prompt.id!r} stands on two different rows; expected unique ids")
+        else:
+            seen[prompt.id] = prompt
+    found = check(source, list(seen.values()), where)
+    prompts = _one_language(list(seen.values()), options.language, dropped)
+    prompts = _without_conflicts(prompts, dropped)
+    if options.overlap == "drop" and name in ("dapo_math_17k", "gsm8k_train"):
+        prompts = without_overlap(prompts, benchmark_questions(place), dropped)
+    return tuple(prompts), dropped, found
+
+
+def chosen(prompts: Sequence[Prompt], size: int | None, seed: int) -> list[Prompt]:
+    """So many prompts, drawn by a hash of (seed, id); all of them, in their own order, without a size."""
+    if not size:
+        return list(prompts)
+    return sorted(prompts, key=lambda p: hashlib.sha256(f"{seed}:{p.id}".encode()).digest())[:size]
+
+
+# ------------------------------------------------------------------------------------------------- what is dropped
+
+
+def same_key(question: str) -> str:
+    """Letters and digits alone: what two copies of a question share whatever their notation of spaces and dollars.
+
+    Too coarse to tell training questions apart (x+1 and x-1 are one), right for keeping a benchmark's out.
+    """
+    return "".join(c for c in unicodedata.normalize("NFKC", question).casefold() if c.isalnum())
+
+
+def without_overlap(
+    prompts: Sequence[Prompt], questions: Mapping[str, Iterable[str]], dropped: Counter[str]
+) -> list[Prompt]:
+    """The prompts that ask none of the questions: not all of one, nor its first 80 letters and digits."""
+    whole, heads = set(), set()
+    for key in map(same_key, (q for several in questions.values() for q in several)):
+        whole.add(key)
+        if len(key) >= HEAD:
+            heads.add(key[:HEAD])
+    kept = []
+    for prompt in prompts:
+        key = same_key(prompt.question)
+        if key in whole or (len(key) >= HEAD and key[:HEAD] in heads):
+            dropped["in_benchmark"] += 1
+        else:
+            kept.append(prompt)
+    return kept
+
+
+def benchmark_questions(place: str) -> dict[str, list[str]]:
+    """The questions of each math benchmark that is at the place; the others are named in the log."""
+    found: dict[str, list[str]] = {}
+    absent = []
+    for name in MATH_BENCHMARKS:
+        try:
+            rows, where = read_source(BENCHMARKS[name], place)
+        except UserError:
+            absent.append(name)
+            continue
+        found[name] = [str(first(row, ("problem", "Problem", "question"), where)) for row in rows]
+    if absent:
+        log.warning("the overlap with %s is not known: their rows are not there", ", ".join(absent))
+    return found
+
+
+def _one_language(prompts: list[Prompt], language: str, dropped: Counter[str]) -> list[Prompt]:
+    if language == "all":
+        return prompts
+    kept = [p for p in prompts if bool(_CHINESE.search(p.question)) == (language == "zh")]
+    if n := len(prompts) - len(kept):
+        dropped["language"] += n
+    return kept
+
+
+def _without_conflicts(prompts: list[Prompt], dropped: Counter[str]) -> list[Prompt]:
+    """One prompt a question; none of a question whose rows differ in the answer: nobody knows which is right."""
+    groups: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        groups.setdefault(normalise(prompt.question), []).append(prompt)
+    kept = []
+    for group in groups.values():
+        if len({p.answer for p in group}) > 1:
+            dropped["conflict"] += len(group)
+            continue
+        kept.append(group[0])
+        if len(group) > 1:
+            dropped["duplicate"] += len(group) - 1
+    return kept
+
+
+# ------------------------------------------------------------------------------------------- from a row to a prompt
+
+
+def _dapo(row: Mapping[str, Any], i: int, where: str) -> Prompt:
+    """The Hub's row (prompt, reward_model.ground_truth, extra_info.index) or ours (problem, answer)."""
+    question = first(row, ("problem", "prompt", "question"), where)
+    if isinstance(question, list):
+        question = str(question[-1].get("content", ""))
+    if wrapped := _WRAPPER.match(question):
+        question = wrapped["q"].strip()
+    answer = row.get("answer") or (row.get("reward_model") or {}).get("ground_truth") or row.get("solution")
+    if answer is None:
+        raise UserError(f"{where} has no answer; expected answer, reward_model.ground_truth or solution")
+    own = row.get("id") or (row.get("extra_info") or {}).get("index") or f"dapo-{i}"
+    return Prompt(str(own), (Message("user", question),), answer=str(answer))
+
+
+def _gsm8k(row: Mapping[str, Any], i: int, where: str) -> Prompt:
+    question = str(first(row, ("problem", "question"), where))
+    solution = str(row.get("solution") or first(row, ("answer",), where))
+    _, mark, answer = solution.rpartition("####")
+    if not mark:
+        raise UserError(f"{where}: the solution has no '####' before its result; expected a row of GSM8K")
+    own = str(row.get("id", f"gsm8k-train-{i}"))
+    return Prompt(own, (Message("user", question),), answer=answer.strip().replace(",", ""), solution=solution)
+
+
+@dataclasses.dataclass(frozen=True)
+class RarCriterion:
+    """One criterion of RaR. ``points`` is |weight|; ``met_is_good`` None where its polarity is not known.
+
+    Pitfalls have weight -1 or -2 in both sets, but in Science most are worded as virtues ("must not imply ..."), so
+    that a signed sum would punish the good answers, and in Medicine most as faults ("incorrectly states ...").
+    """
+
+    title: str
+    text: str
+    points: int
+    met_is_good: bool | None
+
+
+_VIRTUE = re.compile(r"\b(must|should|does|do|may|can) not\b|\bavoids?\b|\brefrains?\b|\bwithout\b|\bcorrectly\b", re.I)
+_FAULT = re.compile(
+    r"\b(incorrect(ly)?|wrong(ly)?|fails?|failing|omits?|omitting|neglects?|ignores?|ignoring|mistaken(ly)?|confus\w+|"
+    r"(does|do) not (mention|include|address|state|explain|consider|recognize|provide|specify|identify))\b",
+    re.I,
+)
+
+
+def rar_criterion(title: str, text: str, weight: int) -> RarCriterion:
+    """A criterion with its polarity read from its words where its weight is negative.
+
+    >>> rar_criterion("Pitfall", "The response must not imply a violation.", -1).met_is_good
+    True
+    >>> rar_criterion("Pitfall", "Incorrectly states that the dose is safe.", -2).met_is_good
+    False
+    """
+    if weight >= 0:
+        return RarCriterion(title, text, weight, True)
+    virtue, fault = bool(_VIRTUE.search(_FAULT.sub("", text))), bool(_FAULT.search(text))
+    prohibits = re.search(r"\b(must|should) not\b|\bavoids?\b", text, re.I) is not None
+    good = True if prohibits or (virtue and not fault) else False if fault and not virtue else None
+    return RarCriterion(title, text, -weight, good)
+
+
+def rar_score(criteria: Sequence[RarCriterion], met: Sequence[bool | None]) -> float | None:
+    """Points earned over points possible among criteria of known polarity: in 0..1, and no good answer is punished.
+
+    None where nothing is known: no criterion of known polarity, or a missing verdict on one.
+    """
+    known = [(c, m) for c, m in zip(criteria, met, strict=True) if c.met_is_good is not None]
+    total = sum(c.points for c, _ in known)
+    if not total or any(m is None for _, m in known):
+        return None
+    return sum(c.points for c, m in known if m == c.met_is_good) / total
+
+
+def _rar(row: Mapping[str, Any], i: int, where: str, *, name: str) -> Prompt:
+    question = str(first(row, ("question", "prompt", "problem"), where))
+    try:
+        rubric = [(str(r.get("title", "")), str(r["description"]), int(r["weight"])) for r in row["rubric"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{where} is no row of RaR ({type(error).__name__}: {error}); expected rubric with description and weight"
+        ) from error
+    return Prompt(
+        str(row.get("id", f"{name}-{i}")),
+        (Message("user", question),),
+        solution=str(row.get("reference_answer") or ""),
+        metadata={"criteria": tuple(rar_criterion(*r) for r in rubric)},
+    )
+
+
+_MAKERS: dict[str, Callable[[Mapping[str, Any], int, str], Prompt]] = {
+    "dapo_math_17k": _dapo,
+    "gsm8k_train": _gsm8k,
+    "rar_science": functools.partial(_rar, name="rar_science"),
+    "rar_medicine": functools.partial(_rar, name="rar_medicine"),
+}

@@ -1,0 +1,135 @@
+"""From answers to outcomes, by the grader of the benchmark. No model, no jax; HealthBench asks a teacher.
+
+An ``Outcome`` has a value in 0..1 (HealthBench: a score that may be negative), or None with the cause why it could not
+be graded. Nothing that a grader failed to say becomes a value.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ropd_jax.evaluation import choice, healthbench, ifeval
+from ropd_jax.evaluation.answers import Answer
+from ropd_jax.evaluation.benchmarks import Benchmark
+from ropd_jax.evaluation.graders import final_answer, grade
+from ropd_jax.evaluation.mathgrade import boxed, grade_math
+from ropd_jax.teacher import Teacher
+from ropd_jax.text.trim import after_think
+from ropd_jax.types import Prompt, UserError
+
+Say = Callable[[int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What the grader says of one answer.
+
+    Attributes:
+        value: 1.0 right, 0.0 wrong (HealthBench: the score); None ungraded.
+        cause: why it is ungraded or wrong, "" where there is nothing to say.
+        answer: the final answer that was read out of the text, for a majority vote; None without one.
+        parts: further values of the same answer, by name.
+    """
+
+    value: float | None
+    cause: str = ""
+    answer: str | None = None
+    parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+def grade_answers(
+    benchmark: Benchmark,
+    prompts: Mapping[str, Prompt],
+    answers: Sequence[Answer],
+    *,
+    workers: int = 0,
+    timeout_s: float = 5.0,
+    teacher: Teacher | None = None,
+    at_once: int = 64,
+    say: Say = lambda done, of: None,
+) -> list[Outcome]:
+    """The outcome of each answer.
+
+    Args:
+        prompts: by id; each answer's is among them.
+        workers, timeout_s: of the math grader, see ``mathpool.verify_all``.
+        teacher: HealthBench's judge; it is closed at the end.
+        at_once: questions to the judge that wait at the same time.
+        say: told (done, of).
+    """
+    asked = [prompts[a.id] for a in answers]
+    texts = [a.response for a in answers]
+    if benchmark.grader == "math":
+        golds = [p.answer or "" for p in asked]
+        verdicts = grade_math(golds, texts, workers=workers, timeout_s=timeout_s, say=say)
+        return [
+            Outcome(None if v.right is None else float(v.right), v.cause, boxed(text))
+            for v, text in zip(verdicts, texts, strict=True)
+        ]
+    if benchmark.grader == "healthbench":
+        return _healthbench(asked, texts, teacher, at_once, say)
+    one = {"choice": _choice, "ifeval": _ifeval, "exact": _exact}[benchmark.grader]
+    outcomes = []
+    for done, (prompt, text) in enumerate(zip(asked, texts, strict=True)):
+        say(done, len(texts))
+        outcomes.append(one(prompt, text))
+    return outcomes
+
+
+def _exact(prompt: Prompt, text: str) -> Outcome:
+    text = after_think(text)
+    right = grade(prompt, text)
+    answer = final_answer(text)
+    if right is None:
+        return Outcome(None, "no_gold", answer)
+    return Outcome(float(right), "" if right else "no_answer" if answer is None else "different", answer)
+
+
+def _choice(prompt: Prompt, text: str) -> Outcome:
+    letter = choice.last_choice(text)
+    original = choice.first_choice_original(text)
+    cause = "" if letter == prompt.answer else "no_answer" if letter is None else "different"
+    return Outcome(float(letter == prompt.answer), cause, letter, {"original_regex": float(original == prompt.answer)})
+
+
+def _ifeval(prompt: Prompt, text: str) -> Outcome:
+    """Strict at prompt level is the value; the parts hold the other three and the number of instructions."""
+    instructions, text = prompt.metadata["instructions"], after_think(text)
+    strict = ifeval.follows(instructions, text)
+    loose = ifeval.follows_loosely(instructions, text)
+    return Outcome(
+        float(all(strict)),
+        "" if all(strict) else "not_followed",
+        parts={
+            "prompt_loose": float(all(loose)),
+            "followed_strict": float(sum(strict)),
+            "followed_loose": float(sum(loose)),
+            "instructions": float(len(strict)),
+        },
+    )
+
+
+def _healthbench(
+    prompts: Sequence[Prompt], texts: Sequence[str], teacher: Teacher | None, at_once: int, say: Say
+) -> list[Outcome]:
+    if teacher is None:
+        raise UserError("HealthBench is graded by a model; name it with --config.teacher.verifier.model=MODEL")
+    pairs = [(p, after_think(text)) for p, text in zip(prompts, texts, strict=True)]
+
+    async def judged() -> list[tuple[list[bool | None], list[str]]]:
+        try:
+            return await healthbench.judge_all(teacher, pairs, at_once=at_once, say=say)
+        finally:
+            await teacher.close()
+
+    outcomes = []
+    for (prompt, _), (met, causes) in zip(pairs, asyncio.run(judged()), strict=True):
+        rubrics: Any = prompt.metadata["rubrics"]
+        value = healthbench.score(rubrics, met)
+        cause = "" if value is not None else causes[0] if causes else "no_positive_points"
+        tags = healthbench.tag_scores(rubrics, met, prompt.metadata["example_tags"])
+        outcomes.append(Outcome(value, cause, parts=tags))
+    return outcomes

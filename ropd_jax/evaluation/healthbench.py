@@ -1,0 +1,158 @@
+"""HealthBench (Arora et al. 2025, arXiv 2505.08775): signed points for criteria that a judge finds met or not.
+
+    score of an example   sum of the points of the criteria met / sum of the positive points; negative if much is bad
+    overall               the mean of these, clipped to 0..1 *after* averaging
+    a rubric's tag        the same formula on the criteria that carry it
+    an example's tag      the mean over the examples that carry it
+
+Each criterion is one question to the teacher layer's verifier (``teacher.verifier`` names the model), so that tape,
+budget and limits hold. The official figures are made with GPT-4.1 and OpenAI's prompt; ours is
+``prompts/healthbench.v1.md``, and its hash is in the result. An example of which one criterion has no verdict has no
+score: it is ungraded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from ropd_jax.teacher import (
+    ChatRequest,
+    ConfigurationError,
+    MalformedError,
+    Role,
+    Teacher,
+    TeacherError,
+    fences,
+    templates,
+)
+from ropd_jax.teacher.jsonreply import find_object
+from ropd_jax.types import Message, Prompt
+
+TEMPLATE = "healthbench.v1"
+SCHEMA = {
+    "type": "object",
+    "properties": {"explanation": {"type": "string"}, "criteria_met": {"type": "boolean"}},
+    "required": ["explanation", "criteria_met"],
+    "additionalProperties": False,
+}
+
+Rubrics = Sequence[tuple[str, float, tuple[str, ...]]]  # (criterion, points, tags)
+
+
+def score(rubrics: Rubrics, met: Sequence[bool | None]) -> float | None:
+    """The example's score, at most 1 and not clipped below; None without positive points or without a verdict.
+
+    >>> score([("a", 7, ()), ("b", 5, ()), ("c", 10, ()), ("d", -6, ())], [True, False, True, True])  # 11/22
+    0.5
+    """
+    if any(m is None for m in met):
+        return None
+    possible = sum(points for _, points, _ in rubrics if points > 0)
+    if possible <= 0:
+        return None
+    return sum(points for (_, points, _), ok in zip(rubrics, met, strict=True) if ok) / possible
+
+
+def tag_scores(rubrics: Rubrics, met: Sequence[bool | None], example_tags: Sequence[str]) -> dict[str, float]:
+    """The score of each tag of the example and of its criteria; a tag without a score is left out."""
+    found: dict[str, float] = {}
+    whole = score(rubrics, met)
+    if whole is not None:
+        found |= dict.fromkeys(example_tags, whole)
+    for tag in sorted({tag for _, _, tags in rubrics for tag in tags}):
+        mine = [i for i, (_, _, tags) in enumerate(rubrics) if tag in tags]
+        part = score([rubrics[i] for i in mine], [met[i] for i in mine])
+        if part is not None:
+            found[tag] = part
+    return found
+
+
+def judge_request(prompt: Prompt, response: str, rubric: tuple[str, float, tuple[str, ...]], how: Role) -> ChatRequest:
+    """The question whether the response meets one criterion; the judge sees ``[points] criterion``."""
+    text, points, _ = rubric
+    criterion = f"[{points:g}] {text}"
+    turns = [*((m.role, m.content) for m in prompt.messages), ("assistant", response)]
+    token = fences.make_token("healthbench", [criterion, *(content for _, content in turns)])
+    shown = "\n\n".join(
+        fences.block(f"{_label(role)} {n}", content, token) for n, (role, content) in enumerate(turns, 1)
+    )
+    filled = templates.fill(
+        TEMPLATE,
+        token=token,
+        conversation=shown,
+        criterion=fences.block("criterion", criterion, token),
+    )
+    return ChatRequest("verify", (Message("user", filled),), how.model, how.temperature, how.max_output_tokens, SCHEMA)
+
+
+def parse_verdict(text: str) -> bool:
+    """The judge's ``criteria_met``.
+
+    Raises:
+        MalformedError: no JSON object with a Boolean of that name.
+    """
+    met = find_object(text, "criteria_met")["criteria_met"]
+    if not isinstance(met, bool):
+        raise MalformedError(f"criteria_met is {met!r:.60}; expected true or false")
+    return met
+
+
+async def judge_all(
+    teacher: Teacher,
+    answers: Sequence[tuple[Prompt, str]],
+    *,
+    at_once: int,
+    say: Callable[[int, int], None] = lambda done, of: None,
+) -> list[tuple[list[bool | None], list[str]]]:
+    """Of each (prompt, response) the verdict of each criterion, and the causes of those that are missing.
+
+    Args:
+        at_once: questions that wait at the same time.
+        say: told (done, of) in criteria.
+
+    Raises:
+        ConfigurationError: the judge cannot work at all (a wrong key, a budget that is spent).
+    """
+    how = teacher.roles["verify"]
+    slots, done = asyncio.Semaphore(max(1, at_once)), 0
+    of = sum(len(p.metadata["rubrics"]) for p, _ in answers)
+
+    async def one(prompt: Prompt, response: str, rubric: tuple) -> bool | str:
+        nonlocal done
+        async with slots:
+            try:
+                return await teacher.ask(judge_request(prompt, response, rubric, how), parse_verdict)
+            except ConfigurationError:
+                raise
+            except TeacherError as error:
+                return error.cause
+            finally:
+                done += 1
+                say(done, of)
+
+    tasks = [[asyncio.ensure_future(one(p, text, r)) for r in p.metadata["rubrics"]] for p, text in answers]
+    try:
+        found = [await asyncio.gather(*row) for row in tasks]
+    finally:
+        for task in (t for row in tasks for t in row):
+            task.cancel()
+    return [
+        ([m if isinstance(m, bool) else None for m in row], [m for m in row if isinstance(m, str)]) for row in found
+    ]
+
+
+def grader_facts(teacher: Teacher, provider: str) -> dict[str, object]:
+    """What pins the judge: the model as asked for, its settings, and the prompt with its hash."""
+    how = teacher.roles["verify"]
+    return {
+        "model": how.model,
+        "temperature": how.temperature,
+        "max_output_tokens": how.max_output_tokens,
+        "provider": provider,
+        "template": f"{TEMPLATE}@{templates.prompt_sha(TEMPLATE)}",
+    }
+
+
+def _label(role: str) -> str:
+    return role if role.isalpha() and role.islower() else "turn"

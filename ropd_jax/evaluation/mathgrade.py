@@ -1,0 +1,88 @@
+r"""Right or wrong in mathematics: the last balanced ``\boxed{}`` alone, compared with the gold answer.
+
+    1. ``boxed``    the content of the last box, without dollar signs, spacing commands and final punctuation
+    2. ``decide``   settles what needs no algebra: no box, equal text, two plain numbers (exactly, as fractions)
+    3. ``grade_math``  the rest by math-verify in a pool of processes (``mathpool``)
+
+Without a box an answer is wrong, whatever numbers it holds. What math-verify forgives is forgiven: ``x=5`` for 5,
+``1+2+3+4`` for 10, 0.333333 for 1/3, ``(1,2)`` for ``{1,2}``. Not by it but here: plain numbers are equal only
+exactly (it rounds to 6 decimals), ``3,``, ``3.`` and ``3\%`` are 3, and spacing commands count for nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+
+from ropd_jax.evaluation.graders import LONGEST, last_box, number
+from ropd_jax.evaluation.mathpool import Verdict, verify_all
+from ropd_jax.text.trim import after_think
+
+_SPACING = re.compile(r"\\[,;:!]|\\ |\\q?quad(?![a-zA-Z])|~")
+_END = re.compile(r"((?<!\\right)[.,;: ]|\\?%)+$")  # "\right." closes a bracket
+_POWER = re.compile(r"(?P<m>[+-]?(\d+\.?\d*|\.\d+))[eE](?P<e>[+-]?\d{1,3})")
+
+
+def boxed(text: str) -> str | None:
+    """The final answer of a text, "" for an empty box, None without a box. Thoughts before ``</think>`` are not read.
+
+    >>> boxed(r"\\boxed{5}. Wait, no: \\boxed{7.}")
+    '7'
+    """
+    content = last_box(after_think(text))[1]
+    return None if content is None else _plain(content)
+
+
+def decide(gold: str, answer: str | None) -> Verdict | tuple[str, str]:
+    """The verdict where it needs no algebra, else the pair to ask math-verify about."""
+    if answer is None:
+        return Verdict(False, "no_box")
+    if len(answer) > LONGEST:
+        return Verdict(False, "too_long")
+    gold = _plain(gold)
+    if answer == gold:
+        return Verdict(True)
+    if not answer:
+        return Verdict(False, "empty")
+    a, b = _value(gold), _value(answer)
+    if a is not None and b is not None:
+        return Verdict(a == b, "" if a == b else "different")
+    return gold, answer
+
+
+def grade_math(
+    golds: Sequence[str],
+    texts: Sequence[str],
+    *,
+    workers: int = 0,
+    timeout_s: float = 5.0,
+    say: Callable[[int, int], None] = lambda done, of: None,
+) -> list[Verdict]:
+    """A verdict for each text against the gold answer at the same place; ``right`` None is ungraded.
+
+    Args:
+        workers, timeout_s: see ``mathpool.verify_all``.
+        say: told (done, of) of the pairs that need math-verify.
+    """
+    verdicts = [decide(gold, boxed(text)) for gold, text in zip(golds, texts, strict=True)]
+    open_ones = [i for i, v in enumerate(verdicts) if not isinstance(v, Verdict)]
+    pairs = [verdicts[i] for i in open_ones]
+    of = len(set(pairs))
+    found = verify_all(pairs, workers=workers, timeout_s=timeout_s, say=lambda done: say(done, of))
+    for i, verdict in zip(open_ones, found, strict=True):
+        verdicts[i] = verdict
+    return verdicts
+
+
+def _plain(text: str) -> str:
+    text = _SPACING.sub(" ", text.replace("\u2212", "-").replace("\\$", "").replace("$", ""))
+    return _END.sub("", " ".join(text.split())).strip()
+
+
+def _value(text: str) -> Fraction | None:
+    """The exact value of a plain number, ``1e-7`` and ``1 000`` included."""
+    joined = re.sub(r"(?<=\d) (?=\d{3}(?!\d))", "", text)
+    if power := _POWER.fullmatch(joined):
+        return Fraction(power["m"]) * Fraction(10) ** int(power["e"])
+    return number(joined)

@@ -1,0 +1,172 @@
+"""``ropd export``: a run or a checkpoint as a Hugging Face directory that transformers and vLLM load.
+
+1. The run's config names the checkpoint that it started from: shape, tokenizer, chat template and generation config
+   come from there; the weights from the run's own checkpoint after the step asked for.
+2. Of a run with adapters (`ropd_jax.models.lora`) they are merged into the base, or written alone, as PEFT does.
+3. All is written into a directory beside the wanted one, which is renamed when it is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import pathlib
+import shutil
+
+import ml_dtypes  # noqa: F401, numpy's bfloat16
+import numpy as np
+from safetensors.numpy import save_file
+
+from ropd_jax.jsonio import read_json
+from ropd_jax.models.families import ABSENT
+from ropd_jax.models.hf import DTYPES, save_hf
+from ropd_jax.models.tensors import Source, host_tree
+from ropd_jax.student import find, open_source
+from ropd_jax.text import chars, chat
+from ropd_jax.text.tokenizer import HFTokenizer, load_tokenizer
+from ropd_jax.types import UserError
+
+log = logging.getLogger(__name__)
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "tokenizer.model", "spiece.model", "chat_template.jinja", "chat_template.json",
+    "generation_config.json", chars.FILE,
+)  # fmt: skip
+
+
+def main(what: str, to: str, *, step: int | None = None, dtype: str = "", adapter: bool = False) -> int:
+    """Write the directory ``to``.
+
+    Args:
+        what: a run's directory, or a checkpoint by any name that `student.find` knows.
+        to: a directory that is not there yet, or empty.
+        step: finished steps of the run's checkpoint; None is the newest.
+        dtype: how weights are stored; "" is float32 for a run, and what the checkpoint has for a checkpoint.
+        adapter: of a run with adapters write them alone, for PEFT.
+
+    Raises:
+        UserError: nothing to export, ``to`` is in use, an unknown dtype, no checkpoint after that step.
+    """
+    target = pathlib.Path(to).expanduser()
+    if dtype and dtype not in DTYPES:
+        raise UserError(f"--dtype={dtype} cannot be stored; expected one of {', '.join(DTYPES)}")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"--to {to} is there already and not empty; choose another directory")
+    run = run_config(pathlib.Path(what).expanduser())
+    if run is None and step is not None:
+        raise UserError(f"--step={step} says which checkpoint of a run, but {what} holds no run; leave it out")
+    if adapter and (run is None or not (run["student"].get("lora") or {}).get("rank")):
+        raise UserError(f"--adapter: {what} is no run with adapters (student.lora.rank above 0); leave it out")
+    own, template = (run["student"]["checkpoint"], run["student"].get("chat_template", "")) if run else (what, "")
+    base = find(own)
+    with contextlib.closing(open_source(base)) as source:
+        dtype = dtype or ("float32" if run else source.dtype)
+        made = load_tokenizer(base, chat_template=template) if base.is_file() else None  # a directory's is copied
+        path = pathlib.Path(what).expanduser()
+        if not adapter:
+            params = _of_run(path, run, source, step) if run else host_tree(source, DTYPES[dtype])
+        part = target.absolute().parent / f".{target.name}.part.{os.getpid()}"
+        try:
+            part.mkdir(parents=True)
+            if adapter:
+                _write_adapter(path, run, source, step, dtype, own, part)
+            else:
+                config, extra = _config(base, made)
+                save_hf(part, source.cfg, params, dtype=dtype, config=config, **extra)
+                _write_tokenizer(base, made, template, part)
+            if target.exists():
+                target.rmdir()
+            part.rename(target)
+        except OSError as e:
+            raise UserError(f"--to {to} cannot be written ({e}); free some space or choose another directory") from e
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    size = sum(f.stat().st_size for f in target.iterdir())
+    log.info("wrote %s: %s weights, %.1f MB in %d files", target, dtype, size / 1e6, len(list(target.iterdir())))
+    return 0
+
+
+def run_config(path: pathlib.Path) -> dict | None:
+    """The config of a run's directory; None where there is no run."""
+    if not (path / "checkpoints").is_dir() or not (path / "config.json").is_file():
+        return None
+    config = read_json(path / "config.json")
+    return config if isinstance(config.get("student"), dict) else None
+
+
+def _of_run(path: pathlib.Path, run: dict, source: Source, step: int | None) -> dict:
+    """The student's weights after a step, as host arrays; adapters merged into the base that they were trained on."""
+    import jax
+
+    from ropd_jax.checkpoint import saved_params
+    from ropd_jax.models import transformer
+    from ropd_jax.models.lora import freeze, merge
+
+    if (run["student"].get("lora") or {}).get("rank"):
+        lora, adapters = _adapters(path, run, source, step)
+        base = freeze(host_tree(source, np.dtype(lora.load_dtype)), lora.base_dtype)
+        return jax.device_get(merge(lora, base, adapters))
+    step, params = saved_params(path / "checkpoints", step, transformer.param_shapes(source.cfg))
+    log.info("weights of %s after step %d", path, step)
+    return params
+
+
+def _adapters(path: pathlib.Path, run: dict, source: Source, step: int | None):
+    """(how they were trained, the adapters after a step as host arrays)."""
+    from ropd_jax.checkpoint import saved_params
+    from ropd_jax.models.lora import Lora, adapter_shapes
+
+    lora = Lora.from_config(run["student"]["lora"])
+    step, adapters = saved_params(path / "checkpoints", step, adapter_shapes(source.cfg, lora))
+    log.info("adapters of %s after step %d", path, step)
+    return lora, adapters
+
+
+def _write_adapter(
+    path: pathlib.Path, run: dict, source: Source, step: int | None, dtype: str, base: str, part: pathlib.Path
+) -> None:
+    """adapter_config.json and adapter_model.safetensors, as PEFT reads them."""
+    from ropd_jax.models.lora import peft_config, peft_tensors
+
+    lora, adapters = _adapters(path, run, source, step)
+    tensors = {name: x.astype(DTYPES[dtype]) for name, x in peft_tensors(source.cfg, adapters).items()}
+    save_file(tensors, part / "adapter_model.safetensors", metadata={"format": "pt"})
+    text = json.dumps(peft_config(source.cfg, lora, base), indent=2) + "\n"
+    (part / "adapter_config.json").write_text(text, encoding="utf-8")
+
+
+def _config(base: pathlib.Path, made: HFTokenizer | None) -> tuple[dict | None, dict]:
+    """(the checkpoint's own config.json, or None where one has to be made; the keys to add to that)."""
+    if base.is_dir():
+        raw = read_json(base / "config.json")
+        if raw.get("model_type") in ABSENT:
+            return raw, {}
+        text = raw.get("text_config") or {}  # of a checkpoint that sees pictures too, the text part goes out
+        keys = ("bos_token_id", "eos_token_id", "pad_token_id")
+        return None, {k: v for k in keys if (v := text.get(k, raw.get(k))) is not None}
+    return None, _ends(made)
+
+
+def _ends(tokenizer: HFTokenizer) -> dict:
+    """Token ids for config.json and generation_config.json."""
+    ids = {"eos_token_id": list(tokenizer.stop_ids), "pad_token_id": int(tokenizer.pad_id)}
+    bos = tokenizer.token_id("bos_token")
+    return ids if bos is None else {"bos_token_id": bos, **ids}
+
+
+def _write_tokenizer(base: pathlib.Path, made: HFTokenizer | None, template: str, part: pathlib.Path) -> None:
+    """Copied from a directory, as it is; made from a GGUF file's metadata. The run's own chat template wins."""
+    if made is None:
+        for name in TOKENIZER_FILES:
+            if (base / name).is_file():
+                shutil.copyfile(base / name, part / name)
+        if (base / chars.FILE).is_file():
+            log.warning("%s is a tokenizer of this project alone: transformers loads the model, not it", chars.FILE)
+    else:
+        made.save(part)
+        text = json.dumps(_ends(made), indent=2) + "\n"
+        (part / "generation_config.json").write_text(text, encoding="utf-8")
+    if template:
+        (part / "chat_template.jinja").write_text(chat.read(template), encoding="utf-8")

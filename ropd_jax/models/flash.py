@@ -1,0 +1,160 @@
+"""Exact attention in blocks, in plain JAX: the path of the CPU, and of any device that has no kernel for it.
+
+A query at index t sees the keys from ``first_T[t]`` to t. That one number holds everything: the segments of a packed
+row lie side by side, so a query's own one is a range; causality ends it at t; a sliding window moves its beginning.
+
+Scores exist for one block of queries and one of keys at a time, with a running maximum and sum (online softmax). Key
+blocks that no query of a block can see are not visited, so a packed row costs what its sequences cost alone, about.
+The backward pass computes the scores again from the saved log-sum-exp. Rows run one after the other: each has its own
+ranges, and one row's matmuls fill the cores of a CPU.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+NEVER = -1e30  # a score that is not seen; finite, so that the difference of two is a number
+
+
+class Shape(NamedTuple):
+    """Static numbers: ``scale`` on Q K^T, ``softcap`` (0 is none), queries and keys of a block."""
+
+    scale: float
+    softcap: float
+    block: int
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def flash(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, first_BT: jax.Array, shape: Shape) -> jax.Array:
+    """Softmax attention of every query over the keys ``first_BT`` to its own index; softmax in float32.
+
+    Args:
+        q_BTNH: head n belongs to key/value head n // (N/K).
+        first_BT: int32, at most t.
+
+    Returns:
+        o_BTNH in the dtype of ``q_BTNH``.
+    """
+    return _forward(q_BTNH, k_BTKH, v_BTKH, first_BT, shape)[0]
+
+
+def _forward(q_BTNH, k_BTKH, v_BTKH, first_BT, shape: Shape):
+    B, T, N, H = q_BTNH.shape
+    q, k, v, first = _blocks(q_BTNH, k_BTKH, v_BTKH, first_BT, shape.block)
+    o, lse = jax.lax.map(lambda row: _row_forward(*row, shape), (q, k, v, first))
+    o_BTNH = o.transpose(0, 1, 4, 2, 3, 5).reshape(B, -1, N, H)[:, :T]
+    o_BTNH, lse = checkpoint_name(o_BTNH, "attention"), checkpoint_name(lse, "attention")  # see transformer.REMAT
+    return o_BTNH, (q_BTNH, k_BTKH, v_BTKH, first_BT, o_BTNH, lse)
+
+
+def _backward(shape: Shape, saved, do_BTNH):
+    q_BTNH, k_BTKH, v_BTKH, first_BT, o_BTNH, lse = saved
+    B, T, N, H = q_BTNH.shape
+    K = k_BTKH.shape[2]
+    q, k, v, first = _blocks(q_BTNH, k_BTKH, v_BTKH, first_BT, shape.block)
+    do = _query_blocks(do_BTNH, K, shape.block)
+    delta_BTN1 = jnp.sum(do_BTNH.astype(jnp.float32) * o_BTNH.astype(jnp.float32), axis=-1, keepdims=True)
+    delta = _query_blocks(delta_BTN1, K, shape.block)[..., 0]
+    dq, dk, dv = jax.lax.map(lambda row: _row_backward(*row, shape), (q, k, v, first, do, delta, lse))
+    dq_BTNH = dq.transpose(0, 1, 4, 2, 3, 5).reshape(B, -1, N, H)[:, :T]
+    dk_BTKH, dv_BTKH = (x.transpose(0, 1, 3, 2, 4).reshape(B, -1, K, H)[:, :T] for x in (dk, dv))
+    return dq_BTNH.astype(q_BTNH.dtype), dk_BTKH.astype(k_BTKH.dtype), dv_BTKH.astype(v_BTKH.dtype), None
+
+
+flash.defvjp(_forward, _backward)
+
+
+def _query_blocks(x_BTNH, K: int, block: int):
+    """[B, T, N, H] -> [B, blocks, K, G, t, H], filled up with zeros."""
+    B, T, N, H = x_BTNH.shape
+    x_BTNH = jnp.pad(x_BTNH, ((0, 0), (0, -T % block), (0, 0), (0, 0)))
+    return x_BTNH.reshape(B, -1, block, K, N // K, H).transpose(0, 1, 3, 4, 2, 5)
+
+
+def _blocks(q_BTNH, k_BTKH, v_BTKH, first_BT, block: int):
+    """Queries as `_query_blocks`, keys and values as [B, blocks, K, s, H], ranges as [B, blocks, t]."""
+    B, T, K, H = k_BTKH.shape
+    pad = -T % block
+    keys = [
+        jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))).reshape(B, -1, block, K, H).transpose(0, 1, 3, 2, 4)
+        for x in (k_BTKH, v_BTKH)
+    ]
+    beyond_BT = jnp.broadcast_to(jnp.arange(T, T + pad, dtype=jnp.int32)[None], (B, pad))  # each sees itself only
+    first = jnp.concatenate([first_BT, beyond_BT], axis=1).reshape(B, -1, block)
+    return _query_blocks(q_BTNH, K, block), *keys, first
+
+
+def _scores(q, k, first_t, i, j, shape: Shape):
+    """(scores [K, G, t, s] with NEVER where not seen, d score / d scaled product or None) of one pair of blocks."""
+    s = jnp.einsum("KGtH,KsH->KGts", q, k, preferred_element_type=jnp.float32) * shape.scale
+    slope = None
+    if shape.softcap:
+        bent = jnp.tanh(s / shape.softcap)
+        s, slope = shape.softcap * bent, 1.0 - jnp.square(bent)
+    within = jnp.arange(shape.block, dtype=jnp.int32)
+    t, key = (i * shape.block + within)[:, None], (j * shape.block + within)[None]
+    seen = (key <= t) & (key >= first_t[:, None])
+    return jnp.where(seen[None, None], s, jnp.float32(NEVER)), slope
+
+
+def _at(x, i):
+    return jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
+
+
+def _row_forward(q, k, v, first, shape: Shape):
+    """(o [blocks, K, G, t, H], log-sum-exp [blocks, K, G, t]) of one row."""
+
+    def queries(xs):
+        i, q_i, first_t = xs
+
+        def keys(j, carry):
+            top, total, o = carry
+            s, _ = _scores(q_i, _at(k, j), first_t, i, j, shape)
+            new_top = jnp.maximum(top, jnp.max(s, axis=-1))
+            p, shrink = jnp.exp(s - new_top[..., None]), jnp.exp(top - new_top)
+            v_j = _at(v, j)
+            more = jnp.einsum("KGts,KsH->KGtH", p.astype(v_j.dtype), v_j, preferred_element_type=jnp.float32)
+            return new_top, total * shrink + jnp.sum(p, axis=-1), o * shrink[..., None] + more
+
+        nothing = jnp.zeros(q_i.shape, jnp.float32)
+        carry = (jnp.full(q_i.shape[:-1], NEVER, jnp.float32), nothing[..., 0], nothing)
+        top, total, o = jax.lax.fori_loop(jnp.min(first_t) // shape.block, i + 1, keys, carry)
+        return (o / total[..., None]).astype(q_i.dtype), top + jnp.log(total)
+
+    return jax.lax.map(queries, (jnp.arange(len(q), dtype=jnp.int32), q, first))
+
+
+def _row_backward(q, k, v, first, do, delta, lse, shape: Shape):
+    """(dq, dk, dv) of one row in float32, laid out as the inputs."""
+
+    def queries(carry, xs):
+        i, q_i, first_t, do_i, delta_t, lse_t = xs
+
+        def keys(j, carry):
+            dk, dv, dq_i = carry
+            k_j, v_j = _at(k, j), _at(v, j)
+            s, slope = _scores(q_i, k_j, first_t, i, j, shape)
+            p = jnp.exp(s - lse_t[..., None])
+            dp = jnp.einsum("KGtH,KsH->KGts", do_i, v_j, preferred_element_type=jnp.float32)
+            ds = p * (dp - delta_t[..., None]) * shape.scale
+            ds = (ds if slope is None else ds * slope).astype(k_j.dtype)
+            dq_i = dq_i + jnp.einsum("KGts,KsH->KGtH", ds, k_j, preferred_element_type=jnp.float32)
+            dk_j = jnp.einsum("KGts,KGtH->KsH", ds, q_i, preferred_element_type=jnp.float32)
+            dv_j = jnp.einsum("KGts,KGtH->KsH", p.astype(do_i.dtype), do_i, preferred_element_type=jnp.float32)
+            dk = jax.lax.dynamic_update_index_in_dim(dk, _at(dk, j) + dk_j, j, 0)
+            dv = jax.lax.dynamic_update_index_in_dim(dv, _at(dv, j) + dv_j, j, 0)
+            return dk, dv, dq_i
+
+        nothing = jnp.zeros(q_i.shape, jnp.float32)
+        dk, dv, dq_i = jax.lax.fori_loop(jnp.min(first_t) // shape.block, i + 1, keys, (*carry, nothing))
+        return (dk, dv), dq_i
+
+    nothing = jnp.zeros(k.shape, jnp.float32)
+    xs = (jnp.arange(len(q), dtype=jnp.int32), q, first, do, delta, lse)
+    (dk, dv), dq = jax.lax.scan(queries, (nothing, nothing), xs)
+    return dq, dk, dv

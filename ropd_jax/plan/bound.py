@@ -1,0 +1,56 @@
+"""A lower bound of the seconds of a step, from what the chip's maker publishes.
+
+Each phase takes at least as long as its operations at the peak rate, its bytes at the bandwidth of the memory, and what
+a chip receives from others at the bandwidth of the links; the largest of the three is the bound, and its name says what
+the phase waits for. Nothing a chip's table leaves out is taken for a number: without a peak there is no bound.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ropd_jax.plan.chips import Chip
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """Work of one device in one phase of a step.
+
+    Attributes:
+        flops: operations.
+        memory: bytes that must be read or written.
+        links: bytes received from other devices.
+    """
+
+    name: str
+    flops: float
+    memory: float
+    links: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """Seconds that a phase takes at least, and what it waits for: ``compute``, ``memory`` or ``links``."""
+
+    name: str
+    seconds: float | None
+    waits_for: str | None
+    compute: float | None
+    memory: float | None
+    links: float | None
+
+
+def bound(phase: Phase, chip: Chip) -> Bound:
+    """Args: ``chip`` of one device (`Chip.a_device`)."""
+
+    def over(work: float, rate: float | None) -> float | None:
+        return None if rate is None else work / rate
+
+    parts = {
+        "compute": over(phase.flops, chip.flops),
+        "memory": over(phase.memory, chip.bandwidth),
+        "links": over(phase.links, chip.ici),
+    }
+    known = {name: s for name, s in parts.items() if s is not None}
+    longest = max(known, key=lambda name: known[name]) if "compute" in known else None
+    return Bound(phase.name, known[longest] if longest else None, longest, **parts)

@@ -1,0 +1,145 @@
+"""The table of chips, and topology strings: ``v5e:4x4``, ``v5p:2x2x1``, ``7x:2x2x1``, ``cpu:8``.
+
+A TPU topology is described by libtpu (`jax.experimental.topologies`), so no chip is needed. ``cpu:8`` is 8 CPU devices
+of this machine: everything but the chip's own figures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import importlib.util
+import math
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ropd_jax.hints import near
+from ropd_jax.types import UserError
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What one chip can do; None where nothing is published.
+
+    Attributes:
+        hbm: bytes.
+        usable: bytes of it that the compiler hands out to the program.
+        flops: dense bfloat16 operations a second.
+        bandwidth: of the HBM, bytes a second.
+        ici: into (or out of) the chip, bytes a second: half of the published figure for both directions.
+        devices: JAX devices of one chip; memory, FLOPs and bandwidth of a device are that share.
+        source: where the figures are from.
+    """
+
+    name: str
+    hbm: float | None
+    usable: float | None
+    flops: float | None
+    bandwidth: float | None
+    ici: float | None
+    devices: int
+    source: str
+    platform: str = "cpu"
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def a_device(self) -> Chip:
+        """The same figures for one JAX device."""
+
+        def share(x):
+            return None if x is None else x / self.devices
+
+        names = ("hbm", "usable", "flops", "bandwidth", "ici")
+        return dataclasses.replace(self, devices=1, **{name: share(getattr(self, name)) for name in names})
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """A slice: which chip, and how many along each direction."""
+
+    chip: Chip
+    shape: tuple[int, ...]
+
+    @property
+    def chips(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def devices(self) -> int:
+        return self.chips * self.chip.devices
+
+    def __str__(self) -> str:
+        return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
+
+
+CPU = Chip("cpu", None, None, None, None, None, 1, "no published figures")
+
+
+def chips() -> dict[str, Chip]:
+    """The table, by name."""
+    raw = tomllib.loads((importlib.resources.files("ropd_jax.plan") / "chips.toml").read_text(encoding="utf-8"))
+    return {
+        name: Chip(
+            name=name,
+            hbm=row["hbm"] * GIB,
+            usable=round(row["usable"] * GIB) * row["devices"],
+            flops=row["flops"] * 1e12,
+            bandwidth=row["bandwidth"] * 1e9,
+            ici=row["ici"] * 1e9 / 2 if "ici" in row else None,
+            devices=row["devices"],
+            source=row["source"],
+            platform=row["platform"],
+            options=row.get("options", {}),
+        )
+        for name, row in raw.items()
+    }
+
+
+def parse_topology(text: str) -> Topology:
+    """``v5e:4x4`` as a `Topology`.
+
+    Raises:
+        UserError: an unknown chip, or no sizes.
+    """
+    found = re.fullmatch(r"(?P<chip>\w+):(?P<shape>[1-9]\d*(x[1-9]\d*)*)", text)
+    table = chips() | {"cpu": CPU}
+    if not found:
+        raise UserError(f"--topology={text!r} is no topology; expected CHIP:SIZE, e.g. v5e:4x4, v5p:2x2x1 or cpu:8")
+    name = found["chip"].removeprefix("tpu")
+    if name not in table:
+        raise UserError(f"--topology={text!r}: chip {found['chip']!r} is unknown; {near(name, table)}")
+    return Topology(table[name], tuple(map(int, found["shape"].split("x"))))
+
+
+def topology_devices(topology: Topology) -> Sequence[Any]:
+    """The JAX devices of a topology: described by libtpu for a TPU, this machine's own for ``cpu:N``.
+
+    Raises:
+        UserError: no libtpu, a slice that it refuses, or too few CPU devices.
+    """
+    import jax
+
+    if topology.chip.platform == "cpu":
+        devices = jax.devices("cpu")
+        if len(devices) < topology.chips:
+            raise UserError(
+                f"--topology={topology} needs {topology.chips} CPU devices, here are {len(devices)}; set "
+                f"XLA_FLAGS=--xla_force_host_platform_device_count={topology.chips}"
+            )
+        return devices[: topology.chips]
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("libtpu is not installed, which compiles for TPUs; pip install 'ropd_jax[tpu-aot]'")
+    from jax.experimental import topologies
+
+    options = dict(topology.chip.options)
+    if topology.chips < 4 and len(topology.shape) == 2:  # libtpu takes four chips for a host unless told
+        options["chips_per_host_bounds"] = (*topology.shape, 1)
+    name = f"{topology.chip.platform}:{'x'.join(map(str, topology.shape))}"
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--topology={topology} is refused by libtpu ({reason}); choose a slice that exists") from error

@@ -1,0 +1,141 @@
+"""Compiling a program for a slice, and what the compiler says of it. Kept in a cache, as it takes a minute or more."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import pathlib
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from ropd_jax.plan.hlo import Collective, collectives
+from ropd_jax.plan.programs import Program
+
+log = logging.getLogger(__name__)
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_FORM = 1  # of the cache's files
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler says of one program, in bytes of one device.
+
+    Attributes:
+        name: of the program.
+        fits: False where the compiler refused it for want of memory; then only ``peak`` is known, at least that much.
+        arguments: of which ``donated`` are given back as outputs.
+        temporaries: activations, gradients, gathered weights: all that lives inside.
+        peak: arguments + temporaries + outputs that are not donated arguments + code.
+        collectives: see `ropd_jax.plan.hlo`.
+        seconds: that compiling took.
+    """
+
+    name: str
+    fits: bool
+    peak: int
+    arguments: int = 0
+    outputs: int = 0
+    donated: int = 0
+    temporaries: int = 0
+    code: int = 0
+    collectives: tuple[Collective, ...] = ()
+    seconds: float = 0.0
+
+
+def compile_program(program: Program, *, slice_name: str, say: Callable[[str], None], cache: bool = True) -> Compiled:
+    """Lower and compile, or read from the cache what an equal program gave before. Inside ``jax.set_mesh``.
+
+    Args:
+        slice_name: of the topology and mesh, e.g. ``v5e:4x4 fsdp=16 tp=1``.
+        say: progress, one line.
+    """
+    say(f"{program.name}: lowering")
+    lowered = program.lower()
+    file = _cache_file(lowered.as_text(), slice_name, program) if cache else None
+    if file and file.is_file():
+        say(f"{program.name}: known from an earlier plan")
+        return _read(file)
+    say(f"{program.name}: compiling for {slice_name} (a minute or more)")
+    start = time.monotonic()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = out_of_memory(str(error))
+        if needed is None:
+            raise
+        found = Compiled(program.name, fits=False, peak=needed, seconds=time.monotonic() - start)
+    else:
+        m = compiled.memory_analysis()
+        found = Compiled(
+            name=program.name,
+            fits=True,
+            peak=_peak(m),
+            arguments=m.argument_size_in_bytes,
+            outputs=m.output_size_in_bytes,
+            donated=m.alias_size_in_bytes,
+            temporaries=m.temp_size_in_bytes,
+            code=m.generated_code_size_in_bytes,
+            collectives=tuple(collectives(compiled.as_text(), program.passes)),
+            seconds=time.monotonic() - start,
+        )
+    say(f"{program.name}: compiled in {found.seconds:.0f} s")
+    if file:
+        _write(file, found)
+    return found
+
+
+def _peak(m: Any) -> int:
+    beside = m.output_size_in_bytes - m.alias_size_in_bytes
+    return m.argument_size_in_bytes + m.temp_size_in_bytes + beside + m.generated_code_size_in_bytes
+
+
+def out_of_memory(message: str) -> int | None:
+    """Bytes that the compiler would have needed, from its refusal; None where it says something else."""
+    if "RESOURCE_EXHAUSTED" not in message:
+        return None
+    sizes = [
+        float(number) * _UNITS[unit]
+        for pattern in (
+            r"[Tt]otal hbm usage >= ([\d.]+)([KMGT]?)",
+            r"Used ([\d.]+)([KMGT]?) of",
+            r"\(([\d.]+)([KMGT]?)\)",
+        )
+        for number, unit in re.findall(pattern.replace("SIZE", r"([\d.]+)([KMGT]?)"), message)[:1]
+    ]
+    return round(max(sizes)) if sizes else None
+
+
+def _cache_file(text: str, slice_name: str, program: Program) -> pathlib.Path:
+    versions = [importlib.metadata.version("jax"), importlib.metadata.version("jaxlib"), _libtpu()]
+    parts = [str(_FORM), *versions, os.environ.get("LIBTPU_INIT_ARGS", ""), slice_name, str(program.passes), text]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    return home / "ropd_jax" / "plan" / f"{key[:32]}.json"
+
+
+def _libtpu() -> str:
+    try:
+        return importlib.metadata.version("libtpu")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _read(file: pathlib.Path) -> Compiled:
+    raw = json.loads(file.read_text(encoding="utf-8"))
+    return Compiled(**raw | {"collectives": tuple(Collective(**c) for c in raw["collectives"])})
+
+
+def _write(file: pathlib.Path, found: Compiled) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps(dataclasses.asdict(found)), encoding="utf-8")
+    part.replace(file)

@@ -1,0 +1,190 @@
+"""What to turn when a config does not fit a slice, and the fastest setting that does."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from ropd_jax.models.config import ModelConfig
+from ropd_jax.plan import programs
+from ropd_jax.plan.chips import Topology
+from ropd_jax.plan.measure import Measured, Say, make_mesh, measure
+from ropd_jax.types import UserError
+
+Keys = dict[str, object]
+SAMPLER = ("prefill", "decode")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One change of the config, and what came of it.
+
+    Attributes:
+        keys: of the config, with their values.
+        peak: most bytes of a device in any program that was compiled.
+        fits: all of them fit.
+        seconds: of a step at the least; None where only a part was compiled or the chip has no figures.
+    """
+
+    keys: Keys
+    peak: int
+    fits: bool | None
+    seconds: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Remedy:
+    """Changes that make a config fit (None: none of those tried does), and all that were tried."""
+
+    keys: Keys | None
+    tried: tuple[Trial, ...]
+
+
+def changed(cfg: ConfigDict, keys: Keys) -> ConfigDict:
+    """A copy of the config with these keys."""
+    new = ConfigDict(cfg.to_dict())
+    with new.unlocked():
+        new.update_from_flattened_dict(keys)
+    return new.lock()
+
+
+def remedy(
+    cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology, measured: Measured, say: Say, **options
+) -> Remedy:
+    """Tries, program by program, one knob after another, and says which make all of it fit.
+
+    The knobs of the update are the rows side by side, what is kept for the backward pass, the form of the optimizer's
+    moments; those of the sampler are slots, the cache's type and the longest answer; ``mesh.tp`` is both's.
+    """
+    failed = {m.program for m in measured.memory if not m.fits}
+    tried: list[Trial] = []
+    for tp in _tps(cfg, model_cfg, topology):
+        shared: Keys = {"mesh.tp": tp, "mesh.fsdp": -1} if tp != cfg.mesh.tp else {}
+        base, keys, fits = changed(cfg, shared), dict(shared), True
+        needed = failed if not shared else {m.program for m in measured.memory}
+        for names, knobs in ((("update",), update_knobs), (SAMPLER, sampler_knobs)):
+            if not needed & set(names):
+                continue
+            fits = False
+            for turn in (*([{}] if shared else []), *knobs(base, model_cfg, topology)):
+                trial = _try(changed(base, turn), shared | turn, model_cfg, topology, say, names, tried, options)
+                if trial.fits:
+                    keys, fits = keys | turn, True
+                    break
+            if not fits:
+                break
+        if fits:
+            return Remedy(keys, tuple(tried))
+    return Remedy(None, tuple(tried))
+
+
+def search(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology, say: Say, **options) -> Remedy:
+    """The fastest setting that fits, by the lower bound of a step: for each ``mesh.tp`` the most slots, then the update
+    with the least recomputation and the most rows side by side.
+
+    Returns:
+        the keys to change ({} where the config is the fastest already), and every trial.
+    """
+    tried: list[Trial] = []
+    best: tuple[float, Keys] | None = None
+    for tp in _tps(cfg, model_cfg, topology):
+        shared: Keys = {"mesh.tp": tp, "mesh.fsdp": -1}
+        base = changed(cfg, shared)
+        turns = ({}, *_slots(base, model_cfg, topology))
+        sampler = _first(base, turns, model_cfg, topology, say, SAMPLER, tried, options)
+        if sampler is None:
+            continue
+        least = list(update_knobs(base, model_cfg, topology))[-1:] or [{}]
+        for turn in (*_faster_updates(base, model_cfg, topology), *least):
+            keys = shared | sampler | turn
+            trial = _try(changed(cfg, keys), keys, model_cfg, topology, say, ("update", *SAMPLER), tried, options)
+            if trial.fits and trial.seconds is not None:
+                best = min(best or (trial.seconds, keys), (trial.seconds, keys), key=lambda x: x[0])
+                break
+    return Remedy(None if best is None else best[1], tuple(tried))
+
+
+def _first(cfg, turns, model_cfg, topology, say, names, tried, options) -> Keys | None:
+    for turn in turns:
+        keys = {"mesh.tp": cfg.mesh.tp} | turn
+        if _try(changed(cfg, turn), keys, model_cfg, topology, say, names, tried, options).fits:
+            return turn
+    return None
+
+
+def _try(cfg, keys: Keys, model_cfg, topology, say: Say, names, tried: list[Trial], options) -> Trial:
+    say(f"trying {words(keys) or 'the config as it is'}")
+    found = measure(cfg, model_cfg, topology, say, only=tuple(names), **options)
+    whole = found.seconds if {"update", *SAMPLER} <= set(names) else None
+    trial = Trial(keys, max(m.peak for m in found.memory), found.fits, whole)
+    tried.append(trial)
+    return trial
+
+
+def words(keys: Keys) -> str:
+    return ", ".join(f"{k}={v}" for k, v in keys.items() if k != "mesh.fsdp")
+
+
+# --------------------------------------------------------------------------------------------------------- knobs
+
+
+def _tps(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> Iterator[int]:
+    """The config's own ``mesh.tp``, then the other powers of two that the model divides by."""
+    sizes = [2**i for i in range(topology.devices.bit_length())]
+    for tp in [cfg.mesh.tp, *(n for n in sizes if n != cfg.mesh.tp and n <= 8)]:
+        try:
+            make_mesh(changed(cfg, {"mesh.tp": tp, "mesh.fsdp": -1}), model_cfg, topology)
+        except UserError:
+            continue
+        yield tp
+
+
+def _shards(cfg: ConfigDict, topology: Topology) -> int:
+    return topology.devices // cfg.mesh.tp if cfg.mesh.fsdp == -1 else cfg.mesh.fsdp
+
+
+def update_knobs(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> Iterator[Keys]:
+    """Ways to need less memory in the update, each with all before it."""
+    keys: Keys = {}
+    least = _shards(cfg, topology)
+    rows = cfg.optim.microbatch or cfg.data.prompts_per_step * cfg.sampling.rollouts
+    if cfg.optim.remat not in (True, "block"):
+        keys = keys | {"optim.remat": "block" if isinstance(cfg.optim.remat, str) else True}
+        yield keys
+    while rows > least:
+        rows = max(rows // 2, least)
+        keys = keys | {"optim.microbatch": rows}
+        yield keys
+    if "moments" in cfg.optim and cfg.optim.moments != "int8":
+        yield keys | {"optim.moments": "int8"}
+
+
+def _faster_updates(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> Iterator[Keys]:
+    """Ways to run the update, the fastest first: less recomputation, then more rows side by side."""
+    shards = _shards(cfg, topology)
+    if isinstance(cfg.optim.remat, str):
+        yield {"optim.remat": "dots", "optim.microbatch": shards}
+        rest: Keys = {"optim.remat": "block"}
+    else:
+        rest = {"optim.remat": True}
+    for times in (4, 2, 1):
+        yield rest | {"optim.microbatch": times * shards}
+
+
+def sampler_knobs(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> Iterator[Keys]:
+    """Ways to need less memory in the sampler: fewer slots, a narrower cache, shorter answers."""
+    yield from _slots(cfg, model_cfg, topology)
+    fewest = (list(_slots(cfg, model_cfg, topology)) or [{}])[-1]
+    if "cache_dtype" in cfg.sampling and cfg.sampling.cache_dtype != "int8":
+        yield fewest | {"sampling.cache_dtype": "int8"}
+    length = cfg.sampling.max_tokens
+    while length > 512:
+        length //= 2
+        yield fewest | {"sampling.max_tokens": length}
+
+
+def _slots(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> Iterator[Keys]:
+    """Half the slots, a quarter, ... down to what the mesh divides."""
+    yield from programs.fewer_slots(cfg, _shards(cfg, topology))

@@ -1,0 +1,162 @@
+"""Collectives of a compiled program, read from its HLO text: kind, how often they run, how many bytes a device gets.
+
+A loop's body is counted as often as the loop runs, where that is a constant of its condition. The end of a loop may
+depend on data (decoding; parts of an update that are not needed): the caller says how often that one runs. The TPU
+compiler splits one collective into several fused steps that repeat its text under one channel number; it counts once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections import defaultdict
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+BYTES = {
+    "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "s32": 4, "u32": 4, "s64": 8, "u64": 8,
+    "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "f8e4m3fn": 1, "f8e5m2": 1,
+}  # fmt: skip
+
+_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_OP = re.compile(
+    r"^\s+(?:ROOT )?%?(?P<name>[\w.\-]+) = (?P<type>.*?) "
+    rf"(?P<kind>{'|'.join(KINDS)})(?P<start>-start)?\("
+)
+_CALLS = re.compile(r"(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
+_LISTS = re.compile(r"(?:branch_computations|called_computations|calls)=\{([^}]*)\}")
+_ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """Collectives of one kind.
+
+    Attributes:
+        count: how often one runs.
+        bytes: that a device receives in all of them.
+    """
+
+    kind: str
+    count: int
+    bytes: int
+
+
+def array_bytes(text: str) -> float:
+    """Bytes of all arrays in an HLO type, e.g. ``(f32[2,3]{1,0}, bf16[4])``: 32."""
+    return sum(
+        BYTES.get(kind, 0) * math.prod(int(d) for d in dims.split(",") if d) for kind, dims in _ARRAY.findall(text)
+    )
+
+
+def collectives(text: str, passes: int = 1) -> list[Collective]:
+    """Collectives of an HLO module's text, largest first.
+
+    Args:
+        passes: of a loop whose end depends on data.
+    """
+    lines, entry = _computations(text)
+    times = _times(lines, entry, passes)
+    counts: dict[str, int] = defaultdict(int)
+    received: dict[str, float] = defaultdict(float)
+    seen: set[str] = set()
+    for name, body in lines.items():
+        for line in body:
+            op = _OP.match(line)
+            if not op or not times.get(name):
+                continue
+            channel = re.search(r"channel_id=(\d+)", line)
+            key = channel[1] if channel else f"{name}/{op['name']}"
+            if key in seen:
+                continue
+            seen.add(key)
+            group = group_size(line)
+            if group == 1:
+                continue
+            size = array_bytes(op["type"])
+            if op["start"]:  # (operands, results)
+                size = _started(op["kind"], size, group)
+            counts[op["kind"]] += times[name]
+            received[op["kind"]] += times[name] * _received(op["kind"], size, group)
+    found = [Collective(kind, counts[kind], round(received[kind])) for kind in counts]
+    return sorted(found, key=lambda c: -c.bytes)
+
+
+def _received(kind: str, size: float, group: int) -> float:
+    """Bytes that reach a device, from the bytes of the result on it."""
+    others = (group - 1) / group
+    return {
+        "all-gather": size * others,
+        "all-reduce": 2 * size * others,
+        "reduce-scatter": size * (group - 1),
+        "all-to-all": size * others,
+        "collective-permute": size,
+    }[kind]
+
+
+def _started(kind: str, both: float, group: int) -> float:
+    """Bytes of the result where the type holds operand and result."""
+    return {"all-gather": both * group / (group + 1), "reduce-scatter": both / (group + 1)}.get(kind, both / 2)
+
+
+def group_size(line: str) -> int:
+    """Devices of one group of a collective."""
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found[2]))
+    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", line):
+        return int(found[2])
+    if found := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
+        return len(found[1].split(","))
+    return 2  # a permutation names pairs
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """Lines of each computation, and the entry's name."""
+    lines: dict[str, list[str]] = {}
+    entry = name = ""
+    for line in text.splitlines():
+        if head := _HEAD.match(line):
+            name = head[2]
+            lines[name] = []
+            entry = name if head[1] else entry
+        elif name:
+            lines[name].append(line)
+    return lines, entry
+
+
+def _times(lines: dict[str, list[str]], entry: str, passes: int) -> dict[str, int]:
+    """How often each computation runs."""
+    times: dict[str, int] = defaultdict(int)
+
+    def visit(name: str, n: int) -> None:
+        times[name] += n
+        for line in lines.get(name, ()):
+            called = [m for m in _CALLS.findall(line) if m[0] != "condition"]
+            trips = _trips(line, lines, passes) if " while(" in line else 1
+            for how, target in called:
+                visit(target, n * (trips if how == "body" else 1))
+            for several in _LISTS.findall(line):
+                for target in re.findall(r"%?([\w.\-]+)", several):
+                    visit(target, n)
+
+    visit(entry, 1)
+    return times
+
+
+def _trips(line: str, lines: dict[str, list[str]], passes: int) -> int:
+    """How often a loop runs: told by the compiler, or the constant its counter is compared with; else ``passes``."""
+    if known := _TRIPS.search(line):
+        return int(known[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", line)
+    body = lines.get(condition[1], ()) if condition else ()
+    root = next((x for x in body if x.lstrip().startswith("ROOT")), "")
+    compare = re.search(r"compare\(([^)]*)\), direction=LT", root)
+    if not compare:
+        return passes
+    for operand in re.findall(r"%?([\w.\-]+)(?:,|$)", compare[1]):
+        for x in body:
+            if found := re.match(rf"\s+%?{re.escape(operand)} = s32\[\]\S* constant\((\d+)\)", x):
+                return int(found[1])
+    return passes

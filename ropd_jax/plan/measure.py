@@ -1,0 +1,271 @@
+"""What one setting of a run needs of a slice: memory from the compiler, work from the shapes, seconds at the least."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from ropd_jax import mesh as mesh_lib
+from ropd_jax import train
+from ropd_jax.methods import load_method
+from ropd_jax.models.config import ModelConfig
+from ropd_jax.plan import count, programs
+from ropd_jax.plan.bound import Bound, Phase, bound
+from ropd_jax.plan.chips import Chip, Topology, topology_devices
+from ropd_jax.plan.compiled import Compiled, compile_program
+from ropd_jax.plan.programs import device_bytes
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one JAX device while one program runs.
+
+    Attributes:
+        program: its name.
+        fits: peak within what the chip hands out; None without a published figure.
+        parameters, optimizer: as the run stores them, and both are always there; a frozen copy counts as parameters.
+        kv_cache: keys and values of all slots.
+        inputs: what else is handed in: the batch, the weights in another form.
+        temporaries: activations, gradients, gathered weights.
+        peak: most at one time; at least so much where the compiler refused the program.
+    """
+
+    program: str
+    fits: bool | None
+    parameters: int
+    optimizer: int
+    kv_cache: int
+    inputs: int
+    temporaries: int
+    peak: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One way to run a config on a slice: the keys of the config that decide it."""
+
+    tp: int
+    microbatch: int
+    remat: Any
+    slots: int
+    max_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """One setting on one slice.
+
+    Attributes:
+        setting: the knobs.
+        memory: of update, prefill and decode, those that were compiled.
+        compiled: what the compiler said of each.
+        bounds: seconds of each phase of one step at the least.
+    """
+
+    setting: Setting
+    memory: tuple[Memory, ...]
+    compiled: tuple[Compiled, ...]
+    bounds: tuple[Bound, ...]
+
+    @property
+    def fits(self) -> bool | None:
+        known = [m.fits for m in self.memory]
+        return None if None in known else all(known)
+
+    @property
+    def seconds(self) -> float | None:
+        """Of one step at the least, sampling and update one after another."""
+        parts = [b.seconds for b in self.bounds]
+        return None if None in parts else sum(parts)
+
+
+def setting_of(cfg: ConfigDict) -> Setting:
+    return Setting(
+        tp=cfg.mesh.tp,
+        microbatch=cfg.optim.microbatch,
+        remat=cfg.optim.remat,
+        slots=(cfg.sampling.prompts_at_once or cfg.data.prompts_per_step) * cfg.sampling.rollouts,
+        max_tokens=cfg.sampling.max_tokens,
+    )
+
+
+def make_mesh(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> jax.sharding.Mesh:
+    """The config's mesh over the devices of the slice.
+
+    Raises:
+        UserError: the slice is refused, or the model does not divide over the mesh.
+    """
+    mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp, devices=topology_devices(topology))
+    mesh_lib.check_divides(model_cfg, mesh)
+    return mesh
+
+
+def slice_name(topology: Topology, mesh: jax.sharding.Mesh) -> str:
+    return f"{topology} as fsdp={mesh.shape['fsdp']} tp={mesh.shape['tp']}"
+
+
+def measure(
+    cfg: ConfigDict,
+    model_cfg: ModelConfig,
+    topology: Topology,
+    say: Say,
+    *,
+    mean_tokens: float | None = None,
+    only: tuple[str, ...] = ("update", "prefill", "decode"),
+    cache: bool = True,
+) -> Measured:
+    """Compile a config's programs for a slice and weigh them.
+
+    Args:
+        mean_tokens: of an answer; None takes every answer to be as long as it may be.
+        only: which programs.
+    """
+    mesh, chip = make_mesh(cfg, model_cfg, topology), topology.chip.a_device()
+    with jax.set_mesh(mesh):
+        todo = [programs.update_program(cfg, model_cfg, mesh)] if "update" in only else []
+        todo += [p for p in programs.sampler_programs(cfg, model_cfg, mesh) if p.name in only]
+        resident, name = sizes(cfg, model_cfg, mesh), slice_name(topology, mesh)
+        compiled = tuple(
+            refused or compile_program(p, slice_name=name, say=say, cache=cache)
+            for p in todo
+            for refused in [_too_large(p.name, resident, chip)]
+        )
+    memory = tuple(_memory(c, resident, chip) for c in compiled)
+    found = {c.name: c for c in compiled}
+    bounds = tuple(
+        bound(phase, chip)
+        for phase in phases(cfg, model_cfg, mesh, found, resident, mean_tokens)
+        if phase.name in found
+    )
+    return Measured(setting_of(cfg), memory, compiled, bounds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Bytes on one device of what is known before anything is compiled."""
+
+    trained: int
+    frozen: int
+    optimizer: int
+    kv_cache: int
+    batch: int
+
+
+def sizes(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Sizes:
+    """Inside ``jax.set_mesh``."""
+    weights = programs.weights_of(cfg, model_cfg, mesh)
+    state = programs.state_of(cfg, model_cfg, mesh)
+    copies = int(train.needs_initial(cfg, load_method(cfg.method, cfg)) and weights.base is None)
+    return Sizes(
+        trained=device_bytes(weights.trained),
+        frozen=device_bytes(weights.base) + copies * device_bytes(weights.trained),
+        optimizer=device_bytes(state.opt_state),
+        kv_cache=programs.kv_cache_bytes(cfg, model_cfg, mesh),
+        batch=device_bytes(programs.batch_of(cfg, mesh)),
+    )
+
+
+def _too_large(name: str, s: Sizes, chip: Chip) -> Compiled | None:
+    """A refusal without compiling, where parameters, optimizer and cache alone are more than there is."""
+    inputs = s.trained + s.frozen + (s.optimizer + s.batch if name == "update" else s.kv_cache)
+    beside = 0 if name == "update" else s.optimizer
+    if chip.usable is None or inputs + beside <= chip.usable:
+        return None
+    return Compiled(name, fits=False, peak=inputs, arguments=inputs)
+
+
+def _memory(c: Compiled, s: Sizes, chip: Chip) -> Memory:
+    """Puts names to a program's bytes, and adds what stays in memory beside it."""
+    parameters = s.trained + s.frozen
+    known = {"update": parameters + s.optimizer, "prefill": parameters, "decode": parameters + s.kv_cache}
+    beside = 0 if c.name == "update" else s.optimizer  # the sampler's programs do not see it, but it stays
+    kv = 0 if c.name == "update" else s.kv_cache
+    peak = c.peak + beside
+    return Memory(
+        program=c.name,
+        fits=None if chip.usable is None else c.fits and peak <= chip.usable,
+        parameters=parameters,
+        optimizer=s.optimizer,
+        kv_cache=kv,
+        inputs=max(c.arguments - known[c.name], 0) if c.fits else 0,
+        temporaries=c.temporaries,
+        peak=peak,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- work
+
+
+def phases(
+    cfg: ConfigDict,
+    model_cfg: ModelConfig,
+    mesh,
+    compiled: dict[str, Compiled],
+    s: Sizes,
+    mean_tokens: float | None = None,
+) -> list[Phase]:
+    """Work of one device in one step: update, prefill, decode."""
+    devices, tp = mesh.size, mesh.shape["tp"]
+    answer = cfg.sampling.max_tokens if mean_tokens is None else round(mean_tokens)
+    prompt = programs.prompt_len(cfg)
+    itemsize = jnp.dtype(cfg.student.dtype).itemsize
+    setting = setting_of(cfg)
+
+    def received(name: str) -> int:
+        return sum(c.bytes for c in compiled[name].collectives) if name in compiled else 0
+
+    method = load_method(cfg.method, cfg)
+    sequences = cfg.data.prompts_per_step * method.sequences_per_prompt
+    updates = cfg.optim.minibatches
+    with jax.set_mesh(mesh):
+        A, b, T = programs.batch_of(cfg, mesh).tokens_BT.shape
+    computed = A * b * T * updates
+    used = 1.0
+    if cfg.optim.row_len:  # parts without a token are not computed
+        used = min(1.0, sequences * (prompt + answer - 1) / computed)
+    flops = count.update_flops(
+        model_cfg,
+        tokens=round(computed * used),
+        contexts=sequences * count.contexts(model_cfg, 0, prompt + answer - 1),
+        remat=cfg.optim.remat in (True, "block"),
+        frozen=bool(cfg.student.lora.rank),
+        references=int(train.needs_initial(cfg, method)),
+    )
+    gathered = (
+        itemsize * (model_cfg.num_layers * count.layer_matmul_params(model_cfg) + count.head_params(model_cfg)) / tp
+    )
+    a_part = 2 * gathered + 2 * s.trained  # read forward and backward; the gradient's sum read and written
+    once = 3 * s.trained + 2 * s.optimizer  # gradient read; parameters and moments read and written
+    phase = Phase("update", flops / devices, updates * (A * used * a_part + once), updates * used * received("update"))
+    if not method.needs_rollouts:
+        return [phase]
+
+    work = count.rollouts(
+        model_cfg,
+        prompts=cfg.data.prompts_per_step,
+        per_prompt=cfg.sampling.rollouts,
+        prompt_len=prompt,
+        answer_len=answer,
+        slots=setting.slots,
+        itemsize=programs.cache_itemsize(cfg),
+    )
+    weights = itemsize * count.read_params(model_cfg, setting.slots) / tp
+    at_once = min(setting.slots // cfg.sampling.rollouts, cfg.data.prompts_per_step)
+    prefills = programs.prefill_calls(cfg, at_once)
+    return [
+        phase,
+        Phase("prefill", work.prefill_flops / devices, prefills * weights, prefills * received("prefill")),
+        Phase(
+            "decode",
+            (work.flops - work.prefill_flops) / devices,
+            work.decode_steps * weights + work.cache_bytes / devices,
+            work.decode_steps * received("decode"),
+        ),
+    ]

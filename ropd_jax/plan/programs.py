@@ -1,0 +1,204 @@
+"""The programs of a run as shapes: the update, the prefill and the decoding of a config, ready to be lowered.
+
+Everything is `jax.ShapeDtypeStruct` with a sharding, so nothing is allocated, and the mesh's devices need not exist.
+The functions are the run's own (`ropd_jax.train`, `ropd_jax.sampling.engine`); only their arguments are made here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from ml_collections import ConfigDict
+
+from ropd_jax import mesh as mesh_lib
+from ropd_jax import train
+from ropd_jax.data.batches import Sequence, TrainBatch
+from ropd_jax.methods import load_method
+from ropd_jax.models import transformer
+from ropd_jax.models.config import ModelConfig
+from ropd_jax.models.lora import Lora, adapter_shapes, attach, freeze
+from ropd_jax.sampling import engine as engine_lib
+from ropd_jax.sampling import pages
+from ropd_jax.sampling.slots import Slots
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One jitted function and the shapes it is called with.
+
+    Attributes:
+        name: for people.
+        lower: () -> jax.stages.Lowered, inside ``jax.set_mesh``.
+        passes: of a loop whose end depends on data; its collectives are counted so often.
+    """
+
+    name: str
+    lower: Callable[[], Any]
+    passes: int = 1
+
+
+def prompt_len(cfg: ConfigDict) -> int:
+    """Positions of the longest prompt that the config admits."""
+    return -(-cfg.data.max_prompt_tokens // 16) * 16
+
+
+def _placed(tree, mesh, specs):
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, s)), tree, specs
+    )
+
+
+class Weights(NamedTuple):
+    """The student as the run stores it: what is trained, and the frozen weights beside it (None: all is trained)."""
+
+    trained: dict
+    base: dict | None = None
+
+
+def weights_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Weights:
+    """Inside ``jax.set_mesh``."""
+    lora, shapes = Lora.from_config(cfg.student.lora), transformer.param_shapes(model_cfg)
+    params = _placed(shapes, mesh, mesh_lib.RULES.storage(shapes))
+    if not lora.rank:
+        return Weights(params)
+    adapters = adapter_shapes(model_cfg, lora)
+    base = jax.eval_shape(lambda p: freeze(p, lora.base_dtype), params)
+    return Weights(_placed(adapters, mesh, mesh_lib.RULES.storage(adapters)), base)
+
+
+def policy_of(cfg: ConfigDict, weights: Weights) -> dict:
+    """The parameters that the sampler is called with."""
+    lora = Lora.from_config(cfg.student.lora)
+    return jax.eval_shape(lambda base, trained: attach(lora, base, trained), weights.base, weights.trained)
+
+
+def state_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> train.State:
+    """Parameters and optimizer state as the run stores them; without what the method itself trains."""
+    params = weights_of(cfg, model_cfg, mesh).trained
+    return train.State(params, jax.eval_shape(jax.jit(train.optimizer(cfg).init), params))
+
+
+def batch_of(cfg: ConfigDict, mesh) -> TrainBatch:
+    """The arrays of one update in which every answer is as long as it may be."""
+    method = load_method(cfg.method, cfg)
+    n = cfg.data.prompts_per_step // cfg.optim.minibatches * method.sequences_per_prompt
+    prompt_T, completion_T = np.zeros(prompt_len(cfg), np.int32), np.zeros(cfg.sampling.max_tokens, np.int32)
+    row = Sequence(prompt_T, completion_T, np.zeros(len(completion_T), np.float32))
+    advantage_B, yes_B = np.ones(n, np.float32), np.ones(n, bool)
+    length = len(prompt_T) + len(completion_T)
+    batch = train.step_parts([row] * n, advantage_B, yes_B, yes_B, method, mesh, cfg, length)
+    sharding = NamedSharding(mesh, mesh_lib.RULES.spec("ABT"))
+    return TrainBatch(*(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in batch))
+
+
+def update_program(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Program:
+    """The update of one mini-batch."""
+    method = load_method(cfg.method, cfg)
+    state, batch, base = state_of(cfg, model_cfg, mesh), batch_of(cfg, mesh), weights_of(cfg, model_cfg, mesh).base
+    reference = (base or state.params) if train.needs_initial(cfg, method) else None
+    update = train.make_update(cfg, model_cfg, method, train.optimizer(cfg))
+    return Program(
+        "update",
+        lambda: update.lower(state, reference, batch, train.NO_NOTES, base=base),
+        passes=batch.tokens_BT.shape[0],
+    )
+
+
+def engine_of(cfg: ConfigDict, mesh) -> engine_lib.EngineConfig:
+    return train.engine_config(cfg, prompt_len=prompt_len(cfg), stop_ids=(0,), shards=mesh.shape["fsdp"])
+
+
+class Sampler(NamedTuple):
+    """Shapes that the sampler is called with."""
+
+    engine: engine_lib.EngineConfig
+    params: dict
+    cache: Any
+    prompts: tuple
+    rows: engine_lib.Rows
+    view: pages.View
+
+
+def sampler_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Sampler:
+    ecfg = engine_of(cfg, mesh)
+
+    def struct(shape, dtype, dims):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, mesh_lib.out(dims)))
+
+    sizes = engine_lib.layout(ecfg)
+    N, B = sizes.parts * sizes.batch, sizes.parts * sizes.rows
+    most = engine_lib.most_pages(ecfg, sizes.rows)
+    cache = jax.eval_shape(lambda: engine_lib.empty_cache(model_cfg, ecfg, sizes, pages=most))
+    prompts = [struct((N, ecfg.prompt_len), jnp.int32, "BT"), *(struct((N,), jnp.int32, "B") for _ in range(2))]
+    books = Slots(
+        parts=sizes.parts,
+        rows=sizes.rows,
+        slots=sizes.slots,
+        page=ecfg.page,
+        prompt_lens=[ecfg.prompt_len],
+        limits=[[ecfg.max_tokens] * ecfg.rollouts],
+        key_PG2=np.zeros((1, ecfg.rollouts, 2), np.uint32),
+    )
+    books.grow(most)
+    rows = [getattr(books, name) for name in engine_lib.Rows._fields]
+    view = [books.view[name] for name in pages.View._fields]
+    rows, view = ([struct(x.shape, x.dtype, "B") for x in arrays] for arrays in (rows, view))
+    params = policy_of(cfg, weights_of(cfg, model_cfg, mesh))
+    return Sampler(ecfg, params, cache, tuple(prompts), engine_lib.Rows(*rows), pages.View(*view))
+
+
+def sampler_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> list[Program]:
+    """Prefill and decoding of the config's sampler, all its rows as long as they may be."""
+    s = sampler_of(cfg, model_cfg, mesh)
+
+    def prefill():
+        return engine_lib.prefill.lower(model_cfg, s.engine, s.params, s.cache.prompts, *s.prompts)
+
+    def decode():
+        layers = None
+        if engine_lib.copies_layers():
+            layers = jax.eval_shape(lambda p: engine_lib.unstack(p, model_cfg.num_layers), s.params)
+        return engine_lib.decode.lower(model_cfg, s.engine, s.params, layers, *s.cache, s.rows, s.view)
+
+    return [Program("prefill", prefill), Program("decode", decode)]
+
+
+def kv_cache_bytes(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> int:
+    """Keys and values of all prompts and rows, each as long as it may be, on one device."""
+    return device_bytes(sampler_of(cfg, model_cfg, mesh).cache)
+
+
+def cache_itemsize(cfg: ConfigDict) -> float:
+    """Bytes of one number in the cache."""
+    return jnp.dtype(cfg.sampling.cache_dtype or cfg.student.dtype).itemsize
+
+
+def prefill_calls(cfg: ConfigDict, prompts_at_once: int) -> int:
+    """How often prefill runs in a step."""
+    return -(-cfg.data.prompts_per_step // max(1, prompts_at_once // 2))
+
+
+def fewer_slots(cfg: ConfigDict, shards: int) -> list[dict[str, int]]:
+    """Keys that leave half of the slots, a quarter, ..., as long as the mesh divides them."""
+    found, prompts = [], cfg.sampling.prompts_at_once or cfg.data.prompts_per_step
+    while prompts // 2 >= shards:
+        prompts //= 2
+        found.append({"sampling.prompts_at_once": prompts})
+    return found
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes of a tree of shapes on one device."""
+
+    def elements(x) -> int:
+        sharding = getattr(x, "sharding", None)
+        return math.prod(x.shape if sharding is None else sharding.shard_shape(x.shape))
+
+    return sum(elements(x) * x.dtype.itemsize for x in jax.tree.leaves(tree) if hasattr(x, "dtype"))

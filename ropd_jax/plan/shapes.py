@@ -1,0 +1,38 @@
+"""The shape of a student without its weights: from the checkpoint on disk, or from the facts kept in ``models/``.
+
+``models/NAME/config.json`` holds the published sizes of the paper's models, so that a plan needs neither the Hub nor
+8 GB of weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.resources
+import pathlib
+
+from ropd_jax import student
+from ropd_jax.models.config import ModelConfig
+from ropd_jax.models.families import read_config
+
+
+def facts() -> dict[str, pathlib.Path]:
+    """Directory with the config.json of each model that is known, by the last part of its Hub id."""
+    root = pathlib.Path(str(importlib.resources.files("ropd_jax.plan") / "models"))
+    return {p.name: p for p in sorted(root.iterdir()) if (p / "config.json").is_file()}
+
+
+def model_config(checkpoint: str) -> ModelConfig:
+    """Sizes of ``student.checkpoint``: of a name, a file, a directory, or an id of the Hub (its config alone).
+
+    Raises:
+        UserError: nothing is there; see `student.find`.
+    """
+    known = facts()
+    on_disk = pathlib.Path(checkpoint).expanduser().exists()
+    if not on_disk and checkpoint.count("/") == 1 and (name := checkpoint.split("/")[1]) in known:
+        return read_config(known[name])
+    path = student.find(checkpoint, weights=False)
+    if path.is_dir():
+        return read_config(path)
+    with contextlib.closing(student.open_source(path)) as source:
+        return source.cfg

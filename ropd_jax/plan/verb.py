@@ -1,0 +1,271 @@
+"""``ropd plan``: measure, look for a remedy or the fastest setting, and print it, for people or programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ropd_jax.checks import check_config
+from ropd_jax.plan import fit, programs
+from ropd_jax.plan.chips import Topology, parse_topology
+from ropd_jax.plan.measure import Measured, make_mesh, measure
+from ropd_jax.plan.shapes import model_config
+from ropd_jax.preflight import RolePlan
+from ropd_jax.preflight import plan as teacher_plan
+from ropd_jax.types import Message, Prompt, UserError
+
+UNITS = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
+
+
+def run(
+    cfg: ConfigDict, topology: str, *, as_json: bool = False, search: bool = False, mean_tokens: float = 0.0
+) -> int:
+    """Plan and print. Returns 0 when it fits or nothing says otherwise, 2 when it does not."""
+    check_config(cfg)
+    where = parse_topology(topology)
+    model_cfg = model_config(cfg.student.checkpoint)
+    if mean_tokens < 0 or mean_tokens > cfg.sampling.max_tokens:
+        raise UserError(
+            f"--mean-tokens={mean_tokens:g}; expected at most sampling.max_tokens={cfg.sampling.max_tokens}"
+        )
+    options: dict[str, Any] = {"mean_tokens": mean_tokens or None}
+    with _progress() as say:
+        make_mesh(cfg, model_cfg, where)  # refuses the slice before a minute is lost
+        advice = fit.search(cfg, model_cfg, where, say, **options) if search else None
+        chosen = fit.changed(cfg, advice.keys) if advice and advice.keys else cfg
+        measured = measure(chosen, model_cfg, where, say, **options)
+        if measured.fits is False and not search:
+            advice = fit.remedy(cfg, model_cfg, where, measured, say, **options)
+    roles, note = teacher(chosen)
+    report = summary(chosen, where, measured, advice, roles, note, mean_tokens or None)
+    if as_json:
+        sys.stdout.write(json.dumps(report) + "\n")
+    else:
+        _show(chosen, where, measured, report)
+    return 2 if measured.fits is False else 0
+
+
+class _progress:
+    """A line that says what is being done, and for how long: a spinner on a terminal, plain lines elsewhere."""
+
+    def __enter__(self) -> Callable[[str], None]:
+        console = Console(stderr=True)
+        if not console.is_terminal:
+            self.status = None
+            return lambda text: console.print(text, soft_wrap=True, markup=False, highlight=False)
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        self.status = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True
+        )
+        self.status.start()
+        task = self.status.add_task("plan", total=None)
+
+        def say(text: str) -> None:
+            self.status.reset(task, description=text)
+
+        return say
+
+    def __exit__(self, *error: object) -> None:
+        if self.status:
+            self.status.stop()
+
+
+def teacher(cfg: ConfigDict) -> tuple[list[RolePlan], str]:
+    """What the run asks of its teacher, at most, and what that rests on; see ``ropd preflight``."""
+    from ropd_jax.data.prompts import load_prompts
+    from ropd_jax.methods import load_method
+
+    d = cfg.data
+    try:
+        prompts = load_prompts(
+            source=d.source, task=d.task, options=d.options.to_dict(), template=d.template, system=d.system,
+            path=d.path, size=d.size, seed=d.seed,
+        ).prompts  # fmt: skip
+        note = ""
+    except UserError:  # the data need not be here: the longest prompt stands for each, and none comes twice
+        text = "x" * (4 * cfg.data.max_prompt_tokens)
+        count = cfg.steps * cfg.data.prompts_per_step
+        prompts = [Prompt("longest", (Message("user", text),))] * count
+        note = f"the data ({d.path or d.source}) are not here: every prompt as long as it may be, none asked twice"
+    rows = teacher_plan(cfg, prompts, needs_rollouts=load_method(cfg.method, cfg).needs_rollouts, tape=None)
+    return rows, note
+
+
+# ------------------------------------------------------------------------------------------------------- summary
+
+
+def summary(
+    cfg: ConfigDict,
+    topology: Topology,
+    measured: Measured,
+    advice: fit.Remedy | None,
+    roles: Sequence[RolePlan],
+    note: str,
+    mean_tokens: float | None,
+) -> dict[str, Any]:
+    """All of a plan as plain data: bytes, seconds and dollars; None where something is unknown."""
+    seconds = measured.seconds
+    answers = cfg.data.prompts_per_step * cfg.sampling.rollouts
+    tokens = answers * (mean_tokens or cfg.sampling.max_tokens)
+    usd = [r.usd_max for r in roles]
+    chip = topology.chip
+    return {
+        "topology": str(topology),
+        "chips": topology.chips,
+        "devices": topology.devices,
+        "mesh": {"fsdp": topology.devices // cfg.mesh.tp if cfg.mesh.fsdp == -1 else cfg.mesh.fsdp, "tp": cfg.mesh.tp},
+        "chip": {
+            "hbm": chip.hbm, "usable_by_device": chip.a_device().usable, "flops": chip.flops,
+            "bandwidth": chip.bandwidth, "ici_in": chip.ici, "source": chip.source,
+        },
+        "student": cfg.student.checkpoint,
+        "setting": dataclasses.asdict(measured.setting),
+        "fits": measured.fits,
+        "memory": [dataclasses.asdict(m) for m in measured.memory],
+        "compiled": [dataclasses.asdict(c) for c in measured.compiled],
+        "bounds": [dataclasses.asdict(b) for b in measured.bounds],
+        "answer_tokens": mean_tokens or cfg.sampling.max_tokens,
+        "step": {
+            "seconds_at_least": seconds,
+            "tokens_per_second_at_most": None if seconds is None else tokens / seconds,
+            "run_hours_at_least": None if seconds is None else seconds * cfg.steps / 3600,
+        },
+        "teacher": {
+            "roles": [dataclasses.asdict(r) for r in roles],
+            "calls": sum(r.calls for r in roles),
+            "usd_at_most": None if None in usd else sum(usd),
+            "note": note,
+        },
+        "advice": None if advice is None else dataclasses.asdict(advice),
+    }  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------------------- print
+
+
+def _show(cfg: ConfigDict, topology: Topology, measured: Measured, report: dict[str, Any]) -> None:
+    console = Console(width=max(Console().width, 100) if not sys.stdout.isatty() else None)
+    mesh, s = report["mesh"], measured.setting
+    console.print(
+        f"{cfg.student.checkpoint} on {topology}: {topology.chips} chips, fsdp={mesh['fsdp']} tp={mesh['tp']}; "
+        f"{s.slots} slots, microbatch {s.microbatch or 'all'}, remat {s.remat}, answers up to {s.max_tokens} tokens",
+        highlight=False,
+        soft_wrap=True,
+    )
+    _show_memory(console, topology, measured)
+    _show_collectives(console, measured)
+    _show_seconds(console, cfg, measured, report)
+    _show_teacher(console, cfg, report)
+    _show_advice(console, topology, measured, report)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+    return table
+
+
+def _unit(largest: float) -> tuple[str, float]:
+    """The largest unit in which a number is at least 1."""
+    return next(((name, size) for name, size in UNITS.items() if largest >= size), ("kB", 1e3))
+
+
+def _show_memory(console: Console, topology: Topology, measured: Measured) -> None:
+    usable = topology.chip.a_device().usable
+    unit, size = _unit(max(m.peak for m in measured.memory))
+
+    def text(n: float) -> str:
+        return f"{n / size:.2f}"
+
+    has = "nothing is published of it" if usable is None else f"it has {text(usable)} to hand out"
+    table = _table(
+        f"memory of one device in {unit} ({size:.0e} bytes); {has}".replace("e+0", "e"),
+        "while", "parameters", "optimizer", "KV cache", "inputs", "temporaries", "peak", "of it", "",
+    )  # fmt: skip
+    for m, c in zip(measured.memory, measured.compiled, strict=True):
+        share = "" if usable is None else f"{m.peak / usable:.0%}"
+        verdict = {True: "fits", False: "[bold]does not fit[/]", None: ""}[m.fits]
+        row = [text(x) for x in (m.parameters, m.optimizer, m.kv_cache, m.inputs)]
+        row += [text(m.temporaries), text(m.peak)] if c.fits else ["unknown", f">= {text(m.peak)}"]
+        table.add_row(m.program, *row, share, verdict)
+    console.print(table)
+
+
+def _show_collectives(console: Console, measured: Measured) -> None:
+    largest = max((one.bytes for c in measured.compiled for one in c.collectives), default=0)
+    unit, size = _unit(largest)
+    table = _table("collectives in the compiled programs, one device", "program", "kind", "count", f"{unit} received")
+    for c in measured.compiled:
+        name = {"update": "update", "prefill": "prefill, a call", "decode": "decode, a token"}.get(c.name, c.name)
+        for one in c.collectives:
+            table.add_row(name, one.kind, f"{one.count:,}", f"{one.bytes / size:.3f}")
+            name = ""
+    console.print(table if table.row_count else "no collectives: one device")
+
+
+def _show_seconds(console: Console, cfg: ConfigDict, measured: Measured, report: dict[str, Any]) -> None:
+    if not measured.bounds or measured.seconds is None:
+        console.print("seconds: unknown, as nothing is published of this chip", highlight=False)
+        return
+    table = _table(
+        "seconds of one step at the least, from the published peak, bandwidth and links",
+        "phase", "compute", "memory", "links", "at least", "waits for",
+    )  # fmt: skip
+
+    def text(x: float | None) -> str:
+        return "unknown" if x is None else f"{x:.2f}"
+
+    for b in measured.bounds:
+        table.add_row(b.name, text(b.compute), text(b.memory), text(b.links), text(b.seconds), b.waits_for)
+    console.print(table)
+    step = report["step"]
+    console.print(
+        f"a step: {step['seconds_at_least']:.1f} s at the least, {step['tokens_per_second_at_most']:,.0f} sampled "
+        f"tokens a second at most; {cfg.steps} steps: {step['run_hours_at_least']:.1f} hours at the least, the teacher "
+        "hidden.\n"
+        f"Answers of {report['answer_tokens']:g} tokens, prompts of {programs.prompt_len(cfg)}; links: what a chip "
+        "receives over half of its published two-way bandwidth.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _show_teacher(console: Console, cfg: ConfigDict, report: dict[str, Any]) -> None:
+    t = report["teacher"]
+    usd = (
+        "dollars unknown: a model without a price" if t["usd_at_most"] is None else f"${t['usd_at_most']:,.2f} at most"
+    )
+    note = f" ({t['note']})" if t["note"] else ""
+    console.print(
+        f"teacher: {t['calls']:,} calls, {usd}{note}; ropd preflight says more", highlight=False, soft_wrap=True
+    )
+
+
+def _show_advice(console: Console, topology: Topology, measured: Measured, report: dict[str, Any]) -> None:
+    advice = report["advice"]
+    if advice is None:
+        return
+    table = _table("tried", "change", "peak", "fits", "seconds a step at least")
+    for t in advice["tried"]:
+        seconds = "" if t["seconds"] is None else f"{t['seconds']:.1f}"
+        fits = {True: "yes", False: "no", None: "unknown"}[t["fits"]]
+        table.add_row(fit.words(t["keys"]) or "as it is", f"{t['peak'] / 1e9:.2f} GB", fits, seconds)
+    console.print(table)
+    if advice["keys"] is None:
+        console.print("None of these fits: take a larger slice, or lower data.max_prompt_tokens.", highlight=False)
+        return
+    flags = " ".join(f"--config.{k}={v}" for k, v in advice["keys"].items())
+    if measured.fits is False:
+        console.print(f"It fits with: {flags}", highlight=False, soft_wrap=True)
+    elif flags:
+        console.print(f"The fastest of them, shown above: {flags}", highlight=False, soft_wrap=True)

@@ -1,0 +1,344 @@
+"""Batch jobs from the first note to the last answer; what is known of them is on the tape.
+
+    1. intend     marker, requests and an estimate of the cost are on the tape before anything is sent
+    2. submit     the job carries the marker; its id is noted when the provider has given it
+    3. poll       until it has ended; a process that is stopped and started again goes on polling the same jobs
+    4. end        the answers, the job's end and what it cost are written at once, as one transaction
+
+A process that is killed between 1 and 2 does not know whether the job exists. The next one asks the provider for the
+job with that marker and takes it over; only if there is none are the requests handed in again. So nothing is paid for
+twice. Answers are on the tape like those of live calls, and whoever asks afterwards gets them from there.
+
+Caps hold by estimate before a job is handed in (a token for four characters of a request; the tape's mean output of
+the model, or the request's own limit while there is none), and by what the provider reports once it has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import logging
+import sqlite3
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+
+from ropd_jax.teacher.batch import Answers, BatchApi
+from ropd_jax.teacher.budget import Budget, Spent
+from ropd_jax.teacher.build import Endpoint
+from ropd_jax.teacher.client import (
+    BlockedError,
+    BudgetError,
+    ChatReply,
+    ChatRequest,
+    ConfigurationError,
+    MalformedError,
+    TeacherError,
+    TransientError,
+    Usage,
+)
+from ropd_jax.teacher.tape import (
+    NO_STEP,
+    Tape,
+    body_key,
+    canonical,
+    insert_reply,
+    insert_request,
+    request_body,
+    request_row,
+)
+from ropd_jax.teacher.taped import LASTING
+from ropd_jax.types import Message, UserError
+
+log = logging.getLogger(__name__)
+
+ROLE = "reference_batch"  # under which the budget books what jobs cost
+INTENDED, RUNNING, ENDED = "intended", "running", "ended"
+GRACE_S = 60.0  # a job that was handed in so lately may not be in the provider's list yet
+_MAX_REQUESTS = 10_000  # of one job; OpenAI takes 50,000, Gemini is bounded by bytes
+_MAX_CHARS = {"openai": 100_000_000, "gemini": 12_000_000}  # OpenAI: files of 200 MB; Gemini: 20 MB inline
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Whom to ask for what."""
+
+    endpoint: Endpoint
+    api: BatchApi
+    requests: Sequence[ChatRequest]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A row of the tape's table ``batches``.
+
+    Attributes:
+        marker: our name of the job, which the provider stores. id: the provider's name, "" while it is not known.
+        provider, address: where it was handed in.
+        keys: of its requests, whose texts are in the table ``requests``.
+        spent: an estimate, until it has ended.
+        created: seconds since 1970.
+    """
+
+    marker: str
+    provider: str
+    address: str
+    id: str
+    state: str
+    keys: tuple[str, ...]
+    spent: Spent
+    created: float
+
+
+class Ledger:
+    """The batch jobs of a tape."""
+
+    def __init__(self, tape: Tape):
+        self.tape = tape
+
+    def jobs(self, state: str | None = None) -> list[Job]:
+        """All jobs, or those in one state, the oldest first."""
+        if not self.tape.query("SELECT 1 FROM sqlite_master WHERE name = 'batches'"):
+            return []  # a tape of version 1 that is only read
+        rows = self.tape.query("SELECT marker, provider, address, job, state, keys, spent, created FROM batches "
+                               "ORDER BY created, marker")  # fmt: skip
+        jobs = (Job(*row[:5], tuple(json.loads(row[5])), Spent(**json.loads(row[6])), row[7]) for row in rows)
+        return [job for job in jobs if state in (None, job.state)]
+
+    def spent(self) -> Spent:
+        """What all jobs cost, those that run by estimate."""
+        total = Spent()
+        for job in self.jobs():
+            total = total + job.spent
+        return total
+
+    def intend(
+        self, endpoint: Endpoint, requests: Mapping[str, ChatRequest], spent: Spent, *, prompts: Mapping[str, str]
+    ) -> Job:
+        """Note that these requests are about to be handed in."""
+        keys = tuple(requests)
+        job = Job(f"ropd-{uuid.uuid4().hex}", endpoint.provider, endpoint.address, "", INTENDED, keys, spent,
+                  time.time())  # fmt: skip
+        rows = [request_row(key, r.purpose, request_body(endpoint.provider, r), prompts) for key, r in requests.items()]
+        with self.tape.using() as db:
+            db.execute("PRAGMA synchronous = FULL")  # a power cut must not lose it either
+            with db:
+                for row in rows:
+                    insert_request(db, row)
+                values = (job.marker, job.provider, job.address, "", INTENDED, json.dumps(keys))
+                db.execute("INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*values, _json(spent), job.created))
+        return job
+
+    def running(self, job: Job, name: str) -> None:
+        """Note the provider's name of the job."""
+        self._run("UPDATE batches SET job = ?, state = ? WHERE marker = ?", (name, RUNNING, job.marker))
+
+    def drop(self, job: Job) -> None:
+        """Forget a job that the provider does not have."""
+        self._run("DELETE FROM batches WHERE marker = ?", (job.marker,))
+
+    def end(self, job: Job, answers: Answers, spent: Spent) -> None:
+        """Write the answers, the end and the cost, all or nothing. A blocked answer is kept as the failure it is."""
+        with self.tape.using() as db, db:
+            for key, answer in answers.items():
+                if isinstance(answer, ChatReply):
+                    insert_reply(db, key, answer, address=job.address)
+                elif isinstance(answer, BlockedError):
+                    _insert_failure(db, key, answer)
+            values = (ENDED, _json(spent), job.marker)
+            db.execute("UPDATE batches SET state = ?, spent = ? WHERE marker = ?", values)
+
+    def requests(self, job: Job) -> dict[str, ChatRequest]:
+        """The job's requests by key."""
+        entries = {key: self.tape.entry(key) for key in job.keys}
+        return {key: _request(entry.role, entry.body) for key, entry in entries.items()}
+
+    def mean_output(self, provider: str, model: str) -> float | None:
+        """Mean output tokens of the replies on the tape, or None."""
+        ((mean,),) = self.tape.query(
+            "SELECT avg(output_tokens) FROM requests JOIN replies USING(key) "
+            "WHERE role = 'reference' AND provider = ? AND requests.model = ?",
+            (provider, model),
+        )
+        return mean
+
+    def _run(self, sql: str, values: tuple) -> None:
+        with self.tape.using() as db, db:
+            db.execute(sql, values)
+
+
+async def run_jobs(
+    sources: Sequence[Source],
+    tape: Tape,
+    budget: Budget,
+    *,
+    prompts: Mapping[str, str] | None = None,
+    poll_s: float = 30.0,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    grace_s: float = GRACE_S,
+) -> BudgetError | None:
+    """Hand in what is neither answered nor held by a job, and wait until all jobs have ended.
+
+    Args:
+        prompts: content hashes of the templates, for the tape.
+        grace_s: seconds after which a job that the provider does not list does not exist.
+
+    Returns:
+        What stopped it where a cap left no room for some requests; None where all were handed in.
+
+    Raises:
+        UserError, ConfigurationError: a submission failed. A poll that fails for a passing cause is repeated.
+    """
+    ledger = Ledger(tape)
+    budget.book(ROLE, ledger.spent())
+    apis = {(s.endpoint.provider, s.endpoint.address): s for s in sources}
+    await _settle(ledger, apis, poll_s=poll_s, sleep=sleep, grace_s=grace_s)
+    held = {key for job in ledger.jobs() for key in job.keys}
+    todo = [(s, chunk) for s in sources for chunk in _chunks(_open(s, tape, held), _MAX_CHARS[s.endpoint.provider])]
+    while True:
+        stopped = await _submit(todo, ledger, budget, prompts or {})
+        running = [job for job in ledger.jobs(RUNNING) if (job.provider, job.address) in apis]
+        if not running:
+            return stopped
+        ended = [await _look(ledger, apis[job.provider, job.address], job, budget, poll_s) for job in running]
+        if not all(ended):
+            log.info("%d of %d batches are running; it may take a day. Stop at will: the same command goes on",
+                     len(ended) - sum(ended), len(ledger.jobs()))  # fmt: skip
+            await sleep(poll_s)
+
+
+async def _settle(ledger: Ledger, apis: Mapping[tuple[str, str], Source], *, poll_s: float, sleep, grace_s) -> None:
+    """Find out what became of the jobs that were about to be handed in when the process ended."""
+    for job in ledger.jobs(INTENDED):
+        source = apis.get((job.provider, job.address))
+        if source is None:
+            log.warning("batch %s was handed in to another address, or not at all; it is left alone", job.marker)
+            continue
+        while True:
+            try:
+                name = await source.api.find(job.marker)
+            except TransientError as error:
+                log.info("the list of batches: %s; asked again in %g s", error.cause, poll_s)
+                name = ""
+            if name:
+                ledger.running(job, name)
+                log.info("batch %s was handed in before its name was noted: taken over", name)
+                break
+            if name is None and time.time() - job.created > grace_s:
+                ledger.drop(job)
+                break
+            await sleep(min(poll_s, 5.0))
+
+
+async def _submit(
+    todo: list[tuple[Source, dict[str, ChatRequest]]], ledger: Ledger, budget: Budget, prompts: Mapping[str, str]
+) -> BudgetError | None:
+    """Hand in from the front of ``todo`` what the caps leave room for; an error if that is not all of it."""
+    while todo:
+        source, chunk = todo[0]
+        estimates = _estimates(source, chunk, ledger, budget)
+        n = budget.room(estimates)
+        if not n:
+            return budget.no_room(sum(len(c) for _, c in todo), estimates[0])
+        part = dict(list(chunk.items())[:n])
+        total = Spent()
+        for estimate in estimates[:n]:
+            total = total + estimate
+        job = ledger.intend(source.endpoint, part, total, prompts=prompts)
+        try:
+            name = await source.api.submit(part, job.marker)
+        except (TransientError, MalformedError) as error:
+            raise UserError(
+                f"{error}. Whether the provider has the batch job is not known; the same command finds out"
+            ) from error
+        except TeacherError as error:
+            ledger.drop(job)  # refused: there is no such job
+            raise error if isinstance(error, ConfigurationError) else UserError(str(error)) from error
+        ledger.running(job, name)
+        budget.book(ROLE, ledger.spent())
+        log.info("batch %s: %d requests handed in to %s", name, n, job.provider)
+        rest = dict(list(chunk.items())[n:])
+        todo[:1] = [(source, rest)] if rest else []
+    return None
+
+
+async def _look(ledger: Ledger, source: Source, job: Job, budget: Budget, poll_s: float) -> bool:
+    """Whether the job has ended; its answers are then on the tape."""
+    requests = ledger.requests(job)
+    try:
+        answers = await source.api.answers(job.id, requests)
+    except TransientError as error:
+        log.info("batch %s: %s; asked again in %g s", job.id, error.cause, poll_s)
+        return False
+    if answers is None:
+        return False
+    spent = Spent(calls=len(job.keys))
+    for key, answer in answers.items():
+        if answer.usage is not None:  # of a failure: billed all the same
+            price = budget.prices.find(job.provider, requests[key].model, source.endpoint.base_url)
+            spent.add(answer.usage, None if price is None else price.cost(answer.usage, batch=True))
+    ledger.end(job, answers, spent)
+    budget.book(ROLE, ledger.spent())
+    good = sum(isinstance(a, ChatReply) for a in answers.values())
+    log.info("batch %s: %d of %d requests answered", job.id, good, len(job.keys))
+    return True
+
+
+def _estimates(source: Source, chunk: Mapping[str, ChatRequest], ledger: Ledger, budget: Budget) -> list[Spent]:
+    endpoint, estimates = source.endpoint, []
+    model = next(iter(chunk.values())).model
+    price = budget.prices.find(endpoint.provider, model, endpoint.base_url)
+    mean = ledger.mean_output(endpoint.provider, model)
+    for request in chunk.values():
+        output = request.max_output_tokens if mean is None else round(mean)
+        usage = Usage(sum(len(m.content) for m in request.messages) // 4, output)
+        spent = Spent(calls=1)
+        spent.add(usage, None if price is None else price.cost(usage, batch=True))
+        estimates.append(spent)
+    return estimates
+
+
+def _open(source: Source, tape: Tape, held: set[str]) -> dict[str, ChatRequest]:
+    """The requests that nobody has answered and no job holds, or held."""
+    keyed = {body_key(request_body(source.endpoint.provider, r)): r for r in source.requests}
+
+    def is_open(key: str) -> bool:
+        failed = any(isinstance(f.error(), LASTING) for f in tape.failures(key))
+        return key not in held and not failed and tape.get(key) is None
+
+    return {key: request for key, request in keyed.items() if is_open(key)}
+
+
+def _chunks(requests: Mapping[str, ChatRequest], max_chars: int) -> Iterator[dict[str, ChatRequest]]:
+    """Jobs of one model each, within the provider's bounds."""
+    for model in dict.fromkeys(r.model for r in requests.values()):
+        chunk: dict[str, ChatRequest] = {}
+        size = 0
+        for key, request in requests.items():
+            if request.model != model:
+                continue
+            chars = 500 + sum(len(m.content) for m in request.messages)
+            if chunk and (len(chunk) >= _MAX_REQUESTS or size + chars > max_chars):
+                yield chunk
+                chunk, size = {}, 0
+            chunk[key] = request
+            size += chars
+        if chunk:
+            yield chunk
+
+
+def _request(role, body: Mapping) -> ChatRequest:
+    """The request that a tape's body means."""
+    messages = tuple(Message(*m) for m in body["messages"])
+    how = (body["model"], body["temperature"], body["max_output_tokens"], body["json_schema"], body["sample_index"])
+    return ChatRequest(role, messages, *how)
+
+
+def _json(spent: Spent) -> str:
+    return canonical(dataclasses.asdict(spent)).decode()
+
+
+def _insert_failure(db: sqlite3.Connection, key: str, error: BlockedError) -> None:
+    values = (key, NO_STEP, type(error).__name__, error.cause, str(error), time.time())
+    db.execute("INSERT OR IGNORE INTO failures VALUES (?, ?, ?, ?, ?, ?)", values)

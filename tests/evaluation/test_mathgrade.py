@@ -1,0 +1,183 @@
+r"""The math grader: every way of being fooled that math-verify 0.9 is known for, and those of its time-outs."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+
+import pytest
+
+from ropd_jax.evaluation import mathpool
+from ropd_jax.evaluation.graders import last_box
+from ropd_jax.evaluation.mathgrade import boxed, decide, grade_math
+from ropd_jax.evaluation.mathpool import MathPoolError, Verdict, verify_all
+from tests.helpers import local_rows
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        (r"\boxed{5}. Wait, no: \boxed{7}", "7"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{\left\{ 1, 2 \right.}", r"\left\{ 1, 2 \right."),
+        (r"\boxed{\boxed{5}}", "5"),
+        (r"first \boxed{5} but \boxed{6", "5"),
+        (r"\boxed {5}", "5"),
+        (r"$$\boxed{ 5\,000. }$$", "5 000"),
+        (r"line\\\boxed{5}", "5"),
+        (r"\boxed{}", ""),
+        (r"\boxed{5", None),
+        (r"\boxed5", None),
+        (r"\fbox{5}", None),
+        ("so 3 cases giving 5", None),
+        ("7. Also $x=9$", None),
+        (r"<think>\boxed{4}</think> It is \boxed{5}", "5"),
+        (r"<think>\boxed{4}</think> I do not know", None),
+    ],
+)
+def test_only_the_last_balanced_box_is_the_answer(text, want):
+    assert boxed(text) == want
+
+
+def test_a_wall_of_boxes_costs_no_time():
+    begin = time.monotonic()
+    assert last_box("\\boxed{" * 50_000) == (-1, None)
+    assert last_box("\\boxed{" * 50_000 + "}" * 50_000)[0] == 0
+    assert boxed("{" * 200_000 + r"\boxed{5}") == "5"
+    assert time.monotonic() - begin < 5
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "want"),
+    [
+        ("5", None, Verdict(False, "no_box")),
+        ("5", "", Verdict(False, "empty")),
+        ("5", "5" * 201, Verdict(False, "too_long")),
+        ("204", "204", Verdict(True)),
+        ("204", "204.0", Verdict(True)),
+        ("-5", "-5", Verdict(True)),
+        ("1000", "1,000", Verdict(True)),
+        ("1000", "1 000", Verdict(True)),
+        ("0.5", "1/2", Verdict(True)),
+        ("1e-7", "2e-7", Verdict(False, "different")),
+        ("1e-7", "0.0000001", Verdict(True)),
+        ("0.3333333", "0.33333331", Verdict(False, "different")),
+        (r"\frac{1}{2}", r"\frac{1}{2}", Verdict(True)),
+        ("3", boxed(r"\boxed{3,}"), Verdict(True)),
+        ("x", "5", ("x", "5")),
+    ],
+)
+def test_what_needs_no_algebra_is_decided_exactly(gold, answer, want):
+    assert decide(gold, answer) == want
+
+
+PAIRS = {
+    # algebra
+    (r"\frac{1}{2}", r"\dfrac12"): True,
+    (r"2^{25} \cdot 26!", r"26! \cdot 2^{25}"): True,
+    (r"\sqrt{23}-2 \sqrt{3}", r"-2\sqrt3+\sqrt{23}"): True,
+    (r"\frac{-1+\sqrt{17}}{2}, \frac{-1-\sqrt{17}}{2}", r"\frac{-1-\sqrt{17}}{2},\frac{-1+\sqrt{17}}{2}"): True,
+    (r"\frac{-1+\sqrt{17}}{2}, \frac{-1-\sqrt{17}}{2}", r"\frac{-1+\sqrt{17}}{2}"): False,
+    (r"\left( 3, \frac{\pi}{2} \right)", r"(3,\pi/2)"): True,
+    ("204", r"\frac{408}{2}"): True,
+    ("204", r"\frac{407}{2}"): False,
+    # lenient, and so be it
+    ("50", r"50\%"): True,
+    (r"10\%", "10"): True,
+    ("5", "x=5"): True,
+    ("10", "1+2+3+4"): True,
+    (r"\frac13", "0.333333"): True,
+    (r"\frac13", "0.3333"): False,
+    (r"\{1,2\}", "(1,2)"): True,
+    ("(1,2)", r"\{1,2\}"): True,
+    (r"0\le x<1", "[0,1)"): True,
+    # strict, and so be it
+    ("[0,1)", r"0\le x<1"): False,
+    ("11", r"\mathrm{11~m/s}"): False,
+    ("11", r"11\text{ m/s}"): True,
+}
+
+
+def test_math_verify_forgives_and_refuses_what_it_is_known_for():
+    golds, answers = zip(*PAIRS, strict=True)
+    got = grade_math(golds, [rf"It is \boxed{{{a}}}" for a in answers], workers=1, timeout_s=30)
+    assert {pair: v.right for pair, v in zip(PAIRS, got, strict=True)} == PAIRS
+
+
+def test_a_hostile_answer_is_ungraded_in_bounded_time_and_the_others_are_graded():
+    pairs = [("7", "9^{9^{9^9}}"), (r"\frac12", r"\frac{2}{4}"), ("x", "y")]
+    begin = time.monotonic()
+    got = verify_all(pairs, workers=1, timeout_s=2)
+    assert [v.right for v in got] == [None, True, False]
+    assert got[0].cause in ("timeout", "memory")
+    assert time.monotonic() - begin < 60
+
+
+def test_it_grades_in_any_thread_and_takes_no_alarm_away():
+    fired = []
+    old = signal.signal(signal.SIGALRM, lambda *_: fired.append(1))
+    signal.alarm(100)
+    try:
+        found = []
+        thread = threading.Thread(target=lambda: found.extend(verify_all([(r"\frac12", r"\frac24")], timeout_s=30)))
+        thread.start()
+        thread.join()
+        assert found == [Verdict(True)]
+        assert 0 < signal.alarm(0) <= 100
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, old)
+
+
+def test_an_unreadable_gold_is_ungraded():
+    assert verify_all([(r"\text{}", "5")], timeout_s=30) == [Verdict(None, "gold")]
+
+
+def test_a_process_that_dies_is_replaced(monkeypatch):
+    ask = mathpool._Process.ask
+    asked = []
+
+    def shot_first(self, pair, timeout_s, stopped):
+        asked.append(self._child.pid)
+        if len(asked) == 1:
+            os.kill(self._child.pid, signal.SIGKILL)
+            self._child.wait()
+        return ask(self, pair, timeout_s, stopped)
+
+    monkeypatch.setattr(mathpool._Process, "ask", shot_first)
+    got = verify_all([(r"\frac12", r"\frac24"), (r"\frac13", r"\frac26")], workers=1, timeout_s=30)
+    assert got == [Verdict(None, "crashed"), Verdict(True)]
+    assert len(set(asked)) == 2
+
+
+def test_without_math_verify_the_remedy_is_said(monkeypatch):
+    started = subprocess.Popen
+
+    def broken(command, **options):
+        return started([command[0], "-c", "raise SystemExit('No module named math_verify')"], **options)
+
+    monkeypatch.setattr(subprocess, "Popen", broken)
+    with pytest.raises(MathPoolError, match=r"No module named math_verify.*ropd_jax\[eval\]"):
+        verify_all([("x", "y")])
+
+
+@pytest.mark.parametrize("name", ["aime_2024", "hmmt_feb_2025", "math_500"])
+def test_every_gold_is_accepted_by_math_verify_itself(name):
+    golds = [row["answer"] for row in local_rows(name)]
+    assert verify_all([(g, g) for g in golds], workers=2, timeout_s=30) == [Verdict(True)] * len(golds)
+    assert all(v.right for v in grade_math(golds, [rf"\boxed{{{g}}}" for g in golds], workers=1))
+
+
+def test_no_gold_of_another_problem_is_accepted():
+    golds = [row["answer"] for row in local_rows("math_500")]
+    rng, pairs = random.Random(0), []
+    while len(pairs) < 500:
+        a, b = rng.sample(golds, 2)
+        if a != b:
+            pairs.append((a, b))
+    got = grade_math([a for a, _ in pairs], [rf"\boxed{{{b}}}" for _, b in pairs], workers=2, timeout_s=30)
+    assert [p for p, v in zip(pairs, got, strict=True) if v.right is not False] == []

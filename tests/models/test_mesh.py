@@ -1,0 +1,69 @@
+"""Sizes that do not divide over a mesh: an error that names meshes which work for all of them at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import jax
+import pytest
+
+from ropd_jax import mesh as mesh_lib
+from ropd_jax.types import UserError
+from tests.helpers import TINY
+
+
+def sized(d, n, k, f, v):
+    return dataclasses.replace(TINY, d_model=d, num_heads=n, num_kv_heads=k, mlp_dim=f, vocab_size=v)
+
+
+QWEN3_4B = sized(2560, 32, 8, 9728, 151_936)
+QWEN3_30B_A3B = dataclasses.replace(sized(2048, 32, 4, 768, 151_936), num_experts=128, experts_per_token=8)
+GEMMA3_4B = sized(2560, 8, 4, 10_240, 262_208)
+GEMMA2_2B = sized(2304, 8, 4, 9216, 256_000)
+LLAMA32_1B = sized(2048, 32, 8, 8192, 128_256)
+QWEN25_05B = sized(896, 14, 2, 4864, 151_936)
+SMOLLM2_135M = sized(576, 9, 3, 1536, 49_152)
+
+
+@pytest.mark.parametrize(
+    "cfg, devices, asked, near",
+    [
+        (QWEN3_4B, 16, (1, 16), [(2, 8), (4, 4), (8, 2)]),
+        (QWEN3_30B_A3B, 8, (1, 8), [(2, 4), (4, 2), (8, 1)]),
+        (GEMMA3_4B, 8, (1, 8), [(2, 4), (4, 2), (8, 1)]),
+        (GEMMA2_2B, 64, (4, 16), [(16, 4), (32, 2), (64, 1)]),
+        (LLAMA32_1B, 16, (1, 16), [(2, 8), (4, 4), (8, 2)]),
+        (QWEN25_05B, 8, (2, 4), [(4, 2), (8, 1), (7, 1)]),
+        (SMOLLM2_135M, 8, (4, 2), [(8, 1), (2, 3), (6, 1)]),  # 3 KV heads: tp=3, or none
+        (SMOLLM2_135M, 6, (3, 2), [(2, 3), (6, 1), (4, 1)]),
+        (SMOLLM2_135M, 5, (5, 1), [(4, 1), (3, 1), (1, 3)]),
+    ],
+)
+def test_nearest_meshes_work_for_all_sizes_at_once(cfg, devices, asked, near):
+    assert mesh_lib._undivided(cfg, *asked)
+    assert mesh_lib.nearest_meshes(cfg, devices, *asked) == near
+    for fsdp, tp in near:
+        assert fsdp * tp <= devices and cfg.d_model % fsdp == 0
+        assert not any(x % tp for x in (cfg.num_heads, cfg.num_kv_heads, cfg.mlp_dim, cfg.vocab_size))
+
+
+def test_error_names_every_size_that_does_not_fit_and_a_remedy_that_works():
+    with pytest.raises(UserError) as error:
+        mesh_lib.check_divides(SMOLLM2_135M, mesh_lib.make_mesh(4, 2))
+    text = str(error.value)
+    assert "mesh fsdp=4, tp=2: num_heads=9 does not divide over tp=2; num_kv_heads=3 does not divide over tp=2" in text
+    assert "of up to 8 devices that work for this student: fsdp=8, tp=1; fsdp=2, tp=3; fsdp=6, tp=1" in text
+    fsdp, tp = map(int, re.search(r"--config.mesh.fsdp=(\d+) --config.mesh.tp=(\d+)$", text).groups())
+    mesh_lib.check_divides(SMOLLM2_135M, mesh_lib.make_mesh(fsdp, tp))
+
+
+def test_a_mesh_of_some_of_the_devices_may_grow_to_all():
+    with pytest.raises(UserError, match=r"K?num_kv_heads=2 does not divide over tp=4; .*: fsdp=4, tp=2; fsdp=8, tp=1"):
+        mesh_lib.check_divides(TINY, mesh_lib.make_mesh(1, 4, jax.devices()[:4]))
+
+
+def test_one_device_always_works():
+    odd = sized(33, 5, 5, 7, 11)
+    assert mesh_lib.nearest_meshes(odd, 2, 2, 1) == [(1, 1)]
+    mesh_lib.check_divides(odd, mesh_lib.make_mesh(1, 1))

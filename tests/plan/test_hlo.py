@@ -1,0 +1,84 @@
+"""Collectives read out of HLO: a module written by hand, and one that XLA compiled for 8 devices."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ropd_jax.plan.hlo import Collective, array_bytes, collectives, group_size
+
+MODULE = """\
+HloModule jit_f, entry_computation_layout={()->f32[]}
+
+%body.1 (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %ag.1 = bf16[8,2]{1,0:T(8,128)} all-gather(%x), channel_id=1, replica_groups=mesh['a'=4,'b'=2] {'a'}, dimensions={0}
+  ROOT %t = (s32[], f32[4]) tuple(%i, %ar)
+}
+
+%cond.1 (p: (s32[], f32[4])) -> pred[] {
+  %constant.7 = s32[]{:T(128)} constant(36), metadata={op_name="lt"}
+  %g = s32[] get-tuple-element(%p), index=0
+  ROOT %lt = pred[] compare(%g, %constant.7), direction=LT
+}
+
+%body.2 (p: (s32[])) -> (s32[]) {
+  %w = (s32[], f32[4]) while(%i), condition=%cond.1, body=%body.1
+  %ar.1 = (f32[10]{0}, f32[6]{0}) all-reduce(%a, %b), channel_id=2, replica_groups=[2,4]<=[8], to_apply=%add
+  %rs = f32[5]{0} reduce-scatter(%c), channel_id=3, replica_groups={{0,1},{2,3}}, dimensions={0}, to_apply=%add
+  ROOT %t2 = (s32[]) tuple(%i)
+}
+
+%cond.2 (p: (s32[])) -> pred[] {
+  ROOT %lt2 = pred[] compare(%g, %limit), direction=LT
+}
+
+%fused.1 (p0: f32[2]) -> f32[2] {
+  %ag.2 = bf16[8,2]{1,0} all-gather(%x), channel_id=1, replica_groups=mesh['a'=4,'b'=2] {'a'}, dimensions={0}
+  ROOT %r = f32[2] add(%p0, %p0)
+}
+
+ENTRY %main (a: f32[2]) -> f32[2] {
+  %w2 = (s32[]) while(%z), condition=%cond.2, body=%body.2
+  %f = f32[2] fusion(%a), kind=kLoop, calls=%fused.1
+  %cp = f32[100]{0} collective-permute(%a), channel_id=9, source_target_pairs={{0,1},{1,0}}
+  %one = f32[100]{0} all-reduce(%a), channel_id=10, replica_groups={{0},{1}}, to_apply=%add
+  ROOT %y = f32[2] add(%f, %f)
+}
+"""
+
+
+def test_loops_count_as_often_as_they_run_and_a_channel_once():
+    found = {c.kind: c for c in collectives(MODULE, passes=3)}
+    assert found == {
+        "all-gather": Collective("all-gather", 36 * 3, 36 * 3 * 32 * 3 // 4),  # 32 bytes, a quarter of them its own
+        "all-reduce": Collective("all-reduce", 3, 3 * 2 * 64 * 3 // 4),
+        "reduce-scatter": Collective("reduce-scatter", 3, 3 * 20),
+        "collective-permute": Collective("collective-permute", 1, 400),
+    }
+    assert {c.kind: c.count for c in collectives(MODULE)}["all-gather"] == 36
+
+
+def test_sizes_of_types_and_groups():
+    assert array_bytes("(f32[2,3]{1,0}, bf16[4], pred[])") == 24 + 8 + 1
+    assert group_size("replica_groups=mesh['a'=4,'b'=2] {'a','b'}") == 8
+    assert group_size("replica_groups=[2,4]<=[8]") == 4
+    assert group_size("replica_groups={{0,2,4},{1,3,5}}") == 3
+
+
+def test_a_compiled_program_gathers_what_it_must():
+    mesh = jax.make_mesh((8,), ("x",))
+    weights = jax.ShapeDtypeStruct((5, 64, 64), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(None, "x")))
+    rows = jax.ShapeDtypeStruct((8, 64), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("x")))
+
+    @jax.jit
+    def f(w_LDD, x_BD):
+        def layer(x_BD, w_DD):
+            return jnp.tanh(x_BD @ jax.sharding.reshard(w_DD, PartitionSpec())), None
+
+        return jax.lax.scan(layer, x_BD, w_LDD)[0]
+
+    with jax.set_mesh(mesh):
+        (found,) = collectives(f.lower(weights, rows).compile().as_text())
+    assert found == Collective("all-gather", 5, pytest.approx(5 * 64 * 64 * 4 * 7 / 8))

@@ -1,0 +1,253 @@
+"""``ropd plan`` on 8 CPU devices: the run's own programs, weighed, fitted into a made-up chip, and shown."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+
+import jax
+import pytest
+
+from ropd_jax import cli, configs
+from ropd_jax import mesh as mesh_lib
+from ropd_jax.plan import chips, compiled, fit, measure, programs, verb
+from ropd_jax.plan.chips import Chip, Topology, parse_topology, topology_devices
+from ropd_jax.types import UserError
+from tests.helpers import TINY
+
+ONE_LAYER = dataclasses.replace(TINY, num_layers=1)
+KB = 1e3
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def tiny_config(**changes):
+    cfg = configs.default()
+    cfg.steps = 10
+    cfg.data.prompts_per_step, cfg.data.max_prompt_tokens = 8, 16
+    cfg.sampling.rollouts, cfg.sampling.max_tokens, cfg.sampling.chunk = 4, 48, 8
+    cfg.optim.microbatch = 8
+    for key, value in changes.items():
+        cfg.update_from_flattened_dict({key.replace("__", "."): value})
+    return cfg.lock()
+
+
+def toy(usable: float | None) -> Topology:
+    """Eight CPU devices as chips of one 'toy' machine with this much memory."""
+    return Topology(Chip("toy", usable, usable, 1e9, 1e8, 1e7, 1, "made up"), (8,))
+
+
+@pytest.fixture(scope="module")
+def measured():
+    said: list[str] = []
+    found = measure.measure(tiny_config(), ONE_LAYER, toy(1e9), said.append, cache=False)
+    return found, said
+
+
+# ------------------------------------------------------------------------------------------------------- memory
+
+
+def test_arguments_are_what_the_run_stores(measured):
+    found, said = measured
+    cfg, mesh = tiny_config(), mesh_lib.make_mesh(-1, 1)
+    with jax.set_mesh(mesh):
+        state, batch = programs.state_of(cfg, ONE_LAYER, mesh), programs.batch_of(cfg, mesh)
+    update = found.compiled[0]
+    assert update.arguments == programs.device_bytes(state) + programs.device_bytes(batch)
+    assert programs.device_bytes(state.params) * 8 == 4 * sum(x.size for x in jax.tree.leaves(state.params))
+    assert update.donated == programs.device_bytes(state)  # the new state takes the old one's place
+    memory = {m.program: m for m in found.memory}
+    assert memory["update"].optimizer == programs.device_bytes(state.opt_state)
+    assert (
+        memory["update"].peak == update.arguments + update.temporaries + update.outputs - update.donated + update.code
+    )
+    assert memory["decode"].peak == found.compiled[2].peak + memory["update"].optimizer  # which stays while sampling
+    assert found.fits and [s for s in said if "compiling" in s and "toy:8 as fsdp=8 tp=1" in s]
+
+
+def test_the_batch_is_laid_out_as_the_run_lays_it_out():
+    mesh = mesh_lib.make_mesh(-1, 1)
+    for changes, shape in (
+        ({}, (4, 8, 63)),  # 32 sequences, 8 rows a part, 16 + 48 tokens of which the last is only predicted
+        ({"optim__microbatch": 0}, (1, 32, 63)),
+        ({"optim__row_len": 130}, (2, 8, 130)),  # two a row
+        ({"optim__minibatches": 2}, (2, 8, 63)),
+        ({"method": "sft"}, None),
+    ):
+        cfg = tiny_config(**changes)
+        with jax.set_mesh(mesh):
+            found = programs.batch_of(cfg, mesh).tokens_BT.shape
+        expected = shape or (-(-8 * cfg.teacher.references // 8), 8, 63)
+        assert found == expected, changes
+
+
+def test_adapters_train_beside_a_base_that_no_optimizer_knows():
+    mesh = mesh_lib.make_mesh(-1, 1)
+    changes = {"student__lora__rank": 4, "student__lora__base_dtype": "bfloat16"}
+    with jax.set_mesh(mesh):
+        full, lora = (measure.sizes(tiny_config(**c), ONE_LAYER, mesh) for c in ({}, changes))
+        programs.update_program(tiny_config(**changes), ONE_LAYER, mesh).lower()
+        programs.sampler_programs(tiny_config(**changes), ONE_LAYER, mesh)[0].lower()
+    assert full.frozen == 0 and full.optimizer == pytest.approx(2 * full.trained, rel=0.01)
+    assert lora.optimizer == pytest.approx(2 * lora.trained, rel=0.01)
+    assert lora.frozen == pytest.approx(full.trained / 2, rel=0.1)
+
+
+def test_cache_bytes_by_hand(measured):
+    found, _ = measured
+    rows, k_and_v = 32 // 8, 2 * ONE_LAYER.num_kv_heads * ONE_LAYER.head_dim * 4
+    slots = 16 * (3 + 1) + 48 * rows + 48  # 3 prompts and one that is being prefilled; stages; one page
+    assert {m.kv_cache for m in found.memory if m.program != "update"} == {slots * k_and_v}
+
+
+def test_seconds_follow_from_the_published_figures(measured):
+    found, _ = measured
+    work = {b.name: b for b in found.bounds}
+    assert set(work) == {"update", "prefill", "decode"}
+    received = sum(c.bytes for c in found.compiled[0].collectives)
+    assert work["update"].links == pytest.approx(received / 1e7)
+    decode = sum(c.bytes for c in found.compiled[2].collectives)
+    assert work["decode"].links == pytest.approx(48 * decode / 1e7)  # 48 tokens, all 32 answers at once
+    assert found.seconds == pytest.approx(sum(max(b.compute, b.memory, b.links) for b in found.bounds))
+
+
+def test_without_figures_nothing_is_said_of_fit_or_seconds(measured):
+    found, _ = measured
+    bare = measure._memory(found.compiled[0], measure.Sizes(1, 0, 2, 0, 1), chips.CPU)
+    assert bare.fits is None
+    assert dataclasses.replace(found, memory=(bare,)).fits is None
+
+
+def test_what_was_compiled_once_is_not_compiled_again():
+    said: list[str] = []
+    for _ in range(2):
+        found = measure.measure(tiny_config(), ONE_LAYER, toy(1e9), said.append, only=("prefill",))
+    assert [s for s in said if "compiled in" in s] == [f"prefill: compiled in {found.compiled[0].seconds:.0f} s"]
+    assert said[-1] == "prefill: known from an earlier plan"
+
+
+@pytest.mark.parametrize(
+    ("message", "size"),
+    [
+        ("RESOURCE_EXHAUSTED: ... HLO temporaries (1.50G) exceeds available HBM (15.75G).", 1.5 * 2**30),
+        ("RESOURCE_EXHAUSTED: Used 20.46G of 15.75G hbm. Total hbm usage >= 20.96G: reserved 530M", 20.96 * 2**30),
+        ("INVALID_ARGUMENT: something else (3.0G)", None),
+    ],
+)
+def test_a_refusal_of_the_compiler_says_how_much_it_wanted(message, size):
+    found = compiled.out_of_memory(message)
+    assert found == (None if size is None else round(size))
+
+
+# ---------------------------------------------------------------------------------------------------------- fit
+
+
+def test_a_config_that_does_not_fit_is_told_which_knob_to_turn(measured):
+    found, _ = measured
+    whole = max(m.peak for m in found.memory)
+    sampler = max(m.peak for m in found.memory if m.program != "update")
+    update = next(m.peak for m in found.memory if m.program == "update")
+    assert sampler < update == whole
+    cfg = tiny_config(optim__microbatch=32)
+    tight = toy(update * 1.02)
+    first = measure.measure(cfg, ONE_LAYER, tight, print)
+    assert [m.program for m in first.memory if not m.fits] == ["update"]
+    advice = fit.remedy(cfg, ONE_LAYER, tight, first, print)
+    assert advice.keys == {"optim.microbatch": 8} or advice.keys == {"optim.microbatch": 16}
+    assert [t.fits for t in advice.tried][-1] is True
+    again = measure.measure(fit.changed(cfg, advice.keys), ONE_LAYER, tight, print)
+    assert again.fits
+
+
+def test_what_is_too_large_before_anything_is_compiled_is_not_compiled(monkeypatch):
+    def never(*a, **k):
+        raise AssertionError("compiled")
+
+    monkeypatch.setattr(measure, "compile_program", never)
+    found = measure.measure(tiny_config(), ONE_LAYER, toy(10 * KB), print)
+    assert found.fits is False and not any(c.fits for c in found.compiled)
+
+
+def test_fewer_slots_are_halves_that_the_mesh_divides():
+    turns = programs.fewer_slots(tiny_config(data__prompts_per_step=32), 8)
+    assert [t["sampling.prompts_at_once"] for t in turns] == [16, 8]
+
+
+# --------------------------------------------------------------------------------------------------------- verb
+
+
+def test_the_command_as_json_and_for_people(capsys, monkeypatch):
+    monkeypatch.setattr(verb, "model_config", lambda checkpoint: ONE_LAYER)
+    args = ["plan", "--config", "experiments/quickstart.py", "--topology", "cpu:8"]
+    args += ["--config.data.prompts_per_step=8", "--config.optim.microbatch=8", "--config.sampling.rollouts=2"]
+    assert cli.main([*args, "--json"]) == 0
+    out = json.loads(capsys.readouterr().out)
+    assert out["mesh"] == {"fsdp": 8, "tp": 1} and out["fits"] is None and out["advice"] is None
+    assert {m["program"] for m in out["memory"]} == {"update", "prefill", "decode"}
+    assert all(c["count"] and c["bytes"] for p in out["compiled"] for c in p["collectives"])
+    assert out["step"] == {
+        "seconds_at_least": None, "tokens_per_second_at_most": None, "run_hours_at_least": None
+    }  # fmt: skip
+    assert out["teacher"]["calls"] == 48 * 8 * 6 and out["teacher"]["usd_at_most"] == 0.0
+    assert cli.main(args) == 0  # from the cache
+    text = capsys.readouterr()
+    assert "known from an earlier plan" in text.err and "compiling" not in text.err
+    assert "seconds: unknown" in text.out and "all-gather" in text.out and "2,304 calls" in text.out
+
+
+def test_search_prefers_the_faster_setting(measured):
+    advice = fit.search(tiny_config(), ONE_LAYER, Topology(toy(1e9).chip, (2,)), lambda text: None)
+    done = [t for t in advice.tried if t.seconds is not None]
+    best = min(done, key=lambda t: t.seconds)
+    assert advice.keys == best.keys and {t.keys["mesh.tp"] for t in advice.tried} == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], "--topology is missing"),
+        (["--topology=v5e"], "expected CHIP:SIZE"),
+        (["--topology=v5x:2x2"], "did you mean"),
+        (["--topology=cpu:9999"], "needs 9999 CPU devices"),
+        (["--topology=cpu:8", "--mean-tokens=999999"], "expected at most sampling.max_tokens=48"),
+    ],
+)
+def test_wrong_use_is_one_line(args, words, capsys):
+    assert cli.main(["plan", "--config", "experiments/quickstart.py", *args]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+
+
+def test_without_libtpu_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None)
+    with pytest.raises(UserError, match=r"pip install 'ropd_jax\[tpu-aot\]'"):
+        topology_devices(parse_topology("v5e:4x4"))
+
+
+def test_every_chip_has_its_figures_and_their_source():
+    for name, chip in chips.chips().items():
+        device = chip.a_device()
+        assert chip.source.startswith("docs.cloud.google.com/tpu/docs/"), name
+        assert 0.9 * device.hbm < device.usable <= chip.hbm / chip.devices * 1.01, name
+        assert chip.flops / chip.bandwidth > 100, name  # operations a byte: all are far from balanced
+    assert set(chips.chips()) == {"v4", "v5e", "v5p", "v6e", "7x"}
+    assert parse_topology("7x:2x2x1").devices == 8 and parse_topology("tpu7x:2x2x1").chips == 4
+
+
+# ---------------------------------------------------------------------------------------------------------- tpu
+
+
+def test_the_update_and_the_sampler_compile_for_a_slice():
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed: pip install 'ropd_jax[tpu-aot]'")
+    model = dataclasses.replace(
+        ONE_LAYER, d_model=256, num_heads=4, num_kv_heads=2, head_dim=128, mlp_dim=512, vocab_size=1024
+    )
+    cfg = tiny_config(student__dtype="bfloat16", optim__row_len=256, sampling__max_tokens=128, optim__microbatch=4)
+    found = measure.measure(cfg, model, parse_topology("v5e:2x2"), print)
+    assert found.fits and all(b.seconds > 0 for b in found.bounds)
+    assert {c.kind for c in found.compiled[0].collectives} >= {"all-gather"}

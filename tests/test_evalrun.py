@@ -1,0 +1,170 @@
+"""``ropd eval``: which weights, what is stored, what a second start does. The engine itself is tested elsewhere."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from ropd_jax import configs, evalrun
+from ropd_jax import mesh as mesh_lib
+from ropd_jax.checkpoint import Checkpoints
+from ropd_jax.cli import main
+from ropd_jax.evaluation.benchmarks import load_benchmark
+from ropd_jax.models.lora import Lora, adapter_shapes, attach
+from ropd_jax.student import load_student
+from ropd_jax.types import Rollout, RolloutGroup, UserError
+from tests.helpers import trees_max_diff
+
+BASE = ["eval", "tiny", "--benchmark=reasoning_gym:chain_sum", "--template={question}", "--k=2", "--limit=5"]
+
+
+def args(out, *more):
+    return [*BASE, "--max_tokens=8", "--rows=16", f"--out={out}", *more]
+
+
+def lines(out):
+    return [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """One real evaluation of the shipped student."""
+    out = tmp_path_factory.mktemp("eval") / "out"
+    assert main(args(out)) == 0
+    return out
+
+
+def test_answers_and_result_hold_what_is_needed_to_trust_them(whole):
+    rows = lines(whole)
+    assert len(rows) == 10 and {row["sample"] for row in rows} == {0, 1}
+    assert all(row["tokens"] <= 8 and row["finish_reason"] in ("stop", "length") for row in rows)
+    result = json.loads((whole / "result.json").read_text())
+    assert (result["metric"], result["problems"]["answered"], result["k"]) == ("avg@2", 5, [2, 2])
+    assert result["sampling"] == {"k": 2, "temperature": 1.0, "top_p": 0.95, "max_tokens": 8}
+    assert result["truncated"]["answers"] == sum(row["finish_reason"] == "length" for row in rows)
+    assert result["truncated"]["unknown"] == 0 and result["checkpoint"] is None
+    assert (result["student"], result["template"], result["device"]) == ("tiny", "{question}", "cpu")
+
+
+def test_after_a_kill_it_goes_on_and_ends_with_the_same_answers(whole, tmp_path):
+    text = (whole / "answers.jsonl").read_text()
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "settings.json").write_text((whole / "settings.json").read_text())
+    (out / "answers.jsonl").write_text(text[: text.index("\n", len(text) // 2) + 40])  # torn inside a line
+    assert main(args(out)) == 0
+    key = lambda row: (row["id"], row["sample"])  # noqa: E731
+    assert sorted(lines(out), key=key) == sorted(lines(whole), key=key)
+
+
+def test_a_finished_one_is_graded_again_without_sampling(whole, monkeypatch, capsys):
+    monkeypatch.setattr(evalrun, "sample_groups", lambda *a, **k: pytest.fail("it sampled"))
+    assert main(args(whole, f"--against={whole / 'result.json'}")) == 0
+    assert "difference to" in capsys.readouterr().out
+
+
+def test_other_settings_are_refused_with_the_difference(whole, capsys):
+    assert main([*args(whole), "--temperature=0.5"]) == 2
+    err = capsys.readouterr().err
+    assert "holds answers of other settings" in err and "'temperature': 0.5" in err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--max_tokens=4000"], "--max_tokens"),
+        (["--temperature=0"], "gives one answer 2 times; give --k 1"),
+        (["--pick=best"], "--pick=best is unknown; expected last or heldout"),
+    ],
+)
+def test_what_cannot_be_sampled_is_said_before_anything_is(tmp_path, capsys, more, message):
+    assert main([*args(tmp_path / "o"), *more]) == 2
+    assert message in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------ a run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of three kept checkpoints, each of other weights, with a held-out accuracy for two of them."""
+    path = tmp_path_factory.mktemp("run")
+    cfg = configs.default()
+    (path / "config.json").write_text(json.dumps(cfg.to_dict()))
+    params = load_student("tiny").params
+    checkpoints = Checkpoints(path / "checkpoints", keep=9)
+    for step in (2, 4, 6):
+        checkpoints.save(step, {"params": jax.tree.map(lambda x, s=step: np.full_like(x, s), params)}, {})
+    checkpoints.close()
+    rows = [{"step": 2, "eval/accuracy": 0.5}, {"step": 4, "eval/accuracy": 0.5}, {"step": 5, "eval/accuracy": 0.9}]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return path
+
+
+def test_the_checkpoint_is_the_last_or_the_best_on_the_held_out_set(run):
+    cfg = evalrun.run_config(str(run))
+    assert evalrun.choose_step(run, cfg, "last") == {"step": 6, "rule": "last", "why": "the newest of the 3 kept"}
+    chosen = evalrun.choose_step(run, cfg, "heldout")
+    assert (chosen["step"], chosen["rule"]) == (2, "heldout")
+    assert "0.5000" in chosen["why"] and "reasoning_gym:chain_sum (seed=90000000)" in chosen["why"]
+
+
+def test_without_a_held_out_accuracy_nothing_is_picked_by_it(run, tmp_path):
+    (tmp_path / "checkpoints" / "6").mkdir(parents=True)
+    with pytest.raises(UserError, match="no kept checkpoint"):
+        evalrun.choose_step(tmp_path, configs.default(), "heldout")
+    (tmp_path / "checkpoints" / "6").rmdir()
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        evalrun.choose_step(tmp_path, configs.default(), "last")
+
+
+def test_the_weights_are_those_of_the_chosen_step(run):
+    cfg = evalrun.run_config(str(run))
+    mesh = mesh_lib.make_mesh(1, 1, jax.devices()[:1])
+    facts = {"checkpoint": {"step": 4}, "thinking": None}
+    student = evalrun._student(cfg, evalrun.Wanted(str(run), "gsm8k"), facts, mesh)
+    assert {float(x.min()) for x in jax.tree.leaves(student.params)} == {4.0}
+    assert {float(x.max()) for x in jax.tree.leaves(student.params)} == {4.0}
+
+
+def test_the_adapters_of_a_run_stand_beside_its_frozen_weights(tmp_path):
+    cfg = configs.default()
+    cfg.student.lora.rank = 2
+    lora, tiny = Lora.from_config(cfg.student.lora), load_student("tiny")
+    adapters = jax.tree.map(lambda x: np.full(x.shape, 0.5, np.float32), adapter_shapes(tiny.cfg, lora))
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    checkpoints.save(3, {"params": adapters}, {})
+    checkpoints.close()
+    mesh = mesh_lib.make_mesh(1, 1, jax.devices()[:1])
+    facts = {"checkpoint": {"step": 3}, "thinking": None}
+    student = evalrun._student(cfg, evalrun.Wanted(str(tmp_path), "gsm8k"), facts, mesh)
+    wanted = attach(lora, tiny.params, adapters)
+    assert trees_max_diff(jax.device_get(student.params), wanted) == 0.0
+
+
+def test_a_run_is_told_from_a_checkpoint(run, tmp_path):
+    assert evalrun.run_config("tiny") is None
+    assert evalrun.run_config(str(tmp_path)) is None
+    assert evalrun.run_config(str(run)).student.checkpoint == "tiny"
+
+
+# ------------------------------------------------------------------------------------------------ the answers' file
+
+
+def group(prompt, texts):
+    rollouts = tuple(Rollout(np.zeros(2, np.int32), np.zeros(2, np.float32), t, "stop") for t in texts)
+    return RolloutGroup(prompt, np.zeros(1, np.int32), rollouts, 0, 0)
+
+
+def test_only_problems_with_all_their_samples_are_done(tmp_path):
+    prompts = load_benchmark("reasoning_gym:gcd", limit=3).prompts
+    path = tmp_path / "answers.jsonl"
+    assert evalrun.remaining(path, prompts, 2) == list(prompts)
+    one, two = (evalrun.answer_lines(group(p, ["a\u2028b", "é\nc"])) for p in prompts[:2])
+    path.write_text(one + two.split("\n")[0] + '\n{"id"')
+    assert evalrun.remaining(path, prompts, 2) == list(prompts[1:])
+    assert path.read_text() == one
+    assert [json.loads(line)["response"] for line in one.splitlines()] == ["a\u2028b", "é\nc"]
