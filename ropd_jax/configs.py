@@ -80,6 +80,7 @@ def default() -> ConfigDict:
     cfg.teacher.reference = _role(temperature=0.7, max_output_tokens=8_192)  # paper: 0, which makes m equal texts
     cfg.teacher.rubricator = _role(temperature=0.7, max_output_tokens=8_192)
     cfg.teacher.verifier = _role(temperature=0.0, max_output_tokens=4_096)
+    cfg.teacher.scorer = _role(temperature=0.0, max_output_tokens=4_096)  # grades, for t_judge, ovd and rar
     cfg.teacher.tape = ConfigDict()
     cfg.teacher.tape.mode = "record"  # every answer is paid for once; or "replay", "refresh", "off"
     cfg.teacher.tape.path = ""  # "" is WORKDIR/tape.sqlite
@@ -98,6 +99,37 @@ def default() -> ConfigDict:
     cfg.teacher.scripted.fault_rate = 0.0
     cfg.teacher.scripted.slip_rate = 0.0
     cfg.teacher.scripted.wrong_verdict_rate = 0.0
+
+    cfg.ropd = ConfigDict()  # ablations (paper, Table 6 and text); the defaults are the paper's
+    cfg.ropd.rubric_per = "group"  # or "pair": a rubric for each rollout and one reference
+    cfg.ropd.told = False  # the verifier is told who wrote which answer
+    cfg.ropd.see_rollouts = True  # the rubric is induced from the contrast, not from the references alone
+    cfg.ropd.pool_references = True  # references are verified beside the rollouts
+    cfg.ropd.least_criteria = 4  # K, from ...
+    cfg.ropd.most_criteria = 12  # ... to
+    cfg.ropd.variance_weights = False  # points times 4p(1-p) within each category (after POW3R); not in the paper
+    cfg.ropd.references_pass = 0.0  # drop criteria that a smaller share of references passes; 0 keeps all, as the paper
+
+    cfg.t_judge = ConfigDict()
+    cfg.t_judge.references = True  # the judge sees the m references; the paper does not say
+
+    cfg.ovd = ConfigDict()
+    cfg.ovd.mode = "reward"  # score / 9 is the reward; or "filter": low-scored rollouts give way to demonstrations
+    cfg.ovd.threshold = 3  # filter: least score of a rollout that stays; its paper's value is not known (see ovd.py)
+
+    cfg.rar = ConfigDict()
+    cfg.rar.mode = "explicit"  # weighted share of criteria; or "implicit": one grade given the rubric
+
+    cfg.lopd = ConfigDict()  # the white-box teacher of lopd and exopd
+    cfg.lopd.checkpoint = ""  # as student.checkpoint
+    cfg.lopd.mode = "sampled"  # one log-prob a token; or "full": the divergence over the vocabulary
+    cfg.lopd.beta = 1.0  # full: 1 reverse KL, 0 forward KL, between them the generalised JSD; TRL: 0.5
+    cfg.lopd.dtype = "float32"  # of its weights and of its compute
+    cfg.lopd.fsdp = 0  # a mesh of its own; 0 is the student's
+    cfg.lopd.tp = 1
+
+    cfg.exopd = ConfigDict()
+    cfg.exopd.scale = 1.25  # lambda; 1 is lopd
 
     cfg.loss = ConfigDict()
     cfg.loss.normalize_std = True  # Eq. 6; the released code does not divide

@@ -87,6 +87,13 @@ def active_mesh() -> AbstractMesh | None:
     return None if mesh.empty else mesh
 
 
+def platform() -> str:
+    """``cpu``, ``gpu`` or ``tpu``: of the mesh, which may be described rather than present; without one, jax's own."""
+    mesh = active_mesh()
+    device = mesh.abstract_device if mesh is not None else None
+    return device.platform if device is not None else jax.default_backend()
+
+
 def out(dims: str) -> PartitionSpec | None:
     """``out_sharding`` for an operation that makes an activation with these dimensions, or None without a mesh.
 

@@ -16,7 +16,7 @@ import dataclasses
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -34,6 +34,7 @@ from ropd_jax.teacher import (
     Usage,
     make_client,
     rubricator,
+    scorer,
     verifier,
 )
 from ropd_jax.teacher import references as reference_role
@@ -88,12 +89,19 @@ class RolePlan:
     hours: float | None
 
 
-def plan(cfg: ConfigDict, prompts: Sequence[Prompt], *, needs_rollouts: bool, tape: Tape | None) -> list[RolePlan]:
+def plan(
+    cfg: ConfigDict,
+    prompts: Sequence[Prompt],
+    *,
+    asks: Mapping[str, int],
+    once: Collection[str] = ("reference",),
+    tape: Tape | None,
+) -> list[RolePlan]:
     """What the run will ask, by role and model.
 
     Args:
         prompts: the training set.
-        needs_rollouts: whether the method asks for rubrics and verdicts, or for references alone.
+        asks, once: calls for one group by role, and the roles asked once a prompt (``Method.asks``, ``asks_once``).
         tape: whose means are the estimate.
     """
     t = cfg.teacher
@@ -102,13 +110,14 @@ def plan(cfg: ConfigDict, prompts: Sequence[Prompt], *, needs_rollouts: bool, ta
     prices = Prices.load(t.prices)
     groups = cfg.steps * cfg.data.prompts_per_step
     asked = min(groups, len(prompts)) if t.tape.mode == "record" else groups  # the tape answers from the second time on
-    sources = () if t.index else reference_sources(t)
+    sources = () if t.index or "reference" not in asks else reference_sources(t)
     rows = [
         ("reference", *source, asked * len(range(i, t.references, len(sources)))) for i, source in enumerate(sources)
     ]
-    if needs_rollouts:
-        rows.append(("rubric", *role_of(t, ROLE_KEYS["rubric"]), groups))
-        rows.append(("verify", *role_of(t, ROLE_KEYS["verify"]), round(groups * (1 + t.health.repeat_frac))))
+    for role, n in asks.items():
+        if role != "reference":
+            calls = n * (asked if role in once else groups) * (1 + t.health.repeat_frac * (role == "verify"))
+            rows.append((role, *role_of(t, ROLE_KEYS[role]), round(calls)))
     known = {(r["role"], r["provider"], r["model"]): r for r in (tape_stats(tape) if tape else ())}
     sizes, at_once = _prompt_tokens(cfg, prompts), t.concurrency
     return [
@@ -182,6 +191,11 @@ def _request(
         return reference_role.reference_request(prompt.question, **how, sample_index=0)
     if role == "rubric":
         return rubricator.rubric_request(prompt.question, references, answers, **how)
+    if role == "score":
+        how.setdefault("template", scorer.VARIANTS[0])
+        return scorer.score_request(
+            prompt.question, answers, references=references, rubric=rubric, lowest=1, highest=10, **how
+        )
     return verifier.verify_request(prompt.question, rubric, [*answers, *references], **how)
 
 
@@ -201,11 +215,14 @@ class Check:
     said: str
 
 
-async def check(cfg: ConfigDict, prompts: Sequence[Prompt]) -> list[Check]:
+async def check(
+    cfg: ConfigDict, prompts: Sequence[Prompt], asks: Collection[str] = ("reference", "rubric", "verify")
+) -> list[Check]:
     """One call for each role and model, with a reply limit of 64 tokens. A reply cut there is a good sign."""
     t = cfg.teacher
-    asked = [] if t.index else [("reference", *source) for source in reference_sources(t)]
-    asked += [(role, *role_of(t, ROLE_KEYS[role])) for role in ("rubric", "verify")]
+    sources = () if t.index or "reference" not in asks else reference_sources(t)
+    asked = [("reference", *source) for source in sources]
+    asked += [(role, *role_of(t, ROLE_KEYS[role])) for role in asks if role != "reference"]
     book = [(p.question, p.solution) for p in prompts if p.solution] if not t.scripted.book else None
     return [await _check(t, role, endpoint, how, prompts[0], book) for role, endpoint, how in asked]
 
@@ -251,10 +268,11 @@ def run(cfg: ConfigDict, *, tape: str = "", calls: bool = True, as_json: bool = 
         size=d.size, seed=d.seed,
     ).prompts  # fmt: skip
     recorded = Tape(tape_path(tape), read_only=True) if tape else None
-    rows = plan(cfg, prompts, needs_rollouts=load_method(cfg.method, cfg).needs_rollouts, tape=recorded)
+    method = load_method(cfg.method, cfg)
+    rows = plan(cfg, prompts, asks=method.asks, once=method.asks_once, tape=recorded)
     if recorded:
         recorded.close()
-    checks = asyncio.run(check(cfg, prompts)) if calls and cfg.teacher.tape.mode != "replay" else []
+    checks = asyncio.run(check(cfg, prompts, tuple(method.asks))) if calls and cfg.teacher.tape.mode != "replay" else []
     if as_json:
         out = {
             "roles": [dataclasses.asdict(r) for r in rows],

@@ -314,6 +314,21 @@ class GroupsLog:
         return path
 
 
+def _criteria(judgement: Judgement) -> list[dict[str, Any]]:
+    """The criteria of a judgement's rubric; with what each counted for, where that is not its points."""
+    criteria = judgement.rubric.criteria if judgement.rubric else ()
+    rows = [{"id": c.id, "points": c.points, "category": c.category, "text": c.text} for c in criteria]
+    weights = [{"weight": w} for w in judgement.weights] or [{}] * len(rows)
+    return [row | weight for row, weight in zip(rows, weights, strict=True)]
+
+
+def _named(judgement: Judgement) -> dict[str, bool] | None:
+    """The verdicts on the one answer of a part, by criterion."""
+    if judgement.rubric is None or not judgement.passed or judgement.passed[0] is None:
+        return None
+    return dict(zip([c.id for c in judgement.rubric.criteria], judgement.passed[0], strict=True))
+
+
 def group_row(group: RolloutGroup, judgement: Judgement, advantages: Sequence[float | None]) -> dict[str, Any]:
     """One group as plain data, in reading order: question, references, rubric, then each answer with its verdicts.
 
@@ -328,10 +343,15 @@ def group_row(group: RolloutGroup, judgement: Judgement, advantages: Sequence[fl
 
     def again(i: int) -> dict[str, Any]:
         repeat = judgement.repeat
-        return {} if repeat is None else {"again": verdicts(repeat.passed, i), "places": list(repeat.places[i])}
+        return (
+            {}
+            if repeat is None or i >= len(repeat.places)
+            else {"again": verdicts(repeat.passed, i), "places": list(repeat.places[i])}
+        )
 
     answers = []
     for i, (rollout, reward, advantage) in enumerate(zip(group.rollouts, judgement.rewards, advantages, strict=True)):
+        alone = judgement.parts[i] if judgement.parts else None
         answers.append(
             {
                 "text": rollout.text,
@@ -341,11 +361,12 @@ def group_row(group: RolloutGroup, judgement: Judgement, advantages: Sequence[fl
                 "reward": _finite(reward),
                 "advantage": None if reward is None else _finite(advantage),
                 "unscored": judgement.causes[i],
+                **({"score": judgement.scores[i]} if judgement.scores else {}),
+                **({} if alone is None else {"rubric": _criteria(alone), "verdicts": _named(alone)}),
                 **again(i),
             }
         )
     models = [{"model": m} for m in judgement.reference_models] or [{}] * len(judgement.references)
-    criteria = judgement.rubric.criteria if judgement.rubric else ()
     row = {
         "step": group.step,
         "group": group.index,
@@ -356,7 +377,7 @@ def group_row(group: RolloutGroup, judgement: Judgement, advantages: Sequence[fl
             {"text": text, **models[i], "verdicts": verdicts(judgement.reference_passed, i), **again(len(answers) + i)}
             for i, text in enumerate(judgement.references)
         ],
-        "rubric": [{"id": c.id, "points": c.points, "category": c.category, "text": c.text} for c in criteria],
+        "rubric": _criteria(judgement),
         "answers": answers,
     }
     return row if judgement.lineage is None else row | {"lineage": dataclasses.asdict(judgement.lineage)}

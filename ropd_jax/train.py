@@ -15,7 +15,7 @@ import functools
 import logging
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -360,10 +360,10 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     check_config(cfg)
     gate = FailureGate(cfg.teacher.max_failed_frac, cfg.teacher.failed_window)
     loop = stack.enter_context(contextlib.closing(TeacherLoop()))
-    teacher = None  # the scripted one needs the data; of any other a missing API key is said first of all
-    if "scripted" not in providers(cfg.teacher):
-        teacher = make_teacher(cfg, [], workdir)
     method = load_method(cfg.method, cfg)
+    teacher = None  # the scripted one needs the data; of any other a missing API key is said first of all
+    if "scripted" not in providers(cfg.teacher, tuple(method.asks)):
+        teacher = make_teacher(cfg, [], workdir, needs=tuple(method.asks))
     lora = Lora.from_config(cfg.student.lora)
     rule = sampling_rule(cfg)
     mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp)
@@ -381,8 +381,9 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     longest = max(len(t) for q in (train, held) for t in q.tokens_of(q.prompts))
     prompt_len = -(-longest // 16) * 16  # one length for the whole run, so that each function compiles once
     check_length(prompt_len, cfg, student.cfg)
-    teacher = teacher or make_teacher(cfg, train.prompts, workdir)
-    teacher.check_references(train.prompts)
+    teacher = teacher or make_teacher(cfg, train.prompts, workdir, needs=tuple(method.asks))
+    if "reference" in method.asks:
+        teacher.check_references(train.prompts)
     loop.on_close(teacher.close)
     claim(workdir, cfg.to_dict())
 
@@ -529,11 +530,18 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     return 0
 
 
-def make_teacher(cfg: ConfigDict, prompts: list[Prompt], workdir: pathlib.Path | None = None) -> Teacher:
+def make_teacher(
+    cfg: ConfigDict,
+    prompts: list[Prompt],
+    workdir: pathlib.Path | None = None,
+    needs: Sequence[str] = ("reference", "rubric", "verify"),
+) -> Teacher:
     """The config's teacher; without a workdir it has no tape of the run.
 
-    A scripted one without a book owns the textbook of the training data, where it has one.
+    A scripted one without a book owns the textbook of the training data, where it has one. ``needs`` are the roles
+    that will be asked (`Method.asks`).
     """
     scripted = cfg.teacher.scripted
     book = [(p.question, p.solution) for p in prompts if p.solution] if not scripted.book else None
-    return Teacher.from_config(cfg, seed=cfg.seed, book=book, share=1 / jax.process_count(), workdir=workdir)
+    share = 1 / jax.process_count()
+    return Teacher.from_config(cfg, seed=cfg.seed, book=book, share=share, workdir=workdir, needs=needs)

@@ -170,7 +170,7 @@ class Lineage:
     Attributes:
         step: the step whose rollouts it was induced from; an earlier one where a rubric is reused.
         model: the rubricator's model, as the config names it.
-        template: name and content hash of the rubricator's prompt, ``rubricator.v1@3f2a...``.
+        template: name and content hash of the rubricator's prompt, ``rubricator.v2@3f2a...``.
         references, answers: SHA-256 (16 hex digits) of each text that it was induced from.
     """
 
@@ -195,6 +195,9 @@ class Judgement:
         reference_models: the model that wrote each reference.
         repeat: the second verification, where one was made (``teacher.health.repeat_frac``).
         lineage: where the rubric comes from.
+        weights: what each criterion counted for, where that is not its points; 0 where it was dropped.
+        scores: per rollout the grade that was asked for in place of verdicts, or None.
+        parts: per rollout a judgement of it alone, where each had a rubric of its own.
     """
 
     rewards: tuple[float | None, ...]
@@ -206,3 +209,6 @@ class Judgement:
     reference_models: tuple[str, ...] = ()
     repeat: Repeat | None = None
     lineage: Lineage | None = None
+    weights: tuple[float, ...] = ()
+    scores: tuple[int | None, ...] = ()
+    parts: tuple[Judgement, ...] = ()

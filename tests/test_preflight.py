@@ -16,7 +16,7 @@ PROMPTS = [Prompt(f"p{i}", (Message("user", f"What is {i} + 2 ="),)) for i in ra
 
 
 def rows_of(cfg, **more):
-    options = {"needs_rollouts": True, "tape": None} | more
+    options = {"asks": {"reference": 1, "rubric": 1, "verify": 1}, "tape": None} | more
     return {r.role: r for r in preflight.plan(cfg, PROMPTS, **options)}
 
 
@@ -39,7 +39,7 @@ def test_calls_follow_from_the_config():
     assert {k: r.calls for k, r in rows.items()} == {"reference": 40, "rubric": 20, "verify": 20}
     assert rows_of(tiny_config(steps=5, teacher__tape__mode="off"))["reference"].calls == 80
     assert rows_of(tiny_config(steps=5, teacher__health__repeat_frac=0.5))["verify"].calls == 30
-    assert set(rows_of(tiny_config(), needs_rollouts=False)) == {"reference"}
+    assert set(rows_of(tiny_config(), asks={"reference": 1})) == {"reference"}
     assert rows_of(tiny_config(teacher__tape__mode="replay")) == {}
 
 

@@ -18,7 +18,13 @@ LEVELS = [  # a room imports from lower levels only, and within its level only w
     {"summary", "preflight", "evalrun", "dataverb"},
     {"train", "cli", "plan"},
 ]
-SAME_LEVEL = {"models": {"core", "mesh"}, "data": {"core", "text"}, "cli": {"train", "plan"}, "plan": {"train"}}
+SAME_LEVEL = {
+    "models": {"core", "mesh"},
+    "data": {"core", "text"},
+    "methods": {"evaluation"},
+    "cli": {"train", "plan"},
+    "plan": {"train"},
+}
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax"}
 JAX_FREE = {
     "types", "configs", "hints", "helptexts", "ggufio", "jsonio", "hub", "teacher", "report", "figures", "workdir",

@@ -96,6 +96,9 @@ class Method(abc.ABC):
     needs_rollouts: ClassVar[bool] = True
     asks_once: ClassVar[frozenset[str]] = frozenset({"reference"})
 
+    def __post_init__(self) -> None:  # noqa: B027
+        """Check the method's own settings; raise UserError for what cannot work, before anything is loaded."""
+
     @property
     def asks(self) -> Mapping[str, int]:
         return {"reference": 1, "rubric": 1, "verify": 1}

@@ -3,20 +3,69 @@
 For one prompt: the teacher writes m references, then one rubric of K criteria with integer points w_k from the
 contrast between references and rollouts (Eq. 3), then a verdict v_ik for every answer and criterion; answers and
 references are shuffled and unlabelled (Eq. 4). The reward of rollout i is sum_k w_k v_ik / sum_k w_k (Eq. 5).
+
+``cfg.ropd`` has the ablations of Table 6 and of the text; ``teacher.references`` is m, and any role has its own model.
+Two switches go beyond the paper: criteria that the references themselves fail are dropped (``references_pass``), and
+points follow the variance of the verdicts within the group (``variance_weights``).
 """
 
 from __future__ import annotations
 
+import dataclasses
+
+from ropd_jax.core.rewards import pass_rate, references_pass, variance_weights
 from ropd_jax.methods.base import Method
-from ropd_jax.teacher.judge import judge
+from ropd_jax.teacher.judge import Design, judge, judge_pairs
 from ropd_jax.text.trim import after_think
-from ropd_jax.types import Judgement, RolloutGroup
+from ropd_jax.types import Judgement, RolloutGroup, UserError
 
 
 class ROPD(Method):
+    def __post_init__(self):
+        how, reuse = self.cfg.ropd, self.cfg.teacher.rubric_reuse
+        if how.rubric_per not in ("group", "pair"):
+            raise UserError(f"ropd.rubric_per={how.rubric_per!r}; expected 'group' or 'pair'")
+        if how.rubric_per == "pair" and reuse != "fresh":
+            raise UserError(
+                f"teacher.rubric_reuse={reuse!r} keeps one rubric a prompt, ropd.rubric_per='pair' one a rollout; "
+                "set teacher.rubric_reuse='fresh'"
+            )
+        if not 1 <= how.least_criteria <= how.most_criteria:
+            raise UserError(
+                f"ropd.least_criteria={how.least_criteria}, ropd.most_criteria={how.most_criteria}; expected "
+                "1 <= least_criteria <= most_criteria, 4 and 12 in the paper"
+            )
+        if how.references_pass and not how.pool_references:
+            raise UserError("ropd.references_pass needs verdicts on the references; set ropd.pool_references=True")
+
+    @property
+    def asks(self):
+        n = self.cfg.sampling.rollouts if self.cfg.ropd.rubric_per == "pair" else 1
+        return {"reference": 1, "rubric": n, "verify": n}
+
     async def judge(self, teacher, group: RolloutGroup) -> Judgement:
+        how = self.cfg.ropd
+        design = Design(how.told, how.see_rollouts, how.pool_references, (how.least_criteria, how.most_criteria))
         answers = tuple(after_think(r.text) for r in group.rollouts)
-        return await judge(teacher, group.prompt, answers, step=group.step)
+        if how.rubric_per == "pair":
+            return await judge_pairs(teacher, group.prompt, answers, step=group.step, design=design)
+        return self.reweighted(await judge(teacher, group.prompt, answers, step=group.step, design=design))
+
+    def reweighted(self, j: Judgement) -> Judgement:
+        """The judgement with its rewards under the weights of ``references_pass`` and ``variance_weights``."""
+        how = self.cfg.ropd
+        if j.rubric is None or not j.passed or not (how.references_pass or how.variance_weights):
+            return j
+        n = len(j.rubric.criteria)
+        kept = references_pass(j.reference_passed, n, how.references_pass)
+        if not any(kept):
+            none = (None,) * len(j.rewards)
+            return dataclasses.replace(j, rewards=none, causes=("no_criteria",) * len(none), weights=(0.0,) * n)
+        points = [float(c.points) if ok else 0.0 for c, ok in zip(j.rubric.criteria, kept, strict=True)]
+        if how.variance_weights:
+            points = variance_weights(points, [c.category for c in j.rubric.criteria], j.passed)
+        rewards = tuple(None if row is None else pass_rate(points, row) for row in j.passed)
+        return dataclasses.replace(j, rewards=rewards, weights=tuple(points))
 
 
 METHOD = ROPD

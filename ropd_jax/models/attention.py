@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ropd_jax.mesh import active_mesh, out
+from ropd_jax.mesh import active_mesh, out, platform
 from ropd_jax.models.flash import Shape, flash
 from ropd_jax.types import UserError
 
@@ -68,7 +68,7 @@ def self_attention(
         UserError: unknown ``impl``, or one that cannot do what is asked.
     """
     pattern = Pattern(scale or q_BTNH.shape[-1] ** -0.5, softcap, window)
-    name = choose(impl, jax.default_backend(), q_BTNH.shape[1], q_BTNH.dtype, softcap)
+    name = choose(impl, platform(), q_BTNH.shape[1], q_BTNH.dtype, softcap)
     kernel = functools.partial(KERNELS[name], pattern=pattern)
     local = jnp.asarray(local)
     if active_mesh() is None or name == "naive":

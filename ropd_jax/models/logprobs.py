@@ -11,7 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from ropd_jax.mesh import out
+from ropd_jax.mesh import constrain, out
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 
@@ -59,4 +59,4 @@ def token_logprobs(
 
     pieces = jax.lax.map(lambda xs: one_chunk(*xs), (split(x_BTD), split(targets_BT)))
     logp_BT, entropy_BT = (x.swapaxes(0, 1).reshape(targets_BT.shape)[:, :T] for x in pieces)
-    return logp_BT, entropy_BT
+    return constrain(logp_BT, "BT"), constrain(entropy_BT, "BT")  # the reshape of a single row forgets its axis

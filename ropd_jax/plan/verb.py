@@ -96,7 +96,8 @@ def teacher(cfg: ConfigDict) -> tuple[list[RolePlan], str]:
         count = cfg.steps * cfg.data.prompts_per_step
         prompts = [Prompt("longest", (Message("user", text),))] * count
         note = f"the data ({d.path or d.source}) are not here: every prompt as long as it may be, none asked twice"
-    rows = teacher_plan(cfg, prompts, needs_rollouts=load_method(cfg.method, cfg).needs_rollouts, tape=None)
+    method = load_method(cfg.method, cfg)
+    rows = teacher_plan(cfg, prompts, asks=method.asks, once=method.asks_once, tape=None)
     return rows, note
 
 

@@ -35,7 +35,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ROLE_KEYS = {"reference": "reference", "rubric": "rubricator", "verify": "verifier"}  # our name -> the config's
+ROLE_KEYS = {  # our name -> the config's
+    "reference": "reference",
+    "rubric": "rubricator",
+    "verify": "verifier",
+    "score": "scorer",
+}
 _ENDPOINT = ("provider", "base_url", "api_key_env")
 
 
@@ -65,7 +70,7 @@ def build_teacher(
     needs: Collection[str] = ("reference", "rubric", "verify"),
 ) -> Teacher:
     """The teacher of ``cfg.teacher``; see ``Teacher.from_config``."""
-    from ropd_jax.teacher.grade import REASK_TEMPLATE, TEMPLATES
+    from ropd_jax.teacher.grade import REASK_TEMPLATE, TEMPLATES, VARIANTS
     from ropd_jax.teacher.make import limit_options, make_client
 
     stats, clients = TeacherStats(), {}
@@ -80,7 +85,7 @@ def build_teacher(
     sources = reference_sources(teacher)
     index = open_index(teacher)
     prompts = {(t := role.template or TEMPLATES[name]): prompt_sha(t) for name, (_, role) in roles.items()}
-    prompts[REASK_TEMPLATE] = prompt_sha(REASK_TEMPLATE)
+    prompts |= {name: prompt_sha(name) for name in (REASK_TEMPLATE, *VARIANTS)}
 
     noted = functools.partial(stats.count, "taped")
 
@@ -99,7 +104,7 @@ def build_teacher(
             clients[endpoint] = make() if tape is None else taped(tape)
         return clients[endpoint]
 
-    asked = {name: (roles[name],) for name in ("rubric", "verify")} | {"reference": sources}
+    asked = {name: (roles[name],) for name in ("rubric", "verify", "score")} | {"reference": sources}
     if index is not None:  # nobody is asked for references, and nobody's key is needed
         del asked["reference"]
     asked = {name: several for name, several in asked.items() if name in needs}
@@ -112,6 +117,7 @@ def build_teacher(
         reference=tuple(role for _, role in sources),
         rubric=roles["rubric"][1],
         verify=roles["verify"][1],
+        score=roles["score"][1],
         references_m=teacher["references"],
         max_answer_chars=teacher["max_answer_chars"],
         repeat_frac=teacher["health"]["repeat_frac"],
@@ -160,10 +166,11 @@ def reference_sources(teacher: Mapping[str, Any]) -> tuple[tuple[Endpoint, Role]
     return tuple(sources)
 
 
-def providers(teacher: Mapping[str, Any]) -> set[str]:
-    """The providers of all roles."""
-    roles = [role_of(teacher, key) for key in ROLE_KEYS.values()]
-    return {endpoint.provider for endpoint, _ in (*roles, *reference_sources(teacher))}
+def providers(teacher: Mapping[str, Any], needs: Collection[str] = tuple(ROLE_KEYS)) -> set[str]:
+    """The providers of the roles that will be asked."""
+    roles = [role_of(teacher, ROLE_KEYS[name]) for name in needs if name != "reference"]
+    sources = reference_sources(teacher) if "reference" in needs and not teacher["index"] else ()
+    return {endpoint.provider for endpoint, _ in (*roles, *sources)}
 
 
 def open_index(teacher: Mapping[str, Any]) -> TeacherIndex | None:

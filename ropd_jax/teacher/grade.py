@@ -3,6 +3,7 @@
     references(prompt)                        m samples of the teacher's own answer
     induce_rubric(prompt, references, texts)  4..12 weighted criteria from the contrast (Eq. 3)
     verify(prompt, rubric, texts, key=...)    true/false of each criterion for each text (Eq. 4)
+    score(prompt, texts, key=..., ...)        one grade for each text, for the methods that want no criteria
 
 An unusable reply is answered with one re-ask that says what was wrong; after a reply that lacks verdicts, only the
 answers without one are asked for again. What is over the model's context is asked for in parts, and an answer that is
@@ -18,7 +19,7 @@ import os
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
-from ropd_jax.teacher import fences, rubricator, templates, verifier
+from ropd_jax.teacher import fences, rubricator, scorer, static_rubric, templates, verifier
 from ropd_jax.teacher import references as reference_role
 from ropd_jax.teacher.budget import Budget
 from ropd_jax.teacher.client import (
@@ -27,17 +28,30 @@ from ropd_jax.teacher.client import (
     ConfigurationError,
     ContextError,
     MalformedError,
+    Purpose,
     TeacherError,
 )
 from ropd_jax.teacher.index import TeacherIndex
 from ropd_jax.teacher.references import Reference
 from ropd_jax.teacher.stats import TeacherStats
 from ropd_jax.teacher.store import RubricStore
+from ropd_jax.teacher.verifier import Marks
 from ropd_jax.types import Message, Prompt, Rubric, Verdicts
 
 T = TypeVar("T")
-TEMPLATES = {"reference": reference_role.TEMPLATE, "rubric": rubricator.TEMPLATE, "verify": verifier.TEMPLATE}
+TEMPLATES = {
+    "reference": reference_role.TEMPLATE,
+    "rubric": rubricator.TEMPLATE,
+    "verify": verifier.TEMPLATE,
+    "score": scorer.TEMPLATE,
+}
 REASK_TEMPLATE = "reask.v1"
+VARIANTS = (  # asked for by name, by methods and ablations
+    rubricator.ALONE_TEMPLATE,
+    static_rubric.TEMPLATE,
+    verifier.TOLD_TEMPLATE,
+    *scorer.VARIANTS,
+)
 _QUOTED = 4_000  # characters of an unusable reply that are shown back to its author
 
 
@@ -59,7 +73,7 @@ class Teacher:
 
     Args:
         client: any ``ChatClient``; wrap it in ``LimitedClient`` (``make_client`` does). ``Routes`` joins several.
-        reference, rubric, verify: how each role is asked. Of several references, sample i is asked of number i % n.
+        reference, rubric, verify, score: how each role is asked. Of several references, number i % n gives sample i.
         references_m: samples of the teacher's own answer a prompt.
         max_answer_chars: an answer or reference longer than this is shown with its middle cut out; 0 never.
         repeat_frac: share of groups that are verified twice, with another order, for the health of the criteria.
@@ -77,6 +91,7 @@ class Teacher:
         reference: Role | Sequence[Role] | None = None,
         rubric: Role | None = None,
         verify: Role | None = None,
+        score: Role | None = None,
         references_m: int = 4,
         max_answer_chars: int = 0,
         repeat_frac: float = 0.0,
@@ -99,6 +114,7 @@ class Teacher:
             "reference": self.sources[0],
             "rubric": rubric or Role(temperature=0.7, max_output_tokens=8192),
             "verify": verify or Role(temperature=0.0, max_output_tokens=4096),
+            "score": score or Role(temperature=0.0, max_output_tokens=4096),
         }
         if max_answer_chars and max_answer_chars < fences.MIN_CUT:
             raise ConfigurationError(
@@ -185,8 +201,19 @@ class Teacher:
         self.stats.duplicate_references += len(samples) - len({r.text for r in samples})
         return samples
 
-    async def induce_rubric(self, prompt: Prompt, references: Sequence[str], answers: Sequence[str]) -> Rubric:
+    async def induce_rubric(
+        self,
+        prompt: Prompt,
+        references: Sequence[str],
+        answers: Sequence[str],
+        *,
+        size: tuple[int, int] = (rubricator.MIN_CRITERIA, rubricator.MAX_CRITERIA),
+    ) -> Rubric:
         """One rubric for the prompt from the contrast of references and the student's answers (Eq. 3).
+
+        Args:
+            answers: none of them asks for a rubric from the references alone.
+            size: fewest and most criteria.
 
         Raises:
             MalformedError: neither the reply nor the answer to the re-ask was a rubric. Other ``TeacherError``.
@@ -194,45 +221,146 @@ class Teacher:
 
         async def ask(texts: list[str]) -> Rubric:
             shown = texts[: len(references)], texts[len(references) :]
-            request = rubricator.rubric_request(prompt.question, *shown, **self._how("rubric"), seed=self._seed)
-            return await self._ask(request, rubricator.parse_rubric)
+            request = rubricator.rubric_request(
+                prompt.question, *shown, **self._how("rubric"), seed=self._seed, size=size
+            )
+            return await self._ask(request, lambda text: rubricator.parse_rubric(text, size))
 
         return await self._fitting("rubric", [*references, *answers], ask)
 
+    async def static_rubric(self, prompt: Prompt, references: Sequence[str]) -> Rubric:
+        """One rubric from the question and its references alone, in the categories of RaR (`static_rubric`).
+
+        Raises:
+            as `induce_rubric`.
+        """
+
+        async def ask(texts: list[str]) -> Rubric:
+            how = self._how("rubric") | {"template": ""}
+            request = static_rubric.request(prompt.question, texts, **how, seed=self._seed)
+            return await self._ask(request, static_rubric.parse)
+
+        return await self._fitting("rubric", list(references), ask)
+
     async def verify(
-        self, prompt: Prompt, rubric: Rubric, answers: Sequence[str], *, key: str, counted: bool = True
+        self,
+        prompt: Prompt,
+        rubric: Rubric,
+        answers: Sequence[str],
+        *,
+        key: str,
+        counted: bool = True,
+        authors: Sequence[str] | None = None,
     ) -> Verdicts:
         """Verdicts of all ``answers`` (rollouts and references together), in their own order.
 
-        They are shown shuffled by a hash of (seed, key, text, index) and unlabelled. Answers that the first reply
-        left without a verdict are asked for once more, alone.
+        They are shown shuffled by a hash of (seed, key, text, index), and unlabelled unless ``authors`` says who wrote
+        each. Answers that the first reply left without a verdict are asked for once more, alone.
 
         Raises:
             TeacherError: the first question gave nothing usable. Later failures only leave answers unscored.
         """
+
+        async def ask(texts: list[str], places: Sequence[int], sample_index: int) -> Marks:
+            wrote = None if authors is None else [authors[i] for i in places]
+            request = verifier.verify_request(
+                prompt.question, rubric, texts, **self._how("verify"), seed=self._seed, authors=wrote
+            )
+            request = dataclasses.replace(request, sample_index=sample_index)
+            found = await self._ask(request, lambda text: verifier.parse_verdicts(text, rubric, len(texts)))
+            return Marks(found.passed, found.causes)
+
+        return Verdicts(*await self._marks("verify", answers, ask, key=key, counted=counted))
+
+    async def score(
+        self,
+        prompt: Prompt,
+        answers: Sequence[str],
+        *,
+        key: str,
+        lowest: int,
+        highest: int,
+        template: str,
+        references: Sequence[str] = (),
+        rubric: Rubric | None = None,
+    ) -> Marks:
+        """One grade, an integer from ``lowest`` to ``highest``, for each answer; asked for as verdicts are.
+
+        Args:
+            template: the prompt of this kind of grade, unless the role names one of the user's.
+            references: shown beside the answers, as references; not graded.
+            rubric: what the grade is to be based on as a whole, its points included.
+
+        Raises:
+            as `verify`.
+        """
+
+        async def ask(texts: list[str], places: Sequence[int], sample_index: int) -> Marks:
+            how = self._how("score")
+            how["template"] = how["template"] or template
+            request = scorer.score_request(
+                prompt.question, texts, references=references, rubric=rubric, lowest=lowest, highest=highest, **how,
+                seed=self._seed,
+            )  # fmt: skip
+            request = dataclasses.replace(request, sample_index=sample_index)
+            return await self._ask(request, lambda text: scorer.parse_scores(text, len(texts), lowest, highest))
+
+        return await self._marks("score", answers, ask, key=key)
+
+    async def _marks(
+        self,
+        purpose: Purpose,
+        answers: Sequence[str],
+        ask: Callable[[list[str], Sequence[int], int], Awaitable[Marks]],
+        *,
+        key: str,
+        counted: bool = True,
+    ) -> Marks:
+        """Marks of all answers by ``ask(texts, their places, sample index)``; who is left without one is asked again.
+
+        ``counted`` False counts nobody as unscored: a second look leaves no answer so.
+        """
         if not answers:
-            return Verdicts((), ())
+            return Marks((), ())
         order = verifier.shuffled(answers, seed=self._seed, key=key)
-        first = await self._verify(prompt, rubric, [answers[i] for i in order])
-        passed: list[tuple[bool, ...] | None] = [None] * len(answers)
+        first = await self._in_parts(purpose, answers, order, ask, 0)
+        values: list[Any] = [None] * len(answers)
         causes: list[str | None] = [None] * len(answers)
         for place, index in enumerate(order):
-            passed[index], causes[index] = first.passed[place], first.causes[place]
-        missing = [i for i in order if passed[i] is None]
+            values[index], causes[index] = first.values[place], first.causes[place]
+        missing = [i for i in order if values[i] is None]
         if missing:
-            self.stats.count("reasks", "verify")
+            self.stats.count("reasks", purpose)
             try:
-                second = await self._verify(prompt, rubric, [answers[i] for i in missing], sample_index=1)
+                second = await self._in_parts(purpose, answers, missing, ask, 1)
             except ConfigurationError:
                 raise
             except TeacherError as e:
-                second = Verdicts((None,) * len(missing), (e.cause,) * len(missing))
+                second = Marks((None,) * len(missing), (e.cause,) * len(missing))
             for place, index in enumerate(missing):
-                passed[index], causes[index] = second.passed[place], second.causes[place]
+                values[index], causes[index] = second.values[place], second.causes[place]
         for cause in causes:
-            if cause is not None and counted:  # a second look leaves no answer unscored
+            if cause is not None and counted:
                 self.stats.count("unscored", cause)
-        return Verdicts(tuple(passed), tuple(causes))
+        return Marks(tuple(values), tuple(causes))
+
+    async def _in_parts(self, purpose: Purpose, answers: Sequence[str], places: Sequence[int], ask, sample_index: int):
+        """``ask`` for some answers; over the context, for each half alone, and for one answer with its middle cut.
+
+        ``sample_index`` 1 makes the second question another request, where no answer had a mark in the first.
+        """
+        texts = [answers[i] for i in places]
+        if len(texts) == 1:
+            return await self._fitting(purpose, texts, lambda shown: ask(shown, places, sample_index))
+        try:
+            return await ask(self._cut(purpose, texts, self._max_chars), places, sample_index)
+        except ContextError:
+            self.stats.count("reasks", purpose)
+        middle = len(places) // 2
+        parts = (places[:middle], places[middle:])
+        asked = (self._in_parts(purpose, answers, part, ask, sample_index) for part in parts)
+        results = await asyncio.gather(*asked, return_exceptions=True)
+        return verifier.joined([len(part) for part in parts], results)
 
     async def ask(self, request: ChatRequest, parse: Callable[[str], T]) -> T:
         """Any other question to one of the roles: what ``parse`` makes of the reply, after one re-ask if need be.
@@ -283,29 +411,6 @@ class Teacher:
         except MalformedError as e:
             self.stats.count("failures", e.cause)
             raise
-
-    async def _verify(self, prompt: Prompt, rubric: Rubric, shown: Sequence[str], *, sample_index: int = 0) -> Verdicts:
-        """Verdicts of ``shown``; over the context, of each half alone, and of one answer alone with its middle cut.
-
-        ``sample_index`` 1 makes the second question another request, where no answer had a verdict in the first.
-        """
-
-        async def ask(texts: list[str]) -> Verdicts:
-            request = verifier.verify_request(prompt.question, rubric, texts, **self._how("verify"), seed=self._seed)
-            request = dataclasses.replace(request, sample_index=sample_index)
-            return await self._ask(request, lambda text: verifier.parse_verdicts(text, rubric, len(texts)))
-
-        if len(shown) == 1:
-            return await self._fitting("verify", shown, ask)
-        try:
-            return await ask(self._cut("verify", shown, self._max_chars))
-        except ContextError:
-            self.stats.count("reasks", "verify")
-        middle = len(shown) // 2
-        parts = (shown[:middle], shown[middle:])
-        asked = (self._verify(prompt, rubric, part, sample_index=sample_index) for part in parts)
-        results = await asyncio.gather(*asked, return_exceptions=True)
-        return verifier.joined([len(part) for part in parts], results)
 
     async def _fitting(self, purpose: str, texts: Sequence[str], ask: Callable[[list[str]], Awaitable[T]]) -> T:
         """Ask with the texts; while they are over the context, with the middle of the longest ones cut out."""

@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -21,6 +23,25 @@ from ropd_jax.types import Judgement, Lineage, Prompt, Repeat, Rubric
 if TYPE_CHECKING:
     from ropd_jax.teacher.grade import Teacher
 
+
+@dataclasses.dataclass(frozen=True)
+class Design:
+    """What of the procedure an ablation changes; the defaults are the paper's.
+
+    Attributes:
+        told: the verifier is told which answers are the teacher's (blind in the paper).
+        see_rollouts: the rubric is induced from the contrast; False shows the rubricator the references alone.
+        pool_references: references are verified beside the rollouts; the paper says that verifiers collapse without.
+        size: fewest and most criteria, K.
+    """
+
+    told: bool = False
+    see_rollouts: bool = True
+    pool_references: bool = True
+    size: tuple[int, int] = (4, 12)
+
+
+_PAPER = Design()
 _ORDERS = 8  # keys tried for an order that differs from the first
 
 
@@ -32,6 +53,7 @@ async def judge(
     step: int,
     references: Sequence[tuple[str, str]] | None = None,
     rubric: tuple[Rubric, Lineage | None] | None = None,
+    design: Design = _PAPER,
 ) -> Judgement:
     """The teacher's judgement of ``answers``. What it fails to say is unscored, with a cause; never 0.0.
 
@@ -39,6 +61,7 @@ async def judge(
         step: names the group together with the prompt's id: the order in which answers are shown hangs on it.
         references: (text, model) pairs that are there already; None asks the teacher (or its index).
         rubric: one that is there already, with its lineage; None asks the store, then the teacher.
+        design: what an ablation does otherwise.
 
     Raises:
         ConfigurationError: a wrong key or model, which is wrong for every group.
@@ -50,10 +73,11 @@ async def judge(
             references = await teacher.reference_samples(prompt)
         known["references"] = texts = tuple(text for text, _ in references)
         known["reference_models"] = tuple(model for _, model in references)
-        known["rubric"], known["lineage"] = rubric or await _rubric(teacher, prompt, texts, answers, step)
-        shown = (*answers, *texts)
-        verdicts = await teacher.verify(prompt, known["rubric"], shown, key=key)
-        repeat = await _again(teacher, prompt, known["rubric"], shown, key)
+        known["rubric"], known["lineage"] = rubric or await _rubric(teacher, prompt, texts, answers, step, design)
+        shown = (*answers, *texts) if design.pool_references else tuple(answers)
+        authors = ("student",) * n + ("teacher",) * (len(shown) - n) if design.told else None
+        verdicts = await teacher.verify(prompt, known["rubric"], shown, key=key, authors=authors)
+        repeat = await _again(teacher, prompt, known["rubric"], shown, key, authors)
     except ConfigurationError:
         raise
     except TeacherError as error:
@@ -74,15 +98,51 @@ async def judge(
 
 
 async def _rubric(
-    teacher: Teacher, prompt: Prompt, references: Sequence[str], answers: Sequence[str], step: int
+    teacher: Teacher, prompt: Prompt, references: Sequence[str], answers: Sequence[str], step: int, design: Design
 ) -> tuple[Rubric, Lineage]:
     if found := teacher.store.find(prompt.id, step):
         return found
-    rubric = await teacher.induce_rubric(prompt, references, answers)
-    return rubric, lineage_of(step, teacher.roles["rubric"].model, teacher.template_id("rubric"), references, answers)
+    seen = answers if design.see_rollouts else ()
+    rubric = await teacher.induce_rubric(prompt, references, seen, size=design.size)
+    return rubric, lineage_of(step, teacher.roles["rubric"].model, teacher.template_id("rubric"), references, seen)
 
 
-async def _again(teacher: Teacher, prompt: Prompt, rubric: Rubric, shown: Sequence[str], key: str) -> Repeat | None:
+async def judge_pairs(
+    teacher: Teacher, prompt: Prompt, answers: Sequence[str], *, step: int, design: Design = _PAPER
+) -> Judgement:
+    """Each answer under a rubric of its own, from its contrast with one reference (answer i, reference i mod m).
+
+    The paper's ablation "per-{teacher, student}-pair rubrics" (Table 6): rewards of one group then stand on different
+    scales. ``Judgement.parts`` has each rubric with its verdicts. It costs a rubric and a verification an answer.
+
+    Raises:
+        ConfigurationError: as `judge`.
+    """
+    n = len(answers)
+    try:
+        references = await teacher.reference_samples(prompt)
+    except ConfigurationError:
+        raise
+    except TeacherError as error:
+        return Judgement(rewards=(None,) * n, causes=(error.cause,) * n)
+    parts = await asyncio.gather(
+        *(
+            judge(teacher, prompt, [text], step=step, references=[references[i % len(references)]], design=design)
+            for i, text in enumerate(answers)
+        )
+    )
+    return Judgement(
+        rewards=tuple(part.rewards[0] for part in parts),
+        causes=tuple(part.causes[0] for part in parts),
+        references=tuple(r.text for r in references),
+        reference_models=tuple(r.model for r in references),
+        parts=tuple(parts),
+    )
+
+
+async def _again(
+    teacher: Teacher, prompt: Prompt, rubric: Rubric, shown: Sequence[str], key: str, authors: Sequence[str] | None
+) -> Repeat | None:
     """A second look at every answer in another order, for a share of the groups drawn by hash; None if not drawn.
 
     Its failure costs the group nothing: there is then no second look, and the failure is counted as any other.
@@ -95,7 +155,7 @@ async def _again(teacher: Teacher, prompt: Prompt, rubric: Rubric, shown: Sequen
     if other is None:  # one answer has one order
         return None
     try:
-        verdicts = await teacher.verify(prompt, rubric, shown, key=other, counted=False)
+        verdicts = await teacher.verify(prompt, rubric, shown, key=other, counted=False, authors=authors)
     except ConfigurationError:
         raise
     except TeacherError:

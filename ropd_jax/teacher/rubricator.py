@@ -9,11 +9,12 @@ import re
 from collections.abc import Sequence
 
 from ropd_jax.teacher import fences, templates
-from ropd_jax.teacher.client import ChatRequest, MalformedError
+from ropd_jax.teacher.client import ChatRequest, ConfigurationError, MalformedError
 from ropd_jax.teacher.jsonreply import find_object, only_keys, to_int
 from ropd_jax.types import Criterion, Message, Rubric
 
-TEMPLATE = "rubricator.v1"
+TEMPLATE = "rubricator.v2"
+ALONE_TEMPLATE = "rubricator_alone.v1"  # no answers of the student's
 SCHEMA_VERSION = "ropd.rubric.v1"
 MIN_CRITERIA, MAX_CRITERIA, MAX_POINTS = 4, 12, 5
 
@@ -54,12 +55,26 @@ def rubric_request(
     max_output_tokens: int,
     seed: int = 0,
     template: str = "",
+    size: tuple[int, int] = (MIN_CRITERIA, MAX_CRITERIA),
 ) -> ChatRequest:
-    """The request for one rubric. ``answers`` are the student's rollouts as texts."""
+    """The request for one rubric of ``size`` criteria. ``answers`` are the student's rollouts as texts, or none.
+
+    Raises:
+        ConfigurationError: another size than 4 to 12 for a template that cannot say it.
+    """
+    template = template or (TEMPLATE if answers else ALONE_TEMPLATE)
+    if size != (MIN_CRITERIA, MAX_CRITERIA) and "{{most}}" not in templates.load(template):
+        raise ConfigurationError(
+            f"prompt template {template!r} says itself how many criteria are wanted; for {size[0]} to {size[1]} write "
+            "{{least}} and {{most}} there",
+            cause="bad_template",
+        )
     token = fences.make_token(seed, [question, *references, *answers])
     text = templates.fill(
-        template or TEMPLATE,
+        template,
         token=token,
+        least=str(size[0]),
+        most=str(size[1]),
         question=fences.block("question", question, token),
         references=fences.render(references, token, "reference"),
         students=fences.render(answers, token, "student"),
@@ -67,13 +82,13 @@ def rubric_request(
     return ChatRequest("rubric", (Message("user", text),), model, temperature, max_output_tokens, RUBRIC_SCHEMA)
 
 
-def parse_rubric(text: str) -> Rubric:
+def parse_rubric(text: str, size: tuple[int, int] = (MIN_CRITERIA, MAX_CRITERIA)) -> Rubric:
     """The rubric that a rubricator's reply means.
 
     ``maximum_score`` is derived, whatever the reply says. Ids are compared after lower-casing and stripping.
 
     Raises:
-        MalformedError: anything but one object of the schema with 4..12 criteria, unique ids c<digits>, non-blank
+        MalformedError: anything but one object of the schema with ``size`` criteria, unique ids c<digits>, non-blank
             texts and integer points 1..5; the message says what was wrong.
     """
     reply = find_object(text, "rubrics")
@@ -83,8 +98,8 @@ def parse_rubric(text: str) -> Rubric:
     items = reply["rubrics"]
     if not isinstance(items, list):
         raise MalformedError(f"rubrics is a {type(items).__name__}; expected a list of criteria")
-    if not MIN_CRITERIA <= len(items) <= MAX_CRITERIA:
-        raise MalformedError(f"{len(items)} criteria; expected {MIN_CRITERIA} to {MAX_CRITERIA}")
+    if not size[0] <= len(items) <= size[1]:
+        raise MalformedError(f"{len(items)} criteria; expected {size[0]} to {size[1]}")
     criteria = tuple(_criterion(item, f"criterion number {n}") for n, item in enumerate(items, 1))
     ids = [c.id for c in criteria]
     if repeated := sorted({i for i in ids if ids.count(i) > 1}):

@@ -7,7 +7,8 @@ are exercised for real.
 What it is not: it is not a language model. It solves chain sums, products, greatest common divisors and linear
 equations by rule, and exercises of a *book* (questions with worked solutions, JSONL) by looking them up, like a teacher
 who owns the textbook; any other question is a ``ConfigurationError``. It writes criteria of a dozen fixed wordings and
-decides only those. It never sees a data set's gold answer.
+decides only those; a grade of a whole answer is made of the same checks (`scripted_criteria.quality`), rounded to the
+scale, which no real judge's grade is. It never sees a data set's gold answer.
 
 It keeps no state that could change a reply: all its chance is a hash of (messages, sample index), so a resumed run and
 a detour over HTTP give identical texts. Only faults count attempts, so that a retry can succeed.
@@ -20,9 +21,10 @@ import collections
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterable
 
-from ropd_jax.teacher import fences, rubricator, scripted_criteria, scripted_tasks, verifier
+from ropd_jax.teacher import fences, rubricator, scorer, scripted_criteria, scripted_tasks, static_rubric, verifier
 from ropd_jax.teacher.client import (
     BlockedError,
     ChatReply,
@@ -54,6 +56,9 @@ TEXT_FAULTS = (  # no error status
     "answer_missing", "verdict_short", "wrong_index",
 )  # fmt: skip
 RETRY_AFTER_S = 0.05
+OWN_SOLUTION = 1_000  # the sample index of the solution that it grades by where it is shown none
+SCALE = re.compile(r"integer from (\d+) to (\d+)")
+SIZE = re.compile(r"Write (\d+) to (\d+) (?:criteria|items)")
 _DRAWN = ("rate_limited", "unavailable", "server_error", "broken_json")
 _COUNTED = 10_000  # conversations whose attempts are remembered
 
@@ -164,11 +169,19 @@ class ScriptedClient:
         by_role = collections.defaultdict(list)
         for label, text in blocks:
             by_role[label.split(" ")[0]].append(text)
+        question = by_role["question"][0] if by_role["question"] else (user[-1] if user else "")
+        asked = next((text.partition("=====[")[0] for text in user if "=====[" in text), "")  # what no fence encloses
+        if scorer.SCHEMA_VERSION in asked:
+            rubric = json.loads(by_role["rubric"][0]) if by_role["rubric"] else []
+            return self._score(question, rubric, by_role["reference"], by_role["answer"], _numbers(SCALE, asked))
         if by_role["rubric"]:
             return self._verify(json.loads(by_role["rubric"][0]), by_role["answer"])
         if by_role["reference"] or by_role["student"]:
-            return self._rubric(by_role["reference"], by_role["student"])
-        question = by_role["question"][0] if by_role["question"] else (user[-1] if user else "")
+            size = _numbers(SIZE, asked)
+            if static_rubric.SCHEMA_VERSION in asked:
+                rows = scripted_criteria.induce_static(by_role["reference"], *size)
+                return _json({"schema_version": static_rubric.SCHEMA_VERSION, "rubrics": rows})
+            return self._rubric(by_role["reference"], by_role["student"], size)
         return self._reference(question, sample_index)
 
     def _reference(self, question: str, sample_index: int) -> str:
@@ -188,10 +201,32 @@ class ScriptedClient:
             )
         return scripted_tasks.write(worked, sample_index)
 
-    def _rubric(self, references: list[str], students: list[str]) -> str:
-        rows = scripted_criteria.induce(references or students, students)
+    def _rubric(self, references: list[str], students: list[str], size: tuple[int, int]) -> str:
+        rows = scripted_criteria.induce(references or students, students, *size)
         total = sum(row["points"] for row in rows)
         return _json({"schema_version": rubricator.SCHEMA_VERSION, "rubrics": rows, "maximum_score": total})
+
+    def _score(
+        self, question: str, rubric: list[dict], references: list[str], answers: list[str], scale: tuple[int, int]
+    ) -> str:
+        """Grades of whole answers: by the rubric's categories, else by the references, else by its own solution.
+
+        Its own solution may slip, as its references do.
+        """
+        lowest, highest = scale
+        references = references or ([] if rubric else [self._reference(question, OWN_SOLUTION)])
+        rows = []
+        for index, answer in enumerate(answers, 1):
+            if rubric:
+                weights = [static_rubric.TENTHS.get(row["category"], 1) for row in rubric]
+                held = [bool(scripted_criteria.check(row["criterion"], answer)) for row in rubric]
+                share = sum(w for w, ok in zip(weights, held, strict=True) if ok) / sum(weights)
+            else:
+                share = scripted_criteria.quality(answer, references)
+            if self._wrong_rate and scripted_tasks.uniform("wrong", answer, question) < self._wrong_rate:
+                share = 1 - share
+            rows.append({"answer_index": index, "score": lowest + round(share * (highest - lowest))})
+        return _json({"schema_version": scorer.SCHEMA_VERSION, "answers": rows})
 
     def _verify(self, rubric: list[dict], answers: list[str]) -> str:
         rows = []
@@ -231,6 +266,14 @@ def corrupted(reply: ChatReply, kind: str | None) -> ChatReply:
             rows[0]["answer_index"] = len(rows) + 1
         return ChatReply(_json(body), reply.finish_reason, reply.usage, reply.model)
     return reply
+
+
+def _numbers(pattern: re.Pattern[str], asked: str) -> tuple[int, int]:
+    """The two numbers that the request states; of a template that states none, the rubricator's own."""
+    found = pattern.search(asked)
+    if found:
+        return int(found[1]), int(found[2])
+    return rubricator.MIN_CRITERIA, rubricator.MAX_CRITERIA
 
 
 def _identity(request: ChatRequest) -> list:

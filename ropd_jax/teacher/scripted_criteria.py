@@ -230,34 +230,71 @@ def check(criterion: str, answer: str) -> bool | None:
     return None
 
 
-def induce(references: Sequence[str], students: Sequence[str]) -> list[dict]:
-    """4..12 criteria (``criterion_id``, ``category``, ``criterion``, ``points``) from the contrast of the texts."""
+def induce(
+    references: Sequence[str], students: Sequence[str], least: int = MIN_CRITERIA, most: int = MAX_CRITERIA
+) -> list[dict]:
+    """Criteria (``criterion_id``, ``category``, ``criterion``, ``points``) from the contrast of the texts.
+
+    Args:
+        least, most: how many; fewer than ``least`` come where its wordings do not suffice.
+    """
     answers = [a for a in (final_answer(r) for r in references) if a is not None]
     final = Counter(answers).most_common(1)[0][0] if answers else ""
     if _most(references, _is_line_style):
         steps = _shared([[x for x in lines_of(r)[:-1] if _looks_like_step(x)] for r in references], references, final)
         steps = [s for s in steps if _most(references, functools.partial(_line_once, line=s))]  # no line said twice
-        rows = [("Step", _listed(g, LINE, LINES, '"{}"'), 0) for g in _grouped(steps, MAX_CRITERIA - 2)]
+        rows = [("Step", _listed(g, LINE, LINES, '"{}"'), 0) for g in _grouped(steps, max(most - 2, 1))]
         rows.append(("Final result", LAST.format(final), 5))
         rest = [("Form", EQUATIONS, 1), ("Form", EQUATION, 1), ("Reasoning", RESULT.format(final), 2)]
-        wanted = max(MIN_CRITERIA, len(rows) + 1)
+        wanted = min(max(least, len(rows) + 1), most)
     else:
         values = [[_plain(v) for _, v in calculations(r) if not same(_plain(v), final)] for r in references]
         steps = _shared(values, references, final)
-        rows = [("Step", _listed(g, VALUE, VALUES, "{}"), 0) for g in _grouped(steps, MAX_CRITERIA - 3)]
+        rows = [("Step", _listed(g, VALUE, VALUES, "{}"), 0) for g in _grouped(steps, max(most - 3, 1))]
         rows.append(("Final result", FINAL.format(final or "none"), 5))
         rest = [("Reasoning", CORRECT, 2), ("Form", ONE_FINAL, 1), ("Reasoning", SHOWN, 2)]
-        wanted = max(MIN_CRITERIA, len(rows) + 2)
+        wanted = min(max(least, len(rows) + 2), most)
     rest += [("Form", ONE_FINAL, 1), ("Reasoning", REASON, 1), ("Form", SHORT, 1), ("Reasoning", SHOWN, 2)]
     rest = list(dict.fromkeys(rest))
     rest.sort(key=lambda row: not _most(references, lambda r: bool(check(row[1], r))))  # what references fail, last
     if EQUATIONS in (row[1] for row in rest[:2]):
         rest = [row for row in rest if row[1] != EQUATION]  # the strict form says it already
-    rows += rest[: wanted - len(rows)]
+    rows = (rows + rest[: max(wanted - len(rows), 0)])[-most:]
     return [
         {"criterion_id": f"c{n}", "category": category, "criterion": text, "points": points or _points(text, students)}
         for n, (category, text, points) in enumerate(rows, 1)
     ]
+
+
+RAR_CATEGORIES = {"Final result": "Essential", "Step": "Important", "Reasoning": "Optional", "Form": "Optional"}
+PITFALLS = (EQUATIONS, CORRECT)  # what a careless writer fails
+
+
+def induce_static(references: Sequence[str], least: int, most: int) -> list[dict]:
+    """The same criteria in RaR's categories, without points, from the references alone."""
+    rows = induce(references, (), least, most)
+    return [
+        {
+            "criterion_id": row["criterion_id"],
+            "category": "Pitfall" if row["criterion"] in PITFALLS else RAR_CATEGORIES[row["category"]],
+            "criterion": row["criterion"],
+        }
+        for row in rows
+    ]
+
+
+def quality(answer: str, references: Sequence[str]) -> float:
+    """How good an answer looks as a whole, 0 to 1: half for the final result, 0.4 for the share of steps, 0.1 for form.
+
+    The criteria are those of ``induce`` for the references; a grade of the whole says nothing about which failed.
+    """
+    shares: dict[str, list[bool]] = {"Final result": [], "Step": [], "": []}
+    for row in induce(references, ()):
+        kind = row["category"] if row["category"] in shares else ""
+        shares[kind].append(bool(check(row["criterion"], answer)))
+    weights = {"Final result": 0.5, "Step": 0.4, "": 0.1}
+    known = {kind: sum(held) / len(held) for kind, held in shares.items() if held}
+    return sum(weights[kind] * share for kind, share in known.items()) / sum(weights[kind] for kind in known)
 
 
 def _most(texts: Sequence[str], holds: Callable[[str], bool]) -> bool:

@@ -17,8 +17,9 @@ _PLACEHOLDER = re.compile(r"\{\{([a-z_]+)\}\}")
 
 PLACEHOLDERS = {  # role -> what its template must hold, and what it may hold
     "reference": ({"question", "token"}, set()),
-    "rubric": ({"question", "references", "students", "token"}, set()),
-    "verify": ({"question", "rubric", "answers", "token"}, {"n_answers", "n_criteria"}),
+    "rubric": ({"question", "references", "students", "token"}, {"least", "most"}),
+    "verify": ({"question", "rubric", "answers", "token"}, {"n_answers", "n_criteria", "authors"}),
+    "score": ({"question", "answers", "token"}, {"references", "rubric", "lowest", "highest", "n_answers"}),
     "reask": ({"problem"}, set()),
     "healthbench": ({"conversation", "criterion", "token"}, set()),
 }

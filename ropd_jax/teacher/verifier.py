@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from ropd_jax.teacher import fences, templates
 from ropd_jax.teacher.client import ChatRequest, ConfigurationError, MalformedError, TeacherError
@@ -16,6 +17,7 @@ from ropd_jax.teacher.jsonreply import find_object, only_keys, to_int
 from ropd_jax.types import Message, Rubric, Verdicts
 
 TEMPLATE = "verifier.v1"
+TOLD_TEMPLATE = "verifier_told.v1"
 SCHEMA_VERSION = "ropd.batch_verifier.v2"
 
 VERDICT_SCHEMA = {
@@ -43,6 +45,13 @@ _TRUE = {"true", "yes", "on", "1", "t", "y"}
 _FALSE = {"false", "no", "off", "0", "f", "n"}
 
 
+class Marks(NamedTuple):
+    """What a reply says of each answer: a value, or None and the cause."""
+
+    values: tuple[Any, ...]
+    causes: tuple[str | None, ...]
+
+
 def shuffled(texts: Sequence[str], *, seed: int, key: str) -> list[int]:
     """The order in which answers are shown: ``order[place] = index``. By hash, so no place depends on who wrote it."""
 
@@ -63,13 +72,19 @@ def verify_request(
     max_output_tokens: int,
     seed: int = 0,
     template: str = "",
+    authors: Sequence[str] | None = None,
 ) -> ChatRequest:
-    """The request to judge ``answers``, numbered from 1 in the given order. Points and categories stay with us."""
+    """The request to judge ``answers``, numbered from 1 in the given order. Points and categories stay with us.
+
+    Args:
+        authors: who wrote each answer, for a verifier that is told; None asks blind, as the paper does.
+    """
     shown = json.dumps([{"criterion_id": c.id, "criterion": c.text} for c in rubric.criteria], ensure_ascii=False)
     token = fences.make_token(seed, [question, shown, *answers])
     text = templates.fill(
-        template or TEMPLATE,
+        template or (TEMPLATE if authors is None else TOLD_TEMPLATE),
         token=token,
+        authors=_written_by(authors or ()),
         question=fences.block("question", question, token),
         rubric=fences.block("rubric", shown, token),
         answers=fences.render(answers, token),
@@ -77,6 +92,14 @@ def verify_request(
         n_answers=str(len(answers)),
     )
     return ChatRequest("verify", (Message("user", text),), model, temperature, max_output_tokens, VERDICT_SCHEMA)
+
+
+def _written_by(authors: Sequence[str]) -> str:
+    """Which numbers each author wrote: ``The teacher wrote 2, 3. The student wrote 1, 4.``"""
+    numbers: dict[str, list[str]] = {}
+    for number, author in enumerate(authors, 1):
+        numbers.setdefault(author, []).append(str(number))
+    return " ".join(f"The {author} wrote {', '.join(own)}." for author, own in sorted(numbers.items()))
 
 
 def parse_verdicts(text: str, rubric: Rubric, n_answers: int) -> Verdicts:
@@ -110,8 +133,8 @@ def parse_verdicts(text: str, rubric: Rubric, n_answers: int) -> Verdicts:
     return Verdicts(tuple(passed), tuple(causes))
 
 
-def joined(sizes: Sequence[int], parts: Sequence[Verdicts | BaseException]) -> Verdicts:
-    """The verdicts of consecutive parts of ``sizes`` answers. A part that failed leaves its answers unscored.
+def joined(sizes: Sequence[int], parts: Sequence[Marks | BaseException]) -> Marks:
+    """The marks of consecutive parts of ``sizes`` answers. A part that failed leaves its answers unscored.
 
     Raises:
         ConfigurationError, or what is no ``TeacherError``: as it stands among the parts. The first failure, if no part
@@ -123,12 +146,12 @@ def joined(sizes: Sequence[int], parts: Sequence[Verdicts | BaseException]) -> V
             raise failure
     if len(failures) == len(parts):
         raise failures[0]
-    passed: list[tuple[bool, ...] | None] = []
+    values: list[Any] = []
     causes: list[str | None] = []
     for size, part in zip(sizes, parts, strict=True):
-        passed += part.passed if isinstance(part, Verdicts) else [None] * size
-        causes += part.causes if isinstance(part, Verdicts) else [getattr(part, "cause", None)] * size
-    return Verdicts(tuple(passed), tuple(causes))
+        values += part.values if isinstance(part, Marks) else [None] * size
+        causes += part.causes if isinstance(part, Marks) else [getattr(part, "cause", None)] * size
+    return Marks(tuple(values), tuple(causes))
 
 
 def _judgement(item: dict, n_criteria: int) -> tuple[bool, ...] | None:

@@ -1,0 +1,159 @@
+"""On-policy distillation from a white-box teacher (LOPD): its logits on the student's own rollouts, no text asked.
+
+Two forms (``lopd.mode``); which of them the paper's Table 2 ran is not said:
+
+- ``sampled`` (Thinking Machines): the advantage of a token is -(log pi_S - log pi_T), the student's log-prob as it was
+  sampled, and the policy loss of ``cfg.loss`` runs on it. One log-prob a token is all that crosses from the teacher.
+- ``full`` (GKD, arXiv 2306.13649): the divergence over the whole vocabulary is the loss, ``lopd.beta`` 1 for the
+  reverse KL, 0 for the forward one, between them the generalised JSD. No gradient flows through the sampling. The
+  teacher's hidden states cross, not its logits: both logits exist for ``optim.logprob_chunk`` positions at a time.
+
+The teacher is any checkpoint that this package can load, frozen, on a mesh of its own (``lopd.fsdp``, ``lopd.tp``) or
+the student's. Its tokenizer must be the student's.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ropd_jax import mesh as mesh_lib
+from ropd_jax.core.advantages import Advantages
+from ropd_jax.methods.base import Method, Notes
+from ropd_jax.models import transformer
+from ropd_jax.models.divergence import normed_hidden, vocabulary_divergence
+from ropd_jax.models.logprobs import token_logprobs
+from ropd_jax.student import Student, load_student
+from ropd_jax.types import Judgement, RolloutGroup, UserError
+
+MODES = ("sampled", "full")
+PROBE = "Let x = 12.5; then 3x + 7 = 44.5.\n\nÜber  20 %? <think>ok</think>\tAnswer: \\boxed{1,000}"
+
+
+class LOPD(Method):
+    def __post_init__(self):
+        how = self.cfg.lopd
+        if how.mode not in MODES:
+            raise UserError(f"lopd.mode={how.mode!r}; expected one of {', '.join(MODES)}")
+        if not 0.0 <= how.beta <= 1.0:
+            raise UserError(f"lopd.beta={how.beta}; expected 0 (forward KL) to 1 (reverse KL)")
+        if not how.checkpoint:
+            raise UserError(
+                f"method={self.cfg.method} needs a white-box teacher; set lopd.checkpoint to what student.checkpoint "
+                "may be: a directory, a .gguf file or an id of the Hub"
+            )
+
+    @property
+    def asks(self):
+        return {}
+
+    async def judge(self, teacher, group: RolloutGroup) -> Judgement:
+        n = len(group.rollouts)
+        return Judgement(rewards=(1.0,) * n, causes=(None,) * n)  # every rollout is trained on
+
+    def advantages(self, reward_PG, valid_PG, step):
+        return Advantages(jnp.asarray(valid_PG).astype(jnp.float32), jnp.asarray(valid_PG), jnp.asarray(valid_PG))
+
+    def setup(self, student, mesh):
+        how = self.cfg.lopd
+        self.student_mesh = mesh
+        self.mesh = mesh_lib.make_mesh(how.fsdp, how.tp) if how.fsdp else mesh
+        self.teacher = load_student(how.checkpoint, mesh=self.mesh, dtype=how.dtype)
+        check_tokenizers(student, self.teacher)
+        if how.mode == "full" and student.cfg.vocab_size != self.teacher.cfg.vocab_size:
+            raise UserError(
+                f"lopd.mode='full' compares whole vocabularies: the student's has {student.cfg.vocab_size} rows, "
+                f"that of {how.checkpoint} {self.teacher.cfg.vocab_size}; take lopd.mode='sampled'"
+            )
+        cfg, full = self.teacher.cfg, how.mode == "full"
+        temperature, chunk = self.cfg.sampling.temperature or 1.0, self.cfg.optim.logprob_chunk
+
+        @jax.jit
+        def forward(params, tokens_BT, targets_BT, positions_BT, segments_BT):
+            x_BTD = transformer.hidden(cfg, params, tokens_BT, positions_BT, segments_BT, dtype=jnp.dtype(how.dtype))
+            if full:
+                return normed_hidden(cfg, params, x_BTD)
+            return token_logprobs(cfg, params, x_BTD, targets_BT, temperature=temperature, chunk=chunk)[0]
+
+        self.forward = forward
+        self.table = ()
+        if full:
+            table_VD = self.teacher.params["embed" if cfg.tied else "head"]["table_VD"]
+            self.table = {"table_VD": jax.device_put(table_VD, self.named("VD"))}
+        return ()
+
+    def named(self, dims: str) -> jax.NamedSharding:
+        return jax.NamedSharding(self.student_mesh, mesh_lib.RULES.spec(dims))
+
+    def annotate(self, trained, batch):
+        """The teacher's log-probs of the targets, or its hidden states; a part without tokens is not computed."""
+        rows = -len(batch.tokens_BT[0]) % self.mesh.shape["fsdp"]  # so that the parts divide over the teacher's mesh
+        by_row = jax.NamedSharding(self.mesh, mesh_lib.RULES.spec("BT"))
+        said, nothing = [], None
+        for a in range(len(batch.tokens_BT)):
+            part = [np.pad(x[a], ((0, rows), (0, 0))) for x in
+                    (batch.tokens_BT, batch.targets_BT, batch.positions_BT, batch.segments_BT)]  # fmt: skip
+            if nothing is not None and not part[3].any():
+                said.append(nothing)
+                continue
+            with jax.set_mesh(self.mesh):
+                found = self.forward(self.teacher.params, *(jax.device_put(x, by_row) for x in part))
+            if rows:
+                found = jax.device_put(found, jax.NamedSharding(self.student_mesh, jax.P()))[:-rows]
+            said.append(jax.device_put(found, self.named("BT")))
+            nothing = jnp.zeros_like(said[-1]) if nothing is None else nothing
+        return Notes({"teacher": jnp.stack(said)}, self.table)
+
+    def loss(self, tokens):
+        if self.cfg.lopd.mode == "sampled":
+            advantage_BT = jnp.where(tokens.batch.mask_BT, self.token_advantage(tokens), 0.0)
+            loss_BT, metrics = self.surrogate(tokens, advantage_BT)
+            return loss_BT, metrics | {"teacher_gap": -advantage_BT}
+        table_VD = mesh_lib.RULES.gather(tokens.shared)["table_VD"]
+        loss_BT = vocabulary_divergence(
+            tokens.cfg,
+            tokens.params,
+            tokens.x_BTD,
+            self.teacher.cfg,
+            table_VD,
+            tokens.notes["teacher"],
+            beta=self.cfg.lopd.beta,
+            temperature=self.cfg.sampling.temperature or 1.0,
+            chunk=self.cfg.optim.logprob_chunk,
+        )
+        return loss_BT, {"divergence": loss_BT}
+
+    def token_advantage(self, tokens) -> jax.Array:
+        """-(log pi_S - log pi_T) of each sampled token, without a gradient."""
+        return tokens.notes["teacher"] - tokens.old_logp_BT
+
+
+def check_tokenizers(student: Student, teacher: Student) -> None:
+    """Raise UserError where the two tokenizers differ: in the number of ids, in one id's text, or in how they cut."""
+    mine, others = student.tokenizer, teacher.tokenizer
+    remedy = "a white-box teacher must read the student's tokens: choose one of its family, or a text teacher"
+    for i in range(min(mine.vocab_size, others.vocab_size)):
+        a, b = mine.decode([i]), others.decode([i])
+        if a != b:
+            raise UserError(f"the tokenizers differ: id {i} is {a!r} for the student, {b!r} for the teacher; {remedy}")
+    if mine.vocab_size > others.vocab_size:
+        i = others.vocab_size
+        raise UserError(
+            f"the tokenizers differ: the student has {mine.vocab_size} ids, the teacher {others.vocab_size}; id {i} "
+            f"({mine.decode([i])!r}) is not the teacher's; {remedy}"
+        )
+    for text in (PROBE, "Answer: 12"):
+        try:
+            a, b = list(mine.encode(text)), list(others.encode(text))
+        except UserError:  # characters that a tiny tokenizer lacks
+            continue
+        if a != b:
+            at = next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+            raise UserError(
+                f"the tokenizers differ: they cut {text!r} alike for {at} tokens, then {a[at : at + 3]} and "
+                f"{b[at : at + 3]}; {remedy}"
+            )
+
+
+METHOD = LOPD

@@ -1,0 +1,91 @@
+"""On-policy verbal distillation (OVD, arXiv 2601.21968): the teacher says one digit, 0 to 9, of each rollout.
+
+Its paper and its use as a baseline leave the reward open, so both readings are here (``ovd.mode``):
+
+- ``reward``: the reward is digit / 9.
+- ``filter``: the digit only decides who stays, a(y) = 1[digit >= threshold]; a rejected rollout gives its place to a
+  demonstration of the teacher's. The reward is the exact outcome, of rollouts and demonstrations alike. It needs gold
+  answers, which ROPD does not; nobody sampled a demonstration from the student, so its importance ratio is 1. Where
+  the threshold lets no wrong rollout stay, every reward of a group is 1 and GRPO has no gradient: the lower it is, the
+  more wrong but promising rollouts stand beside the demonstrations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from ropd_jax.data.batches import Sequence
+from ropd_jax.evaluation.graders import grade
+from ropd_jax.methods.base import Method
+from ropd_jax.teacher import ConfigurationError, TeacherError
+from ropd_jax.text.trim import after_think
+from ropd_jax.types import Judgement, RolloutGroup, UserError
+
+HIGHEST = 9
+
+
+class OVD(Method):
+    def __post_init__(self):
+        how = self.cfg.ovd
+        if how.mode not in ("reward", "filter"):
+            raise UserError(f"ovd.mode={how.mode!r}; expected 'reward' or 'filter'")
+        if not 0 <= how.threshold <= HIGHEST:
+            raise UserError(f"ovd.threshold={how.threshold}; expected a digit, 0 to {HIGHEST}")
+
+    @property
+    def teaches_text(self):
+        return self.cfg.ovd.mode == "filter"
+
+    @property
+    def asks(self):
+        return {"reference": 1, "score": 1} if self.cfg.ovd.mode == "filter" else {"score": 1}
+
+    async def judge(self, teacher, group: RolloutGroup) -> Judgement:
+        n, known = len(group.rollouts), {}
+        answers = [after_think(r.text) for r in group.rollouts]
+        try:
+            if self.cfg.ovd.mode == "filter":
+                known["references"] = await teacher.references(group.prompt)
+            digits = await teacher.score(
+                group.prompt,
+                answers,
+                key=f"{group.step}/{group.prompt.id}",
+                lowest=0,
+                highest=HIGHEST,
+                template="score_verbal.v1",
+            )
+        except ConfigurationError:
+            raise
+        except TeacherError as error:
+            return Judgement(rewards=(None,) * n, causes=(error.cause,) * n, **known)
+        judgement = Judgement(rewards=(None,) * n, causes=digits.causes, scores=digits.values, **known)
+        if self.cfg.ovd.mode == "reward":
+            return dataclasses.replace(
+                judgement, rewards=tuple(None if d is None else d / HIGHEST for d in digits.values)
+            )
+        texts = [demonstration or answer for demonstration, answer in zip(self.shown(judgement), answers, strict=True)]
+        right = [None if d is None else grade(group.prompt, t) for d, t in zip(digits.values, texts, strict=True)]
+        causes = [c or ("ungraded" if ok is None else None) for c, ok in zip(digits.causes, right, strict=True)]
+        rewards = tuple(None if ok is None else float(ok) for ok in right)
+        return dataclasses.replace(judgement, rewards=rewards, causes=tuple(causes))
+
+    def shown(self, judgement: Judgement) -> list[str | None]:
+        """Per rollout the demonstration that takes its place, the references in turn; None where the rollout stays."""
+        digits, references = judgement.scores or (None,) * len(judgement.rewards), list(judgement.references)
+        rejected = [d is not None and d < self.cfg.ovd.threshold for d in digits]
+        return [references[sum(rejected[:i]) % len(references)] if out else None for i, out in enumerate(rejected)]
+
+    def sequences(self, group, judgement, tokenizer):
+        rows = super().sequences(group, judgement, tokenizer)
+        if self.cfg.ovd.mode == "reward":
+            return rows
+        for i, text in enumerate(self.shown(judgement)):
+            if text is not None:
+                tokens_T = np.asarray([*tokenizer.encode(text), tokenizer.stop_ids[0]], np.int32)
+                rows[i] = Sequence(group.prompt_tokens_T, tokens_T, np.full(tokens_T.shape, np.nan, np.float32))
+        return rows
+
+
+METHOD = OVD

@@ -1,0 +1,77 @@
+"""Rubrics as Rewards (arXiv 2507.17746, v1): a rubric made once from references, no contrast with the student.
+
+The rubric of a prompt has 7 to 20 criteria in four categories and never changes while the student does. Two ways to
+make a reward of it (``rar.mode``):
+
+- ``explicit``: every criterion is verified, and the reward is sum w c / sum w with Essential 1.0, Important 0.7,
+  Optional 0.3, Pitfall 0.8.
+- ``implicit``: one grade from 1 to 10 given the rubric, brought to [0, 1]; its paper finds this one better.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+
+from ropd_jax.methods.base import Method
+from ropd_jax.teacher import ConfigurationError, TeacherError
+from ropd_jax.text.trim import after_think
+from ropd_jax.types import Judgement, RolloutGroup, Rubric, UserError
+
+LOWEST, HIGHEST = 1, 10
+
+
+@dataclasses.dataclass(eq=False)
+class RaR(Method):
+    """Keeps each prompt's rubric. After a resume it is asked for again: the same request, which the tape answers."""
+
+    rubrics: dict[str, asyncio.Future[tuple[tuple[str, ...], Rubric]]] = dataclasses.field(default_factory=dict)
+    asks_once = frozenset({"reference", "rubric"})
+
+    def __post_init__(self):
+        if self.cfg.rar.mode not in ("explicit", "implicit"):
+            raise UserError(f"rar.mode={self.cfg.rar.mode!r}; expected 'explicit' or 'implicit'")
+
+    @property
+    def asks(self):
+        return {"reference": 1, "rubric": 1, "verify" if self.cfg.rar.mode == "explicit" else "score": 1}
+
+    async def rubric(self, teacher, prompt) -> tuple[tuple[str, ...], Rubric]:
+        """(references, rubric) of a prompt; a failure is not kept, the next visit asks again."""
+
+        async def make():
+            references = await teacher.references(prompt)
+            return references, await teacher.static_rubric(prompt, references)
+
+        known = self.rubrics.get(prompt.id)
+        if known is None or (known.done() and (known.cancelled() or known.exception())):
+            known = self.rubrics[prompt.id] = asyncio.ensure_future(make())
+        return await known
+
+    async def judge(self, teacher, group: RolloutGroup) -> Judgement:
+        n, known = len(group.rollouts), {}
+        key, answers = f"{group.step}/{group.prompt.id}", [after_think(r.text) for r in group.rollouts]
+        try:
+            known["references"], known["rubric"] = await self.rubric(teacher, group.prompt)
+            if self.cfg.rar.mode == "explicit":
+                verdicts = await teacher.verify(group.prompt, known["rubric"], answers, key=key)
+                rewards = verdicts.scores(known["rubric"])
+                return Judgement(rewards=rewards, causes=verdicts.causes, passed=verdicts.passed, **known)
+            grades = await teacher.score(
+                group.prompt,
+                answers,
+                key=key,
+                lowest=LOWEST,
+                highest=HIGHEST,
+                template="score_rubric.v1",
+                rubric=known["rubric"],
+            )
+        except ConfigurationError:
+            raise
+        except TeacherError as error:
+            return Judgement(rewards=(None,) * n, causes=(error.cause,) * n, **known)
+        rewards = tuple(None if v is None else (v - LOWEST) / (HIGHEST - LOWEST) for v in grades.values)
+        return Judgement(rewards=rewards, causes=grades.causes, scores=grades.values, **known)
+
+
+METHOD = RaR

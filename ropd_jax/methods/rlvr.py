@@ -1,0 +1,33 @@
+"""GRPO on the exact answer (RLVR): the row that the paper's tables leave out.
+
+Reward 1 if the grader finds the final answer right, else 0. No teacher is asked; the gold answer is needed, which no
+other method here sees. A rollout that nobody can grade is unscored (cause ``ungraded``).
+"""
+
+from __future__ import annotations
+
+from ropd_jax.evaluation.graders import grade
+from ropd_jax.methods.base import Method
+from ropd_jax.text.trim import after_think
+from ropd_jax.types import Judgement, RolloutGroup
+
+
+class RLVR(Method):
+    @property
+    def asks(self):
+        return {}
+
+    async def judge(self, teacher, group: RolloutGroup) -> Judgement:
+        return outcome(group)
+
+
+def outcome(group: RolloutGroup) -> Judgement:
+    """1.0 for a right answer, 0.0 for a wrong one, None where the prompt carries nothing to grade by."""
+    right = [grade(group.prompt, after_think(r.text)) for r in group.rollouts]
+    return Judgement(
+        rewards=tuple(None if ok is None else float(ok) for ok in right),
+        causes=tuple("ungraded" if ok is None else None for ok in right),
+    )
+
+
+METHOD = RLVR

@@ -1,0 +1,49 @@
+"""T-Judge: the teacher gives each rollout one grade, and GRPO runs on it (baseline of arXiv 2605.07396, Table 1).
+
+The paper prints neither its prompt nor whether its judge sees references. This follows the nearest published recipe,
+the Likert judges of RaR (arXiv 2507.17746): an integer from 1 to 10, brought to [0, 1] as (grade - 1) / 9, with the
+same m references in view that ROPD has (``t_judge.references=True``) or none. With them, ROPD and T-Judge differ in
+the rubric alone.
+"""
+
+from __future__ import annotations
+
+from ropd_jax.methods.base import Method
+from ropd_jax.teacher import ConfigurationError, TeacherError
+from ropd_jax.text.trim import after_think
+from ropd_jax.types import Judgement, RolloutGroup
+
+LOWEST, HIGHEST = 1, 10
+
+
+class TJudge(Method):
+    @property
+    def asks(self):
+        return {"reference": 1, "score": 1} if self.cfg.t_judge.references else {"score": 1}
+
+    async def judge(self, teacher, group: RolloutGroup) -> Judgement:
+        n, known = len(group.rollouts), {}
+        answers = [after_think(r.text) for r in group.rollouts]
+        try:
+            template = "score_judge.v1"
+            if self.cfg.t_judge.references:
+                known["references"] = await teacher.references(group.prompt)
+                template = "score_judge_references.v1"
+            grades = await teacher.score(
+                group.prompt,
+                answers,
+                key=f"{group.step}/{group.prompt.id}",
+                lowest=LOWEST,
+                highest=HIGHEST,
+                template=template,
+                references=known.get("references", ()),
+            )
+        except ConfigurationError:
+            raise
+        except TeacherError as error:
+            return Judgement(rewards=(None,) * n, causes=(error.cause,) * n, **known)
+        rewards = tuple(None if v is None else (v - LOWEST) / (HIGHEST - LOWEST) for v in grades.values)
+        return Judgement(rewards=rewards, causes=grades.causes, scores=grades.values, **known)
+
+
+METHOD = TJudge
