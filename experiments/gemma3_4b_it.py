@@ -2,7 +2,7 @@
 
     ropd plan  --config experiments/gemma3_4b_it.py --topology v5e:4x4
     ropd train --config experiments/gemma3_4b_it.py --workdir runs/gemma3_4b_it \\
-      --config.data.path='DIR/dapo_math_17k*.jsonl' --config.data.heldout_path=DIR/math_500.jsonl
+      --config.data.path=DIR
 
 Variants: ``paper`` (implied: Table A2) or ``released`` (the official code's values).
 Data: see qwen3_4b_math.py.
@@ -22,8 +22,8 @@ def get_config(variant: str = ""):
     (column,) = configs.choose(variant, ("paper", "released"))
     cfg = configs.paper_run(column)
     cfg.student.checkpoint = "google/gemma-3-4b-it"
-    cfg.data.task = "math"
-    cfg.data.path = "data/dapo_math_17k*.jsonl"
-    cfg.data.heldout_path = "data/math_500.jsonl"
+    cfg.data.source, cfg.data.task = "published", "dapo_math_17k"
+    cfg.data.options = dict(language="all")
+    cfg.data.size, cfg.data.heldout_size = 0, 500  # 0: all that the held-out ones leave
     cfg.data.template = TEMPLATE
     return cfg

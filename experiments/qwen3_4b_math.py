@@ -1,15 +1,16 @@
 """ROPD on competition mathematics: Qwen3-4B learns from GPT-5.2 (arXiv 2605.07396, Table 1).
 
     ropd plan      --config experiments/qwen3_4b_math.py --topology v5e:4x4
-    ropd preflight --config experiments/qwen3_4b_math.py --config.data.path='DIR/dapo_math_17k*.jsonl' --no-calls
+    ropd preflight --config experiments/qwen3_4b_math.py --config.data.path=DIR --no-calls
     ropd train     --config experiments/qwen3_4b_math.py --workdir runs/qwen3_4b_math \\
-      --config.data.path='DIR/dapo_math_17k*.jsonl' --config.data.heldout_path=DIR/math_500.jsonl
+      --config.data.path=DIR
 
 Variants, with commas between: ``non_thinking`` (implied) or ``thinking``; ``paper`` (implied: Table A2) or ``released``
 (the official code's values), e.g. ``experiments/qwen3_4b_math.py:thinking,released``.
 
-Data: DAPO-Math-17k (Hub: BytedTsinghua-SIA/DAPO-Math-17k) as JSONL with id, problem, answer. The paper chose its
-checkpoints on AIME24, which it also reports; held out here is MATH-500.
+Data: DAPO-Math-17k in both languages, as 531 x 32 prompts imply, without what the benchmarks ask: ``ropd data
+dapo_math_17k --data DIR --language all`` says what is there. The paper chose its checkpoints on AIME24, which it also
+reports; held out here are 500 problems of DAPO itself.
 
 Hardware: docs/plan.md says what each slice takes. Expected (paper, avg@16 at 32,768 tokens): AIME24 24.2 -> 65.0,
 AIME25 20.8 -> 58.8 without thinking; 70.4 -> 75.4, 59.6 -> 68.8 with.
@@ -28,8 +29,8 @@ def get_config(variant: str = ""):
     cfg = configs.paper_run(column)
     cfg.student.checkpoint = "Qwen/Qwen3-4B"
     cfg.student.enable_thinking = mode == "thinking"
-    cfg.data.task = "math"
-    cfg.data.path = "data/dapo_math_17k*.jsonl"
-    cfg.data.heldout_path = "data/math_500.jsonl"
+    cfg.data.source, cfg.data.task = "published", "dapo_math_17k"
+    cfg.data.options = dict(language="all")
+    cfg.data.size, cfg.data.heldout_size = 0, 500  # 0: all that the held-out ones leave
     cfg.data.template = TEMPLATE
     return cfg

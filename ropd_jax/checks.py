@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ropd_jax.core.losses import AGGREGATIONS, KL_KINDS, RATIOS
+from ropd_jax.core.moments import MOMENTS
 from ropd_jax.core.optim import SCHEDULES
 from ropd_jax.core.rewards import OVERLONG
 from ropd_jax.models.attention import KERNELS
@@ -29,6 +30,7 @@ def check_config(cfg: ConfigDict) -> None:
         "loss.kl_kind": KL_KINDS,
         "loss.overlong": OVERLONG,
         "optim.schedule": SCHEDULES,
+        "optim.moments": MOMENTS,
         "optim.remat": tuple(REMAT),
         "optim.attention": ("auto", *KERNELS),
         "student.dtype": ("float32", "bfloat16"),

@@ -15,12 +15,14 @@ import inspect
 import logging
 import pathlib
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ropd_jax.helptexts import (
+    ANALYZE_HELP,
     DATA_HELP,
     EVAL_HELP,
     EXPORT_HELP,
@@ -28,6 +30,7 @@ from ropd_jax.helptexts import (
     HELP,
     REJUDGE_HELP,
     SERVE_HELP,
+    TABLE_HELP,
     TEACH_HELP,
     TRAIN_HELP,
 )
@@ -295,6 +298,72 @@ def _eval(args: list[str]) -> int:
     return evalrun.main(config, evalrun.Wanted(what, **options))
 
 
+def _analyze(args: list[str]) -> int:
+    from absl import flags
+
+    run, rest = (args[0], args[1:]) if args and not args[0].startswith("-") else ("", args)
+    if not run:
+        raise UserError("which run? expected its directory first, e.g. ropd analyze runs/quickstart")
+    values = flags.FlagValues()
+    for name in ("steps", "scores", "teacher", "out"):
+        flags.DEFINE_string(name, "", "", flag_values=values)
+    _parse(values, "analyze", rest)
+    steps, scores, teacher = _steps(values["steps"].value), values["scores"].value, values["teacher"].value
+    if scores and teacher:
+        raise UserError("--scores and --teacher exclude each other: --teacher writes a scores file of its own")
+
+    from ropd_jax.evaluation import analysis
+
+    out = values["out"].value or str(pathlib.Path(run) / "analysis")
+    if teacher:
+        from ropd_jax import rejudge, signals
+
+        system = rejudge.run_config(run).data.system
+        scores = str(signals.score_run(run, teacher, pathlib.Path(out) / "scores.jsonl", steps=steps, system=system))
+    return analysis.main(run, steps=steps, scores=scores, out=out)
+
+
+def _cost_of(train: str) -> str:
+    """What the teacher of a run costs at most, from the flags of ``ropd train``; where its hours are to be had."""
+    from absl import flags
+
+    from ropd_jax.plan.verb import teacher
+
+    config = _config_and_flags("train", shlex.split(train), flags.FlagValues())
+    roles, _ = teacher(config)
+    usd = [r.usd_max for r in roles]
+    price = "dollars unknown: a model without a price" if None in usd else f"${sum(usd):,.2f} at most"
+    return f"teacher: {sum(r.calls for r in roles):,} calls, {price}; hours: ropd plan {train} --topology SLICE"
+
+
+def _table(args: list[str]) -> int:
+    from absl import flags
+
+    from ropd_jax.evaluation import tables
+    from ropd_jax.report import write_atomic
+
+    file, rest = (args[0], args[1:]) if args and not args[0].startswith("-") else ("", args)
+    if not file:
+        raise UserError("which table? expected its file first, e.g. ropd table experiments/table1_blackbox.py")
+    values = flags.FlagValues()
+    for name, default in (("runs", "runs"), ("evals", "evals"), ("format", "markdown"), ("out", "")):
+        flags.DEFINE_string(name, default, "", flag_values=values)
+    flags.DEFINE_boolean("costs", False, "", flag_values=values)
+    _parse(values, "table", rest)
+    table = tables.collect(
+        tables.load_spec(file),
+        runs=values["runs"].value,
+        evals=values["evals"].value,
+        cost=_cost_of if values["costs"].value else None,
+    )
+    text = tables.render(table, values["format"].value)
+    if values["out"].value:
+        write_atomic(values["out"].value, text)
+    else:
+        sys.stdout.write(text)
+    return 0
+
+
 def _grade(args: list[str]) -> int:
     from absl import flags
 
@@ -353,6 +422,8 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "data": (_data, DATA_HELP),
     "eval": (_eval, EVAL_HELP),
     "grade": (_grade, GRADE_HELP),
+    "table": (_table, TABLE_HELP),
+    "analyze": (_analyze, ANALYZE_HELP),
     "rejudge": (_rejudge, REJUDGE_HELP),
     "teach": (_teach, TEACH_HELP),
     "plan": (_plan, ""),
@@ -549,7 +620,8 @@ def _set_up_logging() -> None:
     if not any(isinstance(h, _Stderr) for h in root.handlers):
         root.addHandler(_Stderr())
     root.setLevel(logging.INFO)
-    for name in ("absl", "jax", "orbax", "httpx", "httpcore", "openai", "google_genai", "aiohttp.access", "matplotlib"):
+    http = ("httpx", "httpx2", "httpcore", "httpcore2", "openai", "google_genai", "aiohttp.access")  # a line a call
+    for name in ("absl", "jax", "orbax", "matplotlib", *http):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

@@ -99,6 +99,7 @@ def default() -> ConfigDict:
     cfg.teacher.scripted.fault_rate = 0.0
     cfg.teacher.scripted.slip_rate = 0.0
     cfg.teacher.scripted.wrong_verdict_rate = 0.0
+    cfg.teacher.scripted.style = "full"  # its references: or "skips" (first line, then the answer), "prose"
 
     cfg.ropd = ConfigDict()  # ablations (paper, Table 6 and text); the defaults are the paper's
     cfg.ropd.rubric_per = "group"  # or "pair": a rubric for each rollout and one reference
@@ -131,6 +132,13 @@ def default() -> ConfigDict:
     cfg.exopd = ConfigDict()
     cfg.exopd.scale = 1.25  # lambda; 1 is lopd
 
+    cfg.gad = ConfigDict()  # the discriminator
+    cfg.gad.warmup_steps = 0  # steps of cross-entropy for the student while D starts; its paper: one epoch, about 800
+    cfg.gad.lr = 1e-6  # constant
+    cfg.gad.b1 = 0.9
+    cfg.gad.b2 = 0.95
+    cfg.gad.clip_norm = 0.2
+
     cfg.loss = ConfigDict()
     cfg.loss.normalize_std = True  # Eq. 6; the released code does not divide
     cfg.loss.aggregation = "seq_mean"  # Eq. 8; released code: token_mean
@@ -155,12 +163,13 @@ def default() -> ConfigDict:
     cfg.optim.eps = 1e-8
     cfg.optim.weight_decay = 0.1
     cfg.optim.clip_norm = 1.0
+    cfg.optim.moments = "float32"  # Adam's, 8 bytes a parameter; "bfloat16" 4, "int8" and "factored" about 2
     cfg.optim.minibatches = 1  # optimizer updates a step; released code: 4
     cfg.optim.row_len = 0  # positions of a row that several sequences share (packing); 0: one sequence a row
     cfg.optim.microbatch = 0  # rows whose activations exist at once; 0 is all
     cfg.optim.remat = "block"  # kept for the backward pass: "none" (all), "dots", "attention" or "block" (least)
     cfg.optim.attention = "auto"  # kernel by platform; or "splash" (TPU), "cudnn" (GPU), "xla", "naive"
-    cfg.optim.logprob_chunk = 128  # positions whose logits exist at once
+    cfg.optim.logprob_chunk = 128  # positions of a row whose logits exist at once
 
     cfg.mesh = ConfigDict()
     cfg.mesh.fsdp = -1  # -1 takes the devices that tp leaves
@@ -227,7 +236,7 @@ def paper_run(column: str) -> ConfigDict:
     cfg.data.source = "jsonl"
     cfg.data.size = 20_000
     cfg.teacher.provider = "openai"
-    for role in (cfg.teacher.reference, cfg.teacher.rubricator, cfg.teacher.verifier):
+    for role in (cfg.teacher.reference, cfg.teacher.rubricator, cfg.teacher.verifier, cfg.teacher.scorer):
         role.model = "gpt-5.2-chat-latest"
     cfg.teacher.reference.temperature = 0.0  # Table A2; four references may then be one text: 0.7 avoids it
     cfg.optim.row_len = 10_240  # packed rows; a prompt of 2,048 and an answer of 8,192 tokens just fit
@@ -237,7 +246,7 @@ def paper_run(column: str) -> ConfigDict:
     if column == "released":
         cfg.steps = 500
         cfg.checkpoint.every = 100
-        for role in (cfg.teacher.reference, cfg.teacher.rubricator, cfg.teacher.verifier):
+        for role in (cfg.teacher.reference, cfg.teacher.rubricator, cfg.teacher.verifier, cfg.teacher.scorer):
             role.temperature = None  # the provider's own
         cfg.loss.normalize_std = False
         cfg.loss.aggregation = "token_mean"

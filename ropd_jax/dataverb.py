@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TextIO
 
@@ -10,7 +11,7 @@ from rich.table import Table
 
 from ropd_jax.data.published import PUBLISHED, TRAINING
 from ropd_jax.data.sets import SetOptions, load_set
-from ropd_jax.data.sources import Found, Source, read_source
+from ropd_jax.data.sources import ENVIRONMENT, HUB, Found, Source, read_source
 from ropd_jax.evaluation.benchmarks import load_benchmark
 from ropd_jax.hints import near
 from ropd_jax.types import UserError
@@ -51,7 +52,11 @@ def main(name: str, *, data: str = "", prepare: str = "", language: str = "en") 
 def listing(data: str = "", *, file: TextIO | None = None) -> None:
     """All sets, and which of them are at the place."""
     table = Table("set", "rows", "here", "licence")
+    local = (data or os.environ.get(ENVIRONMENT, HUB)) != HUB  # nothing is downloaded for a list
     for name, source in PUBLISHED.items():
+        if not local:
+            table.add_row(name, f"{source.rows or 0:,}", "no --data", source.licence)
+            continue
         try:
             rows, _ = read_source(source, data)
             here = "yes" if source.rows in (None, len(rows)) else f"{len(rows):,} rows"

@@ -29,7 +29,7 @@ from ropd_jax import mesh as mesh_lib
 from ropd_jax.checkpoint import saved_params
 from ropd_jax.evaluation import results
 from ropd_jax.evaluation.answers import by_problem, read_answers
-from ropd_jax.evaluation.benchmarks import Loaded, Sampling, load_benchmark
+from ropd_jax.evaluation.benchmarks import Loaded, Sampling, load_benchmark, slug
 from ropd_jax.evaluation.gradeverb import grade_file
 from ropd_jax.models import transformer
 from ropd_jax.models.lora import Lora, adapter_shapes, attach, freeze
@@ -279,7 +279,7 @@ def _sampling(wanted: Wanted, own: Sampling) -> Sampling:
 
 
 def _default_out(wanted: Wanted, chosen: dict[str, Any] | None) -> pathlib.Path:
-    name = wanted.benchmark.replace(":", "_")
+    name = slug(wanted.benchmark, wanted.thinking)
     if chosen is not None:
         return pathlib.Path(wanted.what) / "eval" / f"{name}_step{chosen['step']}"
     return pathlib.Path("evals") / pathlib.Path(wanted.what).name / name

@@ -25,7 +25,7 @@ class StoredGroup:
     """One group of a run.
 
     Attributes:
-        prompt: id and question alone; the question is what the teacher was shown.
+        prompt: id, question and gold answer; the question is what the teacher was shown.
         answers: the rollouts' texts.
         advantages: as the run computed them; None where unscored.
         judgement: what the teacher said.
@@ -71,7 +71,7 @@ def group_from(row: Mapping[str, Any]) -> StoredGroup:
     answers, references = row["answers"], row["references"]
     return StoredGroup(
         step=row["step"],
-        prompt=Prompt(row["prompt_id"], (Message("user", row["question"]),)),
+        prompt=Prompt(row["prompt_id"], (Message("user", row["question"]),), answer=row.get("gold_answer")),
         answers=tuple(a["text"] for a in answers),
         advantages=tuple(a["advantage"] for a in answers),
         judgement=_judgement(row, answers, references),

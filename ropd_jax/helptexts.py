@@ -14,6 +14,8 @@ verbs
   data            which published sets are at hand, whether they are whole, and TFDS files of them
   eval            sample a student's answers to a benchmark (AIME, GSM8K, IFEval, ...) and grade them
   grade           grade stored answers to a benchmark (AIME, GPQA, HealthBench, IFEval, ...), without a model
+  table           a table of the paper from finished runs, its numbers beside ours, and what is missing
+  analyze         whether a run's rewards point where correctness does: AUC, bad updates, criteria over training
   rejudge         score the stored rollouts of a run again with another verifier, prompt or rubric; show what changes
   teach           ask for the references of all training prompts ahead of time
   plan            memory, collectives and seconds of a run on a TPU slice, from the compiler; no TPU is needed
@@ -89,8 +91,40 @@ Without flags it samples as the paper: k=16, temperature 1.0, top-p 0.95, at mos
   --out DIR        default RUN/eval/BENCHMARK_stepN, or evals/CHECKPOINT/BENCHMARK
   --against FILE   the result.json of another student: the paired difference with its interval
 
-  ropd eval runs/quickstart --benchmark reasoning_gym:chain_sum --k 4 --max_tokens 48 --limit 100
+  ropd eval runs/quickstart --k 4 --max_tokens 48 --limit 200 --template '{question}' \\
+      --benchmark reasoning_gym:chain_sum,min_terms=4,max_terms=5,min_digits=1,max_digits=1
   ropd eval smollm2 --benchmark gsm8k --data ~/benchmarks --k 4 --max_tokens 256 --limit 200
+"""
+
+TABLE_HELP = """\
+usage: ropd table FILE [--runs DIR] [--evals DIR] [--format markdown|csv|latex] [--costs] [--out FILE]
+
+Collects the results of ropd eval into the table that FILE's get_table() describes: our value with its 95 % interval,
+n, k and seeds, the paper's number beside it. A cell without a result says what is missing and the command that fills
+it. Nothing is run.
+
+  --runs DIR     where the rows' runs are (runs)
+  --evals DIR    where ropd eval CHECKPOINT left its results (evals)
+  --format F     markdown, csv or latex
+  --costs        calls and dollars of the teacher behind each command to train (ropd plan says the hours)
+
+  ropd table experiments/table1_blackbox.py
+  ropd table experiments/table_mini.py --runs runs/lab --format csv --out mini.csv
+"""
+
+ANALYZE_HELP = """\
+usage: ropd analyze RUN [--steps a:b] [--teacher CHECKPOINT | --scores FILE] [--out DIR]
+
+The paper's signal study on the rollouts stored in RUN/groups: how often a right answer is scored above a wrong one
+(AUC, over all and within groups), how many rollouts are pushed the wrong way (bad updates), which criteria are met over
+training, and how like the references the rollouts become. Right and wrong are the gold answer's.
+
+  --steps a:b      steps a to b-1; a: and :b are open ends
+  --teacher C      the mean log-prob of each answer under this checkpoint as a second signal (its weights are loaded)
+  --scores FILE    more signals, JSONL: {"step": 3, "prompt_id": "p", "sample": 0, "teacher_logprob": -0.4, ...}
+  --out DIR        analysis.json and analysis.png go there (RUN/analysis)
+
+  ropd analyze runs/quickstart
 """
 
 GRADE_HELP = """\
@@ -101,12 +135,12 @@ read where it stands ("length" is a truncated answer). Shows avg@k, pass@j, maj@
 and how many answers are ungraded or truncated. No model is loaded.
 
 benchmarks   aime_2024 aime_2025 hmmt_feb_2025 hmmt_nov_2025 math_500 gsm8k gpqa_diamond ifeval
-             healthbench healthbench_hard healthbench_consensus reasoning_gym:TASK
+             healthbench healthbench_hard healthbench_consensus reasoning_gym:TASK[,key=value,...]
 
   --data DIR         a directory with BENCHMARK.jsonl; default ROPD_DATA, else the Hub (pip install datasets)
   --out FILE         the result as JSON, each problem's value included
   --against RESULT   an earlier result: the paired difference with its interval
-  --timeout_s S      of one math answer (5); what takes longer is ungraded, never wrong
+  --timeout_s S      of computing on one math answer (5); what takes longer is ungraded, never wrong
   --workers N        processes of the math grader; 0 is one for each core
   --config...        HealthBench is judged by a model: --config.teacher.provider, .verifier.model, .budget.usd, ...
 

@@ -194,6 +194,8 @@ class Progress:
         for name, label, form in SHOWN:
             value = _finite(self._seen.get(name))
             parts.append(f"{label} {'-' if value is None else form.format(value)}")
+        if self._seen.get("eval/drift"):
+            parts.append(f"DRIFT since step {self._seen['eval/drift_since']:.0f}")
         if self._durations:
             usual = sorted(self._durations[1:] or self._durations)
             middle = usual[len(usual) // 2]
@@ -230,6 +232,7 @@ RESULT_ROWS = (  # (key, label, format)
     ("groups_total", "groups", "{:,}"),
     ("groups_unscored", "groups unscored", "{:,}"),
     ("seed", "seed", "{}"),
+    ("drift_alarms", "drift alarm at steps", "{}"),
 )
 
 
@@ -239,7 +242,7 @@ def final_table(result: Mapping[str, Any]) -> Table:
     table.add_column()
     table.add_column(justify="right")
     for key, label, form in RESULT_ROWS:
-        if key not in result:
+        if key not in result or result[key] == []:
             continue
         value = result[key]
         text = "unknown" if value is None else form.format(value)

@@ -34,6 +34,7 @@ from ropd_jax.core.optim import make_optimizer
 from ropd_jax.data.batches import TrainBatch, make_batch, pack, real_frac, split_parts
 from ropd_jax.data.prompts import PromptStream
 from ropd_jax.data.questions import Questions, load_questions
+from ropd_jax.drift import alarms, drift_at
 from ropd_jax.evaluation.heldout import evaluate
 from ropd_jax.figures import curves_png
 from ropd_jax.methods import Method, Notes, Tokens, load_method
@@ -198,27 +199,27 @@ def make_update(cfg: ConfigDict, model_cfg: ModelConfig, method: Method, tx: opt
         )
         A = len(batch.tokens_BT)
 
-        def one_part(a):
-            part, weight_BT, said = jax.tree.map(
+        def part(a):
+            return jax.tree.map(
                 lambda x_ABT: jax.lax.dynamic_index_in_dim(x_ABT, a, keepdims=False), (batch, weight_ABT, notes.tokens)
             )
-            (loss, aux), g = jax.value_and_grad(part_loss, has_aux=True)(
-                state.params, base, ref_params, part, weight_BT, said, notes.shared
-            )
-            return jax.tree.map(lambda x: x.astype(jnp.float32), g), loss, *aux
 
-        def accumulate(a, carry):
-            *sums, gap_max = one_part(a)
+        def loss_of(params, a):
+            return part_loss(params, base, ref_params, *part(a), notes.shared)
+
+        def accumulate(a, carry):  # the backward pass adds each layer's gradient into `grads` in place
+            loss, pull_back, aux = jax.vjp(lambda params: loss_of(params, a), state.params, has_aux=True)
+            pull_back.with_refs(grads)(jnp.ones_like(loss))
+            *sums, gap_max = loss, *aux
             *sums_before, gap_max_before = carry
             return *jax.tree.map(jnp.add, sums_before, sums), jnp.maximum(gap_max_before, gap_max)
 
-        if A == 1:
-            grads, loss, sums, gap_max = one_part(0)
-        else:
-            nothing = jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), state.params)
-            scalars = jax.tree.map(lambda x: jnp.zeros((), x.dtype), jax.eval_shape(one_part, 0)[1:])
-            used = jnp.max(jnp.where(jnp.any(batch.segments_BT, axis=(1, 2)), jnp.arange(1, A + 1, dtype=jnp.int32), 0))
-            grads, loss, sums, gap_max = jax.lax.fori_loop(0, used, accumulate, (nothing, *scalars))
+        grads = jax.tree.map(lambda p: jax.new_ref(jnp.zeros_like(p, jnp.float32)), state.params)
+        loss, aux = jax.eval_shape(loss_of, state.params, 0)
+        nothing = jax.tree.map(lambda x: jnp.zeros((), x.dtype), (loss, *aux))
+        used = jnp.max(jnp.where(jnp.any(batch.segments_BT, axis=(1, 2)), jnp.arange(1, A + 1, dtype=jnp.int32), 0))
+        loss, sums, gap_max = jax.lax.fori_loop(0, used, accumulate, nothing)
+        grads = jax.tree.map(jax.freeze, grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         tokens = jnp.maximum(jnp.sum(batch.mask_BT), 1).astype(jnp.float32)
@@ -298,6 +299,7 @@ def optimizer(cfg: ConfigDict) -> optax.GradientTransformation:
         eps=cfg.optim.eps,
         weight_decay=cfg.optim.weight_decay,
         clip_norm=cfg.optim.clip_norm,
+        moments=cfg.optim.moments,
     )
 
 
@@ -454,6 +456,12 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     def evaluated(step: int, n: int) -> dict[str, Any]:
         metrics = evaluate(sample, eval_engines, attach(lora, base, state.params), held, n, progress.say)
         metrics_log.log(step, metrics)
+        drift = drift_at(report.read_metrics(workdir), step)
+        if drift is not None:
+            metrics |= drift.as_metrics()
+            metrics_log.log(step, drift.as_metrics())
+            if drift.alarm:
+                log.warning("drift: %s; look at groups/ before you trust the reward", drift)
         progress.note(metrics)
         return metrics
 
@@ -523,6 +531,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
 
     # --- result
     result = make_result(cfg, host, after, len(held.prompts), host["seconds"] + time.monotonic() - started, teacher)
+    result["drift_alarms"] = alarms(report.read_metrics(workdir))
     report.write_result(workdir, result)
     path = curves_png(workdir)
     stack.callback(report.show_result, result)  # after the progress bar has gone

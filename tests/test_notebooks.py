@@ -36,7 +36,34 @@ print(json.dumps({
     "best_over_worst": float(change_G[best] - change_G[worst]),
     "reference_score": float(min(v_BC[G:] @ w_C / w_C.sum())),
 }))
-"""
+""",
+    "02_add_a_method": """
+import json
+
+print(json.dumps({
+    "lines": len(lines),
+    "judged": list(judgement.rewards),
+    "code": code,
+    "asked": asked,
+    "steps": len(rewards),
+    "last_over_first": sum(rewards[-3:]) / 3 - sum(rewards[:3]) / 3,
+    "method": result["method"].rsplit("/")[-1],
+    "unscored": result["groups_unscored"],
+}))
+""",
+    "03_signal_alignment": """
+import json
+
+print(json.dumps({
+    "rollouts": len(rollouts.right),
+    "auc_error": abs(float(worked_out) - study["signals"][REWARD]["auc"]),
+    "auc": study["signals"][REWARD]["auc"],
+    "in_group": {name: auc_in_group(values, right, rollouts.group) for name, values in table.items()},
+    "bad_updates": {name: bad_update(values, right, rollouts.group) for name, values in table.items()},
+    "likeness_rose": study["criteria"][-1]["likeness"] > study["criteria"][0]["likeness"],
+    "gold_known": None not in rollouts.right,
+}))
+""",
 }
 
 
@@ -98,6 +125,35 @@ def test_one_step_runs_and_its_numbers_hold(tmp_path, jupyter):
     assert facts["loss_fell_by"] > 0
     assert facts["best_over_worst"] > 0.01
     assert facts["reference_score"] == 1.0
+
+
+@pytest.mark.slow
+def test_a_method_of_thirty_lines_runs_and_asks_for_references_alone(tmp_path, jupyter):
+    notebook = execute(next(p for p in NOTEBOOKS if p.stem == "02_add_a_method"), tmp_path)
+    said = [o for o in outputs(notebook) if o.output_type == "stream" and o.name == "stderr"]
+    assert not said, said
+    facts = json.loads(notebook.cells[-1].outputs[0].text)
+
+    assert facts["lines"] <= 30
+    assert facts["judged"][1:] == [0.0, 0.0] and facts["judged"][0] in (0.0, 0.25, 0.5, 0.75, 1.0)
+    assert facts["code"] == 0 and facts["steps"] == 12 and facts["unscored"] == 0
+    assert facts["asked"] == {"teacher/calls_reference": 12 * 8 * 4}
+    assert facts["method"] == "agree.py"
+    assert facts["last_over_first"] > -0.2
+
+
+def test_signal_alignment_runs_and_its_numbers_hold(tmp_path, jupyter):
+    notebook = execute(next(p for p in NOTEBOOKS if p.stem == "03_signal_alignment"), NOTEBOOKS[0].parent)
+    assert not [o for o in outputs(notebook) if o.output_type == "stream" and o.name == "stderr"]
+    facts = json.loads(notebook.cells[-1].outputs[0].text)
+
+    assert facts["rollouts"] == 768 and facts["gold_known"]
+    assert facts["auc_error"] < 1e-12
+    assert facts["auc"] > 0.98
+    rubric, length, permuted = facts["in_group"].values()
+    assert rubric > 0.98 > length > 0.7 and abs(permuted - 0.5) < 0.05
+    assert [round(x, 2) for x in facts["bad_updates"].values()] == [0.09, 0.23, 0.39]
+    assert facts["likeness_rose"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

@@ -13,9 +13,9 @@ LEVELS = [  # a room imports from lower levels only, and within its level only w
     {"types", "hints", "helptexts"},
     {"configs", "ggufio", "jsonio", "hub"},
     {"mesh", "core", "models", "text", "teacher", "data", "report"},
-    {"sampling", "figures", "workdir", "student", "checkpoint", "groups", "tapeverb"},
+    {"sampling", "figures", "workdir", "student", "checkpoint", "groups", "tapeverb", "drift"},
     {"methods", "evaluation", "checks", "rejudge", "teach", "export"},
-    {"summary", "preflight", "evalrun", "dataverb"},
+    {"summary", "preflight", "evalrun", "dataverb", "signals"},
     {"train", "cli", "plan"},
 ]
 SAME_LEVEL = {
@@ -28,7 +28,7 @@ SAME_LEVEL = {
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax"}
 JAX_FREE = {
     "types", "configs", "hints", "helptexts", "ggufio", "jsonio", "hub", "teacher", "report", "figures", "workdir",
-    "evaluation", "cli", "groups", "rejudge", "tapeverb", "dataverb",
+    "evaluation", "cli", "groups", "rejudge", "tapeverb", "dataverb", "drift",
 }  # fmt: skip
 
 

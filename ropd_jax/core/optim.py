@@ -7,6 +7,8 @@ import functools
 import jax
 import optax
 
+from ropd_jax.core.moments import compact_adam
+
 SCHEDULES = ("constant", "cosine")
 
 
@@ -21,11 +23,15 @@ def make_optimizer(
     eps: float,
     weight_decay: float,
     clip_norm: float,
+    moments: str = "float32",
 ) -> optax.GradientTransformation:
     """AdamW after clipping by global norm. ``cosine`` decays to 0 at ``total_steps``; both warm up linearly from 0.
 
+    Args:
+        moments: the form in which Adam's moments are stored, see `ropd_jax.core.moments`.
+
     Raises:
-        ValueError: unknown schedule.
+        ValueError: unknown schedule or form of moments.
     """
     if schedule == "constant":
         after = optax.constant_schedule(lr)
@@ -37,10 +43,15 @@ def make_optimizer(
         # Step 0 already moves: lr * 1/(warmup), 2/(warmup), ...
         warm = optax.linear_schedule(lr / warmup_steps, lr, max(warmup_steps - 1, 1))
         after = optax.join_schedules([warm, after], [warmup_steps])
-    tx = optax.chain(
-        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
-        optax.adamw(after, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay),
-    )
+    if moments == "float32":
+        adam = optax.adamw(after, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+    else:
+        adam = optax.chain(
+            compact_adam(moments, b1=b1, b2=b2, eps=eps),
+            optax.add_decayed_weights(weight_decay),
+            optax.scale_by_learning_rate(after),
+        )
+    tx = optax.chain(optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(), adam)
     return optax.GradientTransformation(_lenient(tx.init), _lenient(tx.update))
 
 

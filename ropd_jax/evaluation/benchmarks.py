@@ -10,6 +10,7 @@ top-p 0.95, at most 32,768 tokens. Its prompts are not published; ours are below
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 import re
 from collections.abc import Mapping
@@ -90,17 +91,39 @@ RG_SIZE = 500
 
 
 def benchmark_of(name: str) -> Benchmark:
-    """The benchmark of a name; ``reasoning_gym:TASK`` is any task of reasoning-gym.
+    """The benchmark of a name; ``reasoning_gym:TASK`` is any task of reasoning-gym, ``reasoning_gym:gcd,max_value=99``
+    one with settings of its own.
 
     Raises:
         UserError: no such benchmark.
     """
     if name.startswith(RG) and len(name) > len(RG):
-        task = name.removeprefix(RG)
+        task, _ = _task(name)
         return Benchmark(name, task, "exact", EXACT, None, evaluation_only=False)
     if name not in BENCHMARKS:
         raise UserError(f"benchmark {name!r} is unknown; {near(name, [*BENCHMARKS, RG + 'TASK'])}")
     return BENCHMARKS[name]
+
+
+def _task(name: str) -> tuple[str, dict[str, Any]]:
+    """(task, settings) of ``reasoning_gym:TASK,key=value,...``; values are JSON, or else texts."""
+    task, *settings = name.removeprefix(RG).split(",")
+    options = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise UserError(f"{name}: {setting!r} is no setting; expected key=value, e.g. {RG}gcd,max_value=99")
+        try:
+            options[key] = json.loads(value)
+        except ValueError:
+            options[key] = value
+    return task, options
+
+
+def slug(name: str, thinking: bool | None = None) -> str:
+    """A benchmark's name as part of a path, with the mode of the chat template where one was asked for."""
+    mode = {None: "", True: "_thinking", False: "_nothinking"}[thinking]
+    return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_") + mode
 
 
 def load_benchmark(
@@ -145,9 +168,11 @@ def load_benchmark(
 
 
 def _reasoning_gym(benchmark: Benchmark, limit: int | None, size: int) -> Loaded:
-    task = benchmark.name.removeprefix(RG)
+    task, options = _task(benchmark.name)
     size = 2 * limit if limit else size  # room for the duplicates that go
-    drawn = load_prompts(source="reasoning_gym", task=task, size=size, seed=RG_SEED, template=benchmark.template)
+    drawn = load_prompts(
+        source="reasoning_gym", task=task, size=size, seed=RG_SEED, options=options, template=benchmark.template
+    )
     prompts = drawn.prompts[:limit]
     place = f"{benchmark.name} (size={size}, seed={RG_SEED})"
     return Loaded(benchmark, prompts, Found(place, len(prompts), content_sha(prompts), None, None))

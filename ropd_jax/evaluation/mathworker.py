@@ -3,8 +3,8 @@
     python -m ropd_jax.evaluation.mathworker CPU_SECONDS
 
 One JSON line in, ``{"gold": "1/2", "answer": "0.5"}``, one out: ``{"right": true}``, or ``{"error": "..."}`` where
-math-verify itself failed. It sets no alarm: whoever started the process kills it when it takes too long. Should nobody
-be left to do so, the process ends itself after so many seconds of computing on one pair.
+math-verify itself failed. It sets no alarm: after so many seconds of computing on one pair the system ends the process
+(SIGXCPU), in the middle of whatever sympy is doing, and whoever started it starts another.
 """
 
 from __future__ import annotations

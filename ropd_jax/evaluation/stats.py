@@ -46,22 +46,6 @@ def accuracy(grades: Sequence[bool | None]) -> Estimate:
     return Estimate(p, low, high, n, ungraded)
 
 
-def mean_accuracy(grades_PK: Sequence[Sequence[bool | None]], *, seed: int = 0, draws: int = 2000) -> Estimate:
-    """The mean over P prompts of the share of right ones among each prompt's K samples, as avg@K.
-
-    The K samples of a prompt are not independent, so the interval is a percentile bootstrap over prompts. A prompt
-    none of whose samples could be graded is left out and counted.
-    """
-    shares = [sum(known) / len(known) for row in grades_PK if (known := [g for g in row if g is not None])]
-    ungraded = len(grades_PK) - len(shares)
-    if not shares:
-        return Estimate(None, None, None, 0, ungraded)
-    share_P = np.asarray(shares)
-    picks = np.random.default_rng(seed).integers(0, len(shares), size=(draws, len(shares)))
-    low, high = np.percentile(share_P[picks].mean(axis=1), [2.5, 97.5])
-    return Estimate(float(share_P.mean()), float(low), float(high), len(shares), ungraded)
-
-
 # ---------------------------------------------------------------------------------------- k samples of each problem
 
 

@@ -124,8 +124,9 @@ class MLP(nnx.Module):
 class Experts(nnx.Module):
     """Mixture of experts: each token goes to its top-k experts, weighted by the router's softmax (Qwen3-MoE).
 
-    Without a mesh the tokens are sorted by expert and each expert multiplies its own (`jax.lax.ragged_dot`). On a mesh
-    every expert multiplies every token, one expert at a time: right on any sharding, at E/k times the FLOPs.
+    The tokens are sorted by expert and each expert multiplies its own (`jax.lax.ragged_dot`), so the FLOPs are those of
+    k experts, not E. On a mesh each device sorts the tokens it has and multiplies its slice of F; one sum over ``tp``
+    ends the layer. Sorting is local: a `jax.shard_map`, as a global sort would gather every token.
     """
 
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
@@ -148,7 +149,16 @@ class Experts(nnx.Module):
     def __call__(self, x_BTD, beside):
         weight_BTk, expert_BTk = self.route(x_BTD)
         weights = [self.weight(name, beside, x_BTD.dtype) for name in ("gate_EDF", "up_EDF", "down_EFD")]
-        return (self.sorted if active_mesh() is None else self.one_by_one)(x_BTD, weight_BTk, expert_BTk, *weights)
+        if active_mesh() is None:
+            return self.sorted(x_BTD, weight_BTk, expert_BTk, *weights)
+
+        def local(*args):
+            return jax.lax.psum(self.sorted(*args), dict(RULES.axis)["F"])
+
+        by_token, column, row = out("BTD"), out("EDF"), out("EFD")
+        return jax.shard_map(local, in_specs=(by_token, by_token, by_token, column, column, row), out_specs=by_token)(
+            x_BTD, weight_BTk, expert_BTk, *weights
+        )
 
     def weight(self, name: str, beside: Params, dtype) -> jax.Array:
         w = getattr(self, name)[...].astype(dtype)
@@ -165,17 +175,6 @@ class Experts(nnx.Module):
         h_RF = self.activate(jax.lax.ragged_dot(x_RD, gate_EDF, size_E)) * jax.lax.ragged_dot(x_RD, up_EDF, size_E)
         y_RD = jax.lax.ragged_dot(h_RF, down_EFD, size_E) * weight_BTk.reshape(-1)[order_R][:, None]
         return jnp.zeros((B * T, D), x_BTD.dtype).at[order_R // k].add(y_RD).reshape(B, T, D)
-
-    def one_by_one(self, x_BTD, weight_BTk, expert_BTk, gate_EDF, up_EDF, down_EFD):
-        def add(y_BTD, xs):
-            e, gate_DF, up_DF, down_FD = xs
-            h_BTF = self.activate(jnp.einsum("BTD,DF->BTF", x_BTD, gate_DF)) * jnp.einsum("BTD,DF->BTF", x_BTD, up_DF)
-            share_BT = jnp.sum(jnp.where(expert_BTk == e, weight_BTk, jnp.zeros((), x_BTD.dtype)), axis=-1)
-            h_BTF = h_BTF * share_BT[..., None]
-            return y_BTD + jnp.einsum("BTF,FD->BTD", h_BTF, down_FD, out_sharding=out("BTD")), None
-
-        e_E = jnp.arange(self.cfg.num_experts, dtype=jnp.int32)
-        return jax.lax.scan(add, jnp.zeros_like(x_BTD), (e_E, gate_EDF, up_EDF, down_EFD))[0]
 
 
 class Block(nnx.Module):

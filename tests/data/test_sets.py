@@ -201,6 +201,13 @@ def test_the_command_says_what_is_there_and_what_is_left(place, tmp_path, capsys
     assert "did you mean dapo_math_17k" in capsys.readouterr().err
 
 
+def test_a_list_of_the_sets_downloads_nothing(monkeypatch, capsys):
+    monkeypatch.delenv("ROPD_DATA", raising=False)
+    monkeypatch.setattr("ropd_jax.dataverb.read_source", lambda *a: pytest.fail("it read"))
+    assert main(["data"]) == 0
+    assert "no --data" in capsys.readouterr().out
+
+
 def test_the_published_dapo_is_what_it_was_when_it_was_counted():
     place = str(local_data())
     prompts, dropped, found = load_set("dapo_math_17k", place)

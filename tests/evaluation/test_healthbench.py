@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+import http.server
 import json
 import re
+import threading
+from typing import ClassVar
 
 import pytest
 
+from ropd_jax.cli import main
 from ropd_jax.data.sources import Found
 from ropd_jax.evaluation.answers import Answer
 from ropd_jax.evaluation.benchmarks import Loaded, benchmark_of, load_benchmark
@@ -134,3 +138,60 @@ def test_the_sample_of_the_published_rows_can_be_asked(tmp_path):
     answers = [Answer(p.id, "I cannot say.") for p in loaded.prompts[:3]]
     outcomes = grade_answers(loaded.benchmark, {p.id: p for p in loaded.prompts}, answers, teacher=teacher(Judge()))
     assert [o.value for o in outcomes] == [0.0, 0.0, 0.0]
+
+
+class Completions(http.server.BaseHTTPRequestHandler):
+    """Chat completions of a judge that finds every criterion met in which ``good`` stands."""
+
+    asked: ClassVar[list[dict]] = []
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append(body)
+        met = parse_blocks(body["messages"][0]["content"])[-1][1].endswith("good")
+        text = json.dumps({"explanation": "so", "criteria_met": met})
+        reply = {"id": "1", "object": "chat.completion", "created": 1, "model": "judge-2026-01-01",
+                 "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
+                 "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}}  # fmt: skip
+        data = json.dumps(reply).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args):
+        pass
+
+
+def test_the_command_asks_a_server_once_and_pins_the_judge(tmp_path, capsys):
+    rubrics = [{"criterion": f"is {w}", "points": p, "tags": ["axis:a"]} for w, p in (("good", 4), ("bad", 6))]
+    rows = [{"prompt_id": f"h{n}", "prompt": [{"role": "user", "content": f"q{n}"}], "rubrics": rubrics,
+             "example_tags": ["theme:t"]} for n in range(3)]  # fmt: skip
+    (tmp_path / "healthbench.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"id": r["prompt_id"], "response": "x"}) + "\n" for r in rows))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Completions)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        command = [
+            "grade", "--benchmark=healthbench", f"--answers={tmp_path / 'a.jsonl'}", f"--data={tmp_path}",
+            f"--out={tmp_path / 'out' / 'r.json'}", "--config.teacher.provider=openai",
+            f"--config.teacher.base_url=http://127.0.0.1:{server.server_port}/v1",
+            "--config.teacher.verifier.model=judge-2026-01-01",
+        ]  # fmt: skip
+        (tmp_path / "out").mkdir()
+        assert main(command) == 0
+        assert len(Completions.asked) == 6
+        assert main(command) == 0  # from the tape
+        assert len(Completions.asked) == 6
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    result = json.loads((tmp_path / "out" / "r.json").read_text())
+    assert result["value"]["value"] == pytest.approx(0.4) == result["tags"]["axis:a"]["value"]
+    assert result["grader"]["model"] == "judge-2026-01-01" and result["grader"]["provider"] == "openai"
+    assert result["grader"]["template"].startswith("healthbench.v1@")
+    assert {b["model"] for b in Completions.asked} == {"judge-2026-01-01"}
+    assert "HealthBench" in capsys.readouterr().out

@@ -10,7 +10,6 @@ from ropd_jax.evaluation.stats import (
     accuracy,
     clustered,
     maj_at_k,
-    mean_accuracy,
     paired_difference,
     pass_at_k,
 )
@@ -37,19 +36,20 @@ def test_the_ends_of_the_scale_are_kept():
     assert accuracy([False] * 10).low == 0.0
 
 
-def test_samples_of_one_prompt_do_not_count_as_independent():
+def test_samples_of_one_problem_do_not_count_as_independent():
     rows = [[True] * 8, [False] * 8] * 10
-    clustered, naive = mean_accuracy(rows), accuracy([g for row in rows for g in row])
-    assert clustered.value == naive.value == 0.5
-    assert clustered.n == 20
-    assert clustered.high - clustered.low > 2 * (naive.high - naive.low)
-    assert mean_accuracy(rows) == clustered
+    by_problem = clustered([sum(row) / len(row) for row in rows])
+    naive = accuracy([g for row in rows for g in row])
+    assert by_problem.value == naive.value == 0.5
+    assert by_problem.n == 20
+    assert by_problem.high - by_problem.low > 2 * (naive.high - naive.low)
+    assert by_problem == clustered([sum(row) / len(row) for row in rows])
 
 
-def test_a_prompt_without_graded_samples_is_left_out():
-    got = mean_accuracy([[True, None], [None, None], [False, True]])
+def test_a_problem_without_graded_samples_is_left_out():
+    got = clustered([1.0, None, 0.5])
     assert (got.value, got.n, got.ungraded) == (0.75, 2, 1)
-    assert mean_accuracy([[None]]) == Estimate(None, None, None, 0, 1)
+    assert clustered([None]) == Estimate(None, None, None, 0, 1)
 
 
 @pytest.mark.parametrize("right", range(7))

@@ -1,0 +1,306 @@
+"""A table of the paper from finished runs: our cell with its interval, the paper's number beside it, and n.
+
+A table is data: ``get_table()`` of a file in ``experiments/`` returns a `TableSpec`. Rows name run directories (several
+are seeds of one row) or an untrained checkpoint; columns name benchmarks. ``collect`` looks for the results that
+``ropd eval`` left; a cell without one says what is missing and the command that fills it. Nothing is run.
+
+The interval of several seeds is the bootstrap over problems of the mean over seeds: it says how surely these runs solve
+such problems, not how far another seed would fall.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import importlib.resources
+import importlib.util
+import io
+import pathlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ropd_jax.evaluation.benchmarks import benchmark_of, slug
+from ropd_jax.evaluation.results import read_result
+from ropd_jax.evaluation.stats import Estimate, clustered
+from ropd_jax.types import UserError
+
+FORMATS = ("markdown", "csv", "latex")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One row.
+
+    Attributes:
+        label: as the paper has it.
+        paper: the paper's numbers in percent, one a column; None where it has none.
+        runs: names of run directories below ``--runs``; more than one are seeds.
+        train: flags of ``ropd train`` that make such a run, all but ``--workdir``; ``{seed}`` is the run's place.
+        special: of a column that other runs fill: (runs, train).
+        checkpoint: of an untrained student, in place of runs.
+        thinking: the mode of its chat template; None is the template's own.
+        method: the file of ``ropd_jax/methods`` it needs; "" for none.
+        note: why there can be no cell of ours ("" if there can).
+    """
+
+    label: str
+    paper: tuple[float | None, ...] = ()
+    runs: tuple[str, ...] = ()
+    train: str = ""
+    special: Mapping[str, tuple[tuple[str, ...], str]] = dataclasses.field(default_factory=dict)
+    checkpoint: str = ""
+    thinking: bool | None = None
+    method: str = ""
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class TableSpec:
+    """A table.
+
+    Attributes:
+        columns: benchmarks.
+        eval_flags: of ``ropd eval`` for every cell, besides the benchmark.
+        pick: the rule by which a run's checkpoint is chosen; results of another rule are not shown.
+        caption: where the paper's numbers are from, and what is odd about them.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    eval_flags: str = ""
+    pick: str = "last"
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        for column in self.columns:
+            benchmark_of(column)
+        for row in self.rows:
+            if row.paper and len(row.paper) != len(self.columns):
+                raise UserError(f"{row.label}: {len(row.paper)} numbers of the paper for {len(self.columns)} columns")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """``ours`` is None where there is nothing yet; ``missing`` then says what, with the command.
+
+    ``ungraded`` and ``truncated`` are shares of the answers; None where a result does not say.
+    """
+
+    ours: Estimate | None
+    paper: float | None
+    k: int | None = None
+    seeds: int = 0
+    missing: str = ""
+    ungraded: float | None = None
+    truncated: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A spec with its cells, one list a row."""
+
+    spec: TableSpec
+    cells: tuple[tuple[Cell, ...], ...]
+
+
+def load_spec(path: str) -> TableSpec:
+    """What ``get_table()`` of a file returns.
+
+    Raises:
+        UserError: no such file, no get_table, or not a TableSpec.
+    """
+    file = pathlib.Path(path)
+    spec = importlib.util.spec_from_file_location(f"ropd_table_{file.stem}", file) if file.is_file() else None
+    if spec is None or spec.loader is None:
+        raise UserError(f"table file {path!r} does not exist; expected e.g. experiments/table1_blackbox.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    table = module.get_table() if callable(getattr(module, "get_table", None)) else None
+    if not isinstance(table, TableSpec):
+        raise UserError(f"{path} has no get_table() that returns a TableSpec; ropd train takes configs, not tables")
+    return table
+
+
+def collect(
+    spec: TableSpec, *, runs: str = "runs", evals: str = "evals", cost: Callable[[str], str] | None = None
+) -> Table:
+    """All cells; reads result files alone.
+
+    Args:
+        runs: where the rows' run directories are.
+        evals: where ``ropd eval CHECKPOINT`` leaves its results.
+        cost: says what a run costs, told the flags of ``ropd train``; its words stand behind each command to train.
+    """
+    said = functools.cache(cost) if cost else lambda train: ""
+    cells = []
+    for row in spec.rows:
+        papers = row.paper or (None,) * len(spec.columns)
+        cells.append(
+            tuple(
+                _cell(spec, row, name, paper, runs, evals, said)
+                for name, paper in zip(spec.columns, papers, strict=True)
+            )
+        )
+    return Table(spec, tuple(cells))
+
+
+def _cell(spec: TableSpec, row: Row, name: str, paper: float | None, runs: str, evals: str, cost) -> Cell:
+    if row.note:
+        return Cell(None, paper, missing=row.note)
+    flags = " ".join(filter(None, [f"--benchmark {name}", spec.eval_flags]))
+    if row.checkpoint:
+        mode = {None: "", True: " --thinking", False: " --nothinking"}[row.thinking]
+        place = pathlib.Path(evals) / pathlib.Path(row.checkpoint).name / slug(name, row.thinking)
+        found = [_result(place)]
+        missing = "" if found[0] else f"ropd eval {row.checkpoint} {flags}{mode} --out {place}"
+    else:
+        names, train = row.special.get(name, (row.runs, row.train))
+        found = [_of_run(pathlib.Path(runs) / run, name, spec.pick) for run in names]
+        missing = "; ".join(
+            _command(spec, row, pathlib.Path(runs) / run, train.replace("{seed}", str(seed)), flags, cost)
+            for seed, (run, result) in enumerate(zip(names, found, strict=True))
+            if result is None
+        )
+    known = [r for r in found if r is not None]
+    if not known:
+        return Cell(None, paper, missing=missing)
+    per_problem: dict[str, list[float]] = {}
+    for result in known:
+        for i, value in result["per_problem"].items():
+            if value is not None:
+                per_problem.setdefault(i, []).append(value)
+    values = [sum(v) / len(v) for v in per_problem.values()]
+    ours = clustered(values, clip="tags" in known[0])
+    shares = [_share([r[part]["frac"] for r in known]) for part in ("ungraded", "truncated")]
+    return Cell(ours, paper, known[0]["k"][1], len(known), missing, *shares)
+
+
+def _share(values: list[float | None]) -> float | None:
+    return None if None in values else sum(values) / len(values)
+
+
+def _of_run(run: pathlib.Path, name: str, pick: str) -> dict[str, Any] | None:
+    """The result of the newest checkpoint that was chosen by the rule."""
+    steps = {}
+    for place in run.glob(f"eval/{slug(name)}_step*"):
+        step, result = re.fullmatch(r".*_step(\d+)", place.name), _result(place)
+        if step and result is not None and (result.get("checkpoint") or {}).get("rule") == pick:
+            steps[int(step[1])] = result
+    return steps[max(steps)] if steps else None
+
+
+def _result(place: pathlib.Path) -> dict[str, Any] | None:
+    return read_result(place / "result.json") if (place / "result.json").is_file() else None
+
+
+def _command(spec: TableSpec, row: Row, run: pathlib.Path, train: str, flags: str, cost) -> str:
+    """What is to be done next for a run without a result."""
+    methods = importlib.resources.files("ropd_jax") / "methods"
+    if row.method and not (methods / f"{row.method}.py").is_file():
+        return f"the method {row.method} is not in this version"
+    if not (run / "result.json").is_file():
+        price = f" ({words})" if train and (words := cost(train)) else ""
+        return f"not trained: ropd train {train} --workdir {run}{price}" if train else f"no run {run}"
+    return f"not evaluated: ropd eval {run} --pick {spec.pick} {flags}"
+
+
+# ------------------------------------------------------------------------------------------------------- render
+
+
+def render(table: Table, form: str) -> str:
+    """The table as text.
+
+    Raises:
+        UserError: an unknown format.
+    """
+    if form not in FORMATS:
+        raise UserError(f"--format={form} is unknown; expected one of {', '.join(FORMATS)}")
+    return {"markdown": _markdown, "csv": _csv, "latex": _latex}[form](table)
+
+
+def _ours(cell: Cell) -> str:
+    """``61.2 [57.8, 64.6]``, with what it is a mean of."""
+    e = cell.ours
+    if e is None or e.value is None:
+        return ""
+    more = f", {cell.seeds} seeds" if cell.seeds > 1 else ""
+    for name, share in (("ungraded", cell.ungraded), ("truncated", cell.truncated)):
+        more += f", {name} unknown" if share is None else f", {share:.1%} {name}" if share else ""
+    return f"{100 * e.value:.1f} [{100 * e.low:.1f}, {100 * e.high:.1f}] (n={e.n}, k={cell.k}{more})"
+
+
+def _heads(spec: TableSpec) -> list[str]:
+    return [benchmark_of(c).title for c in spec.columns]
+
+
+def _markdown(table: Table) -> str:
+    spec, notes = table.spec, {}
+    lines = [f"**{spec.title}**", "", f"| | {' | '.join(_heads(spec))} |", f"|---{'|---' * len(spec.columns)}|"]
+    for row, cells in zip(spec.rows, table.cells, strict=True):
+        texts = []
+        for cell in cells:
+            mark = f" <sup>{notes.setdefault(cell.missing, len(notes) + 1)}</sup>" if cell.missing else ""
+            paper = "" if cell.paper is None else f" *{cell.paper:.2f}*"
+            texts.append(f"{_ours(cell) or '–'}{paper}{mark}")
+        lines.append(f"| {row.label} | {' | '.join(texts)} |")
+    lines += ["", _legend(spec)]
+    lines += [f"{n}. `{note}`" if note.startswith(("ropd", "not")) else f"{n}. {note}" for note, n in notes.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _legend(spec: TableSpec) -> str:
+    text = (
+        "Ours in percent with the 95 % interval over problems; the paper's number in italics; – is not there yet. "
+        "Shares of ungraded and truncated answers stand there unless they are 0."
+    )
+    return f"{text} {spec.caption}".strip()
+
+
+def _csv(table: Table) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(
+        ["row", "benchmark", "value", "low", "high", "n", "k", "seeds", "ungraded", "truncated", "paper", "missing"]
+    )
+    for row, cells in zip(table.spec.rows, table.cells, strict=True):
+        for name, cell in zip(table.spec.columns, cells, strict=True):
+            e = cell.ours or Estimate(None, None, None, 0)
+            numbers = ["" if v is None else f"{100 * v:.4f}" for v in (e.value, e.low, e.high)]
+            shares = ["" if v is None else f"{v:.6f}" for v in (cell.ungraded, cell.truncated)]
+            known = [*numbers, e.n or "", cell.k or "", cell.seeds or "", *shares]
+            writer.writerow([row.label, name, *known, "" if cell.paper is None else cell.paper, cell.missing])
+    return out.getvalue()
+
+
+def _latex(table: Table) -> str:
+    spec = table.spec
+    lines = [f"% {spec.title}", f"\\begin{{tabular}}{{l{'c' * len(spec.columns)}}}", "\\toprule"]
+    lines.append(" & ".join(["", *map(_tex, _heads(spec))]) + " \\\\ \\midrule")
+    for row, cells in zip(spec.rows, table.cells, strict=True):
+        lines.append(" & ".join([_tex(row.label), *map(_tex_cell, cells)]) + " \\\\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", f"% {_legend(spec)}"]) + "\n"
+
+
+def _tex_cell(cell: Cell) -> str:
+    paper = "" if cell.paper is None else f" \\textit{{{cell.paper:.2f}}}"
+    e = cell.ours
+    if e is None or e.value is None:
+        return f"--{paper}"
+    up, down = 100 * (e.high - e.value), 100 * (e.value - e.low)
+    return f"${100 * e.value:.1f}^{{+{up:.1f}}}_{{-{down:.1f}}}${paper}"
+
+
+def _tex(text: str) -> str:
+    return re.sub(r"([&%$#_{}])", r"\\\1", text)
+
+
+def paper_rows(text: str) -> dict[str, tuple[float | None, ...]]:
+    """The paper's numbers by label, from lines ``label | 1.0 2.0 -``; ``-`` is no number."""
+    found = {}
+    for line in filter(str.strip, text.splitlines()):
+        label, _, numbers = line.partition("|")
+        found[label.strip()] = tuple(None if x == "-" else float(x) for x in numbers.split())
+    return found

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from ropd_jax.drift import alarms, drift_at
+from ropd_jax.report import Metrics, Progress, final_table, read_metrics
+
+
+def series(accuracies, rewards, *, n=500, every=10):
+    """Evaluations at 0, every, ...; one reward a step from step 1 on."""
+    steps = [every * i for i in range(len(accuracies))]
+    return {
+        "eval/accuracy": (steps, accuracies),
+        "eval/accuracy_n": (steps, [n] * len(steps)),
+        "reward/mean": (list(range(1, len(rewards) + 1)), rewards),
+    }
+
+
+def rewards(*levels, every=10):
+    return [level + 0.01 * (i % 3) for level in levels for i in range(every)]
+
+
+def test_reward_up_and_accuracy_down_rings_with_the_numbers():
+    got = drift_at(series([0.4, 0.6, 0.5], rewards(0.3, 0.6)), 20)
+    assert got.alarm and (got.step, got.since) == (20, 10)
+    assert got.accuracy_change == pytest.approx(-0.1)
+    assert got.reward_change == pytest.approx(0.3)
+    assert str(got) == "step 20: reward +0.300 and held-out accuracy -10.0% since step 10"
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "levels"),
+    [
+        ([0.4, 0.6, 0.59], (0.3, 0.6)),  # a fall within the noise: 1 point, standard error 3.1
+        ([0.4, 0.6, 0.5], (0.6, 0.3)),  # both fall: not drift but a bad run
+        ([0.4, 0.5, 0.6], (0.3, 0.6)),
+        ([0.4, 0.6, 0.5], (0.6, 0.6)),
+    ],
+)
+def test_it_is_silent_where_one_of_the_two_does_not_hold(accuracies, levels):
+    assert drift_at(series(accuracies, rewards(*levels)), 20).alarm is False
+
+
+def test_a_slow_fall_is_measured_from_the_best_evaluation():
+    falling = [0.4, 0.60, 0.58, 0.56, 0.54]
+    got = drift_at(series(falling, rewards(0.3, 0.4, 0.5, 0.6)), 40)
+    assert got.alarm and got.since == 10 and got.accuracy_change == pytest.approx(-0.06)
+
+
+def test_nothing_is_said_where_nothing_is_known():
+    assert drift_at(series([0.4], rewards(0.3)), 0) is None
+    assert drift_at(series([None, None, None], rewards(0.3, 0.6)), 20) is None
+    assert drift_at(series([0.4, 0.5], [None] * 10), 10) is None
+    assert drift_at({}, 10) is None
+
+
+def test_it_is_shown_in_the_line_the_metrics_and_the_result(tmp_path):
+    found = drift_at(series([0.4, 0.6, 0.5], rewards(0.3, 0.6)), 20)
+    log = Metrics(tmp_path, tensorboard=False)
+    log.log(20, found.as_metrics())
+    log.close()
+    assert alarms(read_metrics(tmp_path)) == [20]
+    progress = Progress(30, file=io.StringIO())
+    progress.note(found.as_metrics())
+    assert "DRIFT since step 10" in progress.line()
+    labels = [str(c) for c in final_table({"drift_alarms": [20], "seed": 0}).columns[0].cells]
+    assert "drift alarm at steps" in labels
+    assert "drift alarm at steps" not in [str(c) for c in final_table({"drift_alarms": []}).columns[0].cells]
