@@ -133,7 +133,7 @@ def sampler_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Sampler:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, mesh_lib.out(dims)))
 
     sizes = engine_lib.layout(ecfg)
-    N, B = sizes.parts * sizes.batch, sizes.parts * sizes.rows
+    N = sizes.parts * sizes.batch
     most = engine_lib.most_pages(ecfg, sizes.rows)
     cache = jax.eval_shape(lambda: engine_lib.empty_cache(model_cfg, ecfg, sizes, pages=most))
     prompts = [struct((N, ecfg.prompt_len), jnp.int32, "BT"), *(struct((N,), jnp.int32, "B") for _ in range(2))]
