@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -56,6 +57,11 @@ def check_config(cfg: ConfigDict) -> None:
         )
     if cfg.loss.is_cap and cfg.loss.ratio == "sequence":
         raise UserError("loss.is_cap and loss.ratio='sequence' exclude each other; set loss.is_cap=0.0 for GSPO")
+    if cfg.sampling.resample and jax.process_count() > 1:
+        raise UserError(
+            f"sampling.resample={cfg.sampling.resample} samples as often as the teacher's answers ask for, which "
+            "several hosts cannot do in step; set it to 0"
+        )
     for key in ("sampling.resample", "loss.is_cap", "loss.kl_coef"):
         if flat[key] < 0:
             raise UserError(f"{key}={flat[key]}; expected 0 (off) or more")

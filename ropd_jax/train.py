@@ -504,7 +504,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
                 state,
                 ref_params,
                 rows,
-                without_overlong(advantages, groups) if cfg.loss.overlong == "mask" else advantages,
+                without_overlong(advantages, groups, rows) if cfg.loss.overlong == "mask" else advantages,
                 method,
                 mesh,
                 cfg,
