@@ -11,7 +11,7 @@ PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt PIP_BUI
           $(BIN)/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format golden storm bench-teacher kill-tape bench-grader load-memory check-export clean
+.PHONY: help quickstart test lint format golden storm bench-teacher kill-tape mini bench-grader load-memory check-export clean
 .DELETE_ON_ERROR:
 
 help:
@@ -26,6 +26,7 @@ help:
 	@echo 'make load-memory  peak host memory while 2 GB of weights are read onto a mesh; a minute'
 	@echo 'make check-export  what ropd export writes, loaded by transformers and PEFT (installs torch); a few minutes'
 	@echo 'make bench-grader  answers a second of the math grader; needs ROPD_DATA=DIR with math_500.jsonl'
+	@echo 'make mini         every method of experiments/mini.py, three settings, three seeds; under an hour on idle cores'
 	@echo 'make clean        remove .venv and caches; runs/ stays'
 	@echo 'PYTHON=python3.12 chooses the interpreter of a new .venv'
 
@@ -61,6 +62,9 @@ check-export: $(VENV)/dev.stamp
 	$(PIP) -e '.[golden]'
 	$(BIN)/python -m benchmarks.check_export
 	$(BIN)/python -m benchmarks.check_adapter
+
+mini: $(VENV)/core.stamp
+	$(BIN)/python experiments/mini_lab.py --out runs/mini
 
 bench-teacher: $(VENV)/core.stamp
 	$(BIN)/python -m benchmarks.teacher

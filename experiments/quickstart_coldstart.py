@@ -7,6 +7,10 @@ right, in three styles: all lines worked (28 %), the first line and then the ans
 So the student *can* write whole solutions and mostly does not: that is what the quickstart's ROPD run elicits.
 The sums are disjoint from the quickstart's training and held-out sets.
 
+A white-box teacher for the same student (experiments/mini.py), a larger model that writes full solutions only:
+
+    python experiments/quickstart_coldstart.py --out DIR --layers 4 --width 128 --full --steps 1600
+
 Hardware: 2 CPU cores. Time: 2-4 minutes. Expected: greedy accuracy 0.3-0.5 on held-out sums (experiments/README.md).
 """
 
@@ -63,6 +67,9 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, required=True, help="directory for the checkpoint (must be empty)")
     parser.add_argument("--seed", type=int, default=0, help="weights, styles and batches")
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--width", type=int, default=96, help="a multiple of 32")
+    parser.add_argument("--full", action="store_true", help="full solutions only, in place of the three styles")
     args = parser.parse_args()
     if args.out.exists() and any(args.out.iterdir()):
         parser.error(f"--out {args.out} is not empty; nothing is overwritten: choose another directory")
@@ -77,11 +84,13 @@ def main() -> None:
     chat_template = {"user": ["", "\n"], "generation": ""}
     tokenizer = CharTokenizer(PIECES, eos="<eos>", pad="<pad>", chat_template=chat_template)
     model = ModelConfig(
-        vocab_size=tokenizer.vocab_size, num_layers=3, d_model=96, num_heads=3, num_kv_heads=3, head_dim=32,
-        mlp_dim=288, rope_theta=10_000.0, norm_eps=1e-5, tied=True, max_seq_len=128,
+        vocab_size=tokenizer.vocab_size, num_layers=args.layers, d_model=args.width, num_heads=args.width // 32,
+        num_kv_heads=args.width // 32, head_dim=32, mlp_dim=3 * args.width, rope_theta=10_000.0, norm_eps=1e-5,
+        tied=True, max_seq_len=128,
     )  # fmt: skip
     rng = np.random.default_rng(args.seed)
-    styles = rng.choice(list(STYLES), len(prompts), p=list(STYLES.values()))
+    shares = {"full": 1.0} if args.full else STYLES
+    styles = rng.choice(list(shares), len(prompts), p=list(shares.values()))
     stop = tokenizer.stop_ids[0]
     sequences = []
     for prompt, style in zip(prompts, styles, strict=True):

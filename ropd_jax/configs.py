@@ -97,6 +97,7 @@ def default() -> ConfigDict:
     cfg.teacher.scripted.fault_rate = 0.0
     cfg.teacher.scripted.slip_rate = 0.0
     cfg.teacher.scripted.wrong_verdict_rate = 0.0
+    cfg.teacher.scripted.style = "full"  # its references: or "skips" (first line, then the answer), "prose"
 
     cfg.ropd = ConfigDict()  # ablations (paper, Table 6 and text); the defaults are the paper's
     cfg.ropd.rubric_per = "group"  # or "pair": a rubric for each rollout and one reference
@@ -128,6 +129,13 @@ def default() -> ConfigDict:
 
     cfg.exopd = ConfigDict()
     cfg.exopd.scale = 1.25  # lambda; 1 is lopd
+
+    cfg.gad = ConfigDict()  # the discriminator
+    cfg.gad.warmup_steps = 0  # steps of cross-entropy for the student while D starts; its paper: one epoch, about 800
+    cfg.gad.lr = 1e-6  # constant
+    cfg.gad.b1 = 0.9
+    cfg.gad.b2 = 0.95
+    cfg.gad.clip_norm = 0.2
 
     cfg.loss = ConfigDict()
     cfg.loss.normalize_std = True  # Eq. 6; the released code does not divide
@@ -226,7 +234,7 @@ def paper_run(column: str) -> ConfigDict:
     cfg.data.source = "jsonl"
     cfg.data.size = 20_000
     cfg.teacher.provider = "openai"
-    for role in (cfg.teacher.reference, cfg.teacher.rubricator, cfg.teacher.verifier):
+    for role in (cfg.teacher.reference, cfg.teacher.rubricator, cfg.teacher.verifier, cfg.teacher.scorer):
         role.model = "gpt-5.2-chat-latest"
     cfg.teacher.reference.temperature = 0.0  # Table A2; four references may then be one text: 0.7 avoids it
     cfg.optim.row_len = 10_240  # packed rows; a prompt of 2,048 and an answer of 8,192 tokens just fit
@@ -236,7 +244,7 @@ def paper_run(column: str) -> ConfigDict:
     if column == "released":
         cfg.steps = 500
         cfg.checkpoint.every = 100
-        for role in (cfg.teacher.reference, cfg.teacher.rubricator, cfg.teacher.verifier):
+        for role in (cfg.teacher.reference, cfg.teacher.rubricator, cfg.teacher.verifier, cfg.teacher.scorer):
             role.temperature = None  # the provider's own
         cfg.loss.normalize_std = False
         cfg.loss.aggregation = "token_mean"

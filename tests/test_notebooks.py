@@ -37,6 +37,20 @@ print(json.dumps({
     "reference_score": float(min(v_BC[G:] @ w_C / w_C.sum())),
 }))
 """,
+    "02_add_a_method": """
+import json
+
+print(json.dumps({
+    "lines": len(lines),
+    "judged": list(judgement.rewards),
+    "code": code,
+    "asked": asked,
+    "steps": len(rewards),
+    "last_over_first": sum(rewards[-3:]) / 3 - sum(rewards[:3]) / 3,
+    "method": result["method"].rsplit("/")[-1],
+    "unscored": result["groups_unscored"],
+}))
+""",
     "03_signal_alignment": """
 import json
 
@@ -111,6 +125,21 @@ def test_one_step_runs_and_its_numbers_hold(tmp_path, jupyter):
     assert facts["loss_fell_by"] > 0
     assert facts["best_over_worst"] > 0.01
     assert facts["reference_score"] == 1.0
+
+
+@pytest.mark.slow
+def test_a_method_of_thirty_lines_runs_and_asks_for_references_alone(tmp_path, jupyter):
+    notebook = execute(next(p for p in NOTEBOOKS if p.stem == "02_add_a_method"), tmp_path)
+    said = [o for o in outputs(notebook) if o.output_type == "stream" and o.name == "stderr"]
+    assert not said, said
+    facts = json.loads(notebook.cells[-1].outputs[0].text)
+
+    assert facts["lines"] <= 30
+    assert facts["judged"][1:] == [0.0, 0.0] and facts["judged"][0] in (0.0, 0.25, 0.5, 0.75, 1.0)
+    assert facts["code"] == 0 and facts["steps"] == 12 and facts["unscored"] == 0
+    assert facts["asked"] == {"teacher/calls_reference": 12 * 8 * 4}
+    assert facts["method"] == "agree.py"
+    assert facts["last_over_first"] > -0.2
 
 
 def test_signal_alignment_runs_and_its_numbers_hold(tmp_path, jupyter):

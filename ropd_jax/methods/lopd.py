@@ -66,12 +66,14 @@ class LOPD(Method):
                 f"lopd.mode='full' compares whole vocabularies: the student's has {student.cfg.vocab_size} rows, "
                 f"that of {how.checkpoint} {self.teacher.cfg.vocab_size}; take lopd.mode='sampled'"
             )
-        cfg, full = self.teacher.cfg, how.mode == "full"
+        cfg, full, attention = self.teacher.cfg, how.mode == "full", self.cfg.optim.attention
         temperature, chunk = self.cfg.sampling.temperature or 1.0, self.cfg.optim.logprob_chunk
 
         @jax.jit
         def forward(params, tokens_BT, targets_BT, positions_BT, segments_BT):
-            x_BTD = transformer.hidden(cfg, params, tokens_BT, positions_BT, segments_BT, dtype=jnp.dtype(how.dtype))
+            x_BTD = transformer.hidden(
+                cfg, params, tokens_BT, positions_BT, segments_BT, dtype=jnp.dtype(how.dtype), attention=attention
+            )
             if full:
                 return normed_hidden(cfg, params, x_BTD)
             return token_logprobs(cfg, params, x_BTD, targets_BT, temperature=temperature, chunk=chunk)[0]

@@ -72,6 +72,7 @@ class ScriptedClient:
         fault_rate: share of attempts that fail as a provider would (429, 500, 503, half a JSON).
         slip_rate: share of reference steps with a wrong result.
         wrong_verdict_rate: share of verdicts that are flipped.
+        style: how it writes its own solutions, one of ``scripted_tasks.STYLES``.
         fault: for tests: (request, attempt 0, 1, ...) -> a key of ``FAULTS``, one of ``TEXT_FAULTS``, or None.
 
     Raises:
@@ -86,12 +87,16 @@ class ScriptedClient:
         fault_rate: float = 0.0,
         slip_rate: float = 0.0,
         wrong_verdict_rate: float = 0.0,
+        style: str = "full",
         fault: Callable[[ChatRequest, int], str | None] | None = None,
     ):
         rates = {"fault_rate": fault_rate, "slip_rate": slip_rate, "wrong_verdict_rate": wrong_verdict_rate}
         for name, rate in rates.items():
             if not 0.0 <= rate <= 1.0:
                 raise ConfigurationError(f"teacher.scripted.{name} is {rate}; expected a share from 0 to 1")
+        if style not in scripted_tasks.STYLES:
+            expected = ", ".join(scripted_tasks.STYLES)
+            raise ConfigurationError(f"teacher.scripted.style is {style!r}; expected one of {expected}")
         if latency_s < 0:
             raise ConfigurationError(f"teacher.scripted.latency_s is {latency_s}; expected seconds, 0 or more")
         if isinstance(book, str):
@@ -102,6 +107,7 @@ class ScriptedClient:
         self._fault_rate = fault_rate
         self._slip_rate = slip_rate
         self._wrong_rate = wrong_verdict_rate
+        self._style = style
         self._fault = fault
         self._attempts: collections.OrderedDict[str, int] = collections.OrderedDict()
 
@@ -199,7 +205,7 @@ class ScriptedClient:
                 "with question and solution), or set teacher.provider to 'gemini' or 'openai'",
                 cause="unknown_question",
             )
-        return scripted_tasks.write(worked, sample_index)
+        return scripted_tasks.write(worked, sample_index, self._style)
 
     def _rubric(self, references: list[str], students: list[str], size: tuple[int, int]) -> str:
         rows = scripted_criteria.induce(references or students, students, *size)

@@ -216,13 +216,23 @@ def _from_book(solution: str, slip: Slip) -> Worked | None:
     return Worked(tuple(lines), answer, prose=True)
 
 
-def write(worked: Worked, variant: int) -> str:
+STYLES = ("full", "skips", "prose")
+
+
+def write(worked: Worked, variant: int, style: str = "full") -> str:
     """The solution as an answer text.
+
+    ``style`` is a habit of the writer's, for solutions in equation lines: ``full`` writes every line, ``skips`` the
+    first line and then the answer, as an expert may who needs no more, ``prose`` all of them in one running sentence.
 
     Equation lines come bare or between two sentences; a sum or a product has one way only, so that its samples are
     equal. Book solutions come in four layouts with four ways to name the answer.
     """
     lines, kind = worked.lines, variant % 4
+    if style == "skips" and not worked.prose:
+        return "\n".join((*lines[:1], f"Answer: {worked.answer}"))
+    if style == "prose" and not worked.prose:
+        return f"{'; '.join(lines)}. The answer is {worked.answer}."
     if worked.plain_only or (kind == 0 and not worked.prose):
         return "\n".join((*lines, f"Answer: {worked.answer}"))
     if not worked.prose:

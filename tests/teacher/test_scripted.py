@@ -268,3 +268,28 @@ def test_the_token_limit_truncates(sum_prompt):
     with pytest.raises(TruncatedError, match="max_output_tokens=3"):
         asyncio.run(t.references(sum_prompt))
     assert t.stats.failures == {"truncated": 4}
+
+
+@pytest.mark.parametrize(
+    ("style", "reference"),
+    [
+        ("full", "9 + 5 = 14\n14 - 1 = 13\n13 + 3 = 16\nAnswer: 16"),
+        ("skips", "9 + 5 = 14\nAnswer: 16"),
+        ("prose", "9 + 5 = 14; 14 - 1 = 13; 13 + 3 = 16. The answer is 16."),
+    ],
+)
+def test_each_style_of_writing_passes_its_own_rubric_and_a_full_right_answer_never_fails_the_result(
+    style, reference, sum_prompt, sum_answers
+):
+    teacher = Teacher(ScriptedClient(style=style), references_m=1)
+    assert asyncio.run(teacher.references(sum_prompt)) == (reference,)
+    rubric = asyncio.run(teacher.induce_rubric(sum_prompt, [reference], sum_answers))
+    verdicts = asyncio.run(teacher.verify(sum_prompt, rubric, [reference, sum_answers[0]], key="k"))
+    assert all(verdicts.passed[0])
+    decisive = [k for k, c in enumerate(rubric.criteria) if c.points == 5]
+    assert decisive and all(verdicts.passed[1][k] for k in decisive)
+
+
+def test_an_unknown_style_is_named():
+    with pytest.raises(ConfigurationError, match=r"'brief'; expected one of full, skips, prose"):
+        ScriptedClient(style="brief")

@@ -1,0 +1,79 @@
+"""Every method on the quickstart's student, task and scripted teacher: what differs is the method, and nothing else.
+
+    ropd train --config experiments/mini.py:method=t_judge,setting=slips --workdir runs/t_judge
+    make mini                                                            every method, setting and seed: one table
+
+method    ropd, sft, t_judge, ovd, ovd_filter, gad, rlvr, rar, rar_implicit, lopd, lopd_full, exopd
+setting   a teacher that should be learned from, but not imitated:
+            skips   its references give the first line and then the answer; the student, writing so, is mostly wrong
+            slips   15 % of its lines are wrong by a little, and the error is carried on to its answer
+            prose   right and complete, in one running sentence that the student has never seen
+          plain     a teacher as good as the task allows, in the student's own words
+variant   grpo, dr_grpo, dapo, gspo: the GRPO family; none is the quickstart's (released ROPD's mixture)
+teacher   checkpoint of the white-box teacher of lopd, lopd_full and exopd (experiments/mini_lab.py makes it)
+
+All methods start from the same cold start, see the same prompts in the same order and share one learning rate, 1e-4;
+nothing was tuned for any of them. Hardware: 2 CPU cores. Time: half a minute a run. Expected: experiments/README.md.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+from ropd_jax.cli import load_config
+from ropd_jax.types import UserError
+
+METHODS = {  # name -> keys of the config
+    "ropd": {},
+    "sft": {"method": "sft"},
+    "t_judge": {"method": "t_judge"},
+    "ovd": {"method": "ovd"},
+    "ovd_filter": {"method": "ovd", "ovd.mode": "filter"},
+    "gad": {"method": "gad", "gad.warmup_steps": 8, "gad.lr": 1e-3, "gad.clip_norm": 1.0},
+    "rlvr": {"method": "rlvr"},
+    "rar": {"method": "rar"},
+    "rar_implicit": {"method": "rar", "rar.mode": "implicit"},
+    "lopd": {"method": "lopd"},
+    "lopd_full": {"method": "lopd", "lopd.mode": "full"},
+    "exopd": {"method": "exopd"},
+}
+SETTINGS = {
+    "plain": {},
+    "skips": {"teacher.scripted.style": "skips"},
+    "slips": {"teacher.scripted.slip_rate": 0.15},
+    "prose": {"teacher.scripted.style": "prose"},
+}
+UNTAUGHT = ("rlvr", "lopd", "lopd_full", "exopd")  # no text teacher: the setting changes nothing
+WHITE_BOX = ("lopd", "lopd_full", "exopd")
+VARIANTS = {
+    "": {},
+    "grpo": {"loss.normalize_std": True, "loss.aggregation": "seq_mean", "loss.clip_high": 0.2, "loss.kl_coef": 0.04},
+    "dr_grpo": {"loss.aggregation": "seq_mean_token_sum_norm", "loss.clip_high": 0.2},
+    "dapo": {"loss.normalize_std": True, "sampling.resample": 2, "loss.overlong": "shape", "loss.overlong_buffer": 12},
+    "gspo": {
+        "loss.normalize_std": True,
+        "loss.aggregation": "seq_mean",
+        "loss.ratio": "sequence",
+        "loss.clip_low": 3e-4,
+        "loss.clip_high": 4e-4,
+    },
+}
+
+
+def get_config(arg: str = ""):
+    given = dict(part.partition("=")[::2] for part in arg.split(",") if part)
+    known = {"method": METHODS, "setting": SETTINGS, "variant": VARIANTS}
+    for key, value in given.items():
+        if key not in (*known, "teacher") or (key in known and value not in known[key]):
+            choices = {k: list(v) for k, v in known.items()}
+            raise UserError(f"{key}={value!r} in experiments/mini.py:{arg}; expected teacher=DIR or one of {choices}")
+    method, setting = given.get("method", "ropd"), given.get("setting", "plain")
+    cfg = load_config(str(pathlib.Path(__file__).with_name("quickstart.py"))).unlock()
+    cfg.steps = 32
+    cfg.sampling.max_tokens = 60  # a sum in prose is longer than a sum in lines
+    cfg.log.tensorboard = False
+    if method in WHITE_BOX:
+        cfg.lopd.checkpoint = given.get("teacher", "runs/mini/teacher")
+    for keys in (SETTINGS[setting], METHODS[method], VARIANTS[given.get("variant", "")]):
+        cfg.update_from_flattened_dict(keys)
+    return cfg
