@@ -248,15 +248,15 @@ def compare(where: pathlib.Path, args: argparse.Namespace) -> None:
         f"{share:.0%} of the GEMM peak ({equal['gemm'] / 1e9:.0f} GFLOP/s), all {times_of(equal)}")  # fmt: skip
     for got in peers.values():
         ratio = min(equal["seconds"]) / min(got["seconds"])
-        say(
-            f"  {got['by']:6} {ratio:.2f} ({cpu_ratio(equal, got):.2f} by CPU time)   peak RSS {got['rss_gib']:.1f} GiB, all {times_of(got)}"
-        )
+        say(f"  {got['by']:6} {ratio:.2f} ({cpu_ratio(equal, got):.2f} by CPU time)   peak RSS "
+            f"{got['rss_gib']:.1f} GiB, all {times_of(got)}")  # fmt: skip
     padded, packed = ours("padded"), ours("packed")
     say(f"log-normal lengths, {SEQUENCES} sequences, {sum(log_normal_lengths()) + SEQUENCES * PROMPT:,} tokens:")
     for how, got in (("padded", padded), ("packed", packed)):
         ratio = min(padded["seconds"]) / min(got["seconds"])
-        say(f"  {how} {ratio:.2f} ({cpu_ratio(padded, got):.2f} by CPU time)   {got['real_frac']:.1%} of the positions are real, temporaries "
-            f"{got['temp_mb']:,.0f} MB, {got['flops'] / min(got['seconds']) / got['gemm']:.0%} of the GEMM peak, "
+        share = got["flops"] / min(got["seconds"]) / got["gemm"]
+        say(f"  {how} {ratio:.2f} ({cpu_ratio(padded, got):.2f} by CPU time)   {got['real_frac']:.1%} of the positions "
+            f"are real, temporaries {got['temp_mb']:,.0f} MB, {share:.0%} of the GEMM peak, "
             f"all {times_of(got)}")  # fmt: skip
     say(f"({tokens:,} tokens an equal update: {tokens / min(equal['seconds']):,.0f} tokens/s here and now)")
 
