@@ -14,17 +14,20 @@ the student's. Its tokenizer must be the student's.
 
 from __future__ import annotations
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ropd_jax import hosts
 from ropd_jax import mesh as mesh_lib
 from ropd_jax.core.advantages import Advantages
 from ropd_jax.methods.base import Method, Notes
 from ropd_jax.models import transformer
 from ropd_jax.models.divergence import normed_hidden, vocabulary_divergence
 from ropd_jax.models.logprobs import token_logprobs
-from ropd_jax.student import Student, load_student
+from ropd_jax.student import Student, find, load_student, open_source
 from ropd_jax.types import Judgement, RolloutGroup, UserError
 
 MODES = ("sampled", "full")
@@ -59,7 +62,13 @@ class LOPD(Method):
         how = self.cfg.lopd
         self.student_mesh = mesh
         self.mesh = mesh_lib.make_mesh(how.fsdp, how.tp) if how.fsdp else mesh
+        if how.fsdp and hosts.count() > 1:
+            raise UserError(
+                f"lopd.fsdp={how.fsdp} gives the white-box teacher a mesh of its own, which works on one host only; "
+                "set lopd.fsdp=0: the student's mesh"
+            )
         self.teacher = load_student(how.checkpoint, mesh=self.mesh, dtype=how.dtype)
+        self.teacher_cfg = self.teacher.cfg
         check_tokenizers(student, self.teacher)
         if how.mode == "full" and student.cfg.vocab_size != self.teacher.cfg.vocab_size:
             raise UserError(
@@ -82,7 +91,7 @@ class LOPD(Method):
         self.table = ()
         if full:
             table_VD = self.teacher.params["embed" if cfg.tied else "head"]["table_VD"]
-            self.table = {"table_VD": jax.device_put(table_VD, self.named("VD"))}
+            self.table = {"table_VD": mesh_lib.place(table_VD, self.named("VD"))}
         return ()
 
     def named(self, dims: str) -> jax.NamedSharding:
@@ -100,12 +109,24 @@ class LOPD(Method):
                 said.append(nothing)
                 continue
             with jax.set_mesh(self.mesh):
-                found = self.forward(self.teacher.params, *(jax.device_put(x, by_row) for x in part))
+                found = self.forward(self.teacher.params, *(mesh_lib.place(x, by_row) for x in part))
             if rows:
-                found = jax.device_put(found, jax.NamedSharding(self.student_mesh, jax.P()))[:-rows]
-            said.append(jax.device_put(found, self.named("BT")))
+                found = mesh_lib.place(found, jax.NamedSharding(self.student_mesh, jax.P()))[:-rows]
+            said.append(mesh_lib.place(found, self.named("BT")))
             nothing = jnp.zeros_like(said[-1]) if nothing is None else nothing
         return Notes({"teacher": jnp.stack(said)}, self.table)
+
+    def notes_like(self, batch):
+        named, shape = batch.tokens_BT.sharding, batch.tokens_BT.shape
+        if self.cfg.lopd.mode == "sampled":
+            return Notes({"teacher": jax.ShapeDtypeStruct(shape, jnp.float32, sharding=named)})
+        with contextlib.closing(open_source(find(self.cfg.lopd.checkpoint))) as source:
+            self.teacher_cfg = cfg = source.cfg
+        table = jax.NamedSharding(named.mesh, mesh_lib.RULES.spec("VD"))
+        return Notes(
+            {"teacher": jax.ShapeDtypeStruct((*shape, cfg.d_model), jnp.dtype(self.cfg.lopd.dtype), sharding=named)},
+            {"table_VD": jax.ShapeDtypeStruct((cfg.vocab_size, cfg.d_model), self.cfg.lopd.dtype, sharding=table)},
+        )
 
     def loss(self, tokens):
         if self.cfg.lopd.mode == "sampled":
@@ -117,7 +138,7 @@ class LOPD(Method):
             tokens.cfg,
             tokens.params,
             tokens.x_BTD,
-            self.teacher.cfg,
+            self.teacher_cfg,
             table_VD,
             tokens.notes["teacher"],
             beta=self.cfg.lopd.beta,

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ropd_jax.mesh import constrain, out
+from ropd_jax.mesh import constrain, fetch, out, place
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.sampling.rules import SamplingRule, draw, rollout_keys
@@ -190,11 +190,11 @@ def _sample_part(cfg, ecfg, params, layers, tokenizer, prompts, prompt_tokens, p
     waiting = set(range(len(part)))
     while waiting:
         state = decode(cfg, ecfg, params, layers, state, len_B, key_B)
-        done_B, t = np.asarray(state.done_B), int(state.t)
+        (done_B,), t = fetch(state.done_B), int(state.t)
         ended = [r for r in sorted(waiting) if t >= ecfg.max_tokens or done_B[r * G : (r + 1) * G].all()]
         if not ended:
             continue
-        tokens_BT, logp_BT, n_B = (np.asarray(x) for x in (state.tokens_BT, state.logp_BT, state.len_B))
+        tokens_BT, logp_BT, n_B = fetch(state.tokens_BT, state.logp_BT, state.len_B)
         for row in ended:
             rows = range(row * G, (row + 1) * G)
             rollouts = tuple(_rollout(tokenizer, ecfg.stop_ids, tokens_BT[b], logp_BT[b], n_B[b]) for b in rows)
@@ -214,4 +214,4 @@ def _place(*arrays):
     """Put host arrays on the mesh by their dimension letters (as they are without a mesh)."""
     if out("B") is None:
         return [jnp.asarray(x) for x, _ in arrays]
-    return [jax.device_put(x, jax.NamedSharding(jax.sharding.get_mesh(), out(dims))) for x, dims in arrays]
+    return [place(x, jax.NamedSharding(jax.sharding.get_mesh(), out(dims))) for x, dims in arrays]
