@@ -3,8 +3,8 @@
 1. `Block` and its parts state the architecture. `param_shapes` reads the shapes of all parameters from them,
    layers stacked on a leading L axis; `init_params` draws random ones; checkpoints fill the same tree.
 2. `hidden` runs the L blocks with `lax.scan` over the stacked layers (training, scoring, prefill).
-3. `decode_step` runs them for one token per row against a `cache.Cache`. With ``unroll=True`` over layers that
-   `unstack` took apart once: a scan in the decode loop copies every layer's weights and is 2-3x slower on CPU.
+3. `decode_step` runs them for one token per row against the sampler's cache, unrolled over layers that `unstack`
+   took apart once: a scan in the decode loop copies every layer's weights and is 2-3x slower on CPU.
 
 Both call the same `Block`; what differs is the ``attend`` function that is passed in.
 Parameter names end in their dimensions (see `ropd_jax.types`), from which `ropd_jax.mesh` derives the sharding.
@@ -390,44 +390,32 @@ def decode_step(
     layers: list[Params],
     tokens_B: jax.Array,
     positions_B: jax.Array,
-    cache: list[tuple[jax.Array, jax.Array]],
-    slot: jax.Array,
-    mask_BS: jax.Array,
-    slot_positions_BS: jax.Array,
+    caches: list,
+    attend: Callable,
     *,
     dtype=jnp.float32,
 ):
-    """One token for each row, against per-layer caches (k_BKSH, v_BKSH).
+    """One token for each row.
 
     Args:
         tokens_B: the tokens to feed.
         positions_B: their positions in their own sequences.
-        cache: L pairs; slot ``slot`` of every row is written.
-        slot: scalar int32, the same for all rows.
-        mask_BS: True where a row may look, the written slot included.
-        slot_positions_BS: position of the token in each slot, for the local layers' window.
+        caches: one a layer, whatever ``attend`` makes of it.
+        attend: (q_BTNH, k_BTKH, v_BTKH, cache, window) -> (o_BTNH, cache) with T = 1; ``window`` is how many positions
+            a query of this layer sees, or None where all.
 
     Returns:
-        (logits_BV float32, cache).
+        (logits_BV float32, caches).
     """
     x_BTD = embed(cfg, params, tokens_B[:, None], dtype)
-    back_BS = positions_B[:, None] - slot_positions_BS
-    new_cache = []
-    for i, (layer, (k_BKSH, v_BKSH)) in enumerate(zip(layers, cache, strict=True)):
-        inv_freq_H, window = (x[i] for x in per_layer(cfg))
-        seen_BS = mask_BS & (back_BS < window) if cfg.local_layers else mask_BS
-        angles_BTH = rope_angles(jnp.asarray(inv_freq_H), positions_B[:, None])
+    own, new = per_layer(cfg), []
+    for i, (layer, cache) in enumerate(zip(layers, caches, strict=True)):
+        angles_BTH = rope_angles(jnp.asarray(own.inv_freq_LH[i]), positions_B[:, None])
+        window = jnp.asarray(own.window_L[i]) if cfg.local_layers and cfg.local_layers[i] else None
 
-        def attend(q_BTNH, k_BTKH, v_BTKH, k_BKSH=k_BKSH, v_BKSH=v_BKSH, seen_BS=seen_BS):
-            k = write_slot(k_BKSH, k_BTKH.swapaxes(1, 2), slot)
-            v = write_slot(v_BKSH, v_BTKH.swapaxes(1, 2), slot)
-            return attend_to(cfg, q_BTNH, k, v, seen_BS[:, None]), (k, v)
+        def see(q_BTNH, k_BTKH, v_BTKH, cache=cache, window=window):
+            return attend(q_BTNH, k_BTKH, v_BTKH, cache, window)
 
-        x_BTD, kv = _block(cfg, layer)(x_BTD, angles_BTH, attend)
-        new_cache.append(kv)
-    return logits(cfg, params, x_BTD)[:, 0], new_cache
-
-
-def write_slot(cache_BKSH: jax.Array, new_BK1H: jax.Array, slot: jax.Array) -> jax.Array:
-    zero = jnp.zeros_like(slot)
-    return jax.lax.dynamic_update_slice(cache_BKSH, new_BK1H.astype(cache_BKSH.dtype), (zero, zero, slot, zero))
+        x_BTD, cache = _block(cfg, layer)(x_BTD, angles_BTH, see)
+        new.append(cache)
+    return logits(cfg, params, x_BTD)[:, 0], new
