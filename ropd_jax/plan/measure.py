@@ -257,8 +257,7 @@ def phases(
         itemsize=programs.cache_itemsize(cfg),
     )
     weights = itemsize * count.read_params(model_cfg, setting.slots) / tp
-    at_once = min(setting.slots // cfg.sampling.rollouts, cfg.data.prompts_per_step)
-    prefills = programs.prefill_calls(cfg, at_once)
+    prefills = programs.prefill_calls(cfg, mesh)
     return [
         phase,
         Phase("prefill", work.prefill_flops / devices, prefills * weights, prefills * received("prefill")),
