@@ -2,7 +2,8 @@
 
     ropd table experiments/table2_whitebox.py --runs runs
 
-The teacher runs behind any OpenAI-compatible server. Hardware: docs/plan.md.
+As text the teacher runs behind any OpenAI-compatible server; LOPD and ExOPD load its weights beside
+the student. Hardware: docs/plan.md.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ TEACHER = " ".join(
     ["--config.teacher.provider=openai", "--config.teacher.base_url=URL"]
     + [f"--config.teacher.{role}.model={MODEL}" for role in ("reference", "rubricator", "verifier")]
 )
+WEIGHTS = f"--config.lopd.checkpoint={MODEL} --config.lopd.dtype=bfloat16"
 
 
 def get_table() -> TableSpec:
@@ -31,7 +33,8 @@ def get_table() -> TableSpec:
         Row("Base", PAPER["base"], checkpoint="Qwen/Qwen3-4B", thinking=False),
     ]
     for method in ("sft", "lopd", "exopd", "ropd"):
-        train = f"--config experiments/qwen3_4b_math.py:non_thinking --config.method={method} {TEACHER}"
+        train = f"--config experiments/qwen3_4b_math.py:non_thinking --config.method={method} "
+        train += WEIGHTS if method in ("lopd", "exopd") else TEACHER
         label = "ExOPD" if method == "exopd" else method.upper()
         rows.append(Row(label, PAPER[method], (f"qwen3_4b_whitebox_{method}",), train, method=method))
     return TableSpec(

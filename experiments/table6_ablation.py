@@ -8,7 +8,6 @@ from __future__ import annotations
 from ropd_jax.evaluation.tables import Row, TableSpec
 
 CONFIG = "--config experiments/qwen3_4b_math.py:non_thinking"
-ABSENT = "this ablation is no setting of this version"
 
 
 def get_table() -> TableSpec:
@@ -18,8 +17,13 @@ def get_table() -> TableSpec:
         (
             Row("Base", (24.17,), checkpoint="Qwen/Qwen3-4B", thinking=False),
             Row("One teacher answer (m=1)", (47.08,), ("qwen3_4b_math_m1",), f"{CONFIG} --config.teacher.references=1"),
-            Row("A rubric for each pair", (61.25,), note=ABSENT),
-            Row("Verifier not blind", (61.75,), note=ABSENT),
+            Row(
+                "A rubric for each pair",
+                (61.25,),
+                ("qwen3_4b_math_pair",),
+                f"{CONFIG} --config.ropd.rubric_per=pair",
+            ),
+            Row("Verifier not blind", (61.75,), ("qwen3_4b_math_told",), f"{CONFIG} --config.ropd.told=True"),
             Row("Full (m=4, shared, blind)", (65.02,), ("qwen3_4b_math_non_thinking_ropd",), CONFIG),
         ),
     )

@@ -305,14 +305,22 @@ def _analyze(args: list[str]) -> int:
     if not run:
         raise UserError("which run? expected its directory first, e.g. ropd analyze runs/quickstart")
     values = flags.FlagValues()
-    for name in ("steps", "scores", "out"):
+    for name in ("steps", "scores", "teacher", "out"):
         flags.DEFINE_string(name, "", "", flag_values=values)
     _parse(values, "analyze", rest)
+    steps, scores, teacher = _steps(values["steps"].value), values["scores"].value, values["teacher"].value
+    if scores and teacher:
+        raise UserError("--scores and --teacher exclude each other: --teacher writes a scores file of its own")
 
     from ropd_jax.evaluation import analysis
 
-    steps = _steps(values["steps"].value)
-    return analysis.main(run, steps=steps, scores=values["scores"].value, out=values["out"].value)
+    out = values["out"].value or str(pathlib.Path(run) / "analysis")
+    if teacher:
+        from ropd_jax import rejudge, signals
+
+        system = rejudge.run_config(run).data.system
+        scores = str(signals.score_run(run, teacher, pathlib.Path(out) / "scores.jsonl", steps=steps, system=system))
+    return analysis.main(run, steps=steps, scores=scores, out=out)
 
 
 def _cost_of(train: str) -> str:

@@ -236,7 +236,7 @@ def paper_run(column: str) -> ConfigDict:
     cfg.data.source = "jsonl"
     cfg.data.size = 20_000
     cfg.teacher.provider = "openai"
-    for role in (cfg.teacher.reference, cfg.teacher.rubricator, cfg.teacher.verifier):
+    for role in (cfg.teacher.reference, cfg.teacher.rubricator, cfg.teacher.verifier, cfg.teacher.scorer):
         role.model = "gpt-5.2-chat-latest"
     cfg.teacher.reference.temperature = 0.0  # Table A2; four references may then be one text: 0.7 avoids it
     cfg.optim.row_len = 10_240  # packed rows; a prompt of 2,048 and an answer of 8,192 tokens just fit
@@ -246,7 +246,7 @@ def paper_run(column: str) -> ConfigDict:
     if column == "released":
         cfg.steps = 500
         cfg.checkpoint.every = 100
-        for role in (cfg.teacher.reference, cfg.teacher.rubricator, cfg.teacher.verifier):
+        for role in (cfg.teacher.reference, cfg.teacher.rubricator, cfg.teacher.verifier, cfg.teacher.scorer):
             role.temperature = None  # the provider's own
         cfg.loss.normalize_std = False
         cfg.loss.aggregation = "token_mean"

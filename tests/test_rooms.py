@@ -15,7 +15,7 @@ LEVELS = [  # a room imports from lower levels only, and within its level only w
     {"mesh", "core", "models", "text", "teacher", "data", "report"},
     {"sampling", "figures", "workdir", "student", "checkpoint", "groups", "tapeverb", "drift"},
     {"methods", "evaluation", "checks", "rejudge", "teach", "export"},
-    {"summary", "preflight", "evalrun", "dataverb"},
+    {"summary", "preflight", "evalrun", "dataverb", "signals"},
     {"train", "cli", "plan"},
 ]
 SAME_LEVEL = {

@@ -243,7 +243,7 @@ def show(found: Mapping[str, Any], *, file: TextIO | None = None) -> None:
     for name, s in found["signals"].items():
         interval = "" if s["auc_interval"] is None else "{:.3f} to {:.3f}".format(*s["auc_interval"])
         numbers = [_text(s["auc"]), interval, _text(s["auc_in_group"]), _text(s["bad_update"], "{:.1%}")]
-        table.add_row(name, *numbers, str(s["rollouts"]), str(s["left_out"]))
+        table.add_row(name.replace("_", " "), *numbers, str(s["rollouts"]), str(s["left_out"]))
     console.print(table)
     rows = found["criteria"]
     third = max(1, len(rows) // 3)
