@@ -209,7 +209,10 @@ def make_update(cfg: ConfigDict, model_cfg: ModelConfig, method: Method, tx: opt
 
         def accumulate(a, carry):  # the backward pass adds each layer's gradient into `grads` in place
             loss, pull_back, aux = jax.vjp(lambda params: loss_of(params, a), state.params, has_aux=True)
-            pull_back.with_refs(grads)(jnp.ones_like(loss))
+            if lora.rank:  # a scan adds the gradients of all its weights in place, or of none: the base has no gradient
+                jax.tree.map(add_to, grads, pull_back(jnp.ones_like(loss))[0])
+            else:
+                pull_back.with_refs(grads)(jnp.ones_like(loss))
             *sums, gap_max = loss, *aux
             *sums_before, gap_max_before = carry
             return *jax.tree.map(jnp.add, sums_before, sums), jnp.maximum(gap_max_before, gap_max)
@@ -233,6 +236,10 @@ def make_update(cfg: ConfigDict, model_cfg: ModelConfig, method: Method, tx: opt
         return State(params, opt_state, state.method), metrics
 
     return update
+
+
+def add_to(ref, x: jax.Array) -> None:
+    ref[...] += x.astype(jnp.float32)
 
 
 def needs_initial(cfg: ConfigDict, method: Method) -> bool:
