@@ -1,0 +1,64 @@
+"""What Qwen3-4B takes of three slices: ``ropd plan`` on each, as one table.
+
+    make bench-plan                                   # all; half an hour to compile on two idle cores, then cached
+    python -m benchmarks.plan --topology v5e:4x4
+
+Needs libtpu (pip install '.[tpu-aot]') and no TPU. The config is experiments/qwen3_4b_math.py: rows of 10,240 tokens,
+32 prompts x 8 rollouts. Where it does not fit as it is, the knob that makes it fit is a row of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from ropd_jax.plan import prepare
+
+SLICES = ("v5e:4x4", "v5p:2x2x1", "v6e:2x2")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--topology", action="append", help="one slice; may be given again (default: all three)")
+    parser.add_argument("--config", default="experiments/qwen3_4b_math.py", help="config file, FILE[:arg]")
+    args = parser.parse_args()
+    prepare("v5e:4x4")
+
+    from ropd_jax.cli import load_config
+    from ropd_jax.plan import fit, measure
+    from ropd_jax.plan.chips import parse_topology
+    from ropd_jax.plan.shapes import model_config
+
+    cfg = load_config(args.config)
+    model = model_config(cfg.student.checkpoint)
+
+    def say(text: str) -> None:
+        print(f"{time.strftime('%X')} {text}", file=sys.stderr, flush=True)
+
+    print("| slice | setting | program | parameters | optimizer | KV cache | temporaries | peak, GB | of the chip |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name in args.topology or SLICES:
+        topology = parse_topology(name)
+        found = measure.measure(cfg, model, topology, say)
+        _rows(name, "as it is", found, topology)
+        if found.fits is False:
+            advice = fit.remedy(cfg, model, topology, found, say)
+            if advice.keys is None:
+                print(f"| {name} | none of {len(advice.tried)} tried fits |" + " |" * 7, flush=True)
+                continue
+            found = measure.measure(fit.changed(cfg, advice.keys), model, topology, say)
+            _rows(name, fit.words(advice.keys), found, topology)
+
+
+def _rows(name, setting, found, topology) -> None:
+    usable = topology.chip.a_device().usable
+    for m, c in zip(found.memory, found.compiled, strict=True):
+        gb = [f"{x / 1e9:.2f}" for x in (m.parameters, m.optimizer, m.kv_cache, m.temporaries, m.peak)]
+        if not c.fits:
+            gb[3:] = ["unknown", f">= {gb[4]}"]
+        print(f"| {name} | {setting} | {m.program} | {' | '.join(gb)} | {m.peak / usable:.0%} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
