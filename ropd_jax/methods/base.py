@@ -169,6 +169,10 @@ class Method(abc.ABC):
         """What the loss needs to know of the batch's tokens besides; ``batch`` is [A, b, T], on the host."""
         return Notes()
 
+    def notes_like(self, batch: TrainBatch) -> Notes:
+        """The notes that `annotate` would make of a batch of these shapes, as ShapeDtypeStructs: for ``ropd plan``."""
+        return Notes()
+
     def loss(self, tokens: Tokens) -> tuple[jax.Array, dict[str, jax.Array]]:
         """(loss_BT, metrics_BT): token losses, and token values whose means are logged."""
         return self.surrogate(tokens, tokens.batch.advantage_BT)

@@ -14,6 +14,8 @@ the student's. Its tokenizer must be the student's.
 
 from __future__ import annotations
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +26,7 @@ from ropd_jax.methods.base import Method, Notes
 from ropd_jax.models import transformer
 from ropd_jax.models.divergence import normed_hidden, vocabulary_divergence
 from ropd_jax.models.logprobs import token_logprobs
-from ropd_jax.student import Student, load_student
+from ropd_jax.student import Student, find, load_student, open_source
 from ropd_jax.types import Judgement, RolloutGroup, UserError
 
 MODES = ("sampled", "full")
@@ -60,6 +62,7 @@ class LOPD(Method):
         self.student_mesh = mesh
         self.mesh = mesh_lib.make_mesh(how.fsdp, how.tp) if how.fsdp else mesh
         self.teacher = load_student(how.checkpoint, mesh=self.mesh, dtype=how.dtype)
+        self.teacher_cfg = self.teacher.cfg
         check_tokenizers(student, self.teacher)
         if how.mode == "full" and student.cfg.vocab_size != self.teacher.cfg.vocab_size:
             raise UserError(
@@ -107,6 +110,18 @@ class LOPD(Method):
             nothing = jnp.zeros_like(said[-1]) if nothing is None else nothing
         return Notes({"teacher": jnp.stack(said)}, self.table)
 
+    def notes_like(self, batch):
+        named, shape = batch.tokens_BT.sharding, batch.tokens_BT.shape
+        if self.cfg.lopd.mode == "sampled":
+            return Notes({"teacher": jax.ShapeDtypeStruct(shape, jnp.float32, sharding=named)})
+        with contextlib.closing(open_source(find(self.cfg.lopd.checkpoint))) as source:
+            self.teacher_cfg = cfg = source.cfg
+        table = jax.NamedSharding(named.mesh, mesh_lib.RULES.spec("VD"))
+        return Notes(
+            {"teacher": jax.ShapeDtypeStruct((*shape, cfg.d_model), jnp.dtype(self.cfg.lopd.dtype), sharding=named)},
+            {"table_VD": jax.ShapeDtypeStruct((cfg.vocab_size, cfg.d_model), self.cfg.lopd.dtype, sharding=table)},
+        )
+
     def loss(self, tokens):
         if self.cfg.lopd.mode == "sampled":
             advantage_BT = jnp.where(tokens.batch.mask_BT, self.token_advantage(tokens), 0.0)
@@ -117,7 +132,7 @@ class LOPD(Method):
             tokens.cfg,
             tokens.params,
             tokens.x_BTD,
-            self.teacher.cfg,
+            self.teacher_cfg,
             table_VD,
             tokens.notes["teacher"],
             beta=self.cfg.lopd.beta,

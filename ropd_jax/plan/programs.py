@@ -105,7 +105,7 @@ def update_program(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Program:
     update = train.make_update(cfg, model_cfg, method, train.optimizer(cfg))
     return Program(
         "update",
-        lambda: update.lower(state, reference, batch, train.NO_NOTES, base=base),
+        lambda: update.lower(state, reference, batch, method.notes_like(batch), base=base),
         passes=batch.tokens_BT.shape[0],
     )
 

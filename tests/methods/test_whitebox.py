@@ -17,6 +17,7 @@ from ropd_jax.data.batches import Sequence, make_batch, split_parts
 from ropd_jax.methods import Tokens, load_method
 from ropd_jax.methods.lopd import check_tokenizers
 from ropd_jax.models.hf import save_hf
+from ropd_jax.plan import programs
 from ropd_jax.student import load_student
 from ropd_jax.text.chars import CharTokenizer
 from ropd_jax.types import UserError
@@ -146,3 +147,17 @@ def test_settings_that_cannot_work_are_named(changes, said):
     cfg = config(**changes)
     with pytest.raises(UserError, match=said):
         load_method(cfg.method, cfg)
+
+
+@pytest.mark.parametrize(("method", "mode"), [("lopd", "sampled"), ("lopd", "full"), ("exopd", "sampled")])
+def test_the_update_can_be_planned_from_shapes_alone(method, mode):
+    """The planned program reads what `annotate` will give: shapes, types and shardings of the real notes."""
+    cfg, mesh, tiny = config(method=method, lopd__mode=mode), mesh_lib.make_mesh(2, 1), load_student("tiny")
+    with jax.set_mesh(mesh):
+        programs.update_program(cfg, tiny.cfg, mesh).lower()
+        planned = load_method(method, cfg).notes_like(programs.batch_of(cfg, mesh))
+        real = load_method(method, cfg)
+        real.setup(tiny, mesh)
+        batch = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), programs.batch_of(cfg, mesh))
+        notes = real.annotate((), batch)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), planned) == jax.tree.map(lambda x: (x.shape, x.dtype), notes)
