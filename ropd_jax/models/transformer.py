@@ -82,12 +82,19 @@ def linear(module: nnx.Module, name: str, x: jax.Array, beside: Params) -> jax.A
         name: of the weight in ``module``, e.g. ``q_DNH``; the last axes of ``x`` are its first ones.
         beside: of this weight, if anything: ``a_DR`` and ``b_RNH`` (the factor alpha/R is in B already), and
             ``channel_NH``, what the output is multiplied by where W is stored in int8. See `ropd_jax.models.lora`.
+            ``turned_NHD`` is W itself, outputs first (`unstack`).
     """
     dims, dt = name.rsplit("_", 1)[-1], x.dtype
     n_in = x.ndim - 2
     ins, outs = dims[:n_in], dims[n_in:]
-    y = jnp.einsum(f"BT{ins},{dims}->BT{outs}", x, getattr(module, name)[...].astype(dt), out_sharding=out("BT" + outs))
     own = beside.get(name, {})
+    if (w := own.get(f"turned_{outs}{ins}")) is not None:
+        contract = tuple(range(len(outs), w.ndim)), tuple(range(2, x.ndim))
+        y = jax.lax.dot_general(w.astype(dt), x, (contract, ((), ())), out_sharding=out(outs + "BT"))
+        y = jnp.moveaxis(y, (-2, -1), (0, 1))
+    else:
+        w = getattr(module, name)[...].astype(dt)
+        y = jnp.einsum(f"BT{ins},{dims}->BT{outs}", x, w, out_sharding=out("BT" + outs))
     if (channel := own.get(f"channel_{outs}")) is not None:
         y = y * channel.astype(dt)[None, None]
     if (a := own.get(f"a_{ins}R")) is not None:
@@ -240,9 +247,13 @@ def param_shapes(cfg: ModelConfig) -> Params:
 
 def _block(cfg: ModelConfig, layer: Params) -> Callable:
     """One layer as a function of (x_BTD, angles_BTH, attend); what stands beside its weights is under ``beside``."""
-    own = RULES.gather(layer)
-    block = nnx.merge(_definitions(cfg)[0], {k: v for k, v in own.items() if k != "beside"})
-    return functools.partial(block, beside=own.get("beside", {}))
+    own = dict(RULES.gather(layer))
+    beside = own.pop("beside", {})
+    for part, names in beside.items():
+        for name in names:
+            if name not in own[part]:  # it stands there turned (`unstack`); this view of it is for the module alone
+                own[part] = own[part] | {name: _turned_back(name, names[name])}
+    return functools.partial(nnx.merge(_definitions(cfg)[0], own), beside=beside)
 
 
 def _ends(cfg: ModelConfig, params: Params) -> Ends:
@@ -379,9 +390,47 @@ REMAT = {  # name -> what is kept of a block besides its input; all else is comp
 }
 
 
-def unstack(params: Params, num_layers: int) -> list[Params]:
-    """The stacked layers as a list of L trees, for the unrolled decode loop."""
-    return [jax.tree.map(lambda x: x[i], params["layers"]) for i in range(num_layers)]  # noqa: B023
+def unstack(params: Params, num_layers: int, *, turn: bool = False) -> list[Params]:
+    """The stacked layers as a list of L trees, for the unrolled decode loop.
+
+    Args:
+        turn: with the weights of `linear` stored outputs first, as ``beside``'s ``turned_*``. W x^T is what XLA's
+            matmul on CPU does best where x has few rows: 2.3 x faster than x W at 16 rows, 1.1 x at 64.
+    """
+    layers = [jax.tree.map(lambda x: x[i], params["layers"]) for i in range(num_layers)]  # noqa: B023
+    return [_turn(layer) for layer in layers] if turn else layers
+
+
+LINEAR = {"attn": ("q_DNH", "k_DKH", "v_DKH", "o_NHD"), "mlp": ("gate_DF", "up_DF", "down_FD")}
+
+
+def _outputs_first(name: str) -> tuple[str, int]:
+    dims = name.rsplit("_", 1)[-1]
+    n_in = 2 if name.startswith("o_") else 1
+    return dims[n_in:] + dims[:n_in], n_in
+
+
+def _turn(layer: Params) -> Params:
+    beside = dict(layer.get("beside", {}))
+    turned = dict(layer)
+    for part, names in LINEAR.items():
+        here = [name for name in names if name in layer[part]]
+        own = dict(beside.get(part, {}))
+        for name in here:
+            dims, n_in = _outputs_first(name)
+            w = layer[part][name]
+            w = jnp.moveaxis(w, range(n_in), range(w.ndim - n_in, w.ndim))
+            own[name] = own.get(name, {}) | {f"turned_{dims}": w}
+        if here:
+            beside[part] = own
+        turned[part] = {k: v for k, v in layer[part].items() if k not in here}
+    return turned | {"beside": beside}
+
+
+def _turned_back(name: str, own: Params) -> jax.Array:
+    dims, n_in = _outputs_first(name)
+    w = own[f"turned_{dims}"]
+    return jnp.moveaxis(w, range(w.ndim - n_in, w.ndim), range(n_in))
 
 
 def decode_step(

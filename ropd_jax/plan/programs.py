@@ -25,7 +25,8 @@ from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.lora import Lora, adapter_shapes, attach, freeze
 from ropd_jax.sampling import engine as engine_lib
-from ropd_jax.sampling import pages as paging
+from ropd_jax.sampling import pages
+from ropd_jax.sampling.slots import Slots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,58 +116,62 @@ def engine_of(cfg: ConfigDict, mesh) -> engine_lib.EngineConfig:
 
 
 class Sampler(NamedTuple):
-    """Shapes that the sampler is called with, its pool of pages as large as the longest answers need it."""
+    """Shapes that the sampler is called with."""
 
     engine: engine_lib.EngineConfig
     params: dict
-    layers: list | None
-    cache: paging.Cache
+    cache: Any
     prompts: tuple
     rows: engine_lib.Rows
-    view: paging.View
+    view: pages.View
 
 
 def sampler_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Sampler:
-    """Inside ``jax.set_mesh``."""
-    ecfg, params = engine_of(cfg, mesh), policy_of(cfg, weights_of(cfg, model_cfg, mesh))
-    sizes = engine_lib.layout(ecfg)
-    pages = engine_lib.most_pages(ecfg, sizes.rows)
-    cache = jax.eval_shape(lambda: engine_lib.empty_cache(model_cfg, ecfg, sizes, pages=pages))
-    layers = None
-    if engine_lib.copies_layers():
-        layers = jax.eval_shape(lambda p: engine_lib.unstack(p, model_cfg.num_layers), params)
+    ecfg = engine_of(cfg, mesh)
 
     def struct(shape, dtype, dims):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, mesh_lib.out(dims)))
 
-    N, B, P, M = (sizes.parts * n for n in (sizes.batch, sizes.rows, sizes.slots, pages))
-    depth = -(-ecfg.max_tokens // ecfg.page) + 1
-    prompts = struct((N, ecfg.prompt_len), jnp.int32, "BT"), *(struct((N,), jnp.int32, "B") for _ in range(2))
-    ints = {name: struct((B,), jnp.int32, "B") for name in ("token", "t", "limit", "base")}
-    rows = engine_lib.Rows(**ints, done=struct((B,), jnp.bool_, "B"), key=struct((B, 2), jnp.uint32, "B_"))
-    shapes = {
-        "row_PG": (P, ecfg.rollouts), "place_B": (B,), "prompt_len_P": (P,), "owner_M": (M,), "first_M": (M,),
-        "table_BD": (B, depth), "depth_B": (B,),
-    }  # fmt: skip
-    view = paging.View(**{name: struct(x, jnp.int32, "B_"[: len(x)]) for name, x in shapes.items()})
-    return Sampler(ecfg, params, layers, cache, prompts, rows, view)
+    sizes = engine_lib.layout(ecfg)
+    N = sizes.parts * sizes.batch
+    most = engine_lib.most_pages(ecfg, sizes.rows)
+    cache = jax.eval_shape(lambda: engine_lib.empty_cache(model_cfg, ecfg, sizes, pages=most))
+    prompts = [struct((N, ecfg.prompt_len), jnp.int32, "BT"), *(struct((N,), jnp.int32, "B") for _ in range(2))]
+    books = Slots(
+        parts=sizes.parts,
+        rows=sizes.rows,
+        slots=sizes.slots,
+        page=ecfg.page,
+        prompt_lens=[ecfg.prompt_len],
+        limits=[[ecfg.max_tokens] * ecfg.rollouts],
+        key_PG2=np.zeros((1, ecfg.rollouts, 2), np.uint32),
+    )
+    books.grow(most)
+    rows = [getattr(books, name) for name in engine_lib.Rows._fields]
+    view = [books.view[name] for name in pages.View._fields]
+    rows, view = ([struct(x.shape, x.dtype, "B") for x in arrays] for arrays in (rows, view))
+    params = policy_of(cfg, weights_of(cfg, model_cfg, mesh))
+    return Sampler(ecfg, params, cache, tuple(prompts), engine_lib.Rows(*rows), pages.View(*view))
 
 
 def sampler_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> list[Program]:
-    """Prefill and decoding of the config's sampler."""
+    """Prefill and decoding of the config's sampler, all its rows as long as they may be."""
     s = sampler_of(cfg, model_cfg, mesh)
 
     def prefill():
         return engine_lib.prefill.lower(model_cfg, s.engine, s.params, s.cache.prompts, *s.prompts)
 
     def decode():
-        return engine_lib.decode.lower(model_cfg, s.engine, s.params, s.layers, *s.cache, s.rows, s.view)
+        layers = None
+        if engine_lib.copies_layers():
+            layers = jax.eval_shape(lambda p: engine_lib.unstack(p, model_cfg.num_layers), s.params)
+        return engine_lib.decode.lower(model_cfg, s.engine, s.params, layers, *s.cache, s.rows, s.view)
 
     return [Program("prefill", prefill), Program("decode", decode)]
 
 
 def kv_cache_bytes(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> int:
-    """Keys and values of prompt slots, pages and stages, on one device."""
+    """Keys and values of all prompts and rows, each as long as it may be, on one device."""
     return device_bytes(sampler_of(cfg, model_cfg, mesh).cache)
 
 
@@ -183,7 +188,7 @@ def prefill_calls(cfg: ConfigDict, mesh) -> int:
 
 
 def fewer_slots(cfg: ConfigDict, shards: int) -> list[dict[str, int]]:
-    """Keys that leave half of the rows, a quarter, ..., as long as the mesh divides them."""
+    """Keys that leave half of the slots, a quarter, ..., as long as the mesh divides them."""
     found, prompts = [], cfg.sampling.prompts_at_once or cfg.data.prompts_per_step
     while prompts // 2 >= shards:
         prompts //= 2
