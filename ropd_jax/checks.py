@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pathlib
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from ropd_jax import hosts
 from ropd_jax.core.losses import AGGREGATIONS, KL_KINDS, RATIOS
 from ropd_jax.core.moments import MOMENTS
 from ropd_jax.core.optim import SCHEDULES
@@ -56,6 +58,11 @@ def check_config(cfg: ConfigDict) -> None:
         )
     if cfg.loss.is_cap and cfg.loss.ratio == "sequence":
         raise UserError("loss.is_cap and loss.ratio='sequence' exclude each other; set loss.is_cap=0.0 for GSPO")
+    if cfg.sampling.resample and jax.process_count() > 1:
+        raise UserError(
+            f"sampling.resample={cfg.sampling.resample} samples as often as the teacher's answers ask for, which "
+            "several hosts cannot do in step; set it to 0"
+        )
     for key in ("sampling.resample", "loss.is_cap", "loss.kl_coef"):
         if flat[key] < 0:
             raise UserError(f"{key}={flat[key]}; expected 0 (off) or more")
@@ -84,12 +91,13 @@ def check_finite(metrics: dict[str, float], step: int, workdir: pathlib.Path, ro
     if not bad:
         return
     path = workdir / f"nonfinite_step_{step:06d}.npz"
-    np.savez_compressed(
-        path,
-        advantage_PG=np.asarray(advantages.advantage_PG),
-        **{f"completion_{i}": s.completion_T for i, s in enumerate(rows)},
-        **{f"old_logp_{i}": s.old_logp_T for i, s in enumerate(rows)},
-    )
+    if hosts.index() == 0:
+        np.savez_compressed(
+            path,
+            advantage_PG=np.asarray(advantages.advantage_PG),
+            **{f"completion_{i}": s.completion_T for i, s in enumerate(rows)},
+            **{f"old_logp_{i}": s.old_logp_T for i, s in enumerate(rows)},
+        )
     raise FloatingPointError(
         f"step {step}: {', '.join(f'{k}={metrics[k]}' for k in bad)}; the step's sequences are in {path}; "
         "lower optim.lr, or look for an extreme old log-prob"

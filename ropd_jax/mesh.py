@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, reshard
 
 from ropd_jax.types import UserError
@@ -171,6 +172,29 @@ def nearest_meshes(cfg, devices: int, fsdp: int, tp: int, *, most: int = 3) -> l
     return sorted(fits, key=distance)[:most]
 
 
+def place(x, sharding: NamedSharding) -> jax.Array:
+    """An array on the mesh. With several hosts, which all hold it, each hands over the shards of its own devices."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return _relay(sharding)(x)
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda at: x[at])
+
+
+def fetch(*arrays: jax.Array) -> list[np.ndarray]:
+    """Arrays of the mesh on the host, whole; with several hosts on each of them, which is a collective."""
+    if all(x.is_fully_addressable for x in arrays):
+        return [np.asarray(x) for x in arrays]
+    whole = NamedSharding(arrays[0].sharding.mesh, PartitionSpec())
+    return [np.asarray(x.addressable_data(0)) for x in _relay(whole)(arrays)]
+
+
+@functools.lru_cache
+def _relay(sharding: NamedSharding):
+    return jax.jit(lambda x: x, out_shardings=sharding)
+
+
 def put(tree, mesh: jax.sharding.Mesh, specs):
     """Place a tree of host arrays on the mesh by a tree of PartitionSpecs."""
-    return jax.tree.map(lambda x, s: jax.device_put(x, NamedSharding(mesh, s)), tree, specs)
+    return jax.tree.map(lambda x, s: place(x, NamedSharding(mesh, s)), tree, specs)

@@ -197,12 +197,17 @@ class Method(abc.ABC):
         return loss_BT, {"clip_frac": clipped_BT}
 
 
-def without_overlong(advantages: Advantages, groups: Sequence[RolloutGroup]) -> Advantages:
-    """DAPO's overlong filtering: answers cut at the limit leave the loss; they stay in their group's baseline."""
-    cut_PG = np.array([[r.finish_reason == "length" for r in g.rollouts] for g in groups], bool)
-    if cut_PG.shape != np.shape(advantages.advantage_PG):  # a method that trains on other sequences than its rollouts
-        return advantages
+def without_overlong(
+    advantages: Advantages, groups: Sequence[RolloutGroup], rows: Sequence[TokenSequence]
+) -> Advantages:
+    """DAPO's overlong filtering: answers cut at the limit leave the loss; they stay in their group's baseline.
+
+    Args:
+        rows: what is trained on, `Method.sequences` of all groups; a text of the teacher's in a rollout's place stays.
+    """
     advantage_PG, valid_PG, informative_PG = (np.asarray(x) for x in advantages)
+    cut = {id(r.tokens_T) for g in groups for r in g.rollouts if r.finish_reason == "length"}
+    cut_PG = np.array([id(row.completion_T) in cut for row in rows]).reshape(advantage_PG.shape)
     return Advantages(np.where(cut_PG, 0.0, advantage_PG), valid_PG & ~cut_PG, informative_PG & ~cut_PG)
 
 

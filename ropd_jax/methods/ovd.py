@@ -31,6 +31,11 @@ class OVD(Method):
         how = self.cfg.ovd
         if how.mode not in ("reward", "filter"):
             raise UserError(f"ovd.mode={how.mode!r}; expected 'reward' or 'filter'")
+        if how.mode == "filter" and self.cfg.loss.overlong == "shape":
+            raise UserError(
+                "loss.overlong='shape' punishes the length of rollouts, but with ovd.mode='filter' demonstrations stand "
+                "in the place of some; take loss.overlong='mask' or 'keep'"
+            )
         if not 0 <= how.threshold <= HIGHEST:
             raise UserError(f"ovd.threshold={how.threshold}; expected a digit, 0 to {HIGHEST}")
 

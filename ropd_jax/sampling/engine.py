@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ropd_jax.mesh import active_mesh, constrain, out
+from ropd_jax.mesh import active_mesh, constrain, fetch, out, place
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.sampling import pages as paging
@@ -210,6 +210,8 @@ def sample_groups(
     whole: list[int] = []
     while engine.slots.unfinished:
         pending = engine.dispatch()
+        if whole and jax.process_count() > 1:  # what the caller asks other hosts must not run beside the chunk
+            jax.block_until_ready(pending)
         yield from (_group(prompts, prompt_tokens, rollouts, i, step) for i in whole)  # the device samples meanwhile
         whole = []
         for job in engine.collect(pending, tokenizer):
@@ -283,7 +285,7 @@ class _Engine:
             page=ecfg.page,
             prompt_lens=[len(t) for t in prompt_tokens],
             limits=limits if limits is not None else [[ecfg.max_tokens] * G] * n,
-            key_PG2=np.asarray(jax.random.key_data(keys)).reshape(n, G, 2),
+            key_PG2=fetch(jax.random.key_data(keys))[0].reshape(n, G, 2),
         )
         self.last_tokens = [int(t[-1]) for t in prompt_tokens]
         # One page each: there is no second program for a pool without pages, with other rounding.
@@ -307,7 +309,7 @@ class _Engine:
 
     def collect(self, pending, tokenizer) -> list[Job]:
         """The rollouts that have ended in the chunk."""
-        ended = self.slots.absorb(*(np.asarray(x) for x in pending))
+        ended = self.slots.absorb(*fetch(*pending))
         if self.ecfg.stop:
             ended += [b for b, j in enumerate(self.slots.job) if j and b not in ended and self._stops(j, tokenizer)]
         return [self.slots.release(b) for b in sorted(ended)]
@@ -317,10 +319,10 @@ class _Engine:
         tokens_NT = np.zeros((*shape, self.ecfg.prompt_len), np.int32)
         len_N, at_N = np.zeros(shape, np.int32), np.full(shape, self.slots.slots, np.int32)
         for number, part in enumerate(taken):
-            for place, (index, slot) in enumerate(part):
+            for row, (index, slot) in enumerate(part):
                 n = len(self.prompt_tokens[index]) - 1
-                tokens_NT[number, place, :n] = self.prompt_tokens[index][:n]
-                len_N[number, place], at_N[number, place] = n, slot
+                tokens_NT[number, row, :n] = self.prompt_tokens[index][:n]
+                len_N[number, row], at_N[number, row] = n, slot
         arrays = _place((tokens_NT.reshape(-1, tokens_NT.shape[-1]), "BT"), (len_N.ravel(), "B"), (at_N.ravel(), "B"))
         prompts = prefill(self.cfg, self.ecfg, self.params, self.cache.prompts, *arrays)
         self.cache = self.cache._replace(prompts=prompts)
@@ -371,4 +373,4 @@ def _place(*arrays):
     if active_mesh() is None:
         return [jnp.asarray(x) for x, _ in arrays]
     mesh = jax.sharding.get_mesh()
-    return [jax.device_put(x, jax.NamedSharding(mesh, out(dims))) for x, dims in arrays]
+    return [place(x, jax.NamedSharding(mesh, out(dims))) for x, dims in arrays]

@@ -200,3 +200,15 @@ def test_the_book_holds_what_the_teacher_is_shown(tmp_path):
     assert write_book(path, [*got, *prompts(2)]) == len(got)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert rows == [{"question": p.question, "solution": p.solution} for p in got]
+
+
+def test_spare_prompts_are_a_function_of_step_and_round_and_never_those_in_use():
+    stream = PromptStream(prompts(10), batch=4, seed=3)
+    used = {p.id for p in stream.batch(0)}
+    spare = stream.spare(0, 0, 4, without=used)
+    assert len(spare) == 4 and not used & {p.id for p in spare}
+    assert [p.id for p in spare] == [
+        p.id for p in PromptStream(prompts(10), batch=4, seed=3).spare(0, 0, 4, without=used)
+    ]
+    assert len({tuple(p.id for p in stream.spare(s, r, 4)) for s in range(3) for r in range(2)}) == 6
+    assert len(stream.spare(0, 0, 9, without=used)) == 6  # there are no more

@@ -10,6 +10,7 @@ import pytest
 
 from experiments import quickstart
 from ropd_jax.core.advantages import Advantages
+from ropd_jax.data.batches import Sequence
 from ropd_jax.methods import Tokens, load_method
 from ropd_jax.methods.base import without_overlong
 from ropd_jax.teacher import ConfigurationError, Teacher, TransientError
@@ -160,6 +161,7 @@ def test_a_failure_is_unscored_with_its_cause_and_a_wrong_key_stops_the_run(name
     [
         ("ovd", {"ovd__mode": "both"}, "ovd.mode='both'.*'reward' or 'filter'"),
         ("ovd", {"ovd__threshold": 10}, "ovd.threshold=10.*0 to 9"),
+        ("ovd", {"ovd__mode": "filter", "loss__overlong": "shape"}, "take loss.overlong='mask' or 'keep'"),
         ("rar", {"rar__mode": "x"}, "rar.mode='x'"),
         ("ropd", {"ropd__rubric_per": "x"}, "ropd.rubric_per='x'"),
         (
@@ -219,11 +221,14 @@ def test_overlong_answers_are_punished_or_masked_and_stay_in_the_baseline():
     np.testing.assert_allclose(reward_PG, [[1.0, 1.0, -0.5, -1.0]])
     assert valid_PG.all()
     adv = method.advantages(reward_PG, valid_PG, 0)
-    masked = without_overlong(adv, [g])
+    rows = method.sequences(g, None, Chars())
+    masked = without_overlong(adv, [g], rows)
     np.testing.assert_allclose(masked.advantage_PG, [[*np.asarray(adv.advantage_PG)[0, :3], 0.0]])
     np.testing.assert_array_equal(masked.valid_PG, [[True, True, True, False]])
-    other = Advantages(*(np.ones((1, 2)),) * 3)
-    assert without_overlong(other, [g]) is other  # trained on other sequences than its rollouts
+    shown = [*rows[:3], Sequence(g.prompt_tokens_T, np.array([7, 1], np.int32), np.full(2, np.nan, np.float32))]
+    assert np.asarray(without_overlong(adv, [g], shown).valid_PG).all()  # a demonstration in its place was not cut
+    other = Advantages(*(np.ones((1, 2)) > 0,) * 3)
+    assert np.asarray(without_overlong(other, [g], shown[-1:] * 2).valid_PG).all()  # references alone
 
 
 def test_an_unscored_rollout_gets_no_punishment_that_would_score_it():

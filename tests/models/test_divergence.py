@@ -12,6 +12,7 @@ import pytest
 from ropd_jax import mesh as mesh_lib
 from ropd_jax.models import transformer
 from ropd_jax.models.divergence import jensen_shannon, normed_hidden, vocabulary_divergence
+from ropd_jax.models.logprobs import token_logprobs
 from tests.helpers import TINY, trees_max_diff
 
 BETAS = (0.0, 0.1, 0.5, 0.9, 1.0)
@@ -112,3 +113,21 @@ def test_no_array_of_positions_times_vocabulary_exists_forward_or_backward():
     sizes = [int(np.prod([int(d) for d in dims.split(",")])) for dims in re.findall(r"f32\[([\d,]+)\]", text)]
     inside = sizes.count(5 * TINY.vocab_size)
     assert inside > 0 and not [n for n in sizes if n == 55 * TINY.vocab_size]
+
+
+def test_entropy_has_a_gradient_only_where_a_bonus_asks_for_one():
+    (params, _), tokens, positions = pair(T=7)
+    x = transformer.hidden(TINY, params, tokens, positions, jnp.ones_like(tokens))
+
+    def chunked(x, grad):
+        return token_logprobs(TINY, params, x, tokens, chunk=3, temperature=0.8, entropy_grad=grad)[1].sum()
+
+    def naive_entropy(x):
+        logp = jax.nn.log_softmax(transformer.logits(TINY, params, x) / 0.8)
+        return -jnp.sum(jnp.exp(logp) * logp)
+
+    value, grad = jax.value_and_grad(naive_entropy)(x)
+    got, got_grad = jax.value_and_grad(chunked)(x, True)
+    assert float(got) == pytest.approx(float(value), rel=1e-5)
+    np.testing.assert_allclose(got_grad, grad, atol=1e-6)
+    assert float(jnp.abs(jax.grad(chunked)(x, False)).max()) == 0.0
