@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -108,6 +109,20 @@ def out(dims: str) -> PartitionSpec | None:
 def constrain(x: jax.Array, dims: str) -> jax.Array:
     """Reshard an activation to the layout of ``dims``; the identity without a mesh."""
     return x if active_mesh() is None else reshard(x, out(dims))
+
+
+def locally(f: Callable, dims: tuple, out_dims: tuple) -> Callable:
+    """``f`` run on each device's own part of its arguments (`jax.shard_map`); ``f`` itself without a mesh.
+
+    Args:
+        dims: dimension letters of each argument (of every array in it, where it is a tree); shorter than the array's
+            rank where the rest is not sharded.
+        out_dims: the same of the results.
+    """
+    if active_mesh() is None:
+        return f
+    to_specs = functools.partial(jax.tree.map, out)
+    return jax.shard_map(f, in_specs=to_specs(dims), out_specs=to_specs(out_dims), check_vma=False)
 
 
 def check_divides(cfg, mesh: jax.sharding.Mesh) -> None:

@@ -350,6 +350,8 @@ def engine_config(cfg: ConfigDict, *, prompt_len: int, stop_ids: tuple[int, ...]
         stop_ids=stop_ids,
         rule=sampling_rule(cfg),
         dtype=cfg.student.dtype,
+        cache_dtype=cfg.sampling.cache_dtype,
+        stop=tuple(cfg.sampling.stop),
     )
 
 
