@@ -11,7 +11,7 @@ PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt PIP_BUI
           $(BIN)/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format golden storm bench-teacher bench-plan kill-tape mini bench-grader load-memory check-export clean
+.PHONY: help quickstart test lint format golden storm bench-teacher bench-plan bench-update growth kill-tape mini bench-grader bench-rollout load-memory check-export clean
 .DELETE_ON_ERROR:
 
 help:
@@ -22,9 +22,12 @@ help:
 	@echo 'make golden       make tests/golden anew (installs torch; only for a change of the golden files)'
 	@echo 'make storm        10,000 groups against a teacher of whose calls every fifth fails; a minute or two'
 	@echo 'make bench-teacher  makespan and calls a second of the teacher layer next to bounds and bare clients'
+	@echo 'make bench-update   the update next to its peers; TUNIX=PYTHON TORCH=PYTHON are interpreters that have them'
+	@echo 'make growth         memory and time of the update against row length and rollouts: docs/update_growth.png'
 	@echo 'make kill-tape    kill a recording process 50 times; the tape must be whole each time; a few minutes'
 	@echo 'make load-memory  peak host memory while 2 GB of weights are read onto a mesh; a minute'
 	@echo 'make check-export  what ropd export writes, loaded by transformers and PEFT (installs torch); a few minutes'
+	@echo 'make bench-rollout  tokens a second of the sampler beside the bound (and, with TUNIX= and TORCH=, beside peers)'
 	@echo 'make bench-plan   memory of Qwen3-4B on three TPU slices, compiled without a TPU; half an hour, then cached'
 	@echo 'make bench-grader  answers a second of the math grader; needs ROPD_DATA=DIR with math_500.jsonl'
 	@echo 'make mini         every method of experiments/mini.py, three settings, three seeds; under an hour on idle cores'
@@ -67,8 +70,18 @@ check-export: $(VENV)/dev.stamp
 mini: $(VENV)/core.stamp
 	$(BIN)/python experiments/mini_lab.py --out runs/mini
 
+bench-update: $(VENV)/core.stamp
+	$(BIN)/python -m benchmarks.update $(if $(TUNIX),--tunix $(TUNIX)) $(if $(TORCH),--torch $(TORCH))
+
+growth: $(VENV)/core.stamp
+	$(BIN)/python -m benchmarks.update_growth
+
 bench-teacher: $(VENV)/core.stamp
 	$(BIN)/python -m benchmarks.teacher
+
+# TUNIX and TORCH: interpreters that have google-tunix, or torch and transformers
+bench-rollout: $(VENV)/core.stamp
+	$(BIN)/python -m benchmarks.rollout --tunix '$(TUNIX)' --torch '$(TORCH)'
 
 bench-plan: $(VENV)/core.stamp
 	@$(PIP) -e '.[tpu-aot]'

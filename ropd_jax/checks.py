@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from ropd_jax import hosts
 from ropd_jax.core.losses import AGGREGATIONS, KL_KINDS, RATIOS
 from ropd_jax.core.moments import MOMENTS
 from ropd_jax.core.optim import SCHEDULES
@@ -90,12 +91,13 @@ def check_finite(metrics: dict[str, float], step: int, workdir: pathlib.Path, ro
     if not bad:
         return
     path = workdir / f"nonfinite_step_{step:06d}.npz"
-    np.savez_compressed(
-        path,
-        advantage_PG=np.asarray(advantages.advantage_PG),
-        **{f"completion_{i}": s.completion_T for i, s in enumerate(rows)},
-        **{f"old_logp_{i}": s.old_logp_T for i, s in enumerate(rows)},
-    )
+    if hosts.index() == 0:
+        np.savez_compressed(
+            path,
+            advantage_PG=np.asarray(advantages.advantage_PG),
+            **{f"completion_{i}": s.completion_T for i, s in enumerate(rows)},
+            **{f"old_logp_{i}": s.old_logp_T for i, s in enumerate(rows)},
+        )
     raise FloatingPointError(
         f"step {step}: {', '.join(f'{k}={metrics[k]}' for k in bad)}; the step's sequences are in {path}; "
         "lower optim.lr, or look for an extreme old log-prob"

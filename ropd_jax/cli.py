@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code.
 
-    0 done, 2 the user can mend it, 3 the teacher failed too often, 4 a budget is spent, 130 stopped by Ctrl-C.
+    0 done, 2 the user can mend it, 3 the teacher failed too often, 4 a budget is spent, 5 another host of the run is
+    gone, 130 stopped by Ctrl-C.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     _set_up_logging()
@@ -86,13 +87,20 @@ def _train(args: list[str]) -> int:
 
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", "", "", flag_values=values)
+    flags.DEFINE_string("coordinator", "", "", flag_values=values)
+    for name in ("num_processes", "process_id"):
+        flags.DEFINE_integer(name, None, "", lower_bound=0, flag_values=values)
+    args = [re.sub(r"^--(num|process)-(processes|id)\b", r"--\1_\2", a) for a in args]
     config = _config_and_flags("train", args, values)
     if not values["workdir"].value:
         raise UserError("--workdir is missing; expected a directory for the run, e.g. --workdir runs/quickstart")
 
-    from ropd_jax import train
+    from ropd_jax import hosts
 
-    return train.main(config, values["workdir"].value)
+    with hosts.joined(*(values[name].value for name in ("coordinator", "num_processes", "process_id"))):
+        from ropd_jax import train
+
+        return train.main(config, values["workdir"].value)
 
 
 def _plan(args: list[str]) -> int:

@@ -52,9 +52,11 @@ def default() -> ConfigDict:
     cfg.sampling.temperature = 1.0
     cfg.sampling.top_k = 0
     cfg.sampling.top_p = 1.0
-    cfg.sampling.prompts_at_once = 0  # prompts decoded side by side; 0 is all of a step
+    cfg.sampling.prompts_at_once = 0  # as many prompts' rollouts decode side by side; 0 is all of a step
     cfg.sampling.resample = 0  # rounds in which groups of equal rewards are replaced by new prompts (DAPO); 0 never
-    cfg.sampling.chunk = 32  # tokens between two looks of the host
+    cfg.sampling.chunk = 8  # tokens between two looks of the host, at which rollouts that wait take free rows
+    cfg.sampling.cache_dtype = ""  # of keys and values: "float32", "bfloat16" or "int8"; "" is student.dtype
+    cfg.sampling.stop = ()  # texts that end an answer, besides the checkpoint's stop tokens
 
     cfg.teacher = ConfigDict()
     cfg.teacher.provider = "scripted"  # or "gemini", "openai" (any server that speaks chat completions)

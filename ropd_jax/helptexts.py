@@ -45,6 +45,14 @@ usage: ropd train --config FILE[:arg] --workdir DIR [--config.a.b=value ...]
 Started again with the same DIR, a run goes on from its last checkpoint; a finished one shows its result. A DIR that
 belongs to another config is refused, and the difference is shown. Ctrl-C saves and says how to go on; a second
 Ctrl-C leaves at once.
+
+Several hosts (docs/hosts.md): the same command on each, with a DIR that all of them share. On TPU VMs they find each
+other; elsewhere
+  --coordinator HOST:PORT   of host 0 (or JAX_COORDINATOR_ADDRESS); auto: Slurm, Open MPI; off: this host alone
+  --num-processes N         how many hosts (or JAX_NUM_PROCESSES)
+  --process-id I            which one this is, 0 to N-1 (or JAX_PROCESS_ID)
+Ctrl-C or SIGTERM on one of them saves and stops all.
+
 Keys of paid teachers come from the environment (OPENAI_API_KEY, GEMINI_API_KEY), never from a config.
 
   ropd train --config experiments/quickstart.py --workdir runs/quickstart

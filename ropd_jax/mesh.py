@@ -15,9 +15,12 @@ Without a mesh (`jax.set_mesh` not entered) every function here is the identity.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, reshard
 
 from ropd_jax.types import UserError
@@ -108,6 +111,20 @@ def constrain(x: jax.Array, dims: str) -> jax.Array:
     return x if active_mesh() is None else reshard(x, out(dims))
 
 
+def locally(f: Callable, dims: tuple, out_dims: tuple) -> Callable:
+    """``f`` run on each device's own part of its arguments (`jax.shard_map`); ``f`` itself without a mesh.
+
+    Args:
+        dims: dimension letters of each argument (of every array in it, where it is a tree); shorter than the array's
+            rank where the rest is not sharded.
+        out_dims: the same of the results.
+    """
+    if active_mesh() is None:
+        return f
+    to_specs = functools.partial(jax.tree.map, out)
+    return jax.shard_map(f, in_specs=to_specs(dims), out_specs=to_specs(out_dims), check_vma=False)
+
+
 def check_divides(cfg, mesh: jax.sharding.Mesh) -> None:
     """Raise UserError when a student's sizes do not divide over the mesh, naming the nearest meshes that work."""
     asked = mesh.shape["fsdp"], mesh.shape["tp"]
@@ -155,6 +172,29 @@ def nearest_meshes(cfg, devices: int, fsdp: int, tp: int, *, most: int = 3) -> l
     return sorted(fits, key=distance)[:most]
 
 
+def place(x, sharding: NamedSharding) -> jax.Array:
+    """An array on the mesh. With several hosts, which all hold it, each hands over the shards of its own devices."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return _relay(sharding)(x)
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda at: x[at])
+
+
+def fetch(*arrays: jax.Array) -> list[np.ndarray]:
+    """Arrays of the mesh on the host, whole; with several hosts on each of them, which is a collective."""
+    if all(x.is_fully_addressable for x in arrays):
+        return [np.asarray(x) for x in arrays]
+    whole = NamedSharding(arrays[0].sharding.mesh, PartitionSpec())
+    return [np.asarray(x.addressable_data(0)) for x in _relay(whole)(arrays)]
+
+
+@functools.lru_cache
+def _relay(sharding: NamedSharding):
+    return jax.jit(lambda x: x, out_shardings=sharding)
+
+
 def put(tree, mesh: jax.sharding.Mesh, specs):
     """Place a tree of host arrays on the mesh by a tree of PartitionSpecs."""
-    return jax.tree.map(lambda x, s: jax.device_put(x, NamedSharding(mesh, s)), tree, specs)
+    return jax.tree.map(lambda x, s: place(x, NamedSharding(mesh, s)), tree, specs)

@@ -64,16 +64,25 @@ class Metrics:
         workdir: the run's directory.
         start_step: the first step that will be logged; what an earlier process wrote from there on is cut.
         tensorboard: write the scalars for TensorBoard too.
+        write: of several hosts one does.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], *, start_step: int = 0, tensorboard: bool = True):
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        start_step: int = 0,
+        tensorboard: bool = True,
+        write: bool = True,
+    ):
         self.path = pathlib.Path(workdir) / "metrics.jsonl"
         kept = [row for row in _rows(self.path) if row["step"] < start_step]
         self._held = {(row["step"], name) for row in kept for name in row}
-        write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
+        if write:
+            write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = open(self.path if write else os.devnull, "a", encoding="utf-8")  # noqa: SIM115 - see close()
         self._board = None
-        if tensorboard:
+        if tensorboard and write:
             from tensorboardX import SummaryWriter
 
             self._board = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=start_step)

@@ -13,8 +13,10 @@ import dataclasses
 import errno
 import functools
 import logging
+import os
 import pathlib
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -24,8 +26,8 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from ropd_jax import hosts, report
 from ropd_jax import mesh as mesh_lib
-from ropd_jax import report
 from ropd_jax.checkpoint import Checkpoints
 from ropd_jax.checks import check_config, check_finite, check_length
 from ropd_jax.core.losses import kl_estimate, token_weights
@@ -47,11 +49,11 @@ from ropd_jax.sampling.engine import EngineConfig, sample_groups
 from ropd_jax.sampling.rules import SamplingRule
 from ropd_jax.student import load_student
 from ropd_jax.summary import make_result, step_metrics
-from ropd_jax.teacher import BudgetError, Teacher, TeacherLoop, at_step
+from ropd_jax.teacher import BudgetError, Teacher, TeacherLoop, at_step, together
 from ropd_jax.teacher.build import providers
 from ropd_jax.teacher.failures import FailureGate, TooManyFailures
 from ropd_jax.types import Judgement, Prompt, RolloutGroup, UserError
-from ropd_jax.workdir import Interrupt, Interrupted, claim
+from ropd_jax.workdir import Interrupt, Interrupted, claim, flatten
 
 log = logging.getLogger(__name__)
 NO_NOTES = Notes()
@@ -74,27 +76,40 @@ def judge_step(
 ) -> tuple[list[RolloutGroup], list[Judgement], dict[str, float]]:
     """Send each group to the teacher the moment it is sampled; return all in prompt order once all are judged.
 
+    Of several hosts each sends its own groups (`hosts.mine`), and all return the whole step.
+
     Raises:
         ConfigurationError: the teacher cannot work at all (a wrong key, an unknown model); nothing more is sent.
         Interrupted: the user asked to stop; what is in flight is cancelled.
     """
     waiting: dict[concurrent.futures.Future, RolloutGroup] = {}
+    sampled: list[RolloutGroup] = []
     start = time.monotonic()
     try:
         for group in groups:
-            waiting[loop.submit(at_step(group.step, method.judge(teacher, group)))] = group
-            say(f"sampled {len(waiting)} groups")
+            sampled.append(group)
+            if hosts.mine(group.index):
+                waiting[loop.submit(at_step(group.step, method.judge(teacher, group)))] = group
+            say(f"sampled {len(sampled)} groups")
             interrupt.check()
-        sampled = time.monotonic()
+        sampled_at = time.monotonic()
         pending = set(waiting)
-        while pending:
+        while True:  # as often on every host: all go on until the last has finished
             done, pending = concurrent.futures.wait(
                 pending, timeout=0.2, return_when=concurrent.futures.FIRST_EXCEPTION
             )
-            for future in done:
-                future.result()
-            say(f"judged {len(waiting) - len(pending)}/{len(waiting)} groups")
+            failed = next((e for future in done if (e := future.exception())), None)
+            said = hosts.exchange((len(pending), failed and (isinstance(failed, BudgetError), str(failed))))
+            if failed is not None:
+                raise failed
+            for number, (_, problem) in enumerate(said):
+                if problem is not None:
+                    raise (BudgetError if problem[0] else UserError)(f"host {number}: {problem[1]}")
+            left = sum(n for n, _ in said)
+            say(f"judged {len(sampled) - left}/{len(sampled)} groups")
             interrupt.check()
+            if not left:
+                break
     except BudgetError:
         concurrent.futures.wait(waiting)  # nothing new is sent; what is in flight is paid for and goes on the tape
         raise
@@ -102,9 +117,18 @@ def judge_step(
         for future in waiting:
             future.cancel()
         raise
-    judged = sorted(((g, f.result()) for f, g in waiting.items()), key=lambda pair: pair[0].index)
-    times = {"time/sample_s": sampled - start, "time/teacher_wait_s": time.monotonic() - sampled}
-    return [g for g, _ in judged], [j for _, j in judged], times
+    told = hosts.exchange({group.index: future.result() for future, group in waiting.items()})
+    judgements = {index: judgement for part in told for index, judgement in part.items()}
+    sampled.sort(key=lambda group: group.index)
+    times = {"time/sample_s": sampled_at - start, "time/teacher_wait_s": time.monotonic() - sampled_at}
+    return sampled, [judgements[group.index] for group in sampled], times
+
+
+def meet(teacher: Teacher, groups: Sequence[RolloutGroup] = ()) -> None:
+    """Of several hosts, let every teacher know what the others have spent, answered and noted in this step."""
+    if hosts.count() > 1:
+        told = hosts.exchange(together.news(teacher, [g.prompt.id for g in groups]))
+        together.learn(teacher, hosts.index(), told)
 
 
 def replace_equal(cfg: ConfigDict, method: Method, stream: PromptStream, judged, step: int, groups, judgements):
@@ -275,7 +299,7 @@ def update_step(
             continue
         notes = method.annotate(state.method, batch)
         by_token = jax.NamedSharding(mesh, mesh_lib.RULES.spec("ABT"))  # and whole in every further dimension
-        placed, said = jax.device_put((batch, notes.tokens), by_token)
+        placed, said = jax.tree.map(functools.partial(mesh_lib.place, sharding=by_token), (batch, notes.tokens))
         state, metrics = update(state, ref_params, placed, Notes(said, notes.shared))
         everything.append({k: float(v) for k, v in metrics.items()} | {"update/real_frac": real_frac(batch)})
     means = {k: float(np.mean([m[k] for m in everything])) for k in (everything[0] if everything else ())}
@@ -326,6 +350,8 @@ def engine_config(cfg: ConfigDict, *, prompt_len: int, stop_ids: tuple[int, ...]
         stop_ids=stop_ids,
         rule=sampling_rule(cfg),
         dtype=cfg.student.dtype,
+        cache_dtype=cfg.sampling.cache_dtype,
+        stop=tuple(cfg.sampling.stop),
     )
 
 
@@ -335,10 +361,12 @@ def engine_config(cfg: ConfigDict, *, prompt_len: int, stop_ids: tuple[int, ...]
 def main(cfg: ConfigDict, workdir: str | pathlib.Path) -> int:
     """Run (or go on with) the experiment.
 
+    With several hosts, on each of them inside `hosts.joined`; host 0 writes the files.
+
     Returns: 0 finished, 3 the teacher failed too often, 4 a budget is spent, 130 stopped by the user.
     """
     workdir = pathlib.Path(workdir)
-    interrupt = Interrupt()
+    interrupt = Interrupt(hosts.any_host)
     with interrupt.listening(), contextlib.ExitStack() as stack:
         try:
             return _run(cfg, workdir, interrupt, stack)
@@ -358,6 +386,9 @@ def main(cfg: ConfigDict, workdir: str | pathlib.Path) -> int:
                     "free some space and give the same command again"
                 ) from error
             raise
+        except (jax.errors.JaxRuntimeError, ValueError) as error:
+            hosts.lost(error)  # ends this process if it was another host
+            raise
 
 
 def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: contextlib.ExitStack) -> int:
@@ -365,6 +396,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
 
     # --- what the user gave: all of it is checked before anything is compiled or written
     check_config(cfg)
+    hosts.check_same("the config", flatten(cfg.to_dict()))
     gate = FailureGate(cfg.teacher.max_failed_frac, cfg.teacher.failed_window)
     loop = stack.enter_context(contextlib.closing(TeacherLoop()))
     method = load_method(cfg.method, cfg)
@@ -392,7 +424,10 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     if "reference" in method.asks:
         teacher.check_references(train.prompts)
     loop.on_close(teacher.close)
-    claim(workdir, cfg.to_dict())
+    hosts.check_same("a prompt's tokens", {i: zlib.crc32(t) for q in (train, held) for i, t in q.tokens.items()})
+    if hosts.index() == 0:
+        claim(workdir, cfg.to_dict())
+    together.start(teacher, hosts.index(), hosts.exchange)
 
     # --- mesh, parameters, optimizer
     stack.enter_context(jax.set_mesh(mesh))
@@ -441,22 +476,29 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     first = checkpoints.latest() or 0
     if first:
         state, host = checkpoints.restore(first, state)
-        teacher.restore(host["teacher"])
+        teacher.restore(host["teacher"], host=hosts.index())
         gate.restore(host["failures"])
-    if first == cfg.steps and (workdir / "result.json").exists():
-        log.info("%s is finished; its result:", workdir)
-        report.show_result(report.read_result(workdir))
+    meet(teacher)
+    if first == cfg.steps and hosts.first_says((workdir / "result.json").exists()):
+        if hosts.index() == 0:
+            log.info("%s is finished; its result:", workdir)
+            report.show_result(report.read_result(workdir))
         return 0
 
     def save(step: int):
+        meet(teacher)
         seconds = host["seconds"] + time.monotonic() - started
         checkpoints.save(step, state, host | {"teacher": teacher.state(), "failures": gate.state(), "seconds": seconds})
 
     # --- loop
-    metrics_log = report.Metrics(workdir, start_step=first + 1 if first else 0, tensorboard=cfg.log.tensorboard)
+    writes = hosts.index() == 0
+    metrics_log = report.Metrics(
+        workdir, start_step=first + 1 if first else 0, tensorboard=cfg.log.tensorboard, write=writes
+    )
     stack.enter_context(contextlib.closing(metrics_log))
     groups_log = report.GroupsLog(workdir)
-    progress = stack.enter_context(report.Progress(cfg.steps, start=first))
+    shown_on = None if writes else stack.enter_context(open(os.devnull, "w"))  # noqa: SIM115
+    progress = stack.enter_context(report.Progress(cfg.steps, start=first, file=shown_on))
 
     def evaluated(step: int, n: int) -> dict[str, Any]:
         metrics = evaluate(sample, eval_engines, attach(lora, base, state.params), held, n, progress.say)
@@ -475,7 +517,8 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
         if host["before"] is None:
             host["before"] = evaluated(0, len(held.prompts))
         for step in range(first, cfg.steps):
-            if step and step % cfg.eval.every == 0 and not metrics_log.holds(step, "eval/accuracy"):
+            due = step and step % cfg.eval.every == 0
+            if due and not hosts.first_says(metrics_log.holds(step, "eval/accuracy")):
                 evaluated(step, cfg.eval.size or len(held.prompts))
             begin = time.monotonic()
             groups, judgements, metrics = judged(step, stream.batch(step))
@@ -516,8 +559,9 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
             for judgement, failed in zip(judgements, failed_P, strict=True):
                 gate.add(judgement.causes, failed=bool(failed))
             metrics |= gate.as_metrics()
+            meet(teacher, groups)
             metrics |= teacher.metrics(step)
-            if cfg.log.groups and method.needs_rollouts:
+            if writes and cfg.log.groups and method.needs_rollouts:
                 groups_log.write(step, groups, judgements, np.asarray(advantages.advantage_PG).tolist())
             check_finite(update_metrics, step, workdir, rows, advantages)
 
@@ -535,6 +579,8 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
         raise
 
     # --- result
+    if not writes:
+        return 0
     result = make_result(cfg, host, after, len(held.prompts), host["seconds"] + time.monotonic() - started, teacher)
     result["drift_alarms"] = alarms(report.read_metrics(workdir))
     report.write_result(workdir, result)
@@ -557,5 +603,5 @@ def make_teacher(
     """
     scripted = cfg.teacher.scripted
     book = [(p.question, p.solution) for p in prompts if p.solution] if not scripted.book else None
-    share = 1 / jax.process_count()
-    return Teacher.from_config(cfg, seed=cfg.seed, book=book, share=share, workdir=workdir, needs=needs)
+    share, host = 1 / hosts.count(), hosts.index()
+    return Teacher.from_config(cfg, seed=cfg.seed, book=book, share=share, host=host, workdir=workdir, needs=needs)

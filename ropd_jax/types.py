@@ -11,7 +11,7 @@ Dimension key, the only meaning these letters have as a suffix (``reward_PG``) o
     L  layers                     D  model width                 N  query heads
     K  key/value heads            H  head width                  F  MLP width
     S  cache slots                A  gradient-accumulation parts
-    E  experts                    R  rank of an adapter
+    E  experts                    R  rank of an adapter           M  pages of the cache
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import os
 import pathlib
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ropd_jax.report import write_atomic
@@ -83,12 +83,13 @@ class Interrupted(Exception):
 class Interrupt:
     """Turns the first Ctrl-C (or SIGTERM) into a request that the run looks at; the second leaves at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, any_host: Callable[[bool], bool] = bool) -> None:
         self._asked = threading.Event()
+        self._any_host = any_host
 
     def check(self) -> None:
-        """Raise Interrupted if the user has asked to stop."""
-        if self._asked.is_set():
+        """Raise Interrupted if the user has asked to stop, of several hosts any; then all of them must come here."""
+        if self._any_host(self._asked.is_set()):
             raise Interrupted
 
     @contextlib.contextmanager

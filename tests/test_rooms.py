@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1] / "ropd_jax"
 LEVELS = [  # a room imports from lower levels only, and within its level only what SAME_LEVEL allows
     {"types", "hints", "helptexts"},
     {"configs", "ggufio", "jsonio", "hub"},
-    {"mesh", "core", "models", "text", "teacher", "data", "report"},
+    {"mesh", "core", "models", "text", "teacher", "data", "report", "hosts"},
     {"sampling", "figures", "workdir", "student", "checkpoint", "groups", "tapeverb", "drift"},
     {"methods", "evaluation", "checks", "rejudge", "teach", "export"},
     {"summary", "preflight", "evalrun", "dataverb", "signals"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from ropd_jax.core.moments import compact_adam
@@ -51,8 +52,23 @@ def make_optimizer(
             optax.add_decayed_weights(weight_decay),
             optax.scale_by_learning_rate(after),
         )
-    tx = optax.chain(optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(), adam)
+    tx = optax.chain(clip_by_norm(clip_norm) if clip_norm else optax.identity(), adam)
     return optax.GradientTransformation(_lenient(tx.init), _lenient(tx.update))
+
+
+def clip_by_norm(most: float) -> optax.GradientTransformation:
+    """Scale all gradients by min(1, most / their common norm).
+
+    One multiplication, which XLA computes again in each place that reads the result. `optax.clip_by_global_norm`
+    divides, so that a second copy of all gradients is kept: 513 MiB of the 1,026 that an update of a 135M student took.
+    """
+
+    def update(grads, state, params=None):
+        del params
+        factor = jnp.minimum(1.0, most / jnp.maximum(optax.tree.norm(grads), 1e-30))
+        return jax.tree.map(lambda g: g * factor.astype(g.dtype), grads), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def _lenient(f):

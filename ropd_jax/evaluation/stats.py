@@ -78,7 +78,9 @@ def maj_at_k(answers: Sequence[str | None], right: Sequence[bool]) -> float:
     return sum(winners) / len(winners)
 
 
-def clustered(values: Sequence[float | None], *, clip: bool = False, seed: int = 0, draws: int = 10_000) -> Estimate:
+def clustered(
+    values: Sequence[float | None], *, clip: bool = False, share: bool = True, seed: int = 0, draws: int = 10_000
+) -> Estimate:
     """The mean of one value a problem, with a percentile bootstrap over problems.
 
     The problems are the clusters: their k samples are already inside each value, and are never drawn one by one.
@@ -86,11 +88,15 @@ def clustered(values: Sequence[float | None], *, clip: bool = False, seed: int =
     Args:
         values: of each problem; None where it could not be graded, which leaves it out and counts it.
         clip: bring the mean (of the data and of each draw) into 0..1 *after* averaging, as HealthBench does.
+        share: the values are shares. Where all are 0, or all are 1, every draw is the same and would claim certainty;
+            the interval is then Wilson's over the problems.
     """
     known = np.asarray([v for v in values if v is not None], float)
     n, ungraded = len(known), len(values) - len(known)
     if n == 0:
         return Estimate(None, None, None, 0, ungraded)
+    if share and not clip and known.min() == known.max() and known[0] in (0.0, 1.0):
+        return dataclasses.replace(accuracy([bool(known[0])] * n), ungraded=ungraded)
     bounds = (0.0, 1.0) if clip else (-math.inf, math.inf)
     means = np.clip(known[_picks(n, seed, draws)].mean(axis=1), *bounds)
     low, high = np.percentile(means, [2.5, 97.5])
@@ -117,7 +123,7 @@ def paired_difference(
     """
     shared = sorted(i for i in a.keys() & b.keys() if a[i] is not None and b[i] is not None)
     left_out = len(a.keys() | b.keys()) - len(shared)
-    found = clustered([b[i] - a[i] for i in shared], seed=seed, draws=draws)
+    found = clustered([b[i] - a[i] for i in shared], share=False, seed=seed, draws=draws)
     return dataclasses.replace(found, ungraded=left_out)
 
 

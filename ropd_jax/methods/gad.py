@@ -155,7 +155,7 @@ class GAD(Method):
     def revise(self, trained: Any, groups, judgements, tokenizer):
         G, n = self.cfg.sampling.rollouts, len(groups)
         score_AB, trained, metrics = self.learn(trained, self._texts(groups, judgements, tokenizer))
-        score_PK = np.asarray(score_AB).reshape(-1, G + self.cfg.teacher.references)[:n]
+        score_PK = mesh_lib.fetch(score_AB)[0].reshape(-1, G + self.cfg.teacher.references)[:n]
         metrics = {k: float(v) for k, v in metrics.items()}
         revised = []
         for group, j, score_K in zip(groups, judgements, score_PK, strict=True):
@@ -184,8 +184,8 @@ class GAD(Method):
                 tokens_BT[p * K + k, : len(row)], length_B[p * K + k] = row, len(row)
         named = functools.partial(jax.NamedSharding, self.mesh)
         return Texts(
-            jax.device_put(tokens_BT.reshape(A, -1, T), named(mesh_lib.RULES.spec("ABT"))),
-            jax.device_put(length_B.reshape(A, -1), named(mesh_lib.RULES.spec("AB"))),
+            mesh_lib.place(tokens_BT.reshape(A, -1, T), named(mesh_lib.RULES.spec("ABT"))),
+            mesh_lib.place(length_B.reshape(A, -1), named(mesh_lib.RULES.spec("AB"))),
         )
 
     def advantages(self, reward_PG, valid_PG, step):

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ropd_jax import hosts
 from ropd_jax import mesh as mesh_lib
 from ropd_jax.core.advantages import Advantages
 from ropd_jax.methods.base import Method, Notes
@@ -61,6 +62,11 @@ class LOPD(Method):
         how = self.cfg.lopd
         self.student_mesh = mesh
         self.mesh = mesh_lib.make_mesh(how.fsdp, how.tp) if how.fsdp else mesh
+        if how.fsdp and hosts.count() > 1:
+            raise UserError(
+                f"lopd.fsdp={how.fsdp} gives the white-box teacher a mesh of its own, which works on one host only; "
+                "set lopd.fsdp=0: the student's mesh"
+            )
         self.teacher = load_student(how.checkpoint, mesh=self.mesh, dtype=how.dtype)
         self.teacher_cfg = self.teacher.cfg
         check_tokenizers(student, self.teacher)
@@ -85,7 +91,7 @@ class LOPD(Method):
         self.table = ()
         if full:
             table_VD = self.teacher.params["embed" if cfg.tied else "head"]["table_VD"]
-            self.table = {"table_VD": jax.device_put(table_VD, self.named("VD"))}
+            self.table = {"table_VD": mesh_lib.place(table_VD, self.named("VD"))}
         return ()
 
     def named(self, dims: str) -> jax.NamedSharding:
@@ -103,10 +109,10 @@ class LOPD(Method):
                 said.append(nothing)
                 continue
             with jax.set_mesh(self.mesh):
-                found = self.forward(self.teacher.params, *(jax.device_put(x, by_row) for x in part))
+                found = self.forward(self.teacher.params, *(mesh_lib.place(x, by_row) for x in part))
             if rows:
-                found = jax.device_put(found, jax.NamedSharding(self.student_mesh, jax.P()))[:-rows]
-            said.append(jax.device_put(found, self.named("BT")))
+                found = mesh_lib.place(found, jax.NamedSharding(self.student_mesh, jax.P()))[:-rows]
+            said.append(mesh_lib.place(found, self.named("BT")))
             nothing = jnp.zeros_like(said[-1]) if nothing is None else nothing
         return Notes({"teacher": jnp.stack(said)}, self.table)
 

@@ -25,6 +25,8 @@ from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.lora import Lora, adapter_shapes, attach, freeze
 from ropd_jax.sampling import engine as engine_lib
+from ropd_jax.sampling import pages
+from ropd_jax.sampling.slots import Slots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +120,10 @@ class Sampler(NamedTuple):
 
     engine: engine_lib.EngineConfig
     params: dict
+    cache: Any
     prompts: tuple
-    len_B: Any
-    key_B: Any
+    rows: engine_lib.Rows
+    view: pages.View
 
 
 def sampler_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Sampler:
@@ -129,45 +132,57 @@ def sampler_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Sampler:
     def struct(shape, dtype, dims):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, mesh_lib.out(dims)))
 
-    P, T, B = ecfg.prompts, ecfg.prompt_len, ecfg.prompts * ecfg.rollouts
-    prompts = struct((P, T), jnp.int32, "BT"), struct((P,), jnp.int32, "B")
-    key_B = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), B))
+    sizes = engine_lib.layout(ecfg)
+    N = sizes.parts * sizes.batch
+    most = engine_lib.most_pages(ecfg, sizes.rows)
+    cache = jax.eval_shape(lambda: engine_lib.empty_cache(model_cfg, ecfg, sizes, pages=most))
+    prompts = [struct((N, ecfg.prompt_len), jnp.int32, "BT"), *(struct((N,), jnp.int32, "B") for _ in range(2))]
+    books = Slots(
+        parts=sizes.parts,
+        rows=sizes.rows,
+        slots=sizes.slots,
+        page=ecfg.page,
+        prompt_lens=[ecfg.prompt_len],
+        limits=[[ecfg.max_tokens] * ecfg.rollouts],
+        key_PG2=np.zeros((1, ecfg.rollouts, 2), np.uint32),
+    )
+    books.grow(most)
+    rows = [getattr(books, name) for name in engine_lib.Rows._fields]
+    view = [books.view[name] for name in pages.View._fields]
+    rows, view = ([struct(x.shape, x.dtype, "B") for x in arrays] for arrays in (rows, view))
     params = policy_of(cfg, weights_of(cfg, model_cfg, mesh))
-    return Sampler(ecfg, params, prompts, struct((B,), jnp.int32, "B"), struct(key_B.shape, key_B.dtype, "B"))
-
-
-def _state_of_decode(s: Sampler, model_cfg: ModelConfig):
-    return jax.eval_shape(lambda *a: engine_lib.prefill(model_cfg, s.engine, *a), s.params, *s.prompts)
+    return Sampler(ecfg, params, cache, tuple(prompts), engine_lib.Rows(*rows), pages.View(*view))
 
 
 def sampler_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> list[Program]:
-    """Prefill and decoding of the config's sampler."""
+    """Prefill and decoding of the config's sampler, all its rows as long as they may be."""
     s = sampler_of(cfg, model_cfg, mesh)
 
-    def decode():
-        layers = jax.eval_shape(lambda p: engine_lib.unstack(p, model_cfg.num_layers), s.params)
-        state = _state_of_decode(s, model_cfg)
-        return engine_lib.decode.lower(model_cfg, s.engine, s.params, layers, state, s.len_B, s.key_B)
+    def prefill():
+        return engine_lib.prefill.lower(model_cfg, s.engine, s.params, s.cache.prompts, *s.prompts)
 
-    return [
-        Program("prefill", lambda: engine_lib.prefill.lower(model_cfg, s.engine, s.params, *s.prompts)),
-        Program("decode", decode),
-    ]
+    def decode():
+        layers = None
+        if engine_lib.copies_layers():
+            layers = jax.eval_shape(lambda p: engine_lib.unstack(p, model_cfg.num_layers), s.params)
+        return engine_lib.decode.lower(model_cfg, s.engine, s.params, layers, *s.cache, s.rows, s.view)
+
+    return [Program("prefill", prefill), Program("decode", decode)]
 
 
 def kv_cache_bytes(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> int:
-    """Keys and values of all slots, on one device."""
-    return device_bytes(_state_of_decode(sampler_of(cfg, model_cfg, mesh), model_cfg).cache)
+    """Keys and values of all prompts and rows, each as long as it may be, on one device."""
+    return device_bytes(sampler_of(cfg, model_cfg, mesh).cache)
 
 
 def cache_itemsize(cfg: ConfigDict) -> float:
     """Bytes of one number in the cache."""
-    return jnp.dtype(cfg.student.dtype).itemsize
+    return jnp.dtype(cfg.sampling.cache_dtype or cfg.student.dtype).itemsize
 
 
 def prefill_calls(cfg: ConfigDict, prompts_at_once: int) -> int:
     """How often prefill runs in a step."""
-    return -(-cfg.data.prompts_per_step // prompts_at_once)
+    return -(-cfg.data.prompts_per_step // max(1, prompts_at_once // 2))
 
 
 def fewer_slots(cfg: ConfigDict, shards: int) -> list[dict[str, int]]:

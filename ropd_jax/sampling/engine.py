@@ -1,12 +1,15 @@
-"""From prompts to a stream of rollout groups.
+"""From prompts to a stream of rollout groups: slots with continuous refill.
 
-1. Prompts are padded on the right to one length and prefilled once; their keys and values are then shared by the
-   G rollouts of each prompt.
-2. Decoding runs in jitted chunks of ``chunk`` tokens, all rows side by side, and ends early when all rows have.
-3. Between chunks the host takes out every group whose last rollout has ended and yields it, so that the teacher
-   works while the device samples on.
+1. A prompt is prefilled once, into a prompt slot that its G rollouts share (`prefill`).
+2. Decoding runs in jitted chunks of ``chunk`` tokens over a fixed number of rows, and ends early when all rows have
+   (`decode`). A step feeds each row its last token and draws the next.
+3. Between chunks the host takes out what has ended and lets the next rollouts into the free rows (`slots.Slots`). A
+   group whose last rollout has ended is yielded while the device samples on, so that the teacher works meanwhile.
+4. When nothing waits any more and half of the rows are idle, the rest move together into half as many.
 
-Shapes depend on the settings alone (rows, prompt length, token limit), so a run compiles each function once.
+Keys and values lie in pages (`sampling.pages`). The random stream of a rollout is a function of (seed, step, prompt,
+index), and at the same compiled shapes nothing else about it depends on its neighbours or on the order of refill.
+Shapes come from short ladders (rows halve, the pool grows by steps), so a run compiles a handful of programs.
 """
 
 from __future__ import annotations
@@ -20,11 +23,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ropd_jax.mesh import constrain, out
+from ropd_jax.mesh import active_mesh, constrain, fetch, out, place
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
+from ropd_jax.sampling import pages as paging
 from ropd_jax.sampling.rules import SamplingRule, draw, rollout_keys
-from ropd_jax.types import Prompt, Rollout, RolloutGroup
+from ropd_jax.sampling.slots import Job, Slots, halved, pool_size
+from ropd_jax.types import Prompt, Rollout, RolloutGroup, UserError
 
 if TYPE_CHECKING:
     from ropd_jax.text.tokenizer import Tokenizer
@@ -36,13 +41,17 @@ class EngineConfig:
 
     Attributes:
         rollouts: G.
-        prompts: P, prompts decoded side by side; a shorter batch is filled up with idle rows.
+        prompts: as many prompts' rollouts decode side by side: prompts * rollouts rows.
         prompt_len: prompts are padded to this many tokens.
         max_tokens: longest answer, stop token included.
-        chunk: tokens between two looks of the host.
         stop_ids: tokens that end an answer.
+        stop: texts that end an answer, wherever they fall on its tokens; the answer's text ends before them.
         rule: sampling policy.
-        dtype: compute and cache dtype.
+        chunk: tokens between two looks of the host.
+        page_chunks: chunks that a page of the cache holds; 0 chooses: one page where ``max_tokens`` is at most 64,
+            else pages of 32 tokens, or of as many as make 64 of them a row.
+        dtype: compute dtype.
+        cache_dtype: of keys and values, see `pages.CACHE_DTYPES`; "" is ``dtype``.
     """
 
     rollouts: int
@@ -51,105 +60,125 @@ class EngineConfig:
     max_tokens: int
     stop_ids: tuple[int, ...]
     rule: SamplingRule
-    chunk: int = 32
+    chunk: int = 8
     dtype: str = "float32"
+    cache_dtype: str = ""
+    stop: tuple[str, ...] = ()
+    page_chunks: int = 0
+
+    def __post_init__(self):
+        if self.cache_dtype not in ("", *paging.CACHE_DTYPES):
+            raise UserError(
+                f"sampling.cache_dtype={self.cache_dtype!r}; expected {', '.join(paging.CACHE_DTYPES)}, "
+                'or "" for student.dtype'
+            )
+        if any(not s for s in self.stop):
+            raise UserError('sampling.stop holds an empty text, which would end every answer at once; remove the ""')
+
+    @property
+    def page(self) -> int:
+        """Slots of a page."""
+        slots = self.max_tokens if self.max_tokens <= 64 else max(32, -(-self.max_tokens // 64))
+        return self.chunk * (self.page_chunks or -(-slots // self.chunk))
 
 
-class DecodeState(NamedTuple):
-    """State of the decode loop; all rows have sampled ``t`` tokens or have ended.
+class Rows(NamedTuple):
+    """State of the rows, all [B].
 
     Attributes:
-        t: int32 scalar.
-        logits_BV: of the next token, float32.
-        cache: per layer (k_BKSH, v_BKSH); slots [0, prompt_len) hold prompts, then one slot a token.
-        tokens_BT, logp_BT: what has been sampled; 0 beyond a row's end.
-        len_B: how many tokens each row has.
-        done_B: the row has met a stop token (or was idle from the start).
+        token: the last token, which the next step feeds.
+        t: how many tokens have been sampled.
+        limit: at how many the row ends.
+        base: position of the prompt's last token.
+        done: the row has ended, or is idle.
+        key: the rollout's random stream, [B, 2] uint32.
     """
 
+    token: jax.Array
     t: jax.Array
-    logits_BV: jax.Array
-    cache: list[tuple[jax.Array, jax.Array]]
-    tokens_BT: jax.Array
-    logp_BT: jax.Array
-    len_B: jax.Array
-    done_B: jax.Array
+    limit: jax.Array
+    base: jax.Array
+    done: jax.Array
+    key: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "ecfg"))
-def prefill(cfg: ModelConfig, ecfg: EngineConfig, params, tokens_PT: jax.Array, len_P: jax.Array) -> DecodeState:
-    """Run each prompt once and lay out the state of its G rollouts. ``len_P`` 0 marks an idle prompt."""
-    P, T = tokens_PT.shape
-    G, S = ecfg.rollouts, T + ecfg.max_tokens
-    dtype = jnp.dtype(ecfg.dtype)
-    positions_PT = constrain(jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (P, T)), "BT")
-    real_PT = (positions_PT < len_P[:, None]).astype(jnp.int32)
-    x_PTD, (k_LPKTH, v_LPKTH) = transformer.hidden(
-        cfg, params, tokens_PT, positions_PT, real_PT, dtype=dtype, keep_kv=True
-    )
-    last_PT = positions_PT == jnp.maximum(len_P - 1, 0)[:, None]
-    x_P1D = jnp.sum(jnp.where(last_PT[..., None], x_PTD, jnp.zeros((), dtype)), axis=1, keepdims=True)
-    logits_PV = transformer.logits(cfg, params, x_P1D)[:, 0]
-
-    def share(x, dims):  # [P, ...] -> [P*G, ...]
-        return jnp.repeat(x, G, axis=0, out_sharding=out(dims))
-
-    def layer(kv_PKTH):
-        return jnp.pad(share(kv_PKTH, "BKSH"), ((0, 0), (0, 0), (0, S - T), (0, 0)))
-
-    B = P * G
-    return DecodeState(
-        t=jnp.int32(0),
-        logits_BV=share(logits_PV, "BV"),
-        cache=[(layer(k_LPKTH[i]), layer(v_LPKTH[i])) for i in range(cfg.num_layers)],
-        tokens_BT=constrain(jnp.zeros((B, ecfg.max_tokens), jnp.int32), "BT"),
-        logp_BT=constrain(jnp.zeros((B, ecfg.max_tokens), jnp.float32), "BT"),
-        len_B=constrain(jnp.zeros((B,), jnp.int32), "B"),
-        done_B=share(len_P == 0, "B"),
-    )
-
-
-@functools.partial(jax.jit, static_argnames=("cfg", "ecfg"), donate_argnames=("state",))
-def decode(cfg: ModelConfig, ecfg: EngineConfig, params, layers, state: DecodeState, len_B, key_B) -> DecodeState:
-    """Sample up to ``ecfg.chunk`` more tokens for every row that has not ended.
+@functools.partial(jax.jit, static_argnames=("cfg", "ecfg"), donate_argnames=("prompts",))
+def prefill(
+    cfg: ModelConfig, ecfg: EngineConfig, params, prompts: list[paging.KV], tokens_NT: jax.Array, len_N, at_N
+) -> list[paging.KV]:
+    """Run N prompts once and store their keys and values in the prompt slots ``at_N``.
 
     Args:
-        layers: `transformer.unstack` of the parameters.
-        len_B: prompt length of each row.
-        key_B: random stream of each row.
+        len_N: how many tokens of each prompt are cached: all but its last, which the first decode step feeds.
+        at_N: an index beyond the last slot marks an idle place.
     """
-    T, limit = ecfg.prompt_len, jnp.minimum(state.t + ecfg.chunk, ecfg.max_tokens)
-    slots_S = jnp.arange(T + ecfg.max_tokens, dtype=jnp.int32)
-    prompt_BS = slots_S[None] < len_B[:, None]
-    position_BS = jnp.where(slots_S[None] < T, slots_S[None], len_B[:, None] + slots_S[None] - T)
+    N, T = tokens_NT.shape
+    positions_NT = constrain(jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (N, T)), "BT")
+    real_NT = (positions_NT < len_N[:, None]).astype(jnp.int32)
+    dtype = jnp.dtype(ecfg.dtype)
+    _, kv = transformer.hidden(cfg, params, tokens_NT, positions_NT, real_NT, dtype=dtype, keep_kv=True)
+    return paging.write_prompts(prompts, *kv, at_N)
 
-    def alive(s: DecodeState):
-        return (s.t < limit) & ~jnp.all(s.done_B)
 
-    def body(s: DecodeState) -> DecodeState:
-        token_B, logp_B = draw(key_B, s.t, s.logits_BV, ecfg.rule)
-        here_T = jnp.arange(ecfg.max_tokens, dtype=jnp.int32) == s.t
-        write_BT = here_T[None] & ~s.done_B[:, None]
-        is_stop_B = functools.reduce(jnp.logical_or, [token_B == i for i in ecfg.stop_ids])
-        slot = T + s.t
-        mask_BS = prompt_BS | ((slots_S >= T) & (slots_S <= slot))[None]
-        logits_BV, cache = transformer.decode_step(
-            cfg, params, layers, token_B, len_B + s.t, s.cache, slot, mask_BS, position_BS, dtype=jnp.dtype(ecfg.dtype)
+@functools.partial(jax.jit, static_argnames=("cfg", "ecfg"), donate_argnames=("stages",))
+def decode(cfg: ModelConfig, ecfg: EngineConfig, params, layers, prompts, pages, stages, rows: Rows, view):
+    """Sample up to ``ecfg.chunk`` tokens for every row that has not ended.
+
+    Args:
+        layers: `transformer.unstack` of the parameters; None takes each layer out of them as it comes.
+        prompts, pages, stages: the cache; see `pages.Cache`.
+
+    Returns:
+        (stages, tokens_CB, logp_CB, t_B, done_B); of a row's column the first t_B - rows.t entries count.
+    """
+    C, B = ecfg.chunk, rows.token.shape[0]
+    stop_ids = jnp.asarray(ecfg.stop_ids, jnp.int32)
+    keys_B = jax.random.wrap_key_data(rows.key)
+
+    def going(s):
+        i, done_B = s[0], s[3]
+        return (i < C) & ~jnp.all(done_B)
+
+    def body(s):
+        i, token_B, t_B, done_B, tokens_CB, logp_CB, stages = s
+        position_B, slot_B = rows.base + t_B, t_B % ecfg.page
+
+        def attend(q_BTNH, k_BTKH, v_BTKH, layer, window):
+            prompt, page, stage = layer
+            stage = paging.write_stage(stage, k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2), slot_B)
+            o_BNH = paging.attention(cfg, q_BTNH[:, 0], prompt, page, stage, view, position_B, slot_B, window)
+            return o_BNH[:, None], stage
+
+        logits_BV, stages = transformer.decode_step(
+            cfg,
+            params,
+            layers or transformer.unstack(params, cfg.num_layers),
+            token_B,
+            position_B,
+            list(zip(prompts, pages, stages, strict=True)),
+            attend,
+            dtype=jnp.dtype(ecfg.dtype),
         )
-        return DecodeState(
-            t=s.t + 1,
-            logits_BV=logits_BV,
-            cache=cache,
-            tokens_BT=jnp.where(write_BT, token_B[:, None], s.tokens_BT),
-            logp_BT=jnp.where(write_BT, logp_B[:, None], s.logp_BT),
-            len_B=s.len_B + (~s.done_B).astype(jnp.int32),
-            done_B=s.done_B | is_stop_B,
+        token_B, logp_B = draw(keys_B, t_B, logits_BV, ecfg.rule)
+        t_B = t_B + (~done_B).astype(jnp.int32)
+        stopped_B = jnp.any(token_B[:, None] == stop_ids[None], axis=1)
+        return (
+            i + 1,
+            token_B,
+            t_B,
+            done_B | stopped_B | (t_B >= rows.limit),
+            jax.lax.dynamic_update_index_in_dim(tokens_CB, token_B, i, 0),
+            jax.lax.dynamic_update_index_in_dim(logp_CB, logp_B, i, 0),
+            stages,
         )
 
-    return jax.lax.while_loop(alive, body, state)
+    empty = [constrain(jnp.zeros((C, B), t), "CB") for t in (jnp.int32, jnp.float32)]
+    start = (jnp.int32(0), rows.token, rows.t, rows.done, *empty, stages)
+    _, _, t_B, done_B, tokens_CB, logp_CB, stages = jax.lax.while_loop(going, body, start)
+    return stages, tokens_CB, logp_CB, t_B, done_B
 
 
-unstack = jax.jit(transformer.unstack, static_argnums=(1,))
+unstack = jax.jit(functools.partial(transformer.unstack, turn=True), static_argnums=(1,))
 
 
 def sample_groups(
@@ -162,56 +191,186 @@ def sample_groups(
     *,
     seed: int,
     step: int,
+    limits: Sequence[Sequence[int]] | None = None,
 ) -> Iterator[RolloutGroup]:
     """Yield the group of each prompt as soon as its last rollout has ended.
 
     Args:
         params: stacked parameters, the learner's own.
-        prompts: any number; they are decoded ``ecfg.prompts`` at a time.
-        prompt_tokens: the chat template's tokens of each prompt, at most ``ecfg.prompt_len`` long.
+        prompts: any number; ``ecfg.prompts * ecfg.rollouts`` rollouts decode side by side.
+        prompt_tokens: the chat template's tokens of each prompt, at least 1 and at most ``ecfg.prompt_len``.
         seed, step: with a prompt's id and the rollout's index these fix the random stream.
+        limits: [len(prompts)][G], at how many tokens each rollout ends at the latest; None is ``max_tokens`` for all.
     """
-    layers = unstack(params, cfg.num_layers)
-    for start in range(0, len(prompts), ecfg.prompts):
-        part = range(start, min(start + ecfg.prompts, len(prompts)))
-        yield from _sample_part(cfg, ecfg, params, layers, tokenizer, prompts, prompt_tokens, part, seed, step)
+    if not prompts:
+        return
+    engine = _Engine(cfg, ecfg, params, prompt_tokens, rollout_keys(seed, step, [p.id for p in prompts], ecfg.rollouts),
+                     limits)  # fmt: skip
+    rollouts: list[dict[int, Rollout]] = [{} for _ in prompts]
+    whole: list[int] = []
+    while engine.slots.unfinished:
+        pending = engine.dispatch()
+        if whole and jax.process_count() > 1:  # what the caller asks other hosts must not run beside the chunk
+            jax.block_until_ready(pending)
+        yield from (_group(prompts, prompt_tokens, rollouts, i, step) for i in whole)  # the device samples meanwhile
+        whole = []
+        for job in engine.collect(pending, tokenizer):
+            rollouts[job.index][job.g] = _rollout(tokenizer, ecfg, job)
+            if len(rollouts[job.index]) == ecfg.rollouts:
+                whole.append(job.index)
+    yield from (_group(prompts, prompt_tokens, rollouts, i, step) for i in whole)
 
 
-def _sample_part(cfg, ecfg, params, layers, tokenizer, prompts, prompt_tokens, part, seed, step):
-    P, G, T = ecfg.prompts, ecfg.rollouts, ecfg.prompt_len
-    tokens_PT, len_P = np.zeros((P, T), np.int32), np.zeros((P,), np.int32)
-    for row, i in enumerate(part):
-        len_P[row] = len(prompt_tokens[i])
-        tokens_PT[row, : len_P[row]] = prompt_tokens[i]
-    ids = [prompts[i].id for i in part] + [""] * (P - len(part))
-    key_B = rollout_keys(seed, step, ids, G)
-    state = prefill(cfg, ecfg, params, *_place((tokens_PT, "BT"), (len_P, "B")))
-    len_B, key_B = _place((np.repeat(len_P, G), "B"), (key_B, "B"))
-    waiting = set(range(len(part)))
-    while waiting:
-        state = decode(cfg, ecfg, params, layers, state, len_B, key_B)
-        done_B, t = np.asarray(state.done_B), int(state.t)
-        ended = [r for r in sorted(waiting) if t >= ecfg.max_tokens or done_B[r * G : (r + 1) * G].all()]
-        if not ended:
-            continue
-        tokens_BT, logp_BT, n_B = (np.asarray(x) for x in (state.tokens_BT, state.logp_BT, state.len_B))
-        for row in ended:
-            rows = range(row * G, (row + 1) * G)
-            rollouts = tuple(_rollout(tokenizer, ecfg.stop_ids, tokens_BT[b], logp_BT[b], n_B[b]) for b in rows)
-            i = part[row]
-            yield RolloutGroup(prompts[i], np.asarray(prompt_tokens[i], np.int32), rollouts, step, i)
-        waiting -= set(ended)
+def copies_layers() -> bool:
+    """On CPU a slice of the stacked weights is copied at every step, so they are taken apart once a call instead."""
+    mesh = None if active_mesh() is None else jax.sharding.get_mesh()
+    return (jax.default_backend() if mesh is None else mesh.devices.flat[0].platform) == "cpu"
 
 
-def _rollout(tokenizer, stop_ids, tokens_T, logp_T, n) -> Rollout:
-    tokens_T, logp_T = tokens_T[:n].copy(), logp_T[:n].copy()
-    stopped = int(tokens_T[-1]) in stop_ids
-    text = tokenizer.decode([int(i) for i in (tokens_T[:-1] if stopped else tokens_T)])
-    return Rollout(tokens_T, logp_T, text, "stop" if stopped else "length")
+class Layout(NamedTuple):
+    """Sizes on each of the ``parts`` of the mesh: rows, prompt slots, and prompts that one prefill runs."""
+
+    parts: int
+    rows: int
+    slots: int
+    batch: int
+
+
+def layout(ecfg: EngineConfig) -> Layout:
+    """Raises UserError where the prompts do not divide over the mesh."""
+    mesh = active_mesh()
+    parts = 1 if mesh is None else mesh.shape["fsdp"]
+    if ecfg.prompts % parts:
+        raise UserError(
+            f"{ecfg.prompts} prompts side by side do not divide over mesh axis fsdp={parts}; choose a multiple of it"
+        )
+    prompts = ecfg.prompts // parts
+    batch = max(1, prompts // 2)
+    groups = 1 if ecfg.rollouts == 1 else 3  # new groups enter while others' last rollouts decode
+    return Layout(parts, prompts * ecfg.rollouts, groups * prompts + batch, batch)
+
+
+def empty_cache(cfg: ModelConfig, ecfg: EngineConfig, sizes: Layout, *, pages: int) -> paging.Cache:
+    """``pages``: of each part's pool; `most_pages` at most."""
+    return paging.make_cache(
+        cfg,
+        prompts=sizes.parts * sizes.slots,
+        prompt_len=ecfg.prompt_len,
+        rows=sizes.parts * sizes.rows,
+        pages=sizes.parts * pages,
+        page=ecfg.page,
+        dtype=ecfg.cache_dtype or ecfg.dtype,
+    )
+
+
+def most_pages(ecfg: EngineConfig, rows: int) -> int:
+    """The pool of a part when all its rows are as long as they may be."""
+    depth = (ecfg.max_tokens - 1) // ecfg.page
+    return pool_size(rows * depth, rows) if depth else 1
+
+
+class _Engine:
+    """One call's cache and books; `dispatch` starts a chunk, `collect` waits for it."""
+
+    def __init__(self, cfg, ecfg: EngineConfig, params, prompt_tokens, keys, limits):
+        self.cfg, self.ecfg, self.params, self.prompt_tokens = cfg, ecfg, params, prompt_tokens
+        self.layers = unstack(params, cfg.num_layers) if copies_layers() else None
+        G, n = ecfg.rollouts, len(prompt_tokens)
+        whole = layout(ecfg)
+        self.parts, self.batch = whole.parts, whole.batch
+        self.slots = Slots(
+            parts=self.parts,
+            rows=halved(whole.rows, -(-n // self.parts) * G),
+            slots=whole.slots,
+            page=ecfg.page,
+            prompt_lens=[len(t) for t in prompt_tokens],
+            limits=limits if limits is not None else [[ecfg.max_tokens] * G] * n,
+            key_PG2=fetch(jax.random.key_data(keys))[0].reshape(n, G, 2),
+        )
+        self.last_tokens = [int(t[-1]) for t in prompt_tokens]
+        # One page each: there is no second program for a pool without pages, with other rounding.
+        self.cache = empty_cache(cfg, ecfg, whole._replace(rows=self.slots.rows), pages=1)
+
+    def dispatch(self):
+        """Let prompts in, tidy the cache up where that is due, and start a chunk; returns what it will give."""
+        books = self.slots
+        while any(taken := books.take_prompts(self.batch)):
+            self._prefill(taken)
+        if books.full():
+            self._commit()
+        books.admit(self.last_tokens)
+        if (rows := books.rows_enough()) < books.rows:
+            self._shrink(rows)
+        rows = Rows(*_place(*((getattr(books, name), "B") for name in Rows._fields)))
+        view = paging.View(*_place(*((books.view[name], "B") for name in paging.View._fields)))
+        stages, *rest = decode(self.cfg, self.ecfg, self.params, self.layers, *self.cache, rows, view)
+        self.cache = self.cache._replace(stages=stages)
+        return rest
+
+    def collect(self, pending, tokenizer) -> list[Job]:
+        """The rollouts that have ended in the chunk."""
+        ended = self.slots.absorb(*fetch(*pending))
+        if self.ecfg.stop:
+            ended += [b for b, j in enumerate(self.slots.job) if j and b not in ended and self._stops(j, tokenizer)]
+        return [self.slots.release(b) for b in sorted(ended)]
+
+    def _prefill(self, taken: list[list[tuple[int, int]]]) -> None:
+        shape = (self.parts, self.batch)
+        tokens_NT = np.zeros((*shape, self.ecfg.prompt_len), np.int32)
+        len_N, at_N = np.zeros(shape, np.int32), np.full(shape, self.slots.slots, np.int32)
+        for number, part in enumerate(taken):
+            for row, (index, slot) in enumerate(part):
+                n = len(self.prompt_tokens[index]) - 1
+                tokens_NT[number, row, :n] = self.prompt_tokens[index][:n]
+                len_N[number, row], at_N[number, row] = n, slot
+        arrays = _place((tokens_NT.reshape(-1, tokens_NT.shape[-1]), "BT"), (len_N.ravel(), "B"), (at_N.ravel(), "B"))
+        prompts = prefill(self.cfg, self.ecfg, self.params, self.cache.prompts, *arrays)
+        self.cache = self.cache._replace(prompts=prompts)
+
+    def _commit(self) -> None:
+        if size := self.slots.pages_missing():
+            self.cache = self.cache._replace(pages=paging.grow(self.cache.pages, size))
+            self.slots.grow(size)
+        (at_B,) = _place((self.slots.commit(), "B"))
+        self.cache = self.cache._replace(pages=paging.commit(self.cache.pages, self.cache.stages, at_B))
+
+    def _shrink(self, rows: int) -> None:
+        at_B, at_M = _place(*((x, "B") for x in self.slots.shrink(rows)))
+        pages, stages = paging.keep(self.cache.pages, at_M), paging.keep(self.cache.stages, at_B)
+        self.cache = self.cache._replace(pages=pages, stages=stages)
+
+    def _stops(self, job: Job, tokenizer) -> bool:
+        """Whether a stop text is likely in what the last chunk gave; `_rollout` says it exactly."""
+        longest = max(map(len, self.ecfg.stop))
+        text = tokenizer.decode(job.tokens[-(self.ecfg.chunk + 4 * longest + 8) :])
+        return any(s in text for s in self.ecfg.stop)
+
+
+def _rollout(tokenizer, ecfg: EngineConfig, job: Job) -> Rollout:
+    tokens, stopped = job.tokens, job.tokens[-1] in ecfg.stop_ids
+    text = tokenizer.decode(tokens[:-1] if stopped else tokens)
+    ends = [at for s in ecfg.stop if (at := text.find(s)) >= 0]
+    if ends:
+        # the fewest tokens whose text holds a stop text
+        few, many = 1, len(tokens) - stopped
+        while few < many:
+            middle = (few + many) // 2
+            found = any(s in tokenizer.decode(tokens[:middle]) for s in ecfg.stop)
+            few, many = (few, middle) if found else (middle + 1, many)
+        tokens, text, stopped = tokens[:few], text[: min(ends)], True
+    n = len(tokens)
+    logp_T = np.asarray(job.logp[:n], np.float32)
+    return Rollout(np.asarray(tokens, np.int32), logp_T, text, "stop" if stopped else "length")
+
+
+def _group(prompts, prompt_tokens, rollouts, i: int, step: int) -> RolloutGroup:
+    ordered = tuple(rollouts[i][g] for g in sorted(rollouts[i]))
+    return RolloutGroup(prompts[i], np.asarray(prompt_tokens[i], np.int32), ordered, step, i)
 
 
 def _place(*arrays):
     """Put host arrays on the mesh by their dimension letters (as they are without a mesh)."""
-    if out("B") is None:
+    if active_mesh() is None:
         return [jnp.asarray(x) for x, _ in arrays]
-    return [jax.device_put(x, jax.NamedSharding(jax.sharding.get_mesh(), out(dims))) for x, dims in arrays]
+    mesh = jax.sharding.get_mesh()
+    return [place(x, jax.NamedSharding(mesh, out(dims))) for x, dims in arrays]

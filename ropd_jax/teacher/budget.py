@@ -17,7 +17,7 @@ import os
 import pathlib
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ropd_jax.teacher.client import (
@@ -104,6 +104,9 @@ class Budget:
         self.prices = prices or Prices.load()
         self.roles: dict[str, Spent] = {}
         self.steps: dict[int, Spent] = {}
+        self._elsewhere: dict[str, Spent] = {}  # of the other hosts, as they said at the last meeting
+        self._steps_elsewhere: dict[int, Spent] = {}
+        self._hosts, self._met, self._own_met = 1, Spent(), Spent()
         self._lock = threading.Lock()
         self._path = None if path is None else pathlib.Path(path)
         self._written = 0.0
@@ -133,13 +136,13 @@ class Budget:
             BudgetError: a cap is reached; nothing more may be sent.
         """
         with self._lock:
-            total = self.total()
+            total, counted = self.total(), self._against_caps()
             reached = [
                 text
                 for cap, spent, text in (
-                    (self.caps.usd, total.usd, f"usd={self.caps.usd:g}"),
-                    (self.caps.tokens, total.tokens, f"tokens={self.caps.tokens}"),
-                    (self.caps.calls, total.calls, f"calls={self.caps.calls}"),
+                    (self.caps.usd, counted.usd, f"usd={self.caps.usd:g}"),
+                    (self.caps.tokens, counted.tokens, f"tokens={self.caps.tokens}"),
+                    (self.caps.calls, counted.calls, f"calls={self.caps.calls}"),
                 )
                 if cap and spent >= cap
             ]
@@ -209,29 +212,58 @@ class Budget:
         return ["usd"] * bool(usd) + ["tokens"] * bool(tokens)
 
     def total(self) -> Spent:
-        """All roles together."""
-        total = Spent()
-        for spent in list(self.roles.values()):
-            total = total + spent
-        return total
+        """All roles and hosts together."""
+        return _sum([*list(self.roles.values()), *self._elsewhere.values()])
+
+    def _against_caps(self) -> Spent:
+        """What counts against the caps: with n hosts each may spend 1/n of what was left at the last meeting."""
+        own = _sum(list(self.roles.values()))
+        since = [n - m for n, m in zip(dataclasses.astuple(own), dataclasses.astuple(self._own_met), strict=True)]
+        return self._met + Spent(*(n * self._hosts for n in since))
+
+    def met(self, roles: Sequence[Mapping[str, Spent]], steps: Sequence[Mapping[int, Spent]]) -> None:
+        """Take in what each other host has spent, by role and by step."""
+        with self._lock:
+            self._elsewhere, self._steps_elsewhere = _merged(roles), _merged(steps)
+            self._hosts, self._met = len(roles) + 1, self.total()
+            self._own_met = _sum(list(self.roles.values()))
+
+    def absorb(self) -> None:
+        """Take over what other hosts of an earlier start have left in ``spent.1.json`` and so on."""
+        if self._path is None:
+            return
+        names = sorted(self._path.parent.glob(f"{self._path.stem}.*{self._path.suffix}"))
+        files = [p for p in names if p.stem.removeprefix(f"{self._path.stem}.").isdigit()]
+        for path in files:
+            left = {role: Spent(**spent) for role, spent in json.loads(path.read_text(encoding="utf-8")).items()}
+            with self._lock:
+                self.roles = _merged([self.roles, left])
+                self._write(every_s=0.0)  # a kill in between counts them twice, never not at all
+            path.unlink()
+
+    def forget(self) -> None:
+        """Begin at nothing: host 0 has taken over what this one had spent."""
+        with self._lock:
+            self.roles = {}
 
     def as_metrics(self, step: int | None = None) -> dict[str, float | None]:
         """``teacher/cost_usd`` and the like, by role too; with ``step``, that step's cost. Unknown is None."""
-        total = self.total()
+        total, roles = self.total(), _merged([self.roles, self._elsewhere])
         out: dict[str, float | None] = {
             "teacher/cost_usd": total.cost_usd,
             "teacher/spent_calls": float(total.calls),
             "teacher/spent_tokens": float(total.tokens),
             "teacher/unpriced_calls": float(total.unpriced),
         }
-        out |= {f"teacher/cost_usd_{role}": spent.cost_usd for role, spent in list(self.roles.items())}
+        out |= {f"teacher/cost_usd_{role}": spent.cost_usd for role, spent in roles.items()}
         if step is not None:
-            out["teacher/step_cost_usd"] = self.steps.get(step, Spent()).cost_usd
+            here, there = (steps.get(step, Spent()) for steps in (self.steps, self._steps_elsewhere))
+            out["teacher/step_cost_usd"] = (here + there).cost_usd
         return out
 
     def state(self) -> dict[str, Any]:
-        """JSON-able."""
-        return {role: dataclasses.asdict(spent) for role, spent in self.roles.items()}
+        """JSON-able, of all hosts."""
+        return _plain(_merged([self.roles, self._elsewhere]))
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state()``, or from what is known already where that is more."""
@@ -251,18 +283,38 @@ class Budget:
             return
         self._written = now
         part = self._path.with_name(f".{self._path.name}.part")
-        part.write_text(json.dumps(self.state(), indent=1) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(_plain(self.roles), indent=1) + "\n", encoding="utf-8")
         os.replace(part, self._path)
 
     def _so_far(self, total: Spent) -> str:
         parts = []
-        for role, spent in sorted(self.roles.items()):
+        for role, spent in sorted(_merged([self.roles, self._elsewhere]).items()):
             parts.append(f"{role} {spent.calls:,} calls {spent.tokens:,} tokens {dollars(spent.cost_usd)}")
         return f"Spent: {total.calls:,} calls, {total.tokens:,} tokens, {dollars(total.cost_usd)} ({'; '.join(parts)})."
 
     @staticmethod
     def _of(table: dict, key: Any) -> Spent:
         return table.setdefault(key, Spent())
+
+
+def _sum(several: Iterable[Spent]) -> Spent:
+    total = Spent()
+    for spent in several:
+        total = total + spent
+    return total
+
+
+def _merged(tables: Sequence[Mapping[Any, Spent]]) -> dict[Any, Spent]:
+    """Several tables of spending as one."""
+    total: dict[Any, Spent] = {}
+    for table in tables:
+        for key, spent in list(table.items()):
+            total[key] = total.get(key, Spent()) + spent
+    return total
+
+
+def _plain(roles: Mapping[str, Spent]) -> dict[str, Any]:
+    return {role: dataclasses.asdict(spent) for role, spent in roles.items()}
 
 
 def dollars(usd: float | None) -> str:

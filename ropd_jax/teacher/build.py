@@ -66,6 +66,7 @@ def build_teacher(
     seed: int = 0,
     book: Iterable[tuple[str, str]] | None = None,
     share: float = 1.0,
+    host: int = 0,
     workdir: str | os.PathLike[str] | None = None,
     needs: Collection[str] = ("reference", "rubric", "verify"),
 ) -> Teacher:
@@ -77,10 +78,10 @@ def build_teacher(
     budget = Budget(
         Caps(**dict(teacher["budget"])),
         Prices.load(teacher["prices"]),
-        None if workdir is None else pathlib.Path(workdir) / "spent.json",
+        None if workdir is None else pathlib.Path(workdir) / (f"spent.{host}.json" if host else "spent.json"),
     )
     mode = teacher["tape"]["mode"]
-    tape = open_tape(mode, teacher["tape"]["path"], workdir)
+    tape = open_tape(mode, teacher["tape"]["path"], workdir, host=host)
     roles = {name: role_of(teacher, key) for name, key in ROLE_KEYS.items()}
     sources = reference_sources(teacher)
     index = open_index(teacher)
@@ -126,6 +127,8 @@ def build_teacher(
         seed=seed,
         stats=stats,
         budget=budget,
+        tape=tape,
+        refreshes=mode == "refresh",
     )
 
 

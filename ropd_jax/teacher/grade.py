@@ -35,6 +35,7 @@ from ropd_jax.teacher.index import TeacherIndex
 from ropd_jax.teacher.references import Reference
 from ropd_jax.teacher.stats import TeacherStats
 from ropd_jax.teacher.store import RubricStore
+from ropd_jax.teacher.tape import Tape
 from ropd_jax.teacher.verifier import Marks
 from ropd_jax.types import Message, Prompt, Rubric, Verdicts
 
@@ -82,6 +83,7 @@ class Teacher:
         seed: of the fences and of the order in which answers are shown.
         stats: counters to write to; share them with the ``LimitedClient`` to see retries.
         budget: the spending, if the client counts it (``MeteredClient``).
+        tape, refreshes: what the client records on, and whether it overwrites; see `teacher.together`.
     """
 
     def __init__(
@@ -100,12 +102,17 @@ class Teacher:
         seed: int = 0,
         stats: TeacherStats | None = None,
         budget: Budget | None = None,
+        tape: Tape | None = None,
+        refreshes: bool = False,
     ):
         if references_m < 1:
             raise ConfigurationError(f"teacher.references is {references_m}; expected at least 1")
         self.client = client
         self.stats = stats if stats is not None else TeacherStats()
         self.budget = budget
+        self.tape, self.refreshes = tape, refreshes
+        self.elsewhere: list[TeacherStats] = []  # the counters of the other hosts, at the last meeting
+        self.told = (0, 0)  # up to here the others know the tape
         if not 0.0 <= repeat_frac <= 1.0:
             raise ConfigurationError(f"teacher.health.repeat_frac is {repeat_frac}; expected a share from 0 to 1")
         sources = (reference,) if isinstance(reference, Role) else tuple(reference or ())
@@ -137,6 +144,7 @@ class Teacher:
         seed: int = 0,
         book: Iterable[tuple[str, str]] | None = None,
         share: float = 1.0,
+        host: int = 0,
         workdir: str | os.PathLike[str] | None = None,
         needs: Collection[str] = ("reference", "rubric", "verify"),
     ) -> Teacher:
@@ -146,6 +154,7 @@ class Teacher:
             seed: see the class.
             book: (question, worked solution) pairs for the scripted teacher, in place of ``scripted.book``.
             share: this host's part of the limits, 1/N with N hosts.
+            host: which of them it is; each has a tape and a file of its spending.
             workdir: where the tape lies if ``teacher.tape.path`` is ""; without both there is none.
             needs: the roles that will be asked; the others need no key.
 
@@ -154,7 +163,8 @@ class Teacher:
         """
         from ropd_jax.teacher.build import build_teacher
 
-        return build_teacher(cls, cfg["teacher"], seed=seed, book=book, share=share, workdir=workdir, needs=needs)
+        how = dict(seed=seed, book=book, share=share, host=host, workdir=workdir, needs=needs)
+        return build_teacher(cls, cfg["teacher"], **how)
 
     @property
     def prompt_shas(self) -> dict[str, str]:
@@ -377,22 +387,28 @@ class Teacher:
             self.budget.save()
 
     def state(self) -> dict:
-        """JSON-able state for a checkpoint: the counters, the spending and the rubrics that may be used again."""
-        spent = None if self.budget is None else self.budget.state()
-        return {"version": 1, "stats": self.stats.as_dict(), "store": self.store.state(), "spent": spent}
+        """JSON-able state for a checkpoint: the counters, the spending and the rubrics that may be used again.
 
-    def restore(self, state: dict) -> None:
-        """Continue from ``state()``."""
-        self.stats.restore(state["stats"])
+        Of several hosts together; see `restore`.
+        """
+        stats = self.stats.plus(self.elsewhere).as_dict()
+        spent = None if self.budget is None else self.budget.state()
+        return {"version": 1, "stats": stats, "store": self.store.state(), "spent": spent}
+
+    def restore(self, state: dict, *, host: int = 0) -> None:
+        """Continue from ``state()``: host 0 with all that was counted, the others with the rubrics."""
         if "store" in state:  # not in checkpoints of version 0.1
             self.store.restore(state["store"])
+        if host:
+            return
+        self.stats.restore(state["stats"])
         if self.budget is not None and state.get("spent"):
             self.budget.restore(state["spent"])
 
     def metrics(self, step: int | None = None) -> dict[str, float | None]:
         """The counters and the spending; with ``step``, what that step cost. Unknown is None."""
         spending = {} if self.budget is None else self.budget.as_metrics(step)
-        return self.stats.as_metrics() | spending
+        return self.stats.plus(self.elsewhere).as_metrics() | spending
 
     def _how(self, role: str, sample_index: int = 0) -> dict:
         how = self.sources[sample_index % len(self.sources)] if role == "reference" else self.roles[role]

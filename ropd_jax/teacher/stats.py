@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 from ropd_jax.teacher.client import ChatReply, Purpose
 
@@ -75,6 +76,18 @@ class TeacherStats:
         for f in dataclasses.fields(self):
             if f.name in state:
                 setattr(self, f.name, _copy(state[f.name]))
+
+    def plus(self, others: Iterable[TeacherStats]) -> TeacherStats:
+        """The counts of several hosts as one."""
+        total = TeacherStats()
+        for stats in (self, *others):
+            for name, value in stats.as_dict().items():
+                if isinstance(value, dict):
+                    for key, amount in value.items():
+                        _add(getattr(total, name), key, amount)
+                else:
+                    setattr(total, name, getattr(total, name) + value)
+        return total
 
     def as_metrics(self) -> dict[str, float]:
         """Flat totals for the metrics, e.g. ``teacher/calls``, ``teacher/calls_verify``, ``teacher/failed_timeout``."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ropd_jax.teacher.client import ConfigurationError
 from ropd_jax.types import Criterion, Lineage, Rubric
@@ -84,6 +84,18 @@ class RubricStore:
         self._rubrics.setdefault(rubric.sha, (rubric, lineage))
         visits = [v for v in self._visits.get(prompt_id, ()) if v.step < step]
         self._visits[prompt_id] = [*visits, Visit(step, rubric.sha, lineage.step, saturated)]
+
+    def news(self, prompt_ids: Iterable[str]) -> dict:
+        """What `learn` of another host's store takes in: the visits of these prompts and their rubrics."""
+        visits = {p: self._visits[p] for p in prompt_ids if p in self._visits}
+        shas = {v.sha for several in visits.values() for v in several}
+        return {"rubrics": {sha: self._rubrics[sha] for sha in shas}, "visits": visits}
+
+    def learn(self, news: dict) -> None:
+        """Take in what another host's store noted."""
+        for sha, known in news["rubrics"].items():
+            self._rubrics.setdefault(sha, known)
+        self._visits |= news["visits"]
 
     def state(self) -> dict:
         """JSON-able state for a checkpoint."""

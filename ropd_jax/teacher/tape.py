@@ -205,6 +205,30 @@ class Tape:
             insert_request(db, row)
             db.execute("INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?, ?, ?)", failure)
 
+    def keys(self) -> set[str]:
+        """The keys of all requests."""
+        with self.using() as db:
+            return {k for (k,) in db.execute("SELECT key FROM requests")}
+
+    def end(self) -> tuple[int, int]:
+        """A mark for `since`: all that is on the tape now."""
+        with self.using() as db:
+            return tuple(  # type: ignore[return-value]
+                db.execute(f"SELECT coalesce(max(rowid), 0) FROM {table}").fetchone()[0]
+                for table in ("replies", "failures")
+            )
+
+    def since(self, mark: tuple[int, int]) -> tuple[list[Entry], tuple[int, int]]:
+        """(entries that got a reply or a failure after the mark, the new mark)."""
+        with self.using() as db:
+            end = self.end()
+            keys = {
+                key
+                for table, start, stop in zip(("replies", "failures"), mark, end, strict=True)
+                for (key,) in db.execute(f"SELECT key FROM {table} WHERE rowid > ? AND rowid <= ?", (start, stop))
+            }
+        return [self.entry(key) for key in sorted(keys)], end
+
     def entries(self) -> Iterator[Entry]:
         """All of the tape, by key."""
         with self.using() as db:

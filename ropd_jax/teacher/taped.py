@@ -152,8 +152,10 @@ class TapedClient:
         )  # fmt: skip
 
 
-def open_tape(mode: str, path: str, workdir: str | pathlib.Path | None) -> Tape | None:
+def open_tape(mode: str, path: str, workdir: str | pathlib.Path | None, *, host: int = 0) -> Tape | None:
     """The tape of ``teacher.tape``; None with mode ``off``, and without a path and a workdir to put it in.
+
+    Of several hosts each writes a tape of its own: host 1 ``tape.1.sqlite`` where host 0 writes ``tape.sqlite``.
 
     Raises:
         ConfigurationError: an unknown mode; mode ``replay`` and no tape there.
@@ -166,4 +168,7 @@ def open_tape(mode: str, path: str, workdir: str | pathlib.Path | None) -> Tape 
         if mode == "record":
             return None
         raise ConfigurationError(f"teacher.tape.mode is {mode!r}; expected a tape: name it with teacher.tape.path")
-    return Tape(path or pathlib.Path(workdir) / "tape.sqlite", read_only=mode == "replay")  # type: ignore[arg-type]
+    file = pathlib.Path(path or pathlib.Path(workdir) / "tape.sqlite")  # type: ignore[arg-type]
+    if host and mode != "replay":
+        file = file.with_name(f"{file.stem}.{host}{file.suffix}")
+    return Tape(file, read_only=mode == "replay")

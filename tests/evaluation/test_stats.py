@@ -87,6 +87,15 @@ def test_bootstrap_interval_is_as_wide_as_the_standard_error_says():
     assert (got.high - got.low) / 2 == pytest.approx(half, rel=0.05)
 
 
+def test_all_wrong_is_no_certainty():
+    got = clustered([0.0] * 16)
+    assert (got.value, got.low) == (0.0, 0.0) and got.high == pytest.approx(accuracy([False] * 16).high)
+    assert got.high == pytest.approx(0.1936, abs=1e-4)
+    assert clustered([1.0] * 10).low == pytest.approx(0.72247, abs=1e-5)
+    same = paired_difference({"p": 1.0, "q": 0.0}, {"p": 1.0, "q": 0.0})
+    assert (same.low, same.value, same.high) == (0.0, 0.0, 0.0)
+
+
 def test_the_mean_is_clipped_and_not_the_values():
     assert clustered([-1.0, 0.5, 1.0], clip=True).value == pytest.approx(0.5 / 3)
     assert clustered([-1.0, -0.5], clip=True).value == 0.0

@@ -78,7 +78,7 @@ def test_three_formats_hold_the_same_numbers(spec, tmp_path):
     table = collect(spec, runs=str(tmp_path), evals=str(tmp_path / "evals"))
     text = render(table, "markdown")
     assert "| other | 75.0 [25.0, 100.0] (n=4, k=4, truncated unknown) *60.00* |" in text
-    assert "| base | 100.0 [100.0, 100.0] (n=1, k=4, 12.5% ungraded) |" in text
+    assert "| base | 100.0 [20.7, 100.0] (n=1, k=4, 12.5% ungraded) |" in text
     assert "| | GSM8K | MATH-500 |" in text
     rows = list(csv.DictReader(render(table, "csv").splitlines()))
     numbers = [rows[2][name] for name in ("value", "low", "high", "n", "k", "seeds", "paper", "missing")]

@@ -34,7 +34,7 @@ def test_policy_probabilities(rule, want):
 def test_drawn_frequencies_follow_the_policy():
     keys = rollout_keys(0, 0, ["q"], 4000)
     rule = SamplingRule(top_k=3)
-    token_B, logp_B = draw(keys, jnp.int32(0), jnp.tile(LOGITS, (4000, 1)), rule)
+    token_B, logp_B = draw(keys, jnp.zeros((4000,), jnp.int32), jnp.tile(LOGITS, (4000, 1)), rule)
     share_V = np.bincount(np.asarray(token_B), minlength=4) / 4000
     np.testing.assert_allclose(share_V, [0.15 / 0.9, 0.5 / 0.9, 0, 0.25 / 0.9], atol=0.03)
     np.testing.assert_allclose(logp_B, np.asarray(policy_logprobs(LOGITS, rule))[0][np.asarray(token_B)], atol=1e-6)

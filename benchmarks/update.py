@@ -1,0 +1,273 @@
+"""The update next to its peers, on one machine, in one run. ``make bench-update``
+
+Shapes of SmolLM2-135M, random float32 weights, GRPO loss, AdamW. First the gradients are compared on a few rows: ours,
+Tunix's and torch's (TRL's log-probs). Then each updates in a process of its own, so that the peak memory is its own:
+
+1. Equal lengths, 16 x 192 tokens (64 of prompt): tokens a second, peak RSS, and for ours what the compiled program
+   says it holds besides the state (exact). The share of the GEMM peak counts the FLOPs that the gradient needs
+   (forward and twice that backward, the output head on answers only), not those that remat adds.
+2. Log-normal lengths: the same tokens padded to the longest, and packed.
+
+    --smoke           small shapes, seconds
+    --tunix PYTHON    an interpreter with google-tunix; without it Tunix is left out, and the output says so
+    --torch PYTHON    one with torch, transformers and trl; likewise
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks.update_peers import timed
+from ropd_jax import configs, train
+from ropd_jax.data.batches import Sequence, make_batch, pack, real_frac, split_parts
+from ropd_jax.methods import load_method
+from ropd_jax.models import transformer
+from ropd_jax.models.config import ModelConfig
+from ropd_jax.models.hf import save_hf
+
+SMOL = dict(vocab_size=49_152, num_layers=30, d_model=576, num_heads=9, num_kv_heads=3, head_dim=64, mlp_dim=1_536)
+SMALL = dict(vocab_size=2_048, num_layers=3, d_model=96, num_heads=6, num_kv_heads=2, head_dim=16, mlp_dim=256)
+ROWS, LENGTH, PROMPT, FEW = 16, 192, 64, 2
+OLD_LOGP = -10.8  # of every sampled token; about ln(1/V), so that no ratio is far from 1
+SEQUENCES, LONGEST, ROW_LEN = 16, 512, 512  # the log-normal case
+
+
+def model(smoke: bool) -> ModelConfig:
+    """Rope base 1e6, as Tunix's Llama computes with it whatever its config says."""
+    shape = SMALL if smoke else SMOL
+    return ModelConfig(**shape, rope_theta=1e6, norm_eps=1e-5, tied=True, max_seq_len=8_192)
+
+
+def config(**changes):
+    cfg = configs.default()
+    cfg.loss.aggregation, cfg.loss.clip_low, cfg.loss.clip_high = "token_mean", 100.0, 100.0
+    cfg.optim.schedule, cfg.optim.warmup_steps, cfg.optim.weight_decay = "constant", 0, 0.0
+    cfg.optim.b2, cfg.optim.remat, cfg.optim.logprob_chunk = 0.999, "dots", 96
+    cfg.update_from_flattened_dict(changes)
+    return cfg
+
+
+def sequences(lengths, vocab: int, seed: int = 0) -> tuple[list[Sequence], np.ndarray]:
+    """Random ones with answers of these lengths, and their advantages."""
+    rng = np.random.default_rng(seed)
+    made = [
+        Sequence(*(rng.integers(3, vocab, k).astype(np.int32) for k in (PROMPT, n)), np.full(n, OLD_LOGP, np.float32))
+        for n in lengths
+    ]
+    return made, rng.normal(size=len(made)).astype(np.float32)
+
+
+def log_normal_lengths(seed: int = 1) -> np.ndarray:
+    """Answers of 16 sequences; the longest one sets what padding costs."""
+    rng = np.random.default_rng(seed)
+    lengths = np.clip(rng.lognormal(np.log(80), 0.9, SEQUENCES), 8, LONGEST - PROMPT).astype(int)
+    lengths[0] = LONGEST - PROMPT
+    return lengths
+
+
+def flops(cfg: ModelConfig, lengths, answers) -> float:
+    """What one gradient needs: 6 a weight and token, the head on answers alone; scores and values of seen pairs."""
+    weights = cfg.d_model * cfg.head_dim * 2 * (cfg.num_heads + cfg.num_kv_heads) + 3 * cfg.d_model * cfg.mlp_dim
+    pairs = sum(n * (n + 1) / 2 for n in lengths)
+    layers = 6 * weights * sum(lengths) + 12 * cfg.num_heads * cfg.head_dim * pairs
+    return cfg.num_layers * layers + 6 * cfg.vocab_size * cfg.d_model * sum(answers)
+
+
+def gemm_peak() -> float:
+    """FLOP/s of a float32 matmul of 2048 x 2048, the best of 10."""
+    multiply, x = jax.jit(jnp.matmul), jnp.ones((2048, 2048))
+    multiply(x, x).block_until_ready()
+    best = np.inf
+    for _ in range(10):
+        start = time.perf_counter()
+        multiply(x, x).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * 2048**3 / best
+
+
+# ------------------------------------------------------------------------------------------------- a worker: ours
+
+
+def worker(case: str, where: pathlib.Path, smoke: bool, times: int) -> dict:
+    """One case of ours in this process: ``gradient``, ``equal``, ``padded`` or ``packed``."""
+    shape = model(smoke)
+    params = transformer.init_params(shape, 0)
+    if case == "gradient":
+        return gradient(shape, params, where)
+    lengths = [LENGTH - PROMPT] * ROWS if case == "equal" else log_normal_lengths()
+    made, advantage = sequences(lengths, shape.vocab_size)
+    yes = np.ones(len(made), bool)
+    cfg = config(**{"optim.microbatch": 2 if case == "equal" else 1})
+    longest = PROMPT + max(lengths)
+    if case == "packed":
+        batch = pack(made, advantage, yes, yes, longest, row_len=ROW_LEN, fixed=True)
+    else:
+        batch = make_batch(made, advantage, yes, yes, longest)
+    batch = split_parts(batch, cfg.optim.microbatch)
+    tx = train.optimizer(cfg)
+    state = train.State(params, jax.jit(tx.init)(params))
+    placed = jax.tree.map(jnp.asarray, batch)
+    start = time.perf_counter()
+    update = train.make_update(cfg, shape, load_method("ropd", cfg), tx).lower(state, None, placed).compile()
+    compile_s = time.perf_counter() - start
+    held = [state]
+
+    def step():
+        held[:] = jax.block_until_ready(update(held[0], None, placed))
+
+    del state
+    peaks, measured = [gemm_peak()], {"seconds": [], "cpu": []}
+    for _ in range(times):
+        for key, values in timed(step, 1).items():
+            measured[key] += values
+        peaks.append(gemm_peak())
+    sizes = [len(s.prompt_T) + len(s.completion_T) - 1 for s in made]
+    return {
+        **measured, "gemm": max(peaks), "flops": flops(shape, sizes, lengths), "compile_s": compile_s,
+        "temp_mb": update.memory_analysis().temp_size_in_bytes / 1e6, "real_frac": real_frac(batch),
+        "rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "loss": float(held[1]["update/loss"]),
+    }  # fmt: skip
+
+
+def gradient(shape: ModelConfig, params, where: pathlib.Path) -> dict:
+    """The gradient of a few rows as the update makes it: with SGD at rate 1 the parameters move by it."""
+    made, advantage = sequences([LENGTH - PROMPT] * ROWS, shape.vocab_size)
+    yes = np.ones(FEW, bool)
+    batch = split_parts(make_batch(made[:FEW], advantage[:FEW], yes, yes, LENGTH), 1)
+    before = jax.device_get(params)
+    tx, cfg = optax.sgd(1.0), config()
+    update = train.make_update(cfg, shape, load_method("ropd", cfg), tx)
+    state, metrics = update(train.State(params, tx.init(params)), None, jax.tree.map(jnp.asarray, batch))
+    moved = jax.tree.map(lambda a, b: a - np.asarray(b), before, jax.device_get(state.params))
+    np.savez(where / "grads_ours.npz", **named(shape, moved))
+    return {"loss": float(metrics["update/loss"])}
+
+
+def named(shape: ModelConfig, tree) -> dict[str, np.ndarray]:
+    """Four of the parameters under their Hugging Face names and in those layouts."""
+    layers = tree["layers"]
+    return {
+        "model.embed_tokens.weight": tree["embed"]["table_VD"],
+        "model.layers.0.self_attn.q_proj.weight": layers["attn"]["q_DNH"][0].reshape(shape.d_model, -1).T,
+        f"model.layers.{shape.num_layers - 1}.mlp.down_proj.weight": layers["mlp"]["down_FD"][-1].T,
+        "model.norm.weight": tree["final_norm"]["scale_D"],
+    }
+
+
+# --------------------------------------------------------------------------------------------------------- report
+
+
+def prepare(where: pathlib.Path, smoke: bool, times: int) -> None:
+    """Weights and batch for the peers."""
+    shape = model(smoke)
+    params = jax.device_get(transformer.init_params(shape, 0))
+    save_hf(where / "model", shape, params)
+    flat = {"/".join(str(k.key) for k in path): x for path, x in jax.tree_util.tree_leaves_with_path(params)}
+    np.savez(where / "params.npz", **flat)
+    made, advantage = sequences([LENGTH - PROMPT] * ROWS, shape.vocab_size)
+    tunix = dict(
+        num_layers=shape.num_layers, vocab_size=shape.vocab_size, embed_dim=shape.d_model, hidden_dim=shape.mlp_dim,
+        num_heads=shape.num_heads, head_dim=shape.head_dim, num_kv_heads=shape.num_kv_heads,
+    )  # fmt: skip
+    np.savez(
+        where / "batch.npz", tokens=np.stack([np.concatenate([s.prompt_T, s.completion_T]) for s in made]),
+        advantage=advantage, prompt=PROMPT, few=FEW, old_logp=OLD_LOGP, times=times, shape=json.dumps(tunix),
+        names=json.dumps(list(named(shape, params))),
+    )  # fmt: skip
+
+
+def call(command: list[str]) -> dict | None:
+    """The JSON that a worker prints, or None (its complaint is shown)."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if done.returncode or not lines:
+        say(f"{' '.join(command[1:4])} failed:\n{done.stderr[-2000:]}")
+        return None
+    return json.loads(lines[-1].removeprefix("RESULT "))
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--tunix")
+    parser.add_argument("--torch")
+    parser.add_argument("--times", type=int, default=3)
+    parser.add_argument("--worker", nargs=2, metavar=("CASE", "DIR"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        case, where = args.worker
+        say("RESULT " + json.dumps(worker(case, pathlib.Path(where), args.smoke, args.times)))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        compare(pathlib.Path(name), args)
+
+
+def compare(where: pathlib.Path, args: argparse.Namespace) -> None:
+    prepare(where, args.smoke, args.times)
+    shared = [f"--times={args.times}", *(["--smoke"] if args.smoke else [])]
+
+    def ours(case: str) -> dict:
+        got = call([sys.executable, "-m", "benchmarks.update", "--worker", case, str(where), *shared])
+        assert got, "our own update failed"
+        return got
+
+    loss, peers = ours("gradient")["loss"], {}
+    equal = ours("equal")
+    for peer, python in (("tunix", args.tunix), ("torch", args.torch)):
+        if not python:
+            say(f"{peer}: not compared (no --{peer} PYTHON)")
+            continue
+        script = str(pathlib.Path(__file__).with_name("update_peers.py"))
+        if got := call([python, script, peer, str(where)]):
+            peers[peer] = got
+            mine, theirs = (dict(np.load(where / f"grads_{who}.npz")) for who in ("ours", peer))
+            off = max(np.linalg.norm(mine[k] - theirs[k]) / np.linalg.norm(theirs[k]) for k in mine)
+            say(f"gradient of {FEW} rows: ours next to {got['by']}: relative distance {off:.1e}, "
+                f"loss {loss:.6f} and {got['loss']:.6f}")  # fmt: skip
+    tokens = ROWS * LENGTH
+    share = equal["flops"] / min(equal["seconds"]) / equal["gemm"]
+    say(f"equal lengths, {ROWS} x {LENGTH}, best of {args.times}; tokens a second, ours = 1:")
+    say(f"  ours   1.00   peak RSS {equal['rss_gib']:.1f} GiB, temporaries {equal['temp_mb']:,.0f} MB, "
+        f"{share:.0%} of the GEMM peak ({equal['gemm'] / 1e9:.0f} GFLOP/s), all {times_of(equal)}")  # fmt: skip
+    for got in peers.values():
+        ratio = min(equal["seconds"]) / min(got["seconds"])
+        say(f"  {got['by']:6} {ratio:.2f} ({cpu_ratio(equal, got):.2f} by CPU time)   peak RSS "
+            f"{got['rss_gib']:.1f} GiB, all {times_of(got)}")  # fmt: skip
+    padded, packed = ours("padded"), ours("packed")
+    say(f"log-normal lengths, {SEQUENCES} sequences, {sum(log_normal_lengths()) + SEQUENCES * PROMPT:,} tokens:")
+    for how, got in (("padded", padded), ("packed", packed)):
+        ratio = min(padded["seconds"]) / min(got["seconds"])
+        share = got["flops"] / min(got["seconds"]) / got["gemm"]
+        say(f"  {how} {ratio:.2f} ({cpu_ratio(padded, got):.2f} by CPU time)   {got['real_frac']:.1%} of the positions "
+            f"are real, temporaries {got['temp_mb']:,.0f} MB, {share:.0%} of the GEMM peak, "
+            f"all {times_of(got)}")  # fmt: skip
+    say(f"({tokens:,} tokens an equal update: {tokens / min(equal['seconds']):,.0f} tokens/s here and now)")
+
+
+def times_of(got: dict) -> str:
+    return " ".join(f"{s:.1f}" for s in got["seconds"]) + " s, CPU " + " ".join(f"{s:.1f}" for s in got["cpu"]) + " s"
+
+
+def cpu_ratio(one: dict, other: dict) -> float:
+    return min(one["cpu"]) / min(other["cpu"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,293 @@
+"""Several hosts, one run.
+
+Every host (process) runs the same program over one mesh of all devices, so all of them must run the same compiled
+programs in the same order. That is kept as follows:
+
+1. What decides is the same everywhere. The prompts of a step follow from (seed, step); whatever comes back from the
+   devices is read whole by every host (`mesh.fetch`); what only one host knows is exchanged before anybody acts on it.
+2. Each host feeds its own devices (`mesh.place` hands over the shards of this host's devices alone), and each asks the
+   teacher about its own groups, every n-th of a step, with 1/n of the limits and of what is left of the budget.
+3. A step ends in one `exchange`: the judgements, what was spent, and what the tapes have learned. From there on every
+   host holds the whole step, so that advantages, packing and every further decision are those of a run on one host.
+4. While some host still waits for its teacher, all of them meet a few times a second (`exchange` of a word): who has
+   finished, who was asked to stop, whose budget is spent. One that stops, stops all, at the same place.
+
+Host 0 alone writes the run's files. A host that ends or that cannot be reached ends the others within a minute
+(`HEARTBEAT_S`, or at once where a collective breaks); one that hangs, after `ROPD_HOSTS_TIMEOUT_S` without a meeting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import logging
+import os
+import pathlib
+import pickle
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn, TypeVar
+
+import jax
+import numpy as np
+
+from ropd_jax.types import UserError
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+LOST = 5  # exit code: another host is gone
+HEARTBEAT_S = 20  # a host that has not been heard of for so long is gone
+SHUTDOWN_S = 60  # how long the first host that has finished waits for the last
+INLINE = 1 << 10  # bytes of a message that fit into the first of the two collectives of an exchange
+_FIRST_LINE = 200  # characters shown of an error of the runtime
+_last_meeting: float | None = None
+
+
+def count() -> int:
+    """Number of hosts of this run; 1 where nobody has been joined."""
+    return jax.process_count() if jax.distributed.is_initialized() else 1
+
+
+def index() -> int:
+    """Which of them this one is."""
+    return jax.process_index() if jax.distributed.is_initialized() else 0
+
+
+def mine(i: int) -> bool:
+    """Whether the i-th group of a step is this host's to judge."""
+    return i % count() == index()
+
+
+# -------------------------------------------------------------------------------------------------- exchange
+
+
+def exchange(value: T) -> list[T]:
+    """What every host has said here, by host. All hosts must come, in the same order; no files, no sockets of ours.
+
+    Args:
+        value: anything that can be pickled; the hosts of a run trust each other.
+    """
+    if count() == 1:
+        return [value]
+    data = pickle.dumps(value)
+    first = np.zeros(INLINE, np.uint8)
+    first[:8] = np.frombuffer(len(data).to_bytes(8, "little"), np.uint8)
+    fits = len(data) <= INLINE - 8
+    if fits:
+        first[8 : 8 + len(data)] = np.frombuffer(data, np.uint8)
+    rows = _allgather(first)
+    sizes = [int.from_bytes(row[:8].tobytes(), "little") for row in rows]
+    offset = 8
+    if max(sizes) > INLINE - 8:
+        padded = np.zeros(1 << (max(sizes) - 1).bit_length(), np.uint8)  # few shapes, so few programs
+        padded[: len(data)] = np.frombuffer(data, np.uint8)
+        rows, offset = _allgather(padded), 0
+    return [pickle.loads(row[offset : offset + n].tobytes()) for row, n in zip(rows, sizes, strict=True)]
+
+
+def any_host(flag: bool) -> bool:
+    """Whether it is so on any host; all hosts must come."""
+    return any(exchange(bool(flag)))
+
+
+def first_says(value: T) -> T:
+    """What host 0 says; all hosts must come."""
+    return exchange(value if index() == 0 else None)[0]  # type: ignore[return-value]
+
+
+def check_same(what: str, value: Mapping[str, Any]) -> None:
+    """All hosts must come.
+
+    Raises:
+        UserError: the hosts differ in it; on all of them alike, with the first difference.
+    """
+    said = exchange(dict(value))
+    for i, other in enumerate(said):
+        for key in sorted(k for k in other.keys() | said[0].keys() if other.get(k) != said[0].get(k))[:1]:
+            raise UserError(
+                f"{what} of host {i} is not that of host 0: {key} is {other.get(key, 'absent')} there and "
+                f"{said[0].get(key, 'absent')} on host 0; start all hosts with the same command and the same files"
+            )
+
+
+def _allgather(row_X: np.ndarray) -> np.ndarray:
+    """[n, X] from the [X] of each host."""
+    global _last_meeting
+    split, whole = _by_host()
+    rows = jax.make_array_from_process_local_data(split, row_X[None], (count(), len(row_X)))
+    with jax.set_mesh(whole.mesh):  # the caller's mesh has other devices
+        got = np.asarray(_relay(whole)(rows).addressable_data(0))
+    _last_meeting = time.monotonic()
+    return got
+
+
+@functools.cache
+def _by_host() -> tuple[jax.NamedSharding, jax.NamedSharding]:
+    """Shardings over one device of each host: a row on each, and all rows on all."""
+    devices = [next(d for d in jax.devices() if d.process_index == i) for i in range(count())]
+    mesh = jax.sharding.Mesh(np.asarray(devices), ("host",))
+    return jax.NamedSharding(mesh, jax.P("host")), jax.NamedSharding(mesh, jax.P())
+
+
+@functools.cache
+def _relay(sharding: jax.NamedSharding):
+    return jax.jit(lambda x: x, out_shardings=sharding)
+
+
+# ------------------------------------------------------------------------------------------ joining, leaving
+
+
+@contextlib.contextmanager
+def joined(coordinator: str = "", processes: int | None = None, process: int | None = None) -> Iterator[None]:
+    """Join the other hosts, before anything touches a device, and leave them in good order.
+
+    Args:
+        coordinator: HOST:PORT of host 0; "" is JAX_COORDINATOR_ADDRESS, or on a TPU VM what the VM says of its slice;
+            ``auto`` leaves all three to JAX (Slurm, Open MPI, Kubernetes); ``off`` joins nobody.
+        processes, process: how many hosts, and which one this is; None is JAX_NUM_PROCESSES, JAX_PROCESS_ID.
+
+    An error that ends this host alone ends the process at once: the others must not wait for it.
+
+    Raises:
+        UserError: arguments that do not belong together, or hosts that did not find each other.
+    """
+    start(coordinator, processes, process)
+    if count() == 1:
+        yield
+        return
+    try:
+        yield
+    except BaseException as error:
+        _abandon(error)
+    jax.distributed.shutdown()
+
+
+def start(coordinator: str = "", processes: int | None = None, process: int | None = None) -> None:
+    """See `joined`."""
+    if coordinator == "off" or jax.distributed.is_initialized():
+        return
+    how = _how(coordinator, processes, process)
+    if how is None:
+        return
+    # Our own handler turns SIGTERM into a checkpoint on all hosts; the service's would keep the signal from it.
+    jax.config.update("jax_enable_preemption_service", False)
+    log.info("joining the other hosts%s", f" at {how['coordinator_address']}" if how else "")
+    try:
+        jax.distributed.initialize(
+            **how,
+            heartbeat_timeout_seconds=HEARTBEAT_S,
+            shutdown_timeout_seconds=SHUTDOWN_S,
+            initialization_timeout=300,
+        )
+    except (RuntimeError, ValueError) as error:
+        said = " ".join(str(error).split())[:_FIRST_LINE]
+        raise UserError(
+            f"the hosts did not find each other ({said}); start the same command on every host, with the address of "
+            "host 0 as --coordinator HOST:PORT and one --process-id each, or --coordinator off for this host alone"
+        ) from error
+    if jax.process_count() > 1:
+        log.info("host %d of %d, %d of %d devices", jax.process_index(), jax.process_count(),
+                 jax.local_device_count(), jax.device_count())  # fmt: skip
+        threading.Thread(target=_watch, args=(_limit_s(),), name="hosts-watchdog", daemon=True).start()
+
+
+def _how(coordinator: str, processes: int | None, process: int | None) -> dict[str, Any] | None:
+    """Arguments of ``jax.distributed.initialize``: {} where JAX finds out itself, None where nobody is to be joined."""
+    if coordinator == "auto":
+        return {}
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", "")
+    processes = _number("JAX_NUM_PROCESSES") if processes is None else processes
+    process = _number("JAX_PROCESS_ID") if process is None else process
+    if not coordinator:
+        if processes is not None and processes > 1:
+            raise UserError(f"{processes} processes without --coordinator; expected HOST:PORT of host 0")
+        return {} if _on_tpu_vm() else None
+    if processes is None or process is None:
+        raise UserError(
+            f"--coordinator {coordinator} without --num-processes and --process-id; expected all three, or "
+            "JAX_NUM_PROCESSES and JAX_PROCESS_ID in the environment"
+        )
+    if not 0 <= process < processes:
+        raise UserError(f"--process-id {process} of {processes}; expected 0 to {processes - 1}")
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"--coordinator {coordinator}; expected HOST:PORT of host 0, e.g. 10.0.0.2:8476")
+    if processes == 1:
+        return None
+    return {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}
+
+
+def _number(variable: str) -> int | None:
+    text = os.environ.get(variable, "")
+    if text and not text.isdigit():
+        raise UserError(f"{variable}={text!r}; expected a whole number")
+    return int(text) if text else None
+
+
+def _on_tpu_vm() -> bool:
+    """Whether there are TPU chips here that a run would use; their slice may have further hosts."""
+    if os.environ.get("JAX_PLATFORMS", "tpu").partition(",")[0] not in ("", "tpu"):
+        return False
+    chips = any(pathlib.Path(p).exists() for p in ("/dev/accel0", "/dev/vfio/0"))
+    return chips and importlib.util.find_spec("libtpu") is not None
+
+
+# ---------------------------------------------------------------------------------------------------- trouble
+
+
+def lost(error: BaseException) -> None:
+    """Ends the process when ``error`` of the runtime means that another host has gone; else does nothing."""
+    broken = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)  # which may come as a ValueError
+    if count() == 1 or not broken:
+        return
+    said = " ".join(str(error).split())[:_FIRST_LINE]
+    _end(
+        f"host {index()} of {count()} has lost another host, or the runtime failed ({said}). Look at the output of the "
+        "others; the last complete checkpoint is kept. To go on: the same command on all hosts",
+        LOST,
+    )
+
+
+def _abandon(error: BaseException) -> NoReturn:
+    if isinstance(error, jax.errors.JaxRuntimeError | ValueError):
+        lost(error)
+    if isinstance(error, UserError):
+        _end(f"host {index()}: {error}", 2)
+    elif isinstance(error, KeyboardInterrupt):
+        _end(f"host {index()}: stopped", 130)
+    log.error("host %d failed", index(), exc_info=error)
+    _end(f"host {index()} failed ({type(error).__name__}); the others end too", 1)
+
+
+def _end(text: str, code: int) -> NoReturn:
+    """Say it and end without the runtime's farewell, which would wait for the others."""
+    log.error("%s", text)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if index() == 0:
+        time.sleep(1.0)  # whoever fails for the same reason says so before the coordinator is gone
+    os._exit(code)
+
+
+def _limit_s() -> float:
+    text = os.environ.get("ROPD_HOSTS_TIMEOUT_S", "1800")
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"ROPD_HOSTS_TIMEOUT_S={text!r}; expected seconds, e.g. 1800") from None
+
+
+def _watch(limit_s: float) -> None:
+    """Ends the process when no meeting has come about for ``limit_s``: another host hangs, or a collective does."""
+    while jax.distributed.is_initialized():
+        time.sleep(min(1.0, limit_s / 4))
+        since = None if _last_meeting is None else time.monotonic() - _last_meeting
+        if since is not None and since > limit_s:
+            _end(
+                f"host {index()} has heard nothing of the other hosts for {since:.0f} s (ROPD_HOSTS_TIMEOUT_S="
+                f"{limit_s:g}); one of them hangs. To go on: end them all, then the same command on all hosts",
+                LOST,
+            )

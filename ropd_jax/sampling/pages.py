@@ -1,0 +1,297 @@
+"""The sampler's key/value cache, in pages, so that a row's attention costs what its own length costs.
+
+1. A prompt's keys and values lie once in a *prompt slot*; the queries of all its G rollouts read them together.
+2. A row writes its newest keys and values into its *stage*, which holds one page.
+3. When that is full, it becomes a page of the pool (`commit`). A page knows its row, and starts where the row's own
+   tokens say, whenever the row was let in: so its bits do not depend on that either.
+
+Attention runs over whole prompt slots, pages and stages as they lie in memory, which gives partial softmaxes
+(maximum, sum, weighted values); a row adds up its own, in the order of its sequence. So its bits do not depend on
+where its pages lie, nor on who else is there. The pool is as large as all rows together need, not as rows times the
+longest.
+
+On a mesh rows, prompt slots and pages are split over ``fsdp`` and heads over ``tp``; a row's pages and its prompt lie
+where the row lies, every index counts within its own part, and attention needs no communication.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ropd_jax.mesh import constrain, locally
+from ropd_jax.models.config import ModelConfig
+
+CACHE_DTYPES = ("float32", "bfloat16", "int8")
+NOTHING = -1e30  # finite: the maximum of no scores
+
+
+class Stored(NamedTuple):
+    """Keys or values in the cache's dtype; int8 carries a float32 scale for each head and slot, else None."""
+
+    x: jax.Array
+    scale: jax.Array | None
+
+
+class KV(NamedTuple):
+    """Keys and values of one layer."""
+
+    k: Stored
+    v: Stored
+
+
+class Cache(NamedTuple):
+    """P prompt slots, B rows, M pages; S slots a page, T slots a prompt. One `KV` a layer.
+
+    Attributes:
+        prompts: k [P, K, H, T], v [P, K, T, H].
+        pages: k [M, K, H, S], v [M, K, S, H].
+        stages: k and v [B, K, S, H].
+    """
+
+    prompts: list[KV]
+    pages: list[KV]
+    stages: list[KV]
+
+
+class View(NamedTuple):
+    """Which slots each row sees: all int32, constant between two looks of the host.
+
+    Attributes:
+        row_PG: the row of each rollout of each prompt slot; any row where there is none.
+        place_B: where a row stands in ``row_PG``, flat.
+        prompt_len_P: cached tokens of each prompt (all but its last).
+        owner_M: a page's row; any row where the page is free.
+        first_M: position in its row's sequence that slot 0 of a page has.
+        table_BD: a row's pages in order; any page behind the last.
+        depth_B: how many pages a row has.
+    """
+
+    row_PG: jax.Array
+    place_B: jax.Array
+    prompt_len_P: jax.Array
+    owner_M: jax.Array
+    first_M: jax.Array
+    table_BD: jax.Array
+    depth_B: jax.Array
+
+
+def make_cache(
+    cfg: ModelConfig, *, prompts: int, prompt_len: int, rows: int, pages: int, page: int, dtype: str
+) -> Cache:
+    """An empty cache."""
+    return Cache(
+        make_layers(cfg, prompts, prompt_len, dtype, turned=True),
+        make_layers(cfg, pages, page, dtype, turned=True),
+        make_layers(cfg, rows, page, dtype, turned=False),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "n", "slots", "dtype", "turned"))
+def make_layers(cfg: ModelConfig, n: int, slots: int, dtype: str, *, turned: bool) -> list[KV]:
+    """Zeros for all layers: ``n`` prompts, pages or rows, over all parts of the mesh."""
+
+    def zeros(turned: bool) -> Stored:
+        tail = (cfg.head_dim, slots) if turned else (slots, cfg.head_dim)
+        scale = jnp.zeros((n, cfg.num_kv_heads, slots), jnp.float32) if dtype == "int8" else None
+        return Stored(jnp.zeros((n, cfg.num_kv_heads, *tail), dtype), scale)
+
+    layers = [KV(zeros(turned), zeros(False)) for _ in range(cfg.num_layers)]
+    return jax.tree.map(lambda x: constrain(x, "BK__"[: x.ndim]), layers)
+
+
+def encode(x_BKSH: jax.Array, dtype) -> Stored:
+    """In the cache's dtype. int8: x = round(127 x / max|x|), with max|x| / 127 of each head and slot beside it."""
+    if dtype != jnp.int8:
+        return Stored(x_BKSH.astype(dtype), None)
+    x_BKSH = x_BKSH.astype(jnp.float32)
+    scale_BKS = jnp.maximum(jnp.max(jnp.abs(x_BKSH), axis=-1), 1e-20) / 127.0
+    return Stored(jnp.round(x_BKSH / scale_BKS[..., None]).astype(jnp.int8), scale_BKS)
+
+
+def turned(k: Stored) -> Stored:
+    """[B, K, S, H] as [B, K, H, S]: the scores then add up along the slots (1.4x faster on CPU)."""
+    return Stored(k.x.swapaxes(2, 3), k.scale)
+
+
+# ------------------------------------------------------------------- one layer, one device's part of everything
+
+
+def write_stage(stage: KV, k_BKSH: jax.Array, v_BKSH: jax.Array, slot_B: jax.Array) -> KV:
+    """The step's key and value [B, K, 1, H], each row's at its own slot.
+
+    As a choice over the whole stage: a scatter is a loop over rows on CPU, and a page is small beside the cache.
+    """
+    slots_S = jnp.arange(stage.k.x.shape[2], dtype=jnp.int32)
+    here_BS = slots_S[None] == slot_B[:, None]
+
+    def put(old, new):
+        return jnp.where(here_BS[:, None].reshape(here_BS.shape[0], 1, -1, *(1,) * (old.ndim - 3)), new, old)
+
+    new = KV(*(encode(x, stage.k.x.dtype) for x in (k_BKSH, v_BKSH)))
+    return jax.tree.map(put, stage, new)
+
+
+def partial_softmax(q_BKQH, k: Stored, v: Stored, seen, *, keys_turned: bool, scale: float, softcap: float):
+    """(m_BKQ, l_BKQ, o_BKQH) in float32: maximum of the scores, sum of exp(score - m), and that sum of values.
+
+    Attention over several sets of slots is sum_i e^(m_i - max m) o_i / sum_i e^(m_i - max m) l_i.
+
+    Args:
+        q_BKQH: Q queries a key/value head.
+        seen: bool, broadcastable to [B, K, Q, S]; None is all.
+    """
+    keys = "BKHS" if keys_turned else "BKSH"
+    s_BKQS = jnp.einsum(f"BKQH,{keys}->BKQS", q_BKQH, k.x.astype(q_BKQH.dtype), preferred_element_type=jnp.float32)
+    if k.scale is not None:
+        s_BKQS = s_BKQS * k.scale[:, :, None]
+    s_BKQS = s_BKQS * scale
+    if softcap:
+        s_BKQS = softcap * jnp.tanh(s_BKQS / softcap)
+    if seen is not None:
+        s_BKQS = jnp.where(seen, s_BKQS, NOTHING)
+    m_BKQ = jnp.max(s_BKQS, axis=-1)
+    p_BKQS = jnp.exp(s_BKQS - m_BKQ[..., None])
+    if seen is not None:
+        p_BKQS = jnp.where(seen, p_BKQS, 0.0)
+    l_BKQ = jnp.sum(p_BKQS, axis=-1)
+    if v.scale is not None:
+        p_BKQS = p_BKQS * v.scale[:, :, None]
+    o_BKQH = jnp.einsum(
+        "BKQS,BKSH->BKQH", p_BKQS.astype(q_BKQH.dtype), v.x.astype(q_BKQH.dtype), preferred_element_type=jnp.float32
+    )
+    return m_BKQ, l_BKQ, o_BKQH
+
+
+def attend(
+    q_BNH: jax.Array,
+    prompt: KV,
+    pages: KV,
+    stage: KV,
+    view: View,
+    position_B: jax.Array,
+    slot_B: jax.Array,
+    window: jax.Array | None,
+    *,
+    scale: float,
+    softcap: float,
+) -> jax.Array:
+    """o_BNH in the dtype of the queries: each row's attention over its prompt, its pages and its stage.
+
+    Args:
+        position_B: of the query in its row's sequence.
+        slot_B: each stage's newest slot.
+        window: how many positions a query sees, its own included; None is all.
+    """
+    B, N, H = q_BNH.shape
+    P, G = view.row_PG.shape
+    K = stage.k.x.shape[1]
+    Q = N // K
+    q_BKQH = q_BNH.reshape(B, K, Q, H)
+    part = functools.partial(partial_softmax, scale=scale or H**-0.5, softcap=softcap)
+
+    def near(position, at):  # both int32, broadcastable
+        return True if window is None else position - at < window
+
+    # prompts: the queries of all rollouts of one prompt together, then back to their rows
+    rows_R = view.row_PG.reshape(-1)
+    q_PKXH = rows(q_BKQH, rows_R).reshape(P, G, K, Q, H).swapaxes(1, 2).reshape(P, K, G * Q, H)
+    T = prompt.v.x.shape[2]
+    slots_11T = jnp.arange(T, dtype=jnp.int32)[None, None]
+    near_PGT = near(rows(position_B, rows_R).reshape(P, G, 1), slots_11T)
+    seen_PGT = jnp.broadcast_to((slots_11T < view.prompt_len_P[:, None, None]) & near_PGT, (P, G, T))
+    seen_PXT = jnp.repeat(seen_PGT, Q, axis=1)
+
+    def back(x):  # [P, K, G*Q, ...] -> [B, K, Q, ...]
+        x = x.reshape(P, K, G, Q, *x.shape[3:]).swapaxes(1, 2)
+        return rows(x.reshape(P * G, K, Q, *x.shape[4:]), view.place_B)
+
+    sums = part(q_PKXH, *prompt, seen_PXT[:, None], keys_turned=True)
+    prompt_m, prompt_l, prompt_o = (back(x) for x in sums)
+
+    # stage
+    slots_1S = jnp.arange(stage.k.x.shape[2], dtype=jnp.int32)[None]
+    seen_BS = (slots_1S <= slot_B[:, None]) & near(slot_B[:, None], slots_1S)
+    stage_m, stage_l, stage_o = part(q_BKQH, *stage, seen_BS[:, None, None], keys_turned=False)
+
+    # pages, then all of it together, in the order of the sequence
+    seen = None
+    if window is not None:
+        position_M = rows(position_B, view.owner_M)[:, None]
+        seen = near(position_M, view.first_M[:, None] + slots_1S)[:, None, None]
+    page_m, page_l, page_o = part(rows(q_BKQH, view.owner_M), *pages, seen, keys_turned=True)
+    own_BD = jnp.arange(view.table_BD.shape[1], dtype=jnp.int32)[None] < view.depth_B[:, None]
+    m_BDKQ = jnp.where(own_BD[..., None, None], rows(page_m, view.table_BD), NOTHING)
+    m_BKQ = jnp.maximum(jnp.maximum(prompt_m, stage_m), jnp.max(m_BDKQ, axis=1))
+    w_prompt, w_stage = jnp.exp(prompt_m - m_BKQ), jnp.exp(stage_m - m_BKQ)
+    w_BDKQ = jnp.where(own_BD[..., None, None], jnp.exp(m_BDKQ - m_BKQ[:, None]), 0.0)
+
+    def add(d, sums):
+        l_BKQ, o_BKQH = sums
+        at_B = jax.lax.dynamic_index_in_dim(view.table_BD, d, 1, keepdims=False)
+        w_BKQ = jax.lax.dynamic_index_in_dim(w_BDKQ, d, 1, keepdims=False)
+        return l_BKQ + w_BKQ * rows(page_l, at_B), o_BKQH + w_BKQ[..., None] * rows(page_o, at_B)
+
+    l_BKQ, o_BKQH = w_prompt * prompt_l, w_prompt[..., None] * prompt_o
+    l_BKQ, o_BKQH = jax.lax.fori_loop(0, jnp.max(view.depth_B), add, (l_BKQ, o_BKQH))
+    l_BKQ, o_BKQH = l_BKQ + w_stage * stage_l, o_BKQH + w_stage[..., None] * stage_o
+    return (o_BKQH / l_BKQ[..., None]).reshape(B, N, H).astype(q_BNH.dtype)
+
+
+def rows(x: jax.Array, at: jax.Array) -> jax.Array:
+    return x.at[at].get(mode="promise_in_bounds")
+
+
+# ------------------------------------------------------------------------------------------ all layers, on a mesh
+
+
+def attention(cfg: ModelConfig, q_BNH, prompt: KV, pages: KV, stage: KV, view: View, position_B, slot_B, window):
+    """`attend`, each device for its own rows and heads."""
+    f = functools.partial(attend, scale=cfg.attn_scale, softcap=cfg.attn_softcap)
+    split = locally(f, ("BN", "BK", "BK", "BK", "B", "B", "B", ""), "BN")
+    return split(q_BNH, prompt, pages, stage, view, position_B, slot_B, window)
+
+
+def _put_at(old: KV, new: KV, at_N: jax.Array) -> KV:
+    return jax.tree.map(lambda pool, x: pool.at[at_N].set(x, mode="drop"), old, new)
+
+
+@functools.partial(jax.jit, donate_argnums=(0,))
+def commit(pages: list[KV], stages: list[KV], at_B: jax.Array) -> list[KV]:
+    """The pool, where a row's full stage is its page ``at_B`` now; at an index beyond the pool it is dropped."""
+
+    def layers(pages, stages, at_B):
+        return [_put_at(p, KV(turned(s.k), s.v), at_B) for p, s in zip(pages, stages, strict=True)]
+
+    return locally(layers, ("BK", "BK", "B"), "BK")(pages, stages, at_B)
+
+
+def write_prompts(prompts: list[KV], k_LNKTH: jax.Array, v_LNKTH: jax.Array, at_N: jax.Array) -> list[KV]:
+    """Prefilled prompts into the prompt slots ``at_N``; at an index beyond the last one a prompt is dropped."""
+
+    def layers(prompts, k_LNKTH, v_LNKTH, at_N):
+        dtype = prompts[0].k.x.dtype
+        new = (KV(turned(encode(k, dtype)), encode(v, dtype)) for k, v in zip(k_LNKTH, v_LNKTH, strict=True))
+        return [_put_at(old, x, at_N) for old, x in zip(prompts, new, strict=True)]
+
+    return locally(layers, ("BK", "LBK", "LBK", "B"), "BK")(prompts, k_LNKTH, v_LNKTH, at_N)
+
+
+@functools.partial(jax.jit, static_argnames=("size",))
+def grow(pages: list[KV], size: int) -> list[KV]:
+    """The pool with ``size`` pages on each part of the mesh; those that are there keep their places."""
+
+    def pad(x):
+        return jnp.pad(x, ((0, size - x.shape[0]), *((0, 0),) * (x.ndim - 1)))
+
+    return locally(lambda pages: jax.tree.map(pad, pages), ("BK",), "BK")(pages)
+
+
+@jax.jit
+def keep(layers: list[KV], at_N: jax.Array) -> list[KV]:
+    """Only these rows of the stages, or these pages of the pool, in this order."""
+    pick = locally(lambda layers, at_N: jax.tree.map(lambda x: rows(x, at_N), layers), ("BK", "B"), "BK")
+    return pick(layers, at_N)

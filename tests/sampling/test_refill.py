@@ -1,0 +1,211 @@
+"""The engine's slots: refill, pages, fewer rows at the end; none of it shows in a rollout."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ropd_jax import mesh as mesh_lib
+from ropd_jax.models import transformer
+from ropd_jax.models.logprobs import token_logprobs
+from ropd_jax.sampling import engine as engine_lib
+from ropd_jax.sampling import pages as paging
+from ropd_jax.sampling.engine import EngineConfig, prefill, sample_groups
+from ropd_jax.sampling.rules import SamplingRule
+from ropd_jax.types import Message, Prompt, UserError
+from tests.helpers import TINY as THREE_LAYERS
+from tests.helpers import IdTokenizer
+
+TINY = dataclasses.replace(THREE_LAYERS, num_layers=2)
+
+# 2 prompts x 4 rollouts at once, 7 prompts; pages of 4 tokens, looks every 2
+ENGINE = EngineConfig(
+    rollouts=4, prompts=2, prompt_len=8, max_tokens=12, stop_ids=(1,), rule=SamplingRule(), chunk=2, page_chunks=2
+)
+RNG = np.random.default_rng(0)
+TOKENS = [RNG.integers(2, 64, n).astype(np.int32) for n in (3, 8, 1, 5, 2, 7, 4)]
+PROMPTS = [Prompt(f"q{i}", (Message("user", "?"),)) for i in range(7)]
+LIMITS = [[int(n) for n in RNG.integers(1, 13, 4)] for _ in PROMPTS]
+WINDOWED = dataclasses.replace(TINY, window=6, local_layers=(True, False))
+
+
+@pytest.fixture(scope="module")
+def params():
+    return transformer.init_params(TINY, 0)
+
+
+@pytest.fixture(scope="module")
+def rollouts(params):
+    return sample(params)
+
+
+def sample(params, *, cfg=TINY, engine=ENGINE, order=range(7), limits=LIMITS, seed=0, step=0):
+    chosen = [[x[i] for i in order] for x in (PROMPTS, TOKENS, limits)]
+    groups = sample_groups(cfg, engine, params, IdTokenizer(), *chosen[:2], seed=seed, step=step, limits=chosen[2])
+    return {g.prompt.id: g.rollouts for g in groups}
+
+
+def worst_gap(params, groups, *, cfg=TINY) -> float:
+    """Largest difference to the trainer's own log-probs."""
+    rows = [(int(name[1:]), r) for name, group in groups.items() for r in group]
+    tokens_BT = np.zeros((len(rows), 32), np.int32)
+    for row, (i, r) in zip(tokens_BT, rows, strict=True):
+        both = np.concatenate([TOKENS[i], r.tokens_T])
+        row[: len(both)] = both
+    positions_BT = jnp.broadcast_to(jnp.arange(32, dtype=jnp.int32)[None], tokens_BT.shape)
+    x_BTD = transformer.hidden(cfg, params, jnp.asarray(tokens_BT), positions_BT, jnp.ones_like(positions_BT))
+    logp_BT = np.asarray(token_logprobs(cfg, params, x_BTD[:, :-1], jnp.asarray(tokens_BT[:, 1:]), chunk=31)[0])
+    gaps = [logp_BT[b, len(TOKENS[i]) - 1 :][: len(r.logp_T)] - r.logp_T for b, (i, r) in enumerate(rows)]
+    return max(float(np.abs(g).max()) for g in gaps)
+
+
+def assert_same_bits(a, b):
+    assert set(a) == set(b)
+    for name in a:
+        for x, y in zip(a[name], b[name], strict=True):
+            np.testing.assert_array_equal(x.tokens_T, y.tokens_T)
+            np.testing.assert_array_equal(x.logp_T, y.logp_T)
+
+
+def test_every_rollout_ends_at_its_own_limit_or_stop(rollouts):
+    assert len(rollouts) == 7
+    for i, limits in enumerate(LIMITS):
+        for r, limit in zip(rollouts[f"q{i}"], limits, strict=True):
+            stopped = r.tokens_T[-1] == 1
+            assert r.finish_reason == ("stop" if stopped else "length")
+            assert len(r.tokens_T) == limit or (stopped and len(r.tokens_T) < limit)
+
+
+def test_logprobs_through_refilled_rows_and_pages_are_the_trainers(params, rollouts):
+    assert worst_gap(params, rollouts) < 2e-5
+
+
+def test_a_local_layer_sees_its_window_through_prompt_pages_and_stage():
+    windowed = transformer.init_params(WINDOWED, 0)
+    groups = sample(windowed, cfg=WINDOWED)
+    assert worst_gap(windowed, groups, cfg=WINDOWED) < 2e-5
+    assert worst_gap(windowed, groups) > 1e-2  # and the window does matter
+
+
+def test_bits_do_not_depend_on_the_order_of_refill(params, rollouts):
+    for order in ([6, 5, 4, 3, 2, 1, 0], [2, 6, 0, 3, 5, 1, 4]):
+        assert_same_bits(sample(params, order=order), rollouts)
+
+
+def test_bits_do_not_depend_on_the_neighbours(params, rollouts):
+    # others end elsewhere, so that rows, pages and prompt slots are taken in another interleaving
+    others = [LIMITS[i] if i in (1, 4) else [12, 1, 7, 10] for i in range(7)]
+    changed = sample(params, limits=others)
+    assert_same_bits({n: changed[n] for n in ("q1", "q4")}, {n: rollouts[n] for n in ("q1", "q4")})
+
+
+def test_bits_do_not_depend_on_how_often_the_host_looks(params, rollouts):
+    assert_same_bits(sample(params, engine=dataclasses.replace(ENGINE, chunk=4, page_chunks=1)), rollouts)
+
+
+def test_other_shapes_part_rollouts_by_rounding_only(params, rollouts):
+    other = sample(params, engine=dataclasses.replace(ENGINE, prompts=3, chunk=5, page_chunks=1))
+    pairs = [(x, y) for n in rollouts for x, y in zip(rollouts[n], other[n], strict=True)]
+    parted = sum(not np.array_equal(x.tokens_T, y.tokens_T) for x, y in pairs)
+    assert parted == 0  # of 28; a draw can turn on the last bit, but none of these does
+    for x, y in pairs:
+        np.testing.assert_allclose(x.logp_T, y.logp_T, atol=1e-5)
+
+
+def test_half_as_many_rows_at_the_end_change_no_bit(params):
+    wide = dataclasses.replace(ENGINE, prompts=8)  # 32 rows, then 16
+    limits = [[1, 2, 3, 12]] * 7
+    reversed_order = sample(params, engine=wide, order=range(6, -1, -1), limits=limits)
+    assert_same_bits(sample(params, engine=wide, limits=limits), reversed_order)
+    assert worst_gap(params, reversed_order) < 2e-5
+
+
+def test_steps_seeds_parts_of_a_step_and_repeated_prompts_share_no_noise(params):
+    flat = [[12] * 4] * 7
+    runs = [sample(params, limits=flat, seed=seed, step=step) for seed, step in ((0, 0), (0, 1), (1, 0))]
+    parts = [sample(params, limits=flat, order=order) for order in ((0, 1, 2), (3, 4, 5, 6))]  # micro-batches, or hosts
+    assert_same_bits(parts[0] | parts[1], runs[0])
+    texts = [r.text for run in runs for group in run.values() for r in group if len(r.tokens_T) == 12]
+    assert len(set(texts)) == len(texts) > 60
+    twice = sample_groups(
+        TINY, ENGINE, params, IdTokenizer(), [PROMPTS[0]] * 2, [TOKENS[0]] * 2, seed=0, step=0, limits=flat[:2]
+    )
+    assert len({r.text for g in twice for r in g.rollouts}) == 8  # an id that comes again is another prompt
+
+
+@pytest.mark.parametrize(("dtype", "gap"), [("bfloat16", 0.03), ("int8", 0.06)])
+def test_a_smaller_cache_costs_little_precision(params, dtype, gap):
+    groups = sample(params, engine=dataclasses.replace(ENGINE, cache_dtype=dtype))
+    assert 1e-4 < worst_gap(params, groups) < gap
+
+
+def test_int8_rounds_to_half_a_step_of_the_largest_entry():
+    x_BKSH = jnp.asarray(np.random.default_rng(1).standard_normal((2, 3, 4, 8)).astype(np.float32))
+    stored = paging.encode(x_BKSH, jnp.int8)
+    assert stored.x.dtype == jnp.int8 and stored.scale.shape == (2, 3, 4)
+    error = np.abs(np.asarray(stored.x) * np.asarray(stored.scale)[..., None] - np.asarray(x_BKSH))
+    assert (error <= 0.5001 * np.asarray(stored.scale)[..., None]).all()
+
+
+def test_a_cache_dtype_nobody_knows_is_refused():
+    with pytest.raises(UserError, match="float16"):
+        dataclasses.replace(ENGINE, cache_dtype="float16")
+
+
+def test_a_stop_text_that_spans_tokens_ends_the_answer_before_it(params, rollouts):
+    name, g, whole = max(((n, g, r) for n in rollouts for g, r in enumerate(rollouts[n])), key=lambda x: len(x[2].text))
+    ids = whole.text.split()
+    stop = f"{ids[3]} {ids[4]}"  # spans two tokens and the space between
+    stopped = sample(params, engine=dataclasses.replace(ENGINE, stop=(stop,)))[name][g]
+    assert stopped.finish_reason == "stop"
+    assert stopped.text == whole.text[: whole.text.find(stop)]
+    assert stop in IdTokenizer().decode(stopped.tokens_T.tolist())
+    assert stop not in IdTokenizer().decode(stopped.tokens_T[:-1].tolist())
+    np.testing.assert_array_equal(stopped.logp_T, whole.logp_T[: len(stopped.tokens_T)])
+
+
+def test_a_mesh_gives_the_same_rollouts(params):
+    wide = dataclasses.replace(ENGINE, prompts=4)
+    plain = sample(params, engine=wide)
+    mesh = mesh_lib.make_mesh(4, 2)
+    with jax.set_mesh(mesh):
+        placed = mesh_lib.put(params, mesh, mesh_lib.RULES.storage(params))
+        sharded = sample(placed, engine=wide)
+    for name, group in plain.items():
+        for a, b in zip(group, sharded[name], strict=True):
+            np.testing.assert_array_equal(a.tokens_T, b.tokens_T)
+            np.testing.assert_allclose(a.logp_T, b.logp_T, atol=1e-5)
+
+
+def test_without_a_second_copy_of_the_weights_the_rollouts_are_the_same(params, rollouts, monkeypatch):
+    monkeypatch.setattr(engine_lib, "copies_layers", lambda: False)
+    for name, group in sample(params).items():
+        for a, b in zip(group, rollouts[name], strict=True):
+            np.testing.assert_array_equal(a.tokens_T, b.tokens_T)
+            np.testing.assert_allclose(a.logp_T, b.logp_T, atol=1e-5)
+
+
+def test_prefill_costs_one_prompt_whatever_the_rollouts(params, monkeypatch):
+    one = dataclasses.replace(TINY, num_layers=1)  # XLA counts the body of a scan once
+    weights = transformer.init_params(one, 0)
+
+    def flops(rollouts: int) -> float:
+        engine = dataclasses.replace(ENGINE, rollouts=rollouts, prompts=1)
+        cache = paging.make_cache(one, prompts=4, prompt_len=8, rows=rollouts, pages=1, page=4, dtype="float32")
+        arrays = jnp.zeros((1, 8), jnp.int32), jnp.ones((1,), jnp.int32), jnp.zeros((1,), jnp.int32)
+        return prefill.lower(one, engine, weights, cache.prompts, *arrays).compile().cost_analysis()["flops"]
+
+    matmuls = 2 * 8 * sum(x.size for x in jax.tree.leaves(weights["layers"]))
+    assert flops(8) == flops(1)
+    assert flops(1) < 1.5 * matmuls
+
+    calls = []
+    real = engine_lib.prefill
+    monkeypatch.setattr(engine_lib, "prefill", lambda *a: (calls.append(np.asarray(a[6])), real(*a))[1])
+    sample(params)
+    ran = np.concatenate(calls)
+    assert (ran < 100).sum() == len(ran) == 7  # every prompt once, no idle place

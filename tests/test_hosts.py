@@ -1,0 +1,308 @@
+"""Two processes of four devices do what one of eight does; one that goes ends the other; a signal to one stops both.
+
+Loopback, CPU devices, gloo. The processes are `ropd train` as a user starts it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from ropd_jax import hosts, train
+from ropd_jax.checkpoint import Checkpoints
+from ropd_jax.cli import load_config
+from ropd_jax.data.prompts import load_prompts
+from ropd_jax.groups import read_groups
+from ropd_jax.teacher.tape import Tape
+from ropd_jax.types import UserError
+from tests.helpers import trees_max_diff
+
+ROOT = pathlib.Path(__file__).parent.parent
+SETTINGS = {
+    "steps": 2,
+    "mesh.fsdp": 8,
+    "data.source": "jsonl",  # importing reasoning-gym takes seconds, in each process
+    "data.task": "",
+    "data.size": 60,
+    "data.heldout_size": 8,
+    "data.prompts_per_step": 4,
+    "sampling.rollouts": 4,
+    "sampling.max_tokens": 24,
+    "optim.row_len": 64,
+    "eval.prompts_at_once": 8,
+    "eval.sampled": False,
+    "checkpoint.every": 1,
+    "log.tensorboard": False,
+    "teacher.scripted.slip_rate": 0.1,
+    "teacher.scripted.fault_rate": 0.2,  # some rollouts stay unscored: a judge's failure changes no shape
+    "teacher.attempts": 1,
+    "teacher.scripted.latency_s": 0.4,
+}
+ENDED_S = 60.0
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class Host:
+    """A process whose lines are read as they come."""
+
+    def __init__(self, command, number):
+        env = os.environ | {
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+            "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{command[0]}",
+            "JAX_NUM_PROCESSES": "2",
+            "JAX_PROCESS_ID": str(number),
+        }
+        self.process = subprocess.Popen(
+            command[1:], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=lambda: self.lines.extend(self.process.stdout), daemon=True)
+        self._reader.start()
+
+    def wait_until(self, condition, timeout_s=240.0):
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert self.process.poll() is None, f"ended before the moment came:\n{self.said}"
+            assert time.monotonic() < deadline, f"the moment never came:\n{self.said}"
+            time.sleep(0.01)
+
+    def finish(self, timeout_s=240.0) -> int:
+        code = self.process.wait(timeout_s)
+        self._reader.join(10.0)
+        return code
+
+    @property
+    def said(self) -> str:
+        return "".join(self.lines)
+
+
+@contextlib.contextmanager
+def two(*command):
+    port = free_port()
+    both = [Host([port, *command], number) for number in (0, 1)]
+    try:
+        yield both
+    finally:
+        for host in both:
+            host.process.kill()
+            host.finish()
+            host.process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """A config file: the quickstart on sixty sums."""
+    directory = tmp_path_factory.mktemp("config")
+    for name, size, seed in (("train", 60, 10_000_000), ("heldout", 8, 90_000_000)):
+        options = dict(min_terms=4, max_terms=5, min_digits=1, max_digits=1)
+        prompts = load_prompts(source="reasoning_gym", task="chain_sum", size=size, seed=seed, options=options)
+        rows = [json.dumps({"id": p.id, "question": p.question, "answer": p.answer}) for p in prompts]
+        (directory / f"{name}.jsonl").write_text("\n".join(rows))
+    file = directory / "sums.py"
+    paths = {"data.path": str(directory / "train.jsonl"), "data.heldout_path": str(directory / "heldout.jsonl")}
+    file.write_text(
+        "from experiments import quickstart\n\n\ndef get_config():\n    cfg = quickstart.get_config()\n"
+        f"    cfg.data.options = {{}}\n    cfg.update_from_flattened_dict({SETTINGS | paths!r})\n    return cfg\n"
+    )
+    return file
+
+
+def two_train(config, workdir):
+    command = [sys.executable, "-m", "ropd_jax.cli", "train", "--config", str(config), "--workdir", str(workdir)]
+    return two(*command)
+
+
+def one_trains(config, workdir):
+    return train.main(load_config(str(config)), workdir)
+
+
+@pytest.fixture(scope="module")
+def one(config, tmp_path_factory):
+    """The run on one host of eight devices."""
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    assert one_trains(config, workdir) == 0
+    return workdir
+
+
+def after_step_one(run, to):
+    """A copy of a run as it was after its first step."""
+    shutil.copytree(run, to)
+    shutil.rmtree(to / "checkpoints" / "2")
+    (to / "result.json").unlink()
+    return to
+
+
+def metrics(workdir):
+    """Rows of the metrics, without times and what depends on which calls the tape has answered."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    of_the_moment = ("time/", "sample/tokens_per_s", "teacher/")
+    counted = ("teacher/unscored_frac", "teacher/failed_frac")
+    return [{k: v for k, v in row.items() if k in counted or not k.startswith(of_the_moment)} for row in rows]
+
+
+def spent(workdir, name="spent.json"):
+    return {role: row["calls"] for role, row in json.loads((workdir / name).read_text()).items()}
+
+
+def saved(workdir, step):
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=2)
+    with contextlib.closing(checkpoints):
+        state, host = checkpoints.restore_raw(step)
+    return state, host
+
+
+def check_equal(workdir, one, steps=2):
+    """What a run leaves: texts, rewards and counts exactly, sums over devices to rounding."""
+    for mine, theirs in zip(metrics(workdir)[: steps + 1], metrics(one)[: steps + 1], strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5, abs=5e-6)
+        assert mine["step"] == 0 or mine["reward/mean"] == theirs["reward/mean"]
+    for step in range(steps):
+        name = f"step_{step:06d}.jsonl"
+        assert (workdir / "groups" / name).read_bytes() == (one / "groups" / name).read_bytes()
+    (state, host), (state_one, host_one) = saved(workdir, steps), saved(one, steps)
+    assert trees_max_diff(state, state_one) < 1e-6
+    same = ("groups_total", "groups_unscored", "before", "failures")
+    assert {key: host[key] for key in same} == {key: host_one[key] for key in same}
+    return host["teacher"], host_one["teacher"]
+
+
+@pytest.mark.timeout(600)
+def test_two_hosts_give_the_numbers_of_one_a_signal_to_one_stops_both_and_one_goes_on(config, one, tmp_path):
+    causes = {c for g in read_groups(one) for c in g.judgement.causes}
+    assert len(causes) > 1, "no judge failed, so this proves less than it says"
+    workdir = tmp_path / "run"
+    with two_train(config, workdir) as both:
+        both[0].wait_until(lambda: (workdir / "checkpoints" / "1").is_dir())
+        both[1].process.send_signal(signal.SIGTERM)
+        assert [host.finish() for host in both] == [130, 130], both[0].said + both[1].said
+    assert all("saved a checkpoint after step 1" in host.said for host in both)
+    assert "step 1/2" in both[0].said and "step 1/2" not in both[1].said  # host 0 alone shows and writes
+    here, there = check_equal(workdir, one, steps=1)
+    assert here["stats"]["calls"] == there["stats"]["calls"] and here["spent"]["verify"]["calls"] > 0
+    first, second = spent(workdir), spent(workdir, "spent.1.json")
+    assert first["verify"] > 0 and second["verify"] > 0  # each judged its own
+
+    assert one_trains(config, workdir) == 0
+    check_equal(workdir, one)
+    assert not (workdir / "spent.1.json").exists()  # host 0 keeps the books
+    assert spent(workdir)["verify"] == spent(one)["verify"]  # and nothing was asked twice
+
+
+@pytest.mark.timeout(600)
+def test_two_hosts_go_on_from_a_checkpoint_of_one(config, one, tmp_path):
+    workdir = after_step_one(one, tmp_path / "run")
+    (workdir / "tape.sqlite").unlink()  # the second step is judged anew
+    with two_train(config, workdir) as both:
+        assert [host.finish() for host in both] == [0, 0], both[0].said + both[1].said
+    here, there = check_equal(workdir, one)
+    assert here["stats"]["calls"] == there["stats"]["calls"]
+    keys = [Tape(workdir / name, read_only=True).keys() for name in ("tape.sqlite", "tape.1.sqlite")]
+    assert keys[0] == keys[1] and keys[0] < Tape(one / "tape.sqlite", read_only=True).keys()  # each tape is whole
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_host_ends_the_other_within_a_minute_with_a_message(config, one, tmp_path):
+    workdir = after_step_one(one, tmp_path / "run")
+    with two_train(config, workdir) as both:
+        both[1].wait_until(lambda: "resumed after step 1" in both[1].said)
+        both[1].process.send_signal(signal.SIGKILL)
+        code = both[0].finish(ENDED_S)
+    assert code == hosts.LOST, both[0].said
+    assert "has lost another host" in both[0].said and "the same command on all hosts" in both[0].said
+    assert (workdir / "checkpoints" / "1").is_dir()
+
+
+MEETINGS = """
+import sys, time
+from ropd_jax import hosts
+with hosts.joined():
+    said = hosts.exchange("x" * (5000 * hosts.index()))
+    print([len(text) for text in said], hosts.any_host(hosts.index() == 1), hosts.first_says(hosts.index()), flush=True)
+    {then}
+"""
+
+
+def test_a_lost_coordinator_ends_the_other_host():
+    loop = "\n    ".join(["while True:", "    hosts.any_host(False)", "    time.sleep(0.05)"])
+    with two(sys.executable, "-c", MEETINGS.format(then=loop)) as both:
+        for host in both:
+            host.wait_until(lambda host=host: "[0, 5000] True 0" in host.said)
+        both[0].process.send_signal(signal.SIGKILL)
+        assert both[1].finish(ENDED_S) not in (0, None)
+    assert "has lost another host" in both[1].said or "Terminating process" in both[1].said
+
+
+def test_a_host_that_hangs_ends_the_other(monkeypatch):
+    monkeypatch.setenv("ROPD_HOSTS_TIMEOUT_S", "3")
+    hangs = "time.sleep(300) if hosts.index() else hosts.exchange(1)"
+    with two(sys.executable, "-c", MEETINGS.format(then=hangs)) as both:
+        assert both[0].finish(ENDED_S) == hosts.LOST
+    assert "heard nothing of the other hosts" in both[0].said
+
+
+def test_hosts_with_other_configs_are_told_the_first_difference(monkeypatch):
+    monkeypatch.setattr(hosts, "exchange", lambda value: [{"seed": 0, "steps": 2}, {"seed": 0, "steps": 3}])
+    with pytest.raises(UserError, match="the config of host 1 is not that of host 0: steps is 3 there and 2 on host 0"):
+        hosts.check_same("the config", {})
+
+
+# ------------------------------------------------------------------------------------------------------- joining
+
+
+@pytest.fixture
+def no_cluster(monkeypatch):
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_one_host_meets_itself(no_cluster):
+    with hosts.joined():
+        assert hosts.count() == 1 and hosts.exchange("x") == ["x"] and hosts.mine(7)
+    with hosts.joined("127.0.0.1:1", 1, 0):
+        assert hosts.count() == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("", 2, 0), "2 processes without --coordinator"),
+        (("h:1", None, 0), "without --num-processes and --process-id"),
+        (("h:1", 2, 2), "--process-id 2 of 2; expected 0 to 1"),
+        (("h", 2, 0), "--coordinator h; expected HOST:PORT"),
+    ],
+)
+def test_flags_that_do_not_belong_together_are_named(given, said, no_cluster):
+    with pytest.raises(UserError, match=said):
+        hosts.start(*given)
+
+
+def test_the_environment_stands_in_for_the_flags(no_cluster):
+    no_cluster.setenv("JAX_COORDINATOR_ADDRESS", "10.0.0.2:8476")
+    no_cluster.setenv("JAX_NUM_PROCESSES", "4")
+    no_cluster.setenv("JAX_PROCESS_ID", "x")
+    with pytest.raises(UserError, match="JAX_PROCESS_ID='x'"):
+        hosts.start()
+    no_cluster.setenv("JAX_PROCESS_ID", "3")
+    assert hosts._how("", None, None) == {
+        "coordinator_address": "10.0.0.2:8476",
+        "num_processes": 4,
+        "process_id": 3,
+    }
+    assert hosts._how("auto", None, None) == {}
