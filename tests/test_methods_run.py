@@ -11,9 +11,8 @@ from tests.test_train import tiny_config
 
 RUNS = {
     "rlvr": dict(method="rlvr", loss__overlong="mask", sampling__max_tokens=16),
-    "t_judge": dict(method="t_judge", loss__ratio="sequence", loss__clip_low=3e-4, loss__clip_high=4e-4),
     "ovd": dict(method="ovd", ovd__mode="filter", ovd__threshold=1, teacher__scripted__slip_rate=0.3, loss__is_cap=2.0),
-    "rar": dict(method="rar", loss__kl_coef=0.01, loss__kl_kind="k2", loss__entropy_coef=0.01),
+    "rar": dict(method="rar", loss__ratio="sequence", loss__kl_coef=0.01, loss__kl_kind="k2", loss__entropy_coef=0.01),
     "pairs": dict(ropd__rubric_per="pair", loss__aggregation="seq_mean_token_sum_norm"),
     "replaced": dict(method="rlvr", sampling__rollouts=2, sampling__resample=3),
 }
@@ -29,7 +28,6 @@ def run(name, workdir, **changes):
     ("name", "calls"),
     [
         ("rlvr", {}),
-        ("t_judge", {"reference": 16, "score": 4}),
         ("ovd", {"reference": 16, "score": 4}),
         ("rar", {"reference": 16, "rubric": 4, "verify": 4}),
     ],

@@ -33,7 +33,7 @@ class OVD(Method):
             raise UserError(f"ovd.mode={how.mode!r}; expected 'reward' or 'filter'")
         if how.mode == "filter" and self.cfg.loss.overlong == "shape":
             raise UserError(
-                "loss.overlong='shape' punishes the length of rollouts, but with ovd.mode='filter' demonstrations stand "
+                "loss.overlong='shape' punishes the length of rollouts, but ovd.mode='filter' puts demonstrations "
                 "in the place of some; take loss.overlong='mask' or 'keep'"
             )
         if not 0 <= how.threshold <= HIGHEST:

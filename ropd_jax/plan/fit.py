@@ -157,7 +157,7 @@ def update_knobs(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) ->
         rows = max(rows // 2, least)
         keys = keys | {"optim.microbatch": rows}
         yield keys
-    if "moments" in cfg.optim and cfg.optim.moments != "int8":
+    if cfg.optim.moments != "int8":
         yield keys | {"optim.moments": "int8"}
 
 
@@ -175,14 +175,16 @@ def _faster_updates(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology)
 
 def sampler_knobs(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> Iterator[Keys]:
     """Ways to need less memory in the sampler: fewer slots, a narrower cache, shorter answers."""
-    yield from _slots(cfg, model_cfg, topology)
-    fewest = (list(_slots(cfg, model_cfg, topology)) or [{}])[-1]
-    if "cache_dtype" in cfg.sampling and cfg.sampling.cache_dtype != "int8":
-        yield fewest | {"sampling.cache_dtype": "int8"}
+    halves = list(_slots(cfg, model_cfg, topology))
+    yield from halves
+    narrow: Keys = {}
+    if cfg.sampling.cache_dtype != "int8":
+        narrow = {"sampling.cache_dtype": "int8"}
+        yield from ({**turn, **narrow} for turn in ({}, *halves))
     length = cfg.sampling.max_tokens
     while length > 512:
         length //= 2
-        yield fewest | {"sampling.max_tokens": length}
+        yield {**(halves[-1] if halves else {}), **narrow, "sampling.max_tokens": length}
 
 
 def _slots(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> Iterator[Keys]:

@@ -86,12 +86,12 @@ class Measured:
         return None if None in parts else sum(parts)
 
 
-def setting_of(cfg: ConfigDict) -> Setting:
+def setting_of(cfg: ConfigDict, mesh) -> Setting:
     return Setting(
         tp=cfg.mesh.tp,
         microbatch=cfg.optim.microbatch,
         remat=cfg.optim.remat,
-        slots=(cfg.sampling.prompts_at_once or cfg.data.prompts_per_step) * cfg.sampling.rollouts,
+        slots=programs.engine_of(cfg, mesh).prompts * cfg.sampling.rollouts,  # idle prompts fill the mesh up
         max_tokens=cfg.sampling.max_tokens,
     )
 
@@ -144,7 +144,7 @@ def measure(
         for phase in phases(cfg, model_cfg, mesh, found, resident, mean_tokens)
         if phase.name in found
     )
-    return Measured(setting_of(cfg), memory, compiled, bounds)
+    return Measured(setting_of(cfg, mesh), memory, compiled, bounds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +216,7 @@ def phases(
     answer = cfg.sampling.max_tokens if mean_tokens is None else round(mean_tokens)
     prompt = programs.prompt_len(cfg)
     itemsize = jnp.dtype(cfg.student.dtype).itemsize
-    setting = setting_of(cfg)
+    setting = setting_of(cfg, mesh)
 
     def received(name: str) -> int:
         return sum(c.bytes for c in compiled[name].collectives) if name in compiled else 0
@@ -257,8 +257,7 @@ def phases(
         itemsize=programs.cache_itemsize(cfg),
     )
     weights = itemsize * count.read_params(model_cfg, setting.slots) / tp
-    at_once = min(setting.slots // cfg.sampling.rollouts, cfg.data.prompts_per_step)
-    prefills = programs.prefill_calls(cfg, at_once)
+    prefills = programs.prefill_calls(cfg, mesh)
     return [
         phase,
         Phase("prefill", work.prefill_flops / devices, prefills * weights, prefills * received("prefill")),

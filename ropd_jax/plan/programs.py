@@ -180,9 +180,11 @@ def cache_itemsize(cfg: ConfigDict) -> float:
     return jnp.dtype(cfg.sampling.cache_dtype or cfg.student.dtype).itemsize
 
 
-def prefill_calls(cfg: ConfigDict, prompts_at_once: int) -> int:
+def prefill_calls(cfg: ConfigDict, mesh) -> int:
     """How often prefill runs in a step."""
-    return -(-cfg.data.prompts_per_step // max(1, prompts_at_once // 2))
+    with jax.set_mesh(mesh):
+        sizes = engine_lib.layout(engine_of(cfg, mesh))
+    return -(-cfg.data.prompts_per_step // (sizes.parts * sizes.batch))
 
 
 def fewer_slots(cfg: ConfigDict, shards: int) -> list[dict[str, int]]:
