@@ -7,6 +7,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CONFIG ?= experiments/quickstart.py
 WORKDIR ?= runs/quickstart
+WORKERS ?= 2
 PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
           $(BIN)/python -m pip install --quiet
 
@@ -38,7 +39,7 @@ quickstart: $(VENV)/core.stamp
 	$(BIN)/ropd train --config $(CONFIG) --workdir $(WORKDIR)
 
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
