@@ -50,6 +50,7 @@ EXTRAS = {
         "pre-commit>=4.0",
         "pytest>=8.3",
         "pytest-timeout>=2.3",
+        "pytest-xdist>=3.8",
         "ruff>=0.12",
     ],
     "eval": EVAL,
