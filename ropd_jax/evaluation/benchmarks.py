@@ -54,7 +54,6 @@ class Benchmark:
         grader: which of ``ropd_jax.evaluation.grading``.
         template: the user's message around the question; the answer's format stands in it.
         source: None for a reasoning-gym task.
-        evaluation_only: its owners ask to keep it out of training sets (a canary, or competition text).
     """
 
     name: str
@@ -63,7 +62,6 @@ class Benchmark:
     template: str
     source: Source | None
     sampling: Sampling = Sampling()
-    evaluation_only: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +97,7 @@ def benchmark_of(name: str) -> Benchmark:
     """
     if name.startswith(RG) and len(name) > len(RG):
         task, _ = _task(name)
-        return Benchmark(name, task, "exact", EXACT, None, evaluation_only=False)
+        return Benchmark(name, task, "exact", EXACT, None)
     if name not in BENCHMARKS:
         raise UserError(f"benchmark {name!r} is unknown; {near(name, [*BENCHMARKS, RG + 'TASK'])}")
     return BENCHMARKS[name]

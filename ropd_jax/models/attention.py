@@ -1,7 +1,7 @@
 """Attention behind one function, so that there is one place to choose a kernel.
 
 `self_attention` is what training, scoring and prefill call: whole rows, described by their segments. `attention` takes
-any mask: decoding against a cache, and the reference that every kernel is held to.
+any mask: short rows, and the reference that every kernel is held to.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from ropd_jax.types import UserError
 
 XLA_BLOCK = 128  # queries and keys of a block on the XLA path
 ONE_BLOCK = 256  # rows up to this length are one block: the naive path is as good and as small
-EVERYTHING = int(jnp.iinfo(jnp.int32).max)  # a window that hides nothing
 
 
 class Pattern(NamedTuple):

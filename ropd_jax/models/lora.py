@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import functools
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -30,9 +31,8 @@ from ropd_jax.types import UserError
 
 Params = dict
 BASE_DTYPES = ("float32", "bfloat16", "int8")
-DENSE = {"attn": ("q_DNH", "k_DKH", "v_DKH", "o_NHD"), "mlp": ("gate_DF", "up_DF", "down_FD")}
 EXPERTS = ("gate_EDF", "up_EDF", "down_EFD")
-LINEAR = (*DENSE["attn"], *DENSE["mlp"], *EXPERTS)
+LINEAR = (*itertools.chain(*transformer.LINEAR.values()), *EXPERTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,11 @@ def adapted(cfg: ModelConfig, lora: Lora) -> tuple[tuple[str, str], ...]:
     Raises:
         UserError: a pattern that fits no weight, or experts.
     """
-    names = {f"{group}.{name.rsplit('_', 1)[0]}": (group, name) for group, names in DENSE.items() for name in names}
+    names = {
+        f"{group}.{name.rsplit('_', 1)[0]}": (group, name)
+        for group, names in transformer.LINEAR.items()
+        for name in names
+    }
     found = []
     for pattern in lora.targets:
         hits = [pair for name, pair in names.items() if fnmatch.fnmatchcase(name, pattern)]

@@ -23,7 +23,7 @@ from flax import nnx
 from jax.sharding import reshard
 
 from ropd_jax.mesh import RULES, active_mesh, constrain, out
-from ropd_jax.models.attention import attention, self_attention
+from ropd_jax.models.attention import self_attention
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.rope import rope_frequencies
 
@@ -373,10 +373,6 @@ def hidden(
     own = jax.tree.map(jnp.asarray, per_layer(cfg))
     x_BTD, kv = jax.lax.scan(body, embed(cfg, params, tokens_BT, dtype), (params["layers"], own))
     return (x_BTD, kv) if keep_kv else x_BTD
-
-
-def attend_to(cfg: ModelConfig, q_BTNH, k_BKSH, v_BKSH, mask_BTS) -> jax.Array:
-    return attention(q_BTNH, k_BKSH, v_BKSH, mask_BTS, scale=cfg.attn_scale, softcap=cfg.attn_softcap)
 
 
 _keep = jax.checkpoint_policies

@@ -1,5 +1,8 @@
 """Finding the one JSON object that a model meant, and reading integers the way models write them.
 
+What every role asks for is one object with a ``schema_version`` and a list: `list_schema` states it, `find_list` reads
+it.
+
 Recovered, because the intended object is unambiguous: a byte-order mark, a code fence of any kind, prose around the
 object, a closed ``<think>`` block before it. Refused: no object, two different ones, a list at top level, anything
 that is not JSON. Nothing is repaired by guessing.
@@ -46,6 +49,38 @@ def find_object(text: str, key: str) -> dict:
     if any(other != found[0] for other in found[1:]):
         raise MalformedError(f"{len(found)} different JSON objects with the key {key!r}; expected exactly one")
     return found[0]
+
+
+def list_schema(version: str, key: str, item: dict[str, dict], **more: dict) -> dict:
+    """JSON schema of one object: ``schema_version``, a list ``key`` of objects with all of ``item``, and ``more``."""
+    of_item = {"type": "object", "properties": item, "required": list(item), "additionalProperties": False}
+    properties = {
+        "schema_version": {"type": "string", "enum": [version]},
+        key: {"type": "array", "items": of_item},
+        **more,
+    }
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+def find_list(
+    text: str, key: str, version: str, *, where: str, of: str = "", also: frozenset[str] = frozenset()
+) -> list:
+    """The list ``key`` of the one object that a reply of this schema version is.
+
+    Args:
+        where: what the object is, for messages: "the rubric". ``of``: what the list holds: " of criteria".
+        also: keys that may stand beside the list, and are not read.
+
+    Raises:
+        MalformedError: no such object, or other keys, version or type; the message says what was wrong.
+    """
+    reply = find_object(text, key)
+    only_keys(reply, {"schema_version", key, *also}, {"schema_version", key}, where)
+    if reply["schema_version"] != version:
+        raise MalformedError(f"schema_version is {str(reply['schema_version'])[:60]!r}; expected {version!r}")
+    if not isinstance(reply[key], list):
+        raise MalformedError(f"{key} is a {type(reply[key]).__name__}; expected a list{of}")
+    return reply[key]
 
 
 def _decode(text: str) -> object | None:

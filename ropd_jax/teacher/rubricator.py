@@ -6,11 +6,11 @@ It sees which answers are references and which are the student's, because a crit
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ropd_jax.teacher import fences, templates
 from ropd_jax.teacher.client import ChatRequest, ConfigurationError, MalformedError
-from ropd_jax.teacher.jsonreply import find_object, only_keys, to_int
+from ropd_jax.teacher.jsonreply import find_list, list_schema, only_keys, to_int
 from ropd_jax.types import Criterion, Message, Rubric
 
 TEMPLATE = "rubricator.v2"
@@ -18,31 +18,17 @@ ALONE_TEMPLATE = "rubricator_alone.v1"  # no answers of the student's
 SCHEMA_VERSION = "ropd.rubric.v1"
 MIN_CRITERIA, MAX_CRITERIA, MAX_POINTS = 4, 12, 5
 
-RUBRIC_SCHEMA = {
-    "type": "object",
-    "properties": {
-        "schema_version": {"type": "string", "enum": [SCHEMA_VERSION]},
-        "rubrics": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {
-                    "criterion_id": {"type": "string", "description": "c1, c2, c3, ..."},
-                    "category": {"type": "string"},
-                    "criterion": {"type": "string"},
-                    "points": {"type": "integer", "description": "1 to 5"},
-                },
-                "required": ["criterion_id", "category", "criterion", "points"],
-                "additionalProperties": False,
-            },
-        },
-        "maximum_score": {"type": "integer", "description": "sum of all points"},
+RUBRIC_SCHEMA = list_schema(
+    SCHEMA_VERSION,
+    "rubrics",
+    {
+        "criterion_id": {"type": "string", "description": "c1, c2, c3, ..."},
+        "category": {"type": "string"},
+        "criterion": {"type": "string"},
+        "points": {"type": "integer", "description": "1 to 5"},
     },
-    "required": ["schema_version", "rubrics", "maximum_score"],
-    "additionalProperties": False,
-}
-
-_ITEM_KEYS = {"criterion_id", "category", "criterion", "points"}
+    maximum_score={"type": "integer", "description": "sum of all points"},
+)
 
 
 def rubric_request(
@@ -91,27 +77,38 @@ def parse_rubric(text: str, size: tuple[int, int] = (MIN_CRITERIA, MAX_CRITERIA)
         MalformedError: anything but one object of the schema with ``size`` criteria, unique ids c<digits>, non-blank
             texts and integer points 1..5; the message says what was wrong.
     """
-    reply = find_object(text, "rubrics")
-    only_keys(reply, {"schema_version", "rubrics", "maximum_score"}, {"schema_version", "rubrics"}, "the rubric")
-    if reply["schema_version"] != SCHEMA_VERSION:
-        raise MalformedError(f"schema_version is {str(reply['schema_version'])[:60]!r}; expected {SCHEMA_VERSION!r}")
-    items = reply["rubrics"]
-    if not isinstance(items, list):
-        raise MalformedError(f"rubrics is a {type(items).__name__}; expected a list of criteria")
+    items = find_list(
+        text, "rubrics", SCHEMA_VERSION, where="the rubric", of=" of criteria", also=frozenset({"maximum_score"})
+    )
+    return rubric_of(items, size, _criterion)
+
+
+def rubric_of(items: list, size: tuple[int, int], read: Callable[[object, str], Criterion]) -> Rubric:
+    """The rubric of a reply's list: ``read(item, where)`` gives each criterion; their number and ids are checked.
+
+    Raises:
+        MalformedError: another number than ``size`` allows, an id twice, or what ``read`` says.
+    """
     if not size[0] <= len(items) <= size[1]:
         raise MalformedError(f"{len(items)} criteria; expected {size[0]} to {size[1]}")
-    criteria = tuple(_criterion(item, f"criterion number {n}") for n, item in enumerate(items, 1))
+    criteria = tuple(read(item, f"criterion number {n}") for n, item in enumerate(items, 1))
     ids = [c.id for c in criteria]
     if repeated := sorted({i for i in ids if ids.count(i) > 1}):
         raise MalformedError(f"criterion ids must be unique; repeated: {', '.join(repeated)}")
     return Rubric(criteria)
 
 
-def _criterion(item: object, where: str) -> Criterion:
+def criterion_texts(item: object, where: str, also: frozenset[str] = frozenset()) -> tuple[str, str, str]:
+    """(id, category, text) of one criterion; ``also`` are further keys that it must have.
+
+    Raises:
+        MalformedError: no object, other keys, a blank text, or an id that is not c<digits>.
+    """
     if not isinstance(item, dict):
         raise MalformedError(f"{where} is a {type(item).__name__}; expected an object")
-    only_keys(item, _ITEM_KEYS, _ITEM_KEYS, where)
     texts = {}
+    keys = {"criterion_id", "category", "criterion", *also}
+    only_keys(item, keys, keys, where)
     for key in ("criterion_id", "category", "criterion"):
         value = item[key]
         if not isinstance(value, str) or not value.strip():
@@ -120,7 +117,12 @@ def _criterion(item: object, where: str) -> Criterion:
     name = texts["criterion_id"].lower()
     if not re.fullmatch(r"c[0-9]+", name, re.ASCII):
         raise MalformedError(f"{where}: criterion_id is {name[:40]!r}; expected c1, c2, ...")
+    return name, texts["category"], texts["criterion"]
+
+
+def _criterion(item: object, where: str) -> Criterion:
+    name, category, text = criterion_texts(item, where, also=frozenset({"points"}))
     points = to_int(item["points"])
     if points is None or not 1 <= points <= MAX_POINTS:
         raise MalformedError(f"{where}: points is {item['points']!r:.60}; expected an integer 1 to {MAX_POINTS}")
-    return Criterion(name, texts["criterion"], points, texts["category"])
+    return Criterion(name, text, points, category)

@@ -11,32 +11,18 @@ import json
 from collections.abc import Sequence
 
 from ropd_jax.teacher import fences, templates
-from ropd_jax.teacher.client import ChatRequest, MalformedError
-from ropd_jax.teacher.jsonreply import find_object, only_keys, to_int
-from ropd_jax.teacher.verifier import Marks
+from ropd_jax.teacher.client import ChatRequest
+from ropd_jax.teacher.jsonreply import list_schema, to_int
+from ropd_jax.teacher.verifier import Marks, marks_of
 from ropd_jax.types import Message, Rubric
 
 TEMPLATE = "score_judge.v1"
 VARIANTS = ("score_judge_references.v1", "score_verbal.v1", "score_rubric.v1")
 SCHEMA_VERSION = "ropd.scores.v1"
 
-SCORE_SCHEMA = {
-    "type": "object",
-    "properties": {
-        "schema_version": {"type": "string", "enum": [SCHEMA_VERSION]},
-        "answers": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {"answer_index": {"type": "integer"}, "score": {"type": "integer"}},
-                "required": ["answer_index", "score"],
-                "additionalProperties": False,
-            },
-        },
-    },
-    "required": ["schema_version", "answers"],
-    "additionalProperties": False,
-}
+SCORE_SCHEMA = list_schema(
+    SCHEMA_VERSION, "answers", {"answer_index": {"type": "integer"}, "score": {"type": "integer"}}
+)
 
 
 def score_request(
@@ -80,24 +66,9 @@ def parse_scores(text: str, n_answers: int, lowest: int, highest: int) -> Marks:
     Raises:
         MalformedError: the reply as a whole cannot be used, an index outside 1..n_answers included.
     """
-    reply = find_object(text, "answers")
-    only_keys(reply, {"schema_version", "answers"}, {"schema_version", "answers"}, "the reply")
-    if reply["schema_version"] != SCHEMA_VERSION:
-        raise MalformedError(f"schema_version is {str(reply['schema_version'])[:60]!r}; expected {SCHEMA_VERSION!r}")
-    if not isinstance(reply["answers"], list):
-        raise MalformedError(f"answers is a {type(reply['answers']).__name__}; expected a list")
-    values: list[int | None] = [None] * n_answers
-    causes: list[str | None] = ["missing"] * n_answers
-    for item in reply["answers"]:
-        index = to_int(item.get("answer_index")) if isinstance(item, dict) else None
-        if index is None or not 1 <= index <= n_answers:
-            seen = item.get("answer_index") if isinstance(item, dict) else item
-            raise MalformedError(f"answer_index is {seen!r:.60}; expected 1 to {n_answers}")
-        grade, place = to_int(item.get("score")), index - 1
-        if grade is not None and not lowest <= grade <= highest:
-            grade = None
-        if causes[place] == "missing":
-            values[place], causes[place] = grade, None if grade is not None else "malformed"
-        elif values[place] != grade:
-            values[place], causes[place] = None, "duplicate"
-    return Marks(tuple(values), tuple(causes))
+
+    def grade(item: dict) -> int | None:
+        value = to_int(item.get("score"))
+        return value if value is not None and lowest <= value <= highest else None
+
+    return marks_of(text, n_answers, SCHEMA_VERSION, grade)

@@ -8,38 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from ropd_jax.teacher import fences, templates
 from ropd_jax.teacher.client import ChatRequest, ConfigurationError, MalformedError, TeacherError
-from ropd_jax.teacher.jsonreply import find_object, only_keys, to_int
+from ropd_jax.teacher.jsonreply import find_list, list_schema, to_int
 from ropd_jax.types import Message, Rubric, Verdicts
 
 TEMPLATE = "verifier.v1"
 TOLD_TEMPLATE = "verifier_told.v1"
 SCHEMA_VERSION = "ropd.batch_verifier.v2"
 
-VERDICT_SCHEMA = {
-    "type": "object",
-    "properties": {
-        "schema_version": {"type": "string", "enum": [SCHEMA_VERSION]},
-        "answers": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {
-                    "answer_index": {"type": "integer"},
-                    "judgement": {"type": "array", "items": {"type": "boolean"}},
-                },
-                "required": ["answer_index", "judgement"],
-                "additionalProperties": False,
-            },
-        },
-    },
-    "required": ["schema_version", "answers"],
-    "additionalProperties": False,
-}
+VERDICT_SCHEMA = list_schema(
+    SCHEMA_VERSION,
+    "answers",
+    {"answer_index": {"type": "integer"}, "judgement": {"type": "array", "items": {"type": "boolean"}}},
+)
 
 _TRUE = {"true", "yes", "on", "1", "t", "y"}
 _FALSE = {"false", "no", "off", "0", "f", "n"}
@@ -112,25 +97,29 @@ def parse_verdicts(text: str, rubric: Rubric, n_answers: int) -> Verdicts:
         MalformedError: the reply as a whole cannot be used, an index outside 1..n_answers included, since then no
             index can be trusted; the message says what was wrong.
     """
-    reply = find_object(text, "answers")
-    only_keys(reply, {"schema_version", "answers"}, {"schema_version", "answers"}, "the reply")
-    if reply["schema_version"] != SCHEMA_VERSION:
-        raise MalformedError(f"schema_version is {str(reply['schema_version'])[:60]!r}; expected {SCHEMA_VERSION!r}")
-    if not isinstance(reply["answers"], list):
-        raise MalformedError(f"answers is a {type(reply['answers']).__name__}; expected a list")
-    passed: list[tuple[bool, ...] | None] = [None] * n_answers
+    marks = marks_of(text, n_answers, SCHEMA_VERSION, lambda item: _judgement(item, len(rubric.criteria)))
+    return Verdicts(*marks)
+
+
+def marks_of(text: str, n_answers: int, version: str, read: Callable[[dict], Any]) -> Marks:
+    """The marks that a reply's list ``answers`` gives to answers numbered from 1; ``read(item)`` is a mark, or None.
+
+    Raises:
+        MalformedError: the reply as a whole cannot be used, an index outside 1..n_answers included.
+    """
+    values: list[Any] = [None] * n_answers
     causes: list[str | None] = ["missing"] * n_answers
-    for item in reply["answers"]:
+    for item in find_list(text, "answers", version, where="the reply"):
         index = to_int(item.get("answer_index")) if isinstance(item, dict) else None
         if index is None or not 1 <= index <= n_answers:
             seen = item.get("answer_index") if isinstance(item, dict) else item
             raise MalformedError(f"answer_index is {seen!r:.60}; expected 1 to {n_answers}")
-        verdict, place = _judgement(item, len(rubric.criteria)), index - 1
+        mark, place = read(item), index - 1
         if causes[place] == "missing":
-            passed[place], causes[place] = verdict, None if verdict is not None else "malformed"
-        elif passed[place] != verdict:
-            passed[place], causes[place] = None, "duplicate"
-    return Verdicts(tuple(passed), tuple(causes))
+            values[place], causes[place] = mark, None if mark is not None else "malformed"
+        elif values[place] != mark:
+            values[place], causes[place] = None, "duplicate"
+    return Marks(tuple(values), tuple(causes))
 
 
 def joined(sizes: Sequence[int], parts: Sequence[Marks | BaseException]) -> Marks:
