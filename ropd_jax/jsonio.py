@@ -1,9 +1,11 @@
-"""Read the JSON files of a checkpoint. Imports no jax."""
+"""Read the JSON files of a checkpoint, and JSON lines. Imports no jax."""
 
 from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Iterator
+from typing import Any
 
 from ropd_jax.types import UserError
 
@@ -23,3 +25,31 @@ def read_json(file: pathlib.Path, *, optional: bool = False) -> dict:
     if not isinstance(value, dict):
         raise UserError(f"{file} holds a {type(value).__name__}, expected a JSON object; fetch it again")
     return value
+
+
+def numbered_rows(
+    path: str | pathlib.Path, *, file: str = "a JSONL file", row: str = "an object"
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number from 1, object) of each line of a JSONL file that is not blank.
+
+    Args:
+        file, row: what is expected, for messages.
+
+    Raises:
+        UserError: unreadable, not UTF-8, or a line that is no JSON object.
+    """
+    try:
+        text = pathlib.Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"cannot read {str(path)!r}: {error.strerror}; expected {file}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: byte {error.start} is not UTF-8; expected a JSONL file in UTF-8") from error
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                value = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{path}:{number}: not JSON ({error}); expected one object a line") from error
+            if not isinstance(value, dict):
+                raise UserError(f"{path}:{number}: a JSON {type(value).__name__}; expected {row}")
+            yield number, value

@@ -12,6 +12,7 @@ import threading
 import numpy as np
 
 from ropd_jax.models.config import ModelConfig
+from ropd_jax.teacher.scripted import ScriptedClient
 
 TINY = ModelConfig(
     vocab_size=64,
@@ -100,3 +101,16 @@ def serving(**options):
     finally:
         stop.set()
         thread.join()
+
+
+class FailsAt(ScriptedClient):
+    """The scripted teacher, which raises ``error`` at every request of one purpose."""
+
+    def __init__(self, purpose, error):
+        super().__init__()
+        self.purpose, self.error = purpose, error
+
+    async def chat(self, request):
+        if request.purpose == self.purpose:
+            raise self.error
+        return await super().chat(request)

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from ropd_jax.hints import near
+from ropd_jax.jsonio import numbered_rows
 from ropd_jax.types import Message, Prompt, UserError
 
 QUESTION_KEYS = ("problem", "question", "prompt")
@@ -214,24 +215,12 @@ def _jsonl(path: str, task: str) -> Iterator[Prompt]:
     if not files:
         raise UserError(f"no file matches {path!r}; expected JSONL with one question a line")
     for name in files:
-        try:
-            text = pathlib.Path(name).read_text(encoding="utf-8-sig")
-        except OSError as error:
-            raise UserError(f"cannot read {name!r}: {error.strerror}; expected a JSONL file of questions") from error
-        except UnicodeDecodeError as error:
-            raise UserError(f"{name}: byte {error.start} is not UTF-8; expected a JSONL file in UTF-8") from error
-        for number, line in enumerate(text.split("\n"), start=1):
-            if line.strip():
-                yield _row(line, task, where=f"{name}:{number}", default_id=f"{pathlib.Path(name).stem}-{number}")
+        expected = dict(file="a JSONL file of questions", row=f"an object with {' or '.join(QUESTION_KEYS)}")
+        for number, row in numbered_rows(name, **expected):
+            yield _prompt(row, task, where=f"{name}:{number}", default_id=f"{pathlib.Path(name).stem}-{number}")
 
 
-def _row(line: str, task: str, where: str, default_id: str) -> Prompt:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where}: not JSON ({error}); expected one object a line") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: a JSON {type(row).__name__}; expected an object with {' or '.join(QUESTION_KEYS)}")
+def _prompt(row: dict[str, Any], task: str, where: str, default_id: str) -> Prompt:
     key = next((k for k in QUESTION_KEYS if row.get(k)), None)
     if key is None:
         raise UserError(f"{where}: no question; expected one of the keys {', '.join(QUESTION_KEYS)}")

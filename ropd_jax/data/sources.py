@@ -14,13 +14,13 @@ import dataclasses
 import glob
 import hashlib
 import importlib.util
-import json
 import logging
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ropd_jax.jsonio import numbered_rows
 from ropd_jax.types import Prompt, UserError
 
 log = logging.getLogger(__name__)
@@ -130,36 +130,13 @@ def first(row: Mapping[str, Any], keys: Sequence[str], where: str) -> Any:
     raise UserError(f"{where} has none of {', '.join(keys)} (it has {', '.join(map(str, row))}); expected one of them")
 
 
-def read_jsonl(path: pathlib.Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSONL file.
-
-    Raises:
-        UserError: unreadable, not UTF-8, or a line that is no JSON object.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"cannot read {str(path)!r}: {error.strerror}; expected a JSONL file") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start} is not UTF-8; expected a JSONL file in UTF-8") from error
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{path}:{number}: not JSON ({error}); expected one object a line") from error
-            if not isinstance(row, dict):
-                raise UserError(f"{path}:{number}: a JSON {type(row).__name__}; expected an object")
-            yield row
-
-
 def _from_directory(source: Source, directory: pathlib.Path) -> tuple[list[dict[str, Any]], str]:
     if not directory.is_dir():
         raise UserError(f"data directory {str(directory)!r} does not exist; {_remedy(source)}")
     for name in source.files:
         parts = [pathlib.Path(p) for p in sorted(glob.glob(str(directory / name)))]
         if parts:
-            rows = [row for part in parts for row in read_jsonl(part)]
+            rows = [row for part in parts for _, row in numbered_rows(part)]
             return rows, str(parts[0]) if len(parts) == 1 else str(directory / name)
     raise UserError(f"{source.name} is not in {directory}; {_remedy(source)}")
 

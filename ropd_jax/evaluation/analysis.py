@@ -26,9 +26,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ropd_jax.data.sources import read_jsonl
 from ropd_jax.evaluation.graders import grade
 from ropd_jax.groups import StoredGroup, read_groups
+from ropd_jax.jsonio import numbered_rows
 from ropd_jax.report import write_atomic
 from ropd_jax.text.trim import after_think
 from ropd_jax.types import UserError
@@ -82,7 +82,7 @@ def read_scores(path: str | os.PathLike[str]) -> dict[tuple[int, str, int], dict
         UserError: a row without the three keys, or with a value that is no number.
     """
     found: dict[tuple[int, str, int], dict[str, float]] = {}
-    for n, row in enumerate(read_jsonl(pathlib.Path(path)), 1):
+    for n, (_, row) in enumerate(numbered_rows(path), 1):
         values = {k: v for k, v in row.items() if k not in _KEYS and v is not None}
         numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values.values())
         if any(k not in row for k in _KEYS) or not numbers:

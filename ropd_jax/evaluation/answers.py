@@ -12,7 +12,7 @@ import pathlib
 from collections import Counter
 from collections.abc import Collection, Sequence
 
-from ropd_jax.data.sources import read_jsonl
+from ropd_jax.jsonio import numbered_rows
 from ropd_jax.types import UserError
 
 
@@ -36,7 +36,7 @@ def read_answers(path: str | os.PathLike[str], known: Collection[str]) -> list[A
     """
     path = pathlib.Path(path)
     answers = []
-    for n, row in enumerate(read_jsonl(path), 1):
+    for n, (_, row) in enumerate(numbered_rows(path), 1):
         if not isinstance(row.get("response"), str) or "id" not in row:
             raise UserError(f"{path}: row {n} has the keys {', '.join(row)}; expected id and response, a text")
         if str(row["id"]) not in known:

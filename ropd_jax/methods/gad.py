@@ -30,7 +30,8 @@ from ropd_jax.methods.base import Method
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.divergence import normed_hidden
-from ropd_jax.teacher import ConfigurationError, TeacherError
+from ropd_jax.teacher import TeacherError
+from ropd_jax.teacher.judge import unscored
 from ropd_jax.types import Judgement, RolloutGroup, UserError
 
 
@@ -146,10 +147,8 @@ class GAD(Method):
         n = len(group.rollouts)
         try:
             references = await teacher.references(group.prompt)
-        except ConfigurationError:
-            raise
         except TeacherError as error:
-            return Judgement(rewards=(None,) * n, causes=(error.cause,) * n)
+            return unscored(error, n)
         return Judgement(rewards=(None,) * n, causes=(None,) * n, references=references)
 
     def revise(self, trained: Any, groups, judgements, tokenizer):

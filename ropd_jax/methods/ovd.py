@@ -19,7 +19,8 @@ import numpy as np
 from ropd_jax.data.batches import Sequence
 from ropd_jax.evaluation.graders import grade
 from ropd_jax.methods.base import Method
-from ropd_jax.teacher import ConfigurationError, TeacherError
+from ropd_jax.teacher import TeacherError
+from ropd_jax.teacher.judge import graded, unscored
 from ropd_jax.text.trim import after_think
 from ropd_jax.types import Judgement, RolloutGroup, UserError
 
@@ -48,7 +49,7 @@ class OVD(Method):
         return {"reference": 1, "score": 1} if self.cfg.ovd.mode == "filter" else {"score": 1}
 
     async def judge(self, teacher, group: RolloutGroup) -> Judgement:
-        n, known = len(group.rollouts), {}
+        known: dict = {}
         answers = [after_think(r.text) for r in group.rollouts]
         try:
             if self.cfg.ovd.mode == "filter":
@@ -61,15 +62,11 @@ class OVD(Method):
                 highest=HIGHEST,
                 template="score_verbal.v1",
             )
-        except ConfigurationError:
-            raise
         except TeacherError as error:
-            return Judgement(rewards=(None,) * n, causes=(error.cause,) * n, **known)
-        judgement = Judgement(rewards=(None,) * n, causes=digits.causes, scores=digits.values, **known)
+            return unscored(error, len(answers), **known)
+        judgement = graded(digits, 0, HIGHEST, **known)
         if self.cfg.ovd.mode == "reward":
-            return dataclasses.replace(
-                judgement, rewards=tuple(None if d is None else d / HIGHEST for d in digits.values)
-            )
+            return judgement
         texts = [demonstration or answer for demonstration, answer in zip(self.shown(judgement), answers, strict=True)]
         right = [None if d is None else grade(group.prompt, t) for d, t in zip(digits.values, texts, strict=True)]
         causes = [c or ("ungraded" if ok is None else None) for c, ok in zip(digits.causes, right, strict=True)]

@@ -14,7 +14,8 @@ import asyncio
 import dataclasses
 
 from ropd_jax.methods.base import Method
-from ropd_jax.teacher import ConfigurationError, TeacherError
+from ropd_jax.teacher import TeacherError
+from ropd_jax.teacher.judge import graded, unscored
 from ropd_jax.text.trim import after_think
 from ropd_jax.types import Judgement, RolloutGroup, Rubric, UserError
 
@@ -49,7 +50,7 @@ class RaR(Method):
         return await known
 
     async def judge(self, teacher, group: RolloutGroup) -> Judgement:
-        n, known = len(group.rollouts), {}
+        known: dict = {}
         key, answers = f"{group.step}/{group.prompt.id}", [after_think(r.text) for r in group.rollouts]
         try:
             known["references"], known["rubric"] = await self.rubric(teacher, group.prompt)
@@ -66,12 +67,9 @@ class RaR(Method):
                 template="score_rubric.v1",
                 rubric=known["rubric"],
             )
-        except ConfigurationError:
-            raise
         except TeacherError as error:
-            return Judgement(rewards=(None,) * n, causes=(error.cause,) * n, **known)
-        rewards = tuple(None if v is None else (v - LOWEST) / (HIGHEST - LOWEST) for v in grades.values)
-        return Judgement(rewards=rewards, causes=grades.causes, scores=grades.values, **known)
+            return unscored(error, len(answers), **known)
+        return graded(grades, LOWEST, HIGHEST, **known)
 
 
 METHOD = RaR

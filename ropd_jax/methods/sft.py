@@ -11,7 +11,8 @@ import numpy as np
 from ropd_jax.core.advantages import Advantages
 from ropd_jax.data.batches import Sequence
 from ropd_jax.methods.base import Method
-from ropd_jax.teacher import ConfigurationError, TeacherError
+from ropd_jax.teacher import TeacherError
+from ropd_jax.teacher.judge import unscored
 from ropd_jax.types import Judgement, RolloutGroup
 
 
@@ -30,10 +31,8 @@ class SFT(Method):
         m = self.sequences_per_prompt
         try:
             references = await teacher.references(group.prompt)
-        except ConfigurationError:
-            raise
         except TeacherError as error:
-            return Judgement(rewards=(None,) * m, causes=(error.cause,) * m)
+            return unscored(error, m)
         missing = m - len(references)
         return Judgement(
             rewards=(1.0,) * len(references) + (None,) * missing,

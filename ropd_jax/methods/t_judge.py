@@ -9,7 +9,8 @@ the rubric alone.
 from __future__ import annotations
 
 from ropd_jax.methods.base import Method
-from ropd_jax.teacher import ConfigurationError, TeacherError
+from ropd_jax.teacher import TeacherError
+from ropd_jax.teacher.judge import graded, unscored
 from ropd_jax.text.trim import after_think
 from ropd_jax.types import Judgement, RolloutGroup
 
@@ -22,7 +23,7 @@ class TJudge(Method):
         return {"reference": 1, "score": 1} if self.cfg.t_judge.references else {"score": 1}
 
     async def judge(self, teacher, group: RolloutGroup) -> Judgement:
-        n, known = len(group.rollouts), {}
+        known: dict = {}
         answers = [after_think(r.text) for r in group.rollouts]
         try:
             template = "score_judge.v1"
@@ -38,12 +39,9 @@ class TJudge(Method):
                 template=template,
                 references=known.get("references", ()),
             )
-        except ConfigurationError:
-            raise
         except TeacherError as error:
-            return Judgement(rewards=(None,) * n, causes=(error.cause,) * n, **known)
-        rewards = tuple(None if v is None else (v - LOWEST) / (HIGHEST - LOWEST) for v in grades.values)
-        return Judgement(rewards=rewards, causes=grades.causes, scores=grades.values, **known)
+            return unscored(error, len(answers), **known)
+        return graded(grades, LOWEST, HIGHEST, **known)
 
 
 METHOD = TJudge

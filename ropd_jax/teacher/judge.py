@@ -78,10 +78,8 @@ async def judge(
         authors = ("student",) * n + ("teacher",) * (len(shown) - n) if design.told else None
         verdicts = await teacher.verify(prompt, known["rubric"], shown, key=key, authors=authors)
         repeat = await _again(teacher, prompt, known["rubric"], shown, key, authors)
-    except ConfigurationError:
-        raise
     except TeacherError as error:
-        return Judgement(rewards=(None,) * n, causes=(error.cause,) * n, **known)
+        return unscored(error, n, **known)
     passed = verdicts.passed[:n]
     if rubric is None:
         teacher.store.add(
@@ -95,6 +93,23 @@ async def judge(
         repeat=repeat,
         **known,
     )
+
+
+def unscored(error: TeacherError, n: int, **known) -> Judgement:
+    """The judgement of ``n`` answers that ``error`` left without one; ``known`` is what was there before it.
+
+    Raises:
+        ConfigurationError: if that is what the error is; it is wrong for every group.
+    """
+    if isinstance(error, ConfigurationError):
+        raise error
+    return Judgement(rewards=(None,) * n, causes=(error.cause,) * n, **known)
+
+
+def graded(grades: verifier.Marks, lowest: int, highest: int, **known) -> Judgement:
+    """The judgement that grades of a scale make: each reward is (grade - lowest) / (highest - lowest)."""
+    rewards = tuple(None if v is None else (v - lowest) / (highest - lowest) for v in grades.values)
+    return Judgement(rewards=rewards, causes=grades.causes, scores=grades.values, **known)
 
 
 async def _rubric(
@@ -121,10 +136,8 @@ async def judge_pairs(
     n = len(answers)
     try:
         references = await teacher.reference_samples(prompt)
-    except ConfigurationError:
-        raise
     except TeacherError as error:
-        return Judgement(rewards=(None,) * n, causes=(error.cause,) * n)
+        return unscored(error, n)
     parts = await asyncio.gather(
         *(
             judge(teacher, prompt, [text], step=step, references=[references[i % len(references)]], design=design)

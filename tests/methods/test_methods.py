@@ -12,7 +12,7 @@ from ropd_jax.methods import load_method
 from ropd_jax.teacher import ConfigurationError, Teacher, TransientError
 from ropd_jax.teacher.scripted import ScriptedClient
 from ropd_jax.types import Message, Prompt, Rollout, RolloutGroup, UserError
-from tests.helpers import IdTokenizer
+from tests.helpers import FailsAt, IdTokenizer
 
 QUESTION = "State the final answer to the following arithmetic problem: 9 + 5 - 1 ="
 ANSWERS = ("9 + 5 = 14\n14 - 1 = 13\nAnswer: 13", "9 + 5 = 14\nAnswer: 13", "Answer: 12", "<think>no</think>Answer: 13")
@@ -40,17 +40,6 @@ def test_reward_is_the_weighted_pass_rate_of_the_rubric():
     assert j.rewards[0] == 1.0 and 0 < j.rewards[2] + 0.01 < j.rewards[1] < 1.0
     assert len(j.references) == 2 and all(all(v) for v in j.reference_passed)
     assert j.causes == (None,) * 4
-
-
-class FailsAt(ScriptedClient):
-    def __init__(self, purpose, error):
-        super().__init__()
-        self.purpose, self.error = purpose, error
-
-    async def chat(self, request):
-        if request.purpose == self.purpose:
-            raise self.error
-        return await super().chat(request)
 
 
 @pytest.mark.parametrize("purpose", ["reference", "rubric", "verify"])

@@ -16,7 +16,7 @@ from ropd_jax.methods.base import without_overlong
 from ropd_jax.teacher import ConfigurationError, Teacher, TransientError
 from ropd_jax.teacher.scripted import ScriptedClient
 from ropd_jax.types import Message, Prompt, Rollout, RolloutGroup, UserError
-from tests.helpers import IdTokenizer
+from tests.helpers import FailsAt, IdTokenizer
 
 QUESTION = "State the final answer to the following arithmetic problem: 9 + 5 - 1 + 3 ="
 FULL = "9 + 5 = 14\n14 - 1 = 13\n13 + 3 = 16\nAnswer: 16"
@@ -39,24 +39,13 @@ def group(answers=ANSWERS, gold="16", finish=None):
     return RolloutGroup(prompt, np.array([5], np.int32), rollouts, step=0, index=0)
 
 
-class Fails(ScriptedClient):
-    def __init__(self, purpose, error):
-        super().__init__()
-        self.purpose, self.error = purpose, error
-
-    async def chat(self, request):
-        if request.purpose == self.purpose:
-            raise self.error
-        return await super().chat(request)
-
-
 def judged(name, *, client=None, of=None, **changes):
     method = load_method(name, config(**changes))
     return method, asyncio.run(method.judge(Teacher(client or ScriptedClient(), references_m=2), of or group()))
 
 
 def test_rlvr_is_the_exact_answer_and_asks_nobody():
-    method, j = judged("rlvr", client=Fails("reference", AssertionError))
+    method, j = judged("rlvr", client=FailsAt("reference", AssertionError))
     assert j.rewards == (1.0, 1.0, 0.0, 0.0) and j.causes == (None,) * 4 and method.asks == {}
     assert judged("rlvr", of=group(gold=None))[1].causes == ("ungraded",) * 4
 
@@ -150,10 +139,10 @@ def test_rar_makes_one_rubric_a_prompt(mode):
     ],
 )
 def test_a_failure_is_unscored_with_its_cause_and_a_wrong_key_stops_the_run(name, purpose, changes):
-    _, j = judged(name, client=Fails(purpose, TransientError("503", cause="server_error")), **changes)
+    _, j = judged(name, client=FailsAt(purpose, TransientError("503", cause="server_error")), **changes)
     assert j.rewards == (None,) * 4 and j.causes == ("server_error",) * 4
     with pytest.raises(ConfigurationError):
-        judged(name, client=Fails(purpose, ConfigurationError("401")), **changes)
+        judged(name, client=FailsAt(purpose, ConfigurationError("401")), **changes)
 
 
 @pytest.mark.parametrize(
