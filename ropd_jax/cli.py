@@ -10,17 +10,16 @@ can mend (``UserError``) is one line on standard error and exit code 2, without 
 from __future__ import annotations
 
 import errno
-import importlib.util
-import inspect
+import importlib
 import logging
 import pathlib
 import re
 import shlex
 import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TextIO
 
+from ropd_jax.arguments import check_known, config_and_flags, define_config, load_config, override, parse, take
 from ropd_jax.helptexts import (
     ANALYZE_HELP,
     DATA_HELP,
@@ -40,6 +39,9 @@ from ropd_jax.types import UserError
 if TYPE_CHECKING:
     from absl import flags
     from ml_collections import ConfigDict
+
+
+HELP_FLAGS = ("-h", "--help", "-help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,15 +68,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(args: list[str]) -> int:
-    if not args or args[0] in ("-h", "--help", "-help", "help"):
+    if not args or args[0] in (*HELP_FLAGS, "help"):
         sys.stdout.write(HELP)
         return 0 if args else 2
     verb, rest = args[0], args[1:]
     if verb not in VERBS:
         raise UserError(f"{verb!r} is no verb; {near(verb, VERBS)} (ropd --help lists them)")
     run, text = VERBS[verb]
-    if text and any(a in ("-h", "--help", "-help") for a in rest):
-        sys.stdout.write(text)
+    if any(a in HELP_FLAGS for a in rest):
+        sys.stdout.write(importlib.import_module(text).HELP if text.startswith("ropd_jax.") else text)
         return 0
     return run(rest)
 
@@ -91,7 +93,7 @@ def _train(args: list[str]) -> int:
     for name in ("num_processes", "process_id"):
         flags.DEFINE_integer(name, None, "", lower_bound=0, flag_values=values)
     args = [re.sub(r"^--(num|process)-(processes|id)\b", r"--\1_\2", a) for a in args]
-    config = _config_and_flags("train", args, values)
+    config = config_and_flags("train", args, values)
     if not values["workdir"].value:
         raise UserError("--workdir is missing; expected a directory for the run, e.g. --workdir runs/quickstart")
 
@@ -106,20 +108,17 @@ def _train(args: list[str]) -> int:
 def _plan(args: list[str]) -> int:
     from absl import flags
 
-    from ropd_jax import plan
-
-    if any(a in ("-h", "--help", "-help") for a in args):
-        sys.stdout.write(plan.HELP)
-        return 0
     values = flags.FlagValues()
     flags.DEFINE_string("topology", "", "", flag_values=values)
     flags.DEFINE_bool("search", False, "", flag_values=values)
     flags.DEFINE_bool("json", False, "", flag_values=values)
     flags.DEFINE_float("mean_tokens", 0.0, "", flag_values=values)
     args = [f"--mean_tokens{a.removeprefix('--mean-tokens')}" if a.startswith("--mean-tokens") else a for a in args]
-    config = _config_and_flags("plan", args, values)
+    config = config_and_flags("plan", args, values)
     if not values["topology"].value:
         raise UserError("--topology is missing; expected CHIP:SIZE, e.g. --topology v5e:4x4 (cpu:8 needs no libtpu)")
+
+    from ropd_jax import plan
 
     plan.prepare(values["topology"].value)
 
@@ -137,16 +136,11 @@ def _plan(args: list[str]) -> int:
 def _preflight(args: list[str]) -> int:
     from absl import flags
 
-    if any(a in ("-h", "--help", "-help") for a in args):
-        from ropd_jax.preflight import HELP as text
-
-        sys.stdout.write(text)
-        return 0
     values = flags.FlagValues()
     flags.DEFINE_string("tape", "", "", flag_values=values)
     flags.DEFINE_bool("calls", True, "", flag_values=values)
     flags.DEFINE_bool("json", False, "", flag_values=values)
-    config = _config_and_flags("preflight", ["--nocalls" if a == "--no-calls" else a for a in args], values)
+    config = config_and_flags("preflight", ["--nocalls" if a == "--no-calls" else a for a in args], values)
 
     from ropd_jax import preflight
 
@@ -156,47 +150,17 @@ def _preflight(args: list[str]) -> int:
 def _tape(args: list[str]) -> int:
     from ropd_jax import tapeverb
 
-    if any(a in ("-h", "--help", "-help") for a in args):
-        sys.stdout.write(tapeverb.HELP)
-        return 0
     return tapeverb.run(args)
-
-
-def _config_and_flags(verb: str, args: list[str], values: flags.FlagValues) -> ConfigDict:
-    """Parses ``--config FILE --config.a.b=value ...`` and the flags that ``values`` defines; returns the config."""
-    spec, rest = _take(args, "config")
-    keys = [a for a in rest if _override(a)]
-    if spec is None and keys:
-        raise UserError(f"{keys[0]} changes a config, but none is given; add --config FILE")
-    if spec is not None:
-        config = load_config(spec)
-        _check_known(config, spec)
-        _define_config(verb, config, rest, values)
-    _parse(values, verb, rest, also=("config",))
-    if spec is None:
-        raise UserError("--config is missing; expected a config file, e.g. --config experiments/quickstart.py")
-    return values["config"].value
-
-
-def _define_config(verb: str, config: ConfigDict, args: list[str], values: flags.FlagValues) -> None:
-    """Makes ``--config.a.b`` a flag for each key of the config."""
-    from ml_collections import config_flags
-
-    _check_overrides(config, args)
-    argv = [f"ropd {verb}", *args]
-    config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=True, sys_argv=argv)
 
 
 def _rejudge(args: list[str]) -> int:
     from absl import flags
 
-    run, rest = (args[0], args[1:]) if args and not args[0].startswith("-") else ("", args)
-    if not run:
-        raise UserError("which run? expected its directory first, e.g. ropd rejudge runs/quickstart")
-    model, rest = _take(rest, "verifier")
+    run, rest = _first(args, "which run? expected its directory first, e.g. ropd rejudge runs/quickstart")
+    model, rest = take(rest, "verifier")
     if model is not None:
         rest = [*rest, f"--config.teacher.verifier.model={model}"]
-    for key in filter(None, map(_override, rest)):
+    for key in filter(None, map(override, rest)):
         if key != "seed" and not key.startswith("teacher."):
             raise UserError(f"--config.{key} changes nothing of a judgement; expected keys of teacher, or seed")
     values = flags.FlagValues()
@@ -206,8 +170,8 @@ def _rejudge(args: list[str]) -> int:
 
     from ropd_jax import rejudge
 
-    _define_config("rejudge", rejudge.run_config(run).lock(), rest, values)
-    _parse(values, "rejudge", rest)
+    define_config("rejudge", rejudge.run_config(run).lock(), rest, values)
+    parse(values, "rejudge", rest)
     return rejudge.main(
         values["config"].value,
         run,
@@ -215,6 +179,14 @@ def _rejudge(args: list[str]) -> int:
         rubric=values["rubric"].value,
         out=values["out"].value,
     )
+
+
+def _first(args: list[str], missing: str = "") -> tuple[str, list[str]]:
+    """(the word in front of the flags, the rest); ``missing`` is the error where there is none, "" if that is fine."""
+    word, rest = (args[0], args[1:]) if args and not args[0].startswith("-") else ("", args)
+    if missing and not word:
+        raise UserError(missing)
+    return word, rest
 
 
 def _steps(text: str) -> tuple[int, int] | None:
@@ -231,7 +203,7 @@ def _teach(args: list[str]) -> int:
     flags.DEFINE_string("out", "", "", flag_values=values)
     flags.DEFINE_boolean("batch", False, "", flag_values=values)
     flags.DEFINE_float("poll_s", 30.0, "", lower_bound=0.0, flag_values=values)
-    config = _config_and_flags("teach", args, values)
+    config = config_and_flags("teach", args, values)
     if not values["out"].value:
         raise UserError("--out is missing; expected the file of the index, e.g. --out references.jsonl")
 
@@ -243,15 +215,15 @@ def _teach(args: list[str]) -> int:
 def _export(args: list[str]) -> int:
     from absl import flags
 
-    what, rest = (args[0], args[1:]) if args and not args[0].startswith("-") else ("", args)
-    if not what:
-        raise UserError("export what? expected a run or a checkpoint first, e.g. ropd export runs/a --to exported/a")
+    what, rest = _first(
+        args, "export what? expected a run or a checkpoint first, e.g. ropd export runs/a --to exported/a"
+    )
     values = flags.FlagValues()
     flags.DEFINE_string("to", "", "", flag_values=values)
     flags.DEFINE_integer("step", None, "", lower_bound=0, flag_values=values)
     flags.DEFINE_string("dtype", "", "", flag_values=values)
     flags.DEFINE_boolean("adapter", False, "", flag_values=values)
-    _parse(values, "export", rest)
+    parse(values, "export", rest)
     if not values["to"].value:
         raise UserError("--to is missing; expected the directory to write, e.g. --to exported/a")
 
@@ -269,12 +241,12 @@ def _export(args: list[str]) -> int:
 def _data(args: list[str]) -> int:
     from absl import flags
 
-    name, rest = (args[0], args[1:]) if args and not args[0].startswith("-") else ("", args)
+    name, rest = _first(args)
     values = flags.FlagValues()
     flags.DEFINE_string("data", "", "", flag_values=values)
     flags.DEFINE_string("prepare", "", "", flag_values=values)
     flags.DEFINE_string("language", "en", "", flag_values=values)
-    _parse(values, "data", rest)
+    parse(values, "data", rest)
 
     from ropd_jax import dataverb
 
@@ -284,9 +256,9 @@ def _data(args: list[str]) -> int:
 def _eval(args: list[str]) -> int:
     from absl import flags
 
-    what, rest = (args[0], args[1:]) if args and not args[0].startswith("-") else ("", args)
-    if not what:
-        raise UserError("which student? expected a run or a checkpoint first, e.g. ropd eval smollm2 --benchmark gsm8k")
+    what, rest = _first(
+        args, "which student? expected a run or a checkpoint first, e.g. ropd eval smollm2 --benchmark gsm8k"
+    )
     values = flags.FlagValues()
     for name in ("benchmark", "data", "template", "out", "against", "dtype"):
         flags.DEFINE_string(name, "", "", flag_values=values)
@@ -309,13 +281,11 @@ def _eval(args: list[str]) -> int:
 def _analyze(args: list[str]) -> int:
     from absl import flags
 
-    run, rest = (args[0], args[1:]) if args and not args[0].startswith("-") else ("", args)
-    if not run:
-        raise UserError("which run? expected its directory first, e.g. ropd analyze runs/quickstart")
+    run, rest = _first(args, "which run? expected its directory first, e.g. ropd analyze runs/quickstart")
     values = flags.FlagValues()
     for name in ("steps", "scores", "teacher", "out"):
         flags.DEFINE_string(name, "", "", flag_values=values)
-    _parse(values, "analyze", rest)
+    parse(values, "analyze", rest)
     steps, scores, teacher = _steps(values["steps"].value), values["scores"].value, values["teacher"].value
     if scores and teacher:
         raise UserError("--scores and --teacher exclude each other: --teacher writes a scores file of its own")
@@ -337,7 +307,7 @@ def _cost_of(train: str) -> str:
 
     from ropd_jax.plan.verb import teacher
 
-    config = _config_and_flags("train", shlex.split(train), flags.FlagValues())
+    config = config_and_flags("train", shlex.split(train), flags.FlagValues())
     roles, _ = teacher(config)
     usd = [r.usd_max for r in roles]
     price = "dollars unknown: a model without a price" if None in usd else f"${sum(usd):,.2f} at most"
@@ -350,14 +320,12 @@ def _table(args: list[str]) -> int:
     from ropd_jax.evaluation import tables
     from ropd_jax.report import write_atomic
 
-    file, rest = (args[0], args[1:]) if args and not args[0].startswith("-") else ("", args)
-    if not file:
-        raise UserError("which table? expected its file first, e.g. ropd table experiments/table1_blackbox.py")
+    file, rest = _first(args, "which table? expected its file first, e.g. ropd table experiments/table1_blackbox.py")
     values = flags.FlagValues()
     for name, default in (("runs", "runs"), ("evals", "evals"), ("format", "markdown"), ("out", "")):
         flags.DEFINE_string(name, default, "", flag_values=values)
     flags.DEFINE_boolean("costs", False, "", flag_values=values)
-    _parse(values, "table", rest)
+    parse(values, "table", rest)
     table = tables.collect(
         tables.load_spec(file),
         runs=values["runs"].value,
@@ -394,12 +362,12 @@ def _judge_config(verb: str, args: list[str], values: flags.FlagValues) -> Confi
     """Parses the flags; the config (the default one without --config) holds HealthBench's judge, its teacher."""
     from ropd_jax import configs
 
-    spec, rest = _take(args, "config")
+    spec, rest = take(args, "config")
     config = load_config(spec) if spec else configs.default().lock()
     if spec:
-        _check_known(config, spec)
-    _define_config(verb, config, rest, values)
-    _parse(values, verb, rest)
+        check_known(config, spec)
+    define_config(verb, config, rest, values)
+    parse(values, verb, rest)
     if not values["benchmark"].value:
         raise UserError(f"--benchmark is missing; expected one of ropd {verb} --help")
     return values["config"].value
@@ -415,7 +383,7 @@ def _serve_teacher(args: list[str]) -> int:
     flags.DEFINE_float("latency_s", 0.0, "", lower_bound=0.0, flag_values=values)
     for name in ("fault_rate", "slip_rate", "wrong_verdict_rate"):
         flags.DEFINE_float(name, 0.0, "", lower_bound=0.0, upper_bound=1.0, flag_values=values)
-    _parse(values, "serve-teacher", args)
+    parse(values, "serve-teacher", args)
     options = {name: values[name].value for name in values if name not in ("host", "port")}
 
     from ropd_jax.teacher import server
@@ -425,7 +393,7 @@ def _serve_teacher(args: list[str]) -> int:
     return 0
 
 
-VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
+VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {  # what runs, and its help or the module whose HELP it is
     "train": (_train, TRAIN_HELP),
     "data": (_data, DATA_HELP),
     "eval": (_eval, EVAL_HELP),
@@ -434,175 +402,12 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "analyze": (_analyze, ANALYZE_HELP),
     "rejudge": (_rejudge, REJUDGE_HELP),
     "teach": (_teach, TEACH_HELP),
-    "plan": (_plan, ""),
+    "plan": (_plan, "ropd_jax.plan"),
     "export": (_export, EXPORT_HELP),
-    "preflight": (_preflight, ""),
-    "tape": (_tape, ""),
+    "preflight": (_preflight, "ropd_jax.preflight"),
+    "tape": (_tape, "ropd_jax.tapeverb"),
     "serve-teacher": (_serve_teacher, SERVE_HELP),
 }
-
-
-# ------------------------------------------------------------------------------------------------------ flags
-
-
-def _parse(values: flags.FlagValues, verb: str, args: list[str], also: Sequence[str] = ()) -> None:
-    """Parses flags with absl; its errors become one line that names near flags or the expected type."""
-    from absl import flags
-
-    known = [*values, *also]
-    try:
-        left = values([f"ropd {verb}", *args])[1:]
-    except flags.UnrecognizedFlagError as error:
-        raise UserError(f"ropd {verb} has no flag --{error.flagname}; {near(error.flagname, known)}") from error
-    except flags.IllegalFlagValueError as error:
-        raise UserError(_wrong_value(str(error), values)) from error
-    except flags.Error as error:
-        raise UserError(str(error)) from error
-    if left:
-        raise UserError(f"ropd {verb} takes flags only, not {left[0]!r}; write --name=value (ropd {verb} --help)")
-
-
-def _wrong_value(message: str, values: flags.FlagValues) -> str:
-    """``flag --config.seed=abc: invalid literal ...`` said with the type that is expected and the value there is."""
-    found = re.match(r"flag --(?P<name>[\w.-]+?)=(?P<value>.*?): (?P<why>.*)", message, re.DOTALL)
-    if not found:
-        return message
-    name, value, why = found["name"], found["value"], " ".join(found["why"].split())
-    if not name.startswith("config."):
-        return f"--{name}={value}: {why}"
-    now = _lookup(values["config"].default, name.removeprefix("config."))
-    return f"--{name}={value}: expected {_kind(now)} ({name.removeprefix('config.')} is {now!r} in the file)"
-
-
-def _kind(value: Any) -> str:
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a tuple, (1, 2)"}
-    return names.get(type(value), f"a {type(value).__name__}")
-
-
-def _take(args: list[str], name: str) -> tuple[str | None, list[str]]:
-    """Removes ``--name VALUE`` or ``--name=VALUE`` from the arguments; the last one wins."""
-    value, rest = None, []
-    left = iter(args)
-    for arg in left:
-        if arg in (f"--{name}", f"-{name}"):
-            value = next(left, None)
-            if value is None or value.startswith("--"):
-                raise UserError(f"--{name} has no value; expected --{name} FILE")
-        elif arg.startswith((f"--{name}=", f"-{name}=")):
-            value = arg.partition("=")[2]
-        else:
-            rest.append(arg)
-    return value, rest
-
-
-def _override(arg: str) -> str | None:
-    """The key of ``--config.a.b[=value]`` or ``--noconfig.a.b``, else None."""
-    found = re.match(r"--?(?:no)?config\.([^=]*)", arg)
-    return found[1] if found else None
-
-
-def _check_overrides(config: ConfigDict, args: list[str]) -> None:
-    """Refuses overrides of keys that the config does not have, and of whole sections."""
-    from ml_collections import ConfigDict
-
-    known = list(_leaves(config))
-    for arg in args:
-        key = _override(arg)
-        if key is None or key in known:
-            continue
-        section = _lookup(config, key)
-        if isinstance(section, ConfigDict):
-            raise UserError(f"--config.{key} is a section; expected one of its keys: {', '.join(section)}")
-        tail = key.rpartition(".")[2]
-        same_tail = [k for k in known if k.rpartition(".")[2] == tail]
-        hint = f"did you mean {' or '.join(same_tail[:3])}?" if same_tail else near(key, known)
-        raise UserError(f"the config has no key {key!r}; {hint}")
-
-
-def _check_known(config: ConfigDict, spec: str) -> None:
-    """Refuses a key of the file that ``configs.default()`` lacks; a section that is empty there takes any keys."""
-    from ropd_jax import configs
-
-    known = list(_leaves(configs.default()))
-    for key in _leaves(config):
-        if key not in known and not any(key.startswith(f"{k}.") for k in known):
-            raise UserError(f"{spec} sets {key}, which is no key of ropd_jax/configs.py; {near(key, known)}")
-
-
-def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[str]:
-    from ml_collections import ConfigDict
-
-    for key, value in config.items():
-        if isinstance(value, ConfigDict) and len(value):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key
-
-
-def _lookup(config: Any, path: str) -> Any:
-    for part in path.split("."):
-        if not hasattr(config, "keys") or part not in config:
-            return None
-        config = config[part]
-    return config
-
-
-# ----------------------------------------------------------------------------------------------------- config
-
-
-def load_config(spec: str) -> ConfigDict:
-    """Runs ``get_config`` of ``FILE[:arg]`` and returns its ConfigDict, locked.
-
-    Raises:
-        UserError: no such file, no get_config, an argument it does not take, or whatever the file itself raises.
-    """
-    from ml_collections import ConfigDict
-
-    name, colon, arg = spec.partition(".py:")
-    path = pathlib.Path(f"{name}.py" if colon else spec)
-    if not path.is_file():
-        siblings = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        hint = near(str(path), siblings) if siblings else f"there is no Python file in {str(path.parent)!r}"
-        raise UserError(f"config file {str(path)!r} does not exist; {hint}")
-    module_spec = importlib.util.spec_from_file_location(f"ropd_config_{path.stem}", path)
-    if module_spec is None or module_spec.loader is None:
-        raise UserError(f"config file {str(path)!r} is no Python file; expected a .py file with get_config()")
-    module = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-        config = _call_get_config(module, path, arg if colon else None)
-    except UserError:
-        raise
-    except Exception as error:  # the file is the user's own program: whatever it raises is shown with its line
-        raise UserError(_where(error, path)) from error
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"{path}: get_config returned a {type(config).__name__}; expected an ml_collections.ConfigDict")
-    return config.lock()
-
-
-def _call_get_config(module: Any, path: pathlib.Path, arg: str | None) -> Any:
-    if not callable(getattr(module, "get_config", None)):
-        raise UserError(f"{path} has no get_config(); expected a function that starts from ropd_jax.configs.default()")
-    parameters = inspect.signature(module.get_config).parameters.values()
-    if arg is not None and not parameters:
-        raise UserError(f"{path}: get_config() takes no argument, but {arg!r} was given; leave out the part after .py")
-    if arg is None and any(p.default is p.empty for p in parameters):
-        raise UserError(f"{path}: get_config(arg) needs an argument; write --config {path}:ARG")
-    return module.get_config() if arg is None else module.get_config(arg)
-
-
-def _where(error: Exception, path: pathlib.Path) -> str:
-    """``experiments/a.py:12: KeyError: ...``: the last line of the user's file on the way to the error."""
-    if isinstance(error, SyntaxError):
-        return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
-    frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-    where = f"{path}{f':{frames[-1]}' if frames else ''}"
-    text = " ".join(str(error.args[0] if error.args else error).split())
-    if found := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text):  # from ConfigDict
-        return f"{where}: the config has no key {found[2]!r}; did you mean {found[1]}?"
-    if found := re.search(r'Key "(\w+)" does not exist', text):
-        return f"{where}: the config has no key {found[1]!r}; see ropd_jax/configs.py for all keys"
-    return f"{where}: {type(error).__name__}: {text}"
 
 
 # ---------------------------------------------------------------------------------------------------- logging

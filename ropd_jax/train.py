@@ -1,13 +1,13 @@
 """One run, top to bottom: prompts -> rollouts -> references, rubric, verdicts -> rewards -> advantages -> update.
 
-Read `main` from its first banner to its last; `make_update` stands just above it. State is a value: parameters,
-optimizer state and a few host numbers, and everything random is a function of (seed, step, prompt, rollout).
-A run that is killed at any moment and started again ends with the same parameters, bit for bit (on CPU).
+Read `main` from its first banner to its last; `make_update` stands just above it, `judge_step` in `ropd_jax.judging`.
+State is a value: parameters, optimizer state and a few host numbers, and everything random is a function of (seed,
+step, prompt, rollout). A run that is killed at any moment and started again ends with the same parameters, bit for bit
+(on CPU).
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import errno
@@ -17,7 +17,7 @@ import os
 import pathlib
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -39,6 +39,7 @@ from ropd_jax.data.questions import Questions, load_questions
 from ropd_jax.drift import alarms, drift_at
 from ropd_jax.evaluation.heldout import evaluate
 from ropd_jax.figures import curves_png
+from ropd_jax.judging import judge_step, meet, replace_equal
 from ropd_jax.methods import Method, Notes, Tokens, load_method
 from ropd_jax.methods.base import without_overlong
 from ropd_jax.models import transformer
@@ -49,10 +50,10 @@ from ropd_jax.sampling.engine import EngineConfig, sample_groups
 from ropd_jax.sampling.rules import SamplingRule
 from ropd_jax.student import load_student
 from ropd_jax.summary import make_result, step_metrics
-from ropd_jax.teacher import BudgetError, Teacher, TeacherLoop, at_step, together
+from ropd_jax.teacher import BudgetError, Teacher, TeacherLoop, together
 from ropd_jax.teacher.build import providers
 from ropd_jax.teacher.failures import FailureGate, TooManyFailures
-from ropd_jax.types import Judgement, Prompt, RolloutGroup, UserError
+from ropd_jax.types import Prompt, RolloutGroup, UserError
 from ropd_jax.workdir import Interrupt, Interrupted, claim, flatten
 
 log = logging.getLogger(__name__)
@@ -66,99 +67,6 @@ class State(NamedTuple):
     params: dict
     opt_state: optax.OptState
     method: Any = ()
-
-
-# -------------------------------------------------------------------------------------------------------- judge
-
-
-def judge_step(
-    groups, method: Method, teacher: Teacher, loop: TeacherLoop, interrupt: Interrupt, say: Callable[[str], None]
-) -> tuple[list[RolloutGroup], list[Judgement], dict[str, float]]:
-    """Send each group to the teacher the moment it is sampled; return all in prompt order once all are judged.
-
-    Of several hosts each sends its own groups (`hosts.mine`), and all return the whole step.
-
-    Raises:
-        ConfigurationError: the teacher cannot work at all (a wrong key, an unknown model); nothing more is sent.
-        Interrupted: the user asked to stop; what is in flight is cancelled.
-    """
-    waiting: dict[concurrent.futures.Future, RolloutGroup] = {}
-    sampled: list[RolloutGroup] = []
-    start = time.monotonic()
-    try:
-        for group in groups:
-            sampled.append(group)
-            if hosts.mine(group.index):
-                waiting[loop.submit(at_step(group.step, method.judge(teacher, group)))] = group
-            say(f"sampled {len(sampled)} groups")
-            interrupt.check()
-        sampled_at = time.monotonic()
-        pending = set(waiting)
-        while True:  # as often on every host: all go on until the last has finished
-            done, pending = concurrent.futures.wait(
-                pending, timeout=0.2, return_when=concurrent.futures.FIRST_EXCEPTION
-            )
-            failed = next((e for future in done if (e := future.exception())), None)
-            said = hosts.exchange((len(pending), failed and (isinstance(failed, BudgetError), str(failed))))
-            if failed is not None:
-                raise failed
-            for number, (_, problem) in enumerate(said):
-                if problem is not None:
-                    raise (BudgetError if problem[0] else UserError)(f"host {number}: {problem[1]}")
-            left = sum(n for n, _ in said)
-            say(f"judged {len(sampled) - left}/{len(sampled)} groups")
-            interrupt.check()
-            if not left:
-                break
-    except BudgetError:
-        concurrent.futures.wait(waiting)  # nothing new is sent; what is in flight is paid for and goes on the tape
-        raise
-    except BaseException:
-        for future in waiting:
-            future.cancel()
-        raise
-    told = hosts.exchange({group.index: future.result() for future, group in waiting.items()})
-    judgements = {index: judgement for part in told for index, judgement in part.items()}
-    sampled.sort(key=lambda group: group.index)
-    times = {"time/sample_s": sampled_at - start, "time/teacher_wait_s": time.monotonic() - sampled_at}
-    return sampled, [judgements[group.index] for group in sampled], times
-
-
-def meet(teacher: Teacher, groups: Sequence[RolloutGroup] = ()) -> None:
-    """Of several hosts, let every teacher know what the others have spent, answered and noted in this step."""
-    if hosts.count() > 1:
-        told = hosts.exchange(together.news(teacher, [g.prompt.id for g in groups]))
-        together.learn(teacher, hosts.index(), told)
-
-
-def replace_equal(cfg: ConfigDict, method: Method, stream: PromptStream, judged, step: int, groups, judgements):
-    """Dynamic sampling (DAPO, arXiv 2503.14476, Eq. 11), bounded: groups whose rewards are all equal give their place
-    to new prompts, in at most ``sampling.resample`` rounds; what is equal then stays and gives no gradient.
-
-    The new prompts are a function of (seed, step, round), so a resumed run draws the same. They come besides those of
-    the step: an epoch still visits each prompt once.
-    """
-    groups, judgements, used = list(groups), list(judgements), {g.prompt.id for g in groups}
-    counts = {"group/resampled": 0, "group/replaced": 0}
-
-    def equal(groups, judgements) -> list[bool]:
-        found = method.advantages(*method.rewards(groups, judgements), step)
-        return list(np.asarray(found.valid_PG).any(axis=1) & ~np.asarray(found.informative_PG).any(axis=1))
-
-    for round in range(cfg.sampling.resample):
-        places = [i for i, dull in enumerate(equal(groups, judgements)) if dull]
-        prompts = stream.spare(step, round, len(places), without=used)
-        if not prompts:
-            break
-        used |= {p.id for p in prompts}
-        new_groups, new_judgements, _ = judged(prompts)
-        counts["group/resampled"] += len(prompts)
-        for group, judgement, dull in zip(new_groups, new_judgements, equal(new_groups, new_judgements), strict=True):
-            if not dull and any(r is not None for r in judgement.rewards):
-                i = places.pop(0)
-                groups[i], judgements[i] = dataclasses.replace(group, index=i), judgement
-                counts["group/replaced"] += 1
-    return groups, judgements, counts
 
 
 # ------------------------------------------------------------------------------------------------------- update
@@ -334,27 +242,6 @@ def optimizer(cfg: ConfigDict) -> optax.GradientTransformation:
     )
 
 
-def sampling_rule(cfg: ConfigDict) -> SamplingRule:
-    return SamplingRule(cfg.sampling.temperature, cfg.sampling.top_k, cfg.sampling.top_p)
-
-
-def engine_config(cfg: ConfigDict, *, prompt_len: int, stop_ids: tuple[int, ...], shards: int) -> EngineConfig:
-    """The sampler's static settings; idle rows fill ``shards`` up."""
-    at_once = cfg.sampling.prompts_at_once or cfg.data.prompts_per_step
-    return EngineConfig(
-        rollouts=cfg.sampling.rollouts,
-        prompts=-(-at_once // shards) * shards,
-        prompt_len=prompt_len,
-        max_tokens=cfg.sampling.max_tokens,
-        chunk=cfg.sampling.chunk,
-        stop_ids=stop_ids,
-        rule=sampling_rule(cfg),
-        dtype=cfg.student.dtype,
-        cache_dtype=cfg.sampling.cache_dtype,
-        stop=tuple(cfg.sampling.stop),
-    )
-
-
 # --------------------------------------------------------------------------------------------------------- main
 
 
@@ -404,7 +291,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     if "scripted" not in providers(cfg.teacher, tuple(method.asks)):
         teacher = make_teacher(cfg, [], workdir, needs=tuple(method.asks))
     lora = Lora.from_config(cfg.student.lora)
-    rule = sampling_rule(cfg)
+    rule = SamplingRule.from_config(cfg.sampling)
     mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp)
     student = load_student(
         cfg.student.checkpoint,
@@ -443,7 +330,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
 
     # --- sampling
     shards, stop_ids = mesh.shape["fsdp"], student.tokenizer.stop_ids
-    engine = engine_config(cfg, prompt_len=prompt_len, stop_ids=stop_ids, shards=shards)
+    engine = EngineConfig.from_config(cfg, prompt_len=prompt_len, stop_ids=stop_ids, shards=shards)
     eval_prompts = -(-cfg.eval.prompts_at_once // shards) * shards
     greedy = dataclasses.replace(engine, rollouts=1, prompts=eval_prompts, rule=SamplingRule(0.0))
     eval_engines = {"accuracy": greedy}

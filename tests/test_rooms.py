@@ -12,10 +12,10 @@ ROOT = pathlib.Path(__file__).parents[1] / "ropd_jax"
 LEVELS = [  # a room imports from lower levels only, and within its level only what SAME_LEVEL allows
     {"types", "hints", "helptexts"},
     {"configs", "ggufio", "jsonio", "hub"},
-    {"mesh", "core", "models", "text", "teacher", "data", "report", "hosts"},
+    {"mesh", "core", "models", "text", "teacher", "data", "report", "hosts", "arguments"},
     {"sampling", "figures", "workdir", "student", "checkpoint", "groups", "tapeverb", "drift"},
     {"methods", "evaluation", "checks", "rejudge", "teach", "export"},
-    {"summary", "preflight", "evalrun", "dataverb", "signals"},
+    {"summary", "preflight", "evalrun", "dataverb", "signals", "judging"},
     {"train", "cli", "plan"},
 ]
 SAME_LEVEL = {
@@ -28,7 +28,7 @@ SAME_LEVEL = {
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax"}
 JAX_FREE = {
     "types", "configs", "hints", "helptexts", "ggufio", "jsonio", "hub", "teacher", "report", "figures", "workdir",
-    "evaluation", "cli", "groups", "rejudge", "tapeverb", "dataverb", "drift",
+    "evaluation", "cli", "groups", "rejudge", "tapeverb", "dataverb", "drift", "arguments",
 }  # fmt: skip
 
 

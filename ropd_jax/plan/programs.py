@@ -112,7 +112,9 @@ def update_program(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Program:
 
 
 def engine_of(cfg: ConfigDict, mesh) -> engine_lib.EngineConfig:
-    return train.engine_config(cfg, prompt_len=prompt_len(cfg), stop_ids=(0,), shards=mesh.shape["fsdp"])
+    return engine_lib.EngineConfig.from_config(
+        cfg, prompt_len=prompt_len(cfg), stop_ids=(0,), shards=mesh.shape["fsdp"]
+    )
 
 
 class Sampler(NamedTuple):

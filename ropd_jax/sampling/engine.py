@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +74,26 @@ class EngineConfig:
             )
         if any(not s for s in self.stop):
             raise UserError('sampling.stop holds an empty text, which would end every answer at once; remove the ""')
+
+    @classmethod
+    def from_config(
+        cls, cfg: Mapping[str, Any], *, prompt_len: int, stop_ids: tuple[int, ...], shards: int
+    ) -> EngineConfig:
+        """Of a run's config; idle rows fill ``shards`` up."""
+        sampling = cfg["sampling"]
+        at_once = sampling["prompts_at_once"] or cfg["data"]["prompts_per_step"]
+        return cls(
+            rollouts=sampling["rollouts"],
+            prompts=-(-at_once // shards) * shards,
+            prompt_len=prompt_len,
+            max_tokens=sampling["max_tokens"],
+            chunk=sampling["chunk"],
+            stop_ids=stop_ids,
+            rule=SamplingRule.from_config(sampling),
+            dtype=cfg["student"]["dtype"],
+            cache_dtype=sampling["cache_dtype"],
+            stop=tuple(sampling["stop"]),
+        )
 
     @property
     def page(self) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,11 @@ class SamplingRule:
             raise UserError(f"sampling.top_k={self.top_k}; expected 0 (all) or more")
         if not 0 < self.top_p <= 1:
             raise UserError(f"sampling.top_p={self.top_p}; expected a number in (0, 1]")
+
+    @classmethod
+    def from_config(cls, section: Mapping[str, Any]) -> SamplingRule:
+        """Of ``cfg.sampling``."""
+        return cls(section["temperature"], section["top_k"], section["top_p"])
 
 
 def rollout_keys(seed: int, step: int, prompt_ids: Sequence[str], rollouts: int) -> jax.Array:
