@@ -2,7 +2,7 @@
 
     python experiments/quickstart_lab.py --out runs/lab
 
-Nine runs of experiments/quickstart.py (finished ones are not repeated). Hardware: 2 CPU cores. Time: about 8 minutes.
+Nine runs of experiments/quickstart.py (finished ones are not repeated). Hardware: 2 CPU cores. Time: about 12 minutes.
 Expected: experiments/README.md.
 """
 

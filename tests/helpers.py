@@ -81,7 +81,6 @@ def trees_max_diff(a, b) -> float:
 @contextlib.contextmanager
 def serving(**options):
     """The scripted teacher behind HTTP on a thread of its own; gives the address, without /v1."""
-    from ropd_jax.teacher.scripted import ScriptedClient
     from ropd_jax.teacher.server import running
 
     ready, stop, address = threading.Event(), threading.Event(), []
