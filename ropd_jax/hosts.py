@@ -12,8 +12,9 @@ programs in the same order. That is kept as follows:
 4. While some host still waits for its teacher, all of them meet a few times a second (`exchange` of a word): who has
    finished, who was asked to stop, whose budget is spent. One that stops, stops all, at the same place.
 
-Host 0 alone writes the run's files. A host that ends or that cannot be reached ends the others within a minute
-(`HEARTBEAT_S`, or at once where a collective breaks); one that hangs, after `ROPD_HOSTS_TIMEOUT_S` without a meeting.
+Host 0 alone writes the run's files. A host that ends or that cannot be reached ends the others within a minute: at once
+where a collective breaks, else after `SILENT_S` without a beat of its own; one that hangs but still beats, after
+`ROPD_HOSTS_TIMEOUT_S` without a meeting.
 """
 
 from __future__ import annotations
@@ -33,15 +34,19 @@ from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
+from jax._src import distributed  # for the runtime's store of keys, which jax.distributed does not hand out
 
 from ropd_jax.types import UserError
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 LOST = 5  # exit code: another host is gone
-HEARTBEAT_S = 20  # a host that has not been heard of for so long is gone
+BEAT_S = 2.0  # every host says so often that it lives
+SILENT_S = 40.0  # a host that has not said so for so long is gone
+RUNTIME_S = 100  # after which the runtime itself ends the process, with a stack trace: only where our watch could not
 SHUTDOWN_S = 60  # how long the first host that has finished waits for the last
 INLINE = 1 << 10  # bytes of a message that fit into the first of the two collectives of an exchange
+_BEATS = "ropd/alive/"  # of the runtime's store of keys
 _FIRST_LINE = 200  # characters shown of an error of the runtime
 _last_meeting: float | None = None
 
@@ -178,7 +183,7 @@ def start(coordinator: str = "", processes: int | None = None, process: int | No
     try:
         jax.distributed.initialize(
             **how,
-            heartbeat_timeout_seconds=HEARTBEAT_S,
+            heartbeat_timeout_seconds=RUNTIME_S,
             shutdown_timeout_seconds=SHUTDOWN_S,
             initialization_timeout=300,
         )
@@ -191,7 +196,8 @@ def start(coordinator: str = "", processes: int | None = None, process: int | No
     if jax.process_count() > 1:
         log.info("host %d of %d, %d of %d devices", jax.process_index(), jax.process_count(),
                  jax.local_device_count(), jax.device_count())  # fmt: skip
-        threading.Thread(target=_watch, args=(_limit_s(),), name="hosts-watchdog", daemon=True).start()
+        for watch, limit_s in ((_watch, _limit_s()), (_listen, SILENT_S)):
+            threading.Thread(target=watch, args=(limit_s,), name=f"hosts-{watch.__name__}", daemon=True).start()
 
 
 def _how(coordinator: str, processes: int | None, process: int | None) -> dict[str, Any] | None:
@@ -280,6 +286,34 @@ def _limit_s() -> float:
         raise UserError(f"ROPD_HOSTS_TIMEOUT_S={text!r}; expected seconds, e.g. 1800") from None
 
 
+class Silence:
+    """Whose beat has stayed the same for too long. A host whose beat has never come is not judged: it is still joining.
+
+    Args:
+        limit_s: seconds without a new beat after which a host is gone.
+        now_s: seconds of a monotonic clock.
+    """
+
+    def __init__(self, limit_s: float, now_s: float) -> None:
+        self._limit_s = limit_s
+        self._heard: dict[str, tuple[str, float]] = {}
+        self._asked_s = now_s
+
+    def of(self, beats: Mapping[str, str], now_s: float) -> list[str]:
+        """Hosts that are gone, given the last beat of each by name; after a pause of our own nobody is judged."""
+        paused = now_s - self._asked_s > self._limit_s / 2  # this process stood still; what it remembers says nothing
+        self._asked_s = now_s
+        for name in self._heard.keys() | beats.keys():
+            last, since_s = self._heard.get(name, (None, now_s))
+            beat = beats.get(name, last)
+            self._heard[name] = (beat, now_s if paused or beat != last else since_s)
+        return sorted(
+            f"host {name.removeprefix(_BEATS)}"
+            for name, (_, since_s) in self._heard.items()
+            if now_s - since_s > self._limit_s
+        )
+
+
 def _watch(limit_s: float) -> None:
     """Ends the process when no meeting has come about for ``limit_s``: another host hangs, or a collective does."""
     while jax.distributed.is_initialized():
@@ -291,3 +325,24 @@ def _watch(limit_s: float) -> None:
                 f"{limit_s:g}); one of them hangs. To go on: end them all, then the same command on all hosts",
                 LOST,
             )
+
+
+def _listen(limit_s: float) -> None:
+    """Says that this host lives and ends the process when another has not said so for ``limit_s``."""
+    silence = Silence(limit_s, time.monotonic())
+    beat = 0
+    while (store := distributed.global_state.client) is not None:  # None once the run has left the others
+        beat += 1
+        try:
+            store.key_value_set(f"{_BEATS}{index()}", str(beat), allow_overwrite=True)
+            beats = dict(store.key_value_dir_get(_BEATS))
+        except jax.errors.JaxRuntimeError:  # host 0 keeps the store: without it no beat is new
+            beats = {}
+        if gone := silence.of(beats, time.monotonic()):
+            _end(
+                f"host {index()} of {count()} has lost another host: {', '.join(gone)} has not been heard of for "
+                f"{limit_s:g} s. Look at its output; the last complete checkpoint is kept. To go on: the same command "
+                "on all hosts",
+                LOST,
+            )
+        time.sleep(BEAT_S)

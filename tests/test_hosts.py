@@ -248,6 +248,37 @@ def test_a_lost_coordinator_ends_the_other_host():
     assert "has lost another host" in both[1].said or "Terminating process" in both[1].said
 
 
+def test_a_host_that_dies_while_the_other_is_in_no_collective_ends_it_with_a_message():
+    waits = "time.sleep(300)"
+    with two(
+        sys.executable, "-c", "from ropd_jax import hosts\nhosts.SILENT_S = 6\n" + MEETINGS.format(then=waits)
+    ) as both:
+        for host in both:
+            host.wait_until(lambda host=host: "[0, 5000] True 0" in host.said)
+        time.sleep(2 * hosts.BEAT_S)
+        both[1].process.send_signal(signal.SIGKILL)
+        assert both[0].finish(ENDED_S) == hosts.LOST, both[0].said
+    assert "has lost another host: host 1 has not been heard of for 6 s" in both[0].said
+
+
+def test_silence_is_a_beat_that_stays_the_same():
+    silence = hosts.Silence(limit_s=10.0, now_s=0.0)
+    names = [hosts._BEATS + "0", hosts._BEATS + "1"]
+    assert [silence.of(dict(zip(names, (str(t), "5"), strict=True)), float(t)) for t in (0, 4, 8)] == [[], [], []]
+    assert silence.of({names[0]: "9"}, 10.0) == []  # host 1 is unheard for ten seconds, not longer
+    assert silence.of({names[0]: "10"}, 11.0) == ["host 1"]
+    assert silence.of({}, 14.0) == ["host 1"]  # the store is gone as well: host 0 has three seconds of it
+    assert silence.of({}, 18.0) == ["host 1"] and silence.of({}, 22.0) == ["host 0", "host 1"]
+
+
+def test_after_a_pause_of_its_own_a_host_judges_nobody():
+    silence = hosts.Silence(limit_s=10.0, now_s=0.0)
+    assert silence.of({"ropd/alive/1": "1"}, 1.0) == []
+    assert silence.of({"ropd/alive/1": "1"}, 31.0) == []  # stopped for half a minute
+    assert silence.of({"ropd/alive/1": "1"}, 35.0) == [] and silence.of({"ropd/alive/1": "1"}, 40.0) == []
+    assert silence.of({"ropd/alive/1": "1"}, 42.0) == ["host 1"]
+
+
 def test_a_host_that_hangs_ends_the_other(monkeypatch):
     monkeypatch.setenv("ROPD_HOSTS_TIMEOUT_S", "3")
     hangs = "time.sleep(300) if hosts.index() else hosts.exchange(1)"
