@@ -14,7 +14,6 @@ import importlib
 import logging
 import pathlib
 import re
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TextIO
@@ -301,17 +300,16 @@ def _analyze(args: list[str]) -> int:
     return analysis.main(run, steps=steps, scores=scores, out=out)
 
 
-def _cost_of(train: str) -> str:
-    """What the teacher of a run costs at most, from the flags of ``ropd train``; where its hours are to be had."""
-    from absl import flags
+def _costs(topology: str) -> Callable[[str, tuple[str, ...]], str]:
+    """(flags of ``ropd train``, runs of other seeds) -> what such a run costs; see `plan.costs`."""
+    from ropd_jax import plan
+    from ropd_jax.plan.chips import parse_topology
 
-    from ropd_jax.plan.verb import teacher
+    plan.prepare(f"cpu:{parse_topology(topology).devices}")
 
-    config = config_and_flags("train", shlex.split(train), flags.FlagValues())
-    roles, _ = teacher(config)
-    usd = [r.usd_max for r in roles]
-    price = "dollars unknown: a model without a price" if None in usd else f"${sum(usd):,.2f} at most"
-    return f"teacher: {sum(r.calls for r in roles):,} calls, {price}; hours: ropd plan {train} --topology SLICE"
+    from ropd_jax.plan.costs import cost_of
+
+    return lambda train, like: cost_of(train, like, topology)
 
 
 def _table(args: list[str]) -> int:
@@ -325,13 +323,11 @@ def _table(args: list[str]) -> int:
     for name, default in (("runs", "runs"), ("evals", "evals"), ("format", "markdown"), ("out", "")):
         flags.DEFINE_string(name, default, "", flag_values=values)
     flags.DEFINE_boolean("costs", False, "", flag_values=values)
+    flags.DEFINE_string("topology", "v5e:4x4", "", flag_values=values)
     parse(values, "table", rest)
-    table = tables.collect(
-        tables.load_spec(file),
-        runs=values["runs"].value,
-        evals=values["evals"].value,
-        cost=_cost_of if values["costs"].value else None,
-    )
+    cost = _costs(values["topology"].value) if values["costs"].value else None
+    spec = tables.load_spec(file)
+    table = tables.collect(spec, runs=values["runs"].value, evals=values["evals"].value, cost=cost)
     text = tables.render(table, values["format"].value)
     if values["out"].value:
         write_atomic(values["out"].value, text)

@@ -105,7 +105,7 @@ Without flags it samples as the paper: k=16, temperature 1.0, top-p 0.95, at mos
 """
 
 TABLE_HELP = """\
-usage: ropd table FILE [--runs DIR] [--evals DIR] [--format markdown|csv|latex] [--costs] [--out FILE]
+usage: ropd table FILE [--runs DIR] [--evals DIR] [--format markdown|csv|latex] [--costs [--topology S]] [--out FILE]
 
 Collects the results of ropd eval into the table that FILE's get_table() describes: our value with its 95 % interval,
 n, k and seeds, the paper's number beside it. A cell without a result says what is missing and the command that fills
@@ -114,7 +114,9 @@ it. Nothing is run.
   --runs DIR     where the rows' runs are (runs)
   --evals DIR    where ropd eval CHECKPOINT left its results (evals)
   --format F     markdown, csv or latex
-  --costs        calls and dollars of the teacher behind each command to train (ropd plan says the hours)
+  --costs        the teacher's calls and dollars, and the hours, behind each command to train: expected ones by another
+                 seed's tape and steps; without one dollars at most, and hours at the least on a slice
+  --topology S   that slice (v5e:4x4); nothing is compiled, ropd plan says more
 
   ropd table experiments/table1_blackbox.py
   ropd table experiments/table_mini.py --runs runs/lab --format csv --out mini.csv

@@ -125,16 +125,21 @@ def load_spec(path: str) -> TableSpec:
 
 
 def collect(
-    spec: TableSpec, *, runs: str = "runs", evals: str = "evals", cost: Callable[[str], str] | None = None
+    spec: TableSpec,
+    *,
+    runs: str = "runs",
+    evals: str = "evals",
+    cost: Callable[[str, tuple[str, ...]], str] | None = None,
 ) -> Table:
     """All cells; reads result files alone.
 
     Args:
         runs: where the rows' run directories are.
         evals: where ``ropd eval CHECKPOINT`` leaves its results.
-        cost: says what a run costs, told the flags of ``ropd train``; its words stand behind each command to train.
+        cost: says what a run costs, told the flags of ``ropd train`` and the directories of the row's other seeds; its
+            words stand behind each command to train.
     """
-    said = functools.cache(cost) if cost else lambda train: ""
+    said = functools.cache(cost) if cost else lambda train, like: ""
     cells = []
     for row in spec.rows:
         papers = row.paper or (None,) * len(spec.columns)
@@ -158,10 +163,12 @@ def _cell(spec: TableSpec, row: Row, name: str, paper: float | None, runs: str, 
         missing = "" if found[0] else f"ropd eval {row.checkpoint} {flags}{mode} --out {place}"
     else:
         names, train = row.special.get(name, (row.runs, row.train))
-        found = [_of_run(pathlib.Path(runs) / run, name, spec.pick) for run in names]
+        places = [pathlib.Path(runs) / run for run in names]
+        found = [_of_run(place, name, spec.pick) for place in places]
+        said = functools.partial(cost, like=tuple(map(str, places)))
         missing = "; ".join(
-            _command(spec, row, pathlib.Path(runs) / run, train.replace("{seed}", str(seed)), flags, cost)
-            for seed, (run, result) in enumerate(zip(names, found, strict=True))
+            _command(spec, row, place, train.replace("{seed}", str(seed)), flags, said)
+            for seed, (place, result) in enumerate(zip(places, found, strict=True))
             if result is None
         )
     known = [r for r in found if r is not None]

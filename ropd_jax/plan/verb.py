@@ -20,6 +20,7 @@ from ropd_jax.plan.measure import Measured, make_mesh, measure
 from ropd_jax.plan.shapes import model_config
 from ropd_jax.preflight import RolePlan
 from ropd_jax.preflight import plan as teacher_plan
+from ropd_jax.teacher import Tape
 from ropd_jax.types import Message, Prompt, UserError
 
 UNITS = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
@@ -79,8 +80,8 @@ class _progress:
             self.status.stop()
 
 
-def teacher(cfg: ConfigDict) -> tuple[list[RolePlan], str]:
-    """What the run asks of its teacher, at most, and what that rests on; see ``ropd preflight``."""
+def teacher(cfg: ConfigDict, tape: Tape | None = None) -> tuple[list[RolePlan], str]:
+    """What the run asks of its teacher, at most and by a tape's means, and on what data; see ``ropd preflight``."""
     from ropd_jax.data.prompts import load_prompts
     from ropd_jax.methods import load_method
 
@@ -97,7 +98,7 @@ def teacher(cfg: ConfigDict) -> tuple[list[RolePlan], str]:
         prompts = [Prompt("longest", (Message("user", text),))] * count
         note = f"the data ({d.path or d.source}) are not here: every prompt as long as it may be, none asked twice"
     method = load_method(cfg.method, cfg)
-    rows = teacher_plan(cfg, prompts, asks=method.asks, once=method.asks_once, tape=None)
+    rows = teacher_plan(cfg, prompts, asks=method.asks, once=method.asks_once, tape=tape)
     return rows, note
 
 

@@ -59,11 +59,12 @@ def test_an_empty_cell_says_what_is_missing_and_the_command(spec, tmp_path):
 
 
 def test_a_command_to_train_says_what_it_costs_once_a_run(spec, tmp_path):
-    asked = []
-    cells = collect(spec, runs=str(tmp_path), cost=lambda train: asked.append(train) or f"${len(asked)}").cells
+    asked = {}
+    cells = collect(spec, runs=str(tmp_path), cost=lambda t, like: asked.setdefault(t, like) and f"${len(asked)}").cells
     assert cells[1][1].missing.endswith(f"--workdir {tmp_path}/m0 ($4)")
-    assert sorted(asked) == ["--config c.py", "--config c.py --config.seed=0", "--config c.py --config.seed=1",
-                             "--config m.py"]  # fmt: skip
+    seeds = (f"{tmp_path}/a0", f"{tmp_path}/a1")
+    assert asked == {"--config c.py --config.seed=0": seeds, "--config c.py --config.seed=1": seeds,
+                     "--config c.py": (f"{tmp_path}/b0",), "--config m.py": (f"{tmp_path}/m0",)}  # fmt: skip
 
 
 def test_one_seed_of_two_is_shown_and_the_other_named(spec, tmp_path):

@@ -1,0 +1,99 @@
+"""What a run that is not there yet will cost: the teacher's dollars and the hours, in a sentence.
+
+Expected figures are those of a run that is there and differs in its seed alone: the means of its tape, its own seconds
+a step. Without one there are limits only: dollars if every answer of the teacher is as long as it may be
+(``ropd preflight``), hours at the least on a slice (the bounds of ``ropd plan``, from shapes and published figures;
+nothing is compiled, so the links are not in them). What is unknown is said to be so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import shlex
+import statistics
+from collections.abc import Sequence
+
+import jax
+from ml_collections import ConfigDict
+
+from ropd_jax import mesh as mesh_lib
+from ropd_jax.arguments import config_and_flags
+from ropd_jax.plan import measure
+from ropd_jax.plan.bound import bound
+from ropd_jax.plan.chips import CPU, Topology, parse_topology, topology_devices
+from ropd_jax.plan.shapes import model_config
+from ropd_jax.plan.verb import teacher
+from ropd_jax.report import read_metrics
+from ropd_jax.teacher import Tape
+from ropd_jax.types import UserError
+
+
+def cost_of(train: str, like: Sequence[str], topology: str) -> str:
+    """The sentence behind a command.
+
+    Args:
+        train: the flags of ``ropd train``, all but ``--workdir``.
+        like: directories of runs that differ from it in their seed alone; the first that is there is taken.
+        topology: a slice, as ``ropd plan`` knows it.
+    """
+    from absl import flags
+
+    cfg = config_and_flags("train", shlex.split(train), flags.FlagValues())
+    known = next((run for run in map(pathlib.Path, like) if seconds_a_step(run) is not None), None)
+    return f"{_teacher(cfg, known)}; {_hours(cfg, known, parse_topology(topology))}"
+
+
+def _teacher(cfg: ConfigDict, known: pathlib.Path | None) -> str:
+    with contextlib.ExitStack() as stack:
+        file = known / "tape.sqlite" if known else None
+        tape = stack.enter_context(contextlib.closing(Tape(file, read_only=True))) if file and file.exists() else None
+        roles, _ = teacher(cfg, tape)
+    calls = f"teacher: {sum(r.calls for r in roles):,} calls"
+    expected, most = ([getattr(r, name) for r in roles] for name in ("usd", "usd_max"))
+    if known and None not in expected:
+        return f"{calls}, ${sum(expected):,.2f} expected by the tape of {known}"
+    if None in most:
+        return f"{calls}, dollars unknown: a model without a price"
+    return f"{calls}, ${sum(most):,.2f} at most"
+
+
+def _hours(cfg: ConfigDict, known: pathlib.Path | None, topology: Topology) -> str:
+    if known and (seconds := seconds_a_step(known)) is not None:
+        return f"{_number(seconds * cfg.steps / 3600)} hours expected by the steps of {known}"
+    try:
+        seconds = seconds_at_least(cfg, topology)
+    except UserError as error:
+        return f"hours on {topology} unknown: {error}"
+    if seconds is None:
+        return f"hours unknown: nothing is published of {topology}"
+    return f"{_number(seconds * cfg.steps / 3600)} hours at the least on {topology}, links not counted"
+
+
+def _number(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.1f}" if hours >= 0.1 else "under 0.1"
+
+
+def seconds_a_step(run: pathlib.Path) -> float | None:
+    """Median seconds of a run's steps, evaluations and checkpoints not among them; None without any."""
+    values = [v for v in read_metrics(run).get("time/step_s", ((), ()))[1] if v is not None]
+    return statistics.median(values) if values else None
+
+
+def seconds_at_least(cfg: ConfigDict, topology: Topology) -> float | None:
+    """Of one step on a slice, from shapes alone: compute and memory of each phase; None where nothing is published.
+
+    The devices of the mesh are this machine's CPU in as many parts (`ropd_jax.plan.prepare`); no libtpu is needed.
+
+    Raises:
+        UserError: the model does not divide over the slice, or there are fewer parts.
+    """
+    model_cfg = model_config(cfg.student.checkpoint)
+    devices = topology_devices(Topology(CPU, (topology.devices,)))
+    mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp, devices=devices)
+    mesh_lib.check_divides(model_cfg, mesh)
+    with jax.set_mesh(mesh):
+        sizes = measure.sizes(cfg, model_cfg, mesh)
+    chip = topology.chip.a_device()
+    parts = [bound(phase, chip).seconds for phase in measure.phases(cfg, model_cfg, mesh, {}, sizes)]
+    return None if None in parts else sum(parts)

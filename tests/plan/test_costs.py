@@ -1,0 +1,82 @@
+"""What a run that is not there costs: expected by another seed, or limits; nothing unknown becomes a number."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from ropd_jax import cli, configs
+from ropd_jax.plan import chips, costs, measure
+from ropd_jax.plan.chips import Chip, Topology, parse_topology
+from ropd_jax.plan.count import head_params, layer_matmul_params
+from ropd_jax.plan.shapes import model_config
+from ropd_jax.teacher import ChatReply, ChatRequest, Tape, Usage
+from ropd_jax.types import Message
+
+TRAIN = "--config experiments/quickstart.py --config.teacher.provider=openai " + " ".join(
+    f"--config.teacher.{role}.model=gpt-4.1" for role in ("reference", "rubricator", "verifier")
+)
+
+
+@pytest.fixture
+def seed0(tmp_path):
+    """A run of 48 steps that take 30 s in the median, and a tape of replies that cost a thousandth of a dollar."""
+    rows = [{"step": s, "time/step_s": t} for s, t in enumerate((500.0, 30.0, 30.0), 1)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tape = Tape(tmp_path / "tape.sqlite")
+    for role in ("reference", "rubric", "verify"):
+        ask = ChatRequest(role, (Message("user", role),), "gpt-4.1")
+        tape.put("openai", ask, ChatReply("ok", usage=Usage(100, 100, 0, 0), latency_s=1.0))
+    tape.close()
+    return tmp_path
+
+
+def test_another_seed_gives_what_is_expected(seed0, tmp_path):
+    words = costs.cost_of(TRAIN, (str(tmp_path / "none"), str(seed0)), "v5e:2x4")
+    assert words == (
+        f"teacher: 4,608 calls, $4.61 expected by the tape of {seed0}; 0.4 hours expected by the steps of {seed0}"
+    )
+
+
+def test_without_one_there_are_limits_alone(tmp_path):
+    words = costs.cost_of(TRAIN, (str(tmp_path / "none"),), "v5e:2x4")
+    assert re.fullmatch(
+        r"teacher: 4,608 calls, \$[\d,]+\.\d\d at most; under 0\.1 hours at the least on v5e:2x4, links not counted",
+        words,
+    )
+    unknown = costs.cost_of(TRAIN.replace("gpt-4.1", "my-model"), (), "cpu:8")
+    assert unknown == (
+        "teacher: 4,608 calls, dollars unknown: a model without a price; hours unknown: nothing is published of cpu:8"
+    )
+
+
+def test_a_slice_that_the_student_does_not_divide_over_has_no_hours():
+    words = costs.cost_of(f"{TRAIN} --config.mesh.tp=8", (), "v5e:2x4")
+    assert "hours on v5e:2x4 unknown: " in words
+
+
+def test_the_hours_are_the_bounds_of_plan_without_its_links():
+    cfg = configs.default()
+    cfg.steps, cfg.data.prompts_per_step, cfg.data.max_prompt_tokens = 10, 8, 16
+    cfg.sampling.rollouts, cfg.sampling.max_tokens = 4, 48
+    toy = Topology(Chip("toy", 1e9, 1e9, 1e9, 1e30, 1e7, 1, "made up"), (8,))  # memory costs no time: compute alone
+    got = costs.seconds_at_least(cfg, toy)
+    planned = measure.measure(cfg, model_config("tiny"), toy, lambda text: None, only=("update",), cache=False)
+    assert got > planned.bounds[0].compute
+    model = model_config("tiny")
+    matmuls = model.num_layers * layer_matmul_params(model) + head_params(model)
+    tokens = 8 * 4 * 48
+    assert got * 1e9 * 8 > tokens * 2 * matmuls * 4  # sampled once, three passes in the update
+    assert got * 1e9 * 8 < tokens * 2 * matmuls * 16
+    assert costs.seconds_at_least(cfg, Topology(chips.CPU, (8,))) is None
+
+
+def test_the_command_says_them_behind_what_is_to_be_trained(tmp_path, capsys):
+    args = ["table", "experiments/table_mini.py", f"--runs={tmp_path}", "--costs", "--topology=v5e:2x4"]
+    assert cli.main(args) == 0
+    out = capsys.readouterr().out
+    assert out.count("$0.00 at most; under 0.1 hours at the least on v5e:2x4, links not counted") == 9
+    assert cli.main([*args[:-1], "--topology=v9"]) == 2
+    assert parse_topology("v5e:2x4").devices == 8
