@@ -1,18 +1,23 @@
 """All methods of experiments/mini.py in all its settings, three seeds each: one table, one picture.
 
     python experiments/mini_lab.py --out runs/mini            (make mini)
+    python experiments/mini_lab.py --out runs/mini --show     table and picture of what is finished
 
-First a larger tiny teacher for the white-box methods is trained and must reach 90 % (four minutes); then come the runs,
-one after the other, finished ones not again. Hardware: 2 CPU cores. Time: under an hour on idle ones. Expected:
-experiments/README.md.
+First a larger tiny teacher for the white-box methods is trained and must reach 90 %; then come the runs, as many side
+by side as there are cores, one core each, so that a method's seconds are those of one core. What is finished is not
+repeated. Hardware: 2 CPU cores. Time: under an hour on idle ones. Expected: experiments/README.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
+import contextlib
+import multiprocessing
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -22,11 +27,15 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from experiments.mini import METHODS, SETTINGS, UNTAUGHT, WHITE_BOX
-from ropd_jax.report import read_metrics, read_result
+from experiments.table_mini import BENCHMARK, SAMPLING
+from ropd_jax.evaluation.benchmarks import slug
+from ropd_jax.evaluation.stats import accuracy
+from ropd_jax.report import clock, read_metrics, read_result
 
 SHOWN = [s for s in SETTINGS if s != "plain"]
 ALONE = "any"  # the setting's name of methods without a text teacher
 COLORS = [f"C{i}" for i in range(10)] + ["black", "gold"]
+PROMPTS = 16  # of a step
 
 
 def main() -> None:
@@ -35,79 +44,157 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", default=",".join(METHODS), help="of experiments/mini.py, with commas between")
     parser.add_argument("--settings", default=",".join(SHOWN), help="of experiments/mini.py, with commas between")
-    parser.add_argument("--steps", type=int, default=32)
+    parser.add_argument("--workers", type=int, default=len(cores()), help="runs side by side")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="keys of the config, for a smoke")
+    parser.add_argument("--show", action="store_true", help="run nothing")
     args = parser.parse_args()
     methods, settings = args.methods.split(","), args.settings.split(",")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((args.out / "xla").resolve()))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-    if set(methods) & set(WHITE_BOX):
-        make_teacher(args.out / "teacher")
     cells = [(m, s) for s in settings for m in methods if m not in UNTAUGHT]
     cells += [(m, ALONE) for m in methods if m in UNTAUGHT]
-    todo = [(m, s, seed) for seed in range(args.seeds) for m, s in cells]
-    begin = time.monotonic()
-    for n, (method, setting, seed) in enumerate(todo, 1):
-        run = args.out / f"{method}-{setting}-{seed}"
-        if not (run / "result.json").exists():
-            arg = f"method={method},setting={'plain' if setting == ALONE else setting},teacher={args.out / 'teacher'}"
-            flags = [f"--config=experiments/mini.py:{arg}", f"--config.seed={seed}", f"--config.steps={args.steps}"]
-            command = [sys.executable, "-m", "ropd_jax.cli", "train", *flags, f"--workdir={run}"]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise SystemExit(f"{run} ended with exit code {done.returncode}:\n{done.stderr[-2000:]}")
-        after = read_result(run)["accuracy_after"]
-        print(f"{n:3d}/{len(todo)}  {time.monotonic() - begin:6.0f} s  {run.name:<24} {after:.1%}", flush=True)
-    print(table(args.out, cells, args.seeds))
+    if not args.show:
+        args.out.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((args.out / "xla").resolve()))
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        evaluate_untrained(args.out)
+        if set(methods) & set(WHITE_BOX):
+            make_teacher(args.out / "teacher")
+        run_all(args.out, [(m, s, seed) for seed in range(args.seeds) for m, s in cells], args.workers, args.set)
+    cells = [c for c in cells if all(finished(args.out, *c, seed) for seed in range(args.seeds))]
+    text = table(args.out, cells, args.seeds)
+    (args.out / "mini.md").write_text(text + "\n")
+    print(text)
     print(draw(args.out, cells, args.seeds))
+
+
+# ------------------------------------------------------------------------------------------------------------- runs
+
+
+def name(method: str, setting: str, seed: int) -> str:
+    return f"{method}-{setting}-{seed}"
+
+
+def finished(out: pathlib.Path, method: str, setting: str, seed: int) -> bool:
+    """Trained, and evaluated after it."""
+    return any((out / name(method, setting, seed)).glob(f"eval/{slug(BENCHMARK)}_step*/result.json"))
+
+
+def cores() -> list[int]:
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def make_teacher(path: pathlib.Path) -> None:
     """The white-box teacher, and its accuracy on the held-out sums; below 90 % nothing is run."""
     if not (path / "accuracy.txt").exists():
+        print(f"training the white-box teacher in {path}", flush=True)
+        half = path.with_name("teacher.part")
+        shutil.rmtree(half, ignore_errors=True)
         script = pathlib.Path(__file__).with_name("quickstart_coldstart.py")
-        command = [
-            sys.executable,
-            str(script),
-            "--out",
-            str(path),
-            "--layers=4",
-            "--width=128",
-            "--full",
-            "--steps=1600",
-        ]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        (path / "accuracy.txt").write_text(re.search(r"greedy held-out accuracy ([\d.]+)", done.stdout)[1])
-    accuracy = float((path / "accuracy.txt").read_text())
-    print(f"white-box teacher: {accuracy:.1%} of the held-out sums", flush=True)
-    if accuracy < 0.9:
-        raise SystemExit(f"{path}: the white-box teacher solves {accuracy:.1%}; expected 90 % or more")
+        size = ["--layers=4", "--width=128", "--full", "--steps=1600"]
+        done = subprocess.run(
+            [sys.executable, str(script), "--out", str(half), *size], stdout=subprocess.PIPE, text=True, check=True
+        )
+        (half / "accuracy.txt").write_text(re.search(r"greedy held-out accuracy ([\d.]+)", done.stdout)[1])
+        half.rename(path)
+    share = float((path / "accuracy.txt").read_text())
+    print(f"white-box teacher: {share:.1%} of the held-out sums", flush=True)
+    if share < 0.9:
+        raise SystemExit(f"{path}: the white-box teacher solves {share:.1%}; expected 90 % or more")
+
+
+def evaluate_untrained(out: pathlib.Path) -> None:
+    where = out / "evals" / "tiny" / slug(BENCHMARK)
+    if not (where / "result.json").exists():
+        command = [sys.executable, "-m", "ropd_jax.cli", "eval", "tiny", "--benchmark", BENCHMARK, *SAMPLING]
+        subprocess.run([*command, "--out", str(where)], stdout=subprocess.DEVNULL, check=True)
+
+
+def run_all(out: pathlib.Path, todo: list[tuple[str, str, int]], workers: int, keys: list[str]) -> None:
+    """Every run that is not finished yet, in processes that compile once and run many, each on a core of its own."""
+    left, begin = [job for job in todo if not finished(out, *job)], time.monotonic()
+    spawn = multiprocessing.get_context("spawn")
+    own = spawn.SimpleQueue()
+    for i in range(workers):
+        own.put(cores()[i % len(cores())])
+    with concurrent.futures.ProcessPoolExecutor(workers, spawn, initializer=take_core, initargs=(own,)) as pool:
+        running = {pool.submit(run_one, out, *job, keys): job for job in left}
+        for n, future in enumerate(concurrent.futures.as_completed(running), 1):
+            where = out / name(*running[future])
+            if code := future.result():
+                pool.shutdown(wait=False, cancel_futures=True)
+                said = where.with_suffix(".log").read_text()[-2000:]
+                raise SystemExit(f"{where} ended with exit code {code}:\n{said}")
+            took = time.monotonic() - begin
+            print(
+                f"{len(todo) - len(left) + n:3d}/{len(todo)}  {clock(took)}, {clock(took / n * (len(left) - n))} left  "
+                f"{where.name:<22} {read_result(where)['accuracy_after']:.1%}",
+                flush=True,
+            )
+
+
+def take_core(own) -> None:
+    """Before jax is loaded, which counts the cores."""
+    core = own.get()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {core})
+
+
+def run_one(out: pathlib.Path, method: str, setting: str, seed: int, keys: list[str]) -> int:
+    """One run, as `ropd train` and `ropd eval` make it; what they say goes to a file beside its directory."""
+    from ropd_jax import cli
+
+    run = out / name(method, setting, seed)
+    arg = f"method={method},setting={'plain' if setting == ALONE else setting}"
+    arg += f",teacher={out / 'teacher'}" if method in WHITE_BOX else ""
+    config = f"{pathlib.Path(__file__).with_name('mini.py')}:{arg}"
+    flags = [f"--config={config}", f"--workdir={run}", f"--config.seed={seed}", *(f"--config.{key}" for key in keys)]
+    with (
+        open(run.with_suffix(".log"), "w", encoding="utf-8") as said,
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(said),
+    ):
+        return cli.main(["train", *flags]) or cli.main(["eval", str(run), "--benchmark", BENCHMARK, *SAMPLING])
+
+
+# ------------------------------------------------------------------------------------------------- table and picture
+
+
+def share(values: list[float], n: int) -> str:
+    """The mean over seeds with its 95 % interval over the ``n`` problems, and the lowest and the highest seed."""
+    right = round(n * float(np.mean(values)))
+    e = accuracy([True] * right + [False] * (n - right))
+    return f"{np.mean(values):.1%} [{e.low:.1%}, {e.high:.1%}] | {min(values):.1%} – {max(values):.1%}"
 
 
 def table(out: pathlib.Path, cells: list[tuple[str, str]], seeds: int) -> str:
-    """Markdown: a row for each method and setting, means over the seeds, the lowest and highest seed in brackets."""
-    rows = ["| setting | method | greedy | sampled | prompts | teacher calls | seconds | unscored groups |"]
-    rows.append("|---|---|---|---|---|---|---|---|")
-    before = read_result(out / f"{cells[0][0]}-{cells[0][1]}-0")
-    rows.append(
-        f"| | *before* | {before['accuracy_before']:.1%} | {before['sampled_accuracy_before']:.1%} | 0 | 0 | | |"
-    )
+    """Markdown: a row for each method and setting."""
+    heads = ["setting", "method", "greedy", "its seeds", "sampled", "its seeds"]
+    heads += ["prompts", "teacher calls", "seconds", "unscored groups"]
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    before = read_result(out / name(*cells[0], 0))
+    first, drawn = (share([before[f"{kind}_before"]], before["heldout_n"]) for kind in ("accuracy", "sampled_accuracy"))
+    rows.append(f"| | *cold start* | {first.split(' | ')[0]} | | {drawn.split(' | ')[0]} | | 0 | 0 | | |")
     for method, setting in cells:
-        found = [read_result(out / f"{method}-{setting}-{seed}") for seed in range(seeds)]
-        greedy, sampled = ([r[f"{kind}_after"] for r in found] for kind in ("accuracy", "sampled_accuracy"))
+        runs = [out / name(method, setting, seed) for seed in range(seeds)]
+        found = [read_result(run) for run in runs]
+        n = found[0]["heldout_n"]
+        greedy, sampled = (share([r[f"{kind}_after"] for r in found], n) for kind in ("accuracy", "sampled_accuracy"))
         calls = np.mean([r["teacher"].get("teacher/calls", 0.0) for r in found])
+        seconds = np.mean([seconds_at(read_metrics(run), [r["steps"]])[0] for run, r in zip(runs, found, strict=True)])
         rows.append(
-            f"| {setting} | {method} | {np.mean(greedy):.1%} [{min(greedy):.1%}, {max(greedy):.1%}] "
-            f"| {np.mean(sampled):.1%} [{min(sampled):.1%}, {max(sampled):.1%}] | {found[0]['groups_total']} "
-            f"| {calls:.0f} | {np.mean([r['seconds'] for r in found]):.0f} "
-            f"| {sum(r['groups_unscored'] for r in found)} |"
+            f"| {setting} | {method} | {greedy} | {sampled} | {found[0]['groups_total']} | {calls:.0f} | {seconds:.1f} "
+            f"| {sum(r['groups_unscored'] for r in found)} of {sum(r['groups_total'] for r in found)} |"
         )
     return "\n".join(rows)
 
 
 def seconds_at(metrics, steps: list[int]) -> list[float]:
-    """Seconds of training, evaluations and the first step (which compiles) left out, up to each step."""
-    at, took = metrics["time/step_s"]
-    return [float(sum(s for n, s in zip(at, took, strict=True) if 1 < n <= step)) for step in steps]
+    """Seconds of training up to each step, evaluations left out.
+
+    A step that took over three times its run's median compiled something and counts as the median.
+    """
+    at, took = (np.asarray(x) for x in metrics["time/step_s"])
+    took = np.where(took > 3 * np.median(took), np.median(took), took)
+    return [float(took[at <= step].sum()) for step in steps]
 
 
 def draw(out: pathlib.Path, cells: list[tuple[str, str]], seeds: int) -> pathlib.Path:
@@ -115,22 +202,20 @@ def draw(out: pathlib.Path, cells: list[tuple[str, str]], seeds: int) -> pathlib
     settings = list(dict.fromkeys(s for _, s in cells if s != ALONE)) or [ALONE]
     figure = Figure(figsize=(11, 3.4 * len(settings)), layout="constrained")
     panels = figure.subplots(len(settings), 2, sharey=True, squeeze=False)
-    names = list(METHODS)
     for axes, setting in zip(panels, settings, strict=True):
         for method, where in cells:
             if where not in (setting, ALONE):
                 continue
-            runs = [read_metrics(out / f"{method}-{where}-{seed}") for seed in range(seeds)]
+            runs = [read_metrics(out / name(method, where, seed)) for seed in range(seeds)]
             steps = runs[0]["eval/accuracy"][0]
             mean = np.mean([run["eval/accuracy"][1] for run in runs], axis=0)
-            prompts = [16 * n for n in steps]
             seconds = np.mean([seconds_at(run, steps) for run in runs], axis=0)
-            style = dict(color=COLORS[names.index(method)], linestyle="--" if where == ALONE else "-", linewidth=1.5)
-            for axis, x in zip(axes, (prompts, seconds), strict=True):
-                axis.plot(x, mean, label=method, **style)
+            color, line = COLORS[list(METHODS).index(method)], "--" if where == ALONE else "-"
+            for axis, x in zip(axes, ([PROMPTS * step for step in steps], seconds), strict=True):
+                axis.plot(x, mean, label=method, color=color, linestyle=line, linewidth=1.5)
         axes[0].set_title(f"{setting}: held-out greedy accuracy, mean of {seeds} seeds", fontsize=11)
         axes[0].set_xlabel("prompts")
-        axes[1].set_xlabel("seconds of training")
+        axes[1].set_xlabel("seconds of training, one core")
         for axis in axes:
             axis.set_ylim(0, 1)
             axis.grid(alpha=0.3)

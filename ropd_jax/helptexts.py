@@ -119,7 +119,7 @@ it. Nothing is run.
   --topology S   that slice (v5e:4x4); nothing is compiled, ropd plan says more
 
   ropd table experiments/table1_blackbox.py
-  ropd table experiments/table_mini.py --runs runs/lab --format csv --out mini.csv
+  ropd table experiments/table_quickstart.py --runs runs/lab --format csv --out mini.csv
 """
 
 ANALYZE_HELP = """\

@@ -96,7 +96,7 @@ def test_the_papers_numbers_are_read_by_label():
 
 
 @pytest.mark.parametrize(
-    "name", ["table1_blackbox", "table2_whitebox", "table3_gemma", "table6_ablation", "table_mini"]
+    "name", ["table1_blackbox", "table2_whitebox", "table3_gemma", "table6_ablation", "table_quickstart", "table_mini"]
 )
 def test_every_table_of_experiments_renders_and_names_configs_that_exist(name, tmp_path):
     begin = time.monotonic()

@@ -1,0 +1,130 @@
+"""From a switch of ``cfg.loss`` to the loss: each against its formula in plain Python, sequence by sequence."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ropd_jax import train
+from ropd_jax.core.losses import token_weights
+from ropd_jax.core.masked import masked_sum
+from ropd_jax.data.batches import Sequence, make_batch, split_parts
+from ropd_jax.methods import Tokens, load_method
+from ropd_jax.models import transformer
+from tests.helpers import TINY
+from tests.test_train import tiny_config
+
+NOW = ([-0.5, -1.0, -2.0], [-1.5], [-0.2, -0.1])  # log-probs of three rollouts' tokens
+OLD = ([-0.9, -1.0, -1.4], [-1.2], [-2.0, -1.6])
+ADVANTAGE = (1.5, -0.5, -1.0)
+MAX_TOKENS = 10
+
+
+def clipped(ratio, a, low, high, dual=math.inf):
+    loss = -min(ratio * a, min(max(ratio, 1 - low), 1 + high) * a)
+    return min(loss, -dual * a) if a < 0 else loss
+
+
+def ratios(i):
+    return [math.exp(n - o) for n, o in zip(NOW[i], OLD[i], strict=True)]
+
+
+def token_mean(rows):
+    return sum(map(sum, rows)) / sum(map(len, rows))
+
+
+def seq_mean(rows):
+    return sum(sum(row) / len(row) for row in rows) / len(rows)
+
+
+def mean_over_constant(rows):
+    return sum(map(sum, rows)) / len(rows) / MAX_TOKENS
+
+
+def tokenwise(low, high, **dual):
+    return [[clipped(r, a, low, high, **dual) for r in ratios(i)] for i, a in enumerate(ADVANTAGE)]
+
+
+def gspo(low, high):
+    s = [math.exp(sum(n - o for n, o in zip(NOW[i], OLD[i], strict=True)) / len(NOW[i])) for i in range(3)]
+    return [[clipped(s[i], a, low, high)] * len(NOW[i]) for i, a in enumerate(ADVANTAGE)]
+
+
+def truncated(cap):
+    return [[-min(r, cap) * a * n for r, n in zip(ratios(i), NOW[i], strict=True)] for i, a in enumerate(ADVANTAGE)]
+
+
+SWITCHES = {
+    "grpo": (dict(aggregation="seq_mean", clip_high=0.2), seq_mean(tokenwise(0.2, 0.2))),
+    "dapo": (dict(aggregation="token_mean", clip_high=0.28), token_mean(tokenwise(0.2, 0.28))),
+    "dr_grpo": (dict(aggregation="seq_mean_token_sum_norm", clip_high=0.2), mean_over_constant(tokenwise(0.2, 0.2))),
+    "dual": (dict(aggregation="token_mean", dual_clip=3.0), token_mean(tokenwise(0.2, 0.28, dual=3.0))),
+    "gspo": (dict(aggregation="seq_mean", ratio="sequence", clip_low=0.1, clip_high=0.15), seq_mean(gspo(0.1, 0.15))),
+    "tis": (dict(aggregation="token_mean", is_cap=1.5), token_mean(truncated(1.5))),
+}
+
+
+def batch_of(rows, old, advantage, length):
+    rows = [
+        Sequence(np.array([3, 4], np.int32), np.asarray(row, np.int32), np.float32(o))
+        for row, o in zip(rows, old, strict=True)
+    ]
+    n = len(rows)
+    return make_batch(rows, np.float32(advantage), np.ones(n, bool), np.ones(n, bool), length)
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_policy_loss_chosen_by_the_config_is_its_formula(name):
+    keys, want = SWITCHES[name]
+    cfg = tiny_config(sampling__max_tokens=MAX_TOKENS, **{f"loss__{k}": v for k, v in keys.items()})
+    batch = batch_of([[5] * len(row) for row in NOW], OLD, ADVANTAGE, 6)
+    logp = np.full(batch.mask_BT.shape, -9.0, np.float32)
+    logp[batch.mask_BT] = np.concatenate(NOW)
+    loss_BT, _ = load_method("ropd", cfg).loss(Tokens(batch, jnp.asarray(logp), jnp.zeros_like(logp)))
+    weight_BT = token_weights(batch.mask_BT, cfg.loss.aggregation, batch.length_BT, max_tokens=MAX_TOKENS)
+    assert float(masked_sum(weight_BT * loss_BT, batch.mask_BT)) == pytest.approx(want, rel=1e-5)
+    others = [value for other, (_, value) in SWITCHES.items() if other != name]
+    assert min(abs(want - value) for value in others) > 1e-3  # no switch could stand in for another
+
+
+def plain_tokens(params, row):
+    """[(log-prob, entropy)] of each answer token behind the prompt [3, 4], from the whole softmax in float64."""
+    tokens = jnp.asarray([[3, 4, *row]], jnp.int32)
+    at = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+    x_BTD = transformer.hidden(TINY, params, tokens, at, jnp.ones_like(tokens))
+    logits = np.asarray(transformer.logits(TINY, params, x_BTD)[0, 1:-1], np.float64)
+    logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return [(logp[t, word], -float((np.exp(logp[t]) * logp[t]).sum())) for t, word in enumerate(row)]
+
+
+KL = {"k1": lambda d: d, "k2": lambda d: d * d / 2, "k3": lambda d: math.exp(-d) - 1 + d}
+
+
+@pytest.mark.parametrize("kind", KL)
+def test_kl_and_entropy_bonus_of_an_update_are_their_formulas(kind):
+    rows = [[7, 8, 9, 1], [20, 1]]
+    params, initial = transformer.init_params(TINY, 0), transformer.init_params(TINY, 1)
+    now, ref = ([plain_tokens(p, row) for row in rows] for p in (params, initial))
+    tokens = [(n, e, r) for row, other in zip(now, ref, strict=True)
+              for (n, e), (r, _) in zip(row, other, strict=True)]  # fmt: skip
+    want = np.mean([-0.5 + 0.3 * KL[kind](n - r) - 0.2 * e for n, e, r in tokens])  # ratio 1, advantage 0.5
+    cfg = tiny_config(loss__kl_coef=0.3, loss__kl_kind=kind, loss__entropy_coef=0.2)
+    tx = optax.sgd(1.0)
+    update = train.make_update(cfg, TINY, load_method("ropd", cfg), tx)
+    batch = batch_of(rows, [[n for n, _ in row] for row in now], [0.5, 0.5], 8)
+    state = train.State(jax.tree.map(jnp.copy, params), tx.init(params))
+    _, metrics = update(state, initial, split_parts(batch, 0))
+    assert float(metrics["update/loss"]) == pytest.approx(want, rel=1e-5)
+    assert float(metrics["update/kl"]) == pytest.approx(np.mean([KL[kind](n - r) for n, _, r in tokens]), rel=1e-4)
+
+
+@pytest.mark.parametrize(("std", "want"), [(True, [1.1547, -0.57735, -0.57735]), (False, [0.4, -0.2, -0.2])])
+def test_the_std_is_divided_by_when_asked(std, want):
+    method = load_method("ropd", tiny_config(loss__normalize_std=std))
+    got = method.advantages(np.float32([[0.8, 0.2, 0.2]]), np.ones((1, 3), bool), 0)
+    np.testing.assert_allclose(got.advantage_PG, [want], atol=1e-4)
