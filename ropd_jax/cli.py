@@ -300,6 +300,20 @@ def _analyze(args: list[str]) -> int:
     return analysis.main(run, steps=steps, scores=scores, out=out)
 
 
+def _timeline(args: list[str]) -> int:
+    from absl import flags
+
+    run, rest = _first(args, "which run? expected its directory first, e.g. ropd timeline runs/quickstart")
+    values = flags.FlagValues()
+    for name in ("steps", "out"):
+        flags.DEFINE_string(name, "", "", flag_values=values)
+    parse(values, "timeline", rest)
+
+    from ropd_jax import timeline
+
+    return timeline.main(run, steps=_steps(values["steps"].value), out=values["out"].value)
+
+
 def _costs(topology: str) -> Callable[[str, tuple[str, ...]], str]:
     """(flags of ``ropd train``, runs of other seeds) -> what such a run costs; see `plan.costs`."""
     from ropd_jax import plan
@@ -396,6 +410,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {  # what runs, and i
     "grade": (_grade, GRADE_HELP),
     "table": (_table, TABLE_HELP),
     "analyze": (_analyze, ANALYZE_HELP),
+    "timeline": (_timeline, "ropd_jax.timeline"),
     "rejudge": (_rejudge, REJUDGE_HELP),
     "teach": (_teach, TEACH_HELP),
     "plan": (_plan, "ropd_jax.plan"),

@@ -16,6 +16,7 @@ verbs
   grade           grade stored answers to a benchmark (AIME, GPQA, HealthBench, IFEval, ...), without a model
   table           a table of the paper from finished runs, its numbers beside ours, and what is missing
   analyze         whether a run's rewards point where correctness does: AUC, bad updates, criteria over training
+  timeline        what a run did when, as a Gantt chart, and in one line what it waits for
   rejudge         score the stored rollouts of a run again with another verifier, prompt or rubric; show what changes
   teach           ask for the references of all training prompts ahead of time
   plan            memory, collectives and seconds of a run on a TPU slice, from the compiler; no TPU is needed
@@ -39,7 +40,8 @@ TRAIN_HELP = """\
 usage: ropd train --config FILE[:arg] --workdir DIR [--config.a.b=value ...]
 
   --config FILE[:arg]   a Python file with get_config() -> ConfigDict; arg is handed to get_config(arg)
-  --workdir DIR         where the run lives: checkpoints, metrics.jsonl, tensorboard/, groups/, curves.png, result.json
+  --workdir DIR         where the run lives: checkpoints, metrics.jsonl, timeline.jsonl, tensorboard/, groups/,
+                        curves.png, result.json
   --config.a.b=value    overrides one key; it keeps the type it has in the file
 
 Started again with the same DIR, a run goes on from its last checkpoint; a finished one shows its result. A DIR that

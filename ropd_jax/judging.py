@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-from ropd_jax import hosts
+from ropd_jax import hosts, spans
 from ropd_jax.data.prompts import PromptStream
 from ropd_jax.methods import Method
 from ropd_jax.teacher import BudgetError, Teacher, TeacherLoop, at_step, together
@@ -33,30 +33,32 @@ def judge_step(
     sampled: list[RolloutGroup] = []
     start = time.monotonic()
     try:
-        for group in groups:
-            sampled.append(group)
-            if hosts.mine(group.index):
-                waiting[loop.submit(at_step(group.step, method.judge(teacher, group)))] = group
-            say(f"sampled {len(sampled)} groups")
-            interrupt.check()
+        with spans.span("sample"):
+            for group in groups:
+                sampled.append(group)
+                if hosts.mine(group.index):
+                    waiting[loop.submit(judge_group(method, teacher, group))] = group
+                say(f"sampled {len(sampled)} groups")
+                interrupt.check()
         sampled_at = time.monotonic()
         pending = set(waiting)
-        while True:  # as often on every host: all go on until the last has finished
-            done, pending = concurrent.futures.wait(
-                pending, timeout=0.2, return_when=concurrent.futures.FIRST_EXCEPTION
-            )
-            failed = next((e for future in done if (e := future.exception())), None)
-            said = hosts.exchange((len(pending), failed and (isinstance(failed, BudgetError), str(failed))))
-            if failed is not None:
-                raise failed
-            for number, (_, problem) in enumerate(said):
-                if problem is not None:
-                    raise (BudgetError if problem[0] else UserError)(f"host {number}: {problem[1]}")
-            left = sum(n for n, _ in said)
-            say(f"judged {len(sampled) - left}/{len(sampled)} groups")
-            interrupt.check()
-            if not left:
-                break
+        with spans.span("idle"):
+            while True:  # as often on every host: all go on until the last has finished
+                done, pending = concurrent.futures.wait(
+                    pending, timeout=0.2, return_when=concurrent.futures.FIRST_EXCEPTION
+                )
+                failed = next((e for future in done if (e := future.exception())), None)
+                said = hosts.exchange((len(pending), failed and (isinstance(failed, BudgetError), str(failed))))
+                if failed is not None:
+                    raise failed
+                for number, (_, problem) in enumerate(said):
+                    if problem is not None:
+                        raise (BudgetError if problem[0] else UserError)(f"host {number}: {problem[1]}")
+                left = sum(n for n, _ in said)
+                say(f"judged {len(sampled) - left}/{len(sampled)} groups")
+                interrupt.check()
+                if not left:
+                    break
     except BudgetError:
         concurrent.futures.wait(waiting)  # nothing new is sent; what is in flight is paid for and goes on the tape
         raise
@@ -69,6 +71,12 @@ def judge_step(
     sampled.sort(key=lambda group: group.index)
     times = {"time/sample_s": sampled_at - start, "time/teacher_wait_s": time.monotonic() - sampled_at}
     return sampled, [judgements[group.index] for group in sampled], times
+
+
+async def judge_group(method: Method, teacher: Teacher, group: RolloutGroup) -> Judgement:
+    """The teacher's judgement of a group; its spans, and what is spent on it, belong to the group's step."""
+    with spans.about(step=group.step, group=group.index), spans.span("judged"):
+        return await at_step(group.step, method.judge(teacher, group))
 
 
 def meet(teacher: Teacher, groups: Sequence[RolloutGroup] = ()) -> None:

@@ -26,7 +26,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from ropd_jax import hosts, report
+from ropd_jax import hosts, report, spans
 from ropd_jax import mesh as mesh_lib
 from ropd_jax.checkpoint import Checkpoints
 from ropd_jax.checks import check_config, check_finite, check_length
@@ -53,7 +53,9 @@ from ropd_jax.summary import make_result, step_metrics
 from ropd_jax.teacher import BudgetError, Teacher, TeacherLoop, together
 from ropd_jax.teacher.build import providers
 from ropd_jax.teacher.failures import FailureGate, TooManyFailures
+from ropd_jax.teacher.observed import ObservedClient
 from ropd_jax.types import Prompt, RolloutGroup, UserError
+from ropd_jax.watchdog import watching
 from ropd_jax.workdir import Interrupt, Interrupted, claim, flatten
 
 log = logging.getLogger(__name__)
@@ -342,6 +344,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
         for group in sample_groups(
             student.cfg, engine, params, student.tokenizer, prompts, questions.tokens_of(prompts), seed=seed, step=step
         ):
+            spans.moved()
             yield group
             interrupt.check()
 
@@ -375,7 +378,10 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     def save(step: int):
         meet(teacher)
         seconds = host["seconds"] + time.monotonic() - started
-        checkpoints.save(step, state, host | {"teacher": teacher.state(), "failures": gate.state(), "seconds": seconds})
+        with spans.span("checkpoint"):
+            checkpoints.save(
+                step, state, host | {"teacher": teacher.state(), "failures": gate.state(), "seconds": seconds}
+            )
 
     # --- loop
     writes = hosts.index() == 0
@@ -383,12 +389,16 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
         workdir, start_step=first + 1 if first else 0, tensorboard=cfg.log.tensorboard, write=writes
     )
     stack.enter_context(contextlib.closing(metrics_log))
+    timeline = stack.enter_context(spans.Timeline(workdir, start_step=first, write=writes).recording())
+    stack.enter_context(watching(timeline, cfg.log.watchdog_s, workdir, loop.stacks))
+    teacher.client = ObservedClient(teacher.client, spans.span)
     groups_log = report.GroupsLog(workdir)
     shown_on = None if writes else stack.enter_context(open(os.devnull, "w"))  # noqa: SIM115
     progress = stack.enter_context(report.Progress(cfg.steps, start=first, file=shown_on))
 
     def evaluated(step: int, n: int) -> dict[str, Any]:
-        metrics = evaluate(sample, eval_engines, attach(lora, base, state.params), held, n, progress.say)
+        with spans.span("evaluate"):
+            metrics = evaluate(sample, eval_engines, attach(lora, base, state.params), held, n, progress.say)
         metrics_log.log(step, metrics)
         drift = drift_at(report.read_metrics(workdir), step)
         if drift is not None:
@@ -404,61 +414,66 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
         if host["before"] is None:
             host["before"] = evaluated(0, len(held.prompts))
         for step in range(first, cfg.steps):
-            due = step and step % cfg.eval.every == 0
-            if due and not hosts.first_says(metrics_log.holds(step, "eval/accuracy")):
-                evaluated(step, cfg.eval.size or len(held.prompts))
-            begin = time.monotonic()
-            groups, judgements, metrics = judged(step, stream.batch(step))
-            if cfg.sampling.resample:
-                groups, judgements, more = replace_equal(cfg, method, stream, functools.partial(judged, step), step,
-                                                         groups, judgements)  # fmt: skip
+            with spans.about(step=step), spans.span("step"):
+                due = step and step % cfg.eval.every == 0
+                if due and not hosts.first_says(metrics_log.holds(step, "eval/accuracy")):
+                    evaluated(step, cfg.eval.size or len(held.prompts))
+                begin = time.monotonic()
+                groups, judgements, metrics = judged(step, stream.batch(step))
+                if cfg.sampling.resample:
+                    groups, judgements, more = replace_equal(cfg, method, stream, functools.partial(judged, step), step,
+                                                             groups, judgements)  # fmt: skip
+                    metrics |= more
+                trained, judgements, more = method.revise(state.method, groups, judgements, student.tokenizer)
+                state = state._replace(method=trained)
                 metrics |= more
-            trained, judgements, more = method.revise(state.method, groups, judgements, student.tokenizer)
-            state = state._replace(method=trained)
-            metrics |= more
-            reward_PG, valid_PG = method.rewards(groups, judgements)
-            advantages = method.advantages(reward_PG, valid_PG, step)
-            metrics |= step_metrics(
-                groups, judgements, advantages, reward_PG, valid_PG, metrics["time/sample_s"], student.tokenizer
-            )
+                reward_PG, valid_PG = method.rewards(groups, judgements)
+                advantages = method.advantages(reward_PG, valid_PG, step)
+                metrics |= step_metrics(
+                    groups, judgements, advantages, reward_PG, valid_PG, metrics["time/sample_s"], student.tokenizer
+                )
 
-            rows = [
-                s for g, j in zip(groups, judgements, strict=True) for s in method.sequences(g, j, student.tokenizer)
-            ]
-            progress.say("update")
-            before_update = time.monotonic()
-            state, update_metrics = update_step(
-                update,
-                state,
-                ref_params,
-                rows,
-                without_overlong(advantages, groups, rows) if cfg.loss.overlong == "mask" else advantages,
-                method,
-                mesh,
-                cfg,
-                prompt_len + cfg.sampling.max_tokens,
-            )
-            metrics |= update_metrics | {"time/update_s": time.monotonic() - before_update}
-            done = step + 1
-            host["groups_total"] += len(groups)
-            failed_P = (~np.asarray(advantages.valid_PG)).all(axis=1)
-            host["groups_unscored"] += int(failed_P.sum())
-            for judgement, failed in zip(judgements, failed_P, strict=True):
-                gate.add(judgement.causes, failed=bool(failed))
-            metrics |= gate.as_metrics()
-            meet(teacher, groups)
-            metrics |= teacher.metrics(step)
-            if writes and cfg.log.groups and method.needs_rollouts:
-                groups_log.write(step, groups, judgements, np.asarray(advantages.advantage_PG).tolist())
-            check_finite(update_metrics, step, workdir, rows, advantages)
+                rows = [
+                    s
+                    for g, j in zip(groups, judgements, strict=True)
+                    for s in method.sequences(g, j, student.tokenizer)
+                ]
+                progress.say("update")
+                before_update = time.monotonic()
+                with spans.span("update"):
+                    state, update_metrics = update_step(
+                        update,
+                        state,
+                        ref_params,
+                        rows,
+                        without_overlong(advantages, groups, rows) if cfg.loss.overlong == "mask" else advantages,
+                        method,
+                        mesh,
+                        cfg,
+                        prompt_len + cfg.sampling.max_tokens,
+                    )
+                metrics |= update_metrics | {"time/update_s": time.monotonic() - before_update}
+                done = step + 1
+                host["groups_total"] += len(groups)
+                failed_P = (~np.asarray(advantages.valid_PG)).all(axis=1)
+                host["groups_unscored"] += int(failed_P.sum())
+                for judgement, failed in zip(judgements, failed_P, strict=True):
+                    gate.add(judgement.causes, failed=bool(failed))
+                metrics |= gate.as_metrics()
+                meet(teacher, groups)
+                metrics |= teacher.metrics(step)
+                if writes and cfg.log.groups and method.needs_rollouts:
+                    groups_log.write(step, groups, judgements, np.asarray(advantages.advantage_PG).tolist())
+                check_finite(update_metrics, step, workdir, rows, advantages)
 
-            metrics["time/step_s"] = time.monotonic() - begin
-            metrics_log.log(done, metrics)
-            progress.step(done, metrics)
-            gate.check()
-            if done % cfg.checkpoint.every == 0 or done == cfg.steps:
-                save(done)
-            interrupt.check()
+                metrics["time/step_s"] = time.monotonic() - begin
+                metrics_log.log(done, metrics)
+                timeline.flush()
+                progress.step(done, metrics)
+                gate.check()
+                if done % cfg.checkpoint.every == 0 or done == cfg.steps:
+                    save(done)
+                interrupt.check()
         after = evaluated(cfg.steps, len(held.prompts))
     except (Interrupted, UserError):
         save(done)

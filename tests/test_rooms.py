@@ -11,9 +11,9 @@ ROOT = pathlib.Path(__file__).parents[1] / "ropd_jax"
 
 LEVELS = [  # a room imports from lower levels only, and within its level only what SAME_LEVEL allows
     {"types", "hints", "helptexts"},
-    {"configs", "ggufio", "jsonio", "hub"},
+    {"configs", "ggufio", "jsonio", "hub", "spans"},
     {"mesh", "core", "models", "text", "teacher", "data", "report", "hosts", "arguments"},
-    {"sampling", "figures", "workdir", "student", "checkpoint", "groups", "tapeverb", "drift"},
+    {"sampling", "figures", "workdir", "student", "checkpoint", "groups", "tapeverb", "drift", "watchdog", "timeline"},
     {"methods", "evaluation", "checks", "rejudge", "teach", "export"},
     {"summary", "preflight", "evalrun", "dataverb", "signals", "judging"},
     {"train", "cli", "plan"},
@@ -29,6 +29,7 @@ HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax"}
 JAX_FREE = {
     "types", "configs", "hints", "helptexts", "ggufio", "jsonio", "hub", "teacher", "report", "figures", "workdir",
     "evaluation", "cli", "groups", "rejudge", "tapeverb", "dataverb", "drift", "arguments",
+    "spans", "watchdog", "timeline",
 }  # fmt: skip
 
 

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ropd_jax import spans
 from ropd_jax.mesh import active_mesh, constrain, fetch, out, place
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
@@ -344,7 +345,9 @@ class _Engine:
                 tokens_NT[number, row, :n] = self.prompt_tokens[index][:n]
                 len_N[number, row], at_N[number, row] = n, slot
         arrays = _place((tokens_NT.reshape(-1, tokens_NT.shape[-1]), "BT"), (len_N.ravel(), "B"), (at_N.ravel(), "B"))
-        prompts = prefill(self.cfg, self.ecfg, self.params, self.cache.prompts, *arrays)
+        with spans.span("prefill"):  # the device has nothing else to do now: the last chunk is in, the next not begun
+            prompts = prefill(self.cfg, self.ecfg, self.params, self.cache.prompts, *arrays)
+            jax.block_until_ready(prompts)
         self.cache = self.cache._replace(prompts=prompts)
 
     def _commit(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import io
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
@@ -41,6 +42,13 @@ class TeacherLoop:
     def on_close(self, closer: Callable[[], Awaitable[None]]) -> None:
         """Call ``closer`` on the loop when it closes."""
         self._closers.append(closer)
+
+    def stacks(self) -> str:
+        """Where each coroutine on the loop stands, for whoever looks for one that hangs; asked from any thread."""
+        out = io.StringIO()
+        for task in asyncio.all_tasks(self._loop):
+            task.print_stack(file=out)
+        return out.getvalue()
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Cancel what is in flight, close the clients on the loop, end the thread. Idempotent."""

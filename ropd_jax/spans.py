@@ -1,0 +1,174 @@
+"""What a run does when: spans of time, one JSON line each in ``timeline.jsonl``. No jax.
+
+    sample  prefill  update  evaluate  checkpoint  idle     what the run itself does; idle: it waits for the teacher
+    reference  rubric  verify  score                        calls of the teacher, those that the tape answers included
+    judged                                                  a group, from the sampler to its judgement
+    step                                                    around all of it
+
+Whoever works opens a span (`span`); it is written when it closes. Without a `Timeline` that records, nothing is kept.
+``Timeline.open`` and ``Timeline.still_s`` say what is in flight and since when nothing has moved: the watchdog asks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ropd_jax.types import UserError
+
+RUN = ("sample", "prefill", "update", "evaluate", "checkpoint", "idle")
+TEACHER = ("reference", "rubric", "verify", "score")
+_about: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar("span_about")
+_recorder: Timeline | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """A closed span.
+
+    Attributes:
+        start, end: seconds since the epoch.
+        step: 0, 1, 2, ...; None outside of steps.
+        group: its place in the step; None where it concerns no single group.
+    """
+
+    name: str
+    start: float
+    end: float
+    step: int | None = None
+    group: int | None = None
+
+
+@contextlib.contextmanager
+def about(**where: Any) -> Iterator[None]:
+    """Every span opened inside carries ``step=`` and ``group=`` as given, in coroutines started inside too."""
+    token = _about.set({**_about.get({}), **where})
+    try:
+        yield
+    finally:
+        _about.reset(token)
+
+
+@contextlib.contextmanager
+def span(name: str, **where: Any) -> Iterator[None]:
+    """A span around the block, kept by the timeline that records, if one does."""
+    if (recorder := _recorder) is None:
+        yield
+        return
+    number = recorder.begin(name, {**_about.get({}), **where})
+    try:
+        yield
+    finally:
+        recorder.finish(number)
+
+
+def moved() -> None:
+    """Something has moved that is no span, so that the watchdog keeps quiet."""
+    if _recorder is not None:
+        _recorder.moved_at = time.monotonic()
+
+
+class Timeline:
+    """Keeps the spans of one process in ``timeline.jsonl``.
+
+    Args:
+        workdir: the run's directory.
+        start_step: the first step that will be recorded; what an earlier process wrote from there on is cut.
+        write: of several hosts one does; the others know what is in flight all the same.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str], *, start_step: int = 0, write: bool = True):
+        path = pathlib.Path(workdir) / "timeline.jsonl"
+        if write and path.exists():
+            kept = [row for row in _rows(path) if (row.get("step") or 0) < start_step]
+            part = path.with_name(f".{path.name}.part")
+            part.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            os.replace(part, path)
+        self._file = open(path if write else os.devnull, "a", encoding="utf-8")  # noqa: SIM115 - see close()
+        self._epoch = time.time() - time.monotonic()  # the clock may be set while a run lasts; spans do not jump
+        self._lock = threading.Lock()
+        self._numbers = itertools.count()
+        self._open: dict[int, tuple[str, float, Mapping[str, Any]]] = {}
+        self.moved_at = time.monotonic()
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[Timeline]:
+        """Takes the spans of the whole process until the block ends."""
+        global _recorder
+        before, _recorder = _recorder, self
+        try:
+            yield self
+        finally:
+            _recorder = before
+            self.close()
+
+    def begin(self, name: str, where: Mapping[str, Any]) -> int:
+        """Opens a span; `finish` takes its number."""
+        with self._lock:
+            number = next(self._numbers)
+            self.moved_at = time.monotonic()
+            self._open[number] = (name, self.moved_at, where)
+        return number
+
+    def finish(self, number: int) -> None:
+        with self._lock:
+            name, start, where = self._open.pop(number)
+            self.moved_at = now = time.monotonic()
+            row = {"name": name, "start": round(start + self._epoch, 4), "end": round(now + self._epoch, 4), **where}
+            if not self._file.closed:  # the teacher's thread may outlive the run's by a moment
+                self._file.write(json.dumps(row) + "\n")
+
+    def flush(self) -> None:
+        with self._lock:
+            self._file.flush()
+
+    def open(self) -> list[tuple[str, float, Mapping[str, Any]]]:
+        """(name, seconds since it began, where) of each span in flight, the oldest first."""
+        now = time.monotonic()
+        with self._lock:
+            found = [(name, now - start, where) for name, start, where in self._open.values()]
+        return sorted(found, key=lambda span: -span[1])
+
+    def still_s(self) -> float:
+        """Seconds since anything has moved."""
+        return time.monotonic() - self.moved_at
+
+    def close(self) -> None:
+        with self._lock:
+            self._file.close()
+
+
+def read_spans(run: str | os.PathLike[str]) -> list[Span]:
+    """The spans of a run, by their begin.
+
+    Raises:
+        UserError: it has none.
+    """
+    path = pathlib.Path(run) / "timeline.jsonl"
+    if not path.exists():
+        raise UserError(f"{path} does not exist; expected the directory of a run (ropd train --workdir)")
+    fields = {f.name for f in dataclasses.fields(Span)}
+    found = [Span(**{k: v for k, v in row.items() if k in fields}) for row in _rows(path)]
+    return sorted(found, key=lambda s: (s.start, -s.end))
+
+
+def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of the file; one torn by a kill is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").split("\n"):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and {"name", "start", "end"} <= row.keys():
+            rows.append(row)
+    return rows

@@ -1,0 +1,24 @@
+"""A client around another one whose calls somebody follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from ropd_jax.teacher.client import ChatClient, ChatReply, ChatRequest
+
+
+class ObservedClient:
+    """A ``ChatClient`` that opens ``around(purpose)`` around each call of the client underneath."""
+
+    def __init__(self, client: ChatClient, around: Callable[[str], AbstractContextManager]):
+        self.inner = client
+        self._around = around
+
+    async def chat(self, request: ChatRequest) -> ChatReply:
+        """The inner client's reply, or what it raises."""
+        with self._around(request.purpose):
+            return await self.inner.chat(request)
+
+    async def close(self) -> None:
+        await self.inner.close()

@@ -1,0 +1,246 @@
+"""``ropd timeline RUN``: what a run did when, as a picture, and what it waits for, in one line. No jax.
+
+The line covers every step asked for: which share of their seconds the device sampled or updated, the run waited for the
+teacher and nothing else (``idle``), and the rest. What is waited for is read off the critical path: the role that the
+step's last group was at while the run was idle.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import pathlib
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from ropd_jax.report import write_atomic
+from ropd_jax.spans import RUN, TEACHER, Span, read_spans
+from ropd_jax.types import UserError
+
+HELP = """\
+usage: ropd timeline RUN [--steps a:b] [--out DIR]
+
+Says in one line what the run waits for, and draws the steps as a Gantt chart: what the run itself does (sample,
+prefill, update, evaluate, checkpoint, idle) above what the teacher does for each group (reference, rubric, verify).
+A call's bar begins when it is asked for; waiting for a free slot of the teacher is part of it.
+
+  --steps a:b   steps a to b-1; a: and :b are open ends (1: leaves out the step that compiles). Without it the line is
+                of all steps, the chart of the last three
+  --out DIR     where timeline.png and timeline.html go; default RUN. In the HTML every bar tells its seconds
+
+  ropd timeline runs/quickstart
+  ropd timeline runs/quickstart --steps 10:12 --out /tmp
+"""
+COLOURS = {
+    "sample": "#4477aa", "prefill": "#66ccee", "update": "#228833", "evaluate": "#999933", "checkpoint": "#aa4499",
+    "idle": "#dddddd", "reference": "#ddaa33", "rubric": "#ee8866", "verify": "#cc3311", "score": "#cc3311",
+}  # fmt: skip
+SHOWN = 3  # steps of the chart where none are named
+WAITING = {"sample": "sampling", "update": "the update", "evaluate": "evaluation", "checkpoint": "checkpoints",
+           "idle": "the teacher", "host": "the host's own work"}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Shares:
+    """Where the seconds of some steps went.
+
+    Attributes:
+        steps: how many. seconds: of all of them.
+        spent: share of each thing that a run does by itself; ``host`` is what no span covers.
+        roles: share in which the run was idle, by the role that it waited for.
+    """
+
+    steps: int
+    seconds: float
+    spent: dict[str, float]
+    roles: dict[str, float]
+
+    def line(self, run: str) -> str:
+        """One sentence: what the run waits for, and the shares."""
+        most = max(self.spent, key=self.spent.__getitem__)
+        roles = ", ".join(f"{role} {share:.0%}" for role, share in self.roles.items() if share >= 0.005)
+        said = [f"{WAITING[name]} {share:.0%}" + (f" ({roles})" if name == "idle" and roles else "")
+                for name, share in sorted(self.spent.items(), key=lambda one: -one[1]) if share >= 0.005]  # fmt: skip
+        return f"{run}: waits for {WAITING[most]}; of {self.steps} steps, {self.seconds:.1f} s: {', '.join(said)}"
+
+
+def shares(spans: Sequence[Span]) -> Shares:
+    """`Shares` of the steps among the spans.
+
+    Raises:
+        UserError: no finished step among them.
+    """
+    steps = [s for s in spans if s.name == "step"]
+    seconds = sum(s.end - s.start for s in steps)
+    if not seconds:
+        raise UserError("no finished step in the timeline; wait for the first, or give other --steps")
+    spent, roles = Counter({"host": seconds}), Counter()
+    for step in steps:
+        inside = [s for s in spans if s.start < step.end and s.end > step.start]
+        free = [(step.start, step.end)]
+        for name in ("update", "sample", "evaluate", "checkpoint", "idle"):  # of two at a time the first one counts
+            found = [(max(s.start, step.start), min(s.end, step.end)) for s in inside if s.name == name]
+            covered, free = _take(free, found)
+            spent[name] += _length(covered)
+            spent["host"] -= _length(covered)
+            if name == "idle":
+                roles.update(_waited_for(covered, inside, step.step))
+    return Shares(
+        len(steps),
+        seconds,
+        {name: value / seconds for name, value in spent.items()},
+        {role: value / seconds for role, value in roles.most_common()},
+    )
+
+
+def _waited_for(idle: list[tuple[float, float]], spans: Sequence[Span], step: int | None) -> Counter[str]:
+    """Seconds of ``idle`` by the role that the step's last group was at."""
+    calls = [s for s in spans if s.name in TEACHER and s.step == step]
+    if not calls:
+        return Counter()
+    last = max(calls, key=lambda s: s.end).group
+    found: Counter[str] = Counter()
+    for role in TEACHER:
+        taken, idle = _take(idle, [(s.start, s.end) for s in calls if s.group == last and s.name == role])
+        found[role] = _length(taken)
+    found["between calls"] = _length(idle)
+    return +found
+
+
+def _take(free: list[tuple[float, float]], wanted: Iterable[tuple[float, float]]):
+    """(what of ``free`` the intervals cover, what is left); no moment is counted twice."""
+    covered: list[tuple[float, float]] = []
+    for start, end in wanted:
+        left = []
+        for a, b in free:
+            lo, hi = max(a, start), min(b, end)
+            if lo >= hi:
+                left.append((a, b))
+                continue
+            covered.append((lo, hi))
+            left += [(x, y) for x, y in ((a, lo), (hi, b)) if x < y]
+        free = left
+    return covered, free
+
+
+def _length(intervals: Iterable[tuple[float, float]]) -> float:
+    return sum(b - a for a, b in intervals)
+
+
+# ------------------------------------------------------------------------------------------------------ the chart
+
+
+@dataclasses.dataclass(frozen=True)
+class Bar:
+    """One bar: ``lane`` from above, seconds from the chart's begin."""
+
+    lane: int
+    name: str
+    start: float
+    end: float
+    text: str
+
+
+def lanes(spans: Sequence[Span]) -> tuple[list[str], list[Bar]]:
+    """(label of each lane, bars): the run's own lanes, then one for each group of each step.
+
+    A group's bar of sampling ends where its judgement begins; what its calls do at once lies on one another.
+    """
+    present = [name for name in RUN if any(s.name == name for s in spans)]
+    labels, at = list(present), {name: i for i, name in enumerate(present)}
+    zero = min(s.start for s in spans)
+    bars = [_bar(at[s.name], s, zero) for s in spans if s.name in at]
+    began = {s.step: s.start for s in reversed(spans) if s.name == "sample"}
+    for key in sorted({(s.step, s.group) for s in spans if s.name == "judged" and s.group is not None}):
+        own = [s for s in spans if (s.step, s.group) == key]
+        lane = len(labels)
+        labels.append(f"step {key[0]} group {key[1]}")
+        judged = min(s.start for s in own if s.name == "judged")
+        if key[0] in began:
+            bars.append(_bar(lane, Span("sample", began[key[0]], judged, *key), zero))
+        bars += [_bar(lane, s, zero) for s in own if s.name in (*TEACHER, "update")]
+    return labels, bars
+
+
+def _bar(lane: int, s: Span, zero: float) -> Bar:
+    where = "".join(f" {what} {value}" for what, value in (("step", s.step), ("group", s.group)) if value is not None)
+    return Bar(lane, s.name, s.start - zero, s.end - zero, f"{s.name}{where}: {s.end - s.start:.3f} s")
+
+
+def chart_png(path: pathlib.Path, labels: Sequence[str], bars: Sequence[Bar], title: str) -> None:
+    """Draws the bars."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # without pyplot: no global state, no display
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    figure = Figure(figsize=(14, min(2.2 + 0.16 * len(labels), 24)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for name in dict.fromkeys(b.name for b in bars):
+        own = [b for b in bars if b.name == name]
+        axes.barh([b.lane for b in own], [b.end - b.start for b in own], left=[b.start for b in own], height=0.8,
+                  color=COLOURS[name], linewidth=0)  # fmt: skip
+    axes.set_yticks(range(len(labels)), labels, fontsize=7)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.set_xlabel("seconds")
+    axes.set_title(title, fontsize=9, loc="left", wrap=True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    used = list(dict.fromkeys(b.name for b in bars))
+    figure.legend(handles=[Patch(color=COLOURS[n], label=n) for n in used], loc="outside lower center",
+                  ncols=len(used), fontsize=8, frameon=False)  # fmt: skip
+    figure.savefig(path, dpi=110)
+
+
+def chart_html(labels: Sequence[str], bars: Sequence[Bar], title: str) -> str:
+    """The chart as one page that needs nothing else: pointing at a bar shows what it is and how long it took."""
+    row, left, width = 16, 130, 1400
+    seconds = max(b.end for b in bars) or 1.0
+    scale = (width - left) / seconds
+    out = []
+    for i, label in enumerate(labels):
+        out.append(f'<text x="{left - 6}" y="{row * i + 12}" text-anchor="end">{html.escape(label)}</text>')
+    for b in bars:
+        x, w = left + b.start * scale, max((b.end - b.start) * scale, 0.5)
+        out.append(
+            f'<rect x="{x:.1f}" y="{row * b.lane + 2}" width="{w:.1f}" height="{row - 4}" fill="{COLOURS[b.name]}">'
+            f"<title>{html.escape(b.text)}</title></rect>"
+        )
+    for k in range(11):
+        x = left + (width - left) * k / 10
+        out.append(
+            f'<text x="{x:.0f}" y="{row * len(labels) + 14}" text-anchor="middle">{seconds * k / 10:.2f} s</text>'
+        )
+    legend = " ".join(
+        f'<span style="background:{COLOURS[n]}">&nbsp;&nbsp;&nbsp;</span> {n}'
+        for n in dict.fromkeys(b.name for b in bars)
+    )
+    height = row * len(labels) + 24
+    return (
+        f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        "<style>body{font:13px sans-serif}text{font:10px sans-serif}rect:hover{stroke:#000}</style>"
+        f"<p>{html.escape(title)}</p><p>{legend}</p>"
+        f'<svg viewBox="0 0 {width + 40} {height}" width="100%">{"".join(out)}</svg>\n'
+    )
+
+
+def main(run: str, *, steps: tuple[int, int] | None = None, out: str = "") -> int:
+    """Prints the line and writes ``timeline.png`` and ``timeline.html``.
+
+    Raises:
+        UserError: no timeline, or no such steps.
+    """
+    spans = [s for s in read_spans(run) if steps is None or (s.step is not None and steps[0] <= s.step < steps[1])]
+    line = shares(spans).line(str(run))
+    if steps is None:
+        known = sorted({s.step for s in spans if s.name == "step" and s.step is not None})
+        spans = [s for s in spans if s.step in known[-SHOWN:]]
+    labels, bars = lanes(spans)
+    directory = pathlib.Path(out or run)
+    directory.mkdir(parents=True, exist_ok=True)
+    chart_png(directory / "timeline.png", labels, bars, line)
+    write_atomic(directory / "timeline.html", chart_html(labels, bars, line))
+    sys.stdout.write(f"{line}\n{directory / 'timeline.png'}\n{directory / 'timeline.html'}\n")
+    return 0
