@@ -1,6 +1,7 @@
 """One run, top to bottom: prompts -> rollouts -> references, rubric, verdicts -> rewards -> advantages -> update.
 
-Read `main` from its first banner to its last; `make_update` stands just above it, `judge_step` in `ropd_jax.judging`.
+Read `main` from its first banner to its last; `make_update` stands in `ropd_jax.update`, `judge_step` in
+`ropd_jax.judging`.
 State is a value: parameters, optimizer state and a few host numbers, and everything random is a function of (seed,
 step, prompt, rollout). A run that is killed at any moment and started again ends with the same parameters, bit for bit
 (on CPU).
@@ -18,33 +19,25 @@ import pathlib
 import time
 import zlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from ropd_jax import hosts, report, spans
 from ropd_jax import mesh as mesh_lib
 from ropd_jax.checkpoint import Checkpoints
 from ropd_jax.checks import check_config, check_finite, check_length
-from ropd_jax.core.losses import kl_estimate, token_weights
-from ropd_jax.core.masked import masked_max, masked_sum
-from ropd_jax.core.optim import make_optimizer
-from ropd_jax.data.batches import TrainBatch, make_batch, pack, real_frac, split_parts
 from ropd_jax.data.prompts import PromptStream
 from ropd_jax.data.questions import Questions, load_questions
 from ropd_jax.drift import alarms, drift_at
 from ropd_jax.evaluation.heldout import evaluate
 from ropd_jax.figures import curves_png
 from ropd_jax.judging import judge_step, meet, replace_equal
-from ropd_jax.methods import Method, Notes, Tokens, load_method
+from ropd_jax.methods import load_method
 from ropd_jax.methods.base import without_overlong
-from ropd_jax.models import transformer
-from ropd_jax.models.config import ModelConfig
-from ropd_jax.models.logprobs import token_logprobs
 from ropd_jax.models.lora import Lora, adapted, attach, freeze, init_adapters
 from ropd_jax.sampling.engine import EngineConfig, sample_groups
 from ropd_jax.sampling.rules import SamplingRule
@@ -55,193 +48,11 @@ from ropd_jax.teacher.build import providers
 from ropd_jax.teacher.failures import FailureGate, TooManyFailures
 from ropd_jax.teacher.observed import ObservedClient
 from ropd_jax.types import Prompt, RolloutGroup, UserError
+from ropd_jax.update import State, make_update, needs_initial, optimizer, update_step
 from ropd_jax.watchdog import watching
 from ropd_jax.workdir import Interrupt, Interrupted, claim, flatten
 
 log = logging.getLogger(__name__)
-NO_NOTES = Notes()
-
-
-class State(NamedTuple):
-    """What a step changes: the student (all of it, or the adapters beside a frozen base, see `ropd_jax.models.lora`),
-    its optimizer, and what the method itself trains (`Method.setup`)."""
-
-    params: dict
-    opt_state: optax.OptState
-    method: Any = ()
-
-
-# ------------------------------------------------------------------------------------------------------- update
-
-
-def make_update(cfg: ConfigDict, model_cfg: ModelConfig, method: Method, tx: optax.GradientTransformation):
-    """The jitted update: (state, ref_params, batch [A, b, T], notes, base) -> (state, metrics).
-
-    The gradient is accumulated in float32 over the A parts; the token weights are those of the whole batch, so it
-    equals the gradient of one pass over all rows. Empty parts at the end are not computed: the shapes, and with them
-    the compiled program, are those of the longest possible step, the time is that of the step at hand.
-    ``ref_params`` is the initial student, or None if no term reads it. ``notes`` are those of `Method.annotate`.
-    ``base`` is the frozen student that the adapters of the state stand beside, or None where all parameters train.
-    """
-    lora = Lora.from_config(cfg.student.lora)
-
-    def logprobs(params, part: TrainBatch):
-        x_BTD = transformer.hidden(
-            model_cfg,
-            params,
-            part.tokens_BT,
-            part.positions_BT,
-            part.segments_BT,
-            dtype=jnp.dtype(cfg.student.dtype),
-            remat=cfg.optim.remat,
-            attention=cfg.optim.attention,
-        )
-        logp_BT, entropy_BT = token_logprobs(
-            model_cfg,
-            params,
-            x_BTD,
-            part.targets_BT,
-            temperature=cfg.sampling.temperature or 1.0,
-            chunk=cfg.optim.logprob_chunk,
-            entropy_grad=bool(cfg.loss.entropy_coef),
-        )
-        return logp_BT, entropy_BT, x_BTD
-
-    def part_loss(trainable, base, ref_params, part: TrainBatch, weight_BT, notes, shared):
-        params = attach(lora, base, trainable)
-        logp_BT, entropy_BT, x_BTD = logprobs(params, part)
-        ref_logp_BT = jax.lax.stop_gradient(logprobs(ref_params, part)[0]) if needs_initial(cfg, method) else None
-        tokens = Tokens(part, logp_BT, entropy_BT, ref_logp_BT, notes, shared, model_cfg, params, x_BTD)
-        mask_BT, active_BT = part.mask_BT, part.informative_BT
-        loss_BT, extra = method.loss(tokens)
-        if cfg.loss.kl_coef:
-            extra |= {"kl": kl_estimate(logp_BT, ref_logp_BT, cfg.loss.kl_kind)}
-            loss_BT += cfg.loss.kl_coef * extra["kl"]
-        if cfg.loss.entropy_coef:
-            loss_BT -= cfg.loss.entropy_coef * entropy_BT
-        loss = masked_sum(weight_BT * loss_BT, active_BT)
-        gap_BT = jax.lax.stop_gradient(jnp.abs(logp_BT - tokens.old_logp_BT))  # 0 where nobody sampled
-        sums = {"entropy": masked_sum(entropy_BT, mask_BT), "logp_gap": masked_sum(gap_BT, mask_BT)}
-        sums |= {name: masked_sum(x_BT, mask_BT) for name, x_BT in extra.items()}
-        gap_max = jnp.maximum(masked_max(gap_BT, mask_BT), 0.0)
-        return loss, (sums, gap_max)
-
-    @functools.partial(jax.jit, donate_argnums=(0,))
-    def update(state: State, ref_params, batch: TrainBatch, notes: Notes = NO_NOTES, base=None):
-        weight_ABT = token_weights(
-            batch.mask_BT, cfg.loss.aggregation, batch.length_BT, max_tokens=cfg.sampling.max_tokens
-        )
-        A = len(batch.tokens_BT)
-
-        def part(a):
-            return jax.tree.map(
-                lambda x_ABT: jax.lax.dynamic_index_in_dim(x_ABT, a, keepdims=False), (batch, weight_ABT, notes.tokens)
-            )
-
-        def loss_of(params, a):
-            return part_loss(params, base, ref_params, *part(a), notes.shared)
-
-        def accumulate(a, carry):  # the backward pass adds each layer's gradient into `grads` in place
-            loss, pull_back, aux = jax.vjp(lambda params: loss_of(params, a), state.params, has_aux=True)
-            if lora.rank:  # a scan adds the gradients of all its weights in place, or of none: the base has no gradient
-                jax.tree.map(add_to, grads, pull_back(jnp.ones_like(loss))[0])
-            else:
-                pull_back.with_refs(grads)(jnp.ones_like(loss))
-            *sums, gap_max = loss, *aux
-            *sums_before, gap_max_before = carry
-            return *jax.tree.map(jnp.add, sums_before, sums), jnp.maximum(gap_max_before, gap_max)
-
-        grads = jax.tree.map(lambda p: jax.new_ref(jnp.zeros_like(p, jnp.float32)), state.params)
-        loss, aux = jax.eval_shape(loss_of, state.params, 0)
-        nothing = jax.tree.map(lambda x: jnp.zeros((), x.dtype), (loss, *aux))
-        used = jnp.max(jnp.where(jnp.any(batch.segments_BT, axis=(1, 2)), jnp.arange(1, A + 1, dtype=jnp.int32), 0))
-        loss, sums, gap_max = jax.lax.fori_loop(0, used, accumulate, nothing)
-        grads = jax.tree.map(jax.freeze, grads)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        tokens = jnp.maximum(jnp.sum(batch.mask_BT), 1).astype(jnp.float32)
-        metrics = {f"update/{name}": x / tokens for name, x in sums.items()}
-        metrics |= {
-            "update/loss": loss,
-            "update/logp_gap_max": gap_max,
-            "update/grad_norm": optax.tree.norm(grads),
-            "update/tokens": tokens,
-        }
-        return State(params, opt_state, state.method), metrics
-
-    return update
-
-
-def add_to(ref, x: jax.Array) -> None:
-    ref[...] += x.astype(jnp.float32)
-
-
-def needs_initial(cfg: ConfigDict, method: Method) -> bool:
-    """Whether an update reads the initial student."""
-    return bool(cfg.loss.kl_coef) or method.needs_initial
-
-
-def update_step(
-    update,
-    state: State,
-    ref_params,
-    rows,
-    advantages,
-    method: Method,
-    mesh,
-    cfg: ConfigDict,
-    length: int,
-):
-    """Cut the step into its mini-batches (by prompt), update on each; a mini-batch without gradient is skipped.
-
-    Args:
-        rows: the step's sequences; packed into rows of ``optim.row_len`` where that is set. Their number does not
-            follow the lengths of what the teacher wrote (`Method.teaches_text`).
-        length: most tokens of a sequence.
-    """
-    per_prompt = advantages.advantage_PG.shape[1]
-    flat = [np.asarray(x).reshape(-1) for x in advantages]
-    everything: list[dict[str, float]] = []
-    for part in np.array_split(np.arange(len(rows)).reshape(-1, per_prompt), cfg.optim.minibatches):
-        at = part.reshape(-1)
-        batch = step_parts([rows[i] for i in at], *(x[at] for x in flat), method, mesh, cfg, length)
-        if not batch.informative_BT.any():  # AdamW would move on its momentum alone
-            continue
-        notes = method.annotate(state.method, batch)
-        by_token = jax.NamedSharding(mesh, mesh_lib.RULES.spec("ABT"))  # and whole in every further dimension
-        placed, said = jax.tree.map(functools.partial(mesh_lib.place, sharding=by_token), (batch, notes.tokens))
-        state, metrics = update(state, ref_params, placed, Notes(said, notes.shared))
-        everything.append({k: float(v) for k, v in metrics.items()} | {"update/real_frac": real_frac(batch)})
-    means = {k: float(np.mean([m[k] for m in everything])) for k in (everything[0] if everything else ())}
-    return state, means | {"update/count": len(everything)}
-
-
-def step_parts(
-    sequences, advantage_B, valid_B, informative_B, method: Method, mesh, cfg: ConfigDict, length: int
-) -> TrainBatch:
-    """One mini-batch as the host arrays [A, b, T] of an update; see `update_step`."""
-    if row_len := cfg.optim.row_len:  # parts that are not needed are not computed: their number may stay fixed
-        lay_out = functools.partial(pack, row_len=row_len, fixed=method.teaches_text or bool(cfg.optim.microbatch))
-    else:
-        lay_out = make_batch
-    batch = lay_out(sequences, advantage_B, valid_B, informative_B, length)
-    return split_parts(batch, cfg.optim.microbatch, multiple=mesh.shape["fsdp"])
-
-
-def optimizer(cfg: ConfigDict) -> optax.GradientTransformation:
-    """The config's optimizer, its schedule over the whole run."""
-    return make_optimizer(
-        lr=cfg.optim.lr,
-        schedule=cfg.optim.schedule,
-        warmup_steps=cfg.optim.warmup_steps,
-        total_steps=cfg.steps * cfg.optim.minibatches,
-        b1=cfg.optim.b1,
-        b2=cfg.optim.b2,
-        eps=cfg.optim.eps,
-        weight_decay=cfg.optim.weight_decay,
-        clip_norm=cfg.optim.clip_norm,
-        moments=cfg.optim.moments,
-    )
 
 
 # --------------------------------------------------------------------------------------------------------- main

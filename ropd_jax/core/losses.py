@@ -34,19 +34,31 @@ def token_weights(
     Raises:
         ValueError: unknown aggregation.
     """
+    numerator_BT, weight = token_numerators(mask_BT, aggregation, length_BT, max_tokens=max_tokens)
+    return numerator_BT / jnp.maximum(weight, 1.0)
+
+
+def token_numerators(
+    mask_BT: jax.Array, aggregation: str, length_BT: jax.Array | None = None, *, max_tokens: int = 1
+) -> tuple[jax.Array, jax.Array]:
+    """(numerator_BT, weight): `token_weights` of a batch that comes in portions.
+
+    The aggregate is the sum of ``numerator_BT * loss_BT`` over all portions, divided by the sum of their weights: the
+    number of tokens for ``token_mean``, of sequences for the others. Arguments and errors as there.
+    """
     mask32_BT = mask_BT.astype(jnp.float32)
     if length_BT is None:
         length_BT = jnp.sum(mask32_BT, axis=-1, keepdims=True)
     share_BT = mask32_BT / jnp.maximum(length_BT.astype(jnp.float32), 1.0)  # adds up to 1 for each sequence
-    sequences = jnp.maximum(jnp.round(jnp.sum(share_BT)), 1.0)
+    sequences = jnp.round(jnp.sum(share_BT))
     if aggregation == "token_mean":
-        return mask32_BT / jnp.maximum(jnp.sum(mask32_BT), 1.0)
+        return mask32_BT, jnp.sum(mask32_BT)
     if aggregation == "seq_mean":
-        return share_BT / sequences
+        return share_BT, sequences
     if aggregation == "seq_mean_token_sum":
-        return mask32_BT / sequences
+        return mask32_BT, sequences
     if aggregation == "seq_mean_token_sum_norm":
-        return mask32_BT / (sequences * max_tokens)
+        return mask32_BT / max_tokens, sequences
     raise ValueError(f"aggregation={aggregation!r}; expected one of {', '.join(AGGREGATIONS)}")
 
 

@@ -27,6 +27,7 @@ from ropd_jax.models.lora import Lora, adapter_shapes, attach, freeze
 from ropd_jax.sampling import engine as engine_lib
 from ropd_jax.sampling import pages
 from ropd_jax.sampling.slots import Slots
+from ropd_jax.update import step_parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +94,7 @@ def batch_of(cfg: ConfigDict, mesh) -> TrainBatch:
     row = Sequence(prompt_T, completion_T, np.zeros(len(completion_T), np.float32))
     advantage_B, yes_B = np.ones(n, np.float32), np.ones(n, bool)
     length = len(prompt_T) + len(completion_T)
-    batch = train.step_parts([row] * n, advantage_B, yes_B, yes_B, method, mesh, cfg, length)
+    batch = step_parts([row] * n, advantage_B, yes_B, yes_B, method, mesh, cfg, length)
     sharding = NamedSharding(mesh, mesh_lib.RULES.spec("ABT"))
     return TrainBatch(*(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in batch))
 
