@@ -5,7 +5,8 @@
    (`decode`). A step feeds each row its last token and draws the next.
 3. Between chunks the host takes out what has ended and lets the next rollouts into the free rows (`slots.Slots`). A
    group whose last rollout has ended is yielded while the device samples on, so that the teacher works meanwhile.
-4. When nothing waits any more and half of the rows are idle, the rest move together into half as many.
+4. When nothing waits any more and half of the rows are idle, the rest move together into half as many, unless the
+   student is so small that compiling another program costs more than it saves.
 
 Keys and values lie in pages (`sampling.pages`). The random stream of a rollout is a function of (seed, step, prompt,
 index), and at the same compiled shapes nothing else about it depends on its neighbours or on the order of refill.
@@ -103,6 +104,9 @@ class EngineConfig:
         return self.chunk * (self.page_chunks or -(-slots // self.chunk))
 
 
+LARGE = 10_000_000  # weights: a smaller student's rows stay as many as they are, for a program costs more than it saves
+
+
 class Rows(NamedTuple):
     """State of the rows, all [B].
 
@@ -165,9 +169,17 @@ def decode(cfg: ModelConfig, ecfg: EngineConfig, params, layers, prompts, pages,
         position_B, slot_B = rows.base + t_B, t_B % ecfg.page
 
         def attend(q_BTNH, k_BTKH, v_BTKH, layer, window):
-            prompt, page, stage = layer
-            stage = paging.write_stage(stage, k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2), slot_B)
-            o_BNH = paging.attention(cfg, q_BTNH[:, 0], prompt, page, stage, view, position_B, slot_B, window)
+            o_BNH, stage = paging.attention(
+                cfg,
+                q_BTNH[:, 0],
+                k_BTKH.swapaxes(1, 2),
+                v_BTKH.swapaxes(1, 2),
+                *layer,
+                view,
+                position_B,
+                slot_B,
+                window,
+            )
             return o_BNH[:, None], stage
 
         logits_BV, stages = transformer.decode_step(
@@ -295,9 +307,11 @@ class _Engine:
 
     def __init__(self, cfg, ecfg: EngineConfig, params, prompt_tokens, keys, limits):
         self.cfg, self.ecfg, self.params, self.prompt_tokens = cfg, ecfg, params, prompt_tokens
+        self.large = sum(x.size for x in jax.tree.leaves(params["layers"])) >= LARGE
         self.layers = unstack(params, cfg.num_layers) if copies_layers() else None
         G, n = ecfg.rollouts, len(prompt_tokens)
         whole = layout(ecfg)
+        whole = whole._replace(slots=min(whole.slots, -(-n // whole.parts)))
         self.parts, self.batch = whole.parts, whole.batch
         self.slots = Slots(
             parts=self.parts,
@@ -320,7 +334,7 @@ class _Engine:
         if books.full():
             self._commit()
         books.admit(self.last_tokens)
-        if (rows := books.rows_enough()) < books.rows:
+        if self.large and (rows := books.rows_enough()) < books.rows:
             self._shrink(rows)
         rows = Rows(*_place(*((getattr(books, name), "B") for name in Rows._fields)))
         view = paging.View(*_place(*((books.view[name], "B") for name in paging.View._fields)))
@@ -396,4 +410,7 @@ def _place(*arrays):
     if active_mesh() is None:
         return [jnp.asarray(x) for x, _ in arrays]
     mesh = jax.sharding.get_mesh()
-    return [place(x, jax.NamedSharding(mesh, out(dims))) for x, dims in arrays]
+    shardings = [jax.NamedSharding(mesh, out(dims)) for _, dims in arrays]
+    if shardings[0].is_fully_addressable:  # one call: each costs as much as a small model's step
+        return jax.device_put([x for x, _ in arrays], shardings)
+    return [place(x, s) for (x, _), s in zip(arrays, shardings, strict=True)]

@@ -79,19 +79,19 @@ class View(NamedTuple):
     depth_B: jax.Array
 
 
+@functools.partial(jax.jit, static_argnames=("cfg", "prompts", "prompt_len", "rows", "pages", "page", "dtype"))
 def make_cache(
     cfg: ModelConfig, *, prompts: int, prompt_len: int, rows: int, pages: int, page: int, dtype: str
 ) -> Cache:
     """An empty cache."""
     return Cache(
-        make_layers(cfg, prompts, prompt_len, dtype, turned=True),
-        make_layers(cfg, pages, page, dtype, turned=True),
-        make_layers(cfg, rows, page, dtype, turned=False),
+        _make_layers(cfg, prompts, prompt_len, dtype, turned=True),
+        _make_layers(cfg, pages, page, dtype, turned=True),
+        _make_layers(cfg, rows, page, dtype, turned=False),
     )
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "n", "slots", "dtype", "turned"))
-def make_layers(cfg: ModelConfig, n: int, slots: int, dtype: str, *, turned: bool) -> list[KV]:
+def _make_layers(cfg: ModelConfig, n: int, slots: int, dtype: str, *, turned: bool) -> list[KV]:
     """Zeros for all layers: ``n`` prompts, pages or rows, over all parts of the mesh."""
 
     def zeros(turned: bool) -> Stored:
@@ -121,18 +121,13 @@ def turned(k: Stored) -> Stored:
 
 
 def write_stage(stage: KV, k_BKSH: jax.Array, v_BKSH: jax.Array, slot_B: jax.Array) -> KV:
-    """The step's key and value [B, K, 1, H], each row's at its own slot.
-
-    As a choice over the whole stage: a scatter is a loop over rows on CPU, and a page is small beside the cache.
-    """
-    slots_S = jnp.arange(stage.k.x.shape[2], dtype=jnp.int32)
-    here_BS = slots_S[None] == slot_B[:, None]
+    """The step's key and value [B, K, 1, H], each row's at its own slot."""
+    rows_B = jnp.arange(slot_B.shape[0], dtype=jnp.int32)
 
     def put(old, new):
-        return jnp.where(here_BS[:, None].reshape(here_BS.shape[0], 1, -1, *(1,) * (old.ndim - 3)), new, old)
+        return old.at[rows_B, :, slot_B].set(new[:, :, 0], mode="promise_in_bounds", unique_indices=True)
 
-    new = KV(*(encode(x, stage.k.x.dtype) for x in (k_BKSH, v_BKSH)))
-    return jax.tree.map(put, stage, new)
+    return jax.tree.map(put, stage, KV(*(encode(x, stage.k.x.dtype) for x in (k_BKSH, v_BKSH))))
 
 
 def partial_softmax(q_BKQH, k: Stored, v: Stored, seen, *, keys_turned: bool, scale: float, softcap: float):
@@ -248,11 +243,18 @@ def rows(x: jax.Array, at: jax.Array) -> jax.Array:
 # ------------------------------------------------------------------------------------------ all layers, on a mesh
 
 
-def attention(cfg: ModelConfig, q_BNH, prompt: KV, pages: KV, stage: KV, view: View, position_B, slot_B, window):
-    """`attend`, each device for its own rows and heads."""
-    f = functools.partial(attend, scale=cfg.attn_scale, softcap=cfg.attn_softcap)
-    split = locally(f, ("BN", "BK", "BK", "BK", "B", "B", "B", ""), "BN")
-    return split(q_BNH, prompt, pages, stage, view, position_B, slot_B, window)
+def attention(cfg: ModelConfig, q_BNH, k_BKSH, v_BKSH, prompt: KV, pages: KV, stage: KV, view: View, position_B, slot_B,
+              window):  # fmt: skip
+    """`write_stage`, then `attend`, each device for its own rows and heads: (o_BNH, stage)."""
+
+    def local(q_BNH, k_BKSH, v_BKSH, prompt, pages, stage, view, position_B, slot_B, window):
+        stage = write_stage(stage, k_BKSH, v_BKSH, slot_B)
+        scale, softcap = cfg.attn_scale, cfg.attn_softcap
+        o_BNH = attend(q_BNH, prompt, pages, stage, view, position_B, slot_B, window, scale=scale, softcap=softcap)
+        return o_BNH, stage
+
+    split = locally(local, ("BN", "BK", "BK", "BK", "BK", "BK", "B", "B", "B", ""), ("BN", "BK"))
+    return split(q_BNH, k_BKSH, v_BKSH, prompt, pages, stage, view, position_B, slot_B, window)
 
 
 def _put_at(old: KV, new: KV, at_N: jax.Array) -> KV:

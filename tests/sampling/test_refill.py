@@ -116,12 +116,17 @@ def test_other_shapes_part_rollouts_by_rounding_only(params, rollouts):
         np.testing.assert_allclose(x.logp_T, y.logp_T, atol=1e-5)
 
 
-def test_half_as_many_rows_at_the_end_change_no_bit(params):
+def test_half_as_many_rows_at_the_end_change_no_bit(params, monkeypatch):
+    monkeypatch.setattr(engine_lib, "LARGE", 0)
     wide = dataclasses.replace(ENGINE, prompts=8)  # 32 rows, then 16
     limits = [[1, 2, 3, 12]] * 7
+    widths = set()
+    real = engine_lib.decode
+    monkeypatch.setattr(engine_lib, "decode", lambda *a: (widths.add(a[7].token.shape[0]), real(*a))[1])
     reversed_order = sample(params, engine=wide, order=range(6, -1, -1), limits=limits)
     assert_same_bits(sample(params, engine=wide, limits=limits), reversed_order)
     assert worst_gap(params, reversed_order) < 2e-5
+    assert widths == {32, 16}
 
 
 def test_steps_seeds_parts_of_a_step_and_repeated_prompts_share_no_noise(params):

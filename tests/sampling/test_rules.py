@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ropd_jax.sampling import rules
 from ropd_jax.sampling.rules import SamplingRule, draw, policy_logprobs, rollout_keys
 from ropd_jax.types import UserError
 
@@ -29,6 +30,38 @@ LOGITS = jnp.log(jnp.asarray(P))[:, jnp.array([2, 0, 3, 1])]  # probabilities 0.
 )
 def test_policy_probabilities(rule, want):
     np.testing.assert_allclose(np.exp(policy_logprobs(LOGITS, rule))[0], want, atol=1e-6)
+
+
+@pytest.mark.parametrize("V", [300, 40_000])
+@pytest.mark.parametrize("sharpness", [0.1, 3.0])
+@pytest.mark.parametrize(
+    "rule",
+    [SamplingRule(top_k=20), SamplingRule(top_p=0.95), SamplingRule(top_k=20, top_p=0.9), SamplingRule(top_k=250)],
+)
+def test_admitted_tokens_are_those_of_a_sorted_vocabulary(V, sharpness, rule):
+    rng = np.random.default_rng(V)
+    logits_BV = np.round(sharpness * rng.standard_normal((6, V)), 2).astype(np.float32)  # two digits: ties
+    logits_BV[0] *= 4  # beside flat rows
+    logits_BV[1, :] = -1.0
+    logits_BV[1, 7::50] = 2.0
+    for row_V, found_V in zip(logits_BV, np.asarray(rules.kept(jnp.asarray(logits_BV), rule)), strict=True):
+        want_V = row_V >= np.sort(row_V)[-rule.top_k] if rule.top_k else np.ones(V, bool)
+        if rule.top_p < 1:
+            p_V = np.where(want_V, np.exp(row_V.astype(np.float64) - row_V.max()), 0)
+            values, at_V = np.unique(row_V, return_inverse=True)
+            upto = np.cumsum(np.bincount(at_V, p_V / p_V.sum())[::-1])[::-1]  # mass of this value and all above it
+            want_V &= row_V >= values[np.flatnonzero(upto >= rule.top_p)[-1]]
+        np.testing.assert_array_equal(found_V, want_V)
+
+
+def test_a_rows_admitted_tokens_do_not_depend_on_its_neighbours():
+    rng = np.random.default_rng(0)
+    sharp, flat = 6 * rng.standard_normal((1, 9000)), 0.01 * rng.standard_normal((1, 9000))
+    both = jnp.asarray(np.concatenate([sharp, flat]).astype(np.float32))
+    twice = jnp.concatenate([both[:1], both[:1]])
+    rule = SamplingRule(top_p=0.9)
+    np.testing.assert_array_equal(rules.kept(both, rule)[0], rules.kept(twice, rule)[0])
+    assert 0 < int(rules.kept(both, rule)[0].sum()) < rules.NUCLEUS < int(rules.kept(both, rule)[1].sum())
 
 
 def test_drawn_frequencies_follow_the_policy():
