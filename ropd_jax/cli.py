@@ -284,6 +284,7 @@ def _analyze(args: list[str]) -> int:
     values = flags.FlagValues()
     for name in ("steps", "scores", "teacher", "out"):
         flags.DEFINE_string(name, "", "", flag_values=values)
+    flags.DEFINE_integer("top_k", 24, "", lower_bound=0, flag_values=values)
     parse(values, "analyze", rest)
     steps, scores, teacher = _steps(values["steps"].value), values["scores"].value, values["teacher"].value
     if scores and teacher:
@@ -295,8 +296,8 @@ def _analyze(args: list[str]) -> int:
     if teacher:
         from ropd_jax import rejudge, signals
 
-        system = rejudge.run_config(run).data.system
-        scores = str(signals.score_run(run, teacher, pathlib.Path(out) / "scores.jsonl", steps=steps, system=system))
+        how = {"steps": steps, "system": rejudge.run_config(run).data.system, "top_k": values["top_k"].value}
+        scores = str(signals.score_run(run, teacher, pathlib.Path(out) / "scores.jsonl", **how))
     return analysis.main(run, steps=steps, scores=scores, out=out)
 
 

@@ -26,13 +26,11 @@ from ml_collections import ConfigDict
 
 from ropd_jax import configs
 from ropd_jax import mesh as mesh_lib
-from ropd_jax.checkpoint import saved_params
 from ropd_jax.evaluation import results
 from ropd_jax.evaluation.answers import by_problem, read_answers
 from ropd_jax.evaluation.benchmarks import Loaded, Sampling, load_benchmark, slug
 from ropd_jax.evaluation.gradeverb import grade_file
-from ropd_jax.models import transformer
-from ropd_jax.models.lora import Lora, adapter_shapes, attach, freeze
+from ropd_jax.policy import kept_steps, load_policy, run_config
 from ropd_jax.report import clock, read_metrics, write_atomic
 from ropd_jax.sampling.engine import EngineConfig, sample_groups
 from ropd_jax.sampling.rules import SamplingRule
@@ -122,19 +120,6 @@ def main(cfg: ConfigDict, wanted: Wanted) -> int:
 # -------------------------------------------------------------------------------------------- which weights, and why
 
 
-def run_config(what: str) -> ConfigDict | None:
-    """The config of a run's directory, None if it is none."""
-    path = pathlib.Path(what).expanduser()
-    if not (path / "checkpoints").is_dir() or not (path / "config.json").is_file():
-        return None
-    cfg = configs.default()
-    try:
-        cfg.update(json.loads((path / "config.json").read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{path / 'config.json'} does not fit this version of ropd_jax ({error})") from error
-    return cfg
-
-
 def choose_step(run: pathlib.Path, cfg: ConfigDict, rule: str) -> dict[str, Any]:
     """The checkpoint of a run and the reason, for the result. It is never chosen on a benchmark.
 
@@ -144,7 +129,7 @@ def choose_step(run: pathlib.Path, cfg: ConfigDict, rule: str) -> dict[str, Any]
     Raises:
         UserError: no checkpoint, or none with a held-out accuracy.
     """
-    steps = sorted(int(p.name) for p in (run / "checkpoints").iterdir() if p.name.isdigit())
+    steps = kept_steps(run)
     if not steps:
         raise UserError(f"{run} has no checkpoint yet; expected a run that has saved one")
     if rule == "last":
@@ -163,22 +148,12 @@ def choose_step(run: pathlib.Path, cfg: ConfigDict, rule: str) -> dict[str, Any]
 
 
 def _student(cfg: ConfigDict, wanted: Wanted, facts: dict[str, Any], mesh: jax.sharding.Mesh) -> Student:
-    """On the mesh, with the run's own weights (or adapters beside the frozen ones) where a run is asked for."""
-    chosen, lora = facts["checkpoint"], Lora.from_config(cfg.student.lora)
-    student = load_student(
-        cfg.student.checkpoint if chosen else wanted.what,
-        chat_template=cfg.student.chat_template,
-        enable_thinking=facts["thinking"],
-        mesh=mesh,
-        dtype=lora.load_dtype,
+    """On the mesh, with the run's own weights where a run is asked for."""
+    if facts["checkpoint"]:
+        return load_policy(wanted.what, cfg, facts["checkpoint"]["step"], thinking=facts["thinking"], mesh=mesh)
+    return load_student(
+        wanted.what, chat_template=cfg.student.chat_template, enable_thinking=facts["thinking"], mesh=mesh
     )
-    if chosen is None:
-        return student
-    shapes = adapter_shapes(student.cfg, lora) if lora.rank else transformer.param_shapes(student.cfg)
-    _, params = saved_params(pathlib.Path(wanted.what).expanduser() / "checkpoints", chosen["step"], shapes)
-    params = mesh_lib.put(params, mesh, mesh_lib.RULES.storage(params))
-    base = freeze(student.params, lora.base_dtype) if lora.rank else None
-    return dataclasses.replace(student, params=attach(lora, base, params))
 
 
 # ---------------------------------------------------------------------------------------------------- the answers

@@ -125,14 +125,16 @@ it. Nothing is run.
 """
 
 ANALYZE_HELP = """\
-usage: ropd analyze RUN [--steps a:b] [--teacher CHECKPOINT | --scores FILE] [--out DIR]
+usage: ropd analyze RUN [--steps a:b] [--teacher CHECKPOINT [--top_k K] | --scores FILE] [--out DIR]
 
 The paper's signal study on the rollouts stored in RUN/groups: how often a right answer is scored above a wrong one
 (AUC, over all and within groups), how many rollouts are pushed the wrong way (bad updates), which criteria are met over
 training, and how like the references the rollouts become. Right and wrong are the gold answer's.
 
   --steps a:b      steps a to b-1; a: and :b are open ends
-  --teacher C      the mean log-prob of each answer under this checkpoint as a second signal (its weights are loaded)
+  --teacher C      more signals from this checkpoint (its weights are loaded): the mean log-prob of each answer, and
+                   how much of its K most likely next tokens is the student's (of the kept checkpoint nearest before)
+  --top_k K        24, as in the paper; 0 leaves the overlap out
   --scores FILE    more signals, JSONL: {"step": 3, "prompt_id": "p", "sample": 0, "teacher_logprob": -0.4, ...}
   --out DIR        analysis.json and analysis.png go there (RUN/analysis)
 

@@ -1,8 +1,16 @@
-"""What a teacher with weights would have said of a run's stored rollouts: its mean log-prob of each answer.
+"""What a teacher with weights would have said of a run's stored rollouts, beside the rubric reward.
 
-``ropd analyze RUN --teacher CHECKPOINT`` puts the numbers beside the rubric reward (``evaluation.analysis``), as the
-paper's Table A4 does. The answer is tokenized anew by the teacher's own tokenizer behind the teacher's own chat
-template, so any checkpoint will do; the mean is over the tokens of the text, a stop token is not among them.
+``ropd analyze RUN --teacher CHECKPOINT`` puts the numbers into the signal study (``evaluation.analysis``), as the
+paper's Tables A4 and A5 do. Each is a mean over the tokens of an answer's text, a stop token not among them:
+
+    teacher_logprob   the log-prob of the token. The answer is tokenized anew by the teacher's own tokenizer behind its
+                      own chat template, so any checkpoint will do
+    topk_overlap      of the k most likely next tokens of student and teacher (k = 24 in the paper) the share in both
+    topk_mass         the student's probability of those that are in both. The paper does not say which of the two it
+                      means; its means of 0.9986 to 0.9996 can only be a mass
+
+The student of a rollout is the run's newest kept checkpoint that is not later than it, or the one that the run started
+from; its tokenizer must be the teacher's.
 """
 
 from __future__ import annotations
@@ -13,7 +21,7 @@ import logging
 import os
 import pathlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -21,9 +29,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ropd_jax.groups import StoredGroup, read_groups
+from ropd_jax.methods.lopd import check_tokenizers
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
+from ropd_jax.models.divergence import top_k_overlap
 from ropd_jax.models.logprobs import token_logprobs
+from ropd_jax.policy import kept_steps, load_policy, run_config
 from ropd_jax.report import clock, write_atomic
 from ropd_jax.student import Student, load_student
 from ropd_jax.types import Message, UserError
@@ -31,6 +42,7 @@ from ropd_jax.types import Message, UserError
 log = logging.getLogger(__name__)
 
 NAME = "teacher_logprob"
+Scores = dict[tuple[int, str, int], dict[str, float]]
 _SAY_EVERY_S = 5.0
 _STEP = 32  # tokens; rows are padded to a multiple, so that few programs are compiled
 
@@ -50,14 +62,18 @@ def score_run(
     *,
     steps: tuple[int, int] | None = None,
     system: str = "",
+    top_k: int = 0,
     rows: int = 32,
     dtype: str = "float32",
 ) -> pathlib.Path:
-    """Write ``{"step", "prompt_id", "sample", "teacher_logprob"}`` of every stored rollout to the JSONL file ``out``.
+    """Write ``{"step", "prompt_id", "sample", "teacher_logprob", ...}`` of every stored rollout to the JSONL file
+    ``out``.
 
     Args:
         checkpoint: of the teacher, by any name that `student.find` knows.
         system: the run's system message; the stored question holds it in words.
+        top_k: tokens of the overlap; 0 leaves it out. Where it cannot be had (no checkpoints, another tokenizer) that
+            is said, and it is left out.
         rows: answers side by side.
 
     Raises:
@@ -72,23 +88,63 @@ def score_run(
             f"{run}: prompt and answer of {longest} tokens, but {checkpoint} was made for {teacher.cfg.max_seq_len}; "
             "choose another --teacher"
         )
-    found: dict[tuple[int, str, int], float] = {}
-    begin = said = time.monotonic()
-    for at in range(0, len(todo), rows):
-        part = todo[at : at + rows]
-        found |= zip((row.key for row in part), mean_logprobs(teacher, part, rows=rows, dtype=dtype), strict=True)
-        if time.monotonic() - said > _SAY_EVERY_S:
-            said = time.monotonic()
-            left = (said - begin) / len(found) * (len(todo) - len(found))
-            log.info("scored %d of %d answers by %s  %s left", len(found), len(todo), checkpoint, clock(left))
+    found: Scores = {}
+    _measure(todo, rows, found, f"by {checkpoint}", lambda part: [
+        {NAME: value} for value in mean_logprobs(teacher, part, rows=rows, dtype=dtype)
+    ])  # fmt: skip
+    for student, mine in _policies(run, teacher, todo, top_k) if top_k else ():
+        _measure(mine, rows, found, "for the overlap", lambda part, student=student: [
+            {"topk_overlap": overlap, "topk_mass": mass}
+            for overlap, mass in mean_overlaps(student, teacher, part, k=top_k, rows=rows, dtype=dtype)
+        ])  # fmt: skip
     lines = (
-        json.dumps({"step": step, "prompt_id": prompt, "sample": sample, NAME: value})
-        for (step, prompt, sample), value in sorted(found.items())
+        json.dumps({"step": step, "prompt_id": prompt, "sample": sample} | values)
+        for (step, prompt, sample), values in sorted(found.items())
     )
     path = pathlib.Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, "".join(f"{line}\n" for line in lines))
     return path
+
+
+def _measure(
+    todo: Sequence[Row], rows: int, found: Scores, what: str, values: Callable[[Sequence[Row]], list[dict[str, float]]]
+) -> None:
+    """Add the values of all rows, so many at a time, and say how far it is."""
+    begin = said = time.monotonic()
+    for at in range(0, len(todo), rows):
+        part = todo[at : at + rows]
+        for row, more in zip(part, values(part), strict=True):
+            found.setdefault(row.key, {}).update(more)
+        if time.monotonic() - said > _SAY_EVERY_S:
+            said, done = time.monotonic(), at + len(part)
+            left = (said - begin) / done * (len(todo) - done)
+            log.info("scored %d of %d answers %s  %s left", done, len(todo), what, clock(left))
+
+
+def _policies(
+    run: str | os.PathLike[str], teacher: Student, todo: Sequence[Row], top_k: int
+) -> Iterator[tuple[Student, list[Row]]]:
+    """Each student that is at hand with the rows that it answers for."""
+    cfg = run_config(run)
+    if cfg is None:
+        log.info("no top-k overlap: %s has no checkpoints, so there is no student to compare with", run)
+        return
+    kept, by_step = kept_steps(run), {}
+    for row in todo:
+        by_step.setdefault(max((s for s in kept if s <= row.key[0]), default=0), []).append(row)
+    for step, mine in sorted(by_step.items()):
+        student = load_policy(run, cfg, step, thinking=cfg.student.enable_thinking)
+        try:
+            check_tokenizers(student, teacher)
+        except UserError as error:
+            log.info("no top-k overlap: %s", error)
+            return
+        if top_k > min(student.cfg.vocab_size, teacher.cfg.vocab_size):
+            raise UserError(f"--top_k={top_k}; expected at most the {student.cfg.vocab_size} words of the vocabulary")
+        steps = sorted({row.key[0] for row in mine})
+        log.info("overlap of steps %d to %d: the student after step %d", steps[0], steps[-1], step)
+        yield student, mine
 
 
 def mean_logprobs(teacher: Student, part: Sequence[Row], *, rows: int = 0, dtype: str = "float32") -> list[float]:
@@ -97,14 +153,31 @@ def mean_logprobs(teacher: Student, part: Sequence[Row], *, rows: int = 0, dtype
     Args:
         rows: the batch is filled up to so many, 0 to none, so that one program serves all.
     """
+    tokens_BT, answer_BT = _padded(part, rows)
+    sums_B = np.asarray(_sums(teacher.cfg, teacher.params, tokens_BT, answer_BT, dtype=dtype))
+    return [float(sums_B[b]) / (len(row.tokens) - row.start) for b, row in enumerate(part)]
+
+
+def mean_overlaps(
+    student: Student, teacher: Student, part: Sequence[Row], *, k: int, rows: int = 0, dtype: str = "float32"
+) -> list[tuple[float, float]]:
+    """(overlap, mass) of each row's answer, see `divergence.top_k_overlap`: means over its tokens."""
+    tokens_BT, answer_BT = _padded(part, rows)
+    both = (student.cfg, teacher.cfg, student.params, teacher.params)
+    sums_B2 = np.asarray(_overlaps(*both, tokens_BT, answer_BT, k=k, dtype=dtype))
+    lengths = [len(row.tokens) - row.start for row in part]
+    return [(float(sums_B2[b, 0]) / n, float(sums_B2[b, 1]) / n) for b, n in enumerate(lengths)]
+
+
+def _padded(part: Sequence[Row], rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens_BT, answer_BT): the batch, and which *targets* are the answers'."""
     T = -(-max(len(row.tokens) for row in part) // _STEP) * _STEP + 1
     B = max(rows, len(part))
     tokens_BT, answer_BT = np.zeros((B, T), np.int32), np.zeros((B, T - 1), bool)
     for b, row in enumerate(part):
         tokens_BT[b, : len(row.tokens)] = row.tokens
         answer_BT[b, row.start - 1 : len(row.tokens) - 1] = True
-    sums_B = np.asarray(_sums(teacher.cfg, teacher.params, tokens_BT, answer_BT, dtype=dtype))
-    return [float(sums_B[b]) / (len(row.tokens) - row.start) for b, row in enumerate(part)]
+    return tokens_BT, answer_BT
 
 
 def _rows(teacher: Student, groups: Sequence[StoredGroup], system: str) -> Iterator[Row]:
@@ -128,9 +201,23 @@ def _messages(question: str, system: str) -> tuple[Message, ...]:
 @functools.partial(jax.jit, static_argnames=("cfg", "dtype"))
 def _sums(cfg: ModelConfig, params, tokens_BT, answer_BT, *, dtype: str):
     """Sum of the log-probs of each row's answer tokens, float32; ``answer_BT`` marks the *targets* that count."""
+    x_BTD = _hidden(cfg, params, tokens_BT, dtype)
+    logp_BT, _ = token_logprobs(cfg, params, x_BTD, tokens_BT[:, 1:])
+    return jnp.sum(jnp.where(answer_BT, logp_BT, 0.0), axis=1)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "teacher_cfg", "k", "dtype"))
+def _overlaps(cfg: ModelConfig, teacher_cfg: ModelConfig, params, teacher_params, tokens_BT, answer_BT, *, k, dtype):
+    """Sums [B, 2] of overlap and mass over each row's answer, float32."""
+    x_BTD = _hidden(cfg, params, tokens_BT, dtype)
+    teacher_x_BTD = _hidden(teacher_cfg, teacher_params, tokens_BT, dtype)
+    found = top_k_overlap(cfg, params, x_BTD, teacher_cfg, teacher_params, teacher_x_BTD, k=k)
+    return jnp.stack([jnp.sum(jnp.where(answer_BT, x_BT, 0.0), axis=1) for x_BT in found], axis=1)
+
+
+def _hidden(cfg: ModelConfig, params, tokens_BT, dtype: str):
+    """Hidden states of all but the last token, a row a sequence."""
     B, T = tokens_BT.shape
     positions_BT = jnp.broadcast_to(jnp.arange(T - 1, dtype=jnp.int32)[None], (B, T - 1))
     segments_BT = jnp.ones((B, T - 1), jnp.int32)  # padding stands behind the answer, and nobody looks ahead
-    x_BTD = transformer.hidden(cfg, params, tokens_BT[:, :-1], positions_BT, segments_BT, dtype=jnp.dtype(dtype))
-    logp_BT, _ = token_logprobs(cfg, params, x_BTD, tokens_BT[:, 1:])
-    return jnp.sum(jnp.where(answer_BT, logp_BT, 0.0), axis=1)
+    return transformer.hidden(cfg, params, tokens_BT[:, :-1], positions_BT, segments_BT, dtype=jnp.dtype(dtype))

@@ -14,7 +14,7 @@ LEVELS = [  # a room imports from lower levels only, and within its level only w
     {"configs", "ggufio", "jsonio", "hub", "spans"},
     {"mesh", "core", "models", "text", "teacher", "data", "report", "hosts", "arguments"},
     {"sampling", "figures", "workdir", "student", "checkpoint", "groups", "tapeverb", "drift", "watchdog", "timeline"},
-    {"methods", "evaluation", "checks", "rejudge", "teach", "export"},
+    {"methods", "evaluation", "checks", "rejudge", "teach", "export", "policy"},
     {"summary", "preflight", "evalrun", "dataverb", "signals", "judging", "update"},
     {"train", "cli", "plan"},
 ]

@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 
+from ropd_jax import configs
+from ropd_jax.checkpoint import Checkpoints
 from ropd_jax.cli import main
 from ropd_jax.models import transformer
 from ropd_jax.report import GroupsLog
-from ropd_jax.signals import NAME, Row, _messages, mean_logprobs, score_run
+from ropd_jax.signals import NAME, Row, _messages, mean_logprobs, mean_overlaps, score_run
 from ropd_jax.student import load_student
 from ropd_jax.types import Judgement, Message, Prompt, Rollout, RolloutGroup, UserError
 
@@ -62,6 +64,41 @@ def test_every_stored_answer_gets_its_teachers_mean_logprob(run, teacher, tmp_pa
     assert rows[0][NAME] > rows[1][NAME]  # the student knows that 1 + 2 is not 7
 
 
+def saved(run, steps):
+    """Checkpoints of a run whose students are the shipped one with its output table turned by so many words."""
+    (run / "config.json").write_text(json.dumps(configs.default().to_dict()))
+    params = load_student("tiny").params
+    checkpoints = Checkpoints(run / "checkpoints", keep=9)
+    for step in steps:
+        turned = {**params, "embed": {"table_VD": np.roll(np.asarray(params["embed"]["table_VD"]), step, axis=0)}}
+        checkpoints.save(step, {"params": turned}, {})
+    checkpoints.close()
+
+
+def test_the_overlap_is_with_the_student_that_was_there(run, teacher, tmp_path):
+    saved(run, (3, 5))  # the rollouts are of step 4
+    rows = [json.loads(x) for x in score_run(run, "tiny", tmp_path / "s.jsonl", top_k=3).read_text().splitlines()]
+    prompt = teacher.tokenizer.apply_chat_template(
+        (Message("user", "State the final answer to the following arithmetic problem: 1 + 2 ="),)
+    )
+    answers = [Row((4, "p", i), [*prompt, *teacher.tokenizer.encode(t)], len(prompt))
+               for i, t in enumerate(("1 + 2 = 3\nAnswer: 3", "Answer: 7"))]  # fmt: skip
+    turned = {**teacher.params, "embed": {"table_VD": np.roll(teacher.params["embed"]["table_VD"], 3, axis=0)}}
+    wanted = mean_overlaps(type(teacher)(teacher.cfg, turned, teacher.tokenizer), teacher, answers, k=3)
+    np.testing.assert_allclose([(r["topk_overlap"], r["topk_mass"]) for r in rows], wanted, atol=1e-5)
+    assert max(overlap for overlap, _ in wanted) < 0.9  # not the teacher itself
+    own = mean_overlaps(teacher, teacher, answers, k=3, rows=4)
+    assert [overlap for overlap, _ in own] == [1.0, 1.0] and all(0.5 < mass <= 1 for _, mass in own)
+
+
+def test_before_the_first_kept_checkpoint_it_is_the_student_that_the_run_started_from(run, tmp_path):
+    saved(run, (5,))
+    rows = [json.loads(x) for x in score_run(run, "tiny", tmp_path / "s.jsonl", top_k=3).read_text().splitlines()]
+    assert [r["topk_overlap"] for r in rows] == [1.0, 1.0]
+    with pytest.raises(UserError, match="--top_k=9999; expected at most"):
+        score_run(run, "tiny", tmp_path / "s.jsonl", top_k=9999)
+
+
 def test_a_system_message_is_given_back_its_role():
     question = "system: Be brief.\n\nuser: 1 + 1?"
     assert _messages(question, "Be brief.") == (Message("system", "Be brief."), Message("user", "1 + 1?"))
@@ -77,11 +114,10 @@ def test_an_answer_too_long_for_the_teacher_is_said(tmp_path):
 
 
 def test_the_command_puts_it_beside_the_reward(run, capsys):
-    from ropd_jax import configs
-
     (run / "config.json").write_text(json.dumps(configs.default().to_dict()))
     assert main(["analyze", str(run), "--teacher=tiny"]) == 0
     found = json.loads((run / "analysis" / "analysis.json").read_text())
     assert found["signals"][NAME]["auc"] == 1.0 and found["signals"][NAME]["left_out"] == 1
+    assert set(found["signals"]) == {"rubric", NAME}  # no checkpoints, so no overlap
     assert "teacher" in capsys.readouterr().out
     assert main(["analyze", str(run), "--teacher=tiny", "--scores=x"]) == 2

@@ -1,4 +1,4 @@
-"""Divergence between two models over the whole vocabulary, position by position, in chunks: no [B, T, V] ever exists.
+"""Divergence and overlap of two models over the whole vocabulary, in chunks of positions: no [B, T, V] ever exists.
 
 Both come as hidden states and output tables. At V = 151,936 and T = 10,240 a pair of float32 logits of one sequence is
 12.4 GB; a chunk of 128 positions is 156 MB, recomputed in the backward pass.
@@ -58,10 +58,7 @@ def vocabulary_divergence(
         teacher_x_BTD: the teacher's hidden states after its final norm (`normed_hidden`).
         chunk: positions whose logits exist at once.
     """
-    T = x_BTD.shape[1]
     norm, table_VD = transformer.head(cfg, params)
-    pad = ((0, 0), (0, -T % chunk), (0, 0))
-    x_BTD, teacher_x_BTD = jnp.pad(norm(x_BTD), pad), jnp.pad(teacher_x_BTD, pad)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def one_chunk(x_BTD, teacher_x_BTD):
@@ -69,11 +66,53 @@ def vocabulary_divergence(
         others_BTV = transformer.output_logits(teacher_cfg, teacher_x_BTD, teacher_table_VD) / temperature
         return jensen_shannon(jax.nn.log_softmax(mine_BTV), jax.nn.log_softmax(others_BTV), beta)
 
-    def split(x_BTD):  # [B, T, D] -> [chunks, B, chunk, D]
-        return x_BTD.reshape(x_BTD.shape[0], -1, chunk, x_BTD.shape[-1]).swapaxes(0, 1)
+    return _by_chunk(one_chunk, chunk, norm(x_BTD), teacher_x_BTD)
 
-    pieces = jax.lax.map(lambda xs: one_chunk(*xs), (split(x_BTD), split(teacher_x_BTD)))
-    return pieces.swapaxes(0, 1).reshape(x_BTD.shape[0], -1)[:, :T]
+
+def top_k_overlap(
+    cfg: ModelConfig,
+    params: transformer.Params,
+    x_BTD: jax.Array,
+    teacher_cfg: ModelConfig,
+    teacher_params: transformer.Params,
+    teacher_x_BTD: jax.Array,
+    *,
+    k: int,
+    chunk: int = 32,
+) -> tuple[jax.Array, jax.Array]:
+    """(overlap_BT, mass_BT), float32: of the k most likely next tokens of student and teacher the share that is in
+    both sets, and the student's probability of those. Not for a mesh.
+
+    Args:
+        x_BTD, teacher_x_BTD: hidden states before the final norms. The vocabularies' tokens must be the same.
+        chunk: positions whose logits exist at once.
+    """
+    norm, table_VD = transformer.head(cfg, params)
+    teacher_norm, teacher_table_VD = transformer.head(teacher_cfg, teacher_params)
+
+    def one_chunk(x_BTD, teacher_x_BTD):
+        mine_BTV = transformer.output_logits(cfg, x_BTD, table_VD)
+        others_BTV = transformer.output_logits(teacher_cfg, teacher_x_BTD, teacher_table_VD)
+        top_BTk, mine_BTk = jax.lax.top_k(mine_BTV, k)
+        _, others_BTk = jax.lax.top_k(others_BTV, k)
+        both_BTk = jnp.any(mine_BTk[..., :, None] == others_BTk[..., None, :], axis=-1)
+        p_BTk = jnp.exp(top_BTk - jax.nn.logsumexp(mine_BTV, axis=-1, keepdims=True))
+        return jnp.stack([jnp.mean(both_BTk, axis=-1), jnp.sum(jnp.where(both_BTk, p_BTk, 0.0), axis=-1)], axis=-1)
+
+    found_BT2 = _by_chunk(one_chunk, chunk, norm(x_BTD), teacher_norm(teacher_x_BTD))
+    return found_BT2[..., 0], found_BT2[..., 1]
+
+
+def _by_chunk(f, chunk: int, *x_BTD: jax.Array) -> jax.Array:
+    """``f`` of [B, chunk, D] for each chunk of the positions, one after another; its values [B, T, ...] whole again."""
+    B, T = x_BTD[0].shape[:2]
+
+    def split(x_BTD):  # [B, T, D] -> [chunks, B, chunk, D]
+        x_BTD = jnp.pad(x_BTD, ((0, 0), (0, -T % chunk), (0, 0)))
+        return x_BTD.reshape(B, -1, chunk, x_BTD.shape[-1]).swapaxes(0, 1)
+
+    pieces = jax.lax.map(lambda xs: f(*xs), tuple(map(split, x_BTD))).swapaxes(0, 1)
+    return pieces.reshape(B, -1, *pieces.shape[3:])[:, :T]
 
 
 def normed_hidden(cfg: ModelConfig, params: transformer.Params, x_BTD: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import pytest
 
 from ropd_jax import mesh as mesh_lib
 from ropd_jax.models import transformer
-from ropd_jax.models.divergence import jensen_shannon, normed_hidden, vocabulary_divergence
+from ropd_jax.models.divergence import jensen_shannon, normed_hidden, top_k_overlap, vocabulary_divergence
 from ropd_jax.models.logprobs import token_logprobs
 from tests.helpers import TINY, trees_max_diff
 
@@ -83,6 +83,20 @@ def test_chunks_and_temperature_give_what_whole_logits_give():
     ]
     want = [[naive(whole[0][b, t] / 0.7, whole[1][b, t] / 0.7, 0.5) for t in range(11)] for b in range(8)]
     np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_top_k_overlap_is_that_of_the_sets_from_whole_logits():
+    (student, teacher), tokens, positions = pair()
+    x, y = (transformer.hidden(TINY, p, tokens, positions, jnp.ones_like(tokens)) for p in (student, teacher))
+    overlap, mass = top_k_overlap(TINY, student, x, TINY, teacher, y, k=9, chunk=4)
+    mine, others = (np.asarray(transformer.logits(TINY, p, h), np.float64) for p, h in ((student, x), (teacher, y)))
+    for b, t in np.ndindex(8, 11):
+        top, top_others = (set(np.argsort(-z[b, t])[:9].tolist()) for z in (mine, others))
+        p_V = np.exp(mine[b, t] - np.logaddexp.reduce(mine[b, t]))
+        assert float(overlap[b, t]) == pytest.approx(len(top & top_others) / 9)
+        assert float(mass[b, t]) == pytest.approx(sum(p_V[i] for i in top & top_others), abs=1e-5)
+    same, whole = top_k_overlap(TINY, student, x, TINY, student, x, k=TINY.vocab_size)
+    np.testing.assert_allclose([same, whole], 1.0, atol=1e-5)
 
 
 def test_sharded_divergence_and_gradient_equal_unsharded():
