@@ -172,6 +172,22 @@ def test_every_gold_is_accepted_by_math_verify_itself(name):
     assert all(v.right for v in grade_math(golds, [rf"\boxed{{{g}}}" for g in golds], workers=1))
 
 
+@pytest.mark.parametrize(
+    "name", ["gsm8k_test", *(f"gsm8k_train_part{i}" for i in (0, 1)), *(f"dapo_math_17k_part{i}" for i in (0, 1, 2))]
+)
+def test_every_gold_of_the_larger_sets_is_accepted_when_boxed(name):
+    golds = [str(row["answer"]) for row in local_rows(name)]
+    assert len(golds) > 1_000
+    assert [g for g in golds if decide(g, boxed(rf"So it is \boxed{{{g}}}.")) != Verdict(True)] == []
+
+
+@pytest.mark.parametrize(("answer", "gold"), [("0", "0"), ("7", "7"), ("999", "999"), ("007", "7"), ("25.0", "25")])
+def test_an_integer_of_aime_is_accepted_alone(answer, gold):
+    golds = [str(n) for n in range(1_000)]  # AIME 2025's answers are among them; its file may not be at hand
+    verdicts = grade_math(golds, [rf"\boxed{{{answer}}}"] * 1_000, workers=1)
+    assert [g for g, v in zip(golds, verdicts, strict=True) if v.right] == [gold]
+
+
 def test_no_gold_of_another_problem_is_accepted():
     golds = [row["answer"] for row in local_rows("math_500")]
     rng, pairs = random.Random(0), []
