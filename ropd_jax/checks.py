@@ -16,6 +16,7 @@ from ropd_jax.core.rewards import OVERLONG
 from ropd_jax.models.attention import KERNELS
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.transformer import REMAT
+from ropd_jax.teacher.build import role_of
 from ropd_jax.types import UserError
 from ropd_jax.workdir import flatten
 
@@ -66,8 +67,25 @@ def check_config(cfg: ConfigDict) -> None:
     for key in ("sampling.resample", "loss.is_cap", "loss.kl_coef"):
         if flat[key] < 0:
             raise UserError(f"{key}={flat[key]}; expected 0 (off) or more")
+    _check_judge(cfg)
     if cfg.sampling.temperature == 0:
         raise UserError("sampling.temperature=0 samples G equal rollouts; expected a number above 0, 1.0 in the paper")
+
+
+def _check_judge(cfg: ConfigDict) -> None:
+    """The independent judge is none of those whose word becomes a reward."""
+    if not cfg.teacher.judge.model:
+        return
+    if cfg.eval.judged < 2:
+        raise UserError(f"eval.judged={cfg.eval.judged}; expected at least 2 answers to judge")
+    where, judge = role_of(cfg.teacher, "judge")
+    for key in ("rubricator", "verifier", "scorer"):
+        other, role = role_of(cfg.teacher, key)
+        if (other, role.model) == (where, judge.model):
+            raise UserError(
+                f"teacher.judge is teacher.{key} itself ({where.provider}: {judge.model}); a judge of what the rewards "
+                "leave out must be another model"
+            )
 
 
 def check_length(prompt_len: int, cfg: ConfigDict, model_cfg: ModelConfig) -> None:

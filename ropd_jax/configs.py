@@ -81,6 +81,8 @@ def default() -> ConfigDict:
     cfg.teacher.rubricator = _role(temperature=0.7, max_output_tokens=8_192)
     cfg.teacher.verifier = _role(temperature=0.0, max_output_tokens=4_096)
     cfg.teacher.scorer = _role(temperature=0.0, max_output_tokens=4_096)  # grades, for t_judge, ovd and rar
+    cfg.teacher.judge = _role(temperature=0.0, max_output_tokens=4_096)  # grades held-out answers, gives no reward
+    cfg.teacher.judge.model = ""  # "" asks nobody; else a model that gives no rewards here, for the drift alarm
     cfg.teacher.tape = ConfigDict()
     cfg.teacher.tape.mode = "record"  # every answer is paid for once; or "replay", "refresh", "off"
     cfg.teacher.tape.path = ""  # "" is WORKDIR/tape.sqlite
@@ -183,6 +185,7 @@ def default() -> ConfigDict:
     cfg.eval.every = 50  # steps; before the first and after the last step always
     cfg.eval.size = 0  # held-out prompts used between; 0 is all
     cfg.eval.prompts_at_once = 64
+    cfg.eval.judged = 64  # the first so many held-out prompts go to teacher.judge, always the same
     cfg.eval.sampled = True  # besides greedy, one sample a prompt at the training temperature
 
     cfg.log = ConfigDict()

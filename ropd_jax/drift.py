@@ -1,14 +1,16 @@
-"""The drift alarm: the training reward climbs while the exact grader sees held-out accuracy fall.
+"""The drift alarm: the training reward climbs while those who give no reward see the held-out answers get worse.
 
-A rubric reward can be gamed (criteria met in words alone); the gold answers of the held-out set cannot. At each
-held-out evaluation the alarm compares now with the best evaluation before it:
+A rubric reward can be gamed (criteria met in words alone). What cannot be gamed with it is a measure that the student
+is not trained on: the gold answers of the held-out set, or, where there are none, an independent judge
+(``teacher.judge``: another model, on the same ``eval.judged`` questions each time). At each held-out evaluation the
+alarm compares now with the best evaluation before it:
 
     reward     mean of the steps since the evaluation before this one, against the steps up to that best one
-    accuracy   of this evaluation, against the best one's
+    measure    accuracy, or the judge's mean grade from 0 to 1, of this evaluation, against the best one's
 
-It rings when the accuracy is lower by more than 1.645 standard errors of the difference (5 % one-sided, of two
+It rings when the measure is lower by more than 1.645 standard errors of the difference (5 % one-sided, of two
 independent samples: careful, since both ask the same questions) and the reward is higher by more than 1.645 of its own.
-Without gold answers there is no accuracy, and the alarm says nothing rather than "no drift".
+Without gold answers and without a judge the alarm says nothing rather than "no drift".
 """
 
 from __future__ import annotations
@@ -25,11 +27,17 @@ Series = Mapping[str, tuple[Sequence[int], Sequence[float | None]]]
 
 @dataclasses.dataclass(frozen=True)
 class Drift:
-    """What the alarm found at ``step``: changes since the best evaluation, at step ``since``."""
+    """What the alarm found at ``step``: changes since the best evaluation, at step ``since``.
+
+    Attributes:
+        measure: ``accuracy`` or ``judge``.
+        change: of that measure, a share.
+    """
 
     step: int
     since: int
-    accuracy_change: float
+    measure: str
+    change: float
     reward_change: float
     alarm: bool
 
@@ -37,41 +45,56 @@ class Drift:
         return {
             "eval/drift": float(self.alarm),
             "eval/drift_since": float(self.since),
-            "eval/drift_accuracy_change": self.accuracy_change,
+            f"eval/drift_{self.measure}_change": self.change,
             "eval/drift_reward_change": self.reward_change,
         }
 
     def __str__(self) -> str:
-        return (
-            f"step {self.step}: reward {self.reward_change:+.3f} and held-out accuracy {self.accuracy_change:+.1%} "
-            f"since step {self.since}"
-        )
+        what = {"accuracy": f"held-out accuracy {self.change:+.1%}", "judge": f"the judge's grade {self.change:+.3f}"}
+        return f"step {self.step}: reward {self.reward_change:+.3f} and {what[self.measure]} since step {self.since}"
 
 
 def drift_at(series: Series, step: int) -> Drift | None:
-    """The alarm at the evaluation of ``step``; None where nothing can be said (no earlier one, no gold, no reward).
+    """The alarm at the evaluation of ``step``; None where nothing can be said (no earlier one, no measure, no reward).
 
     Args:
         series: metrics by name as (steps, values), see ``report.read_metrics``: ``eval/accuracy``, ``eval/accuracy_n``
-            and ``reward/mean``.
+            or else ``eval/judge``, ``eval/judge_error``; and ``reward/mean``.
     """
-    accuracy, n = (dict(zip(*series.get(name, ((), ())), strict=True)) for name in ("eval/accuracy", "eval/accuracy_n"))
-    rewards = {s: r for s, r in zip(*series.get("reward/mean", ((), ())), strict=True) if r is not None and s <= step}
-    before = {s: a for s, a in accuracy.items() if s < step and a is not None and n.get(s)}
-    now, now_n = accuracy.get(step), n.get(step)
-    if now is None or not now_n or not before:
+    rewards = {s: r for s, r in _points(series, "reward/mean").items() if s <= step}
+    exact, judged = _accuracies(series), _grades(series)
+    measure, known = ("accuracy", exact) if step in exact else ("judge", judged)
+    before = {s: value for s, (value, _) in known.items() if s < step}
+    if step not in known or not before:
         return None
     best = max(before, key=lambda s: (before[s], -s))
     early = [r for s, r in rewards.items() if s <= best] or [r for s, r in rewards.items() if s <= min(rewards) + 1]
     late = [r for s, r in rewards.items() if s > max(before)]
     if len(early) < 2 or len(late) < 2:
         return None
-    fall = before[best] - now
-    error = math.sqrt(before[best] * (1 - before[best]) / n[best] + now * (1 - now) / now_n)
+    fall = before[best] - known[step][0]
+    error = math.sqrt(known[best][1] + known[step][1])
     rise = float(np.mean(late) - np.mean(early))
     reward_error = math.sqrt(np.var(early, ddof=1) / len(early) + np.var(late, ddof=1) / len(late))
     alarm = fall > Z * error and rise > Z * reward_error
-    return Drift(step, best, -fall, rise, bool(alarm))
+    return Drift(step, best, measure, -fall, rise, bool(alarm))
+
+
+def _points(series: Series, name: str) -> dict[int, float]:
+    """A metric by step, without the steps at which it is not known."""
+    return {s: v for s, v in zip(*series.get(name, ((), ())), strict=True) if v is not None}
+
+
+def _accuracies(series: Series) -> dict[int, tuple[float, float]]:
+    """(accuracy, its variance) by step, where an exact grader knew some answers."""
+    n = _points(series, "eval/accuracy_n")
+    return {s: (p, p * (1 - p) / n[s]) for s, p in _points(series, "eval/accuracy").items() if n.get(s)}
+
+
+def _grades(series: Series) -> dict[int, tuple[float, float]]:
+    """(the independent judge's mean grade, its variance) by step."""
+    error = _points(series, "eval/judge_error")
+    return {s: (grade, error[s] ** 2) for s, grade in _points(series, "eval/judge").items() if s in error}
 
 
 def alarms(series: Series) -> list[int]:

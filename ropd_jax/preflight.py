@@ -118,6 +118,9 @@ def plan(
         if role != "reference":
             calls = n * (asked if role in once else groups) * (1 + t.health.repeat_frac * (role == "verify"))
             rows.append((role, *role_of(t, ROLE_KEYS[role]), round(calls)))
+    if t.judge.model:
+        evaluations = 2 + (cfg.steps - 1) // cfg.eval.every
+        rows.append(("judge", *role_of(t, "judge"), evaluations * cfg.eval.judged))
     known = {(r["role"], r["provider"], r["model"]): r for r in (tape_stats(tape) if tape else ())}
     sizes, at_once = _prompt_tokens(cfg, prompts), t.concurrency
     return [
@@ -191,7 +194,9 @@ def _request(
         return reference_role.reference_request(prompt.question, **how, sample_index=0)
     if role == "rubric":
         return rubricator.rubric_request(prompt.question, references, answers, **how)
-    if role == "score":
+    if role == "judge":
+        references, answers, rubric = (), answers[:1], None
+    if role in ("score", "judge"):
         how.setdefault("template", scorer.VARIANTS[0])
         return scorer.score_request(
             prompt.question, answers, references=references, rubric=rubric, lowest=1, highest=10, **how
@@ -222,7 +227,8 @@ async def check(
     t = cfg.teacher
     sources = () if t.index or "reference" not in asks else reference_sources(t)
     asked = [("reference", *source) for source in sources]
-    asked += [(role, *role_of(t, ROLE_KEYS[role])) for role in asks if role != "reference"]
+    judged = ("judge",) if t.judge.model else ()
+    asked += [(role, *role_of(t, ROLE_KEYS[role])) for role in (*asks, *judged) if role != "reference"]
     book = [(p.question, p.solution) for p in prompts if p.solution] if not t.scripted.book else None
     return [await _check(t, role, endpoint, how, prompts[0], book) for role, endpoint, how in asked]
 

@@ -35,6 +35,7 @@ from ropd_jax.data.questions import Questions, load_questions
 from ropd_jax.drift import alarms, drift_at
 from ropd_jax.evaluation.heldout import evaluate
 from ropd_jax.figures import curves_png
+from ropd_jax.independent import judge_heldout
 from ropd_jax.judging import judge_step, meet, replace_equal
 from ropd_jax.methods import load_method
 from ropd_jax.methods.base import without_overlong
@@ -101,8 +102,9 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     loop = stack.enter_context(contextlib.closing(TeacherLoop()))
     method = load_method(cfg.method, cfg)
     teacher = None  # the scripted one needs the data; of any other a missing API key is said first of all
-    if "scripted" not in providers(cfg.teacher, tuple(method.asks)):
-        teacher = make_teacher(cfg, [], workdir, needs=tuple(method.asks))
+    asks = (*method.asks, *(("judge",) if cfg.teacher.judge.model else ()))
+    if "scripted" not in providers(cfg.teacher, asks):
+        teacher = make_teacher(cfg, [], workdir, needs=asks)
     lora = Lora.from_config(cfg.student.lora)
     rule = SamplingRule.from_config(cfg.sampling)
     mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp)
@@ -120,7 +122,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     longest = max(len(t) for q in (train, held) for t in q.tokens_of(q.prompts))
     prompt_len = -(-longest // 16) * 16  # one length for the whole run, so that each function compiles once
     check_length(prompt_len, cfg, student.cfg)
-    teacher = teacher or make_teacher(cfg, train.prompts, workdir, needs=tuple(method.asks))
+    teacher = teacher or make_teacher(cfg, train.prompts, workdir, needs=asks)
     if "reference" in method.asks:
         teacher.check_references(train.prompts)
     loop.on_close(teacher.close)
@@ -208,8 +210,12 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     progress = stack.enter_context(report.Progress(cfg.steps, start=first, file=shown_on))
 
     def evaluated(step: int, n: int) -> dict[str, Any]:
+        answers: list[RolloutGroup] = []
         with spans.span("evaluate"):
-            metrics = evaluate(sample, eval_engines, attach(lora, base, state.params), held, n, progress.say)
+            metrics = evaluate(sample, eval_engines, attach(lora, base, state.params), held, n, progress.say, answers)
+            if cfg.teacher.judge.model:
+                answers = [group for group in answers if group.index < cfg.eval.judged]
+                metrics |= judge_heldout(answers, step, teacher, loop, interrupt, progress.say)
         metrics_log.log(step, metrics)
         drift = drift_at(report.read_metrics(workdir), step)
         if drift is not None:

@@ -24,8 +24,8 @@ def rewards(*levels, every=10):
 
 def test_reward_up_and_accuracy_down_rings_with_the_numbers():
     got = drift_at(series([0.4, 0.6, 0.5], rewards(0.3, 0.6)), 20)
-    assert got.alarm and (got.step, got.since) == (20, 10)
-    assert got.accuracy_change == pytest.approx(-0.1)
+    assert got.alarm and (got.step, got.since, got.measure) == (20, 10, "accuracy")
+    assert got.change == pytest.approx(-0.1)
     assert got.reward_change == pytest.approx(0.3)
     assert str(got) == "step 20: reward +0.300 and held-out accuracy -10.0% since step 10"
 
@@ -46,7 +46,7 @@ def test_it_is_silent_where_one_of_the_two_does_not_hold(accuracies, levels):
 def test_a_slow_fall_is_measured_from_the_best_evaluation():
     falling = [0.4, 0.60, 0.58, 0.56, 0.54]
     got = drift_at(series(falling, rewards(0.3, 0.4, 0.5, 0.6)), 40)
-    assert got.alarm and got.since == 10 and got.accuracy_change == pytest.approx(-0.06)
+    assert got.alarm and got.since == 10 and got.change == pytest.approx(-0.06)
 
 
 def test_nothing_is_said_where_nothing_is_known():
@@ -54,6 +54,26 @@ def test_nothing_is_said_where_nothing_is_known():
     assert drift_at(series([None, None, None], rewards(0.3, 0.6)), 20) is None
     assert drift_at(series([0.4, 0.5], [None] * 10), 10) is None
     assert drift_at({}, 10) is None
+
+
+def judged(grades, *, error=0.02):
+    steps = [10 * i for i in range(len(grades))]
+    return {"eval/judge": (steps, grades), "eval/judge_error": (steps, [None if g is None else error for g in grades])}
+
+
+def test_without_gold_answers_the_independent_judge_is_the_measure():
+    nothing = series([None, None, None], rewards(0.3, 0.6), n=0)
+    got = drift_at(nothing | judged([0.4, 0.6, 0.5]), 20)
+    assert got.alarm and (got.since, got.measure) == (10, "judge") and got.change == pytest.approx(-0.1)
+    assert str(got) == "step 20: reward +0.300 and the judge's grade -0.100 since step 10"
+    assert got.as_metrics()["eval/drift_judge_change"] == pytest.approx(-0.1)
+    assert drift_at(nothing | judged([0.4, 0.6, 0.5], error=0.05), 20).alarm is False  # 0.1 is 1.4 standard errors
+    assert drift_at(nothing | judged([0.4, 0.6, None]), 20) is None
+
+
+def test_the_exact_grader_goes_before_the_judge():
+    got = drift_at(series([0.4, 0.6, 0.61], rewards(0.3, 0.6)) | judged([0.4, 0.6, 0.5]), 20)
+    assert got.measure == "accuracy" and got.alarm is False
 
 
 def test_it_is_shown_in_the_line_the_metrics_and_the_result(tmp_path):

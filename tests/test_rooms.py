@@ -15,7 +15,7 @@ LEVELS = [  # a room imports from lower levels only, and within its level only w
     {"mesh", "core", "models", "text", "teacher", "data", "report", "hosts", "arguments"},
     {"sampling", "figures", "workdir", "student", "checkpoint", "groups", "tapeverb", "drift", "watchdog", "timeline"},
     {"methods", "evaluation", "checks", "rejudge", "teach", "export", "policy"},
-    {"summary", "preflight", "evalrun", "dataverb", "signals", "judging", "update"},
+    {"summary", "preflight", "evalrun", "dataverb", "signals", "judging", "update", "independent"},
     {"train", "cli", "plan"},
 ]
 SAME_LEVEL = {
@@ -23,6 +23,7 @@ SAME_LEVEL = {
     "data": {"core", "text"},
     "methods": {"evaluation"},
     "cli": {"train", "plan"},
+    "independent": {"judging"},
     "plan": {"train"},
 }
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax"}

@@ -11,6 +11,7 @@ from ropd_jax.evaluation.stats import Estimate, accuracy
 if TYPE_CHECKING:
     from ropd_jax.data.questions import Questions
     from ropd_jax.sampling.engine import EngineConfig
+    from ropd_jax.types import RolloutGroup
 
 
 def evaluate(
@@ -20,6 +21,7 @@ def evaluate(
     questions: Questions,
     n: int,
     say: Callable[[str], None] = lambda text: None,
+    answers: list[RolloutGroup] | None = None,
 ) -> dict[str, Any]:
     """Held-out accuracy of each engine on the first ``n`` questions, graded exactly.
 
@@ -27,6 +29,7 @@ def evaluate(
         sample: (engine, params, prompts, questions, seed=, step=) -> groups.
         engines: by the name that the metric gets, e.g. ``accuracy`` (greedy) and ``sampled_accuracy``.
         say: told how far it is.
+        answers: the groups of the first engine are put there.
 
     Returns:
         ``eval/NAME`` with its 95 % interval, n, ungraded and truncated share.
@@ -37,6 +40,8 @@ def evaluate(
         prompts = questions.prompts[:n]
         for done, group in enumerate(sample(engine, params, prompts, questions, seed=0, step=0)):
             say(f"evaluating {name} {done + 1}/{len(prompts)}")
+            if answers is not None and not metrics:
+                answers.append(group)
             grades += [grade(group.prompt, r.text) for r in group.rollouts]
             truncated += sum(r.finish_reason == "length" for r in group.rollouts)
         estimate: Estimate = accuracy(grades)

@@ -40,6 +40,7 @@ ROLE_KEYS = {  # our name -> the config's
     "rubric": "rubricator",
     "verify": "verifier",
     "score": "scorer",
+    "judge": "judge",
 }
 _ENDPOINT = ("provider", "base_url", "api_key_env")
 
@@ -105,7 +106,7 @@ def build_teacher(
             clients[endpoint] = make() if tape is None else taped(tape)
         return clients[endpoint]
 
-    asked = {name: (roles[name],) for name in ("rubric", "verify", "score")} | {"reference": sources}
+    asked = {name: (roles[name],) for name in ("rubric", "verify", "score", "judge")} | {"reference": sources}
     if index is not None:  # nobody is asked for references, and nobody's key is needed
         del asked["reference"]
     asked = {name: several for name, several in asked.items() if name in needs}
@@ -119,6 +120,7 @@ def build_teacher(
         rubric=roles["rubric"][1],
         verify=roles["verify"][1],
         score=roles["score"][1],
+        judge=roles["judge"][1],
         references_m=teacher["references"],
         max_answer_chars=teacher["max_answer_chars"],
         repeat_frac=teacher["health"]["repeat_frac"],

@@ -24,7 +24,7 @@ from typing import Literal, Protocol
 from ropd_jax.types import Message, UserError
 
 log = logging.getLogger(__name__)
-Purpose = Literal["reference", "rubric", "verify", "score"]
+Purpose = Literal["reference", "rubric", "verify", "score", "judge"]
 
 
 @dataclasses.dataclass(frozen=True)

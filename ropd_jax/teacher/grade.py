@@ -45,6 +45,7 @@ TEMPLATES = {
     "rubric": rubricator.TEMPLATE,
     "verify": verifier.TEMPLATE,
     "score": scorer.TEMPLATE,
+    "judge": scorer.TEMPLATE,
 }
 REASK_TEMPLATE = "reask.v1"
 VARIANTS = (  # asked for by name, by methods and ablations
@@ -74,7 +75,7 @@ class Teacher:
 
     Args:
         client: any ``ChatClient``; wrap it in ``LimitedClient`` (``make_client`` does). ``Routes`` joins several.
-        reference, rubric, verify, score: how each role is asked. Of several references, number i % n gives sample i.
+        reference, rubric, verify, score, judge: how each is asked. Of several references, number i % n gives sample i.
         references_m: samples of the teacher's own answer a prompt.
         max_answer_chars: an answer or reference longer than this is shown with its middle cut out; 0 never.
         repeat_frac: share of groups that are verified twice, with another order, for the health of the criteria.
@@ -94,6 +95,7 @@ class Teacher:
         rubric: Role | None = None,
         verify: Role | None = None,
         score: Role | None = None,
+        judge: Role | None = None,
         references_m: int = 4,
         max_answer_chars: int = 0,
         repeat_frac: float = 0.0,
@@ -122,6 +124,7 @@ class Teacher:
             "rubric": rubric or Role(temperature=0.7, max_output_tokens=8192),
             "verify": verify or Role(temperature=0.0, max_output_tokens=4096),
             "score": score or Role(temperature=0.0, max_output_tokens=4096),
+            "judge": judge or Role(temperature=0.0, max_output_tokens=4096),
         }
         if max_answer_chars and max_answer_chars < fences.MIN_CUT:
             raise ConfigurationError(
@@ -293,6 +296,7 @@ class Teacher:
         template: str,
         references: Sequence[str] = (),
         rubric: Rubric | None = None,
+        role: Purpose = "score",
     ) -> Marks:
         """One grade, an integer from ``lowest`` to ``highest``, for each answer; asked for as verdicts are.
 
@@ -300,22 +304,23 @@ class Teacher:
             template: the prompt of this kind of grade, unless the role names one of the user's.
             references: shown beside the answers, as references; not graded.
             rubric: what the grade is to be based on as a whole, its points included.
+            role: who is asked: the scorer, or the ``judge`` from whom no reward comes.
 
         Raises:
             as `verify`.
         """
 
         async def ask(texts: list[str], places: Sequence[int], sample_index: int) -> Marks:
-            how = self._how("score")
+            how = self._how(role)
             how["template"] = how["template"] or template
             request = scorer.score_request(
                 prompt.question, texts, references=references, rubric=rubric, lowest=lowest, highest=highest, **how,
                 seed=self._seed,
             )  # fmt: skip
-            request = dataclasses.replace(request, sample_index=sample_index)
+            request = dataclasses.replace(request, purpose=role, sample_index=sample_index)
             return await self._ask(request, lambda text: scorer.parse_scores(text, len(texts), lowest, highest))
 
-        return await self._marks("score", answers, ask, key=key)
+        return await self._marks(role, answers, ask, key=key)
 
     async def _marks(
         self,

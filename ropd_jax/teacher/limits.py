@@ -43,7 +43,7 @@ from ropd_jax.teacher.taped import STEP
 
 log = logging.getLogger(__name__)
 
-_STAGES = {"reference": 0, "rubric": 1, "verify": 2, "score": 2}  # of a group: each waits for the one before
+_STAGES = {"reference": 0, "rubric": 1, "verify": 2, "score": 2, "judge": 0}  # of a group: each waits for the last
 ORDERS = ("longest_first", "finished_first")
 _HEDGE_PRIORITY = (math.inf, 0)  # after everything else
 _OVERLOAD = {"rate_limited": "429", "unavailable": "503", "overloaded": "529", "timeout": "timeout"}

@@ -15,11 +15,13 @@ from ropd_jax.teacher.client import ConfigurationError
 
 _PLACEHOLDER = re.compile(r"\{\{([a-z_]+)\}\}")
 
+_SCORE = ({"question", "answers", "token"}, {"references", "rubric", "lowest", "highest", "n_answers"})
 PLACEHOLDERS = {  # role -> what its template must hold, and what it may hold
     "reference": ({"question", "token"}, set()),
     "rubric": ({"question", "references", "students", "token"}, {"least", "most"}),
     "verify": ({"question", "rubric", "answers", "token"}, {"n_answers", "n_criteria", "authors"}),
-    "score": ({"question", "answers", "token"}, {"references", "rubric", "lowest", "highest", "n_answers"}),
+    "score": _SCORE,
+    "judge": _SCORE,
     "reask": ({"problem"}, set()),
     "healthbench": ({"conversation", "criterion", "token"}, set()),
 }
