@@ -97,6 +97,7 @@ PAIRS = {
     (r"0\le x<1", "[0,1)"): True,
     # strict, and so be it
     ("[0,1)", r"0\le x<1"): False,
+    (r"\frac{-1+\sqrt{17}}{2}, \frac{-1-\sqrt{17}}{2}", r"\frac{-1\pm\sqrt{17}}{2}"): False,
     ("11", r"\mathrm{11~m/s}"): False,
     ("11", r"11\text{ m/s}"): True,
 }
@@ -109,11 +110,11 @@ def test_math_verify_forgives_and_refuses_what_it_is_known_for():
 
 
 def test_a_hostile_answer_is_ungraded_in_bounded_time_and_the_others_are_graded():
-    pairs = [("7", "9^{9^{9^9}}"), (r"\frac12", r"\frac{2}{4}"), ("x", "y")]
+    pairs = [("7", "9^{9^{9^9}}"), ("7", "(10^6)!"), (r"\frac12", r"\frac{2}{4}"), ("x", "y")]
     begin = time.monotonic()
     got = verify_all(pairs, workers=1, timeout_s=2)
-    assert [v.right for v in got] == [None, True, False]
-    assert got[0].cause in ("timeout", "memory")
+    assert [v.right for v in got] == [None, None, True, False]
+    assert {v.cause for v in got[:2]} <= {"timeout", "memory"}
     assert time.monotonic() - begin < 60
 
 
