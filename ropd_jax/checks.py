@@ -64,7 +64,8 @@ def check_config(cfg: ConfigDict) -> None:
             f"sampling.resample={cfg.sampling.resample} samples as often as the teacher's answers ask for, which "
             "several hosts cannot do in step; set it to 0"
         )
-    for key in ("sampling.resample", "loss.is_cap", "loss.kl_coef"):
+    check_stream(cfg)
+    for key in ("sampling.resample", "loss.is_cap", "loss.kl_coef", "stream.groups", "stream.carry_after_s"):
         if flat[key] < 0:
             raise UserError(f"{key}={flat[key]}; expected 0 (off) or more")
     _check_judge(cfg)
@@ -86,6 +87,25 @@ def _check_judge(cfg: ConfigDict) -> None:
                 f"teacher.judge is teacher.{key} itself ({where.provider}: {judge.model}); a judge of what the rewards "
                 "leave out must be another model"
             )
+
+
+def check_stream(cfg: ConfigDict) -> None:
+    """Raises UserError for a stream that cannot work."""
+    how = cfg.stream
+    if how.staleness not in (0, 1):
+        raise UserError(f"stream.staleness={how.staleness}; expected 0 (strictly on-policy) or 1 (one step behind)")
+    if how.carry_after_s and (how.deterministic or not how.groups):
+        raise UserError(
+            f"stream.carry_after_s={how.carry_after_s:g} lets the clock decide which groups a step has; it needs "
+            "stream.groups above 0 and stream.deterministic=False"
+        )
+    stale = "stream.staleness=1" if how.staleness else "stream.carry_after_s" if how.carry_after_s else ""
+    if stale and cfg.sampling.resample:
+        raise UserError(f"{stale} and sampling.resample exclude each other; set one of them to 0")
+    if stale and cfg.loss.ratio == "sequence":
+        raise UserError(f"{stale} is corrected token by token, which loss.ratio='sequence' is not; take 'token'")
+    if stale and how.cap < 1:
+        raise UserError(f"stream.cap={how.cap}; expected at least 1, 2.0 in the released code")
 
 
 def check_length(prompt_len: int, cfg: ConfigDict, model_cfg: ModelConfig) -> None:

@@ -173,6 +173,21 @@ def default() -> ConfigDict:
     cfg.optim.attention = "auto"  # kernel by platform; or "splash" (TPU), "cudnn" (GPU), "xla", "naive"
     cfg.optim.logprob_chunk = 128  # positions of a row whose logits exist at once
 
+    cfg.stream = ConfigDict()  # what runs beside what; docs/streaming.md
+    cfg.stream.groups = (
+        0  # groups whose gradient is summed at once, while others are judged; 0: the whole step at its end
+    )
+    cfg.stream.deterministic = True  # sum in the order of the prompts, not of arrival: bit for bit the same (on CPU)
+    cfg.stream.staleness = (
+        0  # 1: step t+1 is sampled, by the policy before step t, while step t is judged and trained on
+    )
+    cfg.stream.carry_after_s = (
+        0.0  # seconds of waiting after which slow groups go over to the next step; 0: wait for all
+    )
+    cfg.stream.cap = (
+        2.0  # of the importance weights that correct for either of the two (loss.is_cap, where that is set)
+    )
+
     cfg.mesh = ConfigDict()
     cfg.mesh.fsdp = -1  # -1 takes the devices that tp leaves
     cfg.mesh.tp = 1
@@ -245,6 +260,8 @@ def paper_run(column: str) -> ConfigDict:
     cfg.teacher.reference.temperature = 0.0  # Table A2; four references may then be one text: 0.7 avoids it
     cfg.optim.row_len = 10_240  # packed rows; a prompt of 2,048 and an answer of 8,192 tokens just fit
     cfg.optim.microbatch = 1  # a row for each device
+    cfg.stream.groups = 4  # sum while the teacher reads; not with the released code's 4 mini-batches
+    cfg.stream.deterministic = False
     cfg.eval.size = 100
     cfg.eval.sampled = False
     if column == "released":

@@ -7,10 +7,11 @@ programs in the same order. That is kept as follows:
    devices is read whole by every host (`mesh.fetch`); what only one host knows is exchanged before anybody acts on it.
 2. Each host feeds its own devices (`mesh.place` hands over the shards of this host's devices alone), and each asks the
    teacher about its own groups, every n-th of a step, with 1/n of the limits and of what is left of the budget.
-3. A step ends in one `exchange`: the judgements, what was spent, and what the tapes have learned. From there on every
-   host holds the whole step, so that advantages, packing and every further decision are those of a run on one host.
-4. While some host still waits for its teacher, all of them meet a few times a second (`exchange` of a word): who has
-   finished, who was asked to stop, whose budget is spent. One that stops, stops all, at the same place.
+3. While some host still waits for its teacher, all of them meet a few times a second (`exchange`): what has been judged
+   since, who was asked to stop, whose budget is spent. So all know the same judgements whenever they decide what to do
+   next, and sum the same groups in the same order. One that stops, stops all, at the same place.
+4. A step ends in one `exchange`: what was spent, and what the tapes have learned. From there on every host holds the
+   whole step, so that packing and every further decision are those of a run on one host.
 
 Host 0 alone writes the run's files. A host that ends or that cannot be reached ends the others within a minute: at once
 where a collective breaks, else after `SILENT_S` without a beat of its own; one that hangs but still beats, after

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ropd_jax.judging import judge_step
+from ropd_jax.judging import Flight, judge_group, judge_step
 from ropd_jax.methods.t_judge import HIGHEST, LOWEST
 from ropd_jax.teacher import Teacher, TeacherError, TeacherLoop
 from ropd_jax.teacher.judge import graded, unscored
@@ -44,8 +44,9 @@ def judge_heldout(
     Raises:
         as `judging.judge_step`.
     """
-    asked = [dataclasses.replace(group, step=step) for group in groups]
-    _, judgements, _ = judge_step(asked, Judge(), teacher, loop, interrupt, say)
+    asked = (dataclasses.replace(group, step=step) for group in groups)
+    flight = Flight(step, asked, lambda group: loop.submit(judge_group(Judge(), teacher, group)))
+    _, judgements, _ = judge_step(flight, interrupt, say)
     grades = [reward for judgement in judgements for reward in judgement.rewards if reward is not None]
     n = len(grades)
     return {

@@ -14,6 +14,7 @@ import dataclasses
 import errno
 import functools
 import logging
+import math
 import os
 import pathlib
 import time
@@ -36,12 +37,13 @@ from ropd_jax.drift import alarms, drift_at
 from ropd_jax.evaluation.heldout import evaluate
 from ropd_jax.figures import curves_png
 from ropd_jax.independent import judge_heldout
-from ropd_jax.judging import judge_step, meet, replace_equal
+from ropd_jax.judging import NOBODY, Flight, judge_group, judge_step, kept, meet, replace_equal, say_left_out, taken_up
 from ropd_jax.methods import load_method
 from ropd_jax.methods.base import without_overlong
 from ropd_jax.models.lora import Lora, adapted, attach, freeze, init_adapters
 from ropd_jax.sampling.engine import EngineConfig, sample_groups
 from ropd_jax.sampling.rules import SamplingRule
+from ropd_jax.stream import StreamedUpdate, whole_because
 from ropd_jax.student import load_student
 from ropd_jax.summary import make_result, step_metrics
 from ropd_jax.teacher import BudgetError, Teacher, TeacherLoop, together
@@ -49,7 +51,7 @@ from ropd_jax.teacher.build import providers
 from ropd_jax.teacher.failures import FailureGate, TooManyFailures
 from ropd_jax.teacher.observed import ObservedClient
 from ropd_jax.types import Prompt, RolloutGroup, UserError
-from ropd_jax.update import State, make_update, needs_initial, optimizer, update_step
+from ropd_jax.update import State, make_portions, make_update, needs_initial, optimizer, update_step
 from ropd_jax.watchdog import watching
 from ropd_jax.workdir import Interrupt, Interrupted, claim, flatten
 
@@ -141,7 +143,13 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
         student = dataclasses.replace(student, params={})  # the base alone remains
     ref_params = (base or jax.tree.map(jnp.copy, params)) if needs_initial(cfg, method) else None
     state = State(params, jax.jit(tx.init)(params), trained)
+    length = prompt_len + cfg.sampling.max_tokens
     update = functools.partial(make_update(cfg, student.cfg, method, tx), base=base)
+    portions = None
+    if why := whole_because(cfg, method):
+        log.info("the update waits for the whole step: %s", why)
+    elif cfg.stream.groups:
+        portions = make_portions(cfg, student.cfg, method, tx)
 
     # --- sampling
     shards, stop_ids = mesh.shape["fsdp"], student.tokenizer.stop_ids
@@ -153,32 +161,39 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
         eval_engines["sampled_accuracy"] = dataclasses.replace(greedy, rule=rule)
 
     def sample(engine: EngineConfig, params, prompts, questions: Questions, *, seed: int, step: int):
-        interrupt.check()
         for group in sample_groups(
             student.cfg, engine, params, student.tokenizer, prompts, questions.tokens_of(prompts), seed=seed, step=step
         ):
             spans.moved()
             yield group
-            interrupt.check()
 
-    def judged(step: int, prompts: list[Prompt]):
-        """Sample and judge: (groups, judgements, seconds) in the order of the prompts."""
+    def ask(group: RolloutGroup):
+        return loop.submit(judge_group(method, teacher, group))
+
+    def launched(step: int, prompts: list[Prompt] | None = None, *, params=None) -> Flight:
+        """A step that is to be sampled by ``params``, the present ones by default; not begun."""
+        prompts = stream.batch(step) if prompts is None else prompts
         if method.needs_rollouts:
-            policy = attach(lora, base, state.params)
+            policy = attach(lora, base, state.params if params is None else params)
             groups = sample(engine, policy, prompts, train, seed=cfg.seed, step=step)
         else:
             groups = (RolloutGroup(p, train.tokens[p.id], (), step, i) for i, p in enumerate(prompts))
-        return judge_step(groups, method, teacher, loop, interrupt, progress.say)
+        return Flight(step, groups, ask)
+
+    def judged(step: int, prompts: list[Prompt]):
+        return judge_step(launched(step, prompts), interrupt, progress.say)
 
     # --- checkpoint
     checkpoints = stack.enter_context(
         contextlib.closing(Checkpoints(workdir / "checkpoints", keep=cfg.checkpoint.keep))
     )
     host: dict[str, Any] = {"groups_total": 0, "groups_unscored": 0, "seconds": 0.0, "before": None, "teacher": None}
+    flight, ahead, carried = None, None, NOBODY  # the step at hand, the next one, and slow groups on their way to it
     checkpoints.check_room(state)
     first = checkpoints.latest() or 0
     if first:
-        state, host = checkpoints.restore(first, state)
+        state, saved = checkpoints.restore(first, state)
+        host |= saved
         teacher.restore(host["teacher"], host=hosts.index())
         gate.restore(host["failures"])
     meet(teacher)
@@ -188,13 +203,14 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
             report.show_result(report.read_result(workdir))
         return 0
 
-    def save(step: int):
+    def save(step: int, *, ask: bool = True):
         meet(teacher)
-        seconds = host["seconds"] + time.monotonic() - started
+        if step == checkpoints.latest():
+            return
+        more = kept(step, (flight, ahead), carried, stale=bool(cfg.stream.staleness), ask=ask)
+        more |= {"seconds": host["seconds"] + time.monotonic() - started}
         with spans.span("checkpoint"):
-            checkpoints.save(
-                step, state, host | {"teacher": teacher.state(), "failures": gate.state(), "seconds": seconds}
-            )
+            checkpoints.save(step, state, host | more | {"teacher": teacher.state(), "failures": gate.state()})
 
     # --- loop
     writes = hosts.index() == 0
@@ -209,10 +225,14 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     shown_on = None if writes else stack.enter_context(open(os.devnull, "w"))  # noqa: SIM115
     progress = stack.enter_context(report.Progress(cfg.steps, start=first, file=shown_on))
 
+    def looking(text: str):
+        progress.say(text)
+        interrupt.check()
+
     def evaluated(step: int, n: int) -> dict[str, Any]:
         answers: list[RolloutGroup] = []
         with spans.span("evaluate"):
-            metrics = evaluate(sample, eval_engines, attach(lora, base, state.params), held, n, progress.say, answers)
+            metrics = evaluate(sample, eval_engines, attach(lora, base, state.params), held, n, looking, answers)
             if cfg.teacher.judge.model:
                 answers = [group for group in answers if group.index < cfg.eval.judged]
                 metrics |= judge_heldout(answers, step, teacher, loop, interrupt, progress.say)
@@ -230,13 +250,30 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     try:
         if host["before"] is None:
             host["before"] = evaluated(0, len(held.prompts))
+        if first:
+            ahead, carried = taken_up(first, host, {p.id: p for p in train.prompts}, train.tokens, ask)
         for step in range(first, cfg.steps):
             with spans.about(step=step), spans.span("step"):
+                flight, ahead = ahead or launched(step), None
                 due = step and step % cfg.eval.every == 0
                 if due and not hosts.first_says(metrics_log.holds(step, "eval/accuracy")):
                     evaluated(step, cfg.eval.size or len(held.prompts))
-                begin = time.monotonic()
-                groups, judgements, metrics = judged(step, stream.batch(step))
+                begin, last = time.monotonic(), step + 1 == cfg.steps
+                if cfg.stream.staleness and not last:  # by the policy before this step's update, which takes its memory
+                    ahead = launched(step + 1, params=jax.tree.map(jnp.copy, state.params))
+                summed = None
+                if portions:
+                    summed = StreamedUpdate(
+                        portions, state, ref_params=ref_params, base=base, method=method, mesh=mesh, cfg=cfg, step=step,
+                        length=length, tokenizer=student.tokenizer,
+                    )  # fmt: skip
+                flight.receive(carried)
+                patience_s = math.inf if last or not cfg.stream.carry_after_s else cfg.stream.carry_after_s
+                groups, judgements, metrics = judge_step(
+                    flight, interrupt, progress.say, ahead=ahead, update=summed, patience_s=patience_s
+                )
+                carried = flight.carry()
+                metrics["group/carried"] = len(carried.groups)
                 if cfg.sampling.resample:
                     groups, judgements, more = replace_equal(cfg, method, stream, functools.partial(judged, step), step,
                                                              groups, judgements)  # fmt: skip
@@ -257,23 +294,22 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
                 ]
                 progress.say("update")
                 before_update = time.monotonic()
-                with spans.span("update"):
-                    state, update_metrics = update_step(
-                        update,
-                        state,
-                        ref_params,
-                        rows,
-                        without_overlong(advantages, groups, rows) if cfg.loss.overlong == "mask" else advantages,
-                        method,
-                        mesh,
-                        cfg,
-                        prompt_len + cfg.sampling.max_tokens,
-                    )
-                metrics |= update_metrics | {"time/update_s": time.monotonic() - before_update}
+                if summed:
+                    state, update_metrics = summed.finish()
+                    update_metrics["time/update_s"] = summed.seconds
+                else:
+                    used = without_overlong(advantages, groups, rows) if cfg.loss.overlong == "mask" else advantages
+                    with spans.span("update"):
+                        state, update_metrics = update_step(
+                            update, state, ref_params, rows, used, method, mesh, cfg, length
+                        )
+                    update_metrics["time/update_s"] = time.monotonic() - before_update
+                metrics |= update_metrics
                 done = step + 1
                 host["groups_total"] += len(groups)
                 failed_P = (~np.asarray(advantages.valid_PG)).all(axis=1)
                 host["groups_unscored"] += int(failed_P.sum())
+                say_left_out(step, groups, judgements, failed_P, carried)
                 for judgement, failed in zip(judgements, failed_P, strict=True):
                     gate.add(judgement.causes, failed=bool(failed))
                 metrics |= gate.as_metrics()
@@ -293,7 +329,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
                 interrupt.check()
         after = evaluated(cfg.steps, len(held.prompts))
     except (Interrupted, UserError):
-        save(done)
+        save(done, ask=False)
         log.warning("saved a checkpoint after step %d", done)
         raise
 

@@ -171,9 +171,9 @@ class Portions(NamedTuple):
 
 
 def make_portions(
-    cfg: ConfigDict, model_cfg: ModelConfig, method: Method, tx: optax.GradientTransformation, *, keep: bool
+    cfg: ConfigDict, model_cfg: ModelConfig, method: Method, tx: optax.GradientTransformation
 ) -> Portions:
-    """`make_update` in portions. ``keep``: the parameters before the step stay: somebody still samples with them."""
+    """`make_update` in portions."""
     gradient = make_gradient(cfg, model_cfg, method)
 
     @functools.partial(jax.jit, donate_argnums=(0,))
@@ -186,7 +186,7 @@ def make_portions(
         tokens = jnp.sum(batch.mask_BT).astype(jnp.float32)
         return jax.tree.map(jax.freeze, refs), sums | dict(loss=loss, gap_max=gap_max, tokens=tokens, weight=count)
 
-    @functools.partial(jax.jit, donate_argnums=(1, 2, 3) if keep else (0, 1, 2, 3))
+    @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
     def step(params, opt_state, trained, grads, weight):
         grads = jax.tree.map(lambda g: g / weight, grads)
         updates, opt_state = tx.update(grads, opt_state, params)

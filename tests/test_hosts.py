@@ -123,13 +123,15 @@ def config(tmp_path_factory):
     return file
 
 
-def two_train(config, workdir):
+def two_train(config, workdir, **changes):
     command = [sys.executable, "-m", "ropd_jax.cli", "train", "--config", str(config), "--workdir", str(workdir)]
-    return two(*command)
+    return two(*command, *(f"--config.{key}={value}" for key, value in changes.items()))
 
 
-def one_trains(config, workdir):
-    return train.main(load_config(str(config)), workdir)
+def one_trains(config, workdir, **changes):
+    cfg = load_config(str(config)).unlock()
+    cfg.update_from_flattened_dict(changes)
+    return train.main(cfg.lock(), workdir)
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +216,16 @@ def test_two_hosts_go_on_from_a_checkpoint_of_one(config, one, tmp_path):
     assert here["stats"]["calls"] == there["stats"]["calls"]
     keys = [Tape(workdir / name, read_only=True).keys() for name in ("tape.sqlite", "tape.1.sqlite")]
     assert keys[0] == keys[1] and keys[0] < Tape(one / "tape.sqlite", read_only=True).keys()  # each tape is whole
+
+
+@pytest.mark.timeout(600)
+def test_two_hosts_sum_the_same_groups_in_the_same_order_and_sample_ahead(config, tmp_path):
+    stream = {"stream.groups": 2, "stream.staleness": 1}
+    assert one_trains(config, tmp_path / "one", **stream) == 0
+    with two_train(config, tmp_path / "run", **stream) as both:
+        assert [host.finish() for host in both] == [0, 0], both[0].said + both[1].said
+    check_equal(tmp_path / "run", tmp_path / "one")
+    assert metrics(tmp_path / "run")[2]["update/logp_gap_max"] > 0
 
 
 @pytest.mark.timeout(600)

@@ -15,7 +15,9 @@ LEVELS = [  # a room imports from lower levels only, and within its level only w
     {"mesh", "core", "models", "text", "teacher", "data", "report", "hosts", "arguments"},
     {"sampling", "figures", "workdir", "student", "checkpoint", "groups", "tapeverb", "drift", "watchdog", "timeline"},
     {"methods", "evaluation", "checks", "rejudge", "teach", "export", "policy"},
-    {"summary", "preflight", "evalrun", "dataverb", "signals", "judging", "update", "independent"},
+    {"update"},
+    {"stream"},
+    {"summary", "preflight", "evalrun", "dataverb", "signals", "judging", "independent"},
     {"train", "cli", "plan"},
 ]
 SAME_LEVEL = {

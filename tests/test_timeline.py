@@ -106,11 +106,14 @@ def test_the_verb_draws_the_steps_asked_for(tmp_path, capsys):
 
 
 def test_the_watchdog_writes_all_stacks_once_and_what_is_in_flight(tmp_path, caplog):
+    async def asks():
+        await hangs_for_ever()
+
     async def hangs_for_ever():
         await asyncio.Event().wait()
 
     with Timeline(tmp_path).recording() as line, TeacherLoop() as loop, watching(line, 0.2, tmp_path, loop.stacks):
-        future = loop.submit(hangs_for_ever())
+        future = loop.submit(asks())
         with spans.span("verify", step=3, group=5):
             end = time.monotonic() + 5
             while not list(tmp_path.glob("stacks_*.txt")) and time.monotonic() < end:
@@ -120,7 +123,12 @@ def test_the_watchdog_writes_all_stacks_once_and_what_is_in_flight(tmp_path, cap
     (path,) = tmp_path.glob("stacks_*.txt")
     text = path.read_text()
     assert "verify step 3 group 5 for" in text
-    assert "thread MainThread" in text and "test_the_watchdog_writes" in text and "hangs_for_ever" in text
+    assert (
+        "thread MainThread" in text
+        and "test_the_watchdog_writes" in text
+        and "in asks" in text
+        and "in hangs_for_ever" in text
+    )
     assert "nothing has moved for" in caplog.text and str(path) in caplog.text
 
 

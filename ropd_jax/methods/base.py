@@ -113,6 +113,12 @@ class Method(abc.ABC):
         return self.cfg.sampling.rollouts
 
     @property
+    def by_group(self) -> bool:
+        """Whether rewards and advantages of a group hang on that group alone, so that its gradient may be summed before
+        the others are judged (`ropd_jax.stream`). A method that overrides one of the three says so itself."""
+        return all(getattr(type(self), name) is getattr(Method, name) for name in ("revise", "rewards", "advantages"))
+
+    @property
     def teaches_text(self) -> bool:
         """Whether `sequences` holds texts of the teacher's, whose lengths no shape may follow."""
         return not self.needs_rollouts
@@ -181,8 +187,9 @@ class Method(abc.ABC):
         """The policy loss of ``cfg.loss`` for these advantages: clipped (token or sequence ratio), or truncated."""
         loss, batch = self.cfg.loss, tokens.batch
         logp_BT, old_BT = tokens.logp_BT, tokens.old_logp_BT
-        if loss.is_cap:
-            loss_BT, capped_BT = losses.truncated_is_loss(logp_BT, old_BT, advantage_BT, cap=loss.is_cap)
+        stream = self.cfg.stream
+        if cap := loss.is_cap or (stream.cap if stream.staleness or stream.carry_after_s else 0.0):
+            loss_BT, capped_BT = losses.truncated_is_loss(logp_BT, old_BT, advantage_BT, cap=cap)
             return loss_BT, {"capped_frac": capped_BT}
         if loss.ratio == "sequence":
             logp_BT, old_BT = losses.sequence_logp(logp_BT, old_BT, batch.mask_BT, batch.segments_BT)

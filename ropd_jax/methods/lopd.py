@@ -35,6 +35,8 @@ PROBE = "Let x = 12.5; then 3x + 7 = 44.5.\n\nÜber  20 %? <think>ok</think>\tAn
 
 
 class LOPD(Method):
+    by_group = True
+
     def __post_init__(self):
         how = self.cfg.lopd
         if how.mode not in MODES:

@@ -18,6 +18,7 @@ from ropd_jax.types import Judgement, RolloutGroup
 
 class SFT(Method):
     needs_rollouts = False
+    by_group = True
 
     @property
     def asks(self):

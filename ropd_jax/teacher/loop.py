@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import io
 import threading
+import traceback
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -45,10 +45,14 @@ class TeacherLoop:
 
     def stacks(self) -> str:
         """Where each coroutine on the loop stands, for whoever looks for one that hangs; asked from any thread."""
-        out = io.StringIO()
+        lines = []
         for task in asyncio.all_tasks(self._loop):
-            task.print_stack(file=out)
-        return out.getvalue()
+            lines.append(f"\n{task.get_name()}\n")
+            waits = task.get_coro()
+            while (frame := getattr(waits, "cr_frame", None)) is not None:  # from the outermost to what waits
+                lines += traceback.format_list(traceback.extract_stack(frame, limit=1))
+                waits = waits.cr_await
+        return "".join(lines)
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Cancel what is in flight, close the clients on the loop, end the thread. Idempotent."""
