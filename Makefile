@@ -12,7 +12,7 @@ PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt PIP_BUI
           $(BIN)/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format golden storm bench-teacher bench-plan bench-update growth kill-tape mini bench-grader bench-rollout load-memory check-export clean
+.PHONY: help quickstart test lint format golden storm bench-teacher bench-plan bench-update growth kill-tape mini bench-grader bench-rollout bench-overlap load-memory check-export clean
 .DELETE_ON_ERROR:
 
 help:
@@ -29,6 +29,7 @@ help:
 	@echo 'make load-memory  peak host memory while 2 GB of weights are read onto a mesh; a minute'
 	@echo 'make check-export  what ropd export writes, loaded by transformers and PEFT (installs torch); a few minutes'
 	@echo 'make bench-rollout  tokens a second of the sampler beside the bound (and, with TUNIX= and TORCH=, beside peers)'
+	@echo 'make bench-overlap  wall-clock a step over max(device, teacher), the teacher simulated; five to ten minutes'
 	@echo 'make bench-plan   memory of Qwen3-4B on three TPU slices, compiled without a TPU; half an hour, then cached'
 	@echo 'make bench-grader  answers a second of the math grader; needs ROPD_DATA=DIR with math_500.jsonl'
 	@echo 'make mini         every method of experiments/mini.py, three settings, three seeds; under an hour on idle cores'
@@ -83,6 +84,9 @@ bench-teacher: $(VENV)/core.stamp
 # TUNIX and TORCH: interpreters that have google-tunix, or torch and transformers
 bench-rollout: $(VENV)/core.stamp
 	$(BIN)/python -m benchmarks.rollout --tunix '$(TUNIX)' --torch '$(TORCH)'
+
+bench-overlap: $(VENV)/core.stamp
+	$(BIN)/python -m benchmarks.overlap
 
 bench-plan: $(VENV)/core.stamp
 	@$(PIP) -e '.[tpu-aot]'
