@@ -90,10 +90,12 @@ def make_teacher(path: pathlib.Path) -> None:
         shutil.rmtree(half, ignore_errors=True)
         script = pathlib.Path(__file__).with_name("quickstart_coldstart.py")
         size = ["--layers=4", "--width=128", "--full", "--steps=1600"]
-        done = subprocess.run(
-            [sys.executable, str(script), "--out", str(half), *size], stdout=subprocess.PIPE, text=True, check=True
-        )
-        (half / "accuracy.txt").write_text(re.search(r"greedy held-out accuracy ([\d.]+)", done.stdout)[1])
+        command = [sys.executable, str(script), "--out", str(half), *size]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as making:
+            lines = [line for line in making.stdout if not print(f"  {line}", end="", flush=True)]
+        if making.returncode:
+            raise SystemExit(f"{script.name} ended with exit code {making.returncode}")
+        (half / "accuracy.txt").write_text(re.search(r"greedy held-out accuracy ([\d.]+)", "".join(lines))[1])
         half.rename(path)
     share = float((path / "accuracy.txt").read_text())
     print(f"white-box teacher: {share:.1%} of the held-out sums", flush=True)

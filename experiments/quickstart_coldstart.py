@@ -23,7 +23,6 @@ import pathlib
 import jax
 import numpy as np
 from quickstart import get_config
-from rich.progress import track
 
 from ropd_jax.core.optim import make_optimizer
 from ropd_jax.data.batches import Sequence, make_batch, split_parts
@@ -105,11 +104,12 @@ def main() -> None:
     state = State(params, tx.init(params))
     update = make_update(cfg, model, load_method("sft", cfg), tx)
     ones = np.ones(BATCH)
-    for _ in track(range(args.steps), "cold start"):
+    for step in range(1, args.steps + 1):
         rows = [sequences[i] for i in rng.choice(len(sequences), BATCH, replace=False)]
         batch = make_batch(rows, ones.astype(np.float32), ones.astype(bool), ones.astype(bool), length)
         state, metrics = update(state, None, split_parts(batch, 0))
-    print(f"loss {float(metrics['update/loss']):.4f}")
+        if step % 100 == 0 or step == args.steps:
+            print(f"step {step}/{args.steps}  loss {float(metrics['update/loss']):.4f}", flush=True)
 
     engine = functools.partial(EngineConfig, rollouts=1, prompts=128, prompt_len=16, max_tokens=cfg.sampling.max_tokens,
                                stop_ids=tokenizer.stop_ids)  # fmt: skip
