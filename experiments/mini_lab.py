@@ -20,6 +20,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -95,6 +96,12 @@ def make_teacher(path: pathlib.Path) -> float:
     return float((path / "accuracy.txt").read_text())
 
 
+def check_teacher(right: float) -> None:
+    if right < LEAST:
+        raise SystemExit(f"the white-box teacher solves {right:.1%} of the held-out sums; expected {LEAST:.0%} or more")
+    print(f"white-box teacher: {right:.1%} of the held-out sums", flush=True)
+
+
 def evaluate_untrained(out: pathlib.Path) -> None:
     where = out / "evals" / "tiny" / slug(BENCHMARK)
     if not (where / "result.json").exists():
@@ -110,35 +117,39 @@ def run_all(out: pathlib.Path, todo: list[tuple[str, str, int]], workers: int, k
     for i in range(workers):
         own.put(cores()[i % len(cores())])
     with concurrent.futures.ProcessPoolExecutor(workers, spawn, initializer=take_core, initargs=(own,)) as pool:
-
-        def stop(why: str) -> SystemExit:
-            pool.shutdown(wait=False, cancel_futures=True)
-            return SystemExit(why)
-
         white = [job for job in left if job[0] in WHITE_BOX]
         running = {pool.submit(make_teacher, out / "teacher"): None} if white else {}
         running |= {pool.submit(run_one, out, *job, keys): job for job in left if job not in white}
-        while running:
-            for future in concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED).done:
-                job = running.pop(future)
-                if job is None:
-                    if (right := future.result()) < LEAST:
-                        raise stop(f"{out}/teacher: the white-box teacher solves {right:.1%}; expected {LEAST:.0%}")
-                    print(f"white-box teacher: {right:.1%} of the held-out sums", flush=True)
-                    running |= {pool.submit(run_one, out, *job, keys): job for job in white}
-                    continue
-                run = out / name(*job)
-                if code := future.result():
-                    said = run.with_suffix(".log").read_text(encoding="utf-8")[-2000:]
-                    raise stop(f"{run} ended with exit code {code}:\n{said}")
-                ended, took = ended + 1, time.monotonic() - begin
-                n, ahead = len(todo) - len(left) + ended, clock(took / ended * (len(left) - ended))
-                after = read_result(run)["accuracy_after"]
-                print(f"{n:3d}/{len(todo)}  {clock(took)}, about {ahead} left  {run.name:<22} {after:.1%}", flush=True)
+        try:
+            while running:
+                for future in concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED).done:
+                    job, said = running.pop(future), future.result()
+                    if job is None:
+                        check_teacher(said)
+                        running |= {pool.submit(run_one, out, *job, keys): job for job in white}
+                        continue
+                    run = out / name(*job)
+                    if said:
+                        log = run.with_suffix(".log").read_text(encoding="utf-8")
+                        raise SystemExit(f"{run} ended with exit code {said}:\n{log[-2000:]}")
+                    ended, took = ended + 1, time.monotonic() - begin
+                    n, ahead = len(todo) - len(left) + ended, clock(took / ended * (len(left) - ended))
+                    after = f"{run.name:<22} {read_result(run)['accuracy_after']:.1%}"
+                    print(f"{n:3d}/{len(todo)}  {clock(took)}, about {ahead} left  {after}", flush=True)
+        except BaseException:  # Ctrl-C too: a run that is killed loses nothing that is not made again
+            for worker in multiprocessing.active_children():
+                worker.kill()
+            raise
 
 
 def take_core(own) -> None:
-    """Before jax is loaded, which counts the cores."""
+    """Before jax is loaded, which counts the cores. The process ends with the one that started it."""
+
+    def follow():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
     core = own.get()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})
