@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import pathlib
 import sys
 import threading
@@ -27,7 +28,7 @@ def watching(
     """Watch until the block ends; ``limit_s`` 0 watches nothing.
 
     Args:
-        directory: gets ``stacks_N.txt``, one for each time that nothing has moved for ``limit_s`` seconds.
+        directory: gets ``stacks_PID_N.txt``, one for each time that nothing has moved for ``limit_s`` seconds.
         coroutines: the stacks of an event loop's tasks (`TeacherLoop.stacks`).
     """
     if not limit_s:
@@ -45,15 +46,15 @@ def watching(
 
 
 def _watch(timeline: Timeline, limit_s: float, directory: pathlib.Path, coroutines, over: threading.Event) -> None:
-    said = None  # the moment that nothing has moved since, once it has been said
+    number, said = 0, None  # the moment that nothing has moved since, once it has been said
     while not over.wait(min(limit_s / 4, 5.0)):
         if timeline.still_s() < limit_s or timeline.moved_at == said:
             continue
         said = timeline.moved_at
         timeline.flush()
         text = report(timeline, coroutines)
-        number = len(list(directory.glob("stacks_*.txt"))) + 1
-        path = directory / f"stacks_{number}.txt"
+        number += 1
+        path = directory / f"stacks_{os.getpid()}_{number}.txt"  # the hosts of a run share the directory
         path.write_text(text, encoding="utf-8")
         in_flight = ", ".join(_line(*span) for span in timeline.open()[:4]) or "nothing"
         log.warning("nothing has moved for %.0f s; in flight: %s. All stacks: %s", timeline.still_s(), in_flight, path)
