@@ -172,6 +172,7 @@ def default() -> ConfigDict:
     cfg.optim.remat = "block"  # kept for the backward pass: "none" (all), "dots", "attention" or "block" (least)
     cfg.optim.attention = "auto"  # kernel by platform; or "splash" (TPU), "cudnn" (GPU), "xla", "naive"
     cfg.optim.logprob_chunk = 128  # positions of a row whose logits exist at once
+    cfg.optim.xla_options = ""  # of the update's compiler, "xla_a=1 xla_tpu_b=2"; those of other platforms are left out
 
     cfg.stream = ConfigDict()  # what runs beside what; docs/streaming.md
     cfg.stream.groups = (
@@ -262,6 +263,8 @@ def paper_run(column: str) -> ConfigDict:
     cfg.optim.microbatch = 1  # a row for each device
     cfg.stream.groups = 4  # sum while the teacher reads; not with the released code's 4 mini-batches
     cfg.stream.deterministic = False
+    cfg.optim.xla_options = "xla_tpu_scheduler_percent_shared_memory_limit=50"  # 100: all memory there is, for overlap
+    cfg.mesh.tp = 2
     cfg.eval.size = 100
     cfg.eval.sampled = False
     if column == "released":

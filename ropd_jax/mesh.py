@@ -195,6 +195,13 @@ def _relay(sharding: NamedSharding):
     return jax.jit(lambda x: x, out_shardings=sharding)
 
 
+def shapes(tree, mesh: jax.sharding.Mesh):
+    """Parameters as ShapeDtypeStructs, sharded as they are stored."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, s)), tree, RULES.storage(tree)
+    )
+
+
 def put(tree, mesh: jax.sharding.Mesh, specs):
     """Place a tree of host arrays on the mesh by a tree of PartitionSpecs."""
     return jax.tree.map(lambda x, s: place(x, NamedSharding(mesh, s)), tree, specs)

@@ -26,6 +26,7 @@ from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.logprobs import token_logprobs
 from ropd_jax.models.lora import Lora, attach
+from ropd_jax.xlaoptions import xla_options
 
 NO_NOTES = Notes()
 
@@ -130,7 +131,7 @@ def make_update(cfg: ConfigDict, model_cfg: ModelConfig, method: Method, tx: opt
     """
     gradient = make_gradient(cfg, model_cfg, method)
 
-    @functools.partial(jax.jit, donate_argnums=(0,))
+    @functools.partial(jax.jit, donate_argnums=(0,), compiler_options=options_of(cfg))
     def update(state: State, ref_params, batch: TrainBatch, notes: Notes = NO_NOTES, base=None):
         weight_ABT = token_weights(
             batch.mask_BT, cfg.loss.aggregation, batch.length_BT, max_tokens=cfg.sampling.max_tokens
@@ -174,9 +175,9 @@ def make_portions(
     cfg: ConfigDict, model_cfg: ModelConfig, method: Method, tx: optax.GradientTransformation
 ) -> Portions:
     """`make_update` in portions."""
-    gradient = make_gradient(cfg, model_cfg, method)
+    gradient, options = make_gradient(cfg, model_cfg, method), options_of(cfg)
 
-    @functools.partial(jax.jit, donate_argnums=(0,))
+    @functools.partial(jax.jit, donate_argnums=(0,), compiler_options=options)
     def add(grads, params, ref_params, batch: TrainBatch, notes: Notes = NO_NOTES, base=None):
         weight_ABT, count = token_numerators(
             batch.mask_BT, cfg.loss.aggregation, batch.length_BT, max_tokens=cfg.sampling.max_tokens
@@ -186,7 +187,7 @@ def make_portions(
         tokens = jnp.sum(batch.mask_BT).astype(jnp.float32)
         return jax.tree.map(jax.freeze, refs), sums | dict(loss=loss, gap_max=gap_max, tokens=tokens, weight=count)
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
+    @functools.partial(jax.jit, donate_argnums=(0, 1, 2), compiler_options=options)
     def step(params, opt_state, trained, grads, weight):
         grads = jax.tree.map(lambda g: g / weight, grads)
         updates, opt_state = tx.update(grads, opt_state, params)
@@ -197,6 +198,11 @@ def make_portions(
 
     zeros = jax.jit(lambda params: jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params))
     return Portions(zeros, add, apply)
+
+
+def options_of(cfg: ConfigDict) -> dict[str, str]:
+    """Of the compiler, for the platform of the mesh."""
+    return xla_options(cfg.optim.xla_options, mesh_lib.platform())
 
 
 def add_to(ref, x: jax.Array) -> None:

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1] / "ropd_jax"
 
 LEVELS = [  # a room imports from lower levels only, and within its level only what SAME_LEVEL allows
     {"types", "hints", "helptexts"},
-    {"configs", "ggufio", "jsonio", "hub", "spans"},
+    {"configs", "ggufio", "jsonio", "hub", "spans", "xlaoptions"},
     {"mesh", "core", "models", "text", "teacher", "data", "report", "hosts", "arguments"},
     {"sampling", "figures", "workdir", "student", "checkpoint", "groups", "tapeverb", "drift", "watchdog", "timeline"},
     {"methods", "evaluation", "checks", "rejudge", "teach", "export", "policy"},
@@ -32,7 +32,7 @@ HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax"}
 JAX_FREE = {
     "types", "configs", "hints", "helptexts", "ggufio", "jsonio", "hub", "teacher", "report", "figures", "workdir",
     "evaluation", "cli", "groups", "rejudge", "tapeverb", "dataverb", "drift", "arguments",
-    "spans", "watchdog", "timeline",
+    "spans", "watchdog", "timeline", "xlaoptions",
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ import abc
 import dataclasses
 import importlib.util
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax
@@ -78,6 +78,36 @@ class Notes(NamedTuple):
 
     tokens: Mapping[str, Any] = {}
     shared: Any = ()
+
+
+class Pass(NamedTuple):
+    """A program that a method runs in each step besides the update, for ``ropd plan``.
+
+    Attributes:
+        lower: () -> jax.stages.Lowered.
+        model: whose network it is.
+        calls: how often it runs in a step.
+        parts: passes of its loop in one call.
+        tokens: positions that one call computes.
+        row: positions of a row of them.
+        trains: backward as well.
+    """
+
+    name: str
+    lower: Callable[[], Any]
+    model: ModelConfig
+    calls: int
+    parts: int
+    tokens: int
+    row: int
+    trains: bool
+
+
+class Held(NamedTuple):
+    """What a method keeps in memory beside the student, as shapes with shardings, and the programs it runs on it."""
+
+    arrays: Any = ()
+    passes: tuple[Pass, ...] = ()
 
 
 @dataclasses.dataclass(eq=False)
@@ -175,8 +205,21 @@ class Method(abc.ABC):
         """What the loss needs to know of the batch's tokens besides; ``batch`` is [A, b, T], on the host."""
         return Notes()
 
+    def held_like(
+        self, model: ModelConfig, batch: TrainBatch, prompt_len: int, read: Callable[[str], ModelConfig]
+    ) -> Held:
+        """As shapes, for ``ropd plan``: what `setup` would leave in memory, and the programs of `revise`, `annotate`.
+
+        Args:
+            model: the student's.
+            batch: shapes of an update's, on the student's mesh.
+            prompt_len: positions of the longest prompt.
+            read: the shape of a checkpoint by its name.
+        """
+        return Held()
+
     def notes_like(self, batch: TrainBatch) -> Notes:
-        """The notes that `annotate` would make of a batch of these shapes, as ShapeDtypeStructs: for ``ropd plan``."""
+        """The notes that `annotate` would make of a batch of these shapes, as ShapeDtypeStructs; after `held_like`."""
         return Notes()
 
     def loss(self, tokens: Tokens) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -26,7 +26,7 @@ from ropd_jax import mesh as mesh_lib
 from ropd_jax.core.advantages import Advantages
 from ropd_jax.core.optim import make_optimizer
 from ropd_jax.data.batches import Sequence
-from ropd_jax.methods.base import Method
+from ropd_jax.methods.base import Held, Method, Pass
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.divergence import normed_hidden
@@ -103,16 +103,37 @@ class GAD(Method):
         return step < self.cfg.gad.warmup_steps
 
     def setup(self, student, mesh):
-        how, self.model, self.mesh = self.cfg.gad, student.cfg, mesh
+        self._prepare(student.cfg, mesh)
+        body = jax.tree.map(lambda x: jnp.array(x, jnp.float32), student.params)
+        params = {"body": body, "head_D": jnp.zeros((student.cfg.d_model,), jnp.float32)}
+        params = mesh_lib.put(params, mesh, mesh_lib.RULES.storage(params))
+        return Discriminator(params, jax.jit(self.tx.init)(params))
+
+    def held_like(self, model, batch, prompt_len, read):
+        mesh = batch.tokens_BT.sharding.mesh
+        self._prepare(model, mesh)
+        params = {
+            "body": transformer.param_shapes(model),
+            "head_D": jax.ShapeDtypeStruct((model.d_model,), jnp.float32),
+        }
+        params = mesh_lib.shapes(params, mesh)
+        d = Discriminator(params, jax.eval_shape(jax.jit(self.tx.init), params))
+        rows, T = self._rows(self.cfg.data.prompts_per_step), prompt_len + self.cfg.sampling.max_tokens
+        texts = Texts(
+            jax.ShapeDtypeStruct((*rows, T), jnp.int32, sharding=self._named("ABT")),
+            jax.ShapeDtypeStruct(rows, jnp.int32, sharding=self._named("AB")),
+        )
+        A, b = rows
+        step = Pass("discriminator", lambda: self.learn.lower(d, texts), model, 1, A, A * b * T, T, trains=True)
+        return Held(d, (step,))
+
+    def _prepare(self, model: ModelConfig, mesh) -> None:
+        how, self.model, self.mesh = self.cfg.gad, model, mesh
         self.tx = make_optimizer(
             lr=how.lr, schedule="constant", warmup_steps=0, total_steps=1, b1=how.b1, b2=how.b2, eps=1e-8,
             weight_decay=0.0, clip_norm=how.clip_norm,
         )  # fmt: skip
-        body = jax.tree.map(lambda x: jnp.array(x, jnp.float32), student.params)
-        params = {"body": body, "head_D": jnp.zeros((student.cfg.d_model,), jnp.float32)}
-        params = mesh_lib.put(params, mesh, mesh_lib.RULES.storage(params))
         self.learn = self._make_learn()
-        return Discriminator(params, jax.jit(self.tx.init)(params))
 
     def _make_learn(self):
         G, K = self.cfg.sampling.rollouts, self.cfg.sampling.rollouts + self.cfg.teacher.references
@@ -170,22 +191,33 @@ class GAD(Method):
 
     def _texts(self, groups, judgements, tokenizer) -> Texts:
         """All answers of the step, [A, b, T]; a prompt without references has no rows. b divides over the mesh."""
-        G, m, shards = self.cfg.sampling.rollouts, self.cfg.teacher.references, self.mesh.shape["fsdp"]
-        K, T = G + m, -(-max(len(g.prompt_tokens_T) for g in groups) // 16) * 16 + self.cfg.sampling.max_tokens
-        prompts = max(self.cfg.optim.microbatch // K, 1) if self.cfg.optim.microbatch else len(groups)
-        prompts = -(-prompts // shards) * shards
-        A = -(-len(groups) // prompts)
-        tokens_BT, length_B = np.zeros((A * prompts * K, T), np.int32), np.zeros((A * prompts * K,), np.int32)
+        K, m = self._per_prompt, self.cfg.teacher.references
+        T = -(-max(len(g.prompt_tokens_T) for g in groups) // 16) * 16 + self.cfg.sampling.max_tokens
+        A, b = self._rows(len(groups))
+        tokens_BT, length_B = np.zeros((A * b, T), np.int32), np.zeros((A * b,), np.int32)
         for p, (group, j) in enumerate(zip(groups, judgements, strict=True)):
             answers = [r.tokens_T for r in group.rollouts] + [encoded(tokenizer, text) for text in j.references[:m]]
             for k, answer_T in enumerate(answers if j.references else ()):
                 row = np.concatenate([group.prompt_tokens_T, answer_T])[:T]
                 tokens_BT[p * K + k, : len(row)], length_B[p * K + k] = row, len(row)
-        named = functools.partial(jax.NamedSharding, self.mesh)
         return Texts(
-            mesh_lib.place(tokens_BT.reshape(A, -1, T), named(mesh_lib.RULES.spec("ABT"))),
-            mesh_lib.place(length_B.reshape(A, -1), named(mesh_lib.RULES.spec("AB"))),
+            mesh_lib.place(tokens_BT.reshape(A, b, T), self._named("ABT")),
+            mesh_lib.place(length_B.reshape(A, b), self._named("AB")),
         )
+
+    @property
+    def _per_prompt(self) -> int:
+        return self.cfg.sampling.rollouts + self.cfg.teacher.references
+
+    def _rows(self, prompts: int) -> tuple[int, int]:
+        """(A, b): parts of the step's texts, and rows of one; the rows of a prompt stay together."""
+        microbatch, shards = self.cfg.optim.microbatch, self.mesh.shape["fsdp"]
+        at_once = max(microbatch // self._per_prompt, 1) if microbatch else prompts
+        at_once = -(-at_once // shards) * shards
+        return -(-prompts // at_once), at_once * self._per_prompt
+
+    def _named(self, dims: str) -> jax.NamedSharding:
+        return jax.NamedSharding(self.mesh, mesh_lib.RULES.spec(dims))
 
     def advantages(self, reward_PG, valid_PG, step):
         if self.warming(step):  # advantage 1 and ratio 1: the policy gradient is that of cross-entropy

@@ -14,8 +14,6 @@ the student's. Its tokenizer must be the student's.
 
 from __future__ import annotations
 
-import contextlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,11 +21,12 @@ import numpy as np
 from ropd_jax import hosts
 from ropd_jax import mesh as mesh_lib
 from ropd_jax.core.advantages import Advantages
-from ropd_jax.methods.base import Method, Notes
+from ropd_jax.methods.base import Held, Method, Notes, Pass
 from ropd_jax.models import transformer
+from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.divergence import normed_hidden, vocabulary_divergence
 from ropd_jax.models.logprobs import token_logprobs
-from ropd_jax.student import Student, find, load_student, open_source
+from ropd_jax.student import Student, load_student
 from ropd_jax.types import Judgement, RolloutGroup, UserError
 
 MODES = ("sampled", "full")
@@ -70,14 +69,43 @@ class LOPD(Method):
                 "set lopd.fsdp=0: the student's mesh"
             )
         self.teacher = load_student(how.checkpoint, mesh=self.mesh, dtype=how.dtype)
-        self.teacher_cfg = self.teacher.cfg
         check_tokenizers(student, self.teacher)
-        if how.mode == "full" and student.cfg.vocab_size != self.teacher.cfg.vocab_size:
+        self._prepare(student.cfg, self.teacher.cfg)
+        self.table = ()
+        if how.mode == "full":
+            table_VD = self.teacher.params["embed" if self.teacher_cfg.tied else "head"]["table_VD"]
+            self.table = {"table_VD": mesh_lib.place(table_VD, self.named("VD"))}
+        return ()
+
+    def held_like(self, model, batch, prompt_len, read):
+        how, self.student_mesh = self.cfg.lopd, batch.tokens_BT.sharding.mesh
+        devices = list(self.student_mesh.devices.flat)
+        self.mesh = mesh_lib.make_mesh(how.fsdp, how.tp, devices) if how.fsdp else self.student_mesh
+        self._prepare(model, read(how.checkpoint))
+        mesh_lib.check_divides(self.teacher_cfg, self.mesh)
+        weights = transformer.param_shapes(self.teacher_cfg)
+        weights = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(how.dtype)), weights)
+        params = mesh_lib.shapes(weights, self.mesh)
+        A, b, T = batch.tokens_BT.shape
+        b = -(-b // self.mesh.shape["fsdp"]) * self.mesh.shape["fsdp"]
+        named = jax.NamedSharding(self.mesh, mesh_lib.RULES.spec("BT"))
+        row = jax.ShapeDtypeStruct((b, T), jnp.int32, sharding=named)
+
+        def lower():
+            with jax.set_mesh(self.mesh):
+                return self.forward.lower(params, *[row] * 4)
+
+        calls = A * self.cfg.optim.minibatches
+        return Held(params, (Pass("white-box teacher", lower, self.teacher_cfg, calls, 1, b * T, T, trains=False),))
+
+    def _prepare(self, student_cfg: ModelConfig, teacher_cfg: ModelConfig) -> None:
+        how, self.teacher_cfg = self.cfg.lopd, teacher_cfg
+        if how.mode == "full" and student_cfg.vocab_size != teacher_cfg.vocab_size:
             raise UserError(
-                f"lopd.mode='full' compares whole vocabularies: the student's has {student.cfg.vocab_size} rows, "
-                f"that of {how.checkpoint} {self.teacher.cfg.vocab_size}; take lopd.mode='sampled'"
+                f"lopd.mode='full' compares whole vocabularies: the student's has {student_cfg.vocab_size} rows, "
+                f"that of {how.checkpoint} {teacher_cfg.vocab_size}; take lopd.mode='sampled'"
             )
-        cfg, full, attention = self.teacher.cfg, how.mode == "full", self.cfg.optim.attention
+        cfg, full, attention = teacher_cfg, how.mode == "full", self.cfg.optim.attention
         temperature, chunk = self.cfg.sampling.temperature or 1.0, self.cfg.optim.logprob_chunk
 
         @jax.jit
@@ -90,11 +118,6 @@ class LOPD(Method):
             return token_logprobs(cfg, params, x_BTD, targets_BT, temperature=temperature, chunk=chunk)[0]
 
         self.forward = forward
-        self.table = ()
-        if full:
-            table_VD = self.teacher.params["embed" if cfg.tied else "head"]["table_VD"]
-            self.table = {"table_VD": mesh_lib.place(table_VD, self.named("VD"))}
-        return ()
 
     def named(self, dims: str) -> jax.NamedSharding:
         return jax.NamedSharding(self.student_mesh, mesh_lib.RULES.spec(dims))
@@ -122,8 +145,7 @@ class LOPD(Method):
         named, shape = batch.tokens_BT.sharding, batch.tokens_BT.shape
         if self.cfg.lopd.mode == "sampled":
             return Notes({"teacher": jax.ShapeDtypeStruct(shape, jnp.float32, sharding=named)})
-        with contextlib.closing(open_source(find(self.cfg.lopd.checkpoint))) as source:
-            self.teacher_cfg = cfg = source.cfg
+        cfg = self.teacher_cfg
         table = jax.NamedSharding(named.mesh, mesh_lib.RULES.spec("VD"))
         return Notes(
             {"teacher": jax.ShapeDtypeStruct((*shape, cfg.d_model), jnp.dtype(self.cfg.lopd.dtype), sharding=named)},

@@ -116,7 +116,8 @@ def out_of_memory(message: str) -> int | None:
 
 def _cache_file(text: str, slice_name: str, program: Program) -> pathlib.Path:
     versions = [importlib.metadata.version("jax"), importlib.metadata.version("jaxlib"), _libtpu()]
-    parts = [str(_FORM), *versions, os.environ.get("LIBTPU_INIT_ARGS", ""), slice_name, str(program.passes), text]
+    options = [os.environ.get("LIBTPU_INIT_ARGS", ""), program.options]
+    parts = [str(_FORM), *versions, *options, slice_name, str(program.passes), text]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
     return home / "ropd_jax" / "plan" / f"{key[:32]}.json"

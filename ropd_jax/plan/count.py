@@ -56,7 +56,14 @@ def forward_flops(cfg: ModelConfig, *, tokens: int, contexts: int, logits: int) 
 
 
 def update_flops(
-    cfg: ModelConfig, *, tokens: int, contexts: int, remat: bool, frozen: bool = False, references: int = 0
+    cfg: ModelConfig,
+    *,
+    tokens: int,
+    contexts: int,
+    remat: bool,
+    frozen: bool = False,
+    references: int = 0,
+    logits: int | None = None,
 ) -> int:
     """Operations of an update.
 
@@ -67,10 +74,11 @@ def update_flops(
         contexts: see `contexts`, summed over the sequences.
         frozen: the weights are frozen (LoRA): no gradient of a weight is computed. The adapters are not counted.
         references: forward passes besides (1 with a KL term).
+        logits: positions whose logits are computed; None is all.
     """
     attention = 4 * cfg.num_heads * cfg.head_dim * contexts
     weights = 2 * cfg.num_layers * layer_matmul_params(cfg) * tokens
-    head = 2 * cfg.vocab_size * cfg.d_model * tokens
+    head = 2 * cfg.vocab_size * cfg.d_model * (tokens if logits is None else logits)
     back = 1 if frozen else 2  # of input, and of weight
     again = 1 if remat else 0
     passes = weights * (1 + back + again) + head * (2 + back) + attention * (3 + again)

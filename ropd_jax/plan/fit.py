@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.plan import programs
 from ropd_jax.plan.chips import Topology
-from ropd_jax.plan.measure import Measured, Say, make_mesh, measure
+from ropd_jax.plan.measure import PARTS, Measured, Say, make_mesh, measure
 from ropd_jax.types import UserError
 
 Keys = dict[str, object]
@@ -58,13 +58,13 @@ def remedy(
     The knobs of the update are the rows side by side, what is kept for the backward pass, the form of the optimizer's
     moments; those of the sampler are slots, the cache's type and the longest answer; ``mesh.tp`` is both's.
     """
-    failed = {m.program for m in measured.memory if not m.fits}
+    failed = {_part(m.program) for m in measured.memory if not m.fits}
     tried: list[Trial] = []
     for tp in _tps(cfg, model_cfg, topology):
         shared: Keys = {"mesh.tp": tp, "mesh.fsdp": -1} if tp != cfg.mesh.tp else {}
         base, keys, fits = changed(cfg, shared), dict(shared), True
-        needed = failed if not shared else {m.program for m in measured.memory}
-        for names, knobs in ((("update",), update_knobs), (SAMPLER, sampler_knobs)):
+        needed = failed if not shared else {_part(m.program) for m in measured.memory}
+        for names, knobs in ((("method",), _none), (("update",), update_knobs), (SAMPLER, sampler_knobs)):
             if not needed & set(names):
                 continue
             fits = False
@@ -99,7 +99,7 @@ def search(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology, say: Say
         least = list(update_knobs(base, model_cfg, topology))[-1:] or [{}]
         for turn in (*_faster_updates(base, model_cfg, topology), *least):
             keys = shared | sampler | turn
-            trial = _try(changed(cfg, keys), keys, model_cfg, topology, say, ("update", *SAMPLER), tried, options)
+            trial = _try(changed(cfg, keys), keys, model_cfg, topology, say, PARTS, tried, options)
             if trial.fits and trial.seconds is not None:
                 best = min(best or (trial.seconds, keys), (trial.seconds, keys), key=lambda x: x[0])
                 break
@@ -117,7 +117,7 @@ def _first(cfg, turns, model_cfg, topology, say, names, tried, options) -> Keys 
 def _try(cfg, keys: Keys, model_cfg, topology, say: Say, names, tried: list[Trial], options) -> Trial:
     say(f"trying {words(keys) or 'the config as it is'}")
     found = measure(cfg, model_cfg, topology, say, only=tuple(names), **options)
-    whole = found.seconds if {"update", *SAMPLER} <= set(names) else None
+    whole = found.seconds if set(names) == set(PARTS) else None
     trial = Trial(keys, max(m.peak for m in found.memory), found.fits, whole)
     tried.append(trial)
     return trial
@@ -127,7 +127,16 @@ def words(keys: Keys) -> str:
     return ", ".join(f"{k}={v}" for k, v in keys.items() if k != "mesh.fsdp")
 
 
+def _part(program: str) -> str:
+    return program if program in PARTS else "method"
+
+
 # --------------------------------------------------------------------------------------------------------- knobs
+
+
+def _none(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> Iterator[Keys]:
+    """What the method's own networks need follows from ``mesh.tp`` and the slice alone."""
+    yield from ()
 
 
 def _tps(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> Iterator[int]:

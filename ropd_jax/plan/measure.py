@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from ropd_jax import mesh as mesh_lib
 from ropd_jax import train
-from ropd_jax.methods import load_method
+from ropd_jax.methods import Pass
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.plan import count, programs
 from ropd_jax.plan.bound import Bound, Phase, bound
@@ -21,6 +21,7 @@ from ropd_jax.plan.compiled import Compiled, compile_program
 from ropd_jax.plan.programs import device_bytes
 
 Say = Callable[[str], None]
+PARTS = ("update", "prefill", "decode", "method")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Memory:
         fits: peak within what the chip hands out; None without a published figure.
         parameters, optimizer: as the run stores them, and both are always there; a frozen copy counts as parameters.
         kv_cache: keys and values of all slots.
+        method: what the method keeps besides: GAD's discriminator with its optimizer, a white-box teacher.
         inputs: what else is handed in: the batch, the weights in another form.
         temporaries: activations, gradients, gathered weights.
         peak: most at one time; at least so much where the compiler refused the program.
@@ -42,6 +44,7 @@ class Memory:
     parameters: int
     optimizer: int
     kv_cache: int
+    method: int
     inputs: int
     temporaries: int
     peak: int
@@ -118,19 +121,20 @@ def measure(
     say: Say,
     *,
     mean_tokens: float | None = None,
-    only: tuple[str, ...] = ("update", "prefill", "decode"),
+    only: tuple[str, ...] = PARTS,
     cache: bool = True,
 ) -> Measured:
     """Compile a config's programs for a slice and weigh them.
 
     Args:
         mean_tokens: of an answer; None takes every answer to be as long as it may be.
-        only: which programs.
+        only: which programs; ``method`` is what the method's own networks run.
     """
     mesh, chip = make_mesh(cfg, model_cfg, topology), topology.chip.a_device()
     with jax.set_mesh(mesh):
         todo = [programs.update_program(cfg, model_cfg, mesh)] if "update" in only else []
         todo += [p for p in programs.sampler_programs(cfg, model_cfg, mesh) if p.name in only]
+        todo += programs.method_programs(cfg, model_cfg, mesh) if "method" in only else []
         resident, name = sizes(cfg, model_cfg, mesh), slice_name(topology, mesh)
         compiled = tuple(
             refused or compile_program(p, slice_name=name, say=say, cache=cache)
@@ -149,52 +153,74 @@ def measure(
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Bytes on one device of what is known before anything is compiled."""
+    """Bytes on one device of what is known before anything is compiled; the cache is ``kv_prompts`` and ``kv_rows``."""
 
     trained: int
     frozen: int
     optimizer: int
-    kv_cache: int
+    kv_prompts: int
+    kv_rows: int
     batch: int
+    method: int = 0
+
+    @property
+    def parameters(self) -> int:
+        return self.trained + self.frozen
+
+    def beside(self, name: str) -> int:
+        """What a program does not see and that lies in memory all the same while it runs."""
+        return {
+            "update": self.method,
+            "prefill": self.optimizer + self.kv_rows + self.method,
+            "decode": self.optimizer + self.method,
+        }.get(name, self.parameters + self.optimizer)
+
+    def inputs(self, name: str) -> int:
+        """What it is handed, the batch or prompts aside."""
+        return {
+            "update": self.parameters + self.optimizer,
+            "prefill": self.parameters + self.kv_prompts,
+            "decode": self.parameters + self.kv_prompts + self.kv_rows,
+        }.get(name, self.method)
 
 
 def sizes(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Sizes:
     """Inside ``jax.set_mesh``."""
     weights = programs.weights_of(cfg, model_cfg, mesh)
     state = programs.state_of(cfg, model_cfg, mesh)
-    copies = int(train.needs_initial(cfg, load_method(cfg.method, cfg)) and weights.base is None)
+    method, held = programs.method_of(cfg, model_cfg, mesh)
+    copies = int(train.needs_initial(cfg, method) and weights.base is None)
+    kv_prompts, kv_rows = programs.kv_cache_bytes(cfg, model_cfg, mesh)
     return Sizes(
         trained=device_bytes(weights.trained),
         frozen=device_bytes(weights.base) + copies * device_bytes(weights.trained),
         optimizer=device_bytes(state.opt_state),
-        kv_cache=programs.kv_cache_bytes(cfg, model_cfg, mesh),
+        kv_prompts=kv_prompts,
+        kv_rows=kv_rows,
         batch=device_bytes(programs.batch_of(cfg, mesh)),
+        method=device_bytes(held.arrays),
     )
 
 
 def _too_large(name: str, s: Sizes, chip: Chip) -> Compiled | None:
     """A refusal without compiling, where parameters, optimizer and cache alone are more than there is."""
-    inputs = s.trained + s.frozen + (s.optimizer + s.batch if name == "update" else s.kv_cache)
-    beside = 0 if name == "update" else s.optimizer
-    if chip.usable is None or inputs + beside <= chip.usable:
+    inputs = s.inputs(name) + (s.batch if name == "update" else 0)
+    if chip.usable is None or inputs + s.beside(name) <= chip.usable:
         return None
     return Compiled(name, fits=False, peak=inputs, arguments=inputs)
 
 
 def _memory(c: Compiled, s: Sizes, chip: Chip) -> Memory:
     """Puts names to a program's bytes, and adds what stays in memory beside it."""
-    parameters = s.trained + s.frozen
-    known = {"update": parameters + s.optimizer, "prefill": parameters, "decode": parameters + s.kv_cache}
-    beside = 0 if c.name == "update" else s.optimizer  # the sampler's programs do not see it, but it stays
-    kv = 0 if c.name == "update" else s.kv_cache
-    peak = c.peak + beside
+    peak = c.peak + s.beside(c.name)
     return Memory(
         program=c.name,
         fits=None if chip.usable is None else c.fits and peak <= chip.usable,
-        parameters=parameters,
+        parameters=s.parameters,
         optimizer=s.optimizer,
-        kv_cache=kv,
-        inputs=max(c.arguments - known[c.name], 0) if c.fits else 0,
+        kv_cache=s.kv_prompts + s.kv_rows if c.name in ("prefill", "decode") else 0,
+        method=s.method,
+        inputs=max(c.arguments - s.inputs(c.name), 0) if c.fits else 0,
         temporaries=c.temporaries,
         peak=peak,
     )
@@ -211,7 +237,7 @@ def phases(
     s: Sizes,
     mean_tokens: float | None = None,
 ) -> list[Phase]:
-    """Work of one device in one step: update, prefill, decode."""
+    """Work of one device in one step: update, what the method's own networks run, prefill, decode."""
     devices, tp = mesh.size, mesh.shape["tp"]
     answer = cfg.sampling.max_tokens if mean_tokens is None else round(mean_tokens)
     prompt = programs.prompt_len(cfg)
@@ -221,11 +247,13 @@ def phases(
     def received(name: str) -> int:
         return sum(c.bytes for c in compiled[name].collectives) if name in compiled else 0
 
-    method = load_method(cfg.method, cfg)
+    with jax.set_mesh(mesh):
+        (A, b, T), (method, held) = (
+            programs.batch_of(cfg, mesh).tokens_BT.shape,
+            programs.method_of(cfg, model_cfg, mesh),
+        )
     sequences = cfg.data.prompts_per_step * method.sequences_per_prompt
     updates = cfg.optim.minibatches
-    with jax.set_mesh(mesh):
-        A, b, T = programs.batch_of(cfg, mesh).tokens_BT.shape
     computed = A * b * T * updates
     used = 1.0
     if cfg.optim.row_len:  # parts without a token are not computed
@@ -243,9 +271,13 @@ def phases(
     )
     a_part = 2 * gathered + 2 * s.trained  # read forward and backward; the gradient's sum read and written
     once = 3 * s.trained + 2 * s.optimizer  # gradient read; parameters and moments read and written
-    phase = Phase("update", flops / devices, updates * (A * used * a_part + once), updates * used * received("update"))
+    found = [
+        Phase("update", flops / devices, updates * (A * used * a_part + once), updates * used * received("update"))
+    ]
+    for one in held.passes:
+        found.append(_pass(one, devices, s.method, received(one.name), remat=cfg.optim.remat in (True, "block")))
     if not method.needs_rollouts:
-        return [phase]
+        return found
 
     work = count.rollouts(
         model_cfg,
@@ -259,12 +291,23 @@ def phases(
     weights = itemsize * count.read_params(model_cfg, setting.slots) / tp
     prefills = programs.prefill_calls(cfg, mesh)
     return [
-        phase,
+        *found,
         Phase("prefill", work.prefill_flops / devices, prefills * weights, prefills * received("prefill")),
         Phase(
             "decode",
             (work.flops - work.prefill_flops) / devices,
             work.decode_steps * weights + work.cache_bytes / devices,
-            work.decode_steps * received("decode"),
+            work.decode_steps * received("decode") / cfg.sampling.chunk,  # a call decodes a chunk
         ),
     ]
+
+
+def _pass(one: Pass, devices: int, held: int, received: int, *, remat: bool) -> Phase:
+    """A pass of the method's own network; its rows are taken to be full, and its weights read once a call."""
+    tokens = one.calls * one.tokens
+    looked_at = tokens // one.row * count.contexts(one.model, 0, one.row)
+    if one.trains:
+        flops = count.update_flops(one.model, tokens=tokens, contexts=looked_at, remat=remat, logits=0)
+    else:
+        flops = count.forward_flops(one.model, tokens=tokens, contexts=looked_at, logits=tokens)
+    return Phase(one.name, flops / devices, one.calls * held, one.calls * received)

@@ -20,10 +20,11 @@ from ml_collections import ConfigDict
 from ropd_jax import mesh as mesh_lib
 from ropd_jax import train
 from ropd_jax.data.batches import Sequence, TrainBatch
-from ropd_jax.methods import load_method
+from ropd_jax.methods import Held, Method, load_method
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.lora import Lora, adapter_shapes, attach, freeze
+from ropd_jax.plan.shapes import model_config
 from ropd_jax.sampling import engine as engine_lib
 from ropd_jax.sampling import pages
 from ropd_jax.sampling.slots import Slots
@@ -38,22 +39,18 @@ class Program:
         name: for people.
         lower: () -> jax.stages.Lowered, inside ``jax.set_mesh``.
         passes: of a loop whose end depends on data; its collectives are counted so often.
+        options: of the compiler, as ``lower`` sets them; they do not stand in the lowered text.
     """
 
     name: str
     lower: Callable[[], Any]
     passes: int = 1
+    options: str = ""
 
 
 def prompt_len(cfg: ConfigDict) -> int:
     """Positions of the longest prompt that the config admits."""
     return -(-cfg.data.max_prompt_tokens // 16) * 16
-
-
-def _placed(tree, mesh, specs):
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, s)), tree, specs
-    )
 
 
 class Weights(NamedTuple):
@@ -65,13 +62,12 @@ class Weights(NamedTuple):
 
 def weights_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Weights:
     """Inside ``jax.set_mesh``."""
-    lora, shapes = Lora.from_config(cfg.student.lora), transformer.param_shapes(model_cfg)
-    params = _placed(shapes, mesh, mesh_lib.RULES.storage(shapes))
+    lora = Lora.from_config(cfg.student.lora)
+    params = mesh_lib.shapes(transformer.param_shapes(model_cfg), mesh)
     if not lora.rank:
         return Weights(params)
-    adapters = adapter_shapes(model_cfg, lora)
     base = jax.eval_shape(lambda p: freeze(p, lora.base_dtype), params)
-    return Weights(_placed(adapters, mesh, mesh_lib.RULES.storage(adapters)), base)
+    return Weights(mesh_lib.shapes(adapter_shapes(model_cfg, lora), mesh), base)
 
 
 def policy_of(cfg: ConfigDict, weights: Weights) -> dict:
@@ -101,7 +97,7 @@ def batch_of(cfg: ConfigDict, mesh) -> TrainBatch:
 
 def update_program(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Program:
     """The update of one mini-batch."""
-    method = load_method(cfg.method, cfg)
+    method, _ = method_of(cfg, model_cfg, mesh)
     state, batch, base = state_of(cfg, model_cfg, mesh), batch_of(cfg, mesh), weights_of(cfg, model_cfg, mesh).base
     reference = (base or state.params) if train.needs_initial(cfg, method) else None
     update = train.make_update(cfg, model_cfg, method, train.optimizer(cfg))
@@ -109,7 +105,19 @@ def update_program(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Program:
         "update",
         lambda: update.lower(state, reference, batch, method.notes_like(batch), base=base),
         passes=batch.tokens_BT.shape[0],
+        options=cfg.optim.xla_options,
     )
+
+
+def method_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> tuple[Method, Held]:
+    """The config's method, and what it keeps beside the student: GAD's discriminator, a white-box teacher."""
+    method = load_method(cfg.method, cfg)
+    return method, method.held_like(model_cfg, batch_of(cfg, mesh), prompt_len(cfg), model_config)
+
+
+def method_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> list[Program]:
+    """What the method's own networks run in a step."""
+    return [Program(p.name, p.lower, p.parts) for p in method_of(cfg, model_cfg, mesh)[1].passes]
 
 
 def engine_of(cfg: ConfigDict, mesh) -> engine_lib.EngineConfig:
@@ -170,12 +178,13 @@ def sampler_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> list[Prog
             layers = jax.eval_shape(lambda p: engine_lib.unstack(p, model_cfg.num_layers), s.params)
         return engine_lib.decode.lower(model_cfg, s.engine, s.params, layers, *s.cache, s.rows, s.view)
 
-    return [Program("prefill", prefill), Program("decode", decode)]
+    return [Program("prefill", prefill), Program("decode", decode, passes=s.engine.chunk)]
 
 
-def kv_cache_bytes(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> int:
-    """Keys and values of all prompts and rows, each as long as it may be, on one device."""
-    return device_bytes(sampler_of(cfg, model_cfg, mesh).cache)
+def kv_cache_bytes(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> tuple[int, int]:
+    """Keys and values of one device: (of the prompts' slots, of all rows, each as long as it may be)."""
+    cache = sampler_of(cfg, model_cfg, mesh).cache
+    return device_bytes(cache.prompts), device_bytes(cache.pages) + device_bytes(cache.stages)
 
 
 def cache_itemsize(cfg: ConfigDict) -> float:

@@ -164,7 +164,7 @@ def _show(cfg: ConfigDict, topology: Topology, measured: Measured, report: dict[
         soft_wrap=True,
     )
     _show_memory(console, topology, measured)
-    _show_collectives(console, measured)
+    _show_collectives(console, measured, cfg.sampling.chunk)
     _show_seconds(console, cfg, measured, report)
     _show_teacher(console, cfg, report)
     _show_advice(console, topology, measured, report)
@@ -189,26 +189,27 @@ def _show_memory(console: Console, topology: Topology, measured: Measured) -> No
     def text(n: float) -> str:
         return f"{n / size:.2f}"
 
+    columns = {"KV cache": "kv_cache"} | ({"method's": "method"} if measured.memory[0].method else {})
     has = "nothing is published of it" if usable is None else f"it has {text(usable)} to hand out"
     table = _table(
         f"memory of one device in {unit} ({size:.0e} bytes); {has}".replace("e+0", "e"),
-        "while", "parameters", "optimizer", "KV cache", "inputs", "temporaries", "peak", "of it", "",
+        "while", "parameters", "optimizer", *columns, "inputs", "temporaries", "peak", "of it", "",
     )  # fmt: skip
     for m, c in zip(measured.memory, measured.compiled, strict=True):
         share = "" if usable is None else f"{m.peak / usable:.0%}"
         verdict = {True: "fits", False: "[bold]does not fit[/]", None: ""}[m.fits]
-        row = [text(x) for x in (m.parameters, m.optimizer, m.kv_cache, m.inputs)]
+        row = [text(x) for x in (m.parameters, m.optimizer, *(getattr(m, name) for name in columns.values()), m.inputs)]
         row += [text(m.temporaries), text(m.peak)] if c.fits else ["unknown", f">= {text(m.peak)}"]
         table.add_row(m.program, *row, share, verdict)
     console.print(table)
 
 
-def _show_collectives(console: Console, measured: Measured) -> None:
+def _show_collectives(console: Console, measured: Measured, chunk: int) -> None:
     largest = max((one.bytes for c in measured.compiled for one in c.collectives), default=0)
     unit, size = _unit(largest)
     table = _table("collectives in the compiled programs, one device", "program", "kind", "count", f"{unit} received")
     for c in measured.compiled:
-        name = {"update": "update", "prefill": "prefill, a call", "decode": "decode, a token"}.get(c.name, c.name)
+        name = {"prefill": "prefill, a call", "decode": f"decode, {chunk} tokens"}.get(c.name, c.name)
         for one in c.collectives:
             table.add_row(name, one.kind, f"{one.count:,}", f"{one.bytes / size:.3f}")
             name = ""

@@ -117,7 +117,7 @@ def test_seconds_follow_from_the_published_figures(measured):
 
 def test_without_figures_nothing_is_said_of_fit_or_seconds(measured):
     found, _ = measured
-    bare = measure._memory(found.compiled[0], measure.Sizes(1, 0, 2, 0, 1), chips.CPU)
+    bare = measure._memory(found.compiled[0], measure.Sizes(1, 0, 2, 0, 0, 1), chips.CPU)
     assert bare.fits is None
     assert dataclasses.replace(found, memory=(bare,)).fits is None
 

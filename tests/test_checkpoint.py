@@ -1,0 +1,43 @@
+"""What is saved on one mesh and goes on on another."""
+
+from __future__ import annotations
+
+import contextlib
+
+import jax
+import numpy as np
+
+from ropd_jax import configs, train
+from ropd_jax import mesh as mesh_lib
+from ropd_jax.checkpoint import Checkpoints
+from ropd_jax.models import transformer
+from tests.helpers import TINY, trees_max_diff
+
+
+def placed(mesh, tx, seed):
+    rng = np.random.default_rng(seed)
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), transformer.param_shapes(TINY))
+    params = mesh_lib.put(params, mesh, mesh_lib.RULES.storage(params))
+    return train.State(params, jax.jit(tx.init)(params))
+
+
+def test_a_state_saved_on_8x1_is_restored_on_4x2_bit_for_bit(tmp_path):
+    cfg = configs.default()
+    cfg.optim.moments = "int8"  # bytes and their scales, besides float32
+    tx = train.optimizer(cfg)
+    first, other = mesh_lib.make_mesh(8, 1), mesh_lib.make_mesh(4, 2)
+    with jax.set_mesh(first):
+        state = placed(first, tx, seed=0)
+        _, opt_state = jax.jit(tx.update)(state.params, state.opt_state, state.params)  # moments that are not 0
+        state = state._replace(opt_state=opt_state)
+        with contextlib.closing(Checkpoints(tmp_path, keep=1)) as checkpoints:
+            checkpoints.save(3, state, {"seconds": 1.5})
+    with jax.set_mesh(other), contextlib.closing(Checkpoints(tmp_path, keep=1)) as checkpoints:
+        like = placed(other, tx, seed=1)
+        restored, host = checkpoints.restore(3, like)
+    assert host == {"seconds": 1.5}
+    assert trees_max_diff(restored, state) == 0.0
+    for there, wanted in zip(jax.tree.leaves(restored), jax.tree.leaves(like), strict=True):
+        assert there.sharding.is_equivalent_to(wanted.sharding, there.ndim) and there.dtype == wanted.dtype
+    q_LDNH = restored.params["layers"]["attn"]["q_DNH"].addressable_data(0)
+    assert q_LDNH.shape[1:3] == (TINY.d_model // 4, TINY.num_heads // 2)
