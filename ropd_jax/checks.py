@@ -19,6 +19,7 @@ from ropd_jax.models.transformer import REMAT
 from ropd_jax.teacher.build import role_of
 from ropd_jax.types import UserError
 from ropd_jax.workdir import flatten
+from ropd_jax.xlaoptions import xla_options
 
 
 def check_config(cfg: ConfigDict) -> None:
@@ -121,6 +122,15 @@ def check_length(prompt_len: int, cfg: ConfigDict, model_cfg: ModelConfig) -> No
             f"optim.row_len={cfg.optim.row_len} is too short for prompts of {prompt_len} tokens and "
             f"sampling.max_tokens={cfg.sampling.max_tokens}; expected at least {total - 1}, or 0 for a row a sequence"
         )
+
+
+def check_xla_options(text: str) -> None:
+    """Raises UserError when the compiler of this machine's platform does not know one of ``optim.xla_options``."""
+    options = xla_options(text, jax.default_backend())
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(f"optim.xla_options={text!r}: {str(error).splitlines()[0]}; remove or correct it") from error
 
 
 def check_finite(metrics: dict[str, float], step: int, workdir: pathlib.Path, rows, advantages) -> None:

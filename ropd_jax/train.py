@@ -30,7 +30,7 @@ from ml_collections import ConfigDict
 from ropd_jax import hosts, report, spans
 from ropd_jax import mesh as mesh_lib
 from ropd_jax.checkpoint import Checkpoints
-from ropd_jax.checks import check_config, check_finite, check_length
+from ropd_jax.checks import check_config, check_finite, check_length, check_xla_options
 from ropd_jax.data.prompts import PromptStream
 from ropd_jax.data.questions import Questions, load_questions
 from ropd_jax.drift import alarms, drift_at
@@ -109,6 +109,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
         teacher = make_teacher(cfg, [], workdir, needs=asks)
     lora = Lora.from_config(cfg.student.lora)
     rule = SamplingRule.from_config(cfg.sampling)
+    check_xla_options(cfg.optim.xla_options)
     mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp)
     student = load_student(
         cfg.student.checkpoint,

@@ -76,3 +76,8 @@ def test_bfloat16_computes_on_float32_masters(compiled):
     out = jax.tree.leaves(program.out_info[0].params)
     assert {x.dtype for x in out} == {jnp.dtype("float32")}
     assert "bf16[" in program.as_text() and "bf16[" not in compiled[0].as_text()
+
+
+def test_the_update_is_compiled_with_the_configs_options():
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_cpu_no_such_thing"):
+        built(optim__xla_options="xla_cpu_no_such_thing=1 xla_tpu_neither=1")

@@ -18,6 +18,7 @@ import jax
 
 from ropd_jax.plan.hlo import Collective, collectives
 from ropd_jax.plan.programs import Program
+from ropd_jax.types import UserError
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,8 @@ def compile_program(program: Program, *, slice_name: str, say: Callable[[str], N
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
+        if "No such compile option" in str(error):
+            raise UserError(f"optim.xla_options={program.options!r}: {str(error).splitlines()[0]}") from error
         needed = out_of_memory(str(error))
         if needed is None:
             raise

@@ -15,6 +15,7 @@ from ropd_jax.types import UserError
 
 Keys = dict[str, object]
 SAMPLER = ("prefill", "decode")
+HALF = "xla_tpu_scheduler_percent_shared_memory_limit=50"  # else the compiler fills the memory there is, for overlap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +56,8 @@ def remedy(
 ) -> Remedy:
     """Tries, program by program, one knob after another, and says which make all of it fit.
 
-    The knobs of the update are the rows side by side, what is kept for the backward pass, the form of the optimizer's
-    moments; those of the sampler are slots, the cache's type and the longest answer; ``mesh.tp`` is both's.
+    The knobs of the update are the compiler's own limit, the rows side by side, what is kept for the backward pass, the
+    form of the optimizer's moments; those of the sampler are slots, the cache's type and the longest answer; ``mesh.tp`` is both's.
     """
     failed = {_part(m.program) for m in measured.memory if not m.fits}
     tried: list[Trial] = []
@@ -157,6 +158,9 @@ def _shards(cfg: ConfigDict, topology: Topology) -> int:
 def update_knobs(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> Iterator[Keys]:
     """Ways to need less memory in the update, each with all before it."""
     keys: Keys = {}
+    if topology.chip.platform != "cpu" and HALF.split("=")[0] not in cfg.optim.xla_options:
+        keys = {"optim.xla_options": f"{cfg.optim.xla_options} {HALF}".strip()}
+        yield keys
     least = _shards(cfg, topology)
     rows = cfg.optim.microbatch or cfg.data.prompts_per_step * cfg.sampling.rollouts
     if cfg.optim.remat not in (True, "block"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -267,7 +268,7 @@ def _show_advice(console: Console, topology: Topology, measured: Measured, repor
     if advice["keys"] is None:
         console.print("None of these fits: take a larger slice, or lower data.max_prompt_tokens.", highlight=False)
         return
-    flags = " ".join(f"--config.{k}={v}" for k, v in advice["keys"].items())
+    flags = " ".join(shlex.quote(f"--config.{k}={v}") for k, v in advice["keys"].items())
     if measured.fits is False:
         console.print(f"It fits with: {flags}", highlight=False, soft_wrap=True)
     elif flags:

@@ -11,7 +11,7 @@ import pytest
 
 from ropd_jax import cli, configs
 from ropd_jax import mesh as mesh_lib
-from ropd_jax.plan import chips, compiled, fit, measure, programs, verb
+from ropd_jax.plan import chips, compiled, count, fit, measure, programs, verb
 from ropd_jax.plan.chips import Chip, Topology, parse_topology, topology_devices
 from ropd_jax.types import UserError
 from tests.helpers import TINY
@@ -66,6 +66,9 @@ def test_arguments_are_what_the_run_stores(measured):
         memory["update"].peak == update.arguments + update.temporaries + update.outputs - update.donated + update.code
     )
     assert memory["decode"].peak == found.compiled[2].peak + memory["update"].optimizer  # which stays while sampling
+    with jax.set_mesh(mesh):
+        _, rows = programs.kv_cache_bytes(cfg, ONE_LAYER, mesh)
+    assert memory["prefill"].peak == found.compiled[1].peak + memory["update"].optimizer + rows  # as does the cache
     assert found.fits and [s for s in said if "compiling" in s and "toy:8 as fsdp=8 tp=1" in s]
 
 
@@ -97,6 +100,33 @@ def test_adapters_train_beside_a_base_that_no_optimizer_knows():
     assert lora.frozen == pytest.approx(full.trained / 2, rel=0.1)
 
 
+def test_a_discriminator_counts_in_every_program_and_has_one_of_its_own():
+    cfg = tiny_config(method="gad", sampling__max_tokens=16, data__max_prompt_tokens=8)
+    found = measure.measure(cfg, ONE_LAYER, toy(1e9), print, only=("prefill", "method"), cache=False)
+    (prefill, d), (_, learn) = found.memory, found.compiled
+    head = 3 * 4 * ONE_LAYER.d_model // 8  # and its two moments, in float32, an eighth of it
+    assert d.method == prefill.method == d.parameters + d.optimizer + head
+    assert learn.name == d.program == "discriminator"
+    assert learn.donated == d.method and d.peak == learn.peak + d.parameters + d.optimizer
+    work = {b.name: b for b in found.bounds}["discriminator"]
+    tokens = 8 * 8 * 32  # 8 prompts, 4 answers and 4 references of each, prompt and answer of 16
+    layers = 2 * count.layer_matmul_params(ONE_LAYER) * tokens
+    attention = 4 * ONE_LAYER.num_heads * ONE_LAYER.head_dim * tokens // 32 * count.contexts(ONE_LAYER, 0, 32)
+    assert work.compute * 1e9 * 8 == pytest.approx(4 * (layers + attention))
+
+
+@pytest.mark.parametrize(("mode", "fsdp"), [("sampled", 0), ("full", 4)])
+def test_a_white_box_teacher_counts_by_its_own_mesh_and_type(mode, fsdp, monkeypatch):
+    monkeypatch.setattr(programs, "model_config", lambda checkpoint: ONE_LAYER)
+    mesh, changes = mesh_lib.make_mesh(-1, 1), {"lopd__fsdp": fsdp, "lopd__mode": mode, "lopd__dtype": "bfloat16"}
+    cfg = tiny_config(method="lopd", lopd__checkpoint="big", **changes)
+    with jax.set_mesh(mesh):
+        found = measure.sizes(cfg, ONE_LAYER, mesh)
+        (forward,) = programs.method_programs(cfg, ONE_LAYER, mesh)
+        assert forward.lower().in_avals[0][1].shape == (8, 63)
+    assert found.method * (fsdp or 8) == found.trained * 8 // 2
+
+
 def test_cache_bytes_by_hand(measured):
     found, _ = measured
     rows, k_and_v = 32 // 8, 2 * ONE_LAYER.num_kv_heads * ONE_LAYER.head_dim * 4
@@ -111,7 +141,8 @@ def test_seconds_follow_from_the_published_figures(measured):
     received = sum(c.bytes for c in found.compiled[0].collectives)
     assert work["update"].links == pytest.approx(received / 1e7)
     decode = sum(c.bytes for c in found.compiled[2].collectives)
-    assert work["decode"].links == pytest.approx(48 * decode / 1e7)  # 48 tokens, all 32 answers at once
+    assert work["decode"].links == pytest.approx(48 / 8 * decode / 1e7)  # 6 calls of 8 tokens, all 32 answers at once
+    assert all(c.count % 8 == 0 for c in found.compiled[2].collectives)  # each of them once a token here
     assert found.seconds == pytest.approx(sum(max(b.compute, b.memory, b.links) for b in found.bounds))
 
 

@@ -1,0 +1,28 @@
+"""One config's compiler options on each platform."""
+
+from __future__ import annotations
+
+import pytest
+
+from ropd_jax import checks
+from ropd_jax.types import UserError
+from ropd_jax.xlaoptions import xla_options
+
+
+def test_options_of_other_platforms_are_left_out():
+    text = "xla_tpu_a=50 xla_gpu_b=true xla_cpu_c=2 xla_enable_d=x"
+    assert xla_options(text, "tpu") == {"xla_tpu_a": "50", "xla_enable_d": "x"}
+    assert xla_options(text, "cpu") == {"xla_cpu_c": "2", "xla_enable_d": "x"}
+    assert xla_options("", "tpu") == {}
+
+
+@pytest.mark.parametrize("text", ["--xla_tpu_a=5", "xla_tpu_a", "tpu_a=5", "xla_tpu_a=", "xla_a=1,xla_b=2"])
+def test_what_is_no_option_is_named(text):
+    with pytest.raises(UserError, match="expected words like xla_tpu_scheduler"):
+        xla_options(text, "cpu")
+
+
+def test_an_option_that_the_compiler_does_not_know_is_said_before_the_run():
+    checks.check_xla_options("xla_tpu_no_such_thing=1")  # this machine is not asked for another platform's
+    with pytest.raises(UserError, match="No such compile option: 'xla_cpu_no_such_thing'"):
+        checks.check_xla_options("xla_cpu_no_such_thing=1")
