@@ -264,7 +264,8 @@ def paper_run(column: str) -> ConfigDict:
     cfg.stream.groups = 4  # sum while the teacher reads; not with the released code's 4 mini-batches
     cfg.stream.deterministic = False
     cfg.optim.xla_options = "xla_tpu_scheduler_percent_shared_memory_limit=50"  # 100: all memory there is, for overlap
-    cfg.mesh.tp = 2
+    cfg.mesh.tp = 4  # decoding gathers a quarter of the weights: 2 GB a chip, on a slice of any size
+    cfg.sampling.prompts_at_once = 16  # 128 rollouts side by side: 11 GB of keys and values on each of 16 chips
     cfg.eval.size = 100
     cfg.eval.sampled = False
     if column == "released":

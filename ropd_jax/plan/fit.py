@@ -57,7 +57,8 @@ def remedy(
     """Tries, program by program, one knob after another, and says which make all of it fit.
 
     The knobs of the update are the compiler's own limit, the rows side by side, what is kept for the backward pass, the
-    form of the optimizer's moments; those of the sampler are slots, the cache's type and the longest answer; ``mesh.tp`` is both's.
+    form of the optimizer's moments; those of the sampler are slots, the cache's type and the longest answer;
+    ``mesh.tp`` is both's.
     """
     failed = {_part(m.program) for m in measured.memory if not m.fits}
     tried: list[Trial] = []

@@ -282,18 +282,33 @@ def write_prompts(prompts: list[KV], k_LNKTH: jax.Array, v_LNKTH: jax.Array, at_
     return locally(layers, ("BK", "LBK", "LBK", "B"), "BK")(prompts, k_LNKTH, v_LNKTH, at_N)
 
 
-@functools.partial(jax.jit, static_argnames=("size",))
 def grow(pages: list[KV], size: int) -> list[KV]:
-    """The pool with ``size`` pages on each part of the mesh; those that are there keep their places."""
+    """The pool with ``size`` pages on each part of the mesh; those that are there keep their places.
 
+    Layer by layer, and each takes its old one's place in the list, so that one layer alone exists twice: at 32 x 8
+    rollouts of Qwen3-4B the whole pool once more is 8 GB of a chip's 16.
+    """
+    for i, layer in enumerate(pages):
+        pages[i] = _grown(layer, size)
+    return pages
+
+
+@functools.partial(jax.jit, static_argnames=("size",))
+def _grown(layer: KV, size: int) -> KV:
     def pad(x):
         return jnp.pad(x, ((0, size - x.shape[0]), *((0, 0),) * (x.ndim - 1)))
 
-    return locally(lambda pages: jax.tree.map(pad, pages), ("BK",), "BK")(pages)
+    return locally(lambda layer: jax.tree.map(pad, layer), ("BK",), "BK")(layer)
+
+
+def keep(layers: list[KV], at_N: jax.Array) -> list[KV]:
+    """Only these rows of the stages, or these pages of the pool, in this order; in the list's place, as `grow`."""
+    for i, layer in enumerate(layers):
+        layers[i] = _kept(layer, at_N)
+    return layers
 
 
 @jax.jit
-def keep(layers: list[KV], at_N: jax.Array) -> list[KV]:
-    """Only these rows of the stages, or these pages of the pool, in this order."""
-    pick = locally(lambda layers, at_N: jax.tree.map(lambda x: rows(x, at_N), layers), ("BK", "B"), "BK")
-    return pick(layers, at_N)
+def _kept(layer: KV, at_N: jax.Array) -> KV:
+    pick = locally(lambda layer, at_N: jax.tree.map(lambda x: rows(x, at_N), layer), ("BK", "B"), "BK")
+    return pick(layer, at_N)
