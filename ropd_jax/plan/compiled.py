@@ -23,7 +23,7 @@ from ropd_jax.types import UserError
 log = logging.getLogger(__name__)
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_FORM = 1  # of the cache's files
+_FORM = 2  # of the cache's files
 
 
 @dataclasses.dataclass(frozen=True)

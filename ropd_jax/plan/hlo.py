@@ -3,6 +3,7 @@
 A loop's body is counted as often as the loop runs, where that is a constant of its condition. The end of a loop may
 depend on data (decoding; parts of an update that are not needed): the caller says how often that one runs. The TPU
 compiler splits one collective into several fused steps that repeat its text under one channel number; it counts once.
+It writes a reduce-scatter as a fusion ``all-reduce-scatter`` of an all-reduce and the slice that is kept of it.
 """
 
 from __future__ import annotations
@@ -74,11 +75,13 @@ def collectives(text: str, passes: int = 1) -> list[Collective]:
             group = group_size(line)
             if group == 1:
                 continue
-            size = array_bytes(op["type"])
+            kind, size = op["kind"], array_bytes(op["type"])
             if op["start"]:  # (operands, results)
-                size = _started(op["kind"], size, group)
-            counts[op["kind"]] += times[name]
-            received[op["kind"]] += times[name] * _received(op["kind"], size, group)
+                size = _started(kind, size, group)
+            if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
+                kind, size = "reduce-scatter", size / group
+            counts[kind] += times[name]
+            received[kind] += times[name] * _received(kind, size, group)
     found = [Collective(kind, counts[kind], round(received[kind])) for kind in counts]
     return sorted(found, key=lambda c: -c.bytes)
 

@@ -153,7 +153,7 @@ def test_the_update_can_be_planned_from_shapes_alone(method, mode):
     cfg, mesh, tiny = config(method=method, lopd__mode=mode), mesh_lib.make_mesh(2, 1), load_student("tiny")
     with jax.set_mesh(mesh):
         programs.update_program(cfg, tiny.cfg, mesh).lower()
-        planned = load_method(method, cfg).notes_like(programs.batch_of(cfg, mesh))
+        planned = programs.method_of(cfg, tiny.cfg, mesh)[0].notes_like(programs.batch_of(cfg, mesh))
         real = load_method(method, cfg)
         real.setup(tiny, mesh)
         batch = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), programs.batch_of(cfg, mesh))

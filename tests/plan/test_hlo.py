@@ -82,3 +82,20 @@ def test_a_compiled_program_gathers_what_it_must():
     with jax.set_mesh(mesh):
         (found,) = collectives(f.lower(weights, rows).compile().as_text())
     assert found == Collective("all-gather", 5, pytest.approx(5 * 64 * 64 * 4 * 7 / 8))
+
+
+SCATTERED = """\
+%all-reduce-scatter.3 (input: bf16[2048,2048]) -> bf16[2048,256] {
+  %all-reduce.1 = bf16[2048,2048]{1,0:T(8,128)(2,1)} all-reduce(%input), channel_id=2, replica_groups={{0,1,2,3,4,5,6,7}}
+  ROOT %slice = bf16[2048,256]{1,0:T(8,128)(2,1)S(1)} dynamic-slice(%all-reduce.1, %zero, %start)
+}
+
+ENTRY %main (a: bf16[2048,2048]) -> bf16[2048,256] {
+  ROOT %fusion = bf16[2048,256]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.3
+}
+"""
+
+
+def test_an_all_reduce_that_the_tpu_compiler_fuses_with_its_slice_is_a_reduce_scatter():
+    part = 2048 * 256 * 2
+    assert collectives(SCATTERED) == [Collective("reduce-scatter", 1, 7 * part)]
