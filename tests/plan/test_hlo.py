@@ -86,7 +86,7 @@ def test_a_compiled_program_gathers_what_it_must():
 
 SCATTERED = """\
 %all-reduce-scatter.3 (input: bf16[2048,2048]) -> bf16[2048,256] {
-  %all-reduce.1 = bf16[2048,2048]{1,0:T(8,128)(2,1)} all-reduce(%input), channel_id=2, replica_groups={{0,1,2,3,4,5,6,7}}
+  %all-reduce.1 = bf16[2048,2048]{1,0} all-reduce(%input), channel_id=2, replica_groups={{0,1,2,3,4,5,6,7}}
   ROOT %slice = bf16[2048,256]{1,0:T(8,128)(2,1)S(1)} dynamic-slice(%all-reduce.1, %zero, %start)
 }
 
