@@ -6,11 +6,14 @@ import contextlib
 
 import jax
 import numpy as np
+import pytest
 
 from ropd_jax import configs, train
 from ropd_jax import mesh as mesh_lib
 from ropd_jax.checkpoint import Checkpoints
 from ropd_jax.models import transformer
+from ropd_jax.types import UserError
+from ropd_jax.workdir import claim
 from tests.helpers import TINY, trees_max_diff
 
 
@@ -41,3 +44,10 @@ def test_a_state_saved_on_8x1_is_restored_on_4x2_bit_for_bit(tmp_path):
         assert there.sharding.is_equivalent_to(wanted.sharding, there.ndim) and there.dtype == wanted.dtype
     q_LDNH = restored.params["layers"]["attn"]["q_DNH"].addressable_data(0)
     assert q_LDNH.shape[1:3] == (TINY.d_model // 4, TINY.num_heads // 2)
+
+
+def test_a_run_may_go_on_on_another_mesh_and_not_with_another_student(tmp_path):
+    claim(tmp_path / "run", {"mesh": {"fsdp": 8, "tp": 1}, "optim": {"xla_options": ""}})
+    claim(tmp_path / "run", {"mesh": {"fsdp": 4, "tp": 2}, "optim": {"xla_options": "xla_tpu_a=1"}})
+    with pytest.raises(UserError, match="belongs to another config .*student: absent there"):
+        claim(tmp_path / "run", {"mesh": {"fsdp": 4, "tp": 2}, "optim": {"xla_options": ""}, "student": "other"})
