@@ -49,5 +49,5 @@ def test_a_state_saved_on_8x1_is_restored_on_4x2_bit_for_bit(tmp_path):
 def test_a_run_may_go_on_on_another_mesh_and_not_with_another_student(tmp_path):
     claim(tmp_path / "run", {"mesh": {"fsdp": 8, "tp": 1}, "optim": {"xla_options": ""}})
     claim(tmp_path / "run", {"mesh": {"fsdp": 4, "tp": 2}, "optim": {"xla_options": "xla_tpu_a=1"}})
-    with pytest.raises(UserError, match="belongs to another config .*student: absent there"):
+    with pytest.raises(UserError, match="student: absent there, other now"):
         claim(tmp_path / "run", {"mesh": {"fsdp": 4, "tp": 2}, "optim": {"xla_options": ""}, "student": "other"})

@@ -148,11 +148,28 @@ def summary(
             "usd_at_most": None if None in usd else sum(usd),
             "note": note,
         },
+        "not_counted": not_counted(cfg),
         "advice": None if advice is None else dataclasses.asdict(advice),
     }  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------------------- print
+
+
+def not_counted(cfg: ConfigDict) -> list[str]:
+    """What the config will hold in memory, and the plan has not weighed."""
+    found = []
+    if cfg.stream.groups:
+        found.append(
+            f"The update is compiled whole; with stream.groups={cfg.stream.groups} the run sums it in portions, and the "
+            "gradient (float32, sharded as the parameters) stays while the teacher is waited for."
+        )
+    if cfg.stream.staleness:
+        found.append(
+            f"Not counted: stream.staleness={cfg.stream.staleness} keeps a second copy of the parameters, and the "
+            "sampler's cache beside the update."
+        )
+    return found
 
 
 def _show(cfg: ConfigDict, topology: Topology, measured: Measured, report: dict[str, Any]) -> None:
@@ -165,6 +182,8 @@ def _show(cfg: ConfigDict, topology: Topology, measured: Measured, report: dict[
         soft_wrap=True,
     )
     _show_memory(console, topology, measured)
+    for text in report["not_counted"]:
+        console.print(text, highlight=False, soft_wrap=True)
     _show_collectives(console, measured, cfg.sampling.chunk)
     _show_seconds(console, cfg, measured, report)
     _show_teacher(console, cfg, report)
