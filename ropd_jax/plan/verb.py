@@ -161,8 +161,8 @@ def not_counted(cfg: ConfigDict) -> list[str]:
     found = []
     if cfg.stream.groups:
         found.append(
-            f"The update is compiled whole; with stream.groups={cfg.stream.groups} the run sums it in portions, and the "
-            "gradient (float32, sharded as the parameters) stays while the teacher is waited for."
+            f"The update is compiled whole; with stream.groups={cfg.stream.groups} the run sums it in portions, and "
+            "its gradient (float32, sharded as the parameters) stays while the teacher is waited for."
         )
     if cfg.stream.staleness:
         found.append(
