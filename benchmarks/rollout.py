@@ -17,8 +17,7 @@ tokens off:
 The first call of every case compiles and is not counted, except for the peers' log-normal batch, which takes minutes:
 there it is a call of a few tokens, and Tunix compiles once more within the call that counts. The bound is max(FLOPs /
 peak of a 2048^3 matmul, bytes of weights and live cache / bandwidth of a long sum) of each decode step plus the
-prompts' prefill, both measured in the same run. The FLOPs of a prefill are counted in the compiled program, for 8
-rollouts a prompt and for 1.
+prompts' prefill, both measured in the same run. The FLOPs of a prefill are counted in the compiled program.
 ``busy`` is the share of the machine that other processes took meanwhile: above a few percent the ratios of
 wall-clock are theirs as much as ours, and ``cpu`` (tokens a CPU second, all threads) says more.
 """
@@ -78,7 +77,7 @@ def ours(cases: dict[str, dict], chunk: int, reps: int) -> None:
         )
         if name == next(iter(cases)):
             found = bounds(student.cfg, params, cases)
-            found |= {f"prefill_flops_{g}": prefill_flops(student.cfg, engine, params, g) for g in (1, G)}
+            found |= prefill_flops(student.cfg, engine, params)
             print(json.dumps({"bound": found}), flush=True)
         prompts = [Prompt(str(i), (Message("user", "?"),)) for i in range(len(lengths))]
         tokens = [np.asarray(t, np.int32) for t in case["prompts"]]
@@ -93,14 +92,17 @@ def ours(cases: dict[str, dict], chunk: int, reps: int) -> None:
                 print(json.dumps({"case": name, **window.row(sum(map(sum, lengths)))}), flush=True)
 
 
-def prefill_flops(cfg, engine: EngineConfig, params, rollouts: int) -> float:
-    """FLOPs that XLA counts in the prefill of one prompt with one layer (it counts the body of a scan once)."""
-    cfg = dataclasses.replace(cfg, num_layers=1)
-    engine = dataclasses.replace(engine, rollouts=rollouts, prompts=1)
+def prefill_flops(cfg, engine: EngineConfig, params) -> dict[str, float]:
+    """FLOPs that XLA counts in the prefill of one prompt and its 8 rollouts, and those of one prompt's matmuls.
+
+    Of one layer: XLA counts the body of a scan once.
+    """
+    cfg, engine = dataclasses.replace(cfg, num_layers=1), dataclasses.replace(engine, prompts=1)
     one = params | {"layers": jax.tree.map(lambda x: x[:1], params["layers"])}
     cache = empty_cache(cfg, engine, layout(engine), pages=1)
     arrays = jnp.zeros((1, PROMPT), jnp.int32), jnp.full((1,), PROMPT - 1, jnp.int32), jnp.zeros((1,), jnp.int32)
-    return prefill.lower(cfg, engine, one, cache.prompts, *arrays).compile().cost_analysis()["flops"]
+    counted = prefill.lower(cfg, engine.dtype, one, cache.prompts, *arrays).compile().cost_analysis()["flops"]
+    return {"prefill_flops": counted, "prompt_flops": 2 * PROMPT * sum(x.size for x in jax.tree.leaves(one["layers"]))}
 
 
 def bounds(cfg, params, cases: dict[str, dict]) -> dict[str, float]:
@@ -168,8 +170,8 @@ def run(label: str, command: list[str], rows: list[dict], seconds: float) -> dic
 
 
 def table(rows: list[dict], bound: dict) -> None:
-    one, eight = (bound.get(f"prefill_flops_{g}", 0) for g in (1, G))
-    print(f"\nprefill of a prompt, one layer: {one / 1e6:.1f} MFLOP for 1 rollout, {eight / 1e6:.1f} for {G}")
+    counted, prompt = (bound.get(k, 0) / 1e6 for k in ("prefill_flops", "prompt_flops"))
+    print(f"\nprefill for {G} rollouts, a layer: {counted:.1f} MFLOP; one prompt through its weights: {prompt:.1f}")
     print(f"matmul peak {bound.get('gemm_gflops', 0):.0f} GFLOP/s, read {bound.get('read_gb_s', 0):.1f} GB/s")
     print(f"{'case':<10} {'engine':<13} {'tok/s':>8} {'of bound':>9} {'tok/cpu-s':>10} {'busy':>6} {'reps':>5}")
     cases = dict.fromkeys(r["case"] for r in rows)

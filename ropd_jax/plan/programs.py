@@ -170,7 +170,7 @@ def sampler_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> list[Prog
     s = sampler_of(cfg, model_cfg, mesh)
 
     def prefill():
-        return engine_lib.prefill.lower(model_cfg, s.engine, s.params, s.cache.prompts, *s.prompts)
+        return engine_lib.prefill.lower(model_cfg, s.engine.dtype, s.params, s.cache.prompts, *s.prompts)
 
     def decode():
         layers = None

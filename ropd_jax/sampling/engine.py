@@ -127,21 +127,21 @@ class Rows(NamedTuple):
     key: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "ecfg"), donate_argnames=("prompts",))
+@functools.partial(jax.jit, static_argnames=("cfg", "dtype"), donate_argnames=("prompts",))
 def prefill(
-    cfg: ModelConfig, ecfg: EngineConfig, params, prompts: list[paging.KV], tokens_NT: jax.Array, len_N, at_N
+    cfg: ModelConfig, dtype: str, params, prompts: list[paging.KV], tokens_NT: jax.Array, len_N, at_N
 ) -> list[paging.KV]:
     """Run N prompts once and store their keys and values in the prompt slots ``at_N``.
 
     Args:
+        dtype: compute dtype; of the sampler's settings nothing else is asked, so that all rules share one program.
         len_N: how many tokens of each prompt are cached: all but its last, which the first decode step feeds.
         at_N: an index beyond the last slot marks an idle place.
     """
     N, T = tokens_NT.shape
     positions_NT = constrain(jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (N, T)), "BT")
     real_NT = (positions_NT < len_N[:, None]).astype(jnp.int32)
-    dtype = jnp.dtype(ecfg.dtype)
-    _, kv = transformer.hidden(cfg, params, tokens_NT, positions_NT, real_NT, dtype=dtype, keep_kv=True)
+    _, kv = transformer.hidden(cfg, params, tokens_NT, positions_NT, real_NT, dtype=jnp.dtype(dtype), keep_kv=True)
     return paging.write_prompts(prompts, *kv, at_N)
 
 
@@ -360,7 +360,7 @@ class _Engine:
                 len_N[number, row], at_N[number, row] = n, slot
         arrays = _place((tokens_NT.reshape(-1, tokens_NT.shape[-1]), "BT"), (len_N.ravel(), "B"), (at_N.ravel(), "B"))
         with spans.span("prefill"):  # the device has nothing else to do now: the last chunk is in, the next not begun
-            prompts = prefill(self.cfg, self.ecfg, self.params, self.cache.prompts, *arrays)
+            prompts = prefill(self.cfg, self.ecfg.dtype, self.params, self.cache.prompts, *arrays)
             jax.block_until_ready(prompts)
         self.cache = self.cache._replace(prompts=prompts)
 
