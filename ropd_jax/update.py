@@ -70,6 +70,7 @@ def make_gradient(cfg: ConfigDict, model_cfg: ModelConfig, method: Method):
             temperature=cfg.sampling.temperature or 1.0,
             chunk=cfg.optim.logprob_chunk,
             entropy_grad=bool(cfg.loss.entropy_coef),
+            wanted_BT=part.mask_BT,
         )
         return logp_BT, entropy_BT, x_BTD
 

@@ -1,21 +1,27 @@
 """Log-probabilities of given tokens, in chunks, so that [B, T, V] never exists.
 
 At V = 151,936 and T = 10,240 the float32 logits of one sequence are 6.2 GB; a chunk of 128 positions is 78 MB.
-The backward pass recomputes each chunk's logits.
+The backward pass recomputes each chunk's logits. On one device, positions that nobody asks for (prompts, padding) cost
+nothing: each row's wanted ones move to its front, and the chunks behind the last of them are not computed.
 """
 
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jax.sharding import reshard
 
-from ropd_jax.mesh import active_mesh, constrain, out
+from ropd_jax.mesh import active_mesh, constrain, locally, out
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
+
+LEAST_WORDS = 1024  # of a slice of the vocabulary: a smaller matmul would not be worth its turn
 
 
 def token_logprobs(
@@ -27,6 +33,7 @@ def token_logprobs(
     temperature: float = 1.0,
     chunk: int = 128,
     entropy_grad: bool = False,
+    wanted_BT: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """(logp_BT, entropy_BT) in float32 of ``targets_BT`` under softmax(logits / temperature).
 
@@ -36,6 +43,7 @@ def token_logprobs(
         temperature: of the sampling policy, so that log-probs compare with the sampler's.
         chunk: positions whose logits exist at once.
         entropy_grad: let a gradient flow through the entropy.
+        wanted_BT: bool, the positions that are needed; of the others nothing is promised. None: all.
     """
     T = x_BTD.shape[1]
     norm, table_VD = transformer.head(cfg, params)
@@ -46,11 +54,21 @@ def token_logprobs(
     x_BTD = jnp.pad(norm(x_BTD), ((0, 0), (0, pad), (0, 0)))
     targets_BT = jnp.pad(targets_BT, ((0, 0), (0, pad)))
 
+    def logits(x_BTD, table_VD):
+        return transformer.output_logits(cfg, x_BTD, table_VD) / temperature
+
+    mesh = active_mesh()
+    if wanted_BT is not None and (mesh is None or mesh.size == 1):
+        of_wanted = locally(
+            functools.partial(_wanted, _How(logits, chunk, entropy_grad)), ("BTD", "VD", "BT", "BT"), ("BT", "BT")
+        )
+        return tuple(x[:, :T] for x in of_wanted(x_BTD, table_VD, targets_BT, jnp.pad(wanted_BT, ((0, 0), (0, pad)))))
+
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def one_chunk(x_BTD, targets_BT):
         if spread:
             x_BTD, targets_BT = constrain(x_BTD, "_TD"), constrain(targets_BT, "_T")
-        logits_BTV = transformer.output_logits(cfg, x_BTD, table_VD) / temperature
+        logits_BTV = logits(x_BTD, table_VD)
         lse_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
         if out("BTV") is None:
             picked_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
@@ -69,6 +87,114 @@ def token_logprobs(
     pieces = jax.lax.map(lambda xs: one_chunk(*xs), (split(x_BTD), split(targets_BT)))
     logp_BT, entropy_BT = (x.swapaxes(0, 1).reshape(targets_BT.shape)[:, :T] for x in pieces)
     return constrain(logp_BT, "BT"), constrain(entropy_BT, "BT")  # the reshape of a single row forgets its axis
+
+
+class _How(NamedTuple):
+    """``logits`` of (x_BTD, some rows of the table); positions of a chunk; whether the entropy has a gradient."""
+
+    logits: Callable
+    chunk: int
+    entropy_grad: bool
+
+
+def _wanted(how: _How, x_BTD, table_VD, targets_BT, wanted_BT):
+    """(logp_BT, entropy_BT) where wanted; T is a multiple of the chunk."""
+    first_BT = jnp.argsort(~wanted_BT, axis=1, stable=True)
+    x_BTD = jnp.take_along_axis(x_BTD, first_BT[..., None], axis=1)
+    targets_BT = jnp.take_along_axis(targets_BT, first_BT, axis=1)
+    most = jnp.max(jnp.sum(wanted_BT, axis=1, dtype=jnp.int32))
+    back_BT = jnp.argsort(first_BT, axis=1)
+    return tuple(jnp.take_along_axis(x, back_BT, axis=1) for x in _leading(how, x_BTD, table_VD, targets_BT, most))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _leading(how: _How, x_BTD, table_VD, targets_BT, most):
+    """(logp_BT, entropy_BT) of the first ``most`` positions of each row, rounded up to whole chunks; 0 behind them.
+
+    A chunk meets the vocabulary in slices, with a running maximum and sum, and in the backward pass again from the
+    saved log-sum-exp: so its logits never leave the cache of a CPU, and there is no second table of gradients.
+    """
+    return _leading_forward(how, x_BTD, table_VD, targets_BT, most)[0]
+
+
+def _leading_forward(how: _How, x_BTD, table_VD, targets_BT, most):
+    words, slices = _slices(table_VD)
+
+    def one_chunk(i, found):
+        x, targets = _cut(x_BTD, i, how.chunk), _cut(targets_BT, i, how.chunk)
+
+        def one_slice(j, sums):
+            top_BT, total_BT, mean_BT, picked_BT = sums
+            z_BTV = how.logits(x, _cut(table_VD, j, words, 0))
+            new_top_BT = jnp.maximum(top_BT, jnp.max(z_BTV, axis=-1))
+            e_BTV, shrink_BT = jnp.exp(z_BTV - new_top_BT[..., None]), jnp.exp(top_BT - new_top_BT)
+            picked_BT += jnp.sum(jnp.where(_is_target(targets, j, words), z_BTV, 0.0), axis=-1)
+            total_BT = total_BT * shrink_BT + jnp.sum(e_BTV, axis=-1)
+            return new_top_BT, total_BT, mean_BT * shrink_BT + jnp.sum(e_BTV * z_BTV, axis=-1), picked_BT
+
+        zero = jnp.zeros_like(targets, jnp.float32)
+        top, total, mean, picked = jax.lax.fori_loop(0, slices, one_slice, (zero - 1e30, zero, zero, zero))
+        lse = top + jnp.log(total)
+        new = picked - lse, lse - mean / total, lse
+        return tuple(_paste(f, n, i, how.chunk) for f, n in zip(found, new, strict=True))
+
+    zero = jnp.zeros_like(targets_BT, jnp.float32)
+    *found, lse_BT = jax.lax.fori_loop(0, -(-most // how.chunk), one_chunk, (zero, zero, zero))
+    return tuple(found), (x_BTD, table_VD, targets_BT, most, found[1], lse_BT)
+
+
+def _leading_backward(how: _How, saved, ct):
+    x_BTD, table_VD, targets_BT, most, entropy_BT, lse_BT = saved
+    words, slices = _slices(table_VD)
+
+    def one_chunk(i, sums):
+        x, targets, entropy, lse, dlogp, dentropy = (
+            _cut(a, i, how.chunk) for a in (x_BTD, targets_BT, entropy_BT, lse_BT, *ct)
+        )
+
+        def one_slice(j, sums):
+            dx, dtable_VD = sums
+            z_BTV, back = jax.vjp(how.logits, x, _cut(table_VD, j, words, 0))
+            logp_BTV = z_BTV - lse[..., None]
+            by_p_BT = dlogp[..., None]  # d logp / dz = 1 at the target - p;  d entropy / dz = -p (log p + entropy)
+            if how.entropy_grad:
+                by_p_BT = by_p_BT + dentropy[..., None] * (logp_BTV + entropy[..., None])
+            at_target = jnp.where(_is_target(targets, j, words), dlogp[..., None], 0.0)
+            more_x, more_table = back(at_target - jnp.exp(logp_BTV) * by_p_BT)
+            table = _cut(dtable_VD, j, words, 0) + more_table
+            return dx + more_x.astype(jnp.float32), _paste(dtable_VD, table, j, words, 0)
+
+        dx_BTD, dtable_VD = sums
+        zero = jnp.zeros_like(x, jnp.float32)
+        dx, dtable_VD = jax.lax.fori_loop(0, slices, one_slice, (zero, dtable_VD))
+        return _paste(dx_BTD, dx.astype(x_BTD.dtype), i, how.chunk), dtable_VD
+
+    zero = jnp.zeros_like(x_BTD), jnp.zeros_like(table_VD)
+    return *jax.lax.fori_loop(0, -(-most // how.chunk), one_chunk, zero), None, None
+
+
+_leading.defvjp(_leading_forward, _leading_backward)
+
+
+def _slices(table_VD: jax.Array) -> tuple[int, int]:
+    """(words of a slice, slices): 16 of equal size, or fewer where these do not divide V or would be too small."""
+    slices = math.gcd(len(table_VD), 16)
+    while slices > 1 and len(table_VD) // slices < LEAST_WORDS:
+        slices //= 2
+    return len(table_VD) // slices, slices
+
+
+def _is_target(targets_BT: jax.Array, j, words: int) -> jax.Array:
+    ids_V = jnp.arange(words, dtype=targets_BT.dtype) + j * words
+    return ids_V[None, None] == targets_BT[..., None]
+
+
+def _cut(x: jax.Array, i, size: int, axis: int = 1) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(x, i * size, size, axis)
+
+
+def _paste(x: jax.Array, piece: jax.Array, i, size: int, axis: int = 1) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(x, piece, i * size, axis)
 
 
 def _spread(cfg: ModelConfig) -> tuple[str, ...]:

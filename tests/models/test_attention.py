@@ -144,15 +144,18 @@ def test_first_token_seen_by_hand():
 
 
 def test_choice_of_kernel():
+    choose = functools.partial(lib.choose, rows=8)
     f32, bf16 = jnp.dtype("float32"), jnp.dtype("bfloat16")
-    assert lib.choose("auto", "tpu", 64, f32, 0.0) == "splash"
-    assert lib.choose("auto", "gpu", 4096, bf16, 0.0) == "cudnn"
-    assert lib.choose("auto", "gpu", 4096, f32, 0.0) == "xla"  # cuDNN has no float32
-    assert lib.choose("auto", "gpu", 4096, bf16, 50.0) == "xla"  # and no soft cap
-    assert lib.choose("auto", "cpu", 4096, f32, 0.0) == "xla"
-    assert lib.choose("auto", "cpu", 64, f32, 0.0) == "naive"
-    assert lib.choose("xla", "tpu", 64, f32, 0.0) == "xla"
+    assert choose("auto", "tpu", 64, f32, 0.0) == "splash"
+    assert choose("auto", "gpu", 4096, bf16, 0.0) == "cudnn"
+    assert choose("auto", "gpu", 4096, f32, 0.0) == "xla"  # cuDNN has no float32
+    assert choose("auto", "gpu", 4096, bf16, 50.0) == "xla"  # and no soft cap
+    assert choose("auto", "cpu", 4096, f32, 0.0) == "xla"
+    assert choose("auto", "cpu", 200, f32, 0.0) == "naive"
+    assert lib.choose("auto", "cpu", 200, f32, 0.0, rows=2) == "xla"
+    assert lib.choose("auto", "cpu", 64, f32, 0.0, rows=2) == "naive"
+    assert choose("xla", "tpu", 64, f32, 0.0) == "xla"
     with pytest.raises(UserError, match=r"optim.attention='flash'.*splash"):
-        lib.choose("flash", "cpu", 64, f32, 0.0)
+        choose("flash", "cpu", 64, f32, 0.0)
     with pytest.raises(UserError, match=r"'cudnn' with dtype float32"):
-        lib.choose("cudnn", "gpu", 64, f32, 0.0)
+        choose("cudnn", "gpu", 64, f32, 0.0)

@@ -92,6 +92,18 @@ def test_remat_changes_no_gradient(attention):
         assert trees_max_diff(grads(remat), want) < 1e-6
 
 
+def test_remat_dots_computes_no_matmul_of_a_weight_again():
+    params = transformer.init_params(TINY, 0)
+
+    def matmuls(remat):
+        def f(params):
+            return transformer.hidden(TINY, params, TOKENS, POSITIONS, ONES, remat=remat, attention="xla").sum()
+
+        return str(jax.make_jaxpr(jax.grad(f))(params)).count("dot_general")
+
+    assert matmuls("dots") == matmuls("none") < matmuls("block")
+
+
 WINDOWED = dict(window=3, local_layers=(True, False, True))
 MOE = dict(num_experts=4, experts_per_token=2)
 FIELDS = {  # field -> (what the model has besides, the changed value); max_seq_len is a limit, it enters no formula
