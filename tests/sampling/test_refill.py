@@ -195,13 +195,14 @@ def test_without_a_second_copy_of_the_weights_the_rollouts_are_the_same(params, 
 
 
 def test_prefill_costs_one_prompt_whatever_the_rollouts(params, monkeypatch):
-    one = dataclasses.replace(TINY, num_layers=1)  # XLA counts the body of a scan once
+    one = dataclasses.replace(TINY, num_layers=1)  # XLA counts a scan once; after compiling not YNNPACK's matmuls
     weights = transformer.init_params(one, 0)
 
     cache = paging.make_cache(one, prompts=4, prompt_len=8, rows=8, pages=1, page=4, dtype="float32")
     arrays = jnp.zeros((1, 8), jnp.int32), jnp.ones((1,), jnp.int32), jnp.zeros((1,), jnp.int32)
-    flops = prefill.lower(one, "float32", weights, cache.prompts, *arrays).compile().cost_analysis()["flops"]
-    assert flops < 1.5 * 2 * 8 * sum(x.size for x in jax.tree.leaves(weights["layers"]))
+    flops = prefill.lower(one, "float32", weights, cache.prompts, *arrays).cost_analysis()["flops"]
+    matmuls = 2 * 8 * sum(x.size for x in jax.tree.leaves(weights["layers"]))
+    assert 0.9 * matmuls < flops < 1.5 * matmuls
 
     calls = []
     real = engine_lib.prefill
