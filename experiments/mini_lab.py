@@ -120,6 +120,9 @@ def run_all(out: pathlib.Path, todo: list[tuple[str, str, int]], workers: int, k
         own.put(cores()[i % len(cores())])
     with concurrent.futures.ProcessPoolExecutor(workers, spawn, initializer=take_core, initargs=(own,)) as pool:
         white = [job for job in left if job[0] in WHITE_BOX]
+        if white and (out / "teacher" / "accuracy.txt").exists():
+            check_teacher(make_teacher(out / "teacher"))
+            white = []
         running = {pool.submit(make_teacher, out / "teacher"): None} if white else {}
         running |= {pool.submit(run_one, out, *job, keys): job for job in left if job not in white}
         try:
