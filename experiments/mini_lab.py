@@ -188,7 +188,7 @@ def share(values: list[float], n: int) -> str:
 
 
 def table(out: pathlib.Path, cells: list[tuple[str, str]], seeds: int) -> str:
-    """Markdown: a row for each method and setting."""
+    """Markdown: a row for each method and setting; seconds are the median seed's, so that one disturbed run is none."""
     heads = ["setting", "method", "greedy", "its seeds", "sampled", "its seeds"]
     heads += ["prompts", "teacher calls", "seconds", "unscored groups"]
     rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
@@ -201,7 +201,7 @@ def table(out: pathlib.Path, cells: list[tuple[str, str]], seeds: int) -> str:
         n = found[0]["heldout_n"]
         greedy, sampled = (share([r[f"{kind}_after"] for r in found], n) for kind in ("accuracy", "sampled_accuracy"))
         calls = np.mean([r["teacher"].get("teacher/calls", 0.0) for r in found])
-        seconds = np.mean([seconds_at(read_metrics(run), [r["steps"]])[0] for run, r in zip(runs, found, strict=True)])
+        seconds = np.median([seconds_at(read_metrics(run), [found[0]["steps"]]) for run in runs])
         rows.append(
             f"| {setting} | {method} | {greedy} | {sampled} | {found[0]['groups_total']} | {calls:.0f} | {seconds:.1f} "
             f"| {sum(r['groups_unscored'] for r in found)} of {sum(r['groups_total'] for r in found)} |"
@@ -254,7 +254,7 @@ def draw(out: pathlib.Path, cells: list[tuple[str, str]], seeds: int) -> pathlib
             runs = [read_metrics(out / name(method, where, seed)) for seed in range(seeds)]
             steps = runs[0]["eval/accuracy"][0]
             mean = np.mean([run["eval/accuracy"][1] for run in runs], axis=0)
-            seconds = np.mean([seconds_at(run, steps) for run in runs], axis=0)
+            seconds = np.median([seconds_at(run, steps) for run in runs], axis=0)
             color, line = COLORS[list(METHODS).index(method)], "--" if where == ALONE else "-"
             for axis, x in zip(axes, ([PROMPTS * step for step in steps], seconds), strict=True):
                 axis.plot(x, mean, label=method, color=color, linestyle=line, linewidth=1.5)
