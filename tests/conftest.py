@@ -1,4 +1,4 @@
-"""What every test stands on: 8 CPU devices, strict promotion, one cache of compiled programs.
+"""What every test stands on: 8 CPU devices, strict promotion, one cache of compiled programs, not too many at once.
 
 All of it goes through the environment, before anything imports jax, so that tests which need no jax (the teacher's)
 never pay for the import, and processes that tests start inherit it.
@@ -7,7 +7,11 @@ never pay for the import, and processes that tests start inherit it.
 from __future__ import annotations
 
 import os
+import pathlib
+import sys
 import tempfile
+
+import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
@@ -19,3 +23,14 @@ os.environ["MPLBACKEND"] = "agg"
 for name in ("OPENAI_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY", "OPENAI_BASE_URL", "HF_TOKEN"):
     os.environ.pop(name, None)  # no test may reach a paid service
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+MAPPINGS = 15_000  # of memory; Linux allows a process 65,530, and XLA aborts where a program gets none
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """After a file of tests, forget the compiled programs where the process has come to hold many of them."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if "jax" in sys.modules and maps.exists() and len(maps.read_bytes().splitlines()) > MAPPINGS:
+        sys.modules["jax"].clear_caches()
