@@ -61,7 +61,7 @@ def main() -> None:
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         evaluate_untrained(args.out)
         run_all(args.out, [(m, s, seed) for seed in range(args.seeds) for m, s in cells], args.workers, args.set)
-    cells = [c for c in cells if all(finished(args.out, *c, seed) for seed in range(args.seeds))]
+    cells = [c for c in cells if runs_of(args.out, *c, args.seeds)]
     text = f"{table(args.out, cells, args.seeds)}\n\n{differences(args.out, cells, args.seeds)}"
     (args.out / "mini.md").write_text(text + "\n")
     print(text)
@@ -78,6 +78,11 @@ def name(method: str, setting: str, seed: int) -> str:
 def finished(out: pathlib.Path, method: str, setting: str, seed: int) -> bool:
     """Trained, and evaluated after it."""
     return any((out / name(method, setting, seed)).glob(EVALUATED))
+
+
+def runs_of(out: pathlib.Path, method: str, setting: str, seeds: int) -> list[pathlib.Path]:
+    """The finished runs of a cell, one a seed."""
+    return [out / name(method, setting, seed) for seed in range(seeds) if finished(out, method, setting, seed)]
 
 
 def cores() -> list[int]:
@@ -184,7 +189,7 @@ def share(values: list[float], n: int) -> str:
     """The mean over seeds with its 95 % interval over the ``n`` problems, and the lowest and the highest seed."""
     right = round(n * float(np.mean(values)))
     e = accuracy([True] * right + [False] * (n - right))
-    return f"{np.mean(values):.1%} [{e.low:.1%}, {e.high:.1%}] | {min(values):.1%} – {max(values):.1%}"
+    return f"{np.mean(values):.1%} [{e.low:.1%}, {e.high:.1%}] | {len(values)}: {min(values):.1%} – {max(values):.1%}"
 
 
 def table(out: pathlib.Path, cells: list[tuple[str, str]], seeds: int) -> str:
@@ -192,11 +197,11 @@ def table(out: pathlib.Path, cells: list[tuple[str, str]], seeds: int) -> str:
     heads = ["setting", "method", "greedy", "its seeds", "sampled", "its seeds"]
     heads += ["prompts", "teacher calls", "seconds", "unscored groups"]
     rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    before = read_result(out / name(*cells[0], 0))
+    before = read_result(runs_of(out, *cells[0], seeds)[0])
     first, drawn = (share([before[f"{kind}_before"]], before["heldout_n"]) for kind in ("accuracy", "sampled_accuracy"))
     rows.append(f"| | *cold start* | {first.split(' | ')[0]} | | {drawn.split(' | ')[0]} | | 0 | 0 | | |")
     for method, setting in cells:
-        runs = [out / name(method, setting, seed) for seed in range(seeds)]
+        runs = runs_of(out, method, setting, seeds)
         found = [read_result(run) for run in runs]
         n = found[0]["heldout_n"]
         greedy, sampled = (share([r[f"{kind}_after"] for r in found], n) for kind in ("accuracy", "sampled_accuracy"))
@@ -213,8 +218,8 @@ def differences(out: pathlib.Path, cells: list[tuple[str, str]], seeds: int) -> 
     """Markdown: what each method solves more than ROPD, in points of avg@4, paired by problem, means over the seeds."""
 
     def solved(method: str, setting: str) -> dict[str, float]:
-        runs = [next((out / name(method, setting, seed)).glob(EVALUATED)) for seed in range(seeds)]
-        found = [results.read_result(run)["per_problem"] for run in runs]
+        runs = runs_of(out, method, setting, seeds)
+        found = [results.read_result(next(run.glob(EVALUATED)))["per_problem"] for run in runs]
         return {i: float(np.mean([one[i] for one in found])) for i in found[0]}
 
     settings = [s for m, s in cells if m == "ropd"]
@@ -251,14 +256,14 @@ def draw(out: pathlib.Path, cells: list[tuple[str, str]], seeds: int) -> pathlib
         for method, where in cells:
             if where not in (setting, ALONE):
                 continue
-            runs = [read_metrics(out / name(method, where, seed)) for seed in range(seeds)]
+            runs = [read_metrics(run) for run in runs_of(out, method, where, seeds)]
             steps = runs[0]["eval/accuracy"][0]
             mean = np.mean([run["eval/accuracy"][1] for run in runs], axis=0)
             seconds = np.median([seconds_at(run, steps) for run in runs], axis=0)
             color, line = COLORS[list(METHODS).index(method)], "--" if where == ALONE else "-"
             for axis, x in zip(axes, ([PROMPTS * step for step in steps], seconds), strict=True):
                 axis.plot(x, mean, label=method, color=color, linestyle=line, linewidth=1.5)
-        axes[0].set_title(f"{setting}: held-out greedy accuracy, mean of {seeds} seeds", fontsize=11)
+        axes[0].set_title(f"{setting}: held-out greedy accuracy, mean of the seeds", fontsize=11)
         axes[0].set_xlabel("prompts")
         axes[1].set_xlabel("seconds of training, one core")
         for axis in axes:
