@@ -133,15 +133,17 @@ def _largest(x_BV: jax.Array, k: int) -> jax.Array | None:
     anything in the other blocks.
     """
     V = x_BV.shape[-1]
-    whole = jax.lax.optimization_barrier  # where one column of the k is used, XLA would sort instead (CPU: 5 x)
+    # Where one column of the k is used, XLA would sort instead (CPU: 5 x). Of the values alone: it aborts at a barrier
+    # around values and indices where it decomposes the top-k.
+    whole = jax.lax.optimization_barrier
     if V <= 2048:
-        return whole(jax.lax.top_k(x_BV, k))[0]
+        return whole(jax.lax.top_k(x_BV, k)[0])
     if 4 * k * WIDTH > V:
         return None
     x_BNW = _blocks(x_BV, WIDTH, -jnp.inf)
     n_Bk = jax.lax.top_k(jnp.max(x_BNW, axis=-1), k)[1]
     some_BkW = jnp.take_along_axis(x_BNW, n_Bk[..., None], axis=1)
-    return whole(jax.lax.top_k(some_BkW.reshape(x_BV.shape[0], -1), k))[0]
+    return whole(jax.lax.top_k(some_BkW.reshape(x_BV.shape[0], -1), k)[0])
 
 
 def _kept_by_bisection(logits_BV: jax.Array, rule: SamplingRule, k: int) -> jax.Array:
