@@ -158,7 +158,7 @@ def read_spans(run: str | os.PathLike[str]) -> list[Span]:
         raise UserError(f"{path} does not exist; expected the directory of a run (ropd train --workdir)")
     fields = {f.name for f in dataclasses.fields(Span)}
     found = [Span(**{k: v for k, v in row.items() if k in fields}) for row in _rows(path)]
-    return sorted(found, key=lambda s: (s.start, -s.end))
+    return sorted(found, key=lambda s: (s.start, -1 if s.step is None else s.step, -s.end))
 
 
 def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
