@@ -30,12 +30,13 @@ import numpy as np
 import optax
 
 from benchmarks.update_peers import timed
-from ropd_jax import configs, train
+from ropd_jax import configs
 from ropd_jax.data.batches import Sequence, make_batch, pack, real_frac, split_parts
 from ropd_jax.methods import load_method
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.hf import save_hf
+from ropd_jax.update import State, make_update, optimizer
 
 SMOL = dict(vocab_size=49_152, num_layers=30, d_model=576, num_heads=9, num_kv_heads=3, head_dim=64, mlp_dim=1_536)
 SMALL = dict(vocab_size=2_048, num_layers=3, d_model=96, num_heads=6, num_kv_heads=2, head_dim=16, mlp_dim=256)
@@ -111,11 +112,11 @@ def worker(case: str, where: pathlib.Path, smoke: bool, times: int) -> dict:
     else:
         batch = make_batch(made, advantage, yes, yes, longest)
     batch = split_parts(batch, cfg.optim.microbatch)
-    tx = train.optimizer(cfg)
-    state = train.State(params, jax.jit(tx.init)(params))
+    tx = optimizer(cfg)
+    state = State(params, jax.jit(tx.init)(params))
     placed = jax.tree.map(jnp.asarray, batch)
     start = time.perf_counter()
-    update = train.make_update(cfg, shape, load_method("ropd", cfg), tx).lower(state, None, placed).compile()
+    update = make_update(cfg, shape, load_method("ropd", cfg), tx).lower(state, None, placed).compile()
     compile_s = time.perf_counter() - start
     held = [state]
 
@@ -144,8 +145,8 @@ def gradient(shape: ModelConfig, params, where: pathlib.Path) -> dict:
     batch = split_parts(make_batch(made[:FEW], advantage[:FEW], yes, yes, LENGTH), 1)
     before = jax.device_get(params)
     tx, cfg = optax.sgd(1.0), config()
-    update = train.make_update(cfg, shape, load_method("ropd", cfg), tx)
-    state, metrics = update(train.State(params, tx.init(params)), None, jax.tree.map(jnp.asarray, batch))
+    update = make_update(cfg, shape, load_method("ropd", cfg), tx)
+    state, metrics = update(State(params, tx.init(params)), None, jax.tree.map(jnp.asarray, batch))
     moved = jax.tree.map(lambda a, b: a - np.asarray(b), before, jax.device_get(state.params))
     np.savez(where / "grads_ours.npz", **named(shape, moved))
     return {"loss": float(metrics["update/loss"])}

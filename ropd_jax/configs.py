@@ -175,19 +175,11 @@ def default() -> ConfigDict:
     cfg.optim.xla_options = ""  # of the update's compiler, "xla_a=1 xla_tpu_b=2"; those of other platforms are left out
 
     cfg.stream = ConfigDict()  # what runs beside what; docs/streaming.md
-    cfg.stream.groups = (
-        0  # groups whose gradient is summed at once, while others are judged; 0: the whole step at its end
-    )
+    cfg.stream.groups = 0  # whose gradient is summed while others are judged; 0: the whole step's at its end
     cfg.stream.deterministic = True  # sum in the order of the prompts, not of arrival: bit for bit the same (on CPU)
-    cfg.stream.staleness = (
-        0  # 1: step t+1 is sampled, by the policy before step t, while step t is judged and trained on
-    )
-    cfg.stream.carry_after_s = (
-        0.0  # seconds of waiting after which slow groups go over to the next step; 0: wait for all
-    )
-    cfg.stream.cap = (
-        2.0  # of the importance weights that correct for either of the two (loss.is_cap, where that is set)
-    )
+    cfg.stream.staleness = 0  # 1: step t+1 is sampled, by the policy before step t, while step t is judged
+    cfg.stream.carry_after_s = 0.0  # of waiting, then slow groups go over to the next step; 0: wait for all
+    cfg.stream.cap = 2.0  # of the weights that correct for either of the two (loss.is_cap, where that is set)
 
     cfg.mesh = ConfigDict()
     cfg.mesh.fsdp = -1  # -1 takes the devices that tp leaves

@@ -16,18 +16,14 @@ from ropd_jax.types import Judgement, RolloutGroup
 from ropd_jax.workdir import Interrupt
 
 
-class Judge:
+async def judge(teacher: Teacher, group: RolloutGroup) -> Judgement:
     """A grade of each answer by ``teacher.judge``, asked for as `methods.t_judge` does without references."""
-
-    async def judge(self, teacher: Teacher, group: RolloutGroup) -> Judgement:
-        answers = [after_think(r.text) for r in group.rollouts]
-        how = {"lowest": LOWEST, "highest": HIGHEST, "template": "score_judge.v1", "role": "judge"}
-        try:
-            return graded(
-                await teacher.score(group.prompt, answers, key=f"eval/{group.prompt.id}", **how), LOWEST, HIGHEST
-            )
-        except TeacherError as error:
-            return unscored(error, len(answers))
+    answers = [after_think(r.text) for r in group.rollouts]
+    how = {"lowest": LOWEST, "highest": HIGHEST, "template": "score_judge.v1", "role": "judge"}
+    try:
+        return graded(await teacher.score(group.prompt, answers, key=f"eval/{group.prompt.id}", **how), LOWEST, HIGHEST)
+    except TeacherError as error:
+        return unscored(error, len(answers))
 
 
 def judge_heldout(
@@ -45,7 +41,7 @@ def judge_heldout(
         as `judging.judge_step`.
     """
     asked = (dataclasses.replace(group, step=step) for group in groups)
-    flight = Flight(step, asked, lambda group: loop.submit(judge_group(Judge(), teacher, group)))
+    flight = Flight(step, asked, lambda group: loop.submit(judge_group(judge, teacher, group)))
     _, judgements, _ = judge_step(flight, interrupt, say)
     grades = [reward for judgement in judgements for reward in judgement.rewards if reward is not None]
     n = len(grades)

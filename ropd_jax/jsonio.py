@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ropd_jax.types import UserError
@@ -53,3 +53,21 @@ def numbered_rows(
             if not isinstance(value, dict):
                 raise UserError(f"{path}:{number}: a JSON {type(value).__name__}; expected {row}")
             yield number, value
+
+
+def whole_rows(path: pathlib.Path, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+    """The ``wanted`` objects among the lines of a log that a run appends to; [] where there is no such file.
+
+    A line torn by a kill is left out.
+    """
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").split("\n"):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and wanted(row):
+            rows.append(row)
+    return rows

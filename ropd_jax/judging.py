@@ -14,7 +14,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -199,10 +199,12 @@ def judge_step(
     return groups, [flight.judgements[_key(g)] for g in groups], times
 
 
-async def judge_group(method: Method, teacher: Teacher, group: RolloutGroup) -> Judgement:
-    """The teacher's judgement of a group; its spans, and what is spent on it, belong to the group's step."""
+async def judge_group(
+    judge: Callable[[Teacher, RolloutGroup], Awaitable[Judgement]], teacher: Teacher, group: RolloutGroup
+) -> Judgement:
+    """What ``judge`` (`Method.judge`) says of a group; its spans and what is spent on it belong to the group's step."""
     with spans.about(step=group.step, group=group.index), spans.span("judged"):
-        return await at_step(group.step, method.judge(teacher, group))
+        return await at_step(group.step, judge(teacher, group))
 
 
 def say_left_out(

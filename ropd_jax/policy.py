@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
 
 import jax
 from ml_collections import ConfigDict
 
-from ropd_jax import configs
 from ropd_jax import mesh as mesh_lib
 from ropd_jax.checkpoint import saved_params
 from ropd_jax.models import transformer
 from ropd_jax.models.lora import Lora, adapter_shapes, attach, freeze
 from ropd_jax.student import Student, load_student
-from ropd_jax.types import UserError
+from ropd_jax.workdir import stored_config
 
 
 def run_config(what: str | os.PathLike[str]) -> ConfigDict | None:
@@ -24,12 +22,7 @@ def run_config(what: str | os.PathLike[str]) -> ConfigDict | None:
     path = pathlib.Path(what).expanduser()
     if not (path / "checkpoints").is_dir() or not (path / "config.json").is_file():
         return None
-    cfg = configs.default()
-    try:
-        cfg.update(json.loads((path / "config.json").read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{path / 'config.json'} does not fit this version of ropd_jax ({error})") from error
-    return cfg
+    return stored_config(path)
 
 
 def kept_steps(run: str | os.PathLike[str]) -> list[int]:

@@ -25,7 +25,6 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from ropd_jax import configs
 from ropd_jax.groups import StoredGroup, read_groups
 from ropd_jax.report import write_atomic
 from ropd_jax.teacher import Teacher
@@ -33,6 +32,7 @@ from ropd_jax.teacher.health import cohens_kappa, step_health
 from ropd_jax.teacher.judge import judge
 from ropd_jax.text.trim import after_think
 from ropd_jax.types import Judgement, UserError
+from ropd_jax.workdir import stored_config
 
 log = logging.getLogger(__name__)
 
@@ -49,16 +49,7 @@ def run_config(run: str | os.PathLike[str]) -> ConfigDict:
     Raises:
         UserError: there is no run.
     """
-    path = pathlib.Path(run) / "config.json"
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path} ({error}); expected the directory of a run") from error
-    cfg = configs.default()
-    try:
-        cfg.update(stored)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path} does not fit this version of ropd_jax ({error}); rejudge it with its own") from error
+    cfg = stored_config(pathlib.Path(run))
     cfg.teacher.tape.mode, cfg.teacher.tape.path = "off", ""
     cfg.teacher.index = ""  # references are the stored ones
     cfg.teacher.rubric_reuse = "fresh"

@@ -29,6 +29,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
+from ropd_jax.jsonio import whole_rows
 from ropd_jax.types import Judgement, RolloutGroup, UserError
 
 log = logging.getLogger(__name__)
@@ -107,18 +108,8 @@ class Metrics:
 
 
 def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``; a last line torn by a kill is left out."""
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").split("\n"):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-    return rows
+    """The lines of ``metrics.jsonl``."""
+    return whole_rows(path, lambda row: isinstance(row.get("step"), int))
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> dict[str, tuple[list[int], list[float | None]]]:

@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ropd_jax.jsonio import whole_rows
 from ropd_jax.types import UserError
 
 RUN = ("sample", "prefill", "update", "evaluate", "checkpoint", "idle")
@@ -162,13 +163,5 @@ def read_spans(run: str | os.PathLike[str]) -> list[Span]:
 
 
 def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of the file; one torn by a kill is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").split("\n"):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and {"name", "start", "end"} <= row.keys():
-            rows.append(row)
-    return rows
+    """The lines of ``timeline.jsonl``."""
+    return whole_rows(path, lambda row: {"name", "start", "end"} <= row.keys())

@@ -169,7 +169,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
             yield group
 
     def ask(group: RolloutGroup):
-        return loop.submit(judge_group(method, teacher, group))
+        return loop.submit(judge_group(method.judge, teacher, group))
 
     def launched(step: int, prompts: list[Prompt] | None = None, *, params=None) -> Flight:
         """A step that is to be sampled by ``params``, the present ones by default; not begun."""

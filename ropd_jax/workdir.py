@@ -12,6 +12,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
+from ropd_jax import configs
 from ropd_jax.report import write_atomic
 from ropd_jax.types import UserError
 
@@ -35,6 +38,25 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def stored_config(run: pathlib.Path) -> ConfigDict:
+    """The config of a run's directory, unlocked; keys that it did not have yet are the default's.
+
+    Raises:
+        UserError: no run is there, or one of a version with other keys.
+    """
+    path = run / "config.json"
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path} ({error}); expected the directory of a run") from error
+    cfg = configs.default()
+    try:
+        cfg.update(stored)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} does not fit this version of ropd_jax ({error}); use the one that made it") from error
+    return cfg
 
 
 def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:

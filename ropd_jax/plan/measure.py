@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ropd_jax import mesh as mesh_lib
-from ropd_jax import train
 from ropd_jax.methods import Pass
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.plan import count, programs
@@ -19,6 +18,7 @@ from ropd_jax.plan.bound import Bound, Phase, bound
 from ropd_jax.plan.chips import Chip, Topology, topology_devices
 from ropd_jax.plan.compiled import Compiled, compile_program
 from ropd_jax.plan.programs import device_bytes
+from ropd_jax.update import needs_initial
 
 Say = Callable[[str], None]
 PARTS = ("update", "prefill", "decode", "method")
@@ -189,7 +189,7 @@ def sizes(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Sizes:
     weights = programs.weights_of(cfg, model_cfg, mesh)
     state = programs.state_of(cfg, model_cfg, mesh)
     method, held = programs.method_of(cfg, model_cfg, mesh)
-    copies = int(train.needs_initial(cfg, method) and weights.base is None)
+    copies = int(needs_initial(cfg, method) and weights.base is None)
     kv_prompts, kv_rows = programs.kv_cache_bytes(cfg, model_cfg, mesh)
     return Sizes(
         trained=device_bytes(weights.trained),
@@ -264,7 +264,7 @@ def phases(
         contexts=sequences * count.contexts(model_cfg, 0, prompt + answer - 1),
         remat=cfg.optim.remat in (True, "block"),
         frozen=bool(cfg.student.lora.rank),
-        references=int(train.needs_initial(cfg, method)),
+        references=int(needs_initial(cfg, method)),
     )
     gathered = (
         itemsize * (model_cfg.num_layers * count.layer_matmul_params(model_cfg) + count.head_params(model_cfg)) / tp

@@ -1,7 +1,7 @@
 """The programs of a run as shapes: the update, the prefill and the decoding of a config, ready to be lowered.
 
 Everything is `jax.ShapeDtypeStruct` with a sharding, so nothing is allocated, and the mesh's devices need not exist.
-The functions are the run's own (`ropd_jax.train`, `ropd_jax.sampling.engine`); only their arguments are made here.
+The functions are the run's own (`ropd_jax.update`, `ropd_jax.sampling.engine`); only their arguments are made here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from ropd_jax import mesh as mesh_lib
-from ropd_jax import train
 from ropd_jax.data.batches import Sequence, TrainBatch
 from ropd_jax.methods import Held, Method, load_method
 from ropd_jax.models import transformer
@@ -28,7 +27,7 @@ from ropd_jax.plan.shapes import model_config
 from ropd_jax.sampling import engine as engine_lib
 from ropd_jax.sampling import pages
 from ropd_jax.sampling.slots import Slots
-from ropd_jax.update import step_parts
+from ropd_jax.update import State, make_update, needs_initial, optimizer, step_parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +75,10 @@ def policy_of(cfg: ConfigDict, weights: Weights) -> dict:
     return jax.eval_shape(lambda base, trained: attach(lora, base, trained), weights.base, weights.trained)
 
 
-def state_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> train.State:
+def state_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> State:
     """Parameters and optimizer state as the run stores them; without what the method itself trains."""
     params = weights_of(cfg, model_cfg, mesh).trained
-    return train.State(params, jax.eval_shape(jax.jit(train.optimizer(cfg).init), params))
+    return State(params, jax.eval_shape(jax.jit(optimizer(cfg).init), params))
 
 
 def batch_of(cfg: ConfigDict, mesh) -> TrainBatch:
@@ -99,8 +98,8 @@ def update_program(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Program:
     """The update of one mini-batch."""
     method, _ = method_of(cfg, model_cfg, mesh)
     state, batch, base = state_of(cfg, model_cfg, mesh), batch_of(cfg, mesh), weights_of(cfg, model_cfg, mesh).base
-    reference = (base or state.params) if train.needs_initial(cfg, method) else None
-    update = train.make_update(cfg, model_cfg, method, train.optimizer(cfg))
+    reference = (base or state.params) if needs_initial(cfg, method) else None
+    update = make_update(cfg, model_cfg, method, optimizer(cfg))
     return Program(
         "update",
         lambda: update.lower(state, reference, batch, method.notes_like(batch), base=base),
