@@ -170,7 +170,7 @@ def default() -> ConfigDict:
     cfg.optim.row_len = 0  # positions of a row that several sequences share (packing); 0: one sequence a row
     cfg.optim.microbatch = 0  # rows whose activations exist at once; 0 is all
     cfg.optim.remat = "block"  # kept for the backward pass: "none" (all), "dots", "attention" or "block" (least)
-    cfg.optim.attention = "auto"  # kernel by platform; or "splash" (TPU), "cudnn" (GPU), "xla", "naive"
+    cfg.optim.attention = "auto"  # kernel by platform; or "splash" (TPU), "cudnn" (GPU), "short", "xla", "naive"
     cfg.optim.logprob_chunk = 128  # positions of a row whose logits exist at once
     cfg.optim.xla_options = ""  # of the update's compiler, "xla_a=1 xla_tpu_b=2"; those of other platforms are left out
 

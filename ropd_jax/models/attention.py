@@ -14,13 +14,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ropd_jax.mesh import active_mesh, out, platform
-from ropd_jax.models.flash import Shape, flash
+from ropd_jax.mesh import active_mesh, constrain, out, platform
+from ropd_jax.models.flash import Shape, flash, short
 from ropd_jax.types import UserError
 
 XLA_BLOCK = 64  # queries and keys of a block on the XLA path; 1.1-1.2 x faster than 128 on CPU, 512 to 2,048 tokens
-ONE_BLOCK = 256  # rows up to this length are one block: the naive path is as good and as small
-FEW_ROWS, SHORT = 4, 64  # but few of them, longer than SHORT, go in blocks on a CPU: 1.5 x faster at 2 x 191 positions
+SHORT = 256  # rows up to this length are short (`flash.short`): 1.9 x faster than blocks at 2 x 191 positions on CPU
+FEW_ROWS, SHORT_IF_FEW = 4, 512  # and few of them up to this one: 1.7 x at one row of 512
 
 
 class Pattern(NamedTuple):
@@ -58,7 +58,7 @@ def self_attention(
         local: bool scalar, may be traced: whether this layer is one that sees ``window`` positions only.
         scale: factor on Q K^T; 0 means H^-1/2.
         impl: a key of `KERNELS`, or ``auto``: splash on a TPU; cuDNN on a GPU where it has the dtype (bfloat16) and
-            no soft cap is asked of it; else blocks in plain XLA, and the naive form where a row is a single block.
+            no soft cap is asked of it; else plain XLA, in the way that suits short or long rows.
 
     Returns:
         o_BTNH in the dtype of ``q_BTNH``; softmax in float32. All kernels agree with the naive one within 1e-5 in
@@ -70,7 +70,7 @@ def self_attention(
     pattern = Pattern(scale or q_BTNH.shape[-1] ** -0.5, softcap, window)
     name = choose(impl, platform(), q_BTNH.shape[1], q_BTNH.dtype, softcap, rows=q_BTNH.shape[0])
     kernel = functools.partial(KERNELS[name], pattern=pattern)
-    local = jnp.asarray(local)
+    local, segments_BT = jnp.asarray(local), constrain(segments_BT, "BT")
     if active_mesh() is None or name == "naive":
         return kernel(q_BTNH, k_BTKH, v_BTKH, segments_BT, local)
     # Rows lie on fsdp, heads on tp: each device attends for itself, and the kernel sees plain arrays.
@@ -95,8 +95,7 @@ def choose(impl: str, platform: str, length: int, dtype, softcap: float, *, rows
         return "splash"
     if platform == "gpu" and dtype == jnp.bfloat16 and not softcap:
         return "cudnn"
-    blocks_pay = platform == "cpu" and rows <= FEW_ROWS and length > SHORT
-    return "xla" if blocks_pay or length > ONE_BLOCK else "naive"
+    return "short" if length <= (SHORT_IF_FEW if rows <= FEW_ROWS else SHORT) else "xla"
 
 
 def _naive(q_BTNH, k_BTKH, v_BTKH, segments_BT, local, *, pattern: Pattern):
@@ -110,6 +109,11 @@ def _naive(q_BTNH, k_BTKH, v_BTKH, segments_BT, local, *, pattern: Pattern):
 def _xla(q_BTNH, k_BTKH, v_BTKH, segments_BT, local, *, pattern: Pattern):
     first_BT = first_seen(segments_BT, local, pattern.window)
     return flash(q_BTNH, k_BTKH, v_BTKH, first_BT, Shape(pattern.scale, pattern.softcap, XLA_BLOCK))
+
+
+def _short(q_BTNH, k_BTKH, v_BTKH, segments_BT, local, *, pattern: Pattern):
+    first_BT = first_seen(segments_BT, local, pattern.window)
+    return short(q_BTNH, k_BTKH, v_BTKH, first_BT, Shape(pattern.scale, pattern.softcap, XLA_BLOCK))
 
 
 def _splash(q_BTNH, k_BTKH, v_BTKH, segments_BT, local, *, pattern: Pattern, interpret: bool = False):
@@ -166,7 +170,7 @@ def _cudnn(q_BTNH, k_BTKH, v_BTKH, segments_BT, local, *, pattern: Pattern, impl
     return jax.lax.cond(local, near, functools.partial(rows, None), *inputs)
 
 
-KERNELS: dict[str, Callable] = {"naive": _naive, "xla": _xla, "splash": _splash, "cudnn": _cudnn}
+KERNELS: dict[str, Callable] = {"naive": _naive, "short": _short, "xla": _xla, "splash": _splash, "cudnn": _cudnn}
 
 
 def first_seen(segments_BT: jax.Array, local, window: int) -> jax.Array:

@@ -23,7 +23,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import reshard
 
-from ropd_jax.mesh import RULES, active_mesh, constrain, out
+from ropd_jax.mesh import RULES, active_mesh, constrain, out, platform
 from ropd_jax.models.attention import self_attention
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.rope import rope_frequencies
@@ -59,7 +59,7 @@ class Attention(nnx.Module):
         if cfg.qk_norm:
             self.q_norm, self.k_norm = RMSNorm(cfg, "H"), RMSNorm(cfg, "H")
 
-    def __call__(self, x_BTD, angles_BTH, attend, beside):
+    def __call__(self, x_BTD, turn, attend, beside):
         dt = x_BTD.dtype
         q_BTNH = linear(self, "q_DNH", x_BTD, beside)
         k_BTKH = linear(self, "k_DKH", x_BTD, beside)
@@ -70,7 +70,7 @@ class Attention(nnx.Module):
             v_BTKH += self.v_bias_KH[...].astype(dt)[None, None]
         if self.cfg.qk_norm:
             q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
-        o_BTNH, kv = attend(rotate(q_BTNH, angles_BTH), rotate(k_BTKH, angles_BTH), v_BTKH)
+        o_BTNH, kv = attend(rotate(q_BTNH, turn), rotate(k_BTKH, turn), v_BTKH)
         return linear(self, "o_NHD", o_BTNH, beside), kv
 
 
@@ -90,9 +90,7 @@ def linear(module: nnx.Module, name: str, x: jax.Array, beside: Params) -> jax.A
     ins, outs = dims[:n_in], dims[n_in:]
     own = beside.get(name, {})
     if (w := own.get(f"turned_{outs}{ins}")) is not None:
-        contract = tuple(range(len(outs), w.ndim)), tuple(range(2, x.ndim))
-        y = jax.lax.dot_general(w.astype(dt), x, (contract, ((), ())), out_sharding=out(outs + "BT"))
-        y = jnp.moveaxis(y, (-2, -1), (0, 1))
+        y = _outputs_first(w.astype(dt), x, outs)
     else:
         w = getattr(module, name)[...].astype(dt)
         y = checkpoint_name(project(ins, outs, x, w), "linear")
@@ -103,6 +101,21 @@ def linear(module: nnx.Module, name: str, x: jax.Array, beside: Params) -> jax.A
         b = own[f"b_R{outs}"].astype(dt)
         y = y + jnp.einsum(f"BTR,R{outs}->BT{outs}", h_BTR, b, out_sharding=out("BT" + outs))
     return y
+
+
+def _outputs_first(w: jax.Array, x: jax.Array, outs: str, *, float32: bool = False) -> jax.Array:
+    """W x^T, then turned back to BT``outs``, for the few rows of a decode step.
+
+    The barriers are for XLA on CPU, which else turns this into x W^T: that takes 1.5 and 1.6 x the time at 16 and 32
+    rows, whose columns fill its tiles so. From 32 rows on it pays to write x^T out.
+    """
+    ins = tuple(range(2, x.ndim))
+    if x.shape[0] >= MANY_ROWS:
+        x, ins = jax.lax.optimization_barrier(jnp.moveaxis(x, (0, 1), (-2, -1))), tuple(range(x.ndim - 2))
+    contract = (tuple(range(len(outs), w.ndim)), ins), ((), ())
+    kind = jnp.float32 if float32 else None
+    y = jax.lax.dot_general(w, x, contract, preferred_element_type=kind, out_sharding=out(outs + "BT"))
+    return jnp.moveaxis(jax.lax.optimization_barrier(y), (-2, -1), (0, 1))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -126,7 +139,12 @@ def _project_backward(ins, outs, saved, dy):
         return dx, None
     of_w = None if active_mesh() is None else jax.typeof(w).sharding.spec
     if x.size > dy.size:
-        return dx, jnp.einsum(f"BT{outs},BT{ins}->{ins}{outs}", dy, x, out_sharding=of_w)
+        n = len(ins)
+        turned = None if of_w is None else jax.P(*of_w[n:], *of_w[:n])
+        dw = jnp.einsum(f"BT{outs},BT{ins}->{outs}{ins}", dy, x, out_sharding=turned)
+        if platform() == "cpu":  # else it becomes a product with x transposed after all
+            dw = jax.lax.optimization_barrier(dw)
+        return dx, jnp.moveaxis(dw, range(-n, 0), range(n))
     return dx, jnp.einsum(f"BT{ins},BT{outs}->{ins}{outs}", x, dy, out_sharding=of_w)
 
 
@@ -218,8 +236,8 @@ class Block(nnx.Module):
         if cfg.sandwich_norms:
             self.attn_post_norm, self.mlp_post_norm = RMSNorm(cfg), RMSNorm(cfg)
 
-    def __call__(self, x_BTD, angles_BTH, attend, beside):
-        y_BTD, kv = self.attn(self.attn_norm(x_BTD), angles_BTH, attend, beside.get("attn", {}))
+    def __call__(self, x_BTD, turn, attend, beside):
+        y_BTD, kv = self.attn(self.attn_norm(x_BTD), turn, attend, beside.get("attn", {}))
         x_BTD = x_BTD + (self.attn_post_norm(y_BTD) if self.sandwich else y_BTD)
         y_BTD = self.mlp(self.mlp_norm(x_BTD), beside.get("mlp", {}))
         return x_BTD + (self.mlp_post_norm(y_BTD) if self.sandwich else y_BTD), kv
@@ -275,7 +293,7 @@ def param_shapes(cfg: ModelConfig) -> Params:
 
 
 def _block(cfg: ModelConfig, layer: Params) -> Callable:
-    """One layer as a function of (x_BTD, angles_BTH, attend); what stands beside its weights is under ``beside``."""
+    """One layer as a function of (x_BTD, turn, attend); what stands beside its weights is under ``beside``."""
     own = dict(RULES.gather(layer))
     beside = own.pop("beside", {})
     for part, names in beside.items():
@@ -293,35 +311,59 @@ class PerLayer(NamedTuple):
     """What differs between layers besides their parameters, as arrays with a leading L: data, not other blocks.
 
     Attributes:
-        inv_freq_LH: float32, H/2 rotary frequencies of each layer.
+        kind_L: int32, which of `rope_kinds` turns each layer's queries and keys.
         window_L: int32, how many positions a query sees; the largest int32 where all.
     """
 
-    inv_freq_LH: np.ndarray
+    kind_L: np.ndarray
     window_L: np.ndarray
 
 
 @functools.cache
 def per_layer(cfg: ModelConfig) -> PerLayer:
     local_L = np.array(cfg.local_layers or (False,) * cfg.num_layers)
-    theta_local = cfg.rope_theta_local or cfg.rope_theta
-    freq_H = rope_frequencies(cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
-    local_H = rope_frequencies(cfg.head_dim, theta_local, None if cfg.rope_theta_local else cfg.rope_scaling)
-    return PerLayer(
-        np.where(local_L[:, None], local_H, freq_H).astype(np.float32),
-        np.where(local_L, cfg.window, np.iinfo(np.int32).max).astype(np.int32),
-    )
+    windows_L = np.where(local_L, cfg.window, np.iinfo(np.int32).max)
+    return PerLayer((local_L & (len(rope_kinds(cfg)) > 1)).astype(np.int32), windows_L.astype(np.int32))
 
 
-def rope_angles(inv_freq_H: jax.Array, positions_BT: jax.Array) -> jax.Array:
-    """angles_BTH (H/2 of them): position times frequency, in float32 (bfloat16 rounds 257 to 256)."""
-    return positions_BT.astype(jnp.float32)[:, :, None] * inv_freq_H[None, None]
+@functools.cache
+def rope_kinds(cfg: ModelConfig) -> np.ndarray:
+    """Rotary frequencies, float32 [kinds, H/2]: those of all layers, or those of global and those of local ones."""
+    kinds = [rope_frequencies(cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)]
+    if cfg.local_layers and cfg.rope_theta_local:
+        kinds.append(rope_frequencies(cfg.head_dim, cfg.rope_theta_local, None))
+    return np.stack(kinds).astype(np.float32)
 
 
-def rotate(x_BTNH: jax.Array, angles_BTH: jax.Array) -> jax.Array:
+class Turn(NamedTuple):
+    """Sines and cosines of the rotary angles, float32 [B, T, H/2], or [kinds, B, T, H/2] of all `rope_kinds`."""
+
+    sin: jax.Array
+    cos: jax.Array
+
+
+def turns(cfg: ModelConfig, positions_BT: jax.Array) -> Turn:
+    """Of all kinds: position times frequency, in float32 (bfloat16 rounds 257 to 256).
+
+    Once for all layers: inside of them XLA computes both anew for every head, which on a CPU costs more than the
+    attention of a short row.
+    """
+    freq_FH = jnp.asarray(rope_kinds(cfg))
+    angles_FBTH = positions_BT.astype(jnp.float32)[None, :, :, None] * freq_FH[:, None, None]
+    return Turn(jnp.sin(angles_FBTH), jnp.cos(angles_FBTH))
+
+
+def turn_of(all_kinds: Turn, kind) -> Turn:
+    """That of a layer's ``kind``, an int32 scalar which may be traced."""
+    if len(all_kinds.sin) == 1:
+        kind = 0
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, kind, keepdims=False), all_kinds)
+
+
+def rotate(x_BTNH: jax.Array, turn: Turn) -> jax.Array:
     """Rotary embedding in the half-split convention of Hugging Face checkpoints."""
     a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    sin, cos = jnp.sin(angles_BTH)[:, :, None], jnp.cos(angles_BTH)[:, :, None]
+    sin, cos = turn.sin[:, :, None], turn.cos[:, :, None]
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
 
 
@@ -353,9 +395,13 @@ def logits(cfg: ModelConfig, params: Params, x_BTD: jax.Array) -> jax.Array:
     return output_logits(cfg, norm(x_BTD), table_VD)
 
 
-def output_logits(cfg: ModelConfig, x_BTD: jax.Array, table_VD: jax.Array) -> jax.Array:
+def output_logits(cfg: ModelConfig, x_BTD: jax.Array, table_VD: jax.Array, *, outputs_first=False) -> jax.Array:
     """logits_BTV in float32 of normed hidden states, soft-capped where the family does so."""
-    logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, table_VD.astype(x_BTD.dtype), preferred_element_type=jnp.float32)
+    table_VD = table_VD.astype(x_BTD.dtype)
+    if outputs_first:
+        logits_BTV = _outputs_first(table_VD, x_BTD, "V", float32=True)
+    else:
+        logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, table_VD, preferred_element_type=jnp.float32)
     return cfg.final_softcap * jnp.tanh(logits_BTV / cfg.final_softcap) if cfg.final_softcap else logits_BTV
 
 
@@ -383,6 +429,8 @@ def hidden(
         keep_kv: also return the keys and values, each [L, B, K, T, H] (prefill).
     """
 
+    turn = turns(cfg, positions_BT)
+
     def body(x_BTD, xs):
         layer, own = xs
 
@@ -394,7 +442,7 @@ def hidden(
             )  # fmt: skip
             return o_BTNH, (k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2))
 
-        x_BTD, kv = _block(cfg, layer)(x_BTD, rope_angles(own.inv_freq_LH, positions_BT), attend)
+        x_BTD, kv = _block(cfg, layer)(x_BTD, turn_of(turn, own.kind_L), attend)
         return x_BTD, (kv if keep_kv else None)
 
     if remat != "none":
@@ -419,17 +467,17 @@ def unstack(params: Params, num_layers: int, *, turn: bool = False) -> list[Para
     """The stacked layers as a list of L trees, for the unrolled decode loop.
 
     Args:
-        turn: with the weights of `linear` stored outputs first, as ``beside``'s ``turned_*``. W x^T is what XLA's
-            matmul on CPU does best where x has few rows: 2.3 x faster than x W at 16 rows, 1.1 x at 64.
+        turn: with the weights of `linear` stored outputs first, as ``beside``'s ``turned_*``; see `_outputs_first`.
     """
     layers = [jax.tree.map(lambda x: x[i], params["layers"]) for i in range(num_layers)]  # noqa: B023
     return [_turn(layer) for layer in layers] if turn else layers
 
 
+MANY_ROWS = 32  # of a decode step on CPU, see `_outputs_first`
 LINEAR = {"attn": ("q_DNH", "k_DKH", "v_DKH", "o_NHD"), "mlp": ("gate_DF", "up_DF", "down_FD")}
 
 
-def _outputs_first(name: str) -> tuple[str, int]:
+def _turned_dims(name: str) -> tuple[str, int]:
     dims = name.rsplit("_", 1)[-1]
     n_in = 2 if name.startswith("o_") else 1
     return dims[n_in:] + dims[:n_in], n_in
@@ -442,7 +490,7 @@ def _turn(layer: Params) -> Params:
         here = [name for name in names if name in layer[part]]
         own = dict(beside.get(part, {}))
         for name in here:
-            dims, n_in = _outputs_first(name)
+            dims, n_in = _turned_dims(name)
             w = layer[part][name]
             w = jnp.moveaxis(w, range(n_in), range(w.ndim - n_in, w.ndim))
             own[name] = own.get(name, {}) | {f"turned_{dims}": w}
@@ -453,7 +501,7 @@ def _turn(layer: Params) -> Params:
 
 
 def _turned_back(name: str, own: Params) -> jax.Array:
-    dims, n_in = _outputs_first(name)
+    dims, n_in = _turned_dims(name)
     w = own[f"turned_{dims}"]
     return jnp.moveaxis(w, range(w.ndim - n_in, w.ndim), range(n_in))
 
@@ -482,14 +530,15 @@ def decode_step(
         (logits_BV float32, caches).
     """
     x_BTD = embed(cfg, params, tokens_B[:, None], dtype)
-    own, new = per_layer(cfg), []
+    own, new, turn = per_layer(cfg), [], turns(cfg, positions_B[:, None])
     for i, (layer, cache) in enumerate(zip(layers, caches, strict=True)):
-        angles_BTH = rope_angles(jnp.asarray(own.inv_freq_LH[i]), positions_B[:, None])
         window = jnp.asarray(own.window_L[i]) if cfg.local_layers and cfg.local_layers[i] else None
 
         def see(q_BTNH, k_BTKH, v_BTKH, cache=cache, window=window):
             return attend(q_BTNH, k_BTKH, v_BTKH, cache, window)
 
-        x_BTD, cache = _block(cfg, layer)(x_BTD, angles_BTH, see)
+        x_BTD, cache = _block(cfg, layer)(x_BTD, turn_of(turn, int(own.kind_L[i])), see)
         new.append(cache)
-    return logits(cfg, params, x_BTD)[:, 0], new
+    norm, table_VD = head(cfg, params)
+    few = platform() == "cpu" and len(tokens_B) <= MANY_ROWS
+    return output_logits(cfg, norm(x_BTD), table_VD, outputs_first=few)[:, 0], new

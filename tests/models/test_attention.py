@@ -22,6 +22,7 @@ CASES = {  # T, window of a local layer (0: a global one), soft cap
     "soft cap and window": (260, 129, 3.0),
 }
 KERNELS = {
+    "short": lib._short,
     "xla": lib._xla,
     "splash": functools.partial(lib._splash, interpret=True),  # the TPU kernel, interpreted on the CPU
     "cudnn": functools.partial(lib._cudnn, implementation="xla"),  # the call that cuDNN gets, computed by XLA
@@ -89,14 +90,15 @@ def test_a_window_applies_to_local_layers_only(kernel):
         np.testing.assert_allclose(got, reference(q, k, v, segments, 7 if local else 0, 0.0), atol=1e-5)
 
 
-def test_blocks_in_bfloat16_are_near():
+@pytest.mark.parametrize("impl", ["short", "xla"])
+def test_blocks_in_bfloat16_are_near(impl):
     q, k, v, segments, _ = inputs(300)
-    got = self_attention(*(jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)), jnp.asarray(segments), impl="xla")
+    got = self_attention(*(jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)), jnp.asarray(segments), impl=impl)
     assert got.dtype == jnp.bfloat16
     np.testing.assert_allclose(got.astype(jnp.float32), reference(q, k, v, segments, 0, 0.0), atol=0.05)
 
 
-@pytest.mark.parametrize("impl", ["xla", "naive"])
+@pytest.mark.parametrize("impl", ["short", "xla", "naive"])
 def test_attention_on_a_mesh_equals_one_device(impl):
     q, k, v, segments, do = inputs(300, B=4)
 
@@ -151,9 +153,9 @@ def test_choice_of_kernel():
     assert choose("auto", "gpu", 4096, f32, 0.0) == "xla"  # cuDNN has no float32
     assert choose("auto", "gpu", 4096, bf16, 50.0) == "xla"  # and no soft cap
     assert choose("auto", "cpu", 4096, f32, 0.0) == "xla"
-    assert choose("auto", "cpu", 200, f32, 0.0) == "naive"
-    assert lib.choose("auto", "cpu", 200, f32, 0.0, rows=2) == "xla"
-    assert lib.choose("auto", "cpu", 64, f32, 0.0, rows=2) == "naive"
+    assert choose("auto", "cpu", 256, f32, 0.0) == "short"
+    assert choose("auto", "cpu", 257, f32, 0.0) == "xla"
+    assert lib.choose("auto", "cpu", 512, f32, 0.0, rows=2) == "short"
     assert choose("xla", "tpu", 64, f32, 0.0) == "xla"
     with pytest.raises(UserError, match=r"optim.attention='flash'.*splash"):
         choose("flash", "cpu", 64, f32, 0.0)

@@ -80,7 +80,7 @@ def test_sharded_forward_and_gradient_equal_unsharded(shape, remat):
     assert trees_max_diff(grads, grads_s) < 1e-6
 
 
-@pytest.mark.parametrize("attention", ["naive", "xla"])
+@pytest.mark.parametrize("attention", ["naive", "short", "xla"])
 def test_remat_changes_no_gradient(attention):
     params = transformer.init_params(TINY, 0)
 
