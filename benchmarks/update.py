@@ -6,7 +6,7 @@ Tunix's and torch's (TRL's log-probs). Then each updates in a process of its own
 1. Equal lengths, 16 x 192 tokens (64 of prompt): tokens a second, peak RSS, and for ours what the compiled program
    says it holds besides the state (exact). The share of the GEMM peak counts the FLOPs that the gradient needs
    (forward and twice that backward, the output head on answers only), not those that remat adds.
-2. Log-normal lengths: the same tokens padded to the longest, and packed.
+2. Log-normal lengths: the same tokens padded to the longest, and packed; torch padded to the longest beside it.
 
     --smoke           small shapes, seconds
     --tunix PYTHON    an interpreter with google-tunix; without it Tunix is left out, and the output says so
@@ -43,6 +43,7 @@ SMALL = dict(vocab_size=2_048, num_layers=3, d_model=96, num_heads=6, num_kv_hea
 ROWS, LENGTH, PROMPT, FEW = 16, 192, 64, 2
 OLD_LOGP = -10.8  # of every sampled token; about ln(1/V), so that no ratio is far from 1
 SEQUENCES, LONGEST, ROW_LEN = 16, 512, 512  # the log-normal case
+PADDED_PART = 4  # rows that a peer takes at once there: with all 16 its logits alone are 1.4 GB a copy
 
 
 def model(smoke: bool) -> ModelConfig:
@@ -183,6 +184,15 @@ def prepare(where: pathlib.Path, smoke: bool, times: int) -> None:
         advantage=advantage, prompt=PROMPT, few=FEW, old_logp=OLD_LOGP, times=times, shape=json.dumps(tunix),
         names=json.dumps(list(named(shape, params))),
     )  # fmt: skip
+    lengths = log_normal_lengths()
+    made, advantage = sequences(lengths, shape.vocab_size)
+    tokens = np.zeros((SEQUENCES, PROMPT + max(lengths)), np.int32)
+    for row, s in zip(tokens, made, strict=True):
+        row[: PROMPT + len(s.completion_T)] = np.concatenate([s.prompt_T, s.completion_T])
+    np.savez(
+        where / "lognormal.npz", tokens=tokens, length=PROMPT + lengths, part=PADDED_PART, advantage=advantage,
+        prompt=PROMPT, old_logp=OLD_LOGP, times=min(times, 2),
+    )  # fmt: skip
 
 
 def call(command: list[str]) -> dict | None:
@@ -193,6 +203,10 @@ def call(command: list[str]) -> dict | None:
         say(f"{' '.join(command[1:4])} failed:\n{done.stderr[-2000:]}")
         return None
     return json.loads(lines[-1].removeprefix("RESULT "))
+
+
+def script_of_peers() -> str:
+    return str(pathlib.Path(__file__).with_name("update_peers.py"))
 
 
 def say(text: str) -> None:
@@ -231,8 +245,7 @@ def compare(where: pathlib.Path, args: argparse.Namespace) -> None:
         if not python:
             say(f"{peer}: not compared (no --{peer} PYTHON)")
             continue
-        script = str(pathlib.Path(__file__).with_name("update_peers.py"))
-        if got := call([python, script, peer, str(where)]):
+        if got := call([python, script_of_peers(), peer, str(where)]):
             peers[peer] = got
             mine, theirs = (dict(np.load(where / f"grads_{who}.npz")) for who in ("ours", peer))
             off = max(np.linalg.norm(mine[k] - theirs[k]) / np.linalg.norm(theirs[k]) for k in mine)
@@ -253,6 +266,10 @@ def compare(where: pathlib.Path, args: argparse.Namespace) -> None:
         say(f"  {how} {ratio:.2f} ({cpu_ratio(padded, got):.2f} by CPU time)   {got['real_frac']:.1%} of the positions "
             f"are real, temporaries {got['temp_mb']:,.0f} MB, {share_of(got)}, "
             f"all {times_of(got)}")  # fmt: skip
+    if args.torch and (got := call([args.torch, script_of_peers(), "torch-lognormal", str(where)])):
+        ratio = min(got["seconds"]) / min(packed["seconds"])
+        say(f"  ours packed {ratio:.2f} ({cpu_ratio(got, packed):.2f} by CPU time) of {got['by']} padded, "
+            f"{PADDED_PART} rows at a time, peak RSS {got['rss_gib']:.1f} GiB, all {times_of(got)}")  # fmt: skip
     say(f"({tokens:,} tokens an equal update: {tokens / min(equal['seconds']):,.0f} tokens/s here and now)")
 
 

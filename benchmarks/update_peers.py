@@ -1,9 +1,10 @@
 """The peers' update, for `benchmarks.update`: Tunix (jax) and TRL's log-probs and loss in torch. Imports no ropd_jax.
 
-    python benchmarks/update_peers.py tunix|torch DIR
+    python benchmarks/update_peers.py tunix|torch|torch-lognormal DIR
 
-DIR holds what the benchmark wrote: ``model/`` (Hugging Face), ``params.npz``, ``batch.npz``. One JSON line comes out.
-Both do what their trainers do in a step: forward, loss, backward, clipping where the trainer clips, AdamW.
+DIR holds what the benchmark wrote: ``model/`` (Hugging Face), ``params.npz``, ``batch.npz``, ``lognormal.npz``. One
+JSON line comes out. Both do what their trainers do in a step: forward, loss, backward, clipping where the trainer
+clips, AdamW.
 """
 
 from __future__ import annotations
@@ -56,12 +57,27 @@ def run_torch(where: pathlib.Path, batch: dict[str, np.ndarray], times: int) -> 
     advantage, old = torch.tensor(batch["advantage"])[:, None], float(batch["old_logp"])
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
 
-    def loss_of(tokens, advantage):
+    def loss_of(tokens, advantage, length=None, total=None):
+        """Of all answers' tokens; with ``length``, of the first tokens of each padded row, over ``total``."""
         n = tokens.shape[1] - prompt
-        logits = model(tokens, logits_to_keep=n + 1).logits[:, :-1]
+        seen = None if length is None else (torch.arange(tokens.shape[1])[None] < length).long()
+        logits = model(tokens, attention_mask=seen, logits_to_keep=n + 1).logits[:, :-1]
         ratio = torch.exp(selective_log_softmax(logits, tokens[:, prompt:]) - old)
-        return -torch.min(ratio * advantage, torch.clamp(ratio, 1 - CLIP, 1 + CLIP) * advantage).mean()
+        loss = -torch.min(ratio * advantage, torch.clamp(ratio, 1 - CLIP, 1 + CLIP) * advantage)
+        return loss.mean() if seen is None else (loss * seen[:, prompt:]).sum() / total
 
+    if "length" in batch:  # log-normal lengths, padded to the longest, in parts that fit into memory
+        length = torch.tensor(batch["length"])[:, None]
+        total, part = int((length - prompt).sum()), int(batch["part"])
+
+        def padded():
+            for a in range(0, len(tokens), part):
+                loss_of(*(x[a : a + part] for x in (tokens, advantage, length)), total).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return {"by": by, **timed(padded, times), "rss_gib": rss_gib()}
     few = int(batch["few"])
     loss = loss_of(tokens[:few], advantage[:few])
     loss.backward()
@@ -151,6 +167,7 @@ def run_tunix(where: pathlib.Path, batch: dict[str, np.ndarray], times: int) -> 
 
 if __name__ == "__main__":
     where = pathlib.Path(sys.argv[2])
-    batch = dict(np.load(where / "batch.npz"))
-    run = {"tunix": run_tunix, "torch": run_torch}[sys.argv[1]]
+    peer, _, case = sys.argv[1].partition("-")
+    batch = dict(np.load(where / f"{case or 'batch'}.npz"))
+    run = {"tunix": run_tunix, "torch": run_torch}[peer]
     sys.stdout.write("RESULT " + json.dumps(run(where, batch, int(batch["times"]))) + "\n")
