@@ -195,3 +195,33 @@ def test_attention_equals_naive_float64():
 def test_number_of_devices_that_tp_does_not_divide_is_named():
     with pytest.raises(UserError, match="tp=3 does not divide the 8 devices"):
         mesh_lib.make_mesh(-1, 3)
+
+
+@pytest.mark.parametrize("shape", [None, (4, 2)])
+@pytest.mark.parametrize("rows", [transformer.MANY_ROWS // 2, transformer.MANY_ROWS])
+def test_a_weight_stored_outputs_first_gives_the_same_product(rows, shape):
+    rng = np.random.default_rng(0)
+    x_BTNH, w_NHD = rng.normal(size=(rows, 1, 2, 8)), rng.normal(size=(2, 8, 16))
+    want = np.einsum("BTNH,NHD->BTD", x_BTNH, w_NHD)
+
+    def product(x, turned):
+        return transformer.linear(None, "o_NHD", x, {"o_NHD": {"turned_DNH": turned}})
+
+    x, turned = jnp.asarray(x_BTNH, jnp.float32), jnp.asarray(w_NHD.transpose(2, 0, 1), jnp.float32)
+    if shape is None:
+        got = jax.jit(product)(x, turned)
+    else:
+        mesh = mesh_lib.make_mesh(*shape)
+        with jax.set_mesh(mesh):
+            x = jax.device_put(x, jax.NamedSharding(mesh, mesh_lib.out("BTNH")))
+            got = jax.jit(product)(x, jax.device_put(turned, jax.NamedSharding(mesh, jax.P(None, "tp"))))
+            assert got.sharding.spec[0] == "fsdp"
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_rotary_angles_are_computed_once_for_all_layers():
+    params = transformer.param_shapes(TINY)
+    jaxpr = jax.make_jaxpr(lambda p: transformer.hidden(TINY, p, TOKENS, POSITIONS, ONES))(params).jaxpr
+    (scan,) = (eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan")
+    assert " sin " not in str(scan.params["jaxpr"])
+    assert " sin " in str(jaxpr)
