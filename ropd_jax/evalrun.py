@@ -30,6 +30,7 @@ from ropd_jax.evaluation import results
 from ropd_jax.evaluation.answers import by_problem, read_answers
 from ropd_jax.evaluation.benchmarks import Loaded, Sampling, load_benchmark, slug
 from ropd_jax.evaluation.gradeverb import grade_file
+from ropd_jax.evaluation.grading import check_installed
 from ropd_jax.policy import kept_steps, load_policy, run_config
 from ropd_jax.report import clock, read_metrics, write_atomic
 from ropd_jax.sampling.engine import EngineConfig, sample_groups
@@ -85,6 +86,7 @@ def main(cfg: ConfigDict, wanted: Wanted) -> int:
     if wanted.pick not in RULES:
         raise UserError(f"--pick={wanted.pick} is unknown; expected {' or '.join(RULES)}")
     loaded = load_benchmark(wanted.benchmark, wanted.data, limit=wanted.limit, template=wanted.template)
+    check_installed(loaded.benchmark)
     before = results.read_result(wanted.against) if wanted.against else None
     sampling = _sampling(wanted, loaded.benchmark.sampling)
     run = run_config(wanted.what)

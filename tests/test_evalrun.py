@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -12,6 +13,7 @@ from ropd_jax import configs, evalrun
 from ropd_jax import mesh as mesh_lib
 from ropd_jax.checkpoint import Checkpoints
 from ropd_jax.cli import main
+from ropd_jax.evaluation import grading, mathpool
 from ropd_jax.evaluation.benchmarks import load_benchmark
 from ropd_jax.models.lora import Lora, adapter_shapes, attach
 from ropd_jax.student import load_student
@@ -83,6 +85,22 @@ def test_other_settings_are_refused_with_the_difference(whole, capsys):
 def test_what_cannot_be_sampled_is_said_before_anything_is(tmp_path, capsys, more, message):
     assert main([*args(tmp_path / "o"), *more]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("grader", ["math", "ifeval"])
+def test_a_grader_that_is_not_installed_is_said_before_anything_is_sampled(tmp_path, monkeypatch, capsys, grader):
+    def fails(*_):
+        raise mathpool.MathPoolError("the grading process does not start (no math_verify); pip install ...")
+
+    monkeypatch.setattr(mathpool, "_started", fails)
+    monkeypatch.setattr(grading.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(evalrun, "sample_groups", lambda *a, **k: pytest.fail("it sampled"))
+    found = load_benchmark("reasoning_gym:chain_sum", "", limit=2, template="{question}")
+    other = dataclasses.replace(found, benchmark=dataclasses.replace(found.benchmark, grader=grader))
+    monkeypatch.setattr(evalrun, "load_benchmark", lambda *a, **k: other)
+    assert main(args(tmp_path / "o")) == 2
+    err = capsys.readouterr().err
+    assert ("does not start" if grader == "math" else "needs langdetect, punkt, nltk") in err
 
 
 # ------------------------------------------------------------------------------------------------------ a run

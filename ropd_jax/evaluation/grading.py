@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ropd_jax.evaluation import choice, healthbench, ifeval
+from ropd_jax.evaluation import choice, healthbench, ifeval, mathpool
 from ropd_jax.evaluation.answers import Answer
 from ropd_jax.evaluation.benchmarks import Benchmark
 from ropd_jax.evaluation.graders import final_answer, grade
@@ -38,6 +39,18 @@ class Outcome:
     cause: str = ""
     answer: str | None = None
     parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+def check_installed(benchmark: Benchmark) -> None:
+    """Raises UserError where the benchmark's grader needs what is not installed: before sampling, not after it."""
+    try:
+        if benchmark.grader == "math":
+            mathpool.check_starts()
+    except mathpool.MathPoolError as error:
+        raise UserError(str(error)) from error
+    wanted = ("langdetect", "punkt", "nltk") if benchmark.grader == "ifeval" else ()
+    if missing := [name for name in wanted if importlib.util.find_spec(name) is None]:
+        raise UserError(f"the grader of {benchmark.name} needs {', '.join(missing)}: pip install 'ropd_jax[eval]'")
 
 
 def grade_answers(
