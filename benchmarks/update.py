@@ -43,6 +43,7 @@ SMALL = dict(vocab_size=2_048, num_layers=3, d_model=96, num_heads=6, num_kv_hea
 ROWS, LENGTH, PROMPT, FEW = 16, 192, 64, 2
 OLD_LOGP = -10.8  # of every sampled token; about ln(1/V), so that no ratio is far from 1
 SEQUENCES, LONGEST, ROW_LEN = 16, 512, 512  # the log-normal case
+PEERS = str(pathlib.Path(__file__).with_name("update_peers.py"))
 PADDED_PART = 4  # rows that a peer takes at once there: with all 16 its logits alone are 1.4 GB a copy
 
 
@@ -205,10 +206,6 @@ def call(command: list[str]) -> dict | None:
     return json.loads(lines[-1].removeprefix("RESULT "))
 
 
-def script_of_peers() -> str:
-    return str(pathlib.Path(__file__).with_name("update_peers.py"))
-
-
 def say(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
@@ -245,7 +242,7 @@ def compare(where: pathlib.Path, args: argparse.Namespace) -> None:
         if not python:
             say(f"{peer}: not compared (no --{peer} PYTHON)")
             continue
-        if got := call([python, script_of_peers(), peer, str(where)]):
+        if got := call([python, PEERS, peer, str(where)]):
             peers[peer] = got
             mine, theirs = (dict(np.load(where / f"grads_{who}.npz")) for who in ("ours", peer))
             off = max(np.linalg.norm(mine[k] - theirs[k]) / np.linalg.norm(theirs[k]) for k in mine)
@@ -266,7 +263,7 @@ def compare(where: pathlib.Path, args: argparse.Namespace) -> None:
         say(f"  {how} {ratio:.2f} ({cpu_ratio(padded, got):.2f} by CPU time)   {got['real_frac']:.1%} of the positions "
             f"are real, temporaries {got['temp_mb']:,.0f} MB, {share_of(got)}, "
             f"all {times_of(got)}")  # fmt: skip
-    if args.torch and (got := call([args.torch, script_of_peers(), "torch-lognormal", str(where)])):
+    if args.torch and (got := call([args.torch, PEERS, "torch-lognormal", str(where)])):
         ratio = min(got["seconds"]) / min(packed["seconds"])
         say(f"  ours packed {ratio:.2f} ({cpu_ratio(got, packed):.2f} by CPU time) of {got['by']} padded, "
             f"{PADDED_PART} rows at a time, peak RSS {got['rss_gib']:.1f} GiB, all {times_of(got)}")  # fmt: skip

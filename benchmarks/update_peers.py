@@ -66,6 +66,11 @@ def run_torch(where: pathlib.Path, batch: dict[str, np.ndarray], times: int) -> 
         loss = -torch.min(ratio * advantage, torch.clamp(ratio, 1 - CLIP, 1 + CLIP) * advantage)
         return loss.mean() if seen is None else (loss * seen[:, prompt:]).sum() / total
 
+    def advance():
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
     if "length" in batch:  # log-normal lengths, padded to the longest, in parts that fit into memory
         length = torch.tensor(batch["length"])[:, None]
         total, part = int((length - prompt).sum()), int(batch["part"])
@@ -73,9 +78,7 @@ def run_torch(where: pathlib.Path, batch: dict[str, np.ndarray], times: int) -> 
         def padded():
             for a in range(0, len(tokens), part):
                 loss_of(*(x[a : a + part] for x in (tokens, advantage, length)), total).backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
+            advance()
 
         return {"by": by, **timed(padded, times), "rss_gib": rss_gib()}
     few = int(batch["few"])
@@ -88,9 +91,7 @@ def run_torch(where: pathlib.Path, batch: dict[str, np.ndarray], times: int) -> 
 
     def step():
         loss_of(tokens, advantage).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        advance()
 
     return {"by": by, "loss": float(loss), **timed(step, times), "rss_gib": rss_gib()}
 

@@ -17,7 +17,6 @@ from ropd_jax.evaluation.answers import read_answers
 from ropd_jax.evaluation.benchmarks import Loaded, load_benchmark
 from ropd_jax.evaluation.grading import grade_answers
 from ropd_jax.evaluation.healthbench import grader_facts
-from ropd_jax.evaluation.mathpool import MathPoolError
 from ropd_jax.report import write_atomic
 from ropd_jax.teacher import Teacher
 from ropd_jax.teacher.build import role_of
@@ -77,13 +76,10 @@ def grade_file(
     if loaded.benchmark.grader == "healthbench":
         teacher = _judge(cfg, out)
         more["grader"] = grader_facts(teacher, role_of(cfg.teacher, "verifier")[0].provider)
-    try:
-        outcomes = grade_answers(
-            loaded.benchmark, prompts, rows, workers=workers, timeout_s=timeout_s, teacher=teacher,
-            at_once=2 * cfg.teacher.concurrency, say=sayer("graded"),
-        )  # fmt: skip
-    except MathPoolError as error:
-        raise UserError(str(error)) from error
+    outcomes = grade_answers(
+        loaded.benchmark, prompts, rows, workers=workers, timeout_s=timeout_s, teacher=teacher,
+        at_once=2 * cfg.teacher.concurrency, say=sayer("graded"),
+    )  # fmt: skip
     if teacher is not None:
         more["calls"] = teacher.metrics()
     return results.make_result(loaded, rows, outcomes, answers_file=str(answers), **more)

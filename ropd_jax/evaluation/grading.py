@@ -43,11 +43,8 @@ class Outcome:
 
 def check_installed(benchmark: Benchmark) -> None:
     """Raises UserError where the benchmark's grader needs what is not installed: before sampling, not after it."""
-    try:
-        if benchmark.grader == "math":
-            mathpool.check_starts()
-    except mathpool.MathPoolError as error:
-        raise UserError(str(error)) from error
+    if benchmark.grader == "math":
+        mathpool.check_starts()
     wanted = ("langdetect", "punkt", "nltk") if benchmark.grader == "ifeval" else ()
     if missing := [name for name in wanted if importlib.util.find_spec(name) is None]:
         raise UserError(f"the grader of {benchmark.name} needs {', '.join(missing)}: pip install 'ropd_jax[eval]'")

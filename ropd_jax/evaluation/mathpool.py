@@ -24,6 +24,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from ropd_jax.types import UserError
+
 log = logging.getLogger(__name__)
 
 _START_S = 120.0  # importing sympy on a machine that is busy with other things
@@ -38,7 +40,7 @@ class Verdict(NamedTuple):
     cause: str = ""
 
 
-class MathPoolError(RuntimeError):
+class MathPoolError(UserError):
     """No grading process can be started at all; the message holds its own words."""
 
 

@@ -26,7 +26,7 @@ from jax.sharding import reshard
 from ropd_jax.mesh import RULES, active_mesh, constrain, out, platform
 from ropd_jax.models.attention import self_attention
 from ropd_jax.models.config import ModelConfig
-from ropd_jax.models.rope import rope_frequencies
+from ropd_jax.models.rope import rope_kinds, rotate, turn_of, turns
 
 Params = dict
 
@@ -326,47 +326,6 @@ def per_layer(cfg: ModelConfig) -> PerLayer:
     return PerLayer((local_L & (len(rope_kinds(cfg)) > 1)).astype(np.int32), windows_L.astype(np.int32))
 
 
-@functools.cache
-def rope_kinds(cfg: ModelConfig) -> np.ndarray:
-    """Rotary frequencies, float32 [kinds, H/2]: those of all layers, or those of global and those of local ones."""
-    kinds = [rope_frequencies(cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)]
-    if cfg.local_layers and cfg.rope_theta_local:
-        kinds.append(rope_frequencies(cfg.head_dim, cfg.rope_theta_local, None))
-    return np.stack(kinds).astype(np.float32)
-
-
-class Turn(NamedTuple):
-    """Sines and cosines of the rotary angles, float32 [B, T, H/2], or [kinds, B, T, H/2] of all `rope_kinds`."""
-
-    sin: jax.Array
-    cos: jax.Array
-
-
-def turns(cfg: ModelConfig, positions_BT: jax.Array) -> Turn:
-    """Of all kinds: position times frequency, in float32 (bfloat16 rounds 257 to 256).
-
-    Once for all layers: inside of them XLA computes both anew for every head, which on a CPU costs more than the
-    attention of a short row.
-    """
-    freq_FH = jnp.asarray(rope_kinds(cfg))
-    angles_FBTH = positions_BT.astype(jnp.float32)[None, :, :, None] * freq_FH[:, None, None]
-    return Turn(jnp.sin(angles_FBTH), jnp.cos(angles_FBTH))
-
-
-def turn_of(all_kinds: Turn, kind) -> Turn:
-    """That of a layer's ``kind``, an int32 scalar which may be traced."""
-    if len(all_kinds.sin) == 1:
-        kind = 0
-    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, kind, keepdims=False), all_kinds)
-
-
-def rotate(x_BTNH: jax.Array, turn: Turn) -> jax.Array:
-    """Rotary embedding in the half-split convention of Hugging Face checkpoints."""
-    a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    sin, cos = turn.sin[:, :, None], turn.cos[:, :, None]
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
-
-
 def embed(cfg: ModelConfig, params: Params, tokens_BT: jax.Array, dtype) -> jax.Array:
     """x_BTD of token ids.
 
@@ -389,14 +348,17 @@ def head(cfg: ModelConfig, params: Params) -> tuple[Callable, jax.Array]:
     return ends.final_norm, table_VD
 
 
-def logits(cfg: ModelConfig, params: Params, x_BTD: jax.Array) -> jax.Array:
+def logits(cfg: ModelConfig, params: Params, x_BTD: jax.Array, *, outputs_first: bool = False) -> jax.Array:
     """logits_BTV in float32 of hidden states: for few positions only (the last one, a test, a chunk)."""
     norm, table_VD = head(cfg, params)
-    return output_logits(cfg, norm(x_BTD), table_VD)
+    return output_logits(cfg, norm(x_BTD), table_VD, outputs_first=outputs_first)
 
 
-def output_logits(cfg: ModelConfig, x_BTD: jax.Array, table_VD: jax.Array, *, outputs_first=False) -> jax.Array:
-    """logits_BTV in float32 of normed hidden states, soft-capped where the family does so."""
+def output_logits(cfg: ModelConfig, x_BTD: jax.Array, table_VD: jax.Array, *, outputs_first: bool = False) -> jax.Array:
+    """logits_BTV in float32 of normed hidden states, soft-capped where the family does so.
+
+    ``outputs_first``: for few rows on a CPU, see `_outputs_first`.
+    """
     table_VD = table_VD.astype(x_BTD.dtype)
     if outputs_first:
         logits_BTV = _outputs_first(table_VD, x_BTD, "V", float32=True)
@@ -539,6 +501,5 @@ def decode_step(
 
         x_BTD, cache = _block(cfg, layer)(x_BTD, turn_of(turn, int(own.kind_L[i])), see)
         new.append(cache)
-    norm, table_VD = head(cfg, params)
     few = platform() == "cpu" and len(tokens_B) <= MANY_ROWS
-    return output_logits(cfg, norm(x_BTD), table_VD, outputs_first=few)[:, 0], new
+    return logits(cfg, params, x_BTD, outputs_first=few)[:, 0], new
