@@ -156,7 +156,7 @@ def make_update(cfg: ConfigDict, model_cfg: ModelConfig, method: Method, tx: opt
 
 
 class Portions(NamedTuple):
-    """An update whose batch comes in portions; three jitted programs.
+    """An update whose batch comes in portions: jitted programs, and `apply`.
 
     Attributes:
         zeros: params -> grads.
@@ -164,12 +164,17 @@ class Portions(NamedTuple):
             portion's numerators. ``counted`` are its sums and counts, to be added up: ``loss``, ``tokens`` and
             ``weight`` (tokens, or sequences, see `token_numerators`) and those that are logged; of ``gap_max`` the
             greatest counts. ``grads`` is given back in its own memory.
-        apply: (state, grads, weight) -> (state, norm of the gradient): divides by the whole weight and steps.
+        step: (params, opt_state, trained, grads, weight) -> (state, norm of the gradient): divides by the whole weight
+            and steps; parameters and optimizer are given back in their own memory.
     """
 
     zeros: Any
     add: Any
-    apply: Any
+    step: Any
+
+    def apply(self, state: State, grads, weight: float) -> tuple[State, jax.Array]:
+        """(state, norm of the gradient) after `step`; ``weight`` is the sum of all portions'."""
+        return self.step(*state, grads, jnp.float32(max(weight, 1.0)))
 
 
 def make_portions(
@@ -194,11 +199,8 @@ def make_portions(
         updates, opt_state = tx.update(grads, opt_state, params)
         return State(optax.apply_updates(params, updates), opt_state, trained), optax.tree.norm(grads)
 
-    def apply(state: State, grads, weight: float):
-        return step(*state, grads, jnp.float32(max(weight, 1.0)))
-
     zeros = jax.jit(lambda params: jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params))
-    return Portions(zeros, add, apply)
+    return Portions(zeros, add, step)
 
 
 def options_of(cfg: ConfigDict) -> dict[str, str]:

@@ -61,9 +61,9 @@ def free_port() -> int:
 class Host:
     """A process whose lines are read as they come."""
 
-    def __init__(self, command, number):
+    def __init__(self, command, number, devices):
         env = os.environ | {
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
             "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{command[0]}",
             "JAX_NUM_PROCESSES": "2",
             "JAX_PROCESS_ID": str(number),
@@ -93,9 +93,9 @@ class Host:
 
 
 @contextlib.contextmanager
-def two(*command):
+def two(*command, devices=4):
     port = free_port()
-    both = [Host([port, *command], number) for number in (0, 1)]
+    both = [Host([port, *command], number, devices) for number in (0, 1)]
     try:
         yield both
     finally:
@@ -123,9 +123,9 @@ def config(tmp_path_factory):
     return file
 
 
-def two_train(config, workdir, **changes):
+def two_train(config, workdir, *, devices=4, **changes):
     command = [sys.executable, "-m", "ropd_jax.cli", "train", "--config", str(config), "--workdir", str(workdir)]
-    return two(*command, *(f"--config.{key}={value}" for key, value in changes.items()))
+    return two(*command, *(f"--config.{key}={value}" for key, value in changes.items()), devices=devices)
 
 
 def one_trains(config, workdir, **changes):
@@ -207,10 +207,10 @@ def test_two_hosts_give_the_numbers_of_one_a_signal_to_one_stops_both_and_one_go
 
 
 @pytest.mark.timeout(600)
-def test_two_hosts_go_on_from_a_checkpoint_of_one(config, one, tmp_path):
+def test_two_hosts_go_on_from_a_checkpoint_of_one_on_another_mesh(config, one, tmp_path):
     workdir = after_step_one(one, tmp_path / "run")
     (workdir / "tape.sqlite").unlink()  # the second step is judged anew
-    with two_train(config, workdir) as both:
+    with two_train(config, workdir, devices=2, **{"mesh.fsdp": 4}) as both:
         assert [host.finish() for host in both] == [0, 0], both[0].said + both[1].said
     here, there = check_equal(workdir, one)
     assert here["stats"]["calls"] == there["stats"]["calls"]

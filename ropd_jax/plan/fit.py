@@ -10,11 +10,10 @@ from ml_collections import ConfigDict
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.plan import programs
 from ropd_jax.plan.chips import Topology
-from ropd_jax.plan.measure import PARTS, Measured, Say, make_mesh, measure
+from ropd_jax.plan.measure import PARTS, SAMPLER, Measured, Say, make_mesh, measure
 from ropd_jax.types import UserError
 
 Keys = dict[str, object]
-SAMPLER = ("prefill", "decode")
 HALF = "xla_tpu_scheduler_percent_shared_memory_limit=50"  # else the compiler fills the memory there is, for overlap
 
 
@@ -130,7 +129,7 @@ def words(keys: Keys) -> str:
 
 
 def _part(program: str) -> str:
-    return program if program in PARTS else "method"
+    return "update" if program == "apply" else program if program in PARTS else "method"
 
 
 # --------------------------------------------------------------------------------------------------------- knobs
@@ -163,7 +162,7 @@ def update_knobs(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) ->
         keys = {"optim.xla_options": f"{cfg.optim.xla_options} {HALF}".strip()}
         yield keys
     least = _shards(cfg, topology)
-    rows = cfg.optim.microbatch or cfg.data.prompts_per_step * cfg.sampling.rollouts
+    rows = cfg.optim.microbatch or (cfg.stream.groups or cfg.data.prompts_per_step) * cfg.sampling.rollouts
     if cfg.optim.remat not in (True, "block"):
         keys = keys | {"optim.remat": "block" if isinstance(cfg.optim.remat, str) else True}
         yield keys

@@ -21,7 +21,8 @@ from ropd_jax.plan.programs import device_bytes
 from ropd_jax.update import needs_initial
 
 Say = Callable[[str], None]
-PARTS = ("update", "prefill", "decode", "method")
+SAMPLER = ("prefill", "decode")
+PARTS = ("update", *SAMPLER, "method")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Memory:
         parameters, optimizer: as the run stores them, and both are always there; a frozen copy counts as parameters.
         kv_cache: keys and values of all slots.
         method: what the method keeps besides: GAD's discriminator with its optimizer, a white-box teacher.
+        gradients: the sum of an update in portions, between its programs.
+        ahead: what sampling a step ahead keeps beside: older parameters, and keys and values while it updates.
         inputs: what else is handed in: the batch, the weights in another form.
         temporaries: activations, gradients, gathered weights.
         peak: most at one time; at least so much where the compiler refused the program.
@@ -45,6 +48,8 @@ class Memory:
     optimizer: int
     kv_cache: int
     method: int
+    gradients: int
+    ahead: int
     inputs: int
     temporaries: int
     peak: int
@@ -132,7 +137,7 @@ def measure(
     """
     mesh, chip = make_mesh(cfg, model_cfg, topology), topology.chip.a_device()
     with jax.set_mesh(mesh):
-        todo = [programs.update_program(cfg, model_cfg, mesh)] if "update" in only else []
+        todo = programs.update_programs(cfg, model_cfg, mesh) if "update" in only else []
         todo += [p for p in programs.sampler_programs(cfg, model_cfg, mesh) if p.name in only]
         todo += programs.method_programs(cfg, model_cfg, mesh) if "method" in only else []
         resident, name = sizes(cfg, model_cfg, mesh), slice_name(topology, mesh)
@@ -153,34 +158,58 @@ def measure(
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Bytes on one device of what is known before anything is compiled; the cache is ``kv_prompts`` and ``kv_rows``."""
+    """Bytes on one device of what is known before anything is compiled.
+
+    Attributes:
+        trained: parameters that the optimizer changes.
+        base: frozen weights that adapters stand beside.
+        initial: a copy of the student as it began, for terms that read it.
+        optimizer: its state.
+        kv_prompts, kv_rows: keys and values of the prompts' slots and of all rows.
+        batch: of one call of the update.
+        method: what the method keeps besides.
+        gradients: the sum of an update in portions; 0 where it is computed whole.
+        ahead: the next step is sampled by older parameters while this one is updated.
+    """
 
     trained: int
-    frozen: int
+    base: int
+    initial: int
     optimizer: int
     kv_prompts: int
     kv_rows: int
     batch: int
     method: int = 0
+    gradients: int = 0
+    ahead: bool = False
 
     @property
     def parameters(self) -> int:
-        return self.trained + self.frozen
+        return self.trained + self.base + self.initial
 
-    def beside(self, name: str) -> int:
-        """What a program does not see and that lies in memory all the same while it runs."""
-        return {
-            "update": self.method,
-            "prefill": self.optimizer + self.kv_rows + self.method,
-            "decode": self.optimizer + self.method,
-        }.get(name, self.parameters + self.optimizer)
+    @property
+    def kv_cache(self) -> int:
+        return self.kv_prompts + self.kv_rows
+
+    def held_ahead(self, name: str) -> int:
+        """What `ahead` adds while a program runs: while it updates, the cache and the sampler's own parameters; while
+        it samples, those, and either the next step's or the gradient that is being summed."""
+        if not self.ahead:
+            return 0
+        return self.trained + (max(self.trained, self.gradients) if name in SAMPLER else self.kv_cache)
+
+    def there(self, name: str) -> int:
+        """All that is in memory while a program runs, its batch and temporaries aside."""
+        always = self.parameters + self.optimizer + self.method
+        return always + (self.kv_cache if name in SAMPLER else self.gradients) + self.held_ahead(name)
 
     def inputs(self, name: str) -> int:
-        """What it is handed, the batch or prompts aside."""
+        """What of that is handed to it."""
         return {
-            "update": self.parameters + self.optimizer,
-            "prefill": self.parameters + self.kv_prompts,
-            "decode": self.parameters + self.kv_prompts + self.kv_rows,
+            "update": self.parameters + (self.gradients or self.optimizer),
+            "apply": self.trained + self.optimizer + self.gradients,
+            "prefill": self.trained + self.base + self.kv_prompts,
+            "decode": self.trained + self.base + self.kv_cache,
         }.get(name, self.method)
 
 
@@ -189,37 +218,43 @@ def sizes(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Sizes:
     weights = programs.weights_of(cfg, model_cfg, mesh)
     state = programs.state_of(cfg, model_cfg, mesh)
     method, held = programs.method_of(cfg, model_cfg, mesh)
-    copies = int(needs_initial(cfg, method) and weights.base is None)
+    trained, base = device_bytes(weights.trained), device_bytes(weights.base)
     kv_prompts, kv_rows = programs.kv_cache_bytes(cfg, model_cfg, mesh)
     return Sizes(
-        trained=device_bytes(weights.trained),
-        frozen=device_bytes(weights.base) + copies * device_bytes(weights.trained),
+        trained=trained,
+        base=base,
+        initial=trained if needs_initial(cfg, method) and not base else 0,
         optimizer=device_bytes(state.opt_state),
         kv_prompts=kv_prompts,
         kv_rows=kv_rows,
         batch=device_bytes(programs.batch_of(cfg, mesh)),
         method=device_bytes(held.arrays),
+        gradients=device_bytes(programs.gradients_of(state)) if programs.streams(cfg, method) else 0,
+        ahead=bool(cfg.stream.staleness),
     )
 
 
 def _too_large(name: str, s: Sizes, chip: Chip) -> Compiled | None:
     """A refusal without compiling, where parameters, optimizer and cache alone are more than there is."""
-    inputs = s.inputs(name) + (s.batch if name == "update" else 0)
-    if chip.usable is None or inputs + s.beside(name) <= chip.usable:
+    batch = s.batch if name == "update" else 0
+    if chip.usable is None or s.there(name) + batch <= chip.usable:
         return None
+    inputs = s.inputs(name) + batch
     return Compiled(name, fits=False, peak=inputs, arguments=inputs)
 
 
 def _memory(c: Compiled, s: Sizes, chip: Chip) -> Memory:
     """Puts names to a program's bytes, and adds what stays in memory beside it."""
-    peak = c.peak + s.beside(c.name)
+    peak = c.peak + s.there(c.name) - s.inputs(c.name)
     return Memory(
         program=c.name,
         fits=None if chip.usable is None else c.fits and peak <= chip.usable,
         parameters=s.parameters,
         optimizer=s.optimizer,
-        kv_cache=s.kv_prompts + s.kv_rows if c.name in ("prefill", "decode") else 0,
+        kv_cache=s.kv_cache if c.name in SAMPLER else 0,
         method=s.method,
+        gradients=0 if c.name in SAMPLER else s.gradients,
+        ahead=s.held_ahead(c.name),
         inputs=max(c.arguments - s.inputs(c.name), 0) if c.fits else 0,
         temporaries=c.temporaries,
         peak=peak,
@@ -237,7 +272,7 @@ def phases(
     s: Sizes,
     mean_tokens: float | None = None,
 ) -> list[Phase]:
-    """Work of one device in one step: update, what the method's own networks run, prefill, decode."""
+    """Work of one device in one step: the update, what the method's own networks run, prefill and decoding."""
     devices, tp = mesh.size, mesh.shape["tp"]
     answer = cfg.sampling.max_tokens if mean_tokens is None else round(mean_tokens)
     prompt = programs.prompt_len(cfg)
@@ -253,8 +288,8 @@ def phases(
             programs.method_of(cfg, model_cfg, mesh),
         )
     sequences = cfg.data.prompts_per_step * method.sequences_per_prompt
-    updates = cfg.optim.minibatches
-    computed = A * b * T * updates
+    calls = programs.batches(cfg, method)
+    computed = A * b * T * calls
     used = 1.0
     if cfg.optim.row_len:  # parts without a token are not computed
         used = min(1.0, sequences * (prompt + answer - 1) / computed)
@@ -271,9 +306,11 @@ def phases(
     )
     a_part = 2 * gathered + 2 * s.trained  # read forward and backward; the gradient's sum read and written
     once = 3 * s.trained + 2 * s.optimizer  # gradient read; parameters and moments read and written
-    found = [
-        Phase("update", flops / devices, updates * (A * used * a_part + once), updates * used * received("update"))
-    ]
+    summed, links = calls * A * used * a_part, calls * used * received("update")
+    if programs.streams(cfg, method):
+        found = [Phase("update", flops / devices, summed, links), Phase("apply", 0.0, once, received("apply"))]
+    else:
+        found = [Phase("update", flops / devices, summed + calls * once, links)]
     for one in held.passes:
         found.append(_pass(one, devices, s.method, received(one.name), remat=cfg.optim.remat in (True, "block")))
     if not method.needs_rollouts:

@@ -27,7 +27,8 @@ from ropd_jax.plan.shapes import model_config
 from ropd_jax.sampling import engine as engine_lib
 from ropd_jax.sampling import pages
 from ropd_jax.sampling.slots import Slots
-from ropd_jax.update import State, make_update, needs_initial, optimizer, step_parts
+from ropd_jax.stream import whole_because
+from ropd_jax.update import State, make_portions, make_update, needs_initial, optimizer, step_parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +82,21 @@ def state_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> State:
     return State(params, jax.eval_shape(jax.jit(optimizer(cfg).init), params))
 
 
+def streams(cfg: ConfigDict, method: Method) -> bool:
+    """Whether the update comes in portions of ``stream.groups``."""
+    return bool(cfg.stream.groups) and not whole_because(cfg, method)
+
+
+def batches(cfg: ConfigDict, method: Method) -> int:
+    """In how many calls of its program a step's update is computed: portions or mini-batches."""
+    return -(-cfg.data.prompts_per_step // cfg.stream.groups) if streams(cfg, method) else cfg.optim.minibatches
+
+
 def batch_of(cfg: ConfigDict, mesh) -> TrainBatch:
-    """The arrays of one update in which every answer is as long as it may be."""
+    """The arrays of one update, or one portion of it, in which every answer is as long as it may be."""
     method = load_method(cfg.method, cfg)
-    n = cfg.data.prompts_per_step // cfg.optim.minibatches * method.sequences_per_prompt
+    prompts = cfg.stream.groups if streams(cfg, method) else cfg.data.prompts_per_step // cfg.optim.minibatches
+    n = prompts * method.sequences_per_prompt
     prompt_T, completion_T = np.zeros(prompt_len(cfg), np.int32), np.zeros(cfg.sampling.max_tokens, np.int32)
     row = Sequence(prompt_T, completion_T, np.zeros(len(completion_T), np.float32))
     advantage_B, yes_B = np.ones(n, np.float32), np.ones(n, bool)
@@ -94,18 +106,27 @@ def batch_of(cfg: ConfigDict, mesh) -> TrainBatch:
     return TrainBatch(*(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in batch))
 
 
-def update_program(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Program:
-    """The update of one mini-batch."""
+def update_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> list[Program]:
+    """The update of one mini-batch; where it comes in portions, the sum of one of them, and the optimizer's step."""
     method, _ = method_of(cfg, model_cfg, mesh)
     state, batch, base = state_of(cfg, model_cfg, mesh), batch_of(cfg, mesh), weights_of(cfg, model_cfg, mesh).base
     reference = (base or state.params) if needs_initial(cfg, method) else None
-    update = make_update(cfg, model_cfg, method, optimizer(cfg))
-    return Program(
-        "update",
-        lambda: update.lower(state, reference, batch, method.notes_like(batch), base=base),
-        passes=batch.tokens_BT.shape[0],
-        options=cfg.optim.xla_options,
-    )
+    told = (reference, batch, method.notes_like(batch), base)
+    passes, options = batch.tokens_BT.shape[0], cfg.optim.xla_options
+    if not streams(cfg, method):
+        update = make_update(cfg, model_cfg, method, optimizer(cfg))
+        return [Program("update", lambda: update.lower(state, *told), passes, options)]
+    portions, grads = make_portions(cfg, model_cfg, method, optimizer(cfg)), gradients_of(state)
+    weight = jax.ShapeDtypeStruct((), jnp.float32)
+    return [
+        Program("update", lambda: portions.add.lower(grads, state.params, *told), passes, options),
+        Program("apply", lambda: portions.step.lower(*state, grads, weight), options=options),
+    ]
+
+
+def gradients_of(state: State) -> dict:
+    """The sum of an update in portions."""
+    return jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32, sharding=p.sharding), state.params)
 
 
 def method_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> tuple[Method, Held]:

@@ -148,28 +148,11 @@ def summary(
             "usd_at_most": None if None in usd else sum(usd),
             "note": note,
         },
-        "not_counted": not_counted(cfg),
         "advice": None if advice is None else dataclasses.asdict(advice),
     }  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------------------- print
-
-
-def not_counted(cfg: ConfigDict) -> list[str]:
-    """What the config will hold in memory, and the plan has not weighed."""
-    found = []
-    if cfg.stream.groups:
-        found.append(
-            f"The update is compiled whole; with stream.groups={cfg.stream.groups} the run sums it in portions, and "
-            "its gradient (float32, sharded as the parameters) stays while the teacher is waited for."
-        )
-    if cfg.stream.staleness:
-        found.append(
-            f"Not counted: stream.staleness={cfg.stream.staleness} keeps a second copy of the parameters, and the "
-            "sampler's cache beside the update."
-        )
-    return found
 
 
 def _show(cfg: ConfigDict, topology: Topology, measured: Measured, report: dict[str, Any]) -> None:
@@ -182,8 +165,6 @@ def _show(cfg: ConfigDict, topology: Topology, measured: Measured, report: dict[
         soft_wrap=True,
     )
     _show_memory(console, topology, measured)
-    for text in report["not_counted"]:
-        console.print(text, highlight=False, soft_wrap=True)
     _show_collectives(console, measured, cfg.sampling.chunk)
     _show_seconds(console, cfg, measured, report)
     _show_teacher(console, cfg, report)
@@ -209,7 +190,8 @@ def _show_memory(console: Console, topology: Topology, measured: Measured) -> No
     def text(n: float) -> str:
         return f"{n / size:.2f}"
 
-    columns = {"KV cache": "kv_cache"} | ({"method's": "method"} if measured.memory[0].method else {})
+    some = {"method's": "method", "gradients": "gradients", "a step ahead": "ahead"}
+    columns = {"KV cache": "kv_cache"} | {k: v for k, v in some.items() if any(getattr(m, v) for m in measured.memory)}
     has = "nothing is published of it" if usable is None else f"it has {text(usable)} to hand out"
     table = _table(
         f"memory of one device in {unit} ({size:.0e} bytes); {has}".replace("e+0", "e"),

@@ -152,7 +152,7 @@ def test_the_update_can_be_planned_from_shapes_alone(method, mode):
     """The planned program reads what `annotate` will give: shapes, types and shardings of the real notes."""
     cfg, mesh, tiny = config(method=method, lopd__mode=mode), mesh_lib.make_mesh(2, 1), load_student("tiny")
     with jax.set_mesh(mesh):
-        programs.update_program(cfg, tiny.cfg, mesh).lower()
+        programs.update_programs(cfg, tiny.cfg, mesh)[0].lower()
         planned = programs.method_of(cfg, tiny.cfg, mesh)[0].notes_like(programs.batch_of(cfg, mesh))
         real = load_method(method, cfg)
         real.setup(tiny, mesh)

@@ -11,6 +11,7 @@ import pytest
 
 from ropd_jax import cli, configs
 from ropd_jax import mesh as mesh_lib
+from ropd_jax.methods import load_method
 from ropd_jax.plan import chips, compiled, count, fit, measure, programs, verb
 from ropd_jax.plan.chips import Chip, Topology, parse_topology, topology_devices
 from ropd_jax.types import UserError
@@ -72,6 +73,59 @@ def test_arguments_are_what_the_run_stores(measured):
     assert found.fits and [s for s in said if "compiling" in s and "toy:8 as fsdp=8 tp=1" in s]
 
 
+def test_an_update_in_portions_is_compiled_as_its_sum_and_its_step(measured):
+    whole, _ = measured
+    cfg, mesh = tiny_config(stream__groups=2, optim__microbatch=0), mesh_lib.make_mesh(-1, 1)
+    found = measure.measure(cfg, ONE_LAYER, toy(1e9), print, cache=False)
+    with jax.set_mesh(mesh):
+        state, batch = programs.state_of(cfg, ONE_LAYER, mesh), programs.batch_of(cfg, mesh)
+    assert batch.tokens_BT.shape == (1, 8, 63)  # two groups of four
+    assert [m.program for m in found.memory] == ["update", "apply", "prefill", "decode"]
+    params, optimizer = programs.device_bytes(state.params), programs.device_bytes(state.opt_state)
+    (add, step), (adding, stepping) = found.compiled[:2], found.memory[:2]
+    assert add.arguments == 2 * params + programs.device_bytes(batch) and add.donated == params
+    assert step.arguments == 2 * params + optimizer + 4 and step.donated == params + optimizer
+    assert adding.gradients == params and adding.peak == add.peak + optimizer
+    assert stepping.peak == step.peak and adding.inputs == programs.device_bytes(batch)
+    assert [m.gradients for m in found.memory[2:]] == [0, 0]  # nothing is summed before all is sampled
+    assert found.memory[2:] == whole.memory[1:]
+    bounds, before = ({b.name: b for b in x.bounds} for x in (found, whole))
+    assert bounds["update"].compute == before["update"].compute
+    assert bounds["apply"].memory == pytest.approx((3 * params + 2 * optimizer) / 1e8)
+    # four portions of one part each, where the whole update has four parts and the optimizer's step in one program
+    assert bounds["update"].memory + bounds["apply"].memory == pytest.approx(before["update"].memory)
+
+
+@pytest.mark.parametrize(
+    ("changes", "calls"),
+    [({"stream__groups": 3}, 3), ({"stream__groups": 3, "optim__minibatches": 2}, 2), ({"optim__minibatches": 4}, 4)],
+)
+def test_an_update_has_as_many_calls_as_in_the_run(changes, calls):
+    cfg = tiny_config(**changes)
+    assert programs.batches(cfg, load_method("ropd", cfg)) == calls
+
+
+def test_what_a_step_ahead_keeps_is_counted(measured):
+    whole, _ = measured
+    found = measure.measure(tiny_config(stream__groups=8, stream__staleness=1), ONE_LAYER, toy(1e9), print, cache=False)
+    before = {m.program: m for m in whole.memory}
+    memory = {m.program: m for m in found.memory}
+    params, cache = before["update"].parameters, before["decode"].kv_cache
+    assert memory["update"].ahead == memory["apply"].ahead == params + cache  # the sampler's own parameters
+    assert memory["update"].peak == found.compiled[0].peak + before["update"].optimizer + params + cache
+    assert memory["decode"].peak == before["decode"].peak + 2 * params  # and the next step's, or the gradient
+
+
+def test_the_student_as_it_began_is_counted_where_a_term_reads_it():
+    mesh = mesh_lib.make_mesh(-1, 1)
+    with jax.set_mesh(mesh):
+        plain, kl = (measure.sizes(tiny_config(loss__kl_coef=c), ONE_LAYER, mesh) for c in (0.0, 0.1))
+    assert (plain.initial, kl.initial) == (0, plain.trained)
+    for name, handed in (("update", 2), ("prefill", 1), ("decode", 1)):
+        assert kl.there(name) - plain.there(name) == plain.trained, name
+        assert kl.inputs(name) - plain.inputs(name) == (handed - 1) * plain.trained, name
+
+
 def test_the_batch_is_laid_out_as_the_run_lays_it_out():
     mesh = mesh_lib.make_mesh(-1, 1)
     for changes, shape in (
@@ -93,11 +147,11 @@ def test_adapters_train_beside_a_base_that_no_optimizer_knows():
     changes = {"student__lora__rank": 4, "student__lora__base_dtype": "bfloat16"}
     with jax.set_mesh(mesh):
         full, lora = (measure.sizes(tiny_config(**c), ONE_LAYER, mesh) for c in ({}, changes))
-        programs.update_program(tiny_config(**changes), ONE_LAYER, mesh).lower()
+        programs.update_programs(tiny_config(**changes), ONE_LAYER, mesh)[0].lower()
         programs.sampler_programs(tiny_config(**changes), ONE_LAYER, mesh)[0].lower()
-    assert full.frozen == 0 and full.optimizer == pytest.approx(2 * full.trained, rel=0.01)
+    assert full.base == full.initial == 0 and full.optimizer == pytest.approx(2 * full.trained, rel=0.01)
     assert lora.optimizer == pytest.approx(2 * lora.trained, rel=0.01)
-    assert lora.frozen == pytest.approx(full.trained / 2, rel=0.1)
+    assert lora.initial == 0 and lora.base == pytest.approx(full.trained / 2, rel=0.1)
 
 
 def test_a_discriminator_counts_in_every_program_and_has_one_of_its_own():
@@ -148,7 +202,7 @@ def test_seconds_follow_from_the_published_figures(measured):
 
 def test_without_figures_nothing_is_said_of_fit_or_seconds(measured):
     found, _ = measured
-    bare = measure._memory(found.compiled[0], measure.Sizes(1, 0, 2, 0, 0, 1), chips.CPU)
+    bare = measure._memory(found.compiled[0], measure.Sizes(1, 0, 0, 2, 0, 0, 1), chips.CPU)
     assert bare.fits is None
     assert dataclasses.replace(found, memory=(bare,)).fits is None
 
