@@ -1,7 +1,8 @@
 """The update next to its peers, on one machine, in one run. ``make bench-update``
 
 Shapes of SmolLM2-135M, random float32 weights, GRPO loss, AdamW. First the gradients are compared on a few rows: ours,
-Tunix's and torch's (TRL's log-probs). Then each updates in a process of its own, so that the peak memory is its own:
+Tunix's and torch's (TRL's log-probs). Then each updates in a process of its own, so that the peak memory is its own,
+and in turns, as the speed of a shared machine drifts: one update of ours, one of the peer's, and again.
 
 1. Equal lengths, 16 x 192 tokens (64 of prompt): tokens a second, peak RSS, and for ours what the compiled program
    says it holds besides the state (exact). The share of the GEMM peak counts the FLOPs that the gradient needs
@@ -19,6 +20,7 @@ import argparse
 import json
 import pathlib
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -128,7 +130,7 @@ def worker(case: str, where: pathlib.Path, smoke: bool, times: int) -> dict:
     del state
     peaks, measured = [gemm_peak()], {"seconds": [], "cpu": []}
     for _ in range(times):
-        for key, values in timed(step, 1).items():
+        for key, values in timed(step, 1, turns=True).items():
             measured[key] += values
         peaks.append(gemm_peak())
     gemm = {key: max(peak[key] for peak in peaks) for key in measured}
@@ -196,14 +198,43 @@ def prepare(where: pathlib.Path, smoke: bool, times: int) -> None:
     )  # fmt: skip
 
 
-def call(command: list[str]) -> dict | None:
-    """The JSON that a worker prints, or None (its complaint is shown)."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if done.returncode or not lines:
-        say(f"{' '.join(command[1:4])} failed:\n{done.stderr[-2000:]}")
-        return None
-    return json.loads(lines[-1].removeprefix("RESULT "))
+class Worker:
+    """A process that prepares, then updates each time it is told to (`timed`), and says its result at the end."""
+
+    def __init__(self, command: list[str]):
+        self.command, self.result, self.ended = command, None, False
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
+        )
+        self.listen()
+
+    def listen(self) -> None:
+        """Until it waits for its turn or has ended."""
+        for line in self.process.stdout:
+            if line == "TURN\n":
+                return
+            if line.startswith("RESULT "):
+                self.result = json.loads(line.removeprefix("RESULT "))
+        self.ended = True
+        if self.process.wait() or self.result is None:
+            self.errors.seek(0)
+            say(f"{' '.join(self.command[1:4])} failed:\n{self.errors.read()[-2000:]}")
+            self.result = None
+
+    def turn(self) -> None:
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        self.listen()
+
+
+def in_turns(*commands: list[str]) -> list[dict | None]:
+    """What the workers say who update in turns; None where one failed (its complaint is shown)."""
+    workers = [Worker(command) for command in commands]
+    while waiting := [w for w in workers if not w.ended]:
+        for one in waiting:
+            one.turn()
+    return [w.result for w in workers]
 
 
 def say(text: str) -> None:
@@ -231,43 +262,44 @@ def compare(where: pathlib.Path, args: argparse.Namespace) -> None:
     prepare(where, args.smoke, args.times)
     shared = [f"--times={args.times}", *(["--smoke"] if args.smoke else [])]
 
-    def ours(case: str) -> dict:
-        got = call([sys.executable, "-m", "benchmarks.update", "--worker", case, str(where), *shared])
-        assert got, "our own update failed"
-        return got
+    def ours(case: str) -> list[str]:
+        return [sys.executable, "-m", "benchmarks.update", "--worker", case, str(where), *shared]
 
-    loss, peers = ours("gradient")["loss"], {}
-    equal = ours("equal")
+    (gradient,) = in_turns(ours("gradient"))
+    assert gradient, "our own gradient failed"
+    say(
+        f"equal lengths, {ROWS} x {LENGTH}, {args.times} updates each, in turns; tokens a second of the best, ours = 1:"
+    )
     for peer, python in (("tunix", args.tunix), ("torch", args.torch)):
         if not python:
-            say(f"{peer}: not compared (no --{peer} PYTHON)")
+            say(f"  {peer}: not compared (no --{peer} PYTHON)")
             continue
-        if got := call([python, PEERS, peer, str(where)]):
-            peers[peer] = got
+        equal, got = in_turns(ours("equal"), [python, PEERS, peer, str(where)])
+        if equal and got:
             mine, theirs = (dict(np.load(where / f"grads_{who}.npz")) for who in ("ours", peer))
             off = max(np.linalg.norm(mine[k] - theirs[k]) / np.linalg.norm(theirs[k]) for k in mine)
-            say(f"gradient of {FEW} rows: ours next to {got['by']}: relative distance {off:.1e}, "
-                f"loss {loss:.6f} and {got['loss']:.6f}")  # fmt: skip
-    tokens = ROWS * LENGTH
-    say(f"equal lengths, {ROWS} x {LENGTH}, best of {args.times}; tokens a second, ours = 1:")
-    say(f"  ours   1.00   peak RSS {equal['rss_gib']:.1f} GiB, temporaries {equal['temp_mb']:,.0f} MB, "
-        f"{share_of(equal)} ({equal['gemm']['seconds'] / 1e9:.0f} GFLOP/s), all {times_of(equal)}")  # fmt: skip
-    for got in peers.values():
-        ratio = min(equal["seconds"]) / min(got["seconds"])
-        say(f"  {got['by']:6} {ratio:.2f} ({cpu_ratio(equal, got):.2f} by CPU time)   peak RSS "
-            f"{got['rss_gib']:.1f} GiB, all {times_of(got)}")  # fmt: skip
-    padded, packed = ours("padded"), ours("packed")
+            say(f"  gradient of {FEW} rows: ours next to {got['by']}: relative distance {off:.1e}, "
+                f"loss {gradient['loss']:.6f} and {got['loss']:.6f}")  # fmt: skip
+            say_ours(equal)
+            say(f"  {got['by']} {ratio(equal, got)}   peak RSS {got['rss_gib']:.1f} GiB, all {times_of(got)}")
+    if not (args.tunix or args.torch):
+        say_ours(in_turns(ours("equal"))[0])
+    cases = [ours("padded"), ours("packed")]
+    padded, packed, *other = in_turns(
+        *cases, *([[args.torch, PEERS, "torch-lognormal", str(where)]] * bool(args.torch))
+    )
     say(f"log-normal lengths, {SEQUENCES} sequences, {sum(log_normal_lengths()) + SEQUENCES * PROMPT:,} tokens:")
     for how, got in (("padded", padded), ("packed", packed)):
-        ratio = min(padded["seconds"]) / min(got["seconds"])
-        say(f"  {how} {ratio:.2f} ({cpu_ratio(padded, got):.2f} by CPU time)   {got['real_frac']:.1%} of the positions "
-            f"are real, temporaries {got['temp_mb']:,.0f} MB, {share_of(got)}, "
-            f"all {times_of(got)}")  # fmt: skip
-    if args.torch and (got := call([args.torch, PEERS, "torch-lognormal", str(where)])):
-        ratio = min(got["seconds"]) / min(packed["seconds"])
-        say(f"  ours packed {ratio:.2f} ({cpu_ratio(got, packed):.2f} by CPU time) of {got['by']} padded, "
-            f"{PADDED_PART} rows at a time, peak RSS {got['rss_gib']:.1f} GiB, all {times_of(got)}")  # fmt: skip
-    say(f"({tokens:,} tokens an equal update: {tokens / min(equal['seconds']):,.0f} tokens/s here and now)")
+        say(f"  {how} {ratio(padded, got)}   {got['real_frac']:.1%} of the positions are real, temporaries "
+            f"{got['temp_mb']:,.0f} MB, {share_of(got)}, all {times_of(got)}")  # fmt: skip
+    for got in filter(None, other):
+        say(f"  ours packed {ratio(got, packed)} of {got['by']} padded, {PADDED_PART} rows at a time, peak RSS "
+            f"{got['rss_gib']:.1f} GiB, all {times_of(got)}")  # fmt: skip
+
+
+def say_ours(equal: dict) -> None:
+    say(f"  ours 1.00   peak RSS {equal['rss_gib']:.1f} GiB, temporaries {equal['temp_mb']:,.0f} MB, {share_of(equal)} "
+        f"({equal['gemm']['seconds'] / 1e9:.0f} GFLOP/s), all {times_of(equal)}")  # fmt: skip
 
 
 def times_of(got: dict) -> str:
@@ -279,8 +311,11 @@ def share_of(got: dict) -> str:
     return f"{clock:.0%} of the GEMM peak ({cpu:.0%} by CPU time)"
 
 
-def cpu_ratio(one: dict, other: dict) -> float:
-    return min(one["cpu"]) / min(other["cpu"])
+def ratio(one: dict, other: dict) -> str:
+    """Tokens a second of the other, the one's being 1: of the best, of the medians, and by CPU time."""
+    best, cpu = (min(one[key]) / min(other[key]) for key in ("seconds", "cpu"))
+    middle = statistics.median(one["seconds"]) / statistics.median(other["seconds"])
+    return f"{best:.2f} (medians {middle:.2f}, CPU time {cpu:.2f})"
 
 
 if __name__ == "__main__":

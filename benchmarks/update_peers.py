@@ -4,7 +4,7 @@
 
 DIR holds what the benchmark wrote: ``model/`` (Hugging Face), ``params.npz``, ``batch.npz``, ``lognormal.npz``. One
 JSON line comes out. Both do what their trainers do in a step: forward, loss, backward, clipping where the trainer
-clips, AdamW.
+clips, AdamW. Before each timed update it writes ``TURN`` and waits for a line.
 """
 
 from __future__ import annotations
@@ -20,10 +20,17 @@ import numpy as np
 LR, CLIP = 1e-6, 100.0  # the policy ratio is never clipped, so that the gradient hangs on every token
 
 
-def timed(step, times: int) -> dict[str, list[float]]:
-    """Wall-clock and own CPU seconds of each step; the second ones hardly see what else the machine does."""
+def timed(step, times: int, *, turns: bool = False) -> dict[str, list[float]]:
+    """Wall-clock and own CPU seconds of each step; the second ones hardly see what else the machine does.
+
+    ``turns``: each waits until it is told to go on, so that several processes can take turns.
+    """
     wall, cpu = [], []
     for _ in range(times):
+        if turns:
+            sys.stdout.write("TURN\n")
+            sys.stdout.flush()
+            sys.stdin.readline()
         start, start_cpu = time.perf_counter(), time.process_time()
         step()
         wall.append(time.perf_counter() - start)
@@ -80,7 +87,7 @@ def run_torch(where: pathlib.Path, batch: dict[str, np.ndarray], times: int) -> 
                 loss_of(*(x[a : a + part] for x in (tokens, advantage, length)), total).backward()
             advance()
 
-        return {"by": by, **timed(padded, times), "rss_gib": rss_gib()}
+        return {"by": by, **timed(padded, times, turns=True), "rss_gib": rss_gib()}
     few = int(batch["few"])
     loss = loss_of(tokens[:few], advantage[:few])
     loss.backward()
@@ -93,7 +100,7 @@ def run_torch(where: pathlib.Path, batch: dict[str, np.ndarray], times: int) -> 
         loss_of(tokens, advantage).backward()
         advance()
 
-    return {"by": by, "loss": float(loss), **timed(step, times), "rss_gib": rss_gib()}
+    return {"by": by, "loss": float(loss), **timed(step, times, turns=True), "rss_gib": rss_gib()}
 
 
 def run_tunix(where: pathlib.Path, batch: dict[str, np.ndarray], times: int) -> dict:
@@ -163,7 +170,7 @@ def run_tunix(where: pathlib.Path, batch: dict[str, np.ndarray], times: int) -> 
         jax.block_until_ready((train_step(model, optimizer, whole), nnx.state(model)))
 
     step()  # compiles
-    return {"by": "Tunix", "loss": float(loss), **timed(step, times), "rss_gib": rss_gib()}
+    return {"by": "Tunix", "loss": float(loss), **timed(step, times, turns=True), "rss_gib": rss_gib()}
 
 
 if __name__ == "__main__":

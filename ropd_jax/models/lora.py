@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ropd_jax.models import transformer
+from ropd_jax.models import linear, transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.tensors import tensors_of
 from ropd_jax.types import UserError
@@ -32,7 +32,7 @@ from ropd_jax.types import UserError
 Params = dict
 BASE_DTYPES = ("float32", "bfloat16", "int8")
 EXPERTS = ("gate_EDF", "up_EDF", "down_EFD")
-LINEAR = (*itertools.chain(*transformer.LINEAR.values()), *EXPERTS)
+LINEAR = (*itertools.chain(*linear.LINEAR.values()), *EXPERTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,9 +88,7 @@ def adapted(cfg: ModelConfig, lora: Lora) -> tuple[tuple[str, str], ...]:
         UserError: a pattern that fits no weight, or experts.
     """
     names = {
-        f"{group}.{name.rsplit('_', 1)[0]}": (group, name)
-        for group, names in transformer.LINEAR.items()
-        for name in names
+        f"{group}.{name.rsplit('_', 1)[0]}": (group, name) for group, names in linear.LINEAR.items() for name in names
     }
     found = []
     for pattern in lora.targets:

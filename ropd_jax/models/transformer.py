@@ -20,15 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import reshard
 
 from ropd_jax.mesh import RULES, active_mesh, constrain, out, platform
 from ropd_jax.models.attention import self_attention
 from ropd_jax.models.config import ModelConfig
+from ropd_jax.models.linear import MANY_ROWS, Params, flip, flipped_back, linear, product_outputs_first
 from ropd_jax.models.rope import rope_kinds, rotate, turn_of, turns
-
-Params = dict
 
 
 class RMSNorm(nnx.Module):
@@ -72,83 +70,6 @@ class Attention(nnx.Module):
             q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
         o_BTNH, kv = attend(rotate(q_BTNH, turn), rotate(k_BTKH, turn), v_BTKH)
         return linear(self, "o_NHD", o_BTNH, beside), kv
-
-
-def linear(module: nnx.Module, name: str, x: jax.Array, beside: Params) -> jax.Array:
-    """x W, plus (x A) B where an adapter stands beside the weight: LoRA (arXiv 2106.09685, Eq. 3).
-
-    The low-rank path goes through the activations, so that the gradient of a frozen W never exists.
-
-    Args:
-        name: of the weight in ``module``, e.g. ``q_DNH``; the last axes of ``x`` are its first ones.
-        beside: of this weight, if anything: ``a_DR`` and ``b_RNH`` (the factor alpha/R is in B already), and
-            ``channel_NH``, what the output is multiplied by where W is stored in int8. See `ropd_jax.models.lora`.
-            ``turned_NHD`` is W itself, outputs first (`unstack`).
-    """
-    dims, dt = name.rsplit("_", 1)[-1], x.dtype
-    n_in = x.ndim - 2
-    ins, outs = dims[:n_in], dims[n_in:]
-    own = beside.get(name, {})
-    if (w := own.get(f"turned_{outs}{ins}")) is not None:
-        y = _outputs_first(w.astype(dt), x, outs)
-    else:
-        w = getattr(module, name)[...].astype(dt)
-        y = checkpoint_name(project(ins, outs, x, w), "linear")
-    if (channel := own.get(f"channel_{outs}")) is not None:
-        y = y * channel.astype(dt)[None, None]
-    if (a := own.get(f"a_{ins}R")) is not None:
-        h_BTR = jnp.einsum(f"BT{ins},{ins}R->BTR", x, a.astype(dt), out_sharding=out("BTR"))
-        b = own[f"b_R{outs}"].astype(dt)
-        y = y + jnp.einsum(f"BTR,R{outs}->BT{outs}", h_BTR, b, out_sharding=out("BT" + outs))
-    return y
-
-
-def _outputs_first(w: jax.Array, x: jax.Array, outs: str, *, float32: bool = False) -> jax.Array:
-    """W x^T, then turned back to BT``outs``, for the few rows of a decode step.
-
-    The barriers are for XLA on CPU, which else turns this into x W^T: that takes 1.5 and 1.6 x the time at 16 and 32
-    rows, whose columns fill its tiles so. From 32 rows on it pays to write x^T out.
-    """
-    ins = tuple(range(2, x.ndim))
-    if x.shape[0] >= MANY_ROWS:
-        x, ins = jax.lax.optimization_barrier(jnp.moveaxis(x, (0, 1), (-2, -1))), tuple(range(x.ndim - 2))
-    contract = (tuple(range(len(outs), w.ndim)), ins), ((), ())
-    kind = jnp.float32 if float32 else None
-    y = jax.lax.dot_general(w, x, contract, preferred_element_type=kind, out_sharding=out(outs + "BT"))
-    return jnp.moveaxis(jax.lax.optimization_barrier(y), (-2, -1), (0, 1))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def project(ins: str, outs: str, x: jax.Array, w: jax.Array) -> jax.Array:
-    """x W for an ``x`` of dimensions BT``ins``, with a gradient of W that suits XLA's CPU compiler.
-
-    It writes one of x and dy out transposed to contract them. The smaller one goes first, so that it is that one;
-    derived by jax it would always be dy, which for the MLP's first layer is 2-4 times the size of x.
-    """
-    return jnp.einsum(f"BT{ins},{ins}{outs}->BT{outs}", x, w, out_sharding=out("BT" + outs))
-
-
-def _project_forward(ins, outs, x, w):
-    return project(ins, outs, x.value, w.value), (x.value if w.perturbed else None, w.value)  # a frozen W: no gradient
-
-
-def _project_backward(ins, outs, saved, dy):
-    x, w = saved
-    dx = jnp.einsum(f"BT{outs},{ins}{outs}->BT{ins}", dy, w, out_sharding=out("BT" + ins))
-    if x is None:
-        return dx, None
-    of_w = None if active_mesh() is None else jax.typeof(w).sharding.spec
-    if x.size > dy.size:
-        n = len(ins)
-        turned = None if of_w is None else jax.P(*of_w[n:], *of_w[:n])
-        dw = jnp.einsum(f"BT{outs},BT{ins}->{outs}{ins}", dy, x, out_sharding=turned)
-        if platform() == "cpu":  # else it becomes a product with x transposed after all
-            dw = jax.lax.optimization_barrier(dw)
-        return dx, jnp.moveaxis(dw, range(-n, 0), range(n))
-    return dx, jnp.einsum(f"BT{ins},BT{outs}->{ins}{outs}", x, dy, out_sharding=of_w)
-
-
-project.defvjp(_project_forward, _project_backward, symbolic_zeros=True)
 
 
 ACTIVATE = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True)}
@@ -298,8 +219,8 @@ def _block(cfg: ModelConfig, layer: Params) -> Callable:
     beside = own.pop("beside", {})
     for part, names in beside.items():
         for name in names:
-            if name not in own[part]:  # it stands there turned (`unstack`); this view of it is for the module alone
-                own[part] = own[part] | {name: _turned_back(name, names[name])}
+            if name not in own[part]:  # it stands there flipped (`unstack`); this view of it is for the module alone
+                own[part] = own[part] | {name: flipped_back(name, names[name])}
     return functools.partial(nnx.merge(_definitions(cfg)[0], own), beside=beside)
 
 
@@ -357,11 +278,11 @@ def logits(cfg: ModelConfig, params: Params, x_BTD: jax.Array, *, outputs_first:
 def output_logits(cfg: ModelConfig, x_BTD: jax.Array, table_VD: jax.Array, *, outputs_first: bool = False) -> jax.Array:
     """logits_BTV in float32 of normed hidden states, soft-capped where the family does so.
 
-    ``outputs_first``: for few rows on a CPU, see `_outputs_first`.
+    ``outputs_first``: for few rows on a CPU, see `product_outputs_first`.
     """
     table_VD = table_VD.astype(x_BTD.dtype)
     if outputs_first:
-        logits_BTV = _outputs_first(table_VD, x_BTD, "V", float32=True)
+        logits_BTV = product_outputs_first(table_VD, x_BTD, "V", float32=True)
     else:
         logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, table_VD, preferred_element_type=jnp.float32)
     return cfg.final_softcap * jnp.tanh(logits_BTV / cfg.final_softcap) if cfg.final_softcap else logits_BTV
@@ -425,47 +346,14 @@ REMAT = {  # name -> what is kept of a block besides its input; all else is comp
 }
 
 
-def unstack(params: Params, num_layers: int, *, turn: bool = False) -> list[Params]:
+def unstack(params: Params, num_layers: int, *, flipped: bool = False) -> list[Params]:
     """The stacked layers as a list of L trees, for the unrolled decode loop.
 
     Args:
-        turn: with the weights of `linear` stored outputs first, as ``beside``'s ``turned_*``; see `_outputs_first`.
+        flipped: with the weights of `linear` stored outputs first; see `product_outputs_first`.
     """
     layers = [jax.tree.map(lambda x: x[i], params["layers"]) for i in range(num_layers)]  # noqa: B023
-    return [_turn(layer) for layer in layers] if turn else layers
-
-
-MANY_ROWS = 32  # of a decode step on CPU, see `_outputs_first`
-LINEAR = {"attn": ("q_DNH", "k_DKH", "v_DKH", "o_NHD"), "mlp": ("gate_DF", "up_DF", "down_FD")}
-
-
-def _turned_dims(name: str) -> tuple[str, int]:
-    dims = name.rsplit("_", 1)[-1]
-    n_in = 2 if name.startswith("o_") else 1
-    return dims[n_in:] + dims[:n_in], n_in
-
-
-def _turn(layer: Params) -> Params:
-    beside = dict(layer.get("beside", {}))
-    turned = dict(layer)
-    for part, names in LINEAR.items():
-        here = [name for name in names if name in layer[part]]
-        own = dict(beside.get(part, {}))
-        for name in here:
-            dims, n_in = _turned_dims(name)
-            w = layer[part][name]
-            w = jnp.moveaxis(w, range(n_in), range(w.ndim - n_in, w.ndim))
-            own[name] = own.get(name, {}) | {f"turned_{dims}": w}
-        if here:
-            beside[part] = own
-        turned[part] = {k: v for k, v in layer[part].items() if k not in here}
-    return turned | {"beside": beside}
-
-
-def _turned_back(name: str, own: Params) -> jax.Array:
-    dims, n_in = _turned_dims(name)
-    w = own[f"turned_{dims}"]
-    return jnp.moveaxis(w, range(w.ndim - n_in, w.ndim), range(n_in))
+    return [flip(layer) for layer in layers] if flipped else layers
 
 
 def decode_step(

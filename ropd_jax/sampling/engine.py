@@ -211,7 +211,7 @@ def decode(cfg: ModelConfig, ecfg: EngineConfig, params, layers, prompts, pages,
     return stages, tokens_CB, logp_CB, t_B, done_B
 
 
-unstack = jax.jit(functools.partial(transformer.unstack, turn=True), static_argnums=(1,))
+unstack = jax.jit(functools.partial(transformer.unstack, flipped=True), static_argnums=(1,))
 
 
 def sample_groups(

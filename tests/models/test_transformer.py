@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ropd_jax import mesh as mesh_lib
-from ropd_jax.models import transformer
+from ropd_jax.models import linear, transformer
 from ropd_jax.models.attention import attention
 from ropd_jax.models.config import RopeScaling
 from ropd_jax.models.logprobs import token_logprobs
@@ -198,14 +198,14 @@ def test_number_of_devices_that_tp_does_not_divide_is_named():
 
 
 @pytest.mark.parametrize("shape", [None, (4, 2)])
-@pytest.mark.parametrize("rows", [transformer.MANY_ROWS // 2, transformer.MANY_ROWS])
+@pytest.mark.parametrize("rows", [linear.MANY_ROWS // 2, linear.MANY_ROWS])
 def test_a_weight_stored_outputs_first_gives_the_same_product(rows, shape):
     rng = np.random.default_rng(0)
     x_BTNH, w_NHD = rng.normal(size=(rows, 1, 2, 8)), rng.normal(size=(2, 8, 16))
     want = np.einsum("BTNH,NHD->BTD", x_BTNH, w_NHD)
 
     def product(x, turned):
-        return transformer.linear(None, "o_NHD", x, {"o_NHD": {"turned_DNH": turned}})
+        return linear.linear(None, "o_NHD", x, {"o_NHD": {"flipped_DNH": turned}})
 
     x, turned = jnp.asarray(x_BTNH, jnp.float32), jnp.asarray(w_NHD.transpose(2, 0, 1), jnp.float32)
     if shape is None:
