@@ -30,7 +30,7 @@ help:
 	@echo 'make check-export  what ropd export writes, loaded by transformers and PEFT (installs torch); a few minutes'
 	@echo 'make bench-rollout  tokens a second of the sampler beside the bound (and, with TUNIX= and TORCH=, beside peers)'
 	@echo 'make bench-overlap  wall-clock a step over max(device, teacher), the teacher simulated; five to ten minutes'
-	@echo 'make bench-plan   memory of Qwen3-4B on three TPU slices, compiled without a TPU; half an hour, then cached'
+	@echo 'make bench-plan   memory of Qwen3-4B on three TPU slices, compiled without a TPU; ten minutes, then cached'
 	@echo 'make bench-grader  answers a second of the math grader; needs ROPD_DATA=DIR with math_500.jsonl'
 	@echo 'make mini         every method of experiments/mini.py, three settings, three seeds; under an hour on idle cores'
 	@echo 'make clean        remove .venv and caches; runs/ stays'

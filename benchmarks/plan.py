@@ -1,6 +1,6 @@
 """What Qwen3-4B takes of three slices: ``ropd plan`` on each, as one table.
 
-    make bench-plan                                   # all; half an hour to compile on two idle cores, then cached
+    make bench-plan                                   # all; ten minutes to compile on two idle cores, then cached
     python -m benchmarks.plan --topology v5e:4x4
 
 Needs libtpu (pip install '.[tpu-aot]') and no TPU. The config is experiments/qwen3_4b_math.py: rows of 10,240 tokens,

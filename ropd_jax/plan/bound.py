@@ -19,13 +19,13 @@ class Phase:
     Attributes:
         flops: operations.
         memory: bytes that must be read or written.
-        links: bytes received from other devices.
+        links: bytes received from other devices; None where that is unknown.
     """
 
     name: str
     flops: float
     memory: float
-    links: float
+    links: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Bound:
 def bound(phase: Phase, chip: Chip) -> Bound:
     """Args: ``chip`` of one device (`Chip.a_device`)."""
 
-    def over(work: float, rate: float | None) -> float | None:
-        return None if rate is None else work / rate
+    def over(work: float | None, rate: float | None) -> float | None:
+        return None if work is None or rate is None else work / rate
 
     parts = {
         "compute": over(phase.flops, chip.flops),

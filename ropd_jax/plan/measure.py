@@ -279,8 +279,10 @@ def phases(
     itemsize = jnp.dtype(cfg.student.dtype).itemsize
     setting = setting_of(cfg, mesh)
 
-    def received(name: str) -> int:
-        return sum(c.bytes for c in compiled[name].collectives) if name in compiled else 0
+    def received(name: str, times: float) -> float | None:
+        """Bytes of so many calls; None where the program was not compiled."""
+        one = compiled.get(name)
+        return times * sum(c.bytes for c in one.collectives) if one and one.fits else None
 
     with jax.set_mesh(mesh):
         (A, b, T), (method, held) = (
@@ -306,13 +308,15 @@ def phases(
     )
     a_part = 2 * gathered + 2 * s.trained  # read forward and backward; the gradient's sum read and written
     once = 3 * s.trained + 2 * s.optimizer  # gradient read; parameters and moments read and written
-    summed, links = calls * A * used * a_part, calls * used * received("update")
+    summed, links = calls * A * used * a_part, received("update", calls * used)
     if programs.streams(cfg, method):
-        found = [Phase("update", flops / devices, summed, links), Phase("apply", 0.0, once, received("apply"))]
+        found = [Phase("update", flops / devices, summed, links), Phase("apply", 0.0, once, received("apply", 1))]
     else:
         found = [Phase("update", flops / devices, summed + calls * once, links)]
     for one in held.passes:
-        found.append(_pass(one, devices, s.method, received(one.name), remat=cfg.optim.remat in (True, "block")))
+        found.append(
+            _pass(one, devices, s.method, received(one.name, one.calls), remat=cfg.optim.remat in (True, "block"))
+        )
     if not method.needs_rollouts:
         return found
 
@@ -329,17 +333,17 @@ def phases(
     prefills = programs.prefill_calls(cfg, mesh)
     return [
         *found,
-        Phase("prefill", work.prefill_flops / devices, prefills * weights, prefills * received("prefill")),
+        Phase("prefill", work.prefill_flops / devices, prefills * weights, received("prefill", prefills)),
         Phase(
             "decode",
             (work.flops - work.prefill_flops) / devices,
             work.decode_steps * weights + work.cache_bytes / devices,
-            work.decode_steps * received("decode") / cfg.sampling.chunk,  # a call decodes a chunk
+            received("decode", work.decode_steps / cfg.sampling.chunk),  # a call decodes a chunk
         ),
     ]
 
 
-def _pass(one: Pass, devices: int, held: int, received: int, *, remat: bool) -> Phase:
+def _pass(one: Pass, devices: int, held: int, received: float | None, *, remat: bool) -> Phase:
     """A pass of the method's own network; its rows are taken to be full, and its weights read once a call."""
     tokens = one.calls * one.tokens
     looked_at = tokens // one.row * count.contexts(one.model, 0, one.row)
@@ -347,4 +351,4 @@ def _pass(one: Pass, devices: int, held: int, received: int, *, remat: bool) -> 
         flops = count.update_flops(one.model, tokens=tokens, contexts=looked_at, remat=remat, logits=0)
     else:
         flops = count.forward_flops(one.model, tokens=tokens, contexts=looked_at, logits=tokens)
-    return Phase(one.name, flops / devices, one.calls * held, one.calls * received)
+    return Phase(one.name, flops / devices, one.calls * held, received)

@@ -156,7 +156,7 @@ def summary(
 
 
 def _show(cfg: ConfigDict, topology: Topology, measured: Measured, report: dict[str, Any]) -> None:
-    console = Console(width=max(Console().width, 100) if not sys.stdout.isatty() else None)
+    console = Console(width=max(Console().width, 120) if not sys.stdout.isatty() else None)
     mesh, s = report["mesh"], measured.setting
     console.print(
         f"{cfg.student.checkpoint} on {topology}: {topology.chips} chips, fsdp={mesh['fsdp']} tp={mesh['tp']}; "

@@ -255,6 +255,7 @@ def test_what_is_too_large_before_anything_is_compiled_is_not_compiled(monkeypat
     monkeypatch.setattr(measure, "compile_program", never)
     found = measure.measure(tiny_config(), ONE_LAYER, toy(10 * KB), print)
     assert found.fits is False and not any(c.fits for c in found.compiled)
+    assert {b.links for b in found.bounds} == {None}  # nobody knows what they would receive
 
 
 def test_fewer_slots_are_halves_that_the_mesh_divides():
