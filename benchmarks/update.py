@@ -288,6 +288,7 @@ def compare(where: pathlib.Path, args: argparse.Namespace) -> None:
     padded, packed, *other = in_turns(
         *cases, *([[args.torch, PEERS, "torch-lognormal", str(where)]] * bool(args.torch))
     )
+    assert padded and packed, "our own update failed"
     say(f"log-normal lengths, {SEQUENCES} sequences, {sum(log_normal_lengths()) + SEQUENCES * PROMPT:,} tokens:")
     for how, got in (("padded", padded), ("packed", packed)):
         say(f"  {how} {ratio(padded, got)}   {got['real_frac']:.1%} of the positions are real, temporaries "

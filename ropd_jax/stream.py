@@ -45,6 +45,11 @@ def whole_because(cfg: ConfigDict, method: Method) -> str:
     return ""
 
 
+def streams(cfg: ConfigDict, method: Method) -> bool:
+    """Whether the update comes in portions of ``stream.groups``."""
+    return bool(cfg.stream.groups) and not whole_because(cfg, method)
+
+
 class StreamedUpdate:
     """The update of one step.
 

@@ -43,7 +43,7 @@ from ropd_jax.methods.base import without_overlong
 from ropd_jax.models.lora import Lora, adapted, attach, freeze, init_adapters
 from ropd_jax.sampling.engine import EngineConfig, sample_groups
 from ropd_jax.sampling.rules import SamplingRule
-from ropd_jax.stream import StreamedUpdate, whole_because
+from ropd_jax.stream import StreamedUpdate, streams, whole_because
 from ropd_jax.student import load_student
 from ropd_jax.summary import make_result, step_metrics
 from ropd_jax.teacher import BudgetError, Teacher, TeacherLoop, together
@@ -146,11 +146,9 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     state = State(params, jax.jit(tx.init)(params), trained)
     length = prompt_len + cfg.sampling.max_tokens
     update = functools.partial(make_update(cfg, student.cfg, method, tx), base=base)
-    portions = None
     if why := whole_because(cfg, method):
         log.info("the update waits for the whole step: %s", why)
-    elif cfg.stream.groups:
-        portions = make_portions(cfg, student.cfg, method, tx)
+    portions = make_portions(cfg, student.cfg, method, tx) if streams(cfg, method) else None
 
     # --- sampling
     shards, stop_ids = mesh.shape["fsdp"], student.tokenizer.stop_ids

@@ -18,6 +18,7 @@ from ropd_jax.plan.bound import Bound, Phase, bound
 from ropd_jax.plan.chips import Chip, Topology, topology_devices
 from ropd_jax.plan.compiled import Compiled, compile_program
 from ropd_jax.plan.programs import device_bytes
+from ropd_jax.stream import streams
 from ropd_jax.update import needs_initial
 
 Say = Callable[[str], None]
@@ -229,7 +230,7 @@ def sizes(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Sizes:
         kv_rows=kv_rows,
         batch=device_bytes(programs.batch_of(cfg, mesh)),
         method=device_bytes(held.arrays),
-        gradients=device_bytes(programs.gradients_of(state)) if programs.streams(cfg, method) else 0,
+        gradients=device_bytes(programs.gradients_of(state)) if streams(cfg, method) else 0,
         ahead=bool(cfg.stream.staleness),
     )
 
@@ -290,7 +291,7 @@ def phases(
             programs.method_of(cfg, model_cfg, mesh),
         )
     sequences = cfg.data.prompts_per_step * method.sequences_per_prompt
-    calls = programs.batches(cfg, method)
+    calls = programs.update_calls(cfg, method)
     computed = A * b * T * calls
     used = 1.0
     if cfg.optim.row_len:  # parts without a token are not computed
@@ -309,7 +310,7 @@ def phases(
     a_part = 2 * gathered + 2 * s.trained  # read forward and backward; the gradient's sum read and written
     once = 3 * s.trained + 2 * s.optimizer  # gradient read; parameters and moments read and written
     summed, links = calls * A * used * a_part, received("update", calls * used)
-    if programs.streams(cfg, method):
+    if streams(cfg, method):
         found = [Phase("update", flops / devices, summed, links), Phase("apply", 0.0, once, received("apply", 1))]
     else:
         found = [Phase("update", flops / devices, summed + calls * once, links)]

@@ -27,7 +27,7 @@ from ropd_jax.plan.shapes import model_config
 from ropd_jax.sampling import engine as engine_lib
 from ropd_jax.sampling import pages
 from ropd_jax.sampling.slots import Slots
-from ropd_jax.stream import whole_because
+from ropd_jax.stream import streams
 from ropd_jax.update import State, make_portions, make_update, needs_initial, optimizer, step_parts
 
 
@@ -82,12 +82,7 @@ def state_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> State:
     return State(params, jax.eval_shape(jax.jit(optimizer(cfg).init), params))
 
 
-def streams(cfg: ConfigDict, method: Method) -> bool:
-    """Whether the update comes in portions of ``stream.groups``."""
-    return bool(cfg.stream.groups) and not whole_because(cfg, method)
-
-
-def batches(cfg: ConfigDict, method: Method) -> int:
+def update_calls(cfg: ConfigDict, method: Method) -> int:
     """In how many calls of its program a step's update is computed: portions or mini-batches."""
     return -(-cfg.data.prompts_per_step // cfg.stream.groups) if streams(cfg, method) else cfg.optim.minibatches
 

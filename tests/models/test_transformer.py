@@ -204,17 +204,17 @@ def test_a_weight_stored_outputs_first_gives_the_same_product(rows, shape):
     x_BTNH, w_NHD = rng.normal(size=(rows, 1, 2, 8)), rng.normal(size=(2, 8, 16))
     want = np.einsum("BTNH,NHD->BTD", x_BTNH, w_NHD)
 
-    def product(x, turned):
-        return linear.linear(None, "o_NHD", x, {"o_NHD": {"flipped_DNH": turned}})
+    def product(x, flipped):
+        return linear.linear(None, "o_NHD", x, {"o_NHD": {"flipped_DNH": flipped}})
 
-    x, turned = jnp.asarray(x_BTNH, jnp.float32), jnp.asarray(w_NHD.transpose(2, 0, 1), jnp.float32)
+    x, flipped = jnp.asarray(x_BTNH, jnp.float32), jnp.asarray(w_NHD.transpose(2, 0, 1), jnp.float32)
     if shape is None:
-        got = jax.jit(product)(x, turned)
+        got = jax.jit(product)(x, flipped)
     else:
         mesh = mesh_lib.make_mesh(*shape)
         with jax.set_mesh(mesh):
             x = jax.device_put(x, jax.NamedSharding(mesh, mesh_lib.out("BTNH")))
-            got = jax.jit(product)(x, jax.device_put(turned, jax.NamedSharding(mesh, jax.P(None, "tp"))))
+            got = jax.jit(product)(x, jax.device_put(flipped, jax.NamedSharding(mesh, jax.P(None, "tp"))))
             assert got.sharding.spec[0] == "fsdp"
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 

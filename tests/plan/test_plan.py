@@ -102,7 +102,7 @@ def test_an_update_in_portions_is_compiled_as_its_sum_and_its_step(measured):
 )
 def test_an_update_has_as_many_calls_as_in_the_run(changes, calls):
     cfg = tiny_config(**changes)
-    assert programs.batches(cfg, load_method("ropd", cfg)) == calls
+    assert programs.update_calls(cfg, load_method("ropd", cfg)) == calls
 
 
 def test_what_a_step_ahead_keeps_is_counted(measured):
