@@ -71,9 +71,9 @@ setup(
     package_data={
         "ropd_jax": ["assets/**/*", "assets/*"],
         "ropd_jax.plan": ["chips.toml", "models/*/config.json"],
-        "ropd_jax.teacher": ["prompts/*.md", "prices.toml"],
+        "ropd_jax.teacher": ["roles/prompts/*.md", "traffic/prices.toml"],
     },
     install_requires=CORE,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["ropd = ropd_jax.cli:main"]},
+    entry_points={"console_scripts": ["ropd = ropd_jax.cli.main:main"]},
 )

@@ -40,11 +40,11 @@ def check(name: str, python: str, folder: pathlib.Path) -> str:
     import jax.numpy as jnp
 
     from benchmarks.check_export import ours
-    from ropd_jax import export
-    from ropd_jax.checkpoint import Checkpoints
     from ropd_jax.models import transformer
-    from ropd_jax.models.hf import load_hf
     from ropd_jax.models.lora import Lora, attach, init_adapters
+    from ropd_jax.weights.hf import load_hf
+    from ropd_jax.workdir import export
+    from ropd_jax.workdir.checkpoint import Checkpoints
 
     cfg, base = load_hf(FAMILIES / name)
     lora, keys = Lora.from_config(SECTION), iter(jax.random.split(jax.random.key(1), 99))

@@ -49,7 +49,7 @@ def ours(directory: str, tokens: np.ndarray) -> np.ndarray:
     import jax
 
     from ropd_jax.models import transformer
-    from ropd_jax.models.hf import load_hf
+    from ropd_jax.weights.hf import load_hf
 
     cfg, params = load_hf(directory)
     tokens_BT = tokens.astype(np.int32)
@@ -70,8 +70,8 @@ def here(what: str, where: str) -> str:
     from ropd_jax.models import transformer
     from ropd_jax.sampling.engine import EngineConfig, sample_groups
     from ropd_jax.sampling.rules import SamplingRule
-    from ropd_jax.student import load_student
     from ropd_jax.types import Message, Prompt
+    from ropd_jax.weights.student import load_student
 
     questions = [
         "What is the capital of France?",
@@ -104,10 +104,10 @@ def here(what: str, where: str) -> str:
 
 def check(name: str, what: str, python: str, folder: pathlib.Path) -> str:
     """One line: what was compared, and how far apart it is."""
-    from ropd_jax import export
-    from ropd_jax.student import find
-    from ropd_jax.text.tokenizer import load_tokenizer
     from ropd_jax.types import Message
+    from ropd_jax.weights.student import find
+    from ropd_jax.weights.tokenizer import load_tokenizer
+    from ropd_jax.workdir import export
 
     where = folder / name
     export.main(what, str(where))

@@ -15,8 +15,8 @@ import sys
 import time
 
 from ropd_jax.evaluation.benchmarks import load_benchmark
-from ropd_jax.evaluation.mathgrade import grade_math
-from ropd_jax.evaluation.mathpool import verify_all
+from ropd_jax.evaluation.graders.math import grade_math
+from ropd_jax.evaluation.graders.math_pool import verify_all
 
 ENDLESS = "9^{9^{9^9}}"
 

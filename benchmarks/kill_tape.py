@@ -23,7 +23,7 @@ import tempfile
 import time
 
 from ropd_jax.teacher import Tape, TapedClient, Teacher, TeacherError
-from ropd_jax.teacher.scripted import ScriptedClient
+from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.types import Message, Prompt
 
 log = logging.getLogger("kill_tape")

@@ -21,8 +21,8 @@ import tempfile
 import numpy as np
 
 from ropd_jax.models.config import ModelConfig
-from ropd_jax.models.hf import HFSource, save_hf
-from ropd_jax.models.tensors import put_leaf, tensors_of
+from ropd_jax.weights.hf import HFSource, save_hf
+from ropd_jax.weights.tensors import put_leaf, tensors_of
 
 GB = 10**9
 
@@ -54,8 +54,8 @@ def status(key: str) -> int:
 def child(path: str, fsdp: int, tp: int) -> None:
     import jax
 
-    from ropd_jax import mesh as mesh_lib
-    from ropd_jax.models.load import stream
+    from ropd_jax.parallel import mesh as mesh_lib
+    from ropd_jax.weights.load import stream
 
     mesh = mesh_lib.make_mesh(fsdp, tp)
     source = HFSource(path)

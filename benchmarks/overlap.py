@@ -30,9 +30,9 @@ from collections import Counter
 from experiments import quickstart
 from ropd_jax import train
 from ropd_jax.methods.ropd import ROPD
-from ropd_jax.spans import Span, read_spans
-from ropd_jax.teacher.scripted_tasks import uniform
+from ropd_jax.teacher.scripted.tasks import uniform
 from ropd_jax.types import Judgement
+from ropd_jax.utils.tracing import Span, read_spans
 
 GROUPS, SLOTS = 32, 4
 WARM = 3  # steps that compile

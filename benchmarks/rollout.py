@@ -41,8 +41,8 @@ import numpy as np
 from benchmarks.rollout_peers import Window
 from ropd_jax.sampling.engine import EngineConfig, empty_cache, layout, prefill, sample_groups
 from ropd_jax.sampling.rules import SamplingRule
-from ropd_jax.student import load_student
 from ropd_jax.types import Message, Prompt
+from ropd_jax.weights.student import load_student
 
 PROMPT, G, ROWS = 64, 8, 64
 

@@ -32,11 +32,11 @@ from ropd_jax.teacher import (
     make_client,
     simulate,
 )
-from ropd_jax.teacher.judge import judge
-from ropd_jax.teacher.limits import LimitedClient, Limits
-from ropd_jax.teacher.scripted import ScriptedClient
-from ropd_jax.teacher.scripted_tasks import uniform
-from ropd_jax.teacher.server import running
+from ropd_jax.teacher.judge_group import judge
+from ropd_jax.teacher.scripted.client import ScriptedClient
+from ropd_jax.teacher.scripted.server import running
+from ropd_jax.teacher.scripted.tasks import uniform
+from ropd_jax.teacher.traffic.retries import LimitedClient, Limits
 from ropd_jax.types import Judgement, Message, Prompt
 
 FAULTS = (

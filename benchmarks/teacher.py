@@ -26,7 +26,7 @@ from aiohttp import web
 
 from benchmarks import schedule
 from ropd_jax.teacher import ChatReply, ChatRequest, make_client, simulate
-from ropd_jax.teacher.limits import ORDERS, LimitedClient, Limits
+from ropd_jax.teacher.traffic.retries import ORDERS, LimitedClient, Limits
 from ropd_jax.types import Message
 
 SCALE = 100

@@ -33,12 +33,12 @@ import optax
 
 from benchmarks.update_peers import timed
 from ropd_jax import configs
-from ropd_jax.data.batches import Sequence, make_batch, pack, real_frac, split_parts
+from ropd_jax.core.batches import Sequence, make_batch, pack, real_frac, split_parts
 from ropd_jax.methods import load_method
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
-from ropd_jax.models.hf import save_hf
-from ropd_jax.update import State, make_update, optimizer
+from ropd_jax.training.update import State, make_update, optimizer
+from ropd_jax.weights.hf import save_hf
 
 SMOL = dict(vocab_size=49_152, num_layers=30, d_model=576, num_heads=9, num_kv_heads=3, head_dim=64, mlp_dim=1_536)
 SMALL = dict(vocab_size=2_048, num_layers=3, d_model=96, num_heads=6, num_kv_heads=2, head_dim=16, mlp_dim=256)

@@ -19,10 +19,10 @@ import numpy as np
 
 from benchmarks.update import PROMPT, config, model, sequences
 from benchmarks.update_peers import timed
-from ropd_jax.data.batches import pack, split_parts
+from ropd_jax.core.batches import pack, split_parts
 from ropd_jax.methods import load_method
 from ropd_jax.models import transformer
-from ropd_jax.update import State, make_update, optimizer
+from ropd_jax.training.update import State, make_update, optimizer
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 ROLLOUTS = (4, 8, 16, 32, 64)

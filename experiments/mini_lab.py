@@ -32,7 +32,7 @@ from experiments.table_mini import BENCHMARK, SAMPLING
 from ropd_jax.evaluation import results
 from ropd_jax.evaluation.benchmarks import slug
 from ropd_jax.evaluation.stats import accuracy, paired_difference
-from ropd_jax.report import clock, read_metrics, read_result
+from ropd_jax.workdir.metrics import clock, read_metrics, read_result
 
 SHOWN = [s for s in SETTINGS if s != "plain"]
 ALONE = "any"  # the setting's name of methods without a text teacher
@@ -112,7 +112,7 @@ def check_teacher(right: float) -> None:
 def evaluate_untrained(out: pathlib.Path) -> None:
     where = out / "evals" / "tiny" / slug(BENCHMARK)
     if not (where / "result.json").exists():
-        command = [sys.executable, "-m", "ropd_jax.cli", "eval", "tiny", "--benchmark", BENCHMARK, *SAMPLING]
+        command = [sys.executable, "-m", "ropd_jax.cli.main", "eval", "tiny", "--benchmark", BENCHMARK, *SAMPLING]
         subprocess.run([*command, "--out", str(where)], stdout=subprocess.DEVNULL, check=True)
 
 
@@ -167,7 +167,7 @@ def take_core(own) -> None:
 
 def run_one(out: pathlib.Path, method: str, setting: str, seed: int, keys: list[str]) -> int:
     """One run, as `ropd train` and `ropd eval` make it; what they say goes to a file beside its directory."""
-    from ropd_jax import cli
+    from ropd_jax.cli import main as cli
 
     run = out / name(method, setting, seed)
     arg = f"method={method},setting={'plain' if setting == ALONE else setting}"

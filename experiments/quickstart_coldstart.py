@@ -24,19 +24,19 @@ import jax
 import numpy as np
 from quickstart import get_config
 
+from ropd_jax.core.batches import Sequence, make_batch, split_parts
 from ropd_jax.core.optim import make_optimizer
-from ropd_jax.data.batches import Sequence, make_batch, split_parts
+from ropd_jax.data.grader import grade
 from ropd_jax.data.prompts import disjoint, load_prompts
-from ropd_jax.evaluation.graders import grade
 from ropd_jax.methods import load_method
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
-from ropd_jax.models.hf import save_hf
 from ropd_jax.sampling.engine import EngineConfig, sample_groups
 from ropd_jax.sampling.rules import SamplingRule
-from ropd_jax.teacher.scripted_tasks import Book, solve
-from ropd_jax.text.tokenizer import CharTokenizer
+from ropd_jax.teacher.scripted.tasks import Book, solve
 from ropd_jax.train import State, make_update
+from ropd_jax.weights.hf import save_hf
+from ropd_jax.weights.tokenizer import CharTokenizer
 
 STYLES = {"full": 0.28, "first_line": 0.42, "answer": 0.30}
 EXAMPLES, BATCH, STEPS, LR = 8_000, 64, 1_000, 3e-3

@@ -15,7 +15,7 @@ import sys
 
 from matplotlib.figure import Figure
 
-from ropd_jax.report import read_metrics, read_result
+from ropd_jax.workdir.metrics import read_metrics, read_result
 
 METHODS = {"ropd": "ROPD", "permuted": "control: rewards permuted", "sft": "SFT on the same references"}
 SEEDS = (0, 1, 2)
@@ -28,7 +28,7 @@ def main() -> None:
     for method in METHODS:
         for seed in SEEDS:
             flags = [f"--config.method={method}", f"--config.seed={seed}", f"--workdir={out / f'{method}{seed}'}"]
-            command = [sys.executable, "-m", "ropd_jax.cli", "train", "--config=experiments/quickstart.py", *flags]
+            command = [sys.executable, "-m", "ropd_jax.cli.main", "train", "--config=experiments/quickstart.py", *flags]
             subprocess.run(command, check=True)
     print(table(out))
     print(draw(out))

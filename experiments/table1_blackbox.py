@@ -8,7 +8,7 @@ k=16 samples at temperature 1, top-p 0.95, 32,768 tokens. What each run costs: r
 
 from __future__ import annotations
 
-from ropd_jax.evaluation.tables import Row, TableSpec, paper_rows
+from ropd_jax.analysis.tables import Row, TableSpec, paper_rows
 
 COLUMNS = ("aime_2024", "aime_2025", "hmmt_feb_2025", "hmmt_nov_2025", "gpqa_diamond", "healthbench", "ifeval")
 PAPER = paper_rows("""

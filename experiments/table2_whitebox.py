@@ -8,7 +8,7 @@ the student. Hardware: docs/plan.md.
 
 from __future__ import annotations
 
-from ropd_jax.evaluation.tables import Row, TableSpec, paper_rows
+from ropd_jax.analysis.tables import Row, TableSpec, paper_rows
 
 COLUMNS = ("aime_2024", "aime_2025", "hmmt_feb_2025", "hmmt_nov_2025")
 PAPER = paper_rows("""

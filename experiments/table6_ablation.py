@@ -5,7 +5,7 @@ ropd table experiments/table6_ablation.py --runs runs
 
 from __future__ import annotations
 
-from ropd_jax.evaluation.tables import Row, TableSpec
+from ropd_jax.analysis.tables import Row, TableSpec
 
 CONFIG = "--config experiments/qwen3_4b_math.py:non_thinking"
 
@@ -23,7 +23,7 @@ def get_table() -> TableSpec:
                 ("qwen3_4b_math_pair",),
                 f"{CONFIG} --config.ropd.rubric_per=pair",
             ),
-            Row("Verifier not blind", (61.75,), ("qwen3_4b_math_told",), f"{CONFIG} --config.ropd.told=True"),
+            Row("Verifier not blind", (61.75,), ("qwen3_4b_math_not_blind",), f"{CONFIG} --config.ropd.blind=False"),
             Row("Full (m=4, shared, blind)", (65.02,), ("qwen3_4b_math_non_thinking_ropd",), CONFIG),
         ),
     )

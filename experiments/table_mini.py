@@ -11,7 +11,7 @@ from __future__ import annotations
 import pathlib
 import sys
 
-from ropd_jax.evaluation.tables import Row, TableSpec
+from ropd_jax.analysis.tables import Row, TableSpec
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from experiments.mini import METHODS, SETTINGS, UNTAUGHT, WHITE_BOX

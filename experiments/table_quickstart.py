@@ -8,7 +8,7 @@ Expected: experiments/README.md.
 
 from __future__ import annotations
 
-from ropd_jax.evaluation.tables import Row, TableSpec
+from ropd_jax.analysis.tables import Row, TableSpec
 
 METHODS = {"ropd": "ROPD", "permuted": "control: rewards permuted", "sft": "SFT on the same references"}
 

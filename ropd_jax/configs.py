@@ -9,8 +9,14 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from ropd_jax.hints import near
 from ropd_jax.types import UserError
+from ropd_jax.utils.suggest import near
+
+RENAMED = {  # key of an earlier version -> what to write now
+    "ropd.told": "ropd.blind, with the opposite value",
+    "stream.carry_after_s": "stream.straggler_timeout_s",
+    "teacher.scripted.book": "teacher.scripted.answer_key",
+}
 
 
 def default() -> ConfigDict:
@@ -86,7 +92,7 @@ def default() -> ConfigDict:
     cfg.teacher.tape = ConfigDict()
     cfg.teacher.tape.mode = "record"  # every answer is paid for once; or "replay", "refresh", "off"
     cfg.teacher.tape.path = ""  # "" is WORKDIR/tape.sqlite
-    cfg.teacher.prices = ""  # a TOML file with prices of your own, besides ropd_jax/teacher/prices.toml
+    cfg.teacher.prices = ""  # a TOML file with prices of your own, besides ropd_jax/teacher/traffic/prices.toml
     cfg.teacher.budget = ConfigDict()  # caps of the whole run; at one the run saves and ends with exit code 4
     cfg.teacher.budget.usd = 0.0  # 0 is no cap
     cfg.teacher.budget.tokens = 0  # input and output together
@@ -96,7 +102,7 @@ def default() -> ConfigDict:
     cfg.teacher.health = ConfigDict()
     cfg.teacher.health.repeat_frac = 0.0  # share of groups verified twice, with another order: flips, order bias
     cfg.teacher.scripted = ConfigDict()
-    cfg.teacher.scripted.book = ""  # JSONL of worked solutions; "" is those that the data carries
+    cfg.teacher.scripted.answer_key = ""  # JSONL of worked solutions; "" is those that the data carries
     cfg.teacher.scripted.latency_s = 0.0
     cfg.teacher.scripted.fault_rate = 0.0
     cfg.teacher.scripted.slip_rate = 0.0
@@ -105,7 +111,7 @@ def default() -> ConfigDict:
 
     cfg.ropd = ConfigDict()  # ablations (paper, Table 6 and text); the defaults are the paper's
     cfg.ropd.rubric_per = "group"  # or "pair": a rubric for each rollout and one reference
-    cfg.ropd.told = False  # the verifier is told who wrote which answer
+    cfg.ropd.blind = True  # the verifier does not see who wrote which answer
     cfg.ropd.see_rollouts = True  # the rubric is induced from the contrast, not from the references alone
     cfg.ropd.pool_references = True  # references are verified beside the rollouts
     cfg.ropd.least_criteria = 4  # K, from ...
@@ -178,7 +184,7 @@ def default() -> ConfigDict:
     cfg.stream.groups = 0  # whose gradient is summed while others are judged; 0: the whole step's at its end
     cfg.stream.deterministic = True  # sum in the order of the prompts, not of arrival: bit for bit the same (on CPU)
     cfg.stream.staleness = 0  # 1: step t+1 is sampled, by the policy before step t, while step t is judged
-    cfg.stream.carry_after_s = 0.0  # of waiting, then slow groups go over to the next step; 0: wait for all
+    cfg.stream.straggler_timeout_s = 0.0  # of waiting, then slow groups go over to the next step; 0: wait for all
     cfg.stream.cap = 2.0  # of the weights that correct for either of the two (loss.is_cap, where that is set)
 
     cfg.mesh = ConfigDict()
@@ -209,7 +215,7 @@ def _role(*, temperature: float, max_output_tokens: int) -> ConfigDict:
     role.base_url = ""
     role.api_key_env = ""
     role.model = "scripted"
-    role.template = ""  # a prompt of teacher/prompts, or the path of your own .md file; "" is the role's newest
+    role.template = ""  # a prompt of teacher/roles/prompts, or the path of your own .md file; "" is the role's newest
     role.temperature = temperature
     role.max_output_tokens = max_output_tokens
     return role

@@ -1,7 +1,7 @@
 """One run, top to bottom: prompts -> rollouts -> references, rubric, verdicts -> rewards -> advantages -> update.
 
-Read `main` from its first banner to its last; `make_update` stands in `ropd_jax.update`, `judge_step` in
-`ropd_jax.judging`.
+Read `main` from its first banner to its last; `make_update` stands in `ropd_jax.training.update`, `judge_step` in
+`ropd_jax.training.collect`.
 State is a value: parameters, optimizer state and a few host numbers, and everything random is a function of (seed,
 step, prompt, rollout). A run that is killed at any moment and started again ends with the same parameters, bit for bit
 (on CPU).
@@ -27,33 +27,45 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ropd_jax import hosts, report, spans
-from ropd_jax import mesh as mesh_lib
-from ropd_jax.checkpoint import Checkpoints
-from ropd_jax.checks import check_config, check_finite, check_length, check_xla_options
 from ropd_jax.data.prompts import PromptStream
 from ropd_jax.data.questions import Questions, load_questions
-from ropd_jax.drift import alarms, drift_at
-from ropd_jax.evaluation.heldout import evaluate
-from ropd_jax.figures import curves_png
-from ropd_jax.independent import judge_heldout
-from ropd_jax.judging import NOBODY, Flight, judge_group, judge_step, kept, meet, replace_equal, say_left_out, taken_up
 from ropd_jax.methods import load_method
 from ropd_jax.methods.base import without_overlong
 from ropd_jax.models.lora import Lora, adapted, attach, freeze, init_adapters
+from ropd_jax.parallel import hosts
+from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.sampling.engine import EngineConfig, sample_groups
 from ropd_jax.sampling.rules import SamplingRule
-from ropd_jax.stream import StreamedUpdate, streams, whole_because
-from ropd_jax.student import load_student
-from ropd_jax.summary import make_result, step_metrics
-from ropd_jax.teacher import BudgetError, Teacher, TeacherLoop, together
+from ropd_jax.teacher import BudgetError, Teacher, TeacherLoop, sync
 from ropd_jax.teacher.build import providers
-from ropd_jax.teacher.failures import FailureGate, TooManyFailures
-from ropd_jax.teacher.observed import ObservedClient
+from ropd_jax.teacher.traffic.tracing import ObservedClient
+from ropd_jax.training.accumulate import StreamedUpdate, streams, whole_because
+from ropd_jax.training.collect import (
+    NOBODY,
+    Flight,
+    judge_group,
+    judge_step,
+    kept,
+    meet,
+    replace_equal,
+    say_left_out,
+    taken_up,
+)
+from ropd_jax.training.drift import alarms, drift_at
+from ropd_jax.training.failure_gate import FailureGate, TooManyFailures
+from ropd_jax.training.heldout import evaluate
+from ropd_jax.training.heldout_judge import judge_heldout
+from ropd_jax.training.metrics import make_result, step_metrics
+from ropd_jax.training.update import State, make_portions, make_update, needs_initial, optimizer, update_step
+from ropd_jax.training.validate import check_config, check_finite, check_length, check_xla_options
 from ropd_jax.types import Prompt, RolloutGroup, UserError
-from ropd_jax.update import State, make_portions, make_update, needs_initial, optimizer, update_step
-from ropd_jax.watchdog import watching
-from ropd_jax.workdir import Interrupt, Interrupted, claim, flatten
+from ropd_jax.utils import tracing
+from ropd_jax.weights.student import load_student
+from ropd_jax.workdir import metrics as report
+from ropd_jax.workdir.checkpoint import Checkpoints
+from ropd_jax.workdir.config import Interrupt, Interrupted, claim, flatten
+from ropd_jax.workdir.curves import curves_png
+from ropd_jax.workdir.watchdog import watching
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +144,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     hosts.check_same("a prompt's tokens", {i: zlib.crc32(t) for q in (train, held) for i, t in q.tokens.items()})
     if hosts.index() == 0:
         claim(workdir, cfg.to_dict())
-    together.start(teacher, hosts.index(), hosts.exchange)
+    sync.start(teacher, hosts.index(), hosts.exchange)
 
     # --- mesh, parameters, optimizer
     stack.enter_context(jax.set_mesh(mesh))
@@ -163,7 +175,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
         for group in sample_groups(
             student.cfg, engine, params, student.tokenizer, prompts, questions.tokens_of(prompts), seed=seed, step=step
         ):
-            spans.moved()
+            tracing.moved()
             yield group
 
     def ask(group: RolloutGroup):
@@ -208,7 +220,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
             return
         more = kept(step, (flight, ahead), carried, stale=bool(cfg.stream.staleness), ask=ask)
         more |= {"seconds": host["seconds"] + time.monotonic() - started}
-        with spans.span("checkpoint"):
+        with tracing.span("checkpoint"):
             checkpoints.save(step, state, host | more | {"teacher": teacher.state(), "failures": gate.state()})
 
     # --- loop
@@ -217,9 +229,9 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
         workdir, start_step=first + 1 if first else 0, tensorboard=cfg.log.tensorboard, write=writes
     )
     stack.enter_context(contextlib.closing(metrics_log))
-    timeline = stack.enter_context(spans.Timeline(workdir, start_step=first, write=writes).recording())
+    timeline = stack.enter_context(tracing.Timeline(workdir, start_step=first, write=writes).recording())
     stack.enter_context(watching(timeline, cfg.log.watchdog_s, workdir, loop.stacks))
-    teacher.client = ObservedClient(teacher.client, spans.span)
+    teacher.client = ObservedClient(teacher.client, tracing.span)
     groups_log = report.GroupsLog(workdir)
     shown_on = None if writes else stack.enter_context(open(os.devnull, "w"))  # noqa: SIM115
     progress = stack.enter_context(report.Progress(cfg.steps, start=first, file=shown_on))
@@ -230,7 +242,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
 
     def evaluated(step: int, n: int) -> dict[str, Any]:
         answers: list[RolloutGroup] = []
-        with spans.span("evaluate"):
+        with tracing.span("evaluate"):
             metrics = evaluate(sample, eval_engines, attach(lora, base, state.params), held, n, looking, answers)
             if cfg.teacher.judge.model:
                 answers = [group for group in answers if group.index < cfg.eval.judged]
@@ -252,7 +264,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
         if first:
             ahead, carried = taken_up(first, host, {p.id: p for p in train.prompts}, train.tokens, ask)
         for step in range(first, cfg.steps):
-            with spans.about(step=step), spans.span("step"):
+            with tracing.about(step=step), tracing.span("step"):
                 flight, ahead = ahead or launched(step), None
                 due = step and step % cfg.eval.every == 0
                 if due and not hosts.first_says(metrics_log.holds(step, "eval/accuracy")):
@@ -267,7 +279,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
                         length=length, tokenizer=student.tokenizer,
                     )  # fmt: skip
                 flight.receive(carried)
-                patience_s = math.inf if last or not cfg.stream.carry_after_s else cfg.stream.carry_after_s
+                patience_s = math.inf if last or not cfg.stream.straggler_timeout_s else cfg.stream.straggler_timeout_s
                 groups, judgements, metrics = judge_step(
                     flight, interrupt, progress.say, ahead=ahead, update=summed, patience_s=patience_s
                 )
@@ -298,7 +310,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
                     update_metrics["time/update_s"] = summed.seconds
                 else:
                     used = without_overlong(advantages, groups, rows) if cfg.loss.overlong == "mask" else advantages
-                    with spans.span("update"):
+                    with tracing.span("update"):
                         state, update_metrics = update_step(
                             update, state, ref_params, rows, used, method, mesh, cfg, length
                         )
@@ -352,10 +364,12 @@ def make_teacher(
 ) -> Teacher:
     """The config's teacher; without a workdir it has no tape of the run.
 
-    A scripted one without a book owns the textbook of the training data, where it has one. ``needs`` are the roles
+    A scripted one without an answer key gets that of the training data, if it has one. ``needs`` are the roles
     that will be asked (`Method.asks`).
     """
     scripted = cfg.teacher.scripted
-    book = [(p.question, p.solution) for p in prompts if p.solution] if not scripted.book else None
+    answer_key = [(p.question, p.solution) for p in prompts if p.solution] if not scripted.answer_key else None
     share, host = 1 / hosts.count(), hosts.index()
-    return Teacher.from_config(cfg, seed=cfg.seed, book=book, share=share, host=host, workdir=workdir, needs=needs)
+    return Teacher.from_config(
+        cfg, seed=cfg.seed, answer_key=answer_key, share=share, host=host, workdir=workdir, needs=needs
+    )

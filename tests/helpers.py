@@ -12,7 +12,7 @@ import threading
 import numpy as np
 
 from ropd_jax.models.config import ModelConfig
-from ropd_jax.teacher.scripted import ScriptedClient
+from ropd_jax.teacher.scripted.client import ScriptedClient
 
 TINY = ModelConfig(
     vocab_size=64,
@@ -81,7 +81,7 @@ def trees_max_diff(a, b) -> float:
 @contextlib.contextmanager
 def serving(**options):
     """The scripted teacher behind HTTP on a thread of its own; gives the address, without /v1."""
-    from ropd_jax.teacher.server import running
+    from ropd_jax.teacher.scripted.server import running
 
     ready, stop, address = threading.Event(), threading.Event(), []
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from ropd_jax import cli, configs
-from ropd_jax.checks import check_config, check_length
+from ropd_jax import configs
+from ropd_jax.cli import main as cli
 from ropd_jax.plan.shapes import model_config
+from ropd_jax.training.validate import check_config, check_length
 from ropd_jax.types import UserError
-from ropd_jax.workdir import flatten
+from ropd_jax.workdir.config import flatten
 
 PAPER = {  # arXiv 2605.07396, Table A2
     "optim.lr": 1e-6, "optim.schedule": "cosine", "optim.warmup_steps": 100,

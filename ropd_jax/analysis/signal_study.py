@@ -26,12 +26,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ropd_jax.evaluation.graders import grade
-from ropd_jax.groups import StoredGroup, read_groups
-from ropd_jax.jsonio import numbered_rows
-from ropd_jax.report import write_atomic
+from ropd_jax.data.grader import grade
 from ropd_jax.text.trim import after_think
 from ropd_jax.types import UserError
+from ropd_jax.utils.files import numbered_rows
+from ropd_jax.workdir.groups import StoredGroup, read_groups
+from ropd_jax.workdir.metrics import write_atomic
 
 log = logging.getLogger(__name__)
 REWARD = "rubric"

@@ -28,16 +28,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ropd_jax.groups import StoredGroup, read_groups
 from ropd_jax.methods.lopd import check_tokenizers
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.divergence import top_k_overlap
 from ropd_jax.models.logprobs import token_logprobs
-from ropd_jax.policy import kept_steps, load_policy, run_config
-from ropd_jax.report import clock, write_atomic
-from ropd_jax.student import Student, load_student
 from ropd_jax.types import Message, UserError
+from ropd_jax.weights.student import Student, load_student
+from ropd_jax.workdir.groups import StoredGroup, read_groups
+from ropd_jax.workdir.metrics import clock, write_atomic
+from ropd_jax.workdir.policy import kept_steps, load_policy, run_config
 
 log = logging.getLogger(__name__)
 

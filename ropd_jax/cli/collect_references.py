@@ -25,18 +25,18 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ropd_jax.data.questions import load_questions
-from ropd_jax.student import find
 from ropd_jax.teacher import BudgetError, ConfigurationError, Tape, Teacher, TeacherError
-from ropd_jax.teacher.batch import BatchApi, open_batch
-from ropd_jax.teacher.batchjobs import ROLE, Ledger, Source, run_jobs
 from ropd_jax.teacher.build import Endpoint, reference_sources
-from ropd_jax.teacher.client import ChatRequest
-from ropd_jax.teacher.index import IndexRow, IndexWriter, prompt_hash
-from ropd_jax.teacher.references import Reference
-from ropd_jax.teacher.tape import body_key, request_body
-from ropd_jax.teacher.taped import open_tape
-from ropd_jax.text.tokenizer import load_tokenizer
+from ropd_jax.teacher.clients.batch import BatchApi, open_batch
+from ropd_jax.teacher.clients.client import ChatRequest
+from ropd_jax.teacher.roles.references import Reference
+from ropd_jax.teacher.tape.batch_jobs import ROLE, Ledger, Source, run_jobs
+from ropd_jax.teacher.tape.client import open_tape
+from ropd_jax.teacher.tape.reference_index import IndexRow, IndexWriter, prompt_hash
+from ropd_jax.teacher.tape.store import body_key, request_body
 from ropd_jax.types import Prompt, UserError
+from ropd_jax.weights.student import find
+from ropd_jax.weights.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +70,10 @@ def main(cfg: ConfigDict, out: str | os.PathLike[str], *, batch: bool = False, p
         )
     room = pathlib.Path(f"{out}.teacher")
     room.mkdir(parents=True, exist_ok=True)
-    book = [(p.question, p.solution) for p in prompts if p.solution] if not cfg.teacher.scripted.book else None
-    teacher = Teacher.from_config(cfg, seed=cfg.seed, book=book, needs=("reference",), workdir=room)
+    answer_key = (
+        [(p.question, p.solution) for p in prompts if p.solution] if not cfg.teacher.scripted.answer_key else None
+    )
+    teacher = Teacher.from_config(cfg, seed=cfg.seed, answer_key=answer_key, needs=("reference",), workdir=room)
     tape = open_tape(cfg.teacher.tape.mode, cfg.teacher.tape.path, room)
     with IndexWriter(out, fingerprint=fingerprint(cfg.teacher, teacher)) as writer:
         try:

@@ -11,10 +11,10 @@ from rich.table import Table
 
 from ropd_jax.data.published import PUBLISHED, TRAINING
 from ropd_jax.data.sets import SetOptions, load_set
-from ropd_jax.data.sources import ENVIRONMENT, HUB, Found, Source, read_source
+from ropd_jax.data.source import ENVIRONMENT, HUB, Found, Source, read_source
 from ropd_jax.evaluation.benchmarks import load_benchmark
-from ropd_jax.hints import near
 from ropd_jax.types import UserError
+from ropd_jax.utils.suggest import near
 
 
 def main(name: str, *, data: str = "", prepare: str = "", language: str = "en") -> int:
@@ -35,7 +35,7 @@ def main(name: str, *, data: str = "", prepare: str = "", language: str = "en") 
         raise UserError(f"published set {name!r} is unknown; {near(name, PUBLISHED)}")
     source = PUBLISHED[name]
     if prepare:
-        from ropd_jax.data.builders import prepare as write
+        from ropd_jax.data.tfds import prepare as write
 
         data_path = write(source, prepare, data)
         data = f"tfds:{prepare}"

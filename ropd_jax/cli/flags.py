@@ -10,8 +10,8 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ropd_jax.hints import near
 from ropd_jax.types import UserError
+from ropd_jax.utils.suggest import near
 
 if TYPE_CHECKING:
     from absl import flags

@@ -218,14 +218,14 @@ CHECKPOINT is whatever student.checkpoint can be: smollm2, a .gguf file, a Huggi
 """
 
 SERVE_HELP = """\
-usage: ropd serve-teacher [--host ADDRESS] [--port N] [--book FILE] [--fault_rate X] ...
+usage: ropd serve-teacher [--host ADDRESS] [--port N] [--answer_key FILE] [--fault_rate X] ...
 
 Puts the scripted teacher behind HTTP: POST /v1/chat/completions (OpenAI) and
 POST /v1beta/models/MODEL:generateContent (Gemini). It works solutions out by rule; it is not a language model.
 
   --host ADDRESS            default 127.0.0.1 (this machine alone)
   --port N                  default 8808; 0 takes a free one and says which
-  --book FILE               JSONL of {"question", "solution"}: worked solutions of word problems
+  --answer_key FILE               JSONL of {"question", "solution"}: worked solutions of word problems
   --latency_s S             seconds before each reply (0)
   --fault_rate X            share of replies that fail: 429, 503, broken JSON (0.0)
   --slip_rate X             share of references with an arithmetic slip (0.0)

@@ -18,8 +18,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from ropd_jax.arguments import check_known, config_and_flags, define_config, load_config, override, parse, take
-from ropd_jax.helptexts import (
+from ropd_jax.cli.flags import check_known, config_and_flags, define_config, load_config, override, parse, take
+from ropd_jax.cli.help_texts import (
     ANALYZE_HELP,
     DATA_HELP,
     EVAL_HELP,
@@ -32,8 +32,8 @@ from ropd_jax.helptexts import (
     TEACH_HELP,
     TRAIN_HELP,
 )
-from ropd_jax.hints import near
 from ropd_jax.types import UserError
+from ropd_jax.utils.suggest import near
 
 if TYPE_CHECKING:
     from absl import flags
@@ -96,7 +96,7 @@ def _train(args: list[str]) -> int:
     if not values["workdir"].value:
         raise UserError("--workdir is missing; expected a directory for the run, e.g. --workdir runs/quickstart")
 
-    from ropd_jax import hosts
+    from ropd_jax.parallel import hosts
 
     with hosts.joined(*(values[name].value for name in ("coordinator", "num_processes", "process_id"))):
         from ropd_jax import train
@@ -141,15 +141,15 @@ def _preflight(args: list[str]) -> int:
     flags.DEFINE_bool("json", False, "", flag_values=values)
     config = config_and_flags("preflight", ["--nocalls" if a == "--no-calls" else a for a in args], values)
 
-    from ropd_jax import preflight
+    from ropd_jax.plan import preflight
 
     return preflight.run(config, tape=values["tape"].value, calls=values["calls"].value, as_json=values["json"].value)
 
 
 def _tape(args: list[str]) -> int:
-    from ropd_jax import tapeverb
+    from ropd_jax.cli import tape
 
-    return tapeverb.run(args)
+    return tape.run(args)
 
 
 def _rejudge(args: list[str]) -> int:
@@ -167,7 +167,7 @@ def _rejudge(args: list[str]) -> int:
     flags.DEFINE_string("rubric", "stored", "", flag_values=values)
     flags.DEFINE_string("out", "", "", flag_values=values)
 
-    from ropd_jax import rejudge
+    from ropd_jax.analysis import rejudge
 
     define_config("rejudge", rejudge.run_config(run).lock(), rest, values)
     parse(values, "rejudge", rest)
@@ -206,9 +206,11 @@ def _teach(args: list[str]) -> int:
     if not values["out"].value:
         raise UserError("--out is missing; expected the file of the index, e.g. --out references.jsonl")
 
-    from ropd_jax import teach
+    from ropd_jax.cli import collect_references
 
-    return teach.main(config, values["out"].value, batch=values["batch"].value, poll_s=values["poll_s"].value)
+    return collect_references.main(
+        config, values["out"].value, batch=values["batch"].value, poll_s=values["poll_s"].value
+    )
 
 
 def _export(args: list[str]) -> int:
@@ -226,7 +228,7 @@ def _export(args: list[str]) -> int:
     if not values["to"].value:
         raise UserError("--to is missing; expected the directory to write, e.g. --to exported/a")
 
-    from ropd_jax import export
+    from ropd_jax.workdir import export
 
     return export.main(
         what,
@@ -247,9 +249,9 @@ def _data(args: list[str]) -> int:
     flags.DEFINE_string("language", "en", "", flag_values=values)
     parse(values, "data", rest)
 
-    from ropd_jax import dataverb
+    from ropd_jax.cli import data
 
-    return dataverb.main(name, **{flag: values[flag].value for flag in values})
+    return data.main(name, **{flag: values[flag].value for flag in values})
 
 
 def _eval(args: list[str]) -> int:
@@ -271,7 +273,7 @@ def _eval(args: list[str]) -> int:
     flags.DEFINE_float("top_p", None, "", lower_bound=0.0, upper_bound=1.0, flag_values=values)
     config = _judge_config("eval", rest, values)
 
-    from ropd_jax import evalrun
+    from ropd_jax.evaluation import run as evalrun
 
     options = {name: values[name].value for name in values if not name.startswith("config")}
     return evalrun.main(config, evalrun.Wanted(what, **options))
@@ -290,15 +292,15 @@ def _analyze(args: list[str]) -> int:
     if scores and teacher:
         raise UserError("--scores and --teacher exclude each other: --teacher writes a scores file of its own")
 
-    from ropd_jax.evaluation import analysis
+    from ropd_jax.analysis import signal_study
 
     out = values["out"].value or str(pathlib.Path(run) / "analysis")
     if teacher:
-        from ropd_jax import rejudge, signals
+        from ropd_jax.analysis import rejudge, teacher_signals
 
         how = {"steps": steps, "system": rejudge.run_config(run).data.system, "top_k": values["top_k"].value}
-        scores = str(signals.score_run(run, teacher, pathlib.Path(out) / "scores.jsonl", **how))
-    return analysis.main(run, steps=steps, scores=scores, out=out)
+        scores = str(teacher_signals.score_run(run, teacher, pathlib.Path(out) / "scores.jsonl", **how))
+    return signal_study.main(run, steps=steps, scores=scores, out=out)
 
 
 def _timeline(args: list[str]) -> int:
@@ -310,7 +312,7 @@ def _timeline(args: list[str]) -> int:
         flags.DEFINE_string(name, "", "", flag_values=values)
     parse(values, "timeline", rest)
 
-    from ropd_jax import timeline
+    from ropd_jax.analysis import timeline
 
     return timeline.main(run, steps=_steps(values["steps"].value), out=values["out"].value)
 
@@ -330,8 +332,8 @@ def _costs(topology: str) -> Callable[[str, tuple[str, ...]], str]:
 def _table(args: list[str]) -> int:
     from absl import flags
 
-    from ropd_jax.evaluation import tables
-    from ropd_jax.report import write_atomic
+    from ropd_jax.analysis import tables
+    from ropd_jax.workdir.metrics import write_atomic
 
     file, rest = _first(args, "which table? expected its file first, e.g. ropd table experiments/table1_blackbox.py")
     values = flags.FlagValues()
@@ -363,10 +365,10 @@ def _grade(args: list[str]) -> int:
     if not values["answers"].value:
         raise UserError("--answers is missing; expected a JSONL file of answers")
 
-    from ropd_jax.evaluation import gradeverb
+    from ropd_jax.evaluation import grade_file
 
     options = {name: values[name].value for name in values if not name.startswith("config")}
-    return gradeverb.main(config, **options)
+    return grade_file.main(config, **options)
 
 
 def _judge_config(verb: str, args: list[str], values: flags.FlagValues) -> ConfigDict:
@@ -390,15 +392,15 @@ def _serve_teacher(args: list[str]) -> int:
     values = flags.FlagValues()
     flags.DEFINE_string("host", "127.0.0.1", "", flag_values=values)
     flags.DEFINE_integer("port", 8808, "", lower_bound=0, upper_bound=65535, flag_values=values)
-    flags.DEFINE_string("book", "", "", flag_values=values)
+    flags.DEFINE_string("answer_key", "", "", flag_values=values)
     flags.DEFINE_float("latency_s", 0.0, "", lower_bound=0.0, flag_values=values)
     for name in ("fault_rate", "slip_rate", "wrong_verdict_rate"):
         flags.DEFINE_float(name, 0.0, "", lower_bound=0.0, upper_bound=1.0, flag_values=values)
     parse(values, "serve-teacher", args)
     options = {name: values[name].value for name in values if name not in ("host", "port")}
 
-    from ropd_jax.teacher import server
-    from ropd_jax.teacher.scripted import ScriptedClient
+    from ropd_jax.teacher.scripted import server
+    from ropd_jax.teacher.scripted.client import ScriptedClient
 
     server.serve(ScriptedClient(**options), host=values["host"].value, port=values["port"].value)
     return 0
@@ -411,13 +413,13 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {  # what runs, and i
     "grade": (_grade, GRADE_HELP),
     "table": (_table, TABLE_HELP),
     "analyze": (_analyze, ANALYZE_HELP),
-    "timeline": (_timeline, "ropd_jax.timeline"),
+    "timeline": (_timeline, "ropd_jax.analysis.timeline"),
     "rejudge": (_rejudge, REJUDGE_HELP),
     "teach": (_teach, TEACH_HELP),
     "plan": (_plan, "ropd_jax.plan"),
     "export": (_export, EXPORT_HELP),
-    "preflight": (_preflight, "ropd_jax.preflight"),
-    "tape": (_tape, "ropd_jax.tapeverb"),
+    "preflight": (_preflight, "ropd_jax.plan.preflight"),
+    "tape": (_tape, "ropd_jax.cli.tape"),
     "serve-teacher": (_serve_teacher, SERVE_HELP),
 }
 

@@ -11,14 +11,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ropd_jax.hints import near
-from ropd_jax.teacher.batchjobs import ENDED, Job, Ledger
-from ropd_jax.teacher.budget import dollars
-from ropd_jax.teacher.client import Usage
-from ropd_jax.teacher.prices import Prices
-from ropd_jax.teacher.tape import Tape
-from ropd_jax.teacher.tapefile import export_tape, import_tape, tape_stats
+from ropd_jax.teacher.clients.client import Usage
+from ropd_jax.teacher.tape.batch_jobs import ENDED, Job, Ledger
+from ropd_jax.teacher.tape.inspect import export_tape, import_tape, tape_stats
+from ropd_jax.teacher.tape.store import Tape
+from ropd_jax.teacher.traffic.budget import dollars
+from ropd_jax.teacher.traffic.prices import Prices
 from ropd_jax.types import UserError
+from ropd_jax.utils.suggest import near
 
 HELP = """\
 usage: ropd tape stats TAPE [--json]

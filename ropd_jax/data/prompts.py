@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from ropd_jax.hints import near
-from ropd_jax.jsonio import numbered_rows
 from ropd_jax.types import Message, Prompt, UserError
+from ropd_jax.utils.files import numbered_rows
+from ropd_jax.utils.suggest import near
 
 QUESTION_KEYS = ("problem", "question", "prompt")
 GSM_MARK = "####"

@@ -6,7 +6,7 @@ was at hand. None of their text is in this package.
 
 from __future__ import annotations
 
-from ropd_jax.data.sources import Source
+from ropd_jax.data.source import Source
 
 MATHARENA = "CC BY-NC-SA 4.0"
 _SIMPLE_EVALS = "https://openaipublic.blob.core.windows.net/simple-evals/healthbench/"

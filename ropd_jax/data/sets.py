@@ -23,9 +23,9 @@ from typing import Any
 
 from ropd_jax.data.prompts import normalise
 from ropd_jax.data.published import BENCHMARKS, TRAINING
-from ropd_jax.data.sources import Found, check, first, read_source
-from ropd_jax.hints import near
+from ropd_jax.data.source import Found, check, first, read_source
 from ropd_jax.types import Message, Prompt, UserError
+from ropd_jax.utils.suggest import near
 
 log = logging.getLogger(__name__)
 

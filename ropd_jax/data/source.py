@@ -20,8 +20,8 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ropd_jax.jsonio import numbered_rows
 from ropd_jax.types import Prompt, UserError
+from ropd_jax.utils.files import numbered_rows
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def read_source(source: Source, place: str | os.PathLike[str] = "") -> tuple[lis
     """
     directory = str(place) if place else os.environ.get(ENVIRONMENT, "")
     if directory.startswith(PREPARED):
-        from ropd_jax.data.builders import read_prepared
+        from ropd_jax.data.tfds import read_prepared
 
         return read_prepared(source, directory.removeprefix(PREPARED))
     if directory and directory != HUB:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ropd_jax.data.sources import Source, read_source
+from ropd_jax.data.source import Source, read_source
 from ropd_jax.types import UserError
 
 VERSION = "1.0.0"

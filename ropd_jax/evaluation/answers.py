@@ -12,8 +12,8 @@ import pathlib
 from collections import Counter
 from collections.abc import Collection, Sequence
 
-from ropd_jax.jsonio import numbered_rows
 from ropd_jax.types import UserError
+from ropd_jax.utils.files import numbered_rows
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The paper's benchmarks as data: where the rows come from, how they are asked, how they are sampled and graded.
 
 ``BENCHMARKS`` holds every one of them; ``reasoning_gym:TASK`` names any task of reasoning-gym. No text of a benchmark
-is in this package: ``load_benchmark`` reads it from a directory or from the Hub (see ``ropd_jax.data.sources``).
+is in this package: ``load_benchmark`` reads it from a directory or from the Hub (see ``ropd_jax.data.source``).
 
 Sampling is the paper's (arXiv 2605.07396, section 3.1 and appendix C): k=16 samples a problem, temperature 1.0,
 top-p 0.95, at most 32,768 tokens. Its prompts are not published; ours are below.
@@ -18,9 +18,9 @@ from typing import Any, Literal
 
 from ropd_jax.data import published
 from ropd_jax.data.prompts import GSM_MARK, load_prompts
-from ropd_jax.data.sources import Found, Source, check, content_sha, first, read_source
-from ropd_jax.hints import near
+from ropd_jax.data.source import Found, Source, check, content_sha, first, read_source
 from ropd_jax.types import Message, Prompt, UserError
+from ropd_jax.utils.suggest import near
 
 Grader = Literal["math", "choice", "ifeval", "healthbench", "exact"]
 

@@ -15,12 +15,12 @@ from ml_collections import ConfigDict
 from ropd_jax.evaluation import results
 from ropd_jax.evaluation.answers import read_answers
 from ropd_jax.evaluation.benchmarks import Loaded, load_benchmark
+from ropd_jax.evaluation.graders.healthbench import grader_facts
 from ropd_jax.evaluation.grading import grade_answers
-from ropd_jax.evaluation.healthbench import grader_facts
-from ropd_jax.report import write_atomic
 from ropd_jax.teacher import Teacher
 from ropd_jax.teacher.build import role_of
 from ropd_jax.types import UserError
+from ropd_jax.workdir.metrics import write_atomic
 
 log = logging.getLogger(__name__)
 _SAY_EVERY_S = 2.0

@@ -12,11 +12,11 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ropd_jax.evaluation import choice, healthbench, ifeval, mathpool
+from ropd_jax.data.grader import final_answer, grade
 from ropd_jax.evaluation.answers import Answer
 from ropd_jax.evaluation.benchmarks import Benchmark
-from ropd_jax.evaluation.graders import final_answer, grade
-from ropd_jax.evaluation.mathgrade import boxed, grade_math
+from ropd_jax.evaluation.graders import choice, healthbench, ifeval, math_pool
+from ropd_jax.evaluation.graders.math import boxed, grade_math
 from ropd_jax.teacher import Teacher
 from ropd_jax.text.trim import after_think
 from ropd_jax.types import Prompt, UserError
@@ -44,7 +44,7 @@ class Outcome:
 def check_installed(benchmark: Benchmark) -> None:
     """Raises UserError where the benchmark's grader needs what is not installed: before sampling, not after it."""
     if benchmark.grader == "math":
-        mathpool.check_starts()
+        math_pool.check_starts()
     wanted = ("langdetect", "punkt", "nltk") if benchmark.grader == "ifeval" else ()
     if missing := [name for name in wanted if importlib.util.find_spec(name) is None]:
         raise UserError(f"the grader of {benchmark.name} needs {', '.join(missing)}: pip install 'ropd_jax[eval]'")

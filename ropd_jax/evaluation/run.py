@@ -25,19 +25,19 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ropd_jax import configs
-from ropd_jax import mesh as mesh_lib
 from ropd_jax.evaluation import results
 from ropd_jax.evaluation.answers import by_problem, read_answers
 from ropd_jax.evaluation.benchmarks import Loaded, Sampling, load_benchmark, slug
-from ropd_jax.evaluation.gradeverb import grade_file
+from ropd_jax.evaluation.grade_file import grade_file
 from ropd_jax.evaluation.grading import check_installed
-from ropd_jax.policy import kept_steps, load_policy, run_config
-from ropd_jax.report import clock, read_metrics, write_atomic
+from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.sampling.engine import EngineConfig, sample_groups
 from ropd_jax.sampling.rules import SamplingRule
-from ropd_jax.student import Student, load_student
 from ropd_jax.types import Prompt, RolloutGroup, UserError
-from ropd_jax.workdir import Interrupt, Interrupted
+from ropd_jax.weights.student import Student, load_student
+from ropd_jax.workdir.config import Interrupt, Interrupted
+from ropd_jax.workdir.metrics import clock, read_metrics, write_atomic
+from ropd_jax.workdir.policy import kept_steps, load_policy, run_config
 
 log = logging.getLogger(__name__)
 

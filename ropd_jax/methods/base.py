@@ -30,16 +30,16 @@ from ml_collections import ConfigDict
 from ropd_jax.core import advantages as advantages_lib
 from ropd_jax.core import losses
 from ropd_jax.core.advantages import Advantages
+from ropd_jax.core.batches import Sequence as TokenSequence
+from ropd_jax.core.batches import TrainBatch
 from ropd_jax.core.rewards import overlong_penalty
-from ropd_jax.data.batches import Sequence as TokenSequence
-from ropd_jax.data.batches import TrainBatch
 from ropd_jax.types import Judgement, RolloutGroup, UserError
 
 if TYPE_CHECKING:
     from ropd_jax.models.config import ModelConfig
-    from ropd_jax.student import Student
     from ropd_jax.teacher import Teacher
-    from ropd_jax.text.tokenizer import Tokenizer
+    from ropd_jax.weights.student import Student
+    from ropd_jax.weights.tokenizer import Tokenizer
 
 
 class Tokens(NamedTuple):
@@ -145,7 +145,7 @@ class Method(abc.ABC):
     @property
     def by_group(self) -> bool:
         """Whether rewards and advantages of a group hang on that group alone, so that its gradient may be summed before
-        the others are judged (`ropd_jax.stream`). A method that overrides one of the three says so itself."""
+        the others are judged (`training.accumulate`). A method that overrides one of the three says so itself."""
         return all(getattr(type(self), name) is getattr(Method, name) for name in ("revise", "rewards", "advantages"))
 
     @property
@@ -231,7 +231,7 @@ class Method(abc.ABC):
         loss, batch = self.cfg.loss, tokens.batch
         logp_BT, old_BT = tokens.logp_BT, tokens.old_logp_BT
         stream = self.cfg.stream
-        if cap := loss.is_cap or (stream.cap if stream.staleness or stream.carry_after_s else 0.0):
+        if cap := loss.is_cap or (stream.cap if stream.staleness or stream.straggler_timeout_s else 0.0):
             loss_BT, capped_BT = losses.truncated_is_loss(logp_BT, old_BT, advantage_BT, cap=cap)
             return loss_BT, {"capped_frac": capped_BT}
         if loss.ratio == "sequence":

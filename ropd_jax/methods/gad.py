@@ -22,16 +22,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ropd_jax import mesh as mesh_lib
 from ropd_jax.core.advantages import Advantages
+from ropd_jax.core.batches import Sequence
 from ropd_jax.core.optim import make_optimizer
-from ropd_jax.data.batches import Sequence
 from ropd_jax.methods.base import Held, Method, Pass
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.divergence import normed_hidden
+from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.teacher import TeacherError
-from ropd_jax.teacher.judge import unscored
+from ropd_jax.teacher.judge_group import unscored
 from ropd_jax.types import Judgement, RolloutGroup, UserError
 
 

@@ -18,16 +18,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ropd_jax import hosts
-from ropd_jax import mesh as mesh_lib
 from ropd_jax.core.advantages import Advantages
 from ropd_jax.methods.base import Held, Method, Notes, Pass
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.divergence import normed_hidden, vocabulary_divergence
 from ropd_jax.models.logprobs import token_logprobs
-from ropd_jax.student import Student, load_student
+from ropd_jax.parallel import hosts
+from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.types import Judgement, RolloutGroup, UserError
+from ropd_jax.weights.student import Student, load_student
 
 MODES = ("sampled", "full")
 PROBE = "Let x = 12.5; then 3x + 7 = 44.5.\n\nÜber  20 %? <think>ok</think>\tAnswer: \\boxed{1,000}"

@@ -16,11 +16,11 @@ import dataclasses
 
 import numpy as np
 
-from ropd_jax.data.batches import Sequence
-from ropd_jax.evaluation.graders import grade
+from ropd_jax.core.batches import Sequence
+from ropd_jax.data.grader import grade
 from ropd_jax.methods.base import Method
 from ropd_jax.teacher import TeacherError
-from ropd_jax.teacher.judge import graded, unscored
+from ropd_jax.teacher.judge_group import graded, unscored
 from ropd_jax.text.trim import after_think
 from ropd_jax.types import Judgement, RolloutGroup, UserError
 

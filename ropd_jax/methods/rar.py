@@ -15,7 +15,7 @@ import dataclasses
 
 from ropd_jax.methods.base import Method
 from ropd_jax.teacher import TeacherError
-from ropd_jax.teacher.judge import graded, unscored
+from ropd_jax.teacher.judge_group import graded, unscored
 from ropd_jax.text.trim import after_think
 from ropd_jax.types import Judgement, RolloutGroup, Rubric, UserError
 

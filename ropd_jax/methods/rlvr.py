@@ -6,7 +6,7 @@ other method here sees. A rollout that nobody can grade is unscored (cause ``ung
 
 from __future__ import annotations
 
-from ropd_jax.evaluation.graders import grade
+from ropd_jax.data.grader import grade
 from ropd_jax.methods.base import Method
 from ropd_jax.text.trim import after_think
 from ropd_jax.types import Judgement, RolloutGroup

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ropd_jax.core.advantages import Advantages
-from ropd_jax.data.batches import Sequence
+from ropd_jax.core.batches import Sequence
 from ropd_jax.methods.base import Method
 from ropd_jax.teacher import TeacherError
-from ropd_jax.teacher.judge import unscored
+from ropd_jax.teacher.judge_group import unscored
 from ropd_jax.types import Judgement, RolloutGroup
 
 

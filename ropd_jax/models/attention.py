@@ -14,8 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ropd_jax.mesh import active_mesh, constrain, out, platform
 from ropd_jax.models.flash import Shape, flash, short
+from ropd_jax.parallel.mesh import active_mesh, constrain, out, platform
 from ropd_jax.types import UserError
 
 XLA_BLOCK = 64  # queries and keys of a block on the XLA path; 1.1-1.2 x faster than 128 on CPU, 512 to 2,048 tokens

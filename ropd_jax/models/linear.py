@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from ropd_jax.mesh import active_mesh, out, platform
+from ropd_jax.parallel.mesh import active_mesh, out, platform
 
 Params = dict
 

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jax.sharding import reshard
 
-from ropd_jax.mesh import active_mesh, constrain, locally, out
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
+from ropd_jax.parallel.mesh import active_mesh, constrain, locally, out
 
 LEAST_WORDS = 1024  # of a slice of the vocabulary: a smaller matmul would not be worth its turn
 

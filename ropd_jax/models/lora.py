@@ -26,8 +26,8 @@ import numpy as np
 
 from ropd_jax.models import linear, transformer
 from ropd_jax.models.config import ModelConfig
-from ropd_jax.models.tensors import tensors_of
 from ropd_jax.types import UserError
+from ropd_jax.weights.tensors import tensors_of
 
 Params = dict
 BASE_DTYPES = ("float32", "bfloat16", "int8")

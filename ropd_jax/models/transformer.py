@@ -7,7 +7,7 @@
    took apart once: a scan in the decode loop copies every layer's weights and is 2-3x slower on CPU.
 
 Both call the same `Block`; what differs is the ``attend`` function that is passed in.
-Parameter names end in their dimensions (see `ropd_jax.types`), from which `ropd_jax.mesh` derives the sharding.
+Parameter names end in their dimensions (see `types`), from which `parallel.mesh` derives the sharding.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import numpy as np
 from flax import nnx
 from jax.sharding import reshard
 
-from ropd_jax.mesh import RULES, active_mesh, constrain, out, platform
 from ropd_jax.models.attention import self_attention
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.linear import MANY_ROWS, Params, flip, flipped_back, linear, product_outputs_first
 from ropd_jax.models.rope import rope_kinds, rotate, turn_of, turns
+from ropd_jax.parallel.mesh import RULES, active_mesh, constrain, out, platform
 
 
 class RMSNorm(nnx.Module):

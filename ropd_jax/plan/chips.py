@@ -15,8 +15,8 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ropd_jax.hints import near
 from ropd_jax.types import UserError
+from ropd_jax.utils.suggest import near
 
 GIB = 2**30
 

@@ -17,16 +17,16 @@ from collections.abc import Sequence
 import jax
 from ml_collections import ConfigDict
 
-from ropd_jax import mesh as mesh_lib
-from ropd_jax.arguments import config_and_flags
+from ropd_jax.cli.flags import config_and_flags
+from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.plan import measure
 from ropd_jax.plan.bound import bound
 from ropd_jax.plan.chips import CPU, Topology, parse_topology, topology_devices
 from ropd_jax.plan.shapes import model_config
 from ropd_jax.plan.verb import teacher
-from ropd_jax.report import read_metrics
 from ropd_jax.teacher import Tape
 from ropd_jax.types import UserError
+from ropd_jax.workdir.metrics import read_metrics
 
 
 def cost_of(train: str, like: Sequence[str], topology: str) -> str:

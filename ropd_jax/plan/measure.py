@@ -10,16 +10,16 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from ropd_jax import mesh as mesh_lib
 from ropd_jax.methods import Pass
 from ropd_jax.models.config import ModelConfig
+from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.plan import count, programs
 from ropd_jax.plan.bound import Bound, Phase, bound
 from ropd_jax.plan.chips import Chip, Topology, topology_devices
 from ropd_jax.plan.compiled import Compiled, compile_program
 from ropd_jax.plan.programs import device_bytes
-from ropd_jax.stream import streams
-from ropd_jax.update import needs_initial
+from ropd_jax.training.accumulate import streams
+from ropd_jax.training.update import needs_initial
 
 Say = Callable[[str], None]
 SAMPLER = ("prefill", "decode")

@@ -25,25 +25,15 @@ from rich.console import Console
 from rich.table import Table
 
 from ropd_jax.data.prompts import load_prompts
-from ropd_jax.teacher import (
-    Budget,
-    Prices,
-    Tape,
-    TeacherError,
-    TruncatedError,
-    Usage,
-    make_client,
-    rubricator,
-    scorer,
-    verifier,
-)
-from ropd_jax.teacher import references as reference_role
-from ropd_jax.teacher.budget import dollars
+from ropd_jax.teacher import Budget, Prices, Tape, TeacherError, TruncatedError, Usage, make_client
 from ropd_jax.teacher.build import ROLE_KEYS, Endpoint, reference_sources, role_of
-from ropd_jax.teacher.client import ChatRequest
-from ropd_jax.teacher.grade import Role
+from ropd_jax.teacher.clients.client import ChatRequest
 from ropd_jax.teacher.make import limit_options
-from ropd_jax.teacher.tapefile import tape_stats
+from ropd_jax.teacher.roles import references as reference_role
+from ropd_jax.teacher.roles import rubricator, scorer, verifier
+from ropd_jax.teacher.tape.inspect import tape_stats
+from ropd_jax.teacher.teacher import Role
+from ropd_jax.teacher.traffic.budget import dollars
 from ropd_jax.types import Criterion, Prompt, Rubric
 
 HELP = """\
@@ -229,16 +219,16 @@ async def check(
     asked = [("reference", *source) for source in sources]
     judged = ("judge",) if t.judge.model else ()
     asked += [(role, *role_of(t, ROLE_KEYS[role])) for role in (*asks, *judged) if role != "reference"]
-    book = [(p.question, p.solution) for p in prompts if p.solution] if not t.scripted.book else None
-    return [await _check(t, role, endpoint, how, prompts[0], book) for role, endpoint, how in asked]
+    answer_key = [(p.question, p.solution) for p in prompts if p.solution] if not t.scripted.answer_key else None
+    return [await _check(t, role, endpoint, how, prompts[0], answer_key) for role, endpoint, how in asked]
 
 
-async def _check(t, role: str, endpoint: Endpoint, how: Role, prompt: Prompt, book) -> Check:
+async def _check(t, role: str, endpoint: Endpoint, how: Role, prompt: Prompt, answer_key) -> Check:
     budget = Budget(prices=Prices.load(t.prices))
     seconds, client = None, None
     try:
         limits = limit_options(t) | {"timeout_s": min(_CHECK_S, t.timeout_s)}
-        scripted = dict(t.scripted) | ({} if book is None else {"book": book})
+        scripted = dict(t.scripted) | ({} if answer_key is None else {"answer_key": answer_key})
         client = make_client(**dataclasses.asdict(endpoint), scripted=scripted, budget=budget, **limits)
         request = _request(t, role, prompt, ["Answer: 1"], ["Answer: 2"], _RUBRIC)
         request = dataclasses.replace(
@@ -265,8 +255,8 @@ async def _check(t, role: str, endpoint: Endpoint, how: Role, prompt: Prompt, bo
 
 def run(cfg: ConfigDict, *, tape: str = "", calls: bool = True, as_json: bool = False) -> int:
     """Plan, check and print; returns 0, or 2 when a check failed."""
+    from ropd_jax.cli.tape import tape_path
     from ropd_jax.methods import load_method
-    from ropd_jax.tapeverb import tape_path
 
     d = cfg.data
     prompts = load_prompts(

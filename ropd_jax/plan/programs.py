@@ -1,7 +1,7 @@
 """The programs of a run as shapes: the update, the prefill and the decoding of a config, ready to be lowered.
 
 Everything is `jax.ShapeDtypeStruct` with a sharding, so nothing is allocated, and the mesh's devices need not exist.
-The functions are the run's own (`ropd_jax.update`, `ropd_jax.sampling.engine`); only their arguments are made here.
+The functions are the run's own (`training.update`, `sampling.engine`); only their arguments are made here.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import numpy as np
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from ropd_jax import mesh as mesh_lib
-from ropd_jax.data.batches import Sequence, TrainBatch
+from ropd_jax.core.batches import Sequence, TrainBatch
 from ropd_jax.methods import Held, Method, load_method
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.lora import Lora, adapter_shapes, attach, freeze
+from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.plan.shapes import model_config
 from ropd_jax.sampling import engine as engine_lib
 from ropd_jax.sampling import pages
 from ropd_jax.sampling.slots import Slots
-from ropd_jax.stream import streams
-from ropd_jax.update import State, make_portions, make_update, needs_initial, optimizer, step_parts
+from ropd_jax.training.accumulate import streams
+from ropd_jax.training.update import State, make_portions, make_update, needs_initial, optimizer, step_parts
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,9 @@ import contextlib
 import importlib.resources
 import pathlib
 
-from ropd_jax import student
 from ropd_jax.models.config import ModelConfig
-from ropd_jax.models.families import read_config
+from ropd_jax.weights import student
+from ropd_jax.weights.families import read_config
 
 
 def facts() -> dict[str, pathlib.Path]:

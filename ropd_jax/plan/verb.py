@@ -14,14 +14,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ropd_jax.checks import check_config
 from ropd_jax.plan import fit, programs
 from ropd_jax.plan.chips import Topology, parse_topology
 from ropd_jax.plan.measure import Measured, make_mesh, measure
+from ropd_jax.plan.preflight import RolePlan
+from ropd_jax.plan.preflight import plan as teacher_plan
 from ropd_jax.plan.shapes import model_config
-from ropd_jax.preflight import RolePlan
-from ropd_jax.preflight import plan as teacher_plan
 from ropd_jax.teacher import Tape
+from ropd_jax.training.validate import check_config
 from ropd_jax.types import Message, Prompt, UserError
 
 UNITS = {"GB": 1e9, "MB": 1e6, "kB": 1e3}

@@ -24,17 +24,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ropd_jax import spans
-from ropd_jax.mesh import active_mesh, constrain, fetch, out, place
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
+from ropd_jax.parallel.mesh import active_mesh, constrain, fetch, out, place
 from ropd_jax.sampling import pages as paging
 from ropd_jax.sampling.rules import SamplingRule, draw, rollout_keys
 from ropd_jax.sampling.slots import Job, Slots, halved, pool_size
 from ropd_jax.types import Prompt, Rollout, RolloutGroup, UserError
+from ropd_jax.utils import tracing
 
 if TYPE_CHECKING:
-    from ropd_jax.text.tokenizer import Tokenizer
+    from ropd_jax.weights.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -359,7 +359,7 @@ class _Engine:
                 tokens_NT[number, row, :n] = self.prompt_tokens[index][:n]
                 len_N[number, row], at_N[number, row] = n, slot
         arrays = _place((tokens_NT.reshape(-1, tokens_NT.shape[-1]), "BT"), (len_N.ravel(), "B"), (at_N.ravel(), "B"))
-        with spans.span("prefill"):  # the device has nothing else to do now: the last chunk is in, the next not begun
+        with tracing.span("prefill"):  # the device has nothing else to do now: the last chunk is in, the next not begun
             prompts = prefill(self.cfg, self.ecfg.dtype, self.params, self.cache.prompts, *arrays)
             jax.block_until_ready(prompts)
         self.cache = self.cache._replace(prompts=prompts)

@@ -22,8 +22,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ropd_jax.mesh import constrain, locally
 from ropd_jax.models.config import ModelConfig
+from ropd_jax.parallel.mesh import constrain, locally
 
 CACHE_DTYPES = ("float32", "bfloat16", "int8")
 NOTHING = -1e30  # finite: the maximum of no scores

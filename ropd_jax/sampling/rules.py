@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ropd_jax.mesh import constrain, locally
+from ropd_jax.parallel.mesh import constrain, locally
 from ropd_jax.types import UserError
 
 

@@ -9,8 +9,7 @@ All of it runs on one event loop (``TeacherLoop``)::
     scores = verdicts.scores(rubric)  # one a text; None where unscored, never 0.0 for a failure
 """
 
-from ropd_jax.teacher.budget import Budget, Caps
-from ropd_jax.teacher.client import (
+from ropd_jax.teacher.clients.client import (
     BlockedError,
     BudgetError,
     ChatClient,
@@ -25,15 +24,16 @@ from ropd_jax.teacher.client import (
     TruncatedError,
     Usage,
 )
-from ropd_jax.teacher.grade import Role, Teacher
-from ropd_jax.teacher.loop import TeacherLoop
 from ropd_jax.teacher.make import make_client
-from ropd_jax.teacher.prices import Prices
-from ropd_jax.teacher.rubricator import parse_rubric
-from ropd_jax.teacher.stats import TeacherStats
-from ropd_jax.teacher.tape import Tape
-from ropd_jax.teacher.taped import TapedClient, at_step
-from ropd_jax.teacher.verifier import parse_verdicts
+from ropd_jax.teacher.roles.rubricator import parse_rubric
+from ropd_jax.teacher.roles.verifier import parse_verdicts
+from ropd_jax.teacher.tape.client import TapedClient, at_step
+from ropd_jax.teacher.tape.store import Tape
+from ropd_jax.teacher.teacher import Role, Teacher
+from ropd_jax.teacher.traffic.budget import Budget, Caps
+from ropd_jax.teacher.traffic.event_loop import TeacherLoop
+from ropd_jax.teacher.traffic.prices import Prices
+from ropd_jax.teacher.traffic.stats import TeacherStats
 
 __all__ = [
     "BlockedError",

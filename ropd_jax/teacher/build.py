@@ -21,17 +21,17 @@ import urllib.parse
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ropd_jax.teacher.budget import Budget, Caps
-from ropd_jax.teacher.client import ChatClient, ConfigurationError
-from ropd_jax.teacher.index import TeacherIndex, read_index
-from ropd_jax.teacher.prices import Prices
-from ropd_jax.teacher.stats import TeacherStats
-from ropd_jax.teacher.store import RubricStore
-from ropd_jax.teacher.taped import TapedClient, open_tape
-from ropd_jax.teacher.templates import prompt_sha
+from ropd_jax.teacher.clients.client import ChatClient, ConfigurationError
+from ropd_jax.teacher.roles.templates import prompt_sha
+from ropd_jax.teacher.rubric_store import RubricStore
+from ropd_jax.teacher.tape.client import TapedClient, open_tape
+from ropd_jax.teacher.tape.reference_index import TeacherIndex, read_index
+from ropd_jax.teacher.traffic.budget import Budget, Caps
+from ropd_jax.teacher.traffic.prices import Prices
+from ropd_jax.teacher.traffic.stats import TeacherStats
 
 if TYPE_CHECKING:
-    from ropd_jax.teacher.grade import Role, Teacher
+    from ropd_jax.teacher.teacher import Role, Teacher
 
 log = logging.getLogger(__name__)
 
@@ -65,15 +65,15 @@ def build_teacher(
     teacher: Mapping[str, Any],
     *,
     seed: int = 0,
-    book: Iterable[tuple[str, str]] | None = None,
+    answer_key: Iterable[tuple[str, str]] | None = None,
     share: float = 1.0,
     host: int = 0,
     workdir: str | os.PathLike[str] | None = None,
     needs: Collection[str] = ("reference", "rubric", "verify"),
 ) -> Teacher:
     """The teacher of ``cfg.teacher``; see ``Teacher.from_config``."""
-    from ropd_jax.teacher.grade import REASK_TEMPLATE, TEMPLATES, VARIANTS
     from ropd_jax.teacher.make import limit_options, make_client
+    from ropd_jax.teacher.teacher import REASK_TEMPLATE, TEMPLATES, VARIANTS
 
     stats, clients = TeacherStats(), {}
     budget = Budget(
@@ -96,7 +96,7 @@ def build_teacher(
             make_client,
             **dataclasses.asdict(endpoint),
             **limit_options(teacher, share=share),
-            scripted=dict(teacher["scripted"]) | ({} if book is None else {"book": book}),
+            scripted=dict(teacher["scripted"]) | ({} if answer_key is None else {"answer_key": answer_key}),
             stats=stats,
             budget=budget,
         )
@@ -136,7 +136,7 @@ def build_teacher(
 
 def role_of(teacher: Mapping[str, Any], key: str, changes: Mapping[str, Any] | None = None) -> tuple[Endpoint, Role]:
     """Whom a role asks, and how. ``key`` is the config's name of it."""
-    from ropd_jax.teacher.grade import Role
+    from ropd_jax.teacher.teacher import Role
 
     row = dict(teacher[key]) | dict(changes or {})
     endpoint = Endpoint(*(row[k] or teacher[k] for k in _ENDPOINT))
@@ -189,7 +189,7 @@ def open_index(teacher: Mapping[str, Any]) -> TeacherIndex | None:
 
 
 def _one_of(routes: Mapping[str, tuple[ChatClient, ...]]) -> ChatClient:
-    from ropd_jax.teacher.routes import Routes
+    from ropd_jax.teacher.traffic.router import Routes
 
     distinct = {id(c): c for several in routes.values() for c in several}
     return next(iter(distinct.values())) if len(distinct) == 1 else Routes(routes)

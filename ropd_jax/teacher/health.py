@@ -13,7 +13,7 @@ Where a group was verified twice with another order (``teacher.health.repeat_fra
     rank_changed_frac       share of groups in which two rollouts changed places by score
 
 What is not known (no group with a rubric, nothing verified twice) is None, never a number. Everything here can be had
-again later: ``ropd_jax.groups.read_groups`` makes the judgements of ``groups/*.jsonl``.
+again later: ``ropd_jax.workdir.groups.read_groups`` makes the judgements of ``groups/*.jsonl``.
 """
 
 from __future__ import annotations

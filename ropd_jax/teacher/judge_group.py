@@ -14,14 +14,14 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ropd_jax.teacher import verifier
-from ropd_jax.teacher.client import ConfigurationError, TeacherError
+from ropd_jax.teacher.clients.client import ConfigurationError, TeacherError
 from ropd_jax.teacher.health import saturated
-from ropd_jax.teacher.store import lineage_of
+from ropd_jax.teacher.roles import verifier
+from ropd_jax.teacher.rubric_store import lineage_of
 from ropd_jax.types import Judgement, Lineage, Prompt, Repeat, Rubric
 
 if TYPE_CHECKING:
-    from ropd_jax.teacher.grade import Teacher
+    from ropd_jax.teacher.teacher import Teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Design:
     """What of the procedure an ablation changes; the defaults are the paper's.
 
     Attributes:
-        told: the verifier is told which answers are the teacher's (blind in the paper).
+        blind: the verifier does not see which answers are the teacher's.
         see_rollouts: the rubric is induced from the contrast; False shows the rubricator the references alone.
         pool_references: references are verified beside the rollouts; the paper says that verifiers collapse without.
         size: fewest and most criteria, K.
     """
 
-    told: bool = False
+    blind: bool = True
     see_rollouts: bool = True
     pool_references: bool = True
     size: tuple[int, int] = (4, 12)
@@ -75,7 +75,7 @@ async def judge(
         known["reference_models"] = tuple(model for _, model in references)
         known["rubric"], known["lineage"] = rubric or await _rubric(teacher, prompt, texts, answers, step, design)
         shown = (*answers, *texts) if design.pool_references else tuple(answers)
-        authors = ("student",) * n + ("teacher",) * (len(shown) - n) if design.told else None
+        authors = ("student",) * n + ("teacher",) * (len(shown) - n) if not design.blind else None
         verdicts = await teacher.verify(prompt, known["rubric"], shown, key=key, authors=authors)
         repeat = await _again(teacher, prompt, known["rubric"], shown, key, authors)
     except TeacherError as error:

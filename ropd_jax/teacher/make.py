@@ -6,10 +6,10 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from ropd_jax.teacher.budget import Budget, MeteredClient
-from ropd_jax.teacher.client import ChatClient, ConfigurationError
-from ropd_jax.teacher.limits import LimitedClient, Limits
-from ropd_jax.teacher.stats import TeacherStats
+from ropd_jax.teacher.clients.client import ChatClient, ConfigurationError
+from ropd_jax.teacher.traffic.budget import Budget, MeteredClient
+from ropd_jax.teacher.traffic.retries import LimitedClient, Limits
+from ropd_jax.teacher.traffic.stats import TeacherStats
 
 PROVIDERS = ("scripted", "gemini", "openai")
 _LIMITS = (
@@ -56,15 +56,15 @@ def make_client(
         raise ConfigurationError(f"teacher.base_url is {base_url!r}; expected http://... or https://...")
     client: ChatClient
     if provider == "scripted":
-        from ropd_jax.teacher.scripted import ScriptedClient
+        from ropd_jax.teacher.scripted.client import ScriptedClient
 
         client = ScriptedClient(**(scripted or {}))
     elif provider == "gemini":
-        from ropd_jax.teacher.gemini import GeminiClient
+        from ropd_jax.teacher.clients.gemini import GeminiClient
 
         client = GeminiClient(base_url=base_url, api_key_env=api_key_env, timeout_s=bounds.timeout_s)
     else:
-        from ropd_jax.teacher.openai import OpenAIClient
+        from ropd_jax.teacher.clients.openai import OpenAIClient
 
         client = OpenAIClient(base_url=base_url, api_key_env=api_key_env, timeout_s=bounds.timeout_s)
     if budget is not None:

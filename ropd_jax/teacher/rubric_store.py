@@ -15,7 +15,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterable, Sequence
 
-from ropd_jax.teacher.client import ConfigurationError
+from ropd_jax.teacher.clients.client import ConfigurationError
 from ropd_jax.types import Criterion, Lineage, Rubric
 
 POLICIES = ("fresh", "per_epoch", "until_saturated")

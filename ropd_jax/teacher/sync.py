@@ -16,13 +16,13 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ropd_jax.teacher.budget import Spent
-from ropd_jax.teacher.client import ConfigurationError
-from ropd_jax.teacher.stats import TeacherStats
-from ropd_jax.teacher.tape import Entry, Tape
+from ropd_jax.teacher.clients.client import ConfigurationError
+from ropd_jax.teacher.tape.store import Entry, Tape
+from ropd_jax.teacher.traffic.budget import Spent
+from ropd_jax.teacher.traffic.stats import TeacherStats
 
 if TYPE_CHECKING:
-    from ropd_jax.teacher.grade import Teacher
+    from ropd_jax.teacher.teacher import Teacher
 
 log = logging.getLogger(__name__)
 PIECE = 1 << 20  # bytes of tape entries, about, that are told at once when a tape catches up

@@ -19,10 +19,7 @@ import os
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
-from ropd_jax.teacher import fences, rubricator, scorer, static_rubric, templates, verifier
-from ropd_jax.teacher import references as reference_role
-from ropd_jax.teacher.budget import Budget
-from ropd_jax.teacher.client import (
+from ropd_jax.teacher.clients.client import (
     ChatClient,
     ChatRequest,
     ConfigurationError,
@@ -31,12 +28,15 @@ from ropd_jax.teacher.client import (
     Purpose,
     TeacherError,
 )
-from ropd_jax.teacher.index import TeacherIndex
-from ropd_jax.teacher.references import Reference
-from ropd_jax.teacher.stats import TeacherStats
-from ropd_jax.teacher.store import RubricStore
-from ropd_jax.teacher.tape import Tape
-from ropd_jax.teacher.verifier import Marks
+from ropd_jax.teacher.roles import fences, rubricator, scorer, static_rubric, templates, verifier
+from ropd_jax.teacher.roles import references as reference_role
+from ropd_jax.teacher.roles.references import Reference
+from ropd_jax.teacher.roles.verifier import Marks
+from ropd_jax.teacher.rubric_store import RubricStore
+from ropd_jax.teacher.tape.reference_index import TeacherIndex
+from ropd_jax.teacher.tape.store import Tape
+from ropd_jax.teacher.traffic.budget import Budget
+from ropd_jax.teacher.traffic.stats import TeacherStats
 from ropd_jax.types import Message, Prompt, Rubric, Verdicts
 
 T = TypeVar("T")
@@ -145,7 +145,7 @@ class Teacher:
         cfg: Any,
         *,
         seed: int = 0,
-        book: Iterable[tuple[str, str]] | None = None,
+        answer_key: Iterable[tuple[str, str]] | None = None,
         share: float = 1.0,
         host: int = 0,
         workdir: str | os.PathLike[str] | None = None,
@@ -155,18 +155,18 @@ class Teacher:
 
         Args:
             seed: see the class.
-            book: (question, worked solution) pairs for the scripted teacher, in place of ``scripted.book``.
+            answer_key: (question, worked solution) pairs for the scripted teacher, in place of ``scripted.answer_key``.
             share: this host's part of the limits, 1/N with N hosts.
             host: which of them it is; each has a tape and a file of its spending.
             workdir: where the tape lies if ``teacher.tape.path`` is ""; without both there is none.
             needs: the roles that will be asked; the others need no key.
 
         Raises:
-            ConfigurationError: no API key, unknown provider, a book that cannot be read.
+            ConfigurationError: no API key, unknown provider, an answer key that cannot be read.
         """
         from ropd_jax.teacher.build import build_teacher
 
-        how = dict(seed=seed, book=book, share=share, host=host, workdir=workdir, needs=needs)
+        how = dict(seed=seed, answer_key=answer_key, share=share, host=host, workdir=workdir, needs=needs)
         return build_teacher(cls, cfg["teacher"], **how)
 
     @property

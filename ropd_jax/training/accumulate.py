@@ -21,13 +21,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ropd_jax import spans
-from ropd_jax.data.batches import Sequence as TokenSequence
-from ropd_jax.data.batches import real_frac
+from ropd_jax.core.batches import Sequence as TokenSequence
+from ropd_jax.core.batches import real_frac
 from ropd_jax.methods import Method
 from ropd_jax.methods.base import without_overlong
+from ropd_jax.training.update import Portions, State, on_mesh, step_parts
 from ropd_jax.types import Judgement, Prompt, Rollout, RolloutGroup
-from ropd_jax.update import Portions, State, on_mesh, step_parts
+from ropd_jax.utils import tracing
 
 EMPTY = TokenSequence(np.zeros(1, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))
 
@@ -97,7 +97,7 @@ class StreamedUpdate:
     def work(self, expected: int) -> None:
         """Add the next portion."""
         begin, places = time.monotonic(), self._next(expected)
-        with spans.span("update"):
+        with tracing.span("update"):
             self._add([self._arrived[i] for i in places])
         self._added = places.stop
         self.seconds += time.monotonic() - begin
@@ -109,7 +109,7 @@ class StreamedUpdate:
             return self._state, {"update/count": 0}
         begin, parts = time.monotonic(), self._counted
         total = {k: float(np.sum([p[k] for p in parts])) for k in parts[0]}
-        with spans.span("update"):
+        with tracing.span("update"):
             state, norm = self._programs.apply(self._state, self._grads, total["weight"])
             norm, self._grads = float(norm), None
         self.seconds += time.monotonic() - begin

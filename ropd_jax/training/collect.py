@@ -1,7 +1,7 @@
 """Judging a step: each group goes to the teacher the moment it is sampled, and what is judged is used at once.
 
 Sampling goes first, because only what is sampled can be judged. Then, while the teacher works, the device sums the
-gradient of the groups that are judged (`ropd_jax.stream`), and if it has nothing to sum it samples the next step
+gradient of the groups that are judged (`training.accumulate`), and if it has nothing to sum it samples the next step
 (``stream.staleness=1``). Only when there is nothing of all that to do does the run wait.
 """
 
@@ -20,13 +20,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from ropd_jax import hosts, spans
 from ropd_jax.data.prompts import PromptStream
 from ropd_jax.methods import Method
-from ropd_jax.stream import StreamedUpdate, restored, stored
-from ropd_jax.teacher import BudgetError, Teacher, at_step, together
+from ropd_jax.parallel import hosts
+from ropd_jax.teacher import BudgetError, Teacher, at_step, sync
+from ropd_jax.training.accumulate import StreamedUpdate, restored, stored
 from ropd_jax.types import Judgement, Prompt, RolloutGroup, UserError
-from ropd_jax.workdir import Interrupt
+from ropd_jax.utils import tracing
+from ropd_jax.workdir.config import Interrupt
 
 log = logging.getLogger(__name__)
 LOOK_S = 0.2  # between two looks at other hosts and at the user while the teacher is waited for
@@ -71,7 +72,7 @@ class Flight:
         if self.sampled:
             return False
         begin = time.monotonic()
-        with spans.about(step=self.step), spans.span("sample"):
+        with tracing.about(step=self.step), tracing.span("sample"):
             group = next(self._sampler, None)
         self.sample_s += time.monotonic() - begin
         if group is None:
@@ -180,7 +181,7 @@ def judge_step(
                     ahead.sample()
                 else:
                     if worked:
-                        idle.enter_context(spans.span("idle"))
+                        idle.enter_context(tracing.span("idle"))
                     worked = False
                     continue
                 worked = True
@@ -203,7 +204,7 @@ async def judge_group(
     judge: Callable[[Teacher, RolloutGroup], Awaitable[Judgement]], teacher: Teacher, group: RolloutGroup
 ) -> Judgement:
     """What ``judge`` (`Method.judge`) says of a group; its spans and what is spent on it belong to the group's step."""
-    with spans.about(step=group.step, group=group.index), spans.span("judged"):
+    with tracing.about(step=group.step, group=group.index), tracing.span("judged"):
         return await at_step(group.step, judge(teacher, group))
 
 
@@ -266,8 +267,8 @@ def taken_up(
 def meet(teacher: Teacher, groups: Sequence[RolloutGroup] = ()) -> None:
     """Of several hosts, let every teacher know what the others have spent, answered and noted in this step."""
     if hosts.count() > 1:
-        told = hosts.exchange(together.news(teacher, [g.prompt.id for g in groups]))
-        together.learn(teacher, hosts.index(), told)
+        told = hosts.exchange(sync.news(teacher, [g.prompt.id for g in groups]))
+        sync.learn(teacher, hosts.index(), told)
 
 
 def replace_equal(cfg: ConfigDict, method: Method, stream: PromptStream, judged, step: int, groups, judgements):

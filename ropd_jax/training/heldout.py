@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ropd_jax.evaluation.graders import grade
+from ropd_jax.data.grader import grade
 from ropd_jax.evaluation.stats import Estimate, accuracy
 
 if TYPE_CHECKING:

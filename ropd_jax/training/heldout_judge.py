@@ -1,4 +1,4 @@
-"""The independent judge: another model than those that give rewards grades held-out answers, for `ropd_jax.drift`."""
+"""The independent judge: another model than those that give rewards grades held-out answers, for `training.drift`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ropd_jax.judging import Flight, judge_group, judge_step
 from ropd_jax.methods.t_judge import HIGHEST, LOWEST
 from ropd_jax.teacher import Teacher, TeacherError, TeacherLoop
-from ropd_jax.teacher.judge import graded, unscored
+from ropd_jax.teacher.judge_group import graded, unscored
 from ropd_jax.text.trim import after_think
+from ropd_jax.training.collect import Flight, judge_group, judge_step
 from ropd_jax.types import Judgement, RolloutGroup
-from ropd_jax.workdir import Interrupt
+from ropd_jax.workdir.config import Interrupt
 
 
 async def judge(teacher: Teacher, group: RolloutGroup) -> Judgement:

@@ -2,7 +2,7 @@
 
 Two ways to the same gradient. `make_update` takes a whole mini-batch at once. `make_sums` takes it in portions, in any
 order: each adds its numerators and its counts, and what they amount to is divided once, at the end; so the gradient of
-the first judged groups is there while the teacher still reads the others (`ropd_jax.stream`).
+the first judged groups is there while the teacher still reads the others (`ropd_jax.training.accumulate`).
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from ropd_jax import mesh as mesh_lib
+from ropd_jax.core.batches import TrainBatch, make_batch, pack, real_frac, split_parts
 from ropd_jax.core.losses import kl_estimate, token_numerators, token_weights
 from ropd_jax.core.masked import masked_max, masked_sum
 from ropd_jax.core.optim import make_optimizer
-from ropd_jax.data.batches import TrainBatch, make_batch, pack, real_frac, split_parts
 from ropd_jax.methods import Method, Notes, Tokens
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.logprobs import token_logprobs
 from ropd_jax.models.lora import Lora, attach
-from ropd_jax.xlaoptions import xla_options
+from ropd_jax.parallel import mesh as mesh_lib
+from ropd_jax.parallel.xla_options import xla_options
 
 NO_NOTES = Notes()
 

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ropd_jax import hosts
 from ropd_jax.core.losses import AGGREGATIONS, KL_KINDS, RATIOS
 from ropd_jax.core.moments import MOMENTS
 from ropd_jax.core.optim import SCHEDULES
@@ -16,10 +15,11 @@ from ropd_jax.core.rewards import OVERLONG
 from ropd_jax.models.attention import KERNELS
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.transformer import REMAT
+from ropd_jax.parallel import hosts
+from ropd_jax.parallel.xla_options import xla_options
 from ropd_jax.teacher.build import role_of
 from ropd_jax.types import UserError
-from ropd_jax.workdir import flatten
-from ropd_jax.xlaoptions import xla_options
+from ropd_jax.workdir.config import flatten
 
 
 def check_config(cfg: ConfigDict) -> None:
@@ -66,7 +66,7 @@ def check_config(cfg: ConfigDict) -> None:
             "several hosts cannot do in step; set it to 0"
         )
     check_stream(cfg)
-    for key in ("sampling.resample", "loss.is_cap", "loss.kl_coef", "stream.groups", "stream.carry_after_s"):
+    for key in ("sampling.resample", "loss.is_cap", "loss.kl_coef", "stream.groups", "stream.straggler_timeout_s"):
         if flat[key] < 0:
             raise UserError(f"{key}={flat[key]}; expected 0 (off) or more")
     _check_judge(cfg)
@@ -95,12 +95,12 @@ def check_stream(cfg: ConfigDict) -> None:
     how = cfg.stream
     if how.staleness not in (0, 1):
         raise UserError(f"stream.staleness={how.staleness}; expected 0 (strictly on-policy) or 1 (one step behind)")
-    if how.carry_after_s and (how.deterministic or not how.groups):
+    if how.straggler_timeout_s and (how.deterministic or not how.groups):
         raise UserError(
-            f"stream.carry_after_s={how.carry_after_s:g} lets the clock decide which groups a step has; it needs "
-            "stream.groups above 0 and stream.deterministic=False"
+            f"stream.straggler_timeout_s={how.straggler_timeout_s:g} lets the clock decide which groups a step has; it "
+            "needs stream.groups above 0 and stream.deterministic=False"
         )
-    stale = "stream.staleness=1" if how.staleness else "stream.carry_after_s" if how.carry_after_s else ""
+    stale = "stream.staleness=1" if how.staleness else "stream.straggler_timeout_s" if how.straggler_timeout_s else ""
     if stale and cfg.sampling.resample:
         raise UserError(f"{stale} and sampling.resample exclude each other; set one of them to 0")
     if stale and cfg.loss.ratio == "sequence":

@@ -23,8 +23,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ropd_jax.jsonio import whole_rows
 from ropd_jax.types import UserError
+from ropd_jax.utils.files import whole_rows
 
 RUN = ("sample", "prefill", "update", "evaluate", "checkpoint", "idle")
 TEACHER = ("reference", "rubric", "verify", "score")

@@ -10,9 +10,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from ropd_jax.jsonio import read_json
 from ropd_jax.models.config import ModelConfig, RopeScaling
 from ropd_jax.types import UserError
+from ropd_jax.utils.files import read_json
 
 GEMMA = dict(
     vocab_size=256_000, hidden_size=2304, intermediate_size=9216, num_hidden_layers=26, num_attention_heads=8,

@@ -23,11 +23,11 @@ import zipfile
 
 import numpy as np
 
-from ropd_jax.ggufio import GGUF
 from ropd_jax.models.config import ModelConfig, RopeScaling
 from ropd_jax.models.rope import rope_frequencies
-from ropd_jax.models.tensors import Tensor, check_shapes, host_tree
 from ropd_jax.types import UserError
+from ropd_jax.weights.gguf_file import GGUF
+from ropd_jax.weights.tensors import Tensor, check_shapes, host_tree
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
 GEMMA3_LOCAL = 6  # without a pattern in the file, every sixth layer is global

@@ -3,7 +3,7 @@
 The layout (version 2 and 3, little-endian): magic, version, number of tensors, number of metadata entries; the
 entries (key, type, value); the tensors' names, shapes, types and offsets; then, aligned, their data. The header of a
 file with 49,152 tokens is read in a fifth of a second (`gguf.GGUFReader` takes 3.7 s, as it keeps an array for each
-string), which counts because the weights (`ropd_jax.models.gguf`) and the tokenizer (`ropd_jax.text.tokenizer`) both
+string), which counts because the weights (`weights.gguf`) and the tokenizer (`weights.tokenizer`) both
 read it. Dequantization is left to the `gguf` package.
 """
 

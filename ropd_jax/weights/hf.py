@@ -22,11 +22,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from ropd_jax.jsonio import read_json
 from ropd_jax.models.config import ModelConfig
-from ropd_jax.models.families import config_json, read_config
-from ropd_jax.models.tensors import Tensor, check_shapes, get_leaf, host_tree, tensors_of
 from ropd_jax.types import UserError
+from ropd_jax.utils.files import read_json
+from ropd_jax.weights.families import config_json, read_config
+from ropd_jax.weights.tensors import Tensor, check_shapes, get_leaf, host_tree, tensors_of
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
 STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors' names of the above

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ropd_jax.mesh import RULES, ShardingRules, dims_of
-from ropd_jax.models.tensors import Source, Tensor, put_leaf, tensors_of
+from ropd_jax.parallel.mesh import RULES, ShardingRules, dims_of
+from ropd_jax.weights.tensors import Source, Tensor, put_leaf, tensors_of
 
 log = logging.getLogger(__name__)
 SAY_EVERY_S = 5.0

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ropd_jax import hub
 from ropd_jax.models.config import ModelConfig
-from ropd_jax.models.gguf import GGUFSource, find_smollm2
-from ropd_jax.models.hf import HFSource
-from ropd_jax.models.tensors import Source, host_tree
-from ropd_jax.text.tokenizer import Tokenizer, load_tokenizer
 from ropd_jax.types import UserError
+from ropd_jax.weights import hub
+from ropd_jax.weights.gguf import GGUFSource, find_smollm2
+from ropd_jax.weights.hf import HFSource
+from ropd_jax.weights.tensors import Source, host_tree
+from ropd_jax.weights.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     import jax
@@ -93,8 +93,8 @@ def load_student(
         tokenizer = load_tokenizer(path, chat_template=chat_template, enable_thinking=enable_thinking)
         if mesh is None:
             return Student(source.cfg, host_tree(source, np.dtype(dtype)), tokenizer)
-        from ropd_jax.mesh import check_divides
-        from ropd_jax.models.load import stream
+        from ropd_jax.parallel.mesh import check_divides
+        from ropd_jax.weights.load import stream
 
         check_divides(source.cfg, mesh)
         return Student(source.cfg, stream(source, mesh, dtype), tokenizer)

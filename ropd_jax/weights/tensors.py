@@ -15,8 +15,8 @@ from typing import Protocol
 import numpy as np
 
 from ropd_jax.models.config import ModelConfig
-from ropd_jax.models.families import ARCHITECTURE
 from ropd_jax.types import UserError
+from ropd_jax.weights.families import ARCHITECTURE
 
 
 @dataclasses.dataclass(frozen=True)

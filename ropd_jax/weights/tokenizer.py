@@ -16,12 +16,12 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from ropd_jax.ggufio import GGUF
-from ropd_jax.jsonio import read_json
 from ropd_jax.text import chars, chat
-from ropd_jax.text.bpe import byte_level_bpe, sentencepiece_bpe
 from ropd_jax.text.chars import CharTokenizer
 from ropd_jax.types import Message, UserError
+from ropd_jax.utils.files import read_json
+from ropd_jax.weights.gguf_file import GGUF
+from ropd_jax.weights.gguf_tokenizer import byte_level_bpe, sentencepiece_bpe
 
 if TYPE_CHECKING:
     import tokenizers

@@ -15,8 +15,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ropd_jax import configs
-from ropd_jax.report import write_atomic
 from ropd_jax.types import UserError
+from ropd_jax.workdir.metrics import write_atomic
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 
-from ropd_jax.report import read_metrics
+from ropd_jax.workdir.metrics import read_metrics
 
 PANELS = (  # title, ((metric, label), ...), upper end of a share's axis or None
     ("reward (scored answers)", (("reward/mean", "mean"), ("reward/std", "std")), 1.0),

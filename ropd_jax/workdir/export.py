@@ -19,14 +19,14 @@ import ml_dtypes  # noqa: F401, numpy's bfloat16
 import numpy as np
 from safetensors.numpy import save_file
 
-from ropd_jax.jsonio import read_json
-from ropd_jax.models.families import ABSENT
-from ropd_jax.models.hf import DTYPES, save_hf
-from ropd_jax.models.tensors import Source, host_tree
-from ropd_jax.student import find, open_source
 from ropd_jax.text import chars, chat
-from ropd_jax.text.tokenizer import HFTokenizer, load_tokenizer
 from ropd_jax.types import UserError
+from ropd_jax.utils.files import read_json
+from ropd_jax.weights.families import ABSENT
+from ropd_jax.weights.hf import DTYPES, save_hf
+from ropd_jax.weights.student import find, open_source
+from ropd_jax.weights.tensors import Source, host_tree
+from ropd_jax.weights.tokenizer import HFTokenizer, load_tokenizer
 
 log = logging.getLogger(__name__)
 TOKENIZER_FILES = (
@@ -100,9 +100,9 @@ def _of_run(path: pathlib.Path, run: dict, source: Source, step: int | None) -> 
     """The student's weights after a step, as host arrays; adapters merged into the base that they were trained on."""
     import jax
 
-    from ropd_jax.checkpoint import saved_params
     from ropd_jax.models import transformer
     from ropd_jax.models.lora import freeze, merge
+    from ropd_jax.workdir.checkpoint import saved_params
 
     if (run["student"].get("lora") or {}).get("rank"):
         lora, adapters = _adapters(path, run, source, step)
@@ -115,8 +115,8 @@ def _of_run(path: pathlib.Path, run: dict, source: Source, step: int | None) -> 
 
 def _adapters(path: pathlib.Path, run: dict, source: Source, step: int | None):
     """(how they were trained, the adapters after a step as host arrays)."""
-    from ropd_jax.checkpoint import saved_params
     from ropd_jax.models.lora import Lora, adapter_shapes
+    from ropd_jax.workdir.checkpoint import saved_params
 
     lora = Lora.from_config(run["student"]["lora"])
     step, adapters = saved_params(path / "checkpoints", step, adapter_shapes(source.cfg, lora))

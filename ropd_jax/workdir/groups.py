@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ropd_jax.teacher.store import lineage_from
+from ropd_jax.teacher.rubric_store import lineage_from
 from ropd_jax.types import Criterion, Judgement, Message, Prompt, Repeat, Rubric, UserError
 
 

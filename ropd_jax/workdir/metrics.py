@@ -4,7 +4,7 @@
     (the terminal)                ``Progress``     a bar on a terminal, plain lines elsewhere
     groups/step_000012.jsonl      ``GroupsLog``    every group of a step, for a person to read
     result.json                   ``write_result`` the numbers of the whole run; ``final_table`` shows them
-    curves.png                    ``curves_png``   (in ``ropd_jax.figures``)
+    curves.png                    ``curves_png``   (in ``ropd_jax.workdir.curves``)
 
 Metric names are ``room/name``: ``reward/mean``, ``eval/accuracy``, ``teacher/unscored_frac``,
 ``sample/tokens_per_s`` ...
@@ -29,8 +29,8 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
-from ropd_jax.jsonio import whole_rows
 from ropd_jax.types import Judgement, RolloutGroup, UserError
+from ropd_jax.utils.files import whole_rows
 
 log = logging.getLogger(__name__)
 
@@ -336,7 +336,7 @@ def group_row(group: RolloutGroup, judgement: Judgement, advantages: Sequence[fl
     """One group as plain data, in reading order: question, references, rubric, then each answer with its verdicts.
 
     Where it is known: the ``model`` of a reference, what a second look said (``again``, with the ``places`` of both
-    looks), and the rubric's ``lineage``. ``ropd_jax.groups`` reads it all back.
+    looks), and the rubric's ``lineage``. ``ropd_jax.workdir.groups`` reads it all back.
     """
     ids = [c.id for c in judgement.rubric.criteria] if judgement.rubric else []
 

@@ -9,12 +9,12 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from ropd_jax import mesh as mesh_lib
-from ropd_jax.checkpoint import saved_params
 from ropd_jax.models import transformer
 from ropd_jax.models.lora import Lora, adapter_shapes, attach, freeze
-from ropd_jax.student import Student, load_student
-from ropd_jax.workdir import stored_config
+from ropd_jax.parallel import mesh as mesh_lib
+from ropd_jax.weights.student import Student, load_student
+from ropd_jax.workdir.checkpoint import saved_params
+from ropd_jax.workdir.config import stored_config
 
 
 def run_config(what: str | os.PathLike[str]) -> ConfigDict | None:

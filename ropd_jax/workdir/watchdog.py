@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 
-from ropd_jax.spans import Timeline
+from ropd_jax.utils.tracing import Timeline
 
 log = logging.getLogger(__name__)
 

@@ -9,12 +9,15 @@ import json
 import numpy as np
 import pytest
 
-from ropd_jax import cli, configs, rejudge, report
-from ropd_jax.groups import StoredGroup, read_groups
+from ropd_jax import configs
+from ropd_jax.analysis import rejudge
+from ropd_jax.cli import main as cli
 from ropd_jax.teacher import Teacher
-from ropd_jax.teacher.judge import judge
-from ropd_jax.teacher.scripted import ScriptedClient
+from ropd_jax.teacher.judge_group import judge
+from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.types import Criterion, Judgement, Message, Prompt, Rollout, RolloutGroup, Rubric
+from ropd_jax.workdir import metrics as report
+from ropd_jax.workdir.groups import StoredGroup, read_groups
 
 RUBRIC = Rubric((Criterion("c1", "a", 3), Criterion("c2", "b", 1)))
 FAILED = Judgement(rewards=(None,) * 4, causes=("timeout",) * 4)

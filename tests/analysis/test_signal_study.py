@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from ropd_jax.cli import main
-from ropd_jax.evaluation.analysis import (
+from ropd_jax.analysis.signal_study import (
     REWARD,
     analyse,
     auc,
@@ -15,9 +14,10 @@ from ropd_jax.evaluation.analysis import (
     criteria_over_training,
     rollouts_of,
 )
-from ropd_jax.groups import read_groups
-from ropd_jax.report import GroupsLog
+from ropd_jax.cli.main import main
 from ropd_jax.types import Criterion, Judgement, Message, Prompt, Rollout, RolloutGroup, Rubric
+from ropd_jax.workdir.groups import read_groups
+from ropd_jax.workdir.metrics import GroupsLog
 
 RUBRIC = Rubric((Criterion("c1", "sum right", 3, "task"), Criterion("c2", "shows work", 1, "form")))
 

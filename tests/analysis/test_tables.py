@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from ropd_jax.cli import main
-from ropd_jax.evaluation.tables import Row, TableSpec, collect, load_spec, paper_rows, render
+from ropd_jax.analysis.tables import Row, TableSpec, collect, load_spec, paper_rows, render
+from ropd_jax.cli.main import main
 from ropd_jax.types import UserError
 
 EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from ropd_jax import configs
-from ropd_jax.checkpoint import Checkpoints
-from ropd_jax.cli import main
+from ropd_jax.analysis.teacher_signals import NAME, Row, _messages, mean_logprobs, mean_overlaps, score_run
+from ropd_jax.cli.main import main
 from ropd_jax.models import transformer
-from ropd_jax.report import GroupsLog
-from ropd_jax.signals import NAME, Row, _messages, mean_logprobs, mean_overlaps, score_run
-from ropd_jax.student import load_student
 from ropd_jax.types import Judgement, Message, Prompt, Rollout, RolloutGroup, UserError
+from ropd_jax.weights.student import load_student
+from ropd_jax.workdir.checkpoint import Checkpoints
+from ropd_jax.workdir.metrics import GroupsLog
 
 
 def by_hand(teacher, tokens, start):

@@ -9,13 +9,14 @@ import time
 
 import pytest
 
-from ropd_jax import spans, timeline
-from ropd_jax.cli import main as ropd
-from ropd_jax.spans import Span, Timeline, read_spans
+from ropd_jax.analysis import timeline
+from ropd_jax.cli.main import main as ropd
 from ropd_jax.teacher import ChatReply, ChatRequest, TeacherLoop
-from ropd_jax.teacher.observed import ObservedClient
+from ropd_jax.teacher.traffic.tracing import ObservedClient
 from ropd_jax.types import UserError
-from ropd_jax.watchdog import watching
+from ropd_jax.utils import tracing
+from ropd_jax.utils.tracing import Span, Timeline, read_spans
+from ropd_jax.workdir.watchdog import watching
 
 
 def test_a_span_knows_its_step_and_group_in_the_threads_and_coroutines_below(tmp_path):
@@ -25,14 +26,14 @@ def test_a_span_knows_its_step_and_group_in_the_threads_and_coroutines_below(tmp
             return ChatReply("ok")
 
     async def group(client, index):
-        with spans.about(group=index):
+        with tracing.about(group=index):
             await asyncio.gather(*(client.chat(ChatRequest(p, (), "m")) for p in ("rubric", "verify")))
 
-    with Timeline(tmp_path).recording(), TeacherLoop() as loop, spans.about(step=7):
-        client = ObservedClient(Client(), spans.span)
+    with Timeline(tmp_path).recording(), TeacherLoop() as loop, tracing.about(step=7):
+        client = ObservedClient(Client(), tracing.span)
         for future in [loop.submit(group(client, i)) for i in range(3)]:
             future.result(5)
-        with spans.span("update"):
+        with tracing.span("update"):
             pass
     found = read_spans(tmp_path)
     assert sorted((s.name, s.step, s.group) for s in found if s.group is not None) == sorted(
@@ -43,18 +44,18 @@ def test_a_span_knows_its_step_and_group_in_the_threads_and_coroutines_below(tmp
 
 
 def test_without_a_timeline_nothing_is_kept():
-    with spans.span("update"):
-        spans.moved()
+    with tracing.span("update"):
+        tracing.moved()
 
 
 def test_a_resumed_run_cuts_the_steps_that_it_repeats_and_a_torn_line(tmp_path):
     with Timeline(tmp_path).recording():
         for step in range(4):
-            with spans.span("step", step=step):
+            with tracing.span("step", step=step):
                 pass
     with open(tmp_path / "timeline.jsonl", "a") as f:
         f.write('{"name": "step", "st')
-    with Timeline(tmp_path, start_step=2).recording(), spans.span("step", step=2):
+    with Timeline(tmp_path, start_step=2).recording(), tracing.span("step", step=2):
         pass
     assert [s.step for s in read_spans(tmp_path)] == [0, 1, 2]
 
@@ -114,7 +115,7 @@ def test_the_watchdog_writes_all_stacks_once_and_what_is_in_flight(tmp_path, cap
 
     with Timeline(tmp_path).recording() as line, TeacherLoop() as loop, watching(line, 0.2, tmp_path, loop.stacks):
         future = loop.submit(asks())
-        with spans.span("verify", step=3, group=5):
+        with tracing.span("verify", step=3, group=5):
             end = time.monotonic() + 5
             while not list(tmp_path.glob("stacks_*.txt")) and time.monotonic() < end:
                 time.sleep(0.02)
@@ -136,6 +137,6 @@ def test_the_watchdog_is_quiet_while_anything_moves(tmp_path):
     before = threading.active_count()
     with Timeline(tmp_path).recording() as line, watching(line, 0.3, tmp_path):
         for _ in range(12):
-            spans.moved()
+            tracing.moved()
             time.sleep(0.05)
     assert not list(tmp_path.glob("stacks_*.txt")) and threading.active_count() == before

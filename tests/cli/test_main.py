@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-from ropd_jax import cli
+from ropd_jax.cli import main as cli
 from ropd_jax.types import UserError
 
 CONFIG = """
@@ -172,12 +172,12 @@ def test_a_bug_keeps_its_traceback(runs, monkeypatch):
 
 
 def test_serve_teacher_hands_its_flags_on(monkeypatch, tmp_path):
-    from ropd_jax.teacher import server
+    from ropd_jax.teacher.scripted import server
 
     calls = []
     monkeypatch.setattr(server, "serve", lambda scripted, **kw: calls.append((type(scripted).__name__, kw)))
     (tmp_path / "b.jsonl").write_text('{"question": "q", "solution": "s"}\n')
-    assert cli.main(["serve-teacher", "--port=0", "--book", str(tmp_path / "b.jsonl"), "--fault_rate=0.5"]) == 0
+    assert cli.main(["serve-teacher", "--port=0", "--answer_key", str(tmp_path / "b.jsonl"), "--fault_rate=0.5"]) == 0
     assert calls == [("ScriptedClient", {"host": "127.0.0.1", "port": 0})]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ropd_jax.data.batches import (
+from ropd_jax.core.batches import (
     Sequence,
     bucket,
     first_fit,

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ropd_jax import mesh as mesh_lib
 from ropd_jax.core import moments
 from ropd_jax.core.moments import compact_adam
 from ropd_jax.core.optim import make_optimizer
+from ropd_jax.parallel import mesh as mesh_lib
 from tests.helpers import trees_max_diff
 
 SETTINGS = dict(lr=0.05, schedule="constant", warmup_steps=0, total_steps=1, b1=0.9, b2=0.99, eps=1e-8,

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from ropd_jax.evaluation.graders import final_answer, grade, last_box, number, same
+from ropd_jax.data.grader import final_answer, grade, last_box, number, same
 from ropd_jax.types import Message, Prompt
 
 

@@ -5,8 +5,7 @@ from collections import Counter
 
 import pytest
 
-from ropd_jax.cli import main
-from ropd_jax.data.builders import prepare, read_prepared
+from ropd_jax.cli.main import main
 from ropd_jax.data.prompts import PromptStream, load_prompts
 from ropd_jax.data.published import PUBLISHED, TRAINING
 from ropd_jax.data.sets import (
@@ -18,7 +17,8 @@ from ropd_jax.data.sets import (
     same_key,
     without_overlap,
 )
-from ropd_jax.data.sources import read_source
+from ropd_jax.data.source import read_source
+from ropd_jax.data.tfds import prepare, read_prepared
 from ropd_jax.evaluation.benchmarks import load_benchmark
 from ropd_jax.types import Message, Prompt, UserError
 from tests.helpers import local_data
@@ -203,7 +203,7 @@ def test_the_command_says_what_is_there_and_what_is_left(place, tmp_path, capsys
 
 def test_a_list_of_the_sets_downloads_nothing(monkeypatch, capsys):
     monkeypatch.delenv("ROPD_DATA", raising=False)
-    monkeypatch.setattr("ropd_jax.dataverb.read_source", lambda *a: pytest.fail("it read"))
+    monkeypatch.setattr("ropd_jax.cli.data.read_source", lambda *a: pytest.fail("it read"))
     assert main(["data"]) == 0
     assert "no --data" in capsys.readouterr().out
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from ropd_jax.cli import main
+from ropd_jax.cli.main import main
 from ropd_jax.evaluation.results import compare
 from ropd_jax.types import UserError
 
@@ -119,7 +119,7 @@ def test_missing_flags_and_a_missing_judge_are_said(data, capsys):
 def test_grading_never_imports_jax(data):
     file = answers(data / "a.jsonl", [{"id": "t1", "response": r"\boxed{\frac42}"}])
     program = (
-        "import sys; from ropd_jax.cli import main; "
+        "import sys; from ropd_jax.cli.main import main; "
         f"code = main(['grade', '--benchmark=aime_2024', '--answers={file}', '--data={data}']); "
         "sys.exit(code or ('jax' in sys.modules and 9))"
     )

@@ -9,15 +9,17 @@ import jax
 import numpy as np
 import pytest
 
-from ropd_jax import configs, evalrun
-from ropd_jax import mesh as mesh_lib
-from ropd_jax.checkpoint import Checkpoints
-from ropd_jax.cli import main
-from ropd_jax.evaluation import grading, mathpool
+from ropd_jax import configs
+from ropd_jax.cli.main import main
+from ropd_jax.evaluation import grading
+from ropd_jax.evaluation import run as evalrun
 from ropd_jax.evaluation.benchmarks import load_benchmark
+from ropd_jax.evaluation.graders import math_pool
 from ropd_jax.models.lora import Lora, adapter_shapes, attach
-from ropd_jax.student import load_student
+from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.types import Rollout, RolloutGroup, UserError
+from ropd_jax.weights.student import load_student
+from ropd_jax.workdir.checkpoint import Checkpoints
 from tests.helpers import trees_max_diff
 
 BASE = ["eval", "tiny", "--benchmark=reasoning_gym:chain_sum", "--template={question}", "--k=2", "--limit=5"]
@@ -90,9 +92,9 @@ def test_what_cannot_be_sampled_is_said_before_anything_is(tmp_path, capsys, mor
 @pytest.mark.parametrize("grader", ["math", "ifeval"])
 def test_a_grader_that_is_not_installed_is_said_before_anything_is_sampled(tmp_path, monkeypatch, capsys, grader):
     def fails(*_):
-        raise mathpool.MathPoolError("the grading process does not start (no math_verify); pip install ...")
+        raise math_pool.MathPoolError("the grading process does not start (no math_verify); pip install ...")
 
-    monkeypatch.setattr(mathpool, "_started", fails)
+    monkeypatch.setattr(math_pool, "_started", fails)
     monkeypatch.setattr(grading.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(evalrun, "sample_groups", lambda *a, **k: pytest.fail("it sampled"))
     found = load_benchmark("reasoning_gym:chain_sum", "", limit=2, template="{question}")

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 import transformers
 
-from ropd_jax.models.gguf import find_smollm2
-from ropd_jax.text.tokenizer import load_tokenizer
 from ropd_jax.types import Message
+from ropd_jax.weights.gguf import find_smollm2
+from ropd_jax.weights.tokenizer import load_tokenizer
 
 HERE = pathlib.Path(__file__).parent
 NEW_TOKENS, TOP, FIXED = 32, 64, 256

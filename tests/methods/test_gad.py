@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ropd_jax import mesh as mesh_lib
 from ropd_jax import train
 from ropd_jax.methods import load_method
 from ropd_jax.methods.gad import Texts, pair_loss, scores
 from ropd_jax.models import transformer
-from ropd_jax.student import Student
+from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.types import Judgement, Message, Prompt, Rollout, RolloutGroup, UserError
+from ropd_jax.weights.student import Student
 from tests.helpers import TINY, IdTokenizer, trees_max_diff
-from tests.test_train import finished_params, tiny_config
+from tests.runs.test_train import finished_params, tiny_config
 
 G, M = 4, 2
 HEAD_D = 0.3 * np.sin(np.arange(TINY.d_model, dtype=np.float32))

@@ -10,7 +10,7 @@ import pytest
 from experiments import quickstart
 from ropd_jax.methods import load_method
 from ropd_jax.teacher import ConfigurationError, Teacher, TransientError
-from ropd_jax.teacher.scripted import ScriptedClient
+from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.types import Message, Prompt, Rollout, RolloutGroup, UserError
 from tests.helpers import FailsAt, IdTokenizer
 

@@ -7,11 +7,11 @@ import pathlib
 
 import pytest
 
-from ropd_jax.checks import check_config
-from ropd_jax.cli import load_config
+from ropd_jax.cli.main import load_config
 from ropd_jax.methods import load_method
+from ropd_jax.training.validate import check_config
 from ropd_jax.types import UserError
-from ropd_jax.workdir import flatten
+from ropd_jax.workdir.config import flatten
 
 FILE = pathlib.Path(__file__).parents[2] / "experiments" / "mini.py"
 

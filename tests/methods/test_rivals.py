@@ -10,11 +10,11 @@ import pytest
 
 from experiments import quickstart
 from ropd_jax.core.advantages import Advantages
-from ropd_jax.data.batches import Sequence
+from ropd_jax.core.batches import Sequence
 from ropd_jax.methods import Tokens, load_method
 from ropd_jax.methods.base import without_overlong
 from ropd_jax.teacher import ConfigurationError, Teacher, TransientError
-from ropd_jax.teacher.scripted import ScriptedClient
+from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.types import Message, Prompt, Rollout, RolloutGroup, UserError
 from tests.helpers import FailsAt, IdTokenizer
 
@@ -88,7 +88,7 @@ def test_what_nobody_sampled_has_ratio_one_whatever_the_clip():
     logp = jnp.float32([[-3.0, -0.1]])
 
     def total(logp, old):
-        from ropd_jax.data.batches import Sequence, make_batch
+        from ropd_jax.core.batches import Sequence, make_batch
 
         rows = [Sequence(np.array([3], np.int32), np.array([4, 1], np.int32), np.asarray(old, np.float32))]
         batch = make_batch(rows, np.float32([2.0]), np.array([True]), np.array([True]), 3)

@@ -11,13 +11,13 @@ import optax
 import pytest
 
 from ropd_jax import train
+from ropd_jax.core.batches import Sequence, make_batch, split_parts
 from ropd_jax.core.losses import token_weights
 from ropd_jax.core.masked import masked_sum
-from ropd_jax.data.batches import Sequence, make_batch, split_parts
 from ropd_jax.methods import Tokens, load_method
 from ropd_jax.models import transformer
 from tests.helpers import TINY
-from tests.test_train import tiny_config
+from tests.runs.test_train import tiny_config
 
 NOW = ([-0.5, -1.0, -2.0], [-1.5], [-0.2, -0.1])  # log-probs of three rollouts' tokens
 OLD = ([-0.9, -1.0, -1.4], [-1.2], [-2.0, -1.6])

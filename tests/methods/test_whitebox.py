@@ -10,18 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ropd_jax import mesh as mesh_lib
 from ropd_jax import train
 from ropd_jax.core.advantages import Advantages
-from ropd_jax.data.batches import Sequence, make_batch, split_parts
+from ropd_jax.core.batches import Sequence, make_batch, split_parts
 from ropd_jax.methods import Tokens, load_method
 from ropd_jax.methods.lopd import check_tokenizers
-from ropd_jax.models.hf import save_hf
+from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.plan import programs
-from ropd_jax.student import load_student
 from ropd_jax.text.chars import CharTokenizer
 from ropd_jax.types import UserError
-from tests.test_train import tiny_config
+from ropd_jax.weights.hf import save_hf
+from ropd_jax.weights.student import load_student
+from tests.runs.test_train import tiny_config
 
 OLD, TEACHER, REF = [-1.0, -2.0, -0.5], [-0.4, -3.0, -0.5], [-0.8, -2.5, -1.5]
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ropd_jax import mesh as mesh_lib
 from ropd_jax.models import attention as lib
 from ropd_jax.models.attention import self_attention
+from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.types import UserError
 
 CASES = {  # T, window of a local layer (0: a global one), soft cap

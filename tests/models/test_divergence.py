@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ropd_jax import mesh as mesh_lib
 from ropd_jax.models import transformer
 from ropd_jax.models.divergence import jensen_shannon, normed_hidden, top_k_overlap, vocabulary_divergence
 from ropd_jax.models.logprobs import token_logprobs
+from ropd_jax.parallel import mesh as mesh_lib
 from tests.helpers import TINY, trees_max_diff
 
 BETAS = (0.0, 0.1, 0.5, 0.9, 1.0)

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from ropd_jax.models import transformer
-from ropd_jax.models.gguf import find_smollm2, load_gguf
 from ropd_jax.sampling.engine import EngineConfig, sample_groups
 from ropd_jax.sampling.rules import SamplingRule
-from ropd_jax.text.tokenizer import load_tokenizer
 from ropd_jax.types import Message, Prompt, UserError
+from ropd_jax.weights.gguf import find_smollm2, load_gguf
+from ropd_jax.weights.tokenizer import load_tokenizer
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 ATOL = 2e-3

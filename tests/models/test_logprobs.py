@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ropd_jax import mesh as mesh_lib
 from ropd_jax.models import logprobs, transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.logprobs import token_logprobs
+from ropd_jax.parallel import mesh as mesh_lib
 
 CFG = ModelConfig(vocab_size=48, num_layers=1, d_model=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24,
                   rope_theta=1e4, norm_eps=1e-5, tied=True, max_seq_len=64)  # fmt: skip

@@ -12,15 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ropd_jax import mesh as mesh_lib
 from ropd_jax.models import lora as lora_lib
 from ropd_jax.models import transformer
-from ropd_jax.models.hf import load_hf
 from ropd_jax.models.logprobs import token_logprobs
 from ropd_jax.models.lora import Lora, attach, freeze, init_adapters, merge, thaw
+from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.sampling.engine import EngineConfig, sample_groups
 from ropd_jax.sampling.rules import SamplingRule
 from ropd_jax.types import Message, Prompt, UserError
+from ropd_jax.weights.hf import load_hf
 from tests.helpers import TINY, IdTokenizer, trees_max_diff
 
 FAMILIES = pathlib.Path(__file__).parents[1] / "golden" / "families"

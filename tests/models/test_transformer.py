@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ropd_jax import mesh as mesh_lib
 from ropd_jax.models import linear, transformer
 from ropd_jax.models.attention import attention
 from ropd_jax.models.config import RopeScaling
 from ropd_jax.models.logprobs import token_logprobs
+from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.types import UserError
 from tests.helpers import TINY, trees_max_diff
 

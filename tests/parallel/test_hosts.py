@@ -19,16 +19,17 @@ import time
 
 import pytest
 
-from ropd_jax import hosts, train
-from ropd_jax.checkpoint import Checkpoints
-from ropd_jax.cli import load_config
+from ropd_jax import train
+from ropd_jax.cli.main import load_config
 from ropd_jax.data.prompts import load_prompts
-from ropd_jax.groups import read_groups
-from ropd_jax.teacher.tape import Tape
+from ropd_jax.parallel import hosts
+from ropd_jax.teacher.tape.store import Tape
 from ropd_jax.types import UserError
+from ropd_jax.workdir.checkpoint import Checkpoints
+from ropd_jax.workdir.groups import read_groups
 from tests.helpers import trees_max_diff
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 SETTINGS = {
     "steps": 2,
     "mesh.fsdp": 8,
@@ -124,7 +125,7 @@ def config(tmp_path_factory):
 
 
 def two_train(config, workdir, *, devices=4, **changes):
-    command = [sys.executable, "-m", "ropd_jax.cli", "train", "--config", str(config), "--workdir", str(workdir)]
+    command = [sys.executable, "-m", "ropd_jax.cli.main", "train", "--config", str(config), "--workdir", str(workdir)]
     return two(*command, *(f"--config.{key}={value}" for key, value in changes.items()), devices=devices)
 
 
@@ -242,7 +243,7 @@ def test_a_killed_host_ends_the_other_within_a_minute_with_a_message(config, one
 
 MEETINGS = """
 import sys, time
-from ropd_jax import hosts
+from ropd_jax.parallel import hosts
 with hosts.joined():
     said = hosts.exchange("x" * (5000 * hosts.index()))
     print([len(text) for text in said], hosts.any_host(hosts.index() == 1), hosts.first_says(hosts.index()), flush=True)
@@ -263,7 +264,7 @@ def test_a_lost_coordinator_ends_the_other_host():
 def test_a_host_that_dies_while_the_other_is_in_no_collective_ends_it_with_a_message():
     waits = "time.sleep(300)"
     with two(
-        sys.executable, "-c", "from ropd_jax import hosts\nhosts.SILENT_S = 6\n" + MEETINGS.format(then=waits)
+        sys.executable, "-c", "from ropd_jax.parallel import hosts\nhosts.SILENT_S = 6\n" + MEETINGS.format(then=waits)
     ) as both:
         for host in both:
             host.wait_until(lambda host=host: "[0, 5000] True 0" in host.said)

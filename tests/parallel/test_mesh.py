@@ -8,7 +8,7 @@ import re
 import jax
 import pytest
 
-from ropd_jax import mesh as mesh_lib
+from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.types import UserError
 from tests.helpers import TINY
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ropd_jax import checks
+from ropd_jax.parallel.xla_options import xla_options
+from ropd_jax.training import validate
 from ropd_jax.types import UserError
-from ropd_jax.xlaoptions import xla_options
 
 
 def test_options_of_other_platforms_are_left_out():
@@ -23,6 +23,6 @@ def test_what_is_no_option_is_named(text):
 
 
 def test_an_option_that_the_compiler_does_not_know_is_said_before_the_run():
-    checks.check_xla_options("xla_tpu_no_such_thing=1")  # this machine is not asked for another platform's
+    validate.check_xla_options("xla_tpu_no_such_thing=1")  # this machine is not asked for another platform's
     with pytest.raises(UserError, match="No such compile option: 'xla_cpu_no_such_thing'"):
-        checks.check_xla_options("xla_cpu_no_such_thing=1")
+        validate.check_xla_options("xla_cpu_no_such_thing=1")

@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from ropd_jax import cli, configs
+from ropd_jax import configs
+from ropd_jax.cli import main as cli
 from ropd_jax.plan import chips, costs, measure
 from ropd_jax.plan.chips import Chip, Topology
 from ropd_jax.plan.count import head_params, layer_matmul_params
@@ -76,7 +77,7 @@ def test_the_hours_are_the_bounds_of_plan_without_its_links():
 def test_the_command_says_them_behind_what_is_to_be_trained(tmp_path, capsys):
     file = tmp_path / "table.py"
     file.write_text(
-        "from ropd_jax.evaluation.tables import Row, TableSpec\n\n\ndef get_table():\n"
+        "from ropd_jax.analysis.tables import Row, TableSpec\n\n\ndef get_table():\n"
         "    row = Row('r', runs=('r0', 'r1'), train='--config experiments/quickstart.py --config.seed={seed}')\n"
         "    return TableSpec('T', ('gsm8k',), (row,))\n"
     )

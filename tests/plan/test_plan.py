@@ -9,9 +9,10 @@ import json
 import jax
 import pytest
 
-from ropd_jax import cli, configs
-from ropd_jax import mesh as mesh_lib
+from ropd_jax import configs
+from ropd_jax.cli import main as cli
 from ropd_jax.methods import load_method
+from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.plan import chips, compiled, count, fit, measure, programs, verb
 from ropd_jax.plan.chips import Chip, Topology, parse_topology, topology_devices
 from ropd_jax.types import UserError

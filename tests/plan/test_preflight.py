@@ -6,11 +6,12 @@ import json
 
 import pytest
 
-from ropd_jax import cli, preflight
+from ropd_jax.cli import main as cli
+from ropd_jax.plan import preflight
 from ropd_jax.teacher import ChatReply, ChatRequest, Tape, Usage
 from ropd_jax.types import Message, Prompt
 from tests.helpers import serving
-from tests.test_train import tiny_config
+from tests.runs.test_train import tiny_config
 
 PROMPTS = [Prompt(f"p{i}", (Message("user", f"What is {i} + 2 ="),)) for i in range(10)]
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from ropd_jax import train
-from ropd_jax.checkpoint import Checkpoints
+from ropd_jax.workdir.checkpoint import Checkpoints
 from ropd_jax.models.lora import Lora, init_adapters
-from ropd_jax.student import load_student
+from ropd_jax.weights.student import load_student
 from ropd_jax.types import UserError
 from tests.helpers import trees_max_diff
-from tests.test_train import finished_params, tiny_config
+from tests.runs.test_train import finished_params, tiny_config
 
 LORA = dict(student__lora__rank=4, student__lora__alpha=8.0)
 

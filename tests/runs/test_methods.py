@@ -7,7 +7,7 @@ import json
 import pytest
 
 from ropd_jax import train
-from tests.test_train import tiny_config
+from tests.runs.test_train import tiny_config
 
 RUNS = {
     "rlvr": dict(method="rlvr", loss__overlong="mask", sampling__max_tokens=16),

@@ -15,12 +15,12 @@ import signal
 import pytest
 
 from ropd_jax import train
-from ropd_jax.checkpoint import Checkpoints
-from ropd_jax.spans import read_spans
-from ropd_jax.teacher.scripted import ScriptedClient
-from ropd_jax.timeline import shares
+from ropd_jax.workdir.checkpoint import Checkpoints
+from ropd_jax.utils.tracing import read_spans
+from ropd_jax.teacher.scripted.client import ScriptedClient
+from ropd_jax.analysis.timeline import shares
 from tests.helpers import trees_max_diff
-from tests.test_train import finished_params, groups_of, tiny_config
+from tests.runs.test_train import finished_params, groups_of, tiny_config
 
 STREAM = dict(stream__groups=2, steps=2)
 
@@ -160,7 +160,7 @@ def test_a_slow_group_is_carried_over_through_a_stop_and_counted_once(before_cal
     hook, sent = stopping(1, 2)  # while the slow group of the first step is waited for
     before_call(dawdle)
     before_call(hook)
-    how = dict(stream__deterministic=False, stream__carry_after_s=2.0, teacher__timeout_s=900.0, optim__lr=1e-3)
+    how = dict(stream__deterministic=False, stream__straggler_timeout_s=2.0, teacher__timeout_s=900.0, optim__lr=1e-3)
     cfg = tiny_config(**STREAM, **how)
     assert train.main(cfg, tmp_path / "run") == 130 and sent
     assert "step 0: 1 groups are not judged yet and go over to step 1" in caplog.text

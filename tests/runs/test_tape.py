@@ -11,7 +11,7 @@ from ropd_jax import train
 from ropd_jax.teacher import Tape
 from ropd_jax.types import UserError
 from tests.helpers import serving, trees_max_diff
-from tests.test_train import finished_params, groups_of, tiny_config
+from tests.runs.test_train import finished_params, groups_of, tiny_config
 
 
 def metrics_of(workdir):

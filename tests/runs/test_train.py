@@ -10,14 +10,14 @@ import optax
 import pytest
 
 from experiments import quickstart
-from ropd_jax import mesh as mesh_lib
+from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax import train
-from ropd_jax.checkpoint import Checkpoints
+from ropd_jax.workdir.checkpoint import Checkpoints
 from ropd_jax.core.advantages import group_advantages
-from ropd_jax.data.batches import Sequence, TrainBatch, make_batch, pack, split_parts
+from ropd_jax.core.batches import Sequence, TrainBatch, make_batch, pack, split_parts
 from ropd_jax.methods import load_method
 from ropd_jax.models import transformer
-from ropd_jax.student import load_student
+from ropd_jax.weights.student import load_student
 from ropd_jax.types import UserError
 from tests.helpers import TINY, serving, trees_max_diff
 
@@ -245,7 +245,7 @@ def test_a_hugging_face_directory_trains(tmp_path):
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
 
-    from ropd_jax.models.hf import save_hf
+    from ropd_jax.weights.hf import save_hf
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {piece: i for i, piece in enumerate(["<|im_end|>", *alphabet])}

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ropd_jax import mesh as mesh_lib
 from ropd_jax.models import transformer
 from ropd_jax.models.logprobs import token_logprobs
+from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.sampling import engine as engine_lib
 from ropd_jax.sampling import pages as paging
 from ropd_jax.sampling.engine import EngineConfig, prefill, sample_groups

@@ -9,8 +9,8 @@ import pytest
 from aiohttp import web
 
 from ropd_jax.teacher import ChatReply, ChatRequest, TeacherError, Usage, make_client
-from ropd_jax.teacher.scripted import ScriptedClient
-from ropd_jax.teacher.server import running
+from ropd_jax.teacher.scripted.client import ScriptedClient
+from ropd_jax.teacher.scripted.server import running
 from ropd_jax.types import Message, Prompt
 
 SUM = "State the final answer to the following arithmetic problem: 9 + 5 - 1 + 3 ="

@@ -14,9 +14,10 @@ import time
 import pytest
 
 from experiments import quickstart
-from ropd_jax import cli, teach
+from ropd_jax.cli import collect_references
+from ropd_jax.cli import main as cli
 from ropd_jax.teacher import ConfigurationError, Role, Teacher, TransientError
-from ropd_jax.teacher.index import read_index
+from ropd_jax.teacher.tape.reference_index import read_index
 from ropd_jax.types import Message, Prompt, UserError
 
 PROMPT = Prompt("p", (Message("user", "Q?"),))
@@ -27,7 +28,7 @@ CONFIG = ["--config", "experiments/quickstart.py", *SIZES]
 def collected(saying, replies, *, m, sources=1):
     client = saying(*replies)
     teacher = Teacher(client, references_m=m, reference=[Role(f"m{i}") for i in range(sources)])
-    samples = asyncio.run(teach.collect(teacher, PROMPT, m))
+    samples = asyncio.run(collect_references.collect(teacher, PROMPT, m))
     return samples, client.requests
 
 
@@ -40,7 +41,7 @@ def test_equal_answers_are_asked_for_again_with_another_seed(saying):
 def test_a_teacher_that_repeats_itself_is_asked_a_bounded_number_of_times(saying):
     samples, requests = collected(saying, ["a"] * 99, m=4)
     assert [s.text for s in samples] == ["a"] * 4
-    assert len(requests) == 4 + teach.EXTRA * 3
+    assert len(requests) == 4 + collect_references.EXTRA * 3
 
 
 def test_a_replacement_comes_from_the_same_model(saying):
@@ -72,35 +73,35 @@ def test_failures_are_counted_and_the_same_command_asks_for_the_rest(tmp_path, m
 
     monkeypatch.setattr(Teacher, "reference_samples", flaky)
     with pytest.raises(UserError, match=r"4 of \d+ prompts have no references yet \(unavailable 4\)"):
-        teach.main(config(), out)
+        collect_references.main(config(), out)
     there = out.read_bytes()
     down["on"] = False
-    assert teach.main(config(), out) == 0
+    assert collect_references.main(config(), out) == 0
     assert out.read_bytes().startswith(there) and out.read_bytes().count(b"\n") == there.count(b"\n") + 4
     assert all(len(row.answers) == 4 for row in read_index(out))
     before = out.read_bytes()
-    assert teach.main(config(), out) == 0 and out.read_bytes() == before
+    assert collect_references.main(config(), out) == 0 and out.read_bytes() == before
 
 
 def test_another_teacher_does_not_go_into_the_same_file(tmp_path):
     out = tmp_path / "refs.jsonl"
-    teach.main(config(), out)
+    collect_references.main(config(), out)
     with pytest.raises(ConfigurationError, match=r"temperature is 0\.7, the config says 0.1"):
-        teach.main(config(teacher__reference__temperature=0.1), out)
+        collect_references.main(config(teacher__reference__temperature=0.1), out)
     with pytest.raises(UserError, match=r"fewer than teacher.references=5 references of \d+ prompts"):
-        teach.main(config(teacher__references=5), out)
+        collect_references.main(config(teacher__references=5), out)
 
 
 def test_collapsed_references_are_warned_of(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
-        teach.main(config(), tmp_path / "refs.jsonl")
+        collect_references.main(config(), tmp_path / "refs.jsonl")
     assert "have fewer than 4 different references" in caplog.text and "temperature (it is 0.7)" in caplog.text
 
 
 @pytest.mark.timeout(120)
 def test_sigkill_loses_what_was_in_flight_and_the_same_command_goes_on(tmp_path):
     out = tmp_path / "refs.jsonl"
-    command = [sys.executable, "-m", "ropd_jax.cli", "teach", *CONFIG, "--out", str(out)]
+    command = [sys.executable, "-m", "ropd_jax.cli.main", "teach", *CONFIG, "--out", str(out)]
     slow = [*command, "--config.teacher.scripted.latency_s=0.2", "--config.teacher.concurrency=4"]
     process = subprocess.Popen(slow, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
@@ -112,7 +113,7 @@ def test_sigkill_loses_what_was_in_flight_and_the_same_command_goes_on(tmp_path)
     there = out.read_bytes()
     assert 3 <= there.count(b"\n") < 40
     out.write_bytes(there + b'{"schema_version": "ropd.tea')  # what a kill in the middle of a write leaves
-    assert teach.main(config(), out) == 0
+    assert collect_references.main(config(), out) == 0
     rows = [json.loads(line) for line in out.read_text().split("\n")[:-1]]
     assert out.read_bytes().startswith(there) and len({r["uid"] for r in rows}) == len(rows) >= 36
 

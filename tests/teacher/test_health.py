@@ -8,12 +8,12 @@ import json
 import numpy as np
 import pytest
 
-from ropd_jax import report
-from ropd_jax.groups import read_groups
 from ropd_jax.teacher import Role, Teacher, health
-from ropd_jax.teacher.judge import judge
-from ropd_jax.teacher.scripted import ScriptedClient
+from ropd_jax.teacher.judge_group import judge
+from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.types import Criterion, Judgement, Repeat, Rollout, RolloutGroup, Rubric, UserError
+from ropd_jax.workdir import metrics as report
+from ropd_jax.workdir.groups import read_groups
 
 RUBRIC = Rubric((Criterion("c1", "a", 5), Criterion("c2", "b", 2), Criterion("c3", "c", 1)))
 

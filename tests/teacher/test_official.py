@@ -14,11 +14,12 @@ import re
 
 import pytest
 
-from ropd_jax import teach
+from ropd_jax.cli import collect_references
 from ropd_jax.configs import default
-from ropd_jax.teacher import Teacher, TransientError, judge, simulate, templates
-from ropd_jax.teacher.limits import LimitedClient, Limits
-from ropd_jax.teacher.scripted import ScriptedClient
+from ropd_jax.teacher import Teacher, TransientError, judge_group, simulate
+from ropd_jax.teacher.roles import templates
+from ropd_jax.teacher.scripted.client import ScriptedClient
+from ropd_jax.teacher.traffic.retries import LimitedClient, Limits
 from ropd_jax.types import Message, Prompt
 
 N = 32  # groups of a step
@@ -37,7 +38,7 @@ def judged(client, n=N, **limits):
     async def run():
         teacher = Teacher(LimitedClient(client, Limits(**limits)), references_m=2)
         groups = [group(i) for i in range(n)]
-        found = await asyncio.gather(*(judge.judge(teacher, p, answers, step=0) for p, answers in groups))
+        found = await asyncio.gather(*(judge_group.judge(teacher, p, answers, step=0) for p, answers in groups))
         return found, asyncio.get_running_loop().time()
 
     return simulate.run(run())
@@ -138,7 +139,7 @@ def test_what_does_not_change_an_answer_is_not_in_the_fingerprint_of_an_index():
     def of(**changes):
         cfg = default()
         cfg.update_from_flattened_dict(changes)
-        return teach.fingerprint(cfg.teacher, Teacher.from_config(cfg, needs=("reference",)))
+        return collect_references.fingerprint(cfg.teacher, Teacher.from_config(cfg, needs=("reference",)))
 
     same = {"teacher.timeout_s": 480.0, "teacher.concurrency": 3, "teacher.attempts": 9,
             "teacher.order": "finished_first", "teacher.budget.calls": 7, "teacher.verifier.provider": "openai",

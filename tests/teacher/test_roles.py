@@ -10,9 +10,9 @@ import pytest
 from ropd_jax import configs
 from ropd_jax.teacher import ConfigurationError, Teacher
 from ropd_jax.teacher.build import Endpoint, providers, reference_sources, role_of
-from ropd_jax.teacher.judge import judge
-from ropd_jax.teacher.scripted import ScriptedClient
-from ropd_jax.teacher.server import running
+from ropd_jax.teacher.judge_group import judge
+from ropd_jax.teacher.scripted.client import ScriptedClient
+from ropd_jax.teacher.scripted.server import running
 
 
 class Noting(ScriptedClient):

@@ -8,9 +8,9 @@ import json
 import pytest
 
 from ropd_jax.teacher import ConfigurationError, Teacher
-from ropd_jax.teacher.judge import judge
-from ropd_jax.teacher.scripted import ScriptedClient
-from ropd_jax.teacher.store import RubricStore, lineage_of, text_sha
+from ropd_jax.teacher.judge_group import judge
+from ropd_jax.teacher.rubric_store import RubricStore, lineage_of, text_sha
+from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.types import Criterion, Rubric
 
 

@@ -10,13 +10,13 @@ import threading
 
 import pytest
 
-from ropd_jax.teacher import Teacher, together
-from ropd_jax.teacher.budget import Budget, Caps, Spent
-from ropd_jax.teacher.client import BudgetError, ChatReply, ChatRequest, ConfigurationError, Usage
-from ropd_jax.teacher.scripted import ScriptedClient
-from ropd_jax.teacher.stats import TeacherStats
-from ropd_jax.teacher.store import RubricStore, lineage_of
-from ropd_jax.teacher.tape import Tape
+from ropd_jax.teacher import Teacher, sync
+from ropd_jax.teacher.clients.client import BudgetError, ChatReply, ChatRequest, ConfigurationError, Usage
+from ropd_jax.teacher.rubric_store import RubricStore, lineage_of
+from ropd_jax.teacher.scripted.client import ScriptedClient
+from ropd_jax.teacher.tape.store import Tape
+from ropd_jax.teacher.traffic.budget import Budget, Caps, Spent
+from ropd_jax.teacher.traffic.stats import TeacherStats
 from ropd_jax.types import Criterion, Message, Rubric
 
 
@@ -52,9 +52,9 @@ def together_on(n, work):
 
 
 def meet(teachers):
-    told = [together.news(t, [f"p{i}"]) for i, t in enumerate(teachers)]
+    told = [sync.news(t, [f"p{i}"]) for i, t in enumerate(teachers)]
     for host, t in enumerate(teachers):
-        together.learn(t, host, told)
+        sync.learn(t, host, told)
     return told
 
 
@@ -84,7 +84,7 @@ def test_a_failure_reaches_the_other_tapes_with_its_step(tmp_path):
 
 @pytest.mark.parametrize("hosts", [1, 2, 3])
 def test_a_start_gives_every_host_what_a_killed_run_left_on_any_tape(hosts, tmp_path, monkeypatch):
-    monkeypatch.setattr(together, "PIECE", 100)  # one answer at a time
+    monkeypatch.setattr(sync, "PIECE", 100)  # one answer at a time
     left = [teacher(tmp_path, host) for host in (0, 1)]
     for text in "abcd":
         put(left[0].tape, text)
@@ -93,7 +93,7 @@ def test_a_start_gives_every_host_what_a_killed_run_left_on_any_tape(hosts, tmp_
     for t in left:
         t.tape.close()
     new = [teacher(tmp_path, host) for host in range(hosts)]
-    together_on(hosts, lambda host, exchange: together.start(new[host], host, exchange))
+    together_on(hosts, lambda host, exchange: sync.start(new[host], host, exchange))
     assert [len(t.tape.keys()) for t in new] == [5] * hosts
     assert all(not n.entries for n in (meet(new) if hosts > 1 else ()))
 
@@ -101,7 +101,7 @@ def test_a_start_gives_every_host_what_a_killed_run_left_on_any_tape(hosts, tmp_
 def test_refresh_on_several_hosts_is_refused(tmp_path):
     def start(host, exchange):
         with pytest.raises(ConfigurationError, match=r"refresh.*one host only"):
-            together.start(teacher(tmp_path, host, refreshes=True), host, exchange)
+            sync.start(teacher(tmp_path, host, refreshes=True), host, exchange)
 
     together_on(2, start)
 
@@ -181,6 +181,6 @@ def test_a_rubric_that_may_be_used_again_is_known_to_all(tmp_path):
 
 def test_a_teacher_without_a_tape_meets_too():
     both = [Teacher(ScriptedClient()) for _ in range(2)]
-    together_on(2, lambda host, exchange: together.start(both[host], host, exchange))
+    together_on(2, lambda host, exchange: sync.start(both[host], host, exchange))
     assert [n.entries for n in meet(both)] == [(), ()]
     assert asyncio.run(both[0].close()) is None

@@ -7,16 +7,9 @@ import json
 
 import pytest
 
-from ropd_jax.teacher import (
-    BlockedError,
-    ConfigurationError,
-    MalformedError,
-    Role,
-    Teacher,
-    TransientError,
-    fences,
-)
-from ropd_jax.teacher.verifier import shuffled
+from ropd_jax.teacher import BlockedError, ConfigurationError, MalformedError, Role, Teacher, TransientError
+from ropd_jax.teacher.roles import fences
+from ropd_jax.teacher.roles.verifier import shuffled
 from ropd_jax.types import Criterion, Message, Prompt, Rubric
 
 RUBRIC = Rubric(tuple(Criterion(f"c{n}", f"criterion {n}", p) for n, p in enumerate((5, 4, 2, 1), 1)))

@@ -11,8 +11,8 @@ import sys
 import pytest
 
 from ropd_jax.text.chars import CharTokenizer
-from ropd_jax.text.tokenizer import load_tokenizer
 from ropd_jax.types import Message, UserError
+from ropd_jax.weights.tokenizer import load_tokenizer
 
 PIECES = ["<pad>", "<eos>", *string.printable, " + ", " = ", "Answer: ", "ab", "abc", "bcd"]
 CHAT = {"user": ["Q: ", "\n"], "assistant": ["", "<eos>"], "generation": "A: "}
@@ -108,7 +108,7 @@ def test_another_template_for_it_is_refused_not_ignored(tokenizer, tmp_path):
 def test_tiny_student_needs_neither_jax_nor_transformers(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     code = (
-        "import sys; from ropd_jax.text.tokenizer import load_tokenizer; load_tokenizer(sys.argv[1]).encode('1');"
+        "import sys; from ropd_jax.weights.tokenizer import load_tokenizer; load_tokenizer(sys.argv[1]).encode('1');"
         "sys.exit(bool({'jax', 'transformers', 'tokenizers', 'gguf', 'jinja2'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)

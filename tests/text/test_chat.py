@@ -10,11 +10,11 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from ropd_jax.student import load_student
 from ropd_jax.text import chat
 from ropd_jax.text.retokenize import retokenized
-from ropd_jax.text.tokenizer import load_tokenizer
 from ropd_jax.types import Message, Prompt, Rollout, RolloutGroup, UserError
+from ropd_jax.weights.student import load_student
+from ropd_jax.weights.tokenizer import load_tokenizer
 
 SYSTEM, USER = Message("system", "Be brief."), Message("user", "1 + 1?")
 # As Qwen3 has it: an empty thought is written ahead for a student that shall not think.

@@ -12,19 +12,20 @@ import numpy as np
 import optax
 import pytest
 
-from ropd_jax import hosts, train
-from ropd_jax import mesh as mesh_lib
+from ropd_jax import train
+from ropd_jax.core.batches import make_batch, split_parts
 from ropd_jax.core.losses import AGGREGATIONS, token_numerators, token_weights
-from ropd_jax.data.batches import make_batch, split_parts
-from ropd_jax.judging import Flight, judge_step
 from ropd_jax.methods import load_method
 from ropd_jax.models import transformer
-from ropd_jax.stream import StreamedUpdate, restored, stored, whole_because
+from ropd_jax.parallel import hosts
+from ropd_jax.parallel import mesh as mesh_lib
+from ropd_jax.training.accumulate import StreamedUpdate, restored, stored, whole_because
+from ropd_jax.training.collect import Flight, judge_step
+from ropd_jax.training.update import State, make_portions, make_update
 from ropd_jax.types import Judgement, Message, Prompt, Rollout, RolloutGroup, UserError
-from ropd_jax.update import State, make_portions, make_update
-from ropd_jax.workdir import Interrupt
+from ropd_jax.workdir.config import Interrupt
 from tests.helpers import TINY, IdTokenizer, trees_max_diff
-from tests.test_train import LENGTH, tiny_config
+from tests.runs.test_train import LENGTH, tiny_config
 
 G = 4
 
@@ -156,8 +157,8 @@ def test_what_hangs_on_the_whole_step_waits_for_it():
     ("changes", "words"),
     [
         (dict(stream__staleness=2), r"stream.staleness=2.*0.*or 1"),
-        (dict(stream__carry_after_s=1.0, stream__groups=2), r"carry_after_s=1.*deterministic=False"),
-        (dict(stream__carry_after_s=1.0, stream__deterministic=False), r"stream.groups above 0"),
+        (dict(stream__straggler_timeout_s=1.0, stream__groups=2), r"straggler_timeout_s=1.*deterministic=False"),
+        (dict(stream__straggler_timeout_s=1.0, stream__deterministic=False), r"stream.groups above 0"),
         (dict(stream__staleness=1, sampling__resample=1), r"staleness=1 and sampling.resample"),
         (dict(stream__staleness=1, loss__ratio="sequence"), r"token by token"),
         (dict(stream__staleness=1, stream__cap=0.5), r"stream.cap=0.5"),

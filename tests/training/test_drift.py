@@ -5,8 +5,8 @@ import io
 import numpy as np
 import pytest
 
-from ropd_jax.drift import alarms, drift_at
-from ropd_jax.report import Metrics, Progress, final_table, read_metrics
+from ropd_jax.training.drift import alarms, drift_at
+from ropd_jax.workdir.metrics import Metrics, Progress, final_table, read_metrics
 
 
 def series(accuracies, rewards, *, n=500, every=10):

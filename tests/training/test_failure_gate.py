@@ -8,10 +8,10 @@ import logging
 import pytest
 
 from ropd_jax import train
-from ropd_jax.checkpoint import Checkpoints
-from ropd_jax.teacher.failures import FailureGate, TooManyFailures
+from ropd_jax.training.failure_gate import FailureGate, TooManyFailures
 from ropd_jax.types import UserError
-from tests.test_train import tiny_config
+from ropd_jax.workdir.checkpoint import Checkpoints
+from tests.runs.test_train import tiny_config
 
 LOST, KEPT = ["timeout", "timeout"], [None, None]
 

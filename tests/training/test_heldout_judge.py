@@ -6,12 +6,14 @@ import json
 
 import pytest
 
-from ropd_jax import checks, preflight, train
-from ropd_jax.drift import alarms
-from ropd_jax.report import read_metrics
+from ropd_jax import train
+from ropd_jax.plan import preflight
+from ropd_jax.training import validate
+from ropd_jax.training.drift import alarms
 from ropd_jax.types import Message, Prompt, UserError
+from ropd_jax.workdir.metrics import read_metrics
 from tests.helpers import serving, trees_max_diff
-from tests.test_train import finished_params, tiny_config
+from tests.runs.test_train import finished_params, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +59,14 @@ def test_no_reward_comes_of_it(judged_run, tmp_path):
 
 
 def test_who_gives_rewards_is_no_independent_judge():
-    checks.check_config(tiny_config(teacher__judge__model="another"))
+    validate.check_config(tiny_config(teacher__judge__model="another"))
     for role in ("verifier", "scorer"):
         both = {"teacher__judge__model": "m", f"teacher__{role}__model": "m"}
         with pytest.raises(UserError, match=f"teacher.judge is teacher.{role} itself"):
-            checks.check_config(tiny_config(**both))
-        checks.check_config(tiny_config(**both, teacher__judge__provider="openai"))
+            validate.check_config(tiny_config(**both))
+        validate.check_config(tiny_config(**both, teacher__judge__provider="openai"))
     with pytest.raises(UserError, match=r"eval\.judged=1; expected at least 2"):
-        checks.check_config(tiny_config(teacher__judge__model="another", eval__judged=1))
+        validate.check_config(tiny_config(teacher__judge__model="another", eval__judged=1))
 
 
 def test_its_calls_are_in_the_plan_of_the_costs():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ropd_jax import configs, train
-from ropd_jax.data.batches import TrainBatch
+from ropd_jax.core.batches import TrainBatch
 from ropd_jax.methods import load_method
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig

@@ -14,15 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ropd_jax import mesh as mesh_lib
 from ropd_jax.models import transformer
 from ropd_jax.models.config import RopeScaling
-from ropd_jax.models.families import config_json, family_of, read_config
-from ropd_jax.models.hf import load_hf, save_hf
 from ropd_jax.models.logprobs import token_logprobs
+from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.sampling.engine import EngineConfig, sample_groups
 from ropd_jax.sampling.rules import SamplingRule
 from ropd_jax.types import Message, Prompt
+from ropd_jax.weights.families import config_json, family_of, read_config
+from ropd_jax.weights.hf import load_hf, save_hf
 from tests.helpers import IdTokenizer, trees_max_diff
 
 FAMILIES = pathlib.Path(__file__).parents[1] / "golden" / "families"
@@ -137,7 +137,7 @@ def test_absent_keys_mean_what_transformers_means():
     transformers = pytest.importorskip("transformers")
     for kind, cls in (("gemma2", "Gemma2Config"), ("gemma3_text", "Gemma3TextConfig")):
         theirs = getattr(transformers, cls)().to_dict()
-        from ropd_jax.models.families import ABSENT, _flat_rope
+        from ropd_jax.weights.families import ABSENT, _flat_rope
 
         theirs = _flat_rope(theirs) | {"hidden_act": theirs["hidden_activation"]}
         for key, value in ABSENT[kind].items():

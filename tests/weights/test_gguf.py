@@ -12,14 +12,14 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.quants import dequantize, quantize
 
-from ropd_jax.ggufio import GGUF
-from ropd_jax.models import gguf as our_gguf
 from ropd_jax.models import transformer
-from ropd_jax.models.gguf import find_smollm2, half_split, load_gguf
-from ropd_jax.models.hf import load_hf
 from ropd_jax.models.rope import rope_frequencies
-from ropd_jax.models.tensors import tensors_of
 from ropd_jax.types import UserError
+from ropd_jax.weights import gguf as our_gguf
+from ropd_jax.weights.gguf import find_smollm2, half_split, load_gguf
+from ropd_jax.weights.gguf_file import GGUF
+from ropd_jax.weights.hf import load_hf
+from ropd_jax.weights.tensors import tensors_of
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 

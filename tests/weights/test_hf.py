@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
-from ropd_jax.models.hf import load_hf, read_config, save_hf
 from ropd_jax.types import UserError
+from ropd_jax.weights.hf import load_hf, read_config, save_hf
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 CFG = ModelConfig(
@@ -267,7 +267,7 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(saved, params, monkeypatc
         pathlib.Path(file).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ropd_jax.models.hf.save_file", fail)
+    monkeypatch.setattr("ropd_jax.weights.hf.save_file", fail)
     with pytest.raises(UserError, match=r"No space left on device.*free some space"):
         save_hf(saved, CFG, params)
     assert (saved / "model.safetensors").read_bytes() == before

@@ -16,11 +16,11 @@ import threading
 import numpy as np
 import pytest
 
-from ropd_jax import hub, student
-from ropd_jax.models.hf import load_hf
 from ropd_jax.types import UserError
+from ropd_jax.weights import hub, student
+from ropd_jax.weights.hf import load_hf
 
-TINY = pathlib.Path(student.__file__).parent / "assets" / "quickstart_student"
+TINY = pathlib.Path(student.__file__).parents[1] / "assets" / "quickstart_student"
 COMMIT, TOKEN = "c" * 40, "hf_secretsecretsecret"
 
 
@@ -127,7 +127,7 @@ def serving():
 
 SCRIPT = """
 import sys
-from ropd_jax import hub
+from ropd_jax.weights import hub
 from ropd_jax.types import UserError
 for name in sys.argv[1:]:
     try:

@@ -13,13 +13,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ropd_jax import mesh as mesh_lib
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
-from ropd_jax.models.hf import HFSource, load_hf, save_hf
-from ropd_jax.models.load import stream
-from ropd_jax.student import load_student
+from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.types import UserError
+from ropd_jax.weights.hf import HFSource, load_hf, save_hf
+from ropd_jax.weights.load import stream
+from ropd_jax.weights.student import load_student
 
 FAMILIES = pathlib.Path(__file__).parents[1] / "golden" / "families"
 

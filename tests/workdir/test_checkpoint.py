@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from ropd_jax import configs, train
-from ropd_jax import mesh as mesh_lib
-from ropd_jax.checkpoint import Checkpoints
 from ropd_jax.models import transformer
+from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.types import UserError
-from ropd_jax.workdir import claim
+from ropd_jax.workdir.checkpoint import Checkpoints
+from ropd_jax.workdir.config import claim
 from tests.helpers import TINY, trees_max_diff
 
 

@@ -12,18 +12,19 @@ import pytest
 from gguf import GGUFWriter
 from safetensors.numpy import load_file
 
-from ropd_jax import cli, export
-from ropd_jax.checkpoint import Checkpoints, saved_params
+from ropd_jax.cli import main as cli
 from ropd_jax.models import transformer
-from ropd_jax.models.families import read_config
-from ropd_jax.models.hf import load_hf, save_hf
-from ropd_jax.student import find, load_student
-from ropd_jax.text.tokenizer import load_tokenizer
 from ropd_jax.types import Message, UserError
-from tests.models.test_gguf import write
-from tests.text.test_tokenizer import CHAT, TEMPLATE, TEXTS, trained, write_gguf  # noqa: F401
+from ropd_jax.weights.families import read_config
+from ropd_jax.weights.hf import load_hf, save_hf
+from ropd_jax.weights.student import find, load_student
+from ropd_jax.weights.tokenizer import load_tokenizer
+from ropd_jax.workdir import export
+from ropd_jax.workdir.checkpoint import Checkpoints, saved_params
+from tests.weights.test_gguf import write
+from tests.weights.test_tokenizer import CHAT, TEMPLATE, TEXTS, trained, write_gguf  # noqa: F401
 
-FAMILIES = pathlib.Path(__file__).parent / "golden" / "families"
+FAMILIES = pathlib.Path(__file__).parents[1] / "golden" / "families"
 
 
 class State(NamedTuple):
@@ -127,7 +128,7 @@ def test_a_failed_export_leaves_nothing(run, tmp_path, monkeypatch):
         pathlib.Path(file).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ropd_jax.models.hf.save_file", fail)
+    monkeypatch.setattr("ropd_jax.weights.hf.save_file", fail)
     with pytest.raises(UserError, match="No space left on device"):
         export.main(str(run[0]), str(tmp_path / "out"))
     assert names(tmp_path) == ["run"]
@@ -136,7 +137,7 @@ def test_a_failed_export_leaves_nothing(run, tmp_path, monkeypatch):
 def test_a_gguf_file_becomes_a_directory_with_the_same_weights_and_tokenizer(tmp_path, trained, monkeypatch):  # noqa: F811
     metadata: dict = {}
     write_gguf(tmp_path / "t.gguf", trained, **{"ggml.pre": "qwen2", "ggml.bos_token_id": ...})
-    from ropd_jax.ggufio import GGUF
+    from ropd_jax.weights.gguf_file import GGUF
 
     metadata = {k: v for k, v in GGUF(tmp_path / "t.gguf").metadata.items() if k.startswith("tokenizer.")}
     header = GGUFWriter.write_header_to_file

@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from ropd_jax import report
-from ropd_jax.figures import curves_png
 from ropd_jax.types import Criterion, Judgement, Message, Prompt, Rollout, RolloutGroup, Rubric, UserError
+from ropd_jax.workdir import metrics as report
+from ropd_jax.workdir.curves import curves_png
 
 
 def lines(path):

@@ -16,17 +16,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from ropd_jax.teacher import (
-    ChatRequest,
-    ConfigurationError,
-    MalformedError,
-    Role,
-    Teacher,
-    TeacherError,
-    fences,
-    templates,
-)
-from ropd_jax.teacher.jsonreply import find_object
+from ropd_jax.teacher import ChatRequest, ConfigurationError, MalformedError, Role, Teacher, TeacherError
+from ropd_jax.teacher.roles import fences, templates
+from ropd_jax.teacher.roles.json_reply import find_object
 from ropd_jax.types import Message, Prompt
 
 TEMPLATE = "healthbench.v1"

@@ -18,8 +18,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ropd_jax.hints import near
 from ropd_jax.types import UserError
+from ropd_jax.utils.suggest import near
 
 Instruction = tuple[str, Mapping[str, Any]]
 

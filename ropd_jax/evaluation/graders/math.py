@@ -15,8 +15,8 @@ import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from ropd_jax.evaluation.graders import LONGEST, last_box, number
-from ropd_jax.evaluation.mathpool import Verdict, verify_all
+from ropd_jax.data.grader import LONGEST, last_box, number
+from ropd_jax.evaluation.graders.math_pool import Verdict, verify_all
 from ropd_jax.text.trim import after_think
 
 _SPACING = re.compile(r"\\[,;:!]|\\ |\\q?quad(?![a-zA-Z])|~")

@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import os
+import pathlib
 import queue
 import select
 import signal
@@ -144,8 +145,8 @@ def _started(timeout_s: float) -> _Process:
 
 class _Process:
     def __init__(self, timeout_s: float):
-        command = [sys.executable, "-m", "ropd_jax.evaluation.mathworker", str(math.ceil(timeout_s))]
-        root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        command = [sys.executable, "-m", "ropd_jax.evaluation.graders.math_worker", str(math.ceil(timeout_s))]
+        root = str(pathlib.Path(__file__).parents[3])
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         self._said = tempfile.TemporaryFile()  # a pipe that nobody reads would fill up  # noqa: SIM115
         self._child = subprocess.Popen(

@@ -1,6 +1,6 @@
 """The program of one process of ``mathpool``: math-verify on pairs of a gold answer and a student's.
 
-    python -m ropd_jax.evaluation.mathworker CPU_SECONDS
+    python -m ropd_jax.evaluation.graders.math_worker CPU_SECONDS
 
 One JSON line in, ``{"gold": "1/2", "answer": "0.5"}``, one out: ``{"right": true}``, or ``{"error": "..."}`` where
 math-verify itself failed. It sets no alarm: after so many seconds of computing on one pair the system ends the process

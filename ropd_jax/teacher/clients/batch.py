@@ -11,9 +11,9 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from ropd_jax.teacher.client import ChatReply, ChatRequest, ConfigurationError, TeacherError
-from ropd_jax.teacher.gemini import GeminiClient
-from ropd_jax.teacher.openai import OpenAIClient
+from ropd_jax.teacher.clients.client import ChatReply, ChatRequest, ConfigurationError, TeacherError
+from ropd_jax.teacher.clients.gemini import GeminiClient
+from ropd_jax.teacher.clients.openai import OpenAIClient
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import importlib
 import re
 from collections.abc import Iterator
 
-from ropd_jax.teacher.client import (
+from ropd_jax.teacher.clients.client import (
     BlockedError,
     ChatReply,
     ChatRequest,

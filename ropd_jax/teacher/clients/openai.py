@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from ropd_jax.teacher.client import (
+from ropd_jax.teacher.clients.client import (
     BlockedError,
     ChatReply,
     ChatRequest,

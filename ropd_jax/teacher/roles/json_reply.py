@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 
-from ropd_jax.teacher.client import MalformedError
+from ropd_jax.teacher.clients.client import MalformedError
 
 _DECODER = json.JSONDecoder()
 _ENDED = "</think>"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ropd_jax.teacher import fences, templates
-from ropd_jax.teacher.client import ChatRequest, MalformedError
+from ropd_jax.teacher.clients.client import ChatRequest, MalformedError
+from ropd_jax.teacher.roles import fences, templates
 from ropd_jax.types import Message
 
 TEMPLATE = "reference.v1"

@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from ropd_jax.teacher import fences, templates
-from ropd_jax.teacher.client import ChatRequest, ConfigurationError, MalformedError
-from ropd_jax.teacher.jsonreply import find_list, list_schema, only_keys, to_int
+from ropd_jax.teacher.clients.client import ChatRequest, ConfigurationError, MalformedError
+from ropd_jax.teacher.roles import fences, templates
+from ropd_jax.teacher.roles.json_reply import find_list, list_schema, only_keys, to_int
 from ropd_jax.types import Criterion, Message, Rubric
 
 TEMPLATE = "rubricator.v2"

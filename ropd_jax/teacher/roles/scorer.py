@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from ropd_jax.teacher import fences, templates
-from ropd_jax.teacher.client import ChatRequest
-from ropd_jax.teacher.jsonreply import list_schema, to_int
-from ropd_jax.teacher.verifier import Marks, marks_of
+from ropd_jax.teacher.clients.client import ChatRequest
+from ropd_jax.teacher.roles import fences, templates
+from ropd_jax.teacher.roles.json_reply import list_schema, to_int
+from ropd_jax.teacher.roles.verifier import Marks, marks_of
 from ropd_jax.types import Message, Rubric
 
 TEMPLATE = "score_judge.v1"

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ropd_jax.teacher import fences, templates
-from ropd_jax.teacher.client import ChatRequest, MalformedError
-from ropd_jax.teacher.jsonreply import find_list, list_schema
-from ropd_jax.teacher.rubricator import criterion_texts, rubric_of
+from ropd_jax.teacher.clients.client import ChatRequest, MalformedError
+from ropd_jax.teacher.roles import fences, templates
+from ropd_jax.teacher.roles.json_reply import find_list, list_schema
+from ropd_jax.teacher.roles.rubricator import criterion_texts, rubric_of
 from ropd_jax.types import Criterion, Message, Rubric
 
 TEMPLATE = "rubric_static.v1"

@@ -11,7 +11,7 @@ import importlib.resources
 import pathlib
 import re
 
-from ropd_jax.teacher.client import ConfigurationError
+from ropd_jax.teacher.clients.client import ConfigurationError
 
 _PLACEHOLDER = re.compile(r"\{\{([a-z_]+)\}\}")
 
@@ -34,7 +34,7 @@ def load(name: str) -> str:
     Raises:
         ConfigurationError: there is no such template.
     """
-    folder = importlib.resources.files("ropd_jax.teacher") / "prompts"
+    folder = importlib.resources.files("ropd_jax.teacher.roles") / "prompts"
     file = pathlib.Path(name).expanduser() if name.endswith(".md") else folder / f"{name}.md"
     try:
         return file.read_text(encoding="utf-8")

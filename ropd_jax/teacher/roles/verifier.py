@@ -11,9 +11,9 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from ropd_jax.teacher import fences, templates
-from ropd_jax.teacher.client import ChatRequest, ConfigurationError, MalformedError, TeacherError
-from ropd_jax.teacher.jsonreply import find_list, list_schema, to_int
+from ropd_jax.teacher.clients.client import ChatRequest, ConfigurationError, MalformedError, TeacherError
+from ropd_jax.teacher.roles import fences, templates
+from ropd_jax.teacher.roles.json_reply import find_list, list_schema, to_int
 from ropd_jax.types import Message, Rubric, Verdicts
 
 TEMPLATE = "verifier.v1"

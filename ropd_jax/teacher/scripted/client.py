@@ -5,8 +5,8 @@ prompt's fences, and returns the text that a real model would return. Prompts, f
 are exercised for real.
 
 What it is not: it is not a language model. It solves chain sums, products, greatest common divisors and linear
-equations by rule, and exercises of a *book* (questions with worked solutions, JSONL) by looking them up, like a teacher
-who owns the textbook; any other question is a ``ConfigurationError``. It writes criteria of a dozen fixed wordings and
+equations by rule, and exercises of an *answer key* (questions with worked solutions, JSONL) by looking them up;
+any other question is a ``ConfigurationError``. It writes criteria of a dozen fixed wordings and
 decides only those; a grade of a whole answer is made of the same checks (`scripted_criteria.quality`), rounded to the
 scale, which no real judge's grade is. It never sees a data set's gold answer.
 
@@ -24,8 +24,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 
-from ropd_jax.teacher import fences, rubricator, scorer, scripted_criteria, scripted_tasks, static_rubric, verifier
-from ropd_jax.teacher.client import (
+from ropd_jax.teacher.clients.client import (
     BlockedError,
     ChatReply,
     ChatRequest,
@@ -35,6 +34,8 @@ from ropd_jax.teacher.client import (
     Usage,
     error_for_status,
 )
+from ropd_jax.teacher.roles import fences, rubricator, scorer, static_rubric, verifier
+from ropd_jax.teacher.scripted import criteria, tasks
 from ropd_jax.types import Message
 
 FAULTS: dict[str, tuple[int, str, str]] = {  # kind -> HTTP status, error code, message
@@ -67,7 +68,7 @@ class ScriptedClient:
     """A ``ChatClient`` without a model. See the module's docstring for what it knows.
 
     Args:
-        book: path of a JSONL file with ``question`` and ``solution``, or such pairs; "" for none.
+        answer_key: path of a JSONL file with ``question`` and ``solution``, or such pairs; "" for none.
         latency_s: mean of the time a call takes; each takes 0.5 to 1.5 of it.
         fault_rate: share of attempts that fail as a provider would (429, 500, 503, half a JSON).
         slip_rate: share of reference steps with a wrong result.
@@ -76,13 +77,13 @@ class ScriptedClient:
         fault: for tests: (request, attempt 0, 1, ...) -> a key of ``FAULTS``, one of ``TEXT_FAULTS``, or None.
 
     Raises:
-        ConfigurationError: a rate outside 0..1, a book that cannot be read.
+        ConfigurationError: a rate outside 0..1, an answer key that cannot be read.
     """
 
     def __init__(
         self,
         *,
-        book: str | Iterable[tuple[str, str]] = "",
+        answer_key: str | Iterable[tuple[str, str]] = "",
         latency_s: float = 0.0,
         fault_rate: float = 0.0,
         slip_rate: float = 0.0,
@@ -94,15 +95,15 @@ class ScriptedClient:
         for name, rate in rates.items():
             if not 0.0 <= rate <= 1.0:
                 raise ConfigurationError(f"teacher.scripted.{name} is {rate}; expected a share from 0 to 1")
-        if style not in scripted_tasks.STYLES:
-            expected = ", ".join(scripted_tasks.STYLES)
+        if style not in tasks.STYLES:
+            expected = ", ".join(tasks.STYLES)
             raise ConfigurationError(f"teacher.scripted.style is {style!r}; expected one of {expected}")
         if latency_s < 0:
             raise ConfigurationError(f"teacher.scripted.latency_s is {latency_s}; expected seconds, 0 or more")
-        if isinstance(book, str):
-            self._book = scripted_tasks.Book.read(book) if book else scripted_tasks.Book()
+        if isinstance(answer_key, str):
+            self._answer_key = tasks.AnswerKey.read(answer_key) if answer_key else tasks.AnswerKey()
         else:
-            self._book = scripted_tasks.Book(book)
+            self._answer_key = tasks.AnswerKey(answer_key)
         self._latency_s = latency_s
         self._fault_rate = fault_rate
         self._slip_rate = slip_rate
@@ -129,7 +130,7 @@ class ScriptedClient:
     async def begin(self, request: ChatRequest) -> str | None:
         """Take the time that this call takes, and draw its fault: a kind, or None."""
         if self._latency_s:
-            share = 0.5 + scripted_tasks.uniform("latency", *_identity(request))
+            share = 0.5 + tasks.uniform("latency", *_identity(request))
             await asyncio.sleep(self._latency_s * share)
         kind = self._next_fault(request)
         if kind == "hang":
@@ -144,9 +145,9 @@ class ScriptedClient:
         attempt = self._attempts.pop(name, 0)
         if self._fault is not None:
             kind = self._fault(request, attempt)
-        elif scripted_tasks.uniform("fault", name, attempt) < self._fault_rate:
+        elif tasks.uniform("fault", name, attempt) < self._fault_rate:
             drawn = _DRAWN if request.json_schema is not None else _DRAWN[:-1]  # half a free text would go unnoticed
-            kind = drawn[int(scripted_tasks.uniform("kind", name, attempt) * len(drawn))]
+            kind = drawn[int(tasks.uniform("kind", name, attempt) * len(drawn))]
         else:
             kind = None
         if kind is not None:
@@ -185,30 +186,30 @@ class ScriptedClient:
         if by_role["reference"] or by_role["student"]:
             size = _numbers(SIZE, asked)
             if static_rubric.SCHEMA_VERSION in asked:
-                rows = scripted_criteria.induce_static(by_role["reference"], *size)
+                rows = criteria.induce_static(by_role["reference"], *size)
                 return _json({"schema_version": static_rubric.SCHEMA_VERSION, "rubrics": rows})
             return self._rubric(by_role["reference"], by_role["student"], size)
         return self._reference(question, sample_index)
 
     def _reference(self, question: str, sample_index: int) -> str:
         def slip(step: int) -> int:
-            if not self._slip_rate or scripted_tasks.uniform("slip", question, sample_index, step) >= self._slip_rate:
+            if not self._slip_rate or tasks.uniform("slip", question, sample_index, step) >= self._slip_rate:
                 return 0
             wrong = (-10, -2, -1, 1, 2, 10)
-            return wrong[int(scripted_tasks.uniform("size", question, sample_index, step) * len(wrong))]
+            return wrong[int(tasks.uniform("size", question, sample_index, step) * len(wrong))]
 
-        worked = scripted_tasks.solve(question, self._book, slip)
+        worked = tasks.solve(question, self._answer_key, slip)
         if worked is None:
             raise ConfigurationError(
                 f"the scripted teacher cannot solve {' '.join(question.split())[:120]!r}; it knows chain sums, "
-                "products, gcd, linear equations, and the exercises of teacher.scripted.book. Give it a book (JSONL "
-                "with question and solution), or set teacher.provider to 'gemini' or 'openai'",
+                "products, gcd, linear equations, and the exercises of teacher.scripted.answer_key. Give it an "
+                "answer key (JSONL with question and solution), or set teacher.provider to 'gemini' or 'openai'",
                 cause="unknown_question",
             )
-        return scripted_tasks.write(worked, sample_index, self._style)
+        return tasks.write(worked, sample_index, self._style)
 
     def _rubric(self, references: list[str], students: list[str], size: tuple[int, int]) -> str:
-        rows = scripted_criteria.induce(references or students, students, *size)
+        rows = criteria.induce(references or students, students, *size)
         total = sum(row["points"] for row in rows)
         return _json({"schema_version": rubricator.SCHEMA_VERSION, "rubrics": rows, "maximum_score": total})
 
@@ -225,11 +226,11 @@ class ScriptedClient:
         for index, answer in enumerate(answers, 1):
             if rubric:
                 weights = [static_rubric.TENTHS.get(row["category"], 1) for row in rubric]
-                held = [bool(scripted_criteria.check(row["criterion"], answer)) for row in rubric]
+                held = [bool(criteria.check(row["criterion"], answer)) for row in rubric]
                 share = sum(w for w, ok in zip(weights, held, strict=True) if ok) / sum(weights)
             else:
-                share = scripted_criteria.quality(answer, references)
-            if self._wrong_rate and scripted_tasks.uniform("wrong", answer, question) < self._wrong_rate:
+                share = criteria.quality(answer, references)
+            if self._wrong_rate and tasks.uniform("wrong", answer, question) < self._wrong_rate:
                 share = 1 - share
             rows.append({"answer_index": index, "score": lowest + round(share * (highest - lowest))})
         return _json({"schema_version": scorer.SCHEMA_VERSION, "answers": rows})
@@ -239,8 +240,8 @@ class ScriptedClient:
         for index, answer in enumerate(answers, 1):
             verdicts = []
             for row in rubric:
-                verdict = scripted_criteria.check(row["criterion"], answer)
-                drawn = scripted_tasks.uniform("wrong", answer, row["criterion"]) if self._wrong_rate else 1.0
+                verdict = criteria.check(row["criterion"], answer)
+                drawn = tasks.uniform("wrong", answer, row["criterion"]) if self._wrong_rate else 1.0
                 verdicts.append(not verdict if drawn < self._wrong_rate and verdict is not None else verdict)
             rows.append({"answer_index": index, "judgement": verdicts})
         return _json({"schema_version": verifier.SCHEMA_VERSION, "answers": rows})

@@ -18,8 +18,8 @@ from collections.abc import AsyncIterator, Callable
 
 from aiohttp import web
 
-from ropd_jax.teacher.client import ChatReply, ChatRequest, ConfigurationError, TeacherError
-from ropd_jax.teacher.scripted import FAULTS, RETRY_AFTER_S, ScriptedClient, corrupted
+from ropd_jax.teacher.clients.client import ChatReply, ChatRequest, ConfigurationError, TeacherError
+from ropd_jax.teacher.scripted.client import FAULTS, RETRY_AFTER_S, ScriptedClient, corrupted
 from ropd_jax.types import Message
 
 log = logging.getLogger(__name__)

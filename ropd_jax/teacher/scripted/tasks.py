@@ -1,4 +1,4 @@
-"""What the scripted teacher can solve: a few task families by rule, and the exercises of a book it was given.
+"""What the scripted teacher can solve: a few task families by rule, and the exercises of an answer key it was given.
 
 A solution is a list of working lines and an answer. The arithmetic families keep to one line a step, in the style
 ``9 + 5 = 14``, which a tiny student can write too. ``slip_rate`` makes single steps wrong by a little, and the error is
@@ -14,14 +14,14 @@ import pathlib
 import re
 from collections.abc import Callable, Iterable
 
-from ropd_jax.teacher.client import ConfigurationError
+from ropd_jax.teacher.clients.client import ConfigurationError
 
 Slip = Callable[[int], int]  # step number -> what is wrongly added to its result; 0 for a right step
 
 
 @dataclasses.dataclass(frozen=True)
 class Worked:
-    """A worked solution. ``prose`` tells book solutions (sentences) from bare equation lines."""
+    """A worked solution. ``prose`` tells solutions of the answer key (sentences) from bare equation lines."""
 
     lines: tuple[str, ...]
     answer: str
@@ -35,18 +35,18 @@ def uniform(*parts: object) -> float:
     return int.from_bytes(hashlib.sha256(data).digest()[:7], "big") / 2**56
 
 
-class Book:
+class AnswerKey:
     """Exercises with worked solutions, looked up by question, as a teacher would who owns the textbook.
 
-    Questions are compared lower-cased with single spaces; a question that contains a book's question whole (because a
-    chat added an instruction around it) is found as well.
+    Questions are compared lower-cased with single spaces; a question that contains one of the answer key's whole
+    (because a chat added an instruction around it) is found as well.
     """
 
     def __init__(self, pairs: Iterable[tuple[str, str]] = ()):
         self._solutions = {normalised(q): s for q, s in pairs if normalised(q) and s.strip()}
 
     @classmethod
-    def read(cls, path: str) -> Book:
+    def read(cls, path: str) -> AnswerKey:
         """From JSONL with ``question`` (or ``problem``) and ``solution`` in each line.
 
         GSM8K's own files, whose ``answer`` is the worked solution with its ``#### `` line, are read as well.
@@ -67,11 +67,11 @@ class Book:
                     if not isinstance(question, str) or not worked:
                         raise ConfigurationError(
                             f"{path}:{number} has no texts 'question' and 'solution'; expected both in every line of "
-                            "teacher.scripted.book"
+                            "teacher.scripted.answer_key"
                         )
                     pairs.append((question, solution))
         except (OSError, ValueError, AttributeError) as e:
-            raise ConfigurationError(f"cannot read teacher.scripted.book={path!r}: {e}; expected JSONL") from e
+            raise ConfigurationError(f"cannot read teacher.scripted.answer_key={path!r}: {e}; expected JSONL") from e
         return cls(pairs)
 
     def __len__(self) -> int:
@@ -91,11 +91,11 @@ def normalised(question: str) -> str:
     return " ".join(question.lower().split())
 
 
-def solve(question: str, book: Book, slip: Slip) -> Worked | None:
+def solve(question: str, answer_key: AnswerKey, slip: Slip) -> Worked | None:
     """The worked solution of a question that the teacher knows, or None."""
-    solution = book.find(question)
+    solution = answer_key.find(question)
     if solution is not None:
-        return _from_book(solution, slip)
+        return _from_answer_key(solution, slip)
     for family in (_equation, _gcd, _chain):
         if worked := family(question, slip):
             return worked
@@ -190,8 +190,9 @@ _FINAL = re.compile(r"^\s*####\s*(.+?)\s*$", re.MULTILINE)
 _RESULT = re.compile(r"(=\s*[$€£]?)(-?\d[\d,]*(?:\.\d+)?)")
 
 
-def _from_book(solution: str, slip: Slip) -> Worked | None:
-    """A book's solution without calculator annotations (``<<16-3-4=9>>``), its ``#### 9`` line read as the answer."""
+def _from_answer_key(solution: str, slip: Slip) -> Worked | None:
+    """A solution of the answer key without calculator annotations (``<<16-3-4=9>>``), its ``#### 9`` line read as the
+    answer."""
     text = re.sub(r"<<[^<>]*>>", "", solution)
     final = _FINAL.search(text)
     text = _FINAL.sub("", text)
@@ -226,7 +227,7 @@ def write(worked: Worked, variant: int, style: str = "full") -> str:
     first line and then the answer, as an expert may who needs no more, ``prose`` all of them in one running sentence.
 
     Equation lines come bare or between two sentences; a sum or a product has one way only, so that its samples are
-    equal. Book solutions come in four layouts with four ways to name the answer.
+    equal. AnswerKey solutions come in four layouts with four ways to name the answer.
     """
     lines, kind = worked.lines, variant % 4
     if style == "skips" and not worked.prose:

@@ -24,10 +24,9 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
-from ropd_jax.teacher.batch import Answers, BatchApi
-from ropd_jax.teacher.budget import Budget, Spent
 from ropd_jax.teacher.build import Endpoint
-from ropd_jax.teacher.client import (
+from ropd_jax.teacher.clients.batch import Answers, BatchApi
+from ropd_jax.teacher.clients.client import (
     BlockedError,
     BudgetError,
     ChatReply,
@@ -38,7 +37,8 @@ from ropd_jax.teacher.client import (
     TransientError,
     Usage,
 )
-from ropd_jax.teacher.tape import (
+from ropd_jax.teacher.tape.client import LASTING
+from ropd_jax.teacher.tape.store import (
     NO_STEP,
     Tape,
     body_key,
@@ -48,7 +48,7 @@ from ropd_jax.teacher.tape import (
     request_body,
     request_row,
 )
-from ropd_jax.teacher.taped import LASTING
+from ropd_jax.teacher.traffic.budget import Budget, Spent
 from ropd_jax.types import Message, UserError
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ import pathlib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
-from ropd_jax.teacher.client import (
+from ropd_jax.teacher.clients.client import (
     BlockedError,
     ChatClient,
     ChatReply,
@@ -29,8 +29,8 @@ from ropd_jax.teacher.client import (
     TeacherError,
     TruncatedError,
 )
-from ropd_jax.teacher.tape import NO_STEP, Tape, body_key, request_body
-from ropd_jax.teacher.tapefile import explain_miss
+from ropd_jax.teacher.tape.inspect import explain_miss
+from ropd_jax.teacher.tape.store import NO_STEP, Tape, body_key, request_body
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -9,8 +9,8 @@ import re
 import statistics
 from typing import Any
 
-from ropd_jax.teacher.client import ChatReply, ChatRequest, ConfigurationError, Usage
-from ropd_jax.teacher.tape import Entry, Failure, Tape, body_key, request_body, request_row
+from ropd_jax.teacher.clients.client import ChatReply, ChatRequest, ConfigurationError, Usage
+from ropd_jax.teacher.tape.store import Entry, Failure, Tape, body_key, request_body, request_row
 
 FORMAT = "ropd.tape.v1"
 _CANDIDATES = 64  # entries that a miss is compared with

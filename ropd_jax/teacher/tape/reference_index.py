@@ -24,8 +24,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from ropd_jax.teacher.client import ConfigurationError
-from ropd_jax.teacher.references import Reference
+from ropd_jax.teacher.clients.client import ConfigurationError
+from ropd_jax.teacher.roles.references import Reference
 from ropd_jax.types import Message, Prompt
 
 log = logging.getLogger(__name__)

@@ -26,9 +26,9 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ropd_jax.teacher import client as client_lib
-from ropd_jax.teacher import fences
-from ropd_jax.teacher.client import ChatReply, ChatRequest, ConfigurationError, TeacherError, Usage
+from ropd_jax.teacher.clients import client as client_lib
+from ropd_jax.teacher.clients.client import ChatReply, ChatRequest, ConfigurationError, TeacherError, Usage
+from ropd_jax.teacher.roles import fences
 
 VERSION = 2  # 2: where a reply came from, and batch jobs
 NO_STEP = -1

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ropd_jax.teacher.client import (
+from ropd_jax.teacher.clients.client import (
     BudgetError,
     ChatClient,
     ChatReply,
@@ -29,8 +29,8 @@ from ropd_jax.teacher.client import (
     TeacherError,
     Usage,
 )
-from ropd_jax.teacher.prices import Prices
-from ropd_jax.teacher.taped import STEP
+from ropd_jax.teacher.tape.client import STEP
+from ropd_jax.teacher.traffic.prices import Prices
 
 _STEPS_KEPT = 8
 

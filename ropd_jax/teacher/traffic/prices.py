@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ropd_jax.teacher.client import ConfigurationError, Usage
+from ropd_jax.teacher.clients.client import ConfigurationError, Usage
 
 _DATED = r"(-\d{4}-\d{2}-\d{2}|-\d{3})?"  # gpt-4.1-2025-04-14, gemini-2.5-flash-001
 _RATES = ("input", "cached", "output")
@@ -74,7 +74,7 @@ class Prices:
         Raises:
             ConfigurationError: the file cannot be read or is not of the table's form.
         """
-        table = importlib.resources.files("ropd_jax.teacher") / "prices.toml"
+        table = importlib.resources.files("ropd_jax.teacher.traffic") / "prices.toml"
         data = tomllib.loads(table.read_text(encoding="utf-8"))
         prices = _parse(data, "prices.toml")
         if path:

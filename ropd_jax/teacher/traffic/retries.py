@@ -26,8 +26,7 @@ from collections.abc import Awaitable, Callable
 
 import tenacity
 
-from ropd_jax.teacher.admission import AdaptiveLimit, Admission, Rate
-from ropd_jax.teacher.client import (
+from ropd_jax.teacher.clients.client import (
     ChatClient,
     ChatReply,
     ChatRequest,
@@ -38,8 +37,9 @@ from ropd_jax.teacher.client import (
     TruncatedError,
     Usage,
 )
-from ropd_jax.teacher.stats import TeacherStats
-from ropd_jax.teacher.taped import STEP
+from ropd_jax.teacher.tape.client import STEP
+from ropd_jax.teacher.traffic.admission import AdaptiveLimit, Admission, Rate
+from ropd_jax.teacher.traffic.stats import TeacherStats
 
 log = logging.getLogger(__name__)
 

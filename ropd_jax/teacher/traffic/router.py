@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ropd_jax.teacher.client import ChatClient, ChatReply, ChatRequest
+from ropd_jax.teacher.clients.client import ChatClient, ChatReply, ChatRequest
 
 
 class Routes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from ropd_jax.teacher.client import ChatReply, Purpose
+from ropd_jax.teacher.clients.client import ChatReply, Purpose
 
 Counts = dict[str, int]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from ropd_jax.teacher.client import ChatClient, ChatReply, ChatRequest
+from ropd_jax.teacher.clients.client import ChatClient, ChatReply, ChatRequest
 
 
 class ObservedClient:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ropd_jax.evaluation.choice import first_choice_original, last_choice
+from ropd_jax.evaluation.graders.choice import first_choice_original, last_choice
 
 
 @pytest.mark.parametrize(

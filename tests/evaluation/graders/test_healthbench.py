@@ -9,15 +9,15 @@ from typing import ClassVar
 
 import pytest
 
-from ropd_jax.cli import main
-from ropd_jax.data.sources import Found
+from ropd_jax.cli.main import main
+from ropd_jax.data.source import Found
 from ropd_jax.evaluation.answers import Answer
 from ropd_jax.evaluation.benchmarks import Loaded, benchmark_of, load_benchmark
+from ropd_jax.evaluation.graders.healthbench import judge_all, judge_request, parse_verdict, score, tag_scores
 from ropd_jax.evaluation.grading import grade_answers
-from ropd_jax.evaluation.healthbench import judge_all, judge_request, parse_verdict, score, tag_scores
 from ropd_jax.evaluation.results import make_result
 from ropd_jax.teacher import ChatReply, ConfigurationError, MalformedError, Role, Teacher, TransientError
-from ropd_jax.teacher.fences import parse_blocks
+from ropd_jax.teacher.roles.fences import parse_blocks
 from ropd_jax.types import Message, Prompt
 from tests.helpers import local_data
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from ropd_jax.evaluation.ifeval import CHECKS, follows, follows_loosely, variants
+from ropd_jax.evaluation.graders.ifeval import CHECKS, follows, follows_loosely, variants
 from ropd_jax.types import UserError
 from tests.helpers import local_rows
 

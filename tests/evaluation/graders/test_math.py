@@ -11,10 +11,10 @@ import time
 
 import pytest
 
-from ropd_jax.evaluation import mathpool
-from ropd_jax.evaluation.graders import last_box
-from ropd_jax.evaluation.mathgrade import boxed, decide, grade_math
-from ropd_jax.evaluation.mathpool import MathPoolError, Verdict, verify_all
+from ropd_jax.data.grader import last_box
+from ropd_jax.evaluation.graders import math_pool
+from ropd_jax.evaluation.graders.math import boxed, decide, grade_math
+from ropd_jax.evaluation.graders.math_pool import MathPoolError, Verdict, verify_all
 from tests.helpers import local_rows
 
 
@@ -139,7 +139,7 @@ def test_an_unreadable_gold_is_ungraded():
 
 
 def test_a_process_that_dies_is_replaced(monkeypatch):
-    ask = mathpool._Process.ask
+    ask = math_pool._Process.ask
     asked = []
 
     def shot_first(self, pair, timeout_s, stopped):
@@ -149,7 +149,7 @@ def test_a_process_that_dies_is_replaced(monkeypatch):
             self._child.wait()
         return ask(self, pair, timeout_s, stopped)
 
-    monkeypatch.setattr(mathpool._Process, "ask", shot_first)
+    monkeypatch.setattr(math_pool._Process, "ask", shot_first)
     got = verify_all([(r"\frac12", r"\frac24"), (r"\frac13", r"\frac26")], workers=1, timeout_s=30)
     assert got == [Verdict(None, "crashed"), Verdict(True)]
     assert len(set(asked)) == 2

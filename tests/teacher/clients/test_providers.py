@@ -25,8 +25,8 @@ from ropd_jax.teacher import (
     TruncatedError,
     make_client,
 )
-from ropd_jax.teacher.rubricator import RUBRIC_SCHEMA
-from ropd_jax.teacher.verifier import VERDICT_SCHEMA
+from ropd_jax.teacher.roles.rubricator import RUBRIC_SCHEMA
+from ropd_jax.teacher.roles.verifier import VERDICT_SCHEMA
 from ropd_jax.types import Message, UserError
 
 PROVIDERS = ["scripted", "openai", "gemini"]

@@ -17,10 +17,10 @@ from ropd_jax.teacher import (
     RequestError,
     Teacher,
     TransientError,
-    fences,
     make_client,
 )
-from ropd_jax.teacher.scripted import ScriptedClient
+from ropd_jax.teacher.roles import fences
+from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.types import Criterion, Message, Prompt, Rubric
 
 SCHEMA = {"type": "object"}

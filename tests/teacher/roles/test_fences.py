@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from ropd_jax.teacher import fences
-from ropd_jax.teacher.references import reference_request
-from ropd_jax.teacher.rubricator import rubric_request
-from ropd_jax.teacher.verifier import verify_request
+from ropd_jax.teacher.roles import fences
+from ropd_jax.teacher.roles.references import reference_request
+from ropd_jax.teacher.roles.rubricator import rubric_request
+from ropd_jax.teacher.roles.verifier import verify_request
 from ropd_jax.types import Criterion, Rubric
 
 TOKEN = fences.make_token(0, ["x"])

@@ -8,12 +8,13 @@ import re
 
 import pytest
 
-from ropd_jax.teacher import ConfigurationError, MalformedError, Role, Teacher, TransientError, scorer, static_rubric
-from ropd_jax.teacher.grade import VARIANTS
-from ropd_jax.teacher.judge import Design, judge, judge_pairs
-from ropd_jax.teacher.scripted import ScriptedClient
-from ropd_jax.teacher.templates import load
-from ropd_jax.teacher.verifier import shuffled
+from ropd_jax.teacher import ConfigurationError, MalformedError, Role, Teacher, TransientError
+from ropd_jax.teacher.judge_group import Design, judge, judge_pairs
+from ropd_jax.teacher.roles import scorer, static_rubric
+from ropd_jax.teacher.roles.templates import load
+from ropd_jax.teacher.roles.verifier import shuffled
+from ropd_jax.teacher.scripted.client import ScriptedClient
+from ropd_jax.teacher.teacher import VARIANTS
 from ropd_jax.types import Criterion, Message, Prompt, Rubric
 
 PROMPT = Prompt("p1", (Message("user", "Q?"),))
@@ -140,8 +141,8 @@ def test_the_paper_asks_blind_with_references_and_rollouts_in_sight(sum_prompt, 
     assert "Write 4 to 12 criteria" in asked["rubric"][0] and len(j.reference_passed) == 2
 
 
-def test_a_told_verifier_is_told_the_truth(sum_prompt, sum_answers):
-    _, asked = judged(sum_prompt, sum_answers, told=True)
+def test_a_verifier_that_is_not_blind_sees_the_true_authors(sum_prompt, sum_answers):
+    _, asked = judged(sum_prompt, sum_answers, blind=False)
     teachers = re.search(r"The teacher wrote (\d), (\d)\.", asked["verify"][0])
     reference = "\n".join(sum_answers[0].splitlines())  # what the scripted teacher writes for a sum
     shown = re.findall(r"begin answer \d \| \w+ \]=====\n(.*?)\n=====\[ end", asked["verify"][0], re.DOTALL)

@@ -9,9 +9,8 @@ import pytest
 import reasoning_gym
 
 from ropd_jax.teacher import ChatRequest, ConfigurationError, Role, Teacher, TruncatedError, make_client
-from ropd_jax.teacher import scripted_criteria as criteria
-from ropd_jax.teacher import scripted_tasks as tasks
-from ropd_jax.teacher.scripted import ScriptedClient
+from ropd_jax.teacher.scripted import criteria, tasks
+from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.types import Message, Prompt
 
 GSM = {
@@ -43,7 +42,7 @@ def teacher(**options):
 def test_solves_reasoning_gym_problems_and_references_pass_their_own_rubric(family, options):
     data = reasoning_gym.create_dataset(family, size=60, seed=11, **options)
     for entry in data:
-        worked = tasks.solve(entry["question"], tasks.Book(), lambda step: 0)
+        worked = tasks.solve(entry["question"], tasks.AnswerKey(), lambda step: 0)
         if worked.answer == "undetermined":
             assert entry["question"].endswith("0 = 0")
             continue
@@ -61,10 +60,10 @@ def test_solves_reasoning_gym_problems_and_references_pass_their_own_rubric(fami
 def test_a_book_of_gsm_symbolic_solutions_is_used_for_references_and_rubric(seed):
     data = reasoning_gym.create_dataset("gsm_symbolic", size=60, seed=seed)
     pairs = [(e["question"], e["metadata"]["answer_cot"]) for e in data]
-    book = tasks.Book(pairs)
+    answer_key = tasks.AnswerKey(pairs)
     right, own = 0, []
     for entry in data:
-        references = [tasks.write(tasks.solve(entry["question"], book, lambda s: 0), i) for i in range(4)]
+        references = [tasks.write(tasks.solve(entry["question"], answer_key, lambda s: 0), i) for i in range(4)]
         assert len(set(references)) == 4
         rows = criteria.induce(references, ["I do not know."])
         assert 4 <= len(rows) <= 12
@@ -81,7 +80,7 @@ def test_a_book_of_gsm_symbolic_solutions_is_used_for_references_and_rubric(seed
 def test_book_solutions_lose_their_annotations_and_come_in_four_layouts(tmp_path):
     path = tmp_path / "book.jsonl"
     path.write_text(json.dumps(GSM) + "\n", encoding="utf-8")
-    t = teacher(book=str(path))
+    t = teacher(answer_key=str(path))
     references = asyncio.run(t.references(prompt("  " + GSM["question"].upper() + " Do not include units.")))
     assert references[0] == (
         "Janet sells 16 - 3 - 4 = 9 duck eggs a day.\n"
@@ -175,7 +174,7 @@ def test_what_is_no_arithmetic_has_no_value(text):
 
 def test_long_solutions_are_merged_into_at_most_twelve_criteria():
     question = "State the final answer to the following arithmetic problem: " + " + ".join("7" * 24) + " ="
-    reference = tasks.write(tasks.solve(question, tasks.Book(), lambda s: 0), 0)
+    reference = tasks.write(tasks.solve(question, tasks.AnswerKey(), lambda s: 0), 0)
     rows = criteria.induce([reference], ["x"])
     assert len(rows) == 12 and rows[10]["criterion"].startswith('The last line is "Answer: 168"')
     assert all(criteria.check(row["criterion"], reference) for row in rows)
@@ -217,7 +216,7 @@ def test_a_rubric_of_another_author_leaves_answers_unscored_not_zero(sum_prompt)
 
 
 def test_an_unknown_question_stops_with_a_remedy():
-    with pytest.raises(ConfigurationError, match=r"cannot solve 'Who wrote Faust\?'.*teacher.scripted.book") as e:
+    with pytest.raises(ConfigurationError, match=r"cannot solve 'Who wrote Faust\?'.*teacher.scripted.answer_key") as e:
         asyncio.run(teacher().references(prompt("Who wrote Faust?")))
     assert e.value.cause == "unknown_question"
 
@@ -227,7 +226,7 @@ def test_an_unknown_question_stops_with_a_remedy():
     [
         (dict(fault_rate=1.5), "fault_rate is 1.5"),
         (dict(latency_s=-1.0), "latency_s is -1.0"),
-        (dict(book="/nowhere/book.jsonl"), "/nowhere/book.jsonl"),
+        (dict(answer_key="/nowhere/book.jsonl"), "/nowhere/book.jsonl"),
     ],
 )
 def test_bad_options_are_named(options, words):
@@ -241,9 +240,9 @@ def test_gsm8k_rows_are_read_as_they_are(tmp_path, line):
     path.write_text(line + "\n", encoding="utf-8")
     if line == "{}":
         with pytest.raises(ConfigurationError, match=r"book\.jsonl:1 has no texts"):
-            tasks.Book.read(str(path))
+            tasks.AnswerKey.read(str(path))
     else:
-        assert tasks.Book.read(str(path)).find("q of  the BOOK?") == "9 + 9 = 18\n#### 18"
+        assert tasks.AnswerKey.read(str(path)).find("q of  the BOOK?") == "9 + 9 = 18\n#### 18"
 
 
 @pytest.mark.parametrize("line", ["not json", '{"question": "q"}', "[1]", '{"question": 1, "solution": "s"}'])
@@ -251,7 +250,7 @@ def test_a_bad_book_names_its_file(tmp_path, line):
     path = tmp_path / "book.jsonl"
     path.write_text(json.dumps(GSM) + "\n" + line + "\n", encoding="utf-8")
     with pytest.raises(ConfigurationError, match=r"book\.jsonl"):
-        ScriptedClient(book=str(path))
+        ScriptedClient(answer_key=str(path))
 
 
 def test_replies_are_a_pure_function_of_messages_and_sample_index(sum_prompt):

@@ -13,8 +13,8 @@ import aiohttp
 import pytest
 
 from ropd_jax.teacher import ConfigurationError
-from ropd_jax.teacher.scripted import FAULTS, ScriptedClient
-from ropd_jax.teacher.server import running, serve
+from ropd_jax.teacher.scripted.client import FAULTS, ScriptedClient
+from ropd_jax.teacher.scripted.server import running, serve
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "2 + 7 ="}]}
 

@@ -9,7 +9,7 @@ import signal
 from aiohttp import web
 
 from ropd_jax.teacher import ChatRequest
-from ropd_jax.teacher.scripted import ScriptedClient
+from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.types import Message
 
 SCRIPTED = ScriptedClient()

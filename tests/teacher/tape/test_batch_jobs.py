@@ -12,14 +12,15 @@ import pytest
 from aiohttp import web
 
 from experiments import quickstart
-from ropd_jax import cli, teach
+from ropd_jax.cli import collect_references
+from ropd_jax.cli import main as cli
 from ropd_jax.teacher import Budget, Caps, ChatRequest, ConfigurationError, Tape, TapedClient
-from ropd_jax.teacher.batch import open_batch
-from ropd_jax.teacher.batchjobs import ENDED, INTENDED, ROLE, RUNNING, Ledger, Source, run_jobs
 from ropd_jax.teacher.build import Endpoint
-from ropd_jax.teacher.tape import body_key, request_body
+from ropd_jax.teacher.clients.batch import open_batch
+from ropd_jax.teacher.tape.batch_jobs import ENDED, INTENDED, ROLE, RUNNING, Ledger, Source, run_jobs
+from ropd_jax.teacher.tape.store import body_key, request_body
 from ropd_jax.types import Message, UserError
-from tests.teacher.batchserver import Server, scripted_text, serving
+from tests.teacher.tape.batch_server import Server, scripted_text, serving
 
 
 def requests(n, model="gpt-4.1"):
@@ -152,8 +153,8 @@ def test_a_server_that_is_away_for_a_while_is_asked_again(provider, tape, unused
 CHILD = """
 import asyncio, json, sys
 from ropd_jax.teacher import Budget, ChatRequest, Tape
-from ropd_jax.teacher.batch import open_batch
-from ropd_jax.teacher.batchjobs import Source, run_jobs
+from ropd_jax.teacher.clients.batch import open_batch
+from ropd_jax.teacher.tape.batch_jobs import Source, run_jobs
 from ropd_jax.teacher.build import Endpoint
 from ropd_jax.types import Message
 provider, root, tape, texts = sys.argv[1:]
@@ -334,12 +335,12 @@ def test_teach_by_batch_writes_what_teach_writes_live(provider, tmp_path, monkey
             cfg.teacher.base_url = root + "/v1" if provider == "openai" else root
         return cfg.lock()
 
-    teach.main(config(), tmp_path / "live.jsonl")
+    collect_references.main(config(), tmp_path / "live.jsonl")
     server, out = Server(looks=1, fails={5}), tmp_path / "batch.jsonl"
 
     async def main():
         async with serving(server) as root:
-            await asyncio.to_thread(teach.main, config(root), out, batch=True, poll_s=0.01)
+            await asyncio.to_thread(collect_references.main, config(root), out, batch=True, poll_s=0.01)
 
     asyncio.run(main())
 
@@ -349,10 +350,10 @@ def test_teach_by_batch_writes_what_teach_writes_live(provider, tmp_path, monkey
     assert answers(out) == answers(tmp_path / "live.jsonl")
     n = len(answers(out))
     assert len(server.submitted) == 4 * n
-    assert server.live == 1 + n * teach.EXTRA * 3  # the failed one, and the equal ones of a scripted sum
+    assert server.live == 1 + n * collect_references.EXTRA * 3  # the failed one, and the equal ones of a scripted sum
     with contextlib.closing(Tape(tmp_path / "batch.jsonl.teacher" / "tape.sqlite", read_only=True)) as tape:
         assert [(j.state, len(j.keys)) for j in Ledger(tape).jobs()] == [(ENDED, 4 * n)]
-        assert tape.query("SELECT count(*) FROM replies") == [(4 * n + n * teach.EXTRA * 3,)]
+        assert tape.query("SELECT count(*) FROM replies") == [(4 * n + n * collect_references.EXTRA * 3,)]
     spent = json.loads((tmp_path / "batch.jsonl.teacher" / "spent.json").read_text())
     assert spent[ROLE]["calls"] == 4 * n and spent["reference"]["calls"] == server.live
 
@@ -370,7 +371,9 @@ def test_teach_at_a_cap_writes_what_was_bought_and_ends_with_exit_code_4(tmp_pat
         async with serving(server) as root:
             codes = []
             for calls in (13, 1_000):
-                code = await asyncio.to_thread(teach.main, config(root, calls), out, batch=True, poll_s=0.01)
+                code = await asyncio.to_thread(
+                    collect_references.main, config(root, calls), out, batch=True, poll_s=0.01
+                )
                 codes.append((code, len(server.submitted)))
             return codes
 
@@ -383,7 +386,7 @@ def test_a_batch_needs_a_tape_that_is_written(tmp_path):
     cfg = quickstart.get_config()
     cfg.data.size, cfg.data.heldout_size, cfg.teacher.tape.mode = 12, 4, "off"
     with pytest.raises(UserError, match=r"--batch keeps its jobs on the tape; expected teacher\.tape\.mode=record"):
-        teach.main(cfg.lock(), tmp_path / "x.jsonl", batch=True)
+        collect_references.main(cfg.lock(), tmp_path / "x.jsonl", batch=True)
 
 
 def test_the_flag_is_there(capsys):

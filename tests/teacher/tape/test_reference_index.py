@@ -9,8 +9,8 @@ import random
 import pytest
 
 from ropd_jax.teacher import ConfigurationError, Role, Teacher
-from ropd_jax.teacher.index import IndexRow, IndexWriter, TeacherIndex, prompt_hash, read_index
-from ropd_jax.teacher.references import Reference
+from ropd_jax.teacher.roles.references import Reference
+from ropd_jax.teacher.tape.reference_index import IndexRow, IndexWriter, TeacherIndex, prompt_hash, read_index
 from ropd_jax.types import Message, Prompt
 
 QUESTION = (Message("user", "Q?"),)

@@ -31,12 +31,12 @@ from ropd_jax.teacher import (
     at_step,
     make_client,
 )
-from ropd_jax.teacher.batchjobs import Ledger
-from ropd_jax.teacher.budget import Spent
 from ropd_jax.teacher.build import Endpoint
-from ropd_jax.teacher.scripted import ScriptedClient
-from ropd_jax.teacher.tape import body_key, request_body
-from ropd_jax.teacher.tapefile import export_tape, import_tape, tape_stats
+from ropd_jax.teacher.scripted.client import ScriptedClient
+from ropd_jax.teacher.tape.batch_jobs import Ledger
+from ropd_jax.teacher.tape.inspect import export_tape, import_tape, tape_stats
+from ropd_jax.teacher.tape.store import body_key, request_body
+from ropd_jax.teacher.traffic.budget import Spent
 from ropd_jax.types import Message
 
 TEXT = "What is 2 + 2?"
@@ -136,7 +136,7 @@ def test_two_that_ask_the_same_at_once_get_the_same_reply(tape):
 
 
 def test_modes_and_places_that_cannot_work_are_said(tmp_path, tape):
-    from ropd_jax.teacher.taped import open_tape
+    from ropd_jax.teacher.tape.client import open_tape
 
     with pytest.raises(ConfigurationError, match=r"teacher.tape.mode is 'reply'; expected one of record, replay"):
         open_tape("reply", "", tmp_path)
@@ -220,7 +220,7 @@ def test_a_verifier_that_says_nothing_of_any_answer_is_asked_another_request(tap
     rubric = asyncio.run(teacher.induce_rubric(sum_prompt, asyncio.run(teacher.references(sum_prompt)), sum_answers))
     empty = json.dumps({"schema_version": "ropd.verdicts.v1", "answers": []})
     inner = saying(empty, empty)
-    from ropd_jax.teacher import verifier
+    from ropd_jax.teacher.roles import verifier
 
     inner.replies = [empty.replace("ropd.verdicts.v1", verifier.SCHEMA_VERSION)] * 2
     verdicts = asyncio.run(Teacher(taped(tape, inner)).verify(sum_prompt, rubric, sum_answers, key="k"))

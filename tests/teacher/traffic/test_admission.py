@@ -9,7 +9,7 @@ import pytest
 from benchmarks import schedule
 from benchmarks.teacher import chains_of, latencies, makespans, ours
 from ropd_jax.teacher import simulate
-from ropd_jax.teacher.limits import Limits
+from ropd_jax.teacher.traffic.retries import Limits
 
 
 def test_the_bounds_of_a_step_that_can_be_worked_out_by_hand():

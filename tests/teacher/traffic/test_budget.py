@@ -22,8 +22,8 @@ from ropd_jax.teacher import (
     at_step,
     make_client,
 )
-from ropd_jax.teacher.budget import MeteredClient, dollars
-from ropd_jax.teacher.prices import Price
+from ropd_jax.teacher.traffic.budget import MeteredClient, dollars
+from ropd_jax.teacher.traffic.prices import Price
 from ropd_jax.types import Message
 
 OWN = """
@@ -92,7 +92,7 @@ def test_long_requests_have_the_long_price_from_the_first_token():
 def test_gemini_bills_thoughts_that_are_not_among_the_candidates():
     from google.genai import types
 
-    from ropd_jax.teacher.gemini import _usage
+    from ropd_jax.teacher.clients.gemini import _usage
 
     said = types.GenerateContentResponseUsageMetadata(
         prompt_token_count=100, candidates_token_count=10, thoughts_token_count=90, cached_content_token_count=40
@@ -221,7 +221,7 @@ def test_every_try_counts():
 
     options = {"fault": lambda r, attempt: next(faults)}
     client = make_client(provider="scripted", scripted=options, attempts=5, max_wait_s=0.01, budget=budget)
-    from ropd_jax.teacher.references import reference_request
+    from ropd_jax.teacher.roles.references import reference_request
 
     ask = reference_request(
         "What is 1 + 2 =", model="scripted", temperature=0.0, max_output_tokens=1000, sample_index=0

@@ -27,8 +27,8 @@ from ropd_jax.teacher import (
     at_step,
     simulate,
 )
-from ropd_jax.teacher.client import error_for_status, parse_retry_after
-from ropd_jax.teacher.limits import LimitedClient, Limits
+from ropd_jax.teacher.clients.client import error_for_status, parse_retry_after
+from ropd_jax.teacher.traffic.retries import LimitedClient, Limits
 from ropd_jax.types import Message
 
 REQUEST = ChatRequest("verify", (Message("user", "x"),), "m")
@@ -148,7 +148,7 @@ def test_a_model_that_allows_no_larger_limit_leaves_the_reply_truncated(saying):
 
 
 def test_a_retry_storm_is_one_line_every_few_seconds(caplog):
-    caplog.set_level(logging.INFO, "ropd_jax.teacher.limits")
+    caplog.set_level(logging.INFO, "ropd_jax.teacher.traffic.retries")
 
     class Down(Server):
         async def chat(self, request):
