@@ -45,6 +45,7 @@ EXTRAS = {
     "dev": [
         *EVAL,
         "ipykernel>=6.29",
+        "mypy>=1.18",
         "nbclient>=0.10",
         "nbformat>=5.10",
         "pre-commit>=4.0",
@@ -69,7 +70,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["ropd_jax", "ropd_jax.*"]),
     package_data={
-        "ropd_jax": ["assets/**/*", "assets/*"],
+        "ropd_jax": ["assets/**/*", "assets/*", "py.typed"],
         "ropd_jax.plan": ["chips.toml", "models/*/config.json"],
         "ropd_jax.teacher": ["roles/prompts/*.md", "traffic/prices.toml"],
     },

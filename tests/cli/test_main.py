@@ -193,7 +193,7 @@ def test_help_teaches_each_verb(capsys):
 
 def test_help_imports_nothing_heavy():
     code = (
-        "import sys; from ropd_jax import cli; cli.main(['--help']);"
+        "import sys; from ropd_jax.cli import main; main.main(['--help']);"
         "heavy = {'jax', 'flax', 'absl', 'ml_collections', 'openai', 'transformers'} & set(sys.modules);"
         "sys.exit(str(heavy) if heavy else 0)"
     )
