@@ -33,7 +33,7 @@ import optax
 
 from benchmarks.update_peers import timed
 from ropd_jax import configs
-from ropd_jax.core.batches import Sequence, make_batch, pack, real_frac, split_parts
+from ropd_jax.core.batches import TokenSequence, make_batch, pack, real_frac, split_parts
 from ropd_jax.methods import load_method
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
@@ -64,11 +64,13 @@ def config(**changes):
     return cfg
 
 
-def sequences(lengths, vocab: int, seed: int = 0) -> tuple[list[Sequence], np.ndarray]:
+def sequences(lengths, vocab: int, seed: int = 0) -> tuple[list[TokenSequence], np.ndarray]:
     """Random ones with answers of these lengths, and their advantages."""
     rng = np.random.default_rng(seed)
     made = [
-        Sequence(*(rng.integers(3, vocab, k).astype(np.int32) for k in (PROMPT, n)), np.full(n, OLD_LOGP, np.float32))
+        TokenSequence(
+            *(rng.integers(3, vocab, k).astype(np.int32) for k in (PROMPT, n)), np.full(n, OLD_LOGP, np.float32)
+        )
         for n in lengths
     ]
     return made, rng.normal(size=len(made)).astype(np.float32)

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from quickstart import get_config
 
-from ropd_jax.core.batches import Sequence, make_batch, split_parts
+from ropd_jax.core.batches import TokenSequence, make_batch, split_parts
 from ropd_jax.core.optim import make_optimizer
 from ropd_jax.data.grader import grade
 from ropd_jax.data.prompts import disjoint, load_prompts
@@ -96,7 +96,7 @@ def main() -> None:
     for prompt, style in zip(prompts, styles, strict=True):
         completion = np.array([*tokenizer.encode(answer_in(style, prompt.question)), stop], np.int32)
         prompt_T = np.array(tokenizer.apply_chat_template(prompt.messages), np.int32)
-        sequences.append(Sequence(prompt_T, completion, np.zeros(completion.shape, np.float32)))
+        sequences.append(TokenSequence(prompt_T, completion, np.zeros(completion.shape, np.float32)))
     length = max(len(s.prompt_T) + len(s.completion_T) for s in sequences)
 
     tx = make_optimizer(lr=LR, schedule="cosine", warmup_steps=20, total_steps=args.steps, b1=0.9, b2=0.99, eps=1e-8,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
-class Sequence:
+class TokenSequence:
     """One sequence to train on: prompt, completion, and the completion's log-probs when it was sampled."""
 
     prompt_T: np.ndarray
@@ -45,13 +45,13 @@ class TrainBatch(NamedTuple):
 
 
 def make_batch(
-    sequences: Seq[Sequence],
+    sequences: Sequence[TokenSequence],
     advantage_B: np.ndarray,
     valid_B: np.ndarray,
     informative_B: np.ndarray,
     length: int,
     *,
-    places: Seq[Seq[int]] | None = None,
+    places: Sequence[Sequence[int]] | None = None,
     row_len: int = 0,
 ) -> TrainBatch:
     """Lay sequences into rows, prompt and completion side by side, padded on the right.
@@ -94,12 +94,12 @@ def make_batch(
     )
 
 
-def positions_needed(sequences: Seq[Sequence], length: int) -> list[int]:
+def positions_needed(sequences: Sequence[TokenSequence], length: int) -> list[int]:
     """Positions that each sequence takes: one less than its tokens, cut at ``length``; 0 without a completion."""
     return [min(len(s.prompt_T) + n, length) - 1 if (n := len(s.completion_T)) else 0 for s in sequences]
 
 
-def first_fit(sizes: Seq[int], row_len: int) -> list[list[int]]:
+def first_fit(sizes: Sequence[int], row_len: int) -> list[list[int]]:
     """First-fit-decreasing: indices of the sequences that share a row of ``row_len`` positions.
 
     A size of 0 takes no place. With sizes of at most m, no more than ceil(n / floor(row_len / m)) rows come out: a row
@@ -128,7 +128,7 @@ def bucket(rows: int) -> int:
 
 
 def pack(
-    sequences: Seq[Sequence],
+    sequences: Sequence[TokenSequence],
     advantage_B: np.ndarray,
     valid_B: np.ndarray,
     informative_B: np.ndarray,

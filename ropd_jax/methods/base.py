@@ -30,8 +30,7 @@ from ml_collections import ConfigDict
 from ropd_jax.core import advantages as advantages_lib
 from ropd_jax.core import losses
 from ropd_jax.core.advantages import Advantages
-from ropd_jax.core.batches import Sequence as TokenSequence
-from ropd_jax.core.batches import TrainBatch
+from ropd_jax.core.batches import TokenSequence, TrainBatch
 from ropd_jax.core.rewards import overlong_penalty
 from ropd_jax.types import Judgement, RolloutGroup, UserError
 

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 from ropd_jax.core.advantages import Advantages
-from ropd_jax.core.batches import Sequence
+from ropd_jax.core.batches import TokenSequence
 from ropd_jax.core.optim import make_optimizer
 from ropd_jax.methods.base import Held, Method, Pass
 from ropd_jax.models import transformer
@@ -230,7 +230,7 @@ class GAD(Method):
             return super().sequences(group, judgement, tokenizer)
         rows = [encoded(tokenizer, text) for text in judgement.references[: self.sequences_per_prompt]]
         rows += [np.zeros((0,), np.int32)] * (self.sequences_per_prompt - len(rows))
-        return [Sequence(group.prompt_tokens_T, row, np.full(row.shape, np.nan, np.float32)) for row in rows]
+        return [TokenSequence(group.prompt_tokens_T, row, np.full(row.shape, np.nan, np.float32)) for row in rows]
 
 
 def encoded(tokenizer, text: str) -> np.ndarray:

@@ -16,7 +16,7 @@ import dataclasses
 
 import numpy as np
 
-from ropd_jax.core.batches import Sequence
+from ropd_jax.core.batches import TokenSequence
 from ropd_jax.data.grader import grade
 from ropd_jax.methods.base import Method
 from ropd_jax.teacher import TeacherError
@@ -86,7 +86,7 @@ class OVD(Method):
         for i, text in enumerate(self.shown(judgement)):
             if text is not None:
                 tokens_T = np.asarray([*tokenizer.encode(text), tokenizer.stop_ids[0]], np.int32)
-                rows[i] = Sequence(group.prompt_tokens_T, tokens_T, np.full(tokens_T.shape, np.nan, np.float32))
+                rows[i] = TokenSequence(group.prompt_tokens_T, tokens_T, np.full(tokens_T.shape, np.nan, np.float32))
         return rows
 
 

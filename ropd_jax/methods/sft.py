@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ropd_jax.core.advantages import Advantages
-from ropd_jax.core.batches import Sequence
+from ropd_jax.core.batches import TokenSequence
 from ropd_jax.methods.base import Method
 from ropd_jax.teacher import TeacherError
 from ropd_jax.teacher.judge_group import unscored
@@ -49,7 +49,7 @@ class SFT(Method):
         stop = tokenizer.stop_ids[0]
         rows = [np.asarray([*tokenizer.encode(text), stop], np.int32) for text in judgement.references]
         rows += [np.zeros((0,), np.int32)] * (self.sequences_per_prompt - len(rows))
-        return [Sequence(group.prompt_tokens_T, row, np.full(row.shape, np.nan, np.float32)) for row in rows]
+        return [TokenSequence(group.prompt_tokens_T, row, np.full(row.shape, np.nan, np.float32)) for row in rows]
 
     def loss(self, tokens):
         return -tokens.logp_BT, {}

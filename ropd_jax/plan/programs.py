@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from ropd_jax.core.batches import Sequence, TrainBatch
+from ropd_jax.core.batches import TokenSequence, TrainBatch
 from ropd_jax.methods import Held, Method, load_method
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
@@ -93,7 +93,7 @@ def batch_of(cfg: ConfigDict, mesh) -> TrainBatch:
     prompts = cfg.stream.groups if streams(cfg, method) else cfg.data.prompts_per_step // cfg.optim.minibatches
     n = prompts * method.sequences_per_prompt
     prompt_T, completion_T = np.zeros(prompt_len(cfg), np.int32), np.zeros(cfg.sampling.max_tokens, np.int32)
-    row = Sequence(prompt_T, completion_T, np.zeros(len(completion_T), np.float32))
+    row = TokenSequence(prompt_T, completion_T, np.zeros(len(completion_T), np.float32))
     advantage_B, yes_B = np.ones(n, np.float32), np.ones(n, bool)
     length = len(prompt_T) + len(completion_T)
     batch = step_parts([row] * n, advantage_B, yes_B, yes_B, method, mesh, cfg, length)

@@ -21,8 +21,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ropd_jax.core.batches import Sequence as TokenSequence
-from ropd_jax.core.batches import real_frac
+from ropd_jax.core.batches import TokenSequence, real_frac
 from ropd_jax.methods import Method
 from ropd_jax.methods.base import without_overlong
 from ropd_jax.training.update import Portions, State, on_mesh, step_parts

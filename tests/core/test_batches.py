@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ropd_jax.core.batches import (
-    Sequence,
+    TokenSequence,
     bucket,
     first_fit,
     make_batch,
@@ -17,9 +17,9 @@ from ropd_jax.core.batches import (
 )
 
 ROWS = [
-    Sequence(np.array([5, 6]), np.array([7, 8, 1]), np.array([-0.1, -0.2, -0.3], np.float32)),
-    Sequence(np.array([9]), np.array([4]), np.array([-0.5], np.float32)),
-    Sequence(np.array([9]), np.zeros(0, np.int32), np.zeros(0, np.float32)),
+    TokenSequence(np.array([5, 6]), np.array([7, 8, 1]), np.array([-0.1, -0.2, -0.3], np.float32)),
+    TokenSequence(np.array([9]), np.array([4]), np.array([-0.5], np.float32)),
+    TokenSequence(np.array([9]), np.zeros(0, np.int32), np.zeros(0, np.float32)),
 ]
 
 
@@ -97,7 +97,7 @@ def log_normal_sequences(n, *, longest, seed=0):
     prompts = np.clip(rng.lognormal(np.log(longest / 40), 0.4, n), 1, longest / 5).astype(int)
     answers = np.clip(rng.lognormal(np.log(longest / 6), 0.8, n), 1, longest * 4 / 5).astype(int)
     ones, zeros = np.ones(longest, np.int32), np.zeros(longest, np.float32)
-    return [Sequence(ones[:p], ones[:a], zeros[:a]) for p, a in zip(prompts, answers, strict=True)]
+    return [TokenSequence(ones[:p], ones[:a], zeros[:a]) for p, a in zip(prompts, answers, strict=True)]
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -10,7 +10,7 @@ import pytest
 
 from experiments import quickstart
 from ropd_jax.core.advantages import Advantages
-from ropd_jax.core.batches import Sequence
+from ropd_jax.core.batches import TokenSequence
 from ropd_jax.methods import Tokens, load_method
 from ropd_jax.methods.base import without_overlong
 from ropd_jax.teacher import ConfigurationError, Teacher, TransientError
@@ -88,9 +88,9 @@ def test_what_nobody_sampled_has_ratio_one_whatever_the_clip():
     logp = jnp.float32([[-3.0, -0.1]])
 
     def total(logp, old):
-        from ropd_jax.core.batches import Sequence, make_batch
+        from ropd_jax.core.batches import TokenSequence, make_batch
 
-        rows = [Sequence(np.array([3], np.int32), np.array([4, 1], np.int32), np.asarray(old, np.float32))]
+        rows = [TokenSequence(np.array([3], np.int32), np.array([4, 1], np.int32), np.asarray(old, np.float32))]
         batch = make_batch(rows, np.float32([2.0]), np.array([True]), np.array([True]), 3)
         loss, _ = method.loss(Tokens(batch, logp, jnp.zeros_like(logp)))
         return loss.sum()
@@ -214,7 +214,7 @@ def test_overlong_answers_are_punished_or_masked_and_stay_in_the_baseline():
     masked = without_overlong(adv, [g], rows)
     np.testing.assert_allclose(masked.advantage_PG, [[*np.asarray(adv.advantage_PG)[0, :3], 0.0]])
     np.testing.assert_array_equal(masked.valid_PG, [[True, True, True, False]])
-    shown = [*rows[:3], Sequence(g.prompt_tokens_T, np.array([7, 1], np.int32), np.full(2, np.nan, np.float32))]
+    shown = [*rows[:3], TokenSequence(g.prompt_tokens_T, np.array([7, 1], np.int32), np.full(2, np.nan, np.float32))]
     assert np.asarray(without_overlong(adv, [g], shown).valid_PG).all()  # a demonstration in its place was not cut
     other = Advantages(*(np.ones((1, 2)) > 0,) * 3)
     assert np.asarray(without_overlong(other, [g], shown[-1:] * 2).valid_PG).all()  # references alone

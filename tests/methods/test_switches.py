@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from ropd_jax import train
-from ropd_jax.core.batches import Sequence, make_batch, split_parts
+from ropd_jax.core.batches import TokenSequence, make_batch, split_parts
 from ropd_jax.core.losses import token_weights
 from ropd_jax.core.masked import masked_sum
 from ropd_jax.methods import Tokens, load_method
@@ -71,7 +71,7 @@ SWITCHES = {
 
 def batch_of(rows, old, advantage, length):
     rows = [
-        Sequence(np.array([3, 4], np.int32), np.asarray(row, np.int32), np.float32(o))
+        TokenSequence(np.array([3, 4], np.int32), np.asarray(row, np.int32), np.float32(o))
         for row, o in zip(rows, old, strict=True)
     ]
     n = len(rows)

@@ -12,7 +12,7 @@ import pytest
 
 from ropd_jax import train
 from ropd_jax.core.advantages import Advantages
-from ropd_jax.core.batches import Sequence, make_batch, split_parts
+from ropd_jax.core.batches import TokenSequence, make_batch, split_parts
 from ropd_jax.methods import Tokens, load_method
 from ropd_jax.methods.lopd import check_tokenizers
 from ropd_jax.parallel import mesh as mesh_lib
@@ -27,7 +27,7 @@ OLD, TEACHER, REF = [-1.0, -2.0, -0.5], [-0.4, -3.0, -0.5], [-0.8, -2.5, -1.5]
 
 
 def by_hand(method, logp):
-    rows = [Sequence(np.array([3], np.int32), np.array([4, 5, 1], np.int32), np.float32(OLD))]
+    rows = [TokenSequence(np.array([3], np.int32), np.array([4, 5, 1], np.int32), np.float32(OLD))]
     batch = make_batch(rows, np.ones(1, np.float32), np.ones(1, bool), np.ones(1, bool), 4)
     ref = jnp.float32([REF])
     tokens = Tokens(batch, logp, jnp.zeros_like(logp), ref, {"teacher": jnp.float32([TEACHER])})
@@ -70,7 +70,7 @@ def teacher_like_the_student(path, *, noise=0.0):
 def batch_of(student, n=6):
     rng = np.random.default_rng(2)
     rows = [
-        Sequence(rng.integers(2, 90, 4).astype(np.int32), c := rng.integers(2, 90, k + 2).astype(np.int32),
+        TokenSequence(rng.integers(2, 90, 4).astype(np.int32), c := rng.integers(2, 90, k + 2).astype(np.int32),
                  np.full(c.shape, -4.0, np.float32))
         for k in range(n)
     ]  # fmt: skip

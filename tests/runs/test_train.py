@@ -14,7 +14,7 @@ from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax import train
 from ropd_jax.workdir.checkpoint import Checkpoints
 from ropd_jax.core.advantages import group_advantages
-from ropd_jax.core.batches import Sequence, TrainBatch, make_batch, pack, split_parts
+from ropd_jax.core.batches import TokenSequence, TrainBatch, make_batch, pack, split_parts
 from ropd_jax.methods import load_method
 from ropd_jax.models import transformer
 from ropd_jax.weights.student import load_student
@@ -51,7 +51,7 @@ def finished_params(workdir, step):
 def sequences(n, seed=0):
     rng = np.random.default_rng(seed)
     return [
-        Sequence(
+        TokenSequence(
             rng.integers(2, 64, rng.integers(2, 7)).astype(np.int32),
             (c := rng.integers(2, 64, rng.integers(3, 13)).astype(np.int32)),
             rng.normal(-4, 0.1, c.shape).astype(np.float32),
@@ -92,7 +92,7 @@ def some_advantages():
 def test_unscored_rollout_changes_no_gradient():
     rows, adv = sequences(8), some_advantages()
     other = list(rows)
-    other[3] = Sequence(rows[3].prompt_T, rows[0].completion_T[::-1].copy(), rows[0].old_logp_T * 0)
+    other[3] = TokenSequence(rows[3].prompt_T, rows[0].completion_T[::-1].copy(), rows[0].old_logp_T * 0)
     params, metrics = updated(rows, adv)
     params_other, metrics_other = updated(other, adv)
     assert trees_max_diff(params, params_other) == 0.0
