@@ -15,7 +15,8 @@ import sys
 
 from matplotlib.figure import Figure
 
-from ropd_jax.workdir.metrics import read_metrics, read_result
+from ropd_jax.workdir.metrics import read_metrics
+from ropd_jax.workdir.result import read_result
 
 METHODS = {"ropd": "ROPD", "permuted": "control: rewards permuted", "sft": "SFT on the same references"}
 SEEDS = (0, 1, 2)

@@ -63,7 +63,8 @@ from ropd_jax.utils import tracing
 from ropd_jax.weights.student import load_student
 from ropd_jax.workdir import metrics as report
 from ropd_jax.workdir.checkpoint import Checkpoints
-from ropd_jax.workdir.config import Interrupt, Interrupted, claim, flatten
+from ropd_jax.utils.interrupt import Interrupt, Interrupted
+from ropd_jax.workdir.config import claim, flatten
 from ropd_jax.workdir.curves import curves_png
 from ropd_jax.workdir.watchdog import watching
 

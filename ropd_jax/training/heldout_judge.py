@@ -13,7 +13,7 @@ from ropd_jax.teacher.judge_group import graded, unscored
 from ropd_jax.text.trim import after_think
 from ropd_jax.training.collect import Flight, judge_group, judge_step
 from ropd_jax.types import Judgement, RolloutGroup
-from ropd_jax.workdir.config import Interrupt
+from ropd_jax.utils.interrupt import Interrupt
 
 
 async def judge(teacher: Teacher, group: RolloutGroup) -> Judgement:

@@ -14,19 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from ml_collections import ConfigDict
 
 from ropd_jax.core.batches import TrainBatch, make_batch, pack, real_frac, split_parts
 from ropd_jax.core.losses import kl_estimate, token_numerators, token_weights
 from ropd_jax.core.masked import masked_max, masked_sum
-from ropd_jax.core.optim import make_optimizer
 from ropd_jax.methods import Method, Notes, Tokens
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.logprobs import token_logprobs
-from ropd_jax.models.lora import Lora, attach
+from ropd_jax.models.lora import attach
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.parallel.xla_options import xla_options
+from ropd_jax.training.sections import LossConfig, OptimConfig, UpdateConfig
 
 NO_NOTES = Notes()
 
@@ -40,16 +39,23 @@ class State(NamedTuple):
     method: Any = ()
 
 
-def make_gradient(cfg: ConfigDict, model_cfg: ModelConfig, method: Method):
+def make_gradient(cfg: UpdateConfig, model_cfg: ModelConfig, method: Method):
     """The gradient of a batch's loss, to be traced by jit:
 
-    (params, base, ref_params, batch [A, b, T], weight_ABT, notes, grads) -> (loss, sums, gap_max)
+        (params, base, ref_params, batch [A, b, T], weight_ABT, notes, grads) -> (loss, sums, gap_max)
 
-    It is added in float32 to ``grads``, refs in the shape of ``params``, part by part. Empty parts at the end are not
-    computed: the shapes, and with them the compiled program, are those of the longest possible step, the time is that
-    of the step at hand. ``sums`` are over the batch's tokens, of what is logged.
+    The batch has A parts. Each part's gradient is added in float32 to ``grads``, refs in the shape of ``params``, and
+    the activations of only one part exist at a time::
+
+        parts    0         1         2         3              used = 3: part 3 is all padding and is not computed
+              [tokens]  [tokens]  [tok....]  [......]
+                 |         |         |
+        grads +=g0      +=g1      +=g2                        the refs are updated in place, layer by layer
+
+    So the shapes, and with them the compiled program, are those of the longest possible step, but the time is that of
+    the step at hand. ``sums`` are sums over the batch's tokens of the values that are logged.
     """
-    lora = Lora.from_config(cfg.student.lora)
+    lora = cfg.lora
 
     def logprobs(params, part: TrainBatch):
         x_BTD = transformer.hidden(
@@ -58,7 +64,7 @@ def make_gradient(cfg: ConfigDict, model_cfg: ModelConfig, method: Method):
             part.tokens_BT,
             part.positions_BT,
             part.segments_BT,
-            dtype=jnp.dtype(cfg.student.dtype),
+            dtype=jnp.dtype(cfg.dtype),
             remat=cfg.optim.remat,
             attention=cfg.optim.attention,
         )
@@ -67,7 +73,7 @@ def make_gradient(cfg: ConfigDict, model_cfg: ModelConfig, method: Method):
             params,
             x_BTD,
             part.targets_BT,
-            temperature=cfg.sampling.temperature or 1.0,
+            temperature=cfg.temperature,
             chunk=cfg.optim.logprob_chunk,
             entropy_grad=bool(cfg.loss.entropy_coef),
             wanted_BT=part.mask_BT,
@@ -77,7 +83,9 @@ def make_gradient(cfg: ConfigDict, model_cfg: ModelConfig, method: Method):
     def part_loss(trainable, base, ref_params, part: TrainBatch, weight_BT, notes, shared):
         params = attach(lora, base, trainable)
         logp_BT, entropy_BT, x_BTD = logprobs(params, part)
-        ref_logp_BT = jax.lax.stop_gradient(logprobs(ref_params, part)[0]) if needs_initial(cfg, method) else None
+        ref_logp_BT = None
+        if needs_initial(cfg.loss, method):
+            ref_logp_BT = jax.lax.stop_gradient(logprobs(ref_params, part)[0])
         tokens = Tokens(part, logp_BT, entropy_BT, ref_logp_BT, notes, shared, model_cfg, params, x_BTD)
         mask_BT, active_BT = part.mask_BT, part.informative_BT
         loss_BT, extra = method.loss(tokens)
@@ -87,7 +95,7 @@ def make_gradient(cfg: ConfigDict, model_cfg: ModelConfig, method: Method):
         if cfg.loss.entropy_coef:
             loss_BT -= cfg.loss.entropy_coef * entropy_BT
         loss = masked_sum(weight_BT * loss_BT, active_BT)
-        gap_BT = jax.lax.stop_gradient(jnp.abs(logp_BT - tokens.old_logp_BT))  # 0 where nobody sampled
+        gap_BT = jax.lax.stop_gradient(jnp.abs(logp_BT - tokens.old_logp_BT))  # 0 for a text that no policy sampled
         sums = {"entropy": masked_sum(entropy_BT, mask_BT), "logp_gap": masked_sum(gap_BT, mask_BT)}
         sums |= {name: masked_sum(x_BT, mask_BT) for name, x_BT in extra.items()}
         gap_max = jnp.maximum(masked_max(gap_BT, mask_BT), 0.0)
@@ -122,7 +130,7 @@ def make_gradient(cfg: ConfigDict, model_cfg: ModelConfig, method: Method):
     return gradient
 
 
-def make_update(cfg: ConfigDict, model_cfg: ModelConfig, method: Method, tx: optax.GradientTransformation):
+def make_update(cfg: UpdateConfig, model_cfg: ModelConfig, method: Method, tx: optax.GradientTransformation):
     """The jitted update: (state, ref_params, batch [A, b, T], notes, base) -> (state, metrics).
 
     The gradient is accumulated over the A parts; the token weights are those of the whole batch, so it equals the
@@ -132,11 +140,9 @@ def make_update(cfg: ConfigDict, model_cfg: ModelConfig, method: Method, tx: opt
     """
     gradient = make_gradient(cfg, model_cfg, method)
 
-    @functools.partial(jax.jit, donate_argnums=(0,), compiler_options=options_of(cfg))
+    @functools.partial(jax.jit, donate_argnums=(0,), compiler_options=compiler_options(cfg))
     def update(state: State, ref_params, batch: TrainBatch, notes: Notes = NO_NOTES, base=None):
-        weight_ABT = token_weights(
-            batch.mask_BT, cfg.loss.aggregation, batch.length_BT, max_tokens=cfg.sampling.max_tokens
-        )
+        weight_ABT = token_weights(batch.mask_BT, cfg.loss.aggregation, batch.length_BT, max_tokens=cfg.max_tokens)
         grads = jax.tree.map(lambda p: jax.new_ref(jnp.zeros_like(p, jnp.float32)), state.params)
         loss, sums, gap_max = gradient(state.params, base, ref_params, batch, weight_ABT, notes, grads)
         grads = jax.tree.map(jax.freeze, grads)
@@ -178,15 +184,15 @@ class Portions(NamedTuple):
 
 
 def make_portions(
-    cfg: ConfigDict, model_cfg: ModelConfig, method: Method, tx: optax.GradientTransformation
+    cfg: UpdateConfig, model_cfg: ModelConfig, method: Method, tx: optax.GradientTransformation
 ) -> Portions:
     """`make_update` in portions."""
-    gradient, options = make_gradient(cfg, model_cfg, method), options_of(cfg)
+    gradient, options = make_gradient(cfg, model_cfg, method), compiler_options(cfg)
 
     @functools.partial(jax.jit, donate_argnums=(0,), compiler_options=options)
     def add(grads, params, ref_params, batch: TrainBatch, notes: Notes = NO_NOTES, base=None):
         weight_ABT, count = token_numerators(
-            batch.mask_BT, cfg.loss.aggregation, batch.length_BT, max_tokens=cfg.sampling.max_tokens
+            batch.mask_BT, cfg.loss.aggregation, batch.length_BT, max_tokens=cfg.max_tokens
         )
         refs = jax.tree.map(jax.new_ref, grads)
         loss, sums, gap_max = gradient(params, base, ref_params, batch, weight_ABT, notes, refs)
@@ -203,8 +209,8 @@ def make_portions(
     return Portions(zeros, add, step)
 
 
-def options_of(cfg: ConfigDict) -> dict[str, str]:
-    """Of the compiler, for the platform of the mesh."""
+def compiler_options(cfg: UpdateConfig) -> dict[str, str]:
+    """``optim.xla_options`` for the platform of the mesh."""
     return xla_options(cfg.optim.xla_options, mesh_lib.platform())
 
 
@@ -212,9 +218,9 @@ def add_to(ref, x: jax.Array) -> None:
     ref[...] += x.astype(jnp.float32)
 
 
-def needs_initial(cfg: ConfigDict, method: Method) -> bool:
+def needs_initial(loss: LossConfig, method: Method) -> bool:
     """Whether an update reads the initial student."""
-    return bool(cfg.loss.kl_coef) or method.needs_initial
+    return bool(loss.kl_coef) or method.needs_initial
 
 
 def update_step(
@@ -225,7 +231,7 @@ def update_step(
     advantages,
     method: Method,
     mesh,
-    cfg: ConfigDict,
+    optim: OptimConfig,
     length: int,
 ):
     """Cut the step into its mini-batches (by prompt), update on each; a mini-batch without gradient is skipped.
@@ -238,9 +244,9 @@ def update_step(
     per_prompt = advantages.advantage_PG.shape[1]
     flat = [np.asarray(x).reshape(-1) for x in advantages]
     everything: list[dict[str, float]] = []
-    for part in np.array_split(np.arange(len(rows)).reshape(-1, per_prompt), cfg.optim.minibatches):
+    for part in np.array_split(np.arange(len(rows)).reshape(-1, per_prompt), optim.minibatches):
         at = part.reshape(-1)
-        batch = step_parts([rows[i] for i in at], *(x[at] for x in flat), method, mesh, cfg, length)
+        batch = step_parts([rows[i] for i in at], *(x[at] for x in flat), method, mesh, optim, length)
         if not batch.informative_BT.any():  # AdamW would move on its momentum alone
             continue
         state, metrics = update(state, ref_params, *on_mesh(batch, method, state.method, mesh))
@@ -258,28 +264,12 @@ def on_mesh(batch: TrainBatch, method: Method, trained: Any, mesh) -> tuple[Trai
 
 
 def step_parts(
-    sequences, advantage_B, valid_B, informative_B, method: Method, mesh, cfg: ConfigDict, length: int
+    sequences, advantage_B, valid_B, informative_B, method: Method, mesh, optim: OptimConfig, length: int
 ) -> TrainBatch:
     """One mini-batch as the host arrays [A, b, T] of an update; see `update_step`."""
-    if row_len := cfg.optim.row_len:  # parts that are not needed are not computed: their number may stay fixed
-        lay_out = functools.partial(pack, row_len=row_len, fixed=method.teaches_text or bool(cfg.optim.microbatch))
+    if row_len := optim.row_len:  # parts that are not needed are not computed: their number may stay fixed
+        lay_out = functools.partial(pack, row_len=row_len, fixed=method.teaches_text or bool(optim.microbatch))
     else:
         lay_out = make_batch
     batch = lay_out(sequences, advantage_B, valid_B, informative_B, length)
-    return split_parts(batch, cfg.optim.microbatch, multiple=mesh.shape["fsdp"])
-
-
-def optimizer(cfg: ConfigDict) -> optax.GradientTransformation:
-    """The config's optimizer, its schedule over the whole run."""
-    return make_optimizer(
-        lr=cfg.optim.lr,
-        schedule=cfg.optim.schedule,
-        warmup_steps=cfg.optim.warmup_steps,
-        total_steps=cfg.steps * cfg.optim.minibatches,
-        b1=cfg.optim.b1,
-        b2=cfg.optim.b2,
-        eps=cfg.optim.eps,
-        weight_decay=cfg.optim.weight_decay,
-        clip_norm=cfg.optim.clip_norm,
-        moments=cfg.optim.moments,
-    )
+    return split_parts(batch, optim.microbatch, multiple=mesh.shape["fsdp"])

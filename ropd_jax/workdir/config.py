@@ -1,24 +1,17 @@
-"""The run's directory: whose it is, and what stops a run in it (a signal, a full disk)."""
+"""The config that a run's directory belongs to: kept as ``config.json``, compared at each start."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
-import os
 import pathlib
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from ropd_jax import configs
 from ropd_jax.types import UserError
-from ropd_jax.workdir.metrics import write_atomic
-
-log = logging.getLogger(__name__)
+from ropd_jax.utils.files import write_atomic
 
 MAY_CHANGE = (  # change nothing that a run computes: one that a budget or failures stopped can go on with other ones
     "teacher.budget.", "teacher.prices", "teacher.concurrency", "teacher.min_concurrency",
@@ -98,39 +91,3 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
             f"--workdir {workdir} belongs to another config ({shown}{more}); choose another --workdir, "
             "or give the config it was started with"
         )
-
-
-class Interrupted(Exception):
-    """The user asked to stop."""
-
-
-class Interrupt:
-    """Turns the first Ctrl-C (or SIGTERM) into a request that the run looks at; the second leaves at once."""
-
-    def __init__(self, any_host: Callable[[bool], bool] = bool) -> None:
-        self._asked = threading.Event()
-        self._any_host = any_host
-
-    def check(self) -> None:
-        """Raise Interrupted if the user has asked to stop, of several hosts any; then all of them must come here."""
-        if self._any_host(self._asked.is_set()):
-            raise Interrupted
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[Interrupt]:
-        if threading.current_thread() is not threading.main_thread():  # a notebook's or a test's worker thread
-            yield self
-            return
-
-        def handle(signum, frame):
-            if self._asked.is_set():
-                os._exit(130)
-            self._asked.set()
-            log.warning("stopping: saving a checkpoint (once more to leave at once)")
-
-        old = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield self
-        finally:
-            for s, handler in old.items():
-                signal.signal(s, handler)

@@ -1,4 +1,4 @@
-"""Reading ``groups/step_*.jsonl`` back: the groups of a run as the teacher judged them. No jax.
+"""``groups/step_000012.jsonl``: every group of a step as the teacher judged it, written and read back. Imports no jax.
 
     for group in read_groups("runs/quickstart", steps=(0, 10)):
         group.prompt, group.answers, group.judgement
@@ -13,11 +13,110 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ropd_jax.teacher.rubric_store import lineage_from
-from ropd_jax.types import Criterion, Judgement, Message, Prompt, Repeat, Rubric, UserError
+from ropd_jax.types import Criterion, Judgement, Message, Prompt, Repeat, RolloutGroup, Rubric, UserError
+from ropd_jax.utils.files import finite, write_atomic
+
+
+class GroupsLog:
+    """``groups/step_000012.jsonl``: one line a group, everything that went into its rewards."""
+
+    def __init__(self, workdir: str | os.PathLike[str]):
+        self.directory = pathlib.Path(workdir) / "groups"
+
+    def write(
+        self,
+        step: int,
+        groups: Iterable[RolloutGroup],
+        judgements: Iterable[Judgement],
+        advantages: Iterable[Sequence[float | None]],
+    ) -> pathlib.Path:
+        """Writes the groups of one step, whole or not at all; a resumed run overwrites the step it repeats.
+
+        Args:
+            step: 0, 1, 2, ...
+            groups: P groups; judgements: one each; advantages: one per rollout of each (unscored: None or any
+                value; it is written as null).
+        """
+        rows = [group_row(*one) for one in zip(groups, judgements, advantages, strict=True)]
+        path = self.directory / f"step_{step:06d}.jsonl"
+        write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        return path
+
+
+def _criteria(judgement: Judgement) -> list[dict[str, Any]]:
+    """The criteria of a judgement's rubric; with what each counted for, where that is not its points."""
+    criteria = judgement.rubric.criteria if judgement.rubric else ()
+    rows = [{"id": c.id, "points": c.points, "category": c.category, "text": c.text} for c in criteria]
+    weights = [{"weight": w} for w in judgement.weights] or [{}] * len(rows)
+    return [row | weight for row, weight in zip(rows, weights, strict=True)]
+
+
+def _named(judgement: Judgement) -> dict[str, bool] | None:
+    """The verdicts on the one answer of a part, by criterion."""
+    if judgement.rubric is None or not judgement.passed or judgement.passed[0] is None:
+        return None
+    return dict(zip([c.id for c in judgement.rubric.criteria], judgement.passed[0], strict=True))
+
+
+def group_row(group: RolloutGroup, judgement: Judgement, advantages: Sequence[float | None]) -> dict[str, Any]:
+    """One group as plain data, in reading order: question, references, rubric, then each answer with its verdicts.
+
+    Where it is known: the ``model`` of a reference, what a second look said (``again``, with the ``places`` of both
+    looks), and the rubric's ``lineage``. `read_groups` reads it all back.
+    """
+    ids = [c.id for c in judgement.rubric.criteria] if judgement.rubric else []
+
+    def verdicts(passed: Sequence[tuple[bool, ...] | None], i: int) -> dict[str, bool] | None:
+        row = passed[i] if i < len(passed) else None
+        return None if row is None else dict(zip(ids, row, strict=True))
+
+    def again(i: int) -> dict[str, Any]:
+        repeat = judgement.repeat
+        return (
+            {}
+            if repeat is None or i >= len(repeat.places)
+            else {"again": verdicts(repeat.passed, i), "places": list(repeat.places[i])}
+        )
+
+    answers = []
+    for i, (rollout, reward, advantage) in enumerate(zip(group.rollouts, judgement.rewards, advantages, strict=True)):
+        alone = judgement.parts[i] if judgement.parts else None
+        answers.append(
+            {
+                "text": rollout.text,
+                "finish_reason": rollout.finish_reason,
+                "tokens": len(rollout.tokens_T),
+                "verdicts": verdicts(judgement.passed, i),
+                "reward": finite(reward),
+                "advantage": None if reward is None else finite(advantage),
+                "unscored": judgement.causes[i],
+                **({"score": judgement.scores[i]} if judgement.scores else {}),
+                **({} if alone is None else {"rubric": _criteria(alone), "verdicts": _named(alone)}),
+                **again(i),
+            }
+        )
+    models = [{"model": m} for m in judgement.reference_models] or [{}] * len(judgement.references)
+    row = {
+        "step": group.step,
+        "group": group.index,
+        "prompt_id": group.prompt.id,
+        "question": group.prompt.question,
+        "gold_answer": group.prompt.answer,
+        "references": [
+            {"text": text, **models[i], "verdicts": verdicts(judgement.reference_passed, i), **again(len(answers) + i)}
+            for i, text in enumerate(judgement.references)
+        ],
+        "rubric": _criteria(judgement),
+        "answers": answers,
+    }
+    return row if judgement.lineage is None else row | {"lineage": dataclasses.asdict(judgement.lineage)}
+
+
+# ------------------------------------------------------------------------------------------------- reading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +166,7 @@ def read_groups(run: str | os.PathLike[str], *, steps: tuple[int, int] | None = 
 
 
 def group_from(row: Mapping[str, Any]) -> StoredGroup:
-    """The group that ``report.group_row`` wrote."""
+    """The group that `group_row` wrote."""
     answers, references = row["answers"], row["references"]
     return StoredGroup(
         step=row["step"],

@@ -16,8 +16,7 @@ from ropd_jax.analysis.signal_study import (
 )
 from ropd_jax.cli.main import main
 from ropd_jax.types import Criterion, Judgement, Message, Prompt, Rollout, RolloutGroup, Rubric
-from ropd_jax.workdir.groups import read_groups
-from ropd_jax.workdir.metrics import GroupsLog
+from ropd_jax.workdir.groups import GroupsLog, read_groups
 
 RUBRIC = Rubric((Criterion("c1", "sum right", 3, "task"), Criterion("c2", "shows work", 1, "form")))
 

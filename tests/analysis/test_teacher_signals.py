@@ -12,7 +12,7 @@ from ropd_jax.models import transformer
 from ropd_jax.types import Judgement, Message, Prompt, Rollout, RolloutGroup, UserError
 from ropd_jax.weights.student import load_student
 from ropd_jax.workdir.checkpoint import Checkpoints
-from ropd_jax.workdir.metrics import GroupsLog
+from ropd_jax.workdir.groups import GroupsLog
 
 
 def by_hand(teacher, tokens, start):

@@ -12,8 +12,7 @@ from ropd_jax.teacher import Role, Teacher, health
 from ropd_jax.teacher.judge_group import judge
 from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.types import Criterion, Judgement, Repeat, Rollout, RolloutGroup, Rubric, UserError
-from ropd_jax.workdir import metrics as report
-from ropd_jax.workdir.groups import read_groups
+from ropd_jax.workdir.groups import GroupsLog, read_groups
 
 RUBRIC = Rubric((Criterion("c1", "a", 5), Criterion("c2", "b", 2), Criterion("c3", "c", 1)))
 
@@ -142,7 +141,7 @@ def test_groups_are_read_back_as_they_were_judged(tmp_path, sum_prompt, sum_answ
     rollouts = tuple(Rollout(np.zeros(3, np.int32), np.zeros(3, np.float32), t, "stop") for t in sum_answers)
     group = RolloutGroup(sum_prompt, np.zeros(2, np.int32), rollouts, 3, 0)
     failed = Judgement(rewards=(None,) * 4, causes=("timeout",) * 4)
-    report.GroupsLog(tmp_path).write(3, [group, group], [j, failed], [[0.5, 0.0, 0.0, -0.5]] * 2)
+    GroupsLog(tmp_path).write(3, [group, group], [j, failed], [[0.5, 0.0, 0.0, -0.5]] * 2)
     first, second = read_groups(tmp_path)
     assert (first.judgement, second.judgement) == (j, failed)
     assert first.answers == tuple(sum_answers) and first.advantages == (0.5, 0.0, 0.0, -0.5)

@@ -23,7 +23,7 @@ from ropd_jax.training.accumulate import StreamedUpdate, restored, stored, whole
 from ropd_jax.training.collect import Flight, judge_step
 from ropd_jax.training.update import State, make_portions, make_update
 from ropd_jax.types import Judgement, Message, Prompt, Rollout, RolloutGroup, UserError
-from ropd_jax.workdir.config import Interrupt
+from ropd_jax.utils.interrupt import Interrupt
 from tests.helpers import TINY, IdTokenizer, trees_max_diff
 from tests.runs.test_train import LENGTH, tiny_config
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from ropd_jax.training.drift import alarms, drift_at
-from ropd_jax.workdir.metrics import Metrics, Progress, final_table, read_metrics
+from ropd_jax.workdir.metrics import Metrics, read_metrics
+from ropd_jax.workdir.progress import Progress
+from ropd_jax.workdir.result import final_table
 
 
 def series(accuracies, rewards, *, n=500, every=10):

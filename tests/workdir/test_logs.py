@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from ropd_jax.types import Criterion, Judgement, Message, Prompt, Rollout, RolloutGroup, Rubric, UserError
-from ropd_jax.workdir import metrics as report
 from ropd_jax.workdir.curves import curves_png
+from ropd_jax.workdir.groups import GroupsLog, group_row
+from ropd_jax.workdir.metrics import Metrics, read_metrics
+from ropd_jax.workdir.progress import Progress, clock
+from ropd_jax.workdir.result import read_result, show_result, write_result
 
 
 def lines(path):
@@ -16,7 +19,7 @@ def lines(path):
 
 
 def log_steps(workdir, steps, start, value=1.0):
-    metrics = report.Metrics(workdir, start_step=start)
+    metrics = Metrics(workdir, start_step=start)
     for step in steps:
         metrics.log(step, {"reward/mean": value})
     metrics.close()
@@ -26,7 +29,7 @@ def log_steps(workdir, steps, start, value=1.0):
 
 
 def test_what_is_not_known_is_null_and_never_a_number(tmp_path):
-    metrics = report.Metrics(tmp_path)
+    metrics = Metrics(tmp_path)
     values = {"a": float("nan"), "b": np.float32(np.inf), "c": None, "d": np.float32(0.5), "e": np.int64(3), "f": 7}
     metrics.log(0, values)
     metrics.close()
@@ -47,17 +50,17 @@ def test_a_resumed_run_holds_each_step_once(tmp_path):
 
 
 def test_tensorboard_can_be_left_out(tmp_path):
-    report.Metrics(tmp_path, tensorboard=False).close()
+    Metrics(tmp_path, tensorboard=False).close()
     assert not (tmp_path / "tensorboard").exists()
 
 
 def test_read_metrics_merges_lines_of_one_step(tmp_path):
-    metrics = report.Metrics(tmp_path)
+    metrics = Metrics(tmp_path)
     metrics.log(2, {"reward/mean": 0.5})
     metrics.log(1, {"reward/mean": None})
     metrics.log(2, {"eval/accuracy": 0.25})
     metrics.close()
-    assert report.read_metrics(tmp_path) == {"reward/mean": ([1, 2], [None, 0.5]), "eval/accuracy": ([2], [0.25])}
+    assert read_metrics(tmp_path) == {"reward/mean": ([1, 2], [None, 0.5]), "eval/accuracy": ([2], [0.25])}
 
 
 # ----------------------------------------------------------------------------------------------------- progress
@@ -66,7 +69,7 @@ def test_read_metrics_merges_lines_of_one_step(tmp_path):
 def test_without_a_terminal_plain_lines_show_each_value():
     out = io.StringIO()
     metrics = {"reward/mean": 0.5, "teacher/unscored_frac": 0.125, "sample/tokens_per_s": 12345.6}
-    with report.Progress(4, file=out, every_s=0.0) as progress:
+    with Progress(4, file=out, every_s=0.0) as progress:
         progress.note({"eval/accuracy": 0.4375, "reward/mean": 9.0})
         progress.step(1, metrics)
         progress.step(2, metrics | {"eval/accuracy": 0.75, "teacher/unscored_frac": float("nan")})
@@ -77,7 +80,7 @@ def test_without_a_terminal_plain_lines_show_each_value():
 
 def test_plain_lines_keep_their_distance_but_never_miss_the_first_and_the_last_step():
     out = io.StringIO()
-    with report.Progress(9, file=out, every_s=60.0) as progress:
+    with Progress(9, file=out, every_s=60.0) as progress:
         for done in range(1, 10):
             progress.step(done, {})
     assert [line.split()[1] for line in out.getvalue().splitlines()] == ["1/9", "9/9"]
@@ -89,7 +92,7 @@ def test_a_terminal_gets_one_bar():
             return True
 
     out = Terminal()
-    with report.Progress(2, file=out) as progress:
+    with Progress(2, file=out) as progress:
         progress.step(1, {"reward/mean": 0.5})
         progress.step(2, {"reward/mean": 0.75})
     assert "2/2" in out.getvalue()
@@ -98,19 +101,19 @@ def test_a_terminal_gets_one_bar():
 
 @pytest.mark.parametrize("seconds, text", [(41.2, "41 s"), (59.7, "1:00"), (187, "3:07"), (3729, "1:02:09")])
 def test_clock(seconds, text):
-    assert report.clock(seconds) == text
+    assert clock(seconds) == text
 
 
 # ------------------------------------------------------------------------------------------------------- result
 
 
 def test_result_is_written_whole_and_without_nan(tmp_path):
-    path = report.write_result(tmp_path, {"accuracy_after": float("nan"), "by": {"x": [np.float32(0.5), None]}, "n": 3})
+    path = write_result(tmp_path, {"accuracy_after": float("nan"), "by": {"x": [np.float32(0.5), None]}, "n": 3})
     assert lines_of(path) == {"accuracy_after": None, "by": {"x": [0.5, None]}, "n": 3}
-    assert report.read_result(tmp_path) == lines_of(path)
+    assert read_result(tmp_path) == lines_of(path)
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
     with pytest.raises(UserError, match="expected the result of a finished run"):
-        report.read_result(tmp_path / "other")
+        read_result(tmp_path / "other")
 
 
 def lines_of(path):
@@ -120,7 +123,7 @@ def lines_of(path):
 def test_table_shows_intervals_and_says_unknown():
     out = io.StringIO()
     result = {"accuracy_before": 0.4375, "accuracy_before_interval": [0.395, 0.481], "accuracy_after": None, "seed": 0}
-    report.show_result(result, file=out)
+    show_result(result, file=out)
     text = out.getvalue()
     assert "43.8%  [39.5%, 48.1%]" in text
     assert "unknown" in text
@@ -153,7 +156,7 @@ def judgement():
 
 
 def test_a_groups_line_holds_all_that_made_its_rewards(tmp_path):
-    path = report.GroupsLog(tmp_path).write(12, [group()], [judgement()], [[0.25, 0.0]])
+    path = GroupsLog(tmp_path).write(12, [group()], [judgement()], [[0.25, 0.0]])
     assert path == tmp_path / "groups" / "step_000012.jsonl"
     (row,) = lines(path)
     assert list(row) == ["step", "group", "prompt_id", "question", "gold_answer", "references", "rubric", "answers"]
@@ -176,7 +179,7 @@ def test_a_groups_line_holds_all_that_made_its_rewards(tmp_path):
 
 
 def test_a_resumed_run_overwrites_the_step_it_repeats(tmp_path):
-    log = report.GroupsLog(tmp_path)
+    log = GroupsLog(tmp_path)
     log.write(3, [group(), group()], [judgement()] * 2, [[0.0, 0.0]] * 2)
     log.write(3, [group()], [judgement()], [[0.0, 0.0]])
     assert len(lines(tmp_path / "groups" / "step_000003.jsonl")) == 1
@@ -185,7 +188,7 @@ def test_a_resumed_run_overwrites_the_step_it_repeats(tmp_path):
 
 def test_a_group_without_rubric_is_written_too(tmp_path):
     failed = Judgement(rewards=(None, None), causes=("timeout", "timeout"))
-    row = report.group_row(group(), failed, [0.0, 0.0])
+    row = group_row(group(), failed, [0.0, 0.0])
     assert row["rubric"] == []
     assert [a["unscored"] for a in row["answers"]] == ["timeout", "timeout"]
 

@@ -1,0 +1,106 @@
+"""What a run carries from one step to the next besides its parameters, and how a checkpoint keeps it.
+
+A checkpoint after ``step`` steps holds the groups that cannot be sampled again: the next step, if it was sampled by a
+policy that no longer exists (``stream.staleness=1``), and deferred groups (``stream.straggler_timeout_s``). Their
+judgements are on the tape, so a resumed run asks the teacher for nothing twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ropd_jax.parallel import hosts
+from ropd_jax.training.collect import NONE_DEFERRED, DeferredGroups, PendingStep, Send
+from ropd_jax.types import Prompt, Rollout, RolloutGroup
+
+
+@dataclasses.dataclass
+class Pending:
+    """What is in flight between steps: the one mutable thing of the loop.
+
+    Attributes:
+        current: the step at hand.
+        lookahead: the next one, already being sampled.
+        deferred: groups of an earlier step that are still being judged.
+    """
+
+    current: PendingStep | None = None
+    lookahead: PendingStep | None = None
+    deferred: DeferredGroups = NONE_DEFERRED
+
+
+def pending_state(step: int, pending: Pending, *, stale: bool, send: bool = True) -> dict[str, Any]:
+    """What a checkpoint after ``step`` steps holds of ``pending``, as JSON.
+
+    Args:
+        stale: steps are sampled by the policy before; the rest of the next step is sampled now.
+        send: see `PendingStep.sample`.
+    """
+    here = next((p for p in (pending.current, pending.lookahead) if p and p.step == step), None)
+    if here and stale:
+        while here.sample(send=send):
+            pass
+    groups = [*(here.groups if here else ()), *pending.deferred.groups]
+    own = [g for g in groups if g.step == step] if stale else []
+    return {
+        "ahead": stored(own),
+        "ahead_sample_s": here.sample_s if here else 0.0,
+        "carried": stored([g for g in groups if g.step < step]),
+    }
+
+
+def restore_pending(
+    step: int, host: Mapping[str, Any], prompts: Mapping[str, Prompt], tokens: Mapping[str, np.ndarray], send: Send
+) -> Pending:
+    """The inverse of `pending_state`, from what a checkpoint holds; deferred groups are sent to the teacher again."""
+    own, late = (restored(host.get(name, ()), prompts, tokens) for name in ("ahead", "carried"))
+    lookahead = None
+    if own:
+        lookahead = PendingStep(step, iter(own), send)
+        lookahead.sample_s = host["ahead_sample_s"]
+    return Pending(None, lookahead, DeferredGroups(late, {send(g): g for g in late if hosts.mine(g.index)}))
+
+
+def stored(groups: Sequence[RolloutGroup]) -> list[dict[str, Any]]:
+    """Sampled groups as JSON, without loss."""
+    return [
+        {
+            "prompt": g.prompt.id,
+            "step": g.step,
+            "index": g.index,
+            "rollouts": [
+                {
+                    "tokens": r.tokens_T.tolist(),
+                    "logp": r.logp_T.tolist(),  # float32 -> float64 -> its shortest decimal: comes back the same
+                    "text": r.text,
+                    "finish_reason": r.finish_reason,
+                }
+                for r in g.rollouts
+            ],
+        }
+        for g in groups
+    ]
+
+
+def restored(
+    rows: Sequence[Mapping[str, Any]], prompts: Mapping[str, Prompt], tokens: Mapping[str, np.ndarray]
+) -> list[RolloutGroup]:
+    """The groups that `stored` wrote; ``prompts`` and their ``tokens`` by the prompt's id."""
+    return [
+        RolloutGroup(
+            prompts[row["prompt"]],
+            np.asarray(tokens[row["prompt"]], np.int32),
+            tuple(
+                Rollout(np.asarray(r["tokens"], np.int32), np.asarray(r["logp"], np.float32), r["text"],
+                        r["finish_reason"])
+                for r in row["rollouts"]
+            ),
+            row["step"],
+            row["index"],
+        )
+        for row in rows
+    ]  # fmt: skip

@@ -1,0 +1,173 @@
+"""A run's config as frozen sections. `training.setup` reads the config once; below it, functions take a section.
+
+Each section has the fields of one section of ``configs.default()``, with the same names and meanings, so the comments
+there are not repeated here. `RunConfig` holds them all; only `training.setup` and ``train.py`` see it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from ropd_jax.core.optim import make_optimizer
+from ropd_jax.models.lora import Lora
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """``cfg.sampling``: the student's answers."""
+
+    rollouts: int
+    max_tokens: int
+    temperature: float
+    prompts_at_once: int
+    resample: int
+    chunk: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """``cfg.loss``, as far as it is not the method's own (clips and advantages are)."""
+
+    aggregation: str
+    ratio: str
+    is_cap: float
+    kl_coef: float
+    kl_kind: str
+    entropy_coef: float
+    overlong: str
+    overlong_buffer: int
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """``cfg.optim``: the optimizer, and how an update is cut, laid out and compiled."""
+
+    lr: float
+    schedule: str
+    warmup_steps: int
+    b1: float
+    b2: float
+    eps: float
+    weight_decay: float
+    clip_norm: float
+    moments: str
+    minibatches: int
+    row_len: int
+    microbatch: int
+    remat: str
+    attention: str
+    logprob_chunk: int
+    xla_options: str
+
+    def make(self, steps: int):
+        """The optax transformation; its schedule spans all updates of ``steps`` steps."""
+        return make_optimizer(
+            lr=self.lr,
+            schedule=self.schedule,
+            warmup_steps=self.warmup_steps,
+            total_steps=steps * self.minibatches,
+            b1=self.b1,
+            b2=self.b2,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            clip_norm=self.clip_norm,
+            moments=self.moments,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class OverlapConfig:
+    """``cfg.stream``: what runs at the same time as what."""
+
+    groups: int
+    deterministic: bool
+    staleness: int
+    straggler_timeout_s: float
+    cap: float
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """``cfg.checkpoint``."""
+
+    every: int
+    keep: int
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """``cfg.eval``: held-out evaluation during the run."""
+
+    every: int
+    size: int
+    prompts_at_once: int
+    judged: int
+    sampled: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """``cfg.log``."""
+
+    groups: bool
+    tensorboard: bool
+    watchdog_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateConfig:
+    """All that the compiled update depends on.
+
+    Attributes:
+        dtype: of the student's compute.
+        lora: the adapters; rank 0 trains all weights.
+        temperature: at which log-probs are taken: the sampling temperature.
+        max_tokens: of an answer, for Dr. GRPO's divisor.
+    """
+
+    dtype: str
+    lora: Lora
+    temperature: float
+    max_tokens: int
+    loss: LossConfig
+    optim: OptimConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """The whole config, frozen.
+
+    Attributes:
+        prompts_per_step: P.
+        max_failed_frac, failed_window: of the failure gate, see `training.failure_gate`.
+    """
+
+    seed: int
+    steps: int
+    prompts_per_step: int
+    max_failed_frac: float
+    failed_window: int
+    dtype: str
+    lora: Lora
+    sampling: SamplingConfig
+    loss: LossConfig
+    optim: OptimConfig
+    overlap: OverlapConfig
+    checkpoint: CheckpointConfig
+    eval: EvalConfig
+    log: LogConfig
+
+    @property
+    def update(self) -> UpdateConfig:
+        """What of it the update depends on."""
+        temperature = self.sampling.temperature or 1.0
+        return UpdateConfig(self.dtype, self.lora, temperature, self.sampling.max_tokens, self.loss, self.optim)
+
+
+def section(kind: type[T], values: Mapping[str, Any]) -> T:
+    """A section of that kind with the values of the same names; others are left out."""
+    return kind(**{f.name: values[f.name] for f in dataclasses.fields(kind)})  # type: ignore[arg-type]

@@ -1,0 +1,111 @@
+"""What a run shows while it works: a bar on a terminal, plain lines elsewhere. Imports no jax."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as RichProgress
+
+from ropd_jax.utils.files import finite
+
+log = logging.getLogger(__name__)
+
+SHOWN = (  # (metric, label, format)
+    ("reward/mean", "reward", "{:.3f}"),
+    ("eval/accuracy", "accuracy", "{:.1%}"),
+    ("teacher/unscored_frac", "unscored", "{:.1%}"),
+    ("sample/tokens_per_s", "tok/s", "{:,.0f}"),
+)
+
+
+class Progress:
+    """One bar on a terminal; plain lines elsewhere, at least ``every_s`` seconds apart (the last step always).
+
+    Shows step, reward, held-out accuracy (the latest known), unscored share, tokens per second and time left. Time
+    left comes from the median of the last 20 steps, so the compilation in the first one does not spoil it.
+    """
+
+    def __init__(self, total: int, *, start: int = 0, every_s: float = 5.0, file: TextIO | None = None):
+        self._total, self._done, self._every_s = total, start, every_s
+        self._file = file
+        self._seen: dict[str, Any] = {}
+        self._durations: list[float] = []
+        self._last_step = self._last_line = time.monotonic()
+        console = Console(file=file or sys.stderr)
+        self._bar = None
+        if console.is_terminal:
+            count, values = TextColumn("{task.completed}/{task.total}"), TextColumn("{task.description}")
+            self._bar = RichProgress(count, BarColumn(bar_width=24), values, console=console)
+            self._task = self._bar.add_task("", total=total, completed=start)
+
+    def __enter__(self) -> Progress:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def note(self, metrics: Mapping[str, Any]) -> None:
+        """Takes values to show, an evaluation's for example, without counting a step."""
+        self._seen.update({k: v for k, v in metrics.items() if k.startswith("eval/")})
+        self._last_step = time.monotonic()  # an evaluation is no part of a step's duration
+        if self._bar:
+            self._bar.update(self._task, description=self.line())
+
+    def step(self, done: int, metrics: Mapping[str, Any]) -> None:
+        """Says that ``done`` steps of the run are finished, and what the last one measured."""
+        now = time.monotonic()
+        self._durations = [*self._durations[-19:], (now - self._last_step) / max(1, done - self._done)]
+        self._last_step, self._done = now, done
+        self._seen = {k: v for k, v in self._seen.items() if k.startswith("eval/")} | dict(metrics)
+        if self._bar:
+            self._bar.update(self._task, completed=done, description=self.line())
+        elif now - self._last_line >= self._every_s or done >= self._total or len(self._durations) == 1:
+            self._last_line = now
+            self._print(f"step {done}/{self._total}  {self.line()}")
+
+    def say(self, what: str) -> None:
+        """What the run is doing within a step: on the bar at once, as a plain line when none came for ``every_s``."""
+        if self._bar:
+            self._bar.update(self._task, description=f"{self.line()}  {what}")
+        elif time.monotonic() - self._last_line >= self._every_s:
+            self._last_line = time.monotonic()
+            self._print(f"step {self._done}/{self._total}  {what}")
+
+    def line(self) -> str:
+        """The values as one text; what is not known is shown as ``-``."""
+        parts = []
+        for name, label, form in SHOWN:
+            value = finite(self._seen.get(name))
+            parts.append(f"{label} {'-' if value is None else form.format(value)}")
+        if self._seen.get("eval/drift"):
+            parts.append(f"DRIFT since step {self._seen['eval/drift_since']:.0f}")
+        if self._durations:
+            usual = sorted(self._durations[1:] or self._durations)
+            middle = usual[len(usual) // 2]
+            parts.append(f"{clock(middle * (self._total - self._done))} left")
+        return "  ".join(parts)
+
+    def _print(self, text: str) -> None:
+        if self._file is None:
+            log.info("%s", text)
+        else:
+            self._file.write(text + "\n")
+            self._file.flush()
+
+
+def clock(seconds: float) -> str:
+    """``41 s``, ``3:07``, ``1:02:09``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"

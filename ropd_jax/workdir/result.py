@@ -1,0 +1,82 @@
+"""``result.json``: the numbers of a finished run, and the table that shows them. Imports no jax."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.table import Table
+
+from ropd_jax.types import UserError
+from ropd_jax.utils.files import finite, write_atomic
+
+RESULT_ROWS = (  # (key, label, format)
+    ("accuracy_before", "held-out accuracy before (greedy)", "{:.1%}"),
+    ("accuracy_after", "held-out accuracy after (greedy)", "{:.1%}"),
+    ("sampled_accuracy_before", "held-out accuracy before (sampled)", "{:.1%}"),
+    ("sampled_accuracy_after", "held-out accuracy after (sampled)", "{:.1%}"),
+    ("heldout_n", "held-out questions", "{:,}"),
+    ("steps", "optimizer steps", "{:,}"),
+    ("seconds", "seconds", "{:,.1f}"),
+    ("groups_total", "groups", "{:,}"),
+    ("groups_unscored", "groups unscored", "{:,}"),
+    ("seed", "seed", "{}"),
+    ("drift_alarms", "drift alarm at steps", "{}"),
+)
+
+
+def final_table(result: Mapping[str, Any]) -> Table:
+    """The result as a table; ``KEY_interval`` ([low, high]) is shown behind KEY, an unknown value as ``unknown``."""
+    table = Table(title="result", show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column(justify="right")
+    for key, label, form in RESULT_ROWS:
+        if key not in result or result[key] == []:
+            continue
+        value = result[key]
+        text = "unknown" if value is None else form.format(value)
+        interval = result.get(f"{key}_interval")
+        if value is not None and interval is not None:
+            text += f"  [{form.format(interval[0])}, {form.format(interval[1])}]"
+        table.add_row(label, text)
+    return table
+
+
+def show_result(result: Mapping[str, Any], *, file: TextIO | None = None) -> None:
+    """Puts ``final_table`` on standard output (or ``file``)."""
+    Console(file=file or sys.stdout, highlight=False).print(final_table(result))
+
+
+def write_result(workdir: str | os.PathLike[str], result: Mapping[str, Any]) -> pathlib.Path:
+    """Writes ``result.json`` whole or not at all; NaN and infinities, at any depth, become ``null``."""
+    path = pathlib.Path(workdir) / "result.json"
+    write_atomic(path, json.dumps(_plain(result), indent=2, ensure_ascii=False) + "\n")
+    return path
+
+
+def read_result(workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """The numbers that ``write_result`` left.
+
+    Raises:
+        UserError: there is no ``result.json``, or it is not JSON.
+    """
+    path = pathlib.Path(workdir) / "result.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path} ({error}); expected the result of a finished run") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if value is None or isinstance(value, str | bool):
+        return value
+    return finite(value)
