@@ -11,7 +11,7 @@ device's time (measured before, while it answered at once) for a step's 32 group
     streamed     and the gradient is summed as groups are judged (stream.groups=2, in the order of arrival)
     stale        and the next step is sampled meanwhile (stream.staleness=1)
 
-Each design is one run of `train.main`; the ratio changes between blocks of steps, so that all of it shares one process
+Each design is one run of `train`; the ratio changes between blocks of steps, so that all of it shares one process
 and one moment of the machine, and each step is measured against its own device and teacher seconds. The first step of
 a block, where two ratios meet, is left out; the rest give a median.
 """
@@ -28,9 +28,9 @@ import tempfile
 from collections import Counter
 
 from experiments import quickstart
-from ropd_jax import train
 from ropd_jax.methods.ropd import ROPD
 from ropd_jax.teacher.scripted.tasks import uniform
+from ropd_jax.train import train
 from ropd_jax.types import Judgement
 from ropd_jax.utils.tracing import Span, read_spans
 
@@ -134,11 +134,7 @@ def config(design: str, steps: int):
 def run(design: str, ratios: tuple[float, ...], block: int, workdir: pathlib.Path) -> tuple[float, list[float]]:
     """(device seconds a step, wall-clock / max(device, teacher) for each ratio)."""
     how = dict(ratios=(0.0, *ratios), block=block, together=design == "sequential", workdir=workdir)
-    real, train.load_method = train.load_method, lambda name, cfg: type("Here", (Sleeping,), how)(cfg)
-    try:
-        assert train.main(config(design, WARM + block * (1 + len(ratios))), workdir) == 0
-    finally:
-        train.load_method = real
+    train(config(design, WARM + block * (1 + len(ratios))), workdir, method=type("Here", (Sleeping,), how))
     spans = read_spans(workdir)
     device, shares = device_s(spans, block), []
     for number, ratio in enumerate(ratios, 1):

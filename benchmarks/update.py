@@ -37,7 +37,8 @@ from ropd_jax.core.batches import TokenSequence, make_batch, pack, real_frac, sp
 from ropd_jax.methods import load_method
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
-from ropd_jax.training.update import State, make_update, optimizer
+from ropd_jax.training.setup import read_config, update_config
+from ropd_jax.training.update import State, make_update
 from ropd_jax.weights.hf import save_hf
 
 SMOL = dict(vocab_size=49_152, num_layers=30, d_model=576, num_heads=9, num_kv_heads=3, head_dim=64, mlp_dim=1_536)
@@ -118,11 +119,11 @@ def worker(case: str, where: pathlib.Path, smoke: bool, times: int) -> dict:
     else:
         batch = make_batch(made, advantage, yes, yes, longest)
     batch = split_parts(batch, cfg.optim.microbatch)
-    tx = optimizer(cfg)
+    tx = read_config(cfg).optim.make(cfg.steps)
     state = State(params, jax.jit(tx.init)(params))
     placed = jax.tree.map(jnp.asarray, batch)
     start = time.perf_counter()
-    update = make_update(cfg, shape, load_method("ropd", cfg), tx).lower(state, None, placed).compile()
+    update = make_update(update_config(cfg), shape, load_method("ropd", cfg), tx).lower(state, None, placed).compile()
     compile_s = time.perf_counter() - start
     held = [state]
 
@@ -151,7 +152,7 @@ def gradient(shape: ModelConfig, params, where: pathlib.Path) -> dict:
     batch = split_parts(make_batch(made[:FEW], advantage[:FEW], yes, yes, LENGTH), 1)
     before = jax.device_get(params)
     tx, cfg = optax.sgd(1.0), config()
-    update = make_update(cfg, shape, load_method("ropd", cfg), tx)
+    update = make_update(update_config(cfg), shape, load_method("ropd", cfg), tx)
     state, metrics = update(State(params, tx.init(params)), None, jax.tree.map(jnp.asarray, batch))
     moved = jax.tree.map(lambda a, b: a - np.asarray(b), before, jax.device_get(state.params))
     np.savez(where / "grads_ours.npz", **named(shape, moved))

@@ -22,7 +22,8 @@ from benchmarks.update_peers import timed
 from ropd_jax.core.batches import pack, split_parts
 from ropd_jax.methods import load_method
 from ropd_jax.models import transformer
-from ropd_jax.training.update import State, make_update, optimizer
+from ropd_jax.training.setup import read_config, update_config
+from ropd_jax.training.update import State, make_update
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 ROLLOUTS = (4, 8, 16, 32, 64)
@@ -37,9 +38,9 @@ def measure(lengths, row_len: int, microbatch: int) -> dict[str, float]:
     yes = np.ones(len(made), bool)
     batch = pack(made, advantage, yes, yes, PROMPT + max(lengths), row_len=row_len, fixed=True)
     placed = jax.tree.map(jnp.asarray, split_parts(batch, microbatch))
-    params, tx = transformer.init_params(shape, 0), optimizer(cfg)
+    params, tx = transformer.init_params(shape, 0), read_config(cfg).optim.make(cfg.steps)
     held = [State(params, jax.jit(tx.init)(params))]
-    update = make_update(cfg, shape, load_method("ropd", cfg), tx).lower(held[0], None, placed).compile()
+    update = make_update(update_config(cfg), shape, load_method("ropd", cfg), tx).lower(held[0], None, placed).compile()
 
     def step():
         held[:] = jax.block_until_ready(update(held[0], None, placed))

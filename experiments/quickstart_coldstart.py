@@ -34,7 +34,8 @@ from ropd_jax.models.config import ModelConfig
 from ropd_jax.sampling.engine import EngineConfig, sample_groups
 from ropd_jax.sampling.rules import SamplingRule
 from ropd_jax.teacher.scripted.tasks import Book, solve
-from ropd_jax.train import State, make_update
+from ropd_jax.training.setup import update_config
+from ropd_jax.training.update import State, make_update
 from ropd_jax.weights.hf import save_hf
 from ropd_jax.weights.tokenizer import CharTokenizer
 
@@ -103,7 +104,7 @@ def main() -> None:
                         weight_decay=0.0, clip_norm=1.0)  # fmt: skip
     params = transformer.init_params(model, args.seed)
     state = State(params, tx.init(params))
-    update = make_update(cfg, model, load_method("sft", cfg), tx)
+    update = make_update(update_config(cfg), model, load_method("sft", cfg), tx)
     ones = np.ones(BATCH)
     for step in range(1, args.steps + 1):
         rows = [sequences[i] for i in rng.choice(len(sequences), BATCH, replace=False)]

@@ -7,7 +7,8 @@ import pytest
 from ropd_jax import configs
 from ropd_jax.cli import main as cli
 from ropd_jax.plan.shapes import model_config
-from ropd_jax.training.validate import check_config, check_length
+from ropd_jax.training.setup import check_config
+from ropd_jax.training.validate import check_length
 from ropd_jax.types import UserError
 from ropd_jax.workdir.config import flatten
 
@@ -38,7 +39,9 @@ ALL = [(name, mode, column) for name in STEPS for mode in MODES[name] for column
 def test_a_config_holds_the_numbers_of_its_column(name, mode, column):
     cfg = cli.load_config(f"experiments/{name}.py:{','.join(filter(None, (mode, column)))}")
     check_config(cfg)
-    check_length(cfg.data.max_prompt_tokens, cfg, model_config(cfg.student.checkpoint))
+    check_length(
+        cfg.data.max_prompt_tokens, cfg.sampling.max_tokens, cfg.optim.row_len, model_config(cfg.student.checkpoint)
+    )
     found = flatten(cfg.to_dict())
     expected = {"paper": PAPER | {"steps": STEPS[name]}, "released": RELEASED}[column]
     expected = expected | {"student.checkpoint": STUDENT[name], "student.dtype": "bfloat16"}

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 
+log = logging.getLogger(__name__)
 HELP_FLAGS = ("-h", "--help", "-help")
 
 
@@ -99,9 +100,32 @@ def _train(args: list[str]) -> int:
     from ropd_jax.parallel import hosts
 
     with hosts.joined(*(values[name].value for name in ("coordinator", "num_processes", "process_id"))):
-        from ropd_jax import train
+        return _run(config, values["workdir"].value)
 
-        return train.main(config, values["workdir"].value)
+
+def _run(config: ConfigDict, workdir: str) -> int:
+    """Trains; what stops a run becomes its exit code."""
+    from ropd_jax.teacher import BudgetError
+    from ropd_jax.train import train
+    from ropd_jax.training.failure_gate import TooManyFailures
+    from ropd_jax.utils.interrupt import Interrupted
+
+    again = f"To resume: the same command with the same --workdir {workdir}"
+    try:
+        result = train(config, workdir)
+    except Interrupted:
+        log.warning("stopped. %s", again)
+        return 130
+    except TooManyFailures as error:
+        log.error("stopped: %s\n%s", error, again)
+        return 3
+    except BudgetError as error:
+        log.error("stopped: %s", error)
+        return 4
+    if result.written:
+        sys.stdout.write(f"{result}\n")
+        log.info("curves: %s", result.workdir / "curves.png")
+    return 0
 
 
 def _plan(args: list[str]) -> int:

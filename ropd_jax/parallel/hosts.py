@@ -245,6 +245,16 @@ def _on_tpu_vm() -> bool:
 # ---------------------------------------------------------------------------------------------------- trouble
 
 
+@contextlib.contextmanager
+def lost_together() -> Iterator[None]:
+    """An error inside that comes from a lost host ends this process with our message; see `lost`."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        lost(error)
+        raise
+
+
 def lost(error: BaseException) -> None:
     """Ends the process when ``error`` of the runtime means that another host has gone; else does nothing."""
     broken = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)  # which may come as a ValueError

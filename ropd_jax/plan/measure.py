@@ -18,7 +18,8 @@ from ropd_jax.plan.bound import Bound, Phase, bound
 from ropd_jax.plan.chips import Chip, Topology, topology_devices
 from ropd_jax.plan.compiled import Compiled, compile_program
 from ropd_jax.plan.programs import device_bytes
-from ropd_jax.training.accumulate import streams
+from ropd_jax.training.accumulate import uses_streaming
+from ropd_jax.training.setup import read_config
 from ropd_jax.training.update import needs_initial
 
 Say = Callable[[str], None]
@@ -224,13 +225,13 @@ def sizes(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Sizes:
     return Sizes(
         trained=trained,
         base=base,
-        initial=trained if needs_initial(cfg, method) and not base else 0,
+        initial=trained if needs_initial(read_config(cfg).loss, method) and not base else 0,
         optimizer=device_bytes(state.opt_state),
         kv_prompts=kv_prompts,
         kv_rows=kv_rows,
         batch=device_bytes(programs.batch_of(cfg, mesh)),
         method=device_bytes(held.arrays),
-        gradients=device_bytes(programs.gradients_of(state)) if streams(cfg, method) else 0,
+        gradients=device_bytes(programs.gradients_of(state)) if uses_streaming(read_config(cfg), method) else 0,
         ahead=bool(cfg.stream.staleness),
     )
 
@@ -302,7 +303,7 @@ def phases(
         contexts=sequences * count.contexts(model_cfg, 0, prompt + answer - 1),
         remat=cfg.optim.remat in (True, "block"),
         frozen=bool(cfg.student.lora.rank),
-        references=int(needs_initial(cfg, method)),
+        references=int(needs_initial(read_config(cfg).loss, method)),
     )
     gathered = (
         itemsize * (model_cfg.num_layers * count.layer_matmul_params(model_cfg) + count.head_params(model_cfg)) / tp
@@ -310,7 +311,7 @@ def phases(
     a_part = 2 * gathered + 2 * s.trained  # read forward and backward; the gradient's sum read and written
     once = 3 * s.trained + 2 * s.optimizer  # gradient read; parameters and moments read and written
     summed, links = calls * A * used * a_part, received("update", calls * used)
-    if streams(cfg, method):
+    if uses_streaming(read_config(cfg), method):
         found = [Phase("update", flops / devices, summed, links), Phase("apply", 0.0, once, received("apply", 1))]
     else:
         found = [Phase("update", flops / devices, summed + calls * once, links)]

@@ -27,8 +27,9 @@ from ropd_jax.plan.shapes import model_config
 from ropd_jax.sampling import engine as engine_lib
 from ropd_jax.sampling import pages
 from ropd_jax.sampling.slots import Slots
-from ropd_jax.training.accumulate import streams
-from ropd_jax.training.update import State, make_portions, make_update, needs_initial, optimizer, step_parts
+from ropd_jax.training.accumulate import uses_streaming
+from ropd_jax.training.setup import read_config, update_config
+from ropd_jax.training.update import State, make_portions, make_update, needs_initial, step_parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,27 +77,40 @@ def policy_of(cfg: ConfigDict, weights: Weights) -> dict:
     return jax.eval_shape(lambda base, trained: attach(lora, base, trained), weights.base, weights.trained)
 
 
+def _optimizer(cfg: ConfigDict):
+    how = read_config(cfg)
+    return how.optim.make(how.steps)
+
+
 def state_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> State:
     """Parameters and optimizer state as the run stores them; without what the method itself trains."""
     params = weights_of(cfg, model_cfg, mesh).trained
-    return State(params, jax.eval_shape(jax.jit(optimizer(cfg).init), params))
+    return State(params, jax.eval_shape(jax.jit(_optimizer(cfg).init), params))
 
 
 def update_calls(cfg: ConfigDict, method: Method) -> int:
     """In how many calls of its program a step's update is computed: portions or mini-batches."""
-    return -(-cfg.data.prompts_per_step // cfg.stream.groups) if streams(cfg, method) else cfg.optim.minibatches
+    return (
+        -(-cfg.data.prompts_per_step // cfg.stream.groups)
+        if uses_streaming(read_config(cfg), method)
+        else cfg.optim.minibatches
+    )
 
 
 def batch_of(cfg: ConfigDict, mesh) -> TrainBatch:
     """The arrays of one update, or one portion of it, in which every answer is as long as it may be."""
     method = load_method(cfg.method, cfg)
-    prompts = cfg.stream.groups if streams(cfg, method) else cfg.data.prompts_per_step // cfg.optim.minibatches
+    prompts = (
+        cfg.stream.groups
+        if uses_streaming(read_config(cfg), method)
+        else cfg.data.prompts_per_step // cfg.optim.minibatches
+    )
     n = prompts * method.sequences_per_prompt
     prompt_T, completion_T = np.zeros(prompt_len(cfg), np.int32), np.zeros(cfg.sampling.max_tokens, np.int32)
     row = TokenSequence(prompt_T, completion_T, np.zeros(len(completion_T), np.float32))
     advantage_B, yes_B = np.ones(n, np.float32), np.ones(n, bool)
     length = len(prompt_T) + len(completion_T)
-    batch = step_parts([row] * n, advantage_B, yes_B, yes_B, method, mesh, cfg, length)
+    batch = step_parts([row] * n, advantage_B, yes_B, yes_B, method, mesh, read_config(cfg).optim, length)
     sharding = NamedSharding(mesh, mesh_lib.RULES.spec("ABT"))
     return TrainBatch(*(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in batch))
 
@@ -105,13 +119,13 @@ def update_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> list[Progr
     """The update of one mini-batch; where it comes in portions, the sum of one of them, and the optimizer's step."""
     method, _ = method_of(cfg, model_cfg, mesh)
     state, batch, base = state_of(cfg, model_cfg, mesh), batch_of(cfg, mesh), weights_of(cfg, model_cfg, mesh).base
-    reference = (base or state.params) if needs_initial(cfg, method) else None
+    reference = (base or state.params) if needs_initial(read_config(cfg).loss, method) else None
     told = (reference, batch, method.notes_like(batch), base)
     passes, options = batch.tokens_BT.shape[0], cfg.optim.xla_options
-    if not streams(cfg, method):
-        update = make_update(cfg, model_cfg, method, optimizer(cfg))
+    if not uses_streaming(read_config(cfg), method):
+        update = make_update(update_config(cfg), model_cfg, method, _optimizer(cfg))
         return [Program("update", lambda: update.lower(state, *told), passes, options)]
-    portions, grads = make_portions(cfg, model_cfg, method, optimizer(cfg)), gradients_of(state)
+    portions, grads = make_portions(update_config(cfg), model_cfg, method, _optimizer(cfg)), gradients_of(state)
     weight = jax.ShapeDtypeStruct((), jnp.float32)
     return [
         Program("update", lambda: portions.add.lower(grads, state.params, *told), passes, options),

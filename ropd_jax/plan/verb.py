@@ -21,7 +21,7 @@ from ropd_jax.plan.preflight import RolePlan
 from ropd_jax.plan.preflight import plan as teacher_plan
 from ropd_jax.plan.shapes import model_config
 from ropd_jax.teacher import Tape
-from ropd_jax.training.validate import check_config
+from ropd_jax.training.setup import check_config
 from ropd_jax.types import Message, Prompt, UserError
 
 UNITS = {"GB": 1e9, "MB": 1e6, "kB": 1e3}

@@ -1,50 +1,82 @@
-"""Held-out accuracy of a student."""
+"""Held-out evaluation during a run: exact accuracy, and the grades of an independent judge.
+
+The held-out judge (``teacher.judge``) is another model than those whose verdicts become rewards. It grades held-out
+answers for `training.drift`; no reward comes from it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ropd_jax.data.grader import grade
-from ropd_jax.evaluation.stats import Estimate, accuracy
+from ropd_jax.evaluation.stats import accuracy
+from ropd_jax.methods.t_judge import HIGHEST, LOWEST
+from ropd_jax.teacher import Teacher, TeacherError, TeacherLoop
+from ropd_jax.teacher.judge_group import graded, unscored
+from ropd_jax.text.trim import after_think
+from ropd_jax.training.collect import PendingStep, Report, judge_group, judge_step
+from ropd_jax.types import Judgement, RolloutGroup
+from ropd_jax.utils import tracing
+from ropd_jax.utils.interrupt import Interrupt
 
 if TYPE_CHECKING:
-    from ropd_jax.data.questions import Questions
-    from ropd_jax.sampling.engine import EngineConfig
-    from ropd_jax.types import RolloutGroup
+    from collections.abc import Iterable
+
+    from ropd_jax.training.run import Run
+    from ropd_jax.training.session import Session
+    from ropd_jax.training.update import State
 
 
-def evaluate(
-    sample: Callable,
-    engines: dict[str, EngineConfig],
-    params,
-    questions: Questions,
-    n: int,
-    say: Callable[[str], None] = lambda text: None,
-    answers: list[RolloutGroup] | None = None,
+def evaluate_heldout(run: Run, state: State, step: int, out: Session) -> dict[str, Any]:
+    """The held-out metrics of the student after ``step`` steps.
+
+    The first and the last evaluation take all held-out questions, those between ``eval.size`` of them.
+    """
+    ends = step in (0, run.steps)
+    n = len(run.heldout.prompts) if ends else run.cfg.eval.size or len(run.heldout.prompts)
+    prompts = run.heldout.prompts[:n]
+    answers: list[RolloutGroup] = []
+    with tracing.span("evaluate"):
+        sampled = {
+            name: run.sample(engine, state.params, prompts, run.heldout, seed=0, step=0)
+            for name, engine in run.eval_engines.items()
+        }
+        metrics = grade_heldout(sampled, n, out.poll, answers)
+        if run.judged:
+            answers = [group for group in answers if group.index < run.judged]
+            metrics |= judge_heldout(answers, step, run.teacher, out.loop, out.interrupt, out.report)
+    return metrics
+
+
+def grade_heldout(
+    sampled: Mapping[str, Iterable[RolloutGroup]], n: int, report: Callable[[str], None], first: list[RolloutGroup]
 ) -> dict[str, Any]:
-    """Held-out accuracy of each engine on the first ``n`` questions, graded exactly.
+    """Exact accuracy of held-out answers.
 
     Args:
-        sample: (engine, params, prompts, questions, seed=, step=) -> groups.
-        engines: by the name that the metric gets, e.g. ``accuracy`` (greedy) and ``sampled_accuracy``.
-        say: told how far it is.
-        answers: the groups of the first engine are put there.
+        sampled: groups by the name that their metric gets, e.g. ``accuracy`` (greedy) and ``sampled_accuracy``; drawn
+            one after the other.
+        n: how many groups each has.
+        report: takes a line of progress.
+        first: receives the groups of the first name.
 
     Returns:
         ``eval/NAME`` with its 95 % interval, n, ungraded and truncated share.
     """
     metrics: dict[str, Any] = {}
-    for name, engine in engines.items():
+    for name, groups in sampled.items():
         grades, truncated = [], 0
-        prompts = questions.prompts[:n]
-        for done, group in enumerate(sample(engine, params, prompts, questions, seed=0, step=0)):
-            say(f"evaluating {name} {done + 1}/{len(prompts)}")
-            if answers is not None and not metrics:
-                answers.append(group)
+        for done, group in enumerate(groups):
+            report(f"evaluating {name} {done + 1}/{n}")
+            if not metrics:
+                first.append(group)
             grades += [grade(group.prompt, r.text) for r in group.rollouts]
             truncated += sum(r.finish_reason == "length" for r in group.rollouts)
-        estimate: Estimate = accuracy(grades)
+        estimate = accuracy(grades)
         metrics |= {
             f"eval/{name}": estimate.value,
             f"eval/{name}_low": estimate.low,
@@ -54,3 +86,43 @@ def evaluate(
             f"eval/{name}_truncated_frac": truncated / max(len(grades), 1),
         }
     return metrics
+
+
+# --------------------------------------------------------------------------------------------- held-out judge
+
+
+async def held_out_judge(teacher: Teacher, group: RolloutGroup) -> Judgement:
+    """A grade of each answer by ``teacher.judge``, requested as `methods.t_judge` does without references."""
+    answers = [after_think(r.text) for r in group.rollouts]
+    how = {"lowest": LOWEST, "highest": HIGHEST, "template": "score_judge.v1", "role": "judge"}
+    try:
+        return graded(await teacher.score(group.prompt, answers, key=f"eval/{group.prompt.id}", **how), LOWEST, HIGHEST)
+    except TeacherError as error:
+        return unscored(error, len(answers))
+
+
+def judge_heldout(
+    groups: Sequence[RolloutGroup],
+    step: int,
+    teacher: Teacher,
+    loop: TeacherLoop,
+    interrupt: Interrupt,
+    report: Report,
+) -> dict[str, float | None]:
+    """The held-out judge's grades: ``eval/judge``, a mean from 0 to 1, with its standard error, the number of graded
+    answers and of those that could not be graded.
+
+    Raises:
+        as `collect.judge_step`.
+    """
+    asked = (dataclasses.replace(group, step=step) for group in groups)
+    pending = PendingStep(step, asked, lambda group: loop.submit(judge_group(held_out_judge, teacher, group)))
+    _, judgements, _ = judge_step(pending, interrupt, report)
+    grades = [reward for judgement in judgements for reward in judgement.rewards if reward is not None]
+    n = len(grades)
+    return {
+        "eval/judge": float(np.mean(grades)) if n else None,
+        "eval/judge_error": float(np.std(grades, ddof=1)) / n**0.5 if n > 1 else None,
+        "eval/judge_n": n,
+        "eval/judge_ungraded": len(judgements) - n,
+    }

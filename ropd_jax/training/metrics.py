@@ -1,9 +1,9 @@
-"""What is said of a step and of a run: the metrics of rollouts and rewards, the numbers of ``result.json``."""
+"""Numbers of a step and of a run: the metrics of rollouts and rewards, and what ``result.json`` holds."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,7 +27,7 @@ def step_metrics(
     sample_s: float,
     tokenizer: Tokenizer,
 ) -> dict[str, Any]:
-    """What the step's rollouts, rewards and failures looked like; a mean over nothing is None."""
+    """The step's rollouts, rewards and failures as metrics; a mean over nothing is None."""
     rollouts = [r for g in groups for r in g.rollouts]
     grades = [grade(g.prompt, r.text) for g in groups for r in g.rollouts]
     scored = reward_PG[valid_PG]
@@ -54,10 +54,27 @@ def step_metrics(
     return metrics | {f"reward/unscored_{cause}": n for cause, n in causes.items()}
 
 
-def make_result(cfg, host, after, n, seconds, teacher) -> dict[str, Any]:
-    """The numbers of ``result.json``."""
-    result: dict[str, Any] = {"method": cfg.method, "seed": cfg.seed, "steps": cfg.steps, "heldout_n": n}
-    for when, metrics in (("before", host["before"]), ("after", after)):
+def make_result(
+    *,
+    method: str,
+    seed: int,
+    steps: int,
+    heldout_n: int,
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    seconds: float,
+    groups_total: int,
+    groups_unscored: int,
+    teacher: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The numbers of ``result.json``.
+
+    Args:
+        before, after: the held-out metrics (`training.heldout`) before the first and after the last step.
+        teacher: `Teacher.metrics`.
+    """
+    result: dict[str, Any] = {"method": method, "seed": seed, "steps": steps, "heldout_n": heldout_n}
+    for when, metrics in (("before", before), ("after", after)):
         for name in ("accuracy", "sampled_accuracy"):
             if f"eval/{name}" in metrics:
                 result[f"{name}_{when}"] = metrics[f"eval/{name}"]
@@ -66,9 +83,9 @@ def make_result(cfg, host, after, n, seconds, teacher) -> dict[str, Any]:
                 result[f"{name}_{when}_truncated_frac"] = metrics[f"eval/{name}_truncated_frac"]
     return result | {
         "seconds": round(seconds, 1),
-        "groups_total": host["groups_total"],
-        "groups_unscored": host["groups_unscored"],
-        "teacher": teacher.metrics(),
+        "groups_total": groups_total,
+        "groups_unscored": groups_unscored,
+        "teacher": dict(teacher),
         "jax": jax.__version__,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }

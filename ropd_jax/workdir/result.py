@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 import os
 import pathlib
@@ -28,6 +30,41 @@ RESULT_ROWS = (  # (key, label, format)
     ("seed", "seed", "{}"),
     ("drift_alarms", "drift alarm at steps", "{}"),
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The numbers of a finished run. It is printed as a table; ``result["accuracy_after"]`` is one of its values.
+
+    Attributes:
+        workdir: the run's directory.
+        values: what ``result.json`` holds.
+        written: False on the hosts that do not write the run's files.
+    """
+
+    workdir: pathlib.Path
+    values: Mapping[str, Any]
+    written: bool = True
+
+    def __getitem__(self, key: str) -> Any:
+        return self.values[key]
+
+    @property
+    def accuracy_before(self) -> float | None:
+        """Held-out accuracy (greedy) before the first step; None if nothing could be graded."""
+        return self.values.get("accuracy_before")
+
+    @property
+    def accuracy_after(self) -> float | None:
+        """Held-out accuracy (greedy) after the last step; None if nothing could be graded."""
+        return self.values.get("accuracy_after")
+
+    def __str__(self) -> str:
+        console = Console(file=io.StringIO(), width=100, highlight=False)
+        console.print(final_table(self.values))
+        return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+
+    __repr__ = __str__
 
 
 def final_table(result: Mapping[str, Any]) -> Table:

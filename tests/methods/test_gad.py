@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ropd_jax import train
 from ropd_jax.methods import load_method
 from ropd_jax.methods.gad import Texts, pair_loss, scores
 from ropd_jax.models import transformer
 from ropd_jax.parallel import mesh as mesh_lib
+from ropd_jax.train import train
 from ropd_jax.types import Judgement, Message, Prompt, Rollout, RolloutGroup, UserError
 from ropd_jax.weights.student import Student
 from tests.helpers import TINY, IdTokenizer, trees_max_diff
@@ -144,11 +144,11 @@ def test_warm_up_trains_on_references_alone_with_the_gradient_of_cross_entropy()
 
 def test_a_resumed_run_is_the_same_run_discriminator_included(tmp_path):
     cfg = tiny_config(method="gad", steps=3, gad__warmup_steps=1, gad__lr=1e-3, teacher__references=2)
-    assert train.main(cfg, tmp_path / "whole") == 0
+    train(cfg, tmp_path / "whole")
     whole = finished_params(tmp_path / "whole", 3)
     shutil.rmtree(tmp_path / "whole" / "checkpoints" / "3")
     (tmp_path / "whole" / "result.json").unlink()
-    assert train.main(cfg, tmp_path / "whole") == 0
+    train(cfg, tmp_path / "whole")
     again = finished_params(tmp_path / "whole", 3)
     assert trees_max_diff(whole, again) == 0.0
     d = again["method"]["params"]

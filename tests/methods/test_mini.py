@@ -9,7 +9,7 @@ import pytest
 
 from ropd_jax.cli.main import load_config
 from ropd_jax.methods import load_method
-from ropd_jax.training.validate import check_config
+from ropd_jax.training.setup import check_config
 from ropd_jax.types import UserError
 from ropd_jax.workdir.config import flatten
 

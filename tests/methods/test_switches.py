@@ -10,12 +10,13 @@ import numpy as np
 import optax
 import pytest
 
-from ropd_jax import train
 from ropd_jax.core.batches import TokenSequence, make_batch, split_parts
 from ropd_jax.core.losses import token_weights
 from ropd_jax.core.masked import masked_sum
 from ropd_jax.methods import Tokens, load_method
 from ropd_jax.models import transformer
+from ropd_jax.training.setup import update_config
+from ropd_jax.training.update import State, make_update
 from tests.helpers import TINY
 from tests.runs.test_train import tiny_config
 
@@ -115,9 +116,9 @@ def test_kl_and_entropy_bonus_of_an_update_are_their_formulas(kind):
     want = np.mean([-0.5 + 0.3 * KL[kind](n - r) - 0.2 * e for n, e, r in tokens])  # ratio 1, advantage 0.5
     cfg = tiny_config(loss__kl_coef=0.3, loss__kl_kind=kind, loss__entropy_coef=0.2)
     tx = optax.sgd(1.0)
-    update = train.make_update(cfg, TINY, load_method("ropd", cfg), tx)
+    update = make_update(update_config(cfg), TINY, load_method("ropd", cfg), tx)
     batch = batch_of(rows, [[n for n, _ in row] for row in now], [0.5, 0.5], 8)
-    state = train.State(jax.tree.map(jnp.copy, params), tx.init(params))
+    state = State(jax.tree.map(jnp.copy, params), tx.init(params))
     _, metrics = update(state, initial, split_parts(batch, 0))
     assert float(metrics["update/loss"]) == pytest.approx(want, rel=1e-5)
     assert float(metrics["update/kl"]) == pytest.approx(np.mean([KL[kind](n - r) for n, _, r in tokens]), rel=1e-4)

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ropd_jax import train
 from ropd_jax.core.advantages import Advantages
 from ropd_jax.core.batches import TokenSequence, make_batch, split_parts
 from ropd_jax.methods import Tokens, load_method
@@ -18,6 +17,9 @@ from ropd_jax.methods.lopd import check_tokenizers
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.plan import programs
 from ropd_jax.text.chars import CharTokenizer
+from ropd_jax.train import train
+from ropd_jax.training.setup import read_config
+from ropd_jax.training.update import needs_initial
 from ropd_jax.types import UserError
 from ropd_jax.weights.hf import save_hf
 from ropd_jax.weights.student import load_student
@@ -49,7 +51,7 @@ def test_sampled_advantage_is_the_teachers_log_prob_minus_the_students():
 @pytest.mark.parametrize("scale", [1.0, 1.25, 2.0])
 def test_exopd_by_hand_and_one_is_lopd(scale):
     method = load_method("exopd", config(exopd__scale=scale))
-    assert train.needs_initial(method.cfg, method)
+    assert needs_initial(read_config(method.cfg).loss, method)
     grad = jax.grad(lambda x: by_hand(method, x)[0])(jnp.float32([OLD]))
     s, t, r = (np.array(x) for x in (OLD, TEACHER, REF))
     np.testing.assert_allclose(-grad[0], -((s - r) - scale * (t - r)), atol=1e-6)
@@ -100,14 +102,14 @@ def metrics_of(workdir):
 
 
 def test_a_student_that_is_its_own_teacher_learns_nothing(tmp_path):
-    assert train.main(config(steps=1, lopd__mode="full", lopd__beta=0.5), tmp_path) == 0
+    train(config(steps=1, lopd__mode="full", lopd__beta=0.5), tmp_path)
     found = metrics_of(tmp_path)
     assert abs(found["update/divergence"]) < 1e-5 and found["update/grad_norm"] < 1e-3
 
 
 def test_another_teacher_moves_the_student(tmp_path):
     _, path = teacher_like_the_student(tmp_path / "teacher", noise=0.05)
-    assert train.main(config(method="exopd", steps=1, lopd__checkpoint=path), tmp_path / "run") == 0
+    train(config(method="exopd", steps=1, lopd__checkpoint=path), tmp_path / "run")
     found = metrics_of(tmp_path / "run")
     assert found["update/teacher_gap"] > 0.01 and found["update/grad_norm"] > 0.01
 

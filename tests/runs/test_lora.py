@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from ropd_jax import train
+
+from ropd_jax.train import train
 from ropd_jax.workdir.checkpoint import Checkpoints
 from ropd_jax.models.lora import Lora, init_adapters
 from ropd_jax.weights.student import load_student
@@ -29,7 +30,7 @@ def steps_of(workdir):
 def int8_run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("lora") / "run"
     cfg = tiny_config(**LORA, student__lora__base_dtype="int8", loss__kl_coef=0.1, checkpoint__keep=5)
-    assert train.main(cfg, workdir) == 0
+    train(cfg, workdir)
     return cfg, workdir
 
 
@@ -58,7 +59,7 @@ def test_a_resumed_run_with_adapters_is_the_uninterrupted_one_bit_for_bit(int8_r
     shutil.copytree(workdir, again)
     shutil.rmtree(again / "checkpoints" / "2")
     (again / "result.json").unlink()
-    assert train.main(cfg, again) == 0
+    train(cfg, again)
     assert trees_max_diff(finished_params(workdir, 2), finished_params(again, 2)) == 0.0
 
 
@@ -66,7 +67,7 @@ def test_another_rank_is_refused(int8_run):
     _, workdir = int8_run
     other = tiny_config(**(LORA | dict(student__lora__rank=8)), student__lora__base_dtype="int8", loss__kl_coef=0.1)
     with pytest.raises(UserError, match=r"student.lora.rank: 4 there, 8 now"):
-        train.main(other, workdir)
+        train(other, workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=5)
     adapters = init_adapters(load_student("tiny").cfg, Lora.from_config(other.student.lora), 0)
     like = checkpoints.restore_raw(2)[0] | {"params": adapters}
@@ -80,7 +81,7 @@ def test_sft_with_adapters_lowers_its_loss(tmp_path):
         **(LORA | dict(student__lora__rank=8, student__lora__alpha=16.0)), method="sft", steps=6, optim__lr=2e-3,
         optim__warmup_steps=0, checkpoint__every=6,
     )  # fmt: skip
-    assert train.main(cfg, tmp_path / "run") == 0
+    train(cfg, tmp_path / "run")
     loss = [row["update/loss"] for row in steps_of(tmp_path / "run")]
     assert np.mean(loss[-2:]) < 0.8 * np.mean(loss[:2]), loss
 
@@ -95,5 +96,5 @@ def test_sft_with_adapters_lowers_its_loss(tmp_path):
 )
 def test_impossible_adapters_are_found_before_anything_is_written(changes, words, tmp_path):
     with pytest.raises(UserError, match=words):
-        train.main(tiny_config(**changes), tmp_path / "run")
+        train(tiny_config(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()

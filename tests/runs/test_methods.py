@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 
+from ropd_jax.train import train
 import pytest
 
-from ropd_jax import train
+
 from tests.runs.test_train import tiny_config
 
 RUNS = {
@@ -19,7 +20,7 @@ RUNS = {
 
 
 def run(name, workdir, **changes):
-    assert train.main(tiny_config(steps=1, **(RUNS[name] | changes)), workdir) == 0
+    train(tiny_config(steps=1, **(RUNS[name] | changes)), workdir)
     metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return {k: v for row in metrics for k, v in row.items()}, json.loads((workdir / "result.json").read_text())
 

@@ -14,7 +14,9 @@ import signal
 
 import pytest
 
-from ropd_jax import train
+
+from ropd_jax.train import train
+from ropd_jax.utils.interrupt import Interrupted
 from ropd_jax.workdir.checkpoint import Checkpoints
 from ropd_jax.utils.tracing import read_spans
 from ropd_jax.teacher.scripted.client import ScriptedClient
@@ -67,12 +69,12 @@ def stopping(step, answer):
 @pytest.fixture(scope="module")
 def streamed(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("streamed") / "run"
-    assert train.main(tiny_config(**STREAM), workdir) == 0
+    train(tiny_config(**STREAM), workdir)
     return workdir
 
 
 def test_a_streamed_run_learns_what_a_whole_one_does(streamed, tmp_path):
-    assert train.main(tiny_config(steps=2), tmp_path / "run") == 0
+    train(tiny_config(steps=2), tmp_path / "run")
     one, other = (metrics_of(run)[1] for run in (tmp_path / "run", streamed))
     for key in ("update/loss", "update/entropy", "update/grad_norm", "update/tokens", "update/clip_frac"):
         assert other[key] == pytest.approx(one[key], abs=1e-5)
@@ -85,9 +87,10 @@ def test_a_slow_teacher_and_sigterm_in_the_middle_of_a_stream_change_no_bit(stre
     hook, sent = stopping(1, 2)
     before_call(hook)
     cfg = tiny_config(**STREAM, teacher__scripted__latency_s=0.05)
-    assert train.main(cfg, tmp_path / "run") == 130
+    with pytest.raises(Interrupted):
+        train(cfg, tmp_path / "run")
     assert sent and "saved a checkpoint after step 1" in caplog.text
-    assert train.main(cfg, tmp_path / "run") == 0
+    train(cfg, tmp_path / "run")
     assert trees_max_diff(finished_params(tmp_path / "run", 2), finished_params(streamed, 2)) == 0.0
     assert groups_of(tmp_path / "run") == groups_of(streamed)
     spans = read_spans(tmp_path / "run")
@@ -102,15 +105,17 @@ def test_a_slow_teacher_and_sigterm_in_the_middle_of_a_stream_change_no_bit(stre
 
 def test_staleness_one_goes_on_bit_for_bit_and_says_how_far_off_policy_it_is(before_call, tmp_path):
     cfg = tiny_config(stream__staleness=1, stream__groups=2, steps=3, optim__lr=1e-3)
-    assert train.main(cfg, tmp_path / "whole") == 0
+    train(cfg, tmp_path / "whole")
     rows = metrics_of(tmp_path / "whole")
     assert rows[1]["update/logp_gap_max"] < 1e-4  # the first step has no policy before it
     assert min(rows[step]["update/logp_gap_max"] for step in (2, 3)) > 1e-4
     assert "update/capped_frac" in rows[2] and "update/clip_frac" not in rows[2]
     hook, sent = stopping(3 + 1, 0)  # the second step of the second run
     before_call(hook)
-    assert train.main(cfg, tmp_path / "run") == 130 and sent
-    assert train.main(cfg, tmp_path / "run") == 0
+    with pytest.raises(Interrupted):
+        train(cfg, tmp_path / "run")
+    assert sent
+    train(cfg, tmp_path / "run")
     assert trees_max_diff(finished_params(tmp_path / "run", 3), finished_params(tmp_path / "whole", 3)) == 0.0
     assert groups_of(tmp_path / "run") == groups_of(tmp_path / "whole")
     assert metrics_of(tmp_path / "run").keys() == rows.keys()
@@ -125,7 +130,7 @@ def test_a_teacher_that_stalls_is_waited_for_and_the_watchdog_says_where_it_stan
             await asyncio.sleep(2.5)
 
     before_call(stall)
-    assert train.main(tiny_config(**STREAM, log__watchdog_s=0.8), tmp_path / "run") == 0
+    train(tiny_config(**STREAM, log__watchdog_s=0.8), tmp_path / "run")
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["groups_total"], result["groups_unscored"]) == (8, 0)
     texts = [path.read_text() for path in (tmp_path / "run").glob("stacks_*.txt")]
@@ -141,7 +146,7 @@ def test_a_group_that_never_answers_is_left_out_by_name_and_the_step_ends(before
 
     before_call(never)
     cfg = tiny_config(**STREAM | dict(steps=1), teacher__timeout_s=3.0, teacher__attempts=1)
-    assert train.main(cfg, tmp_path / "run") == 0
+    train(cfg, tmp_path / "run")
     groups = groups_of(tmp_path / "run")
     (lost,) = [g for g in groups if all(a["reward"] is None for a in g["answers"])]
     assert {a["unscored"] for a in lost["answers"]} == {"timeout"} and len(groups) == 4
@@ -162,18 +167,20 @@ def test_a_slow_group_is_carried_over_through_a_stop_and_counted_once(before_cal
     before_call(hook)
     how = dict(stream__deterministic=False, stream__straggler_timeout_s=2.0, teacher__timeout_s=900.0, optim__lr=1e-3)
     cfg = tiny_config(**STREAM, **how)
-    assert train.main(cfg, tmp_path / "run") == 130 and sent
-    assert "step 0: 1 groups are not judged yet and go over to step 1" in caplog.text
+    with pytest.raises(Interrupted):
+        train(cfg, tmp_path / "run")
+    assert sent
+    assert "step 0: 1 groups are not judged yet and are deferred to step 1" in caplog.text
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=9)
     _, host = checkpoints.restore_raw(1)
     assert len(host["carried"]) == 1 and host["groups_total"] == 3
     slow.clear()
-    assert train.main(cfg, tmp_path / "run") == 0
+    train(cfg, tmp_path / "run")
     groups = groups_of(tmp_path / "run")
     assert sorted(g["step"] for g in groups) == [0] * 4 + [1] * 4  # nothing is dropped because it is slow
     assert len((tmp_path / "run" / "groups" / "step_000001.jsonl").read_text().splitlines()) == 5
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["groups_total"], result["groups_unscored"]) == (8, 0)
     rows = metrics_of(tmp_path / "run")
-    assert rows[1]["group/carried"] == 1 and rows[2]["group/carried"] == 0
+    assert rows[1]["group/deferred"] == 1 and rows[2]["group/deferred"] == 0
     assert rows[2]["update/logp_gap_max"] > rows[1]["update/logp_gap_max"]  # its policy is one update old

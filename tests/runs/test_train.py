@@ -10,8 +10,11 @@ import optax
 import pytest
 
 from experiments import quickstart
+from ropd_jax.train import train
+from ropd_jax.training.update import State, make_update
+from ropd_jax.training.setup import update_config
 from ropd_jax.parallel import mesh as mesh_lib
-from ropd_jax import train
+
 from ropd_jax.workdir.checkpoint import Checkpoints
 from ropd_jax.core.advantages import group_advantages
 from ropd_jax.core.batches import TokenSequence, TrainBatch, make_batch, pack, split_parts
@@ -66,7 +69,7 @@ def updated(rows, advantages, *, microbatch=0, mesh=None, kl_coef=0.0, aggregati
     params = transformer.init_params(TINY, 0)
     ref = transformer.init_params(TINY, 1) if kl_coef else None
     tx = optax.sgd(1.0)
-    update = train.make_update(cfg, TINY, load_method("ropd", cfg), tx)
+    update = make_update(update_config(cfg), TINY, load_method("ropd", cfg), tx)
     flat = [np.asarray(x).reshape(-1) for x in advantages]
     if row_len:
         batch = pack(rows, *flat, LENGTH, row_len=row_len, fixed=bool(microbatch))
@@ -74,13 +77,13 @@ def updated(rows, advantages, *, microbatch=0, mesh=None, kl_coef=0.0, aggregati
         batch = make_batch(rows, *flat, LENGTH)
     batch = split_parts(batch, microbatch, multiple=mesh.shape["fsdp"] if mesh else 1)
     if mesh is None:
-        state, metrics = update(train.State(params, tx.init(params)), ref, batch)
+        state, metrics = update(State(params, tx.init(params)), ref, batch)
     else:
         with jax.set_mesh(mesh):
             params = mesh_lib.put(params, mesh, mesh_lib.RULES.storage(params))
             spec = jax.NamedSharding(mesh, mesh_lib.RULES.spec("ABT"))
             batch = TrainBatch(*(jax.device_put(x, spec) for x in batch))
-            state, metrics = update(train.State(params, tx.init(params)), ref, batch)
+            state, metrics = update(State(params, tx.init(params)), ref, batch)
     return jax.device_get(state.params), {k: float(v) for k, v in metrics.items()}
 
 
@@ -146,7 +149,7 @@ def test_sharded_update_equals_unsharded():
 
 def test_first_update_is_on_policy(tmp_path):
     cfg = tiny_config(steps=1)
-    assert train.main(cfg, tmp_path / "run") == 0
+    train(cfg, tmp_path / "run")
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[1])
     assert row["update/logp_gap_max"] < 1e-4 and row["update/clip_frac"] == 0
 
@@ -157,7 +160,7 @@ def test_first_update_is_on_policy(tmp_path):
 @pytest.fixture(scope="module")
 def scripted_run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("scripted") / "run"
-    assert train.main(tiny_config(), workdir) == 0
+    train(tiny_config(), workdir)
     return workdir
 
 
@@ -193,7 +196,7 @@ def test_the_same_run_over_http_gives_the_same_rewards_digit_for_digit(provider,
     with serving() as address:
         url = address + ("/v1" if provider == "openai" else "")
         cfg = tiny_config(teacher__provider=provider, teacher__base_url=url)
-        assert train.main(cfg, tmp_path / "run") == 0
+        train(cfg, tmp_path / "run")
     assert groups_of(tmp_path / "run") == groups_of(scripted_run)
     final = [finished_params(w, 2) for w in (scripted_run, tmp_path / "run")]
     assert trees_max_diff(*final) == 0.0
@@ -201,7 +204,7 @@ def test_the_same_run_over_http_gives_the_same_rewards_digit_for_digit(provider,
 
 def test_a_teacher_that_fails_costs_scores_but_never_gives_zeros(tmp_path):
     cfg = tiny_config(teacher__scripted__fault_rate=0.5, teacher__attempts=1, steps=1)
-    assert train.main(cfg, tmp_path / "run") == 0
+    train(cfg, tmp_path / "run")
     groups = groups_of(tmp_path / "run")
     unscored = [a for g in groups for a in g["answers"] if a["unscored"]]
     assert unscored
@@ -216,7 +219,7 @@ def test_a_teacher_that_fails_costs_scores_but_never_gives_zeros(tmp_path):
 
 def test_a_step_without_any_verdict_leaves_the_student_alone(tmp_path):
     cfg = tiny_config(teacher__scripted__fault_rate=1.0, teacher__attempts=1, steps=1)
-    assert train.main(cfg, tmp_path / "run") == 0
+    train(cfg, tmp_path / "run")
     params = finished_params(tmp_path / "run", 1)["params"]
     assert trees_max_diff(params, load_student("tiny").params) == 0.0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
@@ -224,7 +227,7 @@ def test_a_step_without_any_verdict_leaves_the_student_alone(tmp_path):
 
 
 def test_a_packed_run_learns_what_an_unpacked_one_does(scripted_run, tmp_path):
-    assert train.main(tiny_config(optim__row_len=128, optim__microbatch=2), tmp_path / "run") == 0
+    train(tiny_config(optim__row_len=128, optim__microbatch=2), tmp_path / "run")
     runs = (scripted_run, tmp_path / "run")
     one, other = (json.loads((run / "metrics.jsonl").read_text().splitlines()[1]) for run in runs)  # the first step
     for key in ("update/loss", "update/entropy", "update/grad_norm", "update/tokens"):
@@ -235,7 +238,7 @@ def test_a_packed_run_learns_what_an_unpacked_one_does(scripted_run, tmp_path):
 
 def test_sft_and_control_run_on_the_same_loop(tmp_path):
     for method in ("sft", "permuted"):
-        assert train.main(tiny_config(method=method, steps=1, optim__row_len=64), tmp_path / method) == 0
+        train(tiny_config(method=method, steps=1, optim__row_len=64), tmp_path / method)
         assert json.loads((tmp_path / method / "result.json").read_text())["method"] == method
 
 
@@ -263,7 +266,7 @@ def test_a_hugging_face_directory_trains(tmp_path):
     cfg = tiny_config(
         student__checkpoint=str(tmp_path / "student"), steps=1, sampling__max_tokens=16, data__max_prompt_tokens=100
     )
-    assert train.main(cfg, tmp_path / "run") == 0
+    train(cfg, tmp_path / "run")
     before = load_student(str(tmp_path / "student")).params
     after = finished_params(tmp_path / "run", 1)["params"]
     groups = groups_of(tmp_path / "run")
@@ -299,7 +302,7 @@ def test_a_hugging_face_directory_trains(tmp_path):
 )
 def test_bad_input_is_one_line_and_leaves_no_trace(changes, words, tmp_path):
     with pytest.raises(UserError, match=words) as error:
-        train.main(tiny_config(**changes), tmp_path / "run")
+        train(tiny_config(**changes), tmp_path / "run")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
 
@@ -307,14 +310,14 @@ def test_bad_input_is_one_line_and_leaves_no_trace(changes, words, tmp_path):
 def test_workdir_of_another_config_is_refused_and_kept(scripted_run):
     before = (scripted_run / "metrics.jsonl").read_bytes()
     with pytest.raises(UserError, match=r"optim.lr: 0.0001 there, 0.5 now"):
-        train.main(tiny_config(optim__lr=0.5), scripted_run)
+        train(tiny_config(optim__lr=0.5), scripted_run)
     assert (scripted_run / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_finished_run_is_shown_not_repeated(scripted_run, capsys):
+def test_a_finished_run_returns_its_result_and_is_not_repeated(scripted_run):
     before = (scripted_run / "metrics.jsonl").read_bytes()
-    assert train.main(tiny_config(), scripted_run) == 0
-    assert "held-out accuracy" in capsys.readouterr().out
+    result = train(tiny_config(), scripted_run)
+    assert "held-out accuracy" in str(result) and result.values == json.loads((scripted_run / "result.json").read_text())
     assert (scripted_run / "metrics.jsonl").read_bytes() == before
 
 
@@ -324,4 +327,4 @@ def test_full_disk_is_said_in_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Checkpoints, "save", full)
     with pytest.raises(UserError, match="no space left"):
-        train.main(tiny_config(steps=1), tmp_path / "run")
+        train(tiny_config(steps=1), tmp_path / "run")

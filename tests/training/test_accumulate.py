@@ -12,15 +12,17 @@ import numpy as np
 import optax
 import pytest
 
-from ropd_jax import train
 from ropd_jax.core.batches import make_batch, split_parts
 from ropd_jax.core.losses import AGGREGATIONS, token_numerators, token_weights
 from ropd_jax.methods import load_method
 from ropd_jax.models import transformer
 from ropd_jax.parallel import hosts
 from ropd_jax.parallel import mesh as mesh_lib
-from ropd_jax.training.accumulate import StreamedUpdate, restored, stored, whole_because
-from ropd_jax.training.collect import Flight, judge_step
+from ropd_jax.train import train
+from ropd_jax.training.accumulate import StreamedUpdate, why_not_streaming
+from ropd_jax.training.carryover import restored, stored
+from ropd_jax.training.collect import PendingStep, judge_step
+from ropd_jax.training.setup import read_config, update_config
 from ropd_jax.training.update import State, make_portions, make_update
 from ropd_jax.types import Judgement, Message, Prompt, Rollout, RolloutGroup, UserError
 from ropd_jax.utils.interrupt import Interrupt
@@ -60,8 +62,11 @@ def summing(tx, mesh, **changes):
     method, params = load_method("ropd", cfg), transformer.init_params(TINY, 0)
     params = mesh_lib.put(params, mesh, mesh_lib.RULES.storage(params))
     state = State(params, jax.jit(tx.init)(params))
-    how = dict(ref_params=None, base=None, method=method, mesh=mesh, cfg=cfg, step=0, length=LENGTH)
-    return StreamedUpdate(make_portions(cfg, TINY, method, tx), state, **how, tokenizer=IdTokenizer()), state
+    how = dict(ref_params=None, base=None, method=method, mesh=mesh, step=0, length=LENGTH)
+    how |= dict(cfg=update_config(cfg), overlap=read_config(cfg).overlap)
+    return StreamedUpdate(
+        make_portions(update_config(cfg), TINY, method, tx), state, **how, tokenizer=IdTokenizer()
+    ), state
 
 
 def streamed(order, n=7, *, mesh=None, **changes):
@@ -70,7 +75,7 @@ def streamed(order, n=7, *, mesh=None, **changes):
     with jax.set_mesh(mesh):
         summed, _ = summing(optax.sgd(1.0), mesh, **changes)
         for index in order:
-            summed.take(group(index), judgement(index))
+            summed.add(group(index), judgement(index))
             while summed.due(n):
                 summed.work(n)
         state, metrics = summed.finish()
@@ -84,7 +89,7 @@ def whole(n=7, **changes):
     flat = [np.asarray(x).reshape(-1) for x in method.advantages(*method.rewards(groups, judgements), 0)]
     rows = [s for g, j in zip(groups, judgements, strict=True) for s in method.sequences(g, j, IdTokenizer())]
     params = transformer.init_params(TINY, 0)
-    update = make_update(cfg, TINY, method, tx)
+    update = make_update(update_config(cfg), TINY, method, tx)
     state, metrics = update(State(params, tx.init(params)), None, split_parts(make_batch(rows, *flat, LENGTH), 0))
     return jax.device_get(state.params), {k: float(v) for k, v in metrics.items()}
 
@@ -129,7 +134,7 @@ def test_portions_begin_before_the_last_group_is_judged():
         summed, _ = summing(optax.sgd(1.0), mesh, stream__groups=2)
     due = []
     for index in (1, 2, 0, 3):
-        summed.take(group(index), judgement(index))
+        summed.add(group(index), judgement(index))
         due.append(summed.due(5))
     assert due == [False, False, True, True]  # in prompt order: 0 and 1 are there with the third arrival
 
@@ -138,19 +143,19 @@ def test_a_step_without_any_gradient_changes_nothing():
     mesh = mesh_lib.make_mesh(1, 1)
     with jax.set_mesh(mesh):
         summed, state = summing(optax.adamw(1.0), mesh)
-        summed.take(group(0), judgement(1))
-        summed.take(group(1), judgement(3))
+        summed.add(group(0), judgement(1))
+        summed.add(group(1), judgement(3))
         summed.work(2)
         after, metrics = summed.finish()
     assert after is state and metrics == {"update/count": 0}
 
 
-def test_what_hangs_on_the_whole_step_waits_for_it():
+def test_what_depends_on_the_whole_step_waits_for_it():
     for method, waits in dict(ropd=False, sft=False, t_judge=False, permuted=True, gad=True).items():
         cfg = tiny_config(method=method, stream__groups=2)
-        assert ("hang on all groups" in whole_because(cfg, load_method(method, cfg))) == waits
+        assert ("depend on all groups" in why_not_streaming(read_config(cfg), load_method(method, cfg))) == waits
     cfg = tiny_config(stream__groups=2, optim__minibatches=2)
-    assert "optim.minibatches=2" in whole_because(cfg, load_method("ropd", cfg))
+    assert "optim.minibatches=2" in why_not_streaming(read_config(cfg), load_method("ropd", cfg))
 
 
 @pytest.mark.parametrize(
@@ -167,7 +172,7 @@ def test_what_hangs_on_the_whole_step_waits_for_it():
 )
 def test_a_stream_that_cannot_work_is_refused(changes, words, tmp_path):
     with pytest.raises(UserError, match=words):
-        train.main(tiny_config(**changes), tmp_path / "run")
+        train(tiny_config(**changes), tmp_path / "run")
 
 
 def test_groups_go_through_json_unchanged():
@@ -191,7 +196,7 @@ class Update:
     def __init__(self, did, size=1):
         self.did, self.size, self.taken, self.added = did, size, [], 0
 
-    def take(self, group, judgement):
+    def add(self, group, judgement):
         self.taken.append(group.index)
 
     def due(self, expected):
@@ -202,7 +207,7 @@ class Update:
         self.added += 1
 
 
-def flight(step, n, did, latency=lambda i: 0.0):
+def pending(step, n, did, latency=lambda i: 0.0):
     """A step of n groups whose teacher answers group i after ``latency(i)`` seconds, by a thread of its own each."""
     pool = concurrent.futures.ThreadPoolExecutor(n)
 
@@ -214,13 +219,13 @@ def flight(step, n, did, latency=lambda i: 0.0):
     def send(g):
         return pool.submit(lambda: (time.sleep(latency(g.index)), judgement(g.index))[1])
 
-    return Flight(step, sampler(), send)
+    return PendingStep(step, sampler(), send)
 
 
 def test_sampling_goes_first_then_the_sum_then_the_next_step():
     did = []
-    one, two = flight(0, 3, did, lambda i: 0.3 * (i == 2)), flight(1, 2, did)
-    judge_step(one, Interrupt(), lambda text: None, ahead=two, update=Update(did))
+    one, two = pending(0, 3, did, lambda i: 0.3 * (i == 2)), pending(1, 2, did)
+    judge_step(one, Interrupt(), lambda text: None, lookahead=two, update=Update(did))
     assert did[:3] == ["sample 0.0", "sample 0.1", "sample 0.2"]
     assert did.index("sum 0") < did.index("sum 2") and did.index("sample 1.0") < did.index("sum 2")
     assert not one.pending and len(two.groups) == 2  # sampled ahead, and judged in its own turn
@@ -230,46 +235,46 @@ def test_sampling_goes_first_then_the_sum_then_the_next_step():
 
 def test_groups_come_back_in_prompt_order_whatever_the_order_of_the_answers():
     groups, judgements, times = judge_step(
-        flight(0, 4, [], lambda i: 0.05 * (4 - i)), Interrupt(), lambda text: None, update=Update([])
+        pending(0, 4, [], lambda i: 0.05 * (4 - i)), Interrupt(), lambda text: None, update=Update([])
     )
     assert [g.index for g in groups] == [0, 1, 2, 3]
     assert judgements == [judgement(i) for i in range(4)]
     assert times["time/teacher_wait_s"] > 0.05
 
 
-def test_a_slow_group_goes_over_to_the_next_step_and_is_waited_for_there():
+def test_a_slow_group_is_deferred_to_the_next_step_and_is_waited_for_there():
     did: list[str] = []
-    one = flight(0, 4, did, lambda i: 0.8 * (i == 1))
+    one = pending(0, 4, did, lambda i: 0.8 * (i == 1))
     start = time.monotonic()
     groups, _, _ = judge_step(one, Interrupt(), lambda text: None, update=Update(did), patience_s=0.1)
     assert time.monotonic() - start < 0.7
     assert [g.index for g in groups] == [0, 2, 3] and sorted(did[-3:]) == ["sum 0", "sum 2", "sum 3"]
-    late = one.carry()
+    late = one.defer()
     assert [g.index for g in late.groups] == [1]
-    two = flight(1, 2, did)
+    two = pending(1, 2, did)
     two.receive(late)
     update = Update(did)
     groups, judgements, _ = judge_step(two, Interrupt(), lambda text: None, update=update, patience_s=0.1)
-    assert [(g.step, g.index) for g in groups] == [(0, 1), (1, 0), (1, 1)]  # waited for: it was carried over once
+    assert [(g.step, g.index) for g in groups] == [(0, 1), (1, 0), (1, 1)]  # waited for: it was deferred once
     assert judgements[0] == judgement(1) and len(update.taken) == update.added == 3
 
 
 def test_no_step_ends_before_half_of_it_is_judged():
-    one = flight(0, 4, [], lambda i: 0.4 * (i != 1))
+    one = pending(0, 4, [], lambda i: 0.4 * (i != 1))
     groups, _, _ = judge_step(one, Interrupt(), lambda text: None, patience_s=0.05)
     assert len(groups) >= 2
 
 
 def test_patience_is_not_asked_where_there_is_none(monkeypatch):
     monkeypatch.setattr(hosts, "any_host", lambda flag: pytest.fail("all is waited for, so no host is asked"))
-    judge_step(flight(0, 2, []), Interrupt(lambda flag: flag), lambda text: None, patience_s=math.inf)
+    judge_step(pending(0, 2, []), Interrupt(lambda flag: flag), lambda text: None, patience_s=math.inf)
 
 
 def test_an_error_of_the_teacher_is_raised_and_what_is_in_flight_cancelled():
-    one, two = flight(0, 3, [], lambda i: 5.0 * (i == 0)), flight(1, 1, [])
+    one, two = pending(0, 3, [], lambda i: 5.0 * (i == 0)), pending(1, 1, [])
     one._send = (lambda send: lambda g: send(g) if g.index != 1 else _failed(UserError("no such model")))(one._send)
     with pytest.raises(UserError, match="no such model"):
-        judge_step(one, Interrupt(), lambda text: None, ahead=two)
+        judge_step(one, Interrupt(), lambda text: None, lookahead=two)
 
 
 def _failed(error):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
 
 import pytest
 
-from ropd_jax import train
+from ropd_jax.train import train
 from ropd_jax.training.failure_gate import FailureGate, TooManyFailures
 from ropd_jax.types import UserError
 from ropd_jax.workdir.checkpoint import Checkpoints
@@ -69,14 +68,13 @@ def test_numbers_out_of_range_are_named(share, window, name):
         FailureGate(share, window)
 
 
-def test_a_run_whose_teacher_is_down_saves_and_ends_with_3_and_the_table(tmp_path, caplog):
-    caplog.set_level(logging.WARNING)
+def test_a_run_whose_teacher_is_down_saves_and_raises_with_the_table(tmp_path):
     cfg = tiny_config(
         steps=4, teacher__scripted__fault_rate=1.0, teacher__attempts=1, teacher__failed_window=4,
         teacher__tape__mode="off",
     )  # fmt: skip
-    assert train.main(cfg, tmp_path / "run") == 3
-    assert "4 of the last 4 groups could not be scored" in caplog.text and "what helps" in caplog.text
+    with pytest.raises(TooManyFailures, match=r"(?s)4 of the last 4 groups could not be scored.*what helps"):
+        train(cfg, tmp_path / "run")
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=9)
     assert checkpoints.latest() == 1  # after one step of 4 prompts
     _, host = checkpoints.restore_raw(1)
@@ -87,4 +85,4 @@ def test_a_run_whose_teacher_is_down_saves_and_ends_with_3_and_the_table(tmp_pat
         steps=4, teacher__scripted__fault_rate=1.0, teacher__attempts=1, teacher__failed_window=4,
         teacher__tape__mode="off", teacher__max_failed_frac=1.0,
     )  # fmt: skip
-    assert train.main(cfg, tmp_path / "run") == 0  # the same run goes on with another bound
+    train(cfg, tmp_path / "run")  # the same run goes on with another bound

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from ropd_jax import train
 from ropd_jax.plan import preflight
-from ropd_jax.training import validate
+from ropd_jax.train import train
 from ropd_jax.training.drift import alarms
+from ropd_jax.training.setup import check_config
 from ropd_jax.types import Message, Prompt, UserError
 from ropd_jax.workdir.metrics import read_metrics
 from tests.helpers import serving, trees_max_diff
@@ -31,7 +31,7 @@ def judged_run(tmp_path_factory):
             data__heldout_path=str(workdir / "held.jsonl"), eval__every=1, eval__judged=5,
             teacher__judge__provider="openai", teacher__judge__base_url=f"{address}/v1", teacher__judge__model="other",
         )  # fmt: skip
-        assert train.main(cfg, workdir / "run") == 0
+        train(cfg, workdir / "run")
     return workdir, cfg
 
 
@@ -52,21 +52,21 @@ def test_no_reward_comes_of_it(judged_run, tmp_path):
     alone = cfg.copy_and_resolve_references()
     with alone.unlocked():
         alone.teacher.judge.model = ""
-    assert train.main(alone.lock(), tmp_path / "run") == 0
+    train(alone.lock(), tmp_path / "run")
     both = [finished_params(run, 2) for run in (workdir / "run", tmp_path / "run")]
     assert trees_max_diff(*(state["params"] for state in both)) == 0.0
     assert "eval/judge" not in read_metrics(tmp_path / "run")
 
 
-def test_who_gives_rewards_is_no_independent_judge():
-    validate.check_config(tiny_config(teacher__judge__model="another"))
+def test_who_gives_rewards_is_no_held_out_judge():
+    check_config(tiny_config(teacher__judge__model="another"))
     for role in ("verifier", "scorer"):
         both = {"teacher__judge__model": "m", f"teacher__{role}__model": "m"}
         with pytest.raises(UserError, match=f"teacher.judge is teacher.{role} itself"):
-            validate.check_config(tiny_config(**both))
-        validate.check_config(tiny_config(**both, teacher__judge__provider="openai"))
+            check_config(tiny_config(**both))
+        check_config(tiny_config(**both, teacher__judge__provider="openai"))
     with pytest.raises(UserError, match=r"eval\.judged=1; expected at least 2"):
-        validate.check_config(tiny_config(teacher__judge__model="another", eval__judged=1))
+        check_config(tiny_config(teacher__judge__model="another", eval__judged=1))
 
 
 def test_its_calls_are_in_the_plan_of_the_costs():

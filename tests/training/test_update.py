@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ropd_jax import configs, train
+from ropd_jax import configs
 from ropd_jax.core.batches import TrainBatch
 from ropd_jax.methods import load_method
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
+from ropd_jax.training.setup import read_config, update_config
+from ropd_jax.training.update import State, make_update
 
 T, V, CHUNK = 384, 521, 16  # V is a prime: a dimension that it divides holds the vocabulary
 MODEL = ModelConfig(vocab_size=V, num_layers=2, d_model=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24,
@@ -27,12 +29,14 @@ def built(A=2, b=1, **changes):
     cfg.optim.logprob_chunk = CHUNK
     for key, value in changes.items():
         cfg.update_from_flattened_dict({key.replace("__", "."): value})
-    tx = train.optimizer(cfg)
+    tx = read_config(cfg).optim.make(cfg.steps)
     params = transformer.param_shapes(MODEL)
-    state = train.State(params, jax.eval_shape(tx.init, params))
+    state = State(params, jax.eval_shape(tx.init, params))
     kinds = dict(mask_BT=bool, informative_BT=bool, old_logp_BT=np.float32, advantage_BT=np.float32)
     batch = TrainBatch(*(jax.ShapeDtypeStruct((A, b, T), kinds.get(f, np.int32)) for f in TrainBatch._fields))
-    return train.make_update(cfg, MODEL, load_method("ropd", cfg), tx).lower(state, None, batch).compile(), state
+    return make_update(update_config(cfg), MODEL, load_method("ropd", cfg), tx).lower(
+        state, None, batch
+    ).compile(), state
 
 
 @pytest.fixture(scope="module")

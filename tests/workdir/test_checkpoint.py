@@ -8,9 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from ropd_jax import configs, train
+from ropd_jax import configs
 from ropd_jax.models import transformer
 from ropd_jax.parallel import mesh as mesh_lib
+from ropd_jax.training.setup import read_config
+from ropd_jax.training.update import State
 from ropd_jax.types import UserError
 from ropd_jax.workdir.checkpoint import Checkpoints
 from ropd_jax.workdir.config import claim
@@ -21,13 +23,13 @@ def placed(mesh, tx, seed):
     rng = np.random.default_rng(seed)
     params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), transformer.param_shapes(TINY))
     params = mesh_lib.put(params, mesh, mesh_lib.RULES.storage(params))
-    return train.State(params, jax.jit(tx.init)(params))
+    return State(params, jax.jit(tx.init)(params))
 
 
 def test_a_state_saved_on_8x1_is_restored_on_4x2_bit_for_bit(tmp_path):
     cfg = configs.default()
     cfg.optim.moments = "int8"  # bytes and their scales, besides float32
-    tx = train.optimizer(cfg)
+    tx = read_config(cfg).optim.make(cfg.steps)
     first, other = mesh_lib.make_mesh(8, 1), mesh_lib.make_mesh(4, 2)
     with jax.set_mesh(first):
         state = placed(first, tx, seed=0)

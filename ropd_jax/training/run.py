@@ -1,0 +1,131 @@
+"""A run, built: all that the loop needs and that no step changes. `training.setup` makes it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ropd_jax.data.prompts import PromptStream
+from ropd_jax.data.questions import Questions
+from ropd_jax.methods import Method
+from ropd_jax.models.lora import attach
+from ropd_jax.sampling.engine import EngineConfig, sample_groups
+from ropd_jax.teacher import Teacher
+from ropd_jax.training.accumulate import StreamedUpdate
+from ropd_jax.training.collect import PendingStep, Send
+from ropd_jax.training.sections import RunConfig
+from ropd_jax.training.update import Portions, State, update_step
+from ropd_jax.types import Prompt, RolloutGroup
+from ropd_jax.utils import tracing
+from ropd_jax.weights.student import Student
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Checked, loaded, built; nothing is written yet.
+
+    Attributes:
+        cfg: the config, frozen; ``raw`` is the same as nested JSON values, for ``config.json``.
+        student: shape and tokenizer; its parameters are in the `State`.
+        base: the frozen weights under adapters, or None.
+        ref_params: the initial student, or None if no term of the loss reads it.
+        train, heldout: the questions, tokenized.
+        prompts: which of them each step asks.
+        engine: of the rollouts; ``eval_engines``: of the held-out evaluation, by the name of their metric.
+        update: the jitted update of a whole mini-batch; ``portions``: of one in portions, None if it does not stream.
+        length: most tokens of a sequence.
+        judged: held-out answers that ``teacher.judge`` grades; 0 without such a judge.
+    """
+
+    cfg: RunConfig
+    raw: Mapping[str, Any]
+    workdir: pathlib.Path
+    method: Method
+    teacher: Teacher
+    mesh: jax.sharding.Mesh
+    student: Student
+    base: Any
+    ref_params: Any
+    train: Questions
+    heldout: Questions
+    prompts: PromptStream
+    engine: EngineConfig
+    eval_engines: Mapping[str, EngineConfig]
+    update: Callable
+    portions: Portions | None
+    length: int
+    judged: int
+
+    @property
+    def steps(self) -> int:
+        return self.cfg.steps
+
+    def policy(self, params: Any) -> Any:
+        """The student with these trained parameters: they are all of it, or adapters on the frozen base."""
+        return attach(self.cfg.lora, self.base, params)
+
+    def sample(
+        self,
+        engine: EngineConfig,
+        params: Any,
+        prompts: Sequence[Prompt],
+        questions: Questions,
+        *,
+        seed: int,
+        step: int,
+    ) -> Iterator[RolloutGroup]:
+        """Groups of answers by the policy of ``params``, each as soon as its last rollout ends."""
+        tokens = questions.tokens_of(list(prompts))
+        for group in sample_groups(
+            self.student.cfg, engine, self.policy(params), self.student.tokenizer, prompts, tokens, seed=seed, step=step
+        ):
+            tracing.moved()
+            yield group
+
+    def begin(self, step: int, params: Any, send: Send, prompts: Sequence[Prompt] | None = None) -> PendingStep:
+        """A step whose groups are to be sampled by ``params`` and sent by ``send``; nothing is sampled yet.
+
+        Args:
+            prompts: None is those of the step.
+        """
+        prompts = self.prompts.batch(step) if prompts is None else prompts
+        if self.method.needs_rollouts:
+            groups = self.sample(self.engine, params, prompts, self.train, seed=self.cfg.seed, step=step)
+        else:
+            groups = (RolloutGroup(p, self.train.tokens[p.id], (), step, i) for i, p in enumerate(prompts))
+        return PendingStep(step, groups, send)
+
+    def begin_lookahead(self, step: int, state: State, send: Send) -> PendingStep | None:
+        """The step after ``step``, sampled by the policy before this step's update (``stream.staleness``), or None."""
+        if not self.cfg.overlap.staleness or step + 1 == self.steps:
+            return None
+        return self.begin(step + 1, jax.tree.map(jnp.copy, state.params), send)  # the update takes the originals
+
+    def patience_s(self, step: int) -> float:
+        """How long a step waits for its last groups before it defers them; the last step defers none."""
+        timeout_s = self.cfg.overlap.straggler_timeout_s
+        return timeout_s if timeout_s and step + 1 < self.steps else math.inf
+
+    def streamed_update(self, state: State, step: int) -> StreamedUpdate | None:
+        """An update that sums groups as they are judged, or None if the update waits for the whole step."""
+        if self.portions is None:
+            return None
+        return StreamedUpdate(
+            self.portions, state, ref_params=self.ref_params, base=self.base, method=self.method, mesh=self.mesh,
+            cfg=self.cfg.update, overlap=self.cfg.overlap, step=step, length=self.length,
+            tokenizer=self.student.tokenizer,
+        )  # fmt: skip
+
+    def whole_update(self, state: State, rows, advantages) -> tuple[State, dict[str, float]]:
+        """(state, metrics) after the step's mini-batches; see `update_step`."""
+        with tracing.span("update"):
+            return update_step(
+                self.update, state, self.ref_params, rows, advantages, self.method, self.mesh, self.cfg.optim,
+                self.length,
+            )  # fmt: skip
