@@ -14,7 +14,10 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import sys
 import time
+import types
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -31,6 +34,7 @@ from ropd_jax.training.setup import setup
 from ropd_jax.training.update import State
 from ropd_jax.types import Prompt, UserError
 from ropd_jax.utils.interrupt import Interrupted
+from ropd_jax.utils.logs import show_logs
 from ropd_jax.workdir.result import Result
 
 log = logging.getLogger(__name__)
@@ -53,6 +57,7 @@ def train(cfg: ConfigDict, workdir: str | os.PathLike[str], *, method: str | typ
         BudgetError: a cap of ``teacher.budget`` is reached, after a checkpoint.
         FloatingPointError: a loss or gradient is not finite.
     """
+    show_logs()
     run, state = setup(cfg, workdir, method=method)
     pending = Pending()
     with session(run) as out:
@@ -139,3 +144,13 @@ def judge_prompts(run: Run, state: State, step: int, out: Session, prompts: list
     """(groups, judgements) of prompts that come in addition to a step's own."""
     groups, judgements, _ = judge_step(run.begin(step, state.params, out.send, prompts), out.interrupt, out.report)
     return groups, judgements
+
+
+class _CallableModule(types.ModuleType):
+    """``ropd_jax.train`` is this module once anything has imported it, and is the function `train` by its name."""
+
+    def __call__(self, cfg: ConfigDict, workdir: str | os.PathLike[str], **options: Any) -> Result:
+        return train(cfg, workdir, **options)
+
+
+sys.modules[__name__].__class__ = _CallableModule

@@ -139,3 +139,58 @@ def test_no_file_prints():
     for path in FILES:
         calls = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
         assert not [c.lineno for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"], path
+
+
+# ----------------------------------------------------------------------------------------- the config is read once
+
+READS_CONFIG = ("configs.py", "train.py", "training/setup.py", "plan/", "methods/", "cli/")  # may take a whole config
+SECTIONS = {"student", "data", "sampling", "teacher", "loss", "optim", "stream", "mesh", "checkpoint", "eval", "log"}
+
+
+def takes_whole_config(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether a function has a parameter that is a config, or from which it reads a section of one."""
+    arguments = function.args
+    for parameter in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs):
+        annotation = ast.unparse(parameter.annotation) if parameter.annotation else ""
+        if "ConfigDict" in annotation and parameter.arg in ("cfg", "config"):
+            return True
+        if annotation and not any(word in annotation for word in ("ConfigDict", "Any", "Mapping", "dict")):
+            continue
+        for node in ast.walk(function):
+            value = getattr(node, "value", None)
+            if not (isinstance(value, ast.Name) and value.id == parameter.arg):
+                continue
+            if isinstance(node, ast.Attribute) and node.attr in SECTIONS and parameter.arg != "self":
+                return True
+            if (
+                isinstance(node, ast.Subscript)
+                and isinstance(node.slice, ast.Constant)
+                and node.slice.value in SECTIONS
+            ):
+                return True
+    return False
+
+
+def test_what_takes_a_whole_config_is_recognised():
+    lines = {
+        "def f(cfg: ConfigDict): pass": True,
+        "def f(cfg): return cfg.loss.kl_coef": True,
+        "def f(how: Mapping[str, Any]): return how['optim']['lr']": True,
+        "def f(loss: LossConfig): return loss.kl_coef": False,
+        "def f(teacher: Mapping[str, Any]): return teacher['judge']": False,
+        "def f(cfg: RunConfig): return cfg.loss": False,
+    }
+    assert {line: takes_whole_config(ast.parse(line).body[0]) for line in lines} == lines
+
+
+def test_below_the_setup_no_function_takes_a_whole_config():
+    found = []
+    for path in FILES:
+        name = path.relative_to(ROOT).as_posix()
+        if not name.startswith(READS_CONFIG):
+            functions = (n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if hasattr(n, "args"))
+            kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+            found += [
+                f"{name}:{f.lineno} {f.name}" for f in functions if isinstance(f, kinds) and takes_whole_config(f)
+            ]
+    assert found == []

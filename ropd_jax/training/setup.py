@@ -46,6 +46,7 @@ from ropd_jax.training.sections import (
 )
 from ropd_jax.training.update import State, make_portions, make_update, needs_initial
 from ropd_jax.types import Prompt
+from ropd_jax.utils.logs import show_logs
 from ropd_jax.weights.student import Student, load_student
 from ropd_jax.workdir.config import flatten
 
@@ -76,7 +77,7 @@ def setup(
     needs = (*made.asks, *(("judge",) if with_judge else ()))
     teacher = None  # the scripted one needs the data; a missing API key of any other is reported first
     if "scripted" not in providers(cfg.teacher, needs):
-        teacher = make_teacher(cfg, [], workdir, needs=needs)
+        teacher = run_teacher(cfg, [], workdir, needs=needs)
     validate.check_xla_options(how.optim.xla_options)
     mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp)
     student = load_student(
@@ -93,7 +94,7 @@ def setup(
     longest = max(len(t) for q in (train, heldout) for t in q.tokens_of(q.prompts))
     prompt_len = -(-longest // 16) * 16  # one length for the whole run, so that each function compiles once
     validate.check_length(prompt_len, how.sampling.max_tokens, how.optim.row_len, student.cfg)
-    teacher = teacher or make_teacher(cfg, train.prompts, workdir, needs=needs)
+    teacher = teacher or run_teacher(cfg, train.prompts, workdir, needs=needs)
     if "reference" in made.asks:
         teacher.check_references(train.prompts)
     hosts.check_same("a prompt's tokens", {i: zlib.crc32(t) for q in (train, heldout) for i, t in q.tokens.items()})
@@ -204,7 +205,7 @@ def engine_config(cfg: ConfigDict, *, prompt_len: int, stop_ids: tuple[int, ...]
     return EngineConfig.from_config(cfg, prompt_len=prompt_len, stop_ids=stop_ids, shards=shards)
 
 
-def make_teacher(
+def run_teacher(
     cfg: ConfigDict,
     prompts: Sequence[Prompt],
     workdir: pathlib.Path | None = None,
@@ -223,3 +224,18 @@ def make_teacher(
     return Teacher.from_config(
         cfg, seed=cfg.seed, answer_key=answer_key, share=share, host=host, workdir=workdir, needs=needs
     )
+
+
+def make_teacher(cfg: ConfigDict) -> Teacher:
+    """The teacher of a config, for use outside a run: ``teacher.blocking`` has its questions as plain calls, and its
+    coroutines can be awaited on any event loop, also in a notebook.
+
+    It records on no tape unless ``teacher.tape.path`` names one.
+
+    Raises:
+        ConfigurationError: no API key, an unknown provider.
+    """
+    show_logs()
+    teacher = run_teacher(cfg, [], needs=("reference", "rubric", "verify", "score"))
+    teacher.make_blocking()
+    return teacher

@@ -1,0 +1,98 @@
+"""A teacher for scripts and notebooks: its questions as plain calls, and as coroutines on any event loop.
+
+    teacher = ropd.make_teacher(cfg)
+    teacher.blocking.references("What is 7 * 6?")           in a script, or a notebook cell
+    await teacher.references(prompt)                        in a coroutine, on whatever loop runs it
+
+A client keeps pooled connections and locks that belong to one event loop. So that both uses work side by side, also in
+a notebook whose own loop already runs, the client lives on a loop of its own, on a thread of its own::
+
+    your thread or loop                    the teacher's thread
+    teacher.references -> ThreadedClient.chat  ==>  client.chat -> provider
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections.abc import Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ropd_jax.teacher.traffic.event_loop import TeacherLoop
+from ropd_jax.types import Message, Prompt, Rubric, Verdicts
+
+if TYPE_CHECKING:
+    from ropd_jax.teacher.clients.client import ChatClient, ChatReply, ChatRequest
+    from ropd_jax.teacher.teacher import Teacher
+
+T = TypeVar("T")
+
+
+class ThreadedClient:
+    """A ``ChatClient`` that runs another one on its own loop, and can be awaited on any."""
+
+    def __init__(self, inner: ChatClient, loop: TeacherLoop):
+        self.inner, self._loop = inner, loop
+
+    async def chat(self, request: ChatRequest) -> ChatReply:
+        """The inner client's reply, or what it raises."""
+        return await asyncio.wrap_future(self._loop.submit(self.inner.chat(request)))
+
+    async def close(self) -> None:
+        await asyncio.wrap_future(self._loop.submit(self.inner.close()))
+
+
+class Blocking:
+    """The teacher's questions as plain calls; prompts may be texts.
+
+    Usable as a context manager, which closes the teacher at the end.
+    """
+
+    def __init__(self, teacher: Teacher):
+        self._teacher, self._loop = teacher, TeacherLoop()
+        teacher.client = ThreadedClient(teacher.client, self._loop)
+
+    def references(self, prompt: str | Prompt) -> tuple[str, ...]:
+        """The teacher's own answers to the prompt; see `Teacher.references`."""
+        return self.run(self._teacher.references(as_prompt(prompt)))
+
+    def induce_rubric(self, prompt: str | Prompt, references: Sequence[str], answers: Sequence[str]) -> Rubric:
+        """A rubric from the contrast of references and answers; see `Teacher.induce_rubric`."""
+        return self.run(self._teacher.induce_rubric(as_prompt(prompt), references, answers))
+
+    def verify(self, prompt: str | Prompt, rubric: Rubric, answers: Sequence[str], *, key: str = "") -> Verdicts:
+        """True or false of each criterion for each answer; see `Teacher.verify`."""
+        prompt = as_prompt(prompt)
+        return self.run(self._teacher.verify(prompt, rubric, answers, key=key or prompt.id))
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """The result of any coroutine of the teacher, waited for. Ctrl-C cancels it."""
+        future = self.submit(coroutine)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Start a coroutine of the teacher; several run side by side."""
+        return self._loop.submit(coroutine)
+
+    def close(self) -> None:
+        """Close the client's connections and its thread. Idempotent."""
+        inner = self._teacher.client
+        if isinstance(inner, ThreadedClient):
+            self._teacher.client = inner.inner
+            self._loop.on_close(self._teacher.close)
+        self._loop.close()
+
+    def __enter__(self) -> Blocking:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def as_prompt(prompt: str | Prompt) -> Prompt:
+    """A text as the only user message of a prompt whose id is that text."""
+    return Prompt(prompt, (Message("user", prompt),)) if isinstance(prompt, str) else prompt

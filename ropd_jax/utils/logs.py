@@ -1,0 +1,48 @@
+"""Log lines that people see: on standard error, without any set-up by the user of a script or a notebook."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TextIO
+
+CHATTY = (  # libraries that log a line per call
+    "absl", "jax", "orbax", "matplotlib", "httpx", "httpx2", "httpcore", "httpcore2", "openai", "google_genai",
+    "aiohttp.access",
+)  # fmt: skip
+
+
+class StderrHandler(logging.StreamHandler):
+    """Writes to what ``sys.stderr`` is at that moment, so that lines appear above a progress bar, not through it."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
+
+
+def show_logs() -> None:
+    """Show this package's lines on standard error, unless the program has set up logging itself.
+
+    The public functions of `ropd_jax` call it, so that a notebook shows progress without any set-up.
+    """
+    log = logging.getLogger("ropd_jax")
+    if not logging.getLogger().handlers and not log.handlers:
+        log.addHandler(StderrHandler())
+        log.setLevel(logging.INFO)
+
+
+def show_all_logs() -> None:
+    """Show every library's lines on standard error, but only warnings of the chatty ones; for the command line."""
+    root = logging.getLogger()
+    if not any(isinstance(h, StderrHandler) for h in root.handlers):
+        root.addHandler(StderrHandler())
+    root.setLevel(logging.INFO)
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)

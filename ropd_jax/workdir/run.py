@@ -1,0 +1,114 @@
+"""A run's directory, opened for reading: ``run = open_run("runs/quickstart")``."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ml_collections import ConfigDict
+
+from ropd_jax.types import UserError
+from ropd_jax.workdir.config import stored_config
+from ropd_jax.workdir.groups import StoredGroup, read_groups
+from ropd_jax.workdir.metrics import read_metrics
+from ropd_jax.workdir.result import Result, read_result
+
+if TYPE_CHECKING:
+    import jax
+    import pandas
+
+    from ropd_jax.weights.student import Student
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredRun:
+    """What a run has left, finished or not. Everything is read when it is asked for."""
+
+    directory: pathlib.Path
+
+    @property
+    def config(self) -> ConfigDict:
+        """The config, unlocked; keys that it did not have yet are the default's."""
+        return stored_config(self.directory)
+
+    @property
+    def result(self) -> Result:
+        """The numbers of the finished run.
+
+        Raises:
+            UserError: it has not finished.
+        """
+        return Result(self.directory, read_result(self.directory))
+
+    def groups(self, steps: tuple[int, int] | None = None) -> list[StoredGroup]:
+        """Every group with its references, rubric, verdicts, rewards and advantages.
+
+        Args:
+            steps: (first, end) of the steps wanted, without the end; None for all.
+        """
+        return list(read_groups(self.directory, steps=steps))
+
+    def metrics(self) -> Mapping[str, tuple[list[int], list[float | None]]]:
+        """Each metric as (steps, values); an unknown value is None."""
+        return read_metrics(self.directory)
+
+    def metrics_frame(self) -> pandas.DataFrame:
+        """The metrics as a table: one row per step, one column per metric; an unknown value is NaN.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        series = {name: dict(zip(*points, strict=True)) for name, points in self.metrics().items()}
+        return _pandas().DataFrame(series).sort_index().rename_axis("step")
+
+    def groups_frame(self, steps: tuple[int, int] | None = None) -> pandas.DataFrame:
+        """The groups as a table: one row per rollout, with step, prompt, question, answer, reward, advantage, cause.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        rows: list[dict[str, Any]] = [
+            {
+                "step": group.step,
+                "prompt_id": group.prompt.id,
+                "rollout": i,
+                "question": group.prompt.question,
+                "gold_answer": group.prompt.answer,
+                "answer": text,
+                "reward": group.judgement.rewards[i],
+                "advantage": group.advantages[i],
+                "unscored": group.judgement.causes[i],
+            }
+            for group in self.groups(steps)
+            for i, text in enumerate(group.answers)
+        ]
+        return _pandas().DataFrame(rows).astype({"reward": float, "advantage": float})
+
+    def student(self, step: int | None = None, *, mesh: jax.sharding.Mesh | None = None) -> Student:
+        """The student after ``step`` steps; None is the newest checkpoint. See `policy.load_student`."""
+        from ropd_jax.workdir.policy import load_student
+
+        return load_student(self.directory, step=step, mesh=mesh)
+
+
+def open_run(directory: str | os.PathLike[str]) -> StoredRun:
+    """The run in a directory that `train` wrote.
+
+    Raises:
+        UserError: there is no run in it.
+    """
+    path = pathlib.Path(directory).expanduser()
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path} has no config.json; expected the directory of a run (ropd train --workdir)")
+    return StoredRun(path)
+
+
+def _pandas() -> Any:
+    try:
+        import pandas
+    except ImportError as error:
+        raise UserError("this table needs pandas; install it: pip install pandas") from error
+    return pandas
