@@ -32,7 +32,8 @@ from experiments.table_mini import BENCHMARK, SAMPLING
 from ropd_jax.evaluation import results
 from ropd_jax.evaluation.benchmarks import slug
 from ropd_jax.evaluation.stats import accuracy, paired_difference
-from ropd_jax.workdir.metrics import clock, read_metrics, read_result
+from ropd_jax.utils.text import clock
+from ropd_jax.workdir.metrics import read_metrics, read_result
 
 SHOWN = [s for s in SETTINGS if s != "plain"]
 ALONE = "any"  # the setting's name of methods without a text teacher

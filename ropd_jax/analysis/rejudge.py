@@ -30,9 +30,9 @@ from ropd_jax.teacher.health import cohens_kappa, step_health
 from ropd_jax.teacher.judge_group import judge
 from ropd_jax.text.trim import after_think
 from ropd_jax.types import Judgement, UserError
+from ropd_jax.utils.files import write_atomic
 from ropd_jax.workdir.config import stored_config
 from ropd_jax.workdir.groups import StoredGroup, read_groups
-from ropd_jax.workdir.metrics import write_atomic
 
 log = logging.getLogger(__name__)
 

@@ -29,9 +29,8 @@ from rich.table import Table
 from ropd_jax.data.grader import grade
 from ropd_jax.text.trim import after_think
 from ropd_jax.types import UserError
-from ropd_jax.utils.files import numbered_rows
+from ropd_jax.utils.files import numbered_rows, write_atomic
 from ropd_jax.workdir.groups import StoredGroup, read_groups
-from ropd_jax.workdir.metrics import write_atomic
 
 log = logging.getLogger(__name__)
 REWARD = "rubric"

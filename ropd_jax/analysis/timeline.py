@@ -15,8 +15,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from ropd_jax.types import UserError
+from ropd_jax.utils.files import write_atomic
 from ropd_jax.utils.tracing import RUN, TEACHER, Span, read_spans
-from ropd_jax.workdir.metrics import write_atomic
 
 HELP = """\
 usage: ropd timeline RUN [--steps a:b] [--out DIR]

@@ -333,7 +333,7 @@ def _table(args: list[str]) -> int:
     from absl import flags
 
     from ropd_jax.analysis import tables
-    from ropd_jax.workdir.metrics import write_atomic
+    from ropd_jax.utils.files import write_atomic
 
     file, rest = _first(args, "which table? expected its file first, e.g. ropd table experiments/table1_blackbox.py")
     values = flags.FlagValues()

@@ -20,7 +20,7 @@ from ropd_jax.evaluation.grading import grade_answers
 from ropd_jax.teacher import Teacher
 from ropd_jax.teacher.build import role_of
 from ropd_jax.types import UserError
-from ropd_jax.workdir.metrics import write_atomic
+from ropd_jax.utils.files import write_atomic
 
 log = logging.getLogger(__name__)
 _SAY_EVERY_S = 2.0

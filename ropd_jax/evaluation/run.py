@@ -34,9 +34,11 @@ from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.sampling.engine import EngineConfig, sample_groups
 from ropd_jax.sampling.rules import SamplingRule
 from ropd_jax.types import Prompt, RolloutGroup, UserError
+from ropd_jax.utils.files import write_atomic
+from ropd_jax.utils.text import clock
 from ropd_jax.weights.student import Student, load_student
 from ropd_jax.workdir.config import Interrupt, Interrupted
-from ropd_jax.workdir.metrics import clock, read_metrics, write_atomic
+from ropd_jax.workdir.metrics import read_metrics
 from ropd_jax.workdir.policy import kept_steps, load_policy, run_config
 
 log = logging.getLogger(__name__)

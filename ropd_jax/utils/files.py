@@ -1,8 +1,9 @@
-"""Read the JSON files of a checkpoint, and JSON lines. Imports no jax."""
+"""Read JSON files and JSON lines; write a file whole or not at all. Imports no jax."""
 
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -71,3 +72,18 @@ def whole_rows(path: pathlib.Path, wanted: Callable[[dict[str, Any]], bool]) -> 
         if isinstance(row, dict) and wanted(row):
             rows.append(row)
     return rows
+
+
+def write_atomic(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a file that appears whole or not at all, also when the machine stops in between.
+
+    Lone surrogates (a student may emit half a character) are written as ``\\udcxx``, which JSON reads back.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    with open(part, "wb") as f:
+        f.write(text.encode("utf-8", "backslashreplace"))
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(part, path)

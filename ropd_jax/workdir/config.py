@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from ropd_jax import configs
 from ropd_jax.types import UserError
-from ropd_jax.workdir.metrics import write_atomic
+from ropd_jax.utils.files import write_atomic
 
 log = logging.getLogger(__name__)
 

@@ -30,24 +30,10 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from ropd_jax.types import Judgement, RolloutGroup, UserError
-from ropd_jax.utils.files import whole_rows
+from ropd_jax.utils.files import whole_rows, write_atomic
+from ropd_jax.utils.text import clock
 
 log = logging.getLogger(__name__)
-
-
-def write_atomic(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a file that appears whole or not at all, also when the machine stops in between.
-
-    Lone surrogates (a student may emit half a character) are written as ``\\udcxx``, which JSON reads back.
-    """
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    with open(part, "wb") as f:
-        f.write(text.encode("utf-8", "backslashreplace"))
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(part, path)
 
 
 def _finite(value: Any) -> int | float | None:
@@ -208,15 +194,6 @@ class Progress:
         else:
             self._file.write(text + "\n")
             self._file.flush()
-
-
-def clock(seconds: float) -> str:
-    """``41 s``, ``3:07``, ``1:02:09``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    hours, rest = divmod(whole, 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
 
 # ----------------------------------------------------------------------------------------------------- result

@@ -16,6 +16,7 @@ from ropd_jax.teacher import Teacher
 from ropd_jax.teacher.judge_group import judge
 from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.types import Criterion, Judgement, Message, Prompt, Rollout, RolloutGroup, Rubric
+from ropd_jax.utils.files import write_atomic
 from ropd_jax.workdir import metrics as report
 from ropd_jax.workdir.groups import StoredGroup, read_groups
 
@@ -89,7 +90,7 @@ def run(tmp_path, sum_prompt, sum_answers):
     cfg = configs.default()
     cfg.seed = 5
     directory = tmp_path / "run"
-    report.write_atomic(directory / "config.json", json.dumps(cfg.to_dict()))
+    write_atomic(directory / "config.json", json.dumps(cfg.to_dict()))
     rollouts = tuple(Rollout(np.zeros(1, np.int32), np.zeros(1, np.float32), t, "stop") for t in sum_answers)
     for step, failed in ((0, False), (1, True)):
         group = RolloutGroup(sum_prompt, np.zeros(1, np.int32), rollouts, step, 0)

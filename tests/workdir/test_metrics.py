@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ropd_jax.types import Criterion, Judgement, Message, Prompt, Rollout, RolloutGroup, Rubric, UserError
+from ropd_jax.utils.text import clock
 from ropd_jax.workdir import metrics as report
 from ropd_jax.workdir.curves import curves_png
 
@@ -98,7 +99,7 @@ def test_a_terminal_gets_one_bar():
 
 @pytest.mark.parametrize("seconds, text", [(41.2, "41 s"), (59.7, "1:00"), (187, "3:07"), (3729, "1:02:09")])
 def test_clock(seconds, text):
-    assert report.clock(seconds) == text
+    assert clock(seconds) == text
 
 
 # ------------------------------------------------------------------------------------------------------- result
