@@ -27,7 +27,8 @@ from quickstart import get_config
 from ropd_jax.core.batches import Sequence, make_batch, split_parts
 from ropd_jax.core.optim import make_optimizer
 from ropd_jax.data.grader import grade
-from ropd_jax.data.prompts import disjoint, load_prompts
+from ropd_jax.data.load import load_prompts
+from ropd_jax.data.prompts import disjoint
 from ropd_jax.methods import load_method
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig

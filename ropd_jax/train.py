@@ -132,7 +132,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     )
     if lora.rank:
         adapted(student.cfg, lora)
-    train, held = load_questions(cfg, student.tokenizer)
+    train, held = load_questions(cfg.data, student.tokenizer)
     stream = PromptStream(train.prompts, cfg.data.prompts_per_step, cfg.seed)
     longest = max(len(t) for q in (train, held) for t in q.tokens_of(q.prompts))
     prompt_len = -(-longest // 16) * 16  # one length for the whole run, so that each function compiles once

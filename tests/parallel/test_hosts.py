@@ -21,7 +21,7 @@ import pytest
 
 from ropd_jax import train
 from ropd_jax.cli.main import load_config
-from ropd_jax.data.prompts import load_prompts
+from ropd_jax.data.load import load_prompts
 from ropd_jax.parallel import hosts
 from ropd_jax.teacher.tape.store import Tape
 from ropd_jax.types import UserError
