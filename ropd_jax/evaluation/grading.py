@@ -18,8 +18,7 @@ from ropd_jax.evaluation.benchmarks import Benchmark
 from ropd_jax.evaluation.graders import choice, healthbench, ifeval, math_pool
 from ropd_jax.evaluation.graders.math import boxed, grade_math
 from ropd_jax.teacher import Teacher
-from ropd_jax.text.trim import after_think
-from ropd_jax.types import Prompt, UserError
+from ropd_jax.types import Prompt, UserError, answer_of
 
 Say = Callable[[int, int], None]
 
@@ -90,7 +89,7 @@ def grade_answers(
 
 
 def _exact(prompt: Prompt, text: str) -> Outcome:
-    text = after_think(text)
+    text = answer_of(text)
     right = grade(prompt, text)
     answer = final_answer(text)
     if right is None:
@@ -107,7 +106,7 @@ def _choice(prompt: Prompt, text: str) -> Outcome:
 
 def _ifeval(prompt: Prompt, text: str) -> Outcome:
     """Strict at prompt level is the value; the parts hold the other three and the number of instructions."""
-    instructions, text = prompt.metadata["instructions"], after_think(text)
+    instructions, text = prompt.metadata["instructions"], answer_of(text)
     strict = ifeval.follows(instructions, text)
     loose = ifeval.follows_loosely(instructions, text)
     return Outcome(
@@ -127,7 +126,7 @@ def _healthbench(
 ) -> list[Outcome]:
     if teacher is None:
         raise UserError("HealthBench is graded by a model; name it with --config.teacher.verifier.model=MODEL")
-    pairs = [(p, after_think(text)) for p, text in zip(prompts, texts, strict=True)]
+    pairs = [(p, answer_of(text)) for p, text in zip(prompts, texts, strict=True)]
 
     async def judged() -> list[tuple[list[bool | None], list[str]]]:
         try:

@@ -42,7 +42,7 @@ def evaluate(
             say(f"evaluating {name} {done + 1}/{len(prompts)}")
             if answers is not None and not metrics:
                 answers.append(group)
-            grades += [grade(group.prompt, r.text) for r in group.rollouts]
+            grades += [grade(group.prompt, r.answer) for r in group.rollouts]
             truncated += sum(r.finish_reason == "length" for r in group.rollouts)
         estimate: Estimate = accuracy(grades)
         metrics |= {

@@ -10,7 +10,6 @@ import numpy as np
 from ropd_jax.methods.t_judge import HIGHEST, LOWEST
 from ropd_jax.teacher import Teacher, TeacherError, TeacherLoop
 from ropd_jax.teacher.judge_group import graded, unscored
-from ropd_jax.text.trim import after_think
 from ropd_jax.training.collect import Flight, judge_group, judge_step
 from ropd_jax.types import Judgement, RolloutGroup
 from ropd_jax.workdir.config import Interrupt
@@ -18,7 +17,7 @@ from ropd_jax.workdir.config import Interrupt
 
 async def judge(teacher: Teacher, group: RolloutGroup) -> Judgement:
     """A grade of each answer by ``teacher.judge``, asked for as `methods.t_judge` does without references."""
-    answers = [after_think(r.text) for r in group.rollouts]
+    answers = [r.answer for r in group.rollouts]
     how = {"lowest": LOWEST, "highest": HIGHEST, "template": "score_judge.v1", "role": "judge"}
     try:
         return graded(await teacher.score(group.prompt, answers, key=f"eval/{group.prompt.id}", **how), LOWEST, HIGHEST)

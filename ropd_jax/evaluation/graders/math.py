@@ -17,7 +17,7 @@ from fractions import Fraction
 
 from ropd_jax.data.grader import LONGEST, last_box, number
 from ropd_jax.evaluation.graders.math_pool import Verdict, verify_all
-from ropd_jax.text.trim import after_think
+from ropd_jax.types import answer_of
 
 _SPACING = re.compile(r"\\[,;:!]|\\ |\\q?quad(?![a-zA-Z])|~")
 _END = re.compile(r"((?<!\\right)[.,;: ]|\\?%)+$")  # "\right." closes a bracket
@@ -30,7 +30,7 @@ def boxed(text: str) -> str | None:
     >>> boxed(r"\\boxed{5}. Wait, no: \\boxed{7.}")
     '7'
     """
-    content = last_box(after_think(text))[1]
+    content = last_box(answer_of(text))[1]
     return None if content is None else _plain(content)
 
 
