@@ -20,7 +20,7 @@ from ropd_jax.evaluation.graders.math import boxed, grade_math
 from ropd_jax.teacher import Teacher
 from ropd_jax.types import Prompt, UserError, answer_of
 
-Say = Callable[[int, int], None]
+Report = Callable[[int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ def grade_answers(
     timeout_s: float = 5.0,
     teacher: Teacher | None = None,
     at_once: int = 64,
-    say: Say = lambda done, of: None,
+    report: Report = lambda done, of: None,
 ) -> list[Outcome]:
     """The outcome of each answer.
 
@@ -67,23 +67,23 @@ def grade_answers(
         workers, timeout_s: of the math grader, see ``mathpool.verify_all``.
         teacher: HealthBench's judge; it is closed at the end.
         at_once: questions to the judge that wait at the same time.
-        say: told (done, of).
+        report: called with (done, of).
     """
     asked = [prompts[a.id] for a in answers]
     texts = [a.response for a in answers]
     if benchmark.grader == "math":
         golds = [p.answer or "" for p in asked]
-        verdicts = grade_math(golds, texts, workers=workers, timeout_s=timeout_s, say=say)
+        verdicts = grade_math(golds, texts, workers=workers, timeout_s=timeout_s, report=report)
         return [
             Outcome(None if v.right is None else float(v.right), v.cause, boxed(text))
             for v, text in zip(verdicts, texts, strict=True)
         ]
     if benchmark.grader == "healthbench":
-        return _healthbench(asked, texts, teacher, at_once, say)
+        return _healthbench(asked, texts, teacher, at_once, report)
     one = {"choice": _choice, "ifeval": _ifeval, "exact": _exact}[benchmark.grader]
     outcomes = []
     for done, (prompt, text) in enumerate(zip(asked, texts, strict=True)):
-        say(done, len(texts))
+        report(done, len(texts))
         outcomes.append(one(prompt, text))
     return outcomes
 
@@ -122,7 +122,7 @@ def _ifeval(prompt: Prompt, text: str) -> Outcome:
 
 
 def _healthbench(
-    prompts: Sequence[Prompt], texts: Sequence[str], teacher: Teacher | None, at_once: int, say: Say
+    prompts: Sequence[Prompt], texts: Sequence[str], teacher: Teacher | None, at_once: int, report: Report
 ) -> list[Outcome]:
     if teacher is None:
         raise UserError("HealthBench is graded by a model; name it with --config.teacher.verifier.model=MODEL")
@@ -130,7 +130,7 @@ def _healthbench(
 
     async def judged() -> list[tuple[list[bool | None], list[str]]]:
         try:
-            return await healthbench.judge_all(teacher, pairs, at_once=at_once, say=say)
+            return await healthbench.judge_all(teacher, pairs, at_once=at_once, report=report)
         finally:
             await teacher.close()
 
