@@ -9,8 +9,8 @@ texts and numbers runs in a child::
     Child("package.module", cpu_s=5)   -- start ->  no environment, no inherited file, no core dump,
                                                     bounded memory; imports the module, then gives up
                                                     writing files, opening others, sockets, processes
-    .ask({"answer": "1/2"})            -- JSON -->  module.answer({"answer": "1/2"})
-    {"right": True}                    <-- JSON --  at most 64 KiB, in at most ``cpu_s`` of computing
+    .ask({"answer": "1/2"})     [token, {...}] -->   module.answer({"answer": "1/2"})
+    {"right": True}             <-- [token, {...}]   at most 64 KiB, in at most ``cpu_s`` of computing
 
 A reply is data and is never executed. Anything that goes wrong is a reply with an ``error`` (`ERRORS`), so that the
 caller reports the answer as *ungraded*: never as wrong.
@@ -24,6 +24,7 @@ import logging
 import math
 import os
 import pathlib
+import secrets
 import select
 import signal
 import subprocess
@@ -103,7 +104,8 @@ class Child:
         Args:
             stopped: ends the wait early if it is set.
         """
-        if self._process.poll() is not None or not self._send(json.dumps(request).encode() + b"\n"):
+        token = secrets.token_hex(8)  # no earlier reply can contain it
+        if self.has_ended() or not self._send(json.dumps([token, request]).encode() + b"\n"):
             self.alive = False
             return {"error": "crashed"}
         line = self._line(self._wall_s, stopped)
@@ -111,14 +113,15 @@ class Child:
             ended, self.alive = not self.alive, False
             out_of_time = not ended or self._process.wait() == -signal.SIGXCPU
             return {"error": "timeout" if out_of_time else "crashed"}
-        try:
-            reply = json.loads(line)
-        except ValueError:
-            reply = None
-        if not isinstance(reply, dict):
-            self.alive = False
-            return {"error": "crashed"}
-        return reply
+        match _decoded(line):
+            case [echo, dict() as reply] if echo == token and not self._buffer:
+                return reply
+        self.alive = False  # a line that is not our reply: from here on replies and requests could be out of step
+        return {"error": "crashed"}
+
+    def has_ended(self) -> bool:
+        """True if the process has ended by itself."""
+        return self._process.poll() is not None
 
     def _send(self, data: bytes) -> bool:
         try:
@@ -178,6 +181,8 @@ class Service:
             StartError: the child does not start.
         """
         with self._lock:
+            if self._child is not None and self._child.has_ended():  # while it was idle
+                self._end()
             if self._child is None:
                 self._child = Child(self._module, **self._how)
                 atexit.register(self._child.close)
@@ -196,6 +201,13 @@ class Service:
             atexit.unregister(self._child.close)
             self._child.close()
             self._child = None
+
+
+def _decoded(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _search_path() -> list[str]:

@@ -92,14 +92,22 @@ def main(module: str, cpu_s: int, memory: int) -> None:
     sys.addaudithook(guard)
     os.write(out, b"ready\n")
     for line in sys.stdin.buffer:
+        token, request = json.loads(line)
         _limit_cpu(cpu_s, guard)
         guard.refused = None
-        reply = _reply(work.answer, json.loads(line))
+        reply = _reply(work.answer, request)
         if guard.refused is not None:
             reply = {"error": "forbidden"}
-        data = json.dumps(reply).encode() + b"\n"
+        data = _encoded(token, reply)
         while data:
             data = data[os.write(out, data) :]
+
+
+def _encoded(token: str, reply: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps([token, reply]).encode() + b"\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        return json.dumps([token, {"error": type(error).__name__}]).encode() + b"\n"
 
 
 def _drop_output() -> None:
