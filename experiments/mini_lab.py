@@ -32,8 +32,8 @@ from experiments.table_mini import BENCHMARK, SAMPLING
 from ropd_jax.evaluation import results
 from ropd_jax.evaluation.benchmarks import slug
 from ropd_jax.evaluation.stats import accuracy, paired_difference
+from ropd_jax.utils.text import clock
 from ropd_jax.workdir.metrics import read_metrics
-from ropd_jax.workdir.progress import clock
 from ropd_jax.workdir.result import read_result
 
 SHOWN = [s for s in SETTINGS if s != "plain"]

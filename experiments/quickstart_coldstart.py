@@ -27,7 +27,8 @@ from quickstart import get_config
 from ropd_jax.core.batches import TokenSequence, make_batch, split_parts
 from ropd_jax.core.optim import make_optimizer
 from ropd_jax.data.grader import grade
-from ropd_jax.data.prompts import disjoint, load_prompts
+from ropd_jax.data.load import load_prompts
+from ropd_jax.data.prompts import disjoint
 from ropd_jax.methods import load_method
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
@@ -118,7 +119,7 @@ def main() -> None:
     tokens = [np.array(tokenizer.apply_chat_template(p.messages), np.int32) for p in held]
     for name, rule in (("greedy", SamplingRule(0.0)), ("sampled", SamplingRule())):
         groups = sample_groups(model, engine(rule=rule), state.params, tokenizer, list(held), tokens, seed=0, step=0)
-        right = [grade(g.prompt, g.rollouts[0].text) for g in groups]
+        right = [grade(g.prompt, g.rollouts[0].answer) for g in groups]
         print(f"{name} held-out accuracy {np.mean(right):.3f} (n={len(right)})")
 
     save_hf(args.out, model, jax.device_get(state.params))

@@ -24,6 +24,7 @@ from typing import Literal
 import numpy as np
 
 FinishReason = Literal["stop", "length"]
+THINK, END_THINK = "<think>", "</think>"  # how reasoning models mark their thoughts
 
 
 class UserError(Exception):
@@ -69,6 +70,25 @@ class Prompt:
         return "\n\n".join(f"{m.role}: {m.content}" for m in self.messages)
 
 
+def answer_of(text: str) -> str:
+    """The answer in a text that can hold thoughts: what follows the last ``</think>``; "" if the thinking never ends.
+
+    ::
+
+        <think> 2+2 </think> It is 4.        ->  It is 4.
+        2+2 </think> It is 4.                ->  It is 4.       the template has already opened <think>
+        <think> a </think> b </think> c      ->  c
+        <think> 2+2                          ->  (empty)        cut in the middle of a thought
+        It is 4.                             ->  It is 4.       unchanged, spaces included
+
+    If the chat template opens ``<think>`` and the text is cut before ``</think>``, the text holds no mark, and all of
+    it counts as the answer.
+    """
+    _, mark, rest = text.rpartition(END_THINK)
+    answer = rest.strip() if mark else rest
+    return "" if answer.lstrip().startswith(THINK) else answer
+
+
 @dataclasses.dataclass(frozen=True)
 class Rollout:
     """One answer of the student.
@@ -76,7 +96,7 @@ class Rollout:
     Attributes:
         tokens_T: int32, the sampled tokens, the stop token included when there was one.
         logp_T: float32, log-probability of each token under the policy that sampled it.
-        text: the decoded answer without stop token.
+        text: the decoded text without the stop token; it includes the thoughts of a student that thinks.
         finish_reason: ``stop`` or ``length`` (cut at the token limit).
     """
 
@@ -84,6 +104,11 @@ class Rollout:
     logp_T: np.ndarray
     text: str
     finish_reason: FinishReason
+
+    @property
+    def answer(self) -> str:
+        """The text without its thoughts (`answer_of`): what is graded, and what the teacher reads."""
+        return answer_of(self.text)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,8 +28,7 @@ from scipy import stats
 from ropd_jax.teacher import Teacher
 from ropd_jax.teacher.health import cohens_kappa, step_health
 from ropd_jax.teacher.judge_group import judge
-from ropd_jax.text.trim import after_think
-from ropd_jax.types import Judgement, UserError
+from ropd_jax.types import Judgement, UserError, answer_of
 from ropd_jax.utils.files import write_atomic
 from ropd_jax.workdir.config import stored_config
 from ropd_jax.workdir.groups import StoredGroup, read_groups
@@ -112,7 +111,7 @@ async def _judge_all(
             judgement = await judge(
                 teacher,
                 group.prompt,
-                tuple(after_think(text) for text in group.answers),
+                tuple(answer_of(text) for text in group.answers),
                 step=group.step,
                 references=list(zip(old.references, models, strict=True)),
                 rubric=None if fresh or old.rubric is None else (old.rubric, old.lineage),

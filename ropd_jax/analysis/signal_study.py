@@ -27,8 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ropd_jax.data.grader import grade
-from ropd_jax.text.trim import after_think
-from ropd_jax.types import UserError
+from ropd_jax.types import UserError, answer_of
 from ropd_jax.utils.files import numbered_rows, write_atomic
 from ropd_jax.workdir.groups import StoredGroup, read_groups
 
@@ -65,7 +64,7 @@ def rollouts_of(groups: Sequence[StoredGroup], scores: Mapping[tuple[int, str, i
             step.append(g.step)
             group.append(number)
             prompt.append(prompts[g.prompt.id])
-            right.append(grade(g.prompt, after_think(text)))
+            right.append(grade(g.prompt, answer_of(text)))
             signals[REWARD].append(np.nan if reward is None else reward)
             more = scores.get((g.step, g.prompt.id, sample), {})
             for name in names:

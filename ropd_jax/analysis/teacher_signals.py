@@ -35,10 +35,10 @@ from ropd_jax.models.divergence import top_k_overlap
 from ropd_jax.models.logprobs import token_logprobs
 from ropd_jax.types import Message, UserError
 from ropd_jax.utils.files import write_atomic
+from ropd_jax.utils.text import clock
 from ropd_jax.weights.student import Student, load_student
 from ropd_jax.workdir.groups import StoredGroup, read_groups
 from ropd_jax.workdir.policy import kept_steps, load_policy, run_config
-from ropd_jax.workdir.progress import clock
 
 log = logging.getLogger(__name__)
 

@@ -61,7 +61,7 @@ def main(cfg: ConfigDict, out: str | os.PathLike[str], *, batch: bool = False, p
         chat_template=cfg.student.chat_template,
         enable_thinking=cfg.student.enable_thinking,
     )
-    prompts = load_questions(cfg, tokenizer)[0].prompts
+    prompts = load_questions(cfg.data, tokenizer)[0].prompts
     with cfg.unlocked():
         cfg.teacher.index = ""
     if batch and cfg.teacher.tape.mode != "record":

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ropd_jax.data.published import PUBLISHED, TRAINING
+from ropd_jax.data.reading import ENVIRONMENT, HUB, read_source
 from ropd_jax.data.sets import SetOptions, load_set
-from ropd_jax.data.source import ENVIRONMENT, HUB, Found, Source, read_source
+from ropd_jax.data.source import Found, Source
 from ropd_jax.evaluation.benchmarks import load_benchmark
 from ropd_jax.types import UserError
 from ropd_jax.utils.suggest import near
@@ -21,7 +22,7 @@ def main(name: str, *, data: str = "", prepare: str = "", language: str = "en") 
     """Lists all sets (no name), or reads one and says what it is; returns the exit code 0.
 
     Args:
-        data: the place, see ``sources.read_source``.
+        data: the place, see ``data.reading.read_source``.
         prepare: a directory for TFDS files of the set, "" for none.
         language: of a training set.
 
@@ -37,7 +38,7 @@ def main(name: str, *, data: str = "", prepare: str = "", language: str = "en") 
     if prepare:
         from ropd_jax.data.tfds import prepare as write
 
-        data_path = write(source, prepare, data)
+        data_path = write(source, prepare, lambda: read_source(source, data)[0])
         data = f"tfds:{prepare}"
         Console(highlight=False).print(f"prepared {data_path}; name it with --data {data}", soft_wrap=True)
     if name in TRAINING:

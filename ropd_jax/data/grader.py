@@ -1,37 +1,78 @@
-"""Whether an answer is right, from the gold answer alone: no teacher, no model.
+"""Whether an answer is right, from the gold answer: exact, without a model.
 
 ``grade`` reads the final answer out of the text (the last of: a line ``Answer: ...``, ``#### ...``, ``\\boxed{...}``,
-``answer is NUMBER``) and compares it with the gold answer as a number, or else as text. reasoning-gym tasks whose
-answers have a form of their own (fractions in lowest terms, sorted lists, ...) are judged by the task's scorer, where
-only a full 1.0 counts: its partial scores reward any text that contains the gold answer.
+``answer is NUMBER``) and compares it with the gold answer::
+
+    no reasoning-gym item, or a task in NUMBER_TASKS    as numbers (1,000 is 1000.0), or else as texts
+    a task in EQUAL_TEXT                                as texts
+    any other task of reasoning-gym                     by the task's own scorer, in a child process
+
+reasoning-gym's scorers know the form of their answers (fractions in lowest terms, sorted lists, ...). Only a full 1.0
+counts: their partial scores reward any text that contains the gold answer.
+
+An answer is foreign text. Our process only compares texts and numbers; whatever parses more runs in a sandboxed child
+(``utils.sandbox``, ``data.grader_worker``), which stays up for the next answer. What the child does not decide, such as
+``9**9**9**9``, is ungraded.
 """
 
 from __future__ import annotations
 
+import base64
+import logging
+import pickle
 import re
+from collections.abc import Callable, Mapping
 from fractions import Fraction
+from typing import Any
 
 from ropd_jax.types import Prompt
+from ropd_jax.utils.sandbox import Service
+
+log = logging.getLogger(__name__)
 
 LONGEST = 200  # characters of a final answer; longer ones are wrong, and cost no time
+CPU_S = 5.0  # of the child, per answer; 60 correct integrals took at most 0.2 s each
 
-# reasoning-gym tasks whose gold answer is one number: exact comparison, the scorer is not asked
+# reasoning-gym tasks whose gold answer is one number: compared exactly, without the task's scorer
 NUMBER_TASKS = frozenset(
     ("basic_arithmetic", "chain_sum", "count_bits", "count_primes", "gcd", "gsm_symbolic", "lcm", "leg_counting")
     + ("letter_counting", "products", "simple_equations")
 )
 
+# Tasks whose scorer gives 1.0 for an equal text only. For the rest of the score (0.1 for a Python list of the right
+# numbers, say) it runs the answer by ``eval``, so it is not called.
+EQUAL_TEXT: dict[str, Callable[[str, Mapping[str, Any]], bool]] = {
+    "binary_matrix": lambda found, entry: found == entry["answer"],
+    "spiral_matrix": lambda found, entry: found.strip() == entry["answer"].strip(),
+    "string_insertion": lambda found, entry: found == entry["answer"],
+    "n_queens": lambda found, entry: found in entry["metadata"]["valid_answers"],
+}
+
+_child = Service("ropd_jax.data.grader_worker", cpu_s=CPU_S)
+
 _MARK = re.compile(
     r"(?im)^[ \t>*_#-]*(?:final[ \t]+)?answer[ \t*_]*[:=][ \t*_]*(?P<line>\S[^\n]*)|####[ \t]*(?P<gsm>\S[^\n]*)"
-    r"|\banswer is:?[ \t*_$]*(?P<said>[+-]?\d[\d,]*(?:\.\d+)?)"
+    r"|\banswer is:?[ \t*_$]*(?P<number>[+-]?\d[\d,]*(?:\.\d+)?)"
 )
 _BRACE = re.compile(r"\\boxed\s*\{|\\[{}\\]|[{}]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
 _FRACTION = re.compile(r"([+-]?\d+)/(\d+)")
 
 
+class BrokenScorer(RuntimeError):
+    """A scorer of reasoning-gym that fails on its own gold answer: no answer to that task can be graded."""
+
+
 def grade(prompt: Prompt, text: str) -> bool | None:
-    """True or False; None where the prompt carries nothing to grade by (no gold answer, no scorer)."""
+    """True or False; None if it is ungraded: the prompt has no gold answer, or the child did not decide.
+
+    Args:
+        text: a rollout's answer, without its thoughts (`Rollout.answer`).
+
+    Raises:
+        BrokenScorer: the task's scorer fails on its own gold answer.
+        StartError: the child process does not start.
+    """
     entry = prompt.metadata.get("reasoning_gym")
     if entry is not None and prompt.task not in NUMBER_TASKS:
         return _scored(prompt.task, entry, final_answer(text))
@@ -42,7 +83,7 @@ def grade(prompt: Prompt, text: str) -> bool | None:
 
 
 def final_answer(text: str) -> str | None:
-    """What the text gives as its answer, a box around it removed; None if it marks none, or one over 200 characters.
+    """The answer that the text marks, without a box around it; None if it marks none, or one over 200 characters.
 
     A number in the middle of a sentence is not an answer: the last number of a wrong solution is right too often.
     """
@@ -53,7 +94,7 @@ def final_answer(text: str) -> str | None:
     if last is None or (box is not None and box_at > last.end()):
         found = box
     else:
-        found = last.group("line") or last.group("gsm") or last.group("said")
+        found = last.group("line") or last.group("gsm") or last.group("number")
         _, inner = last_box(found)
         if inner is not None:
             found = inner
@@ -63,12 +104,12 @@ def final_answer(text: str) -> str | None:
 
 
 def last_box(text: str) -> tuple[int, str | None]:
-    r"""Place and content of the last ``\boxed{...}`` that closes, an outer box off; (-1, None) without one.
+    r"""Position and content of the last ``\boxed{...}`` that closes; (-1, None) without one.
 
-    One pass over the text: braces are matched by a stack, ``\{`` and ``\}`` are characters and not braces.
-    ``\boxed5``, ``\fbox{5}`` and a box that never closes are none.
+    Of a box in a box the inner content counts. One pass over the text: a stack matches the braces, and ``\{`` and
+    ``\}`` are characters, not braces. ``\boxed5``, ``\fbox{5}`` and a box that never closes do not count.
     """
-    opened: list[tuple[int, int] | None] = []  # of each open brace None, or (place of the box, first of its content)
+    opened: list[tuple[int, int] | None] = []  # per open brace None, or (position of the box, start of its content)
     closed: tuple[int, int, int] | None = None
     for match in _BRACE.finditer(text):
         token = match.group()
@@ -87,7 +128,7 @@ def last_box(text: str) -> tuple[int, str | None]:
 
 
 def same(found: str, gold: str) -> bool:
-    """Equal as numbers (``1,000`` is ``1000.0``, ``1/2`` is ``0.5``), or else as text but for case and spaces."""
+    """Equal as numbers (``1,000`` is ``1000.0``, ``1/2`` is ``0.5``), or else as texts up to case and spaces."""
     a, b = number(found), number(gold)
     if a is not None and b is not None:
         return a == b
@@ -107,22 +148,23 @@ def number(text: str) -> Fraction | None:
 
 
 def _plain(text: str) -> str:
-    """Without dollar signs, a final full stop and doubled spaces; a minus is an ASCII minus."""
+    """The text without dollar signs, final full stop and repeated spaces, and with ASCII minus signs."""
     text = text.replace("\u2212", "-").replace("\\$", "").replace("$", "").replace("\\,", "")
     return " ".join(text.split()).rstrip(".").strip()
 
 
-def _scored(task: str, entry: dict, found: str | None) -> bool:
-    """The task's own scorer, full marks only. A scorer that raises on the student's text says "wrong"; one that
-    raises on its own gold answer is broken, and its error is not hidden."""
+def _scored(task: str, entry: Mapping[str, Any], found: str | None) -> bool | None:
+    """True if the task's scorer gives full marks; None if the child does not decide."""
     if found is None:
         return False
-    from reasoning_gym import get_score_answer_fn
-
-    score = get_score_answer_fn(task)
-    try:
-        return score(found, entry) == 1.0
-    except (ArithmeticError, AttributeError, LookupError, SyntaxError, TypeError, ValueError, RecursionError):
-        if entry["answer"] is not None:
-            score(entry["answer"], entry)
-        return False
+    if equal := EQUAL_TEXT.get(task):
+        return equal(found, entry)
+    pickled = base64.b64encode(pickle.dumps(entry)).decode()
+    reply = _child.ask({"task": task, "answer": found, "entry": pickled})
+    right = reply.get("right")
+    if isinstance(right, bool):
+        return right
+    if reply.get("error") == "broken":
+        raise BrokenScorer(f"reasoning-gym's scorer of {task} fails on its own gold answer: {reply.get('message')}")
+    log.debug("an answer to %s is ungraded: %s", task, reply.get("error"))
+    return None

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import logging
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from ropd_jax.data.prompts import PromptSet, check_seeds, disjoint, load_prompts
-from ropd_jax.types import Prompt, UserError
-from ropd_jax.weights.tokenizer import Tokenizer
+from ropd_jax.data.load import load_prompts
+from ropd_jax.data.prompts import PromptSet, disjoint
+from ropd_jax.data.reasoning_gym import check_seeds
+from ropd_jax.types import Message, Prompt, UserError
 
 log = logging.getLogger(__name__)
+
+
+class ChatTokenizer(Protocol):
+    """The part of a tokenizer (``weights.tokenizer.Tokenizer``) that is needed here."""
+
+    def apply_chat_template(self, messages: Sequence[Message]) -> list[int]: ...
 
 
 class Questions(NamedTuple):
@@ -26,23 +34,34 @@ class Questions(NamedTuple):
         return [self.tokens[p.id] for p in prompts]
 
 
-def load_questions(cfg: ConfigDict, tokenizer: Tokenizer) -> tuple[Questions, Questions]:
+def load_questions(data: ConfigDict, tokenizer: ChatTokenizer) -> tuple[Questions, Questions]:
     """(training, held-out) questions, disjoint, tokenized with the student's chat template.
+
+    Args:
+        data: the section ``data`` of a config.
 
     Raises:
         UserError: seeds that share items, an empty set, or every prompt over ``data.max_prompt_tokens``.
     """
-    d = cfg.data
-    common = dict(source=d.source, task=d.task, options=d.options.to_dict(), template=d.template, system=d.system)
-    if d.source == "reasoning_gym":
-        check_seeds(train_seed=d.seed, train_size=d.size, heldout_seed=d.heldout_seed, heldout_size=d.heldout_size)
-    held_path = d.heldout_path or (d.path if d.source == "published" else "")  # a draw of the same set
-    held = load_prompts(**common, path=held_path, size=d.heldout_size, seed=d.heldout_seed)
-    train = disjoint(load_prompts(**common, path=d.path, size=d.size, seed=d.seed), held)
-    return tuple(_tokenized(s, tokenizer, d.max_prompt_tokens, n) for s, n in ((train, "training"), (held, "held-out")))
+    common = dict(
+        source=data.source, task=data.task, options=data.options.to_dict(), template=data.template, system=data.system
+    )
+    if data.source == "reasoning_gym":
+        check_seeds(
+            train_seed=data.seed,
+            train_size=data.size,
+            heldout_seed=data.heldout_seed,
+            heldout_size=data.heldout_size,
+        )
+    # a published set without a held-out path is drawn from twice, by two seeds; `disjoint` removes what both drew
+    held_path = data.heldout_path or (data.path if data.source == "published" else "")
+    held = load_prompts(**common, path=held_path, size=data.heldout_size, seed=data.heldout_seed)
+    train = disjoint(load_prompts(**common, path=data.path, size=data.size, seed=data.seed), held)
+    limit = data.max_prompt_tokens
+    return _tokenized(train, tokenizer, limit, "training"), _tokenized(held, tokenizer, limit, "held-out")
 
 
-def _tokenized(prompt_set: PromptSet, tokenizer: Tokenizer, limit: int, name: str) -> Questions:
+def _tokenized(prompt_set: PromptSet, tokenizer: ChatTokenizer, limit: int, name: str) -> Questions:
     tokens = {p.id: np.asarray(tokenizer.apply_chat_template(p.messages), np.int32) for p in prompt_set}
     kept = [p for p in prompt_set if len(tokens[p.id]) <= limit]
     dropped = dict(prompt_set.dropped)

@@ -23,7 +23,8 @@ from typing import Any
 
 from ropd_jax.data.prompts import normalise
 from ropd_jax.data.published import BENCHMARKS, TRAINING
-from ropd_jax.data.source import Found, check, first, read_source
+from ropd_jax.data.reading import read_source
+from ropd_jax.data.source import Found, check, first
 from ropd_jax.types import Message, Prompt, UserError
 from ropd_jax.utils.suggest import near
 

@@ -1,48 +1,36 @@
-"""Rows of a published data set, from a directory of files or from the Hub; what is expected of them is checked.
+"""A published data set: where it comes from (`Source`), and whether what was read is what is known (`Found`).
 
-``ROPD_DATA`` (or ``--data DIR``) names a directory with one JSONL file a set. The rows may have the Hub's own column
-names or those of the loaders here; each set says which files it looks for and where they can be had. Nothing is
-downloaded unless ``datasets`` is installed and the place is ``hub``.
-
-A file with another number of rows, or other text, is read all the same and said to be so: ``Found`` goes into the
-result, and no figure is shown without it.
+If a set is incomplete, or its text differs from the text that this version knows, it is still used. ``Found`` goes
+into the result, and every report starts with a warning.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import glob
 import hashlib
-import importlib.util
 import logging
-import os
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ropd_jax.types import Prompt, UserError
-from ropd_jax.utils.files import numbered_rows
 
 log = logging.getLogger(__name__)
-
-HUB = "hub"
-PREPARED = "tfds:"
-ENVIRONMENT = "ROPD_DATA"
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where a set comes from, and what is known of it.
+    """Where a published set comes from, and what this version knows about it.
 
     Attributes:
-        name: of the set, in messages.
-        files: names that are looked for in a directory, the first that is there is read; a name with ``*`` stands
-            for all parts, in sorted order.
-        hub, config, split: of the Hub. hub_file: the one file of a repository that holds several sets.
-        url: where else it can be had, or "".
+        name: the set's name in messages.
+        files: file names to look for in a directory; the first one that exists is read. A name with ``*`` means all
+            its parts, in sorted order.
+        hub, config, split: its id, configuration and split on the Hub.
+        hub_file: the file to read, if the repository on the Hub holds several sets.
+        url: another place to download it from, or "".
         licence: as its owners state it.
-        rows: how many it has; None if nobody knows.
-        sha: `content_sha` of the whole set; None where it was never seen whole.
+        rows: how many rows it has; None if that is not known.
+        sha: `content_sha` of the whole set; None if the whole set was never available to us.
     """
 
     name: str
@@ -59,7 +47,7 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What was read. ``as_known``: is it what this version knows the set to be (None: it does not know)?"""
+    """What was read, and what was expected. ``as_known`` is None if this version does not know the set's text."""
 
     place: str
     rows: int
@@ -77,30 +65,8 @@ class Found:
         return dataclasses.asdict(self) | {"as_known": self.as_known}
 
 
-def read_source(source: Source, place: str | os.PathLike[str] = "") -> tuple[list[dict[str, Any]], str]:
-    """(rows, where they were read) of a set.
-
-    Args:
-        place: a directory, ``tfds:DIR`` (prepared by `builders.prepare`), ``hub``, or "" for the directory that
-            ``ROPD_DATA`` names, without it the Hub.
-
-    Raises:
-        UserError: nothing there; the message names the files looked for and where they can be had.
-    """
-    directory = str(place) if place else os.environ.get(ENVIRONMENT, "")
-    if directory.startswith(PREPARED):
-        from ropd_jax.data.tfds import read_prepared
-
-        return read_prepared(source, directory.removeprefix(PREPARED))
-    if directory and directory != HUB:
-        return _from_directory(source, pathlib.Path(directory).expanduser())
-    if not directory and importlib.util.find_spec("datasets") is None:
-        raise UserError(f"{source.name}: no data; {_remedy(source)}")
-    return _from_hub(source)
-
-
 def check(source: Source, prompts: Sequence[Prompt], place: str) -> Found:
-    """What the prompts of a set are, next to what was expected; a difference is a warning."""
+    """What was read of a set, compared with what was expected. A difference is logged as a warning."""
     found = Found(place, len(prompts), content_sha(prompts), source.rows, source.sha)
     if found.rows_expected not in (None, found.rows):
         log.warning("%s has %d of %d rows in %s", source.name, found.rows, found.rows_expected, place)
@@ -113,7 +79,7 @@ def check(source: Source, prompts: Sequence[Prompt], place: str) -> Found:
 
 
 def content_sha(prompts: Iterable[Prompt]) -> str:
-    """First 16 hex digits of the SHA-256 over questions and gold answers, whatever their order, ids and spacing."""
+    """SHA-256 (16 hex digits) of the questions and gold answers; order, ids and spacing do not change it."""
     rows = sorted(f"{' '.join(p.metadata.get('question', p.question).split())}\t{p.answer or ''}" for p in prompts)
     return hashlib.sha256("\n".join(rows).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
@@ -128,40 +94,3 @@ def first(row: Mapping[str, Any], keys: Sequence[str], where: str) -> Any:
         if row.get(key) is not None:
             return row[key]
     raise UserError(f"{where} has none of {', '.join(keys)} (it has {', '.join(map(str, row))}); expected one of them")
-
-
-def _from_directory(source: Source, directory: pathlib.Path) -> tuple[list[dict[str, Any]], str]:
-    if not directory.is_dir():
-        raise UserError(f"data directory {str(directory)!r} does not exist; {_remedy(source)}")
-    for name in source.files:
-        parts = [pathlib.Path(p) for p in sorted(glob.glob(str(directory / name)))]
-        if parts:
-            rows = [row for part in parts for _, row in numbered_rows(part)]
-            return rows, str(parts[0]) if len(parts) == 1 else str(directory / name)
-    raise UserError(f"{source.name} is not in {directory}; {_remedy(source)}")
-
-
-def _from_hub(source: Source) -> tuple[list[dict[str, Any]], str]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise UserError(f"{source.name}: the Hub needs the package datasets (pip install datasets)") from error
-    if not source.hub:
-        raise UserError(f"{source.name} has no Hub id; {_remedy(source)}")
-    log.info("reading %s from the Hub", source.hub)
-    try:
-        files = {"data_files": source.hub_file} if source.hub_file else {}
-        rows = datasets.load_dataset(source.hub, source.config or None, split=source.split, **files)
-        return [dict(row) for row in rows], f"hub:{source.hub}"
-    except (OSError, ValueError, RuntimeError) as error:  # datasets' own errors derive from these
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise UserError(f"{source.name}: the Hub gave no {source.hub} ({what}); {_remedy(source)}") from error
-
-
-def _remedy(source: Source) -> str:
-    places = [f"https://huggingface.co/datasets/{source.hub}"] if source.hub else []
-    places += [source.url] if source.url else []
-    return (
-        f"put {' or '.join(source.files)} (JSONL, from {' or '.join(places)}) into a directory and name it with "
-        f"--data DIR or {ENVIRONMENT}"
-    )

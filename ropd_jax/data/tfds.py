@@ -1,10 +1,11 @@
 """Published sets as TensorFlow Datasets, without TensorFlow: prepared once as array_record, read by position.
 
-    prepare(PUBLISHED["gsm8k"], "~/tfds", place="~/benchmarks")     rows from a directory or the Hub, written once
-    rows = read_prepared(PUBLISHED["gsm8k"], "~/tfds")              random access, in the order of the source
+    rows = lambda: read_source(source, "~/benchmarks")[0]
+    prepare(source, "~/tfds", rows)                 writes the rows once
+    read_prepared(source, "~/tfds")                 reads them in the order of the source
 
-A row is kept as the JSON text that it was, with its number: the sets have little in common but that, and TFDS
-shuffles what it writes. Reading checks nothing and loses nothing; ``sources.check`` does the rest.
+A row is stored as JSON text with its number: the sets share no other schema, and TFDS shuffles what it writes. Reading
+checks nothing; ``source.check`` does.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from ropd_jax.data.source import Source, read_source
+from ropd_jax.data.source import Source
 from ropd_jax.types import UserError
 
 VERSION = "1.0.0"
+
+Rows = Callable[[], list[dict[str, Any]]]
 
 
 def tfds_name(source: Source) -> str:
@@ -32,19 +35,19 @@ def tfds_name(source: Source) -> str:
 
 @functools.cache
 def builder_class(source: Source) -> type:
-    """The ``GeneratorBasedBuilder`` of a set. Its attribute ``rows`` is called when it has to be prepared."""
+    """The ``GeneratorBasedBuilder`` of a set. Its attribute ``rows`` is called if the set has to be prepared."""
     import tensorflow_datasets as tfds
 
     class Builder(tfds.core.GeneratorBasedBuilder):
         name = tfds_name(source)
         VERSION = tfds.core.Version(VERSION)
-        rows: Callable[[], list[dict[str, Any]]]
+        rows: Rows
 
         def _info(self) -> tfds.core.DatasetInfo:
             features = {"index": tfds.features.Scalar(dtype=np.int64), "row": tfds.features.Text()}
             return tfds.core.DatasetInfo(
                 builder=self,
-                description=f"{source.name}, one JSON text a row. Licence: {source.licence or 'not stated'}.",
+                description=f"{source.name}, one JSON text per row. Licence: {source.licence or 'not stated'}.",
                 homepage=source.url or f"https://huggingface.co/datasets/{source.hub}",
                 features=tfds.features.FeaturesDict(features),
             )
@@ -63,14 +66,17 @@ def _builder(source: Source, directory: str | os.PathLike[str]) -> Any:
     return builder_class(source)(data_dir=str(pathlib.Path(directory).expanduser()), file_format="array_record")
 
 
-def prepare(source: Source, directory: str | os.PathLike[str], place: str = "") -> pathlib.Path:
-    """Writes the set below ``directory``, unless it is there already; the path of its files.
+def prepare(source: Source, directory: str | os.PathLike[str], rows: Rows) -> pathlib.Path:
+    """Writes the set below ``directory``, unless it is there already; returns the path of its files.
+
+    Args:
+        rows: called for the rows, only if they have to be written.
 
     Raises:
-        UserError: no rows at ``place`` (see ``read_source``), or the directory cannot be written.
+        UserError: the directory cannot be written; or as ``rows`` does.
     """
     builder = _builder(source, directory)
-    builder.rows = lambda: read_source(source, place)[0]
+    builder.rows = rows
     try:
         builder.download_and_prepare()
     except OSError as error:
@@ -79,12 +85,11 @@ def prepare(source: Source, directory: str | os.PathLike[str], place: str = "") 
 
 
 def read_prepared(source: Source, directory: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], str]:
-    """(rows in the order of their source, where they lie) of a prepared set.
+    """(rows in the order of their source, path of the files) of a prepared set.
 
     Raises:
         UserError: it has not been prepared there.
     """
-
     builder = _builder(source, directory)
     if not pathlib.Path(builder.data_path).is_dir():
         raise UserError(

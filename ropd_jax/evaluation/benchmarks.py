@@ -1,7 +1,7 @@
 """The paper's benchmarks as data: where the rows come from, how they are asked, how they are sampled and graded.
 
 ``BENCHMARKS`` holds every one of them; ``reasoning_gym:TASK`` names any task of reasoning-gym. No text of a benchmark
-is in this package: ``load_benchmark`` reads it from a directory or from the Hub (see ``ropd_jax.data.source``).
+is in this package: ``load_benchmark`` reads it from a directory or from the Hub (see ``ropd_jax.data.reading``).
 
 Sampling is the paper's (arXiv 2605.07396, section 3.1 and appendix C): k=16 samples a problem, temperature 1.0,
 top-p 0.95, at most 32,768 tokens. Its prompts are not published; ours are below.
@@ -17,8 +17,10 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from ropd_jax.data import published
-from ropd_jax.data.prompts import GSM_MARK, load_prompts
-from ropd_jax.data.source import Found, Source, check, content_sha, first, read_source
+from ropd_jax.data.load import load_prompts
+from ropd_jax.data.prompts import GSM_MARK
+from ropd_jax.data.reading import read_source
+from ropd_jax.data.source import Found, Source, check, content_sha, first
 from ropd_jax.types import Message, Prompt, UserError
 from ropd_jax.utils.suggest import near
 

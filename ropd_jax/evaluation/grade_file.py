@@ -23,7 +23,7 @@ from ropd_jax.types import UserError
 from ropd_jax.utils.files import write_atomic
 
 log = logging.getLogger(__name__)
-_SAY_EVERY_S = 2.0
+_REPORT_EVERY_S = 2.0
 
 
 def main(
@@ -78,24 +78,24 @@ def grade_file(
         more["grader"] = grader_facts(teacher, role_of(cfg.teacher, "verifier")[0].provider)
     outcomes = grade_answers(
         loaded.benchmark, prompts, rows, workers=workers, timeout_s=timeout_s, teacher=teacher,
-        at_once=2 * cfg.teacher.concurrency, say=sayer("graded"),
+        at_once=2 * cfg.teacher.concurrency, report=throttled("graded"),
     )  # fmt: skip
     if teacher is not None:
         more["calls"] = teacher.metrics()
     return results.make_result(loaded, rows, outcomes, answers_file=str(answers), **more)
 
 
-def sayer(what: str) -> Callable[[int, int], None]:
-    """Says ``what 30 of 100`` at most every two seconds."""
-    said = time.monotonic()
+def throttled(what: str) -> Callable[[int, int], None]:
+    """A function that logs ``what 30 of 100``, at most every two seconds."""
+    last = time.monotonic()
 
-    def say(done: int, of: int) -> None:
-        nonlocal said
-        if time.monotonic() - said > _SAY_EVERY_S:
-            said = time.monotonic()
+    def report(done: int, of: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > _REPORT_EVERY_S:
+            last = time.monotonic()
             log.info("%s %d of %d", what, done, of)
 
-    return say
+    return report
 
 
 def _judge(cfg: ConfigDict, out: str) -> Teacher:

@@ -18,10 +18,9 @@ from ropd_jax.evaluation.benchmarks import Benchmark
 from ropd_jax.evaluation.graders import choice, healthbench, ifeval, math_pool
 from ropd_jax.evaluation.graders.math import boxed, grade_math
 from ropd_jax.teacher import Teacher
-from ropd_jax.text.trim import after_think
-from ropd_jax.types import Prompt, UserError
+from ropd_jax.types import Prompt, UserError, answer_of
 
-Say = Callable[[int, int], None]
+Report = Callable[[int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +58,7 @@ def grade_answers(
     timeout_s: float = 5.0,
     teacher: Teacher | None = None,
     at_once: int = 64,
-    say: Say = lambda done, of: None,
+    report: Report = lambda done, of: None,
 ) -> list[Outcome]:
     """The outcome of each answer.
 
@@ -68,29 +67,29 @@ def grade_answers(
         workers, timeout_s: of the math grader, see ``mathpool.verify_all``.
         teacher: HealthBench's judge; it is closed at the end.
         at_once: questions to the judge that wait at the same time.
-        say: told (done, of).
+        report: called with (done, of).
     """
     asked = [prompts[a.id] for a in answers]
     texts = [a.response for a in answers]
     if benchmark.grader == "math":
         golds = [p.answer or "" for p in asked]
-        verdicts = grade_math(golds, texts, workers=workers, timeout_s=timeout_s, say=say)
+        verdicts = grade_math(golds, texts, workers=workers, timeout_s=timeout_s, report=report)
         return [
             Outcome(None if v.right is None else float(v.right), v.cause, boxed(text))
             for v, text in zip(verdicts, texts, strict=True)
         ]
     if benchmark.grader == "healthbench":
-        return _healthbench(asked, texts, teacher, at_once, say)
+        return _healthbench(asked, texts, teacher, at_once, report)
     one = {"choice": _choice, "ifeval": _ifeval, "exact": _exact}[benchmark.grader]
     outcomes = []
     for done, (prompt, text) in enumerate(zip(asked, texts, strict=True)):
-        say(done, len(texts))
+        report(done, len(texts))
         outcomes.append(one(prompt, text))
     return outcomes
 
 
 def _exact(prompt: Prompt, text: str) -> Outcome:
-    text = after_think(text)
+    text = answer_of(text)
     right = grade(prompt, text)
     answer = final_answer(text)
     if right is None:
@@ -107,7 +106,7 @@ def _choice(prompt: Prompt, text: str) -> Outcome:
 
 def _ifeval(prompt: Prompt, text: str) -> Outcome:
     """Strict at prompt level is the value; the parts hold the other three and the number of instructions."""
-    instructions, text = prompt.metadata["instructions"], after_think(text)
+    instructions, text = prompt.metadata["instructions"], answer_of(text)
     strict = ifeval.follows(instructions, text)
     loose = ifeval.follows_loosely(instructions, text)
     return Outcome(
@@ -123,15 +122,15 @@ def _ifeval(prompt: Prompt, text: str) -> Outcome:
 
 
 def _healthbench(
-    prompts: Sequence[Prompt], texts: Sequence[str], teacher: Teacher | None, at_once: int, say: Say
+    prompts: Sequence[Prompt], texts: Sequence[str], teacher: Teacher | None, at_once: int, report: Report
 ) -> list[Outcome]:
     if teacher is None:
         raise UserError("HealthBench is graded by a model; name it with --config.teacher.verifier.model=MODEL")
-    pairs = [(p, after_think(text)) for p, text in zip(prompts, texts, strict=True)]
+    pairs = [(p, answer_of(text)) for p, text in zip(prompts, texts, strict=True)]
 
     async def judged() -> list[tuple[list[bool | None], list[str]]]:
         try:
-            return await healthbench.judge_all(teacher, pairs, at_once=at_once, say=say)
+            return await healthbench.judge_all(teacher, pairs, at_once=at_once, report=report)
         finally:
             await teacher.close()
 

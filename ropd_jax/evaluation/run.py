@@ -36,10 +36,10 @@ from ropd_jax.sampling.rules import SamplingRule
 from ropd_jax.types import Prompt, RolloutGroup, UserError
 from ropd_jax.utils.files import write_atomic
 from ropd_jax.utils.interrupt import Interrupt, Interrupted
+from ropd_jax.utils.text import clock
 from ropd_jax.weights.student import Student, load_student
 from ropd_jax.workdir.metrics import read_metrics
 from ropd_jax.workdir.policy import kept_steps, load_policy, run_config
-from ropd_jax.workdir.progress import clock
 
 log = logging.getLogger(__name__)
 

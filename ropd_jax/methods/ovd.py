@@ -21,7 +21,6 @@ from ropd_jax.data.grader import grade
 from ropd_jax.methods.base import Method
 from ropd_jax.teacher import TeacherError
 from ropd_jax.teacher.judge_group import graded, unscored
-from ropd_jax.text.trim import after_think
 from ropd_jax.types import Judgement, RolloutGroup, UserError
 
 HIGHEST = 9
@@ -50,7 +49,7 @@ class OVD(Method):
 
     async def judge(self, teacher, group: RolloutGroup) -> Judgement:
         known: dict = {}
-        answers = [after_think(r.text) for r in group.rollouts]
+        answers = [r.answer for r in group.rollouts]
         try:
             if self.cfg.ovd.mode == "filter":
                 known["references"] = await teacher.references(group.prompt)

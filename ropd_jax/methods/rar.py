@@ -16,7 +16,6 @@ import dataclasses
 from ropd_jax.methods.base import Method
 from ropd_jax.teacher import TeacherError
 from ropd_jax.teacher.judge_group import graded, unscored
-from ropd_jax.text.trim import after_think
 from ropd_jax.types import Judgement, RolloutGroup, Rubric, UserError
 
 LOWEST, HIGHEST = 1, 10
@@ -51,7 +50,7 @@ class RaR(Method):
 
     async def judge(self, teacher, group: RolloutGroup) -> Judgement:
         known: dict = {}
-        key, answers = f"{group.step}/{group.prompt.id}", [after_think(r.text) for r in group.rollouts]
+        key, answers = f"{group.step}/{group.prompt.id}", [r.answer for r in group.rollouts]
         try:
             known["references"], known["rubric"] = await self.rubric(teacher, group.prompt)
             if self.cfg.rar.mode == "explicit":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from ropd_jax.data.grader import grade
 from ropd_jax.methods.base import Method
-from ropd_jax.text.trim import after_think
 from ropd_jax.types import Judgement, RolloutGroup
 
 
@@ -23,7 +22,7 @@ class RLVR(Method):
 
 def outcome(group: RolloutGroup) -> Judgement:
     """1.0 for a right answer, 0.0 for a wrong one, None where the prompt carries nothing to grade by."""
-    right = [grade(group.prompt, after_think(r.text)) for r in group.rollouts]
+    right = [grade(group.prompt, r.answer) for r in group.rollouts]
     return Judgement(
         rewards=tuple(None if ok is None else float(ok) for ok in right),
         causes=tuple("ungraded" if ok is None else None for ok in right),

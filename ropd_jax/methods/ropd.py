@@ -16,7 +16,6 @@ import dataclasses
 from ropd_jax.core.rewards import pass_rate, references_pass, variance_weights
 from ropd_jax.methods.base import Method
 from ropd_jax.teacher.judge_group import Design, judge, judge_pairs
-from ropd_jax.text.trim import after_think
 from ropd_jax.types import Judgement, RolloutGroup, UserError
 
 
@@ -46,7 +45,7 @@ class ROPD(Method):
     async def judge(self, teacher, group: RolloutGroup) -> Judgement:
         how = self.cfg.ropd
         design = Design(how.blind, how.see_rollouts, how.pool_references, (how.least_criteria, how.most_criteria))
-        answers = tuple(after_think(r.text) for r in group.rollouts)
+        answers = tuple(r.answer for r in group.rollouts)
         if how.rubric_per == "pair":
             return await judge_pairs(teacher, group.prompt, answers, step=group.step, design=design)
         return self.reweighted(await judge(teacher, group.prompt, answers, step=group.step, design=design))

@@ -11,7 +11,6 @@ from __future__ import annotations
 from ropd_jax.methods.base import Method
 from ropd_jax.teacher import TeacherError
 from ropd_jax.teacher.judge_group import graded, unscored
-from ropd_jax.text.trim import after_think
 from ropd_jax.types import Judgement, RolloutGroup
 
 LOWEST, HIGHEST = 1, 10
@@ -24,7 +23,7 @@ class TJudge(Method):
 
     async def judge(self, teacher, group: RolloutGroup) -> Judgement:
         known: dict = {}
-        answers = [after_think(r.text) for r in group.rollouts]
+        answers = [r.answer for r in group.rollouts]
         try:
             template = "score_judge.v1"
             if self.cfg.t_judge.references:

@@ -24,7 +24,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ropd_jax.data.prompts import load_prompts
+from ropd_jax.data.load import load_prompts
 from ropd_jax.teacher import Budget, Prices, Tape, TeacherError, TruncatedError, Usage, make_client
 from ropd_jax.teacher.build import ROLE_KEYS, Endpoint, reference_sources, role_of
 from ropd_jax.teacher.clients.client import ChatRequest

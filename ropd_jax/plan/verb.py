@@ -83,7 +83,7 @@ class _progress:
 
 def teacher(cfg: ConfigDict, tape: Tape | None = None) -> tuple[list[RolePlan], str]:
     """What the run asks of its teacher, at most and by a tape's means, and on what data; see ``ropd preflight``."""
-    from ropd_jax.data.prompts import load_prompts
+    from ropd_jax.data.load import load_prompts
     from ropd_jax.methods import load_method
 
     d = cfg.data

@@ -17,7 +17,6 @@ from ropd_jax.evaluation.stats import accuracy
 from ropd_jax.methods.t_judge import HIGHEST, LOWEST
 from ropd_jax.teacher import Teacher, TeacherError, TeacherLoop
 from ropd_jax.teacher.judge_group import graded, unscored
-from ropd_jax.text.trim import after_think
 from ropd_jax.training.collect import PendingStep, Report, judge_group, judge_step
 from ropd_jax.types import Judgement, RolloutGroup
 from ropd_jax.utils import tracing
@@ -74,7 +73,7 @@ def grade_heldout(
             report(f"evaluating {name} {done + 1}/{n}")
             if not metrics:
                 first.append(group)
-            grades += [grade(group.prompt, r.text) for r in group.rollouts]
+            grades += [grade(group.prompt, r.answer) for r in group.rollouts]
             truncated += sum(r.finish_reason == "length" for r in group.rollouts)
         estimate = accuracy(grades)
         metrics |= {
@@ -93,7 +92,7 @@ def grade_heldout(
 
 async def held_out_judge(teacher: Teacher, group: RolloutGroup) -> Judgement:
     """A grade of each answer by ``teacher.judge``, requested as `methods.t_judge` does without references."""
-    answers = [after_think(r.text) for r in group.rollouts]
+    answers = [r.answer for r in group.rollouts]
     how = {"lowest": LOWEST, "highest": HIGHEST, "template": "score_judge.v1", "role": "judge"}
     try:
         return graded(await teacher.score(group.prompt, answers, key=f"eval/{group.prompt.id}", **how), LOWEST, HIGHEST)

@@ -29,7 +29,7 @@ def step_metrics(
 ) -> dict[str, Any]:
     """The step's rollouts, rewards and failures as metrics; a mean over nothing is None."""
     rollouts = [r for g in groups for r in g.rollouts]
-    grades = [grade(g.prompt, r.text) for g in groups for r in g.rollouts]
+    grades = [grade(g.prompt, r.answer) for g in groups for r in g.rollouts]
     scored = reward_PG[valid_PG]
     reference = [j.rubric.score(v) for j in judgements if j.rubric for v in j.reference_passed if v is not None]
     valid_P, informative_P = (np.asarray(x).any(axis=1) for x in (advantages.valid_PG, advantages.informative_PG))

@@ -89,7 +89,7 @@ def setup(
     )
     if how.lora.rank:
         adapted(student.cfg, how.lora)  # raises for targets that fit nothing
-    train, heldout = load_questions(cfg, student.tokenizer)
+    train, heldout = load_questions(cfg.data, student.tokenizer)
     prompts = PromptStream(train.prompts, how.prompts_per_step, how.seed)
     longest = max(len(t) for q in (train, heldout) for t in q.tokens_of(q.prompts))
     prompt_len = -(-longest // 16) * 16  # one length for the whole run, so that each function compiles once

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
 from ropd_jax.utils.files import finite
+from ropd_jax.utils.text import clock
 
 log = logging.getLogger(__name__)
 
@@ -100,12 +101,3 @@ class Progress:
         else:
             self._file.write(text + "\n")
             self._file.flush()
-
-
-def clock(seconds: float) -> str:
-    """``41 s``, ``3:07``, ``1:02:09``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    hours, rest = divmod(whole, 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from ropd_jax.data.grader import final_answer, grade, last_box, number, same
+from ropd_jax.data import grader, grader_worker
+from ropd_jax.data.grader import BrokenScorer, final_answer, grade, last_box, number, same
 from ropd_jax.types import Message, Prompt
 
 
@@ -106,9 +108,10 @@ def test_a_scorer_that_fails_on_its_own_gold_is_not_hidden(monkeypatch):
         raise ValueError("signal only works in main thread")
 
     monkeypatch.setattr(reasoning_gym, "get_score_answer_fn", lambda task: broken)
+    monkeypatch.setattr(grader, "_child", SimpleNamespace(ask=grader_worker.answer))  # in this process, to patch it
     entry = {"question": "q", "answer": "x", "metadata": {}}
-    with pytest.raises(ValueError, match="main thread"):
-        grade(prompt("x", "spell_backward", entry), "Answer: x")
+    with pytest.raises(BrokenScorer, match="ValueError: signal only works in main thread"):
+        grade(prompt("x", "broken_task", entry), "Answer: x")
 
 
 @pytest.mark.parametrize("task", ["chain_sum", "products", "gcd", "lcm", "simple_equations", "gsm_symbolic"])

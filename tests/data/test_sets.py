@@ -6,8 +6,10 @@ from collections import Counter
 import pytest
 
 from ropd_jax.cli.main import main
-from ropd_jax.data.prompts import PromptStream, load_prompts
+from ropd_jax.data.load import load_prompts
+from ropd_jax.data.prompts import PromptStream
 from ropd_jax.data.published import PUBLISHED, TRAINING
+from ropd_jax.data.reading import read_source
 from ropd_jax.data.sets import (
     RarCriterion,
     SetOptions,
@@ -17,7 +19,6 @@ from ropd_jax.data.sets import (
     same_key,
     without_overlap,
 )
-from ropd_jax.data.source import read_source
 from ropd_jax.data.tfds import prepare, read_prepared
 from ropd_jax.evaluation.benchmarks import load_benchmark
 from ropd_jax.types import Message, Prompt, UserError
@@ -164,20 +165,21 @@ def test_rar_rows_become_prompts_with_their_criteria(tmp_path):
 
 def test_a_prepared_set_is_read_back_row_for_row_in_order(place, tmp_path):
     source = PUBLISHED["dapo_math_17k"]
-    path = prepare(source, tmp_path / "tfds", place)
+    path = prepare(source, tmp_path / "tfds", lambda: read_source(source, place)[0])
     assert list(path.glob("*.array_record*"))
     rows, where = read_prepared(source, tmp_path / "tfds")
     assert rows == ROWS == read_source(source, place)[0]
     assert where == f"tfds:{path}"
     again = load_set("dapo_math_17k", f"tfds:{tmp_path / 'tfds'}")
     assert [p.id for p in again[0]] == ["a", "f", "g", "h", "i"]  # the benchmark is not prepared there
-    assert prepare(source, tmp_path / "tfds", "nowhere") == path  # there already: nothing is read
+    assert prepare(source, tmp_path / "tfds", lambda: pytest.fail("it read")) == path  # there already: nothing is read
 
 
 def test_a_benchmark_can_be_read_from_prepared_files(tmp_path):
     rows = [{"problem": f"{n}?", "answer": str(n)} for n in range(40)]
     place = write(tmp_path, "aime_2025", rows)
-    prepare(PUBLISHED["aime_2025"], tmp_path / "tfds", place)
+    source = PUBLISHED["aime_2025"]
+    prepare(source, tmp_path / "tfds", lambda: read_source(source, place)[0])
     a, b = load_benchmark("aime_2025", place), load_benchmark("aime_2025", f"tfds:{tmp_path / 'tfds'}")
     assert a.prompts == b.prompts and a.found.sha == b.found.sha
 

@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from ropd_jax.data.source import read_source
+from ropd_jax.data.reading import read_source
 from ropd_jax.evaluation.benchmarks import BENCHMARKS, benchmark_of, load_benchmark
 from ropd_jax.types import UserError
 from tests.helpers import local_data

@@ -20,7 +20,7 @@ import time
 import pytest
 
 from ropd_jax.cli.main import load_config
-from ropd_jax.data.prompts import load_prompts
+from ropd_jax.data.load import load_prompts
 from ropd_jax.parallel import hosts
 from ropd_jax.teacher.tape.store import Tape
 from ropd_jax.train import train

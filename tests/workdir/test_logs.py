@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from ropd_jax.types import Criterion, Judgement, Message, Prompt, Rollout, RolloutGroup, Rubric, UserError
+from ropd_jax.utils.text import clock
 from ropd_jax.workdir.curves import curves_png
 from ropd_jax.workdir.groups import GroupsLog, group_row
 from ropd_jax.workdir.metrics import Metrics, read_metrics
-from ropd_jax.workdir.progress import Progress, clock
+from ropd_jax.workdir.progress import Progress
 from ropd_jax.workdir.result import read_result, show_result, write_result
 
 

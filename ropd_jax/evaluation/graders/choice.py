@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from ropd_jax.text.trim import after_think
+from ropd_jax.types import answer_of
 
 _LAST = re.compile(
     r"(?i:\banswer)(?:\s+is)?[ \t*_]*:?[ \t*_]*(?:\$?\\boxed\{|\$?\\text\{|[($\[{*_ \t])*"
@@ -23,7 +23,7 @@ _ORIGINAL = re.compile(r"(?i)Answer[ \t]*:[ \t]*\$?([A-D])\$?")
 def last_choice(text: str) -> str | None:
     """The letter of the last ``Answer: X`` or ``\\boxed{X}``; None without one. Thoughts are not read."""
     last = None
-    answer = after_think(text)
+    answer = answer_of(text)
     for match in (*_LAST.finditer(answer), *_BOX.finditer(answer)):
         if last is None or match.end() > last.end():
             last = match

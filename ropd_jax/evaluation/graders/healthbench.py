@@ -95,13 +95,13 @@ async def judge_all(
     answers: Sequence[tuple[Prompt, str]],
     *,
     at_once: int,
-    say: Callable[[int, int], None] = lambda done, of: None,
+    report: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[tuple[list[bool | None], list[str]]]:
     """Of each (prompt, response) the verdict of each criterion, and the causes of those that are missing.
 
     Args:
         at_once: questions that wait at the same time.
-        say: told (done, of) in criteria.
+        report: called with (done, of) in criteria.
 
     Raises:
         ConfigurationError: the judge cannot work at all (a wrong key, a budget that is spent).
@@ -121,7 +121,7 @@ async def judge_all(
                 return error.cause
             finally:
                 done += 1
-                say(done, of)
+                report(done, of)
 
     tasks = [[asyncio.ensure_future(one(p, text, r)) for r in p.metadata["rubrics"]] for p, text in answers]
     try:

@@ -17,7 +17,7 @@ from fractions import Fraction
 
 from ropd_jax.data.grader import LONGEST, last_box, number
 from ropd_jax.evaluation.graders.math_pool import Verdict, verify_all
-from ropd_jax.text.trim import after_think
+from ropd_jax.types import answer_of
 
 _SPACING = re.compile(r"\\[,;:!]|\\ |\\q?quad(?![a-zA-Z])|~")
 _END = re.compile(r"((?<!\\right)[.,;: ]|\\?%)+$")  # "\right." closes a bracket
@@ -30,7 +30,7 @@ def boxed(text: str) -> str | None:
     >>> boxed(r"\\boxed{5}. Wait, no: \\boxed{7.}")
     '7'
     """
-    content = last_box(after_think(text))[1]
+    content = last_box(answer_of(text))[1]
     return None if content is None else _plain(content)
 
 
@@ -57,19 +57,19 @@ def grade_math(
     *,
     workers: int = 0,
     timeout_s: float = 5.0,
-    say: Callable[[int, int], None] = lambda done, of: None,
+    report: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[Verdict]:
     """A verdict for each text against the gold answer at the same place; ``right`` None is ungraded.
 
     Args:
         workers, timeout_s: see ``mathpool.verify_all``.
-        say: told (done, of) of the pairs that need math-verify.
+        report: called with (done, of) of the pairs that need math-verify.
     """
     verdicts = [decide(gold, boxed(text)) for gold, text in zip(golds, texts, strict=True)]
     open_ones = [i for i, v in enumerate(verdicts) if not isinstance(v, Verdict)]
     pairs = [verdicts[i] for i in open_ones]
     of = len(set(pairs))
-    found = verify_all(pairs, workers=workers, timeout_s=timeout_s, say=lambda done: say(done, of))
+    found = verify_all(pairs, workers=workers, timeout_s=timeout_s, report=lambda done: report(done, of))
     for i, verdict in zip(open_ones, found, strict=True):
         verdicts[i] = verdict
     return verdicts

@@ -1,48 +1,38 @@
-"""Many math answers against their golds, in processes that are killed and replaced when they take too long.
+"""Many math answers against their gold answers, in sandboxed processes that are replaced if they take too long.
 
-math-verify bounds its time by ``signal.alarm``, which works in a main thread only and takes other alarms away; sympy
-can compute for hours on ten characters (``9^{9^{9^9}}``). So each of its processes is a child with a pipe and a limit
-on its own computing time. What was not graded within it, or made its process fail, is *ungraded* with its cause: never
-wrong.
+math-verify bounds its time with ``signal.alarm``, which works only in a main thread and cancels other alarms; sympy
+can compute for hours on ten characters (``9^{9^{9^9}}``). So math-verify runs in children (``utils.sandbox``) with a
+limit on their own computing time. What a child does not decide is *ungraded* with its cause: never wrong.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
-import math
 import os
-import pathlib
 import queue
-import select
-import signal
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from ropd_jax.types import UserError
+from ropd_jax.utils import sandbox
 
 log = logging.getLogger(__name__)
 
-_START_S = 120.0  # importing sympy on a machine that is busy with other things
-_TRIES = 3  # of starting a process
-_WALL = 12  # times the limit: a process that has not even got so much of the machine is ended by the clock
+WORKER = "ropd_jax.evaluation.graders.math_worker"
 
 
 class Verdict(NamedTuple):
-    """``right`` is None where the grader could not say; ``cause`` then says why, and for a wrong answer what of it."""
+    """``right`` is None if the answer is ungraded. ``cause`` tells why it is ungraded or wrong."""
 
     right: bool | None
     cause: str = ""
 
 
 class MathPoolError(UserError):
-    """No grading process can be started at all; the message holds its own words."""
+    """No grading process can be started; the message contains its own last line."""
 
 
 def verify_all(
@@ -50,18 +40,18 @@ def verify_all(
     *,
     workers: int = 0,
     timeout_s: float = 5.0,
-    say: Callable[[int], None] = lambda done: None,
+    report: Callable[[int], None] = lambda done: None,
 ) -> list[Verdict]:
-    """The verdict of each (gold, answer); equal pairs are graded once.
+    """The verdict on each (gold, answer); equal pairs are graded once.
 
     Args:
-        workers: processes; 0 is one for each core, at most one for 8 pairs.
-        timeout_s: seconds of computing on one pair, rounded up, then ``timeout``: of the process's own time, so that a
-            busy machine grades as an idle one does. The slowest of 560 golds took 0.5 s.
-        say: told now and then how many different pairs are done.
+        workers: number of processes; 0 means one per core, and at most one per 8 pairs.
+        timeout_s: seconds of computing per pair, rounded up, in the process's own CPU time; then the cause is
+            ``timeout``. The slowest of 560 gold answers took 0.5 s.
+        report: called now and then with the number of different pairs that are done.
 
-    Causes of an ungraded pair: ``timeout``, ``memory``, ``crashed``, ``error`` (math-verify raised), ``gold`` (it
-    cannot read the gold answer).
+    Causes of an ungraded pair: those of ``sandbox.ERRORS``, ``error`` (math-verify raised), and ``gold`` (it cannot
+    read the gold answer).
 
     Raises:
         MathPoolError: the processes do not start (math-verify is not installed, for example).
@@ -79,7 +69,7 @@ def verify_all(
     try:
         while any(t.is_alive() for t in threads):
             threads[0].join(0.2) if threads[0].is_alive() else time.sleep(0.05)
-            say(len(state.found))
+            report(len(state.found))
     finally:
         state.stopped.set()
         for thread in threads:
@@ -90,11 +80,12 @@ def verify_all(
 
 
 def check_starts() -> None:
-    """Start one grading process and end it, before hours of sampling count on it.
+    """Starts one grading process and ends it, before hours of sampling depend on it.
 
-    Raises: MathPoolError, as `verify_all`.
+    Raises:
+        MathPoolError: as `verify_all`.
     """
-    _started(1.0).kill()
+    _started(1.0).close()
 
 
 @dataclasses.dataclass
@@ -113,93 +104,37 @@ class _State:
 
 
 def _serve(state: _State, timeout_s: float) -> None:
-    """One thread with its process, which is replaced when it was killed or has died."""
-    process: _Process | None = None
+    """One thread with its child, which is replaced after it was killed or has died."""
+    child: sandbox.Child | None = None
     try:
-        for pair in state.pairs():
-            process = process or _started(timeout_s)
-            state.found[pair] = process.ask(pair, timeout_s, state.stopped)
-            if not process.alive:
-                process.kill()
-                process = None
+        for gold, answer in state.pairs():
+            child = child or _started(timeout_s)
+            reply = child.ask({"gold": gold, "answer": answer}, state.stopped)
+            state.found[gold, answer] = _verdict(reply, (gold, answer))
+            if not child.alive:
+                child.close()
+                child = None
     except MathPoolError as error:
         state.failures.append(error)
         state.stopped.set()
     finally:
-        if process is not None:
-            process.kill()
+        if child is not None:
+            child.close()
 
 
-def _started(timeout_s: float) -> _Process:
-    for attempt in range(_TRIES):
-        process = _Process(timeout_s)
-        line = process.line(_START_S)
-        if line == b"ready\n":
-            return process
-        said = process.kill()
-        log.debug("a grading process did not start (try %d): %s", attempt + 1, said)
-    what = said.strip().splitlines()[-1] if said.strip() else f"nothing in {_START_S:.0f} s"
-    raise MathPoolError(f"the grading process does not start ({what}); is math-verify installed? "
-                        "pip install 'ropd_jax[eval]'")  # fmt: skip
+def _started(timeout_s: float) -> sandbox.Child:
+    try:
+        return sandbox.Child(WORKER, cpu_s=timeout_s)
+    except sandbox.StartError as error:
+        raise MathPoolError(
+            f"the grading process does not start ({error}); is math-verify installed? pip install 'ropd_jax[eval]'"
+        ) from error
 
 
-class _Process:
-    def __init__(self, timeout_s: float):
-        command = [sys.executable, "-m", "ropd_jax.evaluation.graders.math_worker", str(math.ceil(timeout_s))]
-        root = str(pathlib.Path(__file__).parents[3])
-        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-        self._said = tempfile.TemporaryFile()  # a pipe that nobody reads would fill up  # noqa: SIM115
-        self._child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, bufsize=0,
-            env={**os.environ, "PYTHONPATH": path}, start_new_session=True,
-        )  # fmt: skip
-        self._buffer = b""
-        self.alive = True
-
-    def line(self, timeout_s: float, stopped: threading.Event | None = None) -> bytes | None:
-        """The next line; None when there is none in time, or the process has ended."""
-        end = time.monotonic() + timeout_s
-        out = self._child.stdout
-        while b"\n" not in self._buffer:
-            left = end - time.monotonic()
-            if left <= 0 or (stopped is not None and stopped.is_set()):
-                return None
-            if select.select([out], [], [], min(left, 0.2))[0]:
-                data = os.read(out.fileno(), 65536)
-                if not data:
-                    self.alive = False
-                    return None
-                self._buffer += data
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return line + b"\n"
-
-    def ask(self, pair: tuple[str, str], timeout_s: float, stopped: threading.Event) -> Verdict:
-        gold, answer = pair
-        try:
-            self._child.stdin.write(json.dumps({"gold": gold, "answer": answer}).encode() + b"\n")
-        except BrokenPipeError:
-            self.alive = False
-            return Verdict(None, "crashed")
-        line = self.line(_WALL * timeout_s, stopped)
-        if line is None:
-            died, self.alive = not self.alive, False
-            spent = not died or self._child.wait() == -signal.SIGXCPU
-            return Verdict(None, "timeout" if spent else "crashed")
-        reply = json.loads(line)
-        if "right" in reply:
-            return Verdict(reply["right"], "" if reply["right"] else "different")
-        log.debug("math-verify failed on %r against %r: %s", answer, gold, reply["error"])
-        return Verdict(None, reply["error"] if reply["error"] in ("memory", "gold") else "error")
-
-    def kill(self) -> str:
-        """Ends the process and returns what it said on standard error."""
-        self.alive = False
-        if self._said.closed:
-            return ""
-        self._child.kill()
-        self._child.wait()
-        self._child.stdin.close()
-        self._child.stdout.close()
-        with self._said as file:
-            file.seek(0)
-            return file.read().decode("utf-8", "replace")
+def _verdict(reply: dict, pair: tuple[str, str]) -> Verdict:
+    right = reply.get("right")
+    if isinstance(right, bool):
+        return Verdict(right, "" if right else "different")
+    cause = str(reply.get("error"))
+    log.debug("math-verify failed on %r against %r: %s", pair[1], pair[0], cause)
+    return Verdict(None, cause if cause in (*sandbox.ERRORS, "gold") else "error")

@@ -12,9 +12,9 @@ import time
 import pytest
 
 from ropd_jax.data.grader import last_box
-from ropd_jax.evaluation.graders import math_pool
 from ropd_jax.evaluation.graders.math import boxed, decide, grade_math
 from ropd_jax.evaluation.graders.math_pool import MathPoolError, Verdict, verify_all
+from ropd_jax.utils import sandbox
 from tests.helpers import local_rows
 
 
@@ -139,17 +139,17 @@ def test_an_unreadable_gold_is_ungraded():
 
 
 def test_a_process_that_dies_is_replaced(monkeypatch):
-    ask = math_pool._Process.ask
+    ask = sandbox.Child.ask
     asked = []
 
-    def shot_first(self, pair, timeout_s, stopped):
-        asked.append(self._child.pid)
+    def shot_first(self, request, stopped=None):
+        asked.append(self.pid)
         if len(asked) == 1:
-            os.kill(self._child.pid, signal.SIGKILL)
-            self._child.wait()
-        return ask(self, pair, timeout_s, stopped)
+            os.kill(self.pid, signal.SIGKILL)
+            self._process.wait()
+        return ask(self, request, stopped)
 
-    monkeypatch.setattr(math_pool._Process, "ask", shot_first)
+    monkeypatch.setattr(sandbox.Child, "ask", shot_first)
     got = verify_all([(r"\frac12", r"\frac24"), (r"\frac13", r"\frac26")], workers=1, timeout_s=30)
     assert got == [Verdict(None, "crashed"), Verdict(True)]
     assert len(set(asked)) == 2

@@ -1,0 +1,125 @@
+"""What the child of ``data.grader`` does: the tasks of reasoning-gym whose answers have to be parsed.
+
+    request   {"task": "countdown", "answer": "94*4 - 61 - 6", "entry": the item, pickled by our own process}
+    reply     {"right": true}, or {"error": ...} if that cannot be decided
+
+Most tasks are scored by reasoning-gym's own scorer; only a full 1.0 counts. Nine of its scorers would run the answer
+as a program (``eval``, ``sympy.parse_expr``), and are never called. Four of them give full marks for an equal text
+only, so ``data.grader`` compares texts. The other five are in `CHECKS`: they read the answer by ``data.expressions``.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import pickle
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from typing import Any
+
+from ropd_jax.data import expressions
+from ropd_jax.data.expressions import NotAFormula, TooLarge, parse, to_sympy
+
+# what a scorer raises on a text that is not an answer to its task
+NOT_AN_ANSWER = (ArithmeticError, AttributeError, LookupError, SyntaxError, TypeError, ValueError)
+
+
+class BrokenScorer(Exception):
+    """A scorer that fails on its own gold answer. The cause is its error."""
+
+
+def warm_up() -> None:
+    """Imports reasoning-gym and sympy, 1 to 4 seconds."""
+    import reasoning_gym.factory  # noqa: F401
+    import sympy  # noqa: F401
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """The reply to one request."""
+    entry = pickle.loads(base64.b64decode(request["entry"]))  # of our own process, never of a student or a file
+    try:
+        return {"right": right(request["task"], entry, request["answer"])}
+    except TooLarge:
+        return {"error": "too_large"}
+    except BrokenScorer as error:
+        cause = error.__cause__
+        return {"error": "broken", "message": f"{type(cause).__name__}: {cause}"[:300]}
+
+
+def right(task: str, entry: dict[str, Any], found: str) -> bool:
+    """True if ``found`` solves the task.
+
+    Raises:
+        TooLarge: it cannot be decided.
+        BrokenScorer: the scorer fails on its own gold answer.
+    """
+    if check := CHECKS.get(task):
+        try:
+            return check(found, entry)
+        except TooLarge:
+            raise
+        except (NotAFormula, ArithmeticError, TypeError):
+            return False
+    score = _scorer(task)
+    try:
+        return bool(score(found, entry) == 1.0)
+    except NOT_AN_ANSWER:
+        _check_gold(score, entry)
+        return False
+
+
+@functools.cache
+def _scorer(task: str) -> Callable[[str, dict[str, Any]], float]:
+    from reasoning_gym import get_score_answer_fn
+
+    return get_score_answer_fn(task)
+
+
+def _check_gold(score: Callable[[str, dict[str, Any]], float], entry: dict[str, Any]) -> None:
+    """Raises BrokenScorer if the scorer raises on the gold answer as well: then the fault is not the student's."""
+    if entry["answer"] is None:
+        return
+    try:
+        score(entry["answer"], entry)
+    except Exception as error:
+        raise BrokenScorer from error
+
+
+def countdown(found: str, entry: Mapping[str, Any]) -> bool:
+    """The formula uses each given number once and has exactly the target's value."""
+    tree = parse(found)
+    if sorted(expressions.numbers(tree)) != sorted(entry["metadata"]["numbers"]):
+        return False
+    return expressions.value(tree) == Fraction(str(entry["metadata"]["target"]))
+
+
+def puzzle24(found: str, entry: Mapping[str, Any]) -> bool:
+    """The formula uses each of the four given numbers once and has exactly the value 24."""
+    tree = parse(found)
+    return sorted(expressions.numbers(tree)) == sorted(entry["metadata"]["numbers"]) and expressions.value(tree) == 24
+
+
+def integration(found: str, entry: Mapping[str, Any]) -> bool:
+    """The derivative of the formula is the integrand; any constant of integration is right.
+
+    ``Integral(f, x)`` is outside the grammar: it repeats the question. About one gold answer in eight is of that form.
+    """
+    import sympy
+
+    metadata = entry["metadata"]
+    derivative = sympy.diff(to_sympy(parse(found)), sympy.Symbol(metadata["variable"]))
+    return bool(sympy.simplify(derivative - to_sympy(parse(metadata["integrand"]))) == 0)
+
+
+def polynomial(found: str, entry: Mapping[str, Any]) -> bool:
+    """The formula has the terms of the gold answer: a product that is not multiplied out is not an answer."""
+    return bool(to_sympy(parse(found)) == to_sympy(parse(entry["answer"])))
+
+
+CHECKS: dict[str, Callable[[str, Mapping[str, Any]], bool]] = {
+    "countdown": countdown,
+    "puzzle24": puzzle24,
+    "simple_integration": integration,
+    "intermediate_integration": integration,
+    "polynomial_multiplication": polynomial,
+}

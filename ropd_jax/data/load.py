@@ -1,0 +1,100 @@
+"""``load_prompts``: one source of questions (reasoning-gym, JSONL, a published set) as a ``PromptSet``.
+
+source -> items -> (duplicates dropped and counted) -> template and system message -> PromptSet
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ropd_jax.data import jsonl, reasoning_gym, sets
+from ropd_jax.data.prompts import PromptSet, normalise
+from ropd_jax.types import Message, Prompt, UserError
+
+
+def load_prompts(
+    *,
+    source: str,
+    task: str = "",
+    path: str = "",
+    size: int | None = None,
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+    template: str = "{question}",
+    system: str = "",
+) -> PromptSet:
+    """The prompts of one source, without duplicates.
+
+    Args:
+        source: ``reasoning_gym``, ``jsonl``, or ``published`` (a set of ``ropd_jax.data.sets``).
+        task: reasoning-gym: the task to generate. JSONL: the name that selects the grader ("" for plain comparison).
+            Published: the name of the set.
+        path: JSONL: one file, or a pattern such as ``gsm8k_train_part*.jsonl`` (read in sorted order). Published:
+            a directory, ``tfds:DIR``, ``hub``, or "" (see ``data.reading.read_source``).
+        size: reasoning-gym: how many items to generate, before duplicates are dropped. JSONL: keep only the first
+            ``size`` prompts (None: all). Published: draw ``size`` prompts by a hash of (seed, id); 0 or None keeps
+            all, in their own order.
+        seed: reasoning-gym: item i is drawn from seed + i. Published: the seed of the draw. JSONL: not used.
+        options: reasoning-gym: the task's own settings, e.g. ``{"min_terms": 4}``. Published: ``sets.SetOptions``.
+        template: the user message. ``{question}`` is replaced by the question; other braces are plain text.
+        system: the system message ("" for none).
+
+    Raises:
+        UserError: unknown source, task or option; missing or malformed file; template without ``{question}``;
+            no prompt left.
+    """
+    if "{question}" not in template:
+        raise UserError(f"template {template!r} has no {{question}}; put it where the question goes")
+    items, where, dropped = _items(source, task, path, size, seed, dict(options or {}))
+    seen: set[str] = set()
+    ids: set[str] = set()
+    prompts: list[Prompt] = []
+    for item in items:
+        if item is None:
+            dropped["solution_mismatch"] += 1
+            continue
+        key = normalise(item.question)
+        if key in seen:
+            dropped["duplicate"] += 1
+            continue
+        if item.id in ids:
+            raise UserError(f"{where}: two different questions have the id {item.id!r}; give each its own id")
+        seen.add(key)
+        ids.add(item.id)
+        prompts.append(_render(item, template, system))
+        if source == "jsonl" and size is not None and len(prompts) >= size:
+            break
+    if not prompts:
+        why = ", ".join(f"{n} dropped as {cause}" for cause, n in dropped.items()) or "the source is empty"
+        raise UserError(f"{where}: no prompt left ({why}); give another source or a larger size")
+    return PromptSet(tuple(prompts), dict(dropped))
+
+
+def _items(
+    source: str, task: str, path: str, size: int | None, seed: int, options: dict[str, Any]
+) -> tuple[Iterable[Prompt | None], str, Counter[str]]:
+    """(items, name of the source for messages, what the source itself dropped). A None item is a bad solution."""
+    if source == "reasoning_gym":
+        return (
+            reasoning_gym.items(task, size, seed, options),
+            f"reasoning_gym:{task} (size={size}, seed={seed})",
+            Counter(),
+        )
+    if source == "jsonl":
+        return jsonl.items(path, task), path, Counter()
+    if source == "published":
+        everything, dropped, _ = sets.load_set(task, path, sets.SetOptions.of(options))
+        return sets.chosen(everything, size, seed), task, Counter(dropped)
+    raise UserError(f"data source {source!r} is unknown; expected reasoning_gym, jsonl or published")
+
+
+def _render(item: Prompt, template: str, system: str) -> Prompt:
+    """The item with its question put into the template. ``metadata["question"]`` keeps the bare question."""
+    *before, last = item.messages
+    user = Message(last.role, template.replace("{question}", last.content))
+    first = [Message("system", system)] if system else []
+    metadata = {**item.metadata, "question": item.question}
+    return dataclasses.replace(item, messages=(*first, *before, user), metadata=metadata)
