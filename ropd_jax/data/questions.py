@@ -9,8 +9,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ropd_jax.data.prompts import PromptSet, check_seeds, disjoint, load_prompts
+from ropd_jax.text.tokenizer import Tokenizer
 from ropd_jax.types import Prompt, UserError
-from ropd_jax.weights.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 

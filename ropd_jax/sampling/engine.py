@@ -34,7 +34,7 @@ from ropd_jax.types import Prompt, Rollout, RolloutGroup, UserError
 from ropd_jax.utils import tracing
 
 if TYPE_CHECKING:
-    from ropd_jax.weights.tokenizer import Tokenizer
+    from ropd_jax.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ropd_jax.models.config import ModelConfig
+from ropd_jax.text.tokenizer import Tokenizer
 from ropd_jax.types import UserError
 from ropd_jax.weights import hub
 from ropd_jax.weights.gguf import GGUFSource, find_smollm2
 from ropd_jax.weights.hf import HFSource
 from ropd_jax.weights.tensors import Source, host_tree
-from ropd_jax.weights.tokenizer import Tokenizer, load_tokenizer
+from ropd_jax.weights.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     import jax

@@ -17,7 +17,7 @@ from ropd_jax.methods import Tokens, load_method
 from ropd_jax.methods.lopd import check_tokenizers
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.plan import programs
-from ropd_jax.text.chars import CharTokenizer
+from ropd_jax.text.pieces import piece_tokenizer
 from ropd_jax.types import UserError
 from ropd_jax.weights.hf import save_hf
 from ropd_jax.weights.student import load_student
@@ -113,9 +113,7 @@ def test_another_teacher_moves_the_student(tmp_path):
 
 
 def pieces(*more):
-    return CharTokenizer(
-        ["<pad>", "<eos>", "a", "b", *more], eos="<eos>", pad="<pad>", chat_template={"user": ["", ""]}
-    )
+    return piece_tokenizer(["<pad>", "<eos>", "a", "b", *more], eos="<eos>", pad="<pad>")
 
 
 def test_tokenizers_that_differ_are_named_with_the_place():

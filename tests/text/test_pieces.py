@@ -1,8 +1,8 @@
-"""The tiny student's tokenizer."""
+"""Tokenizers over a list of pieces, such as that of the tiny student."""
 
 from __future__ import annotations
 
-import json
+import pathlib
 import random
 import string
 import subprocess
@@ -10,17 +10,21 @@ import sys
 
 import pytest
 
-from ropd_jax.text.chars import CharTokenizer
+from ropd_jax.text.pieces import piece_tokenizer
 from ropd_jax.types import Message, UserError
 from ropd_jax.weights.tokenizer import load_tokenizer
 
+TINY = pathlib.Path(__file__).parents[2] / "ropd_jax" / "assets" / "quickstart_student"
 PIECES = ["<pad>", "<eos>", *string.printable, " + ", " = ", "Answer: ", "ab", "abc", "bcd"]
-CHAT = {"user": ["Q: ", "\n"], "assistant": ["", "<eos>"], "generation": "A: "}
+TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ 'Q: ' + m['content'] + '\n' }}{% else %}"
+    "{{ raise_exception('users only') }}{% endif %}{% endfor %}A: "
+)
 
 
 @pytest.fixture
 def tokenizer():
-    return CharTokenizer(PIECES, eos="<eos>", pad="<pad>", chat_template=CHAT)
+    return piece_tokenizer(PIECES, eos="<eos>", pad="<pad>", template=TEMPLATE)
 
 
 def pieces(tokenizer, text):
@@ -51,11 +55,28 @@ def test_ids_are_places_in_the_list(tokenizer):
     assert (tokenizer.stop_ids, tokenizer.pad_id, tokenizer.vocab_size) == ((1,), 0, len(PIECES))
 
 
-def test_chat_is_prefix_content_suffix_and_the_start_of_the_answer(tokenizer):
+def greedy(text):
+    """Longest match, written the slow way."""
+    ids = []
+    while text:
+        piece = max((p for p in PIECES[2:] if text.startswith(p)), key=len)
+        ids.append(PIECES.index(piece))
+        text = text.removeprefix(piece)
+    return ids
+
+
+def test_ids_are_those_of_greedy_longest_match(tokenizer):
+    rng = random.Random(1)
+    for _ in range(500):
+        text = "".join(rng.choice([*PIECES[-6:], *"abcd =+\n<eos>"]) for _ in range(rng.randrange(40)))
+        assert tokenizer.encode(text) == greedy(text)
+
+
+def test_chat_is_that_of_the_template(tokenizer):
     chat = [Message("user", "1 + 1")]
     assert tokenizer.decode(tokenizer.apply_chat_template(chat)) == "Q: 1 + 1\nA: "
-    with pytest.raises(UserError, match=r"role 'system' has no form .* it knows user, assistant"):
-        tokenizer.apply_chat_template([Message("system", "x"), *chat])
+    with pytest.raises(UserError, match=r"refuses messages of roles \[user, assistant\]: users only"):
+        tokenizer.apply_chat_template([*chat, Message("assistant", "2")])
 
 
 def test_unknown_character_is_named(tokenizer):
@@ -66,49 +87,52 @@ def test_unknown_character_is_named(tokenizer):
 def test_saved_tokenizer_is_the_same(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     again = load_tokenizer(tmp_path)
-    assert isinstance(again, CharTokenizer)
-    assert (again.pieces, again.stop_ids, again.pad_id) == (tokenizer.pieces, tokenizer.stop_ids, tokenizer.pad_id)
-    assert again.apply_chat_template([Message("user", "abc")]) == tokenizer.apply_chat_template(
-        [Message("user", "abc")]
-    )
+    assert (again.vocab_size, again.stop_ids, again.pad_id) == (len(PIECES), tokenizer.stop_ids, tokenizer.pad_id)
+    for text in ("abcd", "3 + 4 = 7\nAnswer: 7", "".join(PIECES)):
+        assert again.encode(text) == tokenizer.encode(text)
+        assert again.decode(again.encode(text)) == text
+    chat = [Message("user", "abc")]
+    assert again.apply_chat_template(chat) == tokenizer.apply_chat_template(chat)
 
 
 @pytest.mark.parametrize(
-    "changes, said",
+    "pieces, ends, message",
     [
-        ({"type": "bpe"}, "type is 'bpe', expected 'ropd_char'"),
-        ({"eos": ...}, "lacks 'eos'"),
-        ({"eos": "<end>"}, r"eos='<end>' is not one of the \d+ pieces"),
-        ({"pieces": ["a", "<eos>", "a", "<pad>"]}, "piece 'a' occurs twice"),
-        ({"pieces": ["a", ""]}, "non-empty strings"),
-        ({"pieces": "abc"}, "expected pieces as a list"),
-        ({"chat_template": {"user": "Q: "}}, r"expected \{\"user\": \[prefix, suffix\]"),
-        ({"chat_template": {"generation": ""}}, "expected"),
+        (["a", "<eos>", "a", "<pad>"], {}, "piece 'a' occurs twice"),
+        (["a", ""], {}, "non-empty strings"),
+        ([], {}, "non-empty strings"),
+        (["a", "<pad>"], {}, r"eos='<eos>' is not one of the 2 pieces"),
+        (["a", "<pad>", "<eos>"], {"pad": "<none>"}, r"pad='<none>' is not one of the 3 pieces"),
     ],
 )
-def test_damaged_file_is_named(tokenizer, tmp_path, changes, said):
-    tokenizer.save(tmp_path)
-    file = tmp_path / "char_tokenizer.json"
-    raw = json.loads(file.read_text()) | changes
-    file.write_text(json.dumps({k: v for k, v in raw.items() if v is not ...}))
-    with pytest.raises(UserError, match=said) as e:
-        load_tokenizer(tmp_path)
-    assert str(file) in str(e.value)
-    file.write_text("{")
-    with pytest.raises(UserError, match="cannot be read as JSON"):
-        load_tokenizer(tmp_path)
+def test_pieces_that_cannot_be_used_are_named(pieces, ends, message):
+    with pytest.raises(UserError, match=message):
+        piece_tokenizer(pieces, **({"eos": "<eos>", "pad": "<pad>"} | ends))
 
 
-def test_another_template_for_it_is_refused_not_ignored(tokenizer, tmp_path):
-    tokenizer.save(tmp_path)
-    with pytest.raises(UserError, match="cannot replace the one in"):
-        load_tokenizer(tmp_path, chat_template="x.jinja")
+def test_directory_of_an_earlier_version_is_named_with_the_remedy(tmp_path):
+    (tmp_path / "char_tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=r"char_tokenizer\.json is a format that is not read any more; export .* again"):
+        load_tokenizer(tmp_path)
 
 
 def test_tiny_student_needs_neither_jax_nor_transformers(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     code = (
         "import sys; from ropd_jax.weights.tokenizer import load_tokenizer; load_tokenizer(sys.argv[1]).encode('1');"
-        "sys.exit(bool({'jax', 'transformers', 'tokenizers', 'gguf', 'jinja2'} & set(sys.modules)))"
+        "sys.exit(bool({'jax', 'transformers', 'gguf'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+
+
+def test_the_shipped_tokenizer_keeps_its_ids():
+    task = "State the final answer to the following arithmetic problem: "
+    pieces = ["<pad>", "<eos>", task, "Answer: ", " =\n", " + ", " - ", " = ", "\n", *map(chr, range(32, 127))]
+    shipped, chat = load_tokenizer(TINY), [Message("user", "What is 1 + 2?")]
+    assert (shipped.stop_ids, shipped.pad_id, shipped.vocab_size) == ((1,), 0, 104)
+    assert [shipped.decode([i]) for i in range(104)] == pieces
+    assert shipped.encode(task + "1 + 2 =\n") == [2, 26, 5, 27, 4]
+    assert shipped.render(chat) == "What is 1 + 2?\n"
+    assert shipped.apply_chat_template(chat) == piece_tokenizer(pieces, eos="<eos>", pad="<pad>").apply_chat_template(
+        chat
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import random
 from typing import Any, NamedTuple
 
 import jax
@@ -88,6 +89,30 @@ def test_a_run_gives_the_weights_of_the_step_and_the_files_of_its_checkpoint(run
         assert loaded.tokenizer.encode("1+2=3") == load_student("tiny").tokenizer.encode("1+2=3")
     assert read_config(tmp_path / "newest") == read_config(find("tiny"))
     assert names(tmp_path) == ["newest", "run", "second"]  # nothing half written is left
+
+
+def test_an_exported_run_of_the_tiny_student_loads_in_transformers_with_its_tokenizer(run, tmp_path):
+    from transformers import AutoConfig, AutoTokenizer
+
+    export.main(str(run[0]), str(tmp_path / "out"))
+    theirs, ours = AutoTokenizer.from_pretrained(str(tmp_path / "out")), load_tokenizer(tmp_path / "out")
+    assert AutoConfig.from_pretrained(str(tmp_path / "out")).model_type == "llama"
+    assert (len(theirs), theirs.eos_token_id, theirs.pad_token_id) == (ours.vocab_size, ours.stop_ids[0], ours.pad_id)
+    rng = random.Random(0)
+    pieces = [ours.decode([i]) for i in range(2, ours.vocab_size)]
+    for _ in range(200):
+        text = "".join(rng.choice(pieces) for _ in range(rng.randrange(1, 40)))
+        ids = theirs.encode(text, add_special_tokens=False)
+        assert ids == theirs(text)["input_ids"] == ours.encode(text)
+        assert theirs.decode(ids) == ours.decode(ids) == text
+        assert theirs.decode([*ids, 1], skip_special_tokens=True) == text
+    chat = [{"role": "user", "content": "State the final answer to the following arithmetic problem: 1 + 2 =\n"}]
+    ids = theirs.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
+    assert ids == ours.apply_chat_template([Message("user", chat[0]["content"])])
+    text = theirs.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    assert text == ours.render([Message("user", chat[0]["content"])])
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert generation == {"eos_token_id": 1, "pad_token_id": 0}
 
 
 def test_what_cannot_be_exported_is_named_and_nothing_is_written(run, tmp_path, capsys):
