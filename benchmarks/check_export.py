@@ -49,9 +49,11 @@ def ours(directory: str, tokens: np.ndarray) -> np.ndarray:
     import jax
 
     from ropd_jax.models import transformer
-    from ropd_jax.weights.hf import load_hf
+    from ropd_jax.weights.student import open_source
+    from ropd_jax.weights.tensors import host_tree
 
-    cfg, params = load_hf(directory)
+    source = open_source(directory)
+    cfg, params = source.cfg, host_tree(source, np.float32)
     tokens_BT = tokens.astype(np.int32)
     positions_BT = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
 

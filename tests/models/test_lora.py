@@ -20,8 +20,7 @@ from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.sampling.engine import EngineConfig, sample_groups
 from ropd_jax.sampling.rules import SamplingRule
 from ropd_jax.types import Message, Prompt, UserError
-from ropd_jax.weights.hf import load_hf
-from tests.helpers import TINY, IdTokenizer, trees_max_diff
+from tests.helpers import TINY, IdTokenizer, read_weights, trees_max_diff
 
 FAMILIES = pathlib.Path(__file__).parents[1] / "golden" / "families"
 DENSE = sorted(p.name for p in FAMILIES.iterdir() if p.name != "qwen3_moe")
@@ -30,7 +29,7 @@ MOE = dataclasses.replace(TINY, num_experts=4, experts_per_token=2, qk_norm=True
 
 
 def family(name):
-    cfg, params = load_hf(FAMILIES / name)
+    cfg, params = read_weights(FAMILIES / name)
     return cfg, jax.tree.map(jnp.asarray, params)
 
 

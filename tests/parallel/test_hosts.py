@@ -27,7 +27,7 @@ from ropd_jax.teacher.tape.store import Tape
 from ropd_jax.types import UserError
 from ropd_jax.workdir.checkpoint import Checkpoints
 from ropd_jax.workdir.groups import read_groups
-from tests.helpers import trees_max_diff
+from tests.helpers import restore_raw, trees_max_diff
 
 ROOT = pathlib.Path(__file__).parents[2]
 SETTINGS = {
@@ -166,7 +166,7 @@ def spent(workdir, name="spent.json"):
 def saved(workdir, step):
     checkpoints = Checkpoints(workdir / "checkpoints", keep=2)
     with contextlib.closing(checkpoints):
-        state, host = checkpoints.restore_raw(step)
+        state, host = restore_raw(checkpoints, step)
     return state, host
 
 

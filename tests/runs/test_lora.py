@@ -14,7 +14,7 @@ from ropd_jax.workdir.checkpoint import Checkpoints
 from ropd_jax.models.lora import Lora, init_adapters
 from ropd_jax.weights.student import load_student
 from ropd_jax.types import UserError
-from tests.helpers import trees_max_diff
+from tests.helpers import restore_raw, trees_max_diff
 from tests.runs.test_train import finished_params, tiny_config
 
 LORA = dict(student__lora__rank=4, student__lora__alpha=8.0)
@@ -69,7 +69,7 @@ def test_another_rank_is_refused(int8_run):
         train.main(other, workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=5)
     adapters = init_adapters(load_student("tiny").cfg, Lora.from_config(other.student.lora), 0)
-    like = checkpoints.restore_raw(2)[0] | {"params": adapters}
+    like = restore_raw(checkpoints, 2)[0] | {"params": adapters}
     with pytest.raises(UserError, match=r"holds \S+/a_DR of shape \[3, 96, 4\], expected \S+ of shape \[3, 96, 8\]"):
         checkpoints.restore(2, like)
     checkpoints.close()

@@ -19,7 +19,7 @@ from ropd_jax.methods import load_method
 from ropd_jax.models import transformer
 from ropd_jax.weights.student import load_student
 from ropd_jax.types import UserError
-from tests.helpers import TINY, serving, trees_max_diff
+from tests.helpers import TINY, restore_raw, serving, trees_max_diff
 
 LENGTH = 20
 
@@ -41,7 +41,7 @@ def tiny_config(**changes):
 
 def finished_params(workdir, step):
     checkpoints = Checkpoints(workdir / "checkpoints", keep=9)
-    state, _ = checkpoints.restore_raw(step)
+    state, _ = restore_raw(checkpoints, step)
     return state
 
 

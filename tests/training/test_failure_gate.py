@@ -11,6 +11,7 @@ from ropd_jax import train
 from ropd_jax.training.failure_gate import FailureGate, TooManyFailures
 from ropd_jax.types import UserError
 from ropd_jax.workdir.checkpoint import Checkpoints
+from tests.helpers import restore_raw
 from tests.runs.test_train import tiny_config
 
 LOST, KEPT = ["timeout", "timeout"], [None, None]
@@ -79,7 +80,7 @@ def test_a_run_whose_teacher_is_down_saves_and_ends_with_3_and_the_table(tmp_pat
     assert "4 of the last 4 groups could not be scored" in caplog.text and "what helps" in caplog.text
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=9)
     assert checkpoints.latest() == 1  # after one step of 4 prompts
-    _, host = checkpoints.restore_raw(1)
+    _, host = restore_raw(checkpoints, 1)
     assert host["failures"] == [] and host["groups_unscored"] == 4
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert next(r["teacher/failed_frac"] for r in rows if "teacher/failed_frac" in r) == 1.0

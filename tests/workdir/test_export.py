@@ -17,11 +17,12 @@ from ropd_jax.cli import main as cli
 from ropd_jax.models import transformer
 from ropd_jax.types import Message, UserError
 from ropd_jax.weights.families import read_config
-from ropd_jax.weights.hf import load_hf, save_hf
+from ropd_jax.weights.hf import save_hf
 from ropd_jax.weights.student import find, load_student
 from ropd_jax.weights.tokenizer import load_tokenizer
 from ropd_jax.workdir import export
 from ropd_jax.workdir.checkpoint import Checkpoints, saved_params
+from tests.helpers import read_weights
 from tests.weights.test_gguf import write
 from tests.weights.test_tokenizer import CHAT, TEMPLATE, TEXTS, trained, write_gguf  # noqa: F401
 
@@ -68,7 +69,7 @@ def test_import_then_export_is_bit_identical_for_every_family(tmp_path, name):
 
 
 def test_a_checkpoint_keeps_its_dtype_and_may_be_given_another(tmp_path):
-    cfg, params = load_hf(FAMILIES / "qwen2")
+    cfg, params = read_weights(FAMILIES / "qwen2")
     save_hf(tmp_path / "bf16", cfg, params, dtype="bfloat16")
     export.main(str(tmp_path / "bf16"), str(tmp_path / "a"))
     export.main(str(tmp_path / "bf16"), str(tmp_path / "b"), dtype="float32")
@@ -176,7 +177,7 @@ def test_a_gguf_file_becomes_a_directory_with_the_same_weights_and_tokenizer(tmp
     monkeypatch.setattr(GGUFWriter, "write_header_to_file", with_tokenizer)
     cfg, params = write(tmp_path / "m.gguf", "families/qwen3", arch="qwen3")
     export.main(str(tmp_path / "m.gguf"), str(tmp_path / "out"))
-    cfg2, loaded = load_hf(tmp_path / "out")
+    cfg2, loaded = read_weights(tmp_path / "out")
     assert_same(loaded, params)
     assert cfg2.qk_norm and cfg2.rope_theta == cfg.rope_theta
     ours, again = load_tokenizer(tmp_path / "m.gguf"), load_tokenizer(tmp_path / "out")
@@ -200,7 +201,7 @@ def test_a_run_with_adapters_is_merged_or_written_as_peft_does(tmp_path, base_dt
     config = {"student": {"checkpoint": "tiny", "chat_template": "", "lora": section}}
     (path / "config.json").write_text(json.dumps(config))
     assert cli.main(["export", str(path), "--to", str(tmp_path / "merged")]) == 0
-    _, merged = load_hf(tmp_path / "merged")
+    _, merged = read_weights(tmp_path / "merged")
     base = lora_lib.freeze(load_student("tiny", dtype=lora.load_dtype).params, base_dtype)
     assert_same(merged, jax.device_get(lora_lib.merge(lora, base, adapters)))
     q = np.asarray(lora_lib.thaw(base)["layers"]["attn"]["q_DNH"])
