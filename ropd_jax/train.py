@@ -208,7 +208,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
         teacher.restore(host["teacher"], host=hosts.index())
         gate.restore(host["failures"])
     meet(teacher)
-    if first == cfg.steps and hosts.first_says((workdir / "result.json").exists()):
+    if first == cfg.steps and hosts.broadcast_from_host0((workdir / "result.json").exists()):
         if hosts.index() == 0:
             log.info("%s is finished; its result:", workdir)
             report.show_result(report.read_result(workdir))
@@ -267,7 +267,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
             with tracing.about(step=step), tracing.span("step"):
                 flight, ahead = ahead or launched(step), None
                 due = step and step % cfg.eval.every == 0
-                if due and not hosts.first_says(metrics_log.holds(step, "eval/accuracy")):
+                if due and not hosts.broadcast_from_host0(metrics_log.holds(step, "eval/accuracy")):
                     evaluated(step, cfg.eval.size or len(held.prompts))
                 begin, last = time.monotonic(), step + 1 == cfg.steps
                 if cfg.stream.staleness and not last:  # by the policy before this step's update, which takes its memory

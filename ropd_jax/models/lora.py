@@ -1,13 +1,14 @@
-"""LoRA (Hu et al., arXiv 2106.09685): a frozen base and, beside its linear weights, small trainable factors.
+"""LoRA (Hu et al., arXiv 2106.09685): a frozen base, and small trainable factors for its linear weights.
 
     y = x W + (alpha / R) (x A) B        A Gaussian, B zero: at first the student is the base
 
 1. `init_adapters` draws {"layers": {"attn": {"q_DNH": {"a_DR", "b_RNH"}}, ...}}, stacked over layers like the base.
    These are all that the optimizer sees and that a checkpoint holds.
 2. `freeze` stores the base in ``base_dtype``. In int8 each output channel of a linear weight has one factor
-   (``channel_NH``: the largest magnitude over 127), which multiplies the output; tables become bfloat16.
-3. `attach` puts both together, without copying the base, into the tree that every function of `transformer` takes.
-   The base alone is the reference of a KL term.
+   (``channel_NH``: the largest magnitude over 127), which multiplies the output. It is stored under ``scales``. Tables
+   become bfloat16.
+3. `attach` puts both together, without copying the base, into the tree that every function of `transformer` takes:
+   the adapters are under ``adapters`` (`linear` draws the tree). The base without them is the reference of a KL term.
 4. `merge` makes one dense tree of them, for export. `ropd_jax.weights.peft` writes the adapters as PEFT does.
 """
 
@@ -145,20 +146,20 @@ def freeze(params: Params, base_dtype: str) -> Params:
     """
     if base_dtype == "float32":
         return params
-    beside: Params = {}
+    scales: Params = {}
 
     def stored(path, x):
         *_, group, name = (key.key for key in path)
         if name in LINEAR and base_dtype == "int8":
             lead, ins, outs = _dims(name)
             x, channel = _as_int8(x, n_in=len(ins), n_out=len(outs))
-            beside.setdefault(group, {})[name] = {f"channel_{lead}{outs}": channel}
+            scales.setdefault(group, {})[name] = {f"channel_{lead}{outs}": channel}
             return x
         large = name in LINEAR or name.startswith(("table_", "router_"))
         return x.astype(jnp.bfloat16 if large else jnp.float32)
 
     base = jax.tree_util.tree_map_with_path(stored, params)
-    return {**base, "layers": base["layers"] | ({"beside": beside} if beside else {})}
+    return {**base, "layers": base["layers"] | ({"scales": scales} if scales else {})}
 
 
 @functools.partial(jax.jit, static_argnames=("n_in", "n_out"))
@@ -172,9 +173,9 @@ def _as_int8(w, *, n_in: int, n_out: int):
 
 
 def thaw(base: Params) -> Params:
-    """The base as float32 weights alone: int8 times their channels. Copies nothing that is float32 already."""
-    layers = {group: dict(own) for group, own in base["layers"].items() if group != "beside"}
-    for group, names in base["layers"].get("beside", {}).items():
+    """The base as plain float32 weights: int8 times their channels. Copies nothing that is float32 already."""
+    layers = {group: dict(own) for group, own in base["layers"].items() if group != "scales"}
+    for group, names in base["layers"].get("scales", {}).items():
         for name, own in names.items():
             lead, ins, outs = _dims(name)
             if (channel := own.get(f"channel_{lead}{outs}")) is not None:
@@ -184,17 +185,18 @@ def thaw(base: Params) -> Params:
 
 
 def attach(lora: Lora, base: Params | None, trainable: Params) -> Params:
-    """The student's parameters: ``trainable`` itself (rank 0), or the base with the adapters beside its weights.
+    """The student's parameters: ``trainable`` itself (rank 0), or the base with the adapters.
 
-    The base is not copied; B takes up the factor alpha / R.
+    The base is not copied. B takes the factor alpha / R.
     """
     if not lora.rank:
         return trainable
-    beside: Params = {group: dict(names) for group, names in base["layers"].get("beside", {}).items()}
+    assert base is not None
+    adapters: Params = {}
     for group, name, a_name, b_name in each_adapter(trainable):
-        own, mine = trainable["layers"][group][name], beside.setdefault(group, {})
-        mine[name] = mine.get(name, {}) | {a_name: own[a_name], b_name: own[b_name] * lora.scale}
-    return {**base, "layers": {**base["layers"], "beside": beside}}
+        own = trainable["layers"][group][name]
+        adapters.setdefault(group, {})[name] = {a_name: own[a_name], b_name: own[b_name] * lora.scale}
+    return {**base, "layers": {**base["layers"], "adapters": adapters}}
 
 
 def merge(lora: Lora, base: Params, adapters: Params) -> Params:

@@ -48,7 +48,7 @@ NOBODY = Carried()
 class Flight:
     """A step between its first sample and its update: what is sampled, who is asked, what has been said.
 
-    Of several hosts each sends its own groups (`hosts.mine`); all of them know all that is sampled and said.
+    Of several hosts each sends its own groups (`hosts.is_local`); all of them know all that is sampled and said.
 
     Args:
         groups: from the sampler; drawn as they are asked for.
@@ -79,7 +79,7 @@ class Flight:
             self.sampled = True
             return False
         self.groups.append(group)
-        if ask and hosts.mine(group.index):
+        if ask and hosts.is_local(group.index):
             self.waiting[self._send(group)] = group
         return True
 
@@ -261,7 +261,7 @@ def taken_up(
     if own:
         flight = Flight(step, iter(own), send)
         flight.sample_s = host["ahead_sample_s"]
-    return flight, Carried(late, {send(g): g for g in late if hosts.mine(g.index)})
+    return flight, Carried(late, {send(g): g for g in late if hosts.is_local(g.index)})
 
 
 def meet(teacher: Teacher, groups: Sequence[RolloutGroup] = ()) -> None:

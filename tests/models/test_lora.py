@@ -138,7 +138,7 @@ def test_int8_is_at_most_half_a_step_off_and_the_logprobs_stay_near(cfg):
     exact = jax.device_get(params)
     base = freeze(params, "int8")
     again = jax.device_get(thaw(base))
-    for group, names in base["layers"]["beside"].items():
+    for group, names in base["layers"]["scales"].items():
         for name, own in names.items():
             ((key, channel),) = own.items()
             w, q = exact["layers"][group][name], again["layers"][group][name]

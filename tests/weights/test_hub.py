@@ -129,8 +129,6 @@ SCRIPT = """
 import sys
 from ropd_jax.weights import hub
 from ropd_jax.types import UserError
-from tests.helpers import read_weights
-from tests.helpers import read_weights
 for name in sys.argv[1:]:
     try:
         print(hub.fetch(name))
