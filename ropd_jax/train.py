@@ -60,7 +60,7 @@ from ropd_jax.training.update import State, make_portions, make_update, needs_in
 from ropd_jax.training.validate import check_config, check_finite, check_length, check_xla_options
 from ropd_jax.types import Prompt, RolloutGroup, UserError
 from ropd_jax.utils import tracing
-from ropd_jax.weights.student import load_student
+from ropd_jax.weights.student import load_checkpoint
 from ropd_jax.workdir import metrics as report
 from ropd_jax.workdir.checkpoint import Checkpoints
 from ropd_jax.workdir.config import Interrupt, Interrupted, claim, flatten
@@ -123,7 +123,7 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
     rule = SamplingRule.from_config(cfg.sampling)
     check_xla_options(cfg.optim.xla_options)
     mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp)
-    student = load_student(
+    student = load_checkpoint(
         cfg.student.checkpoint,
         chat_template=cfg.student.chat_template,
         enable_thinking=cfg.student.enable_thinking,
@@ -164,7 +164,10 @@ def _run(cfg: ConfigDict, workdir: pathlib.Path, interrupt: Interrupt, stack: co
 
     # --- sampling
     shards, stop_ids = mesh.shape["fsdp"], student.tokenizer.stop_ids
-    engine = EngineConfig.from_config(cfg, prompt_len=prompt_len, stop_ids=stop_ids, shards=shards)
+    engine = EngineConfig.from_config(
+        cfg.sampling, prompts_per_step=cfg.data.prompts_per_step, prompt_len=prompt_len, stop_ids=stop_ids,
+        dtype=cfg.student.dtype, shards=shards,
+    )  # fmt: skip
     eval_prompts = -(-cfg.eval.prompts_at_once // shards) * shards
     greedy = dataclasses.replace(engine, rollouts=1, prompts=eval_prompts, rule=SamplingRule(0.0))
     eval_engines = {"accuracy": greedy}

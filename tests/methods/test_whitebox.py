@@ -20,7 +20,7 @@ from ropd_jax.plan import programs
 from ropd_jax.text.pieces import piece_tokenizer
 from ropd_jax.types import UserError
 from ropd_jax.weights.hf import save_hf
-from ropd_jax.weights.student import load_student
+from ropd_jax.weights.student import load_checkpoint
 from tests.runs.test_train import tiny_config
 
 OLD, TEACHER, REF = [-1.0, -2.0, -0.5], [-0.4, -3.0, -0.5], [-0.8, -2.5, -1.5]
@@ -59,7 +59,7 @@ def test_exopd_by_hand_and_one_is_lopd(scale):
 
 
 def teacher_like_the_student(path, *, noise=0.0):
-    tiny = load_student("tiny")
+    tiny = load_checkpoint("tiny")
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: x + noise * rng.normal(size=x.shape).astype(x.dtype), jax.device_get(tiny.params))
     save_hf(path, tiny.cfg, params)
@@ -118,7 +118,7 @@ def pieces(*more):
 
 def test_tokenizers_that_differ_are_named_with_the_place():
     def check(mine, others):
-        check_tokenizers(*(dataclasses.replace(load_student("tiny"), tokenizer=t) for t in (mine, others)))
+        check_tokenizers(*(dataclasses.replace(load_checkpoint("tiny"), tokenizer=t) for t in (mine, others)))
 
     check(pieces("c"), pieces("c"))
     check(pieces("c"), pieces("c", "d"))  # the teacher may know more
@@ -148,7 +148,7 @@ def test_settings_that_cannot_work_are_named(changes, said):
 @pytest.mark.parametrize(("method", "mode"), [("lopd", "full"), ("exopd", "sampled")])
 def test_the_update_can_be_planned_from_shapes_alone(method, mode):
     """The planned program reads what `annotate` will give: shapes, types and shardings of the real notes."""
-    cfg, mesh, tiny = config(method=method, lopd__mode=mode), mesh_lib.make_mesh(2, 1), load_student("tiny")
+    cfg, mesh, tiny = config(method=method, lopd__mode=mode), mesh_lib.make_mesh(2, 1), load_checkpoint("tiny")
     with jax.set_mesh(mesh):
         programs.update_programs(cfg, tiny.cfg, mesh)[0].lower()
         planned = programs.method_of(cfg, tiny.cfg, mesh)[0].notes_like(programs.batch_of(cfg, mesh))

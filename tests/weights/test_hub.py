@@ -48,7 +48,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_in_the_cache_is_loaded_without_a_net(cache):
-    loaded = student.load_student("org/tiny")
+    loaded = student.load_checkpoint("org/tiny")
     np.testing.assert_array_equal(loaded.params["embed"]["table_VD"], read_weights(TINY)[1]["embed"]["table_VD"])
     assert student.find(f"org/tiny@{COMMIT}") == cache / "snapshots" / COMMIT
 

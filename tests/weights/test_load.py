@@ -19,7 +19,7 @@ from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.types import UserError
 from ropd_jax.weights.hf import HFSource, save_hf
 from ropd_jax.weights.load import stream
-from ropd_jax.weights.student import load_student
+from ropd_jax.weights.student import load_checkpoint
 from tests.helpers import read_weights
 
 FAMILIES = pathlib.Path(__file__).parents[1] / "golden" / "families"
@@ -45,8 +45,8 @@ def test_streamed_parameters_equal_those_read_and_then_placed(name, fsdp, tp, at
 
 def test_the_dtype_on_load_is_the_one_asked_for():
     mesh = mesh_lib.make_mesh(4, 1)
-    streamed = load_student("tiny", mesh=mesh, dtype="bfloat16").params
-    whole = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), load_student("tiny").params)
+    streamed = load_checkpoint("tiny", mesh=mesh, dtype="bfloat16").params
+    whole = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), load_checkpoint("tiny").params)
     assert_same(streamed, whole, mesh)
 
 
@@ -103,14 +103,14 @@ def test_nothing_is_drawn_at_random_on_load(sharded, monkeypatch):
 
     monkeypatch.setattr(transformer, "init_params", refuse)
     monkeypatch.setattr(jax.random, "normal", refuse)
-    student = load_student("tiny", mesh=mesh_lib.make_mesh(2, 1))
+    student = load_checkpoint("tiny", mesh=mesh_lib.make_mesh(2, 1))
     assert student.params["embed"]["table_VD"].shape == (104, 96)
 
 
 def test_a_mesh_that_does_not_fit_is_named_before_any_weight_is_read(monkeypatch):
     monkeypatch.setattr(HFSource, "read", lambda *args: pytest.fail("a weight was read"))
     with pytest.raises(UserError, match="num_heads=3 does not divide"):
-        load_student("tiny", mesh=mesh_lib.make_mesh(4, 2))
+        load_checkpoint("tiny", mesh=mesh_lib.make_mesh(4, 2))
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path):

@@ -18,7 +18,7 @@ from ropd_jax.models import transformer
 from ropd_jax.types import Message, UserError
 from ropd_jax.weights.families import read_config
 from ropd_jax.weights.hf import save_hf
-from ropd_jax.weights.student import find, load_student
+from ropd_jax.weights.student import find, load_checkpoint
 from ropd_jax.weights.tokenizer import load_tokenizer
 from ropd_jax.workdir import export
 from ropd_jax.workdir.checkpoint import Checkpoints, saved_params
@@ -37,7 +37,7 @@ class State(NamedTuple):
 @pytest.fixture
 def run(tmp_path):
     """A run of the tiny student with checkpoints after steps 2 and 4: (directory, parameters after each)."""
-    first = load_student("tiny").params
+    first = load_checkpoint("tiny").params
     after = {s: jax.tree.map(lambda x, s=s: (x + np.float32(s)).astype(np.float32), first) for s in (2, 4)}
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=2)
     for step, params in after.items():
@@ -85,9 +85,9 @@ def test_a_run_gives_the_weights_of_the_step_and_the_files_of_its_checkpoint(run
     export.main(str(path), str(tmp_path / "newest"))
     export.main(str(path), str(tmp_path / "second"), step=2)
     for name, step in (("newest", 4), ("second", 2)):
-        loaded = load_student(str(tmp_path / name))
+        loaded = load_checkpoint(str(tmp_path / name))
         assert_same(loaded.params, after[step])
-        assert loaded.tokenizer.encode("1+2=3") == load_student("tiny").tokenizer.encode("1+2=3")
+        assert loaded.tokenizer.encode("1+2=3") == load_checkpoint("tiny").tokenizer.encode("1+2=3")
     assert read_config(tmp_path / "newest") == read_config(find("tiny"))
     assert names(tmp_path) == ["newest", "run", "second"]  # nothing half written is left
 
@@ -191,7 +191,10 @@ def test_a_gguf_file_becomes_a_directory_with_the_same_weights_and_tokenizer(tmp
 def test_a_run_with_adapters_is_merged_or_written_as_peft_does(tmp_path, base_dtype):
     from ropd_jax.models import lora as lora_lib
 
-    student, section = load_student("tiny"), {"rank": 2, "alpha": 6.0, "targets": ["attn.*"], "base_dtype": base_dtype}
+    student, section = (
+        load_checkpoint("tiny"),
+        {"rank": 2, "alpha": 6.0, "targets": ["attn.*"], "base_dtype": base_dtype},
+    )
     lora = lora_lib.Lora.from_config(section)
     adapters = jax.tree.map(lambda x: np.asarray(x) + np.float32(0.1), lora_lib.init_adapters(student.cfg, lora, 0))
     path = tmp_path / "run"
@@ -202,7 +205,7 @@ def test_a_run_with_adapters_is_merged_or_written_as_peft_does(tmp_path, base_dt
     (path / "config.json").write_text(json.dumps(config))
     assert cli.main(["export", str(path), "--to", str(tmp_path / "merged")]) == 0
     _, merged = read_weights(tmp_path / "merged")
-    base = lora_lib.freeze(load_student("tiny", dtype=lora.load_dtype).params, base_dtype)
+    base = lora_lib.freeze(load_checkpoint("tiny", dtype=lora.load_dtype).params, base_dtype)
     assert_same(merged, jax.device_get(lora_lib.merge(lora, base, adapters)))
     q = np.asarray(lora_lib.thaw(base)["layers"]["attn"]["q_DNH"])
     a, b = (adapters["layers"]["attn"]["q_DNH"][k] for k in ("a_DR", "b_RNH"))
