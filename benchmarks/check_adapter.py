@@ -42,11 +42,13 @@ def check(name: str, python: str, folder: pathlib.Path) -> str:
     from benchmarks.check_export import ours
     from ropd_jax.models import transformer
     from ropd_jax.models.lora import Lora, attach, init_adapters
-    from ropd_jax.weights.hf import load_hf
+    from ropd_jax.weights.student import open_source
+    from ropd_jax.weights.tensors import host_tree
     from ropd_jax.workdir import export
     from ropd_jax.workdir.checkpoint import Checkpoints
 
-    cfg, base = load_hf(FAMILIES / name)
+    source = open_source(FAMILIES / name)
+    cfg, base = source.cfg, host_tree(source, np.float32)
     lora, keys = Lora.from_config(SECTION), iter(jax.random.split(jax.random.key(1), 99))
     adapters = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(next(keys), x.shape), init_adapters(cfg, lora, 0))
     run = folder / f"{name}_run"

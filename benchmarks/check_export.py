@@ -49,9 +49,11 @@ def ours(directory: str, tokens: np.ndarray) -> np.ndarray:
     import jax
 
     from ropd_jax.models import transformer
-    from ropd_jax.weights.hf import load_hf
+    from ropd_jax.weights.student import open_source
+    from ropd_jax.weights.tensors import host_tree
 
-    cfg, params = load_hf(directory)
+    source = open_source(directory)
+    cfg, params = source.cfg, host_tree(source, np.float32)
     tokens_BT = tokens.astype(np.int32)
     positions_BT = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
 
@@ -71,7 +73,7 @@ def here(what: str, where: str) -> str:
     from ropd_jax.sampling.engine import EngineConfig, sample_groups
     from ropd_jax.sampling.rules import SamplingRule
     from ropd_jax.types import Message, Prompt
-    from ropd_jax.weights.student import load_student
+    from ropd_jax.weights.student import load_checkpoint
 
     questions = [
         "What is the capital of France?",
@@ -81,7 +83,7 @@ def here(what: str, where: str) -> str:
     prompts = [Prompt(str(i), (Message("user", q),)) for i, q in enumerate(questions)]
     seen = []
     for source in (what, where):
-        student = load_student(source)
+        student = load_checkpoint(source)
         params = jax.tree.map(jax.numpy.asarray, student.params)
         tokens = [student.tokenizer.apply_chat_template(p.messages) for p in prompts]
         row = np.array(tokens[0], np.int32)[None]

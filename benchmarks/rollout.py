@@ -42,7 +42,7 @@ from benchmarks.rollout_peers import Window
 from ropd_jax.sampling.engine import EngineConfig, empty_cache, layout, prefill, sample_groups
 from ropd_jax.sampling.rules import SamplingRule
 from ropd_jax.types import Message, Prompt
-from ropd_jax.weights.student import load_student
+from ropd_jax.weights.student import load_checkpoint
 
 PROMPT, G, ROWS = 64, 8, 64
 
@@ -62,7 +62,7 @@ def make_cases(vocab: int, *, tokens: int, prompts: int, longest: int) -> dict[s
 
 
 def ours(cases: dict[str, dict], chunk: int, reps: int) -> None:
-    student = load_student("smollm2")
+    student = load_checkpoint("smollm2")
     params = jax.tree.map(jnp.asarray, student.params)
     for name, case in cases.items():
         lengths = case["lengths"]
@@ -140,7 +140,7 @@ def bounds(cfg, params, cases: dict[str, dict]) -> dict[str, float]:
 
 def export(directory: pathlib.Path) -> pathlib.Path:
     """The weights for the peers: one .npz, layers stacked, names as `ropd_jax.models.transformer` has them."""
-    student = load_student("smollm2")
+    student = load_checkpoint("smollm2")
     flat = jax.tree_util.tree_flatten_with_path(student.params)[0]
     names = {"/".join(key.key for key in path): np.asarray(x) for path, x in flat}
     np.savez(directory / "weights.npz", **names)

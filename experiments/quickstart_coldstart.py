@@ -34,11 +34,11 @@ from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.sampling.engine import EngineConfig, sample_groups
 from ropd_jax.sampling.rules import SamplingRule
-from ropd_jax.teacher.scripted.tasks import Book, solve
+from ropd_jax.teacher.scripted.tasks import AnswerKey, solve
+from ropd_jax.text.pieces import piece_tokenizer
 from ropd_jax.training.setup import update_config
 from ropd_jax.training.update import State, make_update
 from ropd_jax.weights.hf import save_hf
-from ropd_jax.weights.tokenizer import CharTokenizer
 
 STYLES = {"full": 0.28, "first_line": 0.42, "answer": 0.30}
 EXAMPLES, BATCH, STEPS, LR = 8_000, 64, 1_000, 3e-3
@@ -58,7 +58,7 @@ PIECES = [
 
 def answer_in(style: str, question: str) -> str:
     """The worked solution of the scripted teacher, shortened to a style."""
-    worked = solve(question, Book(), lambda step: 0)
+    worked = solve(question, AnswerKey(), lambda step: 0)
     lines = {"full": worked.lines, "first_line": worked.lines[:1], "answer": ()}[style]
     return "\n".join([*lines, f"Answer: {worked.answer}"])
 
@@ -83,8 +83,7 @@ def main() -> None:
     rl = load_prompts(**common, seed=cfg.data.seed, size=cfg.data.size)
     prompts = disjoint(disjoint(load_prompts(**common, seed=500_000_000, size=EXAMPLES), held), rl)
 
-    chat_template = {"user": ["", "\n"], "generation": ""}
-    tokenizer = CharTokenizer(PIECES, eos="<eos>", pad="<pad>", chat_template=chat_template)
+    tokenizer = piece_tokenizer(PIECES, eos="<eos>", pad="<pad>")
     model = ModelConfig(
         vocab_size=tokenizer.vocab_size, num_layers=args.layers, d_model=args.width, num_heads=args.width // 32,
         num_kv_heads=args.width // 32, head_dim=32, mlp_dim=3 * args.width, rope_theta=10_000.0, norm_eps=1e-5,

@@ -113,3 +113,28 @@ class FailsAt(ScriptedClient):
         if request.purpose == self.purpose:
             raise self.error
         return await super().chat(request)
+
+
+def read_weights(path, dtype="float32"):
+    """(config, parameter tree as numpy arrays) of a checkpoint directory or a GGUF file."""
+    from ropd_jax.weights.gguf import GGUFSource
+    from ropd_jax.weights.hf import HFSource
+    from ropd_jax.weights.tensors import host_tree
+
+    kind = GGUFSource if str(path).endswith(".gguf") else HFSource
+    with contextlib.closing(kind(path)) as source:
+        return source.cfg, host_tree(source, np.dtype(dtype))
+
+
+def restore_raw(checkpoints, step):
+    """(state, host) of a checkpoint, as trees of host arrays: without a state of that shape, on any devices."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    directory = checkpoints._manager.directory / str(step)
+    tree = ocp.StandardCheckpointHandler().metadata(directory / "state").tree
+    how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        state = reader.restore(directory / "state", args=ocp.args.PyTreeRestore(restore_args=how))
+    host = checkpoints._manager.restore(step, args=ocp.args.Composite(host=ocp.args.JsonRestore()))["host"]
+    return state, host

@@ -36,7 +36,7 @@ from ropd_jax.models.logprobs import token_logprobs
 from ropd_jax.types import Message, UserError
 from ropd_jax.utils.files import write_atomic
 from ropd_jax.utils.text import clock
-from ropd_jax.weights.student import Student, load_student
+from ropd_jax.weights.student import Student, load_checkpoint
 from ropd_jax.workdir.groups import StoredGroup, read_groups
 from ropd_jax.workdir.policy import kept_steps, load_policy, run_config
 
@@ -81,7 +81,7 @@ def score_run(
         UserError: no groups, no such checkpoint, or an answer longer than the teacher was made for.
     """
     groups = list(read_groups(run, steps=steps))
-    teacher = load_student(checkpoint)
+    teacher = load_checkpoint(checkpoint)
     todo = sorted(_rows(teacher, groups, system), key=lambda row: len(row.tokens))
     longest = max((len(row.tokens) for row in todo), default=0)
     if longest > teacher.cfg.max_seq_len:
@@ -135,7 +135,7 @@ def _policies(
     for row in todo:
         by_step.setdefault(max((s for s in kept if s <= row.key[0]), default=0), []).append(row)
     for step, mine in sorted(by_step.items()):
-        student = load_policy(run, cfg, step, thinking=cfg.student.enable_thinking)
+        student = load_policy(run, step, thinking=cfg.student.enable_thinking)
         try:
             check_tokenizers(student, teacher)
         except UserError as error:

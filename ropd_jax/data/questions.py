@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -12,15 +11,10 @@ from ml_collections import ConfigDict
 from ropd_jax.data.load import load_prompts
 from ropd_jax.data.prompts import PromptSet, disjoint
 from ropd_jax.data.reasoning_gym import check_seeds
-from ropd_jax.types import Message, Prompt, UserError
+from ropd_jax.text.tokenizer import Tokenizer
+from ropd_jax.types import Prompt, UserError
 
 log = logging.getLogger(__name__)
-
-
-class ChatTokenizer(Protocol):
-    """The part of a tokenizer (``weights.tokenizer.Tokenizer``) that is needed here."""
-
-    def apply_chat_template(self, messages: Sequence[Message]) -> list[int]: ...
 
 
 class Questions(NamedTuple):
@@ -34,7 +28,7 @@ class Questions(NamedTuple):
         return [self.tokens[p.id] for p in prompts]
 
 
-def load_questions(data: ConfigDict, tokenizer: ChatTokenizer) -> tuple[Questions, Questions]:
+def load_questions(data: ConfigDict, tokenizer: Tokenizer) -> tuple[Questions, Questions]:
     """(training, held-out) questions, disjoint, tokenized with the student's chat template.
 
     Args:
@@ -61,7 +55,7 @@ def load_questions(data: ConfigDict, tokenizer: ChatTokenizer) -> tuple[Question
     return _tokenized(train, tokenizer, limit, "training"), _tokenized(held, tokenizer, limit, "held-out")
 
 
-def _tokenized(prompt_set: PromptSet, tokenizer: ChatTokenizer, limit: int, name: str) -> Questions:
+def _tokenized(prompt_set: PromptSet, tokenizer: Tokenizer, limit: int, name: str) -> Questions:
     tokens = {p.id: np.asarray(tokenizer.apply_chat_template(p.messages), np.int32) for p in prompt_set}
     kept = [p for p in prompt_set if len(tokens[p.id]) <= limit]
     dropped = dict(prompt_set.dropped)

@@ -37,7 +37,7 @@ from ropd_jax.types import Prompt, RolloutGroup, UserError
 from ropd_jax.utils.files import write_atomic
 from ropd_jax.utils.interrupt import Interrupt, Interrupted
 from ropd_jax.utils.text import clock
-from ropd_jax.weights.student import Student, load_student
+from ropd_jax.weights.student import Student, load_checkpoint
 from ropd_jax.workdir.metrics import read_metrics
 from ropd_jax.workdir.policy import kept_steps, load_policy, run_config
 
@@ -154,8 +154,8 @@ def choose_step(run: pathlib.Path, cfg: ConfigDict, rule: str) -> dict[str, Any]
 def _student(cfg: ConfigDict, wanted: Wanted, facts: dict[str, Any], mesh: jax.sharding.Mesh) -> Student:
     """On the mesh, with the run's own weights where a run is asked for."""
     if facts["checkpoint"]:
-        return load_policy(wanted.what, cfg, facts["checkpoint"]["step"], thinking=facts["thinking"], mesh=mesh)
-    return load_student(
+        return load_policy(wanted.what, facts["checkpoint"]["step"], thinking=facts["thinking"], mesh=mesh)
+    return load_checkpoint(
         wanted.what, chat_template=cfg.student.chat_template, enable_thinking=facts["thinking"], mesh=mesh
     )
 

@@ -37,8 +37,8 @@ from ropd_jax.types import Judgement, RolloutGroup, UserError
 if TYPE_CHECKING:
     from ropd_jax.models.config import ModelConfig
     from ropd_jax.teacher import Teacher
+    from ropd_jax.text.tokenizer import Tokenizer
     from ropd_jax.weights.student import Student
-    from ropd_jax.weights.tokenizer import Tokenizer
 
 
 class Tokens(NamedTuple):

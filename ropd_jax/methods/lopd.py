@@ -27,7 +27,7 @@ from ropd_jax.models.logprobs import token_logprobs
 from ropd_jax.parallel import hosts
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.types import Judgement, RolloutGroup, UserError
-from ropd_jax.weights.student import Student, load_student
+from ropd_jax.weights.student import Student, load_checkpoint
 
 MODES = ("sampled", "full")
 PROBE = "Let x = 12.5; then 3x + 7 = 44.5.\n\nÜber  20 %? <think>ok</think>\tAnswer: \\boxed{1,000}"
@@ -68,7 +68,7 @@ class LOPD(Method):
                 f"lopd.fsdp={how.fsdp} gives the white-box teacher a mesh of its own, which works on one host only; "
                 "set lopd.fsdp=0: the student's mesh"
             )
-        self.teacher = load_student(how.checkpoint, mesh=self.mesh, dtype=how.dtype)
+        self.teacher = load_checkpoint(how.checkpoint, mesh=self.mesh, dtype=how.dtype)
         check_tokenizers(student, self.teacher)
         self._prepare(student.cfg, self.teacher.cfg)
         self.table = ()

@@ -1,7 +1,15 @@
-"""Products with the student's weights: the adapter beside them, their gradient, and the layout that suits few rows.
+"""Products with the student's weights, their gradient, and what can be attached to a weight.
 
-A weight's name says what it maps: ``q_DNH`` takes D to N x H. Two things are here for XLA on CPU: which factor of a
-weight's gradient is written out transposed (`project`), and weights stored outputs first for decoding (`flip`).
+The name of a weight gives what it maps: ``q_DNH`` takes D to N x H. A layer's parameters can have up to three further
+groups, keyed like the weights that they belong to:
+
+    layer["attn"]["q_DNH"]                                   the weight W
+    layer["adapters"]["attn"]["q_DNH"]  a_DR, b_RNH          LoRA: y = x W + (x A) B   (`ropd_jax.models.lora`)
+    layer["scales"]["attn"]["q_DNH"]    channel_NH           W is int8: y = (x W) * channel
+    layer["layouts"]["attn"]["q_DNH"]   flipped_NHD          W stored outputs first, in place of W (`flip`)
+
+Two things are here for XLA on CPU: which factor of a weight's gradient is written out transposed (`project`), and
+weights stored outputs first for decoding (`flip`).
 """
 
 from __future__ import annotations
@@ -21,21 +29,38 @@ MANY_ROWS = 32  # of a decode step on CPU, see `product_outputs_first`
 LINEAR = {"attn": ("q_DNH", "k_DKH", "v_DKH", "o_NHD"), "mlp": ("gate_DF", "up_DF", "down_FD")}
 
 
-def linear(module: nnx.Module, name: str, x: jax.Array, beside: Params) -> jax.Array:
-    """x W, plus (x A) B where an adapter stands beside the weight: LoRA (arXiv 2106.09685, Eq. 3).
+ATTACHED = ("adapters", "scales", "layouts")
 
-    The low-rank path goes through the activations, so that the gradient of a frozen W never exists.
+
+def take_attached(layer: Params) -> tuple[Params, Params]:
+    """(weights, what is attached to them) of a layer: the `ATTACHED` groups taken out and merged by weight.
+
+    The layer of the module docstring gives {"attn": {"q_DNH": W}} and {"attn": {"q_DNH": {"a_DR": ..., "b_RNH": ...,
+    "channel_NH": ...}}}.
+    """
+    weights = {group: names for group, names in layer.items() if group not in ATTACHED}
+    attached: Params = {}
+    for key in ATTACHED:
+        for group, names in layer.get(key, {}).items():
+            for name, arrays in names.items():
+                attached.setdefault(group, {}).setdefault(name, {}).update(arrays)
+    return weights, attached
+
+
+def linear(module: nnx.Module, name: str, x: jax.Array, attached: Params) -> jax.Array:
+    """x W, plus (x A) B if the weight has an adapter: LoRA (arXiv 2106.09685, Eq. 3).
+
+    The low-rank path goes through the activations, so the gradient of a frozen W never exists.
 
     Args:
         name: of the weight in ``module``, e.g. ``q_DNH``; the last axes of ``x`` are its first ones.
-        beside: of this weight, if anything: ``a_DR`` and ``b_RNH`` (the factor alpha/R is in B already), and
-            ``channel_NH``, what the output is multiplied by where W is stored in int8. See `ropd_jax.models.lora`.
-            ``flipped_NHD`` is W itself, outputs first (`flip`).
+        attached: of this module, by weight: ``a_DR`` and ``b_RNH`` (B already has the factor alpha / R),
+            ``channel_NH``, ``flipped_NHD``; see `take_attached`.
     """
     dims, dt = name.rsplit("_", 1)[-1], x.dtype
     n_in = x.ndim - 2
     ins, outs = dims[:n_in], dims[n_in:]
-    own = beside.get(name, {})
+    own = attached.get(name, {})
     if (w := own.get(f"flipped_{outs}{ins}")) is not None:
         y = product_outputs_first(w.astype(dt), x, outs)
     else:
@@ -53,8 +78,8 @@ def linear(module: nnx.Module, name: str, x: jax.Array, beside: Params) -> jax.A
 def product_outputs_first(w: jax.Array, x: jax.Array, outs: str, *, float32: bool = False) -> jax.Array:
     """W x^T, then turned back to BT``outs``, for the few rows of a decode step.
 
-    The barriers are for XLA on CPU, which else turns this into x W^T: that takes 1.5 and 1.6 x the time at 16 and 32
-    rows, whose columns fill its tiles so. From 32 rows on it pays to write x^T out.
+    The barriers are for XLA on CPU. Without them it computes x W^T, which takes 1.5 and 1.6 x the time at 16 and 32
+    rows: here the columns of those rows fill its tiles. From 32 rows on it pays to write x^T out.
     """
     ins = tuple(range(2, x.ndim))
     if x.shape[0] >= MANY_ROWS:
@@ -105,25 +130,21 @@ def _flipped_dims(name: str) -> tuple[str, int]:
 
 
 def flip(layer: Params) -> Params:
-    """A layer whose weights stand outputs first, as ``flipped_*`` under ``beside``; see `product_outputs_first`."""
-    beside = dict(layer.get("beside", {}))
-    flipped = dict(layer)
-    for part, names in LINEAR.items():
-        here = [name for name in names if name in layer[part]]
-        own = dict(beside.get(part, {}))
+    """A layer whose weights are stored outputs first, under ``layouts``; see `product_outputs_first`."""
+    flipped, layouts = dict(layer), {}
+    for group, names in LINEAR.items():
+        here = [name for name in names if name in layer[group]]
         for name in here:
             dims, n_in = _flipped_dims(name)
-            w = layer[part][name]
+            w = layer[group][name]
             w = jnp.moveaxis(w, range(n_in), range(w.ndim - n_in, w.ndim))
-            own[name] = own.get(name, {}) | {f"flipped_{dims}": w}
-        if here:
-            beside[part] = own
-        flipped[part] = {k: v for k, v in layer[part].items() if k not in here}
-    return flipped | {"beside": beside}
+            layouts.setdefault(group, {})[name] = {f"flipped_{dims}": w}
+        flipped[group] = {k: v for k, v in layer[group].items() if k not in here}
+    return flipped | {"layouts": layouts}
 
 
 def flipped_back(name: str, own: Params) -> jax.Array:
-    """The weight inputs first, of what `flip` put beside."""
+    """The weight inputs first again, from what `flip` stored."""
     dims, n_in = _flipped_dims(name)
     w = own[f"flipped_{dims}"]
     return jnp.moveaxis(w, range(w.ndim - n_in, w.ndim), range(n_in))

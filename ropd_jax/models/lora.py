@@ -1,14 +1,15 @@
-"""LoRA (Hu et al., arXiv 2106.09685): a frozen base and, beside its linear weights, small trainable factors.
+"""LoRA (Hu et al., arXiv 2106.09685): a frozen base, and small trainable factors for its linear weights.
 
     y = x W + (alpha / R) (x A) B        A Gaussian, B zero: at first the student is the base
 
 1. `init_adapters` draws {"layers": {"attn": {"q_DNH": {"a_DR", "b_RNH"}}, ...}}, stacked over layers like the base.
    These are all that the optimizer sees and that a checkpoint holds.
 2. `freeze` stores the base in ``base_dtype``. In int8 each output channel of a linear weight has one factor
-   (``channel_NH``: the largest magnitude over 127), which multiplies the output; tables become bfloat16.
-3. `attach` puts both together, without copying the base, into the tree that every function of `transformer` takes.
-   The base alone is the reference of a KL term.
-4. `merge` makes one dense tree of them, for export; `peft_tensors` and `peft_config` write the adapters as PEFT does.
+   (``channel_NH``: the largest magnitude over 127), which multiplies the output. It is stored under ``scales``. Tables
+   become bfloat16.
+3. `attach` puts both together, without copying the base, into the tree that every function of `transformer` takes:
+   the adapters are under ``adapters`` (`linear` draws the tree). The base without them is the reference of a KL term.
+4. `merge` makes one dense tree of them, for export. `ropd_jax.weights.peft` writes the adapters as PEFT does.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ import numpy as np
 from ropd_jax.models import linear, transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.types import UserError
-from ropd_jax.weights.tensors import tensors_of
 
 Params = dict
 BASE_DTYPES = ("float32", "bfloat16", "int8")
@@ -146,20 +146,20 @@ def freeze(params: Params, base_dtype: str) -> Params:
     """
     if base_dtype == "float32":
         return params
-    beside: Params = {}
+    scales: Params = {}
 
     def stored(path, x):
         *_, group, name = (key.key for key in path)
         if name in LINEAR and base_dtype == "int8":
             lead, ins, outs = _dims(name)
             x, channel = _as_int8(x, n_in=len(ins), n_out=len(outs))
-            beside.setdefault(group, {})[name] = {f"channel_{lead}{outs}": channel}
+            scales.setdefault(group, {})[name] = {f"channel_{lead}{outs}": channel}
             return x
         large = name in LINEAR or name.startswith(("table_", "router_"))
         return x.astype(jnp.bfloat16 if large else jnp.float32)
 
     base = jax.tree_util.tree_map_with_path(stored, params)
-    return {**base, "layers": base["layers"] | ({"beside": beside} if beside else {})}
+    return {**base, "layers": base["layers"] | ({"scales": scales} if scales else {})}
 
 
 @functools.partial(jax.jit, static_argnames=("n_in", "n_out"))
@@ -173,9 +173,9 @@ def _as_int8(w, *, n_in: int, n_out: int):
 
 
 def thaw(base: Params) -> Params:
-    """The base as float32 weights alone: int8 times their channels. Copies nothing that is float32 already."""
-    layers = {group: dict(own) for group, own in base["layers"].items() if group != "beside"}
-    for group, names in base["layers"].get("beside", {}).items():
+    """The base as plain float32 weights: int8 times their channels. Copies nothing that is float32 already."""
+    layers = {group: dict(own) for group, own in base["layers"].items() if group != "scales"}
+    for group, names in base["layers"].get("scales", {}).items():
         for name, own in names.items():
             lead, ins, outs = _dims(name)
             if (channel := own.get(f"channel_{lead}{outs}")) is not None:
@@ -185,23 +185,24 @@ def thaw(base: Params) -> Params:
 
 
 def attach(lora: Lora, base: Params | None, trainable: Params) -> Params:
-    """The student's parameters: ``trainable`` itself (rank 0), or the base with the adapters beside its weights.
+    """The student's parameters: ``trainable`` itself (rank 0), or the base with the adapters.
 
-    The base is not copied; B takes up the factor alpha / R.
+    The base is not copied. B takes the factor alpha / R.
     """
     if not lora.rank:
         return trainable
-    beside: Params = {group: dict(names) for group, names in base["layers"].get("beside", {}).items()}
-    for group, name, a_name, b_name in _each(trainable):
-        own, mine = trainable["layers"][group][name], beside.setdefault(group, {})
-        mine[name] = mine.get(name, {}) | {a_name: own[a_name], b_name: own[b_name] * lora.scale}
-    return {**base, "layers": {**base["layers"], "beside": beside}}
+    assert base is not None
+    adapters: Params = {}
+    for group, name, a_name, b_name in each_adapter(trainable):
+        own = trainable["layers"][group][name]
+        adapters.setdefault(group, {})[name] = {a_name: own[a_name], b_name: own[b_name] * lora.scale}
+    return {**base, "layers": {**base["layers"], "adapters": adapters}}
 
 
 def merge(lora: Lora, base: Params, adapters: Params) -> Params:
     """One dense float32 tree, W + (alpha / R) A B: the policy that was trained, an int8 base as it was rounded."""
     params = thaw(base)
-    for group, name, a_name, b_name in _each(adapters):
+    for group, name, a_name, b_name in each_adapter(adapters):
         own, (_, ins, outs) = adapters["layers"][group][name], _dims(name)
         a, b = (jnp.asarray(own[key]) for key in (a_name, b_name))
         delta = jnp.einsum(f"L{ins}R,LR{outs}->L{ins}{outs}", a, b, precision=jax.lax.Precision.HIGHEST)
@@ -209,43 +210,9 @@ def merge(lora: Lora, base: Params, adapters: Params) -> Params:
     return params
 
 
-def _each(adapters: Params) -> Iterator[tuple[str, str, str, str]]:
+def each_adapter(adapters: Params) -> Iterator[tuple[str, str, str, str]]:
     """(group, name of the weight, name of A, name of B) of each adapter."""
     for group, names in adapters["layers"].items():
         for name in names:
             _, ins, outs = _dims(name)
             yield group, name, f"a_{ins}R", f"b_R{outs}"
-
-
-def peft_tensors(cfg: ModelConfig, adapters: Params) -> dict[str, np.ndarray]:
-    """The adapters by the names that PEFT writes into adapter_model.safetensors; A is [R, in], B [out, R]."""
-    hf = {t.path: t.hf for t in tensors_of(cfg)}
-    found: dict[str, np.ndarray] = {}
-    for group, name, a_name, b_name in _each(adapters):
-        own = adapters["layers"][group][name]
-        a_LIR, b_LRO = np.asarray(own[a_name]), np.asarray(own[b_name])
-        L, R = len(a_LIR), a_LIR.shape[-1]
-        module = "base_model.model." + hf["layers", group, name].removesuffix(".weight")
-        for i in range(L):
-            found[f"{module.format(i)}.lora_A.weight"] = np.ascontiguousarray(a_LIR[i].reshape(-1, R).T)
-            found[f"{module.format(i)}.lora_B.weight"] = np.ascontiguousarray(b_LRO[i].reshape(R, -1).T)
-    return found
-
-
-def peft_config(cfg: ModelConfig, lora: Lora, base_model: str = "") -> dict[str, Any]:
-    """adapter_config.json; ``base_model`` is the checkpoint that the adapters belong to."""
-    hf = {t.path: t.hf for t in tensors_of(cfg)}
-    modules = [hf["layers", group, name].split(".")[-2] for group, name in adapted(cfg, lora)]
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_model or None,
-        "r": lora.rank,
-        "lora_alpha": lora.alpha,
-        "target_modules": modules,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "use_rslora": False,
-        "inference_mode": True,
-    }

@@ -1,4 +1,4 @@
-"""The rotary embedding (arXiv 2104.09864): frequencies, the angles of a batch, and queries and keys turned by them."""
+"""The rotary embedding (arXiv 2104.09864): frequencies, the angles of a batch, and the rotation of queries and keys."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -
     if scaling.kind != "llama3":
         raise UserError(f"rope scaling {scaling.kind!r} is not supported; supported: linear, llama3")
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    turns_H = scaling.original_len * freq_H / (2 * np.pi)  # full turns within the original length
-    keep_H = np.clip((turns_H - low) / (high - low), 0.0, 1.0)
+    cycles_H = scaling.original_len * freq_H / (2 * np.pi)  # full cycles within the original length
+    keep_H = np.clip((cycles_H - low) / (high - low), 0.0, 1.0)
     return keep_H * freq_H + (1 - keep_H) * freq_H / scaling.factor
 
 
@@ -41,35 +41,36 @@ def rope_kinds(cfg: ModelConfig) -> np.ndarray:
     return np.stack(kinds).astype(np.float32)
 
 
-class Turn(NamedTuple):
-    """Sines and cosines of the rotary angles, float32 [B, T, H/2], or [kinds, B, T, H/2] of all `rope_kinds`."""
+class Angles(NamedTuple):
+    """Sines and cosines of rotary angles, float32: [B, T, H/2], or [kinds, B, T, H/2] for all `rope_kinds`."""
 
     sin: jax.Array
     cos: jax.Array
 
 
-def turns(cfg: ModelConfig, positions_BT: jax.Array) -> Turn:
-    """Of all kinds [kinds, B, T, H/2]: position times frequency, in float32 (bfloat16 rounds 257 to 256).
+def rotary_angles(cfg: ModelConfig, positions_BT: jax.Array) -> Angles:
+    """Angles of all kinds [kinds, B, T, H/2]: position times frequency, in float32 (bfloat16 rounds 257 to 256).
 
-    Once for all layers: inside of them XLA on CPU computes both anew for every head.
+    Computed once for all layers. Inside a layer, XLA on CPU would compute both again for every head.
     """
     freq_FH = jnp.asarray(rope_kinds(cfg))
     angles_FBTH = positions_BT.astype(jnp.float32)[None, :, :, None] * freq_FH[:, None, None]
-    return Turn(jnp.sin(angles_FBTH), jnp.cos(angles_FBTH))
+    return Angles(jnp.sin(angles_FBTH), jnp.cos(angles_FBTH))
 
 
-def turn_of(all_kinds: Turn, kind) -> Turn:
-    """That of a layer's ``kind``, an int32 scalar which may be traced."""
+def angles_of_kind(all_kinds: Angles, kind) -> Angles:
+    """The angles of one kind; ``kind`` is the int32 scalar of a layer, which can be traced."""
     if len(all_kinds.sin) == 1:
         kind = 0
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, kind, keepdims=False), all_kinds)
 
 
-def rotate(x_BTNH: jax.Array, turn: Turn) -> jax.Array:
-    """x_BTNH turned by a layer's ``turn`` (each [B, T, H/2]), in the half-split convention of Hugging Face checkpoints.
+def rotate(x_BTNH: jax.Array, angles: Angles) -> jax.Array:
+    """x_BTNH rotated by the angles of its layer (each [B, T, H/2]); computed in float32, returned in the dtype of x.
 
-    Computed in float32; the result has the dtype of ``x_BTNH``.
+    The half-split convention of Hugging Face checkpoints: entries i and i + H/2 are a pair. With H = 4 the pairs are
+    (x0, x2) and (x1, x3), and at position p the first becomes (x0 cos p - x2 sin p, x2 cos p + x0 sin p).
     """
     a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    sin, cos = turn.sin[:, :, None], turn.cos[:, :, None]
+    sin, cos = angles.sin[:, :, None], angles.cos[:, :, None]
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)

@@ -24,8 +24,8 @@ from jax.sharding import reshard
 
 from ropd_jax.models.attention import self_attention
 from ropd_jax.models.config import ModelConfig
-from ropd_jax.models.linear import MANY_ROWS, Params, flip, flipped_back, linear, product_outputs_first
-from ropd_jax.models.rope import rope_kinds, rotate, turn_of, turns
+from ropd_jax.models.linear import MANY_ROWS, Params, flip, flipped_back, linear, product_outputs_first, take_attached
+from ropd_jax.models.rope import angles_of_kind, rope_kinds, rotary_angles, rotate
 from ropd_jax.parallel.mesh import RULES, active_mesh, constrain, out, platform
 
 
@@ -57,19 +57,19 @@ class Attention(nnx.Module):
         if cfg.qk_norm:
             self.q_norm, self.k_norm = RMSNorm(cfg, "H"), RMSNorm(cfg, "H")
 
-    def __call__(self, x_BTD, turn, attend, beside):
+    def __call__(self, x_BTD, angles, attend, attached):
         dt = x_BTD.dtype
-        q_BTNH = linear(self, "q_DNH", x_BTD, beside)
-        k_BTKH = linear(self, "k_DKH", x_BTD, beside)
-        v_BTKH = linear(self, "v_DKH", x_BTD, beside)
+        q_BTNH = linear(self, "q_DNH", x_BTD, attached)
+        k_BTKH = linear(self, "k_DKH", x_BTD, attached)
+        v_BTKH = linear(self, "v_DKH", x_BTD, attached)
         if self.cfg.qkv_bias:
             q_BTNH += self.q_bias_NH[...].astype(dt)[None, None]
             k_BTKH += self.k_bias_KH[...].astype(dt)[None, None]
             v_BTKH += self.v_bias_KH[...].astype(dt)[None, None]
         if self.cfg.qk_norm:
             q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
-        o_BTNH, kv = attend(rotate(q_BTNH, turn), rotate(k_BTKH, turn), v_BTKH)
-        return linear(self, "o_NHD", o_BTNH, beside), kv
+        o_BTNH, kv = attend(rotate(q_BTNH, angles), rotate(k_BTKH, angles), v_BTKH)
+        return linear(self, "o_NHD", o_BTNH, attached), kv
 
 
 ACTIVATE = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True)}
@@ -83,10 +83,10 @@ class MLP(nnx.Module):
         self.up_DF = nnx.Param(normal(rngs, (D, F), D))
         self.down_FD = nnx.Param(normal(rngs, (F, D), F))
 
-    def __call__(self, x_BTD, beside):
-        gate_BTF = linear(self, "gate_DF", x_BTD, beside)
-        up_BTF = linear(self, "up_DF", x_BTD, beside)
-        return linear(self, "down_FD", self.activate(gate_BTF) * up_BTF, beside)
+    def __call__(self, x_BTD, attached):
+        gate_BTF = linear(self, "gate_DF", x_BTD, attached)
+        up_BTF = linear(self, "up_DF", x_BTD, attached)
+        return linear(self, "down_FD", self.activate(gate_BTF) * up_BTF, attached)
 
 
 class Experts(nnx.Module):
@@ -114,9 +114,9 @@ class Experts(nnx.Module):
             weight_BTk = weight_BTk / jnp.sum(weight_BTk, axis=-1, keepdims=True)
         return weight_BTk.astype(x_BTD.dtype), expert_BTk
 
-    def __call__(self, x_BTD, beside):
+    def __call__(self, x_BTD, attached):
         weight_BTk, expert_BTk = self.route(x_BTD)
-        weights = [self.weight(name, beside, x_BTD.dtype) for name in ("gate_EDF", "up_EDF", "down_EFD")]
+        weights = [self.weight(name, attached, x_BTD.dtype) for name in ("gate_EDF", "up_EDF", "down_EFD")]
         if active_mesh() is None:
             return self.sorted(x_BTD, weight_BTk, expert_BTk, *weights)
 
@@ -128,9 +128,9 @@ class Experts(nnx.Module):
             x_BTD, weight_BTk, expert_BTk, *weights
         )
 
-    def weight(self, name: str, beside: Params, dtype) -> jax.Array:
+    def weight(self, name: str, attached: Params, dtype) -> jax.Array:
         w = getattr(self, name)[...].astype(dtype)
-        channel = beside.get(name, {}).get(f"channel_E{name[-1]}")  # of int8 experts, as in `linear`
+        channel = attached.get(name, {}).get(f"channel_E{name[-1]}")  # of int8 experts, as in `linear`
         return w if channel is None else w * channel.astype(dtype)[:, None]
 
     def sorted(self, x_BTD, weight_BTk, expert_BTk, gate_EDF, up_EDF, down_EFD):
@@ -157,15 +157,15 @@ class Block(nnx.Module):
         if cfg.sandwich_norms:
             self.attn_post_norm, self.mlp_post_norm = RMSNorm(cfg), RMSNorm(cfg)
 
-    def __call__(self, x_BTD, turn, attend, beside):
-        y_BTD, kv = self.attn(self.attn_norm(x_BTD), turn, attend, beside.get("attn", {}))
+    def __call__(self, x_BTD, angles, attend, attached):
+        y_BTD, kv = self.attn(self.attn_norm(x_BTD), angles, attend, attached.get("attn", {}))
         x_BTD = x_BTD + (self.attn_post_norm(y_BTD) if self.sandwich else y_BTD)
-        y_BTD = self.mlp(self.mlp_norm(x_BTD), beside.get("mlp", {}))
+        y_BTD = self.mlp(self.mlp_norm(x_BTD), attached.get("mlp", {}))
         return x_BTD + (self.mlp_post_norm(y_BTD) if self.sandwich else y_BTD), kv
 
 
-class Ends(nnx.Module):
-    """What stands before and after the blocks: embedding, final norm and, unless tied, the output head."""
+class EmbedAndHead(nnx.Module):
+    """What comes before and after the blocks: embedding, final norm and, unless tied, the output head."""
 
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
         self.embed = Table(cfg, rngs)
@@ -186,11 +186,11 @@ def normal(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> jax.Array:
 
 @functools.cache
 def _definitions(cfg: ModelConfig):
-    """(graphdef of one block, graphdef of the ends): the architecture without any array."""
+    """(graphdef of one block, graphdef of embedding and head): the architecture without any array."""
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
         block = nnx.eval_shape(lambda: Block(cfg, nnx.Rngs(0)))
-        ends = nnx.eval_shape(lambda: Ends(cfg, nnx.Rngs(0)))
-    return nnx.split(block)[0], nnx.split(ends)[0]
+        outer = nnx.eval_shape(lambda: EmbedAndHead(cfg, nnx.Rngs(0)))
+    return nnx.split(block)[0], nnx.split(outer)[0]
 
 
 def init_params(cfg: ModelConfig, seed: int) -> Params:
@@ -201,9 +201,9 @@ def init_params(cfg: ModelConfig, seed: int) -> Params:
 
     @jax.jit
     def build(key):
-        ends_key, key = jax.random.split(key)
+        outer_key, key = jax.random.split(key)
         layers = jax.vmap(lambda k: pure(Block(cfg, nnx.Rngs(k))))(jax.random.split(key, cfg.num_layers))
-        return {"layers": layers, **pure(Ends(cfg, nnx.Rngs(ends_key)))}
+        return {"layers": layers, **pure(EmbedAndHead(cfg, nnx.Rngs(outer_key)))}
 
     return build(jax.random.key(seed))
 
@@ -214,17 +214,16 @@ def param_shapes(cfg: ModelConfig) -> Params:
 
 
 def _block(cfg: ModelConfig, layer: Params) -> Callable:
-    """One layer as a function of (x_BTD, turn, attend); what stands beside its weights is under ``beside``."""
-    own = dict(RULES.gather(layer))
-    beside = own.pop("beside", {})
-    for part, names in beside.items():
+    """One layer as a function of (x_BTD, angles, attend)."""
+    own, attached = take_attached(RULES.gather(layer))
+    for part, names in attached.items():
         for name in names:
-            if name not in own[part]:  # it stands there flipped (`unstack`); this view of it is for the module alone
+            if name not in own[part]:  # `unstack` stored it outputs first; the module only needs its shape
                 own[part] = own[part] | {name: flipped_back(name, names[name])}
-    return functools.partial(nnx.merge(_definitions(cfg)[0], own), beside=beside)
+    return functools.partial(nnx.merge(_definitions(cfg)[0], own), attached=attached)
 
 
-def _ends(cfg: ModelConfig, params: Params) -> Ends:
+def _embed_and_head(cfg: ModelConfig, params: Params) -> EmbedAndHead:
     return nnx.merge(_definitions(cfg)[1], RULES.gather({k: v for k, v in params.items() if k != "layers"}))
 
 
@@ -232,7 +231,7 @@ class PerLayer(NamedTuple):
     """What differs between layers besides their parameters, as arrays with a leading L: data, not other blocks.
 
     Attributes:
-        kind_L: int32, which of `rope_kinds` turns each layer's queries and keys.
+        kind_L: int32, which of `rope_kinds` rotates each layer's queries and keys.
         window_L: int32, how many positions a query sees; the largest int32 where all.
     """
 
@@ -264,9 +263,9 @@ def embed(cfg: ModelConfig, params: Params, tokens_BT: jax.Array, dtype) -> jax.
 
 def head(cfg: ModelConfig, params: Params) -> tuple[Callable, jax.Array]:
     """(final norm, output table_VD), gathered for use."""
-    ends = _ends(cfg, params)
-    table_VD = (ends.embed if cfg.tied else ends.head).table_VD[...]
-    return ends.final_norm, table_VD
+    outer = _embed_and_head(cfg, params)
+    table_VD = (outer.embed if cfg.tied else outer.head).table_VD[...]
+    return outer.final_norm, table_VD
 
 
 def logits(cfg: ModelConfig, params: Params, x_BTD: jax.Array, *, outputs_first: bool = False) -> jax.Array:
@@ -312,7 +311,7 @@ def hidden(
         keep_kv: also return the keys and values, each [L, B, K, T, H] (prefill).
     """
 
-    turn = turns(cfg, positions_BT)
+    angles = rotary_angles(cfg, positions_BT)
 
     def body(x_BTD, xs):
         layer, own = xs
@@ -325,7 +324,7 @@ def hidden(
             )  # fmt: skip
             return o_BTNH, (k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2))
 
-        x_BTD, kv = _block(cfg, layer)(x_BTD, turn_of(turn, own.kind_L), attend)
+        x_BTD, kv = _block(cfg, layer)(x_BTD, angles_of_kind(angles, own.kind_L), attend)
         return x_BTD, (kv if keep_kv else None)
 
     if remat != "none":
@@ -380,14 +379,14 @@ def decode_step(
         (logits_BV float32, caches).
     """
     x_BTD = embed(cfg, params, tokens_B[:, None], dtype)
-    own, new, turn = per_layer(cfg), [], turns(cfg, positions_B[:, None])
+    own, new, angles = per_layer(cfg), [], rotary_angles(cfg, positions_B[:, None])
     for i, (layer, cache) in enumerate(zip(layers, caches, strict=True)):
         window = jnp.asarray(own.window_L[i]) if cfg.local_layers and cfg.local_layers[i] else None
 
         def see(q_BTNH, k_BTKH, v_BTKH, cache=cache, window=window):
             return attend(q_BTNH, k_BTKH, v_BTKH, cache, window)
 
-        x_BTD, cache = _block(cfg, layer)(x_BTD, turn_of(turn, int(own.kind_L[i])), see)
+        x_BTD, cache = _block(cfg, layer)(x_BTD, angles_of_kind(angles, int(own.kind_L[i])), see)
         new.append(cache)
     few = platform() == "cpu" and len(tokens_B) <= MANY_ROWS
     return logits(cfg, params, x_BTD, outputs_first=few)[:, 0], new

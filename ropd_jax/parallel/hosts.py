@@ -62,8 +62,8 @@ def index() -> int:
     return jax.process_index() if jax.distributed.is_initialized() else 0
 
 
-def mine(i: int) -> bool:
-    """Whether the i-th group of a step is this host's to judge."""
+def is_local(i: int) -> bool:
+    """True if this host judges the i-th group of a step: host 1 of 4 judges groups 1, 5, 9 ..."""
     return i % count() == index()
 
 
@@ -99,8 +99,8 @@ def any_host(flag: bool) -> bool:
     return any(exchange(bool(flag)))
 
 
-def first_says(value: T) -> T:
-    """What host 0 says; all hosts must come."""
+def broadcast_from_host0(value: T) -> T:
+    """The value of host 0, on every host. Collective: every host must call it."""
     return exchange(value if index() == 0 else None)[0]  # type: ignore[return-value]
 
 

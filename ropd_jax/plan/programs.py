@@ -151,8 +151,9 @@ def method_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> list[Progr
 
 def engine_of(cfg: ConfigDict, mesh) -> engine_lib.EngineConfig:
     return engine_lib.EngineConfig.from_config(
-        cfg, prompt_len=prompt_len(cfg), stop_ids=(0,), shards=mesh.shape["fsdp"]
-    )
+        cfg.sampling, prompts_per_step=cfg.data.prompts_per_step, prompt_len=prompt_len(cfg), stop_ids=(0,),
+        dtype=cfg.student.dtype, shards=mesh.shape["fsdp"],
+    )  # fmt: skip
 
 
 class Sampler(NamedTuple):

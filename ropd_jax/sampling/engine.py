@@ -34,7 +34,7 @@ from ropd_jax.types import Prompt, Rollout, RolloutGroup, UserError
 from ropd_jax.utils import tracing
 
 if TYPE_CHECKING:
-    from ropd_jax.weights.tokenizer import Tokenizer
+    from ropd_jax.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,22 +79,35 @@ class EngineConfig:
 
     @classmethod
     def from_config(
-        cls, cfg: Mapping[str, Any], *, prompt_len: int, stop_ids: tuple[int, ...], shards: int
+        cls,
+        section: Mapping[str, Any],
+        *,
+        prompts_per_step: int,
+        prompt_len: int,
+        stop_ids: tuple[int, ...],
+        dtype: str,
+        shards: int,
     ) -> EngineConfig:
-        """Of a run's config; idle rows fill ``shards`` up."""
-        sampling = cfg["sampling"]
-        at_once = sampling["prompts_at_once"] or cfg["data"]["prompts_per_step"]
+        """From ``cfg.sampling``.
+
+        Args:
+            prompts_per_step: decode side by side if ``sampling.prompts_at_once`` is 0.
+            dtype: compute dtype, ``cfg.student.dtype``.
+            shards: of the mesh axis ``fsdp``. The prompts are rounded up to a multiple of it; 6 over 4 become 8, of
+                which two stay idle.
+        """
+        at_once = section["prompts_at_once"] or prompts_per_step
         return cls(
-            rollouts=sampling["rollouts"],
+            rollouts=section["rollouts"],
             prompts=-(-at_once // shards) * shards,
             prompt_len=prompt_len,
-            max_tokens=sampling["max_tokens"],
-            chunk=sampling["chunk"],
+            max_tokens=section["max_tokens"],
+            chunk=section["chunk"],
             stop_ids=stop_ids,
-            rule=SamplingRule.from_config(sampling),
-            dtype=cfg["student"]["dtype"],
-            cache_dtype=sampling["cache_dtype"],
-            stop=tuple(sampling["stop"]),
+            rule=SamplingRule.from_config(section),
+            dtype=dtype,
+            cache_dtype=section["cache_dtype"],
+            stop=tuple(section["stop"]),
         )
 
     @property

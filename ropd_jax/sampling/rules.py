@@ -71,15 +71,11 @@ def _rollout_keys(seed, step, crc_P, rollouts):
     return one(jnp.repeat(crc_P, rollouts), g_B)
 
 
-def policy_logprobs(logits_BV: jax.Array, rule: SamplingRule) -> jax.Array:
-    """log-probs [B, V], float32, of the policy that samples: after temperature, top-k and top-p (-inf outside).
+def policy_logits(logits_BV: jax.Array, rule: SamplingRule) -> jax.Array:
+    """Logits [B, V], float32, of the policy that samples: after temperature, top-k and top-p (-inf outside).
 
-    For temperature 0 these are the model's own log-probs at temperature 1.
+    For temperature 0 these are the model's own logits at temperature 1.
     """
-    return jax.nn.log_softmax(_policy_logits(logits_BV, rule), axis=-1)
-
-
-def _policy_logits(logits_BV: jax.Array, rule: SamplingRule) -> jax.Array:
     logits_BV = logits_BV.astype(jnp.float32)
     if rule.temperature > 0:
         if rule.temperature != 1:
@@ -213,7 +209,7 @@ def draw(key_B: jax.Array, t_B: jax.Array, logits_BV: jax.Array, rule: SamplingR
 
 
 def _draw(key_B, t_B, logits_BV, *, rule: SamplingRule):
-    logits_BV = _policy_logits(logits_BV, rule)
+    logits_BV = policy_logits(logits_BV, rule)
     max_B1 = jnp.max(logits_BV, axis=-1, keepdims=True)
     e_BV = jnp.exp(logits_BV - max_B1)
     if rule.temperature == 0:

@@ -62,6 +62,27 @@ def read(path: str | pathlib.Path) -> str:
     return check(template, str(path))
 
 
+def choose(own: str | None, replacement: str, where: str) -> str:
+    """The template of a tokenizer: the user's file if one is given, else the checkpoint's own.
+
+    Args:
+        own: the template that the checkpoint carries, if any.
+        replacement: a Jinja file; "" for none.
+        where: the checkpoint, for messages.
+
+    Raises:
+        UserError: there is neither, or it does not parse.
+    """
+    if replacement:
+        return read(replacement)
+    if not own or not own.strip():
+        raise UserError(
+            f"{where} has no chat template, so prompts cannot be written as its student expects them; choose an "
+            "instruct checkpoint or give a Jinja file: --config.student.chat_template=FILE"
+        )
+    return check(own, f"chat template of {where}")
+
+
 def check_thinking(template: str, enable_thinking: bool | None) -> dict[str, bool]:
     """What ``student.enable_thinking`` passes to the template: nothing for None, so that its own default holds.
 

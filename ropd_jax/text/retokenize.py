@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ropd_jax.text.tokenizer import Tokenizer
 from ropd_jax.types import RolloutGroup, UserError
-from ropd_jax.weights.tokenizer import Tokenizer
 
 
 def retokenized(tokenizer: Tokenizer, groups: Sequence[RolloutGroup]) -> tuple[int, int]:

@@ -62,7 +62,7 @@ def restore_pending(
     if own:
         lookahead = PendingStep(step, iter(own), send)
         lookahead.sample_s = host["ahead_sample_s"]
-    return Pending(None, lookahead, DeferredGroups(late, {send(g): g for g in late if hosts.mine(g.index)}))
+    return Pending(None, lookahead, DeferredGroups(late, {send(g): g for g in late if hosts.is_local(g.index)}))
 
 
 def stored(groups: Sequence[RolloutGroup]) -> list[dict[str, Any]]:

@@ -81,7 +81,7 @@ class PendingStep:
             self.sampled = True
             return False
         self.groups.append(group)
-        if send and hosts.mine(group.index):
+        if send and hosts.is_local(group.index):
             self.waiting[self._send(group)] = group
         return True
 

@@ -14,8 +14,8 @@ from ropd_jax.data.grader import grade
 from ropd_jax.evaluation.stats import accuracy
 from ropd_jax.teacher.health import step_health
 from ropd_jax.text.retokenize import retokenized
+from ropd_jax.text.tokenizer import Tokenizer
 from ropd_jax.types import Judgement, RolloutGroup
-from ropd_jax.weights.tokenizer import Tokenizer
 
 
 def step_metrics(

@@ -145,7 +145,7 @@ class Session:
     def finished(self) -> Result | None:
         """The result of a run that has finished before, or None."""
         path = self._run.workdir / "result.json"
-        if self._checkpoints.latest() != self._run.steps or not hosts.first_says(path.exists()):
+        if self._checkpoints.latest() != self._run.steps or not hosts.broadcast_from_host0(path.exists()):
             return None
         log.info("%s is finished; this is its result", self._run.workdir)
         return Result(self._run.workdir, read_result(self._run.workdir), self._writes)
@@ -187,7 +187,7 @@ class Session:
         if step == 0:
             return self._host["before"] is None
         due = step % self._run.cfg.eval.every == 0
-        return due and not hosts.first_says(self._metrics.holds(step, "eval/accuracy"))
+        return due and not hosts.broadcast_from_host0(self._metrics.holds(step, "eval/accuracy"))
 
     def log_eval(self, step: int, metrics: dict[str, Any]) -> None:
         """Log a held-out evaluation, and look for drift (`training.drift`)."""

@@ -47,7 +47,7 @@ from ropd_jax.training.sections import (
 from ropd_jax.training.update import State, make_portions, make_update, needs_initial
 from ropd_jax.types import Prompt
 from ropd_jax.utils.logs import show_logs
-from ropd_jax.weights.student import Student, load_student
+from ropd_jax.weights.student import Student, load_checkpoint
 from ropd_jax.workdir.config import flatten
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def setup(
         teacher = run_teacher(cfg, [], workdir, needs=needs)
     validate.check_xla_options(how.optim.xla_options)
     mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp)
-    student = load_student(
+    student = load_checkpoint(
         cfg.student.checkpoint,
         chat_template=cfg.student.chat_template,
         enable_thinking=cfg.student.enable_thinking,
@@ -202,7 +202,14 @@ def update_config(cfg: ConfigDict) -> UpdateConfig:
 
 def engine_config(cfg: ConfigDict, *, prompt_len: int, stop_ids: tuple[int, ...], shards: int) -> EngineConfig:
     """The sampler's settings; idle rows fill the ``shards`` up."""
-    return EngineConfig.from_config(cfg, prompt_len=prompt_len, stop_ids=stop_ids, shards=shards)
+    return EngineConfig.from_config(
+        cfg.sampling,
+        prompts_per_step=cfg.data.prompts_per_step,
+        prompt_len=prompt_len,
+        stop_ids=stop_ids,
+        dtype=cfg.student.dtype,
+        shards=shards,
+    )
 
 
 def run_teacher(

@@ -27,7 +27,7 @@ from ropd_jax.models.config import ModelConfig, RopeScaling
 from ropd_jax.models.rope import rope_frequencies
 from ropd_jax.types import UserError
 from ropd_jax.weights.gguf_file import GGUF
-from ropd_jax.weights.tensors import Tensor, check_shapes, host_tree
+from ropd_jax.weights.tensors import Tensor, check_shapes
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
 GEMMA3_LOCAL = 6  # without a pattern in the file, every sixth layer is global
@@ -77,19 +77,6 @@ class GGUFSource:
 
     def close(self) -> None:
         self._last = ("", None)
-
-
-def load_gguf(path: str | pathlib.Path, dtype="float32") -> tuple[ModelConfig, dict]:
-    """Read and dequantize a GGUF file into host memory.
-
-    Returns:
-        (config, tree of numpy arrays as `transformer.param_shapes` describes it).
-
-    Raises:
-        UserError: see `GGUFSource`.
-    """
-    source = GGUFSource(path)
-    return source.cfg, host_tree(source, np.dtype(dtype))
 
 
 def gguf_config(file: GGUF) -> ModelConfig:

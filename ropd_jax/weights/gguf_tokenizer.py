@@ -1,14 +1,20 @@
-"""BPE tokenizers from the lists in a GGUF file: byte-level (GPT-2, Qwen, Llama 3) and SentencePiece's (Gemma).
+"""The tokenizer of a GGUF file, built from its metadata.
 
-What is built are `tokenizers.Tokenizer` objects like those that the checkpoints' own tokenizer.json holds.
+The file holds lists of tokens, merges or scores, and types. From them come BPE tokenizers, byte-level (GPT-2, Qwen,
+Llama 3) or SentencePiece's (Gemma): `tokenizers.Tokenizer` objects like those that the checkpoints' own tokenizer.json
+holds.
 """
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from ropd_jax.text import chat
+from ropd_jax.text.tokenizer import HFTokenizer, find_stop_ids
 from ropd_jax.types import UserError
+from ropd_jax.weights.gguf_file import GGUF
 
 if TYPE_CHECKING:
     import tokenizers
@@ -20,6 +26,43 @@ CUT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{n}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
+
+def gguf_tokenizer(
+    path: str | pathlib.Path, *, chat_template: str = "", enable_thinking: bool | None = None
+) -> HFTokenizer:
+    """The tokenizer that a GGUF file carries: vocabulary, merges, special tokens, pre-tokenizer, chat template.
+
+    Raises:
+        UserError: no tokenizer in the file, a kind or pre-tokenizer that is not supported, no chat template.
+    """
+    file = GGUF(path)
+    kinds = {"gpt2": "merges", "llama": "scores"}
+    if (kind := file.require("tokenizer.ggml.model")) not in kinds:
+        raise UserError(
+            f"{path}: tokenizer.ggml.model={kind!r} is not supported; expected 'gpt2' (byte-level BPE) or 'llama' "
+            "(SentencePiece BPE)"
+        )
+    tokens, rules, types = (file.require(f"tokenizer.ggml.{name}") for name in ("tokens", kinds[kind], "token_type"))
+    if kind == "gpt2":
+        backend = byte_level_bpe(tokens, rules, types, file.get("tokenizer.ggml.pre", "default"), str(path))
+    else:
+        prefix = bool(file.get("tokenizer.ggml.add_space_prefix", True))
+        backend = sentencepiece_bpe(tokens, rules, types, space_prefix=prefix, where=str(path))
+    template = chat.choose(file.get("tokenizer.chat_template"), chat_template, str(path))
+    ids = {name: file.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "unknown", "padding")}
+    for name, i in ids.items():
+        if i is not None and not 0 <= i < len(tokens):
+            raise UserError(
+                f"{path}: tokenizer.ggml.{name}_token_id={i}, expected below {len(tokens)}; the file is damaged"
+            )
+    stop_ids = find_stop_ids({t: i for i, t in enumerate(tokens)}, template, [ids["eos"]], str(path))
+    names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+    special = {names[n]: tokens[i] for n, i in ids.items() if i is not None}
+    pad_id = ids["padding"] if ids["padding"] is not None else stop_ids[-1]
+    return HFTokenizer(
+        backend, template=template, special=special, stop_ids=stop_ids, pad_id=pad_id, enable_thinking=enable_thinking
+    )
 
 
 def byte_level_bpe(
@@ -57,11 +100,12 @@ def byte_level_bpe(
         raise UserError(f"{where}: tokenizer.ggml.pre={pre!r} is not supported yet; supported: {', '.join(rules)}")
     _check_types(tokens, types, where)
     vocab = {token: i for i, token in enumerate(tokens)}
-    pairs = [tuple(m.split(" ")) for m in merges]
-    if bad := [m for m in pairs if len(m) != 2 or any(part not in vocab for part in (*m, "".join(m)))]:
-        raise UserError(
-            f"{where}: merge {' '.join(bad[0])!r} is not made of tokens; the file is damaged, fetch it again"
-        )
+    pairs = []
+    for merge in merges:
+        left, _, right = merge.partition(" ")
+        if any(part not in vocab for part in (left, right, left + right)):  # one that has no space, or two, fails too
+            raise UserError(f"{where}: merge {merge!r} is not made of tokens; the file is damaged, fetch it again")
+        pairs.append((left, right))
     # Llama 3 takes a word that is a token as it is, whatever the merges would make of it
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=pairs, ignore_merges=pre == "llama-bpe"))
     if pre == "qwen2":

@@ -2,13 +2,12 @@
 
 1. `config.json` becomes a `ModelConfig` (`families`), or an error that names what is not supported.
 2. The headers of all `*.safetensors` are compared with `tensors_of` before any weight is read.
-3. `HFSource` then reads any part of any tensor; `load_hf` reads all, `load.stream` places them on a mesh.
+3. `HFSource` then reads any part of any tensor. `tensors.host_tree` reads all, `load.stream` places them on a mesh.
 """
 
 from __future__ import annotations
 
 import collections
-import contextlib
 import io
 import json
 import math
@@ -26,7 +25,7 @@ from ropd_jax.models.config import ModelConfig
 from ropd_jax.types import UserError
 from ropd_jax.utils.files import read_json
 from ropd_jax.weights.families import config_json, read_config
-from ropd_jax.weights.tensors import Tensor, check_shapes, get_leaf, host_tree, tensors_of
+from ropd_jax.weights.tensors import Tensor, check_shapes, get_leaf, tensors_of
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
 STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors' names of the above
@@ -138,23 +137,6 @@ class _Shard:
     def close(self) -> None:
         if self._open is not None:
             self._open.close()
-
-
-def load_hf(path: str | pathlib.Path, dtype="float32") -> tuple[ModelConfig, dict]:
-    """Read ``config.json`` and ``*.safetensors`` (one file, or shards with or without an index) into host memory.
-
-    Args:
-        path: the directory.
-        dtype: of the arrays returned; stored may be float32, bfloat16 or float16.
-
-    Returns:
-        (config, tree of numpy arrays as `transformer.param_shapes` describes it).
-
-    Raises:
-        UserError: see `HFSource`.
-    """
-    with contextlib.closing(HFSource(path)) as source:
-        return source.cfg, host_tree(source, np.dtype(dtype))
 
 
 def weight_files(path: pathlib.Path) -> list[pathlib.Path]:

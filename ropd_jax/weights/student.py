@@ -1,4 +1,7 @@
-"""A student as a run needs it: shape, parameters and tokenizer of one checkpoint."""
+"""A student as a run needs it: shape, parameters and tokenizer of one checkpoint.
+
+`ropd_jax.workdir.policy.load_student` also loads the student of a run.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ropd_jax.models.config import ModelConfig
+from ropd_jax.text.tokenizer import Tokenizer
 from ropd_jax.types import UserError
 from ropd_jax.weights import hub
 from ropd_jax.weights.gguf import GGUFSource, find_smollm2
 from ropd_jax.weights.hf import HFSource
 from ropd_jax.weights.tensors import Source, host_tree
-from ropd_jax.weights.tokenizer import Tokenizer, load_tokenizer
+from ropd_jax.weights.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     import jax
@@ -26,7 +30,13 @@ SHIPPED = {"tiny": "quickstart_student"}
 
 @dataclasses.dataclass(frozen=True)
 class Student:
-    """``params``: a tree of arrays, layers stacked (`ropd_jax.models.transformer`); on the host, or on a mesh."""
+    """A model and its tokenizer.
+
+    Attributes:
+        cfg: its shape.
+        params: a tree of arrays, layers stacked (`ropd_jax.models.transformer`), in host memory or on a mesh.
+        tokenizer: with the chat template.
+    """
 
     cfg: ModelConfig
     params: dict
@@ -37,7 +47,7 @@ def find(checkpoint: str, *, weights: bool = True) -> pathlib.Path:
     """The file or directory of a name: ``tiny``, ``smollm2``, a .gguf file, a Hugging Face directory, an id of the Hub.
 
     Args:
-        weights: False where config and tokenizer are enough, which spares a download from the Hub.
+        weights: False if config and tokenizer are enough: a checkpoint of the Hub is then not downloaded whole.
 
     Raises:
         UserError: nothing is there; for the Hub see `hub.fetch`.
@@ -58,7 +68,7 @@ def find(checkpoint: str, *, weights: bool = True) -> pathlib.Path:
 
 
 def open_source(path: str | pathlib.Path) -> Source:
-    """The checkpoint at a place that `find` gave, its config and headers checked, no weight read.
+    """Open the checkpoint at a path that `find` returned: its config and headers are checked, no weight is read.
 
     Raises:
         UserError: missing, truncated or unsupported checkpoint.
@@ -67,7 +77,7 @@ def open_source(path: str | pathlib.Path) -> Source:
     return GGUFSource(path) if path.is_file() else HFSource(path)
 
 
-def load_student(
+def load_checkpoint(
     checkpoint: str,
     *,
     chat_template: str = "",
@@ -75,18 +85,18 @@ def load_student(
     mesh: jax.sharding.Mesh | None = None,
     dtype: str = "float32",
 ) -> Student:
-    """Read a checkpoint: onto a mesh, each tensor straight to its shards, or without one into host memory.
+    """Read a checkpoint onto a mesh, one tensor at a time directly into its shards, or without a mesh into host memory.
 
     Args:
         checkpoint: see `find`.
         chat_template: a Jinja file that replaces the checkpoint's own template.
         enable_thinking: passed to the template; None leaves its own default.
         mesh: where the parameters go, sharded as `mesh.ShardingRules.storage` says.
-        dtype: of the parameters; float32 where they are trained, bfloat16 will do where they are frozen.
+        dtype: of the parameters: float32 if they are trained; bfloat16 is enough if they are frozen.
 
     Raises:
         UserError: missing, truncated or unsupported checkpoint, no chat template, or a mesh that its sizes do not
-            divide over; said before any weight is read.
+            divide over. It is raised before any weight is read.
     """
     path = find(checkpoint)
     with contextlib.closing(open_source(path)) as source:

@@ -105,16 +105,6 @@ class Checkpoints:
                     "give the config that it was saved with"
                 )
 
-    def restore_raw(self, step: int) -> tuple[Any, dict]:
-        """(state, host) as trees of host arrays, for whoever has no state of that shape at hand, or other devices."""
-        directory = self._manager.directory / str(step) / "state"
-        tree = ocp.StandardCheckpointHandler().metadata(directory).tree
-        how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            state = reader.restore(directory, args=ocp.args.PyTreeRestore(restore_args=how))
-        host = self._manager.restore(step, args=ocp.args.Composite(host=ocp.args.JsonRestore()))["host"]
-        return state, host
-
     def close(self) -> None:
         self._manager.close()
 

@@ -19,20 +19,21 @@ import ml_dtypes  # noqa: F401, numpy's bfloat16
 import numpy as np
 from safetensors.numpy import save_file
 
-from ropd_jax.text import chars, chat
+from ropd_jax.text import chat
+from ropd_jax.text.tokenizer import HFTokenizer
 from ropd_jax.types import UserError
 from ropd_jax.utils.files import read_json
 from ropd_jax.weights.families import ABSENT
 from ropd_jax.weights.hf import DTYPES, save_hf
 from ropd_jax.weights.student import find, open_source
 from ropd_jax.weights.tensors import Source, host_tree
-from ropd_jax.weights.tokenizer import HFTokenizer, load_tokenizer
+from ropd_jax.weights.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "tokenizer.model", "spiece.model", "chat_template.jinja", "chat_template.json",
-    "generation_config.json", chars.FILE,
+    "generation_config.json",
 )  # fmt: skip
 
 
@@ -128,12 +129,12 @@ def _write_adapter(
     path: pathlib.Path, run: dict, source: Source, step: int | None, dtype: str, base: str, part: pathlib.Path
 ) -> None:
     """adapter_config.json and adapter_model.safetensors, as PEFT reads them."""
-    from ropd_jax.models.lora import peft_config, peft_tensors
+    from ropd_jax.weights.peft import adapter_config, adapter_tensors
 
     lora, adapters = _adapters(path, run, source, step)
-    tensors = {name: x.astype(DTYPES[dtype]) for name, x in peft_tensors(source.cfg, adapters).items()}
+    tensors = {name: x.astype(DTYPES[dtype]) for name, x in adapter_tensors(source.cfg, adapters).items()}
     save_file(tensors, part / "adapter_model.safetensors", metadata={"format": "pt"})
-    text = json.dumps(peft_config(source.cfg, lora, base), indent=2) + "\n"
+    text = json.dumps(adapter_config(source.cfg, lora, base), indent=2) + "\n"
     (part / "adapter_config.json").write_text(text, encoding="utf-8")
 
 
@@ -162,8 +163,6 @@ def _write_tokenizer(base: pathlib.Path, made: HFTokenizer | None, template: str
         for name in TOKENIZER_FILES:
             if (base / name).is_file():
                 shutil.copyfile(base / name, part / name)
-        if (base / chars.FILE).is_file():
-            log.warning("%s is a tokenizer of this project alone: transformers loads the model, not it", chars.FILE)
     else:
         made.save(part)
         text = json.dumps(_ends(made), indent=2) + "\n"

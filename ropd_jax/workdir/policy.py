@@ -1,4 +1,4 @@
-"""The student of a run: the run's config, the checkpoints that are kept, and the weights after one of them."""
+"""Students by name or by run: the config of a run, the checkpoints that it has kept, and the weights of one of them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from ml_collections import ConfigDict
 from ropd_jax.models import transformer
 from ropd_jax.models.lora import Lora, adapter_shapes, attach, freeze
 from ropd_jax.parallel import mesh as mesh_lib
-from ropd_jax.weights.student import Student, load_student
+from ropd_jax.types import UserError
+from ropd_jax.weights.student import Student, load_checkpoint
 from ropd_jax.workdir.checkpoint import saved_params
 from ropd_jax.workdir.config import stored_config
 
 
 def run_config(what: str | os.PathLike[str]) -> ConfigDict | None:
-    """The config of a run's directory, None if it is none."""
+    """The config of a run's directory; None if the directory is not a run."""
     path = pathlib.Path(what).expanduser()
     if not (path / "checkpoints").is_dir() or not (path / "config.json").is_file():
         return None
@@ -26,38 +27,45 @@ def run_config(what: str | os.PathLike[str]) -> ConfigDict | None:
 
 
 def kept_steps(run: str | os.PathLike[str]) -> list[int]:
-    """Finished steps of the checkpoints that a run has kept, ascending."""
+    """How many steps were finished at each checkpoint that a run has kept, ascending."""
     return sorted(int(p.name) for p in (pathlib.Path(run).expanduser() / "checkpoints").iterdir() if p.name.isdigit())
 
 
 def load_policy(
     run: str | os.PathLike[str],
-    cfg: ConfigDict,
-    step: int,
+    step: int | None = None,
     *,
     thinking: bool | None = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Student:
-    """A run's student after a step; of a run with adapters they stand beside the frozen weights.
+    """The student of a run after a step. The adapters of a run that has them are attached to the frozen weights.
 
     Args:
-        cfg: `run_config`.
-        step: one of `kept_steps`, or 0: the checkpoint that the run started from.
-        thinking: of the chat template; None leaves its own default.
-        mesh: where the weights go, None for host memory.
+        step: one of `kept_steps`; None is the newest. 0 is the checkpoint that the run started from.
+        thinking: passed to the chat template; None leaves its own default.
+        mesh: where the weights go; None is host memory.
 
     Raises:
-        UserError: no checkpoint after that step, or one of another student; see `student.load_student`.
+        UserError: not a run, no checkpoint after that step, or one of another student; see `student.load_checkpoint`.
     """
+    cfg = run_config(run)
+    if cfg is None:
+        raise UserError(f"{run} is not a run; expected a directory with config.json and checkpoints/")
     lora = Lora.from_config(cfg.student.lora)
-    student = load_student(
+    kept = kept_steps(run)
+    if step is None and not kept:
+        raise UserError(
+            f"{run} has no checkpoint yet; wait for the first, or take step 0, the student that it began with"
+        )
+    step = kept[-1] if step is None else step
+    student = load_checkpoint(
         cfg.student.checkpoint,
         chat_template=cfg.student.chat_template,
         enable_thinking=thinking,
         mesh=mesh,
         dtype=lora.load_dtype,
     )
-    if not step and 0 not in kept_steps(run):
+    if not step and 0 not in kept:
         return student
     shapes = adapter_shapes(student.cfg, lora) if lora.rank else transformer.param_shapes(student.cfg)
     _, params = saved_params(pathlib.Path(run).expanduser() / "checkpoints", step, shapes)
@@ -65,3 +73,25 @@ def load_policy(
         params = mesh_lib.put(params, mesh, mesh_lib.RULES.storage(params))
     base = freeze(student.params, lora.base_dtype) if lora.rank else None
     return dataclasses.replace(student, params=attach(lora, base, params))
+
+
+def load_student(
+    name_or_run: str | os.PathLike[str], step: int | None = None, mesh: jax.sharding.Mesh | None = None
+) -> Student:
+    """A student by name, or the student of a run.
+
+    Args:
+        name_or_run: ``tiny`` (shipped), ``smollm2``, a .gguf file, a Hugging Face directory, an id of the Hub, or the
+            directory of a run.
+        step: of a run, the checkpoint after this many finished steps; None is the newest, 0 the student it began with.
+        mesh: where the weights go (`ropd_jax.parallel.mesh.make_mesh`); None is host memory.
+
+    Raises:
+        UserError: nothing is there, it cannot be read, or a ``step`` of what is not a run.
+    """
+    cfg = run_config(name_or_run)
+    if cfg is not None:
+        return load_policy(name_or_run, step, thinking=cfg.student.enable_thinking, mesh=mesh)
+    if step is not None:
+        raise UserError(f"step={step} selects a checkpoint of a run, but {name_or_run} is not a run; leave it out")
+    return load_checkpoint(os.fspath(name_or_run), mesh=mesh)

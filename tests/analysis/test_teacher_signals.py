@@ -10,7 +10,7 @@ from ropd_jax.analysis.teacher_signals import NAME, Row, _messages, mean_logprob
 from ropd_jax.cli.main import main
 from ropd_jax.models import transformer
 from ropd_jax.types import Judgement, Message, Prompt, Rollout, RolloutGroup, UserError
-from ropd_jax.weights.student import load_student
+from ropd_jax.weights.student import load_checkpoint
 from ropd_jax.workdir.checkpoint import Checkpoints
 from ropd_jax.workdir.groups import GroupsLog
 
@@ -31,7 +31,7 @@ def by_hand(teacher, tokens, start):
 
 @pytest.fixture(scope="module")
 def teacher():
-    return load_student("tiny")
+    return load_checkpoint("tiny")
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_every_stored_answer_gets_its_teachers_mean_logprob(run, teacher, tmp_pa
 def saved(run, steps):
     """Checkpoints of a run whose students are the shipped one with its output table turned by so many words."""
     (run / "config.json").write_text(json.dumps(configs.default().to_dict()))
-    params = load_student("tiny").params
+    params = load_checkpoint("tiny").params
     checkpoints = Checkpoints(run / "checkpoints", keep=9)
     for step in steps:
         turned = {**params, "embed": {"table_VD": np.roll(np.asarray(params["embed"]["table_VD"]), step, axis=0)}}

@@ -18,7 +18,7 @@ from ropd_jax.evaluation.graders import math_pool
 from ropd_jax.models.lora import Lora, adapter_shapes, attach
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.types import Rollout, RolloutGroup, UserError
-from ropd_jax.weights.student import load_student
+from ropd_jax.weights.student import load_checkpoint
 from ropd_jax.workdir.checkpoint import Checkpoints
 from tests.helpers import trees_max_diff
 
@@ -114,7 +114,7 @@ def run(tmp_path_factory):
     path = tmp_path_factory.mktemp("run")
     cfg = configs.default()
     (path / "config.json").write_text(json.dumps(cfg.to_dict()))
-    params = load_student("tiny").params
+    params = load_checkpoint("tiny").params
     checkpoints = Checkpoints(path / "checkpoints", keep=9)
     for step in (2, 4, 6):
         checkpoints.save(step, {"params": jax.tree.map(lambda x, s=step: np.full_like(x, s), params)}, {})
@@ -153,7 +153,7 @@ def test_the_weights_are_those_of_the_chosen_step(run):
 def test_the_adapters_of_a_run_stand_beside_its_frozen_weights(tmp_path):
     cfg = configs.default()
     cfg.student.lora.rank = 2
-    lora, tiny = Lora.from_config(cfg.student.lora), load_student("tiny")
+    lora, tiny = Lora.from_config(cfg.student.lora), load_checkpoint("tiny")
     adapters = jax.tree.map(lambda x: np.full(x.shape, 0.5, np.float32), adapter_shapes(tiny.cfg, lora))
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
     checkpoints.save(3, {"params": adapters}, {})

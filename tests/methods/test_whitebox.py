@@ -16,13 +16,13 @@ from ropd_jax.methods import Tokens, load_method
 from ropd_jax.methods.lopd import check_tokenizers
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.plan import programs
-from ropd_jax.text.chars import CharTokenizer
+from ropd_jax.text.pieces import piece_tokenizer
 from ropd_jax.train import train
 from ropd_jax.training.setup import read_config
 from ropd_jax.training.update import needs_initial
 from ropd_jax.types import UserError
 from ropd_jax.weights.hf import save_hf
-from ropd_jax.weights.student import load_student
+from ropd_jax.weights.student import load_checkpoint
 from tests.runs.test_train import tiny_config
 
 OLD, TEACHER, REF = [-1.0, -2.0, -0.5], [-0.4, -3.0, -0.5], [-0.8, -2.5, -1.5]
@@ -61,7 +61,7 @@ def test_exopd_by_hand_and_one_is_lopd(scale):
 
 
 def teacher_like_the_student(path, *, noise=0.0):
-    tiny = load_student("tiny")
+    tiny = load_checkpoint("tiny")
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: x + noise * rng.normal(size=x.shape).astype(x.dtype), jax.device_get(tiny.params))
     save_hf(path, tiny.cfg, params)
@@ -115,14 +115,12 @@ def test_another_teacher_moves_the_student(tmp_path):
 
 
 def pieces(*more):
-    return CharTokenizer(
-        ["<pad>", "<eos>", "a", "b", *more], eos="<eos>", pad="<pad>", chat_template={"user": ["", ""]}
-    )
+    return piece_tokenizer(["<pad>", "<eos>", "a", "b", *more], eos="<eos>", pad="<pad>")
 
 
 def test_tokenizers_that_differ_are_named_with_the_place():
     def check(mine, others):
-        check_tokenizers(*(dataclasses.replace(load_student("tiny"), tokenizer=t) for t in (mine, others)))
+        check_tokenizers(*(dataclasses.replace(load_checkpoint("tiny"), tokenizer=t) for t in (mine, others)))
 
     check(pieces("c"), pieces("c"))
     check(pieces("c"), pieces("c", "d"))  # the teacher may know more
@@ -152,7 +150,7 @@ def test_settings_that_cannot_work_are_named(changes, said):
 @pytest.mark.parametrize(("method", "mode"), [("lopd", "full"), ("exopd", "sampled")])
 def test_the_update_can_be_planned_from_shapes_alone(method, mode):
     """The planned program reads what `annotate` will give: shapes, types and shardings of the real notes."""
-    cfg, mesh, tiny = config(method=method, lopd__mode=mode), mesh_lib.make_mesh(2, 1), load_student("tiny")
+    cfg, mesh, tiny = config(method=method, lopd__mode=mode), mesh_lib.make_mesh(2, 1), load_checkpoint("tiny")
     with jax.set_mesh(mesh):
         programs.update_programs(cfg, tiny.cfg, mesh)[0].lower()
         planned = programs.method_of(cfg, tiny.cfg, mesh)[0].notes_like(programs.batch_of(cfg, mesh))

@@ -18,8 +18,9 @@ from ropd_jax.models import transformer
 from ropd_jax.sampling.engine import EngineConfig, sample_groups
 from ropd_jax.sampling.rules import SamplingRule
 from ropd_jax.types import Message, Prompt, UserError
-from ropd_jax.weights.gguf import find_smollm2, load_gguf
+from ropd_jax.weights.gguf import find_smollm2
 from ropd_jax.weights.tokenizer import load_tokenizer
+from tests.helpers import read_weights
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 ATOL = 2e-3
@@ -57,7 +58,7 @@ def rows(golden):
 
 @pytest.fixture(scope="module")
 def student(checkpoint):
-    cfg, params = load_gguf(checkpoint)
+    cfg, params = read_weights(checkpoint)
     return cfg, jax.tree.map(jnp.asarray, params), load_tokenizer(checkpoint)
 
 

@@ -27,7 +27,7 @@ from ropd_jax.train import train
 from ropd_jax.types import UserError
 from ropd_jax.workdir.checkpoint import Checkpoints
 from ropd_jax.workdir.groups import read_groups
-from tests.helpers import trees_max_diff
+from tests.helpers import restore_raw, trees_max_diff
 
 ROOT = pathlib.Path(__file__).parents[2]
 SETTINGS = {
@@ -166,7 +166,7 @@ def spent(workdir, name="spent.json"):
 def saved(workdir, step):
     checkpoints = Checkpoints(workdir / "checkpoints", keep=2)
     with contextlib.closing(checkpoints):
-        state, host = checkpoints.restore_raw(step)
+        state, host = restore_raw(checkpoints, step)
     return state, host
 
 
@@ -246,7 +246,8 @@ import sys, time
 from ropd_jax.parallel import hosts
 with hosts.joined():
     said = hosts.exchange("x" * (5000 * hosts.index()))
-    print([len(text) for text in said], hosts.any_host(hosts.index() == 1), hosts.first_says(hosts.index()), flush=True)
+    any_host, first = hosts.any_host(hosts.index() == 1), hosts.broadcast_from_host0(hosts.index())
+    print([len(text) for text in said], any_host, first, flush=True)
     {then}
 """
 
@@ -318,7 +319,7 @@ def no_cluster(monkeypatch):
 
 def test_one_host_meets_itself(no_cluster):
     with hosts.joined():
-        assert hosts.count() == 1 and hosts.exchange("x") == ["x"] and hosts.mine(7)
+        assert hosts.count() == 1 and hosts.exchange("x") == ["x"] and hosts.is_local(7)
     with hosts.joined("127.0.0.1:1", 1, 0):
         assert hosts.count() == 1
 

@@ -13,9 +13,9 @@ import pytest
 from ropd_jax.train import train
 from ropd_jax.workdir.checkpoint import Checkpoints
 from ropd_jax.models.lora import Lora, init_adapters
-from ropd_jax.weights.student import load_student
+from ropd_jax.weights.student import load_checkpoint
 from ropd_jax.types import UserError
-from tests.helpers import trees_max_diff
+from tests.helpers import restore_raw, trees_max_diff
 from tests.runs.test_train import finished_params, tiny_config
 
 LORA = dict(student__lora__rank=4, student__lora__alpha=8.0)
@@ -36,7 +36,7 @@ def int8_run(tmp_path_factory):
 
 def test_only_adapters_train_and_only_they_are_saved(int8_run):
     cfg, workdir = int8_run
-    model = load_student("tiny").cfg
+    model = load_checkpoint("tiny").cfg
     first = init_adapters(model, Lora.from_config(cfg.student.lora), cfg.seed)
     one, two = (finished_params(workdir, step) for step in (1, 2))
     assert jax.tree.map(np.shape, one["params"]) == jax.tree.map(np.shape, first)
@@ -69,8 +69,8 @@ def test_another_rank_is_refused(int8_run):
     with pytest.raises(UserError, match=r"student.lora.rank: 4 there, 8 now"):
         train(other, workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=5)
-    adapters = init_adapters(load_student("tiny").cfg, Lora.from_config(other.student.lora), 0)
-    like = checkpoints.restore_raw(2)[0] | {"params": adapters}
+    adapters = init_adapters(load_checkpoint("tiny").cfg, Lora.from_config(other.student.lora), 0)
+    like = restore_raw(checkpoints, 2)[0] | {"params": adapters}
     with pytest.raises(UserError, match=r"holds \S+/a_DR of shape \[3, 96, 4\], expected \S+ of shape \[3, 96, 8\]"):
         checkpoints.restore(2, like)
     checkpoints.close()

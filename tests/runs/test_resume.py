@@ -14,7 +14,7 @@ import time
 import pytest
 
 from ropd_jax.workdir.checkpoint import Checkpoints
-from tests.helpers import trees_max_diff
+from tests.helpers import restore_raw, trees_max_diff
 
 STEPS = 6
 COMMAND = [
@@ -48,7 +48,7 @@ def wait_for(process, condition):
 
 def final_state(workdir):
     checkpoints = Checkpoints(workdir / "checkpoints", keep=2)
-    state, host = checkpoints.restore_raw(STEPS)
+    state, host = restore_raw(checkpoints, STEPS)
     checkpoints.close()
     return state, host
 

@@ -21,7 +21,7 @@ from ropd_jax.workdir.checkpoint import Checkpoints
 from ropd_jax.utils.tracing import read_spans
 from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.analysis.timeline import shares
-from tests.helpers import trees_max_diff
+from tests.helpers import restore_raw, trees_max_diff
 from tests.runs.test_train import finished_params, groups_of, tiny_config
 
 STREAM = dict(stream__groups=2, steps=2)
@@ -172,7 +172,7 @@ def test_a_slow_group_is_carried_over_through_a_stop_and_counted_once(before_cal
     assert sent
     assert "step 0: 1 groups are not judged yet and are deferred to step 1" in caplog.text
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=9)
-    _, host = checkpoints.restore_raw(1)
+    _, host = restore_raw(checkpoints, 1)
     assert len(host["carried"]) == 1 and host["groups_total"] == 3
     slow.clear()
     train(cfg, tmp_path / "run")

@@ -20,9 +20,9 @@ from ropd_jax.core.advantages import group_advantages
 from ropd_jax.core.batches import TokenSequence, TrainBatch, make_batch, pack, split_parts
 from ropd_jax.methods import load_method
 from ropd_jax.models import transformer
-from ropd_jax.weights.student import load_student
+from ropd_jax.weights.student import load_checkpoint
 from ropd_jax.types import UserError
-from tests.helpers import TINY, serving, trees_max_diff
+from tests.helpers import TINY, restore_raw, serving, trees_max_diff
 
 LENGTH = 20
 
@@ -44,7 +44,7 @@ def tiny_config(**changes):
 
 def finished_params(workdir, step):
     checkpoints = Checkpoints(workdir / "checkpoints", keep=9)
-    state, _ = checkpoints.restore_raw(step)
+    state, _ = restore_raw(checkpoints, step)
     return state
 
 
@@ -221,7 +221,7 @@ def test_a_step_without_any_verdict_leaves_the_student_alone(tmp_path):
     cfg = tiny_config(teacher__scripted__fault_rate=1.0, teacher__attempts=1, steps=1)
     train(cfg, tmp_path / "run")
     params = finished_params(tmp_path / "run", 1)["params"]
-    assert trees_max_diff(params, load_student("tiny").params) == 0.0
+    assert trees_max_diff(params, load_checkpoint("tiny").params) == 0.0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["groups_unscored"] == result["groups_total"] == 4
 
@@ -267,7 +267,7 @@ def test_a_hugging_face_directory_trains(tmp_path):
         student__checkpoint=str(tmp_path / "student"), steps=1, sampling__max_tokens=16, data__max_prompt_tokens=100
     )
     train(cfg, tmp_path / "run")
-    before = load_student(str(tmp_path / "student")).params
+    before = load_checkpoint(str(tmp_path / "student")).params
     after = finished_params(tmp_path / "run", 1)["params"]
     groups = groups_of(tmp_path / "run")
     assert len(groups) == 4 and all(a["reward"] is not None for g in groups for a in g["answers"])

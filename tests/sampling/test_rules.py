@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ropd_jax.sampling import rules
-from ropd_jax.sampling.rules import SamplingRule, draw, policy_logprobs, rollout_keys
+from ropd_jax.sampling.rules import SamplingRule, draw, policy_logits, rollout_keys
 from ropd_jax.types import UserError
 
 P = np.array([[0.5, 0.25, 0.15, 0.1]], np.float32)
@@ -29,7 +29,7 @@ LOGITS = jnp.log(jnp.asarray(P))[:, jnp.array([2, 0, 3, 1])]  # probabilities 0.
     ],
 )
 def test_policy_probabilities(rule, want):
-    np.testing.assert_allclose(np.exp(policy_logprobs(LOGITS, rule))[0], want, atol=1e-6)
+    np.testing.assert_allclose(jax.nn.softmax(policy_logits(LOGITS, rule))[0], want, atol=1e-6)
 
 
 @pytest.mark.parametrize("V", [300, 40_000])
@@ -70,7 +70,9 @@ def test_drawn_frequencies_follow_the_policy():
     token_B, logp_B = draw(keys, jnp.zeros((4000,), jnp.int32), jnp.tile(LOGITS, (4000, 1)), rule)
     share_V = np.bincount(np.asarray(token_B), minlength=4) / 4000
     np.testing.assert_allclose(share_V, [0.15 / 0.9, 0.5 / 0.9, 0, 0.25 / 0.9], atol=0.03)
-    np.testing.assert_allclose(logp_B, np.asarray(policy_logprobs(LOGITS, rule))[0][np.asarray(token_B)], atol=1e-6)
+    np.testing.assert_allclose(
+        logp_B, np.asarray(jax.nn.log_softmax(policy_logits(LOGITS, rule)))[0][np.asarray(token_B)], atol=1e-6
+    )
 
 
 def test_keys_differ_in_every_argument():

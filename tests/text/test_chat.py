@@ -13,7 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from ropd_jax.text import chat
 from ropd_jax.text.retokenize import retokenized
 from ropd_jax.types import Message, Prompt, Rollout, RolloutGroup, UserError
-from ropd_jax.weights.student import load_student
+from ropd_jax.weights.student import load_checkpoint
 from ropd_jax.weights.tokenizer import load_tokenizer
 
 SYSTEM, USER = Message("system", "Be brief."), Message("user", "1 + 1?")
@@ -56,8 +56,8 @@ def test_thinking_of_a_template_that_never_asks_for_it_is_refused(directory, tmp
     with pytest.raises(UserError, match=r"enable_thinking=False, but this student's chat template never reads it"):
         load_tokenizer(directory, chat_template=str(mine), enable_thinking=False)
     with pytest.raises(UserError, match="enable_thinking=True"):
-        load_student("tiny", enable_thinking=True)
-    load_student("tiny", enable_thinking=None)
+        load_checkpoint("tiny", enable_thinking=True)
+    load_checkpoint("tiny", enable_thinking=None)
 
 
 def test_system_message_goes_where_the_template_has_it(caplog):
@@ -130,7 +130,7 @@ def test_rollouts_whose_text_has_other_tokens_are_counted(directory):
 
 
 def test_the_tiny_students_pieces_are_retokenized_too():
-    tokenizer = load_student("tiny").tokenizer
+    tokenizer = load_checkpoint("tiny").tokenizer
     question = (Message("user", "1 + 1 ="),)
     ids = tokenizer.encode("1 + 1 = 2")
     apart = [tokenizer.encode(c)[0] for c in "1 + 1 = 2"]

@@ -10,6 +10,7 @@ from ropd_jax.train import train
 from ropd_jax.training.failure_gate import FailureGate, TooManyFailures
 from ropd_jax.types import UserError
 from ropd_jax.workdir.checkpoint import Checkpoints
+from tests.helpers import restore_raw
 from tests.runs.test_train import tiny_config
 
 LOST, KEPT = ["timeout", "timeout"], [None, None]
@@ -77,7 +78,7 @@ def test_a_run_whose_teacher_is_down_saves_and_raises_with_the_table(tmp_path):
         train(cfg, tmp_path / "run")
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=9)
     assert checkpoints.latest() == 1  # after one step of 4 prompts
-    _, host = checkpoints.restore_raw(1)
+    _, host = restore_raw(checkpoints, 1)
     assert host["failures"] == [] and host["groups_unscored"] == 4
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert next(r["teacher/failed_frac"] for r in rows if "teacher/failed_frac" in r) == 1.0

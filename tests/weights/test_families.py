@@ -22,8 +22,8 @@ from ropd_jax.sampling.engine import EngineConfig, sample_groups
 from ropd_jax.sampling.rules import SamplingRule
 from ropd_jax.types import Message, Prompt
 from ropd_jax.weights.families import config_json, family_of, read_config
-from ropd_jax.weights.hf import load_hf, save_hf
-from tests.helpers import IdTokenizer, trees_max_diff
+from ropd_jax.weights.hf import save_hf
+from tests.helpers import IdTokenizer, read_weights, trees_max_diff
 
 FAMILIES = pathlib.Path(__file__).parents[1] / "golden" / "families"
 NAMES = sorted(p.name for p in FAMILIES.iterdir())
@@ -32,7 +32,7 @@ ATOL = 2e-5
 
 @pytest.fixture(scope="module", params=NAMES)
 def family(request):
-    cfg, params = load_hf(FAMILIES / request.param)
+    cfg, params = read_weights(FAMILIES / request.param)
     return request.param, cfg, jax.tree.map(jnp.asarray, params), np.load(FAMILIES / request.param / "golden.npz")
 
 
@@ -107,7 +107,7 @@ def test_sharded_equals_unsharded_forward_gradient_and_decode(family):
 def test_import_then_export_is_bit_identical(family, tmp_path):
     name, cfg, params, _ = family
     save_hf(tmp_path, cfg, jax.device_get(params))
-    again, loaded = load_hf(tmp_path)
+    again, loaded = read_weights(tmp_path)
     assert dataclasses.replace(again, attn_scale=cfg.attn_scale) == cfg
     assert again.attn_scale == pytest.approx(cfg.attn_scale)
     assert trees_max_diff(params, loaded) == 0.0

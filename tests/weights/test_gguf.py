@@ -16,10 +16,10 @@ from ropd_jax.models import transformer
 from ropd_jax.models.rope import rope_frequencies
 from ropd_jax.types import UserError
 from ropd_jax.weights import gguf as our_gguf
-from ropd_jax.weights.gguf import find_smollm2, half_split, load_gguf
+from ropd_jax.weights.gguf import find_smollm2, half_split
 from ropd_jax.weights.gguf_file import GGUF
-from ropd_jax.weights.hf import load_hf
 from ropd_jax.weights.tensors import tensors_of
+from tests.helpers import read_weights
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 
@@ -36,7 +36,7 @@ def interleave(w: np.ndarray, heads: int) -> np.ndarray:
 
 def write(path, name="llama_untied", *, arch="llama", quant=None, skip=(), extra=None, keys=None, pattern=True):
     """A tiny Hugging Face checkpoint as a GGUF file, as converters write it; returns (config, params) of the former."""
-    cfg, params = load_hf(GOLDEN / name)
+    cfg, params = read_weights(GOLDEN / name)
     gemma, scaling = arch == "gemma3", cfg.rope_scaling
     writer = GGUFWriter(path, arch)
     numbers = {
@@ -92,7 +92,7 @@ def write(path, name="llama_untied", *, arch="llama", quant=None, skip=(), extra
 
 def message(path) -> str:
     with pytest.raises(UserError) as e:
-        load_gguf(path)
+        read_weights(path)
     text = str(e.value)
     assert "\n" not in text
     return text
@@ -112,7 +112,7 @@ def test_half_split_undoes_the_order_of_interleaved_pairs():
 @pytest.mark.parametrize("name", ["llama_untied", "llama_tied"])
 def test_float32_file_equals_the_checkpoint_it_was_made_from(tmp_path, name):
     cfg, params = write(tmp_path / "m.gguf", name)
-    cfg2, loaded = load_gguf(tmp_path / "m.gguf")
+    cfg2, loaded = read_weights(tmp_path / "m.gguf")
     assert dataclasses.replace(cfg2, norm_eps=cfg.norm_eps) == cfg
     assert cfg2.norm_eps == pytest.approx(cfg.norm_eps, rel=1e-7)  # stored as float32
     got = dict(leaves(loaded))
@@ -124,7 +124,7 @@ def test_float32_file_equals_the_checkpoint_it_was_made_from(tmp_path, name):
 def test_quantized_file_equals_its_dequantized_weights(tmp_path):
     q8 = GGMLQuantizationType.Q8_0
     _, params = write(tmp_path / "m.gguf", quant=q8)
-    _, loaded = load_gguf(tmp_path / "m.gguf")
+    _, loaded = read_weights(tmp_path / "m.gguf")
     up = params["layers"]["mlp"]["up_DF"][1].T
     np.testing.assert_array_equal(loaded["layers"]["mlp"]["up_DF"][1].T, dequantize(quantize(up, q8), q8))
     error = np.abs(loaded["layers"]["attn"]["q_DNH"] - params["layers"]["attn"]["q_DNH"])
@@ -145,7 +145,7 @@ def golden_gap(cfg, params, golden) -> float:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_architecture_computes_the_golden_logits(tmp_path, name):
     cfg, _ = write(tmp_path / "m.gguf", f"families/{name}", arch=FAMILIES[name])
-    cfg2, loaded = load_gguf(tmp_path / "m.gguf")
+    cfg2, loaded = read_weights(tmp_path / "m.gguf")
     rounded = ("norm_eps", "attn_scale", "rope_theta", "rope_theta_local")  # stored as float32
     assert dataclasses.replace(cfg2, **{k: getattr(cfg, k) for k in rounded}) == cfg
     assert all(getattr(cfg2, k) == pytest.approx(getattr(cfg, k), rel=1e-6) for k in rounded)
@@ -156,7 +156,7 @@ def test_every_architecture_computes_the_golden_logits(tmp_path, name):
 @pytest.mark.parametrize("name", ["qwen2", "qwen3", "gemma3"])
 def test_half_precision_and_quantized_files_are_near_their_checkpoint(tmp_path, name, quant, bound):
     _, params = write(tmp_path / "m.gguf", f"families/{name}", arch=FAMILIES[name], quant=GGMLQuantizationType[quant])
-    _, loaded = load_gguf(tmp_path / "m.gguf")
+    _, loaded = read_weights(tmp_path / "m.gguf")
     gaps = jax.tree.map(lambda a, b: float(np.abs(a - b).max() / np.abs(a).max()), params, loaded)
     assert 0 < max(jax.tree.leaves(gaps)) < bound
     assert gaps["layers"]["attn_norm"]["scale_D"] < 1e-6 and jax.tree.structure(params) == jax.tree.structure(loaded)
@@ -165,7 +165,7 @@ def test_half_precision_and_quantized_files_are_near_their_checkpoint(tmp_path, 
 def test_gemma3_file_without_pattern_scale_and_local_base_means_what_the_format_says(tmp_path):
     absent = dict.fromkeys(("attention.scale", "rope.freq_base_swa"))
     cfg, _ = write(tmp_path / "m.gguf", "families/gemma3", arch="gemma3", keys=absent, pattern=False)
-    cfg2, _ = load_gguf(tmp_path / "m.gguf")
+    cfg2, _ = read_weights(tmp_path / "m.gguf")
     assert cfg2.local_layers == (True, True, True) and cfg2.rope_theta_local == 10_000.0
     assert cfg2.attn_scale == cfg.head_dim**-0.5 and cfg2.rope_scaling == cfg.rope_scaling
 
@@ -198,7 +198,7 @@ def test_damaged_header_is_named(tmp_path):
         broken[at] = 0xFF
         (tmp_path / "m.gguf").write_bytes(broken)
         try:
-            load_gguf(tmp_path / "m.gguf")
+            read_weights(tmp_path / "m.gguf")
         except UserError as e:
             seen.append(str(e))
     assert len(seen) > 50

@@ -15,7 +15,8 @@ from safetensors.numpy import load_file, save_file
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.types import UserError
-from ropd_jax.weights.hf import load_hf, read_config, save_hf
+from ropd_jax.weights.hf import read_config, save_hf
+from tests.helpers import read_weights
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 CFG = ModelConfig(
@@ -59,7 +60,7 @@ def edit_tensors(path: pathlib.Path, change):
 
 def message(path) -> str:
     with pytest.raises(UserError) as e:
-        load_hf(path)
+        read_weights(path)
     text = str(e.value)
     assert "\n" not in text
     return text
@@ -72,7 +73,7 @@ def assert_same(a, b):
 
 @pytest.mark.parametrize("name", ["llama_untied", "llama_tied"])
 def test_logits_of_a_directory_equal_those_of_transformers(name):
-    cfg, params = load_hf(GOLDEN / name)
+    cfg, params = read_weights(GOLDEN / name)
     golden = np.load(GOLDEN / name / "logits.npz")
     tokens_BT = golden["tokens"]
     positions_BT = np.broadcast_to(np.arange(tokens_BT.shape[1], dtype=np.int32), tokens_BT.shape)
@@ -112,7 +113,7 @@ def test_both_spellings_of_the_rotary_base_are_read(saved):
 
 
 def test_tree_is_that_of_the_transformer(saved, params):
-    cfg, loaded = load_hf(saved)
+    cfg, loaded = read_weights(saved)
     shapes = transformer.param_shapes(cfg)
     assert jax.tree.map(lambda x: x.shape, loaded) == jax.tree.map(lambda x: x.shape, shapes)
     assert all(x.dtype == np.float32 and x.flags.c_contiguous for x in jax.tree.leaves(loaded))
@@ -123,7 +124,7 @@ def test_save_then_load_is_bit_identical(tmp_path, params, tied):
     cfg = CFG if not tied else ModelConfig(**{**CFG.__dict__, "tied": True})
     kept = {k: v for k, v in params.items() if not (tied and k == "head")}
     save_hf(tmp_path, cfg, kept)
-    cfg2, loaded = load_hf(tmp_path)
+    cfg2, loaded = read_weights(tmp_path)
     assert cfg2 == cfg
     assert_same(loaded, kept)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
@@ -132,15 +133,15 @@ def test_save_then_load_is_bit_identical(tmp_path, params, tied):
 def test_bfloat16_goes_out_and_in(tmp_path, params):
     save_hf(tmp_path, CFG, params, dtype="bfloat16")
     rounded = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), params)
-    _, as_f32 = load_hf(tmp_path)
-    _, as_bf16 = load_hf(tmp_path, dtype=ml_dtypes.bfloat16)
+    _, as_f32 = read_weights(tmp_path)
+    _, as_bf16 = read_weights(tmp_path, dtype=ml_dtypes.bfloat16)
     assert_same(as_f32, jax.tree.map(lambda x: x.astype(np.float32), rounded))
     assert_same(as_bf16, rounded)
     assert (tmp_path / "model.safetensors").stat().st_size < 2 * sum(x.size for x in jax.tree.leaves(params)) + 4000
 
 
 def test_save_writes_what_transformers_saved(tmp_path):
-    cfg, params = load_hf(GOLDEN / "llama_tied")
+    cfg, params = read_weights(GOLDEN / "llama_tied")
     save_hf(tmp_path, cfg, params, dtype="bfloat16", eos_token_id=3)
     ours, theirs = (load_file(p / "model.safetensors") for p in (tmp_path, GOLDEN / "llama_tied"))
     assert ours.keys() == theirs.keys()
@@ -153,16 +154,16 @@ def test_save_writes_what_transformers_saved(tmp_path):
 
 def test_shards_without_an_index_are_read_too(tmp_path):
     shutil.copytree(GOLDEN / "llama_untied", tmp_path / "m")
-    _, with_index = load_hf(tmp_path / "m")
+    _, with_index = read_weights(tmp_path / "m")
     (tmp_path / "m" / "model.safetensors.index.json").unlink()
-    _, without = load_hf(tmp_path / "m")
+    _, without = read_weights(tmp_path / "m")
     assert_same(with_index, without)
 
 
 def test_a_second_copy_of_a_tied_table_is_ignored(tmp_path, params):
     save_hf(tmp_path, CFG, params)
     edit_config(tmp_path, tie_word_embeddings=True)
-    cfg, loaded = load_hf(tmp_path)
+    cfg, loaded = read_weights(tmp_path)
     assert cfg.tied and "head" not in loaded
 
 

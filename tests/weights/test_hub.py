@@ -18,7 +18,7 @@ import pytest
 
 from ropd_jax.types import UserError
 from ropd_jax.weights import hub, student
-from ropd_jax.weights.hf import load_hf
+from tests.helpers import read_weights
 
 TINY = pathlib.Path(student.__file__).parents[1] / "assets" / "quickstart_student"
 COMMIT, TOKEN = "c" * 40, "hf_secretsecretsecret"
@@ -48,8 +48,8 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_in_the_cache_is_loaded_without_a_net(cache):
-    loaded = student.load_student("org/tiny")
-    np.testing.assert_array_equal(loaded.params["embed"]["table_VD"], load_hf(TINY)[1]["embed"]["table_VD"])
+    loaded = student.load_checkpoint("org/tiny")
+    np.testing.assert_array_equal(loaded.params["embed"]["table_VD"], read_weights(TINY)[1]["embed"]["table_VD"])
     assert student.find(f"org/tiny@{COMMIT}") == cache / "snapshots" / COMMIT
 
 

@@ -17,9 +17,10 @@ from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.types import UserError
-from ropd_jax.weights.hf import HFSource, load_hf, save_hf
+from ropd_jax.weights.hf import HFSource, save_hf
 from ropd_jax.weights.load import stream
-from ropd_jax.weights.student import load_student
+from ropd_jax.weights.student import load_checkpoint
+from tests.helpers import read_weights
 
 FAMILIES = pathlib.Path(__file__).parents[1] / "golden" / "families"
 
@@ -38,14 +39,14 @@ def assert_same(streamed, host, mesh):
 def test_streamed_parameters_equal_those_read_and_then_placed(name, fsdp, tp, at_once):
     mesh = mesh_lib.make_mesh(fsdp, tp)
     source = HFSource(FAMILIES / name)
-    assert_same(stream(source, mesh, at_once=at_once), load_hf(FAMILIES / name)[1], mesh)
+    assert_same(stream(source, mesh, at_once=at_once), read_weights(FAMILIES / name)[1], mesh)
     source.close()
 
 
 def test_the_dtype_on_load_is_the_one_asked_for():
     mesh = mesh_lib.make_mesh(4, 1)
-    streamed = load_student("tiny", mesh=mesh, dtype="bfloat16").params
-    whole = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), load_student("tiny").params)
+    streamed = load_checkpoint("tiny", mesh=mesh, dtype="bfloat16").params
+    whole = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), load_checkpoint("tiny").params)
     assert_same(streamed, whole, mesh)
 
 
@@ -73,7 +74,7 @@ def test_shards_are_written_with_an_index_and_read_back(sharded):
     assert index["metadata"]["total_size"] == sum(x.nbytes for x in jax.tree.leaves(params))
     assert sorted(set(index["weight_map"].values())) == files
     assert all((path / f).stat().st_size < (6 << 20) + 20_000 for f in files)
-    jax.tree.map(np.testing.assert_array_equal, load_hf(path)[1], params)
+    jax.tree.map(np.testing.assert_array_equal, read_weights(path)[1], params)
 
 
 @pytest.mark.parametrize("fsdp, tp", [(1, 1), (2, 2)])
@@ -102,14 +103,14 @@ def test_nothing_is_drawn_at_random_on_load(sharded, monkeypatch):
 
     monkeypatch.setattr(transformer, "init_params", refuse)
     monkeypatch.setattr(jax.random, "normal", refuse)
-    student = load_student("tiny", mesh=mesh_lib.make_mesh(2, 1))
+    student = load_checkpoint("tiny", mesh=mesh_lib.make_mesh(2, 1))
     assert student.params["embed"]["table_VD"].shape == (104, 96)
 
 
 def test_a_mesh_that_does_not_fit_is_named_before_any_weight_is_read(monkeypatch):
     monkeypatch.setattr(HFSource, "read", lambda *args: pytest.fail("a weight was read"))
     with pytest.raises(UserError, match="num_heads=3 does not divide"):
-        load_student("tiny", mesh=mesh_lib.make_mesh(4, 2))
+        load_checkpoint("tiny", mesh=mesh_lib.make_mesh(4, 2))
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path):

@@ -12,7 +12,8 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from ropd_jax.types import Message, UserError
 from ropd_jax.weights.gguf import find_smollm2
-from ropd_jax.weights.tokenizer import byte_level_bpe, load_tokenizer
+from ropd_jax.weights.gguf_tokenizer import byte_level_bpe
+from ropd_jax.weights.tokenizer import load_tokenizer
 
 TEMPLATE = (
     "{% for m in messages %}\n    {% if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import random
 from typing import Any, NamedTuple
 
 import jax
@@ -16,11 +17,12 @@ from ropd_jax.cli import main as cli
 from ropd_jax.models import transformer
 from ropd_jax.types import Message, UserError
 from ropd_jax.weights.families import read_config
-from ropd_jax.weights.hf import load_hf, save_hf
-from ropd_jax.weights.student import find, load_student
+from ropd_jax.weights.hf import save_hf
+from ropd_jax.weights.student import find, load_checkpoint
 from ropd_jax.weights.tokenizer import load_tokenizer
 from ropd_jax.workdir import export
 from ropd_jax.workdir.checkpoint import Checkpoints, saved_params
+from tests.helpers import read_weights
 from tests.weights.test_gguf import write
 from tests.weights.test_tokenizer import CHAT, TEMPLATE, TEXTS, trained, write_gguf  # noqa: F401
 
@@ -35,7 +37,7 @@ class State(NamedTuple):
 @pytest.fixture
 def run(tmp_path):
     """A run of the tiny student with checkpoints after steps 2 and 4: (directory, parameters after each)."""
-    first = load_student("tiny").params
+    first = load_checkpoint("tiny").params
     after = {s: jax.tree.map(lambda x, s=s: (x + np.float32(s)).astype(np.float32), first) for s in (2, 4)}
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=2)
     for step, params in after.items():
@@ -67,7 +69,7 @@ def test_import_then_export_is_bit_identical_for_every_family(tmp_path, name):
 
 
 def test_a_checkpoint_keeps_its_dtype_and_may_be_given_another(tmp_path):
-    cfg, params = load_hf(FAMILIES / "qwen2")
+    cfg, params = read_weights(FAMILIES / "qwen2")
     save_hf(tmp_path / "bf16", cfg, params, dtype="bfloat16")
     export.main(str(tmp_path / "bf16"), str(tmp_path / "a"))
     export.main(str(tmp_path / "bf16"), str(tmp_path / "b"), dtype="float32")
@@ -83,11 +85,35 @@ def test_a_run_gives_the_weights_of_the_step_and_the_files_of_its_checkpoint(run
     export.main(str(path), str(tmp_path / "newest"))
     export.main(str(path), str(tmp_path / "second"), step=2)
     for name, step in (("newest", 4), ("second", 2)):
-        loaded = load_student(str(tmp_path / name))
+        loaded = load_checkpoint(str(tmp_path / name))
         assert_same(loaded.params, after[step])
-        assert loaded.tokenizer.encode("1+2=3") == load_student("tiny").tokenizer.encode("1+2=3")
+        assert loaded.tokenizer.encode("1+2=3") == load_checkpoint("tiny").tokenizer.encode("1+2=3")
     assert read_config(tmp_path / "newest") == read_config(find("tiny"))
     assert names(tmp_path) == ["newest", "run", "second"]  # nothing half written is left
+
+
+def test_an_exported_run_of_the_tiny_student_loads_in_transformers_with_its_tokenizer(run, tmp_path):
+    from transformers import AutoConfig, AutoTokenizer
+
+    export.main(str(run[0]), str(tmp_path / "out"))
+    theirs, ours = AutoTokenizer.from_pretrained(str(tmp_path / "out")), load_tokenizer(tmp_path / "out")
+    assert AutoConfig.from_pretrained(str(tmp_path / "out")).model_type == "llama"
+    assert (len(theirs), theirs.eos_token_id, theirs.pad_token_id) == (ours.vocab_size, ours.stop_ids[0], ours.pad_id)
+    rng = random.Random(0)
+    pieces = [ours.decode([i]) for i in range(2, ours.vocab_size)]
+    for _ in range(200):
+        text = "".join(rng.choice(pieces) for _ in range(rng.randrange(1, 40)))
+        ids = theirs.encode(text, add_special_tokens=False)
+        assert ids == theirs(text)["input_ids"] == ours.encode(text)
+        assert theirs.decode(ids) == ours.decode(ids) == text
+        assert theirs.decode([*ids, 1], skip_special_tokens=True) == text
+    chat = [{"role": "user", "content": "State the final answer to the following arithmetic problem: 1 + 2 =\n"}]
+    ids = theirs.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
+    assert ids == ours.apply_chat_template([Message("user", chat[0]["content"])])
+    text = theirs.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    assert text == ours.render([Message("user", chat[0]["content"])])
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert generation == {"eos_token_id": 1, "pad_token_id": 0}
 
 
 def test_what_cannot_be_exported_is_named_and_nothing_is_written(run, tmp_path, capsys):
@@ -151,7 +177,7 @@ def test_a_gguf_file_becomes_a_directory_with_the_same_weights_and_tokenizer(tmp
     monkeypatch.setattr(GGUFWriter, "write_header_to_file", with_tokenizer)
     cfg, params = write(tmp_path / "m.gguf", "families/qwen3", arch="qwen3")
     export.main(str(tmp_path / "m.gguf"), str(tmp_path / "out"))
-    cfg2, loaded = load_hf(tmp_path / "out")
+    cfg2, loaded = read_weights(tmp_path / "out")
     assert_same(loaded, params)
     assert cfg2.qk_norm and cfg2.rope_theta == cfg.rope_theta
     ours, again = load_tokenizer(tmp_path / "m.gguf"), load_tokenizer(tmp_path / "out")
@@ -165,7 +191,10 @@ def test_a_gguf_file_becomes_a_directory_with_the_same_weights_and_tokenizer(tmp
 def test_a_run_with_adapters_is_merged_or_written_as_peft_does(tmp_path, base_dtype):
     from ropd_jax.models import lora as lora_lib
 
-    student, section = load_student("tiny"), {"rank": 2, "alpha": 6.0, "targets": ["attn.*"], "base_dtype": base_dtype}
+    student, section = (
+        load_checkpoint("tiny"),
+        {"rank": 2, "alpha": 6.0, "targets": ["attn.*"], "base_dtype": base_dtype},
+    )
     lora = lora_lib.Lora.from_config(section)
     adapters = jax.tree.map(lambda x: np.asarray(x) + np.float32(0.1), lora_lib.init_adapters(student.cfg, lora, 0))
     path = tmp_path / "run"
@@ -175,8 +204,8 @@ def test_a_run_with_adapters_is_merged_or_written_as_peft_does(tmp_path, base_dt
     config = {"student": {"checkpoint": "tiny", "chat_template": "", "lora": section}}
     (path / "config.json").write_text(json.dumps(config))
     assert cli.main(["export", str(path), "--to", str(tmp_path / "merged")]) == 0
-    _, merged = load_hf(tmp_path / "merged")
-    base = lora_lib.freeze(load_student("tiny", dtype=lora.load_dtype).params, base_dtype)
+    _, merged = read_weights(tmp_path / "merged")
+    base = lora_lib.freeze(load_checkpoint("tiny", dtype=lora.load_dtype).params, base_dtype)
     assert_same(merged, jax.device_get(lora_lib.merge(lora, base, adapters)))
     q = np.asarray(lora_lib.thaw(base)["layers"]["attn"]["q_DNH"])
     a, b = (adapters["layers"]["attn"]["q_DNH"][k] for k in ("a_DR", "b_RNH"))

@@ -1,0 +1,129 @@
+"""Text to token ids and back: what a run needs of a tokenizer, and the one class that provides it.
+
+`ropd_jax.weights.tokenizer.load_tokenizer` reads the tokenizer of a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from ropd_jax.text import chat
+from ropd_jax.types import Message, UserError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")  # the one that a template uses ends its turns
+TEXT_ENDS = ("<|endoftext|>", "<|end_of_text|>")
+
+
+class Tokenizer(Protocol):
+    """What a run needs of a tokenizer.
+
+    Attributes:
+        stop_ids: tokens that end an answer; the first one ends a turn of the chat template.
+        pad_id: the id that padding is made of; no computation depends on it.
+        vocab_size: every id is below it. The embedding of a model can have more rows.
+    """
+
+    stop_ids: tuple[int, ...]
+    pad_id: int
+    vocab_size: int
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Iterable[int]) -> str: ...
+
+    def render(self, messages: Sequence[Message]) -> str: ...
+
+    def apply_chat_template(self, messages: Sequence[Message]) -> list[int]: ...
+
+
+class HFTokenizer:
+    """A ``tokenizers.Tokenizer`` with the chat template of its checkpoint.
+
+    ``encode`` adds nothing at either end. Added tokens that are written in the text become their ids, as in
+    transformers. ``decode`` keeps special tokens, so you see one that a student samples.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        template: str,
+        special: Mapping[str, str],
+        stop_ids: Sequence[int],
+        pad_id: int,
+        enable_thinking: bool | None = None,
+    ):
+        self._backend, self._special = backend, dict(special)
+        self.template = template
+        self._options = chat.check_thinking(template, enable_thinking)
+        self.stop_ids = tuple(stop_ids)
+        self.pad_id = pad_id
+        self.vocab_size = max(backend.get_vocab().values()) + 1
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text.
+
+        Raises:
+            UserError: a character that is in no token, of a vocabulary without a token for unknown text.
+        """
+        try:
+            return self._backend.encode(text, add_special_tokens=False).ids
+        except Exception as e:  # the library raises plain Exception, and does not name the character
+            place, char = next(((i, c) for i, c in enumerate(text) if not self._knows(c)), (0, text[:1]))
+            raise UserError(
+                f"character {char!r} (U+{ord(char):04X}, place {place} of {text[:60]!r}) is not among the "
+                f"{self.vocab_size} pieces of this tokenizer; use a checkpoint that knows it, e.g. smollm2"
+            ) from e
+
+    def _knows(self, char: str) -> bool:
+        try:
+            return bool(self._backend.encode(char, add_special_tokens=False).ids)
+        except Exception:  # see `encode`
+            return False
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def token_id(self, name: str) -> int | None:
+        """The id of ``bos_token``, ``eos_token`` ...; None if the checkpoint has no such token."""
+        return self._backend.token_to_id(self._special[name]) if name in self._special else None
+
+    def save(self, path: str | pathlib.Path) -> None:
+        """Write what transformers reads: tokenizer.json, tokenizer_config.json and chat_template.jinja."""
+        path = pathlib.Path(path)
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **self._special}
+        self._backend.save(str(path / "tokenizer.json"))
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        (path / "tokenizer_config.json").write_text(text, encoding="utf-8")
+        (path / "chat_template.jinja").write_text(self.template, encoding="utf-8")
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The text of a chat, up to where the answer begins; raises UserError if the template refuses the chat."""
+        return chat.render(self.template, messages, self._special, self._options)
+
+    def apply_chat_template(self, messages: Sequence[Message]) -> list[int]:
+        return self.encode(self.render(messages))
+
+
+def find_stop_ids(
+    vocab: Mapping[str, int], template: str, declared: Iterable[int | None], where: str
+) -> tuple[int, ...]:
+    """The end of turn of the template, then what the checkpoint declares, then the ends of a text; each one once.
+
+    Raises:
+        UserError: there is none of them.
+    """
+    turn = [vocab[t] for t in TURN_ENDS if t in vocab and t in template][:1]
+    text = [vocab[t] for t in TEXT_ENDS if t in vocab]
+    ids = tuple(dict.fromkeys(i for i in (*turn, *declared, *text) if i is not None))
+    if not ids:
+        raise UserError(
+            f"{where} says nowhere which token ends an answer; expected eos_token_id in generation_config.json"
+        )
+    return ids
