@@ -14,7 +14,6 @@ import csv
 import dataclasses
 import functools
 import importlib.resources
-import importlib.util
 import io
 import pathlib
 import re
@@ -25,6 +24,7 @@ from ropd_jax.evaluation.benchmarks import benchmark_of, slug
 from ropd_jax.evaluation.results import read_result
 from ropd_jax.evaluation.stats import Estimate, clustered
 from ropd_jax.types import UserError
+from ropd_jax.utils.user_module import load_user_module, user_code
 
 FORMATS = ("markdown", "csv", "latex")
 
@@ -107,20 +107,20 @@ class Table:
 
 
 def load_spec(path: str) -> TableSpec:
-    """What ``get_table()`` of a file returns.
+    """What ``get_table()`` of a Python file returns.
 
     Raises:
-        UserError: no such file, no get_table, or not a TableSpec.
+        UserError: no such file, an error in it (with its line), no ``get_table``, or not a TableSpec.
     """
-    file = pathlib.Path(path)
-    spec = importlib.util.spec_from_file_location(f"ropd_table_{file.stem}", file) if file.is_file() else None
-    if spec is None or spec.loader is None:
-        raise UserError(f"table file {path!r} does not exist; expected e.g. experiments/table1_blackbox.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    table = module.get_table() if callable(getattr(module, "get_table", None)) else None
+    module = load_user_module(path, what="table file")
+    get_table = getattr(module, "get_table", None)
+    if not callable(get_table):
+        remedy = "ropd train takes it" if hasattr(module, "get_config") else "define one that returns a TableSpec"
+        raise UserError(f"{path} has no get_table(); {remedy}")
+    with user_code(path):
+        table = get_table()
     if not isinstance(table, TableSpec):
-        raise UserError(f"{path} has no get_table() that returns a TableSpec; ropd train takes configs, not tables")
+        raise UserError(f"{path}: get_table() returned a {type(table).__name__}; expected a TableSpec")
     return table
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from ropd_jax.methods import Pass
+from ropd_jax.methods import ExtraProgram
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.plan import count, programs
@@ -344,7 +344,7 @@ def phases(
     ]
 
 
-def _pass(one: Pass, devices: int, held: int, received: float | None, *, remat: bool) -> Phase:
+def _pass(one: ExtraProgram, devices: int, held: int, received: float | None, *, remat: bool) -> Phase:
     """A pass of the method's own network; its rows are taken to be full, and its weights read once a call."""
     tokens = one.calls * one.tokens
     looked_at = tokens // one.row * count.contexts(one.model, 0, one.row)

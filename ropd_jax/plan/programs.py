@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from ropd_jax.core.batches import Sequence, TrainBatch
-from ropd_jax.methods import Held, Method, load_method
+from ropd_jax.methods import ExtraMemory, Method, load_method
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.lora import Lora, adapter_shapes, attach, freeze
@@ -106,7 +106,7 @@ def update_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> list[Progr
     method, _ = method_of(cfg, model_cfg, mesh)
     state, batch, base = state_of(cfg, model_cfg, mesh), batch_of(cfg, mesh), weights_of(cfg, model_cfg, mesh).base
     reference = (base or state.params) if needs_initial(cfg, method) else None
-    told = (reference, batch, method.notes_like(batch), base)
+    told = (reference, batch, method.abstract_extras(batch), base)
     passes, options = batch.tokens_BT.shape[0], cfg.optim.xla_options
     if not streams(cfg, method):
         update = make_update(cfg, model_cfg, method, optimizer(cfg))
@@ -124,10 +124,10 @@ def gradients_of(state: State) -> dict:
     return jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32, sharding=p.sharding), state.params)
 
 
-def method_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> tuple[Method, Held]:
+def method_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> tuple[Method, ExtraMemory]:
     """The config's method, and what it keeps beside the student: GAD's discriminator, a white-box teacher."""
     method = load_method(cfg.method, cfg)
-    return method, method.held_like(model_cfg, batch_of(cfg, mesh), prompt_len(cfg), model_config)
+    return method, method.extra_memory(model_cfg, batch_of(cfg, mesh), prompt_len(cfg), model_config)
 
 
 def method_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> list[Program]:
