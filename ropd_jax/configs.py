@@ -348,7 +348,7 @@ def _get_config(module: types.ModuleType, path: pathlib.Path, arg: str | None) -
 
 
 def _explained(message: str) -> str:
-    """ConfigDict's own complaint about a key, in our words: ``a.py:9: the config has no key 'optm'; did you mean ...``"""
+    """ConfigDict's own complaint about a key, in our words: ``a.py:9: the config has no key 'optm'; ...``"""
     where = message.partition(": ")[0]
     if found := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', message):
         key, remedy = found[2], f"did you mean {found[1]}?"

@@ -186,7 +186,8 @@ def _cell(spec: TableSpec, row: Row, name: str, paper: float | None, runs: str, 
 
 
 def _share(values: list[float | None]) -> float | None:
-    return None if None in values else sum(values) / len(values)
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
 
 
 def _of_run(run: pathlib.Path, name: str, pick: str) -> dict[str, Any] | None:
@@ -231,7 +232,7 @@ def render(table: Table, form: str) -> str:
 def _ours(cell: Cell) -> str:
     """``61.2 [57.8, 64.6]``, with what it is a mean of."""
     e = cell.ours
-    if e is None or e.value is None:
+    if e is None or e.value is None or e.low is None or e.high is None:
         return ""
     more = f", {cell.seeds} seeds" if cell.seeds > 1 else ""
     for name, share in (("ungraded", cell.ungraded), ("truncated", cell.truncated)):
@@ -244,7 +245,8 @@ def _heads(spec: TableSpec) -> list[str]:
 
 
 def _markdown(table: Table) -> str:
-    spec, notes = table.spec, {}
+    spec = table.spec
+    notes: dict[str, int] = {}  # note -> its number
     lines = [f"**{spec.title}**", "", f"| | {' | '.join(_heads(spec))} |", f"|---{'|---' * len(spec.columns)}|"]
     for row, cells in zip(spec.rows, table.cells, strict=True):
         texts = []
@@ -294,7 +296,7 @@ def _latex(table: Table) -> str:
 def _tex_cell(cell: Cell) -> str:
     paper = "" if cell.paper is None else f" \\textit{{{cell.paper:.2f}}}"
     e = cell.ours
-    if e is None or e.value is None:
+    if e is None or e.value is None or e.low is None or e.high is None:
         return f"--{paper}"
     up, down = 100 * (e.high - e.value), 100 * (e.value - e.low)
     return f"${100 * e.value:.1f}^{{+{up:.1f}}}_{{-{down:.1f}}}${paper}"

@@ -26,7 +26,7 @@ def check_judgement(method: Method, judgement: object, group: RolloutGroup) -> J
     at = f"for the group of prompt {group.prompt.id!r}"
     if not isinstance(judgement, Judgement):
         raise UserError(
-            f"{where} returned a {type(judgement).__name__} {at}; expected a ropd_jax.types.Judgement(rewards=, causes=)"
+            f"{where} returned a {type(judgement).__name__} {at}; expected ropd_jax.types.Judgement(rewards=, causes=)"
         )
     n = len(group.rollouts) if method.needs_rollouts else method.sequences_per_prompt
     for name, values in (("rewards", judgement.rewards), ("causes", judgement.causes)):
