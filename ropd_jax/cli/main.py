@@ -134,7 +134,7 @@ def overview() -> str:
     parts.append(
         "start here\n"
         "  ropd train --config experiments/quickstart.py --workdir runs/quickstart   1-2 minutes on 2 cores\n"
-        "  less runs/quickstart/groups/step_000000.jsonl                             the reason of each reward\n"
+        "  less runs/quickstart/groups/step_000000.jsonl                             why each reward\n"
         "  open runs/quickstart/curves.png                                           reward, accuracy, length"
     )
     parts.append(
@@ -154,8 +154,8 @@ class _Stderr(logging.StreamHandler[TextIO]):
     def __init__(self) -> None:
         logging.Handler.__init__(self)
 
-    @property  # type: ignore[override]  # the base class assigns the stream once; ours follows sys.stderr
-    def stream(self) -> TextIO:
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]  # the base class assigns a stream once; this one follows
         return sys.stderr
 
     def format(self, record: logging.LogRecord) -> str:
