@@ -1,13 +1,14 @@
-"""What a command is, how its flags are read, and how its help is made from them.
+"""What a command is, and how its flags are read.
 
 Each file of this folder defines one `Command`: its flags with their help, an introduction, examples, and `run`. From it
 follow
 
-    parse(command, args)      words, flags and config as `Arguments`; a mistake is a one-line `UserError`
-    help_text(command)        what ``ropd COMMAND --help`` prints
+    parse(command, args)           words, flags and config as `Arguments`; a mistake is a one-line `UserError`
+    help.help_text(command)        what ``ropd COMMAND --help`` prints
 
 ``-`` and ``_`` are the same in the name of every flag and config key: ``--max-tokens`` is ``--max_tokens``,
-``--config.optim.b-1`` is ``--config.optim.b_1``, ``--no-calls`` is ``--nocalls``.
+``--config.data.max-prompt-tokens`` is
+``--config.data.max_prompt_tokens``, ``--no-calls`` is ``--nocalls``.
 
 absl and ml_collections are imported only when a command runs, so that help and misspelt commands are answered at once.
 """
@@ -17,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,9 +27,6 @@ from ropd_jax.utils.suggest import near
 if TYPE_CHECKING:
     from absl import flags
     from ml_collections import ConfigDict
-
-WIDTH = 100  # columns of a help text
-LEFT = 30  # columns of a flag's name; a longer one gets a line of its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +87,7 @@ class Arguments:
     Attributes:
         words: what stands in front of the flags, e.g. the directory of a run.
         values: of the flags, by name; also as ``args["workdir"]``.
-        read_config: the config with all overrides; raises AttributeError for a command without one.
+        read_config: the config with all overrides; None for a command without one.
     """
 
     words: list[str]
@@ -181,13 +178,13 @@ def parse(command: Command, args: Sequence[str]) -> Arguments:
     words += _parse(values, command, rest)
     if len(words) > len(command.words):
         _refuse_word(command, words[len(command.words)])
+    _check_words(command, words)
     if command.config == "required" and spec is None:
         raise UserError(f"--config is missing; expected {CONFIG.required}")
     found = {name: values[name].value for name in values if name.partition(".")[0] != "config"}
     for flag in command.flags:
         if flag.required and found[flag.name] in ("", None):
             raise UserError(f"--{flag.name} is missing; expected {flag.required}")
-    _check_words(command, words)
     return Arguments(words, found, values["config"].value if "config" in values else None)
 
 
@@ -324,86 +321,3 @@ def steps_of(text: str) -> tuple[int, int] | None:
     if text and not (found and text != ":"):
         raise UserError(f"--steps={text} is not a range; expected a:b, a: or :b, e.g. --steps 0:10")
     return (int(found[1] or 0), int(found[2] or sys.maxsize)) if found else None
-
-
-# -------------------------------------------------------------------------------------------------------- help
-
-
-def help_text(command: Command) -> str:
-    """The help of a command: usage, introduction, flags with their defaults, examples; `WIDTH` columns."""
-    parts = [_usage(command), paragraphs(command.intro)]
-    sections: dict[str, list[tuple[str, str]]] = {}
-    for flag in command.all_flags:
-        sections.setdefault(flag.section, []).append((flag.shown, _with_default(flag)))
-    if command.config == "optional":
-        sections.setdefault("flags", []).append((CONFIG.shown, f"{CONFIG.help} Optional here."))
-    if command.config:
-        text = "Changes one key of the config; it keeps its type. All keys are in ropd_jax/configs.py."
-        sections.setdefault("flags", []).append((OVERRIDE, text))
-    for title, rows in sections.items():
-        parts.append("\n".join([title, *table(rows)]))
-    if command.notes:
-        parts.append(paragraphs(command.notes))
-    if command.examples:
-        parts.append("\n".join(["examples", *(f"  {line}" for line in command.examples)]))
-    return "\n\n".join(parts) + "\n"
-
-
-def _usage(command: Command) -> str:
-    head = f"ropd {command.name}"
-    lines = [f"{head} {usage}" for usage in command.usages]
-    if not lines:
-        required = [f.shown for f in command.all_flags if f.required]
-        optional = [f"[{f.shown.replace(', ', '|')}]" for f in command.all_flags if not f.required]
-        config = [f"[{OVERRIDE} ...]"] if command.config else []
-        file = [f"[{CONFIG.shown}]"] if command.config == "optional" else []
-        lines = _wrapped(head, [*command.words, *required, *optional, *file, *config])
-    return "\n".join(("usage: " if i == 0 else " " * 7) + line for i, line in enumerate(lines))
-
-
-def _wrapped(head: str, parts: Sequence[str]) -> list[str]:
-    """Words of a usage line, wrapped between flags and never inside of one."""
-    lines, indent = [head], " " * len(head)
-    for part in parts:
-        if len(lines[-1]) + 1 + len(part) > WIDTH - len("usage: "):
-            lines.append(indent)
-        lines[-1] += f" {part}"
-    return lines
-
-
-def _with_default(flag: Flag) -> str:
-    if flag.required or flag.default in ("", None) or flag.type is bool:
-        return flag.help
-    default = f"{flag.default:g}" if flag.type is float else str(flag.default)
-    return f"{flag.help} Default: {default}."
-
-
-def table(rows: Sequence[tuple[str, str]]) -> list[str]:
-    """Two columns, the second wrapped; the first as wide as its longest name of at most `LEFT` columns."""
-    width = max((len(name) for name, _ in rows if len(name) <= LEFT), default=LEFT)
-    lines = []
-    for name, text in rows:
-        wrapped = textwrap.wrap(text, WIDTH - width - 4) or [""]
-        if len(name) > width:
-            lines.append(f"  {name}")
-            name = ""
-        lines.append(f"  {name:<{width}}  {wrapped[0]}".rstrip())
-        lines += [" " * (width + 4) + line for line in wrapped[1:]]
-    return lines
-
-
-def paragraphs(text: str) -> str:
-    """Text wrapped to `WIDTH`, paragraph by paragraph; a line that begins with two spaces is kept as it is."""
-    done: list[str] = []
-    for block in textwrap.dedent(text).strip("\n").split("\n\n"):
-        lines: list[str] = []
-        flowing: list[str] = []
-        for line in [*block.split("\n"), "  "]:
-            if line.startswith("  "):
-                lines += textwrap.wrap(" ".join(flowing), WIDTH)
-                flowing = []
-                lines += [line] if line.strip() else []
-            else:
-                flowing.append(line)
-        done.append("\n".join(lines))
-    return "\n\n".join(done)

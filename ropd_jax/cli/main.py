@@ -33,8 +33,8 @@ from ropd_jax.cli import (
     timeline,
     train,
 )
-from ropd_jax.cli.flags import Command, help_text, paragraphs, parse
-from ropd_jax.cli.flags import table as columns
+from ropd_jax.cli.flags import Command, parse
+from ropd_jax.cli.help import columns, help_text, paragraphs
 from ropd_jax.types import UserError
 from ropd_jax.utils.suggest import near
 

@@ -7,7 +7,7 @@ import sys
 
 import ropd_jax
 from ropd_jax.cli import main as cli
-from ropd_jax.cli.flags import WIDTH, help_text
+from ropd_jax.cli.help import WIDTH, help_text
 
 
 def test_help_explains_each_command(capsys):
