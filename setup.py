@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import pathlib
+import re
+
 from setuptools import find_packages, setup
+
+INIT = pathlib.Path(__file__).with_name("ropd_jax") / "__init__.py"  # read, not imported: its imports may be missing
+VERSION = re.search(r'^__version__ = "(.+)"$', INIT.read_text(encoding="utf-8"), re.MULTILINE)[1]
 
 CORE = [
     "absl-py>=2.1",
@@ -63,7 +69,7 @@ EXTRAS = {
 
 setup(
     name="ropd_jax",
-    version="0.1.0",
+    version=VERSION,
     description="Rubric-based on-policy distillation (ROPD) in JAX: a student learns from a teacher that is only text",
     license="Apache-2.0",
     license_files=["LICENSE"],

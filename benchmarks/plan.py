@@ -25,7 +25,7 @@ def main() -> None:
     args = parser.parse_args()
     prepare("v5e:4x4")
 
-    from ropd_jax.cli.main import load_config
+    from ropd_jax.configs import load_config
     from ropd_jax.plan import fit, measure
     from ropd_jax.plan.chips import parse_topology
     from ropd_jax.plan.shapes import model_config

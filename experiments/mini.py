@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import pathlib
 
-from ropd_jax.cli.main import load_config
+from ropd_jax.configs import load_config
 from ropd_jax.types import UserError
 
 METHODS = {  # name -> keys of the config

@@ -6,11 +6,20 @@ stands beside it where the two differ. What a checkpoint owns (layers, widths, s
 
 from __future__ import annotations
 
+import inspect
+import os
+import pathlib
+import re
+import types
+from collections.abc import Iterator
+from typing import Any
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from ropd_jax.types import UserError
 from ropd_jax.utils.suggest import near
+from ropd_jax.utils.user_module import load_user_module, user_code
 
 RENAMED = {  # key of an earlier version -> what to write now
     "ropd.told": "ropd.blind, with the opposite value",
@@ -82,7 +91,9 @@ def default() -> ConfigDict:
     cfg.teacher.failed_window = 64  # groups; two steps of the paper's 32 prompts
     cfg.teacher.references = 4  # m
     cfg.teacher.references_from = ()  # several models: names, or mappings of keys of teacher.reference that differ
-    cfg.teacher.index = ""  # JSONL of references asked for ahead of time (ropd teach); "" asks during the run
+    cfg.teacher.index = (
+        ""  # JSONL of references asked for ahead of time (ropd collect-references); "" asks during the run
+    )
     cfg.teacher.reference = _role(temperature=0.7, max_output_tokens=8_192)  # paper: 0, which makes m equal texts
     cfg.teacher.rubricator = _role(temperature=0.7, max_output_tokens=8_192)
     cfg.teacher.verifier = _role(temperature=0.0, max_output_tokens=4_096)
@@ -219,6 +230,134 @@ def _role(*, temperature: float, max_output_tokens: int) -> ConfigDict:
     role.temperature = temperature
     role.max_output_tokens = max_output_tokens
     return role
+
+
+# ------------------------------------------------------------------------------------------------ reading a file
+
+
+def load_config(file: str | os.PathLike[str], **overrides: Any) -> ConfigDict:
+    """The config of a Python file that defines ``get_config()``, with a few keys changed; locked.
+
+        load_config("experiments/quickstart.py", steps=3, optim__lr=1e-3)
+        load_config("experiments/mini.py:method=sft", **{"optim.lr": 1e-3})
+
+    Args:
+        file: ``FILE`` or ``FILE:arg``; ``arg`` is passed on as ``get_config(arg)``.
+        overrides: values by key; ``__`` in a name stands for the dot of a section.
+
+    Raises:
+        UserError: no such file, no ``get_config``, an error in the file (with its line), an unknown or renamed key
+            (with the near ones), or a value of the wrong type.
+    """
+    spec = os.fspath(file)
+    name, colon, arg = spec.partition(".py:")
+    path = pathlib.Path(f"{name}.py" if colon else spec)
+    try:
+        module = load_user_module(path, what="config file")
+        get_config = _get_config(module, path, arg if colon else None)
+        with user_code(path):
+            config = get_config(arg) if colon else get_config()
+    except UserError as error:
+        if (explained := _explained(str(error))) == str(error):
+            raise
+        raise UserError(explained) from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{path}: get_config returned a {type(config).__name__}; expected an ml_collections.ConfigDict")
+    known = list(leaves(default()))
+    for key in leaves(config):
+        # A section that is empty in default() takes any keys: data.options, teacher.references_from.
+        if key not in known and not any(key.startswith(f"{k}.") for k in known):
+            raise UserError(f"{spec} sets {key}, which is not a key of ropd_jax/configs.py; {hint(key, known)}")
+    for key, value in overrides.items():
+        change(config, key.replace("__", "."), value)
+    return config.lock()
+
+
+def change(config: ConfigDict, key: str, value: Any) -> None:
+    """Sets one key, e.g. ``optim.lr``; the key keeps its type.
+
+    Raises:
+        UserError: an unknown or renamed key, a whole section, or a value of another type.
+    """
+    check_key(config, key, key)
+    section, _, last = key.rpartition(".")
+    target = lookup(config, section) if section else config
+    now = target[last]
+    try:
+        if isinstance(now, ConfigDict):
+            now.update(value)
+        else:
+            target[last] = value
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{key}={value!r}: expected {kind(now)} ({key} is {now!r} in the file)") from error
+
+
+def check_key(config: ConfigDict, key: str, shown: str) -> None:
+    """Refuses a key that the config does not have, and a section that is not empty; ``shown`` is how it was written."""
+    known = list(leaves(config))
+    if key in known:
+        return
+    section = lookup(config, key)
+    if isinstance(section, ConfigDict):
+        raise UserError(f"{shown} is a section; expected one of its keys: {', '.join(section)}")
+    raise UserError(f"the config has no key {key!r}; {hint(key, known)}")
+
+
+def hint(key: str, known: list[str]) -> str:
+    """What to write in place of an unknown key: its new name, the same word in another section, or a near name."""
+    if key in RENAMED:
+        return f"it was renamed: write {RENAMED[key]}"
+    tail = key.rpartition(".")[2]
+    same_tail = [k for k in known if k.rpartition(".")[2] == tail]
+    return f"did you mean {' or '.join(same_tail[:3])}?" if same_tail else near(key, known)
+
+
+def leaves(config: ConfigDict, prefix: str = "") -> Iterator[str]:
+    """Every key, ``optim.lr``; an empty section is a key itself."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict) and len(value):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def lookup(config: Any, path: str) -> Any:
+    """The value of a dotted key; None if there is no such key."""
+    for part in path.split("."):
+        if not hasattr(config, "keys") or part not in config:
+            return None
+        config = config[part]
+    return config
+
+
+def kind(value: Any) -> str:
+    """The type of a value in words, for messages."""
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a tuple, (1, 2)"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def _get_config(module: types.ModuleType, path: pathlib.Path, arg: str | None) -> Any:
+    if not callable(getattr(module, "get_config", None)):
+        raise UserError(f"{path} has no get_config(); expected a function that starts from ropd_jax.configs.default()")
+    parameters = inspect.signature(module.get_config).parameters.values()
+    if arg is not None and not parameters:
+        raise UserError(f"{path}: get_config() takes no argument, but {arg!r} was given; leave out the part after .py")
+    if arg is None and any(p.default is p.empty for p in parameters):
+        raise UserError(f"{path}: get_config(arg) needs an argument; write {path}:ARG")
+    return module.get_config
+
+
+def _explained(message: str) -> str:
+    """ConfigDict's own complaint about a key, in our words: ``a.py:9: the config has no key 'optm'; ...``"""
+    where = message.partition(": ")[0]
+    if found := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', message):
+        key, remedy = found[2], f"did you mean {found[1]}?"
+    elif found := re.search(r'Key "(\w+)" does not exist', message):
+        key, remedy = found[1], "see ropd_jax/configs.py for all keys"
+    else:
+        return message
+    renamed = [f"{old} was renamed: write {new}" for old, new in RENAMED.items() if old.rpartition(".")[2] == key]
+    return f"{where}: the config has no key {key!r}; {renamed[0] if renamed else remedy}"
 
 
 # ---------------------------------------------------------------------------------------- the paper's two columns

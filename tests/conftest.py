@@ -34,3 +34,19 @@ def few_programs():
     maps = pathlib.Path("/proc/self/maps")
     if "jax" in sys.modules and maps.exists() and len(maps.read_bytes().splitlines()) > MAPPINGS:
         sys.modules["jax"].clear_caches()
+
+
+@pytest.fixture
+def sum_prompt():
+    """A question that the scripted teacher can solve."""
+    from ropd_jax.types import Message, Prompt
+
+    text = "State the final answer to the following arithmetic problem: 9 + 5 - 1 + 3 ="
+    return Prompt("sum-1", (Message("user", text),), answer="16")
+
+
+@pytest.fixture
+def sum_answers():
+    """Four answers to it: right with all steps, right with one, wrong without steps, wrong with a slip."""
+    full = "9 + 5 = 14\n14 - 1 = 13\n13 + 3 = 16\nAnswer: 16"
+    return [full, "9 + 5 = 14\nAnswer: 16", "Answer: 17", "9 + 5 = 15\n15 - 1 = 14\n14 + 3 = 17\nAnswer: 17"]

@@ -14,6 +14,16 @@ import numpy as np
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.teacher.scripted.client import ScriptedClient
 
+CONFIG_FILE = """
+from ropd_jax import configs
+
+def get_config(arg=""):
+    cfg = configs.default()
+    cfg.optim.lr = 1e-4
+    cfg.student.checkpoint = arg or "tiny"
+    return cfg
+"""
+
 TINY = ModelConfig(
     vocab_size=64,
     num_layers=3,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ropd_jax import configs
-from ropd_jax.cli import main as cli
+from ropd_jax.configs import load_config
 from ropd_jax.plan.shapes import model_config
 from ropd_jax.training.setup import check_config
 from ropd_jax.training.validate import check_length
@@ -37,7 +37,7 @@ ALL = [(name, mode, column) for name in STEPS for mode in MODES[name] for column
 
 @pytest.mark.parametrize(("name", "mode", "column"), ALL)
 def test_a_config_holds_the_numbers_of_its_column(name, mode, column):
-    cfg = cli.load_config(f"experiments/{name}.py:{','.join(filter(None, (mode, column)))}")
+    cfg = load_config(f"experiments/{name}.py:{','.join(filter(None, (mode, column)))}")
     check_config(cfg)
     check_length(
         cfg.data.max_prompt_tokens, cfg.sampling.max_tokens, cfg.optim.row_len, model_config(cfg.student.checkpoint)
@@ -51,9 +51,9 @@ def test_a_config_holds_the_numbers_of_its_column(name, mode, column):
 
 
 def test_the_paper_without_thinking_is_implied():
-    bare = cli.load_config("experiments/qwen3_4b_math.py").to_dict()
-    assert bare == cli.load_config("experiments/qwen3_4b_math.py:non_thinking,paper").to_dict()
-    assert bare == cli.load_config("experiments/qwen3_4b_math.py:paper").to_dict()
+    bare = load_config("experiments/qwen3_4b_math.py").to_dict()
+    assert bare == load_config("experiments/qwen3_4b_math.py:non_thinking,paper").to_dict()
+    assert bare == load_config("experiments/qwen3_4b_math.py:paper").to_dict()
     assert bare["optim"]["row_len"] == 10_240
 
 
@@ -62,7 +62,7 @@ def test_the_paper_without_thinking_is_implied():
 )
 def test_a_wrong_variant_is_said_with_what_there_is(variant, words):
     with pytest.raises(UserError, match=words):
-        cli.load_config(f"experiments/qwen3_4b_math.py:{variant}")
+        load_config(f"experiments/qwen3_4b_math.py:{variant}")
 
 
 def test_words_choose_one_of_each_tuple():

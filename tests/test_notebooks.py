@@ -60,7 +60,7 @@ print(json.dumps({
     "auc": study["signals"][REWARD]["auc"],
     "in_group": {name: auc_in_group(values, right, rollouts.group) for name, values in table.items()},
     "bad_updates": {name: bad_update(values, right, rollouts.group) for name, values in table.items()},
-    "likeness_rose": study["criteria"][-1]["likeness"] > study["criteria"][0]["likeness"],
+    "agreement_rose": study["criteria"][-1]["agreement"] > study["criteria"][0]["agreement"],
     "gold_known": None not in rollouts.right,
 }))
 """,
@@ -153,7 +153,7 @@ def test_signal_alignment_runs_and_its_numbers_hold(tmp_path, jupyter):
     rubric, length, permuted = facts["in_group"].values()
     assert rubric > 0.98 > length > 0.7 and abs(permuted - 0.5) < 0.05
     assert [round(x, 2) for x in facts["bad_updates"].values()] == [0.09, 0.23, 0.39]
-    assert facts["likeness_rose"]
+    assert facts["agreement_rose"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

@@ -57,8 +57,8 @@ def run_config(run: str | os.PathLike[str]) -> ConfigDict:
 
 def main(
     cfg: ConfigDict, run: str | os.PathLike[str], *, steps: tuple[int, int] | None, rubric: str, out: str = ""
-) -> int:
-    """Judge again and show what would have changed; returns the exit code 0.
+) -> dict[str, Any]:
+    """Judges again, prints and returns what would have changed.
 
     Args:
         cfg: `run_config` with the changes.
@@ -93,7 +93,7 @@ def main(
     if out:
         write_atomic(out, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
     show(found)
-    return 0
+    return found
 
 
 async def _judge_all(
@@ -227,14 +227,14 @@ def _unscored(judgements: Sequence[Judgement]) -> dict[str, Any]:
 def _agreement(groups: Sequence[StoredGroup], after: Sequence[Judgement]) -> dict[str, Any]:
     """Cohen's kappa of both verifiers over all verdicts, by points, and of each criterion (rollouts and references)."""
     everything: list[tuple[bool, bool, int]] = []
-    criteria = []
+    criteria: list[dict[str, Any]] = []
     for group, new in zip(groups, after, strict=True):
         old = group.judgement
         assert old.rubric is not None
         if not new.passed:
             continue
-        rows = zip((*old.passed, *old.reference_passed), (*new.passed, *new.reference_passed), strict=True)
-        rows = [(x, y) for x, y in rows if x is not None and y is not None]
+        both = zip((*old.passed, *old.reference_passed), (*new.passed, *new.reference_passed), strict=True)
+        rows = [(x, y) for x, y in both if x is not None and y is not None]
         for k, c in enumerate(old.rubric.criteria):
             a, b = [x[k] for x, _ in rows], [y[k] for _, y in rows]
             everything += [(x, y, c.points) for x, y in zip(a, b, strict=True)]

@@ -1,11 +1,11 @@
-"""``ropd analyze``: does the training signal point where correctness does? The paper's signal study on stored rollouts.
+"""Does the training signal agree with correctness? The paper's signal study on stored rollouts (``ropd analyze``).
 
     auc          chance that a right answer scores higher than a wrong one, ties counted half (Mann and Whitney);
                  ``auc_in_group`` takes only pairs of one prompt and step, which is what an advantage compares
     bad_update   of the rollouts whose advantage is not zero, the share that pushes the wrong way: a right answer below
                  its group's mean, or a wrong one above (the paper's Table A4 gives no formula)
     pass rate    of the rubric's criteria by category, step by step (Table 5)
-    likeness     share of criteria on which a rollout's verdict is that of most references (similarity to the teacher)
+    agreement    share of criteria on which a rollout's verdict is that of most references (similarity to the teacher)
 
 The signals are the rubric reward and whatever a scores file adds: a teacher's log-prob, top-k overlap. Right and wrong
 are the gold answer's; rollouts without one, and unscored ones, are left out and counted. Intervals are bootstraps over
@@ -80,7 +80,7 @@ def read_scores(path: str | os.PathLike[str]) -> dict[tuple[int, str, int], dict
         UserError: a row without the three keys, or with a value that is no number.
     """
     found: dict[tuple[int, str, int], dict[str, float]] = {}
-    for n, (_, row) in enumerate(numbered_rows(path), 1):
+    for n, (_, row) in enumerate(numbered_rows(pathlib.Path(path)), 1):
         values = {k: v for k, v in row.items() if k not in _KEYS and v is not None}
         numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values.values())
         if any(k not in row for k in _KEYS) or not numbers:
@@ -93,7 +93,11 @@ def read_scores(path: str | os.PathLike[str]) -> dict[tuple[int, str, int], dict
 
 
 def auc(values: np.ndarray, right: np.ndarray) -> float | None:
-    """Area under the ROC curve; None where all are right or all are wrong."""
+    """Area under the ROC curve; None if all are right or all are wrong.
+
+    The chance that a right answer has a higher value than a wrong one, ties counted half. With values 1 2 2 3 and
+    right = no no yes yes, three of the four pairs are won and one (2 against 2) is a tie: 3.5 / 4.
+    """
     n_right, n_wrong = int(right.sum()), int((~right).sum())
     if not n_right or not n_wrong:
         return None
@@ -128,7 +132,7 @@ def signal_study(r: Rollouts, name: str, *, draws: int = 500, seed: int = 0) -> 
     right = np.array([bool(x) for x in r.right])[known]
     values, group, prompt = r.signals[name][known], r.group[known], r.prompt[known]
     area = auc(values, right) if len(values) else None
-    found = {
+    found: dict[str, Any] = {
         "rollouts": int(known.sum()),
         "left_out": int((~known).sum()),
         "accuracy": float(right.mean()) if len(right) else None,
@@ -150,7 +154,7 @@ def signal_study(r: Rollouts, name: str, *, draws: int = 500, seed: int = 0) -> 
 
 
 def over_training(r: Rollouts, name: str) -> list[dict[str, Any]]:
-    """The study of each step alone, without intervals."""
+    """The study of each step by itself, without intervals."""
     rows = []
     for step in np.unique(r.step):
         mine = r.step == step
@@ -170,13 +174,15 @@ def over_training(r: Rollouts, name: str) -> list[dict[str, Any]]:
 
 
 def criteria_over_training(groups: Sequence[StoredGroup]) -> list[dict[str, Any]]:
-    """Pass rate by category, likeness to the references, and the references' own pass rate, of each step."""
+    """Pass rate by category, agreement with the references, and the references' own pass rate, of each step."""
     rows = []
     for step in sorted({g.step for g in groups}):
         rates: dict[str, list[bool]] = {}
         alike: list[bool] = []
         teacher: list[bool] = []
-        for g in (g for g in groups if g.step == step and g.judgement.rubric):
+        for g in groups:
+            if g.step != step or g.judgement.rubric is None:
+                continue
             references = [v for v in g.judgement.reference_passed if v is not None]
             teacher += [ok for v in references for ok in v]
             for k, criterion in enumerate(g.judgement.rubric.criteria):
@@ -189,7 +195,7 @@ def criteria_over_training(groups: Sequence[StoredGroup]) -> list[dict[str, Any]
             {
                 "step": step,
                 "pass_rate": {name: _mean(v) for name, v in sorted(rates.items())},
-                "likeness": _mean(alike),
+                "agreement": _mean(alike),
                 "reference_pass_rate": _mean(teacher),
             }
         )
@@ -201,11 +207,11 @@ def _mean(values: Iterable[bool]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-# ------------------------------------------------------------------------------------------------------ the verb
+# --------------------------------------------------------------------------------------------------- the command
 
 
-def main(run: str, *, steps: tuple[int, int] | None = None, scores: str = "", out: str = "") -> int:
-    """Analyse a run and show it; ``analysis.json`` and ``analysis.png`` go to ``out`` (RUN/analysis). Returns 0.
+def main(run: str, *, steps: tuple[int, int] | None = None, scores: str = "", out: str = "") -> dict[str, Any]:
+    """Analyses a run, prints and returns the study; writes ``analysis.json`` and ``analysis.png`` to ``out``.
 
     Raises:
         UserError: no groups there, or a scores file that fits none of them.
@@ -218,10 +224,12 @@ def main(run: str, *, steps: tuple[int, int] | None = None, scores: str = "", ou
     picture = draw(found, r, place / "analysis.png")
     show(found)
     log.info("data and figures: %s, %s", place / "analysis.json", picture)
-    return 0
+    return found
 
 
-def analyse(groups: Sequence[StoredGroup], scores: Mapping[tuple[int, str, int], Mapping[str, float]]):
+def analyse(
+    groups: Sequence[StoredGroup], scores: Mapping[tuple[int, str, int], Mapping[str, float]]
+) -> tuple[dict[str, Any], Rollouts]:
     """(the study as plain data, the rollouts behind it)."""
     r = rollouts_of(groups, scores)
     if scores and not any((~np.isnan(v)).any() for name, v in r.signals.items() if name != REWARD):
@@ -249,7 +257,10 @@ def show(found: Mapping[str, Any], *, file: TextIO | None = None) -> None:
     for name in sorted({n for row in rows for n in row["pass_rate"]}):
         parts = (_average([row["pass_rate"].get(name) for row in part]) for part in (rows[:third], rows[-third:]))
         table.add_row(f"pass rate, {name}", *(_text(x, "{:.1%}") for x in parts))
-    for key, label in (("likeness", "likeness to the references"), ("reference_pass_rate", "references' pass rate")):
+    for key, label in (
+        ("agreement", "agreement with the references"),
+        ("reference_pass_rate", "references' pass rate"),
+    ):
         parts = (_average([row[key] for row in part]) for part in (rows[:third], rows[-third:]))
         table.add_row(label, *(_text(x, "{:.1%}") for x in parts))
     console.print(table)
@@ -265,13 +276,13 @@ def _text(value: float | None, form: str = "{:.3f}") -> str:
 
 
 def draw(found: Mapping[str, Any], r: Rollouts, path: pathlib.Path) -> pathlib.Path:
-    """Four panels: ROC curves, AUC over training, pass rate by category, likeness. The data are in the JSON beside."""
+    """Four panels: ROC curves, AUC over training, pass rates, agreement. The JSON next to it has the data."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 7.5), layout="constrained")
     FigureCanvasAgg(figure)
-    roc, areas, rates, likeness = figure.subplots(2, 2).flat
+    roc, areas, rates, agreement = figure.subplots(2, 2).flat
     for name in r.signals:
         known = np.array([x is not None for x in r.right]) & ~np.isnan(r.signals[name])
         right = np.array([bool(x) for x in r.right])[known]
@@ -288,11 +299,11 @@ def draw(found: Mapping[str, Any], r: Rollouts, path: pathlib.Path) -> pathlib.P
     for name in sorted({n for row in found["criteria"] for n in row["pass_rate"]}):
         values = [np.nan if (v := row["pass_rate"].get(name)) is None else v for row in found["criteria"]]
         rates.plot(steps, values, label=name, linewidth=1.6)
-    for key, label in (("likeness", "rollouts' verdicts as the references'"), ("reference_pass_rate", "references")):
+    for key, label in (("agreement", "rollouts' verdicts as the references'"), ("reference_pass_rate", "references")):
         values = [np.nan if row[key] is None else row[key] for row in found["criteria"]]
-        likeness.plot(steps, values, label=label, linewidth=1.6)
-    titles = ("right above wrong: ROC", "AUC by step", "criteria met, by category", "likeness to the teacher")
-    for axes, title in zip((roc, areas, rates, likeness), titles, strict=True):
+        agreement.plot(steps, values, label=label, linewidth=1.6)
+    titles = ("right above wrong: ROC", "AUC by step", "criteria met, by category", "agreement with the teacher")
+    for axes, title in zip((roc, areas, rates, agreement), titles, strict=True):
         axes.set_title(title, fontsize=11)
         axes.set_ylim(-0.02, 1.02)
         axes.grid(alpha=0.3)

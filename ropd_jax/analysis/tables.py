@@ -14,7 +14,6 @@ import csv
 import dataclasses
 import functools
 import importlib.resources
-import importlib.util
 import io
 import pathlib
 import re
@@ -25,6 +24,7 @@ from ropd_jax.evaluation.benchmarks import benchmark_of, slug
 from ropd_jax.evaluation.results import read_result
 from ropd_jax.evaluation.stats import Estimate, clustered
 from ropd_jax.types import UserError
+from ropd_jax.utils.user_module import load_user_module, user_code
 
 FORMATS = ("markdown", "csv", "latex")
 
@@ -107,20 +107,20 @@ class Table:
 
 
 def load_spec(path: str) -> TableSpec:
-    """What ``get_table()`` of a file returns.
+    """What ``get_table()`` of a Python file returns.
 
     Raises:
-        UserError: no such file, no get_table, or not a TableSpec.
+        UserError: no such file, an error in it (with its line), no ``get_table``, or not a TableSpec.
     """
-    file = pathlib.Path(path)
-    spec = importlib.util.spec_from_file_location(f"ropd_table_{file.stem}", file) if file.is_file() else None
-    if spec is None or spec.loader is None:
-        raise UserError(f"table file {path!r} does not exist; expected e.g. experiments/table1_blackbox.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    table = module.get_table() if callable(getattr(module, "get_table", None)) else None
+    module = load_user_module(path, what="table file")
+    get_table = getattr(module, "get_table", None)
+    if not callable(get_table):
+        remedy = "ropd train takes it" if hasattr(module, "get_config") else "define one that returns a TableSpec"
+        raise UserError(f"{path} has no get_table(); {remedy}")
+    with user_code(path):
+        table = get_table()
     if not isinstance(table, TableSpec):
-        raise UserError(f"{path} has no get_table() that returns a TableSpec; ropd train takes configs, not tables")
+        raise UserError(f"{path}: get_table() returned a {type(table).__name__}; expected a TableSpec")
     return table
 
 
@@ -186,7 +186,8 @@ def _cell(spec: TableSpec, row: Row, name: str, paper: float | None, runs: str, 
 
 
 def _share(values: list[float | None]) -> float | None:
-    return None if None in values else sum(values) / len(values)
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
 
 
 def _of_run(run: pathlib.Path, name: str, pick: str) -> dict[str, Any] | None:
@@ -231,7 +232,7 @@ def render(table: Table, form: str) -> str:
 def _ours(cell: Cell) -> str:
     """``61.2 [57.8, 64.6]``, with what it is a mean of."""
     e = cell.ours
-    if e is None or e.value is None:
+    if e is None or e.value is None or e.low is None or e.high is None:
         return ""
     more = f", {cell.seeds} seeds" if cell.seeds > 1 else ""
     for name, share in (("ungraded", cell.ungraded), ("truncated", cell.truncated)):
@@ -244,7 +245,8 @@ def _heads(spec: TableSpec) -> list[str]:
 
 
 def _markdown(table: Table) -> str:
-    spec, notes = table.spec, {}
+    spec = table.spec
+    notes: dict[str, int] = {}  # note -> its number
     lines = [f"**{spec.title}**", "", f"| | {' | '.join(_heads(spec))} |", f"|---{'|---' * len(spec.columns)}|"]
     for row, cells in zip(spec.rows, table.cells, strict=True):
         texts = []
@@ -294,7 +296,7 @@ def _latex(table: Table) -> str:
 def _tex_cell(cell: Cell) -> str:
     paper = "" if cell.paper is None else f" \\textit{{{cell.paper:.2f}}}"
     e = cell.ours
-    if e is None or e.value is None:
+    if e is None or e.value is None or e.low is None or e.high is None:
         return f"--{paper}"
     up, down = 100 * (e.high - e.value), 100 * (e.value - e.low)
     return f"${100 * e.value:.1f}^{{+{up:.1f}}}_{{-{down:.1f}}}${paper}"

@@ -22,7 +22,7 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -94,10 +94,8 @@ def score_run(
         {NAME: value} for value in mean_logprobs(teacher, part, rows=rows, dtype=dtype)
     ])  # fmt: skip
     for student, mine in _policies(run, teacher, todo, top_k) if top_k else ():
-        _measure(mine, rows, found, "for the overlap", lambda part, student=student: [
-            {"topk_overlap": overlap, "topk_mass": mass}
-            for overlap, mass in mean_overlaps(student, teacher, part, k=top_k, rows=rows, dtype=dtype)
-        ])  # fmt: skip
+        overlaps = functools.partial(_overlap_rows, student, teacher, k=top_k, rows=rows, dtype=dtype)
+        _measure(mine, rows, found, "for the overlap", overlaps)
     lines = (
         json.dumps({"step": step, "prompt_id": prompt, "sample": sample} | values)
         for (step, prompt, sample), values in sorted(found.items())
@@ -106,6 +104,10 @@ def score_run(
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, "".join(f"{line}\n" for line in lines))
     return path
+
+
+def _overlap_rows(student: Student, teacher: Student, part: Sequence[Row], **how: Any) -> list[dict[str, float]]:
+    return [{"topk_overlap": x, "topk_mass": mass} for x, mass in mean_overlaps(student, teacher, part, **how)]
 
 
 def _measure(
@@ -131,7 +133,8 @@ def _policies(
     if cfg is None:
         log.info("no top-k overlap: %s has no checkpoints, so there is no student to compare with", run)
         return
-    kept, by_step = kept_steps(run), {}
+    kept = kept_steps(run)
+    by_step: dict[int, list[Row]] = {}
     for row in todo:
         by_step.setdefault(max((s for s in kept if s <= row.key[0]), default=0), []).append(row)
     for step, mine in sorted(by_step.items()):

@@ -1,8 +1,8 @@
-"""``ropd timeline RUN``: what a run did when, as a picture, and what it waits for, in one line. No jax.
+"""What a run did when, as a picture, and what it waits for, in one line (``ropd timeline``). No jax.
 
-The line covers every step asked for: which share of their seconds the device sampled or updated, the run waited for the
-teacher and nothing else (``idle``), and the rest. What is waited for is read off the critical path: the role that the
-step's last group was at while the run was idle.
+The line covers the chosen steps: the share of their seconds in which the device sampled or updated, the share in which
+the run only waited for the teacher (``idle``), and the rest. What it waits for is read off the critical path: the role
+that the step's last group was at while the run was idle.
 """
 
 from __future__ import annotations
@@ -11,32 +11,18 @@ import dataclasses
 import html
 import pathlib
 import sys
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from ropd_jax.types import UserError
 from ropd_jax.utils.files import write_atomic
 from ropd_jax.utils.tracing import RUN, TEACHER, Span, read_spans
 
-HELP = """\
-usage: ropd timeline RUN [--steps a:b] [--out DIR]
-
-Says in one line what the run waits for, and draws the steps as a Gantt chart: what the run itself does (sample,
-prefill, update, evaluate, checkpoint, idle) above what the teacher does for each group (reference, rubric, verify).
-A call's bar begins when it is asked for; waiting for a free slot of the teacher is part of it.
-
-  --steps a:b   steps a to b-1; a: and :b are open ends (1: leaves out the step that compiles). Without it the line is
-                of all steps, the chart of the last three
-  --out DIR     where timeline.png and timeline.html go; default RUN. In the HTML every bar tells its seconds
-
-  ropd timeline runs/quickstart
-  ropd timeline runs/quickstart --steps 10:12 --out /tmp
-"""
 COLOURS = {
     "sample": "#4477aa", "prefill": "#66ccee", "update": "#228833", "evaluate": "#999933", "checkpoint": "#aa4499",
     "idle": "#dddddd", "reference": "#ddaa33", "rubric": "#ee8866", "verify": "#cc3311", "score": "#cc3311",
 }  # fmt: skip
-SHOWN = 3  # steps of the chart where none are named
+SHOWN = 3  # steps of the chart if none are chosen
 WAITING = {"sample": "sampling", "update": "the update", "evaluate": "evaluation", "checkpoint": "checkpoints",
            "idle": "the teacher", "host": "the host's own work"}  # fmt: skip
 
@@ -46,8 +32,9 @@ class Shares:
     """Where the seconds of some steps went.
 
     Attributes:
-        steps: how many. seconds: of all of them.
-        spent: share of each thing that a run does by itself; ``host`` is what no span covers.
+        steps: number of steps.
+        seconds: of all of them.
+        spent: share of each thing that the run itself does; ``host`` is what no span covers.
         roles: share in which the run was idle, by the role that it waited for.
     """
 
@@ -60,9 +47,9 @@ class Shares:
         """One sentence: what the run waits for, and the shares."""
         most = max(self.spent, key=self.spent.__getitem__)
         roles = ", ".join(f"{role} {share:.0%}" for role, share in self.roles.items() if share >= 0.005)
-        said = [f"{WAITING[name]} {share:.0%}" + (f" ({roles})" if name == "idle" and roles else "")
+        shown = [f"{WAITING[name]} {share:.0%}" + (f" ({roles})" if name == "idle" and roles else "")
                 for name, share in sorted(self.spent.items(), key=lambda one: -one[1]) if share >= 0.005]  # fmt: skip
-        return f"{run}: waits for {WAITING[most]}; of {self.steps} steps, {self.seconds:.1f} s: {', '.join(said)}"
+        return f"{run}: waits for {WAITING[most]}; of {self.steps} steps, {self.seconds:.1f} s: {', '.join(shown)}"
 
 
 def shares(spans: Sequence[Span]) -> Shares:
@@ -75,7 +62,8 @@ def shares(spans: Sequence[Span]) -> Shares:
     seconds = sum(s.end - s.start for s in steps)
     if not seconds:
         raise UserError("no finished step in the timeline; wait for the first, or give other --steps")
-    spent, roles = Counter({"host": seconds}), Counter()
+    spent: defaultdict[str, float] = defaultdict(float, host=seconds)
+    roles: defaultdict[str, float] = defaultdict(float)
     for step in steps:
         inside = [s for s in spans if s.start < step.end and s.end > step.start]
         free = [(step.start, step.end)]
@@ -85,30 +73,33 @@ def shares(spans: Sequence[Span]) -> Shares:
             spent[name] += _length(covered)
             spent["host"] -= _length(covered)
             if name == "idle":
-                roles.update(_waited_for(covered, inside, step.step))
+                for role, waited in _waited_for(covered, inside, step.step).items():
+                    roles[role] += waited
     return Shares(
         len(steps),
         seconds,
         {name: value / seconds for name, value in spent.items()},
-        {role: value / seconds for role, value in roles.most_common()},
+        {role: value / seconds for role, value in sorted(roles.items(), key=lambda one: -one[1])},
     )
 
 
-def _waited_for(idle: list[tuple[float, float]], spans: Sequence[Span], step: int | None) -> Counter[str]:
+def _waited_for(idle: list[tuple[float, float]], spans: Sequence[Span], step: int | None) -> dict[str, float]:
     """Seconds of ``idle`` by the role that the step's last group was at."""
     calls = [s for s in spans if s.name in TEACHER and s.step == step]
     if not calls:
-        return Counter()
+        return {}
     last = max(calls, key=lambda s: s.end).group
-    found: Counter[str] = Counter()
+    found: dict[str, float] = {}
     for role in TEACHER:
         taken, idle = _take(idle, [(s.start, s.end) for s in calls if s.group == last and s.name == role])
         found[role] = _length(taken)
     found["between calls"] = _length(idle)
-    return +found
+    return {role: seconds for role, seconds in found.items() if seconds > 0}
 
 
-def _take(free: list[tuple[float, float]], wanted: Iterable[tuple[float, float]]):
+def _take(
+    free: list[tuple[float, float]], wanted: Iterable[tuple[float, float]]
+) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
     """(what of ``free`` the intervals cover, what is left); no moment is counted twice."""
     covered: list[tuple[float, float]] = []
     for start, end in wanted:
@@ -133,7 +124,7 @@ def _length(intervals: Iterable[tuple[float, float]]) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """One bar: ``lane`` from above, seconds from the chart's begin."""
+    """One bar: its lane, counted from the top, and its seconds from the left edge of the chart."""
 
     lane: int
     name: str
@@ -145,7 +136,12 @@ class Bar:
 def lanes(spans: Sequence[Span]) -> tuple[list[str], list[Bar]]:
     """(label of each lane, bars): the run's own lanes, then one for each group of each step.
 
-    A group's bar of sampling ends where its judgement begins; what its calls do at once lies on one another.
+    A group's sampling bar ends where its judgement begins. Bars of simultaneous calls overlap.
+
+        sample          ████████            ████
+        update                  ███             ███
+        step 0 group 0  ██░rubric░▒verify▒
+        step 0 group 1  █████░rubric░▒▒verify▒▒
     """
     present = [name for name in RUN if any(s.name == name for s in spans)]
     labels, at = list(present), {name: i for i, name in enumerate(present)}
@@ -195,7 +191,7 @@ def chart_png(path: pathlib.Path, labels: Sequence[str], bars: Sequence[Bar], ti
 
 
 def chart_html(labels: Sequence[str], bars: Sequence[Bar], title: str) -> str:
-    """The chart as one page that needs nothing else: pointing at a bar shows what it is and how long it took."""
+    """The chart as one page without other files; pointing at a bar shows what it is and how long it took."""
     row, left, width = 16, 130, 1400
     seconds = max(b.end for b in bars) or 1.0
     scale = (width - left) / seconds
@@ -226,14 +222,15 @@ def chart_html(labels: Sequence[str], bars: Sequence[Bar], title: str) -> str:
     )
 
 
-def main(run: str, *, steps: tuple[int, int] | None = None, out: str = "") -> int:
-    """Prints the line and writes ``timeline.png`` and ``timeline.html``.
+def main(run: str, *, steps: tuple[int, int] | None = None, out: str = "") -> Shares:
+    """Prints the line, writes ``timeline.png`` and ``timeline.html``, and returns the shares.
 
     Raises:
         UserError: no timeline, or no such steps.
     """
     spans = [s for s in read_spans(run) if steps is None or (s.step is not None and steps[0] <= s.step < steps[1])]
-    line = shares(spans).line(str(run))
+    found = shares(spans)
+    line = found.line(str(run))
     if steps is None:
         known = sorted({s.step for s in spans if s.name == "step" and s.step is not None})
         spans = [s for s in spans if s.step in known[-SHOWN:]]
@@ -243,4 +240,4 @@ def main(run: str, *, steps: tuple[int, int] | None = None, out: str = "") -> in
     chart_png(directory / "timeline.png", labels, bars, line)
     write_atomic(directory / "timeline.html", chart_html(labels, bars, line))
     sys.stdout.write(f"{line}\n{directory / 'timeline.png'}\n{directory / 'timeline.html'}\n")
-    return 0
+    return found

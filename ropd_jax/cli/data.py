@@ -1,59 +1,60 @@
-"""``ropd data``: what of the published sets is at hand, whether it is what it should be, and TFDS files of it."""
+"""``ropd data``: the published sets, whether they are complete and unmodified, and TFDS files of them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from rich.console import Console
-from rich.table import Table
-
-from ropd_jax.data.published import PUBLISHED, TRAINING
-from ropd_jax.data.reading import ENVIRONMENT, HUB, read_source
-from ropd_jax.data.sets import SetOptions, load_set
-from ropd_jax.data.source import Found, Source
-from ropd_jax.evaluation.benchmarks import load_benchmark
+from ropd_jax.cli.flags import Arguments, Command, Flag
 from ropd_jax.types import UserError
 from ropd_jax.utils.suggest import near
 
+if TYPE_CHECKING:
+    from ropd_jax.data.source import Found, Source
 
-def main(name: str, *, data: str = "", prepare: str = "", language: str = "en") -> int:
-    """Lists all sets (no name), or reads one and says what it is; returns the exit code 0.
 
-    Args:
-        data: the place, see ``data.reading.read_source``.
-        prepare: a directory for TFDS files of the set, "" for none.
-        language: of a training set.
+def run(args: Arguments) -> None:
+    """Lists all sets (without SET), or reads one and reports what it is."""
+    if not args.words:
+        listing(args["data"])
+        return
 
-    Raises:
-        UserError: no such set, or no rows.
-    """
-    if not name:
-        listing(data)
-        return 0
+    from rich.console import Console
+
+    from ropd_jax.data.published import PUBLISHED, TRAINING
+    from ropd_jax.data.reading import read_source
+    from ropd_jax.data.sets import SetOptions, load_set
+    from ropd_jax.evaluation.benchmarks import load_benchmark
+
+    name, place = args.words[0], args["data"]
     if name not in PUBLISHED:
         raise UserError(f"published set {name!r} is unknown; {near(name, PUBLISHED)}")
     source = PUBLISHED[name]
-    if prepare:
-        from ropd_jax.data.tfds import prepare as write
+    if args["prepare"]:
+        from ropd_jax.data.tfds import prepare
 
-        data_path = write(source, prepare, lambda: read_source(source, data)[0])
-        data = f"tfds:{prepare}"
-        Console(highlight=False).print(f"prepared {data_path}; name it with --data {data}", soft_wrap=True)
+        written = prepare(source, args["prepare"], lambda: read_source(source, args["data"])[0])
+        place = f"tfds:{args['prepare']}"
+        Console(highlight=False).print(f"prepared {written}; use it with --data {place}", soft_wrap=True)
     if name in TRAINING:
-        prompts, dropped, found = load_set(name, data, SetOptions(language=language))
+        prompts, dropped, found = load_set(name, place, SetOptions(language=args["language"]))
         show(source, found, len(prompts), dropped)
     else:
-        loaded = load_benchmark(name, data)
+        loaded = load_benchmark(name, place)
         show(source, loaded.found, len(loaded.prompts), {})
-    return 0
 
 
 def listing(data: str = "", *, file: TextIO | None = None) -> None:
-    """All sets, and which of them are at the place."""
+    """All sets, and which of them are in the given place."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ropd_jax.data.published import PUBLISHED
+    from ropd_jax.data.reading import ENVIRONMENT, HUB, read_source
+
     table = Table("set", "rows", "here", "licence")
-    local = (data or os.environ.get(ENVIRONMENT, HUB)) != HUB  # nothing is downloaded for a list
+    local = (data or os.environ.get(ENVIRONMENT, HUB)) != HUB  # a list downloads nothing
     for name, source in PUBLISHED.items():
         if not local:
             table.add_row(name, f"{source.rows or 0:,}", "no --data", source.licence)
@@ -68,7 +69,9 @@ def listing(data: str = "", *, file: TextIO | None = None) -> None:
 
 
 def show(source: Source, found: Found, kept: int, dropped: Mapping[str, int], *, file: TextIO | None = None) -> None:
-    """What was read, next to what was expected, and what is left of it."""
+    """What was read, next to what was expected, and how many prompts remain."""
+    from rich.console import Console
+
     console = Console(file=file, highlight=False)
     verdict = {True: "as known", False: "NOT as known", None: "cannot be checked"}
     expected = source.sha or "not known"
@@ -82,3 +85,39 @@ def show(source: Source, found: Found, kept: int, dropped: Mapping[str, int], *,
     )
     for name, value in rows:
         console.print(f"{name:<22} {value}", soft_wrap=True)
+
+
+COMMAND = Command(
+    name="data",
+    summary="which published sets are available, whether they are complete, and TFDS files of them",
+    intro="""
+        Without SET: lists the published sets with their rows and licences, and which of them are available. With SET:
+        reads it, checks rows and text against the known ones, and counts what a training set drops (copies, other
+        languages, questions with two answers, questions of the benchmarks).
+
+        A run trains on a set with data.source="published", data.task=SET and data.path=PLACE. It draws data.size and
+        data.heldout_size prompts by their seeds (0: all), never the same prompt twice.
+    """,
+    run=run,
+    words=("[SET]",),
+    flags=(
+        Flag(
+            "data",
+            "PLACE",
+            "A directory with SET.jsonl; tfds:DIR, written by --prepare; or hub (pip install datasets). Default: "
+            "$ROPD_DATA, else the Hub.",
+        ),
+        Flag(
+            "prepare",
+            "DIR",
+            "Write the set as TFDS (array_record, without TensorFlow), to be read with --data tfds:DIR.",
+        ),
+        Flag("language", "en|zh|all", "Language of a training set.", "en"),
+    ),
+    examples=(
+        "ropd data dapo_math_17k --data ~/benchmarks --prepare ~/tfds",
+        "ropd train --config my.py --config.data.source=published --config.data.task=dapo_math_17k \\",
+        "    --config.data.path=tfds:~/tfds --config.data.size=0 --config.data.heldout_size=200 \\",
+        "    --workdir runs/dapo",
+    ),
+)

@@ -1,14 +1,25 @@
-"""Arguments of the verbs: a config file, overrides of its keys, and absl flags, each mistake one line that helps."""
+"""What a command is, and how its flags are read.
+
+Each file of this folder defines one `Command`: its flags with their help, an introduction, examples, and `run`. From it
+follow
+
+    parse(command, args)           words, flags and config as `Arguments`; a mistake is a one-line `UserError`
+    help.help_text(command)        what ``ropd COMMAND --help`` prints
+
+``-`` and ``_`` are the same in the name of every flag and config key: ``--max-tokens`` is ``--max_tokens``,
+``--config.data.max-prompt-tokens`` is
+``--config.data.max_prompt_tokens``, ``--no-calls`` is ``--nocalls``.
+
+absl and ml_collections are imported only when a command runs, so that help and misspelt commands are answered at once.
+"""
 
 from __future__ import annotations
 
-import importlib.util
-import inspect
-import pathlib
+import dataclasses
 import re
-import traceback
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from ropd_jax.types import UserError
 from ropd_jax.utils.suggest import near
@@ -18,75 +29,222 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 
-def config_and_flags(verb: str, args: list[str], values: flags.FlagValues) -> ConfigDict:
-    """Parses ``--config FILE --config.a.b=value ...`` and the flags that ``values`` defines; returns the config."""
-    spec, rest = take(args, "config")
-    keys = [a for a in rest if override(a)]
-    if spec is None and keys:
-        raise UserError(f"{keys[0]} changes a config, but none is given; add --config FILE")
-    if spec is not None:
-        config = load_config(spec)
-        check_known(config, spec)
-        define_config(verb, config, rest, values)
-    parse(values, verb, rest, also=("config",))
-    if spec is None:
-        raise UserError("--config is missing; expected a config file, e.g. --config experiments/quickstart.py")
-    return values["config"].value
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """One flag of a command.
+
+    Attributes:
+        name: with ``_``.
+        value: what stands for the value in the help, e.g. ``DIR``; "" for a switch.
+        help: one or two sentences.
+        default: its type is the flag's type, unless ``kind`` names another.
+        kind: the type, needed when the default is None.
+        low, high: bounds of a number, both allowed.
+        required: what is expected, for the error when it is missing; "" for an optional flag.
+        section: a heading in the help, for flags that belong together.
+    """
+
+    name: str
+    value: str
+    help: str
+    default: Any = ""
+    kind: type | None = None
+    low: float | None = None
+    high: float | None = None
+    required: str = ""
+    section: str = "flags"
+
+    @property
+    def type(self) -> type:
+        return self.kind or type(self.default)
+
+    @property
+    def shown(self) -> str:
+        """``--workdir DIR``; a switch that is on by default as ``--no-calls``."""
+        if self.type is not bool:
+            return f"--{self.name} {self.value}"
+        return {True: f"--no-{self.name}", None: f"--{self.name}, --no-{self.name}"}.get(self.default, f"--{self.name}")
+
+    def define(self, values: flags.FlagValues) -> None:
+        """Adds the flag to absl's values."""
+        from absl import flags
+
+        bounds: dict[str, Any] = dict(lower_bound=self.low, upper_bound=self.high)
+        if self.type is bool:
+            flags.DEFINE_boolean(self.name, self.default, self.help, flag_values=values)
+        elif self.type is int:
+            flags.DEFINE_integer(self.name, self.default, self.help, flag_values=values, **bounds)
+        elif self.type is float:
+            flags.DEFINE_float(self.name, self.default, self.help, flag_values=values, **bounds)
+        else:
+            flags.DEFINE_string(self.name, self.default, self.help, flag_values=values)
 
 
-def define_config(verb: str, config: ConfigDict, args: list[str], values: flags.FlagValues) -> None:
-    """Makes ``--config.a.b`` a flag for each key of the config."""
-    from ml_collections import config_flags
+@dataclasses.dataclass
+class Arguments:
+    """The parsed arguments of a command.
 
-    _check_overrides(config, args)
-    argv = [f"ropd {verb}", *args]
-    config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=True, sys_argv=argv)
+    Attributes:
+        words: what stands in front of the flags, e.g. the directory of a run.
+        values: of the flags, by name; also as ``args["workdir"]``.
+        read_config: the config with all overrides; None for a command without one.
+    """
+
+    words: list[str]
+    values: dict[str, Any]
+    read_config: ConfigDict | None = None
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+    @property
+    def config(self) -> ConfigDict:
+        assert self.read_config is not None, "this command has no config"
+        return self.read_config
 
 
-def parse(values: flags.FlagValues, verb: str, args: list[str], also: Sequence[str] = ()) -> None:
-    """Parses flags with absl; its errors become one line that names near flags or the expected type."""
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """One command of ``ropd``.
+
+    Attributes:
+        summary: its line in ``ropd --help``.
+        intro: paragraphs with blank lines between; a line that begins with two spaces is kept as it is.
+        run: does the work and returns the exit code; None is 0.
+        words: what is expected in front of the flags, e.g. ``("RUN",)``; in brackets if it can be left out.
+        missing: the error when a word that is needed is not there.
+        config: ``required`` and ``optional`` add ``--config FILE`` and ``--config.a.b=value``; ``run`` only the second.
+        stored: for ``run``: the words -> the config that the overrides change.
+        check_key: refuses (UserError) an override that has no effect in this command.
+        renamed: earlier names of flags -> the present ones, for the error.
+        usages: the usage lines, for a command whose flags do not determine them.
+        notes: a text between flags and examples.
+    """
+
+    name: str
+    summary: str
+    intro: str
+    run: Callable[[Arguments], int | None]
+    flags: tuple[Flag, ...] = ()
+    examples: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    missing: str = ""
+    config: Literal["", "required", "optional", "run"] = ""
+    stored: Callable[[Sequence[str]], ConfigDict] | None = None
+    check_key: Callable[[str], None] | None = None
+    renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    usages: tuple[str, ...] = ()
+    notes: str = ""
+
+    @property
+    def all_flags(self) -> tuple[Flag, ...]:
+        return (CONFIG, *self.flags) if self.config == "required" else self.flags
+
+
+CONFIG = Flag(
+    "config",
+    "FILE[:arg]",
+    "A Python file with get_config() -> ConfigDict; the part after the colon is passed on as get_config(arg).",
+    required="a config file, e.g. --config experiments/quickstart.py",
+)
+OVERRIDE = "--config.a.b=value"
+STEPS = Flag("steps", "a:b", "Steps a to b-1 only; a: and :b leave one end open.")
+
+
+# ----------------------------------------------------------------------------------------------------- reading
+
+
+def parse(command: Command, args: Sequence[str]) -> Arguments:
+    """Reads the arguments of a command.
+
+    Raises:
+        UserError: whatever is wrong with them, with the nearest names or the expected type.
+    """
     from absl import flags
 
-    known = [*values, *also]
-    try:
-        left = values([f"ropd {verb}", *args])[1:]
-    except flags.UnrecognizedFlagError as error:
-        raise UserError(f"ropd {verb} has no flag --{error.flagname}; {near(error.flagname, known)}") from error
-    except flags.IllegalFlagValueError as error:
-        raise UserError(_wrong_value(str(error), values)) from error
-    except flags.Error as error:
-        raise UserError(str(error)) from error
-    if left:
-        raise UserError(f"ropd {verb} takes flags only, not {left[0]!r}; write --name=value (ropd {verb} --help)")
+    args = normalized(command, args)
+    words = _leading_words(args)
+    rest = args[len(words) :]
+    _check_renamed(command, rest)
+    values = flags.FlagValues()
+    values.set_gnu_getopt(True)  # words can also follow the flags
+    for flag in command.flags:
+        flag.define(values)
+    spec = None
+    if command.config:
+        if command.config != "run":
+            spec, rest = take(rest, "config")
+        _define_config(command, words, spec, rest, values)
+    words += _parse(values, command, rest)
+    if len(words) > len(command.words):
+        _refuse_word(command, words[len(command.words)])
+    _check_words(command, words)
+    if command.config == "required" and spec is None:
+        raise UserError(f"--config is missing; expected {CONFIG.required}")
+    found = {name: values[name].value for name in values if name.partition(".")[0] != "config"}
+    for flag in command.flags:
+        if flag.required and found[flag.name] in ("", None):
+            raise UserError(f"--{flag.name} is missing; expected {flag.required}")
+    return Arguments(words, found, values["config"].value if "config" in values else None)
 
 
-def _wrong_value(message: str, values: flags.FlagValues) -> str:
-    """``flag --config.seed=abc: invalid literal ...`` said with the type that is expected and the value there is."""
-    found = re.match(r"flag --(?P<name>[\w.-]+?)=(?P<value>.*?): (?P<why>.*)", message, re.DOTALL)
-    if not found:
-        return message
-    name, value, why = found["name"], found["value"], " ".join(found["why"].split())
-    if not name.startswith("config."):
-        return f"--{name}={value}: {why}"
-    now = _lookup(values["config"].default, name.removeprefix("config."))
-    return f"--{name}={value}: expected {_kind(now)} ({name.removeprefix('config.')} is {now!r} in the file)"
+def normalized(command: Command, args: Sequence[str]) -> list[str]:
+    """The arguments with ``_`` in every flag's name; values stay as they are.
+
+    ``--poll-s 5 --no-batch=x --config.data.max-prompt-tokens=9 a-b`` becomes
+    ``--poll_s 5 --nobatch=x --config.data.max_prompt_tokens=9 a-b``.
+    """
+    switches = {f.name for f in command.flags if f.type is bool} | {"config"}  # a config key can be a bool too
+    valued = {f.name for f in command.flags if f.type is not bool} | {"config"}
+    done: list[str] = []
+    left = iter(args)
+    for arg in left:
+        found = re.fullmatch(r"--?([A-Za-z][^=]*)(=.*)?", arg, re.DOTALL)
+        if not found:
+            done.append(arg)
+            continue
+        name, value = found[1].replace("-", "_"), found[2]
+        if name.startswith("no_") and name.removeprefix("no_").partition(".")[0] in switches:
+            name = f"no{name.removeprefix('no_')}"
+        done.append(f"--{name}{value or ''}")
+        if value is None and name in valued:
+            done += [text for text in [next(left, None)] if text is not None]
+    return done
 
 
-def _kind(value: Any) -> str:
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a tuple, (1, 2)"}
-    return names.get(type(value), f"a {type(value).__name__}")
+def _leading_words(args: Sequence[str]) -> list[str]:
+    end = next((i for i, arg in enumerate(args) if arg.startswith("-")), len(args))
+    return list(args[:end])
 
 
-def take(args: list[str], name: str) -> tuple[str | None, list[str]]:
+def _check_words(command: Command, words: Sequence[str]) -> None:
+    needed = [w for w in command.words if not w.startswith("[")]
+    if len(words) < len(needed):
+        raise UserError(command.missing)
+
+
+def _refuse_word(command: Command, word: str) -> None:
+    takes = f"takes {' '.join(command.words)} and flags" if command.words else "takes flags only"
+    raise UserError(f"ropd {command.name} {takes}, not {word!r}; write --name=value (ropd {command.name} --help)")
+
+
+def _check_renamed(command: Command, args: Sequence[str]) -> None:
+    for arg in args:
+        name = arg.removeprefix("--").partition("=")[0]
+        if arg.startswith("--") and name in command.renamed:
+            raise UserError(f"--{name} is now --{command.renamed[name]}; write --{command.renamed[name]}=...")
+
+
+def take(args: Sequence[str], name: str) -> tuple[str | None, list[str]]:
     """Removes ``--name VALUE`` or ``--name=VALUE`` from the arguments; the last one wins."""
     value, rest = None, []
     left = iter(args)
     for arg in left:
-        if arg in (f"--{name}", f"-{name}"):
+        if arg == f"--{name}":
             value = next(left, None)
             if value is None or value.startswith("--"):
                 raise UserError(f"--{name} has no value; expected --{name} FILE")
-        elif arg.startswith((f"--{name}=", f"-{name}=")):
+        elif arg.startswith(f"--{name}="):
             value = arg.partition("=")[2]
         else:
             rest.append(arg)
@@ -95,109 +253,71 @@ def take(args: list[str], name: str) -> tuple[str | None, list[str]]:
 
 def override(arg: str) -> str | None:
     """The key of ``--config.a.b[=value]`` or ``--noconfig.a.b``, else None."""
-    found = re.match(r"--?(?:no)?config\.([^=]*)", arg)
+    found = re.match(r"--(?:no)?config\.([^=]*)", arg)
     return found[1] if found else None
 
 
-def _check_overrides(config: ConfigDict, args: list[str]) -> None:
-    """Refuses overrides of keys that the config does not have, and of whole sections."""
-    from ml_collections import ConfigDict
+def _define_config(
+    command: Command, words: Sequence[str], spec: str | None, args: Sequence[str], values: flags.FlagValues
+) -> None:
+    """Reads the config and makes each of its keys a flag, ``--config.a.b``."""
+    keys = [key for arg in args if (key := override(arg)) is not None]
+    if command.config == "required" and spec is None:
+        if keys:
+            raise UserError(f"--config.{keys[0]} changes a config, but none is given; add --config FILE")
+        return
+    from ml_collections import config_flags
 
-    known = list(_leaves(config))
-    for arg in args:
-        key = override(arg)
-        if key is None or key in known:
-            continue
-        section = _lookup(config, key)
-        if isinstance(section, ConfigDict):
-            raise UserError(f"--config.{key} is a section; expected one of its keys: {', '.join(section)}")
-        tail = key.rpartition(".")[2]
-        same_tail = [k for k in known if k.rpartition(".")[2] == tail]
-        hint = f"did you mean {' or '.join(same_tail[:3])}?" if same_tail else near(key, known)
-        raise UserError(f"the config has no key {key!r}; {hint}")
-
-
-def check_known(config: ConfigDict, spec: str) -> None:
-    """Refuses a key of the file that ``configs.default()`` lacks; a section that is empty there takes any keys."""
     from ropd_jax import configs
 
-    known = list(_leaves(configs.default()))
-    for key in _leaves(config):
-        if key not in known and not any(key.startswith(f"{k}.") for k in known):
-            raise UserError(f"{spec} sets {key}, which is no key of ropd_jax/configs.py; {near(key, known)}")
+    if command.check_key is not None:
+        for key in keys:
+            command.check_key(key)
+    if command.stored is not None:
+        _check_words(command, words)
+        config = command.stored(words).lock()
+    else:
+        config = configs.load_config(spec) if spec else configs.default().lock()
+    for key in keys:
+        configs.check_key(config, key, f"--config.{key}")
+    argv = [f"ropd {command.name}", *args]
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=True, sys_argv=argv)
 
 
-def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[str]:
-    from ml_collections import ConfigDict
+def _parse(values: flags.FlagValues, command: Command, args: Sequence[str]) -> list[str]:
+    """Parses with absl and returns the words that are not flags; absl's errors become one line that helps."""
+    from absl import flags
 
-    for key, value in config.items():
-        if isinstance(value, ConfigDict) and len(value):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key
-
-
-def _lookup(config: Any, path: str) -> Any:
-    for part in path.split("."):
-        if not hasattr(config, "keys") or part not in config:
-            return None
-        config = config[part]
-    return config
-
-
-# ----------------------------------------------------------------------------------------------------- config
-
-
-def load_config(spec: str) -> ConfigDict:
-    """Runs ``get_config`` of ``FILE[:arg]`` and returns its ConfigDict, locked.
-
-    Raises:
-        UserError: no such file, no get_config, an argument it does not take, or whatever the file itself raises.
-    """
-    from ml_collections import ConfigDict
-
-    name, colon, arg = spec.partition(".py:")
-    path = pathlib.Path(f"{name}.py" if colon else spec)
-    if not path.is_file():
-        siblings = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        hint = near(str(path), siblings) if siblings else f"there is no Python file in {str(path.parent)!r}"
-        raise UserError(f"config file {str(path)!r} does not exist; {hint}")
-    module_spec = importlib.util.spec_from_file_location(f"ropd_config_{path.stem}", path)
-    if module_spec is None or module_spec.loader is None:
-        raise UserError(f"config file {str(path)!r} is no Python file; expected a .py file with get_config()")
-    module = importlib.util.module_from_spec(module_spec)
+    known = [*values, *(["config"] if command.config in ("required", "optional") else [])]
     try:
-        module_spec.loader.exec_module(module)
-        config = _call_get_config(module, path, arg if colon else None)
-    except UserError:
-        raise
-    except Exception as error:  # the file is the user's own program: whatever it raises is shown with its line
-        raise UserError(_where(error, path)) from error
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"{path}: get_config returned a {type(config).__name__}; expected an ml_collections.ConfigDict")
-    return config.lock()
+        return values([f"ropd {command.name}", *args])[1:]
+    except flags.UnrecognizedFlagError as error:
+        text = near(error.flagname, known) if known else f"it has none (ropd {command.name} --help)"
+        raise UserError(f"ropd {command.name} has no flag --{error.flagname}; {text}") from error
+    except flags.IllegalFlagValueError as error:
+        raise UserError(_wrong_value(str(error), values)) from error
+    except flags.Error as error:
+        raise UserError(str(error)) from error
 
 
-def _call_get_config(module: Any, path: pathlib.Path, arg: str | None) -> Any:
-    if not callable(getattr(module, "get_config", None)):
-        raise UserError(f"{path} has no get_config(); expected a function that starts from ropd_jax.configs.default()")
-    parameters = inspect.signature(module.get_config).parameters.values()
-    if arg is not None and not parameters:
-        raise UserError(f"{path}: get_config() takes no argument, but {arg!r} was given; leave out the part after .py")
-    if arg is None and any(p.default is p.empty for p in parameters):
-        raise UserError(f"{path}: get_config(arg) needs an argument; write --config {path}:ARG")
-    return module.get_config() if arg is None else module.get_config(arg)
+def _wrong_value(message: str, values: flags.FlagValues) -> str:
+    """``flag --config.seed=abc: invalid literal ...`` with the expected type and the present value instead."""
+    found = re.match(r"flag --(?P<name>[\w.-]+?)=(?P<value>.*?): (?P<why>.*)", message, re.DOTALL)
+    if not found:
+        return message
+    name, value, why = found["name"], found["value"], " ".join(found["why"].split())
+    if not name.startswith("config."):
+        return f"--{name}={value}: {why}"
+    from ropd_jax import configs
+
+    key = name.removeprefix("config.")
+    now = configs.lookup(values["config"].default, key)
+    return f"--{name}={value}: expected {configs.kind(now)} ({key} is {now!r} in the file)"
 
 
-def _where(error: Exception, path: pathlib.Path) -> str:
-    """``experiments/a.py:12: KeyError: ...``: the last line of the user's file on the way to the error."""
-    if isinstance(error, SyntaxError):
-        return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
-    frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-    where = f"{path}{f':{frames[-1]}' if frames else ''}"
-    text = " ".join(str(error.args[0] if error.args else error).split())
-    if found := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text):  # from ConfigDict
-        return f"{where}: the config has no key {found[2]!r}; did you mean {found[1]}?"
-    if found := re.search(r'Key "(\w+)" does not exist', text):
-        return f"{where}: the config has no key {found[1]!r}; see ropd_jax/configs.py for all keys"
-    return f"{where}: {type(error).__name__}: {text}"
+def steps_of(text: str) -> tuple[int, int] | None:
+    """``3:7`` as (3, 7), the end not included; None for "", which is all steps."""
+    found = re.fullmatch(r"(\d*):(\d*)", text)
+    if text and not (found and text != ":"):
+        raise UserError(f"--steps={text} is not a range; expected a:b, a: or :b, e.g. --steps 0:10")
+    return (int(found[1] or 0), int(found[2] or sys.maxsize)) if found else None

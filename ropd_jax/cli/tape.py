@@ -1,75 +1,51 @@
-"""``ropd tape``: look at a tape, carry it elsewhere."""
+"""``ropd tape``: looks at a tape, and moves its entries to another machine."""
 
 from __future__ import annotations
 
 import json
 import pathlib
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
-from ropd_jax.teacher.clients.client import Usage
-from ropd_jax.teacher.tape.batch_jobs import ENDED, Job, Ledger
-from ropd_jax.teacher.tape.inspect import export_tape, import_tape, tape_stats
-from ropd_jax.teacher.tape.store import Tape
-from ropd_jax.teacher.traffic.budget import dollars
-from ropd_jax.teacher.traffic.prices import Prices
+from ropd_jax.cli.flags import Arguments, Command, Flag
 from ropd_jax.types import UserError
 from ropd_jax.utils.suggest import near
 
-HELP = """\
-usage: ropd tape stats TAPE [--json]
-       ropd tape export TAPE FILE.jsonl
-       ropd tape import TAPE FILE.jsonl
+if TYPE_CHECKING:
+    from ropd_jax.teacher.tape.batch_jobs import Job
 
-TAPE is a tape.sqlite or the directory of a run that has one. Every answer of the teacher is on the run's tape, so that
-nothing is paid for twice: replay a run with --config.teacher.tape.mode=replay --config.teacher.tape.path=TAPE
-
-  stats     replies, failures, tokens, seconds and list price by role and model; batch jobs, their state and cost
-  export    one JSON object a line; lossless, holds no key
-  import    adds the entries of an exported file; a reply that the tape already has stays
-
-  ropd tape stats runs/quickstart
-  ropd tape export runs/quickstart tape.jsonl
-"""
+ACTIONS = {"stats": "TAPE", "export": "TAPE FILE.jsonl", "import": "TAPE FILE.jsonl"}
 
 
-def run(args: list[str]) -> int:
-    """Runs the verb; returns 0.
+def run(args: Arguments) -> None:
+    """Runs the action.
 
     Raises:
         UserError: unknown action, missing file.
     """
-    as_json = "--json" in args
-    words = [a for a in args if a != "--json"]
-    if flags := [w for w in words if w.startswith("-")]:
-        raise UserError(f"ropd tape has no flag {flags[0]}; expected --json (ropd tape --help)")
-    actions = {"stats": 1, "export": 2, "import": 2}
-    if not words:
-        raise UserError("ropd tape needs an action; expected stats, export or import (ropd tape --help)")
-    action, rest = words[0], words[1:]
-    if action not in actions:
-        raise UserError(f"ropd tape has no action {action!r}; {near(action, actions)}")
-    if len(rest) != actions[action]:
-        what = "TAPE" if actions[action] == 1 else "TAPE FILE.jsonl"
-        raise UserError(f"ropd tape {action} takes {what}, not {len(rest)} arguments (ropd tape --help)")
-    path = tape_path(rest[0])
+    action, *files = args.words
+    if action not in ACTIONS:
+        raise UserError(f"ropd tape has no action {action!r}; {near(action, ACTIONS)}")
+    if len(files) != len(ACTIONS[action].split()):
+        raise UserError(f"ropd tape {action} takes {ACTIONS[action]}, not {len(files)} arguments (ropd tape --help)")
+
+    from ropd_jax.teacher.tape.batch_jobs import Ledger
+    from ropd_jax.teacher.tape.inspect import export_tape, import_tape, tape_stats
+    from ropd_jax.teacher.tape.store import Tape
+
+    path = tape_path(files[0])
     tape = Tape(path, read_only=action != "import")
     try:
         if action == "stats":
-            _show(tape_stats(tape), Ledger(tape).jobs(), path, as_json)
+            _show(tape_stats(tape), Ledger(tape).jobs(), path, args["json"])
         elif action == "export":
-            n = export_tape(tape, rest[1])
-            sys.stdout.write(f"{n} entries of {path} -> {rest[1]}\n")
+            n = export_tape(tape, files[1])
+            sys.stdout.write(f"{n} entries of {path} -> {files[1]}\n")
         else:
-            added, known = import_tape(tape, rest[1])
+            added, known = import_tape(tape, files[1])
             sys.stdout.write(f"{added} entries added to {path}, {known} were there already\n")
     finally:
         tape.close()
-    return 0
 
 
 def tape_path(name: str) -> pathlib.Path:
@@ -79,7 +55,7 @@ def tape_path(name: str) -> pathlib.Path:
 
 
 def _show(rows: list[dict[str, Any]], jobs: list[Job], path: pathlib.Path, as_json: bool) -> None:
-    batches = [
+    batches: list[dict[str, Any]] = [
         {
             "id": job.id,
             "provider": job.provider,
@@ -93,6 +69,16 @@ def _show(rows: list[dict[str, Any]], jobs: list[Job], path: pathlib.Path, as_js
         about = {"tape": str(path), "file_bytes": path.stat().st_size, "rows": rows, "batches": batches}
         sys.stdout.write(json.dumps(about) + "\n")
         return
+
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from ropd_jax.teacher.clients.client import Usage
+    from ropd_jax.teacher.tape.batch_jobs import ENDED
+    from ropd_jax.teacher.traffic.budget import dollars
+    from ropd_jax.teacher.traffic.prices import Prices
+
     title = f"{path} ({path.stat().st_size / 1e6:,.1f} MB)"
     table = Table("role", "model", title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("replies", "failures", "input", "output", "thinking", "mean s", "list price"):
@@ -115,3 +101,25 @@ def _show(rows: list[dict[str, Any]], jobs: list[Job], path: pathlib.Path, as_js
 
 def _number(value: int | None) -> str:
     return "unknown" if value is None else f"{value:,}"
+
+
+COMMAND = Command(
+    name="tape",
+    summary="look at the recorded answers of the teacher, export and import them",
+    intro="""
+        TAPE is a tape.sqlite, or the directory of a run that has one. Every answer of the teacher is on the run's tape,
+        so that nothing is paid for twice. To replay a run:
+
+          --config.teacher.tape.mode=replay --config.teacher.tape.path=TAPE
+
+          stats     replies, failures, tokens, seconds and list price by role and model; batch jobs
+          export    one JSON object per line; lossless, without API keys
+          import    adds the entries of an exported file; a reply that the tape already has stays
+    """,
+    run=run,
+    words=("ACTION", "[TAPE]", "[FILE]"),
+    missing="ropd tape needs an action; expected stats, export or import (ropd tape --help)",
+    usages=("stats TAPE [--json]", "export TAPE FILE.jsonl", "import TAPE FILE.jsonl"),
+    flags=(Flag("json", "", "Print JSON, for programs (stats).", False),),
+    examples=("ropd tape stats runs/quickstart", "ropd tape export runs/quickstart tape.jsonl"),
+)

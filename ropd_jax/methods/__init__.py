@@ -1,5 +1,16 @@
 """ROPD and every baseline: what differs between them, and nothing else."""
 
-from ropd_jax.methods.base import Held, Method, Notes, Pass, Tokens, load_method
+from ropd_jax.methods.base import ExtraMemory, ExtraProgram, Extras, Method, Tokens
+from ropd_jax.methods.check import check_judgement
+from ropd_jax.methods.load import load_method, method_names
 
-__all__ = ["Held", "Method", "Notes", "Pass", "Tokens", "load_method"]
+__all__ = [
+    "ExtraMemory",
+    "ExtraProgram",
+    "Extras",
+    "Method",
+    "Tokens",
+    "check_judgement",
+    "load_method",
+    "method_names",
+]

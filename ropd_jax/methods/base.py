@@ -6,7 +6,7 @@ A step asks a method, in this order:
 2. `Method.revise`: what do the method's own networks say of the whole step? (nothing, for most)
 3. `Method.rewards` and `Method.advantages`: rewards of all groups -> advantages.
 4. `Method.sequences`: which token sequences is the student trained on?
-5. `Method.annotate`: what do frozen networks say of the tokens of the update's batch? (nothing, for most)
+5. `Method.extras`: what do frozen networks give for the tokens of the update's batch? (nothing, for most)
 6. `Method.loss`: the loss of each token, from the student's log-probs. Traced by jit.
 
 and once, before the first step, `Method.setup`. The defaults here are GRPO on the student's own rollouts, with every
@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import importlib.util
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -32,7 +30,7 @@ from ropd_jax.core import losses
 from ropd_jax.core.advantages import Advantages
 from ropd_jax.core.batches import TokenSequence, TrainBatch
 from ropd_jax.core.rewards import overlong_penalty
-from ropd_jax.types import Judgement, RolloutGroup, UserError
+from ropd_jax.types import Judgement, RolloutGroup
 
 if TYPE_CHECKING:
     from ropd_jax.models.config import ModelConfig
@@ -49,8 +47,8 @@ class Tokens(NamedTuple):
         logp_BT: float32, log-probs of the targets under the student that is trained.
         entropy_BT: float32, its entropy in nats; a gradient flows through it only with ``loss.entropy_coef``.
         ref_logp_BT: the same under the initial student; None unless ``Method.needs_initial`` or ``loss.kl_coef``.
-        notes: what `Method.annotate` said of these tokens.
-        shared: what it said besides, once for all parts.
+        extras: what `Method.extras` gives for these tokens, by name.
+        shared: what it gives once for all parts.
         cfg, params, x_BTD: the student's shape, weights and hidden states before the final norm, for a loss over the
             whole vocabulary (`ropd_jax.models.logprobs`).
     """
@@ -59,7 +57,7 @@ class Tokens(NamedTuple):
     logp_BT: jax.Array
     entropy_BT: jax.Array
     ref_logp_BT: jax.Array | None = None
-    notes: Mapping[str, jax.Array] = {}
+    extras: Mapping[str, jax.Array] = {}
     shared: Any = ()
     cfg: ModelConfig | None = None
     params: Any = None
@@ -72,24 +70,24 @@ class Tokens(NamedTuple):
         return jnp.where(jnp.isnan(old_BT), jax.lax.stop_gradient(self.logp_BT), old_BT)
 
 
-class Notes(NamedTuple):
-    """What `Method.annotate` adds to a batch: arrays [A, b, T, ...] by name, and anything shared by all parts."""
+class Extras(NamedTuple):
+    """What `Method.extras` adds to a batch: arrays [A, b, T, ...] by name, and anything shared by all parts."""
 
     tokens: Mapping[str, Any] = {}
     shared: Any = ()
 
 
-class Pass(NamedTuple):
-    """A program that a method runs in each step besides the update, for ``ropd plan``.
+class ExtraProgram(NamedTuple):
+    """A program that a method runs in each step in addition to the update, for ``ropd plan``.
 
     Attributes:
         lower: () -> jax.stages.Lowered.
-        model: whose network it is.
-        calls: how often it runs in a step.
-        parts: passes of its loop in one call.
+        model: the config of the network that it runs.
+        calls: calls in one step.
+        parts: iterations of its loop in one call.
         tokens: positions that one call computes.
-        row: positions of a row of them.
-        trains: backward as well.
+        row: positions of one row of them.
+        trains: it runs backward as well.
     """
 
     name: str
@@ -102,11 +100,11 @@ class Pass(NamedTuple):
     trains: bool
 
 
-class Held(NamedTuple):
-    """What a method keeps in memory beside the student, as shapes with shardings, and the programs it runs on it."""
+class ExtraMemory(NamedTuple):
+    """What a method keeps in memory in addition to the student, as shapes with shardings, and the programs on it."""
 
     arrays: Any = ()
-    passes: tuple[Pass, ...] = ()
+    programs: tuple[ExtraProgram, ...] = ()
 
 
 @dataclasses.dataclass(eq=False)
@@ -200,26 +198,26 @@ class Method(abc.ABC):
         """The `sequences_per_prompt` sequences to train on, in the order of the advantages."""
         return [TokenSequence(group.prompt_tokens_T, r.tokens_T, r.logp_T) for r in group.rollouts]
 
-    def annotate(self, trained: Any, batch: TrainBatch) -> Notes:
-        """What the loss needs to know of the batch's tokens besides; ``batch`` is [A, b, T], on the host."""
-        return Notes()
+    def extras(self, trained: Any, batch: TrainBatch) -> Extras:
+        """What else the loss reads about the batch's tokens; ``batch`` is [A, b, T], on the host."""
+        return Extras()
 
-    def held_like(
+    def extra_memory(
         self, model: ModelConfig, batch: TrainBatch, prompt_len: int, read: Callable[[str], ModelConfig]
-    ) -> Held:
-        """As shapes, for ``ropd plan``: what `setup` would leave in memory, and the programs of `revise`, `annotate`.
+    ) -> ExtraMemory:
+        """As shapes, for ``ropd plan``: what `setup` would leave in memory, and the programs of `revise` and `extras`.
 
         Args:
-            model: the student's.
-            batch: shapes of an update's, on the student's mesh.
+            model: the student's config.
+            batch: shapes of an update's batch, on the student's mesh.
             prompt_len: positions of the longest prompt.
-            read: the shape of a checkpoint by its name.
+            read: the config of a checkpoint by its name.
         """
-        return Held()
+        return ExtraMemory()
 
-    def notes_like(self, batch: TrainBatch) -> Notes:
-        """The notes that `annotate` would make of a batch of these shapes, as ShapeDtypeStructs; after `held_like`."""
-        return Notes()
+    def abstract_extras(self, batch: TrainBatch) -> Extras:
+        """What `extras` would return for a batch of these shapes, as ShapeDtypeStructs; call `extra_memory` first."""
+        return Extras()
 
     def loss(self, tokens: Tokens) -> tuple[jax.Array, dict[str, jax.Array]]:
         """(loss_BT, metrics_BT): token losses, and token values whose means are logged."""
@@ -258,27 +256,3 @@ def without_overlong(
     cut = {id(r.tokens_T) for g in groups for r in g.rollouts if r.finish_reason == "length"}
     cut_PG = np.array([id(row.completion_T) in cut for row in rows]).reshape(advantage_PG.shape)
     return Advantages(np.where(cut_PG, 0.0, advantage_PG), valid_PG & ~cut_PG, informative_PG & ~cut_PG)
-
-
-def load_method(name: str, cfg: ConfigDict) -> Method:
-    """The method of a name (a file in this folder) or of the path of a .py file that defines ``METHOD``.
-
-    Raises:
-        UserError: no such method or file, or the file defines no ``METHOD``.
-    """
-    here = pathlib.Path(__file__).parent
-    path = pathlib.Path(name) if name.endswith(".py") else here / f"{name}.py"
-    names = sorted(p.stem for p in here.glob("*.py") if p.stem not in ("base", "__init__"))
-    if not path.is_file():
-        raise UserError(f"method={name!r} is not known; expected one of {', '.join(names)}, or the path of a .py file")
-    if path.parent == here:
-        module = importlib.import_module(f"ropd_jax.methods.{path.stem}")
-    else:
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    if not hasattr(module, "METHOD"):
-        raise UserError(
-            f"method file {path} defines no METHOD; expected METHOD = <your subclass of methods.base.Method>"
-        )
-    return module.METHOD(cfg)

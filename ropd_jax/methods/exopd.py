@@ -21,7 +21,7 @@ class ExOPD(LOPD):
 
     def token_advantage(self, tokens):
         scale = self.cfg.exopd.scale
-        return scale * tokens.notes["teacher"] + (1.0 - scale) * tokens.ref_logp_BT - tokens.old_logp_BT
+        return scale * tokens.extras["teacher"] + (1.0 - scale) * tokens.ref_logp_BT - tokens.old_logp_BT
 
 
 METHOD = ExOPD

@@ -25,7 +25,7 @@ import optax
 from ropd_jax.core.advantages import Advantages
 from ropd_jax.core.batches import TokenSequence
 from ropd_jax.core.optim import make_optimizer
-from ropd_jax.methods.base import Held, Method, Pass
+from ropd_jax.methods.base import ExtraMemory, ExtraProgram, Method
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.divergence import normed_hidden
@@ -109,7 +109,7 @@ class GAD(Method):
         params = mesh_lib.put(params, mesh, mesh_lib.RULES.storage(params))
         return Discriminator(params, jax.jit(self.tx.init)(params))
 
-    def held_like(self, model, batch, prompt_len, read):
+    def extra_memory(self, model, batch, prompt_len, read):
         mesh = batch.tokens_BT.sharding.mesh
         self._prepare(model, mesh)
         params = {
@@ -124,8 +124,8 @@ class GAD(Method):
             jax.ShapeDtypeStruct(rows, jnp.int32, sharding=self._named("AB")),
         )
         A, b = rows
-        step = Pass("discriminator", lambda: self.learn.lower(d, texts), model, 1, A, A * b * T, T, trains=True)
-        return Held(d, (step,))
+        step = ExtraProgram("discriminator", lambda: self.learn.lower(d, texts), model, 1, A, A * b * T, T, trains=True)
+        return ExtraMemory(d, (step,))
 
     def _prepare(self, model: ModelConfig, mesh) -> None:
         how, self.model, self.mesh = self.cfg.gad, model, mesh

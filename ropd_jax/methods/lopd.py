@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ropd_jax.core.advantages import Advantages
-from ropd_jax.methods.base import Held, Method, Notes, Pass
+from ropd_jax.methods.base import ExtraMemory, ExtraProgram, Extras, Method
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.divergence import normed_hidden, vocabulary_divergence
@@ -77,7 +77,7 @@ class LOPD(Method):
             self.table = {"table_VD": mesh_lib.place(table_VD, self.named("VD"))}
         return ()
 
-    def held_like(self, model, batch, prompt_len, read):
+    def extra_memory(self, model, batch, prompt_len, read):
         how, self.student_mesh = self.cfg.lopd, batch.tokens_BT.sharding.mesh
         devices = list(self.student_mesh.devices.flat)
         self.mesh = mesh_lib.make_mesh(how.fsdp, how.tp, devices) if how.fsdp else self.student_mesh
@@ -96,7 +96,9 @@ class LOPD(Method):
                 return self.forward.lower(params, *[row] * 4)
 
         calls = A * self.cfg.optim.minibatches
-        return Held(params, (Pass("white-box teacher", lower, self.teacher_cfg, calls, 1, b * T, T, trains=False),))
+        return ExtraMemory(
+            params, (ExtraProgram("white-box teacher", lower, self.teacher_cfg, calls, 1, b * T, T, trains=False),)
+        )
 
     def _prepare(self, student_cfg: ModelConfig, teacher_cfg: ModelConfig) -> None:
         how, self.teacher_cfg = self.cfg.lopd, teacher_cfg
@@ -122,7 +124,7 @@ class LOPD(Method):
     def named(self, dims: str) -> jax.NamedSharding:
         return jax.NamedSharding(self.student_mesh, mesh_lib.RULES.spec(dims))
 
-    def annotate(self, trained, batch):
+    def extras(self, trained, batch):
         """The teacher's log-probs of the targets, or its hidden states; a part without tokens is not computed."""
         rows = -len(batch.tokens_BT[0]) % self.mesh.shape["fsdp"]  # so that the parts divide over the teacher's mesh
         by_row = jax.NamedSharding(self.mesh, mesh_lib.RULES.spec("BT"))
@@ -139,15 +141,15 @@ class LOPD(Method):
                 found = mesh_lib.place(found, jax.NamedSharding(self.student_mesh, jax.P()))[:-rows]
             said.append(mesh_lib.place(found, self.named("BT")))
             nothing = jnp.zeros_like(said[-1]) if nothing is None else nothing
-        return Notes({"teacher": jnp.stack(said)}, self.table)
+        return Extras({"teacher": jnp.stack(said)}, self.table)
 
-    def notes_like(self, batch):
+    def abstract_extras(self, batch):
         named, shape = batch.tokens_BT.sharding, batch.tokens_BT.shape
         if self.cfg.lopd.mode == "sampled":
-            return Notes({"teacher": jax.ShapeDtypeStruct(shape, jnp.float32, sharding=named)})
+            return Extras({"teacher": jax.ShapeDtypeStruct(shape, jnp.float32, sharding=named)})
         cfg = self.teacher_cfg
         table = jax.NamedSharding(named.mesh, mesh_lib.RULES.spec("VD"))
-        return Notes(
+        return Extras(
             {"teacher": jax.ShapeDtypeStruct((*shape, cfg.d_model), jnp.dtype(self.cfg.lopd.dtype), sharding=named)},
             {"table_VD": jax.ShapeDtypeStruct((cfg.vocab_size, cfg.d_model), self.cfg.lopd.dtype, sharding=table)},
         )
@@ -164,7 +166,7 @@ class LOPD(Method):
             tokens.x_BTD,
             self.teacher_cfg,
             table_VD,
-            tokens.notes["teacher"],
+            tokens.extras["teacher"],
             beta=self.cfg.lopd.beta,
             temperature=self.cfg.sampling.temperature or 1.0,
             chunk=self.cfg.optim.logprob_chunk,
@@ -173,7 +175,7 @@ class LOPD(Method):
 
     def token_advantage(self, tokens) -> jax.Array:
         """-(log pi_S - log pi_T) of each sampled token, without a gradient."""
-        return tokens.notes["teacher"] - tokens.old_logp_BT
+        return tokens.extras["teacher"] - tokens.old_logp_BT
 
 
 def check_tokenizers(student: Student, teacher: Student) -> None:

@@ -52,20 +52,22 @@ class Compiled:
     seconds: float = 0.0
 
 
-def compile_program(program: Program, *, slice_name: str, say: Callable[[str], None], cache: bool = True) -> Compiled:
+def compile_program(
+    program: Program, *, slice_name: str, report: Callable[[str], None], cache: bool = True
+) -> Compiled:
     """Lower and compile, or read from the cache what an equal program gave before. Inside ``jax.set_mesh``.
 
     Args:
         slice_name: of the topology and mesh, e.g. ``v5e:4x4 fsdp=16 tp=1``.
-        say: progress, one line.
+        report: receives progress, one line each.
     """
-    say(f"{program.name}: lowering")
+    report(f"{program.name}: lowering")
     lowered = program.lower()
     file = _cache_file(lowered.as_text(), slice_name, program) if cache else None
     if file and file.is_file():
-        say(f"{program.name}: known from an earlier plan")
+        report(f"{program.name}: known from an earlier plan")
         return _read(file)
-    say(f"{program.name}: compiling for {slice_name} (a minute or more)")
+    report(f"{program.name}: compiling for {slice_name} (a minute or more)")
     start = time.monotonic()
     try:
         compiled = lowered.compile()
@@ -90,7 +92,7 @@ def compile_program(program: Program, *, slice_name: str, say: Callable[[str], N
             collectives=tuple(collectives(compiled.as_text(), program.passes)),
             seconds=time.monotonic() - start,
         )
-    say(f"{program.name}: compiled in {found.seconds:.0f} s")
+    report(f"{program.name}: compiled in {found.seconds:.0f} s")
     if file:
         _write(file, found)
     return found

@@ -1,45 +1,39 @@
-"""What a run that is not there yet will cost: the teacher's dollars and the hours, in a sentence.
+"""What a future run will cost: the teacher's dollars and the hours, in one sentence.
 
-Expected figures are those of a run that is there and differs in its seed alone: the means of its tape, its own seconds
-a step. Without one there are limits only: dollars if every answer of the teacher is as long as it may be
-(``ropd preflight``), hours at the least on a slice (the bounds of ``ropd plan``, from shapes and published figures;
-nothing is compiled, so the links are not in them). What is unknown is said to be so.
+If a run exists that differs only in its seed, the figures are expected values: the means of its tape, and its own
+seconds per step. Otherwise they are bounds: dollars if every answer of the teacher has the greatest length
+(``ropd preflight``), and the fewest hours on a slice (the bounds of ``ropd plan``, from shapes and published figures;
+nothing is compiled, so the links are not counted). What is unknown is reported as unknown.
 """
 
 from __future__ import annotations
 
 import contextlib
 import pathlib
-import shlex
 import statistics
 from collections.abc import Sequence
 
 import jax
 from ml_collections import ConfigDict
 
-from ropd_jax.cli.flags import config_and_flags
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.plan import measure
 from ropd_jax.plan.bound import bound
 from ropd_jax.plan.chips import CPU, Topology, parse_topology, topology_devices
+from ropd_jax.plan.report import teacher
 from ropd_jax.plan.shapes import model_config
-from ropd_jax.plan.verb import teacher
 from ropd_jax.teacher import Tape
 from ropd_jax.types import UserError
 from ropd_jax.workdir.metrics import read_metrics
 
 
-def cost_of(train: str, like: Sequence[str], topology: str) -> str:
-    """The sentence behind a command.
+def cost_of(cfg: ConfigDict, like: Sequence[str], topology: str) -> str:
+    """The sentence about a run of this config.
 
     Args:
-        train: the flags of ``ropd train``, all but ``--workdir``.
-        like: directories of runs that differ from it in their seed alone; the first that is there is taken.
-        topology: a slice, as ``ropd plan`` knows it.
+        like: directories of runs that differ from it only in their seed; the first that exists is used.
+        topology: a slice, as in ``ropd plan``.
     """
-    from absl import flags
-
-    cfg = config_and_flags("train", shlex.split(train), flags.FlagValues())
     known = next((run for run in map(pathlib.Path, like) if seconds_a_step(run) is not None), None)
     return f"{_teacher(cfg, known)}; {_hours(cfg, known, parse_topology(topology))}"
 
@@ -75,13 +69,13 @@ def _number(hours: float) -> str:
 
 
 def seconds_a_step(run: pathlib.Path) -> float | None:
-    """Median seconds of a run's steps, evaluations and checkpoints not among them; None without any."""
+    """Median seconds of a run's steps, without evaluations and checkpoints; None without any."""
     values = [v for v in read_metrics(run).get("time/step_s", ((), ()))[1] if v is not None]
     return statistics.median(values) if values else None
 
 
 def seconds_at_least(cfg: ConfigDict, topology: Topology) -> float | None:
-    """Of one step on a slice, from shapes alone: compute and memory of each phase; None where nothing is published.
+    """Of one step on a slice, from shapes only: compute and memory of each phase; None if nothing is published.
 
     The devices of the mesh are this machine's CPU in as many parts (`ropd_jax.plan.prepare`); no libtpu is needed.
 
@@ -96,4 +90,5 @@ def seconds_at_least(cfg: ConfigDict, topology: Topology) -> float | None:
         sizes = measure.sizes(cfg, model_cfg, mesh)
     chip = topology.chip.a_device()
     parts = [bound(phase, chip).seconds for phase in measure.phases(cfg, model_cfg, mesh, {}, sizes)]
-    return None if None in parts else sum(parts)
+    known = [s for s in parts if s is not None]
+    return sum(known) if len(known) == len(parts) else None

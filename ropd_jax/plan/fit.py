@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.plan import programs
 from ropd_jax.plan.chips import Topology
-from ropd_jax.plan.measure import PARTS, SAMPLER, Measured, Say, make_mesh, measure
+from ropd_jax.plan.measure import PARTS, SAMPLER, Measured, Report, make_mesh, measure
 from ropd_jax.types import UserError
 
 Keys = dict[str, object]
@@ -51,7 +51,7 @@ def changed(cfg: ConfigDict, keys: Keys) -> ConfigDict:
 
 
 def remedy(
-    cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology, measured: Measured, say: Say, **options
+    cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology, measured: Measured, report: Report, **options
 ) -> Remedy:
     """Tries, program by program, one knob after another, and says which make all of it fit.
 
@@ -70,7 +70,7 @@ def remedy(
                 continue
             fits = False
             for turn in (*([{}] if shared else []), *knobs(base, model_cfg, topology)):
-                trial = _try(changed(base, turn), shared | turn, model_cfg, topology, say, names, tried, options)
+                trial = _try(changed(base, turn), shared | turn, model_cfg, topology, report, names, tried, options)
                 if trial.fits:
                     keys, fits = keys | turn, True
                     break
@@ -81,7 +81,7 @@ def remedy(
     return Remedy(None, tuple(tried))
 
 
-def search(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology, say: Say, **options) -> Remedy:
+def search(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology, report: Report, **options) -> Remedy:
     """The fastest setting that fits, by the lower bound of a step: for each ``mesh.tp`` the most slots, then the update
     with the least recomputation and the most rows side by side.
 
@@ -94,30 +94,30 @@ def search(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology, say: Say
         shared: Keys = {"mesh.tp": tp, "mesh.fsdp": -1}
         base = changed(cfg, shared)
         turns = ({}, *_slots(base, model_cfg, topology))
-        sampler = _first(base, turns, model_cfg, topology, say, SAMPLER, tried, options)
+        sampler = _first(base, turns, model_cfg, topology, report, SAMPLER, tried, options)
         if sampler is None:
             continue
         least = list(update_knobs(base, model_cfg, topology))[-1:] or [{}]
         for turn in (*_faster_updates(base, model_cfg, topology), *least):
             keys = shared | sampler | turn
-            trial = _try(changed(cfg, keys), keys, model_cfg, topology, say, PARTS, tried, options)
+            trial = _try(changed(cfg, keys), keys, model_cfg, topology, report, PARTS, tried, options)
             if trial.fits and trial.seconds is not None:
                 best = min(best or (trial.seconds, keys), (trial.seconds, keys), key=lambda x: x[0])
                 break
     return Remedy(None if best is None else best[1], tuple(tried))
 
 
-def _first(cfg, turns, model_cfg, topology, say, names, tried, options) -> Keys | None:
+def _first(cfg, turns, model_cfg, topology, report, names, tried, options) -> Keys | None:
     for turn in turns:
         keys = {"mesh.tp": cfg.mesh.tp} | turn
-        if _try(changed(cfg, turn), keys, model_cfg, topology, say, names, tried, options).fits:
+        if _try(changed(cfg, turn), keys, model_cfg, topology, report, names, tried, options).fits:
             return turn
     return None
 
 
-def _try(cfg, keys: Keys, model_cfg, topology, say: Say, names, tried: list[Trial], options) -> Trial:
-    say(f"trying {words(keys) or 'the config as it is'}")
-    found = measure(cfg, model_cfg, topology, say, only=tuple(names), **options)
+def _try(cfg, keys: Keys, model_cfg, topology, report: Report, names, tried: list[Trial], options) -> Trial:
+    report(f"trying {words(keys) or 'the config as it is'}")
+    found = measure(cfg, model_cfg, topology, report, only=tuple(names), **options)
     whole = found.seconds if set(names) == set(PARTS) else None
     trial = Trial(keys, max(m.peak for m in found.memory), found.fits, whole)
     tried.append(trial)
@@ -202,4 +202,5 @@ def sampler_knobs(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -
 
 def _slots(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> Iterator[Keys]:
     """Half the slots, a quarter, ... down to what the mesh divides."""
-    yield from programs.fewer_slots(cfg, _shards(cfg, topology))
+    for keys in programs.fewer_slots(cfg, _shards(cfg, topology)):
+        yield dict(keys)

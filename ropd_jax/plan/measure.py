@@ -1,4 +1,4 @@
-"""What one setting of a run needs of a slice: memory from the compiler, work from the shapes, seconds at the least."""
+"""What one setting of a run needs of a slice: memory from the compiler, work from the shapes, the fewest seconds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from ropd_jax.methods import Pass
+from ropd_jax.methods import ExtraProgram
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.plan import count, programs
@@ -22,7 +22,7 @@ from ropd_jax.training.accumulate import uses_streaming
 from ropd_jax.training.setup import read_config
 from ropd_jax.training.update import needs_initial
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]  # receives a line about what is being done
 SAMPLER = ("prefill", "decode")
 PARTS = ("update", *SAMPLER, "method")
 
@@ -36,9 +36,9 @@ class Memory:
         fits: peak within what the chip hands out; None without a published figure.
         parameters, optimizer: as the run stores them, and both are always there; a frozen copy counts as parameters.
         kv_cache: keys and values of all slots.
-        method: what the method keeps besides: GAD's discriminator with its optimizer, a white-box teacher.
+        method: the method's `ExtraMemory`: GAD's discriminator with its optimizer, a white-box teacher.
         gradients: the sum of an update in portions, between its programs.
-        ahead: what sampling a step ahead keeps beside: older parameters, and keys and values while it updates.
+        ahead: what sampling a step ahead adds: older parameters, and keys and values during the update.
         inputs: what else is handed in: the batch, the weights in another form.
         temporaries: activations, gradients, gathered weights.
         peak: most at one time; at least so much where the compiler refused the program.
@@ -93,7 +93,8 @@ class Measured:
     def seconds(self) -> float | None:
         """Of one step at the least, sampling and update one after another."""
         parts = [b.seconds for b in self.bounds]
-        return None if None in parts else sum(parts)
+        known = [s for s in parts if s is not None]
+        return sum(known) if len(known) == len(parts) else None
 
 
 def setting_of(cfg: ConfigDict, mesh) -> Setting:
@@ -125,7 +126,7 @@ def measure(
     cfg: ConfigDict,
     model_cfg: ModelConfig,
     topology: Topology,
-    say: Say,
+    report: Report,
     *,
     mean_tokens: float | None = None,
     only: tuple[str, ...] = PARTS,
@@ -144,7 +145,7 @@ def measure(
         todo += programs.method_programs(cfg, model_cfg, mesh) if "method" in only else []
         resident, name = sizes(cfg, model_cfg, mesh), slice_name(topology, mesh)
         compiled = tuple(
-            refused or compile_program(p, slice_name=name, say=say, cache=cache)
+            refused or compile_program(p, slice_name=name, report=report, cache=cache)
             for p in todo
             for refused in [_too_large(p.name, resident, chip)]
         )
@@ -164,12 +165,12 @@ class Sizes:
 
     Attributes:
         trained: parameters that the optimizer changes.
-        base: frozen weights that adapters stand beside.
+        base: frozen weights, if adapters are trained.
         initial: a copy of the student as it began, for terms that read it.
         optimizer: its state.
         kv_prompts, kv_rows: keys and values of the prompts' slots and of all rows.
         batch: of one call of the update.
-        method: what the method keeps besides.
+        method: the method's `ExtraMemory`.
         gradients: the sum of an update in portions; 0 where it is computed whole.
         ahead: the next step is sampled by older parameters while this one is updated.
     """
@@ -219,7 +220,7 @@ def sizes(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Sizes:
     """Inside ``jax.set_mesh``."""
     weights = programs.weights_of(cfg, model_cfg, mesh)
     state = programs.state_of(cfg, model_cfg, mesh)
-    method, held = programs.method_of(cfg, model_cfg, mesh)
+    method, extra = programs.method_of(cfg, model_cfg, mesh)
     trained, base = device_bytes(weights.trained), device_bytes(weights.base)
     kv_prompts, kv_rows = programs.kv_cache_bytes(cfg, model_cfg, mesh)
     return Sizes(
@@ -230,7 +231,7 @@ def sizes(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Sizes:
         kv_prompts=kv_prompts,
         kv_rows=kv_rows,
         batch=device_bytes(programs.batch_of(cfg, mesh)),
-        method=device_bytes(held.arrays),
+        method=device_bytes(extra.arrays),
         gradients=device_bytes(programs.gradients_of(state)) if uses_streaming(read_config(cfg), method) else 0,
         ahead=bool(cfg.stream.staleness),
     )
@@ -246,7 +247,7 @@ def _too_large(name: str, s: Sizes, chip: Chip) -> Compiled | None:
 
 
 def _memory(c: Compiled, s: Sizes, chip: Chip) -> Memory:
-    """Puts names to a program's bytes, and adds what stays in memory beside it."""
+    """Puts names to a program's bytes, and adds what stays in memory at the same time."""
     peak = c.peak + s.there(c.name) - s.inputs(c.name)
     return Memory(
         program=c.name,
@@ -287,7 +288,7 @@ def phases(
         return times * sum(c.bytes for c in one.collectives) if one and one.fits else None
 
     with jax.set_mesh(mesh):
-        (A, b, T), (method, held) = (
+        (A, b, T), (method, extra) = (
             programs.batch_of(cfg, mesh).tokens_BT.shape,
             programs.method_of(cfg, model_cfg, mesh),
         )
@@ -315,9 +316,11 @@ def phases(
         found = [Phase("update", flops / devices, summed, links), Phase("apply", 0.0, once, received("apply", 1))]
     else:
         found = [Phase("update", flops / devices, summed + calls * once, links)]
-    for one in held.passes:
+    for one in extra.programs:
         found.append(
-            _pass(one, devices, s.method, received(one.name, one.calls), remat=cfg.optim.remat in (True, "block"))
+            _extra_phase(
+                one, devices, s.method, received(one.name, one.calls), remat=cfg.optim.remat in (True, "block")
+            )
         )
     if not method.needs_rollouts:
         return found
@@ -345,12 +348,12 @@ def phases(
     ]
 
 
-def _pass(one: Pass, devices: int, held: int, received: float | None, *, remat: bool) -> Phase:
-    """A pass of the method's own network; its rows are taken to be full, and its weights read once a call."""
+def _extra_phase(one: ExtraProgram, devices: int, memory: int, received: float | None, *, remat: bool) -> Phase:
+    """A program of the method's own network: its rows count as full, and its weights are read once per call."""
     tokens = one.calls * one.tokens
     looked_at = tokens // one.row * count.contexts(one.model, 0, one.row)
     if one.trains:
         flops = count.update_flops(one.model, tokens=tokens, contexts=looked_at, remat=remat, logits=0)
     else:
         flops = count.forward_flops(one.model, tokens=tokens, contexts=looked_at, logits=tokens)
-    return Phase(one.name, flops / devices, one.calls * held, received)
+    return Phase(one.name, flops / devices, one.calls * memory, received)

@@ -1,12 +1,12 @@
-"""``ropd preflight``: what a run will ask of its teacher, before anything is spent.
+"""What a run will request from its teacher, before anything is spent (``ropd preflight``).
 
-    1. plan      calls of each role from the config; prompt sizes measured on the real templates and the real questions
-    2. at most   every answer as long as its limit allows; a token is taken for 4 characters
-    3. expected  the tape's means for the same role and model, where there is a tape; hours likewise
-    4. check     one cheap call a role and model: key, address, model
+    1. plan      calls of each role from the config; prompt sizes measured on the real templates and questions
+    2. at most   every answer as long as its limit allows; a token counts as 4 characters
+    3. expected  the tape's means for the same role and model, if there is a tape; hours likewise
+    4. check     one cheap call per role and model: key, address, model
 
 Nothing unknown becomes a number: a model without a price has no dollars, a role that no tape knows has no hours.
-Retries and second questions are not in the plan.
+Retries and repeated questions are not in the plan.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import pathlib
 import statistics
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -35,19 +36,6 @@ from ropd_jax.teacher.tape.inspect import tape_stats
 from ropd_jax.teacher.teacher import Role
 from ropd_jax.teacher.traffic.budget import dollars
 from ropd_jax.types import Criterion, Prompt, Rubric
-
-HELP = """\
-usage: ropd preflight --config FILE[:arg] [--config.a.b=value ...] [--tape TAPE] [--no-calls] [--json]
-
-Prints calls, tokens, dollars and hours by role before anything is spent, and checks key, address and model with one
-cheap call each. Exit code 2 if a check fails.
-
-  --tape TAPE   a tape.sqlite, or the directory of a run that has one: its mean tokens and seconds are the estimate
-  --no-calls    send nothing
-  --json        for programs
-
-  ropd preflight --config experiments/quickstart.py --tape runs/quickstart
-"""
 
 CHARS_PER_TOKEN = 4
 _MEASURED = 32  # questions on which the templates are rendered
@@ -134,8 +122,9 @@ def _row(
     usd_max = None if price is None else price.cost(most)
     tokens = usd = hours = None
     if seen and seen["input_tokens_mean"] is not None and seen["output_tokens_mean"] is not None:
-        mean = Usage(seen["input_tokens_mean"], seen["output_tokens_mean"], None, seen["cached_tokens_mean"])
-        tokens = round(calls * (mean.input_tokens + mean.output_tokens))
+        sent, received = seen["input_tokens_mean"], seen["output_tokens_mean"]
+        mean = Usage(sent, received, None, seen["cached_tokens_mean"])
+        tokens = round(calls * (sent + received))
         usd = None if price is None else price.cost(mean)
     if seen and seen["latency_s_mean"] is not None:
         hours = calls * seen["latency_s_mean"] / concurrency / 3600
@@ -184,12 +173,17 @@ def _request(
         return reference_role.reference_request(prompt.question, **how, sample_index=0)
     if role == "rubric":
         return rubricator.rubric_request(prompt.question, references, answers, **how)
-    if role == "judge":
-        references, answers, rubric = (), answers[:1], None
     if role in ("score", "judge"):
         how.setdefault("template", scorer.VARIANTS[0])
+        blind = role == "judge"  # the held-out judge sees one answer, without references or rubric
         return scorer.score_request(
-            prompt.question, answers, references=references, rubric=rubric, lowest=1, highest=10, **how
+            prompt.question,
+            answers[:1] if blind else answers,
+            references=() if blind else references,
+            rubric=None if blind else rubric,
+            lowest=1,
+            highest=10,
+            **how,
         )
     return verifier.verify_request(prompt.question, rubric, [*answers, *references], **how)
 
@@ -250,12 +244,16 @@ async def _check(t, role: str, endpoint: Endpoint, how: Role, prompt: Prompt, an
     return Check(role, endpoint.provider, how.model, ok, seconds, usd, said)
 
 
-# -------------------------------------------------------------------------------------------------------- verb
+# ------------------------------------------------------------------------------------------------------- print
 
 
-def run(cfg: ConfigDict, *, tape: str = "", calls: bool = True, as_json: bool = False) -> int:
-    """Plan, check and print; returns 0, or 2 when a check failed."""
-    from ropd_jax.cli.tape import tape_path
+def run(cfg: ConfigDict, *, tape: pathlib.Path | None = None, calls: bool = True, as_json: bool = False) -> list[Check]:
+    """Plans, checks and prints; returns the checks.
+
+    Args:
+        tape: the tape whose means give the estimate.
+        calls: whether to check with one cheap call per role; without it the list is empty.
+    """
     from ropd_jax.methods import load_method
 
     d = cfg.data
@@ -263,7 +261,7 @@ def run(cfg: ConfigDict, *, tape: str = "", calls: bool = True, as_json: bool = 
         source=d.source, task=d.task, options=d.options.to_dict(), template=d.template, system=d.system, path=d.path,
         size=d.size, seed=d.seed,
     ).prompts  # fmt: skip
-    recorded = Tape(tape_path(tape), read_only=True) if tape else None
+    recorded = Tape(tape, read_only=True) if tape else None
     method = load_method(cfg.method, cfg)
     rows = plan(cfg, prompts, asks=method.asks, once=method.asks_once, tape=recorded)
     if recorded:
@@ -279,7 +277,7 @@ def run(cfg: ConfigDict, *, tape: str = "", calls: bool = True, as_json: bool = 
         sys.stdout.write(json.dumps(out) + "\n")
     else:
         _show(cfg, rows, checks, tape)
-    return 0 if all(c.ok for c in checks) else 2
+    return checks
 
 
 def _total(rows: Sequence[RolePlan]) -> dict[str, Any]:
@@ -289,7 +287,7 @@ def _total(rows: Sequence[RolePlan]) -> dict[str, Any]:
     return {name: None if None in values else sum(values) for name, values in columns.items()}
 
 
-def _show(cfg: ConfigDict, rows: Sequence[RolePlan], checks: Sequence[Check], tape: str) -> None:
+def _show(cfg: ConfigDict, rows: Sequence[RolePlan], checks: Sequence[Check], tape: pathlib.Path | None) -> None:
     console = Console()
     groups = cfg.steps * cfg.data.prompts_per_step
     title = f"{cfg.steps} steps x {cfg.data.prompts_per_step} prompts = {groups:,} groups"

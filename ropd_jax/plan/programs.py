@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from ropd_jax.core.batches import TokenSequence, TrainBatch
-from ropd_jax.methods import Held, Method, load_method
+from ropd_jax.methods import ExtraMemory, Method, load_method
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.lora import Lora, adapter_shapes, attach, freeze
@@ -112,7 +112,7 @@ def batch_of(cfg: ConfigDict, mesh) -> TrainBatch:
     length = len(prompt_T) + len(completion_T)
     batch = step_parts([row] * n, advantage_B, yes_B, yes_B, method, mesh, read_config(cfg).optim, length)
     sharding = NamedSharding(mesh, mesh_lib.RULES.spec("ABT"))
-    return TrainBatch(*(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in batch))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), batch)
 
 
 def update_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> list[Program]:
@@ -120,15 +120,15 @@ def update_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> list[Progr
     method, _ = method_of(cfg, model_cfg, mesh)
     state, batch, base = state_of(cfg, model_cfg, mesh), batch_of(cfg, mesh), weights_of(cfg, model_cfg, mesh).base
     reference = (base or state.params) if needs_initial(read_config(cfg).loss, method) else None
-    told = (reference, batch, method.notes_like(batch), base)
+    inputs = (reference, batch, method.abstract_extras(batch), base)
     passes, options = batch.tokens_BT.shape[0], cfg.optim.xla_options
     if not uses_streaming(read_config(cfg), method):
         update = make_update(update_config(cfg), model_cfg, method, _optimizer(cfg))
-        return [Program("update", lambda: update.lower(state, *told), passes, options)]
+        return [Program("update", lambda: update.lower(state, *inputs), passes, options)]
     portions, grads = make_portions(update_config(cfg), model_cfg, method, _optimizer(cfg)), gradients_of(state)
     weight = jax.ShapeDtypeStruct((), jnp.float32)
     return [
-        Program("update", lambda: portions.add.lower(grads, state.params, *told), passes, options),
+        Program("update", lambda: portions.add.lower(grads, state.params, *inputs), passes, options),
         Program("apply", lambda: portions.step.lower(*state, grads, weight), options=options),
     ]
 
@@ -138,15 +138,15 @@ def gradients_of(state: State) -> dict:
     return jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32, sharding=p.sharding), state.params)
 
 
-def method_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> tuple[Method, Held]:
-    """The config's method, and what it keeps beside the student: GAD's discriminator, a white-box teacher."""
+def method_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> tuple[Method, ExtraMemory]:
+    """The config's method, and what it keeps in addition to the student: GAD's discriminator, a white-box teacher."""
     method = load_method(cfg.method, cfg)
-    return method, method.held_like(model_cfg, batch_of(cfg, mesh), prompt_len(cfg), model_config)
+    return method, method.extra_memory(model_cfg, batch_of(cfg, mesh), prompt_len(cfg), model_config)
 
 
 def method_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> list[Program]:
     """What the method's own networks run in a step."""
-    return [Program(p.name, p.lower, p.parts) for p in method_of(cfg, model_cfg, mesh)[1].passes]
+    return [Program(p.name, p.lower, p.parts) for p in method_of(cfg, model_cfg, mesh)[1].programs]
 
 
 def engine_of(cfg: ConfigDict, mesh) -> engine_lib.EngineConfig:
@@ -171,14 +171,16 @@ def sampler_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Sampler:
     ecfg = engine_of(cfg, mesh)
 
     def struct(shape, dtype, dims):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, mesh_lib.out(dims)))
+        spec = mesh_lib.out(dims)
+        assert spec is not None, "call it inside jax.set_mesh"
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
     sizes = engine_lib.layout(ecfg)
     N = sizes.parts * sizes.batch
     most = engine_lib.most_pages(ecfg, sizes.rows)
     cache = jax.eval_shape(lambda: engine_lib.empty_cache(model_cfg, ecfg, sizes, pages=most))
     prompts = [struct((N, ecfg.prompt_len), jnp.int32, "BT"), *(struct((N,), jnp.int32, "B") for _ in range(2))]
-    books = Slots(
+    state = Slots(
         parts=sizes.parts,
         rows=sizes.rows,
         slots=sizes.slots,
@@ -187,10 +189,12 @@ def sampler_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Sampler:
         limits=[[ecfg.max_tokens] * ecfg.rollouts],
         key_PG2=np.zeros((1, ecfg.rollouts, 2), np.uint32),
     )
-    books.grow(most)
-    rows = [getattr(books, name) for name in engine_lib.Rows._fields]
-    view = [books.view[name] for name in pages.View._fields]
-    rows, view = ([struct(x.shape, x.dtype, "B") for x in arrays] for arrays in (rows, view))
+    state.grow(most)
+    arrays = (
+        [getattr(state, name) for name in engine_lib.Rows._fields],
+        [state.view[name] for name in pages.View._fields],
+    )
+    rows, view = jax.tree.map(lambda x: struct(x.shape, x.dtype, "B"), arrays)
     params = policy_of(cfg, weights_of(cfg, model_cfg, mesh))
     return Sampler(ecfg, params, cache, tuple(prompts), engine_lib.Rows(*rows), pages.View(*view))
 

@@ -18,7 +18,7 @@ import optax
 from ropd_jax.core.batches import TrainBatch, make_batch, pack, real_frac, split_parts
 from ropd_jax.core.losses import kl_estimate, token_numerators, token_weights
 from ropd_jax.core.masked import masked_max, masked_sum
-from ropd_jax.methods import Method, Notes, Tokens
+from ropd_jax.methods import Extras, Method, Tokens
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.logprobs import token_logprobs
@@ -27,7 +27,7 @@ from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.parallel.xla_options import xla_options
 from ropd_jax.training.sections import LossConfig, OptimConfig, UpdateConfig
 
-NO_NOTES = Notes()
+NO_NOTES = Extras()
 
 
 class State(NamedTuple):
@@ -101,7 +101,7 @@ def make_gradient(cfg: UpdateConfig, model_cfg: ModelConfig, method: Method):
         gap_max = jnp.maximum(masked_max(gap_BT, mask_BT), 0.0)
         return loss, (sums, gap_max)
 
-    def gradient(params, base, ref_params, batch: TrainBatch, weight_ABT, notes: Notes, grads):
+    def gradient(params, base, ref_params, batch: TrainBatch, weight_ABT, notes: Extras, grads):
         A = len(batch.tokens_BT)
 
         def part(a):
@@ -135,13 +135,13 @@ def make_update(cfg: UpdateConfig, model_cfg: ModelConfig, method: Method, tx: o
 
     The gradient is accumulated over the A parts; the token weights are those of the whole batch, so it equals the
     gradient of one pass over all rows.
-    ``ref_params`` is the initial student, or None if no term reads it. ``notes`` are those of `Method.annotate`.
+    ``ref_params`` is the initial student, or None if no term reads it. ``notes`` are those of `Method.extras`.
     ``base`` is the frozen student that the adapters of the state stand beside, or None where all parameters train.
     """
     gradient = make_gradient(cfg, model_cfg, method)
 
     @functools.partial(jax.jit, donate_argnums=(0,), compiler_options=compiler_options(cfg))
-    def update(state: State, ref_params, batch: TrainBatch, notes: Notes = NO_NOTES, base=None):
+    def update(state: State, ref_params, batch: TrainBatch, notes: Extras = NO_NOTES, base=None):
         weight_ABT = token_weights(batch.mask_BT, cfg.loss.aggregation, batch.length_BT, max_tokens=cfg.max_tokens)
         grads = jax.tree.map(lambda p: jax.new_ref(jnp.zeros_like(p, jnp.float32)), state.params)
         loss, sums, gap_max = gradient(state.params, base, ref_params, batch, weight_ABT, notes, grads)
@@ -190,7 +190,7 @@ def make_portions(
     gradient, options = make_gradient(cfg, model_cfg, method), compiler_options(cfg)
 
     @functools.partial(jax.jit, donate_argnums=(0,), compiler_options=options)
-    def add(grads, params, ref_params, batch: TrainBatch, notes: Notes = NO_NOTES, base=None):
+    def add(grads, params, ref_params, batch: TrainBatch, notes: Extras = NO_NOTES, base=None):
         weight_ABT, count = token_numerators(
             batch.mask_BT, cfg.loss.aggregation, batch.length_BT, max_tokens=cfg.max_tokens
         )
@@ -255,12 +255,12 @@ def update_step(
     return state, means | {"update/count": len(everything)}
 
 
-def on_mesh(batch: TrainBatch, method: Method, trained: Any, mesh) -> tuple[TrainBatch, Notes]:
+def on_mesh(batch: TrainBatch, method: Method, trained: Any, mesh) -> tuple[TrainBatch, Extras]:
     """The batch and what the method notes of it, on the devices."""
-    notes = method.annotate(trained, batch)
+    notes = method.extras(trained, batch)
     by_token = jax.NamedSharding(mesh, mesh_lib.RULES.spec("ABT"))  # and whole in every further dimension
     placed, said = jax.tree.map(functools.partial(mesh_lib.place, sharding=by_token), (batch, notes.tokens))
-    return placed, Notes(said, notes.shared)
+    return placed, Extras(said, notes.shared)
 
 
 def step_parts(

@@ -12,14 +12,14 @@ CHATTY = (  # libraries that log a line per call
 )  # fmt: skip
 
 
-class StderrHandler(logging.StreamHandler):
+class StderrHandler(logging.StreamHandler[TextIO]):
     """Writes to what ``sys.stderr`` is at that moment, so that lines appear above a progress bar, not through it."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
 
     @property
-    def stream(self) -> TextIO:
+    def stream(self) -> TextIO:  # type: ignore[override]  # the base class assigns a stream once; this one follows
         return sys.stderr
 
     def format(self, record: logging.LogRecord) -> str:

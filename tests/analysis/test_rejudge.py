@@ -146,8 +146,8 @@ def test_a_prompt_of_ones_own_is_used_and_its_hash_noted(run, tmp_path):
     "args, message",
     [
         ([], "which run?"),
-        (["RUN", "--config.optim.lr=1"], "--config.optim.lr changes nothing of a judgement"),
-        (["RUN", "--steps", "7"], "--steps=7 is no range"),
+        (["RUN", "--config.optim.lr=1"], "--config.optim.lr does not change a judgement"),
+        (["RUN", "--steps", "7"], "--steps=7 is not a range"),
         (["RUN", "--steps", "4:9"], "no step in 4:9; it has 0 to 1"),
         (["RUN", "--rubric", "old"], "--rubric=old is unknown; expected stored or fresh"),
         (["RUN", "--out", "RUN/x.json"], "lies in the run"),

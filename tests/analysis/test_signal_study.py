@@ -85,12 +85,12 @@ def test_a_run_by_hand(run):
     assert study["bad_update"] == pytest.approx(3 / 7)  # q's NO, and both of step 1
 
 
-def test_criteria_over_training_by_category_and_likeness(run):
+def test_criteria_over_training_by_category_and_agreement(run):
     first, second = criteria_over_training(list(read_groups(run)))
     assert first["pass_rate"] == {"form": 2 / 5, "task": 3 / 5}
     # c1: both groups' references say True; c2: p's say True, q's are a tie
-    assert first["likeness"] == pytest.approx((3 + 1) / (5 + 3))
-    assert second["likeness"] == 0.5 and second["reference_pass_rate"] == 1.0
+    assert first["agreement"] == pytest.approx((3 + 1) / (5 + 3))
+    assert second["agreement"] == 0.5 and second["reference_pass_rate"] == 1.0
 
 
 def test_further_signals_are_joined_by_step_prompt_and_sample(run):

@@ -126,3 +126,29 @@ def test_the_command_writes_the_table(tmp_path, capsys):
     assert "does not exist" in capsys.readouterr().err
     assert main(["table", str(EXPERIMENTS / "quickstart.py")]) == 2
     assert "has no get_table()" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_table(:\n", r"t\.py:1: SyntaxError: .*; fix this line"),
+        ("import nothing_like_it\n", r"t\.py:1: ModuleNotFoundError"),
+        ("def get_table():\n    return 1 / 0\n", r"t\.py:2: ZeroDivisionError"),
+        ("def get_table():\n    return 3\n", r"t\.py: get_table\(\) returned a int; expected a TableSpec"),
+        ("x = 1\n", r"t\.py has no get_table\(\); define one that returns a TableSpec"),
+        ("def get_config():\n    pass\n", r"t\.py has no get_table\(\); ropd train takes it"),
+    ],
+)
+def test_a_broken_table_file_is_one_line(tmp_path, text, message):
+    (tmp_path / "t.py").write_text(text)
+    with pytest.raises(UserError, match=message) as e:
+        load_spec(str(tmp_path / "t.py"))
+    assert "\n" not in str(e.value)
+
+
+def test_a_table_file_can_hold_a_dataclass(tmp_path):
+    (tmp_path / "t.py").write_text(
+        "from __future__ import annotations\nimport dataclasses\nfrom ropd_jax.analysis.tables import TableSpec\n\n"
+        "@dataclasses.dataclass\nclass A:\n    x: int = 1\n\ndef get_table():\n    return TableSpec('T', (), ())\n"
+    )
+    assert load_spec(str(tmp_path / "t.py")).title == "T"

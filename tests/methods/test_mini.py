@@ -7,7 +7,7 @@ import pathlib
 
 import pytest
 
-from ropd_jax.cli.main import load_config
+from ropd_jax.configs import load_config
 from ropd_jax.methods import load_method
 from ropd_jax.training.setup import check_config
 from ropd_jax.types import UserError

@@ -89,7 +89,7 @@ def test_a_teacher_on_its_own_mesh_says_what_it_says_on_the_students(tmp_path):
             method = load_method("lopd", config(lopd__checkpoint=path, lopd__mode=mode, **own))
             with jax.set_mesh(mesh):
                 method.setup(tiny, mesh)
-                notes = method.annotate((), batch_of(tiny))
+                notes = method.extras((), batch_of(tiny))
             said[name, mode] = np.asarray(notes.tokens["teacher"])
     assert said["same", "sampled"].shape == (3, 2, 11) and said["same", "full"].shape == (3, 2, 11, 96)
     for mode in ("sampled", "full"):
@@ -149,13 +149,13 @@ def test_settings_that_cannot_work_are_named(changes, said):
 
 @pytest.mark.parametrize(("method", "mode"), [("lopd", "full"), ("exopd", "sampled")])
 def test_the_update_can_be_planned_from_shapes_alone(method, mode):
-    """The planned program reads what `annotate` will give: shapes, types and shardings of the real notes."""
+    """The planned program reads what `extras` will give: shapes, types and shardings of the real notes."""
     cfg, mesh, tiny = config(method=method, lopd__mode=mode), mesh_lib.make_mesh(2, 1), load_checkpoint("tiny")
     with jax.set_mesh(mesh):
         programs.update_programs(cfg, tiny.cfg, mesh)[0].lower()
-        planned = programs.method_of(cfg, tiny.cfg, mesh)[0].notes_like(programs.batch_of(cfg, mesh))
+        planned = programs.method_of(cfg, tiny.cfg, mesh)[0].abstract_extras(programs.batch_of(cfg, mesh))
         real = load_method(method, cfg)
         real.setup(tiny, mesh)
         batch = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), programs.batch_of(cfg, mesh))
-        notes = real.annotate((), batch)
+        notes = real.extras((), batch)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), planned) == jax.tree.map(lambda x: (x.shape, x.dtype), notes)

@@ -19,7 +19,7 @@ import time
 
 import pytest
 
-from ropd_jax.cli.main import load_config
+from ropd_jax.configs import load_config
 from ropd_jax.data.load import load_prompts
 from ropd_jax.parallel import hosts
 from ropd_jax.teacher.tape.store import Tape

@@ -16,9 +16,10 @@ from ropd_jax.plan.shapes import model_config
 from ropd_jax.teacher import ChatReply, ChatRequest, Tape, Usage
 from ropd_jax.types import Message
 
-TRAIN = "--config experiments/quickstart.py --config.teacher.provider=openai " + " ".join(
-    f"--config.teacher.{role}.model=gpt-4.1" for role in ("reference", "rubricator", "verifier")
-)
+
+def config(model="gpt-4.1", **changes):
+    models = {f"teacher.{role}.model": model for role in ("reference", "rubricator", "verifier")}
+    return configs.load_config("experiments/quickstart.py", teacher__provider="openai", **models, **changes)
 
 
 @pytest.fixture
@@ -35,26 +36,26 @@ def seed0(tmp_path):
 
 
 def test_another_seed_gives_what_is_expected(seed0, tmp_path):
-    words = costs.cost_of(TRAIN, (str(tmp_path / "none"), str(seed0)), "v5e:2x4")
+    words = costs.cost_of(config(), (str(tmp_path / "none"), str(seed0)), "v5e:2x4")
     assert words == (
         f"teacher: 4,608 calls, $4.61 expected by the tape of {seed0}; 0.4 hours expected by the steps of {seed0}"
     )
 
 
 def test_without_one_there_are_limits_alone(tmp_path):
-    words = costs.cost_of(TRAIN, (str(tmp_path / "none"),), "v5e:2x4")
+    words = costs.cost_of(config(), (str(tmp_path / "none"),), "v5e:2x4")
     assert re.fullmatch(
         r"teacher: 4,608 calls, \$[\d,]+\.\d\d at most; under 0\.1 hours at the least on v5e:2x4, links not counted",
         words,
     )
-    unknown = costs.cost_of(TRAIN.replace("gpt-4.1", "my-model"), (), "cpu:8")
+    unknown = costs.cost_of(config("my-model"), (), "cpu:8")
     assert unknown == (
         "teacher: 4,608 calls, dollars unknown: a model without a price; hours unknown: nothing is published of cpu:8"
     )
 
 
 def test_a_slice_that_the_student_does_not_divide_over_has_no_hours():
-    words = costs.cost_of(f"{TRAIN} --config.mesh.tp=8", (), "v5e:2x4")
+    words = costs.cost_of(config(mesh__tp=8), (), "v5e:2x4")
     assert "hours on v5e:2x4 unknown: " in words
 
 

@@ -1,4 +1,4 @@
-"""``ropd preflight`` and ``ropd tape``: counts worked out by hand, checks by a local server, nothing unknown is 0."""
+"""``ropd preflight``: counts worked out by hand, checks by a local server, nothing unknown is 0."""
 
 from __future__ import annotations
 
@@ -116,37 +116,3 @@ def test_the_table_for_people(capsys):
     assert cli.main(["preflight", "--config", "experiments/quickstart.py"]) == 0
     text = capsys.readouterr().out
     assert "768 groups" in text and "3,072" in text and "4,608" in text and text.count("ok ") == 3
-
-
-# --------------------------------------------------------------------------------------------------------- tape
-
-
-def test_tape_verbs(tmp_path, capsys):
-    tape = Tape(tmp_path / "run" / "tape.sqlite")
-    ask = ChatRequest("verify", (Message("user", "x"),), "gpt-4.1")
-    tape.put("openai", ask, ChatReply("ok", usage=Usage(1_000_000, 0)))
-    tape.close()
-    run, out, other = str(tmp_path / "run"), str(tmp_path / "a.jsonl"), str(tmp_path / "b.sqlite")
-    assert cli.main(["tape", "stats", run]) == 0
-    assert "$2.00" in capsys.readouterr().out
-    assert cli.main(["tape", "export", run, out]) == 0
-    assert cli.main(["tape", "import", other, out]) == 0
-    assert "1 entries added" in capsys.readouterr().out
-    assert cli.main(["tape", "stats", other, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["rows"][0]["input_tokens"] == 1_000_000
-
-
-@pytest.mark.parametrize(
-    ("args", "words"),
-    [
-        ([], "needs an action"),
-        (["stat"], "did you mean stats"),
-        (["stats", "/nowhere"], "there is no tape '/nowhere'"),
-        (["export", "x"], "takes TAPE FILE.jsonl"),
-        (["stats", "--jsn"], "no flag --jsn"),
-    ],
-)
-def test_wrong_use_of_tape_is_one_line(args, words, capsys):
-    assert cli.main(["tape", *args]) == 2
-    error = capsys.readouterr().err
-    assert words in error and error.count("\n") == 1

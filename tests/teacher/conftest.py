@@ -11,20 +11,6 @@ from aiohttp import web
 from ropd_jax.teacher import ChatReply, ChatRequest, TeacherError, Usage, make_client
 from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.teacher.scripted.server import running
-from ropd_jax.types import Message, Prompt
-
-SUM = "State the final answer to the following arithmetic problem: 9 + 5 - 1 + 3 ="
-
-
-@pytest.fixture
-def sum_prompt():
-    return Prompt("sum-1", (Message("user", SUM),), answer="16")
-
-
-@pytest.fixture
-def sum_answers():
-    full = "9 + 5 = 14\n14 - 1 = 13\n13 + 3 = 16\nAnswer: 16"
-    return [full, "9 + 5 = 14\nAnswer: 16", "Answer: 17", "9 + 5 = 15\n15 - 1 = 14\n14 + 3 = 17\nAnswer: 17"]
 
 
 class Saying:

@@ -13,7 +13,7 @@ from ropd_jax import configs
 from ropd_jax.cli import main as cli
 from ropd_jax.methods import load_method
 from ropd_jax.parallel import mesh as mesh_lib
-from ropd_jax.plan import chips, compiled, count, fit, measure, programs, verb
+from ropd_jax.plan import chips, compiled, count, fit, measure, programs, report
 from ropd_jax.plan.chips import Chip, Topology, parse_topology, topology_devices
 from ropd_jax.types import UserError
 from tests.helpers import TINY
@@ -264,11 +264,11 @@ def test_fewer_slots_are_halves_that_the_mesh_divides():
     assert [t["sampling.prompts_at_once"] for t in turns] == [16, 8]
 
 
-# --------------------------------------------------------------------------------------------------------- verb
+# ------------------------------------------------------------------------------------------------------ command
 
 
 def test_the_command_as_json_and_for_people(capsys, monkeypatch):
-    monkeypatch.setattr(verb, "model_config", lambda checkpoint: ONE_LAYER)
+    monkeypatch.setattr(report, "model_config", lambda checkpoint: ONE_LAYER)
     args = ["plan", "--config", "experiments/quickstart.py", "--topology", "cpu:8"]
     args += ["--config.data.prompts_per_step=8", "--config.optim.microbatch=8", "--config.sampling.rollouts=2"]
     assert cli.main([*args, "--json"]) == 0

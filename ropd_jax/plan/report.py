@@ -1,12 +1,13 @@
-"""``ropd plan``: measure, look for a remedy or the fastest setting, and print it, for people or programs."""
+"""Measures a config on a slice, looks for a remedy or the fastest setting, and prints it for people or programs."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -28,76 +29,70 @@ UNITS = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
 
 
 def run(
-    cfg: ConfigDict, topology: str, *, as_json: bool = False, search: bool = False, mean_tokens: float = 0.0
-) -> int:
-    """Plan and print. Returns 0 when it fits or nothing says otherwise, 2 when it does not."""
+    cfg: ConfigDict, topology: str, *, as_json: bool = False, search: bool = False, mean_tokens: float | None = None
+) -> dict[str, Any]:
+    """Plans, prints and returns the plan (`summary`); its ``fits`` is None if nothing is published about the chip.
+
+    Raises:
+        UserError: a config that cannot work, an unknown slice, or more ``mean_tokens`` than an answer can have.
+    """
     check_config(cfg)
     where = parse_topology(topology)
     model_cfg = model_config(cfg.student.checkpoint)
-    if mean_tokens < 0 or mean_tokens > cfg.sampling.max_tokens:
+    if mean_tokens is not None and not 0 <= mean_tokens <= cfg.sampling.max_tokens:
         raise UserError(
-            f"--mean-tokens={mean_tokens:g}; expected at most sampling.max_tokens={cfg.sampling.max_tokens}"
+            f"--mean_tokens={mean_tokens:g}; expected at most sampling.max_tokens={cfg.sampling.max_tokens}"
         )
     options: dict[str, Any] = {"mean_tokens": mean_tokens or None}
-    with _progress() as say:
-        make_mesh(cfg, model_cfg, where)  # refuses the slice before a minute is lost
-        advice = fit.search(cfg, model_cfg, where, say, **options) if search else None
+    with _progress() as progress:
+        make_mesh(cfg, model_cfg, where)  # refuses the slice before a minute of compiling
+        advice = fit.search(cfg, model_cfg, where, progress, **options) if search else None
         chosen = fit.changed(cfg, advice.keys) if advice and advice.keys else cfg
-        measured = measure(chosen, model_cfg, where, say, **options)
+        measured = measure(chosen, model_cfg, where, progress, **options)
         if measured.fits is False and not search:
-            advice = fit.remedy(cfg, model_cfg, where, measured, say, **options)
+            advice = fit.remedy(cfg, model_cfg, where, measured, progress, **options)
     roles, note = teacher(chosen)
     report = summary(chosen, where, measured, advice, roles, note, mean_tokens or None)
     if as_json:
         sys.stdout.write(json.dumps(report) + "\n")
     else:
         _show(chosen, where, measured, report)
-    return 2 if measured.fits is False else 0
+    return report
 
 
-class _progress:
-    """A line that says what is being done, and for how long: a spinner on a terminal, plain lines elsewhere."""
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Shows what is being done and for how long: a spinner on a terminal, plain lines elsewhere."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda text: console.print(text, soft_wrap=True, markup=False, highlight=False)
+        return
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    def __enter__(self) -> Callable[[str], None]:
-        console = Console(stderr=True)
-        if not console.is_terminal:
-            self.status = None
-            return lambda text: console.print(text, soft_wrap=True, markup=False, highlight=False)
-        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-        self.status = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True
-        )
-        self.status.start()
-        task = self.status.add_task("plan", total=None)
-
-        def say(text: str) -> None:
-            self.status.reset(task, description=text)
-
-        return say
-
-    def __exit__(self, *error: object) -> None:
-        if self.status:
-            self.status.stop()
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("plan", total=None)
+        yield lambda text: progress.reset(task, description=text)
 
 
 def teacher(cfg: ConfigDict, tape: Tape | None = None) -> tuple[list[RolePlan], str]:
-    """What the run asks of its teacher, at most and by a tape's means, and on what data; see ``ropd preflight``."""
+    """(calls and cost of each role of the teacher, a note about the data); see `plan.preflight`."""
     from ropd_jax.data.load import load_prompts
     from ropd_jax.methods import load_method
 
     d = cfg.data
+    prompts: Sequence[Prompt]
     try:
         prompts = load_prompts(
             source=d.source, task=d.task, options=d.options.to_dict(), template=d.template, system=d.system,
             path=d.path, size=d.size, seed=d.seed,
         ).prompts  # fmt: skip
         note = ""
-    except UserError:  # the data need not be here: the longest prompt stands for each, and none comes twice
+    except UserError:  # a plan works without the data: prompts of the greatest length, all different
         text = "x" * (4 * cfg.data.max_prompt_tokens)
         count = cfg.steps * cfg.data.prompts_per_step
         prompts = [Prompt("longest", (Message("user", text),))] * count
-        note = f"the data ({d.path or d.source}) are not here: every prompt as long as it may be, none asked twice"
+        note = f"the data ({d.path or d.source}) are not here: every prompt has the greatest length and comes once"
     method = load_method(cfg.method, cfg)
     rows = teacher_plan(cfg, prompts, asks=method.asks, once=method.asks_once, tape=tape)
     return rows, note

@@ -1,0 +1,62 @@
+"""``ropd grade``: grades stored answers to a benchmark."""
+
+from __future__ import annotations
+
+from ropd_jax.cli.flags import Arguments, Command, Flag
+
+BENCHMARK = Flag("benchmark", "B", "Name of the benchmark, see below.", required="one of ropd grade --help")
+DATA = Flag(
+    "data", "DIR", "A directory with BENCHMARK.jsonl. Default: $ROPD_DATA, else the Hub (pip install datasets)."
+)
+AGAINST = Flag("against", "RESULT", "An earlier result.json: shows the paired difference with its interval.")
+BENCHMARKS = """
+    benchmarks
+      aime_2024 aime_2025 hmmt_feb_2025 hmmt_nov_2025 math_500 gsm8k gpqa_diamond ifeval
+      healthbench healthbench_hard healthbench_consensus reasoning_gym:TASK[,key=value,...]
+
+    HealthBench is judged by a model; its keys are --config.teacher.provider, --config.teacher.verifier.model,
+    --config.teacher.budget.usd and so on.
+"""
+
+
+def run(args: Arguments) -> int | None:
+    from ropd_jax.evaluation import grade_file
+
+    return grade_file.main(args.config, **args.values)
+
+
+COMMAND = Command(
+    name="grade",
+    summary="grade stored answers to a benchmark (AIME, GPQA, HealthBench, IFEval, ...), without a model",
+    intro="""
+        Grades stored answers, one JSON object per line and k lines per problem:
+
+          {"id": "...", "response": "...", "finish_reason": "length"}
+
+        finish_reason is optional; "length" marks a truncated answer. Shows avg@k, pass@j and maj@k with 95 % intervals
+        over problems, and how many answers are ungraded or truncated. No model is loaded.
+    """,
+    run=run,
+    config="optional",
+    flags=(
+        BENCHMARK,
+        Flag("answers", "FILE", "The answers, JSONL.", required="a JSONL file of answers"),
+        DATA,
+        Flag("out", "FILE", "Write the result as JSON, each problem's value included."),
+        AGAINST,
+        Flag(
+            "timeout_s",
+            "S",
+            "Seconds of computing on one math answer. An answer that takes longer is ungraded, never wrong.",
+            5.0,
+            low=0.1,
+        ),
+        Flag("workers", "N", "Processes of the math grader; 0 is one per core.", 0, low=0),
+    ),
+    notes=BENCHMARKS,
+    examples=(
+        "ropd grade --benchmark gsm8k --answers answers.jsonl --data ~/benchmarks --out gsm8k.json",
+        "ropd grade --benchmark healthbench_hard --answers a.jsonl --out hard.json \\",
+        "    --config.teacher.provider=openai --config.teacher.verifier.model=gpt-4.1-2025-04-14",
+    ),
+)

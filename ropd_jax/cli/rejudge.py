@@ -1,0 +1,68 @@
+"""``ropd rejudge``: scores the stored rollouts of a run again and shows what would have changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ropd_jax.cli.flags import STEPS, Arguments, Command, Flag, steps_of
+from ropd_jax.types import UserError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+
+def run(args: Arguments) -> None:
+    from ropd_jax.analysis import rejudge
+
+    cfg = args.config
+    if args["verifier"]:
+        cfg.teacher.verifier.model = args["verifier"]
+    rejudge.main(cfg, args.words[0], steps=steps_of(args["steps"]), rubric=args["rubric"], out=args["out"])
+
+
+def _config_of_run(words: Sequence[str]) -> ConfigDict:
+    from ropd_jax.analysis import rejudge
+
+    return rejudge.run_config(words[0])
+
+
+def _check_key(key: str) -> None:
+    if key != "seed" and not key.startswith("teacher."):
+        raise UserError(f"--config.{key} does not change a judgement; expected keys of teacher, or seed")
+
+
+COMMAND = Command(
+    name="rejudge",
+    summary="score a run's stored rollouts with another verifier, prompt or rubric; show what changes",
+    intro="""
+        Scores the rollouts in RUN/groups/*.jsonl again, by the run's config with your changes, and shows what would
+        have changed: rewards, ranks, signs of advantages, and the agreement of the two verifiers (Cohen's kappa),
+        criterion by criterion. References and rubrics are the stored ones. Nothing is written into RUN.
+    """,
+    run=run,
+    words=("RUN",),
+    missing="which run? expected its directory first, e.g. ropd rejudge runs/quickstart",
+    config="run",
+    stored=_config_of_run,
+    check_key=_check_key,
+    flags=(
+        Flag("verifier", "MODEL", "Another model; the same as --config.teacher.verifier.model=MODEL."),
+        Flag(
+            "rubric",
+            "stored|fresh",
+            "fresh: induce each rubric again (teacher.rubricator) instead of using the stored one.",
+            "stored",
+        ),
+        STEPS,
+        Flag("out", "FILE", "Write the whole comparison as JSON, each criterion included."),
+    ),
+    notes="""
+        Only keys of teacher, and seed, change a judgement; other keys are refused.
+    """,
+    examples=(
+        "ropd rejudge runs/a --verifier gemini-2.5-pro --config.teacher.verifier.provider=gemini \\",
+        "    --steps 0:10",
+        "ropd rejudge runs/a --config.teacher.verifier.template=my_verifier.md --out rejudged.json",
+    ),
+)

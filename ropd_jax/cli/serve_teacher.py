@@ -1,0 +1,43 @@
+"""``ropd serve-teacher``: the scripted teacher behind HTTP."""
+
+from __future__ import annotations
+
+from ropd_jax.cli.flags import Arguments, Command, Flag
+
+
+def run(args: Arguments) -> None:
+    from ropd_jax.teacher.scripted import server
+    from ropd_jax.teacher.scripted.client import ScriptedClient
+
+    options = {name: value for name, value in args.values.items() if name not in ("host", "port")}
+    server.serve(ScriptedClient(**options), host=args["host"], port=args["port"])
+
+
+COMMAND = Command(
+    name="serve-teacher",
+    summary="put the scripted teacher behind HTTP (OpenAI and Gemini wire formats)",
+    intro="""
+        Serves the scripted teacher:
+
+          POST /v1/chat/completions                         OpenAI
+          POST /v1beta/models/MODEL:generateContent         Gemini
+
+        It works out solutions by rule; it is not a language model.
+    """,
+    run=run,
+    renamed={"book": "answer_key"},
+    flags=(
+        Flag("host", "ADDRESS", "Address to listen on; the default is reachable from this machine only.", "127.0.0.1"),
+        Flag("port", "N", "Port; 0 takes a free one and prints it.", 8808, low=0, high=65535),
+        Flag("answer_key", "FILE", 'JSONL of {"question", "solution"}: worked solutions of word problems.'),
+        Flag("latency_s", "S", "Seconds before each reply.", 0.0, low=0.0),
+        Flag("fault_rate", "X", "Share of replies that fail: 429, 503, broken JSON.", 0.0, low=0.0, high=1.0),
+        Flag("slip_rate", "X", "Share of references with an arithmetic slip.", 0.0, low=0.0, high=1.0),
+        Flag("wrong_verdict_rate", "X", "Share of verdicts that are inverted.", 0.0, low=0.0, high=1.0),
+    ),
+    examples=(
+        "ropd serve-teacher --port 8808",
+        "ropd train --config experiments/quickstart.py --workdir runs/http \\",
+        "    --config.teacher.provider=openai --config.teacher.base_url=http://127.0.0.1:8808/v1",
+    ),
+)

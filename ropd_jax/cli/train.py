@@ -1,0 +1,81 @@
+"""``ropd train``: runs the loop."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from ropd_jax.cli.flags import Arguments, Command, Flag
+
+log = logging.getLogger(__name__)
+
+
+def run(args: Arguments) -> None:
+    """Joins the hosts of the run, if there are several, and trains; shows the result."""
+    from ropd_jax.parallel import hosts
+
+    with hosts.joined(args["coordinator"], args["num_processes"], args["process_id"]):
+        from ropd_jax.train import train
+        from ropd_jax.training.failure_gate import TooManyFailures
+        from ropd_jax.utils.interrupt import Interrupted
+
+        try:
+            result = train(args.config, args["workdir"])
+        except (Interrupted, TooManyFailures):
+            log.warning("to resume: the same command with the same --workdir %s", args["workdir"])
+            raise
+        if result.written:
+            sys.stdout.write(f"{result}\n")
+            log.info("curves: %s", result.workdir / "curves.png")
+
+
+HOSTS = "several hosts (docs/hosts.md)"
+COMMAND = Command(
+    name="train",
+    summary="run the loop: sample, judge, update, evaluate, save checkpoints",
+    intro="""
+        Trains a student: prompts, rollouts, rubric, verdicts, rewards, update, checkpoint, evaluation.
+
+        Run the same command again with the same DIR, and the run resumes from its last checkpoint; a finished run shows
+        its result. A DIR that belongs to another config is refused, and the difference is shown. Ctrl-C saves a
+        checkpoint and prints how to resume; a second Ctrl-C stops at once.
+
+        API keys of paid teachers come from the environment (OPENAI_API_KEY, GEMINI_API_KEY), never from a config.
+    """,
+    run=run,
+    config="required",
+    flags=(
+        Flag(
+            "workdir",
+            "DIR",
+            "Directory of the run: checkpoints, metrics.jsonl, timeline.jsonl, tensorboard/, groups/, curves.png and "
+            "result.json.",
+            required="a directory for the run, e.g. --workdir runs/quickstart",
+        ),
+        Flag(
+            "coordinator",
+            "HOST:PORT",
+            "Address of host 0; or set JAX_COORDINATOR_ADDRESS. auto: read it from Slurm or Open MPI. off: only this "
+            "host.",
+            section=HOSTS,
+        ),
+        Flag("num_processes", "N", "Number of hosts; or JAX_NUM_PROCESSES.", None, int, low=0, section=HOSTS),
+        Flag(
+            "process_id",
+            "I",
+            "Index of this host, 0 to N-1; or JAX_PROCESS_ID.",
+            None,
+            int,
+            low=0,
+            section=HOSTS,
+        ),
+    ),
+    notes="""
+        On several hosts, run the same command on each, with a DIR that all of them share. TPU VMs find each other
+        without these flags. Ctrl-C or SIGTERM on one host saves a checkpoint and stops all of them.
+    """,
+    examples=(
+        "ropd train --config experiments/quickstart.py --workdir runs/quickstart",
+        "ropd train --config experiments/quickstart.py --workdir runs/seed1 --config.seed=1",
+    ),
+)

@@ -1,0 +1,39 @@
+"""Fixtures of the command line: a run that is only recorded, and the one line of a mistake."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import pytest
+
+from ropd_jax.cli import main as cli
+from tests.helpers import CONFIG_FILE
+
+
+@pytest.fixture
+def runs(monkeypatch, tmp_path):
+    """Puts a recorder in the place of ``ropd_jax.train``; returns (a config file, the calls)."""
+    calls = []
+    fake = types.ModuleType("ropd_jax.train")
+    fake.main = lambda config, workdir: calls.append((config, workdir)) or 0
+    monkeypatch.setitem(sys.modules, "ropd_jax.train", fake)
+    monkeypatch.setattr("ropd_jax.train", fake, raising=False)
+    path = tmp_path / "quick.py"
+    path.write_text(CONFIG_FILE)
+    return str(path), calls
+
+
+@pytest.fixture
+def error_of(capsys):
+    """Runs a command that must fail because of a mistake of the user; returns its one line."""
+
+    def run(*args):
+        assert cli.main(args) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("ropd: error: ")
+        assert err.count("\n") == 1
+        return err.removeprefix("ropd: error: ").strip()
+
+    return run
