@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_HOME = {  # public name -> the module that has it
+_HOME = {  # public name -> the module that has it; "module:name" if it has another name there
     "BudgetError": "teacher.clients.client",
     "Interrupted": "utils.interrupt",
     "Judgement": "types",
@@ -28,7 +28,7 @@ _HOME = {  # public name -> the module that has it
     "Teacher": "teacher",
     "TooManyFailures": "training.failure_gate",
     "UserError": "types",
-    "default_config": "configs",
+    "default_config": "configs:default",
     "evaluate": "evaluation.run",
     "judge": "training.by_hand",
     "load_config": "configs",
@@ -41,7 +41,7 @@ _HOME = {  # public name -> the module that has it
 }
 
 if TYPE_CHECKING:
-    from ropd_jax.configs import default_config as default_config
+    from ropd_jax.configs import default as default_config  # noqa: F401 - public under this name
     from ropd_jax.configs import load_config as load_config
     from ropd_jax.evaluation.run import evaluate as evaluate
     from ropd_jax.methods.base import Method as Method
@@ -69,7 +69,8 @@ __all__ = [*_HOME, "__version__"]
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'ropd_jax' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"ropd_jax.{_HOME[name]}"), name)
+    module, _, other = _HOME[name].partition(":")
+    value = getattr(importlib.import_module(f"ropd_jax.{module}"), other or name)
     globals()[name] = value  # from now on without this detour; also over the module ropd_jax.train of the same name
     return value
 

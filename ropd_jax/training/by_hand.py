@@ -25,7 +25,7 @@ from ropd_jax.core.optim import make_optimizer
 from ropd_jax.methods import Method, load_method
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.teacher import Teacher
-from ropd_jax.training.collect import judge_group
+from ropd_jax.training.collect import judge_by
 from ropd_jax.training.setup import update_config
 from ropd_jax.training.update import State, make_update, on_mesh
 from ropd_jax.types import Judgement, RolloutGroup, UserError
@@ -49,7 +49,7 @@ def judge(
     """
     show_logs()
     built = _method(method, groups)
-    futures = [teacher.blocking.submit(judge_group(built.judge, teacher, group)) for group in groups]
+    futures = [teacher.blocking.submit(judge_by(built, teacher, group)) for group in groups]
     with Progress(len(groups)) as progress:
         for done, _ in enumerate(concurrent.futures.as_completed(futures), 1):
             progress.say(f"judged {done}/{len(groups)} groups")

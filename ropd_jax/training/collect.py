@@ -18,9 +18,10 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
+from ropd_jax.methods import Method, check_judgement
 from ropd_jax.parallel import hosts
 from ropd_jax.teacher import BudgetError, Teacher, at_step, sync
 from ropd_jax.training.accumulate import StreamedUpdate
@@ -33,6 +34,7 @@ POLL_S = 0.2  # between two looks at other hosts and at the user while the run w
 Key = tuple[int, int]  # step and index of a group
 Send = Callable[[RolloutGroup], concurrent.futures.Future]
 Report = Callable[[str], None]
+Judge = Callable[[Teacher, RolloutGroup], Coroutine[Any, Any, Judgement]]
 
 
 class DeferredGroups(NamedTuple):
@@ -225,12 +227,19 @@ def _wait(
             worked = True
 
 
-async def judge_group(
-    judge: Callable[[Teacher, RolloutGroup], Awaitable[Judgement]], teacher: Teacher, group: RolloutGroup
-) -> Judgement:
-    """The judgement of a group by ``judge`` (`Method.judge`); its spans and its cost belong to the group's step."""
+async def judge_group(judge: Judge, teacher: Teacher, group: RolloutGroup) -> Judgement:
+    """The judgement of a group by ``judge``; its spans and its cost belong to the group's step."""
     with tracing.about(step=group.step, group=group.index), tracing.span("judged"):
         return await at_step(group.step, judge(teacher, group))
+
+
+async def judge_by(method: Method, teacher: Teacher, group: RolloutGroup) -> Judgement:
+    """`judge_group` by a method.
+
+    Raises:
+        UserError: the method returned something else than one reward or None for each rollout.
+    """
+    return check_judgement(method, await judge_group(method.judge, teacher, group), group)
 
 
 def report_left_out(

@@ -24,7 +24,7 @@ from ropd_jax.parallel import hosts
 from ropd_jax.teacher import Teacher, TeacherLoop, sync
 from ropd_jax.teacher.traffic.tracing import ObservedClient
 from ropd_jax.training.carryover import Pending, pending_state, restore_pending
-from ropd_jax.training.collect import DeferredGroups, judge_group, report_left_out, sync_teachers
+from ropd_jax.training.collect import DeferredGroups, judge_by, report_left_out, sync_teachers
 from ropd_jax.training.drift import alarms, drift_at
 from ropd_jax.training.failure_gate import FailureGate
 from ropd_jax.training.metrics import make_result
@@ -121,7 +121,7 @@ class Session:
 
     def send(self, group: RolloutGroup):
         """Ask the teacher about a group; the future of its `Judgement`."""
-        return self.loop.submit(judge_group(self._run.method.judge, self.teacher, group))
+        return self.loop.submit(judge_by(self._run.method, self.teacher, group))
 
     # --- start
 

@@ -73,7 +73,7 @@ def setup(
     raw = cfg.to_dict() | ({} if method is None else {"method": _name(method)})
     hosts.check_same("the config", flatten(raw))
     with_judge = bool(cfg.teacher.judge.model)
-    made = method(cfg) if isinstance(method, type) else load_method(method or cfg.method, cfg)
+    made = load_method(method or cfg.method, cfg)
     needs = (*made.asks, *(("judge",) if with_judge else ()))
     teacher = None  # the scripted one needs the data; a missing API key of any other is reported first
     if "scripted" not in providers(cfg.teacher, needs):

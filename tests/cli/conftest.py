@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pathlib
 import sys
 import types
 
 import pytest
 
 from ropd_jax.cli import main as cli
+from ropd_jax.workdir.result import Result
 from tests.helpers import CONFIG_FILE
 
 
@@ -16,7 +18,7 @@ def runs(monkeypatch, tmp_path):
     """Puts a recorder in the place of ``ropd_jax.train``; returns (a config file, the calls)."""
     calls = []
     fake = types.ModuleType("ropd_jax.train")
-    fake.main = lambda config, workdir: calls.append((config, workdir)) or 0
+    fake.train = lambda config, workdir: calls.append((config, workdir)) or Result(pathlib.Path(workdir), {})
     monkeypatch.setitem(sys.modules, "ropd_jax.train", fake)
     monkeypatch.setattr("ropd_jax.train", fake, raising=False)
     path = tmp_path / "quick.py"

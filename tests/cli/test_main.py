@@ -13,12 +13,7 @@ import pytest
 
 from ropd_jax.cli import main as cli
 from ropd_jax.types import UserError
-
-
-def test_the_exit_code_of_the_run_is_the_exit_code(runs, monkeypatch):
-    path, _ = runs
-    monkeypatch.setattr(sys.modules["ropd_jax.train"], "main", lambda config, workdir: 130)
-    assert cli.main(["train", "--config", path, "--workdir", "w"]) == 130
+from ropd_jax.utils.logs import show_all_logs
 
 
 @pytest.mark.parametrize(
@@ -33,7 +28,7 @@ def test_errors_of_a_run_become_one_line(runs, monkeypatch, capsys, error, code,
     def fail(config, workdir):
         raise error
 
-    monkeypatch.setattr(sys.modules["ropd_jax.train"], "main", fail)
+    monkeypatch.setattr(sys.modules["ropd_jax.train"], "train", fail)
     assert cli.main(["train", "--config", runs[0], "--workdir", "w"]) == code
     assert capsys.readouterr().err.startswith(message)
 
@@ -42,13 +37,13 @@ def test_a_bug_keeps_its_traceback(runs, monkeypatch):
     def fail(config, workdir):
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr(sys.modules["ropd_jax.train"], "main", fail)
+    monkeypatch.setattr(sys.modules["ropd_jax.train"], "train", fail)
     with pytest.raises(ZeroDivisionError):
         cli.main(["train", "--config", runs[0], "--workdir", "w"])
 
 
 def test_other_libraries_chatter_is_not_shown(capsys):
-    cli._set_up_logging()
+    show_all_logs()
     logging.getLogger("httpx").info("HTTP Request: POST")
     logging.getLogger("ropd_jax.train").info("training prompts: 12")
     logging.getLogger("ropd_jax.train").warning("slow")
@@ -63,7 +58,7 @@ def test_other_libraries_chatter_is_not_shown(capsys):
     [
         ("ropd_jax.training.failure_gate:TooManyFailures", 3),
         ("ropd_jax.teacher:BudgetError", 4),
-        ("ropd_jax.workdir.config:Interrupted", 130),
+        ("ropd_jax.utils.interrupt:Interrupted", 130),
     ],
 )
 def test_an_exception_of_a_run_becomes_its_exit_code(runs, monkeypatch, capsys, place, code):
@@ -73,9 +68,11 @@ def test_an_exception_of_a_run_becomes_its_exit_code(runs, monkeypatch, capsys, 
     def fail(config, workdir):
         raise error("enough of it")
 
-    monkeypatch.setattr(sys.modules["ropd_jax.train"], "main", fail)
+    monkeypatch.setattr(sys.modules["ropd_jax.train"], "train", fail)
     assert cli.main(["train", "--config", runs[0], "--workdir", "w"]) == code
-    assert capsys.readouterr().err == "error: stopped: enough of it\n"
+    err = capsys.readouterr().err
+    assert err.endswith("error: stopped: enough of it\n")
+    assert ("to resume: the same command with the same --workdir w" in err) == (code != 4)
 
 
 def test_the_old_name_of_a_command_works_and_names_the_new_one(monkeypatch, capsys):
