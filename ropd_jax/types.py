@@ -19,11 +19,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 FinishReason = Literal["stop", "length"]
+Array: TypeAlias = Any  # numpy on the host, jax in a program (a tracer inside jit); this module imports no jax
 THINK, END_THINK = "<think>", "</think>"  # how reasoning models mark their thoughts
 
 

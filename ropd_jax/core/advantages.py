@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from ropd_jax.core.masked import masked_max, masked_mean, masked_min, masked_std
+from ropd_jax.types import Array
 
 
 class Advantages(NamedTuple):
@@ -19,13 +19,13 @@ class Advantages(NamedTuple):
         informative_PG: valid, and its group's rewards are not all equal: only these give a gradient.
     """
 
-    advantage_PG: jax.Array
-    valid_PG: jax.Array
-    informative_PG: jax.Array
+    advantage_PG: Array
+    valid_PG: Array
+    informative_PG: Array
 
 
 def group_advantages(
-    reward_PG: jax.Array, valid_PG: jax.Array, *, normalize_std: bool, min_scored: int = 2, eps: float = 1e-6
+    reward_PG: Array, valid_PG: Array, *, normalize_std: bool, min_scored: int = 2, eps: float = 1e-6
 ) -> Advantages:
     """Reward minus the mean of the scored rollouts of its group, divided by their std when asked.
 

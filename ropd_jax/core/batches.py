@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ropd_jax.types import Array
+
 
 @dataclasses.dataclass(frozen=True)
 class TokenSequence:
@@ -33,15 +35,15 @@ class TrainBatch(NamedTuple):
         length_BT: int32, how many tokens of the token's sequence ``mask_BT`` admits; 0 where it does not.
     """
 
-    tokens_BT: np.ndarray
-    targets_BT: np.ndarray
-    positions_BT: np.ndarray
-    segments_BT: np.ndarray
-    mask_BT: np.ndarray
-    informative_BT: np.ndarray
-    old_logp_BT: np.ndarray
-    advantage_BT: np.ndarray
-    length_BT: np.ndarray
+    tokens_BT: Array
+    targets_BT: Array
+    positions_BT: Array
+    segments_BT: Array
+    mask_BT: Array
+    informative_BT: Array
+    old_logp_BT: Array
+    advantage_BT: Array
+    length_BT: Array
 
 
 def make_batch(

@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from ropd_jax.types import Array
 
 MOMENTS = ("float32", "bfloat16", "int8", "factored")
 BLOCK = 128
@@ -36,14 +38,14 @@ class Blocks(NamedTuple):
 class Form(NamedTuple):
     """How a moment is stored and read."""
 
-    store: Callable[[jax.Array, jax.Array], object]  # (numbers, count of steps)
-    read: Callable[[object], jax.Array]
+    store: Callable[[Array, Array], Any]  # (numbers, count of steps)
+    read: Callable[[Any], jax.Array]
 
 
 class AdamState(NamedTuple):
     """``count`` steps done; ``mu`` and ``nu`` as lists in the order of the parameters' leaves."""
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # tuple.count is hidden, as in optax's own ScaleByAdamState
     mu: list
     nu: list
 

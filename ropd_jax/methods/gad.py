@@ -32,7 +32,7 @@ from ropd_jax.models.divergence import normed_hidden
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.teacher import TeacherError
 from ropd_jax.teacher.judge_group import unscored
-from ropd_jax.types import Judgement, RolloutGroup, UserError
+from ropd_jax.types import Array, Judgement, RolloutGroup, UserError
 
 
 class Discriminator(NamedTuple):
@@ -50,11 +50,11 @@ class Texts(NamedTuple):
         length_B: int32, tokens of a row; 0 where there is no answer.
     """
 
-    tokens_BT: jax.Array
-    length_B: jax.Array
+    tokens_BT: Array
+    length_B: Array
 
 
-def scores(cfg: ModelConfig, params: dict, texts: Texts, *, dtype: str = "float32", **kernel: str) -> jax.Array:
+def scores(cfg: ModelConfig, params: dict, texts: Texts, *, dtype: str = "float32", **kernel: Any) -> jax.Array:
     """D of each row, float32: the head on the hidden state, after the final norm, of the row's last token.
 
     ``kernel`` is ``remat`` and ``attention`` of `transformer.hidden`.

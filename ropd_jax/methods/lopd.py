@@ -14,6 +14,9 @@ the student's. Its tokenizer must be the student's.
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,7 +74,7 @@ class LOPD(Method):
         self.teacher = load_checkpoint(how.checkpoint, mesh=self.mesh, dtype=how.dtype)
         check_tokenizers(student, self.teacher)
         self._prepare(student.cfg, self.teacher.cfg)
-        self.table = ()
+        self.table: Any = ()
         if how.mode == "full":
             table_VD = self.teacher.params["embed" if self.teacher_cfg.tied else "head"]["table_VD"]
             self.table = {"table_VD": mesh_lib.place(table_VD, self.named("VD"))}
@@ -194,14 +197,15 @@ def check_tokenizers(student: Student, teacher: Student) -> None:
         )
     for text in (PROBE, "Answer: 12"):
         try:
-            a, b = list(mine.encode(text)), list(others.encode(text))
+            ours, theirs = list(mine.encode(text)), list(others.encode(text))
         except UserError:  # characters that a tiny tokenizer lacks
             continue
-        if a != b:
-            at = next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+        if ours != theirs:
+            same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(ours, theirs, strict=False))
+            at = sum(1 for _ in same)
             raise UserError(
-                f"the tokenizers differ: they cut {text!r} alike for {at} tokens, then {a[at : at + 3]} and "
-                f"{b[at : at + 3]}; {remedy}"
+                f"the tokenizers differ: they cut {text!r} alike for {at} tokens, then {ours[at : at + 3]} and "
+                f"{theirs[at : at + 3]}; {remedy}"
             )
 
 

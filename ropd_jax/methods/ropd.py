@@ -12,6 +12,7 @@ points follow the variance of the verdicts within the group (``variance_weights`
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from ropd_jax.core.rewards import pass_rate, references_pass, variance_weights
 from ropd_jax.methods.base import Method
@@ -60,7 +61,9 @@ class ROPD(Method):
         if not any(kept):
             none = (None,) * len(j.rewards)
             return dataclasses.replace(j, rewards=none, causes=("no_criteria",) * len(none), weights=(0.0,) * n)
-        points = [float(c.points) if ok else 0.0 for c, ok in zip(j.rubric.criteria, kept, strict=True)]
+        points: Sequence[float] = [
+            float(c.points) if ok else 0.0 for c, ok in zip(j.rubric.criteria, kept, strict=True)
+        ]
         if how.variance_weights:
             points = variance_weights(points, [c.category for c in j.rubric.criteria], j.passed)
         rewards = tuple(None if row is None else pass_rate(points, row) for row in j.passed)

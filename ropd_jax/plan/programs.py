@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
+from ropd_jax.core.advantages import Advantages
 from ropd_jax.core.batches import TokenSequence, TrainBatch
 from ropd_jax.methods import ExtraMemory, Method, load_method
 from ropd_jax.models import transformer
@@ -110,7 +111,7 @@ def batch_of(cfg: ConfigDict, mesh) -> TrainBatch:
     row = TokenSequence(prompt_T, completion_T, np.zeros(len(completion_T), np.float32))
     advantage_B, yes_B = np.ones(n, np.float32), np.ones(n, bool)
     length = len(prompt_T) + len(completion_T)
-    batch = step_parts([row] * n, advantage_B, yes_B, yes_B, method, mesh, read_config(cfg).optim, length)
+    batch = step_parts([row] * n, Advantages(advantage_B, yes_B, yes_B), method, mesh, read_config(cfg).optim, length)
     sharding = NamedSharding(mesh, mesh_lib.RULES.spec("ABT"))
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), batch)
 

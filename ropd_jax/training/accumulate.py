@@ -26,14 +26,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from ropd_jax.core.advantages import Advantages
 from ropd_jax.core.batches import TokenSequence, real_frac
 from ropd_jax.methods import Method
 from ropd_jax.methods.base import without_overlong
+from ropd_jax.text.tokenizer import Tokenizer
 from ropd_jax.training.sections import OverlapConfig, RunConfig, UpdateConfig
 from ropd_jax.training.update import Portions, State, on_mesh, step_parts
 from ropd_jax.types import Judgement, RolloutGroup
 from ropd_jax.utils import tracing
-from ropd_jax.weights.tokenizer import Tokenizer
 
 EMPTY = TokenSequence(np.zeros(1, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))
 
@@ -121,14 +122,14 @@ class StreamedUpdate:
         total = {k: float(np.sum([p[k] for p in parts])) for k in parts[0]}
         with tracing.span("update"):
             state, norm = self._programs.apply(self._state, self._grads, total["weight"])
-            norm, self._grads = float(norm), None
+            self._grads = None
         self.seconds += time.monotonic() - begin
         tokens = max(total["tokens"], 1.0)
         special = ("loss", "weight", "tokens", "gap_max", "real_frac")
         return state, {f"update/{k}": v / tokens for k, v in total.items() if k not in special} | {
             "update/loss": total["loss"] / max(total["weight"], 1.0),
             "update/logp_gap_max": max(p["gap_max"] for p in parts),
-            "update/grad_norm": norm,
+            "update/grad_norm": float(norm),
             "update/tokens": tokens,
             "update/real_frac": total["real_frac"] / len(parts),
             "update/count": 1,
@@ -146,8 +147,8 @@ class StreamedUpdate:
         if self._cfg.loss.overlong == "mask":
             advantages = without_overlong(advantages, groups, rows)
         missing = (self._overlap.groups - len(groups)) * method.sequences_per_prompt  # the last portion may be short
-        flat = [np.pad(np.asarray(x).reshape(-1), (0, missing)) for x in advantages]
-        batch = step_parts(rows + [EMPTY] * missing, *flat, method, self._mesh, self._cfg.optim, self._length)
+        padded_B = Advantages(*(np.pad(np.asarray(x).reshape(-1), (0, missing)) for x in advantages))
+        batch = step_parts(rows + [EMPTY] * missing, padded_B, method, self._mesh, self._cfg.optim, self._length)
         if self._grads is None:
             self._grads = self._programs.zeros(state.params)
         self._grads, counted = self._programs.add(

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from ropd_jax import configs
+from ropd_jax.core.advantages import Advantages
 from ropd_jax.core.batches import make_batch, split_parts
 from ropd_jax.core.optim import make_optimizer
 from ropd_jax.methods import Method, load_method
@@ -83,7 +84,8 @@ def update(
     advantages = built.advantages(reward_PG, valid_PG, step=0)
     rows = [s for g, j in zip(groups, judgements, strict=True) for s in built.sequences(g, j, student.tokenizer)]
     length = max(len(row.prompt_T) + len(row.completion_T) for row in rows)
-    batch = split_parts(make_batch(rows, *(np.asarray(x).reshape(-1) for x in advantages), length), 0)
+    flat_B = Advantages(*(np.asarray(x).reshape(-1) for x in advantages))
+    batch = split_parts(make_batch(rows, *flat_B, length), 0)
     if not batch.informative_BT.any():
         raise UserError("no group has a gradient: the rewards of each are all equal, or none is scored")
     optim = how.optim

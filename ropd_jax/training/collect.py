@@ -96,12 +96,13 @@ class PendingStep:
         done, _ = concurrent.futures.wait(self.waiting, timeout_s, return_when=concurrent.futures.FIRST_COMPLETED)
         failed = next((e for future in done if (e := future.exception())), None)
         new = {} if failed else {_key(self.waiting.pop(future)): future.result() for future in done}
-        reports = hosts.exchange((new, failed and (isinstance(failed, BudgetError), str(failed))))
+        problem = None if failed is None else (isinstance(failed, BudgetError), str(failed))
+        reports = hosts.exchange((new, problem))
         if failed is not None:
             raise failed
-        for host, (_, problem) in enumerate(reports):
-            if problem is not None:
-                raise (BudgetError if problem[0] else UserError)(f"host {host}: {problem[1]}")
+        for host, (_, theirs) in enumerate(reports):
+            if theirs is not None:
+                raise (BudgetError if theirs[0] else UserError)(f"host {host}: {theirs[1]}")
         judged = {key: judgement for part, _ in reports for key, judgement in part.items()}
         self.judgements |= judged
         known = {_key(group): group for group in self.groups}
@@ -148,7 +149,7 @@ def judge_step(
     lookahead: PendingStep | None = None,
     update: StreamedUpdate | None = None,
     patience_s: float = math.inf,
-) -> tuple[list[RolloutGroup], list[Judgement], dict[str, float]]:
+) -> tuple[Sequence[RolloutGroup], Sequence[Judgement], dict[str, Any]]:
     """Sample the rest of the step and wait until it is judged.
 
     Args:

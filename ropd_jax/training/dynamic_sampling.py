@@ -26,7 +26,7 @@ def dynamic_sampling(
     rounds: int,
     groups: Sequence[RolloutGroup],
     judgements: Sequence[Judgement],
-) -> tuple[list[RolloutGroup], list[Judgement], dict[str, int]]:
+) -> tuple[list[RolloutGroup], list[Judgement], dict[str, float]]:
     """(groups, judgements, metrics) after the replacements.
 
     The new prompts are a function of (seed, step, round), so a resumed run draws the same ones. They come in addition
@@ -36,25 +36,27 @@ def dynamic_sampling(
         judge: samples and judges new prompts.
         rounds: most rounds of replacement.
     """
-    groups, judgements, used = list(groups), list(judgements), {g.prompt.id for g in groups}
-    counts = {"group/resampled": 0, "group/replaced": 0}
+    kept, verdicts = list(groups), list(judgements)
+    used = {g.prompt.id for g in groups}
+    counts: dict[str, float] = {"group/resampled": 0, "group/replaced": 0}
 
     def zero_variance(groups: Sequence[RolloutGroup], judgements: Sequence[Judgement]) -> list[bool]:
         found = method.advantages(*method.rewards(groups, judgements), step)
-        return list(np.asarray(found.valid_PG).any(axis=1) & ~np.asarray(found.informative_PG).any(axis=1))
+        rows = zip(np.asarray(found.valid_PG), np.asarray(found.informative_PG), strict=True)
+        return [bool(valid_G.any() and not informative_G.any()) for valid_G, informative_G in rows]
 
     for number in range(rounds):
-        places = [i for i, flat in enumerate(zero_variance(groups, judgements)) if flat]
+        places = [i for i, flat in enumerate(zero_variance(kept, verdicts)) if flat]
         prompts = stream.spare(step, number, len(places), without=used)
         if not prompts:
             break
         used |= {p.id for p in prompts}
-        fresh, their_judgements = judge(prompts)
+        fresh, fresh_judgements = judge(prompts)
         counts["group/resampled"] += len(prompts)
-        flats = zero_variance(fresh, their_judgements)
-        for group, judgement, flat in zip(fresh, their_judgements, flats, strict=True):
+        flats = zero_variance(fresh, fresh_judgements)
+        for group, judgement, flat in zip(fresh, fresh_judgements, flats, strict=True):
             if not flat and any(r is not None for r in judgement.rewards):
                 i = places.pop(0)
-                groups[i], judgements[i] = dataclasses.replace(group, index=i), judgement
+                kept[i], verdicts[i] = dataclasses.replace(group, index=i), judgement
                 counts["group/replaced"] += 1
-    return groups, judgements, counts
+    return kept, verdicts, counts

@@ -93,11 +93,14 @@ def grade_heldout(
 async def held_out_judge(teacher: Teacher, group: RolloutGroup) -> Judgement:
     """A grade of each answer by ``teacher.judge``, requested as `methods.t_judge` does without references."""
     answers = [r.answer for r in group.rollouts]
-    how = {"lowest": LOWEST, "highest": HIGHEST, "template": "score_judge.v1", "role": "judge"}
     try:
-        return graded(await teacher.score(group.prompt, answers, key=f"eval/{group.prompt.id}", **how), LOWEST, HIGHEST)
+        marks = await teacher.score(
+            group.prompt, answers, key=f"eval/{group.prompt.id}", lowest=LOWEST, highest=HIGHEST,
+            template="score_judge.v1", role="judge",
+        )  # fmt: skip
     except TeacherError as error:
         return unscored(error, len(answers))
+    return graded(marks, LOWEST, HIGHEST)
 
 
 def judge_heldout(

@@ -211,11 +211,11 @@ class Session:
         """
         run, step, metrics = self._run, done - 1, report.metrics
         self._host["groups_total"] += len(report.groups)
-        failed_P = (~np.asarray(report.advantages.valid_PG)).all(axis=1)
-        self._host["groups_unscored"] += int(failed_P.sum())
+        failed_P = [not valid_G.any() for valid_G in np.asarray(report.advantages.valid_PG)]
+        self._host["groups_unscored"] += sum(failed_P)
         report_left_out(step, report.groups, report.judgements, failed_P, report.deferred)
         for judgement, failed in zip(report.judgements, failed_P, strict=True):
-            self._gate.add(judgement.causes, failed=bool(failed))
+            self._gate.add(judgement.causes, failed=failed)
         metrics |= self._gate.as_metrics()
         sync_teachers(self.teacher, report.groups)
         metrics |= self.teacher.metrics(step)

@@ -97,7 +97,9 @@ def setup(
     teacher = teacher or run_teacher(cfg, train.prompts, workdir, needs=needs)
     if "reference" in made.asks:
         teacher.check_references(train.prompts)
-    hosts.check_same("a prompt's tokens", {i: zlib.crc32(t) for q in (train, heldout) for i, t in q.tokens.items()})
+    hosts.check_same(
+        "a prompt's tokens", {i: zlib.crc32(t.tobytes()) for q in (train, heldout) for i, t in q.tokens.items()}
+    )
     engine = engine_config(cfg, prompt_len=prompt_len, stop_ids=student.tokenizer.stop_ids, shards=mesh.shape["fsdp"])
     with jax.set_mesh(mesh):
         built, state = _programs(how, made, student, mesh)

@@ -8,6 +8,7 @@ the first judged groups is there while the teacher still reads the others (`ropd
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ropd_jax.core.batches import TrainBatch, make_batch, pack, real_frac, split_parts
+from ropd_jax.core.advantages import Advantages
+from ropd_jax.core.batches import TokenSequence, TrainBatch, make_batch, pack, real_frac, split_parts
 from ropd_jax.core.losses import kl_estimate, token_numerators, token_weights
 from ropd_jax.core.masked import masked_max, masked_sum
 from ropd_jax.methods import Extras, Method, Tokens
@@ -27,7 +29,7 @@ from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.parallel.xla_options import xla_options
 from ropd_jax.training.sections import LossConfig, OptimConfig, UpdateConfig
 
-NO_NOTES = Extras()
+NO_EXTRAS = Extras()
 
 
 class State(NamedTuple):
@@ -42,7 +44,7 @@ class State(NamedTuple):
 def make_gradient(cfg: UpdateConfig, model_cfg: ModelConfig, method: Method):
     """The gradient of a batch's loss, to be traced by jit:
 
-        (params, base, ref_params, batch [A, b, T], weight_ABT, notes, grads) -> (loss, sums, gap_max)
+        (params, base, ref_params, batch [A, b, T], weight_ABT, extras, grads) -> (loss, sums, gap_max)
 
     The batch has A parts. Each part's gradient is added in float32 to ``grads``, refs in the shape of ``params``, and
     the activations of only one part exist at a time::
@@ -90,6 +92,7 @@ def make_gradient(cfg: UpdateConfig, model_cfg: ModelConfig, method: Method):
         mask_BT, active_BT = part.mask_BT, part.informative_BT
         loss_BT, extra = method.loss(tokens)
         if cfg.loss.kl_coef:
+            assert ref_logp_BT is not None
             extra |= {"kl": kl_estimate(logp_BT, ref_logp_BT, cfg.loss.kl_kind)}
             loss_BT += cfg.loss.kl_coef * extra["kl"]
         if cfg.loss.entropy_coef:
@@ -101,26 +104,27 @@ def make_gradient(cfg: UpdateConfig, model_cfg: ModelConfig, method: Method):
         gap_max = jnp.maximum(masked_max(gap_BT, mask_BT), 0.0)
         return loss, (sums, gap_max)
 
-    def gradient(params, base, ref_params, batch: TrainBatch, weight_ABT, notes: Extras, grads):
+    def gradient(params, base, ref_params, batch: TrainBatch, weight_ABT, extras: Extras, grads):
         A = len(batch.tokens_BT)
 
         def part(a):
             return jax.tree.map(
-                lambda x_ABT: jax.lax.dynamic_index_in_dim(x_ABT, a, keepdims=False), (batch, weight_ABT, notes.tokens)
+                lambda x_ABT: jax.lax.dynamic_index_in_dim(x_ABT, a, keepdims=False), (batch, weight_ABT, extras.tokens)
             )
 
         def loss_of(params, a):
-            return part_loss(params, base, ref_params, *part(a), notes.shared)
+            batch, weight_BT, notes = part(a)
+            return part_loss(params, base, ref_params, batch, weight_BT, notes, extras.shared)
 
         def accumulate(a, carry):  # the backward pass adds each layer's gradient into `grads` in place
             loss, pull_back, aux = jax.vjp(lambda params: loss_of(params, a), params, has_aux=True)
             if lora.rank:  # a scan adds the gradients of all its weights in place, or of none: the base has no gradient
                 jax.tree.map(add_to, grads, pull_back(jnp.ones_like(loss))[0])
             else:
-                pull_back.with_refs(grads)(jnp.ones_like(loss))
-            *sums, gap_max = loss, *aux
-            *sums_before, gap_max_before = carry
-            return *jax.tree.map(jnp.add, sums_before, sums), jnp.maximum(gap_max_before, gap_max)
+                pull_back.with_refs(grads)(jnp.ones_like(loss))  # type: ignore[attr-defined]  # of jax.vjp's result
+            (sums, gap_max), (loss_before, sums_before, gap_max_before) = aux, carry
+            loss, sums = jax.tree.map(jnp.add, (loss_before, sums_before), (loss, sums))
+            return loss, sums, jnp.maximum(gap_max_before, gap_max)
 
         loss, aux = jax.eval_shape(loss_of, params, 0)
         nothing = jax.tree.map(lambda x: jnp.zeros((), x.dtype), (loss, *aux))
@@ -141,10 +145,10 @@ def make_update(cfg: UpdateConfig, model_cfg: ModelConfig, method: Method, tx: o
     gradient = make_gradient(cfg, model_cfg, method)
 
     @functools.partial(jax.jit, donate_argnums=(0,), compiler_options=compiler_options(cfg))
-    def update(state: State, ref_params, batch: TrainBatch, notes: Extras = NO_NOTES, base=None):
+    def update(state: State, ref_params, batch: TrainBatch, extras: Extras = NO_EXTRAS, base=None):
         weight_ABT = token_weights(batch.mask_BT, cfg.loss.aggregation, batch.length_BT, max_tokens=cfg.max_tokens)
         grads = jax.tree.map(lambda p: jax.new_ref(jnp.zeros_like(p, jnp.float32)), state.params)
-        loss, sums, gap_max = gradient(state.params, base, ref_params, batch, weight_ABT, notes, grads)
+        loss, sums, gap_max = gradient(state.params, base, ref_params, batch, weight_ABT, extras, grads)
         grads = jax.tree.map(jax.freeze, grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -190,12 +194,12 @@ def make_portions(
     gradient, options = make_gradient(cfg, model_cfg, method), compiler_options(cfg)
 
     @functools.partial(jax.jit, donate_argnums=(0,), compiler_options=options)
-    def add(grads, params, ref_params, batch: TrainBatch, notes: Extras = NO_NOTES, base=None):
+    def add(grads, params, ref_params, batch: TrainBatch, extras: Extras = NO_EXTRAS, base=None):
         weight_ABT, count = token_numerators(
             batch.mask_BT, cfg.loss.aggregation, batch.length_BT, max_tokens=cfg.max_tokens
         )
         refs = jax.tree.map(jax.new_ref, grads)
-        loss, sums, gap_max = gradient(params, base, ref_params, batch, weight_ABT, notes, refs)
+        loss, sums, gap_max = gradient(params, base, ref_params, batch, weight_ABT, extras, refs)
         tokens = jnp.sum(batch.mask_BT).astype(jnp.float32)
         return jax.tree.map(jax.freeze, refs), sums | dict(loss=loss, gap_max=gap_max, tokens=tokens, weight=count)
 
@@ -224,16 +228,16 @@ def needs_initial(loss: LossConfig, method: Method) -> bool:
 
 
 def update_step(
-    update,
+    update: Callable,
     state: State,
-    ref_params,
-    rows,
-    advantages,
+    ref_params: Any,
+    rows: Sequence[TokenSequence],
+    advantages: Advantages,
     method: Method,
-    mesh,
+    mesh: jax.sharding.Mesh,
     optim: OptimConfig,
     length: int,
-):
+) -> tuple[State, dict[str, float]]:
     """Cut the step into its mini-batches (by prompt), update on each; a mini-batch without gradient is skipped.
 
     Args:
@@ -242,11 +246,11 @@ def update_step(
         length: most tokens of a sequence.
     """
     per_prompt = advantages.advantage_PG.shape[1]
-    flat = [np.asarray(x).reshape(-1) for x in advantages]
+    flat_B = [np.asarray(x).reshape(-1) for x in advantages]
     everything: list[dict[str, float]] = []
     for part in np.array_split(np.arange(len(rows)).reshape(-1, per_prompt), optim.minibatches):
-        at = part.reshape(-1)
-        batch = step_parts([rows[i] for i in at], *(x[at] for x in flat), method, mesh, optim, length)
+        at = part.reshape(-1).tolist()
+        batch = step_parts([rows[i] for i in at], Advantages(*(x[at] for x in flat_B)), method, mesh, optim, length)
         if not batch.informative_BT.any():  # AdamW would move on its momentum alone
             continue
         state, metrics = update(state, ref_params, *on_mesh(batch, method, state.method, mesh))
@@ -255,21 +259,30 @@ def update_step(
     return state, means | {"update/count": len(everything)}
 
 
-def on_mesh(batch: TrainBatch, method: Method, trained: Any, mesh) -> tuple[TrainBatch, Extras]:
-    """The batch and what the method notes of it, on the devices."""
-    notes = method.extras(trained, batch)
+def on_mesh(batch: TrainBatch, method: Method, trained: Any, mesh: jax.sharding.Mesh) -> tuple[TrainBatch, Extras]:
+    """The batch and the method's extras for it, on the devices."""
+    extras = method.extras(trained, batch)
     by_token = jax.NamedSharding(mesh, mesh_lib.RULES.spec("ABT"))  # and whole in every further dimension
-    placed, said = jax.tree.map(functools.partial(mesh_lib.place, sharding=by_token), (batch, notes.tokens))
-    return placed, Extras(said, notes.shared)
+    placed, tokens = jax.tree.map(functools.partial(mesh_lib.place, sharding=by_token), (batch, extras.tokens))
+    return placed, Extras(tokens, extras.shared)
 
 
 def step_parts(
-    sequences, advantage_B, valid_B, informative_B, method: Method, mesh, optim: OptimConfig, length: int
+    sequences: Sequence[TokenSequence],
+    advantages_B: Advantages,
+    method: Method,
+    mesh: jax.sharding.Mesh,
+    optim: OptimConfig,
+    length: int,
 ) -> TrainBatch:
-    """One mini-batch as the host arrays [A, b, T] of an update; see `update_step`."""
-    if row_len := optim.row_len:  # parts that are not needed are not computed: their number may stay fixed
-        lay_out = functools.partial(pack, row_len=row_len, fixed=method.teaches_text or bool(optim.microbatch))
+    """One mini-batch as the host arrays [A, b, T] of an update; see `update_step`.
+
+    Args:
+        advantages_B: one for each sequence.
+    """
+    if row_len := optim.row_len:  # parts that are not needed are not computed: their number can stay fixed
+        fixed = method.teaches_text or bool(optim.microbatch)
+        batch = pack(sequences, *advantages_B, length, row_len=row_len, fixed=fixed)
     else:
-        lay_out = make_batch
-    batch = lay_out(sequences, advantage_B, valid_B, informative_B, length)
+        batch = make_batch(sequences, *advantages_B, length)
     return split_parts(batch, optim.microbatch, multiple=mesh.shape["fsdp"])

@@ -173,12 +173,10 @@ def check_finite(
         return
     path = workdir / f"nonfinite_step_{step:06d}.npz"
     if hosts.index() == 0:
-        np.savez_compressed(
-            path,
-            advantage_PG=advantage_PG,
-            **{f"completion_{i}": s.completion_T for i, s in enumerate(rows)},
-            **{f"old_logp_{i}": s.old_logp_T for i, s in enumerate(rows)},
-        )
+        arrays: dict[str, Any] = {"advantage_PG": advantage_PG}
+        arrays |= {f"completion_{i}": s.completion_T for i, s in enumerate(rows)}
+        arrays |= {f"old_logp_{i}": s.old_logp_T for i, s in enumerate(rows)}
+        np.savez_compressed(path, **arrays)
     raise FloatingPointError(
         f"step {step}: {', '.join(f'{k}={metrics[k]}' for k in bad)}; the step's sequences are in {path}; "
         "lower optim.lr, or look for an extreme old log-prob"
