@@ -273,10 +273,15 @@ def _eval(args: list[str]) -> int:
     flags.DEFINE_float("top_p", None, "", lower_bound=0.0, upper_bound=1.0, flag_values=values)
     config = _judge_config("eval", rest, values)
 
-    from ropd_jax.evaluation import run as evalrun
+    from ropd_jax.evaluation.run import evaluate
+    from ropd_jax.workdir.config import Interrupted
 
     options = {name: values[name].value for name in values if not name.startswith("config")}
-    return evalrun.main(config, evalrun.Wanted(what, **options))
+    try:
+        evaluate(what, **options, teacher=config.teacher).show()
+    except Interrupted:
+        return 130
+    return 0
 
 
 def _analyze(args: list[str]) -> int:
@@ -365,10 +370,11 @@ def _grade(args: list[str]) -> int:
     if not values["answers"].value:
         raise UserError("--answers is missing; expected a JSONL file of answers")
 
-    from ropd_jax.evaluation import grade_file
+    from ropd_jax.evaluation.grade_file import grade_stored
 
     options = {name: values[name].value for name in values if not name.startswith("config")}
-    return grade_file.main(config, **options)
+    grade_stored(**options, teacher=config.teacher, seed=config.seed).show()
+    return 0
 
 
 def _judge_config(verb: str, args: list[str], values: flags.FlagValues) -> ConfigDict:
