@@ -8,10 +8,10 @@ from ropd_jax.cli.flags import Arguments, Command, Flag
 from ropd_jax.cli.grade import AGAINST, BENCHMARK, BENCHMARKS, DATA
 
 
-def run(args: Arguments) -> int | None:
-    from ropd_jax.evaluation import run as evaluation
+def run(args: Arguments) -> None:
+    from ropd_jax.evaluation.run import evaluate
 
-    return evaluation.main(args.config, evaluation.Wanted(args.words[0], **args.values))
+    evaluate(args.words[0], **args.values, teacher=args.config.teacher).show()
 
 
 COMMAND = Command(

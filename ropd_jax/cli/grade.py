@@ -19,10 +19,10 @@ BENCHMARKS = """
 """
 
 
-def run(args: Arguments) -> int | None:
-    from ropd_jax.evaluation import grade_file
+def run(args: Arguments) -> None:
+    from ropd_jax.evaluation.grade_file import grade_stored
 
-    return grade_file.main(args.config, **args.values)
+    grade_stored(**args.values, teacher=args.config.teacher, seed=args.config.seed).show()
 
 
 COMMAND = Command(

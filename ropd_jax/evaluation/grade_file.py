@@ -1,88 +1,100 @@
-"""``ropd grade``: stored answers against a benchmark, without a model. Imports no jax."""
+"""Stored answers against a benchmark, without a student. Imports no jax."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
-
-from ml_collections import ConfigDict
 
 from ropd_jax.evaluation import results
 from ropd_jax.evaluation.answers import read_answers
 from ropd_jax.evaluation.benchmarks import Loaded, load_benchmark
 from ropd_jax.evaluation.graders.healthbench import grader_facts
 from ropd_jax.evaluation.grading import grade_answers
+from ropd_jax.evaluation.results import EvalResult
 from ropd_jax.teacher import Teacher
 from ropd_jax.teacher.build import role_of
 from ropd_jax.types import UserError
-from ropd_jax.utils.files import write_atomic
 
 log = logging.getLogger(__name__)
 _REPORT_EVERY_S = 2.0
 
 
-def main(
-    cfg: ConfigDict,
-    *,
+def grade_stored(
     benchmark: str,
-    answers: str,
+    answers: str | os.PathLike[str],
+    *,
     data: str = "",
     out: str = "",
     against: str = "",
     workers: int = 0,
     timeout_s: float = 5.0,
-) -> int:
-    """Grade and show; returns the exit code 0.
+    teacher: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> EvalResult:
+    """The result of stored answers to a benchmark.
 
     Args:
-        cfg: its ``teacher`` is HealthBench's judge; of no account for any other benchmark.
-        answers: JSONL of ``{"id", "response"}``.
+        benchmark: a name in `benchmarks.BENCHMARKS`, or ``reasoning_gym:TASK[,key=value,...]``.
+        answers: JSONL of ``{"id", "response"}``, k lines per problem.
+        data: a directory with the benchmark's rows, or ``hub``.
         out: file of the JSON result, "" for none.
-        against: an earlier result of the same benchmark, "" for none: the paired difference is shown.
+        against: an earlier result of the same benchmark, "" for none; the result then has the paired difference.
+        workers, timeout_s: see ``math_pool.verify_all``.
+        teacher: the section ``teacher`` of a config: HealthBench's judge. No other benchmark uses it.
+        seed: of the judge's requests.
 
     Raises:
-        UserError: whatever of this the user can mend.
+        UserError: unknown benchmark, no data, answers that fit no problem, no judge for HealthBench.
     """
     loaded = load_benchmark(benchmark, data)
     before = results.read_result(against) if against else None
-    result = grade_file(cfg, loaded, answers, out=out, workers=workers, timeout_s=timeout_s)
+    how: dict[str, Any] = {"workers": workers, "timeout_s": timeout_s, "teacher": teacher, "seed": seed}
+    result = grade_file(loaded, answers, out=out, **how)
     if before is not None:
-        result["difference"] = {"against": against, **results.compare(before, result)}
+        result = result.compared(before, against)
     if out:
-        write_atomic(out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    results.show(result)
-    return 0
+        result.save(out)
+    return result
 
 
 def grade_file(
-    cfg: ConfigDict,
     loaded: Loaded,
     answers: str | os.PathLike[str],
     *,
     out: str = "",
     workers: int = 0,
     timeout_s: float = 5.0,
-    **more: Any,
-) -> dict[str, Any]:
-    """The result of the answers in a file; ``more`` is kept in it."""
+    teacher: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    answers_file: str = "",
+    **facts: Any,
+) -> EvalResult:
+    """The result of the answers in a file; nothing is written.
+
+    Args:
+        out: where the result will be written; the judge's tape is next to it.
+        answers_file: the file's name in the result, "" for its own.
+        facts: kept in the result (``student``, ``sampling``, ...).
+    """
     prompts = {p.id: p for p in loaded.prompts}
     rows = read_answers(answers, prompts)
-    teacher = None
+    judge, at_once = None, 1
     if loaded.benchmark.grader == "healthbench":
-        teacher = _judge(cfg, out)
-        more["grader"] = grader_facts(teacher, role_of(cfg.teacher, "verifier")[0].provider)
+        judge, at_once = _judge(teacher, seed, out)
+        assert teacher is not None
+        facts["grader"] = grader_facts(judge, role_of(teacher, "verifier")[0].provider)
     outcomes = grade_answers(
-        loaded.benchmark, prompts, rows, workers=workers, timeout_s=timeout_s, teacher=teacher,
-        at_once=2 * cfg.teacher.concurrency, report=throttled("graded"),
+        loaded.benchmark, prompts, rows, workers=workers, timeout_s=timeout_s, teacher=judge, at_once=at_once,
+        report=throttled("graded"),
     )  # fmt: skip
-    if teacher is not None:
-        more["calls"] = teacher.metrics()
-    return results.make_result(loaded, rows, outcomes, answers_file=str(answers), **more)
+    if judge is not None:
+        facts["calls"] = judge.metrics()
+    data = results.make_result(loaded, rows, outcomes, answers_file=answers_file or str(answers), **facts)
+    return EvalResult(data, tuple(rows))
 
 
 def throttled(what: str) -> Callable[[int, int], None]:
@@ -98,11 +110,13 @@ def throttled(what: str) -> Callable[[int, int], None]:
     return report
 
 
-def _judge(cfg: ConfigDict, out: str) -> Teacher:
-    if role_of(cfg.teacher, "verifier")[0].provider == "scripted":
+def _judge(teacher: Mapping[str, Any] | None, seed: int, out: str) -> tuple[Teacher, int]:
+    """(HealthBench's judge, how many requests it gets at once)."""
+    if teacher is None or role_of(teacher, "verifier")[0].provider == "scripted":
         raise UserError(
             "HealthBench is graded by a model, and the scripted teacher is none; name one, e.g. "
             "--config.teacher.provider=openai --config.teacher.verifier.model=gpt-4.1-2025-04-14"
         )
-    workdir = pathlib.Path(out).resolve().parent if out else None  # where the tape lies unless teacher.tape.path says
-    return Teacher.from_config(cfg, seed=cfg.seed, needs=("verify",), workdir=workdir)
+    workdir = pathlib.Path(out).resolve().parent if out else None  # the tape's place, unless teacher.tape.path is set
+    judge = Teacher.from_config({"teacher": teacher}, seed=seed, needs=("verify",), workdir=workdir)
+    return judge, 2 * teacher["concurrency"]

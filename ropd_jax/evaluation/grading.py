@@ -1,7 +1,8 @@
-"""From answers to outcomes, by the grader of the benchmark. No model, no jax; HealthBench asks a teacher.
+"""From answers to outcomes, by the grader of the benchmark. No model, no jax; HealthBench is judged by a teacher.
 
-An ``Outcome`` has a value in 0..1 (HealthBench: a score that may be negative), or None with the cause why it could not
-be graded. Nothing that a grader failed to say becomes a value.
+An ``Outcome`` has a value in 0..1 (HealthBench: a score that can be negative), or None with the cause why it could not
+be graded. A failure of a grader never becomes a value. The choice grader matches strings; whatever parses more of an
+answer runs in a sandboxed child (``utils.sandbox``).
 """
 
 from __future__ import annotations
@@ -15,22 +16,25 @@ from typing import Any
 from ropd_jax.data.grader import final_answer, grade
 from ropd_jax.evaluation.answers import Answer
 from ropd_jax.evaluation.benchmarks import Benchmark
-from ropd_jax.evaluation.graders import choice, healthbench, ifeval, math_pool
+from ropd_jax.evaluation.graders import choice, healthbench, math_pool
 from ropd_jax.evaluation.graders.math import boxed, grade_math
 from ropd_jax.teacher import Teacher
 from ropd_jax.types import Prompt, UserError, answer_of
+from ropd_jax.utils.sandbox import ERRORS, Service
 
 Report = Callable[[int, int], None]
+
+_ifeval_child = Service("ropd_jax.evaluation.graders.ifeval_worker", cpu_s=20.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What the grader says of one answer.
+    """The grade of one answer.
 
     Attributes:
         value: 1.0 right, 0.0 wrong (HealthBench: the score); None ungraded.
-        cause: why it is ungraded or wrong, "" where there is nothing to say.
-        answer: the final answer that was read out of the text, for a majority vote; None without one.
+        cause: why it is ungraded or wrong, else "".
+        answer: the final answer that was read out of the text, for a majority vote; None if it has none.
         parts: further values of the same answer, by name.
     """
 
@@ -41,7 +45,7 @@ class Outcome:
 
 
 def check_installed(benchmark: Benchmark) -> None:
-    """Raises UserError where the benchmark's grader needs what is not installed: before sampling, not after it."""
+    """Raises UserError if the benchmark's grader needs a package that is not installed: before anything is sampled."""
     if benchmark.grader == "math":
         math_pool.check_starts()
     wanted = ("langdetect", "punkt", "nltk") if benchmark.grader == "ifeval" else ()
@@ -64,9 +68,9 @@ def grade_answers(
 
     Args:
         prompts: by id; each answer's is among them.
-        workers, timeout_s: of the math grader, see ``mathpool.verify_all``.
+        workers, timeout_s: of the math grader, see ``math_pool.verify_all``.
         teacher: HealthBench's judge; it is closed at the end.
-        at_once: questions to the judge that wait at the same time.
+        at_once: requests to the judge that are in flight at the same time.
         report: called with (done, of).
     """
     asked = [prompts[a.id] for a in answers]
@@ -93,7 +97,8 @@ def _exact(prompt: Prompt, text: str) -> Outcome:
     right = grade(prompt, text)
     answer = final_answer(text)
     if right is None:
-        return Outcome(None, "no_gold", answer)
+        has_gold = prompt.answer is not None or "reasoning_gym" in prompt.metadata
+        return Outcome(None, "undecided" if has_gold else "no_gold", answer)
     return Outcome(float(right), "" if right else "no_answer" if answer is None else "different", answer)
 
 
@@ -106,9 +111,12 @@ def _choice(prompt: Prompt, text: str) -> Outcome:
 
 def _ifeval(prompt: Prompt, text: str) -> Outcome:
     """Strict at prompt level is the value; the parts hold the other three and the number of instructions."""
-    instructions, text = prompt.metadata["instructions"], answer_of(text)
-    strict = ifeval.follows(instructions, text)
-    loose = ifeval.follows_loosely(instructions, text)
+    reply = _ifeval_child.ask({"instructions": prompt.metadata["instructions"], "response": answer_of(text)})
+    if reply.get("error") == "instruction":
+        raise UserError(str(reply.get("message")))
+    if "error" in reply:
+        return Outcome(None, reply["error"] if reply["error"] in ERRORS else "error")
+    strict, loose = reply["strict"], reply["loose"]
     return Outcome(
         float(all(strict)),
         "" if all(strict) else "not_followed",

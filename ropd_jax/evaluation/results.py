@@ -34,16 +34,70 @@ from ropd_jax.evaluation.stats import (
     pass_at_k,
 )
 from ropd_jax.types import UserError
+from ropd_jax.utils.files import write_atomic
 
 VERSION = 1
+
 _RIGHT = "\0right"  # all right answers are one answer in a vote, however they are written
 
 
+@dataclasses.dataclass(frozen=True)
+class EvalResult:
+    """The result of a benchmark.
+
+    Attributes:
+        data: all of it as plain data; ``result.json`` holds the same.
+        answers: the answers that were graded, k per problem.
+    """
+
+    data: Mapping[str, Any]
+    answers: tuple[Answer, ...] = ()
+
+    @property
+    def metric(self) -> str:
+        """The name of `value`, such as ``avg@16``."""
+        return self.data["metric"]
+
+    @property
+    def value(self) -> Estimate:
+        """The benchmark's number with its 95 % interval; its ``ungraded`` counts problems."""
+        return Estimate(**self.data["value"])
+
+    @property
+    def per_problem(self) -> Mapping[str, float | None]:
+        """The value of each problem by its id; None if no answer to it could be graded."""
+        return self.data["per_problem"]
+
+    def pass_at(self, k: int) -> Estimate:
+        """The unbiased pass@k, for k = 1, 2, 4, ... up to the number of samples.
+
+        Raises:
+            KeyError: another k.
+        """
+        return Estimate(**self.data["pass"][str(k)])
+
+    def compared(self, earlier: Mapping[str, Any], name: str) -> EvalResult:
+        """This result with its paired difference to an earlier one, see `compare`."""
+        difference = {"against": name, **compare(earlier, self.data)}
+        return dataclasses.replace(self, data={**self.data, "difference": difference})
+
+    def save(self, file: str | os.PathLike[str]) -> None:
+        """Writes the result as JSON; `read_result` reads it."""
+        write_atomic(file, json.dumps(self.data, indent=1, ensure_ascii=False) + "\n")
+
+    def show(self, *, file: TextIO | None = None) -> None:
+        """Prints the result as a table to standard output, or to ``file``."""
+        show(self.data, file=file)
+
+    def __str__(self) -> str:
+        return f"{self.data['title']} {self.metric}: {self.value}"
+
+
 def make_result(loaded: Loaded, answers: Sequence[Answer], outcomes: Sequence[Outcome], **more: Any) -> dict[str, Any]:
-    """Plain data, as JSON can hold it.
+    """The result as plain data that JSON can hold.
 
     Args:
-        more: facts to keep beside the numbers (``student``, ``sampling``, ``grader``).
+        more: facts that are kept with the numbers (``student``, ``sampling``, ``grader``).
     """
     groups = by_problem(answers)
     signed = loaded.benchmark.grader == "healthbench"
@@ -108,7 +162,7 @@ def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path} ({error}); expected the JSON result of ropd grade or ropd eval") from error
     if not isinstance(result, dict) or "per_problem" not in result or "benchmark" not in result:
-        raise UserError(f"{path} is no result of a benchmark; expected the JSON result of ropd grade or ropd eval")
+        raise UserError(f"{path} is not the result of a benchmark; expected the JSON result of ropd grade or ropd eval")
     return result
 
 

@@ -1,11 +1,11 @@
-"""``ropd eval``: a student's answers to a benchmark, sampled by the engine, stored as they come, then graded.
+"""A student's answers to a benchmark: sampled by the engine, stored as they come, then graded.
 
-    1. which weights   a checkpoint by name, or one of a run's by a rule that is said beforehand (`choose_step`)
-    2. answers.jsonl   k lines a problem, written when its last sample has ended; a stopped command goes on after them
-    3. result.json     ``ropd grade`` on that file: so anyone can grade the same answers again
+    1. which weights   a checkpoint by name, a run's, or a loaded student (`subject`)
+    2. answers.jsonl   k lines per problem, written when its last sample has ended; the same call continues after them
+    3. result.json     what ``ropd grade`` makes of that file: anyone can grade the same answers again
 
-The random stream of a sample is a function of (seed, problem, which sample), so an interrupted evaluation ends with
-the answers of an undisturbed one.
+The random stream of a sample is a function of (seed, problem, sample), so an interrupted evaluation ends with the same
+answers as an undisturbed one.
 """
 
 from __future__ import annotations
@@ -16,162 +16,132 @@ import json
 import logging
 import os
 import pathlib
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
-from ropd_jax import configs
 from ropd_jax.evaluation import results
 from ropd_jax.evaluation.answers import by_problem, read_answers
 from ropd_jax.evaluation.benchmarks import Loaded, Sampling, load_benchmark, slug
 from ropd_jax.evaluation.grade_file import grade_file
 from ropd_jax.evaluation.grading import check_installed
-from ropd_jax.parallel import mesh as mesh_lib
+from ropd_jax.evaluation.results import EvalResult
+from ropd_jax.evaluation.subject import Subject, subject_of, weights_sha
 from ropd_jax.sampling.engine import EngineConfig, sample_groups
 from ropd_jax.sampling.rules import SamplingRule
 from ropd_jax.types import Prompt, RolloutGroup, UserError
 from ropd_jax.utils.files import write_atomic
 from ropd_jax.utils.interrupt import Interrupt, Interrupted
 from ropd_jax.utils.text import clock
-from ropd_jax.weights.student import Student, load_checkpoint
-from ropd_jax.workdir.metrics import read_metrics
-from ropd_jax.workdir.policy import kept_steps, load_policy, run_config
+from ropd_jax.weights.student import Student
 
 log = logging.getLogger(__name__)
 
-RULES = ("last", "heldout")
-_SAY_EVERY_S = 10.0
+_REPORT_EVERY_S = 10.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Wanted:
-    """What is asked for on the command line; None and "" stand for the benchmark's or the run's own.
+def evaluate(
+    student: Student | str | os.PathLike[str],
+    benchmark: str,
+    *,
+    data: str = "",
+    k: int | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    max_tokens: int | None = None,
+    limit: int | None = None,
+    template: str = "",
+    thinking: bool | None = None,
+    pick: str = "last",
+    rows: int = 64,
+    seed: int = 0,
+    dtype: str = "",
+    out: str | os.PathLike[str] | None = None,
+    against: str | os.PathLike[str] = "",
+    teacher: Mapping[str, Any] | None = None,
+) -> EvalResult:
+    """Samples a student's answers to a benchmark and grades them.
 
-    Attributes:
-        what: a run's directory, or a checkpoint by any name that `student.find` knows.
-        rows: sequences decoded side by side; k of them belong to one problem.
-        thinking: of the chat template, where it knows the two modes (Qwen3).
-        pick: which checkpoint of a run, see `choose_step`.
-    """
+    ::
 
-    what: str
-    benchmark: str
-    data: str = ""
-    template: str = ""
-    out: str = ""
-    against: str = ""
-    k: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    max_tokens: int | None = None
-    limit: int | None = None
-    rows: int = 64
-    seed: int = 0
-    dtype: str = ""
-    thinking: bool | None = None
-    pick: str = "last"
-
-
-def main(cfg: ConfigDict, wanted: Wanted) -> int:
-    """Sample, grade and show; returns 0, or 130 when the user stopped it.
+        result = evaluate("smollm2", "reasoning_gym:chain_sum", k=2, limit=50, max_tokens=64)
+        result.value            # Estimate: 0.310 [0.240, 0.390] n=50
+        result.show()
 
     Args:
-        cfg: its ``teacher`` is HealthBench's judge; a run's own config is read from the run.
+        student: a loaded `Student`, a run's directory, or a checkpoint by any name that `load_student` accepts.
+        benchmark: a name in `benchmarks.BENCHMARKS`, or ``reasoning_gym:TASK[,key=value,...]``.
+        data: a directory with the benchmark's rows, or ``hub`` (see ``data.reading.read_source``).
+        k, temperature, top_p, max_tokens: None means the benchmark's own, which are the paper's.
+        limit: only the first ``limit`` problems.
+        template: replaces the benchmark's own user message; it contains ``{question}``.
+        thinking: mode of the chat template, if it has two (Qwen3); None means the run's or the template's own.
+        pick: which checkpoint of a run, ``last`` or ``heldout`` (see `subject.choose_step`).
+        rows: sequences that are decoded at once; k of them belong to one problem.
+        seed: of the samples.
+        dtype: of compute and KV cache; "" means the run's own, or float32.
+        out: the directory for answers and result. The same call with the same ``out`` continues. "" means a
+            directory named after student and benchmark. None keeps everything in memory.
+        against: an earlier result of the same benchmark; the result then has the paired difference to it.
+        teacher: the section ``teacher`` of a config: HealthBench's judge. No other benchmark uses it.
 
     Raises:
-        UserError: whatever of this the user can mend.
+        UserError: unknown student or benchmark, no data, answers of other settings in ``out``, a missing grader.
+        Interrupted: Ctrl-C; the answers so far are in ``out``.
     """
-    if wanted.pick not in RULES:
-        raise UserError(f"--pick={wanted.pick} is unknown; expected {' or '.join(RULES)}")
-    loaded = load_benchmark(wanted.benchmark, wanted.data, limit=wanted.limit, template=wanted.template)
+    subject = subject_of(student, pick=pick, thinking=thinking, dtype=dtype)
+    loaded = load_benchmark(benchmark, data, limit=limit, template=template)
     check_installed(loaded.benchmark)
-    before = results.read_result(wanted.against) if wanted.against else None
-    sampling = _sampling(wanted, loaded.benchmark.sampling)
-    run = run_config(wanted.what)
-    chosen = choose_step(pathlib.Path(wanted.what), run, wanted.pick) if run else None
-    out = pathlib.Path(wanted.out or _default_out(wanted, chosen))
-    facts = {
-        "student": wanted.what,
-        "checkpoint": chosen,
+    before = results.read_result(against) if against else None
+    given = {"k": k, "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
+    sampling = _sampling(loaded.benchmark.sampling, given)
+    facts: dict[str, Any] = {
+        "student": subject.name,
+        "checkpoint": subject.checkpoint,
         "template": loaded.benchmark.template,
         "sampling": dataclasses.asdict(sampling),
-        "seed": wanted.seed,
-        "thinking": run.student.enable_thinking if run and wanted.thinking is None else wanted.thinking,
-        "dtype": wanted.dtype or (run.student.dtype if run else "float32"),
+        "seed": seed,
+        "thinking": subject.thinking,
+        "dtype": subject.dtype,
     }
-    _claim(out, {"benchmark": wanted.benchmark, "data": loaded.found.sha, **facts})
-    interrupt = Interrupt()
-    with interrupt.listening(), contextlib.ExitStack() as stack:
-        try:
-            _answer(run or configs.default(), wanted, loaded, sampling, facts, out, interrupt, stack)
-        except Interrupted:
-            log.warning("stopped; the answers so far are in %s. To go on: the same command", out / "answers.jsonl")
-            return 130
-    device = jax.devices()[0].device_kind
-    result = grade_file(cfg, loaded, out / "answers.jsonl", out=str(out / "result.json"), device=device, **facts)
+    if isinstance(student, Student) and out is not None:
+        facts["weights"] = weights_sha(student)  # its name does not tell whose answers are there
+    with contextlib.ExitStack() as stack:
+        if out is None:
+            place = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        else:
+            place = pathlib.Path(out) if str(out) else _default_out(subject, slug(benchmark, thinking))
+        _claim(place, {"benchmark": benchmark, "data": loaded.found.sha, **facts})
+        answers = place / "answers.jsonl"
+        _sample(subject, loaded, sampling, answers, rows=rows, seed=seed, kept=out is not None)
+        file = "" if out is None else str(place / "result.json")
+        shown = "in memory" if out is None else str(answers)
+        facts["device"] = jax.devices()[0].device_kind
+        result = grade_file(loaded, answers, teacher=teacher, out=file, answers_file=shown, **facts)
     if before is not None:
-        result["difference"] = {"against": wanted.against, **results.compare(before, result)}
-    write_atomic(out / "result.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    results.show(result)
-    log.info("answers and result: %s", out)
-    return 0
-
-
-# -------------------------------------------------------------------------------------------- which weights, and why
-
-
-def choose_step(run: pathlib.Path, cfg: ConfigDict, rule: str) -> dict[str, Any]:
-    """The checkpoint of a run and the reason, for the result. It is never chosen on a benchmark.
-
-    ``last``: the newest one. ``heldout``: of those that are kept the one with the best ``eval/accuracy`` on the run's
-    own held-out set, the earliest of equal ones.
-
-    Raises:
-        UserError: no checkpoint, or none with a held-out accuracy.
-    """
-    steps = kept_steps(run)
-    if not steps:
-        raise UserError(f"{run} has no checkpoint yet; expected a run that has saved one")
-    if rule == "last":
-        return {"step": steps[-1], "rule": "last", "why": f"the newest of the {len(steps)} kept"}
-    measured = dict(zip(*read_metrics(run).get("eval/accuracy", ((), ())), strict=True))
-    known = {s: measured[s] for s in steps if measured.get(s) is not None}
-    if not known:
-        raise UserError(
-            f"{run}: no kept checkpoint (steps {', '.join(map(str, steps))}) has a held-out accuracy; "
-            "expected --pick last, or a run with eval.every equal to checkpoint.every"
-        )
-    best = max(known, key=lambda s: (known[s], -s))
-    name = cfg.data.heldout_path or f"{cfg.data.source}:{cfg.data.task} (seed={cfg.data.heldout_seed})"
-    why = f"best accuracy ({known[best]:.4f}) on the held-out set {name} of steps {', '.join(map(str, known))}"
-    return {"step": best, "rule": "heldout", "why": why}
-
-
-def _student(cfg: ConfigDict, wanted: Wanted, facts: dict[str, Any], mesh: jax.sharding.Mesh) -> Student:
-    """On the mesh, with the run's own weights where a run is asked for."""
-    if facts["checkpoint"]:
-        return load_policy(wanted.what, facts["checkpoint"]["step"], thinking=facts["thinking"], mesh=mesh)
-    return load_checkpoint(
-        wanted.what, chat_template=cfg.student.chat_template, enable_thinking=facts["thinking"], mesh=mesh
-    )
+        result = result.compared(before, str(against))
+    if file:
+        result.save(file)
+    return result
 
 
 # ---------------------------------------------------------------------------------------------------- the answers
 
 
-def _answer(cfg, wanted, loaded: Loaded, sampling: Sampling, facts, out, interrupt, stack) -> None:
-    """Sample what ``answers.jsonl`` lacks."""
-    path = out / "answers.jsonl"
+def _sample(
+    subject: Subject, loaded: Loaded, sampling: Sampling, path: pathlib.Path, *, rows: int, seed: int, kept: bool
+) -> None:
+    """Samples what ``path`` lacks; nothing is loaded if it has all answers."""
     todo = remaining(path, loaded.prompts, sampling.k)
     if not todo:
         log.info("%s has all %d answers already", path, len(loaded.prompts) * sampling.k)
         return
-    mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp)
-    student = _student(cfg, wanted, facts, mesh)
+    mesh = subject.mesh()
+    student = subject.load(mesh)
     tokens = {p.id: np.asarray(student.tokenizer.apply_chat_template(p.messages), np.int32) for p in loaded.prompts}
     prompt_len = -(-max(map(len, tokens.values())) // 16) * 16
     if prompt_len + sampling.max_tokens > student.cfg.max_seq_len:
@@ -183,21 +153,27 @@ def _answer(cfg, wanted, loaded: Loaded, sampling: Sampling, facts, out, interru
     shards = mesh.shape["fsdp"]
     engine = EngineConfig(
         rollouts=sampling.k,
-        prompts=-(-max(1, wanted.rows // sampling.k) // shards) * shards,
+        prompts=-(-max(1, rows // sampling.k) // shards) * shards,
         prompt_len=prompt_len,
         max_tokens=sampling.max_tokens,
         stop_ids=student.tokenizer.stop_ids,
         rule=SamplingRule(sampling.temperature, 0, sampling.top_p),
-        dtype=facts["dtype"],
+        dtype=subject.dtype,
     )
-    stack.enter_context(jax.set_mesh(mesh))
-    groups = sample_groups(
-        student.cfg, engine, student.params, student.tokenizer, todo, [tokens[p.id] for p in todo],
-        seed=wanted.seed, step=0,
-    )  # fmt: skip
-    log.info("%s: %d problems x %d answers of at most %d tokens, %d side by side", loaded.benchmark.title, len(todo),
+    log.info("%s: %d problems x %d answers of at most %d tokens, %d at once", loaded.benchmark.title, len(todo),
              sampling.k, sampling.max_tokens, engine.prompts * sampling.k)  # fmt: skip
-    _write(path, groups, len(todo), interrupt)
+    interrupt = Interrupt()
+    try:
+        with interrupt.listening(), jax.set_mesh(mesh):
+            groups = sample_groups(
+                student.cfg, engine, student.params, student.tokenizer, todo, [tokens[p.id] for p in todo],
+                seed=seed, step=0,
+            )  # fmt: skip
+            _write(path, groups, len(todo), interrupt)
+    except Interrupted:
+        if kept:
+            log.warning("stopped; the answers so far are in %s. The same command continues", path)
+        raise
 
 
 def remaining(path: pathlib.Path, prompts: Sequence[Prompt], k: int) -> list[Prompt]:
@@ -219,7 +195,7 @@ def remaining(path: pathlib.Path, prompts: Sequence[Prompt], k: int) -> list[Pro
 
 
 def answer_lines(group: RolloutGroup) -> str:
-    """One line a sample, as `ropd grade` reads it."""
+    """One line per sample, in the format that ``ropd grade`` reads."""
     rows = (
         {"id": group.prompt.id, "sample": n, "response": r.text, "finish_reason": r.finish_reason,
          "tokens": len(r.tokens_T)}
@@ -228,8 +204,8 @@ def answer_lines(group: RolloutGroup) -> str:
     return "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
 
 
-def _write(path: pathlib.Path, groups, of: int, interrupt: Interrupt) -> None:
-    begin = said = time.monotonic()
+def _write(path: pathlib.Path, groups: Iterable[RolloutGroup], of: int, interrupt: Interrupt) -> None:
+    begin = reported = time.monotonic()
     tokens = 0
     with path.open("a", encoding="utf-8") as file:
         for done, group in enumerate(groups, 1):
@@ -238,8 +214,8 @@ def _write(path: pathlib.Path, groups, of: int, interrupt: Interrupt) -> None:
             os.fsync(file.fileno())
             tokens += sum(len(r.tokens_T) for r in group.rollouts)
             now = time.monotonic()
-            if now - said > _SAY_EVERY_S or done == of:
-                said = now
+            if now - reported > _REPORT_EVERY_S or done == of:
+                reported = now
                 left = (now - begin) / done * (of - done)
                 rate, spent = tokens / (now - begin), clock(now - begin)
                 log.info("answered %d of %d problems in %s  tok/s %.0f  %s left", done, of, spent, rate, clock(left))
@@ -249,23 +225,21 @@ def _write(path: pathlib.Path, groups, of: int, interrupt: Interrupt) -> None:
 # ------------------------------------------------------------------------------------------------------- settings
 
 
-def _sampling(wanted: Wanted, own: Sampling) -> Sampling:
-    given = {name: getattr(wanted, name) for name in ("k", "temperature", "top_p", "max_tokens")}
+def _sampling(own: Sampling, given: Mapping[str, Any]) -> Sampling:
     sampling = dataclasses.replace(own, **{name: value for name, value in given.items() if value is not None})
     if sampling.k > 1 and sampling.temperature == 0:
         raise UserError(f"--k={sampling.k} at temperature 0 gives one answer {sampling.k} times; give --k 1")
     return sampling
 
 
-def _default_out(wanted: Wanted, chosen: dict[str, Any] | None) -> pathlib.Path:
-    name = slug(wanted.benchmark, wanted.thinking)
-    if chosen is not None:
-        return pathlib.Path(wanted.what) / "eval" / f"{name}_step{chosen['step']}"
-    return pathlib.Path("evals") / pathlib.Path(wanted.what).name / name
+def _default_out(subject: Subject, name: str) -> pathlib.Path:
+    if subject.checkpoint is not None:
+        return pathlib.Path(subject.name) / "eval" / f"{name}_step{subject.checkpoint['step']}"
+    return pathlib.Path("evals") / pathlib.Path(subject.name).name / name
 
 
 def _claim(out: pathlib.Path, settings: dict[str, Any]) -> None:
-    """Make the directory these settings' own, or check that it is.
+    """Makes the directory these settings' own, or checks that it is.
 
     Raises:
         UserError: it belongs to other settings, holds something else, or cannot be written.

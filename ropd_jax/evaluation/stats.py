@@ -121,9 +121,9 @@ def paired_difference(
     Two results on the same problems share the problems' difficulty, so this interval is narrower than what the two
     intervals suggest. ``ungraded`` counts the problems that are in one of the two only, or ungraded in one.
     """
-    shared = sorted(i for i in a.keys() & b.keys() if a[i] is not None and b[i] is not None)
-    left_out = len(a.keys() | b.keys()) - len(shared)
-    found = clustered([b[i] - a[i] for i in shared], share=False, seed=seed, draws=draws)
+    differences = [y - x for i in sorted(a.keys() & b.keys()) if (x := a[i]) is not None and (y := b[i]) is not None]
+    left_out = len(a.keys() | b.keys()) - len(differences)
+    found = clustered(differences, share=False, seed=seed, draws=draws)
     return dataclasses.replace(found, ungraded=left_out)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from ropd_jax import configs
 from ropd_jax.cli.main import main
-from ropd_jax.evaluation import grading
+from ropd_jax.evaluation import grading, subject
 from ropd_jax.evaluation import run as evalrun
 from ropd_jax.evaluation.benchmarks import load_benchmark
 from ropd_jax.evaluation.graders import math_pool
@@ -105,6 +105,31 @@ def test_a_grader_that_is_not_installed_is_said_before_anything_is_sampled(tmp_p
     assert ("does not start" if grader == "math" else "needs langdetect, punkt, nltk") in err
 
 
+@pytest.mark.parametrize("on_mesh", [False, True])
+def test_a_loaded_student_is_evaluated_in_memory_with_the_answers_of_the_command(whole, tmp_path, monkeypatch, on_mesh):
+    monkeypatch.chdir(tmp_path)
+    student = load_student("tiny", mesh=mesh_lib.make_mesh(-1, 1) if on_mesh else None)
+    how = {"k": 2, "limit": 5, "template": "{question}", "max_tokens": 8, "rows": 16}
+    result = evalrun.evaluate(student, "reasoning_gym:chain_sum", **how)
+    assert [(a.id, a.response) for a in result.answers] == [(r["id"], r["response"]) for r in lines(whole)]
+    stored = json.loads((whole / "result.json").read_text())
+    assert (result.metric, result.per_problem) == (stored["metric"], stored["per_problem"])
+    assert dataclasses.asdict(result.value) == stored["value"]
+    assert dataclasses.asdict(result.pass_at(2)) == stored["pass"]["2"]
+    assert result.data["student"] == "in memory" and result.data["answers_file"] == "in memory"
+    assert str(result).startswith("chain_sum avg@2: 0.")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_answers_of_other_weights_is_refused(tmp_path):
+    student = load_student("tiny")
+    how = {"k": 2, "limit": 2, "template": "{question}", "max_tokens": 8, "rows": 16, "out": tmp_path / "out"}
+    evalrun.evaluate(student, "reasoning_gym:chain_sum", **how)
+    other = dataclasses.replace(student, params=jax.tree.map(lambda x: x + 1, student.params))
+    with pytest.raises(UserError, match=r"holds answers of other settings \(weights: "):
+        evalrun.evaluate(other, "reasoning_gym:chain_sum", **how)
+
+
 # ------------------------------------------------------------------------------------------------------ a run
 
 
@@ -125,9 +150,9 @@ def run(tmp_path_factory):
 
 
 def test_the_checkpoint_is_the_last_or_the_best_on_the_held_out_set(run):
-    cfg = evalrun.run_config(str(run))
-    assert evalrun.choose_step(run, cfg, "last") == {"step": 6, "rule": "last", "why": "the newest of the 3 kept"}
-    chosen = evalrun.choose_step(run, cfg, "heldout")
+    cfg = subject.run_config(str(run))
+    assert subject.choose_step(run, cfg.data, "last") == {"step": 6, "rule": "last", "why": "the newest of the 3 kept"}
+    chosen = subject.choose_step(run, cfg.data, "heldout")
     assert (chosen["step"], chosen["rule"]) == (2, "heldout")
     assert "0.5000" in chosen["why"] and "reasoning_gym:chain_sum (seed=90000000)" in chosen["why"]
 
@@ -135,19 +160,18 @@ def test_the_checkpoint_is_the_last_or_the_best_on_the_held_out_set(run):
 def test_without_a_held_out_accuracy_nothing_is_picked_by_it(run, tmp_path):
     (tmp_path / "checkpoints" / "6").mkdir(parents=True)
     with pytest.raises(UserError, match="no kept checkpoint"):
-        evalrun.choose_step(tmp_path, configs.default(), "heldout")
+        subject.choose_step(tmp_path, configs.default().data, "heldout")
     (tmp_path / "checkpoints" / "6").rmdir()
     with pytest.raises(UserError, match="no checkpoint yet"):
-        evalrun.choose_step(tmp_path, configs.default(), "last")
+        subject.choose_step(tmp_path, configs.default().data, "last")
 
 
 def test_the_weights_are_those_of_the_chosen_step(run):
-    cfg = evalrun.run_config(str(run))
-    mesh = mesh_lib.make_mesh(1, 1, jax.devices()[:1])
-    facts = {"checkpoint": {"step": 4}, "thinking": None}
-    student = evalrun._student(cfg, evalrun.Wanted(str(run), "gsm8k"), facts, mesh)
-    assert {float(x.min()) for x in jax.tree.leaves(student.params)} == {4.0}
-    assert {float(x.max()) for x in jax.tree.leaves(student.params)} == {4.0}
+    chosen = subject.subject_of(run, pick="last")
+    assert (chosen.name, chosen.checkpoint["step"], chosen.dtype) == (str(run), 6, "float32")
+    student = chosen.load(mesh_lib.make_mesh(1, 1, jax.devices()[:1]))
+    assert {float(x.min()) for x in jax.tree.leaves(student.params)} == {6.0}
+    assert {float(x.max()) for x in jax.tree.leaves(student.params)} == {6.0}
 
 
 def test_the_adapters_of_a_run_stand_beside_its_frozen_weights(tmp_path):
@@ -158,17 +182,16 @@ def test_the_adapters_of_a_run_stand_beside_its_frozen_weights(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
     checkpoints.save(3, {"params": adapters}, {})
     checkpoints.close()
-    mesh = mesh_lib.make_mesh(1, 1, jax.devices()[:1])
-    facts = {"checkpoint": {"step": 3}, "thinking": None}
-    student = evalrun._student(cfg, evalrun.Wanted(str(tmp_path), "gsm8k"), facts, mesh)
+    (tmp_path / "config.json").write_text(json.dumps(cfg.to_dict()))
+    student = subject.subject_of(tmp_path).load(mesh_lib.make_mesh(1, 1, jax.devices()[:1]))
     wanted = attach(lora, tiny.params, adapters)
     assert trees_max_diff(jax.device_get(student.params), wanted) == 0.0
 
 
-def test_a_run_is_told_from_a_checkpoint(run, tmp_path):
-    assert evalrun.run_config("tiny") is None
-    assert evalrun.run_config(str(tmp_path)) is None
-    assert evalrun.run_config(str(run)).student.checkpoint == "tiny"
+def test_a_run_is_distinguished_from_a_checkpoint(run, tmp_path):
+    assert subject.run_config("tiny") is None
+    assert subject.run_config(str(tmp_path)) is None
+    assert subject.run_config(str(run)).student.checkpoint == "tiny"
 
 
 # ------------------------------------------------------------------------------------------------ the answers' file

@@ -2,7 +2,7 @@ r"""Right or wrong in mathematics: the last balanced ``\boxed{}`` alone, compare
 
     1. ``boxed``    the content of the last box, without dollar signs, spacing commands and final punctuation
     2. ``decide``   settles what needs no algebra: no box, equal text, two plain numbers (exactly, as fractions)
-    3. ``grade_math``  the rest by math-verify in a pool of processes (``mathpool``)
+    3. ``grade_math``  the rest by math-verify in a pool of processes (``math_pool``)
 
 Without a box an answer is wrong, whatever numbers it holds. What math-verify forgives is forgiven: ``x=5`` for 5,
 ``1+2+3+4`` for 10, 0.333333 for 1/3, ``(1,2)`` for ``{1,2}``. Not by it but here: plain numbers are equal only
@@ -62,17 +62,15 @@ def grade_math(
     """A verdict for each text against the gold answer at the same place; ``right`` None is ungraded.
 
     Args:
-        workers, timeout_s: see ``mathpool.verify_all``.
+        workers, timeout_s: see ``math_pool.verify_all``.
         report: called with (done, of) of the pairs that need math-verify.
     """
-    verdicts = [decide(gold, boxed(text)) for gold, text in zip(golds, texts, strict=True)]
-    open_ones = [i for i, v in enumerate(verdicts) if not isinstance(v, Verdict)]
-    pairs = [verdicts[i] for i in open_ones]
+    decided = [decide(gold, boxed(text)) for gold, text in zip(golds, texts, strict=True)]
+    pairs = [pair for pair in decided if not isinstance(pair, Verdict)]
     of = len(set(pairs))
     found = verify_all(pairs, workers=workers, timeout_s=timeout_s, report=lambda done: report(done, of))
-    for i, verdict in zip(open_ones, found, strict=True):
-        verdicts[i] = verdict
-    return verdicts
+    verified = iter(found)
+    return [verdict if isinstance(verdict, Verdict) else next(verified) for verdict in decided]
 
 
 def _plain(text: str) -> str:

@@ -6,8 +6,11 @@ import random
 
 import pytest
 
+from ropd_jax.evaluation.answers import Answer
+from ropd_jax.evaluation.benchmarks import benchmark_of
 from ropd_jax.evaluation.graders.ifeval import CHECKS, follows, follows_loosely, variants
-from ropd_jax.types import UserError
+from ropd_jax.evaluation.grading import Outcome, grade_answers
+from ropd_jax.types import Message, Prompt, UserError
 from tests.helpers import local_rows
 
 CASES = [
@@ -110,3 +113,29 @@ def test_all_834_published_instructions_can_be_checked():
     ]
     assert len(checked) == 834
     assert 0 < sum(checked) < 834
+
+
+def graded(instructions, *texts):
+    prompt = Prompt("p", (Message("user", "q"),), task="ifeval", metadata={"instructions": instructions})
+    return grade_answers(benchmark_of("ifeval"), {"p": prompt}, [Answer("p", text) for text in texts])
+
+
+def test_responses_are_graded_in_a_child_without_their_thoughts():
+    pytest.importorskip("langdetect")
+    rules = [
+        ("punctuation:no_comma", {}),
+        ("language:response_language", {"language": "en"}),
+        ("change_case:capital_word_frequency", {"capital_relation": "at least", "capital_frequency": 1}),
+    ]
+    right, wrong, deep = graded(
+        rules, "<think>a, b</think>THIS is an English sentence about nothing.", "no, nothing", "[" * 100_000
+    )
+    assert (right.value, right.parts["followed_strict"], right.parts["instructions"]) == (1.0, 3.0, 3.0)
+    assert (wrong.value, wrong.cause) == (0.0, "not_followed")
+    assert isinstance(deep, Outcome)
+
+
+def test_a_row_with_unknown_instructions_is_a_mistake_of_the_data():
+    pytest.importorskip("langdetect")
+    with pytest.raises(UserError, match="did you mean punctuation:no_comma"):
+        graded([("punctuation:no_coma", {})], "x")
