@@ -40,7 +40,7 @@ class Memory:
         ahead: what sampling a step ahead adds: older parameters, and keys and values during the update.
         inputs: what else is handed in: the batch, the weights in another form.
         temporaries: activations, gradients, gathered weights.
-        peak: most at one time; at least so much where the compiler refused the program.
+        peak: most at one time; a lower bound if the compiler refused the program.
     """
 
     program: str
@@ -74,7 +74,7 @@ class Measured:
     Attributes:
         setting: the knobs.
         memory: of update, prefill and decode, those that were compiled.
-        compiled: what the compiler said of each.
+        compiled: the compiler's report about each.
         bounds: seconds of each phase of one step at the least.
     """
 
@@ -134,7 +134,7 @@ def measure(
     """Compile a config's programs for a slice and weigh them.
 
     Args:
-        mean_tokens: of an answer; None takes every answer to be as long as it may be.
+        mean_tokens: of an answer; None: every answer has the maximum length.
         only: which programs; ``method`` is what the method's own networks run.
     """
     mesh, chip = make_mesh(cfg, model_cfg, topology), topology.chip.a_device()
@@ -170,7 +170,7 @@ class Sizes:
         kv_prompts, kv_rows: keys and values of the prompts' slots and of all rows.
         batch: of one call of the update.
         method: the method's `ExtraMemory`.
-        gradients: the sum of an update in portions; 0 where it is computed whole.
+        gradients: the sum of an update in portions; 0 if it is computed whole.
         ahead: the next step is sampled by older parameters while this one is updated.
     """
 
@@ -237,7 +237,7 @@ def sizes(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Sizes:
 
 
 def _too_large(name: str, s: Sizes, chip: Chip) -> Compiled | None:
-    """A refusal without compiling, where parameters, optimizer and cache alone are more than there is."""
+    """A refusal without compiling, if parameters, optimizer and cache already exceed the memory."""
     batch = s.batch if name == "update" else 0
     if chip.usable is None or s.there(name) + batch <= chip.usable:
         return None
@@ -282,7 +282,7 @@ def phases(
     setting = setting_of(cfg, mesh)
 
     def received(name: str, times: float) -> float | None:
-        """Bytes of so many calls; None where the program was not compiled."""
+        """Bytes of so many calls; None if the program was not compiled."""
         one = compiled.get(name)
         return times * sum(c.bytes for c in one.collectives) if one and one.fits else None
 
