@@ -1,7 +1,7 @@
 """``ropd rejudge``: the stored rollouts of a run scored again by another verifier, prompt or rubric.
 
     1. read     the groups of RUN/groups/*.jsonl, and the config of the run with the changes of the command line
-    2. judge    each again: stored references, stored rubric (or one induced again), verdicts anew
+    2. judge    each again: stored references, stored rubric (or a newly induced one), new verdicts
     3. compare  rewards, ranks and signs of advantages, verdict by verdict, before anyone pays for a training run
 
 With the same seed the answers are shown in the same order as in the run, so a difference is the verifier's own.
@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import pathlib
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
@@ -29,6 +28,7 @@ from ropd_jax.teacher import Teacher
 from ropd_jax.teacher.health import cohens_kappa, step_health
 from ropd_jax.teacher.judge_group import judge
 from ropd_jax.types import Judgement, UserError, answer_of
+from ropd_jax.utils.every import Every
 from ropd_jax.utils.files import write_atomic
 from ropd_jax.workdir.config import stored_config
 from ropd_jax.workdir.groups import StoredGroup, read_groups
@@ -36,17 +36,17 @@ from ropd_jax.workdir.groups import StoredGroup, read_groups
 log = logging.getLogger(__name__)
 
 RUBRICS = ("stored", "fresh")
-_SAY_EVERY_S = 5.0
+PROGRESS_S = 5.0  # seconds between two lines of progress
 _EPS = 1e-9  # two rewards closer than this are equal
 
 
 def run_config(run: str | os.PathLike[str]) -> ConfigDict:
-    """The config of a run, unlocked; keys that it did not have yet are the default's.
+    """The config of a run, unlocked; keys that its version did not have yet have their defaults.
 
-    The tape is off, since the run's own must not be written to; ``teacher.tape.path`` and ``.mode`` name another.
+    The tape is off, since nothing must be written to the run's own; ``teacher.tape.path`` and ``.mode`` name another.
 
     Raises:
-        UserError: there is no run.
+        UserError: ``run`` is not the directory of a run.
     """
     cfg = stored_config(pathlib.Path(run))
     cfg.teacher.tape.mode, cfg.teacher.tape.path = "off", ""
@@ -56,13 +56,20 @@ def run_config(run: str | os.PathLike[str]) -> ConfigDict:
 
 
 def main(
-    cfg: ConfigDict, run: str | os.PathLike[str], *, steps: tuple[int, int] | None, rubric: str, out: str = ""
+    run: str | os.PathLike[str],
+    teacher_cfg: ConfigDict,
+    *,
+    seed: int,
+    steps: tuple[int, int] | None,
+    rubric: str,
+    out: str = "",
 ) -> dict[str, Any]:
     """Judges again, prints and returns what would have changed.
 
     Args:
-        cfg: `run_config` with the changes.
-        steps: (first, end) of the steps, the end not among them; None for all.
+        teacher_cfg: the section ``teacher`` of `run_config`, with the changes.
+        seed: the seed that decides the order in which answers are shown.
+        steps: (first, end) of the steps, the end not included; None for all.
         rubric: ``stored`` or ``fresh``.
         out: a JSON file for the whole comparison, "" for none.
 
@@ -72,20 +79,20 @@ def main(
     if rubric not in RUBRICS:
         raise UserError(f"--rubric={rubric} is unknown; expected {' or '.join(RUBRICS)}")
     if out and pathlib.Path(out).resolve().is_relative_to(pathlib.Path(run).resolve()):
-        raise UserError(f"--out {out} lies in the run, which rejudge leaves as it is; choose another place")
+        raise UserError(f"--out {out} is inside the run, which rejudge does not change; choose another place")
     groups = list(read_groups(run, steps=steps))
     if not any(g.judgement.references for g in groups):
         raise UserError(f"{run}: no group has references to judge by; expected a run of method=ropd")
     needs = ("verify",) if rubric == "stored" else ("rubric", "verify")
-    teacher = Teacher.from_config(cfg, seed=cfg.seed, needs=needs)
-    judged, after = asyncio.run(_judge_all(teacher, groups, fresh=rubric == "fresh", at_once=cfg.teacher.concurrency))
+    teacher = Teacher.from_config({"teacher": teacher_cfg}, seed=seed, needs=needs)
+    judged, after = asyncio.run(_judge_all(teacher, groups, fresh=rubric == "fresh", at_once=teacher_cfg.concurrency))
     found = compare(judged, after, same_rubric=rubric == "stored")
     found = {
         "run": str(run),
         "steps": sorted({g.step for g in judged}),
         "rubric": rubric,
         "prompts": teacher.prompt_shas,
-        "verifier": {"before": run_config(run).teacher.verifier.to_dict(), "after": cfg.teacher.verifier.to_dict()},
+        "verifier": {"before": run_config(run).teacher.verifier.to_dict(), "after": teacher_cfg.verifier.to_dict()},
         "groups_skipped": len(groups) - len(judged),
         **found,
         "calls": teacher.stats.as_metrics(),
@@ -101,10 +108,10 @@ async def _judge_all(
 ) -> tuple[list[StoredGroup], list[Judgement]]:
     """The groups that can be judged again (they have references, and a rubric unless ``fresh``), and how they were."""
     able = [g for g in groups if g.judgement.references and (fresh or g.judgement.rubric)]
-    slots, done, said = asyncio.Semaphore(max(1, 2 * at_once)), 0, time.monotonic()
+    slots, done, progress = asyncio.Semaphore(max(1, 2 * at_once)), 0, Every(PROGRESS_S)
 
     async def one(group: StoredGroup) -> Judgement:
-        nonlocal done, said
+        nonlocal done
         old = group.judgement
         models = old.reference_models or ("unknown",) * len(old.references)
         async with slots:
@@ -117,8 +124,7 @@ async def _judge_all(
                 rubric=None if fresh or old.rubric is None else (old.rubric, old.lineage),
             )
         done += 1
-        if time.monotonic() - said > _SAY_EVERY_S:
-            said = time.monotonic()
+        if progress():
             log.info("judged %d of %d groups", done, len(able))
         return judgement
 
@@ -171,7 +177,7 @@ def _rewards(before: Judgement, after: Judgement) -> Pair:
 
 
 def _spearman(pair: Pair) -> float | None:
-    """Rank correlation of one group; None where a side has only equal rewards."""
+    """Rank correlation of one group; None if a side has only equal rewards."""
     x, y = np.array(pair, float).reshape(-1, 2).round(9).T
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None

@@ -38,12 +38,12 @@ _KEYS = ("step", "prompt_id", "sample")
 
 @dataclasses.dataclass(frozen=True)
 class Rollouts:
-    """Every stored rollout, side by side (N of them).
+    """Every stored rollout, as arrays of length N.
 
     Attributes:
         step, group, prompt: of each; a group is one prompt at one step.
-        right: True, False, or None where the gold answer is not known.
-        signals: values of each by name, NaN where there is none.
+        right: True, False, or None if the gold answer is not known.
+        signals: values of each by name, NaN if there is none.
     """
 
     step: np.ndarray
@@ -77,7 +77,7 @@ def read_scores(path: str | os.PathLike[str]) -> dict[tuple[int, str, int], dict
     """More signals from JSONL: ``{"step": 3, "prompt_id": "p", "sample": 0, "teacher_logprob": -0.4}``.
 
     Raises:
-        UserError: a row without the three keys, or with a value that is no number.
+        UserError: a row without the three keys, or with a value that is not a number.
     """
     found: dict[tuple[int, str, int], dict[str, float]] = {}
     for n, (_, row) in enumerate(numbered_rows(pathlib.Path(path)), 1):

@@ -1,11 +1,11 @@
-"""A table of the paper from finished runs: our cell with its interval, the paper's number beside it, and n.
+"""A table of the paper from finished runs: our value with its interval and n, and the paper's number next to it.
 
 A table is data: ``get_table()`` of a file in ``experiments/`` returns a `TableSpec`. Rows name run directories (several
 are seeds of one row) or an untrained checkpoint; columns name benchmarks. ``collect`` looks for the results that
-``ropd eval`` left; a cell without one says what is missing and the command that fills it. Nothing is run.
+``ropd eval`` left; a cell without one names what is missing and the command that fills it. Nothing is run.
 
-The interval of several seeds is the bootstrap over problems of the mean over seeds: it says how surely these runs solve
-such problems, not how far another seed would fall.
+The interval of several seeds is the bootstrap over problems of the mean over seeds: it measures how surely these runs
+solve such problems, not the spread between seeds.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class Row:
 
     Attributes:
         label: as the paper has it.
-        paper: the paper's numbers in percent, one a column; None where it has none.
+        paper: the paper's numbers in percent, one per column; None if it has none.
         runs: names of run directories below ``--runs``; more than one are seeds.
         train: flags of ``ropd train`` that make such a run, all but ``--workdir``; ``{seed}`` is the run's place.
-        special: of a column that other runs fill: (runs, train).
-        checkpoint: of an untrained student, in place of runs.
+        special: columns that other runs fill: (runs, train).
+        checkpoint: an untrained student, instead of runs.
         thinking: the mode of its chat template; None is the template's own.
         method: the file of ``ropd_jax/methods`` it needs; "" for none.
-        note: why there can be no cell of ours ("" if there can).
+        note: why there cannot be a cell of ours ("" if there can).
     """
 
     label: str
@@ -62,9 +62,9 @@ class TableSpec:
 
     Attributes:
         columns: benchmarks.
-        eval_flags: of ``ropd eval`` for every cell, besides the benchmark.
+        eval_flags: flags of ``ropd eval`` for every cell, in addition to the benchmark.
         pick: the rule by which a run's checkpoint is chosen; results of another rule are not shown.
-        caption: where the paper's numbers are from, and what is odd about them.
+        caption: the source of the paper's numbers, and what is unusual about them.
     """
 
     title: str
@@ -84,9 +84,9 @@ class TableSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """``ours`` is None where there is nothing yet; ``missing`` then says what, with the command.
+    """``ours`` is None without a result; ``missing`` then names what is missing, with the command.
 
-    ``ungraded`` and ``truncated`` are shares of the answers; None where a result does not say.
+    ``ungraded`` and ``truncated`` are shares of the answers; None if a result does not have them.
     """
 
     ours: Estimate | None
@@ -131,21 +131,21 @@ def collect(
     evals: str = "evals",
     cost: Callable[[str, tuple[str, ...]], str] | None = None,
 ) -> Table:
-    """All cells; reads result files alone.
+    """All cells; reads only result files.
 
     Args:
-        runs: where the rows' run directories are.
-        evals: where ``ropd eval CHECKPOINT`` leaves its results.
-        cost: says what a run costs, told the flags of ``ropd train`` and the directories of the row's other seeds; its
-            words stand behind each command to train.
+        runs: directory of the rows' runs.
+        evals: directory of the results of ``ropd eval CHECKPOINT``.
+        cost: (flags of ``ropd train``, directories of the row's other seeds) -> what the run costs, in words; they
+            follow each command to train.
     """
-    said = functools.cache(cost) if cost else lambda train, like: ""
+    priced = functools.cache(cost) if cost else lambda train, like: ""
     cells = []
     for row in spec.rows:
         papers = row.paper or (None,) * len(spec.columns)
         cells.append(
             tuple(
-                _cell(spec, row, name, paper, runs, evals, said)
+                _cell(spec, row, name, paper, runs, evals, priced)
                 for name, paper in zip(spec.columns, papers, strict=True)
             )
         )
@@ -165,9 +165,9 @@ def _cell(spec: TableSpec, row: Row, name: str, paper: float | None, runs: str, 
         names, train = row.special.get(name, (row.runs, row.train))
         places = [pathlib.Path(runs) / run for run in names]
         found = [_of_run(place, name, spec.pick) for place in places]
-        said = functools.partial(cost, like=tuple(map(str, places)))
+        priced = functools.partial(cost, like=tuple(map(str, places)))
         missing = "; ".join(
-            _command(spec, row, place, train.replace("{seed}", str(seed)), flags, said)
+            _command(spec, row, place, train.replace("{seed}", str(seed)), flags, priced)
             for seed, (place, result) in enumerate(zip(places, found, strict=True))
             if result is None
         )
@@ -205,7 +205,7 @@ def _result(place: pathlib.Path) -> dict[str, Any] | None:
 
 
 def _command(spec: TableSpec, row: Row, run: pathlib.Path, train: str, flags: str, cost) -> str:
-    """What is to be done next for a run without a result."""
+    """The next command for a run without a result."""
     methods = importlib.resources.files("ropd_jax") / "methods"
     if row.method and not (methods / f"{row.method}.py").is_file():
         return f"the method {row.method} is not in this version"
@@ -263,7 +263,7 @@ def _markdown(table: Table) -> str:
 def _legend(spec: TableSpec) -> str:
     text = (
         "Ours in percent with the 95 % interval over problems; the paper's number in italics; – is not there yet. "
-        "Shares of ungraded and truncated answers stand there unless they are 0."
+        "Shares of ungraded and truncated answers are shown unless they are 0."
     )
     return f"{text} {spec.caption}".strip()
 
@@ -307,7 +307,7 @@ def _tex(text: str) -> str:
 
 
 def paper_rows(text: str) -> dict[str, tuple[float | None, ...]]:
-    """The paper's numbers by label, from lines ``label | 1.0 2.0 -``; ``-`` is no number."""
+    """The paper's numbers by label, from lines ``label | 1.0 2.0 -``; ``-`` is a missing number."""
     found = {}
     for line in filter(str.strip, text.splitlines()):
         label, _, numbers = line.partition("|")

@@ -1,13 +1,13 @@
-"""What a teacher with weights would have said of a run's stored rollouts, beside the rubric reward.
+"""Signals of a teacher with weights on a run's stored rollouts, next to the rubric reward.
 
 ``ropd analyze RUN --teacher CHECKPOINT`` puts the numbers into the signal study (``evaluation.analysis``), as the
 paper's Tables A4 and A5 do. Each is a mean over the tokens of an answer's text, a stop token not among them:
 
-    teacher_logprob   the log-prob of the token. The answer is tokenized anew by the teacher's own tokenizer behind its
-                      own chat template, so any checkpoint will do
+    teacher_logprob   the log-prob of the token. The answer is re-tokenized by the teacher's own tokenizer after its own
+                      chat template, so any checkpoint works
     topk_overlap      of the k most likely next tokens of student and teacher (k = 24 in the paper) the share in both
-    topk_mass         the student's probability of those that are in both. The paper does not say which of the two it
-                      means; its means of 0.9986 to 0.9996 can only be a mass
+    topk_mass         the student's probability of those that are in both. The paper does not define which of the two
+                      it uses; its means of 0.9986 to 0.9996 can only be a mass
 
 The student of a rollout is the run's newest kept checkpoint that is not later than it, or the one that the run started
 from; its tokenizer must be the teacher's.
@@ -34,6 +34,7 @@ from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.divergence import top_k_overlap
 from ropd_jax.models.logprobs import token_logprobs
 from ropd_jax.types import Message, UserError
+from ropd_jax.utils.every import Every
 from ropd_jax.utils.files import write_atomic
 from ropd_jax.utils.text import clock
 from ropd_jax.weights.student import Student, load_checkpoint
@@ -44,7 +45,7 @@ log = logging.getLogger(__name__)
 
 NAME = "teacher_logprob"
 Scores = dict[tuple[int, str, int], dict[str, float]]
-_SAY_EVERY_S = 5.0
+PROGRESS_S = 5.0  # seconds between two lines of progress
 _STEP = 32  # tokens; rows are padded to a multiple, so that few programs are compiled
 
 
@@ -73,9 +74,9 @@ def score_run(
     Args:
         checkpoint: of the teacher, by any name that `student.find` knows.
         system: the run's system message; the stored question holds it in words.
-        top_k: tokens of the overlap; 0 leaves it out. Where it cannot be had (no checkpoints, another tokenizer) that
-            is said, and it is left out.
-        rows: answers side by side.
+        top_k: tokens of the overlap; 0 leaves it out. If it cannot be computed (no checkpoints, another tokenizer), the
+            log reports the reason and it is left out.
+        rows: answers in one batch.
 
     Raises:
         UserError: no groups, no such checkpoint, or an answer longer than the teacher was made for.
@@ -113,15 +114,15 @@ def _overlap_rows(student: Student, teacher: Student, part: Sequence[Row], **how
 def _measure(
     todo: Sequence[Row], rows: int, found: Scores, what: str, values: Callable[[Sequence[Row]], list[dict[str, float]]]
 ) -> None:
-    """Add the values of all rows, so many at a time, and say how far it is."""
-    begin = said = time.monotonic()
+    """Adds the values of all rows, so many at a time, and reports progress."""
+    begin, progress = time.monotonic(), Every(PROGRESS_S)
     for at in range(0, len(todo), rows):
         part = todo[at : at + rows]
         for row, more in zip(part, values(part), strict=True):
             found.setdefault(row.key, {}).update(more)
-        if time.monotonic() - said > _SAY_EVERY_S:
-            said, done = time.monotonic(), at + len(part)
-            left = (said - begin) / done * (len(todo) - done)
+        if progress():
+            done = at + len(part)
+            left = (time.monotonic() - begin) / done * (len(todo) - done)
             log.info("scored %d of %d answers %s  %s left", done, len(todo), what, clock(left))
 
 
@@ -223,5 +224,5 @@ def _hidden(cfg: ModelConfig, params, tokens_BT, dtype: str):
     """Hidden states of all but the last token, a row a sequence."""
     B, T = tokens_BT.shape
     positions_BT = jnp.broadcast_to(jnp.arange(T - 1, dtype=jnp.int32)[None], (B, T - 1))
-    segments_BT = jnp.ones((B, T - 1), jnp.int32)  # padding stands behind the answer, and nobody looks ahead
+    segments_BT = jnp.ones((B, T - 1), jnp.int32)  # padding follows the answer, and attention is causal
     return transformer.hidden(cfg, params, tokens_BT[:, :-1], positions_BT, segments_BT, dtype=jnp.dtype(dtype))

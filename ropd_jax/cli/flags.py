@@ -7,8 +7,7 @@ follow
     help.help_text(command)        what ``ropd COMMAND --help`` prints
 
 ``-`` and ``_`` are the same in the name of every flag and config key: ``--max-tokens`` is ``--max_tokens``,
-``--config.data.max-prompt-tokens`` is
-``--config.data.max_prompt_tokens``, ``--no-calls`` is ``--nocalls``.
+``--config.optim.warmup-steps`` is ``--config.optim.warmup_steps``, ``--no-calls`` is ``--nocalls``.
 
 absl and ml_collections are imported only when a command runs, so that help and misspelt commands are answered at once.
 """
@@ -35,7 +34,7 @@ class Flag:
 
     Attributes:
         name: with ``_``.
-        value: what stands for the value in the help, e.g. ``DIR``; "" for a switch.
+        value: the placeholder of the value in the help, e.g. ``DIR``; "" for a switch.
         help: one or two sentences.
         default: its type is the flag's type, unless ``kind`` names another.
         kind: the type, needed when the default is None.
@@ -85,7 +84,7 @@ class Arguments:
     """The parsed arguments of a command.
 
     Attributes:
-        words: what stands in front of the flags, e.g. the directory of a run.
+        words: the arguments that are not flags, e.g. the directory of a run.
         values: of the flags, by name; also as ``args["workdir"]``.
         read_config: the config with all overrides; None for a command without one.
     """
@@ -111,7 +110,7 @@ class Command:
         summary: its line in ``ropd --help``.
         intro: paragraphs with blank lines between; a line that begins with two spaces is kept as it is.
         run: does the work and returns the exit code; None is 0.
-        words: what is expected in front of the flags, e.g. ``("RUN",)``; in brackets if it can be left out.
+        words: the expected arguments that are not flags, e.g. ``("RUN",)``; in brackets if it can be left out.
         missing: the error when a word that is needed is not there.
         config: ``required`` and ``optional`` add ``--config FILE`` and ``--config.a.b=value``; ``run`` only the second.
         stored: for ``run``: the words -> the config that the overrides change.

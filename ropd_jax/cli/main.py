@@ -107,7 +107,8 @@ def _exit_code(error: Exception) -> int:
     for (module, name), code in EXIT_CODES.items():
         # Looked up, not imported: importing would load jax just to report a misspelt flag.
         if module in sys.modules and isinstance(error, getattr(sys.modules[module], name)):
-            log.error("stopped: %s", error) if str(error) else log.warning("stopped")
+            if str(error):  # an interrupted evaluation has already reported how to continue
+                log.error("stopped: %s", error)
             return code
     if isinstance(error, UserError):
         sys.stderr.write(f"ropd: error: {error}\n")

@@ -18,7 +18,8 @@ def run(args: Arguments) -> None:
     cfg = args.config
     if args["verifier"]:
         cfg.teacher.verifier.model = args["verifier"]
-    rejudge.main(cfg, args.words[0], steps=steps_of(args["steps"]), rubric=args["rubric"], out=args["out"])
+    options = dict(steps=steps_of(args["steps"]), rubric=args["rubric"], out=args["out"])
+    rejudge.main(args.words[0], cfg.teacher, seed=cfg.seed, **options)
 
 
 def _config_of_run(words: Sequence[str]) -> ConfigDict:

@@ -1,12 +1,12 @@
 """What a method is: the few places where ROPD and its rivals differ. A new one is one file in this folder.
 
-A step asks a method, in this order:
+A step calls a method in this order:
 
-1. `Method.judge`: what does the teacher say of this group? (asyncio, on the teacher's loop, group by group)
-2. `Method.revise`: what do the method's own networks say of the whole step? (nothing, for most)
+1. `Method.judge`: the teacher's judgement of one group (asyncio, on the teacher's loop, group by group)
+2. `Method.revise`: what the method's own networks add to the judgements of the step (nothing, for most)
 3. `Method.rewards` and `Method.advantages`: rewards of all groups -> advantages.
-4. `Method.sequences`: which token sequences is the student trained on?
-5. `Method.extras`: what do frozen networks give for the tokens of the update's batch? (nothing, for most)
+4. `Method.sequences`: the token sequences that the student is trained on.
+5. `Method.extras`: what frozen networks compute for the tokens of the update's batch (nothing, for most)
 6. `Method.loss`: the loss of each token, from the student's log-probs. Traced by jit.
 
 and once, before the first step, `Method.setup`. The defaults here are GRPO on the student's own rollouts, with every
@@ -65,7 +65,7 @@ class Tokens(NamedTuple):
 
     @property
     def old_logp_BT(self) -> jax.Array:
-        """Log-probs under the policy that sampled. Where nobody sampled (NaN) the present ones, so that ratio is 1."""
+        """Log-probs under the policy that sampled; the present ones for tokens that were not sampled (NaN): ratio 1."""
         old_BT = self.batch.old_logp_BT
         return jnp.where(jnp.isnan(old_BT), jax.lax.stop_gradient(self.logp_BT), old_BT)
 
@@ -112,11 +112,11 @@ class Method(abc.ABC):
     """GRPO on rewards that `judge` gives.
 
     Attributes:
-        cfg: the run's config, whole.
+        cfg: the run's whole config.
         needs_rollouts: the student samples; without, groups arrive with no rollouts.
         asks: calls of the teacher by role for one group: the roles whose keys and prices a run needs. ``reference``
-            stands for ``teacher.references`` calls the first time that a prompt is seen.
-        asks_once: roles among them that are asked once a prompt rather than once a group.
+            counts as ``teacher.references`` calls the first time that a prompt is seen.
+        asks_once: roles among them that are called once per prompt rather than once per group.
     """
 
     cfg: ConfigDict
@@ -141,8 +141,11 @@ class Method(abc.ABC):
 
     @property
     def by_group(self) -> bool:
-        """Whether rewards and advantages of a group hang on that group alone, so that its gradient may be summed before
-        the others are judged (`training.accumulate`). A method that overrides one of the three says so itself."""
+        """Whether rewards and advantages of a group depend only on that group.
+
+        If so, its gradient can be summed before the others are judged (`training.accumulate`). A method that overrides
+        `revise`, `rewards` or `advantages` sets it itself.
+        """
         return all(getattr(type(self), name) is getattr(Method, name) for name in ("revise", "rewards", "advantages"))
 
     @property
@@ -153,7 +156,7 @@ class Method(abc.ABC):
     def setup(self, student: Student, mesh: jax.sharding.Mesh | None) -> Any:
         """Once, before the first step. Returns the arrays that the method trains; they live in the checkpoint.
 
-        What never changes (a frozen teacher) may be kept on ``self``.
+        What never changes (a frozen teacher) can be kept on ``self``.
 
         Raises:
             UserError: what the config asks for cannot work.
@@ -162,7 +165,7 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     async def judge(self, teacher: Teacher, group: RolloutGroup) -> Judgement:
-        """The teacher's judgement of one group. What it fails to say is unscored, with a cause; never 0.0."""
+        """The teacher's judgement of one group. What it fails to answer is unscored, with a cause; never 0.0."""
 
     def revise(
         self, trained: Any, groups: Sequence[RolloutGroup], judgements: Sequence[Judgement], tokenizer: Tokenizer
@@ -171,7 +174,7 @@ class Method(abc.ABC):
         return trained, judgements, {}
 
     def rewards(self, groups: Sequence[RolloutGroup], judgements: Sequence[Judgement]) -> tuple[np.ndarray, np.ndarray]:
-        """(reward_PG, valid_PG): NaN and False where unscored, so that an unscored reward can be used nowhere unseen.
+        """(reward_PG, valid_PG): NaN and False if unscored, so that an unscored reward cannot be used unnoticed.
 
         With ``loss.overlong="shape"`` the punishment of overlong answers is part of it.
         """

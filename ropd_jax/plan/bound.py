@@ -1,8 +1,8 @@
 """A lower bound of the seconds of a step, from what the chip's maker publishes.
 
 Each phase takes at least as long as its operations at the peak rate, its bytes at the bandwidth of the memory, and what
-a chip receives from others at the bandwidth of the links; the largest of the three is the bound, and its name says what
-the phase waits for. Nothing a chip's table leaves out is taken for a number: without a peak there is no bound.
+a chip receives from others at the bandwidth of the links; the largest of the three is the bound, and its name is what
+the phase waits for. A figure that a chip's table leaves out is unknown, not zero: without a peak there is no bound.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Phase:
     Attributes:
         flops: operations.
         memory: bytes that must be read or written.
-        links: bytes received from other devices; None where that is unknown.
+        links: bytes received from other devices; None if that is unknown.
     """
 
     name: str
@@ -41,7 +41,11 @@ class Bound:
 
 
 def bound(phase: Phase, chip: Chip) -> Bound:
-    """Args: ``chip`` of one device (`Chip.a_device`)."""
+    """The bound of one phase on one device (`Chip.a_device`).
+
+    For 2e12 operations at 1e12 a second, 1e9 bytes at 1e9 a second and no links: compute 2 s, memory 1 s, so the phase
+    takes at least 2 s and waits for compute.
+    """
 
     def over(work: float | None, rate: float | None) -> float | None:
         return None if work is None or rate is None else work / rate

@@ -23,7 +23,7 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What one chip can do; None where nothing is published.
+    """What one chip can do; None if nothing is published.
 
     Attributes:
         hbm: bytes.
@@ -32,7 +32,7 @@ class Chip:
         bandwidth: of the HBM, bytes a second.
         ici: into (or out of) the chip, bytes a second: half of the published figure for both directions.
         devices: JAX devices of one chip; memory, FLOPs and bandwidth of a device are that share.
-        source: where the figures are from.
+        source: the page that publishes the figures.
     """
 
     name: str
@@ -107,7 +107,7 @@ def parse_topology(text: str) -> Topology:
     found = re.fullmatch(r"(?P<chip>\w+):(?P<shape>[1-9]\d*(x[1-9]\d*)*)", text)
     table = chips() | {"cpu": CPU}
     if not found:
-        raise UserError(f"--topology={text!r} is no topology; expected CHIP:SIZE, e.g. v5e:4x4, v5p:2x2x1 or cpu:8")
+        raise UserError(f"--topology={text!r} is not a topology; expected CHIP:SIZE, e.g. v5e:4x4, v5p:2x2x1 or cpu:8")
     name = found["chip"].removeprefix("tpu")
     if name not in table:
         raise UserError(f"--topology={text!r}: chip {found['chip']!r} is unknown; {near(name, table)}")
@@ -135,7 +135,7 @@ def topology_devices(topology: Topology) -> Sequence[Any]:
     from jax.experimental import topologies
 
     options = dict(topology.chip.options)
-    if topology.chips < 4 and len(topology.shape) == 2:  # libtpu takes four chips for a host unless told
+    if topology.chips < 4 and len(topology.shape) == 2:  # libtpu assumes four chips per host
         options["chips_per_host_bounds"] = (*topology.shape, 1)
     name = f"{topology.chip.platform}:{'x'.join(map(str, topology.shape))}"
     try:

@@ -1,4 +1,4 @@
-"""Compiling a program for a slice, and what the compiler says of it. Kept in a cache, as it takes a minute or more."""
+"""Compiles a program for a slice and reads the compiler's report. Cached, because it takes a minute or more."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _FORM = 2  # of the cache's files
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler says of one program, in bytes of one device.
+    """The compiler's report about one program, in bytes of one device.
 
     Attributes:
         name: of the program.
-        fits: False where the compiler refused it for want of memory; then only ``peak`` is known, at least that much.
+        fits: False if the compiler refused it for lack of memory; then only ``peak`` is known, as a lower bound.
         arguments: of which ``donated`` are given back as outputs.
         temporaries: activations, gradients, gathered weights: all that lives inside.
         peak: arguments + temporaries + outputs that are not donated arguments + code.
@@ -99,12 +99,12 @@ def compile_program(
 
 
 def _peak(m: Any) -> int:
-    beside = m.output_size_in_bytes - m.alias_size_in_bytes
-    return m.argument_size_in_bytes + m.temp_size_in_bytes + beside + m.generated_code_size_in_bytes
+    extra = m.output_size_in_bytes - m.alias_size_in_bytes
+    return m.argument_size_in_bytes + m.temp_size_in_bytes + extra + m.generated_code_size_in_bytes
 
 
 def out_of_memory(message: str) -> int | None:
-    """Bytes that the compiler would have needed, from its refusal; None where it says something else."""
+    """Bytes that the compiler would have needed, from its refusal; None if it has another reason."""
     if "RESOURCE_EXHAUSTED" not in message:
         return None
     sizes = [

@@ -12,7 +12,7 @@ from ropd_jax.models.config import ModelConfig
 
 
 def layer_matmul_params(cfg: ModelConfig) -> int:
-    """Weights of one layer that a token is multiplied with (its own experts only, where there are experts)."""
+    """Weights of one layer that a token is multiplied with (only its own experts, if there are experts)."""
     D, N, K, H, F = cfg.d_model, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, cfg.mlp_dim
     attention = D * H * (2 * N + 2 * K)
     mlp = 3 * D * F
@@ -73,7 +73,7 @@ def update_flops(
         tokens: positions that are computed.
         contexts: see `contexts`, summed over the sequences.
         frozen: the weights are frozen (LoRA): no gradient of a weight is computed. The adapters are not counted.
-        references: forward passes besides (1 with a KL term).
+        references: additional forward passes (1 with a KL term).
         logits: positions whose logits are computed; None is all.
     """
     attention = 4 * cfg.num_heads * cfg.head_dim * contexts

@@ -1,4 +1,4 @@
-"""What to turn when a config does not fit a slice, and the fastest setting that does."""
+"""What to change when a config does not fit a slice, and the fastest setting that fits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Trial:
         keys: of the config, with their values.
         peak: most bytes of a device in any program that was compiled.
         fits: all of them fit.
-        seconds: of a step at the least; None where only a part was compiled or the chip has no figures.
+        seconds: lower bound of a step; None if only a part was compiled or the chip has no figures.
     """
 
     keys: Keys
@@ -53,11 +53,11 @@ def changed(cfg: ConfigDict, keys: Keys) -> ConfigDict:
 def remedy(
     cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology, measured: Measured, report: Report, **options
 ) -> Remedy:
-    """Tries, program by program, one knob after another, and says which make all of it fit.
+    """Tries, program by program, one setting after another, and returns those that make all of it fit.
 
-    The knobs of the update are the compiler's own limit, the rows side by side, what is kept for the backward pass, the
+    The knobs of the update are the compiler's own limit, the rows per pass, what is kept for the backward pass, the
     form of the optimizer's moments; those of the sampler are slots, the cache's type and the longest answer;
-    ``mesh.tp`` is both's.
+    ``mesh.tp`` belongs to both.
     """
     failed = {_part(m.program) for m in measured.memory if not m.fits}
     tried: list[Trial] = []
@@ -83,10 +83,10 @@ def remedy(
 
 def search(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology, report: Report, **options) -> Remedy:
     """The fastest setting that fits, by the lower bound of a step: for each ``mesh.tp`` the most slots, then the update
-    with the least recomputation and the most rows side by side.
+    with the least recomputation and the most rows per pass.
 
     Returns:
-        the keys to change ({} where the config is the fastest already), and every trial.
+        the keys to change ({} if the config is the fastest already), and every trial.
     """
     tried: list[Trial] = []
     best: tuple[float, Keys] | None = None
@@ -136,7 +136,7 @@ def _part(program: str) -> str:
 
 
 def _none(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> Iterator[Keys]:
-    """What the method's own networks need follows from ``mesh.tp`` and the slice alone."""
+    """What the method's own networks need depends only on ``mesh.tp`` and the slice."""
     yield from ()
 
 
@@ -175,7 +175,7 @@ def update_knobs(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) ->
 
 
 def _faster_updates(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> Iterator[Keys]:
-    """Ways to run the update, the fastest first: less recomputation, then more rows side by side."""
+    """Ways to run the update, the fastest first: less recomputation, then more rows per pass."""
     shards = _shards(cfg, topology)
     if isinstance(cfg.optim.remat, str):
         yield {"optim.remat": "dots", "optim.microbatch": shards}

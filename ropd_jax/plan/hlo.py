@@ -1,7 +1,7 @@
 """Collectives of a compiled program, read from its HLO text: kind, how often they run, how many bytes a device gets.
 
-A loop's body is counted as often as the loop runs, where that is a constant of its condition. The end of a loop may
-depend on data (decoding; parts of an update that are not needed): the caller says how often that one runs. The TPU
+A loop's body is counted as often as the loop runs, if that is a constant of its condition. The end of a loop may
+depend on data (decoding; parts of an update that are not needed): the caller passes how often that one runs. The TPU
 compiler splits one collective into several fused steps that repeat its text under one channel number; it counts once.
 It writes a reduce-scatter as a fusion ``all-reduce-scatter`` of an all-reduce and the slice that is kept of it.
 """
@@ -99,7 +99,7 @@ def _received(kind: str, size: float, group: int) -> float:
 
 
 def _started(kind: str, both: float, group: int) -> float:
-    """Bytes of the result where the type holds operand and result."""
+    """Bytes of the result, if the type holds operand and result."""
     return {"all-gather": both * group / (group + 1), "reduce-scatter": both / (group + 1)}.get(kind, both / 2)
 
 
@@ -149,7 +149,7 @@ def _times(lines: dict[str, list[str]], entry: str, passes: int) -> dict[str, in
 
 
 def _trips(line: str, lines: dict[str, list[str]], passes: int) -> int:
-    """How often a loop runs: told by the compiler, or the constant its counter is compared with; else ``passes``."""
+    """How often a loop runs: from the compiler, or the constant its counter is compared with; else ``passes``."""
     if known := _TRIPS.search(line):
         return int(known[1])
     condition = re.search(r"condition=%?([\w.\-]+)", line)

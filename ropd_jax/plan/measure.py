@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from ropd_jax.methods import ExtraProgram
+from ropd_jax.methods import ExtraProgram, Method
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.plan import count, programs
@@ -41,7 +41,7 @@ class Memory:
         ahead: what sampling a step ahead adds: older parameters, and keys and values during the update.
         inputs: what else is handed in: the batch, the weights in another form.
         temporaries: activations, gradients, gathered weights.
-        peak: most at one time; at least so much where the compiler refused the program.
+        peak: most at one time; a lower bound if the compiler refused the program.
     """
 
     program: str
@@ -75,7 +75,7 @@ class Measured:
     Attributes:
         setting: the knobs.
         memory: of update, prefill and decode, those that were compiled.
-        compiled: what the compiler said of each.
+        compiled: the compiler's report about each.
         bounds: seconds of each phase of one step at the least.
     """
 
@@ -135,7 +135,7 @@ def measure(
     """Compile a config's programs for a slice and weigh them.
 
     Args:
-        mean_tokens: of an answer; None takes every answer to be as long as it may be.
+        mean_tokens: of an answer; None: every answer has the maximum length.
         only: which programs; ``method`` is what the method's own networks run.
     """
     mesh, chip = make_mesh(cfg, model_cfg, topology), topology.chip.a_device()
@@ -171,7 +171,7 @@ class Sizes:
         kv_prompts, kv_rows: keys and values of the prompts' slots and of all rows.
         batch: of one call of the update.
         method: the method's `ExtraMemory`.
-        gradients: the sum of an update in portions; 0 where it is computed whole.
+        gradients: the sum of an update in portions; 0 if it is computed whole.
         ahead: the next step is sampled by older parameters while this one is updated.
     """
 
@@ -238,7 +238,7 @@ def sizes(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Sizes:
 
 
 def _too_large(name: str, s: Sizes, chip: Chip) -> Compiled | None:
-    """A refusal without compiling, where parameters, optimizer and cache alone are more than there is."""
+    """A refusal without compiling, if parameters, optimizer and cache already exceed the memory."""
     batch = s.batch if name == "update" else 0
     if chip.usable is None or s.there(name) + batch <= chip.usable:
         return None
@@ -267,31 +267,47 @@ def _memory(c: Compiled, s: Sizes, chip: Chip) -> Memory:
 # ---------------------------------------------------------------------------------------------------------- work
 
 
+Received = Callable[[str, float], float | None]  # (program, calls) -> bytes that a device receives
+
+
 def phases(
     cfg: ConfigDict,
     model_cfg: ModelConfig,
-    mesh,
+    mesh: jax.sharding.Mesh,
     compiled: dict[str, Compiled],
     s: Sizes,
     mean_tokens: float | None = None,
 ) -> list[Phase]:
     """Work of one device in one step: the update, what the method's own networks run, prefill and decoding."""
-    devices, tp = mesh.size, mesh.shape["tp"]
     answer = cfg.sampling.max_tokens if mean_tokens is None else round(mean_tokens)
-    prompt = programs.prompt_len(cfg)
-    itemsize = jnp.dtype(cfg.student.dtype).itemsize
-    setting = setting_of(cfg, mesh)
 
-    def received(name: str, times: float) -> float | None:
-        """Bytes of so many calls; None where the program was not compiled."""
+    def received(name: str, calls: float) -> float | None:
+        """None if the program was not compiled."""
         one = compiled.get(name)
-        return times * sum(c.bytes for c in one.collectives) if one and one.fits else None
+        return calls * sum(c.bytes for c in one.collectives) if one and one.fits else None
 
     with jax.set_mesh(mesh):
-        (A, b, T), (method, extra) = (
-            programs.batch_of(cfg, mesh).tokens_BT.shape,
-            programs.method_of(cfg, model_cfg, mesh),
-        )
+        shape, (method, extra) = programs.batch_of(cfg, mesh).tokens_BT.shape, programs.method_of(cfg, model_cfg, mesh)
+    found = _update_phases(cfg, model_cfg, mesh, s, shape, method, answer, received)
+    remat = cfg.optim.remat in (True, "block")
+    for one in extra.programs:
+        found.append(_extra_phase(one, mesh.size, s.method, received(one.name, one.calls), remat=remat))
+    return found + (_sampler_phases(cfg, model_cfg, mesh, answer, received) if method.needs_rollouts else [])
+
+
+def _update_phases(
+    cfg: ConfigDict,
+    model_cfg: ModelConfig,
+    mesh: jax.sharding.Mesh,
+    s: Sizes,
+    shape: tuple[int, ...],
+    method: Method,
+    answer: int,
+    received: Received,
+) -> list[Phase]:
+    """The update of a step; ``shape`` is A, b, T of one call's batch."""
+    A, b, T = shape
+    prompt, itemsize = programs.prompt_len(cfg), jnp.dtype(cfg.student.dtype).itemsize
     sequences = cfg.data.prompts_per_step * method.sequences_per_prompt
     calls = programs.update_calls(cfg, method)
     computed = A * b * T * calls
@@ -306,43 +322,37 @@ def phases(
         frozen=bool(cfg.student.lora.rank),
         references=int(needs_initial(read_config(cfg).loss, method)),
     )
-    gathered = (
-        itemsize * (model_cfg.num_layers * count.layer_matmul_params(model_cfg) + count.head_params(model_cfg)) / tp
-    )
+    params = model_cfg.num_layers * count.layer_matmul_params(model_cfg) + count.head_params(model_cfg)
+    gathered = itemsize * params / mesh.shape["tp"]
     a_part = 2 * gathered + 2 * s.trained  # read forward and backward; the gradient's sum read and written
     once = 3 * s.trained + 2 * s.optimizer  # gradient read; parameters and moments read and written
     summed, links = calls * A * used * a_part, received("update", calls * used)
     if uses_streaming(read_config(cfg), method):
-        found = [Phase("update", flops / devices, summed, links), Phase("apply", 0.0, once, received("apply", 1))]
-    else:
-        found = [Phase("update", flops / devices, summed + calls * once, links)]
-    for one in extra.programs:
-        found.append(
-            _extra_phase(
-                one, devices, s.method, received(one.name, one.calls), remat=cfg.optim.remat in (True, "block")
-            )
-        )
-    if not method.needs_rollouts:
-        return found
+        return [Phase("update", flops / mesh.size, summed, links), Phase("apply", 0.0, once, received("apply", 1))]
+    return [Phase("update", flops / mesh.size, summed + calls * once, links)]
 
+
+def _sampler_phases(
+    cfg: ConfigDict, model_cfg: ModelConfig, mesh: jax.sharding.Mesh, answer: int, received: Received
+) -> list[Phase]:
+    slots, itemsize = setting_of(cfg, mesh).slots, jnp.dtype(cfg.student.dtype).itemsize
     work = count.rollouts(
         model_cfg,
         prompts=cfg.data.prompts_per_step,
         per_prompt=cfg.sampling.rollouts,
-        prompt_len=prompt,
+        prompt_len=programs.prompt_len(cfg),
         answer_len=answer,
-        slots=setting.slots,
+        slots=slots,
         itemsize=programs.cache_itemsize(cfg),
     )
-    weights = itemsize * count.read_params(model_cfg, setting.slots) / tp
+    weights = itemsize * count.read_params(model_cfg, slots) / mesh.shape["tp"]
     prefills = programs.prefill_calls(cfg, mesh)
     return [
-        *found,
-        Phase("prefill", work.prefill_flops / devices, prefills * weights, received("prefill", prefills)),
+        Phase("prefill", work.prefill_flops / mesh.size, prefills * weights, received("prefill", prefills)),
         Phase(
             "decode",
-            (work.flops - work.prefill_flops) / devices,
-            work.decode_steps * weights + work.cache_bytes / devices,
+            (work.flops - work.prefill_flops) / mesh.size,
+            work.decode_steps * weights + work.cache_bytes / mesh.size,
             received("decode", work.decode_steps / cfg.sampling.chunk),  # a call decodes a chunk
         ),
     ]

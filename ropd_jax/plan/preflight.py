@@ -47,10 +47,10 @@ _RUBRIC = Rubric(tuple(Criterion(f"c{i}", "x" * 160, 3, "reasoning") for i in ra
 
 @dataclasses.dataclass(frozen=True)
 class RolePlan:
-    """One role of one model. Tokens, dollars and hours are of the whole run; None where nothing is known.
+    """One role of one model. Tokens, dollars and hours are of the whole run; None if unknown.
 
     Attributes:
-        calls: requests, without retries and second questions.
+        calls: requests, without retries and repeated questions.
         tokens_max, usd_max: if every answer is as long as its limit allows.
         tokens, usd, hours: by the tape's means.
     """
@@ -75,11 +75,11 @@ def plan(
     once: Collection[str] = ("reference",),
     tape: Tape | None,
 ) -> list[RolePlan]:
-    """What the run will ask, by role and model.
+    """What the run will request, by role and model.
 
     Args:
         prompts: the training set.
-        asks, once: calls for one group by role, and the roles asked once a prompt (``Method.asks``, ``asks_once``).
+        asks, once: calls for one group by role, and the roles called once per prompt (``Method.asks``, ``asks_once``).
         tape: whose means are the estimate.
     """
     t = cfg.teacher
@@ -143,7 +143,7 @@ def _row(
 
 
 def _prompt_tokens(cfg: ConfigDict, prompts: Sequence[Prompt]) -> dict[str, int]:
-    """Mean tokens of each role's prompt, rendered with answers as long as they may be."""
+    """Mean tokens of each role's prompt, rendered with answers of the maximum length."""
     t = cfg.teacher
     some = prompts[:: max(1, len(prompts) // _MEASURED)][:_MEASURED]
 
@@ -193,7 +193,7 @@ def _request(
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One cheap call: whether it came back, after how long, and what was wrong."""
+    """One cheap call: whether it was answered, after how long, and what was wrong."""
 
     role: str
     provider: str
@@ -201,13 +201,13 @@ class Check:
     ok: bool
     seconds: float | None
     usd: float | None
-    said: str
+    message: str
 
 
 async def check(
     cfg: ConfigDict, prompts: Sequence[Prompt], asks: Collection[str] = ("reference", "rubric", "verify")
 ) -> list[Check]:
-    """One call for each role and model, with a reply limit of 64 tokens. A reply cut there is a good sign."""
+    """One call for each role and model, with a reply limit of 64 tokens. A reply cut there counts as an answer."""
     t = cfg.teacher
     sources = () if t.index or "reference" not in asks else reference_sources(t)
     asked = [("reference", *source) for source in sources]
@@ -229,19 +229,19 @@ async def _check(t, role: str, endpoint: Endpoint, how: Role, prompt: Prompt, an
             request, model=how.model, temperature=how.temperature, max_output_tokens=_CHECK_TOKENS
         )
         async with asyncio.timeout(limits["timeout_s"]):
-            reply = await client.inner.chat(request)  # one try: no retries
-        ok, said, seconds = True, "answers", reply.latency_s
+            reply = await client.inner.chat(request)  # one attempt, without retries
+        ok, message, seconds = True, "answers", reply.latency_s
     except TruncatedError:
-        ok, said = True, "answers"
+        ok, message = True, "answers"
     except TimeoutError:
-        ok, said = False, f"no answer in {limits['timeout_s']:g} s"
+        ok, message = False, f"no answer in {limits['timeout_s']:g} s"
     except TeacherError as e:
-        ok, said = False, f"{e.cause}: {e}"
+        ok, message = False, f"{e.cause}: {e}"
     finally:
         if client is not None:
             await client.close()
     usd = budget.total().cost_usd if budget.total().calls else 0.0
-    return Check(role, endpoint.provider, how.model, ok, seconds, usd, said)
+    return Check(role, endpoint.provider, how.model, ok, seconds, usd, message)
 
 
 # ------------------------------------------------------------------------------------------------------- print
@@ -281,7 +281,7 @@ def run(cfg: ConfigDict, *, tape: pathlib.Path | None = None, calls: bool = True
 
 
 def _total(rows: Sequence[RolePlan]) -> dict[str, Any]:
-    """Sums over the roles; None where one of them is unknown."""
+    """Sums over the roles; None if one of them is unknown."""
     names = ("calls", "input_tokens_max", "output_tokens_max", "usd_max", "tokens", "usd", "hours")
     columns = {name: [getattr(r, name) for r in rows] for name in names}
     return {name: None if None in values else sum(values) for name, values in columns.items()}
@@ -310,10 +310,10 @@ def _show(cfg: ConfigDict, rows: Sequence[RolePlan], checks: Sequence[Check], ta
         table.add_row("all", "", *_cells(total)[: len(columns)])
     console.print(table)
     console.print(
-        "At most: input + output if every answer is as long as its limit, a token taken for 4 characters; without "
-        "retries and second questions. "
+        "At most: input + output if every answer is as long as its limit, a token counted as 4 characters; without "
+        "retries and repeated questions. "
         + (
-            f"By tape: means of {tape}; hours: the teacher's alone, at {cfg.teacher.concurrency} calls at once. "
+            f"By tape: means of {tape}; hours: the teacher's only, at {cfg.teacher.concurrency} calls at once. "
             if tape
             else "What it will really be, and the hours, are unknown without --tape. "
         )
@@ -327,7 +327,7 @@ def _show(cfg: ConfigDict, rows: Sequence[RolePlan], checks: Sequence[Check], ta
         took = "" if c.seconds is None else f" in {c.seconds:.1f} s"
         mark = "[green]ok[/]    " if c.ok else "[red]FAILED[/]"
         console.print(f"{mark} {c.role}: {c.provider}: {c.model} ", end="")
-        console.print(c.said + took, markup=False, soft_wrap=True)
+        console.print(c.message + took, markup=False, soft_wrap=True)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

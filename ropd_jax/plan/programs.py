@@ -40,8 +40,8 @@ class Program:
     Attributes:
         name: for people.
         lower: () -> jax.stages.Lowered, inside ``jax.set_mesh``.
-        passes: of a loop whose end depends on data; its collectives are counted so often.
-        options: of the compiler, as ``lower`` sets them; they do not stand in the lowered text.
+        passes: of a loop whose end depends on data; its collectives are counted that many times.
+        options: of the compiler, as ``lower`` sets them; the lowered text does not contain them.
     """
 
     name: str
@@ -56,7 +56,7 @@ def prompt_len(cfg: ConfigDict) -> int:
 
 
 class Weights(NamedTuple):
-    """The student as the run stores it: what is trained, and the frozen weights beside it (None: all is trained)."""
+    """The student as the run stores it: what is trained, and the frozen weights (None: all is trained)."""
 
     trained: dict
     base: dict | None = None
@@ -99,7 +99,7 @@ def update_calls(cfg: ConfigDict, method: Method) -> int:
 
 
 def batch_of(cfg: ConfigDict, mesh) -> TrainBatch:
-    """The arrays of one update, or one portion of it, in which every answer is as long as it may be."""
+    """The arrays of one update, or one portion of it, in which every answer has the maximum length."""
     method = load_method(cfg.method, cfg)
     prompts = (
         cfg.stream.groups
@@ -117,7 +117,7 @@ def batch_of(cfg: ConfigDict, mesh) -> TrainBatch:
 
 
 def update_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> list[Program]:
-    """The update of one mini-batch; where it comes in portions, the sum of one of them, and the optimizer's step."""
+    """The update of one mini-batch; if it comes in portions, the sum of one of them and the optimizer's step."""
     method, _ = method_of(cfg, model_cfg, mesh)
     state, batch, base = state_of(cfg, model_cfg, mesh), batch_of(cfg, mesh), weights_of(cfg, model_cfg, mesh).base
     reference = (base or state.params) if needs_initial(read_config(cfg).loss, method) else None
@@ -201,7 +201,7 @@ def sampler_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Sampler:
 
 
 def sampler_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> list[Program]:
-    """Prefill and decoding of the config's sampler, all its rows as long as they may be."""
+    """Prefill and decoding of the config's sampler, all its rows of maximum length."""
     s = sampler_of(cfg, model_cfg, mesh)
 
     def prefill():
@@ -217,7 +217,7 @@ def sampler_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> list[Prog
 
 
 def kv_cache_bytes(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> tuple[int, int]:
-    """Keys and values of one device: (of the prompts' slots, of all rows, each as long as it may be)."""
+    """Keys and values of one device: (of the prompts' slots, of all rows, each of maximum length)."""
     cache = sampler_of(cfg, model_cfg, mesh).cache
     return device_bytes(cache.prompts), device_bytes(cache.pages) + device_bytes(cache.stages)
 

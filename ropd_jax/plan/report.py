@@ -37,7 +37,7 @@ def run(
         UserError: a config that cannot work, an unknown slice, or more ``mean_tokens`` than an answer can have.
     """
     check_config(cfg)
-    where = parse_topology(topology)
+    slice_ = parse_topology(topology)
     model_cfg = model_config(cfg.student.checkpoint)
     if mean_tokens is not None and not 0 <= mean_tokens <= cfg.sampling.max_tokens:
         raise UserError(
@@ -45,18 +45,18 @@ def run(
         )
     options: dict[str, Any] = {"mean_tokens": mean_tokens or None}
     with _progress() as progress:
-        make_mesh(cfg, model_cfg, where)  # refuses the slice before a minute of compiling
-        advice = fit.search(cfg, model_cfg, where, progress, **options) if search else None
+        make_mesh(cfg, model_cfg, slice_)  # refuses the slice before a minute of compiling
+        advice = fit.search(cfg, model_cfg, slice_, progress, **options) if search else None
         chosen = fit.changed(cfg, advice.keys) if advice and advice.keys else cfg
-        measured = measure(chosen, model_cfg, where, progress, **options)
+        measured = measure(chosen, model_cfg, slice_, progress, **options)
         if measured.fits is False and not search:
-            advice = fit.remedy(cfg, model_cfg, where, measured, progress, **options)
+            advice = fit.remedy(cfg, model_cfg, slice_, measured, progress, **options)
     roles, note = teacher(chosen)
-    report = summary(chosen, where, measured, advice, roles, note, mean_tokens or None)
+    report = summary(chosen, slice_, measured, advice, roles, note, mean_tokens or None)
     if as_json:
         sys.stdout.write(json.dumps(report) + "\n")
     else:
-        _show(chosen, where, measured, report)
+        _show(chosen, slice_, measured, report)
     return report
 
 
@@ -110,7 +110,7 @@ def summary(
     note: str,
     mean_tokens: float | None,
 ) -> dict[str, Any]:
-    """All of a plan as plain data: bytes, seconds and dollars; None where something is unknown."""
+    """All of a plan as plain data: bytes, seconds and dollars; None if something is unknown."""
     seconds = measured.seconds
     answers = cfg.data.prompts_per_step * cfg.sampling.rollouts
     tokens = answers * (mean_tokens or cfg.sampling.max_tokens)
@@ -246,9 +246,7 @@ def _show_teacher(console: Console, cfg: ConfigDict, report: dict[str, Any]) -> 
         "dollars unknown: a model without a price" if t["usd_at_most"] is None else f"${t['usd_at_most']:,.2f} at most"
     )
     note = f" ({t['note']})" if t["note"] else ""
-    console.print(
-        f"teacher: {t['calls']:,} calls, {usd}{note}; ropd preflight says more", highlight=False, soft_wrap=True
-    )
+    console.print(f"teacher: {t['calls']:,} calls, {usd}{note}; see ropd preflight", highlight=False, soft_wrap=True)
 
 
 def _show_advice(console: Console, topology: Topology, measured: Measured, report: dict[str, Any]) -> None:

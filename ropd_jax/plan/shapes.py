@@ -22,7 +22,7 @@ def facts() -> dict[str, pathlib.Path]:
 
 
 def model_config(checkpoint: str) -> ModelConfig:
-    """Sizes of ``student.checkpoint``: of a name, a file, a directory, or an id of the Hub (its config alone).
+    """Sizes of ``student.checkpoint``: of a name, a file, a directory, or a Hub id (only its config is fetched).
 
     Raises:
         UserError: nothing is there; see `student.find`.

@@ -1,4 +1,4 @@
-"""What an error says about a misspelt name."""
+"""Near names, for the error about a misspelt name."""
 
 from __future__ import annotations
 

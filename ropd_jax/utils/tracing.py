@@ -1,12 +1,12 @@
 """What a run does when: spans of time, one JSON line each in ``timeline.jsonl``. No jax.
 
-    sample  prefill  update  evaluate  checkpoint  idle     what the run itself does; idle: it waits for the teacher
-    reference  rubric  verify  score                        calls of the teacher, those that the tape answers included
+    sample  prefill  update  evaluate  checkpoint  idle     what the run itself does; idle: waits for the teacher
+    reference  rubric  verify  score                        calls of the teacher, including those that the tape answers
     judged                                                  a group, from the sampler to its judgement
     step                                                    around all of it
 
-Whoever works opens a span (`span`); it is written when it closes. Without a `Timeline` that records, nothing is kept.
-``Timeline.open`` and ``Timeline.still_s`` say what is in flight and since when nothing has moved: the watchdog asks.
+Code that works opens a span (`span`); it is written when it closes. Without a recording `Timeline` nothing is kept.
+The watchdog reads ``Timeline.open`` (what is in flight) and ``Timeline.still_s`` (for how long nothing has moved).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Span:
     Attributes:
         start, end: seconds since the epoch.
         step: 0, 1, 2, ...; None outside of steps.
-        group: its place in the step; None where it concerns no single group.
+        group: its place in the step; None if it does not belong to one group.
     """
 
     name: str
@@ -73,7 +73,7 @@ def span(name: str, **where: Any) -> Iterator[None]:
 
 
 def moved() -> None:
-    """Something has moved that is no span, so that the watchdog keeps quiet."""
+    """Something has moved that is not a span; the watchdog stays quiet."""
     if _recorder is not None:
         _recorder.moved_at = time.monotonic()
 
@@ -83,8 +83,8 @@ class Timeline:
 
     Args:
         workdir: the run's directory.
-        start_step: the first step that will be recorded; what an earlier process wrote from there on is cut.
-        write: of several hosts one does; the others know what is in flight all the same.
+        start_step: the first step that will be recorded; what an earlier process wrote from that step on is removed.
+        write: one of several hosts writes; the others still know what is in flight.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], *, start_step: int = 0, write: bool = True):
@@ -95,7 +95,7 @@ class Timeline:
             part.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
             os.replace(part, path)
         self._file = open(path if write else os.devnull, "a", encoding="utf-8")  # noqa: SIM115 - see close()
-        self._epoch = time.time() - time.monotonic()  # the clock may be set while a run lasts; spans do not jump
+        self._epoch = time.time() - time.monotonic()  # the system clock can be set during a run; spans must not jump
         self._lock = threading.Lock()
         self._numbers = itertools.count()
         self._open: dict[int, tuple[str, float, Mapping[str, Any]]] = {}
@@ -125,7 +125,7 @@ class Timeline:
             name, start, where = self._open.pop(number)
             self.moved_at = now = time.monotonic()
             row = {"name": name, "start": round(start + self._epoch, 4), "end": round(now + self._epoch, 4), **where}
-            if not self._file.closed:  # the teacher's thread may outlive the run's by a moment
+            if not self._file.closed:  # the teacher's thread can end a moment after the run's
                 self._file.write(json.dumps(row) + "\n")
 
     def flush(self) -> None:
@@ -149,7 +149,7 @@ class Timeline:
 
 
 def read_spans(run: str | os.PathLike[str]) -> list[Span]:
-    """The spans of a run, by their begin.
+    """The spans of a run, by their start.
 
     Raises:
         UserError: it has none.

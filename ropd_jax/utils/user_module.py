@@ -6,7 +6,7 @@ The module of ``experiments/mine.py`` is in ``sys.modules`` while it runs and af
     ropd_user_3f2a91c0.mine      the file; ``from .helpers import f`` in it imports from its neighbour ``helpers.py``
 
 Dataclasses, pickle and ``inspect`` look a class up through ``sys.modules``; a module that is not there breaks them.
-A file that is loaded again runs again, so an edit counts at once.
+A file that is loaded again runs again, so an edit counts at once; its neighbours are imported once, as usual.
 """
 
 from __future__ import annotations

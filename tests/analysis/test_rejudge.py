@@ -150,7 +150,7 @@ def test_a_prompt_of_ones_own_is_used_and_its_hash_noted(run, tmp_path):
         (["RUN", "--steps", "7"], "--steps=7 is not a range"),
         (["RUN", "--steps", "4:9"], "no step in 4:9; it has 0 to 1"),
         (["RUN", "--rubric", "old"], "--rubric=old is unknown; expected stored or fresh"),
-        (["RUN", "--out", "RUN/x.json"], "lies in the run"),
+        (["RUN", "--out", "RUN/x.json"], "is inside the run"),
         (["nowhere"], "expected the directory of a run"),
         (["RUN", "--config.teacher.verifier.template=none.md"], "'none.md' cannot be read"),
         (["RUN", "--config.teacher.verifier.template=reference.v1"], "lacks answers, rubric; expected answers"),

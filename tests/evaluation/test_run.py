@@ -108,7 +108,7 @@ def test_a_grader_that_is_not_installed_is_said_before_anything_is_sampled(tmp_p
 @pytest.mark.parametrize("on_mesh", [False, True])
 def test_a_loaded_student_is_evaluated_in_memory_with_the_answers_of_the_command(whole, tmp_path, monkeypatch, on_mesh):
     monkeypatch.chdir(tmp_path)
-    student = load_student("tiny", mesh=mesh_lib.make_mesh(-1, 1) if on_mesh else None)
+    student = load_checkpoint("tiny", mesh=mesh_lib.make_mesh(-1, 1) if on_mesh else None)
     how = {"k": 2, "limit": 5, "template": "{question}", "max_tokens": 8, "rows": 16}
     result = evalrun.evaluate(student, "reasoning_gym:chain_sum", **how)
     assert [(a.id, a.response) for a in result.answers] == [(r["id"], r["response"]) for r in lines(whole)]
@@ -122,7 +122,7 @@ def test_a_loaded_student_is_evaluated_in_memory_with_the_answers_of_the_command
 
 
 def test_a_folder_with_answers_of_other_weights_is_refused(tmp_path):
-    student = load_student("tiny")
+    student = load_checkpoint("tiny")
     how = {"k": 2, "limit": 2, "template": "{question}", "max_tokens": 8, "rows": 16, "out": tmp_path / "out"}
     evalrun.evaluate(student, "reasoning_gym:chain_sum", **how)
     other = dataclasses.replace(student, params=jax.tree.map(lambda x: x + 1, student.params))

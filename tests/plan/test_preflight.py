@@ -98,16 +98,16 @@ def test_checks_reach_a_server_through_the_real_sdk(provider, server, capsys, mo
     assert out["total"]["usd_max"] is None  # no price for this server
     monkeypatch.setenv("MY_KEY", "another")
     code, out = preflight_json(capsys, *args, "--config.teacher.api_key_env=MY_KEY")
-    assert code == 2 and all("unauthorized" in c["said"] for c in out["checks"])
+    assert code == 2 and all("unauthorized" in c["message"] for c in out["checks"])
     assert "another" not in json.dumps(out)
 
 
 def test_a_missing_key_and_a_dead_server_are_failed_checks(capsys, monkeypatch):
     code, out = preflight_json(capsys, "--config.teacher.provider=gemini")
-    assert code == 2 and all("GEMINI_API_KEY" in c["said"] for c in out["checks"])
+    assert code == 2 and all("GEMINI_API_KEY" in c["message"] for c in out["checks"])
     dead = ["--config.teacher.provider=openai", "--config.teacher.base_url=http://127.0.0.1:9/v1"]
     code, out = preflight_json(capsys, *dead)
-    assert code == 2 and all(c["said"].startswith("connection: ") for c in out["checks"])
+    assert code == 2 and all(c["message"].startswith("connection: ") for c in out["checks"])
     code, out = preflight_json(capsys, *dead, "--no-calls")
     assert (code, out["checks"]) == (0, [])
 

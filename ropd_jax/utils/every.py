@@ -1,0 +1,25 @@
+"""Something that is done at most every so many seconds, such as a line of progress."""
+
+from __future__ import annotations
+
+import time
+
+
+class Every:
+    """``if progress(): log.info(...)`` is true at most once in ``seconds``, for the first time after that long.
+
+    >>> progress = Every(5.0)
+    >>> progress()  # right after the start
+    False
+    """
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self._last = time.monotonic()
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if now - self._last <= self.seconds:
+            return False
+        self._last = now
+        return True
