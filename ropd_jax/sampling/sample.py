@@ -89,7 +89,7 @@ def sample(
     asked = as_prompts(prompts)
     if n < 1 or rows < 1 or seed < 0 or (max_tokens is not None and max_tokens < 1):
         raise UserError(
-            f"n={n}, max_tokens={max_tokens}, rows={rows}, seed={seed}; expected positive numbers and a seed of 0 or more"
+            f"n={n}, max_tokens={max_tokens}, rows={rows}, seed={seed}; expected positive numbers, and a seed from 0 on"
         )
     if not asked:
         return []
@@ -123,7 +123,7 @@ def sample(
 
 
 def as_prompts(prompts: PromptLike | Sequence[PromptLike]) -> list[Prompt]:
-    """Texts, chats or `Prompt`s as `Prompt`s. The id of a text or chat is a hash of it, so it is the same in every call.
+    """Texts, chats or `Prompt`s as `Prompt`s. The id of a text or chat is a hash of it, the same in every call.
 
     Raises:
         UserError: something else, or an empty chat.

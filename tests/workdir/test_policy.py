@@ -80,7 +80,7 @@ def test_what_is_not_there_is_named(tmp_path, run):
         load_student("tiny", 3)
     with pytest.raises(UserError, match="does not exist; expected tiny, smollm2"):
         load_student(tmp_path / "nothing")
-    with pytest.raises(UserError, match="is not a run; expected a directory with config.json and checkpoints/"):
+    with pytest.raises(UserError, match=r"is not a run; expected a directory with config\.json and checkpoints/"):
         load_policy(tmp_path)
     new = make_run(tmp_path / "new", {})
     with pytest.raises(UserError, match=r"has no checkpoint yet; wait for the first, or take step=0"):
