@@ -122,20 +122,20 @@ def check_same(what: str, value: Mapping[str, Any]) -> None:
 def _allgather(row_X: np.ndarray) -> np.ndarray:
     """[n, X] from the [X] of each host."""
     global _last_meeting
-    split, whole = _by_host()
+    mesh, split, whole = _by_host()
     rows = jax.make_array_from_process_local_data(split, row_X[None], (count(), len(row_X)))
-    with jax.set_mesh(whole.mesh):  # the caller's mesh has other devices
+    with jax.set_mesh(mesh):  # the caller's mesh has other devices
         got = np.asarray(_relay(whole)(rows).addressable_data(0))
     _last_meeting = time.monotonic()
     return got
 
 
 @functools.cache
-def _by_host() -> tuple[jax.NamedSharding, jax.NamedSharding]:
-    """Shardings over one device of each host: a row on each, and all rows on all."""
+def _by_host() -> tuple[jax.sharding.Mesh, jax.NamedSharding, jax.NamedSharding]:
+    """A mesh of one device per host, and its shardings: one row on each, and all rows on all."""
     devices = [next(d for d in jax.devices() if d.process_index == i) for i in range(count())]
     mesh = jax.sharding.Mesh(np.asarray(devices), ("host",))
-    return jax.NamedSharding(mesh, jax.P("host")), jax.NamedSharding(mesh, jax.P())
+    return mesh, jax.NamedSharding(mesh, jax.P("host")), jax.NamedSharding(mesh, jax.P())
 
 
 @functools.cache
@@ -297,7 +297,7 @@ class Silence:
 
     def __init__(self, limit_s: float, now_s: float) -> None:
         self._limit_s = limit_s
-        self._heard: dict[str, tuple[str, float]] = {}
+        self._heard: dict[str, tuple[str | None, float]] = {}
         self._asked_s = now_s
 
     def of(self, beats: Mapping[str, str], now_s: float) -> list[str]:

@@ -34,7 +34,7 @@ import numpy as np
 
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
-from ropd_jax.parallel.mesh import active_mesh, constrain, fetch, out, place
+from ropd_jax.parallel.mesh import RULES, active_mesh, constrain, fetch, place
 from ropd_jax.sampling import pages as paging
 from ropd_jax.sampling.rollouts import likely_stopped, make_group, make_rollout
 from ropd_jax.sampling.rules import SamplingRule, draw, rollout_keys
@@ -121,7 +121,7 @@ class EngineConfig:
 
     @property
     def page(self) -> int:
-        """Slots of a page, a multiple of ``chunk``: 64 tokens give one page of 64, 2,000 tokens pages of 32, 8,192 of 128."""
+        """Slots of a page, a multiple of ``chunk``: 64 for at most 64 tokens, 32 for 2,000, 128 for 8,192."""
         slots = self.max_tokens if self.max_tokens <= 64 else max(32, -(-self.max_tokens // 64))
         return self.chunk * (self.page_chunks or -(-slots // self.chunk))
 
@@ -163,8 +163,10 @@ def prefill(
     N, T = tokens_NT.shape
     positions_NT = constrain(jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (N, T)), "BT")
     real_NT = (positions_NT < len_N[:, None]).astype(jnp.int32)
-    _, kv = transformer.hidden(cfg, params, tokens_NT, positions_NT, real_NT, dtype=jnp.dtype(dtype), keep_kv=True)
-    return paging.write_prompts(prompts, *kv, at_N)
+    _, (k_LNKTH, v_LNKTH) = transformer.hidden(
+        cfg, params, tokens_NT, positions_NT, real_NT, dtype=jnp.dtype(dtype), keep_kv=True
+    )
+    return paging.write_prompts(prompts, k_LNKTH, v_LNKTH, at_N)
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "ecfg"), donate_argnames=("stages",))
@@ -191,16 +193,10 @@ def decode(cfg: ModelConfig, ecfg: EngineConfig, params, layers, prompts, pages,
         position_B, slot_B = rows.base + t_B, t_B % ecfg.page
 
         def attend(q_BTNH, k_BTKH, v_BTKH, layer, window):
+            prompt, page, stage = layer
+            k_BKTH, v_BKTH = k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2)
             o_BNH, stage = paging.attention(
-                cfg,
-                q_BTNH[:, 0],
-                k_BTKH.swapaxes(1, 2),
-                v_BTKH.swapaxes(1, 2),
-                *layer,
-                view,
-                position_B,
-                slot_B,
-                window,
+                cfg, q_BTNH[:, 0], k_BKTH, v_BKTH, prompt, page, stage, view, position_B, slot_B, window
             )
             return o_BNH[:, None], stage
 
@@ -358,8 +354,8 @@ class _Engine:
         if slots.full():
             self._commit()
         slots.admit(self.last_tokens)
-        if self.large and (rows := slots.rows_enough()) < slots.rows:
-            self._shrink(rows)
+        if self.large and (fewer := slots.rows_enough()) < slots.rows:
+            self._shrink(fewer)
         rows = Rows(*_place(*((getattr(slots, name), "B") for name in Rows._fields)))
         view = paging.View(*_place(*((slots.view[name], "B") for name in paging.View._fields)))
         stages, *rest = decode(self.cfg, self.ecfg, self.params, self.layers, *self.cache, rows, view)
@@ -407,7 +403,7 @@ def _place(*arrays):
     if active_mesh() is None:
         return [jnp.asarray(x) for x, _ in arrays]
     mesh = jax.sharding.get_mesh()
-    shardings = [jax.NamedSharding(mesh, out(dims)) for _, dims in arrays]
+    shardings = [jax.NamedSharding(mesh, RULES.spec(dims)) for _, dims in arrays]
     if shardings[0].is_fully_addressable:  # one call: each costs as much as a small model's step
         return jax.device_put([x for x, _ in arrays], shardings)
     return [place(x, s) for (x, _), s in zip(arrays, shardings, strict=True)]

@@ -325,7 +325,7 @@ def _grown(layer: KV, size: int) -> KV:
 
 
 def keep(layers: list[KV], at_N: jax.Array) -> list[KV]:
-    """Only these rows of the stages, or these pages of the pool, in this order; replaces them in the list, as `grow`."""
+    """Only these rows of the stages, or these pages of the pool, in this order; in place in the list, as `grow`."""
     for i, layer in enumerate(layers):
         layers[i] = _kept(layer, at_N)
     return layers

@@ -64,9 +64,11 @@ class GGUFSource:
     def read(self, t: Tensor, i: tuple[int, ...], part: tuple[slice, ...]) -> np.ndarray:
         name = t.gguf.format(*i)
         if self._last[0] != name:  # devices ask for their parts one after another
-            self._last = ("", None)
+            self._last = ("", None)  # frees the old array before the new one is read
             self._last = (name, self._whole(t, name))
-        return t.from_stored(self._last[1])[part]
+        value = self._last[1]
+        assert value is not None
+        return t.from_stored(value)[part]
 
     def _whole(self, t: Tensor, name: str) -> np.ndarray:
         w = self._file.read(name)

@@ -56,7 +56,7 @@ class GGUF:
         if magic != b"GGUF":
             raise UserError(f"{path} is not a GGUF file: it starts with {magic!r}, expected b'GGUF'")
         self._bytes = np.memmap(self.path, np.uint8, mode="r")
-        self._buffer, self._at = memoryview(self._bytes), 4
+        self._buffer, self._at = self._bytes.data, 4
         version = self._scalar("I")
         if version not in VERSIONS:
             raise UserError(

@@ -77,7 +77,7 @@ class HFSource:
     @property
     def dtype(self) -> str:
         """The one that most of its weights are stored in."""
-        sizes = collections.Counter()
+        sizes: collections.Counter[str] = collections.Counter()
         for shard, stored in self._home.values():
             sizes[STORED[shard.header[stored]["dtype"]]] += math.prod(shard.shape(stored))
         return sizes.most_common(1)[0][0]
@@ -87,9 +87,11 @@ class HFSource:
         rows, *columns = t.stored_part(part)
         key = (shard.file, stored, rows.start, rows.stop)
         if self._last[0] != key:  # devices that share rows ask one after another
-            self._last = (None, None)
+            self._last = (None, None)  # frees the old array before the new one is read
             self._last = (key, shard.rows(stored, rows))
-        return t.from_stored(self._last[1][(slice(None), *columns)], part)
+        value = self._last[1]
+        assert value is not None
+        return t.from_stored(value[(slice(None), *columns)], part)
 
     def close(self) -> None:
         self._last = (None, None)
@@ -124,7 +126,7 @@ class _Shard:
         """Rows of a tensor, all columns."""
         _, *rest = self.shape(name)
         value = np.empty((rows.stop - rows.start, *rest), DTYPES[STORED[self.header[name]["dtype"]]])
-        view = memoryview(value.reshape(-1).view(np.uint8))
+        view = value.reshape(-1).view(np.uint8).data
         self._open = self._open or self.file.open("rb", buffering=0)
         self._open.seek(self._data + self.header[name]["data_offsets"][0] + rows.start * value[:1].nbytes)
         while view:

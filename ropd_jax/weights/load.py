@@ -76,7 +76,8 @@ def _read(source: Source, t: Tensor, at: tuple[int, ...], sharding: NamedShardin
     """The array of one layer (``at``) or of all, what remains of the stack in front; each shard is read by itself."""
     rest = t.stack[len(at) :]
 
-    def shard(index: tuple[slice, ...]) -> np.ndarray:
+    def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
         cut = [slice(*s.indices(n)[:2]) for s, n in zip(index, (*rest, *t.sizes), strict=True)]
         first, part = cut[: len(rest)], tuple(cut[len(rest) :])
         if not rest:
