@@ -1,7 +1,7 @@
 """Attention behind one function, so that there is one place to choose a kernel.
 
-`self_attention` is what training, scoring and prefill call: whole rows, described by their segments. `attention` takes
-any mask: short rows, and the reference that every kernel is held to.
+Training, scoring and prefill call `self_attention`, with whole rows that are described by their segments. `attention`
+takes any mask. It is for short rows, and it is the reference that every kernel is tested against.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,8 +51,8 @@ def self_attention(
 ) -> jax.Array:
     """Causal attention within the segments of each row, with grouped query heads, without repeating K or V.
 
-    The tokens of a segment lie side by side and in order, so their index in the row tells past from future. Padding
-    (segment 0) sees padding, and no one else does.
+    The tokens of a segment are next to each other and in order, so their index in the row tells past from future.
+    Padding (segment 0) sees only padding, and nothing else sees it.
 
     Args:
         local: bool scalar, may be traced: whether this layer is one that sees ``window`` positions only.
@@ -73,7 +73,7 @@ def self_attention(
     local, segments_BT = jnp.asarray(local), constrain(segments_BT, "BT")
     if active_mesh() is None or name == "naive":
         return kernel(q_BTNH, k_BTKH, v_BTKH, segments_BT, local)
-    # Rows lie on fsdp, heads on tp: each device attends for itself, and the kernel sees plain arrays.
+    # Rows are split over fsdp, heads over tp: each device computes its own part, and the kernel sees plain arrays.
     specs = (out("BTNH"), out("BTKH"), out("BTKH"), out("BT"), jax.P())
     return jax.shard_map(kernel, in_specs=specs, out_specs=out("BTNH"), check_vma=False)(
         q_BTNH, k_BTKH, v_BTKH, segments_BT, local
@@ -81,7 +81,7 @@ def self_attention(
 
 
 def choose(impl: str, platform: str, length: int, dtype, softcap: float, *, rows: int) -> str:
-    """The kernel's name for what was asked; see `self_attention`."""
+    """The name of the kernel for a setting; see `self_attention`."""
     if impl not in ("auto", *KERNELS):
         raise UserError(f"optim.attention={impl!r}; expected one of auto, {', '.join(KERNELS)}")
     if impl == "cudnn" and (dtype != jnp.bfloat16 or softcap):
@@ -153,7 +153,9 @@ def _splash(q_BTNH, k_BTKH, v_BTKH, segments_BT, local, *, pattern: Pattern, int
     return jax.lax.cond(local, near, whole, *inputs).swapaxes(1, 2)[:, :T]
 
 
-def _cudnn(q_BTNH, k_BTKH, v_BTKH, segments_BT, local, *, pattern: Pattern, implementation: str = "cudnn"):
+def _cudnn(
+    q_BTNH, k_BTKH, v_BTKH, segments_BT, local, *, pattern: Pattern, implementation: Literal["cudnn", "xla"] = "cudnn"
+):
     """cuDNN's flash attention. The segments are a mask [B, 1, T, T] there, one for all heads."""
     same_B1TS = (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
 
@@ -174,7 +176,7 @@ KERNELS: dict[str, Callable] = {"naive": _naive, "short": _short, "xla": _xla, "
 
 
 def first_seen(segments_BT: jax.Array, local, window: int) -> jax.Array:
-    """first_BT: index of the first token that each one sees; all from there to itself are seen."""
+    """first_BT: index of the first token that each one sees, of all up to itself; an example is in `flash`."""
     index_T = jnp.arange(segments_BT.shape[1], dtype=jnp.int32)
     begins_BT = jnp.pad(segments_BT[:, 1:] != segments_BT[:, :-1], ((0, 0), (1, 0)), constant_values=True)
     first_BT = jax.lax.cummax(jnp.where(begins_BT, index_T[None], 0), axis=1)
@@ -194,14 +196,14 @@ def attention(
 ) -> jax.Array:
     """Softmax attention with grouped query heads, without repeating K or V.
 
-    Keys and values lie as [B, K, S, H]: the matmuls of a decode step then read the cache in order
+    Keys and values are [B, K, S, H]: the matmuls of a decode step then read the cache in order
     (measured 1.1-1.3x faster than [B, S, K, H] on CPU).
 
     Args:
         q_BTNH: queries; head n belongs to key/value head n // (N/K).
         k_BKSH: keys.
         v_BKSH: values.
-        mask_BTS: True where query t may look at slot s. A row with no True gives the mean of the values.
+        mask_BTS: True if query t sees slot s. A query that sees none gets the mean of the values.
         scale: factor on Q K^T; 0 means H^-1/2.
         softcap: scores become ``softcap * tanh(scores / softcap)``; 0 is none.
 

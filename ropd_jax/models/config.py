@@ -1,4 +1,4 @@
-"""The shape of a student. Every number here is owned by a checkpoint; a feature that is absent is 0, False or None."""
+"""The shape of a student. Every number comes from a checkpoint; a feature that is absent is 0, False or None."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ class ModelConfig:
         qk_norm: RMSNorm over each head of Q and K (Qwen3, Gemma 3).
         rope_scaling: of the global layers' angles (Llama 3, Gemma 3).
         norm_plus_one: RMSNorm multiplies by 1 + scale (Gemma).
-        sandwich_norms: norms behind attention and MLP too, before the residual is added (Gemma).
+        sandwich_norms: norms after attention and MLP too, before the residual is added (Gemma).
         activation: of the gated MLP.
         embed_scale: factor on the embeddings, sqrt(D) for Gemma; 1 otherwise.
         attn_scale: factor on Q K^T; 0 means H^-1/2.
         attn_softcap, final_softcap: logits become cap * tanh(logits / cap) (Gemma 2); 0 is none.
         window: a local layer's query sees this many positions, its own included; 0 means there are none.
-        local_layers: per layer whether it is local; empty means none is.
+        local_layers: for each layer, whether it is local; empty if none is.
         rope_theta_local: base of the local layers' angles, not scaled; 0 means ``rope_theta``.
         num_experts: experts of each layer's MLP (Qwen3-MoE); 0 is a dense MLP.
         experts_per_token: how many of them a token goes to.

@@ -1,7 +1,7 @@
 """Divergence and overlap of two models over the whole vocabulary, in chunks of positions: no [B, T, V] ever exists.
 
-Both come as hidden states and output tables. At V = 151,936 and T = 10,240 a pair of float32 logits of one sequence is
-12.4 GB; a chunk of 128 positions is 156 MB, recomputed in the backward pass.
+Each model is given by hidden states and an output table. At V = 151,936 and T = 10,240 a pair of float32 logits of one
+sequence is 12.4 GB; a chunk of 128 positions is 156 MB, recomputed in the backward pass.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def jensen_shannon(student_BTV: jax.Array, teacher_BTV: jax.Array, beta: float) 
     """Generalised JSD(beta) of log-probs, summed over the vocabulary (GKD, arXiv 2306.13649, Eq. 1 as TRL has it).
 
     With M = beta P + (1 - beta) Q, P the teacher and Q the student: beta KL(P || M) + (1 - beta) KL(Q || M). At the
-    ends it stands for KL(P || Q) (beta = 0, forward) and KL(Q || P) (beta = 1, reverse).
+    ends it means KL(P || Q) (beta = 0, forward) and KL(Q || P) (beta = 1, reverse).
 
     Raises:
         ValueError: beta outside [0, 1].
@@ -104,7 +104,7 @@ def top_k_overlap(
 
 
 def _by_chunk(f, chunk: int, *x_BTD: jax.Array) -> jax.Array:
-    """``f`` of [B, chunk, D] for each chunk of the positions, one after another; its values [B, T, ...] whole again."""
+    """``f`` of [B, chunk, D] for one chunk of positions after another; its values joined to [B, T, ...]."""
     B, T = x_BTD[0].shape[:2]
 
     def split(x_BTD):  # [B, T, D] -> [chunks, B, chunk, D]

@@ -2,13 +2,18 @@
 
 `flash` is for long rows, `short` for short ones.
 
-A query at index t sees the keys from ``first_T[t]`` to t. That one number holds everything: the segments of a packed
-row lie side by side, so a query's own one is a range; causality ends it at t; a sliding window moves its beginning.
+A query at index t sees the keys from ``first_T[t]`` to t. One number is enough: the segments of a packed row are next
+to each other, so the segment of a query is a range; causality ends it at t; a sliding window moves its beginning. A row
+that packs sequences of 3 and 4 tokens and one token of padding:
+
+    t         0 1 2 3 4 5 6 7
+    segment   1 1 1 2 2 2 2 0
+    first_T   0 0 0 3 3 3 3 7        with a window of 2:  0 0 1 3 3 4 5 7
 
 Scores exist for one block of queries and one of keys at a time, with a running maximum and sum (online softmax). Key
-blocks that no query of a block can see are not visited, so a packed row costs what its sequences cost alone, about.
-The backward pass computes the scores again from the saved log-sum-exp. Rows run one after the other: each has its own
-ranges, and one row's matmuls fill the cores of a CPU.
+blocks that no query of a block can see are not visited, so a packed row costs about as much as its sequences do.
+The backward pass recomputes the scores from the saved log-sum-exp. Rows run one after the other: each has its own
+ranges, and the matmuls of one row fill the cores of a CPU.
 """
 
 from __future__ import annotations
@@ -48,7 +53,7 @@ def flash(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, first_BT: jax
 def _forward(q_BTNH, k_BTKH, v_BTKH, first_BT, shape: Shape):
     B, T, N, H = q_BTNH.shape
     q, k, v, first = _blocks(q_BTNH, k_BTKH, v_BTKH, first_BT, shape.block)
-    o, lse = jax.lax.map(lambda row: _row_forward(*row, shape), (q, k, v, first))
+    o, lse = jax.lax.map(lambda row: _row_forward(shape, *row), (q, k, v, first))
     o_BTNH = o.transpose(0, 1, 4, 2, 3, 5).reshape(B, -1, N, H)[:, :T]
     o_BTNH, lse = checkpoint_name(o_BTNH, "attention"), checkpoint_name(lse, "attention")  # see transformer.REMAT
     return o_BTNH, (q_BTNH, k_BTKH, v_BTKH, first_BT, o_BTNH, lse)
@@ -62,7 +67,7 @@ def _backward(shape: Shape, saved, do_BTNH):
     do = _query_blocks(do_BTNH, K, shape.block)
     delta_BTN1 = jnp.sum(do_BTNH.astype(jnp.float32) * o_BTNH.astype(jnp.float32), axis=-1, keepdims=True)
     delta = _query_blocks(delta_BTN1, K, shape.block)[..., 0]
-    dq, dk, dv = jax.lax.map(lambda row: _row_backward(*row, shape), (q, k, v, first, do, delta, lse))
+    dq, dk, dv = jax.lax.map(lambda row: _row_backward(shape, *row), (q, k, v, first, do, delta, lse))
     dq_BTNH = dq.transpose(0, 1, 4, 2, 3, 5).reshape(B, -1, N, H)[:, :T]
     dk_BTKH, dv_BTKH = (x.transpose(0, 1, 3, 2, 4).reshape(B, -1, K, H)[:, :T] for x in (dk, dv))
     return dq_BTNH.astype(q_BTNH.dtype), dk_BTKH.astype(k_BTKH.dtype), dv_BTKH.astype(v_BTKH.dtype), None
@@ -72,7 +77,7 @@ flash.defvjp(_forward, _backward)
 
 
 def _query_blocks(x_BTNH, K: int, block: int):
-    """[B, T, N, H] -> [B, blocks, K, G, t, H], filled up with zeros."""
+    """[B, T, N, H] -> [B, blocks, K, G, t, H], padded with zeros: 10 tokens in blocks of 4 become 3 blocks."""
     B, T, N, H = x_BTNH.shape
     x_BTNH = jnp.pad(x_BTNH, ((0, 0), (0, -T % block), (0, 0), (0, 0)))
     return x_BTNH.reshape(B, -1, block, K, N // K, H).transpose(0, 1, 3, 4, 2, 5)
@@ -113,7 +118,7 @@ def _at(x, i):
     return jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
 
 
-def _row_forward(q, k, v, first, shape: Shape):
+def _row_forward(shape: Shape, q, k, v, first):
     """(o [blocks, K, G, t, H], log-sum-exp [blocks, K, G, t]) of one row."""
 
     def queries(xs):
@@ -123,6 +128,7 @@ def _row_forward(q, k, v, first, shape: Shape):
             top, total, o = carry
             s, _ = _scores(q_i, _at(k, j), first_t, i, j, shape)
             new_top = jnp.maximum(top, jnp.max(s, axis=-1))
+            # what was summed relative to the old maximum is scaled to the new one: top 1 -> 3 gives e^-2
             p, shrink = jnp.exp(s - new_top[..., None]), jnp.exp(top - new_top)
             v_j = _at(v, j)
             more = jnp.einsum("KGts,KsH->KGtH", p.astype(v_j.dtype), v_j, preferred_element_type=jnp.float32)
@@ -136,7 +142,7 @@ def _row_forward(q, k, v, first, shape: Shape):
     return jax.lax.map(queries, (jnp.arange(len(q), dtype=jnp.int32), q, first))
 
 
-def _row_backward(q, k, v, first, do, delta, lse, shape: Shape):
+def _row_backward(shape: Shape, q, k, v, first, do, delta, lse):
     """(dq, dk, dv) of one row in float32, laid out as the inputs."""
 
     def queries(carry, xs):
@@ -148,7 +154,7 @@ def _row_backward(q, k, v, first, do, delta, lse, shape: Shape):
             s, slope = _scores(q_i, k_j, first_t, i, j, shape)
             p = jnp.exp(s - lse_t[..., None])
             dp = jnp.einsum("KGtH,KsH->KGts", do_i, v_j, preferred_element_type=jnp.float32)
-            ds = p * (dp - delta_t[..., None]) * shape.scale
+            ds = p * (dp - delta_t[..., None]) * shape.scale  # softmax backward; delta = sum of do * o
             ds = (ds if slope is None else ds * slope).astype(k_j.dtype)
             dq_i = dq_i + jnp.einsum("KGts,KsH->KGtH", ds, k_j, preferred_element_type=jnp.float32)
             dk_j = jnp.einsum("KGts,KGtH->KsH", ds, q_i, preferred_element_type=jnp.float32)
@@ -174,8 +180,9 @@ def _row_backward(q, k, v, first, do, delta, lse, shape: Shape):
 def short(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, first_BT: jax.Array, shape: Shape) -> jax.Array:
     """The same as `flash`, as a staircase: a block of queries meets all keys up to its own end, for all rows at once.
 
-    Few large matmuls instead of many small ones in a loop: on a CPU twice as fast up to 512 positions, where no block
-    would be skipped. The scores of one block of queries and all keys exist at a time.
+    With blocks of 64, queries 0-63 meet keys 0-63, queries 64-127 meet keys 0-127, and so on. These are few large
+    matmuls instead of many small ones in a loop: on a CPU twice as fast up to 512 positions, where no block would be
+    skipped. The scores of one block of queries and all keys exist at a time.
     """
     return _short_forward(q_BTNH, k_BTKH, v_BTKH, first_BT, shape)[0]
 
@@ -224,6 +231,7 @@ short.defvjp(_short_forward, _short_backward)
 
 
 def _steps(T: int, block: int) -> list[slice]:
+    """The blocks of queries: 150 positions in blocks of 64 are 0:64, 64:128, 128:150."""
     return [slice(t, min(t + block, T)) for t in range(0, T, block)]
 
 

@@ -131,7 +131,8 @@ def _flipped_dims(name: str) -> tuple[str, int]:
 
 def flip(layer: Params) -> Params:
     """A layer whose weights are stored outputs first, under ``layouts``; see `product_outputs_first`."""
-    flipped, layouts = dict(layer), {}
+    flipped = dict(layer)
+    layouts: Params = {}
     for group, names in LINEAR.items():
         here = [name for name in names if name in layer[group]]
         for name in here:

@@ -1,8 +1,11 @@
 """Log-probabilities of given tokens, in chunks, so that [B, T, V] never exists.
 
 At V = 151,936 and T = 10,240 the float32 logits of one sequence are 6.2 GB; a chunk of 128 positions is 78 MB.
-The backward pass recomputes each chunk's logits. On one device, positions that nobody asks for (prompts, padding) cost
-nothing: each row's wanted ones move to its front, and the chunks behind the last of them are not computed.
+The backward pass recomputes the logits of each chunk. On one device, positions that are not wanted (prompts, padding)
+cost nothing: the wanted ones of each row move to its front, and the chunks after the last of them are not computed.
+
+    two rows, chunk = 4    . . . w|w w . .      . . . .|w w w w       w: wanted
+    moved to the front     w w w .|. . . .      w w w w|. . . .       the second chunk is not computed
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.parallel.mesh import active_mesh, constrain, locally, out
 
-LEAST_WORDS = 1024  # of a slice of the vocabulary: a smaller matmul would not be worth its turn
+LEAST_WORDS = 1024  # of a slice of the vocabulary: a smaller matmul costs more in overhead than it saves
 
 
 def token_logprobs(
@@ -43,7 +46,7 @@ def token_logprobs(
         temperature: of the sampling policy, so that log-probs compare with the sampler's.
         chunk: positions whose logits exist at once.
         entropy_grad: let a gradient flow through the entropy.
-        wanted_BT: bool, the positions that are needed; of the others nothing is promised. None: all.
+        wanted_BT: bool, the positions that are needed; the values of the others are undefined. None: all.
     """
     T = x_BTD.shape[1]
     norm, table_VD = transformer.head(cfg, params)
@@ -98,7 +101,7 @@ class _How(NamedTuple):
 
 
 def _wanted(how: _How, x_BTD, table_VD, targets_BT, wanted_BT):
-    """(logp_BT, entropy_BT) where wanted; T is a multiple of the chunk."""
+    """(logp_BT, entropy_BT) at the wanted positions; T is a multiple of the chunk."""
     first_BT = jnp.argsort(~wanted_BT, axis=1, stable=True)
     x_BTD = jnp.take_along_axis(x_BTD, first_BT[..., None], axis=1)
     targets_BT = jnp.take_along_axis(targets_BT, first_BT, axis=1)
@@ -109,10 +112,10 @@ def _wanted(how: _How, x_BTD, table_VD, targets_BT, wanted_BT):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _leading(how: _How, x_BTD, table_VD, targets_BT, most):
-    """(logp_BT, entropy_BT) of the first ``most`` positions of each row, rounded up to whole chunks; 0 behind them.
+    """(logp_BT, entropy_BT) of the first ``most`` positions of each row, rounded up to whole chunks; 0 after them.
 
-    A chunk meets the vocabulary in slices, with a running maximum and sum, and in the backward pass again from the
-    saved log-sum-exp: so its logits never leave the cache of a CPU, and there is no second table of gradients.
+    A chunk meets the vocabulary in slices, with a running maximum and sum, and again in the backward pass, from the
+    saved log-sum-exp. So its logits stay in the cache of a CPU, and there is no second table of gradients.
     """
     return _leading_forward(how, x_BTD, table_VD, targets_BT, most)[0]
 
@@ -177,7 +180,10 @@ _leading.defvjp(_leading_forward, _leading_backward)
 
 
 def _slices(table_VD: jax.Array) -> tuple[int, int]:
-    """(words of a slice, slices): 16 of equal size, or fewer where these do not divide V or would be too small."""
+    """(words per slice, slices): 16 equal slices, or fewer if V does not divide or they would be too small.
+
+    49,152 words are 16 slices of 3,072; 151,936 words are 16 of 9,496; 104 words are one slice.
+    """
     slices = math.gcd(len(table_VD), 16)
     while slices > 1 and len(table_VD) // slices < LEAST_WORDS:
         slices //= 2
@@ -198,9 +204,9 @@ def _paste(x: jax.Array, piece: jax.Array, i, size: int, axis: int = 1) -> jax.A
 
 
 def _spread(cfg: ModelConfig) -> tuple[str, ...]:
-    """The mesh axes over which the output table lies by words, () where it is gathered instead.
+    """The mesh axes that split the words of the output table; () if the table is gathered instead.
 
-    A chunk of every row's positions then meets the words of one device: the same work as all words for a device's own
+    A device then computes its own words for the positions of all rows. That is as much work as all words for its own
     rows, but neither the table nor its gradient exists whole on a device (Qwen3-4B, float32: 1.6 GB each).
     """
     mesh = active_mesh()

@@ -40,10 +40,10 @@ class Lora:
     """How a student is fine-tuned.
 
     Attributes:
-        rank: R; 0 is full fine-tuning, without a base and adapters.
+        rank: R; 0 is full fine-tuning, without a frozen base and adapters.
         alpha: the low-rank path is multiplied by alpha / R.
         targets: patterns over attn.q, attn.k, attn.v, attn.o, mlp.gate, mlp.up, mlp.down.
-        base_dtype: what the frozen base is stored in; one of ``BASE_DTYPES``.
+        base_dtype: of the frozen base; one of ``BASE_DTYPES``.
     """
 
     rank: int = 0
@@ -66,14 +66,14 @@ class Lora:
 
     @classmethod
     def from_config(cls, section: Mapping[str, Any]) -> Lora:
-        """Of ``cfg.student.lora``."""
+        """From ``cfg.student.lora``."""
         targets = section["targets"]
         targets = (targets,) if isinstance(targets, str) else tuple(targets)
         return cls(section["rank"], section["alpha"], targets, section["base_dtype"])
 
     @property
     def load_dtype(self) -> str:
-        """What a checkpoint is read in: large ones are published in bfloat16, so a rounded base loses nothing by it."""
+        """The dtype to load a checkpoint in: large ones are published in bfloat16, so a rounded base loses nothing."""
         return "float32" if self.base_dtype == "float32" else "bfloat16"
 
     @property

@@ -3,10 +3,10 @@
 1. `Block` and its parts state the architecture. `param_shapes` reads the shapes of all parameters from them,
    layers stacked on a leading L axis; `init_params` draws random ones; checkpoints fill the same tree.
 2. `hidden` runs the L blocks with `lax.scan` over the stacked layers (training, scoring, prefill).
-3. `decode_step` runs them for one token per row against the sampler's cache, unrolled over layers that `unstack`
-   took apart once: a scan in the decode loop copies every layer's weights and is 2-3x slower on CPU.
+3. `decode_step` runs them for one token per row against the sampler's cache. It is unrolled over layers that `unstack`
+   separated once: a scan in the decode loop copies every layer's weights and is 2-3x slower on CPU.
 
-Both call the same `Block`; what differs is the ``attend`` function that is passed in.
+Both call the same `Block`; they differ in the ``attend`` function that they pass in.
 Parameter names end in their dimensions (see `types`), from which `parallel.mesh` derives the sharding.
 """
 
@@ -72,7 +72,10 @@ class Attention(nnx.Module):
         return linear(self, "o_NHD", o_BTNH, attached), kv
 
 
-ACTIVATE = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True)}
+ACTIVATE: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
 
 
 class MLP(nnx.Module):
@@ -93,8 +96,9 @@ class Experts(nnx.Module):
     """Mixture of experts: each token goes to its top-k experts, weighted by the router's softmax (Qwen3-MoE).
 
     The tokens are sorted by expert and each expert multiplies its own (`jax.lax.ragged_dot`), so the FLOPs are those of
-    k experts, not E. On a mesh each device sorts the tokens it has and multiplies its slice of F; one sum over ``tp``
-    ends the layer. Sorting is local: a `jax.shard_map`, as a global sort would gather every token.
+    k experts, not E. Three tokens with experts (2, 0), (0, 1), (2, 1) make 6 rows; sorted by expert they are the tokens
+    0 1 | 1 2 | 0 2 with sizes 2, 2, 2. On a mesh each device sorts the tokens it has and multiplies its slice of F; one
+    sum over ``tp`` ends the layer. Sorting is local, in a `jax.shard_map`: a global sort would gather every token.
     """
 
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
@@ -228,11 +232,11 @@ def _embed_and_head(cfg: ModelConfig, params: Params) -> EmbedAndHead:
 
 
 class PerLayer(NamedTuple):
-    """What differs between layers besides their parameters, as arrays with a leading L: data, not other blocks.
+    """What differs between layers in addition to their parameters, as arrays with a leading L: data, not other blocks.
 
     Attributes:
         kind_L: int32, which of `rope_kinds` rotates each layer's queries and keys.
-        window_L: int32, how many positions a query sees; the largest int32 where all.
+        window_L: int32, how many positions a query sees; the largest int32 if it sees all.
     """
 
     kind_L: np.ndarray
@@ -249,8 +253,8 @@ def per_layer(cfg: ModelConfig) -> PerLayer:
 def embed(cfg: ModelConfig, params: Params, tokens_BT: jax.Array, dtype) -> jax.Array:
     """x_BTD of token ids.
 
-    On a mesh the table stays where it is: every device looks all tokens up in its slice of D, and the rows then change
-    places with the slices. So neither the table nor its gradient ever exists whole (151,936 x 2,560 float32: 1.6 GB).
+    On a mesh the table stays where it is: every device looks up all tokens in its slice of D, and an all-to-all then
+    exchanges slices for rows. Neither the table nor its gradient ever exists whole (151,936 x 2,560 float32: 1.6 GB).
     """
     table_VD = params["embed"]["table_VD"]
     if active_mesh() is None:
@@ -269,7 +273,7 @@ def head(cfg: ModelConfig, params: Params) -> tuple[Callable, jax.Array]:
 
 
 def logits(cfg: ModelConfig, params: Params, x_BTD: jax.Array, *, outputs_first: bool = False) -> jax.Array:
-    """logits_BTV in float32 of hidden states: for few positions only (the last one, a test, a chunk)."""
+    """logits_BTV in float32 of hidden states; only for a few positions (the last one, a test, a chunk)."""
     norm, table_VD = head(cfg, params)
     return output_logits(cfg, norm(x_BTD), table_VD, outputs_first=outputs_first)
 
@@ -335,7 +339,7 @@ def hidden(
 
 
 _keep = jax.checkpoint_policies
-REMAT = {  # name -> what is kept of a block besides its input; all else is computed again in the backward pass
+REMAT = {  # name -> what a block keeps in addition to its input; the backward pass recomputes everything else
     "none": _keep.everything_saveable,
     "block": _keep.nothing_saveable,
     "attention": _keep.save_only_these_names("attention"),
@@ -371,9 +375,9 @@ def decode_step(
     Args:
         tokens_B: the tokens to feed.
         positions_B: their positions in their own sequences.
-        caches: one a layer, whatever ``attend`` makes of it.
+        caches: one per layer, passed to ``attend``.
         attend: (q_BTNH, k_BTKH, v_BTKH, cache, window) -> (o_BTNH, cache) with T = 1; ``window`` is how many positions
-            a query of this layer sees, or None where all.
+            a query of this layer sees, or None if it sees all.
 
     Returns:
         (logits_BV float32, caches).

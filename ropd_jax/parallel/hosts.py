@@ -1,21 +1,25 @@
 """Several hosts, one run.
 
-Every host (process) runs the same program over one mesh of all devices, so all of them must run the same compiled
-programs in the same order. That is kept as follows:
+Every host (process) runs the same program over one mesh of all devices, so all hosts must run the same compiled
+programs in the same order. These rules keep it so:
 
-1. What decides is the same everywhere. The prompts of a step follow from (seed, step); whatever comes back from the
-   devices is read whole by every host (`mesh.fetch`); what only one host knows is exchanged before anybody acts on it.
-2. Each host feeds its own devices (`mesh.place` hands over the shards of this host's devices alone), and each asks the
-   teacher about its own groups, every n-th of a step, with 1/n of the limits and of what is left of the budget.
-3. While some host still waits for its teacher, all of them meet a few times a second (`exchange`): what has been judged
-   since, who was asked to stop, whose budget is spent. So all know the same judgements whenever they decide what to do
-   next, and sum the same groups in the same order. One that stops, stops all, at the same place.
-4. A step ends in one `exchange`: what was spent, and what the tapes have learned. From there on every host holds the
-   whole step, so that packing and every further decision are those of a run on one host.
+1. Every decision has the same inputs on all hosts. The prompts of a step follow from (seed, step). Every host reads
+   what comes back from the devices whole (`mesh.fetch`). What only one host knows is exchanged before any host acts on
+   it.
+2. Each host feeds its own devices (`mesh.place` passes only the shards of this host's devices). It also sends its own
+   groups to the teacher, every n-th of a step, with 1/n of the limits and of the remaining budget.
+3. While a host waits for its teacher, all hosts call `exchange` a few times a second: new judgements, requests to stop,
+   a spent budget. So all hosts know the same judgements when they decide what to do next, and sum the same groups in
+   the same order. If one stops, all stop at the same place.
+4. A step ends with one `exchange`: what was spent, and what was recorded on the tapes. Then every host has the whole
+   step, so packing and all later decisions are those of a run on one host.
 
-Host 0 alone writes the run's files. A host that ends or that cannot be reached ends the others within a minute: at once
-where a collective breaks, else after `SILENT_S` without a beat of its own; one that hangs but still beats, after
-`ROPD_HOSTS_TIMEOUT_S` without a meeting.
+    host 0   sample | judge groups 0, 2, 4 . . exchange . . exchange | update
+    host 1   sample | judge groups 1, 3, 5 . . exchange . . exchange | update
+
+Only host 0 writes the files of the run. If a host ends or cannot be reached, the others end within a minute: at once if
+a collective breaks, else after `SILENT_S` without a heartbeat. If a host hangs but its heartbeat continues, the others
+end after `ROPD_HOSTS_TIMEOUT_S` without an exchange.
 """
 
 from __future__ import annotations
@@ -42,9 +46,9 @@ from ropd_jax.types import UserError
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 LOST = 5  # exit code: another host is gone
-BEAT_S = 2.0  # every host says so often that it lives
-SILENT_S = 40.0  # a host that has not said so for so long is gone
-RUNTIME_S = 100  # after which the runtime itself ends the process, with a stack trace: only where our watch could not
+BEAT_S = 2.0  # between two heartbeats of a host
+SILENT_S = 40.0  # without a heartbeat, after which a host is gone
+RUNTIME_S = 100  # after which the runtime ends the process, with a stack trace, if our own watch did not
 SHUTDOWN_S = 60  # how long the first host that has finished waits for the last
 INLINE = 1 << 10  # bytes of a message that fit into the first of the two collectives of an exchange
 _BEATS = "ropd/alive/"  # of the runtime's store of keys
@@ -53,12 +57,12 @@ _last_meeting: float | None = None
 
 
 def count() -> int:
-    """Number of hosts of this run; 1 where nobody has been joined."""
+    """Number of hosts of this run; 1 if no other host was joined."""
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
 def index() -> int:
-    """Which of them this one is."""
+    """The number of this host, from 0."""
     return jax.process_index() if jax.distributed.is_initialized() else 0
 
 
@@ -71,7 +75,9 @@ def is_local(i: int) -> bool:
 
 
 def exchange(value: T) -> list[T]:
-    """What every host has said here, by host. All hosts must come, in the same order; no files, no sockets of ours.
+    """The values of all hosts, by host. Collective: every host must call it, in the same order of calls.
+
+    Values of up to 1,016 bytes take one collective; larger ones a second one, padded to a power of two.
 
     Args:
         value: anything that can be pickled; the hosts of a run trust each other.
@@ -95,7 +101,7 @@ def exchange(value: T) -> list[T]:
 
 
 def any_host(flag: bool) -> bool:
-    """Whether it is so on any host; all hosts must come."""
+    """True if any host reports it. Collective: every host must call it."""
     return any(exchange(bool(flag)))
 
 
@@ -105,10 +111,10 @@ def broadcast_from_host0(value: T) -> T:
 
 
 def check_same(what: str, value: Mapping[str, Any]) -> None:
-    """All hosts must come.
+    """Compare a value over the hosts. Collective: every host must call it.
 
     Raises:
-        UserError: the hosts differ in it; on all of them alike, with the first difference.
+        UserError: the hosts differ; it is raised on all of them, with the first difference.
     """
     said = exchange(dict(value))
     for i, other in enumerate(said):
@@ -122,20 +128,20 @@ def check_same(what: str, value: Mapping[str, Any]) -> None:
 def _allgather(row_X: np.ndarray) -> np.ndarray:
     """[n, X] from the [X] of each host."""
     global _last_meeting
-    split, whole = _by_host()
+    mesh, split, whole = _by_host()
     rows = jax.make_array_from_process_local_data(split, row_X[None], (count(), len(row_X)))
-    with jax.set_mesh(whole.mesh):  # the caller's mesh has other devices
+    with jax.set_mesh(mesh):  # the caller's mesh has other devices
         got = np.asarray(_relay(whole)(rows).addressable_data(0))
     _last_meeting = time.monotonic()
     return got
 
 
 @functools.cache
-def _by_host() -> tuple[jax.NamedSharding, jax.NamedSharding]:
-    """Shardings over one device of each host: a row on each, and all rows on all."""
+def _by_host() -> tuple[jax.sharding.Mesh, jax.NamedSharding, jax.NamedSharding]:
+    """A mesh of one device per host, and its shardings: one row on each, and all rows on all."""
     devices = [next(d for d in jax.devices() if d.process_index == i) for i in range(count())]
     mesh = jax.sharding.Mesh(np.asarray(devices), ("host",))
-    return jax.NamedSharding(mesh, jax.P("host")), jax.NamedSharding(mesh, jax.P())
+    return mesh, jax.NamedSharding(mesh, jax.P("host")), jax.NamedSharding(mesh, jax.P())
 
 
 @functools.cache
@@ -148,17 +154,18 @@ def _relay(sharding: jax.NamedSharding):
 
 @contextlib.contextmanager
 def joined(coordinator: str = "", processes: int | None = None, process: int | None = None) -> Iterator[None]:
-    """Join the other hosts, before anything touches a device, and leave them in good order.
+    """Join the other hosts, before anything touches a device, and leave them in an orderly way.
 
     Args:
-        coordinator: HOST:PORT of host 0; "" is JAX_COORDINATOR_ADDRESS, or on a TPU VM what the VM says of its slice;
-            ``auto`` leaves all three to JAX (Slurm, Open MPI, Kubernetes); ``off`` joins nobody.
-        processes, process: how many hosts, and which one this is; None is JAX_NUM_PROCESSES, JAX_PROCESS_ID.
+        coordinator: HOST:PORT of host 0; "" is JAX_COORDINATOR_ADDRESS, or on a TPU VM what the VM reports about its
+            slice; ``auto`` leaves all three to JAX (Slurm, Open MPI, Kubernetes); ``off`` joins no host.
+        processes, process: how many hosts there are, and which one this is; None is JAX_NUM_PROCESSES and
+            JAX_PROCESS_ID.
 
-    An error that ends this host alone ends the process at once: the others must not wait for it.
+    An error on one host ends its process at once, so that the others do not wait for it.
 
     Raises:
-        UserError: arguments that do not belong together, or hosts that did not find each other.
+        UserError: arguments that do not fit together, or hosts that did not find each other.
     """
     start(coordinator, processes, process)
     if count() == 1:
@@ -178,7 +185,7 @@ def start(coordinator: str = "", processes: int | None = None, process: int | No
     how = _how(coordinator, processes, process)
     if how is None:
         return
-    # Our own handler turns SIGTERM into a checkpoint on all hosts; the service's would keep the signal from it.
+    # Our own handler turns SIGTERM into a checkpoint on all hosts; that of the service would intercept the signal.
     jax.config.update("jax_enable_preemption_service", False)
     log.info("joining the other hosts%s", f" at {how['coordinator_address']}" if how else "")
     try:
@@ -202,7 +209,7 @@ def start(coordinator: str = "", processes: int | None = None, process: int | No
 
 
 def _how(coordinator: str, processes: int | None, process: int | None) -> dict[str, Any] | None:
-    """Arguments of ``jax.distributed.initialize``: {} where JAX finds out itself, None where nobody is to be joined."""
+    """Arguments of ``jax.distributed.initialize``: {} if JAX finds them itself, None if there is no host to join."""
     if coordinator == "auto":
         return {}
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", "")
@@ -235,7 +242,7 @@ def _number(variable: str) -> int | None:
 
 
 def _on_tpu_vm() -> bool:
-    """Whether there are TPU chips here that a run would use; their slice may have further hosts."""
+    """True if there are TPU chips here that a run would use; their slice can have further hosts."""
     if os.environ.get("JAX_PLATFORMS", "tpu").partition(",")[0] not in ("", "tpu"):
         return False
     chips = any(pathlib.Path(p).exists() for p in ("/dev/accel0", "/dev/vfio/0"))
@@ -256,14 +263,14 @@ def lost_together() -> Iterator[None]:
 
 
 def lost(error: BaseException) -> None:
-    """Ends the process when ``error`` of the runtime means that another host has gone; else does nothing."""
-    broken = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)  # which may come as a ValueError
+    """End the process if ``error`` of the runtime means that another host is gone; else do nothing."""
+    broken = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)  # Gloo can raise ValueError too
     if count() == 1 or not broken:
         return
     said = " ".join(str(error).split())[:_FIRST_LINE]
     _end(
         f"host {index()} of {count()} has lost another host, or the runtime failed ({said}). Look at the output of the "
-        "others; the last complete checkpoint is kept. To go on: the same command on all hosts",
+        "others; the last complete checkpoint is kept. To continue, run the same command on all hosts",
         LOST,
     )
 
@@ -280,12 +287,12 @@ def _abandon(error: BaseException) -> NoReturn:
 
 
 def _end(text: str, code: int) -> NoReturn:
-    """Say it and end without the runtime's farewell, which would wait for the others."""
+    """Log the text and end without the shutdown of the runtime, which would wait for the others."""
     log.error("%s", text)
     sys.stdout.flush()
     sys.stderr.flush()
     if index() == 0:
-        time.sleep(1.0)  # whoever fails for the same reason says so before the coordinator is gone
+        time.sleep(1.0)  # hosts that fail for the same reason can log it before the coordinator is gone
     os._exit(code)
 
 
@@ -298,7 +305,7 @@ def _limit_s() -> float:
 
 
 class Silence:
-    """Whose beat has stayed the same for too long. A host whose beat has never come is not judged: it is still joining.
+    """Hosts whose heartbeat has not changed for too long. A host without a heartbeat is still joining.
 
     Args:
         limit_s: seconds without a new beat after which a host is gone.
@@ -307,12 +314,12 @@ class Silence:
 
     def __init__(self, limit_s: float, now_s: float) -> None:
         self._limit_s = limit_s
-        self._heard: dict[str, tuple[str, float]] = {}
+        self._heard: dict[str, tuple[str | None, float]] = {}
         self._asked_s = now_s
 
     def of(self, beats: Mapping[str, str], now_s: float) -> list[str]:
-        """Hosts that are gone, given the last beat of each by name; after a pause of our own nobody is judged."""
-        paused = now_s - self._asked_s > self._limit_s / 2  # this process stood still; what it remembers says nothing
+        """Hosts that are gone, given the last heartbeat of each by name; none after a pause of this process itself."""
+        paused = now_s - self._asked_s > self._limit_s / 2  # this process stood still, so its memory is stale
         self._asked_s = now_s
         for name in self._heard.keys() | beats.keys():
             last, since_s = self._heard.get(name, (None, now_s))
@@ -326,20 +333,20 @@ class Silence:
 
 
 def _watch(limit_s: float) -> None:
-    """Ends the process when no meeting has come about for ``limit_s``: another host hangs, or a collective does."""
+    """End the process after ``limit_s`` without an exchange: another host hangs, or a collective does."""
     while jax.distributed.is_initialized():
         time.sleep(min(1.0, limit_s / 4))
         since = None if _last_meeting is None else time.monotonic() - _last_meeting
         if since is not None and since > limit_s:
             _end(
                 f"host {index()} has heard nothing of the other hosts for {since:.0f} s (ROPD_HOSTS_TIMEOUT_S="
-                f"{limit_s:g}); one of them hangs. To go on: end them all, then the same command on all hosts",
+                f"{limit_s:g}); one of them hangs. To continue, end them all, then run the same command on all hosts",
                 LOST,
             )
 
 
 def _listen(limit_s: float) -> None:
-    """Says that this host lives and ends the process when another has not said so for ``limit_s``."""
+    """Send the heartbeat of this host, and end the process if another host has sent none for ``limit_s``."""
     silence = Silence(limit_s, time.monotonic())
     beat = 0
     while (store := distributed.global_state.client) is not None:  # None once the run has left the others
@@ -347,13 +354,13 @@ def _listen(limit_s: float) -> None:
         try:
             store.key_value_set(f"{_BEATS}{index()}", str(beat), allow_overwrite=True)
             beats = dict(store.key_value_dir_get(_BEATS))
-        except jax.errors.JaxRuntimeError:  # host 0 keeps the store: without it no beat is new
+        except jax.errors.JaxRuntimeError:  # host 0 keeps the store: without it no heartbeat is new
             beats = {}
         if gone := silence.of(beats, time.monotonic()):
             _end(
                 f"host {index()} of {count()} has lost another host: {', '.join(gone)} has not been heard of for "
-                f"{limit_s:g} s. Look at its output; the last complete checkpoint is kept. To go on: the same command "
-                "on all hosts",
+                f"{limit_s:g} s. Look at its output; the last complete checkpoint is kept. To continue, run the same "
+                "command on all hosts",
                 LOST,
             )
         time.sleep(BEAT_S)

@@ -1,16 +1,24 @@
-"""From prompts to a stream of rollout groups: slots with continuous refill.
+"""From prompts to a stream of rollout groups: rows that are refilled while the others decode.
 
 1. A prompt is prefilled once, into a prompt slot that its G rollouts share (`prefill`).
-2. Decoding runs in jitted chunks of ``chunk`` tokens over a fixed number of rows, and ends early when all rows have
-   (`decode`). A step feeds each row its last token and draws the next.
-3. Between chunks the host takes out what has ended and lets the next rollouts into the free rows (`slots.Slots`). A
-   group whose last rollout has ended is yielded while the device samples on, so that the teacher works meanwhile.
-4. When nothing waits any more and half of the rows are idle, the rest move together into half as many, unless the
-   student is so small that compiling another program costs more than it saves.
+2. Decoding runs in jitted chunks of ``chunk`` tokens over a fixed number of rows. A chunk ends early when all rows
+   have ended (`decode`). A step feeds each row its last token and draws the next.
+3. Between chunks the host takes out the rollouts that have ended and puts the next ones into the free rows
+   (`slots.Slots`). A group is yielded when its last rollout has ended, while the device continues to sample, so the
+   teacher works at the same time.
+4. When no rollout waits and half of the rows are idle, the others move into half as many rows. A small student keeps
+   its rows, because compiling another program would cost more than it saves.
 
-Keys and values lie in pages (`sampling.pages`). The random stream of a rollout is a function of (seed, step, prompt,
-index), and at the same compiled shapes nothing else about it depends on its neighbours or on the order of refill.
-Shapes come from short ladders (rows halve, the pool grows by steps), so a run compiles a handful of programs.
+Three prompts a, b, c with two rollouts each, in four rows (time runs to the right, | is the end of a chunk):
+
+    row 0   a0 a0 | c0 c0 | c0
+    row 1   a1    | c1    |            a0 and a1 have ended: group a is yielded, c0 and c1 take their rows
+    row 2   b0 b0 | b0 b0 |
+    row 3   b1 b1 | b1    |            then group b, then group c
+
+Keys and values are stored in pages (`sampling.pages`). The random stream of a rollout is a function of (seed, step,
+prompt, index). At the same compiled shapes, nothing else about a rollout depends on its neighbours or on the order of
+refill. Shapes come from short ladders (rows halve, the pool grows by steps), so a run compiles a handful of programs.
 """
 
 from __future__ import annotations
@@ -26,8 +34,9 @@ import numpy as np
 
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
-from ropd_jax.parallel.mesh import active_mesh, constrain, fetch, out, place
+from ropd_jax.parallel.mesh import RULES, active_mesh, constrain, fetch, place
 from ropd_jax.sampling import pages as paging
+from ropd_jax.sampling.rollouts import likely_stopped, make_group, make_rollout
 from ropd_jax.sampling.rules import SamplingRule, draw, rollout_keys
 from ropd_jax.sampling.slots import Job, Slots, halved, pool_size
 from ropd_jax.types import Prompt, Rollout, RolloutGroup, UserError
@@ -43,15 +52,15 @@ class EngineConfig:
 
     Attributes:
         rollouts: G.
-        prompts: as many prompts' rollouts decode side by side: prompts * rollouts rows.
+        prompts: how many prompts decode side by side; there are prompts * rollouts rows.
         prompt_len: prompts are padded to this many tokens.
         max_tokens: longest answer, stop token included.
         stop_ids: tokens that end an answer.
-        stop: texts that end an answer, wherever they fall on its tokens; the answer's text ends before them.
+        stop: texts that end an answer, also in the middle of a token; the text of the answer ends before them.
         rule: sampling policy.
-        chunk: tokens between two looks of the host.
-        page_chunks: chunks that a page of the cache holds; 0 chooses: one page where ``max_tokens`` is at most 64,
-            else pages of 32 tokens, or of as many as make 64 of them a row.
+        chunk: tokens that the device samples before the host looks at them.
+        page_chunks: how many chunks a page of the cache holds. 0 chooses: one page if ``max_tokens`` is at most 64,
+            else pages of 32 tokens, or longer ones, so that a row has at most 64 pages.
         dtype: compute dtype.
         cache_dtype: of keys and values, see `pages.CACHE_DTYPES`; "" is ``dtype``.
     """
@@ -112,12 +121,12 @@ class EngineConfig:
 
     @property
     def page(self) -> int:
-        """Slots of a page."""
+        """Slots of a page, a multiple of ``chunk``: 64 for at most 64 tokens, 32 for 2,000, 128 for 8,192."""
         slots = self.max_tokens if self.max_tokens <= 64 else max(32, -(-self.max_tokens // 64))
         return self.chunk * (self.page_chunks or -(-slots // self.chunk))
 
 
-LARGE = 10_000_000  # weights: a smaller student's rows stay as many as they are, for a program costs more than it saves
+LARGE = 10_000_000  # weights; a smaller student keeps its rows, because another program costs more than it saves
 
 
 class Rows(NamedTuple):
@@ -147,15 +156,17 @@ def prefill(
     """Run N prompts once and store their keys and values in the prompt slots ``at_N``.
 
     Args:
-        dtype: compute dtype; of the sampler's settings nothing else is asked, so that all rules share one program.
+        dtype: compute dtype; no other setting of the sampler is an argument, so all rules share one program.
         len_N: how many tokens of each prompt are cached: all but its last, which the first decode step feeds.
         at_N: an index beyond the last slot marks an idle place.
     """
     N, T = tokens_NT.shape
     positions_NT = constrain(jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (N, T)), "BT")
     real_NT = (positions_NT < len_N[:, None]).astype(jnp.int32)
-    _, kv = transformer.hidden(cfg, params, tokens_NT, positions_NT, real_NT, dtype=jnp.dtype(dtype), keep_kv=True)
-    return paging.write_prompts(prompts, *kv, at_N)
+    _, (k_LNKTH, v_LNKTH) = transformer.hidden(
+        cfg, params, tokens_NT, positions_NT, real_NT, dtype=jnp.dtype(dtype), keep_kv=True
+    )
+    return paging.write_prompts(prompts, k_LNKTH, v_LNKTH, at_N)
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "ecfg"), donate_argnames=("stages",))
@@ -182,16 +193,10 @@ def decode(cfg: ModelConfig, ecfg: EngineConfig, params, layers, prompts, pages,
         position_B, slot_B = rows.base + t_B, t_B % ecfg.page
 
         def attend(q_BTNH, k_BTKH, v_BTKH, layer, window):
+            prompt, page, stage = layer
+            k_BKTH, v_BKTH = k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2)
             o_BNH, stage = paging.attention(
-                cfg,
-                q_BTNH[:, 0],
-                k_BTKH.swapaxes(1, 2),
-                v_BTKH.swapaxes(1, 2),
-                *layer,
-                view,
-                position_B,
-                slot_B,
-                window,
+                cfg, q_BTNH[:, 0], k_BKTH, v_BKTH, prompt, page, stage, view, position_B, slot_B, window
             )
             return o_BNH[:, None], stage
 
@@ -256,25 +261,27 @@ def sample_groups(
     whole: list[int] = []
     while engine.slots.unfinished:
         pending = engine.dispatch()
-        if whole and jax.process_count() > 1:  # what the caller asks other hosts must not run beside the chunk
+        if whole and jax.process_count() > 1:  # the caller may start a collective, which must not overlap the chunk
             jax.block_until_ready(pending)
-        yield from (_group(prompts, prompt_tokens, rollouts, i, step) for i in whole)  # the device samples meanwhile
+        yield from (
+            make_group(prompts, prompt_tokens, rollouts, i, step) for i in whole
+        )  # the device samples meanwhile
         whole = []
         for job in engine.collect(pending, tokenizer):
-            rollouts[job.index][job.g] = _rollout(tokenizer, ecfg, job)
+            rollouts[job.index][job.g] = make_rollout(tokenizer, ecfg.stop_ids, ecfg.stop, job)
             if len(rollouts[job.index]) == ecfg.rollouts:
                 whole.append(job.index)
-    yield from (_group(prompts, prompt_tokens, rollouts, i, step) for i in whole)
+    yield from (make_group(prompts, prompt_tokens, rollouts, i, step) for i in whole)
 
 
 def copies_layers() -> bool:
-    """On CPU a slice of the stacked weights is copied at every step, so they are taken apart once a call instead."""
+    """True on CPU: it copies a slice of the stacked weights at every step, so they are unstacked once per call."""
     mesh = None if active_mesh() is None else jax.sharding.get_mesh()
     return (jax.default_backend() if mesh is None else mesh.devices.flat[0].platform) == "cpu"
 
 
 class Layout(NamedTuple):
-    """Sizes on each of the ``parts`` of the mesh: rows, prompt slots, and prompts that one prefill runs."""
+    """Sizes on each of the ``parts`` of the mesh: rows, prompt slots, and prompts per prefill."""
 
     parts: int
     rows: int
@@ -283,7 +290,7 @@ class Layout(NamedTuple):
 
 
 def layout(ecfg: EngineConfig) -> Layout:
-    """Raises UserError where the prompts do not divide over the mesh."""
+    """Sizes for the active mesh; raises UserError if the prompts do not divide over it."""
     mesh = active_mesh()
     parts = 1 if mesh is None else mesh.shape["fsdp"]
     if ecfg.prompts % parts:
@@ -297,7 +304,7 @@ def layout(ecfg: EngineConfig) -> Layout:
 
 
 def empty_cache(cfg: ModelConfig, ecfg: EngineConfig, sizes: Layout, *, pages: int) -> paging.Cache:
-    """``pages``: of each part's pool; `most_pages` at most."""
+    """An empty cache with ``pages`` pages in the pool of each part, at most `most_pages`."""
     return paging.make_cache(
         cfg,
         prompts=sizes.parts * sizes.slots,
@@ -310,13 +317,13 @@ def empty_cache(cfg: ModelConfig, ecfg: EngineConfig, sizes: Layout, *, pages: i
 
 
 def most_pages(ecfg: EngineConfig, rows: int) -> int:
-    """The pool of a part when all its rows are as long as they may be."""
+    """The pages of a part's pool if all its rows reach ``max_tokens``."""
     depth = (ecfg.max_tokens - 1) // ecfg.page
     return pool_size(rows * depth, rows) if depth else 1
 
 
 class _Engine:
-    """One call's cache and books; `dispatch` starts a chunk, `collect` waits for it."""
+    """Cache and scheduler state of one call; `dispatch` starts a chunk, `collect` waits for it."""
 
     def __init__(self, cfg, ecfg: EngineConfig, params, prompt_tokens, keys, limits):
         self.cfg, self.ecfg, self.params, self.prompt_tokens = cfg, ecfg, params, prompt_tokens
@@ -340,17 +347,17 @@ class _Engine:
         self.cache = empty_cache(cfg, ecfg, whole._replace(rows=self.slots.rows), pages=1)
 
     def dispatch(self):
-        """Let prompts in, tidy the cache up where that is due, and start a chunk; returns what it will give."""
-        books = self.slots
-        while any(taken := books.take_prompts(self.batch)):
+        """Prefill prompts, store full stages, fill free rows, then start a chunk; returns the chunk's future arrays."""
+        slots = self.slots
+        while any(taken := slots.take_prompts(self.batch)):
             self._prefill(taken)
-        if books.full():
+        if slots.full():
             self._commit()
-        books.admit(self.last_tokens)
-        if self.large and (rows := books.rows_enough()) < books.rows:
-            self._shrink(rows)
-        rows = Rows(*_place(*((getattr(books, name), "B") for name in Rows._fields)))
-        view = paging.View(*_place(*((books.view[name], "B") for name in paging.View._fields)))
+        slots.admit(self.last_tokens)
+        if self.large and (fewer := slots.rows_enough()) < slots.rows:
+            self._shrink(fewer)
+        rows = Rows(*_place(*((getattr(slots, name), "B") for name in Rows._fields)))
+        view = paging.View(*_place(*((slots.view[name], "B") for name in paging.View._fields)))
         stages, *rest = decode(self.cfg, self.ecfg, self.params, self.layers, *self.cache, rows, view)
         self.cache = self.cache._replace(stages=stages)
         return rest
@@ -358,8 +365,9 @@ class _Engine:
     def collect(self, pending, tokenizer) -> list[Job]:
         """The rollouts that have ended in the chunk."""
         ended = self.slots.absorb(*fetch(*pending))
-        if self.ecfg.stop:
-            ended += [b for b, j in enumerate(self.slots.job) if j and b not in ended and self._stops(j, tokenizer)]
+        if stop := self.ecfg.stop:
+            going = [(b, job) for b, job in enumerate(self.slots.job) if job and b not in ended]
+            ended += [b for b, job in going if likely_stopped(tokenizer, stop, self.ecfg.chunk, job)]
         return [self.slots.release(b) for b in sorted(ended)]
 
     def _prefill(self, taken: list[list[tuple[int, int]]]) -> None:
@@ -372,7 +380,7 @@ class _Engine:
                 tokens_NT[number, row, :n] = self.prompt_tokens[index][:n]
                 len_N[number, row], at_N[number, row] = n, slot
         arrays = _place((tokens_NT.reshape(-1, tokens_NT.shape[-1]), "BT"), (len_N.ravel(), "B"), (at_N.ravel(), "B"))
-        with tracing.span("prefill"):  # the device has nothing else to do now: the last chunk is in, the next not begun
+        with tracing.span("prefill"):  # the device is idle: the last chunk is in, the next one has not begun
             prompts = prefill(self.cfg, self.ecfg.dtype, self.params, self.cache.prompts, *arrays)
             jax.block_until_ready(prompts)
         self.cache = self.cache._replace(prompts=prompts)
@@ -389,41 +397,13 @@ class _Engine:
         pages, stages = paging.keep(self.cache.pages, at_M), paging.keep(self.cache.stages, at_B)
         self.cache = self.cache._replace(pages=pages, stages=stages)
 
-    def _stops(self, job: Job, tokenizer) -> bool:
-        """Whether a stop text is likely in what the last chunk gave; `_rollout` says it exactly."""
-        longest = max(map(len, self.ecfg.stop))
-        text = tokenizer.decode(job.tokens[-(self.ecfg.chunk + 4 * longest + 8) :])
-        return any(s in text for s in self.ecfg.stop)
-
-
-def _rollout(tokenizer, ecfg: EngineConfig, job: Job) -> Rollout:
-    tokens, stopped = job.tokens, job.tokens[-1] in ecfg.stop_ids
-    text = tokenizer.decode(tokens[:-1] if stopped else tokens)
-    ends = [at for s in ecfg.stop if (at := text.find(s)) >= 0]
-    if ends:
-        # the fewest tokens whose text holds a stop text
-        few, many = 1, len(tokens) - stopped
-        while few < many:
-            middle = (few + many) // 2
-            found = any(s in tokenizer.decode(tokens[:middle]) for s in ecfg.stop)
-            few, many = (few, middle) if found else (middle + 1, many)
-        tokens, text, stopped = tokens[:few], text[: min(ends)], True
-    n = len(tokens)
-    logp_T = np.asarray(job.logp[:n], np.float32)
-    return Rollout(np.asarray(tokens, np.int32), logp_T, text, "stop" if stopped else "length")
-
-
-def _group(prompts, prompt_tokens, rollouts, i: int, step: int) -> RolloutGroup:
-    ordered = tuple(rollouts[i][g] for g in sorted(rollouts[i]))
-    return RolloutGroup(prompts[i], np.asarray(prompt_tokens[i], np.int32), ordered, step, i)
-
 
 def _place(*arrays):
-    """Put host arrays on the mesh by their dimension letters (as they are without a mesh)."""
+    """Put host arrays on the mesh by their dimension letters; without a mesh on the default device."""
     if active_mesh() is None:
         return [jnp.asarray(x) for x, _ in arrays]
     mesh = jax.sharding.get_mesh()
-    shardings = [jax.NamedSharding(mesh, out(dims)) for _, dims in arrays]
+    shardings = [jax.NamedSharding(mesh, RULES.spec(dims)) for _, dims in arrays]
     if shardings[0].is_fully_addressable:  # one call: each costs as much as a small model's step
         return jax.device_put([x for x, _ in arrays], shardings)
     return [place(x, s) for (x, _), s in zip(arrays, shardings, strict=True)]

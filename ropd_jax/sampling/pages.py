@@ -1,17 +1,27 @@
-"""The sampler's key/value cache, in pages, so that a row's attention costs what its own length costs.
+"""The sampler's key/value cache, in pages, so that the attention of a row costs what its own length costs.
 
-1. A prompt's keys and values lie once in a *prompt slot*; the queries of all its G rollouts read them together.
+1. The keys and values of a prompt are stored once, in a *prompt slot*. The queries of all its G rollouts read them
+   together.
 2. A row writes its newest keys and values into its *stage*, which holds one page.
-3. When that is full, it becomes a page of the pool (`commit`). A page knows its row, and starts where the row's own
-   tokens say, whenever the row was let in: so its bits do not depend on that either.
+3. A full stage becomes a page of the pool (`commit`). A page knows its row and the position of its first slot in that
+   row. Where the pages of a row begin follows from its own tokens, not from when the row was admitted, so its bits do
+   not depend on that either.
 
-Attention runs over whole prompt slots, pages and stages as they lie in memory, which gives partial softmaxes
-(maximum, sum, weighted values); a row adds up its own, in the order of its sequence. So its bits do not depend on
-where its pages lie, nor on who else is there. The pool is as large as all rows together need, not as rows times the
-longest.
+Row b, whose prompt has 6 tokens (all but the last are cached), with pages of 4 slots, at position 14:
 
-On a mesh rows, prompt slots and pages are split over ``fsdp`` and heads over ``tp``; a row's pages and its prompt lie
-where the row lies, every index counts within its own part, and attention needs no communication.
+    prompt slot        page 7       page 2         stage
+    0 1 2 3 4          5 6 7 8      9 10 11 12     13 14 . .
+
+    table_BD[b] = 7, 2    depth_B[b] = 2    owner_M[7] = owner_M[2] = b    first_M[7] = 5    first_M[2] = 9
+    slot_B[b] = 1 (position 14 is in slot 1 of the stage)
+
+Attention runs over whole prompt slots, pages and stages as they are in memory, each with the queries of its owner. That
+gives partial softmaxes (maximum, sum, weighted values). A row then adds up its own, in the order of its sequence. So
+its bits depend neither on the places of its pages nor on the other rows. The pool is as large as all rows together
+need, not rows times the longest.
+
+On a mesh, rows, prompt slots and pages are split over ``fsdp`` and heads over ``tp``. The pages and the prompt of a row
+are in the part of the row, every index counts within its part, and attention needs no communication.
 """
 
 from __future__ import annotations
@@ -58,15 +68,15 @@ class Cache(NamedTuple):
 
 
 class View(NamedTuple):
-    """Which slots each row sees: all int32, constant between two looks of the host.
+    """Which slots each row sees: all int32, constant within a chunk. The module docstring has an example.
 
     Attributes:
-        row_PG: the row of each rollout of each prompt slot; any row where there is none.
-        place_B: where a row stands in ``row_PG``, flat.
+        row_PG: the row of each rollout of each prompt slot; any row if the rollout has none.
+        place_B: the index of a row in the flat ``row_PG``: rollout 2 of slot 1 with G = 4 is 6.
         prompt_len_P: cached tokens of each prompt (all but its last).
-        owner_M: a page's row; any row where the page is free.
-        first_M: position in its row's sequence that slot 0 of a page has.
-        table_BD: a row's pages in order; any page behind the last.
+        owner_M: the row of a page; any row if the page is free.
+        first_M: the position of slot 0 of a page in the sequence of its row.
+        table_BD: the pages of a row in order; after the last one any page.
         depth_B: how many pages a row has.
     """
 
@@ -104,7 +114,7 @@ def _make_layers(cfg: ModelConfig, n: int, slots: int, dtype: str, *, turned: bo
 
 
 def encode(x_BKSH: jax.Array, dtype) -> Stored:
-    """In the cache's dtype. int8: x = round(127 x / max|x|), with max|x| / 127 of each head and slot beside it."""
+    """In the cache's dtype. int8: round(127 x / max|x|), with the scale max|x| / 127 of each head and slot."""
     if dtype != jnp.int8:
         return Stored(x_BKSH.astype(dtype), None)
     x_BKSH = x_BKSH.astype(jnp.float32)
@@ -113,7 +123,7 @@ def encode(x_BKSH: jax.Array, dtype) -> Stored:
 
 
 def turned(k: Stored) -> Stored:
-    """[B, K, S, H] as [B, K, H, S]: the scores then add up along the slots (1.4x faster on CPU)."""
+    """[B, K, S, H] as [B, K, H, S]: the inner loop of the scores then runs along the slots (1.4x faster on CPU)."""
     return Stored(k.x.swapaxes(2, 3), k.scale)
 
 
@@ -133,7 +143,9 @@ def write_stage(stage: KV, k_BKSH: jax.Array, v_BKSH: jax.Array, slot_B: jax.Arr
 def partial_softmax(q_BKQH, k: Stored, v: Stored, seen, *, keys_turned: bool, scale: float, softcap: float):
     """(m_BKQ, l_BKQ, o_BKQH) in float32: maximum of the scores, sum of exp(score - m), and that sum of values.
 
-    Attention over several sets of slots is sum_i e^(m_i - max m) o_i / sum_i e^(m_i - max m) l_i.
+    Attention over several sets of slots is sum_i e^(m_i - max m) o_i / sum_i e^(m_i - max m) l_i. Scores 1, 3 in one
+    set and 2 in another give m = 3, l = 1 + e^-2 and m = 2, l = 1; together l = (1 + e^-2) + e^-1 * 1, which is the sum
+    of e^(1-3), e^(3-3) and e^(2-3).
 
     Args:
         q_BKQH: Q queries a key/value head.
@@ -176,9 +188,18 @@ def attend(
 ) -> jax.Array:
     """o_BNH in the dtype of the queries: each row's attention over its prompt, its pages and its stage.
 
+    The row of the module docstring has four partial softmaxes, added in this order:
+
+        prompt     one product per prompt slot, with the queries of its G rollouts side by side (X = G * Q)
+        pages      one product per page of the pool, with the query of its owner; the row picks 7, then 2
+        stage      one product per row, of which slots 0 and 1 are seen
+
+    With a window of 8, position 14 sees 7 to 14: nothing of the prompt, slots 2 and 3 of page 7, all of page 2, slots 0
+    and 1 of the stage.
+
     Args:
-        position_B: of the query in its row's sequence.
-        slot_B: each stage's newest slot.
+        position_B: of the query in the sequence of its row.
+        slot_B: the newest slot of each stage.
         window: how many positions a query sees, its own included; None is all.
     """
     B, N, H = q_BNH.shape
@@ -191,7 +212,8 @@ def attend(
     def near(position, at):  # both int32, broadcastable
         return True if window is None else position - at < window
 
-    # prompts: the queries of all rollouts of one prompt together, then back to their rows
+    # prompts: the queries of all rollouts of one prompt together, then back to their rows. A slot has positions 0 to
+    # T - 1, so its index is the position.
     rows_R = view.row_PG.reshape(-1)
     q_PKXH = rows(q_BKQH, rows_R).reshape(P, G, K, Q, H).swapaxes(1, 2).reshape(P, K, G * Q, H)
     T = prompt.v.x.shape[2]
@@ -207,12 +229,13 @@ def attend(
     sums = part(q_PKXH, *prompt, seen_PXT[:, None], keys_turned=True)
     prompt_m, prompt_l, prompt_o = (back(x) for x in sums)
 
-    # stage
+    # stage: both indices count from the start of the stage, so their difference is that of the positions
     slots_1S = jnp.arange(stage.k.x.shape[2], dtype=jnp.int32)[None]
     seen_BS = (slots_1S <= slot_B[:, None]) & near(slot_B[:, None], slots_1S)
     stage_m, stage_l, stage_o = part(q_BKQH, *stage, seen_BS[:, None, None], keys_turned=False)
 
-    # pages, then all of it together, in the order of the sequence
+    # pages: all of the pool, free ones too, whose sums no row picks. Then everything together, in the order of the
+    # sequence: prompt, pages, stage.
     seen = None
     if window is not None:
         position_M = rows(position_B, view.owner_M)[:, None]
@@ -263,7 +286,7 @@ def _put_at(old: KV, new: KV, at_N: jax.Array) -> KV:
 
 @functools.partial(jax.jit, donate_argnums=(0,))
 def commit(pages: list[KV], stages: list[KV], at_B: jax.Array) -> list[KV]:
-    """The pool, where a row's full stage is its page ``at_B`` now; at an index beyond the pool it is dropped."""
+    """The pool with the stage of each row stored as page ``at_B``; an index beyond the pool drops it (not full yet)."""
 
     def layers(pages, stages, at_B):
         return [_put_at(p, KV(turned(s.k), s.v), at_B) for p, s in zip(pages, stages, strict=True)]
@@ -272,7 +295,7 @@ def commit(pages: list[KV], stages: list[KV], at_B: jax.Array) -> list[KV]:
 
 
 def write_prompts(prompts: list[KV], k_LNKTH: jax.Array, v_LNKTH: jax.Array, at_N: jax.Array) -> list[KV]:
-    """Prefilled prompts into the prompt slots ``at_N``; at an index beyond the last one a prompt is dropped."""
+    """The prompt slots with prefilled prompts stored at ``at_N``; an index beyond the last slot drops an idle one."""
 
     def layers(prompts, k_LNKTH, v_LNKTH, at_N):
         dtype = prompts[0].k.x.dtype
@@ -283,10 +306,10 @@ def write_prompts(prompts: list[KV], k_LNKTH: jax.Array, v_LNKTH: jax.Array, at_
 
 
 def grow(pages: list[KV], size: int) -> list[KV]:
-    """The pool with ``size`` pages on each part of the mesh; those that are there keep their places.
+    """The pool with ``size`` pages on each part of the mesh; the pages that exist keep their places.
 
-    Layer by layer, and each takes its old one's place in the list, so that one layer alone exists twice: at 32 x 8
-    rollouts of Qwen3-4B the whole pool once more is 8 GB of a chip's 16.
+    It replaces one layer after the other in the list, so only one layer exists twice. At 32 x 8 rollouts of Qwen3-4B a
+    second copy of the whole pool would be 8 GB, of a chip's 16.
     """
     for i, layer in enumerate(pages):
         pages[i] = _grown(layer, size)
@@ -302,7 +325,7 @@ def _grown(layer: KV, size: int) -> KV:
 
 
 def keep(layers: list[KV], at_N: jax.Array) -> list[KV]:
-    """Only these rows of the stages, or these pages of the pool, in this order; in the list's place, as `grow`."""
+    """Only these rows of the stages, or these pages of the pool, in this order; in place in the list, as `grow`."""
     for i, layer in enumerate(layers):
         layers[i] = _kept(layer, at_N)
     return layers

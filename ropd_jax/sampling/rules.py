@@ -1,4 +1,4 @@
-"""How the next token is drawn: temperature, top-k, top-p, and whose randomness it is."""
+"""How the next token is drawn: temperature, top-k, top-p, and the random stream of each rollout."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ class SamplingRule:
 
     @classmethod
     def from_config(cls, section: Mapping[str, Any]) -> SamplingRule:
-        """Of ``cfg.sampling``."""
+        """From ``cfg.sampling``."""
         return cls(section["temperature"], section["top_k"], section["top_p"])
 
 
 def rollout_keys(seed: int, step: int, prompt_ids: Sequence[str], rollouts: int) -> jax.Array:
     """The random streams of P x G rollouts, flat [P*G].
 
-    Each is a function of (seed, step, prompt id, index of the rollout) alone, never of its neighbours in the batch.
-    An id that comes again is another prompt: its second occurrence has streams of its own.
+    Each is a function of (seed, step, prompt id, index of the rollout) and not of its neighbours in the batch. An id
+    that occurs twice counts as two prompts: ids a, b, a draw as "a", "b" and "a\\0" + "1".
     """
     crc_P = np.array([zlib.crc32(i.encode()) for i in _distinct(prompt_ids)], np.uint32)
     return _rollout_keys(np.uint32(seed), np.uint32(step), crc_P, rollouts)
@@ -85,16 +85,20 @@ def policy_logits(logits_BV: jax.Array, rule: SamplingRule) -> jax.Array:
     return logits_BV
 
 
-TOP_P_SLACK = 1e-6  # a set whose float32 probability falls short of top_p by no more than rounding does reach it
-NUCLEUS = 256  # of the most likely tokens top-p looks at first; more are needed where the policy is nearly flat
-WIDTH = 32  # of a block of the vocabulary, of which the maximum alone is looked at first
+TOP_P_SLACK = 1e-6  # float32 rounding: a set whose probability is lower than top_p by less than this reaches it
+NUCLEUS = 256  # top-p first looks at so many of the most likely tokens; a nearly flat policy needs more
+WIDTH = 32  # of a block of the vocabulary; first only the maximum of each block is looked at
 
 
 def kept(logits_BV: jax.Array, rule: SamplingRule) -> jax.Array:
-    """Mask [B, V] of the tokens that top-k and top-p admit; the most likely one always is. Ties are all kept.
+    """Mask [B, V] of the tokens that top-k and top-p admit, always with the most likely one. All ties are kept.
 
-    The lowest admitted logit is found among the largest few (`_largest`), without sorting the vocabulary. A row for
-    which they are too few (a large k, a flat nucleus) takes a bisection: at most 32 counts over the vocabulary a rule.
+    Probabilities 0.5, 0.25, 0.15, 0.1: top_p = 0.7 keeps two (0.5 is too little, 0.75 reaches it); top_k = 3 and
+    top_p = 0.8 keep two as well, because 0.5 / 0.9 + 0.25 / 0.9 = 0.83.
+
+    The lowest admitted logit is found among the largest few (`_largest`), without sorting the vocabulary. If they are
+    too few for a row (a large k, a flat nucleus), it is found by bisection: at most 32 counts over the vocabulary for
+    each rule.
     """
     V = logits_BV.shape[-1]
     k = rule.top_k if 0 < rule.top_k < V else 0
@@ -123,14 +127,14 @@ def kept(logits_BV: jax.Array, rule: SamplingRule) -> jax.Array:
 
 
 def _largest(x_BV: jax.Array, k: int) -> jax.Array | None:
-    """The k largest of each row in falling order, [B, k]; None where blocks would not spare most of the vocabulary.
+    """The k largest of each row in falling order, [B, k]; None if blocks would not save most of the work.
 
-    They lie in the k blocks whose maxima are the largest: each of these holds an entry that is at least as large as
-    anything in the other blocks.
+    They are in the k blocks with the largest maxima: each of these holds an entry that is at least as large as anything
+    in the other blocks. For k = 50 of 49,152 words, 1,536 maxima and then 1,600 entries are sorted.
     """
     V = x_BV.shape[-1]
-    # Where one column of the k is used, XLA would sort instead (CPU: 5 x). Of the values alone: it aborts at a barrier
-    # around values and indices where it decomposes the top-k.
+    # If only one column of the k is used, XLA on CPU sorts instead, which takes 5 x as long: hence the barrier. It is
+    # around the values only, because XLA aborts at one around values and indices when it decomposes the top-k.
     whole = jax.lax.optimization_barrier
     if V <= 2048:
         return whole(jax.lax.top_k(x_BV, k)[0])
@@ -154,7 +158,10 @@ def _kept_by_bisection(logits_BV: jax.Array, rule: SamplingRule, k: int) -> jax.
 
 
 def _ordered(x: jax.Array) -> jax.Array:
-    """int32 that compare as the float32 do: the bits, those of negative numbers turned round."""
+    """int32 that compare like the float32: their bits, with those of negative numbers inverted.
+
+    -2.0, -1.0, 0.0, 1.0 have bits 0xC0000000, 0xBF800000, 0, 0x3F800000; as int32 the first two compare the wrong way.
+    """
     bits = jax.lax.bitcast_convert_type(x + 0.0, jnp.int32)  # + 0.0: -0.0 and 0.0 tie
     return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
 
@@ -162,7 +169,7 @@ def _ordered(x: jax.Array) -> jax.Array:
 def _floor(ordered_BV: jax.Array, weight_BV: jax.Array, want: jax.Array) -> jax.Array:
     """floor_B1: the largest value such that the weights of all entries at or above it reach ``want``.
 
-    Ends early in the rows where no more than one entry lies between the bounds.
+    Bisection over the int32 of `_ordered`; a row ends early when at most one entry is between its bounds.
     """
 
     def above(at_B1):
@@ -170,8 +177,8 @@ def _floor(ordered_BV: jax.Array, weight_BV: jax.Array, want: jax.Array) -> jax.
         weight_B1 = jnp.sum(jnp.where(in_BV, weight_BV, 0.0), axis=-1, keepdims=True)
         return weight_B1, jnp.sum(in_BV, axis=-1, keepdims=True, dtype=jnp.int32)
 
-    low_B1 = jnp.min(ordered_BV, axis=-1, keepdims=True)  # all reach it
-    high_B1 = jnp.max(ordered_BV, axis=-1, keepdims=True) + 1  # none does
+    low_B1 = jnp.min(ordered_BV, axis=-1, keepdims=True)  # the weights of all entries reach ``want``
+    high_B1 = jnp.max(ordered_BV, axis=-1, keepdims=True) + 1  # no entry is left
     count_B1 = jnp.full_like(low_B1, ordered_BV.shape[-1])
 
     def unfinished(s):
@@ -197,8 +204,9 @@ def _floor(ordered_BV: jax.Array, weight_BV: jax.Array, want: jax.Array) -> jax.
 def draw(key_B: jax.Array, t_B: jax.Array, logits_BV: jax.Array, rule: SamplingRule) -> tuple[jax.Array, jax.Array]:
     """One token for each row: (token_B int32, logp_B float32 under the sampling policy).
 
-    A block of the vocabulary is drawn by its probability, then a token within it: one exponential an entry and two
-    uniform numbers a row. (Gumbel noise takes one for each word: at 64 x 49,152 a quarter of a decode step on CPU.)
+    A block of 128 words is drawn by its probability, then a token within it. That takes one exponential per word and
+    two uniform numbers per row. (Gumbel noise takes one uniform number per word: at 64 x 49,152 a quarter of a decode
+    step on CPU.)
 
     Args:
         key_B: the rollouts' keys; token ``t`` of a rollout uses ``fold_in(key, t)``.
@@ -228,7 +236,7 @@ def _draw(key_B, t_B, logits_BV, *, rule: SamplingRule):
 
 
 def _blocks(x_BV: jax.Array, width: int, fill: float) -> jax.Array:
-    """[B, V] as [B, blocks, width], filled up where the width does not divide the vocabulary."""
+    """[B, V] as [B, blocks, width], padded with ``fill`` if the width does not divide the vocabulary."""
     B, V = x_BV.shape
     return jnp.pad(x_BV, ((0, 0), (0, -V % width)), constant_values=fill).reshape(B, -1, width)
 
@@ -241,10 +249,13 @@ def _upto(x_BN: jax.Array) -> jax.Array:
 
 
 def _pick(weight_BN: jax.Array, u_B: jax.Array) -> jax.Array:
-    """Index [B] drawn in proportion to the weights, by a uniform number in (0, 1]; never one of weight 0."""
+    """Index [B] drawn in proportion to the weights, by a uniform number in (0, 1]; never one of weight 0.
+
+    Weights 1, 0, 3 have sums 1, 1, 4: u = 0.25 gives index 0 (1 >= 0.25 * 4), u = 0.26 gives index 2.
+    """
     n_N = jnp.arange(weight_BN.shape[-1], dtype=jnp.int32)[None]
     upto_BN = _upto(weight_BN)
     some_BN = weight_BN > 0
-    last_B = jnp.max(jnp.where(some_BN, n_N, 0), axis=-1)  # rounding may leave u * sum above the last sum
+    last_B = jnp.max(jnp.where(some_BN, n_N, 0), axis=-1)  # rounding can make u * sum larger than the last sum
     hit_BN = some_BN & (upto_BN >= u_B[:, None] * upto_BN[:, -1:])
     return jnp.min(jnp.where(hit_BN, n_N, last_B[:, None]), axis=-1)

@@ -89,8 +89,7 @@ def sample(
     asked = as_prompts(prompts)
     if n < 1 or rows < 1 or seed < 0 or (max_tokens is not None and max_tokens < 1):
         raise UserError(
-            f"n={n}, max_tokens={max_tokens}, rows={rows}, seed={seed}; expected positive numbers, and a seed "
-            "of 0 or more"
+            f"n={n}, max_tokens={max_tokens}, rows={rows}, seed={seed}; expected positive numbers, and a seed from 0 on"
         )
     if not asked:
         return []
@@ -141,6 +140,7 @@ def _is_chat(prompts: Sequence[Any]) -> bool:
 def _as_prompt(what: Any) -> Prompt:
     if isinstance(what, Prompt):
         return what
+    messages: tuple[Message, ...]
     if isinstance(what, str):
         messages = (Message("user", what),)
     elif isinstance(what, Sequence) and what:
@@ -179,10 +179,10 @@ def _lengths(longest: int, max_tokens: int | None, limit: int) -> tuple[int, int
 def _mesh_of(student: Student) -> jax.sharding.Mesh:
     """The mesh that the weights are on, else the one that is set, else one over the devices of this host."""
     sharding = getattr(jax.tree.leaves(student.params)[0], "sharding", None)
-    if isinstance(sharding, jax.NamedSharding):
+    if isinstance(sharding, jax.NamedSharding) and isinstance(sharding.mesh, jax.sharding.Mesh):
         return sharding.mesh
-    if mesh_lib.active_mesh() is not None:
-        return jax.sharding.get_mesh()
+    if isinstance(active := jax.sharding.get_mesh(), jax.sharding.Mesh) and not active.empty:
+        return active
     devices = jax.local_devices()
     fsdp, tp = mesh_lib.nearest_meshes(student.cfg, len(devices), len(devices), 1)[0]
     return mesh_lib.make_mesh(fsdp, tp, devices)

@@ -1,11 +1,11 @@
-"""The host's side of the engine: which rollout decodes in which row, which prompt slot and pages are whose. No jax.
+"""The scheduler of the sampler, on the host: which rollout has which row, prompt slot and pages. No jax.
 
-Rows, prompt slots and pages are split into ``parts`` (the mesh's ``fsdp`` axis); a prompt and all its rollouts stay
-in one part, and every index of a `View` counts within the part. The life of a rollout:
+Rows, prompt slots and pages are split into ``parts`` (the mesh axis ``fsdp``). A prompt and all its rollouts stay in
+one part, and every index of a `View` counts within the part. The life of a rollout:
 
-    pending --take_prompts--> ready (its prompt is prefilled) --admit--> in a row --absorb--> ended
+    pending --take_prompts--> ready (its prompt is prefilled) --admit--> in a row --absorb--> ended --release--> out
 
-The lowest free place is taken first, so what a run does is a function of the prompts and their lengths alone.
+The lowest free place is taken first, so the schedule is a function of the prompts and their lengths.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 
 PAGES_A_ROW = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # sizes of the pool, times the rows
-FEWEST_ROWS = 16  # of a part: fewer are not worth a compilation, and XLA's CPU matmuls give other bits below 16
+FEWEST_ROWS = 16  # of a part: fewer are not worth a compilation, and XLA's CPU matmuls round differently below 16
 
 
 @dataclasses.dataclass
@@ -43,12 +43,13 @@ class Part:
 
 
 class Slots:
-    """Books of all parts.
+    """Scheduler state of all parts.
 
     Attributes:
         job: the rollout of each row, or None.
-        token, t, limit, base, done, key: state of the rows that the device needs (see `engine.Rows`), all parts one
-            behind the other; so are the arrays of ``view``, by the names of `pages.View`.
+        token, t, limit, base, done, key: state of the rows that the device needs (see `engine.Rows`). The parts
+            follow one another: with 16 rows per part, row 3 of part 1 is at 19.
+        view: the arrays of `pages.View` by name, laid out the same way.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class Slots:
     # --- prompts enter
 
     def take_prompts(self, most: int) -> list[list[tuple[int, int]]]:
-        """(prompt, slot) of those to prefill now, for each part at most ``most``; empty where nothing is due."""
+        """(prompt, slot) of the prompts to prefill now, per part, at most ``most`` each."""
         taken: list[list[tuple[int, int]]] = [[] for _ in self.part]
         if not any(len(p.rows) > len(p.ready) and p.slots for p in self.part):
             return taken
@@ -122,10 +123,10 @@ class Slots:
                 self.view["depth_B"][b] = 0
                 self.own_pages[b] = []
 
-    # --- rows go on and end
+    # --- rows continue and end
 
     def absorb(self, tokens_CB: np.ndarray, logp_CB: np.ndarray, t_B: np.ndarray, done_B: np.ndarray) -> list[int]:
-        """What a chunk gave; returns the rows that have ended in it (they stay until `release`)."""
+        """Add the tokens of a chunk; returns the rows that ended in it, which stay in place until `release`."""
         ended = []
         for b, job in enumerate(self.job):
             if job is not None:
@@ -138,7 +139,7 @@ class Slots:
         return ended
 
     def release(self, b: int) -> Job:
-        """The row's places become free, and its prompt's where this was its last rollout."""
+        """Free the row and its pages, and the slot of its prompt after the last rollout; returns the rollout."""
         job, number = self.job[b], b // self.rows
         assert job is not None
         part = self.part[number]
@@ -160,7 +161,7 @@ class Slots:
         return [b for b, j in enumerate(self.job) if j and self.t[b] == self.page * (1 + self.view["depth_B"][b])]
 
     def pages_missing(self) -> int:
-        """The size of the pool (pages of a part) that a commit now needs, 0 where it has it."""
+        """The size of the pool (pages of a part) that the next commit needs; 0 if it is large enough."""
         due = np.bincount([b // self.rows for b in self.full()], minlength=self.parts).tolist()
         needed = max(self.pages - len(p.pages) + n for p, n in zip(self.part, due, strict=True))
         return 0 if needed <= self.pages else pool_size(needed, self.rows)
@@ -176,7 +177,11 @@ class Slots:
             heapq.heapify(part.pages)
 
     def commit(self) -> np.ndarray:
-        """The page that each row's full stage becomes, ``pages`` (none) where it is not full."""
+        """The page that the stage of each row becomes; ``pages``, which is out of range, if the stage is not full.
+
+        A row with base 5 whose pages hold 4 slots: at t = 4 its stage holds positions 5 to 8, and becomes its first
+        page with ``first_M`` 5 (5 + 4 - 4).
+        """
         at_B = np.full(self.parts * self.rows, self.pages, np.int32)
         for b in self.full():
             number = b // self.rows
@@ -192,66 +197,82 @@ class Slots:
     # --- the tail: fewer rows
 
     def rows_enough(self) -> int:
-        """To how many rows a part can be halved while nothing waits; as it is where it cannot."""
+        """The number of rows that a part can be halved to; unchanged if it cannot, or while rollouts wait."""
         if self.pending or any(p.ready for p in self.part):
             return self.rows
         return halved(self.rows, self.rows - min(len(p.rows) for p in self.part))
 
     def shrink(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """Live rows and pages move to the front of smaller arrays.
+        """Move live rows and their pages to the front of smaller arrays.
 
-        Returns: the old places (row, page) of the new rows and pages within their parts; 0 where they are empty.
+        One part with 4 rows and 4 pages; rollouts x and y live. x0 is the first page of x, x1 the second:
+
+                 rows  0  1  2  3         pages  0   1   2   3
+            before     .  x  .  y                x1  .   x0  y0      table of x: 2, 0; of y: 3
+            shrink(2)  x  y                      x0  x1  y0  .       table of x: 0, 1; of y: 2
+
+        This returns from_B = 1, 3 and from_M = 2, 0, 3, 0, by which the device gathers stages and pages. The pool has
+        4 pages again, since 3 are used and its sizes are multiples of the rows (`pool_size`).
+
+        Returns:
+            (from_B, from_M): the old place, within its part, of each new row and page; 0 where the new one is empty.
         """
         used = max(self.pages - len(p.pages) for p in self.part)
         pages = pool_size(used, rows) if used else 1
         from_B, from_M = np.zeros((self.parts, rows), np.int32), np.zeros((self.parts, pages), np.int32)
-        row_arrays = ("token", "t", "limit", "base", "key")
-        old = {name: getattr(self, name) for name in row_arrays} | self.view
-        new = {n: np.zeros((self.parts * rows, *old[n].shape[1:]), old[n].dtype) for n in row_arrays}
-        view = {n: np.zeros((self.parts * rows, *x.shape[1:]), np.int32) for n, x in old.items() if n in ROW_VIEWS}
-        view |= {n: np.zeros(self.parts * pages, np.int32) for n in PAGE_VIEWS}
-        view |= {n: self.view[n] for n in ("row_PG", "prompt_len_P")}
+        old = {name: getattr(self, name) for name in ROW_ARRAYS} | self.view
+        new = {n: np.zeros((self.parts * rows, *old[n].shape[1:]), old[n].dtype) for n in (*ROW_ARRAYS, *ROW_VIEWS)}
+        new |= {n: np.zeros(self.parts * pages, np.int32) for n in PAGE_VIEWS}
+        new |= {n: self.view[n] for n in PROMPT_VIEWS}
         jobs: list[Job | None] = [None] * (self.parts * rows)
         own: dict[int, list[int]] = {}
         for number in range(self.parts):
             live = [b for b in range(number * self.rows, (number + 1) * self.rows) if self.job[b] is not None]
-            moved = 0
+            moved = 0  # pages of this part that have their new place
             for row, b in enumerate(live):
                 to, job = number * rows + row, self.job[b]
                 assert job is not None
-                from_B[number, row], jobs[to], own[to] = b % self.rows, job, []
-                for name, x in (new | {n: view[n] for n in ROW_VIEWS}).items():
-                    x[to] = old[name][b]
-                view["row_PG"][number * self.slots + self.slot_of[job.index][1], job.g] = row
+                from_B[number, row], jobs[to] = b % self.rows, job
+                for name in (*ROW_ARRAYS, *ROW_VIEWS):
+                    new[name][to] = old[name][b]
+                new["row_PG"][number * self.slots + self.slot_of[job.index][1], job.g] = row
+                own[to] = list(range(moved, moved + len(self.own_pages[b])))
                 for d, page in enumerate(self.own_pages[b]):
-                    from_M[number, moved] = page
                     m = number * pages + moved
-                    view["owner_M"][m], view["first_M"][m] = row, self.view["first_M"][number * self.pages + page]
-                    view["table_BD"][to, d] = moved
-                    own[to].append(moved)
+                    from_M[number, moved] = page
+                    new["owner_M"][m], new["first_M"][m] = row, old["first_M"][number * self.pages + page]
+                    new["table_BD"][to, d] = moved
                     moved += 1
             self.part[number].rows = list(range(len(live), rows))
             self.part[number].pages = list(range(moved, pages))
-        for name, x in new.items():
-            setattr(self, name, x)
-        # a row index that no live rollout has may lie beyond the new rows
-        view["row_PG"] = np.minimum(view["row_PG"], rows - 1)
-        self.rows, self.pages, self.job, self.own_pages, self.view = rows, pages, jobs, own, view
+        for name in ROW_ARRAYS:
+            setattr(self, name, new.pop(name))
+        # the entry of a rollout that has ended can be beyond the new rows; any row will do
+        new["row_PG"] = np.minimum(new["row_PG"], rows - 1)
+        self.rows, self.pages, self.job, self.own_pages, self.view = rows, pages, jobs, own, new
         self.done = np.array([j is None for j in jobs])
         return from_B.reshape(-1), from_M.reshape(-1)
 
 
+ROW_ARRAYS = ("token", "t", "limit", "base", "key")  # of `engine.Rows`; ``done`` follows from the jobs
 ROW_VIEWS = ("place_B", "table_BD", "depth_B")
 PAGE_VIEWS = ("owner_M", "first_M")
+PROMPT_VIEWS = ("row_PG", "prompt_len_P")
 
 
 def pool_size(pages: int, rows: int) -> int:
-    """The smallest size of a pool that holds so many pages: few sizes, because each is a compilation."""
+    """The smallest size of a pool that holds so many pages. There are few sizes, because each one is a compilation.
+
+    With 16 rows: 16, 32, 48, 64, 96 ... pages; 50 pages give 64.
+    """
     return next((n * rows for n in PAGES_A_ROW if n * rows >= pages), pages)
 
 
 def halved(rows: int, needed: int) -> int:
-    """``rows`` halved while the needed ones fit and the number stays a multiple of FEWEST_ROWS."""
+    """``rows`` halved while the needed ones fit and the number stays a multiple of FEWEST_ROWS.
+
+    128 rows of which 20 are needed become 32; 48 rows stay 48, since 24 is not a multiple of 16.
+    """
     while rows % (2 * FEWEST_ROWS) == 0 and rows // 2 >= needed:
         rows //= 2
     return rows

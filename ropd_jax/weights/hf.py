@@ -33,12 +33,12 @@ INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000  # of a file that is written
 
 
-TEXT_PREFIXES = ("model.language_model.", "language_model.model.")  # checkpoints that see pictures too
+TEXT_PREFIXES = ("model.language_model.", "language_model.model.")  # multimodal checkpoints
 NOT_TEXT = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
 
 
 def text_name(name: str) -> str | None:
-    """The name of a tensor in a text-only checkpoint; None for what belongs to pictures."""
+    """The name of a tensor in a text-only checkpoint; None if it belongs to the vision part."""
     if name.startswith(NOT_TEXT):
         return None
     for prefix in TEXT_PREFIXES:
@@ -48,9 +48,9 @@ def text_name(name: str) -> str | None:
 
 
 class HFSource:
-    """An open Hugging Face directory (see `tensors.Source`). Bytes are read when asked for, and only those.
+    """An open Hugging Face directory (see `tensors.Source`). It reads only the bytes that are requested.
 
-    Plain reads, not memory maps: what a process has mapped counts as its memory, however clean the pages are.
+    These are plain reads, not memory maps: mapped pages count as memory of the process even if they are clean.
     """
 
     def __init__(self, path: str | pathlib.Path):
@@ -76,8 +76,8 @@ class HFSource:
 
     @property
     def dtype(self) -> str:
-        """The one that most of its weights are stored in."""
-        sizes = collections.Counter()
+        """The dtype that most of its weights are stored in."""
+        sizes: collections.Counter[str] = collections.Counter()
         for shard, stored in self._home.values():
             sizes[STORED[shard.header[stored]["dtype"]]] += math.prod(shard.shape(stored))
         return sizes.most_common(1)[0][0]
@@ -87,9 +87,11 @@ class HFSource:
         rows, *columns = t.stored_part(part)
         key = (shard.file, stored, rows.start, rows.stop)
         if self._last[0] != key:  # devices that share rows ask one after another
-            self._last = (None, None)
+            self._last = (None, None)  # frees the old array before the new one is read
             self._last = (key, shard.rows(stored, rows))
-        return t.from_stored(self._last[1][(slice(None), *columns)], part)
+        value = self._last[1]
+        assert value is not None
+        return t.from_stored(value[(slice(None), *columns)], part)
 
     def close(self) -> None:
         self._last = (None, None)
@@ -124,7 +126,7 @@ class _Shard:
         """Rows of a tensor, all columns."""
         _, *rest = self.shape(name)
         value = np.empty((rows.stop - rows.start, *rest), DTYPES[STORED[self.header[name]["dtype"]]])
-        view = memoryview(value.reshape(-1).view(np.uint8))
+        view = value.reshape(-1).view(np.uint8).data
         self._open = self._open or self.file.open("rb", buffering=0)
         self._open.seek(self._data + self.header[name]["data_offsets"][0] + rows.start * value[:1].nbytes)
         while view:
@@ -182,11 +184,11 @@ def save_hf(
     Each file is written under another name and then renamed, so an interrupted save of one file leaves the old one.
 
     Args:
-        path: the directory; made if need be.
+        path: the directory; created if it does not exist.
         params: tree of arrays, layers stacked.
-        dtype: as which weights are stored: float32, bfloat16 or float16.
-        shard_bytes: no file is larger, but for one with a single larger tensor.
-        config: what config.json says instead of `config_json` of ``cfg``.
+        dtype: of the stored weights: float32, bfloat16 or float16.
+        shard_bytes: no file is larger, except one that holds a single larger tensor.
+        config: the content of config.json, in place of `config_json` of ``cfg``.
         extra: further keys of config.json.
 
     Raises:
@@ -210,7 +212,7 @@ def save_hf(
         for name, tensors in zip(names, files, strict=True):
             flat = {t.hf.format(*i): t.to_stored(np.asarray(leaves[t.path][i], DTYPES[dtype])) for t, i in tensors}
             save_file(flat, part, metadata={"format": "pt"})
-            part.chmod(0o644)  # safetensors writes for the owner alone
+            part.chmod(0o644)  # safetensors makes it readable by the owner only
             part.replace(path / name)
         if len(files) > 1:
             home = {t.hf.format(*i): name for name, ts in zip(names, files, strict=True) for t, i in ts}
@@ -226,7 +228,7 @@ def save_hf(
 
 
 def _plan(cfg: ModelConfig, itemsize: int, shard_bytes: int) -> list[list[tuple[Tensor, tuple[int, ...]]]]:
-    """Which tensors stand in which file, in order."""
+    """The tensors of each file, in order: a file is closed when the next tensor would not fit into ``shard_bytes``."""
     files: list[list[tuple[Tensor, tuple[int, ...]]]] = [[]]
     room = shard_bytes
     for t in tensors_of(cfg):

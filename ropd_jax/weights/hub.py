@@ -1,7 +1,7 @@
 """Checkpoints on the Hugging Face Hub, by their id: ``Qwen/Qwen3-4B``, or ``Qwen/Qwen3-4B@revision``. Imports no jax.
 
-`huggingface_hub` downloads into its own cache (``HF_HOME``), once, and goes on where it was stopped; ``HF_TOKEN``,
-``HF_ENDPOINT`` and ``HF_HUB_OFFLINE`` mean what they mean everywhere.
+`huggingface_hub` downloads into its own cache (``HF_HOME``), once, and resumes a download that was stopped.
+``HF_TOKEN``, ``HF_ENDPOINT`` and ``HF_HUB_OFFLINE`` have their usual meaning.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ IGNORED = ("*/*",)  # folders: other formats, original checkpoints
 
 
 def is_id(name: str) -> bool:
-    """Whether a name that is no file here can be a repository's."""
+    """True if a name, which is not a local file, can be that of a repository."""
     return ID.fullmatch(name) is not None and not pathlib.Path(name).parent.is_dir()
 
 
 def fetch(name: str, *, weights: bool = True) -> pathlib.Path:
-    """The local directory of a repository, downloaded where it is not in the cache.
+    """The local directory of a repository, downloaded if it is not in the cache.
 
     Args:
         name: ``owner/name`` or ``owner/name@revision``.
-        weights: with them; False fetches config and tokenizer alone.
+        weights: False fetches only config and tokenizer.
 
     Raises:
-        UserError: gated, not found, offline, unreachable, or no room; says what to do. No token is ever in it.
+        UserError: gated, not found, offline, unreachable, or no room, each with the remedy. It never holds a token.
     """
     from huggingface_hub import constants, errors, snapshot_download
 
@@ -78,7 +78,7 @@ def fetch(name: str, *, weights: bool = True) -> pathlib.Path:
 
 
 def _short(error: BaseException) -> str:
-    """The cause in one line, without a token that may stand in it."""
+    """The cause in one line, with any token removed."""
     text = " ".join(str(error.__cause__ or error).split())[:200]
     token = os.environ.get("HF_TOKEN")
     return text.replace(token, "***") if token else text

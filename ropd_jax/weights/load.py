@@ -1,9 +1,9 @@
-"""Weights of a checkpoint, straight to the device shards that keep them.
+"""Weights are loaded one tensor at a time, directly into their device shards.
 
-One tensor of one layer at a time: each shard's part is read from the file (of a matrix that is split over rows only
-those rows), cast, handed to its device, and there written into its place in the stack of layers, whose buffer is
-donated. So host memory holds one tensor, never the model. Stacks of up to `AT_ONCE` bytes go in one piece, which spares
-a small model the compilation of those writes. Nothing is initialised at random.
+For one tensor of one layer, the part of each shard is read from the file (only its rows, if the matrix is split over
+rows), cast, and sent to its device. There it is written into the stack of layers, whose buffer is donated. So host
+memory holds one tensor, never the model. Stacks of up to `AT_ONCE` bytes are loaded in one piece, so a small model
+needs no compiled writes. Nothing is initialised at random.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def stream(
         source: an open checkpoint (`hf.HFSource`, `gguf.GGUFSource`).
         mesh: where the parameters go; every dimension divides (`mesh.check_divides`).
         dtype: of the parameters.
-        at_once: stacks of so many bytes are read in one piece.
+        at_once: stacks of at most this many bytes are read in one piece.
 
     Returns:
         a tree of jax arrays, as `transformer.param_shapes` describes it.
@@ -63,7 +63,7 @@ def stream(
             each = NamedSharding(mesh, PartitionSpec(*spec[1:]))
             for layer in range(shape[0]):
                 value = _write(value, _read(source, t, (layer,), each, dtype), np.int32(layer))
-                value.block_until_ready()  # else the host runs ahead and holds what the devices have not taken yet
+                value.block_until_ready()  # else the host runs ahead of the devices and holds many tensors
                 done += value.nbytes // shape[0]
                 if time.monotonic() - said > SAY_EVERY_S:
                     said = time.monotonic()
@@ -73,10 +73,11 @@ def stream(
 
 
 def _read(source: Source, t: Tensor, at: tuple[int, ...], sharding: NamedSharding, dtype: np.dtype) -> jax.Array:
-    """The array of one layer (``at``) or of all, what remains of the stack in front; each shard is read by itself."""
+    """The array of one layer (``at``), or of all layers, stacked; each shard is read separately."""
     rest = t.stack[len(at) :]
 
-    def shard(index: tuple[slice, ...]) -> np.ndarray:
+    def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
         cut = [slice(*s.indices(n)[:2]) for s, n in zip(index, (*rest, *t.sizes), strict=True)]
         first, part = cut[: len(rest)], tuple(cut[len(rest) :])
         if not rest:

@@ -1,7 +1,8 @@
-"""Where every parameter of a config stands: in our tree, in safetensors files, in GGUF files. Imports no jax.
+"""The place of every parameter of a config in our tree, in safetensors files and in GGUF files. Imports no jax.
 
 `tensors_of` is the one list; reading (`hf`, `gguf`), checking, placing on a mesh (`load`) and writing follow from it.
-A matrix is stored as [out, in] there and is [in, out] here, its head axes apart; layers (and experts) are stacked.
+A matrix is stored as [out, in] in files. Here it is [in, out] with the head axes apart, and layers (and experts) are
+stacked: q_proj.weight [N*H, D] of 24 layers becomes q_DNH [24, D, N, H].
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -27,9 +28,9 @@ class Tensor:
         path: keys in the parameter tree.
         hf: name in safetensors; the first ``{}`` is the layer, the second the expert.
         gguf: name in GGUF files, the same way.
-        sizes: the sizes of our axes, layers and experts aside.
-        n_in: how many of them are input axes, for a matrix stored as [out, in] (0: a bias, stored flat); None for what
-            is stored as it is.
+        sizes: the sizes of our axes, without layers and experts.
+        n_in: how many of them are input axes, for a matrix stored as [out, in]: 1 for ``q_DNH``, 2 for ``o_NHD``, 0
+            for a bias, which is stored flat. None if it is stored as it is.
         stack: sizes of the leading axes: () or (L,) or (L, E).
     """
 
@@ -42,26 +43,26 @@ class Tensor:
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """Shape of one of them in a file."""
+        """The shape of one such array in a file."""
         if self.n_in is None:
             return self.sizes
         n_in, n_out = int(np.prod(self.sizes[: self.n_in])), int(np.prod(self.sizes[self.n_in :]))
         return (n_out, n_in) if self.n_in else (n_out,)
 
     def indices(self) -> Iterator[tuple[int, ...]]:
-        """Of each one that the file holds."""
+        """The index of each array that the file holds: (), (layer,) or (layer, expert)."""
         return itertools.product(*map(range, self.stack))
 
     @property
     def whole(self) -> tuple[slice, ...]:
-        """The part of our array that is all of it."""
+        """Slices that select all of our array."""
         return tuple(slice(0, n) for n in self.sizes)
 
     def stored_part(self, part: tuple[slice, ...]) -> tuple[slice, ...]:
-        """Where a part of our array stands in the stored one.
+        """The slices of the stored array that hold a part of ours.
 
-        Only the first of several axes that are flattened together may be cut, as a mesh does: heads 2:4 of width 16
-        are rows 32:64.
+        Of several axes that are flattened together only the first can be cut, as a mesh does: heads 2:4 of width 16 are
+        rows 32:64.
         """
         if self.n_in is None:
             return part
@@ -76,7 +77,7 @@ class Tensor:
         return (out, flat(slice(0, self.n_in))) if self.n_in else (out,)
 
     def from_stored(self, w: np.ndarray, part: tuple[slice, ...] | None = None) -> np.ndarray:
-        """Ours from the stored one, or a part of ours from that part of the stored one."""
+        """Our array from the stored one, or a part of ours from that part of the stored one."""
         sizes = self.sizes if part is None else tuple(s.stop - s.start for s in part)
         return w.T.reshape(sizes) if self.n_in else w.reshape(sizes)
 
@@ -151,16 +152,20 @@ def _others(names: list[str]) -> str:
 
 
 class Source(Protocol):
-    """An open checkpoint whose names and shapes are checked, and of whose weights nothing has been read yet.
+    """An open checkpoint: names and shapes are checked, no weight has been read.
 
     Attributes:
         cfg: its shape.
+        dtype: what most of its weights are stored in.
     """
 
     cfg: ModelConfig
 
+    @property
+    def dtype(self) -> str: ...
+
     def read(self, t: Tensor, i: tuple[int, ...], part: tuple[slice, ...]) -> np.ndarray:
-        """``part`` of the i-th array of ``t``, in our layout: ``part`` has a slice for each of ``t.sizes``."""
+        """``part`` of the i-th array of ``t`` in our layout; ``part`` has one slice for each of ``t.sizes``."""
         ...
 
     def close(self) -> None: ...
@@ -191,7 +196,7 @@ def get_leaf(params: Mapping, t: Tensor):
     Raises:
         UserError: it is not there, or of another shape than ``t`` says.
     """
-    node = params
+    node: Any = params
     for key in t.path:
         if key not in node:
             raise UserError(f"parameter {'.'.join(t.path)} is missing; expected the tree of this config")

@@ -1,9 +1,10 @@
 """``ropd export``: a run or a checkpoint as a Hugging Face directory that transformers and vLLM load.
 
-1. The run's config names the checkpoint that it started from: shape, tokenizer, chat template and generation config
-   come from there; the weights from the run's own checkpoint after the step asked for.
-2. Of a run with adapters (`ropd_jax.models.lora`) they are merged into the base, or written alone, as PEFT does.
-3. All is written into a directory beside the wanted one, which is renamed when it is whole.
+1. The run's config names the checkpoint that it started from. Shape, tokenizer, chat template and generation config
+   come from there; the weights come from the run's own checkpoint after the given step.
+2. The adapters of a run that has them (`ropd_jax.models.lora`) are merged into the base, or written without it in
+   PEFT's format.
+3. Everything is written into a temporary directory next to the target, which is renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ def main(what: str, to: str, *, step: int | None = None, dtype: str = "", adapte
 
     Args:
         what: a run's directory, or a checkpoint by any name that `student.find` knows.
-        to: a directory that is not there yet, or empty.
+        to: a directory that does not exist yet, or is empty.
         step: finished steps of the run's checkpoint; None is the newest.
-        dtype: how weights are stored; "" is float32 for a run, and what the checkpoint has for a checkpoint.
-        adapter: of a run with adapters write them alone, for PEFT.
+        dtype: how weights are stored; "" is float32 for a run, and the dtype of the checkpoint for a checkpoint.
+        adapter: write only the adapters of a run that has them, for PEFT.
 
     Raises:
         UserError: nothing to export, ``to`` is in use, an unknown dtype, no checkpoint after that step.
@@ -54,12 +55,12 @@ def main(what: str, to: str, *, step: int | None = None, dtype: str = "", adapte
     if dtype and dtype not in DTYPES:
         raise UserError(f"--dtype={dtype} cannot be stored; expected one of {', '.join(DTYPES)}")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"--to {to} is there already and not empty; choose another directory")
+        raise UserError(f"--to {to} exists and is not empty; choose another directory")
     run = run_config(pathlib.Path(what).expanduser())
     if run is None and step is not None:
-        raise UserError(f"--step={step} says which checkpoint of a run, but {what} holds no run; leave it out")
+        raise UserError(f"--step={step} selects a checkpoint of a run, but {what} is not a run; leave it out")
     if adapter and (run is None or not (run["student"].get("lora") or {}).get("rank")):
-        raise UserError(f"--adapter: {what} is no run with adapters (student.lora.rank above 0); leave it out")
+        raise UserError(f"--adapter: {what} is not a run with adapters (student.lora.rank above 0); leave it out")
     own, template = (run["student"]["checkpoint"], run["student"].get("chat_template", "")) if run else (what, "")
     base = find(own)
     with contextlib.closing(open_source(base)) as source:
@@ -72,6 +73,7 @@ def main(what: str, to: str, *, step: int | None = None, dtype: str = "", adapte
         try:
             part.mkdir(parents=True)
             if adapter:
+                assert run is not None
                 _write_adapter(path, run, source, step, dtype, own, part)
             else:
                 config, extra = _config(base, made)
@@ -90,7 +92,7 @@ def main(what: str, to: str, *, step: int | None = None, dtype: str = "", adapte
 
 
 def run_config(path: pathlib.Path) -> dict | None:
-    """The config of a run's directory; None where there is no run."""
+    """The config of a run's directory; None if the directory is not a run."""
     if not (path / "checkpoints").is_dir() or not (path / "config.json").is_file():
         return None
     config = read_json(path / "config.json")
@@ -98,7 +100,7 @@ def run_config(path: pathlib.Path) -> dict | None:
 
 
 def _of_run(path: pathlib.Path, run: dict, source: Source, step: int | None) -> dict:
-    """The student's weights after a step, as host arrays; adapters merged into the base that they were trained on."""
+    """The student's weights after a step, as host arrays, with adapters merged into the base they were trained on."""
     import jax
 
     from ropd_jax.models import transformer
@@ -139,18 +141,19 @@ def _write_adapter(
 
 
 def _config(base: pathlib.Path, made: HFTokenizer | None) -> tuple[dict | None, dict]:
-    """(the checkpoint's own config.json, or None where one has to be made; the keys to add to that)."""
+    """(the checkpoint's own config.json, or None if it has to be made; the keys to add to that one)."""
     if base.is_dir():
         raw = read_json(base / "config.json")
         if raw.get("model_type") in ABSENT:
             return raw, {}
-        text = raw.get("text_config") or {}  # of a checkpoint that sees pictures too, the text part goes out
+        text = raw.get("text_config") or {}  # of a multimodal checkpoint only the text part is exported
         keys = ("bos_token_id", "eos_token_id", "pad_token_id")
         return None, {k: v for k in keys if (v := text.get(k, raw.get(k))) is not None}
-    return None, _ends(made)
+    assert made is not None  # only a GGUF file is not a directory
+    return None, _end_ids(made)
 
 
-def _ends(tokenizer: HFTokenizer) -> dict:
+def _end_ids(tokenizer: HFTokenizer) -> dict:
     """Token ids for config.json and generation_config.json."""
     ids = {"eos_token_id": list(tokenizer.stop_ids), "pad_token_id": int(tokenizer.pad_id)}
     bos = tokenizer.token_id("bos_token")
@@ -158,14 +161,14 @@ def _ends(tokenizer: HFTokenizer) -> dict:
 
 
 def _write_tokenizer(base: pathlib.Path, made: HFTokenizer | None, template: str, part: pathlib.Path) -> None:
-    """Copied from a directory, as it is; made from a GGUF file's metadata. The run's own chat template wins."""
+    """Copy the files of a directory, or write those made from a GGUF file's metadata; the run's own template wins."""
     if made is None:
         for name in TOKENIZER_FILES:
             if (base / name).is_file():
                 shutil.copyfile(base / name, part / name)
     else:
         made.save(part)
-        text = json.dumps(_ends(made), indent=2) + "\n"
+        text = json.dumps(_end_ids(made), indent=2) + "\n"
         (part / "generation_config.json").write_text(text, encoding="utf-8")
     if template:
         (part / "chat_template.jinja").write_text(chat.read(template), encoding="utf-8")

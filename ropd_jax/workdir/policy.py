@@ -54,9 +54,7 @@ def load_policy(
     lora = Lora.from_config(cfg.student.lora)
     kept = kept_steps(run)
     if step is None and not kept:
-        raise UserError(
-            f"{run} has no checkpoint yet; wait for the first, or take step 0, the student that it began with"
-        )
+        raise UserError(f"{run} has no checkpoint yet; wait for the first, or take step=0: the student it began with")
     step = kept[-1] if step is None else step
     student = load_checkpoint(
         cfg.student.checkpoint,

@@ -74,7 +74,7 @@ def test_system_message_goes_where_the_template_has_it(caplog):
     ids=["refused", "dropped"],
 )
 def test_system_message_without_a_form_stands_before_the_users_and_it_is_said_once(template, text, caplog):
-    chat._say_merged.cache_clear()
+    chat._report_merged.cache_clear()
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             assert chat.render(template, [SYSTEM, USER], {"bos_token": "<bos>"}) == text

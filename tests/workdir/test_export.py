@@ -124,9 +124,9 @@ def test_what_cannot_be_exported_is_named_and_nothing_is_written(run, tmp_path, 
     for args, said in (
         (["export"], "export what? expected a run or a checkpoint first"),
         (["export", str(path)], "--to is missing"),
-        (["export", str(path), "--to", str(tmp_path / "full")], "is there already and not empty; choose another"),
+        (["export", str(path), "--to", str(tmp_path / "full")], "exists and is not empty; choose another"),
         (["export", str(path), "--to", str(tmp_path / "o"), "--step", "3"], "no checkpoint after step 3; there are th"),
-        (["export", "tiny", "--to", str(tmp_path / "o"), "--step", "3"], "but tiny holds no run; leave it out"),
+        (["export", "tiny", "--to", str(tmp_path / "o"), "--step", "3"], "but tiny is not a run; leave it out"),
         (["export", "tiny", "--to", str(tmp_path / "o"), "--dtype", "int8"], "--dtype=int8 cannot be stored; expected"),
         (["export", str(tmp_path / "no"), "--to", str(tmp_path / "o")], "does not exist; expected tiny, smollm2"),
     ):
@@ -223,6 +223,6 @@ def test_a_run_with_adapters_is_merged_or_written_as_peft_does(tmp_path, base_dt
 
 def test_adapter_of_a_run_without_adapters_is_refused(run, tmp_path):
     for what in (str(run[0]), "tiny"):
-        with pytest.raises(UserError, match="is no run with adapters"):
+        with pytest.raises(UserError, match="is not a run with adapters"):
             export.main(what, str(tmp_path / "out"), adapter=True)
     assert not (tmp_path / "out").exists()

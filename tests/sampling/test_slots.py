@@ -1,0 +1,36 @@
+"""The scheduler without a device: the example of `Slots.shrink`, and the ladders of sizes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ropd_jax.sampling.slots import Slots, halved, pool_size
+
+
+def test_shrink_moves_live_rows_and_pages_to_the_front():
+    slots = Slots(parts=1, rows=4, slots=1, page=2, prompt_lens=[6], limits=[[9] * 4], key_PG2=np.zeros((1, 4, 2)))
+    slots.take_prompts(1)
+    slots.admit([7])
+    slots.grow(4)
+    for b, pages in ((0, []), (1, [2, 0]), (2, []), (3, [3])):  # x in row 1, y in row 3
+        slots.own_pages[b] = list(pages)
+        slots.view["depth_B"][b] = len(pages)
+        for d, page in enumerate(pages):
+            slots.view["table_BD"][b, d], slots.view["owner_M"][page] = page, b
+            slots.view["first_M"][page] = 5 + 2 * d
+    slots.part[0].pages = [1]
+    for b in (0, 2):
+        slots.release(b)
+    x, y = slots.job[1], slots.job[3]
+    from_B, from_M = slots.shrink(2)
+    assert (from_B.tolist(), from_M.tolist()) == ([1, 3], [2, 0, 3, 0])
+    assert slots.job == [x, y] and slots.own_pages == {0: [0, 1], 1: [2]}
+    assert slots.view["table_BD"][0, :2].tolist() == [0, 1] and slots.view["table_BD"][1, 0] == 2
+    assert slots.view["owner_M"].tolist() == [0, 0, 1, 0] and slots.view["first_M"].tolist() == [5, 7, 5, 0]
+    assert slots.view["row_PG"][0, [1, 3]].tolist() == [0, 1] and slots.view["row_PG"].max() < 2
+    assert (slots.part[0].rows, slots.part[0].pages) == ([], [3]) and not slots.done.any()
+
+
+def test_sizes_come_from_short_ladders():
+    assert [pool_size(n, 16) for n in (1, 16, 17, 50)] == [16, 16, 32, 64]
+    assert (halved(128, 20), halved(128, 65), halved(48, 1), halved(32, 1)) == (32, 128, 48, 16)
