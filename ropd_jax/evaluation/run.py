@@ -77,9 +77,9 @@ def evaluate(
         benchmark: a name in `benchmarks.BENCHMARKS`, or ``reasoning_gym:TASK[,key=value,...]``.
         data: a directory with the benchmark's rows, or ``hub`` (see ``data.reading.read_source``).
         k, temperature, top_p, max_tokens: None means the benchmark's own, which are the paper's.
-        limit: only the first so many problems.
+        limit: only the first ``limit`` problems.
         template: replaces the benchmark's own user message; it contains ``{question}``.
-        thinking: mode of the chat template, where it has two (Qwen3); None means the run's or the template's own.
+        thinking: mode of the chat template, if it has two (Qwen3); None means the run's or the template's own.
         pick: which checkpoint of a run, ``last`` or ``heldout`` (see `subject.choose_step`).
         rows: sequences that are decoded at once; k of them belong to one problem.
         seed: of the samples.

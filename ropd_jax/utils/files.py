@@ -12,7 +12,7 @@ from ropd_jax.types import UserError
 
 
 def read_json(file: pathlib.Path, *, optional: bool = False) -> dict:
-    """A JSON object; ``optional``: {} where there is no such file.
+    """A JSON object; ``optional``: {} if there is no such file.
 
     Raises:
         UserError: unreadable, not JSON, not an object.
@@ -37,7 +37,7 @@ def numbered_rows(
         file, row: what is expected, for messages.
 
     Raises:
-        UserError: unreadable, not UTF-8, or a line that is no JSON object.
+        UserError: unreadable, not UTF-8, or a line that is not a JSON object.
     """
     try:
         text = pathlib.Path(path).read_text(encoding="utf-8-sig")
@@ -57,7 +57,7 @@ def numbered_rows(
 
 
 def whole_rows(path: pathlib.Path, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
-    """The ``wanted`` objects among the lines of a log that a run appends to; [] where there is no such file.
+    """The ``wanted`` objects among the lines of a log that a run appends to; [] if there is no such file.
 
     A line torn by a kill is left out.
     """

@@ -58,7 +58,7 @@ class Guard:
         elif event not in FORBIDDEN and not event.startswith(FORBIDDEN_ROOMS):
             return
         self.refused = event
-        raise PermissionError(f"{event} is forbidden where foreign text is read")
+        raise PermissionError(f"{event} is forbidden in a process that reads foreign text")
 
     def _is_ours(self, path: str | bytes) -> bool:
         name = os.fsdecode(path)  # of a link in our folders both names will do
