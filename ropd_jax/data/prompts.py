@@ -1,7 +1,7 @@
 """The questions of a run: a set without duplicates, and the order in which they are asked.
 
     1. ``PromptSet``      unique prompts, and how many were dropped by cause (``data.load.load_prompts`` builds it)
-    2. ``disjoint``       removes from the training set what the held-out set asks
+    2. ``disjoint``       removes the held-out set's questions from the training set
     3. ``PromptStream``   the batch of P prompts of each step, a pure function of (seed, step)
 
 Two questions are the same if their ``normalise`` is the same: Unicode form, letter case, white space and final

@@ -1,7 +1,7 @@
 """Every published set by name: the paper's benchmarks, and the sets that it trains on.
 
-Names of the Hub, splits and row counts are those of the sets' cards in May 2026. A hash is there where the whole set
-was at hand. None of their text is in this package.
+Hub ids, splits and row counts are those of the sets' cards in May 2026. A set has a hash if all of it was available to
+us. None of their text is in this package.
 """
 
 from __future__ import annotations

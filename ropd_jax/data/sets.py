@@ -1,12 +1,12 @@
-"""The published training sets as prompts: what is dropped is counted, and what a rubric means is said.
+"""The published training sets as prompts. Whatever is dropped is counted by cause.
 
-    dapo_math_17k   wrapper prompt off; dropped: copies of a row, other languages, questions with two answers,
+    dapo_math_17k   without its wrapper prompt; dropped: copies of a row, other languages, questions with two answers,
                     questions of the benchmarks
     gsm8k_train     with worked solutions
-    rar_science, rar_medicine   with the published rubrics in ``metadata["criteria"]`` (see `Criterion`)
+    rar_science, rar_medicine   with the published rubrics in ``metadata["criteria"]`` (see `RarCriterion`)
 
-``load_set`` reads the benchmarks from the same place; those that are not there are named in the log, because the
-overlap with them is then not known.
+``load_set`` also reads the benchmarks, from the same place, to drop their questions. The log names the benchmarks that
+are not there: a training set can then contain their questions.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def load_set(
         if prompt.id in seen and seen[prompt.id] == prompt:
             dropped["copy"] += 1  # the Hub's DAPO holds every row a hundred times
         elif prompt.id in seen:
-            raise UserError(f"{where}: id {prompt.id!r} stands on two different rows; expected unique ids")
+            raise UserError(f"{where}: two different rows have the id {prompt.id!r}; give each its own id")
         else:
             seen[prompt.id] = prompt
     found = check(source, list(seen.values()), where)
@@ -103,7 +103,7 @@ def load_set(
 
 
 def chosen(prompts: Sequence[Prompt], size: int | None, seed: int) -> list[Prompt]:
-    """So many prompts, drawn by a hash of (seed, id); all of them, in their own order, without a size."""
+    """``size`` prompts, drawn by a hash of (seed, id); without a size all of them, in their own order."""
     if not size:
         return list(prompts)
     return sorted(prompts, key=lambda p: hashlib.sha256(f"{seed}:{p.id}".encode()).digest())[:size]
@@ -113,9 +113,9 @@ def chosen(prompts: Sequence[Prompt], size: int | None, seed: int) -> list[Promp
 
 
 def same_key(question: str) -> str:
-    """Letters and digits alone: what two copies of a question share whatever their notation of spaces and dollars.
+    """Only the letters and digits: two copies of a question share them, however they write spaces and dollars.
 
-    Too coarse to tell training questions apart (x+1 and x-1 are one), right for keeping a benchmark's out.
+    Too coarse to distinguish training questions (x+1 and x-1 are one), but right to keep a benchmark's questions out.
     """
     return "".join(c for c in unicodedata.normalize("NFKC", question).casefold() if c.isalnum())
 
@@ -123,7 +123,7 @@ def same_key(question: str) -> str:
 def without_overlap(
     prompts: Sequence[Prompt], questions: Mapping[str, Iterable[str]], dropped: Counter[str]
 ) -> list[Prompt]:
-    """The prompts that ask none of the questions: not all of one, nor its first 80 letters and digits."""
+    """The prompts that share with no question all letters and digits, nor the first 80 of them."""
     whole, heads = set(), set()
     for key in map(same_key, (q for several in questions.values() for q in several)):
         whole.add(key)
@@ -151,7 +151,7 @@ def benchmark_questions(place: str) -> dict[str, list[str]]:
             continue
         found[name] = [str(first(row, ("problem", "Problem", "question"), where)) for row in rows]
     if absent:
-        log.warning("the overlap with %s is not known: their rows are not there", ", ".join(absent))
+        log.warning("the overlap with %s is not known, because their rows are not there", ", ".join(absent))
     return found
 
 
@@ -165,7 +165,7 @@ def _one_language(prompts: list[Prompt], language: str, dropped: Counter[str]) -
 
 
 def _without_conflicts(prompts: list[Prompt], dropped: Counter[str]) -> list[Prompt]:
-    """One prompt a question; none of a question whose rows differ in the answer: nobody knows which is right."""
+    """One prompt per question. A question whose rows have different answers is dropped: either could be right."""
     groups: dict[str, list[Prompt]] = {}
     for prompt in prompts:
         groups.setdefault(normalise(prompt.question), []).append(prompt)
@@ -209,7 +209,7 @@ def _gsm8k(row: Mapping[str, Any], i: int, where: str) -> Prompt:
 
 @dataclasses.dataclass(frozen=True)
 class RarCriterion:
-    """One criterion of RaR. ``points`` is |weight|; ``met_is_good`` None where its polarity is not known.
+    """One criterion of RaR. ``points`` is |weight|; ``met_is_good`` is None if its polarity is not known.
 
     Pitfalls have weight -1 or -2 in both sets, but in Science most are worded as virtues ("must not imply ..."), so
     that a signed sum would punish the good answers, and in Medicine most as faults ("incorrectly states ...").
@@ -230,7 +230,7 @@ _FAULT = re.compile(
 
 
 def rar_criterion(title: str, text: str, weight: int) -> RarCriterion:
-    """A criterion with its polarity read from its words where its weight is negative.
+    """A criterion; if its weight is negative, its polarity is read from its words.
 
     >>> rar_criterion("Pitfall", "The response must not imply a violation.", -1).met_is_good
     True
@@ -248,7 +248,7 @@ def rar_criterion(title: str, text: str, weight: int) -> RarCriterion:
 def rar_score(criteria: Sequence[RarCriterion], met: Sequence[bool | None]) -> float | None:
     """Points earned over points possible among criteria of known polarity: in 0..1, and no good answer is punished.
 
-    None where nothing is known: no criterion of known polarity, or a missing verdict on one.
+    None if no criterion has a known polarity, or if a verdict on one of those is missing.
     """
     known = [(c, m) for c, m in zip(criteria, met, strict=True) if c.met_is_good is not None]
     total = sum(c.points for c, _ in known)
@@ -263,7 +263,8 @@ def _rar(row: Mapping[str, Any], i: int, where: str, *, name: str) -> Prompt:
         rubric = [(str(r.get("title", "")), str(r["description"]), int(r["weight"])) for r in row["rubric"]]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{where} is no row of RaR ({type(error).__name__}: {error}); expected rubric with description and weight"
+            f"{where} is not a row of RaR ({type(error).__name__}: {error}); "
+            "expected a rubric with description and weight"
         ) from error
     return Prompt(
         str(row.get("id", f"{name}-{i}")),

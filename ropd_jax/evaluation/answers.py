@@ -1,7 +1,7 @@
-"""Stored answers: JSONL of ``{"id", "response"}``, k lines a problem, and what is known of each.
+"""Stored answers: JSONL of ``{"id", "response"}``, k lines per problem.
 
-Other keys that are read where they stand: ``finish_reason`` (``length`` is a truncated answer) or ``truncated``. Which
-of the k samples a line is follows from its place among the lines of its problem.
+Two more keys are read if they are there: ``finish_reason`` (``length`` is a truncated answer) and ``truncated``. The
+order of a problem's lines tells which of its k samples a line is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ropd_jax.utils.files import numbered_rows
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """One answer to the problem ``id``. ``truncated`` is None where the file does not say."""
+    """One answer to the problem ``id``. ``truncated`` is None if the file does not tell."""
 
     id: str
     response: str
@@ -51,7 +51,7 @@ def read_answers(path: str | os.PathLike[str], known: Collection[str]) -> list[A
 
 
 def by_problem(answers: Sequence[Answer]) -> dict[str, list[int]]:
-    """Of each problem the places of its answers, in order."""
+    """For each problem the positions of its answers, in order."""
     places: dict[str, list[int]] = {}
     for i, answer in enumerate(answers):
         places.setdefault(answer.id, []).append(i)

@@ -1,9 +1,9 @@
-"""The paper's benchmarks as data: where the rows come from, how they are asked, how they are sampled and graded.
+"""The paper's benchmarks as data: source of the rows, user message, sampling, and grader.
 
-``BENCHMARKS`` holds every one of them; ``reasoning_gym:TASK`` names any task of reasoning-gym. No text of a benchmark
+``BENCHMARKS`` holds all of them; ``reasoning_gym:TASK`` names any task of reasoning-gym. No text of a benchmark
 is in this package: ``load_benchmark`` reads it from a directory or from the Hub (see ``ropd_jax.data.reading``).
 
-Sampling is the paper's (arXiv 2605.07396, section 3.1 and appendix C): k=16 samples a problem, temperature 1.0,
+Sampling is the paper's (arXiv 2605.07396, section 3.1 and appendix C): k=16 samples per problem, temperature 1.0,
 top-p 0.95, at most 32,768 tokens. Its prompts are not published; ours are below.
 """
 
@@ -38,7 +38,7 @@ LETTERS = "ABCD"
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn: k a problem."""
+    """How answers are sampled: k per problem."""
 
     k: int = 16
     temperature: float = 1.0
@@ -51,10 +51,10 @@ class Benchmark:
     """One benchmark.
 
     Attributes:
-        name: as the command line knows it.
-        title: as a table's head.
-        grader: which of ``ropd_jax.evaluation.grading``.
-        template: the user's message around the question; the answer's format stands in it.
+        name: its name on the command line.
+        title: its name as the head of a table.
+        grader: one of ``ropd_jax.evaluation.grading``.
+        template: the user message around the question; it states the format of the answer.
         source: None for a reasoning-gym task.
     """
 
@@ -112,7 +112,7 @@ def _task(name: str) -> tuple[str, dict[str, Any]]:
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals:
-            raise UserError(f"{name}: {setting!r} is no setting; expected key=value, e.g. {RG}gcd,max_value=99")
+            raise UserError(f"{name}: {setting!r} is not a setting; expected key=value, e.g. {RG}gcd,max_value=99")
         try:
             options[key] = json.loads(value)
         except ValueError:
@@ -121,7 +121,7 @@ def _task(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def slug(name: str, thinking: bool | None = None) -> str:
-    """A benchmark's name as part of a path, with the mode of the chat template where one was asked for."""
+    """A benchmark's name as part of a path, with the mode of the chat template if one was chosen."""
     mode = {None: "", True: "_thinking", False: "_nothinking"}[thinking]
     return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_") + mode
 
@@ -138,19 +138,19 @@ def load_benchmark(
     """The prompts of a benchmark in the order of their source.
 
     Args:
-        place: a directory, ``hub`` or "" (see ``read_source``); of no account for reasoning-gym.
-        limit: the first so many problems.
-        seed: of the order of the choices (GPQA); simple-evals takes 0.
-        size: reasoning-gym: items to draw before duplicates go.
-        template: in place of the benchmark's own, with {question} once where the question goes.
+        place: a directory, ``hub`` or "" (see ``read_source``); not used for reasoning-gym.
+        limit: only the first ``limit`` problems.
+        seed: of the order of the choices (GPQA); simple-evals uses 0.
+        size: reasoning-gym: items to draw, before duplicates are dropped.
+        template: replaces the benchmark's own user message; it contains {question}.
 
     Raises:
-        UserError: unknown benchmark, no data, rows that are not of its kind.
+        UserError: unknown benchmark, no data, rows of another kind.
     """
     benchmark = benchmark_of(name)
     if template:
         if "{question}" not in template:
-            raise UserError(f"template {template!r} has no {{question}}; expected it where the question goes")
+            raise UserError(f"template {template!r} has no {{question}}; put it where the question goes")
         benchmark = dataclasses.replace(benchmark, template=template)
     if benchmark.source is None:
         return _reasoning_gym(benchmark, limit, size)
@@ -160,7 +160,7 @@ def load_benchmark(
     ids = [p.id for p in prompts]
     if len(set(ids)) < len(ids):
         twice = next(i for n, i in enumerate(ids) if i in ids[:n])
-        raise UserError(f"{where}: id {twice!r} stands on two rows; expected unique ids")
+        raise UserError(f"{where}: two rows have the id {twice!r}; give each its own id")
     if not prompts:
         raise UserError(f"{where} is empty; expected the rows of {benchmark.source.name}")
     found = check(benchmark.source, prompts, where)
@@ -169,7 +169,7 @@ def load_benchmark(
 
 def _reasoning_gym(benchmark: Benchmark, limit: int | None, size: int) -> Loaded:
     task, options = _task(benchmark.name)
-    size = 2 * limit if limit else size  # room for the duplicates that go
+    size = 2 * limit if limit else size  # room for the duplicates that are dropped
     drawn = load_prompts(
         source="reasoning_gym", task=task, size=size, seed=RG_SEED, options=options, template=benchmark.template
     )
@@ -195,7 +195,7 @@ def _math(benchmark: Benchmark, row: Mapping[str, Any], i: int, where: str, rng:
 
 
 def _choice(benchmark: Benchmark, row: Mapping[str, Any], i: int, where: str, rng: random.Random) -> Prompt:
-    """Choices in the order of simple-evals: one draw of four places a row, from one seeded stream."""
+    """Choices in the order of simple-evals: one draw of four places per row, from one seeded stream."""
     right = str(first(row, ("Correct Answer",), where)).strip()
     choices = [right, *(str(first(row, (f"Incorrect Answer {n}",), where)).strip() for n in (1, 2, 3))]
     order = rng.sample(range(4), 4)
@@ -222,7 +222,7 @@ def _healthbench(benchmark: Benchmark, row: Mapping[str, Any], i: int, where: st
         rubrics = [(str(r["criterion"]), float(r["points"]), tuple(r.get("tags") or ())) for r in row["rubrics"]]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{where} is no row of HealthBench ({type(error).__name__}: {error}); expected prompt and rubrics"
+            f"{where} is not a row of HealthBench ({type(error).__name__}: {error}); expected prompt and rubrics"
         ) from error
     prompt = _prompt(
         benchmark, row, i, messages[-1].content, None, rubrics=rubrics, example_tags=list(row.get("example_tags") or ())

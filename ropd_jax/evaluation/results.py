@@ -1,11 +1,11 @@
-"""The result of a benchmark: what is measured, how surely, of which data, and what is missing from it.
+"""The result of a benchmark: the numbers with their intervals, the data they come from, and what is missing.
 
     avg@k     mean over problems of the mean over their k samples: pass@1 as the paper reports it
     pass@j    unbiased, j = 1, 2, 4, ... k
     maj@k     whether the most frequent final answer is right
 
 Intervals are 95 % percentile bootstraps over problems. The share of ungraded and of truncated answers is always there;
-``bounds`` says where the value could lie if all ungraded answers were wrong, or all right.
+``bounds`` holds the value if all ungraded answers were wrong, and if all were right.
 """
 
 from __future__ import annotations

@@ -81,14 +81,14 @@ def maj_at_k(answers: Sequence[str | None], right: Sequence[bool]) -> float:
 def clustered(
     values: Sequence[float | None], *, clip: bool = False, share: bool = True, seed: int = 0, draws: int = 10_000
 ) -> Estimate:
-    """The mean of one value a problem, with a percentile bootstrap over problems.
+    """The mean of one value per problem, with a percentile bootstrap over problems.
 
     The problems are the clusters: their k samples are already inside each value, and are never drawn one by one.
 
     Args:
-        values: of each problem; None where it could not be graded, which leaves it out and counts it.
+        values: one per problem; None if it could not be graded. Such a problem is left out and counted.
         clip: bring the mean (of the data and of each draw) into 0..1 *after* averaging, as HealthBench does.
-        share: the values are shares. Where all are 0, or all are 1, every draw is the same and would claim certainty;
+        share: the values are shares. If all are 0, or all are 1, every draw is the same and would claim certainty;
             the interval is then Wilson's over the problems.
     """
     known = np.asarray([v for v in values if v is not None], float)

@@ -53,16 +53,18 @@ class Guard:
         elif event == "resource.setrlimit" and self.allows_limits:
             return
         elif event in ("os.listdir", "os.scandir"):  # the import system looks into the folders of its path
-            if args[0] is not None and not isinstance(args[0], int) and self._is_ours(os.path.join(args[0], "")):
+            if isinstance(args[0], str | bytes) and self._is_ours(args[0]):
                 return
         elif event not in FORBIDDEN and not event.startswith(FORBIDDEN_ROOMS):
             return
         self.refused = event
-        raise PermissionError(f"{event} is forbidden where foreign text is read")
+        raise PermissionError(f"{event} is forbidden in a process that reads foreign text")
 
     def _is_ours(self, path: str | bytes) -> bool:
-        name = os.fsdecode(path)  # of a link in our folders both names will do
-        return os.path.realpath(name).startswith(self._roots) or os.path.abspath(name).startswith(self._roots)
+        name = os.fsdecode(path)  # a link in our folders may lead elsewhere: both names count
+        return any(
+            (whole + os.sep).startswith(self._roots) for whole in (os.path.realpath(name), os.path.abspath(name))
+        )
 
 
 def main(module: str, cpu_s: int, memory: int) -> None:

@@ -124,6 +124,6 @@ def test_the_five_tasks_that_we_check_ourselves(task, item, answer, want):
 def test_their_gold_answers_are_right(task):
     import reasoning_gym
 
-    for item in reasoning_gym.create_dataset(task, size=25, seed=11):
+    for item in reasoning_gym.create_dataset(task, size=8, seed=11):
         if "Integral" not in item["answer"]:
             assert grader_worker.right(task, item, item["answer"]) is True

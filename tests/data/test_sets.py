@@ -156,7 +156,7 @@ def test_rar_rows_become_prompts_with_their_criteria(tmp_path):
     (prompt,) = load_set("rar_science", write(tmp_path, "rar_science", rows))[0]
     assert (prompt.question, prompt.solution, prompt.answer) == ("Why?", "Because.", None)
     assert prompt.metadata["criteria"] == (RarCriterion("Essential", "Names it.", 5, True),)
-    with pytest.raises(UserError, match="no row of RaR"):
+    with pytest.raises(UserError, match="not a row of RaR"):
         load_set("rar_medicine", write(tmp_path, "rar_medicine", [{"question": "q", "rubric": [{"weight": 1}]}]))
 
 

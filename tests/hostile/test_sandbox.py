@@ -18,7 +18,7 @@ PRISONER = "tests.hostile.prisoner"
 def service():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPENAI_API_KEY", KEY)
-        found = sandbox.Service(PRISONER, cpu_s=2)
+        found = sandbox.Service(PRISONER, cpu_s=1)
         assert found.ask({"code": "out = 1 + 1"}) == {"out": 2}
         yield found
         found.close()
@@ -89,6 +89,12 @@ for fd in range(3, 12):
     try: os.write(fd, b'{}\\n')
     except OSError: pass
 """
+
+
+def test_python_s_own_files_can_still_be_imported(service):
+    code = "import os, sys, colorsys; out = len([os.listdir(p) for p in sys.path if os.path.isdir(p)]) > 2"
+    assert run(service, code) == {"out": True}
+
 
 BOUNDED = {
     "time": ("while True: pass", "timeout"),

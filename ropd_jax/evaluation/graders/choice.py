@@ -1,7 +1,7 @@
 """The letter that an answer to a multiple-choice question gives.
 
 ``last_choice`` is what we grade by: the last ``Answer: X`` whose X is a word of its own. ``first_choice_original``
-is the published regular expression of simple-evals, kept beside it because other people's figures are made with it: it
+is the published regular expression of simple-evals, which is kept because published figures are made with it: it
 takes the *first* match, reads ``Answer: Both`` as B, and does not see ``**Answer:** C``, ``Answer: (C)`` or
 ``Answer: \\boxed{C}``.
 """
@@ -31,6 +31,6 @@ def last_choice(text: str) -> str | None:
 
 
 def first_choice_original(text: str) -> str | None:
-    """What simple-evals takes for the answer."""
+    """The answer as simple-evals reads it."""
     match = _ORIGINAL.search(text)
     return match.group(1).upper() if match else None

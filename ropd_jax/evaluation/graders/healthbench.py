@@ -100,7 +100,7 @@ async def judge_all(
     """Of each (prompt, response) the verdict of each criterion, and the causes of those that are missing.
 
     Args:
-        at_once: questions that wait at the same time.
+        at_once: requests that are in flight at the same time.
         report: called with (done, of) in criteria.
 
     Raises:
@@ -135,7 +135,7 @@ async def judge_all(
 
 
 def grader_facts(teacher: Teacher, provider: str) -> dict[str, object]:
-    """What pins the judge: the model as asked for, its settings, and the prompt with its hash."""
+    """What identifies the judge: the model's name, its settings, and the prompt with its hash."""
     how = teacher.roles["verify"]
     return {
         "model": how.model,

@@ -1,13 +1,13 @@
 """IFEval's instructions (Zhou et al. 2023, arXiv 2311.07911): 25 checks that need no judge.
 
 An instruction is (id, arguments), as ``("startend:end_checker", {"end_phrase": "Peace!"})``.
-``follows`` checks the response as it stands (*strict*), ``follows_loosely`` takes it if one of eight variants passes:
+``follows`` checks the response itself (*strict*), ``follows_loosely`` takes it if one of eight variants passes:
 as it is, without its first line, without its last, without both, each with its asterisks and without.
 
 The checks do what the published ones do, their oddities included (a highlighted ``**word**`` counts twice, keywords
 are found inside words); the tests hold examples of each. Two differences, both towards determinism: langdetect is
-seeded, and where the letter to count is no letter (``#``, ``!``: keys 1122 and 1129), the sign itself is counted,
-where the published checker draws a random letter.
+seeded, and if the letter to count is not a letter (``#``, ``!``: keys 1122 and 1129), the sign itself is counted,
+while the published checker draws a random letter.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _compare(count: int, relation: str, threshold: int) -> bool:
 
 
 def _language(text: str) -> str | None:
-    """The language that langdetect hears, seeded; None where the text has nothing to go by, as digits alone."""
+    """The language that langdetect finds, seeded; None if the text has no words, such as digits only."""
     from langdetect import DetectorFactory, LangDetectException, detect
 
     DetectorFactory.seed = 0

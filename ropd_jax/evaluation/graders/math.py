@@ -1,4 +1,4 @@
-r"""Right or wrong in mathematics: the last balanced ``\boxed{}`` alone, compared with the gold answer.
+r"""Right or wrong in mathematics: only the last balanced ``\boxed{}`` counts, compared with the gold answer.
 
     1. ``boxed``    the content of the last box, without dollar signs, spacing commands and final punctuation
     2. ``decide``   settles what needs no algebra: no box, equal text, two plain numbers (exactly, as fractions)
@@ -35,7 +35,7 @@ def boxed(text: str) -> str | None:
 
 
 def decide(gold: str, answer: str | None) -> Verdict | tuple[str, str]:
-    """The verdict where it needs no algebra, else the pair to ask math-verify about."""
+    """The verdict if it needs no algebra, else the pair (gold, answer) for math-verify."""
     if answer is None:
         return Verdict(False, "no_box")
     if len(answer) > LONGEST:
