@@ -33,7 +33,7 @@ from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.sampling.engine import EngineConfig, sample_groups
 from ropd_jax.sampling.rules import SamplingRule
-from ropd_jax.teacher.scripted.tasks import Book, solve
+from ropd_jax.teacher.scripted.tasks import AnswerKey, solve
 from ropd_jax.train import State, make_update
 from ropd_jax.weights.hf import save_hf
 from ropd_jax.weights.tokenizer import CharTokenizer
@@ -56,7 +56,7 @@ PIECES = [
 
 def answer_in(style: str, question: str) -> str:
     """The worked solution of the scripted teacher, shortened to a style."""
-    worked = solve(question, Book(), lambda step: 0)
+    worked = solve(question, AnswerKey(), lambda step: 0)
     lines = {"full": worked.lines, "first_line": worked.lines[:1], "answer": ()}[style]
     return "\n".join([*lines, f"Answer: {worked.answer}"])
 

@@ -36,7 +36,7 @@ from ropd_jax.parallel import hosts
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.sampling.engine import EngineConfig, sample_groups
 from ropd_jax.sampling.rules import SamplingRule
-from ropd_jax.teacher import BudgetError, Teacher, TeacherLoop, sync
+from ropd_jax.teacher import BudgetError, Teacher, TeacherLoop, build_teacher, sync
 from ropd_jax.teacher.build import providers
 from ropd_jax.teacher.traffic.tracing import ObservedClient
 from ropd_jax.training.accumulate import StreamedUpdate, streams, whole_because
@@ -370,6 +370,6 @@ def make_teacher(
     scripted = cfg.teacher.scripted
     answer_key = [(p.question, p.solution) for p in prompts if p.solution] if not scripted.answer_key else None
     share, host = 1 / hosts.count(), hosts.index()
-    return Teacher.from_config(
-        cfg, seed=cfg.seed, answer_key=answer_key, share=share, host=host, workdir=workdir, needs=needs
+    return build_teacher(
+        cfg.teacher, seed=cfg.seed, answer_key=answer_key, share=share, host=host, workdir=workdir, needs=needs
     )

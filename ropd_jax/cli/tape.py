@@ -11,10 +11,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ropd_jax.teacher.clients.client import Usage
+from ropd_jax.teacher.clients.chat import Usage
 from ropd_jax.teacher.tape.batch_jobs import ENDED, Job, Ledger
 from ropd_jax.teacher.tape.inspect import export_tape, import_tape, tape_stats
-from ropd_jax.teacher.tape.store import Tape
+from ropd_jax.teacher.tape.store import Tape, tape_path
 from ropd_jax.teacher.traffic.budget import dollars
 from ropd_jax.teacher.traffic.prices import Prices
 from ropd_jax.types import UserError
@@ -70,12 +70,6 @@ def run(args: list[str]) -> int:
     finally:
         tape.close()
     return 0
-
-
-def tape_path(name: str) -> pathlib.Path:
-    """The file of a tape, or of the tape in a run's directory."""
-    path = pathlib.Path(name)
-    return path / "tape.sqlite" if path.is_dir() else path
 
 
 def _show(rows: list[dict[str, Any]], jobs: list[Job], path: pathlib.Path, as_json: bool) -> None:

@@ -17,7 +17,7 @@ from ropd_jax.evaluation.answers import read_answers
 from ropd_jax.evaluation.benchmarks import Loaded, load_benchmark
 from ropd_jax.evaluation.graders.healthbench import grader_facts
 from ropd_jax.evaluation.grading import grade_answers
-from ropd_jax.teacher import Teacher
+from ropd_jax.teacher import Teacher, build_teacher
 from ropd_jax.teacher.build import role_of
 from ropd_jax.types import UserError
 from ropd_jax.workdir.metrics import write_atomic
@@ -105,4 +105,4 @@ def _judge(cfg: ConfigDict, out: str) -> Teacher:
             "--config.teacher.provider=openai --config.teacher.verifier.model=gpt-4.1-2025-04-14"
         )
     workdir = pathlib.Path(out).resolve().parent if out else None  # where the tape lies unless teacher.tape.path says
-    return Teacher.from_config(cfg, seed=cfg.seed, needs=("verify",), workdir=workdir)
+    return build_teacher(cfg.teacher, seed=cfg.seed, needs=("verify",), workdir=workdir)

@@ -267,8 +267,8 @@ def taken_up(
 def meet(teacher: Teacher, groups: Sequence[RolloutGroup] = ()) -> None:
     """Of several hosts, let every teacher know what the others have spent, answered and noted in this step."""
     if hosts.count() > 1:
-        told = hosts.exchange(sync.news(teacher, [g.prompt.id for g in groups]))
-        sync.learn(teacher, hosts.index(), told)
+        deltas = hosts.exchange(sync.delta(teacher, [g.prompt.id for g in groups]))
+        sync.merge(teacher, hosts.index(), deltas)
 
 
 def replace_equal(cfg: ConfigDict, method: Method, stream: PromptStream, judged, step: int, groups, judgements):

@@ -9,7 +9,7 @@ import numpy as np
 
 from ropd_jax.methods.t_judge import HIGHEST, LOWEST
 from ropd_jax.teacher import Teacher, TeacherError, TeacherLoop
-from ropd_jax.teacher.judge_group import graded, unscored
+from ropd_jax.teacher.judge_group import scored, unscored
 from ropd_jax.text.trim import after_think
 from ropd_jax.training.collect import Flight, judge_group, judge_step
 from ropd_jax.types import Judgement, RolloutGroup
@@ -21,7 +21,7 @@ async def judge(teacher: Teacher, group: RolloutGroup) -> Judgement:
     answers = [after_think(r.text) for r in group.rollouts]
     how = {"lowest": LOWEST, "highest": HIGHEST, "template": "score_judge.v1", "role": "judge"}
     try:
-        return graded(await teacher.score(group.prompt, answers, key=f"eval/{group.prompt.id}", **how), LOWEST, HIGHEST)
+        return scored(await teacher.score(group.prompt, answers, key=f"eval/{group.prompt.id}", **how), LOWEST, HIGHEST)
     except TeacherError as error:
         return unscored(error, len(answers))
 

@@ -8,8 +8,9 @@ import contextlib
 import pytest
 
 from ropd_jax import configs
-from ropd_jax.teacher import ConfigurationError, Teacher
-from ropd_jax.teacher.build import Endpoint, providers, reference_sources, role_of
+from ropd_jax.teacher import ConfigurationError, build_teacher
+from ropd_jax.teacher.build import providers, reference_sources, role_of
+from ropd_jax.teacher.clients.endpoint import Endpoint
 from ropd_jax.teacher.judge_group import judge
 from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.teacher.scripted.server import running
@@ -40,7 +41,7 @@ def judged(cfg, prompt, answers):
         async with contextlib.AsyncExitStack() as stack:
             left, right = Noting(), Noting()
             roots = [await stack.enter_async_context(running(c, api_key=k)) for c, k in ((left, "LK"), (right, "RK"))]
-            teacher = Teacher.from_config(cfg(*roots))
+            teacher = build_teacher(cfg(*roots).teacher)
             try:
                 return left.models, right.models, await judge(teacher, prompt, answers, step=0)
             finally:
@@ -80,14 +81,14 @@ def test_the_rewards_are_those_of_one_teacher(sum_prompt, sum_answers):
 
     left, right, judgement = judged(two, sum_prompt, sum_answers)
     assert (len(left), len(right)) == (5, 1)
-    alone = asyncio.run(judge(Teacher.from_config(config()), sum_prompt, sum_answers, step=0))
-    assert judgement == alone
+    one = asyncio.run(judge(build_teacher(config().teacher), sum_prompt, sum_answers, step=0))
+    assert judgement == one
 
 
 def test_roles_that_agree_share_one_client():
-    assert not hasattr(Teacher.from_config(config()).client, "client_of")
+    assert not hasattr(build_teacher(config().teacher).client, "client_of")
     cfg = config(references_from=("a", "b"), references=2)
-    teacher = Teacher.from_config(cfg)
+    teacher = build_teacher(cfg.teacher)
     assert not hasattr(teacher.client, "client_of") and [r.model for r in teacher.sources] == ["a", "b"]
 
 
@@ -116,10 +117,10 @@ def test_an_entry_changes_keys_of_the_reference_role():
         (("a", "b", "c", "d", "e"), "names 5 models for teacher.references=4"),
     ],
 )
-def test_what_is_no_entry_is_said(entries, message):
+def test_a_wrong_entry_is_reported(entries, message):
     with pytest.raises(ConfigurationError, match=message):
-        Teacher.from_config(config(references_from=entries))
+        build_teacher(config(references_from=entries).teacher)
 
 
-def test_no_secret_of_an_address_is_written_down():
+def test_an_address_holds_no_secret():
     assert Endpoint("openai", "https://me:pw@h:1/v1?key=s").address == "https://h:1/v1"

@@ -9,7 +9,7 @@ import pytest
 
 from ropd_jax.teacher import BlockedError, ConfigurationError, MalformedError, Role, Teacher, TransientError
 from ropd_jax.teacher.roles import fences
-from ropd_jax.teacher.roles.verifier import shuffled
+from ropd_jax.teacher.roles.marks import shuffled
 from ropd_jax.types import Criterion, Message, Prompt, Rubric
 
 RUBRIC = Rubric(tuple(Criterion(f"c{n}", f"criterion {n}", p) for n, p in enumerate((5, 4, 2, 1), 1)))
@@ -162,7 +162,7 @@ def test_no_answers_need_no_call(saying):
     assert asyncio.run(Teacher(saying()).verify(PROMPT, RUBRIC, [], key="k")).passed == ()
 
 
-def test_the_state_is_json_and_counters_go_on_after_a_restore(saying):
+def test_the_state_is_json_and_counters_continue_after_a_restore(saying):
     teacher = Teacher(saying("a", "a"), references_m=2)
     asyncio.run(teacher.references(PROMPT))
     state = json.loads(json.dumps(teacher.state()))

@@ -23,6 +23,7 @@ from ropd_jax.teacher import (
     TeacherStats,
     TransientError,
     TruncatedError,
+    build_teacher,
     make_client,
 )
 from ropd_jax.teacher.roles.rubricator import RUBRIC_SCHEMA
@@ -273,7 +274,7 @@ def test_gemini_takes_google_api_key_and_prefers_the_named_one(monkeypatch, prov
 
 
 def test_an_unknown_provider_names_the_near_one():
-    with pytest.raises(ConfigurationError, match=r"'gemni'.*did you mean 'gemini'"):
+    with pytest.raises(ConfigurationError, match=r"'gemni'.*did you mean gemini\?"):
         make_client(provider="gemni")
 
 
@@ -283,7 +284,7 @@ def test_numbers_out_of_range_are_named(options):
         make_client(provider="scripted", **options)
 
 
-def test_teacher_from_config_has_the_roles_of_the_config():
+def test_build_teacher_has_the_roles_of_the_config():
     cfg = configs.default()
     cfg.teacher.update(
         concurrency=2, min_concurrency=1, tokens_per_minute=30.0, max_wait_s=9.0, max_answer_chars=500, references=3
@@ -293,7 +294,7 @@ def test_teacher_from_config_has_the_roles_of_the_config():
     cfg.teacher.rubricator.model = "r"
     with cfg.unlocked(), cfg.ignore_type():
         cfg.teacher.verifier.temperature = None
-    teacher = Teacher.from_config(cfg, seed=4)
+    teacher = build_teacher(cfg.teacher, seed=4)
     assert [teacher.roles[r].model for r in ("reference", "rubric", "verify")] == ["m", "r", "m"]
     limits = teacher.client.limits
     assert limits.slots == (1, 2) and limits.tokens_per_minute == 30.0 and limits.max_wait_s == 9.0

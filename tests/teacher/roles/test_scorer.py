@@ -11,8 +11,8 @@ import pytest
 from ropd_jax.teacher import ConfigurationError, MalformedError, Role, Teacher, TransientError
 from ropd_jax.teacher.judge_group import Design, judge, judge_pairs
 from ropd_jax.teacher.roles import scorer, static_rubric
+from ropd_jax.teacher.roles.marks import shuffled
 from ropd_jax.teacher.roles.templates import load
-from ropd_jax.teacher.roles.verifier import shuffled
 from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.teacher.teacher import VARIANTS
 from ropd_jax.types import Criterion, Message, Prompt, Rubric

@@ -29,9 +29,10 @@ from ropd_jax.teacher import (
     TruncatedError,
     Usage,
     at_step,
+    build_teacher,
     make_client,
 )
-from ropd_jax.teacher.build import Endpoint
+from ropd_jax.teacher.clients.endpoint import Endpoint
 from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.teacher.tape.batch_jobs import Ledger
 from ropd_jax.teacher.tape.inspect import export_tape, import_tape, tape_stats
@@ -135,7 +136,7 @@ def test_two_that_ask_the_same_at_once_get_the_same_reply(tape):
     assert chat(replaying(tape), request()).text in texts
 
 
-def test_modes_and_places_that_cannot_work_are_said(tmp_path, tape):
+def test_modes_and_places_that_cannot_work_are_reported(tmp_path, tape):
     from ropd_jax.teacher.tape.client import open_tape
 
     with pytest.raises(ConfigurationError, match=r"teacher.tape.mode is 'reply'; expected one of record, replay"):
@@ -157,7 +158,7 @@ def test_making_a_tape_leaves_no_trace_until_it_is_used(tmp_path):
 # ---------------------------------------------------------------------------------------------------- failures
 
 
-def test_a_passing_failure_is_asked_again_by_record_and_replayed_in_its_step(tape, saying):
+def test_a_passing_failure_is_repeated_by_record_and_replayed_in_its_step(tape, saying):
     inner = saying(TransientError("429", cause="rate_limited"), "four")
     client = taped(tape, inner)
     with pytest.raises(TransientError):
@@ -214,7 +215,7 @@ def test_a_malformed_reply_and_its_reask_replay_the_same_way(tape, sum_prompt, s
     assert (sum(stats.calls.values()), sum(again_stats.calls.values())) == (6, 0)
 
 
-def test_a_verifier_that_says_nothing_of_any_answer_is_asked_another_request(tape, sum_prompt, sum_answers, saying):
+def test_a_verifier_without_any_verdict_gets_another_request(tape, sum_prompt, sum_answers, saying):
     scripted = ScriptedClient()
     teacher = Teacher(scripted, references_m=1)
     rubric = asyncio.run(teacher.induce_rubric(sum_prompt, asyncio.run(teacher.references(sum_prompt)), sum_answers))
@@ -240,11 +241,11 @@ def test_a_verifier_that_says_nothing_of_any_answer_is_asked_another_request(tap
         ({"index": 3}, r"sample_index: 0 there, 3 here"),
         ({"schema": {"type": "object"}}, r"json_schema"),
         ({"text": "What is 2 + 3?"}, r"messages\[0\] from character 12: '.*2\?' there, '.*3\?' here"),
-        ({"purpose": "verify", "text": "x"}, r"no verify request at all"),
+        ({"purpose": "verify", "text": "x"}, r"it holds no verify requests"),
         ({"purpose": "verify", "model": "n"}, r"role: reference there, verify here; model"),
     ],
 )
-def test_a_miss_says_what_differs_from_the_nearest_entry(tape, saying, change, words):
+def test_a_miss_names_the_differences_from_the_nearest_entry(tape, saying, change, words):
     chat(taped(tape, saying("four", "one")), request())
     chat(taped(tape, saying("one")), request("Something else entirely", model="o"))
     with pytest.raises(ConfigurationError, match=words) as error:
@@ -306,7 +307,7 @@ def test_no_key_and_no_header_enters_the_tape(tape, tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------ the address
 
 
-def test_an_answer_of_another_address_is_used_and_said_once(tape, saying, caplog):
+def test_an_answer_of_another_address_is_used_with_one_warning(tape, saying, caplog):
     there = taped(tape, saying("a", "b", "c"), address="http://one:8000/v1")
     for index in range(3):
         chat(there, request(index=index))
@@ -315,7 +316,7 @@ def test_an_answer_of_another_address_is_used_and_said_once(tape, saying, caplog
     here = taped(tape, saying("never"), address="")
     assert [chat(here, request(index=index)).text for index in range(3)] == ["a", "b", "c"]
     (record,) = caplog.records
-    assert "http://one:8000/v1 said, and the config names scripted's own address" in record.getMessage()
+    assert "came from http://one:8000/v1, and the config names scripted's own address" in record.getMessage()
     caplog.clear()
     chat(replaying(tape, address="http://two"), request())  # a replay needs no server
     assert not caplog.records
@@ -324,7 +325,7 @@ def test_an_answer_of_another_address_is_used_and_said_once(tape, saying, caplog
 def test_the_address_on_the_tape_has_no_user_no_password_and_no_query(tmp_path):
     cfg = default()
     cfg.teacher.base_url = "http://me:secret@127.0.0.1:9/v1?token=secret"
-    teacher = Teacher.from_config(cfg, workdir=tmp_path)
+    teacher = build_teacher(cfg.teacher, workdir=tmp_path)
     teacher.client.inner = ScriptedClient()
     chat(teacher.client, request("Calculate 9 + 5 ="))
     assert {e.address for e in teacher.client.tape.entries()} == {"http://127.0.0.1:9/v1"}
@@ -346,11 +347,11 @@ def test_a_tape_of_version_1_is_read_and_grows(tape, saying, tmp_path):
     assert sorted(str(e.address) for e in tape.entries()) == ["None", "http://one"] and Ledger(tape).jobs() == []
 
 
-def test_a_replay_of_what_a_batch_was_asked_and_never_answered_says_so(tape):
+def test_a_replay_of_what_a_batch_never_answered_is_reported(tape):
     (asked,) = rows = {body_key(request_body("openai", request())): request()}
     assert Ledger(tape).intend(Endpoint("openai"), rows, Spent(calls=1), prompts={}).keys == (asked,)
     client = TapedClient(lambda: None, tape, mode="replay", provider="openai")
-    with pytest.raises(ConfigurationError, match="handed in with a batch job whose answer is not on the tape"):
+    with pytest.raises(ConfigurationError, match="submitted with a batch job whose answer is not on the tape"):
         chat(client, request())
 
 
@@ -387,7 +388,7 @@ def test_import_refuses_what_was_changed(tape, tmp_path, saying):
     text = (tmp_path / "a.jsonl").read_text().replace('"max_output_tokens": 100', '"max_output_tokens": 99')
     (tmp_path / "a.jsonl").write_text(text)
     other = Tape(tmp_path / "other.sqlite")
-    with pytest.raises(ConfigurationError, match=r"a.jsonl:2: the request does not belong to its key"):
+    with pytest.raises(ConfigurationError, match=r"a.jsonl:2: the request does not hash to its key"):
         import_tape(other, tmp_path / "a.jsonl")
     (tmp_path / "b.jsonl").write_text("{}\n")
     with pytest.raises(ConfigurationError, match="does not start with"):
@@ -467,7 +468,7 @@ def test_another_process_reads_while_one_writes_and_a_read_only_place_will_do(ta
     reader.close()
 
 
-def test_a_taped_malformed_body_is_asked_again(tape, saying):
+def test_a_recorded_malformed_body_is_asked_again(tape, saying):
     client = taped(tape, saying(MalformedError("half a body"), "four"))
     with pytest.raises(MalformedError):
         chat(client, request())

@@ -119,7 +119,7 @@ def test_a_price_belongs_to_one_model_at_one_address(provider, model, base_url, 
     assert (Prices.load().find(provider, model, base_url) is not None) == found
 
 
-def test_every_shipped_price_says_where_and_when_it_was_read():
+def test_every_shipped_price_has_a_source_and_a_date():
     prices = list(Prices.load())
     assert len(prices) >= 11
     for price in prices:
@@ -149,7 +149,7 @@ def test_own_prices_add_to_the_table_and_win(tmp_path):
     [
         ("[[price]]\nprovider='a'\nmodel='b'\ninput=-1\noutput=1", "input is -1"),
         ("[[price]]\nprovider='a'\nmodel='b'\noutput=1", "input is None"),
-        ("[[price]]\nprovider='a'\nmodel='b'\ninput=1\noutput=1\nthinking=2", "'thinking' is no key"),
+        ("[[price]]\nprovider='a'\nmodel='b'\ninput=1\noutput=1\nthinking=2", "'thinking' is not a key"),
         ("[[price]]\nprovider='a'\nmodel='b'\ninput=1\noutput=1\nbatch=50", "batch is 50"),
         ("x = 1", "no .*price.* tables"),
         ("[[", "not TOML"),
@@ -187,7 +187,7 @@ def test_a_model_without_a_price_costs_an_unknown_amount_never_nothing():
     assert dollars(None) == "unknown cost"
 
 
-def test_tokens_that_nobody_reports_cost_an_unknown_amount():
+def test_unreported_tokens_cost_an_unknown_amount():
     budget = Budget()
     run(metered(budget, Usage()), request())
     assert budget.as_metrics()["teacher/cost_usd"] is None
@@ -258,10 +258,10 @@ def test_a_cap_in_dollars_needs_prices():
     Budget(Caps(tokens=5)).require_price("verify", "openai", "x", "")
 
 
-def test_a_cap_that_cannot_be_kept_ends_the_run():
+def test_a_cap_that_cannot_be_checked_ends_the_run():
     client = metered(Budget(Caps(tokens=100)), Usage(), Usage())
     run(client, request())
-    with pytest.raises(BudgetError, match=r"does not report its tokens.*budget.tokens cannot be kept.*budget.calls"):
+    with pytest.raises(BudgetError, match=r"does not report its tokens.*budget.tokens cannot be checked.*budget.calls"):
         run(client, request())
 
 
@@ -291,7 +291,7 @@ def test_what_was_spent_after_the_last_checkpoint_is_not_forgotten(tmp_path):
     assert again.roles == budget.roles and again.total().calls == 3
 
 
-def test_a_damaged_record_of_the_spending_is_said(tmp_path):
+def test_a_damaged_record_of_the_spending_is_reported(tmp_path):
     (tmp_path / "spent.json").write_text('{"verify": {"calls": ')
     with pytest.raises(ConfigurationError, match=r"spent.json' is damaged.*delete it"):
         Budget(path=tmp_path / "spent.json")

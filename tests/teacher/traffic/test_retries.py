@@ -13,6 +13,7 @@ import random
 
 import pytest
 
+from benchmarks import virtual_time
 from ropd_jax.teacher import (
     BlockedError,
     ChatReply,
@@ -25,9 +26,8 @@ from ropd_jax.teacher import (
     TruncatedError,
     Usage,
     at_step,
-    simulate,
 )
-from ropd_jax.teacher.clients.client import error_for_status, parse_retry_after
+from ropd_jax.teacher.clients.http_status import error_for_status, parse_retry_after
 from ropd_jax.teacher.traffic.retries import LimitedClient, Limits
 from ropd_jax.types import Message
 
@@ -86,7 +86,7 @@ def run_all(server, requests, stats=None, **limits):
         results = await asyncio.gather(*(client.chat(r) for r in requests), return_exceptions=True)
         return results, asyncio.get_running_loop().time(), client
 
-    return simulate.run(run())
+    return virtual_time.run(run())
 
 
 def waits(saying, *replies, **limits):
@@ -162,7 +162,7 @@ def test_a_retry_storm_is_one_line_every_few_seconds(caplog):
     assert lines[0].levelno == logging.INFO and lines[-1].levelno == logging.WARNING  # one alone is no storm
 
 
-def test_the_words_of_a_failure_are_said_once_a_minute_for_each_cause(caplog):
+def test_a_failure_is_logged_once_a_minute_for_each_cause(caplog):
     class Refusing(Server):
         async def chat(self, request):
             await super().chat(request)
@@ -170,11 +170,11 @@ def test_the_words_of_a_failure_are_said_once_a_minute_for_each_cause(caplog):
 
     texts = [*range(20), "blocked 1", "blocked 2"]
     run_all(Refusing(8.0), [ask(t) for t in texts], concurrency=2)  # 88 s
-    lines = [r.getMessage() for r in caplog.records if "given up" in r.getMessage()]
+    lines = [r.getMessage() for r in caplog.records if "gave up" in r.getMessage()]
     assert lines == [
-        "teacher: a verify call is given up (bad_request): seed is not known",
-        "teacher: a verify call is given up (bad_request): seed is not known",
-        "teacher: a verify call is given up (blocked): no",
+        "teacher: gave up a verify call (bad_request): seed is not known",
+        "teacher: gave up a verify call (bad_request): seed is not known",
+        "teacher: gave up a verify call (blocked): no",
     ]
 
 
@@ -235,7 +235,7 @@ def test_the_queue_goes_by_step_and_role_or_by_role_alone_then_first_come(limits
         tasks = [asyncio.create_task(c) for c in (now + later if limits else later + now)]
         await asyncio.gather(first, *tasks)
 
-    simulate.run(run())
+    virtual_time.run(run())
     assert [r.messages[0].content for r in server.requests] == expected
 
 
@@ -256,7 +256,7 @@ def test_a_retry_keeps_its_place_in_the_queue():
     "cause, falls", [("rate_limited", True), ("unavailable", True), ("timeout", True), ("overloaded", True),
                      ("server_error", False), ("connection", False)]
 )  # fmt: skip
-def test_the_limit_falls_on_overload_alone(saying, cause, falls):
+def test_the_limit_falls_on_overload_only(saying, cause, falls):
     client = LimitedClient(saying(TransientError("x", cause=cause), "ok"), Limits(concurrency=32, first_wait_s=0.0))
     asyncio.run(client.chat(REQUEST))
     assert client.concurrency == (16.0 if falls else 32.0)
@@ -338,7 +338,7 @@ def test_requests_that_differ_in_anything_share_nothing(change):
     assert len(server.starts) == 2
 
 
-def test_a_shared_call_goes_on_when_one_asker_leaves_and_ends_when_all_have():
+def test_a_shared_call_continues_when_one_caller_leaves_and_ends_when_all_have():
     async def run(leaving):
         server = Server(10.0)
         client = LimitedClient(server)
@@ -352,8 +352,8 @@ def test_a_shared_call_goes_on_when_one_asker_leaves_and_ends_when_all_have():
         assert again.text == "x" and again.source == "live" and server.running == 0
         return server.ended, [isinstance(r, ChatReply) for r in results]
 
-    assert simulate.run(run(2)) == (2, [False, False, True])
-    assert simulate.run(run(3)) == (1, [False, False, False])
+    assert virtual_time.run(run(2)) == (2, [False, False, True])
+    assert virtual_time.run(run(3)) == (1, [False, False, False])
 
 
 def test_cancelled_calls_give_their_slots_back():
@@ -371,7 +371,7 @@ def test_cancelled_calls_give_their_slots_back():
         await asyncio.gather(*(client.chat(ask(i)) for i in range(6)))
         return asyncio.get_running_loop().time() - start, server.running
 
-    assert simulate.run(run()) == (pytest.approx(3.0), 0)
+    assert virtual_time.run(run()) == (pytest.approx(3.0), 0)
 
 
 def test_hedging_sends_a_second_copy_of_a_straggler_and_takes_the_first_reply():
