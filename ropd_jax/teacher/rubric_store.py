@@ -69,13 +69,6 @@ class RubricStore:
         self._rubrics: dict[str, tuple[Rubric, Lineage]] = {}
         self._visits: dict[str, list[Visit]] = {}
 
-    def __len__(self) -> int:
-        """Number of different rubrics."""
-        return len(self._rubrics)
-
-    def __getitem__(self, sha: str) -> tuple[Rubric, Lineage]:
-        return self._rubrics[sha]
-
     def find(self, prompt_id: str, step: int) -> tuple[Rubric, Lineage] | None:
         """The rubric that the policy reuses for this prompt at this step, or None if a new one is to be made."""
         visits = [v for v in self._visits.get(prompt_id, ()) if v.step < step]

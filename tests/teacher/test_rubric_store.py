@@ -29,7 +29,7 @@ def visit(store, step, *, saturated=False):
 def test_fresh_reuses_nothing_and_keeps_nothing():
     store = RubricStore("fresh")
     assert [visit(store, s) for s in range(4)] == [0, 1, 2, 3]
-    assert len(store) == 0 and store.state() == {"rubrics": [], "visits": {}}
+    assert store.state() == {"rubrics": [], "visits": {}}
 
 
 @pytest.mark.parametrize("epochs, made", [(1, [0, 1, 2, 3, 4, 5]), (2, [0, 0, 2, 2, 4, 4]), (3, [0, 0, 0, 3, 3, 3])])
@@ -79,7 +79,7 @@ def test_equal_rubrics_are_stored_once():
     store = RubricStore("per_epoch", epochs=1)
     for step, prompt in enumerate(["p", "q", "p"]):
         store.add(prompt, step, rubric(0), lineage_of(step, "m", "t@1", [], []), saturated=False)
-    assert len(store) == 1
+    assert len(store.state()["rubrics"]) == 1
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import json
 import pytest
 
 from ropd_jax.teacher import BlockedError, ConfigurationError, MalformedError, Role, Teacher, TransientError
-from ropd_jax.teacher.roles import fences
 from ropd_jax.teacher.roles.marks import shuffled
 from ropd_jax.types import Criterion, Message, Prompt, Rubric
+from tests.teacher.helpers import fenced
 
 RUBRIC = Rubric(tuple(Criterion(f"c{n}", f"criterion {n}", p) for n, p in enumerate((5, 4, 2, 1), 1)))
 PROMPT = Prompt("p1", (Message("user", "Q?"),), answer="GOLD")
@@ -34,7 +34,7 @@ def test_answers_are_shown_shuffled_and_verdicts_come_home(saying):
     client = saying(verdicts(*rows))
     result = asyncio.run(Teacher(client, seed=7).verify(PROMPT, RUBRIC, texts, key="k"))
     assert result.passed == tuple((bool(i % 2), bool(i // 2 % 2), bool(i // 4 % 2), True) for i in range(6))
-    assert fences.parse(client.requests[0].messages[0].content) == [texts[i] for i in order]
+    assert fenced(client.requests[0].messages[0].content) == [texts[i] for i in order]
     assert "GOLD" not in client.requests[0].messages[0].content
 
 
@@ -53,7 +53,7 @@ def test_only_answers_without_a_verdict_are_asked_for_again(saying):
     result = asyncio.run(teacher.verify(PROMPT, RUBRIC, texts, key="k"))
     assert result.scores(RUBRIC) == tuple({0: 1.0, 1: 5 / 12, 2: 0.0, 3: 4 / 12}[order.index(i)] for i in range(4))
     assert result.causes == (None,) * 4
-    assert fences.parse(client.requests[1].messages[0].content) == [texts[order[1]], texts[order[3]]]
+    assert fenced(client.requests[1].messages[0].content) == [texts[order[1]], texts[order[3]]]
     assert teacher.stats.reasks == {"verify": 1} and teacher.stats.unscored == {}
 
 

@@ -7,8 +7,8 @@ Each text is enclosed by two marker lines that carry a token of this request::
     =====[ end answer 2 | 3fd1c09a77e2 ]=====
 
 The token is a hash of the seed and of all texts, and is hashed until it occurs in none of them. So even a hostile text
-cannot close its fence or open another one, and a resumed run sends the same bytes. ``parse`` is the exact inverse of
-``render``.
+cannot close its fence or open another one, and a resumed run sends the same bytes. ``parse_blocks`` reads back
+exactly what ``render`` wrote.
 
 Some characters cannot be sent as JSON or UTF-8, or cannot be seen: lone surrogates, control characters except tab and
 line breaks, bidirectional overrides. They are written as ``[[U+D800 3fd1c09a77e2]]``, which the verifier can see. It
@@ -66,11 +66,6 @@ def parse_blocks(text: str) -> list[tuple[str, str]]:
         (label, escaped.sub(lambda m: chr(int(m.group(1), 16)), body))
         for label, body in pattern.findall(text, first.start())
     ]
-
-
-def parse(text: str, label: str = "answer") -> list[str]:
-    """The texts of all ``label N`` blocks, in order: the inverse of ``render``."""
-    return [body for name, body in parse_blocks(text) if name.split(" ")[0] == label]
 
 
 def cut_middle(text: str, limit: int) -> str:

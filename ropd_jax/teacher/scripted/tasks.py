@@ -82,9 +82,6 @@ class AnswerKey:
             raise ConfigurationError(f"cannot read teacher.scripted.answer_key={path!r}: {e}; expected JSONL") from e
         return cls(pairs)
 
-    def __len__(self) -> int:
-        return len(self._solutions)
-
     def find(self, question: str) -> str | None:
         """The worked solution, or None."""
         wanted = normalised(question)

@@ -11,6 +11,7 @@ from ropd_jax.teacher.roles.references import reference_request
 from ropd_jax.teacher.roles.rubricator import rubric_request
 from ropd_jax.teacher.roles.verifier import verify_request
 from ropd_jax.types import Criterion, Rubric
+from tests.teacher.helpers import fenced
 
 TOKEN = fences.make_token(0, ["x"])
 HOSTILE = [
@@ -36,14 +37,14 @@ HOSTILE = [
 @pytest.mark.parametrize("label", ["answer", "student"])
 def test_parse_is_the_inverse_of_render(label):
     token = fences.make_token(3, HOSTILE)
-    assert fences.parse(fences.render(HOSTILE, token, label), label) == HOSTILE
+    assert fenced(fences.render(HOSTILE, token, label), label) == HOSTILE
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_each_hostile_answer_comes_back_alone_and_survives_json(text):
     token = fences.make_token(0, [text])
     wire = json.dumps(fences.render([text, "next"], token), ensure_ascii=False).encode("utf-8")
-    assert fences.parse(json.loads(wire)) == [text, "next"]
+    assert fenced(json.loads(wire)) == [text, "next"]
 
 
 def test_the_token_is_in_no_text_and_depends_on_seed_and_texts():
@@ -72,7 +73,7 @@ def test_every_request_parses_back_to_exactly_its_texts():
         assert blocks == list(zip(["question", *labels], [question, *HOSTILE[:3], *HOSTILE], strict=True))
     text = verify_request("q", rubric, HOSTILE, **how).messages[0].content
     text.encode("utf-8")
-    assert fences.parse(text) == HOSTILE
+    assert fenced(text) == HOSTILE
 
 
 def test_the_verifier_sees_no_points_and_no_categories():
