@@ -222,7 +222,7 @@ def make_client(
 def role_of(teacher: Mapping[str, Any], key: str, changes: Mapping[str, Any] | None = None) -> tuple[Endpoint, Role]:
     """Where a role's requests go, and with which settings. ``key`` is the config's name of the role."""
     row = dict(teacher[key]) | dict(changes or {})
-    endpoint = Endpoint(*(row[k] or teacher[k] for k in _ENDPOINT))
+    endpoint = Endpoint(*(row[k] or teacher[k] for k in _ENDPOINT))  # "" inherits
     if row["provider"] and row["provider"] != teacher["provider"]:  # another provider has another address and key
         endpoint = Endpoint(row["provider"], row["base_url"], row["api_key_env"])
     return endpoint, Role(row["model"], row["temperature"], row["max_output_tokens"], row["template"])

@@ -111,7 +111,7 @@ async def collect_one(teacher: Teacher, prompt: Prompt, m: int) -> tuple[Referen
         try:
             return [sample for (sample,) in await asyncio.gather(*jobs)]
         finally:
-            for job in jobs:
+            for job in jobs:  # after a failure the others would be paid for and not used
                 job.cancel()
 
     samples = await ask(range(m))

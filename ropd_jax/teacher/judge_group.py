@@ -77,6 +77,7 @@ async def judge(
         known["references"] = texts = tuple(text for text, _ in references)
         known["reference_models"] = tuple(model for _, model in references)
         known["rubric"], known["lineage"] = rubric or await _rubric(teacher, prompt, texts, answers, step, design)
+        # Rollouts first, so that [:n] are the rollouts' verdicts and [n:] those of the references.
         shown = (*answers, *texts) if design.pool_references else tuple(answers)
         authors = ("student",) * n + ("teacher",) * (len(shown) - n) if not design.blind else None
         verdicts = await teacher.verify(prompt, known["rubric"], shown, key=key, authors=authors)
@@ -84,7 +85,7 @@ async def judge(
     except TeacherError as error:
         return unscored(error, n, **known)
     passed = verdicts.passed[:n]
-    if rubric is None:
+    if rubric is None:  # one that was given does not belong to this run's store
         teacher.store.add(
             prompt.id, step, known["rubric"], known["lineage"], saturated=saturated(known["rubric"], passed)
         )
@@ -168,6 +169,7 @@ async def _second_look(
         return None
     first = shuffled(shown, seed=teacher.seed, key=key)
     keys = (f"{key}/again{i}" for i in range(_ORDERS))
+    # By chance a key can give the first order again, for two answers in half of the cases.
     other = next((k for k in keys if shuffled(shown, seed=teacher.seed, key=k) != first), None)
     if other is None:  # one answer has one order
         return None

@@ -1,4 +1,4 @@
-"""More than one teacher: each role at its own provider, references of several models in one group."""
+"""From a config to a teacher: a provider for each role, references of several models in one group."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import contextlib
 import pytest
 
 from ropd_jax import configs
-from ropd_jax.teacher import ConfigurationError, build_teacher
+from ropd_jax.teacher import ConfigurationError, build_teacher, make_client
 from ropd_jax.teacher.build import providers, reference_sources, role_of
 from ropd_jax.teacher.clients.endpoint import Endpoint
 from ropd_jax.teacher.judge_group import judge
@@ -122,5 +122,29 @@ def test_a_wrong_entry_is_reported(entries, message):
         build_teacher(config(references_from=entries).teacher)
 
 
-def test_an_address_holds_no_secret():
-    assert Endpoint("openai", "https://me:pw@h:1/v1?key=s").address == "https://h:1/v1"
+def test_an_unknown_provider_names_the_near_one():
+    with pytest.raises(ConfigurationError, match=r"'gemni'.*did you mean gemini\?"):
+        make_client(provider="gemni")
+
+
+@pytest.mark.parametrize("options", [dict(concurrency=0), dict(attempts=0), dict(timeout_s=0), dict(base_url="host:1")])
+def test_numbers_out_of_range_are_named(options):
+    with pytest.raises(ConfigurationError, match=f"teacher.{next(iter(options))} is"):
+        make_client(provider="scripted", **options)
+
+
+def test_build_teacher_has_the_roles_of_the_config():
+    cfg = configs.default()
+    cfg.teacher.update(
+        concurrency=2, min_concurrency=1, tokens_per_minute=30.0, max_wait_s=9.0, max_answer_chars=500, references=3
+    )
+    for key in ("reference", "rubricator", "verifier"):
+        cfg.teacher[key].update(model="m", temperature=0.5, max_output_tokens=7)
+    cfg.teacher.rubricator.model = "r"
+    with cfg.unlocked(), cfg.ignore_type():
+        cfg.teacher.verifier.temperature = None
+    teacher = build_teacher(cfg.teacher, seed=4)
+    assert [teacher.roles[r].model for r in ("reference", "rubric", "verify")] == ["m", "r", "m"]
+    limits = teacher.client.limits
+    assert limits.slots == (1, 2) and limits.tokens_per_minute == 30.0 and limits.max_wait_s == 9.0
+    assert teacher.roles["verify"].temperature is None and teacher.roles["reference"].max_output_tokens == 7

@@ -19,7 +19,7 @@ def rubric(n):
 
 
 def visit(store, step, *, saturated=False):
-    """One group of prompt p: the rubric it was judged by, made anew or found."""
+    """One group of prompt p: the rubric it was judged by, new or found."""
     found = store.find("p", step)
     known, lineage = found or (rubric(step), lineage_of(step, "m", "t@1", ["r"], ["a", "b"]))
     store.add("p", step, known, lineage, saturated=saturated)
@@ -68,7 +68,7 @@ def test_the_state_is_json_and_holds_content_and_lineage():
     visit(store, 7)
     other = RubricStore("until_saturated")
     other.restore(json.loads(json.dumps(store.state())))
-    known, lineage = other[rubric(7).sha]
+    known, lineage = other.find("p", 8)
     assert known == rubric(7)
     assert (lineage.step, lineage.model, lineage.template) == (7, "m", "t@1")
     assert lineage.references == (text_sha("r"),) and lineage.answers == (text_sha("a"), text_sha("b"))

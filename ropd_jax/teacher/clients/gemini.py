@@ -88,7 +88,7 @@ class GeminiClient:
         try:
             yield
         except self._errors.APIError as e:
-            raise self._failure(e, model) from None  # the SDK's text may quote the key
+            raise self._failure(e, model) from None  # the SDK's text can quote the key
         except TimeoutError:
             raise TransientError(f"gemini: no answer in time for model {model!r}", cause="timeout") from None
         except self._connection_errors as e:
@@ -110,10 +110,11 @@ class GeminiClient:
         code = next((str(i["reason"]) for i in items if i.get("reason")), "")
         headers = getattr(error.response, "headers", None) or {}
         after = parse_retry_after(headers.get("retry-after"))
-        for item in items:
+        for item in items:  # RetryInfo: {"retryDelay": "12s"}
             if after is None and item.get("retryDelay"):
                 after = parse_retry_after(str(item["retryDelay"]))
         message = redact(str(error.message or error.status or ""), self._key)
+        # A wrong key is a 400 at Google, which would count as a bad request of this one call.
         if re.search(r"api key not valid", message, re.IGNORECASE):
             code = "api_key_invalid"
         return error_for_status(error.code, message, provider="gemini", model=model, code=code, retry_after=after)

@@ -79,7 +79,7 @@ class OpenAIClient:
         try:
             yield
         except self._sdk.APIError as e:
-            raise self._failure(e, model) from None  # the SDK's text may quote the key
+            raise self._failure(e, model) from None  # the SDK's text can quote the key
         except ValueError as e:  # a body that is not JSON under a 200
             raise MalformedError(f"openai sent a body that is not JSON: {redact(str(e), self._key)[:200]}") from None
 
@@ -99,6 +99,7 @@ class OpenAIClient:
         if isinstance(error, sdk.APITimeoutError):
             return TransientError(f"openai: no answer in time for model {model!r}", cause="timeout")
         if isinstance(error, sdk.APIStatusError):
+            # Servers send {"error": {"message", "code"}}, and some only the inner object.
             body = error.body if isinstance(error.body, dict) else {}
             body = body.get("error", body) if isinstance(body.get("error", body), dict) else body
             message = redact(str(body.get("message") or error.message), self._key)

@@ -33,7 +33,7 @@ def make_token(seed: int | str, texts: Iterable[str]) -> str:
     digest = hashlib.sha256(f"fence:{seed}".encode())
     for text in texts:
         data = text.encode("utf-8", "surrogatepass")
-        digest.update(len(data).to_bytes(8, "big") + data)
+        digest.update(len(data).to_bytes(8, "big") + data)  # the length keeps ["ab", "c"] and ["a", "bc"] apart
     while True:
         token = digest.hexdigest()[:TOKEN_LENGTH]
         if not any(token in text for text in texts):

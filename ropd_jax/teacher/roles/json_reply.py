@@ -29,10 +29,10 @@ def find_object(text: str, key: str) -> dict:
     if not text:
         raise MalformedError("the reply was empty; expected one JSON object", cause="empty")
     whole = _decode(text)
-    if whole is None:
+    if whole is None:  # not JSON as it is: skip the thinking, which can hold drafts of the object
         ended = text.lower().rfind(_ENDED)
         after = text[ended + len(_ENDED) :].strip() if ended >= 0 else text
-        if not after or (ended < 0 and text.lower().startswith("<think>")):
+        if not after or (ended < 0 and text.lower().startswith("<think>")):  # cut off: its drafts do not count
             raise MalformedError("the reply ended inside its thinking; expected one JSON object after it")
         whole = _decode(after)
         text = after
@@ -45,7 +45,7 @@ def find_object(text: str, key: str) -> dict:
     found = _scan(text, key)
     if not found:
         raise MalformedError(f"no complete JSON object with the key {key!r} in the reply")
-    if any(other != found[0] for other in found[1:]):
+    if any(other != found[0] for other in found[1:]):  # repeated equal objects are harmless
         raise MalformedError(f"{len(found)} different JSON objects with the key {key!r}; expected exactly one")
     return found[0]
 

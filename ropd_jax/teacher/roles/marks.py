@@ -49,9 +49,9 @@ def marks_of(text: str, n_answers: int, version: str, read: Callable[[dict], Any
             seen = item.get("answer_index") if isinstance(item, dict) else item
             raise MalformedError(f"answer_index is {seen!r:.60}; expected 1 to {n_answers}")
         mark, place = read(item), index - 1
-        if causes[place] == "missing":
+        if causes[place] == "missing":  # the first mark of this answer
             values[place], causes[place] = mark, None if mark is not None else "malformed"
-        elif values[place] != mark:
+        elif values[place] != mark:  # a second, different one: neither can be trusted
             values[place], causes[place] = None, "duplicate"
     return Marks(tuple(values), tuple(causes))
 

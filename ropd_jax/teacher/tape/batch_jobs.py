@@ -200,7 +200,7 @@ async def run_jobs(
     budget.set_spent(ROLE, ledger.spent())
     apis = {(s.endpoint.provider, s.endpoint.address): s for s in sources}
     await _settle(ledger, apis, poll_s=poll_s, sleep=sleep, grace_s=grace_s)
-    held = {key for job in ledger.jobs() for key in job.keys}
+    held = {key for job in ledger.jobs() for key in job.keys}  # of ended jobs too: what they failed is asked live
     todo = [(s, chunk) for s in sources for chunk in _chunks(_open(s, tape, held), _MAX_CHARS[s.endpoint.provider])]
     while True:
         stopped = await _submit(todo, ledger, budget, prompts or {})
@@ -238,6 +238,7 @@ async def _settle(
                 ledger.running(job, name)
                 log.info("batch %s was submitted before its name was recorded: taken over", name)
                 break
+            # None: the list was read and lacks the marker. "": the list could not be read, which proves nothing.
             if name is None and time.time() - job.created > grace_s:
                 ledger.drop(job)
                 break
@@ -261,7 +262,7 @@ async def _submit(
         job = ledger.intend(source.endpoint, part, total, prompts=prompts)
         try:
             name = await source.api.submit(part, job.marker)
-        except (TransientError, MalformedError) as error:
+        except (TransientError, MalformedError) as error:  # the job stays INTENDED, and `_settle` looks for it
             raise UserError(
                 f"{error}. It is unknown whether the provider has the batch job; the same command finds out"
             ) from error

@@ -78,7 +78,7 @@ class TapedClient:
         """
         step = STEP.get()
         key = body_key(request_body(self._provider, request))
-        found = await asyncio.to_thread(self._find, key, request, step)
+        found = await asyncio.to_thread(self._find, key, request, step)  # SQLite blocks, and the loop must not
         if found is not None:
             self._on_answer(request.purpose)
             if isinstance(found, ChatReply):
@@ -93,10 +93,13 @@ class TapedClient:
         except TeacherError as e:
             await asyncio.to_thread(self.tape.put_failure, self._provider, request, e, **where)
             raise
+        # Mode refresh overwrites the reply of an earlier run, but not one of this run: two identical requests in flight
+        # must get the same reply.
         overwrite = self.mode == "refresh" and key not in self._fresh
         self._fresh.add(key)
-        recorded = await asyncio.to_thread(self.tape.put, self._provider, request, reply, **where, overwrite=overwrite,
-                                         address=self._address)  # fmt: skip
+        recorded = await asyncio.to_thread(
+            self.tape.put, self._provider, request, reply, **where, overwrite=overwrite, address=self._address
+        )
         return dataclasses.replace(recorded, source=reply.source)
 
     async def close(self) -> None:
@@ -110,6 +113,7 @@ class TapedClient:
             return None
         reply = self.tape.get(key)
         if self.mode == "replay":
+            # A request can have both: it failed in step 3 and was answered in step 5. Each step replays what it saw.
             failed = self.tape.failures(key)
             here = next((f for f in failed if f.step == step), None)
             if here is not None or (reply is None and failed):
@@ -120,7 +124,7 @@ class TapedClient:
             lasting = [f for f in self.tape.failures(key) if isinstance(f.error(), LASTING)]
             if lasting:
                 error = lasting[-1].error()
-                if all(f.step != step for f in lasting):
+                if all(f.step != step for f in lasting):  # a replay of this step must fail as well
                     self.tape.put_failure(self._provider, request, error, step=step, prompts=self._prompts)
                 return error
         if reply is not None and self.mode == "record":

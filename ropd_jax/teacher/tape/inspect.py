@@ -16,6 +16,7 @@ from ropd_jax.teacher.tape.store import Entry, Failure, Tape, body_key, request_
 FORMAT = "ropd.tape.v1"
 _CANDIDATES = 64  # entries that a miss is compared with
 _SHOWN = 40  # characters of text around the first difference
+# The places where a fence's token can stand: in a marker, in an escaped character, in the instructions.
 _TOKEN = re.compile(r"(\| |\[\[U\+[0-9A-F]{4} |token |`)[0-9a-f]{12}\b")
 
 
@@ -65,7 +66,7 @@ def export_tape(tape: Tape, path: str | pathlib.Path) -> int:
             n += 1
         f.flush()
         os.fsync(f.fileno())
-    os.replace(part, path)
+    os.replace(part, path)  # so that a kill leaves the old file or the new one
     return n
 
 

@@ -105,7 +105,7 @@ class TeacherIndex:
     def find(self, prompt: Prompt) -> IndexRow | None:
         """The row of a prompt, or None."""
         hashes = [prompt_hash(prompt.messages)]
-        if len(prompt.messages) == 1:
+        if len(prompt.messages) == 1:  # official files also hash a single message as a bare text
             hashes.append(prompt_hash(prompt.messages[0].content))
         for sha in hashes:
             if row := self._rows.get((prompt.id, sha)) or self._by_hash.get(sha):

@@ -70,7 +70,7 @@ class Failure:
 
     def error(self) -> TeacherError:
         """The recorded exception."""
-        kind = getattr(errors, self.type, None)
+        kind = getattr(errors, self.type, None)  # unknown: a type of a newer release
         kind = kind if isinstance(kind, type) and issubclass(kind, TeacherError) else TeacherError
         return kind(self.message, cause=self.cause)
 
@@ -223,7 +223,7 @@ class Tape:
 
     def since(self, mark: tuple[int, int]) -> tuple[list[Entry], tuple[int, int]]:
         """(entries that got a reply or a failure after the mark, the new mark)."""
-        with self.using() as db:
+        with self.using() as db:  # holds the lock, so nothing is written between `end` and the queries
             end = self.end()
             keys = {
                 key
@@ -373,7 +373,7 @@ def _open(path: pathlib.Path, *, read_only: bool) -> sqlite3.Connection:
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing; a power cut at most the last replies
     with db:
-        db.execute("BEGIN IMMEDIATE")
+        db.execute("BEGIN IMMEDIATE")  # locks before the version is read: two processes must not both add the column
         if old and db.execute("PRAGMA user_version").fetchone()[0] < 2:
             db.execute("ALTER TABLE replies ADD COLUMN address TEXT")
         for statement in _TABLES.split(";\n"):

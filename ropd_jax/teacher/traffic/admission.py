@@ -48,13 +48,14 @@ class AdaptiveLimit:
         if epoch != self.epoch:
             return
         self._since_cut += 1
-        if in_demand:
+        if in_demand:  # otherwise the limit would grow without having been tried
             self.value = min(self._high, self.value + 1 / self.value)
 
     def overloaded(self, epoch: int) -> None:
         """The server refused, or did not answer, a call of ``epoch``."""
         if epoch != self.epoch:
             return
+        # Many replies since the last cut: the limit has grown slowly past the server's. Few: it is far above it.
         cut = GENTLE_CUT if 2 * self._since_cut >= self.value else STEEP_CUT
         self.value = max(self._low, self.value * cut)
         self.epoch += 1
@@ -74,6 +75,7 @@ class Rate:
     def ready_in(self) -> float:
         """Seconds until a call can start; 0.0 is now."""
         self._refill()
+        # One unit must be there, although a call can take more: the rest becomes debt, which later calls wait for.
         return max(0.0, 1.0 - self._level) / self._per_s if self._level < 1.0 - 1e-9 else 0.0
 
     def take(self, amount: float) -> None:
@@ -150,10 +152,10 @@ class Admission:
     def _grant(self) -> None:
         while self._queue and self.in_flight < self.limit.slots:
             *_, tokens, turn = self._queue[0]
-            if not turn.cancelled():
+            if not turn.cancelled():  # a cancelled one is only removed
                 rates: Sequence[Rate] = [r for r in (self._requests, self._tokens) if r is not None]
                 if delay := max((r.ready_in() for r in rates), default=0.0):
-                    self._wake_in(delay)
+                    self._wake_in(delay)  # nothing overtakes the first of the queue while a rate is used up
                     return
                 if self._requests is not None:
                     self._requests.take(1.0)

@@ -152,7 +152,7 @@ class Budget:
             self._of(self.roles, role).calls += 1
             if (step := STEP.get()) >= 0:
                 self._of(self.steps, step).calls += 1
-                while len(self.steps) > _STEPS_KEPT:
+                while len(self.steps) > _STEPS_KEPT:  # only the last steps can still get calls
                     del self.steps[min(self.steps)]
 
     def _check_caps(self) -> None:
@@ -286,6 +286,7 @@ class Budget:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state()``, or from the spending known already, whichever is larger."""
         for role, spent in state.items():
+            # The file at `path` is newer than the checkpoint if the run was killed after it, and older otherwise.
             known, other = self._of(self.roles, role), Spent(**spent)
             for f in dataclasses.fields(Spent):
                 setattr(known, f.name, max(getattr(known, f.name), getattr(other, f.name)))

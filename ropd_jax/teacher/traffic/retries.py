@@ -163,6 +163,7 @@ class LimitedClient:
             self._stats.count("shared", request.purpose)
         call.askers += 1
         try:
+            # The task belongs to all callers, so a cancelled caller must not cancel it: `shield`.
             reply = await asyncio.shield(call.task)
         finally:
             call.askers -= 1
@@ -218,7 +219,7 @@ class LimitedClient:
             try:
                 return await self._retried(larger, number)
             except (RequestError, ConfigurationError) as e:
-                if e.cause not in ("bad_request", "unsupported"):
+                if e.cause not in ("bad_request", "unsupported"):  # another failure, not about the larger limit
                     raise
                 raise truncated from e  # the model does not allow a larger limit
             except TruncatedError as e:
@@ -240,6 +241,7 @@ class LimitedClient:
             self._retrying.pop(number, None)
 
     def _wait(self, state: tenacity.RetryCallState) -> float:
+        # 1, 2, 4, ... seconds, each times 0.5 to 1.5, so that requests that failed together do not return together.
         spread = self.limits.first_wait_s * 2 ** (state.attempt_number - 1) * random.uniform(0.5, 1.5)
         error = state.outcome.exception() if state.outcome else None
         retry_after = (error.retry_after or 0.0) if isinstance(error, TransientError) else 0.0
@@ -285,7 +287,7 @@ class LimitedClient:
             admission.limit.succeeded(epoch, in_demand=admission.in_demand)
             return dataclasses.replace(reply, latency_s=self._clock() - start)
         except TransientError as e:
-            if e.cause in _OVERLOAD:
+            if e.cause in _OVERLOAD:  # a refused connection or a 500 says nothing about the load
                 admission.limit.overloaded(epoch)
             raise
         except TeacherError as e:  # the server works, and only this call failed
@@ -299,12 +301,13 @@ class LimitedClient:
     async def _in_time(self, request: ChatRequest, number: int) -> ChatReply:
         deadline = asyncio.timeout(self.limits.timeout_s)
         try:
+            # An SDK's own limit can be per read, so that a server which sends a byte now and then outlasts it.
             async with deadline:
                 if self.limits.hedge_after_s and number >= 0:
                     return await self._hedged(request)
                 return await self.inner.chat(request)
         except TimeoutError as e:
-            if not deadline.expired():
+            if not deadline.expired():  # a TimeoutError of the client's own
                 raise
             limit = f"teacher.timeout_s={self.limits.timeout_s:g}"
             message = f"{request.model!r} ({request.purpose}) took longer than {limit}"
@@ -313,23 +316,24 @@ class LimitedClient:
     async def _hedged(self, request: ChatRequest) -> ChatReply:
         """The first good reply of the call and, if it is late and a slot is free, of a second copy of it."""
         first = asyncio.create_task(self.inner.chat(request))
-        tasks = {first}
+        tasks = {first}  # those that can still give the reply
         try:
             await asyncio.wait(tasks, timeout=self.limits.hedge_after_s)
             if not first.done():
                 self._stats.count("hedges", request.purpose)
+                # Through the queue, behind everything else. Number -1 marks a copy, which is not hedged itself.
                 tasks.add(asyncio.create_task(self._try(request, _HEDGE_PRIORITY, -1)))
             while not first.done():
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in done - {first}:
                     tasks.discard(task)
-                    if task.exception() is None:
+                    if task.exception() is None:  # a failed copy only leaves the first to wait for
                         return task.result()
             return first.result()
         finally:
             for task in tasks:
                 task.cancel()
-            for task in tasks:
+            for task in tasks:  # awaited, so that no slot of the copy is left taken
                 with contextlib.suppress(asyncio.CancelledError, TeacherError):
                     await task
 

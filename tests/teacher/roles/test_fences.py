@@ -1,4 +1,4 @@
-"""Nothing that stands between fences can leave them."""
+"""No text can leave its fence; long texts are cut in the middle."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from ropd_jax.types import Criterion, Rubric
 from tests.teacher.helpers import fenced
 
 TOKEN = fences.make_token(0, ["x"])
+
+
 HOSTILE = [
     "",
     "\n",
@@ -82,3 +84,14 @@ def test_the_verifier_sees_no_points_and_no_categories():
     shown = dict(fences.parse_blocks(request.messages[0].content))["rubric"]
     assert json.loads(shown)[3] == {"criterion_id": "c4", "criterion": "criterion 4"}
     assert "SECRET" not in request.messages[0].content and "points" not in request.messages[0].content
+
+
+def test_cutting_keeps_start_and_end_and_says_how_much_is_missing():
+    text = "".join(chr(97 + i % 26) for i in range(10_000))
+    for limit in (fences.MIN_CUT, 101, 999, 9_999):
+        cut = fences.cut_middle(text, limit)
+        head, mark, tail = cut.split("\n")
+        missing = int(mark.split()[1])
+        assert len(cut) <= limit and text.startswith(head) and text.endswith(tail)
+        assert len(head) + len(tail) + missing == 10_000 and abs(len(head) - len(tail)) <= 1
+    assert fences.cut_middle(text, 10_000) is text

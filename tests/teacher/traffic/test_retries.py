@@ -1,4 +1,4 @@
-"""Limits and patience: waits, attempts, slots that adapt, rates, order, time limits, shared and second calls.
+"""Limits and retries: waits, attempts, adaptive slots, rates, order, time limits, shared and hedged calls.
 
 All times are virtual, so they are exact on any machine.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import email.utils
 import logging
 import random
 
@@ -27,7 +26,6 @@ from ropd_jax.teacher import (
     Usage,
     at_step,
 )
-from ropd_jax.teacher.clients.http_status import error_for_status, parse_retry_after
 from ropd_jax.teacher.traffic.retries import LimitedClient, Limits
 from ropd_jax.types import Message
 
@@ -97,9 +95,6 @@ def waits(saying, *replies, **limits):
 
     client = LimitedClient(saying(*replies), Limits(**limits), sleep=sleep)
     return slept, lambda: asyncio.run(client.chat(REQUEST))
-
-
-# ------------------------------------------------------------------------------------------------- retries
 
 
 def test_waits_grow_with_jitter_and_are_bounded(saying):
@@ -176,9 +171,6 @@ def test_a_failure_is_logged_once_a_minute_for_each_cause(caplog):
         "teacher: gave up a verify call (bad_request): seed is not known",
         "teacher: gave up a verify call (blocked): no",
     ]
-
-
-# ------------------------------------------------------------------------------------------------ the slots
 
 
 def test_no_more_calls_than_slots_run_at_once():
@@ -287,9 +279,6 @@ def test_each_of_n_hosts_takes_its_share(share, most, fewest):
     assert server.peak == most
 
 
-# ------------------------------------------------------------------------------------------------ the rates
-
-
 def test_requests_a_minute_hold_in_every_minute():
     server = Server(0.5)
     _, seconds, _ = run_all(server, [ask(i) for i in range(60)], requests_per_minute=20)
@@ -312,9 +301,6 @@ def test_tokens_a_minute_follow_the_real_usage_and_not_the_estimate():
 def test_each_host_takes_its_share_of_the_rates():
     _, seconds, _ = run_all(Server(0.1), [ask(i) for i in range(31)], requests_per_minute=60, share=0.5)
     assert seconds == pytest.approx(30 * 2 + 0.1)
-
-
-# ------------------------------------------------------------------------------------- shared, cancelled, hedged
 
 
 def test_identical_requests_in_flight_share_one_call_and_are_counted_once():
@@ -397,9 +383,6 @@ def test_a_failed_second_copy_does_not_end_the_first():
     assert results[0].text == "x" and seconds == 9.0
 
 
-# ------------------------------------------------------------------------------------------------- numbers
-
-
 @pytest.mark.parametrize(
     "options", [dict(concurrency=0), dict(min_concurrency=0), dict(attempts=0), dict(timeout_s=0), dict(max_wait_s=-1),
                 dict(requests_per_minute=0), dict(tokens_per_minute=-5), dict(hedge_after_s=-1),
@@ -408,34 +391,3 @@ def test_a_failed_second_copy_does_not_end_the_first():
 def test_numbers_out_of_range_are_named(options):
     with pytest.raises(ConfigurationError, match=rf"teacher\.{next(iter(options))} is .*; expected"):
         Limits(**options)
-
-
-@pytest.mark.parametrize(
-    "text, seconds",
-    [("3", 3.0), ("1.5", 1.5), ("12s", 12.0), (" 7 ", 7.0), ("soon", None), ("-3", None), ("", None), (None, None),
-     ("nan", None), ("9" * 400, None)],
-)  # fmt: skip
-def test_retry_after_values(text, seconds):
-    assert parse_retry_after(text) == seconds
-
-
-def test_retry_after_dates():
-    now = 1_700_000_000.0
-    assert parse_retry_after(email.utils.formatdate(now + 90, usegmt=True), now=now) == 90.0
-    assert parse_retry_after(email.utils.formatdate(now - 90, usegmt=True), now=now) == 0.0
-
-
-@pytest.mark.parametrize(
-    "status, message, cause",
-    [
-        (400, "This model's maximum context length is 8192 tokens", "context"),
-        (400, "The input token count (1300000) exceeds the maximum number of tokens allowed (1048576).", "context"),
-        (413, "prompt is too long", "context"),
-        (422, "bad field", "bad_request"),
-        (502, "bad gateway", "server_error"),
-        (529, "overloaded", "overloaded"),
-    ],
-)
-def test_causes_of_http_answers(status, message, cause):
-    error = error_for_status(status, message, provider="openai", model="m")
-    assert error.cause == cause and f"answered {status} for model 'm'" in str(error)
