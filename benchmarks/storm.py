@@ -4,7 +4,7 @@
 
 Each group is compared with an oracle, the same teacher without faults: its references must be some of the oracle's,
 its rubric the one that the oracle induces from these references, and every verdict the oracle's. What has no verdict
-must say why. All waiting is in virtual time (``teacher.simulate``), so a hang of two minutes costs nothing.
+must say why. All waiting is in virtual time (``benchmarks.virtual_time``), so a hang of two minutes costs nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import numpy as np
 
+from benchmarks import virtual_time
 from ropd_jax.teacher import (
     ChatReply,
     ChatRequest,
@@ -30,7 +31,6 @@ from ropd_jax.teacher import (
     TeacherStats,
     TransientError,
     make_client,
-    simulate,
 )
 from ropd_jax.teacher.judge_group import judge
 from ropd_jax.teacher.scripted.client import ScriptedClient
@@ -168,7 +168,7 @@ def storm(
         out.retries = dict(stats.retries)
         assert not stats.cut, "nothing here is long enough to be cut"
 
-    asyncio.run(run()) if http else simulate.run(run())
+    asyncio.run(run()) if http else virtual_time.run(run())
     return out
 
 
@@ -243,7 +243,7 @@ def calls_per_s(capacity: int, low: int, high: int, n: int = 800) -> float:
         await asyncio.gather(*(client.chat(r) for r in requests))
         return n / asyncio.get_running_loop().time()
 
-    return simulate.run(run())
+    return virtual_time.run(run())
 
 
 def adaptive_share(capacity: int, n: int = 800) -> tuple[float, int, float]:

@@ -24,8 +24,8 @@ import aiohttp
 import openai
 from aiohttp import web
 
-from benchmarks import schedule
-from ropd_jax.teacher import ChatReply, ChatRequest, make_client, simulate
+from benchmarks import schedule, virtual_time
+from ropd_jax.teacher import ChatReply, ChatRequest, make_client
 from ropd_jax.teacher.traffic.retries import ORDERS, LimitedClient, Limits
 from ropd_jax.types import Message
 
@@ -101,12 +101,12 @@ def makespans(concurrency: int, seeds: int) -> dict[str, list[float]]:
     for seed in range(seeds):
         latency = latencies(seed)
         chains = chains_of(latency)
-        took = {f"ours, {order}": simulate.run(ours(latency, concurrency, order)) for order in ORDERS}
+        took = {f"ours, {order}": virtual_time.run(ours(latency, concurrency, order)) for order in ORDERS}
         for name in ("first come", "whatever waits most"):
             took[name] = schedule.makespan(chains, concurrency, schedule.POLICIES[name])[0]
         took["not to be beaten blindly"] = schedule.online_bound(chains, concurrency)
         took["knows all latencies"] = schedule.clairvoyant(chains, concurrency)
-        took["official design"] = simulate.run(official(latency))
+        took["official design"] = virtual_time.run(official(latency))
         for name, seconds in took.items():
             out.setdefault(name, []).append(seconds / schedule.bound(chains, concurrency))
     return out

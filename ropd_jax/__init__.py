@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {  # public name -> the module that has it; "module:name" if it has another name there
-    "BudgetError": "teacher.clients.client",
+    "BudgetError": "teacher.clients.errors",
     "Interrupted": "utils.interrupt",
     "Judgement": "types",
     "Method": "methods.base",

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from ropd_jax.teacher import Teacher
+from ropd_jax.teacher import Teacher, build_teacher
 from ropd_jax.teacher.health import cohens_kappa, step_health
 from ropd_jax.teacher.judge_group import judge
 from ropd_jax.types import Judgement, UserError, answer_of
@@ -84,7 +84,7 @@ def main(
     if not any(g.judgement.references for g in groups):
         raise UserError(f"{run}: no group has references to judge by; expected a run of method=ropd")
     needs = ("verify",) if rubric == "stored" else ("rubric", "verify")
-    teacher = Teacher.from_config({"teacher": teacher_cfg}, seed=seed, needs=needs)
+    teacher = build_teacher(teacher_cfg, seed=seed, needs=needs)
     judged, after = asyncio.run(_judge_all(teacher, groups, fresh=rubric == "fresh", at_once=teacher_cfg.concurrency))
     found = compare(judged, after, same_rubric=rubric == "stored")
     found = {
@@ -291,7 +291,7 @@ def show(found: Mapping[str, Any], *, file: TextIO | None = None) -> None:
         ("groups without variance", "zero_variance_frac", "{:.1%}"),
     ):
         table.add_row(label, *(_text(found[key][side], form) for side in ("before", "after")))
-    for label, key in (("verdicts true", "pass_rate"), ("criteria that separate", "separating_frac")):
+    for label, key in (("verdicts true", "pass_rate"), ("criteria that separate", "discriminative_frac")):
         table.add_row(label, *(_text(found["health"][s][f"health/{key}"], "{:.1%}") for s in ("before", "after")))
     table.add_row("rollouts unscored", *(_causes(found["unscored"][side]) for side in ("before", "after")))
     console.print(table)

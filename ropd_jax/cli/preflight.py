@@ -7,8 +7,8 @@ from ropd_jax.cli.flags import Arguments, Command, Flag
 
 def run(args: Arguments) -> int:
     """Plans, checks and prints; 2 if a check failed."""
-    from ropd_jax.cli.tape import tape_path
     from ropd_jax.plan import preflight
+    from ropd_jax.teacher.tape.store import tape_path
 
     tape = tape_path(args["tape"]) if args["tape"] else None
     checks = preflight.run(args.config, tape=tape, calls=args["calls"], as_json=args["json"])

@@ -31,7 +31,7 @@ def run(args: Arguments) -> None:
 
     from ropd_jax.teacher.tape.batch_jobs import Ledger
     from ropd_jax.teacher.tape.inspect import export_tape, import_tape, tape_stats
-    from ropd_jax.teacher.tape.store import Tape
+    from ropd_jax.teacher.tape.store import Tape, tape_path
 
     path = tape_path(files[0])
     tape = Tape(path, read_only=action != "import")
@@ -46,12 +46,6 @@ def run(args: Arguments) -> None:
             sys.stdout.write(f"{added} entries added to {path}, {known} were there already\n")
     finally:
         tape.close()
-
-
-def tape_path(name: str) -> pathlib.Path:
-    """The file of a tape, or of the tape in a run's directory."""
-    path = pathlib.Path(name)
-    return path / "tape.sqlite" if path.is_dir() else path
 
 
 def _show(rows: list[dict[str, Any]], jobs: list[Job], path: pathlib.Path, as_json: bool) -> None:
@@ -74,7 +68,7 @@ def _show(rows: list[dict[str, Any]], jobs: list[Job], path: pathlib.Path, as_js
     from rich.console import Console
     from rich.table import Table
 
-    from ropd_jax.teacher.clients.client import Usage
+    from ropd_jax.teacher.clients.chat import Usage
     from ropd_jax.teacher.tape.batch_jobs import ENDED
     from ropd_jax.teacher.traffic.budget import dollars
     from ropd_jax.teacher.traffic.prices import Prices

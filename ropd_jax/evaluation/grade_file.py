@@ -15,7 +15,7 @@ from ropd_jax.evaluation.benchmarks import Loaded, load_benchmark
 from ropd_jax.evaluation.graders.healthbench import grader_facts
 from ropd_jax.evaluation.grading import grade_answers
 from ropd_jax.evaluation.results import EvalResult
-from ropd_jax.teacher import Teacher
+from ropd_jax.teacher import Teacher, build_teacher
 from ropd_jax.teacher.build import role_of
 from ropd_jax.types import UserError
 
@@ -118,5 +118,5 @@ def _judge(teacher: Mapping[str, Any] | None, seed: int, out: str) -> tuple[Teac
             "--config.teacher.provider=openai --config.teacher.verifier.model=gpt-4.1-2025-04-14"
         )
     workdir = pathlib.Path(out).resolve().parent if out else None  # the tape's place, unless teacher.tape.path is set
-    judge = Teacher.from_config({"teacher": teacher}, seed=seed, needs=("verify",), workdir=workdir)
+    judge = build_teacher(teacher, seed=seed, needs=("verify",), workdir=workdir)
     return judge, 2 * teacher["concurrency"]

@@ -20,7 +20,7 @@ from ropd_jax.core.batches import TokenSequence
 from ropd_jax.data.grader import grade
 from ropd_jax.methods.base import Method
 from ropd_jax.teacher import TeacherError
-from ropd_jax.teacher.judge_group import graded, unscored
+from ropd_jax.teacher.judge_group import scored, unscored
 from ropd_jax.types import Judgement, RolloutGroup, UserError
 
 HIGHEST = 9
@@ -63,7 +63,7 @@ class OVD(Method):
             )
         except TeacherError as error:
             return unscored(error, len(answers), **known)
-        judgement = graded(digits, 0, HIGHEST, **known)
+        judgement = scored(digits, 0, HIGHEST, **known)
         if self.cfg.ovd.mode == "reward":
             return judgement
         texts = [demonstration or answer for demonstration, answer in zip(self.shown(judgement), answers, strict=True)]

@@ -15,7 +15,7 @@ import dataclasses
 
 from ropd_jax.methods.base import Method
 from ropd_jax.teacher import TeacherError
-from ropd_jax.teacher.judge_group import graded, unscored
+from ropd_jax.teacher.judge_group import scored, unscored
 from ropd_jax.types import Judgement, RolloutGroup, Rubric, UserError
 
 LOWEST, HIGHEST = 1, 10
@@ -68,7 +68,7 @@ class RaR(Method):
             )
         except TeacherError as error:
             return unscored(error, len(answers), **known)
-        return graded(grades, LOWEST, HIGHEST, **known)
+        return scored(grades, LOWEST, HIGHEST, **known)
 
 
 METHOD = RaR

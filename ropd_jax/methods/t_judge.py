@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from ropd_jax.methods.base import Method
 from ropd_jax.teacher import TeacherError
-from ropd_jax.teacher.judge_group import graded, unscored
+from ropd_jax.teacher.judge_group import scored, unscored
 from ropd_jax.types import Judgement, RolloutGroup
 
 LOWEST, HIGHEST = 1, 10
@@ -40,7 +40,7 @@ class TJudge(Method):
             )
         except TeacherError as error:
             return unscored(error, len(answers), **known)
-        return graded(grades, LOWEST, HIGHEST, **known)
+        return scored(grades, LOWEST, HIGHEST, **known)
 
 
 METHOD = TJudge

@@ -26,14 +26,13 @@ from rich.console import Console
 from rich.table import Table
 
 from ropd_jax.data.load import load_prompts
-from ropd_jax.teacher import Budget, Prices, Tape, TeacherError, TruncatedError, Usage, make_client
-from ropd_jax.teacher.build import ROLE_KEYS, Endpoint, reference_sources, role_of
-from ropd_jax.teacher.clients.client import ChatRequest
-from ropd_jax.teacher.make import limit_options
+from ropd_jax.teacher import Budget, Prices, Role, Tape, TeacherError, TruncatedError, Usage, make_client
+from ropd_jax.teacher.build import ROLE_KEYS, limit_options, reference_sources, role_of
+from ropd_jax.teacher.clients.chat import ChatRequest
+from ropd_jax.teacher.clients.endpoint import Endpoint
 from ropd_jax.teacher.roles import references as reference_role
 from ropd_jax.teacher.roles import rubricator, scorer, verifier
 from ropd_jax.teacher.tape.inspect import tape_stats
-from ropd_jax.teacher.teacher import Role
 from ropd_jax.teacher.traffic.budget import dollars
 from ropd_jax.types import Criterion, Prompt, Rubric
 

@@ -1,20 +1,28 @@
-"""The teacher: references, rubrics and verdicts from any chat model that can be reached as text. Never imports jax.
+"""The teacher: references, rubrics, verdicts and scores from any chat model that speaks text. Never imports jax.
 
-All of it runs on one event loop (``TeacherLoop``)::
-
-    teacher = Teacher.from_config(cfg)
+    teacher = build_teacher(cfg.teacher)
     references = await teacher.references(prompt)
     rubric = await teacher.induce_rubric(prompt, references, texts)
     verdicts = await teacher.verify(prompt, rubric, [*texts, *references], key=prompt.id)
-    scores = verdicts.scores(rubric)  # one a text; None where unscored, never 0.0 for a failure
+    scores = verdicts.scores(rubric)  # one per text; None if unscored, never 0.0 for a failure
+
+All of it runs on one event loop (``TeacherLoop``). Where things are::
+
+    teacher.py, asking.py   the four questions, and how each is asked
+    judge_group.py          one group from answers to rewards
+    build.py                from ``cfg.teacher`` to a teacher
+    roles/                  what is asked: prompts and the parsing of replies
+    clients/                one file per provider; errors
+    traffic/                retries, admission, budget, prices, counters
+    tape/                   every answer recorded; replay; batch jobs; references collected ahead of time
+    scripted/               a teacher without a model, for tests and the quickstart
 """
 
-from ropd_jax.teacher.clients.client import (
+from ropd_jax.teacher.build import build_teacher, make_client
+from ropd_jax.teacher.clients.chat import ChatClient, ChatReply, ChatRequest, Usage
+from ropd_jax.teacher.clients.errors import (
     BlockedError,
     BudgetError,
-    ChatClient,
-    ChatReply,
-    ChatRequest,
     ConfigurationError,
     ContextError,
     MalformedError,
@@ -22,14 +30,14 @@ from ropd_jax.teacher.clients.client import (
     TeacherError,
     TransientError,
     TruncatedError,
-    Usage,
 )
-from ropd_jax.teacher.make import make_client
+from ropd_jax.teacher.roles.role import Role
 from ropd_jax.teacher.roles.rubricator import parse_rubric
 from ropd_jax.teacher.roles.verifier import parse_verdicts
-from ropd_jax.teacher.tape.client import TapedClient, at_step
+from ropd_jax.teacher.step import at_step
+from ropd_jax.teacher.tape.client import TapedClient
 from ropd_jax.teacher.tape.store import Tape
-from ropd_jax.teacher.teacher import Role, Teacher
+from ropd_jax.teacher.teacher import Teacher
 from ropd_jax.teacher.traffic.budget import Budget, Caps
 from ropd_jax.teacher.traffic.event_loop import TeacherLoop
 from ropd_jax.teacher.traffic.prices import Prices
@@ -59,6 +67,7 @@ __all__ = [
     "TruncatedError",
     "Usage",
     "at_step",
+    "build_teacher",
     "make_client",
     "parse_rubric",
     "parse_verdicts",

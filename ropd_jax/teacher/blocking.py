@@ -22,7 +22,7 @@ from ropd_jax.teacher.traffic.event_loop import TeacherLoop
 from ropd_jax.types import Message, Prompt, Rubric, Verdicts
 
 if TYPE_CHECKING:
-    from ropd_jax.teacher.clients.client import ChatClient, ChatReply, ChatRequest
+    from ropd_jax.teacher.clients.chat import ChatClient, ChatReply, ChatRequest
     from ropd_jax.teacher.teacher import Teacher
 
 T = TypeVar("T")

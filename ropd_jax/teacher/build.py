@@ -1,12 +1,16 @@
-"""From ``cfg.teacher`` to a teacher: who is asked in which role, through how many clients.
+"""From ``cfg.teacher`` to a teacher: which model each role asks, and through how many clients.
 
-A role's ``provider``, ``base_url`` and ``api_key_env`` are the teacher's where they are "". Roles that agree in all
-three share one client, and with it one set of limits. ``references_from`` names several models for the references::
+    role_of, reference_sources     config -> (Endpoint, Role) of each role
+    make_client                    Endpoint -> provider client -> MeteredClient -> LimitedClient
+    build_teacher                  all roles; roles with the same endpoint share one client and its limits
+
+A role's ``provider``, ``base_url`` and ``api_key_env`` default to the teacher's if they are "". ``references_from``
+names several models for the references::
 
     references_from = ("gemini-2.5-pro", "gemini-2.5-flash")                       two models of the reference role
     references_from = ({"provider": "openai", "model": "gpt-5"}, {"provider": "gemini", "model": "gemini-2.5-pro"})
 
-Each entry is a model's name or a mapping of the keys of ``teacher.reference`` that differ; reference i of a prompt
+Each entry is a model's name or a mapping of the keys of ``teacher.reference`` that differ. Reference i of a prompt
 comes from entry i % n.
 """
 
@@ -17,24 +21,29 @@ import functools
 import logging
 import os
 import pathlib
-import urllib.parse
-from collections.abc import Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
 
-from ropd_jax.teacher.clients.client import ChatClient, ConfigurationError
+from ropd_jax.teacher.asking import REASK_TEMPLATE
+from ropd_jax.teacher.clients.chat import ChatClient
+from ropd_jax.teacher.clients.endpoint import Endpoint
+from ropd_jax.teacher.clients.errors import ConfigurationError
+from ropd_jax.teacher.roles.role import Role
 from ropd_jax.teacher.roles.templates import prompt_sha
 from ropd_jax.teacher.rubric_store import RubricStore
 from ropd_jax.teacher.tape.client import TapedClient, open_tape
 from ropd_jax.teacher.tape.reference_index import TeacherIndex, read_index
-from ropd_jax.teacher.traffic.budget import Budget, Caps
+from ropd_jax.teacher.teacher import TEMPLATES, VARIANTS, Teacher
+from ropd_jax.teacher.traffic.budget import Budget, Caps, MeteredClient
 from ropd_jax.teacher.traffic.prices import Prices
+from ropd_jax.teacher.traffic.retries import LimitedClient, Limits
+from ropd_jax.teacher.traffic.router import Routes
 from ropd_jax.teacher.traffic.stats import TeacherStats
-
-if TYPE_CHECKING:
-    from ropd_jax.teacher.teacher import Role, Teacher
+from ropd_jax.utils.suggest import near
 
 log = logging.getLogger(__name__)
 
+PROVIDERS = ("scripted", "gemini", "openai")
 ROLE_KEYS = {  # our name -> the config's
     "reference": "reference",
     "rubric": "rubricator",
@@ -43,25 +52,15 @@ ROLE_KEYS = {  # our name -> the config's
     "judge": "judge",
 }
 _ENDPOINT = ("provider", "base_url", "api_key_env")
+_LIMITS = (
+    "concurrency", "min_concurrency", "requests_per_minute", "tokens_per_minute", "timeout_s", "attempts", "max_wait_s",
+    "hedge_after_s", "order",
+)  # fmt: skip
 
-
-@dataclasses.dataclass(frozen=True)
-class Endpoint:
-    """Whom a role asks."""
-
-    provider: str
-    base_url: str = ""
-    api_key_env: str = ""
-
-    @property
-    def address(self) -> str:
-        """``base_url`` without what may be secret in it (user, password, query)."""
-        parts = urllib.parse.urlsplit(self.base_url)
-        return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+Sources = tuple[tuple[Endpoint, Role], ...]  # usually one; for references as many as ``references_from`` names
 
 
 def build_teacher(
-    cls: type[Teacher],
     teacher: Mapping[str, Any],
     *,
     seed: int = 0,
@@ -71,11 +70,22 @@ def build_teacher(
     workdir: str | os.PathLike[str] | None = None,
     needs: Collection[str] = ("reference", "rubric", "verify"),
 ) -> Teacher:
-    """The teacher of ``cfg.teacher``; see ``Teacher.from_config``."""
-    from ropd_jax.teacher.make import limit_options, make_client
-    from ropd_jax.teacher.teacher import REASK_TEMPLATE, TEMPLATES, VARIANTS
+    """The teacher that ``cfg.teacher`` describes.
 
-    stats, clients = TeacherStats(), {}
+    Args:
+        teacher: ``cfg.teacher``, a ConfigDict or a plain mapping with all keys of the default.
+        seed: of the fences and of the order in which answers are shown.
+        answer_key: (question, worked solution) pairs for the scripted teacher, instead of ``scripted.answer_key``.
+        share: this host's part of the limits, 1/N with N hosts.
+        host: index of this host; each host has its own tape and its own file of its spending.
+        workdir: directory of the tape if ``teacher.tape.path`` is ""; without both there is no tape.
+        needs: the roles that will be asked; the others need no key.
+
+    Raises:
+        ConfigurationError: no API key, unknown provider, an answer key that cannot be read, a cap in dollars for a
+            model without a price.
+    """
+    stats = TeacherStats()
     budget = Budget(
         Caps(**dict(teacher["budget"])),
         Prices.load(teacher["prices"]),
@@ -84,39 +94,36 @@ def build_teacher(
     mode = teacher["tape"]["mode"]
     tape = open_tape(mode, teacher["tape"]["path"], workdir, host=host)
     roles = {name: role_of(teacher, key) for name, key in ROLE_KEYS.items()}
-    sources = reference_sources(teacher)
+    references = reference_sources(teacher)
     index = open_index(teacher)
-    prompts = {(t := role.template or TEMPLATES[name]): prompt_sha(t) for name, (_, role) in roles.items()}
-    prompts |= {name: prompt_sha(name) for name in (REASK_TEMPLATE, *VARIANTS)}
-
-    noted = functools.partial(stats.count, "taped")
-
-    def client_of(endpoint: Endpoint) -> ChatClient:
-        make = functools.partial(
-            make_client,
-            **dataclasses.asdict(endpoint),
-            **limit_options(teacher, share=share),
-            scripted=dict(teacher["scripted"]) | ({} if answer_key is None else {"answer_key": answer_key}),
-            stats=stats,
-            budget=budget,
+    prompts = _prompt_shas({name: role for name, (_, role) in roles.items()})
+    make = functools.partial(
+        make_client,
+        **limit_options(teacher, share=share),
+        scripted=dict(teacher["scripted"]) | ({} if answer_key is None else {"answer_key": answer_key}),
+        stats=stats,
+        budget=budget,
+    )
+    taped = (
+        None
+        if tape is None
+        else functools.partial(
+            TapedClient, tape=tape, mode=mode, prompts=prompts, on_answer=functools.partial(stats.count, "taped")
         )
-        if endpoint not in clients:
-            where = dict(provider=endpoint.provider, address=endpoint.address)
-            taped = functools.partial(TapedClient, make, mode=mode, **where, prompts=prompts, noted=noted)
-            clients[endpoint] = make() if tape is None else taped(tape)
-        return clients[endpoint]
-
-    asked = {name: (roles[name],) for name in ("rubric", "verify", "score", "judge")} | {"reference": sources}
-    if index is not None:  # nobody is asked for references, and nobody's key is needed
-        del asked["reference"]
-    asked = {name: several for name, several in asked.items() if name in needs}
-    routes = {name: tuple(client_of(endpoint) for endpoint, _ in several) for name, several in asked.items()}
-    for name, several in asked.items() if mode != "replay" else ():
-        for endpoint, role in several:
-            budget.require_price(name, endpoint.provider, role.model, endpoint.base_url)
-    return cls(
-        _one_of(routes),
-        reference=tuple(role for _, role in sources),
+    )
+    asked: dict[str, Sources] = {name: (roles[name],) for name in ("rubric", "verify", "score", "judge")}
+    if index is None:  # an index answers for the references, so their model needs no key
+        asked["reference"] = references
+    asked = {name: sources for name, sources in asked.items() if name in needs}
+    endpoints = dict.fromkeys(endpoint for sources in asked.values() for endpoint, _ in sources)
+    clients = {endpoint: _client(endpoint, make, taped) for endpoint in endpoints}
+    if mode != "replay":
+        for name, sources in asked.items():
+            for endpoint, role in sources:
+                budget.require_price(name, endpoint.provider, role.model, endpoint.base_url)
+    return Teacher(
+        _joined({name: tuple(clients[endpoint] for endpoint, _ in sources) for name, sources in asked.items()}),
+        reference=tuple(role for _, role in references),
         rubric=roles["rubric"][1],
         verify=roles["verify"][1],
         score=roles["score"][1],
@@ -134,24 +141,101 @@ def build_teacher(
     )
 
 
-def role_of(teacher: Mapping[str, Any], key: str, changes: Mapping[str, Any] | None = None) -> tuple[Endpoint, Role]:
-    """Whom a role asks, and how. ``key`` is the config's name of it."""
-    from ropd_jax.teacher.teacher import Role
+def _prompt_shas(roles: Mapping[str, Role]) -> dict[str, str]:
+    """Content hash of every prompt template that a run can use, by name; stored with each entry of the tape."""
+    own = (role.template or TEMPLATES[name] for name, role in roles.items())
+    return {name: prompt_sha(name) for name in (*own, REASK_TEMPLATE, *VARIANTS)}
 
+
+def _client(
+    endpoint: Endpoint, make: Callable[..., ChatClient], taped: Callable[..., TapedClient] | None
+) -> ChatClient:
+    """The client of one endpoint, on the tape if there is one. A replay never makes the client underneath."""
+    make = functools.partial(make, **dataclasses.asdict(endpoint))
+    return make() if taped is None else taped(make, provider=endpoint.provider, address=endpoint.address)
+
+
+def _joined(routes: Mapping[str, tuple[ChatClient, ...]]) -> ChatClient:
+    """The one client of all roles, or a ``Routes`` of several."""
+    distinct = {id(c): c for several in routes.values() for c in several}
+    return next(iter(distinct.values())) if len(distinct) == 1 else Routes(routes)
+
+
+# ------------------------------------------------------------------------------------------------------- clients
+
+
+def limit_options(teacher: Mapping[str, Any], *, share: float = 1.0) -> dict[str, Any]:
+    """The limits that ``cfg.teacher`` sets, as keywords of ``make_client``; ``share`` is 1/N with N hosts."""
+    return {name: teacher[name] for name in _LIMITS} | {"share": share}
+
+
+def make_client(
+    *,
+    provider: str,
+    base_url: str = "",
+    api_key_env: str = "",
+    scripted: Mapping[str, Any] | None = None,
+    stats: TeacherStats | None = None,
+    budget: Budget | None = None,
+    **limits: Any,
+) -> LimitedClient:
+    """A provider's client with limits, retries and a time limit around it.
+
+    Args:
+        provider: ``scripted``, ``gemini`` or ``openai``.
+        base_url: "" for the provider's own address. For ``openai`` it ends in ``/v1``.
+        api_key_env: name of the environment variable with the key; "" for the provider's usual one.
+        scripted: options of ``ScriptedClient``.
+        stats: where retries are counted.
+        budget: counts the cost of each try and refuses it at a cap.
+        limits: fields of ``Limits`` (concurrency, timeout_s, attempts, ...).
+
+    Raises:
+        ConfigurationError: unknown provider, no key, a number out of range.
+    """
+    if provider not in PROVIDERS:
+        raise ConfigurationError(f"teacher.provider is {provider!r}, which is unknown; {near(provider, PROVIDERS)}")
+    bounds = Limits(**limits)
+    if base_url and not base_url.startswith(("http://", "https://")):
+        raise ConfigurationError(f"teacher.base_url is {base_url!r}; expected http://... or https://...")
+    client: ChatClient
+    if provider == "scripted":  # imported here: an SDK takes a second to load, and a run needs one of them at most
+        from ropd_jax.teacher.scripted.client import ScriptedClient
+
+        client = ScriptedClient(**(scripted or {}))
+    elif provider == "gemini":
+        from ropd_jax.teacher.clients.gemini import GeminiClient
+
+        client = GeminiClient(base_url=base_url, api_key_env=api_key_env, timeout_s=bounds.timeout_s)
+    else:
+        from ropd_jax.teacher.clients.openai import OpenAIClient
+
+        client = OpenAIClient(base_url=base_url, api_key_env=api_key_env, timeout_s=bounds.timeout_s)
+    if budget is not None:
+        client = MeteredClient(client, budget, provider=provider, base_url=base_url)
+    return LimitedClient(client, bounds, stats=stats)
+
+
+# --------------------------------------------------------------------------------------------------------- roles
+
+
+def role_of(teacher: Mapping[str, Any], key: str, changes: Mapping[str, Any] | None = None) -> tuple[Endpoint, Role]:
+    """Where a role's requests go, and with which settings. ``key`` is the config's name of the role."""
     row = dict(teacher[key]) | dict(changes or {})
-    endpoint = Endpoint(*(row[k] or teacher[k] for k in _ENDPOINT))
+    endpoint = Endpoint(*(row[k] or teacher[k] for k in _ENDPOINT))  # "" inherits
     if row["provider"] and row["provider"] != teacher["provider"]:  # another provider has another address and key
         endpoint = Endpoint(row["provider"], row["base_url"], row["api_key_env"])
     return endpoint, Role(row["model"], row["temperature"], row["max_output_tokens"], row["template"])
 
 
-def reference_sources(teacher: Mapping[str, Any]) -> tuple[tuple[Endpoint, Role], ...]:
-    """Who writes the references: ``references_from``, or the reference role alone.
+def reference_sources(teacher: Mapping[str, Any]) -> Sources:
+    """The models that write the references: those of ``references_from``, or else the one of the reference role.
 
     Raises:
-        ConfigurationError: an entry that is neither a name nor a mapping of the role's keys.
+        ConfigurationError: an entry that is neither a name nor a mapping of the role's keys; more models than
+            references.
     """
-    entries = teacher["references_from"] or ({},)
+    entries: Iterable[Any] = teacher["references_from"] or ({},)
     known = set(teacher["reference"])
     sources = []
     for n, entry in enumerate(entries, 1):
@@ -179,17 +263,10 @@ def providers(teacher: Mapping[str, Any], needs: Collection[str] = tuple(ROLE_KE
 
 
 def open_index(teacher: Mapping[str, Any]) -> TeacherIndex | None:
-    """The index that ``teacher.index`` names, or None. Says which teachers wrote it."""
+    """The index that ``teacher.index`` names, or None. Logs which models wrote it."""
     if not teacher["index"]:
         return None
     index = read_index(teacher["index"])
     models = sorted({str(row.fingerprint.get("model", "unknown")) for row in index})
-    log.info("references of %d prompts from %s, by %s", len(index), index.name, ", ".join(models) or "nobody")
+    log.info("references of %d prompts from %s, by %s", len(index), index.name, ", ".join(models) or "no model")
     return index
-
-
-def _one_of(routes: Mapping[str, tuple[ChatClient, ...]]) -> ChatClient:
-    from ropd_jax.teacher.traffic.router import Routes
-
-    distinct = {id(c): c for several in routes.values() for c in several}
-    return next(iter(distinct.values())) if len(distinct) == 1 else Routes(routes)

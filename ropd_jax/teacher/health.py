@@ -1,19 +1,25 @@
-"""Whether the criteria are any good: pure functions of ``Judgement``, logged each step as ``health/...``.
+"""The quality of the criteria: pure functions of ``Judgement``, logged each step as ``health/...``.
 
     pass_rate               share of (rollout, criterion) verdicts that are true
-    separating_frac         share of criteria that some scored rollout of the group passes and another fails
+    discriminative_frac     share of criteria that some scored rollout of the group passes and another fails
     reference_pass_rate     the same as pass_rate, for the references
-    reference_fails_frac    share of references that fail a criterion of their own rubric's highest points
+    reference_fails_frac    share of references that fail a criterion with the highest points of their own rubric
     reference_below_frac    share of groups whose references score below their rollouts, mean against mean
 
-Where a group was verified twice with another order (``teacher.health.repeat_frac``):
+If a group was verified twice with another order (``teacher.health.repeat_frac``):
 
     flip_frac               share of verdicts that changed
-    order_bias              mean score of an answer where it stands later, minus where it stands earlier
-    rank_changed_frac       share of groups in which two rollouts changed places by score
+    order_bias              mean score of an answer at its later place, minus its score at its earlier place
+    rank_changed_frac       share of groups in which two rollouts changed their order by score
 
-What is not known (no group with a rubric, nothing verified twice) is None, never a number. Everything here can be had
-again later: ``ropd_jax.workdir.groups.read_groups`` makes the judgements of ``groups/*.jsonl``.
+One group of three rollouts and four criteria (1 true, 0 false)::
+
+    rollout a   1 1 0 0      pass_rate            (2 + 1 + 3) / 12
+    rollout b   1 0 0 0      discriminative_frac  2 / 4: all rollouts pass criterion 1, none passes criterion 3
+    rollout c   1 1 0 1
+
+Unknown values (no group with a rubric, no group verified twice) are None, never a number. Everything can be computed
+from a finished run: ``ropd_jax.workdir.groups.read_groups`` reads the judgements of ``groups/*.jsonl``.
 """
 
 from __future__ import annotations
@@ -26,14 +32,14 @@ Row = tuple[bool, ...] | None
 
 
 def step_health(judgements: Sequence[Judgement]) -> dict[str, float | None]:
-    """All of the above over the groups of one step, as ``health/...``; of a second look only where there is one."""
+    """All of the above over the groups of one step, as ``health/...``; the second table only if there is a repeat."""
     rubrics = [j for j in judgements if j.rubric is not None]
     rollouts = [v for j in rubrics for row in j.passed if row is not None for v in row]
     references = [v for j in rubrics for row in j.reference_passed if row is not None for v in row]
     out = {
         "health/criteria_mean": _mean(len(j.rubric.criteria) for j in rubrics if j.rubric),
         "health/pass_rate": _mean(rollouts),
-        "health/separating_frac": _mean(s for j in rubrics for s in separating(j)),
+        "health/discriminative_frac": _mean(d for j in rubrics for d in discriminative(j)),
         "health/reference_pass_rate": _mean(references),
         "health/reference_fails_frac": _mean(f for j in rubrics for f in references_fail(j)),
         "health/reference_below_frac": _mean(b for j in rubrics if (b := references_below(j)) is not None),
@@ -49,8 +55,8 @@ def step_health(judgements: Sequence[Judgement]) -> dict[str, float | None]:
     return out
 
 
-def separating(judgement: Judgement) -> list[bool]:
-    """Of each criterion: do two scored rollouts differ in it? Empty with fewer than two scored rollouts."""
+def discriminative(judgement: Judgement) -> list[bool]:
+    """For each criterion: do two scored rollouts differ in it? Empty with fewer than two scored rollouts."""
     rows = [row for row in judgement.passed if row is not None]
     if len(rows) < 2:
         return []
@@ -58,7 +64,7 @@ def separating(judgement: Judgement) -> list[bool]:
 
 
 def references_fail(judgement: Judgement) -> list[bool]:
-    """Of each reference with verdicts: does it fail a criterion that has the highest points of its rubric?"""
+    """For each reference with verdicts: does it fail a criterion that has the highest points of its rubric?"""
     if judgement.rubric is None:
         return []
     top = max(judgement.rubric.weights)
@@ -67,7 +73,7 @@ def references_fail(judgement: Judgement) -> list[bool]:
 
 
 def references_below(judgement: Judgement) -> bool | None:
-    """Is the references' mean score below the rollouts'? None where either side has no verdict."""
+    """Is the references' mean score below the rollouts'? None if either side has no verdict."""
     rubric = judgement.rubric
     if rubric is None:
         return None
@@ -77,12 +83,12 @@ def references_below(judgement: Judgement) -> bool | None:
 
 
 def flips(judgement: Judgement) -> list[bool]:
-    """Of each verdict that both looks gave: did it change?"""
+    """For each verdict that both looks gave: did it change?"""
     return [a != b for first, second, _ in _both(judgement) for a, b in zip(first, second, strict=True)]
 
 
 def order_gains(judgement: Judgement) -> list[float]:
-    """Of each answer that both looks scored at different places: its score where it stood later, minus the other."""
+    """For each answer that both looks scored at different places: its score at the later place, minus the other."""
     rubric, gains = judgement.rubric, []
     for first, second, (before, after) in _both(judgement):
         if rubric is not None and before != after:
@@ -92,7 +98,7 @@ def order_gains(judgement: Judgement) -> list[float]:
 
 
 def rank_changed(judgement: Judgement) -> bool | None:
-    """Did any two rollouts change places by score (a tie that broke counts)? None with fewer than two in both looks."""
+    """Did two rollouts change their order by score (a broken tie counts)? None if both looks scored fewer than two."""
     rubric, n = judgement.rubric, len(judgement.passed)
     if rubric is None or judgement.repeat is None:
         return None
@@ -104,13 +110,13 @@ def rank_changed(judgement: Judgement) -> bool | None:
 
 
 def cohens_kappa(a: Sequence[bool], b: Sequence[bool]) -> float | None:
-    """Agreement of two verifiers beyond chance, (p_o - p_e) / (1 - p_e); None where both say the same one word only.
+    """Agreement of two verifiers beyond chance, (p_o - p_e) / (1 - p_e); None if all verdicts of both are the same.
 
     >>> cohens_kappa([True, True, False, False], [True, False, False, False])
     0.5
     """
     if len(a) != len(b):
-        raise ValueError(f"{len(a)} and {len(b)} verdicts; expected as many of each")
+        raise ValueError(f"{len(a)} and {len(b)} verdicts; expected equal numbers")
     if not a:
         return None
     n, yes_a, yes_b = len(a), sum(a), sum(b)
@@ -120,7 +126,7 @@ def cohens_kappa(a: Sequence[bool], b: Sequence[bool]) -> float | None:
 
 
 def saturated(rubric: Rubric, passed: Sequence[Row]) -> bool:
-    """Has the rubric nothing left to tell: at least two scored rollouts, and all of them with the same score?"""
+    """Does the rubric no longer discriminate: are there two or more scored rollouts, all with the same score?"""
     scores = {rubric.score(row) for row in passed if row is not None}
     return len(scores) == 1 and sum(row is not None for row in passed) >= 2
 

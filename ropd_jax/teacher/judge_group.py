@@ -1,9 +1,11 @@
-"""One group from answers to rewards: references, rubric, verdicts (Algorithm 1), with what is known kept on failure.
+"""One group from answers to rewards: references, rubric, verdicts (Algorithm 1).
 
 1. references     the teacher's own answers, asked for or taken from the index
-2. rubric         induced from the contrast (Eq. 3), or one that the store's policy uses again
-3. verdicts       of all answers and references, shuffled and unlabelled (Eq. 4); some groups twice, for the health
+2. rubric         induced from the contrast (Eq. 3), or one that the store's policy reuses
+3. verdicts       of all answers and references, shuffled and unlabelled (Eq. 4); of some groups twice, for `health`
 4. rewards        the weighted pass rate of each answer (Eq. 5); unscored stays unscored
+
+If one of them fails, the judgement keeps the results of those before.
 """
 
 from __future__ import annotations
@@ -12,11 +14,11 @@ import asyncio
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ropd_jax.teacher.clients.client import ConfigurationError, TeacherError
+from ropd_jax.teacher.clients.errors import ConfigurationError, TeacherError
 from ropd_jax.teacher.health import saturated
-from ropd_jax.teacher.roles import verifier
+from ropd_jax.teacher.roles.marks import Marks, shuffled
 from ropd_jax.teacher.rubric_store import lineage_of
 from ropd_jax.types import Judgement, Lineage, Prompt, Repeat, Rubric
 
@@ -26,12 +28,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Design:
-    """What of the procedure an ablation changes; the defaults are the paper's.
+    """What an ablation changes in the procedure; the defaults are the paper's.
 
     Attributes:
         blind: the verifier does not see which answers are the teacher's.
-        see_rollouts: the rubric is induced from the contrast; False shows the rubricator the references alone.
-        pool_references: references are verified beside the rollouts; the paper says that verifiers collapse without.
+        see_rollouts: the rubric is induced from the contrast; False shows the rubricator the references only.
+        pool_references: references are verified together with the rollouts. According to the paper, verifiers collapse
+            without them.
         size: fewest and most criteria, K.
     """
 
@@ -42,7 +45,7 @@ class Design:
 
 
 _PAPER = Design()
-_ORDERS = 8  # keys tried for an order that differs from the first
+_ORDERS = 8  # keys that are tried for an order that differs from the first
 
 
 async def judge(
@@ -55,33 +58,34 @@ async def judge(
     rubric: tuple[Rubric, Lineage | None] | None = None,
     design: Design = _PAPER,
 ) -> Judgement:
-    """The teacher's judgement of ``answers``. What it fails to say is unscored, with a cause; never 0.0.
+    """The teacher's judgement of ``answers``. An answer without verdicts is unscored, with a cause; never 0.0.
 
     Args:
-        step: names the group together with the prompt's id: the order in which answers are shown hangs on it.
-        references: (text, model) pairs that are there already; None asks the teacher (or its index).
-        rubric: one that is there already, with its lineage; None asks the store, then the teacher.
-        design: what an ablation does otherwise.
+        step: together with the prompt's id it names the group, and the order in which answers are shown depends on it.
+        references: existing (text, model) pairs; None asks the teacher (or its index).
+        rubric: an existing rubric with its lineage; None asks the store, then the teacher.
+        design: of an ablation.
 
     Raises:
-        ConfigurationError: a wrong key or model, which is wrong for every group.
+        ConfigurationError: a wrong key or model, which concerns every group.
     """
     key, n = f"{step}/{prompt.id}", len(answers)
-    known: dict = {}
+    known: dict[str, Any] = {}
     try:
         if references is None:
             references = await teacher.reference_samples(prompt)
         known["references"] = texts = tuple(text for text, _ in references)
         known["reference_models"] = tuple(model for _, model in references)
         known["rubric"], known["lineage"] = rubric or await _rubric(teacher, prompt, texts, answers, step, design)
+        # Rollouts first, so that [:n] are the rollouts' verdicts and [n:] those of the references.
         shown = (*answers, *texts) if design.pool_references else tuple(answers)
         authors = ("student",) * n + ("teacher",) * (len(shown) - n) if not design.blind else None
         verdicts = await teacher.verify(prompt, known["rubric"], shown, key=key, authors=authors)
-        repeat = await _again(teacher, prompt, known["rubric"], shown, key, authors)
+        repeat = await _second_look(teacher, prompt, known["rubric"], shown, key, authors)
     except TeacherError as error:
         return unscored(error, n, **known)
     passed = verdicts.passed[:n]
-    if rubric is None:
+    if rubric is None:  # one that was given does not belong to this run's store
         teacher.store.add(
             prompt.id, step, known["rubric"], known["lineage"], saturated=saturated(known["rubric"], passed)
         )
@@ -95,21 +99,21 @@ async def judge(
     )
 
 
-def unscored(error: TeacherError, n: int, **known) -> Judgement:
-    """The judgement of ``n`` answers that ``error`` left without one; ``known`` is what was there before it.
+def unscored(error: TeacherError, n: int, **known: Any) -> Judgement:
+    """The judgement of ``n`` answers after ``error``; ``known`` are the fields that were known before it.
 
     Raises:
-        ConfigurationError: if that is what the error is; it is wrong for every group.
+        ConfigurationError: ``error`` itself if it is one, because it concerns every group.
     """
     if isinstance(error, ConfigurationError):
         raise error
     return Judgement(rewards=(None,) * n, causes=(error.cause,) * n, **known)
 
 
-def graded(grades: verifier.Marks, lowest: int, highest: int, **known) -> Judgement:
-    """The judgement that grades of a scale make: each reward is (grade - lowest) / (highest - lowest)."""
-    rewards = tuple(None if v is None else (v - lowest) / (highest - lowest) for v in grades.values)
-    return Judgement(rewards=rewards, causes=grades.causes, scores=grades.values, **known)
+def scored(scores: Marks, lowest: int, highest: int, **known: Any) -> Judgement:
+    """The judgement of a scorer's integers: each reward is (score - lowest) / (highest - lowest)."""
+    rewards = tuple(None if v is None else (v - lowest) / (highest - lowest) for v in scores.values)
+    return Judgement(rewards=rewards, causes=scores.causes, scores=scores.values, **known)
 
 
 async def _rubric(
@@ -125,10 +129,11 @@ async def _rubric(
 async def judge_pairs(
     teacher: Teacher, prompt: Prompt, answers: Sequence[str], *, step: int, design: Design = _PAPER
 ) -> Judgement:
-    """Each answer under a rubric of its own, from its contrast with one reference (answer i, reference i mod m).
+    """Each answer under its own rubric, from its contrast with one reference (answer i, reference i mod m).
 
-    The paper's ablation "per-{teacher, student}-pair rubrics" (Table 6): rewards of one group then stand on different
-    scales. ``Judgement.parts`` has each rubric with its verdicts. It costs a rubric and a verification an answer.
+    This is the paper's ablation "per-{teacher, student}-pair rubrics" (Table 6), in which the rewards of one group are
+    on different scales. ``Judgement.parts`` has each rubric with its verdicts. It costs one rubric and one verification
+    per answer.
 
     Raises:
         ConfigurationError: as `judge`.
@@ -153,18 +158,19 @@ async def judge_pairs(
     )
 
 
-async def _again(
+async def _second_look(
     teacher: Teacher, prompt: Prompt, rubric: Rubric, shown: Sequence[str], key: str, authors: Sequence[str] | None
 ) -> Repeat | None:
-    """A second look at every answer in another order, for a share of the groups drawn by hash; None if not drawn.
+    """A second verification in another order, for a share of the groups that is drawn by hash; None if not drawn.
 
-    Its failure costs the group nothing: there is then no second look, and the failure is counted as any other.
+    A failure does not affect the group: it gets no second look, and the failure is counted like any other.
     """
     if not _drawn(f"repeat:{teacher.seed}:{key}", teacher.repeat_frac):
         return None
-    first = verifier.shuffled(shown, seed=teacher.seed, key=key)
+    first = shuffled(shown, seed=teacher.seed, key=key)
     keys = (f"{key}/again{i}" for i in range(_ORDERS))
-    other = next((k for k in keys if verifier.shuffled(shown, seed=teacher.seed, key=k) != first), None)
+    # By chance a key can give the first order again, for two answers in half of the cases.
+    other = next((k for k in keys if shuffled(shown, seed=teacher.seed, key=k) != first), None)
     if other is None:  # one answer has one order
         return None
     try:
@@ -173,9 +179,10 @@ async def _again(
         raise
     except TeacherError:
         return None
-    second = verifier.shuffled(shown, seed=teacher.seed, key=other)
+    second = shuffled(shown, seed=teacher.seed, key=other)
     return Repeat(verdicts.passed, tuple((first.index(i), second.index(i)) for i in range(len(shown))))
 
 
 def _drawn(what: str, share: float) -> bool:
+    """True for a share of all texts, the same texts in every run."""
     return int.from_bytes(hashlib.sha256(what.encode()).digest()[:8], "big") < share * 2**64

@@ -1,12 +1,17 @@
-"""The rubrics of a run, known by their content, with the lineage of each and a policy of when one is used again.
+"""The rubrics of a run by their content, with the lineage of each, and the policy that decides when one is reused.
 
     fresh             every group gets a rubric of its own rollouts (the paper)
-    per_epoch         a prompt's rubric serves ``epochs`` visits, that is passes over the data, and is then made anew
-    until_saturated   it serves until all scored rollouts of a group had the same score under it
+    per_epoch         a prompt's rubric is used for ``epochs`` visits, that is passes over the data, then replaced
+    until_saturated   it is used until all scored rollouts of a group have the same score under it
 
-What a step decides depends on earlier steps alone: a step that is interrupted and done again decides the same,
-although the store may have seen a part of it. Under ``fresh`` nothing is kept, because nothing is ever looked up; each
-rubric and its lineage stand in ``groups/*.jsonl`` under any policy.
+The visits of one prompt (policy ``per_epoch``, two visits per rubric)::
+
+    step     3      11     20     28
+    rubric   A      A      B      B        find(prompt, 20) is None: A has two visits, so a new rubric B is induced
+
+A decision in a step depends only on earlier steps. So an interrupted step decides the same when it is repeated,
+although the store may have recorded a part of it. Under ``fresh`` nothing is kept, because nothing is ever looked up.
+Under any policy, each rubric and its lineage is written to ``groups/*.jsonl``.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterable, Sequence
 
-from ropd_jax.teacher.clients.client import ConfigurationError
+from ropd_jax.teacher.clients.errors import ConfigurationError
 from ropd_jax.types import Criterion, Lineage, Rubric
 
 POLICIES = ("fresh", "per_epoch", "until_saturated")
@@ -28,7 +33,14 @@ def text_sha(text: str) -> str:
 
 @dataclasses.dataclass
 class Visit:
-    """One group of a prompt: at which step, under which rubric, made at which step, all rollouts with one score?"""
+    """One group of a prompt.
+
+    Attributes:
+        step: of the visit.
+        sha: of the rubric that judged it.
+        made: the step whose rollouts that rubric was induced from.
+        saturated: all scored rollouts had the same score.
+    """
 
     step: int
     sha: str
@@ -41,10 +53,10 @@ class RubricStore:
 
     Args:
         policy: one of ``POLICIES``.
-        epochs: ``per_epoch`` only: visits that one rubric serves.
+        epochs: ``per_epoch`` only: visits for which one rubric is used.
 
     Raises:
-        ConfigurationError: another policy, or fewer than one visit.
+        ConfigurationError: an unknown policy, or fewer than one visit.
     """
 
     def __init__(self, policy: str = "fresh", *, epochs: int = 2):
@@ -57,15 +69,8 @@ class RubricStore:
         self._rubrics: dict[str, tuple[Rubric, Lineage]] = {}
         self._visits: dict[str, list[Visit]] = {}
 
-    def __len__(self) -> int:
-        """Number of different rubrics."""
-        return len(self._rubrics)
-
-    def __getitem__(self, sha: str) -> tuple[Rubric, Lineage]:
-        return self._rubrics[sha]
-
     def find(self, prompt_id: str, step: int) -> tuple[Rubric, Lineage] | None:
-        """The rubric that the policy uses again for this prompt at this step, or None if it wants a new one."""
+        """The rubric that the policy reuses for this prompt at this step, or None if a new one is to be made."""
         visits = [v for v in self._visits.get(prompt_id, ()) if v.step < step]
         if self.policy == "fresh" or not visits:
             return None
@@ -78,24 +83,24 @@ class RubricStore:
         return rubric, dataclasses.replace(lineage, step=last.made)
 
     def add(self, prompt_id: str, step: int, rubric: Rubric, lineage: Lineage, *, saturated: bool) -> None:
-        """Note that a group was judged by the rubric. A step that is done again replaces what it noted before."""
+        """Record that a group was judged by the rubric. A repeated step replaces its earlier record."""
         if self.policy == "fresh":
             return
         self._rubrics.setdefault(rubric.sha, (rubric, lineage))
         visits = [v for v in self._visits.get(prompt_id, ()) if v.step < step]
         self._visits[prompt_id] = [*visits, Visit(step, rubric.sha, lineage.step, saturated)]
 
-    def news(self, prompt_ids: Iterable[str]) -> dict:
-        """What `learn` of another host's store takes in: the visits of these prompts and their rubrics."""
+    def delta(self, prompt_ids: Iterable[str]) -> dict:
+        """The visits of these prompts and their rubrics, for `merge` of another host's store."""
         visits = {p: self._visits[p] for p in prompt_ids if p in self._visits}
         shas = {v.sha for several in visits.values() for v in several}
         return {"rubrics": {sha: self._rubrics[sha] for sha in shas}, "visits": visits}
 
-    def learn(self, news: dict) -> None:
-        """Take in what another host's store noted."""
-        for sha, known in news["rubrics"].items():
+    def merge(self, delta: dict) -> None:
+        """Take over what another host's store recorded."""
+        for sha, known in delta["rubrics"].items():
             self._rubrics.setdefault(sha, known)
-        self._visits |= news["visits"]
+        self._visits |= delta["visits"]
 
     def state(self) -> dict:
         """JSON-able state for a checkpoint."""
@@ -118,10 +123,10 @@ class RubricStore:
 
 
 def lineage_of(step: int, model: str, template: str, references: Sequence[str], answers: Sequence[str]) -> Lineage:
-    """The lineage of a rubric that is induced now from these texts."""
+    """The lineage of a rubric that is induced at ``step`` from these texts."""
     return Lineage(step, model, template, tuple(map(text_sha, references)), tuple(map(text_sha, answers)))
 
 
 def lineage_from(row: dict) -> Lineage:
-    """The lineage that ``dataclasses.asdict`` made, after a way through JSON."""
+    """The lineage of a row that ``dataclasses.asdict`` made and that went through JSON."""
     return Lineage(row["step"], row["model"], row["template"], tuple(row["references"]), tuple(row["answers"]))

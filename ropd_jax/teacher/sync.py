@@ -1,11 +1,18 @@
-"""What the teachers of several hosts tell each other at the end of a step.
+"""The teachers of several hosts exchange what is new at the end of a step.
 
-    said = hosts.exchange(together.news(teacher, ids))
-    together.learn(teacher, host, said)
+    deltas = hosts.exchange(sync.delta(teacher, prompt_ids))     every host gets the delta of every host
+    sync.merge(teacher, host, deltas)
 
-Each host asks about its own groups. Afterwards every host knows what all have spent (for the budget and the metrics),
-every rubric that may be used again, and every answer: each tape is whole, so that another host, or another number of
-hosts, asks nothing twice. Host 0 keeps the books between two starts: it takes over what other hosts left behind.
+Each host asks only about its own groups. After a sync every host knows the spending of all hosts (for the budget and
+the metrics), every reusable rubric and every answer. So each tape is complete, and no question is paid for twice if a
+run is resumed on other hosts, or on another number of hosts.
+
+Two hosts, one step::
+
+    host 0    tape +a        delta {a}      merge {b, c}    tape a b c
+    host 1    tape +b +c     delta {b, c}   merge {a}       tape a b c
+
+Between two starts of a run host 0 has the account: at a start it takes over what other hosts left behind (`start`).
 """
 
 from __future__ import annotations
@@ -16,7 +23,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ropd_jax.teacher.clients.client import ConfigurationError
+from ropd_jax.teacher.clients.errors import ConfigurationError
 from ropd_jax.teacher.tape.store import Entry, Tape
 from ropd_jax.teacher.traffic.budget import Spent
 from ropd_jax.teacher.traffic.stats import TeacherStats
@@ -25,18 +32,18 @@ if TYPE_CHECKING:
     from ropd_jax.teacher.teacher import Teacher
 
 log = logging.getLogger(__name__)
-PIECE = 1 << 20  # bytes of tape entries, about, that are told at once when a tape catches up
+PIECE = 1 << 20  # bytes of tape entries, about, in one exchange while a tape catches up
 
 
 @dataclasses.dataclass(frozen=True)
-class News:
-    """What one host tells.
+class Delta:
+    """What one host has that is new to the others.
 
     Attributes:
-        stats, spent: its own counters and spending since the start, see `TeacherStats.as_dict`, `Budget.own`.
-        steps: what it spent in the last steps.
-        store: `RubricStore.news` of the prompts that the step judged.
-        entries: what its tape has got since the last time.
+        stats, spent: its own counters and spending since the start, see `TeacherStats.as_dict` and `Budget.roles`.
+        steps: its spending in each of the last steps.
+        store: `RubricStore.delta` of the prompts that the step judged.
+        entries: the entries of its tape since the last sync.
     """
 
     stats: dict
@@ -46,61 +53,70 @@ class News:
     entries: Sequence[Entry]
 
 
-def news(teacher: Teacher, prompt_ids: Iterable[str]) -> News:
-    """What this host has to tell."""
-    budget = teacher.budget
-    entries, teacher.told = ((), teacher.told) if _alone(teacher.tape) else teacher.tape.since(teacher.told)
-    return News(
+def delta(teacher: Teacher, prompt_ids: Iterable[str]) -> Delta:
+    """This host's delta. Marks its tape as synced up to here."""
+    budget, tape = teacher.budget, _written(teacher.tape)
+    entries: Sequence[Entry] = ()
+    if tape is not None:
+        entries, teacher.synced_upto = tape.since(teacher.synced_upto)
+    return Delta(
         teacher.stats.as_dict(),
         {} if budget is None else dict(budget.roles),
         {} if budget is None else dict(budget.steps),
-        teacher.store.news(prompt_ids),
+        teacher.store.delta(prompt_ids),
         entries,
     )
 
 
-def learn(teacher: Teacher, host: int, said: Sequence[News]) -> None:
-    """Take in what all hosts told; ``said[host]`` is this one's own."""
-    others = [n for i, n in enumerate(said) if i != host]
-    teacher.elsewhere = [TeacherStats(**n.stats) for n in others]
+def merge(teacher: Teacher, host: int, deltas: Sequence[Delta]) -> None:
+    """Take over the deltas of all hosts; ``deltas[host]`` is this host's own."""
+    others = [d for i, d in enumerate(deltas) if i != host]
+    tape = _written(teacher.tape)
+    teacher.remote = [TeacherStats(**d.stats) for d in others]
     if teacher.budget is not None:
-        teacher.budget.met([n.spent for n in others], [n.steps for n in others])
-    for n in others:
-        teacher.store.learn(n.store)
-        for entry in n.entries:
-            teacher.tape.add(entry)
-    if not _alone(teacher.tape):
-        teacher.told = teacher.tape.end()  # what was learned just now is known to all
+        teacher.budget.merge([d.spent for d in others], [d.steps for d in others])
+    for d in others:
+        teacher.store.merge(d.store)
+    if tape is not None:
+        for d in others:
+            for entry in d.entries:
+                tape.add(entry)
+        teacher.synced_upto = tape.end()  # every host has the entries that were just added
 
 
 def start(teacher: Teacher, host: int, exchange: Callable[[Any], list]) -> None:
     """Before the first question: host 0 takes over what others left behind, then every tape gets what it lacks.
 
     Args:
-        exchange: the same value from each host, by host; all hosts call it equally often.
+        exchange: collective, all hosts call it equally often; returns the value of each host, by host.
 
     Raises:
         ConfigurationError: ``tape.mode=refresh`` with several hosts.
     """
-    hosts = len(exchange(None))  # everybody has read what is left of an earlier run
-    budget, tape = teacher.budget, teacher.tape
+    hosts = len(exchange(None))  # a barrier: every host has read what is left of an earlier run
+    budget, tape = teacher.budget, _written(teacher.tape)
     if teacher.refreshes and hosts > 1:
         raise ConfigurationError("teacher.tape.mode='refresh' works on one host only; expected record, replay or off")
     if host == 0:
         if budget is not None:
             budget.absorb()
-        if not _alone(tape):
+        if tape is not None:
             _absorb(tape)
     elif budget is not None:
         budget.forget()
-    exchange(None)
-    if hosts == 1 or _alone(tape):
-        return
+    exchange(None)  # a barrier: host 0 has taken over everything
+    if hosts > 1 and tape is not None:
+        _send_lacking(tape, host, exchange)
+        teacher.synced_upto = tape.end()
+
+
+def _send_lacking(tape: Tape, host: int, exchange: Callable[[Any], list]) -> None:
+    """Host 0 sends the entries that some tape lacks, about ``PIECE`` bytes at a time. Collective."""
     known = exchange(tape.keys())
     lacking = sorted(known[0] - set.intersection(*known))
     if lacking and host == 0:
         log.info("%d answers of the tape are sent to the other hosts", len(lacking))
-    while exchange(bool(lacking))[0]:
+    while exchange(bool(lacking))[0]:  # only host 0 knows when nothing is left
         piece: list[Entry] = []
         size = 0
         while host == 0 and lacking and size < PIECE:
@@ -111,15 +127,15 @@ def start(teacher: Teacher, host: int, exchange: Callable[[Any], list]) -> None:
             tape.add(entry)
         if host:
             lacking = []
-    teacher.told = tape.end()
 
 
-def _alone(tape: Tape | None) -> bool:
-    return tape is None or tape.read_only
+def _written(tape: Tape | None) -> Tape | None:
+    """The tape if this run writes to it. One that is only read, for a replay, needs no sync."""
+    return None if tape is None or tape.read_only else tape
 
 
 def _absorb(tape: Tape) -> None:
-    """Copies what tapes of other hosts (``tape.1.sqlite`` beside ``tape.sqlite``) have and this one lacks."""
+    """Copies the entries that this tape lacks from the tapes of other hosts (``tape.1.sqlite`` next to it)."""
     paths = sorted(tape.path.parent.glob(f"{tape.path.stem}.*{tape.path.suffix}"))
     for path in (p for p in paths if p.stem.removeprefix(f"{tape.path.stem}.").isdigit()):
         other = Tape(path, read_only=True)

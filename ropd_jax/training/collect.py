@@ -270,5 +270,5 @@ def _names(groups: Iterable[RolloutGroup]) -> str:
 def sync_teachers(teacher: Teacher, groups: Sequence[RolloutGroup] = ()) -> None:
     """With several hosts, give every teacher what the others have spent, answered and stored in this step."""
     if hosts.count() > 1:
-        deltas = hosts.exchange(sync.news(teacher, [g.prompt.id for g in groups]))
-        sync.learn(teacher, hosts.index(), deltas)
+        deltas = hosts.exchange(sync.delta(teacher, [g.prompt.id for g in groups]))
+        sync.merge(teacher, hosts.index(), deltas)

@@ -16,7 +16,7 @@ from ropd_jax.data.grader import grade
 from ropd_jax.evaluation.stats import accuracy
 from ropd_jax.methods.t_judge import HIGHEST, LOWEST
 from ropd_jax.teacher import Teacher, TeacherError, TeacherLoop
-from ropd_jax.teacher.judge_group import graded, unscored
+from ropd_jax.teacher.judge_group import scored, unscored
 from ropd_jax.training.collect import PendingStep, Report, judge_group, judge_step
 from ropd_jax.types import Judgement, RolloutGroup
 from ropd_jax.utils import tracing
@@ -100,7 +100,7 @@ async def held_out_judge(teacher: Teacher, group: RolloutGroup) -> Judgement:
         )  # fmt: skip
     except TeacherError as error:
         return unscored(error, len(answers))
-    return graded(marks, LOWEST, HIGHEST)
+    return scored(marks, LOWEST, HIGHEST)
 
 
 def judge_heldout(

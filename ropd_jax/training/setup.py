@@ -26,7 +26,7 @@ from ropd_jax.parallel import hosts
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.sampling.engine import EngineConfig
 from ropd_jax.sampling.rules import SamplingRule
-from ropd_jax.teacher import Teacher
+from ropd_jax.teacher import Teacher, build_teacher
 from ropd_jax.teacher.build import providers
 from ropd_jax.training import validate
 from ropd_jax.training.accumulate import uses_streaming, why_not_streaming
@@ -230,8 +230,8 @@ def run_teacher(
     scripted = cfg.teacher.scripted
     answer_key = [(p.question, p.solution) for p in prompts if p.solution] if not scripted.answer_key else None
     share, host = 1 / hosts.count(), hosts.index()
-    return Teacher.from_config(
-        cfg, seed=cfg.seed, answer_key=answer_key, share=share, host=host, workdir=workdir, needs=needs
+    return build_teacher(
+        cfg.teacher, seed=cfg.seed, answer_key=answer_key, share=share, host=host, workdir=workdir, needs=needs
     )
 
 
@@ -245,6 +245,4 @@ def make_teacher(cfg: ConfigDict) -> Teacher:
         ConfigurationError: no API key, an unknown provider.
     """
     show_logs()
-    teacher = run_teacher(cfg, [], needs=("reference", "rubric", "verify", "score"))
-    teacher.make_blocking()
-    return teacher
+    return run_teacher(cfg, [], needs=("reference", "rubric", "verify", "score")).on_own_thread()

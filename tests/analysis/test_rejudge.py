@@ -154,7 +154,7 @@ def test_a_prompt_of_ones_own_is_used_and_its_hash_noted(run, tmp_path):
         (["nowhere"], "expected the directory of a run"),
         (["RUN", "--config.teacher.verifier.template=none.md"], "'none.md' cannot be read"),
         (["RUN", "--config.teacher.verifier.template=reference.v1"], "lacks answers, rubric; expected answers"),
-        (["RUN", "--config.teacher.verifier.provider=opnai"], "did you mean 'openai'"),
+        (["RUN", "--config.teacher.verifier.provider=opnai"], "did you mean openai?"),
     ],
 )
 def test_mistakes_are_one_line(run, capsys, args, message):

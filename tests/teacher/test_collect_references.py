@@ -1,4 +1,4 @@
-"""References ahead of time: resumable, duplicates asked again a bounded number of times, a run that takes them."""
+"""References collected ahead of time: resumable, a bounded number of repeats for duplicates, a run that uses them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from experiments import quickstart
 from ropd_jax.cli import collect_references
 from ropd_jax.cli import main as cli
 from ropd_jax.teacher import ConfigurationError, Role, Teacher, TransientError
+from ropd_jax.teacher.collect_references import EXTRA, collect_one
 from ropd_jax.teacher.tape.reference_index import read_index
 from ropd_jax.types import Message, Prompt, UserError
 
@@ -28,7 +29,7 @@ CONFIG = ["--config", "experiments/quickstart.py", *SIZES]
 def collected(saying, replies, *, m, sources=1):
     client = saying(*replies)
     teacher = Teacher(client, references_m=m, reference=[Role(f"m{i}") for i in range(sources)])
-    samples = asyncio.run(collect_references.collect(teacher, PROMPT, m))
+    samples = asyncio.run(collect_one(teacher, PROMPT, m))
     return samples, client.requests
 
 
@@ -41,7 +42,7 @@ def test_equal_answers_are_asked_for_again_with_another_seed(saying):
 def test_a_teacher_that_repeats_itself_is_asked_a_bounded_number_of_times(saying):
     samples, requests = collected(saying, ["a"] * 99, m=4)
     assert [s.text for s in samples] == ["a"] * 4
-    assert len(requests) == 4 + collect_references.EXTRA * 3
+    assert len(requests) == 4 + EXTRA * 3
 
 
 def test_a_replacement_comes_from_the_same_model(saying):
@@ -86,7 +87,7 @@ def test_failures_are_counted_and_the_same_command_asks_for_the_rest(tmp_path, m
 def test_another_teacher_does_not_go_into_the_same_file(tmp_path):
     out = tmp_path / "refs.jsonl"
     collect_references.main(config(), out)
-    with pytest.raises(ConfigurationError, match=r"temperature is 0\.7, the config says 0.1"):
+    with pytest.raises(ConfigurationError, match=r"temperature is 0\.7, the config has 0.1"):
         collect_references.main(config(teacher__reference__temperature=0.1), out)
     with pytest.raises(UserError, match=r"fewer than teacher.references=5 references of \d+ prompts"):
         collect_references.main(config(teacher__references=5), out)
@@ -99,7 +100,7 @@ def test_collapsed_references_are_warned_of(tmp_path, caplog):
 
 
 @pytest.mark.timeout(120)
-def test_sigkill_loses_what_was_in_flight_and_the_same_command_goes_on(tmp_path):
+def test_sigkill_loses_what_was_in_flight_and_the_same_command_continues(tmp_path):
     out = tmp_path / "refs.jsonl"
     command = [sys.executable, "-m", "ropd_jax.cli.main", "teach", *CONFIG, "--out", str(out)]
     slow = [*command, "--config.teacher.scripted.latency_s=0.2", "--config.teacher.concurrency=4"]
@@ -145,5 +146,6 @@ def test_a_run_whose_index_lacks_prompts_does_not_start(tmp_path, capsys):
     run = ["train", *CONFIG, f"--config.teacher.index={refs}", "--workdir", str(tmp_path / "run")]
     assert cli.main(run) == 2
     err = capsys.readouterr().err.splitlines()[-1]
-    assert "lacks references of 20 of 40 prompts" in err and f"ropd teach --config FILE --out {refs}" in err
+    assert "lacks references of 20 of 40 prompts" in err
+    assert f"ropd collect-references --config FILE --out {refs}" in err
     assert not (tmp_path / "run").exists()

@@ -36,7 +36,7 @@ def test_a_step_worked_out_by_hand():
     assert health.step_health([a, b, failed]) == {
         "health/criteria_mean": 3.0,
         "health/pass_rate": 9 / 12,
-        "health/separating_frac": 1 / 6,
+        "health/discriminative_frac": 1 / 6,
         "health/reference_pass_rate": 6 / 9,
         "health/reference_fails_frac": 1 / 3,
         "health/reference_below_frac": 1 / 2,
@@ -55,7 +55,7 @@ def test_unscored_answers_count_nowhere():
 def test_nothing_known_is_none():
     known = health.step_health([Judgement(rewards=(None,), causes=("timeout",))])
     assert set(known.values()) == {None} and "health/flip_frac" not in known
-    assert health.separating(judged(["110"])) == [] and health.references_below(judged(["110"])) is None
+    assert health.discriminative(judged(["110"])) == [] and health.references_below(judged(["110"])) is None
 
 
 def test_a_second_look_gives_flips_order_bias_and_changed_ranks():
@@ -84,7 +84,7 @@ def test_kappa(a, b, kappa):
     assert health.cohens_kappa(row(a), row(b)) == kappa
 
 
-def test_kappa_wants_as_many_of_each():
+def test_kappa_needs_equal_numbers_of_verdicts():
     with pytest.raises(ValueError, match="2 and 1"):
         health.cohens_kappa([True, True], [True])
 
@@ -103,7 +103,7 @@ def test_the_share_of_groups_verified_twice_is_the_configs_and_costs_one_call_ea
     assert 10 <= sum(r is not None for r in drawn) <= 30
 
 
-def test_an_honest_verifier_flips_nothing_and_stands_elsewhere(sum_prompt, sum_answers):
+def test_an_honest_verifier_flips_nothing_at_other_places(sum_prompt, sum_answers):
     j = asyncio.run(judge(scripted(repeat_frac=1.0), sum_prompt, sum_answers, step=0))
     assert health.flips(j) and not any(health.flips(j))
     assert any(a != b for a, b in j.repeat.places)
@@ -149,7 +149,7 @@ def test_groups_are_read_back_as_they_were_judged(tmp_path, sum_prompt, sum_answ
     assert health.step_health([first.judgement]) == health.step_health([j])
 
 
-def test_missing_groups_and_steps_are_said(tmp_path):
+def test_missing_groups_and_steps_are_reported(tmp_path):
     with pytest.raises(UserError, match=r"holds no groups; expected .* log\.groups=True"):
         list(read_groups(tmp_path))
     (tmp_path / "groups").mkdir()

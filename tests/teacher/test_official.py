@@ -14,9 +14,11 @@ import re
 
 import pytest
 
-from ropd_jax.cli import collect_references
+from benchmarks import virtual_time
 from ropd_jax.configs import default
-from ropd_jax.teacher import Teacher, TransientError, judge_group, simulate
+from ropd_jax.teacher import Teacher, TransientError, build_teacher, judge_group
+from ropd_jax.teacher.build import reference_sources
+from ropd_jax.teacher.collect_references import fingerprint
 from ropd_jax.teacher.roles import templates
 from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.teacher.traffic.retries import LimitedClient, Limits
@@ -41,7 +43,7 @@ def judged(client, n=N, **limits):
         found = await asyncio.gather(*(judge_group.judge(teacher, p, answers, step=0) for p, answers in groups))
         return found, asyncio.get_running_loop().time()
 
-    return simulate.run(run())
+    return virtual_time.run(run())
 
 
 def test_a_burst_of_errors_at_the_start_costs_seconds_and_no_group():
@@ -130,7 +132,7 @@ def test_no_bound_on_requests_is_no_bound():
         await teacher.references(prompt)
         return asyncio.get_running_loop().time()
 
-    assert n / simulate.run(run()) > 80  # a second; 1,920 a minute are 32
+    assert n / virtual_time.run(run()) > 80  # a second; 1,920 a minute are 32
 
 
 def test_what_does_not_change_an_answer_is_not_in_the_fingerprint_of_an_index():
@@ -139,7 +141,7 @@ def test_what_does_not_change_an_answer_is_not_in_the_fingerprint_of_an_index():
     def of(**changes):
         cfg = default()
         cfg.update_from_flattened_dict(changes)
-        return collect_references.fingerprint(cfg.teacher, Teacher.from_config(cfg, needs=("reference",)))
+        return fingerprint(build_teacher(cfg.teacher, needs=("reference",)), reference_sources(cfg.teacher))
 
     same = {"teacher.timeout_s": 480.0, "teacher.concurrency": 3, "teacher.attempts": 9,
             "teacher.order": "finished_first", "teacher.budget.calls": 7, "teacher.verifier.provider": "openai",

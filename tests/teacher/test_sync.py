@@ -1,4 +1,4 @@
-"""What the teachers of several hosts tell each other: nothing is paid for twice, no cap is passed, tapes are whole."""
+"""Teachers of several hosts exchange what is new: nothing is paid for twice, no cap is passed, tapes are complete."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import threading
 import pytest
 
 from ropd_jax.teacher import Teacher, sync
-from ropd_jax.teacher.clients.client import BudgetError, ChatReply, ChatRequest, ConfigurationError, Usage
+from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest, Usage
+from ropd_jax.teacher.clients.errors import BudgetError, ConfigurationError
 from ropd_jax.teacher.rubric_store import RubricStore, lineage_of
 from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.teacher.tape.store import Tape
@@ -35,13 +36,13 @@ def put(tape, text, step=0):
 
 def together_on(n, work):
     """``work(host, exchange)`` on n threads, with an exchange as hosts have one."""
-    barrier, said = threading.Barrier(n, timeout=30), [None] * n
+    barrier, values = threading.Barrier(n, timeout=30), [None] * n
 
     def run(host):
         def exchange(value):
-            said[host] = value
+            values[host] = value
             barrier.wait()
-            everything = list(said)
+            everything = list(values)
             barrier.wait()
             return everything
 
@@ -51,25 +52,26 @@ def together_on(n, work):
         return list(pool.map(run, range(n)))
 
 
-def meet(teachers):
-    told = [sync.news(t, [f"p{i}"]) for i, t in enumerate(teachers)]
+def synced(teachers):
+    """The deltas of one sync of the teachers."""
+    deltas = [sync.delta(t, [f"p{i}"]) for i, t in enumerate(teachers)]
     for host, t in enumerate(teachers):
-        sync.learn(t, host, told)
-    return told
+        sync.merge(t, host, deltas)
+    return deltas
 
 
 # ---------------------------------------------------------------------------------------------------------- tape
 
 
-def test_after_a_meeting_each_tape_has_every_answer_and_tells_none_twice(tmp_path):
+def test_after_a_sync_each_tape_has_every_answer_and_sends_none_twice(tmp_path):
     both = [teacher(tmp_path, host) for host in (0, 1)]
     put(both[0].tape, "a")
     put(both[1].tape, "b")
     put(both[1].tape, "c")
-    assert [len(n.entries) for n in meet(both)] == [1, 2]
+    assert [len(d.entries) for d in synced(both)] == [1, 2]
     assert both[0].tape.keys() == both[1].tape.keys() and len(both[0].tape.keys()) == 3
     put(both[0].tape, "d")
-    assert [len(n.entries) for n in meet(both)] == [1, 0]
+    assert [len(d.entries) for d in synced(both)] == [1, 0]
     key = next(e.key for e in both[1].tape.entries() if e.body["messages"][0][1] == "d")
     assert both[1].tape.get(key).text == "answer to d"
 
@@ -77,7 +79,7 @@ def test_after_a_meeting_each_tape_has_every_answer_and_tells_none_twice(tmp_pat
 def test_a_failure_reaches_the_other_tapes_with_its_step(tmp_path):
     both = [teacher(tmp_path, host) for host in (0, 1)]
     both[1].tape.put_failure("scripted", request("x"), BudgetError("gone"), step=4)
-    meet(both)
+    synced(both)
     (entry,) = both[0].tape.entries()
     assert entry.reply is None and [f.step for f in entry.failures] == [4]
 
@@ -95,7 +97,7 @@ def test_a_start_gives_every_host_what_a_killed_run_left_on_any_tape(hosts, tmp_
     new = [teacher(tmp_path, host) for host in range(hosts)]
     together_on(hosts, lambda host, exchange: sync.start(new[host], host, exchange))
     assert [len(t.tape.keys()) for t in new] == [5] * hosts
-    assert all(not n.entries for n in (meet(new) if hosts > 1 else ()))
+    assert all(not d.entries for d in (synced(new) if hosts > 1 else ()))
 
 
 def test_refresh_on_several_hosts_is_refused(tmp_path):
@@ -123,17 +125,17 @@ def calls(budget, n):
 def test_hosts_never_pass_a_cap_together_and_share_what_is_left():
     both = [Budget(Caps(calls=100)) for _ in range(2)]
 
-    def meeting():
+    def sync_budgets():
         roles, steps = [dict(b.roles) for b in both], [dict(b.steps) for b in both]
         for i, b in enumerate(both):
-            b.met(roles[1 - i : 2 - i], steps[1 - i : 2 - i])
+            b.merge(roles[1 - i : 2 - i], steps[1 - i : 2 - i])
 
-    meeting()
+    sync_budgets()
     assert calls(both[0], 1000) == 50  # half of 100
-    meeting()
+    sync_budgets()
     assert both[1].total().calls == 50
     assert [calls(b, 1000) for b in both] == [25, 25]  # half of the 50 that were left
-    meeting()
+    sync_budgets()
     assert [b.total().calls for b in both] == [100, 100]
     assert [calls(b, 1) for b in both] == [0, 0]
     assert both[0].as_metrics()["teacher/spent_tokens"] == 100 * 15
@@ -162,25 +164,25 @@ def test_counts_are_those_of_all_hosts_once(tmp_path):
     both[1].restore({"stats": TeacherStats(calls={"verify": 7}).as_dict()}, host=1)
     both[1].stats.count("retries", "timeout")
     for _ in range(2):
-        meet(both)
+        synced(both)
     for t in both:
         assert t.metrics()["teacher/calls"] == 7.0 and t.metrics()["teacher/retries_timeout"] == 1.0
         assert t.state()["stats"]["calls"] == {"verify": 7}
 
 
-def test_a_rubric_that_may_be_used_again_is_known_to_all(tmp_path):
+def test_a_reusable_rubric_is_known_to_all(tmp_path):
     rubric = Rubric((Criterion("c1", "states the sum", 5, "accuracy"),))
     both = [teacher(tmp_path, host, store=RubricStore("per_epoch")) for host in (0, 1)]
     both[1].store.add("p1", 0, rubric, lineage_of(0, "m", "t", ["r"], ["a"]), saturated=False)
     assert both[0].store.find("p1", 3) is None
-    meet(both)
+    synced(both)
     found, lineage = both[0].store.find("p1", 3)
     assert found == rubric and lineage.step == 0
     assert both[0].store.state() == both[1].store.state()
 
 
-def test_a_teacher_without_a_tape_meets_too():
+def test_a_teacher_without_a_tape_syncs_too():
     both = [Teacher(ScriptedClient()) for _ in range(2)]
     together_on(2, lambda host, exchange: sync.start(both[host], host, exchange))
-    assert [n.entries for n in meet(both)] == [(), ()]
+    assert [d.entries for d in synced(both)] == [(), ()]
     assert asyncio.run(both[0].close()) is None

@@ -1,7 +1,7 @@
-"""The batch APIs of OpenAI and Gemini: many requests handed in at once, answered within a day, for half the price.
+"""The batch APIs of OpenAI and Gemini: many requests in one job, answered within a day, for half the price.
 
-A job carries a marker that we choose and the provider stores, so that a job whose id was lost can be found again.
-``batchjobs`` says what is handed in, keeps the jobs on the tape and waits for them.
+A job carries a marker that we choose and the provider stores, so that a job whose id was lost can be found.
+`tape.batch_jobs` chooses the requests, keeps the jobs on the tape and waits for them.
 """
 
 from __future__ import annotations
@@ -9,37 +9,42 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from ropd_jax.teacher.clients.client import ChatReply, ChatRequest, ConfigurationError, TeacherError
+from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest
+from ropd_jax.teacher.clients.errors import ConfigurationError, TeacherError
 from ropd_jax.teacher.clients.gemini import GeminiClient
 from ropd_jax.teacher.clients.openai import OpenAIClient
 
+if TYPE_CHECKING:
+    from google.genai.types import InlinedRequestDict
+
 log = logging.getLogger(__name__)
 
-Answers = dict[str, ChatReply | TeacherError]  # by the request's key; an error is an answer that cannot be used
+Answers = dict[str, ChatReply | TeacherError]  # by the request's key; an error is an unusable answer
 _METADATA = "ropd_job"  # OpenAI: the metadata that holds the marker
 
 
 class BatchApi(Protocol):
-    """One provider's batch API. Failures are ``TeacherError``, as everywhere."""
+    """One provider's batch API. Every method raises ``TeacherError`` on failure."""
 
     provider: str
 
     async def submit(self, requests: Mapping[str, ChatRequest], marker: str) -> str:
-        """Hand in the requests, all of one model, by their keys; returns the job's id."""
+        """Submit the requests, all of one model, by their keys; returns the job's id."""
 
     async def find(self, marker: str) -> str | None:
         """The id of the job that carries the marker, or None."""
 
     async def answers(self, job: str, requests: Mapping[str, ChatRequest]) -> Answers | None:
-        """What an ended job answered to ``requests``, by key, without those that it failed; None while it runs."""
+        """The answers of an ended job by key, without the requests that it failed; None while it runs."""
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Close the client."""
 
 
 class OpenAIBatch:
-    """Batches of chat completions: a JSONL file goes up, a job works on it, a JSONL file comes down."""
+    """Batches of chat completions: upload a JSONL file, start a job on it, download a JSONL file."""
 
     provider = "openai"
 
@@ -98,7 +103,7 @@ class OpenAIBatch:
 
 
 class GeminiBatch:
-    """Batches of generateContent with inline requests and answers; one model a job."""
+    """Batches of generateContent with inline requests and answers; one model per job."""
 
     provider = "gemini"
 
@@ -107,7 +112,7 @@ class GeminiBatch:
 
     async def submit(self, requests: Mapping[str, ChatRequest], marker: str) -> str:
         c = self._client
-        rows = []
+        rows: list[InlinedRequestDict] = []
         for key, request in requests.items():
             contents, config = c.content(request, "text")
             rows.append({"contents": contents, "config": config, "metadata": {"key": key}})
@@ -150,20 +155,19 @@ def open_batch(provider: str, *, base_url: str = "", api_key_env: str = "", time
     """The batch API of a provider.
 
     Raises:
-        ConfigurationError: the provider has none, or no key.
+        ConfigurationError: the provider has no batch API, or there is no key.
     """
-    options = dict(base_url=base_url, api_key_env=api_key_env, timeout_s=timeout_s)
     if provider == "openai":
-        return OpenAIBatch(OpenAIClient(**options))
+        return OpenAIBatch(OpenAIClient(base_url=base_url, api_key_env=api_key_env, timeout_s=timeout_s))
     if provider == "gemini":
-        return GeminiBatch(GeminiClient(**options))
+        return GeminiBatch(GeminiClient(base_url=base_url, api_key_env=api_key_env, timeout_s=timeout_s))
     raise ConfigurationError(
         f"the {provider} teacher has no batch API; expected openai or gemini, or leave out --batch"
     )
 
 
 def _read(reader: Callable[..., ChatReply], *about) -> ChatReply | TeacherError:
-    """The reply, or why it cannot be used (blocked, truncated, malformed)."""
+    """The reply, or the error that makes it unusable (blocked, truncated, malformed)."""
     try:
         return reader(*about)
     except TeacherError as error:

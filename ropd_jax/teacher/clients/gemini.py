@@ -1,7 +1,6 @@
-"""Gemini through the google-genai SDK's async client, with structured output by JSON schema, or by less
-where a model refuses it.
+"""Gemini through the async client of the google-genai SDK.
 
-The SDK's own retries are off (one attempt): retrying is ``LimitedClient``'s work, where it is bounded and counted.
+The SDK's own retries are off (one attempt). ``LimitedClient`` retries, where retries are bounded and counted.
 """
 
 from __future__ import annotations
@@ -11,21 +10,11 @@ import importlib
 import re
 from collections.abc import Iterator
 
-from ropd_jax.teacher.clients.client import (
-    BlockedError,
-    ChatReply,
-    ChatRequest,
-    MalformedError,
-    Structures,
-    TeacherError,
-    TransientError,
-    TruncatedError,
-    Usage,
-    api_key,
-    error_for_status,
-    parse_retry_after,
-    redact,
-)
+from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest, Usage
+from ropd_jax.teacher.clients.endpoint import api_key, redact
+from ropd_jax.teacher.clients.errors import BlockedError, MalformedError, TeacherError, TransientError, TruncatedError
+from ropd_jax.teacher.clients.http_status import error_for_status, parse_retry_after
+from ropd_jax.teacher.clients.structured_output import Structures
 
 _BLOCKED = {
     "SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "MODEL_ARMOR", "JAILBREAK",
@@ -39,7 +28,7 @@ class GeminiClient:
     Args:
         base_url: "" for Google's own address; otherwise the root, ``http://host:port``.
         api_key_env: name of the environment variable with the key; "" means GEMINI_API_KEY, else GOOGLE_API_KEY. A
-            server on loopback needs none.
+            server on loopback needs no key.
         timeout_s: time limit of one HTTP exchange, in seconds.
 
     Raises:
@@ -95,11 +84,11 @@ class GeminiClient:
 
     @contextlib.contextmanager
     def typed_failures(self, model: str) -> Iterator[None]:
-        """Turns the errors of the SDK and of its transport into a ``TeacherError``."""
+        """Raises the errors of the SDK and of its transport as a ``TeacherError``."""
         try:
             yield
         except self._errors.APIError as e:
-            raise self._failure(e, model) from None  # the SDK's text may quote the key
+            raise self._failure(e, model) from None  # the SDK's text can quote the key
         except TimeoutError:
             raise TransientError(f"gemini: no answer in time for model {model!r}", cause="timeout") from None
         except self._connection_errors as e:
@@ -121,16 +110,21 @@ class GeminiClient:
         code = next((str(i["reason"]) for i in items if i.get("reason")), "")
         headers = getattr(error.response, "headers", None) or {}
         after = parse_retry_after(headers.get("retry-after"))
-        for item in items:
+        for item in items:  # RetryInfo: {"retryDelay": "12s"}
             if after is None and item.get("retryDelay"):
                 after = parse_retry_after(str(item["retryDelay"]))
         message = redact(str(error.message or error.status or ""), self._key)
+        # A wrong key is a 400 at Google, which would count as a bad request of this one call.
         if re.search(r"api key not valid", message, re.IGNORECASE):
             code = "api_key_invalid"
         return error_for_status(error.code, message, provider="gemini", model=model, code=code, retry_after=after)
 
     def read_response(self, response, model: str, limit: int) -> ChatReply:
-        """The reply that the SDK's response means; raises ``TeacherError`` as ``chat`` does."""
+        """The reply in the SDK's response.
+
+        Raises:
+            TeacherError: as ``chat``.
+        """
         feedback = response.prompt_feedback
         if feedback is not None and feedback.block_reason is not None:
             what = f"gemini: the prompt for {model!r} was blocked ({_name(feedback.block_reason)})"
@@ -165,13 +159,15 @@ def _usage(usage) -> Usage:
     if usage is None:
         return Usage()
     thought, output = usage.thoughts_token_count, usage.candidates_token_count
-    if output is not None or thought is not None:  # it leaves out what is 0, as when thinking ate the whole limit
-        output = (output or 0) + (thought or 0)  # Gemini counts thinking apart from the visible candidates
+    # Gemini counts thinking separately from the visible candidates, and leaves out a count of 0: if thinking used up
+    # the whole limit, candidates_token_count is None.
+    if output is not None or thought is not None:
+        output = (output or 0) + (thought or 0)
     return Usage(usage.prompt_token_count, output, thought, usage.cached_content_token_count)
 
 
 def _connection_errors() -> tuple[type[Exception], ...]:
-    """Transport errors of whichever HTTP library the SDK picks (aiohttp if present, else httpx2 or httpx)."""
+    """Transport errors of the HTTP library that the SDK uses (aiohttp if present, else httpx2 or httpx)."""
     found: list[type[Exception]] = [ConnectionError]
     for module, name in (("aiohttp", "ClientError"), ("httpx2", "TransportError"), ("httpx", "TransportError")):
         try:

@@ -1,30 +1,25 @@
-"""Chat completions through the openai SDK: OpenAI itself, and every server that speaks its format (vLLM, SGLang,
-llama.cpp, Ollama, ``ropd serve-teacher``) by its ``base_url``. A server that refuses a JSON schema is asked for any
-JSON object, and one that refuses that for text; it is remembered for the run.
+"""Chat completions through the openai SDK.
 
-The SDK's own retries are off: retrying is ``LimitedClient``'s work, where it is bounded and counted.
+This reaches OpenAI and, by ``base_url``, every server that speaks its format: vLLM, SGLang, llama.cpp, Ollama,
+``ropd serve-teacher``.
+
+The SDK's own retries are off. ``LimitedClient`` retries, where retries are bounded and counted.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from ropd_jax.teacher.clients.client import (
-    BlockedError,
-    ChatReply,
-    ChatRequest,
-    MalformedError,
-    Structures,
-    TeacherError,
-    TransientError,
-    TruncatedError,
-    Usage,
-    api_key,
-    error_for_status,
-    parse_retry_after,
-    redact,
-)
+from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest, Usage
+from ropd_jax.teacher.clients.endpoint import api_key, redact
+from ropd_jax.teacher.clients.errors import BlockedError, MalformedError, TeacherError, TransientError, TruncatedError
+from ropd_jax.teacher.clients.http_status import error_for_status, parse_retry_after
+from ropd_jax.teacher.clients.structured_output import Structures
+
+if TYPE_CHECKING:
+    from openai.types.chat import ChatCompletion
 
 
 class OpenAIClient:
@@ -32,8 +27,8 @@ class OpenAIClient:
 
     Args:
         base_url: "" for OpenAI; otherwise ``http://host:port/v1``.
-        api_key_env: name of the environment variable with the key; "" means OPENAI_API_KEY. A server on loopback
-            needs none.
+        api_key_env: name of the environment variable with the key; "" means OPENAI_API_KEY. A server on loopback needs
+            no key.
         timeout_s: time limit of one HTTP exchange, in seconds.
 
     Raises:
@@ -49,7 +44,7 @@ class OpenAIClient:
         self.sdk_client = openai.AsyncOpenAI(
             api_key=self._key, base_url=base_url or None, timeout=timeout_s, max_retries=0
         )
-        # OpenAI's newer models refuse max_tokens; most other servers know only max_tokens.
+        # OpenAI's newer models refuse max_tokens; most other servers accept only max_tokens.
         host = self.sdk_client.base_url.host or ""
         self._limit_name = "max_completion_tokens" if host.endswith("openai.com") else "max_tokens"
 
@@ -80,16 +75,20 @@ class OpenAIClient:
 
     @contextlib.contextmanager
     def typed_failures(self, model: str) -> Iterator[None]:
-        """Turns the SDK's errors into a ``TeacherError``."""
+        """Raises the SDK's errors as a ``TeacherError``."""
         try:
             yield
         except self._sdk.APIError as e:
-            raise self._failure(e, model) from None  # the SDK's text may quote the key
+            raise self._failure(e, model) from None  # the SDK's text can quote the key
         except ValueError as e:  # a body that is not JSON under a 200
             raise MalformedError(f"openai sent a body that is not JSON: {redact(str(e), self._key)[:200]}") from None
 
     def read_completion(self, body: dict, model: str, limit: int) -> ChatReply:
-        """The reply that a completion's JSON means; raises ``TeacherError`` as ``chat`` does."""
+        """The reply in a completion's JSON.
+
+        Raises:
+            TeacherError: as ``chat``.
+        """
         return self._reply(self._sdk.types.chat.ChatCompletion.construct(**body), model, limit)
 
     async def close(self) -> None:
@@ -100,6 +99,7 @@ class OpenAIClient:
         if isinstance(error, sdk.APITimeoutError):
             return TransientError(f"openai: no answer in time for model {model!r}", cause="timeout")
         if isinstance(error, sdk.APIStatusError):
+            # Servers send {"error": {"message", "code"}}, and some only the inner object.
             body = error.body if isinstance(error.body, dict) else {}
             body = body.get("error", body) if isinstance(body.get("error", body), dict) else body
             message = redact(str(body.get("message") or error.message), self._key)
@@ -113,8 +113,8 @@ class OpenAIClient:
             return TransientError(f"openai: cannot reach {where}", cause="connection")
         return MalformedError(f"openai: {redact(str(error), self._key)[:200]}")
 
-    def _reply(self, completion: object, model: str, limit: int | None) -> ChatReply:
-        choices = getattr(completion, "choices", None)
+    def _reply(self, completion: ChatCompletion, model: str, limit: int) -> ChatReply:
+        choices = getattr(completion, "choices", None)  # SDK types are not checked: a proxy can leave anything out
         if not choices or choices[0].message is None:
             raise MalformedError("openai sent a completion without choices")
         choice = choices[0]
@@ -132,7 +132,7 @@ class OpenAIClient:
         return ChatReply(choice.message.content or "", "stop", _usage(completion), completion.model or model)
 
 
-def _usage(completion) -> Usage:
+def _usage(completion: ChatCompletion) -> Usage:
     usage = completion.usage
     if usage is None:
         return Usage()

@@ -1,18 +1,18 @@
-"""Fences: how texts that we did not write stand inside a prompt that we did.
+"""Fences: how texts of other authors are enclosed in a prompt of ours.
 
-Each text stands between two marker lines that carry a token of this request::
+Each text is enclosed by two marker lines that carry a token of this request::
 
     =====[ begin answer 2 | 3fd1c09a77e2 ]=====
     (the text, verbatim)
     =====[ end answer 2 | 3fd1c09a77e2 ]=====
 
-The token is a hash of the seed and of all texts, hashed again until it occurs in none of them. So no text can close
-its fence or open another, however hostile, and a resumed run sends the same bytes. ``parse`` is the exact inverse of
-``render``.
+The token is a hash of the seed and of all texts, and is hashed until it occurs in none of them. So even a hostile text
+cannot close its fence or open another one, and a resumed run sends the same bytes. ``parse_blocks`` reads back
+exactly what ``render`` wrote.
 
-Characters that JSON, UTF-8 or a reader's eye cannot take (lone surrogates, control characters except tab and line
-breaks, bidirectional overrides) are written as ``[[U+D800 3fd1c09a77e2]]``: visible to the judge, and reversible,
-since the token is in no text.
+Some characters cannot be sent as JSON or UTF-8, or cannot be seen: lone surrogates, control characters except tab and
+line breaks, bidirectional overrides. They are written as ``[[U+D800 3fd1c09a77e2]]``, which the verifier can see. It
+is reversible, because no text contains the token.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ import re
 from collections.abc import Iterable, Sequence
 
 TOKEN_LENGTH = 12
-MIN_CUT = 100  # characters; less of an answer says nothing
+MIN_CUT = 100  # characters; less of an answer is of no use to a verifier
 _UNSAFE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 _FIRST_MARKER = re.compile(rf"=====\[ begin [a-z]+(?: [0-9]+)? \| ([0-9a-f]{{{TOKEN_LENGTH}}}) \]=====\n")
 
 
 def make_token(seed: int | str, texts: Iterable[str]) -> str:
-    """12 hex digits that occur in none of ``texts``, the same for the same arguments."""
+    """12 hex digits that occur in none of ``texts``. The same arguments give the same token."""
     texts = list(texts)
     digest = hashlib.sha256(f"fence:{seed}".encode())
     for text in texts:
         data = text.encode("utf-8", "surrogatepass")
-        digest.update(len(data).to_bytes(8, "big") + data)
+        digest.update(len(data).to_bytes(8, "big") + data)  # the length keeps ["ab", "c"] and ["a", "bc"] apart
     while True:
         token = digest.hexdigest()[:TOKEN_LENGTH]
         if not any(token in text for text in texts):
@@ -68,13 +68,8 @@ def parse_blocks(text: str) -> list[tuple[str, str]]:
     ]
 
 
-def parse(text: str, label: str = "answer") -> list[str]:
-    """The texts of all ``label N`` blocks, in order: the inverse of ``render``."""
-    return [body for name, body in parse_blocks(text) if name.split(" ")[0] == label]
-
-
 def cut_middle(text: str, limit: int) -> str:
-    """The text, or its start and end around a line that says how much is missing, at most ``limit`` characters.
+    """The text, or its start and end around a line with the number of missing characters, at most ``limit`` characters.
 
     >>> cut_middle("a" * 150 + "b" * 150, 100)[33:67]
     'aa\\n[... 230 characters cut ...]\\nbb'

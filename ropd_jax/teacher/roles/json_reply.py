@@ -1,10 +1,9 @@
-"""Finding the one JSON object that a model meant, and reading integers the way models write them.
+"""Finds the one JSON object in a model's reply, and reads integers the way models write them.
 
-What every role asks for is one object with a ``schema_version`` and a list: `list_schema` states it, `find_list` reads
-it.
+Every role asks for one object with a ``schema_version`` and a list: `list_schema` describes it, `find_list` reads it.
 
-Recovered, because the intended object is unambiguous: a byte-order mark, a code fence of any kind, prose around the
-object, a closed ``<think>`` block before it. Refused: no object, two different ones, a list at top level, anything
+Accepted around the object, because it stays unambiguous: a byte-order mark, a code fence of any kind, prose, a closed
+``<think>`` block before it. Refused: a reply without an object, two different objects, a list at top level, anything
 that is not JSON. Nothing is repaired by guessing.
 """
 
@@ -13,27 +12,27 @@ from __future__ import annotations
 import json
 import re
 
-from ropd_jax.teacher.clients.client import MalformedError
+from ropd_jax.teacher.clients.errors import MalformedError
 
 _DECODER = json.JSONDecoder()
 _ENDED = "</think>"
-_MAX_STARTS = 1_000  # braces tried in one reply; a wall of braces must not cost quadratic time
+_MAX_STARTS = 1_000  # braces tried in one reply, so that a wall of braces does not take quadratic time
 
 
 def find_object(text: str, key: str) -> dict:
     """The single JSON object in ``text`` that has ``key`` at its top level.
 
     Raises:
-        MalformedError: none, or several that differ; the message says which.
+        MalformedError: there is none, or there are several that differ.
     """
     text = text.removeprefix("\ufeff").strip()
     if not text:
         raise MalformedError("the reply was empty; expected one JSON object", cause="empty")
     whole = _decode(text)
-    if whole is None:
+    if whole is None:  # not JSON as it is: skip the thinking, which can hold drafts of the object
         ended = text.lower().rfind(_ENDED)
         after = text[ended + len(_ENDED) :].strip() if ended >= 0 else text
-        if not after or (ended < 0 and text.lower().startswith("<think>")):
+        if not after or (ended < 0 and text.lower().startswith("<think>")):  # cut off: its drafts do not count
             raise MalformedError("the reply ended inside its thinking; expected one JSON object after it")
         whole = _decode(after)
         text = after
@@ -46,7 +45,7 @@ def find_object(text: str, key: str) -> dict:
     found = _scan(text, key)
     if not found:
         raise MalformedError(f"no complete JSON object with the key {key!r} in the reply")
-    if any(other != found[0] for other in found[1:]):
+    if any(other != found[0] for other in found[1:]):  # repeated equal objects are harmless
         raise MalformedError(f"{len(found)} different JSON objects with the key {key!r}; expected exactly one")
     return found[0]
 
@@ -65,14 +64,15 @@ def list_schema(version: str, key: str, item: dict[str, dict], **more: dict) -> 
 def find_list(
     text: str, key: str, version: str, *, where: str, of: str = "", also: frozenset[str] = frozenset()
 ) -> list:
-    """The list ``key`` of the one object that a reply of this schema version is.
+    """The list ``key`` of the one object in a reply of this schema version.
 
     Args:
-        where: what the object is, for messages: "the rubric". ``of``: what the list holds: " of criteria".
-        also: keys that may stand beside the list, and are not read.
+        where: name of the object in messages: "the rubric".
+        of: what the list holds, for messages: " of criteria".
+        also: further keys that the object can have; they are not read.
 
     Raises:
-        MalformedError: no such object, or other keys, version or type; the message says what was wrong.
+        MalformedError: not such an object, or other keys, version or type. The message describes the problem.
     """
     reply = find_object(text, key)
     only_keys(reply, {"schema_version", key, *also}, {"schema_version", key}, where)
@@ -91,8 +91,9 @@ def _decode(text: str) -> object | None:
 
 
 def _scan(text: str, key: str) -> list[dict]:
-    """Top-level objects with ``key`` inside other text. A list around an object makes it not top-level."""
-    found, at, tries = [], 0, 0
+    """Top-level objects with ``key`` inside other text. An object in a list is not top-level."""
+    found: list[dict] = []
+    at = tries = 0
     while (start := re.compile(r"[{\[]").search(text, at)) and tries < _MAX_STARTS:
         tries += 1
         try:
@@ -108,7 +109,7 @@ def _scan(text: str, key: str) -> list[dict]:
 
 
 def to_int(value: object) -> int | None:
-    """The integer that ``3``, ``3.0``, ``"3"`` or ``" 3.0 "`` mean; None for all else, booleans included."""
+    """The integer that ``3``, ``3.0``, ``"3"`` or ``" 3.0 "`` mean; None for anything else, booleans included."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int):
@@ -121,7 +122,7 @@ def to_int(value: object) -> int | None:
 
 
 def only_keys(item: dict, allowed: set[str], required: set[str], where: str) -> None:
-    """Raise ``MalformedError`` if ``item`` lacks a required key or has one that nobody asked for."""
+    """Raise ``MalformedError`` if ``item`` lacks a required key or has one that is not allowed."""
     if missing := required - item.keys():
         raise MalformedError(f"{where} lacks {', '.join(sorted(missing))}")
     if extra := item.keys() - allowed:

@@ -1,10 +1,11 @@
-"""References: what the teacher itself answers to the prompt; m samples of it."""
+"""References: the teacher's own answers to the prompt, m samples."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from ropd_jax.teacher.clients.client import ChatRequest, MalformedError
+from ropd_jax.teacher.clients.chat import ChatRequest
+from ropd_jax.teacher.clients.errors import MalformedError
 from ropd_jax.teacher.roles import fences, templates
 from ropd_jax.types import Message
 
@@ -12,7 +13,7 @@ TEMPLATE = "reference.v1"
 
 
 class Reference(NamedTuple):
-    """One answer of the teacher's own, and the model that wrote it, as the config names it."""
+    """One of the teacher's own answers, and the model that wrote it, as the config names it."""
 
     text: str
     model: str
@@ -35,7 +36,7 @@ def reference_request(
 
 
 def parse_reference(text: str) -> str:
-    """The answer without thinking: what follows the last ``</think>``, or all of it if nothing does.
+    """The answer without thinking: what follows the last ``</think>``, or the whole text if nothing does.
 
     Raises:
         MalformedError: nothing is left (cause ``empty``).

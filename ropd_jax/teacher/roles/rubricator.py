@@ -1,20 +1,22 @@
 """The rubricator: from question, references and rollouts to 4..12 weighted yes/no criteria (Eq. 3).
 
-It sees which answers are references and which are the student's, because a criterion is induced from their contrast.
+It sees which answers are references and which are the student's, because criteria are induced from their contrast.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from ropd_jax.teacher.clients.client import ChatRequest, ConfigurationError, MalformedError
+from ropd_jax.teacher.clients.chat import ChatRequest
+from ropd_jax.teacher.clients.errors import ConfigurationError, MalformedError
 from ropd_jax.teacher.roles import fences, templates
 from ropd_jax.teacher.roles.json_reply import find_list, list_schema, only_keys, to_int
 from ropd_jax.types import Criterion, Message, Rubric
 
 TEMPLATE = "rubricator.v2"
-ALONE_TEMPLATE = "rubricator_alone.v1"  # no answers of the student's
+REFERENCES_TEMPLATE = "rubricator_references.v1"  # shows no answers of the student
 SCHEMA_VERSION = "ropd.rubric.v1"
 MIN_CRITERIA, MAX_CRITERIA, MAX_POINTS = 4, 12, 5
 
@@ -43,15 +45,15 @@ def rubric_request(
     template: str = "",
     size: tuple[int, int] = (MIN_CRITERIA, MAX_CRITERIA),
 ) -> ChatRequest:
-    """The request for one rubric of ``size`` criteria. ``answers`` are the student's rollouts as texts, or none.
+    """The request for one rubric of ``size`` criteria. ``answers`` are the student's rollouts as texts, or empty.
 
     Raises:
-        ConfigurationError: another size than 4 to 12 for a template that cannot say it.
+        ConfigurationError: a size other than 4 to 12, and a template without placeholders for it.
     """
-    template = template or (TEMPLATE if answers else ALONE_TEMPLATE)
+    template = template or (TEMPLATE if answers else REFERENCES_TEMPLATE)
     if size != (MIN_CRITERIA, MAX_CRITERIA) and "{{most}}" not in templates.load(template):
         raise ConfigurationError(
-            f"prompt template {template!r} says itself how many criteria are wanted; for {size[0]} to {size[1]} write "
+            f"prompt template {template!r} has a fixed number of criteria; for {size[0]} to {size[1]} write "
             "{{least}} and {{most}} there",
             cause="bad_template",
         )
@@ -69,13 +71,13 @@ def rubric_request(
 
 
 def parse_rubric(text: str, size: tuple[int, int] = (MIN_CRITERIA, MAX_CRITERIA)) -> Rubric:
-    """The rubric that a rubricator's reply means.
+    """The rubric in a rubricator's reply.
 
-    ``maximum_score`` is derived, whatever the reply says. Ids are compared after lower-casing and stripping.
+    ``maximum_score`` is derived, not read. Ids are compared after lower-casing and stripping.
 
     Raises:
         MalformedError: anything but one object of the schema with ``size`` criteria, unique ids c<digits>, non-blank
-            texts and integer points 1..5; the message says what was wrong.
+            texts and integer points 1..5. The message describes the problem.
     """
     items = find_list(
         text, "rubrics", SCHEMA_VERSION, where="the rubric", of=" of criteria", also=frozenset({"maximum_score"})
@@ -83,11 +85,11 @@ def parse_rubric(text: str, size: tuple[int, int] = (MIN_CRITERIA, MAX_CRITERIA)
     return rubric_of(items, size, _criterion)
 
 
-def rubric_of(items: list, size: tuple[int, int], read: Callable[[object, str], Criterion]) -> Rubric:
+def rubric_of(items: list, size: tuple[int, int], read: Callable[[Any, str], Criterion]) -> Rubric:
     """The rubric of a reply's list: ``read(item, where)`` gives each criterion; their number and ids are checked.
 
     Raises:
-        MalformedError: another number than ``size`` allows, an id twice, or what ``read`` says.
+        MalformedError: a number that ``size`` does not allow, a repeated id, or an error of ``read``.
     """
     if not size[0] <= len(items) <= size[1]:
         raise MalformedError(f"{len(items)} criteria; expected {size[0]} to {size[1]}")
@@ -98,11 +100,11 @@ def rubric_of(items: list, size: tuple[int, int], read: Callable[[object, str], 
     return Rubric(criteria)
 
 
-def criterion_texts(item: object, where: str, also: frozenset[str] = frozenset()) -> tuple[str, str, str]:
+def criterion_texts(item: Any, where: str, also: frozenset[str] = frozenset()) -> tuple[str, str, str]:
     """(id, category, text) of one criterion; ``also`` are further keys that it must have.
 
     Raises:
-        MalformedError: no object, other keys, a blank text, or an id that is not c<digits>.
+        MalformedError: not an object, other keys, a blank text, or an id that is not c<digits>.
     """
     if not isinstance(item, dict):
         raise MalformedError(f"{where} is a {type(item).__name__}; expected an object")
@@ -120,7 +122,7 @@ def criterion_texts(item: object, where: str, also: frozenset[str] = frozenset()
     return name, texts["category"], texts["criterion"]
 
 
-def _criterion(item: object, where: str) -> Criterion:
+def _criterion(item: Any, where: str) -> Criterion:
     name, category, text = criterion_texts(item, where, also=frozenset({"points"}))
     points = to_int(item["points"])
     if points is None or not 1 <= points <= MAX_POINTS:

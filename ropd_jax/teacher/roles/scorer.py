@@ -1,8 +1,13 @@
-"""The scorer: one grade for each answer, an integer of a scale, in place of criteria and verdicts.
+"""The scorer: one score for each answer, an integer of a scale, instead of criteria and verdicts.
 
-The prompts that ask for it: a plain judge without or with references in view (``score_judge``,
-``score_judge_references``), OVD's verbal score (``score_verbal``), and one grade given a rubric (``score_rubric``,
-RaR's implicit aggregation). Answers are shown as to the verifier: numbered, shuffled, unlabelled.
+The prompts that ask for it:
+
+    score_judge               a plain judge
+    score_judge_references    a plain judge that sees references
+    score_verbal              OVD's verbal score
+    score_rubric              one score given a rubric, RaR's implicit aggregation
+
+Answers are shown as to the verifier: numbered, shuffled, unlabelled.
 """
 
 from __future__ import annotations
@@ -10,10 +15,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from ropd_jax.teacher.clients.client import ChatRequest
+from ropd_jax.teacher.clients.chat import ChatRequest
 from ropd_jax.teacher.roles import fences, templates
 from ropd_jax.teacher.roles.json_reply import list_schema, to_int
-from ropd_jax.teacher.roles.verifier import Marks, marks_of
+from ropd_jax.teacher.roles.marks import Marks, marks_of
 from ropd_jax.types import Message, Rubric
 
 TEMPLATE = "score_judge.v1"
@@ -39,7 +44,7 @@ def score_request(
     seed: int = 0,
     template: str = "",
 ) -> ChatRequest:
-    """The request for a grade from ``lowest`` to ``highest`` of each answer, numbered from 1 in the given order."""
+    """The request for a score from ``lowest`` to ``highest`` of each answer, numbered from 1 in the given order."""
     criteria = rubric.criteria if rubric else ()
     shown = json.dumps([{"criterion": c.text, "category": c.category} for c in criteria], ensure_ascii=False)
     token = fences.make_token(seed, [question, shown, *references, *answers])
@@ -58,17 +63,17 @@ def score_request(
 
 
 def parse_scores(text: str, n_answers: int, lowest: int, highest: int) -> Marks:
-    """The grades that a scorer's reply means, for answers numbered from 1.
+    """The scores in a scorer's reply, for answers numbered from 1.
 
-    An answer without a readable grade is unscored, alone: cause ``missing`` (not in the reply), ``malformed`` (no
-    integer of the scale: 0 on a scale from 1, ``7.5``), ``duplicate`` (two different grades).
+    Only an answer without a readable score is unscored: cause ``missing`` (not in the reply), ``malformed`` (not an
+    integer of the scale: 0 on a scale from 1, ``7.5``), ``duplicate`` (two different scores).
 
     Raises:
-        MalformedError: the reply as a whole cannot be used, an index outside 1..n_answers included.
+        MalformedError: the whole reply cannot be used, for example because of an index outside 1..n_answers.
     """
 
-    def grade(item: dict) -> int | None:
+    def score(item: dict) -> int | None:
         value = to_int(item.get("score"))
         return value if value is not None and lowest <= value <= highest else None
 
-    return marks_of(text, n_answers, SCHEMA_VERSION, grade)
+    return marks_of(text, n_answers, SCHEMA_VERSION, score)

@@ -1,4 +1,4 @@
-"""RaR's rubric: 7..20 criteria from the question and its references alone, each of one of four categories.
+"""RaR's rubric: 7..20 criteria from the question and its references only, each in one of four categories.
 
 Rubrics as Rewards (arXiv 2507.17746, v1): Essential 1.0, Important 0.7, Optional 0.3, Pitfall 0.8. A pitfall is worded
 as what a good answer avoids, so that true is good for every criterion. ``Criterion.points`` holds the weight in tenths.
@@ -7,8 +7,10 @@ as what a good answer avoids, so that true is good for every criterion. ``Criter
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from ropd_jax.teacher.clients.client import ChatRequest, MalformedError
+from ropd_jax.teacher.clients.chat import ChatRequest
+from ropd_jax.teacher.clients.errors import MalformedError
 from ropd_jax.teacher.roles import fences, templates
 from ropd_jax.teacher.roles.json_reply import find_list, list_schema
 from ropd_jax.teacher.roles.rubricator import criterion_texts, rubric_of
@@ -40,7 +42,7 @@ def request(
     seed: int = 0,
     template: str = "",
 ) -> ChatRequest:
-    """The request for one rubric; the same texts make the same request, so a tape has it once."""
+    """The request for one rubric. The same texts make the same request, so a tape holds it once."""
     token = fences.make_token(seed, [question, *references])
     text = templates.fill(
         template or TEMPLATE,
@@ -54,16 +56,16 @@ def request(
 
 
 def parse(text: str) -> Rubric:
-    """The rubric that a reply means.
+    """The rubric in a reply.
 
     Raises:
-        MalformedError: anything but one object of the schema with 7..20 criteria; the message says what was wrong.
+        MalformedError: anything but one object of the schema with 7..20 criteria. The message describes the problem.
     """
     items = find_list(text, "rubrics", SCHEMA_VERSION, where="the rubric", of=" of criteria")
     return rubric_of(items, (LEAST, MOST), _criterion)
 
 
-def _criterion(item: object, where: str) -> Criterion:
+def _criterion(item: Any, where: str) -> Criterion:
     name, category, text = criterion_texts(item, where)
     category = category.capitalize()
     if category not in TENTHS:

@@ -1,6 +1,6 @@
-"""Prompt templates: one file each in ``prompts/``, named by role and version, known by their content hash.
+"""Prompt templates: one file each in ``prompts/``, named by role and version, identified by their content hash.
 
-A name that ends in ``.md`` is the path of a file of the user's own.
+A name that ends in ``.md`` is the path of a user's own file.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import importlib.resources
 import pathlib
 import re
 
-from ropd_jax.teacher.clients.client import ConfigurationError
+from ropd_jax.teacher.clients.errors import ConfigurationError
 
 _PLACEHOLDER = re.compile(r"\{\{([a-z_]+)\}\}")
 
 _SCORE = ({"question", "answers", "token"}, {"references", "rubric", "lowest", "highest", "n_answers"})
-PLACEHOLDERS = {  # role -> what its template must hold, and what it may hold
+PLACEHOLDERS = {  # role -> placeholders that its template must have, and those that it can have
     "reference": ({"question", "token"}, set()),
     "rubric": ({"question", "references", "students", "token"}, {"least", "most"}),
     "verify": ({"question", "rubric", "answers", "token"}, {"n_answers", "n_criteria", "authors"}),
@@ -32,7 +32,7 @@ def load(name: str) -> str:
     """The template ``prompts/{name}.md``, or the file ``name`` if it ends in ``.md``.
 
     Raises:
-        ConfigurationError: there is no such template.
+        ConfigurationError: the template does not exist or cannot be read.
     """
     folder = importlib.resources.files("ropd_jax.teacher.roles") / "prompts"
     file = pathlib.Path(name).expanduser() if name.endswith(".md") else folder / f"{name}.md"
@@ -66,9 +66,9 @@ def prompt_sha(name: str) -> str:
 
 
 def fill(name: str, **values: str) -> str:
-    """The template with each ``{{placeholder}}`` replaced, in one pass: braces inside values mean nothing.
+    """The template with each ``{{placeholder}}`` replaced in one pass, so that braces in values have no effect.
 
     Raises:
-        KeyError: the template asks for a value that was not given.
+        KeyError: the template has a placeholder without a value.
     """
     return _PLACEHOLDER.sub(lambda m: values[m.group(1)], load(name)).strip()

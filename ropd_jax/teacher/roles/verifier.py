@@ -1,23 +1,22 @@
-"""The verifier: every criterion on every answer, true or false (Eq. 4), blind to who wrote which answer.
+"""The verifier: every criterion on every answer, true or false (Eq. 4), without knowing the authors.
 
-It does not see the points. Only booleans are taken from its reply: ``final_score`` is never read, the score is the
-weighted pass rate that ``Verdicts.scores`` recomputes (Eq. 5).
+It does not see the points. Only booleans are taken from its reply: ``final_score`` is never read, and
+``Verdicts.scores`` recomputes the weighted pass rate (Eq. 5).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
-from ropd_jax.teacher.clients.client import ChatRequest, ConfigurationError, MalformedError, TeacherError
+from ropd_jax.teacher.clients.chat import ChatRequest
 from ropd_jax.teacher.roles import fences, templates
-from ropd_jax.teacher.roles.json_reply import find_list, list_schema, to_int
+from ropd_jax.teacher.roles.json_reply import list_schema
+from ropd_jax.teacher.roles.marks import marks_of
 from ropd_jax.types import Message, Rubric, Verdicts
 
 TEMPLATE = "verifier.v1"
-TOLD_TEMPLATE = "verifier_told.v1"
+LABELLED_TEMPLATE = "verifier_labelled.v1"  # names the author of each answer
 SCHEMA_VERSION = "ropd.batch_verifier.v2"
 
 VERDICT_SCHEMA = list_schema(
@@ -28,23 +27,6 @@ VERDICT_SCHEMA = list_schema(
 
 _TRUE = {"true", "yes", "on", "1", "t", "y"}
 _FALSE = {"false", "no", "off", "0", "f", "n"}
-
-
-class Marks(NamedTuple):
-    """What a reply says of each answer: a value, or None and the cause."""
-
-    values: tuple[Any, ...]
-    causes: tuple[str | None, ...]
-
-
-def shuffled(texts: Sequence[str], *, seed: int, key: str) -> list[int]:
-    """The order in which answers are shown: ``order[place] = index``. By hash, so no place depends on who wrote it."""
-
-    def rank(index: int) -> bytes:
-        what = f"order:{seed}:{len(key)}:{key}:{index}:{texts[index]}"
-        return hashlib.sha256(what.encode("utf-8", "surrogatepass")).digest()
-
-    return sorted(range(len(texts)), key=rank)
 
 
 def verify_request(
@@ -59,15 +41,15 @@ def verify_request(
     template: str = "",
     authors: Sequence[str] | None = None,
 ) -> ChatRequest:
-    """The request to judge ``answers``, numbered from 1 in the given order. Points and categories stay with us.
+    """The request to verify ``answers``, numbered from 1 in the given order. It holds no points and no categories.
 
     Args:
-        authors: who wrote each answer, for a verifier that is told; None asks blind, as the paper does.
+        authors: who wrote each answer, shown to the verifier; None shows none, as in the paper.
     """
     shown = json.dumps([{"criterion_id": c.id, "criterion": c.text} for c in rubric.criteria], ensure_ascii=False)
     token = fences.make_token(seed, [question, shown, *answers])
     text = templates.fill(
-        template or (TEMPLATE if authors is None else TOLD_TEMPLATE),
+        template or (TEMPLATE if authors is None else LABELLED_TEMPLATE),
         token=token,
         authors=_written_by(authors or ()),
         question=fences.block("question", question, token),
@@ -88,59 +70,17 @@ def _written_by(authors: Sequence[str]) -> str:
 
 
 def parse_verdicts(text: str, rubric: Rubric, n_answers: int) -> Verdicts:
-    """The verdicts that a verifier's reply means, for ``n_answers`` answers numbered from 1.
+    """The verdicts in a verifier's reply, for ``n_answers`` answers numbered from 1.
 
-    An answer without a readable verdict is unscored, alone: cause ``missing`` (not in the reply), ``malformed`` (wrong
+    Only an answer without a readable verdict is unscored: cause ``missing`` (not in the reply), ``malformed`` (wrong
     number of verdicts, or one that is neither true nor false), ``duplicate`` (two different judgements).
 
     Raises:
-        MalformedError: the reply as a whole cannot be used, an index outside 1..n_answers included, since then no
-            index can be trusted; the message says what was wrong.
+        MalformedError: the whole reply cannot be used. An index outside 1..n_answers is such a case, because then no
+            index can be trusted. The message describes the problem.
     """
     marks = marks_of(text, n_answers, SCHEMA_VERSION, lambda item: _judgement(item, len(rubric.criteria)))
     return Verdicts(*marks)
-
-
-def marks_of(text: str, n_answers: int, version: str, read: Callable[[dict], Any]) -> Marks:
-    """The marks that a reply's list ``answers`` gives to answers numbered from 1; ``read(item)`` is a mark, or None.
-
-    Raises:
-        MalformedError: the reply as a whole cannot be used, an index outside 1..n_answers included.
-    """
-    values: list[Any] = [None] * n_answers
-    causes: list[str | None] = ["missing"] * n_answers
-    for item in find_list(text, "answers", version, where="the reply"):
-        index = to_int(item.get("answer_index")) if isinstance(item, dict) else None
-        if index is None or not 1 <= index <= n_answers:
-            seen = item.get("answer_index") if isinstance(item, dict) else item
-            raise MalformedError(f"answer_index is {seen!r:.60}; expected 1 to {n_answers}")
-        mark, place = read(item), index - 1
-        if causes[place] == "missing":
-            values[place], causes[place] = mark, None if mark is not None else "malformed"
-        elif values[place] != mark:
-            values[place], causes[place] = None, "duplicate"
-    return Marks(tuple(values), tuple(causes))
-
-
-def joined(sizes: Sequence[int], parts: Sequence[Marks | BaseException]) -> Marks:
-    """The marks of consecutive parts of ``sizes`` answers. A part that failed leaves its answers unscored.
-
-    Raises:
-        ConfigurationError, or what is no ``TeacherError``: as it stands among the parts. The first failure, if no part
-        succeeded.
-    """
-    failures = [p for p in parts if isinstance(p, BaseException)]
-    for failure in failures:
-        if isinstance(failure, ConfigurationError) or not isinstance(failure, TeacherError):
-            raise failure
-    if len(failures) == len(parts):
-        raise failures[0]
-    values: list[Any] = []
-    causes: list[str | None] = []
-    for size, part in zip(sizes, parts, strict=True):
-        values += part.values if isinstance(part, Marks) else [None] * size
-        causes += part.causes if isinstance(part, Marks) else [getattr(part, "cause", None)] * size
-    return Marks(tuple(values), tuple(causes))
 
 
 def _judgement(item: dict, n_criteria: int) -> tuple[bool, ...] | None:
@@ -149,15 +89,16 @@ def _judgement(item: dict, n_criteria: int) -> tuple[bool, ...] | None:
         return None
     if item.keys() - {"answer_index", "judgement", "final_score"}:
         return None
-    verdicts = tuple(_boolean(v) for v in judgement)
-    return None if None in verdicts else verdicts
+    verdicts = [_boolean(v) for v in judgement]
+    known = tuple(v for v in verdicts if v is not None)
+    return known if len(known) == len(verdicts) else None
 
 
 def _boolean(value: object) -> bool | None:
     if isinstance(value, bool):
         return value
     if isinstance(value, int | float):
-        return {0: False, 1: True}.get(value)
+        return bool(value) if value in (0, 1) else None
     if isinstance(value, str):
         word = value.strip().lower()
         return True if word in _TRUE else False if word in _FALSE else None

@@ -1,17 +1,17 @@
 """The scripted teacher: a text-level black box that needs no model, so that the whole system runs on a bare machine.
 
-It receives exactly the messages that a real model would receive, reads question, references and answers out of the
-prompt's fences, and returns the text that a real model would return. Prompts, fences, parsing, blinding and failures
-are exercised for real.
+It receives exactly the messages that a real model would receive, reads question, references and answers from the
+prompt's fences, and returns text as a real model would. So prompts, fences, parsing, blinding and failures are
+exercised for real.
 
-What it is not: it is not a language model. It solves chain sums, products, greatest common divisors and linear
-equations by rule, and exercises of an *answer key* (questions with worked solutions, JSONL) by looking them up;
-any other question is a ``ConfigurationError``. It writes criteria of a dozen fixed wordings and
-decides only those; a grade of a whole answer is made of the same checks (`scripted_criteria.quality`), rounded to the
-scale, which no real judge's grade is. It never sees a data set's gold answer.
+It is not a language model. It solves chain sums, products, greatest common divisors and linear equations by rule, and
+looks up exercises of an *answer key* (questions with worked solutions, JSONL). Any other question is a
+``ConfigurationError``. It writes criteria of a dozen fixed wordings and decides only those. Its score of a whole answer
+is made of the same checks (`criteria.quality`) and rounded to the scale, so it is more regular than a real model's. It
+never sees a data set's gold answer.
 
-It keeps no state that could change a reply: all its chance is a hash of (messages, sample index), so a resumed run and
-a detour over HTTP give identical texts. Only faults count attempts, so that a retry can succeed.
+No state changes a reply: everything random is a hash of (messages, sample index), so a resumed run gets identical
+texts, also over HTTP. Only faults count attempts, so that a retry can succeed.
 """
 
 from __future__ import annotations
@@ -24,16 +24,9 @@ import math
 import re
 from collections.abc import Callable, Iterable
 
-from ropd_jax.teacher.clients.client import (
-    BlockedError,
-    ChatReply,
-    ChatRequest,
-    ConfigurationError,
-    TeacherError,
-    TruncatedError,
-    Usage,
-    error_for_status,
-)
+from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest, Usage
+from ropd_jax.teacher.clients.errors import BlockedError, ConfigurationError, TeacherError, TruncatedError
+from ropd_jax.teacher.clients.http_status import error_for_status
 from ropd_jax.teacher.roles import fences, rubricator, scorer, static_rubric, verifier
 from ropd_jax.teacher.scripted import criteria, tasks
 from ropd_jax.types import Message
@@ -57,7 +50,7 @@ TEXT_FAULTS = (  # no error status
     "answer_missing", "verdict_short", "wrong_index",
 )  # fmt: skip
 RETRY_AFTER_S = 0.05
-OWN_SOLUTION = 1_000  # the sample index of the solution that it grades by where it is shown none
+OWN_SOLUTION = 1_000  # the sample index of its own solution, by which it scores if it is shown no references
 SCALE = re.compile(r"integer from (\d+) to (\d+)")
 SIZE = re.compile(r"Write (\d+) to (\d+) (?:criteria|items)")
 _DRAWN = ("rate_limited", "unavailable", "server_error", "broken_json")
@@ -69,12 +62,12 @@ class ScriptedClient:
 
     Args:
         answer_key: path of a JSONL file with ``question`` and ``solution``, or such pairs; "" for none.
-        latency_s: mean of the time a call takes; each takes 0.5 to 1.5 of it.
+        latency_s: mean seconds of a call; each call takes 0.5 to 1.5 times as long.
         fault_rate: share of attempts that fail as a provider would (429, 500, 503, half a JSON).
         slip_rate: share of reference steps with a wrong result.
         wrong_verdict_rate: share of verdicts that are flipped.
-        style: how it writes its own solutions, one of ``scripted_tasks.STYLES``.
-        fault: for tests: (request, attempt 0, 1, ...) -> a key of ``FAULTS``, one of ``TEXT_FAULTS``, or None.
+        style: how it writes its own solutions, one of ``tasks.STYLES``.
+        fault: for tests: (request, attempt number from 0) -> a key of ``FAULTS``, one of ``TEXT_FAULTS``, or None.
 
     Raises:
         ConfigurationError: a rate outside 0..1, an answer key that cannot be read.
@@ -113,7 +106,7 @@ class ScriptedClient:
         self._attempts: collections.OrderedDict[str, int] = collections.OrderedDict()
 
     async def chat(self, request: ChatRequest) -> ChatReply:
-        """The scripted reply, or the failure that is drawn for this attempt."""
+        """The scripted reply, or the fault that is drawn for this attempt."""
         kind = await self.begin(request)
         if kind in FAULTS:
             raise fault_error(kind, request.model)
@@ -128,7 +121,7 @@ class ScriptedClient:
         """Nothing to close."""
 
     async def begin(self, request: ChatRequest) -> str | None:
-        """Take the time that this call takes, and draw its fault: a kind, or None."""
+        """Wait as long as this call takes, and draw its fault: a kind, or None."""
         if self._latency_s:
             share = 0.5 + tasks.uniform("latency", *_identity(request))
             await asyncio.sleep(self._latency_s * share)
@@ -146,7 +139,7 @@ class ScriptedClient:
         if self._fault is not None:
             kind = self._fault(request, attempt)
         elif tasks.uniform("fault", name, attempt) < self._fault_rate:
-            drawn = _DRAWN if request.json_schema is not None else _DRAWN[:-1]  # half a free text would go unnoticed
+            drawn = _DRAWN if request.json_schema is not None else _DRAWN[:-1]  # half a free text would not be noticed
             kind = drawn[int(tasks.uniform("kind", name, attempt) * len(drawn))]
         else:
             kind = None
@@ -157,7 +150,7 @@ class ScriptedClient:
         return kind
 
     def reply(self, request: ChatRequest) -> ChatReply:
-        """What it says, a pure function of messages and sample index. A token is four characters here.
+        """Its reply, a pure function of messages and sample index. Four characters count as one token.
 
         Raises:
             ConfigurationError: a question that it cannot solve.
@@ -177,7 +170,8 @@ class ScriptedClient:
         for label, text in blocks:
             by_role[label.split(" ")[0]].append(text)
         question = by_role["question"][0] if by_role["question"] else (user[-1] if user else "")
-        asked = next((text.partition("=====[")[0] for text in user if "=====[" in text), "")  # what no fence encloses
+        # The instructions: the text before the first fence.
+        asked = next((text.partition("=====[")[0] for text in user if "=====[" in text), "")
         if scorer.SCHEMA_VERSION in asked:
             rubric = json.loads(by_role["rubric"][0]) if by_role["rubric"] else []
             return self._score(question, rubric, by_role["reference"], by_role["answer"], _numbers(SCALE, asked))
@@ -216,9 +210,9 @@ class ScriptedClient:
     def _score(
         self, question: str, rubric: list[dict], references: list[str], answers: list[str], scale: tuple[int, int]
     ) -> str:
-        """Grades of whole answers: by the rubric's categories, else by the references, else by its own solution.
+        """Scores of whole answers: by the rubric's categories, else by the references, else by its own solution.
 
-        Its own solution may slip, as its references do.
+        Its own solution can contain slips, as its references can.
         """
         lowest, highest = scale
         references = references or ([] if rubric else [self._reference(question, OWN_SOLUTION)])
@@ -248,14 +242,14 @@ class ScriptedClient:
 
 
 def fault_error(kind: str, model: str) -> TeacherError:
-    """The typed failure that a provider's client makes of an HTTP fault."""
+    """The typed failure that a provider's client raises for an HTTP fault."""
     status, code, message = FAULTS[kind]
     after = RETRY_AFTER_S if status == 429 else None
     return error_for_status(status, message, provider="scripted", model=model, code=code, retry_after=after)
 
 
 def corrupted(reply: ChatReply, kind: str | None) -> ChatReply:
-    """The reply with its text broken as ``kind`` says."""
+    """The reply with its text broken in the way of ``kind``."""
     if kind == "broken_json":
         return ChatReply(reply.text[: len(reply.text) // 2], reply.finish_reason, reply.usage, reply.model)
     if kind == "empty":
@@ -276,7 +270,7 @@ def corrupted(reply: ChatReply, kind: str | None) -> ChatReply:
 
 
 def _numbers(pattern: re.Pattern[str], asked: str) -> tuple[int, int]:
-    """The two numbers that the request states; of a template that states none, the rubricator's own."""
+    """The two numbers in the request; the rubricator's bounds if its template has none."""
     found = pattern.search(asked)
     if found:
         return int(found[1]), int(found[2])

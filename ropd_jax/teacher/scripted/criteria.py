@@ -1,9 +1,15 @@
 """How the scripted teacher writes criteria, and how it decides each of them from its wording and one answer.
 
-``induce`` works on texts alone: it takes the steps and the final answer that most references share, looks which of
-them the students' answers have, and writes one criterion each; what fewer than half of the students have is worth 4
-points, what all have 1, the rest 2, the final answer 5, form 1. ``check`` parses a criterion's wording again, so the
-verifying side knows nothing that is not in its prompt.
+``induce`` sees only texts. It takes the steps and the final answer that most references share, checks which of them the
+students' answers have, and writes one criterion for each::
+
+    9 + 5 = 14         the answers of fewer than half of the students have it      4 points
+    14 - 1 = 13        some have it                                                2 points
+    13 + 3 = 16        all have it                                                 1 point
+    Answer: 16         the final answer                                            5 points
+    (form)             every line is an equation                                   1 point
+
+``check`` decides a criterion by parsing its wording, so the verifier knows nothing that is not in its prompt.
 """
 
 from __future__ import annotations
@@ -22,7 +28,7 @@ _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
 def evaluate(expression: str) -> Fraction | None:
-    """The exact value of an arithmetic expression of numbers, + - * / mod and brackets; None if it is anything else."""
+    """The exact value of an arithmetic expression of numbers, + - * / mod and brackets; None for anything else."""
     text = expression.strip().replace(" mod ", " % ").replace(",", "")
     tokens = _TOKEN.findall(text)
     if len(text) > 120 or not tokens or "".join(tokens) != text.replace(" ", ""):
@@ -92,9 +98,10 @@ def calculations(text: str) -> tuple[tuple[str, Fraction], ...]:
     Only the first 50,000 characters are read.
     """
     text = text[:50_000]
-    text = text.translate(str.maketrans({"−": "-", "–": "-", "×": "*", "·": "*", "÷": "/"}))
+    text = text.translate(str.maketrans("−–×·÷", "--**/"))
     text = re.sub(r"(?<=\d)\s*x\s*(?=[$€£]?\d)", " * ", text)
-    found, start = [], 0
+    found: list[tuple[str, Fraction]] = []
+    start = 0
     for match in re.finditer(r"=\s*[$€£]?\s*(-?\d[\d,]*(?:\.\d+)?)", text):
         before = text[max(start, match.start() - 80) : match.start()]
         left = re.search(r"[-+*/%()\d.,$€£ ]*$", before)
@@ -106,17 +113,19 @@ def calculations(text: str) -> tuple[tuple[str, Fraction], ...]:
 
 
 def final_answer(text: str) -> str | None:
-    """What an answer gives as its result: the last ``\\boxed{}``, ``#### ``, ``Answer:`` or ``answer is``, else the
-    last number of the text; None if there is none of these."""
+    """An answer's result: the last ``\\boxed{}``, ``#### ``, ``Answer:`` or ``answer is``, else the last number.
+
+    None if the text has none of these.
+    """
     patterns = (
         r"\\boxed\{([^{}]*)\}", r"####\s*([^\n]+)", r"(?:^|\n)\s*(?:final )?answer\s*:\s*([^\n]+)",
         r"answer is:?\s*([^\n]+)",
     )  # fmt: skip
     for pattern in patterns:
         if found := re.findall(pattern, text, re.IGNORECASE):
-            said = found[-1].strip().strip("*")
-            inside = _NUMBER.search(said)
-            return inside.group().rstrip(",").replace(",", "") if inside else said.rstrip(".")
+            named = found[-1].strip().strip("*")
+            inside = _NUMBER.search(named)
+            return inside.group().rstrip(",").replace(",", "") if inside else named.rstrip(".")
     numbers = _NUMBER.findall(text)
     return numbers[-1].rstrip(",").replace(",", "") if numbers else None
 
@@ -129,7 +138,7 @@ def same(a: str | None, b: str | None) -> bool:
     return x == y if x is not None and y is not None else a.strip().lower() == b.strip().lower()
 
 
-# --- wordings: each is written by `induce` and decided by the function beside its pattern --------------------------
+# --- wordings: each is written by `induce` and decided by the function next to it in `_CHECKS` --------------------
 
 
 def _line_once(answer: str, line: str) -> bool:
@@ -236,13 +245,14 @@ def induce(
     """Criteria (``criterion_id``, ``category``, ``criterion``, ``points``) from the contrast of the texts.
 
     Args:
-        least, most: how many; fewer than ``least`` come where its wordings do not suffice.
+        least, most: their number; fewer than ``least`` if there are not enough wordings for the texts.
     """
     answers = [a for a in (final_answer(r) for r in references) if a is not None]
     final = Counter(answers).most_common(1)[0][0] if answers else ""
     if _most(references, _is_line_style):
         steps = _shared([[x for x in lines_of(r)[:-1] if _looks_like_step(x)] for r in references], references, final)
-        steps = [s for s in steps if _most(references, functools.partial(_line_once, line=s))]  # no line said twice
+        # Without the steps that references repeat: the references would fail their criterion.
+        steps = [s for s in steps if _most(references, functools.partial(_line_once, line=s))]
         rows = [("Step", _listed(g, LINE, LINES, '"{}"'), 0) for g in _grouped(steps, max(most - 2, 1))]
         rows.append(("Final result", LAST.format(final), 5))
         rest = [("Form", EQUATIONS, 1), ("Form", EQUATION, 1), ("Reasoning", RESULT.format(final), 2)]
@@ -256,9 +266,10 @@ def induce(
         wanted = min(max(least, len(rows) + 2), most)
     rest += [("Form", ONE_FINAL, 1), ("Reasoning", REASON, 1), ("Form", SHORT, 1), ("Reasoning", SHOWN, 2)]
     rest = list(dict.fromkeys(rest))
-    rest.sort(key=lambda row: not _most(references, lambda r: bool(check(row[1], r))))  # what references fail, last
+    # Criteria that the references fail come last.
+    rest.sort(key=lambda row: not _most(references, lambda r: bool(check(row[1], r))))
     if EQUATIONS in (row[1] for row in rest[:2]):
-        rest = [row for row in rest if row[1] != EQUATION]  # the strict form says it already
+        rest = [row for row in rest if row[1] != EQUATION]  # the strict criterion implies it
     rows = (rows + rest[: max(wanted - len(rows), 0)])[-most:]
     return [
         {"criterion_id": f"c{n}", "category": category, "criterion": text, "points": points or _points(text, students)}
@@ -271,7 +282,7 @@ PITFALLS = (EQUATIONS, CORRECT)  # what a careless writer fails
 
 
 def induce_static(references: Sequence[str], least: int, most: int) -> list[dict]:
-    """The same criteria in RaR's categories, without points, from the references alone."""
+    """The same criteria in RaR's categories, without points, from the references only."""
     rows = induce(references, (), least, most)
     return [
         {
@@ -284,9 +295,9 @@ def induce_static(references: Sequence[str], least: int, most: int) -> list[dict
 
 
 def quality(answer: str, references: Sequence[str]) -> float:
-    """How good an answer looks as a whole, 0 to 1: half for the final result, 0.4 for the share of steps, 0.1 for form.
+    """The quality of a whole answer, 0 to 1: 0.5 for the final result, 0.4 for the share of steps, 0.1 for form.
 
-    The criteria are those of ``induce`` for the references; a grade of the whole says nothing about which failed.
+    The criteria are those of ``induce`` for the references. The number does not show which of them failed.
     """
     shares: dict[str, list[bool]] = {"Final result": [], "Step": [], "": []}
     for row in induce(references, ()):
@@ -322,7 +333,7 @@ def _plain(value: Fraction) -> str:
 
 
 def _shared(steps: Sequence[list[str]], references: Sequence[str], final: str) -> list[str]:
-    """Steps that more than half of the references have, in order; else those of the first one with that answer."""
+    """Steps that more than half of the references have, in order; else the steps of the first one with that answer."""
     counts = Counter(step for own in steps for step in set(own))
     kept = list(dict.fromkeys(step for own in steps for step in own if 2 * counts[step] > len(steps)))
     if kept:

@@ -1,11 +1,11 @@
-"""The scripted teacher behind real HTTP, in the two wire formats that teachers speak.
+"""The scripted teacher behind HTTP, in the two wire formats of real teachers.
 
     POST /v1/chat/completions                      OpenAI (vLLM, SGLang, llama.cpp, Ollama)
     GET  /v1/models
     POST /v1beta/models/{model}:generateContent    Gemini
 
-The request's ``seed`` is the sample index. Faults come out as real status codes, ``Retry-After`` included. Listens on
-loopback unless told otherwise; it checks no key unless it is given one.
+The request's ``seed`` is the sample index. Faults are sent as real status codes, ``Retry-After`` included. It listens
+on loopback by default, and checks the key only if it is given one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from collections.abc import AsyncIterator, Callable
 
 from aiohttp import web
 
-from ropd_jax.teacher.clients.client import ChatReply, ChatRequest, ConfigurationError, TeacherError
+from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest
+from ropd_jax.teacher.clients.errors import ConfigurationError, TeacherError
 from ropd_jax.teacher.scripted.client import FAULTS, RETRY_AFTER_S, ScriptedClient, corrupted
 from ropd_jax.types import Message
 
@@ -38,7 +39,7 @@ class _Refused(Exception):
 
 
 def make_app(scripted: ScriptedClient, *, api_key: str = "") -> web.Application:
-    """The aiohttp application. With ``api_key``, requests without it are answered 401."""
+    """The aiohttp application. With ``api_key``, requests without that key are answered with 401."""
     app = web.Application(client_max_size=_MAX_BODY)
     numbers = itertools.count(1)
 
@@ -80,10 +81,10 @@ def make_app(scripted: ScriptedClient, *, api_key: str = "") -> web.Application:
 async def running(
     scripted: ScriptedClient, *, host: str = "127.0.0.1", port: int = 0, api_key: str = ""
 ) -> AsyncIterator[str]:
-    """A server for the time of the ``async with``; gives its root, ``http://127.0.0.1:PORT``. Port 0: any free one.
+    """A server during the ``async with``; yields its root, ``http://127.0.0.1:PORT``. Port 0 is any free port.
 
     Raises:
-        ConfigurationError: the address cannot be listened on.
+        ConfigurationError: the server cannot listen on the address.
     """
     app = make_app(scripted, api_key=api_key)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5, handler_cancellation=True)
@@ -94,7 +95,7 @@ async def running(
             await site.start()
         except OSError as e:
             raise ConfigurationError(
-                f"cannot listen on {host}:{port}: {e.strerror or e}; expected a free port of this machine (0 takes any)"
+                f"cannot listen on {host}:{port}: {e.strerror or e}; expected a free port (0 is any free port)"
             ) from e
         bound = runner.addresses[0]
         yield f"http://{f'[{bound[0]}]' if ':' in bound[0] else bound[0]}:{bound[1]}"
@@ -113,7 +114,7 @@ def serve(
     """Serve until interrupted (``ropd serve-teacher``). ``ready`` is called once with the root address.
 
     Raises:
-        ConfigurationError: the address cannot be listened on.
+        ConfigurationError: the server cannot listen on the address.
     """
 
     async def forever() -> None:

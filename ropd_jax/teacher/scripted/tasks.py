@@ -1,8 +1,11 @@
-"""What the scripted teacher can solve: a few task families by rule, and the exercises of an answer key it was given.
+"""The questions that the scripted teacher can solve: a few task families by rule, and the exercises of an answer key.
 
-A solution is a list of working lines and an answer. The arithmetic families keep to one line a step, in the style
-``9 + 5 = 14``, which a tiny student can write too. ``slip_rate`` makes single steps wrong by a little, and the error is
-carried on, as a careless person's would be.
+A solution is a list of working lines and an answer. The arithmetic families write one line per step, in the style
+``9 + 5 = 14``, which a tiny student can write too. ``slip_rate`` makes single steps slightly wrong, and later steps
+continue with the wrong result, as a careless person would::
+
+    9 + 5 - 1      9 + 5 = 14, 14 - 1 = 13          without a slip
+                   9 + 5 = 15, 15 - 1 = 14          slip(0) is +1
 """
 
 from __future__ import annotations
@@ -14,14 +17,19 @@ import pathlib
 import re
 from collections.abc import Callable, Iterable
 
-from ropd_jax.teacher.clients.client import ConfigurationError
+from ropd_jax.teacher.clients.errors import ConfigurationError
 
-Slip = Callable[[int], int]  # step number -> what is wrongly added to its result; 0 for a right step
+Slip = Callable[[int], int]  # step number -> the error that is added to its result; 0 for a correct step
 
 
 @dataclasses.dataclass(frozen=True)
 class Worked:
-    """A worked solution. ``prose`` tells solutions of the answer key (sentences) from bare equation lines."""
+    """A worked solution.
+
+    Attributes:
+        prose: the lines are sentences of an answer key, not equations.
+        plain_only: there is only one way to write it, see `write`.
+    """
 
     lines: tuple[str, ...]
     answer: str
@@ -36,10 +44,10 @@ def uniform(*parts: object) -> float:
 
 
 class AnswerKey:
-    """Exercises with worked solutions, looked up by question, as a teacher would who owns the textbook.
+    """Exercises with worked solutions, looked up by question.
 
-    Questions are compared lower-cased with single spaces; a question that contains one of the answer key's whole
-    (because a chat added an instruction around it) is found as well.
+    Questions are compared lower-cased with single spaces. A question that contains a complete question of the answer
+    key, because a chat added an instruction to it, is found too.
     """
 
     def __init__(self, pairs: Iterable[tuple[str, str]] = ()):
@@ -49,10 +57,10 @@ class AnswerKey:
     def read(cls, path: str) -> AnswerKey:
         """From JSONL with ``question`` (or ``problem``) and ``solution`` in each line.
 
-        GSM8K's own files, whose ``answer`` is the worked solution with its ``#### `` line, are read as well.
+        GSM8K's own files are read too; their ``answer`` is the worked solution with a ``#### `` line.
 
         Raises:
-            ConfigurationError: unreadable file or line; names it.
+            ConfigurationError: an unreadable file or line, which the message names.
         """
         pairs = []
         try:
@@ -74,9 +82,6 @@ class AnswerKey:
             raise ConfigurationError(f"cannot read teacher.scripted.answer_key={path!r}: {e}; expected JSONL") from e
         return cls(pairs)
 
-    def __len__(self) -> int:
-        return len(self._solutions)
-
     def find(self, question: str) -> str | None:
         """The worked solution, or None."""
         wanted = normalised(question)
@@ -87,7 +92,7 @@ class AnswerKey:
 
 
 def normalised(question: str) -> str:
-    """Lower-cased, every run of white space one space."""
+    """The question lower-cased, with every run of white space as one space."""
     return " ".join(question.lower().split())
 
 
@@ -127,14 +132,15 @@ def _chain(question: str, slip: Slip) -> Worked | None:
 
 
 def _gcd(question: str, slip: Slip) -> Worked | None:
-    """Euclid's algorithm, one division a line: ``641 mod 595 = 46``."""
+    """Euclid's algorithm, one division per line: ``641 mod 595 = 46``."""
     match = re.search(r"(?:greatest common divisor|\bgcd\b)[^:]*:\s*(\d+(?:\s*,\s*\d+)+)", question, re.IGNORECASE)
     if not match:
         return None
     first, *rest = (int(n) for n in match.group(1).split(","))
     if min(first, *rest) < 1:
         return None
-    lines, value = [], first
+    lines: list[str] = []
+    value = first
     for number in rest:
         a, b = max(value, number), min(value, number)
         while b:
@@ -158,7 +164,8 @@ def _equation(question: str, slip: Slip) -> Worked | None:
     (a, b), (c, d) = left, right
     if a == c or (d - b) % (a - c):
         return Worked((f"The equation does not fix {name} as one integer.",), "undetermined", prose=True)
-    lines, total = [], d
+    lines: list[str] = []
+    total = d
     if b:
         total = d - b + slip(0)
         lines.append(f"{d} - {b} = {total}" if b > 0 else f"{d} + {-b} = {total}")
@@ -172,17 +179,17 @@ def _equation(question: str, slip: Slip) -> Worked | None:
 
 
 def _linear(side: str, name: str) -> tuple[int, int] | None:
-    """(coefficient, constant) of ``20*h + 65``; None if it is anything else."""
+    """(coefficient, constant) of ``20*h + 65``; None for anything else."""
     term = rf"\s*([-+]?)\s*(?:(-?\d+)\s*\*?\s*{name}|({name})|(-?\d+))"
     if not re.fullmatch(rf"(?:{term})+\s*", side):
         return None
     factor = constant = 0
-    for sign, coefficient, alone, number in re.findall(term, side):
+    for sign, coefficient, unknown, number in re.findall(term, side):
         s = -1 if sign == "-" else 1
         if number:
             constant += s * int(number)
         else:
-            factor += s * (1 if alone else int(coefficient))
+            factor += s * (1 if unknown else int(coefficient))
     return factor, constant
 
 
@@ -191,8 +198,7 @@ _RESULT = re.compile(r"(=\s*[$€£]?)(-?\d[\d,]*(?:\.\d+)?)")
 
 
 def _from_answer_key(solution: str, slip: Slip) -> Worked | None:
-    """A solution of the answer key without calculator annotations (``<<16-3-4=9>>``), its ``#### 9`` line read as the
-    answer."""
+    """A solution of the answer key, without calculator annotations (``<<16-3-4=9>>``); ``#### 9`` is its answer."""
     text = re.sub(r"<<[^<>]*>>", "", solution)
     final = _FINAL.search(text)
     text = _FINAL.sub("", text)
@@ -223,11 +229,12 @@ STYLES = ("full", "skips", "prose")
 def write(worked: Worked, variant: int, style: str = "full") -> str:
     """The solution as an answer text.
 
-    ``style`` is a habit of the writer's, for solutions in equation lines: ``full`` writes every line, ``skips`` the
-    first line and then the answer, as an expert may who needs no more, ``prose`` all of them in one running sentence.
-
-    Equation lines come bare or between two sentences; a sum or a product has one way only, so that its samples are
-    equal. AnswerKey solutions come in four layouts with four ways to name the answer.
+    Args:
+        variant: number of the sample; it chooses one of four layouts. Equation lines have sentences around them or
+            not. A sum or a product has one layout only, so that its samples are equal. Solutions of an answer key name
+            the answer in four ways.
+        style: for solutions in equation lines. ``full`` writes every line. ``skips`` writes the first line and then
+            the answer, as an expert does. ``prose`` writes all lines as one sentence.
     """
     lines, kind = worked.lines, variant % 4
     if style == "skips" and not worked.prose:

@@ -1,16 +1,17 @@
-"""Batch jobs from the first note to the last answer; what is known of them is on the tape.
+"""Batch jobs from the decision to submit to the last answer. Their state is on the tape.
 
     1. intend     marker, requests and an estimate of the cost are on the tape before anything is sent
-    2. submit     the job carries the marker; its id is noted when the provider has given it
-    3. poll       until it has ended; a process that is stopped and started again goes on polling the same jobs
-    4. end        the answers, the job's end and what it cost are written at once, as one transaction
+    2. submit     the job carries the marker; the tape stores its id as soon as the provider returns it
+    3. poll       until it has ended; a restarted process polls the same jobs
+    4. end        the answers, the job's end and its cost are written in one transaction
 
-A process that is killed between 1 and 2 does not know whether the job exists. The next one asks the provider for the
-job with that marker and takes it over; only if there is none are the requests handed in again. So nothing is paid for
-twice. Answers are on the tape like those of live calls, and whoever asks afterwards gets them from there.
+If a process is killed between 1 and 2, it is unknown whether the job exists. The next process looks for the job with
+that marker at the provider and takes it over. Only if there is none, the requests are submitted again. So nothing is
+paid for twice. Answers are on the tape like those of live calls, and later requests are answered from there.
 
-Caps hold by estimate before a job is handed in (a token for four characters of a request; the tape's mean output of
-the model, or the request's own limit while there is none), and by what the provider reports once it has ended.
+Caps of the budget are checked twice. Before a job is submitted they are checked with an estimate: one token for four
+characters of a request, plus the mean output of the model on the tape, or the request's own limit while there is none.
+Once a job has ended, the tokens that the provider reports count instead.
 """
 
 from __future__ import annotations
@@ -23,23 +24,22 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import cast
 
-from ropd_jax.teacher.build import Endpoint
 from ropd_jax.teacher.clients.batch import Answers, BatchApi
-from ropd_jax.teacher.clients.client import (
+from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest, Purpose, Usage
+from ropd_jax.teacher.clients.endpoint import Endpoint
+from ropd_jax.teacher.clients.errors import (
     BlockedError,
     BudgetError,
-    ChatReply,
-    ChatRequest,
     ConfigurationError,
     MalformedError,
     TeacherError,
     TransientError,
-    Usage,
 )
+from ropd_jax.teacher.step import NO_STEP
 from ropd_jax.teacher.tape.client import LASTING
 from ropd_jax.teacher.tape.store import (
-    NO_STEP,
     Tape,
     body_key,
     canonical,
@@ -53,16 +53,16 @@ from ropd_jax.types import Message, UserError
 
 log = logging.getLogger(__name__)
 
-ROLE = "reference_batch"  # under which the budget books what jobs cost
+ROLE = "reference_batch"  # the budget's name for the cost of jobs
 INTENDED, RUNNING, ENDED = "intended", "running", "ended"
-GRACE_S = 60.0  # a job that was handed in so lately may not be in the provider's list yet
-_MAX_REQUESTS = 10_000  # of one job; OpenAI takes 50,000, Gemini is bounded by bytes
+GRACE_S = 60.0  # the provider's list can lack a job that was submitted so recently
+_MAX_REQUESTS = 10_000  # of one job; OpenAI accepts 50,000, Gemini is bounded by bytes
 _MAX_CHARS = {"openai": 100_000_000, "gemini": 12_000_000}  # OpenAI: files of 200 MB; Gemini: 20 MB inline
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Whom to ask for what."""
+    """The requests for one endpoint, and its batch API."""
 
     endpoint: Endpoint
     api: BatchApi
@@ -74,10 +74,12 @@ class Job:
     """A row of the tape's table ``batches``.
 
     Attributes:
-        marker: our name of the job, which the provider stores. id: the provider's name, "" while it is not known.
-        provider, address: where it was handed in.
+        marker: our name of the job, which the provider stores.
+        provider, address: where it was submitted.
+        id: the provider's name of the job, "" while it is unknown.
+        state: ``INTENDED``, ``RUNNING`` or ``ENDED``.
         keys: of its requests, whose texts are in the table ``requests``.
-        spent: an estimate, until it has ended.
+        spent: an estimate until the job has ended, then what the provider reported.
         created: seconds since 1970.
     """
 
@@ -100,14 +102,17 @@ class Ledger:
     def jobs(self, state: str | None = None) -> list[Job]:
         """All jobs, or those in one state, the oldest first."""
         if not self.tape.query("SELECT 1 FROM sqlite_master WHERE name = 'batches'"):
-            return []  # a tape of version 1 that is only read
+            return []  # a tape of version 1, opened read-only
         rows = self.tape.query("SELECT marker, provider, address, job, state, keys, spent, created FROM batches "
                                "ORDER BY created, marker")  # fmt: skip
-        jobs = (Job(*row[:5], tuple(json.loads(row[5])), Spent(**json.loads(row[6])), row[7]) for row in rows)
+        jobs = (
+            Job(marker, provider, address, name, at, tuple(json.loads(keys)), Spent(**json.loads(spent)), created)
+            for marker, provider, address, name, at, keys, spent, created in rows
+        )
         return [job for job in jobs if state in (None, job.state)]
 
     def spent(self) -> Spent:
-        """What all jobs cost, those that run by estimate."""
+        """What all jobs cost; running jobs count by estimate."""
         total = Spent()
         for job in self.jobs():
             total = total + job.spent
@@ -116,7 +121,7 @@ class Ledger:
     def intend(
         self, endpoint: Endpoint, requests: Mapping[str, ChatRequest], spent: Spent, *, prompts: Mapping[str, str]
     ) -> Job:
-        """Note that these requests are about to be handed in."""
+        """Record that these requests are about to be submitted."""
         keys = tuple(requests)
         job = Job(f"ropd-{uuid.uuid4().hex}", endpoint.provider, endpoint.address, "", INTENDED, keys, spent,
                   time.time())  # fmt: skip
@@ -131,15 +136,15 @@ class Ledger:
         return job
 
     def running(self, job: Job, name: str) -> None:
-        """Note the provider's name of the job."""
+        """Record the provider's name of the job."""
         self._run("UPDATE batches SET job = ?, state = ? WHERE marker = ?", (name, RUNNING, job.marker))
 
     def drop(self, job: Job) -> None:
-        """Forget a job that the provider does not have."""
+        """Delete a job that the provider does not have."""
         self._run("DELETE FROM batches WHERE marker = ?", (job.marker,))
 
     def end(self, job: Job, answers: Answers, spent: Spent) -> None:
-        """Write the answers, the end and the cost, all or nothing. A blocked answer is kept as the failure it is."""
+        """Write the answers, the end and the cost, all or nothing. A blocked answer is recorded as a failure."""
         with self.tape.using() as db, db:
             for key, answer in answers.items():
                 if isinstance(answer, ChatReply):
@@ -152,7 +157,7 @@ class Ledger:
     def requests(self, job: Job) -> dict[str, ChatRequest]:
         """The job's requests by key."""
         entries = {key: self.tape.entry(key) for key in job.keys}
-        return {key: _request(entry.role, entry.body) for key, entry in entries.items()}
+        return {key: _request(cast(Purpose, entry.role), entry.body) for key, entry in entries.items()}
 
     def mean_output(self, provider: str, model: str) -> float | None:
         """Mean output tokens of the replies on the tape, or None."""
@@ -178,23 +183,24 @@ async def run_jobs(
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     grace_s: float = GRACE_S,
 ) -> BudgetError | None:
-    """Hand in what is neither answered nor held by a job, and wait until all jobs have ended.
+    """Submit the requests that are neither answered nor held by a job, and wait until all jobs have ended.
 
     Args:
         prompts: content hashes of the templates, for the tape.
-        grace_s: seconds after which a job that the provider does not list does not exist.
+        poll_s: seconds between two polls.
+        grace_s: a job that the provider does not list after so many seconds does not exist.
 
     Returns:
-        What stopped it where a cap left no room for some requests; None where all were handed in.
+        An error if a cap left no room for some requests; None if all were submitted.
 
     Raises:
         UserError, ConfigurationError: a submission failed. A poll that fails for a passing cause is repeated.
     """
     ledger = Ledger(tape)
-    budget.book(ROLE, ledger.spent())
+    budget.set_spent(ROLE, ledger.spent())
     apis = {(s.endpoint.provider, s.endpoint.address): s for s in sources}
     await _settle(ledger, apis, poll_s=poll_s, sleep=sleep, grace_s=grace_s)
-    held = {key for job in ledger.jobs() for key in job.keys}
+    held = {key for job in ledger.jobs() for key in job.keys}  # of ended jobs too: what they failed is asked live
     todo = [(s, chunk) for s in sources for chunk in _chunks(_open(s, tape, held), _MAX_CHARS[s.endpoint.provider])]
     while True:
         stopped = await _submit(todo, ledger, budget, prompts or {})
@@ -203,28 +209,36 @@ async def run_jobs(
             return stopped
         ended = [await _look(ledger, apis[job.provider, job.address], job, budget, poll_s) for job in running]
         if not all(ended):
-            log.info("%d of %d batches are running; it may take a day. Stop at will: the same command goes on",
+            log.info("%d of %d batches are running, for up to a day. You can stop; the same command continues",
                      len(ended) - sum(ended), len(ledger.jobs()))  # fmt: skip
             await sleep(poll_s)
 
 
-async def _settle(ledger: Ledger, apis: Mapping[tuple[str, str], Source], *, poll_s: float, sleep, grace_s) -> None:
-    """Find out what became of the jobs that were about to be handed in when the process ended."""
+async def _settle(
+    ledger: Ledger,
+    apis: Mapping[tuple[str, str], Source],
+    *,
+    poll_s: float,
+    sleep: Callable[[float], Awaitable[None]],
+    grace_s: float,
+) -> None:
+    """Find out whether the jobs exist that were about to be submitted when the last process ended."""
     for job in ledger.jobs(INTENDED):
         source = apis.get((job.provider, job.address))
         if source is None:
-            log.warning("batch %s was handed in to another address, or not at all; it is left alone", job.marker)
+            log.warning("batch %s was submitted to another address, or not at all; it is left as it is", job.marker)
             continue
         while True:
             try:
                 name = await source.api.find(job.marker)
             except TransientError as error:
-                log.info("the list of batches: %s; asked again in %g s", error.cause, poll_s)
+                log.info("the list of batches: %s; next try in %g s", error.cause, poll_s)
                 name = ""
             if name:
                 ledger.running(job, name)
-                log.info("batch %s was handed in before its name was noted: taken over", name)
+                log.info("batch %s was submitted before its name was recorded: taken over", name)
                 break
+            # None: the list was read and lacks the marker. "": the list could not be read, which proves nothing.
             if name is None and time.time() - job.created > grace_s:
                 ledger.drop(job)
                 break
@@ -234,7 +248,7 @@ async def _settle(ledger: Ledger, apis: Mapping[tuple[str, str], Source], *, pol
 async def _submit(
     todo: list[tuple[Source, dict[str, ChatRequest]]], ledger: Ledger, budget: Budget, prompts: Mapping[str, str]
 ) -> BudgetError | None:
-    """Hand in from the front of ``todo`` what the caps leave room for; an error if that is not all of it."""
+    """Submit from the front of ``todo`` what the caps leave room for; returns an error if something is left."""
     while todo:
         source, chunk = todo[0]
         estimates = _estimates(source, chunk, ledger, budget)
@@ -248,38 +262,38 @@ async def _submit(
         job = ledger.intend(source.endpoint, part, total, prompts=prompts)
         try:
             name = await source.api.submit(part, job.marker)
-        except (TransientError, MalformedError) as error:
+        except (TransientError, MalformedError) as error:  # the job stays INTENDED, and `_settle` looks for it
             raise UserError(
-                f"{error}. Whether the provider has the batch job is not known; the same command finds out"
+                f"{error}. It is unknown whether the provider has the batch job; the same command finds out"
             ) from error
         except TeacherError as error:
-            ledger.drop(job)  # refused: there is no such job
+            ledger.drop(job)  # refused, so the job does not exist
             raise error if isinstance(error, ConfigurationError) else UserError(str(error)) from error
         ledger.running(job, name)
-        budget.book(ROLE, ledger.spent())
-        log.info("batch %s: %d requests handed in to %s", name, n, job.provider)
+        budget.set_spent(ROLE, ledger.spent())
+        log.info("batch %s: %d requests submitted to %s", name, n, job.provider)
         rest = dict(list(chunk.items())[n:])
         todo[:1] = [(source, rest)] if rest else []
     return None
 
 
 async def _look(ledger: Ledger, source: Source, job: Job, budget: Budget, poll_s: float) -> bool:
-    """Whether the job has ended; its answers are then on the tape."""
+    """Whether the job has ended. If it has, its answers are on the tape."""
     requests = ledger.requests(job)
     try:
         answers = await source.api.answers(job.id, requests)
     except TransientError as error:
-        log.info("batch %s: %s; asked again in %g s", job.id, error.cause, poll_s)
+        log.info("batch %s: %s; next try in %g s", job.id, error.cause, poll_s)
         return False
     if answers is None:
         return False
     spent = Spent(calls=len(job.keys))
     for key, answer in answers.items():
-        if answer.usage is not None:  # of a failure: billed all the same
+        if answer.usage is not None:  # an unusable answer can be billed too
             price = budget.prices.find(job.provider, requests[key].model, source.endpoint.base_url)
             spent.add(answer.usage, None if price is None else price.cost(answer.usage, batch=True))
     ledger.end(job, answers, spent)
-    budget.book(ROLE, ledger.spent())
+    budget.set_spent(ROLE, ledger.spent())
     good = sum(isinstance(a, ChatReply) for a in answers.values())
     log.info("batch %s: %d of %d requests answered", job.id, good, len(job.keys))
     return True
@@ -300,7 +314,7 @@ def _estimates(source: Source, chunk: Mapping[str, ChatRequest], ledger: Ledger,
 
 
 def _open(source: Source, tape: Tape, held: set[str]) -> dict[str, ChatRequest]:
-    """The requests that nobody has answered and no job holds, or held."""
+    """The requests that are not answered and that were never part of a job."""
     keyed = {body_key(request_body(source.endpoint.provider, r)): r for r in source.requests}
 
     def is_open(key: str) -> bool:
@@ -311,7 +325,7 @@ def _open(source: Source, tape: Tape, held: set[str]) -> dict[str, ChatRequest]:
 
 
 def _chunks(requests: Mapping[str, ChatRequest], max_chars: int) -> Iterator[dict[str, ChatRequest]]:
-    """Jobs of one model each, within the provider's bounds."""
+    """The requests split into jobs of one model each, within the provider's bounds."""
     for model in dict.fromkeys(r.model for r in requests.values()):
         chunk: dict[str, ChatRequest] = {}
         size = 0
@@ -328,11 +342,11 @@ def _chunks(requests: Mapping[str, ChatRequest], max_chars: int) -> Iterator[dic
             yield chunk
 
 
-def _request(role, body: Mapping) -> ChatRequest:
-    """The request that a tape's body means."""
+def _request(purpose: Purpose, body: Mapping) -> ChatRequest:
+    """The request of a tape's body."""
     messages = tuple(Message(*m) for m in body["messages"])
     how = (body["model"], body["temperature"], body["max_output_tokens"], body["json_schema"], body["sample_index"])
-    return ChatRequest(role, messages, *how)
+    return ChatRequest(purpose, messages, *how)
 
 
 def _json(spent: Spent) -> str:

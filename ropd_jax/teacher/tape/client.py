@@ -1,10 +1,10 @@
 """A client that answers from a tape and records on it.
 
-record    the default: answers from the tape; what is not there is asked and recorded. What failed for a passing
-          cause (429, timeout, ...) is asked again; a truncated, blocked or over-long request is not: it would fail
-          again, and cost again
-replay    answers from the tape alone, opens no socket and needs no key; what is not there stops the run and says
-          what differs from the nearest entry
+record    the default: answers from the tape, and asks and records the rest. A request that failed for a passing cause
+          (429, timeout, ...) is repeated. A truncated, blocked or over-long request is not: it would fail and cost
+          the same again.
+replay    answers from the tape only, opens no socket and needs no key. A request that is not on the tape stops the
+          run, and the error describes how it differs from the nearest entry.
 refresh   asks everything once more and overwrites
 off       no tape
 """
@@ -12,55 +12,41 @@ off       no tape
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import dataclasses
 import logging
+import os
 import pathlib
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from ropd_jax.teacher.clients.client import (
-    BlockedError,
-    ChatClient,
-    ChatReply,
-    ChatRequest,
-    ConfigurationError,
-    ContextError,
-    TeacherError,
-    TruncatedError,
-)
+from ropd_jax.teacher.clients.chat import ChatClient, ChatReply, ChatRequest
+from ropd_jax.teacher.clients.errors import BlockedError, ConfigurationError, ContextError, TeacherError, TruncatedError
+from ropd_jax.teacher.step import STEP
 from ropd_jax.teacher.tape.inspect import explain_miss
-from ropd_jax.teacher.tape.store import NO_STEP, Tape, body_key, request_body
+from ropd_jax.teacher.tape.store import TAPE_NAME, Tape, body_key, request_body
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 MODES = ("record", "replay", "refresh", "off")
-STEP: contextvars.ContextVar[int] = contextvars.ContextVar("teacher_step", default=NO_STEP)
-LASTING = (TruncatedError, BlockedError, ContextError)  # failures that would be the same again
-
-
-async def at_step(step: int, work: Awaitable[T]) -> T:
-    """Await ``work`` as part of a training step, so that tape and budget know which."""
-    STEP.set(step)
-    return await work
+LASTING = (TruncatedError, BlockedError, ContextError)  # a repetition would fail in the same way
 
 
 class TapedClient:
-    """A ``ChatClient`` that answers from a tape and records on it; outermost, so that a recorded answer waits for
-    nothing.
+    """A ``ChatClient`` that answers from a tape and records on it.
+
+    It is the outermost client, so that a recorded answer does not wait for limits.
 
     Args:
         make: makes the client underneath; called now, except in mode ``replay``, which needs none.
         tape: shared by all roles of a teacher.
         mode: ``record``, ``replay`` or ``refresh``.
         provider: part of each key.
-        address: of its server, without secrets; kept beside each reply, no part of the key. An answer that another
-            address gave is used, and said once. "" is the provider's own address.
+        address: of the provider's server, without secrets; "" is the provider's own. It is stored with each reply and
+            is not part of the key. An answer from another address is used, with one warning per address.
         prompts: content hash of each prompt template, stored with each entry.
-        noted: called with the purpose of each request that the tape answered.
+        on_answer: called with the purpose of each request that the tape answered.
 
     Raises:
-        ConfigurationError: an unknown mode; whatever ``make`` raises.
+        ConfigurationError: an unknown mode, or what ``make`` raises.
     """
 
     def __init__(
@@ -72,28 +58,29 @@ class TapedClient:
         provider: str,
         address: str = "",
         prompts: Mapping[str, str] | None = None,
-        noted: Callable[[str], None] | None = None,
+        on_answer: Callable[[str], None] | None = None,
     ):
         if mode not in MODES[:3]:
             raise ConfigurationError(f"teacher.tape.mode is {mode!r}; expected one of {', '.join(MODES)}")
         self.inner = None if mode == "replay" else make()
         self.tape, self.mode = tape, mode
         self._provider, self._address, self._prompts = provider, address, dict(prompts or {})
-        self._said: set[str] = set()  # addresses that other answers came from
-        self._noted = noted or (lambda purpose: None)
-        self._fresh: set[str] = set()  # mode refresh: what this process has asked already
+        self._warned: set[str] = set()  # other addresses that recorded answers came from
+        self._on_answer = on_answer or (lambda purpose: None)
+        self._fresh: set[str] = set()  # mode refresh: keys that this process has asked already
 
     async def chat(self, request: ChatRequest) -> ChatReply:
-        """The reply on the tape, or the client's, which is on the tape before it is returned.
+        """The reply on the tape, or the client's reply, which is recorded before it is returned.
 
         Raises:
-            ConfigurationError: (replay) nothing is recorded for the request. Recorded and new ``TeacherError``.
+            ConfigurationError: in mode ``replay``, nothing is recorded for the request.
+            TeacherError: a recorded failure, or a new one of the client.
         """
         step = STEP.get()
         key = body_key(request_body(self._provider, request))
-        found = await asyncio.to_thread(self._find, key, request, step)
+        found = await asyncio.to_thread(self._find, key, request, step)  # SQLite blocks, and the loop must not
         if found is not None:
-            self._noted(request.purpose)
+            self._on_answer(request.purpose)
             if isinstance(found, ChatReply):
                 return dataclasses.replace(found, source="tape")
             raise found
@@ -102,15 +89,18 @@ class TapedClient:
         try:
             reply = await self.inner.chat(request)
         except ConfigurationError:
-            raise  # stops the run; not an answer to this request
+            raise  # stops the run, and says nothing about this request
         except TeacherError as e:
             await asyncio.to_thread(self.tape.put_failure, self._provider, request, e, **where)
             raise
+        # Mode refresh overwrites the reply of an earlier run, but not one of this run: two identical requests in flight
+        # must get the same reply.
         overwrite = self.mode == "refresh" and key not in self._fresh
         self._fresh.add(key)
-        stands = await asyncio.to_thread(self.tape.put, self._provider, request, reply, **where, overwrite=overwrite,
-                                         address=self._address)  # fmt: skip
-        return dataclasses.replace(stands, source=reply.source)
+        recorded = await asyncio.to_thread(
+            self.tape.put, self._provider, request, reply, **where, overwrite=overwrite, address=self._address
+        )
+        return dataclasses.replace(recorded, source=reply.source)
 
     async def close(self) -> None:
         """Close the client and the tape."""
@@ -123,6 +113,7 @@ class TapedClient:
             return None
         reply = self.tape.get(key)
         if self.mode == "replay":
+            # A request can have both: it failed in step 3 and was answered in step 5. Each step replays what it saw.
             failed = self.tape.failures(key)
             here = next((f for f in failed if f.step == step), None)
             if here is not None or (reply is None and failed):
@@ -133,7 +124,7 @@ class TapedClient:
             lasting = [f for f in self.tape.failures(key) if isinstance(f.error(), LASTING)]
             if lasting:
                 error = lasting[-1].error()
-                if all(f.step != step for f in lasting):
+                if all(f.step != step for f in lasting):  # a replay of this step must fail as well
                     self.tape.put_failure(self._provider, request, error, step=step, prompts=self._prompts)
                 return error
         if reply is not None and self.mode == "record":
@@ -142,33 +133,36 @@ class TapedClient:
 
     def _compare_address(self, key: str) -> None:
         there = self.tape.address(key)
-        if there is None or there == self._address or there in self._said:
+        if there is None or there == self._address or there in self._warned:
             return
-        self._said.add(there)
+        self._warned.add(there)
         log.warning(
-            "teacher: the tape %s answers with what %s said, and the config names %s; if that is another model of the "
+            "teacher: answers on the tape %s came from %s, and the config names %s; if that is another model of the "
             "same name, use another teacher.tape.path or teacher.tape.mode=refresh",
             self.tape.path, *(where or f"{self._provider}'s own address" for where in (there, self._address)),
         )  # fmt: skip
 
 
-def open_tape(mode: str, path: str, workdir: str | pathlib.Path | None, *, host: int = 0) -> Tape | None:
-    """The tape of ``teacher.tape``; None with mode ``off``, and without a path and a workdir to put it in.
+def open_tape(mode: str, path: str, workdir: str | os.PathLike[str] | None, *, host: int = 0) -> Tape | None:
+    """The tape of ``teacher.tape``; None with mode ``off``, and in mode ``record`` without a path and a workdir.
 
-    Of several hosts each writes a tape of its own: host 1 ``tape.1.sqlite`` where host 0 writes ``tape.sqlite``.
+    With several hosts each writes its own tape: host 0 ``tape.sqlite``, host 1 ``tape.1.sqlite``.
 
     Raises:
-        ConfigurationError: an unknown mode; mode ``replay`` and no tape there.
+        ConfigurationError: an unknown mode; a mode that needs a tape, and there is none.
     """
     if mode not in MODES:
         raise ConfigurationError(f"teacher.tape.mode is {mode!r}; expected one of {', '.join(MODES)}")
     if mode == "off":
         return None
-    if not path and workdir is None:
-        if mode == "record":
-            return None
+    if path:
+        file = pathlib.Path(path)
+    elif workdir is not None:
+        file = pathlib.Path(workdir) / TAPE_NAME
+    elif mode == "record":
+        return None
+    else:
         raise ConfigurationError(f"teacher.tape.mode is {mode!r}; expected a tape: name it with teacher.tape.path")
-    file = pathlib.Path(path or pathlib.Path(workdir) / "tape.sqlite")  # type: ignore[arg-type]
     if host and mode != "replay":
         file = file.with_name(f"{file.stem}.{host}{file.suffix}")
     return Tape(file, read_only=mode == "replay")

@@ -1,4 +1,4 @@
-"""What people do with a tape: look at it, carry it elsewhere as JSONL, and find out why a request is not on it."""
+"""Statistics of a tape, export and import as JSONL, and why a request is not on it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import re
 import statistics
 from typing import Any
 
-from ropd_jax.teacher.clients.client import ChatReply, ChatRequest, ConfigurationError, Usage
+from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest, Usage
+from ropd_jax.teacher.clients.errors import ConfigurationError
 from ropd_jax.teacher.tape.store import Entry, Failure, Tape, body_key, request_body, request_row
 
 FORMAT = "ropd.tape.v1"
 _CANDIDATES = 64  # entries that a miss is compared with
 _SHOWN = 40  # characters of text around the first difference
+# The places where a fence's token can stand: in a marker, in an escaped character, in the instructions.
 _TOKEN = re.compile(r"(\| |\[\[U\+[0-9A-F]{4} |token |`)[0-9a-f]{12}\b")
 
 
@@ -22,7 +24,7 @@ _TOKEN = re.compile(r"(\| |\[\[U\+[0-9A-F]{4} |token |`)[0-9a-f]{12}\b")
 
 
 def tape_stats(tape: Tape) -> list[dict[str, Any]]:
-    """One row for each (role, provider, model): replies, failures, tokens, seconds; None where nothing is known."""
+    """One row for each (role, provider, model): replies, failures, tokens, seconds; None if unknown."""
     rows = []
     groups = tape.query("SELECT DISTINCT role, provider, model FROM requests ORDER BY role, provider, model")
     for role, provider, model in groups:
@@ -53,7 +55,7 @@ def tape_stats(tape: Tape) -> list[dict[str, Any]]:
 
 
 def export_tape(tape: Tape, path: str | pathlib.Path) -> int:
-    """Write the tape as JSONL (one line a request, sorted by key, after a line with the format); returns the count."""
+    """Write the tape as JSONL: a line with the format, then one line per request, sorted by key. Returns the count."""
     path, n = pathlib.Path(path), 0
     part = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,17 +66,17 @@ def export_tape(tape: Tape, path: str | pathlib.Path) -> int:
             n += 1
         f.flush()
         os.fsync(f.fileno())
-    os.replace(part, path)
+    os.replace(part, path)  # so that a kill leaves the old file or the new one
     return n
 
 
 def import_tape(tape: Tape, path: str | pathlib.Path) -> tuple[int, int]:
-    """Copy the entries of an exported file; returns (entries that brought something new, entries that did not).
+    """Copy the entries of an exported file; returns (entries with something new, entries without).
 
     A reply that the tape already has stays.
 
     Raises:
-        ConfigurationError: not such a file; a line that is not what its key says.
+        ConfigurationError: not an exported file; a line whose request does not hash to its key.
     """
     added = known = 0
     try:
@@ -86,7 +88,7 @@ def import_tape(tape: Tape, path: str | pathlib.Path) -> tuple[int, int]:
                 entry = _entry(json.loads(line))
                 if body_key(entry.body) != entry.key:
                     raise ConfigurationError(
-                        f"{path}:{number}: the request does not belong to its key; the line was changed, take it out"
+                        f"{path}:{number}: the request does not hash to its key: the line was changed, delete it"
                     )
                 if tape.add(entry):
                     added += 1
@@ -140,12 +142,12 @@ def _entry(line: dict[str, Any]) -> Entry:
 
 
 def explain_miss(tape: Tape, provider: str, request: ChatRequest) -> str:
-    """One line on what a replay asked for and how it differs from the nearest entry."""
+    """One line about the request of a replay and how it differs from the nearest entry."""
     head = f"the tape {str(tape.path)!r} has no answer to this {request.purpose} request"
     remedy = "replay with the config and the code of the recorded run, or set teacher.tape.mode=record to ask for it"
     found = _nearest(tape, provider, request)
     if found is None:
-        return f"{head}: it has no {request.purpose} request at all; {remedy}"
+        return f"{head}: it holds no {request.purpose} requests; {remedy}"
     asked = request_body(provider, request)
     differs = [
         f"{name}: {_short(found.body[name])} there, {_short(asked[name])} here"
@@ -160,12 +162,12 @@ def explain_miss(tape: Tape, provider: str, request: ChatRequest) -> str:
     if place:
         differs.append(place)
     if not differs:
-        return f"{head}: it was handed in with a batch job whose answer is not on the tape; {remedy}"
-    return f"{head}. What differs from the nearest entry ({found.key[:12]}): {'; '.join(differs)}. To go on: {remedy}"
+        return f"{head}: it was submitted with a batch job whose answer is not on the tape; {remedy}"
+    return f"{head}. Differences from the nearest entry ({found.key[:12]}): {'; '.join(differs)}. To continue, {remedy}"
 
 
 def _nearest(tape: Tape, provider: str, request: ChatRequest) -> Entry | None:
-    """The entry with the same messages, else that of the same question, else of the same role, that agrees longest."""
+    """The most similar entry among those with the same messages, else the same question, else the same role."""
     asked = request_body(provider, request)
     *_, messages_sha, question, _, _ = request_row(body_key(asked), request.purpose, asked, {})
     for where, values in (
@@ -176,14 +178,15 @@ def _nearest(tape: Tape, provider: str, request: ChatRequest) -> Entry | None:
         keys = tape.query(f"SELECT key FROM requests WHERE {where} ORDER BY key LIMIT {_CANDIDATES}", values)
         if keys:
             entries = [tape.entry(key) for (key,) in keys]
-            return max(entries, key=lambda e: _likeness(e.body, asked))
+            return max(entries, key=lambda e: _agreement(e.body, asked))
     return None
 
 
-def _likeness(there: dict[str, Any], here: dict[str, Any]) -> tuple[int, int]:
+def _agreement(there: dict[str, Any], here: dict[str, Any]) -> tuple[int, int]:
+    """(characters that the messages have in common from their start, number of equal parameters)."""
     a, b = (_plain(_flat(x["messages"])) for x in (there, here))
     same = sum(there[k] == here[k] for k in here if k != "messages")
-    return _agreement(a, b), same
+    return _common_prefix(a, b), same
 
 
 def _first_difference(there: list[list[str]], here: list[list[str]]) -> str:
@@ -192,7 +195,7 @@ def _first_difference(there: list[list[str]], here: list[list[str]]) -> str:
             return f"messages[{i}] is the {a[0]}'s there, the {b[0]}'s here"
         plain_a, plain_b = _plain(a[1]), _plain(b[1])
         if plain_a != plain_b:
-            at = _agreement(plain_a, plain_b)
+            at = _common_prefix(plain_a, plain_b)
             cut = slice(max(0, at - _SHOWN // 2), at + _SHOWN)
             return f"messages[{i}] from character {at}: {plain_a[cut]!r} there, {plain_b[cut]!r} here"
         if a[1] != b[1]:
@@ -203,7 +206,7 @@ def _first_difference(there: list[list[str]], here: list[list[str]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """The text without the fences' token, which is another one as soon as any text is."""
+    """The text without the fences' token, which changes with every text in the request."""
     return _TOKEN.sub(r"\1............", text)
 
 
@@ -215,10 +218,10 @@ def _short(value: Any) -> str:
     return f"{value!r:.60}"
 
 
-def _agreement(a: str, b: str) -> int:
-    """How many characters two texts have in common from their start."""
+def _common_prefix(a: str, b: str) -> int:
+    """The number of characters that two texts have in common from their start."""
     low, high = 0, min(len(a), len(b))
-    while low < high:  # bisection: comparing slices is C, comparing 400,000 characters one by one is not
+    while low < high:  # bisection: slices are compared in C, 400,000 single characters in Python
         middle = (low + high + 1) // 2
         if a[low:middle] == b[low:middle]:
             low = middle

@@ -1,14 +1,14 @@
-"""References asked for ahead of time: the official teacher index, a JSONL file with one row a prompt.
+"""References collected ahead of time: the official teacher index, a JSONL file with one row per prompt.
 
     {"schema_version": "ropd.teacher_index.v2", "uid": "...", "raw_prompt_hash": "...",
      "teacher_fingerprint": {...}, "teacher_answers": ["...", "..."]}
 
-``.v1`` rows carry one ``teacher_answer``. Both are read; ``.v2`` is written. ``raw_prompt_hash`` is the SHA-256 of
-``json.dumps(messages, ensure_ascii=False, sort_keys=True)``. A prompt finds its row by uid and hash, and by the hash
-alone where no row has its uid: an index made for other ids of the same questions serves as well.
+``.v1`` rows carry one ``teacher_answer``. Both versions are read; ``.v2`` is written. ``raw_prompt_hash`` is the
+SHA-256 of ``json.dumps(messages, ensure_ascii=False, sort_keys=True)``. A prompt's row is found by uid and hash, or by
+the hash only if no row has its uid. So an index that was made for other ids of the same questions works too.
 
-Lines end at ``\\n`` and nowhere else: an answer may hold U+2028. A last line that a kill has torn is left out, with a
-warning; ``ropd teach`` cuts it off and goes on there.
+Only ``\\n`` ends a line, because an answer can contain U+2028. A last line that was torn by a kill is ignored with a
+warning; ``ropd collect-references`` removes it and continues there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from ropd_jax.teacher.clients.client import ConfigurationError
+from ropd_jax.teacher.clients.errors import ConfigurationError
 from ropd_jax.teacher.roles.references import Reference
 from ropd_jax.types import Message, Prompt
 
@@ -35,7 +35,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def prompt_hash(messages: str | Sequence[Message | Mapping[str, str]]) -> str:
-    """``raw_prompt_hash`` of a prompt: a bare text and a list of messages hash differently, as in the official files.
+    """``raw_prompt_hash`` of a prompt: a text and a list of messages hash differently, as in the official files.
 
     >>> prompt_hash("Q?")[:16], prompt_hash([Message("user", "Q?")])[:16]
     ('bd2e2614803f2b08', 'bb4a9106812c4259')
@@ -55,7 +55,7 @@ class IndexRow:
         uid: the prompt's id.
         prompt_hash: see `prompt_hash`.
         answers: at least one text, none blank.
-        fingerprint: how the teacher was asked; ours holds ``models``, the model of each answer.
+        fingerprint: how the teacher was asked. Our rows have ``models`` if several models answered in turn.
     """
 
     uid: str
@@ -64,7 +64,7 @@ class IndexRow:
     fingerprint: Mapping[str, Any]
 
     def references(self, m: int) -> tuple[Reference, ...]:
-        """The first ``m`` answers with their models; an official row names one model for all."""
+        """The first ``m`` answers with their models; an official row names one model for all of them."""
         models = self.fingerprint.get("models") or [self.fingerprint.get("model", "unknown")]
         return tuple(Reference(text, str(models[i % len(models)])) for i, text in enumerate(self.answers[:m]))
 
@@ -78,7 +78,7 @@ class IndexRow:
             "teacher_answers": list(self.answers),
         }
         text = json.dumps(row, ensure_ascii=False)
-        for mark in ("\u2028", "\u2029", "\x85"):  # line ends to str.splitlines, which the official reader uses
+        for mark in ("\u2028", "\u2029", "\x85"):  # str.splitlines, which the official reader uses, ends a line there
             text = text.replace(mark, f"\\u{ord(mark):04x}")
         return _SURROGATE.sub(lambda c: f"\\u{ord(c.group()):04x}", text) + "\n"
 
@@ -88,7 +88,7 @@ class TeacherIndex:
 
     Args:
         rows: no two with the same (uid, prompt_hash).
-        name: what messages call it.
+        name: its name in messages.
     """
 
     def __init__(self, rows: Iterable[IndexRow], name: str = "the index"):
@@ -105,7 +105,7 @@ class TeacherIndex:
     def find(self, prompt: Prompt) -> IndexRow | None:
         """The row of a prompt, or None."""
         hashes = [prompt_hash(prompt.messages)]
-        if len(prompt.messages) == 1:
+        if len(prompt.messages) == 1:  # official files also hash a single message as a bare text
             hashes.append(prompt_hash(prompt.messages[0].content))
         for sha in hashes:
             if row := self._rows.get((prompt.id, sha)) or self._by_hash.get(sha):
@@ -116,7 +116,7 @@ class TeacherIndex:
         """The first ``m`` references of a prompt.
 
         Raises:
-            ConfigurationError: there are fewer.
+            ConfigurationError: the index has fewer.
         """
         self.check_covers([prompt], m)
         row = self.find(prompt)
@@ -128,14 +128,15 @@ class TeacherIndex:
         return [p for p in prompts if (row := self.find(p)) is None or len(row.answers) < m]
 
     def check_covers(self, prompts: Iterable[Prompt], m: int) -> None:
-        """Raise ``ConfigurationError`` if a prompt has fewer than ``m`` references; the message says what to do."""
+        """Raise ``ConfigurationError`` if a prompt has fewer than ``m`` references; the message names the command."""
         prompts = list(prompts)
         if lacking := self.lacking(prompts, m):
             few = sum(self.find(p) is not None for p in lacking)
             shown = ", ".join(repr(p.id) for p in lacking[:3]) + (", ..." if len(lacking) > 3 else "")
             raise ConfigurationError(
                 f"{self.name} lacks references of {len(lacking)} of {len(prompts)} prompts ({few} have fewer than "
-                f"teacher.references={m}; {shown}). Ask for them: ropd teach --config FILE --out {self.name}",
+                f"teacher.references={m}; {shown}). Collect them: ropd collect-references --config FILE --out "
+                f"{self.name}",
                 cause="index_incomplete",
             )
 
@@ -146,12 +147,12 @@ def read_index(
     """Read an index, ours or an official one.
 
     Args:
-        count: references that a row must have at least; a row's first ``count`` are kept. None keeps all.
-        fingerprint: what each row's ``teacher_fingerprint`` must be; None takes any.
+        count: the fewest references that a row must have; a row's first ``count`` are kept. None keeps all.
+        fingerprint: what each row's ``teacher_fingerprint`` must be; None accepts any.
 
     Raises:
-        ConfigurationError: no such file, a row that is no row of the schema, two rows for one prompt, too few answers,
-            another fingerprint. The message names file and line.
+        ConfigurationError: no such file, a row that does not follow the schema, two rows for one prompt, too few
+            answers, another fingerprint. The message names file and line.
     """
     path = pathlib.Path(path)
     if count is not None and count < 1:
@@ -161,16 +162,18 @@ def read_index(
     except OSError as error:
         raise ConfigurationError(
             f"teacher.index={str(path)!r} cannot be read ({error.strerror}); expected a file that "
-            f"ropd teach --config FILE --out {path} has written"
+            f"ropd collect-references --config FILE --out {path} has written"
         ) from error
     except UnicodeDecodeError as error:
-        raise ConfigurationError(f"teacher.index={str(path)!r} is not UTF-8 ({error})") from error
+        raise ConfigurationError(
+            f"teacher.index={str(path)!r} is not UTF-8 ({error}); expected JSONL in UTF-8"
+        ) from error
     rows: dict[tuple[str, str], IndexRow] = {}
     for n, line in enumerate(lines, 1):
         if not line.strip():
             continue
         if n == len(lines) and not _is_json(line):
-            log.warning("%s: the last line is torn and left out; ropd teach mends it", path)
+            log.warning("%s: the last line is torn and ignored; ropd collect-references repairs the file", path)
             continue
         row = parse_row(line, f"{path}:{n}")
         if (key := (row.uid, row.prompt_hash)) in rows:
@@ -187,7 +190,7 @@ def parse_row(line: str, where: str) -> IndexRow:
     """One row of either version. Answers are stripped.
 
     Raises:
-        ConfigurationError: anything else; ``where`` stands before the message.
+        ConfigurationError: anything else; the message starts with ``where``.
     """
 
     def wrong(what: str) -> ConfigurationError:
@@ -204,9 +207,9 @@ def parse_row(line: str, where: str) -> IndexRow:
         raise wrong(f"schema_version is {version!r:.60}")
     answers = [row.get("teacher_answer")] if version == V1 else row.get("teacher_answers")
     if not isinstance(answers, list) or not answers:
-        raise wrong("teacher_answers is no list, or an empty one")
+        raise wrong("teacher_answers is not a list, or an empty one")
     if not all(isinstance(a, str) and a.strip() for a in answers):
-        raise wrong("an answer is blank or no text")
+        raise wrong("an answer is blank or not a text")
     uid, sha, fingerprint = row.get("uid"), row.get("raw_prompt_hash"), row.get("teacher_fingerprint")
     if isinstance(uid, bool) or not isinstance(uid, str | int) or not str(uid):
         raise wrong(f"uid is {uid!r:.60}")
@@ -218,16 +221,16 @@ def parse_row(line: str, where: str) -> IndexRow:
 
 
 def difference(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """``model is 'a', the config says 'b'; ...`` of two fingerprints, "" if they say the same (90 and 90.0 do)."""
+    """``model is 'a', the config has 'b'; ...`` of two fingerprints; "" if they are equal (90 equals 90.0)."""
     keys = [k for k in sorted(there.keys() | wanted.keys()) if there.get(k) != wanted.get(k)]
-    return "; ".join(f"{k} is {there.get(k)!r:.80}, the config says {wanted.get(k)!r:.80}" for k in keys)
+    return "; ".join(f"{k} is {there.get(k)!r:.80}, the config has {wanted.get(k)!r:.80}" for k in keys)
 
 
 class IndexWriter:
-    """Appends rows to a file, each safe on the disk before the next: a kill loses at most the one being written.
+    """Appends rows to a file. Each row is on the disk before the next, so a kill loses at most the one being written.
 
     Raises:
-        ConfigurationError: the file holds something else than an index, or rows of another fingerprint.
+        ConfigurationError: the file is not an index, or has rows of another fingerprint.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, fingerprint: Mapping[str, Any] | None = None):
@@ -248,6 +251,7 @@ class IndexWriter:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     def __enter__(self) -> IndexWriter:
@@ -258,7 +262,7 @@ class IndexWriter:
 
 
 def _cut_torn_line(path: pathlib.Path) -> None:
-    """Cut off what follows the last line end, or end a last line that is whole."""
+    """Remove a torn last line, or add the missing line end to a complete one."""
     data = path.read_bytes()
     start = data.rfind(b"\n") + 1
     tail = data[start:]
@@ -269,7 +273,7 @@ def _cut_torn_line(path: pathlib.Path) -> None:
             f.seek(0, os.SEEK_END)
             f.write(b"\n")
         else:
-            log.warning("%s: cut off a torn last line of %d bytes", path, len(tail))
+            log.warning("%s: removed a torn last line of %d bytes", path, len(tail))
             f.truncate(start)
 
 

@@ -1,14 +1,14 @@
-"""The tape: every answer of the teacher, recorded once, in one SQLite file that can be replayed for nothing.
+"""The tape: every answer of the teacher, recorded once, in one SQLite file that can be replayed at no cost.
 
     request --(provider, model, parameters, schema, sample index, messages)--> key --> reply | failures
 
-A reply is on the tape before the run uses it. The first reply to a request stays: whoever asks the same again, in this
-run or a later one on the same tape, gets that one. A failure that ended a request is kept with the step in which it
-happened, so that a replay leaves exactly those rollouts unscored which the recorded run left unscored.
+A reply is on the tape before the run uses it. The first reply to a request stays: the same request, in this run or in a
+later one on the same tape, gets that reply. A failure that ended a request is kept with its step, so that a replay
+leaves exactly the same rollouts unscored as the recorded run.
 
-Each write is one transaction in WAL mode: a process that is killed loses what was in flight and nothing else. Other
-processes may read meanwhile. Nothing but requests and replies is written: no key, no header. Texts are compressed; at
-the paper's lengths (12 answers of 8,192 tokens, shown to rubricator and verifier) a group takes an estimated 0.3 MB.
+Each write is one transaction in WAL mode: a killed process loses only what was in flight, and other processes can read
+at the same time. Only requests and replies are written, never a key or a header. Texts are compressed. At the paper's
+lengths (12 answers of 8,192 tokens, shown to rubricator and verifier) a group takes an estimated 0.3 MB.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import dataclasses
 import errno
 import hashlib
 import json
+import os
 import pathlib
 import sqlite3
 import threading
@@ -26,12 +27,14 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ropd_jax.teacher.clients import client as client_lib
-from ropd_jax.teacher.clients.client import ChatReply, ChatRequest, ConfigurationError, TeacherError, Usage
+from ropd_jax.teacher.clients import errors
+from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest, Usage
+from ropd_jax.teacher.clients.errors import ConfigurationError, TeacherError
 from ropd_jax.teacher.roles import fences
+from ropd_jax.teacher.step import NO_STEP
 
-VERSION = 2  # 2: where a reply came from, and batch jobs
-NO_STEP = -1
+VERSION = 2  # 2 added the address that a reply came from, and batch jobs
+TAPE_NAME = "tape.sqlite"  # in a run's directory
 _APPLICATION_ID = 0x524F5044  # "ROPD"
 _WAIT_S = 30.0  # for another process's write
 _LEVEL = 3  # of zlib: 396 kB of prose and code become 145 kB in 18 ms
@@ -57,7 +60,7 @@ CREATE TABLE IF NOT EXISTS batches(
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """A typed failure as it stands on the tape."""
+    """A typed failure as it is stored on the tape."""
 
     step: int
     type: str
@@ -66,8 +69,8 @@ class Failure:
     created: float
 
     def error(self) -> TeacherError:
-        """The exception that it was."""
-        kind = getattr(client_lib, self.type, None)
+        """The recorded exception."""
+        kind = getattr(errors, self.type, None)  # unknown: a type of a newer release
         kind = kind if isinstance(kind, type) and issubclass(kind, TeacherError) else TeacherError
         return kind(self.message, cause=self.cause)
 
@@ -83,11 +86,11 @@ class Entry:
     reply: ChatReply | None
     created: float | None
     failures: tuple[Failure, ...]
-    address: str | None = None  # of the server that replied; None where it is not known
+    address: str | None = None  # of the server that replied; None if unknown
 
 
 def request_body(provider: str, request: ChatRequest) -> dict[str, Any]:
-    """What makes two requests the same, as JSON-able data. The role is not part of it: it is not on the wire."""
+    """What makes two requests the same, as JSON-able data. The role is not part of it, because it is not sent."""
     return {
         "provider": provider,
         "model": request.model,
@@ -100,7 +103,7 @@ def request_body(provider: str, request: ChatRequest) -> dict[str, Any]:
 
 
 def canonical(value: Any) -> bytes:
-    """The one way in which a value is written: sorted keys, no spaces, ASCII (so lone surrogates survive)."""
+    """The one serialization of a value: sorted keys, no spaces, ASCII (so that lone surrogates survive)."""
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")
 
 
@@ -110,14 +113,17 @@ def body_key(body: Mapping[str, Any]) -> str:
 
 
 class Tape:
-    """One tape file. Opened at the first use, so that making one leaves no trace; all methods are thread-safe.
+    """One tape file. All methods are thread-safe.
+
+    The file is opened at the first use, so that an unused ``Tape`` leaves no file behind.
 
     Args:
-        path: the SQLite file; made when absent, unless ``read_only``.
-        read_only: for replays: several processes, and a tape on a medium that cannot be written.
+        path: the SQLite file; created if absent, unless ``read_only``.
+        read_only: for replays by several processes, and for a tape on a read-only medium.
 
     Raises:
-        ConfigurationError: (``read_only``) no such file; later: not a tape, locked for long, damaged.
+        ConfigurationError: with ``read_only``, there is no such file. At the first use: not a tape, locked for long,
+            damaged.
     """
 
     def __init__(self, path: str | pathlib.Path, *, read_only: bool = False):
@@ -125,13 +131,13 @@ class Tape:
         self.read_only = read_only
         if read_only and not self.path.is_file():
             raise ConfigurationError(
-                f"there is no tape {str(self.path)!r} to read; expected the tape.sqlite of a recorded run: name it "
+                f"there is no tape {str(self.path)!r} to read; expected the tape.sqlite of a recorded run; name it "
                 "with teacher.tape.path",
                 cause="no_tape",
             )
         self._lock = threading.RLock()
         self._db: sqlite3.Connection | None = None
-        self._version = VERSION  # of the file, which may be an older one where it is only read
+        self._version = VERSION  # of the file; a file that is only read can be older
 
     def get(self, key: str) -> ChatReply | None:
         """The recorded reply, or None."""
@@ -144,16 +150,12 @@ class Tape:
         return None if row is None else _reply(row)
 
     def address(self, key: str) -> str | None:
-        """The address of the server that gave the recorded reply: "" is the provider's own, None is not known."""
+        """The address of the server that gave the recorded reply: "" is the provider's own, None is unknown."""
         with self.using() as db:
             if self._version < 2:
                 return None
             row = db.execute("SELECT address FROM replies WHERE key = ?", (key,)).fetchone()
         return None if row is None else row[0]
-
-    def failure(self, key: str, step: int) -> Failure | None:
-        """The failure of this request in this step, or None."""
-        return next((f for f in self.failures(key) if f.step == step), None)
 
     def failures(self, key: str) -> tuple[Failure, ...]:
         """The recorded failures of this request, by step."""
@@ -174,9 +176,9 @@ class Tape:
         overwrite: bool = False,
         address: str | None = None,
     ) -> ChatReply:
-        """Record a reply, and forget that the request failed in this step; returns the reply that stands.
+        """Record a reply, and delete the request's failure in this step; returns the reply that is on the tape now.
 
-        That is the earlier one where there is one and ``overwrite`` is not set. ``address`` is that of the server.
+        This is the earlier reply if there is one and ``overwrite`` is not set. ``address`` is the server's.
         """
         body = request_body(provider, request)
         row = request_row(body_key(body), request.purpose, body, prompts or {})
@@ -184,9 +186,9 @@ class Tape:
             insert_request(db, row)
             insert_reply(db, row[0], reply, address=address, overwrite=overwrite)
             db.execute("DELETE FROM failures WHERE key = ? AND step = ?", (row[0], step))
-        standing = self.get(row[0])
-        assert standing is not None
-        return standing
+        recorded = self.get(row[0])
+        assert recorded is not None
+        return recorded
 
     def put_failure(
         self,
@@ -211,16 +213,17 @@ class Tape:
             return {k for (k,) in db.execute("SELECT key FROM requests")}
 
     def end(self) -> tuple[int, int]:
-        """A mark for `since`: all that is on the tape now."""
+        """A mark for `since` that covers everything on the tape now: the last row of (replies, failures)."""
         with self.using() as db:
-            return tuple(  # type: ignore[return-value]
+            replies, failures = (
                 db.execute(f"SELECT coalesce(max(rowid), 0) FROM {table}").fetchone()[0]
                 for table in ("replies", "failures")
             )
+            return replies, failures
 
     def since(self, mark: tuple[int, int]) -> tuple[list[Entry], tuple[int, int]]:
         """(entries that got a reply or a failure after the mark, the new mark)."""
-        with self.using() as db:
+        with self.using() as db:  # holds the lock, so nothing is written between `end` and the queries
             end = self.end()
             keys = {
                 key
@@ -230,14 +233,14 @@ class Tape:
         return [self.entry(key) for key in sorted(keys)], end
 
     def entries(self) -> Iterator[Entry]:
-        """All of the tape, by key."""
+        """All entries, ordered by key."""
         with self.using() as db:
             keys = [k for (k,) in db.execute("SELECT key FROM requests ORDER BY key")]
         for key in keys:
             yield self.entry(key)
 
     def entry(self, key: str) -> Entry:
-        """The request of this key with all that is known of it."""
+        """The request of this key with its reply and its failures."""
         with self.using() as db:
             role, prompts, body = db.execute(
                 "SELECT role, prompts, body FROM requests WHERE key = ?", (key,)
@@ -255,7 +258,7 @@ class Tape:
         )
 
     def add(self, entry: Entry) -> bool:
-        """Copy an entry of another tape; False where this one has a reply to the request already (that one stays)."""
+        """Copy an entry of another tape; False if this tape had all of it already. An existing reply stays."""
         row = request_row(entry.key, entry.role, entry.body, entry.prompts)
         with self.using() as db, db:
             insert_request(db, row)
@@ -270,12 +273,12 @@ class Tape:
         return added > 0
 
     def query(self, sql: str, values: tuple = ()) -> list[tuple]:
-        """Rows of a read-only query over the tables above."""
+        """Rows of a read-only query over the tables at the top of this file."""
         with self.using() as db:
             return db.execute(sql, values).fetchall()
 
     def close(self) -> None:
-        """Close the file; the write-ahead log is folded into it. A later use opens it again."""
+        """Close the file and merge the write-ahead log into it. A later use reopens it."""
         with self._lock:
             if self._db is not None:
                 self._db.close()
@@ -283,7 +286,7 @@ class Tape:
 
     @contextlib.contextmanager
     def using(self) -> Iterator[sqlite3.Connection]:
-        """The connection, for this thread alone; what SQLite complains of is raised as ``ConfigurationError``."""
+        """The connection, locked for this thread. SQLite's errors are raised as ``ConfigurationError``."""
         with self._lock:
             try:
                 if self._db is None:
@@ -312,7 +315,7 @@ def request_row(key: str, role: str, body: Mapping[str, Any], prompts: Mapping[s
 
 
 def insert_request(db: sqlite3.Connection, row: tuple) -> None:
-    """Add a row of ``request_row`` where there is none."""
+    """Add a row of ``request_row`` if the request is not there yet."""
     db.execute("INSERT OR IGNORE INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
 
@@ -325,11 +328,11 @@ def insert_reply(
     created: float | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Add a reply; 0 where there is one that stays. ``created`` None is now."""
+    """Add a reply; returns 0 if an earlier one stays. ``created`` None is now."""
     values = (key, *_row(reply), time.time() if created is None else created, address)
-    verb = "REPLACE" if overwrite else "IGNORE"
+    conflict = "REPLACE" if overwrite else "IGNORE"
     marks = ", ".join("?" * len(values))
-    return db.execute(f"INSERT OR {verb} INTO replies VALUES ({marks})", values).rowcount
+    return db.execute(f"INSERT OR {conflict} INTO replies VALUES ({marks})", values).rowcount
 
 
 def _row(reply: ChatReply) -> tuple:
@@ -344,9 +347,15 @@ def _reply(row: tuple) -> ChatReply:
     )
 
 
+def tape_path(name: str | os.PathLike[str]) -> pathlib.Path:
+    """The file of a tape, or of the tape in a run's directory."""
+    path = pathlib.Path(name)
+    return path / TAPE_NAME if path.is_dir() else path
+
+
 def _open(path: pathlib.Path, *, read_only: bool) -> sqlite3.Connection:
     if read_only:
-        for options in ("mode=ro", "mode=ro&immutable=1"):  # the second: a directory that cannot be written
+        for options in ("mode=ro", "mode=ro&immutable=1"):  # the second is for a read-only directory
             db = sqlite3.connect(
                 f"{path.resolve().as_uri()}?{options}", uri=True, timeout=_WAIT_S, check_same_thread=False
             )
@@ -364,7 +373,7 @@ def _open(path: pathlib.Path, *, read_only: bool) -> sqlite3.Connection:
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing; a power cut at most the last replies
     with db:
-        db.execute("BEGIN IMMEDIATE")
+        db.execute("BEGIN IMMEDIATE")  # locks before the version is read: two processes must not both add the column
         if old and db.execute("PRAGMA user_version").fetchone()[0] < 2:
             db.execute("ALTER TABLE replies ADD COLUMN address TEXT")
         for statement in _TABLES.split(";\n"):
@@ -379,7 +388,7 @@ def _check_ours(db: sqlite3.Connection, path: pathlib.Path) -> None:
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if not ours or version > VERSION:
         db.close()
-        why = f"is a tape of version {version}, and this release reads {VERSION}" if ours else "is not a tape"
+        why = f"is a tape of version {version}, and this release reads up to {VERSION}" if ours else "is not a tape"
         raise ConfigurationError(f"{str(path)!r} {why}; name another file with teacher.tape.path", cause="no_tape")
 
 

@@ -1,13 +1,15 @@
-"""Who may call now: a queue by priority in front of a number of slots that adapts, and of two rates a minute.
+"""Admission: a queue by priority in front of an adaptive number of slots and two rates per minute.
 
-The number of slots is the one control that every server obeys, whatever its own limit is and whether it says so. It
-follows the rule of TCP: one up for each whole round of replies while the slots are in demand, a factor down when the
-server is overloaded. Calls that were already under way at the last cut say nothing of the new limit and move nothing.
+A limit on the calls in flight works with every server, whatever the server's own limit is and whether it reports it.
+The number of slots follows the rule of TCP: plus one for each full round of replies while the slots are in demand,
+times a factor below one when the server is overloaded. Calls that were already in flight at the last cut are not
+evidence about the new limit, so they change nothing.
 
     server's hidden capacity 32:  64 -> 32 (a burst at the start is halved) -> 33 -> 28 -> 29 ... 33 -> 28
 
-A rate is a bucket that holds one second's worth, at least one. A call takes what it is expected to use, and what it
-really used is settled when it ends, so the bucket may be in debt; nothing starts before the debt is paid.
+A rate is a bucket that holds one second's worth, at least one unit. A call takes what it is expected to use, and the
+difference to its real use is settled when it ends. So the bucket can be in debt, and nothing starts before the debt is
+paid.
 """
 
 from __future__ import annotations
@@ -17,12 +19,19 @@ import heapq
 import itertools
 from collections.abc import Awaitable, Callable, Sequence
 
-GENTLE_CUT = 0.85  # after half a round of replies or more since the last cut
-STEEP_CUT = 0.5  # after fewer: the limit is far from what the server takes
+GENTLE_CUT = 0.85  # at least half a round of replies came since the last cut
+STEEP_CUT = 0.5  # fewer came: the limit is far above the server's
 
 
 class AdaptiveLimit:
-    """Slots between ``low`` and ``high``, from ``high`` at the start. ``epoch`` counts the cuts."""
+    """The number of slots, between ``low`` and ``high``; it starts at ``high``. ``epoch`` counts the cuts.
+
+    Each call remembers the epoch in which it was admitted. Only calls of the current epoch change the limit, so that a
+    burst of errors cuts it once::
+
+        epoch 0, limit 64    64 calls in flight, 32 of them fail: the first failure cuts to 32 and starts epoch 1
+        epoch 1, limit 32    the other 31 failures belong to epoch 0 and change nothing
+    """
 
     def __init__(self, low: int, high: int):
         self._low, self._high = float(low), float(high)
@@ -35,17 +44,18 @@ class AdaptiveLimit:
         return int(self.value)
 
     def succeeded(self, epoch: int, *, in_demand: bool) -> None:
-        """The server answered a call that was admitted in ``epoch``; ``in_demand``: more slots would have been used."""
+        """The server answered a call of ``epoch``. ``in_demand``: more slots would have been used."""
         if epoch != self.epoch:
             return
         self._since_cut += 1
-        if in_demand:
+        if in_demand:  # otherwise the limit would grow without having been tried
             self.value = min(self._high, self.value + 1 / self.value)
 
     def overloaded(self, epoch: int) -> None:
-        """The server refused, or did not answer, a call that was admitted in ``epoch``."""
+        """The server refused, or did not answer, a call of ``epoch``."""
         if epoch != self.epoch:
             return
+        # Many replies since the last cut: the limit has grown slowly past the server's. Few: it is far above it.
         cut = GENTLE_CUT if 2 * self._since_cut >= self.value else STEEP_CUT
         self.value = max(self._low, self.value * cut)
         self.epoch += 1
@@ -53,7 +63,7 @@ class AdaptiveLimit:
 
 
 class Rate:
-    """At most ``per_minute`` units a minute in the long run, with bursts of one second's worth (at least one unit)."""
+    """At most ``per_minute`` units per minute on average, with bursts of one second's worth (at least one unit)."""
 
     def __init__(self, per_minute: float, clock: Callable[[], float]):
         self._per_s = per_minute / 60
@@ -63,12 +73,13 @@ class Rate:
         self._at = clock()
 
     def ready_in(self) -> float:
-        """Seconds until a call may start; 0.0 for now."""
+        """Seconds until a call can start; 0.0 is now."""
         self._refill()
+        # One unit must be there, although a call can take more: the rest becomes debt, which later calls wait for.
         return max(0.0, 1.0 - self._level) / self._per_s if self._level < 1.0 - 1e-9 else 0.0
 
     def take(self, amount: float) -> None:
-        """Use up ``amount``; a negative one gives back."""
+        """Use up ``amount``; a negative amount gives units back."""
         self._refill()
         self._level = min(self._capacity, self._level - amount)
 
@@ -84,7 +95,7 @@ class Admission:
     Args:
         limit: the slots.
         requests, tokens: rates, or None for no bound.
-        sleep: how to wait for a rate.
+        sleep: waits for a rate.
     """
 
     def __init__(
@@ -112,9 +123,9 @@ class Admission:
         return bool(self._queue) or self.in_flight >= self.limit.slots
 
     async def enter(self, priority: tuple[float, int], number: int, tokens: float) -> int:
-        """Wait for a turn: the lowest priority first, then the lowest number. Returns the epoch of the limit.
+        """Wait for a slot: the lowest priority first, then the lowest number. Returns the epoch of the limit.
 
-        Every turn is given back by ``leave``. ``tokens`` is what the call is expected to use.
+        ``leave`` must give every slot back. ``tokens`` is what the call is expected to use.
         """
         turn: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._queue, (priority, number, next(self._tie), tokens, turn))
@@ -122,12 +133,12 @@ class Admission:
         try:
             return await turn
         except asyncio.CancelledError:
-            if not turn.cancelled():  # the turn came in the same moment
+            if not turn.cancelled():  # the slot was granted in the same moment
                 self.leave(used=0.0, expected=tokens)
             raise
 
     def leave(self, *, used: float, expected: float) -> None:
-        """Give the slot back and settle the tokens that were really used."""
+        """Give the slot back, and settle the tokens that were really used."""
         self.in_flight -= 1
         if self._tokens is not None:
             self._tokens.take(used - expected)
@@ -141,10 +152,10 @@ class Admission:
     def _grant(self) -> None:
         while self._queue and self.in_flight < self.limit.slots:
             *_, tokens, turn = self._queue[0]
-            if not turn.cancelled():
+            if not turn.cancelled():  # a cancelled one is only removed
                 rates: Sequence[Rate] = [r for r in (self._requests, self._tokens) if r is not None]
                 if delay := max((r.ready_in() for r in rates), default=0.0):
-                    self._wake_in(delay)
+                    self._wake_in(delay)  # nothing overtakes the first of the queue while a rate is used up
                     return
                 if self._requests is not None:
                     self._requests.take(1.0)

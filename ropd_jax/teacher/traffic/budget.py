@@ -1,12 +1,20 @@
-"""What the teacher has cost so far, by role and step, and the caps that end a run.
+"""The cost of the teacher so far, by role and step, and the caps that end a run.
 
-A meter stands right at the provider, under limits and retries, so that every try is counted: a truncated or refused
-reply costs what the provider reports for it, an answer from the tape costs nothing. Before each call the caps are
-looked at; at one, ``BudgetError`` stops the run with a checkpoint. What is in flight at that moment still arrives and
-is recorded, so a cap is exceeded by those calls at most (the cap on calls, never).
+``MeteredClient`` is the innermost client, under limits and retries, so that every try is counted: a truncated or
+refused reply costs what the provider reports for it, an answer from the tape costs nothing. The caps are checked before
+each call. When one is reached, ``BudgetError`` stops the run with a checkpoint. Calls that are in flight at that moment
+still finish and are recorded. So the caps on dollars and tokens can be exceeded by those calls, and the cap on calls
+never is.
 
-What is not known stays unknown: a call of a model without a price makes the cost None, and a cap in dollars is refused
-at the start where a role's model has no price.
+Unknown costs stay unknown: a call of a model without a price makes the cost None, and a cap in dollars is refused at
+the start if a role's model has no price.
+
+With n hosts each one may spend 1/n of what was left at the last sync::
+
+    cap 100 calls, 2 hosts          host 0    host 1    left at the sync
+    first sync                                          100, so 50 for each
+    until the second sync             50         0      50, so 25 for each
+    until the third sync              25        25      0
 """
 
 from __future__ import annotations
@@ -20,16 +28,9 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ropd_jax.teacher.clients.client import (
-    BudgetError,
-    ChatClient,
-    ChatReply,
-    ChatRequest,
-    ConfigurationError,
-    TeacherError,
-    Usage,
-)
-from ropd_jax.teacher.tape.client import STEP
+from ropd_jax.teacher.clients.chat import ChatClient, ChatReply, ChatRequest, Usage
+from ropd_jax.teacher.clients.errors import BudgetError, ConfigurationError, TeacherError
+from ropd_jax.teacher.step import STEP
 from ropd_jax.teacher.traffic.prices import Prices
 
 _STEPS_KEPT = 8
@@ -37,7 +38,7 @@ _STEPS_KEPT = 8
 
 @dataclasses.dataclass(frozen=True)
 class Caps:
-    """Caps of a whole run, resumed ones included; 0 is no cap.
+    """Caps of a whole run, over all its resumes; 0 sets no cap.
 
     Raises:
         ConfigurationError: a negative cap.
@@ -56,14 +57,20 @@ class Caps:
 
 @dataclasses.dataclass
 class Spent:
-    """Calls, tokens and dollars. ``usd`` is the known part; ``unpriced`` calls had no price or reported no tokens."""
+    """Calls, tokens and dollars.
+
+    Attributes:
+        unmetered: replies without token counts.
+        unpriced: calls whose cost is unknown, without a price or without token counts.
+        usd: the known part of the cost.
+    """
 
     calls: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
     thought_tokens: int = 0
     cached_tokens: int = 0
-    unmetered: int = 0  # replies without token counts
+    unmetered: int = 0
     unpriced: int = 0
     usd: float = 0.0
 
@@ -80,6 +87,7 @@ class Spent:
         return Spent(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
 
     def add(self, usage: Usage, usd: float | None) -> None:
+        """Add the tokens and dollars of one call; ``usd`` None is unknown."""
         self.unmetered += usage.input_tokens is None or usage.output_tokens is None
         for name in ("input_tokens", "output_tokens", "thought_tokens", "cached_tokens"):
             setattr(self, name, getattr(self, name) + (getattr(usage, name) or 0))
@@ -91,10 +99,13 @@ class Budget:
     """The spending of one run. Thread-safe.
 
     Args:
-        caps: where it ends.
-        prices: what tokens cost.
-        path: a JSON file that keeps the spending between two checkpoints (a killed run has spent it all the same),
-            written at most once a second; None keeps it in memory alone.
+        caps: of the run.
+        prices: of the tokens.
+        path: a JSON file that keeps the spending between two checkpoints, because a killed run has spent it too. It is
+            written at most once a second; None keeps the spending in memory only.
+
+    Raises:
+        ConfigurationError: the file at ``path`` is damaged.
     """
 
     def __init__(
@@ -104,9 +115,10 @@ class Budget:
         self.prices = prices or Prices.load()
         self.roles: dict[str, Spent] = {}
         self.steps: dict[int, Spent] = {}
-        self._elsewhere: dict[str, Spent] = {}  # of the other hosts, as they said at the last meeting
-        self._steps_elsewhere: dict[int, Spent] = {}
-        self._hosts, self._met, self._own_met = 1, Spent(), Spent()
+        self._remote: dict[str, Spent] = {}  # of the other hosts at the last sync
+        self._remote_steps: dict[int, Spent] = {}
+        self._hosts = 1
+        self._synced, self._own_synced = Spent(), Spent()  # at the last sync: of all hosts, of this host
         self._lock = threading.Lock()
         self._path = None if path is None else pathlib.Path(path)
         self._written = 0.0
@@ -115,12 +127,12 @@ class Budget:
                 self.restore(json.loads(self._path.read_text(encoding="utf-8")))
             except (ValueError, TypeError, AttributeError) as e:
                 raise ConfigurationError(
-                    f"{str(self._path)!r} is damaged ({e}); it keeps what the run has spent: mend it, or delete it to "
-                    "count from the last checkpoint on"
+                    f"{str(self._path)!r} is damaged ({e}); expected the JSON of what the run has spent. Fix it, or "
+                    "delete it to count from the last checkpoint on"
                 ) from e
 
     def require_price(self, role: str, provider: str, model: str, base_url: str, *, batch: bool = False) -> None:
-        """Raise ConfigurationError when there is a cap in dollars and the model has no price (of batch jobs)."""
+        """Raise ``ConfigurationError`` if there is a cap in dollars and the model has no price (of batch jobs)."""
         price = self.prices.find(provider, model, base_url)
         if self.caps.usd and (price is None or (batch and price.batch is None)):
             at, what = " at this base_url" if base_url else "", "price of batch jobs" if batch else "price"
@@ -136,41 +148,44 @@ class Budget:
             BudgetError: a cap is reached; nothing more may be sent.
         """
         with self._lock:
-            total, counted = self.total(), self._against_caps()
-            reached = [
-                text
-                for cap, spent, text in (
-                    (self.caps.usd, counted.usd, f"usd={self.caps.usd:g}"),
-                    (self.caps.tokens, counted.tokens, f"tokens={self.caps.tokens}"),
-                    (self.caps.calls, counted.calls, f"calls={self.caps.calls}"),
-                )
-                if cap and spent >= cap
-            ]
-            blind = self._blind(total)
-            if reached or blind:
-                self._write(every_s=0.0)
-            if reached:
-                raise BudgetError(
-                    f"teacher.budget.{' and '.join(reached)} is reached. {self._so_far(total)} To go on: the same "
-                    "command and --workdir with a larger teacher.budget; what was answered is on the tape"
-                )
-            if blind:
-                raise BudgetError(
-                    f"the provider does not report its tokens, so that teacher.budget.{' and '.join(blind)} cannot be "
-                    f"kept; set teacher.budget.calls instead. {self._so_far(total)}"
-                )
+            self._check_caps()
             self._of(self.roles, role).calls += 1
             if (step := STEP.get()) >= 0:
                 self._of(self.steps, step).calls += 1
-                while len(self.steps) > _STEPS_KEPT:
+                while len(self.steps) > _STEPS_KEPT:  # only the last steps can still get calls
                     del self.steps[min(self.steps)]
 
+    def _check_caps(self) -> None:
+        total, counted = self.total(), self._against_caps()
+        reached = [
+            text
+            for cap, spent, text in (
+                (self.caps.usd, counted.usd, f"usd={self.caps.usd:g}"),
+                (self.caps.tokens, counted.tokens, f"tokens={self.caps.tokens}"),
+                (self.caps.calls, counted.calls, f"calls={self.caps.calls}"),
+            )
+            if cap and spent >= cap
+        ]
+        blind = self._blind(total)
+        if reached or blind:
+            self._write(every_s=0.0)
+        if reached:
+            raise BudgetError(
+                f"teacher.budget.{' and '.join(reached)} is reached. {self._so_far(total)} To continue, use the same "
+                "command and --workdir with a larger teacher.budget; all answers so far are on the tape"
+            )
+        if blind:
+            raise BudgetError(
+                f"the provider does not report its tokens, so that teacher.budget.{' and '.join(blind)} cannot be "
+                f"checked; set teacher.budget.calls instead. {self._so_far(total)}"
+            )
+
     def end(self, role: str, provider: str, model: str, base_url: str, usage: Usage) -> float | None:
-        """Count what a call cost; returns its dollars, or None where unknown."""
+        """Count the cost of a call; returns its dollars, or None if unknown."""
         price = self.prices.find(provider, model, base_url)
         usd = None if price is None else price.cost(usage)
         if price is not None and price.input == price.output == 0:
-            usd = 0.0  # free, however many tokens
+            usd = 0.0  # free, even if the tokens are unknown
         with self._lock:
             self._of(self.roles, role).add(usage, usd)
             if (step := STEP.get()) >= 0:
@@ -178,14 +193,14 @@ class Budget:
             self._write(every_s=1.0)
         return usd
 
-    def book(self, role: str, spent: Spent) -> None:
-        """Set what was spent under a name, where somebody else keeps the count."""
+    def set_spent(self, role: str, spent: Spent) -> None:
+        """Set what was spent under a name; for costs that are counted outside, such as batch jobs."""
         with self._lock:
             self.roles[role] = spent
             self._write(every_s=0.0)
 
     def room(self, estimates: Iterable[Spent]) -> int:
-        """How many of these calls, in their order, the caps leave room for by estimate."""
+        """The number of these calls, in their order, that the caps leave room for by estimate."""
         total, n = self.total(), 0
         if self._blind(total):
             return 0
@@ -198,38 +213,41 @@ class Budget:
         return n
 
     def no_room(self, left: int, each: Spent) -> BudgetError:
-        """The error that says that ``left`` requests are not handed in; ``each`` is the estimate of the next."""
+        """The error for ``left`` requests that are not submitted; ``each`` is the estimate of the next one."""
         caps = ", ".join(f"{f.name}={v:g}" for f in dataclasses.fields(Caps) if (v := getattr(self.caps, f.name)))
         return BudgetError(
             f"teacher.budget ({caps}) has no room for another request of a batch job (about {each.tokens:,} tokens, "
-            f"{dollars(each.cost_usd)}, by estimate); {left:,} are not handed in. {self._so_far(self.total())} To go "
-            "on: the same command with a larger teacher.budget; what was answered is on the tape"
+            f"{dollars(each.cost_usd)}, by estimate); {left:,} are not submitted. {self._so_far(self.total())} To "
+            "continue, use the same command with a larger teacher.budget; all answers so far are on the tape"
         )
 
     def _blind(self, total: Spent) -> list[str]:
-        """The caps that cannot be kept, since the provider does not report its tokens."""
+        """The caps that cannot be checked, because the provider does not report its tokens."""
         usd, tokens = self.caps.usd and total.unpriced, self.caps.tokens and total.unmetered
         return ["usd"] * bool(usd) + ["tokens"] * bool(tokens)
 
     def total(self) -> Spent:
         """All roles and hosts together."""
-        return _sum([*list(self.roles.values()), *self._elsewhere.values()])
+        return _sum([*list(self.roles.values()), *self._remote.values()])
 
     def _against_caps(self) -> Spent:
-        """What counts against the caps: with n hosts each may spend 1/n of what was left at the last meeting."""
-        own = _sum(list(self.roles.values()))
-        since = [n - m for n, m in zip(dataclasses.astuple(own), dataclasses.astuple(self._own_met), strict=True)]
-        return self._met + Spent(*(n * self._hosts for n in since))
+        """What counts against the caps: the total at the last sync, plus n times what this host of n spent since.
 
-    def met(self, roles: Sequence[Mapping[str, Spent]], steps: Sequence[Mapping[int, Spent]]) -> None:
-        """Take in what each other host has spent, by role and by step."""
+        It reaches the cap when this host has spent 1/n of what was left, so n hosts together never pass it.
+        """
+        own = _sum(list(self.roles.values()))
+        since = [n - m for n, m in zip(dataclasses.astuple(own), dataclasses.astuple(self._own_synced), strict=True)]
+        return self._synced + Spent(*(n * self._hosts for n in since))
+
+    def merge(self, roles: Sequence[Mapping[str, Spent]], steps: Sequence[Mapping[int, Spent]]) -> None:
+        """Take over what each other host has spent so far, by role and by step."""
         with self._lock:
-            self._elsewhere, self._steps_elsewhere = _merged(roles), _merged(steps)
-            self._hosts, self._met = len(roles) + 1, self.total()
-            self._own_met = _sum(list(self.roles.values()))
+            self._remote, self._remote_steps = _merged(roles), _merged(steps)
+            self._hosts, self._synced = len(roles) + 1, self.total()
+            self._own_synced = _sum(list(self.roles.values()))
 
     def absorb(self) -> None:
-        """Take over what other hosts of an earlier start have left in ``spent.1.json`` and so on."""
+        """Take over what other hosts of an earlier start have written to ``spent.1.json`` and so on."""
         if self._path is None:
             return
         names = sorted(self._path.parent.glob(f"{self._path.stem}.*{self._path.suffix}"))
@@ -238,17 +256,17 @@ class Budget:
             left = {role: Spent(**spent) for role, spent in json.loads(path.read_text(encoding="utf-8")).items()}
             with self._lock:
                 self.roles = _merged([self.roles, left])
-                self._write(every_s=0.0)  # a kill in between counts them twice, never not at all
+                self._write(every_s=0.0)  # before the unlink: a kill in between counts them twice, never zero times
             path.unlink()
 
     def forget(self) -> None:
-        """Begin at nothing: host 0 has taken over what this one had spent."""
+        """Start at zero: host 0 has taken over what this host had spent."""
         with self._lock:
             self.roles = {}
 
     def as_metrics(self, step: int | None = None) -> dict[str, float | None]:
         """``teacher/cost_usd`` and the like, by role too; with ``step``, that step's cost. Unknown is None."""
-        total, roles = self.total(), _merged([self.roles, self._elsewhere])
+        total, roles = self.total(), _merged([self.roles, self._remote])
         out: dict[str, float | None] = {
             "teacher/cost_usd": total.cost_usd,
             "teacher/spent_calls": float(total.calls),
@@ -257,17 +275,18 @@ class Budget:
         }
         out |= {f"teacher/cost_usd_{role}": spent.cost_usd for role, spent in roles.items()}
         if step is not None:
-            here, there = (steps.get(step, Spent()) for steps in (self.steps, self._steps_elsewhere))
+            here, there = (steps.get(step, Spent()) for steps in (self.steps, self._remote_steps))
             out["teacher/step_cost_usd"] = (here + there).cost_usd
         return out
 
     def state(self) -> dict[str, Any]:
         """JSON-able, of all hosts."""
-        return _plain(_merged([self.roles, self._elsewhere]))
+        return _plain(_merged([self.roles, self._remote]))
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state()``, or from what is known already where that is more."""
+        """Continue from ``state()``, or from the spending known already, whichever is larger."""
         for role, spent in state.items():
+            # The file at `path` is newer than the checkpoint if the run was killed after it, and older otherwise.
             known, other = self._of(self.roles, role), Spent(**spent)
             for f in dataclasses.fields(Spent):
                 setattr(known, f.name, max(getattr(known, f.name), getattr(other, f.name)))
@@ -288,7 +307,7 @@ class Budget:
 
     def _so_far(self, total: Spent) -> str:
         parts = []
-        for role, spent in sorted(_merged([self.roles, self._elsewhere]).items()):
+        for role, spent in sorted(_merged([self.roles, self._remote]).items()):
             parts.append(f"{role} {spent.calls:,} calls {spent.tokens:,} tokens {dollars(spent.cost_usd)}")
         return f"Spent: {total.calls:,} calls, {total.tokens:,} tokens, {dollars(total.cost_usd)} ({'; '.join(parts)})."
 
@@ -305,7 +324,7 @@ def _sum(several: Iterable[Spent]) -> Spent:
 
 
 def _merged(tables: Sequence[Mapping[Any, Spent]]) -> dict[Any, Spent]:
-    """Several tables of spending as one."""
+    """The sum of several tables of spending, key by key."""
     total: dict[Any, Spent] = {}
     for table in tables:
         for key, spent in list(table.items()):
@@ -329,7 +348,7 @@ def dollars(usd: float | None) -> str:
 
 
 class MeteredClient:
-    """A ``ChatClient`` that counts what each call costs and how long it takes; innermost, around a provider's."""
+    """A ``ChatClient`` that counts the cost of each call and measures its time; the innermost, around a provider's."""
 
     def __init__(self, client: ChatClient, budget: Budget, *, provider: str, base_url: str = ""):
         self.inner = client
@@ -347,7 +366,7 @@ class MeteredClient:
         try:
             reply = await self.inner.chat(request)
         except TeacherError as e:
-            if e.usage is not None:  # unusable, and billed all the same
+            if e.usage is not None:  # an unusable reply can be billed too
                 self._budget.end(*about, e.usage)
             raise
         self._budget.end(*about, reply.usage)

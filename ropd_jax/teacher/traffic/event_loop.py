@@ -1,4 +1,4 @@
-"""One event loop on one thread for the whole run: connections are pooled once, and nothing is started per step."""
+"""One event loop on one thread for the whole run, so that connections are pooled once and no step starts a loop."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ class TeacherLoop:
             if not self._closed:
                 return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         coroutine.close()
-        raise RuntimeError("the teacher loop is closed; nothing can be submitted any more")
+        raise RuntimeError("the teacher loop is closed; expected submissions before TeacherLoop.close() only")
 
     def on_close(self, closer: Callable[[], Awaitable[None]]) -> None:
         """Call ``closer`` on the loop when it closes."""
         self._closers.append(closer)
 
     def stacks(self) -> str:
-        """Where each coroutine on the loop stands, for whoever looks for one that hangs; asked from any thread."""
+        """The line at which each coroutine on the loop waits, to find one that hangs. Can be called from any thread."""
         lines = []
         for task in asyncio.all_tasks(self._loop):
             lines.append(f"\n{task.get_name()}\n")
-            waits = task.get_coro()
-            while (frame := getattr(waits, "cr_frame", None)) is not None:  # from the outermost to what waits
+            waits: Any = task.get_coro()
+            while (frame := getattr(waits, "cr_frame", None)) is not None:  # from the outermost to the innermost
                 lines += traceback.format_list(traceback.extract_stack(frame, limit=1))
                 waits = waits.cr_await
         return "".join(lines)
 
     def close(self, timeout_s: float = 10.0) -> None:
-        """Cancel what is in flight, close the clients on the loop, end the thread. Idempotent."""
+        """Cancel all coroutines, close the clients on the loop, end the thread. Idempotent."""
         with self._lock:
             if self._closed:
                 return

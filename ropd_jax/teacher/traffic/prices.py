@@ -1,4 +1,4 @@
-"""What tokens cost: ``prices.toml`` and the user's file. A model without a price costs an unknown amount, never 0."""
+"""Prices of tokens: ``prices.toml`` and the user's file. A model without a price costs an unknown amount, never 0."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ropd_jax.teacher.clients.client import ConfigurationError, Usage
+from ropd_jax.teacher.clients.chat import Usage
+from ropd_jax.teacher.clients.errors import ConfigurationError
 
 _DATED = r"(-\d{4}-\d{2}-\d{2}|-\d{3})?"  # gpt-4.1-2025-04-14, gemini-2.5-flash-001
-_RATES = ("input", "cached", "output")
-_ABOUT = ("source", "as_of")
+_KEYS = {
+    "provider", "model", "base_url", "input", "cached", "output", "long", "batch", "source", "as_of",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +25,11 @@ class Price:
     """US dollars per million tokens of one model.
 
     Attributes:
-        provider, model: whose; ``*`` is any model. ``base_url``: "" for the provider's own address.
-        input, cached, output: rates; ``cached`` None: cached input costs what input costs.
+        provider, model: of this price; model ``*`` is any model.
+        base_url: "" for the provider's own address.
+        input, cached, output: rates. With ``cached`` None, cached input costs as much as input.
         above, long: the rates of requests with more than ``above`` input tokens, or None.
-        batch: the share of these rates that batch jobs pay; None is not known.
+        batch: the share of these rates that batch jobs pay; None is unknown.
         source, as_of: where the entry was read, and when.
     """
 
@@ -43,13 +46,13 @@ class Price:
     as_of: str = ""
 
     def cost(self, usage: Usage, *, batch: bool = False) -> float | None:
-        """Dollars of one call, or of one request of a batch job; None when tokens or share are not known.
+        """Dollars of one call, or of one request of a batch job; None if tokens or share are unknown.
 
         Cached tokens are part of the input, thinking is part of the output (see ``Usage``).
         """
         if batch:
-            whole = self.cost(usage)
-            return None if whole is None or self.batch is None else whole * self.batch
+            live = self.cost(usage)
+            return None if live is None or self.batch is None else live * self.batch
         if usage.input_tokens is None or usage.output_tokens is None:
             return None
         if self.long is not None and self.above is not None and usage.input_tokens > self.above:
@@ -61,7 +64,7 @@ class Price:
 
 
 class Prices:
-    """The prices there are; later ones win."""
+    """A list of prices; of several for the same model, the last one applies."""
 
     def __init__(self, prices: Iterable[Price], *, as_of: str = ""):
         self._prices = list(prices)
@@ -69,10 +72,10 @@ class Prices:
 
     @classmethod
     def load(cls, path: str = "") -> Prices:
-        """The package's table and, where given, the user's file.
+        """The package's table and the user's file, if there is one.
 
         Raises:
-            ConfigurationError: the file cannot be read or is not of the table's form.
+            ConfigurationError: the file cannot be read or does not have the table's form.
         """
         table = importlib.resources.files("ropd_jax.teacher.traffic") / "prices.toml"
         data = tomllib.loads(table.read_text(encoding="utf-8"))
@@ -91,7 +94,7 @@ class Prices:
         return iter(self._prices)
 
     def find(self, provider: str, model: str, base_url: str = "") -> Price | None:
-        """The price of the model at this address, or None. Dated names (gpt-4.1-2025-04-14) have their model's."""
+        """The price of the model at this address, or None. A dated name (gpt-4.1-2025-04-14) has its model's price."""
         name = model.removeprefix("models/")
         for price in reversed(self._prices):
             if price.provider != provider or (price.base_url != base_url.rstrip("/") and provider != "scripted"):
@@ -111,37 +114,47 @@ def _parse(data: Mapping[str, Any], path: str) -> list[Price]:
 
 
 def _price(entry: Mapping[str, Any], where: str) -> Price:
-    known = {"provider", "model", "base_url", "long", "batch", *_RATES, *_ABOUT}
-    if unknown := entry.keys() - known:
-        raise ConfigurationError(f"{where}: {min(unknown)!r} is no key; expected {', '.join(sorted(known))}")
+    if unknown := entry.keys() - _KEYS:
+        raise ConfigurationError(f"{where}: {min(unknown)!r} is not a key; expected {', '.join(sorted(_KEYS))}")
     names = {key: entry.get(key, "" if key == "base_url" else None) for key in ("provider", "model", "base_url")}
     for key, value in names.items():
         if not isinstance(value, str):
             raise ConfigurationError(f"{where}: {key} is {value!r}; expected a text")
-    names["base_url"] = names["base_url"].rstrip("/")
+    provider, model, base_url = names["provider"], names["model"], names["base_url"].rstrip("/")
     batch = entry.get("batch")
     if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int | float) or not 0 <= batch <= 1):
         raise ConfigurationError(
             f"{where}: batch is {batch!r}; expected the share of the price that batch jobs pay, 0 to 1"
         )
-    about = {key: str(entry.get(key, "")) for key in _ABOUT}
-    long, above = entry.get("long"), None
-    if long is not None:
-        above = long.get("above")
-        if not isinstance(above, int):
-            raise ConfigurationError(f"{where}: long.above is {above!r}; expected a number of input tokens")
-        long = Price(**names, **_rates(long, f"{where}: long"))
-    return Price(**names, **_rates(entry, where), above=above, long=long, batch=batch, **about)
+    price = Price(
+        provider,
+        model,
+        base_url,
+        input=_rate(entry, "input", where),
+        cached=None if entry.get("cached") is None else _rate(entry, "cached", where),
+        output=_rate(entry, "output", where),
+        batch=batch,
+        source=str(entry.get("source", "")),
+        as_of=str(entry.get("as_of", "")),
+    )
+    if (long := entry.get("long")) is None:
+        return price
+    above = long.get("above")
+    if not isinstance(above, int):
+        raise ConfigurationError(f"{where}: long.above is {above!r}; expected a number of input tokens")
+    long_price = Price(
+        provider,
+        model,
+        base_url,
+        input=_rate(long, "input", f"{where}: long"),
+        cached=None if long.get("cached") is None else _rate(long, "cached", f"{where}: long"),
+        output=_rate(long, "output", f"{where}: long"),
+    )
+    return dataclasses.replace(price, above=above, long=long_price)
 
 
-def _rates(entry: Mapping[str, Any], where: str) -> dict[str, float | None]:
-    rates: dict[str, float | None] = {}
-    for key in _RATES:
-        value = entry.get(key)
-        if value is None and key == "cached":
-            rates[key] = None
-        elif isinstance(value, bool) or not isinstance(value, int | float) or not (0 <= value < math.inf):
-            raise ConfigurationError(f"{where}: {key} is {value!r}; expected dollars per million tokens")
-        else:
-            rates[key] = float(value)
-    return rates
+def _rate(entry: Mapping[str, Any], key: str, where: str) -> float:
+    value = entry.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (0 <= value < math.inf):
+        raise ConfigurationError(f"{where}: {key} is {value!r}; expected dollars per million tokens")
+    return float(value)

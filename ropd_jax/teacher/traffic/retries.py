@@ -1,11 +1,11 @@
-"""Limits and patience: the one place that every request to a provider passes.
+"""Limits and retries: every request to a provider passes through here.
 
     identical requests in flight share one call
       -> a failed try is repeated: transient ones after a growing, jittered wait (or the server's Retry-After),
-         a reply cut at the token limit once, at once, with twice the limit
-        -> the queue: the earliest step, then the longest way to go (``Limits.order``), then first come
-          -> slots that adapt to the server, requests and tokens a minute (``admission``)
-            -> the time limit of one try, which starts when the try starts: our own queue does not count
+         a reply cut at the token limit once, immediately, with twice the limit
+        -> the queue: the earliest step, then the longest remaining path (``Limits.order``), then first come
+          -> slots that adapt to the server, requests and tokens per minute (``admission``)
+            -> the time limit of one try, which starts when the try starts: time in our own queue does not count
               -> a second copy of a straggler, if hedging is on
 
 Everything else (blocked, malformed, over the context, wrong configuration) is not repeated here.
@@ -26,31 +26,29 @@ from collections.abc import Awaitable, Callable
 
 import tenacity
 
-from ropd_jax.teacher.clients.client import (
-    ChatClient,
-    ChatReply,
-    ChatRequest,
+from ropd_jax.teacher.clients.chat import ChatClient, ChatReply, ChatRequest, Usage
+from ropd_jax.teacher.clients.errors import (
     ConfigurationError,
     RequestError,
     TeacherError,
     TransientError,
     TruncatedError,
-    Usage,
 )
-from ropd_jax.teacher.tape.client import STEP
+from ropd_jax.teacher.step import STEP
 from ropd_jax.teacher.traffic.admission import AdaptiveLimit, Admission, Rate
 from ropd_jax.teacher.traffic.stats import TeacherStats
 
 log = logging.getLogger(__name__)
 
-_STAGES = {"reference": 0, "rubric": 1, "verify": 2, "score": 2, "judge": 0}  # of a group: each waits for the last
+# Stages of a group; each waits for the one before. The held-out judge waits for none.
+_STAGES = {"reference": 0, "rubric": 1, "verify": 2, "score": 2, "judge": 0}
 ORDERS = ("longest_first", "finished_first")
 _HEDGE_PRIORITY = (math.inf, 0)  # after everything else
 _OVERLOAD = {"rate_limited": "429", "unavailable": "503", "overloaded": "529", "timeout": "timeout"}
-_LARGER = 2  # times the token limit, in the one try after a truncated reply
+_LARGER = 2  # factor on the token limit in the one try after a truncated reply
 _LOG_EVERY_S = 5.0
-_SAID_AGAIN_S = 60.0  # between two lines about calls given up for the same cause
-_STORM = 3  # so many requests between two tries, or one for longer than _LONG_S, is a warning
+_GIVEN_UP_EVERY_S = 60.0  # between two log lines about calls given up for the same cause
+_STORM = 3  # so many requests that wait for their next try, or one for longer than _LONG_S, are a warning
 _LONG_S = 30.0
 
 
@@ -59,17 +57,20 @@ class Limits:
     """The numbers, named as in ``cfg.teacher``.
 
     Attributes:
-        concurrency, min_concurrency: bounds of the slots that adapt; it starts at ``concurrency``.
-        requests_per_minute, tokens_per_minute: of the job; None for no bound. Tokens are those that the provider
-            reports, input and output; before the first reply, the request's own limit stands for its output.
-        timeout_s: seconds that one try may take, from the moment it is sent.
+        concurrency, min_concurrency: bounds of the adaptive slots; they start at ``concurrency``.
+        requests_per_minute, tokens_per_minute: of the job; None for no bound. Tokens are input and output as the
+            provider reports them. Before a role's first reply, a request's own limit counts as its output.
+        timeout_s: seconds that one try can take, from the moment it is sent.
         attempts: tries of a request with transient failures.
-        first_wait_s, max_wait_s: the wait doubles from the first to the longest; also bounds Retry-After.
+        first_wait_s, max_wait_s: the wait doubles from the first to the longest. The longest also bounds Retry-After.
         hedge_after_s: seconds after which a second copy of a try is sent if a slot is free; 0 never.
-        order: who goes first where slots are scarce. ``longest_first``: of the earliest step, references before
+        order: which request goes first if slots are scarce. ``longest_first``: of the earliest step, references before
             rubrics before verifications, so that the last group starts early and the step ends early.
             ``finished_first``: verifications before rubrics before references, so that the first groups end early.
         share: this host's part of the limits, 1/N with N hosts.
+
+    Raises:
+        ConfigurationError: a number out of range.
     """
 
     concurrency: int = 64
@@ -115,14 +116,14 @@ class Limits:
 
 
 class LimitedClient:
-    """A ``ChatClient`` around another one that keeps the limits and has the patience.
+    """A ``ChatClient`` around another one that enforces the limits and repeats failed tries.
 
     Args:
         client: does one try.
         limits: see ``Limits``.
         stats: where retries, hedges and shared calls are counted.
         sleep: waits for retries and rates.
-        clock: seconds; None for the event loop's own.
+        clock: returns seconds; None for the event loop's own.
     """
 
     def __init__(
@@ -140,45 +141,51 @@ class LimitedClient:
         self._sleep = sleep
         self._clock = clock or (lambda: asyncio.get_running_loop().time())
         self._admission_: Admission | None = None
-        self._flights: dict[tuple, _Flight] = {}
+        self._in_flight: dict[tuple, _InFlight] = {}
         self._numbers = itertools.count()
-        self._retrying: dict[int, tuple[float, str]] = {}  # number -> since when, the latest cause
+        self._retrying: dict[int, tuple[float, str]] = {}  # request number -> (time of its first failure, latest cause)
         self._logged_at: float | None = None
-        self._given_up: dict[str, float] = {}  # cause -> when it was last said
-        self._output: dict[str, tuple[int, int]] = {}  # purpose -> replies, output tokens
+        self._given_up: dict[str, float] = {}  # cause -> time of its last log line
+        self._output: dict[str, tuple[int, int]] = {}  # purpose -> (replies, output tokens)
 
     async def chat(self, request: ChatRequest) -> ChatReply:
-        """The inner client's reply; raises its ``TeacherError``, a transient one only after the last try."""
+        """The inner client's reply, shared by identical requests in flight.
+
+        Raises:
+            TeacherError: the inner client's; a transient one only after the last try.
+        """
         key = _identity(request)
-        flight = self._flights.get(key)
-        first = flight is None
-        if flight is None:
-            flight = self._flights[key] = _Flight(asyncio.create_task(self._persist(request)))
+        call = self._in_flight.get(key)
+        first = call is None
+        if call is None:
+            call = self._in_flight[key] = _InFlight(asyncio.create_task(self._persist(request)))
         else:
             self._stats.count("shared", request.purpose)
-        flight.askers += 1
+        call.askers += 1
         try:
-            reply = await asyncio.shield(flight.task)
+            # The task belongs to all callers, so a cancelled caller must not cancel it: `shield`.
+            reply = await asyncio.shield(call.task)
         finally:
-            flight.askers -= 1
-            if not flight.askers:  # the last one that cared has its answer, or has gone
-                flight.task.cancel()
-                if self._flights.get(key) is flight:
-                    del self._flights[key]
+            call.askers -= 1
+            if not call.askers:  # every caller has its reply or was cancelled
+                call.task.cancel()
+                if self._in_flight.get(key) is call:
+                    del self._in_flight[key]
         return reply if first else dataclasses.replace(reply, source="shared")
 
     async def close(self) -> None:
+        """Stop waiting for rates and close the inner client."""
         self._admission.close()
         await self.inner.close()
 
     @property
     def concurrency(self) -> float:
-        """The slots of the moment."""
+        """The current number of slots."""
         return self._admission.limit.value
 
     @property
     def _admission(self) -> Admission:
-        if self._admission_ is None:  # here and not in __init__: the clock is the loop's
+        if self._admission_ is None:  # made at the first call, because its clock is the event loop's
             limits = self.limits
             rates = [
                 None if per_minute is None else Rate(per_minute * limits.share, self._clock)
@@ -189,18 +196,18 @@ class LimitedClient:
             )
         return self._admission_
 
-    # ------------------------------------------------------------------------------------------------- again
+    # ----------------------------------------------------------------------------------------------- retries
 
     async def _persist(self, request: ChatRequest) -> ChatReply:
         try:
             return await self._larger(request, next(self._numbers))
         except ConfigurationError:
-            raise  # it stops the run with its own words
+            raise  # it stops the run and is reported there
         except TeacherError as e:
             now = self._clock()
-            if now - self._given_up.get(e.cause, -math.inf) >= _SAID_AGAIN_S:
+            if now - self._given_up.get(e.cause, -math.inf) >= _GIVEN_UP_EVERY_S:
                 self._given_up[e.cause] = now
-                log.warning("teacher: a %s call is given up (%s): %s", request.purpose, e.cause, e)
+                log.warning("teacher: gave up a %s call (%s): %s", request.purpose, e.cause, e)
             raise
 
     async def _larger(self, request: ChatRequest, number: int) -> ChatReply:
@@ -212,9 +219,9 @@ class LimitedClient:
             try:
                 return await self._retried(larger, number)
             except (RequestError, ConfigurationError) as e:
-                if e.cause not in ("bad_request", "unsupported"):
+                if e.cause not in ("bad_request", "unsupported"):  # another failure, not about the larger limit
                     raise
-                raise truncated from e  # the model allows no larger limit
+                raise truncated from e  # the model does not allow a larger limit
             except TruncatedError as e:
                 message = f"{truncated} (a second try reached {larger.max_output_tokens})"
                 raise TruncatedError(message, cause=e.cause, usage=e.usage) from e
@@ -234,11 +241,12 @@ class LimitedClient:
             self._retrying.pop(number, None)
 
     def _wait(self, state: tenacity.RetryCallState) -> float:
+        # 1, 2, 4, ... seconds, each times 0.5 to 1.5, so that requests that failed together do not return together.
         spread = self.limits.first_wait_s * 2 ** (state.attempt_number - 1) * random.uniform(0.5, 1.5)
         error = state.outcome.exception() if state.outcome else None
-        asked = (error.retry_after or 0.0) if isinstance(error, TransientError) else 0.0
-        if asked > spread:
-            spread = asked + random.uniform(0, 0.1 * asked)  # never before the time asked for, and not all at once
+        retry_after = (error.retry_after or 0.0) if isinstance(error, TransientError) else 0.0
+        if retry_after > spread:  # never before the server's time, and not all at once
+            spread = retry_after + random.uniform(0, 0.1 * retry_after)
         return min(spread, self.limits.max_wait_s)
 
     def _note(self, state: tenacity.RetryCallState, number: int) -> None:
@@ -272,17 +280,17 @@ class LimitedClient:
         expected = self._expected(request)
         epoch = await admission.enter(priority, number, expected)
         start = self._clock()
-        used = float(_input(request))  # of a failed call, as far as we know
+        used = float(_input(request))  # what a failed call is assumed to use
         try:
             reply = await self._in_time(request, number)
             used = self._settle(request, reply.usage, expected)
             admission.limit.succeeded(epoch, in_demand=admission.in_demand)
             return dataclasses.replace(reply, latency_s=self._clock() - start)
         except TransientError as e:
-            if e.cause in _OVERLOAD:
+            if e.cause in _OVERLOAD:  # a refused connection or a 500 says nothing about the load
                 admission.limit.overloaded(epoch)
             raise
-        except TeacherError as e:  # the server works, only this call gave nothing
+        except TeacherError as e:  # the server works, and only this call failed
             used = self._settle(request, e.usage, used)
             admission.limit.succeeded(epoch, in_demand=admission.in_demand)
             raise
@@ -293,12 +301,13 @@ class LimitedClient:
     async def _in_time(self, request: ChatRequest, number: int) -> ChatReply:
         deadline = asyncio.timeout(self.limits.timeout_s)
         try:
+            # An SDK's own limit can be per read, so that a server which sends a byte now and then outlasts it.
             async with deadline:
                 if self.limits.hedge_after_s and number >= 0:
                     return await self._hedged(request)
                 return await self.inner.chat(request)
         except TimeoutError as e:
-            if not deadline.expired():
+            if not deadline.expired():  # a TimeoutError of the client's own
                 raise
             limit = f"teacher.timeout_s={self.limits.timeout_s:g}"
             message = f"{request.model!r} ({request.purpose}) took longer than {limit}"
@@ -307,33 +316,34 @@ class LimitedClient:
     async def _hedged(self, request: ChatRequest) -> ChatReply:
         """The first good reply of the call and, if it is late and a slot is free, of a second copy of it."""
         first = asyncio.create_task(self.inner.chat(request))
-        tasks = {first}
+        tasks = {first}  # those that can still give the reply
         try:
             await asyncio.wait(tasks, timeout=self.limits.hedge_after_s)
             if not first.done():
                 self._stats.count("hedges", request.purpose)
+                # Through the queue, behind everything else. Number -1 marks a copy, which is not hedged itself.
                 tasks.add(asyncio.create_task(self._try(request, _HEDGE_PRIORITY, -1)))
             while not first.done():
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in done - {first}:
                     tasks.discard(task)
-                    if task.exception() is None:
+                    if task.exception() is None:  # a failed copy only leaves the first to wait for
                         return task.result()
             return first.result()
         finally:
             for task in tasks:
                 task.cancel()
-            for task in tasks:
+            for task in tasks:  # awaited, so that no slot of the copy is left taken
                 with contextlib.suppress(asyncio.CancelledError, TeacherError):
                     await task
 
     def _expected(self, request: ChatRequest) -> float:
-        """Tokens that the call will probably use: its text, and the mean output of its role so far."""
+        """Tokens that the call is expected to use: its text, and the mean output of its role so far."""
         replies, tokens = self._output.get(request.purpose, (0, 0))
         return _input(request) + (tokens / replies if replies else request.max_output_tokens)
 
     def _settle(self, request: ChatRequest, usage: Usage | None, otherwise: float) -> float:
-        """Tokens that the call used, as the provider says; ``otherwise`` where it says nothing."""
+        """Tokens that the call used according to the provider; ``otherwise`` if it reports none."""
         if usage is None or usage.input_tokens is None or usage.output_tokens is None:
             return otherwise
         sent, output = usage.input_tokens, usage.output_tokens
@@ -343,18 +353,18 @@ class LimitedClient:
 
 
 @dataclasses.dataclass
-class _Flight:
+class _InFlight:
     task: asyncio.Task[ChatReply]
     askers: int = 0
 
 
 def _input(request: ChatRequest) -> int:
-    """Tokens of the request, at four characters each: what is assumed until the provider says better."""
+    """Tokens of the request, assumed at four characters each until the provider reports the real number."""
     return sum(len(m.content) for m in request.messages) // 4
 
 
 def _identity(request: ChatRequest) -> tuple:
-    """What makes two requests the same. ``purpose`` is in it although it is not on the wire: it sets the priority."""
+    """What makes two requests the same. ``purpose`` is part of it, although it is not sent, as it sets the priority."""
     schema = None if request.json_schema is None else json.dumps(request.json_schema)
     return (request.purpose, request.messages, request.model, request.temperature, request.max_output_tokens, schema,
             request.sample_index)  # fmt: skip

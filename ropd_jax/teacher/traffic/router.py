@@ -1,17 +1,17 @@
-"""Several clients as one: each role's requests go to the client of that role, references to several in turn."""
+"""Several clients as one: each request goes to its role's client, references to several clients in turn."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ropd_jax.teacher.clients.client import ChatClient, ChatReply, ChatRequest
+from ropd_jax.teacher.clients.chat import ChatClient, ChatReply, ChatRequest
 
 
 class Routes:
-    """A ``ChatClient`` that sends each request on by its purpose.
+    """A ``ChatClient`` that forwards each request by its purpose.
 
     Args:
-        clients: the clients of each purpose; of several, sample i goes to number i % n.
+        clients: the clients of each purpose. With n clients, sample i goes to number i % n.
     """
 
     def __init__(self, clients: Mapping[str, Sequence[ChatClient]]):
@@ -23,6 +23,7 @@ class Routes:
         return several[request.sample_index % len(several)]
 
     async def chat(self, request: ChatRequest) -> ChatReply:
+        """The reply of the request's client."""
         return await self.client_of(request).chat(request)
 
     async def close(self) -> None:

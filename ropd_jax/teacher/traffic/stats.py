@@ -1,11 +1,11 @@
-"""Counters of the teacher's traffic: what was asked, what it cost in tokens, what failed and why."""
+"""Counters of the teacher's traffic: calls, tokens, failures by cause."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
 
-from ropd_jax.teacher.clients.client import ChatReply, Purpose
+from ropd_jax.teacher.clients.chat import ChatReply, Purpose
 
 Counts = dict[str, int]
 
@@ -25,12 +25,13 @@ class TeacherStats:
         retries: attempts that were repeated, by the cause of the failure.
         reasks: second questions after an unusable or incomplete reply, by purpose.
         failures: calls given up, by cause.
-        unscored: answers that ended without a verdict, by cause.
-        shared: calls that were answered by an identical one in flight, by purpose; they spent nothing.
-        taped: requests that the tape answered, by purpose; they spent nothing.
-        hedges: second copies of a straggler, by purpose. The loser's tokens are in no count: nobody reports them.
-        cut: answers shown to the teacher with their middle left out, by purpose.
-        gauges: what is so at the moment, not a count: ``concurrency``, the slots.
+        unscored: answers that ended without a verdict or score, by cause.
+        shared: calls that were answered by an identical one in flight, by purpose; they cost nothing.
+        taped: requests that the tape answered, by purpose; they cost nothing.
+        hedges: second copies of a straggler, by purpose. The slower copy's tokens are not counted, because it is
+            cancelled before its reply.
+        cut: answers shown to the teacher with their middle cut out, by purpose.
+        gauges: current values, not counts: ``concurrency``, the slots.
         duplicate_references: references equal to an earlier one of the same prompt (they are kept).
     """
 
@@ -52,7 +53,7 @@ class TeacherStats:
     duplicate_references: int = 0
 
     def called(self, purpose: Purpose, reply: ChatReply) -> None:
-        """Count one reply, if it was asked for and not shared or replayed."""
+        """Count one reply, unless it was shared or came from the tape."""
         if reply.source != "live":
             return
         _add(self.calls, purpose)
@@ -78,7 +79,7 @@ class TeacherStats:
                 setattr(self, f.name, _copy(state[f.name]))
 
     def plus(self, others: Iterable[TeacherStats]) -> TeacherStats:
-        """The counts of several hosts as one."""
+        """The sum of this host's counts and those of other hosts."""
         total = TeacherStats()
         for stats in (self, *others):
             for name, value in stats.as_dict().items():

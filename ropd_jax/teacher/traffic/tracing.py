@@ -1,11 +1,11 @@
-"""A client around another one whose calls somebody follows."""
+"""A client that opens a span around each call of another client."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from ropd_jax.teacher.clients.client import ChatClient, ChatReply, ChatRequest
+from ropd_jax.teacher.clients.chat import ChatClient, ChatReply, ChatRequest
 
 
 class ObservedClient:

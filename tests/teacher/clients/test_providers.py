@@ -1,7 +1,4 @@
-"""One conformance suite over the three providers: the same texts and rewards, the same typed failures.
-
-``gemini`` and ``openai`` go through their real SDKs to a local server.
-"""
+"""Three providers through their real SDKs against a local server: the same rewards, typed failures, no key in a log."""
 
 from __future__ import annotations
 
@@ -10,7 +7,6 @@ import logging
 
 import pytest
 
-from ropd_jax import configs
 from ropd_jax.teacher import (
     BlockedError,
     ChatRequest,
@@ -30,6 +26,8 @@ from ropd_jax.teacher.roles.verifier import VERDICT_SCHEMA
 from ropd_jax.types import Message, UserError
 
 PROVIDERS = ["scripted", "openai", "gemini"]
+
+
 KEY = "sk-very-secret-0123456789"
 
 
@@ -237,24 +235,6 @@ def test_a_body_that_is_no_reply_is_malformed(provider, web_page):
         asyncio.run(run())
 
 
-@pytest.mark.parametrize(
-    "provider, words",
-    [("openai", "OPENAI_API_KEY"), ("gemini", "GEMINI_API_KEY or GOOGLE_API_KEY")],
-)
-def test_a_missing_key_is_one_line_that_names_variable_and_remedy(provider, words):
-    with pytest.raises(ConfigurationError, match=f"environment variable {words} is not set. Set it") as e:
-        make_client(provider=provider)
-    assert isinstance(e.value, UserError) and "\n" not in str(e.value) and "scripted" in str(e.value)
-    with pytest.raises(ConfigurationError, match="MY_KEY is not set"):
-        make_client(provider=provider, api_key_env="MY_KEY", base_url="http://localhost:1/v1")
-
-
-def test_a_key_written_into_the_config_is_refused_and_not_shown():
-    with pytest.raises(ConfigurationError, match="not the name of an environment variable") as e:
-        make_client(provider="openai", api_key_env=KEY)
-    assert KEY not in str(e.value)
-
-
 @pytest.mark.usefixtures("keys")
 @pytest.mark.parametrize("provider", ["openai", "gemini"])
 def test_a_key_never_reaches_an_error_or_a_log(provider_client, provider, sum_prompt, caplog):
@@ -270,31 +250,3 @@ def test_a_key_never_reaches_an_error_or_a_log(provider_client, provider, sum_pr
 def test_gemini_takes_google_api_key_and_prefers_the_named_one(monkeypatch, provider_client, sum_prompt):
     monkeypatch.setenv("GOOGLE_API_KEY", KEY)
     assert ask(provider_client, "gemini", sum_prompt.messages, api_key=KEY).text.endswith("Answer: 16")
-
-
-def test_an_unknown_provider_names_the_near_one():
-    with pytest.raises(ConfigurationError, match=r"'gemni'.*did you mean 'gemini'"):
-        make_client(provider="gemni")
-
-
-@pytest.mark.parametrize("options", [dict(concurrency=0), dict(attempts=0), dict(timeout_s=0), dict(base_url="host:1")])
-def test_numbers_out_of_range_are_named(options):
-    with pytest.raises(ConfigurationError, match=f"teacher.{next(iter(options))} is"):
-        make_client(provider="scripted", **options)
-
-
-def test_teacher_from_config_has_the_roles_of_the_config():
-    cfg = configs.default()
-    cfg.teacher.update(
-        concurrency=2, min_concurrency=1, tokens_per_minute=30.0, max_wait_s=9.0, max_answer_chars=500, references=3
-    )
-    for key in ("reference", "rubricator", "verifier"):
-        cfg.teacher[key].update(model="m", temperature=0.5, max_output_tokens=7)
-    cfg.teacher.rubricator.model = "r"
-    with cfg.unlocked(), cfg.ignore_type():
-        cfg.teacher.verifier.temperature = None
-    teacher = Teacher.from_config(cfg, seed=4)
-    assert [teacher.roles[r].model for r in ("reference", "rubric", "verify")] == ["m", "r", "m"]
-    limits = teacher.client.limits
-    assert limits.slots == (1, 2) and limits.tokens_per_minute == 30.0 and limits.max_wait_s == 9.0
-    assert teacher.roles["verify"].temperature is None and teacher.roles["reference"].max_output_tokens == 7

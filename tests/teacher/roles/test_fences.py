@@ -1,4 +1,4 @@
-"""Nothing that stands between fences can leave them."""
+"""No text can leave its fence; long texts are cut in the middle."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from ropd_jax.teacher.roles.references import reference_request
 from ropd_jax.teacher.roles.rubricator import rubric_request
 from ropd_jax.teacher.roles.verifier import verify_request
 from ropd_jax.types import Criterion, Rubric
+from tests.teacher.helpers import fenced
 
 TOKEN = fences.make_token(0, ["x"])
+
+
 HOSTILE = [
     "",
     "\n",
@@ -36,14 +39,14 @@ HOSTILE = [
 @pytest.mark.parametrize("label", ["answer", "student"])
 def test_parse_is_the_inverse_of_render(label):
     token = fences.make_token(3, HOSTILE)
-    assert fences.parse(fences.render(HOSTILE, token, label), label) == HOSTILE
+    assert fenced(fences.render(HOSTILE, token, label), label) == HOSTILE
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_each_hostile_answer_comes_back_alone_and_survives_json(text):
     token = fences.make_token(0, [text])
     wire = json.dumps(fences.render([text, "next"], token), ensure_ascii=False).encode("utf-8")
-    assert fences.parse(json.loads(wire)) == [text, "next"]
+    assert fenced(json.loads(wire)) == [text, "next"]
 
 
 def test_the_token_is_in_no_text_and_depends_on_seed_and_texts():
@@ -72,7 +75,7 @@ def test_every_request_parses_back_to_exactly_its_texts():
         assert blocks == list(zip(["question", *labels], [question, *HOSTILE[:3], *HOSTILE], strict=True))
     text = verify_request("q", rubric, HOSTILE, **how).messages[0].content
     text.encode("utf-8")
-    assert fences.parse(text) == HOSTILE
+    assert fenced(text) == HOSTILE
 
 
 def test_the_verifier_sees_no_points_and_no_categories():
@@ -81,3 +84,14 @@ def test_the_verifier_sees_no_points_and_no_categories():
     shown = dict(fences.parse_blocks(request.messages[0].content))["rubric"]
     assert json.loads(shown)[3] == {"criterion_id": "c4", "criterion": "criterion 4"}
     assert "SECRET" not in request.messages[0].content and "points" not in request.messages[0].content
+
+
+def test_cutting_keeps_start_and_end_and_says_how_much_is_missing():
+    text = "".join(chr(97 + i % 26) for i in range(10_000))
+    for limit in (fences.MIN_CUT, 101, 999, 9_999):
+        cut = fences.cut_middle(text, limit)
+        head, mark, tail = cut.split("\n")
+        missing = int(mark.split()[1])
+        assert len(cut) <= limit and text.startswith(head) and text.endswith(tail)
+        assert len(head) + len(tail) + missing == 10_000 and abs(len(head) - len(tail)) <= 1
+    assert fences.cut_middle(text, 10_000) is text

@@ -246,7 +246,7 @@ def test_gsm8k_rows_are_read_as_they_are(tmp_path, line):
 
 
 @pytest.mark.parametrize("line", ["not json", '{"question": "q"}', "[1]", '{"question": 1, "solution": "s"}'])
-def test_a_bad_book_names_its_file(tmp_path, line):
+def test_a_bad_answer_key_names_its_file(tmp_path, line):
     path = tmp_path / "book.jsonl"
     path.write_text(json.dumps(GSM) + "\n" + line + "\n", encoding="utf-8")
     with pytest.raises(ConfigurationError, match=r"book\.jsonl"):

@@ -15,8 +15,9 @@ from experiments import quickstart
 from ropd_jax.cli import collect_references
 from ropd_jax.cli import main as cli
 from ropd_jax.teacher import Budget, Caps, ChatRequest, ConfigurationError, Tape, TapedClient
-from ropd_jax.teacher.build import Endpoint
 from ropd_jax.teacher.clients.batch import open_batch
+from ropd_jax.teacher.clients.endpoint import Endpoint
+from ropd_jax.teacher.collect_references import EXTRA
 from ropd_jax.teacher.tape.batch_jobs import ENDED, INTENDED, ROLE, RUNNING, Ledger, Source, run_jobs
 from ropd_jax.teacher.tape.store import body_key, request_body
 from ropd_jax.types import Message, UserError
@@ -88,7 +89,7 @@ def test_answers_come_home_to_their_requests_and_onto_the_tape(provider, tape, s
 
 
 @PROVIDERS
-def test_what_a_job_fails_to_answer_is_not_there_and_not_handed_in_again(provider, tape):
+def test_what_a_job_fails_to_answer_is_not_there_and_not_submitted_again(provider, tape):
     several, server = requests(5), Server(fails={1, 3})
     for _ in range(2):
         run(provider, server, several, tape)
@@ -106,7 +107,7 @@ def test_a_blocked_answer_is_kept_as_the_failure_it_is_and_paid_for(provider, ta
 
 
 @PROVIDERS
-def test_a_restart_polls_the_same_jobs_and_hands_in_only_what_is_new(provider, tape):
+def test_a_restart_polls_the_same_jobs_and_submits_only_what_is_new(provider, tape):
     class Stopped(Exception):
         pass
 
@@ -155,7 +156,7 @@ import asyncio, json, sys
 from ropd_jax.teacher import Budget, ChatRequest, Tape
 from ropd_jax.teacher.clients.batch import open_batch
 from ropd_jax.teacher.tape.batch_jobs import Source, run_jobs
-from ropd_jax.teacher.build import Endpoint
+from ropd_jax.teacher.clients.endpoint import Endpoint
 from ropd_jax.types import Message
 provider, root, tape, texts = sys.argv[1:]
 several = [ChatRequest("reference", (Message("user", t),), "gpt-4.1", 0.7, 100, None, i % 3)
@@ -190,7 +191,7 @@ def test_a_kill_at_any_point_pays_for_nothing_twice(provider, point, tape, tmp_p
 
 
 @PROVIDERS
-def test_a_job_that_its_list_shows_late_is_taken_over_and_one_it_never_shows_is_handed_in_again(provider, tape):
+def test_a_job_that_is_listed_late_is_taken_over_and_one_that_is_never_listed_is_submitted_again(provider, tape):
     server, several = Server(looks=0, late=3), requests(3)
     rows = {key(provider, r): r for r in several}
     lost = Ledger(tape).intend(Endpoint(provider), rows, Budget().total(), prompts={})
@@ -210,7 +211,7 @@ def test_a_job_that_its_list_shows_late_is_taken_over_and_one_it_never_shows_is_
     asyncio.run(main())
 
 
-def test_a_refused_job_leaves_nothing_and_one_with_an_unknown_fate_its_note(tape, unused_port):
+def test_a_refused_job_leaves_nothing_and_one_with_an_unknown_fate_its_record(tape, unused_port):
     async def refuse(request):
         return web.json_response({"error": {"message": "no", "code": "x"}}, status=400)
 
@@ -252,7 +253,7 @@ def test_a_batch_costs_half_the_price_and_only_once(provider, tape):
         assert budget.as_metrics()[f"teacher/cost_usd_{ROLE}"] == budget.total().usd
 
 
-def test_the_jobs_stand_in_the_stats_of_the_tape(tape, capsys):
+def test_the_jobs_are_in_the_stats_of_the_tape(tape, capsys):
     run("openai", Server(looks=0), requests(3), tape)
     rows = {"0" * 64: requests(1)[0]}
     Ledger(tape).intend(Endpoint("gemini"), rows, Budget().total(), prompts={})
@@ -294,7 +295,7 @@ def test_a_cap_holds_by_estimate_before_and_by_the_real_usage_after(caps, first,
     assert sizes == [n for n in (first, second) if n]
     assert (stopped is None) == (sum(sizes) == 10)
     if stopped is not None:
-        assert f"{10 - first} are not handed in" in str(stopped)
+        assert f"{10 - first} are not submitted" in str(stopped)
     assert budget.total().tokens == 7 * sum(sizes) and budget.total().calls == sum(sizes)
 
 
@@ -307,7 +308,7 @@ def test_jobs_that_run_count_at_their_estimate(tape):
     body = {"model": "m", "seed": 0, "messages": [{"role": "user", "content": "Calculate 9 + 5 - 1 ="}]}
     server.jobs["batch_0"] = {"rows": [{"custom_id": k, "body": body} for k in rows], "left": 3, "about": {}}
     stopped = run("openai", server, several, tape, budget=budget)
-    assert len(server.submitted) == 1 and "1 are not handed in" in str(stopped)
+    assert len(server.submitted) == 1 and "1 are not submitted" in str(stopped)
 
 
 def budget_of(calls):
@@ -320,13 +321,13 @@ def budget_of(calls):
 # --------------------------------------------------------------------------------------------------- the verb
 
 
-def test_a_provider_without_a_batch_api_is_said():
+def test_a_provider_without_a_batch_api_is_reported():
     with pytest.raises(ConfigurationError, match="the scripted teacher has no batch API; expected openai or gemini"):
         open_batch("scripted")
 
 
 @PROVIDERS
-def test_teach_by_batch_writes_what_teach_writes_live(provider, tmp_path, monkeypatch):
+def test_collecting_by_batch_writes_what_collecting_live_writes(provider, tmp_path, monkeypatch):
     def config(root=""):
         cfg = quickstart.get_config()
         cfg.data.size, cfg.data.heldout_size, cfg.data.prompts_per_step = 12, 4, 4
@@ -350,15 +351,15 @@ def test_teach_by_batch_writes_what_teach_writes_live(provider, tmp_path, monkey
     assert answers(out) == answers(tmp_path / "live.jsonl")
     n = len(answers(out))
     assert len(server.submitted) == 4 * n
-    assert server.live == 1 + n * collect_references.EXTRA * 3  # the failed one, and the equal ones of a scripted sum
+    assert server.live == 1 + n * EXTRA * 3  # the failed one, and the equal ones of a scripted sum
     with contextlib.closing(Tape(tmp_path / "batch.jsonl.teacher" / "tape.sqlite", read_only=True)) as tape:
         assert [(j.state, len(j.keys)) for j in Ledger(tape).jobs()] == [(ENDED, 4 * n)]
-        assert tape.query("SELECT count(*) FROM replies") == [(4 * n + n * collect_references.EXTRA * 3,)]
+        assert tape.query("SELECT count(*) FROM replies") == [(4 * n + n * EXTRA * 3,)]
     spent = json.loads((tmp_path / "batch.jsonl.teacher" / "spent.json").read_text())
     assert spent[ROLE]["calls"] == 4 * n and spent["reference"]["calls"] == server.live
 
 
-def test_teach_at_a_cap_writes_what_was_bought_and_ends_with_exit_code_4(tmp_path):
+def test_collecting_at_a_cap_writes_what_was_bought_and_ends_with_exit_code_4(tmp_path):
     def config(root, calls):
         cfg = quickstart.get_config()
         cfg.data.size, cfg.data.heldout_size, cfg.data.prompts_per_step = 12, 4, 4

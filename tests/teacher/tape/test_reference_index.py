@@ -60,10 +60,10 @@ def test_rows_of_both_versions_are_read(tmp_path, row, count, expected):
     [
         (official(1), 4, "1 references; expected at least 4"),
         (official(teacher_answers=["a", " "]), None, "an answer is blank"),
-        (official(teacher_answers=["a", 3]), None, "an answer is blank or no text"),
+        (official(teacher_answers=["a", 3]), None, "an answer is blank or not a text"),
         (official(teacher_answers=[]), None, "an empty one"),
-        (official(teacher_answers="a"), None, "no list"),
-        (official(1, teacher_answer=...), None, "blank or no text"),
+        (official(teacher_answers="a"), None, "not a list"),
+        (official(1, teacher_answer=...), None, "blank or not a text"),
         (official(schema_version=...), None, "schema_version is None"),
         (official(schema_version="ropd.teacher_index.v3"), None, "v3'"),
         (official(raw_prompt_hash="abc"), None, "raw_prompt_hash is 'abc'"),
@@ -74,7 +74,7 @@ def test_rows_of_both_versions_are_read(tmp_path, row, count, expected):
         (official(), 0, "0 references wanted"),
     ],
 )
-def test_what_is_no_row_is_said_with_its_line(tmp_path, row, count, message):
+def test_a_wrong_row_is_reported_with_its_line(tmp_path, row, count, message):
     good = official(uid="other", teacher_answers=list("abcd"))
     with pytest.raises(ConfigurationError, match=message) as e:
         read_index(written(tmp_path, good, row), count=count)
@@ -86,10 +86,10 @@ def test_a_second_row_for_one_prompt_is_an_error(tmp_path):
         read_index(written(tmp_path, official(), official(1)))
 
 
-def test_a_fingerprint_must_say_the_same_but_90_is_90_0(tmp_path):
+def test_a_fingerprint_must_be_equal_and_90_equals_90_0(tmp_path):
     path = written(tmp_path, official())
     assert len(read_index(path, fingerprint={"model": "gpt", "timeout_seconds": 90.0})) == 1
-    with pytest.raises(ConfigurationError, match="model is 'gpt', the config says 'gpt-5'"):
+    with pytest.raises(ConfigurationError, match="model is 'gpt', the config has 'gpt-5'"):
         read_index(path, fingerprint={"model": "gpt-5", "timeout_seconds": 90})
 
 
@@ -120,7 +120,7 @@ def test_a_kill_at_any_byte_loses_at_most_the_row_being_written(tmp_path):
         assert path.read_bytes() == whole, size
 
 
-def test_a_reader_leaves_a_torn_last_line_out_but_no_other(tmp_path):
+def test_a_reader_ignores_a_torn_last_line_and_no_other(tmp_path):
     path = written(tmp_path, official())
     line = path.read_text()
     path.write_text(line + '{"schema_ver')
@@ -130,13 +130,13 @@ def test_a_reader_leaves_a_torn_last_line_out_but_no_other(tmp_path):
         read_index(path)
 
 
-def test_a_prompt_is_found_by_uid_and_hash_and_by_the_hash_alone():
+def test_a_prompt_is_found_by_uid_and_hash_or_by_the_hash_only():
     rows = [IndexRow("u1", SHA, ("one",), {}), IndexRow("u2", prompt_hash("R?"), ("two",), {})]
     index = TeacherIndex(rows)
     assert index.find(Prompt("u1", QUESTION)).answers == ("one",)
     assert index.find(Prompt("elsewhere", QUESTION)).answers == ("one",)
     assert index.find(Prompt("u2", (Message("user", "R?"),))).answers == ("two",)  # hashed as a bare text
-    assert index.find(Prompt("u1", (Message("user", "S?"),))) is None  # the id alone says nothing
+    assert index.find(Prompt("u1", (Message("user", "S?"),))) is None  # an equal id is not enough
 
 
 def test_missing_references_are_counted_and_the_command_named(tmp_path):
@@ -147,10 +147,10 @@ def test_missing_references_are_counted_and_the_command_named(tmp_path):
     with pytest.raises(ConfigurationError) as e:
         teacher.check_references(prompts)
     assert "lacks references of 2 of 3 prompts (1 have fewer than teacher.references=3; 'u2', 'u3')" in str(e.value)
-    assert f"ropd teach --config FILE --out {path}" in str(e.value)
+    assert f"ropd collect-references --config FILE --out {path}" in str(e.value)
 
 
-def test_a_teacher_with_an_index_asks_nobody(tmp_path, saying):
+def test_a_teacher_with_an_index_asks_for_no_references(tmp_path, saying):
     row = IndexRow("p", SHA, ("a", "b", "c"), {"model": "x", "models": ["x", "y"]})
     client = saying()
     teacher = Teacher(client, references_m=3, index=TeacherIndex([row]), reference=Role("other"))
@@ -159,6 +159,8 @@ def test_a_teacher_with_an_index_asks_nobody(tmp_path, saying):
     assert client.requests == [] and asyncio.run(teacher.references(Prompt("p", QUESTION))) == ("a", "b", "c")
 
 
-def test_no_file_is_said(tmp_path):
-    with pytest.raises(ConfigurationError, match=r"cannot be read \(No such file or directory\).*ropd teach"):
+def test_a_missing_file_is_reported(tmp_path):
+    with pytest.raises(
+        ConfigurationError, match=r"cannot be read \(No such file or directory\).*ropd collect-references"
+    ):
         read_index(tmp_path / "none.jsonl")

@@ -6,9 +6,8 @@ import statistics
 
 import pytest
 
-from benchmarks import schedule
+from benchmarks import schedule, virtual_time
 from benchmarks.teacher import chains_of, latencies, makespans, ours
-from ropd_jax.teacher import simulate
 from ropd_jax.teacher.traffic.retries import Limits
 
 
@@ -26,7 +25,7 @@ def test_the_client_keeps_the_order_that_is_simulated(concurrency):
     for seed in range(3):
         latency = latencies(seed)
         simulated, _ = schedule.makespan(chains_of(latency), concurrency, schedule.POLICIES["longest first"])
-        assert simulate.run(ours(latency, concurrency, "longest_first")) == pytest.approx(simulated)
+        assert virtual_time.run(ours(latency, concurrency, "longest_first")) == pytest.approx(simulated)
 
 
 @pytest.mark.parametrize(("concurrency", "aim"), [(16, 1.10), (32, 1.25), (64, 1.001)])

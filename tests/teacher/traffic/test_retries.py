@@ -1,4 +1,4 @@
-"""Limits and patience: waits, attempts, slots that adapt, rates, order, time limits, shared and second calls.
+"""Limits and retries: waits, attempts, adaptive slots, rates, order, time limits, shared and hedged calls.
 
 All times are virtual, so they are exact on any machine.
 """
@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import email.utils
 import logging
 import random
 
 import pytest
 
+from benchmarks import virtual_time
 from ropd_jax.teacher import (
     BlockedError,
     ChatReply,
@@ -25,9 +25,7 @@ from ropd_jax.teacher import (
     TruncatedError,
     Usage,
     at_step,
-    simulate,
 )
-from ropd_jax.teacher.clients.client import error_for_status, parse_retry_after
 from ropd_jax.teacher.traffic.retries import LimitedClient, Limits
 from ropd_jax.types import Message
 
@@ -86,7 +84,7 @@ def run_all(server, requests, stats=None, **limits):
         results = await asyncio.gather(*(client.chat(r) for r in requests), return_exceptions=True)
         return results, asyncio.get_running_loop().time(), client
 
-    return simulate.run(run())
+    return virtual_time.run(run())
 
 
 def waits(saying, *replies, **limits):
@@ -97,9 +95,6 @@ def waits(saying, *replies, **limits):
 
     client = LimitedClient(saying(*replies), Limits(**limits), sleep=sleep)
     return slept, lambda: asyncio.run(client.chat(REQUEST))
-
-
-# ------------------------------------------------------------------------------------------------- retries
 
 
 def test_waits_grow_with_jitter_and_are_bounded(saying):
@@ -162,7 +157,7 @@ def test_a_retry_storm_is_one_line_every_few_seconds(caplog):
     assert lines[0].levelno == logging.INFO and lines[-1].levelno == logging.WARNING  # one alone is no storm
 
 
-def test_the_words_of_a_failure_are_said_once_a_minute_for_each_cause(caplog):
+def test_a_failure_is_logged_once_a_minute_for_each_cause(caplog):
     class Refusing(Server):
         async def chat(self, request):
             await super().chat(request)
@@ -170,15 +165,12 @@ def test_the_words_of_a_failure_are_said_once_a_minute_for_each_cause(caplog):
 
     texts = [*range(20), "blocked 1", "blocked 2"]
     run_all(Refusing(8.0), [ask(t) for t in texts], concurrency=2)  # 88 s
-    lines = [r.getMessage() for r in caplog.records if "given up" in r.getMessage()]
+    lines = [r.getMessage() for r in caplog.records if "gave up" in r.getMessage()]
     assert lines == [
-        "teacher: a verify call is given up (bad_request): seed is not known",
-        "teacher: a verify call is given up (bad_request): seed is not known",
-        "teacher: a verify call is given up (blocked): no",
+        "teacher: gave up a verify call (bad_request): seed is not known",
+        "teacher: gave up a verify call (bad_request): seed is not known",
+        "teacher: gave up a verify call (blocked): no",
     ]
-
-
-# ------------------------------------------------------------------------------------------------ the slots
 
 
 def test_no_more_calls_than_slots_run_at_once():
@@ -235,7 +227,7 @@ def test_the_queue_goes_by_step_and_role_or_by_role_alone_then_first_come(limits
         tasks = [asyncio.create_task(c) for c in (now + later if limits else later + now)]
         await asyncio.gather(first, *tasks)
 
-    simulate.run(run())
+    virtual_time.run(run())
     assert [r.messages[0].content for r in server.requests] == expected
 
 
@@ -256,7 +248,7 @@ def test_a_retry_keeps_its_place_in_the_queue():
     "cause, falls", [("rate_limited", True), ("unavailable", True), ("timeout", True), ("overloaded", True),
                      ("server_error", False), ("connection", False)]
 )  # fmt: skip
-def test_the_limit_falls_on_overload_alone(saying, cause, falls):
+def test_the_limit_falls_on_overload_only(saying, cause, falls):
     client = LimitedClient(saying(TransientError("x", cause=cause), "ok"), Limits(concurrency=32, first_wait_s=0.0))
     asyncio.run(client.chat(REQUEST))
     assert client.concurrency == (16.0 if falls else 32.0)
@@ -287,9 +279,6 @@ def test_each_of_n_hosts_takes_its_share(share, most, fewest):
     assert server.peak == most
 
 
-# ------------------------------------------------------------------------------------------------ the rates
-
-
 def test_requests_a_minute_hold_in_every_minute():
     server = Server(0.5)
     _, seconds, _ = run_all(server, [ask(i) for i in range(60)], requests_per_minute=20)
@@ -314,9 +303,6 @@ def test_each_host_takes_its_share_of_the_rates():
     assert seconds == pytest.approx(30 * 2 + 0.1)
 
 
-# ------------------------------------------------------------------------------------- shared, cancelled, hedged
-
-
 def test_identical_requests_in_flight_share_one_call_and_are_counted_once():
     server, stats = Server(1.0), TeacherStats()
     results, seconds, _ = run_all(server, [ask("a"), ask("a"), ask("b"), ask("a")], stats)
@@ -338,7 +324,7 @@ def test_requests_that_differ_in_anything_share_nothing(change):
     assert len(server.starts) == 2
 
 
-def test_a_shared_call_goes_on_when_one_asker_leaves_and_ends_when_all_have():
+def test_a_shared_call_continues_when_one_caller_leaves_and_ends_when_all_have():
     async def run(leaving):
         server = Server(10.0)
         client = LimitedClient(server)
@@ -352,8 +338,8 @@ def test_a_shared_call_goes_on_when_one_asker_leaves_and_ends_when_all_have():
         assert again.text == "x" and again.source == "live" and server.running == 0
         return server.ended, [isinstance(r, ChatReply) for r in results]
 
-    assert simulate.run(run(2)) == (2, [False, False, True])
-    assert simulate.run(run(3)) == (1, [False, False, False])
+    assert virtual_time.run(run(2)) == (2, [False, False, True])
+    assert virtual_time.run(run(3)) == (1, [False, False, False])
 
 
 def test_cancelled_calls_give_their_slots_back():
@@ -371,7 +357,7 @@ def test_cancelled_calls_give_their_slots_back():
         await asyncio.gather(*(client.chat(ask(i)) for i in range(6)))
         return asyncio.get_running_loop().time() - start, server.running
 
-    assert simulate.run(run()) == (pytest.approx(3.0), 0)
+    assert virtual_time.run(run()) == (pytest.approx(3.0), 0)
 
 
 def test_hedging_sends_a_second_copy_of_a_straggler_and_takes_the_first_reply():
@@ -397,9 +383,6 @@ def test_a_failed_second_copy_does_not_end_the_first():
     assert results[0].text == "x" and seconds == 9.0
 
 
-# ------------------------------------------------------------------------------------------------- numbers
-
-
 @pytest.mark.parametrize(
     "options", [dict(concurrency=0), dict(min_concurrency=0), dict(attempts=0), dict(timeout_s=0), dict(max_wait_s=-1),
                 dict(requests_per_minute=0), dict(tokens_per_minute=-5), dict(hedge_after_s=-1),
@@ -408,34 +391,3 @@ def test_a_failed_second_copy_does_not_end_the_first():
 def test_numbers_out_of_range_are_named(options):
     with pytest.raises(ConfigurationError, match=rf"teacher\.{next(iter(options))} is .*; expected"):
         Limits(**options)
-
-
-@pytest.mark.parametrize(
-    "text, seconds",
-    [("3", 3.0), ("1.5", 1.5), ("12s", 12.0), (" 7 ", 7.0), ("soon", None), ("-3", None), ("", None), (None, None),
-     ("nan", None), ("9" * 400, None)],
-)  # fmt: skip
-def test_retry_after_values(text, seconds):
-    assert parse_retry_after(text) == seconds
-
-
-def test_retry_after_dates():
-    now = 1_700_000_000.0
-    assert parse_retry_after(email.utils.formatdate(now + 90, usegmt=True), now=now) == 90.0
-    assert parse_retry_after(email.utils.formatdate(now - 90, usegmt=True), now=now) == 0.0
-
-
-@pytest.mark.parametrize(
-    "status, message, cause",
-    [
-        (400, "This model's maximum context length is 8192 tokens", "context"),
-        (400, "The input token count (1300000) exceeds the maximum number of tokens allowed (1048576).", "context"),
-        (413, "prompt is too long", "context"),
-        (422, "bad field", "bad_request"),
-        (502, "bad gateway", "server_error"),
-        (529, "overloaded", "overloaded"),
-    ],
-)
-def test_causes_of_http_answers(status, message, cause):
-    error = error_for_status(status, message, provider="openai", model="m")
-    assert error.cause == cause and f"answered {status} for model 'm'" in str(error)

@@ -1,8 +1,8 @@
-"""Virtual time: an event loop on which waiting costs nothing, so that hours of teacher traffic pass in seconds.
+"""Virtual time: an event loop on which waiting takes no real time, so that hours of teacher traffic pass in seconds.
 
-``run(coroutine)`` is ``asyncio.run`` on such a loop. Whenever nothing is left to do but wait, the clock jumps to the
-next timer. Everything that waits through asyncio (sleep, timeout, call_later) follows it, and the same program gives
-the same times on every machine, however busy. Real sockets do not: only in-process clients may be used.
+``run(coroutine)`` is ``asyncio.run`` on such a loop. Whenever every task waits, the clock jumps to the next timer.
+Everything that waits through asyncio (sleep, timeout, call_later) follows the clock, and the same program gives the
+same times on every machine, however busy. Real sockets do not follow it, so only in-process clients work.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class _JumpingSelector(selectors.SelectSelector):
     def select(self, timeout: float | None = None):
         ready = super().select(0)
         if not ready and timeout is None:
-            raise RuntimeError("virtual time stands still: every task waits for something that no timer will bring")
-        if not ready:
+            raise RuntimeError("virtual time stands still: every task waits, and no timer is set")
+        if not ready and timeout is not None:
             self.jumped += timeout
         return ready
 
@@ -43,7 +43,7 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run the coroutine to its end in virtual time.
 
     Raises:
-        RuntimeError: all tasks wait, and no timer is set.
+        RuntimeError: every task waits, and no timer is set.
     """
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(coroutine)

@@ -1,4 +1,4 @@
-"""More than one teacher: each role at its own provider, references of several models in one group."""
+"""From a config to a teacher: a provider for each role, references of several models in one group."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import contextlib
 import pytest
 
 from ropd_jax import configs
-from ropd_jax.teacher import ConfigurationError, Teacher
-from ropd_jax.teacher.build import Endpoint, providers, reference_sources, role_of
+from ropd_jax.teacher import ConfigurationError, build_teacher, make_client
+from ropd_jax.teacher.build import providers, reference_sources, role_of
+from ropd_jax.teacher.clients.endpoint import Endpoint
 from ropd_jax.teacher.judge_group import judge
 from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.teacher.scripted.server import running
@@ -40,7 +41,7 @@ def judged(cfg, prompt, answers):
         async with contextlib.AsyncExitStack() as stack:
             left, right = Noting(), Noting()
             roots = [await stack.enter_async_context(running(c, api_key=k)) for c, k in ((left, "LK"), (right, "RK"))]
-            teacher = Teacher.from_config(cfg(*roots))
+            teacher = build_teacher(cfg(*roots).teacher)
             try:
                 return left.models, right.models, await judge(teacher, prompt, answers, step=0)
             finally:
@@ -80,14 +81,14 @@ def test_the_rewards_are_those_of_one_teacher(sum_prompt, sum_answers):
 
     left, right, judgement = judged(two, sum_prompt, sum_answers)
     assert (len(left), len(right)) == (5, 1)
-    alone = asyncio.run(judge(Teacher.from_config(config()), sum_prompt, sum_answers, step=0))
-    assert judgement == alone
+    one = asyncio.run(judge(build_teacher(config().teacher), sum_prompt, sum_answers, step=0))
+    assert judgement == one
 
 
 def test_roles_that_agree_share_one_client():
-    assert not hasattr(Teacher.from_config(config()).client, "client_of")
+    assert not hasattr(build_teacher(config().teacher).client, "client_of")
     cfg = config(references_from=("a", "b"), references=2)
-    teacher = Teacher.from_config(cfg)
+    teacher = build_teacher(cfg.teacher)
     assert not hasattr(teacher.client, "client_of") and [r.model for r in teacher.sources] == ["a", "b"]
 
 
@@ -116,10 +117,34 @@ def test_an_entry_changes_keys_of_the_reference_role():
         (("a", "b", "c", "d", "e"), "names 5 models for teacher.references=4"),
     ],
 )
-def test_what_is_no_entry_is_said(entries, message):
+def test_a_wrong_entry_is_reported(entries, message):
     with pytest.raises(ConfigurationError, match=message):
-        Teacher.from_config(config(references_from=entries))
+        build_teacher(config(references_from=entries).teacher)
 
 
-def test_no_secret_of_an_address_is_written_down():
-    assert Endpoint("openai", "https://me:pw@h:1/v1?key=s").address == "https://h:1/v1"
+def test_an_unknown_provider_names_the_near_one():
+    with pytest.raises(ConfigurationError, match=r"'gemni'.*did you mean gemini\?"):
+        make_client(provider="gemni")
+
+
+@pytest.mark.parametrize("options", [dict(concurrency=0), dict(attempts=0), dict(timeout_s=0), dict(base_url="host:1")])
+def test_numbers_out_of_range_are_named(options):
+    with pytest.raises(ConfigurationError, match=f"teacher.{next(iter(options))} is"):
+        make_client(provider="scripted", **options)
+
+
+def test_build_teacher_has_the_roles_of_the_config():
+    cfg = configs.default()
+    cfg.teacher.update(
+        concurrency=2, min_concurrency=1, tokens_per_minute=30.0, max_wait_s=9.0, max_answer_chars=500, references=3
+    )
+    for key in ("reference", "rubricator", "verifier"):
+        cfg.teacher[key].update(model="m", temperature=0.5, max_output_tokens=7)
+    cfg.teacher.rubricator.model = "r"
+    with cfg.unlocked(), cfg.ignore_type():
+        cfg.teacher.verifier.temperature = None
+    teacher = build_teacher(cfg.teacher, seed=4)
+    assert [teacher.roles[r].model for r in ("reference", "rubric", "verify")] == ["m", "r", "m"]
+    limits = teacher.client.limits
+    assert limits.slots == (1, 2) and limits.tokens_per_minute == 30.0 and limits.max_wait_s == 9.0
+    assert teacher.roles["verify"].temperature is None and teacher.roles["reference"].max_output_tokens == 7

@@ -1,0 +1,182 @@
+"""How a question is asked: one re-ask, only the missing marks again, halves over the context, cut texts, counters.
+
+What can happen to a question, and what follows::
+
+    reply cannot be parsed        ask again once, quoting the reply and what was wrong     `Asker.ask`
+    some answers have no mark     ask again for those answers only                         `Asker.marks`
+    request over the context      several answers: ask for each half                       `Asker.marks`
+                                  one answer or a rubric: cut the middle out of the text   `Asker.fitting`
+    anything else                 raised as a ``TeacherError``, counted by its cause
+
+Waiting and repeating a failed call is not done here but in `traffic.retries`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+from ropd_jax.teacher.clients.chat import ChatClient, ChatRequest, Purpose
+from ropd_jax.teacher.clients.errors import ConfigurationError, ContextError, MalformedError, TeacherError
+from ropd_jax.teacher.roles import fences, templates
+from ropd_jax.teacher.roles.marks import Marks, joined, shuffled
+from ropd_jax.teacher.traffic.stats import TeacherStats
+from ropd_jax.types import Message
+
+T = TypeVar("T")
+AskMarks = Callable[[list[str], Sequence[int], int], Awaitable[Marks]]  # (texts, their indices, sample index)
+REASK_TEMPLATE = "reask.v1"
+_QUOTED = 4_000  # characters of an unusable reply that are quoted in the re-ask
+
+
+class Asker:
+    """Asks a client, see the module's docstring.
+
+    Args:
+        client: does the calls. It can be replaced between two questions.
+        stats: where calls, re-asks, failures, cuts and unscored answers are counted.
+        seed: of the order in which answers are shown.
+        max_answer_chars: a text longer than this is shown with its middle cut out; 0 never.
+
+    Raises:
+        ConfigurationError: ``max_answer_chars`` is too small to show anything.
+    """
+
+    def __init__(self, client: ChatClient, stats: TeacherStats, *, seed: int, max_answer_chars: int):
+        if max_answer_chars and max_answer_chars < fences.MIN_CUT:
+            raise ConfigurationError(
+                f"teacher.max_answer_chars is {max_answer_chars}; expected at least {fences.MIN_CUT}, or 0 for no cut"
+            )
+        self.client = client
+        self._stats = stats
+        self._seed = seed
+        self._max_chars = max_answer_chars
+
+    async def chat(self, request: ChatRequest) -> str:
+        """The text of one reply; calls and failures are counted.
+
+        Raises:
+            TeacherError: as the client does.
+        """
+        try:
+            reply = await self.client.chat(request)
+        except TeacherError as e:
+            self._stats.count("failures", e.cause)
+            raise
+        self._stats.called(request.purpose, reply)
+        return reply.text
+
+    async def ask(self, request: ChatRequest, parse: Callable[[str], T]) -> T:
+        """What ``parse`` returns for the reply, or for the reply to one re-ask.
+
+        The re-ask continues the conversation::
+
+            user       (the request)
+            assistant  (the unusable reply, at most 4,000 characters)
+            user       (reask.v1 with the message of the ``MalformedError``)
+
+        Raises:
+            TeacherError: a call failed, or ``parse`` raised ``MalformedError`` twice.
+        """
+        text = await self.chat(request)
+        try:
+            return parse(text)
+        except MalformedError as e:
+            problem = str(e)
+        self._stats.count("reasks", request.purpose)
+        reask = Message("user", templates.fill(REASK_TEMPLATE, problem=problem))
+        quoted = (Message("assistant", fences.without_surrogates(text[:_QUOTED])),) if text.strip() else ()
+        text = await self.chat(dataclasses.replace(request, messages=(*request.messages, *quoted, reask)))
+        try:
+            return parse(text)
+        except MalformedError as e:
+            self._stats.count("failures", e.cause)
+            raise
+
+    async def marks(
+        self, purpose: Purpose, answers: Sequence[str], ask: AskMarks, *, key: str, counted: bool = True
+    ) -> Marks:
+        """Marks of all answers, in their own order. ``ask(texts, indices, sample_index)`` is one question.
+
+        Answers a b c d shown as c a d b, of which the first reply lacks a and b::
+
+            ask([c, a, d, b], [2, 0, 3, 1], 0)  ->  c: 7  a: -  d: 4  b: -
+            ask([a, b], [0, 1], 1)              ->  a: 5  b: -
+            result                                  5, None (cause "missing"), 7, 4
+
+        Args:
+            key: of the order, together with the seed.
+            counted: False counts no answer as unscored; a second look at a group leaves none unscored.
+
+        Raises:
+            TeacherError: the first question gave nothing usable. Later failures only leave answers unscored.
+        """
+        if not answers:
+            return Marks((), ())
+        order = shuffled(answers, seed=self._seed, key=key)
+        first = await self._in_parts(purpose, answers, order, ask, 0)
+        values: list[Any] = [None] * len(answers)
+        causes: list[str | None] = [None] * len(answers)
+        for place, index in enumerate(order):
+            values[index], causes[index] = first.values[place], first.causes[place]
+        missing = [i for i in order if values[i] is None]
+        if missing:
+            self._stats.count("reasks", purpose)
+            try:
+                # Sample index 1: if no answer got a mark, the texts are the same as in the first question, and a tape
+                # would answer an identical request with the same reply.
+                second = await self._in_parts(purpose, answers, missing, ask, 1)
+            except ConfigurationError:
+                raise
+            except TeacherError as e:
+                second = Marks((None,) * len(missing), (e.cause,) * len(missing))
+            for place, index in enumerate(missing):
+                values[index], causes[index] = second.values[place], second.causes[place]
+        for cause in causes:
+            if cause is not None and counted:
+                self._stats.count("unscored", cause)
+        return Marks(tuple(values), tuple(causes))
+
+    async def fitting(self, purpose: str, texts: Sequence[str], ask: Callable[[list[str]], Awaitable[T]]) -> T:
+        """Ask with the texts. While they are over the context, halve the longest allowed text and cut to it.
+
+        Raises:
+            ContextError: even cut to ``fences.MIN_CUT`` characters each, the texts do not fit.
+        """
+        limit = self._max_chars
+        while True:
+            try:
+                return await ask(self._cut(purpose, texts, limit))
+            except ContextError:
+                longest = max((len(t) for t in texts), default=0)
+                limit = (min(limit, longest) if limit else longest) // 2
+                if limit < fences.MIN_CUT:
+                    raise
+                self._stats.count("reasks", purpose)
+
+    async def _in_parts(
+        self, purpose: Purpose, answers: Sequence[str], indices: Sequence[int], ask: AskMarks, sample_index: int
+    ) -> Marks:
+        """``ask`` for the answers at ``indices``; over the context for each half, one answer with its middle cut."""
+        texts = [answers[i] for i in indices]
+        if len(texts) == 1:
+            return await self.fitting(purpose, texts, lambda shown: ask(shown, indices, sample_index))
+        try:
+            return await ask(self._cut(purpose, texts, self._max_chars), indices, sample_index)
+        except ContextError:
+            self._stats.count("reasks", purpose)
+        middle = len(indices) // 2
+        parts = (indices[:middle], indices[middle:])
+        asked = (self._in_parts(purpose, answers, part, ask, sample_index) for part in parts)
+        results = await asyncio.gather(*asked, return_exceptions=True)
+        return joined([len(part) for part in parts], results)
+
+    def _cut(self, purpose: str, texts: Sequence[str], limit: int) -> list[str]:
+        if not limit:
+            return list(texts)
+        for text in texts:
+            if len(text) > limit:
+                self._stats.count("cut", purpose)
+        return [fences.cut_middle(text, limit) for text in texts]

@@ -1,0 +1,77 @@
+"""Marks: one value for each answer, true/false rows of a verifier or integers of a scorer.
+
+Answers are shown shuffled and numbered from 1, so marks come back by place and are put into order again::
+
+    answers    a  b  c            index 0  1  2
+    shown      c  a  b            order = [2, 0, 1]      (`shuffled`)
+    marks      0  1  1            place 0  1  2          (`marks_of`)
+    result     1  1  0            result[order[place]] = mark[place]
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from ropd_jax.teacher.clients.errors import ConfigurationError, MalformedError, TeacherError
+from ropd_jax.teacher.roles.json_reply import find_list, to_int
+
+
+class Marks(NamedTuple):
+    """For each answer a value, or None and the cause."""
+
+    values: tuple[Any, ...]
+    causes: tuple[str | None, ...]
+
+
+def shuffled(texts: Sequence[str], *, seed: int, key: str) -> list[int]:
+    """The order in which answers are shown: ``order[place] = index``. By hash, so no place depends on the author."""
+
+    def rank(index: int) -> bytes:
+        what = f"order:{seed}:{len(key)}:{key}:{index}:{texts[index]}"
+        return hashlib.sha256(what.encode("utf-8", "surrogatepass")).digest()
+
+    return sorted(range(len(texts)), key=rank)
+
+
+def marks_of(text: str, n_answers: int, version: str, read: Callable[[dict], Any]) -> Marks:
+    """The marks that a reply's list ``answers`` gives to answers numbered from 1; ``read(item)`` is a mark, or None.
+
+    Raises:
+        MalformedError: the whole reply cannot be used, for example because of an index outside 1..n_answers.
+    """
+    values: list[Any] = [None] * n_answers
+    causes: list[str | None] = ["missing"] * n_answers
+    for item in find_list(text, "answers", version, where="the reply"):
+        index = to_int(item.get("answer_index")) if isinstance(item, dict) else None
+        if index is None or not 1 <= index <= n_answers:
+            seen = item.get("answer_index") if isinstance(item, dict) else item
+            raise MalformedError(f"answer_index is {seen!r:.60}; expected 1 to {n_answers}")
+        mark, place = read(item), index - 1
+        if causes[place] == "missing":  # the first mark of this answer
+            values[place], causes[place] = mark, None if mark is not None else "malformed"
+        elif values[place] != mark:  # a second, different one: neither can be trusted
+            values[place], causes[place] = None, "duplicate"
+    return Marks(tuple(values), tuple(causes))
+
+
+def joined(sizes: Sequence[int], parts: Sequence[Marks | BaseException]) -> Marks:
+    """The marks of consecutive parts of ``sizes`` answers. A failed part leaves its answers unscored.
+
+    Raises:
+        ConfigurationError: one of the parts. The same holds for every error that is not a ``TeacherError``.
+        TeacherError: the first failure, if every part failed.
+    """
+    failures = [p for p in parts if isinstance(p, BaseException)]
+    for failure in failures:
+        if isinstance(failure, ConfigurationError) or not isinstance(failure, TeacherError):
+            raise failure
+    if len(failures) == len(parts):
+        raise failures[0]
+    values: list[Any] = []
+    causes: list[str | None] = []
+    for size, part in zip(sizes, parts, strict=True):
+        values += part.values if isinstance(part, Marks) else [None] * size
+        causes += part.causes if isinstance(part, Marks) else [getattr(part, "cause", None)] * size
+    return Marks(tuple(values), tuple(causes))

@@ -1,0 +1,183 @@
+"""A client on a tape: what it answers in each mode, and how it keeps failures."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from ropd_jax.configs import default
+from ropd_jax.teacher import (
+    BlockedError,
+    ChatReply,
+    ConfigurationError,
+    MalformedError,
+    Tape,
+    Teacher,
+    TransientError,
+    TruncatedError,
+    Usage,
+    build_teacher,
+)
+from ropd_jax.teacher.scripted.client import ScriptedClient
+from ropd_jax.teacher.tape.store import body_key, request_body
+from tests.teacher.tape.taping import chat, replaying, request, taped
+
+
+def test_a_recorded_request_is_asked_once_and_replayed_with_everything_it_had(tape, saying):
+    inner = saying("four \ud83d", "five")
+    first = chat(taped(tape, inner), request())
+    again = chat(taped(tape, inner), request())
+    replayed = chat(replaying(tape), request())
+    assert (first.text, first.source) == ("four \ud83d", "live")
+    assert (again.text, again.source) == (replayed.text, replayed.source) == ("four \ud83d", "tape")
+    assert replayed.usage == Usage(10, 5, 2, 1)
+    assert len(inner.requests) == 1
+
+
+def test_refresh_asks_once_more_overwrites_and_then_stays(tape, saying):
+    chat(taped(tape, saying("old")), request())
+    inner = saying("new", "newer")
+    client = taped(tape, inner, "refresh")
+    assert [chat(client, request()).text for _ in range(2)] == ["new", "new"]
+    assert len(inner.requests) == 1
+    assert chat(replaying(tape), request()).text == "new"
+
+
+def test_two_that_ask_the_same_at_once_get_the_same_reply(tape):
+    class Counting:
+        n = 0
+
+        async def chat(self, request):
+            self.n += 1
+            text = str(self.n)
+            await asyncio.sleep(0.01 * (3 - self.n))
+            return ChatReply(text)
+
+    client = taped(tape, Counting())
+
+    async def both():
+        return await asyncio.gather(client.chat(request()), client.chat(request()))
+
+    texts = {r.text for r in asyncio.run(both())}
+    assert len(texts) == 1
+    assert chat(replaying(tape), request()).text in texts
+
+
+def test_modes_and_places_that_cannot_work_are_reported(tmp_path, tape):
+    from ropd_jax.teacher.tape.client import open_tape
+
+    with pytest.raises(ConfigurationError, match=r"teacher.tape.mode is 'reply'; expected one of record, replay"):
+        open_tape("reply", "", tmp_path)
+    with pytest.raises(ConfigurationError, match=r"no tape .*tape.sqlite.*teacher.tape.path"):
+        open_tape("replay", "", tmp_path / "none")
+    assert open_tape("off", "x", tmp_path) is None
+    assert open_tape("record", "", None) is None
+    (tmp_path / "text.sqlite").write_text("this is no database, and long enough to be looked at " * 20)
+    with pytest.raises(ConfigurationError, match=r"text.sqlite.*not a tape"):
+        Tape(tmp_path / "text.sqlite").get("k")
+
+
+def test_a_passing_failure_is_repeated_by_record_and_replayed_in_its_step(tape, saying):
+    inner = saying(TransientError("429", cause="rate_limited"), "four")
+    client = taped(tape, inner)
+    with pytest.raises(TransientError):
+        chat(client, request(), step=3)
+    assert chat(client, request(), step=9).text == "four"
+    replay = replaying(tape)
+    with pytest.raises(TransientError) as failed:
+        chat(replay, request(), step=3)
+    assert failed.value.cause == "rate_limited"
+    assert chat(replay, request(), step=9).text == "four"
+
+
+def test_a_step_that_a_resumed_run_repeats_with_success_replays_with_success(tape, saying):
+    client = taped(tape, saying(TransientError("503"), "four"))
+    with pytest.raises(TransientError):
+        chat(client, request(), step=3)
+    assert chat(client, request(), step=3).text == "four"
+    assert chat(replaying(tape), request(), step=3).text == "four"
+
+
+@pytest.mark.parametrize("error", [BlockedError("no"), TruncatedError("cut")])
+def test_a_lasting_failure_is_not_paid_for_twice(tape, saying, error):
+    inner = saying(error)
+    client = taped(tape, inner)
+    for step in (1, 2):
+        with pytest.raises(type(error)):
+            chat(client, request(), step=step)
+        with pytest.raises(type(error)):
+            chat(replaying(tape), request(), step=step)
+    assert len(inner.requests) == 1
+
+
+def test_configuration_errors_stop_the_run_and_are_not_recorded(tape, saying):
+    with pytest.raises(ConfigurationError):
+        chat(taped(tape, saying(ConfigurationError("no such model"))), request())
+    assert chat(taped(tape, saying("four")), request()).text == "four"
+    assert tape.query("SELECT count(*) FROM failures") == [(0,)]
+
+
+def test_a_malformed_reply_and_its_reask_replay_the_same_way(tape, sum_prompt, sum_answers):
+    broken = ScriptedClient(fault=lambda r, attempt: "broken_json" if len(r.messages) == 1 and r.json_schema else None)
+
+    async def judged(client):
+        teacher = Teacher(client, references_m=2)
+        references = await teacher.references(sum_prompt)
+        rubric = await teacher.induce_rubric(sum_prompt, references, sum_answers)
+        verdicts = await teacher.verify(sum_prompt, rubric, [*sum_answers, *references], key="k")
+        return verdicts.scores(rubric), teacher.stats
+
+    live, stats = asyncio.run(judged(taped(tape, broken)))
+    again, again_stats = asyncio.run(judged(replaying(tape)))
+    assert live == again and None not in live
+    assert stats.reasks == again_stats.reasks == {"rubric": 1, "verify": 1}
+    assert (sum(stats.calls.values()), sum(again_stats.calls.values())) == (6, 0)
+
+
+def test_a_verifier_without_any_verdict_gets_another_request(tape, sum_prompt, sum_answers, saying):
+    scripted = ScriptedClient()
+    teacher = Teacher(scripted, references_m=1)
+    rubric = asyncio.run(teacher.induce_rubric(sum_prompt, asyncio.run(teacher.references(sum_prompt)), sum_answers))
+    empty = json.dumps({"schema_version": "ropd.verdicts.v1", "answers": []})
+    inner = saying(empty, empty)
+    from ropd_jax.teacher.roles import verifier
+
+    inner.replies = [empty.replace("ropd.verdicts.v1", verifier.SCHEMA_VERSION)] * 2
+    verdicts = asyncio.run(Teacher(taped(tape, inner)).verify(sum_prompt, rubric, sum_answers, key="k"))
+    assert verdicts.causes == ("missing",) * 4
+    assert len(inner.requests) == 2  # the second question was not answered by the first one's entry
+
+
+def test_an_answer_of_another_address_is_used_with_one_warning(tape, saying, caplog):
+    there = taped(tape, saying("a", "b", "c"), address="http://one:8000/v1")
+    for index in range(3):
+        chat(there, request(index=index))
+    chat(there, request())
+    assert tape.address(body_key(request_body("scripted", request()))) == "http://one:8000/v1" and not caplog.records
+    here = taped(tape, saying("never"), address="")
+    assert [chat(here, request(index=index)).text for index in range(3)] == ["a", "b", "c"]
+    (record,) = caplog.records
+    assert "came from http://one:8000/v1, and the config names scripted's own address" in record.getMessage()
+    caplog.clear()
+    chat(replaying(tape, address="http://two"), request())  # a replay needs no server
+    assert not caplog.records
+
+
+def test_the_address_on_the_tape_has_no_user_no_password_and_no_query(tmp_path):
+    cfg = default()
+    cfg.teacher.base_url = "http://me:secret@127.0.0.1:9/v1?token=secret"
+    teacher = build_teacher(cfg.teacher, workdir=tmp_path)
+    teacher.client.inner = ScriptedClient()
+    chat(teacher.client, request("Calculate 9 + 5 ="))
+    assert {e.address for e in teacher.client.tape.entries()} == {"http://127.0.0.1:9/v1"}
+    asyncio.run(teacher.close())
+    assert b"secret" not in (tmp_path / "tape.sqlite").read_bytes()
+
+
+def test_a_recorded_malformed_body_is_asked_again(tape, saying):
+    client = taped(tape, saying(MalformedError("half a body"), "four"))
+    with pytest.raises(MalformedError):
+        chat(client, request())
+    assert chat(client, request()).text == "four"

@@ -1,0 +1,193 @@
+"""How a question is asked: re-asks, missing marks, answers over the context or too long."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from ropd_jax.teacher import (
+    BlockedError,
+    ChatReply,
+    ConfigurationError,
+    ContextError,
+    MalformedError,
+    Teacher,
+    TransientError,
+)
+from ropd_jax.teacher.roles import fences
+from ropd_jax.teacher.roles.marks import shuffled
+from ropd_jax.teacher.scripted.client import ScriptedClient
+from ropd_jax.types import Criterion, Message, Prompt, Rubric
+from tests.teacher.helpers import fenced
+
+RUBRIC = Rubric(tuple(Criterion(f"c{n}", f"criterion {n}", p) for n, p in enumerate((5, 4, 2, 1), 1)))
+
+
+PROMPT = Prompt("p1", (Message("user", "Q?"),), answer="GOLD")
+
+
+def verdicts(*rows):
+    answers = [{"answer_index": i, "judgement": [bool(int(c)) for c in row]} for i, row in rows]
+    return json.dumps({"schema_version": "ropd.batch_verifier.v2", "answers": answers})
+
+
+def rubric_text(n=4):
+    rows = [{"criterion_id": f"c{i}", "category": "x", "criterion": f"k{i}", "points": 1} for i in range(1, n + 1)]
+    return json.dumps({"schema_version": "ropd.rubric.v1", "rubrics": rows, "maximum_score": n})
+
+
+def test_only_answers_without_a_verdict_are_asked_for_again(saying):
+    texts = [f"text {i}" for i in range(4)]
+    order = shuffled(texts, seed=0, key="k")
+    client = saying(verdicts((1, "1111"), (3, "0000"), (4, "11")), verdicts((1, "1000"), (2, "0100")))
+    teacher = Teacher(client)
+    result = asyncio.run(teacher.verify(PROMPT, RUBRIC, texts, key="k"))
+    assert result.scores(RUBRIC) == tuple({0: 1.0, 1: 5 / 12, 2: 0.0, 3: 4 / 12}[order.index(i)] for i in range(4))
+    assert result.causes == (None,) * 4
+    assert fenced(client.requests[1].messages[0].content) == [texts[order[1]], texts[order[3]]]
+    assert teacher.stats.reasks == {"verify": 1} and teacher.stats.unscored == {}
+
+
+@pytest.mark.parametrize(
+    "second, cause",
+    [
+        (verdicts(), "missing"),
+        (verdicts((1, "10")), "malformed"),
+        (verdicts((1, "1111"), (1, "0000")), "duplicate"),
+        (TransientError("x", cause="timeout"), "timeout"),
+        (BlockedError("x"), "blocked"),
+    ],
+)
+def test_what_stays_without_verdict_is_unscored_with_its_cause(saying, second, cause):
+    order = shuffled(["a", "b"], seed=0, key="k")
+    teacher = Teacher(saying(verdicts((1, "1111")), second))
+    result = asyncio.run(teacher.verify(PROMPT, RUBRIC, ["a", "b"], key="k"))
+    unscored = order[1]
+    assert result.scores(RUBRIC)[unscored] is None and result.causes[unscored] == cause
+    assert result.scores(RUBRIC)[order[0]] == 1.0 and result.causes[order[0]] is None
+    assert teacher.stats.unscored == {cause: 1}
+
+
+def test_an_unusable_reply_is_answered_once_with_what_was_wrong(saying):
+    client = saying(rubric_text(3), rubric_text(5))
+    teacher = Teacher(client)
+    rubric = asyncio.run(teacher.induce_rubric(PROMPT, ["r"], ["a"]))
+    assert len(rubric.criteria) == 5
+    first, second = client.requests
+    assert [m.role for m in second.messages] == ["user", "assistant", "user"]
+    assert second.messages[0] == first.messages[0] and second.messages[1].content == rubric_text(3)
+    assert "3 criteria; expected 4 to 12" in second.messages[2].content
+    assert teacher.stats.reasks == {"rubric": 1} and teacher.stats.failures == {}
+
+
+def test_an_empty_reply_is_not_quoted_back(saying):
+    client = saying("  ", rubric_text())
+    asyncio.run(Teacher(client).induce_rubric(PROMPT, ["r"], ["a"]))
+    assert [m.role for m in client.requests[1].messages] == ["user", "user"]
+
+
+@pytest.mark.parametrize("replies", [("nonsense", "nonsense"), (rubric_text(3), "")])
+def test_two_unusable_replies_are_a_typed_failure(saying, replies):
+    teacher = Teacher(saying(*replies))
+    with pytest.raises(MalformedError) as e:
+        asyncio.run(teacher.induce_rubric(PROMPT, ["r"], ["a"]))
+    assert teacher.stats.failures == {e.value.cause: 1}
+    teacher = Teacher(saying("nonsense", "nonsense"))
+    with pytest.raises(MalformedError):
+        asyncio.run(teacher.verify(PROMPT, RUBRIC, ["a"], key="k"))
+    assert teacher.stats.reasks == {"verify": 1} and teacher.stats.failures == {"malformed": 1}
+
+
+def test_no_answers_need_no_call(saying):
+    assert asyncio.run(Teacher(saying()).verify(PROMPT, RUBRIC, [], key="k")).passed == ()
+
+
+class Narrow:
+    """A verifier and rubricator with a context of ``limit`` characters of answers; passes what contains "good"."""
+
+    def __init__(self, limit, failure=None):
+        self.limit, self.failure, self.shown = limit, failure, []
+
+    async def chat(self, request):
+        texts = [text for label, text in fences.parse_blocks(request.messages[0].content)
+                 if label.split(" ")[0] in ("answer", "student", "reference")]  # fmt: skip
+        self.shown.append(texts)
+        if sum(map(len, texts)) > self.limit:
+            raise ContextError("too long")
+        if self.failure is not None and any("poison" in text for text in texts):
+            raise self.failure
+        if request.purpose == "rubric":
+            rows = [{"criterion_id": f"c{i}", "category": "x", "criterion": f"k{i}", "points": 1} for i in range(1, 5)]
+            return ChatReply(json.dumps({"schema_version": "ropd.rubric.v1", "rubrics": rows, "maximum_score": 4}))
+        rows = [{"answer_index": i, "judgement": ["good" in t] * 4} for i, t in enumerate(texts, 1)]
+        return ChatReply(json.dumps({"schema_version": "ropd.batch_verifier.v2", "answers": rows}))
+
+    async def close(self):
+        pass
+
+
+def verify(client, answers, **options):
+    teacher = Teacher(client, **options)
+    return asyncio.run(teacher.verify(PROMPT, RUBRIC, answers, key="k")), teacher.stats
+
+
+def test_answers_over_the_context_are_verified_in_parts():
+    answers = [f"{'good' if i % 3 else 'bad'} answer {i} " + "x" * 100 for i in range(12)]
+    client = Narrow(400)
+    result, stats = verify(client, answers)
+    assert result.passed == tuple(("good" in a,) * 4 for a in answers) and result.causes == (None,) * 12
+    assert [len(texts) for texts in client.shown] == [12, 6, 6, 3, 3, 3, 3]
+    assert stats.cut == {}
+
+
+def test_an_answer_that_alone_is_over_the_context_is_cut_in_the_middle_and_counted():
+    answers = ["good " + "x" * 3000, "good short", "bad short"]
+    client = Narrow(1000)
+    result, stats = verify(client, answers)
+    assert result.passed == ((True,) * 4, (True,) * 4, (False,) * 4)
+    assert "characters cut ...]" in next(t[0] for t in client.shown if len(t) == 1 and 500 < len(t[0]) <= 1000)
+    assert stats.cut == {"verify": 2}  # to 1,502 characters, then to 751
+
+
+def test_a_part_that_fails_leaves_only_its_own_answers_unscored():
+    answers = ["good " + "x" * 90, "good " + "y" * 90, "poison " + "x" * 90, "good " + "z" * 90]
+    result, _ = verify(Narrow(200, TransientError("x", cause="timeout")), answers)
+    # the half with the poison fails, is asked for again, and splits no further
+    assert result.causes[2] == "timeout" and result.passed[2] is None
+    assert sum(p is not None for p in result.passed) >= 2 and None in result.causes
+    with pytest.raises(ConfigurationError):
+        verify(Narrow(200, ConfigurationError("key")), answers)
+
+
+def test_no_cut_helps_a_model_whose_context_is_full_without_any_answer():
+    client = Narrow(-1)
+    with pytest.raises(ContextError):
+        verify(client, ["a" * 5000, "b"])
+    assert len(client.shown) < 12
+
+
+def test_a_rubric_over_the_context_is_induced_from_cut_answers():
+    client = Narrow(1500)
+    teacher = Teacher(client)
+    rubric = asyncio.run(teacher.induce_rubric(PROMPT, ["r" * 900, "r"], ["a" * 900, "b" * 10]))
+    assert len(rubric.criteria) == 4
+    first, second = client.shown
+    assert sum(map(len, first)) == 1811
+    assert second[0].startswith("rrr") and second[0].endswith("rrr") and second[3] == "b" * 10
+    assert teacher.stats.cut == {"rubric": 2}
+
+
+def test_an_over_long_answer_is_cut_before_it_is_sent():
+    client = Narrow(10**9)
+    result, stats = verify(client, ["good" + "x" * 9996, "bad"], max_answer_chars=1000)
+    shown = max(client.shown[0], key=len)
+    assert 990 <= len(shown) <= 1000 and shown.startswith("good") and "\n[... 9" in shown
+    assert stats.cut == {"verify": 1} and result.passed == ((True,) * 4, (False,) * 4)
+    assert stats.as_metrics()["teacher/cut_verify"] == 1.0
+
+
+def test_a_bound_too_small_to_show_anything_is_refused():
+    with pytest.raises(ConfigurationError, match=r"teacher\.max_answer_chars is 50; expected at least 100"):
+        Teacher(ScriptedClient(), max_answer_chars=50)
