@@ -58,7 +58,7 @@ def check(name: str, python: str, folder: pathlib.Path) -> str:
     student = {"checkpoint": str(FAMILIES / name), "chat_template": "", "lora": SECTION}
     (run / "config.json").write_text(json.dumps({"student": student}))
     for to, adapter in (("merged", False), ("adapter", True)):
-        export.main(str(run), str(folder / f"{name}_{to}"), adapter=adapter)
+        export.export(str(run), str(folder / f"{name}_{to}"), adapter=adapter)
     out = str(folder / f"{name}.npz")
     files = str(FAMILIES / name), str(folder / f"{name}_adapter"), out
     subprocess.run([python, __file__, "--theirs", *files], check=True)

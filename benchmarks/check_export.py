@@ -112,7 +112,7 @@ def check(name: str, what: str, python: str, folder: pathlib.Path) -> str:
     from ropd_jax.workdir import export
 
     where = folder / name
-    export.main(what, str(where))
+    export.export(what, str(where))
     out = str(folder / f"{name}.npz")
     subprocess.run([python, __file__, "--theirs", str(where), out], check=True)
     got = np.load(out)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from ropd_jax.cli.flags import Arguments, Command, Flag
 
 
-def run(args: Arguments) -> int | None:
-    from ropd_jax.workdir import export
+def run(args: Arguments) -> None:
+    from ropd_jax.workdir.export import export
 
-    return export.main(
+    export(
         args.words[0], args["to"], step=args["step"], dtype=args["dtype"], adapter=args["adapter"]
     )  # fmt: skip
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import ropd_jax
 from ropd_jax.cli import (
     analyze,
-    collect,
+    collect_references,
     data,
     eval,
     export,
@@ -41,7 +41,7 @@ from ropd_jax.utils.suggest import near
 log = logging.getLogger(__name__)
 
 GROUPS: dict[str, tuple[Command, ...]] = {
-    "before a run": (data.COMMAND, preflight.COMMAND, plan.COMMAND, collect.COMMAND),
+    "before a run": (data.COMMAND, preflight.COMMAND, plan.COMMAND, collect_references.COMMAND),
     "the run": (train.COMMAND,),
     "evaluate": (eval.COMMAND, grade.COMMAND, table.COMMAND),
     "after a run": (analyze.COMMAND, timeline.COMMAND, rejudge.COMMAND, export.COMMAND),

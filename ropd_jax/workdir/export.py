@@ -38,7 +38,7 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 
 
-def main(what: str, to: str, *, step: int | None = None, dtype: str = "", adapter: bool = False) -> int:
+def export(what: str, to: str, *, step: int | None = None, dtype: str = "", adapter: bool = False) -> None:
     """Write the directory ``to``.
 
     Args:
@@ -56,12 +56,12 @@ def main(what: str, to: str, *, step: int | None = None, dtype: str = "", adapte
         raise UserError(f"--dtype={dtype} cannot be stored; expected one of {', '.join(DTYPES)}")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"--to {to} exists and is not empty; choose another directory")
-    run = run_config(pathlib.Path(what).expanduser())
+    run = student_section(pathlib.Path(what).expanduser())
     if run is None and step is not None:
         raise UserError(f"--step={step} selects a checkpoint of a run, but {what} is not a run; leave it out")
-    if adapter and (run is None or not (run["student"].get("lora") or {}).get("rank")):
+    if adapter and (run is None or not (run.get("lora") or {}).get("rank")):
         raise UserError(f"--adapter: {what} is not a run with adapters (student.lora.rank above 0); leave it out")
-    own, template = (run["student"]["checkpoint"], run["student"].get("chat_template", "")) if run else (what, "")
+    own, template = (run["checkpoint"], run.get("chat_template", "")) if run else (what, "")
     base = find(own)
     with contextlib.closing(open_source(base)) as source:
         dtype = dtype or ("float32" if run else source.dtype)
@@ -88,18 +88,18 @@ def main(what: str, to: str, *, step: int | None = None, dtype: str = "", adapte
             shutil.rmtree(part, ignore_errors=True)
     size = sum(f.stat().st_size for f in target.iterdir())
     log.info("wrote %s: %s weights, %.1f MB in %d files", target, dtype, size / 1e6, len(list(target.iterdir())))
-    return 0
 
 
-def run_config(path: pathlib.Path) -> dict | None:
-    """The config of a run's directory; None if the directory is not a run."""
+def student_section(path: pathlib.Path) -> dict | None:
+    """The section ``student`` of the config of a run's directory; None if the directory is not a run."""
     if not (path / "checkpoints").is_dir() or not (path / "config.json").is_file():
         return None
     config = read_json(path / "config.json")
-    return config if isinstance(config.get("student"), dict) else None
+    section = config.get("student")
+    return section if isinstance(section, dict) else None
 
 
-def _of_run(path: pathlib.Path, run: dict, source: Source, step: int | None) -> dict:
+def _of_run(path: pathlib.Path, student: dict, source: Source, step: int | None) -> dict:
     """The student's weights after a step, as host arrays, with adapters merged into the base they were trained on."""
     import jax
 
@@ -107,8 +107,8 @@ def _of_run(path: pathlib.Path, run: dict, source: Source, step: int | None) -> 
     from ropd_jax.models.lora import freeze, merge
     from ropd_jax.workdir.checkpoint import saved_params
 
-    if (run["student"].get("lora") or {}).get("rank"):
-        lora, adapters = _adapters(path, run, source, step)
+    if (student.get("lora") or {}).get("rank"):
+        lora, adapters = _adapters(path, student, source, step)
         base = freeze(host_tree(source, np.dtype(lora.load_dtype)), lora.base_dtype)
         return jax.device_get(merge(lora, base, adapters))
     step, params = saved_params(path / "checkpoints", step, transformer.param_shapes(source.cfg))
@@ -116,24 +116,24 @@ def _of_run(path: pathlib.Path, run: dict, source: Source, step: int | None) -> 
     return params
 
 
-def _adapters(path: pathlib.Path, run: dict, source: Source, step: int | None):
+def _adapters(path: pathlib.Path, student: dict, source: Source, step: int | None):
     """(how they were trained, the adapters after a step as host arrays)."""
     from ropd_jax.models.lora import Lora, adapter_shapes
     from ropd_jax.workdir.checkpoint import saved_params
 
-    lora = Lora.from_config(run["student"]["lora"])
+    lora = Lora.from_config(student["lora"])
     step, adapters = saved_params(path / "checkpoints", step, adapter_shapes(source.cfg, lora))
     log.info("adapters of %s after step %d", path, step)
     return lora, adapters
 
 
 def _write_adapter(
-    path: pathlib.Path, run: dict, source: Source, step: int | None, dtype: str, base: str, part: pathlib.Path
+    path: pathlib.Path, student: dict, source: Source, step: int | None, dtype: str, base: str, part: pathlib.Path
 ) -> None:
     """adapter_config.json and adapter_model.safetensors, as PEFT reads them."""
     from ropd_jax.weights.peft import adapter_config, adapter_tensors
 
-    lora, adapters = _adapters(path, run, source, step)
+    lora, adapters = _adapters(path, student, source, step)
     tensors = {name: x.astype(DTYPES[dtype]) for name, x in adapter_tensors(source.cfg, adapters).items()}
     save_file(tensors, part / "adapter_model.safetensors", metadata={"format": "pt"})
     text = json.dumps(adapter_config(source.cfg, lora, base), indent=2) + "\n"

@@ -74,28 +74,29 @@ def test_failures_are_counted_and_the_same_command_asks_for_the_rest(tmp_path, m
 
     monkeypatch.setattr(Teacher, "reference_samples", flaky)
     with pytest.raises(UserError, match=r"4 of \d+ prompts have no references yet \(unavailable 4\)"):
-        collect_references.main(config(), out)
+        collect_references.collect(config(), out)
     there = out.read_bytes()
     down["on"] = False
-    assert collect_references.main(config(), out) == 0
+    collect_references.collect(config(), out)
     assert out.read_bytes().startswith(there) and out.read_bytes().count(b"\n") == there.count(b"\n") + 4
     assert all(len(row.answers) == 4 for row in read_index(out))
     before = out.read_bytes()
-    assert collect_references.main(config(), out) == 0 and out.read_bytes() == before
+    collect_references.collect(config(), out)
+    assert out.read_bytes() == before
 
 
 def test_another_teacher_does_not_go_into_the_same_file(tmp_path):
     out = tmp_path / "refs.jsonl"
-    collect_references.main(config(), out)
+    collect_references.collect(config(), out)
     with pytest.raises(ConfigurationError, match=r"temperature is 0\.7, the config has 0.1"):
-        collect_references.main(config(teacher__reference__temperature=0.1), out)
+        collect_references.collect(config(teacher__reference__temperature=0.1), out)
     with pytest.raises(UserError, match=r"fewer than teacher.references=5 references of \d+ prompts"):
-        collect_references.main(config(teacher__references=5), out)
+        collect_references.collect(config(teacher__references=5), out)
 
 
 def test_collapsed_references_are_warned_of(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
-        collect_references.main(config(), tmp_path / "refs.jsonl")
+        collect_references.collect(config(), tmp_path / "refs.jsonl")
     assert "have fewer than 4 different references" in caplog.text and "temperature (it is 0.7)" in caplog.text
 
 
@@ -114,7 +115,7 @@ def test_sigkill_loses_what_was_in_flight_and_the_same_command_continues(tmp_pat
     there = out.read_bytes()
     assert 3 <= there.count(b"\n") < 40
     out.write_bytes(there + b'{"schema_version": "ropd.tea')  # what a kill in the middle of a write leaves
-    assert collect_references.main(config(), out) == 0
+    collect_references.collect(config(), out)
     rows = [json.loads(line) for line in out.read_text().split("\n")[:-1]]
     assert out.read_bytes().startswith(there) and len({r["uid"] for r in rows}) == len(rows) >= 36
 

@@ -9,7 +9,7 @@ import pytest
 
 from ropd_jax.core.advantages import Advantages
 from ropd_jax.methods.rlvr import outcome
-from ropd_jax.training.heldout import evaluate
+from ropd_jax.training.heldout import grade_heldout
 from ropd_jax.training.metrics import step_metrics
 from ropd_jax.types import Judgement, Message, Prompt, Rollout, RolloutGroup
 
@@ -24,7 +24,7 @@ def group(texts):
 
 @pytest.mark.parametrize("text, right", ANSWERS.items())
 def test_held_out_accuracy_and_rlvr_agree_on_every_answer(text, right):
-    found = evaluate(lambda *a, **k: [group([text])], {"accuracy": None}, None, SimpleNamespace(prompts=[0]), 1)
+    found = grade_heldout({"accuracy": [group([text])]}, 1, lambda text: None, [])
     assert found["eval/accuracy"] == float(right)
     assert outcome(group([text])).rewards == (float(right),)
 

@@ -71,8 +71,8 @@ def test_import_then_export_is_bit_identical_for_every_family(tmp_path, name):
 def test_a_checkpoint_keeps_its_dtype_and_may_be_given_another(tmp_path):
     cfg, params = read_weights(FAMILIES / "qwen2")
     save_hf(tmp_path / "bf16", cfg, params, dtype="bfloat16")
-    export.main(str(tmp_path / "bf16"), str(tmp_path / "a"))
-    export.main(str(tmp_path / "bf16"), str(tmp_path / "b"), dtype="float32")
+    export.export(str(tmp_path / "bf16"), str(tmp_path / "a"))
+    export.export(str(tmp_path / "bf16"), str(tmp_path / "b"), dtype="float32")
     same, wide, stored = (load_file(tmp_path / x / "model.safetensors") for x in ("a", "b", "bf16"))
     assert all(same[k].dtype == stored[k].dtype and same[k].tobytes() == stored[k].tobytes() for k in stored)
     assert all(wide[k].dtype == np.float32 and (wide[k] == stored[k].astype(np.float32)).all() for k in stored)
@@ -82,8 +82,8 @@ def test_a_checkpoint_keeps_its_dtype_and_may_be_given_another(tmp_path):
 
 def test_a_run_gives_the_weights_of_the_step_and_the_files_of_its_checkpoint(run, tmp_path):
     path, after = run
-    export.main(str(path), str(tmp_path / "newest"))
-    export.main(str(path), str(tmp_path / "second"), step=2)
+    export.export(str(path), str(tmp_path / "newest"))
+    export.export(str(path), str(tmp_path / "second"), step=2)
     for name, step in (("newest", 4), ("second", 2)):
         loaded = load_checkpoint(str(tmp_path / name))
         assert_same(loaded.params, after[step])
@@ -95,7 +95,7 @@ def test_a_run_gives_the_weights_of_the_step_and_the_files_of_its_checkpoint(run
 def test_an_exported_run_of_the_tiny_student_loads_in_transformers_with_its_tokenizer(run, tmp_path):
     from transformers import AutoConfig, AutoTokenizer
 
-    export.main(str(run[0]), str(tmp_path / "out"))
+    export.export(str(run[0]), str(tmp_path / "out"))
     theirs, ours = AutoTokenizer.from_pretrained(str(tmp_path / "out")), load_tokenizer(tmp_path / "out")
     assert AutoConfig.from_pretrained(str(tmp_path / "out")).model_type == "llama"
     assert (len(theirs), theirs.eos_token_id, theirs.pad_token_id) == (ours.vocab_size, ours.stop_ids[0], ours.pad_id)
@@ -141,7 +141,7 @@ def test_a_run_of_other_parameters_is_refused(run, tmp_path):
     config = {"student": {"checkpoint": str(FAMILIES / "qwen2"), "chat_template": ""}}
     (path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"parameters: .* is of shape|missing"):
-        export.main(str(path), str(tmp_path / "out"))
+        export.export(str(path), str(tmp_path / "out"))
     assert names(tmp_path) == ["run"]
     more = transformer.param_shapes(read_config(find("tiny")))
     more["head"] = {"table_VD": more["embed"]["table_VD"]}
@@ -156,7 +156,7 @@ def test_a_failed_export_leaves_nothing(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr("ropd_jax.weights.hf.save_file", fail)
     with pytest.raises(UserError, match="No space left on device"):
-        export.main(str(run[0]), str(tmp_path / "out"))
+        export.export(str(run[0]), str(tmp_path / "out"))
     assert names(tmp_path) == ["run"]
 
 
@@ -176,7 +176,7 @@ def test_a_gguf_file_becomes_a_directory_with_the_same_weights_and_tokenizer(tmp
 
     monkeypatch.setattr(GGUFWriter, "write_header_to_file", with_tokenizer)
     cfg, params = write(tmp_path / "m.gguf", "families/qwen3", arch="qwen3")
-    export.main(str(tmp_path / "m.gguf"), str(tmp_path / "out"))
+    export.export(str(tmp_path / "m.gguf"), str(tmp_path / "out"))
     cfg2, loaded = read_weights(tmp_path / "out")
     assert_same(loaded, params)
     assert cfg2.qk_norm and cfg2.rope_theta == cfg.rope_theta
@@ -224,5 +224,5 @@ def test_a_run_with_adapters_is_merged_or_written_as_peft_does(tmp_path, base_dt
 def test_adapter_of_a_run_without_adapters_is_refused(run, tmp_path):
     for what in (str(run[0]), "tiny"):
         with pytest.raises(UserError, match="is not a run with adapters"):
-            export.main(what, str(tmp_path / "out"), adapter=True)
+            export.export(what, str(tmp_path / "out"), adapter=True)
     assert not (tmp_path / "out").exists()

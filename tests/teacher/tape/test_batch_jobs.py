@@ -336,12 +336,12 @@ def test_collecting_by_batch_writes_what_collecting_live_writes(provider, tmp_pa
             cfg.teacher.base_url = root + "/v1" if provider == "openai" else root
         return cfg.lock()
 
-    collect_references.main(config(), tmp_path / "live.jsonl")
+    collect_references.collect(config(), tmp_path / "live.jsonl")
     server, out = Server(looks=1, fails={5}), tmp_path / "batch.jsonl"
 
     async def main():
         async with serving(server) as root:
-            await asyncio.to_thread(collect_references.main, config(root), out, batch=True, poll_s=0.01)
+            await asyncio.to_thread(collect_references.collect, config(root), out, batch=True, poll_s=0.01)
 
     asyncio.run(main())
 
@@ -359,7 +359,7 @@ def test_collecting_by_batch_writes_what_collecting_live_writes(provider, tmp_pa
     assert spent[ROLE]["calls"] == 4 * n and spent["reference"]["calls"] == server.live
 
 
-def test_collecting_at_a_cap_writes_what_was_bought_and_ends_with_exit_code_4(tmp_path):
+def test_collecting_at_a_cap_writes_what_was_bought_and_raises(tmp_path):
     def config(root, calls):
         cfg = quickstart.get_config()
         cfg.data.size, cfg.data.heldout_size, cfg.data.prompts_per_step = 12, 4, 4
@@ -370,24 +370,23 @@ def test_collecting_at_a_cap_writes_what_was_bought_and_ends_with_exit_code_4(tm
 
     async def main():
         async with serving(server) as root:
-            codes = []
-            for calls in (13, 1_000):
-                code = await asyncio.to_thread(
-                    collect_references.main, config(root, calls), out, batch=True, poll_s=0.01
-                )
-                codes.append((code, len(server.submitted)))
-            return codes
+            how = {"batch": True, "poll_s": 0.01}
+            with pytest.raises(BudgetError):
+                await asyncio.to_thread(collect_references.collect, config(root, 13), out, **how)
+            at_the_cap = len(server.submitted)
+            await asyncio.to_thread(collect_references.collect, config(root, 1_000), out, **how)
+            return [at_the_cap, len(server.submitted)]
 
-    codes = asyncio.run(main())
+    submitted = asyncio.run(main())
     n = len(out.read_text().splitlines())
-    assert codes == [(4, 13), (0, 4 * n)] and len(set(server.submitted)) == 4 * n
+    assert submitted == [13, 4 * n] and len(set(server.submitted)) == 4 * n
 
 
 def test_a_batch_needs_a_tape_that_is_written(tmp_path):
     cfg = quickstart.get_config()
     cfg.data.size, cfg.data.heldout_size, cfg.teacher.tape.mode = 12, 4, "off"
     with pytest.raises(UserError, match=r"--batch keeps its jobs on the tape; expected teacher\.tape\.mode=record"):
-        collect_references.main(cfg.lock(), tmp_path / "x.jsonl", batch=True)
+        collect_references.collect(cfg.lock(), tmp_path / "x.jsonl", batch=True)
 
 
 def test_the_flag_is_there(capsys):
