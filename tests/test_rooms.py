@@ -155,7 +155,7 @@ def takes_whole_config(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool
         annotation = ast.unparse(parameter.annotation) if parameter.annotation else ""
         if "ConfigDict" in annotation and parameter.arg in ("cfg", "config"):
             return True
-        if parameter.arg == "result":  # of an evaluation: it has a "data" and a "sampling" too
+        if parameter.arg in ("result", "a", "b"):  # results of an evaluation have a "data" and a "sampling" too
             continue
         if annotation and not any(word in annotation for word in ("ConfigDict", "Any", "Mapping", "dict")):
             continue

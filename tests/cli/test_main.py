@@ -89,5 +89,5 @@ def test_the_old_name_of_a_command_works_and_names_the_new_one(monkeypatch, caps
 
 def test_every_file_of_the_folder_is_a_command():
     folder = pathlib.Path(cli.__file__).parent
-    files = {p.stem for p in folder.glob("*.py")} - {"__init__", "main", "flags", "help", "collect_references"}
+    files = {p.stem for p in folder.glob("*.py")} - {"__init__", "main", "flags", "help"}
     assert {c.run.__module__.rpartition(".")[2] for c in cli.COMMANDS.values()} == files

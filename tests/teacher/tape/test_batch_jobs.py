@@ -14,7 +14,7 @@ from aiohttp import web
 from experiments import quickstart
 from ropd_jax.cli import collect_references
 from ropd_jax.cli import main as cli
-from ropd_jax.teacher import Budget, Caps, ChatRequest, ConfigurationError, Tape, TapedClient
+from ropd_jax.teacher import Budget, BudgetError, Caps, ChatRequest, ConfigurationError, Tape, TapedClient
 from ropd_jax.teacher.clients.batch import open_batch
 from ropd_jax.teacher.clients.endpoint import Endpoint
 from ropd_jax.teacher.collect_references import EXTRA
