@@ -1,5 +1,5 @@
 # make quickstart   a training run on a bare machine: Python >= 3.11, nothing else
-# make test         ruff and the whole test suite
+# make test         ruff, mypy and the whole test suite
 # Packages go to .venv, at the versions of constraints.txt. Another interpreter: make test PYTHON=python3.12
 
 PYTHON ?= python3
@@ -12,13 +12,14 @@ PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt PIP_BUI
           $(BIN)/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format golden storm bench-teacher bench-plan bench-update growth kill-tape mini bench-grader bench-rollout bench-overlap load-memory check-export clean
+.PHONY: help quickstart test test-fast lint format golden storm bench-teacher bench-plan bench-update growth kill-tape mini bench-grader bench-rollout bench-overlap load-memory check-export clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make quickstart   install into .venv and train the tiny student ($(CONFIG) -> $(WORKDIR))'
-	@echo 'make test         install into .venv with the tools, then ruff and pytest'
-	@echo 'make lint         ruff alone'
+	@echo 'make test         install into .venv with the tools, then ruff, mypy and pytest'
+	@echo 'make test-fast    the tests without whole runs and big compilations: for the inner loop'
+	@echo 'make lint         ruff and mypy'
 	@echo 'make format       let ruff rewrite what it can'
 	@echo 'make golden       make tests/golden anew (installs torch; only for a change of the golden files)'
 	@echo 'make storm        10,000 groups against a teacher of whose calls every fifth fails; a minute or two'
@@ -42,9 +43,13 @@ quickstart: $(VENV)/core.stamp
 test: lint
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
+test-fast: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m 'not slow'
+
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .

@@ -21,8 +21,9 @@ from ropd_jax.types import UserError
 from ropd_jax.utils.suggest import near
 from ropd_jax.utils.user_module import load_user_module, user_code
 
-RENAMED = {  # key of an earlier version -> what to write now
-    "ropd.told": "ropd.blind, with the opposite value",
+OPPOSITE = ", with the opposite value"
+RENAMED = {  # key of an earlier version -> what to write now, in the same section
+    "ropd.told": f"ropd.blind{OPPOSITE}",
     "stream.carry_after_s": "stream.straggler_timeout_s",
     "teacher.scripted.book": "teacher.scripted.answer_key",
 }

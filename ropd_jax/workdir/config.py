@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 from collections.abc import Mapping
@@ -46,10 +47,23 @@ def stored_config(run: pathlib.Path) -> ConfigDict:
         raise UserError(f"cannot read {path} ({error}); expected the directory of a run") from error
     cfg = configs.default()
     try:
-        cfg.update(stored)
+        cfg.update(with_new_names(stored))
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{path} does not fit this version of ropd_jax ({error}); use the one that made it") from error
     return cfg
+
+
+def with_new_names(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored config with the present names of keys that were renamed since (`configs.RENAMED`)."""
+    new = json.loads(json.dumps(stored))
+    for old, name in configs.RENAMED.items():
+        section, _, key = old.rpartition(".")
+        place = functools.reduce(lambda tree, part: tree.get(part, {}), section.split("."), new)
+        if key in place:
+            value = place.pop(key)
+            opposite = name.endswith(configs.OPPOSITE)
+            place[name.removesuffix(configs.OPPOSITE).rpartition(".")[2]] = (not value) if opposite else value
+    return new
 
 
 def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
@@ -70,7 +84,7 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            old = json.loads(path.read_text(encoding="utf-8"))
+            old = with_new_names(json.loads(path.read_text(encoding="utf-8")))
         elif any(workdir.iterdir()):
             raise UserError(f"--workdir {workdir} is not empty and holds no run; choose another directory")
         else:
