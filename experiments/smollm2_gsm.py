@@ -8,7 +8,7 @@ GSM8K instead, from JSONL files with id, problem, answer, solution:
     ropd train --config experiments/smollm2_gsm.py:gsm8k --workdir runs/gsm8k \
       --config.data.path='DIR/gsm8k_train*.jsonl' --config.data.heldout_path=DIR/gsm8k_test.jsonl
 
-The scripted teacher does not reason about word problems: it looks the worked solution up in a book made of the
+The scripted teacher does not reason about word problems: it looks the worked solution up in an answer key made of the
 *training* data's solutions, and judges by intermediate results and final answer.
 
 Hardware: 2 CPU cores. Time, accuracy with interval and seconds per phase: experiments/README.md.
