@@ -98,9 +98,8 @@ def train_step(run: Run, state: State, pending: Pending, step: int, out: Session
     method, tokenizer, begin = run.method, run.student.tokenizer, time.monotonic()
 
     # 1. sample: a group goes to the teacher the moment its last rollout ends
-    current = pending.lookahead or run.begin(step, state.params, out.send)
-    current.receive(pending.deferred)
-    pending.current, pending.lookahead = current, run.begin_lookahead(step, state, out.send)
+    current = pending.take(step) or run.begin(step, state.params, out.send)
+    pending.start(current, lookahead=run.begin_lookahead(step, state, out.send))
 
     # 2. judge: meanwhile sum the gradients of judged groups, then sample ahead, then wait
     streamed = run.streamed_update(state, step)

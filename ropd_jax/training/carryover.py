@@ -32,6 +32,16 @@ class Pending:
     lookahead: PendingStep | None = None
     deferred: DeferredGroups = NONE_DEFERRED
 
+    def take(self, step: int) -> PendingStep | None:
+        """The step, if it is being sampled already."""
+        assert self.lookahead is None or self.lookahead.step == step
+        return self.lookahead
+
+    def start(self, current: PendingStep, *, lookahead: PendingStep | None) -> None:
+        """A step begins: it takes over the deferred groups, so that a checkpoint finds each group once."""
+        current.receive(self.deferred)
+        self.current, self.lookahead, self.deferred = current, lookahead, NONE_DEFERRED
+
 
 def pending_state(step: int, pending: Pending, *, stale: bool, send: bool = True) -> dict[str, Any]:
     """What a checkpoint after ``step`` steps holds of ``pending``, as JSON.
