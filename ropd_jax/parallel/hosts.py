@@ -199,7 +199,7 @@ def start(coordinator: str = "", processes: int | None = None, process: int | No
         said = " ".join(str(error).split())[:_FIRST_LINE]
         raise UserError(
             f"the hosts did not find each other ({said}); start the same command on every host, with the address of "
-            "host 0 as --coordinator HOST:PORT and one --process-id each, or --coordinator off for this host alone"
+            "host 0 as --coordinator HOST:PORT and one --process-id each, or --coordinator off for this host only"
         ) from error
     if jax.process_count() > 1:
         log.info("host %d of %d, %d of %d devices", jax.process_index(), jax.process_count(),

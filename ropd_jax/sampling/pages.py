@@ -27,6 +27,7 @@ are in the part of the row, every index counts within its part, and attention ne
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -203,35 +204,16 @@ def attend(
         window: how many positions a query sees, its own included; None is all.
     """
     B, N, H = q_BNH.shape
-    P, G = view.row_PG.shape
     K = stage.k.x.shape[1]
     Q = N // K
     q_BKQH = q_BNH.reshape(B, K, Q, H)
     part = functools.partial(partial_softmax, scale=scale or H**-0.5, softcap=softcap)
 
-    def near(position, at):  # both int32, broadcastable
-        return True if window is None else position - at < window
-
-    # prompts: the queries of all rollouts of one prompt together, then back to their rows. A slot has positions 0 to
-    # T - 1, so its index is the position.
-    rows_R = view.row_PG.reshape(-1)
-    q_PKXH = rows(q_BKQH, rows_R).reshape(P, G, K, Q, H).swapaxes(1, 2).reshape(P, K, G * Q, H)
-    T = prompt.v.x.shape[2]
-    slots_11T = jnp.arange(T, dtype=jnp.int32)[None, None]
-    near_PGT = near(rows(position_B, rows_R).reshape(P, G, 1), slots_11T)
-    seen_PGT = jnp.broadcast_to((slots_11T < view.prompt_len_P[:, None, None]) & near_PGT, (P, G, T))
-    seen_PXT = jnp.repeat(seen_PGT, Q, axis=1)
-
-    def back(x):  # [P, K, G*Q, ...] -> [B, K, Q, ...]
-        x = x.reshape(P, K, G, Q, *x.shape[3:]).swapaxes(1, 2)
-        return rows(x.reshape(P * G, K, Q, *x.shape[4:]), view.place_B)
-
-    sums = part(q_PKXH, *prompt, seen_PXT[:, None], keys_turned=True)
-    prompt_m, prompt_l, prompt_o = (back(x) for x in sums)
+    prompt_m, prompt_l, prompt_o = _over_prompts(part, q_BKQH, prompt, view, position_B, window)
 
     # stage: both indices count from the start of the stage, so their difference is that of the positions
     slots_1S = jnp.arange(stage.k.x.shape[2], dtype=jnp.int32)[None]
-    seen_BS = (slots_1S <= slot_B[:, None]) & near(slot_B[:, None], slots_1S)
+    seen_BS = (slots_1S <= slot_B[:, None]) & _near(window, slot_B[:, None], slots_1S)
     stage_m, stage_l, stage_o = part(q_BKQH, *stage, seen_BS[:, None, None], keys_turned=False)
 
     # pages: all of the pool, free ones too, whose sums no row picks. Then everything together, in the order of the
@@ -239,7 +221,7 @@ def attend(
     seen = None
     if window is not None:
         position_M = rows(position_B, view.owner_M)[:, None]
-        seen = near(position_M, view.first_M[:, None] + slots_1S)[:, None, None]
+        seen = _near(window, position_M, view.first_M[:, None] + slots_1S)[:, None, None]
     page_m, page_l, page_o = part(rows(q_BKQH, view.owner_M), *pages, seen, keys_turned=True)
     own_BD = jnp.arange(view.table_BD.shape[1], dtype=jnp.int32)[None] < view.depth_B[:, None]
     m_BDKQ = jnp.where(own_BD[..., None, None], rows(page_m, view.table_BD), NOTHING)
@@ -257,6 +239,30 @@ def attend(
     l_BKQ, o_BKQH = jax.lax.fori_loop(0, jnp.max(view.depth_B), add, (l_BKQ, o_BKQH))
     l_BKQ, o_BKQH = l_BKQ + w_stage * stage_l, o_BKQH + w_stage[..., None] * stage_o
     return (o_BKQH / l_BKQ[..., None]).reshape(B, N, H).astype(q_BNH.dtype)
+
+
+def _near(window: jax.Array | None, position, at):
+    """True if the window of a query at ``position`` reaches back to ``at``; both int32, broadcastable."""
+    return True if window is None else position - at < window
+
+
+def _over_prompts(part: Callable, q_BKQH: jax.Array, prompt: KV, view: View, position_B, window):
+    """`partial_softmax` of each row over its prompt: the queries of all rollouts of a prompt together (X = G * Q)."""
+    _, K, Q, H = q_BKQH.shape
+    P, G = view.row_PG.shape
+    T = prompt.v.x.shape[2]
+    rows_R = view.row_PG.reshape(-1)
+    q_PKXH = rows(q_BKQH, rows_R).reshape(P, G, K, Q, H).swapaxes(1, 2).reshape(P, K, G * Q, H)
+    slots_11T = jnp.arange(T, dtype=jnp.int32)[None, None]  # a slot has positions 0 to T - 1: index is position
+    near_PGT = _near(window, rows(position_B, rows_R).reshape(P, G, 1), slots_11T)
+    seen_PGT = jnp.broadcast_to((slots_11T < view.prompt_len_P[:, None, None]) & near_PGT, (P, G, T))
+    seen_PXT = jnp.repeat(seen_PGT, Q, axis=1)
+
+    def back(x):  # [P, K, G*Q, ...] -> [B, K, Q, ...]
+        x = x.reshape(P, K, G, Q, *x.shape[3:]).swapaxes(1, 2)
+        return rows(x.reshape(P * G, K, Q, *x.shape[4:]), view.place_B)
+
+    return tuple(back(x) for x in part(q_PKXH, *prompt, seen_PXT[:, None], keys_turned=True))
 
 
 def rows(x: jax.Array, at: jax.Array) -> jax.Array:

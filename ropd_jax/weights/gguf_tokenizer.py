@@ -74,7 +74,7 @@ def byte_level_bpe(
         tokens: by id, in the byte-level alphabet (``Ġthe``); control tokens as they are written.
         merges: ``left right``, best first.
         types: GGUF token type of each token.
-        pre: name of the rule that cuts a text before merging: ``smollm`` (each digit alone, then GPT-2's rule),
+        pre: name of the rule that cuts a text before merging: ``smollm`` (single digits, then GPT-2's rule),
             ``gpt-2`` / ``default`` (GPT-2's rule), ``qwen2`` (Qwen 2 to 3), ``llama-bpe`` (Llama 3).
 
     Raises:

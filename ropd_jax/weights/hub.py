@@ -74,7 +74,7 @@ def fetch(name: str, *, weights: bool = True) -> pathlib.Path:
             f"({_short(e)}); try again, or set HF_ENDPOINT to a mirror"
         ) from e
     except (errors.HTTPError, errors.HFValidationError, OSError) as e:
-        raise UserError(f"{what} cannot be fetched ({_short(e)}); the same command goes on where it was") from e
+        raise UserError(f"{what} cannot be fetched ({_short(e)}); the same command resumes the download") from e
 
 
 def _short(error: BaseException) -> str:

@@ -177,6 +177,7 @@ def test_the_weights_are_those_of_the_chosen_step(run):
 def test_the_adapters_of_a_run_stand_beside_its_frozen_weights(tmp_path):
     cfg = configs.default()
     cfg.student.lora.rank = 2
+    (tmp_path / "config.json").write_text(json.dumps(cfg.to_dict()))
     lora, tiny = Lora.from_config(cfg.student.lora), load_checkpoint("tiny")
     adapters = jax.tree.map(lambda x: np.full(x.shape, 0.5, np.float32), adapter_shapes(tiny.cfg, lora))
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
