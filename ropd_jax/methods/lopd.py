@@ -131,20 +131,20 @@ class LOPD(Method):
         """The teacher's log-probs of the targets, or its hidden states; a part without tokens is not computed."""
         rows = -len(batch.tokens_BT[0]) % self.mesh.shape["fsdp"]  # so that the parts divide over the teacher's mesh
         by_row = jax.NamedSharding(self.mesh, mesh_lib.RULES.spec("BT"))
-        said, nothing = [], None
+        per_part, nothing = [], None
         for a in range(len(batch.tokens_BT)):
             part = [np.pad(x[a], ((0, rows), (0, 0))) for x in
                     (batch.tokens_BT, batch.targets_BT, batch.positions_BT, batch.segments_BT)]  # fmt: skip
             if nothing is not None and not part[3].any():
-                said.append(nothing)
+                per_part.append(nothing)
                 continue
             with jax.set_mesh(self.mesh):
                 found = self.forward(self.teacher.params, *(mesh_lib.place(x, by_row) for x in part))
             if rows:
                 found = mesh_lib.place(found, jax.NamedSharding(self.student_mesh, jax.P()))[:-rows]
-            said.append(mesh_lib.place(found, self.named("BT")))
-            nothing = jnp.zeros_like(said[-1]) if nothing is None else nothing
-        return Extras({"teacher": jnp.stack(said)}, self.table)
+            per_part.append(mesh_lib.place(found, self.named("BT")))
+            nothing = jnp.zeros_like(per_part[-1]) if nothing is None else nothing
+        return Extras({"teacher": jnp.stack(per_part)}, self.table)
 
     def abstract_extras(self, batch):
         named, shape = batch.tokens_BT.sharding, batch.tokens_BT.shape

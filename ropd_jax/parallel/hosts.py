@@ -116,12 +116,12 @@ def check_same(what: str, value: Mapping[str, Any]) -> None:
     Raises:
         UserError: the hosts differ; it is raised on all of them, with the first difference.
     """
-    said = exchange(dict(value))
-    for i, other in enumerate(said):
-        for key in sorted(k for k in other.keys() | said[0].keys() if other.get(k) != said[0].get(k))[:1]:
+    found = exchange(dict(value))
+    for i, other in enumerate(found):
+        for key in sorted(k for k in other.keys() | found[0].keys() if other.get(k) != found[0].get(k))[:1]:
             raise UserError(
                 f"{what} of host {i} is not that of host 0: {key} is {other.get(key, 'absent')} there and "
-                f"{said[0].get(key, 'absent')} on host 0; start all hosts with the same command and the same files"
+                f"{found[0].get(key, 'absent')} on host 0; start all hosts with the same command and the same files"
             )
 
 
@@ -196,9 +196,9 @@ def start(coordinator: str = "", processes: int | None = None, process: int | No
             initialization_timeout=300,
         )
     except (RuntimeError, ValueError) as error:
-        said = " ".join(str(error).split())[:_FIRST_LINE]
+        reason = " ".join(str(error).split())[:_FIRST_LINE]
         raise UserError(
-            f"the hosts did not find each other ({said}); start the same command on every host, with the address of "
+            f"the hosts did not find each other ({reason}); start the same command on every host, with the address of "
             "host 0 as --coordinator HOST:PORT and one --process-id each, or --coordinator off for this host only"
         ) from error
     if jax.process_count() > 1:
@@ -267,10 +267,10 @@ def lost(error: BaseException) -> None:
     broken = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)  # Gloo can raise ValueError too
     if count() == 1 or not broken:
         return
-    said = " ".join(str(error).split())[:_FIRST_LINE]
+    reason = " ".join(str(error).split())[:_FIRST_LINE]
     _end(
-        f"host {index()} of {count()} has lost another host, or the runtime failed ({said}). Look at the output of the "
-        "others; the last complete checkpoint is kept. To continue, run the same command on all hosts",
+        f"host {index()} of {count()} has lost another host, or the runtime failed ({reason}). Look at the output of "
+        "the others; the last complete checkpoint is kept. To continue, run the same command on all hosts",
         LOST,
     )
 

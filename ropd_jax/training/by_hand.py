@@ -53,7 +53,7 @@ def judge(
     futures = [teacher.blocking.submit(judge_by(built, teacher, group)) for group in groups]
     with Progress(len(groups)) as progress:
         for done, _ in enumerate(concurrent.futures.as_completed(futures), 1):
-            progress.say(f"judged {done}/{len(groups)} groups")
+            progress.report(f"judged {done}/{len(groups)} groups")
     return [future.result() for future in futures]
 
 

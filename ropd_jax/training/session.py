@@ -167,7 +167,7 @@ class Session:
 
     def report(self, text: str) -> None:
         """Show what the run is doing."""
-        self._progress.say(text)
+        self._progress.report(text)
 
     def poll(self, text: str) -> None:
         """`report`, then raise Interrupted if the user asked to stop. Collective: every host must call it."""

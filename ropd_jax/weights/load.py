@@ -22,7 +22,7 @@ from ropd_jax.parallel.mesh import RULES, ShardingRules, dims_of
 from ropd_jax.weights.tensors import Source, Tensor, put_leaf, tensors_of
 
 log = logging.getLogger(__name__)
-SAY_EVERY_S = 5.0
+REPORT_EVERY_S = 5.0
 AT_ONCE = 32 << 20  # bytes
 
 
@@ -50,7 +50,7 @@ def stream(
     dtype = np.dtype(dtype)
     params: dict = {}
     total = sum(int(np.prod((*t.stack, *t.sizes))) for t in tensors_of(source.cfg)) * dtype.itemsize
-    done, said = 0, time.monotonic()
+    done, reported = 0, time.monotonic()
     for t in tensors_of(source.cfg):
         shape = (*t.stack, *t.sizes)
         name = jax.tree_util.DictKey(t.path[-1])
@@ -65,8 +65,8 @@ def stream(
                 value = _write(value, _read(source, t, (layer,), each, dtype), np.int32(layer))
                 value.block_until_ready()  # else the host runs ahead of the devices and holds many tensors
                 done += value.nbytes // shape[0]
-                if time.monotonic() - said > SAY_EVERY_S:
-                    said = time.monotonic()
+                if time.monotonic() - reported > REPORT_EVERY_S:
+                    reported = time.monotonic()
                     log.info("loading weights: %.1f of %.1f GB", done / 1e9, total / 1e9)
         put_leaf(params, t, value)
     return params

@@ -73,7 +73,7 @@ class Progress:
             self._last_line = now
             self._print(f"step {done}/{self._total}  {self.line()}")
 
-    def say(self, what: str) -> None:
+    def report(self, what: str) -> None:
         """What the run is doing within a step: on the bar at once, as a plain line when none came for ``every_s``."""
         if self._bar:
             self._bar.update(self._task, description=f"{self.line()}  {what}")

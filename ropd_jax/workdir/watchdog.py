@@ -46,11 +46,11 @@ def watching(
 
 
 def _watch(timeline: Timeline, limit_s: float, directory: pathlib.Path, coroutines, over: threading.Event) -> None:
-    number, said = 0, None  # the moment that nothing has moved since, once it has been said
+    number, reported = 0, None  # the moment since which nothing has moved, once it is reported
     while not over.wait(min(limit_s / 4, 5.0)):
-        if timeline.still_s() < limit_s or timeline.moved_at == said:
+        if timeline.still_s() < limit_s or timeline.moved_at == reported:
             continue
-        said = timeline.moved_at
+        reported = timeline.moved_at
         timeline.flush()
         text = report(timeline, coroutines)
         number += 1
