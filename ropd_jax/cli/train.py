@@ -14,19 +14,27 @@ def run(args: Arguments) -> None:
     """Joins the hosts of the run, if there are several, and trains; shows the result."""
     from ropd_jax.parallel import hosts
 
+    stopped: Exception | None = None
     with hosts.joined(args["coordinator"], args["num_processes"], args["process_id"]):
+        from ropd_jax.teacher import BudgetError
         from ropd_jax.train import train
         from ropd_jax.training.failure_gate import TooManyFailures
         from ropd_jax.utils.interrupt import Interrupted
 
         try:
             result = train(args.config, args["workdir"])
-        except (Interrupted, TooManyFailures):
-            log.warning("to resume: the same command with the same --workdir %s", args["workdir"])
-            raise
-        if result.written:
-            sys.stdout.write(f"{result}\n")
-            log.info("curves: %s", result.workdir / "curves.png")
+        except (
+            Interrupted,
+            TooManyFailures,
+            BudgetError,
+        ) as error:  # on all hosts at the same place: they leave in order
+            stopped = error
+    if stopped is not None:
+        log.warning("to resume: the same command with the same --workdir %s", args["workdir"])
+        raise stopped
+    if result.written:
+        sys.stdout.write(f"{result}\n")
+        log.info("curves: %s", result.workdir / "curves.png")
 
 
 HOSTS = "several hosts (docs/hosts.md)"

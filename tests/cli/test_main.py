@@ -72,7 +72,7 @@ def test_an_exception_of_a_run_becomes_its_exit_code(runs, monkeypatch, capsys, 
     assert cli.main(["train", "--config", runs[0], "--workdir", "w"]) == code
     err = capsys.readouterr().err
     assert err.endswith("error: stopped: enough of it\n")
-    assert ("to resume: the same command with the same --workdir w" in err) == (code != 4)
+    assert "to resume: the same command with the same --workdir w" in err
 
 
 def test_the_old_name_of_a_command_works_and_names_the_new_one(monkeypatch, capsys):

@@ -205,7 +205,7 @@ def test_the_command_says_what_is_there_and_what_is_left(place, tmp_path, capsys
 
 def test_a_list_of_the_sets_downloads_nothing(monkeypatch, capsys):
     monkeypatch.delenv("ROPD_DATA", raising=False)
-    monkeypatch.setattr("ropd_jax.data.source.read_source", lambda *a: pytest.fail("it read"))
+    monkeypatch.setattr("ropd_jax.data.reading.read_source", lambda *a: pytest.fail("it read"))
     assert main(["data"]) == 0
     assert "no --data" in capsys.readouterr().out
 
