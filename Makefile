@@ -40,8 +40,11 @@ help:
 quickstart: $(VENV)/core.stamp
 	$(BIN)/ropd train --config $(CONFIG) --workdir $(WORKDIR)
 
-test: lint
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+# The types are checked while the tests run.
+test: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@$(BIN)/mypy & types=$$!; $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile; code=$$?; wait $$types && exit $$code
 
 test-fast: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m 'not slow'
