@@ -20,6 +20,7 @@ _HOME = {  # public name -> the module that has it; "module:name" if it has anot
     "BudgetError": "teacher.clients.errors",
     "Interrupted": "utils.interrupt",
     "Judgement": "types",
+    "Message": "types",
     "Method": "methods.base",
     "Prompt": "types",
     "Rollout": "types",
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from ropd_jax.training.failure_gate import TooManyFailures as TooManyFailures
     from ropd_jax.training.setup import make_teacher as make_teacher
     from ropd_jax.types import Judgement as Judgement
+    from ropd_jax.types import Message as Message
     from ropd_jax.types import Prompt as Prompt
     from ropd_jax.types import Rollout as Rollout
     from ropd_jax.types import RolloutGroup as RolloutGroup

@@ -15,9 +15,13 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
+import threading
+import weakref
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ropd_jax.teacher.traffic.budget import Budget
 from ropd_jax.teacher.traffic.event_loop import TeacherLoop
 from ropd_jax.types import Message, Prompt, Rubric, Verdicts
 
@@ -45,11 +49,13 @@ class ThreadedClient:
 class Blocking:
     """The teacher's questions as plain calls; prompts may be texts.
 
-    Usable as a context manager, which closes the teacher at the end.
+    Usable as a context manager, which closes the teacher at the end. A teacher that is left open is closed when
+    nothing refers to it any more, or when the program ends.
     """
 
     def __init__(self, teacher: Teacher):
         self._teacher, self._loop = teacher, TeacherLoop()
+        self._left_open = weakref.finalize(teacher, _close_left_open, self._loop, teacher.client, teacher.budget)
         teacher.client = ThreadedClient(teacher.client, self._loop)
 
     def references(self, prompt: str | Prompt) -> tuple[str, ...]:
@@ -80,17 +86,34 @@ class Blocking:
 
     def close(self) -> None:
         """Close the client's connections and its thread. Idempotent."""
-        inner = self._teacher.client
-        if isinstance(inner, ThreadedClient):
-            self._teacher.client = inner.inner
-            self._loop.on_close(self._teacher.close)
-        self._loop.close()
+        if self._left_open.detach() is None:
+            return
+        try:
+            self.run(self._teacher.close())
+        finally:
+            self._loop.close()
 
     def __enter__(self) -> Blocking:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+def _close_left_open(loop: TeacherLoop, client: ChatClient, budget: Budget | None) -> None:
+    """Close the client of a teacher that is garbage or that the program leaves open; must not refer to the teacher."""
+    loop.on_close(client.close)
+
+    def close() -> None:
+        with contextlib.suppress(RuntimeError, TimeoutError):  # a program that ends can start no thread
+            loop.close()
+        if budget is not None and budget.total().calls:
+            budget.save()
+
+    if loop.is_current_thread():  # garbage is collected on any thread; the loop's own cannot wait for itself
+        threading.Thread(target=close, daemon=True).start()
+    else:
+        close()
 
 
 def as_prompt(prompt: str | Prompt) -> Prompt:
