@@ -54,22 +54,22 @@ class Blocking:
     """
 
     def __init__(self, teacher: Teacher):
-        self._teacher, self._loop = teacher, TeacherLoop()
+        self.teacher, self._loop = teacher, TeacherLoop()
         self._left_open = weakref.finalize(teacher, _close_left_open, self._loop, teacher.client, teacher.budget)
         teacher.client = ThreadedClient(teacher.client, self._loop)
 
     def references(self, prompt: str | Prompt) -> tuple[str, ...]:
         """The teacher's own answers to the prompt; see `Teacher.references`."""
-        return self.run(self._teacher.references(as_prompt(prompt)))
+        return self.run(self.teacher.references(as_prompt(prompt)))
 
     def induce_rubric(self, prompt: str | Prompt, references: Sequence[str], answers: Sequence[str]) -> Rubric:
         """A rubric from the contrast of references and answers; see `Teacher.induce_rubric`."""
-        return self.run(self._teacher.induce_rubric(as_prompt(prompt), references, answers))
+        return self.run(self.teacher.induce_rubric(as_prompt(prompt), references, answers))
 
     def verify(self, prompt: str | Prompt, rubric: Rubric, answers: Sequence[str], *, key: str = "") -> Verdicts:
         """True or false of each criterion for each answer; see `Teacher.verify`."""
         prompt = as_prompt(prompt)
-        return self.run(self._teacher.verify(prompt, rubric, answers, key=key or prompt.id))
+        return self.run(self.teacher.verify(prompt, rubric, answers, key=key or prompt.id))
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """The result of any coroutine of the teacher, waited for. Ctrl-C cancels it."""
@@ -89,7 +89,7 @@ class Blocking:
         if self._left_open.detach() is None:
             return
         try:
-            self.run(self._teacher.close())
+            self.run(self.teacher.close())
         finally:
             self._loop.close()
 

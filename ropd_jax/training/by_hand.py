@@ -92,7 +92,7 @@ def update(
     """(the student after one optimizer step on the judged groups, the metrics of the update).
 
     All weights are trained, on one device, by a fresh optimizer at a constant learning rate. The student that is passed
-    in stays as it is. The update is compiled in each call.
+    in stays as it is, and the weights of the new one are where its weights are. The update is compiled in each call.
 
     Args:
         groups: of the same number of rollouts each, sampled at ``cfg.sampling.temperature``.
@@ -131,7 +131,15 @@ def update(
             state, initial, *on_mesh(batch, built, state.method, mesh)
         )
         metrics |= {name: float(value) for name, value in measured.items()}
-    return dataclasses.replace(student, params=state.params), metrics | {"time/update_s": time.monotonic() - begin}
+    metrics["time/update_s"] = time.monotonic() - begin
+    return dataclasses.replace(student, params=_where(student.params, state.params)), metrics
+
+
+def _where(old: dict, new: dict) -> dict:
+    """The new weights where the old ones are: in host memory, or on their devices."""
+    return jax.tree.map(
+        lambda a, b: jax.device_put(b, a.sharding) if isinstance(a, jax.Array) else np.asarray(b), old, new
+    )
 
 
 def _batch(
