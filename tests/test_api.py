@@ -442,40 +442,37 @@ def test_tables_with_pandas(finished):
 
 # ------------------------------------------------------------------------------------------------------- log lines
 
-RUN = """
-import logging, sys
-{before}
-import ropd_jax as ropd
+STEPS = """
+import sys
 sys.path.insert(0, {root!r})
+import ropd_jax as ropd
 from tests.test_api import Length, tiny_run
-{after}
 ropd.train(tiny_run(), "run", method=Length)
 """
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("before", "after", "prefix"),
-    [
-        ("", "", ""),
-        ("logging.basicConfig(level=logging.INFO, format='mine %(message)s')", "", "mine "),
-        ("", "logging.basicConfig(level=logging.INFO, format='mine %(message)s')", "mine "),
-    ],
-)
-def test_progress_is_shown_once(tmp_path, before, after, prefix):
-    done = python(RUN.format(before=before, after=after, root=str(ROOT)), tmp_path)
-    lines = done.stderr.splitlines()
-    for step in (1, 2):
-        shown = [line for line in lines if f"step {step}/2  reward" in line]
-        assert len(shown) == 1 and shown[0].startswith(f"{prefix}step {step}/2"), done.stderr
-    assert not [line for line in lines if line.startswith(("INFO:", "WARNING:"))], done.stderr
-
-
-@pytest.mark.slow
-def test_every_public_function_shows_its_progress(tmp_path):
-    code = """
+SET_UP = "logging.basicConfig(level=logging.INFO, format='mine %(message)s')"
+SAMPLE = """
+import logging
+{before}
 import ropd_jax as ropd
-ropd.evaluate("tiny", "reasoning_gym:chain_sum", k=1, limit=4, max_tokens=8, template="{question}", out=None)
+from ropd_jax import train  # Orbax comes with it
+{after}
+ropd.sample(ropd.load_student("tiny"), "1 + 2 =", n=1, max_tokens=2)
+ropd.evaluate("tiny", "reasoning_gym:chain_sum", k=1, limit=4, max_tokens=2, template="{{question}}", out=None)
 """
-    done = python(code, tmp_path)
-    assert len(re.findall("answered 4 of 4 problems", done.stderr)) == 1, done.stderr
+
+
+@pytest.mark.slow
+def test_a_run_shows_each_step_once_without_any_set_up(tmp_path):
+    done = python(STEPS.format(root=str(ROOT)), tmp_path)
+    for step in (1, 2):
+        shown = [line for line in done.stderr.splitlines() if f"step {step}/2  reward" in line]
+        assert len(shown) == 1 and shown[0].startswith(f"step {step}/2"), done.stderr
+    assert not re.search("^(INFO|WARNING):", done.stderr, re.MULTILINE), done.stderr
+
+
+@pytest.mark.parametrize(("before", "after"), [(SET_UP, ""), ("", SET_UP)])
+def test_a_program_that_sets_up_logging_gets_each_line_once(tmp_path, before, after):
+    done = python(SAMPLE.format(before=before, after=after), tmp_path)
+    for text in ("sampled 1 prompts", "answered 4 of 4 problems"):
+        shown = [line for line in done.stderr.splitlines() if text in line]
+        assert len(shown) == 1 and shown[0].startswith(f"mine {text}"), done.stderr

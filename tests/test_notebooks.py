@@ -125,10 +125,10 @@ def check_printed(executed: nbformat.NotebookNode, path: pathlib.Path) -> None:
         assert numbers[0] == pytest.approx(numbers[1], rel=0.02, abs=0.02), f"{now}\n{then}"
 
 
-def check_log(notebook: nbformat.NotebookNode) -> None:
-    """Progress reaches the reader on standard error, a warning does not."""
+def check_log(notebook: nbformat.NotebookNode, progress: str) -> None:
+    """Progress reaches the reader, no warning does."""
     shown = "".join(o.text for o in outputs(notebook) if o.output_type == "stream" and o.name == "stderr")
-    assert not re.search("warning|error|traceback", shown, re.IGNORECASE), shown
+    assert progress in shown and not re.search("warning|error|traceback", shown, re.IGNORECASE), shown
 
 
 def outputs(notebook: nbformat.NotebookNode):
@@ -143,7 +143,7 @@ def test_there_are_notebooks_and_each_states_its_facts():
 def test_one_step_runs_and_its_numbers_hold(tmp_path, jupyter):
     path = next(p for p in NOTEBOOKS if p.stem == "01_one_step")
     notebook = execute(path, tmp_path)
-    check_log(notebook)
+    check_log(notebook, "sampled 8 prompts")
     check_printed(notebook, path)
     facts = json.loads(notebook.cells[-1].outputs[0].text)
 
@@ -165,7 +165,7 @@ def test_one_step_runs_and_its_numbers_hold(tmp_path, jupyter):
 def test_a_method_of_thirty_lines_runs_and_asks_only_for_references(tmp_path, jupyter):
     path = next(p for p in NOTEBOOKS if p.stem == "02_add_a_method")
     notebook = execute(path, tmp_path)
-    check_log(notebook)
+    check_log(notebook, "step 12/12  reward")
     check_printed(notebook, path)
     facts = json.loads(notebook.cells[-1].outputs[0].text)
 

@@ -51,6 +51,9 @@ class Blocking:
 
     Usable as a context manager, which closes the teacher at the end. A teacher that is left open is closed when
     nothing refers to it any more, or when the program ends.
+
+    Attributes:
+        teacher: whose questions these are.
     """
 
     def __init__(self, teacher: Teacher):

@@ -53,7 +53,7 @@ def judge(
 
     Args:
         teacher: what `make_teacher` returns.
-        groups: of one length each.
+        groups: of the same number of rollouts each.
         method: overrides ``cfg.method``: a name, the path of a .py file, a subclass of `Method`, or an instance of one,
             which has a config of its own.
         cfg: the method's settings; None is `configs.default`.
@@ -132,10 +132,10 @@ def update(
         )
         metrics |= {name: float(value) for name, value in measured.items()}
     metrics["time/update_s"] = time.monotonic() - begin
-    return dataclasses.replace(student, params=_where(student.params, state.params)), metrics
+    return dataclasses.replace(student, params=_placed_like(student.params, state.params)), metrics
 
 
-def _where(old: dict, new: dict) -> dict:
+def _placed_like(old: dict, new: dict) -> dict:
     """The new weights where the old ones are: in host memory, or on their devices."""
     return jax.tree.map(
         lambda a, b: jax.device_put(b, a.sharding) if isinstance(a, jax.Array) else np.asarray(b), old, new
