@@ -304,6 +304,22 @@ def test_a_teacher_that_nothing_refers_to_closes_its_thread():
     assert len(threads()) == before
 
 
+def test_a_teacher_that_becomes_garbage_on_its_own_thread_does_not_wait_for_itself():
+    gc.collect()
+    before = threads()
+    held = [ropd.make_teacher(ropd.default_config())]
+    loop = held[0].blocking._loop
+    (thread,) = set(threads()) - set(before)
+
+    async def drop():
+        held.clear()
+        gc.collect()
+
+    loop.submit(drop()).result(5)
+    thread.join(5)
+    assert not thread.is_alive()
+
+
 def test_close_twice_and_with_a_client_around_the_client():
     class Counts:
         def __init__(self, inner):

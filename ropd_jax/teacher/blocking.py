@@ -4,7 +4,7 @@
     teacher.blocking.references("What is 7 * 6?")           in a script, or a notebook cell
     await teacher.references(prompt)                        in a coroutine, on whatever loop runs it
 
-A client keeps pooled connections and locks that belong to one event loop. So that both uses work side by side, also in
+A client keeps pooled connections and locks that belong to one event loop. So that both uses work together, also in
 a notebook whose own loop already runs, the client lives on a loop of its own, on a thread of its own::
 
     your thread or loop                    the teacher's thread
@@ -79,12 +79,11 @@ class Blocking:
         future = self.submit(coroutine)
         try:
             return future.result()
-        except BaseException:
-            future.cancel()
-            raise
+        finally:
+            future.cancel()  # does nothing if it is done
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Start a coroutine of the teacher; several run side by side."""
+        """Start a coroutine of the teacher; several can run at the same time."""
         return self._loop.submit(coroutine)
 
     def close(self) -> None:
