@@ -5,8 +5,8 @@
     cfg = ropd.load_config("experiments/quickstart.py")
     result = ropd.train(cfg, "runs/quickstart")
 
-The names below are documented and stable; everything else can change. They are loaded when they are first used, so
-that ``import ropd_jax`` takes no time and jax is not imported before it is needed.
+The names below are documented (docs/api.md) and stable; everything else can change. They are loaded when they are first
+used, so that ``import ropd_jax`` takes no time and jax is not imported before it is needed.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ _HOME = {  # public name -> the module that has it; "module:name" if it has anot
     "BudgetError": "teacher.clients.errors",
     "Interrupted": "utils.interrupt",
     "Judgement": "types",
+    "Message": "types",
     "Method": "methods.base",
     "Prompt": "types",
     "Rollout": "types",
     "RolloutGroup": "types",
     "Rubric": "types",
     "Teacher": "teacher",
+    "TeacherError": "teacher.clients.errors",
     "TooManyFailures": "training.failure_gate",
     "UserError": "types",
     "default_config": "configs:default",
@@ -48,12 +50,14 @@ if TYPE_CHECKING:
     from ropd_jax.sampling.sample import sample as sample
     from ropd_jax.teacher import BudgetError as BudgetError
     from ropd_jax.teacher import Teacher as Teacher
+    from ropd_jax.teacher import TeacherError as TeacherError
     from ropd_jax.train import train as train
     from ropd_jax.training.by_hand import judge as judge
     from ropd_jax.training.by_hand import update as update
     from ropd_jax.training.failure_gate import TooManyFailures as TooManyFailures
     from ropd_jax.training.setup import make_teacher as make_teacher
     from ropd_jax.types import Judgement as Judgement
+    from ropd_jax.types import Message as Message
     from ropd_jax.types import Prompt as Prompt
     from ropd_jax.types import Rollout as Rollout
     from ropd_jax.types import RolloutGroup as RolloutGroup

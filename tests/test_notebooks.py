@@ -1,6 +1,6 @@
-"""Every notebook runs from its first cell to its last, holds what it says, and is committed executed and clean.
+"""Every notebook runs from its first cell to its last, its claims hold, and it is committed executed and clean.
 
-``python tests/test_notebooks.py`` executes all of them anew and writes them back clean; then look at the difference.
+``python tests/test_notebooks.py [NAME ...]`` executes them and writes them back clean; then look at the difference.
 """
 
 from __future__ import annotations
@@ -38,16 +38,24 @@ print(json.dumps({
 }))
 """,
     "02_add_a_method": """
+import dataclasses
 import json
+
+full = "9 + 5 = 14\\n14 - 1 = 13\\n13 + 3 = 16\\nAnswer: 16"
+rollouts = tuple(
+    dataclasses.replace(groups[0].rollouts[0], text=text) for text in (full, "Answer: 15", "I do not know")
+)
+three = dataclasses.replace(groups[0], rollouts=rollouts)
+judged = ropd.judge(ropd.make_teacher(config), [three], method=str(path))[0]
 
 print(json.dumps({
     "lines": len(lines),
-    "judged": list(judgement.rewards),
-    "code": code,
-    "asked": asked,
+    "judged": list(judged.rewards),
+    "asked": calls,
     "steps": len(rewards),
     "last_over_first": sum(rewards[-3:]) / 3 - sum(rewards[:3]) / 3,
-    "method": result["method"].rsplit("/")[-1],
+    "method": result["method"],
+    "same_by_file": judged_by_file.rewards == judgement.rewards,
     "unscored": result["groups_unscored"],
 }))
 """,
@@ -77,7 +85,7 @@ def jupyter(tmp_path, monkeypatch):
 
 
 def execute(path: pathlib.Path, folder: pathlib.Path) -> nbformat.NotebookNode:
-    """The executed notebook, with the cell of its facts behind it; raises CellExecutionError at the first error."""
+    """The executed notebook, with the cell of its facts at its end; raises CellExecutionError at the first error."""
     notebook = nbformat.read(path, as_version=4)
     if facts := FACTS.get(path.stem):
         notebook.cells.append(nbformat.v4.new_code_cell(facts))
@@ -88,14 +96,39 @@ def execute(path: pathlib.Path, folder: pathlib.Path) -> nbformat.NotebookNode:
 
 
 def refresh(path: pathlib.Path) -> None:
-    """Execute a notebook and write it back without its facts, versions and names of figure objects."""
+    """Execute a notebook and write it back without its facts, versions, log lines and names of figure objects."""
     notebook = execute(path, path.parent)
     notebook.cells = notebook.cells[:-1] if path.stem in FACTS else notebook.cells
-    notebook.metadata.language_info = {"name": "python"}
+    notebook.metadata = {"kernelspec": notebook.metadata.kernelspec, "language_info": {"name": "python"}}
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     for output in outputs(notebook):
         if "image/png" in output.get("data", {}):
             output.data.pop("text/plain", None)
     nbformat.write(notebook, path)
+
+
+def printed(notebook: nbformat.NotebookNode) -> list[str]:
+    """The text that each code cell printed; the cell of the facts is left out."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source not in FACTS.values()]
+    return ["".join(o.text for o in cell.outputs if o.get("name") == "stdout") for cell in code]
+
+
+def check_printed(executed: nbformat.NotebookNode, path: pathlib.Path) -> None:
+    """What is printed is what is committed: equal words, and numbers that another processor can round otherwise."""
+    number = r"\d+(?:\.\d+)?"
+    committed = printed(nbformat.read(path, as_version=4))
+    for now, then in zip(printed(executed), committed, strict=True):
+        assert re.sub(rf" *{number}", "#", now) == re.sub(rf" *{number}", "#", then)
+        numbers = [[float(x) for x in re.findall(number, text)] for text in (now, then)]
+        assert numbers[0] == pytest.approx(numbers[1], rel=0.02, abs=0.02), f"{now}\n{then}"
+
+
+def check_log(notebook: nbformat.NotebookNode, progress: str) -> None:
+    """Progress reaches the reader, no warning does."""
+    shown = "".join(o.text for o in outputs(notebook) if o.output_type == "stream" and o.name == "stderr")
+    assert progress in shown and not re.search("warning|error|traceback", shown, re.IGNORECASE), shown
 
 
 def outputs(notebook: nbformat.NotebookNode):
@@ -108,9 +141,10 @@ def test_there_are_notebooks_and_each_states_its_facts():
 
 @pytest.mark.slow
 def test_one_step_runs_and_its_numbers_hold(tmp_path, jupyter):
-    notebook = execute(next(p for p in NOTEBOOKS if p.stem == "01_one_step"), tmp_path)
-    said = [o for o in outputs(notebook) if o.output_type == "stream" and o.name == "stderr"]
-    assert not said, said  # no warning reaches the reader
+    path = next(p for p in NOTEBOOKS if p.stem == "01_one_step")
+    notebook = execute(path, tmp_path)
+    check_log(notebook, "sampled 8 prompts")
+    check_printed(notebook, path)
     facts = json.loads(notebook.cells[-1].outputs[0].text)
 
     assert facts["rewards_differ"]
@@ -128,22 +162,25 @@ def test_one_step_runs_and_its_numbers_hold(tmp_path, jupyter):
 
 
 @pytest.mark.slow
-def test_a_method_of_thirty_lines_runs_and_asks_for_references_alone(tmp_path, jupyter):
-    notebook = execute(next(p for p in NOTEBOOKS if p.stem == "02_add_a_method"), tmp_path)
-    said = [o for o in outputs(notebook) if o.output_type == "stream" and o.name == "stderr"]
-    assert not said, said
+def test_a_method_of_thirty_lines_runs_and_asks_only_for_references(tmp_path, jupyter):
+    path = next(p for p in NOTEBOOKS if p.stem == "02_add_a_method")
+    notebook = execute(path, tmp_path)
+    check_log(notebook, "step 12/12  reward")
+    check_printed(notebook, path)
     facts = json.loads(notebook.cells[-1].outputs[0].text)
 
     assert facts["lines"] <= 30
     assert facts["judged"][1:] == [0.0, 0.0] and facts["judged"][0] in (0.0, 0.25, 0.5, 0.75, 1.0)
-    assert facts["code"] == 0 and facts["steps"] == 12 and facts["unscored"] == 0
+    assert facts["steps"] == 12 and facts["unscored"] == 0
     assert facts["asked"] == {"teacher/calls_reference": 12 * 8 * 4}
-    assert facts["method"] == "agree.py"
+    assert facts["method"].endswith("Agree") and facts["same_by_file"]
     assert facts["last_over_first"] > -0.2
 
 
 def test_signal_alignment_runs_and_its_numbers_hold(tmp_path, jupyter):
-    notebook = execute(next(p for p in NOTEBOOKS if p.stem == "03_signal_alignment"), NOTEBOOKS[0].parent)
+    path = next(p for p in NOTEBOOKS if p.stem == "03_signal_alignment")
+    notebook = execute(path, path.parent)
+    check_printed(notebook, path)
     assert not [o for o in outputs(notebook) if o.output_type == "stream" and o.name == "stderr"]
     facts = json.loads(notebook.cells[-1].outputs[0].text)
 
@@ -152,8 +189,15 @@ def test_signal_alignment_runs_and_its_numbers_hold(tmp_path, jupyter):
     assert facts["auc"] > 0.98
     rubric, length, permuted = facts["in_group"].values()
     assert rubric > 0.98 > length > 0.7 and abs(permuted - 0.5) < 0.05
-    assert [round(x, 2) for x in facts["bad_updates"].values()] == [0.09, 0.23, 0.39]
+    assert [round(x, 2) for x in facts["bad_updates"].values()] == [0.08, 0.27, 0.39]
     assert facts["agreement_rose"]
+
+
+def test_one_step_needs_few_imports():
+    notebook = nbformat.read(next(p for p in NOTEBOOKS if p.stem == "01_one_step"), as_version=4)
+    lines = [line for cell in notebook.cells if cell.cell_type == "code" for line in cell.source.splitlines()]
+    imports = [line for line in lines if re.match(r"\s*(import|from)\s", line)]
+    assert 1 <= len(imports) <= 6, imports
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -176,4 +220,5 @@ def test_notebook_is_committed_executed_and_without_traces_of_a_machine(path):
 
 if __name__ == "__main__":
     for notebook_path in NOTEBOOKS:
-        refresh(notebook_path)
+        if not sys.argv[1:] or notebook_path.stem in sys.argv[1:]:
+            refresh(notebook_path)

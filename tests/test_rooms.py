@@ -144,7 +144,9 @@ def test_no_file_prints():
 
 # ----------------------------------------------------------------------------------------- the config is read once
 
-READS_CONFIG = ("configs.py", "train.py", "training/setup.py", "plan/", "methods/", "cli/")  # may take a whole config
+READS_CONFIG = (  # may take a whole config
+    "configs.py", "train.py", "training/setup.py", "training/by_hand.py", "plan/", "methods/", "cli/",
+)  # fmt: skip
 SECTIONS = {"student", "data", "sampling", "teacher", "loss", "optim", "stream", "mesh", "checkpoint", "eval", "log"}
 
 

@@ -36,6 +36,7 @@ from ropd_jax.sampling.rules import SamplingRule
 from ropd_jax.types import Prompt, RolloutGroup, UserError
 from ropd_jax.utils.files import write_atomic
 from ropd_jax.utils.interrupt import Interrupt, Interrupted
+from ropd_jax.utils.logs import show_logs
 from ropd_jax.utils.text import clock
 from ropd_jax.weights.student import Student
 
@@ -93,6 +94,7 @@ def evaluate(
         UserError: unknown student or benchmark, no data, answers of other settings in ``out``, a missing grader.
         Interrupted: Ctrl-C; the answers so far are in ``out``.
     """
+    show_logs()
     subject = subject_of(student, pick=pick, thinking=thinking, dtype=dtype)
     loaded = load_benchmark(benchmark, data, limit=limit, template=template)
     check_installed(loaded.benchmark)

@@ -26,6 +26,7 @@ from ropd_jax.sampling.engine import EngineConfig, sample_groups
 from ropd_jax.sampling.rules import SamplingRule
 from ropd_jax.text.tokenizer import Tokenizer
 from ropd_jax.types import Message, Prompt, RolloutGroup, UserError
+from ropd_jax.utils.logs import show_logs
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ def sample(
         UserError: a prompt of another kind, settings out of range, or prompt and answer longer than the student's
             longest sequence.
     """
+    show_logs()
     asked = as_prompts(prompts)
     if n < 1 or rows < 1 or seed < 0 or (max_tokens is not None and max_tokens < 1):
         raise UserError(

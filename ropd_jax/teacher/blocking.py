@@ -4,7 +4,7 @@
     teacher.blocking.references("What is 7 * 6?")           in a script, or a notebook cell
     await teacher.references(prompt)                        in a coroutine, on whatever loop runs it
 
-A client keeps pooled connections and locks that belong to one event loop. So that both uses work side by side, also in
+A client keeps pooled connections and locks that belong to one event loop. So that both uses work together, also in
 a notebook whose own loop already runs, the client lives on a loop of its own, on a thread of its own::
 
     your thread or loop                    the teacher's thread
@@ -15,9 +15,13 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
+import threading
+import weakref
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ropd_jax.teacher.traffic.budget import Budget
 from ropd_jax.teacher.traffic.event_loop import TeacherLoop
 from ropd_jax.types import Message, Prompt, Rubric, Verdicts
 
@@ -45,52 +49,73 @@ class ThreadedClient:
 class Blocking:
     """The teacher's questions as plain calls; prompts may be texts.
 
-    Usable as a context manager, which closes the teacher at the end.
+    Usable as a context manager, which closes the teacher at the end. A teacher that is left open is closed when
+    nothing refers to it any more, or when the program ends.
+
+    Attributes:
+        teacher: whose questions these are.
     """
 
     def __init__(self, teacher: Teacher):
-        self._teacher, self._loop = teacher, TeacherLoop()
+        self.teacher, self._loop = teacher, TeacherLoop()
+        self._left_open = weakref.finalize(teacher, _close_left_open, self._loop, teacher.client, teacher.budget)
         teacher.client = ThreadedClient(teacher.client, self._loop)
 
     def references(self, prompt: str | Prompt) -> tuple[str, ...]:
         """The teacher's own answers to the prompt; see `Teacher.references`."""
-        return self.run(self._teacher.references(as_prompt(prompt)))
+        return self.run(self.teacher.references(as_prompt(prompt)))
 
     def induce_rubric(self, prompt: str | Prompt, references: Sequence[str], answers: Sequence[str]) -> Rubric:
         """A rubric from the contrast of references and answers; see `Teacher.induce_rubric`."""
-        return self.run(self._teacher.induce_rubric(as_prompt(prompt), references, answers))
+        return self.run(self.teacher.induce_rubric(as_prompt(prompt), references, answers))
 
     def verify(self, prompt: str | Prompt, rubric: Rubric, answers: Sequence[str], *, key: str = "") -> Verdicts:
         """True or false of each criterion for each answer; see `Teacher.verify`."""
         prompt = as_prompt(prompt)
-        return self.run(self._teacher.verify(prompt, rubric, answers, key=key or prompt.id))
+        return self.run(self.teacher.verify(prompt, rubric, answers, key=key or prompt.id))
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """The result of any coroutine of the teacher, waited for. Ctrl-C cancels it."""
         future = self.submit(coroutine)
         try:
             return future.result()
-        except BaseException:
-            future.cancel()
-            raise
+        finally:
+            future.cancel()  # does nothing if it is done
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Start a coroutine of the teacher; several run side by side."""
+        """Start a coroutine of the teacher; several can run at the same time."""
         return self._loop.submit(coroutine)
 
     def close(self) -> None:
         """Close the client's connections and its thread. Idempotent."""
-        inner = self._teacher.client
-        if isinstance(inner, ThreadedClient):
-            self._teacher.client = inner.inner
-            self._loop.on_close(self._teacher.close)
-        self._loop.close()
+        if self._left_open.detach() is None:
+            return
+        try:
+            self.run(self.teacher.close())
+        finally:
+            self._loop.close()
 
     def __enter__(self) -> Blocking:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+def _close_left_open(loop: TeacherLoop, client: ChatClient, budget: Budget | None) -> None:
+    """Close the client of a teacher that is garbage or that the program leaves open; must not refer to the teacher."""
+    loop.on_close(client.close)
+
+    def close() -> None:
+        with contextlib.suppress(RuntimeError, TimeoutError):  # a program that ends can start no thread
+            loop.close()
+        if budget is not None and budget.total().calls:
+            budget.save()
+
+    if loop.is_current_thread():  # garbage is collected on any thread; the loop's own cannot wait for itself
+        threading.Thread(target=close, daemon=True).start()
+    else:
+        close()
 
 
 def as_prompt(prompt: str | Prompt) -> Prompt:

@@ -12,48 +12,71 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import logging
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from ropd_jax import configs
 from ropd_jax.core.advantages import Advantages
-from ropd_jax.core.batches import make_batch, split_parts
-from ropd_jax.core.optim import make_optimizer
+from ropd_jax.core.batches import TrainBatch, make_batch, split_parts
 from ropd_jax.methods import Method, load_method
+from ropd_jax.methods.base import without_overlong
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.teacher import Teacher
 from ropd_jax.training.collect import judge_by
 from ropd_jax.training.setup import update_config
-from ropd_jax.training.update import State, make_update, on_mesh
+from ropd_jax.training.update import State, make_update, needs_initial, on_mesh
 from ropd_jax.types import Judgement, RolloutGroup, UserError
+from ropd_jax.utils.every import Every
 from ropd_jax.utils.logs import show_logs
 from ropd_jax.weights.student import Student
-from ropd_jax.workdir.progress import Progress
+
+log = logging.getLogger(__name__)
+REPORT_EVERY_S = 5.0
 
 
 def judge(
-    teacher: Teacher, groups: Sequence[RolloutGroup], method: str | type[Method] | Method = "ropd"
+    teacher: Teacher,
+    groups: Sequence[RolloutGroup],
+    method: str | type[Method] | Method | None = None,
+    *,
+    cfg: ConfigDict | None = None,
 ) -> list[Judgement]:
-    """The teacher's judgement of each group, all of them side by side.
+    """The teacher's judgement of each group. All groups are judged at the same time.
+
+    A question that the teacher fails to answer leaves its rollouts unscored: their reward is None, with a cause.
 
     Args:
-        teacher: of `training.setup.make_teacher`.
-        method: a name, the path of a .py file, a subclass of `Method`, or a method that is built already.
+        teacher: what `make_teacher` returns.
+        groups: of the same number of rollouts each.
+        method: overrides ``cfg.method``: a name, the path of a .py file, a subclass of `Method`, or an instance of one,
+            which has a config of its own.
+        cfg: the method's settings; None is `configs.default`.
 
     Raises:
-        ConfigurationError: the teacher cannot work at all (a wrong key, an unknown model).
-        UserError: an unknown method.
+        ConfigurationError: the teacher cannot work at all (a wrong key, an unknown model). The other requests are
+            cancelled.
+        UserError: an unknown method, or groups of different lengths.
     """
     show_logs()
-    built = _method(method, groups)
+    if not groups:
+        return []
+    built = _method(method, groups, cfg)
     futures = [teacher.blocking.submit(judge_by(built, teacher, group)) for group in groups]
-    with Progress(len(groups)) as progress:
-        for done, _ in enumerate(concurrent.futures.as_completed(futures), 1):
-            progress.report(f"judged {done}/{len(groups)} groups")
+    report = Every(REPORT_EVERY_S)
+    try:
+        for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
+            future.result()  # the first failure, while the other groups are still being judged
+            if report():
+                log.info("judged %d of %d groups", done, len(groups))
+    finally:
+        for future in futures:
+            future.cancel()  # does nothing to those that are done
     return [future.result() for future in futures]
 
 
@@ -62,59 +85,89 @@ def update(
     groups: Sequence[RolloutGroup],
     judgements: Sequence[Judgement],
     *,
-    method: str | type[Method] | Method = "ropd",
-    lr: float = 1e-6,
+    method: str | type[Method] | Method | None = None,
+    cfg: ConfigDict | None = None,
+    lr: float | None = None,
 ) -> tuple[Student, dict[str, float]]:
     """(the student after one optimizer step on the judged groups, the metrics of the update).
 
-    The optimizer is a fresh AdamW at a constant ``lr``; everything else is as `configs.default` has it. The student
-    that is passed in stays as it is.
+    All weights are trained, on one device, by a fresh optimizer at a constant learning rate. The student that is passed
+    in stays as it is, and the weights of the new one are where its weights are. The update is compiled in each call.
 
     Args:
-        groups: of one length G of rollouts each. judgements: one for each group.
+        groups: of the same number of rollouts each, sampled at ``cfg.sampling.temperature``.
+        judgements: one for each group.
+        method: as for `judge`.
+        cfg: loss, optimizer and the method's settings, as for a run; None is `configs.default`.
+        lr: the learning rate; None is ``cfg.optim.lr``.
 
     Raises:
         UserError: groups of different lengths, another number of judgements, or no group with a gradient.
     """
+    show_logs()
     if len(groups) != len(judgements):
         raise UserError(f"{len(groups)} groups, {len(judgements)} judgements; expected one judgement for each group")
-    built = _method(method, groups)
+    built = _method(method, groups, cfg)
     how = update_config(built.cfg)
-    reward_PG, valid_PG = built.rewards(groups, judgements)
-    advantages = built.advantages(reward_PG, valid_PG, step=0)
-    rows = [s for g, j in zip(groups, judgements, strict=True) for s in built.sequences(g, j, student.tokenizer)]
-    length = max(len(row.prompt_T) + len(row.completion_T) for row in rows)
-    flat_B = Advantages(*(np.asarray(x).reshape(-1) for x in advantages))
-    batch = split_parts(make_batch(rows, *flat_B, length), 0)
-    if not batch.informative_BT.any():
-        raise UserError("no group has a gradient: the rewards of each are all equal, or none is scored")
-    optim = how.optim
-    tx = make_optimizer(
-        lr=lr, schedule="constant", warmup_steps=0, total_steps=1, b1=optim.b1, b2=optim.b2, eps=optim.eps,
-        weight_decay=optim.weight_decay, clip_norm=optim.clip_norm,
-    )  # fmt: skip
-    mesh = mesh_lib.make_mesh(1, 1)
+    mesh = mesh_lib.make_mesh(1, 1, jax.local_devices()[:1])
     with jax.set_mesh(mesh):
         params = mesh_lib.put(jax.device_get(student.params), mesh, mesh_lib.RULES.storage(student.params))
-        state = State(params, jax.jit(tx.init)(params), built.setup(student, mesh))
-        program = make_update(how, student.cfg, built, tx)
+        params = jax.tree.map(jnp.copy, params)  # the update takes over its buffers, and these can be the caller's
+        trained, judgements, metrics = built.revise(built.setup(student, mesh), groups, judgements, student.tokenizer)
+        batch = _batch(built, student, groups, judgements)
+        if not batch.informative_BT.any():
+            raise UserError(
+                "no group has a gradient: the rewards within each are equal, or too few are scored; sample more "
+                "rollouts, or look at the causes in judgement.causes"
+            )
+        optim = dataclasses.replace(
+            how.optim, schedule="constant", warmup_steps=0, lr=how.optim.lr if lr is None else lr
+        )
+        tx = optim.make(1)
+        state = State(params, jax.jit(tx.init)(params), trained)
+        initial = jax.tree.map(jnp.copy, params) if needs_initial(how.loss, built) else None
         begin = time.monotonic()
-        state, metrics = program(state, None, *on_mesh(batch, built, state.method, mesh))
-        found: dict[str, Any] = {name: float(value) for name, value in metrics.items()}
-    found["time/update_s"] = time.monotonic() - begin
-    return dataclasses.replace(student, params=state.params), found
+        state, measured = make_update(how, student.cfg, built, tx)(
+            state, initial, *on_mesh(batch, built, state.method, mesh)
+        )
+        metrics |= {name: float(value) for name, value in measured.items()}
+    metrics["time/update_s"] = time.monotonic() - begin
+    return dataclasses.replace(student, params=_placed_like(student.params, state.params)), metrics
 
 
-def _method(method: str | type[Method] | Method, groups: Sequence[RolloutGroup]) -> Method:
+def _placed_like(old: dict, new: dict) -> dict:
+    """The new weights where the old ones are: in host memory, or on their devices."""
+    return jax.tree.map(
+        lambda a, b: jax.device_put(b, a.sharding) if isinstance(a, jax.Array) else np.asarray(b), old, new
+    )
+
+
+def _batch(
+    method: Method, student: Student, groups: Sequence[RolloutGroup], judgements: Sequence[Judgement]
+) -> TrainBatch:
+    """The judged groups as the arrays [A, b, T] of one update."""
+    reward_PG, valid_PG = method.rewards(groups, judgements)
+    advantages = method.advantages(reward_PG, valid_PG, step=0)
+    rows = [s for g, j in zip(groups, judgements, strict=True) for s in method.sequences(g, j, student.tokenizer)]
+    if method.cfg.loss.overlong == "mask":
+        advantages = without_overlong(advantages, groups, rows)
+    length = max(len(row.prompt_T) + len(row.completion_T) for row in rows)
+    flat_B = Advantages(*(np.asarray(x).reshape(-1) for x in advantages))
+    return split_parts(make_batch(rows, *flat_B, length), method.cfg.optim.microbatch)
+
+
+def _method(
+    method: str | type[Method] | Method | None, groups: Sequence[RolloutGroup], cfg: ConfigDict | None
+) -> Method:
     """A method whose config fits the groups."""
-    if isinstance(method, Method):
-        return method
     sizes = {len(group.rollouts) for group in groups}
     if len(sizes) != 1:
         raise UserError(f"groups of {sorted(sizes)} rollouts; expected at least one group, all of the same length")
-    cfg = configs.default()
+    if isinstance(method, Method):
+        return method
+    cfg = configs.default() if cfg is None else cfg.copy_and_resolve_references()
     cfg.sampling.rollouts = sizes.pop()
     cfg.data.prompts_per_step = len(groups)
     if isinstance(method, str):
         cfg.method = method
-    return load_method(method, cfg)
+    return load_method(method or cfg.method, cfg)

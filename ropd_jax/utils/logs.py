@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
+from collections.abc import Iterator
 from typing import TextIO
 
 CHATTY = (  # libraries that log a line per call
@@ -30,12 +32,24 @@ class StderrHandler(logging.StreamHandler[TextIO]):
 def show_logs() -> None:
     """Show this package's lines on standard error, unless the program has set up logging itself.
 
-    The public functions of `ropd_jax` call it, so that a notebook shows progress without any set-up.
+    The public functions of `ropd_jax` call it, so that a notebook shows progress without any set-up. A program that
+    sets up logging does so before its first call.
     """
     log = logging.getLogger("ropd_jax")
     if not logging.getLogger().handlers and not log.handlers:
         log.addHandler(StderrHandler())
         log.setLevel(logging.INFO)
+        log.propagate = False  # absl calls logging.basicConfig when Orbax saves; each line would be shown twice
+
+
+@contextlib.contextmanager
+def keep_root_logger() -> Iterator[None]:
+    """Undo what an import does to the handlers of the root logger."""
+    before = logging.root.handlers[:]
+    try:
+        yield
+    finally:
+        logging.root.handlers[:] = before
 
 
 def show_all_logs() -> None:

@@ -14,9 +14,12 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from ropd_jax.types import UserError
+from ropd_jax.utils.logs import keep_root_logger
+
+with keep_root_logger():  # it logs through absl at its import, and absl then calls logging.basicConfig
+    import orbax.checkpoint as ocp
 
 log = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from ropd_jax.models import transformer
 from ropd_jax.models.lora import Lora, adapter_shapes, attach, freeze
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.types import UserError
+from ropd_jax.utils.logs import show_logs
 from ropd_jax.weights.student import Student, load_checkpoint
 from ropd_jax.workdir.checkpoint import saved_params
 from ropd_jax.workdir.config import stored_config
@@ -87,6 +88,7 @@ def load_student(
     Raises:
         UserError: nothing is there, it cannot be read, or a ``step`` of what is not a run.
     """
+    show_logs()
     cfg = run_config(name_or_run)
     if cfg is not None:
         return load_policy(name_or_run, step, thinking=cfg.student.enable_thinking, mesh=mesh)

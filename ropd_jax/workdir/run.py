@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class StoredRun:
-    """What a run has left, finished or not. Everything is read when it is asked for."""
+    """What a run has written, finished or not. Everything is read from disk at each access."""
 
     directory: pathlib.Path
 

@@ -43,6 +43,10 @@ class TeacherLoop:
         """Call ``closer`` on the loop when it closes."""
         self._closers.append(closer)
 
+    def is_current_thread(self) -> bool:
+        """Whether the caller runs on the loop's thread."""
+        return threading.current_thread() is self._thread
+
     def stacks(self) -> str:
         """The line at which each coroutine on the loop waits, to find one that hangs. Can be called from any thread."""
         lines = []
