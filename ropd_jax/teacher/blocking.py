@@ -19,7 +19,7 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ropd_jax.teacher.traffic.budget import Budget
 from ropd_jax.teacher.traffic.event_loop import TeacherLoop
@@ -27,9 +27,23 @@ from ropd_jax.types import Message, Prompt, Rubric, Verdicts
 
 if TYPE_CHECKING:
     from ropd_jax.teacher.clients.chat import ChatClient, ChatReply, ChatRequest
-    from ropd_jax.teacher.teacher import Teacher
 
 T = TypeVar("T")
+
+
+class Questions(Protocol):
+    """What a `Teacher` can be asked."""
+
+    client: ChatClient
+    budget: Budget | None
+
+    async def references(self, prompt: Prompt) -> tuple[str, ...]: ...
+
+    async def induce_rubric(self, prompt: Prompt, references: Sequence[str], answers: Sequence[str]) -> Rubric: ...
+
+    async def verify(self, prompt: Prompt, rubric: Rubric, answers: Sequence[str], *, key: str) -> Verdicts: ...
+
+    async def close(self) -> None: ...
 
 
 class ThreadedClient:
@@ -56,7 +70,7 @@ class Blocking:
         teacher: whose questions these are.
     """
 
-    def __init__(self, teacher: Teacher):
+    def __init__(self, teacher: Questions):
         self.teacher, self._loop = teacher, TeacherLoop()
         self._left_open = weakref.finalize(teacher, _close_left_open, self._loop, teacher.client, teacher.budget)
         teacher.client = ThreadedClient(teacher.client, self._loop)
