@@ -13,14 +13,24 @@ from __future__ import annotations
 
 import importlib
 import urllib.parse
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Protocol
 
 from ropd_jax.teacher.clients.errors import ConfigurationError, MalformedError
 
 MAX_REPLY_BYTES = 16 * 2**20  # 64,000 tokens of output are about 0.3 MB
 MAX_DOWNLOAD_BYTES = 2**30  # results of a batch
 _CHAT = ("/chat/completions", ":generateContent")  # how the path of a chat request ends
+
+
+class Response(Protocol):
+    """What we use of a response: the one of httpx, and of libraries with its interface."""
+
+    status_code: int
+    headers: Mapping[str, str]
+    request: Any
+    encoding: str
+    stream: Any
 
 
 def bounded_client(client: type, provider: str, **options: Any) -> Any:
@@ -55,7 +65,7 @@ def bounded_client(client: type, provider: str, **options: Any) -> Any:
         async def aclose(self) -> None:
             await self._body.aclose()
 
-    async def check(response: Any) -> None:
+    async def check(response: Response) -> None:
         url, headers = response.request.url, response.headers
         if 300 <= response.status_code < 400:
             to = _host(headers.get("location", "")) or url.host  # of a path on the same host
