@@ -49,6 +49,7 @@ EVAL = [
 EXTRAS = {
     "dev": [
         *EVAL,
+        "hypothesis>=6.140",
         "ipykernel>=6.29",
         "mypy>=1.18",
         "nbclient>=0.10",

@@ -63,7 +63,7 @@ class RaR(Method):
                 key=key,
                 lowest=LOWEST,
                 highest=HIGHEST,
-                template="score_rubric.v1",
+                template="score_rubric.v2",
                 rubric=known["rubric"],
             )
         except TeacherError as error:

@@ -86,8 +86,9 @@ class Asker:
         except MalformedError as e:
             problem = str(e)
         self._stats.count("reasks", request.purpose)
-        reask = Message("user", templates.fill(REASK_TEMPLATE, problem=problem))
-        quoted = (Message("assistant", fences.without_surrogates(text[:_QUOTED])),) if text.strip() else ()
+        token = fences.token_in(request.messages[0].content)  # the reply can quote an answer
+        reask = Message("user", templates.fill(REASK_TEMPLATE, problem=fences.visible(problem, token)))
+        quoted = (Message("assistant", fences.visible(text[:_QUOTED], token)),) if text.strip() else ()
         text = await self.chat(dataclasses.replace(request, messages=(*request.messages, *quoted, reask)))
         try:
             return parse(text)

@@ -23,6 +23,7 @@ from ropd_jax.teacher.clients.chat import ChatClient, ChatRequest, Purpose
 from ropd_jax.teacher.clients.errors import ConfigurationError, MalformedError, TeacherError
 from ropd_jax.teacher.roles import references as reference_role
 from ropd_jax.teacher.roles import rubricator, scorer, static_rubric, templates, verifier
+from ropd_jax.teacher.roles.json_reply import token_of
 from ropd_jax.teacher.roles.marks import Marks
 from ropd_jax.teacher.roles.references import Reference
 from ropd_jax.teacher.roles.role import Role
@@ -159,7 +160,7 @@ class Teacher:
         return {name: sha for name, _, sha in (i.rpartition("@") for i in ids)}
 
     def template_id(self, role: str) -> str:
-        """Name and content hash of a role's prompt, ``verifier.v1@3f2a...``."""
+        """Name and content hash of a role's prompt, ``verifier.v2@3f2a...``."""
         own = REASK_TEMPLATE if role == "reask" else self.roles[role].template or TEMPLATES[role]
         return f"{own}@{templates.prompt_sha(own)}"
 
@@ -240,7 +241,8 @@ class Teacher:
             shown = texts[: len(references)], texts[len(references) :]
             how = self._how("rubric")
             request = rubricator.rubric_request(prompt.question, *shown, **how, seed=self.seed, size=size)
-            return await self.ask(request, lambda text: rubricator.parse_rubric(text, size))
+            token = token_of(request.json_schema)
+            return await self.ask(request, lambda text: rubricator.parse_rubric(text, size, token))
 
         return await self._asker.fitting("rubric", [*references, *answers], ask)
 
@@ -254,7 +256,8 @@ class Teacher:
         async def ask(texts: list[str]) -> Rubric:
             how = self._how("rubric") | {"template": ""}
             request = static_rubric.request(prompt.question, texts, **how, seed=self.seed)
-            return await self.ask(request, static_rubric.parse)
+            token = token_of(request.json_schema)
+            return await self.ask(request, lambda text: static_rubric.parse(text, token))
 
         return await self._asker.fitting("rubric", list(references), ask)
 
@@ -294,7 +297,8 @@ class Teacher:
                 authors=None if authors is None else [authors[i] for i in indices],
             )
             request = dataclasses.replace(request, sample_index=sample_index)
-            found = await self.ask(request, lambda text: verifier.parse_verdicts(text, rubric, len(texts)))
+            token = token_of(request.json_schema)
+            found = await self.ask(request, lambda text: verifier.parse_verdicts(text, rubric, len(texts), token))
             return Marks(found.passed, found.causes)
 
         return Verdicts(*await self._asker.marks("verify", answers, ask, key=key, counted=counted))
@@ -332,7 +336,8 @@ class Teacher:
                 seed=self.seed,
             )  # fmt: skip
             request = dataclasses.replace(request, purpose=role, sample_index=sample_index)
-            return await self.ask(request, lambda text: scorer.parse_scores(text, len(texts), lowest, highest))
+            token = token_of(request.json_schema)
+            return await self.ask(request, lambda text: scorer.parse_scores(text, len(texts), lowest, highest, token))
 
         return await self._asker.marks(role, answers, ask, key=key)
 

@@ -11,10 +11,11 @@ from aiohttp import web
 from ropd_jax.teacher import ChatReply, ChatRequest, TeacherError, Usage, make_client
 from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.teacher.scripted.server import running
+from tests.teacher.helpers import bound
 
 
 class Saying:
-    """A client that returns (or raises) what it is given, in order, and keeps the requests."""
+    """A client that returns (or raises) what it is given, in order, and keeps the requests. Objects get the token."""
 
     def __init__(self, *replies: str | TeacherError):
         self.replies = list(replies)
@@ -26,7 +27,7 @@ class Saying:
         reply = self.replies.pop(0)
         if isinstance(reply, TeacherError):
             raise reply
-        return ChatReply(reply, usage=Usage(10, 5, 2, 1))
+        return ChatReply(bound(request, reply), usage=Usage(10, 5, 2, 1))
 
     async def close(self) -> None:
         self.closed = True

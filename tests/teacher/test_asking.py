@@ -20,7 +20,7 @@ from ropd_jax.teacher.roles import fences
 from ropd_jax.teacher.roles.marks import shuffled
 from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.types import Criterion, Message, Prompt, Rubric
-from tests.teacher.helpers import fenced
+from tests.teacher.helpers import bound, fenced
 
 RUBRIC = Rubric(tuple(Criterion(f"c{n}", f"criterion {n}", p) for n, p in enumerate((5, 4, 2, 1), 1)))
 
@@ -77,7 +77,7 @@ def test_an_unusable_reply_is_answered_once_with_what_was_wrong(saying):
     assert len(rubric.criteria) == 5
     first, second = client.requests
     assert [m.role for m in second.messages] == ["user", "assistant", "user"]
-    assert second.messages[0] == first.messages[0] and second.messages[1].content == rubric_text(3)
+    assert second.messages[0] == first.messages[0] and second.messages[1].content == bound(first, rubric_text(3))
     assert "3 criteria; expected 4 to 12" in second.messages[2].content
     assert teacher.stats.reasks == {"rubric": 1} and teacher.stats.failures == {}
 
@@ -120,9 +120,10 @@ class Narrow:
             raise self.failure
         if request.purpose == "rubric":
             rows = [{"criterion_id": f"c{i}", "category": "x", "criterion": f"k{i}", "points": 1} for i in range(1, 5)]
-            return ChatReply(json.dumps({"schema_version": "ropd.rubric.v1", "rubrics": rows, "maximum_score": 4}))
+            reply = {"schema_version": "ropd.rubric.v1", "rubrics": rows, "maximum_score": 4}
+            return ChatReply(bound(request, json.dumps(reply)))
         rows = [{"answer_index": i, "judgement": ["good" in t] * 4} for i, t in enumerate(texts, 1)]
-        return ChatReply(json.dumps({"schema_version": "ropd.batch_verifier.v2", "answers": rows}))
+        return ChatReply(bound(request, json.dumps({"schema_version": "ropd.batch_verifier.v2", "answers": rows})))
 
     async def close(self):
         pass

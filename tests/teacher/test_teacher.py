@@ -101,6 +101,6 @@ def test_the_state_is_json_and_counters_continue_after_a_restore(saying):
 
 def test_prompt_hashes_are_known():
     shas = Teacher(None).prompt_shas
-    assert set(shas) == {"reference.v1", "rubricator.v2", "verifier.v1", "score_judge.v1", "reask.v1"}
+    assert set(shas) == {"reference.v1", "rubricator.v3", "verifier.v2", "score_judge.v2", "reask.v1"}
     assert all(len(sha) == 16 for sha in shas.values())
     assert len(set(shas.values())) == 5

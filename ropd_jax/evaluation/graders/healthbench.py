@@ -7,7 +7,7 @@
 
 Each criterion is one question to the teacher layer's verifier (``teacher.verifier`` names the model), so that tape,
 budget and limits hold. The official figures are made with GPT-4.1 and OpenAI's prompt; ours is
-``prompts/healthbench.v1.md``, and its hash is in the result. An example of which one criterion has no verdict has no
+``prompts/healthbench.v2.md``, and its hash is in the result. An example of which one criterion has no verdict has no
 score: it is ungraded.
 """
 
@@ -18,10 +18,10 @@ from collections.abc import Callable, Sequence
 
 from ropd_jax.teacher import ChatRequest, ConfigurationError, MalformedError, Role, Teacher, TeacherError
 from ropd_jax.teacher.roles import fences, templates
-from ropd_jax.teacher.roles.json_reply import find_object
+from ropd_jax.teacher.roles.json_reply import find_object, token_of, with_token
 from ropd_jax.types import Message, Prompt
 
-TEMPLATE = "healthbench.v1"
+TEMPLATE = "healthbench.v2"
 SCHEMA = {
     "type": "object",
     "properties": {"explanation": {"type": "string"}, "criteria_met": {"type": "boolean"}},
@@ -72,19 +72,24 @@ def judge_request(prompt: Prompt, response: str, rubric: tuple[str, float, tuple
     filled = templates.fill(
         TEMPLATE,
         token=token,
+        reply_token=token,
         conversation=shown,
         criterion=fences.block("criterion", criterion, token),
     )
-    return ChatRequest("verify", (Message("user", filled),), how.model, how.temperature, how.max_output_tokens, SCHEMA)
+    schema = with_token(SCHEMA, token)
+    return ChatRequest("verify", (Message("user", filled),), how.model, how.temperature, how.max_output_tokens, schema)
 
 
-def parse_verdict(text: str) -> bool:
+def parse_verdict(text: str, token: str = "") -> bool:
     """The judge's ``criteria_met``.
+
+    Args:
+        token: what the object must carry, see `teacher.roles.json_reply`.
 
     Raises:
         MalformedError: no JSON object with a Boolean of that name.
     """
-    met = find_object(text, "criteria_met")["criteria_met"]
+    met = find_object(text, "criteria_met", token)["criteria_met"]
     if not isinstance(met, bool):
         raise MalformedError(f"criteria_met is {met!r:.60}; expected true or false")
     return met
@@ -114,7 +119,9 @@ async def judge_all(
         nonlocal done
         async with slots:
             try:
-                return await teacher.ask(judge_request(prompt, response, rubric, how), parse_verdict)
+                request = judge_request(prompt, response, rubric, how)
+                token = token_of(request.json_schema)
+                return await teacher.ask(request, lambda text: parse_verdict(text, token))
             except ConfigurationError:
                 raise
             except TeacherError as error:

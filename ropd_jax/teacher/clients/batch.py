@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest
-from ropd_jax.teacher.clients.errors import ConfigurationError, TeacherError
+from ropd_jax.teacher.clients.errors import ConfigurationError, MalformedError, TeacherError
 from ropd_jax.teacher.clients.gemini import GeminiClient
 from ropd_jax.teacher.clients.openai import OpenAIClient
 
@@ -88,14 +88,19 @@ class OpenAIBatch:
                 return {}
             content = await c.sdk_client.files.content(batch.output_file_id)
         found: Answers = {}
-        for line in content.content.decode("utf-8").split("\n"):
-            if line.strip():
-                row = json.loads(line)
-                response, request = row.get("response") or {}, requests.get(row.get("custom_id"))
-                if response.get("status_code") != 200 or request is None:
-                    continue
-                body, limit = response.get("body") or {}, request.max_output_tokens
-                found[row["custom_id"]] = _read(c.read_completion, body, request.model, limit)
+        for line in content.content.split(b"\n"):
+            if not line.strip():
+                continue
+            try:
+                row = c.read_batch_line(line)
+            except MalformedError as error:
+                log.warning("batch %s: a line is left out: %s", job, error)
+                continue
+            request = requests.get(row.custom_id)
+            if request is None or row.response is None or row.response.status_code != 200:
+                continue
+            body, limit = row.response.body or {}, request.max_output_tokens
+            found[row.custom_id] = _read(c.read_completion, body, request.model, limit)
         return found
 
     async def close(self) -> None:

@@ -1,6 +1,7 @@
 """Gemini through the async client of the google-genai SDK.
 
-The SDK's own retries are off (one attempt). ``LimitedClient`` retries, where retries are bounded and counted.
+The SDK's own retries are off (one attempt). ``LimitedClient`` retries, where retries are bounded and counted. The
+reply is read from the raw body (`reply_body`), because the SDK passes on much that it does not expect.
 """
 
 from __future__ import annotations
@@ -9,12 +10,19 @@ import contextlib
 import importlib
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
+from ropd_jax.teacher.clients.bounded_http import bounded_client
 from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest, Usage
 from ropd_jax.teacher.clients.endpoint import api_key, redact
 from ropd_jax.teacher.clients.errors import BlockedError, MalformedError, TeacherError, TransientError, TruncatedError
-from ropd_jax.teacher.clients.http_status import error_for_status, parse_retry_after
+from ropd_jax.teacher.clients.http_status import UNREADABLE, error_for_status, parse_retry_after
 from ropd_jax.teacher.clients.structured_output import Structures
+
+if TYPE_CHECKING:
+    from google.genai.types import GenerateContentResponse
+
+    from ropd_jax.teacher.clients.reply_body import UsageMetadata
 
 _BLOCKED = {
     "SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "MODEL_ARMOR", "JAILBREAK",
@@ -41,12 +49,18 @@ class GeminiClient:
         from google import genai
         from google.genai import errors, types
 
-        self._types, self._errors = types, errors
+        from ropd_jax.teacher.clients import reply_body
+
+        self._types, self._errors, self._body = types, errors, reply_body
         self._structures = Structures()
         self._connection_errors = _connection_errors()
+        http = _http_library()
+        limits = http.Limits(max_connections=1000, max_keepalive_connections=100)
+        self._http_client = bounded_client(http.AsyncClient, "gemini", limits=limits, timeout=timeout_s)
         options = types.HttpOptions(
             base_url=base_url or None,
             timeout=int(timeout_s * 1000),
+            httpx_async_client=self._http_client,
             retry_options=types.HttpRetryOptions(attempts=1),
         )
         self.sdk_client = genai.Client(api_key=self._key, vertexai=False, http_options=options)
@@ -57,11 +71,13 @@ class GeminiClient:
 
     async def _chat(self, request: ChatRequest, structure: str) -> ChatReply:
         contents, config = self.content(request, structure)
+        config.should_return_http_response = True
         with self.typed_failures(request.model):
             response = await self.sdk_client.aio.models.generate_content(
                 model=request.model, contents=contents, config=config
             )
-        return self.read_response(response, request.model, request.max_output_tokens)
+        body = (response.sdk_http_response and response.sdk_http_response.body) or ""
+        return self._read(body, request.model, request.max_output_tokens)
 
     def content(self, request: ChatRequest, structure: str) -> tuple:
         """The contents and the config of a request, as the SDK's types."""
@@ -95,12 +111,13 @@ class GeminiClient:
             slow = "timeout" in type(e).__name__.lower()
             message = f"gemini: cannot reach {self._where} ({type(e).__name__})"
             raise TransientError(message, cause="timeout" if slow else "connection") from None
-        except ValueError as e:  # a body that is not JSON, or not the expected shape, under a 200
+        except UNREADABLE as e:
             raise MalformedError(f"gemini sent an unreadable body: {redact(str(e), self._key)[:200]}") from None
 
     async def close(self) -> None:
         await self.sdk_client.aio.aclose()
         self.sdk_client.close()
+        await self._http_client.aclose()
 
     def _failure(self, error, model: str) -> TeacherError:
         details = error.details if isinstance(error.details, dict) else {}
@@ -119,43 +136,39 @@ class GeminiClient:
             code = "api_key_invalid"
         return error_for_status(error.code, message, provider="gemini", model=model, code=code, retry_after=after)
 
-    def read_response(self, response, model: str, limit: int) -> ChatReply:
-        """The reply in the SDK's response.
+    def read_response(self, response: GenerateContentResponse, model: str, limit: int) -> ChatReply:
+        """The reply in the SDK's response, as a batch has it.
 
         Raises:
             TeacherError: as ``chat``.
         """
-        feedback = response.prompt_feedback
-        if feedback is not None and feedback.block_reason is not None:
-            what = f"gemini: the prompt for {model!r} was blocked ({_name(feedback.block_reason)})"
-            raise BlockedError(what, usage=_usage(response.usage_metadata))
-        if not response.candidates:
-            raise MalformedError("gemini sent a reply without candidates")
-        candidate = response.candidates[0]
-        reason = _name(candidate.finish_reason)
+        return self._read(response.model_dump(mode="json", by_alias=True), model, limit)
+
+    def _read(self, body: str | dict[str, Any], model: str, limit: int) -> ChatReply:
+        reply = self._body.read(self._body.Generated, body, "gemini", self._key)
+        usage = _usage(reply.usage_metadata)
+        if reply.prompt_feedback is not None and reply.prompt_feedback.block_reason is not None:
+            reason = reply.prompt_feedback.block_reason[:80]
+            raise BlockedError(f"gemini: the prompt for {model!r} was blocked ({reason})", usage=usage)
+        if not reply.candidates:
+            raise MalformedError("gemini sent a reply without candidates", usage=usage)
+        candidate = reply.candidates[0]
+        reason = (candidate.finish_reason or "").upper()[:80]
         if reason in _BLOCKED:
-            what = f"gemini: the reply of {model!r} was blocked ({reason})"
-            raise BlockedError(what, usage=_usage(response.usage_metadata))
+            raise BlockedError(f"gemini: the reply of {model!r} was blocked ({reason})", usage=usage)
         if reason == "MAX_TOKENS":
             raise TruncatedError(
                 f"gemini: the reply of {model!r} reached max_output_tokens={limit}; raise it (thinking counts too)",
-                usage=_usage(response.usage_metadata),
+                usage=usage,
             )
         if reason not in ("STOP", ""):
-            what = f"gemini: the reply of {model!r} ended with {reason}"
-            raise MalformedError(what, usage=_usage(response.usage_metadata))
+            raise MalformedError(f"gemini: the reply of {model!r} ended with {reason}", usage=usage)
         parts = (candidate.content.parts if candidate.content else None) or []
         text = "".join(p.text for p in parts if p.text and not p.thought)
-        return ChatReply(text, "stop", _usage(response.usage_metadata), response.model_version or model)
+        return ChatReply(text, "stop", usage, reply.model_version or model)
 
 
-def _name(reason) -> str:
-    if reason is None:
-        return ""
-    return str(getattr(reason, "value", reason)).upper()
-
-
-def _usage(usage) -> Usage:
+def _usage(usage: UsageMetadata | None) -> Usage:
     if usage is None:
         return Usage()
     thought, output = usage.thoughts_token_count, usage.candidates_token_count
@@ -166,10 +179,18 @@ def _usage(usage) -> Usage:
     return Usage(usage.prompt_token_count, output, thought, usage.cached_content_token_count)
 
 
+def _http_library() -> Any:
+    """The HTTP library that the SDK takes clients of: httpx2 if present, else httpx."""
+    try:
+        return importlib.import_module("httpx2")
+    except ModuleNotFoundError:
+        return importlib.import_module("httpx")
+
+
 def _connection_errors() -> tuple[type[Exception], ...]:
-    """Transport errors of the HTTP library that the SDK uses (aiohttp if present, else httpx2 or httpx)."""
+    """Errors of the HTTP library; a batch's upload can use aiohttp."""
     found: list[type[Exception]] = [ConnectionError]
-    for module, name in (("aiohttp", "ClientError"), ("httpx2", "TransportError"), ("httpx", "TransportError")):
+    for module, name in (("aiohttp", "ClientError"), ("httpx2", "RequestError"), ("httpx", "RequestError")):
         try:
             found.append(getattr(importlib.import_module(module), name))
         except ModuleNotFoundError:

@@ -3,7 +3,8 @@
 This reaches OpenAI and, by ``base_url``, every server that speaks its format: vLLM, SGLang, llama.cpp, Ollama,
 ``ropd serve-teacher``.
 
-The SDK's own retries are off. ``LimitedClient`` retries, where retries are bounded and counted.
+The SDK's own retries are off. ``LimitedClient`` retries, where retries are bounded and counted. The SDK does not check
+what a server sends, so its reply is read from the raw body (`reply_body`).
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ropd_jax.teacher.clients.bounded_http import bounded_client
 from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest, Usage
 from ropd_jax.teacher.clients.endpoint import api_key, redact
 from ropd_jax.teacher.clients.errors import BlockedError, MalformedError, TeacherError, TransientError, TruncatedError
-from ropd_jax.teacher.clients.http_status import error_for_status, parse_retry_after
+from ropd_jax.teacher.clients.http_status import UNREADABLE, error_for_status, parse_retry_after
 from ropd_jax.teacher.clients.structured_output import Structures
 
 if TYPE_CHECKING:
-    from openai.types.chat import ChatCompletion
+    from ropd_jax.teacher.clients.reply_body import BatchLine, Completion, CompletionUsage
 
 
 class OpenAIClient:
@@ -39,10 +41,16 @@ class OpenAIClient:
         self._key = api_key("openai", ("OPENAI_API_KEY",), named=api_key_env, base_url=base_url)
         import openai
 
-        self._sdk = openai
+        from ropd_jax.teacher.clients import reply_body
+
+        self._sdk, self._body = openai, reply_body
         self._structures = Structures()
         self.sdk_client = openai.AsyncOpenAI(
-            api_key=self._key, base_url=base_url or None, timeout=timeout_s, max_retries=0
+            api_key=self._key,
+            base_url=base_url or None,
+            timeout=timeout_s,
+            max_retries=0,
+            http_client=bounded_client(openai.DefaultAsyncHttpxClient, "openai"),
         )
         # OpenAI's newer models refuse max_tokens; most other servers accept only max_tokens.
         host = self.sdk_client.base_url.host or ""
@@ -53,8 +61,9 @@ class OpenAIClient:
 
     async def _chat(self, request: ChatRequest, structure: str) -> ChatReply:
         with self.typed_failures(request.model):
-            completion = await self.sdk_client.chat.completions.create(**self.parameters(request, structure))
-        return self._reply(completion, request.model, request.max_output_tokens)
+            raw = self.sdk_client.chat.completions.with_raw_response
+            response = await raw.create(**self.parameters(request, structure))
+        return self.read_completion(response.http_response.content, request.model, request.max_output_tokens)
 
     def parameters(self, request: ChatRequest, structure: str) -> dict:
         """The body of a chat completion."""
@@ -80,22 +89,32 @@ class OpenAIClient:
             yield
         except self._sdk.APIError as e:
             raise self._failure(e, model) from None  # the SDK's text can quote the key
-        except ValueError as e:  # a body that is not JSON under a 200
-            raise MalformedError(f"openai sent a body that is not JSON: {redact(str(e), self._key)[:200]}") from None
+        except UNREADABLE as e:
+            raise MalformedError(f"openai sent an unreadable body: {redact(str(e), self._key)[:200]}") from None
 
-    def read_completion(self, body: dict, model: str, limit: int) -> ChatReply:
-        """The reply in a completion's JSON.
+    def read_completion(self, body: bytes | dict, model: str, limit: int) -> ChatReply:
+        """The reply in a completion's JSON, or in what was decoded from it.
 
         Raises:
             TeacherError: as ``chat``.
         """
-        return self._reply(self._sdk.types.chat.ChatCompletion.construct(**body), model, limit)
+        return _reply(self._body.read(self._body.Completion, body, "openai", self._key), model, limit)
+
+    def read_batch_line(self, line: bytes) -> BatchLine:
+        """One line of a batch's results; its completion is not read yet.
+
+        Raises:
+            MalformedError: of another form.
+        """
+        return self._body.read(self._body.BatchLine, line, "openai", self._key)
 
     async def close(self) -> None:
         await self.sdk_client.close()
 
     def _failure(self, error: Exception, model: str) -> TeacherError:
         sdk = self._sdk
+        if isinstance(error.__cause__, TeacherError):  # of the bounded client
+            return error.__cause__
         if isinstance(error, sdk.APITimeoutError):
             return TransientError(f"openai: no answer in time for model {model!r}", cause="timeout")
         if isinstance(error, sdk.APIStatusError):
@@ -113,29 +132,28 @@ class OpenAIClient:
             return TransientError(f"openai: cannot reach {where}", cause="connection")
         return MalformedError(f"openai: {redact(str(error), self._key)[:200]}")
 
-    def _reply(self, completion: ChatCompletion, model: str, limit: int) -> ChatReply:
-        choices = getattr(completion, "choices", None)  # SDK types are not checked: a proxy can leave anything out
-        if not choices or choices[0].message is None:
-            raise MalformedError("openai sent a completion without choices")
-        choice = choices[0]
-        if choice.finish_reason == "content_filter":
-            what = f"openai: the reply of {model!r} was stopped by the content filter"
-            raise BlockedError(what, usage=_usage(completion))
-        if refusal := getattr(choice.message, "refusal", None):
-            what = f"openai: {model!r} refused: {str(refusal)[:200]}"
-            raise BlockedError(what, cause="refused", usage=_usage(completion))
-        if choice.finish_reason == "length":
-            raise TruncatedError(
-                f"openai: the reply of {model!r} reached max_output_tokens={limit}; raise it (thinking counts too)",
-                usage=_usage(completion),
-            )
-        return ChatReply(choice.message.content or "", "stop", _usage(completion), completion.model or model)
+
+def _reply(completion: Completion, model: str, limit: int) -> ChatReply:
+    usage = _usage(completion.usage)
+    if not completion.choices:
+        raise MalformedError("openai sent a completion without choices", usage=usage)
+    choice = completion.choices[0]
+    if choice.finish_reason == "content_filter":
+        raise BlockedError(f"openai: the reply of {model!r} was stopped by the content filter", usage=usage)
+    if refusal := choice.message.refusal:
+        raise BlockedError(f"openai: {model!r} refused: {refusal[:200]}", cause="refused", usage=usage)
+    if choice.finish_reason == "length":
+        raise TruncatedError(
+            f"openai: the reply of {model!r} reached max_output_tokens={limit}; raise it (thinking counts too)",
+            usage=usage,
+        )
+    return ChatReply(choice.message.text, "stop", usage, completion.model or model)
 
 
-def _usage(completion: ChatCompletion) -> Usage:
-    usage = completion.usage
+def _usage(usage: CompletionUsage | None) -> Usage:
     if usage is None:
         return Usage()
-    thought = getattr(usage.completion_tokens_details, "reasoning_tokens", None)
-    cached = getattr(usage.prompt_tokens_details, "cached_tokens", None)
+    output, prompt = usage.completion_tokens_details, usage.prompt_tokens_details
+    thought = None if output is None else output.reasoning_tokens
+    cached = None if prompt is None else prompt.cached_tokens
     return Usage(usage.prompt_tokens, usage.completion_tokens, thought, cached)

@@ -10,9 +10,16 @@ The token is a hash of the seed and of all texts, and is hashed until it occurs 
 cannot close its fence or open another one, and a resumed run sends the same bytes. ``parse_blocks`` reads back
 exactly what ``render`` wrote.
 
-Some characters cannot be sent as JSON or UTF-8, or cannot be seen: lone surrogates, control characters except tab and
-line breaks, bidirectional overrides. They are written as ``[[U+D800 3fd1c09a77e2]]``, which the verifier can see. It
-is reversible, because no text contains the token.
+Some characters would not reach the judge as what they are. `visible` writes such a character as its number,
+``[[U+D800 3fd1c09a77e2]]``:
+
+    cannot be sent              lone surrogates
+    cannot be seen              control characters except tab and line breaks, zero-width characters, bidirectional
+                                overrides, fillers, tag characters; joiners inside an emoji too
+    start a special token       ``<|im_end|>`` is shown as ``[[U+003C 3fd1c09a77e2]]|im_end|>`` (`special_tokens`)
+
+It is visible, so an answer about chat templates can still be judged. It is reversible, because no text contains the
+token: ``parse_blocks`` writes the characters back.
 """
 
 from __future__ import annotations
@@ -21,9 +28,18 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 
+from ropd_jax.teacher.roles import special_tokens
+
 TOKEN_LENGTH = 12
 MIN_CUT = 100  # characters; less of an answer is of no use to a verifier
-_UNSAFE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+# Unicode's default ignorable code points, the line separators and the interlinear marks. Without U+FE0F, which follows
+# half of all emoji and shows in their colour.
+_UNSEEN = (
+    "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f"
+    "\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0e\ufeff\uffa0\ufff0-\ufffb"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+_HIDDEN = re.compile(f"[{_UNSEEN}]|{special_tokens.FIRST}")
 _FIRST_MARKER = re.compile(rf"=====\[ begin [a-z]+(?: [0-9]+)? \| ([0-9a-f]{{{TOKEN_LENGTH}}}) \]=====\n")
 
 
@@ -43,8 +59,19 @@ def make_token(seed: int | str, texts: Iterable[str]) -> str:
 
 def block(label: str, text: str, token: str) -> str:
     """One fenced text. ``label`` is a lower-case word with or without a number, e.g. ``answer 2``."""
-    safe = _UNSAFE.sub(lambda m: f"[[U+{ord(m.group()):04X} {token}]]", text)
-    return f"=====[ begin {label} | {token} ]=====\n{safe}\n=====[ end {label} | {token} ]====="
+    return f"=====[ begin {label} | {token} ]=====\n{visible(text, token)}\n=====[ end {label} | {token} ]====="
+
+
+def visible(text: str, token: str) -> str:
+    """The text with the number of each character that a judge would not see as what it is (see the module).
+
+    >>> visible("<|im_end|>", "3fd1c09a77e2")
+    '[[U+003C 3fd1c09a77e2]]|im_end|>'
+    """
+    before = ""
+    while text != before:  # again, because the brackets of a number can complete a token: [e~ and a zero-width space
+        before, text = text, _HIDDEN.sub(lambda m: f"[[U+{ord(m.group()):04X} {token}]]", text)
+    return text
 
 
 def render(answers: Sequence[str], token: str, label: str = "answer") -> str:
@@ -52,20 +79,22 @@ def render(answers: Sequence[str], token: str, label: str = "answer") -> str:
     return "\n\n".join(block(f"{label} {i}", text, token) for i, text in enumerate(answers, 1))
 
 
-def parse_blocks(text: str) -> list[tuple[str, str]]:
-    """(label, text) of every fenced block, in order. The first marker decides which token is the real one."""
+def token_in(text: str) -> str:
+    """The token of the fences in a prompt, "" if it has none. The first marker decides which token is the real one."""
     first = _FIRST_MARKER.search(text)
-    if not first:
+    return first.group(1) if first else ""
+
+
+def parse_blocks(text: str) -> list[tuple[str, str]]:
+    """(label, text) of every fenced block, in order."""
+    token = token_in(text)
+    if not token:
         return []
-    token = first.group(1)
     pattern = re.compile(
         rf"=====\[ begin ([a-z]+(?: [0-9]+)?) \| {token} \]=====\n(.*?)\n=====\[ end \1 \| {token} \]=====", re.DOTALL
     )
-    escaped = re.compile(rf"\[\[U\+([0-9A-F]{{4}}) {token}\]\]")
-    return [
-        (label, escaped.sub(lambda m: chr(int(m.group(1), 16)), body))
-        for label, body in pattern.findall(text, first.start())
-    ]
+    escaped = re.compile(rf"\[\[U\+([0-9A-F]{{4,6}}) {token}\]\]")
+    return [(label, escaped.sub(lambda m: chr(int(m.group(1), 16)), body)) for label, body in pattern.findall(text)]
 
 
 def cut_middle(text: str, limit: int) -> str:

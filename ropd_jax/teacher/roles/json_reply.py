@@ -2,71 +2,122 @@
 
 Every role asks for one object with a ``schema_version`` and a list: `list_schema` describes it, `find_list` reads it.
 
-Accepted around the object, because it stays unambiguous: a byte-order mark, a code fence of any kind, prose, a closed
-``<think>`` block before it. Refused: a reply without an object, two different objects, a list at top level, anything
-that is not JSON. Nothing is repaired by guessing.
+**Which object counts.** A model that judges an answer can quote it, and the answer can hold an object of exactly the
+form that we asked for. So the prompt asks the model to copy the request's fence token into its object, as the last key,
+and the schema admits only this value. No text in the fences contains the token (`fences`), so no quoted object does::
+
+    request says                          reply                                     read
+    "token": "3fd1c09a77e2"               The answer {"answers": [...]} is wrong.   the second object
+                                          {"answers": [...], "token": "3fd1c09a77e2"}
+    "token": "3fd1c09a77e2"               The answer {"answers": [...]} is wrong.   nothing
+    no token (the official release's      {"answers": [...]}                        this object
+    formats, an older or own template)    The answer {"answers": [...]} is wrong.   nothing
+
+The token comes last because a free text can come before it: an answer that is quoted there without escapes, and that
+closes the object early, closes it without a token. A repeated key is refused, because an answer that is quoted so could
+repeat one.
+
+Accepted around an object with its token: a byte-order mark, a code fence of any kind, prose, a closed ``<think>`` block
+before it. Refused: a reply without an object, two different ones, a list at top level, anything that is not JSON, and
+a further object that cannot be read but has the key that we look for. Nothing is repaired by guessing.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from ropd_jax.teacher.clients.errors import MalformedError
 
-_DECODER = json.JSONDecoder()
-_ENDED = "</think>"
-_MAX_STARTS = 1_000  # braces tried in one reply, so that a wall of braces does not take quadratic time
+TOKEN_KEY = "token"
+_THINKING, _ENDED = "<think>", "</think>"
+_FENCED = re.compile(r"```[\w+-]*\s*(.*)```", re.DOTALL)  # the whole reply is one code fence
+_START = re.compile(r"[{\[]")
+_MAX_STARTS = 1_000  # brackets tried in one reply, so that a wall of brackets does not take quadratic time
 
 
-def find_object(text: str, key: str) -> dict:
-    """The single JSON object in ``text`` that has ``key`` at its top level.
+def find_object(text: str, key: str, token: str | None) -> dict:
+    """The single JSON object in ``text`` that has ``key`` at its top level, without its token.
+
+    Args:
+        token: what the object must carry, `token_of` the request. "": the request asked for none, so the object must
+            be the whole reply, but for one code fence around it and a ``<think>`` block before it. None: the text is
+            not the reply to a request, so nothing in it is a quotation, and any one object counts.
 
     Raises:
-        MalformedError: there is none, or there are several that differ.
+        MalformedError: there is none, or there are several that differ. The message describes the problem.
     """
     text = text.removeprefix("\ufeff").strip()
     if not text:
         raise MalformedError("the reply was empty; expected one JSON object", cause="empty")
     whole = _decode(text)
     if whole is None:  # not JSON as it is: skip the thinking, which can hold drafts of the object
-        ended = text.lower().rfind(_ENDED)
-        after = text[ended + len(_ENDED) :].strip() if ended >= 0 else text
-        if not after or (ended < 0 and text.lower().startswith("<think>")):  # cut off: its drafts do not count
-            raise MalformedError("the reply ended inside its thinking; expected one JSON object after it")
-        whole = _decode(after)
-        text = after
-    if isinstance(whole, dict):
-        if key not in whole:
-            raise MalformedError(f"the JSON object has no key {key!r}; it has {_names(whole)}")
-        return whole
-    if whole is not None:
+        text = _after_thinking(text, anywhere=token != "")
+        whole = _decode(text)
+    if whole is not None and not isinstance(whole, dict):
         raise MalformedError(f"the top level of the JSON is a {type(whole).__name__}; expected one object with {key!r}")
-    found = _scan(text, key)
+    if whole is not None and key not in whole:
+        raise MalformedError(f"the JSON object has no key {key!r}; it has {_names(whole)}")
+    if whole is None and token == "":
+        raise MalformedError(
+            f"the reply is not exactly one JSON object; expected the object with {key!r} and nothing before or after it"
+        )
+    found = [whole] if whole is not None else _scan(text, key)
     if not found:
         raise MalformedError(f"no complete JSON object with the key {key!r} in the reply")
+    if token:
+        found = [one for one in found if one.get(TOKEN_KEY) == token]
+        if not found:
+            raise MalformedError(
+                f"the JSON object with {key!r} lacks the token of this request; "
+                f'expected "{TOKEN_KEY}": "{token}" as its last key'
+            )
     if any(other != found[0] for other in found[1:]):  # repeated equal objects are harmless
         raise MalformedError(f"{len(found)} different JSON objects with the key {key!r}; expected exactly one")
-    return found[0]
+    return {name: value for name, value in found[0].items() if name != TOKEN_KEY}
 
 
 def list_schema(version: str, key: str, item: dict[str, dict], **more: dict) -> dict:
     """JSON schema of one object: ``schema_version``, a list ``key`` of objects with all of ``item``, and ``more``."""
     of_item = {"type": "object", "properties": item, "required": list(item), "additionalProperties": False}
-    properties = {
-        "schema_version": {"type": "string", "enum": [version]},
-        key: {"type": "array", "items": of_item},
-        **more,
-    }
-    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+    return _closed(
+        {
+            "schema_version": {"type": "string", "enum": [version]},
+            key: {"type": "array", "items": of_item},
+            **more,
+        }
+    )
+
+
+def with_token(schema: Mapping[str, Any], token: str) -> dict:
+    """The schema of an object that also carries ``token``, as its last key; the schema itself for a token of ""."""
+    if not token:
+        return dict(schema)
+    return _closed({**schema["properties"], TOKEN_KEY: {"type": "string", "enum": [token]}})
+
+
+def token_of(schema: Mapping[str, Any] | None) -> str:
+    """The token that a request's schema demands, "" if it demands none."""
+    field = (schema or {}).get("properties", {}).get(TOKEN_KEY)
+    return field["enum"][0] if field else ""
 
 
 def find_list(
-    text: str, key: str, version: str, *, where: str, of: str = "", also: frozenset[str] = frozenset()
+    text: str,
+    key: str,
+    version: str,
+    *,
+    token: str | None,
+    where: str,
+    of: str = "",
+    also: frozenset[str] = frozenset(),
 ) -> list:
     """The list ``key`` of the one object in a reply of this schema version.
 
     Args:
+        token: as `find_object`.
         where: name of the object in messages: "the rubric".
         of: what the list holds, for messages: " of criteria".
         also: further keys that the object can have; they are not read.
@@ -74,7 +125,7 @@ def find_list(
     Raises:
         MalformedError: not such an object, or other keys, version or type. The message describes the problem.
     """
-    reply = find_object(text, key)
+    reply = find_object(text, key, token)
     only_keys(reply, {"schema_version", key, *also}, {"schema_version", key}, where)
     if reply["schema_version"] != version:
         raise MalformedError(f"schema_version is {str(reply['schema_version'])[:60]!r}; expected {version!r}")
@@ -83,28 +134,76 @@ def find_list(
     return reply[key]
 
 
+def _closed(properties: dict[str, dict]) -> dict:
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+def _after_thinking(text: str, *, anywhere: bool) -> str:
+    """What follows the thinking. ``anywhere``: also if the block's start is not in the reply, as with some templates.
+
+    Raises:
+        MalformedError: nothing follows, because the reply was cut off. Drafts in the thinking do not count.
+    """
+    ended = text.lower().rfind(_ENDED)
+    opened = text.lower().startswith(_THINKING)
+    if ended < 0 and opened:
+        after = ""
+    elif ended < 0 or not (opened or anywhere):
+        return text
+    else:
+        after = text[ended + len(_ENDED) :].strip()
+    if not after:
+        raise MalformedError("the reply ended inside its thinking; expected one JSON object after it")
+    return after
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict:
+    item = dict(pairs)
+    if len(item) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise MalformedError(f"a JSON object repeats a key: {_names({n for n in names if names.count(n) > 1})}")
+    return item
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+
+
 def _decode(text: str) -> object | None:
+    """The value that is the whole text, or the whole of one code fence around it; None if that is not JSON."""
+    fenced = _FENCED.fullmatch(text)
     try:
-        return json.loads(text)
+        return _DECODER.decode(fenced[1].strip() if fenced else text)
     except (ValueError, RecursionError):  # not JSON, a number of absurd length, or absurdly deep
         return None
 
 
 def _scan(text: str, key: str) -> list[dict]:
-    """Top-level objects with ``key`` inside other text. An object in a list is not top-level."""
+    """Top-level objects with ``key`` inside other text. An object in a list is not top-level.
+
+    Raises:
+        MalformedError: outside these objects there is another use of ``key`` as a key, so one could not be read.
+    """
     found: list[dict] = []
+    unread: list[str] = []
     at = tries = 0
-    while (start := re.compile(r"[{\[]").search(text, at)) and tries < _MAX_STARTS:
-        tries += 1
+    while start := _START.search(text, at):
+        if (tries := tries + 1) > _MAX_STARTS:
+            raise MalformedError(f"more than {_MAX_STARTS:,} brackets in the reply open nothing; expected one object")
         try:
-            value, at = _DECODER.raw_decode(text, start.start())
+            value, end = _DECODER.raw_decode(text, start.start())
         except RecursionError:
             raise MalformedError("the reply is nested too deeply to be read") from None
         except ValueError:
+            unread.append(text[at : start.end()])
             at = start.end()
             continue
+        unread.append(text[at : start.start()])
+        at = end
         if isinstance(value, dict) and key in value:
             found.append(value)
+    rest = "".join(unread) + text[at:]
+    if re.search(rf"""["']{key}\\*["']\s*:|\{{[^{{}}]*\b{key}\s*:""", rest):
+        raise MalformedError(f"a JSON object with the key {key!r} cannot be read; expected one complete object")
     return found
 
 

@@ -35,15 +35,18 @@ def shuffled(texts: Sequence[str], *, seed: int, key: str) -> list[int]:
     return sorted(range(len(texts)), key=rank)
 
 
-def marks_of(text: str, n_answers: int, version: str, read: Callable[[dict], Any]) -> Marks:
+def marks_of(text: str, n_answers: int, version: str, read: Callable[[dict], Any], token: str) -> Marks:
     """The marks that a reply's list ``answers`` gives to answers numbered from 1; ``read(item)`` is a mark, or None.
+
+    Args:
+        token: of the request (`json_reply.token_of`).
 
     Raises:
         MalformedError: the whole reply cannot be used, for example because of an index outside 1..n_answers.
     """
     values: list[Any] = [None] * n_answers
     causes: list[str | None] = ["missing"] * n_answers
-    for item in find_list(text, "answers", version, where="the reply"):
+    for item in find_list(text, "answers", version, token=token, where="the reply"):
         index = to_int(item.get("answer_index")) if isinstance(item, dict) else None
         if index is None or not 1 <= index <= n_answers:
             seen = item.get("answer_index") if isinstance(item, dict) else item

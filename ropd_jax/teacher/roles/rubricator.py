@@ -12,11 +12,11 @@ from typing import Any
 from ropd_jax.teacher.clients.chat import ChatRequest
 from ropd_jax.teacher.clients.errors import ConfigurationError, MalformedError
 from ropd_jax.teacher.roles import fences, templates
-from ropd_jax.teacher.roles.json_reply import find_list, list_schema, only_keys, to_int
+from ropd_jax.teacher.roles.json_reply import find_list, list_schema, only_keys, to_int, with_token
 from ropd_jax.types import Criterion, Message, Rubric
 
-TEMPLATE = "rubricator.v2"
-REFERENCES_TEMPLATE = "rubricator_references.v1"  # shows no answers of the student
+TEMPLATE = "rubricator.v3"
+REFERENCES_TEMPLATE = "rubricator_references.v2"  # shows no answers of the student
 SCHEMA_VERSION = "ropd.rubric.v1"
 MIN_CRITERIA, MAX_CRITERIA, MAX_POINTS = 4, 12, 5
 
@@ -61,26 +61,37 @@ def rubric_request(
     text = templates.fill(
         template,
         token=token,
+        reply_token=token,
         least=str(size[0]),
         most=str(size[1]),
         question=fences.block("question", question, token),
         references=fences.render(references, token, "reference"),
         students=fences.render(answers, token, "student"),
     )
-    return ChatRequest("rubric", (Message("user", text),), model, temperature, max_output_tokens, RUBRIC_SCHEMA)
+    schema = with_token(RUBRIC_SCHEMA, templates.reply_token(template, token))
+    return ChatRequest("rubric", (Message("user", text),), model, temperature, max_output_tokens, schema)
 
 
-def parse_rubric(text: str, size: tuple[int, int] = (MIN_CRITERIA, MAX_CRITERIA)) -> Rubric:
+def parse_rubric(text: str, size: tuple[int, int] = (MIN_CRITERIA, MAX_CRITERIA), token: str | None = None) -> Rubric:
     """The rubric in a rubricator's reply.
 
     ``maximum_score`` is derived, not read. Ids are compared after lower-casing and stripping.
+
+    Args:
+        token: what the object must carry, see `json_reply.find_object`. None if ``text`` is not the reply to a request.
 
     Raises:
         MalformedError: anything but one object of the schema with ``size`` criteria, unique ids c<digits>, non-blank
             texts and integer points 1..5. The message describes the problem.
     """
     items = find_list(
-        text, "rubrics", SCHEMA_VERSION, where="the rubric", of=" of criteria", also=frozenset({"maximum_score"})
+        text,
+        "rubrics",
+        SCHEMA_VERSION,
+        token=token,
+        where="the rubric",
+        of=" of criteria",
+        also=frozenset({"maximum_score"}),
     )
     return rubric_of(items, size, _criterion)
 

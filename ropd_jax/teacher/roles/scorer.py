@@ -17,12 +17,12 @@ from collections.abc import Sequence
 
 from ropd_jax.teacher.clients.chat import ChatRequest
 from ropd_jax.teacher.roles import fences, templates
-from ropd_jax.teacher.roles.json_reply import list_schema, to_int
+from ropd_jax.teacher.roles.json_reply import list_schema, to_int, with_token
 from ropd_jax.teacher.roles.marks import Marks, marks_of
 from ropd_jax.types import Message, Rubric
 
-TEMPLATE = "score_judge.v1"
-VARIANTS = ("score_judge_references.v1", "score_verbal.v1", "score_rubric.v1")
+TEMPLATE = "score_judge.v2"
+VARIANTS = ("score_judge_references.v2", "score_verbal.v2", "score_rubric.v2")
 SCHEMA_VERSION = "ropd.scores.v1"
 
 SCORE_SCHEMA = list_schema(
@@ -48,9 +48,11 @@ def score_request(
     criteria = rubric.criteria if rubric else ()
     shown = json.dumps([{"criterion": c.text, "category": c.category} for c in criteria], ensure_ascii=False)
     token = fences.make_token(seed, [question, shown, *references, *answers])
+    template = template or TEMPLATE
     text = templates.fill(
-        template or TEMPLATE,
+        template,
         token=token,
+        reply_token=token,
         question=fences.block("question", question, token),
         references=fences.render(references, token, "reference"),
         rubric=fences.block("rubric", shown, token),
@@ -59,14 +61,18 @@ def score_request(
         highest=str(highest),
         n_answers=str(len(answers)),
     )
-    return ChatRequest("score", (Message("user", text),), model, temperature, max_output_tokens, SCORE_SCHEMA)
+    schema = with_token(SCORE_SCHEMA, templates.reply_token(template, token))
+    return ChatRequest("score", (Message("user", text),), model, temperature, max_output_tokens, schema)
 
 
-def parse_scores(text: str, n_answers: int, lowest: int, highest: int) -> Marks:
+def parse_scores(text: str, n_answers: int, lowest: int, highest: int, token: str = "") -> Marks:
     """The scores in a scorer's reply, for answers numbered from 1.
 
     Only an answer without a readable score is unscored: cause ``missing`` (not in the reply), ``malformed`` (not an
     integer of the scale: 0 on a scale from 1, ``7.5``), ``duplicate`` (two different scores).
+
+    Args:
+        token: what the object must carry, see `json_reply`.
 
     Raises:
         MalformedError: the whole reply cannot be used, for example because of an index outside 1..n_answers.
@@ -76,4 +82,4 @@ def parse_scores(text: str, n_answers: int, lowest: int, highest: int) -> Marks:
         value = to_int(item.get("score"))
         return value if value is not None and lowest <= value <= highest else None
 
-    return marks_of(text, n_answers, SCHEMA_VERSION, score)
+    return marks_of(text, n_answers, SCHEMA_VERSION, score, token)

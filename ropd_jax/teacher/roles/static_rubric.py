@@ -12,11 +12,11 @@ from typing import Any
 from ropd_jax.teacher.clients.chat import ChatRequest
 from ropd_jax.teacher.clients.errors import MalformedError
 from ropd_jax.teacher.roles import fences, templates
-from ropd_jax.teacher.roles.json_reply import find_list, list_schema
+from ropd_jax.teacher.roles.json_reply import find_list, list_schema, with_token
 from ropd_jax.teacher.roles.rubricator import criterion_texts, rubric_of
 from ropd_jax.types import Criterion, Message, Rubric
 
-TEMPLATE = "rubric_static.v1"
+TEMPLATE = "rubric_static.v2"
 SCHEMA_VERSION = "ropd.static_rubric.v1"
 LEAST, MOST = 7, 20
 TENTHS = {"Essential": 10, "Important": 7, "Optional": 3, "Pitfall": 8}
@@ -44,24 +44,30 @@ def request(
 ) -> ChatRequest:
     """The request for one rubric. The same texts make the same request, so a tape holds it once."""
     token = fences.make_token(seed, [question, *references])
+    template = template or TEMPLATE
     text = templates.fill(
-        template or TEMPLATE,
+        template,
         token=token,
+        reply_token=token,
         question=fences.block("question", question, token),
         references=fences.render(references, token, "reference"),
         least=str(LEAST),
         most=str(MOST),
     )
-    return ChatRequest("rubric", (Message("user", text),), model, temperature, max_output_tokens, SCHEMA)
+    schema = with_token(SCHEMA, templates.reply_token(template, token))
+    return ChatRequest("rubric", (Message("user", text),), model, temperature, max_output_tokens, schema)
 
 
-def parse(text: str) -> Rubric:
+def parse(text: str, token: str = "") -> Rubric:
     """The rubric in a reply.
+
+    Args:
+        token: what the object must carry, see `json_reply`.
 
     Raises:
         MalformedError: anything but one object of the schema with 7..20 criteria. The message describes the problem.
     """
-    items = find_list(text, "rubrics", SCHEMA_VERSION, where="the rubric", of=" of criteria")
+    items = find_list(text, "rubrics", SCHEMA_VERSION, token=token, where="the rubric", of=" of criteria")
     return rubric_of(items, (LEAST, MOST), _criterion)
 
 

@@ -15,15 +15,15 @@ from ropd_jax.teacher.clients.errors import ConfigurationError
 
 _PLACEHOLDER = re.compile(r"\{\{([a-z_]+)\}\}")
 
-_SCORE = ({"question", "answers", "token"}, {"references", "rubric", "lowest", "highest", "n_answers"})
+_SCORE = ({"question", "answers", "token"}, {"references", "rubric", "lowest", "highest", "n_answers", "reply_token"})
 PLACEHOLDERS = {  # role -> placeholders that its template must have, and those that it can have
     "reference": ({"question", "token"}, set()),
-    "rubric": ({"question", "references", "students", "token"}, {"least", "most"}),
-    "verify": ({"question", "rubric", "answers", "token"}, {"n_answers", "n_criteria", "authors"}),
+    "rubric": ({"question", "references", "students", "token"}, {"least", "most", "reply_token"}),
+    "verify": ({"question", "rubric", "answers", "token"}, {"n_answers", "n_criteria", "authors", "reply_token"}),
     "score": _SCORE,
     "judge": _SCORE,
     "reask": ({"problem"}, set()),
-    "healthbench": ({"conversation", "criterion", "token"}, set()),
+    "healthbench": ({"conversation", "criterion", "token"}, {"reply_token"}),
 }
 
 
@@ -63,6 +63,11 @@ def check(role: str, name: str) -> None:
 def prompt_sha(name: str) -> str:
     """First 16 hex digits of the SHA-256 of the template's text."""
     return hashlib.sha256(load(name).encode()).hexdigest()[:16]
+
+
+def reply_token(name: str, token: str) -> str:
+    """``token`` if the template asks for it in the reply (``{{reply_token}}``), else "". See `json_reply`."""
+    return token if "reply_token" in _PLACEHOLDER.findall(load(name)) else ""
 
 
 def fill(name: str, **values: str) -> str:

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 
 from ropd_jax.teacher.clients.chat import ChatRequest
 from ropd_jax.teacher.roles import fences, templates
-from ropd_jax.teacher.roles.json_reply import list_schema
+from ropd_jax.teacher.roles.json_reply import list_schema, with_token
 from ropd_jax.teacher.roles.marks import marks_of
 from ropd_jax.types import Message, Rubric, Verdicts
 
-TEMPLATE = "verifier.v1"
-LABELLED_TEMPLATE = "verifier_labelled.v1"  # names the author of each answer
+TEMPLATE = "verifier.v2"
+LABELLED_TEMPLATE = "verifier_labelled.v2"  # names the author of each answer
 SCHEMA_VERSION = "ropd.batch_verifier.v2"
 
 VERDICT_SCHEMA = list_schema(
@@ -48,9 +48,11 @@ def verify_request(
     """
     shown = json.dumps([{"criterion_id": c.id, "criterion": c.text} for c in rubric.criteria], ensure_ascii=False)
     token = fences.make_token(seed, [question, shown, *answers])
+    template = template or (TEMPLATE if authors is None else LABELLED_TEMPLATE)
     text = templates.fill(
-        template or (TEMPLATE if authors is None else LABELLED_TEMPLATE),
+        template,
         token=token,
+        reply_token=token,
         authors=_written_by(authors or ()),
         question=fences.block("question", question, token),
         rubric=fences.block("rubric", shown, token),
@@ -58,7 +60,8 @@ def verify_request(
         n_criteria=str(len(rubric.criteria)),
         n_answers=str(len(answers)),
     )
-    return ChatRequest("verify", (Message("user", text),), model, temperature, max_output_tokens, VERDICT_SCHEMA)
+    schema = with_token(VERDICT_SCHEMA, templates.reply_token(template, token))
+    return ChatRequest("verify", (Message("user", text),), model, temperature, max_output_tokens, schema)
 
 
 def _written_by(authors: Sequence[str]) -> str:
@@ -69,17 +72,20 @@ def _written_by(authors: Sequence[str]) -> str:
     return " ".join(f"The {author} wrote {', '.join(own)}." for author, own in sorted(numbers.items()))
 
 
-def parse_verdicts(text: str, rubric: Rubric, n_answers: int) -> Verdicts:
+def parse_verdicts(text: str, rubric: Rubric, n_answers: int, token: str = "") -> Verdicts:
     """The verdicts in a verifier's reply, for ``n_answers`` answers numbered from 1.
 
     Only an answer without a readable verdict is unscored: cause ``missing`` (not in the reply), ``malformed`` (wrong
     number of verdicts, or one that is neither true nor false), ``duplicate`` (two different judgements).
 
+    Args:
+        token: what the object must carry, see `json_reply`.
+
     Raises:
         MalformedError: the whole reply cannot be used. An index outside 1..n_answers is such a case, because then no
             index can be trusted. The message describes the problem.
     """
-    marks = marks_of(text, n_answers, SCHEMA_VERSION, lambda item: _judgement(item, len(rubric.criteria)))
+    marks = marks_of(text, n_answers, SCHEMA_VERSION, lambda item: _judgement(item, len(rubric.criteria)), token)
     return Verdicts(*marks)
 
 

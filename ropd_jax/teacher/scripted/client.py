@@ -28,6 +28,7 @@ from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest, Usage
 from ropd_jax.teacher.clients.errors import BlockedError, ConfigurationError, TeacherError, TruncatedError
 from ropd_jax.teacher.clients.http_status import error_for_status
 from ropd_jax.teacher.roles import fences, rubricator, scorer, static_rubric, verifier
+from ropd_jax.teacher.roles.json_reply import TOKEN_KEY
 from ropd_jax.teacher.scripted import criteria, tasks
 from ropd_jax.types import Message
 
@@ -52,6 +53,7 @@ TEXT_FAULTS = (  # no error status
 RETRY_AFTER_S = 0.05
 OWN_SOLUTION = 1_000  # the sample index of its own solution, by which it scores if it is shown no references
 SCALE = re.compile(r"integer from (\d+) to (\d+)")
+REPLY_TOKEN = re.compile(rf'"{TOKEN_KEY}": "([0-9a-f]+)"')  # in the example of the reply
 SIZE = re.compile(r"Write (\d+) to (\d+) (?:criteria|items)")
 _DRAWN = ("rate_limited", "unavailable", "server_error", "broken_json")
 _COUNTED = 10_000  # conversations whose attempts are remembered
@@ -172,18 +174,21 @@ class ScriptedClient:
         question = by_role["question"][0] if by_role["question"] else (user[-1] if user else "")
         # The instructions: the text before the first fence.
         asked = next((text.partition("=====[")[0] for text in user if "=====[" in text), "")
+        rubric = json.loads(by_role["rubric"][0]) if by_role["rubric"] else []
         if scorer.SCHEMA_VERSION in asked:
-            rubric = json.loads(by_role["rubric"][0]) if by_role["rubric"] else []
-            return self._score(question, rubric, by_role["reference"], by_role["answer"], _numbers(SCALE, asked))
-        if by_role["rubric"]:
-            return self._verify(json.loads(by_role["rubric"][0]), by_role["answer"])
-        if by_role["reference"] or by_role["student"]:
-            size = _numbers(SIZE, asked)
-            if static_rubric.SCHEMA_VERSION in asked:
-                rows = criteria.induce_static(by_role["reference"], *size)
-                return _json({"schema_version": static_rubric.SCHEMA_VERSION, "rubrics": rows})
-            return self._rubric(by_role["reference"], by_role["student"], size)
-        return self._reference(question, sample_index)
+            scale = _numbers(SCALE, asked)
+            reply = self._score(question, rubric, by_role["reference"], by_role["answer"], scale)
+        elif by_role["rubric"]:
+            reply = self._verify(rubric, by_role["answer"])
+        elif not (by_role["reference"] or by_role["student"]):
+            return self._reference(question, sample_index)
+        elif static_rubric.SCHEMA_VERSION in asked:
+            rows = criteria.induce_static(by_role["reference"], *_numbers(SIZE, asked))
+            reply = {"schema_version": static_rubric.SCHEMA_VERSION, "rubrics": rows}
+        else:
+            reply = self._rubric(by_role["reference"], by_role["student"], _numbers(SIZE, asked))
+        token = REPLY_TOKEN.search(asked)
+        return _json(reply | {TOKEN_KEY: token[1]} if token else reply)
 
     def _reference(self, question: str, sample_index: int) -> str:
         def slip(step: int) -> int:
@@ -202,14 +207,14 @@ class ScriptedClient:
             )
         return tasks.write(worked, sample_index, self._style)
 
-    def _rubric(self, references: list[str], students: list[str], size: tuple[int, int]) -> str:
+    def _rubric(self, references: list[str], students: list[str], size: tuple[int, int]) -> dict:
         rows = criteria.induce(references or students, students, *size)
         total = sum(row["points"] for row in rows)
-        return _json({"schema_version": rubricator.SCHEMA_VERSION, "rubrics": rows, "maximum_score": total})
+        return {"schema_version": rubricator.SCHEMA_VERSION, "rubrics": rows, "maximum_score": total}
 
     def _score(
         self, question: str, rubric: list[dict], references: list[str], answers: list[str], scale: tuple[int, int]
-    ) -> str:
+    ) -> dict:
         """Scores of whole answers: by the rubric's categories, else by the references, else by its own solution.
 
         Its own solution can contain slips, as its references can.
@@ -227,9 +232,9 @@ class ScriptedClient:
             if self._wrong_rate and tasks.uniform("wrong", answer, question) < self._wrong_rate:
                 share = 1 - share
             rows.append({"answer_index": index, "score": lowest + round(share * (highest - lowest))})
-        return _json({"schema_version": scorer.SCHEMA_VERSION, "answers": rows})
+        return {"schema_version": scorer.SCHEMA_VERSION, "answers": rows}
 
-    def _verify(self, rubric: list[dict], answers: list[str]) -> str:
+    def _verify(self, rubric: list[dict], answers: list[str]) -> dict:
         rows = []
         for index, answer in enumerate(answers, 1):
             verdicts = []
@@ -238,7 +243,7 @@ class ScriptedClient:
                 drawn = tasks.uniform("wrong", answer, row["criterion"]) if self._wrong_rate else 1.0
                 verdicts.append(not verdict if drawn < self._wrong_rate and verdict is not None else verdict)
             rows.append({"answer_index": index, "judgement": verdicts})
-        return _json({"schema_version": verifier.SCHEMA_VERSION, "answers": rows})
+        return {"schema_version": verifier.SCHEMA_VERSION, "answers": rows}
 
 
 def fault_error(kind: str, model: str) -> TeacherError:

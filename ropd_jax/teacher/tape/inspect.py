@@ -17,7 +17,7 @@ FORMAT = "ropd.tape.v1"
 _CANDIDATES = 64  # entries that a miss is compared with
 _SHOWN = 40  # characters of text around the first difference
 # The places where a fence's token can stand: in a marker, in an escaped character, in the instructions.
-_TOKEN = re.compile(r"(\| |\[\[U\+[0-9A-F]{4} |token |`)[0-9a-f]{12}\b")
+_TOKEN = re.compile(r'(\| |\[\[U\+[0-9A-F]{4,6} |token |`|"token": "|"enum": \[")[0-9a-f]{12}\b')
 
 
 # ------------------------------------------------------------------------------------------------------- stats
@@ -156,7 +156,7 @@ def explain_miss(tape: Tape, provider: str, request: ChatRequest) -> str:
     ]
     if found.role != request.purpose:
         differs.insert(0, f"role: {found.role} there, {request.purpose} here")
-    if found.body["json_schema"] != asked["json_schema"]:
+    if _plain(json.dumps(found.body["json_schema"])) != _plain(json.dumps(asked["json_schema"])):
         differs.append("json_schema: another one")
     place = _first_difference(found.body["messages"], asked["messages"])
     if place:

@@ -20,6 +20,7 @@ from ropd_jax.teacher import ChatReply, ConfigurationError, MalformedError, Role
 from ropd_jax.teacher.roles.fences import parse_blocks
 from ropd_jax.types import Message, Prompt
 from tests.helpers import local_data
+from tests.teacher.helpers import bound
 
 WORKED = [("a", 7.0, ("axis:x",)), ("b", 5.0, ("axis:x",)), ("c", 10.0, ("axis:y",)), ("d", -6.0, ("axis:z",))]
 
@@ -60,13 +61,13 @@ class Judge:
         criterion = blocks[-1][1]
         answer = blocks[-2][1]
         if criterion.endswith("] broken"):
-            return ChatReply('{"criteria_met": "maybe"}')
+            return ChatReply(bound(request, '{"criteria_met": "maybe"}'))
         if criterion.endswith("] down"):
             raise TransientError("503", cause="unavailable")
         if criterion.endswith("] key"):
             raise ConfigurationError("no key")
         met = re.sub(r"\[.*?\] ", "", criterion) in answer
-        return ChatReply(json.dumps({"explanation": "so", "criteria_met": met}))
+        return ChatReply(bound(request, json.dumps({"explanation": "so", "criteria_met": met})))
 
     async def close(self):
         pass
@@ -149,7 +150,8 @@ class Completions(http.server.BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.asked.append(body)
         met = parse_blocks(body["messages"][0]["content"])[-1][1].endswith("good")
-        text = json.dumps({"explanation": "so", "criteria_met": met})
+        token = body["response_format"]["json_schema"]["schema"]["properties"]["token"]["enum"][0]
+        text = json.dumps({"explanation": "so", "criteria_met": met, "token": token})
         reply = {"id": "1", "object": "chat.completion", "created": 1, "model": "judge-2026-01-01",
                  "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
                  "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}}  # fmt: skip
@@ -192,6 +194,6 @@ def test_the_command_asks_a_server_once_and_pins_the_judge(tmp_path, capsys):
     result = json.loads((tmp_path / "out" / "r.json").read_text())
     assert result["value"]["value"] == pytest.approx(0.4) == result["tags"]["axis:a"]["value"]
     assert result["grader"]["model"] == "judge-2026-01-01" and result["grader"]["provider"] == "openai"
-    assert result["grader"]["template"].startswith("healthbench.v1@")
+    assert result["grader"]["template"].startswith("healthbench.v2@")
     assert {b["model"] for b in Completions.asked} == {"judge-2026-01-01"}
     assert "HealthBench" in capsys.readouterr().out

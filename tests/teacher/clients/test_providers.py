@@ -21,6 +21,7 @@ from ropd_jax.teacher import (
     TruncatedError,
     make_client,
 )
+from ropd_jax.teacher.roles.json_reply import token_of, with_token
 from ropd_jax.teacher.roles.rubricator import RUBRIC_SCHEMA
 from ropd_jax.teacher.roles.verifier import VERDICT_SCHEMA
 from ropd_jax.types import Message, UserError
@@ -110,7 +111,9 @@ def test_everything_that_a_request_asks_for_arrives(provider_client, provider, s
     asyncio.run(run())
     wire = sorted((r.model, r.temperature, r.max_output_tokens, r.sample_index) for r in seen)
     assert wire == [("a", 0.7, 111, 0), ("a", 0.7, 111, 1), ("b", None, 2222, 0), ("c", 0.0, 3333, 0)]
-    assert {r.model: r.json_schema for r in seen} == {"a": None, "b": RUBRIC_SCHEMA, "c": VERDICT_SCHEMA}
+    tokens = {r.model: token_of(r.json_schema) for r in seen}
+    expected = {"a": None, "b": with_token(RUBRIC_SCHEMA, tokens["b"]), "c": with_token(VERDICT_SCHEMA, tokens["c"])}
+    assert {r.model: r.json_schema for r in seen} == expected and all(len(tokens[m]) == 12 for m in "bc")
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)

@@ -1,0 +1,100 @@
+"""An HTTP client that does not trust the server: no redirects, no compressed bodies, a bound on a reply's bytes.
+
+Both SDKs take such a client. Its rules are checked when the headers are here and while the body comes in, before
+anything is parsed:
+
+    a redirect          would send our prompts, and with some SDKs our key, to an address that no config names
+    a compressed body   none is asked for; 3 MB of gzip can hold 3 GB
+    a body too long     a chat reply has some kilobytes
+    another charset     is ignored
+"""
+
+from __future__ import annotations
+
+import importlib
+import urllib.parse
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Protocol
+
+from ropd_jax.teacher.clients.errors import ConfigurationError, MalformedError
+
+MAX_REPLY_BYTES = 16 * 2**20  # 64,000 tokens of output are about 0.3 MB
+MAX_DOWNLOAD_BYTES = 2**30  # results of a batch
+_CHAT = ("/chat/completions", ":generateContent")  # how the path of a chat request ends
+
+
+class Response(Protocol):
+    """What we use of a response: the one of httpx, and of libraries with its interface."""
+
+    status_code: int
+    headers: Mapping[str, str]
+    request: Any
+    encoding: str
+    stream: Any
+
+
+def bounded_client(client: type, provider: str, **options: Any) -> Any:
+    """An ``AsyncClient`` of httpx, or of a library with its interface, that keeps the rules of this module.
+
+    Args:
+        client: the class, for example ``httpx.AsyncClient``.
+        provider: for messages.
+        options: of the class.
+
+    The client raises, from a request:
+        ConfigurationError: a redirect; the message names both hosts.
+        MalformedError: a compressed body, or one that is too long.
+    """
+    base = next(c for c in client.__mro__ if c.__name__ == "AsyncClient")
+    library = importlib.import_module(base.__module__.partition(".")[0])
+
+    class Bounded(library.AsyncByteStream):  # type: ignore[name-defined]
+        """A body that ends with an error after ``limit`` bytes."""
+
+        def __init__(self, body: Any, limit: int):
+            self._body, self._limit = body, limit
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            seen = 0
+            async for part in self._body:
+                seen += len(part)
+                if seen > self._limit:
+                    raise _too_long(provider, self._limit)
+                yield part
+
+        async def aclose(self) -> None:
+            await self._body.aclose()
+
+    async def check(response: Response) -> None:
+        url, headers = response.request.url, response.headers
+        if 300 <= response.status_code < 400:
+            to = _host(headers.get("location", "")) or url.host  # of a path on the same host
+            raise ConfigurationError(
+                f"{provider}: {url.host} redirects to {to}, and redirects are not followed, because the prompts would "
+                f"go to {to}; set teacher.base_url to the address that is meant",
+                cause="redirect",
+            )
+        encoding = headers.get("content-encoding", "identity").strip().lower()
+        if encoding != "identity":
+            raise MalformedError(f"{provider} sent a body compressed as {encoding[:40]!r}; none was asked for")
+        limit = MAX_REPLY_BYTES if url.path.endswith(_CHAT) else MAX_DOWNLOAD_BYTES
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length[:20]) > limit:
+            raise _too_long(provider, limit)
+        response.encoding = "utf-8"  # JSON is; a charset of "hex" or "bz2" would run another codec of Python
+        response.stream = Bounded(response.stream, limit)
+
+    return client(
+        headers={"Accept-Encoding": "identity"}, follow_redirects=False, event_hooks={"response": [check]}, **options
+    )
+
+
+def _host(address: str) -> str:
+    try:
+        return urllib.parse.urlsplit(address).hostname or ""
+    except ValueError:  # a bracket too many
+        return "an address that cannot be read"
+
+
+def _too_long(provider: str, limit: int) -> MalformedError:
+    return MalformedError(f"{provider} sent more than {limit:,} bytes; expected one reply of a chat model")

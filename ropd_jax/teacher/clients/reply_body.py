@@ -1,0 +1,147 @@
+"""The form of a provider's reply: what we read of its JSON, checked once, when it comes in.
+
+`read` gives an object of one of the classes, whose fields have these types and no others, or raises a
+``MalformedError``. Fields that are not here are ignored. Imported with a provider's client only, because pydantic takes
+long to load.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+from ropd_jax.teacher.clients.endpoint import redact
+from ropd_jax.teacher.clients.errors import MalformedError
+
+SAMPLE = 200  # characters of a body in a message
+MAX_TOKENS = 10**9  # more in one call is nonsense, and would go into the budget
+Count = Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None
+B = TypeVar("B", bound="Body")
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class CompletionPart(Body):
+    type: str = "text"
+    text: str | None = None
+
+
+class CompletionMessage(Body):
+    content: str | list[str | CompletionPart] | None = None
+    refusal: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The content; of a list of parts the texts in it."""
+        if not isinstance(self.content, list):
+            return self.content or ""
+        parts = (CompletionPart(text=part) if isinstance(part, str) else part for part in self.content)
+        return "".join(part.text or "" for part in parts if part.type == "text")
+
+
+class CompletionChoice(Body):
+    message: CompletionMessage
+    finish_reason: str | None = None
+
+
+class OutputDetails(Body):
+    reasoning_tokens: Count = None
+
+
+class InputDetails(Body):
+    cached_tokens: Count = None
+
+
+class CompletionUsage(Body):
+    prompt_tokens: Count = None
+    completion_tokens: Count = None
+    completion_tokens_details: OutputDetails | None = None
+    prompt_tokens_details: InputDetails | None = None
+
+
+class Completion(Body):
+    """A chat completion in OpenAI's format."""
+
+    choices: list[CompletionChoice] | None = None
+    usage: CompletionUsage | None = None
+    model: str | None = None
+
+
+class BatchResponse(Body):
+    status_code: int | None = None
+    body: dict[str, Any] | None = None
+
+
+class BatchLine(Body):
+    """One line of the results of a batch in OpenAI's format."""
+
+    custom_id: str
+    response: BatchResponse | None = None
+
+
+class _Gemini(Body):
+    model_config = ConfigDict(extra="ignore", frozen=True, alias_generator=to_camel, populate_by_name=True)
+
+
+class Feedback(_Gemini):
+    block_reason: str | None = None
+
+
+class Part(_Gemini):
+    text: str | None = None
+    thought: bool | None = None
+
+
+class Content(_Gemini):
+    parts: list[Part] | None = None
+
+
+class Candidate(_Gemini):
+    content: Content | None = None
+    finish_reason: str | None = None
+
+
+class UsageMetadata(_Gemini):
+    prompt_token_count: Count = None
+    candidates_token_count: Count = None
+    thoughts_token_count: Count = None
+    cached_content_token_count: Count = None
+
+
+class Generated(_Gemini):
+    """A reply of Gemini's generateContent."""
+
+    prompt_feedback: Feedback | None = None
+    candidates: list[Candidate] | None = None
+    usage_metadata: UsageMetadata | None = None
+    model_version: str | None = None
+
+
+def read(form: type[B], body: bytes | str | dict[str, Any], provider: str, key: str) -> B:
+    """The body as an object of the class ``form``. ``body`` is JSON, or what was decoded from it.
+
+    Args:
+        provider: for messages.
+        key: the API key, which a message must not show.
+
+    Raises:
+        MalformedError: not JSON, nested too deeply, or of another form; with the start of the body.
+    """
+    shown = body.decode("utf-8", "replace") if isinstance(body, bytes) else body
+    try:
+        decoded = json.loads(shown) if isinstance(shown, str) else shown
+        return form.model_validate(decoded)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the top level"
+        problem = f"{where}: {first['msg']}"
+    except (ValueError, RecursionError) as error:
+        problem = "it is nested too deeply" if isinstance(error, RecursionError) else "it is not JSON"
+    sample = shown if isinstance(shown, str) else ", ".join(map(str, shown))  # of a decoded body its keys
+    sample = redact(sample[: SAMPLE + len(key)], key)[:SAMPLE]
+    raise MalformedError(f"{provider} sent a reply of an unexpected form ({problem[:SAMPLE]}): {sample!r}")
