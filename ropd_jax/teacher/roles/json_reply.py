@@ -2,24 +2,25 @@
 
 Every role asks for one object with a ``schema_version`` and a list: `list_schema` describes it, `find_list` reads it.
 
-**Which object counts.** A model that judges an answer can quote it, and the answer can hold an object of exactly the
-form that we asked for. So the prompt asks the model to copy the request's fence token into its object, as the last key,
-and the schema admits only this value. No text in the fences contains the token (`fences`), so no quoted object does::
+A judge can quote an answer, and an answer can hold an object of exactly the form that we request. So the prompt
+requests a token in the object, and the schema admits only this value. It is the request's fence token, which no text
+in the fences contains (`fences`). What counts, if the token is T::
 
-    request says                          reply                                     read
-    "token": "3fd1c09a77e2"               The answer {"answers": [...]} is wrong.   the second object
-                                          {"answers": [...], "token": "3fd1c09a77e2"}
-    "token": "3fd1c09a77e2"               The answer {"answers": [...]} is wrong.   nothing
-    no token (the official release's      {"answers": [...]}                        this object
-    formats, an older or own template)    The answer {"answers": [...]} is wrong.   nothing
+    {"answers": [A], "token": T}                                  A
+    It says {"answers": [X]}. {"answers": [A], "token": T}        A
+    It says {"answers": [X]}, which is wrong.                     malformed
+    It says {"answers": [X]}. {"answers": [A], "token": T,}       malformed
+    {"answers": [A]}                                              malformed
 
-The token comes last because a free text can come before it: an answer that is quoted there without escapes, and that
-closes the object early, closes it without a token. A repeated key is refused, because an answer that is quoted so could
-repeat one.
+The official release's formats, our older prompts and a user's own templates can have no token. Then the object must be
+the whole reply, apart from one code fence around it and a ``<think>`` block before it.
 
-Accepted around an object with its token: a byte-order mark, a code fence of any kind, prose, a closed ``<think>`` block
-before it. Refused: a reply without an object, two different ones, a list at top level, anything that is not JSON, and
-a further object that cannot be read but has the key that we look for. Nothing is repaired by guessing.
+The token is the last key. If the model quotes an answer in a text of its object and forgets the escapes, the answer can
+close the object early, but not with the token. It could also repeat a key, so a repeated key is refused.
+
+Accepted around an object with its token: a byte-order mark, a code fence, prose, a closed ``<think>`` block before it.
+Refused: two different objects with the token, a list at top level, and a further object that cannot be read but has the
+requested key. Nothing is repaired by guessing.
 """
 
 from __future__ import annotations
