@@ -30,6 +30,24 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 MAPPINGS = 15_000  # of memory; Linux allows a process 65,530, and XLA aborts where a program gets none
 
 
+SLOW = (  # whole runs, several processes, big compilations: left out by `make test-fast`
+    "runs/", "hostile/", "parallel/test_hosts.py", "test_notebooks.py", "test_api.py", "methods/test_gad.py",
+    "methods/test_whitebox.py", "methods/test_switches.py", "sampling/", "training/test_accumulate.py",
+    "training/test_update.py", "training/test_heldout_judge.py", "training/test_failure_gate.py", "plan/",
+    "weights/test_families.py", "weights/test_load.py", "models/", "evaluation/test_run.py",
+    "evaluation/graders/test_math.py", "evaluation/test_grade_file.py", "analysis/test_teacher_signals.py", "workdir/test_export.py",
+    "workdir/test_checkpoint.py", "workdir/test_policy.py", "teacher/test_collect_references.py", "teacher/tape/",
+    "teacher/traffic/test_storm.py", "teacher/traffic/test_admission.py", "core/test_moments.py", "core/test_losses.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    here = pathlib.Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(here).as_posix().startswith(SLOW):
+            item.add_marker("slow")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def few_programs():
     """After a file of tests, forget the compiled programs where the process has come to hold many of them."""
