@@ -56,9 +56,21 @@ def make_batch(
     places: Sequence[Sequence[int]] | None = None,
     row_len: int = 0,
 ) -> TrainBatch:
-    """Lay sequences into rows, prompt and completion side by side, padded on the right.
+    """Lay sequences into rows, the completion after its prompt, padded on the right.
+
+    A row of two sequences, prompt ``p q`` with completion ``a b .`` and prompt ``r`` with completion ``c .``; the second
+    is unscored (``valid_B`` False)::
+
+        position      0 1 2 3   4 5   6
+        tokens        p q a b   r c   0      the input: all but the last token of each sequence
+        targets       q a b .   c .   0      the next token, which the position predicts
+        positions     0 1 2 3   0 1   0      start again in each sequence
+        segments      1 1 1 1   2 2   0      attention stays within a segment; 0 is padding
+        mask          . x x x   . .   .      completion tokens that count: the first is predicted by the prompt's last
+        length        0 3 3 3   0 0   0      tokens of the completion, for means over sequences
 
     Args:
+        advantage_B, valid_B, informative_B: of each sequence, see `Advantages`.
         length: most tokens of a sequence; a completion that does not fit is cut (only references can be that long).
         places: which sequences each row holds (`first_fit`); None gives each a row of its own.
         row_len: positions of a row; 0 means ``length - 1``, as the last token of a sequence is only predicted.
@@ -74,7 +86,7 @@ def make_batch(
             s = sequences[i]
             row = np.concatenate([s.prompt_T, s.completion_T])[:length]
             n = len(row) - 1  # positions of the sequence; the completion's are the last of them
-            start, end = at + len(s.prompt_T) - 1, at + n
+            start, end = at + len(s.prompt_T) - 1, at + n  # in the drawing: 1 to 4, then 4 to 6
             here = slice(at, end)
             ints["tokens"][b, here], ints["targets"][b, here] = row[:-1], row[1:]
             ints["positions"][b, here], ints["segments"][b, here] = np.arange(n), segment

@@ -129,3 +129,20 @@ def test_buckets_are_few_and_near():
     sizes = {bucket(n) for n in range(1, 1025)}
     assert all(n <= bucket(n) <= n * 17 / 16 + 1e-9 for n in range(1, 1025))
     assert len(sizes) == 31 + 16 * 5 + 1
+
+
+def test_the_drawing_of_make_batch_is_what_it_makes():
+    p, q, a, b, end, r, c = 11, 12, 13, 14, 1, 15, 16
+    zeros = np.zeros(3, np.float32)
+    pair = [
+        TokenSequence(np.array([p, q]), np.array([a, b, end]), zeros),
+        TokenSequence(np.array([r]), np.array([c, end]), zeros[:2]),
+    ]
+    yes, scored = np.ones(2, bool), np.array([True, False])
+    batch = make_batch(pair, np.ones(2, np.float32), scored, yes, 5, places=[[0, 1]], row_len=7)
+    assert batch.tokens_BT.tolist() == [[p, q, a, b, r, c, 0]]
+    assert batch.targets_BT.tolist() == [[q, a, b, end, c, end, 0]]
+    assert batch.positions_BT.tolist() == [[0, 1, 2, 3, 0, 1, 0]]
+    assert batch.segments_BT.tolist() == [[1, 1, 1, 1, 2, 2, 0]]
+    assert batch.mask_BT.tolist() == [[False, True, True, True, False, False, False]]
+    assert batch.length_BT.tolist() == [[0, 3, 3, 3, 0, 0, 0]]
