@@ -27,6 +27,7 @@ CORE = [
     "openai>=2.0",
     "optax>=0.2.5",
     "orbax-checkpoint>=0.11.20",
+    "pydantic>=2.8",
     "reasoning-gym>=0.1.25,<0.2",
     "rich>=13.7",
     "safetensors>=0.5",
