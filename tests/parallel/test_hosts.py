@@ -222,7 +222,7 @@ def test_two_hosts_go_on_from_a_checkpoint_of_one_on_another_mesh(config, one, t
 @pytest.mark.timeout(600)
 def test_two_hosts_sum_the_same_groups_in_the_same_order_and_sample_ahead(config, tmp_path):
     stream = {"stream.groups": 2, "stream.staleness": 1}
-    assert one_trains(config, tmp_path / "one", **stream) == 0
+    one_trains(config, tmp_path / "one", **stream)
     with two_train(config, tmp_path / "run", **stream) as both:
         assert [host.finish() for host in both] == [0, 0], both[0].said + both[1].said
     check_equal(tmp_path / "run", tmp_path / "one")

@@ -86,7 +86,7 @@ def test_a_streamed_run_learns_what_a_whole_one_does(streamed, tmp_path):
 def test_a_slow_teacher_and_sigterm_in_the_middle_of_a_stream_change_no_bit(streamed, before_call, tmp_path, caplog):
     hook, sent = stopping(1, 2)
     before_call(hook)
-    cfg = tiny_config(**STREAM, teacher__scripted__latency_s=0.05)
+    cfg = tiny_config(**STREAM, teacher__scripted__latency_s=0.25)
     with pytest.raises(Interrupted):
         train(cfg, tmp_path / "run")
     assert sent and "saved a checkpoint after step 1" in caplog.text

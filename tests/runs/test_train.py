@@ -115,9 +115,10 @@ def test_zero_variance_group_gives_no_gradient_even_with_a_kl_term():
 def test_accumulated_gradient_is_the_gradient_of_the_whole_batch(aggregation):
     rows, adv = sequences(8), some_advantages()
     whole, m_whole = updated(rows, adv, aggregation=aggregation, kl_coef=0.1)
+    largest = trees_max_diff(whole, jax.device_get(transformer.init_params(TINY, 0)))  # 0.10, 0.18 and 0.58
     for microbatch in (2, 3):
         parts, m_parts = updated(rows, adv, microbatch=microbatch, aggregation=aggregation, kl_coef=0.1)
-        assert trees_max_diff(whole, parts) < 1e-6
+        assert trees_max_diff(whole, parts) < 1e-5 * largest
         assert {k: pytest.approx(v, abs=1e-5) for k, v in m_whole.items()} == m_parts
 
 
