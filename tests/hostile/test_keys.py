@@ -24,12 +24,15 @@ from ropd_jax.teacher.tape.inspect import export_tape
 from ropd_jax.teacher.tape.reference_index import IndexRow, IndexWriter
 from ropd_jax.teacher.tape.store import Tape
 from ropd_jax.teacher.traffic.budget import Budget
+from ropd_jax.training.setup import check_config
 from ropd_jax.types import Judgement, Message, Prompt, RolloutGroup, UserError
 from ropd_jax.workdir.config import claim, stored_config
 from ropd_jax.workdir.groups import GroupsLog
 
 KEY = "sk-find-me-9f27c1d4e0a85b63"
 PROVIDERS = ["openai", "gemini"]
+KINDS = ["fine", "echo", "fine", "400", "429", "fine", "500", "503", "echo", "html", "form", "refused", "fine",
+         "blocked", "cut", "dropped", "slow", "418", "length", "fine"]  # fmt: skip
 STOPS = ["401", "403", "404", "redirect"]  # faults that end the run; the others cost one call
 
 
@@ -41,10 +44,7 @@ class Hostile:
         self.seen: dict[str, int] = {}  # answers by kind
         self.keys: set[str] = set()  # that clients sent
         self.elsewhere = 0  # requests that followed a redirect
-        self._kinds = itertools.cycle(
-            ["fine", "echo", "fine", "400", "429", "fine", "500", "503", "echo", "html", "form", "refused", "fine",
-             "blocked", "cut", "dropped", "slow", "418", "length", "fine"]
-        )  # fmt: skip
+        self._kinds = itertools.cycle(KINDS)
 
     async def answer(self, http: web.Request, handler) -> web.StreamResponse:
         if http.path.startswith("/elsewhere"):
@@ -165,7 +165,7 @@ def test_a_run_with_every_fault_leaves_no_key(provider, tmp_path, monkeypatch, c
         cli.main(["preflight", *about])
         cli.main(["collect-references", *about, f"--out={tmp_path / 'index.jsonl'}", "--config.data.size=8"])
     assert set(found.values()) == {2} and teacher.keys == {KEY} and teacher.elsewhere == 0
-    assert len(teacher.seen) == 16 + len(STOPS) and sum(teacher.seen.values()) > 40, teacher.seen
+    assert set(teacher.seen) == {*KINDS, *STOPS} and sum(teacher.seen.values()) > 40, teacher.seen
 
     assert cli.main(["tape", "stats", str(run)]) == 0
     assert cli.main(["tape", "export", str(run), str(tmp_path / "tape.jsonl")]) == 0  # the tape's texts, uncompressed
@@ -252,6 +252,14 @@ def test_an_address_with_a_password_is_refused_before_anything_is_written(comman
     out, err = capfd.readouterr()
     assert f"{key} has more than an address" in err and "'https://h/v1' without them" in err
     assert "s3cret" not in out + err + caplog.text and files_in(tmp_path) == before
+
+
+def test_an_address_with_a_password_is_refused_before_hosts_compare_their_configs():
+    cfg = configs.default()
+    cfg.teacher.references_from = ({"provider": "openai", "base_url": "https://me:s3cret@h/v1"},)
+    with pytest.raises(ConfigurationError, match=r"teacher\.reference\.base_url has more than") as e:
+        check_config(cfg.lock())
+    assert "s3cret" not in str(e.value)
 
 
 def test_a_run_whose_config_holds_a_password_of_an_earlier_version_continues_without_it(tmp_path):
