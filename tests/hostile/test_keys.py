@@ -233,6 +233,36 @@ def test_a_download_of_batch_results_follows_no_redirect(monkeypatch):
     assert not followed
 
 
+def test_a_gemini_batch_that_sends_the_key_back_gives_replies_without_it(monkeypatch):
+    monkeypatch.setenv("HOSTILE_KEY", KEY)
+    reply = {"candidates": [{"content": {"parts": [{"text": f"four, {KEY}"}]}, "finishReason": "STOP"}]}
+    job = {
+        "name": "batches/job",
+        "metadata": {"state": "BATCH_STATE_SUCCEEDED", "output": {"inlinedResponses": {"inlinedResponses": [
+            {"metadata": {"key": "k"}, "response": reply}]}}},
+    }  # fmt: skip
+
+    async def answer(http):
+        return web.json_response(job)
+
+    async def run():
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        root = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        batch = open_batch("gemini", base_url=root, api_key_env="HOSTILE_KEY")
+        try:
+            return await batch.answers("batches/job", {"k": ChatRequest("reference", (), "m", None, 100)})
+        finally:
+            await batch.close()
+            await runner.cleanup()
+
+    found = asyncio.run(run())
+    assert {key: reply.text for key, reply in found.items()} == {"k": "four, <api key>"}
+
+
 # -------------------------------------------------------------------------------------------------- addresses
 
 
