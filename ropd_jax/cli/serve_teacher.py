@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from ropd_jax.cli.flags import Arguments, Command, Flag
+from ropd_jax.types import UserError
+
+_SERVER = ("host", "port", "api_key_env", "max_body_mb")  # flags of the server; the others are of the teacher
 
 
 def run(args: Arguments) -> None:
+    from ropd_jax.teacher.clients.endpoint import read_key
     from ropd_jax.teacher.scripted import server
     from ropd_jax.teacher.scripted.client import ScriptedClient
 
-    options = {name: value for name, value in args.values.items() if name not in ("host", "port")}
-    server.serve(ScriptedClient(**options), host=args["host"], port=args["port"])
+    options = {name: value for name, value in args.values.items() if name not in _SERVER}
+    key, name = "", args["api_key_env"]
+    if name and not (key := read_key(name, "--api_key_env")):
+        raise UserError(
+            f"--api_key_env={name}: this environment variable is not set; set it to the key that clients must send "
+            f"(export {name}=...)"
+        )
+    server.serve(
+        ScriptedClient(**options), host=args["host"], port=args["port"], api_key=key, max_body_mb=args["max_body_mb"]
+    )
 
 
 COMMAND = Command(
@@ -22,13 +34,20 @@ COMMAND = Command(
           POST /v1/chat/completions                         OpenAI
           POST /v1beta/models/MODEL:generateContent         Gemini
 
-        It works out solutions by rule; it is not a language model.
+        It works out solutions by rule; it is not a language model. Set --api_key_env before you let other machines
+        reach it with --host.
     """,
     run=run,
     renamed={"book": "answer_key"},
     flags=(
         Flag("host", "ADDRESS", "Address to listen on; the default is reachable from this machine only.", "127.0.0.1"),
         Flag("port", "N", "Port; 0 takes a free one and prints it.", 8808, low=0, high=65535),
+        Flag(
+            "api_key_env",
+            "NAME",
+            "Environment variable with the key that clients must send; without it any key will do.",
+        ),
+        Flag("max_body_mb", "X", "Largest request in MiB; a larger one is answered with 413.", 8.0, low=0.001),
         Flag("answer_key", "FILE", 'JSONL of {"question", "solution"}: worked solutions of word problems.'),
         Flag("latency_s", "S", "Seconds before each reply.", 0.0, low=0.0),
         Flag("fault_rate", "X", "Share of replies that fail: 429, 503, broken JSON.", 0.0, low=0.0, high=1.0),

@@ -26,7 +26,7 @@ from typing import Any
 
 from ropd_jax.teacher.asking import REASK_TEMPLATE
 from ropd_jax.teacher.clients.chat import ChatClient
-from ropd_jax.teacher.clients.endpoint import Endpoint
+from ropd_jax.teacher.clients.endpoint import Endpoint, check_address
 from ropd_jax.teacher.clients.errors import ConfigurationError
 from ropd_jax.teacher.roles.role import Role
 from ropd_jax.teacher.roles.templates import prompt_sha
@@ -196,8 +196,7 @@ def make_client(
     if provider not in PROVIDERS:
         raise ConfigurationError(f"teacher.provider is {provider!r}, which is unknown; {near(provider, PROVIDERS)}")
     bounds = Limits(**limits)
-    if base_url and not base_url.startswith(("http://", "https://")):
-        raise ConfigurationError(f"teacher.base_url is {base_url!r}; expected http://... or https://...")
+    check_address(base_url)
     client: ChatClient
     if provider == "scripted":  # imported here: an SDK takes a second to load, and a run needs one of them at most
         from ropd_jax.teacher.scripted.client import ScriptedClient
@@ -220,12 +219,29 @@ def make_client(
 
 
 def role_of(teacher: Mapping[str, Any], key: str, changes: Mapping[str, Any] | None = None) -> tuple[Endpoint, Role]:
-    """Where a role's requests go, and with which settings. ``key`` is the config's name of the role."""
+    """Where a role's requests go, and with which settings. ``key`` is the config's name of the role.
+
+    Raises:
+        ConfigurationError: an address with a user, a password or a query, or that cannot be read.
+    """
     row = dict(teacher[key]) | dict(changes or {})
+    check_address(teacher["base_url"])
+    check_address(row["base_url"], f"teacher.{key}.base_url")
     endpoint = Endpoint(*(row[k] or teacher[k] for k in _ENDPOINT))  # "" inherits
     if row["provider"] and row["provider"] != teacher["provider"]:  # another provider has another address and key
         endpoint = Endpoint(row["provider"], row["base_url"], row["api_key_env"])
     return endpoint, Role(row["model"], row["temperature"], row["max_output_tokens"], row["template"])
+
+
+def check_addresses(teacher: Mapping[str, Any]) -> None:
+    """Refuse secrets in any address of ``cfg.teacher``, before the config is stored or compared over hosts.
+
+    Raises:
+        ConfigurationError: as `role_of` and `reference_sources`.
+    """
+    for key in ROLE_KEYS.values():
+        role_of(teacher, key)
+    reference_sources(teacher)
 
 
 def reference_sources(teacher: Mapping[str, Any]) -> Sources:

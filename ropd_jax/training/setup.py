@@ -27,7 +27,7 @@ from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.sampling.engine import EngineConfig
 from ropd_jax.sampling.rules import SamplingRule
 from ropd_jax.teacher import Teacher, build_teacher
-from ropd_jax.teacher.build import providers
+from ropd_jax.teacher.build import check_addresses, providers
 from ropd_jax.training import validate
 from ropd_jax.training.accumulate import uses_streaming, why_not_streaming
 from ropd_jax.training.failure_gate import FailureGate
@@ -171,6 +171,7 @@ def check_config(cfg: ConfigDict) -> RunConfig:
     """
     how = read_config(cfg)
     validate.check_run(how)
+    check_addresses(cfg.teacher)
     validate.check_judge(cfg.teacher, how.eval.judged)
     SamplingRule.from_config(cfg.sampling)
     FailureGate(how.max_failed_frac, how.failed_window)

@@ -7,7 +7,7 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import IO, Any
 
 from ropd_jax.types import UserError
 
@@ -75,15 +75,22 @@ def whole_rows(path: pathlib.Path, wanted: Callable[[dict[str, Any]], bool]) -> 
     return rows
 
 
-def write_atomic(path: str | os.PathLike[str], text: str) -> None:
+def create_private(path: pathlib.Path, mode: str = "w", **how: Any) -> IO[Any]:
+    """Opens a new file that only its owner can read and write (0600) from its creation on; replaces an older one."""
+    path.unlink(missing_ok=True)  # it could have another mode
+    return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_EXCL, 0o600), **how)
+
+
+def write_atomic(path: str | os.PathLike[str], text: str, *, private: bool = False) -> None:
     """Writes a file that appears whole or not at all, also when the machine stops in between.
 
-    Lone surrogates (a student may emit half a character) are written as ``\\udcxx``, which JSON reads back.
+    Lone surrogates (a student may emit half a character) are written as ``\\udcxx``, which JSON reads back. With
+    ``private`` only the owner can read the file.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    with open(part, "wb") as f:
+    with create_private(part, "wb") if private else open(part, "wb") as f:
         f.write(text.encode("utf-8", "backslashreplace"))
         f.flush()
         os.fsync(f.fileno())

@@ -11,6 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ropd_jax import configs
+from ropd_jax.teacher.clients.endpoint import shown_address
 from ropd_jax.types import UserError
 from ropd_jax.utils.files import write_atomic
 
@@ -54,8 +55,11 @@ def stored_config(run: pathlib.Path) -> ConfigDict:
 
 
 def with_new_names(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored config with the present names of keys that were renamed since (`configs.RENAMED`)."""
-    new = json.loads(json.dumps(stored))
+    """A stored config with the present names of keys that were renamed since (`configs.RENAMED`).
+
+    An address has no user, password or query: earlier versions stored them.
+    """
+    new = _without_secrets(stored)
     for old, name in configs.RENAMED.items():
         section, _, key = old.rpartition(".")
         place = functools.reduce(lambda tree, part: tree.get(part, {}), section.split("."), new)
@@ -64,6 +68,14 @@ def with_new_names(stored: Mapping[str, Any]) -> dict[str, Any]:
             opposite = name.endswith(configs.OPPOSITE)
             place[name.removesuffix(configs.OPPOSITE).rpartition(".")[2]] = (not value) if opposite else value
     return new
+
+
+def _without_secrets(tree: Any) -> Any:
+    """A copy of JSON values in which every ``base_url`` is as `shown_address` shows it."""
+    if isinstance(tree, Mapping):
+        return {k: shown_address(v) if k == "base_url" and isinstance(v, str) else _without_secrets(v)
+                for k, v in tree.items()}  # fmt: skip
+    return [_without_secrets(v) for v in tree] if isinstance(tree, list | tuple) else tree
 
 
 def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
@@ -84,7 +96,8 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            old = with_new_names(json.loads(path.read_text(encoding="utf-8")))
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            old = with_new_names(stored)
         elif any(workdir.iterdir()):
             raise UserError(f"--workdir {workdir} is not empty and holds no run; choose another directory")
         else:
@@ -96,7 +109,8 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
         raise UserError(f"{path} is not JSON ({error}); choose another --workdir") from error
     a, b = flatten(old), flatten(new)
     changed = [k for k in sorted(a.keys() | b.keys()) if a.get(k, "absent") != b.get(k, "absent")]
-    if changed and all(k.startswith(MAY_CHANGE) for k in changed):
+    secret = stored != _without_secrets(stored)  # an earlier version stored the address with a password
+    if all(k.startswith(MAY_CHANGE) for k in changed) and (changed or secret):
         write_atomic(path, json.dumps(new, indent=2) + "\n")
     elif changed:
         shown = "; ".join(f"{k}: {a.get(k, 'absent')} there, {b.get(k, 'absent')} now" for k in changed[:6])

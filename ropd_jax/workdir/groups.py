@@ -22,7 +22,10 @@ from ropd_jax.utils.files import finite, write_atomic
 
 
 class GroupsLog:
-    """``groups/step_000012.jsonl``: one line a group, everything that went into its rewards."""
+    """``groups/step_000012.jsonl``: one line a group, everything that went into its rewards.
+
+    The directory has mode 0700 and its files 0600: their texts are paid for, and can be private.
+    """
 
     def __init__(self, workdir: str | os.PathLike[str]):
         self.directory = pathlib.Path(workdir) / "groups"
@@ -43,7 +46,8 @@ class GroupsLog:
         """
         rows = [group_row(*one) for one in zip(groups, judgements, advantages, strict=True)]
         path = self.directory / f"step_{step:06d}.jsonl"
-        write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), private=True)
         return path
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ropd_jax.teacher.clients.bounded_http import bounded_client
 from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest, Usage
-from ropd_jax.teacher.clients.endpoint import api_key, redact
+from ropd_jax.teacher.clients.endpoint import api_key, redact, sdk_address, shown_address
 from ropd_jax.teacher.clients.errors import BlockedError, MalformedError, TeacherError, TransientError, TruncatedError
 from ropd_jax.teacher.clients.http_status import UNREADABLE, error_for_status, parse_retry_after
 from ropd_jax.teacher.clients.structured_output import Structures
@@ -40,10 +40,11 @@ class GeminiClient:
         timeout_s: time limit of one HTTP exchange, in seconds.
 
     Raises:
-        ConfigurationError: no key in the environment.
+        ConfigurationError: no key in the environment, or one that cannot be; an address that holds secrets.
     """
 
     def __init__(self, *, base_url: str = "", api_key_env: str = "", timeout_s: float = 120.0):
+        address = sdk_address(base_url, "GOOGLE_GEMINI_BASE_URL")
         names = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
         self._key = api_key("gemini", names, named=api_key_env, base_url=base_url)
         from google import genai
@@ -58,13 +59,13 @@ class GeminiClient:
         limits = http.Limits(max_connections=1000, max_keepalive_connections=100)
         self._http_client = bounded_client(http.AsyncClient, "gemini", limits=limits, timeout=timeout_s)
         options = types.HttpOptions(
-            base_url=base_url or None,
+            base_url=address,
             timeout=int(timeout_s * 1000),
             httpx_async_client=self._http_client,
             retry_options=types.HttpRetryOptions(attempts=1),
         )
         self.sdk_client = genai.Client(api_key=self._key, vertexai=False, http_options=options)
-        self._where = base_url or "the Gemini API"
+        self._where = redact(shown_address(base_url), self._key) or "the Gemini API"
 
     async def chat(self, request: ChatRequest) -> ChatReply:
         return await self._structures.chat(request, self._chat)
@@ -142,9 +143,9 @@ class GeminiClient:
         Raises:
             TeacherError: as ``chat``.
         """
-        return self._read(response.model_dump(mode="json", by_alias=True), model, limit)
+        return self._read(response.model_dump_json(by_alias=True), model, limit)
 
-    def _read(self, body: str | dict[str, Any], model: str, limit: int) -> ChatReply:
+    def _read(self, body: str, model: str, limit: int) -> ChatReply:
         reply = self._body.read(self._body.Generated, body, "gemini", self._key)
         usage = _usage(reply.usage_metadata)
         if reply.prompt_feedback is not None and reply.prompt_feedback.block_reason is not None:

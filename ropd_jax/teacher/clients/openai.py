@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ropd_jax.teacher.clients.bounded_http import bounded_client
 from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest, Usage
-from ropd_jax.teacher.clients.endpoint import api_key, redact
+from ropd_jax.teacher.clients.endpoint import api_key, redact, sdk_address, shown_address
 from ropd_jax.teacher.clients.errors import BlockedError, MalformedError, TeacherError, TransientError, TruncatedError
 from ropd_jax.teacher.clients.http_status import UNREADABLE, error_for_status, parse_retry_after
 from ropd_jax.teacher.clients.structured_output import Structures
@@ -34,10 +34,11 @@ class OpenAIClient:
         timeout_s: time limit of one HTTP exchange, in seconds.
 
     Raises:
-        ConfigurationError: no key in the environment.
+        ConfigurationError: no key in the environment, or one that cannot be; an address that holds secrets.
     """
 
     def __init__(self, *, base_url: str = "", api_key_env: str = "", timeout_s: float = 120.0):
+        address = sdk_address(base_url, "OPENAI_BASE_URL")
         self._key = api_key("openai", ("OPENAI_API_KEY",), named=api_key_env, base_url=base_url)
         import openai
 
@@ -47,7 +48,7 @@ class OpenAIClient:
         self._structures = Structures()
         self.sdk_client = openai.AsyncOpenAI(
             api_key=self._key,
-            base_url=base_url or None,
+            base_url=address,
             timeout=timeout_s,
             max_retries=0,
             http_client=bounded_client(openai.DefaultAsyncHttpxClient, "openai"),
@@ -128,7 +129,7 @@ class OpenAIClient:
                 error.status_code, message, provider="openai", model=model, code=code, retry_after=after
             )
         if isinstance(error, sdk.APIConnectionError):
-            where = redact(str(self.sdk_client.base_url), self._key)
+            where = redact(shown_address(str(self.sdk_client.base_url)), self._key)
             return TransientError(f"openai: cannot reach {where}", cause="connection")
         return MalformedError(f"openai: {redact(str(error), self._key)[:200]}")
 

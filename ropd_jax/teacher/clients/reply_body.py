@@ -17,6 +17,7 @@ from ropd_jax.teacher.clients.endpoint import redact
 from ropd_jax.teacher.clients.errors import MalformedError
 
 SAMPLE = 200  # characters of a body in a message
+SECRET = 16  # characters; a shorter key is a placeholder such as "none", and can be a word of a reply
 MAX_TOKENS = 10**9  # more in one call is nonsense, and would go into the budget
 Count = Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None
 B = TypeVar("B", bound="Body")
@@ -127,12 +128,14 @@ def read(form: type[B], body: bytes | str | dict[str, Any], provider: str, key: 
 
     Args:
         provider: for messages.
-        key: the API key, which a message must not show.
+        key: the API key. A server that sends it back must not bring it onto the tape or into a message.
 
     Raises:
         MalformedError: not JSON, nested too deeply, or of another form; with the start of the body.
     """
     shown = body.decode("utf-8", "replace") if isinstance(body, bytes) else body
+    if isinstance(shown, str) and len(key) >= SECRET:
+        shown = redact(shown, key)
     try:
         decoded = json.loads(shown) if isinstance(shown, str) else shown
         return form.model_validate(decoded)

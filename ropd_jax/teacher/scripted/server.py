@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import itertools
 import logging
 from collections.abc import AsyncIterator, Callable
@@ -25,7 +26,7 @@ from ropd_jax.types import Message
 
 log = logging.getLogger(__name__)
 MODEL = "scripted"
-_MAX_BODY = 256 * 1024 * 1024
+MAX_BODY_MB = 8  # a request with 12 answers of 8,192 tokens has about 0.5 MB
 _GEMINI_STATUS = {
     400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND",
     408: "DEADLINE_EXCEEDED", 429: "RESOURCE_EXHAUSTED", 500: "INTERNAL", 503: "UNAVAILABLE",
@@ -38,20 +39,23 @@ class _Refused(Exception):
         self.status, self.code = status, code
 
 
-def make_app(scripted: ScriptedClient, *, api_key: str = "") -> web.Application:
-    """The aiohttp application. With ``api_key``, requests without that key are answered with 401."""
-    app = web.Application(client_max_size=_MAX_BODY)
+def make_app(scripted: ScriptedClient, *, api_key: str = "", max_body_mb: float = MAX_BODY_MB) -> web.Application:
+    """The aiohttp application.
+
+    With ``api_key``, requests without that key are answered with 401. A body of more than ``max_body_mb`` MiB is
+    answered with 413.
+    """
+    app = web.Application(client_max_size=int(max_body_mb * 2**20))
     numbers = itertools.count(1)
 
     async def completions(http: web.Request) -> web.Response:
         n = next(numbers)
         try:
-            _authorize(http.headers.get("Authorization", "").removeprefix("Bearer "), api_key)
+            _authorize(_bearer(http), api_key)
             request = await _from_openai(http)
             kind, reply = await _answer(scripted, request)
         except _Refused as e:
-            body = {"error": {"message": str(e), "type": "error", "code": e.code or None, "param": None}}
-            return web.json_response(body, status=e.status, headers=_headers(e.status))
+            return _openai_error(e)
         return web.json_response(_to_openai(reply, kind, n))
 
     async def generate(http: web.Request) -> web.Response:
@@ -68,6 +72,10 @@ def make_app(scripted: ScriptedClient, *, api_key: str = "") -> web.Application:
         return web.json_response(_to_gemini(reply, kind))
 
     async def models(http: web.Request) -> web.Response:
+        try:
+            _authorize(_bearer(http), api_key)
+        except _Refused as e:
+            return _openai_error(e)
         return web.json_response({"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "ropd"}]})
 
     app.router.add_post("/v1/chat/completions", completions)
@@ -79,14 +87,19 @@ def make_app(scripted: ScriptedClient, *, api_key: str = "") -> web.Application:
 
 @contextlib.asynccontextmanager
 async def running(
-    scripted: ScriptedClient, *, host: str = "127.0.0.1", port: int = 0, api_key: str = ""
+    scripted: ScriptedClient,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    api_key: str = "",
+    max_body_mb: float = MAX_BODY_MB,
 ) -> AsyncIterator[str]:
     """A server during the ``async with``; yields its root, ``http://127.0.0.1:PORT``. Port 0 is any free port.
 
     Raises:
         ConfigurationError: the server cannot listen on the address.
     """
-    app = make_app(scripted, api_key=api_key)
+    app = make_app(scripted, api_key=api_key, max_body_mb=max_body_mb)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5, handler_cancellation=True)
     await runner.setup()
     try:
@@ -109,6 +122,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 0,
     api_key: str = "",
+    max_body_mb: float = MAX_BODY_MB,
     ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve until interrupted (``ropd serve-teacher``). ``ready`` is called once with the root address.
@@ -118,7 +132,7 @@ def serve(
     """
 
     async def forever() -> None:
-        async with running(scripted, host=host, port=port, api_key=api_key) as root:
+        async with running(scripted, host=host, port=port, api_key=api_key, max_body_mb=max_body_mb) as root:
             log.info("scripted teacher: OpenAI format at %s/v1, Gemini format at %s", root, root)
             if ready is not None:
                 ready(root)
@@ -128,8 +142,17 @@ def serve(
         asyncio.run(forever())
 
 
+def _bearer(http: web.Request) -> str:
+    return http.headers.get("Authorization", "").removeprefix("Bearer ")
+
+
+def _openai_error(error: _Refused) -> web.Response:
+    body = {"error": {"message": str(error), "type": "error", "code": error.code or None, "param": None}}
+    return web.json_response(body, status=error.status, headers=_headers(error.status))
+
+
 def _authorize(key: str, wanted: str) -> None:
-    if wanted and key != wanted:
+    if wanted and not hmac.compare_digest(key.encode("utf-8", "surrogateescape"), wanted.encode()):
         raise _Refused(401, "invalid_api_key", f"Incorrect API key provided: {key}.")
 
 
@@ -151,6 +174,11 @@ async def _answer(scripted: ScriptedClient, request: ChatRequest) -> tuple[str |
 async def _body(http: web.Request) -> dict:
     try:
         body = await http.json()
+    except web.HTTPRequestEntityTooLarge as e:
+        limit = http.client_max_size / 2**20
+        raise _Refused(413, "request_too_large", f"the body has more than {limit:g} MiB; raise --max_body_mb") from e
+    except RecursionError as e:
+        raise _Refused(400, "invalid_json", "the body is nested too deeply") from e
     except ValueError as e:
         raise _Refused(400, "invalid_json", f"the body is not JSON: {e}") from e
     if not isinstance(body, dict):

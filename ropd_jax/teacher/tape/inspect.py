@@ -12,6 +12,7 @@ from typing import Any
 from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest, Usage
 from ropd_jax.teacher.clients.errors import ConfigurationError
 from ropd_jax.teacher.tape.store import Entry, Failure, Tape, body_key, request_body, request_row
+from ropd_jax.utils.files import create_private
 
 FORMAT = "ropd.tape.v1"
 _CANDIDATES = 64  # entries that a miss is compared with
@@ -55,11 +56,14 @@ def tape_stats(tape: Tape) -> list[dict[str, Any]]:
 
 
 def export_tape(tape: Tape, path: str | pathlib.Path) -> int:
-    """Write the tape as JSONL: a line with the format, then one line per request, sorted by key. Returns the count."""
+    """Write the tape as JSONL: a line with the format, then one line per request, sorted by key. Returns the count.
+
+    Only the owner can read the file.
+    """
     path, n = pathlib.Path(path), 0
     part = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(part, "w", encoding="ascii") as f:
+    with create_private(part, encoding="ascii") as f:
         f.write(json.dumps({"format": FORMAT}) + "\n")
         for entry in tape.entries():
             f.write(json.dumps(_entry_dict(entry)) + "\n")

@@ -240,7 +240,7 @@ class IndexWriter:
         if self.path.exists():
             _cut_torn_line(self.path)
         else:
-            self.path.touch()
+            self.path.touch(mode=0o600)  # references are paid for, and possibly private
         self.index = read_index(self.path, fingerprint=fingerprint)
         self._file = open(self.path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115 - closed in close()
 

@@ -7,8 +7,9 @@ later one on the same tape, gets that reply. A failure that ended a request is k
 leaves exactly the same rollouts unscored as the recorded run.
 
 Each write is one transaction in WAL mode: a killed process loses only what was in flight, and other processes can read
-at the same time. Only requests and replies are written, never a key or a header. Texts are compressed. At the paper's
-lengths (12 answers of 8,192 tokens, shown to rubricator and verifier) a group takes an estimated 0.3 MB.
+at the same time. Only requests and replies are written, never a key or a header. A new tape has mode 0600, because its
+texts are paid for and can be private. Texts are compressed. At the paper's lengths (12 answers of 8,192 tokens, shown
+to rubricator and verifier) a group takes an estimated 0.3 MB.
 """
 
 from __future__ import annotations
@@ -366,6 +367,9 @@ def _open(path: pathlib.Path, *, read_only: bool) -> sqlite3.Connection:
         _check_ours(db, path)
         return db
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        with contextlib.suppress(OSError):  # SQLite reports it
+            path.touch(mode=0o600)  # SQLite gives its -wal and -shm files the mode of this one
     db = sqlite3.connect(path, timeout=_WAIT_S, check_same_thread=False)
     old = bool(db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
     if old:

@@ -32,6 +32,7 @@ from ropd_jax.teacher.clients.chat import ChatClient, ChatReply, ChatRequest, Us
 from ropd_jax.teacher.clients.errors import BudgetError, ConfigurationError, TeacherError
 from ropd_jax.teacher.step import STEP
 from ropd_jax.teacher.traffic.prices import Prices
+from ropd_jax.utils.files import create_private
 
 _STEPS_KEPT = 8
 
@@ -302,7 +303,8 @@ class Budget:
             return
         self._written = now
         part = self._path.with_name(f".{self._path.name}.part")
-        part.write_text(json.dumps(_plain(self.roles), indent=1) + "\n", encoding="utf-8")
+        with create_private(part, encoding="utf-8") as file:
+            file.write(json.dumps(_plain(self.roles), indent=1) + "\n")
         os.replace(part, self._path)
 
     def _so_far(self, total: Spent) -> str:

@@ -72,6 +72,44 @@ def test_a_body_of_many_megabytes_is_taken():
     assert status == 200 and body["choices"][0]["message"]["content"].endswith("Answer: 9")
 
 
+def test_a_larger_body_than_the_limit_is_refused_with_the_remedy():
+    body = {"model": "m", "messages": [{"role": "user", "content": "2 + 7 =" + " " * 2**20}]}
+    status, _, reply = post("/v1/chat/completions", body, max_body_mb=1)
+    assert status == 413 and "more than 1 MiB; raise --max_body_mb" in reply["error"]["message"]
+    gemini = {"contents": [{"role": "user", "parts": [{"text": " " * 9 * 2**20}]}]}
+    assert post("/v1beta/models/m:generateContent", gemini)[0] == 413  # 8 MiB by default
+
+
+def test_a_body_nested_too_deeply_is_a_400():
+    async def run():
+        async with (
+            running(ScriptedClient()) as root,
+            aiohttp.ClientSession() as session,
+            session.post(root + "/v1/chat/completions", data=b"[" * 200_000) as response,
+        ):
+            return response.status
+
+    assert asyncio.run(run()) == 400
+
+
+@pytest.mark.parametrize("key", ["", "another", "k\xe9y"])
+def test_with_a_key_every_path_asks_for_it(key):
+    async def run():
+        found = []
+        async with running(ScriptedClient(), api_key="sk-right") as root, aiohttp.ClientSession() as session:
+            for sent in (key, "sk-right"):
+                headers = {"Authorization": f"Bearer {sent}", "x-goog-api-key": sent}
+                gemini = {"contents": [{"role": "user", "parts": [{"text": "2 + 7 ="}]}]}
+                for path, body in (("chat/completions", BODY), ("models/m:generateContent", gemini)):
+                    async with session.post(f"{root}/v1/{path}", json=body, headers=headers) as response:
+                        found.append(response.status)
+                async with session.get(f"{root}/v1/models", headers=headers) as response:
+                    found.append(response.status)
+        return found
+
+    assert asyncio.run(run()) == [401] * 3 + [200] * 3
+
+
 def test_a_taken_port_is_one_line():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

@@ -7,7 +7,6 @@ import json
 
 import pytest
 
-from ropd_jax.configs import default
 from ropd_jax.teacher import (
     BlockedError,
     ChatReply,
@@ -18,8 +17,8 @@ from ropd_jax.teacher import (
     TransientError,
     TruncatedError,
     Usage,
-    build_teacher,
 )
+from ropd_jax.teacher.clients.endpoint import Endpoint
 from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.teacher.tape.store import body_key, request_body
 from tests.teacher.tape.taping import chat, replaying, request, taped
@@ -166,13 +165,12 @@ def test_an_answer_of_another_address_is_used_with_one_warning(tape, saying, cap
 
 
 def test_the_address_on_the_tape_has_no_user_no_password_and_no_query(tmp_path):
-    cfg = default()
-    cfg.teacher.base_url = "http://me:secret@127.0.0.1:9/v1?token=secret"
-    teacher = build_teacher(cfg.teacher, workdir=tmp_path)
-    teacher.client.inner = ScriptedClient()
-    chat(teacher.client, request("Calculate 9 + 5 ="))
-    assert {e.address for e in teacher.client.tape.entries()} == {"http://127.0.0.1:9/v1"}
-    asyncio.run(teacher.close())
+    tape = Tape(tmp_path / "tape.sqlite")
+    where = Endpoint("openai", "http://me:secret@127.0.0.1:9/v1?token=secret")
+    client = taped(tape, ScriptedClient(), address=where.address)
+    chat(client, request("Calculate 9 + 5 ="))
+    assert {e.address for e in tape.entries()} == {"http://127.0.0.1:9/v1"}
+    asyncio.run(client.close())
     assert b"secret" not in (tmp_path / "tape.sqlite").read_bytes()
 
 
