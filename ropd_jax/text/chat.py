@@ -41,9 +41,7 @@ def _ask(template: str, variables: Mapping[str, Any] | None, where: str) -> dict
     except StartError as e:
         raise UserError(f"chat templates are rendered in a child process, which does not start: {e}") from e
     if (error := reply.get("error")) in BOUNDS:
-        raise UserError(
-            f"{where} {BOUNDS[error]}; give another template with --config.student.chat_template=FILE"
-        )
+        raise UserError(f"{where} {BOUNDS[error]}; give another template with --config.student.chat_template=FILE")
     return {"refusal": error} if error is not None else reply
 
 

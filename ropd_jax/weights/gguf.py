@@ -178,8 +178,8 @@ def _rope_scaling(file: GGUF, arch: str, cfg: ModelConfig) -> RopeScaling | None
         divisors_H = file.read(FREQS).reshape(-1)
         if 2 * divisors_H.size != cfg.head_dim:
             raise UserError(
-                f"{file.path}: {FREQS} has {divisors_H.size} numbers, expected half of head width {cfg.head_dim}; fetch "
-                "the file again"
+                f"{file.path}: {FREQS} has {divisors_H.size} numbers, expected half of head width {cfg.head_dim}; "
+                "fetch the file again"
             )
         original = _number(file, arch, "rope.scaling.original_context_length", 8192)
         scaling = RopeScaling("llama3", float(divisors_H.max()), original_len=original)

@@ -166,7 +166,7 @@ def shard_name(index: pathlib.Path, name: str) -> str:
     Raises:
         UserError: another directory, or another kind of file.
     """
-    if name != pathlib.PurePath(name).name or "\\" in name or "\0" in name:
+    if name in (".", "..") or name != pathlib.PurePath(name).name or "\\" in name or "\0" in name:
         raise UserError(f"{index} names the file {name[:200]!r}, expected one in its own directory; fetch it again")
     if not name.endswith(".safetensors"):
         raise UserError(

@@ -81,7 +81,8 @@ def _backend(path: pathlib.Path) -> tokenizers.Tokenizer:
         try:
             return tokenizers.Tokenizer.from_file(str(file))
         except Exception as e:  # the library raises plain Exception
-            raise UserError(f"{file} cannot be read as a tokenizer ({e}); fetch it again") from e
+            reason = " ".join(str(e).split())[:200]
+            raise UserError(f"{file} cannot be read as a tokenizer ({reason}); fetch it again") from e
     if (path / OLD_FORMAT).exists():
         raise UserError(
             f"{path / OLD_FORMAT} is a format that is not read any more; export the run again (ropd export), or copy "
