@@ -43,7 +43,7 @@ def _escaped(char: str) -> str:
 class _PlainConsole(Console):
     """Every ``str`` on its way into a line, a cell or a title passes `render_str`."""
 
-    def render_str(self, text: str, **how: Any) -> Text:  # type: ignore[override]  # the keywords are rich's
+    def render_str(self, text: str, **how: Any) -> Text:
         return super().render_str(plain(text), **{**how, "markup": False, "emoji": False})
 
 

@@ -13,6 +13,7 @@ import dataclasses
 import math
 import pathlib
 import struct
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +68,7 @@ class GGUF:
                 f"{path} is GGUF version {version}, expected {VERSIONS[0]} or {VERSIONS[1]} (little-endian)"
             )
         n_tensors, n_entries = self._scalar("Q"), self._scalar("Q")
-        self.metadata = {}
+        self.metadata: dict[str, Any] = {}
         for _ in range(n_entries):
             key = self._string()
             if key in self.metadata:

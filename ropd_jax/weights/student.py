@@ -74,12 +74,12 @@ def open_source(path: str | pathlib.Path) -> Source:
         UserError: missing, truncated or unsupported checkpoint.
     """
     path = pathlib.Path(path)
-    if path.suffix in PICKLES:
+    if path.suffix in PICKLES and path.is_file():
         raise UserError(
             f"{path} is a pickle, which can run code when it is read; expected a .gguf file or a directory with "
             "*.safetensors: fetch or convert those weights"
         )
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" and path.is_file():
         raise UserError(f"{path} has no config and no tokenizer; give the directory that it is in: {path.parent}")
     return GGUFSource(path) if path.is_file() else HFSource(path)
 
