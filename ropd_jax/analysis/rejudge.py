@@ -20,7 +20,6 @@ from typing import Any, TextIO
 
 import numpy as np
 from ml_collections import ConfigDict
-from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
@@ -28,6 +27,7 @@ from ropd_jax.teacher import Teacher, build_teacher
 from ropd_jax.teacher.health import cohens_kappa, step_health
 from ropd_jax.teacher.judge_group import judge
 from ropd_jax.types import Judgement, UserError, answer_of
+from ropd_jax.utils import tables
 from ropd_jax.utils.every import Every
 from ropd_jax.utils.files import write_atomic
 from ropd_jax.workdir.config import stored_config
@@ -278,7 +278,7 @@ def _mean(values: Iterable[float]) -> float | None:
 
 def show(found: Mapping[str, Any], *, file: TextIO | None = None) -> None:
     """The comparison as tables on standard output (or ``file``)."""
-    console = Console(file=file, highlight=False)
+    console = tables.console(file)
     steps = found["steps"]
     console.print(
         f"{found['run']}: {found['groups']} groups of steps {steps[0]} to {steps[-1]}, {found['rubric']} rubric"

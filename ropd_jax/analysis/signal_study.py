@@ -23,11 +23,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from ropd_jax.data.grader import grade
 from ropd_jax.types import UserError, answer_of
+from ropd_jax.utils import tables
 from ropd_jax.utils.files import numbered_rows, write_atomic
 from ropd_jax.workdir.groups import StoredGroup, read_groups
 
@@ -244,7 +244,7 @@ def analyse(
 
 def show(found: Mapping[str, Any], *, file: TextIO | None = None) -> None:
     """The signals as a table, and the pass rates of the first and the last third of the steps."""
-    console = Console(file=file, highlight=False)
+    console = tables.console(file)
     table = Table("signal", "AUC", "95 %", "in group", "bad updates", "rollouts", "left out")
     for name, s in found["signals"].items():
         interval = "" if s["auc_interval"] is None else "{:.3f} to {:.3f}".format(*s["auc_interval"])
@@ -290,15 +290,17 @@ def draw(found: Mapping[str, Any], r: Rollouts, path: pathlib.Path) -> pathlib.P
             order = np.argsort(-r.signals[name][known], kind="stable")
             ends = np.append(np.diff(r.signals[name][known][order]) != 0, True)  # equal values are one point
             hits, false = (np.cumsum(x[order])[ends] / x.sum() for x in (right, ~right))
-            label = f"{name} {found['signals'][name]['auc']:.3f}"
+            label = tables.chart_label(f"{name} {found['signals'][name]['auc']:.3f}")
             roc.plot(np.append(0, false), np.append(0, hits), label=label, linewidth=1.6)
         rows = [row for row in found["over_training"][name] if row["auc"] is not None]
-        areas.plot([row["step"] for row in rows], [row["auc"] for row in rows], label=name, linewidth=1.6)
+        areas.plot(
+            [row["step"] for row in rows], [row["auc"] for row in rows], label=tables.chart_label(name), linewidth=1.6
+        )
     roc.plot([0, 1], [0, 1], color="gray", linewidth=0.8, linestyle=":")
     steps = [row["step"] for row in found["criteria"]]
     for name in sorted({n for row in found["criteria"] for n in row["pass_rate"]}):
         values = [np.nan if (v := row["pass_rate"].get(name)) is None else v for row in found["criteria"]]
-        rates.plot(steps, values, label=name, linewidth=1.6)
+        rates.plot(steps, values, label=tables.chart_label(name), linewidth=1.6)
     for key, label in (("agreement", "rollouts' verdicts as the references'"), ("reference_pass_rate", "references")):
         values = [np.nan if row[key] is None else row[key] for row in found["criteria"]]
         agreement.plot(steps, values, label=label, linewidth=1.6)

@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from ropd_jax.types import UserError
+from ropd_jax.utils import tables
 from ropd_jax.utils.files import write_atomic
 from ropd_jax.utils.tracing import RUN, TEACHER, Span, read_spans
 
@@ -180,7 +181,7 @@ def chart_png(path: pathlib.Path, labels: Sequence[str], bars: Sequence[Bar], ti
     axes.set_yticks(range(len(labels)), labels, fontsize=7)
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.set_xlabel("seconds")
-    axes.set_title(title, fontsize=9, loc="left", wrap=True)
+    axes.set_title(tables.chart_label(title), fontsize=9, loc="left", wrap=True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
@@ -210,7 +211,7 @@ def chart_html(labels: Sequence[str], bars: Sequence[Bar], title: str) -> str:
             f'<text x="{x:.0f}" y="{row * len(labels) + 14}" text-anchor="middle">{seconds * k / 10:.2f} s</text>'
         )
     legend = " ".join(
-        f'<span style="background:{COLOURS[n]}">&nbsp;&nbsp;&nbsp;</span> {n}'
+        f'<span style="background:{COLOURS[n]}">&nbsp;&nbsp;&nbsp;</span> {html.escape(n)}'
         for n in dict.fromkeys(b.name for b in bars)
     )
     height = row * len(labels) + 24

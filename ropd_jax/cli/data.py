@@ -20,12 +20,11 @@ def run(args: Arguments) -> None:
         listing(args["data"])
         return
 
-    from rich.console import Console
-
     from ropd_jax.data.published import PUBLISHED, TRAINING
     from ropd_jax.data.reading import read_source
     from ropd_jax.data.sets import SetOptions, load_set
     from ropd_jax.evaluation.benchmarks import load_benchmark
+    from ropd_jax.utils import tables
 
     name, place = args.words[0], args["data"]
     if name not in PUBLISHED:
@@ -36,7 +35,7 @@ def run(args: Arguments) -> None:
 
         written = prepare(source, args["prepare"], lambda: read_source(source, args["data"])[0])
         place = f"tfds:{args['prepare']}"
-        Console(highlight=False).print(f"prepared {written}; use it with --data {place}", soft_wrap=True)
+        tables.console().print(f"prepared {written}; use it with --data {place}", soft_wrap=True)
     if name in TRAINING:
         prompts, dropped, found = load_set(name, place, SetOptions(language=args["language"]))
         show(source, found, len(prompts), dropped)
@@ -47,11 +46,11 @@ def run(args: Arguments) -> None:
 
 def listing(data: str = "", *, file: TextIO | None = None) -> None:
     """All sets, and which of them are in the given place."""
-    from rich.console import Console
     from rich.table import Table
 
     from ropd_jax.data.published import PUBLISHED
     from ropd_jax.data.reading import ENVIRONMENT, HUB, read_source
+    from ropd_jax.utils import tables
 
     table = Table("set", "rows", "here", "licence")
     local = (data or os.environ.get(ENVIRONMENT, HUB)) != HUB  # a list downloads nothing
@@ -65,14 +64,14 @@ def listing(data: str = "", *, file: TextIO | None = None) -> None:
         except UserError:
             here = "no"
         table.add_row(name, f"{source.rows or 0:,}", here, source.licence)
-    Console(file=file, highlight=False).print(table)
+    tables.console(file).print(table)
 
 
 def show(source: Source, found: Found, kept: int, dropped: Mapping[str, int], *, file: TextIO | None = None) -> None:
     """What was read, next to what was expected, and how many prompts remain."""
-    from rich.console import Console
+    from ropd_jax.utils import tables
 
-    console = Console(file=file, highlight=False)
+    console = tables.console(file)
     verdict = {True: "as known", False: "NOT as known", None: "cannot be checked"}
     expected = source.sha or "not known"
     rows = (

@@ -65,13 +65,13 @@ def _show(rows: list[dict[str, Any]], jobs: list[Job], path: pathlib.Path, as_js
         return
 
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     from ropd_jax.teacher.clients.chat import Usage
     from ropd_jax.teacher.tape.batch_jobs import ENDED
     from ropd_jax.teacher.traffic.budget import dollars
     from ropd_jax.teacher.traffic.prices import Prices
+    from ropd_jax.utils import tables
 
     title = f"{path} ({path.stat().st_size / 1e6:,.1f} MB)"
     table = Table("role", "model", title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -86,7 +86,7 @@ def _show(rows: list[dict[str, Any]], jobs: list[Job], path: pathlib.Path, as_js
         seconds = "unknown" if r["latency_s_mean"] is None else f"{r['latency_s_mean']:.2f}"
         cost = dollars(None if price is None else price.cost(usage)) if r["replies"] else "-"
         table.add_row(r["role"], r["model"], f"{r['replies']:,}", causes or "0", *counts, seconds, cost)
-    Console().print(table)
+    tables.console(highlight=True).print(table)
     for job in batches:  # the table counts their replies too, at the list price
         cost = f"{'' if job['state'] == ENDED else 'about '}{dollars(job['usd'])}"
         name = job["id"] or "(id not known)"

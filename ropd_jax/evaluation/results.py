@@ -19,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from ropd_jax.evaluation.answers import Answer, by_problem, samples_of
@@ -34,6 +33,7 @@ from ropd_jax.evaluation.stats import (
     pass_at_k,
 )
 from ropd_jax.types import UserError
+from ropd_jax.utils import tables
 from ropd_jax.utils.files import write_atomic
 
 VERSION = 1
@@ -256,7 +256,7 @@ def _plain(estimate: Estimate) -> dict[str, Any]:
 
 def show(result: Mapping[str, Any], *, file: TextIO | None = None) -> None:
     """The result as a table on standard output (or ``file``)."""
-    console = Console(file=file, highlight=False)
+    console = tables.console(file)
     problems, data = result["problems"], result["data"]
     partly = "" if problems["answered"] == problems["of"] else f", {problems['of']} in the data"
     console.print(f"{result['title']}: {problems['answered']} problems{partly}, {result['answers']} answers")

@@ -22,8 +22,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 from rich import box
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ropd_jax.data.load import load_prompts
 from ropd_jax.teacher import Budget, Prices, Role, Tape, TeacherError, TruncatedError, Usage, make_client
@@ -35,6 +35,7 @@ from ropd_jax.teacher.roles import rubricator, scorer, verifier
 from ropd_jax.teacher.tape.inspect import tape_stats
 from ropd_jax.teacher.traffic.budget import dollars
 from ropd_jax.types import Criterion, Prompt, Rubric
+from ropd_jax.utils import tables
 
 CHARS_PER_TOKEN = 4
 _MEASURED = 32  # questions on which the templates are rendered
@@ -287,7 +288,7 @@ def _total(rows: Sequence[RolePlan]) -> dict[str, Any]:
 
 
 def _show(cfg: ConfigDict, rows: Sequence[RolePlan], checks: Sequence[Check], tape: pathlib.Path | None) -> None:
-    console = Console()
+    console = tables.console(highlight=True)
     groups = cfg.steps * cfg.data.prompts_per_step
     title = f"{cfg.steps} steps x {cfg.data.prompts_per_step} prompts = {groups:,} groups"
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -324,9 +325,9 @@ def _show(cfg: ConfigDict, rows: Sequence[RolePlan], checks: Sequence[Check], ta
         console.print(f"teacher.budget.usd={cap:g} may end the run before its last step.")
     for c in checks:
         took = "" if c.seconds is None else f" in {c.seconds:.1f} s"
-        mark = "[green]ok[/]    " if c.ok else "[red]FAILED[/]"
-        console.print(f"{mark} {c.role}: {c.provider}: {c.model} ", end="")
-        console.print(c.message + took, markup=False, soft_wrap=True)
+        mark = Text("ok    ", style="green") if c.ok else Text("FAILED", style="red")
+        console.print(mark, f"{c.role}: {c.provider}: {c.model} ", end="")
+        console.print(c.message + took, soft_wrap=True)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

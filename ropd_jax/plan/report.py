@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ropd_jax.plan import fit, programs
 from ropd_jax.plan.chips import Topology, parse_topology
@@ -24,6 +25,7 @@ from ropd_jax.plan.shapes import model_config
 from ropd_jax.teacher import Tape
 from ropd_jax.training.setup import check_config
 from ropd_jax.types import Message, Prompt, UserError
+from ropd_jax.utils import tables
 
 UNITS = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
 
@@ -63,13 +65,13 @@ def run(
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
     """Shows what is being done and for how long: a spinner on a terminal, plain lines elsewhere."""
-    console = Console(stderr=True)
+    console = tables.console(stderr=True)
     if not console.is_terminal:
-        yield lambda text: console.print(text, soft_wrap=True, markup=False, highlight=False)
+        yield lambda text: console.print(text, soft_wrap=True)
         return
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("plan", total=None)
         yield lambda text: progress.reset(task, description=text)
@@ -151,7 +153,8 @@ def summary(
 
 
 def _show(cfg: ConfigDict, topology: Topology, measured: Measured, report: dict[str, Any]) -> None:
-    console = Console(width=max(Console().width, 120) if not sys.stdout.isatty() else None)
+    width = None if sys.stdout.isatty() else max(tables.console().width, 120)
+    console = tables.console(width=width, highlight=True)
     mesh, s = report["mesh"], measured.setting
     console.print(
         f"{cfg.student.checkpoint} on {topology}: {topology.chips} chips, fsdp={mesh['fsdp']} tp={mesh['tp']}; "
@@ -194,7 +197,7 @@ def _show_memory(console: Console, topology: Topology, measured: Measured) -> No
     )  # fmt: skip
     for m, c in zip(measured.memory, measured.compiled, strict=True):
         share = "" if usable is None else f"{m.peak / usable:.0%}"
-        verdict = {True: "fits", False: "[bold]does not fit[/]", None: ""}[m.fits]
+        verdict = {True: Text("fits"), False: Text("does not fit", style="bold"), None: Text()}[m.fits]
         row = [text(x) for x in (m.parameters, m.optimizer, *(getattr(m, name) for name in columns.values()), m.inputs)]
         row += [text(m.temporaries), text(m.peak)] if c.fits else ["unknown", f">= {text(m.peak)}"]
         table.add_row(m.program, *row, share, verdict)

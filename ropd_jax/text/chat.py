@@ -1,33 +1,48 @@
-"""Chat templates: the Jinja text that a checkpoint carries, rendered to the text that its student reads."""
+"""Chat templates: the Jinja text that a checkpoint carries, rendered to the text that its student reads.
+
+A template comes with a download and is a program, so it is compiled and rendered in a child process with limits on
+time, memory and output (`ropd_jax.utils.sandbox`). A limit that our own process sets for itself does not hold: Python
+cannot end a thread, an alarm works on the main thread only, and counting steps does not see that one step, such as
+``9**9**9**9`` or ``'x' * 10**12``, never ends.
+"""
 
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ropd_jax.types import Message, UserError
+from ropd_jax.utils.sandbox import Service, StartError
 
 log = logging.getLogger(__name__)
 
+CPU_S = 2
+MEMORY, TEXT_BYTES = 1 << 30, 1 << 24
+BOUNDS = {
+    "timeout": f"takes more than {CPU_S} s to render one chat",
+    "memory": f"takes more than {MEMORY >> 30} GiB of memory to render one chat",
+    "crashed": f"makes a text of more than {TEXT_BYTES >> 20} MiB of one chat, or ends the process that renders it",
+    "forbidden": "does what a template must not do",
+}
+_child = Service("ropd_jax.text.chat_worker", cpu_s=CPU_S, memory=MEMORY, reply_bytes=TEXT_BYTES)
 
-@functools.cache
-def _compile(template: str):
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    def raise_exception(message):
-        from jinja2 import TemplateError
+def _ask(template: str, variables: Mapping[str, Any] | None, where: str) -> dict[str, Any]:
+    """The reply of `chat_worker`.
 
-        raise TemplateError(message)
-
-    # the options that chat templates are written for: a block tag removes its line break; break and continue work
-    env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    env.globals["raise_exception"] = raise_exception
-    env.filters["tojson"] = lambda x, indent=None: json.dumps(x, ensure_ascii=False, indent=indent)
-    return env.from_string(template)
+    Raises:
+        UserError: the template does not end in time or memory, or the child does not start.
+    """
+    try:
+        reply = _child.ask({"template": template, "variables": variables})
+    except StartError as e:
+        raise UserError(f"chat templates are rendered in a child process, which does not start: {e}") from e
+    if (error := reply.get("error")) in BOUNDS:
+        raise UserError(f"{where} {BOUNDS[error]}; give another template with --config.student.chat_template=FILE")
+    return {"refusal": error} if error is not None else reply
 
 
 def check(template: str, where: str) -> str:
@@ -36,14 +51,11 @@ def check(template: str, where: str) -> str:
     Raises:
         UserError: with the line of the syntax error.
     """
-    from jinja2 import TemplateSyntaxError
-
-    try:
-        _compile(template)
-    except TemplateSyntaxError as e:
-        raise UserError(
-            f"{where}, line {e.lineno}: not a Jinja chat template ({e.message}); correct the template"
-        ) from e
+    reply = _ask(template, None, where)
+    if "text" not in reply:
+        place = f", line {reply['line']}" if "line" in reply else ""
+        reason = reply.get("syntax", reply.get("refusal"))
+        raise UserError(f"{where}{place}: not a Jinja chat template ({reason}); correct the template")
     return template
 
 
@@ -112,41 +124,34 @@ def render(
         options: further variables of the template, e.g. ``enable_thinking``.
 
     Raises:
-        UserError: the template refuses these messages, or leaves the system message out in either form.
+        UserError: the template refuses these messages, leaves the system message out in either form, or does not end
+            within the limits.
     """
-    from jinja2 import TemplateError
 
-    refusals = (TemplateError, TypeError, ValueError)
-
-    def text_of(messages: Sequence[Message]) -> str:
+    def rendered(messages: Sequence[Message]) -> tuple[str | None, str]:
+        """(the text or None, the reason for None)"""
         chat = [{"role": m.role, "content": m.content} for m in messages]
-        return _compile(template).render(
-            messages=chat, add_generation_prompt=True, tools=None, documents=None, **special, **(options or {})
-        )
+        fixed = {"messages": chat, "add_generation_prompt": True, "tools": None, "documents": None}
+        reply = _ask(template, {**special, **(options or {}), **fixed}, "the chat template")
+        return reply.get("text"), str(reply.get("refusal", reply.get("syntax")))
 
-    refusal: Exception | None = None
-    try:
-        text = text_of(messages)
-    except refusals as e:
-        refusal = e
-    if not messages or messages[0].role != "system" or (refusal is None and messages[0].content.strip() in text):
-        if refusal is None:
+    text, refusal = rendered(messages)
+    has_system = bool(messages) and messages[0].role == "system"
+    system = messages[0].content.strip() if has_system else ""
+    if text is not None and system in text:
+        return text
+    reason = "leaves the system message out"
+    if text is None:
+        reason = f"refuses messages of roles [{', '.join(m.role for m in messages)}]: {refusal}"
+    if has_system:
+        text, _ = rendered(_merged(messages))  # the first refusal says more
+        if text is not None and system in text:
+            _report_merged(template)
             return text
-    else:
-        try:
-            text = text_of(_merged(messages))
-        except refusals:
-            pass  # the first refusal says more
-        else:
-            if messages[0].content.strip() in text:
-                _report_merged(template)
-                return text
-    roles = ", ".join(m.role for m in messages)
-    reason = f"refuses messages of roles [{roles}]: {refusal}" if refusal else "leaves the system message out"
     raise UserError(
         f"the chat template {reason}; change data.system or give another template "
         "with --config.student.chat_template=FILE"
-    ) from refusal
+    )
 
 
 def _merged(messages: Sequence[Message]) -> list[Message]:

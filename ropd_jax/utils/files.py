@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -22,11 +23,21 @@ def read_json(file: pathlib.Path, *, optional: bool = False) -> dict:
         return {}
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as e:
+    except (ValueError, OSError, RecursionError) as e:
         raise UserError(f"{file} cannot be read as JSON ({e}); fetch it again") from e
     if not isinstance(value, dict):
         raise UserError(f"{file} holds a {type(value).__name__}, expected a JSON object; fetch it again")
     return value
+
+
+@contextlib.contextmanager
+def one_line(where: str | os.PathLike[str]) -> Iterator[None]:
+    """For code that takes a foreign file apart: a value of another form than expected becomes a `UserError`."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as e:
+        reason = " ".join(f"{type(e).__name__}: {e}".split())[:200]
+        raise UserError(f"{where} holds a value of another form than expected ({reason}); fetch it again") from e
 
 
 def numbered_rows(
@@ -50,7 +61,7 @@ def numbered_rows(
         if line.strip():
             try:
                 value = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}:{number}: not JSON ({error}); expected one object a line") from error
             if not isinstance(value, dict):
                 raise UserError(f"{path}:{number}: a JSON {type(value).__name__}; expected {row}")
@@ -68,7 +79,7 @@ def whole_rows(path: pathlib.Path, wanted: Callable[[dict[str, Any]], bool]) -> 
     for line in path.read_text(encoding="utf-8").split("\n"):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and wanted(row):
             rows.append(row)

@@ -64,12 +64,14 @@ class Child:
         cpu_s: seconds of computing per request, rounded up. It is the child's own CPU time, so that a busy machine
             grades as an idle one does.
         memory: bytes of address space.
+        reply_bytes: the longest reply; a child that writes more is ended.
 
     Raises:
         StartError: the child does not start, in three attempts.
     """
 
-    def __init__(self, module: str, *, cpu_s: float, memory: int = MEMORY):
+    def __init__(self, module: str, *, cpu_s: float, memory: int = MEMORY, reply_bytes: int = REPLY_BYTES):
+        self._reply_bytes = reply_bytes
         self._command = [sys.executable, "-I", "-c", _BOOT, json.dumps(_search_path())]
         self._command += [module, str(math.ceil(cpu_s)), str(memory)]
         self._wall_s = _WALL * cpu_s
@@ -140,7 +142,7 @@ class Child:
                 return None
             if select.select([self._out], [], [], min(left, 0.2))[0]:
                 data = os.read(self._out.fileno(), REPLY_BYTES)
-                if not data or len(self._buffer) > REPLY_BYTES:
+                if not data or len(self._buffer) > self._reply_bytes:
                     self._process.kill()
                     self.alive = False
                     return None
@@ -168,8 +170,8 @@ class Service:
     Any number of threads can call `ask`; they take turns.
     """
 
-    def __init__(self, module: str, *, cpu_s: float, memory: int = MEMORY):
-        self._how: dict[str, Any] = {"cpu_s": cpu_s, "memory": memory}
+    def __init__(self, module: str, *, cpu_s: float, memory: int = MEMORY, reply_bytes: int = REPLY_BYTES):
+        self._how: dict[str, Any] = {"cpu_s": cpu_s, "memory": memory, "reply_bytes": reply_bytes}
         self._module = module
         self._lock = threading.Lock()
         self._child: Child | None = None

@@ -6,13 +6,14 @@ Gemma 3 leave most keys out).
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from ropd_jax.models.config import ModelConfig, RopeScaling
 from ropd_jax.types import UserError
-from ropd_jax.utils.files import read_json
+from ropd_jax.utils.files import one_line, read_json
 
 GEMMA = dict(
     vocab_size=256_000, hidden_size=2304, intermediate_size=9216, num_hidden_layers=26, num_attention_heads=8,
@@ -38,6 +39,7 @@ ARCHITECTURE = {
     "gemma3_text": "Gemma3ForCausalLM",
 }
 WITH_PICTURES = {"gemma3": "Gemma3ForConditionalGeneration"}  # their text part, under text_config
+MOST_LAYERS, MOST_EXPERTS = 1_000, 4_096  # each one is several tensors; a lying config must not cost memory
 ACTIVATION = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
@@ -51,6 +53,11 @@ def read_config(path: str | pathlib.Path) -> ModelConfig:
     if not file.is_file():
         raise UserError(f"{path} has no config.json; expected a Hugging Face directory (config.json, *.safetensors)")
     raw = read_json(file)
+    with one_line(file):
+        return _read(file, raw)
+
+
+def _read(file: pathlib.Path, raw: dict) -> ModelConfig:
     kind, names = raw.get("model_type"), raw.get("architectures") or ()
     if kind in WITH_PICTURES:
         raw = {"tie_word_embeddings": raw.get("tie_word_embeddings"), **(raw.get("text_config") or {})}
@@ -97,10 +104,14 @@ def _refuse_unsupported(file: pathlib.Path, kind: str, raw: Mapping) -> None:
 
 
 def _config(file: pathlib.Path, kind: str, raw: Mapping) -> ModelConfig:
-    def number(key: str, default=None, cast=int):
+    def number(key: str, default=None, cast=int, most=math.inf):
         value = raw.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0 or value != cast(value):
-            raise UserError(f"{file}: {key}={value!r}, expected a positive {cast.__name__}; check the checkpoint")
+        known = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+        if not known or value > most or value != cast(value):
+            limit = f" up to {most:,}" if most < math.inf else ""
+            raise UserError(
+                f"{file}: {key}={repr(value)[:60]}, expected a positive {cast.__name__}{limit}; check the checkpoint"
+            )
         return cast(value)
 
     def flag(key: str) -> bool:
@@ -114,11 +125,11 @@ def _config(file: pathlib.Path, kind: str, raw: Mapping) -> ModelConfig:
             f"{file}: hidden_size={d_model} is not a multiple of num_attention_heads={num_heads} and there is no "
             "head_dim; check the checkpoint"
         )
-    layers = number("num_hidden_layers")
+    layers = number("num_hidden_layers", most=MOST_LAYERS)
     features: dict[str, Any] = {"qkv_bias": kind == "qwen2", "qk_norm": kind in ("qwen3", "qwen3_moe", "gemma3_text")}
     if kind == "qwen3_moe":
         features |= dict(
-            num_experts=number("num_experts", raw.get("num_local_experts")),
+            num_experts=number("num_experts", raw.get("num_local_experts"), most=MOST_EXPERTS),
             experts_per_token=number("num_experts_per_tok"),
             norm_top_k=flag("norm_topk_prob"),
         )

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
+import math
 import os
 import pathlib
 import shutil
@@ -26,6 +27,8 @@ import numpy as np
 from ropd_jax.models.config import ModelConfig, RopeScaling
 from ropd_jax.models.rope import rope_frequencies
 from ropd_jax.types import UserError
+from ropd_jax.utils.files import one_line
+from ropd_jax.weights.families import MOST_LAYERS
 from ropd_jax.weights.gguf_file import GGUF
 from ropd_jax.weights.tensors import Tensor, check_shapes
 
@@ -55,7 +58,8 @@ class GGUFSource:
             UserError: missing, foreign or truncated file, another architecture, a missing, extra or misshapen tensor.
         """
         self._file = GGUF(path)
-        self.cfg = gguf_config(self._file)
+        with one_line(path):
+            self.cfg = gguf_config(self._file)
         ignored = [FREQS] + ["output.weight"] * self.cfg.tied
         shapes = {name: t.shape for name, t in self._file.tensors.items() if name not in ignored}
         check_shapes(self.cfg, shapes, lambda t: t.gguf, str(path))
@@ -122,9 +126,13 @@ def gguf_config(file: GGUF) -> ModelConfig:
 
 def _number(file: GGUF, arch: str, key: str, default=None, kind=int):
     value = file.require(f"{arch}.{key}") if default is None else file.get(f"{arch}.{key}", default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+    most = MOST_LAYERS if key == "block_count" else math.inf
+    known = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+    if not known or value > most or kind(value) != value:
+        limit = f" up to {most}" if most < math.inf else ""
         raise UserError(
-            f"{file.path}: {arch}.{key}={value!r}, expected a positive {kind.__name__}; fetch the file again"
+            f"{file.path}: {arch}.{key}={repr(value)[:60]}, expected a positive {kind.__name__}{limit}; fetch the file "
+            "again"
         )
     return kind(value)
 
@@ -168,10 +176,15 @@ def _rope_scaling(file: GGUF, arch: str, cfg: ModelConfig) -> RopeScaling | None
         return None
     if kind in ("none", "llama3") and FREQS in file.tensors:
         divisors_H = file.read(FREQS).reshape(-1)
+        if 2 * divisors_H.size != cfg.head_dim:
+            raise UserError(
+                f"{file.path}: {FREQS} has {divisors_H.size} numbers, expected half of head width {cfg.head_dim}; "
+                "fetch the file again"
+            )
         original = _number(file, arch, "rope.scaling.original_context_length", 8192)
         scaling = RopeScaling("llama3", float(divisors_H.max()), original_len=original)
         plain_H, scaled_H = (rope_frequencies(cfg.head_dim, cfg.rope_theta, s) for s in (None, scaling))
-        if divisors_H.shape == plain_H.shape and np.allclose(plain_H / scaled_H, divisors_H, rtol=1e-4):
+        if np.allclose(plain_H / scaled_H, divisors_H, rtol=1e-4):
             return scaling
     raise UserError(
         f"{file.path}: scaled rotary angles (rope.scaling.type={kind!r}"

@@ -4,7 +4,7 @@ The layout (version 2 and 3, little-endian): magic, version, number of tensors, 
 entries (key, type, value); the tensors' names, shapes, types and offsets; then, aligned, their data. The header of a
 file with 49,152 tokens is read in 0.2 s (`gguf.GGUFReader` takes 3.7 s, because it keeps an array for each string).
 This matters because the weights (`weights.gguf`) and the tokenizer (`weights.gguf_tokenizer`) both read it.
-Dequantization is left to the `gguf` package.
+Dequantization and the sizes of blocks are left to the `gguf` package.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ import dataclasses
 import math
 import pathlib
 import struct
+from typing import Any
 
 import numpy as np
 
 from ropd_jax.types import UserError
 
 VERSIONS = (2, 3)
+HEADER_BYTES = 1 << 26  # that of a file with 262,144 tokens and their merges takes 2^23
+DEPTH = 4  # of arrays in arrays
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 
@@ -31,6 +34,7 @@ class Stored:
     shape: tuple[int, ...]
     type: int
     start: int
+    bytes: int
 
 
 class GGUF:
@@ -46,7 +50,8 @@ class GGUF:
         """Read the header.
 
         Raises:
-            UserError: the file is missing, is not a GGUF file, has another version, or is truncated.
+            UserError: the file is missing, is not a GGUF file, has another version, is truncated, or holds tensors
+                outside the file or on top of each other.
         """
         self.path = pathlib.Path(path)
         if not self.path.is_file():
@@ -63,16 +68,19 @@ class GGUF:
                 f"{path} is GGUF version {version}, expected {VERSIONS[0]} or {VERSIONS[1]} (little-endian)"
             )
         n_tensors, n_entries = self._scalar("Q"), self._scalar("Q")
-        self.metadata = {}
+        self.metadata: dict[str, Any] = {}
         for _ in range(n_entries):
             key = self._string()
+            if key in self.metadata:
+                raise self._damaged(f"metadata key {key[:60]!r} twice")
             self.metadata[key] = self._value(self._scalar("I"))
         infos = [self._info() for _ in range(n_tensors)]
         align = self.metadata.get("general.alignment", 32)
-        if not isinstance(align, int) or align <= 0:
-            raise self._damaged(f"general.alignment={align!r}")
+        if type(align) is not int or align <= 0 or align % 8:
+            raise self._damaged(f"general.alignment={str(align)[:60]}, expected a multiple of 8")
         data = -(-self._at // align) * align
         self.tensors = {t.name: dataclasses.replace(t, start=data + t.start) for t in infos}
+        self._check_places(len(infos), align)
 
     def get(self, key: str, default=None):
         return self.metadata.get(key, default)
@@ -94,19 +102,30 @@ class GGUF:
         t = self.tensors[name]
         try:
             kind = gguf.GGMLQuantizationType(t.type)
-            block, size = gguf.GGML_QUANT_SIZES[kind]
-            row = t.shape[-1] // block * size
-            rows = math.prod(t.shape[:-1])
-            stop = t.start + rows * row
-            if stop > len(self._bytes):
-                raise self._damaged(f"tensor {name!r} ends at byte {stop:,}")
-            data = np.asarray(self._bytes[t.start : stop]).reshape(rows, row)
+            data = np.asarray(self._bytes[t.start : t.start + t.bytes]).reshape(math.prod(t.shape[:-1]), -1)
             return gguf.quants.dequantize(data, kind).astype(np.float32, copy=False).reshape(t.shape)
         except (NotImplementedError, ValueError, KeyError) as e:
-            raise UserError(
-                f"{self.path}: tensor {name!r} of GGML type {t.type} cannot be dequantized ({e}); "
-                "use a file of type F32, F16, BF16, Q8_0, Q4_0, Q4_1 or a K quant"
-            ) from e
+            raise self._unknown_type(name, t.type, e) from e
+
+    def _unknown_type(self, name: str, kind: int, error: object) -> UserError:
+        return UserError(
+            f"{self.path}: tensor {name[:60]!r} of GGML type {kind} cannot be dequantized ({error}); "
+            "use a file of type F32, F16, BF16, Q8_0, Q4_0, Q4_1 or a K quant"
+        )
+
+    def _check_places(self, count: int, align: int) -> None:
+        """Every tensor is inside the file, where the alignment allows, and after the end of the one before it."""
+        if len(self.tensors) < count:
+            raise self._damaged(f"{count:,} tensors with {len(self.tensors):,} names")
+        end, before = 0, ""
+        for t in sorted(self.tensors.values(), key=lambda t: (t.start, t.bytes)):
+            if t.start % align:
+                raise self._damaged(f"tensor {t.name[:60]!r} at byte {t.start:,}, expected a multiple of {align}")
+            if t.start < end:
+                raise self._damaged(f"tensor {t.name[:60]!r} is in the bytes of {before[:60]!r}")
+            end, before = t.start + t.bytes, t.name
+            if end > len(self._bytes):
+                raise self._damaged(f"tensor {t.name[:60]!r} ends at byte {end:,}")
 
     def _damaged(self, what: str) -> UserError:
         size = len(self._bytes)
@@ -116,6 +135,8 @@ class GGUF:
         start, stop = self._at, self._at + n
         if stop > len(self._buffer):
             raise self._damaged(f"its header wants byte {stop:,}")
+        if stop > HEADER_BYTES:
+            raise self._damaged(f"its header wants byte {stop:,}, expected at most {HEADER_BYTES:,}")
         self._at = stop
         return self._buffer[start:stop]
 
@@ -126,22 +147,31 @@ class GGUF:
         raw = bytes(self._take(self._scalar("Q")))
         return raw.decode("utf-8", errors="replace")
 
-    def _value(self, kind: int):
+    def _value(self, kind: int, depth: int = 0):
         if kind == STRING:
             return self._string()
         if kind in SCALARS:
             return self._scalar(SCALARS[kind])
-        if kind != ARRAY:
-            raise self._damaged(f"unknown metadata type {kind} at byte {self._at:,}")
+        if kind != ARRAY or depth == DEPTH:
+            raise self._damaged(f"metadata of type {kind} at byte {self._at:,}")
         kind, n = self._scalar("I"), self._scalar("Q")
         if kind in SCALARS:
-            code = f"<{n}{SCALARS[kind]}"
-            return list(struct.unpack(code, self._take(n * struct.calcsize("<" + SCALARS[kind]))))
-        return [self._value(kind) for _ in range(n)]
+            data = self._take(n * struct.calcsize("<" + SCALARS[kind]))
+            return list(struct.unpack(f"<{n}{SCALARS[kind]}", data))
+        return [self._value(kind, depth + 1) for _ in range(n)]
 
     def _info(self) -> Stored:
+        import gguf
+
         name, axes = self._string(), self._scalar("I")
-        if axes > 8:
+        if not 0 < axes <= 8:
             raise self._damaged(f"tensor {name[:60]!r} of {axes} axes")
-        shape = tuple(self._scalar("Q") for _ in range(axes))
-        return Stored(name, shape[::-1], self._scalar("I"), self._scalar("Q"))  # GGUF counts axes from inside
+        shape = tuple(self._scalar("Q") for _ in range(axes))[::-1]  # GGUF counts axes from inside
+        kind, start = self._scalar("I"), self._scalar("Q")
+        try:
+            block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
+        except (ValueError, KeyError) as e:
+            raise self._unknown_type(name, kind, e) from e
+        if not all(shape) or shape[-1] % block:
+            raise self._damaged(f"tensor {name[:60]!r} of shape {list(shape)} in blocks of {block}")
+        return Stored(name, shape, kind, start, math.prod(shape) // block * size)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # GGUF token types; the last two are matched before any merging
+LONGEST = 1_000  # characters of a token; the longest of Gemma and Qwen have below 300
 SPACE = "\u2581"  # SentencePiece's
 # How a text is cut before merging, as these families' tokenizer.json states it; {n} is how many digits stay together.
 CUT = (
@@ -44,6 +45,10 @@ def gguf_tokenizer(
             "(SentencePiece BPE)"
         )
     tokens, rules, types = (file.require(f"tokenizer.ggml.{name}") for name in ("tokens", kinds[kind], "token_type"))
+    if not all(isinstance(rows, list) for rows in (tokens, rules, types)):
+        raise UserError(f"{path}: tokenizer.ggml.tokens, {kinds[kind]} and token_type are not lists; fetch it again")
+    if any(not isinstance(token, str) or len(token) > LONGEST for token in tokens):
+        raise UserError(f"{path}: tokenizer.ggml.tokens, expected texts of up to {LONGEST} characters; fetch it again")
     if kind == "gpt2":
         backend = byte_level_bpe(tokens, rules, types, file.get("tokenizer.ggml.pre", "default"), str(path))
     else:

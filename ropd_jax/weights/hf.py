@@ -18,18 +18,20 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.types import UserError
 from ropd_jax.utils.files import read_json
 from ropd_jax.weights.families import config_json, read_config
+from ropd_jax.weights.safetensors_file import read_header
 from ropd_jax.weights.tensors import Tensor, check_shapes, get_leaf, tensors_of
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
 STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors' names of the above
 INDEX = "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 SHARD_BYTES = 5_000_000_000  # of a file that is written
 
 
@@ -100,23 +102,11 @@ class HFSource:
 
 
 class _Shard:
-    """One safetensors file: eight bytes of length, a JSON header, the tensors' bytes."""
+    """One safetensors file (see `safetensors_file`)."""
 
     def __init__(self, file: pathlib.Path):
-        try:
-            with safe_open(file, framework="np"):  # checks the header, and the file's size against it
-                pass
-            with file.open("rb") as f:
-                length = int.from_bytes(f.read(8), "little")
-                self.header = json.loads(f.read(length))
-        except (SafetensorError, OSError) as e:
-            size = f"{file.stat().st_size:,} bytes" if file.exists() else "missing"
-            raise UserError(
-                f"{file} ({size}) is not a whole safetensors file ({e}); it is truncated or foreign, fetch it again"
-            ) from e
         self.file = file
-        self.header.pop("__metadata__", None)
-        self._data = 8 + length
+        self.header, self._data = read_header(file)
         self._open: io.FileIO | None = None
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -145,20 +135,20 @@ def weight_files(path: pathlib.Path) -> list[pathlib.Path]:
     """The safetensors files of a directory: those of the index if there is one, else all.
 
     Raises:
-        UserError: there are none, or the index names one that is not there.
+        UserError: there are none, or the index names one that is not there or not in this directory.
     """
     index = path / INDEX
     if index.exists():
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise UserError(f"{index} has no 'weight_map'; expected tensor names and their files, fetch it again")
-        files = [path / name for name in sorted(set(weight_map.values()))]
+        files = [path / shard_name(index, name) for name in sorted(set(map(str, weight_map.values())))]
     else:
         files = [path / "model.safetensors"]
         if not files[0].exists():
             files = sorted(path.glob("*.safetensors"))
     if not files:
-        other = sorted(p.name for p in (*path.glob("*.bin"), *path.glob("*.pth"), *path.glob("*.gguf")))
+        other = sorted(p.name for p in path.iterdir() if p.suffix in (*PICKLES, ".gguf"))
         seen = f"only {', '.join(other[:3])}" if other else "none"
         raise UserError(
             f"{path} has no *.safetensors (weights found: {seen}); fetch or convert the safetensors weights"
@@ -166,7 +156,39 @@ def weight_files(path: pathlib.Path) -> list[pathlib.Path]:
     for file in files:
         if not file.exists():
             raise UserError(f"{file} does not exist, but {index.name} names it; the download is incomplete")
+        check_inside(path, file)
     return files
+
+
+def shard_name(index: pathlib.Path, name: str) -> str:
+    """The name of a shard, if it is that of a safetensors file in the directory of the index.
+
+    Raises:
+        UserError: another directory, or another kind of file.
+    """
+    if name in (".", "..") or name != pathlib.PurePath(name).name or "\\" in name or "\0" in name:
+        raise UserError(f"{index} names the file {name[:200]!r}, expected one in its own directory; fetch it again")
+    if not name.endswith(".safetensors"):
+        raise UserError(
+            f"{index} names the file {name[:200]!r}, expected *.safetensors (a pickle can run code when it is read); "
+            "fetch or convert the safetensors weights"
+        )
+    return name
+
+
+def check_inside(path: pathlib.Path, file: pathlib.Path) -> None:
+    """Refuse a link that leads out of the directory.
+
+    The Hub's cache is made of links: ``models--NAME/snapshots/REVISION/FILE`` leads to ``models--NAME/blobs/HASH``.
+
+    Raises:
+        UserError: it leads elsewhere.
+    """
+    home, target = path.resolve(), file.resolve()
+    blobs = home.parent.parent / "blobs"
+    if target.is_relative_to(home) or (home.parent.name == "snapshots" and target.parent == blobs):
+        return
+    raise UserError(f"{file} is a link to {target}, which is not in {path}; copy the file, or give its own directory")
 
 
 def save_hf(

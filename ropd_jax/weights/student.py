@@ -18,7 +18,7 @@ from ropd_jax.text.tokenizer import Tokenizer
 from ropd_jax.types import UserError
 from ropd_jax.weights import hub
 from ropd_jax.weights.gguf import GGUFSource, find_smollm2
-from ropd_jax.weights.hf import HFSource
+from ropd_jax.weights.hf import PICKLES, HFSource
 from ropd_jax.weights.tensors import Source, host_tree
 from ropd_jax.weights.tokenizer import load_tokenizer
 
@@ -74,6 +74,13 @@ def open_source(path: str | pathlib.Path) -> Source:
         UserError: missing, truncated or unsupported checkpoint.
     """
     path = pathlib.Path(path)
+    if path.suffix in PICKLES and path.is_file():
+        raise UserError(
+            f"{path} is a pickle, which can run code when it is read; expected a .gguf file or a directory with "
+            "*.safetensors: fetch or convert those weights"
+        )
+    if path.suffix == ".safetensors" and path.is_file():
+        raise UserError(f"{path} has no config and no tokenizer; give the directory that it is in: {path.parent}")
     return GGUFSource(path) if path.is_file() else HFSource(path)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ropd_jax.text import chat
 from ropd_jax.text.tokenizer import HFTokenizer, find_stop_ids
 from ropd_jax.types import UserError
-from ropd_jax.utils.files import read_json
+from ropd_jax.utils.files import one_line, read_json
 from ropd_jax.weights.gguf_tokenizer import gguf_tokenizer
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ def load_tokenizer(
     """
     path = pathlib.Path(path)
     load = gguf_tokenizer if path.is_file() else hf_tokenizer
-    return load(path, chat_template=chat_template, enable_thinking=enable_thinking)
+    with one_line(path):
+        return load(path, chat_template=chat_template, enable_thinking=enable_thinking)
 
 
 def hf_tokenizer(
@@ -80,7 +81,8 @@ def _backend(path: pathlib.Path) -> tokenizers.Tokenizer:
         try:
             return tokenizers.Tokenizer.from_file(str(file))
         except Exception as e:  # the library raises plain Exception
-            raise UserError(f"{file} cannot be read as a tokenizer ({e}); fetch it again") from e
+            reason = " ".join(str(e).split())[:200]
+            raise UserError(f"{file} cannot be read as a tokenizer ({reason}); fetch it again") from e
     if (path / OLD_FORMAT).exists():
         raise UserError(
             f"{path / OLD_FORMAT} is a format that is not read any more; export the run again (ropd export), or copy "
@@ -92,7 +94,9 @@ def _backend(path: pathlib.Path) -> tokenizers.Tokenizer:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(path), local_files_only=True).backend_tokenizer
+        return AutoTokenizer.from_pretrained(
+            str(path), local_files_only=True, trust_remote_code=False
+        ).backend_tokenizer
     except Exception as e:  # any of a dozen kinds; the message is what helps
         reason = " ".join(str(e).split())[:200]
         raise UserError(f"{path}: transformers cannot convert its tokenizer ({reason}); add a tokenizer.json") from e

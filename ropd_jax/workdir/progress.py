@@ -8,10 +8,10 @@ import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
+from ropd_jax.utils import tables
 from ropd_jax.utils.files import finite
 from ropd_jax.utils.text import clock
 
@@ -38,10 +38,11 @@ class Progress:
         self._seen: dict[str, Any] = {}
         self._durations: list[float] = []
         self._last_step = self._last_line = time.monotonic()
-        console = Console(file=file or sys.stderr)
+        console = tables.console(file or sys.stderr)
         self._bar = None
         if console.is_terminal:
-            count, values = TextColumn("{task.completed}/{task.total}"), TextColumn("{task.description}")
+            count = TextColumn("{task.completed}/{task.total}", markup=False)
+            values = TextColumn("{task.description}", markup=False)
             self._bar = RichProgress(count, BarColumn(bar_width=24), values, console=console)
             self._task = self._bar.add_task("", total=total, completed=start)
 

@@ -11,10 +11,10 @@ import sys
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from rich.console import Console
 from rich.table import Table
 
 from ropd_jax.types import UserError
+from ropd_jax.utils import tables
 from ropd_jax.utils.files import finite, write_atomic
 
 RESULT_ROWS = (  # (key, label, format)
@@ -60,7 +60,7 @@ class Result:
         return self.values.get("accuracy_after")
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=100, highlight=False)
+        console = tables.console(io.StringIO(), width=100)
         console.print(final_table(self.values))
         return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
 
@@ -86,7 +86,7 @@ def final_table(result: Mapping[str, Any]) -> Table:
 
 def show_result(result: Mapping[str, Any], *, file: TextIO | None = None) -> None:
     """Puts ``final_table`` on standard output (or ``file``)."""
-    Console(file=file or sys.stdout, highlight=False).print(final_table(result))
+    tables.console(file or sys.stdout).print(final_table(result))
 
 
 def write_result(workdir: str | os.PathLike[str], result: Mapping[str, Any]) -> pathlib.Path:

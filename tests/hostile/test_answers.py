@@ -64,6 +64,51 @@ PAYLOADS = [
     "Integral(open('{file}', 'w'))",
     'S(\'__import__("os").system("touch {file}")\')',
     'f\'{{open("{file}", "w")}}\'',
+    "__import__('shutil').copy('/etc/passwd', '{file}')",
+    "__import__('socket').create_connection(('127.0.0.1', 9))",
+    "__import__('ctypes').CDLL(None).system(b'touch {file}')",
+    "__import__('subprocess').run(['touch', '{file}'])",
+    "__import__('pathlib').Path('{file}').touch()",
+    "__builtins__['open']('{file}', 'w')",
+    "globals()['__builtins__']['eval']('1')",
+    "getattr(__import__('os'), 'mkdir')('{file}')",
+    "[x for x in [open('{file}', 'w')]]",
+    "{{open('{file}', 'w')}}",
+    "{{'a': open('{file}', 'w')}}",
+    "(yield open('{file}', 'w'))",
+    "await open('{file}', 'w')",
+    "x := open('{file}', 'w')",
+    "breakpoint()",
+    "input()",
+    "help()",
+    "copyright()",
+    "lambda: 0",
+    "*[open('{file}', 'w')]",
+    "@open('{file}', 'w')",
+    "import os; os.mkdir('{file}')",
+    "assert open('{file}', 'w')",
+    "`touch {file}`",
+    "$(touch {file})",
+    "; touch {file} #",
+    "| touch {file}",
+    "${{IFS}}touch ${{IFS}}{file}",
+    "<?xml version='1.0'?><!DOCTYPE x SYSTEM '{file}'>",
+    "!!python/object/apply:os.mkdir ['{file}']",
+    "cos\nsystem\n(S'touch {file}'\ntR.",
+    "\\input{{{file}}}",
+    "\\write18{{touch {file}}}",
+    "\\immediate\\openout1={file}",
+    "\\def\\x{{\\x\\x}}\\x",
+    "\\frac{{1}}{{0}}",
+    "\\sqrt[0]{{0}}",
+    "nan",
+    "inf",
+    "-0",
+    "1_0",
+    "0x10",
+    "٣",
+    "１２",
+    "²",
 ]
 
 
@@ -104,6 +149,7 @@ def file():
 
 @pytest.mark.parametrize("task", sorted(EXECUTED))
 def test_no_payload_runs_or_is_right_or_takes_long(task, file):
+    assert len(PAYLOADS) >= 60
     begin = time.monotonic()
     for n, payload in enumerate(PAYLOADS):
         form = ("Answer: {}", r"\boxed{{{}}}", "#### {}")[n % 3]
@@ -133,7 +179,8 @@ def test_what_is_too_large_to_decide_is_ungraded_and_not_wrong():
 
 
 def test_math_answers_run_nothing(file):
-    texts = [boxed(rf"\boxed{{{p.format(file=file)}}}") or "x" for p in PAYLOADS[:12] + PAYLOADS[-6:]]
+    assert len(PAYLOADS) >= 60
+    texts = [boxed(rf"\boxed{{{p.format(file=file)}}}") or p.format(file=file) for p in PAYLOADS]
     begin = time.monotonic()
     verdicts = verify_all([("7", text) for text in texts if "\ud800" not in text], workers=1, timeout_s=1)
     assert [v for v in verdicts if v.right] == []

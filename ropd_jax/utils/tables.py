@@ -1,0 +1,52 @@
+"""The one way to a terminal for tables: a rich console that shows every text as it is.
+
+Categories, criteria, model names and paths are foreign text. rich reads ``[b]`` in a text as a command and ``:cat:`` as
+a picture, and it passes escape sequences on to the terminal. `console` does none of this: markup is off, and what a
+terminal would obey is shown by its number.
+
+    a category "Final [/b] result"      Final [/b] result      (rich alone: MarkupError)
+    a category "a\\x1b[2Jb"              a\\x1b[2Jb             (rich alone: the screen is cleared)
+
+Style is for our own words only: ``rich.text.Text("ok", style="green")``.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.text import Text
+
+# These reorder what is seen.
+DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def plain(text: str) -> str:
+    """The text, with control characters, marks of direction and lone surrogates shown by their numbers."""
+    return "".join(_escaped(c) if _obeyed(c) else c for c in text)
+
+
+def chart_label(text: str) -> str:
+    """The text for a title or a legend of matplotlib, which sets ``$...$`` as a formula and hides a leading ``_``."""
+    return f"{' ' * text.startswith('_')}{plain(text)}".replace("$", r"\$")
+
+
+def _obeyed(char: str) -> bool:
+    return char not in "\n\t" and (unicodedata.category(char) in ("Cc", "Cs") or char in DIRECTIONS)
+
+
+def _escaped(char: str) -> str:
+    return f"\\x{ord(char):02x}" if ord(char) < 0x100 else f"\\u{ord(char):04x}"
+
+
+class _PlainConsole(Console):
+    """Every ``str`` on its way into a line, a cell or a title passes `render_str`."""
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        return super().render_str(plain(text), **{**how, "markup": False, "emoji": False})
+
+
+def console(file: TextIO | None = None, *, highlight: bool = False, **how: Any) -> Console:
+    """A console for tables and lines that hold foreign text; the arguments are those of ``rich.console.Console``."""
+    return _PlainConsole(file=file, highlight=highlight, markup=False, emoji=False, **how)
