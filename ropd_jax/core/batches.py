@@ -58,8 +58,8 @@ def make_batch(
 ) -> TrainBatch:
     """Lay sequences into rows, the completion after its prompt, padded on the right.
 
-    A row of two sequences, prompt ``p q`` with completion ``a b .`` and prompt ``r`` with completion ``c .``; the second
-    is unscored (``valid_B`` False)::
+    A row of two sequences: prompt ``p q`` with completion ``a b .``, and prompt ``r`` with completion ``c .``, which is
+    unscored (``valid_B`` False)::
 
         position      0 1 2 3   4 5   6
         tokens        p q a b   r c   0      the input: all but the last token of each sequence

@@ -46,7 +46,7 @@ SETTINGS = {
     "checkpoint.every": 1,
     "log.tensorboard": False,
     "teacher.scripted.slip_rate": 0.1,
-    "teacher.scripted.fault_rate": 0.2,  # some rollouts stay unscored: a judge's failure changes no shape
+    "teacher.scripted.fault_rate": 0.1,  # some rollouts stay unscored: a judge's failure changes no shape
     "teacher.attempts": 1,
     "teacher.scripted.latency_s": 0.4,
 }
