@@ -37,6 +37,7 @@ from ropd_jax.cli.help import columns, help_text, paragraphs
 from ropd_jax.types import UserError
 from ropd_jax.utils.logs import show_all_logs
 from ropd_jax.utils.suggest import near
+from ropd_jax.utils.text import plain
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ def _exit_code(error: Exception) -> int:
                 log.error("stopped: %s", error)
             return code
     if isinstance(error, UserError):
-        sys.stderr.write(f"ropd: error: {error}\n")
+        sys.stderr.write(f"ropd: error: {plain(str(error))}\n")
         return 2
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         sys.stderr.write(f"ropd: error: no space left for {error.filename or 'a file'}; free some and run it again\n")

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from typing import TextIO
 
+from ropd_jax.utils.text import plain
+
 CHATTY = (  # libraries that log a line per call
     "absl", "jax", "orbax", "matplotlib", "httpx", "httpx2", "httpcore", "httpcore2", "openai", "google_genai",
     "aiohttp.access",
@@ -25,7 +27,7 @@ class StderrHandler(logging.StreamHandler[TextIO]):
         return sys.stderr
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = plain(super().format(record))  # a line can hold foreign text, and a terminal obeys escape sequences
         return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
 
 

@@ -12,32 +12,17 @@ Style is for our own words only: ``rich.text.Text("ok", style="green")``.
 
 from __future__ import annotations
 
-import unicodedata
 from typing import Any, TextIO
 
 from rich.console import Console
 from rich.text import Text
 
-# These reorder what is seen.
-DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-
-def plain(text: str) -> str:
-    """The text, with control characters, marks of direction and lone surrogates shown by their numbers."""
-    return "".join(_escaped(c) if _obeyed(c) else c for c in text)
+from ropd_jax.utils.text import plain
 
 
 def chart_label(text: str) -> str:
     """The text for a title or a legend of matplotlib, which sets ``$...$`` as a formula and hides a leading ``_``."""
     return f"{' ' * text.startswith('_')}{plain(text)}".replace("$", r"\$")
-
-
-def _obeyed(char: str) -> bool:
-    return char not in "\n\t" and (unicodedata.category(char) in ("Cc", "Cs") or char in DIRECTIONS)
-
-
-def _escaped(char: str) -> str:
-    return f"\\x{ord(char):02x}" if ord(char) < 0x100 else f"\\u{ord(char):04x}"
 
 
 class _PlainConsole(Console):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import html.parser
 import io
+import logging
 import pathlib
 import re
 
@@ -17,6 +18,7 @@ from ropd_jax.analysis import rejudge, signal_study, timeline
 from ropd_jax.evaluation import results
 from ropd_jax.types import Criterion, Judgement, Message, Prompt, Rollout, RolloutGroup, Rubric
 from ropd_jax.utils import tables
+from ropd_jax.utils.logs import StderrHandler
 from ropd_jax.utils.tracing import Span
 from ropd_jax.workdir.groups import GroupsLog, read_groups
 from ropd_jax.workdir.result import Result
@@ -167,3 +169,10 @@ def test_only_the_timeline_writes_pages():
     """A new page needs `html.escape`, and a place in the test above."""
     pages = {p.name for p in PACKAGE.rglob("*.py") if re.search(r"<(!doctype|html|p|div|table)\b", p.read_text())}
     assert pages == {"timeline.py"}
+
+
+def test_a_log_line_moves_no_cursor(capsys):
+    handler = StderrHandler()
+    record = logging.LogRecord("ropd_jax", logging.WARNING, "f", 1, "group %s\nfailed", ("p\x1b[2J\u202e1",), None)
+    handler.emit(record)
+    assert capsys.readouterr().err == "warning: group p\\x1b[2J\\u202e1\nfailed\n"
