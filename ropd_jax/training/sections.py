@@ -23,7 +23,6 @@ class SamplingConfig:
     rollouts: int
     max_tokens: int
     temperature: float
-    prompts_at_once: int
     resample: int
     chunk: int
 

@@ -7,9 +7,8 @@ import io
 import json
 import os
 import pathlib
-import sys
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import Any
 
 from rich.table import Table
 
@@ -82,11 +81,6 @@ def final_table(result: Mapping[str, Any]) -> Table:
             text += f"  [{form.format(interval[0])}, {form.format(interval[1])}]"
         table.add_row(label, text)
     return table
-
-
-def show_result(result: Mapping[str, Any], *, file: TextIO | None = None) -> None:
-    """Puts ``final_table`` on standard output (or ``file``)."""
-    tables.console(file or sys.stdout).print(final_table(result))
 
 
 def write_result(workdir: str | os.PathLike[str], result: Mapping[str, Any]) -> pathlib.Path:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from ropd_jax.workdir.curves import curves_png
 from ropd_jax.workdir.groups import GroupsLog, group_row
 from ropd_jax.workdir.metrics import Metrics, read_metrics
 from ropd_jax.workdir.progress import Progress
-from ropd_jax.workdir.result import read_result, show_result, write_result
+from ropd_jax.workdir.result import Result, read_result, write_result
 
 
 def lines(path):
@@ -122,10 +123,8 @@ def lines_of(path):
 
 
 def test_table_shows_intervals_and_says_unknown():
-    out = io.StringIO()
     result = {"accuracy_before": 0.4375, "accuracy_before_interval": [0.395, 0.481], "accuracy_after": None, "seed": 0}
-    show_result(result, file=out)
-    text = out.getvalue()
+    text = str(Result(pathlib.Path("w"), result))
     assert "43.8%  [39.5%, 48.1%]" in text
     assert "unknown" in text
     assert "sampled" not in text
