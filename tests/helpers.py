@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import threading
 
 import numpy as np
@@ -37,6 +38,11 @@ TINY = ModelConfig(
     tied=True,
     max_seq_len=128,
 )
+
+
+def xla_flags(devices: int) -> str:
+    """The tests' XLA_FLAGS (`conftest`) for a process with another number of devices."""
+    return re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])
 
 
 class IdTokenizer:

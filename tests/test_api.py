@@ -26,7 +26,7 @@ from ropd_jax.models import transformer
 from ropd_jax.models.logprobs import token_logprobs
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.training.by_hand import judge
-from tests.helpers import FailsAt, serving, trees_max_diff
+from tests.helpers import FailsAt, serving, trees_max_diff, xla_flags
 
 ROOT = pathlib.Path(__file__).parents[1]
 API = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
@@ -35,7 +35,7 @@ QUESTION = "State the final answer to the following arithmetic problem: 9 + 5 - 
 
 def python(code: str, cwd: pathlib.Path, *flags: str) -> subprocess.CompletedProcess:
     """A script in a process of its own, which must end well; with one device, as on a laptop."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    env = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": xla_flags(1)}
     done = subprocess.run(
         [sys.executable, *flags, "-c", code], cwd=cwd, env=env, capture_output=True, text=True, timeout=300
     )

@@ -28,6 +28,10 @@ class BrokenScorer(Exception):
     """A scorer that fails on its own gold answer. The cause is its error."""
 
 
+class NoFormula(Exception):
+    """The gold answer is not in the grammar, so an answer outside it is not known to be wrong."""
+
+
 def warm_up() -> None:
     """Imports reasoning-gym and sympy, 1 to 4 seconds."""
     import reasoning_gym.factory  # noqa: F401
@@ -41,6 +45,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         return {"right": right(request["task"], entry, request["answer"])}
     except TooLarge:
         return {"error": "too_large"}
+    except NoFormula:
+        return {"error": "no_formula"}
     except BrokenScorer as error:
         cause = error.__cause__
         return {"error": "broken", "message": f"{type(cause).__name__}: {cause}"[:300]}
@@ -51,6 +57,7 @@ def right(task: str, entry: dict[str, Any], found: str) -> bool:
 
     Raises:
         TooLarge: it cannot be decided.
+        NoFormula: neither ``found`` nor the gold answer is in the grammar.
         BrokenScorer: the scorer fails on its own gold answer.
     """
     if check := CHECKS.get(task):
@@ -59,6 +66,7 @@ def right(task: str, entry: dict[str, Any], found: str) -> bool:
         except TooLarge:
             raise
         except (NotAFormula, ArithmeticError, TypeError):
+            _check_formula(entry["answer"])
             return False
     score = _scorer(task)
     try:
@@ -66,6 +74,15 @@ def right(task: str, entry: dict[str, Any], found: str) -> bool:
     except NOT_AN_ANSWER:
         _check_gold(score, entry)
         return False
+
+
+def _check_formula(gold: str | None) -> None:
+    """Raises NoFormula if the gold answer cannot be read either."""
+    try:
+        if gold:
+            parse(gold)
+    except NotAFormula:
+        raise NoFormula from None
 
 
 @functools.cache
@@ -102,7 +119,8 @@ def puzzle24(found: str, entry: Mapping[str, Any]) -> bool:
 def integration(found: str, entry: Mapping[str, Any]) -> bool:
     """The derivative of the formula is the integrand; any constant of integration is right.
 
-    ``Integral(f, x)`` is outside the grammar: it repeats the question. About one gold answer in eight is of that form.
+    ``Integral(f, x)`` is outside the grammar: it repeats the question. About one gold answer in eight is of that form;
+    there an answer outside the grammar is ungraded, because no formula may exist.
     """
     import sympy
 

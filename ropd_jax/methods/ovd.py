@@ -12,7 +12,9 @@ Its paper and its use as a baseline leave the reward open, so both readings are 
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -21,7 +23,7 @@ from ropd_jax.data.grader import grade
 from ropd_jax.methods.base import Method
 from ropd_jax.teacher import TeacherError
 from ropd_jax.teacher.judge_group import scored, unscored
-from ropd_jax.types import Judgement, RolloutGroup, UserError
+from ropd_jax.types import Judgement, Prompt, RolloutGroup, UserError
 
 HIGHEST = 9
 
@@ -67,7 +69,7 @@ class OVD(Method):
         if self.cfg.ovd.mode == "reward":
             return judgement
         texts = [demonstration or answer for demonstration, answer in zip(self.shown(judgement), answers, strict=True)]
-        right = [None if d is None else grade(group.prompt, t) for d, t in zip(digits.values, texts, strict=True)]
+        right = await asyncio.to_thread(_grades, group.prompt, digits.values, texts)  # a hostile answer takes seconds
         causes = [c or ("ungraded" if ok is None else None) for c, ok in zip(digits.causes, right, strict=True)]
         rewards = tuple(None if ok is None else float(ok) for ok in right)
         return dataclasses.replace(judgement, rewards=rewards, causes=tuple(causes))
@@ -87,6 +89,11 @@ class OVD(Method):
                 tokens_T = np.asarray([*tokenizer.encode(text), tokenizer.stop_ids[0]], np.int32)
                 rows[i] = TokenSequence(group.prompt_tokens_T, tokens_T, np.full(tokens_T.shape, np.nan, np.float32))
         return rows
+
+
+def _grades(prompt: Prompt, digits: Sequence[int | None], texts: Sequence[str]) -> list[bool | None]:
+    """The exact grade of each text that has a digit."""
+    return [None if d is None else grade(prompt, t) for d, t in zip(digits, texts, strict=True)]
 
 
 METHOD = OVD

@@ -6,6 +6,8 @@ other method here sees. A rollout that nobody can grade is unscored (cause ``ung
 
 from __future__ import annotations
 
+import asyncio
+
 from ropd_jax.data.grader import grade
 from ropd_jax.methods.base import Method
 from ropd_jax.types import Judgement, RolloutGroup
@@ -17,7 +19,7 @@ class RLVR(Method):
         return {}
 
     async def judge(self, teacher, group: RolloutGroup) -> Judgement:
-        return outcome(group)
+        return await asyncio.to_thread(outcome, group)  # a hostile answer can take the grader's child seconds
 
 
 def outcome(group: RolloutGroup) -> Judgement:

@@ -4,8 +4,9 @@ from fractions import Fraction
 
 import pytest
 
-from ropd_jax.data import grader_worker
+from ropd_jax.data import grader, grader_worker
 from ropd_jax.data.expressions import NotAFormula, TooLarge, numbers, parse, to_sympy, value
+from ropd_jax.types import Message, Prompt
 
 
 @pytest.mark.parametrize(
@@ -118,6 +119,16 @@ PRODUCT = entry("x**2 + 3*x + 2")
 )
 def test_the_five_tasks_that_we_check_ourselves(task, item, answer, want):
     assert grader_worker.right(task, item, answer) is want
+
+
+def test_where_no_formula_may_exist_an_answer_outside_the_grammar_is_ungraded():
+    item = entry(integrand="exp(x**2)", variable="x") | {"answer": "Integral(exp(x**2), x)"}
+    for answer in (item["answer"], "I cannot integrate this"):
+        with pytest.raises(grader_worker.NoFormula):
+            grader_worker.right("intermediate_integration", item, answer)
+    assert grader_worker.right("intermediate_integration", item, "exp(x**2)") is False
+    prompt = Prompt("1", (Message("user", "?"),), "gold", "intermediate_integration", "", {"reasoning_gym": item})
+    assert grader.grade(prompt, f"Answer: {item['answer']}") is None
 
 
 @pytest.mark.parametrize("task", grader_worker.CHECKS)

@@ -27,7 +27,7 @@ from ropd_jax.train import train
 from ropd_jax.types import UserError
 from ropd_jax.workdir.checkpoint import Checkpoints
 from ropd_jax.workdir.groups import read_groups
-from tests.helpers import restore_raw, trees_max_diff
+from tests.helpers import restore_raw, trees_max_diff, xla_flags
 
 ROOT = pathlib.Path(__file__).parents[2]
 SETTINGS = {
@@ -64,7 +64,7 @@ class Host:
 
     def __init__(self, command, number, devices):
         env = os.environ | {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": xla_flags(devices),
             "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{command[0]}",
             "JAX_NUM_PROCESSES": "2",
             "JAX_PROCESS_ID": str(number),
@@ -173,6 +173,9 @@ def saved(workdir, step):
 def check_equal(workdir, one, steps=2):
     """What a run leaves: texts, rewards and counts exactly, sums over devices to rounding."""
     for mine, theirs in zip(metrics(workdir)[: steps + 1], metrics(one)[: steps + 1], strict=True):
+        # On-policy this number is nothing but rounding: of two log-probs, at the one token of all where it is largest.
+        gaps = [row.pop("update/logp_gap_max", 0.0) for row in (mine, theirs)]
+        assert gaps[0] == pytest.approx(gaps[1], abs=2e-5)
         assert mine == pytest.approx(theirs, rel=1e-5, abs=5e-6)
         assert mine["step"] == 0 or mine["reward/mean"] == theirs["reward/mean"]
     for step in range(steps):

@@ -1,0 +1,63 @@
+"""Votes: several verdicts on each criterion of each answer become one, by majority.
+
+Votes of one model differ in seed and in the order in which it saw the answers; a panel is several models::
+
+    criterion            c1  c2  c3
+    vote 1               1   1   0
+    vote 2               1   0   0
+    vote 3               0   1   0
+    verdict              1   1   0
+    agreement            2/3 2/3 3/3
+
+An answer is unscored, never 0, if one of its criteria has as many votes for as against (cause ``tie``) or agreement
+below ``min_agreement`` (cause ``split``), or if half of its votes or more are missing (their commonest cause).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from ropd_jax.teacher.roles.marks import Marks
+
+
+def majority(votes: Sequence[Marks], *, min_agreement: float = 0.5) -> tuple[Marks, tuple[float | None, ...]]:
+    """The joined marks, and of each criterion the mean share of votes that agree with the majority.
+
+    The agreement is a mean over the answers with at least two votes, unscored ones included; None without any.
+
+    Args:
+        votes: rows of verdicts of the same answers, in the same order; one entry a vote.
+        min_agreement: smallest share of votes that must agree, 0.5 to 1.
+    """
+    rows, causes = [], []
+    shares: list[list[float]] = []
+    for i in range(len(votes[0].values)):
+        cast = [vote.values[i] for vote in votes if vote.values[i] is not None]
+        row, cause, agreed = _joined(cast, min_agreement)
+        if 2 * len(cast) <= len(votes):
+            row, cause = None, _commonest([c for vote in votes if (c := vote.causes[i]) is not None])
+        rows.append(row)
+        causes.append(cause)
+        if len(cast) > 1:
+            shares.append(agreed)
+    agreement = tuple(sum(column) / len(column) for column in zip(*shares, strict=True))
+    n = next((len(row) for vote in votes for row in vote.values if row is not None), 0)
+    return Marks(tuple(rows), tuple(causes)), agreement or (None,) * n
+
+
+def _joined(
+    cast: Sequence[tuple[bool, ...]], min_agreement: float
+) -> tuple[tuple[bool, ...] | None, str | None, list[float]]:
+    """Verdicts, cause and agreement of one answer; no verdicts if a criterion is undecided."""
+    fors = [sum(column) / len(cast) for column in zip(*cast, strict=True)]
+    agreed = [max(share, 1 - share) for share in fors]
+    if 0.5 in fors:
+        return None, "tie", agreed
+    if any(share < min_agreement for share in agreed):
+        return None, "split", agreed
+    return tuple(share > 0.5 for share in fors), None, agreed
+
+
+def _commonest(causes: Sequence[str]) -> str:
+    return Counter(causes).most_common(1)[0][0]
