@@ -131,7 +131,9 @@ class Teacher:
         self.remote: list[TeacherStats] = []  # the counters of the other hosts at the last sync
         self.synced_upto = (0, 0)  # mark of the tape (see `Tape.end`) up to which the other hosts have its entries
         for role in TEMPLATES:  # a template that cannot work is found now, not at the first call
-            templates.check(role, self.template_id(role).rpartition("@")[0])
+            name = self.template_id(role).rpartition("@")[0]
+            alone = role == "rubric" and name.startswith(("rubricator_references.", "rubric_static."))
+            templates.check("rubric_alone" if alone else role, name)
 
     @property
     def client(self) -> ChatClient:
@@ -270,7 +272,8 @@ class Teacher:
         """
 
         async def ask(texts: list[str]) -> Rubric:
-            how = self._how("rubric") | {"template": ""}
+            how = self._how("rubric")
+            how["template"] = how["template"] if how["template"].startswith("rubric_static.") else ""
             request = static_rubric.request(prompt.question, texts, **how, seed=self.seed)
             token = token_of(request.json_schema)
             return await self._screened(prompt, request, lambda text: static_rubric.parse(text, token))

@@ -69,7 +69,7 @@ _FINAL = re.compile(r"<\|channel\|>\s*final\b[^<]{0,80}<\|message\|>")  # harmon
 _CHANNEL = re.compile(r"\s*(?:<\|start\|>\s*assistant\s*)?<\|channel\|>")
 _CHANNEL_END = re.compile(r"<\|(?:return|end|call)\|>\s*(?:<\|start\|>|\Z)")
 _NEXT_TURN = re.compile(r"<\|end\|>\s*<\|start\|>\s*assistant\s*<\|channel\|>")
-_BARE_FINAL = re.compile(r"assistantfinal(?=\S)")
+_BARE_FINAL = re.compile("assistantfinal")
 _BARE_START = re.compile(r"\s*analysis(?=[A-Z])")
 _WRAPPED = re.compile(
     r"<(answer|response)>(?P<a>.*)</\1>|<\|(?:begin_of_solution|START_RESPONSE)\|>(?P<b>.*?)"
@@ -79,7 +79,7 @@ _WRAPPED = re.compile(
 _QUOTES = frozenset("\"'`“”„‘’«»‹›()[]{}（）「」『』《》\\")
 _FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[^\n]*\n.*?^[ \t]*\1[`~]*[ \t]*$", re.DOTALL | re.MULTILINE)
 _INLINE = re.compile(r"(?<!`)(`+)(?!`)[^\n]*?(?<!`)\1(?!`)")
-_MAX_BLOCKS = 100  # blocks of one reply; a reply with more is no answer
+_MAX_BLOCKS, _MAX_PASSES = 100, 5  # at the start of one reply; a reply with more is no answer
 
 
 def answer_of(text: str, question: str = "") -> str:
@@ -91,28 +91,38 @@ def answer_of(text: str, question: str = "") -> str:
     Raises:
         MalformedError: the thinking has no end, or nothing follows it (cause ``thinking``).
     """
-    whole = text = text.removeprefix("\ufeff").strip()
-    asked = question.lower()
-    text = _after_channels(text, asked)
+    text, asked = _stripped(text), question.lower()
     kinds = [kind for kind in KINDS if not (kind.prose and kind.name in asked)]
+    for _ in range(_MAX_PASSES):  # again, because what is removed can hide a mark or a fence of code
+        before, text = text, _stripped(_without_blocks(text, asked, kinds))
+        if text == before:
+            return text
+        if not text:
+            raise _unended("nothing follows the thinking")
+    raise _unended("the thinking has no clear end")
+
+
+def _stripped(text: str) -> str:
+    while text != (text := text.strip().strip("\ufeff")):
+        pass
+    return text
+
+
+def _without_blocks(text: str, asked: str, kinds: Sequence[Kind]) -> str:
+    whole, text = text, _after_channels(text, asked)
     for _ in range(_MAX_BLOCKS):
-        kind = next((k for k in kinds if k.start.match(text)), None)
-        if kind is None:
+        starts = ((k, k.start.match(text)) for k in kinds)
+        kind, opened = next(((k, m) for k, m in starts if m is not None), (None, None))
+        if kind is None or opened is None:
             break
-        opened = kind.start.match(text)
-        assert opened is not None
         text = text[_end(kind, text, opened.end()) :].strip()
     else:
         raise _unended(f"more than {_MAX_BLOCKS} blocks of thinking")
     for kind in kinds:
         if kind.name not in asked and kind.name.replace("<", "</") not in asked:
             text = _without_later_blocks(kind, text)
-    if text != whole:
-        wrapped = _WRAPPED.fullmatch(text)
-        text = ((wrapped["a"] if wrapped["a"] is not None else wrapped["b"]) if wrapped else text).strip()
-        if not text:
-            raise _unended("nothing follows the thinking")
-    return text
+    wrapped = _WRAPPED.fullmatch(text) if text != whole else None
+    return text if wrapped is None else (wrapped["a"] if wrapped["a"] is not None else wrapped["b"]).strip()
 
 
 def after_drafts(text: str, *, anywhere: bool) -> str:
@@ -164,6 +174,8 @@ def _after_channels(text: str, asked: str) -> str:
         return text
     for mark in _BARE_FINAL.finditer(text):
         if not code.holds(mark.start()):
+            if not text[mark.end() :].strip():
+                raise _unended("the reply's final channel is empty")
             return text[mark.end() :].strip()
     if _BARE_START.match(text):
         raise _unended("the reply has no final channel")
@@ -190,18 +202,19 @@ def _without_later_blocks(kind: Kind, text: str) -> str:
     Raises:
         MalformedError: a start mark alone on its line has no end.
     """
-    for _ in range(_MAX_BLOCKS):
-        cut = _next_block(kind, text)
-        if cut is None:
-            return text
-        text = f"{text[: cut[0]].rstrip()}\n{text[cut[1] :].lstrip()}".strip()
-    raise _unended(f"more than {_MAX_BLOCKS} blocks of thinking")
+    kept, at = [], 0
+    for start, end in _blocks(kind, text):
+        kept.append(text[at:start].strip())
+        at = end
+    return "\n".join(part for part in (*kept, text[at:].strip()) if part) if at else text
 
 
-def _next_block(kind: Kind, text: str) -> tuple[int, int] | None:
-    code = _Code(text)
-    found = (m for pattern in (kind.start, kind.end) for m in pattern.finditer(text))
-    marks = [m for m in found if not code.holds(m.start()) and not _is_quoted(text, m)]
+def _blocks(kind: Kind, text: str) -> list[tuple[int, int]]:
+    """The places of the blocks after the start of a text, in order."""
+    found = [m for pattern in (kind.start, kind.end) for m in pattern.finditer(text)]
+    code = _Code(text) if found else None
+    marks = [m for m in found if code is not None and not code.holds(m.start()) and not _is_quoted(text, m)]
+    cuts: list[tuple[int, int]] = []
     opened: re.Match[str] | None = None
     for mark in sorted(marks, key=lambda m: m.start()):
         if mark.re is kind.start:
@@ -210,13 +223,13 @@ def _next_block(kind: Kind, text: str) -> tuple[int, int] | None:
         elif _is_clear(text, mark):
             if opened is None:
                 if not kind.prose:
-                    return 0, mark.end()
+                    cuts = [(0, mark.end())]
             elif not _line_around(text, opened)[0] or "\n" in text[opened.end() : mark.start()]:
-                return opened.start(), mark.end()
+                cuts.append((opened.start(), mark.end()))
             opened = None
     if opened is not None and _line_around(text, opened) == ("", ""):
         raise _unended("the thinking has no end")
-    return None
+    return cuts
 
 
 def _is_quoted(text: str, mark: re.Match[str]) -> bool:
