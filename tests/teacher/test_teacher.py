@@ -50,14 +50,14 @@ def test_references_are_m_samples_without_thinking(saying):
 
 
 def test_lost_references_are_left_out_and_counted(saying):
-    teacher = Teacher(saying("a", TransientError("x", cause="timeout"), " ", "a", "<think>", "..."))
+    teacher = Teacher(saying("a", TransientError("x", cause="timeout"), " ", "<think>", "...", "a"))
     assert asyncio.run(teacher.references(PROMPT)) == ("a", "a")
     assert teacher.stats.failures == {"timeout": 1, "empty": 1, "thinking": 1, "junk": 1}
     assert teacher.stats.duplicate_references == 1 and teacher.stats.reasks == {"reference": 2}
 
 
 def test_an_unusable_reference_is_asked_for_again_with_another_seed_of_the_same_model(saying):
-    client = saying("<think>no end", "b", "c", "", "no\n" * 300, "a")
+    client = saying("<think>no end", "", "no\n" * 300, "b", "c")
     teacher = Teacher(client, references_m=3, reference=[Role("m0"), Role("m1")])
     samples = asyncio.run(teacher.reference_samples(PROMPT))
     assert [(s.text, s.model) for s in samples] == [("b", "m1"), ("c", "m0")]
