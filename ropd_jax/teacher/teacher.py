@@ -22,7 +22,7 @@ from ropd_jax.teacher.blocking import Blocking
 from ropd_jax.teacher.clients.chat import ChatClient, ChatRequest, Purpose
 from ropd_jax.teacher.clients.errors import ConfigurationError, MalformedError, TeacherError
 from ropd_jax.teacher.roles import references as reference_role
-from ropd_jax.teacher.roles import rubricator, scorer, screening, static_rubric, templates, verifier
+from ropd_jax.teacher.roles import rubricator, scorer, screening, static_rubric, templates, thinking, verifier
 from ropd_jax.teacher.roles.json_reply import token_of
 from ropd_jax.teacher.roles.marks import Marks
 from ropd_jax.teacher.roles.references import Reference
@@ -183,9 +183,9 @@ class Teacher:
     async def reference_samples(self, prompt: Prompt, indices: Iterable[int] | None = None) -> tuple[Reference, ...]:
         """The teacher's own answers to the prompt with the model of each, in the order of their sample index.
 
-        They come from the index if there is one. Otherwise a reply without an answer (`roles.references`) is asked for
-        again with another seed, at most twice. Failed samples are left out and counted, and equal samples are kept and
-        counted.
+        They come from the index if there is one, without thinking that a file of another program can hold. Otherwise a
+        reply without an answer (`roles.references`) is asked for again with another seed, at most twice. Failed samples
+        are left out and counted, and equal samples are kept and counted.
 
         Args:
             indices: the samples that are wanted; None is 0..m-1.
@@ -194,10 +194,14 @@ class Teacher:
             ConfigurationError: at once.
             TeacherError: the first failure, if no sample came back.
         """
+        results: Sequence[Reference | BaseException]
         if self.index is not None and indices is None:
-            return self.index.references(prompt, self.references_m)
-        wanted = list(range(self.references_m)) if indices is None else list(indices)
-        results = await asyncio.gather(*(self._reference(prompt, i) for i in wanted), return_exceptions=True)
+            results = [
+                self._collected(prompt, text, model) for text, model in self.index.references(prompt, self.references_m)
+            ]
+        else:
+            wanted = list(range(self.references_m)) if indices is None else list(indices)
+            results = await asyncio.gather(*(self._reference(prompt, i) for i in wanted), return_exceptions=True)
         failures = [r for r in results if isinstance(r, BaseException)]
         for failure in failures:
             if isinstance(failure, ConfigurationError) or not isinstance(failure, TeacherError):
@@ -208,9 +212,18 @@ class Teacher:
         self.stats.duplicate_references += len(samples) - len({r.text for r in samples})
         return samples
 
+    def _collected(self, prompt: Prompt, text: str, model: str) -> Reference | MalformedError:
+        try:
+            return Reference(thinking.answer_of(text, prompt.question), model)
+        except MalformedError as e:
+            self.stats.count("failures", e.cause)
+            return e
+
     def reference_request(self, prompt: Prompt, index: int, attempt: int = 0) -> ChatRequest:
-        """The request for sample ``index`` of the teacher's own answers to the prompt. A later ``attempt`` asks the same
-        model with another seed."""
+        """The request for sample ``index`` of the teacher's own answers to the prompt.
+
+        A later ``attempt`` asks the same model with another seed.
+        """
         how = dataclasses.asdict(self.sources[index % len(self.sources)])
         sample = index + attempt * reference_role.SEED_STRIDE
         return reference_role.reference_request(prompt.question, **how, sample_index=sample, seed=self.seed)

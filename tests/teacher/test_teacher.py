@@ -11,6 +11,7 @@ from ropd_jax.teacher import BlockedError, ConfigurationError, Role, Teacher, Tr
 from ropd_jax.teacher.roles.marks import shuffled
 from ropd_jax.teacher.roles.references import SEED_STRIDE
 from ropd_jax.teacher.scripted.client import OWN_SOLUTION
+from ropd_jax.teacher.tape.reference_index import IndexRow, TeacherIndex, prompt_hash
 from ropd_jax.types import Criterion, Message, Prompt, Rubric
 from tests.teacher.helpers import fenced
 
@@ -64,6 +65,14 @@ def test_an_unusable_reference_is_asked_for_again_with_another_seed_of_the_same_
     again = [r for r in client.requests if r.sample_index >= SEED_STRIDE]
     assert [(r.sample_index, r.model) for r in again] == [(SEED_STRIDE, "m0"), (2 * SEED_STRIDE, "m0")]
     assert teacher.stats.failures == {"thinking": 1, "empty": 1, "junk": 1}
+
+
+def test_references_of_an_index_hold_no_thinking_either(saying):
+    texts = ("<think>hm</think>\none", "two", "<think>no end")
+    index = TeacherIndex([IndexRow("p1", prompt_hash(PROMPT.messages), texts, {"model": "m"})])
+    teacher = Teacher(saying(), index=index, references_m=3)
+    assert asyncio.run(teacher.reference_samples(PROMPT)) == (("one", "m"), ("two", "m"))
+    assert teacher.stats.failures == {"thinking": 1}
 
 
 def test_the_seeds_of_a_second_question_are_used_by_nothing_else():

@@ -1,7 +1,7 @@
 """References: the teacher's own answers to the prompt, m samples.
 
-What a model returns is not always an answer. `parse_reference` raises a ``MalformedError`` with one of these causes, and
-such a sample is asked for again with another seed (`Teacher`):
+What a model returns is not always an answer. `parse_reference` raises a ``MalformedError`` with one of these causes,
+and such a sample is asked for again with another seed (`Teacher`):
 
     thinking    its thinking has no end, or nothing follows it (`thinking`)
     empty       nothing, or white space
@@ -43,7 +43,8 @@ _REFUSAL = re.compile(
     r"|as an ai(?: language model| assistant| model)?)?[\s,.!;:–—-]*(?:but|however)?[\s,]*"
     r"(?:i|we)\s*(?:can(?:['’]t|not| not)|am (?:unable|not able) to|['’]m (?:unable|not able) to|won['’]t|will not"
     r"|are (?:unable|not able) to)\s+"
-    r"(?:help(?! but)|assist|comply|fulfil+|engage|participate|discuss|continue with|do that|provide (?:that|this|assistance|help)"
+    r"(?:help(?! but)|assist|comply|fulfil+|engage|participate|discuss|continue with|do that"
+    r"|provide (?:that|this|assistance|help)"
     r"|answer (?:that|this)|respond to (?:that|this))\b"
     r"|(?:es tut mir leid|entschuldigung|tut mir leid)[\s,.!]*(?:aber\s*)?(?:ich kann|dabei kann ich|das kann ich)\b"
     r"[^.]*\bnicht\b|(?:je suis )?désolée?[\s,.!]*(?:mais\s*)?je ne (?:peux|puis) pas\b|lo siento[\s,.!]*(?:pero\s*)?"

@@ -120,8 +120,8 @@ def rubric_request(
 ) -> ChatRequest:
     """The request for one rubric of ``size`` criteria. ``answers`` are the student's rollouts as texts, or empty.
 
-    It is one user message: the instructions, which are the same for every question; the question; the references and the
-    answers; and behind them the size and the form of the reply once more.
+    It is one user message: the instructions, which are the same for every question; the question; the references and
+    the answers; and behind them the size and the form of the reply once more.
 
     Raises:
         ConfigurationError: a size other than 4 to 12, and a template without placeholders for it.
@@ -133,7 +133,7 @@ def rubric_request(
             "{{least}} and {{most}} there",
             cause="bad_template",
         )
-    bound, counted = ("{{%s}}" % name in templates.load(template) for name in ("reply", "n_distinct"))
+    bound, counted = (name in templates.load(template) for name in ("{{reply}}", "{{n_distinct}}"))
     shown = [*references, *answers]
     token = stable_token(seed, question, shown) if bound else fences.make_token(seed, [question, *shown])
     text = templates.fill(

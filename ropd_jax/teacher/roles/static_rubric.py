@@ -66,7 +66,7 @@ def request(
 ) -> ChatRequest:
     """The request for one rubric. The same texts make the same request, so a tape holds it once."""
     template = template or TEMPLATE
-    bound, counted = ("{{%s}}" % name in templates.load(template) for name in ("reply", "n_distinct"))
+    bound, counted = (name in templates.load(template) for name in ("{{reply}}", "{{n_distinct}}"))
     token = stable_token(seed, question, references) if bound else fences.make_token(seed, [question, *references])
     text = templates.fill(
         template,

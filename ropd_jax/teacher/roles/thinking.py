@@ -9,8 +9,8 @@ is what the model wrote::
     analysis2 + 2 is 4.assistantfinalIt is 4.                  the same, its special tokens removed by the server
     <think>2 + 2                                               it ended before an answer: `MalformedError`
 
-An answer can also be about these tags. So a tag does not count in a code block, between backticks, after a quotation
-mark or a bracket, or in the middle of a line. If the question itself names a tag, only a block at the very start counts.
+An answer can also be about these tags. So a tag does not count in a code block, between backticks, quotation marks or
+brackets, or as a word of a sentence. If the question itself names a tag, only a block at the very start counts.
 """
 
 from __future__ import annotations

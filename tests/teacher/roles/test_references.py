@@ -13,10 +13,11 @@ from tests.helpers import local_rows
 HOW = dict(model="m", temperature=0.7, max_output_tokens=100, sample_index=0)
 LOOP = "The number is even, so we continue. "
 REFUSALS = [
-    "I'm sorry, but I can't help with that.", "I’m sorry, I can’t assist with that request.", "I cannot help with this.",
-    "Sorry, I cannot provide that information.", "As an AI language model, I am unable to assist with this question.",
-    "Unfortunately, I can't answer that.", "I won't comply.", "Es tut mir leid, aber ich kann dabei nicht helfen.",
-    "Je suis désolé, mais je ne peux pas répondre.", "Lo siento, pero no puedo ayudar con eso.", "抱歉，我无法回答这个问题。",
+    "I'm sorry, but I can't help with that.", "I’m sorry, I can’t assist with that request.",
+    "I cannot help with this.", "Sorry, I cannot provide that information.", "I won't comply.",
+    "As an AI language model, I am unable to assist with this question.", "Unfortunately, I can't answer that.",
+    "Es tut mir leid, aber ich kann dabei nicht helfen.", "Je suis désolé, mais je ne peux pas répondre.",
+    "Lo siento, pero no puedo ayudar con eso.", "抱歉，我无法回答这个问题。",
 ]  # fmt: skip
 
 
@@ -61,7 +62,9 @@ def test_what_the_question_asks_to_repeat_is_an_answer():
     asked = reference_request("Write 'I will not talk.' 60 times.", **HOW).messages[0].content
     assert cause("I will not talk. " * 60, asked) is None
     assert cause("I will talk. " * 60, asked) == "junk"
-    asked = reference_request("Say in English: Es tut mir leid, ich kann dabei nicht helfen.", **HOW).messages[0].content
+    asked = (
+        reference_request("Say in English: Es tut mir leid, ich kann dabei nicht helfen.", **HOW).messages[0].content
+    )
     assert cause("I'm sorry, I can't help with that.", asked) is None
 
 

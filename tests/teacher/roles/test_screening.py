@@ -165,7 +165,9 @@ def test_two_criteria_that_differ_in_a_number_a_negation_or_a_word_are_two(a, b)
     assert not same_content(a, b) and not same_content(b, a)
 
 
-WORDS = st.sampled_from(["total", "is", "42", "43", "not", "the", "states", "first", "last", "-", "of", '"x"', "sum", "."])
+WORDS = st.sampled_from(
+    ["total", "is", "42", "43", "not", "the", "states", "first", "last", "-", "of", '"x"', "sum", "."]
+)
 
 
 @PROPERTY
