@@ -41,7 +41,7 @@ _TIMES = "The writer gave this reference {} times:\n"
 
 def bound_schema(size: tuple[int, int]) -> dict:
     """``RUBRIC_SCHEMA`` for ``size`` criteria, with ids c1, c2, ... and points 1 to 5."""
-    properties = {
+    properties: dict[str, dict] = {
         "criterion_id": {"type": "string", "pattern": "^c[0-9]+$"},
         "category": {"type": "string"},
         "criterion": {"type": "string"},

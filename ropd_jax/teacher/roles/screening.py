@@ -61,16 +61,14 @@ def screen(rubric: Rubric, question: str) -> tuple[Problem, ...]:
     Of two criteria that repeat each other, the one with fewer points is the repetition, or else the later one.
     """
     found = {c.id: problem for c in rubric.criteria if (problem := _problem(c, question))}
-    for criterion in rubric.criteria:
-        if criterion.id in found:
-            continue
-        for other in rubric.criteria:
-            if other.id != criterion.id and other.id not in found and same_content(criterion.text, other.text):
-                worse = min((criterion, other), key=lambda c: (c.points, -rubric.criteria.index(c)))
-                kept = other if worse is criterion else criterion
-                found[worse.id] = Problem(worse.id, REPEATS, kept.id)
-                if worse is criterion:
-                    break
+    first: dict[tuple[str, ...], Criterion] = {}  # the one that stays, by content
+    best_first = sorted(rubric.criteria, key=lambda c: -c.points)  # stable, so the earlier one of equal points
+    for criterion in best_first:
+        content = tuple(_content(criterion.text))
+        if criterion.id not in found and content:
+            kept = first.setdefault(content, criterion)
+            if kept is not criterion:
+                found[criterion.id] = Problem(criterion.id, REPEATS, kept.id)
     return tuple(found[c.id] for c in rubric.criteria if c.id in found)
 
 

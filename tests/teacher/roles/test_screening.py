@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 
 import pytest
 from hypothesis import given
@@ -273,6 +274,24 @@ def test_a_static_rubric_is_screened_too(saying):
     found = asyncio.run(teacher.static_rubric(PROMPT, ["42"]))
     assert [c.id for c in found.criteria] == ["c1", "c2", "c3", "c5", "c6", "c7"]
     assert teacher.stats.screened == {"mentions": 1}
+
+
+def test_a_long_criterion_is_read_fast():
+    parts = (
+        "the ",
+        "than the other ",
+        "as the references ",
+        "the student ",
+        '"',
+        "1,234",
+        "the same as ",
+        "réponse ",
+        "比",
+    )
+    texts = [part * (30_000 // len(part)) for part in parts]
+    start = time.perf_counter()
+    screen(rubric(*texts), "the student's " * 2_000)
+    assert time.perf_counter() - start < 10  # measured: 1.2 s
 
 
 def test_every_reason_has_a_sentence():
