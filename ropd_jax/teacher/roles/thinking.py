@@ -70,7 +70,9 @@ _CHANNEL = re.compile(r"\s*(?:<\|start\|>\s*assistant\s*)?<\|channel\|>")
 _CHANNEL_END = re.compile(r"<\|(?:return|end|call)\|>\s*(?:<\|start\|>|\Z)")
 _NEXT_TURN = re.compile(r"<\|end\|>\s*<\|start\|>\s*assistant\s*<\|channel\|>")
 _BARE_FINAL = re.compile("assistantfinal")
-_BARE_START = re.compile(r"\s*analysis(?=[A-Z])")
+_BARE_START = re.compile(  # not `analysisResult = ...`
+    r"\s*analysis(?=(?:We|The|User|I|Let|Need|This|It|Question|Problem|Okay|OK|So|Just|They|Simple|To|First|Given)\b)"
+)
 _WRAPPED = re.compile(
     r"<(answer|response)>(?P<a>.*)</\1>|<\|(?:begin_of_solution|START_RESPONSE)\|>(?P<b>.*?)"
     r"(?:<\|(?:end_of_solution|END_RESPONSE)\|>)?",
@@ -92,7 +94,7 @@ def answer_of(text: str, question: str = "") -> str:
         MalformedError: the thinking has no end, or nothing follows it (cause ``thinking``).
     """
     text, asked = _stripped(text), question.lower()
-    kinds = [kind for kind in KINDS if not (kind.prose and kind.name in asked)]
+    kinds = [kind for kind in KINDS if not (kind.prose and _is_asked_for(kind, asked))]
     for _ in range(_MAX_PASSES):  # again, because what is removed can hide a mark or a fence of code
         before, text = text, _stripped(_without_blocks(text, asked, kinds))
         if text == before:
@@ -100,6 +102,10 @@ def answer_of(text: str, question: str = "") -> str:
         if not text:
             raise _unended("nothing follows the thinking")
     raise _unended("the thinking has no clear end")
+
+
+def _is_asked_for(kind: Kind, asked: str) -> bool:
+    return kind.name in asked or (kind.name.strip("<>") in asked and "tag" in asked)
 
 
 def _stripped(text: str) -> str:

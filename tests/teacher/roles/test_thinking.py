@@ -98,6 +98,8 @@ def test_a_tag_that_the_question_names_counts_at_the_start_only():
     form = "<reasoning>\n2 + 2\n</reasoning>\n<answer>\n4\n</answer>"
     assert answer_of(form) == "4"
     assert answer_of(form, "Reply with <reasoning> and <answer>.") == form
+    assert answer_of(form, "Put your reasoning and your answer into tags.") == form
+    assert answer_of("analysisResult = 4") == "analysisResult = 4"
 
 
 PIECES = st.sampled_from(
