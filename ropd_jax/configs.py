@@ -109,6 +109,7 @@ def default() -> ConfigDict:
     cfg.teacher.budget.usd = 0.0  # 0 is no cap
     cfg.teacher.budget.tokens = 0  # input and output together
     cfg.teacher.budget.calls = 0  # requests sent to the provider, retries included
+    cfg.teacher.screen_criteria = True  # drop criteria that mention a reference or another answer, repeat one, ...
     cfg.teacher.rubric_reuse = "fresh"  # paper: a rubric for each group; or "per_epoch", "until_saturated"
     cfg.teacher.rubric_epochs = 2  # per_epoch: passes over the data that one rubric serves
     cfg.teacher.health = ConfigDict()

@@ -196,7 +196,7 @@ class Lineage:
     Attributes:
         step: the step whose rollouts it was induced from; an earlier one where a rubric is reused.
         model: the rubricator's model, as the config names it.
-        template: name and content hash of the rubricator's prompt, ``rubricator.v3@3f2a...``.
+        template: name and content hash of the rubricator's prompt, ``rubricator.v4@3f2a...``.
         references, answers: SHA-256 (16 hex digits) of each text that it was induced from.
     """
 

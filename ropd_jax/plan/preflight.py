@@ -151,7 +151,8 @@ def _prompt_tokens(cfg: ConfigDict, prompts: Sequence[Prompt]) -> dict[str, int]
         chars = tokens * CHARS_PER_TOKEN
         return "x" * (min(chars, t.max_answer_chars) if t.max_answer_chars else chars)
 
-    references = [text(t.reference.max_output_tokens)] * t.references
+    longest = text(t.reference.max_output_tokens)
+    references = [f"{i}{longest}"[: len(longest)] for i in range(t.references)]  # different ones, so that all are shown
     answers = [text(cfg.sampling.max_tokens)] * cfg.sampling.rollouts
     sizes = {}
     for role in ROLE_KEYS:

@@ -130,6 +130,7 @@ def build_teacher(
         judge=roles["judge"][1],
         references_m=teacher["references"],
         max_answer_chars=teacher["max_answer_chars"],
+        screen_criteria=teacher["screen_criteria"],
         repeat_frac=teacher["health"]["repeat_frac"],
         store=RubricStore(teacher["rubric_reuse"], epochs=teacher["rubric_epochs"]),
         index=index,

@@ -22,7 +22,7 @@ from ropd_jax.teacher.blocking import Blocking
 from ropd_jax.teacher.clients.chat import ChatClient, ChatRequest, Purpose
 from ropd_jax.teacher.clients.errors import ConfigurationError, MalformedError, TeacherError
 from ropd_jax.teacher.roles import references as reference_role
-from ropd_jax.teacher.roles import rubricator, scorer, static_rubric, templates, verifier
+from ropd_jax.teacher.roles import rubricator, scorer, screening, static_rubric, templates, thinking, verifier
 from ropd_jax.teacher.roles.json_reply import token_of
 from ropd_jax.teacher.roles.marks import Marks
 from ropd_jax.teacher.roles.references import Reference
@@ -70,6 +70,7 @@ class Teacher:
             number i % n.
         references_m: samples of the teacher's own answer to each prompt.
         max_answer_chars: an answer or reference longer than this is shown with its middle cut out; 0 never.
+        screen_criteria: drop criteria that must not count (`roles.screening`), after one more question.
         repeat_frac: share of groups that are verified twice, with another order, to measure the criteria's health.
         store: keeps the rubrics that can be reused; None reuses none.
         index: references collected ahead of time; the teacher is then never asked for one.
@@ -93,6 +94,7 @@ class Teacher:
         judge: Role | None = None,
         references_m: int = 4,
         max_answer_chars: int = 0,
+        screen_criteria: bool = True,
         repeat_frac: float = 0.0,
         store: RubricStore | None = None,
         index: TeacherIndex | None = None,
@@ -119,6 +121,7 @@ class Teacher:
         self._asker = Asker(client, self.stats, seed=seed, max_answer_chars=max_answer_chars)
         self.references_m = references_m
         self.seed = seed
+        self.screen_criteria = screen_criteria
         self.repeat_frac = repeat_frac
         self.store = store if store is not None else RubricStore()
         self.index = index
@@ -128,7 +131,9 @@ class Teacher:
         self.remote: list[TeacherStats] = []  # the counters of the other hosts at the last sync
         self.synced_upto = (0, 0)  # mark of the tape (see `Tape.end`) up to which the other hosts have its entries
         for role in TEMPLATES:  # a template that cannot work is found now, not at the first call
-            templates.check(role, self.template_id(role).rpartition("@")[0])
+            name = self.template_id(role).rpartition("@")[0]
+            alone = role == "rubric" and name.startswith(("rubricator_references.", "rubric_static."))
+            templates.check("rubric_alone" if alone else role, name)
 
     @property
     def client(self) -> ChatClient:
@@ -178,8 +183,9 @@ class Teacher:
     async def reference_samples(self, prompt: Prompt, indices: Iterable[int] | None = None) -> tuple[Reference, ...]:
         """The teacher's own answers to the prompt with the model of each, in the order of their sample index.
 
-        They come from the index if there is one. Otherwise failed samples are left out and counted, and equal samples
-        are kept and counted.
+        They come from the index if there is one, without thinking that a file of another program can hold. Otherwise a
+        reply without an answer (`roles.references`) is asked for again with another seed, at most twice. Failed samples
+        are left out and counted, and equal samples are kept and counted.
 
         Args:
             indices: the samples that are wanted; None is 0..m-1.
@@ -188,10 +194,14 @@ class Teacher:
             ConfigurationError: at once.
             TeacherError: the first failure, if no sample came back.
         """
+        results: Sequence[Reference | BaseException]
         if self.index is not None and indices is None:
-            return self.index.references(prompt, self.references_m)
-        wanted = list(range(self.references_m)) if indices is None else list(indices)
-        results = await asyncio.gather(*(self._reference(prompt, i) for i in wanted), return_exceptions=True)
+            results = [
+                self._collected(prompt, text, model) for text, model in self.index.references(prompt, self.references_m)
+            ]
+        else:
+            wanted = list(range(self.references_m)) if indices is None else list(indices)
+            results = await asyncio.gather(*(self._reference(prompt, i) for i in wanted), return_exceptions=True)
         failures = [r for r in results if isinstance(r, BaseException)]
         for failure in failures:
             if isinstance(failure, ConfigurationError) or not isinstance(failure, TeacherError):
@@ -202,16 +212,36 @@ class Teacher:
         self.stats.duplicate_references += len(samples) - len({r.text for r in samples})
         return samples
 
-    def reference_request(self, prompt: Prompt, index: int) -> ChatRequest:
-        """The request for sample ``index`` of the teacher's own answers to the prompt."""
+    def _collected(self, prompt: Prompt, text: str, model: str) -> Reference | MalformedError:
+        try:
+            return Reference(thinking.answer_of(text, prompt.question), model)
+        except MalformedError as e:
+            self.stats.count("failures", e.cause)
+            return e
+
+    def reference_request(self, prompt: Prompt, index: int, attempt: int = 0) -> ChatRequest:
+        """The request for sample ``index`` of the teacher's own answers to the prompt.
+
+        A later ``attempt`` asks the same model with another seed.
+        """
         how = dataclasses.asdict(self.sources[index % len(self.sources)])
-        return reference_role.reference_request(prompt.question, **how, sample_index=index, seed=self.seed)
+        sample = index + attempt * reference_role.SEED_STRIDE
+        return reference_role.reference_request(prompt.question, **how, sample_index=sample, seed=self.seed)
 
     async def _reference(self, prompt: Prompt, index: int) -> Reference:
-        request = self.reference_request(prompt, index)
-        text = await self._asker.chat(request)
+        for attempt in range(reference_role.MORE_SEEDS + 1):
+            try:
+                return await self._sample(self.reference_request(prompt, index, attempt))
+            except MalformedError as e:
+                if e.cause not in reference_role.UNUSABLE or attempt == reference_role.MORE_SEEDS:
+                    raise
+                self.stats.count("reasks", "reference")
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _sample(self, request: ChatRequest) -> Reference:
+        text = await self._asker.chat(request)  # with a tape, this raises and counts an unusable reply
         try:
-            return Reference(reference_role.parse_reference(text), request.model)
+            return Reference(reference_role.parse_reference(text, request.messages[0].content), request.model)
         except MalformedError as e:
             self.stats.count("failures", e.cause)
             raise
@@ -230,10 +260,11 @@ class Teacher:
 
         Args:
             answers: empty: the rubric is induced from the references only.
-            size: fewest and most criteria.
+            size: fewest and most criteria; fewer are left if some must not count (`roles.screening`), at least one.
 
         Raises:
-            MalformedError: neither the reply nor the answer to the re-ask was a rubric.
+            MalformedError: neither the reply nor the answer to the re-ask was a rubric, or no criterion counts (cause
+                ``screened``).
             TeacherError: the call failed.
         """
 
@@ -242,7 +273,7 @@ class Teacher:
             how = self._how("rubric")
             request = rubricator.rubric_request(prompt.question, *shown, **how, seed=self.seed, size=size)
             token = token_of(request.json_schema)
-            return await self.ask(request, lambda text: rubricator.parse_rubric(text, size, token))
+            return await self._screened(prompt, request, lambda text: rubricator.parse_rubric(text, size, token))
 
         return await self._asker.fitting("rubric", [*references, *answers], ask)
 
@@ -254,12 +285,50 @@ class Teacher:
         """
 
         async def ask(texts: list[str]) -> Rubric:
-            how = self._how("rubric") | {"template": ""}
+            how = self._how("rubric")
+            how["template"] = how["template"] if how["template"].startswith("rubric_static.") else ""
             request = static_rubric.request(prompt.question, texts, **how, seed=self.seed)
             token = token_of(request.json_schema)
-            return await self.ask(request, lambda text: static_rubric.parse(text, token))
+            return await self._screened(prompt, request, lambda text: static_rubric.parse(text, token))
 
         return await self._asker.fitting("rubric", list(references), ask)
+
+    async def _screened(self, prompt: Prompt, request: ChatRequest, parse: Callable[[str], Rubric]) -> Rubric:
+        """The rubric of a reply without the criteria that must not count.
+
+        The first reply with such criteria is asked for again. Of two replies the rubric that keeps more criteria is
+        used, so a re-ask that fails costs only the criteria.
+        """
+        if not self.screen_criteria:
+            return await self.ask(request, parse)
+        read: list[tuple[Rubric, tuple[screening.Problem, ...]]] = []
+        replies = 0
+
+        def screened(text: str) -> Rubric:
+            nonlocal replies
+            replies += 1
+            rubric = parse(text)
+            problems = screening.screen(rubric, prompt.question)
+            read.append((rubric, problems))
+            if problems and replies == 1:
+                raise MalformedError(screening.explained(problems), cause="screened")
+            return rubric
+
+        try:
+            await self.ask(request, screened)
+        except ConfigurationError:
+            raise
+        except TeacherError:
+            if not read:
+                raise
+        kept = [(rubric, problems) for r, problems in read if (rubric := screening.without(r, problems)) is not None]
+        if not kept:
+            self.stats.count("failures", "screened")
+            raise MalformedError(f"no criterion of the rubric counts: {read[-1][1][0]}", cause="screened")
+        rubric, problems = max(reversed(kept), key=lambda pair: len(pair[0].criteria))
+        for problem in problems:
+            self.stats.count("screened", problem.reason)
+        return rubric
 
     # --------------------------------------------------------------------------------------- verdicts and scores
 

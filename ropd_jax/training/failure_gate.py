@@ -22,6 +22,11 @@ _REMEDIES = {
     "truncated": "raise max_output_tokens of the role (thinking counts too)",
     "context": "lower teacher.max_answer_chars, or use a model with a longer context",
     "malformed": "the model does not keep to the form: look at the tape, or use another model for the role",
+    "thinking": "the references are thinking without an answer: give the server the model's thinking parser, or raise "
+    "teacher.reference.max_output_tokens",
+    "empty": "the model returns nothing: look at the tape, or use another model for the role",
+    "junk": "the references are loops, refusals or echoes: look at the tape, or use another model as the reference",
+    "screened": "no criterion could be decided from one answer: look at the tape, or use another rubricator",
     "missing": "the model leaves answers out: look at the tape, or use another model as the verifier",
     "blocked": "a safety filter stopped it: another model or provider for the role",
     "refused": "the model refused: another model or provider for the role",

@@ -16,8 +16,9 @@ import pytest
 from experiments import quickstart
 from ropd_jax.cli import collect_references
 from ropd_jax.cli import main as cli
-from ropd_jax.teacher import ConfigurationError, Role, Teacher, TransientError
+from ropd_jax.teacher import ConfigurationError, MalformedError, Role, Teacher, TransientError
 from ropd_jax.teacher.collect_references import EXTRA, collect_one
+from ropd_jax.teacher.roles.references import SEED_STRIDE
 from ropd_jax.teacher.tape.reference_index import read_index
 from ropd_jax.types import Message, Prompt, UserError
 
@@ -51,7 +52,16 @@ def test_a_replacement_comes_from_the_same_model(saying):
     assert [(r.sample_index, r.model) for r in requests[3:]] == [(1 + 6, "m1"), (2 + 6, "m0")]
 
 
+def test_an_unusable_answer_is_asked_for_again_with_seeds_of_its_own(saying):
+    samples, requests = collected(saying, ["a", "<think>no end", "a", "...", "b"], m=2)
+    assert [s.text for s in samples] == ["a", "b"]
+    # 1 is unusable and asked for again; it repeats 0, so it is asked for as 1 + 2, which is unusable too.
+    assert [r.sample_index for r in requests] == [0, 1, 1 + SEED_STRIDE, 3, 3 + SEED_STRIDE]
+
+
 def test_a_prompt_that_lacks_a_reference_gets_no_row(saying):
+    with pytest.raises(MalformedError, match="thinking"):
+        collected(saying, ["<think>", "<think>", "<think>", "a"], m=2)
     with pytest.raises(TransientError):
         collected(saying, ["a", TransientError("x", cause="timeout"), "b"], m=3)
 

@@ -36,7 +36,7 @@ def judged(prompt, answers, **design):
 
 def test_the_paper_asks_blind_with_references_and_rollouts_in_sight(sum_prompt, sum_answers):
     j, asked = judged(sum_prompt, sum_answers)
-    assert "begin student 4 |" in asked["rubric"][0] and "begin reference 2 |" in asked["rubric"][0]
+    assert "begin student 4 |" in asked["rubric"][0] and "gave this reference 2 times:" in asked["rubric"][0]
     assert "begin answer 6 |" in asked["verify"][0] and "wrote" not in asked["verify"][0]
     assert "Write 4 to 12 criteria" in asked["rubric"][0] and len(j.reference_passed) == 2
 
@@ -52,7 +52,7 @@ def test_a_verifier_that_is_not_blind_sees_the_true_authors(sum_prompt, sum_answ
 
 def test_without_rollouts_the_rubricator_sees_the_references_alone(sum_prompt, sum_answers):
     j, asked = judged(sum_prompt, sum_answers, see_rollouts=False)
-    assert "student" not in asked["rubric"][0] and "begin reference 2 |" in asked["rubric"][0]
+    assert "student" not in asked["rubric"][0] and "gave this reference 2 times:" in asked["rubric"][0]
     assert j.lineage.answers == () and j.rewards[0] == 1.0
 
 

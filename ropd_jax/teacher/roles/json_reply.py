@@ -13,12 +13,12 @@ in the fences contains (`fences`). What counts, if the token is T::
     {"answers": [A]}                                              malformed
 
 The official release's formats, our older prompts and a user's own templates can have no token. Then the object must be
-the whole reply, apart from one code fence around it and a ``<think>`` block before it.
+the whole reply, apart from one code fence around it and a block of thinking before it (`thinking`).
 
 The token is the last key. If the model quotes an answer in a text of its object and forgets the escapes, the answer can
 close the object early, but not with the token. It could also repeat a key, so a repeated key is refused.
 
-Accepted around an object with its token: a byte-order mark, a code fence, prose, a closed ``<think>`` block before it.
+Accepted around an object with its token: a byte-order mark, a code fence, prose, a closed block of thinking before it.
 Refused: two different objects with the token, a list at top level, and a further object that cannot be read but has the
 requested key. Nothing is repaired by guessing.
 """
@@ -31,9 +31,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ropd_jax.teacher.clients.errors import MalformedError
+from ropd_jax.teacher.roles import thinking
 
 TOKEN_KEY = "token"
-_THINKING, _ENDED = "<think>", "</think>"
 _FENCED = re.compile(r"```[\w+-]*\s*(.*)```", re.DOTALL)  # the whole reply is one code fence
 _START = re.compile(r"[{\[]")
 _MAX_STARTS = 1_000  # brackets tried in one reply, so that a wall of brackets does not take quadratic time
@@ -44,7 +44,7 @@ def find_object(text: str, key: str, token: str | None) -> dict:
 
     Args:
         token: what the object must carry, `token_of` the request. "": the request asked for none, so the object must
-            be the whole reply, but for one code fence around it and a ``<think>`` block before it. None: the text is
+            be the whole reply, but for one code fence around it and a block of thinking before it. None: the text is
             not the reply to a request, so nothing in it is a quotation, and any one object counts.
 
     Raises:
@@ -55,7 +55,7 @@ def find_object(text: str, key: str, token: str | None) -> dict:
         raise MalformedError("the reply was empty; expected one JSON object", cause="empty")
     whole = _decode(text)
     if whole is None:  # not JSON as it is: skip the thinking, which can hold drafts of the object
-        text = _after_thinking(text, anywhere=token != "")
+        text = thinking.after_drafts(text, anywhere=token != "")
         whole = _decode(text)
     if whole is not None and not isinstance(whole, dict):
         raise MalformedError(f"the top level of the JSON is a {type(whole).__name__}; expected one object with {key!r}")
@@ -137,25 +137,6 @@ def find_list(
 
 def _closed(properties: dict[str, dict]) -> dict:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
-
-
-def _after_thinking(text: str, *, anywhere: bool) -> str:
-    """What follows the thinking. ``anywhere``: also if the block's start is not in the reply, as with some templates.
-
-    Raises:
-        MalformedError: nothing follows, because the reply was cut off. Drafts in the thinking do not count.
-    """
-    ended = text.lower().rfind(_ENDED)
-    opened = text.lower().startswith(_THINKING)
-    if ended < 0 and opened:
-        after = ""
-    elif ended < 0 or not (opened or anywhere):
-        return text
-    else:
-        after = text[ended + len(_ENDED) :].strip()
-    if not after:
-        raise MalformedError("the reply ended inside its thinking; expected one JSON object after it")
-    return after
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict:

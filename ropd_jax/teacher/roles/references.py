@@ -1,15 +1,58 @@
-"""References: the teacher's own answers to the prompt, m samples."""
+"""References: the teacher's own answers to the prompt, m samples.
+
+What a model returns is not always an answer. `parse_reference` raises a ``MalformedError`` with one of these causes,
+and such a sample is asked for again with another seed (`Teacher`):
+
+    thinking    its thinking has no end, or nothing follows it (`thinking`)
+    empty       nothing, or white space
+    junk        only punctuation; one line or short phrase over and over; our own prompt; a plain refusal
+
+One short word or number is an answer.
+"""
 
 from __future__ import annotations
 
+import itertools
+import re
+import unicodedata
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ropd_jax.teacher.clients.chat import ChatRequest
 from ropd_jax.teacher.clients.errors import MalformedError
-from ropd_jax.teacher.roles import fences, templates
+from ropd_jax.teacher.roles import fences, templates, thinking
 from ropd_jax.types import Message
 
 TEMPLATE = "reference.v1"
+PLAIN_TEMPLATE = "reference_plain.v1"  # asks for no form, and so not for one step of arithmetic per line
+UNUSABLE = ("thinking", "empty", "junk")  # causes for which a sample is asked for again
+MORE_SEEDS = 2  # times that an unusable sample is asked for again
+# Sample i is asked for again as i + SEED_STRIDE. Other uses of a sample index stay far below: the index of a reference,
+# those of `collect_references` for equal answers, and the scripted teacher's own solution.
+SEED_STRIDE = 1_000_000
+
+_LOOP_CHARS = 600  # a shorter text is no loop: an answer can be "ha ha ha"
+_LOOP_TIMES, _LOOP_SHARE = 8, 0.5
+_LOOP_READ = 20_000  # characters of a text that are looked at
+_REPEATING = re.compile(
+    r"\b(?:times|repeat\w*|lines|copies|mal|wiederhol\w*|fois|répét\w*|veces|repit\w*|repet\w*)\b|[次遍]|重复",
+    re.IGNORECASE,
+)
+_REFUSAL = re.compile(
+    r"(?:(?:i['’]m|i am|we['’]re|we are)?\s*(?:very |so |really )?sorry|i apologi[sz]e|my apologies|unfortunately"
+    r"|as an ai(?: language model| assistant| model)?)?[\s,.!;:–—-]*(?:but|however)?[\s,]*"
+    r"(?:i|we)\s*(?:can(?:['’]t|not| not)|am (?:unable|not able) to|['’]m (?:unable|not able) to|won['’]t|will not"
+    r"|are (?:unable|not able) to)\s+"
+    r"(?:help(?! but)|assist|comply|fulfil+|engage|participate|discuss|continue with|do that"
+    r"|provide (?:that|this|assistance|help)"
+    r"|answer (?:that|this)|respond to (?:that|this))\b"
+    r"|(?:es tut mir leid|entschuldigung|tut mir leid)[\s,.!]*(?:aber\s*)?(?:ich kann|dabei kann ich|das kann ich)\b"
+    r"[^.]*\bnicht\b|(?:je suis )?désolée?[\s,.!]*(?:mais\s*)?je ne (?:peux|puis) pas\b|lo siento[\s,.!]*(?:pero\s*)?"
+    r"no puedo\b|(?:很|非常)?(?:抱歉|对不起)[，,。！!\s]*(?:但)?我?(?:无法|不能)",
+    re.IGNORECASE,
+)
+_REFUSAL_CHARS = 300  # a longer text gives more than a refusal
+_OTHERWISE = re.compile(r"\b(?:but|however|aber|mais|pero)\b|但", re.IGNORECASE)  # what follows can be an answer
 
 
 class Reference(NamedTuple):
@@ -35,13 +78,79 @@ def reference_request(
     return ChatRequest("reference", (Message("user", text),), model, temperature, max_output_tokens, None, sample_index)
 
 
-def parse_reference(text: str) -> str:
-    """The answer without thinking: what follows the last ``</think>``, or the whole text if nothing does.
+def parse_reference(text: str, prompt: str = "") -> str:
+    """The answer without thinking.
+
+    Args:
+        prompt: the text of the request, which the answer could be an echo of.
 
     Raises:
-        MalformedError: nothing is left (cause ``empty``).
+        MalformedError: there is no answer; the causes are in the module's docstring.
     """
-    answer = text.rsplit("</think>", 1)[-1].strip() or text.strip()
-    if not answer:
+    if not text.strip("\ufeff \t\r\n"):
         raise MalformedError("the reference was empty; expected an answer to the question", cause="empty")
+    token = fences.token_in(prompt)
+    question = next((body for label, body in fences.parse_blocks(prompt) if label == "question"), "")
+    answer = thinking.answer_of(text, question)
+    if what := junk(answer, question, token):
+        raise MalformedError(f"the reference is {what}; expected an answer to the question", cause="junk")
     return fences.without_surrogates(answer)
+
+
+def check_reply(request: ChatRequest, text: str) -> None:
+    """Raise ``MalformedError`` if the reply to a request for a reference has no answer; for the tape."""
+    parse_reference(text, request.messages[0].content)
+
+
+def junk(answer: str, question: str = "", token: str = "") -> str:
+    """What is wrong with an answer that is none, "" for an answer.
+
+    >>> junk("12"), junk("no"), junk("..."), junk("I'm sorry, but I can't help with that.")
+    ('', '', 'only punctuation', 'a refusal')
+    """
+    if not any(_is_content(c) for c in answer):
+        return "only punctuation"
+    if token and re.search(rf"=====\[ (?:begin|end) [a-z]+(?: [0-9]+)? \| {token} \]=====", answer):
+        return "an echo of the prompt, with its marker lines"
+    refused = _REFUSAL.match(answer) if len(answer) <= _REFUSAL_CHARS else None
+    if refused and not _OTHERWISE.search(answer, refused.end()) and not _REFUSAL.search(question):
+        return "a refusal"
+    if unit := _loop(answer):
+        wanted = _REPEATING.search(question) and "".join(unit.split()) in "".join(question.split())
+        return "" if wanted else f"a repetition of {unit[:60]!r}"
+    return ""
+
+
+def _is_content(char: str) -> bool:
+    """Letters, digits and symbols such as ∞ or an emoji; not the punctuation and symbols of ASCII."""
+    kind = unicodedata.category(char)
+    return kind[0] in "LN" or (kind[0] == "S" and not char.isascii() and unicodedata.name(char, "")[:3] != "BOX")
+
+
+def _loop(text: str) -> str:
+    """The line or phrase whose repetition, without a gap, makes up most of a long text; "" if there is none."""
+    text = text[:_LOOP_READ]
+    if len(text) < _LOOP_CHARS:
+        return ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    words = text.split()
+    for units, longest, glue in ((lines, 8, "\n"), (words, 40, " "), ("".join(words), 60, "")):
+        for period in range(1, min(longest, len(units) // _LOOP_TIMES) + 1):
+            start, length = _longest_run(units, period)
+            if length >= _LOOP_TIMES * period and length >= _LOOP_SHARE * len(units):
+                chars = sum(len(unit) for unit in units[start : start + length])
+                if chars >= _LOOP_SHARE * sum(len(unit) for unit in units):
+                    return glue.join(units[start : start + period])
+    return ""
+
+
+def _longest_run(units: Sequence[str], period: int) -> tuple[int, int]:
+    """(start, length) of the longest part in which each unit equals the one ``period`` places before."""
+    best = (0, 0)
+    at = 0
+    for equal, run in itertools.groupby(a == b for a, b in zip(units, units[period:], strict=False)):
+        n = sum(1 for _ in run)
+        if equal and n + period > best[1]:
+            best = (at, n + period)
+        at += n
+    return best

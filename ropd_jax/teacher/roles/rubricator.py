@@ -1,11 +1,16 @@
 """The rubricator: from question, references and rollouts to 4..12 weighted yes/no criteria (Eq. 3).
 
-It sees which answers are references and which are the student's, because criteria are induced from their contrast.
+It sees which answers are references and which are the student's, because criteria are induced from their contrast. A
+template with ``{{n_distinct}}`` shows equal references once, with their number; one with ``{{reply}}`` gets an example
+of the reply with as many criteria as must be written, and a schema that binds their number, ids and points. Older
+templates send the bytes and the schema that they always sent, so that older tapes replay.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,8 +20,8 @@ from ropd_jax.teacher.roles import fences, templates
 from ropd_jax.teacher.roles.json_reply import find_list, list_schema, only_keys, to_int, with_token
 from ropd_jax.types import Criterion, Message, Rubric
 
-TEMPLATE = "rubricator.v3"
-REFERENCES_TEMPLATE = "rubricator_references.v2"  # shows no answers of the student
+TEMPLATE = "rubricator.v4"
+REFERENCES_TEMPLATE = "rubricator_references.v3"  # shows no answers of the student
 SCHEMA_VERSION = "ropd.rubric.v1"
 MIN_CRITERIA, MAX_CRITERIA, MAX_POINTS = 4, 12, 5
 
@@ -31,6 +36,74 @@ RUBRIC_SCHEMA = list_schema(
     },
     maximum_score={"type": "integer", "description": "sum of all points"},
 )
+_TIMES = "The writer gave this reference {} times:\n"
+
+
+def bound_schema(size: tuple[int, int]) -> dict:
+    """``RUBRIC_SCHEMA`` for ``size`` criteria, with ids c1, c2, ... and points 1 to 5."""
+    properties: dict[str, dict] = {
+        "criterion_id": {"type": "string", "pattern": "^c[0-9]+$"},
+        "category": {"type": "string"},
+        "criterion": {"type": "string"},
+        "points": {"type": "integer", "minimum": 1, "maximum": MAX_POINTS},
+    }
+    highest = {"type": "integer", "minimum": size[0], "maximum": MAX_POINTS * size[1]}
+    return bound_list(list_schema(SCHEMA_VERSION, "rubrics", properties, maximum_score=highest), size)
+
+
+def bound_list(schema: dict, size: tuple[int, int]) -> dict:
+    """The schema with bounds on the number of its ``rubrics``."""
+    rubrics = schema["properties"]["rubrics"] | {"minItems": size[0], "maxItems": size[1]}
+    return schema | {"properties": schema["properties"] | {"rubrics": rubrics}}
+
+
+def example(n: int, token: str) -> str:
+    """A reply with ``n`` criteria, for the prompt."""
+    points = [(5, 3, 2, 1)[i] if i < 4 else 2 for i in range(n)]
+    rows = [
+        {"criterion_id": f"c{i}", "category": "...", "criterion": "...", "points": p} for i, p in enumerate(points, 1)
+    ]
+    reply = {"schema_version": SCHEMA_VERSION, "rubrics": rows, "maximum_score": sum(points), "token": token}
+    return json.dumps(reply)
+
+
+def stable_token(seed: int, question: str, texts: Sequence[str]) -> str:
+    """A fence token that depends on the question only, unless it occurs in one of the texts.
+
+    So two requests about one question begin with the same bytes, which a prompt cache can serve.
+    """
+    token = fences.make_token(seed, [question])
+    while any(token in text for text in texts):
+        token = fences.make_token(f"{seed}:{token}", [question])
+    return token
+
+
+def show_references(references: Sequence[str], token: str) -> str:
+    """The different references, each in its fence, numbered from 1; above a repeated one stands how often it was given.
+
+    >>> print(show_references(["4", "5", "4"], "3fd1c09a77e2"))
+    The writer gave this reference 2 times:
+    =====[ begin reference 1 | 3fd1c09a77e2 ]=====
+    4
+    =====[ end reference 1 | 3fd1c09a77e2 ]=====
+    <BLANKLINE>
+    =====[ begin reference 2 | 3fd1c09a77e2 ]=====
+    5
+    =====[ end reference 2 | 3fd1c09a77e2 ]=====
+    """
+    return "\n\n".join(
+        (_TIMES.format(times) if times > 1 else "") + fences.block(f"reference {n}", text, token)
+        for n, (text, times) in enumerate(Counter(references).items(), 1)
+    )
+
+
+def read_references(prompt: str) -> list[str]:
+    """The references that a prompt shows, each as often as it was given."""
+    marker = rf"=====\[ begin (reference [0-9]+) \| {fences.token_in(prompt)} \]====="
+    pattern = re.compile("^" + _TIMES.format("([0-9]{1,6})") + marker, re.MULTILINE)
+    times = {label: int(n) for n, label in pattern.findall(prompt)}
+    blocks = ((label, text) for label, text in fences.parse_blocks(prompt) if label.startswith("reference "))
+    return [text for label, text in blocks for _ in range(times.get(label, 1))]
 
 
 def rubric_request(
@@ -47,6 +120,9 @@ def rubric_request(
 ) -> ChatRequest:
     """The request for one rubric of ``size`` criteria. ``answers`` are the student's rollouts as texts, or empty.
 
+    It is one user message: the instructions, which are the same for every question; the question; the references and
+    the answers; and behind them the size and the form of the reply once more.
+
     Raises:
         ConfigurationError: a size other than 4 to 12, and a template without placeholders for it.
     """
@@ -57,18 +133,24 @@ def rubric_request(
             "{{least}} and {{most}} there",
             cause="bad_template",
         )
-    token = fences.make_token(seed, [question, *references, *answers])
+    bound, counted = (name in templates.load(template) for name in ("{{reply}}", "{{n_distinct}}"))
+    shown = [*references, *answers]
+    token = stable_token(seed, question, shown) if bound else fences.make_token(seed, [question, *shown])
     text = templates.fill(
         template,
         token=token,
         reply_token=token,
+        reply=example(size[0], token),
+        n_references=str(len(references)),
+        n_distinct=str(len(set(references))),
         least=str(size[0]),
         most=str(size[1]),
         question=fences.block("question", question, token),
-        references=fences.render(references, token, "reference"),
+        references=show_references(references, token) if counted else fences.render(references, token, "reference"),
         students=fences.render(answers, token, "student"),
     )
-    schema = with_token(RUBRIC_SCHEMA, templates.reply_token(template, token))
+    reply_token = token if bound else templates.reply_token(template, token)
+    schema = with_token(bound_schema(size) if bound else RUBRIC_SCHEMA, reply_token)
     return ChatRequest("rubric", (Message("user", text),), model, temperature, max_output_tokens, schema)
 
 

@@ -6,6 +6,7 @@ as what a good answer avoids, so that true is good for every criterion. ``Criter
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,10 +14,10 @@ from ropd_jax.teacher.clients.chat import ChatRequest
 from ropd_jax.teacher.clients.errors import MalformedError
 from ropd_jax.teacher.roles import fences, templates
 from ropd_jax.teacher.roles.json_reply import find_list, list_schema, with_token
-from ropd_jax.teacher.roles.rubricator import criterion_texts, rubric_of
+from ropd_jax.teacher.roles.rubricator import bound_list, criterion_texts, rubric_of, show_references, stable_token
 from ropd_jax.types import Criterion, Message, Rubric
 
-TEMPLATE = "rubric_static.v2"
+TEMPLATE = "rubric_static.v3"
 SCHEMA_VERSION = "ropd.static_rubric.v1"
 LEAST, MOST = 7, 20
 TENTHS = {"Essential": 10, "Important": 7, "Optional": 3, "Pitfall": 8}
@@ -30,6 +31,27 @@ SCHEMA = list_schema(
         "criterion": {"type": "string"},
     },
 )
+BOUND_SCHEMA = bound_list(
+    list_schema(
+        SCHEMA_VERSION,
+        "rubrics",
+        {
+            "criterion_id": {"type": "string", "pattern": "^c[0-9]+$"},
+            "category": {"type": "string", "enum": list(TENTHS)},
+            "criterion": {"type": "string"},
+        },
+    ),
+    (LEAST, MOST),
+)
+
+
+def example(token: str) -> str:
+    """A reply with the fewest criteria, for the prompt."""
+    rows = [
+        {"criterion_id": f"c{n}", "category": list(TENTHS)[(n - 1) % len(TENTHS)], "criterion": "..."}
+        for n in range(1, LEAST + 1)
+    ]
+    return json.dumps({"schema_version": SCHEMA_VERSION, "rubrics": rows, "token": token})
 
 
 def request(
@@ -43,18 +65,22 @@ def request(
     template: str = "",
 ) -> ChatRequest:
     """The request for one rubric. The same texts make the same request, so a tape holds it once."""
-    token = fences.make_token(seed, [question, *references])
     template = template or TEMPLATE
+    bound, counted = (name in templates.load(template) for name in ("{{reply}}", "{{n_distinct}}"))
+    token = stable_token(seed, question, references) if bound else fences.make_token(seed, [question, *references])
     text = templates.fill(
         template,
         token=token,
         reply_token=token,
+        reply=example(token),
+        n_references=str(len(references)),
+        n_distinct=str(len(set(references))),
         question=fences.block("question", question, token),
-        references=fences.render(references, token, "reference"),
+        references=show_references(references, token) if counted else fences.render(references, token, "reference"),
         least=str(LEAST),
         most=str(MOST),
     )
-    schema = with_token(SCHEMA, templates.reply_token(template, token))
+    schema = with_token(BOUND_SCHEMA, token) if bound else with_token(SCHEMA, templates.reply_token(template, token))
     return ChatRequest("rubric", (Message("user", text),), model, temperature, max_output_tokens, schema)
 
 

@@ -16,9 +16,11 @@ from ropd_jax.teacher.clients.errors import ConfigurationError
 _PLACEHOLDER = re.compile(r"\{\{([a-z_]+)\}\}")
 
 _SCORE = ({"question", "answers", "token"}, {"references", "rubric", "lowest", "highest", "n_answers", "reply_token"})
+_RUBRIC = {"least", "most", "reply_token", "reply", "n_references", "n_distinct"}
 PLACEHOLDERS = {  # role -> placeholders that its template must have, and those that it can have
     "reference": ({"question", "token"}, set()),
-    "rubric": ({"question", "references", "students", "token"}, {"least", "most", "reply_token"}),
+    "rubric": ({"question", "references", "students", "token"}, _RUBRIC),
+    "rubric_alone": ({"question", "references", "token"}, _RUBRIC),  # shows no answers of the student
     "verify": ({"question", "rubric", "answers", "token"}, {"n_answers", "n_criteria", "authors", "reply_token"}),
     "score": _SCORE,
     "judge": _SCORE,

@@ -183,10 +183,10 @@ class ScriptedClient:
         elif not (by_role["reference"] or by_role["student"]):
             return self._reference(question, sample_index)
         elif static_rubric.SCHEMA_VERSION in asked:
-            rows = criteria.induce_static(by_role["reference"], *_numbers(SIZE, asked))
+            rows = criteria.induce_static(_references(user), *_numbers(SIZE, asked))
             reply = {"schema_version": static_rubric.SCHEMA_VERSION, "rubrics": rows}
         else:
-            reply = self._rubric(by_role["reference"], by_role["student"], _numbers(SIZE, asked))
+            reply = self._rubric(_references(user), by_role["student"], _numbers(SIZE, asked))
         token = REPLY_TOKEN.search(asked)
         return _json(reply | {TOKEN_KEY: token[1]} if token else reply)
 
@@ -280,6 +280,11 @@ def _numbers(pattern: re.Pattern[str], asked: str) -> tuple[int, int]:
     if found:
         return int(found[1]), int(found[2])
     return rubricator.MIN_CRITERIA, rubricator.MAX_CRITERIA
+
+
+def _references(user: list[str]) -> list[str]:
+    """The references of the first message that shows some, each as often as its author gave it."""
+    return next((found for text in user if (found := rubricator.read_references(text))), [])
 
 
 def _identity(request: ChatRequest) -> list:

@@ -38,7 +38,7 @@ from ropd_jax.teacher.clients.errors import (
     TransientError,
 )
 from ropd_jax.teacher.step import NO_STEP
-from ropd_jax.teacher.tape.client import LASTING
+from ropd_jax.teacher.tape.client import is_lasting, refused
 from ropd_jax.teacher.tape.store import (
     Tape,
     body_key,
@@ -144,13 +144,16 @@ class Ledger:
         self._run("DELETE FROM batches WHERE marker = ?", (job.marker,))
 
     def end(self, job: Job, answers: Answers, spent: Spent) -> None:
-        """Write the answers, the end and the cost, all or nothing. A blocked answer is recorded as a failure."""
+        """Write the answers, the end and the cost, all or nothing. An answer that was blocked or that its role cannot
+        use (`tape.client.refused`) is recorded as a failure."""
+        requests = self.requests(job)
         with self.tape.using() as db, db:
             for key, answer in answers.items():
-                if isinstance(answer, ChatReply):
+                unusable = refused(requests[key], answer) if isinstance(answer, ChatReply) and key in requests else None
+                if isinstance(answer, ChatReply) and unusable is None:
                     insert_reply(db, key, answer, address=job.address)
-                elif isinstance(answer, BlockedError):
-                    _insert_failure(db, key, answer)
+                elif unusable is not None or isinstance(answer, BlockedError):
+                    _insert_failure(db, key, unusable or cast(TeacherError, answer))
             values = (ENDED, _json(spent), job.marker)
             db.execute("UPDATE batches SET state = ?, spent = ? WHERE marker = ?", values)
 
@@ -318,7 +321,7 @@ def _open(source: Source, tape: Tape, held: set[str]) -> dict[str, ChatRequest]:
     keyed = {body_key(request_body(source.endpoint.provider, r)): r for r in source.requests}
 
     def is_open(key: str) -> bool:
-        failed = any(isinstance(f.error(), LASTING) for f in tape.failures(key))
+        failed = any(is_lasting(f) for f in tape.failures(key))
         return key not in held and not failed and tape.get(key) is None
 
     return {key: request for key, request in keyed.items() if is_open(key)}
@@ -353,6 +356,6 @@ def _json(spent: Spent) -> str:
     return canonical(dataclasses.asdict(spent)).decode()
 
 
-def _insert_failure(db: sqlite3.Connection, key: str, error: BlockedError) -> None:
+def _insert_failure(db: sqlite3.Connection, key: str, error: TeacherError) -> None:
     values = (key, NO_STEP, type(error).__name__, error.cause, str(error), time.time())
     db.execute("INSERT OR IGNORE INTO failures VALUES (?, ?, ?, ?, ?, ?)", values)

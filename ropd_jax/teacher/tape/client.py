@@ -3,6 +3,7 @@
 record    the default: answers from the tape, and asks and records the rest. A request that failed for a passing cause
           (429, timeout, ...) is repeated. A truncated, blocked or over-long request is not: it would fail and cost
           the same again.
+          A reply that its role cannot use, such as a reference that is only thinking, is a failure of this kind too.
 replay    answers from the tape only, opens no socket and needs no key. A request that is not on the tape stops the
           run, and the error describes how it differs from the nearest entry.
 refresh   asks everything once more and overwrites
@@ -20,14 +21,43 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ropd_jax.teacher.clients.chat import ChatClient, ChatReply, ChatRequest
-from ropd_jax.teacher.clients.errors import BlockedError, ConfigurationError, ContextError, TeacherError, TruncatedError
+from ropd_jax.teacher.clients.errors import (
+    BlockedError,
+    ConfigurationError,
+    ContextError,
+    MalformedError,
+    TeacherError,
+    TruncatedError,
+)
+from ropd_jax.teacher.roles import references
 from ropd_jax.teacher.step import STEP
 from ropd_jax.teacher.tape.inspect import explain_miss
-from ropd_jax.teacher.tape.store import TAPE_NAME, Tape, body_key, request_body
+from ropd_jax.teacher.tape.store import TAPE_NAME, Failure, Tape, body_key, request_body
 
 log = logging.getLogger(__name__)
 MODES = ("record", "replay", "refresh", "off")
 LASTING = (TruncatedError, BlockedError, ContextError)  # a repetition would fail in the same way
+CHECKS: dict[str, Callable[[ChatRequest, str], None]] = {  # by purpose: raises MalformedError for an unusable reply
+    "reference": references.check_reply,
+}
+
+
+def is_lasting(failure: Failure) -> bool:
+    """Whether the request is not sent again: it would fail in the same way, or was sent again with another seed."""
+    unusable = failure.type == MalformedError.__name__ and failure.cause in references.UNUSABLE
+    return unusable or isinstance(failure.error(), LASTING)
+
+
+def refused(request: ChatRequest, reply: ChatReply) -> MalformedError | None:
+    """Why the reply must not be recorded as an answer, or None."""
+    check = CHECKS.get(request.purpose)
+    try:
+        if check is not None:
+            check(request, reply.text)
+    except MalformedError as error:
+        error.usage = reply.usage
+        return error
+    return None
 
 
 class TapedClient:
@@ -88,6 +118,8 @@ class TapedClient:
         where: dict[str, Any] = {"step": step, "prompts": self._prompts}
         try:
             reply = await self.inner.chat(request)
+            if error := refused(request, reply):
+                raise error
         except ConfigurationError:
             raise  # stops the run, and says nothing about this request
         except TeacherError as e:
@@ -121,7 +153,7 @@ class TapedClient:
             if reply is None:
                 raise ConfigurationError(explain_miss(self.tape, self._provider, request), cause="tape_miss")
         elif reply is None:
-            lasting = [f for f in self.tape.failures(key) if isinstance(f.error(), LASTING)]
+            lasting = [f for f in self.tape.failures(key) if is_lasting(f)]
             if lasting:
                 error = lasting[-1].error()
                 if all(f.step != step for f in lasting):  # a replay of this step must fail as well

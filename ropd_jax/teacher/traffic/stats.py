@@ -31,6 +31,7 @@ class TeacherStats:
         hedges: second copies of a straggler, by purpose. The slower copy's tokens are not counted, because it is
             cancelled before its reply.
         cut: answers shown to the teacher with their middle cut out, by purpose.
+        screened: criteria that were dropped from a rubric, by reason (`roles.screening`).
         gauges: current values, not counts: ``concurrency``, the slots.
         duplicate_references: references equal to an earlier one of the same prompt (they are kept).
     """
@@ -49,6 +50,7 @@ class TeacherStats:
     taped: Counts = dataclasses.field(default_factory=dict)
     hedges: Counts = dataclasses.field(default_factory=dict)
     cut: Counts = dataclasses.field(default_factory=dict)
+    screened: Counts = dataclasses.field(default_factory=dict)
     gauges: dict[str, float] = dataclasses.field(default_factory=dict)
     duplicate_references: int = 0
 

@@ -22,7 +22,7 @@ from ropd_jax.teacher import (
     make_client,
 )
 from ropd_jax.teacher.roles.json_reply import token_of, with_token
-from ropd_jax.teacher.roles.rubricator import RUBRIC_SCHEMA
+from ropd_jax.teacher.roles.rubricator import bound_schema
 from ropd_jax.teacher.roles.verifier import VERDICT_SCHEMA
 from ropd_jax.types import Message, UserError
 
@@ -112,7 +112,11 @@ def test_everything_that_a_request_asks_for_arrives(provider_client, provider, s
     wire = sorted((r.model, r.temperature, r.max_output_tokens, r.sample_index) for r in seen)
     assert wire == [("a", 0.7, 111, 0), ("a", 0.7, 111, 1), ("b", None, 2222, 0), ("c", 0.0, 3333, 0)]
     tokens = {r.model: token_of(r.json_schema) for r in seen}
-    expected = {"a": None, "b": with_token(RUBRIC_SCHEMA, tokens["b"]), "c": with_token(VERDICT_SCHEMA, tokens["c"])}
+    expected = {
+        "a": None,
+        "b": with_token(bound_schema((4, 12)), tokens["b"]),
+        "c": with_token(VERDICT_SCHEMA, tokens["c"]),
+    }
     assert {r.model: r.json_schema for r in seen} == expected and all(len(tokens[m]) == 12 for m in "bc")
 
 

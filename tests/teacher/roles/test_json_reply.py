@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ropd_jax.teacher import MalformedError, parse_rubric, parse_verdicts
-from ropd_jax.teacher.roles import rubricator, scorer, verifier
+from ropd_jax.teacher.roles import rubricator, scorer, static_rubric, verifier
 from ropd_jax.teacher.roles.json_reply import find_object, token_of, with_token
 from ropd_jax.teacher.tape.store import body_key, request_body
 from ropd_jax.types import Criterion, Rubric
@@ -90,11 +90,16 @@ def test_a_request_by_an_older_prompt_is_the_request_that_older_tapes_hold():
         verifier.verify_request("Q?", RUBRIC, ["4", "5"], template="verifier.v1", **HOW),
         rubricator.rubric_request("Q?", ["4"], ["5"], template="rubricator.v2", **HOW),
         scorer.score_request("Q?", ["4", "5"], lowest=1, highest=10, template="score_judge.v1", **HOW),
+        rubricator.rubric_request("Q?", ["4", "4"], ["5"], template="rubricator.v3", **HOW),
+        rubricator.rubric_request("Q?", ["4", "4"], ["5"], template="rubricator.v3", size=(2, 3), **HOW),
+        rubricator.rubric_request("Q?", ["4", "4"], [], template="rubricator_references.v2", **HOW),
+        static_rubric.request("Q?", ["4", "4"], template="rubric_static.v2", **HOW),
     )
     assert [body_key(request_body("openai", request))[:16] for request in asked] == [
         "f475d5ea5b615d3f", "1dfa064e2d4d7bdb", "538e339f3a70818a",
+        "b09a6bba05ba3e68", "84e406cd0794c3a5", "28c1af9667e0fe46", "292ef92d9042555a",
     ]  # fmt: skip
-    assert [token_of(request.json_schema) for request in asked] == ["", "", ""]
+    assert [token_of(request.json_schema) for request in asked[:3]] == ["", "", ""]
 
 
 @pytest.mark.parametrize("template", ["", "verifier.v1", "verifier_labelled.v1"])

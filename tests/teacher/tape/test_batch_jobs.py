@@ -14,7 +14,7 @@ from aiohttp import web
 from experiments import quickstart
 from ropd_jax.cli import collect_references
 from ropd_jax.cli import main as cli
-from ropd_jax.teacher import Budget, BudgetError, Caps, ChatRequest, ConfigurationError, Tape, TapedClient
+from ropd_jax.teacher import Budget, BudgetError, Caps, ChatReply, ChatRequest, ConfigurationError, Tape, TapedClient
 from ropd_jax.teacher.clients.batch import open_batch
 from ropd_jax.teacher.clients.endpoint import Endpoint
 from ropd_jax.teacher.collect_references import EXTRA
@@ -104,6 +104,15 @@ def test_a_blocked_answer_is_kept_as_the_failure_it_is_and_paid_for(provider, ta
     assert set(texts(tape, provider, several)) == {0, 1, 3}
     assert [f.cause for f in tape.failures(key(provider, several[2]))] == ["blocked"]
     assert (budget.roles[ROLE].calls, budget.roles[ROLE].tokens) == (4, 4 * 7)
+
+
+def test_an_unusable_answer_of_a_job_is_a_failure_on_the_tape(tape):
+    several = {key("openai", r): r for r in requests(3)}
+    ledger, (good, bad, _) = Ledger(tape), several
+    job = ledger.intend(Endpoint("openai"), several, Budget().total(), prompts={})
+    ledger.end(job, {good: ChatReply("9 + 5 = 14"), bad: ChatReply("<think>no end")}, Budget().total())
+    assert tape.get(good).text == "9 + 5 = 14" and tape.get(bad) is None
+    assert [f.cause for f in tape.failures(bad)] == ["thinking"]
 
 
 @PROVIDERS

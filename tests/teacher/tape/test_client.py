@@ -19,6 +19,7 @@ from ropd_jax.teacher import (
     Usage,
 )
 from ropd_jax.teacher.clients.endpoint import Endpoint
+from ropd_jax.teacher.roles.references import SEED_STRIDE
 from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.teacher.tape.store import body_key, request_body
 from tests.teacher.tape.taping import chat, replaying, request, taped
@@ -179,3 +180,45 @@ def test_a_recorded_malformed_body_is_asked_again(tape, saying):
     with pytest.raises(MalformedError):
         chat(client, request())
     assert chat(client, request()).text == "four"
+
+
+JUNK = ["<think>no end", "", "I'm sorry, but I can't help with that."]
+
+
+@pytest.mark.parametrize("text", JUNK)
+def test_an_unusable_reference_is_recorded_as_a_failure_and_never_as_a_reply(tape, saying, text):
+    inner = saying(text)
+    client = taped(tape, inner)
+    for step in (3, 3, 7):  # a resumed step and a later one do not pay for it again
+        with pytest.raises(MalformedError) as live:
+            chat(client, request(), step=step)
+    key = body_key(request_body("scripted", request()))
+    assert tape.get(key) is None and [f.step for f in tape.failures(key)] == [3, 7] and len(inner.requests) == 1
+    for step in (3, 7, 9):
+        with pytest.raises(MalformedError) as replayed:
+            chat(replaying(tape), request(), step=step)
+        assert (replayed.value.cause, str(replayed.value)) == (live.value.cause, str(live.value))
+    for purpose in ("rubric", "verify"):  # whose readers have rules of their own
+        assert chat(taped(tape, saying(text)), request("other", purpose=purpose)).text == text
+
+
+def test_a_run_with_unusable_references_replays_to_the_same_references(tape, sum_prompt):
+    class Fickle(ScriptedClient):
+        """Sample 1 is junk with its first seed, sample 2 with every seed."""
+
+        async def chat(self, request):
+            number, attempt = request.sample_index % SEED_STRIDE, request.sample_index // SEED_STRIDE
+            if number == 2 or (number == 1 and not attempt):
+                return ChatReply(JUNK[attempt])
+            return await super().chat(request)
+
+    def collected(client):
+        teacher = Teacher(client)
+        return asyncio.run(teacher.reference_samples(sum_prompt)), teacher.stats.failures, teacher.stats.reasks
+
+    live = collected(taped(tape, Fickle()))
+    assert len(live[0]) == 3 and live[1] == {"thinking": 2, "empty": 1, "junk": 1} and live[2] == {"reference": 3}
+    assert collected(replaying(tape)) == live
+    assert collected(taped(tape, Fickle())) == live  # a resumed run asks for nothing again
+    assert collected(Fickle())[0] == live[0]  # and without a tape it is the same
+    assert not [e for e in tape.entries() if e.reply is not None and e.reply.text in JUNK]

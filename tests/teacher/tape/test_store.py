@@ -104,8 +104,8 @@ def test_a_tape_of_version_1_is_read_and_grows(tape, saying, tmp_path):
 
 def test_texts_are_compressed_and_survive_it(tape, saying):
     long = "the same step again\n" * 20_000
-    chat(taped(tape, saying(long)), request(long))
-    assert chat(replaying(tape), request(long)).text == long
+    chat(taped(tape, saying(long)), request(long, purpose="verify"))
+    assert chat(replaying(tape), request(long, purpose="verify")).text == long
     assert tape.query("SELECT length(body) FROM requests")[0][0] < len(long) / 50
     body = tape.query("SELECT body FROM requests")[0][0]
     assert json.loads(zlib.decompress(body))["messages"] == [["user", long]]
@@ -123,7 +123,7 @@ class Echo:
 async def main(path, start):
     client = TapedClient(Echo, Tape(path), mode="record", provider="scripted")
     async def one(i):
-        await client.chat(ChatRequest("reference", (Message("user", f"{i} " * 2000),), "m", sample_index=i))
+        await client.chat(ChatRequest("verify", (Message("user", f"{i} " * 2000),), "m", sample_index=i))
         sys.stdout.write(f"{i}\\n"); sys.stdout.flush()
     for i in range(start, 10**6, 4):
         await asyncio.gather(*(one(i + k) for k in range(4)))
