@@ -17,7 +17,7 @@ from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest, Usage
 from ropd_jax.teacher.clients.endpoint import api_key, redact, sdk_address, shown_address
 from ropd_jax.teacher.clients.errors import BlockedError, MalformedError, TeacherError, TransientError, TruncatedError
 from ropd_jax.teacher.clients.http_status import UNREADABLE, error_for_status, parse_retry_after
-from ropd_jax.teacher.clients.structured_output import Structures
+from ropd_jax.teacher.clients.structured_output import Structures, schema_for
 
 if TYPE_CHECKING:
     from google.genai.types import GenerateContentResponse
@@ -95,7 +95,7 @@ class GeminiClient:
             seed=request.sample_index,
             system_instruction=system or None,
             response_mime_type=None if structure == "text" else "application/json",
-            response_json_schema=request.json_schema if structure == "json_schema" else None,
+            response_json_schema=schema_for(request, structure),
         )
         return contents, config
 

@@ -18,7 +18,7 @@ from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest, Usage
 from ropd_jax.teacher.clients.endpoint import api_key, redact, sdk_address, shown_address
 from ropd_jax.teacher.clients.errors import BlockedError, MalformedError, TeacherError, TransientError, TruncatedError
 from ropd_jax.teacher.clients.http_status import UNREADABLE, error_for_status, parse_retry_after
-from ropd_jax.teacher.clients.structured_output import Structures
+from ropd_jax.teacher.clients.structured_output import Structures, schema_for
 
 if TYPE_CHECKING:
     from ropd_jax.teacher.clients.reply_body import BatchLine, Completion, CompletionUsage
@@ -76,9 +76,9 @@ class OpenAIClient:
         }
         if request.temperature is not None:
             parameters["temperature"] = request.temperature
-        if structure == "json_schema":
-            schema = {"name": request.purpose, "schema": request.json_schema, "strict": True}
-            parameters["response_format"] = {"type": "json_schema", "json_schema": schema}
+        if (schema := schema_for(request, structure)) is not None:
+            named = {"name": request.purpose, "schema": schema, "strict": True}
+            parameters["response_format"] = {"type": "json_schema", "json_schema": named}
         elif structure == "json_object":
             parameters["response_format"] = {"type": "json_object"}
         return parameters
