@@ -14,8 +14,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-import pathlib
 import math
+import pathlib
 import statistics
 import sys
 from collections.abc import Collection, Mapping, Sequence

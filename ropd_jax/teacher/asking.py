@@ -115,7 +115,7 @@ class Asker:
             ask([a, b], [0, 1], 1)              ->  a: 5  b: -
             result                                  5, None (cause "missing"), 7, 4
 
-        With 2 answers per call the first question is ``ask([c, a], [2, 0], 0)`` and ``ask([d, b], [3, 1], 0)``, together.
+        With 2 answers per call the first question is ``ask([c, a], [2, 0], 0)`` and ``ask([d, b], [3, 1], 0)``.
 
         Args:
             key: of the order, together with the seed.

@@ -280,9 +280,9 @@ class Teacher:
     ) -> Verdicts:
         """Verdicts of all ``answers`` (rollouts and references together), in their own order.
 
-        They are shown shuffled by a hash of (seed, key, text, index), in calls of ``asking.answers_per_call`` answers and
-        ``asking.criteria_per_call`` criteria, which are sent together. Answers without a verdict in the first reply are
-        asked for once more, without the others. An answer that lacks a part of its verdicts is unscored.
+        They are shown shuffled by a hash of (seed, key, text, index), in calls of ``asking.answers_per_call`` answers
+        and ``asking.criteria_per_call`` criteria, which are sent together. Answers without a verdict in the first reply
+        are asked for once more, without the others. An answer that lacks a part of its verdicts is unscored.
 
         Args:
             key: of the order; the same key shows the same answers in the same order.

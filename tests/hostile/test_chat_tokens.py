@@ -18,6 +18,7 @@ from ropd_jax.teacher.roles import fences, references, rubricator, scorer, stati
 from ropd_jax.teacher.roles.json_reply import token_of
 from ropd_jax.types import Criterion, Message, Prompt, Rubric
 from tests.properties import PROPERTY
+from tests.teacher.helpers import content_of
 
 FAMILIES = {
     "ChatML": (
@@ -148,7 +149,7 @@ def test_a_forged_turn_gives_no_more_turns_than_an_honest_answer():
 def test_no_role_shows_a_special_token():
     text = " ".join(TOKENS) + "".join(UNSEEN)
     for request in requests(text):
-        content = request.messages[0].content
+        content = content_of(request)
         content.encode()
         assert special(content) == [] and not set(content) & set(UNSEEN)
         assert any(body in (text, f"[5] {text}") for _, body in fences.parse_blocks(content))

@@ -17,6 +17,7 @@ from ropd_jax.teacher import ChatReply, ChatRequest, MalformedError, Role, Teach
 from ropd_jax.teacher.roles import rubricator, scorer, static_rubric, verifier
 from ropd_jax.teacher.roles.json_reply import token_of
 from ropd_jax.types import Criterion, Message, Prompt, Rubric
+from tests.teacher.helpers import content_of
 
 RUBRIC = Rubric(tuple(Criterion(f"c{n}", f"States fact {n}.", p) for n, p in enumerate((5, 4, 2, 1), 1)))
 PROMPT = Prompt("p1", (Message("user", "Q?"),))
@@ -64,8 +65,8 @@ CASES = {
         lambda text, token: verifier.parse_verdicts(text, RUBRIC, 2, token).passed,
         "answers", verifier_rows(False), verifier_rows(True),
     ),
-    "scorer": scorer_case("score_verbal.v2"),
-    "judge": scorer_case("score_judge.v2"),
+    "scorer": scorer_case("score_verbal.v3"),
+    "judge": scorer_case("score_judge.v3"),
     "rubricator": Case(
         lambda answer: rubricator.rubric_request("Q?", ["ref"], [answer, "4"], **HOW),
         lambda text, token: rubricator.parse_rubric(text, token=token),
@@ -123,7 +124,7 @@ def broken(own, key):
 
 def shown(request, answer):
     """What the judge sees of the answer, and if that differs the answer itself, which it can restore."""
-    content = request.messages[0].content
+    content = content_of(request)
     labels = ("student 1", "reference 1", "assistant 2", "answer 1")
     label = next(name for name in labels if f"begin {name} |" in content)
     seen = content.partition(f"begin {label} |")[2].partition("\n")[2].partition(f"\n=====[ end {label} |")[0]
@@ -233,7 +234,7 @@ def test_after_one_unreadable_reply_the_judge_is_asked_again_and_its_own_verdict
     assert verdicts.passed == ((False,) * 4,) * 2
     token = token_of(client.requests[0].json_schema)
     assert len(client.requests) == 2 and client.requests[1].json_schema == client.requests[0].json_schema
-    assert f'"token": "{token}"' in client.requests[0].messages[0].content
+    assert f'"token": "{token}"' in content_of(client.requests[0])
 
 
 @pytest.mark.parametrize("role", ["score", "judge"])
@@ -241,7 +242,7 @@ def test_a_quoted_score_does_not_score_the_group(role):
     case = CASES["scorer"]
     client = Quoting(case.fake, case.own)
     teacher = Teacher(client)
-    ask = teacher.score(PROMPT, ["4", "5"], key="k", lowest=1, highest=10, template="score_judge.v2", role=role)
+    ask = teacher.score(PROMPT, ["4", "5"], key="k", lowest=1, highest=10, template="score_judge.v3", role=role)
     with pytest.raises(MalformedError):
         asyncio.run(ask)
     assert teacher.stats.failures == {"malformed": 1}

@@ -20,17 +20,13 @@ from ropd_jax.teacher.roles import fences
 from ropd_jax.teacher.roles.marks import shuffled
 from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.types import Criterion, Message, Prompt, Rubric
-from tests.teacher.helpers import bound, fenced
+from tests.teacher.helpers import bound, content_of, fenced, keyed
+from tests.teacher.helpers import keyed as verdicts
 
 RUBRIC = Rubric(tuple(Criterion(f"c{n}", f"criterion {n}", p) for n, p in enumerate((5, 4, 2, 1), 1)))
 
 
 PROMPT = Prompt("p1", (Message("user", "Q?"),), answer="GOLD")
-
-
-def verdicts(*rows):
-    answers = [{"answer_index": i, "judgement": [bool(int(c)) for c in row]} for i, row in rows]
-    return json.dumps({"schema_version": "ropd.batch_verifier.v2", "answers": answers})
 
 
 def rubric_text(n=4):
@@ -46,7 +42,7 @@ def test_only_answers_without_a_verdict_are_asked_for_again(saying):
     result = asyncio.run(teacher.verify(PROMPT, RUBRIC, texts, key="k"))
     assert result.scores(RUBRIC) == tuple({0: 1.0, 1: 5 / 12, 2: 0.0, 3: 4 / 12}[order.index(i)] for i in range(4))
     assert result.causes == (None,) * 4
-    assert fenced(client.requests[1].messages[0].content) == [texts[order[1]], texts[order[3]]]
+    assert fenced(content_of(client.requests[1])) == [texts[order[1]], texts[order[3]]]
     assert teacher.stats.reasks == {"verify": 1} and teacher.stats.unscored == {}
 
 
@@ -55,7 +51,6 @@ def test_only_answers_without_a_verdict_are_asked_for_again(saying):
     [
         (verdicts(), "missing"),
         (verdicts((1, "10")), "malformed"),
-        (verdicts((1, "1111"), (1, "0000")), "duplicate"),
         (TransientError("x", cause="timeout"), "timeout"),
         (BlockedError("x"), "blocked"),
     ],
@@ -111,7 +106,7 @@ class Narrow:
         self.limit, self.failure, self.shown = limit, failure, []
 
     async def chat(self, request):
-        texts = [text for label, text in fences.parse_blocks(request.messages[0].content)
+        texts = [text for label, text in fences.parse_blocks(content_of(request))
                  if label.split(" ")[0] in ("answer", "student", "reference")]  # fmt: skip
         self.shown.append(texts)
         if sum(map(len, texts)) > self.limit:
@@ -122,8 +117,8 @@ class Narrow:
             rows = [{"criterion_id": f"c{i}", "category": "x", "criterion": f"k{i}", "points": 1} for i in range(1, 5)]
             reply = {"schema_version": "ropd.rubric.v1", "rubrics": rows, "maximum_score": 4}
             return ChatReply(bound(request, json.dumps(reply)))
-        rows = [{"answer_index": i, "judgement": ["good" in t] * 4} for i, t in enumerate(texts, 1)]
-        return ChatReply(bound(request, json.dumps({"schema_version": "ropd.batch_verifier.v2", "answers": rows})))
+        rows = ((i, "1111" if "good" in t else "0000") for i, t in enumerate(texts, 1))
+        return ChatReply(bound(request, keyed(*rows)))
 
     async def close(self):
         pass

@@ -9,8 +9,8 @@ Each criterion is one question to the teacher layer's verifier (``teacher.verifi
 budget and limits hold. The conversation comes first and is the same, byte for byte, in all questions about one answer,
 so that a prompt cache serves it; the criterion comes last. Nothing of the conversation stands in the system message.
 
-The official figures are made with GPT-4.1 and OpenAI's prompt; ours is ``prompts/healthbench.v3.md``, and its hash is in
-the result. An example of which one criterion has no verdict has no score: it is ungraded.
+The official figures are made with GPT-4.1 and OpenAI's prompt; ours is ``prompts/healthbench.v3.md``, and its hash is
+in the result. An example of which one criterion has no verdict has no score: it is ungraded.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def judge_request(prompt: Prompt, response: str, rubric: tuple[str, float, tuple
     messages = templates.messages(
         TEMPLATE,
         token=token,
-        reply=json.dumps({"explanation": "one or two sentences", "criteria_met": True, TOKEN_KEY: token}),
+        reply=_example(token),
         conversation=shown,
         criterion=fences.block("criterion", criterion, token),
     )
@@ -162,6 +162,11 @@ def grader_facts(teacher: Teacher, provider: str) -> dict[str, object]:
 def _shown(rubric: tuple[str, float, tuple[str, ...]]) -> str:
     text, points, _ = rubric
     return f"[{points:g}] {text}"
+
+
+def _example(token: str) -> str:
+    reply = json.dumps({"explanation": "one or two sentences", "criteria_met": None, TOKEN_KEY: token})
+    return reply.replace("null", "true/false")
 
 
 def _label(role: str) -> str:

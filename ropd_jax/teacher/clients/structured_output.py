@@ -1,9 +1,9 @@
 """How a model is asked for JSON: by a schema that binds, or by less if its server refuses that.
 
-    json_schema     the request's own schema, with the numbers of answers and verdicts and the ranges
-    loose_schema    the same without bounds (`loosened`): keys and types only
-    json_object     any JSON object
-    text            nothing enforced; the parser decides
+json_schema     the request's own schema, with the numbers of answers and verdicts and the ranges
+loose_schema    the same without bounds (`loosened`): keys and types only
+json_object     any JSON object
+text            nothing enforced; the parser decides
 """
 
 from __future__ import annotations

@@ -15,14 +15,15 @@ Lists is the official release's format. The other forms bind each verdict to its
 model cannot lose count. Their schema names every key as required and admits no other one; that of the lists fixes their
 lengths. So with a server that enforces schemas a reply has exactly N answers with exactly K verdicts each.
 
-Without such a server the parser decides. A verdict is ``true`` or ``false``, and an answer whose entry is anything else
-than the schema allows is unscored, alone. An answer or a criterion that was not asked for spoils the reply, because then
-no key can be trusted. A key that occurs twice does too (`json_reply`): a reason can quote an answer, and if the model
-forgets the escapes, the quoted text would have to repeat or invent a key to bring in verdicts of its own.
+Without such a server the parser decides. A verdict is ``true`` or ``false``, and an answer whose entry is not what the
+schema allows is unscored, alone. An answer or a criterion that was not asked for spoils the reply, because then no key
+can be trusted. A key that occurs twice does too (`json_reply`): a reason can quote an answer, and if the model forgets
+the escapes, the quoted text would have to repeat or to invent a key to bring in verdicts of its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -38,7 +39,8 @@ from ropd_jax.utils.suggest import near
 DEFAULT = "keyed"
 LISTS_VERSION = "ropd.batch_verifier.v2"
 VERSION = "ropd.verdicts.v1"
-WHY = "what decides, in a few words"  # the reason in an example
+CHOICE = "true/false"  # a verdict in an example; not JSON
+WHY = "what decides, in a few words"  # a reason in an example
 
 Row = tuple[bool, ...]
 Cell = Mapping[str, Any]  # a JSON schema
@@ -70,10 +72,12 @@ class Form:
     read: Callable[[str, Sequence[str], int, str], Marks]
 
     def example(self, ids: Sequence[str], n: int, token: str) -> str:
-        """The reply in one line, as the prompt shows it. Its verdicts alternate, so that none is suggested."""
-        rows = [[(answer + k) % 2 == 0 for k in range(len(ids))] for answer in range(n)]
-        reply = self.write(ids, rows, WHY)
-        return json.dumps(reply | {TOKEN_KEY: token} if token else reply)
+        """The reply in one line, as the prompt shows it, with `CHOICE` in place of each verdict.
+
+        So it suggests no verdict, and a model that copies it has given none.
+        """
+        reply = self.write(ids, [[None] * len(ids)] * n, WHY)
+        return json.dumps(reply | {TOKEN_KEY: token} if token else reply).replace("null", CHOICE)
 
     def bound(self, ids: Sequence[str], n: int, token: str) -> dict:
         """The schema of exactly N answers and exactly these ids, with the token as its last key."""
@@ -100,8 +104,18 @@ def form_named(name: str) -> Form:
     return FORMS[name]
 
 
-def form_of(reply: Mapping[str, Any]) -> Form | None:
-    """The form that an example or a reply has; None if it has none of them. Reads nothing else."""
+def form_shown(prompt: str) -> Form:
+    """The form of the example in the text of a prompt of ours; lists if it shows none that can be read."""
+    text = prompt.replace(CHOICE, "true")
+    for found in re.finditer(r'\{"schema_version"', text):
+        with contextlib.suppress(ValueError):
+            example, _ = json.JSONDecoder().raw_decode(text, found.start())
+            if form := _form_of(example):
+                return form
+    return FORMS["lists"]
+
+
+def _form_of(reply: Mapping[str, Any]) -> Form | None:
     if reply.get("schema_version") == LISTS_VERSION:
         return FORMS["lists"]
     if reply.get("schema_version") != VERSION:

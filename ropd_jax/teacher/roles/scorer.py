@@ -8,8 +8,8 @@ The prompts that ask for it:
     score_rubric              one score given a rubric, RaR's implicit aggregation
 
 Answers are shown as to the verifier: numbered, shuffled, unlabelled, in a second message behind the stable part. The
-reply is a list for each prompt; with ``{{reply}}`` in the template its schema binds the number of answers and the scale.
-A template without it sends, byte for byte, the request of earlier versions.
+reply is a list; with ``{{reply}}`` in the template its schema binds the number of answers and the scale. A template
+without it sends, byte for byte, the request of earlier versions.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from ropd_jax.teacher.roles.marks import Marks, marks_of
 from ropd_jax.types import Rubric
 
 TEMPLATE = "score_judge.v3"
-REFERENCES_TEMPLATE, VERBAL_TEMPLATE, RUBRIC_TEMPLATE = "score_judge_references.v3", "score_verbal.v3", "score_rubric.v3"
-VARIANTS = (REFERENCES_TEMPLATE, VERBAL_TEMPLATE, RUBRIC_TEMPLATE)
+VARIANTS = ("score_judge_references.v3", "score_verbal.v3", "score_rubric.v3")
 SCHEMA_VERSION = "ropd.scores.v1"
 
 SCORE_SCHEMA = list_schema(  # of the earlier templates: it binds neither the number of answers nor the scale
@@ -90,9 +89,10 @@ def score_request(
 
 
 def _example(n: int, lowest: int, highest: int, token: str) -> str:
-    """The reply in one line. Its scores alternate between the ends of the scale, so that none is suggested."""
-    rows = [{"answer_index": i, "score": highest if i % 2 else lowest} for i in range(1, n + 1)]
-    return json.dumps({"schema_version": SCHEMA_VERSION, "answers": rows, TOKEN_KEY: token})
+    """The reply in one line, with the scale in place of each score, so that none is suggested."""
+    rows = [{"answer_index": i, "score": None} for i in range(1, n + 1)]
+    reply = json.dumps({"schema_version": SCHEMA_VERSION, "answers": rows, TOKEN_KEY: token})
+    return reply.replace("null", f"<{lowest} to {highest}>")
 
 
 def parse_scores(text: str, n_answers: int, lowest: int, highest: int, token: str = "") -> Marks:

@@ -1,7 +1,7 @@
 """Prompt templates: one file each in ``prompts/``, named by role and version, identified by their content hash.
 
-A name that ends in ``.md`` is the path of a user's own file. A template is one user message, or two messages, divided by
-a line of its own::
+A name that ends in ``.md`` is the path of a user's own file. A template is one user message, or two messages that a line
+divides::
 
     (the system message: instructions and the stable material, the same in all calls of a group)
     === user ===
@@ -26,7 +26,10 @@ DIVIDER = "=== user ==="
 _DIVIDER = re.compile(rf"^{DIVIDER}[ \t]*\r?$", re.MULTILINE)
 _PLACEHOLDER = re.compile(r"\{\{([a-z_]+)\}\}")
 
-_SCORE = ({"question", "answers", "token"}, {"references", "rubric", "lowest", "highest", "n_answers", "reply_token", "reply"})
+_SCORE = (
+    {"question", "answers", "token"},
+    {"references", "rubric", "lowest", "highest", "n_answers", "reply_token", "reply"},
+)
 PLACEHOLDERS = {  # role -> placeholders that its template must have, and those that it can have
     "reference": ({"question", "token"}, set()),
     "rubric": ({"question", "references", "students", "token"}, {"least", "most", "reply_token"}),

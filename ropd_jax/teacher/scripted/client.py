@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import contextlib
 import hashlib
 import json
 import math
@@ -54,7 +53,6 @@ TEXT_FAULTS = (  # no error status
 RETRY_AFTER_S = 0.05
 OWN_SOLUTION = 1_000  # the sample index of its own solution, by which it scores if it is shown no references
 SCALE = re.compile(r"integer from (\d+) to (\d+)")
-EXAMPLE = re.compile(r'\{"schema_version"')  # where the example of the reply starts
 REPLY_TOKEN = re.compile(rf'"{TOKEN_KEY}": "([0-9a-f]+)"')  # in the example of the reply
 SIZE = re.compile(r"Write (\d+) to (\d+) (?:criteria|items)")
 _DRAWN = ("rate_limited", "unavailable", "server_error", "broken_json")
@@ -183,7 +181,7 @@ class ScriptedClient:
             scale = _numbers(SCALE, asked)
             reply = self._score(question, rubric, by_role["reference"], by_role["answer"], scale)
         elif by_role["rubric"]:
-            reply = self._verify(rubric, by_role["answer"], _form(asked))
+            reply = self._verify(rubric, by_role["answer"], forms.form_shown(asked))
         elif not (by_role["reference"] or by_role["student"]):
             return self._reference(question, sample_index)
         elif static_rubric.SCHEMA_VERSION in asked:
@@ -291,16 +289,6 @@ def _corrupted_keys(rows: dict[str, dict], kind: str) -> dict[str, dict]:
     else:
         return {str(len(names) + 1): rows[names[0]]} | {name: rows[name] for name in names[1:]}
     return rows
-
-
-def _form(asked: str) -> forms.Form:
-    """The form of the example in the instructions; lists if there is none that can be read."""
-    for found in EXAMPLE.finditer(asked):
-        with contextlib.suppress(ValueError):
-            example, _ = json.JSONDecoder().raw_decode(asked, found.start())
-            if form := forms.form_of(example):
-                return form
-    return forms.FORMS["lists"]
 
 
 def _numbers(pattern: re.Pattern[str], asked: str) -> tuple[int, int]:

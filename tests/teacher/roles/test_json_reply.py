@@ -15,6 +15,7 @@ from ropd_jax.teacher.roles.json_reply import find_object, token_of, with_token
 from ropd_jax.teacher.tape.store import body_key, request_body
 from ropd_jax.types import Criterion, Rubric
 from tests.properties import PROPERTY
+from tests.teacher.helpers import content_of
 from tests.teacher.roles.test_rubricator import rows, rubric_text
 from tests.teacher.roles.test_verifier import rubric_of
 
@@ -102,7 +103,7 @@ def test_the_prompt_and_the_schema_ask_for_the_same_token(template):
     request = verifier.verify_request("Q?", RUBRIC, ["4"], template=template, **HOW)
     token = token_of(request.json_schema)
     assert bool(token) == (not template)
-    assert f'"token": "{token}"}}' in request.messages[0].content or template
+    assert f'"token": "{token}"}}' in content_of(request) or template
 
 
 PIECES = st.sampled_from(

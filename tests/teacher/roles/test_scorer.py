@@ -12,6 +12,7 @@ from ropd_jax.teacher.roles import scorer, static_rubric
 from ropd_jax.teacher.roles.marks import shuffled
 from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.types import Message, Prompt
+from tests.teacher.helpers import content_of
 
 PROMPT = Prompt("p1", (Message("user", "Q?"),))
 
@@ -37,17 +38,15 @@ def test_answers_are_graded_shuffled_and_one_without_a_grade_is_asked_again_alon
     lost = order[2]
     client = saying(scores(*[(n, index + 1) for n, index in enumerate(order, 1) if index != lost]), scores((1, 9)))
     teacher = Teacher(client)
-    marks = asyncio.run(teacher.score(PROMPT, texts, key="k", lowest=1, highest=10, template="score_judge.v2"))
+    marks = asyncio.run(teacher.score(PROMPT, texts, key="k", lowest=1, highest=10, template="score_judge.v3"))
     assert marks.values == tuple(9 if i == lost else i + 1 for i in range(4))
-    assert texts[lost] in client.requests[1].messages[0].content and texts[order[0]] not in (
-        client.requests[1].messages[0].content
-    )
+    assert texts[lost] in content_of(client.requests[1]) and texts[order[0]] not in (content_of(client.requests[1]))
     assert teacher.stats.reasks == {"score": 1}
 
 
 def test_a_failed_second_question_leaves_only_its_answers_unscored(saying):
     client = saying(scores((1, 5)), TransientError("503", cause="server_error"))
-    marks = asyncio.run(Teacher(client).score(PROMPT, "ab", key="k", lowest=1, highest=10, template="score_judge.v2"))
+    marks = asyncio.run(Teacher(client).score(PROMPT, "ab", key="k", lowest=1, highest=10, template="score_judge.v3"))
     assert sorted(map(str, marks.values)) == ["5", "None"] and "server_error" in marks.causes
 
 
@@ -56,8 +55,8 @@ def test_a_users_own_scoring_prompt_goes_before_the_methods(saying, tmp_path):
     path.write_text("{{token}} {{question}} {{answers}} MINE")
     client = saying(scores((1, 5)))
     teacher = Teacher(client, score=Role(template=str(path)))
-    asyncio.run(teacher.score(PROMPT, ["a"], key="k", lowest=1, highest=10, template="score_judge.v2"))
-    assert client.requests[0].messages[0].content.endswith("MINE")
+    asyncio.run(teacher.score(PROMPT, ["a"], key="k", lowest=1, highest=10, template="score_judge.v3"))
+    assert content_of(client.requests[0]).endswith("MINE")
 
 
 def test_the_scripted_teacher_grades_by_own_solution_references_and_rubric(sum_prompt, sum_answers):
@@ -68,7 +67,7 @@ def test_the_scripted_teacher_grades_by_own_solution_references_and_rubric(sum_p
         rubric = await teacher.static_rubric(sum_prompt, references)
         how = dict(key="k", lowest=1, highest=10)
         return rubric, [
-            (await teacher.score(sum_prompt, sum_answers, **how, template=f"score_{name}.v2", **more)).values
+            (await teacher.score(sum_prompt, sum_answers, **how, template=f"score_{name}.v3", **more)).values
             for name, more in (
                 ("judge", {}),
                 ("judge_references", {"references": references}),
@@ -87,6 +86,6 @@ def test_the_scripted_teacher_grades_by_own_solution_references_and_rubric(sum_p
 def test_a_scripted_judge_that_slips_grades_a_right_answer_down(sum_prompt, sum_answers):
     teacher = Teacher(ScriptedClient(slip_rate=1.0))
     marks = asyncio.run(
-        teacher.score(sum_prompt, sum_answers[:1], key="k", lowest=1, highest=10, template="score_judge.v2")
+        teacher.score(sum_prompt, sum_answers[:1], key="k", lowest=1, highest=10, template="score_judge.v3")
     )
     assert marks.values[0] <= 3
