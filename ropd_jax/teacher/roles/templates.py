@@ -1,7 +1,7 @@
 """Prompt templates: one file each in ``prompts/``, named by role and version, identified by their content hash.
 
-A name that ends in ``.md`` is the path of a user's own file. A template is one user message, or two messages that a line
-divides::
+A name that ends in ``.md`` is the path of a user's own file. A template is one user message, or two messages that one
+line divides::
 
     (the system message: instructions and the stable material, the same in all calls of a group)
     === user ===
