@@ -15,10 +15,14 @@ Lists is the official release's format. The other forms bind each verdict to its
 model cannot lose count. Their schema names every key as required and admits no other one; that of the lists fixes their
 lengths. So with a server that enforces schemas a reply has exactly N answers with exactly K verdicts each.
 
-Without such a server the parser decides. A verdict is ``true`` or ``false``, and an answer whose entry is not what the
-schema allows is unscored, alone. An answer or a criterion that was not asked for spoils the reply, because then no key
-can be trusted. A key that occurs twice does too (`json_reply`): a reason can quote an answer, and if the model forgets
-the escapes, the quoted text would have to repeat or to invent a key to bring in verdicts of its own.
+Without such a server the parser decides. A verdict is ``true`` or ``false``. An answer whose entry is not what the
+schema allows is unscored, alone; but an answer or a criterion that was not asked for spoils the reply, because then no
+key can be trusted.
+
+In the two forms with reasons every wrong key spoils the reply, a missing one too, and only a wrong value leaves its
+answer alone unscored. For a reason can quote an answer, and if the model forgets the escapes, the quoted text can close
+the entry and write verdicts of its own. What follows it then has no place: each key of the schema is there already, and
+a key that occurs twice spoils the reply as well (`json_reply`).
 """
 
 from __future__ import annotations
@@ -181,13 +185,21 @@ def _keyed(
     schema: Callable[[Sequence[str]], dict],
     write: Callable[[Sequence[str], Sequence[bool | None], str], dict],
     read: Callable[[Any, Sequence[str]], Row | None],
+    *,
+    exact: bool,
 ) -> Form:
-    """A form with one entry for each answer: the entry's schema, the entry, and its row or None if it has none."""
+    """A form with one entry for each answer: the entry's schema, the entry, and its row or None if it has none.
+
+    ``exact``: an answer that is missing spoils the reply, as every wrong key does in a form with texts.
+    """
 
     def read_reply(text: str, ids: Sequence[str], n: int, token: str) -> Marks:
         answers = _entries(text, "answers", token)
         places = _places(n)
-        _known(answers, places, "answer")
+        if exact:
+            _exact(answers, places, "answers")
+        else:
+            _known(answers, places, "answer")
         rows = [read(answers[place], ids) if place in answers else None for place in places]
         return Marks(tuple(rows), tuple(_cause(r, there=p in answers) for r, p in zip(rows, places, strict=True)))
 
@@ -211,19 +223,36 @@ def _row(entry: Any, ids: Sequence[str]) -> Row | None:
 
 
 def _row_with_reason(entry: Any, ids: Sequence[str]) -> Row | None:
-    if not isinstance(entry, dict) or entry.keys() != {"reason", "verdicts"} or not isinstance(entry["reason"], str):
-        return None
-    return _row(entry["verdicts"], ids)
+    found = _exact(entry, ("reason", "verdicts"), "an answer")
+    verdicts = _exact(found["verdicts"], ids, "verdicts")
+    return _row_of([found["reason"]], [verdicts[name] for name in ids])
 
 
 def _row_of_reasons(entry: Any, ids: Sequence[str]) -> Row | None:
-    if not isinstance(entry, dict) or entry.keys() != set(ids):
-        return None
-    cells = [entry[name] for name in ids]
-    if not all(isinstance(c, dict) and c.keys() == {"reason", "met"} and isinstance(c["reason"], str) for c in cells):
-        return None
-    row = tuple(cell["met"] for cell in cells)
-    return row if all(isinstance(v, bool) for v in row) else None
+    found = _exact(entry, ids, "an answer")
+    cells = [_exact(found[name], ("reason", "met"), name) for name in ids]
+    return _row_of([cell["reason"] for cell in cells], [cell["met"] for cell in cells])
+
+
+def _row_of(reasons: Sequence[Any], verdicts: Sequence[Any]) -> Row | None:
+    """The verdicts, or None if one of the values has another type. One that holds further values spoils the reply."""
+    for value in (*reasons, *verdicts):
+        if isinstance(value, dict | list):
+            raise MalformedError("an object or a list stands in place of a reason or a verdict")
+    texts, row = all(isinstance(r, str) for r in reasons), tuple(v for v in verdicts if isinstance(v, bool))
+    return row if texts and len(row) == len(verdicts) else None
+
+
+def _exact(value: Any, names: Sequence[str], where: str) -> dict:
+    """The object with exactly these keys.
+
+    Raises:
+        MalformedError: it is not that.
+    """
+    if not isinstance(value, dict):
+        raise MalformedError(f"{where} is a {type(value).__name__}; expected an object with {names[0]} to {names[-1]}")
+    only_keys(value, set(names), set(names), where)
+    return value
 
 
 # ---------------------------------------------------------------------------------------- an entry for each criterion
@@ -299,18 +328,21 @@ FORMS: dict[str, Form] = {
             lambda ids: closed(dict.fromkeys(ids, _BOOLEAN)),
             lambda ids, row, reason: dict(zip(ids, row, strict=True)),
             _row,
+            exact=False,
         ),
         _keyed(
             "keyed_reason",
             lambda ids: closed({"reason": _REASON, "verdicts": closed(dict.fromkeys(ids, _BOOLEAN))}),
             lambda ids, row, reason: {"reason": reason, "verdicts": dict(zip(ids, row, strict=True))},
             _row_with_reason,
+            exact=True,
         ),
         _keyed(
             "keyed_reasons",
             lambda ids: closed(dict.fromkeys(ids, closed({"reason": _REASON, "met": _BOOLEAN}))),
             lambda ids, row, reason: {i: {"reason": reason, "met": v} for i, v in zip(ids, row, strict=True)},
             _row_of_reasons,
+            exact=True,
         ),
         Form("by_criterion", _by_criterion_schema, _write_by_criterion, _read_by_criterion),
     )
