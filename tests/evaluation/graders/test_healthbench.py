@@ -18,6 +18,7 @@ from ropd_jax.evaluation.grading import grade_answers
 from ropd_jax.evaluation.results import make_result
 from ropd_jax.teacher import ChatReply, ConfigurationError, MalformedError, Role, Teacher, TransientError
 from ropd_jax.teacher.roles.fences import parse_blocks
+from ropd_jax.teacher.roles.json_reply import token_of
 from ropd_jax.types import Message, Prompt
 from tests.helpers import local_data
 from tests.teacher.helpers import bound, content_of
@@ -85,6 +86,26 @@ def test_each_criterion_is_one_question_with_its_points_and_the_whole_conversati
     assert [label for label, _ in first] == ["user 1", "assistant 2", "user 3", "assistant 4", "criterion"]
     assert (first[-1][1], second[-1][1]) == ("[5] rest", "[-8] bleach")
     assert judge.requests[0].model == "judge-1" and judge.requests[0].purpose == "verify"
+
+
+def test_two_criteria_of_one_conversation_share_all_but_the_criterion():
+    """Before, the criterion changed the token, which stood in the instructions: 770 of 2,643 characters."""
+    said = "Rest, and drink enough. " * 40
+    rubrics = [("Advises rest.", 5.0, ()), ("Names a dose of bleach.", -8.0, ())]
+    one, two = (judge_request(prompt(rubrics), said, r, Role(model="m")) for r in rubrics)
+    assert [m.role for m in one.messages] == ["system", "user"] and one.messages[0] == two.messages[0]
+    assert said not in one.messages[0].content  # the judged answer never speaks as the system
+    assert one.json_schema == two.json_schema
+    a, b = content_of(one), content_of(two)
+    same = next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+    assert (same, len(a)) == (2_388, 2_893) and a[same:].startswith("5] Advises rest.")
+
+
+def test_a_token_that_occurs_in_any_criterion_of_the_example_is_in_no_question():
+    token = token_of(judge_request(prompt(WORKED), "x", WORKED[0], Role(model="m")).json_schema)
+    rubrics = [*WORKED, (f"says {token}", 1.0, ())]
+    found = {token_of(judge_request(prompt(rubrics), "x", r, Role(model="m")).json_schema) for r in rubrics}
+    assert len(found) == 1 and token not in found
 
 
 def test_a_verdict_that_never_comes_leaves_the_example_ungraded_with_its_cause():

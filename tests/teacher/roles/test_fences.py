@@ -64,6 +64,23 @@ def test_a_token_that_occurs_in_a_text_is_hashed_again(monkeypatch):
     assert fences.make_token(0, texts) == "f"
 
 
+def test_texts_to_avoid_change_the_token_only_if_it_occurs_in_one():
+    plain = fences.make_token(0, ["question", "rubric"])
+    assert fences.make_token(0, ["question", "rubric"], avoid=HOSTILE) == plain
+    taken = [f"x{plain}y"]
+    other = fences.make_token(0, ["question", "rubric"], avoid=taken)
+    assert other != plain and other not in taken[0]
+    chain = [f"{plain} {other}"]
+    assert fences.make_token(0, ["question", "rubric"], avoid=chain) not in (plain, other)
+
+
+def test_what_stands_outside_of_the_fences_is_ours():
+    token = fences.make_token(0, HOSTILE)
+    prompt = f"Judge.\n\n{fences.render(HOSTILE, token)}\n\nThe end. {token}"
+    assert fences.outside(prompt).split() == ["Judge.", "The", "end.", token]
+    assert fences.outside("no fences =====[") == "no fences =====["
+
+
 def test_every_request_parses_back_to_exactly_its_texts():
     how = dict(model="m", temperature=None, max_output_tokens=10, seed=1)
     rubric = Rubric(tuple(Criterion(f"c{n}", f"{{braces}} {{{{answers}}}} \ud800 {n}", 5 - n) for n in range(1, 5)))
