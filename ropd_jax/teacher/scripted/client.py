@@ -35,6 +35,7 @@ from ropd_jax.types import Message
 FAULTS: dict[str, tuple[int, str, str]] = {  # kind -> HTTP status, error code, message
     "bad_request": (400, "invalid_request_error", "scripted fault: bad request"),
     "no_schema": (400, "invalid_request_error", "scripted fault: response_format json_schema is not supported"),
+    "no_system": (400, "invalid_request_error", "scripted fault: System role not supported"),
     "unsupported": (400, "unsupported_value", "scripted fault: unsupported value for 'temperature'"),
     "context": (400, "context_length_exceeded", "scripted fault: maximum context length exceeded"),
     "unauthorized": (401, "invalid_api_key", "scripted fault: incorrect API key"),
