@@ -165,7 +165,7 @@ class Teacher:
         return {name: sha for name, _, sha in (i.rpartition("@") for i in ids)}
 
     def template_id(self, role: str) -> str:
-        """Name and content hash of a role's prompt, ``verifier.v2@3f2a...``."""
+        """Name and content hash of a role's prompt, ``verifier.v3@3f2a...``."""
         own = REASK_TEMPLATE if role == "reask" else self.roles[role].template or TEMPLATES[role]
         return f"{own}@{templates.prompt_sha(own)}"
 
