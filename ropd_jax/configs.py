@@ -98,6 +98,10 @@ def default() -> ConfigDict:
     cfg.teacher.reference = _role(temperature=0.7, max_output_tokens=8_192)  # paper: 0, which makes m equal texts
     cfg.teacher.rubricator = _role(temperature=0.7, max_output_tokens=8_192)
     cfg.teacher.verifier = _role(temperature=0.0, max_output_tokens=4_096)
+    cfg.teacher.verifier.form = ""  # of its reply: lists, keyed, keyed_reason, keyed_reasons, by_criterion; "" is keyed
+    cfg.teacher.verifier.answers_per_call = 0  # 0 shows all answers of a group in one call; 1 is one call for each
+    cfg.teacher.verifier.criteria_per_call = 0  # 0 asks for all criteria in one call
+    cfg.teacher.verifier.examples = 0  # worked examples in the prompt, an even number up to 8
     cfg.teacher.scorer = _role(temperature=0.0, max_output_tokens=4_096)  # grades, for t_judge, ovd and rar
     cfg.teacher.judge = _role(temperature=0.0, max_output_tokens=4_096)  # grades held-out answers, gives no reward
     cfg.teacher.judge.model = ""  # "" asks nobody; else a model that gives no rewards here, for the drift alarm

@@ -61,7 +61,7 @@ class OVD(Method):
                 key=f"{group.step}/{group.prompt.id}",
                 lowest=0,
                 highest=HIGHEST,
-                template="score_verbal.v2",
+                template="score_verbal.v3",
             )
         except TeacherError as error:
             return unscored(error, len(answers), **known)

@@ -63,7 +63,7 @@ class RaR(Method):
                 key=key,
                 lowest=LOWEST,
                 highest=HIGHEST,
-                template="score_rubric.v2",
+                template="score_rubric.v3",
                 rubric=known["rubric"],
             )
         except TeacherError as error:

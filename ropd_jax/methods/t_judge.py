@@ -25,10 +25,10 @@ class TJudge(Method):
         known: dict = {}
         answers = [r.answer for r in group.rollouts]
         try:
-            template = "score_judge.v2"
+            template = "score_judge.v3"
             if self.cfg.t_judge.references:
                 known["references"] = await teacher.references(group.prompt)
-                template = "score_judge_references.v2"
+                template = "score_judge_references.v3"
             grades = await teacher.score(
                 group.prompt,
                 answers,

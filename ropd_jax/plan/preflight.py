@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import math
 import pathlib
 import statistics
 import sys
@@ -27,7 +28,7 @@ from rich.text import Text
 
 from ropd_jax.data.load import load_prompts
 from ropd_jax.teacher import Budget, Prices, Role, Tape, TeacherError, TruncatedError, Usage, make_client
-from ropd_jax.teacher.build import ROLE_KEYS, limit_options, reference_sources, role_of
+from ropd_jax.teacher.build import ROLE_KEYS, asking_of, limit_options, reference_sources, role_of
 from ropd_jax.teacher.clients.chat import ChatRequest
 from ropd_jax.teacher.clients.endpoint import Endpoint
 from ropd_jax.teacher.roles import references as reference_role
@@ -94,7 +95,9 @@ def plan(
     ]
     for role, n in asks.items():
         if role != "reference":
-            calls = n * (asked if role in once else groups) * (1 + t.health.repeat_frac * (role == "verify"))
+            calls = n * (asked if role in once else groups)
+            if role == "verify":
+                calls *= (1 + t.health.repeat_frac) * _verify_calls(cfg)
             rows.append((role, *role_of(t, ROLE_KEYS[role]), round(calls)))
     if t.judge.model:
         evaluations = 2 + (cfg.steps - 1) // cfg.eval.every
@@ -186,7 +189,16 @@ def _request(
             highest=10,
             **how,
         )
-    return verifier.verify_request(prompt.question, rubric, [*answers, *references], **how)
+    asking = asking_of(t)  # the largest of the group's calls
+    shown = [*answers, *references][: asking.answers_per_call or None]
+    how |= {"form": asking.form, "examples": asking.examples}
+    return verifier.verify_request(prompt.question, asking.cut(rubric)[0], shown, **how)
+
+
+def _verify_calls(cfg: ConfigDict) -> int:
+    """Calls to the verifier for one group, under a rubric of ``_RUBRIC``'s size."""
+    asking, answers = asking_of(cfg.teacher), cfg.sampling.rollouts + cfg.teacher.references
+    return len(asking.cut(_RUBRIC)) * math.ceil(answers / (asking.answers_per_call or answers))
 
 
 # ------------------------------------------------------------------------------------------------------ checks

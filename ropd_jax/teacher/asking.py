@@ -1,8 +1,9 @@
-"""How a question is asked: one re-ask, only the missing marks again, halves over the context, cut texts, counters.
+"""How a question is asked: in calls of a few answers, one re-ask, only the missing marks again, halves, cut texts.
 
 What can happen to a question, and what follows::
 
     reply cannot be parsed        ask again once, quoting the reply and what was wrong     `Asker.ask`
+    many answers                  ask in calls of at most ``answers_per_call``, together   `Asker.marks`
     some answers have no mark     ask again for those answers only                         `Asker.marks`
     request over the context      several answers: ask for each half                       `Asker.marks`
                                   one answer or a rubric: cut the middle out of the text   `Asker.fitting`
@@ -73,7 +74,7 @@ class Asker:
 
         The re-ask continues the conversation::
 
-            user       (the request)
+            (the request)
             assistant  (the unusable reply, at most 4,000 characters)
             user       (reask.v1 with the message of the ``MalformedError``)
 
@@ -86,7 +87,7 @@ class Asker:
         except MalformedError as e:
             problem = str(e)
         self._stats.count("reasks", request.purpose)
-        token = fences.token_in(request.messages[0].content)  # the reply can quote an answer
+        token = fences.token_in("\n".join(m.content for m in request.messages))  # the reply can quote an answer
         reask = Message("user", templates.fill(REASK_TEMPLATE, problem=fences.visible(problem, token)))
         quoted = (Message("assistant", fences.visible(text[:_QUOTED], token)),) if text.strip() else ()
         text = await self.chat(dataclasses.replace(request, messages=(*request.messages, *quoted, reask)))
@@ -97,7 +98,14 @@ class Asker:
             raise
 
     async def marks(
-        self, purpose: Purpose, answers: Sequence[str], ask: AskMarks, *, key: str, counted: bool = True
+        self,
+        purpose: Purpose,
+        answers: Sequence[str],
+        ask: AskMarks,
+        *,
+        key: str,
+        counted: bool = True,
+        answers_per_call: int = 0,
     ) -> Marks:
         """Marks of all answers, in their own order. ``ask(texts, indices, sample_index)`` is one question.
 
@@ -107,9 +115,12 @@ class Asker:
             ask([a, b], [0, 1], 1)              ->  a: 5  b: -
             result                                  5, None (cause "missing"), 7, 4
 
+        With 2 answers per call the first question is ``ask([c, a], [2, 0], 0)`` and ``ask([d, b], [3, 1], 0)``.
+
         Args:
             key: of the order, together with the seed.
             counted: False counts no answer as unscored; a second look at a group leaves none unscored.
+            answers_per_call: most answers in one question; 0 is all.
 
         Raises:
             TeacherError: the first question gave nothing usable. Later failures only leave answers unscored.
@@ -117,7 +128,7 @@ class Asker:
         if not answers:
             return Marks((), ())
         order = shuffled(answers, seed=self._seed, key=key)
-        first = await self._in_parts(purpose, answers, order, ask, 0)
+        first = await self._in_calls(purpose, answers, order, ask, 0, answers_per_call)
         values: list[Any] = [None] * len(answers)
         causes: list[str | None] = [None] * len(answers)
         for place, index in enumerate(order):
@@ -128,17 +139,23 @@ class Asker:
             try:
                 # Sample index 1: if no answer got a mark, the texts are the same as in the first question, and a tape
                 # would answer an identical request with the same reply.
-                second = await self._in_parts(purpose, answers, missing, ask, 1)
+                second = await self._in_calls(purpose, answers, missing, ask, 1, answers_per_call)
             except ConfigurationError:
                 raise
             except TeacherError as e:
                 second = Marks((None,) * len(missing), (e.cause,) * len(missing))
             for place, index in enumerate(missing):
                 values[index], causes[index] = second.values[place], second.causes[place]
-        for cause in causes:
-            if cause is not None and counted:
+        found = Marks(tuple(values), tuple(causes))
+        if counted:
+            self.count_unscored(found)
+        return found
+
+    def count_unscored(self, marks: Marks) -> None:
+        """Count the answers without a mark by their causes."""
+        for cause in marks.causes:
+            if cause is not None:
                 self._stats.count("unscored", cause)
-        return Marks(tuple(values), tuple(causes))
 
     async def fitting(self, purpose: str, texts: Sequence[str], ask: Callable[[list[str]], Awaitable[T]]) -> T:
         """Ask with the texts. While they are over the context, halve the longest allowed text and cut to it.
@@ -157,6 +174,23 @@ class Asker:
                     raise
                 self._stats.count("reasks", purpose)
 
+    async def _in_calls(
+        self, purpose: Purpose, answers: Sequence[str], indices: Sequence[int], ask: AskMarks, sample: int, most: int
+    ) -> Marks:
+        """``ask`` for the answers at ``indices``, at most ``most`` in one call (0: all), all calls together."""
+        step = most or len(indices)
+        calls = [indices[start : start + step] for start in range(0, len(indices), step)]
+        return await self._together(calls, purpose, answers, ask, sample)
+
+    async def _together(
+        self, parts: Sequence[Sequence[int]], purpose: Purpose, answers: Sequence[str], ask: AskMarks, sample: int
+    ) -> Marks:
+        asked = (self._in_parts(purpose, answers, part, ask, sample) for part in parts)
+        if len(parts) == 1:
+            return await next(asked)
+        results = await asyncio.gather(*asked, return_exceptions=True)
+        return joined([len(part) for part in parts], results)
+
     async def _in_parts(
         self, purpose: Purpose, answers: Sequence[str], indices: Sequence[int], ask: AskMarks, sample_index: int
     ) -> Marks:
@@ -169,10 +203,7 @@ class Asker:
         except ContextError:
             self._stats.count("reasks", purpose)
         middle = len(indices) // 2
-        parts = (indices[:middle], indices[middle:])
-        asked = (self._in_parts(purpose, answers, part, ask, sample_index) for part in parts)
-        results = await asyncio.gather(*asked, return_exceptions=True)
-        return joined([len(part) for part in parts], results)
+        return await self._together((indices[:middle], indices[middle:]), purpose, answers, ask, sample_index)
 
     def _cut(self, purpose: str, texts: Sequence[str], limit: int) -> list[str]:
         if not limit:

@@ -30,6 +30,7 @@ from ropd_jax.teacher.clients.endpoint import Endpoint, check_address
 from ropd_jax.teacher.clients.errors import ConfigurationError
 from ropd_jax.teacher.roles.role import Role
 from ropd_jax.teacher.roles.templates import prompt_sha
+from ropd_jax.teacher.roles.verifier import Asking
 from ropd_jax.teacher.rubric_store import RubricStore
 from ropd_jax.teacher.tape.client import TapedClient, open_tape
 from ropd_jax.teacher.tape.reference_index import TeacherIndex, read_index
@@ -128,6 +129,7 @@ def build_teacher(
         verify=roles["verify"][1],
         score=roles["score"][1],
         judge=roles["judge"][1],
+        asking=asking_of(teacher),
         references_m=teacher["references"],
         max_answer_chars=teacher["max_answer_chars"],
         screen_criteria=teacher["screen_criteria"],
@@ -232,6 +234,16 @@ def role_of(teacher: Mapping[str, Any], key: str, changes: Mapping[str, Any] | N
     if row["provider"] and row["provider"] != teacher["provider"]:  # another provider has another address and key
         endpoint = Endpoint(row["provider"], row["base_url"], row["api_key_env"])
     return endpoint, Role(row["model"], row["temperature"], row["max_output_tokens"], row["template"])
+
+
+def asking_of(teacher: Mapping[str, Any]) -> Asking:
+    """How verdicts are asked for; a key that an older config lacks is the default's.
+
+    Raises:
+        ConfigurationError: an unknown form, or a number out of range.
+    """
+    row = teacher["verifier"]
+    return Asking(**{field.name: row[field.name] for field in dataclasses.fields(Asking) if field.name in row})
 
 
 def check_addresses(teacher: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ from ropd_jax.teacher.clients.errors import ConfigurationError, MalformedError, 
 from ropd_jax.teacher.roles import references as reference_role
 from ropd_jax.teacher.roles import rubricator, scorer, screening, static_rubric, templates, thinking, verifier
 from ropd_jax.teacher.roles.json_reply import token_of
-from ropd_jax.teacher.roles.marks import Marks
+from ropd_jax.teacher.roles.marks import Marks, beside
 from ropd_jax.teacher.roles.references import Reference
 from ropd_jax.teacher.roles.role import Role
 from ropd_jax.teacher.rubric_store import RubricStore
@@ -68,6 +69,7 @@ class Teacher:
         client: any ``ChatClient``; wrap it in ``LimitedClient`` (``make_client`` does). ``Routes`` joins several.
         reference, rubric, verify, score, judge: how each role is asked. With n reference roles, sample i comes from
             number i % n.
+        asking: in which form the verifier is asked, and for how much in one call; None is the default.
         references_m: samples of the teacher's own answer to each prompt.
         max_answer_chars: an answer or reference longer than this is shown with its middle cut out; 0 never.
         screen_criteria: drop criteria that must not count (`roles.screening`), after one more question.
@@ -92,6 +94,7 @@ class Teacher:
         verify: Role | None = None,
         score: Role | None = None,
         judge: Role | None = None,
+        asking: verifier.Asking | None = None,
         references_m: int = 4,
         max_answer_chars: int = 0,
         screen_criteria: bool = True,
@@ -117,6 +120,7 @@ class Teacher:
             "score": score or Role(temperature=0.0, max_output_tokens=4096),
             "judge": judge or Role(temperature=0.0, max_output_tokens=4096),
         }
+        self.asking = asking or verifier.Asking()
         self.stats = stats if stats is not None else TeacherStats()
         self._asker = Asker(client, self.stats, seed=seed, max_answer_chars=max_answer_chars)
         self.references_m = references_m
@@ -134,6 +138,7 @@ class Teacher:
             name = self.template_id(role).rpartition("@")[0]
             alone = role == "rubric" and name.startswith(("rubricator_references.", "rubric_static."))
             templates.check("rubric_alone" if alone else role, name)
+        self.asking.check(self.template_id("verify").rpartition("@")[0])
 
     @property
     def client(self) -> ChatClient:
@@ -165,7 +170,7 @@ class Teacher:
         return {name: sha for name, _, sha in (i.rpartition("@") for i in ids)}
 
     def template_id(self, role: str) -> str:
-        """Name and content hash of a role's prompt, ``verifier.v2@3f2a...``."""
+        """Name and content hash of a role's prompt, ``verifier.v3@3f2a...``."""
         own = REASK_TEMPLATE if role == "reask" else self.roles[role].template or TEMPLATES[role]
         return f"{own}@{templates.prompt_sha(own)}"
 
@@ -344,8 +349,9 @@ class Teacher:
     ) -> Verdicts:
         """Verdicts of all ``answers`` (rollouts and references together), in their own order.
 
-        They are shown shuffled by a hash of (seed, key, text, index). Answers without a verdict in the first reply are
-        asked for once more, without the others.
+        They are shown shuffled by a hash of (seed, key, text, index), in calls of ``asking.answers_per_call`` answers
+        and ``asking.criteria_per_call`` criteria, which are sent together. Answers without a verdict in the first reply
+        are asked for once more, without the others. An answer that lacks a part of its verdicts is unscored.
 
         Args:
             key: of the order; the same key shows the same answers in the same order.
@@ -356,21 +362,33 @@ class Teacher:
             TeacherError: the first question gave nothing usable. Later failures only leave answers unscored.
         """
 
-        async def ask(texts: list[str], indices: Sequence[int], sample_index: int) -> Marks:
-            request = verifier.verify_request(
-                prompt.question,
-                rubric,
-                texts,
-                **self._how("verify"),
-                seed=self.seed,
-                authors=None if authors is None else [authors[i] for i in indices],
-            )
-            request = dataclasses.replace(request, sample_index=sample_index)
-            token = token_of(request.json_schema)
-            found = await self.ask(request, lambda text: verifier.parse_verdicts(text, rubric, len(texts), token))
-            return Marks(found.passed, found.causes)
+        how = self._how("verify")
+        form = verifier.form_of(how["template"], self.asking.form).name
+        shared = verifier.group_token(prompt.question, rubric, answers, seed=self.seed)
 
-        return Verdicts(*await self._asker.marks("verify", answers, ask, key=key, counted=counted))
+        async def rows(part: Rubric) -> Marks:
+            async def ask(texts: list[str], indices: Sequence[int], sample_index: int) -> Marks:
+                shown = None if authors is None else [authors[i] for i in indices]
+                request = verifier.verify_request(
+                    prompt.question, part, texts, **how, seed=self.seed, authors=shown, form=form,
+                    examples=self.asking.examples, token=shared,
+                )  # fmt: skip
+                request = dataclasses.replace(request, sample_index=sample_index)
+                token = token_of(request.json_schema)
+                read = functools.partial(
+                    verifier.parse_verdicts, rubric=part, n_answers=len(texts), token=token, form=form
+                )
+                found = await self.ask(request, read)
+                return Marks(found.passed, found.causes)
+
+            most = self.asking.answers_per_call
+            return await self._asker.marks("verify", answers, ask, key=key, counted=False, answers_per_call=most)
+
+        parts = await asyncio.gather(*map(rows, self.asking.cut(rubric)), return_exceptions=True)
+        found = beside(parts)
+        if counted:
+            self._asker.count_unscored(found)
+        return Verdicts(*found)
 
     async def score(
         self,
@@ -400,6 +418,7 @@ class Teacher:
         async def ask(texts: list[str], indices: Sequence[int], sample_index: int) -> Marks:
             how = self._how(role)
             how["template"] = how["template"] or template
+            how["avoid"] = answers
             request = scorer.score_request(
                 prompt.question, texts, references=references, rubric=rubric, lowest=lowest, highest=highest, **how,
                 seed=self.seed,

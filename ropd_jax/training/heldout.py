@@ -96,7 +96,7 @@ async def held_out_judge(teacher: Teacher, group: RolloutGroup) -> Judgement:
     try:
         marks = await teacher.score(
             group.prompt, answers, key=f"eval/{group.prompt.id}", lowest=LOWEST, highest=HIGHEST,
-            template="score_judge.v2", role="judge",
+            template="score_judge.v3", role="judge",
         )  # fmt: skip
     except TeacherError as error:
         return unscored(error, len(answers))

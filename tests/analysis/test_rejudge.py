@@ -138,7 +138,7 @@ def test_a_prompt_of_ones_own_is_used_and_its_hash_noted(run, tmp_path):
     own = tmp_path / "mine.md"
     own.write_text("{{token}} {{question}} {{rubric}} {{answers}}")
     found = rejudged(run, tmp_path, f"--config.teacher.verifier.template={own}")
-    assert str(own) in found["prompts"] and "verifier.v2" not in found["prompts"]
+    assert str(own) in found["prompts"] and "verifier.v3" not in found["prompts"]
     assert found["kappa"] == 1.0
 
 

@@ -18,6 +18,7 @@ from ropd_jax.teacher.roles import fences, references, rubricator, scorer, stati
 from ropd_jax.teacher.roles.json_reply import token_of
 from ropd_jax.types import Criterion, Message, Prompt, Rubric
 from tests.properties import PROPERTY
+from tests.teacher.helpers import content_of
 
 FAMILIES = {
     "ChatML": (
@@ -140,15 +141,17 @@ def requests(text):
 
 def test_a_forged_turn_gives_no_more_turns_than_an_honest_answer():
     for forged, honest in zip(requests(TURN), requests("4"), strict=True):
-        (forged,), (honest,) = forged.messages, honest.messages
-        turns = ["<|im_start|>user\n" + m.content + "<|im_end|>\n<|im_start|>assistant\n" for m in (forged, honest)]
-        assert special(turns[0]) == special(turns[1]) == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
+        turns = [
+            "".join(f"<|im_start|>{m.role}\n{m.content}<|im_end|>\n" for m in request.messages)
+            for request in (forged, honest)
+        ]
+        assert special(turns[0]) == special(turns[1]) == ["<|im_start|>", "<|im_end|>"] * len(honest.messages)
 
 
 def test_no_role_shows_a_special_token():
     text = " ".join(TOKENS) + "".join(UNSEEN)
     for request in requests(text):
-        content = request.messages[0].content
+        content = content_of(request)
         content.encode()
         assert special(content) == [] and not set(content) & set(UNSEEN)
         assert any(body in (text, f"[5] {text}") for _, body in fences.parse_blocks(content))
@@ -170,7 +173,7 @@ def test_the_reply_that_is_quoted_in_a_second_question_shows_none():
     client = Forging()
     with pytest.raises(MalformedError):
         asyncio.run(Teacher(client).verify(Prompt("p", (Message("user", "Q?"),)), RUBRIC, ["4"], key="k"))
-    _, reply, reask = client.requests[1].messages
+    *_, reply, reask = client.requests[1].messages
     assert "It reads 4[[U+003C " in reply.content and "schema_version is '4[[U+003C " in reask.content
     assert special(reply.content) == special(reask.content) == []
 

@@ -16,6 +16,7 @@ from ropd_jax.teacher.roles import fences
 from ropd_jax.teacher.roles.json_reply import token_of
 from tests.hostile.test_chat_tokens import special
 from tests.hostile.test_quoted_verdicts import CASES
+from tests.teacher.helpers import content_of
 
 SEEDS = [
     "4", "", " ", "\n", "\r\n\r\n", "\t", "\x00", "\x1b[2J", "\u202e4\u202c", "\u200b4", "\ud800", "\ufeff4",
@@ -41,7 +42,7 @@ ANSWERS = list(dict.fromkeys(wrapper.format(a=seed) for seed in SEEDS for wrappe
 def blocks(case, answer):
     """The request's content and token, and the (label, text) of each fenced block in it."""
     request = case.ask(answer)
-    content = request.messages[0].content
+    content = content_of(request)
     return content, token_of(request.json_schema), fences.parse_blocks(content)
 
 

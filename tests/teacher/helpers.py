@@ -14,6 +14,17 @@ def fenced(text: str, label: str = "answer") -> list[str]:
     return [body for name, body in fences.parse_blocks(text) if name.split(" ")[0] == label]
 
 
+def content_of(request: ChatRequest) -> str:
+    """All that a request shows: the system message, if it has one, and the user's."""
+    return "\n\n".join(m.content for m in request.messages if m.role != "assistant")
+
+
+def keyed(*rows: tuple[int, str]) -> str:
+    """A verifier's reply in the default form, by (number of the answer, its verdicts as 0 and 1)."""
+    answers = {str(n): {f"c{k}": bool(int(v)) for k, v in enumerate(row, 1)} for n, row in rows}
+    return json.dumps({"schema_version": "ropd.verdicts.v1", "answers": answers})
+
+
 def bound(request: ChatRequest, text: str) -> str:
     """The reply as a model sends it that is bound to the request's schema: an object carries the request's token."""
     token = token_of(request.json_schema)

@@ -16,21 +16,19 @@ from ropd_jax.teacher import (
     Teacher,
     TransientError,
 )
-from ropd_jax.teacher.roles import fences
+from ropd_jax.teacher.roles import fences, forms
 from ropd_jax.teacher.roles.marks import shuffled
+from ropd_jax.teacher.roles.verifier import Asking
 from ropd_jax.teacher.scripted.client import ScriptedClient
+from ropd_jax.teacher.traffic.retries import LimitedClient
 from ropd_jax.types import Criterion, Message, Prompt, Rubric
-from tests.teacher.helpers import bound, fenced
+from tests.teacher.helpers import bound, content_of, fenced
+from tests.teacher.helpers import keyed as verdicts
 
 RUBRIC = Rubric(tuple(Criterion(f"c{n}", f"criterion {n}", p) for n, p in enumerate((5, 4, 2, 1), 1)))
 
 
 PROMPT = Prompt("p1", (Message("user", "Q?"),), answer="GOLD")
-
-
-def verdicts(*rows):
-    answers = [{"answer_index": i, "judgement": [bool(int(c)) for c in row]} for i, row in rows]
-    return json.dumps({"schema_version": "ropd.batch_verifier.v2", "answers": answers})
 
 
 def rubric_text(n=4):
@@ -46,7 +44,7 @@ def test_only_answers_without_a_verdict_are_asked_for_again(saying):
     result = asyncio.run(teacher.verify(PROMPT, RUBRIC, texts, key="k"))
     assert result.scores(RUBRIC) == tuple({0: 1.0, 1: 5 / 12, 2: 0.0, 3: 4 / 12}[order.index(i)] for i in range(4))
     assert result.causes == (None,) * 4
-    assert fenced(client.requests[1].messages[0].content) == [texts[order[1]], texts[order[3]]]
+    assert fenced(content_of(client.requests[1])) == [texts[order[1]], texts[order[3]]]
     assert teacher.stats.reasks == {"verify": 1} and teacher.stats.unscored == {}
 
 
@@ -55,7 +53,6 @@ def test_only_answers_without_a_verdict_are_asked_for_again(saying):
     [
         (verdicts(), "missing"),
         (verdicts((1, "10")), "malformed"),
-        (verdicts((1, "1111"), (1, "0000")), "duplicate"),
         (TransientError("x", cause="timeout"), "timeout"),
         (BlockedError("x"), "blocked"),
     ],
@@ -111,8 +108,8 @@ class Narrow:
         self.limit, self.failure, self.shown = limit, failure, []
 
     async def chat(self, request):
-        texts = [text for label, text in fences.parse_blocks(request.messages[0].content)
-                 if label.split(" ")[0] in ("answer", "student", "reference")]  # fmt: skip
+        blocks = fences.parse_blocks(content_of(request))
+        texts = [text for label, text in blocks if label.split(" ")[0] in ("answer", "student", "reference")]
         self.shown.append(texts)
         if sum(map(len, texts)) > self.limit:
             raise ContextError("too long")
@@ -122,8 +119,9 @@ class Narrow:
             rows = [{"criterion_id": f"c{i}", "category": "x", "criterion": f"k{i}", "points": 1} for i in range(1, 5)]
             reply = {"schema_version": "ropd.rubric.v1", "rubrics": rows, "maximum_score": 4}
             return ChatReply(bound(request, json.dumps(reply)))
-        rows = [{"answer_index": i, "judgement": ["good" in t] * 4} for i, t in enumerate(texts, 1)]
-        return ChatReply(bound(request, json.dumps({"schema_version": "ropd.batch_verifier.v2", "answers": rows})))
+        names = [row["criterion_id"] for row in json.loads(dict(blocks)["rubric"])]
+        reply = forms.FORMS["keyed"].write(names, [["good" in text] * len(names) for text in texts], "")
+        return ChatReply(bound(request, json.dumps(reply)))
 
     async def close(self):
         pass
@@ -192,3 +190,111 @@ def test_an_over_long_answer_is_cut_before_it_is_sent():
 def test_a_bound_too_small_to_show_anything_is_refused():
     with pytest.raises(ConfigurationError, match=r"teacher\.max_answer_chars is 50; expected at least 100"):
         Teacher(ScriptedClient(), max_answer_chars=50)
+
+
+# ------------------------------------------------------------------------------------------------------------- cuts
+
+
+class Deciding:
+    """A verifier that knows which of c1..c4 each text meets, ``0110``; a text can name a fault and a criterion."""
+
+    def __init__(self):
+        self.asked = []  # (texts, criteria, sample index)
+
+    async def chat(self, request):
+        blocks = fences.parse_blocks(content_of(request))
+        rubric = json.loads(next(text for label, text in blocks if label == "rubric"))
+        texts = [text for label, text in blocks if label.startswith("answer")]
+        names = [row["criterion_id"] for row in rubric]
+        self.asked.append((texts, names, request.sample_index))
+        for text in texts:
+            if f"down {names[0]}" in text:
+                raise TransientError("503", cause="unavailable")
+        rows = [[text[int(name[1:]) - 1] == "1" for name in names] for text in texts]
+        form = forms.form_shown(fences.outside(content_of(request)))
+        reply = form.write(names, rows, "so")
+        for n, text in enumerate(texts, 1):
+            if f"lost {names[0]}" in text and not (request.sample_index and "once" in text):
+                reply["answers"].pop(str(n))
+        return ChatReply(bound(request, json.dumps(reply)))
+
+    async def close(self):
+        pass
+
+
+TEXTS = ["0000 a", "1111 b", "0110 c", "1000 d", "0001 e"]
+
+
+def decided(texts, client=None, **how):
+    client = client or Deciding()
+    teacher = Teacher(client, asking=Asking(**how))
+    return asyncio.run(teacher.verify(PROMPT, RUBRIC, texts, key="k")), client.asked, teacher.stats
+
+
+def truth(texts):
+    return tuple(tuple(c == "1" for c in text[:4]) for text in texts)
+
+
+@pytest.mark.parametrize("form", forms.FORMS)
+@pytest.mark.parametrize(("answers", "criteria"), [(0, 0), (1, 0), (2, 0), (0, 1), (0, 3), (1, 1), (2, 3), (99, 99)])
+def test_every_cut_gives_the_same_verdicts(form, answers, criteria):
+    found, asked, _ = decided(TEXTS, form=form, answers_per_call=answers, criteria_per_call=criteria)
+    assert found.passed == truth(TEXTS) and found.causes == (None,) * 5
+    assert len(asked) == -(-5 // (answers or 5)) * -(-4 // (criteria or 4))
+    assert max(len(texts) for texts, _, _ in asked) == min(answers or 5, 5)
+
+
+def test_answers_are_shuffled_before_they_are_cut():
+    order = shuffled(TEXTS, seed=0, key="k")
+    _, asked, _ = decided(TEXTS, answers_per_call=2)
+    assert [texts for texts, _, _ in asked] == [
+        [TEXTS[i] for i in part] for part in (order[:2], order[2:4], order[4:])
+    ]  # fmt: skip
+
+
+def test_an_answer_that_lacks_one_part_is_asked_for_that_part_again_and_stays_unscored_without_it():
+    texts = [*TEXTS[:2], "0110 lost c3", "1000 lost c1 once"]
+    found, asked, stats = decided(texts, criteria_per_call=2)
+    assert found.passed == (*truth(texts)[:2], None, truth(texts)[3]) and found.causes == (None, None, "missing", None)
+    assert [a for a in asked if a[2]] == [(texts[3:], ["c1", "c2"], 1), (texts[2:3], ["c3", "c4"], 1)]
+    assert stats.unscored == {"missing": 1}
+
+
+def test_a_call_that_fails_leaves_only_its_own_answers_unscored():
+    texts = ["0000 down c1", *TEXTS[1:]]
+    found, asked, stats = decided(texts, answers_per_call=1)
+    assert found.passed == (None, *truth(TEXTS[1:])) and found.causes == ("unavailable", *(None,) * 4)
+    assert stats.unscored == {"unavailable": 1} and len(asked) == 6  # and one more question for the lost one
+
+
+def test_a_part_of_the_rubric_that_fails_leaves_no_answer_scored():
+    texts = [f"{text} down c3" for text in TEXTS]
+    with pytest.raises(TransientError):
+        decided(texts, criteria_per_call=2)
+
+
+def test_a_wrong_key_in_one_of_many_calls_stops_the_run():
+    class Refusing(Deciding):
+        async def chat(self, request):
+            if "0001 e" in content_of(request):
+                raise ConfigurationError("no key")
+            return await super().chat(request)
+
+    for how in ({"answers_per_call": 1}, {"criteria_per_call": 1}):
+        with pytest.raises(ConfigurationError, match="no key"):
+            decided(TEXTS, Refusing(), **how)
+
+
+def test_halves_over_the_context_work_in_each_call():
+    answers = [f"{'good' if i % 3 else 'bad'} answer {i} " + "x" * 100 for i in range(12)]
+    client = Narrow(400)
+    result, _ = verify(client, answers, asking=Asking(answers_per_call=6, criteria_per_call=2))
+    assert result.passed == tuple(("good" in a,) * 4 for a in answers) and result.causes == (None,) * 12
+    assert sorted(len(texts) for texts in client.shown) == [3] * 8 + [6] * 4
+
+
+def test_equal_answers_in_calls_of_their_own_are_one_request():
+    inner = Deciding()
+    teacher = Teacher(LimitedClient(inner), asking=Asking(answers_per_call=1))
+    found = asyncio.run(teacher.verify(PROMPT, RUBRIC, ["0110 c"] * 3, key="k"))
+    assert found.passed == truth(["0110"] * 3) and len(inner.asked) == 1

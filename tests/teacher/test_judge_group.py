@@ -12,6 +12,7 @@ from ropd_jax.teacher import ConfigurationError, MalformedError, Role, Teacher
 from ropd_jax.teacher.judge_group import Design, judge, judge_pairs
 from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.types import Message, Prompt
+from tests.teacher.helpers import content_of
 
 PROMPT = Prompt("p1", (Message("user", "Q?"),))
 
@@ -24,7 +25,7 @@ class Keeping(ScriptedClient):
         self.asked: dict[str, list[str]] = {}
 
     async def chat(self, request):
-        self.asked.setdefault(request.purpose, []).append(request.messages[0].content)
+        self.asked.setdefault(request.purpose, []).append(content_of(request))
         return await super().chat(request)
 
 
@@ -81,9 +82,9 @@ def test_k_needs_a_prompt_that_can_say_it(saying, tmp_path):
 
 
 def test_pairs_have_a_rubric_each_and_fail_alone(sum_prompt, sum_answers):
-    client = Keeping(fault=lambda request, n: "server_error" if "begin student" in request.messages[0].content
-                     and "Answer: 17" in request.messages[0].content and "9 + 5 = 15" not in
-                     request.messages[0].content else None)  # fmt: skip
+    client = Keeping(fault=lambda request, n: "server_error" if "begin student" in content_of(request)
+                     and "Answer: 17" in content_of(request) and "9 + 5 = 15" not in
+                     content_of(request) else None)  # fmt: skip
     teacher = Teacher(client, references_m=2)
     j = asyncio.run(judge_pairs(teacher, sum_prompt, sum_answers, step=0))
     assert j.causes == (None, None, "server_error", None) and j.rewards[2] is None

@@ -91,7 +91,7 @@ def down(reply):
 def short(reply):
     """One verdict too few for the first answer."""
     body = json.loads(reply.text)
-    body["answers"][0]["judgement"].pop()
+    body["answers"]["1"].popitem()
     return type(reply)(json.dumps(body))
 
 
@@ -168,10 +168,10 @@ def test_what_does_not_change_an_answer_is_not_in_the_fingerprint_of_an_index():
         ("rubricator.v4", "- 1: routine"),
         ("rubricator.v4", "form or layout alone never has more than 1"),
         ("rubricator.v4", "one or two decisive differences should hold most of the points"),
-        ("verifier.v2", "Judge each answer by its own text alone"),
-        ("verifier.v2", "Judge each criterion by itself"),
-        ("verifier.v2", "There is no partial credit"),
-        ("verifier.v2", "Look for nothing that the rubric does not name"),
+        ("verifier.v3", "Judge each answer by its own text alone"),
+        ("verifier.v3", "Judge each criterion by itself"),
+        ("verifier.v3", "There is no partial credit"),
+        ("verifier.v3", "Look for nothing that the rubric does not name"),
     ],
 )
 def test_the_prompts_ask_for_what_they_must(template, said):

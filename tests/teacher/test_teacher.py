@@ -13,17 +13,13 @@ from ropd_jax.teacher.roles.references import SEED_STRIDE
 from ropd_jax.teacher.scripted.client import OWN_SOLUTION
 from ropd_jax.teacher.tape.reference_index import IndexRow, TeacherIndex, prompt_hash
 from ropd_jax.types import Criterion, Message, Prompt, Rubric
-from tests.teacher.helpers import fenced
+from tests.teacher.helpers import content_of, fenced
+from tests.teacher.helpers import keyed as verdicts
 
 RUBRIC = Rubric(tuple(Criterion(f"c{n}", f"criterion {n}", p) for n, p in enumerate((5, 4, 2, 1), 1)))
 
 
 PROMPT = Prompt("p1", (Message("user", "Q?"),), answer="GOLD")
-
-
-def verdicts(*rows):
-    answers = [{"answer_index": i, "judgement": [bool(int(c)) for c in row]} for i, row in rows]
-    return json.dumps({"schema_version": "ropd.batch_verifier.v2", "answers": answers})
 
 
 def test_answers_are_shown_shuffled_and_verdicts_come_home(saying):
@@ -34,8 +30,8 @@ def test_answers_are_shown_shuffled_and_verdicts_come_home(saying):
     client = saying(verdicts(*rows))
     result = asyncio.run(Teacher(client, seed=7).verify(PROMPT, RUBRIC, texts, key="k"))
     assert result.passed == tuple((bool(i % 2), bool(i // 2 % 2), bool(i // 4 % 2), True) for i in range(6))
-    assert fenced(client.requests[0].messages[0].content) == [texts[i] for i in order]
-    assert "GOLD" not in client.requests[0].messages[0].content
+    assert fenced(content_of(client.requests[0])) == [texts[i] for i in order]
+    assert "GOLD" not in content_of(client.requests[0])
 
 
 def test_references_are_m_samples_without_thinking(saying):
@@ -133,6 +129,6 @@ def test_the_state_is_json_and_counters_continue_after_a_restore(saying):
 
 def test_prompt_hashes_are_known():
     shas = Teacher(None).prompt_shas
-    assert set(shas) == {"reference.v1", "rubricator.v4", "verifier.v2", "score_judge.v2", "reask.v1"}
+    assert set(shas) == {"reference.v1", "rubricator.v4", "verifier.v3", "score_judge.v3", "reask.v1"}
     assert all(len(sha) == 16 for sha in shas.values())
     assert len(set(shas.values())) == 5

@@ -6,22 +6,25 @@
     an example's tag      the mean over the examples that carry it
 
 Each criterion is one question to the teacher layer's verifier (``teacher.verifier`` names the model), so that tape,
-budget and limits hold. The official figures are made with GPT-4.1 and OpenAI's prompt; ours is
-``prompts/healthbench.v2.md``, and its hash is in the result. An example of which one criterion has no verdict has no
-score: it is ungraded.
+budget and limits hold. The conversation comes first and is the same, byte for byte, in all questions about one answer,
+so that a prompt cache serves it; the criterion comes last. Nothing of the conversation stands in the system message.
+
+The official figures are made with GPT-4.1 and OpenAI's prompt; ours is ``prompts/healthbench.v3.md``, and its hash is
+in the result. An example of which one criterion has no verdict has no score: it is ungraded.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
 
 from ropd_jax.teacher import ChatRequest, ConfigurationError, MalformedError, Role, Teacher, TeacherError
 from ropd_jax.teacher.roles import fences, templates
-from ropd_jax.teacher.roles.json_reply import find_object, token_of, with_token
-from ropd_jax.types import Message, Prompt
+from ropd_jax.teacher.roles.json_reply import TOKEN_KEY, find_object, token_of, with_token
+from ropd_jax.types import Prompt
 
-TEMPLATE = "healthbench.v2"
+TEMPLATE = "healthbench.v3"
 SCHEMA = {
     "type": "object",
     "properties": {"explanation": {"type": "string"}, "criteria_met": {"type": "boolean"}},
@@ -61,23 +64,26 @@ def tag_scores(rubrics: Rubrics, met: Sequence[bool | None], example_tags: Seque
 
 
 def judge_request(prompt: Prompt, response: str, rubric: tuple[str, float, tuple[str, ...]], how: Role) -> ChatRequest:
-    """The question whether the response meets one criterion; the judge sees ``[points] criterion``."""
-    text, points, _ = rubric
-    criterion = f"[{points:g}] {text}"
+    """The question whether the response meets one criterion; the judge sees ``[points] criterion``.
+
+    The fences' token is made from the conversation, and avoids all criteria of the example.
+    """
+    criterion = _shown(rubric)
     turns = [*((m.role, m.content) for m in prompt.messages), ("assistant", response)]
-    token = fences.make_token("healthbench", [criterion, *(content for _, content in turns)])
+    criteria = [criterion, *(_shown(other) for other in prompt.metadata.get("rubrics", ()))]
+    token = fences.make_token("healthbench", (content for _, content in turns), avoid=criteria)
     shown = "\n\n".join(
         fences.block(f"{_label(role)} {n}", content, token) for n, (role, content) in enumerate(turns, 1)
     )
-    filled = templates.fill(
+    messages = templates.messages(
         TEMPLATE,
         token=token,
-        reply_token=token,
+        reply=_example(token),
         conversation=shown,
         criterion=fences.block("criterion", criterion, token),
     )
     schema = with_token(SCHEMA, token)
-    return ChatRequest("verify", (Message("user", filled),), how.model, how.temperature, how.max_output_tokens, schema)
+    return ChatRequest("verify", messages, how.model, how.temperature, how.max_output_tokens, schema)
 
 
 def parse_verdict(text: str, token: str = "") -> bool:
@@ -151,6 +157,16 @@ def grader_facts(teacher: Teacher, provider: str) -> dict[str, object]:
         "provider": provider,
         "template": f"{TEMPLATE}@{templates.prompt_sha(TEMPLATE)}",
     }
+
+
+def _shown(rubric: tuple[str, float, tuple[str, ...]]) -> str:
+    text, points, _ = rubric
+    return f"[{points:g}] {text}"
+
+
+def _example(token: str) -> str:
+    reply = json.dumps({"explanation": "one or two sentences", "criteria_met": None, TOKEN_KEY: token})
+    return reply.replace("null", "true/false")
 
 
 def _label(role: str) -> str:

@@ -17,7 +17,8 @@ from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest, Usage
 from ropd_jax.teacher.clients.endpoint import api_key, redact, sdk_address, shown_address
 from ropd_jax.teacher.clients.errors import BlockedError, MalformedError, TeacherError, TransientError, TruncatedError
 from ropd_jax.teacher.clients.http_status import UNREADABLE, error_for_status, parse_retry_after
-from ropd_jax.teacher.clients.structured_output import Structures
+from ropd_jax.teacher.clients.structured_output import Structures, schema_for
+from ropd_jax.teacher.clients.system_role import SystemRole
 
 if TYPE_CHECKING:
     from google.genai.types import GenerateContentResponse
@@ -53,7 +54,7 @@ class GeminiClient:
         from ropd_jax.teacher.clients import reply_body
 
         self._types, self._errors, self._body = types, errors, reply_body
-        self._structures = Structures()
+        self._structures, self._system = Structures(), SystemRole()
         self._connection_errors = _connection_errors()
         http = _http_library()
         limits = http.Limits(max_connections=1000, max_keepalive_connections=100)
@@ -68,7 +69,10 @@ class GeminiClient:
         self._where = redact(shown_address(base_url), self._key) or "the Gemini API"
 
     async def chat(self, request: ChatRequest) -> ChatReply:
-        return await self._structures.chat(request, self._chat)
+        return await self._structures.chat(request, self._with_roles)
+
+    async def _with_roles(self, request: ChatRequest, structure: str) -> ChatReply:
+        return await self._system.chat(request, lambda sent: self._chat(sent, structure))
 
     async def _chat(self, request: ChatRequest, structure: str) -> ChatReply:
         contents, config = self.content(request, structure)
@@ -95,7 +99,7 @@ class GeminiClient:
             seed=request.sample_index,
             system_instruction=system or None,
             response_mime_type=None if structure == "text" else "application/json",
-            response_json_schema=request.json_schema if structure == "json_schema" else None,
+            response_json_schema=schema_for(request, structure),
         )
         return contents, config
 

@@ -18,7 +18,8 @@ from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest, Usage
 from ropd_jax.teacher.clients.endpoint import api_key, redact, sdk_address, shown_address
 from ropd_jax.teacher.clients.errors import BlockedError, MalformedError, TeacherError, TransientError, TruncatedError
 from ropd_jax.teacher.clients.http_status import UNREADABLE, error_for_status, parse_retry_after
-from ropd_jax.teacher.clients.structured_output import Structures
+from ropd_jax.teacher.clients.structured_output import Structures, schema_for
+from ropd_jax.teacher.clients.system_role import SystemRole
 
 if TYPE_CHECKING:
     from ropd_jax.teacher.clients.reply_body import BatchLine, Completion, CompletionUsage
@@ -45,7 +46,7 @@ class OpenAIClient:
         from ropd_jax.teacher.clients import reply_body
 
         self._sdk, self._body = openai, reply_body
-        self._structures = Structures()
+        self._structures, self._system = Structures(), SystemRole()
         self.sdk_client = openai.AsyncOpenAI(
             api_key=self._key,
             base_url=address,
@@ -58,7 +59,10 @@ class OpenAIClient:
         self._limit_name = "max_completion_tokens" if host.endswith("openai.com") else "max_tokens"
 
     async def chat(self, request: ChatRequest) -> ChatReply:
-        return await self._structures.chat(request, self._chat)
+        return await self._structures.chat(request, self._with_roles)
+
+    async def _with_roles(self, request: ChatRequest, structure: str) -> ChatReply:
+        return await self._system.chat(request, lambda sent: self._chat(sent, structure))
 
     async def _chat(self, request: ChatRequest, structure: str) -> ChatReply:
         with self.typed_failures(request.model):
@@ -76,9 +80,9 @@ class OpenAIClient:
         }
         if request.temperature is not None:
             parameters["temperature"] = request.temperature
-        if structure == "json_schema":
-            schema = {"name": request.purpose, "schema": request.json_schema, "strict": True}
-            parameters["response_format"] = {"type": "json_schema", "json_schema": schema}
+        if (schema := schema_for(request, structure)) is not None:
+            named = {"name": request.purpose, "schema": schema, "strict": True}
+            parameters["response_format"] = {"type": "json_schema", "json_schema": named}
         elif structure == "json_object":
             parameters["response_format"] = {"type": "json_object"}
         return parameters

@@ -1,29 +1,45 @@
-"""How a model is asked for JSON: by schema, or by less if its server refuses that."""
+"""How a model is asked for JSON: by a schema that binds, or by less if its server refuses that.
+
+json_schema     the request's own schema, with the numbers of answers and verdicts and the ranges
+loose_schema    the same without bounds (`loosened`): keys and types only
+json_object     any JSON object
+text            nothing enforced; the parser decides
+"""
 
 from __future__ import annotations
 
 import logging
 import re
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest
 from ropd_jax.teacher.clients.errors import RequestError, TeacherError
 
 log = logging.getLogger(__name__)
 
-STRUCTURES = ("json_schema", "json_object", "text")  # forms that a server can be asked to enforce, the best first
+STRUCTURES = ("json_schema", "loose_schema", "json_object", "text")  # what a server can be asked for, the best first
 _STRUCTURE_TEXT = re.compile(
     r"response_?format|json_?(schema|object|mode)|response_?mime|schema|structured|guided|grammar", re.IGNORECASE
 )
+_BOUNDS = {
+    "minItems", "maxItems", "uniqueItems", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf",
+    "pattern", "format", "minLength", "maxLength", "minProperties", "maxProperties",
+}  # fmt: skip
+_NAMED = ("properties", "$defs")  # keywords whose keys are names of the user's, and not keywords
 
 
 class Structures:
-    """The form that each model is asked for, remembered for the whole run.
+    """What each model of one server is asked for, remembered for the whole run.
 
-    A server that refuses ``json_schema`` is asked for ``json_object``, and one that refuses that for ``text``::
+    A server that refuses one of ``STRUCTURES`` is asked for the next one, with the same request::
 
-        request with a schema -> 400 "response_format is not supported" -> the same request with json_object -> reply
+        request with a schema -> 400 "maxItems is not supported"         -> without bounds -> reply
+        request with a schema -> 400 "response_format is not supported"  -> ... -> as json_object -> reply
         next request          -> json_object at once
+
+    A refusal is a 4xx, or a 5xx other than those of an overloaded server (503, 529), whose text names the schema or the
+    grammar: a llama.cpp server that cannot compile a schema answers with 500.
     """
 
     def __init__(self):
@@ -45,11 +61,42 @@ class Structures:
 
     def _refused(self, request: ChatRequest, structure: str, error: TeacherError) -> bool:
         """Whether the error refuses ``structure``; if it does, later requests use less structure."""
-        refusal = isinstance(error, RequestError) or error.cause == "unsupported"
-        if structure == STRUCTURES[-1] or not refusal or not _STRUCTURE_TEXT.search(str(error)):
+        refusal = isinstance(error, RequestError) or error.cause in ("unsupported", "server_error")
+        said = str(error).replace(repr(request.model), "")  # a model can be called "structured-7b"
+        if structure == STRUCTURES[-1] or not refusal or not _STRUCTURE_TEXT.search(said):
             return False
         less = STRUCTURES[STRUCTURES.index(structure) + 1]
+        if less == "loose_schema" and loosened(request.json_schema) == request.json_schema:
+            less = "json_object"  # nothing to loosen: the same schema would be refused again
         if STRUCTURES.index(self.of(request)) < STRUCTURES.index(less):
             self._known[request.model] = less
             log.warning("teacher: %r refuses %s; requests use %s from now on", request.model, structure, less)
         return True
+
+
+def schema_for(request: ChatRequest, structure: str) -> dict | None:
+    """The schema that is sent with ``structure``; None if none is."""
+    if structure == "json_schema":
+        return request.json_schema
+    return loosened(request.json_schema) if structure == "loose_schema" else None
+
+
+def loosened(schema: Any) -> Any:
+    """The JSON schema without its bounds on lengths, ranges and patterns, at any depth; the rest is as it was.
+
+    >>> loosened({"type": "array", "minItems": 2, "items": {"type": "integer", "maximum": 9}})
+    {'type': 'array', 'items': {'type': 'integer'}}
+    """
+    if isinstance(schema, list):
+        return [loosened(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: {name: loosened(of) for name, of in value.items()}
+        if key in _NAMED
+        else value
+        if key in ("enum", "const", "required")
+        else loosened(value)
+        for key, value in schema.items()
+        if key not in _BOUNDS
+    }

@@ -6,9 +6,11 @@ Each text is enclosed by two marker lines that carry a token of this request::
     (the text, verbatim)
     =====[ end answer 2 | 3fd1c09a77e2 ]=====
 
-The token is a hash of the seed and of all texts, and is hashed until it occurs in none of them. So even a hostile text
-cannot close its fence or open another one, and a resumed run sends the same bytes. ``parse_blocks`` reads back
-exactly what ``render`` wrote.
+The token is a hash of the seed and of the *stable* texts (question, rubric), and is hashed again while it occurs in any
+text of the group, shown here or in another call. So even a hostile text cannot close its fence or open another one, a
+resumed run sends the same bytes, and all calls of a group carry one token: what stands before the answers is the same
+in each of them, byte for byte, and a provider's prompt cache can serve it. ``parse_blocks`` reads back exactly what
+``render`` wrote.
 
 Some characters would not reach the judge as what they are. `visible` writes such a character as its number,
 ``[[U+D800 3fd1c09a77e2]]``:
@@ -43,11 +45,17 @@ _HIDDEN = re.compile(f"[{_UNSEEN}]|{special_tokens.FIRST}")
 _FIRST_MARKER = re.compile(rf"=====\[ begin [a-z]+(?: [0-9]+)? \| ([0-9a-f]{{{TOKEN_LENGTH}}}) \]=====\n")
 
 
-def make_token(seed: int | str, texts: Iterable[str]) -> str:
-    """12 hex digits that occur in none of ``texts``. The same arguments give the same token."""
-    texts = list(texts)
+def make_token(seed: int | str, stable: Iterable[str], avoid: Iterable[str] = ()) -> str:
+    """12 hex digits that occur in none of the texts. The same arguments give the same token.
+
+    Args:
+        stable: the texts that the token is made from, the same ones in all calls of a group.
+        avoid: every other text of the group. They change the token only if it occurs in one of them.
+    """
+    stable = list(stable)
+    texts = [*stable, *avoid]
     digest = hashlib.sha256(f"fence:{seed}".encode())
-    for text in texts:
+    for text in stable:
         data = text.encode("utf-8", "surrogatepass")
         digest.update(len(data).to_bytes(8, "big") + data)  # the length keeps ["ab", "c"] and ["a", "bc"] apart
     while True:
@@ -83,6 +91,15 @@ def token_in(text: str) -> str:
     """The token of the fences in a prompt, "" if it has none. The first marker decides which token is the real one."""
     first = _FIRST_MARKER.search(text)
     return first.group(1) if first else ""
+
+
+def outside(text: str) -> str:
+    """The text of a prompt without its fenced blocks: what we wrote ourselves, before and behind the material."""
+    token = token_in(text)
+    if not token:
+        return text
+    blocks = rf"=====\[ begin ([a-z]+(?: [0-9]+)?) \| {token} \]=====\n.*?\n=====\[ end \1 \| {token} \]====="
+    return re.sub(blocks, "", text, flags=re.DOTALL)
 
 
 def parse_blocks(text: str) -> list[tuple[str, str]]:

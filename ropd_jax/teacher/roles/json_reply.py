@@ -80,23 +80,31 @@ def find_object(text: str, key: str, token: str | None) -> dict:
     return {name: value for name, value in found[0].items() if name != TOKEN_KEY}
 
 
-def list_schema(version: str, key: str, item: dict[str, dict], **more: dict) -> dict:
-    """JSON schema of one object: ``schema_version``, a list ``key`` of objects with all of ``item``, and ``more``."""
-    of_item = {"type": "object", "properties": item, "required": list(item), "additionalProperties": False}
-    return _closed(
-        {
-            "schema_version": {"type": "string", "enum": [version]},
-            key: {"type": "array", "items": of_item},
-            **more,
-        }
-    )
+def closed(properties: Mapping[str, Any]) -> dict:
+    """JSON schema of an object with exactly these properties."""
+    required = list(properties)
+    return {"type": "object", "properties": dict(properties), "required": required, "additionalProperties": False}
+
+
+def list_schema(
+    version: str, key: str, item: dict[str, dict], *, size: tuple[int, int] | None = None, **more: dict
+) -> dict:
+    """JSON schema of one object: ``schema_version``, a list ``key`` of objects with all of ``item``, and ``more``.
+
+    Args:
+        size: fewest and most items; None sets no bounds.
+    """
+    items: dict[str, Any] = {"type": "array", "items": closed(item)}
+    if size is not None:
+        items |= {"minItems": size[0], "maxItems": size[1]}
+    return closed({"schema_version": {"type": "string", "enum": [version]}, key: items, **more})
 
 
 def with_token(schema: Mapping[str, Any], token: str) -> dict:
     """The schema of an object that also carries ``token``, as its last key; the schema itself for a token of ""."""
     if not token:
         return dict(schema)
-    return _closed({**schema["properties"], TOKEN_KEY: {"type": "string", "enum": [token]}})
+    return closed({**schema["properties"], TOKEN_KEY: {"type": "string", "enum": [token]}})
 
 
 def token_of(schema: Mapping[str, Any] | None) -> str:
@@ -133,10 +141,6 @@ def find_list(
     if not isinstance(reply[key], list):
         raise MalformedError(f"{key} is a {type(reply[key]).__name__}; expected a list{of}")
     return reply[key]
-
-
-def _closed(properties: dict[str, dict]) -> dict:
-    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict:

@@ -59,6 +59,27 @@ def marks_of(text: str, n_answers: int, version: str, read: Callable[[dict], Any
     return Marks(tuple(values), tuple(causes))
 
 
+def beside(parts: Sequence[Marks | BaseException]) -> Marks:
+    """Rows of the same answers side by side: the verdicts on c1..c4 and those on c5..c8 make rows of c1..c8.
+
+    An answer that lacks a part has no row; its cause is that of the first part that it lacks.
+
+    Raises:
+        ConfigurationError: one of the parts, as in `joined`.
+        TeacherError: the first failure, because then no answer has all its parts.
+    """
+    if failures := _failures(parts):
+        raise failures[0]
+    rows = [part for part in parts if isinstance(part, Marks)]
+    values: list[Any] = []
+    causes: list[str | None] = []
+    for n in range(len(rows[0].values)):
+        cells = [row.values[n] for row in rows]
+        values.append(None if None in cells else tuple(verdict for cell in cells for verdict in cell))
+        causes.append(next((row.causes[n] for row in rows if row.values[n] is None), None))
+    return Marks(tuple(values), tuple(causes))
+
+
 def joined(sizes: Sequence[int], parts: Sequence[Marks | BaseException]) -> Marks:
     """The marks of consecutive parts of ``sizes`` answers. A failed part leaves its answers unscored.
 
@@ -66,10 +87,7 @@ def joined(sizes: Sequence[int], parts: Sequence[Marks | BaseException]) -> Mark
         ConfigurationError: one of the parts. The same holds for every error that is not a ``TeacherError``.
         TeacherError: the first failure, if every part failed.
     """
-    failures = [p for p in parts if isinstance(p, BaseException)]
-    for failure in failures:
-        if isinstance(failure, ConfigurationError) or not isinstance(failure, TeacherError):
-            raise failure
+    failures = _failures(parts)
     if len(failures) == len(parts):
         raise failures[0]
     values: list[Any] = []
@@ -78,3 +96,12 @@ def joined(sizes: Sequence[int], parts: Sequence[Marks | BaseException]) -> Mark
         values += part.values if isinstance(part, Marks) else [None] * size
         causes += part.causes if isinstance(part, Marks) else [getattr(part, "cause", None)] * size
     return Marks(tuple(values), tuple(causes))
+
+
+def _failures(parts: Sequence[Marks | BaseException]) -> list[BaseException]:
+    """The parts that failed. Raises one that concerns more than its own answers."""
+    failures = [p for p in parts if isinstance(p, BaseException)]
+    for failure in failures:
+        if isinstance(failure, ConfigurationError) or not isinstance(failure, TeacherError):
+            raise failure
+    return failures

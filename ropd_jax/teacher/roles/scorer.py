@@ -7,7 +7,9 @@ The prompts that ask for it:
     score_verbal              OVD's verbal score
     score_rubric              one score given a rubric, RaR's implicit aggregation
 
-Answers are shown as to the verifier: numbered, shuffled, unlabelled.
+Answers are shown as to the verifier: numbered, shuffled, unlabelled, in a second message behind the stable part. The
+reply is a list; with ``{{reply}}`` in the template its schema binds the number of answers and the scale. A template
+without it sends, byte for byte, the request of earlier versions.
 """
 
 from __future__ import annotations
@@ -17,17 +19,26 @@ from collections.abc import Sequence
 
 from ropd_jax.teacher.clients.chat import ChatRequest
 from ropd_jax.teacher.roles import fences, templates
-from ropd_jax.teacher.roles.json_reply import list_schema, to_int, with_token
+from ropd_jax.teacher.roles.json_reply import TOKEN_KEY, list_schema, to_int, with_token
 from ropd_jax.teacher.roles.marks import Marks, marks_of
-from ropd_jax.types import Message, Rubric
+from ropd_jax.types import Rubric
 
-TEMPLATE = "score_judge.v2"
-VARIANTS = ("score_judge_references.v2", "score_verbal.v2", "score_rubric.v2")
+TEMPLATE = "score_judge.v3"
+VARIANTS = ("score_judge_references.v3", "score_verbal.v3", "score_rubric.v3")
 SCHEMA_VERSION = "ropd.scores.v1"
 
-SCORE_SCHEMA = list_schema(
+SCORE_SCHEMA = list_schema(  # of the earlier templates: it binds neither the number of answers nor the scale
     SCHEMA_VERSION, "answers", {"answer_index": {"type": "integer"}, "score": {"type": "integer"}}
 )
+
+
+def bound_schema(n: int, lowest: int, highest: int) -> dict:
+    """The schema of exactly ``n`` scores from ``lowest`` to ``highest``, without the token."""
+    item = {
+        "answer_index": {"type": "integer", "minimum": 1, "maximum": n},
+        "score": {"type": "integer", "minimum": lowest, "maximum": highest},
+    }
+    return list_schema(SCHEMA_VERSION, "answers", item, size=(n, n))
 
 
 def score_request(
@@ -43,14 +54,27 @@ def score_request(
     rubric: Rubric | None = None,
     seed: int = 0,
     template: str = "",
+    avoid: Sequence[str] = (),
 ) -> ChatRequest:
-    """The request for a score from ``lowest`` to ``highest`` of each answer, numbered from 1 in the given order."""
+    """The request for a score from ``lowest`` to ``highest`` of each answer, numbered from 1 in the given order.
+
+    Args:
+        avoid: the other answers of the group, if it is asked about in several calls (see `fences.make_token`).
+    """
     criteria = rubric.criteria if rubric else ()
     shown = json.dumps([{"criterion": c.text, "category": c.category} for c in criteria], ensure_ascii=False)
-    token = fences.make_token(seed, [question, shown, *references, *answers])
     template = template or TEMPLATE
-    text = templates.fill(
+    stable, reply = [question, shown, *references], ""
+    if templates.has(template, "reply"):
+        token = fences.make_token(seed, stable, avoid=[*answers, *avoid])
+        schema = with_token(bound_schema(len(answers), lowest, highest), token)
+        reply = _example(len(answers), lowest, highest, token)
+    else:
+        token = fences.make_token(seed, [*stable, *answers])
+        schema = with_token(SCORE_SCHEMA, templates.reply_token(template, token))
+    messages = templates.messages(
         template,
+        reply=reply,
         token=token,
         reply_token=token,
         question=fences.block("question", question, token),
@@ -61,8 +85,14 @@ def score_request(
         highest=str(highest),
         n_answers=str(len(answers)),
     )
-    schema = with_token(SCORE_SCHEMA, templates.reply_token(template, token))
-    return ChatRequest("score", (Message("user", text),), model, temperature, max_output_tokens, schema)
+    return ChatRequest("score", messages, model, temperature, max_output_tokens, schema)
+
+
+def _example(n: int, lowest: int, highest: int, token: str) -> str:
+    """The reply in one line, with the scale in place of each score, so that none is suggested."""
+    rows = [{"answer_index": i, "score": None} for i in range(1, n + 1)]
+    reply = json.dumps({"schema_version": SCHEMA_VERSION, "answers": rows, TOKEN_KEY: token})
+    return reply.replace("null", f"<{lowest} to {highest}>")
 
 
 def parse_scores(text: str, n_answers: int, lowest: int, highest: int, token: str = "") -> Marks:

@@ -1,6 +1,13 @@
 """Prompt templates: one file each in ``prompts/``, named by role and version, identified by their content hash.
 
-A name that ends in ``.md`` is the path of a user's own file.
+A name that ends in ``.md`` is the path of a user's own file. A template is one user message, or two messages that one
+line divides::
+
+    (the system message: instructions and the stable material, the same in all calls of a group)
+    === user ===
+    (the user message: what differs from call to call, and the form of the reply)
+
+The line is looked for in the template, before any placeholder is replaced, so no value can divide a message.
 """
 
 from __future__ import annotations
@@ -10,22 +17,32 @@ import hashlib
 import importlib.resources
 import pathlib
 import re
+from collections.abc import Mapping
 
 from ropd_jax.teacher.clients.errors import ConfigurationError
+from ropd_jax.types import Message
 
+DIVIDER = "=== user ==="
+_DIVIDER = re.compile(rf"^{DIVIDER}[ \t]*\r?$", re.MULTILINE)
 _PLACEHOLDER = re.compile(r"\{\{([a-z_]+)\}\}")
 
-_SCORE = ({"question", "answers", "token"}, {"references", "rubric", "lowest", "highest", "n_answers", "reply_token"})
 _RUBRIC = {"least", "most", "reply_token", "reply", "n_references", "n_distinct"}
+_SCORE = (
+    {"question", "answers", "token"},
+    {"references", "rubric", "lowest", "highest", "n_answers", "reply_token", "reply"},
+)
 PLACEHOLDERS = {  # role -> placeholders that its template must have, and those that it can have
     "reference": ({"question", "token"}, set()),
     "rubric": ({"question", "references", "students", "token"}, _RUBRIC),
     "rubric_alone": ({"question", "references", "token"}, _RUBRIC),  # shows no answers of the student
-    "verify": ({"question", "rubric", "answers", "token"}, {"n_answers", "n_criteria", "authors", "reply_token"}),
+    "verify": (
+        {"question", "rubric", "answers", "token"},
+        {"n_answers", "n_criteria", "authors", "reply_token", "reply", "examples"},
+    ),
     "score": _SCORE,
     "judge": _SCORE,
     "reask": ({"problem"}, set()),
-    "healthbench": ({"conversation", "criterion", "token"}, {"reply_token"}),
+    "healthbench": ({"conversation", "criterion", "token"}, {"reply"}),
 }
 
 
@@ -49,8 +66,18 @@ def load(name: str) -> str:
 
 
 def check(role: str, name: str) -> None:
-    """Raise ``ConfigurationError`` unless the template has the placeholders that the role fills, and no others."""
+    """Raise ``ConfigurationError`` unless the template has the placeholders that the role fills, and no others.
+
+    Also if it is more than two messages, or one of the two is empty.
+    """
     needed, optional = PLACEHOLDERS[role]
+    parts = _DIVIDER.split(load(name))
+    if len(parts) > 2 or not all(part.strip() for part in parts):
+        raise ConfigurationError(
+            f"prompt template {name!r} has {len(parts)} messages ({sum(not p.strip() for p in parts)} empty); expected "
+            f"one message, or a system message and a user message divided by one line {DIVIDER!r}",
+            cause="bad_template",
+        )
     found = set(_PLACEHOLDER.findall(load(name)))
     lacking, unknown = sorted(needed - found), sorted(found - needed - optional)
     if lacking or unknown:
@@ -67,9 +94,28 @@ def prompt_sha(name: str) -> str:
     return hashlib.sha256(load(name).encode()).hexdigest()[:16]
 
 
+def has(name: str, placeholder: str) -> bool:
+    """Whether the template has the placeholder."""
+    return placeholder in _PLACEHOLDER.findall(load(name))
+
+
 def reply_token(name: str, token: str) -> str:
-    """``token`` if the template asks for it in the reply (``{{reply_token}}``), else "". See `json_reply`."""
-    return token if "reply_token" in _PLACEHOLDER.findall(load(name)) else ""
+    """``token`` if the template asks for it in the reply (``{{reply_token}}`` or ``{{reply}}``), else "".
+
+    See `json_reply`.
+    """
+    return token if has(name, "reply_token") or has(name, "reply") else ""
+
+
+def messages(name: str, **values: str) -> tuple[Message, ...]:
+    """The template's messages, filled as by `fill`: one user message, or a system message and a user message.
+
+    Raises:
+        KeyError: the template has a placeholder without a value.
+    """
+    roles = ("system", "user") if _DIVIDER.search(load(name)) else ("user",)
+    parts = _DIVIDER.split(load(name), maxsplit=1)
+    return tuple(Message(role, _filled(part, values)) for role, part in zip(roles, parts, strict=True))
 
 
 def fill(name: str, **values: str) -> str:
@@ -78,4 +124,8 @@ def fill(name: str, **values: str) -> str:
     Raises:
         KeyError: the template has a placeholder without a value.
     """
-    return _PLACEHOLDER.sub(lambda m: values[m.group(1)], load(name)).strip()
+    return _filled(load(name), values)
+
+
+def _filled(text: str, values: Mapping[str, str]) -> str:
+    return _PLACEHOLDER.sub(lambda m: values[m.group(1)], text).strip()

@@ -2,31 +2,97 @@
 
 It does not see the points. Only booleans are taken from its reply: ``final_score`` is never read, and
 ``Verdicts.scores`` recomputes the weighted pass rate (Eq. 5).
+
+A request is two messages. Only the second one differs between the calls of a group::
+
+    system   the instructions, a few worked examples if wanted, the question, the rubric
+    user     the answers, then N and K again, and the reply's form rendered with the real N, K and ids (`forms`)
+
+A template without ``{{reply}}`` is one of the earlier kind: it asks for the release's lists in its own words, and its
+request is, byte for byte, the one that earlier versions sent.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 
 from ropd_jax.teacher.clients.chat import ChatRequest
-from ropd_jax.teacher.roles import fences, templates
+from ropd_jax.teacher.clients.errors import ConfigurationError
+from ropd_jax.teacher.roles import examples as worked
+from ropd_jax.teacher.roles import fences, forms, templates
 from ropd_jax.teacher.roles.json_reply import list_schema, with_token
-from ropd_jax.teacher.roles.marks import marks_of
-from ropd_jax.types import Message, Rubric, Verdicts
+from ropd_jax.types import Rubric, Verdicts
 
-TEMPLATE = "verifier.v2"
-LABELLED_TEMPLATE = "verifier_labelled.v2"  # names the author of each answer
-SCHEMA_VERSION = "ropd.batch_verifier.v2"
+TEMPLATE = "verifier.v3"
+LABELLED_TEMPLATE = "verifier_labelled.v3"  # names the author of each answer
+SCHEMA_VERSION = forms.LISTS_VERSION
 
-VERDICT_SCHEMA = list_schema(
+VERDICT_SCHEMA = list_schema(  # of the earlier templates: it does not bind the numbers of answers and verdicts
     SCHEMA_VERSION,
     "answers",
     {"answer_index": {"type": "integer"}, "judgement": {"type": "array", "items": {"type": "boolean"}}},
 )
 
-_TRUE = {"true", "yes", "on", "1", "t", "y"}
-_FALSE = {"false", "no", "off", "0", "f", "n"}
+
+@dataclasses.dataclass(frozen=True)
+class Asking:
+    """How verdicts are asked for: ``teacher.verifier.form`` and so on.
+
+    Attributes:
+        form: one of `forms.FORMS`; "" is `forms.DEFAULT`, and ``lists`` for a template without ``{{reply}}``.
+        answers_per_call: most answers in one request; 0 is all. 1 is the paper's.
+        criteria_per_call: most criteria in one request; 0 is all.
+        examples: worked examples in the prompt, as many true as false ones, of other questions; 0 shows none.
+    """
+
+    form: str = ""
+    answers_per_call: int = 0
+    criteria_per_call: int = 0
+    examples: int = 0
+
+    def __post_init__(self):
+        if self.form:
+            forms.form_named(self.form)
+        for name in ("answers_per_call", "criteria_per_call"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise ConfigurationError(f"teacher.verifier.{name} is {value!r}; expected 1 or more, or 0 for all")
+        worked.check(self.examples)
+
+    def check(self, template: str) -> None:
+        """Refuse what the template cannot ask for.
+
+        Raises:
+            ConfigurationError: it has no ``{{reply}}`` and the form is not ``lists``; it has no ``{{examples}}`` and
+                some are wanted.
+        """
+        if self.form not in ("", "lists") and not templates.has(template, "reply"):
+            raise ConfigurationError(
+                f"teacher.verifier.form is {self.form!r}, but the prompt template {template!r} has no {{{{reply}}}} to "
+                "show this form; put {{reply}} where the template shows the reply, or set teacher.verifier.form=lists"
+            )
+        if self.examples and not templates.has(template, "examples"):
+            raise ConfigurationError(
+                f"teacher.verifier.examples is {self.examples}, but the prompt template {template!r} has no "
+                "{{examples}}; add it, or set teacher.verifier.examples=0"
+            )
+
+    def cut(self, rubric: Rubric) -> list[Rubric]:
+        """The rubric in parts of ``criteria_per_call`` criteria."""
+        step = self.criteria_per_call or len(rubric.criteria)
+        return [Rubric(rubric.criteria[start : start + step]) for start in range(0, len(rubric.criteria), step)]
+
+
+def form_of(template: str, form: str = "") -> forms.Form:
+    """The form that a template is asked for: ``form``, or if that is "" the template's own."""
+    return forms.FORMS[form or (forms.DEFAULT if templates.has(template or TEMPLATE, "reply") else "lists")]
+
+
+def group_token(question: str, rubric: Rubric, answers: Sequence[str], *, seed: int = 0) -> str:
+    """The token of all calls about these answers: it depends on seed, question and rubric (see `fences`)."""
+    return fences.make_token(seed, [question, _shown(rubric)], avoid=answers)
 
 
 def verify_request(
@@ -40,19 +106,40 @@ def verify_request(
     seed: int = 0,
     template: str = "",
     authors: Sequence[str] | None = None,
+    form: str = "",
+    examples: int = 0,
+    token: str = "",
 ) -> ChatRequest:
     """The request to verify ``answers``, numbered from 1 in the given order. It holds no points and no categories.
 
     Args:
         authors: who wrote each answer, shown to the verifier; None shows none, as in the paper.
+        form, examples: see `Asking`.
+        token: `group_token` of the whole group, if this is one of several calls; "" makes it from these answers.
+
+    Raises:
+        ConfigurationError: see `Asking.check`.
     """
-    shown = json.dumps([{"criterion_id": c.id, "criterion": c.text} for c in rubric.criteria], ensure_ascii=False)
-    token = fences.make_token(seed, [question, shown, *answers])
     template = template or (TEMPLATE if authors is None else LABELLED_TEMPLATE)
-    text = templates.fill(
+    Asking(form=form, examples=examples).check(template)
+    ids = forms.ids_of(rubric)
+    if templates.has(template, "reply"):
+        shown = _shown(rubric)
+        token = token or fences.make_token(seed, [question, shown], avoid=answers)
+        chosen = form_of(template, form)
+        reply = chosen.example(ids, len(answers), token)
+        schema = chosen.bound(ids, len(answers), token)
+    else:
+        shown = _dumped([c.id for c in rubric.criteria], rubric)
+        token = fences.make_token(seed, [question, shown, *answers])
+        reply = ""
+        schema = with_token(VERDICT_SCHEMA, templates.reply_token(template, token))
+    messages = templates.messages(
         template,
         token=token,
         reply_token=token,
+        reply=reply,
+        examples=worked.shown(examples),
         authors=_written_by(authors or ()),
         question=fences.block("question", question, token),
         rubric=fences.block("rubric", shown, token),
@@ -60,8 +147,33 @@ def verify_request(
         n_criteria=str(len(rubric.criteria)),
         n_answers=str(len(answers)),
     )
-    schema = with_token(VERDICT_SCHEMA, templates.reply_token(template, token))
-    return ChatRequest("verify", (Message("user", text),), model, temperature, max_output_tokens, schema)
+    return ChatRequest("verify", messages, model, temperature, max_output_tokens, schema)
+
+
+def parse_verdicts(text: str, rubric: Rubric, n_answers: int, token: str = "", form: str = "lists") -> Verdicts:
+    """The verdicts in a verifier's reply, for ``n_answers`` answers numbered from 1.
+
+    Only an answer without a readable verdict is unscored: cause ``missing`` (not in the reply), ``malformed`` (not what
+    the form's schema allows), ``duplicate`` (two different judgements).
+
+    Args:
+        token: what the object must carry, see `json_reply`.
+        form: one of `forms.FORMS`.
+
+    Raises:
+        MalformedError: the whole reply cannot be used. An answer outside 1..n_answers is such a case, because then no
+            number can be trusted. The message describes the problem.
+    """
+    return Verdicts(*forms.form_named(form).read(text, forms.ids_of(rubric), n_answers, token))
+
+
+def _shown(rubric: Rubric) -> str:
+    return _dumped(forms.ids_of(rubric), rubric)
+
+
+def _dumped(ids: Sequence[str], rubric: Rubric) -> str:
+    rows = [{"criterion_id": i, "criterion": c.text} for i, c in zip(ids, rubric.criteria, strict=True)]
+    return json.dumps(rows, ensure_ascii=False)
 
 
 def _written_by(authors: Sequence[str]) -> str:
@@ -70,42 +182,3 @@ def _written_by(authors: Sequence[str]) -> str:
     for number, author in enumerate(authors, 1):
         numbers.setdefault(author, []).append(str(number))
     return " ".join(f"The {author} wrote {', '.join(own)}." for author, own in sorted(numbers.items()))
-
-
-def parse_verdicts(text: str, rubric: Rubric, n_answers: int, token: str = "") -> Verdicts:
-    """The verdicts in a verifier's reply, for ``n_answers`` answers numbered from 1.
-
-    Only an answer without a readable verdict is unscored: cause ``missing`` (not in the reply), ``malformed`` (wrong
-    number of verdicts, or one that is neither true nor false), ``duplicate`` (two different judgements).
-
-    Args:
-        token: what the object must carry, see `json_reply`.
-
-    Raises:
-        MalformedError: the whole reply cannot be used. An index outside 1..n_answers is such a case, because then no
-            index can be trusted. The message describes the problem.
-    """
-    marks = marks_of(text, n_answers, SCHEMA_VERSION, lambda item: _judgement(item, len(rubric.criteria)), token)
-    return Verdicts(*marks)
-
-
-def _judgement(item: dict, n_criteria: int) -> tuple[bool, ...] | None:
-    judgement = item.get("judgement")
-    if not isinstance(judgement, list) or len(judgement) != n_criteria:
-        return None
-    if item.keys() - {"answer_index", "judgement", "final_score"}:
-        return None
-    verdicts = [_boolean(v) for v in judgement]
-    known = tuple(v for v in verdicts if v is not None)
-    return known if len(known) == len(verdicts) else None
-
-
-def _boolean(value: object) -> bool | None:
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, int | float):
-        return bool(value) if value in (0, 1) else None
-    if isinstance(value, str):
-        word = value.strip().lower()
-        return True if word in _TRUE else False if word in _FALSE else None
-    return None

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable
 from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest, Usage
 from ropd_jax.teacher.clients.errors import BlockedError, ConfigurationError, TeacherError, TruncatedError
 from ropd_jax.teacher.clients.http_status import error_for_status
-from ropd_jax.teacher.roles import fences, rubricator, scorer, static_rubric, verifier
+from ropd_jax.teacher.roles import fences, forms, rubricator, scorer, static_rubric
 from ropd_jax.teacher.roles.json_reply import TOKEN_KEY
 from ropd_jax.teacher.scripted import criteria, tasks
 from ropd_jax.types import Message
@@ -35,6 +35,7 @@ from ropd_jax.types import Message
 FAULTS: dict[str, tuple[int, str, str]] = {  # kind -> HTTP status, error code, message
     "bad_request": (400, "invalid_request_error", "scripted fault: bad request"),
     "no_schema": (400, "invalid_request_error", "scripted fault: response_format json_schema is not supported"),
+    "no_system": (400, "invalid_request_error", "scripted fault: System role not supported"),
     "unsupported": (400, "unsupported_value", "scripted fault: unsupported value for 'temperature'"),
     "context": (400, "context_length_exceeded", "scripted fault: maximum context length exceeded"),
     "unauthorized": (401, "invalid_api_key", "scripted fault: incorrect API key"),
@@ -167,19 +168,21 @@ class ScriptedClient:
 
     def _answer(self, messages: tuple[Message, ...], sample_index: int) -> str:
         user = [m.content for m in messages if m.role == "user"]
-        blocks = next((found for text in user if (found := fences.parse_blocks(text))), [])
+        system = "\n\n".join(m.content for m in messages if m.role == "system")
+        # The request: the system message and the first message of the user's that has fences, or stands behind some.
+        whole = next((t for t in (f"{system}\n\n{text}" for text in user) if fences.token_in(t)), "")
+        blocks = fences.parse_blocks(whole)
         by_role = collections.defaultdict(list)
         for label, text in blocks:
             by_role[label.split(" ")[0]].append(text)
         question = by_role["question"][0] if by_role["question"] else (user[-1] if user else "")
-        # The instructions: the text before the first fence.
-        asked = next((text.partition("=====[")[0] for text in user if "=====[" in text), "")
+        asked = fences.outside(whole)  # the instructions, before and behind the material
         rubric = json.loads(by_role["rubric"][0]) if by_role["rubric"] else []
         if scorer.SCHEMA_VERSION in asked:
             scale = _numbers(SCALE, asked)
             reply = self._score(question, rubric, by_role["reference"], by_role["answer"], scale)
         elif by_role["rubric"]:
-            reply = self._verify(rubric, by_role["answer"])
+            reply = self._verify(rubric, by_role["answer"], forms.form_shown(asked))
         elif not (by_role["reference"] or by_role["student"]):
             return self._reference(question, sample_index)
         elif static_rubric.SCHEMA_VERSION in asked:
@@ -234,16 +237,16 @@ class ScriptedClient:
             rows.append({"answer_index": index, "score": lowest + round(share * (highest - lowest))})
         return {"schema_version": scorer.SCHEMA_VERSION, "answers": rows}
 
-    def _verify(self, rubric: list[dict], answers: list[str]) -> dict:
+    def _verify(self, rubric: list[dict], answers: list[str], form: forms.Form) -> dict:
         rows = []
-        for index, answer in enumerate(answers, 1):
+        for answer in answers:
             verdicts = []
             for row in rubric:
                 verdict = criteria.check(row["criterion"], answer)
                 drawn = tasks.uniform("wrong", answer, row["criterion"]) if self._wrong_rate else 1.0
                 verdicts.append(not verdict if drawn < self._wrong_rate and verdict is not None else verdict)
-            rows.append({"answer_index": index, "judgement": verdicts})
-        return {"schema_version": verifier.SCHEMA_VERSION, "answers": rows}
+            rows.append(verdicts)
+        return form.write([row["criterion_id"] for row in rubric], rows, "by rule")
 
 
 def fault_error(kind: str, model: str) -> TeacherError:
@@ -264,7 +267,9 @@ def corrupted(reply: ChatReply, kind: str | None) -> ChatReply:
     if kind in ("answer_missing", "verdict_short", "wrong_index") and '"answers"' in reply.text:
         body = json.loads(reply.text)
         rows = body["answers"]
-        if kind == "answer_missing":
+        if isinstance(rows, dict):
+            body["answers"] = _corrupted_keys(rows, kind)
+        elif kind == "answer_missing":
             rows.pop(len(rows) // 2)
         elif kind == "verdict_short":
             rows[-1]["judgement"].pop()
@@ -272,6 +277,19 @@ def corrupted(reply: ChatReply, kind: str | None) -> ChatReply:
             rows[0]["answer_index"] = len(rows) + 1
         return ChatReply(_json(body), reply.finish_reason, reply.usage, reply.model)
     return reply
+
+
+def _corrupted_keys(rows: dict[str, dict], kind: str) -> dict[str, dict]:
+    """Entries by answer: without the one in the middle, with a verdict less in the last, or with an unknown number."""
+    names = list(rows)
+    if kind == "answer_missing":
+        del rows[names[len(names) // 2]]
+    elif kind == "verdict_short":
+        last = rows[names[-1]]
+        last.get("verdicts", last).popitem()
+    else:
+        return {str(len(names) + 1): rows[names[0]]} | {name: rows[name] for name in names[1:]}
+    return rows
 
 
 def _numbers(pattern: re.Pattern[str], asked: str) -> tuple[int, int]:

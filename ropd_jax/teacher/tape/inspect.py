@@ -160,7 +160,8 @@ def explain_miss(tape: Tape, provider: str, request: ChatRequest) -> str:
     ]
     if found.role != request.purpose:
         differs.insert(0, f"role: {found.role} there, {request.purpose} here")
-    if _plain(json.dumps(found.body["json_schema"])) != _plain(json.dumps(asked["json_schema"])):
+    there, here = (_plain(json.dumps(body["json_schema"], sort_keys=True)) for body in (found.body, asked))
+    if there != here:
         differs.append("json_schema: another one")
     place = _first_difference(found.body["messages"], asked["messages"])
     if place:

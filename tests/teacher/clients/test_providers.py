@@ -21,9 +21,9 @@ from ropd_jax.teacher import (
     TruncatedError,
     make_client,
 )
+from ropd_jax.teacher.roles.forms import DEFAULT, FORMS
 from ropd_jax.teacher.roles.json_reply import token_of, with_token
 from ropd_jax.teacher.roles.rubricator import bound_schema
-from ropd_jax.teacher.roles.verifier import VERDICT_SCHEMA
 from ropd_jax.types import Message, UserError
 
 PROVIDERS = ["scripted", "openai", "gemini"]
@@ -107,16 +107,15 @@ def test_everything_that_a_request_asks_for_arrives(provider_client, provider, s
             await teacher.references(sum_prompt)
             rubric = await teacher.induce_rubric(sum_prompt, sum_answers[:1], sum_answers)
             await teacher.verify(sum_prompt, rubric, sum_answers, key="k")
+            return rubric
 
-    asyncio.run(run())
+    rubric = asyncio.run(run())
+    assert [[m.role for m in r.messages] for r in seen if r.model == "c"] == [["system", "user"]]
     wire = sorted((r.model, r.temperature, r.max_output_tokens, r.sample_index) for r in seen)
     assert wire == [("a", 0.7, 111, 0), ("a", 0.7, 111, 1), ("b", None, 2222, 0), ("c", 0.0, 3333, 0)]
     tokens = {r.model: token_of(r.json_schema) for r in seen}
-    expected = {
-        "a": None,
-        "b": with_token(bound_schema((4, 12)), tokens["b"]),
-        "c": with_token(VERDICT_SCHEMA, tokens["c"]),
-    }
+    form = FORMS[DEFAULT].bound([c.id for c in rubric.criteria], 4, tokens["c"])
+    expected = {"a": None, "b": with_token(bound_schema((4, 12)), tokens["b"]), "c": form}
     assert {r.model: r.json_schema for r in seen} == expected and all(len(tokens[m]) == 12 for m in "bc")
 
 

@@ -11,7 +11,7 @@ from ropd_jax.teacher.roles.references import reference_request
 from ropd_jax.teacher.roles.rubricator import rubric_request
 from ropd_jax.teacher.roles.verifier import verify_request
 from ropd_jax.types import Criterion, Rubric
-from tests.teacher.helpers import fenced
+from tests.teacher.helpers import content_of, fenced
 
 TOKEN = fences.make_token(0, ["x"])
 
@@ -64,6 +64,23 @@ def test_a_token_that_occurs_in_a_text_is_hashed_again(monkeypatch):
     assert fences.make_token(0, texts) == "f"
 
 
+def test_texts_to_avoid_change_the_token_only_if_it_occurs_in_one():
+    plain = fences.make_token(0, ["question", "rubric"])
+    assert fences.make_token(0, ["question", "rubric"], avoid=HOSTILE) == plain
+    taken = [f"x{plain}y"]
+    other = fences.make_token(0, ["question", "rubric"], avoid=taken)
+    assert other != plain and other not in taken[0]
+    chain = [f"{plain} {other}"]
+    assert fences.make_token(0, ["question", "rubric"], avoid=chain) not in (plain, other)
+
+
+def test_what_stands_outside_of_the_fences_is_ours():
+    token = fences.make_token(0, HOSTILE)
+    prompt = f"Judge.\n\n{fences.render(HOSTILE, token)}\n\nThe end. {token}"
+    assert fences.outside(prompt).split() == ["Judge.", "The", "end.", token]
+    assert fences.outside("no fences =====[") == "no fences =====["
+
+
 def test_every_request_parses_back_to_exactly_its_texts():
     how = dict(model="m", temperature=None, max_output_tokens=10, seed=1)
     rubric = Rubric(tuple(Criterion(f"c{n}", f"{{braces}} {{{{answers}}}} \ud800 {n}", 5 - n) for n in range(1, 5)))
@@ -73,7 +90,7 @@ def test_every_request_parses_back_to_exactly_its_texts():
         blocks = fences.parse_blocks(rubric_request(question, HOSTILE[:3], HOSTILE, **how).messages[0].content)
         labels = [f"reference {n}" for n in (1, 2, 3)] + [f"student {n}" for n in range(1, len(HOSTILE) + 1)]
         assert blocks == list(zip(["question", *labels], [question, *HOSTILE[:3], *HOSTILE], strict=True))
-    text = verify_request("q", rubric, HOSTILE, **how).messages[0].content
+    text = content_of(verify_request("q", rubric, HOSTILE, **how))
     text.encode("utf-8")
     assert fenced(text) == HOSTILE
 
@@ -81,9 +98,9 @@ def test_every_request_parses_back_to_exactly_its_texts():
 def test_the_verifier_sees_no_points_and_no_categories():
     rubric = Rubric(tuple(Criterion(f"c{n}", f"criterion {n}", 5, "SECRET") for n in range(1, 5)))
     request = verify_request("q", rubric, ["a"], model="m", temperature=0.0, max_output_tokens=10)
-    shown = dict(fences.parse_blocks(request.messages[0].content))["rubric"]
+    shown = dict(fences.parse_blocks(content_of(request)))["rubric"]
     assert json.loads(shown)[3] == {"criterion_id": "c4", "criterion": "criterion 4"}
-    assert "SECRET" not in request.messages[0].content and "points" not in request.messages[0].content
+    assert "SECRET" not in content_of(request) and "points" not in content_of(request)
 
 
 def test_cutting_keeps_start_and_end_and_says_how_much_is_missing():

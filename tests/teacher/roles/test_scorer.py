@@ -9,9 +9,11 @@ import pytest
 
 from ropd_jax.teacher import MalformedError, Role, Teacher, TransientError
 from ropd_jax.teacher.roles import scorer, static_rubric
+from ropd_jax.teacher.roles.json_reply import token_of
 from ropd_jax.teacher.roles.marks import shuffled
 from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.types import Message, Prompt
+from tests.teacher.helpers import content_of
 
 PROMPT = Prompt("p1", (Message("user", "Q?"),))
 
@@ -37,17 +39,15 @@ def test_answers_are_graded_shuffled_and_one_without_a_grade_is_asked_again_alon
     lost = order[2]
     client = saying(scores(*[(n, index + 1) for n, index in enumerate(order, 1) if index != lost]), scores((1, 9)))
     teacher = Teacher(client)
-    marks = asyncio.run(teacher.score(PROMPT, texts, key="k", lowest=1, highest=10, template="score_judge.v2"))
+    marks = asyncio.run(teacher.score(PROMPT, texts, key="k", lowest=1, highest=10, template="score_judge.v3"))
     assert marks.values == tuple(9 if i == lost else i + 1 for i in range(4))
-    assert texts[lost] in client.requests[1].messages[0].content and texts[order[0]] not in (
-        client.requests[1].messages[0].content
-    )
+    assert texts[lost] in content_of(client.requests[1]) and texts[order[0]] not in (content_of(client.requests[1]))
     assert teacher.stats.reasks == {"score": 1}
 
 
 def test_a_failed_second_question_leaves_only_its_answers_unscored(saying):
     client = saying(scores((1, 5)), TransientError("503", cause="server_error"))
-    marks = asyncio.run(Teacher(client).score(PROMPT, "ab", key="k", lowest=1, highest=10, template="score_judge.v2"))
+    marks = asyncio.run(Teacher(client).score(PROMPT, "ab", key="k", lowest=1, highest=10, template="score_judge.v3"))
     assert sorted(map(str, marks.values)) == ["5", "None"] and "server_error" in marks.causes
 
 
@@ -56,8 +56,33 @@ def test_a_users_own_scoring_prompt_goes_before_the_methods(saying, tmp_path):
     path.write_text("{{token}} {{question}} {{answers}} MINE")
     client = saying(scores((1, 5)))
     teacher = Teacher(client, score=Role(template=str(path)))
-    asyncio.run(teacher.score(PROMPT, ["a"], key="k", lowest=1, highest=10, template="score_judge.v2"))
-    assert client.requests[0].messages[0].content.endswith("MINE")
+    asyncio.run(teacher.score(PROMPT, ["a"], key="k", lowest=1, highest=10, template="score_judge.v3"))
+    assert content_of(client.requests[0]).endswith("MINE")
+
+
+@pytest.mark.parametrize("template", [scorer.TEMPLATE, *scorer.VARIANTS])
+def test_the_request_binds_the_numbers_and_keeps_the_answers_last(template):
+    how = dict(model="m", temperature=0.0, max_output_tokens=9, lowest=0, highest=9, template=template)
+    one, two = (scorer.score_request("Q?", texts, references=["r"], **how) for texts in (["a", "b"], ["c", "d" * 99]))
+    assert one.messages[0] == two.messages[0] and [m.role for m in one.messages] == ["system", "user"]
+    token = token_of(one.json_schema)
+    items = one.json_schema["properties"]["answers"]
+    assert (items["minItems"], items["maxItems"]) == (2, 2) and list(one.json_schema["properties"])[-1] == "token"
+    assert items["items"]["properties"] == {
+        "answer_index": {"type": "integer", "minimum": 1, "maximum": 2},
+        "score": {"type": "integer", "minimum": 0, "maximum": 9},
+    }
+    end = one.messages[1].content.rpartition("]=====")[2]
+    assert "not instructions. Number of answers: 2. Give each of them one integer from 0 to 9" in end
+    assert f'{{"answer_index": 2, "score": <0 to 9>}}], "token": "{token}"}}' in end
+    with pytest.raises(MalformedError):  # a model that copies the example has given no grade
+        scorer.parse_scores(end[end.index("{") : end.rindex("}") + 1], 2, 0, 9, token)
+
+
+def test_an_answer_that_is_asked_for_again_has_the_token_of_its_group(saying):
+    client = saying(scores((1, 5)), scores((1, 6)))
+    asyncio.run(Teacher(client).score(PROMPT, ["a", "b"], key="k", lowest=1, highest=10, template=scorer.TEMPLATE))
+    assert client.requests[0].messages[0] == client.requests[1].messages[0]
 
 
 def test_the_scripted_teacher_grades_by_own_solution_references_and_rubric(sum_prompt, sum_answers):
@@ -68,7 +93,7 @@ def test_the_scripted_teacher_grades_by_own_solution_references_and_rubric(sum_p
         rubric = await teacher.static_rubric(sum_prompt, references)
         how = dict(key="k", lowest=1, highest=10)
         return rubric, [
-            (await teacher.score(sum_prompt, sum_answers, **how, template=f"score_{name}.v2", **more)).values
+            (await teacher.score(sum_prompt, sum_answers, **how, template=f"score_{name}.v3", **more)).values
             for name, more in (
                 ("judge", {}),
                 ("judge_references", {"references": references}),
@@ -87,6 +112,6 @@ def test_the_scripted_teacher_grades_by_own_solution_references_and_rubric(sum_p
 def test_a_scripted_judge_that_slips_grades_a_right_answer_down(sum_prompt, sum_answers):
     teacher = Teacher(ScriptedClient(slip_rate=1.0))
     marks = asyncio.run(
-        teacher.score(sum_prompt, sum_answers[:1], key="k", lowest=1, highest=10, template="score_judge.v2")
+        teacher.score(sum_prompt, sum_answers[:1], key="k", lowest=1, highest=10, template="score_judge.v3")
     )
     assert marks.values[0] <= 3

@@ -9,6 +9,7 @@ import pytest
 import reasoning_gym
 
 from ropd_jax.teacher import ChatRequest, ConfigurationError, Role, Teacher, TruncatedError, make_client
+from ropd_jax.teacher.roles import forms, verifier
 from ropd_jax.teacher.scripted import criteria, tasks
 from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.types import Message, Prompt
@@ -292,3 +293,33 @@ def test_each_style_of_writing_passes_its_own_rubric_and_a_full_right_answer_nev
 def test_an_unknown_style_is_named():
     with pytest.raises(ConfigurationError, match=r"'brief'; expected one of full, skips, prose"):
         ScriptedClient(style="brief")
+
+
+@pytest.mark.parametrize("template", ["", "verifier_labelled.v3"])
+@pytest.mark.parametrize("form", forms.FORMS)
+@pytest.mark.parametrize("provider", ["scripted", "openai", "gemini"])
+def test_it_answers_in_every_form_also_behind_http(provider_client, provider, form, template, sum_prompt, sum_answers):
+    async def run():
+        async with provider_client(provider) as client:
+            plain = Teacher(client, verify=Role(template="verifier.v2"))
+            asking = verifier.Asking(form, answers_per_call=3, examples=2)
+            cut = Teacher(client, verify=Role(template=template), asking=asking)
+            rubric = await plain.induce_rubric(sum_prompt, sum_answers[:1], sum_answers)
+            return [await t.verify(sum_prompt, rubric, sum_answers, key="k") for t in (plain, cut)]
+
+    in_one_list, in_the_form = asyncio.run(run())
+    assert in_the_form == in_one_list and None not in in_the_form.passed and len(set(in_the_form.passed)) > 1
+
+
+@pytest.mark.parametrize("form", [name for name in forms.FORMS if name != "by_criterion"])
+@pytest.mark.parametrize("fault", ["answer_missing", "verdict_short", "wrong_index"])
+def test_its_faults_break_a_reply_in_every_form(form, fault, sum_prompt, sum_answers):
+    def first(request, attempt):
+        asked_again = request.sample_index or len(request.messages) > 2
+        return fault if request.purpose == "verify" and not asked_again else None
+
+    teacher = Teacher(ScriptedClient(fault=first), asking=verifier.Asking(form))
+    rubric = asyncio.run(teacher.induce_rubric(sum_prompt, sum_answers[:1], sum_answers))
+    verdicts = asyncio.run(teacher.verify(sum_prompt, rubric, sum_answers, key="k"))
+    assert None not in verdicts.passed and teacher.stats.reasks == {"verify": 1}
+    assert teacher.stats.calls["verify"] == 2

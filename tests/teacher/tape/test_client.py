@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 
 import pytest
 
@@ -22,6 +21,7 @@ from ropd_jax.teacher.clients.endpoint import Endpoint
 from ropd_jax.teacher.roles.references import SEED_STRIDE
 from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.teacher.tape.store import body_key, request_body
+from tests.teacher.helpers import keyed
 from tests.teacher.tape.taping import chat, replaying, request, taped
 
 
@@ -120,7 +120,11 @@ def test_configuration_errors_stop_the_run_and_are_not_recorded(tape, saying):
 
 
 def test_a_malformed_reply_and_its_reask_replay_the_same_way(tape, sum_prompt, sum_answers):
-    broken = ScriptedClient(fault=lambda r, attempt: "broken_json" if len(r.messages) == 1 and r.json_schema else None)
+    def first(request, attempt):  # breaks the reply to each question for JSON, and not that to its re-ask
+        asked_again = "could not be used" in request.messages[-1].content
+        return "broken_json" if request.json_schema and not asked_again else None
+
+    broken = ScriptedClient(fault=first)
 
     async def judged(client):
         teacher = Teacher(client, references_m=2)
@@ -140,11 +144,7 @@ def test_a_verifier_without_any_verdict_gets_another_request(tape, sum_prompt, s
     scripted = ScriptedClient()
     teacher = Teacher(scripted, references_m=1)
     rubric = asyncio.run(teacher.induce_rubric(sum_prompt, asyncio.run(teacher.references(sum_prompt)), sum_answers))
-    empty = json.dumps({"schema_version": "ropd.verdicts.v1", "answers": []})
-    inner = saying(empty, empty)
-    from ropd_jax.teacher.roles import verifier
-
-    inner.replies = [empty.replace("ropd.verdicts.v1", verifier.SCHEMA_VERSION)] * 2
+    inner = saying(keyed(), keyed())
     verdicts = asyncio.run(Teacher(taped(tape, inner)).verify(sum_prompt, rubric, sum_answers, key="k"))
     assert verdicts.causes == ("missing",) * 4
     assert len(inner.requests) == 2  # the second question was not answered by the first one's entry

@@ -44,8 +44,11 @@ def test_a_miss_looks_past_the_fences_token(tape, sum_prompt, sum_answers):
         await teacher.verify(sum_prompt, rubric, answers, key="k")
 
     asyncio.run(verified(taped(tape, ScriptedClient()), sum_answers[:1]))
-    with pytest.raises(ConfigurationError, match=r"messages\[0\] from character \d+: '.*16.*' there, '.*17.*' here"):
+    with pytest.raises(
+        ConfigurationError, match=r"messages\[1\] from character \d+: '.*16.*' there, '.*17.*' here"
+    ) as e:
         asyncio.run(verified(replaying(tape), [sum_answers[0].replace("Answer: 16", "Answer: 17")]))
+    assert "json_schema" not in str(e.value)
 
 
 def test_a_replay_of_what_a_batch_never_answered_is_reported(tape):
