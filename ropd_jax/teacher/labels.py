@@ -118,7 +118,9 @@ def read_labels(path: str | os.PathLike[str]) -> list[LabelledQuestion]:
     """
     questions: dict[str, LabelledQuestion] = {}
     flat: dict[str, _Flat] = {}
-    for number, row in numbered_rows(path, file="a JSONL file of labels", row="a labelled question or verdict"):
+    for number, row in numbered_rows(
+        pathlib.Path(path), file="a JSONL file of labels", row="a labelled question or verdict"
+    ):
         where = f"{path}:{number}"
         if "answers" in row or "criteria" in row:
             question = _nested(row, where, default_id=f"q{number}")
@@ -158,9 +160,7 @@ def verdict_rows(questions: Sequence[LabelledQuestion]) -> Iterator[tuple[str, s
 
 def _nested(row: dict[str, Any], where: str, default_id: str) -> LabelledQuestion:
     _refuse_unknown(row, _QUESTION_KEYS, where)
-    criteria = tuple(
-        _criterion(item, f"{where}: criterion {n}", f"c{n}") for n, item in _items(row, "criteria", where)
-    )
+    criteria = tuple(_criterion(item, f"{where}: criterion {n}", f"c{n}") for n, item in _items(row, "criteria", where))
     answers = tuple(
         _answer(item, f"{where}: answer {n}", f"a{n}", len(criteria)) for n, item in _items(row, "answers", where)
     )
@@ -171,8 +171,8 @@ def _nested(row: dict[str, Any], where: str, default_id: str) -> LabelledQuestio
     for a in answers:
         if bool(a.like) != bool(a.differs) or (a.like and (a.like not in known - {a.id} or a.differs not in DIFFERS)):
             raise UserError(
-                f"{where}: answer {a.id} has like={a.like!r:.40}, differs={a.differs!r:.40}; expected the id of another "
-                f"answer of this question and one of {', '.join(DIFFERS)}, or neither"
+                f"{where}: answer {a.id} has like={a.like!r:.40}, differs={a.differs!r:.40}; expected the id of "
+                f"another answer of this question and one of {', '.join(DIFFERS)}, or neither"
             )
     return LabelledQuestion(
         _id(row, where, default_id),
@@ -270,7 +270,9 @@ def _refuse_unknown(row: dict[str, Any], known: set[str], where: str) -> None:
 def _text(row: dict[str, Any], key: str, where: str, *, empty: bool = False) -> str:
     value = row.get(key)
     if not isinstance(value, str) or not (empty or value.strip()):
-        raise UserError(f"{where}: {key} is {value!r:.60}; expected {'a text' if empty else 'a text that is not empty'}")
+        raise UserError(
+            f"{where}: {key} is {value!r:.60}; expected {'a text' if empty else 'a text that is not empty'}"
+        )
     return value
 
 

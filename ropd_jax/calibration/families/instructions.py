@@ -78,12 +78,17 @@ def make(rng: random.Random, i: int) -> Item:
         fillers = [short for short, _ in rng.sample(others, max(min(room, len(others)), 0))]
         lines = (first, *told, *fillers, *([end] if ends else []))
         missing = size - len(lines)
-        lines = (*lines[:1], *(f"There is more to say, part {'one two three'.split()[k]}." for k in range(missing)), *lines[1:])
+        lines = (
+            *lines[:1],
+            *(f"There is more to say, part {['one', 'two', 'three'][k]}." for k in range(missing)),
+            *lines[1:],
+        )
         return Draft(lines, tuple(held), all(held), " ")
 
     def lengthen(draft: Draft, rng: random.Random) -> Draft:
-        lines = tuple(longer.get(line, line) for line in draft.lines)
-        return dataclasses.replace(draft, lines=lines)
+        first, *rest = (longer.get(line, line) for line in draft.lines)
+        first = first.replace(" we write about", " we take a pen and a large sheet of paper and write about")
+        return dataclasses.replace(draft, lines=(first, *rest))
 
     def style(draft: Draft, rng: random.Random) -> Draft:
         """Bold words and a boast inside of a sentence, so that no sentence is added and the first word stays."""

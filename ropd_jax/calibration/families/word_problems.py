@@ -24,7 +24,7 @@ def make(rng: random.Random, i: int) -> Item:
     first, left = a * b, a * b - c
     end = left + d
     unit = i % 2 == 0  # the last criterion: a form, or a constraint of the question
-    demand = f" End with a line that has the number and the word \"{things}\"." if unit else ' Do not use "total".'
+    demand = f' End with a line that has the number and the word "{things}".' if unit else ' Do not use "total".'
     question = f"{story.format(a=a, b=b, c=c, d=d)} How many {things} are there in the end?{demand}"
     rows = criteria(
         ("final_result", f"The final answer is {end}.", 5),

@@ -35,18 +35,19 @@ _TEXTS = (  # the same for the text of a criterion
     (
         "final_result",
         r"\bfinal (?:answer|result|value|conclusion|number)(?! exactly once)"
-        r"|\blast line is \"answer: |\b(?:correct|right) (?:answer|result)\b|\bconcludes\b|\bthe (?:answer|output) is\b",
+        r"|\blast line is \"answer: |\b(?:correct|right) (?:answer|result)\b|\bconcludes\b"
+        r"|\bthe (?:answer|output) is\b",
     ),
     (
         "constraint",
-        r"\b(?:at most|at least|no more than|no fewer than|exactly|fewer than|more than) (?:\d+|one|two|three|four|five|"
-        r"six|seven|eight|nine|ten)\b[^.]{0,20}\b(?:words?|sentences?|lines?|characters?|items?|paragraphs?|letters?)"
-        r"|\b(?:must not|does not|do not|never|avoids?)\b[^.]{0,20}\b(?:use|mention|contain|include|repeat|exceed|name)",
+        r"\b(?:at most|at least|no more than|no fewer than|exactly|fewer than|more than) (?:[\d,]+|one|two|three|four|"
+        r"five|six|seven|eight|nine|ten)\b[^.]{0,20}\b(?:words?|sentences?|lines?|characters?|items?|paragraphs?|letters?)"
+        r"|\b(?:must not|does not|do not|never|avoids?)\b[^.]{0,20}\b(?:use|mention|contain|include|repeat|exceed)",
     ),
     (
         "form",
-        r"\b(?:format|formatted|markdown|bullets?|bold|boxed|heading|headings|table|code block|backticks|quotation marks|"
-        r"lower ?case|upper ?case|last line|first line|full sentence|numbered|exactly once, in the last line)\b",
+        r"\b(?:format|formatted|markdown|bullets?|bold|boxed|heading|headings|table|code block|backticks|"
+        r"quotation marks|lower ?case|upper ?case|last line|first line|full sentence|numbered|exactly once, in the last line)\b",
     ),
     (
         "intermediate_fact",
