@@ -7,8 +7,8 @@
     halo       share of answers whose criteria all take one opinion, beyond what the error rates explain
 
 The model of the halo is the one of the scripted noise (`teacher.scripted.noise`): each criterion is called true with
-the chance of its kind and truth, and then, for a share h of the answers, one verdict is copied to all criteria. With p of
-the cells (kind, truth) and m the mean chance over an answer's criteria::
+the chance of its kind and truth, and then, for a share h of the answers, one verdict is copied to all criteria. With p
+of the cells (kind, truth) and m the mean chance over an answer's criteria::
 
     share called true   = (1 - h) p + h m           solved for p
     all verdicts equal  = h + (1 - h) (prod p + prod (1 - p))       solved for h

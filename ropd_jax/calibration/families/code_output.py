@@ -21,7 +21,7 @@ def _sum_even(rng: random.Random) -> tuple[str, str, list[int]]:
 
 
 def _doubling(rng: random.Random) -> tuple[str, str, list[int]]:
-    n, trace = rng.randint(3, 9), []
+    n, trace = rng.randint(3, 40), []
     start = n
     for i in range(4):
         n = n * 2 - i

@@ -47,7 +47,8 @@ _TEXTS = (  # the same for the text of a criterion
     (
         "form",
         r"\b(?:format|formatted|markdown|bullets?|bold|boxed|heading|headings|table|code block|backticks|"
-        r"quotation marks|lower ?case|upper ?case|last line|first line|full sentence|numbered|exactly once, in the last line)\b",
+        r"quotation marks|lower ?case|upper ?case|last line|first line|full sentence|"
+        r"numbered|exactly once, in the last line)\b",
     ),
     (
         "intermediate_fact",
