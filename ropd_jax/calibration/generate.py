@@ -29,6 +29,7 @@ FAMILIES = {
     "code_output": code_output.make,
     "tables": tables.make,
 }
+BY_PARITY = ("facts", "instructions")  # even questions are for dev, odd ones for heldout
 QUESTIONS = 7  # of each family
 ODD = ("empty", "off_topic", "hostile", "hostile")  # the last answer of a question, in turn
 PLANS = (  # (kind of the first pair, how it differs, kind of the second pair, how, two more)
@@ -46,7 +47,7 @@ def generate(part: str, seed: int | None = None) -> list[LabelledQuestion]:
     for i in range(QUESTIONS):
         for f, (family, make) in enumerate(FAMILIES.items()):
             rng = random.Random(f"{seed}:{family}:{i}")
-            item = make(rng, 2 * i + (part == "heldout") if family == "facts" else i)
+            item = make(rng, 2 * i + (part == "heldout") if family in BY_PARITY else i)
             answers = _answers(item, rng, i + f)
             questions.append(
                 LabelledQuestion(f"{family}-{part}-{i + 1}", item.question, item.criteria, answers, family, part)

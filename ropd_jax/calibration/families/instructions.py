@@ -38,12 +38,14 @@ TOPICS = (  # (topic, word to use, word to avoid, last sentence, fact to state, 
       ("Sledges come out.", "From cellars and attics where they have waited all year, sledges come out."))),
 )  # fmt: skip
 
+STARTS = (("Today", "Often", "Here"), ("Now", "Sometimes", "Perhaps"))
+
 
 def make(rng: random.Random, i: int) -> Item:
-    """Question ``i`` of the family."""
-    topic, use, avoid, end, fact, others = TOPICS[i % len(TOPICS)]
+    """Question ``i`` of the family; even numbers and odd numbers have different first words."""
+    topic, use, avoid, end, fact, others = TOPICS[i // 2 % len(TOPICS)]
     n = rng.randint(4, 5)
-    start = rng.choice(("Today", "Often", "Here"))
+    start = rng.choice(STARTS[i % 2])
     question = (
         f'Write exactly {n} sentences about {topic}. Start with the word "{start}", use the word "{use}", do not use '
         f'the word "{avoid}", mention that {fact[0].lower()}{fact[1:-1]}, and end with the sentence "{end}"'
