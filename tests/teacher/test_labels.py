@@ -100,8 +100,8 @@ def test_an_error_names_file_line_and_value(tmp_path, row, message):
 def test_contradictions_of_flat_rows_are_refused(tmp_path):
     with pytest.raises(UserError, match=r":2: an earlier row has the opposite truth"):
         read_labels(write(tmp_path / "a.jsonl", FLAT, FLAT | {"truth": False}))
+    rows = FLAT | {"correct": True}, FLAT | {"criterion": "Other.", "correct": False}
     with pytest.raises(UserError, match=r":2: an earlier row of this answer has the opposite 'correct'"):
-        rows = FLAT | {"correct": True}, FLAT | {"criterion": "Other.", "correct": False}
         read_labels(write(tmp_path / "b.jsonl", *rows))
     with pytest.raises(UserError, match="another category, kind or points"):
         read_labels(write(tmp_path / "c.jsonl", FLAT, FLAT | {"answer": "3", "points": 4}))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
 
-from ropd_jax.teacher import ConfigurationError
-from ropd_jax.teacher.clients.chat import ChatRequest
-from ropd_jax.teacher.roles.verifier import parse_verdicts, verify_request
+from ropd_jax.teacher import ConfigurationError, Teacher
 from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.teacher.scripted.noise import Noise
-from ropd_jax.types import Criterion, Rubric
+from ropd_jax.types import Criterion, Message, Prompt, Rubric
 
 N = 4_000
 
@@ -53,7 +52,7 @@ def test_the_same_request_gets_the_same_verdicts_and_another_place_only_the_bias
 def test_length_counts_by_doublings_from_400_characters():
     noise = Noise(**both(0.4), length=0.1)
     usual, twice, most, more = (
-        share(verdicts(noise, True, answer="{:0>%d}" % n)) for n in (400, 800, 400 * 8, 400 * 64)
+        share(verdicts(noise, True, answer=f"{{:0>{n}}}")) for n in (400, 800, 400 * 8, 400 * 64)
     )
     assert twice - usual == pytest.approx(0.1, abs=0.03)
     assert most - usual == pytest.approx(0.3, abs=0.03) and more == pytest.approx(most, abs=0.03)
@@ -104,14 +103,12 @@ def test_a_noise_is_read_from_text_mapping_file_and_report(tmp_path):
     assert Noise.read("") is None
 
 
-RUBRIC = Rubric((Criterion("c1", "Is polite.", 1), Criterion("c2", "Shows at least one calculation with \"=\".", 1)))
+RUBRIC = Rubric((Criterion("c1", "Is polite.", 1), Criterion("c2", 'Shows at least one calculation with "=".', 1)))
 
 
-def asked(client, answers, question="How are you?"):
-    how = dict(model="scripted", temperature=None, max_output_tokens=4096)
-    request: ChatRequest = verify_request(question, RUBRIC, answers, **how)
-    token = request.json_schema["properties"]["token"]["enum"][0] if "token" in request.json_schema["properties"] else ""
-    return parse_verdicts(client.reply(request).text, RUBRIC, len(answers), token)
+def asked(client, answers):
+    prompt = Prompt("p", (Message("user", "How are you?"),))
+    return asyncio.run(Teacher(client).verify(prompt, RUBRIC, answers, key="k"))
 
 
 def test_labels_are_known_and_everything_else_is_decided_by_rule(tmp_path):
