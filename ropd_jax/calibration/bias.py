@@ -17,7 +17,7 @@ of the cells (kind, truth) and m the mean chance over an answer's criteria::
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -127,6 +127,18 @@ def flips(said: Sequence[Said], boot: Bootstrap) -> dict[str, Any]:
     return boot.ratio(changed, both, share=True)
 
 
+def moved(said: Sequence[Said]) -> float:
+    """By how much of the way from first to last an answer's place differs between the looks, on average; 0 of none."""
+    ways = [
+        abs(a - b)
+        for one in said
+        if one.again is not None
+        for a, b in zip(one.first.places, one.again.places, strict=True)
+        if a is not None and b is not None
+    ]
+    return sum(ways) / len(ways) if ways else 0.0
+
+
 # ------------------------------------------------------------------------------------------------------------- halo
 
 
@@ -156,6 +168,11 @@ class HaloModel:
     def mixed(self) -> int:
         """Answers that meet some of their criteria and miss others; only these show a halo."""
         return int(self._mixed_A.sum())
+
+    def changes(self, chances: Mapping[int, float]) -> float:
+        """The share of verdicts that would change if all were drawn a second time, with these chances of "true"."""
+        p_V = np.array([chances[int(cell)] for cell in self._cell_V])
+        return float(np.mean(2 * p_V * (1 - p_V))) if len(p_V) else 0.0
 
     def halo(self, w_Q: Array) -> float:
         """The halo under weights of the questions; NaN if no answer shows one."""

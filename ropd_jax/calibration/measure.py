@@ -36,7 +36,7 @@ def measure(said: Sequence[Said], *, draws: int = DRAWS, seed: int = 0) -> dict[
     rows = _Rows(said)
     model = HaloModel(rows.question_V, rows.answer_V, rows.cell_V, rows.said_V)
     found_halo = bias.halo(model, boot)
-    length, place = bias.paired(said, boot, "length"), bias.position(said, boot)
+    length, place, flips = bias.paired(said, boot, "length"), bias.position(said, boot), bias.flips(said, boot)
     return {
         "questions": len(said),
         "answers": sum(len(one.question.answers) for one in said),
@@ -53,9 +53,9 @@ def measure(said: Sequence[Said], *, draws: int = DRAWS, seed: int = 0) -> dict[
             "style": bias.paired(said, boot, "style"),
             "halo": found_halo,
         },
-        "flips": bias.flips(said, boot),
+        "flips": flips,
         "unscored": _unscored(said),
-        "noise": _noise(len(said), model, found_halo, place, length["per_doubling"]),
+        "noise": _noise(said, model, found_halo, place, length["per_doubling"], flips),
     }
 
 
@@ -134,23 +134,34 @@ def _unscored(said: Sequence[Said]) -> dict[str, Any]:
 
 
 def _noise(
-    questions: int, model: HaloModel, found_halo: dict[str, Any], place: dict[str, Any], length: dict[str, Any]
+    said: Sequence[Said],
+    model: HaloModel,
+    found_halo: dict[str, Any],
+    place: dict[str, Any],
+    length: dict[str, Any],
+    flips: dict[str, Any],
 ) -> dict[str, Any] | None:
     """What the scripted verifier needs to err alike (`teacher.scripted.noise`); None if no verdict was read.
 
-    A bias whose interval holds 0 is left out.
+    A bias whose interval holds 0 is left out. What is redrawn follows from the flips: a verdict with the chance p of
+    "true" that is drawn twice changes with 2 p (1 - p), and the bias of the position changes some without it.
     """
     if not model.answers:
         return None
     shown = (found_halo["low"] or 0.0) > _LEAST_HALO
-    h, chances = model.fit(np.ones(questions), found_halo["value"] if shown else 0.0)
+    h, chances = model.fit(np.ones(len(said)), found_halo["value"] if shown else 0.0)
     kinds: dict[str, dict[str, float]] = {}
     for cell, chance in chances.items():
         rates = kinds.setdefault(_NAMES[cell // 2], {})
         rates["false_negative" if cell % 2 else "false_positive"] = 1 - chance if cell % 2 else chance
     known = {name: [r[name] for r in kinds.values() if name in r] for name in ("false_positive", "false_negative")}
     kinds.setdefault(OTHER, {name: sum(rates) / len(rates) for name, rates in known.items() if rates})
-    return {"kinds": kinds, "halo": h, "position": _shown(place), "length": _shown(length)}
+    redraw = 0.0
+    twice = model.changes(chances)
+    if (flips["low"] or 0.0) > 0 and twice > 0:
+        moved = abs(_shown(place)) * bias.moved(said)
+        redraw = min(max((flips["value"] - moved) / twice, 0.0), 1.0)
+    return {"kinds": kinds, "halo": h, "position": _shown(place), "length": _shown(length), "redraw": redraw}
 
 
 def _shown(found: dict[str, Any]) -> float:

@@ -13,8 +13,8 @@ def estimate(value, low=None, high=None, n=100):
 
 UNKNOWN = estimate(None, n=0)
 MEASURED = {
-    "accuracy": estimate(0.8, 0.75, 0.85), "sensitivity": estimate(0.8, 0.7, 0.9), "specificity": estimate(0.8, 0.7, 0.9),
-    "kappa": estimate(0.6, 0.5, 0.7),
+    "accuracy": estimate(0.8, 0.75, 0.85), "kappa": estimate(0.6, 0.5, 0.7),
+    "sensitivity": estimate(0.8, 0.7, 0.9), "specificity": estimate(0.8, 0.7, 0.9),
 }  # fmt: skip
 REPORT = {
     "questions": 42,
@@ -111,6 +111,4 @@ def test_of_forms_that_are_as_good_the_cheapest_is_named():
         "Not to be told from it on these questions: keyed.",
         "Of these, keyed takes the fewest tokens.",
     ]
-    assert compare([report(None, None, 1.0)], ["lists"]) == [
-        "No form gave verdicts with a known kappa; use none of them."
-    ]
+    assert compare([report(None, None, 1.0)], ["lists"])[0].startswith("No form gave verdicts with a known kappa")

@@ -44,6 +44,7 @@ def report(name):
         "halo": {"kinds": RATES, "halo": 0.3},
         "position": {"kinds": FLAT, "position": -0.25},
         "length": {"kinds": FLAT, "length": 0.12},
+        "redraw": {"kinds": FLAT, "redraw": 0.5},
         "none": "",
     }[name])  # fmt: skip
 
@@ -140,6 +141,12 @@ def test_flips_come_from_the_bias_of_position_alone():
     assert report("rates")["flips"]["value"] == 0.0
     assert 0.03 < report("position")["flips"]["value"] < 0.25
     assert report_of("", generate("dev")[:3], reorder=False)["flips"]["value"] is None
+
+
+def test_what_is_redrawn_is_told_from_what_is_moved():
+    assert report("redraw")["flips"]["value"] == pytest.approx(0.5 * 2 * 0.3 * 0.7, abs=0.05)
+    assert report("redraw")["noise"]["redraw"] == pytest.approx(0.5, abs=0.12)
+    assert report("position")["noise"]["redraw"] < 0.1 and report("rates")["noise"]["redraw"] == 0.0
 
 
 def test_the_ranking_suffers_with_the_noise():

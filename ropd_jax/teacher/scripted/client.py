@@ -187,7 +187,7 @@ class ScriptedClient:
             scale = _numbers(SCALE, asked)
             reply = self._score(question, rubric, by_role["reference"], by_role["answer"], scale)
         elif by_role["rubric"]:
-            reply = self._verify(rubric, by_role["answer"], question)
+            reply = self._verify(rubric, by_role["answer"], question, sample_index)
         elif not (by_role["reference"] or by_role["student"]):
             return self._reference(question, sample_index)
         elif static_rubric.SCHEMA_VERSION in asked:
@@ -246,9 +246,9 @@ class ScriptedClient:
             rows.append({"answer_index": index, "score": lowest + round(share * (highest - lowest))})
         return {"schema_version": scorer.SCHEMA_VERSION, "answers": rows}
 
-    def _verify(self, rubric: list[dict], answers: list[str], question: str) -> dict:
+    def _verify(self, rubric: list[dict], answers: list[str], question: str, sample_index: int) -> dict:
         rows = []
-        known = self._truths.rows(question, [row["criterion"] for row in rubric], answers)
+        known = self._truths.rows(question, [row["criterion"] for row in rubric], answers, sample_index)
         for index, (answer, held) in enumerate(zip(answers, known, strict=True), 1):
             verdicts = []
             for row, verdict in zip(rubric, held, strict=True):

@@ -1,7 +1,7 @@
 """Noise for the scripted verifier: it errs as a real judge was measured to err.
 
     {"kinds": {"final_result": {"false_positive": 0.05, "false_negative": 0.1}, "other": {...}},
-     "halo": 0.2, "position": -0.1, "length": 0.03}
+     "halo": 0.2, "position": -0.1, "length": 0.03, "redraw": 0.3}
 
 ``kinds``     of each kind of criterion (`roles.kinds`): share of false criteria that are called true, and of true ones
               that are called false. ``other`` is for the kinds that are not named; without it they have no errors.
@@ -10,9 +10,12 @@
 ``length``    change of the chance of "true" with each doubling of the answer's length, from 400 characters; at most
               three doublings count.
 
+``redraw``    share of verdicts that are drawn anew in another order, with other answers and in another sample (votes).
+              The others are errors of the judge's own, which it makes again however often it is asked.
+
 The order of events: the chance of "true" follows from the truth, the kind, the place and the length; one number that is
-a hash of answer and criterion draws the verdict; then the halo. So the same request always gets the same reply, and
-another order changes a verdict only by the bias of the position.
+a hash of answer and criterion (and of the request, if it is redrawn) draws the verdict; then the halo. So the same
+request always gets the same reply.
 """
 
 from __future__ import annotations
@@ -31,10 +34,10 @@ from ropd_jax.teacher.scripted.tasks import uniform
 OTHER = "other"
 USUAL_LENGTH = 400  # characters, where the bias of length is zero
 MOST_DOUBLINGS = 3.0
-_KEYS = ("kinds", "halo", "position", "length")
+_KEYS = ("kinds", "halo", "position", "length", "redraw")
 _EXPECTED = (
     'the path of a calibration report, or JSON such as {"kinds": {"other": {"false_positive": 0.1, "false_negative": '
-    '0.1}}, "halo": 0.0, "position": 0.0, "length": 0.0}'
+    '0.1}}, "halo": 0.0, "position": 0.0, "length": 0.0, "redraw": 0.0}'
 )
 
 
@@ -54,6 +57,7 @@ class Noise:
     halo: float = 0.0
     position: float = 0.0
     length: float = 0.0
+    redraw: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("false_positive", "false_negative"):
@@ -63,6 +67,7 @@ class Noise:
                     raise ConfigurationError(f"teacher.scripted.noise: kind {kind!r:.60}; expected one of {known}")
                 _check(rate, f"kinds.{kind}.{name}", 0.0)
         _check(self.halo, "halo", 0.0)
+        _check(self.redraw, "redraw", 0.0)
         _check(self.position, "position", -1.0)
         _check(self.length, "length", -1.0)
 
@@ -115,12 +120,14 @@ class Noise:
         answer: str,
         place: int,
         answers: int,
+        request: str = "",
     ) -> list[bool]:
         """The verdicts on one answer.
 
         Args:
             truths, kinds, criteria: of each criterion the truth, the kind and the text.
             place: of the answer in the request, from 0; ``answers`` is how many there are.
+            request: what tells this request from others about the same answer; counts for what is redrawn.
         """
         shift = self.position * (place / (answers - 1) - 0.5 if answers > 1 else 0.0)
         doublings = math.log2(max(len(answer), 1) / USUAL_LENGTH)
@@ -130,7 +137,10 @@ class Noise:
             rates = self.false_negative if truth else self.false_positive
             error = rates.get(kind or OTHER, rates.get(OTHER, 0.0))
             chance = (1.0 - error if truth else error) + shift
-            verdicts.append(uniform("noise", question, answer, criterion) < chance)
+            drawn: tuple[str, ...] = (question, answer, criterion)
+            if self.redraw and uniform("redraw", *drawn) < self.redraw:
+                drawn = (*drawn, request)
+            verdicts.append(uniform("noise", *drawn) < chance)
         if self.halo and verdicts and uniform("halo", question, answer) < self.halo:
             opinion = verdicts[int(uniform("opinion", question, answer) * len(verdicts))]
             verdicts = [opinion] * len(verdicts)

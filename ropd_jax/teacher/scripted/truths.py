@@ -9,6 +9,7 @@ from ropd_jax.teacher.labels import read_labels, verdict_rows
 from ropd_jax.teacher.roles.kinds import kind_of
 from ropd_jax.teacher.scripted import criteria
 from ropd_jax.teacher.scripted.noise import Noise
+from ropd_jax.teacher.scripted.tasks import uniform
 from ropd_jax.types import UserError
 
 LabelRow = tuple[str, str, str, bool, str | None]  # question, answer, criterion, truth, kind
@@ -37,34 +38,43 @@ class Truths:
             self._shares.setdefault((q, a), []).append(truth)
         self._noise = noise
 
-    def rows(self, question: str, texts: Sequence[str], answers: Sequence[str]) -> list[list[bool | None]]:
+    def rows(
+        self, question: str, texts: Sequence[str], answers: Sequence[str], sample_index: int = 0
+    ) -> list[list[bool | None]]:
         """Of each answer the verdicts on the criteria ``texts``; None for a criterion that is not known."""
-        return [self._row(question, texts, answer, place, len(answers)) for place, answer in enumerate(answers)]
+        rows = [self._row(question, texts, answer) for answer in answers]
+        if self._noise is None:
+            return [truths for truths, _ in rows]
+        request = str(uniform("request", sample_index, *answers))
+        done = []
+        for place, (answer, (truths, kinds)) in enumerate(zip(answers, rows, strict=True)):
+            able = [k for k, truth in enumerate(truths) if truth is not None]
+            noisy = self._noise.apply(
+                [bool(truths[k]) for k in able],
+                [kinds[k] for k in able],
+                criteria=[texts[k] for k in able],
+                question=question,
+                answer=answer,
+                place=place,
+                answers=len(answers),
+                request=request,
+            )
+            for k, verdict in zip(able, noisy, strict=True):
+                truths[k] = verdict
+            done.append(truths)
+        return done
 
     def share(self, question: str, answer: str) -> float | None:
         """The share of the labelled criteria that the answer meets; None if it has no labels."""
         truths = self._shares.get((question.strip(), answer.strip()))
         return sum(truths) / len(truths) if truths else None
 
-    def _row(self, question: str, texts: Sequence[str], answer: str, place: int, answers: int) -> list[bool | None]:
+    def _row(self, question: str, texts: Sequence[str], answer: str) -> tuple[list[bool | None], list[str | None]]:
+        """The truth and the kind of each criterion, without noise."""
         truths: list[bool | None] = []
         kinds: list[str | None] = []
         for text in texts:
             known = self._labels.get((question.strip(), answer.strip(), text.strip()))
             truths.append(criteria.check(text, answer) if known is None else known[0])
             kinds.append(kind_of("", text) if known is None else known[1])
-        if self._noise is None:
-            return truths
-        able = [k for k, truth in enumerate(truths) if truth is not None]
-        noisy = self._noise.apply(
-            [bool(truths[k]) for k in able],
-            [kinds[k] for k in able],
-            criteria=[texts[k] for k in able],
-            question=question,
-            answer=answer,
-            place=place,
-            answers=answers,
-        )
-        for k, verdict in zip(able, noisy, strict=True):
-            truths[k] = verdict
-        return truths
+        return truths, kinds

@@ -71,6 +71,20 @@ def test_a_halo_gives_all_criteria_of_an_answer_one_opinion():
     assert all(row == truths for row, same in zip(rows, equal, strict=True) if not same)
 
 
+def test_a_share_is_redrawn_in_another_request():
+    noise = Noise(**both(0.5), redraw=0.4)
+    one, same, other = (verdicts(noise, True, request=r) for r in ("1", "1", "2"))
+    assert one == same
+    assert share([a != b for a, b in zip(one, other, strict=True)]) == pytest.approx(0.4 * 0.5, abs=0.03)
+
+
+def test_another_sample_of_a_request_redraws():
+    labels = [("How are you?", f"a{i}", "Is polite.", True, None) for i in range(200)]
+    client = ScriptedClient(labels=labels, noise={"kinds": {"other": {"false_negative": 0.5}}, "redraw": 1.0})
+    first, second = (client._truths.rows("How are you?", ["Is polite."], [q[1] for q in labels], n) for n in (0, 1))
+    assert share([a != b for a, b in zip(first, second, strict=True)]) == pytest.approx(0.5, abs=0.1)
+
+
 @pytest.mark.parametrize(
     "value, message",
     [
