@@ -26,7 +26,8 @@ class Form:
 
     def __str__(self) -> str:
         cuts = f"/{self.answers_per_call}/{self.criteria_per_call}"
-        return self.form + (cuts if self.criteria_per_call else cuts[:-2] if self.answers_per_call else "")
+        name = self.form or "default"
+        return name + (cuts if self.criteria_per_call else cuts[:-2] if self.answers_per_call else "")
 
 
 def form_of(verifier: Mapping[str, Any]) -> Form:
