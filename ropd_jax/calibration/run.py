@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 PROGRESS_S = 2.0  # seconds between two lines of progress
 MOST_ANSWERS = 12  # of one group: 8 rollouts and 4 references, as in the paper
 SCALE = (1, 10)  # of the scorer
+_ENDPOINT = ("provider", "base_url", "api_key_env")
 _ORDERS = 8  # keys that are tried for another order
 
 
@@ -128,6 +129,7 @@ def calibrate(
                 "temperature": how.temperature,
                 "template": asked.template_id("verify"),
                 "form": str(form_of(teacher["verifier"])),
+                "settings": {key: value for key, value in teacher["verifier"].items() if key not in _ENDPOINT},
             },
             "labels": {**about, "questions": len(questions), "asked": len({one.question.id for one in said})},
             "seed": seed,

@@ -82,7 +82,7 @@ def test_a_report_feeds_the_config_that_it_measured(tmp_path, capsys):
     assert command(tmp_path, "--limit", "6") == 0
     path = tmp_path / "out" / "report.json"
     about = summary(path)
-    assert about["kappa"]["value"] == 1.0 and about["form"] == "lists" and about["labels_sha"] == found(tmp_path)[
+    assert about["kappa"]["value"] == 1.0 and about["form"] == found(tmp_path)["verifier"]["form"] and about["labels_sha"] == found(tmp_path)[
         "labels"]["sha"]  # fmt: skip
     assert reliability(path)["final_result"] == 1.0
     again = tmp_path / "again"
@@ -190,6 +190,18 @@ def test_several_forms_make_one_table(tmp_path, monkeypatch):
     assert summary(tmp_path / "lists_3" / "report.json")["kappa"]["value"] == 1.0
     page = (tmp_path / "report.md").read_text()
     assert page.count("\n| lists") == 2 and "## Recommendation" in page
+
+
+@pytest.mark.skipif("form" not in configs.default().teacher.verifier, reason="there is one form only")
+def test_a_form_changes_the_request_and_smaller_calls_have_no_halo_and_no_place(tmp_path):
+    noise = '{"kinds": {"other": {"false_positive": 0.2, "false_negative": 0.2}}, "halo": 0.4, "position": -0.2}'
+    options = Options(limit=12, forms="lists,keyed,by_criterion,keyed/1,keyed/1/1")
+    lists, keyed, by_criterion, one, single = main(teacher_cfg(scripted__noise=noise), options, seed=0, out=tmp_path)
+    assert lists["overall"] == keyed["overall"] == by_criterion["overall"]  # the same judge, the same errors
+    assert lists["bias"]["halo"]["low"] > 0.1 and lists["bias"]["position"]["high"] < 0
+    assert one["bias"]["position"]["value"] is None and one["bias"]["halo"]["low"] > 0.1
+    assert single["bias"]["halo"]["low"] < 0.05 and single["traffic"]["calls"] > 5 * one["traffic"]["calls"] / 2
+    assert single["auc"]["within"]["value"] > lists["auc"]["within"]["value"]
 
 
 # ---------------------------------------------------------------------------------------------------------- labels
