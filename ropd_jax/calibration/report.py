@@ -226,6 +226,17 @@ def _count(value: float | None) -> str:
     return "unknown" if value is None else f"{value:,.0f}"
 
 
+def _thousands(value: float | None) -> str:
+    return "unknown" if value is None else f"{value / 1000:,.1f}k"
+
+
+def _plain_table(*head: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in head:
+        table.add_column(name, no_wrap=True)
+    return table
+
+
 def _time(value: float | None) -> str:
     return "unknown" if value is None else f"{value:,.1f}"
 
@@ -246,29 +257,25 @@ def show(reports: Sequence[Mapping[str, Any]], out: str, *, file: TextIO | None 
     console = tables.console(file)
     names = [r["verifier"]["form"] for r in reports]
     if len(reports) > 1:
-        table = Table(
-            "form", "verdicts", "kappa", "accuracy", "AUC, one question", "tokens", "cost", box=box.SIMPLE_HEAD
-        )
-        table.columns[0].no_wrap = True
+        table = _plain_table("form", "kappa", "accuracy", "AUC", "tokens", "cost")
         for name, report in zip(names, reports, strict=True):
             found, each = report["overall"], report["traffic"]["per_1000_verdicts"]
-            tokens = f"{_count(each['input_tokens'])} + {_count(each['output_tokens'])}"
+            tokens = f"{_thousands(each['input_tokens'])} + {_thousands(each['output_tokens'])}"
             scores = (_estimate(found["kappa"]), _number(found["accuracy"]["value"]))
             within = _number(report["auc"]["within"]["value"])
-            table.add_row(name, f"{found['n']:,}", *scores, within, tokens, dollars(each["usd"]))
+            table.add_row(name, *scores, within, tokens, dollars(each["usd"]))
         console.print(table)
-        console.print("Tokens (input + output) and cost are per 1,000 verdicts.")
+        console.print("AUC: of answers to one question. Tokens (input + output) and cost: per 1,000 verdicts.")
         advice = compare(reports, names)
     else:
         report = reports[0]
-        table = Table("", "verdicts", "accuracy", "sensitivity", "specificity", "kappa", box=box.SIMPLE_HEAD)
-        table.columns[0].no_wrap = True
+        table = _plain_table("", "n", "accuracy", "sens.", "spec.", "kappa")
         for name, found in (("all", report["overall"]), *report["kinds"].items()):
             first, n, *_ = _measures(name, found)
             shares = (_number(found[m]["value"]) for m in _MEASURES[:3])
             table.add_row(first, n, *shares, _estimate(found["kappa"]))
         console.print(table)
-        table = Table("", "value", box=box.SIMPLE_HEAD)
+        table = _plain_table("", "value")
         for name, value, _ in _biases(report):
             table.add_row(name, value)
         console.print(table)

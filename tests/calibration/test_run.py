@@ -82,8 +82,8 @@ def test_a_report_feeds_the_config_that_it_measured(tmp_path, capsys):
     assert command(tmp_path, "--limit", "6") == 0
     path = tmp_path / "out" / "report.json"
     about = summary(path)
-    assert about["kappa"]["value"] == 1.0 and about["form"] == found(tmp_path)["verifier"]["form"] and about["labels_sha"] == found(tmp_path)[
-        "labels"]["sha"]  # fmt: skip
+    assert about["kappa"]["value"] == 1.0 and about["form"] == found(tmp_path)["verifier"]["form"]
+    assert about["labels_sha"] == found(tmp_path)["labels"]["sha"]
     assert reliability(path)["final_result"] == 1.0
     again = tmp_path / "again"
     assert cli.main([*QUICK, "--out", str(again), "--limit", "6", f"--config.teacher.scripted.noise={path}"]) == 0
