@@ -12,7 +12,7 @@ questions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,16 +25,20 @@ UNKNOWN: dict[str, Any] = {"value": None, "low": None, "high": None, "n": 0}
 
 
 class Bootstrap:
-    """Draws of ``questions`` questions.
+    """Draws of questions.
 
     Args:
+        questions: their number, or the name of the question of each group: a question that was asked in several groups
+            is drawn whole.
         draws: number of draws; ``seed`` makes them.
     """
 
-    def __init__(self, questions: int, *, draws: int = DRAWS, seed: int = 0):
+    def __init__(self, questions: int | Sequence[str], *, draws: int = DRAWS, seed: int = 0):
+        names = [str(n) for n in range(questions)] if isinstance(questions, int) else list(questions)
+        places = {name: n for n, name in enumerate(dict.fromkeys(names or [""]))}
         rng = np.random.default_rng(seed)
-        shares = np.full(max(questions, 1), 1 / max(questions, 1))
-        self.weights_DQ = rng.multinomial(max(questions, 1), shares, size=draws).astype(float)
+        drawn = rng.multinomial(len(places), np.full(len(places), 1 / len(places)), size=draws)
+        self.weights_DQ = drawn.astype(float)[:, [places[name] for name in names or [""]]]
 
     def estimate(self, value: float | None, draws: Array, n: int) -> dict[str, Any]:
         """A value with the interval of its draws; NaN among the draws are left out."""

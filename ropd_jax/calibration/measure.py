@@ -32,13 +32,14 @@ def measure(said: Sequence[Said], *, draws: int = DRAWS, seed: int = 0) -> dict[
     Args:
         draws, seed: of the bootstrap over questions.
     """
-    boot = Bootstrap(len(said), draws=draws, seed=seed)
+    names = [one.question.id for one in said]
+    boot = Bootstrap(names, draws=draws, seed=seed)
     rows = _Rows(said)
     model = HaloModel(rows.question_V, rows.answer_V, rows.cell_V, rows.said_V)
     found_halo = bias.halo(model, boot)
     length, place, flips = bias.paired(said, boot, "length"), bias.position(said, boot), bias.flips(said, boot)
     return {
-        "questions": len(said),
+        "questions": len(set(names)),
         "answers": sum(len(one.question.answers) for one in said),
         "verdicts": sum(_size(one.first) for one in said),
         "overall": agreement(rows.cells(), boot),

@@ -89,6 +89,14 @@ def test_intervals_are_over_questions_and_not_over_verdicts():
     assert width[0] / width[1] == pytest.approx(10**0.5, rel=0.15)
 
 
+def test_a_question_that_was_asked_in_groups_is_drawn_whole():
+    rows = [said([[T]], [[i % 2 == 0]], id=f"q{i}") for i in range(10)]
+    split = [said([[T]], [[i % 2 == 0]], id=f"q{i}") for i in range(10) for _ in range(4)]
+    one, four = (measure(r)["overall"]["accuracy"] for r in (rows, split))
+    assert (four["low"], four["high"]) == (one["low"], one["high"]) and four["n"] == 4 * one["n"]
+    assert measure(split)["questions"] == 10
+
+
 def test_verdicts_without_truth_or_without_reading_are_in_no_share():
     one = said([[T, None], [F, F]], [[T, T], None])
     found = measure([one])

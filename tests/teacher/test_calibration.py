@@ -11,6 +11,7 @@ from ropd_jax.teacher.calibration import SCHEMA_VERSION, reliability, summary
 from ropd_jax.training.metrics import make_result
 from ropd_jax.training.setup import setup
 from ropd_jax.types import UserError
+from ropd_jax.workdir.result import final_table
 from tests.runs.test_train import tiny_config
 
 REPORT = {
@@ -72,6 +73,12 @@ def test_the_result_records_the_summary(tmp_path):
     made = make_result(**numbers, before={}, after={}, teacher={}, calibration=summary(write(tmp_path / "r.json")))
     assert made["calibration"]["kappa"]["value"] == 0.5 and made["calibration"]["form"] == "keyed/1"
     assert make_result(**numbers, before={}, after={}, teacher={})["calibration"] is None
+
+
+def test_the_table_of_a_result_shows_the_kappa(tmp_path):
+    about = summary(write(tmp_path / "r.json"))
+    cells = [str(c) for c in final_table({"calibration": about}).columns[1].cells]
+    assert cells == ["0.50"] and not list(final_table({"calibration": None}).columns[1].cells)
 
 
 def test_preflight_names_the_figures_or_the_command(tmp_path):
