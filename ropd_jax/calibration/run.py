@@ -76,9 +76,11 @@ def main(teacher: Mapping[str, Any], options: Options, *, seed: int, out: str | 
     about = {"source": source, "sha": sha, "part": options.part, "limit": options.limit or None}
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
+    teachers = [_plain_teacher(teacher, form, questions) for form in forms]
+    for plain in teachers:  # every form is checked before the first one is paid for
+        asyncio.run(build_teacher(plain | {"tape": plain["tape"] | {"mode": "off"}}, needs=_needs(options)).close())
     reports: list[dict] = []
-    for form in forms:
-        plain = _plain_teacher(teacher, form, questions)
+    for form, plain in zip(forms, teachers, strict=True):
         report = calibrate(plain, questions, about, options, seed=seed, workdir=out)
         reports.append(report)
         write_report(report, out / str(form).replace("/", "_") if len(forms) > 1 else out)
@@ -104,7 +106,7 @@ def calibrate(
         ConfigurationError: a teacher that cannot work.
         BudgetError: the budget is reached before the first verdict.
     """
-    needs = ("verify", "score") if options.scorer else ("verify",)
+    needs = _needs(options)
     asked = build_teacher(teacher, seed=seed, workdir=workdir, needs=needs)
     counting = CountingClient(asked.client, _prices(teacher, needs))
     asked.client = counting
@@ -155,11 +157,16 @@ def _plain_teacher(teacher: Mapping[str, Any], form: Form, questions: Sequence[L
     would be answered by the verdicts of the first."""
     plain: dict[str, Any] = teacher.to_dict() if hasattr(teacher, "to_dict") else dict(teacher)
     plain["verifier"] = with_form(plain["verifier"], form)
+    plain["index"] = ""  # no reference is asked for
     if role_of(plain, "verifier")[0].provider == "scripted":
         plain["scripted"] = dict(plain["scripted"])
         plain["scripted"]["labels"] = plain["scripted"]["labels"] or list(verdict_rows(questions))
         plain["tape"] = dict(plain["tape"]) | {"mode": "off"}
     return plain
+
+
+def _needs(options: Options) -> tuple[str, ...]:
+    return ("verify", "score") if options.scorer else ("verify",)
 
 
 def _prices(teacher: Mapping[str, Any], needs: Sequence[str]) -> dict[str, Any]:
