@@ -28,6 +28,8 @@ def recommend(report: Mapping[str, Any]) -> list[str]:
     wrong = f"expect about {_percent(1 - accuracy)} wrong verdicts"
     if value is None:
         advice = [f"All verdicts are the same, so that nothing can be said beyond this: {wrong}."]
+    elif low is not None and low <= 0 and report["questions"] < FEW:
+        advice = [f"On so few questions the verdicts cannot be told from chance; {wrong}."]
     elif low is not None and low <= 0:
         advice = [f"Do not train with this verifier: its verdicts cannot be told from chance; {wrong}."]
     elif value >= GOOD:

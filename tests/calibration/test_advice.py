@@ -49,6 +49,8 @@ def test_the_first_sentence_is_by_kappa():
     assert usable == ["The verifier is usable with care; expect about 20 % wrong verdicts."]
     assert advice(overall__kappa=estimate(0.2, 0.1, 0.3))[0].startswith("The verifier is too weak to train on")
     assert "cannot be told from chance" in advice(overall__kappa=estimate(0.2, -0.1, 0.5))[0]
+    few = advice(overall__kappa=estimate(0.9, -0.1, 1.0), questions=3)
+    assert few[0].startswith("On so few questions the verdicts cannot be told from chance")
     assert advice(overall__kappa=UNKNOWN)[0].startswith("All verdicts are the same")
     none = advice(overall__accuracy=UNKNOWN, unscored={"share": 1.0, "causes": {"malformed": 3}})
     assert none == [
