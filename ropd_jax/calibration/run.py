@@ -1,8 +1,10 @@
 """The run of a calibration: labelled questions through the run's own verifier, with its tape and its budget.
 
-1. read    the labels, and the forms of asking
-2. ask     each group twice, the second time in another order; the scorer once, if wanted
-3. report  what was said against what is true; stopped by a cap of the budget, with what there is until then
+    1. read    the labels, and the forms of asking
+    2. ask     each group twice, the second time in another order; the scorer once, if wanted
+    3. report  what was said against what is true
+
+At a cap of the budget it stops, and reports what was asked until then.
 """
 
 from __future__ import annotations
@@ -81,7 +83,14 @@ def main(teacher: Mapping[str, Any], options: Options, *, seed: int, out: str | 
         asyncio.run(build_teacher(plain | {"tape": plain["tape"] | {"mode": "off"}}, needs=_needs(options)).close())
     reports: list[dict] = []
     for form, plain in zip(forms, teachers, strict=True):
-        report = calibrate(plain, questions, about, options, seed=seed, workdir=out)
+        try:
+            report = calibrate(plain, questions, about, options, seed=seed, workdir=out)
+        except BudgetError as e:
+            if not reports:
+                raise
+            log.warning("form %s was not asked: %s", form, e)
+            reports[-1]["stopped"] = str(e)
+            break
         reports.append(report)
         write_report(report, out / str(form).replace("/", "_") if len(forms) > 1 else out)
         if report["stopped"]:

@@ -192,6 +192,15 @@ def test_several_forms_make_one_table(tmp_path, monkeypatch):
     assert page.count("\n| lists") == 2 and "## Recommendation" in page
 
 
+def test_a_budget_that_ends_between_two_forms_reports_the_first(tmp_path, monkeypatch):
+    teacher = teacher_cfg(budget__calls=2)
+    teacher["verifier"] |= {"form": "lists", "answers_per_call": 0, "criteria_per_call": 0}
+    monkeypatch.setattr("ropd_jax.calibration.run.with_form", lambda verifier, form: dict(verifier))
+    (only,) = main(teacher, Options(limit=1, forms="lists,lists/3"), seed=0, out=tmp_path)
+    assert "teacher.budget.calls=2 is reached" in only["stopped"]
+    assert len(json.loads((tmp_path / "report.json").read_text())["forms"]) == 1
+
+
 @pytest.mark.skipif("form" not in configs.default().teacher.verifier, reason="there is one form only")
 def test_a_form_changes_the_request_and_smaller_calls_have_no_halo_and_no_place(tmp_path):
     noise = '{"kinds": {"other": {"false_positive": 0.2, "false_negative": 0.2}}, "halo": 0.4, "position": -0.2}'
