@@ -78,6 +78,7 @@ setup(
     packages=find_packages(include=["ropd_jax", "ropd_jax.*"]),
     package_data={
         "ropd_jax": ["assets/**/*", "assets/*", "py.typed"],
+        "ropd_jax.calibration": ["labels/*.jsonl"],
         "ropd_jax.plan": ["chips.toml", "models/*/config.json"],
         "ropd_jax.teacher": ["roles/prompts/*.md", "traffic/prices.toml"],
     },

@@ -108,6 +108,7 @@ def default() -> ConfigDict:
     cfg.teacher.tape = ConfigDict()
     cfg.teacher.tape.mode = "record"  # every answer is paid for once; or "replay", "refresh", "off"
     cfg.teacher.tape.path = ""  # "" is WORKDIR/tape.sqlite
+    cfg.teacher.calibration = ""  # report.json of ropd calibrate-judge, recorded in result.json; "" if there is none
     cfg.teacher.prices = ""  # a TOML file with prices of your own, besides ropd_jax/teacher/traffic/prices.toml
     cfg.teacher.budget = ConfigDict()  # caps of the whole run; at one the run saves and ends with exit code 4
     cfg.teacher.budget.usd = 0.0  # 0 is no cap
@@ -124,6 +125,8 @@ def default() -> ConfigDict:
     cfg.teacher.scripted.fault_rate = 0.0
     cfg.teacher.scripted.slip_rate = 0.0
     cfg.teacher.scripted.wrong_verdict_rate = 0.0
+    cfg.teacher.scripted.noise = ""  # how its verdicts err: a report of ropd calibrate-judge, or JSON; "" not at all
+    cfg.teacher.scripted.labels = ""  # JSONL of labelled verdicts whose truths its verifier knows (docs/judge.md)
     cfg.teacher.scripted.style = "full"  # its references: or "skips" (first line, then the answer), "prose"
 
     cfg.ropd = ConfigDict()  # ablations (paper, Table 6 and text); the defaults are the paper's

@@ -95,14 +95,14 @@ def trees_max_diff(a, b) -> float:
 
 
 @contextlib.contextmanager
-def serving(**options):
-    """The scripted teacher behind HTTP on a thread of its own; gives the address, without /v1."""
+def serving(client=None, **options):
+    """The scripted teacher (or ``client``) behind HTTP on a thread of its own; gives the address, without /v1."""
     from ropd_jax.teacher.scripted.server import running
 
     ready, stop, address = threading.Event(), threading.Event(), []
 
     async def serve():
-        async with running(ScriptedClient(), **options) as url:
+        async with running(client or ScriptedClient(), **options) as url:
             address.append(url)
             ready.set()
             while not stop.is_set():

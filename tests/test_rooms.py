@@ -21,17 +21,21 @@ ROOMS = [  # a room imports from the rows above it
     "weights sampling",
     "workdir methods",
     "evaluation",
-    "training analysis",
+    "training analysis calibration",
     "train plan",
     "cli",
 ]
-NARROW = {"core": {"types"}, "teacher": {"types", "utils", "configs"}}  # what these may import of the project
+NARROW = {
+    "core": {"types"},
+    "teacher": {"types", "utils", "configs"},
+    "calibration": {"types", "utils", "configs", "teacher", "evaluation"},
+}  # what these may import of the project
 TOP_LEVEL = {"__init__.py", "configs.py", "train.py", "types.py"}
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax"}
 JAX_FREE = (  # paths that never import jax themselves, so that a mistake or a help text is answered at once
     "types.py", "configs.py", "utils/*", "teacher/**/*", "text/*", "data/*", "cli/*", "evaluation/graders/*",
     "evaluation/[!rs]*", "evaluation/stats.py",
-    "analysis/[!t]*", "analysis/ta*", "analysis/ti*", "workdir/config.py", "workdir/metrics.py",
+    "calibration/**/*", "analysis/[!t]*", "analysis/ta*", "analysis/ti*", "workdir/config.py", "workdir/metrics.py",
     "workdir/groups.py", "workdir/curves.py", "workdir/watchdog.py", "training/drift.py", "parallel/xla_options.py",
     "weights/hub.py", "weights/gguf_file.py",
 )  # fmt: skip

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import ropd_jax
 from ropd_jax.cli import (
     analyze,
+    calibrate_judge,
     collect_references,
     data,
     eval,
@@ -42,7 +43,13 @@ from ropd_jax.utils.text import plain
 log = logging.getLogger(__name__)
 
 GROUPS: dict[str, tuple[Command, ...]] = {
-    "before a run": (data.COMMAND, preflight.COMMAND, plan.COMMAND, collect_references.COMMAND),
+    "before a run": (
+        data.COMMAND,
+        preflight.COMMAND,
+        plan.COMMAND,
+        calibrate_judge.COMMAND,
+        collect_references.COMMAND,
+    ),
     "the run": (train.COMMAND,),
     "evaluate": (eval.COMMAND, grade.COMMAND, table.COMMAND),
     "after a run": (analyze.COMMAND, timeline.COMMAND, rejudge.COMMAND, export.COMMAND),

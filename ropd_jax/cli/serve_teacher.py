@@ -53,6 +53,8 @@ COMMAND = Command(
         Flag("fault_rate", "X", "Share of replies that fail: 429, 503, broken JSON.", 0.0, low=0.0, high=1.0),
         Flag("slip_rate", "X", "Share of references with an arithmetic slip.", 0.0, low=0.0, high=1.0),
         Flag("wrong_verdict_rate", "X", "Share of verdicts that are inverted.", 0.0, low=0.0, high=1.0),
+        Flag("noise", "FILE", "How verdicts err: report.json of ropd calibrate-judge, or JSON (docs/judge.md)."),
+        Flag("labels", "FILE", "JSONL of labelled verdicts whose truths the verifier knows (docs/judge.md)."),
     ),
     examples=(
         "ropd serve-teacher --port 8808",

@@ -29,6 +29,7 @@ from rich.text import Text
 from ropd_jax.data.load import load_prompts
 from ropd_jax.teacher import Budget, Prices, Role, Tape, TeacherError, TruncatedError, Usage, make_client
 from ropd_jax.teacher.build import ROLE_KEYS, asking_of, limit_options, reference_sources, role_of
+from ropd_jax.teacher.calibration import summary
 from ropd_jax.teacher.clients.chat import ChatRequest
 from ropd_jax.teacher.clients.endpoint import Endpoint
 from ropd_jax.teacher.roles import references as reference_role
@@ -270,6 +271,7 @@ def run(cfg: ConfigDict, *, tape: pathlib.Path | None = None, calls: bool = True
     from ropd_jax.methods import load_method
 
     d = cfg.data
+    calibration = summary(cfg.teacher.calibration)  # a report that cannot be read is said before anything is sent
     prompts = load_prompts(
         source=d.source, task=d.task, options=d.options.to_dict(), template=d.template, system=d.system, path=d.path,
         size=d.size, seed=d.seed,
@@ -285,12 +287,34 @@ def run(cfg: ConfigDict, *, tape: pathlib.Path | None = None, calls: bool = True
             "roles": [dataclasses.asdict(r) for r in rows],
             "total": _total(rows),
             "checks": [dataclasses.asdict(c) for c in checks],
+            "calibration": calibration,
             "prices_as_of": Prices.load(cfg.teacher.prices).as_of,
         }
         sys.stdout.write(json.dumps(out) + "\n")
     else:
         _show(cfg, rows, checks, tape)
+        if "verify" in method.asks:
+            tables.console().print(calibration_line(calibration, cfg.teacher.verifier.model), soft_wrap=True)
     return checks
+
+
+def calibration_line(found: Mapping[str, Any] | None, model: str) -> str:
+    """What is known of the verifier's verdicts, or how to find out."""
+    if found is None:
+        return (
+            "How often this verifier is wrong is not known: ropd calibrate-judge --config FILE measures it, and "
+            "teacher.calibration=DIR/report.json records it with the run."
+        )
+    kappa, accuracy = (_interval(found[name]) for name in ("kappa", "accuracy"))
+    other = "" if found["model"] == model else f" That was {found['model']}; this run's verifier is {model}."
+    return f"Verifier: kappa {kappa}, accuracy {accuracy} in form {found['form']} ({found['report']}).{other}"
+
+
+def _interval(found: Mapping[str, Any]) -> str:
+    if found["value"] is None:
+        return "unknown"
+    known = None not in (found["low"], found["high"])
+    return f"{found['value']:.2f}" + (f" [{found['low']:.2f}, {found['high']:.2f}]" if known else "")
 
 
 def _total(rows: Sequence[RolePlan]) -> dict[str, Any]:

@@ -16,6 +16,8 @@ All of it runs on one event loop (``TeacherLoop``). Where things are::
     traffic/                retries, admission, budget, prices, counters
     tape/                   every answer recorded; replay; batch jobs; references collected ahead of time
     scripted/               a teacher without a model, for tests and the quickstart
+    labels.py               labelled verdicts, by which a verifier is measured (`ropd_jax.calibration`)
+    calibration.py          what a run reads of such a measurement
 """
 
 from ropd_jax.teacher.build import build_teacher, make_client

@@ -66,12 +66,14 @@ def make_result(
     groups_total: int,
     groups_unscored: int,
     teacher: Mapping[str, Any],
+    calibration: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The numbers of ``result.json``.
 
     Args:
         before, after: the held-out metrics (`training.heldout`) before the first and after the last step.
         teacher: `Teacher.metrics`.
+        calibration: how far the verifier can be trusted (`teacher.calibration.summary`); None if it was not measured.
     """
     result: dict[str, Any] = {"method": method, "seed": seed, "steps": steps, "heldout_n": heldout_n}
     for when, metrics in (("before", before), ("after", after)):
@@ -86,6 +88,7 @@ def make_result(
         "groups_total": groups_total,
         "groups_unscored": groups_unscored,
         "teacher": dict(teacher),
+        "calibration": None if calibration is None else dict(calibration),
         "jax": jax.__version__,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }

@@ -41,6 +41,7 @@ class Run:
         update: the jitted update of a whole mini-batch; ``portions``: of one in portions, None if it does not stream.
         length: most tokens of a sequence.
         judged: held-out answers that ``teacher.judge`` grades; 0 without such a judge.
+        calibration: what the report ``teacher.calibration`` says of the verifier; None without one.
     """
 
     cfg: RunConfig
@@ -61,6 +62,7 @@ class Run:
     portions: Portions | None
     length: int
     judged: int
+    calibration: Mapping[str, Any] | None = None
 
     @property
     def steps(self) -> int:

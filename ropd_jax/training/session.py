@@ -263,6 +263,7 @@ class Session:
             groups_total=self._host["groups_total"],
             groups_unscored=self._host["groups_unscored"],
             teacher=self.teacher.metrics(),
+            calibration=run.calibration,
         )
         if self._writes:
             values["drift_alarms"] = alarms(read_metrics(run.workdir))

@@ -28,6 +28,7 @@ from ropd_jax.sampling.engine import EngineConfig
 from ropd_jax.sampling.rules import SamplingRule
 from ropd_jax.teacher import Teacher, build_teacher
 from ropd_jax.teacher.build import check_addresses, providers
+from ropd_jax.teacher.calibration import summary
 from ropd_jax.training import validate
 from ropd_jax.training.accumulate import uses_streaming, why_not_streaming
 from ropd_jax.training.failure_gate import FailureGate
@@ -70,6 +71,7 @@ def setup(
     """
     workdir = pathlib.Path(workdir).expanduser()
     how = check_config(cfg)
+    calibration = summary(cfg.teacher.calibration)
     raw = cfg.to_dict() | ({} if method is None else {"method": _name(method)})
     hosts.check_same("the config", flatten(raw))
     with_judge = bool(cfg.teacher.judge.model)
@@ -118,6 +120,7 @@ def setup(
         eval_engines=_eval_engines(how.eval, engine, mesh),
         length=prompt_len + how.sampling.max_tokens,
         judged=how.eval.judged if with_judge else 0,
+        calibration=calibration,
         **built,
     )
     return run, state

@@ -80,6 +80,8 @@ def final_table(result: Mapping[str, Any]) -> Table:
         if value is not None and interval is not None:
             text += f"  [{form.format(interval[0])}, {form.format(interval[1])}]"
         table.add_row(label, text)
+    if (judge := result.get("calibration")) and judge["kappa"]["value"] is not None:
+        table.add_row("kappa of the verifier, as calibrated", f"{judge['kappa']['value']:.2f}")
     return table
 
 

@@ -22,7 +22,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest, Usage
 from ropd_jax.teacher.clients.errors import BlockedError, ConfigurationError, TeacherError, TruncatedError
@@ -30,6 +31,8 @@ from ropd_jax.teacher.clients.http_status import error_for_status
 from ropd_jax.teacher.roles import fences, forms, rubricator, scorer, static_rubric
 from ropd_jax.teacher.roles.json_reply import TOKEN_KEY
 from ropd_jax.teacher.scripted import criteria, tasks
+from ropd_jax.teacher.scripted.noise import Noise
+from ropd_jax.teacher.scripted.truths import LabelRow, Truths
 from ropd_jax.types import Message
 
 FAULTS: dict[str, tuple[int, str, str]] = {  # kind -> HTTP status, error code, message
@@ -70,6 +73,8 @@ class ScriptedClient:
         slip_rate: share of reference steps with a wrong result.
         wrong_verdict_rate: share of verdicts that are flipped.
         style: how it writes its own solutions, one of ``tasks.STYLES``.
+        labels: path of a file of labelled verdicts (`teacher.labels`) whose truths the verifier knows, or such rows.
+        noise: how verdicts err (`scripted.noise`): path of a calibration report, JSON, or a mapping; "" for no noise.
         fault: for tests: (request, attempt number from 0) -> a key of ``FAULTS``, one of ``TEXT_FAULTS``, or None.
 
     Raises:
@@ -85,6 +90,8 @@ class ScriptedClient:
         slip_rate: float = 0.0,
         wrong_verdict_rate: float = 0.0,
         style: str = "full",
+        labels: str | Iterable[LabelRow] = "",
+        noise: str | Mapping[str, Any] = "",
         fault: Callable[[ChatRequest, int], str | None] | None = None,
     ):
         rates = {"fault_rate": fault_rate, "slip_rate": slip_rate, "wrong_verdict_rate": wrong_verdict_rate}
@@ -105,6 +112,7 @@ class ScriptedClient:
         self._slip_rate = slip_rate
         self._wrong_rate = wrong_verdict_rate
         self._style = style
+        self._truths = Truths(labels, Noise.read(noise))
         self._fault = fault
         self._attempts: collections.OrderedDict[str, int] = collections.OrderedDict()
 
@@ -182,7 +190,7 @@ class ScriptedClient:
             scale = _numbers(SCALE, asked)
             reply = self._score(question, rubric, by_role["reference"], by_role["answer"], scale)
         elif by_role["rubric"]:
-            reply = self._verify(rubric, by_role["answer"], forms.form_shown(asked))
+            reply = self._verify(rubric, by_role["answer"], forms.form_shown(asked), question, sample_index)
         elif not (by_role["reference"] or by_role["student"]):
             return self._reference(question, sample_index)
         elif static_rubric.SCHEMA_VERSION in asked:
@@ -223,10 +231,14 @@ class ScriptedClient:
         Its own solution can contain slips, as its references can.
         """
         lowest, highest = scale
-        references = references or ([] if rubric else [self._reference(question, OWN_SOLUTION)])
+        labelled = [self._truths.share(question, answer) for answer in answers]
+        if not references and not rubric and None in labelled:
+            references = [self._reference(question, OWN_SOLUTION)]
         rows = []
-        for index, answer in enumerate(answers, 1):
-            if rubric:
+        for index, (answer, known) in enumerate(zip(answers, labelled, strict=True), 1):
+            if known is not None:
+                share = known
+            elif rubric:
                 weights = [static_rubric.TENTHS.get(row["category"], 1) for row in rubric]
                 held = [bool(criteria.check(row["criterion"], answer)) for row in rubric]
                 share = sum(w for w, ok in zip(weights, held, strict=True) if ok) / sum(weights)
@@ -237,12 +249,14 @@ class ScriptedClient:
             rows.append({"answer_index": index, "score": lowest + round(share * (highest - lowest))})
         return {"schema_version": scorer.SCHEMA_VERSION, "answers": rows}
 
-    def _verify(self, rubric: list[dict], answers: list[str], form: forms.Form) -> dict:
+    def _verify(
+        self, rubric: list[dict], answers: list[str], form: forms.Form, question: str, sample_index: int
+    ) -> dict:
         rows = []
-        for answer in answers:
+        known = self._truths.rows(question, [row["criterion"] for row in rubric], answers, sample_index)
+        for answer, held in zip(answers, known, strict=True):
             verdicts = []
-            for row in rubric:
-                verdict = criteria.check(row["criterion"], answer)
+            for row, verdict in zip(rubric, held, strict=True):
                 drawn = tasks.uniform("wrong", answer, row["criterion"]) if self._wrong_rate else 1.0
                 verdicts.append(not verdict if drawn < self._wrong_rate and verdict is not None else verdict)
             rows.append(verdicts)

@@ -1,0 +1,62 @@
+"""``ropd calibrate-judge``: how often the verdicts of a run's verifier are wrong, before it gives rewards."""
+
+from __future__ import annotations
+
+from ropd_jax.cli.flags import Arguments, Command, Flag
+
+
+def run(args: Arguments) -> int:
+    """Asks, writes and prints the report; 4 if the budget was reached before all questions were asked."""
+    from ropd_jax.calibration import report
+    from ropd_jax.calibration import run as calibration
+
+    cfg = args.config
+    options = calibration.Options(
+        labels=args["labels"],
+        part=args["part"],
+        limit=args["limit"],
+        forms=args["forms"],
+        scorer=args["scorer"],
+        reorder=args["reorder"],
+    )
+    reports = calibration.main(cfg.teacher, options, seed=cfg.seed, out=args["out"])
+    report.show(reports, args["out"])
+    return 4 if any(r["stopped"] for r in reports) else 0
+
+
+COMMAND = Command(
+    name="calibrate-judge",
+    summary="how often the verifier is wrong: accuracy, kappa, bias and cost on labelled answers",
+    intro="""
+        Sends labelled answers through the verifier of the config, and compares its verdicts with the truth: accuracy,
+        sensitivity, specificity, Cohen's kappa and the AUC of the reward, by kind of criterion and by family of
+        question; bias by position, length and style; verdicts that another order changes; calls, tokens, cost and time
+        per 1,000 verdicts. Ends in a plain recommendation. docs/judge.md explains the figures.
+
+        The labels of the package are 42 questions of 6 families with about 1,500 verdicts in each part; the truth of
+        each follows from how its answer was built. The answers are recorded on a tape in --out, so the same command
+        costs nothing the second time. teacher.budget caps the spending. At a cap the report is of what was asked until
+        then, and the exit code is 4.
+    """,
+    run=run,
+    config="required",
+    flags=(
+        Flag("labels", "FILE", "Your own labels as JSONL (docs/judge.md), instead of those of the package."),
+        Flag("part", "dev|heldout", "The part of the labels: choose a form on dev, report it on heldout.", "dev"),
+        Flag("limit", "N", "At most N questions; 0 is all. The families come in turn.", 0, low=0),
+        Flag("out", "DIR", "Directory of the report, the tape and the spending.", "runs/calibrate-judge"),
+        Flag("scorer", "", "Ask the scorer for a score of each answer, too.", False),
+        Flag("reorder", "", "Ask only once, not a second time in another order: half the cost, no flips.", True),
+        Flag(
+            "forms",
+            "LIST",
+            "Compare forms of asking in one table, with commas between: NAME, NAME/A (A answers in each call) or "
+            "NAME/A/C (and C criteria). The names are those of teacher.verifier.form.",
+        ),
+    ),
+    examples=(
+        "ropd calibrate-judge --config experiments/quickstart.py",
+        "ropd calibrate-judge --config my_run.py --limit 12 --forms lists,keyed,keyed/1 --out runs/forms",
+        "ropd calibrate-judge --config my_run.py --labels mine.jsonl --config.teacher.budget.usd=2",
+    ),
+)

@@ -1,0 +1,152 @@
+"""Noise for the scripted verifier: it errs as a real judge was measured to err.
+
+    {"kinds": {"final_result": {"false_positive": 0.05, "false_negative": 0.1}, "other": {...}},
+     "halo": 0.2, "position": -0.1, "length": 0.03, "redraw": 0.3}
+
+``kinds``     of each kind of criterion (`roles.kinds`): share of false criteria that are called true, and of true ones
+              that are called false. ``other`` is for the kinds that are not named; without it they have no errors.
+``halo``      share of answers all of whose criteria take one opinion: the verdict on one of them, drawn by hash.
+``position``  change of the chance of "true" from the first place of a request to its last.
+``length``    change of the chance of "true" with each doubling of the answer's length, from 400 characters; at most
+              three doublings count.
+
+``redraw``    share of verdicts that are drawn anew in another order, with other answers and in another sample (votes).
+              The others are errors of the judge's own, which it makes again however often it is asked.
+
+The order of events: the chance of "true" follows from the truth, the kind, the place and the length; one number that is
+a hash of answer and criterion (and of the request, if it is redrawn) draws the verdict; then the halo. So the same
+request always gets the same reply.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ropd_jax.teacher.clients.errors import ConfigurationError
+from ropd_jax.teacher.roles.kinds import KINDS
+from ropd_jax.teacher.scripted.tasks import uniform
+
+OTHER = "other"
+USUAL_LENGTH = 400  # characters, where the bias of length is zero
+MOST_DOUBLINGS = 3.0
+_KEYS = ("kinds", "halo", "position", "length", "redraw")
+_EXPECTED = (
+    'the path of a calibration report, or JSON such as {"kinds": {"other": {"false_positive": 0.1, "false_negative": '
+    '0.1}}, "halo": 0.0, "position": 0.0, "length": 0.0, "redraw": 0.0}'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """How verdicts err; see the module.
+
+    Attributes:
+        false_positive, false_negative: by kind, with ``other``; a kind that is not there has none.
+
+    Raises:
+        ConfigurationError: a number out of range, an unknown kind.
+    """
+
+    false_positive: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    false_negative: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    halo: float = 0.0
+    position: float = 0.0
+    length: float = 0.0
+    redraw: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("false_positive", "false_negative"):
+            for kind, rate in getattr(self, name).items():
+                if kind not in (*KINDS, OTHER):
+                    known = ", ".join((*KINDS, OTHER))
+                    raise ConfigurationError(f"teacher.scripted.noise: kind {kind!r:.60}; expected one of {known}")
+                _check(rate, f"kinds.{kind}.{name}", 0.0)
+        _check(self.halo, "halo", 0.0)
+        _check(self.redraw, "redraw", 0.0)
+        _check(self.position, "position", -1.0)
+        _check(self.length, "length", -1.0)
+
+    @classmethod
+    def read(cls, value: str | Mapping[str, Any] | None) -> Noise | None:
+        """From the path of a calibration report or of a JSON file, from JSON text, or from a mapping; None for "".
+
+        Raises:
+            ConfigurationError: it cannot be read, or a value is not as expected.
+        """
+        if not value:
+            return None
+        if isinstance(value, str):
+            try:
+                text = value if value.lstrip().startswith("{") else pathlib.Path(value).read_text(encoding="utf-8")
+                value = json.loads(text)
+            except (OSError, ValueError, RecursionError) as e:
+                raise ConfigurationError(
+                    f"cannot read teacher.scripted.noise={value!r:.100} ({e}); expected {_EXPECTED}"
+                ) from e
+        if isinstance(value, Mapping) and "schema_version" in value:  # a report
+            value = value.get("noise")
+            if value is None:
+                raise ConfigurationError(
+                    "teacher.scripted.noise: this report has no noise, because too few verdicts could be read; "
+                    "expected a report of ropd calibrate-judge with known error rates"
+                )
+        if not isinstance(value, Mapping) or (unknown := sorted(set(map(str, value)) - set(_KEYS))):
+            what = f"unknown key {unknown[0]!r:.60}" if isinstance(value, Mapping) else f"{value!r:.60}"
+            raise ConfigurationError(f"teacher.scripted.noise: {what}; expected {_EXPECTED}")
+        kinds = value.get("kinds", {})
+        if not isinstance(kinds, Mapping) or not all(isinstance(rates, Mapping) for rates in kinds.values()):
+            raise ConfigurationError(f"teacher.scripted.noise: kinds is {kinds!r:.60}; expected {_EXPECTED}")
+        for kind, rates in kinds.items():
+            if unknown := sorted(set(map(str, rates)) - {"false_positive", "false_negative"}):
+                raise ConfigurationError(f"teacher.scripted.noise: {kind}: unknown key {unknown[0]!r:.60}; {_EXPECTED}")
+        return cls(
+            {k: r["false_positive"] for k, r in kinds.items() if r.get("false_positive") is not None},
+            {k: r["false_negative"] for k, r in kinds.items() if r.get("false_negative") is not None},
+            **{name: value[name] for name in _KEYS[1:] if value.get(name) is not None},
+        )
+
+    def apply(
+        self,
+        truths: Sequence[bool],
+        kinds: Sequence[str | None],
+        *,
+        criteria: Sequence[str],
+        question: str,
+        answer: str,
+        place: int,
+        answers: int,
+        request: str = "",
+    ) -> list[bool]:
+        """The verdicts on one answer.
+
+        Args:
+            truths, kinds, criteria: of each criterion the truth, the kind and the text.
+            place: of the answer in the request, from 0; ``answers`` is how many there are.
+            request: what tells this request from others about the same answer; counts for what is redrawn.
+        """
+        shift = self.position * (place / (answers - 1) - 0.5 if answers > 1 else 0.0)
+        doublings = math.log2(max(len(answer), 1) / USUAL_LENGTH)
+        shift += self.length * min(max(doublings, -MOST_DOUBLINGS), MOST_DOUBLINGS)
+        verdicts = []
+        for truth, kind, criterion in zip(truths, kinds, criteria, strict=True):
+            rates = self.false_negative if truth else self.false_positive
+            error = rates.get(kind or OTHER, rates.get(OTHER, 0.0))
+            chance = (1.0 - error if truth else error) + shift
+            drawn: tuple[str, ...] = (question, answer, criterion)
+            if self.redraw and uniform("redraw", *drawn) < self.redraw:
+                drawn = (*drawn, request)
+            verdicts.append(uniform("noise", *drawn) < chance)
+        if self.halo and verdicts and uniform("halo", question, answer) < self.halo:
+            opinion = verdicts[int(uniform("opinion", question, answer) * len(verdicts))]
+            verdicts = [opinion] * len(verdicts)
+        return verdicts
+
+
+def _check(value: Any, name: str, low: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= 1.0:
+        raise ConfigurationError(f"teacher.scripted.noise: {name} is {value!r:.60}; expected a number {low:g} to 1")
