@@ -81,8 +81,10 @@ class Asking:
 
     def cut(self, rubric: Rubric) -> list[Rubric]:
         """The rubric in parts of ``criteria_per_call`` criteria."""
-        step = self.criteria_per_call or len(rubric.criteria)
-        return [Rubric(rubric.criteria[start : start + step]) for start in range(0, len(rubric.criteria), step)]
+        step, k = self.criteria_per_call, len(rubric.criteria)
+        if not 0 < step < k:
+            return [rubric]
+        return [Rubric(rubric.criteria[start : start + step]) for start in range(0, k, step)]
 
 
 def form_of(template: str, form: str = "") -> forms.Form:
