@@ -102,6 +102,9 @@ def default() -> ConfigDict:
     cfg.teacher.verifier.answers_per_call = 0  # 0 shows all answers of a group in one call; 1 is one call for each
     cfg.teacher.verifier.criteria_per_call = 0  # 0 asks for all criteria in one call
     cfg.teacher.verifier.examples = 0  # worked examples in the prompt, an even number up to 8
+    cfg.teacher.verifier.votes = 1  # an odd number of verdicts on everything, of which the majority counts
+    cfg.teacher.verifier.panel = ()  # several models that vote: names, or mappings of keys of teacher.verifier
+    cfg.teacher.verifier.min_agreement = 0.5  # an answer of whose votes a smaller share agrees is unscored
     cfg.teacher.scorer = _role(temperature=0.0, max_output_tokens=4_096)  # grades, for t_judge, ovd and rar
     cfg.teacher.judge = _role(temperature=0.0, max_output_tokens=4_096)  # grades held-out answers, gives no reward
     cfg.teacher.judge.model = ""  # "" asks nobody; else a model that gives no rewards here, for the drift alarm
@@ -137,6 +140,7 @@ def default() -> ConfigDict:
     cfg.ropd.least_criteria = 4  # K, from ...
     cfg.ropd.most_criteria = 12  # ... to
     cfg.ropd.variance_weights = False  # points times 4p(1-p) within each category (after POW3R); not in the paper
+    cfg.ropd.reliability_weights = False  # points times what teacher.calibration says of their kind; not in the paper
     cfg.ropd.references_pass = 0.0  # drop criteria that a smaller share of references passes; 0 keeps all, as the paper
 
     cfg.t_judge = ConfigDict()

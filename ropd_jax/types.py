@@ -166,10 +166,13 @@ class Verdicts:
     Attributes:
         passed: per answer the C booleans, or None where the answer is unscored.
         causes: per answer None, or why it is unscored (``malformed``, ``missing``, ...).
+        agreement: per criterion the mean share of votes that agree with the majority, None where it is unknown; empty
+            if there was one vote.
     """
 
     passed: tuple[tuple[bool, ...] | None, ...]
     causes: tuple[str | None, ...]
+    agreement: tuple[float | None, ...] = ()
 
     def scores(self, rubric: Rubric) -> tuple[float | None, ...]:
         """Weighted pass rate of each answer (`Rubric.score`), or None where unscored."""
@@ -224,6 +227,7 @@ class Judgement:
         weights: what each criterion counted for, where that is not its points; 0 where it was dropped.
         scores: per rollout the grade that was asked for in place of verdicts, or None.
         parts: per rollout a judgement of it alone, where each had a rubric of its own.
+        agreement: per criterion how far the votes of the verifier agree (`Verdicts.agreement`); empty for one vote.
     """
 
     rewards: tuple[float | None, ...]
@@ -238,3 +242,4 @@ class Judgement:
     weights: tuple[float, ...] = ()
     scores: tuple[int | None, ...] = ()
     parts: tuple[Judgement, ...] = ()
+    agreement: tuple[float | None, ...] = ()

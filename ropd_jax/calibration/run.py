@@ -25,7 +25,7 @@ from ropd_jax.calibration.measure import measure
 from ropd_jax.calibration.report import complete, write_comparison, write_report
 from ropd_jax.calibration.traffic import CountingClient, Traffic
 from ropd_jax.teacher import BudgetError, ConfigurationError, Prices, Teacher, TeacherError, build_teacher
-from ropd_jax.teacher.build import role_of
+from ropd_jax.teacher.build import panel_sources, role_of
 from ropd_jax.teacher.calibration import SCHEMA_VERSION
 from ropd_jax.teacher.labels import LabelledQuestion, verdict_rows
 from ropd_jax.teacher.roles import scorer as scorer_role
@@ -125,7 +125,7 @@ def calibrate(
     seconds = time.monotonic() - started
     if not said and stopped:
         raise BudgetError(f"no question could be asked. {stopped}")
-    endpoint, how = role_of(teacher, "verifier")
+    (endpoint, how), *others = panel_sources(teacher)
     total = asked.budget.total() if asked.budget else None
     verify = counting.roles.get("verify", Traffic())
     verdicts = sum(
@@ -136,7 +136,7 @@ def calibrate(
             "schema_version": SCHEMA_VERSION,
             "verifier": {
                 "provider": endpoint.provider,
-                "model": how.model,
+                "model": " + ".join([how.model, *(role.model for _, role in others)]),
                 "temperature": how.temperature,
                 "template": asked.template_id("verify"),
                 "form": str(form_of(teacher["verifier"])),
@@ -178,13 +178,14 @@ def _needs(options: Options) -> tuple[str, ...]:
     return ("verify", "score") if options.scorer else ("verify",)
 
 
-def _prices(teacher: Mapping[str, Any], needs: Sequence[str]) -> dict[str, Any]:
-    prices, found = Prices.load(teacher["prices"]), {}
-    for name, key in (("verify", "verifier"), ("score", "scorer")):
-        if name in needs:
-            endpoint, how = role_of(teacher, key)
-            found[name] = prices.find(endpoint.provider, how.model, endpoint.base_url)
-    return found
+def _prices(teacher: Mapping[str, Any], needs: Sequence[str]) -> dict[tuple[str, str], Any]:
+    prices = Prices.load(teacher["prices"])
+    asked = {"verify": panel_sources(teacher), "score": (role_of(teacher, "scorer"),)}
+    return {
+        (purpose, how.model): prices.find(endpoint.provider, how.model, endpoint.base_url)
+        for purpose in needs
+        for endpoint, how in asked[purpose]
+    }
 
 
 def _cut(teacher: Mapping[str, Any]) -> int:
@@ -244,7 +245,7 @@ async def _ask(
     again = scores = None
     try:
         if options.reorder and other is not None:
-            again = await _look(teacher, part, texts, other, cut)
+            again = await _look(teacher, part, texts, other, cut, 1)
         if options.scorer:
             scores = await _scores(teacher, part, texts, first_key)
     except BudgetError as e:
@@ -252,7 +253,7 @@ async def _ask(
     return Said(part, first, again, scores), None
 
 
-async def _look(teacher: Teacher, part: LabelledQuestion, texts: list[str], key: str, cut: int) -> Look:
+async def _look(teacher: Teacher, part: LabelledQuestion, texts: list[str], key: str, cut: int, look: int = 0) -> Look:
     order = shuffled(texts, seed=teacher.seed, key=key)
     places: list[float | None] = [None] * len(texts)
     for start in range(0, len(order), cut or len(order)):
@@ -260,7 +261,7 @@ async def _look(teacher: Teacher, part: LabelledQuestion, texts: list[str], key:
         for place, index in enumerate(shown):
             places[index] = place / (len(shown) - 1) if len(shown) > 1 else None
     try:
-        verdicts = await teacher.verify(part.prompt, part.rubric, texts, key=key)
+        verdicts = await teacher.verify(part.prompt, part.rubric, texts, key=key, look=look)
     except ConfigurationError:
         raise
     except TeacherError as e:

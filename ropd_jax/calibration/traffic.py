@@ -72,10 +72,10 @@ class CountingClient:
     """A ``ChatClient`` that counts the replies of the client underneath by role.
 
     Args:
-        prices: of each role's model; None if unknown.
+        prices: of each (purpose, model); None if unknown.
     """
 
-    def __init__(self, client: ChatClient, prices: dict[str, Price | None]):
+    def __init__(self, client: ChatClient, prices: dict[tuple[str, str], Price | None]):
         self.inner = client
         self.roles: dict[str, Traffic] = {}
         self._prices = prices
@@ -85,7 +85,7 @@ class CountingClient:
         reply = await self.inner.chat(request)
         if reply.source != "shared":
             traffic = self.roles.setdefault(request.purpose, Traffic())
-            traffic.add(reply, self._prices.get(request.purpose))
+            traffic.add(reply, self._prices.get((request.purpose, request.model)))
         return reply
 
     async def close(self) -> None:

@@ -31,6 +31,19 @@ def pass_rate(weights: Sequence[float], passed: Sequence[bool]) -> float:
     return sum(w for w, ok in zip(weights, passed, strict=True) if ok) / sum(weights)
 
 
+def reliability_weights(points: Sequence[float], reliability: Sequence[float | None]) -> tuple[float, ...]:
+    """Points times the reliability of the verdicts on each criterion, as a calibration measured it.
+
+    Args:
+        reliability: per criterion 0 (no better than chance) to 1 (always right), or None where it is unknown. There the
+            mean of the known ones is taken, so that an unknown criterion is neither favoured nor punished; 1 if none
+            is known.
+    """
+    known = [r for r in reliability if r is not None]
+    mean = sum(known) / len(known) if known else 1.0
+    return tuple(p * (mean if r is None else r) for p, r in zip(points, reliability, strict=True))
+
+
 def variance_weights(points: Sequence[float], categories: Sequence[str], passed: Sequence[Row]) -> tuple[float, ...]:
     """Points scaled by 4 p (1 - p), p the share of scored rollouts that pass, each category keeping its sum of points.
 

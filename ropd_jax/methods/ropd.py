@@ -5,18 +5,21 @@ contrast between references and rollouts (Eq. 3), then a verdict v_ik for every 
 references are shuffled and unlabelled (Eq. 4). The reward of rollout i is sum_k w_k v_ik / sum_k w_k (Eq. 5).
 
 ``cfg.ropd`` has the ablations of Table 6 and of the text; ``teacher.references`` is m, and any role has its own model.
-Two switches go beyond the paper: criteria that the references themselves fail are dropped (``references_pass``), and
-points follow the variance of the verdicts within the group (``variance_weights``).
+Three switches go beyond the paper: criteria that the references themselves fail are dropped (``references_pass``),
+points follow the variance of the verdicts within the group (``variance_weights``), and points are scaled by what a
+calibration of the verifier says of such criteria (``reliability_weights``).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from ropd_jax.core.rewards import pass_rate, references_pass, variance_weights
+from ropd_jax.core.rewards import pass_rate, references_pass, reliability_weights, variance_weights
 from ropd_jax.methods.base import Method
+from ropd_jax.teacher.calibration import reliability
 from ropd_jax.teacher.judge_group import Design, judge, judge_pairs
+from ropd_jax.teacher.roles.kinds import kind_of
 from ropd_jax.types import Judgement, RolloutGroup, UserError
 
 
@@ -37,6 +40,14 @@ class ROPD(Method):
             )
         if how.references_pass and not how.pool_references:
             raise UserError("ropd.references_pass needs verdicts on the references; set ropd.pool_references=True")
+        self.reliability: Mapping[str, float | None] = {}
+        if how.reliability_weights:
+            if not self.cfg.teacher.calibration:
+                raise UserError(
+                    "ropd.reliability_weights=True, but teacher.calibration is empty; expected the report.json of "
+                    "`ropd calibrate-judge`"
+                )
+            self.reliability = reliability(self.cfg.teacher.calibration)
 
     @property
     def asks(self):
@@ -52,18 +63,23 @@ class ROPD(Method):
         return self.reweighted(await judge(teacher, group.prompt, answers, step=group.step, design=design))
 
     def reweighted(self, j: Judgement) -> Judgement:
-        """The judgement with its rewards under the weights of ``references_pass`` and ``variance_weights``."""
+        """The judgement with its rewards under the weights of ``references_pass``, ``variance_weights`` and
+        ``reliability_weights``."""
         how = self.cfg.ropd
-        if j.rubric is None or not j.passed or not (how.references_pass or how.variance_weights):
+        switched = how.references_pass or how.variance_weights or how.reliability_weights
+        if j.rubric is None or not j.passed or not switched:
             return j
         n = len(j.rubric.criteria)
         kept = references_pass(j.reference_passed, n, how.references_pass)
-        if not any(kept):
-            none = (None,) * len(j.rewards)
-            return dataclasses.replace(j, rewards=none, causes=("no_criteria",) * len(none), weights=(0.0,) * n)
         points: Sequence[float] = [
             float(c.points) if ok else 0.0 for c, ok in zip(j.rubric.criteria, kept, strict=True)
         ]
+        if how.reliability_weights:
+            kinds = [kind_of(c.category, c.text) for c in j.rubric.criteria]
+            points = reliability_weights(points, [None if k is None else self.reliability.get(k) for k in kinds])
+        if not any(points):
+            none = (None,) * len(j.rewards)
+            return dataclasses.replace(j, rewards=none, causes=("no_criteria",) * len(none), weights=(0.0,) * n)
         if how.variance_weights:
             points = variance_weights(points, [c.category for c in j.rubric.criteria], j.passed)
         rewards = tuple(None if row is None else pass_rate(points, row) for row in j.passed)

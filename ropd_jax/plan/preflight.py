@@ -28,7 +28,15 @@ from rich.text import Text
 
 from ropd_jax.data.load import load_prompts
 from ropd_jax.teacher import Budget, Prices, Role, Tape, TeacherError, TruncatedError, Usage, make_client
-from ropd_jax.teacher.build import ROLE_KEYS, asking_of, limit_options, reference_sources, role_of
+from ropd_jax.teacher.build import (
+    ROLE_KEYS,
+    Sources,
+    asking_of,
+    limit_options,
+    panel_sources,
+    reference_sources,
+    role_of,
+)
 from ropd_jax.teacher.calibration import summary
 from ropd_jax.teacher.clients.chat import ChatRequest
 from ropd_jax.teacher.clients.endpoint import Endpoint
@@ -99,7 +107,7 @@ def plan(
             calls = n * (asked if role in once else groups)
             if role == "verify":
                 calls *= (1 + t.health.repeat_frac) * _verify_calls(cfg)
-            rows.append((role, *role_of(t, ROLE_KEYS[role]), round(calls)))
+            rows += [(role, *source, round(calls)) for source in _sources(t, role)]
     if t.judge.model:
         evaluations = 2 + (cfg.steps - 1) // cfg.eval.every
         rows.append(("judge", *role_of(t, "judge"), evaluations * cfg.eval.judged))
@@ -197,9 +205,9 @@ def _request(
 
 
 def _verify_calls(cfg: ConfigDict) -> int:
-    """Calls to the verifier for one group, under a rubric of ``_RUBRIC``'s size."""
+    """Calls to each verifier for one group, under a rubric of ``_RUBRIC``'s size."""
     asking, answers = asking_of(cfg.teacher), cfg.sampling.rollouts + cfg.teacher.references
-    return len(asking.cut(_RUBRIC)) * math.ceil(answers / (asking.answers_per_call or answers))
+    return asking.votes * len(asking.cut(_RUBRIC)) * math.ceil(answers / (asking.answers_per_call or answers))
 
 
 # ------------------------------------------------------------------------------------------------------ checks
@@ -226,9 +234,14 @@ async def check(
     sources = () if t.index or "reference" not in asks else reference_sources(t)
     asked = [("reference", *source) for source in sources]
     judged = ("judge",) if t.judge.model else ()
-    asked += [(role, *role_of(t, ROLE_KEYS[role])) for role in (*asks, *judged) if role != "reference"]
+    asked += [(role, *source) for role in (*asks, *judged) if role != "reference" for source in _sources(t, role)]
     answer_key = [(p.question, p.solution) for p in prompts if p.solution] if not t.scripted.answer_key else None
     return [await _check(t, role, endpoint, how, prompts[0], answer_key) for role, endpoint, how in asked]
+
+
+def _sources(t: ConfigDict, role: str) -> Sources:
+    """Whom a role asks: one endpoint and model, or the whole panel of verifiers."""
+    return panel_sources(t) if role == "verify" else (role_of(t, ROLE_KEYS[role]),)
 
 
 async def _check(t, role: str, endpoint: Endpoint, how: Role, prompt: Prompt, answer_key) -> Check:

@@ -11,7 +11,7 @@ names several models for the references::
     references_from = ({"provider": "openai", "model": "gpt-5"}, {"provider": "gemini", "model": "gemini-2.5-pro"})
 
 Each entry is a model's name or a mapping of the keys of ``teacher.reference`` that differ. Reference i of a prompt
-comes from entry i % n.
+comes from entry i % n. ``verifier.panel`` names several verifiers in the same way; each judges everything.
 """
 
 from __future__ import annotations
@@ -112,7 +112,8 @@ def build_teacher(
             TapedClient, tape=tape, mode=mode, prompts=prompts, on_answer=functools.partial(stats.count, "taped")
         )
     )
-    asked: dict[str, Sources] = {name: (roles[name],) for name in ("rubric", "verify", "score", "judge")}
+    panel = panel_sources(teacher)
+    asked: dict[str, Sources] = {name: (roles[name],) for name in ("rubric", "score", "judge")} | {"verify": panel}
     if index is None:  # an index answers for the references, so their model needs no key
         asked["reference"] = references
     asked = {name: sources for name, sources in asked.items() if name in needs}
@@ -126,7 +127,7 @@ def build_teacher(
         _joined({name: tuple(clients[endpoint] for endpoint, _ in sources) for name, sources in asked.items()}),
         reference=tuple(role for _, role in references),
         rubric=roles["rubric"][1],
-        verify=roles["verify"][1],
+        verify=tuple(role for _, role in panel),
         score=roles["score"][1],
         judge=roles["judge"][1],
         asking=asking_of(teacher),
@@ -250,11 +251,12 @@ def check_addresses(teacher: Mapping[str, Any]) -> None:
     """Refuse secrets in any address of ``cfg.teacher``, before the config is stored or compared over hosts.
 
     Raises:
-        ConfigurationError: as `role_of` and `reference_sources`.
+        ConfigurationError: as `role_of`, `reference_sources` and `panel_sources`.
     """
     for key in ROLE_KEYS.values():
         role_of(teacher, key)
     reference_sources(teacher)
+    panel_sources(teacher)
 
 
 def reference_sources(teacher: Mapping[str, Any]) -> Sources:
@@ -264,31 +266,50 @@ def reference_sources(teacher: Mapping[str, Any]) -> Sources:
         ConfigurationError: an entry that is neither a name nor a mapping of the role's keys; more models than
             references.
     """
-    entries: Iterable[Any] = teacher["references_from"] or ({},)
-    known = set(teacher["reference"])
-    sources = []
-    for n, entry in enumerate(entries, 1):
-        changes = {"model": entry} if isinstance(entry, str) else entry
-        if not isinstance(changes, Mapping) or (unknown := sorted(set(changes) - known)):
-            what = f"has unknown keys {', '.join(unknown)}" if isinstance(changes, Mapping) else f"is {entry!r:.60}"
-            raise ConfigurationError(
-                f"teacher.references_from: entry {n} {what}; expected a model's name or a mapping with some of "
-                f"{', '.join(sorted(known))}"
-            )
-        sources.append(role_of(teacher, "reference", changes))
+    sources = _sources(teacher, "reference", teacher["references_from"], "teacher.references_from")
     if len(sources) > teacher["references"]:
         raise ConfigurationError(
             f"teacher.references_from names {len(sources)} models for teacher.references={teacher['references']} "
             f"references; raise teacher.references to at least {len(sources)}"
         )
+    return sources
+
+
+def panel_sources(teacher: Mapping[str, Any]) -> Sources:
+    """The verifiers: those of ``teacher.verifier.panel``, or else the one of the verifier role.
+
+    Raises:
+        ConfigurationError: an entry that is neither a name nor a mapping of a role's keys, or one that is there twice.
+    """
+    option = "teacher.verifier.panel"
+    sources = _sources(teacher, "verifier", teacher["verifier"].get("panel", ()), option)
+    if len(set(sources)) < len(sources):
+        raise ConfigurationError(f"{option} has a verifier twice; expected different ones, or teacher.verifier.votes")
+    return sources
+
+
+def _sources(teacher: Mapping[str, Any], key: str, entries: Iterable[Any], option: str) -> Sources:
+    """One (Endpoint, Role) for each entry of ``option``; without entries, that of the role ``key``."""
+    known = set(teacher["reference"])  # the keys that every role has
+    sources = []
+    for n, entry in enumerate(entries or ({},), 1):
+        changes = {"model": entry} if isinstance(entry, str) else entry
+        if not isinstance(changes, Mapping) or (unknown := sorted(set(changes) - known)):
+            what = f"has unknown keys {', '.join(unknown)}" if isinstance(changes, Mapping) else f"is {entry!r:.60}"
+            expected = ", ".join(sorted(known))
+            raise ConfigurationError(
+                f"{option}: entry {n} {what}; expected a model's name or a mapping with some of {expected}"
+            )
+        sources.append(role_of(teacher, key, changes))
     return tuple(sources)
 
 
 def providers(teacher: Mapping[str, Any], needs: Collection[str] = tuple(ROLE_KEYS)) -> set[str]:
     """The providers of the roles that will be asked."""
-    roles = [role_of(teacher, ROLE_KEYS[name]) for name in needs if name != "reference"]
-    sources = reference_sources(teacher) if "reference" in needs and not teacher["index"] else ()
-    return {endpoint.provider for endpoint, _ in (*roles, *sources)}
+    sources = [role_of(teacher, ROLE_KEYS[name]) for name in needs if name not in ("reference", "verify")]
+    sources += reference_sources(teacher) if "reference" in needs and not teacher["index"] else ()
+    sources += panel_sources(teacher) if "verify" in needs else ()
+    return {endpoint.provider for endpoint, _ in sources}
 
 
 def open_index(teacher: Mapping[str, Any]) -> TeacherIndex | None:

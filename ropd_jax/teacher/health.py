@@ -6,6 +6,11 @@
     reference_fails_frac    share of references that fail a criterion with the highest points of their own rubric
     reference_below_frac    share of groups whose references score below their rollouts, mean against mean
 
+If each verdict has several votes (``teacher.verifier.votes``, ``teacher.verifier.panel``):
+
+    agreement               mean over the criteria of the share of votes that agree with the majority
+    contested_frac          share of criteria on which, on average, fewer than three quarters of the votes agree
+
 If a group was verified twice with another order (``teacher.health.repeat_frac``):
 
     flip_frac               share of verdicts that changed
@@ -29,10 +34,11 @@ from collections.abc import Iterable, Sequence
 from ropd_jax.types import Judgement, Rubric
 
 Row = tuple[bool, ...] | None
+CONTESTED = 0.75  # share of agreeing votes
 
 
 def step_health(judgements: Sequence[Judgement]) -> dict[str, float | None]:
-    """All of the above over the groups of one step, as ``health/...``; the second table only if there is a repeat."""
+    """All of the above over the groups of one step, as ``health/...``; the later tables only where they apply."""
     rubrics = [j for j in judgements if j.rubric is not None]
     rollouts = [v for j in rubrics for row in j.passed if row is not None for v in row]
     references = [v for j in rubrics for row in j.reference_passed if row is not None for v in row]
@@ -44,6 +50,12 @@ def step_health(judgements: Sequence[Judgement]) -> dict[str, float | None]:
         "health/reference_fails_frac": _mean(f for j in rubrics for f in references_fail(j)),
         "health/reference_below_frac": _mean(b for j in rubrics if (b := references_below(j)) is not None),
     }
+    agreed = [a for j in rubrics for a in j.agreement if a is not None]
+    if agreed:
+        out |= {
+            "health/agreement": _mean(agreed),
+            "health/contested_frac": _mean(a < CONTESTED for a in agreed),
+        }
     twice = [j for j in rubrics if j.repeat is not None]
     if twice:
         out |= {

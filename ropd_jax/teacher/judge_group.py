@@ -95,6 +95,7 @@ async def judge(
         passed=passed,
         reference_passed=verdicts.passed[n:],
         repeat=repeat,
+        agreement=verdicts.agreement,
         **known,
     )
 
@@ -174,7 +175,7 @@ async def _second_look(
     if other is None:  # one answer has one order
         return None
     try:
-        verdicts = await teacher.verify(prompt, rubric, shown, key=other, counted=False, authors=authors)
+        verdicts = await teacher.verify(prompt, rubric, shown, key=other, counted=False, look=1, authors=authors)
     except ConfigurationError:
         raise
     except TeacherError:

@@ -28,6 +28,7 @@ from ropd_jax.teacher.roles.json_reply import token_of
 from ropd_jax.teacher.roles.marks import Marks, beside
 from ropd_jax.teacher.roles.references import Reference
 from ropd_jax.teacher.roles.role import Role
+from ropd_jax.teacher.roles.votes import majority, votes_of
 from ropd_jax.teacher.rubric_store import RubricStore
 from ropd_jax.teacher.tape.reference_index import TeacherIndex
 from ropd_jax.teacher.tape.store import Tape
@@ -68,7 +69,7 @@ class Teacher:
     Args:
         client: any ``ChatClient``; wrap it in ``LimitedClient`` (``make_client`` does). ``Routes`` joins several.
         reference, rubric, verify, score, judge: how each role is asked. With n reference roles, sample i comes from
-            number i % n.
+            number i % n. Several verify roles are a panel: each gives its votes on everything.
         asking: in which form the verifier is asked, and for how much in one call; None is the default.
         references_m: samples of the teacher's own answer to each prompt.
         max_answer_chars: an answer or reference longer than this is shown with its middle cut out; 0 never.
@@ -91,7 +92,7 @@ class Teacher:
         *,
         reference: Role | Sequence[Role] | None = None,
         rubric: Role | None = None,
-        verify: Role | None = None,
+        verify: Role | Sequence[Role] | None = None,
         score: Role | None = None,
         judge: Role | None = None,
         asking: verifier.Asking | None = None,
@@ -111,12 +112,12 @@ class Teacher:
             raise ConfigurationError(f"teacher.references is {references_m}; expected at least 1")
         if not 0.0 <= repeat_frac <= 1.0:
             raise ConfigurationError(f"teacher.health.repeat_frac is {repeat_frac}; expected a share from 0 to 1")
-        sources = (reference,) if isinstance(reference, Role) else tuple(reference or ())
-        self.sources = sources or (Role(temperature=0.7, max_output_tokens=8192),)
+        self.sources = _several(reference) or (Role(temperature=0.7, max_output_tokens=8192),)
+        self.panel = _several(verify) or (Role(temperature=0.0, max_output_tokens=4096),)
         self.roles = {
             "reference": self.sources[0],
             "rubric": rubric or Role(temperature=0.7, max_output_tokens=8192),
-            "verify": verify or Role(temperature=0.0, max_output_tokens=4096),
+            "verify": self.panel[0],
             "score": score or Role(temperature=0.0, max_output_tokens=4096),
             "judge": judge or Role(temperature=0.0, max_output_tokens=4096),
         }
@@ -138,7 +139,14 @@ class Teacher:
             name = self.template_id(role).rpartition("@")[0]
             alone = role == "rubric" and name.startswith(("rubricator_references.", "rubric_static."))
             templates.check("rubric_alone" if alone else role, name)
-        self.asking.check(self.template_id("verify").rpartition("@")[0])
+        for member in self.panel:
+            templates.check("verify", member.template or TEMPLATES["verify"])
+            self.asking.check(member.template or TEMPLATES["verify"])
+            if self.asking.votes > 1 and member.temperature == 0:
+                raise ConfigurationError(
+                    f"teacher.verifier.votes is {self.asking.votes} at temperature 0, where {member.model!r} gives one "
+                    "vote each time; set teacher.verifier.temperature, 0.7 for example, or votes=1"
+                )
 
     @property
     def client(self) -> ChatClient:
@@ -345,35 +353,85 @@ class Teacher:
         *,
         key: str,
         counted: bool = True,
+        look: int = 0,
         authors: Sequence[str] | None = None,
     ) -> Verdicts:
         """Verdicts of all ``answers`` (rollouts and references together), in their own order.
 
         They are shown shuffled by a hash of (seed, key, text, index), in calls of ``asking.answers_per_call`` answers
         and ``asking.criteria_per_call`` criteria, which are sent together. Answers without a verdict in the first reply
-        are asked for once more, without the others. An answer that lacks a part of its verdicts is unscored.
+        are asked for once more, without the others. With several votes, of one verifier or a panel, the majority counts
+        (`roles.votes`). An answer that lacks a part of its verdicts is unscored.
 
         Args:
             key: of the order; the same key shows the same answers in the same order.
             counted: see `Asker.marks`.
+            look: 1 for a second look at the same answers, so that it is not answered by the replies of the first.
             authors: who wrote each answer, shown to the verifier; None shows them unlabelled, as the paper does.
 
         Raises:
             TeacherError: the first question gave nothing usable. Later failures only leave answers unscored.
         """
+        found = await self._looks(prompt, rubric, answers, key=key, look=look, authors=authors)
+        marks = found[0]
+        agreement: tuple[float | None, ...] = ()
+        if len(found) > 1:
+            marks, agreement = majority(found, min_agreement=self.asking.min_agreement)
+        if counted:
+            self._asker.count_unscored(marks)
+        return Verdicts(*marks, agreement)
 
-        how = self._how("verify")
+    async def _looks(
+        self,
+        prompt: Prompt,
+        rubric: Rubric,
+        answers: Sequence[str],
+        *,
+        look: int,
+        key: str,
+        authors: Sequence[str] | None,
+    ) -> list[Marks]:
+        """The marks of each vote of each member of the panel.
+
+        Sample index of vote v of member m of n: (2 v) n + m, and (2 v + 1) n + m where answers are asked for again. The
+        votes of a second look come behind those of the first, if the requests would be the same.
+        """
+        n, votes = len(self.panel), self.asking.votes
+        first = 2 * votes * n * look if self.asking.answers_per_call == 1 else 0
+        asked = []
+        for i in range(votes * n):
+            vote, member = divmod(i, n)
+            samples = first + 2 * vote * n + member, first + (2 * vote + 1) * n + member
+            of_vote = f"{key}/vote{i}" if i else key
+            role = self.panel[member]
+            asked.append(self._look(prompt, rubric, answers, role, key=of_vote, authors=authors, samples=samples))
+        return votes_of(await asyncio.gather(*asked, return_exceptions=True), len(answers))
+
+    async def _look(
+        self,
+        prompt: Prompt,
+        rubric: Rubric,
+        answers: Sequence[str],
+        role: Role,
+        *,
+        key: str,
+        authors: Sequence[str] | None,
+        samples: tuple[int, int],
+    ) -> Marks:
+        """One vote of one verifier on all answers. ``samples`` are the sample index of the first question and of the
+        second, for the answers without a verdict."""
+        how = dataclasses.asdict(role)
         form = verifier.form_of(how["template"], self.asking.form).name
         shared = verifier.group_token(prompt.question, rubric, answers, seed=self.seed)
 
         async def rows(part: Rubric) -> Marks:
-            async def ask(texts: list[str], indices: Sequence[int], sample_index: int) -> Marks:
+            async def ask(texts: list[str], indices: Sequence[int], again: int) -> Marks:
                 shown = None if authors is None else [authors[i] for i in indices]
                 request = verifier.verify_request(
                     prompt.question, part, texts, **how, seed=self.seed, authors=shown, form=form,
                     examples=self.asking.examples, token=shared,
                 )  # fmt: skip
-                request = dataclasses.replace(request, sample_index=sample_index)
+                request = dataclasses.replace(request, sample_index=samples[again])
                 token = token_of(request.json_schema)
                 read = functools.partial(
                     verifier.parse_verdicts, rubric=part, n_answers=len(texts), token=token, form=form
@@ -384,11 +442,7 @@ class Teacher:
             most = self.asking.answers_per_call
             return await self._asker.marks("verify", answers, ask, key=key, counted=False, answers_per_call=most)
 
-        parts = await asyncio.gather(*map(rows, self.asking.cut(rubric)), return_exceptions=True)
-        found = beside(parts)
-        if counted:
-            self._asker.count_unscored(found)
-        return Verdicts(*found)
+        return beside(await asyncio.gather(*map(rows, self.asking.cut(rubric)), return_exceptions=True))
 
     async def score(
         self,
@@ -468,3 +522,7 @@ class Teacher:
         """The counters and the spending of all hosts; with ``step``, also what that step cost. Unknown is None."""
         spending = {} if self.budget is None else self.budget.as_metrics(step)
         return self.stats.plus(self.remote).as_metrics() | spending
+
+
+def _several(roles: Role | Sequence[Role] | None) -> tuple[Role, ...]:
+    return (roles,) if isinstance(roles, Role) else tuple(roles or ())

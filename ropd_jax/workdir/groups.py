@@ -52,11 +52,13 @@ class GroupsLog:
 
 
 def _criteria(judgement: Judgement) -> list[dict[str, Any]]:
-    """The criteria of a judgement's rubric; with what each counted for, where that is not its points."""
+    """The criteria of a judgement's rubric; with what each counted for, where that is not its points, and how far the
+    votes on it agree, where there are several."""
     criteria = judgement.rubric.criteria if judgement.rubric else ()
     rows = [{"id": c.id, "points": c.points, "category": c.category, "text": c.text} for c in criteria]
     weights = [{"weight": w} for w in judgement.weights] or [{}] * len(rows)
-    return [row | weight for row, weight in zip(rows, weights, strict=True)]
+    agreement = [{"agreement": finite(a)} for a in judgement.agreement] or [{}] * len(rows)
+    return [row | weight | agreed for row, weight, agreed in zip(rows, weights, agreement, strict=True)]
 
 
 def _named(judgement: Judgement) -> dict[str, bool] | None:
@@ -201,6 +203,7 @@ def _judgement(row: Mapping[str, Any], answers: Sequence[Mapping], references: S
         reference_models=models if len(models) == len(references) else (),
         repeat=repeat,
         lineage=lineage_from(row["lineage"]) if "lineage" in row else None,
+        agreement=tuple(c["agreement"] for c in row["rubric"]) if "agreement" in (row["rubric"] or [{}])[0] else (),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ropd_jax.core.rewards import overlong_penalty, pass_rate, references_pass, variance_weights
+from ropd_jax.core.rewards import overlong_penalty, pass_rate, references_pass, reliability_weights, variance_weights
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,9 @@ def test_criteria_that_references_fail_by_hand():
     assert references_pass(passed, 3, 0.5) == (True, False, True)
     assert references_pass(passed, 3, 0.6) == (True, False, False)
     assert references_pass((None,), 3, 0.5) == (True, True, True)
+
+
+def test_an_unknown_reliability_is_the_mean_of_the_known_ones():
+    assert reliability_weights((4, 2, 1), (1.0, 0.5, None)) == (4.0, 1.0, 0.75)
+    assert reliability_weights((4, 2), (None, None)) == (4.0, 2.0)
+    assert reliability_weights((4, 2), (0.0, None)) == (0.0, 0.0)

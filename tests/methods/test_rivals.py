@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ from ropd_jax.core.batches import TokenSequence
 from ropd_jax.methods import Tokens, load_method
 from ropd_jax.methods.base import without_overlong
 from ropd_jax.teacher import ConfigurationError, Teacher, TransientError
+from ropd_jax.teacher.roles.kinds import kind_of
 from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.types import Message, Prompt, Rollout, RolloutGroup, UserError
 from tests.helpers import FailsAt, IdTokenizer
@@ -160,6 +162,8 @@ def test_a_failure_is_unscored_with_its_cause_and_a_wrong_key_stops_the_run(name
         ),
         ("ropd", {"ropd__least_criteria": 9, "ropd__most_criteria": 8}, "least_criteria=9"),
         ("ropd", {"ropd__references_pass": 0.5, "ropd__pool_references": False}, "set ropd.pool_references=True"),
+        ("ropd", {"ropd__reliability_weights": True}, "teacher.calibration is empty; expected the report.json"),
+        ("ropd", {"ropd__reliability_weights": True, "teacher__calibration": "/no"}, "there is no file '/no'"),
     ],
 )
 def test_a_switch_that_cannot_work_is_named(name, changes, said):
@@ -178,6 +182,35 @@ def test_variance_weights_change_rewards_and_are_kept_beside_the_points():
     w = np.array(scaled.weights)
     np.testing.assert_allclose(scaled.rewards, [w @ np.array(v) / w.sum() for v in scaled.passed])
     assert scaled.rewards != plain.rewards and scaled.passed == plain.passed
+
+
+def report(path, **reliability):
+    """A calibration's report, cut down to what a run reads of it."""
+    kinds = {kind: {"reliability": value} for kind, value in reliability.items()}
+    path.write_text(json.dumps({"schema_version": "ropd.calibration.v1", "kinds": kinds}))
+    return str(path)
+
+
+def test_reliability_weights_scale_points_by_the_kind_of_criterion(tmp_path):
+    file = report(tmp_path / "report.json", final_result=1.0, intermediate_fact=0.5, form=0.0, no_error=None)
+    _, plain = judged("ropd")
+    _, scaled = judged("ropd", ropd__reliability_weights=True, teacher__calibration=file)
+    criteria = scaled.rubric.criteria
+    known = {"final_result": 1.0, "intermediate_fact": 0.5, "form": 0.0}
+    kinds = [kind_of(c.category, c.text) for c in criteria]
+    assert {"final_result", "intermediate_fact"} <= set(kinds)
+    mean = np.mean([known[k] for k in kinds if k in known])
+    want = np.array([c.points * known.get(k, mean) for c, k in zip(criteria, kinds, strict=True)])
+    np.testing.assert_allclose(scaled.weights, want)
+    np.testing.assert_allclose(scaled.rewards, [want @ np.array(v) / want.sum() for v in scaled.passed])
+    assert scaled.rewards != plain.rewards and scaled.passed == plain.passed
+
+
+def test_a_judge_that_is_reliable_in_nothing_leaves_the_group_unscored(tmp_path):
+    kinds = ("final_result", "intermediate_fact", "method", "form", "constraint", "no_error")
+    file = report(tmp_path / "report.json", **dict.fromkeys(kinds, 0.0))
+    _, j = judged("ropd", ropd__reliability_weights=True, teacher__calibration=file)
+    assert j.rewards == (None,) * 4 and j.causes == ("no_criteria",) * 4
 
 
 def test_criteria_that_the_references_fail_are_dropped():

@@ -44,6 +44,12 @@ def test_calls_follow_from_the_config():
     assert rows_of(tiny_config(teacher__tape__mode="replay")) == {}
 
 
+def test_every_member_of_a_panel_casts_every_vote():
+    cfg = tiny_config(steps=5, teacher__verifier__votes=3, teacher__verifier__panel=("a", "b"))
+    rows = [r for r in preflight.plan(cfg, PROMPTS, asks={"verify": 1}, tape=None) if r.role == "verify"]
+    assert [(r.model, r.calls) for r in rows] == [("a", 60), ("b", 60)]
+
+
 def test_prompts_are_measured_on_the_templates_with_answers_as_long_as_they_may_be():
     short, long = (rows_of(tiny_config(steps=1, sampling__max_tokens=n)) for n in (48, 1048))
     grown = long["verify"].input_tokens_max - short["verify"].input_tokens_max

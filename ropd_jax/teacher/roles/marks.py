@@ -68,8 +68,8 @@ def beside(parts: Sequence[Marks | BaseException]) -> Marks:
         ConfigurationError: one of the parts, as in `joined`.
         TeacherError: the first failure, because then no answer has all its parts.
     """
-    if failures := _failures(parts):
-        raise failures[0]
+    if failed := failures(parts):
+        raise failed[0]
     rows = [part for part in parts if isinstance(part, Marks)]
     values: list[Any] = []
     causes: list[str | None] = []
@@ -87,9 +87,9 @@ def joined(sizes: Sequence[int], parts: Sequence[Marks | BaseException]) -> Mark
         ConfigurationError: one of the parts. The same holds for every error that is not a ``TeacherError``.
         TeacherError: the first failure, if every part failed.
     """
-    failures = _failures(parts)
-    if len(failures) == len(parts):
-        raise failures[0]
+    failed = failures(parts)
+    if len(failed) == len(parts):
+        raise failed[0]
     values: list[Any] = []
     causes: list[str | None] = []
     for size, part in zip(sizes, parts, strict=True):
@@ -98,7 +98,7 @@ def joined(sizes: Sequence[int], parts: Sequence[Marks | BaseException]) -> Mark
     return Marks(tuple(values), tuple(causes))
 
 
-def _failures(parts: Sequence[Marks | BaseException]) -> list[BaseException]:
+def failures(parts: Sequence[Marks | BaseException]) -> list[BaseException]:
     """The parts that failed. Raises one that concerns more than its own answers."""
     failures = [p for p in parts if isinstance(p, BaseException)]
     for failure in failures:

@@ -45,12 +45,16 @@ class Asking:
         answers_per_call: most answers in one request; 0 is all. 1 is the paper's.
         criteria_per_call: most criteria in one request; 0 is all.
         examples: worked examples in the prompt, as many true as false ones, of other questions; 0 shows none.
+        votes: how often each verifier is asked, with another seed and another order of the answers; an odd number.
+        min_agreement: smallest share of votes that must agree, see `roles.votes`.
     """
 
     form: str = ""
     answers_per_call: int = 0
     criteria_per_call: int = 0
     examples: int = 0
+    votes: int = 1
+    min_agreement: float = 0.5
 
     def __post_init__(self):
         if self.form:
@@ -60,6 +64,14 @@ class Asking:
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise ConfigurationError(f"teacher.verifier.{name} is {value!r}; expected 1 or more, or 0 for all")
         worked.check(self.examples)
+        if not isinstance(self.votes, int) or isinstance(self.votes, bool) or self.votes < 1 or self.votes % 2 == 0:
+            raise ConfigurationError(
+                f"teacher.verifier.votes is {self.votes!r}; expected 1, 3, 5, ...: an even number can tie"
+            )
+        if not 0.5 <= self.min_agreement <= 1.0:
+            raise ConfigurationError(
+                f"teacher.verifier.min_agreement is {self.min_agreement!r}; expected a share from 0.5 to 1"
+            )
 
     def check(self, template: str) -> None:
         """Refuse what the template cannot ask for.

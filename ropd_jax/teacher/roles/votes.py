@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from ropd_jax.teacher.roles.marks import Marks
+from ropd_jax.teacher.roles.marks import Marks, failures
 
 
 def majority(votes: Sequence[Marks], *, min_agreement: float = 0.5) -> tuple[Marks, tuple[float | None, ...]]:
@@ -44,6 +44,21 @@ def majority(votes: Sequence[Marks], *, min_agreement: float = 0.5) -> tuple[Mar
     agreement = tuple(sum(column) / len(column) for column in zip(*shares, strict=True))
     n = next((len(row) for vote in votes for row in vote.values if row is not None), 0)
     return Marks(tuple(rows), tuple(causes)), agreement or (None,) * n
+
+
+def votes_of(found: Sequence[Marks | BaseException], n_answers: int) -> list[Marks]:
+    """The marks of each vote; a vote that failed has none, with the cause of the failure.
+
+    Raises:
+        TeacherError: the first failure, if every vote failed. A ``ConfigurationError`` and any other error at once.
+    """
+    failed = failures(found)
+    if len(failed) == len(found):
+        raise failed[0]
+    return [
+        vote if isinstance(vote, Marks) else Marks((None,) * n_answers, (getattr(vote, "cause", None),) * n_answers)
+        for vote in found
+    ]
 
 
 def _joined(
