@@ -96,9 +96,10 @@ def test_a_slow_teacher_and_sigterm_in_the_middle_of_a_stream_change_no_bit(stre
     spans = read_spans(tmp_path / "run")
     for step in range(2):
         assert {s.name for s in spans if s.step == step} >= {
-            "step", "sample", "prefill", "reference", "rubric", "verify", "judged", "update", "checkpoint", "idle",
+            "step", "sample", "prefill", "reference", "rubric", "verify", "judged", "update", "checkpoint",
         }  # fmt: skip
         assert {s.group for s in spans if s.step == step and s.name == "verify"} == {0, 1, 2, 3}
+    assert "idle" in {s.name for s in spans}  # in one of the steps: in the other the compiler can fill the wait
     found = shares(spans)
     assert found.steps == 2 and sum(found.spent.values()) == pytest.approx(1.0)
 

@@ -48,13 +48,7 @@ def bound_schema(size: tuple[int, int]) -> dict:
         "points": {"type": "integer", "minimum": 1, "maximum": MAX_POINTS},
     }
     highest = {"type": "integer", "minimum": size[0], "maximum": MAX_POINTS * size[1]}
-    return bound_list(list_schema(SCHEMA_VERSION, "rubrics", properties, maximum_score=highest), size)
-
-
-def bound_list(schema: dict, size: tuple[int, int]) -> dict:
-    """The schema with bounds on the number of its ``rubrics``."""
-    rubrics = schema["properties"]["rubrics"] | {"minItems": size[0], "maxItems": size[1]}
-    return schema | {"properties": schema["properties"] | {"rubrics": rubrics}}
+    return list_schema(SCHEMA_VERSION, "rubrics", properties, size=size, maximum_score=highest)
 
 
 def example(n: int, token: str) -> str:
@@ -65,17 +59,6 @@ def example(n: int, token: str) -> str:
     ]
     reply = {"schema_version": SCHEMA_VERSION, "rubrics": rows, "maximum_score": sum(points), "token": token}
     return json.dumps(reply)
-
-
-def stable_token(seed: int, question: str, texts: Sequence[str]) -> str:
-    """A fence token that depends on the question only, unless it occurs in one of the texts.
-
-    So two requests about one question begin with the same bytes, which a prompt cache can serve.
-    """
-    token = fences.make_token(seed, [question])
-    while any(token in text for text in texts):
-        token = fences.make_token(f"{seed}:{token}", [question])
-    return token
 
 
 def show_references(references: Sequence[str], token: str) -> str:
@@ -135,7 +118,10 @@ def rubric_request(
         )
     bound, counted = (name in templates.load(template) for name in ("{{reply}}", "{{n_distinct}}"))
     shown = [*references, *answers]
-    token = stable_token(seed, question, shown) if bound else fences.make_token(seed, [question, *shown])
+    if bound:  # of the question alone, so that two requests about it begin with the same bytes for a prompt cache
+        token = fences.make_token(seed, [question], avoid=shown)
+    else:
+        token = fences.make_token(seed, [question, *shown])
     text = templates.fill(
         template,
         token=token,

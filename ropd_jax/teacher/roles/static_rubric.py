@@ -14,7 +14,7 @@ from ropd_jax.teacher.clients.chat import ChatRequest
 from ropd_jax.teacher.clients.errors import MalformedError
 from ropd_jax.teacher.roles import fences, templates
 from ropd_jax.teacher.roles.json_reply import find_list, list_schema, with_token
-from ropd_jax.teacher.roles.rubricator import bound_list, criterion_texts, rubric_of, show_references, stable_token
+from ropd_jax.teacher.roles.rubricator import criterion_texts, rubric_of, show_references
 from ropd_jax.types import Criterion, Message, Rubric
 
 TEMPLATE = "rubric_static.v3"
@@ -31,17 +31,15 @@ SCHEMA = list_schema(
         "criterion": {"type": "string"},
     },
 )
-BOUND_SCHEMA = bound_list(
-    list_schema(
-        SCHEMA_VERSION,
-        "rubrics",
-        {
-            "criterion_id": {"type": "string", "pattern": "^c[0-9]+$"},
-            "category": {"type": "string", "enum": list(TENTHS)},
-            "criterion": {"type": "string"},
-        },
-    ),
-    (LEAST, MOST),
+BOUND_SCHEMA = list_schema(
+    SCHEMA_VERSION,
+    "rubrics",
+    {
+        "criterion_id": {"type": "string", "pattern": "^c[0-9]+$"},
+        "category": {"type": "string", "enum": list(TENTHS)},
+        "criterion": {"type": "string"},
+    },
+    size=(LEAST, MOST),
 )
 
 
@@ -67,7 +65,10 @@ def request(
     """The request for one rubric. The same texts make the same request, so a tape holds it once."""
     template = template or TEMPLATE
     bound, counted = (name in templates.load(template) for name in ("{{reply}}", "{{n_distinct}}"))
-    token = stable_token(seed, question, references) if bound else fences.make_token(seed, [question, *references])
+    if bound:
+        token = fences.make_token(seed, [question], avoid=references)
+    else:
+        token = fences.make_token(seed, [question, *references])
     text = templates.fill(
         template,
         token=token,

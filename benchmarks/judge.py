@@ -1,0 +1,315 @@
+"""A real model as the verifier: seven forms of asking, binding schemas against loose ones, what a prompt cache saves.
+
+    python -m benchmarks.judge --server PYTHON --model qwen15=qwen15.gguf --model qwen05=qwen05.gguf --out runs/judge
+
+PYTHON is an interpreter that has ``xllamacpp`` (llama.cpp's server as a wheel); a server is started for each GGUF file,
+on a loopback port of its own. ``--model NAME=URL`` is a server that runs already. Hours on two cores: a 1.5B model
+reads 30 tokens a second there and writes 8.
+
+    forms     the labelled questions through `ropd_jax.calibration`: kappa, AUC, tokens, with intervals over questions
+    schema    replies that can be used, of rubrics and of verdicts as lists, with the bound schema and the loose one
+    prefix    tokens that the server took from its cache, in consecutive calls of a group: the older prompt and ours
+
+Everything is on tapes in ``--out``, so a run that was stopped goes on, and a second run costs nothing. ``--export``
+writes the tapes as one small file, from which ``--replay`` makes all tables again without a model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import dataclasses
+import gzip
+import json
+import pathlib
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ropd_jax import configs
+from ropd_jax.calibration import labels, run
+from ropd_jax.teacher import ConfigurationError, MalformedError, Tape, TeacherError, build_teacher
+from ropd_jax.teacher.clients.chat import ChatRequest
+from ropd_jax.teacher.clients.structured_output import loosened
+from ropd_jax.teacher.labels import LabelledQuestion
+from ropd_jax.teacher.roles import rubricator, verifier
+from ropd_jax.teacher.roles.json_reply import token_of
+from ropd_jax.teacher.tape.inspect import export_tape, import_tape
+from ropd_jax.teacher.tape.store import TAPE_NAME
+
+FORMS = "lists,keyed,by_criterion,keyed/1,keyed_reason,keyed_reasons,keyed/1/1"
+SERVER = """
+import sys, time, xllamacpp
+p = xllamacpp.CommonParams()
+p.model.path, p.port, p.hostnames = sys.argv[1], int(sys.argv[2]), ["127.0.0.1"]
+p.n_ctx, p.n_parallel = 16384, 1
+p.cpuparams.n_threads = p.cpuparams_batch.n_threads = int(sys.argv[3])
+server = xllamacpp.Server(p)
+while True: time.sleep(60)
+"""
+STARTED_S = 120.0
+SCHEMA_QUESTIONS = 6  # two requests each, a rubric and verdicts
+PREFIX_QUESTIONS = 2
+
+
+@contextlib.contextmanager
+def serving(python: str, model: str, threads: int) -> Iterator[str]:
+    """The address of a server with the model, on a free port of loopback."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen([python, "-c", SERVER, model, str(port), str(threads)], stdout=log, stderr=log)
+        try:
+            deadline = time.monotonic() + STARTED_S
+            while not _healthy(port):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    raise SystemExit(
+                        f"the server of {model} does not start: {log.read()[-500:].decode(errors='replace')}"
+                    )
+                time.sleep(0.5)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _healthy(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as reply:
+            return reply.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def settings(name: str, address: str, tape: pathlib.Path, *, replay: bool, template: str = "") -> dict[str, Any]:
+    """``cfg.teacher`` for one model on a server with one slot."""
+    cfg = configs.default().teacher
+    cfg.provider, cfg.base_url = "openai", address
+    cfg.concurrency = cfg.min_concurrency = 1
+    cfg.timeout_s, cfg.attempts = 1800.0, 2
+    for role in (cfg.verifier, cfg.rubricator):
+        role.model, role.max_output_tokens, role.temperature = name, 6000, 0.0
+    cfg.verifier.template = template
+    cfg.tape.path, cfg.tape.mode = str(tape), "replay" if replay else "record"
+    return cfg.to_dict()
+
+
+# ------------------------------------------------------------------------------------------------------ the parts
+
+
+def forms(teacher: dict[str, Any], names: str, questions: int, out: pathlib.Path) -> list[dict[str, Any]]:
+    """A row for each form."""
+    options = run.Options(forms=names, limit=questions, reorder=False)
+    reports = run.main(teacher, options, seed=0, out=out)
+    rows = []
+    for report in reports:
+        traffic, verdicts = report["traffic"], report["traffic"]["verdicts"]
+        known = None not in (traffic["input_tokens"], traffic["cached_tokens"])
+        rows.append(
+            {
+                "form": report["verifier"]["form"],
+                "verdicts": report["overall"]["n"],
+                "kappa": report["overall"]["kappa"],
+                "accuracy": report["overall"]["accuracy"],
+                "sensitivity": report["overall"]["sensitivity"]["value"],
+                "specificity": report["overall"]["specificity"]["value"],
+                "auc": report["auc"]["within"],
+                "unscored": report["unscored"]["share"],
+                "calls": traffic["calls"] * 1000 / verdicts,
+                "input": traffic["input_tokens"] * 1000 / verdicts if known else None,
+                "new_input": (traffic["input_tokens"] - traffic["cached_tokens"]) * 1000 / verdicts if known else None,
+                "output": traffic["output_tokens"] * 1000 / verdicts if known else None,
+                "seconds": traffic["seconds"] * 1000 / verdicts if traffic["seconds"] is not None else None,
+            }
+        )
+    return rows
+
+
+def schema(teacher: dict[str, Any]) -> dict[str, str]:
+    """Usable replies of all, by kind of request and schema; one try each, without a second question."""
+    questions = labels.load()[0][:SCHEMA_QUESTIONS]
+    return asyncio.run(_schema(teacher, questions))
+
+
+async def _schema(teacher: dict[str, Any], questions: list[LabelledQuestion]) -> dict[str, str]:
+    asked = build_teacher(teacher, needs=("verify", "rubric"))
+    how = dataclasses.asdict(asked.roles["verify"])
+    found: dict[str, str] = {}
+    for kind, make in (("verdicts", _verdicts), ("rubric", _rubric)):
+        for bound in (True, False):
+            usable = 0
+            for question in questions:
+                request, parse = make(question, how)
+                if not bound:
+                    request = dataclasses.replace(request, json_schema=loosened(request.json_schema))
+                usable += await _usable(asked, request, parse)
+            found[f"{kind}, {'bound' if bound else 'loose'}"] = f"{usable} of {len(questions)}"
+    await asked.close()
+    return found
+
+
+def _verdicts(question: LabelledQuestion, how: dict[str, Any]) -> tuple[ChatRequest, Callable[[str], Any]]:
+    texts = [a.text for a in question.answers]
+    request = verifier.verify_request(question.prompt.question, question.rubric, texts, form="lists", **how)
+
+    def parse(text: str) -> None:
+        causes = verifier.parse_verdicts(text, question.rubric, len(texts), token_of(request.json_schema)).causes
+        if any(causes):
+            raise MalformedError(f"answers without verdicts: {causes}")
+
+    return request, parse
+
+
+def _rubric(question: LabelledQuestion, how: dict[str, Any]) -> tuple[ChatRequest, Callable[[str], Any]]:
+    right = [a.text for a in question.answers if a.correct][:2]
+    wrong = [a.text for a in question.answers if not a.correct][:2]
+    request = rubricator.rubric_request(question.prompt.question, right, wrong, **how)
+    return request, lambda text: rubricator.parse_rubric(text, token=token_of(request.json_schema))
+
+
+async def _usable(teacher: Any, request: ChatRequest, parse: Callable[[str], Any]) -> bool:
+    try:
+        parse((await teacher.client.chat(request)).text)
+    except ConfigurationError:
+        raise
+    except TeacherError:
+        return False
+    return True
+
+
+def prefix(teacher: dict[str, Any], out: pathlib.Path) -> dict[str, float | None]:
+    """Share of the prompts' tokens that the server took from its cache, one answer in each call."""
+    cut = teacher | {"verifier": teacher["verifier"] | {"answers_per_call": 1}}
+    options = run.Options(limit=PREFIX_QUESTIONS, reorder=False)
+    (report,) = run.main(cut, options, seed=0, out=out)
+    traffic = report["traffic"]
+    return {
+        "tokens": traffic["input_tokens"],
+        "cached": None if not traffic["input_tokens"] else traffic["cached_tokens"] / traffic["input_tokens"],
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------- report
+
+
+def shown(name: str, found: dict[str, Any]) -> str:
+    """The figures of one model as Markdown."""
+    head = ("form", "verdicts", "kappa", "AUC, one question", "accuracy", "sens.", "spec.", "unscored", "calls",
+            "tokens in", "of them new", "tokens out", "s")  # fmt: skip
+    lines = [f"## {name}", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for row in found["forms"]:
+        counts = (_n(row[key]) for key in ("calls", "input", "new_input", "output", "seconds"))
+        cells = (row["form"], str(row["verdicts"]), _e(row["kappa"]), _e(row["auc"]), _e(row["accuracy"]),
+                 _s(row["sensitivity"]), _s(row["specificity"]), _s(row["unscored"]), *counts)  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "Calls, tokens and seconds per 1,000 verdicts; brackets: 95 % intervals over questions.", ""]
+    if "schema" in found:
+        lines += [f"Usable replies: {'; '.join(f'{k}: {v}' for k, v in found['schema'].items())}.", ""]
+    if "prefix" in found:
+        of = {
+            key: "unknown" if v["cached"] is None else f"{v['cached']:.1%} of {v['tokens']:,}"
+            for key, v in found["prefix"].items()
+        }
+        lines += [
+            f"Prompt tokens from the cache, one answer in each call: {'; '.join(f'{k} {v}' for k, v in of.items())}.",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _e(found: dict[str, Any]) -> str:
+    return "unknown" if found["value"] is None else f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+
+
+def _s(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f}"
+
+
+def _n(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:,.0f}"
+
+
+def measured(name: str, address: str, args: argparse.Namespace) -> dict[str, Any]:
+    """All figures of one model."""
+    out = args.out / name
+    tape, replay = out / TAPE_NAME, bool(args.replay)
+    found: dict[str, Any] = {
+        "forms": forms(settings(name, address, tape, replay=replay), args.forms, args.questions, out)
+    }
+    if "schema" in args.parts:
+        found["schema"] = schema(settings(name, address, tape, replay=replay))
+    if "prefix" in args.parts:
+        found["prefix"] = {
+            label: prefix(settings(name, address, tape, replay=replay, template=template), out / f"prefix_{label}")
+            for label, template in (("verifier.v2", "verifier.v2"), (verifier.TEMPLATE, ""))
+        }
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", action="append", default=[], metavar="NAME=FILE", help="or NAME=URL; repeatable")
+    parser.add_argument("--server", default="", metavar="PYTHON", help="an interpreter that has xllamacpp")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--forms", default=FORMS)
+    parser.add_argument("--questions", type=int, default=6, help="about 36 verdicts each")
+    parser.add_argument("--parts", default="schema,prefix", help="besides the forms")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/judge"))
+    parser.add_argument("--export", metavar="FILE.jsonl.gz", help="write the tapes of all models here")
+    parser.add_argument("--replay", metavar="FILE.jsonl.gz", help="no model: take the replies from such a file")
+    args = parser.parse_args()
+    models = dict(one.split("=", 1) for one in args.model)
+    if args.replay:
+        models = _unpacked(args.replay, args.out)
+    pages = []
+    for name, place in models.items():
+        if args.replay or place.startswith("http"):
+            found = measured(name, place, args)
+        else:
+            with serving(args.server, place, args.threads) as address:
+                found = measured(name, address, args)
+        (args.out / name / "figures.json").write_text(json.dumps(found, indent=1) + "\n")
+        pages.append(shown(name, found))
+        print(pages[-1], flush=True)
+    (args.out / "judge.md").write_text("\n".join(pages))
+    if args.export:
+        _packed(args.export, {name: args.out / name / TAPE_NAME for name in models})
+
+
+def _packed(path: str, tapes: dict[str, pathlib.Path]) -> None:
+    """The tapes of all models in one file; each line names its model."""
+    with gzip.open(path, "wt", encoding="ascii") as f:
+        for name, file in tapes.items():
+            with tempfile.TemporaryDirectory() as folder:
+                lines = pathlib.Path(folder) / "tape.jsonl"
+                export_tape(Tape(file, read_only=True), lines)
+                for line in lines.read_text(encoding="ascii").splitlines():
+                    f.write(json.dumps({"model": name, "line": line}) + "\n")
+
+
+def _unpacked(path: str, out: pathlib.Path) -> dict[str, str]:
+    """Makes the tapes again; returns the models, each with a loopback address that nobody asks."""
+    lines: dict[str, list[str]] = {}
+    with gzip.open(path, "rt", encoding="ascii") as f:
+        for row in map(json.loads, f):
+            lines.setdefault(row["model"], []).append(row["line"])
+    for name, rows in lines.items():
+        folder = out / name
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as scratch:
+            file = pathlib.Path(scratch) / "tape.jsonl"
+            file.write_text("\n".join(rows) + "\n", encoding="ascii")
+            import_tape(Tape(folder / TAPE_NAME), file)
+    return dict.fromkeys(lines, "http://127.0.0.1:1/v1")
+
+
+if __name__ == "__main__":
+    main()
