@@ -8,7 +8,8 @@ reads 30 tokens a second there and writes 8.
 
     forms     the labelled questions through `ropd_jax.calibration`: kappa, AUC, tokens, with intervals over questions
     schema    replies that can be used, of rubrics and of verdicts as lists, with the bound schema and the loose one
-    prefix    tokens that the server took from its cache, in consecutive calls of a group: the older prompt and ours
+    prefix    tokens that the server took from its cache, each time by a fresh server: all answers in one call, and one
+              answer in each call, with our prompt and with the older one
 
 Everything is on tapes in ``--out``, so a run that was stopped goes on, and a second run costs nothing. ``--export``
 writes the tapes as one small file, from which ``--replay`` makes all tables again without a model.
@@ -20,6 +21,7 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import gzip
 import json
 import pathlib
@@ -89,7 +91,7 @@ def _healthy(port: int) -> bool:
         return False
 
 
-def settings(name: str, address: str, tape: pathlib.Path, *, replay: bool, template: str = "") -> dict[str, Any]:
+def settings(name: str, address: str, tape: pathlib.Path, *, replay: bool) -> dict[str, Any]:
     """``cfg.teacher`` for one model on a server with one slot."""
     cfg = configs.default().teacher
     cfg.provider, cfg.base_url = "openai", address
@@ -97,7 +99,6 @@ def settings(name: str, address: str, tape: pathlib.Path, *, replay: bool, templ
     cfg.timeout_s, cfg.attempts = 1800.0, 2
     for role in (cfg.verifier, cfg.rubricator):
         role.model, role.max_output_tokens, role.temperature = name, 6000, 0.0
-    cfg.verifier.template = template
     cfg.tape.path, cfg.tape.mode = str(tape), "replay" if replay else "record"
     return cfg.to_dict()
 
@@ -185,15 +186,25 @@ async def _usable(teacher: Any, request: ChatRequest, parse: Callable[[str], Any
     return True
 
 
-def prefix(teacher: dict[str, Any], out: pathlib.Path) -> dict[str, float | None]:
-    """Share of the prompts' tokens that the server took from its cache, one answer in each call."""
-    cut = teacher | {"verifier": teacher["verifier"] | {"answers_per_call": 1}}
-    options = run.Options(limit=PREFIX_QUESTIONS, reorder=False)
-    (report,) = run.main(cut, options, seed=0, out=out)
+PREFIX = {  # label -> template, answers in each call
+    "all answers in one call": ("", 0),
+    "one answer in each call": ("", 1),
+    "one answer in each call, verifier.v2": ("verifier.v2", 1),
+}
+
+
+def prefix(teacher: dict[str, Any], template: str, answers_per_call: int, out: pathlib.Path) -> dict[str, Any]:
+    """Prompt tokens of a few questions, and how many of them the server had to read."""
+    asking = {"template": template, "answers_per_call": answers_per_call}
+    teacher = teacher | {"verifier": teacher["verifier"] | asking}
+    (report,) = run.main(teacher, run.Options(limit=PREFIX_QUESTIONS, reorder=False), seed=0, out=out)
     traffic = report["traffic"]
+    known = None not in (traffic["input_tokens"], traffic["cached_tokens"])
     return {
-        "tokens": traffic["input_tokens"],
-        "cached": None if not traffic["input_tokens"] else traffic["cached_tokens"] / traffic["input_tokens"],
+        "calls": traffic["calls"],
+        "input": traffic["input_tokens"],
+        "new": traffic["input_tokens"] - traffic["cached_tokens"] if known else None,
+        "output": traffic["output_tokens"],
     }
 
 
@@ -214,14 +225,10 @@ def shown(name: str, found: dict[str, Any]) -> str:
     if "schema" in found:
         lines += [f"Usable replies: {'; '.join(f'{k}: {v}' for k, v in found['schema'].items())}.", ""]
     if "prefix" in found:
-        of = {
-            key: "unknown" if v["cached"] is None else f"{v['cached']:.1%} of {v['tokens']:,}"
-            for key, v in found["prefix"].items()
-        }
-        lines += [
-            f"Prompt tokens from the cache, one answer in each call: {'; '.join(f'{k} {v}' for k, v in of.items())}.",
-            "",
-        ]
+        lines += ["| of a fresh server | calls | prompt tokens | of them new | tokens out |", f"|{'---|' * 5}"]
+        for label, row in found["prefix"].items():
+            lines.append(f"| {label} | {' | '.join(_n(row[key]) for key in ('calls', 'input', 'new', 'output'))} |")
+        lines.append("")
     return "\n".join(lines)
 
 
@@ -237,20 +244,21 @@ def _n(value: float | None) -> str:
     return "unknown" if value is None else f"{value:,.0f}"
 
 
-def measured(name: str, address: str, args: argparse.Namespace) -> dict[str, Any]:
-    """All figures of one model."""
-    out = args.out / name
-    tape, replay = out / TAPE_NAME, bool(args.replay)
-    found: dict[str, Any] = {
-        "forms": forms(settings(name, address, tape, replay=replay), args.forms, args.questions, out)
-    }
-    if "schema" in args.parts:
-        found["schema"] = schema(settings(name, address, tape, replay=replay))
+def measured(name: str, server: Callable[[], contextlib.AbstractContextManager[str]], args) -> dict[str, Any]:
+    """All figures of one model; ``server`` starts one and gives its address."""
+    out, replay, found = args.out / name, bool(args.replay), {}
+    with server() as address:
+        teacher = settings(name, address, out / TAPE_NAME, replay=replay)
+        found["forms"] = forms(teacher, args.forms, args.questions, out)
+        if "schema" in args.parts:
+            found["schema"] = schema(teacher)
     if "prefix" in args.parts:
-        found["prefix"] = {
-            label: prefix(settings(name, address, tape, replay=replay, template=template), out / f"prefix_{label}")
-            for label, template in (("verifier.v2", "verifier.v2"), (verifier.TEMPLATE, ""))
-        }
+        found["prefix"] = {}
+        for number, (label, (template, cut)) in enumerate(PREFIX.items()):
+            folder = out / f"prefix{number}"
+            with server() as address:
+                teacher = settings(name, address, folder / TAPE_NAME, replay=replay)
+                found["prefix"][label] = prefix(teacher, template, cut, folder)
     return found
 
 
@@ -272,27 +280,27 @@ def main() -> None:
     pages = []
     for name, place in models.items():
         if args.replay or place.startswith("http"):
-            found = measured(name, place, args)
+            server = functools.partial(contextlib.nullcontext, place)
         else:
-            with serving(args.server, place, args.threads) as address:
-                found = measured(name, address, args)
+            server = functools.partial(serving, args.server, place, args.threads)
+        found = measured(name, server, args)
         (args.out / name / "figures.json").write_text(json.dumps(found, indent=1) + "\n")
         pages.append(shown(name, found))
         print(pages[-1], flush=True)
     (args.out / "judge.md").write_text("\n".join(pages))
     if args.export:
-        _packed(args.export, {name: args.out / name / TAPE_NAME for name in models})
+        _packed(args.export, args.out, list(models))
 
 
-def _packed(path: str, tapes: dict[str, pathlib.Path]) -> None:
-    """The tapes of all models in one file; each line names its model."""
-    with gzip.open(path, "wt", encoding="ascii") as f:
-        for name, file in tapes.items():
-            with tempfile.TemporaryDirectory() as folder:
-                lines = pathlib.Path(folder) / "tape.jsonl"
-                export_tape(Tape(file, read_only=True), lines)
+def _packed(path: str, out: pathlib.Path, models: list[str]) -> None:
+    """All tapes of the models in one file; each line names its tape."""
+    with gzip.open(path, "wt", encoding="ascii") as f, tempfile.TemporaryDirectory() as scratch:
+        lines = pathlib.Path(scratch) / "tape.jsonl"
+        for name in models:
+            for tape in sorted((out / name).rglob(TAPE_NAME)):
+                export_tape(Tape(tape, read_only=True), lines)
                 for line in lines.read_text(encoding="ascii").splitlines():
-                    f.write(json.dumps({"model": name, "line": line}) + "\n")
+                    f.write(json.dumps({"tape": tape.relative_to(out).as_posix(), "line": line}) + "\n")
 
 
 def _unpacked(path: str, out: pathlib.Path) -> dict[str, str]:
@@ -300,15 +308,16 @@ def _unpacked(path: str, out: pathlib.Path) -> dict[str, str]:
     lines: dict[str, list[str]] = {}
     with gzip.open(path, "rt", encoding="ascii") as f:
         for row in map(json.loads, f):
-            lines.setdefault(row["model"], []).append(row["line"])
-    for name, rows in lines.items():
-        folder = out / name
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory() as scratch:
-            file = pathlib.Path(scratch) / "tape.jsonl"
+            lines.setdefault(row["tape"], []).append(row["line"])
+    with tempfile.TemporaryDirectory() as scratch:
+        file = pathlib.Path(scratch) / "tape.jsonl"
+        for place, rows in lines.items():
+            if place.startswith("/") or ".." in place.split("/"):
+                raise SystemExit(f"{path}: {place!r} leaves the directory; expected a file that --export wrote")
+            (out / place).parent.mkdir(parents=True, exist_ok=True)
             file.write_text("\n".join(rows) + "\n", encoding="ascii")
-            import_tape(Tape(folder / TAPE_NAME), file)
-    return dict.fromkeys(lines, "http://127.0.0.1:1/v1")
+            import_tape(Tape(out / place), file)
+    return dict.fromkeys((place.split("/")[0] for place in lines), "http://127.0.0.1:1/v1")
 
 
 if __name__ == "__main__":

@@ -248,6 +248,35 @@ def test_update_moves_log_probs_as_the_advantages_say(student, groups, judgement
         jax.tree.map(np.testing.assert_array_equal, before, student.params)
 
 
+@pytest.fixture
+def compiled():
+    """Names of the functions that jax traces, one for each time."""
+    names = []
+
+    def listen(event, seconds, fun_name="", **_):
+        if "jaxpr_trace" in event:
+            names.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_a_second_update_compiles_nothing_unless_its_loss_is_another(student, groups, judgements, compiled):
+    def updates(**changes):
+        compiled.clear()
+        cfg = ropd.default_config()
+        cfg.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+        trained, _ = ropd.update(student, groups, judgements, cfg=cfg, lr=3e-4)
+        return trained, compiled.count("update")
+
+    first, _ = updates()
+    second, n = updates()
+    assert n == 0 and trees_max_diff(first.params, second.params) == 0.0
+    third, n = updates(loss__clip_low=0.1, loss__entropy_coef=0.5)
+    assert n == 1 and trees_max_diff(first.params, third.params) > 0.0
+
+
 def test_the_weights_of_an_updated_student_are_where_those_of_the_given_one_are(student, groups):
     rewards = judged(groups, (1.0, 0.0, 0.0, 0.0, 0.0, 0.0))
     on_host, _ = ropd.update(student, groups, rewards, lr=1e-4)

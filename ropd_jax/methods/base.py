@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax
@@ -200,6 +200,17 @@ class Method(abc.ABC):
     def sequences(self, group: RolloutGroup, judgement: Judgement, tokenizer: Tokenizer) -> list[TokenSequence]:
         """The `sequences_per_prompt` sequences to train on, in the order of the advantages."""
         return [TokenSequence(group.prompt_tokens_T, r.tokens_T, r.logp_T) for r in group.rollouts]
+
+    @property
+    def loss_key(self) -> Hashable | None:
+        """What the traced loss depends on: methods of one key can share a compiled update. None: of this object only.
+
+        A method with a loss of its own is not shared, unless it says by which settings it can be.
+        """
+        own = any(
+            getattr(type(self), name) is not getattr(Method, name) for name in ("loss", "surrogate", "needs_initial")
+        )
+        return None if own else (self.cfg.loss.to_json(sort_keys=True), self.cfg.stream.to_json(sort_keys=True))
 
     def extras(self, trained: Any, batch: TrainBatch) -> Extras:
         """What else the loss reads about the batch's tokens; ``batch`` is [A, b, T], on the host."""

@@ -199,6 +199,12 @@ def _definitions(cfg: ModelConfig):
 
 def init_params(cfg: ModelConfig, seed: int) -> Params:
     """Random parameters, float32, layers stacked on a leading L axis."""
+    return _init(cfg)(jax.random.key(seed))
+
+
+@functools.cache
+def _init(cfg: ModelConfig):
+    """The jitted function of a key, one for each architecture, so that it is compiled once."""
 
     def pure(module):
         return nnx.to_pure_dict(nnx.state(module))
@@ -209,7 +215,7 @@ def init_params(cfg: ModelConfig, seed: int) -> Params:
         layers = jax.vmap(lambda k: pure(Block(cfg, nnx.Rngs(k))))(jax.random.split(key, cfg.num_layers))
         return {"layers": layers, **pure(EmbedAndHead(cfg, nnx.Rngs(outer_key)))}
 
-    return build(jax.random.key(seed))
+    return build
 
 
 def param_shapes(cfg: ModelConfig) -> Params:

@@ -92,7 +92,8 @@ def update(
     """(the student after one optimizer step on the judged groups, the metrics of the update).
 
     All weights are trained, on one device, by a fresh optimizer at a constant learning rate. The student that is passed
-    in stays as it is, and the weights of the new one are where its weights are. The update is compiled in each call.
+    in stays as it is, and the weights of the new one are where its weights are. A further call with batches of the same
+    shape compiles nothing, unless the method has a loss of its own.
 
     Args:
         groups: of the same number of rollouts each, sampled at ``cfg.sampling.temperature``.

@@ -7,6 +7,7 @@ there are not repeated here. `RunConfig` holds them all; only `training.setup` a
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -62,6 +63,7 @@ class OptimConfig:
     logprob_chunk: int
     xla_options: str
 
+    @functools.lru_cache(maxsize=16)  # noqa: B019  # few and small; the same object, so that programs can be shared
     def make(self, steps: int):
         """The optax transformation; its schedule spans all updates of ``steps`` steps."""
         return make_optimizer(

@@ -8,7 +8,7 @@ the first judged groups is there while the teacher still reads the others (`ropd
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -141,7 +141,13 @@ def make_update(cfg: UpdateConfig, model_cfg: ModelConfig, method: Method, tx: o
     gradient of one pass over all rows.
     ``ref_params`` is the initial student, or None if no term reads it. ``notes`` are those of `Method.extras`.
     ``base`` is the frozen student that the adapters of the state stand beside, or None where all parameters train.
+
+    With the same configs, optimizer and `Method.loss_key` it is the same function, so that it is compiled once.
     """
+    return _shared(_make_update, cfg, model_cfg, method, tx)
+
+
+def _make_update(cfg: UpdateConfig, model_cfg: ModelConfig, method: Method, tx: optax.GradientTransformation):
     gradient = make_gradient(cfg, model_cfg, method)
 
     @functools.partial(jax.jit, donate_argnums=(0,), compiler_options=compiler_options(cfg))
@@ -191,6 +197,12 @@ def make_portions(
     cfg: UpdateConfig, model_cfg: ModelConfig, method: Method, tx: optax.GradientTransformation
 ) -> Portions:
     """`make_update` in portions."""
+    return _shared(_make_portions, cfg, model_cfg, method, tx)
+
+
+def _make_portions(
+    cfg: UpdateConfig, model_cfg: ModelConfig, method: Method, tx: optax.GradientTransformation
+) -> Portions:
     gradient, options = make_gradient(cfg, model_cfg, method), compiler_options(cfg)
 
     @functools.partial(jax.jit, donate_argnums=(0,), compiler_options=options)
@@ -211,6 +223,31 @@ def make_portions(
 
     zeros = jax.jit(lambda params: jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params))
     return Portions(zeros, add, step)
+
+
+class _ByLoss(NamedTuple):
+    """A method that equals every other one of its `Method.loss_key`."""
+
+    key: Hashable
+    method: Method
+
+    def __eq__(self, other):
+        return self.key == other.key
+
+    def __hash__(self):
+        return hash(self.key)
+
+
+def _shared(make: Callable, cfg: UpdateConfig, model_cfg: ModelConfig, method: Method, tx) -> Any:
+    """``make(cfg, model_cfg, method, tx)``, or what it returned for a method with the same loss."""
+    if method.loss_key is None:
+        return make(cfg, model_cfg, method, tx)
+    return _made(make, cfg, model_cfg, _ByLoss(method.loss_key, method), tx)
+
+
+@functools.lru_cache(maxsize=8)
+def _made(make: Callable, cfg: UpdateConfig, model_cfg: ModelConfig, by_loss: _ByLoss, tx) -> Any:
+    return make(cfg, model_cfg, by_loss.method, tx)
 
 
 def compiler_options(cfg: UpdateConfig) -> dict[str, str]:
