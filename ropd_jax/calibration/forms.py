@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ropd_jax.teacher.roles import verifier as verifier_role
 from ropd_jax.types import UserError
 
 KEYS = ("form", "answers_per_call", "criteria_per_call")
@@ -26,14 +27,13 @@ class Form:
 
     def __str__(self) -> str:
         cuts = f"/{self.answers_per_call}/{self.criteria_per_call}"
-        name = self.form or "default"
-        return name + (cuts if self.criteria_per_call else cuts[:-2] if self.answers_per_call else "")
+        return self.form + (cuts if self.criteria_per_call else cuts[:-2] if self.answers_per_call else "")
 
 
 def form_of(verifier: Mapping[str, Any]) -> Form:
-    """The form that a config's ``teacher.verifier`` asks in."""
+    """The form that a config's ``teacher.verifier`` asks in; "" is named as what its template stands for."""
     form, answers, criteria = (verifier.get(key, value) for key, value in zip(KEYS, DEFAULTS, strict=True))
-    return Form(str(form), int(answers), int(criteria))
+    return Form(verifier_role.form_of(verifier.get("template", ""), str(form)).name, int(answers), int(criteria))
 
 
 def read_forms(text: str, verifier: Mapping[str, Any]) -> list[Form]:

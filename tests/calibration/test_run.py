@@ -201,7 +201,6 @@ def test_a_budget_that_ends_between_two_forms_reports_the_first(tmp_path, monkey
     assert len(json.loads((tmp_path / "report.json").read_text())["forms"]) == 1
 
 
-@pytest.mark.skipif("form" not in configs.default().teacher.verifier, reason="there is one form only")
 def test_a_form_changes_the_request_and_smaller_calls_have_no_halo_and_no_place(tmp_path):
     noise = '{"kinds": {"other": {"false_positive": 0.2, "false_negative": 0.2}}, "halo": 0.4, "position": -0.2}'
     options = Options(limit=12, forms="lists,keyed,by_criterion,keyed/1,keyed/1/1")
