@@ -50,7 +50,7 @@ def recorded(tmp_path):
     """A tape with an answered verification, a rubric that was asked for again, and a failed reference."""
     tape = Tape(tmp_path / "run" / "tape.sqlite")
     question = Message("user", "Q")
-    tape.put("openai", ChatRequest("verify", (question,), "m"), ChatReply("fine"))
+    tape.put("openai", ChatRequest("verify", (Message("user", "V"),), "m"), ChatReply("fine"))
     tape.put("openai", ChatRequest("rubric", (question,), "m"), ChatReply("bad \x1b[2J"))
     asked = templates.fill(REASK_TEMPLATE, problem="3 criteria; expected 4 to 12")
     again = (question, Message("assistant", "bad \x1b[2J"), Message("user", asked))
