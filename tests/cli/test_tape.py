@@ -55,7 +55,9 @@ def recorded(tmp_path):
     asked = templates.fill(REASK_TEMPLATE, problem="3 criteria; expected 4 to 12")
     again = (question, Message("assistant", "bad \x1b[2J"), Message("user", asked))
     tape.put("openai", ChatRequest("rubric", again, "m"), ChatReply("good"))
-    tape.put_failure("openai", ChatRequest("reference", (Message("user", "R"),), "m"), BlockedError("blocked by a filter"), step=3)
+    tape.put_failure(
+        "openai", ChatRequest("reference", (Message("user", "R"),), "m"), BlockedError("blocked by a filter"), step=3
+    )
     tape.close()
     return str(tmp_path / "run")
 

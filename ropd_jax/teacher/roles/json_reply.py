@@ -104,8 +104,13 @@ def _without_rationale(own: dict) -> dict:
 
 
 def _has_text(value: object) -> bool:
-    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return isinstance(value, str) or any(_has_text(v) for v in values)
+    todo = [value]
+    while todo:  # a reply can be nested more deeply than calls can
+        value = todo.pop()
+        if isinstance(value, str):
+            return True
+        todo += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return False
 
 
 def closed(properties: Mapping[str, Any]) -> dict:

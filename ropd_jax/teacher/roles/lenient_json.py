@@ -24,6 +24,7 @@ Where JSON's own reading makes sense too, it stays: ``"a\nu"`` is a line break a
 
 from __future__ import annotations
 
+import bisect
 import json
 import re
 from collections.abc import Callable
@@ -156,7 +157,7 @@ def _string(text: str, found: re.Match[str], *, is_key: bool) -> str:
         if latex or (quote == "'" and ("\\" in raw or '"' in raw)):
             raise json.JSONDecodeError("Invalid key", text, found.start())
         return f'"{raw}"'
-    math = [m.span() for m in _MATH.finditer(raw)]
+    math = [m.span() for m in _MATH.finditer(raw)] if "\\" in raw else []
     changed = False
 
     def standard(part: re.Match[str]) -> str:
@@ -168,9 +169,9 @@ def _string(text: str, found: re.Match[str], *, is_key: bool) -> str:
             return escape
         if escape[1] == quote:  # \' between Python's quotation marks
             return quote
-        command = _COMMANDS.match(raw, at) or (
-            _IN_MATH.match(raw, at) if any(start <= at < end for start, end in math) else None
-        )
+        place = bisect.bisect_right(math, (at, len(raw))) - 1
+        in_math = place >= 0 and at < math[place][1]
+        command = _COMMANDS.match(raw, at) or (_IN_MATH.match(raw, at) if in_math else None)
         if escape[1] in "bfnrt" and command is None:
             return escape
         if quote == "'" and escape[1] in "axvN01234567U":  # Python has these too

@@ -2,6 +2,7 @@ r"""JSON as models write it is read to the value that was meant, or it is malfor
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 
@@ -216,6 +217,25 @@ VALUES = st.recursive(
 def line_breaks(text, end):
     """JSON in many lines has line breaks between tokens only; each gets ``end`` before it."""
     return text.replace("\n", f"{end}\n")
+
+
+@PROPERTY
+@given(
+    st.lists(st.sampled_from([*PIECES, "\\", "\\u12", "\\n", "'a': ", f"'{TOKEN}'", f'"{TOKEN}"', "\x00"]), max_size=30)
+)
+def test_any_text_is_an_object_or_malformed(pieces):
+    text = "".join(pieces)
+    for reply in (text, "{" + text, f'{{"a": "{text}", "token": "{TOKEN}"}}', f'"{text}"'):
+        for token in (TOKEN, "", None):
+            with contextlib.suppress(MalformedError):
+                assert "a" in find_object(reply, "a", token)
+
+
+def test_a_deep_nest_beside_a_text_is_malformed_or_read():
+    for deep in (500, 900, 5_000):
+        own = f'{{"a": {"[" * deep}{"]" * deep}, "reasoning": "x", "token": "{TOKEN}"}}'
+        for text in (own, own[:-1] + ",}", own.replace("x", "\\("), f"So: {own}"):
+            read(text)
 
 
 DAMAGES = {
