@@ -96,8 +96,8 @@ class Asker:
         try:
             return parse(text)
         except MalformedError as e:
-            problem = str(e)
-        self._note(request, problem, text)
+            problem, cause = str(e), e.cause
+        self._note(request, problem, text, cause)
         self._stats.count("reasks", request.purpose)
         token = fences.token_in("\n".join(m.content for m in request.messages))  # the reply can quote an answer
         reask = Message("user", templates.fill(REASK_TEMPLATE, problem=fences.visible(problem, token)))
@@ -110,12 +110,14 @@ class Asker:
         if error.cause == MalformedError.default_cause and refuses(text):
             said = " ".join(text.split())[:_REFUSAL_SHOWN]
             error = MalformedError(f"the model refused: {said!r}", cause="refused")
-        self._note(request, str(error), text)
+        self._note(request, str(error), text, error.cause)
         self._stats.count("failures", error.cause)
         raise error
 
-    def _note(self, request: ChatRequest, problem: str, text: str) -> None:
+    def _note(self, request: ChatRequest, problem: str, text: str, cause: str) -> None:
         """Keep an unusable reply for the table of failures, and log the role's first."""
+        if cause == "screened":  # it can be used, and such criteria are counted on their own
+            return
         if self._stats.unusable.add(request.purpose, problem, text):
             log.warning(
                 "teacher: %s, model %s: a reply cannot be used: %s. It begins: %s",

@@ -42,7 +42,7 @@ def test_the_gates_table_has_role_reason_and_sample(saying):
     with pytest.raises(TooManyFailures) as e:
         gate.check(teacher.stats.unusable.table())
     lines = str(e.value).splitlines()
-    assert lines[-3].split() == ["role", "failed", "times", "commonest", "reason"]
+    assert lines[-3].split() == ["role", "unusable", "times", "commonest", "reason"]
     assert lines[-2].split()[:5] == ["rubric", "3", "2", "3", "criteria;"]
     assert 'a reply begins: {"schema_version": "ropd.rubric.v1"' in lines[-1]
 
@@ -77,6 +77,14 @@ def test_a_refusal_in_plain_words_has_the_cause_refused(saying, text):
 def test_other_words_are_no_refusal(saying, text):
     assert not refuses(text)
     assert rubrics(Teacher(saying(text, text))).cause in ("malformed", "empty")
+
+
+def test_criteria_that_are_screened_are_no_unusable_reply(saying, caplog):
+    bad = rubric_text().replace("k1", "Is better than the other answers.")
+    teacher = Teacher(saying(bad, rubric_text()))
+    asyncio.run(teacher.induce_rubric(PROMPT, ["r"], ["a"]))
+    assert teacher.stats.reasks == {"rubric": 1} and teacher.stats.unusable.table() == ""
+    assert not [r for r in caplog.records if r.name == "ropd_jax.teacher.asking"]
 
 
 def test_a_refusal_that_becomes_a_rubric_is_no_failure(saying):

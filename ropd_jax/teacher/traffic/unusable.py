@@ -1,8 +1,8 @@
 """What could not be used, by role: how often for which reason, and how such a reply begins.
 
-    role    failed  times  commonest reason
-    rubric      15     12  3 criteria; expected 4 to 12
-                           a reply begins: {"schema_version": "ropd.rubric.v1", "rubrics": [{"criterion_id": "c1", ...
+    role    unusable  times  commonest reason
+    rubric        15     12  3 criteria; expected 4 to 12
+                             a reply begins: {"schema_version": "ropd.rubric.v1", "rubrics": [{"criterion_id": "c1", ...
 
 Only for people to read: it is not part of a checkpoint, and it counts since the process started, on this host.
 """
@@ -48,14 +48,14 @@ class Unusable:
             return ""
         roles = sorted(self._times, key=lambda role: -self._times[role].total())
         width = max([len("role"), *map(len, roles)])
-        lines = [f"  {'role':<{width}}  failed  times  commonest reason"]
+        lines = [f"  {'role':<{width}}  unusable  times  commonest reason"]
         for role in roles:
             kind, times = self._times[role].most_common(1)[0]
             message, begins = self._examples[role, kind]
             total = self._times[role].total()
-            lines.append(f"  {role:<{width}}  {total:>6}  {times:>5}  {beginning(message)}")
+            lines.append(f"  {role:<{width}}  {total:>8}  {times:>5}  {beginning(message)}")
             if begins:
-                lines.append(f"  {'':<{width}}  {'':>6}  {'':>5}  a reply begins: {begins}")
+                lines.append(f"  {'':<{width}}  {'':>8}  {'':>5}  a reply begins: {begins}")
         return "\n".join(lines)
 
 

@@ -30,7 +30,7 @@ def test_reasons_without_end_take_no_memory_without_end():
     unusable = Unusable()
     for n in range(2_000):
         unusable.add("rubric", "problem " + "ab"[n % 2] * n, "reply")
-    assert len(unusable._examples) <= 51 and "rubric    2000  " in unusable.table()
+    assert len(unusable._examples) <= 51 and "rubric      2000  " in unusable.table()
 
 
 def test_equal_problems_are_one_kind():
