@@ -90,6 +90,7 @@ def default() -> ConfigDict:
     cfg.teacher.max_answer_chars = 60_000  # longer answers lose their middle, visibly; 8,192 tokens are about 33,000
     cfg.teacher.max_failed_frac = 0.5  # of the last failed_window groups; more invalid ones stop the run, exit code 3
     cfg.teacher.failed_window = 64  # groups; two steps of the paper's 32 prompts
+    cfg.teacher.check = True  # one cheap call per role before weights are loaded; never in a replay or when scripted
     cfg.teacher.references = 4  # m
     cfg.teacher.references_from = ()  # several models: names, or mappings of keys of teacher.reference that differ
     cfg.teacher.index = (

@@ -1,27 +1,31 @@
-"""``ropd tape``: looks at a tape, and moves its entries to another machine."""
+"""``ropd tape``: shows what is on a tape, and moves its entries to another machine."""
 
 from __future__ import annotations
 
 import json
 import pathlib
 import sys
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from ropd_jax.cli.flags import Arguments, Command, Flag
 from ropd_jax.types import UserError
 from ropd_jax.utils.suggest import near
+from ropd_jax.utils.text import plain
 
 if TYPE_CHECKING:
     from ropd_jax.teacher.tape.batch_jobs import Job
 
-ACTIONS = {"stats": "TAPE", "export": "TAPE FILE.jsonl", "import": "TAPE FILE.jsonl"}
+ROLES = ("reference", "rubric", "verify", "score", "judge")
+_SHOWN = 1_000  # characters of one text
+ACTIONS = {"stats": "TAPE", "show": "TAPE", "export": "TAPE FILE.jsonl", "import": "TAPE FILE.jsonl"}
 
 
 def run(args: Arguments) -> None:
     """Runs the action.
 
     Raises:
-        UserError: unknown action, missing file.
+        UserError: unknown action or role, missing file.
     """
     action, *files = args.words
     if action not in ACTIONS:
@@ -29,8 +33,11 @@ def run(args: Arguments) -> None:
     if len(files) != len(ACTIONS[action].split()):
         raise UserError(f"ropd tape {action} takes {ACTIONS[action]}, not {len(files)} arguments (ropd tape --help)")
 
+    if args["role"] and args["role"] not in ROLES:
+        raise UserError(f"--role is {args['role']!r}; {near(args['role'], ROLES)}")
+
     from ropd_jax.teacher.tape.batch_jobs import Ledger
-    from ropd_jax.teacher.tape.inspect import export_tape, import_tape, tape_stats
+    from ropd_jax.teacher.tape.inspect import export_tape, import_tape, tape_replies, tape_stats
     from ropd_jax.teacher.tape.store import Tape, tape_path
 
     path = tape_path(files[0])
@@ -38,6 +45,9 @@ def run(args: Arguments) -> None:
     try:
         if action == "stats":
             _show(tape_stats(tape), Ledger(tape).jobs(), path, args["json"])
+        elif action == "show":
+            found = tape_replies(tape, role=args["role"], failed=args["failed"], most=args["n"])
+            _show_replies(found, path, args["json"])
         elif action == "export":
             n = export_tape(tape, files[1])
             sys.stdout.write(f"{n} entries of {path} -> {files[1]}\n")
@@ -93,6 +103,27 @@ def _show(rows: list[dict[str, Any]], jobs: list[Job], path: pathlib.Path, as_js
         sys.stdout.write(f"batch job {name} of {job['provider']}: {job['state']}, {job['requests']} requests, {cost}\n")
 
 
+def _show_replies(rows: list[dict[str, Any]], path: pathlib.Path, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps({"tape": str(path), "replies": rows}) + "\n")
+        return
+    if not rows:
+        sys.stdout.write(f"nothing of this kind is on {path}\n")
+    for row in rows:
+        step = "" if row["step"] is None or row["step"] < 0 else f", step {row['step']}"
+        cause = f": {row['cause']}" if row["cause"] else ""
+        sys.stdout.write(f"{row['role']}{cause} ({row['provider']}: {plain(row['model'])}{step}, {row['key'][:12]})\n")
+        for name, label in (("problem", "problem"), ("reply", "reply"), ("next", "after the re-ask")):
+            if row[name] is not None:
+                sys.stdout.write(textwrap.indent(f"{label}: {_cut(row[name])}", "    ") + "\n")
+
+
+def _cut(text: str) -> str:
+    """Foreign text as a terminal shows it, at most 1,000 characters."""
+    more = f" ... ({len(text):,} characters)" if len(text) > _SHOWN else ""
+    return plain(text[:_SHOWN].strip()) + more
+
+
 def _number(value: int | None) -> str:
     return "unknown" if value is None else f"{value:,}"
 
@@ -107,13 +138,28 @@ COMMAND = Command(
           --config.teacher.tape.mode=replay --config.teacher.tape.path=TAPE
 
           stats     replies, failures, tokens, seconds and list price by role and model; batch jobs
+          show      the newest replies; with --failed, failed requests and replies that could not be used
           export    one JSON object per line; lossless, without API keys
           import    adds the entries of an exported file; a reply that the tape already has stays
     """,
     run=run,
     words=("ACTION", "[TAPE]", "[FILE]"),
-    missing="ropd tape needs an action; expected stats, export or import (ropd tape --help)",
-    usages=("stats TAPE [--json]", "export TAPE FILE.jsonl", "import TAPE FILE.jsonl"),
-    flags=(Flag("json", "", "Print JSON, for programs (stats).", False),),
-    examples=("ropd tape stats runs/quickstart", "ropd tape export runs/quickstart tape.jsonl"),
+    missing="ropd tape needs an action; expected stats, show, export or import (ropd tape --help)",
+    usages=(
+        "stats TAPE [--json]",
+        "show TAPE [--role ROLE] [--failed] [--n N] [--json]",
+        "export TAPE FILE.jsonl",
+        "import TAPE FILE.jsonl",
+    ),
+    flags=(
+        Flag("json", "", "Print JSON, for programs (stats, show).", False),
+        Flag("role", "ROLE", "Only this role: reference, rubric, verify, score or judge (show)."),
+        Flag("failed", "", "Only what failed or could not be used, with the reason (show).", False),
+        Flag("n", "N", "Most replies to show (show).", 10, low=1),
+    ),
+    examples=(
+        "ropd tape stats runs/quickstart",
+        "ropd tape show runs/quickstart --role rubric --failed",
+        "ropd tape export runs/quickstart tape.jsonl",
+    ),
 )

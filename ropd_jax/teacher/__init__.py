@@ -11,6 +11,7 @@ All of it runs on one event loop (``TeacherLoop``). Where things are::
     teacher.py, asking.py   the four questions, and how each is asked
     judge_group.py          one group from answers to rewards
     build.py                from ``cfg.teacher`` to a teacher
+    check.py                one cheap call to each model before a run
     roles/                  what is asked: prompts and the parsing of replies
     clients/                one file per provider; errors
     traffic/                retries, admission, budget, prices, counters

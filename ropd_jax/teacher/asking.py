@@ -9,6 +9,9 @@ What can happen to a question, and what follows::
                                   one answer or a rubric: cut the middle out of the text   `Asker.fitting`
     anything else                 raised as a ``TeacherError``, counted by its cause
 
+The first reply of each role that cannot be parsed is logged with its beginning. If the last reply refuses in plain
+words, the cause is ``refused``.
+
 Waiting and repeating a failed call is not done here but in `traffic.retries`.
 """
 
@@ -16,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -23,13 +27,18 @@ from ropd_jax.teacher.clients.chat import ChatClient, ChatRequest, Purpose
 from ropd_jax.teacher.clients.errors import ConfigurationError, ContextError, MalformedError, TeacherError
 from ropd_jax.teacher.roles import fences, templates
 from ropd_jax.teacher.roles.marks import Marks, joined, shuffled
+from ropd_jax.teacher.roles.references import refuses
 from ropd_jax.teacher.traffic.stats import TeacherStats
+from ropd_jax.teacher.traffic.unusable import beginning
 from ropd_jax.types import Message
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 AskMarks = Callable[[list[str], Sequence[int], int], Awaitable[Marks]]  # (texts, their indices, sample index)
 REASK_TEMPLATE = "reask.v1"
 _QUOTED = 4_000  # characters of an unusable reply that are quoted in the re-ask
+_REFUSAL_SHOWN = 200  # characters of a refusal in the error
 
 
 class Asker:
@@ -65,6 +74,7 @@ class Asker:
             reply = await self.client.chat(request)
         except TeacherError as e:
             self._stats.count("failures", e.cause)
+            self._stats.unusable.add(request.purpose, str(e))
             raise
         self._stats.called(request.purpose, reply)
         return reply.text
@@ -79,13 +89,15 @@ class Asker:
             user       (reask.v1 with the message of the ``MalformedError``)
 
         Raises:
-            TeacherError: a call failed, or ``parse`` raised ``MalformedError`` twice.
+            TeacherError: a call failed, or ``parse`` raised ``MalformedError`` twice; its cause is ``refused`` if the
+                second reply is a refusal.
         """
         text = await self.chat(request)
         try:
             return parse(text)
         except MalformedError as e:
-            problem = str(e)
+            problem, cause = str(e), e.cause
+        self._note(request, problem, text, cause)
         self._stats.count("reasks", request.purpose)
         token = fences.token_in("\n".join(m.content for m in request.messages))  # the reply can quote an answer
         reask = Message("user", templates.fill(REASK_TEMPLATE, problem=fences.visible(problem, token)))
@@ -94,8 +106,23 @@ class Asker:
         try:
             return parse(text)
         except MalformedError as e:
-            self._stats.count("failures", e.cause)
-            raise
+            error = e
+        if error.cause == MalformedError.default_cause and refuses(text):
+            said = " ".join(text.split())[:_REFUSAL_SHOWN]
+            error = MalformedError(f"the model refused: {said!r}", cause="refused")
+        self._note(request, str(error), text, error.cause)
+        self._stats.count("failures", error.cause)
+        raise error
+
+    def _note(self, request: ChatRequest, problem: str, text: str, cause: str) -> None:
+        """Keep an unusable reply for the table of failures, and log the role's first."""
+        if cause == "screened":  # it can be used, and such criteria are counted on their own
+            return
+        if self._stats.unusable.add(request.purpose, problem, text):
+            log.warning(
+                "teacher: %s, model %s: a reply cannot be used: %s. It begins: %s",
+                request.purpose, request.model, problem, beginning(text) or "(empty)",
+            )  # fmt: skip
 
     async def marks(
         self,

@@ -44,7 +44,8 @@ from ropd_jax.utils.suggest import near
 
 log = logging.getLogger(__name__)
 
-PROVIDERS = ("scripted", "gemini", "openai")
+SCRIPTED = "scripted"  # the provider, and its model
+PROVIDERS = (SCRIPTED, "gemini", "openai")
 ROLE_KEYS = {  # our name -> the config's
     "reference": "reference",
     "rubric": "rubricator",
@@ -123,6 +124,7 @@ def build_teacher(
         for name, sources in asked.items():
             for endpoint, role in sources:
                 budget.require_price(name, endpoint.provider, role.model, endpoint.base_url)
+                _check_model(f"teacher.{ROLE_KEYS[name]}", endpoint, role.model)
     return Teacher(
         _joined({name: tuple(clients[endpoint] for endpoint, _ in sources) for name, sources in asked.items()}),
         reference=tuple(role for _, role in references),
@@ -143,6 +145,18 @@ def build_teacher(
         tape=tape,
         refreshes=mode == "refresh",
     )
+
+
+def _check_model(key: str, endpoint: Endpoint, model: str) -> None:
+    """Refuse a role that still has the scripted model under another provider.
+
+    An address of your own can be that of ``ropd serve-teacher``, whose model has this name.
+    """
+    if model == SCRIPTED and endpoint.provider != SCRIPTED and not endpoint.base_url:
+        raise ConfigurationError(
+            f"{key}.model is still {model!r}, but its provider is {endpoint.provider!r}, which has no such model; "
+            f"set {key}.model"
+        )
 
 
 def _prompt_shas(roles: Mapping[str, Role]) -> dict[str, str]:

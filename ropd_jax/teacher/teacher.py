@@ -256,6 +256,7 @@ class Teacher:
         try:
             return Reference(reference_role.parse_reference(text, request.messages[0].content), request.model)
         except MalformedError as e:
+            self.stats.unusable.add("reference", str(e), text)
             self.stats.count("failures", e.cause)
             raise
 

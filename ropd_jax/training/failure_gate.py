@@ -69,13 +69,18 @@ class FailureGate:
         """Share of failed groups among those in the window."""
         return {"teacher/failed_frac": self.failed / len(self._groups)} if self._groups else {}
 
-    def check(self) -> None:
-        """Raises TooManyFailures with the table of causes, and starts a new window for the run that goes on."""
+    def check(self, replies: str = "") -> None:
+        """Raises TooManyFailures with the table of causes, and starts a new window for the run that goes on.
+
+        Args:
+            replies: what could not be used, by role (`Unusable.table`); shown below the causes.
+        """
         if self.failed <= self._max_frac * self._window:
             return
         message = (
             f"{self.failed} of the last {len(self._groups)} groups could not be scored "
             f"(teacher.max_failed_frac={self._max_frac:g} of teacher.failed_window={self._window})\n{self.table()}"
+            + (f"\n{replies}" if replies else "")
         )
         self._groups.clear()
         raise TooManyFailures(message)

@@ -227,7 +227,7 @@ class Session:
         self._metrics.log(done, metrics)
         self._timeline.flush()
         self._progress.step(done, metrics)
-        self._gate.check()
+        self._gate.check(self.teacher.stats.unusable.table())
 
     # --- checkpoints and the end
 

@@ -29,6 +29,7 @@ from ropd_jax.sampling.rules import SamplingRule
 from ropd_jax.teacher import Teacher, build_teacher
 from ropd_jax.teacher.build import check_addresses, providers
 from ropd_jax.teacher.calibration import summary
+from ropd_jax.teacher.check import check_models
 from ropd_jax.training import validate
 from ropd_jax.training.accumulate import uses_streaming, why_not_streaming
 from ropd_jax.training.failure_gate import FailureGate
@@ -81,6 +82,8 @@ def setup(
     if "scripted" not in providers(cfg.teacher, needs):
         teacher = run_teacher(cfg, [], workdir, needs=needs)
     validate.check_xla_options(how.optim.xla_options)
+    if hosts.index() == 0 and not (workdir / "result.json").exists():  # a finished run asks nothing
+        check_models(cfg.teacher, needs)
     mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp)
     student = load_checkpoint(
         cfg.student.checkpoint,

@@ -21,6 +21,13 @@ close the object early, but not with the token. It could also repeat a key, so a
 Accepted around an object with its token: a byte-order mark, a code fence, prose, a closed block of thinking before it.
 Refused: two different objects with the token, a list at top level, and a further object that cannot be read but has the
 requested key. Nothing is repaired by guessing.
+
+JSON that is only spelt wrongly (LaTeX's backslashes, line breaks in texts) is read everywhere. A wrong structure (a
+comma too many, comments, Python's names and quotation marks) and an object that is encoded twice are read only if the
+object is the whole reply, apart from one code fence, and its last key is the token (`lenient_json`).
+
+An object that holds no text of the model's own, only verdicts or scores, can have one more key with a text, such as
+``"reasoning": "..."``; it is left out. Where the form itself has texts such a key stays, and is an unknown one.
 """
 
 from __future__ import annotations
@@ -31,12 +38,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from ropd_jax.teacher.clients.errors import MalformedError
-from ropd_jax.teacher.roles import thinking
+from ropd_jax.teacher.roles import lenient_json, thinking
 
 TOKEN_KEY = "token"
 _FENCED = re.compile(r"```[\w+-]*\s*(.*)```", re.DOTALL)  # the whole reply is one code fence
-_START = re.compile(r"[{\[]")
-_MAX_STARTS = 1_000  # brackets tried in one reply, so that a wall of brackets does not take quadratic time
+_START = re.compile(r'\{(?=[\s\ufeff]*["}])|\[(?=[\s\ufeff]*[]["{0-9tfnNI-])')  # not the braces of LaTeX
+_MAX_WORK = 50  # times that a reply's text is looked at, so that a wall of brackets does not take quadratic time
+_WALL = 10_000  # characters that are looked at in any reply
+_RATIONALE = frozenset(
+    {"reason", "reasons", "reasoning", "rationale", "explanation", "analysis", "thoughts", "thinking", "justification",
+     "comment", "comments", "notes"}
+)  # fmt: skip
 
 
 def find_object(text: str, key: str, token: str | None) -> dict:
@@ -53,21 +65,24 @@ def find_object(text: str, key: str, token: str | None) -> dict:
     text = text.removeprefix("\ufeff").strip()
     if not text:
         raise MalformedError("the reply was empty; expected one JSON object", cause="empty")
-    whole = _decode(text)
-    if whole is None:  # not JSON as it is: skip the thinking, which can hold drafts of the object
-        text = thinking.after_drafts(text, anywhere=token != "")
-        whole = _decode(text)
+    whole, problem = _decode(text)
+    if token and not isinstance(whole, dict):
+        whole = _loosely(text, key, token) or whole
+    if whole is None:  # not one object as it is: skip the thinking, which can hold drafts of the object
+        text = thinking.after_drafts(text, anywhere=token != "", until=_last_start(text, key, token))
+        whole, problem = _decode(text)
     if whole is not None and not isinstance(whole, dict):
         raise MalformedError(f"the top level of the JSON is a {type(whole).__name__}; expected one object with {key!r}")
     if whole is not None and key not in whole:
         raise MalformedError(f"the JSON object has no key {key!r}; it has {_names(whole)}")
     if whole is None and token == "":
         raise MalformedError(
-            f"the reply is not exactly one JSON object; expected the object with {key!r} and nothing before or after it"
+            f"the reply is not exactly one JSON object{_where(problem)}; expected the object with {key!r} and nothing "
+            "before or after it"
         )
     found = [whole] if whole is not None else _scan(text, key)
     if not found:
-        raise MalformedError(f"no complete JSON object with the key {key!r} in the reply")
+        raise MalformedError(f"no complete JSON object with the key {key!r} in the reply{_where(problem)}")
     if token:
         found = [one for one in found if one.get(TOKEN_KEY) == token]
         if not found:
@@ -77,7 +92,25 @@ def find_object(text: str, key: str, token: str | None) -> dict:
             )
     if any(other != found[0] for other in found[1:]):  # repeated equal objects are harmless
         raise MalformedError(f"{len(found)} different JSON objects with the key {key!r}; expected exactly one")
-    return {name: value for name, value in found[0].items() if name != TOKEN_KEY}
+    own = {name: value for name, value in found[0].items() if name != TOKEN_KEY}
+    return _without_rationale(own) if token else own
+
+
+def _without_rationale(own: dict) -> dict:
+    """The object without the one text beside its verdicts; itself if it has further texts, or none."""
+    texts = [name for name in own if name in _RATIONALE and isinstance(own[name], str)]
+    rest = {name: value for name, value in own.items() if name not in texts}
+    return rest if len(texts) == 1 and not _has_text([v for k, v in rest.items() if k != "schema_version"]) else own
+
+
+def _has_text(value: object) -> bool:
+    todo = [value]
+    while todo:  # a reply can be nested more deeply than calls can
+        value = todo.pop()
+        if isinstance(value, str):
+            return True
+        todo += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return False
 
 
 def closed(properties: Mapping[str, Any]) -> dict:
@@ -151,16 +184,72 @@ def _unique(pairs: list[tuple[str, object]]) -> dict:
     return item
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
-
-
-def _decode(text: str) -> object | None:
-    """The value that is the whole text, or the whole of one code fence around it; None if that is not JSON."""
-    fenced = _FENCED.fullmatch(text)
+def _decode(text: str) -> tuple[object | None, Exception | None]:
+    """(the value that is the whole text, or the whole of one code fence around it; None), or (None, why not)."""
+    text = _unfenced(text)
     try:
-        return _DECODER.decode(fenced[1].strip() if fenced else text)
-    except (ValueError, RecursionError):  # not JSON, a number of absurd length, or absurdly deep
+        value, end = lenient_json.raw_decode(text, 0, hook=_unique)
+        if text[end:].strip():
+            raise json.JSONDecodeError("Extra data", text, end)
+    except (ValueError, RecursionError) as error:  # not JSON, a number of absurd length, or absurdly deep
+        return None, error
+    return value, None
+
+
+def _unfenced(text: str) -> str:
+    fenced = _FENCED.fullmatch(text)
+    return fenced[1].strip() if fenced else text
+
+
+def _loosely(text: str, key: str, token: str) -> dict | None:
+    """The object that is the whole text in a loose structure, or encoded twice; None if it is not the one requested."""
+    text = _unfenced(text)
+    try:
+        twice = json.loads(text) if text.startswith('"') else None
+        text = twice.strip() if isinstance(twice, str) else text
+        value, end = lenient_json.raw_decode(text, 0, hook=_unique, structure=twice is None)
+        rest = text[end:].strip()
+        if rest and not (twice is None and lenient_json.is_comment(rest)):
+            return None
+    except (ValueError, RecursionError):
         return None
+    is_own = isinstance(value, dict) and key in value and list(value)[-1] == TOKEN_KEY and value[TOKEN_KEY] == token
+    return value if is_own else None
+
+
+def _last_start(text: str, key: str, token: str | None) -> int | None:
+    """Start of the object with the token that ends the reply, or None. Marks of thinking in its texts are quoted."""
+    if not token or token not in text:
+        return None
+    work = 0
+    for start in re.finditer(r'\{\s*"', text):
+        try:
+            value, end = lenient_json.raw_decode(text, start.start(), hook=dict)
+        except (ValueError, RecursionError) as error:
+            work += _looked_at(text, start.start(), error)
+            if work > _MAX_WORK * len(text) + _WALL:
+                return None
+            continue
+        is_own = isinstance(value, dict) and key in value and value.get(TOKEN_KEY) == token
+        if is_own and not text[end:].strip().strip("`"):
+            return start.start()
+    return None
+
+
+def _looked_at(text: str, start: int, error: Exception) -> int:
+    """About the number of characters that a decoder read before it gave up; its error counts lines, 64 times faster."""
+    if isinstance(error, json.JSONDecodeError) and not error.msg.startswith("Unterminated"):
+        return error.pos - start + 1 + error.pos // 64
+    return len(text) - start + 1
+
+
+def _where(error: Exception | None) -> str:
+    """`` (Expecting ',' delimiter at line 3, column 14, before '"c2": tru')``."""
+    if not isinstance(error, json.JSONDecodeError):
+        return "" if error is None else f" ({str(error)[:80]})"
+    rest = error.doc[error.pos : error.pos + 20]
+    place = f"before {rest!r}" if rest else "at its end"
+    return f" ({error.msg} at line {error.lineno}, column {error.colno}, {place})"
 
 
 def _scan(text: str, key: str) -> list[dict]:
@@ -171,15 +260,19 @@ def _scan(text: str, key: str) -> list[dict]:
     """
     found: list[dict] = []
     unread: list[str] = []
-    at = tries = 0
+    problem: json.JSONDecodeError | None = None
+    at = work = 0
     while start := _START.search(text, at):
-        if (tries := tries + 1) > _MAX_STARTS:
-            raise MalformedError(f"more than {_MAX_STARTS:,} brackets in the reply open nothing; expected one object")
+        if work > _MAX_WORK * len(text) + _WALL:
+            raise MalformedError("too many brackets in the reply open nothing; expected one object")
         try:
-            value, end = _DECODER.raw_decode(text, start.start())
+            value, end = lenient_json.raw_decode(text, start.start(), hook=_unique)
         except RecursionError:
             raise MalformedError("the reply is nested too deeply to be read") from None
-        except ValueError:
+        except ValueError as error:
+            if isinstance(error, json.JSONDecodeError) and (problem is None or error.pos > problem.pos):
+                problem = error
+            work += _looked_at(text, start.start(), error)
             unread.append(text[at : start.end()])
             at = start.end()
             continue
@@ -189,7 +282,9 @@ def _scan(text: str, key: str) -> list[dict]:
             found.append(value)
     rest = "".join(unread) + text[at:]
     if re.search(rf"""["']{key}\\*["']\s*:|\{{[^{{}}]*\b{key}\s*:""", rest):
-        raise MalformedError(f"a JSON object with the key {key!r} cannot be read; expected one complete object")
+        raise MalformedError(
+            f"a JSON object with the key {key!r} cannot be read{_where(problem)}; expected one complete object"
+        )
     return found
 
 

@@ -51,6 +51,12 @@ _REFUSAL = re.compile(
     r"no puedo\b|(?:很|非常)?(?:抱歉|对不起)[，,。！!\s]*(?:但)?我?(?:无法|不能)",
     re.IGNORECASE,
 )
+_DECLINES = re.compile(  # what a judge that must answer with JSON refuses
+    r"(?:(?:i['’]m|i am) (?:very |so |really )?sorry|sorry|i apologi[sz]e|unfortunately)?[\s,.!;:–—-]*(?:but|however)?"
+    r"[\s,]*(?:i|we)\s*(?:can(?:['’]t|not| not)|am (?:unable|not able) to|['’]m (?:unable|not able) to|won['’]t"
+    r"|will not|must decline|have to decline)\b",
+    re.IGNORECASE,
+)
 _REFUSAL_CHARS = 300  # a longer text gives more than a refusal
 _OTHERWISE = re.compile(r"\b(?:but|however|aber|mais|pero)\b|但", re.IGNORECASE)  # what follows can be an answer
 
@@ -119,6 +125,17 @@ def junk(answer: str, question: str = "", token: str = "") -> str:
         wanted = _REPEATING.search(question) and "".join(unit.split()) in "".join(question.split())
         return "" if wanted else f"a repetition of {unit[:60]!r}"
     return ""
+
+
+def refuses(reply: str) -> bool:
+    """Whether a reply to a request for a JSON object refuses in plain words, instead of an object.
+
+    >>> refuses("I'm sorry, but I can't evaluate this content."), refuses('I cannot say more than {"answers": {}}')
+    (True, False)
+    """
+    text = reply[reply.rfind("</think>") + len("</think>") :] if "</think>" in reply else reply
+    text = text.strip().lstrip("*#> ")
+    return "{" not in text and any(pattern.match(text) for pattern in (_REFUSAL, _DECLINES))
 
 
 def _is_content(char: str) -> bool:

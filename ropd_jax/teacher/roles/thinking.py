@@ -131,25 +131,26 @@ def _without_blocks(text: str, asked: str, kinds: Sequence[Kind]) -> str:
     return text if wrapped is None else (wrapped["a"] if wrapped["a"] is not None else wrapped["b"]).strip()
 
 
-def after_drafts(text: str, *, anywhere: bool) -> str:
+def after_drafts(text: str, *, anywhere: bool, until: int | None = None) -> str:
     """What follows the thinking in a reply that must be one JSON object; the text itself if it has no thinking.
 
     What comes before the last end of a block never counts, because drafts of the object can be there.
 
     Args:
         anywhere: also if the block's start is not in the reply, as with some chat templates.
+        until: marks from this place on do not count, because they are in a text of the object.
 
     Raises:
         MalformedError: nothing follows, or it is not clear what follows.
     """
     if _CHANNEL.match(text):
-        if (n := len(_FINAL.findall(text))) > 1:  # one of them can be a quotation
+        if (n := len(_FINAL.findall(text[:until]))) > 1:  # one of them can be a quotation
             raise MalformedError(f"the reply has {n} final channels; expected one")
         after = _after_channels(text, "")
     else:
         kind = next((k for k in KINDS if k.start.match(text)), None)
         ends = kind if kind is not None else THINK if anywhere else None
-        last = max((m.end() for m in ends.end.finditer(text)), default=-1) if ends is not None else -1
+        last = max((m.end() for m in ends.end.finditer(text[:until])), default=-1) if ends is not None else -1
         if last < 0 and kind is None:
             return text
         after = text[last:].strip() if last >= 0 else ""

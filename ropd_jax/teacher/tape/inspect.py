@@ -1,4 +1,4 @@
-"""Statistics of a tape, export and import as JSONL, and why a request is not on it."""
+"""Statistics of a tape, its replies one by one, export and import as JSONL, and why a request is not on it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import re
 import statistics
 from typing import Any
 
+from ropd_jax.teacher.asking import REASK_TEMPLATE
 from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest, Usage
 from ropd_jax.teacher.clients.errors import ConfigurationError
+from ropd_jax.teacher.roles import templates
 from ropd_jax.teacher.tape.store import Entry, Failure, Tape, body_key, request_body, request_row
 from ropd_jax.utils.files import create_private
 
@@ -50,6 +52,55 @@ def tape_stats(tape: Tape) -> list[dict[str, Any]]:
         row["latency_s_mean"] = statistics.fmean(known[4]) if known[4] else None
         rows.append(row)
     return rows
+
+
+# -------------------------------------------------------------------------------------------------- one by one
+
+
+def tape_replies(tape: Tape, *, role: str = "", failed: bool = False, most: int = 10) -> list[dict[str, Any]]:
+    """The newest requests of a tape with what came back, the newest first.
+
+    Args:
+        role: reference, rubric, verify, score or judge; "" is all.
+        failed: only what went wrong: requests that failed, and replies that could not be used. The latter are on the
+            tape as the text that a re-ask quotes, with the reason.
+        most: rows.
+
+    Returns:
+        rows with the keys key, role, provider, model, step, cause, problem, reply, next. ``next`` is the reply to the
+        re-ask, and None where there was none.
+    """
+    keys = tape.query(
+        "SELECT key FROM requests " + ("WHERE role = ? " if role else "") + "ORDER BY rowid DESC", (role,) * bool(role)
+    )
+    rows: list[dict[str, Any]] = []
+    for (key,) in keys:
+        if len(rows) >= most:
+            break
+        entry = tape.entry(key)
+        about = {"key": key, "role": entry.role, "provider": entry.body["provider"], "model": entry.body["model"]}
+        text = None if entry.reply is None else entry.reply.text
+        asked_again = _reasked(entry.body["messages"])
+        for failure in reversed(entry.failures):
+            wrong = {"step": failure.step, "cause": failure.cause, "problem": failure.message}
+            rows.append(about | wrong | {"reply": None, "next": None})
+        if asked_again is not None:
+            problem, quoted = asked_again
+            wrong = {"step": None, "cause": "malformed", "problem": problem}
+            rows.append(about | wrong | {"reply": quoted, "next": text})
+        elif not failed and text is not None:
+            rows.append(about | {"step": None, "cause": None, "problem": None, "reply": text, "next": None})
+    return rows[:most]
+
+
+def _reasked(messages: list[list[str]]) -> tuple[str, str] | None:
+    """(what was wrong, the reply that was wrong) if these messages end with a re-ask; an empty reply is not quoted."""
+    before, after = templates.fill(REASK_TEMPLATE, problem="\0").split("\0")
+    role, text = messages[-1]
+    if len(messages) < 2 or role != "user" or not (text.startswith(before) and text.endswith(after)):
+        return None
+    quoted = messages[-2]
+    return text[len(before) : len(text) - len(after)], quoted[1] if quoted[0] == "assistant" else ""
 
 
 # -------------------------------------------------------------------------------------------- export and import

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from ropd_jax.teacher.clients.chat import ChatReply, Purpose
+from ropd_jax.teacher.traffic.unusable import Unusable
 
 Counts = dict[str, int]
 
@@ -34,6 +35,7 @@ class TeacherStats:
         screened: criteria that were dropped from a rubric, by reason (`roles.screening`).
         gauges: current values, not counts: ``concurrency``, the slots.
         duplicate_references: references equal to an earlier one of the same prompt (they are kept).
+        unusable: what failed, by role, with samples. Not a counter: it is in no checkpoint and in no metric.
     """
 
     calls: Counts = dataclasses.field(default_factory=dict)
@@ -53,6 +55,9 @@ class TeacherStats:
     screened: Counts = dataclasses.field(default_factory=dict)
     gauges: dict[str, float] = dataclasses.field(default_factory=dict)
     duplicate_references: int = 0
+
+    def __post_init__(self) -> None:
+        self.unusable = Unusable()
 
     def called(self, purpose: Purpose, reply: ChatReply) -> None:
         """Count one reply, unless it was shared or came from the tape."""
