@@ -78,6 +78,11 @@ def default() -> ConfigDict:
     cfg.teacher.provider = "scripted"  # or "gemini", "openai" (any server that speaks chat completions)
     cfg.teacher.base_url = ""  # "" is the provider's own
     cfg.teacher.api_key_env = ""  # name of the environment variable; "" is the provider's usual one
+    cfg.teacher.organization = ""  # of OpenAI's account; "" is the key's own
+    cfg.teacher.project = ""  # of OpenAI's account or of Vertex AI
+    cfg.teacher.vertexai = False  # gemini: through Vertex AI with application-default credentials (docs/providers.md)
+    cfg.teacher.location = ""  # of Vertex AI; "" is "global"
+    cfg.teacher.headers = ConfigDict()  # {"X-Title": "ROPD", "X-Org": "env:MY_ORG"}: a secret is named, never written
     cfg.teacher.concurrency = 64  # most requests in flight; adapts below it. Released code: 32, of which 4 were used
     cfg.teacher.min_concurrency = 4  # fewest, however overloaded the server is
     cfg.teacher.requests_per_minute = placeholder(float)  # None: no bound. Released code: null became 1920
@@ -238,10 +243,12 @@ def _role(*, temperature: float, max_output_tokens: int) -> ConfigDict:
     role.provider = ""  # "" is the teacher's, here and in the next two
     role.base_url = ""
     role.api_key_env = ""
+    role.headers = ConfigDict()  # empty: the teacher's
     role.model = "scripted"
     role.template = ""  # a prompt of teacher/roles/prompts, or the path of your own .md file; "" is the role's newest
     role.temperature = temperature
     role.max_output_tokens = max_output_tokens
+    role.extra = ConfigDict()  # of the request's body: {"reasoning_effort": "high"}, {"top_p": 0.95} (docs/providers.md)
     return role
 
 
@@ -423,6 +430,7 @@ def paper_run(column: str) -> ConfigDict:
         cfg.checkpoint.every = 100
         for role in (cfg.teacher.reference, cfg.teacher.rubricator, cfg.teacher.verifier, cfg.teacher.scorer):
             role.temperature = None  # the provider's own
+            role.extra = {"reasoning_effort": "high"}  # a model that refuses it gets its requests without, and a line
         cfg.loss.normalize_std = False
         cfg.loss.aggregation = "token_mean"
         cfg.loss.dual_clip = 3.0

@@ -96,6 +96,8 @@ def fingerprint(teacher: Teacher, sources: Sources) -> dict[str, Any]:
     else:
         known["models"] = known["model"]  # answer i comes from number i % n
         known["model"] = ", ".join(known["model"])
+    if any(r.extra for _, r in sources):  # absent otherwise, as in files of earlier versions
+        known["extra"] = [dict(r.extra) for _, r in sources] if len(sources) > 1 else dict(sources[0][1].extra)
     return known | {"prompt_template_version": teacher.template_id("reference"), "seed": teacher.seed}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest
 from ropd_jax.teacher.clients.errors import ConfigurationError, MalformedError, TeacherError
@@ -156,16 +156,30 @@ class GeminiBatch:
         await self._client.close()
 
 
-def open_batch(provider: str, *, base_url: str = "", api_key_env: str = "", timeout_s: float = 120.0) -> BatchApi:
-    """The batch API of a provider.
+def open_batch(
+    provider: str,
+    *,
+    base_url: str = "",
+    api_key_env: str = "",
+    organization: str = "",
+    project: str = "",
+    location: str = "",
+    vertexai: bool = False,
+    headers: tuple[tuple[str, str], ...] = (),
+    timeout_s: float = 120.0,
+) -> BatchApi:
+    """The batch API of a provider; the arguments are the fields of ``Endpoint``.
 
     Raises:
         ConfigurationError: the provider has no batch API, or there is no key.
     """
+    how: dict[str, Any] = {"base_url": base_url, "api_key_env": api_key_env, "timeout_s": timeout_s, "headers": headers}
     if provider == "openai":
-        return OpenAIBatch(OpenAIClient(base_url=base_url, api_key_env=api_key_env, timeout_s=timeout_s))
+        return OpenAIBatch(OpenAIClient(**how, organization=organization, project=project))
+    if provider == "gemini" and vertexai:
+        raise ConfigurationError("batches of Vertex AI need a bucket, which is not supported; leave out --batch")
     if provider == "gemini":
-        return GeminiBatch(GeminiClient(base_url=base_url, api_key_env=api_key_env, timeout_s=timeout_s))
+        return GeminiBatch(GeminiClient(**how))
     raise ConfigurationError(
         f"the {provider} teacher has no batch API; expected openai or gemini, or leave out --batch"
     )

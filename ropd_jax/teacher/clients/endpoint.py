@@ -14,14 +14,25 @@ from ropd_jax.teacher.clients.errors import ConfigurationError
 
 @dataclasses.dataclass(frozen=True)
 class Endpoint:
-    """A provider, its address and the environment variable of its key; "" is the provider's own.
+    """A provider, its address, the environment variable of its key, and the account; "" is the provider's own.
 
     Roles with equal endpoints share one client.
+
+    Attributes:
+        organization, project: of OpenAI's account; ``project`` also of Vertex AI.
+        location: of Vertex AI.
+        vertexai: Gemini through Vertex AI.
+        headers: sent with every request, as `options.checked_headers` returns them.
     """
 
     provider: str
     base_url: str = ""
     api_key_env: str = ""
+    organization: str = ""
+    project: str = ""
+    location: str = ""
+    vertexai: bool = False
+    headers: tuple[tuple[str, str], ...] = ()
 
     @property
     def address(self) -> str:

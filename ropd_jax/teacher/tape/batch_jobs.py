@@ -349,7 +349,7 @@ def _request(purpose: Purpose, body: Mapping) -> ChatRequest:
     """The request of a tape's body."""
     messages = tuple(Message(*m) for m in body["messages"])
     how = (body["model"], body["temperature"], body["max_output_tokens"], body["json_schema"], body["sample_index"])
-    return ChatRequest(purpose, messages, *how)
+    return ChatRequest(purpose, messages, *how, extra=body.get("extra", {}))
 
 
 def _json(spent: Spent) -> str:

@@ -1,0 +1,128 @@
+"""Parameters that a model's server refuses: left out from then on, or sent under their other name.
+
+    request with a seed   -> 400 Unknown name "seed": Cannot find field       -> without a seed      -> reply
+    request, max_tokens   -> 400 Use 'max_completion_tokens' instead          -> under that name     -> reply
+    next request          -> in the form that was answered
+
+Only what a run can do without is left out (`DROPPED`). A parameter of ``extra`` that is not in it stops the run, because
+the config asks for it by name.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Awaitable, Callable, Iterable
+
+from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest
+from ropd_jax.teacher.clients.errors import (
+    BlockedError,
+    ConfigurationError,
+    ContextError,
+    MalformedError,
+    RequestError,
+    TeacherError,
+    TruncatedError,
+)
+
+log = logging.getLogger(__name__)
+
+LIMITS = ("max_tokens", "max_completion_tokens")  # two names of the limit of the reply
+DROPPED = ("seed", "temperature", "top_p", "reasoning_effort")
+_REFUSAL = re.compile(
+    r"unsupported|n[o']t\W+(be )?(support|permit|allow|accept|recogni[sz]|implement)|n't support|unrecogni[sz]ed|unknown|"
+    r"unexpected|extra_forbidden|extra inputs|cannot find field|no such|deprecated|only the default|"
+    r"use '?max_(completion_)?tokens",
+    re.IGNORECASE,
+)
+_ANSWERED = (BlockedError, TruncatedError, MalformedError, ContextError)  # the server took the parameters
+
+Ask = Callable[[frozenset[str]], Awaitable[ChatReply]]
+
+
+class Parameters:
+    """What each model of one server has refused, remembered for the whole run.
+
+    A form is remembered once the server has answered it, so that an error which only mentions a parameter changes
+    nothing.
+    """
+
+    def __init__(self):
+        self._refused: dict[str, frozenset[str]] = {}
+
+    def of(self, model: str) -> frozenset[str]:
+        """The names that are not sent to the model; a name of ``LIMITS`` means that the other one is sent."""
+        return self._refused.get(model, frozenset())
+
+    async def chat(self, request: ChatRequest, limit: str, ask: Ask) -> ChatReply:
+        """The reply to ``ask(refused)``, with one more refused name each time that the server refuses one.
+
+        Args:
+            limit: the name of ``LIMITS`` that is sent at first; "" if the provider has only one.
+        """
+        refused = self.of(request.model)
+        while True:
+            try:
+                reply = await ask(refused)
+            except _ANSWERED:
+                self._remember(request, refused)
+                raise
+            except TeacherError as error:
+                name = _named(sent(request, refused, limit), error, request.model)
+                if name is None:
+                    raise
+                if name not in (*DROPPED, *LIMITS):
+                    raise ConfigurationError(
+                        f"{error}. {name!r} comes from the role's extra: take it out there", cause="unsupported"
+                    ) from None
+                refused |= {name}
+            else:
+                self._remember(request, refused)
+                return reply
+
+    def _remember(self, request: ChatRequest, refused: frozenset[str]) -> None:
+        model = request.model
+        for name in sorted(refused - self.of(model)):
+            if name in LIMITS:
+                log.warning("teacher: %r refuses %s; its limit is sent as %s", model, name, other_limit(name))
+            elif name == "seed":
+                log.warning("teacher: %r refuses seed; requests have none from now on, and differ by chance only", model)
+            elif name == "temperature":
+                log.warning("teacher: %r refuses temperature=%s; its own default holds", model, request.temperature)
+            else:
+                log.warning("teacher: %r refuses %s; requests are sent without it from now on", model, name)
+        self._refused[model] = self.of(model) | refused
+
+
+def sent(request: ChatRequest, refused: frozenset[str], limit: str) -> tuple[str, ...]:
+    """The names of the parameters that a request has and that can be refused."""
+    names = [*request.extra, "seed"]
+    if request.temperature is not None:
+        names.append("temperature")
+    if limit and not refused.issuperset(LIMITS):
+        names.append(limit_name(limit, refused))
+    return tuple(n for n in names if n not in refused)
+
+
+def limit_name(limit: str, refused: frozenset[str]) -> str:
+    """The name under which the limit of the reply is sent."""
+    return other_limit(limit) if limit in refused else limit
+
+
+def other_limit(name: str) -> str:
+    """The other one of ``LIMITS``."""
+    return LIMITS[1 - LIMITS.index(name)]
+
+
+def _named(names: Iterable[str], error: TeacherError, model: str) -> str | None:
+    """The parameter that the error refuses, the first that it names; None if it refuses none."""
+    if not (isinstance(error, RequestError) or error.cause in ("unsupported", "server_error")):
+        return None
+    said = str(error).replace(repr(model), "")
+    if not _REFUSAL.search(said):
+        return None
+    places = {}
+    for name in names:
+        if found := re.search(rf"(?<![A-Za-z0-9_]){re.escape(name)}(?![A-Za-z0-9_])", said):
+            places[name] = found.start()
+    return min(places, key=places.__getitem__) if places else None
