@@ -304,8 +304,8 @@ def change(config: ConfigDict, key: str, value: Any) -> None:
     target = lookup(config, section) if section else config
     now = target[last]
     try:
-        if isinstance(now, ConfigDict):
-            now.update(value)
+        if isinstance(now, ConfigDict):  # a section that takes any keys; the new ones replace them all
+            target[last] = ConfigDict(dict(value))
         else:
             target[last] = value
     except (TypeError, ValueError, AttributeError) as error:
@@ -315,8 +315,12 @@ def change(config: ConfigDict, key: str, value: Any) -> None:
 def check_key(config: ConfigDict, key: str, shown: str) -> None:
     """Refuses a key that the config does not have, and a section that is not empty; ``shown`` is how it was written."""
     known = list(leaves(config))
-    if key in known:
+    free = [k for k in leaves(default()) if isinstance(lookup(default(), k), ConfigDict)]  # sections that take any keys
+    if key in known or key in free:
         return
+    section, _, last = key.rpartition(".")
+    if section in free:
+        raise UserError(f"{shown} is a key of a section that takes any keys; write {section}=\"{{'{last}': VALUE}}\"")
     section = lookup(config, key)
     if isinstance(section, ConfigDict):
         raise UserError(f"{shown} is a section; expected one of its keys: {', '.join(section)}")

@@ -10,6 +10,7 @@ what a server sends, so its reply is read from the raw body (`reply_body`).
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -142,7 +143,8 @@ class OpenAIClient:
             # Servers send {"error": {"message", "code"}}, and some only the inner object.
             body = error.body if isinstance(error.body, dict) else {}
             body = body.get("error", body) if isinstance(body.get("error", body), dict) else body
-            message = redact(str(body.get("message") or error.message), self._key)
+            said = body.get("message") or (json.dumps(error.body)[:2000] if error.body else error.message)
+            message = redact(str(said), self._key)  # without a message: all of it, such as {"detail": [...]} or a list
             after = parse_retry_after(error.response.headers.get("retry-after"))
             code = str(body.get("code") or "")
             return error_for_status(

@@ -39,7 +39,7 @@ FIXED = {  # what a role depends on, so that nobody can set it
 }  # fmt: skip
 ENV = "env:"
 _SECRET_NAME = re.compile(
-    r"auth(?!or)|api[-_]?key|secret|passw|credential|cookie|bearer|signature|(access|refresh|id|security)[-_]?token|"
+    r"auth(?!or(?!iz))|api[-_]?key|secret|passw|credential|cookie|bearer|signature|(access|refresh|id|security)[-_]?token|"
     r"^(x-)?token$|(?<!cache)[-_]key$|^key$",
     re.IGNORECASE,
 )

@@ -99,7 +99,7 @@ def sent(request: ChatRequest, refused: frozenset[str], limit: str) -> tuple[str
     names = [*request.extra, "seed"]
     if request.temperature is not None:
         names.append("temperature")
-    if limit and not refused.issuperset(LIMITS):
+    if limit and refused.isdisjoint(LIMITS):
         names.append(limit_name(limit, refused))
     return tuple(n for n in names if n not in refused)
 
