@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import unicodedata
@@ -193,3 +194,13 @@ def _problem(key: str) -> str:
 def redact(text: str, key: str) -> str:
     """The text without the key."""
     return text.replace(key, "<api key>") if key and key != "local" else text
+
+
+def said_by(error: object, key: str) -> str:
+    """The words of an error that a service sends as a text or as JSON, in one line, without the key."""
+    while isinstance(error, dict) and isinstance(error.get("error"), dict):
+        error = error["error"]
+    if isinstance(error, dict):
+        words = (str(error[name]) for name in ("message", "code", "status") if error.get(name))
+        error = next(words, json.dumps(error)[:300] if error else "")
+    return " ".join(redact(str(error or ""), key).split())[:300]

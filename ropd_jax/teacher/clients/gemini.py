@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ropd_jax.teacher.clients.bounded_http import bounded_client
 from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest, Usage
-from ropd_jax.teacher.clients.endpoint import api_key, redact, sdk_address, shown_address
+from ropd_jax.teacher.clients.endpoint import api_key, redact, said_by, sdk_address, shown_address
 from ropd_jax.teacher.clients.errors import (
     BlockedError,
     ConfigurationError,
@@ -33,12 +34,15 @@ from ropd_jax.utils.suggest import near
 if TYPE_CHECKING:
     from google.genai.types import GenerateContentResponse
 
-    from ropd_jax.teacher.clients.reply_body import UsageMetadata
+    from ropd_jax.teacher.clients.reply_body import GeneratedLine, UsageMetadata
 
 _BLOCKED = {
     "SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "MODEL_ARMOR", "JAILBREAK",
     "ESCALATION", "IMAGE_SAFETY",
 }  # fmt: skip
+
+_OUTSIDE = ("system_instruction", "safety_settings", "tools", "tool_config", "cached_content", "labels")  # of the
+# request and not of its generation_config
 
 
 class GeminiClient:
@@ -177,6 +181,36 @@ class GeminiClient:
             raise TransientError(message, cause="timeout" if slow else "connection") from None
         except UNREADABLE as e:
             raise MalformedError(f"gemini sent an unreadable body: {redact(str(e), self._key)[:200]}") from None
+
+    def batch_request(self, request: ChatRequest) -> dict[str, Any]:
+        """The request as a line of a batch's file has it, in the form of the REST API."""
+        contents, config = self.content(request, "text")
+        fields = config.model_dump(mode="json", exclude_none=True)
+        outside = {name: fields.pop(name) for name in _OUTSIDE if name in fields}
+        if system := outside.get("system_instruction"):
+            outside["system_instruction"] = {"parts": [{"text": system}]}
+        parts = [c.model_dump(mode="json", exclude_none=True) for c in contents]
+        return {"contents": parts, **outside, "generation_config": fields}
+
+    def read_batch_line(self, line: bytes) -> GeneratedLine:
+        """One line of a batch's results; its reply is not read yet.
+
+        Raises:
+            MalformedError: of another form.
+        """
+        return self._body.read(self._body.GeneratedLine, line, "gemini", self._key)
+
+    def read_completion(self, body: dict[str, Any], model: str, limit: int) -> ChatReply:
+        """The reply in what was decoded from JSON.
+
+        Raises:
+            TeacherError: as ``chat``.
+        """
+        return self._read(json.dumps(body), model, limit)
+
+    def shown(self, error: dict | str | None) -> str:
+        """What the error of a batch's line says, without the key."""
+        return said_by(error, self._key)
 
     async def close(self) -> None:
         await self.sdk_client.aio.aclose()

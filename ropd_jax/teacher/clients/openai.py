@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ropd_jax.teacher.clients.bounded_http import bounded_client
 from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest, Usage
-from ropd_jax.teacher.clients.endpoint import api_key, redact, sdk_address, shown_address
+from ropd_jax.teacher.clients.endpoint import api_key, redact, said_by, sdk_address, shown_address
 from ropd_jax.teacher.clients.errors import BlockedError, MalformedError, TeacherError, TransientError, TruncatedError
 from ropd_jax.teacher.clients.fitting import Fitting
 from ropd_jax.teacher.clients.http_status import UNREADABLE, error_for_status, parse_retry_after
@@ -129,6 +129,10 @@ class OpenAIClient:
             MalformedError: of another form.
         """
         return self._body.read(self._body.BatchLine, line, "openai", self._key)
+
+    def shown(self, error: dict | str | None) -> str:
+        """What the error of a batch's line says, without the key."""
+        return said_by(error, self._key)
 
     async def close(self) -> None:
         await self.sdk_client.close()
