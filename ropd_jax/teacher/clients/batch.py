@@ -37,7 +37,9 @@ class BatchApi(Protocol):
     async def find(self, marker: str) -> str | None:
         """The id of the job that carries the marker, or None."""
 
-    async def answers(self, job: str, requests: Mapping[str, ChatRequest], *, last_look: bool = False) -> Answers | None:
+    async def answers(
+        self, job: str, requests: Mapping[str, ChatRequest], *, last_look: bool = False
+    ) -> Answers | None:
         """The answers of an ended job, one for each request; None while it runs.
 
         A request without an answer has a ``TransientError`` of cause ``batch_failed``, with the provider's words.
@@ -88,7 +90,9 @@ class OpenAIBatch:
                     return batch.id
         return None
 
-    async def answers(self, job: str, requests: Mapping[str, ChatRequest], *, last_look: bool = False) -> Answers | None:
+    async def answers(
+        self, job: str, requests: Mapping[str, ChatRequest], *, last_look: bool = False
+    ) -> Answers | None:
         c = self._client
         with c.typed_failures(job):
             batch = await c.sdk_client.batches.retrieve(job)
@@ -159,7 +163,9 @@ class GeminiBatch:
                     return job.name
         return None
 
-    async def answers(self, job: str, requests: Mapping[str, ChatRequest], *, last_look: bool = False) -> Answers | None:
+    async def answers(
+        self, job: str, requests: Mapping[str, ChatRequest], *, last_look: bool = False
+    ) -> Answers | None:
         c = self._client
         with c.typed_failures(job):
             batch = await c.sdk_client.aio.batches.get(name=job)
@@ -168,7 +174,8 @@ class GeminiBatch:
             name = batch.dest.file_name if batch.dest else None
             content = b"" if name is None else await c.sdk_client.aio.files.download(file=name)
         status = "unknown" if batch.state is None else str(batch.state.value).removeprefix("JOB_STATE_").lower()
-        said = [batch.error.message or str(batch.error.code)] if batch.error else []
+        whole = status == "succeeded"
+        said = [] if whole else [await c.job_error(job)]
         found: Answers = {}
         torn = 0
         for line in content.split(b"\n"):
@@ -189,7 +196,6 @@ class GeminiBatch:
                 found.setdefault(row.key, failed_answer(job, c.shown(row.error)))
         inline = (batch.dest.inlined_responses if batch.dest else None) or []
         found |= self._inline(job, inline, requests)
-        whole = status == "succeeded"
         return _complete(found, requests, job, status, said, torn, whole=whole, last_look=last_look)
 
     def _inline(self, job: str, rows: Sequence[Any], requests: Mapping[str, ChatRequest]) -> Answers:

@@ -85,6 +85,7 @@ class GeminiClient:
         from ropd_jax.teacher.clients import reply_body
 
         self._types, self._errors, self._body = types, errors, reply_body
+        self._root, self._headers = address or "https://generativelanguage.googleapis.com", sent_headers(tuple(headers))
         self._fitting = Fitting(secrets=secrets_of(tuple(headers)))
         self._connection_errors = _connection_errors()
         http = _http_library()
@@ -95,7 +96,7 @@ class GeminiClient:
             timeout=int(timeout_s * 1000),
             httpx_async_client=self._http_client,
             retry_options=types.HttpRetryOptions(attempts=1),
-            headers=sent_headers(tuple(headers)),
+            headers=self._headers,
         )
         how: dict[str, Any] = {"api_key": self._key} if account is None else account.client_options()
         self.sdk_client = genai.Client(vertexai=vertexai, http_options=options, **how)
@@ -207,6 +208,18 @@ class GeminiClient:
             TeacherError: as ``chat``.
         """
         return self._read(json.dumps(body), model, limit)
+
+    async def job_error(self, job: str) -> str:
+        """Why a batch job failed, "" if that is not said. The SDK leaves it out of what it returns.
+
+        Raises:
+            TransientError, MalformedError: as ``chat``.
+        """
+        with self.typed_failures(job):
+            url = f"{self._root.rstrip('/')}/v1beta/{job}"
+            response = await self._http_client.get(url, headers={"x-goog-api-key": self._key} | self._headers)
+            body = self._body.read(self._body.GeminiJob, response.content, "gemini", self._key)
+        return self.shown(body.error)
 
     def shown(self, error: dict | str | None) -> str:
         """What the error of a batch's line says, without the key."""

@@ -10,9 +10,10 @@ the config asks for it by name.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest
 from ropd_jax.teacher.clients.errors import (
@@ -32,8 +33,9 @@ DROPPED = ("seed", "temperature", "top_p", "reasoning_effort")
 _REFUSAL = re.compile(
     r"unsupported|n[o']t\W+(be )?(support|permit|allow|accept|recogni[sz]|implement)|n't support|unrecogni[sz]ed|unknown|"
     r"unexpected|extra_forbidden|extra inputs|cannot find field|no such|deprecated|only the default|"
-    r"use '?max_(completion_)?tokens",
-    re.IGNORECASE,
+    r"use '?max_(completion_)?tokens|reasoning_effort\W+must be one of|reasoning_effort.*input should be|"
+    r"invalid reasoning.?effort",
+    re.IGNORECASE | re.DOTALL,
 )
 _ANSWERED = (BlockedError, TruncatedError, MalformedError, ContextError)  # the server took the parameters
 
@@ -44,15 +46,16 @@ class Parameters:
     """What each model of one server has refused, remembered for the whole run.
 
     A form is remembered once the server has answered it, so that an error which only mentions a parameter changes
-    nothing.
+    nothing. It is remembered for requests with the same ``extra``: GPT-5.2 takes a temperature without a
+    ``reasoning_effort``, and refuses it with one.
     """
 
     def __init__(self):
-        self._refused: dict[str, frozenset[str]] = {}
+        self._refused: dict[tuple[str, str], frozenset[str]] = {}
 
-    def of(self, model: str) -> frozenset[str]:
-        """The names that are not sent to the model; a name of ``LIMITS`` means that the other one is sent."""
-        return self._refused.get(model, frozenset())
+    def of(self, request: ChatRequest) -> frozenset[str]:
+        """The names that such a request does not send; a name of ``LIMITS`` means that the other one is sent."""
+        return self._refused.get(_kind(request), frozenset())
 
     async def chat(self, request: ChatRequest, limit: str, ask: Ask) -> ChatReply:
         """The reply to ``ask(refused)``, with one more refused name each time that the server refuses one.
@@ -60,12 +63,13 @@ class Parameters:
         Args:
             limit: the name of ``LIMITS`` that is sent at first; "" if the provider has only one.
         """
-        refused = self.of(request.model)
+        refused = self.of(request)
+        said: dict[str, str] = {}  # the server's words about each newly refused name
         while True:
             try:
                 reply = await ask(refused)
             except _ANSWERED:
-                self._remember(request, refused)
+                self._remember(request, refused, said)
                 raise
             except TeacherError as error:
                 name = _named(sent(request, refused, limit), error, request.model)
@@ -76,22 +80,29 @@ class Parameters:
                         f"{error}. {name!r} comes from the role's extra: take it out there", cause="unsupported"
                     ) from None
                 refused |= {name}
+                said[name] = str(error)[:300]
             else:
-                self._remember(request, refused)
+                self._remember(request, refused, said)
                 return reply
 
-    def _remember(self, request: ChatRequest, refused: frozenset[str]) -> None:
+    def _remember(self, request: ChatRequest, refused: frozenset[str], said: Mapping[str, str]) -> None:
         model = request.model
-        for name in sorted(refused - self.of(model)):
+        for name in sorted(refused - self.of(request)):
             if name in LIMITS:
-                log.warning("teacher: %r refuses %s; its limit is sent as %s", model, name, other_limit(name))
+                what = f"{name}; the limit is sent as {other_limit(name)} from now on"
             elif name == "seed":
-                log.warning("teacher: %r refuses seed; requests have none from now on, and differ by chance only", model)
+                what = "seed; requests have none from now on, and several answers differ by chance only"
             elif name == "temperature":
-                log.warning("teacher: %r refuses temperature=%s; its own default holds", model, request.temperature)
+                what = f"temperature={request.temperature}; the model's own default holds from now on"
             else:
-                log.warning("teacher: %r refuses %s; requests are sent without it from now on", model, name)
-        self._refused[model] = self.of(model) | refused
+                what = f"{name}={request.extra.get(name)!r}; requests are sent without it from now on"
+            log.warning("teacher: %r refuses %s (%s)", model, what, said.get(name, ""))
+        if refused:
+            self._refused[_kind(request)] = self.of(request) | refused
+
+
+def _kind(request: ChatRequest) -> tuple[str, str]:
+    return request.model, json.dumps(dict(request.extra), sort_keys=True) if request.extra else ""
 
 
 def sent(request: ChatRequest, refused: frozenset[str], limit: str) -> tuple[str, ...]:
@@ -123,6 +134,7 @@ def _named(names: Iterable[str], error: TeacherError, model: str) -> str | None:
         return None
     places = {}
     for name in names:
-        if found := re.search(rf"(?<![A-Za-z0-9_]){re.escape(name)}(?![A-Za-z0-9_])", said):
+        camel = re.sub(r"_([a-z])", lambda m: m[1].upper(), name)
+        if found := re.search(rf"(?<![A-Za-z0-9_])({re.escape(name)}|{re.escape(camel)})(?![A-Za-z0-9_])", said):
             places[name] = found.start()
     return min(places, key=places.__getitem__) if places else None

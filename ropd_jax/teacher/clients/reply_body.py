@@ -124,6 +124,12 @@ class Generated(_Gemini):
     model_version: str | None = None
 
 
+class GeminiJob(_Gemini):
+    """The error of a batch job of Gemini."""
+
+    error: dict[str, Any] | None = None
+
+
 class GeneratedLine(_Gemini):
     """One line of the results of a batch of Gemini."""
 

@@ -1,8 +1,8 @@
 """Gemini through Vertex AI: Google's application-default credentials, a project and a location in place of an API key.
 
-    gcloud auth application-default login, or GOOGLE_APPLICATION_CREDENTIALS=key.json
-        -> a token for an hour, which the SDK renews
-    POST .../projects/PROJECT/locations/LOCATION/publishers/google/models/MODEL:generateContent
+gcloud auth application-default login, or GOOGLE_APPLICATION_CREDENTIALS=key.json
+    -> a token for an hour, which the SDK renews
+POST .../projects/PROJECT/locations/LOCATION/publishers/google/models/MODEL:generateContent
 """
 
 from __future__ import annotations

@@ -14,7 +14,9 @@ from ropd_jax.teacher.clients.parameters import DROPPED, LIMITS, Parameters
 from ropd_jax.types import Message
 from tests.teacher.clients.wire import serving, wire
 
-ASKED = ChatRequest("reference", (Message("user", "Q?"),), "m", 0.5, 50, None, 3, {"top_p": 0.9})
+ASKED = ChatRequest(
+    "reference", (Message("user", "Q?"),), "m", 0.5, 50, None, 3, {"top_p": 0.9, "reasoning_effort": "high"}
+)
 
 
 def error(message, code="", status=400):
@@ -44,6 +46,15 @@ REFUSALS = {
     "gateway": ("temperature", lambda: error(
         "litellm.UnsupportedParamsError: gpt-5 models don't support temperature=0.5. Only temperature=1 is supported.")),
     "gateway 500": ("seed", lambda: error("seed is not supported by this backend", status=500)),
+    # a value that the model does not have: earendil-works/pi#1745 (Groq), CLIProxyAPI#1572 (SGLang), grok2api#814
+    "groq effort": ("reasoning_effort", lambda: error("`reasoning_effort` must be one of `none` or `default`")),
+    "sglang effort": ("reasoning_effort", lambda: (400, {"object": "error", "message":
+        "1 validation error: {'loc': ('body', 'reasoning_effort'), 'msg': \"Input should be 'low' or 'high'\"}"})),
+    "xai effort": ("reasoning_effort", lambda: (400, {"code": "invalid-argument", "error":
+        "Model m does not support parameter reasoningEffort."})),
+    "openai effort": ("reasoning_effort", lambda: error(
+        "Unsupported value: 'reasoning_effort' does not support 'high' with this model. Supported values are: "
+        "'medium'.", "unsupported_value")),
     "strict": ("top_p", lambda: error("Unrecognized request argument supplied: top_p")),
 }  # fmt: skip
 
@@ -73,13 +84,13 @@ def test_several_refusals_one_after_the_other():
         return None
 
     request = dataclasses.replace(ASKED, extra={"reasoning_effort": "high"})
-    replies, seen = wire("openai", [request] * 2, refuse=refuse)
+    replies, seen = wire("openai", [request, request], refuse=refuse)
     assert replies == ["fine"] * 2 and len(seen) == 6
     assert set(seen[-1].body) == {"model", "messages", "max_completion_tokens"}
 
 
 def test_several_refusals_in_one_text_are_taken_one_by_one():
-    text = "Unknown name \"seed\": Cannot find field.\nUnknown name \"top_p\": Cannot find field."
+    text = 'Unknown name "seed": Cannot find field.\nUnknown name "top_p": Cannot find field.'
     replies, seen = wire("openai", [ASKED], refuse=lambda b: text if "seed" in b or "top_p" in b else None)
     assert replies == ["fine"] and [sorted({"seed", "top_p"} & set(s.body)) for s in seen] == [
         ["seed", "top_p"], ["top_p"], []]  # fmt: skip
@@ -147,6 +158,18 @@ def test_a_model_is_remembered_by_its_own_name_and_forgotten_by_no_other():
         ("strict", True), ("strict", False), ("m", True), ("strict", False), ("m", True)]  # fmt: skip
 
 
+def test_a_temperature_that_is_refused_with_reasoning_stays_without_it():
+    def refuse(body):  # GPT-5.2: BerriAI/litellm-docs#1064
+        both = "temperature" in body and body.get("reasoning_effort")
+        return "Unsupported value: 'temperature' does not support 0.5 with this model." if both else None
+
+    plain = dataclasses.replace(ASKED, extra={})
+    high = dataclasses.replace(ASKED, extra={"reasoning_effort": "high"})
+    _, seen = wire("openai", [high, plain, high, plain], refuse=refuse)
+    assert [("reasoning_effort" in s.body, "temperature" in s.body) for s in seen] == [
+        (True, True), (True, False), (False, True), (True, False), (False, True)]  # fmt: skip
+
+
 def test_many_at_once_learn_it_together_and_say_it_once(caplog):
     requests = [dataclasses.replace(ASKED, sample_index=i) for i in range(8)]
     replies, seen = wire("openai", requests, refuse=refusing("seed", lambda: "seed is not supported"), together=True)
@@ -171,13 +194,13 @@ def test_a_failure_that_passes_teaches_nothing():
     parameters = Parameters()
     with pytest.raises(TransientError):
         asyncio.run(parameters.chat(ASKED, "max_tokens", ask))
-    assert calls == [frozenset()] and parameters.of("m") == frozenset()
+    assert calls == [frozenset()] and parameters.of(ASKED) == frozenset()
 
 
 def test_a_schema_a_system_message_and_a_parameter_can_all_be_refused():
     def refuse(body):
         if "seed" in body:
-            return "Unknown name \"seed\""
+            return 'Unknown name "seed"'
         if body["messages"][0]["role"] == "system":
             return "System role not supported"
         return "response_format is not supported" if "response_format" in body else None
@@ -197,7 +220,8 @@ def test_gemini_leaves_out_what_its_model_refuses(name):
     def refuse(body):
         return f"{name} is not supported by this model" if wired in body["generationConfig"] else None
 
-    replies, seen = wire("gemini", [ASKED] * 2, refuse=refuse)
+    asked = dataclasses.replace(ASKED, extra={"top_p": 0.9})
+    replies, seen = wire("gemini", [asked] * 2, refuse=refuse)
     assert replies == ["fine"] * 2 and len(seen) == 3
     first, *later = (s.body["generationConfig"] for s in seen)
     assert later == [{k: v for k, v in first.items() if k != wired}] * 2

@@ -42,7 +42,9 @@ class Server:
             part = {"content": {"role": "model", "parts": [{"text": self.text}]}, "finishReason": "STOP"}
             return web.json_response({"candidates": [part]})
         choice = {"index": 0, "message": {"role": "assistant", "content": self.text}, "finish_reason": "stop"}
-        return web.json_response({"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]})
+        return web.json_response(
+            {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+        )
 
     async def chat(self, provider, request, **options):
         return (await self.chats(provider, [request], **options))[0]

@@ -179,7 +179,10 @@ several = [ChatRequest("reference", (Message("user", t),), "gpt-4.1", 0.7, 100, 
 api = open_batch(provider, base_url=root + "/v1" if provider == "openai" else root)
 asyncio.run(run_jobs([Source(Endpoint(provider), api, several)], Tape(tape), Budget(), poll_s=0.01))
 """
-POINTS = {"openai": ("upload", "create", "created", "look", "download"), "gemini": ("upload", "create", "created", "look", "download")}
+POINTS = {
+    "openai": ("upload", "create", "created", "look", "download"),
+    "gemini": ("upload", "create", "created", "look", "download"),
+}
 
 
 @pytest.mark.parametrize(("provider", "point"), [(p, point) for p, points in POINTS.items() for point in points])
