@@ -248,9 +248,7 @@ def _role(*, temperature: float, max_output_tokens: int) -> ConfigDict:
     role.template = ""  # a prompt of teacher/roles/prompts, or the path of your own .md file; "" is the role's newest
     role.temperature = temperature
     role.max_output_tokens = max_output_tokens
-    role.extra = (
-        ConfigDict()
-    )  # of the request's body: {"reasoning_effort": "high"}, {"top_p": 0.95} (docs/providers.md)
+    role.extra = ConfigDict()  # added to the request: {"reasoning_effort": "high"}, {"top_p": 0.95}; docs/providers.md
     return role
 
 

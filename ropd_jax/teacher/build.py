@@ -253,11 +253,10 @@ def role_of(teacher: Mapping[str, Any], key: str, changes: Mapping[str, Any] | N
     if row["provider"] and row["provider"] != teacher["provider"]:  # another provider has another address and account
         endpoint = Endpoint(row["provider"], row["base_url"], row["api_key_env"], headers=headers)
     else:
-        endpoint = Endpoint(
-            *(row[k] or teacher[k] for k in _ENDPOINT),  # "" inherits
-            **{k: teacher[k] for k in _ACCOUNT if k in teacher},
-            headers=headers or checked_headers(teacher.get("headers", {}), "teacher.headers"),
-        )
+        headers = headers or checked_headers(teacher.get("headers", {}), "teacher.headers")
+        account = {k: teacher[k] for k in _ACCOUNT if k in teacher}  # a config of an earlier version has none
+        address = {k: row[k] or teacher[k] for k in _ENDPOINT}  # "" inherits
+        endpoint = Endpoint(**address | account, headers=headers)
     extra = checked_extra(row["extra"], f"teacher.{key}")
     return endpoint, Role(row["model"], row["temperature"], row["max_output_tokens"], row["template"], extra)
 

@@ -4,8 +4,8 @@
     request, max_tokens   -> 400 Use 'max_completion_tokens' instead          -> under that name     -> reply
     next request          -> in the form that was answered
 
-Only what a run can do without is left out (`DROPPED`). A parameter of ``extra`` that is not in it stops the run, because
-the config asks for it by name.
+Only what a run can do without is left out (`DROPPED`). A parameter of ``extra`` that is not in it stops the run,
+because the config asks for it by name.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 LIMITS = ("max_tokens", "max_completion_tokens")  # two names of the limit of the reply
 DROPPED = ("seed", "temperature", "top_p", "reasoning_effort")
 _REFUSAL = re.compile(
-    r"unsupported|n[o']t\W+(be )?(support|permit|allow|accept|recogni[sz]|implement)|n't support|unrecogni[sz]ed|unknown|"
+    r"unsupported|n[o']t\W+(be )?(support|permit|allow|accept|recogni[sz]|implement)|unrecogni[sz]ed|unknown|"
     r"unexpected|extra_forbidden|extra inputs|cannot find field|no such|deprecated|only the default|"
     r"use '?max_(completion_)?tokens|reasoning_effort\W+must be one of|reasoning_effort.*input should be|"
     r"invalid reasoning.?effort",

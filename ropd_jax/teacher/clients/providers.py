@@ -76,8 +76,8 @@ PROVIDERS = (
         "AZURE_OPENAI_API_KEY",
         notes=(
             "The model is the name of your deployment.",
-            "Use the v1 API (learn.microsoft.com, Azure OpenAI, API version lifecycle). An address with `?api-version=` "
-            "is refused here, because a query can hold a secret.",
+            "Use the v1 API (learn.microsoft.com, Azure OpenAI, API version lifecycle). An address with "
+            "`?api-version=` is refused here, because a query can hold a secret.",
         ),
         limits=(
             "GPT-5 deployments refuse `max_tokens` (OpenHands/OpenHands#11662), and some GPT-4o deployments refuse "
@@ -319,17 +319,17 @@ call per role and reports what is wrong.
 
 ## What holds for all
 
-- `teacher.ROLE.extra` is a mapping that is merged into the body of the role's requests. It is part of the key on the tape:
-  the same request with another `extra` is asked again. On a command line the whole mapping is given,
+- `teacher.ROLE.extra` is a mapping that is merged into the body of the role's requests. It is part of the key on the
+  tape: the same request with another `extra` is asked again. On a command line the whole mapping is given,
   `--config.teacher.verifier.extra="{'top_p': 0.95}"`.
 - `teacher.headers` (or `teacher.ROLE.headers`) are sent with every request. A secret is named and never written:
-  `{'X-Org': 'env:MY_ORG'}` takes the value of the environment variable `MY_ORG`. A header or an `extra` that holds a key is
-  refused.
+  `{'X-Org': 'env:MY_ORG'}` takes the value of the environment variable `MY_ORG`. A header or an `extra` that holds a
+  key is refused.
 - A parameter that a model refuses is left out of its requests from then on, with one line in the log: `seed`,
   `temperature`, `top_p`, `reasoning_effort`. If `max_tokens` is refused, the limit is sent as
   `max_completion_tokens`, and the other way round. A system message becomes part of the user's, and a JSON schema gives
-  way to one without bounds, to `json_object`, and to plain text. Any other parameter of `extra` that is refused stops the
-  run.
+  way to one without bounds, to `json_object`, and to plain text. Any other parameter of `extra` that is refused stops
+  the run.
 - Where a model takes no `seed`, several references to a prompt differ by chance only: give the role a temperature.
 """
 

@@ -159,8 +159,10 @@ class Ledger:
                 unusable = refused(requests[key], answer) if isinstance(answer, ChatReply) and key in requests else None
                 if isinstance(answer, ChatReply) and unusable is None:
                     insert_reply(db, key, answer, address=job.address)
-                elif unusable is not None or isinstance(answer, BlockedError) or answer.cause == BATCH_FAILED:
-                    _insert_failure(db, key, unusable or cast(TeacherError, answer))
+                    continue
+                error = unusable or cast(TeacherError, answer)
+                if unusable is not None or isinstance(error, BlockedError) or error.cause == BATCH_FAILED:
+                    _insert_failure(db, key, error)
             values = (ENDED, _json(spent), job.marker)
             db.execute("UPDATE batches SET state = ?, spent = ? WHERE marker = ?", values)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 
@@ -23,7 +24,7 @@ def error(message, code="", status=400):
     return status, {"error": {"message": message, "code": code, "type": "invalid_request_error"}}
 
 
-# What servers answer, by the parameter that they refuse. In our words: only the parts are theirs that a program can see.
+# What servers answer, by the parameter that they refuse.
 REFUSALS = {
     # Gemini's OpenAI endpoint: Vali-98/ChatterUI#227. The body is a list.
     "gemini seed": ("seed", lambda: (400, [{"error": {"code": 400, "status": "INVALID_ARGUMENT", "message":
@@ -44,7 +45,8 @@ REFUSALS = {
         "Unsupported parameter: 'top_p' is not supported with this model.", "unsupported_parameter")),
     # A gateway in front: LiteLLM's form
     "gateway": ("temperature", lambda: error(
-        "litellm.UnsupportedParamsError: gpt-5 models don't support temperature=0.5. Only temperature=1 is supported.")),
+        "litellm.UnsupportedParamsError: gpt-5 models don't support temperature=0.5. Only temperature=1 is "
+        "supported.")),
     "gateway 500": ("seed", lambda: error("seed is not supported by this backend", status=500)),
     # a value that the model does not have: earendil-works/pi#1745 (Groq), CLIProxyAPI#1572 (SGLang), grok2api#814
     "groq effort": ("reasoning_effort", lambda: error("`reasoning_effort` must be one of `none` or `default`")),
@@ -137,10 +139,8 @@ def test_an_error_that_only_mentions_a_parameter_changes_nothing(message, caplog
     async def later():  # the next request has everything
         async with serving() as server:
             server.refuse = lambda body: message if len(server.seen) < 3 else None
-            try:
+            with contextlib.suppress(TeacherError):
                 await server.chats("openai", [ASKED])
-            except TeacherError:
-                pass
             server.refuse = lambda body: None
             await server.chats("openai", [ASKED])
             return server.seen[-1].body

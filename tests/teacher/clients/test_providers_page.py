@@ -1,4 +1,4 @@
-"""docs/providers.md: it is what the table gives, its commands are parsed, and its refusals are met by a local server."""
+"""docs/providers.md: it is what the table gives, its commands are parsed, its refusals are met by a local server."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_the_command_line_leads_to_the_address_of_the_section(provider, monkeypa
 @EACH
 def test_a_server_that_refuses_what_the_section_lists_still_answers(provider, monkeypatch):
     endpoint, role = configured(provider, monkeypatch)
-    known = {name: words for name, words in provider.refuses}
+    known = dict(provider.refuses)
     formats = dict(provider.formats)
 
     def refuse(body):

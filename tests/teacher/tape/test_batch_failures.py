@@ -91,7 +91,7 @@ def test_a_few_failed_requests_are_no_failed_job(provider, tape):
 
 @PROVIDERS
 def test_more_than_a_tenth_is(provider, tape):
-    with pytest.raises(UserError, match="failed to answer 3 requests .3 x batch .*the model had a problem"):
+    with pytest.raises(UserError, match=r"failed to answer 3 requests .3 x batch .*the model had a problem"):
         run(provider, Server(fails={3, 7, 11}), requests(20), tape)
 
 
@@ -192,7 +192,7 @@ def test_answers_without_metadata_stop_loudly_and_are_neither_guessed_nor_bought
     server = Server(inline=lambda s, r: {"response": s.generated(r["request"])})
     inline_job(tape, server, several)
     for _ in range(2):
-        with pytest.raises(UserError, match="4 answers of batch batches/g0 have no key.*paid for.*--live-fallback"):
+        with pytest.raises(UserError, match=r"4 answers of batch batches/g0 have no key.*paid for.*--live-fallback"):
             run("gemini", server, several, tape)
         server.jobs["g0"]["left"] = 0
     assert answered(tape, "gemini", several) == [] and server.submitted == [] and server.live == 0
