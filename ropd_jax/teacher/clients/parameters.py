@@ -126,7 +126,10 @@ def other_limit(name: str) -> str:
 
 
 def _named(names: Iterable[str], error: TeacherError, model: str) -> str | None:
-    """The parameter that the error refuses, the first that it names; None if it refuses none."""
+    """The parameter that the error refuses, the first that it names; None if it refuses none.
+
+    A name that is also a word, such as ``provider`` or ``user``, counts only between quotation marks.
+    """
     if not (isinstance(error, RequestError) or error.cause in ("unsupported", "server_error")):
         return None
     said = str(error).replace(repr(model), "")
@@ -135,6 +138,9 @@ def _named(names: Iterable[str], error: TeacherError, model: str) -> str | None:
     places = {}
     for name in names:
         camel = re.sub(r"_([a-z])", lambda m: m[1].upper(), name)
-        if found := re.search(rf"(?<![A-Za-z0-9_])({re.escape(name)}|{re.escape(camel)})(?![A-Za-z0-9_])", said):
+        either = f"({re.escape(name)}|{re.escape(camel)})"
+        alone, quoted = rf"(?<![A-Za-z0-9_]){either}(?![A-Za-z0-9_])", rf"['\"`]{either}['\"`]"
+        form = alone if name in (*DROPPED, *LIMITS) else quoted
+        if found := re.search(form, said):
             places[name] = found.start()
     return min(places, key=places.__getitem__) if places else None

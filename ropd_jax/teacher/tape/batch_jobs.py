@@ -286,7 +286,7 @@ async def _settle(
         while True:
             try:
                 name = await source.api.find(job.marker)
-            except TransientError as error:
+            except (TransientError, MalformedError) as error:  # Malformed: a web page
                 log.info("the list of batches: %s; next try in %g s", error.cause, poll_s)
                 name = ""
             if name:

@@ -184,6 +184,13 @@ def test_another_parameter_of_extra_stops_the_run_and_is_named():
              refuse=refusing("chat_template_kwargs", lambda: "Unknown parameter: 'chat_template_kwargs'"))  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["provider", "user", "stop", "reasoning"])
+def test_a_word_of_an_error_is_no_parameter(name):
+    request = dataclasses.replace(ASKED, extra={name: {"a": 1}})
+    with pytest.raises(RequestError, match="returned"):
+        wire("openai", [request], refuse=lambda body: f"The {name} returned an unknown error")
+
+
 def test_a_failure_that_passes_teaches_nothing():
     calls = []
 

@@ -33,6 +33,7 @@ class Server:
         self.broken = broken  # (status, words): every job ends so, without answers
         self.spoil = spoil or (lambda data, n: data)  # of a download and its number: what is sent
         self.inline = inline  # Gemini: what its answers inside of the job are made of, as an earlier version had them
+        self.torn_lists = set()
         self.downloads, self.polls, self.pages = 0, 0, set()  # pages: polls that get a web page
 
     async def point(self, name):
@@ -45,6 +46,8 @@ class Server:
 
     async def listed(self, request):
         self.lists += 1
+        if self.lists in self.torn_lists:
+            return web.Response(text="<html>502</html>", content_type="text/html")
         jobs = {} if self.lists <= self.late else self.jobs
         if "limit" in request.query:  # OpenAI; both SDKs may take the same path
             rows = [

@@ -161,6 +161,27 @@ def test_a_web_page_at_a_poll_is_no_answer(provider, tape):
     assert answered(tape, provider, several) == [0, 1, 2] and server.polls == 5 and len(server.submitted) == 3
 
 
+@PROVIDERS
+def test_a_web_page_in_place_of_the_list_proves_nothing(provider, tape):
+    """A job whose id was lost is looked for until the list can be read, and is not submitted again."""
+    server, several = Server(looks=0), requests(3)
+    rows = {body_key(request_body(provider, r)): r for r in several}
+    lost = Ledger(tape).intend(Endpoint(provider), rows, Budget().total(), prompts={})
+    server.torn_lists = {1, 2}
+
+    async def main():
+        async with serving(server) as root:
+            api = open_batch(provider, base_url=root + "/v1" if provider == "openai" else root)
+            try:
+                await api.submit(rows, lost.marker)
+                await run_jobs([Source(Endpoint(provider), api, several)], tape, Budget(), poll_s=0.01, grace_s=0.0)
+            finally:
+                await api.close()
+
+    asyncio.run(main())
+    assert len(server.submitted) == 3 and answered(tape, provider, several) == [0, 1, 2]
+
+
 # ------------------------------------------------------------------------- answers of Gemini without their keys
 
 
