@@ -78,6 +78,11 @@ def default() -> ConfigDict:
     cfg.teacher.provider = "scripted"  # or "gemini", "openai" (any server that speaks chat completions)
     cfg.teacher.base_url = ""  # "" is the provider's own
     cfg.teacher.api_key_env = ""  # name of the environment variable; "" is the provider's usual one
+    cfg.teacher.organization = ""  # of OpenAI's account; "" is the key's own
+    cfg.teacher.project = ""  # of OpenAI's account or of Vertex AI
+    cfg.teacher.vertexai = False  # gemini: through Vertex AI with application-default credentials (docs/providers.md)
+    cfg.teacher.location = ""  # of Vertex AI; "" is "global"
+    cfg.teacher.headers = ConfigDict()  # {"X-Title": "ROPD", "X-Org": "env:MY_ORG"}: a secret is named, never written
     cfg.teacher.concurrency = 64  # most requests in flight; adapts below it. Released code: 32, of which 4 were used
     cfg.teacher.min_concurrency = 4  # fewest, however overloaded the server is
     cfg.teacher.requests_per_minute = placeholder(float)  # None: no bound. Released code: null became 1920
@@ -239,10 +244,12 @@ def _role(*, temperature: float, max_output_tokens: int) -> ConfigDict:
     role.provider = ""  # "" is the teacher's, here and in the next two
     role.base_url = ""
     role.api_key_env = ""
+    role.headers = ConfigDict()  # empty: the teacher's
     role.model = "scripted"
     role.template = ""  # a prompt of teacher/roles/prompts, or the path of your own .md file; "" is the role's newest
     role.temperature = temperature
     role.max_output_tokens = max_output_tokens
+    role.extra = ConfigDict()  # added to the request: {"reasoning_effort": "high"}, {"top_p": 0.95}; docs/providers.md
     return role
 
 
@@ -298,8 +305,8 @@ def change(config: ConfigDict, key: str, value: Any) -> None:
     target = lookup(config, section) if section else config
     now = target[last]
     try:
-        if isinstance(now, ConfigDict):
-            now.update(value)
+        if isinstance(now, ConfigDict):  # a section that takes any keys; the new ones replace them all
+            target[last] = ConfigDict(dict(value))
         else:
             target[last] = value
     except (TypeError, ValueError, AttributeError) as error:
@@ -309,8 +316,12 @@ def change(config: ConfigDict, key: str, value: Any) -> None:
 def check_key(config: ConfigDict, key: str, shown: str) -> None:
     """Refuses a key that the config does not have, and a section that is not empty; ``shown`` is how it was written."""
     known = list(leaves(config))
-    if key in known:
+    free = [k for k in leaves(default()) if isinstance(lookup(default(), k), ConfigDict)]  # sections that take any keys
+    if key in known or key in free:
         return
+    section, _, last = key.rpartition(".")
+    if section in free:
+        raise UserError(f"{shown} is a key of a section that takes any keys; write {section}=\"{{'{last}': VALUE}}\"")
     section = lookup(config, key)
     if isinstance(section, ConfigDict):
         raise UserError(f"{shown} is a section; expected one of its keys: {', '.join(section)}")
@@ -424,6 +435,7 @@ def paper_run(column: str) -> ConfigDict:
         cfg.checkpoint.every = 100
         for role in (cfg.teacher.reference, cfg.teacher.rubricator, cfg.teacher.verifier, cfg.teacher.scorer):
             role.temperature = None  # the provider's own
+            role.extra = {"reasoning_effort": "high"}  # a model that refuses it gets its requests without, and a line
         cfg.loss.normalize_std = False
         cfg.loss.aggregation = "token_mean"
         cfg.loss.dual_clip = 3.0

@@ -20,15 +20,24 @@ if TYPE_CHECKING:
 
 def run(args: Arguments) -> None:
     """Collects what is missing."""
-    collect(args.config, args["out"], batch=args["batch"], poll_s=args["poll_s"])
+    how = {"poll_s": args["poll_s"], "live_fallback": args["live_fallback"]}
+    collect(args.config, args["out"], batch=args["batch"], **how)
 
 
-def collect(cfg: ConfigDict, out: str | os.PathLike[str], *, batch: bool = False, poll_s: float = 30.0) -> None:
+def collect(
+    cfg: ConfigDict,
+    out: str | os.PathLike[str],
+    *,
+    batch: bool = False,
+    poll_s: float = 30.0,
+    live_fallback: bool = False,
+) -> None:
     """Collect the references that ``out`` lacks.
 
     Args:
         batch: through the provider's batch API; the jobs are on the tape.
         poll_s: seconds between two polls of the jobs.
+        live_fallback: the requests of a job that failed are asked live, at the full price.
 
     Raises:
         BudgetError: a cap of ``teacher.budget`` is reached.
@@ -69,6 +78,7 @@ def collect(cfg: ConfigDict, out: str | os.PathLike[str], *, batch: bool = False
         batch=batch,
         poll_s=poll_s,
         timeout_s=cfg.teacher.timeout_s,
+        live_fallback=live_fallback,
     )
 
 
@@ -89,6 +99,13 @@ COMMAND = Command(
             "",
             "Use the batch API of OpenAI or Gemini: half the price, up to a day. The jobs are on the tape "
             "(FILE.teacher/tape.sqlite); if the command was stopped, it continues to poll the same jobs.",
+            False,
+        ),
+        Flag(
+            "live_fallback",
+            "",
+            "With --batch: if a job fails, ask for its requests live, at the full price. Without it, the command stops "
+            "and shows why the job failed.",
             False,
         ),
         Flag("poll_s", "S", "Seconds between two polls of the jobs.", 30.0, low=0.0),

@@ -179,7 +179,7 @@ def _request(
     t: ConfigDict, role: str, prompt: Prompt, references: Sequence[str], answers: Sequence[str], rubric: Rubric
 ) -> ChatRequest:
     """The request that the teacher would send, with these answers."""
-    how = dataclasses.asdict(role_of(t, ROLE_KEYS[role])[1])
+    how = role_of(t, ROLE_KEYS[role])[1].wording()
     if not how["template"]:
         del how["template"]  # the role's own
     if role == "reference":
@@ -253,7 +253,7 @@ async def _check(t, role: str, endpoint: Endpoint, how: Role, prompt: Prompt, an
         client = make_client(**dataclasses.asdict(endpoint), scripted=scripted, budget=budget, **limits)
         request = _request(t, role, prompt, ["Answer: 1"], ["Answer: 2"], _RUBRIC)
         request = dataclasses.replace(
-            request, model=how.model, temperature=how.temperature, max_output_tokens=_CHECK_TOKENS
+            request, model=how.model, temperature=how.temperature, max_output_tokens=_CHECK_TOKENS, extra=how.extra
         )
         async with asyncio.timeout(limits["timeout_s"]):
             reply = await client.inner.chat(request)  # one attempt, without retries

@@ -28,6 +28,7 @@ from ropd_jax.teacher.asking import REASK_TEMPLATE
 from ropd_jax.teacher.clients.chat import ChatClient
 from ropd_jax.teacher.clients.endpoint import Endpoint, check_address
 from ropd_jax.teacher.clients.errors import ConfigurationError
+from ropd_jax.teacher.clients.options import checked_extra, checked_headers
 from ropd_jax.teacher.roles.role import Role
 from ropd_jax.teacher.roles.templates import prompt_sha
 from ropd_jax.teacher.roles.verifier import Asking
@@ -54,6 +55,7 @@ ROLE_KEYS = {  # our name -> the config's
     "judge": "judge",
 }
 _ENDPOINT = ("provider", "base_url", "api_key_env")
+_ACCOUNT = ("organization", "project", "location", "vertexai")  # of the teacher's own provider
 _LIMITS = (
     "concurrency", "min_concurrency", "requests_per_minute", "tokens_per_minute", "timeout_s", "attempts", "max_wait_s",
     "hedge_after_s", "order",
@@ -192,6 +194,11 @@ def make_client(
     provider: str,
     base_url: str = "",
     api_key_env: str = "",
+    organization: str = "",
+    project: str = "",
+    location: str = "",
+    vertexai: bool = False,
+    headers: tuple[tuple[str, str], ...] = (),
     scripted: Mapping[str, Any] | None = None,
     stats: TeacherStats | None = None,
     budget: Budget | None = None,
@@ -203,6 +210,7 @@ def make_client(
         provider: ``scripted``, ``gemini`` or ``openai``.
         base_url: "" for the provider's own address. For ``openai`` it ends in ``/v1``.
         api_key_env: name of the environment variable with the key; "" for the provider's usual one.
+        organization, project, location, vertexai, headers: see `Endpoint`.
         scripted: options of ``ScriptedClient``.
         stats: where retries are counted.
         budget: counts the cost of each try and refuses it at a cap.
@@ -223,11 +231,17 @@ def make_client(
     elif provider == "gemini":
         from ropd_jax.teacher.clients.gemini import GeminiClient
 
-        client = GeminiClient(base_url=base_url, api_key_env=api_key_env, timeout_s=bounds.timeout_s)
+        client = GeminiClient(
+            base_url=base_url, api_key_env=api_key_env, timeout_s=bounds.timeout_s, headers=headers, vertexai=vertexai,
+            project=project, location=location,
+        )  # fmt: skip
     else:
         from ropd_jax.teacher.clients.openai import OpenAIClient
 
-        client = OpenAIClient(base_url=base_url, api_key_env=api_key_env, timeout_s=bounds.timeout_s)
+        client = OpenAIClient(
+            base_url=base_url, api_key_env=api_key_env, timeout_s=bounds.timeout_s, headers=headers,
+            organization=organization, project=project,
+        )  # fmt: skip
     if budget is not None:
         client = MeteredClient(client, budget, provider=provider, base_url=base_url)
     return LimitedClient(client, bounds, stats=stats)
@@ -240,15 +254,25 @@ def role_of(teacher: Mapping[str, Any], key: str, changes: Mapping[str, Any] | N
     """Where a role's requests go, and with which settings. ``key`` is the config's name of the role.
 
     Raises:
-        ConfigurationError: an address with a user, a password or a query, or that cannot be read.
+        ConfigurationError: an address with a user, a password or a query, or that cannot be read; a secret in the
+            headers or in ``extra``.
     """
-    row = dict(teacher[key]) | dict(changes or {})
+    own, changes = dict(teacher[key]), dict(changes or {})
+    if changes.get("provider", own["provider"]) != own["provider"]:
+        own["extra"] = {}  # the parameters of another provider have other names
+    row = {"headers": {}, "extra": {}} | own | changes  # a config of an earlier version has neither
     check_address(teacher["base_url"])
     check_address(row["base_url"], f"teacher.{key}.base_url")
-    endpoint = Endpoint(*(row[k] or teacher[k] for k in _ENDPOINT))  # "" inherits
-    if row["provider"] and row["provider"] != teacher["provider"]:  # another provider has another address and key
-        endpoint = Endpoint(row["provider"], row["base_url"], row["api_key_env"])
-    return endpoint, Role(row["model"], row["temperature"], row["max_output_tokens"], row["template"])
+    headers = checked_headers(row["headers"], f"teacher.{key}.headers")
+    if row["provider"] and row["provider"] != teacher["provider"]:  # another provider has another address and account
+        endpoint = Endpoint(row["provider"], row["base_url"], row["api_key_env"], headers=headers)
+    else:
+        headers = headers or checked_headers(teacher.get("headers", {}), "teacher.headers")
+        account = {k: teacher[k] for k in _ACCOUNT if k in teacher}  # a config of an earlier version has none
+        address = {k: row[k] or teacher[k] for k in _ENDPOINT}  # "" inherits
+        endpoint = Endpoint(**address | account, headers=headers)
+    extra = checked_extra(row["extra"], f"teacher.{key}")
+    return endpoint, Role(row["model"], row["temperature"], row["max_output_tokens"], row["template"], extra)
 
 
 def asking_of(teacher: Mapping[str, Any]) -> Asking:

@@ -45,6 +45,15 @@ EXTRA = 2  # times that an answer equal to an earlier one is asked for again
 _REPORT_EVERY_S = 5.0
 
 
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+    """How batch jobs are polled; the arguments of ``collect_references``."""
+
+    poll_s: float
+    timeout_s: float
+    live_fallback: bool
+
+
 def collect_references(
     teacher: Teacher,
     prompts: Sequence[Prompt],
@@ -55,6 +64,7 @@ def collect_references(
     batch: bool = False,
     poll_s: float = 30.0,
     timeout_s: float = 120.0,
+    live_fallback: bool = False,
 ) -> None:
     """Collect the references that ``out`` lacks, then close the teacher.
 
@@ -64,19 +74,21 @@ def collect_references(
         out: the index file; created, or continued.
         sources: where the references come from, see `build.reference_sources`.
         at_once: prompts in flight at the same time.
-        batch: through the providers' batch APIs, with the jobs on the teacher's tape. Equal answers, and requests that
-            a job failed to answer, are asked live.
+        batch: through the providers' batch APIs, with the jobs on the teacher's tape. Equal answers, and the few
+            requests that a job failed to answer, are asked live.
         poll_s: seconds between two polls of the jobs.
         timeout_s: of one HTTP exchange of a batch API.
+        live_fallback: the requests of a job that failed are asked live too, at the full price.
 
     Raises:
         BudgetError: a cap is reached; the references so far are in ``out``.
         UserError: some prompts have no references yet, counted by cause (the others are written); a file whose
-            references were asked for in another way.
+            references were asked for in another way; a batch job that failed, without ``live_fallback``.
     """
     with IndexWriter(out, fingerprint=fingerprint(teacher, sources)) as writer:
         try:
-            asyncio.run(_run(teacher, prompts, writer, sources, at_once, (poll_s, timeout_s) if batch else None))
+            how = _Batch(poll_s, timeout_s, live_fallback) if batch else None
+            asyncio.run(_run(teacher, prompts, writer, sources, at_once, how))
         finally:
             if teacher.tape is not None:
                 teacher.tape.close()
@@ -96,6 +108,8 @@ def fingerprint(teacher: Teacher, sources: Sources) -> dict[str, Any]:
     else:
         known["models"] = known["model"]  # answer i comes from number i % n
         known["model"] = ", ".join(known["model"])
+    if any(r.extra for _, r in sources):  # absent otherwise, as in files of earlier versions
+        known["extra"] = [dict(r.extra) for _, r in sources] if len(sources) > 1 else dict(sources[0][1].extra)
     return known | {"prompt_template_version": teacher.template_id("reference"), "seed": teacher.seed}
 
 
@@ -137,7 +151,7 @@ async def _run(
     writer: IndexWriter,
     sources: Sources,
     at_once: int,
-    batch: tuple[float, float] | None,
+    batch: _Batch | None,
 ) -> None:
     m, tape, budget, stopped = teacher.references_m, teacher.tape, teacher.budget, None
     if tape is not None and budget is not None and not tape.read_only and not teacher.refreshes:
@@ -145,7 +159,7 @@ async def _run(
             budget.set_spent(ROLE, ledger.spent())
         if batch is not None:
             lacking = writer.index.lacking(prompts, m)
-            stopped = await _batched(teacher, lacking, sources, tape, budget, *batch)
+            stopped = await _batched(teacher, lacking, sources, tape, budget, batch)
         if stopped is not None:  # nothing more is bought: only what jobs have answered is written
             prompts = [p for p in prompts if all(_on_tape(tape, *_asked(teacher, sources, p, i)) for i in range(m))]
     await _collect_all(teacher, prompts, writer, at_once=at_once)
@@ -162,8 +176,7 @@ async def _batched(
     sources: Sources,
     tape: Tape,
     budget: Budget,
-    poll_s: float,
-    timeout_s: float,
+    how: _Batch,
 ) -> BudgetError | None:
     """Bring the batch APIs' answers to the first m samples of each prompt onto the tape; returns what stopped it."""
     asked: dict[Endpoint, list[ChatRequest]] = {endpoint: [] for endpoint, _ in sources}
@@ -176,9 +189,11 @@ async def _batched(
     apis: dict[Endpoint, BatchApi] = {}
     try:
         for endpoint in asked:
-            apis[endpoint] = open_batch(**dataclasses.asdict(endpoint), timeout_s=timeout_s)
+            apis[endpoint] = open_batch(**dataclasses.asdict(endpoint), timeout_s=how.timeout_s)
         jobs = [Source(endpoint, apis[endpoint], requests) for endpoint, requests in asked.items()]
-        return await run_jobs(jobs, tape, budget, prompts=teacher.prompt_shas, poll_s=poll_s)
+        return await run_jobs(
+            jobs, tape, budget, prompts=teacher.prompt_shas, poll_s=how.poll_s, live_fallback=how.live_fallback
+        )
     finally:
         for api in apis.values():
             await api.close()

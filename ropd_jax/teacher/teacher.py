@@ -237,9 +237,12 @@ class Teacher:
 
         A later ``attempt`` asks the same model with another seed.
         """
-        how = dataclasses.asdict(self.sources[index % len(self.sources)])
+        role = self.sources[index % len(self.sources)]
         sample = index + attempt * reference_role.SEED_STRIDE
-        return reference_role.reference_request(prompt.question, **how, sample_index=sample, seed=self.seed)
+        request = reference_role.reference_request(
+            prompt.question, **role.wording(), sample_index=sample, seed=self.seed
+        )
+        return dataclasses.replace(request, extra=role.extra)
 
     async def _reference(self, prompt: Prompt, index: int) -> Reference:
         for attempt in range(reference_role.MORE_SEEDS + 1):
@@ -286,6 +289,7 @@ class Teacher:
             shown = texts[: len(references)], texts[len(references) :]
             how = self._how("rubric")
             request = rubricator.rubric_request(prompt.question, *shown, **how, seed=self.seed, size=size)
+            request = dataclasses.replace(request, extra=self.roles["rubric"].extra)
             token = token_of(request.json_schema)
             return await self._screened(prompt, request, lambda text: rubricator.parse_rubric(text, size, token))
 
@@ -302,6 +306,7 @@ class Teacher:
             how = self._how("rubric")
             how["template"] = how["template"] if how["template"].startswith("rubric_static.") else ""
             request = static_rubric.request(prompt.question, texts, **how, seed=self.seed)
+            request = dataclasses.replace(request, extra=self.roles["rubric"].extra)
             token = token_of(request.json_schema)
             return await self._screened(prompt, request, lambda text: static_rubric.parse(text, token))
 
@@ -421,7 +426,7 @@ class Teacher:
     ) -> Marks:
         """One vote of one verifier on all answers. ``samples`` are the sample index of the first question and of the
         second, for the answers without a verdict."""
-        how = dataclasses.asdict(role)
+        how = role.wording()
         form = verifier.form_of(how["template"], self.asking.form).name
         shared = verifier.group_token(prompt.question, rubric, answers, seed=self.seed)
 
@@ -432,7 +437,7 @@ class Teacher:
                     prompt.question, part, texts, **how, seed=self.seed, authors=shown, form=form,
                     examples=self.asking.examples, token=shared,
                 )  # fmt: skip
-                request = dataclasses.replace(request, sample_index=samples[again])
+                request = dataclasses.replace(request, sample_index=samples[again], extra=role.extra)
                 token = token_of(request.json_schema)
                 read = functools.partial(
                     verifier.parse_verdicts, rubric=part, n_answers=len(texts), token=token, form=form
@@ -478,7 +483,8 @@ class Teacher:
                 prompt.question, texts, references=references, rubric=rubric, lowest=lowest, highest=highest, **how,
                 seed=self.seed,
             )  # fmt: skip
-            request = dataclasses.replace(request, purpose=role, sample_index=sample_index)
+            extra = self.roles[role].extra
+            request = dataclasses.replace(request, purpose=role, sample_index=sample_index, extra=extra)
             token = token_of(request.json_schema)
             return await self.ask(request, lambda text: scorer.parse_scores(text, len(texts), lowest, highest, token))
 
@@ -493,7 +499,7 @@ class Teacher:
         return await self._asker.ask(request, parse)
 
     def _how(self, role: str) -> dict[str, Any]:
-        return dataclasses.asdict(self.roles[role])
+        return self.roles[role].wording()
 
     # ------------------------------------------------------------------------------------------- the run's state
 

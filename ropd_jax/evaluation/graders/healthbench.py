@@ -83,7 +83,7 @@ def judge_request(prompt: Prompt, response: str, rubric: tuple[str, float, tuple
         criterion=fences.block("criterion", criterion, token),
     )
     schema = with_token(SCHEMA, token)
-    return ChatRequest("verify", messages, how.model, how.temperature, how.max_output_tokens, schema)
+    return ChatRequest("verify", messages, how.model, how.temperature, how.max_output_tokens, schema, extra=how.extra)
 
 
 def parse_verdict(text: str, token: str = "") -> bool:
@@ -156,7 +156,7 @@ def grader_facts(teacher: Teacher, provider: str) -> dict[str, object]:
         "max_output_tokens": how.max_output_tokens,
         "provider": provider,
         "template": f"{TEMPLATE}@{templates.prompt_sha(TEMPLATE)}",
-    }
+    } | ({"extra": dict(how.extra)} if how.extra else {})
 
 
 def _shown(rubric: tuple[str, float, tuple[str, ...]]) -> str:

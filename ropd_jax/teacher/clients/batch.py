@@ -6,22 +6,23 @@ A job carries a marker that we choose and the provider stores, so that a job who
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 import logging
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
-from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest
-from ropd_jax.teacher.clients.errors import ConfigurationError, MalformedError, TeacherError
+from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest, Usage
+from ropd_jax.teacher.clients.errors import ConfigurationError, MalformedError, TeacherError, TransientError
 from ropd_jax.teacher.clients.gemini import GeminiClient
 from ropd_jax.teacher.clients.openai import OpenAIClient
-
-if TYPE_CHECKING:
-    from google.genai.types import InlinedRequestDict
 
 log = logging.getLogger(__name__)
 
 Answers = dict[str, ChatReply | TeacherError]  # by the request's key; an error is an unusable answer
+BATCH_FAILED = "batch_failed"  # cause of an answer that a job failed to give
+NO_KEYS, TORN = "no_keys", "torn"  # causes: answers that belong to no request; results that are incomplete
 _METADATA = "ropd_job"  # OpenAI: the metadata that holds the marker
 
 
@@ -36,15 +37,27 @@ class BatchApi(Protocol):
     async def find(self, marker: str) -> str | None:
         """The id of the job that carries the marker, or None."""
 
-    async def answers(self, job: str, requests: Mapping[str, ChatRequest]) -> Answers | None:
-        """The answers of an ended job by key, without the requests that it failed; None while it runs."""
+    async def answers(
+        self, job: str, requests: Mapping[str, ChatRequest], *, last_look: bool = False
+    ) -> Answers | None:
+        """The answers of an ended job, one for each request; None while it runs.
+
+        A request without an answer has a ``TransientError`` of cause ``batch_failed``, with the provider's words.
+
+        Args:
+            last_look: accept results that are torn or incomplete. What they lack has no answer.
+
+        Raises:
+            MalformedError: results that are torn or incomplete; of cause ``no_keys`` if it cannot be known which
+                request they answer. Its ``usage`` is what the job is billed for.
+        """
 
     async def close(self) -> None:
         """Close the client."""
 
 
 class OpenAIBatch:
-    """Batches of chat completions: upload a JSONL file, start a job on it, download a JSONL file."""
+    """Batches of chat completions: upload a JSONL file, start a job on it, download its answers and its errors."""
 
     provider = "openai"
 
@@ -67,7 +80,7 @@ class OpenAIBatch:
                 completion_window="24h",
                 metadata={_METADATA: marker},
             )
-        return batch.id
+            return batch.id  # inside: a web page in place of JSON has no id
 
     async def find(self, marker: str) -> str | None:
         c = self._client
@@ -77,38 +90,50 @@ class OpenAIBatch:
                     return batch.id
         return None
 
-    async def answers(self, job: str, requests: Mapping[str, ChatRequest]) -> Answers | None:
+    async def answers(
+        self, job: str, requests: Mapping[str, ChatRequest], *, last_look: bool = False
+    ) -> Answers | None:
         c = self._client
         with c.typed_failures(job):
             batch = await c.sdk_client.batches.retrieve(job)
-            if batch.status not in ("completed", "failed", "expired", "cancelled"):
+            status = batch.status
+            if status not in ("completed", "failed", "expired", "cancelled"):
                 return None
-            if not batch.output_file_id:
-                log.warning("batch %s ended as %s without answers", job, batch.status)
-                return {}
-            content = await c.sdk_client.files.content(batch.output_file_id)
+            said = [e.message or e.code or "" for e in ((batch.errors.data if batch.errors else None) or [])]
+            files = [f for f in (batch.output_file_id, batch.error_file_id) if f]
+            contents = [(await c.sdk_client.files.content(file)).content for file in files]
         found: Answers = {}
-        for line in content.content.split(b"\n"):
+        torn = 0
+        for line in b"\n".join(contents).split(b"\n"):
             if not line.strip():
                 continue
             try:
                 row = c.read_batch_line(line)
             except MalformedError as error:
-                log.warning("batch %s: a line is left out: %s", job, error)
+                torn += 1
+                log.warning("batch %s: a line cannot be read: %s", job, error)
                 continue
-            request = requests.get(row.custom_id)
-            if request is None or row.response is None or row.response.status_code != 200:
+            request, response = requests.get(row.custom_id), row.response
+            if request is None:
                 continue
-            body, limit = row.response.body or {}, request.max_output_tokens
-            found[row.custom_id] = _read(c.read_completion, body, request.model, limit)
-        return found
+            if response is not None and response.status_code == 200:
+                body, limit = response.body or {}, request.max_output_tokens
+                found[row.custom_id] = _read(c.read_completion, body, request.model, limit)
+            else:
+                inside = response.body if response is not None else None
+                found.setdefault(row.custom_id, failed_answer(job, c.shown(row.error or inside)))
+        return _complete(found, requests, job, status, said, torn, whole=status == "completed", last_look=last_look)
 
     async def close(self) -> None:
         await self._client.close()
 
 
 class GeminiBatch:
-    """Batches of generateContent with inline requests and answers; one model per job."""
+    """Batches of generateContent: upload a JSONL file, start a job on it, download a JSONL file; one model per job.
+
+    Each line has our key. A job with inline requests would have less to send, but its answers come in any order and
+    often without their metadata (googleapis/python-genai#1909, #2008), so nobody knows which request they answer.
+    """
 
     provider = "gemini"
 
@@ -117,14 +142,18 @@ class GeminiBatch:
 
     async def submit(self, requests: Mapping[str, ChatRequest], marker: str) -> str:
         c = self._client
-        rows: list[InlinedRequestDict] = []
-        for key, request in requests.items():
-            contents, config = c.content(request, "text")
-            rows.append({"contents": contents, "config": config, "metadata": {"key": key}})
+        lines = (json.dumps({"key": key, "request": c.batch_request(r)}) + "\n" for key, r in requests.items())
+        data = io.BytesIO("".join(lines).encode())
         model = next(iter(requests.values())).model
         with c.typed_failures(model):
-            job = await c.sdk_client.aio.batches.create(model=model, src=rows, config={"display_name": marker})
-        return job.name or ""
+            about: Any = {"mime_type": "jsonl", "display_name": marker}
+            file = await c.sdk_client.aio.files.upload(file=data, config=about)
+            job = await c.sdk_client.aio.batches.create(
+                model=model, src=file.name or "", config={"display_name": marker}
+            )
+        if not job.name:
+            raise MalformedError("gemini started a batch job without a name")
+        return job.name
 
     async def find(self, marker: str) -> str | None:
         c = self._client
@@ -134,38 +163,97 @@ class GeminiBatch:
                     return job.name
         return None
 
-    async def answers(self, job: str, requests: Mapping[str, ChatRequest]) -> Answers | None:
+    async def answers(
+        self, job: str, requests: Mapping[str, ChatRequest], *, last_look: bool = False
+    ) -> Answers | None:
         c = self._client
         with c.typed_failures(job):
             batch = await c.sdk_client.aio.batches.get(name=job)
-        if not batch.done:
-            return None
-        rows = (batch.dest.inlined_responses if batch.dest else None) or []
-        if not rows:
-            log.warning("batch %s ended as %s without answers", job, batch.state)
+            if not batch.done:
+                return None
+            name = batch.dest.file_name if batch.dest else None
+            content = b"" if name is None else await c.sdk_client.aio.files.download(file=name)
+        status = "unknown" if batch.state is None else str(batch.state.value).removeprefix("JOB_STATE_").lower()
+        whole = status == "succeeded"
+        said = [] if whole else [await c.job_error(job)]
         found: Answers = {}
+        torn = 0
+        for line in content.split(b"\n"):
+            if not line.strip():
+                continue
+            try:
+                row = c.read_batch_line(line)
+            except MalformedError as error:
+                torn += 1
+                log.warning("batch %s: a line cannot be read: %s", job, error)
+                continue
+            request = requests.get(row.key)
+            if request is None:
+                continue
+            if row.response is not None:
+                found[row.key] = _read(c.read_completion, row.response, request.model, request.max_output_tokens)
+            else:
+                found.setdefault(row.key, failed_answer(job, c.shown(row.error)))
+        inline = (batch.dest.inlined_responses if batch.dest else None) or []
+        found |= self._inline(job, inline, requests)
+        return _complete(found, requests, job, status, said, torn, whole=whole, last_look=last_look)
+
+    def _inline(self, job: str, rows: Sequence[Any], requests: Mapping[str, ChatRequest]) -> Answers:
+        """The answers of a job with inline requests, which an earlier version submitted."""
+        c = self._client
+        found: Answers = {}
+        nameless = 0
+        billed = Usage()
         for row in rows:
             key = (row.metadata or {}).get("key", "")
             request = requests.get(key)
-            if row.response is None or request is None:
-                continue
-            found[key] = _read(c.read_response, row.response, request.model, request.max_output_tokens)
+            if row.response is None and request is not None:
+                found[key] = failed_answer(job, c.shown(row.error.message if row.error else None))
+            elif row.response is not None:
+                answer = _read(c.read_response, row.response, "", 0) if request is None else _read(
+                    c.read_response, row.response, request.model, request.max_output_tokens
+                )  # fmt: skip
+                billed = _sum(billed, answer.usage)
+                if request is not None:
+                    found[key] = answer
+                elif not key:
+                    nameless += 1
+        if nameless:
+            raise MalformedError(
+                f"gemini: {nameless} answers of batch {job} have no key, so it is not known which request each answers",
+                cause=NO_KEYS,
+                usage=billed,
+            )
         return found
 
     async def close(self) -> None:
         await self._client.close()
 
 
-def open_batch(provider: str, *, base_url: str = "", api_key_env: str = "", timeout_s: float = 120.0) -> BatchApi:
-    """The batch API of a provider.
+def open_batch(
+    provider: str,
+    *,
+    base_url: str = "",
+    api_key_env: str = "",
+    organization: str = "",
+    project: str = "",
+    location: str = "",
+    vertexai: bool = False,
+    headers: tuple[tuple[str, str], ...] = (),
+    timeout_s: float = 120.0,
+) -> BatchApi:
+    """The batch API of a provider; the arguments are the fields of ``Endpoint``.
 
     Raises:
         ConfigurationError: the provider has no batch API, or there is no key.
     """
+    how: dict[str, Any] = {"base_url": base_url, "api_key_env": api_key_env, "timeout_s": timeout_s, "headers": headers}
     if provider == "openai":
-        return OpenAIBatch(OpenAIClient(base_url=base_url, api_key_env=api_key_env, timeout_s=timeout_s))
+        return OpenAIBatch(OpenAIClient(**how, organization=organization, project=project))
+    if provider == "gemini" and vertexai:
+        raise ConfigurationError("batches of Vertex AI need a bucket, which is not supported; leave out --batch")
     if provider == "gemini":
-        return GeminiBatch(GeminiClient(base_url=base_url, api_key_env=api_key_env, timeout_s=timeout_s))
+        return GeminiBatch(GeminiClient(**how))
     raise ConfigurationError(
         f"the {provider} teacher has no batch API; expected openai or gemini, or leave out --batch"
     )
@@ -177,3 +265,47 @@ def _read(reader: Callable[..., ChatReply], *about) -> ChatReply | TeacherError:
         return reader(*about)
     except TeacherError as error:
         return error
+
+
+def failed_answer(job: str, said: str) -> TransientError:
+    """What stands for the answer to a request that a job failed to answer. A later try can pass."""
+    return TransientError(f"batch {job}: {said or 'no answer, and no reason given'}", cause=BATCH_FAILED)
+
+
+def _complete(
+    found: Answers,
+    requests: Mapping[str, ChatRequest],
+    job: str,
+    status: str,
+    said: Sequence[str],
+    torn: int,
+    *,
+    whole: bool,
+    last_look: bool,
+) -> Answers:
+    """The answers, with an error for each request that has none.
+
+    Args:
+        torn: lines that cannot be read.
+        whole: the job says that it has answered everything.
+
+    Raises:
+        MalformedError: something is torn or lacking, and this is not the last look.
+    """
+    lacking = [key for key in requests if key not in found]
+    if not last_look and (torn or (whole and lacking)):
+        raise MalformedError(
+            f"batch {job}: {len(lacking)} of {len(requests)} answers are not in its results ({torn} torn lines)",
+            cause=TORN,
+        )
+    why = "; ".join(dict.fromkeys(s for s in said if s)) or ("its results lack it" if whole else "")
+    for key in lacking:
+        found[key] = failed_answer(job, f"it ended as {status}" + (f": {why[:500]}" if why else ""))
+    return found
+
+
+def _sum(one: Usage, other: Usage | None) -> Usage:
+    if other is None:
+        return one
+    pairs = zip(dataclasses.astuple(one), dataclasses.astuple(other), strict=True)
+    return Usage(*(None if a is None and b is None else (a or 0) + (b or 0) for a, b in pairs))

@@ -9,7 +9,8 @@ The roles (rubricator, verifier, references) build a `ChatRequest` and read a `C
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, Protocol
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
 
 from ropd_jax.types import Message
 
@@ -28,6 +29,7 @@ class ChatRequest:
         max_output_tokens: limit of the reply, thinking included.
         json_schema: JSON Schema that the reply must satisfy, or None for free text.
         sample_index: which of several samples of the same conversation this is; sent as the seed.
+        extra: further parameters of the provider's request, JSON values; see `clients.options`.
     """
 
     purpose: Purpose
@@ -37,6 +39,7 @@ class ChatRequest:
     max_output_tokens: int = 4096
     json_schema: dict | None = None
     sample_index: int = 0
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import unicodedata
@@ -14,14 +15,25 @@ from ropd_jax.teacher.clients.errors import ConfigurationError
 
 @dataclasses.dataclass(frozen=True)
 class Endpoint:
-    """A provider, its address and the environment variable of its key; "" is the provider's own.
+    """A provider, its address, the environment variable of its key, and the account; "" is the provider's own.
 
     Roles with equal endpoints share one client.
+
+    Attributes:
+        organization, project: of OpenAI's account; ``project`` also of Vertex AI.
+        location: of Vertex AI.
+        vertexai: Gemini through Vertex AI.
+        headers: sent with every request, as `options.checked_headers` returns them.
     """
 
     provider: str
     base_url: str = ""
     api_key_env: str = ""
+    organization: str = ""
+    project: str = ""
+    location: str = ""
+    vertexai: bool = False
+    headers: tuple[tuple[str, str], ...] = ()
 
     @property
     def address(self) -> str:
@@ -182,3 +194,13 @@ def _problem(key: str) -> str:
 def redact(text: str, key: str) -> str:
     """The text without the key."""
     return text.replace(key, "<api key>") if key and key != "local" else text
+
+
+def said_by(error: object, key: str) -> str:
+    """The words of an error that a service sends as a text or as JSON, in one line, without the key."""
+    while isinstance(error, dict) and isinstance(error.get("error"), dict):
+        error = error["error"]
+    if isinstance(error, dict):
+        words = (str(error[name]) for name in ("message", "code", "status") if error.get(name))
+        error = next(words, json.dumps(error)[:300] if error else "")
+    return " ".join(redact(str(error or ""), key).split())[:300]

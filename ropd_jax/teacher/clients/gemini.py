@@ -8,27 +8,41 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ropd_jax.teacher.clients.bounded_http import bounded_client
 from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest, Usage
-from ropd_jax.teacher.clients.endpoint import api_key, redact, sdk_address, shown_address
-from ropd_jax.teacher.clients.errors import BlockedError, MalformedError, TeacherError, TransientError, TruncatedError
+from ropd_jax.teacher.clients.endpoint import api_key, redact, said_by, sdk_address, shown_address
+from ropd_jax.teacher.clients.errors import (
+    BlockedError,
+    ConfigurationError,
+    MalformedError,
+    TeacherError,
+    TransientError,
+    TruncatedError,
+)
+from ropd_jax.teacher.clients.fitting import Fitting
 from ropd_jax.teacher.clients.http_status import UNREADABLE, error_for_status, parse_retry_after
-from ropd_jax.teacher.clients.structured_output import Structures, schema_for
-from ropd_jax.teacher.clients.system_role import SystemRole
+from ropd_jax.teacher.clients.options import secrets_of, sent_headers
+from ropd_jax.teacher.clients.structured_output import schema_for
+from ropd_jax.teacher.clients.vertex import VertexAccount, account_errors, account_failure
+from ropd_jax.utils.suggest import near
 
 if TYPE_CHECKING:
     from google.genai.types import GenerateContentResponse
 
-    from ropd_jax.teacher.clients.reply_body import UsageMetadata
+    from ropd_jax.teacher.clients.reply_body import GeneratedLine, UsageMetadata
 
 _BLOCKED = {
     "SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "MODEL_ARMOR", "JAILBREAK",
     "ESCALATION", "IMAGE_SAFETY",
 }  # fmt: skip
+
+_OUTSIDE = ("system_instruction", "safety_settings", "tools", "tool_config", "cached_content", "labels")  # of the
+# request and not of its generation_config
 
 
 class GeminiClient:
@@ -39,22 +53,40 @@ class GeminiClient:
         api_key_env: name of the environment variable with the key; "" means GEMINI_API_KEY, else GOOGLE_API_KEY. A
             server on loopback needs no key.
         timeout_s: time limit of one HTTP exchange, in seconds.
+        headers: names and values, sent with every request; ``env:NAME`` is the value of that environment variable.
+        vertexai: through Vertex AI, with Google's application-default credentials in place of a key.
+        project, location: of Vertex AI; "" is GOOGLE_CLOUD_PROJECT and GOOGLE_CLOUD_LOCATION, else the credentials'
+            project and ``global``.
 
     Raises:
-        ConfigurationError: no key in the environment, or one that cannot be; an address that holds secrets.
+        ConfigurationError: no key in the environment, or one that cannot be; an address that holds secrets; no
+            application-default credentials, or no project.
     """
 
-    def __init__(self, *, base_url: str = "", api_key_env: str = "", timeout_s: float = 120.0):
-        address = sdk_address(base_url, "GOOGLE_GEMINI_BASE_URL")
+    def __init__(
+        self,
+        *,
+        base_url: str = "",
+        api_key_env: str = "",
+        timeout_s: float = 120.0,
+        headers: Sequence[tuple[str, str]] = (),
+        vertexai: bool = False,
+        project: str = "",
+        location: str = "",
+    ):
+        address = sdk_address(base_url, "GOOGLE_VERTEX_BASE_URL" if vertexai else "GOOGLE_GEMINI_BASE_URL")
         names = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
-        self._key = api_key("gemini", names, named=api_key_env, base_url=base_url)
+        self.vertexai = vertexai
+        account = VertexAccount.found(project=project, location=location) if vertexai else None
+        self._key = "" if vertexai else api_key("gemini", names, named=api_key_env, base_url=base_url)
         from google import genai
         from google.genai import errors, types
 
         from ropd_jax.teacher.clients import reply_body
 
         self._types, self._errors, self._body = types, errors, reply_body
-        self._structures, self._system = Structures(), SystemRole()
+        self._root, self._headers = address or "https://generativelanguage.googleapis.com", sent_headers(tuple(headers))
+        self._fitting = Fitting(secrets=secrets_of(tuple(headers)))
         self._connection_errors = _connection_errors()
         http = _http_library()
         limits = http.Limits(max_connections=1000, max_keepalive_connections=100)
@@ -64,18 +96,18 @@ class GeminiClient:
             timeout=int(timeout_s * 1000),
             httpx_async_client=self._http_client,
             retry_options=types.HttpRetryOptions(attempts=1),
+            headers=self._headers,
         )
-        self.sdk_client = genai.Client(api_key=self._key, vertexai=False, http_options=options)
-        self._where = redact(shown_address(base_url), self._key) or "the Gemini API"
+        how: dict[str, Any] = {"api_key": self._key} if account is None else account.client_options()
+        self.sdk_client = genai.Client(vertexai=vertexai, http_options=options, **how)
+        own = "Vertex AI" if vertexai else "the Gemini API"
+        self._where = redact(shown_address(base_url), self._key) or own
 
     async def chat(self, request: ChatRequest) -> ChatReply:
-        return await self._structures.chat(request, self._with_roles)
+        return await self._fitting.chat(request, self._chat)
 
-    async def _with_roles(self, request: ChatRequest, structure: str) -> ChatReply:
-        return await self._system.chat(request, lambda sent: self._chat(sent, structure))
-
-    async def _chat(self, request: ChatRequest, structure: str) -> ChatReply:
-        contents, config = self.content(request, structure)
+    async def _chat(self, request: ChatRequest, structure: str, refused: frozenset[str]) -> ChatReply:
+        contents, config = self.content(request, structure, refused)
         config.should_return_http_response = True
         with self.typed_failures(request.model):
             response = await self.sdk_client.aio.models.generate_content(
@@ -84,8 +116,13 @@ class GeminiClient:
         body = (response.sdk_http_response and response.sdk_http_response.body) or ""
         return self._read(body, request.model, request.max_output_tokens)
 
-    def content(self, request: ChatRequest, structure: str) -> tuple:
-        """The contents and the config of a request, as the SDK's types."""
+    def content(self, request: ChatRequest, structure: str, refused: frozenset[str] = frozenset()) -> tuple:
+        """The contents and the config of a request, as the SDK's types, without ``refused`` parameters.
+
+        Raises:
+            ConfigurationError: the request's ``extra`` has what is not a field of the SDK's config, or a value of
+                another type.
+        """
         types = self._types
         system = "\n\n".join(m.content for m in request.messages if m.role == "system")
         contents = [
@@ -93,6 +130,7 @@ class GeminiClient:
             for m in request.messages
             if m.role != "system"
         ]
+        extra = self._extra(request.extra)
         config = types.GenerateContentConfig(
             temperature=request.temperature,
             max_output_tokens=request.max_output_tokens,
@@ -100,8 +138,32 @@ class GeminiClient:
             system_instruction=system or None,
             response_mime_type=None if structure == "text" else "application/json",
             response_json_schema=schema_for(request, structure),
+            **extra,
         )
+        for name in refused & set(types.GenerateContentConfig.model_fields):
+            setattr(config, name, None)
         return contents, config
+
+    def _extra(self, extra: Mapping[str, Any]) -> dict[str, Any]:
+        """``extra`` as fields of the SDK's config."""
+        if not extra:
+            return {}
+        known = set(self._types.GenerateContentConfig.model_fields)
+        for name in extra:
+            if name not in known:
+                hint = "write thinking_config={'thinking_level': 'high'}" if name == "reasoning_effort" else ""
+                raise ConfigurationError(
+                    f"the gemini teacher has no parameter {name!r}; {hint or near(name, known)}. Expected fields of "
+                    "google.genai.types.GenerateContentConfig in the role's extra"
+                )
+        try:
+            self._types.GenerateContentConfig(**extra)
+        except ValueError as error:
+            first = str(error).split("\n")[1:3]
+            raise ConfigurationError(
+                f"the gemini teacher cannot use the role's extra: {': '.join(s.strip() for s in first)[:300]}"
+            ) from None
+        return dict(extra)
 
     @contextlib.contextmanager
     def typed_failures(self, model: str) -> Iterator[None]:
@@ -110,6 +172,8 @@ class GeminiClient:
             yield
         except self._errors.APIError as e:
             raise self._failure(e, model) from None  # the SDK's text can quote the key
+        except account_errors() as e:
+            raise account_failure(e) from None
         except TimeoutError:
             raise TransientError(f"gemini: no answer in time for model {model!r}", cause="timeout") from None
         except self._connection_errors as e:
@@ -118,6 +182,48 @@ class GeminiClient:
             raise TransientError(message, cause="timeout" if slow else "connection") from None
         except UNREADABLE as e:
             raise MalformedError(f"gemini sent an unreadable body: {redact(str(e), self._key)[:200]}") from None
+
+    def batch_request(self, request: ChatRequest) -> dict[str, Any]:
+        """The request as a line of a batch's file has it, in the form of the REST API."""
+        contents, config = self.content(request, "text")
+        fields = config.model_dump(mode="json", exclude_none=True)
+        outside = {name: fields.pop(name) for name in _OUTSIDE if name in fields}
+        if system := outside.get("system_instruction"):
+            outside["system_instruction"] = {"parts": [{"text": system}]}
+        parts = [c.model_dump(mode="json", exclude_none=True) for c in contents]
+        return {"contents": parts, **outside, "generation_config": fields}
+
+    def read_batch_line(self, line: bytes) -> GeneratedLine:
+        """One line of a batch's results; its reply is not read yet.
+
+        Raises:
+            MalformedError: of another form.
+        """
+        return self._body.read(self._body.GeneratedLine, line, "gemini", self._key)
+
+    def read_completion(self, body: dict[str, Any], model: str, limit: int) -> ChatReply:
+        """The reply in what was decoded from JSON.
+
+        Raises:
+            TeacherError: as ``chat``.
+        """
+        return self._read(json.dumps(body), model, limit)
+
+    async def job_error(self, job: str) -> str:
+        """Why a batch job failed, "" if that is not said. The SDK leaves it out of what it returns.
+
+        Raises:
+            TransientError, MalformedError: as ``chat``.
+        """
+        with self.typed_failures(job):
+            url = f"{self._root.rstrip('/')}/v1beta/{job}"
+            response = await self._http_client.get(url, headers={"x-goog-api-key": self._key} | self._headers)
+            body = self._body.read(self._body.GeminiJob, response.content, "gemini", self._key)
+        return self.shown(body.error)
+
+    def shown(self, error: dict | str | None) -> str:
+        """What the error of a batch's line says, without the key."""
+        return said_by(error, self._key)
 
     async def close(self) -> None:
         await self.sdk_client.aio.aclose()

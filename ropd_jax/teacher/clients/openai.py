@@ -10,16 +10,19 @@ what a server sends, so its reply is read from the raw body (`reply_body`).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ropd_jax.teacher.clients.bounded_http import bounded_client
 from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest, Usage
-from ropd_jax.teacher.clients.endpoint import api_key, redact, sdk_address, shown_address
+from ropd_jax.teacher.clients.endpoint import api_key, redact, said_by, sdk_address, shown_address
 from ropd_jax.teacher.clients.errors import BlockedError, MalformedError, TeacherError, TransientError, TruncatedError
+from ropd_jax.teacher.clients.fitting import Fitting
 from ropd_jax.teacher.clients.http_status import UNREADABLE, error_for_status, parse_retry_after
-from ropd_jax.teacher.clients.structured_output import Structures, schema_for
-from ropd_jax.teacher.clients.system_role import SystemRole
+from ropd_jax.teacher.clients.options import secrets_of, sent_headers
+from ropd_jax.teacher.clients.parameters import limit_name
+from ropd_jax.teacher.clients.structured_output import schema_for
 
 if TYPE_CHECKING:
     from ropd_jax.teacher.clients.reply_body import BatchLine, Completion, CompletionUsage
@@ -33,12 +36,23 @@ class OpenAIClient:
         api_key_env: name of the environment variable with the key; "" means OPENAI_API_KEY. A server on loopback needs
             no key.
         timeout_s: time limit of one HTTP exchange, in seconds.
+        headers: names and values, sent with every request; ``env:NAME`` is the value of that environment variable.
+        organization, project: of the account; "" is the key's own.
 
     Raises:
         ConfigurationError: no key in the environment, or one that cannot be; an address that holds secrets.
     """
 
-    def __init__(self, *, base_url: str = "", api_key_env: str = "", timeout_s: float = 120.0):
+    def __init__(
+        self,
+        *,
+        base_url: str = "",
+        api_key_env: str = "",
+        timeout_s: float = 120.0,
+        headers: Sequence[tuple[str, str]] = (),
+        organization: str = "",
+        project: str = "",
+    ):
         address = sdk_address(base_url, "OPENAI_BASE_URL")
         self._key = api_key("openai", ("OPENAI_API_KEY",), named=api_key_env, base_url=base_url)
         import openai
@@ -46,37 +60,39 @@ class OpenAIClient:
         from ropd_jax.teacher.clients import reply_body
 
         self._sdk, self._body = openai, reply_body
-        self._structures, self._system = Structures(), SystemRole()
         self.sdk_client = openai.AsyncOpenAI(
             api_key=self._key,
             base_url=address,
             timeout=timeout_s,
             max_retries=0,
+            default_headers=sent_headers(tuple(headers)),
+            organization=organization or None,
+            project=project or None,
             http_client=bounded_client(openai.DefaultAsyncHttpxClient, "openai"),
         )
         # OpenAI's newer models refuse max_tokens; most other servers accept only max_tokens.
         host = self.sdk_client.base_url.host or ""
-        self._limit_name = "max_completion_tokens" if host.endswith("openai.com") else "max_tokens"
+        limit = "max_completion_tokens" if host.endswith("openai.com") else "max_tokens"
+        self._fitting = Fitting(limit=limit, secrets=secrets_of(tuple(headers)))
 
     async def chat(self, request: ChatRequest) -> ChatReply:
-        return await self._structures.chat(request, self._with_roles)
+        return await self._fitting.chat(request, self._chat)
 
-    async def _with_roles(self, request: ChatRequest, structure: str) -> ChatReply:
-        return await self._system.chat(request, lambda sent: self._chat(sent, structure))
-
-    async def _chat(self, request: ChatRequest, structure: str) -> ChatReply:
+    async def _chat(self, request: ChatRequest, structure: str, refused: frozenset[str]) -> ChatReply:
+        body = self.parameters(request, structure, refused)
+        model, messages = body.pop("model"), body.pop("messages")
         with self.typed_failures(request.model):
             raw = self.sdk_client.chat.completions.with_raw_response
-            response = await raw.create(**self.parameters(request, structure))
+            response = await raw.create(model=model, messages=messages, extra_body=body)
         return self.read_completion(response.http_response.content, request.model, request.max_output_tokens)
 
-    def parameters(self, request: ChatRequest, structure: str) -> dict:
-        """The body of a chat completion."""
+    def parameters(self, request: ChatRequest, structure: str, refused: frozenset[str] = frozenset()) -> dict:
+        """The body of a chat completion, without the parameters that the model's server has ``refused``."""
         parameters: dict = {
             "model": request.model,
             "messages": [{"role": m.role, "content": m.content} for m in request.messages],
             "seed": request.sample_index,
-            self._limit_name: request.max_output_tokens,
+            limit_name(self._fitting.limit, refused): request.max_output_tokens,
         }
         if request.temperature is not None:
             parameters["temperature"] = request.temperature
@@ -85,7 +101,8 @@ class OpenAIClient:
             parameters["response_format"] = {"type": "json_schema", "json_schema": named}
         elif structure == "json_object":
             parameters["response_format"] = {"type": "json_object"}
-        return parameters
+        parameters |= request.extra
+        return {name: value for name, value in parameters.items() if name not in refused}
 
     @contextlib.contextmanager
     def typed_failures(self, model: str) -> Iterator[None]:
@@ -113,6 +130,10 @@ class OpenAIClient:
         """
         return self._body.read(self._body.BatchLine, line, "openai", self._key)
 
+    def shown(self, error: dict | str | None) -> str:
+        """What the error of a batch's line says, without the key."""
+        return said_by(error, self._key)
+
     async def close(self) -> None:
         await self.sdk_client.close()
 
@@ -126,7 +147,8 @@ class OpenAIClient:
             # Servers send {"error": {"message", "code"}}, and some only the inner object.
             body = error.body if isinstance(error.body, dict) else {}
             body = body.get("error", body) if isinstance(body.get("error", body), dict) else body
-            message = redact(str(body.get("message") or error.message), self._key)
+            said = body.get("message") or (json.dumps(error.body)[:2000] if error.body else error.message)
+            message = redact(str(said), self._key)  # without a message: all of it, such as {"detail": [...]} or a list
             after = parse_retry_after(error.response.headers.get("retry-after"))
             code = str(body.get("code") or "")
             return error_for_status(

@@ -83,6 +83,7 @@ class BatchLine(Body):
 
     custom_id: str
     response: BatchResponse | None = None
+    error: dict[str, Any] | None = None
 
 
 class _Gemini(Body):
@@ -121,6 +122,20 @@ class Generated(_Gemini):
     candidates: list[Candidate] | None = None
     usage_metadata: UsageMetadata | None = None
     model_version: str | None = None
+
+
+class GeminiJob(_Gemini):
+    """The error of a batch job of Gemini."""
+
+    error: dict[str, Any] | None = None
+
+
+class GeneratedLine(_Gemini):
+    """One line of the results of a batch of Gemini."""
+
+    key: str
+    response: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
 
 
 def read(form: type[B], body: bytes | str | dict[str, Any], provider: str, key: str) -> B:

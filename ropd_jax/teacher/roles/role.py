@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,9 +16,20 @@ class Role:
         temperature: None sends none, so that the provider's default applies.
         max_output_tokens: limit of the reply, thinking included.
         template: a prompt's name in ``prompts/`` or the path of a .md file; "" is the role's own.
+        extra: further parameters of the requests, JSON values; see `clients.options`.
     """
 
     model: str = "scripted"
     temperature: float | None = None
     max_output_tokens: int = 4096
     template: str = ""
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+
+    def wording(self) -> dict[str, Any]:
+        """What the functions that write a role's request take; ``extra`` is added to the request that they return."""
+        return {
+            "model": self.model,
+            "temperature": self.temperature,
+            "max_output_tokens": self.max_output_tokens,
+            "template": self.template,
+        }

@@ -3,7 +3,10 @@
     1. intend     marker, requests and an estimate of the cost are on the tape before anything is sent
     2. submit     the job carries the marker; the tape stores its id as soon as the provider returns it
     3. poll       until it has ended; a restarted process polls the same jobs
-    4. end        the answers, the job's end and its cost are written in one transaction
+    4. end        the answers, the failures, the job's end and its cost are written in one transaction
+
+A poll that gives a web page, or results that are torn, is repeated. Requests that a job failed to answer are asked live
+later, at the full price: those of a job that failed as a whole only if the user says so (`check_unanswered`).
 
 If a process is killed between 1 and 2, it is unknown whether the job exists. The next process looks for the job with
 that marker at the provider and takes it over. Only if there is none, the requests are submitted again. So nothing is
@@ -18,15 +21,17 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import json
 import logging
 import sqlite3
 import time
 import uuid
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import cast
 
-from ropd_jax.teacher.clients.batch import Answers, BatchApi
+from ropd_jax.teacher.clients.batch import BATCH_FAILED, NO_KEYS, TORN, Answers, BatchApi, failed_answer
 from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest, Purpose, Usage
 from ropd_jax.teacher.clients.endpoint import Endpoint
 from ropd_jax.teacher.clients.errors import (
@@ -57,7 +62,9 @@ ROLE = "reference_batch"  # the budget's name for the cost of jobs
 INTENDED, RUNNING, ENDED = "intended", "running", "ended"
 GRACE_S = 60.0  # the provider's list can lack a job that was submitted so recently
 _MAX_REQUESTS = 10_000  # of one job; OpenAI accepts 50,000, Gemini is bounded by bytes
-_MAX_CHARS = {"openai": 100_000_000, "gemini": 12_000_000}  # OpenAI: files of 200 MB; Gemini: 20 MB inline
+_MAX_CHARS = {"openai": 100_000_000, "gemini": 100_000_000}  # OpenAI: files of 200 MB; Gemini: of 2 GB
+TORN_LOOKS = 5  # polls with torn results; after them what can be read counts, and the rest has failed
+MAX_UNANSWERED = 0.1  # of a job's requests; with more the job has failed, and they are not asked live unasked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,18 +151,29 @@ class Ledger:
         self._run("DELETE FROM batches WHERE marker = ?", (job.marker,))
 
     def end(self, job: Job, answers: Answers, spent: Spent) -> None:
-        """Write the answers, the end and the cost, all or nothing. An answer that was blocked or that its role cannot
-        use (`tape.client.refused`) is recorded as a failure."""
+        """Write the answers, the end and the cost, all or nothing. What was blocked, what the job failed to answer and
+        what its role cannot use (`tape.client.refused`) is recorded as a failure."""
         requests = self.requests(job)
         with self.tape.using() as db, db:
             for key, answer in answers.items():
                 unusable = refused(requests[key], answer) if isinstance(answer, ChatReply) and key in requests else None
                 if isinstance(answer, ChatReply) and unusable is None:
                     insert_reply(db, key, answer, address=job.address)
-                elif unusable is not None or isinstance(answer, BlockedError):
-                    _insert_failure(db, key, unusable or cast(TeacherError, answer))
+                    continue
+                error = unusable or cast(TeacherError, answer)
+                if unusable is not None or isinstance(error, BlockedError) or error.cause == BATCH_FAILED:
+                    _insert_failure(db, key, error)
             values = (ENDED, _json(spent), job.marker)
             db.execute("UPDATE batches SET state = ?, spent = ? WHERE marker = ?", values)
+
+    def unanswered(self, job: Job) -> dict[str, str]:
+        """The job's requests that have no reply and whose failure can pass, by key, with the last failure's words."""
+        found = {}
+        for key in job.keys:
+            failures = self.tape.failures(key)
+            if self.tape.get(key) is None and not any(is_lasting(f) for f in failures):
+                found[key] = failures[-1].message if failures else "no answer"
+        return found
 
     def requests(self, job: Job) -> dict[str, ChatRequest]:
         """The job's requests by key."""
@@ -185,6 +203,7 @@ async def run_jobs(
     poll_s: float = 30.0,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     grace_s: float = GRACE_S,
+    live_fallback: bool = False,
 ) -> BudgetError | None:
     """Submit the requests that are neither answered nor held by a job, and wait until all jobs have ended.
 
@@ -192,12 +211,14 @@ async def run_jobs(
         prompts: content hashes of the templates, for the tape.
         poll_s: seconds between two polls.
         grace_s: a job that the provider does not list after so many seconds does not exist.
+        live_fallback: what failed jobs have not answered will be asked live.
 
     Returns:
         An error if a cap left no room for some requests; None if all were submitted.
 
     Raises:
         UserError, ConfigurationError: a submission failed. A poll that fails for a passing cause is repeated.
+        UserError: a job failed, see `check_unanswered`; or it is not known which requests its answers belong to.
     """
     ledger = Ledger(tape)
     budget.set_spent(ROLE, ledger.spent())
@@ -205,16 +226,47 @@ async def run_jobs(
     await _settle(ledger, apis, poll_s=poll_s, sleep=sleep, grace_s=grace_s)
     held = {key for job in ledger.jobs() for key in job.keys}  # of ended jobs too: what they failed is asked live
     todo = [(s, chunk) for s in sources for chunk in _chunks(_open(s, tape, held), _MAX_CHARS[s.endpoint.provider])]
+    torn: Counter[str] = Counter()  # polls with torn results, by job
     while True:
         stopped = await _submit(todo, ledger, budget, prompts or {})
         running = [job for job in ledger.jobs(RUNNING) if (job.provider, job.address) in apis]
         if not running:
+            check_unanswered(ledger, sources, live_fallback=live_fallback)
             return stopped
-        ended = [await _look(ledger, apis[job.provider, job.address], job, budget, poll_s) for job in running]
+        look = functools.partial(_look, ledger, budget=budget, poll_s=poll_s, torn=torn, live_fallback=live_fallback)
+        ended = [await look(apis[job.provider, job.address], job) for job in running]
         if not all(ended):
             log.info("%d of %d batches are running, for up to a day. You can stop; the same command continues",
                      len(ended) - sum(ended), len(ledger.jobs()))  # fmt: skip
             await sleep(poll_s)
+
+
+def check_unanswered(ledger: Ledger, sources: Sequence[Source], *, live_fallback: bool) -> None:
+    """Stop before the requests of failed jobs are asked live, at the full price, unless the user wants it.
+
+    A job has failed if more than ``MAX_UNANSWERED`` of its requests have no answer. Only requests that are asked for
+    now count: after a change of the config its new requests go into a new job.
+
+    Raises:
+        UserError: with the number, the provider's words and what to do.
+    """
+    asked = {body_key(request_body(s.endpoint.provider, r)) for s in sources for r in s.requests}
+    lost: dict[str, str] = {}
+    for job in ledger.jobs(ENDED):
+        unanswered = {key: why for key, why in ledger.unanswered(job).items() if key in asked}
+        if len(unanswered) > MAX_UNANSWERED * len(job.keys):
+            lost |= unanswered
+    if not lost:
+        return
+    reasons = "; ".join(f"{n} x {why[:300]}" for why, n in Counter(lost.values()).most_common(3))
+    if live_fallback:
+        log.warning("%d requests of failed batches are asked live, at the full price: %s", len(lost), reasons)
+        return
+    raise UserError(
+        f"batches failed to answer {len(lost)} requests ({reasons}). Live calls cost the full price, so nothing is "
+        "bought yet: add --live-fallback to ask for them live, or change what the provider names; what is answered "
+        "already stays on the tape"
+    )
 
 
 async def _settle(
@@ -234,7 +286,7 @@ async def _settle(
         while True:
             try:
                 name = await source.api.find(job.marker)
-            except TransientError as error:
+            except (TransientError, MalformedError) as error:  # Malformed: a web page
                 log.info("the list of batches: %s; next try in %g s", error.cause, poll_s)
                 name = ""
             if name:
@@ -280,26 +332,56 @@ async def _submit(
     return None
 
 
-async def _look(ledger: Ledger, source: Source, job: Job, budget: Budget, poll_s: float) -> bool:
-    """Whether the job has ended. If it has, its answers are on the tape."""
+async def _look(
+    ledger: Ledger,
+    source: Source,
+    job: Job,
+    *,
+    budget: Budget,
+    poll_s: float,
+    torn: Counter[str],
+    live_fallback: bool,
+) -> bool:
+    """Whether the job has ended. If it has, its answers and failures are on the tape.
+
+    Raises:
+        UserError: its answers have no keys.
+    """
     requests = ledger.requests(job)
+    spent = Spent(calls=len(job.keys))
     try:
-        answers = await source.api.answers(job.id, requests)
-    except TransientError as error:
-        log.info("batch %s: %s; next try in %g s", job.id, error.cause, poll_s)
-        return False
+        answers = await source.api.answers(job.id, requests, last_look=torn[job.id] >= TORN_LOOKS)
+    except (TransientError, MalformedError) as error:
+        if error.cause != NO_KEYS:
+            torn[job.id] += error.cause == TORN
+            log.info("batch %s: %s; next try in %g s", job.id, error, poll_s)
+            return False
+        if not live_fallback:
+            raise UserError(
+                f"{error}. They are paid for, and nothing is bought again yet: take them from the provider's console, "
+                "or add --live-fallback to ask for all of this job live, at the full price"
+            ) from error
+        answers = {key: failed_answer(job.id, "its answers have no keys") for key in requests}
+        _book(spent, error.usage, next(iter(requests.values())).model, source, budget)
     if answers is None:
         return False
-    spent = Spent(calls=len(job.keys))
-    for key, answer in answers.items():
-        if answer.usage is not None:  # an unusable answer can be billed too
-            price = budget.prices.find(job.provider, requests[key].model, source.endpoint.base_url)
-            spent.add(answer.usage, None if price is None else price.cost(answer.usage, batch=True))
+    for key, answer in answers.items():  # an unusable answer can be billed too
+        _book(spent, answer.usage, requests[key].model, source, budget)
     ledger.end(job, answers, spent)
     budget.set_spent(ROLE, ledger.spent())
     good = sum(isinstance(a, ChatReply) for a in answers.values())
     log.info("batch %s: %d of %d requests answered", job.id, good, len(job.keys))
+    failed = Counter(str(a) for a in answers.values() if isinstance(a, TransientError))
+    for why, n in failed.most_common(3):
+        log.warning("%s (%d of %d requests)", why, n, len(job.keys))
     return True
+
+
+def _book(spent: Spent, usage: Usage | None, model: str, source: Source, budget: Budget) -> None:
+    """Add a usage that the provider reported, at the price of batches."""
+    if usage is not None:
+        price = budget.prices.find(source.endpoint.provider, model, source.endpoint.base_url)
+        spent.add(usage, None if price is None else price.cost(usage, batch=True))
 
 
 def _estimates(source: Source, chunk: Mapping[str, ChatRequest], ledger: Ledger, budget: Budget) -> list[Spent]:
@@ -349,7 +431,7 @@ def _request(purpose: Purpose, body: Mapping) -> ChatRequest:
     """The request of a tape's body."""
     messages = tuple(Message(*m) for m in body["messages"])
     how = (body["model"], body["temperature"], body["max_output_tokens"], body["json_schema"], body["sample_index"])
-    return ChatRequest(purpose, messages, *how)
+    return ChatRequest(purpose, messages, *how, extra=body.get("extra", {}))
 
 
 def _json(spent: Spent) -> str:

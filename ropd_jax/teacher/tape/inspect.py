@@ -211,6 +211,9 @@ def explain_miss(tape: Tape, provider: str, request: ChatRequest) -> str:
     ]
     if found.role != request.purpose:
         differs.insert(0, f"role: {found.role} there, {request.purpose} here")
+    extras = [body.get("extra", {}) for body in (found.body, asked)]
+    if extras[0] != extras[1]:
+        differs.append(f"extra: {_short(extras[0])} there, {_short(extras[1])} here")
     there, here = (_plain(json.dumps(body["json_schema"], sort_keys=True)) for body in (found.body, asked))
     if there != here:
         differs.append("json_schema: another one")

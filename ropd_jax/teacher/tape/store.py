@@ -91,8 +91,12 @@ class Entry:
 
 
 def request_body(provider: str, request: ChatRequest) -> dict[str, Any]:
-    """What makes two requests the same, as JSON-able data. The role is not part of it, because it is not sent."""
-    return {
+    """What makes two requests the same, as JSON-able data. The role is not part of it, because it is not sent.
+
+    ``extra`` is there only if it is not empty, so that requests without it have the keys that they always had.
+    """
+    extra = {"extra": dict(request.extra)} if request.extra else {}
+    return extra | {
         "provider": provider,
         "model": request.model,
         "temperature": None if request.temperature is None else float(request.temperature),

@@ -367,4 +367,4 @@ def _identity(request: ChatRequest) -> tuple:
     """What makes two requests the same. ``purpose`` is part of it, although it is not sent, as it sets the priority."""
     schema = None if request.json_schema is None else json.dumps(request.json_schema)
     return (request.purpose, request.messages, request.model, request.temperature, request.max_output_tokens, schema,
-            request.sample_index)  # fmt: skip
+            request.sample_index, json.dumps(dict(request.extra), sort_keys=True))  # fmt: skip

@@ -26,10 +26,15 @@ class Server:
     there), created (after it), look or download. ``late`` looks at the list do not show a job that is there.
     """
 
-    def __init__(self, *, looks=1, fails=(), blocks=(), kill=None, late=0):
+    def __init__(self, *, looks=1, fails=(), blocks=(), kill=None, late=0, broken=None, spoil=None, inline=None):
         self.files, self.jobs, self.looks, self.fails, self.blocks = {}, {}, looks, set(fails), set(blocks)
         self.submitted, self.live, self.kill, self.late, self.lists = [], 0, kill, late, 0
         self.process = None
+        self.broken = broken  # (status, words): every job ends so, without answers
+        self.spoil = spoil or (lambda data, n: data)  # of a download and its number: what is sent
+        self.inline = inline  # Gemini: what its answers inside of the job are made of, as an earlier version had them
+        self.torn_lists = set()
+        self.downloads, self.polls, self.pages = 0, 0, set()  # pages: polls that get a web page
 
     async def point(self, name):
         if self.kill == name:
@@ -41,6 +46,8 @@ class Server:
 
     async def listed(self, request):
         self.lists += 1
+        if self.lists in self.torn_lists:
+            return web.Response(text="<html>502</html>", content_type="text/html")
         jobs = {} if self.lists <= self.late else self.jobs
         if "limit" in request.query:  # OpenAI; both SDKs may take the same path
             rows = [
@@ -65,7 +72,10 @@ class Server:
         app.router.add_post("/v1/chat/completions", self.chat)
         for version in ("v1", "v1beta"):  # which one the SDK takes is its own affair
             app.router.add_post(f"/{version}/models/{{call}}", self.gemini)
+            app.router.add_post(f"/upload/{version}/files", self.gemini_file)
+            app.router.add_get(f"/{version}/files/{{id}}:download", self.download)
         app.router.add_get("/v1beta/batches/{id}", self.gemini_look)
+        app.router.add_post("/bytes/{id}", self.gemini_bytes)
         return app
 
     async def upload(self, request):
@@ -91,18 +101,33 @@ class Server:
         if request.match_info["id"].startswith("g"):
             return await self.gemini_look(request)
         await self.point("look")
+        if (page := self.page()) is not None:
+            return page
         job = self.jobs[request.match_info["id"]]
         job["left"] -= 1
         row = {"id": request.match_info["id"], "object": "batch", "status": "in_progress"}
-        if job["left"] < 0:
-            name = f"out-{row['id']}"
-            self.files[name] = "".join(json.dumps(self.answer(i, r)) + "\n" for i, r in enumerate(job["rows"])).encode()
-            row |= {"status": "completed", "output_file_id": name}
+        if job["left"] < 0 and self.broken:
+            row |= {"status": self.broken[0], "errors": {"data": [{"code": "x", "message": self.broken[1]}]}}
+        elif job["left"] < 0:
+            for kind in ("output", "error"):  # a request that failed is in a file of its own
+                some = [(i, r) for i, r in enumerate(job["rows"]) if (i in self.fails) == (kind == "error")]
+                if some:
+                    name = f"{kind}-{row['id']}"
+                    self.files[name] = "".join(json.dumps(self.answer(i, r)) + "\n" for i, r in some).encode()
+                    row[f"{kind}_file_id"] = name
+            row["status"] = "completed"
         return web.json_response(row)
+
+    def page(self):
+        """A web page in place of a job's state, at the polls of ``pages``."""
+        self.polls += 1
+        html = "<html><body>502 Bad Gateway</body></html>"
+        return web.Response(text=html, content_type="text/html") if self.polls in self.pages else None
 
     def answer(self, i, row):
         if i in self.fails:
-            return {"custom_id": row["custom_id"], "response": {"status_code": 500, "body": {}}, "error": None}
+            body = {"error": {"message": "the model had a problem"}}
+            return {"custom_id": row["custom_id"], "response": {"status_code": 500, "body": body}, "error": None}
         return {"custom_id": row["custom_id"], "response": {"status_code": 200, "body": self.completion(row["body"])}}
 
     def completion(self, body):
@@ -117,7 +142,21 @@ class Server:
 
     async def download(self, request):
         await self.point("download")
-        return web.Response(body=self.files[request.match_info["id"]])
+        self.downloads += 1
+        return web.Response(body=self.spoil(self.files[request.match_info["id"]], self.downloads))
+
+    async def gemini_file(self, request):
+        await self.point("upload")
+        assert request.headers["X-Goog-Upload-Protocol"] == "resumable"
+        name = f"in-{len(self.files)}"
+        self.files[name] = b""
+        return web.json_response({}, headers={"X-Goog-Upload-URL": f"{request.url.origin()}/bytes/{name}"})
+
+    async def gemini_bytes(self, request):
+        assert request.headers["X-Goog-Upload-Command"] == "upload, finalize"
+        name = request.match_info["id"]
+        self.files[name] += await request.read()
+        return web.json_response({"file": {"name": f"files/{name}"}}, headers={"X-Goog-Upload-Status": "final"})
 
     async def chat(self, request):
         self.live += 1
@@ -131,11 +170,12 @@ class Server:
             return web.json_response(self.generated(body))
         assert call == "batchGenerateContent", call
         await self.point("create")
-        rows = body["batch"]["inputConfig"]["requests"]["requests"]
+        text = self.files[body["batch"]["inputConfig"]["fileName"].removeprefix("files/")].decode()
+        rows = [json.loads(line) for line in text.split("\n") if line]
         job = f"g{len(self.jobs)}"
         about = {"displayName": body["batch"]["displayName"], "state": "BATCH_STATE_PENDING"}
         self.jobs[job] = {"rows": rows, "left": self.looks, "about": about}
-        self.submitted += [row["metadata"]["key"] for row in rows]
+        self.submitted += [row["key"] for row in rows]
         await self.point("created")
         return web.json_response(
             {"name": f"batches/{job}", "metadata": {"state": "BATCH_STATE_PENDING", "model": model}}
@@ -143,23 +183,32 @@ class Server:
 
     async def gemini_look(self, request):
         await self.point("look")
-        job = self.jobs[request.match_info["id"]]
+        if (page := self.page()) is not None:
+            return page
+        name = request.match_info["id"]
+        job = self.jobs[name]
         job["left"] -= 1
-        row = {"name": f"batches/{request.match_info['id']}", "metadata": {"state": "BATCH_STATE_RUNNING"}}
-        if job["left"] < 0:
+        row = {"name": f"batches/{name}", "metadata": {"state": "BATCH_STATE_RUNNING"}}
+        if job["left"] < 0 and self.broken:
+            row |= {"metadata": {"state": f"BATCH_STATE_{self.broken[0].upper()}"}, "done": True,
+                    "error": {"code": 3, "message": self.broken[1]}}  # fmt: skip
+        elif job["left"] < 0 and self.inline:
+            output = {"inlinedResponses": {"inlinedResponses": [self.inline(self, r) for r in job["rows"]]}}
+            row["metadata"] = {"state": "BATCH_STATE_SUCCEEDED", "output": output}
+        elif job["left"] < 0:
             answers = [
-                {"metadata": r["metadata"]}
-                | ({"error": {"code": 13}} if i in self.fails else {"response": self.generated(r["request"])})
+                {"key": r["key"]}
+                | ({"error": {"code": 13, "message": "the model had a problem"}} if i in self.fails
+                   else {"response": self.generated(r["request"])})
                 for i, r in enumerate(job["rows"])
-            ]
-            row["metadata"] = {
-                "state": "BATCH_STATE_SUCCEEDED",
-                "output": {"inlinedResponses": {"inlinedResponses": answers}},
-            }
+            ]  # fmt: skip
+            self.files[f"out-{name}"] = "".join(json.dumps(a) + "\n" for a in answers).encode()
+            row["metadata"] = {"state": "BATCH_STATE_SUCCEEDED", "output": {"responsesFile": f"files/out-{name}"}}
         return web.json_response(row)
 
     def generated(self, body):
-        text = scripted_text(body["contents"][0]["parts"][0]["text"], body["generationConfig"]["seed"])
+        how = body.get("generationConfig") or body["generation_config"]  # of a call, of a line of a batch's file
+        text = scripted_text(body["contents"][0]["parts"][0]["text"], how["seed"])
         blocked = body["contents"][0]["parts"][0]["text"] in self.blocks
         part = {"content": {"role": "model", "parts": [{"text": text}]},
                 "finishReason": "SAFETY" if blocked else "STOP"}  # fmt: skip

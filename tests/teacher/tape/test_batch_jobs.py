@@ -65,7 +65,8 @@ async def at(provider, root, several, tape, *, budget=None, **options):
     api = open_batch(provider, base_url=root + "/v1" if provider == "openai" else root)
     try:
         source = Source(Endpoint(provider), api, several)
-        return await run_jobs([source], tape, budget or Budget(), **dict(poll_s=0.01, grace_s=0.0) | options)
+        how = dict(poll_s=0.01, grace_s=0.0, live_fallback=True) | options
+        return await run_jobs([source], tape, budget or Budget(), **how)
     finally:
         await api.close()
 
@@ -138,7 +139,12 @@ def test_a_server_that_is_away_for_a_while_is_asked_again(provider, tape, unused
     server, slept = Server(looks=0), []
     job = Ledger(tape).intend(Endpoint(provider), {key(provider, r): r for r in several}, Budget().total(), prompts={})
     Ledger(tape).running(job, "batch_0" if provider == "openai" else "batches/g0")
-    server.jobs["batch_0" if provider == "openai" else "g0"] = {"rows": [], "left": 0}
+    call = {
+        "body": {"model": "m", "seed": 0, "messages": [{"content": "9 + 5 ="}]},
+        "request": {"contents": [{"parts": [{"text": "9 + 5 ="}]}], "generation_config": {"seed": 0}},
+    }
+    rows = [{"custom_id": k, "key": k} | call for k in job.keys]
+    server.jobs["batch_0" if provider == "openai" else "g0"] = {"rows": rows, "left": 0}
 
     async def main():
         runner = web.AppRunner(server.app())
@@ -173,7 +179,10 @@ several = [ChatRequest("reference", (Message("user", t),), "gpt-4.1", 0.7, 100, 
 api = open_batch(provider, base_url=root + "/v1" if provider == "openai" else root)
 asyncio.run(run_jobs([Source(Endpoint(provider), api, several)], Tape(tape), Budget(), poll_s=0.01))
 """
-POINTS = {"openai": ("upload", "create", "created", "look", "download"), "gemini": ("create", "created", "look")}
+POINTS = {
+    "openai": ("upload", "create", "created", "look", "download"),
+    "gemini": ("upload", "create", "created", "look", "download"),
+}
 
 
 @pytest.mark.parametrize(("provider", "point"), [(p, point) for p, points in POINTS.items() for point in points])
