@@ -35,7 +35,7 @@ def environment(provider: str) -> Iterator[None]:
     """Raises what the making of an HTTP client raises as a ``ConfigurationError`` that names the variable."""
     for name in _CERTIFICATES:
         path = os.environ.get(name, "")
-        if path and not os.path.exists(path):
+        if path and not any(map(os.path.exists, path.split(os.pathsep))):  # a list of directories
             raise ConfigurationError(
                 f"{provider}: the environment variable {name} is {path!r}, which does not exist; expected certificates "
                 f"in PEM format. Correct it, or unset {name}",
@@ -90,24 +90,24 @@ def unreachable(error: BaseException, provider: str, where: str) -> TeacherError
     if any(isinstance(e, ssl.SSLError) for e in causes) and _PLAIN.search(text):
         return ConfigurationError(f"{head}: the server does not speak https; expected http://...", cause="address")
     if any(type(e).__name__ == "ProxyError" for e in causes):
-        return ConfigurationError(f"{head}: {_proxy_shown() or 'the proxy'} refuses the connection", cause="proxy")
+        return ConfigurationError(f"{head}: {proxy or 'the proxy'} refuses the connection", cause="proxy")
     if any(type(e).__name__ in ("UnsupportedProtocol", "InvalidURL", "LocalProtocolError") for e in causes):
         return ConfigurationError(
             f"{head}: it is not an address of a server; expected http://host:port", cause="address"
         )
-    through = f" through {_proxy_shown()}" if _proxy_shown() and not is_direct(where) else ""
+    proxy = "" if is_direct(where) else _proxy_shown()
     if any("timeout" in type(e).__name__.lower() for e in causes):
         return TransientError(f"{head}: no answer in time", cause="timeout")
     if any(isinstance(e, socket.gaierror) for e in causes):
-        return TransientError(f"{head}: no address is known for the host {host!r} (DNS){through}", cause="connection")
-    if _is_refused(causes):
-        return TransientError(f"{head}: nothing listens on this port{through}", cause="connection")
+        return TransientError(
+            f"{head}: no address is known for the host {host!r} (DNS){f', through {proxy}' if proxy else ''}",
+            cause="connection",
+        )
+    if any(isinstance(e, ConnectionRefusedError) for e in causes):
+        what = f"nothing listens at the proxy {proxy}" if proxy else "nothing listens on this port"
+        return TransientError(f"{head}: {what}", cause="connection")
     kind = next((type(e).__name__ for e in causes if isinstance(e, OSError)), type(error).__name__)
     return TransientError(f"{head} ({kind})", cause="connection")
-
-
-def _is_refused(causes: list[BaseException]) -> bool:
-    return any(isinstance(e, ConnectionRefusedError) for e in causes)
 
 
 def _is_invalid_url(error: Exception) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 from ropd_jax.teacher.clients.endpoint import redact
 
 MAX_TEXT = 4_000  # characters of a message that are looked at
-_DEPTH = 4  # of bodies quoted in bodies
+_DEPTH = 5  # of bodies quoted in bodies
 _MESSAGES = ("message", "msg", "error_msg", "errorMessage", "detail", "title")
 _CODES = ("code", "type", "status", "reason", "error_type", "error_code", "quotaId")
 _STATUS = ("code", "status", "status_code", "statusCode")
@@ -100,7 +100,7 @@ def _levels(body: Any, depth: int) -> Iterator[dict]:
         return
     if isinstance(body, list):
         for item in body[:3]:
-            yield from _levels(item if isinstance(item, dict) else None, depth - 1)
+            yield from _levels(item, depth) if isinstance(item, dict) else ()
         return
     if not isinstance(body, dict):
         return

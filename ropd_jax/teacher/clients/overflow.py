@@ -47,7 +47,8 @@ _MOST = re.compile(
     rf"supports at most {_N} (?:completion|output) tokens"
     rf"|max_(?:completion_)?tokens`?:? [0-9]+ > {_N}, which is the maximum"
     rf"|range of max_(?:completion_)?tokens (?:should be|is) \[1, ?{_N}\]"
-    rf"|max_(?:completion_)?tokens`? must be less than or equal to `?{_N}"
+    rf"|max_(?:completion_)?tokens\b.{{0,60}}must be less than or equal to `?{_N}"
+    rf"|exceed the model limit of {_N}"
     rf"|maxOutputTokens value of [0-9]+ but the supported range is from 1 \(inclusive\) to {_N} \(exclusive\)",
     re.IGNORECASE,
 )
