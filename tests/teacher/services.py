@@ -218,7 +218,8 @@ FINISH = [
         Answer(completion(reason="STOP")), Says()),
     Row("finish-abort", "vLLM", "200 with finish_reason abort: the engine stopped", "vllm-project/vllm#57082",
         (Answer(completion("fo", "abort")), FINE), Fails(TransientError, "unfinished", "abort"), last=Says()),
-    Row("finish-abort-sglang", "SGLang", "200 with finish_reason abort: another instance died", "sgl-project/sglang#6693",
+    Row("finish-abort-sglang", "SGLang", "200 with finish_reason abort: another instance died",
+        "sgl-project/sglang#6693",
         Answer(completion("", "abort")), Fails(TransientError, "unfinished")),
     Row("finish-error", "OpenRouter", "finish_reason error: the provider died within the reply",
         "gethouston/houston#1211",
@@ -252,7 +253,8 @@ FINISH = [
         Fails(BlockedError, "refused", "No.")),
     Row("gemini-other", "Gemini", "finishReason OTHER", "epam/ai-dial-adapter-vertexai#162",
         (Answer(generated(None, "OTHER")), MADE), Fails(TransientError, "unfinished", "OTHER"), last=Says()),
-    Row("gemini-malformed-call", "Gemini", "finishReason MALFORMED_FUNCTION_CALL without a tool", "BerriAI/litellm#40477",
+    Row("gemini-malformed-call", "Gemini", "finishReason MALFORMED_FUNCTION_CALL without a tool",
+        "BerriAI/litellm#40477",
         (Answer(generated(None, "MALFORMED_FUNCTION_CALL")), MADE), Fails(TransientError, "unfinished"), last=Says()),
     Row("gemini-recitation", "Gemini", "finishReason RECITATION", "",
         Answer(generated(None, "RECITATION")), Fails(BlockedError, "blocked", "RECITATION")),
@@ -266,7 +268,8 @@ FINISH = [
 NO_REPLY = [
     Row("inside-429", "OpenRouter", "200 with an error instead of choices", "BerriAI/litellm#8448",
         (Answer({"error": {"message": "Provider returned error", "code": 429,
-                           "metadata": {"raw": "m is temporarily rate-limited upstream", "provider_name": "P"}}}), FINE),
+                           "metadata": {"raw": "m is temporarily rate-limited upstream", "provider_name": "P"}}}),
+                           FINE),
         Fails(TransientError, BUSY, "temporarily rate-limited upstream"), last=Says()),
     Row("inside-502", "OpenRouter", "200 with the error of a provider behind it", "Aider-AI/aider#3550",
         Answer({"error": {"message": "Internal Server Error", "code": 502}, "choices": None}),
@@ -295,7 +298,8 @@ NO_REPLY = [
         Answer({"error": "Unexpected endpoint or method. (POST /chat/completions)"}),
         Fails(ConfigurationError, "not_found", "teacher.base_url")),
     Row("choices-null", "9Router", "200 with choices null: the provider is exhausted", "decolua/9router#2727",
-        (Answer({"id": None, "choices": None, "object": None}), FINE), Fails(TransientError, "no_choices"), last=Says()),
+        (Answer({"id": None, "choices": None, "object": None}), FINE), Fails(TransientError, "no_choices"),
+        last=Says()),
     Row("choices-empty", "Azure", "200 with no choices", "",
         Answer({"id": "1", "object": "chat.completion", "choices": [], "model": "m"}),
         Fails(TransientError, "no_choices")),
@@ -356,7 +360,8 @@ REFUSED = [
         failed(400, "Input data may contain inappropriate content.", code="data_inspection_failed"),
         Fails(BlockedError, "blocked")),
     Row("dashscope-inspection-text", "DashScope", "the same in words only", "QwenLM/qwen-code#3145",
-        failed(400, "<400> InternalError.Algo.DataInspectionFailed: Input text data may contain inappropriate content."),
+        failed(400, "<400> InternalError.Algo.DataInspectionFailed: Input text data may contain inappropriate "
+                    "content."),
         Fails(BlockedError, "blocked")),
     Row("zhipu-1301", "Zhipu", "code 1301: unsafe or sensitive", "",
         failed(400, "系统检测到输入或生成内容可能包含不安全或敏感内容", code="1301"), Fails(BlockedError, "blocked")),
@@ -392,18 +397,21 @@ REFUSED = [
         Fails(ConfigurationError, NO_CREDIT)),
     Row("gemini-quota-minute", "Gemini", "429 with the words of a used-up quota, about one minute",
         "RooCodeInc/Roo-Code#3883",
-        (google(429, "RESOURCE_EXHAUSTED", "You exceeded your current quota, please check your plan and billing details.",
+        (google(429, "RESOURCE_EXHAUSTED", "You exceeded your current quota, please check your plan and billing "
+                                           "details.",
                 _info("QuotaFailure", violations=[{"quotaId": "GenerateContentInputTokensPerModelPerMinute-FreeTier"}]),
                 _info("RetryInfo", retryDelay="26s")), MADE),
         Fails(TransientError, BUSY, wait=26.0), last=Says()),
     Row("gemini-quota-day", "Gemini", "429 about a day", "glidea/one-balance#12",
-        google(429, "RESOURCE_EXHAUSTED", "You exceeded your current quota, please check your plan and billing details.",
+        google(429, "RESOURCE_EXHAUSTED", "You exceeded your current quota, please check your plan and billing "
+                                          "details.",
                _info("QuotaFailure", violations=[{"quotaId": "GenerateRequestsPerDayPerProjectPerModel-FreeTier"}]),
                _info("RetryInfo", retryDelay="40s")),
         Fails(ConfigurationError, NO_CREDIT)),
     Row("gemini-quota-plain", "Gemini", "429 without a time: used up until midnight",
         "gke-labs/gemini-for-kubernetes-development#1215",
-        google(429, "RESOURCE_EXHAUSTED", "You exceeded your current quota, please check your plan and billing details."),
+        google(429, "RESOURCE_EXHAUSTED", "You exceeded your current quota, please check your plan and billing "
+                                          "details."),
         Fails(ConfigurationError, NO_CREDIT)),
     Row("vertex-exhausted", "Vertex", "429 Resource exhausted is a rate limit", "google-gemini/gemini-cli#14811",
         google(429, "RESOURCE_EXHAUSTED", "Resource has been exhausted (e.g. check quota)."),
@@ -442,8 +450,8 @@ def _over(name: str, service: str, thread: str, answer: Answer, what: str = "", 
 
 TOO_LONG = [
     _over("context-openai", "OpenAI", "ChatGPTNextWeb/NextChat#3195",
-          failed(400, "This model's maximum context length is 8192 tokens. However, you requested 10240 tokens (6144 in "
-                 "the messages, 4096 in the completion). Please reduce the length of the messages or completion.",
+          failed(400, "This model's maximum context length is 8192 tokens. However, you requested 10240 tokens (6144 "
+                 "in the messages, 4096 in the completion). Please reduce the length of the messages or completion.",
                  code="context_length_exceeded"), room=2048),
     _over("context-openai-prompt", "OpenAI", "webtimemachine/wtm2#579",
           failed(400, "This model's maximum context length is 128000 tokens. However, your messages resulted in 204308 "
@@ -453,26 +461,26 @@ TOO_LONG = [
                   "requested 8144 tokens (4048 in the messages, 4096 in the completion).", "type": "BadRequestError",
                   "param": None, "code": 400}, 400), room=2000),
     _over("context-vllm-new", "vLLM", "claude-code-best/claude-code#272",
-          failed(400, "'max_tokens' or 'max_completion_tokens' is too large: 4096. This model's maximum context length is "
-                 "6000 tokens and your request has 5000 input tokens (4096 > 6000 - 5000)."), room=1000),
+          failed(400, "'max_tokens' or 'max_completion_tokens' is too large: 4096. This model's maximum context length "
+                 "is 6000 tokens and your request has 5000 input tokens (4096 > 6000 - 5000)."), room=1000),
     _over("context-vllm-prompt", "vLLM", "thu-coai/Glyph#9",
           failed(400, "The decoder prompt (length 163840) is longer than the maximum model length of 131072. Make sure "
                  "that `max_model_len` is no smaller than the number of text tokens.")),
     _over("context-vllm-500", "Xinference", "langchain-ai/deepagents#468",
-          Answer({"detail": "[address=0.0.0.0:1, pid=1] The decoder prompt (length 66501) is longer than the maximum model "
-                  "length of 65536."}, 500), "a prompt over the context, as 500"),
+          Answer({"detail": "[address=0.0.0.0:1, pid=1] The decoder prompt (length 66501) is longer than the maximum "
+                  "model length of 65536."}, 500), "a prompt over the context, as 500"),
     _over("context-sglang", "SGLang", "sgl-project/sglang#4048",
           failed(400, "Input length (160062 tokens) exceeds the maximum allowed length (59862 tokens).")),
     _over("context-sglang-both", "SGLang", "",
-          failed(400, "Requested token count exceeds the model's maximum context length of 8192 tokens. You requested a "
-                 "total of 10096 tokens: 6000 tokens from the input messages and 4096 tokens for the completion."),
+          failed(400, "Requested token count exceeds the model's maximum context length of 8192 tokens. You requested "
+                 "a total of 10096 tokens: 6000 tokens from the input messages and 4096 tokens for the completion."),
           room=2192),
     _over("context-llamacpp", "llama.cpp", "ggml-org/llama.cpp#17284",
           failed(400, "the request exceeds the available context size, try increasing it", code=400,
                  type="exceed_context_size_error", n_prompt_tokens=15953, n_ctx=8192)),
     _over("context-llamacpp-500", "llama.cpp", "ggml-org/llama.cpp#15780",
-          failed(500, "the request exceeds the available context size. try increasing the context size or enable context "
-                 "shift", code=500, type="exceed_context_size_error", n_prompt_tokens=1407, n_ctx=256),
+          failed(500, "the request exceeds the available context size. try increasing the context size or enable "
+                 "context shift", code=500, type="exceed_context_size_error", n_prompt_tokens=1407, n_ctx=256),
           "a prompt over the context, as 500"),
     _over("context-llamacpp-python", "llama-cpp-python", "abetlen/llama-cpp-python#416",
           failed(400, "Requested tokens (2285) exceed context window of 2048", code="context_length_exceeded")),
@@ -488,14 +496,15 @@ TOO_LONG = [
           Answer({"error": "Input validation error: `inputs` must have less than 1024 tokens. Given: 1168",
                   "error_type": "validation"}, 422)),
     _over("context-together", "Together", "BerriAI/litellm#4934",
-          failed(400, "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4097. Given: 80125 `inputs` "
-                 "tokens and 4096 `max_new_tokens`", type="invalid_request_error", param="max_tokens")),
+          failed(400, "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4097. Given: 80125 "
+                 "`inputs` tokens and 4096 `max_new_tokens`", type="invalid_request_error", param="max_tokens")),
     _over("context-xai", "xAI", "cline/cline#3120",
-          Answer({"code": "Client specified an invalid argument", "error": "This model's maximum prompt length is 131072 "
-                  "but the request contains 136973 tokens."}, 400)),
+          Answer({"code": "Client specified an invalid argument", "error": "This model's maximum prompt length is "
+                  "131072 but the request contains 136973 tokens."}, 400)),
     _over("context-anthropic", "gateways to Anthropic", "docker/docker-agent#569",
-          Answer({"type": "error", "error": {"type": "invalid_request_error", "message": "input length and `max_tokens` "
-                  "exceed context limit: 198000 + 4096 > 200000, decrease input length or `max_tokens`"}}, 400),
+          Answer({"type": "error", "error": {"type": "invalid_request_error", "message": "input length and "
+                  "`max_tokens` exceed context limit: 198000 + 4096 > 200000, decrease input length or "
+                  "`max_tokens`"}}, 400),
           room=2000),
     _over("context-anthropic-prompt", "gateways to Anthropic", "entropy-research/Devon#88",
           failed(400, "prompt is too long: 209353 tokens > 199999 maximum", type="invalid_request_error")),
@@ -518,11 +527,12 @@ TOO_LONG = [
           Answer({"object": "error", "message": "Prompt contains 40000 tokens and 0 draft tokens, too large for model "
                   "with 32768 maximum context length", "type": "invalid_request_error", "code": "3051"}, 400)),
     _over("context-openrouter", "OpenRouter", "refly-ai/refly#1177",
-          failed(400, "This endpoint's maximum context length is 32768 tokens. However, you requested about 42832 tokens "
-                 "(42832 of text input).", code=400)),
+          failed(400, "This endpoint's maximum context length is 32768 tokens. However, you requested about 42832 "
+                 "tokens (42832 of text input).", code=400)),
     _over("context-groq-413", "Groq", "ITSpecialist111/ai_automation_suggester#61",
-          failed(413, "Request too large for model `m` in organization `o` service tier `on_demand` on tokens per minute "
-                 "(TPM): Limit 6000, Requested 8096, please reduce your message size and try again.", type="tokens",
+          failed(413, "Request too large for model `m` in organization `o` service tier `on_demand` on tokens per "
+                 "minute (TPM): Limit 6000, Requested 8096, please reduce your message size and try again.",
+                 type="tokens",
                  code="rate_limit_exceeded"), "more tokens than a minute allows, which no wait changes", room=2000),
     _over("context-openai-tpm", "OpenAI", "vanna-ai/vanna-flask#11",
           failed(429, "Request too large for gpt-4o on tokens per min (TPM): Limit 30000, Requested 342389.",
@@ -530,25 +540,28 @@ TOO_LONG = [
     _over("context-github-413", "GitHub Models", "cline/cline#2115",
           failed(413, "Request body too large for gpt-4o model. Max size: 8000 tokens.", code="tokens_limit_reached")),
     _over("context-nginx-413", "nginx", "CosmosShadow/gptpdf#38",
-          Answer("<html><head><title>413 Request Entity Too Large</title></head></html>", 413), "more bytes than it takes"),
+          Answer("<html><head><title>413 Request Entity Too Large</title></head></html>", 413), "more bytes than it "
+                                                                                                "takes"),
     Row("context-gemini", "Gemini", "a prompt over the context", "google-gemini/gemini-cli#6678",
         google(400, "INVALID_ARGUMENT", "The input token count (1200293) exceeds the maximum number of tokens allowed "
                "(1048576)."), Fails(ContextError, "context")),
     Row("context-vertex", "Vertex", "a prompt over the context", "google-gemini/gemini-cli#19727",
-        google(400, "INVALID_ARGUMENT", "Unable to submit request because the input token count is 1251952 but model only "
-               "supports up to 1048576. Reduce the input token count and try again."), Fails(ContextError, "context")),
+        google(400, "INVALID_ARGUMENT", "Unable to submit request because the input token count is 1251952 but model "
+               "only supports up to 1048576. Reduce the input token count and try again."), Fails(ContextError,
+               "context")),
     Row("output-openai", "OpenAI", "max_tokens over what the model allows", "ChatGPTNextWeb/NextChat#3195",
         (failed(400, "max_tokens is too large: 4096. This model supports at most 2048 completion tokens, whereas you "
                 "provided 4096.", type="invalid_request_error", param="max_tokens"), FINE),
         Fails(RequestError, "bad_request", room=2048), limits=(LIMIT, 2048), last=Says()),
     Row("output-vertex", "Vertex", "maxOutputTokens over what the model allows", "",
-        (google(400, "INVALID_ARGUMENT", "Unable to submit request because it has a maxOutputTokens value of 4096 but the "
-                "supported range is from 1 (inclusive) to 2049 (exclusive). Update the value and try again."), MADE),
+        (google(400, "INVALID_ARGUMENT", "Unable to submit request because it has a maxOutputTokens value of 4096 but "
+                "the supported range is from 1 (inclusive) to 2049 (exclusive). Update the value and try again."),
+                MADE),
         Fails(RequestError, "bad_request", room=2048), limits=(LIMIT, 2048), last=Says()),
     Row("truncated-then-room", "vLLM", "after a cut reply, twice the limit does not fit, but a little more does", "",
         (Answer(completion("fo", "length")),
-         failed(400, "This model's maximum context length is 10000 tokens. However, you requested 12192 tokens (4000 in "
-                "the messages, 8192 in the completion)."), FINE),
+         failed(400, "This model's maximum context length is 10000 tokens. However, you requested 12192 tokens (4000 "
+                "in the messages, 8192 in the completion)."), FINE),
         Fails(TruncatedError, "truncated"), limits=(LIMIT, 2 * LIMIT, 6000), last=Says()),
     Row("truncated-no-room", "vLLM", "after a cut reply nothing more fits: the answers are asked for in parts", "",
         (Answer(completion("fo", "length")),
@@ -565,7 +578,8 @@ TOO_LONG = [
 
 TRAFFIC = [
     Row("wait-ms", "Azure", "retry-after-ms before retry-after", "openai/openai-python#957",
-        (failed(429, "Requests have exceeded the token rate limit.", {"retry-after-ms": "250", "retry-after": "1"}), FINE),
+        (failed(429, "Requests have exceeded the token rate limit.", {"retry-after-ms": "250", "retry-after": "1"}),
+        FINE),
         Fails(TransientError, BUSY, wait=0.25), last=Says()),
     Row("wait-header", "OpenAI", "retry-after in seconds", "",
         (failed(429, "Rate limit reached.", {"Retry-After": "7"}), FINE), Fails(TransientError, BUSY, wait=7.0),
@@ -615,8 +629,8 @@ TRAFFIC = [
         failed(429, "High concurrency usage of this API, please reduce concurrency", code="1302"),
         Fails(TransientError, BUSY)),
     Row("meta-429", "Llama API", "429 with a title and a detail", "meta-llama/llama-models#354",
-        Answer({"title": "Too Many Requests", "detail": "You have exceeded the maximum number of tokens allowed within a "
-                "given time frame. Wait a bit and try again.", "status": 429}, 429), Fails(TransientError, BUSY)),
+        Answer({"title": "Too Many Requests", "detail": "You have exceeded the maximum number of tokens allowed within "
+                "a given time frame. Wait a bit and try again.", "status": 429}, 429), Fails(TransientError, BUSY)),
     Row("cloudflare-1015", "Cloudflare", "403 error code: 1015 is a rate limit", "BerriAI/litellm#8448",
         Answer("error code: 1015", 403), Fails(TransientError, BUSY)),
     Row("anthropic-529", "gateways to Anthropic", "529 Overloaded", "",
@@ -633,7 +647,8 @@ TRAFFIC = [
     Row("hidden-status", "gateways", "500 around a 429", "",
         failed(500, "Upstream error", code=429), Fails(TransientError, BUSY)),
     Row("fastapi-422", "vLLM", "422 with a list of problems", "",
-        Answer({"detail": [{"loc": ["body", "seed"], "msg": "Input should be a valid integer", "type": "int_type"}]}, 422),
+        Answer({"detail": [{"loc": ["body", "seed"], "msg": "Input should be a valid integer", "type": "int_type"}]},
+        422),
         Fails(RequestError, "bad_request", "valid integer")),
     Row("gemini-5xx-list", "Gemini", "500 whose body is JSON but no object", "",
         (Answer([[]], 500), MADE), Fails(TransientError, "server_error"), last=Says()),

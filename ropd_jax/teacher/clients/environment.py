@@ -78,6 +78,7 @@ def unreachable(error: BaseException, provider: str, where: str) -> TeacherError
     """
     causes = list(_chain(error))
     text = " ".join(str(e) for e in causes)
+    proxy = "" if is_direct(where) else _proxy_shown()
     head = f"{provider}: cannot reach {where}"
     host = urllib.parse.urlsplit(where).hostname if "://" in where else where
     if any(isinstance(e, ssl.SSLCertVerificationError) for e in causes) or "CERTIFICATE_VERIFY_FAILED" in text:
@@ -95,7 +96,6 @@ def unreachable(error: BaseException, provider: str, where: str) -> TeacherError
         return ConfigurationError(
             f"{head}: it is not an address of a server; expected http://host:port", cause="address"
         )
-    proxy = "" if is_direct(where) else _proxy_shown()
     if any("timeout" in type(e).__name__.lower() for e in causes):
         return TransientError(f"{head}: no answer in time", cause="timeout")
     if any(isinstance(e, socket.gaierror) for e in causes):

@@ -211,7 +211,9 @@ def _out_of_credit(message: str, codes: Collection[str], wait: float | None) -> 
     if any("perminute" in code for code in codes):
         return False
     found = _QUOTA.search(message)
-    return bool(found) and not (wait is not None and "current quota" in found[0].lower())
+    if found is None:
+        return False
+    return wait is None or "current quota" not in found[0].lower()
 
 
 def _transient_cause(status: int, message: str, codes: Collection[str]) -> str | None:

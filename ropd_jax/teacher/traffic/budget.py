@@ -348,8 +348,8 @@ class Budget:
         if total.unmetered:
             usd = dollars(total.unmetered_usd)
             most = f", of which at most {usd} for {total.unmetered:,} replies without token counts"
-        spent = f"{total.calls:,} calls, {total.tokens:,} tokens, {dollars(total.cost_usd)}{most}"
-        return f"Spent: {spent} ({'; '.join(parts)})."
+        whole = f"{total.calls:,} calls, {total.tokens:,} tokens, {dollars(total.cost_usd)}{most}"
+        return f"Spent: {whole} ({'; '.join(parts)})."
 
     @staticmethod
     def _of(table: dict, key: Any) -> Spent:
