@@ -62,11 +62,10 @@ def read_failure(body: bytes | str | Any, key: str = "") -> Said:
     if isinstance(body, bytes):
         body = body.decode("utf-8", "replace")
     if isinstance(body, str):
-        body = redact(body, key)
         text = body.strip().removeprefix("\ufeff")
-        decoded = _decoded(text)
+        decoded = _decoded(redact(text, key))
         if not isinstance(decoded, dict | list):
-            message = _flat(_without_markup(text))
+            message = _flat(redact(_without_markup(text), key))
             return Said(message=message, wait=_wait_in(message))
         body = decoded
     messages: list[str] = []

@@ -217,13 +217,17 @@ class LimitedClient:
             raise
 
     async def _larger(self, request: ChatRequest, number: int) -> ChatReply:
+        request = self._allowed(request, request.max_output_tokens)
         try:
             return await self._fitted(request, number)
         except TruncatedError as truncated:
+            tried = self._allowed(request, request.max_output_tokens)
+            larger = self._allowed(request, _LARGER * tried.max_output_tokens)
+            if larger.max_output_tokens <= tried.max_output_tokens:
+                raise  # the model allows no more
             self._stats.count("retries", truncated.cause)
-            larger = dataclasses.replace(request, max_output_tokens=_LARGER * request.max_output_tokens)
             try:
-                return await self._fitted(larger, number, more_than=request.max_output_tokens)
+                return await self._fitted(larger, number, more_than=tried.max_output_tokens)
             except (RequestError, ConfigurationError) as e:
                 if e.cause not in ("bad_request", "unsupported"):  # another failure, not about the larger limit
                     raise
@@ -240,9 +244,6 @@ class LimitedClient:
         Args:
             more_than: a limit that has already been tried.
         """
-        most = self._most_output.get(request.model)
-        if most is not None and more_than < most < request.max_output_tokens:
-            request = dataclasses.replace(request, max_output_tokens=most)
         try:
             return await self._retried(request, number)
         except (ContextError, RequestError) as e:
@@ -263,6 +264,10 @@ class LimitedClient:
             # All that fits was used. In parts, or with its middle cut, the question leaves more room for the reply.
             message = f"{refused} (the reply did not end within the {room} tokens that fit)"
             raise ContextError(message, usage=e.usage) from e
+
+    def _allowed(self, request: ChatRequest, limit: int) -> ChatRequest:
+        """The request with that limit, or with the largest that its model is known to allow."""
+        return dataclasses.replace(request, max_output_tokens=min(limit, self._most_output.get(request.model, limit)))
 
     async def _retried(self, request: ChatRequest, number: int) -> ChatReply:
         retrying = tenacity.AsyncRetrying(
