@@ -113,7 +113,7 @@ def bounded_client(client: type, provider: str, **options: Any) -> Any:
         response.encoding = "utf-8"  # JSON is; a charset of "hex" or "bz2" would run another codec of Python
         response.stream = Bounded(response.stream, limit)
 
-    with environment(provider):
+    with environment(provider, proxies=options.get("trust_env", True)):
         return client(
             headers={"Accept-Encoding": "identity"},
             follow_redirects=False,

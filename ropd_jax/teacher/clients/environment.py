@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from ropd_jax.teacher.clients.endpoint import is_loopback, shown_address
 from ropd_jax.teacher.clients.errors import ConfigurationError, TeacherError, TransientError
 
+_SCHEMES = ("http", "https", "socks5", "socks5h")
 _PROXIES = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY")
 _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 _PLAIN = re.compile(r"wrong.version.number|record.layer.failure|http.request|unknown.protocol", re.IGNORECASE)
@@ -31,8 +32,19 @@ def is_direct(base_url: str) -> bool:
 
 
 @contextlib.contextmanager
-def environment(provider: str) -> Iterator[None]:
-    """Raises what the making of an HTTP client raises as a ``ConfigurationError`` that names the variable."""
+def environment(provider: str, *, proxies: bool = True) -> Iterator[None]:
+    """Raises what the making of an HTTP client raises as a ``ConfigurationError`` that names the variable.
+
+    Args:
+        proxies: whether the client uses the proxies of the environment.
+    """
+    for variable, value in _proxies() if proxies else ():
+        if not _is_proxy(value):
+            raise ConfigurationError(
+                f"{provider}: {variable}={shown_address(value)} cannot be used as a proxy; expected http://host:port. "
+                "Correct the variable, or unset it",
+                cause="proxy",
+            )
     for name in _CERTIFICATES:
         path = os.environ.get(name, "")
         if path and not any(map(os.path.exists, path.split(os.pathsep))):  # a list of directories
@@ -58,14 +70,6 @@ def environment(provider: str) -> Iterator[None]:
             f"{provider}: the certificates cannot be read ({why}); {name} is {os.environ.get(name, '')!r}. Expected a "
             "file in PEM format",
             cause="certificate",
-        ) from None
-    except Exception as e:  # an address that the HTTP library refuses; the class is httpx's or httpx2's own
-        if isinstance(e, TeacherError) or not (_is_invalid_url(e) and _proxy_shown()):
-            raise
-        raise ConfigurationError(
-            f"{provider}: {_proxy_shown()} cannot be used as a proxy; expected http://host:port. Correct the variable, "
-            "or unset it",
-            cause="proxy",
         ) from None
 
 
@@ -110,10 +114,6 @@ def unreachable(error: BaseException, provider: str, where: str) -> TeacherError
     return TransientError(f"{head} ({kind})", cause="connection")
 
 
-def _is_invalid_url(error: Exception) -> bool:
-    return isinstance(error, ValueError) or type(error).__name__ in ("InvalidURL", "UnsupportedProtocol")
-
-
 def _chain(error: BaseException) -> Iterator[BaseException]:
     """The error and its causes, the outermost first."""
     seen: set[int] = set()
@@ -127,11 +127,24 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         queue += [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]
 
 
-def _proxy_shown(scheme: str = "") -> str:
-    """The variable that names a proxy and its address without a password, or ""."""
+def _proxies() -> Iterator[tuple[str, str]]:
+    """The variables that name a proxy, with their values."""
     for name in _PROXIES:
         for variable in (name, name.lower()):
-            value = os.environ.get(variable, "")
-            if value and scheme in value:
-                return f"{variable}={shown_address(value)}"
-    return ""
+            if value := os.environ.get(variable, ""):
+                yield variable, value
+
+
+def _proxy_shown(scheme: str = "") -> str:
+    """The variable that names a proxy and its address without a password, or ""."""
+    found = ((variable, value) for variable, value in _proxies() if scheme in value)
+    return next((f"{variable}={shown_address(value)}" for variable, value in found), "")
+
+
+def _is_proxy(value: str) -> bool:
+    """Whether the HTTP library can use the value as a proxy's address."""
+    try:
+        parts = urllib.parse.urlsplit(value if "://" in value else f"http://{value}")
+        return parts.scheme in _SCHEMES and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a bracket too many, a port that is not a number
+        return False

@@ -21,7 +21,7 @@ from ropd_jax.teacher.clients.endpoint import redact
 
 MAX_TEXT = 4_000  # characters of a message that are looked at
 _DEPTH = 5  # of bodies quoted in bodies
-_MESSAGES = ("message", "msg", "error_msg", "errorMessage", "detail", "title")
+_MESSAGES = ("message", "msg", "error_msg", "errorMessage", "detail", "title", "status_msg")
 _CODES = ("code", "type", "status", "reason", "error_type", "error_code", "quotaId")
 _STATUS = ("code", "status", "status_code", "statusCode")
 _WAITS = ("retryDelay", "retry_after", "estimated_time")
@@ -110,7 +110,8 @@ def _levels(body: Any, depth: int) -> Iterator[dict]:
         yield from _levels(error, depth - 1)
     yield from _levels(body.get("errors"), depth - 1)
     yield body
-    for name in ("message", "detail", "details", "violations", "innererror"):  # a body in a message, Google's details
+    # A body in a message, Google's details, Azure's inner error, MiniMax's answer.
+    for name in ("message", "detail", "details", "violations", "innererror", "base_resp"):
         yield from _levels(body.get(name), depth - 1)
     metadata = body.get("metadata")
     if isinstance(metadata, dict):  # OpenRouter: the words of the server behind it, the reasons of its moderation

@@ -70,7 +70,7 @@ class GeminiClient:
             client_args={"trust_env": through_proxies},  # of a client that is made and never used
             retry_options=types.HttpRetryOptions(attempts=1),
         )
-        with environment("gemini"):
+        with environment("gemini", proxies=through_proxies):
             self.sdk_client = genai.Client(api_key=self._key, vertexai=False, http_options=options)
         self._where = redact(shown_address(base_url), self._key) or "the Gemini API"
 

@@ -97,6 +97,7 @@ _NAMED = tuple(
         (r"internal|server_error|api_error|upstream|bad_gateway", 500),
     )
 )
+_NAMED_IN_WORDS = ((_KEY, 401), (_QUOTA, 402), (_MODERATION, 400), (_BUSY, 429), (_OVERLOADED, 529))
 _BEHIND_GATEWAY = (400, 408, 413, 422, 429, 503, 504, 529)
 WITHOUT_STATUS = 502  # for an error that names none
 
@@ -123,7 +124,7 @@ def failure_of(
     """
     said = read_failure(body, key)
     if status < 400:
-        status = said.status or _named_status(said.codes)
+        status = said.status or _named_status(said.codes, said.message)
     elif status in (400, 500, 502) and said.status in _BEHIND_GATEWAY:
         status = said.status  # a gateway's own status hides the one of the server behind it
     wait = wait_of(headers)
@@ -219,7 +220,8 @@ def _out_of_credit(message: str, codes: Collection[str], wait: float | None) -> 
 def _transient_cause(status: int, message: str, codes: Collection[str]) -> str | None:
     if status in _TRANSIENT_CAUSES:
         return _TRANSIENT_CAUSES[status]
-    busy = status < 500 and (_BUSY.search(message) or _BUSY_CODES.intersection(codes))
+    # A gateway's 500 and 502 can be about the server behind it.
+    busy = (status < 500 or status in (500, 502)) and (_BUSY.search(message) or _BUSY_CODES.intersection(codes))
     if busy or any("throttl" in code for code in codes):
         return "rate_limited"
     if status < 500 and _OVERLOADED.search(message):
@@ -227,10 +229,12 @@ def _transient_cause(status: int, message: str, codes: Collection[str]) -> str |
     return "server_error" if status >= 500 else None
 
 
-def _named_status(codes: Collection[str]) -> int:
-    """The HTTP status that an error's code or type means, such as 429 for ``rate_limit_exceeded``."""
+def _named_status(codes: Collection[str], message: str) -> int:
+    """The HTTP status that an error's code, type or words mean, such as 429 for ``rate_limit_exceeded``."""
     text = " ".join(sorted(codes))
-    return next((status for pattern, status in _NAMED if pattern.search(text)), WITHOUT_STATUS)
+    found = [status for pattern, status in _NAMED if pattern.search(text)]
+    found += [status for pattern, status in _NAMED_IN_WORDS if pattern.search(message)]
+    return found[0] if found else WITHOUT_STATUS
 
 
 def wait_of(headers: Mapping[str, str]) -> float | None:

@@ -25,6 +25,7 @@ from ropd_jax.teacher.clients.errors import (
     TransientError,
     TruncatedError,
 )
+from ropd_jax.teacher.clients.failure_body import read_failure
 from ropd_jax.teacher.clients.http_status import UNREADABLE, failure_of
 from ropd_jax.teacher.clients.structured_output import Structures, schema_for
 from ropd_jax.teacher.clients.system_role import SystemRole
@@ -130,20 +131,23 @@ class OpenAIClient:
         usage = _usage(completion.usage)
         choice = completion.choices[0] if completion.choices else None
         reason = (choice.finish_reason or "" if choice else "").strip().lower()[:80]
-        if completion.error or (choice and choice.error and reason not in _FINISHED - {""}):
-            raise self._error_inside({"error": completion.error or (choice and choice.error)}, model, limit, usage)
+        broken = choice is not None and choice.error and reason not in _FINISHED - {""}
+        if error := completion.error or (choice.error if choice is not None and broken else None):
+            said = read_failure({"error": error}, self._key)
+            if choice is None or broken or said.message or said.status:  # an empty one next to a reply says nothing
+                raise self._error_inside({"error": error}, model, limit, usage)
         if choice is None:
-            raise self._error_inside(completion.model_extra, model, limit, usage)
+            raise self._error_inside(completion.model_extra or {}, model, limit, usage)
         return _reply(choice, reason, usage, completion.model or model, model, limit)
 
-    def _error_inside(self, body: dict | None, model: str, limit: int, usage: Usage) -> TeacherError:
+    def _error_inside(self, body: dict[str, Any], model: str, limit: int, usage: Usage) -> TeacherError:
         """The failure in a reply with status 200: an error instead of, or next to, its choices."""
-        said = {k: v for k, v in (body or {}).items() if k in ("error", "errors", "message", "detail", "msg", "code")}
-        if not any(said.values()):
+        said = read_failure(body, self._key)
+        if not (said.message or said.status or body.get("error")):
             return TransientError(
                 f"openai sent a completion without choices for model {model!r}", cause="no_choices", usage=usage
             )
-        error = failure_of(200, {}, said, provider="openai", model=model, key=self._key, limit=limit)
+        error = failure_of(200, {}, body, provider="openai", model=model, key=self._key, limit=limit)
         error.usage = None if usage == Usage() else usage
         return error
 
@@ -211,6 +215,8 @@ def _usage(usage: CompletionUsage | None) -> Usage:
         return Usage()
     output, prompt = usage.completion_tokens_details, usage.prompt_tokens_details
     sent, made, total = usage.prompt_tokens, usage.completion_tokens, usage.total_tokens
+    if not (sent or made or total):
+        return Usage()  # no prompt has 0 tokens: the server does not count
     thought = usage.reasoning_tokens if output is None else output.reasoning_tokens
     cached = None if prompt is None else prompt.cached_tokens
     if cached is None:
