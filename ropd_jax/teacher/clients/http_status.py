@@ -58,6 +58,7 @@ _MODERATION = re.compile(
     r"|sensitive (content|words?|information)|responsible ?ai|you have been blocked|敏感|不安全",
     re.IGNORECASE,
 )
+_STRUCTURE = re.compile(r"response_?format|schema|grammar", re.IGNORECASE)  # it refuses how it is asked
 _ACCOUNT = re.compile(
     r"(account|access|organi[sz]ation|project|consumer|api.?key)\b.{0,60}(deactivated|terminated|suspended|disabled|banned)",
     re.IGNORECASE,
@@ -68,7 +69,7 @@ _KEY = re.compile(
     re.IGNORECASE,
 )
 _REGION = re.compile(
-    r"(location|country|region|territor(y|ies))\b.{0,60}(not supported|unsupported|not available|restricted)"
+    r"(user location|country|territor(y|ies))\b.{0,60}(not supported|unsupported|not available|restricted)"
     r"|unsupported_country|not (available|supported) in your (country|region|location)",
     re.IGNORECASE,
 )
@@ -80,6 +81,7 @@ _QUOTA = re.compile(
 )
 _BUSY = re.compile(r"rate.?limit|too many requests|throttl|error code: 1015|concurrency limit", re.IGNORECASE)
 _OVERLOADED = re.compile(r"overloaded|temporarily unavailable|server (is )?busy", re.IGNORECASE)
+_INTERNAL = re.compile(r"had an error (while )?processing|internal (server )?error", re.IGNORECASE)
 _WRONG_PATH = re.compile(r"unexpected endpoint or method|http request (was sent )?to (an )?https", re.IGNORECASE)
 # What a body names in words, where it names no status: 200 with {"error": {"type": "overloaded_error"}}.
 _NAMED = tuple(
@@ -176,12 +178,15 @@ def error_for_status(
     if cause := _transient_cause(status, message, known):
         return TransientError(head, cause=cause, retry_after=retry_after)
     if known & _CONFIG_CODES:
-        return ConfigurationError(f"{head}. Change this parameter of the role in the config.", cause="unsupported")
+        return ConfigurationError(
+            f"{head.rstrip('.')}. Change this parameter of the role in the config.", cause="unsupported"
+        )
     return RequestError(head)
 
 
 def _is_moderation(message: str) -> bool:
-    return bool(_MODERATION.search(message[:600])) and not _ACCOUNT.search(message)
+    words = re.split(r"['\"]input['\"]", message)[0][:600]  # a server can quote the prompt that it could not parse
+    return bool(_MODERATION.search(words)) and not (_ACCOUNT.search(message) or _STRUCTURE.search(words))
 
 
 def _configuration(
@@ -192,16 +197,18 @@ def _configuration(
     if "unknown_question" in codes:
         return ConfigurationError(head, cause="unknown_question")
     if status in (400, 403, 451) and (_REGION.search(message) or "unsupported_country_region_territory" in codes):
-        return ConfigurationError(f"{head}. The service is not offered where this machine is.", cause="region")
+        return ConfigurationError(
+            f"{head.rstrip('.')}. The service is not offered where this machine is.", cause="region"
+        )
     if status == 402 or codes & _QUOTA_CODES or (status < 500 and _out_of_credit(message, codes, wait)):
-        return ConfigurationError(f"{head}. Check the account's credit.", cause="insufficient_quota")
+        return ConfigurationError(f"{head.rstrip('.')}. Check the account's credit.", cause="insufficient_quota")
     refused = status in (401, 403) and not _BUSY.search(message)
     if refused or codes & _KEY_CODES or (status == 400 and _KEY.search(message)):
-        return ConfigurationError(f"{head}. Check the API key and its rights.", cause="unauthorized")
+        return ConfigurationError(f"{head.rstrip('.')}. Check the API key and its rights.", cause="unauthorized")
     if status == 407:
-        return ConfigurationError(f"{head}. The proxy of this machine asks for a password.", cause="proxy")
+        return ConfigurationError(f"{head.rstrip('.')}. The proxy of this machine asks for a password.", cause="proxy")
     if status in (404, 405, 410) or codes & _MODEL_CODES or _WRONG_PATH.search(message):
-        return ConfigurationError(f"{head}. Check the model name and teacher.base_url.", cause="not_found")
+        return ConfigurationError(f"{head.rstrip('.')}. Check the model name and teacher.base_url.", cause="not_found")
     return None
 
 
@@ -226,7 +233,7 @@ def _transient_cause(status: int, message: str, codes: Collection[str]) -> str |
         return "rate_limited"
     if status < 500 and _OVERLOADED.search(message):
         return "overloaded"
-    return "server_error" if status >= 500 else None
+    return "server_error" if status >= 500 or _INTERNAL.search(message) else None
 
 
 def _named_status(codes: Collection[str], message: str) -> int:
