@@ -716,3 +716,25 @@ GOOGLE = ("Gemini", "Vertex")
 def api_of(row: Row) -> str:
     """``gemini`` for the rows in Google's own format, ``openai`` for the others."""
     return "gemini" if row.service in GOOGLE else "openai"
+
+
+def meaning(row: Row) -> str:
+    """What the client makes of the row, in a few words, for the documentation.
+
+    >>> meaning(next(row for row in ROWS if row.name == "wait-gemini"))
+    'sent again after 38 s (rate_limited)'
+    """
+    found = row.outcome
+    if isinstance(found, Says):
+        return "a reply" if found.text else "an empty reply, which its role asks for again"
+    if len(row.requests) > 1 and found.type is not TransientError:
+        again = f"sent again with a limit of {row.requests[1]:,} tokens"
+        return again if found.type is TruncatedError else f"{again}, which fits"
+    if found.type is TransientError:
+        return f"sent again{f' after {found.wait:g} s' if found.wait else ''} ({found.cause})"
+    return {
+        BlockedError: f"no reply for this prompt ({found.cause})",
+        ConfigurationError: f"the run stops ({found.cause})",
+        ContextError: "asked for again in parts",
+        TruncatedError: "cut off",
+    }.get(found.type, f"this call fails ({found.cause})")

@@ -15,7 +15,7 @@ from ropd_jax.teacher.clients.gemini import GeminiClient
 from ropd_jax.teacher.clients.openai import OpenAIClient
 from ropd_jax.teacher.traffic.retries import LimitedClient, Limits
 from ropd_jax.types import Message
-from tests.teacher.services import GROUPS, LIMIT, ROWS, Fails, Row, Says, api_of
+from tests.teacher.services import GROUPS, LIMIT, ROWS, Fails, Row, Says, api_of, meaning
 
 BY_NAME = {row.name: row for row in ROWS}
 
@@ -128,3 +128,13 @@ def test_the_table_is_whole():
         for row in rows:
             assert row.thread == "" or re.fullmatch(r"[\w.-]+/[\w.-]+#\d+", row.thread), row.name
             assert row.service and row.what and "\n" not in row.what
+
+
+def test_each_row_has_a_meaning_for_the_documentation():
+    assert meaning(BY_NAME["wait-gemini"]) == "sent again after 38 s (rate_limited)"
+    assert meaning(BY_NAME["context-tgi"]) == "sent again with a limit of 1,988 tokens, which fits"
+    assert meaning(BY_NAME["finish-length"]) == "sent again with a limit of 8,192 tokens"
+    assert meaning(BY_NAME["xai-403"]) == "no reply for this prompt (blocked)"
+    assert meaning(BY_NAME["region-400"]) == "the run stops (region)"
+    assert meaning(BY_NAME["context-zhipu"]) == "asked for again in parts"
+    assert all(meaning(row) for row in ROWS)
