@@ -371,6 +371,11 @@ def most_of(request: ChatRequest) -> Usage:
     return Usage(sent, request.max_output_tokens)
 
 
+def _bound(request: ChatRequest, usage: Usage) -> Usage | None:
+    """`most_of` the request if its usage is unknown, or unknown in part."""
+    return most_of(request) if usage.input_tokens is None or usage.output_tokens is None else None
+
+
 def _instead(total: Spent) -> str:
     """The hint for a provider that often reports no tokens."""
     return ", or set teacher.budget.calls instead" if total.unmetered > total.calls / 2 else ""
@@ -427,9 +432,9 @@ class MeteredClient:
             reply = await self.inner.chat(request)
         except TeacherError as e:
             if e.usage is not None:  # an unusable reply can be billed too
-                self._budget.end(*about, e.usage, most_of(request))
+                self._budget.end(*about, e.usage, _bound(request, e.usage))
             raise
-        self._budget.end(*about, reply.usage, most_of(request))
+        self._budget.end(*about, reply.usage, _bound(request, reply.usage))
         return dataclasses.replace(reply, latency_s=time.monotonic() - start)
 
     async def close(self) -> None:
