@@ -125,6 +125,7 @@ def failure_of(
         limit: ``max_output_tokens`` of the request, 0 if unknown.
     """
     said = read_failure(body, key)
+    answered = status
     if status < 400:
         status = said.status or _named_status(said.codes, said.message)
     elif status in (400, 500, 502) and said.status in _BEHIND_GATEWAY:
@@ -139,6 +140,7 @@ def failure_of(
         retry_after=said.wait if wait is None else wait,
         limit=limit,
         counts=said.counts,
+        answered=answered,
     )
 
 
@@ -153,20 +155,23 @@ def error_for_status(
     retry_after: float | None = None,
     limit: int = 0,
     counts: Mapping[str, int] | None = None,
+    answered: int | None = None,
 ) -> TeacherError:
     """The typed failure for an HTTP answer that is not 2xx.
 
     Args:
-        status: HTTP status code.
+        status: HTTP status code, or the one that the answer means.
         message: the server's own message, without keys.
         provider, model: named in the error, so that a user knows which role to fix.
         code, codes: the server's error codes (OpenAI ``error.code``, Gemini ``ErrorInfo.reason``).
         retry_after: seconds, if the server sent a time.
         limit, counts: as `room_for_output`.
+        answered: the HTTP status of the answer, if it differs from ``status``.
     """
     known = {c.lower() for c in (code, *codes) if c}
     shown = " ".join(message.split())[:500] or "no message"
-    head = f"{provider} answered {status} for model {model!r}: {shown}"
+    number = f"{status}" if answered in (None, status) else f"{answered} (which means {status})"
+    head = f"{provider} answered {number} for model {model!r}: {shown}"
     if known & _BLOCKED_CODES or (status in (400, 403, 422, 451) and _is_moderation(message)):
         return BlockedError(head)
     if wrong := _configuration(status, message, known, retry_after, head):
