@@ -119,7 +119,7 @@ def calibrate(
     asked = build_teacher(teacher, seed=seed, workdir=workdir, needs=needs)
     counting = CountingClient(asked.client, _prices(teacher, needs))
     asked.client = counting
-    before = asked.budget.total().usd if asked.budget else 0.0
+    before = (asked.budget.total().cost_usd or 0.0) if asked.budget else 0.0
     started = time.monotonic()
     said, stopped = asyncio.run(_ask_all(asked, questions, options, at_once=teacher["concurrency"], cut=_cut(teacher)))
     seconds = time.monotonic() - started
@@ -150,7 +150,7 @@ def calibrate(
                 **verify.as_dict(),
                 "verdicts": verdicts,
                 "wall_seconds": None if verify.taped else seconds,
-                "spent_usd": None if total is None or total.unpriced else total.usd - before,
+                "spent_usd": None if total is None or total.cost_usd is None else total.cost_usd - before,
                 "reasks": dict(asked.stats.reasks),
                 "retries": dict(asked.stats.retries),
                 "failures": dict(asked.stats.failures),

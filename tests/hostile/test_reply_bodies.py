@@ -17,6 +17,7 @@ from ropd_jax.teacher import (
     ConfigurationError,
     MalformedError,
     TeacherError,
+    TransientError,
     Usage,
     make_client,
 )
@@ -153,14 +154,17 @@ def asked(provider, answers):
 
 
 JSON = {"Content-Type": "application/json"}
+# Bodies that another try can better: not JSON, or without anything that a model generated.
+PASSING = {"cut_off", "empty_body", "web_page", "not_json", "no_choices", "no_candidates", "unfinished"}
 
 
 @pytest.mark.parametrize("provider", BODIES)
-def test_a_body_of_another_form_is_malformed_with_a_sample(provider):
+def test_a_body_of_another_form_is_malformed_or_worth_another_try_with_a_sample(provider):
     bodies = [encoded(body) for body in BODIES[provider]]
     assert len(bodies) >= 60
     for body, outcome in zip(bodies, asked(provider, [(200, JSON, body) for body in bodies]), strict=True):
-        assert isinstance(outcome, MalformedError), (body[:200], outcome)
+        passing = isinstance(outcome, TransientError) and outcome.cause in PASSING
+        assert passing or isinstance(outcome, MalformedError), (body[:200], outcome)
         assert len(str(outcome)) < 700 and str(outcome).startswith(provider)
 
 
@@ -171,7 +175,7 @@ def test_the_sample_shows_no_part_of_the_key(provider, monkeypatch):
     monkeypatch.setenv("GEMINI_API_KEY", key)
     bodies = [b"x" * n + key.encode() + b"x" * 300 for n in range(170, 205)]
     for outcome in asked(provider, [(200, JSON, body) for body in bodies]):
-        assert isinstance(outcome, MalformedError) and "x" * 170 in str(outcome) and "sk-" not in str(outcome)
+        assert outcome.cause == "not_json" and "x" * 170 in str(outcome) and "sk-" not in str(outcome)
 
 
 @pytest.mark.parametrize("provider", FINE)
@@ -222,8 +226,11 @@ def test_a_charset_of_the_server_executes_and_breaks_nothing(provider):
 def test_a_compressed_body_is_refused_before_it_is_unpacked(provider):
     bomb = gzip.compress(b" " * 2**26)
     answers = [(status, JSON | {"Content-Encoding": name}, bomb) for status in (200, 500) for name in ("gzip", "br")]
-    for outcome in asked(provider, answers):
+    reply, other, *failures = asked(provider, answers)
+    for outcome in (reply, other):
         assert isinstance(outcome, MalformedError) and "compressed as" in str(outcome)
+    for outcome in failures:  # the status says enough
+        assert isinstance(outcome, TransientError) and outcome.cause == "server_error"
 
 
 @pytest.mark.parametrize("provider", BODIES)
@@ -250,7 +257,10 @@ def test_no_more_than_the_bound_is_taken_of_a_body(provider, announced, status, 
 
     began = time.monotonic()
     outcome = asyncio.run(run())
-    assert isinstance(outcome, MalformedError) and "more than 1,048,576 bytes" in str(outcome)
+    if status == 200:
+        assert isinstance(outcome, MalformedError) and "more than 1,048,576 bytes" in str(outcome)
+    else:
+        assert isinstance(outcome, TransientError) and outcome.cause == "server_error"
     assert sent < 100 and time.monotonic() - began < 20
 
 

@@ -7,20 +7,32 @@ anything is parsed:
     a compressed body   none is asked for; 3 MB of gzip can hold 3 GB
     a body too long     a chat reply has some kilobytes
     another charset     is ignored
+    a status over 400   raised as an `HttpFailure`; its body can have any form, so no SDK parses it
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import urllib.parse
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Protocol
 
+from ropd_jax.teacher.clients.environment import environment
 from ropd_jax.teacher.clients.errors import ConfigurationError, MalformedError
 
 MAX_REPLY_BYTES = 16 * 2**20  # 64,000 tokens of output are about 0.3 MB
 MAX_DOWNLOAD_BYTES = 2**30  # results of a batch
+MAX_FAILURE_BYTES = 2**18  # of the body of a failure; the rest is not read
 _CHAT = ("/chat/completions", ":generateContent")  # how the path of a chat request ends
+
+
+class HttpFailure(Exception):
+    """An answer with a status of 400 or more; ``headers`` have names in small letters, ``body`` can be cut."""
+
+    def __init__(self, status: int, headers: Mapping[str, str], body: bytes):
+        super().__init__(f"HTTP status {status}")
+        self.status, self.headers, self.body = status, headers, body
 
 
 class Response(Protocol):
@@ -43,7 +55,11 @@ def bounded_client(client: type, provider: str, **options: Any) -> Any:
 
     The client raises, from a request:
         ConfigurationError: a redirect; the message names both hosts.
+        HttpFailure: a status of 400 or more.
         MalformedError: a compressed body, or one that is too long.
+
+    Raises:
+        ConfigurationError: this machine's environment does not allow a client: `environment`.
     """
     base = next(c for c in client.__mro__ if c.__name__ == "AsyncClient")
     library = importlib.import_module(base.__module__.partition(".")[0])
@@ -65,6 +81,16 @@ def bounded_client(client: type, provider: str, **options: Any) -> Any:
         async def aclose(self) -> None:
             await self._body.aclose()
 
+    async def beginning(stream: Any) -> bytes:
+        """The first bytes of a body, or what came of them before the connection broke."""
+        found = b""
+        with contextlib.suppress(library.TransportError):
+            async for part in stream:
+                found += part
+                if len(found) >= MAX_FAILURE_BYTES:
+                    break
+        return found[:MAX_FAILURE_BYTES]
+
     async def check(response: Response) -> None:
         url, headers = response.request.url, response.headers
         if 300 <= response.status_code < 400:
@@ -75,6 +101,9 @@ def bounded_client(client: type, provider: str, **options: Any) -> Any:
                 cause="redirect",
             )
         encoding = headers.get("content-encoding", "identity").strip().lower()
+        if response.status_code >= 400:
+            body = b"" if encoding != "identity" else await beginning(response.stream)
+            raise HttpFailure(response.status_code, {k.lower(): v for k, v in headers.items()}, body)
         if encoding != "identity":
             raise MalformedError(f"{provider} sent a body compressed as {encoding[:40]!r}; none was asked for")
         limit = MAX_REPLY_BYTES if url.path.endswith(_CHAT) else MAX_DOWNLOAD_BYTES
@@ -84,9 +113,13 @@ def bounded_client(client: type, provider: str, **options: Any) -> Any:
         response.encoding = "utf-8"  # JSON is; a charset of "hex" or "bz2" would run another codec of Python
         response.stream = Bounded(response.stream, limit)
 
-    return client(
-        headers={"Accept-Encoding": "identity"}, follow_redirects=False, event_hooks={"response": [check]}, **options
-    )
+    with environment(provider, proxies=options.get("trust_env", True)):
+        return client(
+            headers={"Accept-Encoding": "identity"},
+            follow_redirects=False,
+            event_hooks={"response": [check]},
+            **options,
+        )
 
 
 def _host(address: str) -> str:

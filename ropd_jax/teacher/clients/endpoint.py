@@ -86,7 +86,8 @@ def check_address(base_url: str, key: str = "teacher.base_url") -> None:
         fits = False
     if not fits or not base_url.isascii() or not base_url.isprintable() or " " in base_url:
         raise ConfigurationError(
-            f"{key} is {shown!r}; expected http://... or https://..., with a host and ASCII characters only",
+            f"{key} is {shown!r}; expected http://... or https://..., with a host, a port from 1 to 65535 if any, and "
+            "ASCII characters only",
             cause="address",
         )
 

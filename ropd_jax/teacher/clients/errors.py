@@ -61,9 +61,17 @@ class TransientError(TeacherError):
 
 
 class RequestError(TeacherError):
-    """The server refused this one request (400, 413, 422) for an unknown reason; others can still pass."""
+    """The server refused this one request (400, 422) for an unknown reason; others can still pass.
+
+    Attributes:
+        room: the largest ``max_output_tokens`` that the model allows, if the server refused a larger one and said so.
+    """
 
     default_cause = "bad_request"
+
+    def __init__(self, message: str, *, cause: str | None = None, usage: Usage | None = None, room: int | None = None):
+        super().__init__(message, cause=cause, usage=usage)
+        self.room = room
 
 
 class MalformedError(TeacherError):
@@ -85,6 +93,14 @@ class BlockedError(TeacherError):
 
 
 class ContextError(TeacherError):
-    """The request is longer than the model's context."""
+    """Prompt and output together are longer than the model's context.
+
+    Attributes:
+        room: the ``max_output_tokens`` with which the prompt would have fitted; None if unknown, or if none would.
+    """
 
     default_cause = "context"
+
+    def __init__(self, message: str, *, cause: str | None = None, usage: Usage | None = None, room: int | None = None):
+        super().__init__(message, cause=cause, usage=usage)
+        self.room = room

@@ -9,23 +9,22 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ropd_jax.teacher.clients.bounded_http import bounded_client
+from ropd_jax.teacher.clients.bounded_http import HttpFailure, bounded_client
 from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest, Usage
 from ropd_jax.teacher.clients.endpoint import api_key, redact, said_by, sdk_address, shown_address
+from ropd_jax.teacher.clients.environment import environment, is_direct, unreachable
 from ropd_jax.teacher.clients.errors import (
     BlockedError,
     ConfigurationError,
     MalformedError,
-    TeacherError,
     TransientError,
     TruncatedError,
 )
 from ropd_jax.teacher.clients.fitting import Fitting
-from ropd_jax.teacher.clients.http_status import UNREADABLE, error_for_status, parse_retry_after
+from ropd_jax.teacher.clients.http_status import UNREADABLE, failure_of
 from ropd_jax.teacher.clients.options import secrets_of, sent_headers
 from ropd_jax.teacher.clients.structured_output import schema_for
 from ropd_jax.teacher.clients.vertex import VertexAccount, account_errors, account_failure
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 
 _BLOCKED = {
     "SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "MODEL_ARMOR", "JAILBREAK",
-    "ESCALATION", "IMAGE_SAFETY",
+    "ESCALATION", "IMAGE_SAFETY", "IMAGE_PROHIBITED_CONTENT", "IMAGE_RECITATION",
 }  # fmt: skip
 
 _OUTSIDE = ("system_instruction", "safety_settings", "tools", "tool_config", "cached_content", "labels")  # of the
@@ -89,17 +88,22 @@ class GeminiClient:
         self._fitting = Fitting(secrets=secrets_of(tuple(headers)))
         self._connection_errors = _connection_errors()
         http = _http_library()
+        through_proxies = not is_direct(base_url)
         limits = http.Limits(max_connections=1000, max_keepalive_connections=100)
-        self._http_client = bounded_client(http.AsyncClient, "gemini", limits=limits, timeout=timeout_s)
+        self._http_client = bounded_client(
+            http.AsyncClient, "gemini", limits=limits, timeout=timeout_s, trust_env=through_proxies
+        )
         options = types.HttpOptions(
             base_url=address,
             timeout=int(timeout_s * 1000),
             httpx_async_client=self._http_client,
+            client_args={"trust_env": through_proxies},  # of a client that is made and never used
             retry_options=types.HttpRetryOptions(attempts=1),
             headers=self._headers,
         )
         how: dict[str, Any] = {"api_key": self._key} if account is None else account.client_options()
-        self.sdk_client = genai.Client(vertexai=vertexai, http_options=options, **how)
+        with environment("gemini", proxies=through_proxies):
+            self.sdk_client = genai.Client(vertexai=vertexai, http_options=options, **how)
         own = "Vertex AI" if vertexai else "the Gemini API"
         self._where = redact(shown_address(base_url), self._key) or own
 
@@ -109,7 +113,7 @@ class GeminiClient:
     async def _chat(self, request: ChatRequest, structure: str, refused: frozenset[str]) -> ChatReply:
         contents, config = self.content(request, structure, refused)
         config.should_return_http_response = True
-        with self.typed_failures(request.model):
+        with self.typed_failures(request.model, request.max_output_tokens):
             response = await self.sdk_client.aio.models.generate_content(
                 model=request.model, contents=contents, config=config
             )
@@ -166,21 +170,25 @@ class GeminiClient:
         return dict(extra)
 
     @contextlib.contextmanager
-    def typed_failures(self, model: str) -> Iterator[None]:
-        """Raises the errors of the SDK and of its transport as a ``TeacherError``."""
+    def typed_failures(self, model: str, limit: int = 0) -> Iterator[None]:
+        """Raises the errors of the SDK and its transport as a ``TeacherError``; ``limit`` is ``max_output_tokens``."""
+        about: dict[str, Any] = dict(provider="gemini", model=model, key=self._key, limit=limit)
         try:
             yield
-        except self._errors.APIError as e:
-            raise self._failure(e, model) from None  # the SDK's text can quote the key
+        except HttpFailure as e:
+            raise failure_of(e.status, e.headers, e.body, **about) from None
+        except self._errors.APIError as e:  # the SDK's text can quote the key
+            code = e.code if isinstance(e.code, int) and e.code >= 400 else 200
+            raise failure_of(code, {}, e.details or e.message or "", **about) from None
         except account_errors() as e:
             raise account_failure(e) from None
         except TimeoutError:
             raise TransientError(f"gemini: no answer in time for model {model!r}", cause="timeout") from None
         except self._connection_errors as e:
-            slow = "timeout" in type(e).__name__.lower()
-            message = f"gemini: cannot reach {self._where} ({type(e).__name__})"
-            raise TransientError(message, cause="timeout" if slow else "connection") from None
+            raise unreachable(e, "gemini", self._where) from None
         except UNREADABLE as e:
+            if isinstance(e, json.JSONDecodeError):
+                self._body.read(self._body.Generated, e.doc, "gemini", self._key)  # raises by what it is
             raise MalformedError(f"gemini sent an unreadable body: {redact(str(e), self._key)[:200]}") from None
 
     def batch_request(self, request: ChatRequest) -> dict[str, Any]:
@@ -230,23 +238,6 @@ class GeminiClient:
         self.sdk_client.close()
         await self._http_client.aclose()
 
-    def _failure(self, error, model: str) -> TeacherError:
-        details = error.details if isinstance(error.details, dict) else {}
-        inner = details.get("error", details)
-        items = inner.get("details", []) if isinstance(inner, dict) else []
-        items = [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
-        code = next((str(i["reason"]) for i in items if i.get("reason")), "")
-        headers = getattr(error.response, "headers", None) or {}
-        after = parse_retry_after(headers.get("retry-after"))
-        for item in items:  # RetryInfo: {"retryDelay": "12s"}
-            if after is None and item.get("retryDelay"):
-                after = parse_retry_after(str(item["retryDelay"]))
-        message = redact(str(error.message or error.status or ""), self._key)
-        # A wrong key is a 400 at Google, which would count as a bad request of this one call.
-        if re.search(r"api key not valid", message, re.IGNORECASE):
-            code = "api_key_invalid"
-        return error_for_status(error.code, message, provider="gemini", model=model, code=code, retry_after=after)
-
     def read_response(self, response: GenerateContentResponse, model: str, limit: int) -> ChatReply:
         """The reply in the SDK's response, as a batch has it.
 
@@ -257,12 +248,20 @@ class GeminiClient:
 
     def _read(self, body: str, model: str, limit: int) -> ChatReply:
         reply = self._body.read(self._body.Generated, body, "gemini", self._key)
-        usage = _usage(reply.usage_metadata)
-        if reply.prompt_feedback is not None and reply.prompt_feedback.block_reason is not None:
-            reason = reply.prompt_feedback.block_reason[:80]
-            raise BlockedError(f"gemini: the prompt for {model!r} was blocked ({reason})", usage=usage)
+        feedback = reply.prompt_feedback
+        blocked = feedback.block_reason[:80] if feedback is not None and feedback.block_reason is not None else None
+        usage = _usage(reply.usage_metadata, nothing_made=blocked is not None and not reply.candidates)
+        if reply.error:
+            inside = {"error": reply.error}
+            error = failure_of(200, {}, inside, provider="gemini", model=model, key=self._key, limit=limit)
+            error.usage = None if usage == Usage() else usage
+            raise error
+        if blocked is not None:
+            raise BlockedError(f"gemini: the prompt for {model!r} was blocked ({blocked})", usage=usage)
         if not reply.candidates:
-            raise MalformedError("gemini sent a reply without candidates", usage=usage)
+            raise TransientError(
+                f"gemini sent a reply without candidates for model {model!r}", cause="no_candidates", usage=usage
+            )
         candidate = reply.candidates[0]
         reason = (candidate.finish_reason or "").upper()[:80]
         if reason in _BLOCKED:
@@ -273,21 +272,36 @@ class GeminiClient:
                 usage=usage,
             )
         if reason not in ("STOP", ""):
-            raise MalformedError(f"gemini: the reply of {model!r} ended with {reason}", usage=usage)
+            raise TransientError(
+                f"gemini: the reply of {model!r} ended with {reason} before it was finished",
+                cause="unfinished",
+                usage=usage,
+            )
         parts = (candidate.content.parts if candidate.content else None) or []
         text = "".join(p.text for p in parts if p.text and not p.thought)
         return ChatReply(text, "stop", usage, reply.model_version or model)
 
 
-def _usage(usage: UsageMetadata | None) -> Usage:
+def _usage(usage: UsageMetadata | None, *, nothing_made: bool = False) -> Usage:
+    """The tokens of a call. Gemini leaves out a count of 0, and counts thinking apart from the visible candidates.
+
+    prompt 100, total 190                    ->    output 90: thinking used up the whole limit
+    prompt 100, candidates 10, thoughts 80   ->    output 90
+
+    Args:
+        nothing_made: the prompt was blocked, so that no output is no output and not an unknown one.
+    """
     if usage is None:
         return Usage()
+    sent, total = usage.prompt_token_count, usage.total_token_count
     thought, output = usage.thoughts_token_count, usage.candidates_token_count
-    # Gemini counts thinking separately from the visible candidates, and leaves out a count of 0: if thinking used up
-    # the whole limit, candidates_token_count is None.
-    if output is not None or thought is not None:
+    if sent is not None and total and total >= sent:
+        output = total - sent
+    elif output is not None or thought is not None:
         output = (output or 0) + (thought or 0)
-    return Usage(usage.prompt_token_count, output, thought, usage.cached_content_token_count)
+    elif nothing_made and sent is not None:
+        output = 0
+    return Usage(sent, output, thought, usage.cached_content_token_count)
 
 
 def _http_library() -> Any:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from ropd_jax.teacher.clients.endpoint import redact
-from ropd_jax.teacher.clients.errors import MalformedError
+from ropd_jax.teacher.clients.errors import MalformedError, TransientError
 
 SAMPLE = 200  # characters of a body in a message
 SECRET = 16  # characters; a shorter key is a placeholder such as "none", and can be a word of a reply
@@ -46,8 +46,9 @@ class CompletionMessage(Body):
 
 
 class CompletionChoice(Body):
-    message: CompletionMessage
+    message: CompletionMessage | None = None
     finish_reason: str | None = None
+    error: Any = None
 
 
 class OutputDetails(Body):
@@ -59,15 +60,21 @@ class InputDetails(Body):
 
 
 class CompletionUsage(Body):
-    prompt_tokens: Count = None
-    completion_tokens: Count = None
+    prompt_tokens: Count = Field(None, validation_alias=AliasChoices("prompt_tokens", "input_tokens"))
+    completion_tokens: Count = Field(None, validation_alias=AliasChoices("completion_tokens", "output_tokens"))
+    total_tokens: Count = None
+    reasoning_tokens: Count = None  # Perplexity
+    cached_tokens: Count = None  # Moonshot
+    prompt_cache_hit_tokens: Count = None  # DeepSeek
     completion_tokens_details: OutputDetails | None = None
     prompt_tokens_details: InputDetails | None = None
 
 
 class Completion(Body):
-    """A chat completion in OpenAI's format."""
+    """A chat completion in OpenAI's format, or an error with status 200."""
 
+    model_config = ConfigDict(extra="allow", frozen=True)
+    error: Any = None
     choices: list[CompletionChoice] | None = None
     usage: CompletionUsage | None = None
     model: str | None = None
@@ -112,12 +119,14 @@ class UsageMetadata(_Gemini):
     prompt_token_count: Count = None
     candidates_token_count: Count = None
     thoughts_token_count: Count = None
+    total_token_count: Count = None
     cached_content_token_count: Count = None
 
 
 class Generated(_Gemini):
-    """A reply of Gemini's generateContent."""
+    """A reply of Gemini's generateContent, or an error with status 200."""
 
+    error: Any = None
     prompt_feedback: Feedback | None = None
     candidates: list[Candidate] | None = None
     usage_metadata: UsageMetadata | None = None
@@ -146,20 +155,37 @@ def read(form: type[B], body: bytes | str | dict[str, Any], provider: str, key: 
         key: the API key. A server that sends it back must not bring it onto the tape or into a message.
 
     Raises:
-        MalformedError: not JSON, nested too deeply, or of another form; with the start of the body.
+        TransientError: not JSON: cut off, empty, or the page of a proxy; with the start of the body.
+        MalformedError: of another form, or nested too deeply; with the start of the body.
     """
     shown = body.decode("utf-8", "replace") if isinstance(body, bytes) else body
     if isinstance(shown, str) and len(key) >= SECRET:
         shown = redact(shown, key)
+    cause = ""
     try:
-        decoded = json.loads(shown) if isinstance(shown, str) else shown
+        decoded = json.loads(shown.removeprefix("\ufeff")) if isinstance(shown, str) else shown
         return form.model_validate(decoded)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"])) or "the top level"
         problem = f"{where}: {first['msg']}"
-    except (ValueError, RecursionError) as error:
-        problem = "it is nested too deeply" if isinstance(error, RecursionError) else "it is not JSON"
+    except RecursionError:
+        problem = "it is nested too deeply"
+    except ValueError:
+        cause, problem = _not_json(str(shown))
     sample = shown if isinstance(shown, str) else ", ".join(map(str, shown))  # of a decoded body its keys
     sample = redact(sample[: SAMPLE + len(key)], key)[:SAMPLE]
-    raise MalformedError(f"{provider} sent a reply of an unexpected form ({problem[:SAMPLE]}): {sample!r}")
+    message = f"{provider} sent a reply of an unexpected form ({problem[:SAMPLE]}): {sample!r}"
+    raise TransientError(message, cause=cause) if cause else MalformedError(message)
+
+
+def _not_json(body: str) -> tuple[str, str]:
+    """(cause, problem) of a body that is not JSON."""
+    start = body.strip()[:1]
+    if not start:
+        return "empty_body", "it is empty"
+    if start == "<":
+        return "web_page", "it is a web page; check teacher.base_url"
+    if start in "{[":
+        return "cut_off", "it is not JSON, as if it were cut off"
+    return "not_json", "it is not JSON"

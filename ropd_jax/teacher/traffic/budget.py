@@ -7,7 +7,12 @@ still finish and are recorded. So the caps on dollars and tokens can be exceeded
 never is.
 
 Unknown costs stay unknown: a call of a model without a price makes the cost None, and a cap in dollars is refused at
-the start if a role's model has no price.
+the start if a role's model has no price. A reply without token counts is bounded: it used at most one token for each
+byte of the request, and at most the request's own limit of output. These bounds count against the caps::
+
+    1,000 replies with counts                       2.50 dollars
+    1 reply without: 8,000 bytes, limit 4,096       0.00 to 0.05 dollars
+    the run                                         2.50 dollars, with at most 0.05 more
 
 With n hosts each one may spend 1/n of what was left at the last sync::
 
@@ -35,6 +40,7 @@ from ropd_jax.teacher.traffic.prices import Prices
 from ropd_jax.utils.files import create_private
 
 _STEPS_KEPT = 8
+_TEMPLATE_TOKENS = 32  # of a chat template around one message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +67,9 @@ class Spent:
     """Calls, tokens and dollars.
 
     Attributes:
-        unmetered: replies without token counts.
-        unpriced: calls whose cost is unknown, without a price or without token counts.
+        unmetered: replies whose token counts are unknown, or unknown in part.
+        unmetered_tokens, unmetered_usd: the most that is unknown of them; not part of the other numbers.
+        unpriced: calls whose cost is unknown and not bounded, because their model has no price.
         usd: the known part of the cost.
     """
 
@@ -74,6 +81,8 @@ class Spent:
     unmetered: int = 0
     unpriced: int = 0
     usd: float = 0.0
+    unmetered_tokens: int = 0
+    unmetered_usd: float = 0.0
 
     @property
     def tokens(self) -> int:
@@ -81,15 +90,30 @@ class Spent:
 
     @property
     def cost_usd(self) -> float | None:
-        """Dollars, or None while the cost of any call is unknown."""
-        return None if self.unpriced else self.usd
+        """The most dollars that the calls can have cost, or None while the cost of any has no bound."""
+        return None if self.unpriced else self.usd + self.unmetered_usd
 
     def __add__(self, other: Spent) -> Spent:
         return Spent(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
 
-    def add(self, usage: Usage, usd: float | None) -> None:
-        """Add the tokens and dollars of one call; ``usd`` None is unknown."""
-        self.unmetered += usage.input_tokens is None or usage.output_tokens is None
+    def add(self, usage: Usage, usd: float | None, most: Usage | None = None, most_usd: float | None = None) -> None:
+        """Add the tokens and dollars of one call.
+
+        Args:
+            usd: None is unknown.
+            most, most_usd: bounds of the tokens and the dollars if they are unknown; None without a bound.
+        """
+        if usage.input_tokens is None or usage.output_tokens is None:
+            self.unmetered += 1
+            if most is not None:
+                unknown = (usage.input_tokens is None, usage.output_tokens is None)
+                bounds = (most.input_tokens or 0, most.output_tokens or 0)
+                self.unmetered_tokens += sum(
+                    bound for bound, is_unknown in zip(bounds, unknown, strict=True) if is_unknown
+                )
+        if usd is None and most_usd is not None:
+            self.unmetered_usd += most_usd
+            usd = 0.0
         for name in ("input_tokens", "output_tokens", "thought_tokens", "cached_tokens"):
             setattr(self, name, getattr(self, name) + (getattr(usage, name) or 0))
         self.unpriced += usd is None
@@ -161,8 +185,8 @@ class Budget:
         reached = [
             text
             for cap, spent, text in (
-                (self.caps.usd, counted.usd, f"usd={self.caps.usd:g}"),
-                (self.caps.tokens, counted.tokens, f"tokens={self.caps.tokens}"),
+                (self.caps.usd, counted.usd + counted.unmetered_usd, f"usd={self.caps.usd:g}"),
+                (self.caps.tokens, counted.tokens + counted.unmetered_tokens, f"tokens={self.caps.tokens}"),
                 (self.caps.calls, counted.calls, f"calls={self.caps.calls}"),
             )
             if cap and spent >= cap
@@ -173,24 +197,31 @@ class Budget:
         if reached:
             raise BudgetError(
                 f"teacher.budget.{' and '.join(reached)} is reached. {self._so_far(total)} To continue, use the same "
-                "command and --workdir with a larger teacher.budget; all answers so far are on the tape"
+                f"command and --workdir with a larger teacher.budget{_instead(total)}; all answers so far are on the "
+                "tape"
             )
         if blind:
             raise BudgetError(
-                f"the provider does not report its tokens, so that teacher.budget.{' and '.join(blind)} cannot be "
-                f"checked; set teacher.budget.calls instead. {self._so_far(total)}"
+                f"the cost of {total.unpriced:,} calls is unknown, so that teacher.budget.{' and '.join(blind)} cannot "
+                f"be checked; give the model's price (teacher.prices), or set teacher.budget.calls instead. "
+                f"{self._so_far(total)}"
             )
 
-    def end(self, role: str, provider: str, model: str, base_url: str, usage: Usage) -> float | None:
-        """Count the cost of a call; returns its dollars, or None if unknown."""
+    def end(
+        self, role: str, provider: str, model: str, base_url: str, usage: Usage, most: Usage | None = None
+    ) -> float | None:
+        """Count the cost of a call; returns its dollars, or None if unknown. ``most`` bounds unknown tokens."""
         price = self.prices.find(provider, model, base_url)
         usd = None if price is None else price.cost(usage)
         if price is not None and price.input == price.output == 0:
             usd = 0.0  # free, even if the tokens are unknown
+        most_usd = None
+        if usd is None and price is not None and most is not None:
+            most_usd = price.cost(_filled(usage, most))
         with self._lock:
-            self._of(self.roles, role).add(usage, usd)
+            self._of(self.roles, role).add(usage, usd, most, most_usd)
             if (step := STEP.get()) >= 0:
-                self._of(self.steps, step).add(usage, usd)
+                self._of(self.steps, step).add(usage, usd, most, most_usd)
             self._write(every_s=1.0)
         return usd
 
@@ -207,7 +238,8 @@ class Budget:
             return 0
         for estimate in estimates:
             total = total + estimate
-            caps = ((self.caps.usd, total.usd), (self.caps.tokens, total.tokens), (self.caps.calls, total.calls))
+            usd, tokens = total.usd + total.unmetered_usd, total.tokens + total.unmetered_tokens
+            caps = ((self.caps.usd, usd), (self.caps.tokens, tokens), (self.caps.calls, total.calls))
             if any(cap and spent > cap for cap, spent in caps):
                 break
             n += 1
@@ -223,9 +255,8 @@ class Budget:
         )
 
     def _blind(self, total: Spent) -> list[str]:
-        """The caps that cannot be checked, because the provider does not report its tokens."""
-        usd, tokens = self.caps.usd and total.unpriced, self.caps.tokens and total.unmetered
-        return ["usd"] * bool(usd) + ["tokens"] * bool(tokens)
+        """The caps that cannot be checked, because the cost of calls is unknown and has no bound."""
+        return ["usd"] if self.caps.usd and total.unpriced else []
 
     def total(self) -> Spent:
         """All roles and hosts together."""
@@ -273,6 +304,8 @@ class Budget:
             "teacher/spent_calls": float(total.calls),
             "teacher/spent_tokens": float(total.tokens),
             "teacher/unpriced_calls": float(total.unpriced),
+            "teacher/unmetered_calls": float(total.unmetered),
+            "teacher/unmetered_usd": total.unmetered_usd,
         }
         out |= {f"teacher/cost_usd_{role}": spent.cost_usd for role, spent in roles.items()}
         if step is not None:
@@ -311,11 +344,41 @@ class Budget:
         parts = []
         for role, spent in sorted(_merged([self.roles, self._remote]).items()):
             parts.append(f"{role} {spent.calls:,} calls {spent.tokens:,} tokens {dollars(spent.cost_usd)}")
-        return f"Spent: {total.calls:,} calls, {total.tokens:,} tokens, {dollars(total.cost_usd)} ({'; '.join(parts)})."
+        most = ""
+        if total.unmetered:
+            usd = dollars(total.unmetered_usd)
+            most = f", of which at most {usd} for {total.unmetered:,} replies without token counts"
+        whole = f"{total.calls:,} calls, {total.tokens:,} tokens, {dollars(total.cost_usd)}{most}"
+        return f"Spent: {whole} ({'; '.join(parts)})."
 
     @staticmethod
     def _of(table: dict, key: Any) -> Spent:
         return table.setdefault(key, Spent())
+
+
+def _filled(usage: Usage, most: Usage) -> Usage:
+    """The usage with bounds for what is unknown."""
+    sent = most.input_tokens if usage.input_tokens is None else usage.input_tokens
+    made = most.output_tokens if usage.output_tokens is None else usage.output_tokens
+    return dataclasses.replace(usage, input_tokens=sent, output_tokens=made)
+
+
+def most_of(request: ChatRequest) -> Usage:
+    """The most tokens that a call can use: one for each byte of the request, and its limit of output."""
+    schema = "" if request.json_schema is None else json.dumps(request.json_schema)
+    texts = [*(m.content for m in request.messages), schema]
+    sent = sum(len(t.encode("utf-8", "surrogatepass")) for t in texts) + _TEMPLATE_TOKENS * len(texts)
+    return Usage(sent, request.max_output_tokens)
+
+
+def _bound(request: ChatRequest, usage: Usage) -> Usage | None:
+    """`most_of` the request if its usage is unknown, or unknown in part."""
+    return most_of(request) if usage.input_tokens is None or usage.output_tokens is None else None
+
+
+def _instead(total: Spent) -> str:
+    """The hint for a provider that often reports no tokens."""
+    return ", or set teacher.budget.calls instead" if total.unmetered > total.calls / 2 else ""
 
 
 def _sum(several: Iterable[Spent]) -> Spent:
@@ -369,9 +432,9 @@ class MeteredClient:
             reply = await self.inner.chat(request)
         except TeacherError as e:
             if e.usage is not None:  # an unusable reply can be billed too
-                self._budget.end(*about, e.usage)
+                self._budget.end(*about, e.usage, _bound(request, e.usage))
             raise
-        self._budget.end(*about, reply.usage)
+        self._budget.end(*about, reply.usage, _bound(request, reply.usage))
         return dataclasses.replace(reply, latency_s=time.monotonic() - start)
 
     async def close(self) -> None:

@@ -2,7 +2,8 @@
 
     identical requests in flight share one call
       -> a failed try is repeated: transient ones after a growing, jittered wait (or the server's Retry-After),
-         a reply cut at the token limit once, immediately, with twice the limit
+         a reply cut at the token limit once, immediately, with twice the limit,
+         a request over the context once, immediately, with the limit that fits next to its prompt
         -> the queue: the earliest step, then the longest remaining path (``Limits.order``), then first come
           -> slots that adapt to the server, requests and tokens per minute (``admission``)
             -> the time limit of one try, which starts when the try starts: time in our own queue does not count
@@ -29,6 +30,7 @@ import tenacity
 from ropd_jax.teacher.clients.chat import ChatClient, ChatReply, ChatRequest, Usage
 from ropd_jax.teacher.clients.errors import (
     ConfigurationError,
+    ContextError,
     RequestError,
     TeacherError,
     TransientError,
@@ -46,6 +48,7 @@ ORDERS = ("longest_first", "finished_first")
 _HEDGE_PRIORITY = (math.inf, 0)  # after everything else
 _OVERLOAD = {"rate_limited": "429", "unavailable": "503", "overloaded": "529", "timeout": "timeout"}
 _LARGER = 2  # factor on the token limit in the one try after a truncated reply
+_LEAST_ROOM = 256  # tokens of output; if fewer fit next to the prompt, it is better to ask in parts
 _LOG_EVERY_S = 5.0
 _GIVEN_UP_EVERY_S = 60.0  # between two log lines about calls given up for the same cause
 _STORM = 3  # so many requests that wait for their next try, or one for longer than _LONG_S, are a warning
@@ -146,6 +149,9 @@ class LimitedClient:
         self._retrying: dict[int, tuple[float, str]] = {}  # request number -> (time of its first failure, latest cause)
         self._logged_at: float | None = None
         self._given_up: dict[str, float] = {}  # cause -> time of its last log line
+        self._most_output: dict[
+            str, int
+        ] = {}  # model -> the largest max_output_tokens that it allows, once it has said
         self._output: dict[str, tuple[int, int]] = {}  # purpose -> (replies, output tokens)
 
     async def chat(self, request: ChatRequest) -> ChatReply:
@@ -211,13 +217,17 @@ class LimitedClient:
             raise
 
     async def _larger(self, request: ChatRequest, number: int) -> ChatReply:
+        request = self._allowed(request, request.max_output_tokens)
         try:
-            return await self._retried(request, number)
+            return await self._fitted(request, number)
         except TruncatedError as truncated:
+            tried = self._allowed(request, request.max_output_tokens)
+            larger = self._allowed(request, _LARGER * tried.max_output_tokens)
+            if larger.max_output_tokens <= tried.max_output_tokens:
+                raise  # the model allows no more
             self._stats.count("retries", truncated.cause)
-            larger = dataclasses.replace(request, max_output_tokens=_LARGER * request.max_output_tokens)
             try:
-                return await self._retried(larger, number)
+                return await self._fitted(larger, number, more_than=tried.max_output_tokens)
             except (RequestError, ConfigurationError) as e:
                 if e.cause not in ("bad_request", "unsupported"):  # another failure, not about the larger limit
                     raise
@@ -225,6 +235,39 @@ class LimitedClient:
             except TruncatedError as e:
                 message = f"{truncated} (a second try reached {larger.max_output_tokens})"
                 raise TruncatedError(message, cause=e.cause, usage=e.usage) from e
+
+    async def _fitted(self, request: ChatRequest, number: int, *, more_than: int = 0) -> ChatReply:
+        """The reply; if prompt and output do not fit into the context, the one with the limit that fits::
+
+            context 8,192, prompt 6,000    limit 4,096    refused    limit 2,192    reply
+
+        Args:
+            more_than: a limit that has already been tried.
+        """
+        try:
+            return await self._retried(request, number)
+        except (ContextError, RequestError) as e:
+            room = e.room
+            least = max(more_than + 1, _LEAST_ROOM if isinstance(e, ContextError) else 1)
+            if room is None or not least <= room < request.max_output_tokens:
+                raise
+            refused = e
+        self._stats.count("retries", refused.cause)
+        if isinstance(refused, RequestError):  # of the model, and not of this prompt
+            self._most_output[request.model] = room
+            log.warning("teacher: %r allows at most %d max_output_tokens; requests use no more", request.model, room)
+        try:
+            return await self._retried(dataclasses.replace(request, max_output_tokens=room), number)
+        except TruncatedError as e:
+            if isinstance(refused, RequestError):
+                raise
+            # All that fits was used. In parts, or with its middle cut, the question leaves more room for the reply.
+            message = f"{refused} (the reply did not end within the {room} tokens that fit)"
+            raise ContextError(message, usage=e.usage) from e
+
+    def _allowed(self, request: ChatRequest, limit: int) -> ChatRequest:
+        """The request with that limit, or with the largest that its model is known to allow."""
+        return dataclasses.replace(request, max_output_tokens=min(limit, self._most_output.get(request.model, limit)))
 
     async def _retried(self, request: ChatRequest, number: int) -> ChatReply:
         retrying = tenacity.AsyncRetrying(

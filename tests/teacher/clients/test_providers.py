@@ -228,7 +228,7 @@ def test_a_closed_port_is_a_connection_failure(provider, unused_port):
 
 
 @pytest.mark.parametrize("provider", ["openai", "gemini"])
-def test_a_body_that_is_no_reply_is_malformed(provider, web_page):
+def test_a_web_page_instead_of_a_reply_is_worth_another_try(provider, web_page):
     async def run():
         async with web_page() as root:
             client = make_client(provider=provider, base_url=root + "/v1", attempts=1)
@@ -237,8 +237,9 @@ def test_a_body_that_is_no_reply_is_malformed(provider, web_page):
             finally:
                 await client.close()
 
-    with pytest.raises(MalformedError):
+    with pytest.raises(TransientError, match=r"check teacher\.base_url") as e:
         asyncio.run(run())
+    assert e.value.cause == "web_page"
 
 
 @pytest.mark.usefixtures("keys")

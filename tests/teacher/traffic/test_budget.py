@@ -20,7 +20,7 @@ from ropd_jax.teacher import (
     at_step,
     make_client,
 )
-from ropd_jax.teacher.traffic.budget import MeteredClient, dollars
+from ropd_jax.teacher.traffic.budget import MeteredClient, dollars, most_of
 from ropd_jax.types import Message
 
 
@@ -92,10 +92,28 @@ def test_a_model_without_a_price_costs_an_unknown_amount_never_nothing():
     assert dollars(None) == "unknown cost"
 
 
-def test_unreported_tokens_cost_an_unknown_amount():
+def test_unreported_tokens_are_counted_and_bounded():
     budget = Budget()
-    run(metered(budget, Usage()), request())
-    assert budget.as_metrics()["teacher/cost_usd"] is None
+    run(metered(budget, Usage(), Usage(1_000_000, 0), Usage(100, None)), *[request()] * 3)
+    total, metrics = budget.total(), budget.as_metrics()
+    assert (total.unmetered, total.unpriced, total.tokens) == (2, 0, 1_000_100)
+    assert total.usd == pytest.approx(2.0)  # what is known is exact
+    # gpt-4.1 costs 2 and 8 dollars per million. The request has 1 byte, 64 tokens of template and a limit of 4,096.
+    assert total.unmetered_tokens == (65 + 4096) + 4096
+    assert total.unmetered_usd == pytest.approx((2 * 65 + 8 * 4096 + 2 * 100 + 8 * 4096) / 1e6)
+    assert metrics["teacher/cost_usd"] == pytest.approx(total.usd + total.unmetered_usd)
+    assert metrics["teacher/unmetered_calls"] == 2 and metrics["teacher/unpriced_calls"] == 0
+
+
+def test_the_bound_holds_for_any_text():
+    text = "\u4f60\U0001f600\ud800 a" * 50
+    most = most_of(ChatRequest("verify", (Message("user", text),), "m", None, 7, {"type": "object"}))
+    assert most.input_tokens >= len(text.encode("utf-8", "surrogatepass")) and most.output_tokens == 7
+
+
+def test_one_unmetered_reply_does_not_end_a_run_with_a_cap():
+    client = metered(Budget(Caps(usd=10, tokens=10**6)), Usage(), Usage(100, 10), Usage(100, 10))
+    run(client, request(), request(), request())
 
 
 def test_a_truncated_reply_is_paid_for():
@@ -160,10 +178,16 @@ def test_a_cap_in_dollars_needs_prices():
     Budget(Caps(tokens=5)).require_price("verify", "openai", "x", "")
 
 
+def test_tokens_that_are_never_reported_reach_a_cap_by_their_bound():
+    client = metered(Budget(Caps(tokens=10_000)), *[Usage()] * 9)
+    with pytest.raises(BudgetError, match=r"tokens=10000 is reached.*3 replies without token counts.*budget.calls"):
+        run(client, *[request()] * 9)
+
+
 def test_a_cap_that_cannot_be_checked_ends_the_run():
-    client = metered(Budget(Caps(tokens=100)), Usage(), Usage())
-    run(client, request())
-    with pytest.raises(BudgetError, match=r"does not report its tokens.*budget.tokens cannot be checked.*budget.calls"):
+    client = metered(Budget(Caps(usd=1)), *[Usage(1, 1)] * 2)
+    run(client, request(model="nobody-knows"))
+    with pytest.raises(BudgetError, match=r"1 calls is unknown.*budget.usd cannot be checked.*budget.calls"):
         run(client, request())
 
 

@@ -18,6 +18,7 @@ from ropd_jax.teacher import (
     ChatReply,
     ChatRequest,
     ConfigurationError,
+    ContextError,
     MalformedError,
     RequestError,
     TeacherStats,
@@ -140,6 +141,74 @@ def test_a_model_that_allows_no_larger_limit_leaves_the_reply_truncated(saying):
             asyncio.run(LimitedClient(saying(TruncatedError("x"), refusal)).chat(REQUEST))
     with pytest.raises(ConfigurationError):
         asyncio.run(LimitedClient(saying(TruncatedError("x"), ConfigurationError("key"))).chat(REQUEST))
+
+
+class Context:
+    """A model with a context of ``size`` tokens whose replies need ``needed`` of output; the prompt has ``prompt``."""
+
+    def __init__(self, size, prompt, needed, tells=True):
+        self.size, self.prompt, self.needed, self.tells = size, prompt, needed, tells
+        self.limits = []
+
+    async def chat(self, request):
+        limit = request.max_output_tokens
+        self.limits.append(limit)
+        if self.prompt + limit > self.size:
+            room = self.size - self.prompt
+            raise ContextError("too long", room=room if self.tells and room > 0 else None)
+        if limit < self.needed:
+            raise TruncatedError("cut", usage=Usage(self.prompt, limit))
+        return ChatReply("whole")
+
+    async def close(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    "model, limits, outcome",
+    [
+        (Context(20_000, 6_000, 1_000), [4096], "whole"),
+        (Context(8_192, 6_000, 1_000), [4096, 2192], "whole"),  # lowered to what fits
+        (Context(20_000, 6_000, 5_000), [4096, 8192], "whole"),
+        (Context(12_000, 6_000, 5_000), [4096, 8192, 6000], "whole"),  # twice as much does not fit, a little more does
+        (Context(12_000, 6_000, 7_000), [4096, 8192, 6000], "context"),  # all that fits is not enough: in parts
+        (Context(8_192, 6_000, 3_000), [4096, 2192], "context"),
+        (Context(8_192, 8_000, 100), [4096], "context"),  # 192 tokens are too few to try
+        (Context(8_192, 9_000, 100), [4096], "context"),  # the prompt alone is over
+        (Context(8_192, 6_000, 1_000, tells=False), [4096], "context"),
+        (Context(10_096, 6_000, 5_000), [4096, 8192], "context"),  # exactly the first limit fits, and it was cut
+    ],
+)
+def test_the_limit_is_lowered_to_what_fits_before_anything_is_cut(model, limits, outcome):
+    results, _, _ = run_all(model, [REQUEST])
+    found = results[0].text if isinstance(results[0], ChatReply) else results[0].cause
+    assert (model.limits, found) == (limits, outcome)
+    if limits[-1] < 4096 and outcome == "context":
+        assert results[0].usage == Usage(6_000, limits[-1])  # the reply that was cut is paid for
+
+
+def test_prompt_and_output_never_pass_the_context_twice():
+    rng = random.Random(3)
+    for _ in range(300):
+        model = Context(rng.randrange(300, 30_000), rng.randrange(1, 20_000), rng.randrange(1, 9_000))
+        run_all(model, [REQUEST])
+        over = [limit for limit in model.limits if model.prompt + limit > model.size]
+        assert len(model.limits) <= 3 and len(over) <= 1
+
+
+def test_a_model_that_says_its_largest_output_is_asked_for_no_more(saying, caplog):
+    client = saying(RequestError("at most 2048", room=2048), "one", "two", TruncatedError("cut"), "never")
+
+    async def run():
+        limited = LimitedClient(client)
+        texts = [(await limited.chat(ask(i))).text for i in range(2)]
+        with pytest.raises(TruncatedError):
+            await limited.chat(ask("long"))
+        return texts
+
+    assert asyncio.run(run()) == ["one", "two"]
+    assert [r.max_output_tokens for r in client.requests] == [4096, 2048, 2048, 2048]
+    assert caplog.text.count("allows at most 2048") == 1
 
 
 def test_a_retry_storm_is_one_line_every_few_seconds(caplog):
