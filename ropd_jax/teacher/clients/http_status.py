@@ -20,6 +20,8 @@ from ropd_jax.teacher.clients.errors import (
 # What the SDKs raise from the body of an error that is not of the form that they expect: a list, 100,000 brackets.
 UNREADABLE = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
 _TRANSIENT_CAUSES = {408: "timeout", 409: "conflict", 429: "rate_limited", 503: "unavailable", 529: "overloaded"}
+# A gateway that does not reach the server behind it; 52x are Cloudflare's.
+_TRANSIENT_CAUSES |= dict.fromkeys((502, 504, 521, 522, 523, 524), "unavailable")
 _CONTEXT_TEXT = re.compile(
     r"context[ _]length|context window|maximum context|input token count.*exceeds|prompt is too long|too many tokens",
     re.IGNORECASE | re.DOTALL,
