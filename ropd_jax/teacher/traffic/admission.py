@@ -3,8 +3,8 @@
 A limit on the calls in flight works with every server, whatever the server's own limit is and whether it reports it.
 The number of slots follows the rules of TCP. It starts at one and doubles with each round of replies (slow start). When
 more than a quarter of a round is refused, it is cut to a half of what was in flight, and grows by 1, 2, 3, ... a round
-from there. One refusal is not enough for a cut: some servers refuse a call now and then at any load, and less load would
-not help. Calls that were in flight at the last cut are not evidence about the new limit, so they change nothing.
+from there. One refusal is not enough for a cut: some servers refuse a call now and then at any load, and a lower limit
+would not help. Calls that were in flight at the last cut are not evidence about the new limit, so they change nothing.
 
     server that refuses more than 32 calls:   1 2 4 8 16 32 64 -> 32 are refused -> 32 33 35 -> 30 31 33 36 -> 31 ...
 
@@ -73,8 +73,8 @@ class Pace:
 
     @property
     def queueing(self) -> float | None:
-        """How the seconds of a reply grow with the load: 0.0 if they do not, because the server works on all calls at the
-        same time, 1.0 if they grow in proportion, because it answers one call after another; None if not known."""
+        """How the seconds of a reply grow with the load: 0.0 if they do not, because the server works on all calls at
+        the same time; 1.0 if they grow in proportion, because it answers one call after another; None if not known."""
         more = self.load / self.least_load
         if more <= 1.5 or not self.seconds or not self.least_seconds:
             return None
@@ -98,13 +98,15 @@ class AdaptiveLimit:
         self._low, self._high, self._timeout_s = float(low), float(high), timeout_s
         self._paces: dict[str, Pace] = {}
         self._patience, self._failed_at = float(_PATIENCE), math.inf
+        self.value, self._slow_start = self._low, True
         self.epoch = -1
-        self.restart()
+        self._since_cut, self._rounds, self._peak = 0, 1, 1
+        self._ended, self._refused = 0, 0
+        self._new_epoch()
 
     def restart(self) -> None:
         """Start from the lowest number of slots again: the server was away."""
-        self.value = self._low
-        self._slow_start = True
+        self.value, self._slow_start = self._low, True
         self._new_epoch()
 
     @property
@@ -133,14 +135,26 @@ class AdaptiveLimit:
         self._end_call()
 
     def overloaded(
-        self, epoch: int, *, load: int = 1, seconds: float = 0.0, role: str = "", late: bool = False
+        self,
+        epoch: int,
+        *,
+        in_flight: int = 1,
+        load: int = 1,
+        seconds: float = 0.0,
+        role: str = "",
+        late: bool = False,
     ) -> None:
-        """The server refused a call of ``epoch``, or did not answer it in time (``late``)."""
+        """The server refused a call of ``epoch``, or did not answer it in time (``late``).
+
+        Args:
+            in_flight: calls in flight now, with it.
+            load, seconds, role: as in `succeeded`.
+        """
         if late:
             self._add_pace(role, seconds, load)
         if epoch != self.epoch or (late and load == 1):  # a call that is alone is late because it is long
             return
-        self._peak = max(self._peak, load)
+        self._peak = max(self._peak, load, in_flight)
         queueing = self._queueing(role)
         self._refused += _TIMEOUT_WEIGHT if late and (queueing is None or queueing >= 0.5) else 1
         if self._refused <= max(_TOLERATED_CALLS, TOLERATED * self.value):

@@ -66,8 +66,8 @@ class Limits:
         requests_per_minute, tokens_per_minute: of the job; None for no bound. Tokens are input and output as the
             provider reports them. Before a role's first reply, a request's own limit counts as its output.
         timeout_s: seconds that one try can take, from the moment it is sent. A try with a larger token limit than the
-            first gets more in proportion. If a call reaches it with at most one other in flight, it doubles for its role, up to 8
-            times as long.
+            first gets more in proportion. If a call reaches it with at most one other in flight, it doubles for the
+            role, up to 8 times.
         attempts: tries of a request with transient failures.
         first_wait_s, max_wait_s: the wait doubles from the first to the longest. The longest also bounds Retry-After.
         outage_wait_s: seconds for which calls wait while the server cannot be reached, see `outage`; 0 does not wait.
@@ -367,7 +367,9 @@ class LimitedClient:
                 "%.0f s. If the model is that slow, raise teacher.timeout_s or lower max_output_tokens of the role",
                 role, seconds, more * self.limits.timeout_s,
             )  # fmt: skip
-        limit.overloaded(slot.epoch, load=slot.load, seconds=seconds, role=role, late=late)
+        limit.overloaded(
+            slot.epoch, in_flight=self._admission.in_flight, load=slot.load, seconds=seconds, role=role, late=late
+        )
 
     def _time_limit_s(self, request: ChatRequest, number: int) -> float:
         """Of one try: it grows with the request's token limit, and with the time that this server needs."""
