@@ -142,7 +142,8 @@ class Outage:
             self._forget(asyncio.current_task())
 
     async def _poll_until_answered(self, question: ChatRequest, error: TransientError, begin: float) -> None:
-        pause, reported, since = _FIRST_POLL_S, -math.inf, time.strftime("%H:%M:%S")
+        pause, reported = _FIRST_POLL_S, -math.inf
+        since = time.strftime("%H:%M:%S", time.localtime(time.time() - (self._clock() - begin)))
         next_at = self._clock() + pause
         while True:
             now = self._clock()
@@ -158,7 +159,7 @@ class Outage:
             if now - reported >= _REPORT_EVERY_S:
                 reported = now
                 log.warning(
-                    "teacher: %r cannot be reached since %s (%s); %d calls wait, nothing is given up for another %s. "
+                    "teacher: %r cannot be reached since %s (%s); calls in wait: %d; none is given up for another %s. "
                     "%s", self._model, since, lasted, self._waiting, clock_text(left), error,
                 )  # fmt: skip
             tracing.moved()  # it waits on purpose
