@@ -66,8 +66,8 @@ class Limits:
         requests_per_minute, tokens_per_minute: of the job; None for no bound. Tokens are input and output as the
             provider reports them. Before a role's first reply, a request's own limit counts as its output.
         timeout_s: seconds that one try can take, from the moment it is sent. A try with a larger token limit than the
-            first gets more in proportion. If a call reaches it with at most one other in flight, it doubles for the
-            role, up to 8 times.
+            first gets more in proportion, and so does one of a request that was late twice. If a call is late with at
+            most one other in flight, the limit doubles for its role. All this at most 8 times.
         attempts: tries of a request with transient failures.
         first_wait_s, max_wait_s: the wait doubles from the first to the longest. The longest also bounds Retry-After.
         outage_wait_s: seconds for which calls wait while the server cannot be reached, see `outage`; 0 does not wait.
@@ -161,6 +161,7 @@ class LimitedClient:
         self._first_limit: dict[int, int] = {}  # request number -> token limit of its first try
         self._more_time: dict[str, float] = {}  # purpose -> factor on the time limit: its replies take longer here
         self._slowest: dict[str, float] = {}  # purpose -> seconds of the slowest of its latest replies
+        self._late: collections.Counter[int] = collections.Counter()  # request number -> tries over the time limit
         self._try_began: dict[int, float] = {}  # request number -> time of its latest try
 
     async def chat(self, request: ChatRequest) -> ChatReply:
@@ -231,6 +232,7 @@ class LimitedClient:
         finally:
             del self._first_limit[number]
             self._try_began.pop(number, None)
+            self._late.pop(number, None)
 
     async def _larger(self, request: ChatRequest, number: int) -> ChatReply:
         try:
@@ -334,6 +336,7 @@ class LimitedClient:
             self._answered(request, slot, self._clock() - start)
             return dataclasses.replace(reply, latency_s=self._clock() - start)
         except TransientError as e:
+            self._late[number] += e.cause == "timeout"
             if e.cause in _OVERLOAD:  # a refused connection or a 500 says nothing about the load
                 self._overloaded(request, slot, self._clock() - start, late=e.cause == "timeout")
             self._outage(request).failed(e)
@@ -372,9 +375,11 @@ class LimitedClient:
         )
 
     def _time_limit_s(self, request: ChatRequest, number: int) -> float:
-        """Of one try: it grows with the request's token limit, and with the time that this server needs."""
+        """Of one try: it grows with the request's token limit, with the time that this server needs for the role, and
+        when this request was late twice: it may be a long one."""
         larger = request.max_output_tokens / self._first_limit.get(number, request.max_output_tokens)
-        return self.limits.timeout_s * min(MOST_TIME, max(1.0, larger) * self._more_time.get(request.purpose, 1.0))
+        larger = max(1.0, larger) * 2 ** max(0, self._late[number] - 1)
+        return self.limits.timeout_s * min(MOST_TIME, larger * self._more_time.get(request.purpose, 1.0))
 
     async def _in_time(self, request: ChatRequest, number: int) -> ChatReply:
         limit_s = self._time_limit_s(request, number)
