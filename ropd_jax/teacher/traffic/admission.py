@@ -2,11 +2,12 @@
 
 A limit on the calls in flight works with every server, whatever the server's own limit is and whether it reports it.
 The number of slots follows the rules of TCP. It starts at one and doubles with each round of replies (slow start). When
-more than a quarter of a round is refused, it is cut to a half of what was in flight, and grows by 1, 2, 3, ... a round
-from there. One refusal is not enough for a cut: some servers refuse a call now and then at any load, and a lower limit
-would not help. Calls that were in flight at the last cut are not evidence about the new limit, so they change nothing.
+more than a quarter of a round is refused, it is cut to a half of what was in flight, or by 15 % if half a round or more
+went well before. From there it grows by one a round, and after five rounds by 2, 3, 4, ... a round. One refusal is not
+enough for a cut: some servers refuse a call now and then at any load, and a lower limit would not help. Calls that were
+in flight at the last cut are not evidence about the new limit, so they change nothing.
 
-    server that refuses more than 32 calls:   1 2 4 8 16 32 64 -> 32 are refused -> 32 33 35 -> 30 31 33 36 -> 31 ...
+    server that refuses more than 32 calls:   1 2 4 8 16 32 64 -> 32 are refused -> 32 33 34 -> 29 30 31 32 33 ...
 
 A small server does not refuse. It lets calls wait, until they reach our time limit and its work on them is lost. So the
 limit grows slowly where replies could take more than half of the time limit if the server answered one call after
@@ -41,6 +42,7 @@ _PATIENCE = 4  # replies between two steps of slow growth
 _PATIENCE_FACTOR = 4  # of the patience after a timeout has cut the limit
 _QUEUEING_PATIENCE = 64  # if the server is known to answer one call after another, where more slots gain nothing
 _LONGEST_PATIENCE = 1024
+_CALM_ROUNDS = 4  # after a cut, in which the limit grows by one a round; then by 1, 2, 3, ... a round
 _NEW = 0.3  # weight of the newest reply in a mean
 
 
@@ -198,7 +200,7 @@ class AdaptiveLimit:
 
     def _step(self, role: str) -> float:
         """How much one reply makes the limit grow."""
-        step = 1.0 if self._slow_start else self._rounds / self.value
+        step = 1.0 if self._slow_start else max(1, self._rounds - _CALM_ROUNDS) / self.value
         slowest = max((pace.expected(self.slots + 1) for pace in self._paces.values()), default=0.0)
         if slowest <= _ROOM * self._timeout_s:
             return step
