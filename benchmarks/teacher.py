@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import math
 import multiprocessing
 import random
@@ -73,8 +74,9 @@ async def ours(
     Args:
         first: the first step of a run, in which the slots grow from one to ``concurrency``.
     """
-    fewest = Limits().min_concurrency if first else concurrency
-    limits = Limits(concurrency=concurrency, min_concurrency=fewest, order=order)
+    limits = Limits(concurrency=concurrency, min_concurrency=concurrency, order=order, timeout_s=3_600)
+    if first:
+        limits = dataclasses.replace(limits, min_concurrency=Limits().min_concurrency, timeout_s=Limits().timeout_s)
     client = LimitedClient(Sleeping(latency, scale), limits)
 
     async def group(i: int) -> None:

@@ -93,9 +93,9 @@ def suggestions(
             )
     needs = []
     for name, provider, role in roles:
-        speed = known.get((provider, role.model))
-        if speed is not None and speed.tokens_per_s:
-            needs.append((role.max_output_tokens / speed.tokens_per_s, name, role.max_output_tokens, speed))
+        of = known.get((provider, role.model))
+        if of is not None and of.tokens_per_s:
+            needs.append((role.max_output_tokens / of.tokens_per_s, name, role.max_output_tokens, of))
     if needs and (longest := max(needs, key=lambda need: need[0]))[0] > teacher["timeout_s"]:
         seconds, name, tokens, speed = longest
         fits = int(teacher["timeout_s"] * (speed.tokens_per_s or 0.0) / _MARGIN)
