@@ -101,9 +101,11 @@ class Outage:
         Raises:
             OutageError: the outage lasts too long.
         """
-        if not self._wait_s or error.cause not in CAUSES or self._answered_at >= begin:
+        if not self._wait_s or error.cause not in CAUSES:
             return False
         if self._poll is None:
+            if self._answered_at >= begin:
+                return False
             self._poll = asyncio.create_task(self._until_answered(error, request))
         return await self._join(self._poll)
 

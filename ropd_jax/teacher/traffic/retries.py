@@ -70,7 +70,8 @@ class Limits:
             most one other in flight, the limit doubles for its role. All this at most 8 times.
         attempts: tries of a request with transient failures.
         first_wait_s, max_wait_s: the wait doubles from the first to the longest. The longest also bounds Retry-After.
-        outage_wait_s: seconds for which calls wait while the server cannot be reached, see `outage`; 0 does not wait.
+        outage_wait_s: seconds for which calls wait while the server cannot be reached, see `outage`; 0 does not wait
+            (the config's default is 1,800).
         hedge_after_s: seconds after which a second copy of a try is sent if a slot is free; 0 never.
         order: which request goes first if slots are scarce. ``longest_first``: of the earliest step, references before
             rubrics before verifications, so that the last group starts early and the step ends early.
