@@ -207,6 +207,7 @@ def make_client(
         from ropd_jax.teacher.scripted.client import ScriptedClient
 
         client = ScriptedClient(**(scripted or {}))
+        bounds = dataclasses.replace(bounds, outage_wait_s=0.0)  # it has no server that can be away
     elif provider == "gemini":
         from ropd_jax.teacher.clients.gemini import GeminiClient
 
