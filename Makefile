@@ -12,7 +12,7 @@ PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt PIP_BUI
           $(BIN)/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast lint format golden storm bench-teacher bench-plan bench-update growth kill-tape mini bench-grader bench-rollout bench-overlap load-memory check-export clean
+.PHONY: help quickstart test test-fast lint format golden storm small-server bench-teacher bench-plan bench-update growth kill-tape mini bench-grader bench-rollout bench-overlap load-memory check-export clean
 .DELETE_ON_ERROR:
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo 'make format       let ruff rewrite what it can'
 	@echo 'make golden       make tests/golden anew (installs torch; only for a change of the golden files)'
 	@echo 'make storm        10,000 groups against a teacher of whose calls every fifth fails; a minute or two'
+	@echo 'make small-server  a simulated server with one slot: time and calls for each reply by default settings'
 	@echo 'make bench-teacher  makespan and calls a second of the teacher layer next to bounds and bare clients'
 	@echo 'make bench-update   the update next to its peers; TUNIX=PYTHON TORCH=PYTHON are interpreters that have them'
 	@echo 'make growth         memory and time of the update against row length and rollouts: docs/update_growth.png'
@@ -65,6 +66,9 @@ golden: $(VENV)/dev.stamp
 
 storm: $(VENV)/core.stamp
 	$(BIN)/python -m benchmarks.storm
+
+small-server: $(VENV)/core.stamp
+	$(BIN)/python -m benchmarks.small_server
 
 kill-tape: $(VENV)/core.stamp
 	$(BIN)/python -m benchmarks.kill_tape --kills 50

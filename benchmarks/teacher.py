@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import math
 import multiprocessing
 import random
@@ -65,9 +66,18 @@ def chains_of(latency: dict[tuple[str, int], float]) -> list[schedule.Chain]:
     return [(latency["rubric", i], latency["verify", i]) for i in range(PROMPTS)]
 
 
-async def ours(latency: dict[tuple[str, int], float], concurrency: int, order: str, scale: float = 1.0) -> float:
-    """Seconds from the first call to the last reply, all groups at once through ``LimitedClient``."""
-    client = LimitedClient(Sleeping(latency, scale), Limits(concurrency=concurrency, order=order, timeout_s=3_600))
+async def ours(
+    latency: dict[tuple[str, int], float], concurrency: int, order: str, scale: float = 1.0, *, first: bool = False
+) -> float:
+    """Seconds from the first call to the last reply, all groups at once through ``LimitedClient``.
+
+    Args:
+        first: the first step of a run, in which the slots grow from one to ``concurrency``.
+    """
+    limits = Limits(concurrency=concurrency, min_concurrency=concurrency, order=order, timeout_s=3_600)
+    if first:
+        limits = dataclasses.replace(limits, min_concurrency=Limits().min_concurrency, timeout_s=Limits().timeout_s)
+    client = LimitedClient(Sleeping(latency, scale), limits)
 
     async def group(i: int) -> None:
         for purpose in MEANS:
@@ -102,6 +112,7 @@ def makespans(concurrency: int, seeds: int) -> dict[str, list[float]]:
         latency = latencies(seed)
         chains = chains_of(latency)
         took = {f"ours, {order}": virtual_time.run(ours(latency, concurrency, order)) for order in ORDERS}
+        took["ours, first step of a run"] = virtual_time.run(ours(latency, concurrency, Limits().order, first=True))
         for name in ("first come", "whatever waits most"):
             took[name] = schedule.makespan(chains, concurrency, schedule.POLICIES[name])[0]
         took["not to be beaten blindly"] = schedule.online_bound(chains, concurrency)
@@ -123,10 +134,10 @@ def show_makespans(seeds: int) -> float:
     worst = 0.0
     print(f"makespan over the bound, {PROMPTS} prompts, {seeds} steps: median (90th percentile)")
     columns = {concurrency: makespans(concurrency, seeds) for concurrency in CONCURRENCIES}
-    print(f"  {'':<26}" + "".join(f"{c:>10} slots " for c in columns))
+    print(f"  {'':<27}" + "".join(f"{c:>10} slots " for c in columns))
     for name in columns[CONCURRENCIES[0]]:
         cells = ("{:>8.3f} ({:.3f})".format(*median_and_p90(column[name])) for column in columns.values())
-        print(f"  {name:<26} " + " ".join(cells))
+        print(f"  {name:<27} " + " ".join(cells))
     for column in columns.values():
         blind = max(1.1, statistics.median(column["not to be beaten blindly"]) * 1.02)
         worst = max(worst, statistics.median(column[f"ours, {Limits().order}"]) / blind)

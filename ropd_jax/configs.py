@@ -84,12 +84,15 @@ def default() -> ConfigDict:
     cfg.teacher.location = ""  # of Vertex AI; "" is "global"
     cfg.teacher.headers = ConfigDict()  # {"X-Title": "ROPD", "X-Org": "env:MY_ORG"}: a secret is named, never written
     cfg.teacher.concurrency = 64  # most requests in flight; adapts below it. Released code: 32, of which 4 were used
-    cfg.teacher.min_concurrency = 4  # fewest, however overloaded the server is
+    cfg.teacher.min_concurrency = 1  # fewest, however overloaded the server is; the run starts with as many
     cfg.teacher.requests_per_minute = placeholder(float)  # None: no bound. Released code: null became 1920
     cfg.teacher.tokens_per_minute = placeholder(float)  # input and output as the provider reports them; None: no bound
     cfg.teacher.timeout_s = 120.0  # of one try, without the wait in our own queue. Released code: 480
     cfg.teacher.attempts = 5  # tries of one request before its group is unscored. Released code: 3
     cfg.teacher.max_wait_s = 60.0  # longest wait between two tries, a server's Retry-After included
+    cfg.teacher.outage_wait_s = (
+        1800.0  # while a server cannot be reached the step waits, then the run stops; 0: neither
+    )
     cfg.teacher.hedge_after_s = 0.0  # a second copy of a call that takes longer, which costs its tokens twice; 0: never
     cfg.teacher.order = "longest_first"  # the step ends sooner; "finished_first": its first groups do (docs/teacher.md)
     cfg.teacher.max_answer_chars = 60_000  # longer answers lose their middle, visibly; 8,192 tokens are about 33,000

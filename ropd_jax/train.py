@@ -105,7 +105,7 @@ def train_step(run: Run, state: State, pending: Pending, step: int, out: Session
     streamed = run.streamed_update(state, step)
     groups, judgements, metrics = judge_step(
         current, out.interrupt, out.report,
-        lookahead=pending.lookahead, update=streamed, patience_s=run.patience_s(step),
+        lookahead=pending.lookahead, update=streamed, patience_s=run.patience_s(step), outage=out.outage,
     )  # fmt: skip
     pending.deferred = current.defer()
     metrics["group/deferred"] = len(pending.deferred.groups)
@@ -141,7 +141,8 @@ def train_step(run: Run, state: State, pending: Pending, step: int, out: Session
 
 def judge_prompts(run: Run, state: State, step: int, out: Session, prompts: list[Prompt]):
     """(groups, judgements) of prompts that come in addition to a step's own."""
-    groups, judgements, _ = judge_step(run.begin(step, state.params, out.send, prompts), out.interrupt, out.report)
+    more = run.begin(step, state.params, out.send, prompts)
+    groups, judgements, _ = judge_step(more, out.interrupt, out.report, outage=out.outage)
     return groups, judgements
 
 

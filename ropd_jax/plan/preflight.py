@@ -4,6 +4,7 @@
     2. at most   every answer as long as its limit allows; a token counts as 4 characters
     3. expected  the tape's means for the same role and model, if there is a tape; hours likewise
     4. check     one cheap call per role and model: key, address, model
+    5. speed     five short calls per model: tokens a second, slots, and the settings that fit (`plan.server_speed`)
 
 Nothing unknown becomes a number: a model without a price has no dollars, a role that no tape knows has no hours.
 Retries and repeated questions are not in the plan.
@@ -27,6 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ropd_jax.data.load import load_prompts
+from ropd_jax.plan.server_speed import TOGETHER, Speed, measure, suggestions
 from ropd_jax.teacher import Budget, Prices, Role, Tape, TeacherError, TruncatedError, Usage, make_client
 from ropd_jax.teacher.build import (
     ROLE_KEYS,
@@ -51,6 +53,7 @@ CHARS_PER_TOKEN = 4
 _MEASURED = 32  # questions on which the templates are rendered
 _CHECK_TOKENS = 64  # output limit of a check
 _CHECK_S = 30.0
+_SPEED_S = 120.0
 _WIDEST = 12  # criteria of a rubric
 _RUBRIC = Rubric(tuple(Criterion(f"c{i}", "x" * 160, 3, "reasoning") for i in range(1, _WIDEST + 1)))
 
@@ -230,13 +233,33 @@ async def check(
     cfg: ConfigDict, prompts: Sequence[Prompt], asks: Collection[str] = ("reference", "rubric", "verify")
 ) -> list[Check]:
     """One call for each role and model, with a reply limit of 64 tokens. A reply cut there counts as an answer."""
-    t = cfg.teacher
+    t, asked = cfg.teacher, _asked(cfg.teacher, asks)
+    answer_key = [(p.question, p.solution) for p in prompts if p.solution] if not t.scripted.answer_key else None
+    return [await _check(t, role, endpoint, how, prompts[0], answer_key) for role, endpoint, how in asked]
+
+
+def _asked(t: ConfigDict, asks: Collection[str]) -> list[tuple[str, Endpoint, Role]]:
+    """Each role that is asked, with each of its models."""
     sources = () if t.index or "reference" not in asks else reference_sources(t)
     asked = [("reference", *source) for source in sources]
     judged = ("judge",) if t.judge.model else ()
     asked += [(role, *source) for role in (*asks, *judged) if role != "reference" for source in _sources(t, role)]
-    answer_key = [(p.question, p.solution) for p in prompts if p.solution] if not t.scripted.answer_key else None
-    return [await _check(t, role, endpoint, how, prompts[0], answer_key) for role, endpoint, how in asked]
+    return asked
+
+
+async def speeds(cfg: ConfigDict, checks: Sequence[Check], asks: Collection[str]) -> tuple[list[Speed], list[str]]:
+    """(the speed of each model that has passed its check, the settings that fit it better); not of the scripted one."""
+    t, passed = cfg.teacher, {(c.provider, c.model) for c in checks if c.ok}
+    asked = [(r, e, how) for r, e, how in _asked(t, asks) if (e.provider, how.model) in passed]
+    models = dict.fromkeys((e, how.model) for _, e, how in asked if e.provider != "scripted")
+    found = []
+    for endpoint, model in models:
+        client = make_client(**dataclasses.asdict(endpoint), **limit_options(t))
+        try:
+            found.append(await measure(client.inner, endpoint.provider, model, timeout_s=_SPEED_S))
+        finally:
+            await client.close()
+    return found, suggestions(t, [(ROLE_KEYS[r], e.provider, how) for r, e, how in asked], found)
 
 
 def _sources(t: ConfigDict, role: str) -> Sources:
@@ -295,20 +318,33 @@ def run(cfg: ConfigDict, *, tape: pathlib.Path | None = None, calls: bool = True
     if recorded:
         recorded.close()
     checks = asyncio.run(check(cfg, prompts, tuple(method.asks))) if calls and cfg.teacher.tape.mode != "replay" else []
+    measured, better = asyncio.run(speeds(cfg, checks, tuple(method.asks)))
     if as_json:
         out = {
             "roles": [dataclasses.asdict(r) for r in rows],
             "total": _total(rows),
             "checks": [dataclasses.asdict(c) for c in checks],
+            "speeds": [dataclasses.asdict(s) for s in measured],
+            "suggestions": better,
             "calibration": calibration,
             "prices_as_of": Prices.load(cfg.teacher.prices).as_of,
         }
         sys.stdout.write(json.dumps(out) + "\n")
     else:
         _show(cfg, rows, checks, tape)
+        for line in (*map(speed_line, measured), *(f"Better: {line}" for line in better)):
+            tables.console().print(line, soft_wrap=True, markup=False)
         if "verify" in method.asks:
             tables.console().print(calibration_line(calibration, cfg.teacher.verifier.model), soft_wrap=True)
     return checks
+
+
+def speed_line(speed: Speed) -> str:
+    """What was measured of a model."""
+    rate = "tokens a second unknown" if speed.tokens_per_s is None else f"{speed.tokens_per_s:.3g} tokens a second"
+    more = "at least " if speed.slots == TOGETHER else ""
+    slots = "calls at a time unknown" if speed.slots is None else f"{more}{speed.slots} at a time"
+    return f"{speed.provider}: {speed.model}: {rate}, {slots}" + (f" ({speed.message})" if speed.message else "")
 
 
 def calibration_line(found: Mapping[str, Any] | None, model: str) -> str:

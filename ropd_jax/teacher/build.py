@@ -38,7 +38,7 @@ from ropd_jax.teacher.tape.reference_index import TeacherIndex, read_index
 from ropd_jax.teacher.teacher import TEMPLATES, VARIANTS, Teacher
 from ropd_jax.teacher.traffic.budget import Budget, Caps, MeteredClient
 from ropd_jax.teacher.traffic.prices import Prices
-from ropd_jax.teacher.traffic.retries import LimitedClient, Limits
+from ropd_jax.teacher.traffic.retries import MOST_TIME, LimitedClient, Limits
 from ropd_jax.teacher.traffic.router import Routes
 from ropd_jax.teacher.traffic.stats import TeacherStats
 from ropd_jax.utils.suggest import near
@@ -58,7 +58,7 @@ _ENDPOINT = ("provider", "base_url", "api_key_env")
 _ACCOUNT = ("organization", "project", "location", "vertexai")  # of the teacher's own provider
 _LIMITS = (
     "concurrency", "min_concurrency", "requests_per_minute", "tokens_per_minute", "timeout_s", "attempts", "max_wait_s",
-    "hedge_after_s", "order",
+    "outage_wait_s", "hedge_after_s", "order",
 )  # fmt: skip
 
 Sources = tuple[tuple[Endpoint, Role], ...]  # usually one; for references as many as ``references_from`` names
@@ -222,24 +222,26 @@ def make_client(
     if provider not in PROVIDERS:
         raise ConfigurationError(f"teacher.provider is {provider!r}, which is unknown; {near(provider, PROVIDERS)}")
     bounds = Limits(**limits)
+    longest_s = MOST_TIME * bounds.timeout_s  # of one HTTP exchange; the limit of a try is ``LimitedClient``'s
     check_address(base_url)
     client: ChatClient
     if provider == "scripted":  # imported here: an SDK takes a second to load, and a run needs one of them at most
         from ropd_jax.teacher.scripted.client import ScriptedClient
 
         client = ScriptedClient(**(scripted or {}))
+        bounds = dataclasses.replace(bounds, outage_wait_s=0.0)  # it has no server that can be away
     elif provider == "gemini":
         from ropd_jax.teacher.clients.gemini import GeminiClient
 
         client = GeminiClient(
-            base_url=base_url, api_key_env=api_key_env, timeout_s=bounds.timeout_s, headers=headers, vertexai=vertexai,
+            base_url=base_url, api_key_env=api_key_env, timeout_s=longest_s, headers=headers, vertexai=vertexai,
             project=project, location=location,
         )  # fmt: skip
     else:
         from ropd_jax.teacher.clients.openai import OpenAIClient
 
         client = OpenAIClient(
-            base_url=base_url, api_key_env=api_key_env, timeout_s=bounds.timeout_s, headers=headers,
+            base_url=base_url, api_key_env=api_key_env, timeout_s=longest_s, headers=headers,
             organization=organization, project=project,
         )  # fmt: skip
     if budget is not None:

@@ -84,7 +84,8 @@ async def _check(teacher: Mapping[str, Any], name: str, endpoint: Endpoint, role
     try:
         client = make_client(**dataclasses.asdict(endpoint), **limits)
         async with asyncio.timeout(limits["timeout_s"]):
-            await client.inner.chat(_request(name, role))  # one attempt, without retries
+            request = dataclasses.replace(_request(name, role), extra=role.extra)
+            await client.inner.chat(request)  # one attempt, without retries
     except TruncatedError:
         pass  # it answers; the limit of a check is low
     except ConfigurationError as e:

@@ -169,6 +169,11 @@ class Teacher:
             self._blocking = Blocking(self)
         return self
 
+    @property
+    def waiting_for(self) -> str:
+        """What the calls wait for while a server cannot be reached (`traffic.outage`); "" if all can be reached."""
+        return "; ".join(list(self.stats.waiting_for.values()))
+
     # ------------------------------------------------------------------------------------------------- templates
 
     @property

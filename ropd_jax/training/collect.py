@@ -34,6 +34,7 @@ POLL_S = 0.2  # between two looks at other hosts and at the user while the run w
 Key = tuple[int, int]  # step and index of a group
 Send = Callable[[RolloutGroup], concurrent.futures.Future]
 Report = Callable[[str], None]
+Outage = Callable[[], str]  # what the teacher waits for while it cannot be reached; "" if it can
 Judge = Callable[[Teacher, RolloutGroup], Coroutine[Any, Any, Judgement]]
 
 
@@ -149,6 +150,7 @@ def judge_step(
     lookahead: PendingStep | None = None,
     update: StreamedUpdate | None = None,
     patience_s: float = math.inf,
+    outage: Outage = str,
 ) -> tuple[Sequence[RolloutGroup], Sequence[Judgement], dict[str, Any]]:
     """Sample the rest of the step and wait until it is judged.
 
@@ -158,6 +160,7 @@ def judge_step(
         update: sums the groups' gradient as they are judged.
         patience_s: after so long, unjudged groups stay in ``current.pending``, provided that at least half of the
             step is judged; a group that has been deferred once is waited for.
+        outage: see `Teacher.waiting_for`; its time does not count for ``patience_s``.
 
     Returns:
         groups and their judgements in the order of the prompts, and the times spent sampling and waiting in seconds.
@@ -171,7 +174,7 @@ def judge_step(
         while current.sample():
             report(f"sampled {len(current.groups)} groups")
             interrupt.check()
-        waited_s = _wait(current, interrupt, report, lookahead, update, patience_s)
+        waited_s = _wait(current, interrupt, report, lookahead, update, patience_s, outage)
         while update and update.due(len(current.judgements)):
             update.work(len(current.judgements))
             interrupt.check()
@@ -194,6 +197,7 @@ def _wait(
     lookahead: PendingStep | None,
     update: StreamedUpdate | None,
     patience_s: float,
+    outage: Outage,
 ) -> float:
     """Until the step is judged, or only stragglers are left: sum a portion, else sample ahead, else wait.
 
@@ -210,8 +214,12 @@ def _wait(
                 if update:
                     update.add(group, judgement)
             waited_s += 0.0 if worked else time.monotonic() - looked
-            report(f"judged {len(current.judgements)}/{len(current.groups)} groups")
+            unreachable = outage()
+            judged = f"judged {len(current.judgements)}/{len(current.groups)} groups"
+            report(f"{judged}, {unreachable}" if unreachable else judged)
             interrupt.check()
+            if patience_s < math.inf and hosts.any_host(bool(unreachable)):
+                begin += time.monotonic() - looked
             if not current.pending or (patience_s < math.inf and current.leaves_stragglers(begin + patience_s)):
                 return waited_s
             if update and update.due(len(current.groups)):

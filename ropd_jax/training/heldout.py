@@ -119,7 +119,7 @@ def judge_heldout(
     """
     asked = (dataclasses.replace(group, step=step) for group in groups)
     pending = PendingStep(step, asked, lambda group: loop.submit(judge_group(held_out_judge, teacher, group)))
-    _, judgements, _ = judge_step(pending, interrupt, report)
+    _, judgements, _ = judge_step(pending, interrupt, report, outage=lambda: teacher.waiting_for)
     grades = [reward for judgement in judgements for reward in judgement.rewards if reward is not None]
     n = len(grades)
     return {

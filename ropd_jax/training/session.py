@@ -169,6 +169,10 @@ class Session:
         """Show what the run is doing."""
         self._progress.report(text)
 
+    def outage(self) -> str:
+        """What the run waits for while the teacher cannot be reached; "" if it can."""
+        return self.teacher.waiting_for
+
     def poll(self, text: str) -> None:
         """`report`, then raise Interrupted if the user asked to stop. Collective: every host must call it."""
         self.report(text)

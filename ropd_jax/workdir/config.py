@@ -18,8 +18,8 @@ from ropd_jax.utils.files import write_atomic
 MAY_CHANGE = (  # change nothing that a run computes: one that a budget or failures stopped can go on with other ones
     "teacher.budget.", "teacher.prices", "teacher.concurrency", "teacher.min_concurrency",
     "teacher.requests_per_minute", "teacher.tokens_per_minute", "teacher.timeout_s", "teacher.attempts",
-    "teacher.max_wait_s", "teacher.hedge_after_s", "teacher.order", "teacher.max_failed_frac", "teacher.failed_window",
-    "teacher.check", "log.watchdog_s",
+    "teacher.max_wait_s", "teacher.outage_wait_s", "teacher.hedge_after_s", "teacher.order", "teacher.max_failed_frac",
+    "teacher.failed_window", "teacher.check", "log.watchdog_s",
     "mesh.", "optim.xla_options",  # the same numbers to rounding, on another slice
 )  # fmt: skip
 

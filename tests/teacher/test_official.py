@@ -126,7 +126,9 @@ def test_no_bound_on_requests_is_no_bound():
     n = 1_000
 
     async def run():
-        client = LimitedClient(ScriptedClient(latency_s=1.0), Limits(concurrency=100, requests_per_minute=None))
+        client = LimitedClient(
+            ScriptedClient(latency_s=1.0), Limits(concurrency=100, min_concurrency=100, requests_per_minute=None)
+        )
         prompt, _ = group(0)
         teacher = Teacher(client, references_m=n)
         await teacher.references(prompt)

@@ -270,6 +270,16 @@ def test_patience_is_not_asked_where_there_is_none(monkeypatch):
     judge_step(pending(0, 2, []), Interrupt(lambda flag: flag), lambda text: None, patience_s=math.inf)
 
 
+def test_the_time_of_an_outage_does_not_count_for_the_patience():
+    down = time.monotonic() + 0.7
+    one, seen = pending(0, 4, [], lambda i: 0.8 * (i == 1)), []
+    groups, _, _ = judge_step(
+        one, Interrupt(), seen.append, patience_s=0.5, outage=lambda: "waiting" if time.monotonic() < down else ""
+    )
+    assert [g.index for g in groups] == [0, 1, 2, 3]
+    assert "judged 3/4 groups, waiting" in seen and seen[-1] == "judged 4/4 groups"
+
+
 def test_an_error_of_the_teacher_is_raised_and_what_is_in_flight_cancelled():
     one, two = pending(0, 3, [], lambda i: 5.0 * (i == 0)), pending(1, 1, [])
     one._send = (lambda send: lambda g: send(g) if g.index != 1 else _failed(UserError("no such model")))(one._send)

@@ -6,6 +6,7 @@ counts them by cause::
     TeacherError
       ConfigurationError   stops the run: wrong key, model or address
         BudgetError        stops the run with a checkpoint
+        OutageError        stops the run with a checkpoint
       TransientError       worth another try
       RequestError         the server refused this request only
       MalformedError       answered by one re-ask that says what was wrong
@@ -46,6 +47,12 @@ class BudgetError(ConfigurationError):
     """A cap of ``teacher.budget`` is reached: the run saves a checkpoint and ends."""
 
     default_cause = "budget"
+
+
+class OutageError(ConfigurationError):
+    """A server could not be reached for ``teacher.outage_wait_s``: the run saves a checkpoint and ends."""
+
+    default_cause = "outage"
 
 
 class TransientError(TeacherError):

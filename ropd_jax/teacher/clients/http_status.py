@@ -37,6 +37,7 @@ _TRANSIENT_CAUSES = {
     498: "overloaded",  # Groq's flexible tier
     499: "server_error",  # Google: cancelled on its side
     503: "unavailable", 504: "timeout", 524: "timeout", 529: "overloaded",
+    521: "unavailable", 522: "unavailable", 523: "unavailable",  # Cloudflare: nobody behind it
 }  # fmt: skip
 _CONFIG_CODES = {"unsupported_parameter", "unsupported_value"}
 _KEY_CODES = {"invalid_api_key", "api_key_invalid", "account_deactivated", "account_suspended"}
@@ -181,6 +182,8 @@ def error_for_status(
     if is_overflow(status, message, known):
         return ContextError(head, room=room_for_output(message, limit, counts))
     if cause := _transient_cause(status, message, known):
+        if status == 502 and answered in (None, 502) and cause == "server_error":
+            cause = "unavailable"  # of a gateway that does not reach the server behind it
         return TransientError(head, cause=cause, retry_after=retry_after)
     if known & _CONFIG_CODES:
         return ConfigurationError(

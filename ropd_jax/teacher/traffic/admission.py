@@ -1,11 +1,21 @@
 """Admission: a queue by priority in front of an adaptive number of slots and two rates per minute.
 
 A limit on the calls in flight works with every server, whatever the server's own limit is and whether it reports it.
-The number of slots follows the rule of TCP: plus one for each full round of replies while the slots are in demand,
-times a factor below one when the server is overloaded. Calls that were already in flight at the last cut are not
-evidence about the new limit, so they change nothing.
+The number of slots follows the rules of TCP. It starts at one and doubles with each round of replies (slow start). When
+more than a quarter of a round is refused, it is cut to a half of what was in flight, or by 15 % if half a round or more
+went well before. From there it grows by one a round, and after five rounds by 2, 3, 4, ... a round. One refusal is not
+enough for a cut: some servers refuse a call now and then at any load, and a lower limit would not help. Calls that were
+in flight at the last cut are not evidence about the new limit, so they change nothing.
 
-    server's hidden capacity 32:  64 -> 32 (a burst at the start is halved) -> 33 -> 28 -> 29 ... 33 -> 28
+    server that refuses more than 32 calls:   1 2 4 8 16 32 64 -> 32 are refused -> 32 33 34 -> 29 30 31 32 33 ...
+
+A small server does not refuse. It lets calls wait, until they reach our time limit and its work on them is lost. So the
+limit grows slowly where replies could take more than half of the time limit if the server answered one call after
+another, unless `Pace` shows that it works on several at a time::
+
+    one slot, 20 s a reply, time limit 120 s:     1 2 3 slots, then one more after each ``_PATIENCE`` replies
+    it takes 40 s with 2 calls, 60 s with 3:      one more after each ``_QUEUEING_PATIENCE`` replies
+    a timeout at 6 slots:                         3 slots, one more after 4 times as many replies as before
 
 A rate is a bucket that holds one second's worth, at least one unit. A call takes what it is expected to use, and the
 difference to its real use is settled when it ends. So the bucket can be in debt, and nothing starts before the debt is
@@ -15,51 +25,189 @@ paid.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import heapq
 import itertools
+import math
 from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
 
 GENTLE_CUT = 0.85  # at least half a round of replies came since the last cut
 STEEP_CUT = 0.5  # fewer came: the limit is far above the server's
+TOLERATED = 0.25  # share of a round that can be refused without a cut
+_TOLERATED_CALLS = 3  # refusals, in the smallest rounds
+_TIMEOUT_WEIGHT = 4  # a timeout counts as so many refusals: it costs the server's work and minutes of ours
+_ROOM = 0.5  # of the time limit; replies that can take longer than this make the limit grow slowly
+_PATIENCE = 4  # replies between two steps of slow growth
+_PATIENCE_FACTOR = 4  # of the patience after a timeout has cut the limit
+_QUEUEING_PATIENCE = 64  # if the server is known to answer one call after another, where more slots gain nothing
+_LONGEST_PATIENCE = 1024
+_CALM_ROUNDS = 4  # after a cut, in which the limit grows by one a round; then by 1, 2, 3, ... a round
+_NEW = 0.3  # weight of the newest reply in a mean
+
+
+@dataclasses.dataclass
+class Pace:
+    """How long the replies of one role take, and with how many calls in flight: now, and when there were fewest.
+
+    Attributes:
+        seconds, load: means over the latest replies; the load counts the calls in flight when a call starts, with it.
+        least_seconds, least_load: the same of the replies at the smallest load so far.
+    """
+
+    seconds: float
+    load: float
+    least_seconds: float
+    least_load: float
+
+    def add(self, seconds: float, load: float) -> None:
+        """One more reply."""
+        self.seconds += _NEW * (seconds - self.seconds)
+        self.load += _NEW * (load - self.load)
+        if load < self.least_load:
+            self.least_seconds, self.least_load = seconds, load
+        elif load == self.least_load:
+            self.least_seconds += _NEW * (seconds - self.least_seconds)
+
+    def expected(self, load: float) -> float:
+        """Seconds of a reply at this load, if the server answers one call after another."""
+        return self.seconds * load / self.load
+
+    @property
+    def queueing(self) -> float | None:
+        """How the seconds of a reply grow with the load: 0.0 if they do not, because the server works on all calls at
+        the same time; 1.0 if they grow in proportion, because it answers one call after another; None if not known."""
+        more = self.load / self.least_load
+        if more <= 1.5 or not self.seconds or not self.least_seconds:
+            return None
+        return math.log(self.seconds / self.least_seconds) / math.log(more)
 
 
 class AdaptiveLimit:
-    """The number of slots, between ``low`` and ``high``; it starts at ``high``. ``epoch`` counts the cuts.
+    """The number of slots, between ``low`` and ``high``. ``epoch`` counts the cuts.
 
     Each call remembers the epoch in which it was admitted. Only calls of the current epoch change the limit, so that a
     burst of errors cuts it once::
 
-        epoch 0, limit 64    64 calls in flight, 32 of them fail: the first failure cuts to 32 and starts epoch 1
-        epoch 1, limit 32    the other 31 failures belong to epoch 0 and change nothing
+        epoch 0, limit 64    64 calls in flight, 32 of them fail: the 17th failure cuts to 32 and starts epoch 1
+        epoch 1, limit 32    the other 15 failures belong to epoch 0 and change nothing
+
+    Args:
+        timeout_s: the time limit of a call, in seconds.
     """
 
-    def __init__(self, low: int, high: int):
-        self._low, self._high = float(low), float(high)
-        self.value = self._high
-        self.epoch = 0
-        self._since_cut = 0
+    def __init__(self, low: int, high: int, timeout_s: float = math.inf):
+        self._low, self._high, self._timeout_s = float(low), float(high), timeout_s
+        self._paces: dict[str, Pace] = {}
+        self._patience, self._failed_at = float(_PATIENCE), math.inf
+        self.value, self._slow_start = self._low, True
+        self.epoch = -1
+        self._since_cut, self._rounds, self._peak = 0, 1, 1
+        self._ended, self._refused = 0, 0
+        self._new_epoch()
+
+    def restart(self) -> None:
+        """Start from the lowest number of slots again: the server was away."""
+        self.value, self._slow_start = self._low, True
+        self._new_epoch()
 
     @property
     def slots(self) -> int:
         return int(self.value)
 
-    def succeeded(self, epoch: int, *, in_demand: bool) -> None:
-        """The server answered a call of ``epoch``. ``in_demand``: more slots would have been used."""
+    def succeeded(
+        self, epoch: int, *, in_demand: bool, load: int = 1, seconds: float | None = None, role: str = ""
+    ) -> None:
+        """The server answered a call of ``epoch``.
+
+        Args:
+            in_demand: more slots would have been used.
+            load: calls in flight when this one started, with it.
+            seconds: that the reply took; None if it says nothing about others, such as a refusal.
+            role: replies of different roles take different times.
+        """
+        if seconds is not None:
+            self._add_pace(role, seconds, load)
         if epoch != self.epoch:
             return
         self._since_cut += 1
+        self._peak = max(self._peak, load)
         if in_demand:  # otherwise the limit would grow without having been tried
-            self.value = min(self._high, self.value + 1 / self.value)
+            self.value = min(self._high, self.value + self._step(role))
+        self._end_call()
 
-    def overloaded(self, epoch: int) -> None:
-        """The server refused, or did not answer, a call of ``epoch``."""
-        if epoch != self.epoch:
+    def overloaded(
+        self,
+        epoch: int,
+        *,
+        in_flight: int = 1,
+        load: int = 1,
+        seconds: float = 0.0,
+        role: str = "",
+        late: bool = False,
+    ) -> None:
+        """The server refused a call of ``epoch``, or did not answer it in time (``late``).
+
+        Args:
+            in_flight: calls in flight now, with it.
+            load, seconds, role: as in `succeeded`.
+        """
+        if late:
+            self._add_pace(role, seconds, load)
+        if epoch != self.epoch or (late and load == 1):  # a call that is alone is late because it is long
+            return
+        self._peak = max(self._peak, load, in_flight)
+        queueing = self._queueing(role)
+        self._refused += _TIMEOUT_WEIGHT if late and (queueing is None or queueing >= 0.5) else 1
+        if self._refused <= max(_TOLERATED_CALLS, TOLERATED * self.value):
+            self._end_call()
             return
         # Many replies since the last cut: the limit has grown slowly past the server's. Few: it is far above it.
-        cut = GENTLE_CUT if 2 * self._since_cut >= self.value else STEEP_CUT
-        self.value = max(self._low, self.value * cut)
+        gentle = not self._slow_start and 2 * self._since_cut >= self.value
+        if late:
+            self._failed_at = self.value
+            self._patience = min(_PATIENCE_FACTOR * self._patience, _LONGEST_PATIENCE)
+        # What was in flight failed, not what would have been allowed: 64 slots with 4 calls in flight become 2.
+        self.value = max(self._low, min(self.value, self._peak) * (GENTLE_CUT if gentle else STEEP_CUT))
+        self._slow_start = False
+        self._new_epoch()
+
+    def _new_epoch(self) -> None:
         self.epoch += 1
-        self._since_cut = 0
+        self._since_cut, self._rounds, self._peak = 0, 1, 1
+        self._new_round()
+
+    def _new_round(self) -> None:
+        self._ended, self._refused = 0, 0
+
+    def _end_call(self) -> None:
+        self._ended += 1
+        if self._ended >= self.value:
+            if self.value > self._failed_at:  # a round went well where there were timeouts before
+                self._patience, self._failed_at = float(_PATIENCE), math.inf
+            self._rounds += 1
+            self._peak = 1
+            self._new_round()
+
+    def _add_pace(self, role: str, seconds: float, load: int) -> None:
+        if role in self._paces:
+            self._paces[role].add(seconds, load)
+        else:
+            self._paces[role] = Pace(seconds, load, seconds, load)
+
+    def _queueing(self, role: str) -> float | None:
+        return self._paces[role].queueing if role in self._paces else None
+
+    def _step(self, role: str) -> float:
+        """How much one reply makes the limit grow."""
+        step = 1.0 if self._slow_start else max(1, self._rounds - _CALM_ROUNDS) / self.value
+        slowest = max((pace.expected(self.slots + 1) for pace in self._paces.values()), default=0.0)
+        if slowest <= _ROOM * self._timeout_s:
+            return step
+        queueing = self._queueing(role)
+        if self._patience > _PATIENCE or queueing is None:
+            return min(step, 1 / self._patience)
+        return step if queueing < 0.5 else min(step, 1 / (_PATIENCE if queueing < 0.75 else _QUEUEING_PATIENCE))
 
 
 class Rate:
@@ -89,6 +237,13 @@ class Rate:
         self._at = now
 
 
+class Slot(NamedTuple):
+    """What a call keeps of its admission: the epoch of the limit, and the calls in flight with it."""
+
+    epoch: int
+    load: int
+
+
 class Admission:
     """The queue. All methods run on one event loop.
 
@@ -110,7 +265,7 @@ class Admission:
         self.in_flight = 0
         self._requests, self._tokens = requests, tokens
         self._sleep = sleep
-        self._queue: list[tuple[tuple[float, int], int, int, float, asyncio.Future[int]]] = []
+        self._queue: list[tuple[tuple[float, int], int, int, float, asyncio.Future[Slot]]] = []
         self._tie = itertools.count()
         self._alarm: asyncio.Task | None = None
 
@@ -122,12 +277,12 @@ class Admission:
     def in_demand(self) -> bool:
         return bool(self._queue) or self.in_flight >= self.limit.slots
 
-    async def enter(self, priority: tuple[float, int], number: int, tokens: float) -> int:
-        """Wait for a slot: the lowest priority first, then the lowest number. Returns the epoch of the limit.
+    async def enter(self, priority: tuple[float, int], number: int, tokens: float) -> Slot:
+        """Wait for a slot: the lowest priority first, then the lowest number.
 
         ``leave`` must give every slot back. ``tokens`` is what the call is expected to use.
         """
-        turn: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        turn: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._queue, (priority, number, next(self._tie), tokens, turn))
         self._grant()
         try:
@@ -162,7 +317,7 @@ class Admission:
                 if self._tokens is not None:
                     self._tokens.take(tokens)
                 self.in_flight += 1
-                turn.set_result(self.limit.epoch)
+                turn.set_result(Slot(self.limit.epoch, self.in_flight))
             heapq.heappop(self._queue)
 
     def _wake_in(self, delay: float) -> None:

@@ -1,12 +1,14 @@
 """Limits and retries: every request to a provider passes through here.
 
     identical requests in flight share one call
+      -> while the server cannot be reached, nothing is sent and nothing is given up (``outage``)
       -> a failed try is repeated: transient ones after a growing, jittered wait (or the server's Retry-After),
          a reply cut at the token limit once, immediately, with twice the limit,
          a request over the context once, immediately, with the limit that fits next to its prompt
         -> the queue: the earliest step, then the longest remaining path (``Limits.order``), then first come
           -> slots that adapt to the server, requests and tokens per minute (``admission``)
-            -> the time limit of one try, which starts when the try starts: time in our own queue does not count
+            -> the time limit of one try, which starts when the try starts: time in our own queue does not count;
+               twice as long with twice the token limit, or if the server is so slow that a lone call has reached it
               -> a second copy of a straggler, if hedging is on
 
 Everything else (blocked, malformed, over the context, wrong configuration) is not repeated here.
@@ -37,7 +39,8 @@ from ropd_jax.teacher.clients.errors import (
     TruncatedError,
 )
 from ropd_jax.teacher.step import STEP
-from ropd_jax.teacher.traffic.admission import AdaptiveLimit, Admission, Rate
+from ropd_jax.teacher.traffic.admission import AdaptiveLimit, Admission, Rate, Slot
+from ropd_jax.teacher.traffic.outage import Outage
 from ropd_jax.teacher.traffic.stats import TeacherStats
 
 log = logging.getLogger(__name__)
@@ -47,6 +50,8 @@ _STAGES = {"reference": 0, "rubric": 1, "verify": 2, "score": 2, "judge": 0}
 ORDERS = ("longest_first", "finished_first")
 _HEDGE_PRIORITY = (math.inf, 0)  # after everything else
 _OVERLOAD = {"rate_limited": "429", "unavailable": "503", "overloaded": "529", "timeout": "timeout"}
+MOST_TIME = 8  # most that the time limit of a try grows, with a slow server or a larger token limit
+_FORGET = 0.95  # of the slowest reply so far, with each reply
 _LARGER = 2  # factor on the token limit in the one try after a truncated reply
 _LEAST_ROOM = 256  # tokens of output; if fewer fit next to the prompt, it is better to ask in parts
 _LOG_EVERY_S = 5.0
@@ -60,12 +65,16 @@ class Limits:
     """The numbers, named as in ``cfg.teacher``.
 
     Attributes:
-        concurrency, min_concurrency: bounds of the adaptive slots; they start at ``concurrency``.
+        concurrency, min_concurrency: bounds of the adaptive slots; they start at ``min_concurrency``.
         requests_per_minute, tokens_per_minute: of the job; None for no bound. Tokens are input and output as the
             provider reports them. Before a role's first reply, a request's own limit counts as its output.
-        timeout_s: seconds that one try can take, from the moment it is sent.
+        timeout_s: seconds that one try can take, from the moment it is sent. A try with a larger token limit than the
+            first gets more in proportion, and so does one of a request that was late twice. If a call is late with at
+            most one other in flight, the limit doubles for its role. All this at most 8 times.
         attempts: tries of a request with transient failures.
         first_wait_s, max_wait_s: the wait doubles from the first to the longest. The longest also bounds Retry-After.
+        outage_wait_s: seconds for which calls wait while the server cannot be reached, see `outage`; 0 does not wait
+            (the config's default is 1,800).
         hedge_after_s: seconds after which a second copy of a try is sent if a slot is free; 0 never.
         order: which request goes first if slots are scarce. ``longest_first``: of the earliest step, references before
             rubrics before verifications, so that the last group starts early and the step ends early.
@@ -77,13 +86,14 @@ class Limits:
     """
 
     concurrency: int = 64
-    min_concurrency: int = 4
+    min_concurrency: int = 1
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
     timeout_s: float = 120.0
     attempts: int = 5
     first_wait_s: float = 1.0
     max_wait_s: float = 60.0
+    outage_wait_s: float = 0.0
     hedge_after_s: float = 0.0
     order: str = "longest_first"
     share: float = 1.0
@@ -99,8 +109,9 @@ class Limits:
         for name in ("timeout_s", "max_wait_s"):
             if getattr(self, name) <= 0:
                 raise ConfigurationError(f"teacher.{name} is {getattr(self, name)}; expected seconds above 0")
-        if self.hedge_after_s < 0:
-            raise ConfigurationError(f"teacher.hedge_after_s is {self.hedge_after_s}; expected seconds, 0 for never")
+        for name in ("hedge_after_s", "outage_wait_s"):
+            if getattr(self, name) < 0:
+                raise ConfigurationError(f"teacher.{name} is {getattr(self, name)}; expected seconds, 0 for never")
         if self.order not in ORDERS:
             raise ConfigurationError(f"teacher.order is {self.order!r}; expected {' or '.join(ORDERS)}")
         if not 0 < self.share <= 1:
@@ -153,6 +164,12 @@ class LimitedClient:
             str, int
         ] = {}  # model -> the largest max_output_tokens that it allows, once it has said
         self._output: dict[str, tuple[int, int]] = {}  # purpose -> (replies, output tokens)
+        self._outages: dict[str, Outage] = {}  # by model
+        self._first_limit: dict[int, int] = {}  # request number -> token limit of its first try
+        self._more_time: dict[str, float] = {}  # purpose -> factor on the time limit: its replies take longer here
+        self._slowest: dict[str, float] = {}  # purpose -> seconds of the slowest of its latest replies
+        self._late: collections.Counter[int] = collections.Counter()  # request number -> tries over the time limit
+        self._try_began: dict[int, float] = {}  # request number -> time of its latest try
 
     async def chat(self, request: ChatRequest) -> ChatReply:
         """The inner client's reply, shared by identical requests in flight.
@@ -180,8 +197,10 @@ class LimitedClient:
         return reply if first else dataclasses.replace(reply, source="shared")
 
     async def close(self) -> None:
-        """Stop waiting for rates and close the inner client."""
+        """Stop waiting for rates and for servers that cannot be reached, and close the inner client."""
         self._admission.close()
+        for outage in self._outages.values():
+            outage.close()
         await self.inner.close()
 
     @property
@@ -198,15 +217,17 @@ class LimitedClient:
                 for per_minute in (limits.requests_per_minute, limits.tokens_per_minute)
             ]
             self._admission_ = Admission(
-                AdaptiveLimit(*limits.slots), requests=rates[0], tokens=rates[1], sleep=self._sleep
+                AdaptiveLimit(*limits.slots, limits.timeout_s), requests=rates[0], tokens=rates[1], sleep=self._sleep
             )
         return self._admission_
 
     # ----------------------------------------------------------------------------------------------- retries
 
     async def _persist(self, request: ChatRequest) -> ChatReply:
+        number = next(self._numbers)
+        self._first_limit[number] = request.max_output_tokens
         try:
-            return await self._larger(request, next(self._numbers))
+            return await self._larger(request, number)
         except ConfigurationError:
             raise  # it stops the run and is reported there
         except TeacherError as e:
@@ -215,6 +236,10 @@ class LimitedClient:
                 self._given_up[e.cause] = now
                 log.warning("teacher: gave up a %s call (%s): %s", request.purpose, e.cause, e)
             raise
+        finally:
+            del self._first_limit[number]
+            self._try_began.pop(number, None)
+            self._late.pop(number, None)
 
     async def _larger(self, request: ChatRequest, number: int) -> ChatReply:
         request = self._allowed(request, request.max_output_tokens)
@@ -270,6 +295,31 @@ class LimitedClient:
         return dataclasses.replace(request, max_output_tokens=min(limit, self._most_output.get(request.model, limit)))
 
     async def _retried(self, request: ChatRequest, number: int) -> ChatReply:
+        """The reply of one of several tries. An outage costs none of them: they are made anew when it is over."""
+        outage = self._outage(request)
+        while True:
+            await outage.over()
+            try:
+                return await self._tries(request, number)
+            except TransientError as error:
+                if not await outage.waited(error, request, self._try_began[number]):
+                    raise
+
+    def _outage(self, request: ChatRequest) -> Outage:
+        if request.model not in self._outages:
+            self._outages[request.model] = Outage(
+                self.inner,
+                request.model,
+                self.limits.outage_wait_s,
+                timeout_s=self.limits.timeout_s,
+                clock=self._clock,
+                sleep=self._sleep,
+                stats=self._stats,
+                ended=self._admission.limit.restart,
+            )
+        return self._outages[request.model]
+
+    async def _tries(self, request: ChatRequest, number: int) -> ChatReply:
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(TransientError),
             stop=tenacity.stop_after_attempt(self.limits.attempts),
@@ -321,28 +371,63 @@ class LimitedClient:
     async def _try(self, request: ChatRequest, priority: tuple[float, int], number: int) -> ChatReply:
         admission = self._admission
         expected = self._expected(request)
-        epoch = await admission.enter(priority, number, expected)
-        start = self._clock()
+        slot = await admission.enter(priority, number, expected)
+        start = self._try_began[number] = self._clock()
         used = float(_input(request))  # what a failed call is assumed to use
         try:
             reply = await self._in_time(request, number)
             used = self._settle(request, reply.usage, expected)
-            admission.limit.succeeded(epoch, in_demand=admission.in_demand)
+            self._answered(request, slot, self._clock() - start)
             return dataclasses.replace(reply, latency_s=self._clock() - start)
         except TransientError as e:
+            self._late[number] += e.cause == "timeout"
             if e.cause in _OVERLOAD:  # a refused connection or a 500 says nothing about the load
-                admission.limit.overloaded(epoch)
+                self._overloaded(request, slot, self._clock() - start, late=e.cause == "timeout")
+            self._outage(request).failed(e)
             raise
         except TeacherError as e:  # the server works, and only this call failed
             used = self._settle(request, e.usage, used)
-            admission.limit.succeeded(epoch, in_demand=admission.in_demand)
+            self._answered(request, slot, None if e.usage is None else self._clock() - start)
             raise
         finally:
             admission.leave(used=used, expected=expected)
             self._stats.gauges["concurrency"] = admission.limit.value
 
+    def _answered(self, request: ChatRequest, slot: Slot, seconds: float | None) -> None:
+        self._outage(request).answered()
+        admission, role = self._admission, request.purpose
+        admission.limit.succeeded(slot.epoch, in_demand=admission.in_demand, load=slot.load, seconds=seconds, role=role)
+        if seconds is not None:
+            self._slowest[role] = slowest = max(seconds, _FORGET * self._slowest.get(role, 0.0))
+            less = self._more_time.get(role, 1.0) / 2
+            if less >= 1 and 2 * slowest < less * self.limits.timeout_s:
+                self._more_time[role] = less
+
+    def _overloaded(self, request: ChatRequest, slot: Slot, seconds: float, *, late: bool) -> None:
+        limit, role = self._admission.limit, request.purpose
+        more = 2 * self._more_time.get(role, 1.0)
+        if late and max(slot.load, limit.slots) <= 2 and more <= MOST_TIME:
+            # Hardly any other call of ours took the server's time, so fewer calls would not help.
+            self._more_time[role] = more
+            log.warning(
+                "teacher: a %s call took longer than %.0f s, with at most one other in flight; the next ones get up to "
+                "%.0f s. If the model is that slow, raise teacher.timeout_s or lower max_output_tokens of the role",
+                role, seconds, more * self.limits.timeout_s,
+            )  # fmt: skip
+        limit.overloaded(
+            slot.epoch, in_flight=self._admission.in_flight, load=slot.load, seconds=seconds, role=role, late=late
+        )
+
+    def _time_limit_s(self, request: ChatRequest, number: int) -> float:
+        """Of one try: it grows with the request's token limit, with the time that this server needs for the role, and
+        when this request was late twice: it may be a long one."""
+        larger = request.max_output_tokens / self._first_limit.get(number, request.max_output_tokens)
+        larger = max(1.0, larger) * 2 ** max(0, self._late[number] - 1)
+        return self.limits.timeout_s * min(MOST_TIME, larger * self._more_time.get(request.purpose, 1.0))
+
     async def _in_time(self, request: ChatRequest, number: int) -> ChatReply:
-        deadline = asyncio.timeout(self.limits.timeout_s)
+        limit_s = self._time_limit_s(request, number)
+        deadline = asyncio.timeout(limit_s)
         try:
             # An SDK's own limit can be per read, so that a server which sends a byte now and then outlasts it.
             async with deadline:
@@ -353,7 +438,8 @@ class LimitedClient:
             if not deadline.expired():  # a TimeoutError of the client's own
                 raise
             limit = f"teacher.timeout_s={self.limits.timeout_s:g}"
-            message = f"{request.model!r} ({request.purpose}) took longer than {limit}"
+            more = f" (here {limit_s:g} s)" if limit_s > self.limits.timeout_s else ""
+            message = f"{request.model!r} ({request.purpose}) took longer than {limit}{more}"
             raise TransientError(message, cause="timeout") from e
 
     async def _hedged(self, request: ChatRequest) -> ChatReply:

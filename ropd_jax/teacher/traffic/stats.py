@@ -29,8 +29,10 @@ class TeacherStats:
         unscored: answers that ended without a verdict or score, by cause.
         shared: calls that were answered by an identical one in flight, by purpose; they cost nothing.
         taped: requests that the tape answered, by purpose; they cost nothing.
+        outages: times that a server could not be reached, by cause; nothing was given up while calls waited for it.
         hedges: second copies of a straggler, by purpose. The slower copy's tokens are not counted, because it is
             cancelled before its reply.
+        waiting_for: of each model that cannot be reached now, what to show; not kept in a checkpoint.
         cut: answers shown to the teacher with their middle cut out, by purpose.
         screened: criteria that were dropped from a rubric, by reason (`roles.screening`).
         gauges: current values, not counts: ``concurrency``, the slots.
@@ -50,6 +52,7 @@ class TeacherStats:
     unscored: Counts = dataclasses.field(default_factory=dict)
     shared: Counts = dataclasses.field(default_factory=dict)
     taped: Counts = dataclasses.field(default_factory=dict)
+    outages: Counts = dataclasses.field(default_factory=dict)
     hedges: Counts = dataclasses.field(default_factory=dict)
     cut: Counts = dataclasses.field(default_factory=dict)
     screened: Counts = dataclasses.field(default_factory=dict)
@@ -58,6 +61,7 @@ class TeacherStats:
 
     def __post_init__(self) -> None:
         self.unusable = Unusable()
+        self.waiting_for: dict[str, str] = {}  # not a field, so that it is no part of `as_dict`
 
     def called(self, purpose: Purpose, reply: ChatReply) -> None:
         """Count one reply, unless it was shared or came from the tape."""

@@ -31,7 +31,9 @@ def test_retry_after_dates():
         (400, "The input token count (1300000) exceeds the maximum number of tokens allowed (1048576).", "context"),
         (413, "prompt is too long", "context"),
         (422, "bad field", "bad_request"),
-        (502, "bad gateway", "server_error"),
+        (500, "internal", "server_error"),
+        (502, "bad gateway", "unavailable"),
+        (504, "gateway timeout", "unavailable"),
         (529, "overloaded", "overloaded"),
     ],
 )

@@ -78,7 +78,8 @@ class Capacity(Server):
 
 
 def run_all(server, requests, stats=None, **limits):
-    """The replies or errors, and the seconds it took."""
+    """The replies or errors, and the seconds it took. Without ``min_concurrency`` all slots are there at once."""
+    limits = {"min_concurrency": limits.get("concurrency", 64)} | limits
 
     async def run():
         client = LimitedClient(server, Limits(**limits), stats=stats)
@@ -317,16 +318,24 @@ def test_a_retry_keeps_its_place_in_the_queue():
     "cause, falls", [("rate_limited", True), ("unavailable", True), ("timeout", True), ("overloaded", True),
                      ("server_error", False), ("connection", False)]
 )  # fmt: skip
-def test_the_limit_falls_on_overload_only(saying, cause, falls):
-    client = LimitedClient(saying(TransientError("x", cause=cause), "ok"), Limits(concurrency=32, first_wait_s=0.0))
-    asyncio.run(client.chat(REQUEST))
+def test_the_limit_falls_on_overload_only(cause, falls):
+    class Failing(Server):
+        async def chat(self, request):
+            if self.ended >= 31:  # the limit has doubled to 32; then a burst fails
+                await asyncio.sleep(0.1)
+                raise TransientError("x", cause=cause)
+            return await super().chat(request)
+
+    _, _, client = run_all(Failing(), [ask(i) for i in range(70)], concurrency=32, min_concurrency=1, attempts=1)
     assert client.concurrency == (16.0 if falls else 32.0)
 
 
 def test_calls_sent_before_a_cut_cut_nothing_more():
     server = Capacity(40, 1.0)
-    _, _, client = run_all(server, [ask(i) for i in range(64)], concurrency=64, first_wait_s=100.0, max_wait_s=100.0)
-    assert server.refused == 24 and client.concurrency == 32.0
+    _, _, client = run_all(
+        server, [ask(i) for i in range(140)], concurrency=64, min_concurrency=1, first_wait_s=100.0, max_wait_s=100.0
+    )
+    assert 24 <= server.refused < 64 and client.concurrency == 32.0
 
 
 def test_the_limit_stays_between_its_bounds():
@@ -336,15 +345,15 @@ def test_the_limit_stays_between_its_bounds():
 
     _, _, client = run_all(Down(), [ask(i) for i in range(50)], concurrency=40, min_concurrency=5)
     assert client.concurrency == 5.0
-    _, _, client = run_all(Server(), [ask(i) for i in range(500)], concurrency=40)
+    _, _, client = run_all(Server(), [ask(i) for i in range(500)], concurrency=40, min_concurrency=1)
     assert client.concurrency == 40.0
 
 
 @pytest.mark.parametrize("share, most, fewest", [(1.0, 64, 4), (0.25, 16, 1), (1 / 3, 21, 1), (0.001, 1, 1)])
 def test_each_of_n_hosts_takes_its_share(share, most, fewest):
-    assert Limits(share=share).slots == (fewest, most)
+    assert Limits(share=share, min_concurrency=4).slots == (fewest, most)
     server = Server(1.0)
-    run_all(server, [ask(i) for i in range(100)], share=share)
+    run_all(server, [ask(i) for i in range(200)], share=share, min_concurrency=1)
     assert server.peak == most
 
 
@@ -455,7 +464,7 @@ def test_a_failed_second_copy_does_not_end_the_first():
 @pytest.mark.parametrize(
     "options", [dict(concurrency=0), dict(min_concurrency=0), dict(attempts=0), dict(timeout_s=0), dict(max_wait_s=-1),
                 dict(requests_per_minute=0), dict(tokens_per_minute=-5), dict(hedge_after_s=-1),
-                dict(order="random")]
+                dict(outage_wait_s=-1), dict(order="random")]
 )  # fmt: skip
 def test_numbers_out_of_range_are_named(options):
     with pytest.raises(ConfigurationError, match=rf"teacher\.{next(iter(options))} is .*; expected"):

@@ -1,0 +1,134 @@
+"""A server with one slot: what the default settings make of it. ``make small-server``, seconds.
+
+llama.cpp, Ollama and LM Studio answer one call after another unless told otherwise, and let the others wait. A call
+that waits for longer than our time limit is lost, with the work on it. Here such a server is simulated in virtual time;
+a call whose client has left is dropped. Shown for each mean time of a reply, and for groups of several roles:
+
+    time over the ideal (the replies' own seconds, one after another), and calls sent for each reply
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+from collections.abc import Mapping
+
+from benchmarks import virtual_time
+from ropd_jax import configs
+from ropd_jax.teacher import ChatReply, ChatRequest, TransientError
+from ropd_jax.teacher.build import limit_options
+from ropd_jax.teacher.clients.chat import Purpose
+from ropd_jax.teacher.traffic.retries import LimitedClient, Limits
+from ropd_jax.types import Message
+
+Seconds = Mapping[Purpose, float]  # mean of a reply, by role, in the order in which a group asks them
+REPLIES = 100
+ROLES: tuple[Seconds, ...] = (
+    {"reference": 30.0, "rubric": 20.0, "verify": 5.0},
+    {"rubric": 40.0, "verify": 8.0},
+    {"rubric": 10.0, "verify": 60.0},
+)
+
+
+class OneSlot:
+    """Answers one call after another, first come first served; log-normal times with this spread of the logarithm."""
+
+    def __init__(self, seconds: Seconds, spread: float, slots: int = 1):
+        self._seconds, self._spread = seconds, spread
+        self._slots, self.calls = asyncio.Semaphore(slots), 0
+
+    def takes_s(self, request: ChatRequest) -> float:
+        """Seconds of a reply, a function of the request."""
+        draw = random.Random(request.purpose + request.messages[0].content)
+        return draw.lognormvariate(math.log(self._seconds[request.purpose]) - self._spread**2 / 2, self._spread)
+
+    async def chat(self, request: ChatRequest) -> ChatReply:
+        self.calls += 1
+        async with self._slots:
+            await asyncio.sleep(self.takes_s(request))
+        return ChatReply("ok")
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+def default_limits(**changes: float) -> Limits:
+    """The limits of the default config."""
+    return Limits(**limit_options(configs.default().teacher) | changes)
+
+
+def measure(seconds: Seconds, spread: float, groups: int = REPLIES) -> tuple[float, float, int]:
+    """(time over the ideal, calls for each reply, calls given up) of groups that all wait from the start."""
+
+    async def run() -> tuple[float, float, int]:
+        server = OneSlot(seconds, spread)
+        client = LimitedClient(server, default_limits())
+        chains = [[ChatRequest(role, (Message("user", str(i)),), "m") for role in seconds] for i in range(groups)]
+
+        async def group(chain: list[ChatRequest]) -> int:
+            try:
+                for request in chain:
+                    await client.chat(request)
+            except TransientError:
+                return 1
+            return 0
+
+        lost = sum(await asyncio.gather(*map(group, chains)))
+        requests = [request for chain in chains for request in chain]
+        ideal = sum(map(server.takes_s, requests))
+        return asyncio.get_running_loop().time() / ideal, server.calls / len(requests), lost
+
+    return virtual_time.run(run())
+
+
+def random_refusals(share: float, concurrency: int, calls: int = 20_000) -> tuple[float, float]:
+    """(limit at the end, calls for each reply) with a server that refuses a share of the calls, whatever the load."""
+
+    async def run() -> tuple[float, float]:
+        rng, sent = random.Random(0), 0
+
+        class Refusing:
+            async def chat(self, request: ChatRequest) -> ChatReply:
+                nonlocal sent
+                sent += 1
+                if rng.random() < share:
+                    await asyncio.sleep(0.05)
+                    raise TransientError("busy", cause="rate_limited")
+                await asyncio.sleep(rng.lognormvariate(math.log(8.0) - 0.125, 0.5))
+                return ChatReply("ok")
+
+            async def close(self) -> None:
+                """Nothing to close."""
+
+        client = LimitedClient(Refusing(), default_limits(concurrency=concurrency, attempts=20))
+        requests = (ChatRequest("verify", (Message("user", str(i)),), "m") for i in range(calls))
+        await asyncio.gather(*map(client.chat, requests))
+        return client.concurrency, sent / calls
+
+    return virtual_time.run(run())
+
+
+def main() -> int:
+    """Print the table; 1 if replies that fit into the time limit cost more than a tenth above the ideal."""
+    logging.disable(logging.ERROR)
+    print(f"one slot, default settings, {REPLIES} groups: time over the ideal, calls for each reply")
+    worst = 0.0
+    for mean in (1.0, 5.0, 10.0, 20.0, 30.0, 40.0, 60.0, 100.0, 200.0):
+        cells = [measure({"verify": mean}, spread) for spread in (0.0, 0.2, 0.5)]
+        print(
+            f"  {mean:3.0f} s a reply" + 25 * " " + " " + "   ".join("{:.2f} {:.2f} lost {}".format(*c) for c in cells)
+        )
+        worst = max([worst, *(max(c[:2]) for c in cells[:2])] if mean <= 40 else [worst])
+    for seconds in ROLES:
+        cells = [measure(seconds, spread) for spread in (0.0, 0.2, 0.5)]
+        name = " ".join(f"{role} {s:.0f} s" for role, s in seconds.items())
+        print(f"  {name:<39} " + "   ".join("{:.2f} {:.2f} lost {}".format(*c) for c in cells))
+    limit, calls = random_refusals(0.075, 500)
+    print(f"a server that refuses 7.5 % at random: limit {limit:.0f} of 500, {calls:.2f} calls for each reply")
+    return int(worst > 1.1 or limit < 400)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,188 @@
+"""Outages: while a model's server cannot be reached, calls wait for it instead of being given up.
+
+A call that has used up its tries is given up if the server works otherwise. If no other call was answered during its
+last try, one small question of our own decides::
+
+    the call's tries end with a refused connection, a DNS failure, 502, 503, 504 or a timeout
+      others were answered meanwhile    -> given up: only this call fails
+      the small question is answered    -> given up: only this call fails
+      it is not answered either         -> an outage: all calls to this model wait; the question is sent every few
+                                           seconds, and when it is answered every call starts over
+                                        -> after ``teacher.outage_wait_s`` the run saves and stops (``OutageError``)
+
+A 429 is an answer, and so are a 400, a 401 and a 500. The small question holds no slot and is not on the tape. Its few
+tokens are in the budget.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable
+
+from ropd_jax.teacher.clients.chat import ChatClient, ChatRequest
+from ropd_jax.teacher.clients.errors import OutageError, TransientError
+from ropd_jax.teacher.traffic.stats import TeacherStats
+from ropd_jax.types import Message
+from ropd_jax.utils import tracing
+from ropd_jax.utils.text import clock as clock_text
+
+log = logging.getLogger(__name__)
+
+CAUSES = ("connection", "unavailable", "timeout")
+QUESTION = (Message("user", "Reply with the word ready."),)
+_TOKENS = 16
+_FIRST_POLL_S, _LONGEST_POLL_S = 1.0, 15.0
+_REPORT_EVERY_S = 5.0
+
+
+class Outage:
+    """Whether one model can be reached, and the wait until it can. All methods run on one event loop.
+
+    Args:
+        client: sends the small question: once each time, without retries.
+        model: its name at the provider.
+        wait_s: longest wait; 0 does not wait.
+        timeout_s: of one small question.
+        clock, sleep: of the event loop.
+        stats: counts outages; its ``waiting_for`` shows them.
+        ended: called when an outage is over, before any call starts over.
+    """
+
+    def __init__(
+        self,
+        client: ChatClient,
+        model: str,
+        wait_s: float,
+        *,
+        timeout_s: float,
+        clock: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]],
+        stats: TeacherStats,
+        ended: Callable[[], None] = lambda: None,
+    ):
+        self._client, self._model, self._wait_s, self._timeout_s = client, model, wait_s, timeout_s
+        self._clock, self._sleep, self._stats = clock, sleep, stats
+        self._ended = ended
+        self._answered_at = -math.inf
+        self._poll: asyncio.Task[bool] | None = None
+        self._waiting = 0
+        self._failed_since: float | None = None  # the first failure that no answer followed
+
+    def answered(self) -> None:
+        """The server has answered a call."""
+        self._answered_at, self._failed_since = self._clock(), None
+
+    def failed(self, error: TransientError) -> None:
+        """A try has failed; an answer that is an error, such as 429, shows that the server is there."""
+        if error.cause not in CAUSES:
+            self.answered()
+        elif self._failed_since is None:
+            self._failed_since = self._clock()
+
+    async def over(self) -> None:
+        """Wait while there is an outage.
+
+        Raises:
+            OutageError: it lasts too long.
+        """
+        if self._poll is not None:
+            await self._join(self._poll)
+
+    async def waited(self, error: TransientError, request: ChatRequest, begin: float) -> bool:
+        """Whether the call failed in an outage, which is over now; False if only this call failed.
+
+        Args:
+            error: of its last try.
+            begin: when its last try began.
+
+        Raises:
+            OutageError: the outage lasts too long.
+        """
+        if not self._wait_s or error.cause not in CAUSES:
+            return False
+        if self._poll is None:
+            if self._answered_at >= begin:
+                return False
+            self._poll = asyncio.create_task(self._until_answered(error, request))
+        return await self._join(self._poll)
+
+    def close(self) -> None:
+        """Stop asking."""
+        if self._poll is not None:
+            self._poll.cancel()
+
+    async def _join(self, poll: asyncio.Task[bool]) -> bool:
+        self._waiting += 1
+        try:
+            return await asyncio.shield(poll)  # it belongs to all that wait
+        finally:
+            self._waiting -= 1
+            if not self._waiting and not poll.done():  # all were cancelled
+                poll.cancel()
+                self._forget(poll)
+
+    def _forget(self, poll: asyncio.Task[bool] | None) -> None:
+        if self._poll is poll:
+            self._poll = None
+            self._stats.waiting_for.pop(self._model, None)
+
+    async def _until_answered(self, error: TransientError, request: ChatRequest) -> bool:
+        question = ChatRequest(request.purpose, QUESTION, self._model, max_output_tokens=_TOKENS)
+        try:
+            if await self._answers(question):
+                return False
+            begin = self._clock() if self._failed_since is None else self._failed_since
+            self._stats.count("outages", error.cause)
+            await self._poll_until_answered(question, error, begin)
+            log.warning("teacher: %r answers again, after %s", self._model, clock_text(self._clock() - begin))
+            self._ended()
+            return True
+        finally:
+            self._forget(asyncio.current_task())
+
+    async def _poll_until_answered(self, question: ChatRequest, error: TransientError, begin: float) -> None:
+        pause, reported = _FIRST_POLL_S, -math.inf
+        since = time.strftime("%H:%M:%S", time.localtime(time.time() - (self._clock() - begin)))
+        next_at = self._clock() + pause
+        while True:
+            now = self._clock()
+            lasted, left = clock_text(now - begin), self._wait_s - (now - begin)
+            if left <= 0:
+                raise OutageError(
+                    f"{self._model!r} could not be reached for {lasted} (teacher.outage_wait_s={self._wait_s:g}). "
+                    f"The last error: {error}. Nothing is lost: the same command continues when the server is back"
+                )
+            self._stats.waiting_for[self._model] = (
+                f"waiting for {self._model} since {since} ({lasted}, at most {clock_text(left)} more): {error.cause}"
+            )
+            if now - reported >= _REPORT_EVERY_S:
+                reported = now
+                log.warning(
+                    "teacher: %r cannot be reached since %s (%s); calls in wait: %d; none is given up for another %s. "
+                    "%s", self._model, since, lasted, self._waiting, clock_text(left), error,
+                )  # fmt: skip
+            tracing.moved()  # it waits on purpose
+            if now < next_at:
+                await self._sleep(min(_REPORT_EVERY_S, next_at - now, left))
+                continue
+            if await self._answers(question) or self._answered_at > begin:
+                return
+            pause = min(2 * pause, _LONGEST_POLL_S)
+            next_at = self._clock() + pause
+
+    async def _answers(self, question: ChatRequest) -> bool:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._client.chat(question)
+        except TimeoutError:
+            return False
+        except TransientError as error:
+            if error.cause in CAUSES:
+                return False
+        except Exception:  # an error of any other kind comes from a server that is there
+            log.debug("the question of an outage", exc_info=True)
+        self.answered()
+        return True
