@@ -272,7 +272,7 @@ NO_REPLY = [
     Row("inside-429", "OpenRouter", "200 with an error instead of choices", "BerriAI/litellm#8448",
         (Answer({"error": {"message": "Provider returned error", "code": 429,
                            "metadata": {"raw": "m is temporarily rate-limited upstream", "provider_name": "P"}}}),
-                           FINE),
+         FINE),
         Fails(TransientError, BUSY, "200 (which means 429) for model 'inside-429': Provider returned error: m is "),
         last=Says()),
     Row("inside-502", "OpenRouter", "200 with the error of a provider behind it", "Aider-AI/aider#3550",

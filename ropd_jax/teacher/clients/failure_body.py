@@ -6,7 +6,7 @@
 {"detail": [{"loc": [...], "msg": "..."}]}      FastAPI
 [{"error": {...}}]                              Gemini behind its OpenAI address
 {"error": {"message": "{\\"error\\": ...}"}}      a gateway that quotes another server
-<html>, plain text, nothing                     a proxy
+a web page, plain text, nothing                  a proxy
 """
 
 from __future__ import annotations
