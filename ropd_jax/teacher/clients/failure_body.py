@@ -75,6 +75,8 @@ def read_failure(body: bytes | str | Any, key: str = "") -> Said:
     counts: dict[str, int] = {}
     for level in _levels(body, _DEPTH):
         texts = [_flat(v) for k in _MESSAGES if isinstance(v := level.get(k), str)]
+        if texts and isinstance(loc := level.get("loc"), list):  # FastAPI: which parameter its words are about
+            texts[0] = f"{'.'.join(str(part)[:60] for part in loc[:6])}: {texts[0]}"
         messages += [t for t in texts[:1] if t and not isinstance(_decoded(t), dict | list)]
         for name in _CODES:
             value = level.get(name)

@@ -207,7 +207,10 @@ class GeminiClient:
         Raises:
             MalformedError: of another form.
         """
-        return self._body.read(self._body.GeneratedLine, line, "gemini", self._key)
+        try:
+            return self._body.read(self._body.GeneratedLine, line, "gemini", self._key)
+        except TransientError as e:  # a file that was downloaded is as it is
+            raise MalformedError(str(e)) from None
 
     def read_completion(self, body: dict[str, Any], model: str, limit: int) -> ChatReply:
         """The reply in what was decoded from JSON.

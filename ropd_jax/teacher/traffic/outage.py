@@ -23,7 +23,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from ropd_jax.teacher.clients.chat import ChatClient, ChatRequest
-from ropd_jax.teacher.clients.errors import OutageError, TransientError
+from ropd_jax.teacher.clients.errors import OutageError, TeacherError, TransientError
 from ropd_jax.teacher.traffic.stats import TeacherStats
 from ropd_jax.types import Message
 from ropd_jax.utils import tracing
@@ -179,10 +179,8 @@ class Outage:
                 await self._client.chat(question)
         except TimeoutError:
             return False
-        except TransientError as error:
-            if error.cause in CAUSES:
+        except TeacherError as error:  # of any other kind, it comes from a server that is there
+            if isinstance(error, TransientError) and error.cause in CAUSES:
                 return False
-        except Exception:  # an error of any other kind comes from a server that is there
-            log.debug("the question of an outage", exc_info=True)
         self.answered()
         return True

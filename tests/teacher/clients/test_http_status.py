@@ -33,7 +33,7 @@ def test_retry_after_dates():
         (422, "bad field", "bad_request"),
         (500, "internal", "server_error"),
         (502, "bad gateway", "unavailable"),
-        (504, "gateway timeout", "unavailable"),
+        (504, "gateway timeout", "timeout"),
         (529, "overloaded", "overloaded"),
     ],
 )
