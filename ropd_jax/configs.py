@@ -318,8 +318,8 @@ def change(config: ConfigDict, key: str, value: Any) -> None:
 
 def check_key(config: ConfigDict, key: str, shown: str) -> None:
     """Refuses a key that the config does not have, and a section that is not empty; ``shown`` is how it was written."""
-    known = list(leaves(config))
-    free = [k for k in leaves(default()) if isinstance(lookup(default(), k), ConfigDict)]  # sections that take any keys
+    known, own = list(leaves(config)), default()
+    free = [k for k in leaves(own) if isinstance(lookup(own, k), ConfigDict)]  # sections that take any keys
     if key in known or key in free:
         return
     section, _, last = key.rpartition(".")
