@@ -311,7 +311,7 @@ def _packed(path: str, out: pathlib.Path, models: list[str]) -> None:
 
 
 def _unpacked(path: str, out: pathlib.Path) -> dict[str, str]:
-    """Makes the tapes again; returns the models, each with a loopback address that nobody asks."""
+    """Writes the tapes of the file into ``out``. Returns each model with an address; a replay never opens it."""
     lines: dict[str, list[str]] = {}
     with gzip.open(path, "rt", encoding="ascii") as f:
         for row in map(json.loads, f):

@@ -104,8 +104,7 @@ async def _check(teacher: Mapping[str, Any], name: str, endpoint: Endpoint, role
 
 def _request(name: str, role: Role) -> ChatRequest:
     """A small request of this role, as a run sends it."""
-    how: dict[str, Any] = dict(model=role.model, temperature=role.temperature, max_output_tokens=_TOKENS)
-    how |= {"template": role.template} if role.template else {}
+    how = role.wording() | {"max_output_tokens": _TOKENS}
     if name == "reference":
         return reference_role.reference_request(_QUESTION, **how, sample_index=0)
     if name == "rubric":

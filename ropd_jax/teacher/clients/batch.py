@@ -11,7 +11,7 @@ import io
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest, Usage
 from ropd_jax.teacher.clients.errors import ConfigurationError, MalformedError, TeacherError, TransientError
@@ -19,6 +19,7 @@ from ropd_jax.teacher.clients.gemini import GeminiClient
 from ropd_jax.teacher.clients.openai import OpenAIClient
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 Answers = dict[str, ChatReply | TeacherError]  # by the request's key; an error is an unusable answer
 BATCH_FAILED = "batch_failed"  # cause of an answer that a job failed to give
@@ -103,16 +104,8 @@ class OpenAIBatch:
             files = [f for f in (batch.output_file_id, batch.error_file_id) if f]
             contents = [(await c.sdk_client.files.content(file)).content for file in files]
         found: Answers = {}
-        torn = 0
-        for line in b"\n".join(contents).split(b"\n"):
-            if not line.strip():
-                continue
-            try:
-                row = c.read_batch_line(line)
-            except MalformedError as error:
-                torn += 1
-                log.warning("batch %s: a line cannot be read: %s", job, error)
-                continue
+        rows, torn = _rows(b"\n".join(contents), c.read_batch_line, job)
+        for row in rows:
             request, response = requests.get(row.custom_id), row.response
             if request is None:
                 continue
@@ -177,16 +170,8 @@ class GeminiBatch:
         whole = status == "succeeded"
         said = [] if whole else [await c.job_error(job)]
         found: Answers = {}
-        torn = 0
-        for line in content.split(b"\n"):
-            if not line.strip():
-                continue
-            try:
-                row = c.read_batch_line(line)
-            except MalformedError as error:
-                torn += 1
-                log.warning("batch %s: a line cannot be read: %s", job, error)
-                continue
+        rows, torn = _rows(content, c.read_batch_line, job)
+        for row in rows:
             request = requests.get(row.key)
             if request is None:
                 continue
@@ -257,6 +242,18 @@ def open_batch(
     raise ConfigurationError(
         f"the {provider} teacher has no batch API; expected openai or gemini, or leave out --batch"
     )
+
+
+def _rows(content: bytes, read: Callable[[bytes], T], job: str) -> tuple[list[T], int]:
+    """What the lines of a job's results hold, and how many of them cannot be read; these are logged."""
+    rows, torn = [], 0
+    for line in filter(bytes.strip, content.split(b"\n")):
+        try:
+            rows.append(read(line))
+        except MalformedError as error:
+            torn += 1
+            log.warning("batch %s: a line cannot be read: %s", job, error)
+    return rows, torn
 
 
 def _read(reader: Callable[..., ChatReply], *about) -> ChatReply | TeacherError:
