@@ -29,17 +29,16 @@ from rich.text import Text
 
 from ropd_jax.data.load import load_prompts
 from ropd_jax.plan.server_speed import TOGETHER, Speed, measure, suggestions
-from ropd_jax.teacher import Budget, Prices, Role, Tape, TeacherError, TruncatedError, Usage, make_client
+from ropd_jax.teacher import Budget, Prices, Role, Tape, Usage, make_client
 from ropd_jax.teacher.build import (
     ROLE_KEYS,
-    Sources,
     asking_of,
     limit_options,
-    panel_sources,
     reference_sources,
     role_of,
 )
 from ropd_jax.teacher.calibration import summary
+from ropd_jax.teacher.check import Asked, Check, asked_of, first_call, sources_of
 from ropd_jax.teacher.clients.chat import ChatRequest
 from ropd_jax.teacher.clients.endpoint import Endpoint
 from ropd_jax.teacher.roles import references as reference_role
@@ -51,8 +50,6 @@ from ropd_jax.utils import tables
 
 CHARS_PER_TOKEN = 4
 _MEASURED = 32  # questions on which the templates are rendered
-_CHECK_TOKENS = 64  # output limit of a check
-_CHECK_S = 30.0
 _SPEED_S = 120.0
 _WIDEST = 12  # criteria of a rubric
 _RUBRIC = Rubric(tuple(Criterion(f"c{i}", "x" * 160, 3, "reasoning") for i in range(1, _WIDEST + 1)))
@@ -110,7 +107,7 @@ def plan(
             calls = n * (asked if role in once else groups)
             if role == "verify":
                 calls *= (1 + t.health.repeat_frac) * _verify_calls(cfg)
-            rows += [(role, *source, round(calls)) for source in _sources(t, role)]
+            rows += [(role, *source, round(calls)) for source in sources_of(t, role)]
     if t.judge.model:
         evaluations = 2 + (cfg.steps - 1) // cfg.eval.every
         rows.append(("judge", *role_of(t, "judge"), evaluations * cfg.eval.judged))
@@ -216,35 +213,27 @@ def _verify_calls(cfg: ConfigDict) -> int:
 # ------------------------------------------------------------------------------------------------------ checks
 
 
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """One cheap call: whether it was answered, after how long, and what was wrong."""
-
-    role: str
-    provider: str
-    model: str
-    ok: bool
-    seconds: float | None
-    usd: float | None
-    message: str
-
-
 async def check(
     cfg: ConfigDict, prompts: Sequence[Prompt], asks: Collection[str] = ("reference", "rubric", "verify")
 ) -> list[Check]:
-    """One call for each role and model, with a reply limit of 64 tokens. A reply cut there counts as an answer."""
-    t, asked = cfg.teacher, _asked(cfg.teacher, asks)
+    """One call for each role and model, about the first prompt; the scripted teacher is asked as well."""
+    t = cfg.teacher
     answer_key = [(p.question, p.solution) for p in prompts if p.solution] if not t.scripted.answer_key else None
-    return [await _check(t, role, endpoint, how, prompts[0], answer_key) for role, endpoint, how in asked]
+    scripted = dict(t.scripted) | ({} if answer_key is None else {"answer_key": answer_key})
+    found = []
+    for name, endpoint, how in _asked(t, asks):
+        request = _request(t, name, prompts[0], ["Answer: 1"], ["Answer: 2"], _RUBRIC)
+        request = dataclasses.replace(request, model=how.model, temperature=how.temperature)
+        budget = Budget(prices=Prices.load(t.prices))
+        checked = await first_call(t, name, endpoint, how, request, scripted=scripted, budget=budget)
+        found.append(dataclasses.replace(checked, usd=budget.total().cost_usd if budget.total().calls else 0.0))
+    return found
 
 
-def _asked(t: ConfigDict, asks: Collection[str]) -> list[tuple[str, Endpoint, Role]]:
-    """Each role that is asked, with each of its models."""
-    sources = () if t.index or "reference" not in asks else reference_sources(t)
-    asked = [("reference", *source) for source in sources]
-    judged = ("judge",) if t.judge.model else ()
-    asked += [(role, *source) for role in (*asks, *judged) if role != "reference" for source in _sources(t, role)]
-    return asked
+def _asked(t: ConfigDict, asks: Collection[str]) -> list[Asked]:
+    """Each role that is asked, references first and the judge last, with each of its models."""
+    ordered = sorted(asks, key=lambda role: role != "reference")
+    return asked_of(t, (*ordered, *(("judge",) if t.judge.model else ())))
 
 
 async def speeds(cfg: ConfigDict, checks: Sequence[Check], asks: Collection[str]) -> tuple[list[Speed], list[str]]:
@@ -260,38 +249,6 @@ async def speeds(cfg: ConfigDict, checks: Sequence[Check], asks: Collection[str]
         finally:
             await client.close()
     return found, suggestions(t, [(ROLE_KEYS[r], e.provider, how) for r, e, how in asked], found)
-
-
-def _sources(t: ConfigDict, role: str) -> Sources:
-    """Whom a role asks: one endpoint and model, or the whole panel of verifiers."""
-    return panel_sources(t) if role == "verify" else (role_of(t, ROLE_KEYS[role]),)
-
-
-async def _check(t, role: str, endpoint: Endpoint, how: Role, prompt: Prompt, answer_key) -> Check:
-    budget = Budget(prices=Prices.load(t.prices))
-    seconds, client = None, None
-    try:
-        limits = limit_options(t) | {"timeout_s": min(_CHECK_S, t.timeout_s)}
-        scripted = dict(t.scripted) | ({} if answer_key is None else {"answer_key": answer_key})
-        client = make_client(**dataclasses.asdict(endpoint), scripted=scripted, budget=budget, **limits)
-        request = _request(t, role, prompt, ["Answer: 1"], ["Answer: 2"], _RUBRIC)
-        request = dataclasses.replace(
-            request, model=how.model, temperature=how.temperature, max_output_tokens=_CHECK_TOKENS, extra=how.extra
-        )
-        async with asyncio.timeout(limits["timeout_s"]):
-            reply = await client.inner.chat(request)  # one attempt, without retries
-        ok, message, seconds = True, "answers", reply.latency_s
-    except TruncatedError:
-        ok, message = True, "answers"
-    except TimeoutError:
-        ok, message = False, f"no answer in {limits['timeout_s']:g} s"
-    except TeacherError as e:
-        ok, message = False, f"{e.cause}: {e}"
-    finally:
-        if client is not None:
-            await client.close()
-    usd = budget.total().cost_usd if budget.total().calls else 0.0
-    return Check(role, endpoint.provider, how.model, ok, seconds, usd, message)
 
 
 # ------------------------------------------------------------------------------------------------------- print
@@ -323,7 +280,7 @@ def run(cfg: ConfigDict, *, tape: pathlib.Path | None = None, calls: bool = True
         out = {
             "roles": [dataclasses.asdict(r) for r in rows],
             "total": _total(rows),
-            "checks": [dataclasses.asdict(c) for c in checks],
+            "checks": [_json_of(c) for c in checks],
             "speeds": [dataclasses.asdict(s) for s in measured],
             "suggestions": better,
             "calibration": calibration,
@@ -337,6 +294,11 @@ def run(cfg: ConfigDict, *, tape: pathlib.Path | None = None, calls: bool = True
         if "verify" in method.asks:
             tables.console().print(calibration_line(calibration, cfg.teacher.verifier.model), soft_wrap=True)
     return checks
+
+
+def _json_of(check: Check) -> dict[str, Any]:
+    names = ("role", "provider", "model", "ok", "seconds", "usd", "message")
+    return {name: getattr(check, name) for name in names}
 
 
 def speed_line(speed: Speed) -> str:
@@ -410,10 +372,9 @@ def _show(cfg: ConfigDict, rows: Sequence[RolePlan], checks: Sequence[Check], ta
     if cap and total["usd_max"] is not None and total["usd_max"] > cap:
         console.print(f"teacher.budget.usd={cap:g} may end the run before its last step.")
     for c in checks:
-        took = "" if c.seconds is None else f" in {c.seconds:.1f} s"
         mark = Text("ok    ", style="green") if c.ok else Text("FAILED", style="red")
         console.print(mark, f"{c.role}: {c.provider}: {c.model} ", end="")
-        console.print(c.message + took, soft_wrap=True)
+        console.print(c.message, soft_wrap=True)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

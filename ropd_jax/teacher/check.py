@@ -26,7 +26,7 @@ from ropd_jax.teacher.build import (
 )
 from ropd_jax.teacher.clients.chat import ChatRequest
 from ropd_jax.teacher.clients.endpoint import Endpoint
-from ropd_jax.teacher.clients.errors import ConfigurationError, TeacherError, TruncatedError
+from ropd_jax.teacher.clients.errors import ConfigurationError, TeacherError, TransientError, TruncatedError
 from ropd_jax.teacher.roles import references as reference_role
 from ropd_jax.teacher.roles import rubricator, scorer, verifier
 from ropd_jax.teacher.roles.role import Role
@@ -40,6 +40,30 @@ _QUESTION, _ANSWER = "What is 1 + 1 =", "1 + 1 = 2\nAnswer: 2"
 _RUBRIC = Rubric(tuple(Criterion(f"c{n}", f"States that the total is {n}.", 1) for n in range(1, 5)))
 
 
+Asked = tuple[str, Endpoint, Role]  # name of the role, and whom it asks
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One cheap call: to whom, the seconds that it took, what was wrong, and its dollars where they are counted."""
+
+    role: str
+    provider: str
+    model: str
+    seconds: float
+    error: TeacherError | None
+    usd: float | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.error is None
+
+    @property
+    def message(self) -> str:
+        """``answers in 0.4 s``, or the cause and the words of the failure."""
+        return f"answers in {self.seconds:.1f} s" if self.error is None else f"{self.error.cause}: {self.error}"
+
+
 def check_models(teacher: Mapping[str, Any], needs: Collection[str]) -> None:
     """One call for each role and model of ``needs``, all at once. Roles of the scripted provider are left out.
 
@@ -51,60 +75,75 @@ def check_models(teacher: Mapping[str, Any], needs: Collection[str]) -> None:
     """
     if not teacher["check"] or teacher["tape"]["mode"] == "replay":
         return
-    asked = [
-        (name, endpoint, role)
-        for name in needs
-        for endpoint, role in _sources(teacher, name)
-        if endpoint.provider != "scripted"
-    ]
+    asked = [one for one in asked_of(teacher, needs) if one[1].provider != "scripted"]
     if not asked:
         return
     with TeacherLoop() as loop:  # a notebook's own loop is running
-        loop.submit(_check_all(teacher, asked)).result()
+        found = loop.submit(_check_all(teacher, asked)).result()
+    for check in found:
+        key = f"teacher.{ROLE_KEYS[check.role]}"
+        if isinstance(check.error, ConfigurationError):
+            raise type(check.error)(f"{key}: {check.error}", cause=check.error.cause) from check.error
+        if check.error is not None:
+            log.warning("teacher: %s: %s failed at a first call (%s)", key, check.model, check.message)
+        else:
+            log.info("teacher: %s: %s %s", key, check.model, check.message)
 
 
-def _sources(teacher: Mapping[str, Any], name: str) -> Sources:
-    if name == "reference":
-        return () if teacher["index"] else reference_sources(teacher)
+async def _check_all(teacher: Mapping[str, Any], asked: Sequence[Asked]) -> list[Check]:
+    calls = (first_call(teacher, name, endpoint, role, _request(name, role)) for name, endpoint, role in asked)
+    return await asyncio.gather(*calls)
+
+
+def asked_of(teacher: Mapping[str, Any], needs: Collection[str]) -> list[Asked]:
+    """Each role of ``needs`` with each of its models; no references that were collected ahead of time."""
+    asked: list[Asked] = []
+    for name in needs:
+        if name == "reference":
+            sources = () if teacher["index"] else reference_sources(teacher)
+        else:
+            sources = sources_of(teacher, name)
+        asked += [(name, endpoint, role) for endpoint, role in sources]
+    return asked
+
+
+def sources_of(teacher: Mapping[str, Any], name: str) -> Sources:
+    """Whom a role other than the reference's asks: one endpoint and model, or the whole panel of verifiers."""
     return panel_sources(teacher) if name == "verify" else (role_of(teacher, ROLE_KEYS[name]),)
 
 
-async def _check_all(teacher: Mapping[str, Any], asked: Sequence[tuple[str, Endpoint, Role]]) -> None:
-    results = await asyncio.gather(*(_check(teacher, *one) for one in asked), return_exceptions=True)
-    for failed in results:
-        if isinstance(failed, BaseException):
-            raise failed
+async def first_call(
+    teacher: Mapping[str, Any], name: str, endpoint: Endpoint, role: Role, request: ChatRequest, **client_options: Any
+) -> Check:
+    """One call to one model, without retries. A reply cut at the limit of 64 tokens is an answer.
 
-
-async def _check(teacher: Mapping[str, Any], name: str, endpoint: Endpoint, role: Role) -> None:
-    key = f"teacher.{ROLE_KEYS[name]}"
+    Args:
+        request: the role's own; its output limit is lowered.
+        client_options: of `make_client`.
+    """
     limits = limit_options(teacher)
     limits["timeout_s"] = min(_LONGEST_S, limits["timeout_s"])
+    error: TeacherError | None = None
     client, begin = None, time.monotonic()
     try:
-        client = make_client(**dataclasses.asdict(endpoint), **limits)
+        client = make_client(**dataclasses.asdict(endpoint), **limits, **client_options)
         async with asyncio.timeout(limits["timeout_s"]):
-            request = dataclasses.replace(_request(name, role), extra=role.extra)
-            await client.inner.chat(request)  # one attempt, without retries
+            await client.inner.chat(dataclasses.replace(request, max_output_tokens=_TOKENS, extra=role.extra))
     except TruncatedError:
-        pass  # it answers; the limit of a check is low
-    except ConfigurationError as e:
-        raise type(e)(f"{key}: {e}", cause=e.cause) from e
+        pass
     except TimeoutError:
-        log.warning("teacher: %s: %s did not answer a first call in %g s", key, role.model, limits["timeout_s"])
-        return
+        error = TransientError(f"no answer in {limits['timeout_s']:g} s", cause="timeout")
     except TeacherError as e:
-        log.warning("teacher: %s: %s failed at a first call (%s): %s", key, role.model, e.cause, e)
-        return
+        error = e
     finally:
         if client is not None:
             await client.close()
-    log.info("teacher: %s: %s answers, %.1f s", key, role.model, time.monotonic() - begin)
+    return Check(name, endpoint.provider, role.model, time.monotonic() - begin, error)
 
 
 def _request(name: str, role: Role) -> ChatRequest:
     """A small request of this role, as a run sends it."""
-    how = role.wording() | {"max_output_tokens": _TOKENS}
+    how = role.wording()
     if name == "reference":
         return reference_role.reference_request(_QUESTION, **how, sample_index=0)
     if name == "rubric":

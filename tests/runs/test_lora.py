@@ -9,12 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-
-from ropd_jax.train import train
-from ropd_jax.workdir.checkpoint import Checkpoints
 from ropd_jax.models.lora import Lora, init_adapters
-from ropd_jax.weights.student import load_checkpoint
+from ropd_jax.train import train
 from ropd_jax.types import UserError
+from ropd_jax.weights.student import load_checkpoint
+from ropd_jax.workdir.checkpoint import Checkpoints
 from tests.helpers import restore_raw, trees_max_diff
 from tests.runs.test_train import finished_params, tiny_config
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 
-from ropd_jax.train import train
 import pytest
 
-
+from ropd_jax.train import train
 from tests.runs.test_train import tiny_config
 
 RUNS = {

@@ -1,7 +1,8 @@
-"""A run whose teacher goes away for a while: no group is lost, and the parameters are those of a quiet run, bit for bit.
+"""A run whose teacher goes away for a while: no group is lost, and the parameters are those of a quiet run to the bit.
 
 The server is real and on loopback. It is closed in mid-run, so that connections are refused, and opened again on the
-same port. Two minutes of it in virtual time: ``tests/teacher/traffic/test_outage.py``.
+same port. Two minutes of it in virtual time: ``tests/teacher/traffic/test_outage.py``; in real time, with the waits
+that users have: ``ROPD_OUTAGE_S=120 pytest tests/runs/test_outage.py -k without_the_outage``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from ropd_jax.train import train
 from ropd_jax.utils.interrupt import Interrupted
 from tests.helpers import serving, trees_max_diff
 from tests.runs.test_train import finished_params, groups_of, tiny_config
+
+OUTAGE_S = float(os.environ.get("ROPD_OUTAGE_S", "1.5"))
 
 
 class ComesAndGoes:
@@ -57,7 +60,9 @@ def server():
 
 @pytest.fixture(autouse=True)
 def in_a_hurry(monkeypatch):
-    """The same waits, a hundred times shorter."""
+    """The same waits, a hundred times shorter, unless a long outage was asked for."""
+    if OUTAGE_S > 10:
+        return
     monkeypatch.setattr(outage, "_FIRST_POLL_S", 0.05)
     monkeypatch.setattr(outage, "_LONGEST_POLL_S", 0.1)
     monkeypatch.setattr(outage, "_REPORT_EVERY_S", 0.2)
@@ -76,8 +81,8 @@ def wait_for_line(caplog):
 
 
 def goes_away(server, after_calls, caplog=None, seconds=0.0):
-    """Closes the server when it has had so many calls, and opens it ``seconds`` after the run has noticed; never without
-    ``caplog``. Gives the thread."""
+    """Closes the server when it has had so many calls, and opens it ``seconds`` after the run has noticed; never
+    without ``caplog``. Gives the thread."""
 
     def run():
         while server.calls < after_calls:
@@ -98,7 +103,7 @@ def test_a_run_waits_for_its_teacher_and_ends_as_without_the_outage(server, tmp_
     calls = server.calls
     server.calls = 0
     caplog.clear()
-    away = goes_away(server, calls // 2, caplog, 1.5)
+    away = goes_away(server, calls // 2, caplog, OUTAGE_S)
     result = train(config(server), tmp_path / "run")
     away.join()
     assert trees_max_diff(finished_params(tmp_path / "run", 2), finished_params(tmp_path / "quiet", 2)) == 0.0

@@ -14,13 +14,12 @@ import signal
 
 import pytest
 
-
+from ropd_jax.analysis.timeline import shares
+from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.train import train
 from ropd_jax.utils.interrupt import Interrupted
-from ropd_jax.workdir.checkpoint import Checkpoints
 from ropd_jax.utils.tracing import read_spans
-from ropd_jax.teacher.scripted.client import ScriptedClient
-from ropd_jax.analysis.timeline import shares
+from ropd_jax.workdir.checkpoint import Checkpoints
 from tests.helpers import restore_raw, trees_max_diff
 from tests.runs.test_train import finished_params, groups_of, tiny_config
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
 
 import pytest
 
-
+from ropd_jax.teacher import BudgetError, Tape
 from ropd_jax.train import train
-from ropd_jax.teacher import BudgetError
-from ropd_jax.teacher import Tape
 from ropd_jax.types import UserError
 from tests.helpers import serving, trees_max_diff
 from tests.runs.test_train import finished_params, groups_of, tiny_config

@@ -10,18 +10,17 @@ import optax
 import pytest
 
 from experiments import quickstart
-from ropd_jax.train import train
-from ropd_jax.training.update import State, make_update
-from ropd_jax.training.setup import update_config
-from ropd_jax.parallel import mesh as mesh_lib
-
-from ropd_jax.workdir.checkpoint import Checkpoints
 from ropd_jax.core.advantages import group_advantages
 from ropd_jax.core.batches import TokenSequence, TrainBatch, make_batch, pack, split_parts
 from ropd_jax.methods import load_method
 from ropd_jax.models import transformer
-from ropd_jax.weights.student import load_checkpoint
+from ropd_jax.parallel import mesh as mesh_lib
+from ropd_jax.train import train
+from ropd_jax.training.setup import update_config
+from ropd_jax.training.update import State, make_update
 from ropd_jax.types import UserError
+from ropd_jax.weights.student import load_checkpoint
+from ropd_jax.workdir.checkpoint import Checkpoints
 from tests.helpers import TINY, restore_raw, serving, trees_max_diff
 
 LENGTH = 20
@@ -318,7 +317,9 @@ def test_workdir_of_another_config_is_refused_and_kept(scripted_run):
 def test_a_finished_run_returns_its_result_and_is_not_repeated(scripted_run):
     before = (scripted_run / "metrics.jsonl").read_bytes()
     result = train(tiny_config(), scripted_run)
-    assert "held-out accuracy" in str(result) and result.values == json.loads((scripted_run / "result.json").read_text())
+    assert "held-out accuracy" in str(result) and result.values == json.loads(
+        (scripted_run / "result.json").read_text()
+    )
     assert (scripted_run / "metrics.jsonl").read_bytes() == before
 
 

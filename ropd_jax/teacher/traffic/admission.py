@@ -133,7 +133,7 @@ class AdaptiveLimit:
         self._since_cut += 1
         self._peak = max(self._peak, load)
         if in_demand:  # otherwise the limit would grow without having been tried
-            self.value = min(self._high, self.value + self._step(role))
+            self.value = min(self._high, self.value + self._step())
         self._end_call()
 
     def overloaded(
@@ -157,7 +157,7 @@ class AdaptiveLimit:
         if epoch != self.epoch or (late and load == 1):  # a call that is alone is late because it is long
             return
         self._peak = max(self._peak, load, in_flight)
-        queueing = self._queueing(role)
+        queueing = self._queueing
         self._refused += _TIMEOUT_WEIGHT if late and (queueing is None or queueing >= 0.5) else 1
         if self._refused <= max(_TOLERATED_CALLS, TOLERATED * self.value):
             self._end_call()
@@ -195,19 +195,21 @@ class AdaptiveLimit:
         else:
             self._paces[role] = Pace(seconds, load, seconds, load)
 
-    def _queueing(self, role: str) -> float | None:
-        return self._paces[role].queueing if role in self._paces else None
+    @property
+    def _queueing(self) -> float | None:
+        """Of the server: a role whose first replies came while others were in front of them shows too little of it."""
+        return max((pace.queueing for pace in self._paces.values() if pace.queueing is not None), default=None)
 
-    def _step(self, role: str) -> float:
+    def _step(self) -> float:
         """How much one reply makes the limit grow."""
         step = 1.0 if self._slow_start else max(1, self._rounds - _CALM_ROUNDS) / self.value
         slowest = max((pace.expected(self.slots + 1) for pace in self._paces.values()), default=0.0)
         if slowest <= _ROOM * self._timeout_s:
             return step
-        queueing = self._queueing(role)
-        if self._patience > _PATIENCE or queueing is None:
-            return min(step, 1 / self._patience)
-        return step if queueing < 0.5 else min(step, 1 / (_PATIENCE if queueing < 0.75 else _QUEUEING_PATIENCE))
+        queueing = self._queueing
+        if queueing is None or queueing < 0.5:
+            return min(step, 1 / self._patience) if queueing is None or self._patience > _PATIENCE else step
+        return min(step, 1 / max(self._patience, _PATIENCE if queueing < 0.75 else _QUEUEING_PATIENCE))
 
 
 class Rate:
