@@ -69,7 +69,7 @@ storm: $(VENV)/core.stamp
 	$(BIN)/python -m benchmarks.storm
 
 small-server: $(VENV)/core.stamp
-	$(BIN)/python -m benchmarks.small_server
+	$(BIN)/python -m benchmarks.small_server $(if $(LLAMA),--server $(LLAMA) --model $(MODEL))
 
 kill-tape: $(VENV)/core.stamp
 	$(BIN)/python -m benchmarks.kill_tape --kills 50

@@ -5,26 +5,46 @@ that waits for longer than our time limit is lost, with the work on it. Here suc
 a call whose client has left is dropped. Shown for each mean time of a reply, and for groups of several roles:
 
     time over the ideal (the replies' own seconds, one after another), and calls sent for each reply
+
+    make small-server LLAMA=PYTHON MODEL=FILE.gguf
+
+asks llama.cpp itself instead, with one slot (PYTHON has ``xllamacpp``): the same questions one after another, then all
+at once. Several minutes; the time limit is lowered so that it holds a few replies, as it does with a large model.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import contextlib
+import dataclasses
+import itertools
 import logging
 import math
 import random
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 
 from benchmarks import virtual_time
+from benchmarks.judge import serving
 from ropd_jax import configs
 from ropd_jax.teacher import ChatReply, ChatRequest, TransientError
-from ropd_jax.teacher.build import limit_options
+from ropd_jax.teacher.build import limit_options, make_client, role_of
 from ropd_jax.teacher.clients.chat import Purpose
 from ropd_jax.teacher.traffic.retries import LimitedClient, Limits
+from ropd_jax.teacher.traffic.tracing import ObservedClient
 from ropd_jax.types import Message
 
 Seconds = Mapping[Purpose, float]  # mean of a reply, by role, in the order in which a group asks them
 REPLIES = 100
+REPLIES_IN_LIMIT = 6  # a real server: the default of 120 s would hold six replies of 20 s
+_VERDICTS = 32
+_SCHEMA = {
+    "type": "object",
+    "properties": {"v": {"type": "array", "items": {"type": "boolean"}, "minItems": _VERDICTS, "maxItems": _VERDICTS}},
+    "required": ["v"],
+    "additionalProperties": False,
+}
 ROLES: tuple[Seconds, ...] = (
     {"reference": 30.0, "rubric": 20.0, "verify": 5.0},
     {"rubric": 40.0, "verify": 8.0},
@@ -110,7 +130,55 @@ def random_refusals(share: float, concurrency: int, calls: int = 20_000) -> tupl
     return virtual_time.run(run())
 
 
+async def real(address: str, calls: int) -> tuple[float, float, float]:
+    """(seconds of one reply, time of all at once over one after another, calls for each reply) of a real server."""
+    how = configs.default().teacher
+    how.provider, how.base_url = "openai", address
+    endpoint, _ = role_of(how, "verifier")
+
+    def request(i: int) -> ChatRequest:  # replies of one length: as many booleans as the schema says
+        asked = (Message("user", f"For each of the {_VERDICTS} numbers from {i} on: is it prime? Answer as JSON."),)
+        return ChatRequest("verify", asked, "m", temperature=0.0, max_output_tokens=2048, json_schema=_SCHEMA)
+
+    async def timed(asked: Sequence[int], *, at_once: bool, **changes: float) -> tuple[float, int]:
+        client = make_client(**dataclasses.asdict(endpoint), **limit_options(how) | changes)
+        numbers = itertools.count()
+        client.inner = ObservedClient(client.inner, lambda purpose: contextlib.nullcontext(next(numbers)))
+        begin = time.monotonic()
+        if at_once:
+            await asyncio.gather(*(client.chat(request(i)) for i in asked))
+        else:
+            for i in asked:
+                await client.chat(request(i))
+        await client.close()
+        return time.monotonic() - begin, next(numbers)
+
+    await timed([0], at_once=False)  # the model is read from the disk
+    ideal, _ = await timed(range(1, calls + 1), at_once=False)
+    limit_s = REPLIES_IN_LIMIT * ideal / calls
+    took, sent = await timed(range(calls + 1, 2 * calls + 1), at_once=True, timeout_s=limit_s)
+    return ideal / calls, took / ideal, sent / calls
+
+
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--server", metavar="PYTHON", help="an interpreter that has xllamacpp: ask a real server")
+    parser.add_argument("--model", metavar="FILE.gguf")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--calls", type=int, default=REPLIES)
+    args = parser.parse_args()
+    if not args.server:
+        return simulated()
+    with serving(args.server, args.model, args.threads) as address:
+        seconds, time_over, calls = asyncio.run(real(address, args.calls))
+    print(
+        f"llama.cpp, one slot, {args.calls} replies of {seconds:.1f} s, time limit {REPLIES_IN_LIMIT} replies: "
+        f"{time_over:.2f} x the time of one after another, {calls:.2f} calls for each reply"
+    )
+    return int(max(time_over, calls) > 1.1)
+
+
+def simulated() -> int:
     """Print the table; 1 if replies of one length (spread up to 0.2) cost more than a tenth above the ideal."""
     logging.disable(logging.ERROR)
     print(f"one slot, default settings, {REPLIES} groups: time over the ideal, calls for each reply")
