@@ -20,11 +20,11 @@ from ropd_jax.utils.files import write_atomic
 from ropd_jax.utils.tracing import RUN, TEACHER, Span, read_spans
 
 COLOURS = {
-    "sample": "#4477aa", "prefill": "#66ccee", "update": "#228833", "evaluate": "#999933", "checkpoint": "#aa4499",
+    "compile": "#882255", "sample": "#4477aa", "prefill": "#66ccee", "update": "#228833", "evaluate": "#999933", "checkpoint": "#aa4499",
     "idle": "#dddddd", "reference": "#ddaa33", "rubric": "#ee8866", "verify": "#cc3311", "score": "#cc3311",
 }  # fmt: skip
 SHOWN = 3  # steps of the chart if none are chosen
-WAITING = {"sample": "sampling", "update": "the update", "evaluate": "evaluation", "checkpoint": "checkpoints",
+WAITING = {"compile": "the compiler", "sample": "sampling", "update": "the update", "evaluate": "evaluation", "checkpoint": "checkpoints",
            "idle": "the teacher", "host": "the host's own work"}  # fmt: skip
 
 
@@ -68,7 +68,14 @@ def shares(spans: Sequence[Span]) -> Shares:
     for step in steps:
         inside = [s for s in spans if s.start < step.end and s.end > step.start]
         free = [(step.start, step.end)]
-        for name in ("update", "sample", "evaluate", "checkpoint", "idle"):  # of two at a time the first one counts
+        for name in (
+            "compile",
+            "update",
+            "sample",
+            "evaluate",
+            "checkpoint",
+            "idle",
+        ):  # of two at a time the first one counts
             found = [(max(s.start, step.start), min(s.end, step.end)) for s in inside if s.name == name]
             covered, free = _take(free, found)
             spent[name] += _length(covered)

@@ -162,6 +162,7 @@ def parse(command: Command, args: Sequence[str]) -> Arguments:
     from absl import flags
 
     args = normalized(command, args)
+    _check_once(command, args)
     words = _leading_words(args)
     rest = args[len(words) :]
     _check_renamed(command, rest)
@@ -234,8 +235,29 @@ def _check_renamed(command: Command, args: Sequence[str]) -> None:
             raise UserError(f"--{name} is now --{command.renamed[name]}; write --{command.renamed[name]}=...")
 
 
+def _check_once(command: Command, args: Sequence[str]) -> None:
+    """Refuses a flag that is given twice; a key of the config can be, and the last one counts."""
+    names = {f.name for f in command.flags} | {"config"}
+    found = [arg.partition("=")[0].removeprefix("--") for arg in args if arg.startswith("--")]
+    for name in names:
+        if found.count(name) > 1:
+            values = [value for value, _ in _values(args, name)]
+            raise UserError(
+                f"--{name} is given {found.count(name)} times ({', '.join(values)}); expected it once: remove the others"
+            )
+
+
+def _values(args: Sequence[str], name: str) -> list[tuple[str, int]]:
+    """(value, place) of each ``--name VALUE`` or ``--name=VALUE``."""
+    return [
+        (arg.partition("=")[2] or "".join(args[i + 1 : i + 2]), i)
+        for i, arg in enumerate(args)
+        if arg.partition("=")[0] == f"--{name}"
+    ]
+
+
 def take(args: Sequence[str], name: str) -> tuple[str | None, list[str]]:
-    """Removes ``--name VALUE`` or ``--name=VALUE`` from the arguments; the last one wins."""
+    """Removes ``--name VALUE`` or ``--name=VALUE`` from the arguments."""
     value, rest = None, []
     left = iter(args)
     for arg in left:
