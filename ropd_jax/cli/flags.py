@@ -237,23 +237,11 @@ def _check_renamed(command: Command, args: Sequence[str]) -> None:
 
 def _check_once(command: Command, args: Sequence[str]) -> None:
     """Refuses a flag that is given twice; a key of the config can be, and the last one counts."""
-    names = {f.name for f in command.flags} | {"config"}
-    found = [arg.partition("=")[0].removeprefix("--") for arg in args if arg.startswith("--")]
-    for name in names:
-        if found.count(name) > 1:
-            values = [value for value, _ in _values(args, name)]
-            raise UserError(
-                f"--{name} is given {found.count(name)} times ({', '.join(values)}); expected it once: remove the others"
-            )
-
-
-def _values(args: Sequence[str], name: str) -> list[tuple[str, int]]:
-    """(value, place) of each ``--name VALUE`` or ``--name=VALUE``."""
-    return [
-        (arg.partition("=")[2] or "".join(args[i + 1 : i + 2]), i)
-        for i, arg in enumerate(args)
-        if arg.partition("=")[0] == f"--{name}"
-    ]
+    for name in ("config", *(f.name for f in command.flags)):
+        found = [(i, arg.partition("=")[2]) for i, arg in enumerate(args) if arg.partition("=")[0] == f"--{name}"]
+        if len(found) > 1:
+            values = ", ".join(value or "".join(args[i + 1 : i + 2]) for i, value in found)
+            raise UserError(f"--{name} is given {len(found)} times ({values}); expected it once: remove the others")
 
 
 def take(args: Sequence[str], name: str) -> tuple[str | None, list[str]]:

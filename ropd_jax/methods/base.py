@@ -9,8 +9,8 @@ A step calls a method in this order:
 5. `Method.extras`: what frozen networks compute for the tokens of the update's batch (nothing, for most)
 6. `Method.loss`: the loss of each token, from the student's log-probs. Traced by jit.
 
-and once, before the first step, `Method.check_student` and `Method.setup`. The defaults here are GRPO on the student's own rollouts, with every
-switch of ``cfg.loss``; a rollout that the teacher failed to score is out of all of it.
+and once, before the first step, `Method.check_student` and `Method.setup`. The defaults here are GRPO on the student's
+own rollouts, with every switch of ``cfg.loss``; a rollout that the teacher failed to score is out of all of it.
 """
 
 from __future__ import annotations

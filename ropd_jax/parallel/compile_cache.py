@@ -5,7 +5,7 @@
 
 The place is ``$XDG_CACHE_HOME/ropd_jax/xla`` (``~/.cache/ropd_jax/xla``), or inside a workdir in a bucket.
 ``JAX_COMPILATION_CACHE_DIR``, or ``jax_compilation_cache_dir`` set by the program, goes before;
-``JAX_ENABLE_COMPILATION_CACHE=false`` switches every cache off. A key is the program, its compiler options, the versions
+``JAX_ENABLE_COMPILATION_CACHE=false`` switches every cache off. A key is the program, its compiler options, the version
 of XLA and the machine's instruction set. Entries can run code, so a directory that others can write to is not used.
 
 JAX writes an entry in place: a process that is killed meanwhile leaves half of it, which is never repaired, and another
@@ -15,6 +15,7 @@ process can read it half written. `FileCache` has the same files and writes them
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import logging
@@ -107,7 +108,7 @@ def _trim(place: pathlib.Path) -> None:
 
 
 def _install() -> None:
-    """Give JAX a cache that writes whole files; where its inner parts have other names, its own cache serves as well."""
+    """Give JAX a cache that writes whole files. If its inner parts have other names, its own cache serves as well."""
     try:
         from jax._src import cache_key, compilation_cache
         from jax._src.compilation_cache_interface import CacheInterface
@@ -167,17 +168,13 @@ def _install() -> None:
 
 
 def _remove(path: pathlib.Path) -> None:
-    try:
+    with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
-    except OSError:
-        pass
 
 
 def _touch(path: pathlib.Path) -> None:
-    try:
+    with contextlib.suppress(OSError):
         os.utime(path)
-    except OSError:
-        pass
 
 
 def _instruction_set() -> str:
@@ -281,10 +278,8 @@ def _seconds_file(entry: pathlib.Path) -> pathlib.Path:
 
 
 def _note_seconds(entry: pathlib.Path, seconds: float) -> None:
-    try:
+    with contextlib.suppress(OSError):
         _seconds_file(entry).write_text(f"{seconds:.3f}", encoding="ascii")
-    except OSError:
-        pass
 
 
 def _saved(entry: pathlib.Path | None, took: float, otherwise: float) -> float:

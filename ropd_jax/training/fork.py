@@ -1,9 +1,9 @@
 """``ropd train --fork RUN[@STEP] --workdir NEW``: a new run that starts from another run's checkpoint, with any config.
 
 The new run takes over the student's parameters. It takes over the optimizer's moments, and what the method trains, if
-both runs have them in the same shapes; else these start from zero. Its steps, its schedule with its warm-up, its data
-order and its random streams are its own, from step 0. ``student.checkpoint`` stays what it is: tokenizer, reference of a
-KL term, frozen base of adapters.
+both runs have all of them in the same shapes; else these start from zero. Its steps, its schedule with its warm-up, its
+data order and its random streams are its own, from step 0. ``student.checkpoint`` stays what it is: tokenizer,
+reference of a KL term, frozen base of adapters.
 
     RUN      NEW                                                     takes over
     full     full                                                    the parameters
@@ -121,14 +121,12 @@ def check_origin(origin: Origin, lora: Lora, model: ModelConfig, contents: Mappi
     theirs = _lora_of(origin)
     export = f"ropd export {origin.run} --to DIR, then --config.student.checkpoint=DIR without --fork"
     if theirs.rank and lora.rank:
-        was, now = (
-            provenance(origin.run).get("contents", {}).get("student.checkpoint"),
-            contents.get("student.checkpoint"),
-        )
+        name = "student.checkpoint"
+        was, now = provenance(origin.run).get("contents", {}).get(name), contents.get(name)
         if theirs != lora or (None not in (was, now) and was != now):
             raise UserError(
                 f"--fork {origin.run}: its adapters ({_shown(theirs)}) do not fit this run ({_shown(lora)}, or another "
-                f"base); give the same student.lora.* and student.checkpoint, or start from the merged weights: {export}"
+                f"base); give the same student.lora.* and {name}, or start from the merged weights: {export}"
             )
     elif lora.rank:
         raise UserError(
@@ -159,7 +157,7 @@ def forked(origin: Origin, state: State, mesh: jax.sharding.Mesh, lora: Lora) ->
         _, adapters = saved_params(where, origin.step, adapter_shapes(base.cfg, theirs))
         params = merge(theirs, base.params, mesh_lib.put(adapters, mesh, mesh_lib.RULES.storage(adapters)))
         params = mesh_lib.put(jax.device_get(params), mesh, mesh_lib.RULES.storage(params))
-        what, state = "the merged parameters; the optimizer starts anew", state._replace(params=params)
+        what, state = "the merged parameters; the optimizer starts from zero", state._replace(params=params)
     elif stored_shapes(where, origin.step) == shapes_of(state):
         checkpoints = Checkpoints(where, keep=len(kept_steps(origin.run)) + 1)
         try:
@@ -171,10 +169,8 @@ def forked(origin: Origin, state: State, mesh: jax.sharding.Mesh, lora: Lora) ->
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state.params)
         _, params = saved_params(where, origin.step, shapes)
         params = mesh_lib.put(params, mesh, mesh_lib.RULES.storage(params))
-        what, state = (
-            "the parameters; the optimizer, which has another form, starts anew",
-            state._replace(params=params),
-        )
+        what = "the parameters; optimizer and method, which have another form, start from zero"
+        state = state._replace(params=params)
     log.info("forked from %s after step %d: %s", origin.run, origin.step, what)
     return state
 

@@ -40,6 +40,8 @@ class LossConfig:
     entropy_coef: float
     overlong: str
     overlong_buffer: int
+    min_scored: int
+    dual_clip: float
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,9 +4,9 @@ By the classes of `ropd_jax.workdir.keys`, and by two rules:
 
 ``steps``           may grow, and shrink to what is finished. With a constant schedule a run of 100 steps that is
                     extended to 200 is the run of 200 steps, bit for bit (on CPU, without ``stream.staleness``).
-a falling schedule  ends at ``optim.schedule_steps``, or at ``steps`` if that is 0. If its end would move with ``steps``,
-                    the user chooses: ``optim.schedule_steps`` of the old end keeps the planned curve, another number
-                    goes over to another curve at the step where the run continues.
+a falling schedule  ends at ``optim.schedule_steps``, or at ``steps`` if that is 0. If its end would move with
+                    ``steps``, the user chooses: ``optim.schedule_steps`` of the old end keeps the planned curve,
+                    another number goes over to another curve at the step where the run continues.
 """
 
 from __future__ import annotations
