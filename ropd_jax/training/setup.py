@@ -158,9 +158,8 @@ def check_files(
         check_claim(workdir, raw)
     calibration = summary(cfg.teacher.calibration)
     needs = (*made.asks, *(("judge",) if cfg.teacher.judge.model else ()))
-    teacher = None  # the scripted one needs the data; a missing API key of any other is reported first
-    if "scripted" not in providers(cfg.teacher, needs):
-        teacher = run_teacher(cfg, [], workdir, needs=needs)
+    teacher = run_teacher(cfg, [], workdir, needs=needs)
+    teacher.check_tape()
     validate.check_xla_options(how.optim.xla_options)
     mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp)
     student = outline(
@@ -175,8 +174,8 @@ def check_files(
     longest = max(len(t) for q in (train, heldout) for t in q.tokens_of(q.prompts))
     prompt_len = -(-longest // 16) * 16
     validate.check_length(prompt_len, how.sampling.max_tokens, how.optim.row_len, student.cfg)
-    teacher = teacher or run_teacher(cfg, train.prompts, workdir, needs=needs)
-    teacher.check_tape()
+    if "scripted" in providers(cfg.teacher, needs):  # it needs the data: their worked solutions are its answer key
+        teacher = run_teacher(cfg, train.prompts, workdir, needs=needs)
     if "reference" in made.asks:
         teacher.check_references(train.prompts)
     hosts.check_same(

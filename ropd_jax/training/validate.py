@@ -85,13 +85,16 @@ def check_student(student: ModelConfig, how: RunConfig, mesh: jax.sharding.Mesh)
                 f"rank, 1 to {student.d_model}, e.g. 16"
             )
     check_divides(student, mesh)
+    check_length(1, how.sampling.max_tokens, how.optim.row_len, student)
 
 
 def check_data(data: Mapping[str, Any]) -> None:
     """Raises UserError for a template without a place for the question, or a size of 0 where it has no meaning."""
     if "{question}" not in data["template"]:
         raise UserError(f"data.template={data['template']!r:.80} has no {{question}}; put it where the question goes")
-    for key in ("size", "heldout_size"):
+    for key, path in (("size", "path"), ("heldout_size", "heldout_path")):
+        if data["source"] == "jsonl" and not data[path]:
+            raise UserError(f"data.{path} is empty with data.source='jsonl'; expected a JSONL file of questions")
         if not data[key] and data["source"] != "published":
             raise UserError(f"data.{key}=0; expected 1 or more (0 is all of a set with data.source=published only)")
 
