@@ -7,7 +7,6 @@ import logging
 
 import jax
 import numpy as np
-import optax
 import pytest
 
 from ropd_jax.models.lora import Lora, init_adapters
@@ -130,12 +129,3 @@ def test_adapters_are_taken_over_or_merged_and_never_mixed_up(tmp_path):
     with pytest.raises(UserError, match=r"it trained all weights.*ropd export"):
         check_origin(whole, lora, student.cfg, {})
 
-
-def test_moments_are_kept_when_only_the_schedule_differs(tmp_path):
-    origin, _, params = stored(tmp_path / "run")
-    mesh = mesh_lib.make_mesh(1, 1)
-    with jax.set_mesh(mesh):
-        state = forked(origin, begin(params, mesh, optim__schedule="cosine", optim__warmup_steps=0), mesh, Lora())
-    counts = [x.count for x in jax.tree.leaves(state.opt_state, is_leaf=lambda x: hasattr(x, "count"))
-              if isinstance(x, optax.ScaleByScheduleState)]  # fmt: skip
-    assert [int(c) for c in counts] == [0]
