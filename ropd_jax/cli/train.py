@@ -93,6 +93,6 @@ COMMAND = Command(
         "ropd train --config experiments/quickstart.py --workdir runs/quickstart",
         "ropd train --config experiments/quickstart.py --workdir runs/seed1 --config.seed=1",
         "ropd train --config experiments/quickstart.py --workdir runs/quickstart --config.steps=96",
-        "ropd train --config experiments/quickstart.py --fork runs/quickstart --workdir runs/b --config.seed=1",
+        "ropd train --config experiments/quickstart.py --fork runs/quickstart@24 --workdir runs/b",
     ),
 )

@@ -55,9 +55,9 @@ def keep_programs(workdir: str | os.PathLike[str], *, on: bool = True) -> None:
         on: ``compile_cache`` of a config. False leaves JAX as the user has set it up.
     """
     _listen()
-    if not on or not jax.config.jax_enable_compilation_cache:
+    if not on or not jax.config.read("jax_enable_compilation_cache"):
         return
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.read("jax_compilation_cache_dir"):
         place = cache_dir(workdir)
         if "://" not in place and (why := _unusable(pathlib.Path(place))):
             log.warning(
@@ -157,7 +157,7 @@ def _install() -> None:
                 log.warning("compiled programs are not kept: %s: %s", self._path, error.strerror or error)
 
     def get_file_cache(path: str) -> tuple[Any, str] | None:
-        if "://" in path or jax.config.jax_compilation_cache_max_size != -1:
+        if "://" in path or jax.config.read("jax_compilation_cache_max_size") != -1:
             return made(path)  # a bucket shows an object when it is whole
         return FileCache(pathlib.Path(path)), path
 
@@ -247,30 +247,30 @@ def _on_event(event: str, **_: Any) -> None:
         _thread.hit = True
 
 
-def _on_duration(event: str, duration: float, **about: Any) -> None:
+def _on_duration(event: str, duration_secs: float, **about: Any) -> None:
     global _so_far
     if event == _SAVED:
-        _thread.saved_s = max(duration, 0.0)  # JAX keeps whole seconds only
+        _thread.saved_s = max(duration_secs, 0.0)  # JAX keeps whole seconds only
     if event != _COMPILED:
         return
     hit, entry = getattr(_thread, "hit", False), getattr(_thread, "entry", None)
-    saved_s = _saved(entry, duration, getattr(_thread, "saved_s", 0.0)) if hit else 0.0
+    saved_s = _saved(entry, duration_secs, getattr(_thread, "saved_s", 0.0)) if hit else 0.0
     if entry is not None and not hit:
-        _note_seconds(entry, duration)
+        _note_seconds(entry, duration_secs)
     _thread.hit, _thread.entry, _thread.saved_s = False, None, 0.0
     with _lock:
         s = _so_far
         _so_far = Programs(
             s.compiled + (not hit),
             s.loaded + hit,
-            s.compile_s + (0.0 if hit else duration),
-            s.load_s + (duration if hit else 0.0),
+            s.compile_s + (0.0 if hit else duration_secs),
+            s.load_s + (duration_secs if hit else 0.0),
             s.saved_s + saved_s,
         )
     now = time.monotonic()
     where = {"program": str(about.get("fun_name", ""))[:80], "cached": hit, "saved_s": round(saved_s, 3)}
-    if not tracing.past("compile", now - duration, now, **where):
-        _early.append(("compile", now - duration, now, where))
+    if not tracing.past("compile", now - duration_secs, now, **where):
+        _early.append(("compile", now - duration_secs, now, where))
 
 
 def _seconds_file(entry: pathlib.Path) -> pathlib.Path:

@@ -64,7 +64,10 @@ def compare(
     defaults = flat_defaults()
     old, new = defaults | _plain(old), defaults | _plain(new)
     names = sorted(k for k in old.keys() | new.keys() if old.get(k, ABSENT) != new.get(k, ABSENT))
-    free, numerics, refused, notes = [], [], [], []
+    free: list[str] = []
+    numerics: list[str] = []
+    refused: list[str] = []
+    notes: list[str] = []
     for name in names:
         key, text = key_of(name), f"{name}: {_shown(old, name)} there, {_shown(new, name)} now"
         if key is not None and key.resume == FREE:

@@ -73,8 +73,9 @@ class Key:
             of_kind = numbers.Integral if self.kind == "whole" else numbers.Real
             if isinstance(value, bool) or not isinstance(value, of_kind) or not math.isfinite(value):
                 return False
-            low = self.low is None or (value > self.low if self.above else value >= self.low)
-            return low and (self.high is None or (value < self.high if self.below else value <= self.high))
+            n: Any = value
+            low = self.low is None or (n > self.low if self.above else n >= self.low)
+            return low and (self.high is None or (n < self.high if self.below else n <= self.high))
         if self.kind == "text":
             return isinstance(value, str) and "\0" not in value
         kinds = {"flag": bool, "list": list | tuple | str, "table": Mapping | ConfigDict}
