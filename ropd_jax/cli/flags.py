@@ -185,7 +185,12 @@ def parse(command: Command, args: Sequence[str]) -> Arguments:
     for flag in command.flags:
         if flag.required and found[flag.name] in ("", None):
             raise UserError(f"--{flag.name} is missing; expected {flag.required}")
-    return Arguments(words, found, values["config"].value if "config" in values else None)
+    config = values["config"].value if "config" in values else None
+    if config is not None and command.config != "run":  # a finished run can be of a version with other bounds
+        from ropd_jax.workdir.keys import check_values
+
+        check_values(config)
+    return Arguments(words, found, config)
 
 
 def normalized(command: Command, args: Sequence[str]) -> list[str]:

@@ -55,9 +55,9 @@ def keep_programs(workdir: str | os.PathLike[str], *, on: bool = True) -> None:
         on: ``compile_cache`` of a config. False leaves JAX as the user has set it up.
     """
     _listen()
-    if not on or not jax.config.read("jax_enable_compilation_cache"):
+    if not on or not jax.config.values["jax_enable_compilation_cache"]:
         return
-    if not jax.config.read("jax_compilation_cache_dir"):
+    if not jax.config.values["jax_compilation_cache_dir"]:
         place = cache_dir(workdir)
         if "://" not in place and (why := _unusable(pathlib.Path(place))):
             log.warning(
@@ -157,7 +157,7 @@ def _install() -> None:
                 log.warning("compiled programs are not kept: %s: %s", self._path, error.strerror or error)
 
     def get_file_cache(path: str) -> tuple[Any, str] | None:
-        if "://" in path or jax.config.read("jax_compilation_cache_max_size") != -1:
+        if "://" in path or jax.config.values["jax_compilation_cache_max_size"] != -1:
             return made(path)  # a bucket shows an object when it is whole
         return FileCache(pathlib.Path(path)), path
 
