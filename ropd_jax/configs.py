@@ -35,6 +35,7 @@ def default() -> ConfigDict:
     cfg.seed = 0
     cfg.steps = 531  # optimizer steps are steps * optim.minibatches; 531 * 32 prompts = one epoch of DAPO-Math-17k
     cfg.method = "ropd"  # a file in ropd_jax/methods, or the path of your own .py file
+    cfg.compile_cache = True  # compiled programs are kept for the next start; docs/resume.md says where
 
     cfg.student = ConfigDict()
     cfg.student.checkpoint = "tiny"  # "tiny" (shipped), "smollm2", a .gguf file, a directory, Qwen/Qwen3-4B (Hub)
@@ -198,6 +199,7 @@ def default() -> ConfigDict:
     cfg.optim = ConfigDict()
     cfg.optim.lr = 1e-6
     cfg.optim.schedule = "cosine"  # released code: constant, no warm-up
+    cfg.optim.schedule_steps = 0  # steps over which the cosine falls to 0; 0 is steps
     cfg.optim.warmup_steps = 100
     cfg.optim.b1 = 0.9
     cfg.optim.b2 = 0.95

@@ -40,7 +40,9 @@ from ropd_jax.workdir.result import Result
 log = logging.getLogger(__name__)
 
 
-def train(cfg: ConfigDict, workdir: str | os.PathLike[str], *, method: str | type[Method] | None = None) -> Result:
+def train(
+    cfg: ConfigDict, workdir: str | os.PathLike[str], *, method: str | type[Method] | None = None, fork: str = ""
+) -> Result:
     """Run an experiment, or resume it from its last checkpoint; a finished one returns its result at once.
 
     With several hosts, call it on each of them inside `hosts.joined`.
@@ -49,6 +51,7 @@ def train(cfg: ConfigDict, workdir: str | os.PathLike[str], *, method: str | typ
         cfg: see `configs.default`.
         workdir: the run's directory; created if it does not exist.
         method: overrides ``cfg.method``: a name, the path of a .py file, or a subclass of `methods.base.Method`.
+        fork: ``RUN`` or ``RUN@STEP``: a new run that starts from another run's checkpoint (`training.fork`).
 
     Raises:
         UserError: something that the user can correct; nothing is compiled before the config is checked.
@@ -58,7 +61,7 @@ def train(cfg: ConfigDict, workdir: str | os.PathLike[str], *, method: str | typ
         FloatingPointError: a loss or gradient is not finite.
     """
     show_logs()
-    run, state = setup(cfg, workdir, method=method)
+    run, state = setup(cfg, workdir, method=method, fork=fork)
     pending = Pending()
     with session(run) as out:
         if result := out.finished():

@@ -149,7 +149,8 @@ def test_no_file_prints():
 # ----------------------------------------------------------------------------------------- the config is read once
 
 READS_CONFIG = (  # may take a whole config
-    "configs.py", "train.py", "training/setup.py", "training/by_hand.py", "plan/", "methods/", "cli/",
+    "configs.py", "workdir/keys.py", "train.py", "training/setup.py", "training/by_hand.py", "plan/", "methods/",
+    "cli/",
 )  # fmt: skip
 SECTIONS = {"student", "data", "sampling", "teacher", "loss", "optim", "stream", "mesh", "checkpoint", "eval", "log"}
 

@@ -20,12 +20,14 @@ from ropd_jax.utils.files import write_atomic
 from ropd_jax.utils.tracing import RUN, TEACHER, Span, read_spans
 
 COLOURS = {
-    "sample": "#4477aa", "prefill": "#66ccee", "update": "#228833", "evaluate": "#999933", "checkpoint": "#aa4499",
-    "idle": "#dddddd", "reference": "#ddaa33", "rubric": "#ee8866", "verify": "#cc3311", "score": "#cc3311",
+    "compile": "#882255", "sample": "#4477aa", "prefill": "#66ccee", "update": "#228833", "evaluate": "#999933",
+    "checkpoint": "#aa4499", "idle": "#dddddd", "reference": "#ddaa33", "rubric": "#ee8866", "verify": "#cc3311",
+    "score": "#cc3311",
 }  # fmt: skip
+ORDER = ("compile", "update", "sample", "evaluate", "checkpoint", "idle")
 SHOWN = 3  # steps of the chart if none are chosen
-WAITING = {"sample": "sampling", "update": "the update", "evaluate": "evaluation", "checkpoint": "checkpoints",
-           "idle": "the teacher", "host": "the host's own work"}  # fmt: skip
+WAITING = {"compile": "the compiler", "sample": "sampling", "update": "the update", "evaluate": "evaluation",
+           "checkpoint": "checkpoints", "idle": "the teacher", "host": "the host's own work"}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +70,7 @@ def shares(spans: Sequence[Span]) -> Shares:
     for step in steps:
         inside = [s for s in spans if s.start < step.end and s.end > step.start]
         free = [(step.start, step.end)]
-        for name in ("update", "sample", "evaluate", "checkpoint", "idle"):  # of two at a time the first one counts
+        for name in ORDER:  # of two at a time the first one counts
             found = [(max(s.start, step.start), min(s.end, step.end)) for s in inside if s.name == name]
             covered, free = _take(free, found)
             spent[name] += _length(covered)
@@ -81,6 +83,19 @@ def shares(spans: Sequence[Span]) -> Shares:
         seconds,
         {name: value / seconds for name, value in spent.items()},
         {role: value / seconds for role, value in sorted(roles.items(), key=lambda one: -one[1])},
+    )
+
+
+def compiled(spans: Sequence[Span]) -> str:
+    """What was compiled, and what the compile cache saved, in one line; "" for a run that recorded neither."""
+    programs = [s for s in spans if s.name == "compile"]
+    if not programs:
+        return ""
+    loaded = [s for s in programs if s.cached]
+    seconds = sum(s.end - s.start for s in programs if not s.cached)
+    return (
+        f"compile cache: {len(loaded)} programs loaded, {sum(s.saved_s for s in loaded):.1f} s saved; "
+        f"{len(programs) - len(loaded)} compiled in {seconds:.1f} s"
     )
 
 
@@ -229,7 +244,8 @@ def main(run: str, *, steps: tuple[int, int] | None = None, out: str = "") -> Sh
     Raises:
         UserError: no timeline, or no such steps.
     """
-    spans = [s for s in read_spans(run) if steps is None or (s.step is not None and steps[0] <= s.step < steps[1])]
+    everything = read_spans(run)
+    spans = [s for s in everything if steps is None or (s.step is not None and steps[0] <= s.step < steps[1])]
     found = shares(spans)
     line = found.line(str(run))
     if steps is None:
@@ -240,5 +256,7 @@ def main(run: str, *, steps: tuple[int, int] | None = None, out: str = "") -> Sh
     directory.mkdir(parents=True, exist_ok=True)
     chart_png(directory / "timeline.png", labels, bars, line)
     write_atomic(directory / "timeline.html", chart_html(labels, bars, line))
-    sys.stdout.write(f"{line}\n{directory / 'timeline.png'}\n{directory / 'timeline.html'}\n")
+    lines = [line, compiled(everything if steps is None else spans)]
+    lines += [str(directory / "timeline.png"), str(directory / "timeline.html")]
+    sys.stdout.write("".join(f"{text}\n" for text in lines if text))
     return found

@@ -162,6 +162,7 @@ def parse(command: Command, args: Sequence[str]) -> Arguments:
     from absl import flags
 
     args = normalized(command, args)
+    _check_once(command, args)
     words = _leading_words(args)
     rest = args[len(words) :]
     _check_renamed(command, rest)
@@ -184,7 +185,12 @@ def parse(command: Command, args: Sequence[str]) -> Arguments:
     for flag in command.flags:
         if flag.required and found[flag.name] in ("", None):
             raise UserError(f"--{flag.name} is missing; expected {flag.required}")
-    return Arguments(words, found, values["config"].value if "config" in values else None)
+    config = values["config"].value if "config" in values else None
+    if config is not None and command.config != "run":  # a finished run can be of a version with other bounds
+        from ropd_jax.workdir.keys import check_values
+
+        check_values(config)
+    return Arguments(words, found, config)
 
 
 def normalized(command: Command, args: Sequence[str]) -> list[str]:
@@ -234,8 +240,17 @@ def _check_renamed(command: Command, args: Sequence[str]) -> None:
             raise UserError(f"--{name} is now --{command.renamed[name]}; write --{command.renamed[name]}=...")
 
 
+def _check_once(command: Command, args: Sequence[str]) -> None:
+    """Refuses a flag that is given twice; a key of the config can be, and the last one counts."""
+    for name in ("config", *(f.name for f in command.flags)):
+        found = [(i, arg.partition("=")[2]) for i, arg in enumerate(args) if arg.partition("=")[0] == f"--{name}"]
+        if len(found) > 1:
+            values = ", ".join(value or "".join(args[i + 1 : i + 2]) for i, value in found)
+            raise UserError(f"--{name} is given {len(found)} times ({values}); expected it once: remove the others")
+
+
 def take(args: Sequence[str], name: str) -> tuple[str | None, list[str]]:
-    """Removes ``--name VALUE`` or ``--name=VALUE`` from the arguments; the last one wins."""
+    """Removes ``--name VALUE`` or ``--name=VALUE`` from the arguments."""
     value, rest = None, []
     left = iter(args)
     for arg in left:

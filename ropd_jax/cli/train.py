@@ -22,7 +22,8 @@ def run(args: Arguments) -> None:
         from ropd_jax.utils.interrupt import Interrupted
 
         try:
-            result = train(args.config, args["workdir"])
+            how = {"fork": args["fork"]} if args["fork"] else {}
+            result = train(args.config, args["workdir"], **how)
         except (
             Interrupted,
             TooManyFailures,
@@ -45,8 +46,9 @@ COMMAND = Command(
         Trains a student: prompts, rollouts, rubric, verdicts, rewards, update, checkpoint, evaluation.
 
         Run the same command again with the same DIR, and the run resumes from its last checkpoint; a finished run shows
-        its result. A DIR that belongs to another config is refused, and the difference is shown. Ctrl-C saves a
-        checkpoint and prints how to resume; a second Ctrl-C stops at once.
+        its result, or continues if --config.steps is larger. Keys that do not change what is computed may differ
+        (docs/resume.md); any other difference is shown and refused. --fork starts a new run from a checkpoint with any
+        config. Ctrl-C saves a checkpoint and prints how to resume; a second Ctrl-C stops at once.
 
         API keys of paid teachers come from the environment (OPENAI_API_KEY, GEMINI_API_KEY), never from a config.
     """,
@@ -59,6 +61,11 @@ COMMAND = Command(
             "Directory of the run: checkpoints, metrics.jsonl, timeline.jsonl, tensorboard/, groups/, curves.png and "
             "result.json.",
             required="a directory for the run, e.g. --workdir runs/quickstart",
+        ),
+        Flag(
+            "fork",
+            "RUN[@STEP]",
+            "Start a new run from another run's newest checkpoint, or the one after STEP steps, with any config.",
         ),
         Flag(
             "coordinator",
@@ -85,5 +92,7 @@ COMMAND = Command(
     examples=(
         "ropd train --config experiments/quickstart.py --workdir runs/quickstart",
         "ropd train --config experiments/quickstart.py --workdir runs/seed1 --config.seed=1",
+        "ropd train --config experiments/quickstart.py --workdir runs/quickstart --config.steps=96",
+        "ropd train --config experiments/quickstart.py --fork runs/quickstart@24 --workdir runs/b",
     ),
 )

@@ -9,8 +9,8 @@ A step calls a method in this order:
 5. `Method.extras`: what frozen networks compute for the tokens of the update's batch (nothing, for most)
 6. `Method.loss`: the loss of each token, from the student's log-probs. Traced by jit.
 
-and once, before the first step, `Method.setup`. The defaults here are GRPO on the student's own rollouts, with every
-switch of ``cfg.loss``; a rollout that the teacher failed to score is out of all of it.
+and once, before the first step, `Method.check_student` and `Method.setup`. The defaults here are GRPO on the student's
+own rollouts, with every switch of ``cfg.loss``; a rollout that the teacher failed to score is out of all of it.
 """
 
 from __future__ import annotations
@@ -152,6 +152,13 @@ class Method(abc.ABC):
     def teaches_text(self) -> bool:
         """Whether `sequences` holds texts of the teacher's, whose lengths no shape may follow."""
         return not self.needs_rollouts
+
+    def check_student(self, student: Student, mesh: jax.sharding.Mesh) -> None:  # noqa: B027
+        """Before any weights are read: whether the method can train this student (its parameters are empty).
+
+        Raises:
+            UserError: what the config asks for cannot work.
+        """
 
     def setup(self, student: Student, mesh: jax.sharding.Mesh | None) -> Any:
         """Once, before the first step. Returns the arrays that the method trains; they live in the checkpoint.

@@ -30,7 +30,7 @@ from ropd_jax.models.logprobs import token_logprobs
 from ropd_jax.parallel import hosts
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.types import Judgement, RolloutGroup, UserError
-from ropd_jax.weights.student import Student, load_checkpoint
+from ropd_jax.weights.student import Student, load_checkpoint, outline
 
 MODES = ("sampled", "full")
 PROBE = "Let x = 12.5; then 3x + 7 = 44.5.\n\nÜber  20 %? <think>ok</think>\tAnswer: \\boxed{1,000}"
@@ -43,6 +43,8 @@ class LOPD(Method):
         how = self.cfg.lopd
         if how.mode not in MODES:
             raise UserError(f"lopd.mode={how.mode!r}; expected one of {', '.join(MODES)}")
+        if how.dtype not in ("float32", "bfloat16"):
+            raise UserError(f"lopd.dtype={how.dtype!r}; expected float32 or bfloat16")
         if not 0.0 <= how.beta <= 1.0:
             raise UserError(f"lopd.beta={how.beta}; expected 0 (forward KL) to 1 (reverse KL)")
         if not how.checkpoint:
@@ -62,17 +64,22 @@ class LOPD(Method):
     def advantages(self, reward_PG, valid_PG, step):
         return Advantages(jnp.asarray(valid_PG).astype(jnp.float32), jnp.asarray(valid_PG), jnp.asarray(valid_PG))
 
-    def setup(self, student, mesh):
+    def check_student(self, student, mesh):
         how = self.cfg.lopd
-        self.student_mesh = mesh
-        self.mesh = mesh_lib.make_mesh(how.fsdp, how.tp) if how.fsdp else mesh
+        teacher = outline(how.checkpoint, key="lopd.checkpoint")
+        check_tokenizers(student, teacher)
+        mesh_lib.check_divides(teacher.cfg, mesh_lib.make_mesh(how.fsdp, how.tp) if how.fsdp else mesh)
         if how.fsdp and hosts.count() > 1:
             raise UserError(
                 f"lopd.fsdp={how.fsdp} gives the white-box teacher a mesh of its own, which works on one host only; "
                 "set lopd.fsdp=0: the student's mesh"
             )
-        self.teacher = load_checkpoint(how.checkpoint, mesh=self.mesh, dtype=how.dtype)
-        check_tokenizers(student, self.teacher)
+
+    def setup(self, student, mesh):
+        how = self.cfg.lopd
+        self.student_mesh = mesh
+        self.mesh = mesh_lib.make_mesh(how.fsdp, how.tp) if how.fsdp else mesh
+        self.teacher = load_checkpoint(how.checkpoint, mesh=self.mesh, dtype=how.dtype, key="lopd.checkpoint")
         self._prepare(student.cfg, self.teacher.cfg)
         self.table: Any = ()
         if how.mode == "full":

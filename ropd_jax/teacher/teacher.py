@@ -189,6 +189,11 @@ class Teacher:
 
     # ------------------------------------------------------------------------------------------------ references
 
+    def check_tape(self) -> None:
+        """Raise ``ConfigurationError`` if there is a tape and it cannot be used; none is created."""
+        if self.tape is not None:
+            self.tape.check()
+
     def check_references(self, prompts: Iterable[Prompt]) -> None:
         """Raise ``ConfigurationError`` if there is an index and it lacks references of some prompt."""
         if self.index is not None:

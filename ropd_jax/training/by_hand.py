@@ -114,6 +114,7 @@ def update(
     with jax.set_mesh(mesh):
         params = mesh_lib.put(jax.device_get(student.params), mesh, mesh_lib.RULES.storage(student.params))
         params = jax.tree.map(jnp.copy, params)  # the update takes over its buffers, and these can be the caller's
+        built.check_student(student, mesh)
         trained, judgements, metrics = built.revise(built.setup(student, mesh), groups, judgements, student.tokenizer)
         batch = _batch(built, student, groups, judgements)
         if not batch.informative_BT.any():

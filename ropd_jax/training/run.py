@@ -42,6 +42,8 @@ class Run:
         length: most tokens of a sequence.
         judged: held-out answers that ``teacher.judge`` grades; 0 without such a judge.
         calibration: what the report ``teacher.calibration`` says of the verifier; None without one.
+        contents: hashes of the files that the config names (`workdir.contents`).
+        forked_from: the run and step whose checkpoint this run started from; None is ``student.checkpoint``.
     """
 
     cfg: RunConfig
@@ -63,6 +65,8 @@ class Run:
     length: int
     judged: int
     calibration: Mapping[str, Any] | None = None
+    contents: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    forked_from: Mapping[str, Any] | None = None
 
     @property
     def steps(self) -> int:

@@ -40,6 +40,8 @@ class LossConfig:
     entropy_coef: float
     overlong: str
     overlong_buffer: int
+    min_scored: int
+    dual_clip: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,7 @@ class OptimConfig:
 
     lr: float
     schedule: str
+    schedule_steps: int
     warmup_steps: int
     b1: float
     b2: float
@@ -65,12 +68,12 @@ class OptimConfig:
 
     @functools.lru_cache(maxsize=16)  # noqa: B019  # few and small; the same object, so that programs can be shared
     def make(self, steps: int):
-        """The optax transformation; its schedule spans all updates of ``steps`` steps."""
+        """The optax transformation; its schedule spans all updates of ``schedule_steps`` steps, or else ``steps``."""
         return make_optimizer(
             lr=self.lr,
             schedule=self.schedule,
             warmup_steps=self.warmup_steps,
-            total_steps=steps * self.minibatches,
+            total_steps=(self.schedule_steps or steps) * self.minibatches,
             b1=self.b1,
             b2=self.b2,
             eps=self.eps,

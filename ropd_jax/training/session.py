@@ -20,7 +20,7 @@ import numpy as np
 
 from ropd_jax.core.advantages import Advantages
 from ropd_jax.core.batches import TokenSequence
-from ropd_jax.parallel import hosts
+from ropd_jax.parallel import compile_cache, hosts
 from ropd_jax.teacher import Teacher, TeacherLoop, sync
 from ropd_jax.teacher.traffic.tracing import ObservedClient
 from ropd_jax.training.carryover import Pending, pending_state, restore_pending
@@ -97,11 +97,12 @@ class Session:
         self._run, self.interrupt, self._stack = run, interrupt, stack
         self._started = time.monotonic()
         self._writes = hosts.index() == 0
+        self._reported_programs = False
         self._gate = FailureGate(run.cfg.max_failed_frac, run.cfg.failed_window)
         self.loop = stack.enter_context(contextlib.closing(TeacherLoop()))
         self.loop.on_close(run.teacher.close)
         if self._writes:
-            claim(run.workdir, run.raw)
+            claim(run.workdir, run.raw, contents=run.contents, forked_from=run.forked_from)
         sync.start(run.teacher, hosts.index(), hosts.exchange)
         stack.enter_context(jax.set_mesh(run.mesh))
         self._checkpoints = stack.enter_context(
@@ -128,8 +129,9 @@ class Session:
     def resume(self, state: State, pending: Pending) -> tuple[State, int]:
         """(state, number of finished steps), from the last checkpoint if there is one; ``pending`` is filled."""
         self._checkpoints.check_room(state)
-        first = self._checkpoints.latest() or 0
-        if first:
+        latest = self._checkpoints.latest()
+        first = latest or 0
+        if latest is not None:
             state, saved = self._checkpoints.restore(first, state)
             self._host |= saved
             self.teacher.restore(self._host["teacher"], host=hosts.index())
@@ -140,6 +142,8 @@ class Session:
             train = self._run.train
             restored = restore_pending(first, self._host, {p.id: p for p in train.prompts}, train.tokens, self.send)
             pending.lookahead, pending.deferred = restored.lookahead, restored.deferred
+        if latest is None and self._run.forked_from:
+            self.save(0, state, pending)
         return state, first
 
     def finished(self) -> Result | None:
@@ -157,6 +161,7 @@ class Session:
         )
         stack.enter_context(contextlib.closing(self._metrics))
         self._timeline = stack.enter_context(tracing.Timeline(run.workdir, start_step=first, write=writes).recording())
+        compile_cache.hand_over(self._timeline)
         stack.enter_context(watching(self._timeline, run.cfg.log.watchdog_s, run.workdir, self.loop.stacks))
         self.teacher.client = ObservedClient(self.teacher.client, tracing.span)
         self._groups_log = GroupsLog(run.workdir)
@@ -231,6 +236,9 @@ class Session:
         self._metrics.log(done, metrics)
         self._timeline.flush()
         self._progress.step(done, metrics)
+        if not self._reported_programs:
+            log.info("%s", compile_cache.programs())
+            self._reported_programs = True
         self._gate.check(self.teacher.stats.unusable.table())
 
     # --- checkpoints and the end
@@ -269,6 +277,8 @@ class Session:
             teacher=self.teacher.metrics(),
             calibration=run.calibration,
         )
+        if run.forked_from:
+            values["forked_from"] = dict(run.forked_from)
         if self._writes:
             values["drift_alarms"] = alarms(read_metrics(run.workdir))
             write_result(run.workdir, values)

@@ -11,7 +11,7 @@ import logging
 import os
 import pathlib
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,10 +19,10 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ropd_jax.data.prompts import PromptStream
-from ropd_jax.data.questions import load_questions
+from ropd_jax.data.questions import Questions, load_questions
 from ropd_jax.methods import Method, load_method
-from ropd_jax.models.lora import Lora, adapted, freeze, init_adapters
-from ropd_jax.parallel import hosts
+from ropd_jax.models.lora import Lora, freeze, init_adapters
+from ropd_jax.parallel import compile_cache, hosts
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.sampling.engine import EngineConfig
 from ropd_jax.sampling.rules import SamplingRule
@@ -32,7 +32,7 @@ from ropd_jax.teacher.calibration import summary
 from ropd_jax.teacher.check import check_models
 from ropd_jax.training import validate
 from ropd_jax.training.accumulate import uses_streaming, why_not_streaming
-from ropd_jax.training.failure_gate import FailureGate
+from ropd_jax.training.fork import Origin, check_origin, forked, origin_of
 from ropd_jax.training.run import Run
 from ropd_jax.training.sections import (
     CheckpointConfig,
@@ -49,84 +49,145 @@ from ropd_jax.training.sections import (
 from ropd_jax.training.update import State, make_portions, make_update, needs_initial
 from ropd_jax.types import Prompt
 from ropd_jax.utils.logs import show_logs
-from ropd_jax.weights.student import Student, load_checkpoint
-from ropd_jax.workdir.config import flatten
+from ropd_jax.weights.student import Student, load_checkpoint, outline
+from ropd_jax.workdir.changes import flatten
+from ropd_jax.workdir.config import check_claim, is_finished
+from ropd_jax.workdir.contents import file_contents, questions_hash
+from ropd_jax.workdir.keys import check_values
 
 log = logging.getLogger(__name__)
 
 
 @hosts.lost_together()
 def setup(
-    cfg: ConfigDict, workdir: str | os.PathLike[str], *, method: str | type[Method] | None = None
+    cfg: ConfigDict, workdir: str | os.PathLike[str], *, method: str | type[Method] | None = None, fork: str = ""
 ) -> tuple[Run, State]:
     """(the run, its state before the first step). Nothing is written.
 
+    What is cheap to check comes first: values, then files (`check_files`), one call to each teacher, weights, programs.
     With several hosts every host must call it.
 
     Args:
         workdir: of the run; the teacher's tape is there.
         method: a name, the path of a .py file, or a subclass of `methods.base.Method`; None is ``cfg.method``.
+        fork: ``RUN`` or ``RUN@STEP``: start from another run's checkpoint (`training.fork`); "" does not.
 
     Raises:
         UserError: a value that cannot work, a missing key, an unreadable checkpoint or data set.
     """
     workdir = pathlib.Path(workdir).expanduser()
     how = check_config(cfg)
-    calibration = summary(cfg.teacher.calibration)
+    compile_cache.keep_programs(workdir, on=cfg.compile_cache)
     raw = cfg.to_dict() | ({} if method is None else {"method": _name(method)})
     hosts.check_same("the config", flatten(raw))
-    with_judge = bool(cfg.teacher.judge.model)
     made = load_method(method or cfg.method, cfg)
-    needs = (*made.asks, *(("judge",) if with_judge else ()))
-    teacher = None  # the scripted one needs the data; a missing API key of any other is reported first
-    if "scripted" not in providers(cfg.teacher, needs):
-        teacher = run_teacher(cfg, [], workdir, needs=needs)
-    validate.check_xla_options(how.optim.xla_options)
-    if hosts.index() == 0 and not (workdir / "result.json").exists():  # a finished run asks nothing
-        check_models(cfg.teacher, needs)
-    mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp)
+    files = check_files(cfg, how, made, raw, workdir, fork)
+    if hosts.index() == 0 and not is_finished(workdir, how.steps):  # a finished run asks nothing
+        check_models(cfg.teacher, files.needs)
     student = load_checkpoint(
-        cfg.student.checkpoint,
-        chat_template=cfg.student.chat_template,
-        enable_thinking=cfg.student.enable_thinking,
-        mesh=mesh,
-        dtype=how.lora.load_dtype,
+        cfg.student.checkpoint, mesh=files.mesh, dtype=how.lora.load_dtype, tokenizer=files.student.tokenizer
     )
-    if how.lora.rank:
-        adapted(student.cfg, how.lora)  # raises for targets that fit nothing
-    train, heldout = load_questions(cfg.data, student.tokenizer)
-    prompts = PromptStream(train.prompts, how.prompts_per_step, how.seed)
-    longest = max(len(t) for q in (train, heldout) for t in q.tokens_of(q.prompts))
-    prompt_len = -(-longest // 16) * 16  # one length for the whole run, so that each function compiles once
-    validate.check_length(prompt_len, how.sampling.max_tokens, how.optim.row_len, student.cfg)
-    teacher = teacher or run_teacher(cfg, train.prompts, workdir, needs=needs)
-    if "reference" in made.asks:
-        teacher.check_references(train.prompts)
-    hosts.check_same(
-        "a prompt's tokens", {i: zlib.crc32(t.tobytes()) for q in (train, heldout) for i, t in q.tokens.items()}
-    )
-    engine = engine_config(cfg, prompt_len=prompt_len, stop_ids=student.tokenizer.stop_ids, shards=mesh.shape["fsdp"])
-    with jax.set_mesh(mesh):
-        built, state = _programs(how, made, student, mesh)
+    with jax.set_mesh(files.mesh):
+        built, state = _programs(how, made, student, files.mesh)
+        if files.origin and files.origin.pending:
+            state = forked(files.origin, state, files.mesh, how.lora)
+    stop_ids, shards = student.tokenizer.stop_ids, files.mesh.shape["fsdp"]
+    engine = engine_config(cfg, prompt_len=files.prompt_len, stop_ids=stop_ids, shards=shards)
     run = Run(
         cfg=how,
         raw=raw,
         workdir=workdir,
         method=made,
-        teacher=teacher,
-        mesh=mesh,
+        teacher=files.teacher,
+        mesh=files.mesh,
         student=dataclasses.replace(student, params={}),
-        train=train,
-        heldout=heldout,
-        prompts=prompts,
+        train=files.train,
+        heldout=files.heldout,
+        prompts=files.prompts,
         engine=engine,
-        eval_engines=_eval_engines(how.eval, engine, mesh),
-        length=prompt_len + how.sampling.max_tokens,
-        judged=how.eval.judged if with_judge else 0,
-        calibration=calibration,
+        eval_engines=_eval_engines(how.eval, engine, files.mesh),
+        length=files.prompt_len + how.sampling.max_tokens,
+        judged=how.eval.judged if "judge" in files.needs else 0,
+        calibration=files.calibration,
+        contents=files.contents | file_contents(flatten(raw), weights=True),
+        forked_from=files.origin.as_json() if files.origin else None,
         **built,
     )
     return run, state
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """What `check_files` found; no weight has been read.
+
+    Attributes:
+        student: shape and tokenizer.
+        needs: roles of the teacher that will be asked.
+        prompt_len: positions of the longest prompt: one length for the whole run, so that each function compiles once.
+        contents: hashes of the files (`workdir.contents`).
+        origin: the checkpoint that the run starts from, if it is another run's.
+        calibration: see `Run`.
+    """
+
+    student: Student
+    mesh: jax.sharding.Mesh
+    teacher: Teacher
+    needs: tuple[str, ...]
+    train: Questions
+    heldout: Questions
+    prompts: PromptStream
+    prompt_len: int
+    contents: dict[str, str]
+    origin: Origin | None
+    calibration: Any
+
+
+def check_files(
+    cfg: ConfigDict, how: RunConfig, made: Method, raw: Mapping[str, Any], workdir: pathlib.Path, fork: str
+) -> Files:
+    """Everything that a run reads, checked as far as it goes without weights, a call to a teacher, or a trace.
+
+    Workdir, keys and templates of a real teacher, the student's config and tokenizer, data, tape.
+
+    Raises:
+        UserError: the first thing that cannot work.
+    """
+    values, writes = flatten(raw), hosts.index() == 0
+    origin = origin_of(fork, workdir)
+    if writes:
+        check_claim(workdir, raw)
+    calibration = summary(cfg.teacher.calibration)
+    needs = (*made.asks, *(("judge",) if cfg.teacher.judge.model else ()))
+    teacher = run_teacher(cfg, [], workdir, needs=needs)
+    teacher.check_tape()
+    validate.check_xla_options(how.optim.xla_options)
+    mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp)
+    student = outline(
+        cfg.student.checkpoint,
+        chat_template=cfg.student.chat_template,
+        enable_thinking=cfg.student.enable_thinking,
+    )
+    validate.check_student(student.cfg, how, mesh)
+    made.check_student(student, mesh)
+    train, heldout = load_questions(cfg.data, student.tokenizer)
+    prompts = PromptStream(train.prompts, how.prompts_per_step, how.seed)
+    longest = max(len(t) for q in (train, heldout) for t in q.tokens_of(q.prompts))
+    prompt_len = -(-longest // 16) * 16
+    validate.check_length(prompt_len, how.sampling.max_tokens, how.optim.row_len, student.cfg)
+    if "scripted" in providers(cfg.teacher, needs):  # it needs the data: their worked solutions are its answer key
+        teacher = run_teacher(cfg, train.prompts, workdir, needs=needs)
+    if "reference" in made.asks:
+        teacher.check_references(train.prompts)
+    hosts.check_same(
+        "a prompt's tokens", {i: zlib.crc32(t.tobytes()) for q in (train, heldout) for i, t in q.tokens.items()}
+    )
+    contents = file_contents(values, weights=False)
+    contents |= {"data.path": questions_hash(train.prompts), "data.heldout_path": questions_hash(heldout.prompts)}
+    if writes:
+        check_claim(workdir, raw, contents)
+    if origin and origin.pending:
+        check_origin(origin, how.lora, student.cfg, contents)
+    return Files(student, mesh, teacher, needs, train, heldout, prompts, prompt_len, contents, origin, calibration)
 
 
 def _name(method: str | type[Method]) -> str:
@@ -175,12 +236,14 @@ def check_config(cfg: ConfigDict) -> RunConfig:
     Raises:
         UserError: naming the value, what was expected and the remedy.
     """
+    check_values(cfg)
     how = read_config(cfg)
     validate.check_run(how)
+    validate.check_data(cfg.data)
+    engine_config(cfg, prompt_len=1, stop_ids=(), shards=1)  # raises for its own values
     check_addresses(cfg.teacher)
     validate.check_judge(cfg.teacher, how.eval.judged)
-    SamplingRule.from_config(cfg.sampling)
-    FailureGate(how.max_failed_frac, how.failed_window)
+    validate.check_concurrency(cfg.teacher)
     return how
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,12 +17,16 @@ from ropd_jax.core.optim import SCHEDULES
 from ropd_jax.core.rewards import OVERLONG
 from ropd_jax.models.attention import KERNELS
 from ropd_jax.models.config import ModelConfig
+from ropd_jax.models.lora import adapted
 from ropd_jax.models.transformer import REMAT
 from ropd_jax.parallel import hosts
+from ropd_jax.parallel.mesh import check_divides
 from ropd_jax.parallel.xla_options import xla_options
 from ropd_jax.teacher.build import role_of
-from ropd_jax.training.sections import OverlapConfig, RunConfig
+from ropd_jax.training.sections import OptimConfig, OverlapConfig, RunConfig
 from ropd_jax.types import UserError
+
+log = logging.getLogger(__name__)
 
 
 def check_run(cfg: RunConfig) -> None:
@@ -44,24 +49,17 @@ def check_run(cfg: RunConfig) -> None:
     ):
         if value not in known:
             raise UserError(f"{key}={value!r}; expected one of {', '.join(known)}")
-    for key, number in (
-        ("steps", cfg.steps),
-        ("checkpoint.every", cfg.checkpoint.every),
-        ("checkpoint.keep", cfg.checkpoint.keep),
-        ("eval.every", cfg.eval.every),
-        ("sampling.max_tokens", sampling.max_tokens),
-        ("sampling.chunk", sampling.chunk),
-        ("optim.minibatches", optim.minibatches),
-        ("optim.logprob_chunk", optim.logprob_chunk),
-        ("eval.prompts_at_once", cfg.eval.prompts_at_once),
-    ):
-        if number < 1:
-            raise UserError(f"{key}={number}; expected at least 1")
     P, m = cfg.prompts_per_step, optim.minibatches
     if P % m:
         raise UserError(f"optim.minibatches={m} does not divide data.prompts_per_step={P}; choose a divisor of {P}")
-    if sampling.rollouts < 2:
-        raise UserError(f"sampling.rollouts={sampling.rollouts}; a group needs at least 2 to have a baseline")
+    if loss.min_scored > sampling.rollouts:
+        raise UserError(
+            f"loss.min_scored={loss.min_scored} is more than a group has (sampling.rollouts={sampling.rollouts}), so "
+            f"every group would be invalid; expected 2 to {sampling.rollouts}"
+        )
+    if 0 < loss.dual_clip <= 1:
+        raise UserError(f"loss.dual_clip={loss.dual_clip}; expected 0 (off) or more than 1, 3.0 in the released code")
+    check_warmup(optim, cfg.steps)
     if loss.overlong == "shape" and not 0 < loss.overlong_buffer <= sampling.max_tokens:
         raise UserError(
             f"loss.overlong_buffer={loss.overlong_buffer} with loss.overlong='shape'; expected 1 to "
@@ -75,17 +73,58 @@ def check_run(cfg: RunConfig) -> None:
             "several hosts cannot do in step; set it to 0"
         )
     check_overlap(cfg.overlap, resample=sampling.resample, ratio=loss.ratio)
-    for key, amount in (
-        ("sampling.resample", sampling.resample),
-        ("loss.is_cap", loss.is_cap),
-        ("loss.kl_coef", loss.kl_coef),
-        ("stream.groups", cfg.overlap.groups),
-        ("stream.straggler_timeout_s", cfg.overlap.straggler_timeout_s),
-    ):
-        if amount < 0:
-            raise UserError(f"{key}={amount}; expected 0 (off) or more")
-    if sampling.temperature == 0:
-        raise UserError("sampling.temperature=0 samples G equal rollouts; expected a number above 0, 1.0 in the paper")
+
+
+def check_student(student: ModelConfig, how: RunConfig, mesh: jax.sharding.Mesh) -> None:
+    """Raises UserError for adapters or a mesh that do not fit the student's shape."""
+    if how.lora.rank:
+        adapted(student, how.lora)
+        if how.lora.rank > student.d_model:
+            raise UserError(
+                f"student.lora.rank={how.lora.rank} is more than the student's width {student.d_model}; expected a low "
+                f"rank, 1 to {student.d_model}, e.g. 16"
+            )
+    check_divides(student, mesh)
+    check_length(1, how.sampling.max_tokens, how.optim.row_len, student)
+
+
+def check_data(data: Mapping[str, Any]) -> None:
+    """Raises UserError for a template without a place for the question, or a size of 0 where it has no meaning."""
+    if "{question}" not in data["template"]:
+        raise UserError(f"data.template={data['template']!r:.80} has no {{question}}; put it where the question goes")
+    for key, path in (("size", "path"), ("heldout_size", "heldout_path")):
+        if data["source"] == "jsonl" and not data[path]:
+            raise UserError(f"data.{path} is empty with data.source='jsonl'; expected a JSONL file of questions")
+        if not data[key] and data["source"] != "published":
+            raise UserError(f"data.{key}=0; expected 1 or more (0 is all of a set with data.source=published only)")
+
+
+def check_concurrency(teacher: Mapping[str, Any]) -> None:
+    """Raises UserError if the least number of requests in flight is above the most."""
+    least, most = teacher["min_concurrency"], teacher["concurrency"]
+    if least > most:
+        raise UserError(f"teacher.min_concurrency={least} is above teacher.concurrency={most}; expected 1 to {most}")
+
+
+def check_warmup(optim: OptimConfig, steps: int) -> None:
+    """A warm-up that does not fit into the schedule.
+
+    With a constant rate it only is a warning: a run of a few steps is then the beginning of a longer one.
+
+    Raises:
+        UserError: with a schedule that falls, which would then never fall.
+    """
+    updates = (optim.schedule_steps or steps) * optim.minibatches
+    if optim.schedule != "constant" and optim.warmup_steps > updates:
+        raise UserError(
+            f"optim.warmup_steps={optim.warmup_steps} is more than the {updates} updates of optim.schedule="
+            f"{optim.schedule!r}; expected at most {updates}: lower it, or set optim.schedule=constant"
+        )
+    if optim.warmup_steps > updates:
+        log.warning(
+            "optim.warmup_steps=%d is more than the run's %d updates: the learning rate never reaches optim.lr=%g",
+            optim.warmup_steps, updates, optim.lr,
+        )  # fmt: skip
 
 
 def check_judge(teacher: Mapping[str, Any], judged: int) -> None:
@@ -111,8 +150,6 @@ def check_judge(teacher: Mapping[str, Any], judged: int) -> None:
 
 def check_overlap(how: OverlapConfig, *, resample: int, ratio: str) -> None:
     """Raises UserError for an overlap (``cfg.stream``) that cannot work."""
-    if how.staleness not in (0, 1):
-        raise UserError(f"stream.staleness={how.staleness}; expected 0 (strictly on-policy) or 1 (one step behind)")
     if how.straggler_timeout_s and (how.deterministic or not how.groups):
         raise UserError(
             f"stream.straggler_timeout_s={how.straggler_timeout_s:g} lets the clock decide which groups a step has; it "

@@ -1,6 +1,7 @@
 """What a run does when: spans of time, one JSON line each in ``timeline.jsonl``. No jax.
 
     sample  prefill  update  evaluate  checkpoint  idle     what the run itself does; idle: waits for the teacher
+    compile                                      a program, inside of the others; ``cached`` if it was only loaded
     reference  rubric  verify  score                        calls of the teacher, including those that the tape answers
     judged                                                  a group, from the sampler to its judgement
     step                                                    around all of it
@@ -26,7 +27,7 @@ from typing import Any
 from ropd_jax.types import UserError
 from ropd_jax.utils.files import whole_rows
 
-RUN = ("sample", "prefill", "update", "evaluate", "checkpoint", "idle")
+RUN = ("compile", "sample", "prefill", "update", "evaluate", "checkpoint", "idle")
 TEACHER = ("reference", "rubric", "verify", "score")
 _about: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar("span_about")
 _recorder: Timeline | None = None
@@ -40,6 +41,7 @@ class Span:
         start, end: seconds since the epoch.
         step: 0, 1, 2, ...; None outside of steps.
         group: its place in the step; None if it does not belong to one group.
+        cached, saved_s: of a compilation: whether the program came from the cache, and the seconds that this saved.
     """
 
     name: str
@@ -47,6 +49,8 @@ class Span:
     end: float
     step: int | None = None
     group: int | None = None
+    cached: bool | None = None
+    saved_s: float = 0.0
 
 
 @contextlib.contextmanager
@@ -70,6 +74,14 @@ def span(name: str, **where: Any) -> Iterator[None]:
         yield
     finally:
         recorder.finish(number)
+
+
+def past(name: str, start: float, end: float, **where: Any) -> bool:
+    """A span that is over, by the monotonic clock; False if no timeline records."""
+    if (recorder := _recorder) is None:
+        return False
+    recorder.add(name, start, end, {**_about.get({}), **where})
+    return True
 
 
 def moved() -> None:
@@ -124,7 +136,12 @@ class Timeline:
         with self._lock:
             name, start, where = self._open.pop(number)
             self.moved_at = now = time.monotonic()
-            row = {"name": name, "start": round(start + self._epoch, 4), "end": round(now + self._epoch, 4), **where}
+        self.add(name, start, now, where)
+
+    def add(self, name: str, start: float, end: float, where: Mapping[str, Any]) -> None:
+        """Writes a span, by the monotonic clock."""
+        row = {"name": name, "start": round(start + self._epoch, 4), "end": round(end + self._epoch, 4), **where}
+        with self._lock:
             if not self._file.closed:  # the teacher's thread can end a moment after the run's
                 self._file.write(json.dumps(row) + "\n")
 

@@ -25,12 +25,13 @@ def is_id(name: str) -> bool:
     return ID.fullmatch(name) is not None and not pathlib.Path(name).parent.is_dir()
 
 
-def fetch(name: str, *, weights: bool = True) -> pathlib.Path:
+def fetch(name: str, *, weights: bool = True, key: str = "student.checkpoint") -> pathlib.Path:
     """The local directory of a repository, downloaded if it is not in the cache.
 
     Args:
         name: ``owner/name`` or ``owner/name@revision``.
         weights: False fetches only config and tokenizer.
+        key: of the config, for messages.
 
     Raises:
         UserError: gated, not found, offline, unreachable, or no room, each with the remedy. It never holds a token.
@@ -41,7 +42,7 @@ def fetch(name: str, *, weights: bool = True) -> pathlib.Path:
     assert found is not None, name
     repo, revision = found["repo"], found["revision"]
     log.info("looking for %s in %s and on %s", name, constants.HF_HUB_CACHE, constants.ENDPOINT)
-    what = f"student.checkpoint={name!r}"
+    what = f"{key}={name!r}"
     try:
         return pathlib.Path(
             snapshot_download(

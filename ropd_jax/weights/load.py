@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ropd_jax.parallel.mesh import RULES, ShardingRules, dims_of
-from ropd_jax.weights.tensors import Source, Tensor, put_leaf, tensors_of
+from ropd_jax.weights.tensors import Source, Tensor, check_finite, put_leaf, tensors_of
 
 log = logging.getLogger(__name__)
 REPORT_EVERY_S = 5.0
@@ -81,10 +81,13 @@ def _read(source: Source, t: Tensor, at: tuple[int, ...], sharding: NamedShardin
         cut = [slice(*s.indices(n)[:2]) for s, n in zip(index, (*rest, *t.sizes), strict=True)]
         first, part = cut[: len(rest)], tuple(cut[len(rest) :])
         if not rest:
-            return np.ascontiguousarray(source.read(t, at, part), dtype)
+            value = np.ascontiguousarray(source.read(t, at, part), dtype)
+            check_finite(value, t)
+            return value
         value = np.empty([s.stop - s.start for s in cut], dtype)
         for i in itertools.product(*(range(s.start, s.stop) for s in first)):
             value[tuple(k - s.start for k, s in zip(i, first, strict=True))] = source.read(t, (*at, *i), part)
+        check_finite(value, t)
         return value
 
     return jax.make_array_from_callback((*rest, *t.sizes), sharding, shard)

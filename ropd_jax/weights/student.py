@@ -17,6 +17,7 @@ from ropd_jax.models.config import ModelConfig
 from ropd_jax.text.tokenizer import Tokenizer
 from ropd_jax.types import UserError
 from ropd_jax.weights import hub
+from ropd_jax.weights.families import read_config
 from ropd_jax.weights.gguf import GGUFSource, find_smollm2
 from ropd_jax.weights.hf import PICKLES, HFSource
 from ropd_jax.weights.tensors import Source, host_tree
@@ -43,11 +44,12 @@ class Student:
     tokenizer: Tokenizer
 
 
-def find(checkpoint: str, *, weights: bool = True) -> pathlib.Path:
+def find(checkpoint: str, *, weights: bool = True, key: str = "student.checkpoint") -> pathlib.Path:
     """The file or directory of a name: ``tiny``, ``smollm2``, a .gguf file, a Hugging Face directory, an id of the Hub.
 
     Args:
         weights: False if config and tokenizer are enough: a checkpoint of the Hub is then not downloaded whole.
+        key: of the config, for messages.
 
     Raises:
         UserError: nothing is there; for the Hub see `hub.fetch`.
@@ -56,14 +58,21 @@ def find(checkpoint: str, *, weights: bool = True) -> pathlib.Path:
         return pathlib.Path(str(importlib.resources.files("ropd_jax") / "assets" / SHIPPED[checkpoint]))
     if checkpoint == "smollm2":
         return find_smollm2()
-    path = pathlib.Path(checkpoint).expanduser()
-    if not path.exists():
+    expected = (
+        "expected tiny, smollm2, a .gguf file, a directory with config.json, *.safetensors and tokenizer files, or an "
+        "id of the Hub, e.g. Qwen/Qwen3-4B"
+    )
+    if not checkpoint:
+        raise UserError(f"{key} is empty; {expected}")
+    try:
+        path = pathlib.Path(checkpoint).expanduser()
+        there = path.exists()
+    except (OSError, RuntimeError) as error:  # too long for a name, or the home of a user who is not there
+        raise UserError(f"{key}={checkpoint[:200]!r} cannot be read ({error}); {expected}") from error
+    if not there:
         if hub.is_id(checkpoint):
-            return hub.fetch(checkpoint, weights=weights)
-        raise UserError(
-            f"student.checkpoint={checkpoint!r} does not exist; expected tiny, smollm2, a .gguf file, a directory "
-            "with config.json, *.safetensors and tokenizer files, or an id of the Hub, e.g. Qwen/Qwen3-4B"
-        )
+            return hub.fetch(checkpoint, weights=weights, key=key)
+        raise UserError(f"{key}={checkpoint!r} does not exist; {expected}")
     return path
 
 
@@ -84,6 +93,27 @@ def open_source(path: str | pathlib.Path) -> Source:
     return GGUFSource(path) if path.is_file() else HFSource(path)
 
 
+def outline(
+    checkpoint: str,
+    *,
+    chat_template: str = "",
+    enable_thinking: bool | None = None,
+    key: str = "student.checkpoint",
+) -> Student:
+    """Shape and tokenizer of a checkpoint, with empty parameters; no weight is read, and none is downloaded.
+
+    Raises:
+        UserError: as `load_checkpoint`.
+    """
+    path = find(checkpoint, weights=False, key=key)
+    if pathlib.Path(checkpoint).expanduser().exists() or not hub.is_id(checkpoint):
+        with contextlib.closing(open_source(path)) as source:
+            cfg = source.cfg
+    else:
+        cfg = read_config(path)
+    return Student(cfg, {}, load_tokenizer(path, chat_template=chat_template, enable_thinking=enable_thinking))
+
+
 def load_checkpoint(
     checkpoint: str,
     *,
@@ -91,6 +121,8 @@ def load_checkpoint(
     enable_thinking: bool | None = None,
     mesh: jax.sharding.Mesh | None = None,
     dtype: str = "float32",
+    tokenizer: Tokenizer | None = None,
+    key: str = "student.checkpoint",
 ) -> Student:
     """Read a checkpoint onto a mesh, one tensor at a time directly into its shards, or without a mesh into host memory.
 
@@ -100,14 +132,17 @@ def load_checkpoint(
         enable_thinking: passed to the template; None leaves its own default.
         mesh: where the parameters go, sharded as `mesh.ShardingRules.storage` says.
         dtype: of the parameters: float32 if they are trained; bfloat16 is enough if they are frozen.
+        tokenizer: of `outline`; None reads it.
+        key: of the config, for messages.
 
     Raises:
         UserError: missing, truncated or unsupported checkpoint, no chat template, or a mesh that its sizes do not
-            divide over. It is raised before any weight is read.
+            divide over: before any weight is read. Weights that are NaN or infinite: when they are read.
     """
-    path = find(checkpoint)
+    path = find(checkpoint, key=key)
     with contextlib.closing(open_source(path)) as source:
-        tokenizer = load_tokenizer(path, chat_template=chat_template, enable_thinking=enable_thinking)
+        if tokenizer is None:
+            tokenizer = load_tokenizer(path, chat_template=chat_template, enable_thinking=enable_thinking)
         if mesh is None:
             return Student(source.cfg, host_tree(source, np.dtype(dtype)), tokenizer)
         from ropd_jax.parallel.mesh import check_divides

@@ -178,8 +178,36 @@ def host_tree(source: Source, dtype) -> dict:
         value = np.empty((*t.stack, *t.sizes), dtype)
         for i in t.indices():
             value[i] = source.read(t, i, t.whole)
+        check_finite(value, t)
         put_leaf(params, t, value)
     return params
+
+
+def check_finite(value: np.ndarray, t: Tensor) -> None:
+    """Refuse NaN and infinities in weights as they are read, in blocks that stay in a core's cache.
+
+    A 16-bit float is looked at as an integer, whose exponent bits are all set: numpy's own test takes four times as
+    long.
+
+    Raises:
+        UserError: naming the tensor.
+    """
+    flat = np.ascontiguousarray(value).reshape(-1)
+    exponent = {"bfloat16": 0x7F80, "float16": 0x7C00}.get(flat.dtype.name)
+    for start in range(0, flat.size, BLOCK):
+        block = flat[start : start + BLOCK]
+        if exponent is None:
+            finite = np.isfinite(block).all()
+        else:
+            finite = (block.view(np.uint16) & np.uint16(0x7FFF)).max() < exponent
+        if not finite:
+            raise UserError(
+                f"the checkpoint's tensor {t.hf!r} holds NaN or infinite weights; fetch it again, or choose an earlier "
+                "checkpoint of its training"
+            )
+
+
+BLOCK = 1 << 18  # weights
 
 
 def put_leaf(params: dict, t: Tensor, value) -> None:

@@ -24,7 +24,7 @@ with keep_root_logger():  # it logs through absl at its import, and absl then ca
 log = logging.getLogger(__name__)
 
 
-def _shapes(tree: Any) -> dict[str, list[int]]:
+def shapes_of(tree: Any) -> dict[str, list[int]]:
     """Shape of each array by its path, which is the same for a tree and for what Orbax says of it on the disk."""
 
     def part(key) -> str:
@@ -98,8 +98,8 @@ class Checkpoints:
         return got["state"], got["host"]
 
     def _check_shapes(self, step: int, like: Any) -> None:
-        there = _shapes(ocp.StandardCheckpointHandler().metadata(self._manager.directory / str(step) / "state").tree)
-        wanted = _shapes(like)
+        there = stored_shapes(pathlib.Path(self._manager.directory), step)
+        wanted = shapes_of(like)
         for name in sorted(there.keys() | wanted.keys()):
             if there.get(name) != wanted.get(name):
                 seen, expected = (f"{name} of shape {d[name]}" if name in d else f"no {name}" for d in (there, wanted))
@@ -110,6 +110,12 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+
+
+def stored_shapes(directory: pathlib.Path, step: int) -> dict[str, list[int]]:
+    """Shape of each array of a checkpoint's state by its path; no array is read."""
+    where = directory.absolute() / str(step) / "state"
+    return shapes_of(ocp.StandardCheckpointHandler().metadata(where).tree)
 
 
 def saved_params(directory: pathlib.Path, step: int | None, like: Any) -> tuple[int, Any]:

@@ -1,9 +1,11 @@
-"""The config that a run's directory belongs to: kept as ``config.json``, compared at each start."""
+"""The config that a run's directory belongs to: kept as ``config.json``, compared at each start (`changes`)."""
 
 from __future__ import annotations
 
 import functools
 import json
+import logging
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -13,26 +15,13 @@ from ml_collections import ConfigDict
 from ropd_jax import configs
 from ropd_jax.teacher.clients.endpoint import shown_address
 from ropd_jax.types import UserError
-from ropd_jax.utils.files import write_atomic
+from ropd_jax.utils.files import read_json, write_atomic
+from ropd_jax.workdir.changes import Changes, compare, flatten
 
-MAY_CHANGE = (  # change nothing that a run computes: one that a budget or failures stopped can go on with other ones
-    "teacher.budget.", "teacher.prices", "teacher.concurrency", "teacher.min_concurrency",
-    "teacher.requests_per_minute", "teacher.tokens_per_minute", "teacher.timeout_s", "teacher.attempts",
-    "teacher.max_wait_s", "teacher.outage_wait_s", "teacher.hedge_after_s", "teacher.order", "teacher.max_failed_frac",
-    "teacher.failed_window", "teacher.check", "log.watchdog_s",
-    "mesh.", "optim.xla_options",  # the same numbers to rounding, on another slice
-)  # fmt: skip
+log = logging.getLogger(__name__)
 
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+CONFIG, PROVENANCE, RESULT = "config.json", "provenance.json", "result.json"
+IGNORED = ("xla",)  # the compile cache of a workdir in a bucket; files that begin with a dot are ignored as well
 
 
 def stored_config(run: pathlib.Path) -> ConfigDict:
@@ -78,44 +67,133 @@ def _without_secrets(tree: Any) -> Any:
     return [_without_secrets(v) for v in tree] if isinstance(tree, list | tuple) else tree
 
 
-def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
-    """Make the directory this config's own, or check that it is.
+def kept_steps(run: str | os.PathLike[str]) -> list[int]:
+    """How many steps were finished at each checkpoint that a run has kept, ascending; [] if it has none."""
+    directory = pathlib.Path(run).expanduser() / "checkpoints"
+    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit()) if directory.is_dir() else []
+
+
+def is_finished(workdir: pathlib.Path, steps: int) -> bool:
+    """Whether the run there has a result after ``steps`` steps."""
+    return (workdir / RESULT).exists() and kept_steps(workdir)[-1:] == [steps]
+
+
+def provenance(workdir: pathlib.Path) -> dict[str, Any]:
+    """Where a run came from: ``contents``, hashes of the files it began with, and ``forked_from``; {} if unknown."""
+    path = workdir / PROVENANCE
+    return read_json(path) if path.exists() else {}
+
+
+def check_claim(
+    workdir: pathlib.Path, config: Mapping[str, Any], contents: Mapping[str, str] | None = None
+) -> Changes | None:
+    """Whether a run of this config can be in the directory; nothing is written.
 
     Args:
-        workdir: created when absent.
-        config: nested, of JSON values; kept as ``config.json``.
+        config: nested, of JSON values.
+        contents: hashes of its files (`workdir.contents`); None if they are not read yet.
 
-    Keys of ``MAY_CHANGE`` may differ; the new values are kept.
+    Returns:
+        how the config differs from the one of the run that is there; None if there is no run.
 
     Raises:
-        UserError: the directory belongs to another config (the difference is shown), holds something else, or
-            cannot be written.
+        UserError: the directory belongs to another config (the difference is shown), holds something else, or cannot
+            be written.
     """
-    path = workdir / "config.json"
-    new = json.loads(json.dumps(config))
+    path = workdir / CONFIG
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            old = with_new_names(stored)
-        elif any(workdir.iterdir()):
-            raise UserError(f"--workdir {workdir} is not empty and holds no run; choose another directory")
-        else:
-            write_atomic(path, json.dumps(new, indent=2) + "\n")
-            return
+        if not path.exists():
+            _check_free(workdir)
+            return None
+        stored = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"--workdir {workdir}: {error.strerror}; choose a directory that can be written") from error
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); choose another --workdir") from error
-    a, b = flatten(old), flatten(new)
-    changed = [k for k in sorted(a.keys() | b.keys()) if a.get(k, "absent") != b.get(k, "absent")]
-    secret = stored != _without_secrets(stored)  # an earlier version stored the address with a password
-    if all(k.startswith(MAY_CHANGE) for k in changed) and (changed or secret):
-        write_atomic(path, json.dumps(new, indent=2) + "\n")
-    elif changed:
-        shown = "; ".join(f"{k}: {a.get(k, 'absent')} there, {b.get(k, 'absent')} now" for k in changed[:6])
-        more = f"; and {len(changed) - 6} more" if len(changed) > 6 else ""
+    if not isinstance(stored, dict):
+        raise UserError(f"{path} holds a {type(stored).__name__}, expected a JSON object; choose another --workdir")
+    changes = compare(
+        flatten(with_new_names(stored)),
+        flatten(config),
+        old_contents=provenance(workdir).get("contents"),
+        contents=contents,
+        done=max(kept_steps(workdir), default=0),
+    )
+    if refused := changes.refused:
+        more = f"; and {len(refused) - 6} more" if len(refused) > 6 else ""
         raise UserError(
-            f"--workdir {workdir} belongs to another config ({shown}{more}); choose another --workdir, "
-            "or give the config it was started with"
+            f"--workdir {workdir} belongs to another config ({'; '.join(refused[:6])}{more}); give the config it was "
+            f"started with, or start a new run from its checkpoint: --fork {workdir} --workdir NEW"
         )
+    return changes
+
+
+def _check_free(workdir: pathlib.Path) -> None:
+    """Raise unless the directory is empty, or can be made. A test file would be a trace, so permissions are read."""
+    there = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise UserError(f"--workdir {workdir}: {there} is a file; expected a directory")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"--workdir {workdir}: {there} cannot be written; choose a directory that can be written")
+    if there == workdir and any(not p.name.startswith(".") and p.name not in IGNORED for p in workdir.iterdir()):
+        raise UserError(f"--workdir {workdir} is not empty and holds no run; choose another directory")
+
+
+def claim(
+    workdir: pathlib.Path,
+    config: Mapping[str, Any],
+    *,
+    contents: Mapping[str, str] | None = None,
+    forked_from: Mapping[str, Any] | None = None,
+) -> None:
+    """Make the directory this config's own, or check that it is, and log what has changed.
+
+    The new config is kept as ``config.json``, the hashes of its files and its origin as ``provenance.json``. If a
+    finished run is extended, its result becomes ``result_step_000048.json``.
+
+    Args:
+        workdir: created when absent.
+        config, contents: as `check_claim`.
+        forked_from: the run and step that a new run starts from.
+
+    Raises:
+        UserError: as `check_claim`.
+    """
+    changes = check_claim(workdir, config, contents)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if changes is not None:
+            _log(changes)
+            if "steps" in changes.keys:
+                _set_result_aside(workdir)
+        _write(workdir / CONFIG, json.loads(json.dumps(config)))
+        origin = provenance(workdir)
+        now = {"contents": {**origin.get("contents", {}), **(contents or {})}}
+        if forked := origin.get("forked_from", forked_from):
+            now["forked_from"] = dict(forked)
+        if contents is not None or forked:
+            _write(workdir / PROVENANCE, now)
+    except OSError as error:
+        raise UserError(f"--workdir {workdir}: {error.strerror}; choose a directory that can be written") from error
+
+
+def _write(path: pathlib.Path, value: Mapping[str, Any]) -> None:
+    text = json.dumps(value, indent=2) + "\n"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_atomic(path, text)
+
+
+def _log(changes: Changes) -> None:
+    if changes.free:
+        log.info("the config has changed; the run computes the same: %s", "; ".join(changes.free))
+    if changes.numerics:
+        log.warning("the config has changed; from here on the run is the same to rounding: %s",
+                    "; ".join(changes.numerics))  # fmt: skip
+    for note in changes.notes:
+        log.warning("%s", note)
+
+
+def _set_result_aside(workdir: pathlib.Path) -> None:
+    if (workdir / RESULT).exists():
+        done = max(kept_steps(workdir), default=0)
+        os.replace(workdir / RESULT, workdir / f"result_step_{done:06d}.json")

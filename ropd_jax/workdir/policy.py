@@ -16,7 +16,7 @@ from ropd_jax.types import UserError
 from ropd_jax.utils.logs import show_logs
 from ropd_jax.weights.student import Student, load_checkpoint
 from ropd_jax.workdir.checkpoint import saved_params
-from ropd_jax.workdir.config import stored_config
+from ropd_jax.workdir.config import kept_steps, stored_config
 
 
 def run_config(what: str | os.PathLike[str]) -> ConfigDict | None:
@@ -25,11 +25,6 @@ def run_config(what: str | os.PathLike[str]) -> ConfigDict | None:
     if not (path / "checkpoints").is_dir() or not (path / "config.json").is_file():
         return None
     return stored_config(path)
-
-
-def kept_steps(run: str | os.PathLike[str]) -> list[int]:
-    """How many steps were finished at each checkpoint that a run has kept, ascending."""
-    return sorted(int(p.name) for p in (pathlib.Path(run).expanduser() / "checkpoints").iterdir() if p.name.isdigit())
 
 
 def load_policy(

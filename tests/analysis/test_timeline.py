@@ -28,7 +28,7 @@ def hand_made():
 def test_shares_follow_the_last_group_of_each_step():
     found = timeline.shares(hand_made())
     assert (found.steps, found.seconds) == (2, pytest.approx(20))
-    spent = dict(sample=0.4, idle=0.3, update=0.2, host=0.1, evaluate=0, checkpoint=0)
+    spent = dict(sample=0.4, idle=0.3, update=0.2, host=0.1, evaluate=0, checkpoint=0, compile=0)
     assert found.spent == {name: pytest.approx(share) for name, share in spent.items()}
     roles = {"rubric": 0.1, "verify": 0.15, "between calls": 0.05}
     assert found.roles == {name: pytest.approx(share) for name, share in roles.items()}
@@ -41,7 +41,7 @@ def test_shares_follow_the_last_group_of_each_step():
 def test_work_beside_work_is_counted_once():
     rows = [Span("step", 0, 10, 0), Span("sample", 0, 10, 0), Span("update", 4, 6, 0), Span("update", 5, 8, 0)]
     assert timeline.shares(rows).spent == {"host": 0, "update": 0.4, "sample": 0.6, "evaluate": 0, "checkpoint": 0,
-                                           "idle": 0}  # fmt: skip
+                                           "idle": 0, "compile": 0}  # fmt: skip
 
 
 def test_the_command_draws_the_steps_asked_for(tmp_path, capsys):

@@ -20,6 +20,7 @@ from ropd_jax.types import UserError
 from ropd_jax.weights.hf import HFSource, save_hf
 from ropd_jax.weights.load import stream
 from ropd_jax.weights.student import load_checkpoint
+from ropd_jax.weights.tensors import host_tree
 from tests.helpers import read_weights
 
 FAMILIES = pathlib.Path(__file__).parents[1] / "golden" / "families"
@@ -111,6 +112,21 @@ def test_a_mesh_that_does_not_fit_is_named_before_any_weight_is_read(monkeypatch
     monkeypatch.setattr(HFSource, "read", lambda *args: pytest.fail("a weight was read"))
     with pytest.raises(UserError, match="num_heads=3 does not divide"):
         load_checkpoint("tiny", mesh=mesh_lib.make_mesh(4, 2))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_named(tmp_path, dtype, bad):
+    cfg = dataclasses.replace(CFG, num_layers=2)
+    params = jax.tree.map(lambda s: np.ones(s.shape, np.float32), transformer.param_shapes(cfg))
+    params["layers"]["attn"]["o_NHD"][1, 0, 0, 3] = bad
+    save_hf(tmp_path, cfg, params)
+    with contextlib.closing(HFSource(tmp_path)) as source:
+        for at_once in (0, 1 << 25):
+            with pytest.raises(UserError, match=r"self_attn\.o_proj\.weight' holds NaN or infinite weights; fetch it"):
+                stream(source, mesh_lib.make_mesh(1, 1), dtype, at_once=at_once)
+        with pytest.raises(UserError, match="holds NaN or infinite weights"):
+            host_tree(source, np.dtype(dtype))
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path):

@@ -144,6 +144,23 @@ class Tape:
         self._db: sqlite3.Connection | None = None
         self._version = VERSION  # of the file; a file that is only read can be older
 
+    def check(self) -> None:
+        """Open the file if it is there, else see that it can be made; nothing is created.
+
+        Raises:
+            ConfigurationError: not a tape, or a place where no file can be.
+        """
+        if self.path.exists():
+            with self.using():
+                return
+        there = next(p for p in self.path.absolute().parents if p.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            raise ConfigurationError(
+                f"teacher.tape.path={str(self.path)!r}: no file can be made in {there}; expected a directory that can "
+                "be written",
+                cause="no_tape",
+            )
+
     def get(self, key: str) -> ChatReply | None:
         """The recorded reply, or None."""
         with self.using() as db:

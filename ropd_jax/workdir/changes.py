@@ -1,0 +1,153 @@
+"""Two configs of one run, key by key: may it continue with the second one?
+
+By the classes of `ropd_jax.workdir.keys`, and by two rules:
+
+``steps``           may grow, and shrink to what is finished. With a constant schedule a run of 100 steps that is
+                    extended to 200 is the run of 200 steps, bit for bit (on CPU, without ``stream.staleness``).
+a falling schedule  ends at ``optim.schedule_steps``, or at ``steps`` if that is 0. If its end would move with
+                    ``steps``, the user chooses: ``optim.schedule_steps`` of the old end keeps the planned curve,
+                    another number goes over to another curve at the step where the run continues.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ropd_jax import configs
+from ropd_jax.types import UserError
+from ropd_jax.workdir.keys import FREE, NUMERICS, QUESTIONS, key_of
+
+ABSENT = "absent"
+WARNED = ("method",)  # a method's file is code: a correction must not end a run
+REACHED_BY = ("base_url", "api_key_env", "headers")  # keys of an entry of a panel: where a model is, not which
+
+
+@dataclasses.dataclass(frozen=True)
+class Changes:
+    """What differs, as texts for people (``optim.remat: block there, none now``).
+
+    Attributes:
+        free, numerics: of keys of these classes.
+        refused: of keys with which the run cannot continue.
+        keys: all keys whose values differ.
+        notes: what the user should know of it.
+    """
+
+    free: tuple[str, ...] = ()
+    numerics: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def compare(
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    *,
+    old_contents: Mapping[str, str] | None = None,
+    contents: Mapping[str, str] | None = None,
+    done: int = 0,
+) -> Changes:
+    """The changes between two configs, by key (`flatten`); a key that one of them lacks has the default's value.
+
+    Args:
+        old_contents: hashes of the files that the run began with (`contents`).
+        contents: of the files as they are; None before they are read: what depends on them is not refused yet.
+        done: finished steps of the newest checkpoint.
+
+    Raises:
+        UserError: fewer steps than are finished, or a schedule whose end would move unasked.
+    """
+    defaults = flat_defaults()
+    old, new = defaults | _plain(old), defaults | _plain(new)
+    names = sorted(k for k in old.keys() | new.keys() if old.get(k, ABSENT) != new.get(k, ABSENT))
+    free: list[str] = []
+    numerics: list[str] = []
+    refused: list[str] = []
+    notes: list[str] = []
+    for name in names:
+        key, text = key_of(name), f"{name}: {_shown(old, name)} there, {_shown(new, name)} now"
+        if key is not None and key.resume == FREE:
+            free.append(text)
+        elif key is not None and key.resume == NUMERICS:
+            numerics.append(text)
+        elif key is None or not key.by_content:
+            refused.append(text)
+        elif contents is not None:
+            was, now = (old_contents or {}).get(name), contents.get(name)
+            if was is not None and was == now:
+                free.append(f"{text}, with the same content")
+            else:
+                refused.append(f"{text}, " + ("with other content" if was else "and no content is known to compare"))
+    for name in sorted((old_contents or {}).keys() & (contents or {}).keys() - set(names)):
+        if (old_contents or {})[name] != (contents or {})[name]:
+            text = _other_content(name, new.get(name))
+            (notes if name in WARNED else refused).append(text)
+    if "steps" in names and new["steps"] < done:
+        raise UserError(
+            f"steps={new['steps']}, but the run has finished {done}; expected at least {done}, or start another run "
+            "from an earlier checkpoint: --fork RUN@STEP --workdir NEW"
+        )
+    notes += _schedule(old, new, done)
+    if old["steps"] == done < new["steps"] and new["stream.staleness"]:
+        notes.append(f"step {done} is sampled by the newest policy, not by the one before: the run had ended there")
+    return Changes(tuple(free), tuple(numerics), tuple(refused), tuple(names), tuple(notes))
+
+
+def flat_defaults() -> dict[str, Any]:
+    """The default of every key, as JSON gives it back."""
+    return _plain(flatten(configs.default().to_dict()))
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _shown(values: Mapping[str, Any], name: str) -> str:
+    text = " ".join(str(values.get(name, ABSENT)).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON values, in which an entry of a list of models is without the keys that only say where the model is."""
+    plain = json.loads(json.dumps(dict(values)))
+    for name, value in plain.items():
+        if isinstance(value, list):
+            plain[name] = [{k: v for k, v in one.items() if k not in REACHED_BY} if isinstance(one, dict) else one
+                           for one in value]  # fmt: skip
+    return plain
+
+
+def _other_content(name: str, value: Any) -> str:
+    if name in QUESTIONS:
+        return f"the {QUESTIONS[name]} questions are others than when the run began ({name}: {value!r})"
+    return f"{name}: {value} has other content than when the run began"
+
+
+def _schedule(old: Mapping[str, Any], new: Mapping[str, Any], done: int) -> list[str]:
+    """What to say of a schedule whose end moves, or that has ended; raises if the user has not chosen."""
+    if new["optim.schedule"] == "constant" or new["optim.schedule"] != old["optim.schedule"]:
+        return []
+    was, now = (v["optim.schedule_steps"] or v["steps"] for v in (old, new))
+    shown = f"optim.schedule={new['optim.schedule']!r}"
+    if was != now and not new["optim.schedule_steps"]:
+        raise UserError(
+            f"steps: {old['steps']} there, {new['steps']} now, but {shown} was planned to fall to 0 at step {was}; "
+            f"choose with one key: --config.optim.schedule_steps={was} keeps that curve, "
+            f"--config.optim.schedule_steps={now} goes over to the curve of {now} steps at step {done}"
+        )
+    if was != now:
+        return [f"{shown} fell to 0 at step {was} and now does at step {now}: the learning rate jumps at step {done}"]
+    if new["steps"] > now and new["steps"] != old["steps"]:
+        return [f"{shown} falls to 0 at step {now}: the steps after it train with a learning rate of 0"]
+    return []

@@ -1,0 +1,344 @@
+"""Every key of a config in one table: which values it takes, and whether a run can go on after it was changed.
+
+    identity   part of what the run computes: a run continues with the same value only. ``ropd train --fork`` starts a
+               new run from its checkpoint with any other
+    numerics   the same computation, to rounding: a run continues, with one line in the log
+    free       what is asked, sampled and updated does not depend on it: a run continues
+
+``steps`` and ``optim.schedule_steps`` are free within the rules of `ropd_jax.workdir.changes`. A key that names a file,
+a checkpoint or questions is identity *by content*: another path with the same content is no change, and the same path
+with other content is one (`ropd_jax.workdir.contents`). docs/resume.md shows this table; a test keeps it complete.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ropd_jax import configs
+from ropd_jax.types import UserError
+
+IDENTITY, NUMERICS, FREE = "identity", "numerics", "free"
+INT32 = 2**31 - 1
+QUESTIONS = {"data.path": "training", "data.heldout_path": "held-out"}  # compared by the questions that are asked
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """One key.
+
+    Attributes:
+        kind: of its value: flag, whole, number, text, list (a tuple or a list), table (a section that takes any keys).
+        low, high: bounds of a number, both allowed unless ``above`` or ``below`` is set; None is none.
+        optional: None is a value.
+        why: the reason for a bound, or a usual value, for the error.
+        resume: identity, numerics or free.
+        by_content: what the value names is compared instead of the value.
+    """
+
+    kind: str
+    low: float | None = None
+    high: float | None = None
+    above: bool = False
+    below: bool = False
+    optional: bool = False
+    why: str = ""
+    resume: str = IDENTITY
+    by_content: bool = False
+
+    @property
+    def expected(self) -> str:
+        """``a number above 0``, in words."""
+        kinds = {"flag": "true or false", "whole": "a whole number", "number": "a number", "text": "a text",
+                 "list": "a tuple, e.g. ('a', 'b')", "table": "a section"}  # fmt: skip
+        words = kinds[self.kind]
+        low, high = (f"{x:g}" if isinstance(x, float) else str(x) for x in (self.low, self.high))
+        if self.high is not None and self.high < INT32:
+            words += f" above {low}" if self.above else f" from {low}"
+            words += f", below {high}" if self.below else f" to {high}" if not self.above else f" and at most {high}"
+        elif self.low is not None:
+            words += f" above {low}" if self.above else f", {low} or more"
+        return words + (", or None" if self.optional else "") + (f" ({self.why})" if self.why else "")
+
+    def takes(self, value: Any) -> bool:
+        """Whether this is a value of the key: of its kind (a bool is no number), finite and within the bounds."""
+        if value is None:
+            return self.optional
+        if self.kind in ("whole", "number"):
+            of_kind = numbers.Integral if self.kind == "whole" else numbers.Real
+            if isinstance(value, bool) or not isinstance(value, of_kind) or not math.isfinite(value):
+                return False
+            n: Any = value
+            low = self.low is None or (n > self.low if self.above else n >= self.low)
+            return low and (self.high is None or (n < self.high if self.below else n <= self.high))
+        if self.kind == "text":
+            return isinstance(value, str) and "\0" not in value
+        kinds = {"flag": bool, "list": list | tuple | str, "table": Mapping | ConfigDict}
+        return isinstance(value, kinds[self.kind])
+
+
+def _identity(key: Key) -> Key:
+    return key
+
+
+def _numerics(key: Key) -> Key:
+    return dataclasses.replace(key, resume=NUMERICS)
+
+
+def _free(key: Key) -> Key:
+    return dataclasses.replace(key, resume=FREE, by_content=False)
+
+
+def _whole(low: int, high: int = INT32, why: str = "") -> Key:
+    return Key("whole", low, high, why=why)
+
+
+def _least(low: float, why: str = "") -> Key:
+    return Key("number", low, why=why)
+
+
+def _above(low: float, why: str = "") -> Key:
+    return Key("number", low, above=True, why=why)
+
+
+def _between(low: float, high: float, *, above: bool = False, below: bool = False, why: str = "") -> Key:
+    return Key("number", low, high, above, below, why=why)
+
+
+def _none_or(key: Key) -> Key:
+    return dataclasses.replace(key, optional=True)
+
+
+FLAG, TEXT, LIST, TABLE = Key("flag"), Key("text"), Key("list"), Key("table")
+SHARE = _between(0, 1)
+CONTENT = Key("text", by_content=True)
+OFF = "0 is off"
+ALL = "0 is all"
+SEED = _whole(0, 2**63 - 1)
+
+_ROLE: dict[str, Key] = {  # of teacher.reference and the other roles
+    "provider": _identity(TEXT),
+    "base_url": _free(TEXT),
+    "api_key_env": _free(TEXT),
+    "headers": _free(TABLE),
+    "model": _identity(TEXT),
+    "template": CONTENT,
+    "temperature": _none_or(_least(0, "None is the provider's own")),
+    "max_output_tokens": _whole(1),
+    "extra": _identity(TABLE),
+}
+_ROLES = {f"teacher.{role}.{name}": key for role in ("reference", "rubricator", "verifier", "scorer")
+          for name, key in _ROLE.items()}  # fmt: skip
+_JUDGE = {f"teacher.judge.{name}": _free(key) for name, key in _ROLE.items()}  # it gives no reward
+
+KEYS: dict[str, Key] = {
+    "seed": _whole(0, 2**32 - 1),
+    "steps": _free(_whole(1)),
+    "method": CONTENT,
+    "compile_cache": _free(FLAG),
+    "student.checkpoint": CONTENT,
+    "student.dtype": _identity(TEXT),
+    "student.chat_template": CONTENT,
+    "student.enable_thinking": _none_or(FLAG),
+    "student.lora.rank": _whole(0, why="0 is full fine-tuning; adapters have 4 to 64"),
+    "student.lora.alpha": _above(0, "e.g. the rank or twice it"),
+    "student.lora.targets": _identity(LIST),
+    "student.lora.base_dtype": _identity(TEXT),
+    "data.source": _identity(TEXT),
+    "data.task": _identity(TEXT),
+    "data.options": _identity(TABLE),
+    "data.path": CONTENT,
+    "data.heldout_path": CONTENT,
+    "data.seed": SEED,
+    "data.heldout_seed": SEED,
+    "data.size": _whole(0),
+    "data.heldout_size": _whole(0),
+    "data.template": _identity(TEXT),
+    "data.system": _identity(TEXT),
+    "data.prompts_per_step": _whole(1),
+    "data.max_prompt_tokens": _whole(1),
+    "sampling.rollouts": _whole(2, why="a group needs at least 2 to have a baseline"),
+    "sampling.max_tokens": _whole(1),
+    "sampling.temperature": _above(0, "at 0 the rollouts of a group are equal; 1.0 in the paper"),
+    "sampling.top_k": _whole(0, why=ALL),
+    "sampling.top_p": _between(0, 1, above=True, why="1 keeps all"),
+    "sampling.prompts_at_once": _numerics(_whole(0, why=ALL)),
+    "sampling.resample": _whole(0, why=OFF),
+    "sampling.chunk": _numerics(_whole(1)),
+    "sampling.cache_dtype": _identity(TEXT),
+    "sampling.stop": _identity(LIST),
+    "teacher.provider": _identity(TEXT),
+    "teacher.base_url": _free(TEXT),
+    "teacher.api_key_env": _free(TEXT),
+    "teacher.organization": _free(TEXT),
+    "teacher.project": _free(TEXT),
+    "teacher.vertexai": _free(FLAG),
+    "teacher.location": _free(TEXT),
+    "teacher.headers": _free(TABLE),
+    "teacher.concurrency": _free(_whole(1)),
+    "teacher.min_concurrency": _free(_whole(1)),
+    "teacher.requests_per_minute": _free(_none_or(_above(0, "None is no bound"))),
+    "teacher.tokens_per_minute": _free(_none_or(_above(0, "None is no bound"))),
+    "teacher.timeout_s": _free(_above(0)),
+    "teacher.attempts": _free(_whole(1)),
+    "teacher.max_wait_s": _free(_above(0)),
+    "teacher.outage_wait_s": _free(_least(0, OFF)),
+    "teacher.hedge_after_s": _free(_least(0, OFF)),
+    "teacher.order": _free(TEXT),
+    "teacher.max_answer_chars": _whole(0, why="0 never cuts"),
+    "teacher.max_failed_frac": _free(SHARE),
+    "teacher.failed_window": _free(_whole(1)),
+    "teacher.check": _free(FLAG),
+    "teacher.references": _whole(1),
+    "teacher.references_from": _identity(LIST),
+    "teacher.index": CONTENT,
+    **_ROLES,
+    "teacher.verifier.form": _identity(TEXT),
+    "teacher.verifier.answers_per_call": _whole(0, why=ALL),
+    "teacher.verifier.criteria_per_call": _whole(0, why=ALL),
+    "teacher.verifier.examples": _whole(0, 8, why="an even number"),
+    "teacher.verifier.votes": _whole(1, why="an odd number: an even one can tie"),
+    "teacher.verifier.panel": _identity(LIST),
+    "teacher.verifier.min_agreement": _between(0.5, 1),
+    **_JUDGE,
+    "teacher.tape.mode": _free(TEXT),
+    "teacher.tape.path": _free(TEXT),
+    "teacher.calibration": CONTENT,
+    "teacher.prices": _free(TEXT),
+    "teacher.budget.usd": _free(_least(0, "0 is no cap")),
+    "teacher.budget.tokens": _free(_whole(0, 2**63 - 1, "0 is no cap")),
+    "teacher.budget.calls": _free(_whole(0, 2**63 - 1, "0 is no cap")),
+    "teacher.screen_criteria": _identity(FLAG),
+    "teacher.rubric_reuse": _identity(TEXT),
+    "teacher.rubric_epochs": _whole(1),
+    "teacher.health.repeat_frac": SHARE,
+    "teacher.scripted.answer_key": CONTENT,
+    "teacher.scripted.latency_s": _free(_least(0)),
+    "teacher.scripted.fault_rate": SHARE,
+    "teacher.scripted.slip_rate": SHARE,
+    "teacher.scripted.wrong_verdict_rate": SHARE,
+    "teacher.scripted.noise": CONTENT,
+    "teacher.scripted.labels": CONTENT,
+    "teacher.scripted.style": _identity(TEXT),
+    "ropd.rubric_per": _identity(TEXT),
+    "ropd.blind": _identity(FLAG),
+    "ropd.see_rollouts": _identity(FLAG),
+    "ropd.pool_references": _identity(FLAG),
+    "ropd.least_criteria": _whole(1),
+    "ropd.most_criteria": _whole(1),
+    "ropd.variance_weights": _identity(FLAG),
+    "ropd.reliability_weights": _identity(FLAG),
+    "ropd.references_pass": SHARE,
+    "t_judge.references": _identity(FLAG),
+    "ovd.mode": _identity(TEXT),
+    "ovd.threshold": _whole(0, 9),
+    "rar.mode": _identity(TEXT),
+    "lopd.checkpoint": CONTENT,
+    "lopd.mode": _identity(TEXT),
+    "lopd.beta": _between(0, 1, why="0 is the forward KL, 1 the reverse KL"),
+    "lopd.dtype": _identity(TEXT),
+    "lopd.fsdp": _numerics(_whole(-1, why="0 is the student's mesh")),
+    "lopd.tp": _numerics(_whole(1)),
+    "exopd.scale": _least(0, "1 is lopd"),
+    "gad.warmup_steps": _whole(0),
+    "gad.lr": _above(0),
+    "gad.b1": _between(0, 1, below=True),
+    "gad.b2": _between(0, 1, below=True),
+    "gad.clip_norm": _above(0, "1e9 never clips"),
+    "loss.normalize_std": _identity(FLAG),
+    "loss.aggregation": _identity(TEXT),
+    "loss.clip_low": _least(0, "0.2 in the paper"),
+    "loss.clip_high": _least(0, "0.28 in the paper"),
+    "loss.dual_clip": _least(0, f"{OFF}; else above 1, 3.0 in the released code"),
+    "loss.ratio": _identity(TEXT),
+    "loss.is_cap": _least(0, OFF),
+    "loss.kl_coef": _least(0, OFF),
+    "loss.kl_kind": _identity(TEXT),
+    "loss.entropy_coef": _least(0, OFF),
+    "loss.overlong": _identity(TEXT),
+    "loss.overlong_buffer": _whole(0),
+    "loss.min_scored": _whole(2, why="a baseline needs 2"),
+    "optim.lr": _above(0),
+    "optim.schedule": _identity(TEXT),
+    "optim.schedule_steps": _free(_whole(0, why="0 is steps")),
+    "optim.warmup_steps": _whole(0),
+    "optim.b1": _between(0, 1, below=True),
+    "optim.b2": _between(0, 1, below=True),
+    "optim.eps": _above(0),
+    "optim.weight_decay": _least(0),
+    "optim.clip_norm": _above(0, "1e9 never clips"),
+    "optim.moments": _identity(TEXT),
+    "optim.minibatches": _whole(1),
+    "optim.row_len": _numerics(_whole(0, why="0 is a row for each sequence")),
+    "optim.microbatch": _numerics(_whole(0, why=ALL)),
+    "optim.remat": _numerics(TEXT),
+    "optim.attention": _numerics(TEXT),
+    "optim.logprob_chunk": _numerics(_whole(1)),
+    "optim.xla_options": _numerics(TEXT),
+    "stream.groups": _numerics(_whole(0, why=OFF)),
+    "stream.deterministic": _numerics(FLAG),
+    "stream.staleness": _whole(0, 1, "0 is strictly on-policy, 1 is one step behind"),
+    "stream.straggler_timeout_s": _least(0, OFF),
+    "stream.cap": _above(0),
+    "mesh.fsdp": _numerics(_whole(-1, why="-1 takes the devices that tp leaves")),
+    "mesh.tp": _numerics(_whole(1)),
+    "checkpoint.every": _free(_whole(1)),
+    "checkpoint.keep": _free(_whole(1)),
+    "eval.every": _free(_whole(1)),
+    "eval.size": _free(_whole(0, why=ALL)),
+    "eval.prompts_at_once": _free(_whole(1)),
+    "eval.judged": _free(_whole(0)),
+    "eval.sampled": _free(FLAG),
+    "log.groups": _free(FLAG),
+    "log.tensorboard": _free(FLAG),
+    "log.watchdog_s": _free(_least(0, OFF)),
+}
+
+
+def key_of(name: str) -> Key | None:
+    """The row of a key, also of one inside a section that takes any keys; None for a key that this version lacks."""
+    if name in KEYS:
+        return KEYS[name]
+    parts = name.split(".")
+    sections = (".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1))
+    return next((KEYS[s] for s in sections if s in KEYS and KEYS[s].kind == "table"), None)
+
+
+def check_values(cfg: ConfigDict) -> None:
+    """Refuse a value that no run can have: of another kind, not finite, or out of bounds.
+
+    Raises:
+        UserError: the key, its value, what was expected and how to write it.
+    """
+    default = configs.default()
+    for name, key in KEYS.items():
+        section, _, last = name.rpartition(".")
+        place = configs.lookup(cfg, section) if section else cfg
+        if not hasattr(place, "keys") or last not in place:
+            raise UserError(f"the config has no {name}; expected every key: start from ropd_jax.configs.default()")
+        if not key.takes(place[last]):
+            remedy = f"write --config.{name}={_shown(configs.lookup(default, name))}, for example"
+            raise UserError(f"{name}={_quoted(place[last])}; expected {key.expected}; {remedy}")
+
+
+def _quoted(value: Any) -> str:
+    shown = repr(value.to_dict() if isinstance(value, ConfigDict) else value)
+    return " ".join((shown if len(shown) <= 80 else f"{shown[:77]}...").split())
+
+
+def _shown(value: Any) -> str:
+    return str(value) if not isinstance(value, ConfigDict | tuple) else f'"{value}"'
+
+
+def table_rows() -> Iterator[tuple[str, str, str, str]]:
+    """(key, default, values, class) of each row, as docs/resume.md shows them."""
+    default = configs.default()
+    for name, key in KEYS.items():
+        value = configs.lookup(default, name)
+        value = "{}" if isinstance(value, ConfigDict) else repr(value)
+        yield name, value, key.expected, key.resume + (" (by content)" if key.by_content else "")
