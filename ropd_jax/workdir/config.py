@@ -14,6 +14,7 @@ from ropd_jax import configs
 from ropd_jax.teacher.clients.endpoint import shown_address
 from ropd_jax.types import UserError
 from ropd_jax.utils.files import write_atomic
+from ropd_jax.workdir import lock
 
 MAY_CHANGE = (  # change nothing that a run computes: one that a budget or failures stopped can go on with other ones
     "teacher.budget.", "teacher.prices", "teacher.concurrency", "teacher.min_concurrency",
@@ -98,7 +99,7 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
         if path.exists():
             stored = json.loads(path.read_text(encoding="utf-8"))
             old = with_new_names(stored)
-        elif any(workdir.iterdir()):
+        elif any(p.name != lock.FOLDER for p in workdir.iterdir()):
             raise UserError(f"--workdir {workdir} is not empty and holds no run; choose another directory")
         else:
             write_atomic(path, json.dumps(new, indent=2) + "\n")
