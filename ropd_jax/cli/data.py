@@ -94,8 +94,8 @@ COMMAND = Command(
     intro="""
         Without SET: lists the published sets with their rows and licences, and which of them are available. With SET:
         reads it, checks rows and text against the known ones, and counts what a training set drops (copies, other
-        languages, questions with two answers, questions of the benchmarks). The exit code is 2 if the set is incomplete or
-        modified.
+        languages, questions with two answers, questions of the benchmarks). The exit code is 2 if the set is incomplete
+        or modified.
 
         A run trains on a set with data.source="published", data.task=SET and data.path=PLACE. It draws data.size and
         data.heldout_size prompts by their seeds (0: all), never the same prompt twice.

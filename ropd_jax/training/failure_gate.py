@@ -93,7 +93,7 @@ class FailureGate:
         """
         if groups and unscored >= groups:
             raise TooManyFailures(
-                f"none of the run's {groups} groups could be scored, so the student is what it was before\n{self.table()}"
+                f"none of the run's {groups} groups could be scored, so the student has learned nothing\n{self.table()}"
             )
 
     def table(self) -> str:

@@ -259,7 +259,9 @@ class Session:
         if done == self._checkpoints.latest():
             return
         if not all_finite(state.params):
-            raise FloatingPointError(f"after step {done} the student has parameters that are NaN or infinite; not saved")
+            raise FloatingPointError(
+                f"after step {done} the student has parameters that are NaN or infinite; not saved"
+            )
         host = self._host | pending_state(done, pending, stale=bool(self._run.cfg.overlap.staleness), send=send)
         host |= {"seconds": self._seconds(), "teacher": self.teacher.state(), "failures": self._gate.state()}
         with tracing.span("checkpoint"):

@@ -91,7 +91,9 @@ class Lock:
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
         machine = _machine()
-        self._me = Holder(os.getpid(), socket.gethostname(), machine, _born(os.getpid()), "", secrets.token_hex(8), 0, 0.0)
+        self._me = Holder(
+            os.getpid(), socket.gethostname(), machine, _born(os.getpid()), "", secrets.token_hex(8), 0, 0.0
+        )
 
     # --- taking it
 
@@ -170,8 +172,8 @@ class Lock:
 
     def _busy(self, holder: Holder) -> str:
         return (
-            f"--workdir {self._directory}: {holder} is running here since {holder.since}; wait until it ends, or choose "
-            "another --workdir"
+            f"--workdir {self._directory}: {holder} is running here since {holder.since}; wait until it ends, or "
+            "choose another --workdir"
         )
 
     # --- holding it
