@@ -171,8 +171,8 @@ class Started:
 
     context = multiprocessing.get_context("forkserver")
 
-        """(requests sent again although answered before the fault, those that were in flight at it)."""
-                 *, quick_lock: bool = False):  # fmt: skip
+    def __init__(self, teacher: CountingTeacher, workdir: pathlib.Path, log_file: pathlib.Path,
+                 mark: Mark | None = None, *, quick_lock: bool = False):  # fmt: skip
         self.log_file = log_file
         self.pipe, theirs = self.context.Pipe()
         argv = [*ARGUMENTS, f"--config.teacher.base_url={teacher.url}", "--workdir", str(workdir)]
