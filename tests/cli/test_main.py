@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import importlib
+import io
 import logging
 import pathlib
 import sys
@@ -78,10 +79,11 @@ def test_an_exception_of_a_run_becomes_its_exit_code(runs, monkeypatch, capsys, 
 
 
 def test_output_that_cannot_be_written_is_no_success(monkeypatch, capsys):
-    def full():
-        raise OSError(errno.ENOSPC, "No space left on device")
+    class Full(io.StringIO):
+        def flush(self):
+            raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(sys.stdout, "flush", full)
+    monkeypatch.setattr(sys, "stdout", Full())
     assert cli.main(["--version"]) == 2
     assert "no space left" in capsys.readouterr().err
 

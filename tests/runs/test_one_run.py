@@ -9,8 +9,8 @@ import pytest
 
 from ropd_jax.cli import main as cli
 from ropd_jax.train import train
-from ropd_jax.training import one_run as ownership
-from ropd_jax.training import setup as setup_module
+from ropd_jax.training import one_run as owning
+from ropd_jax.training import setup as building
 from ropd_jax.training.session import Session
 from ropd_jax.types import UserError
 from ropd_jax.workdir.lock import LockLost, locked
@@ -18,7 +18,7 @@ from tests.runs.test_train import tiny_config
 
 
 def test_a_second_run_is_refused_before_a_student_is_loaded(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(setup_module, "load_checkpoint", lambda *a, **k: pytest.fail("it loaded the student"))
+    monkeypatch.setattr(building, "load_checkpoint", lambda *a, **k: pytest.fail("it loaded the student"))
     with locked(tmp_path / "run"):
         with pytest.raises(UserError, match=f"pid {os.getpid()} on host .* is running here since"):
             train(tiny_config(), tmp_path / "run")
@@ -63,8 +63,8 @@ def test_a_run_that_lost_its_lock_stops_and_writes_nothing_more(tmp_path, monkey
 def test_all_hosts_hear_what_host_0_found(tmp_path, monkeypatch):
     """Of two hosts, the second holds no lock, and raises what the first says."""
     said = iter(["pid 1 on host h is running here"])
-    monkeypatch.setattr(ownership.hosts, "index", lambda: 1)
-    monkeypatch.setattr(ownership.hosts, "broadcast_from_host0", lambda problem: next(said))
-    with pytest.raises(UserError, match="pid 1 on host h"), ownership.one_run(tmp_path / "run"):
+    monkeypatch.setattr(owning.hosts, "index", lambda: 1)
+    monkeypatch.setattr(owning.hosts, "broadcast_from_host0", lambda problem: next(said))
+    with pytest.raises(UserError, match="pid 1 on host h"), owning.one_run(tmp_path / "run"):
         pytest.fail("it ran")
     assert not (tmp_path / "run").exists()
