@@ -48,6 +48,9 @@ from typing import Any
 
 from benchmarks import faults_child
 from benchmarks.faults_child import SPANS, Mark
+from ropd_jax.teacher.clients.chat import ChatRequest
+from ropd_jax.teacher.scripted.client import ScriptedClient
+from ropd_jax.teacher.scripted.server import running
 
 log = logging.getLogger("faults")
 PHASES = tuple(SPANS)
@@ -105,31 +108,28 @@ def all_trials() -> list[Trial]:
 # ------------------------------------------------------------------------------------------------- the teacher
 
 
-class CountingTeacher:
+class CountingTeacher(ScriptedClient):
     """The scripted teacher behind HTTP on a port of its own, and when it was asked what."""
 
     def __init__(self) -> None:
-        from ropd_jax.teacher.scripted.client import ScriptedClient
-
-        self._inner, self._port = ScriptedClient(latency_s=0.03, slip_rate=0.1), 0
+        super().__init__(latency_s=0.03, slip_rate=0.1)
+        self._port = 0
         self.calls: list[tuple[str, float, float | None]] = []  # (what, asked, answered), of the monotonic clock
         self.start()
 
-    async def chat(self, request: Any) -> Any:
+    async def begin(self, request: ChatRequest) -> str | None:
         key = hashlib.sha256(repr((request.messages, request.model, request.sample_index)).encode()).hexdigest()
         place = len(self.calls)
         self.calls.append((key, time.monotonic(), None))
-        reply = await self._inner.chat(request)
+        kind = await super().begin(request)
         self.calls[place] = (key, self.calls[place][1], time.monotonic())
-        return reply
+        return kind
 
     def start(self) -> None:
-        from ropd_jax.teacher.scripted.server import running
-
         ready, self._stop = threading.Event(), threading.Event()
 
         async def serve() -> None:
-            async with running(self, port=self._port) as url:  # type: ignore[arg-type]
+            async with running(self, port=self._port) as url:
                 self._port = int(url.rpartition(":")[2])
                 ready.set()
                 while not self._stop.is_set():

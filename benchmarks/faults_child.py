@@ -22,7 +22,6 @@ from typing import Any
 warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called")  # no backend is initialized before the fork
 
 import openai  # noqa: E402, F401 - imported once, in the server of forks
-import orbax.checkpoint  # noqa: E402, F401
 
 import ropd_jax.train  # noqa: E402
 from ropd_jax.cli import main as cli  # noqa: E402

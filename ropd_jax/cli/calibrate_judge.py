@@ -14,6 +14,7 @@ def run(args: Arguments) -> int:
     got no verdict at all."""
     from ropd_jax.calibration import report
     from ropd_jax.calibration import run as calibration
+    from ropd_jax.workdir.lock import locked
 
     cfg = args.config
     options = calibration.Options(
@@ -24,7 +25,8 @@ def run(args: Arguments) -> int:
         scorer=args["scorer"],
         reorder=args["reorder"],
     )
-    reports = calibration.main(cfg.teacher, options, seed=cfg.seed, out=args["out"])
+    with locked(args["out"], "--out"):
+        reports = calibration.main(cfg.teacher, options, seed=cfg.seed, out=args["out"])
     report.show(reports, args["out"])
     if any(r["stopped"] for r in reports):
         return 4

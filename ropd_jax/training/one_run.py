@@ -43,6 +43,9 @@ def one_run(workdir: str | os.PathLike[str]) -> Iterator[Ownership]:
     """
     name = os.fspath(workdir)
     place = name if "://" in name else pathlib.Path(name).expanduser()
+    if isinstance(place, pathlib.Path) and (place / "result.json").exists() and not os.access(place, os.W_OK):
+        yield Ownership(None)  # an archived run: its result can be shown, and nothing can be written
+        return
     with hosts.lost_together(), contextlib.ExitStack() as stack:
         lock, problem = None, None
         if hosts.index() == 0:

@@ -82,11 +82,20 @@ class Lock:
 
     Args:
         directory: a path or a URL; created by `acquire` if it does not exist.
+        flag: what names the directory, for messages.
         beat_s, stale_s: see the module; the same for everybody who uses the directory.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], *, beat_s: float = BEAT_S, stale_s: float = STALE_S):
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        flag: str = "--workdir",
+        beat_s: float = BEAT_S,
+        stale_s: float = STALE_S,
+    ):
         self._directory, self._beat_s, self._stale_s = os.fspath(directory).rstrip("/"), beat_s, stale_s
+        self._flag, self._name = flag, f"{flag} {self._directory}"
         self._number = 0
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
@@ -108,19 +117,22 @@ class Lock:
             self._take()
         except UserError:
             raise
-        except OSError as error:
-            reason = error.strerror or " ".join(str(error).split())
-            raise UserError(f"--workdir {self._directory}: {reason}; choose a directory that can be written") from error
-        except Exception as error:  # each storage has its own: credentials, no such bucket, a package that is missing
-            if "://" not in self._directory:
+        except Exception as error:
+            if "://" in self._directory:  # each storage has errors of its own
+                raise self._unreachable(error) from error
+            if not isinstance(error, OSError):
                 raise
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise UserError(
-                f"--workdir {self._directory} cannot be reached ({reason}); look at the address, the credentials, and "
-                "whether its package is installed (gcsfs for gs://, s3fs for s3://)"
-            ) from error
+            reason = error.strerror or " ".join(str(error).split())
+            raise UserError(f"{self._name}: {reason}; choose a directory that can be written") from error
         self._thread = threading.Thread(target=self._keep_beating, name="lock", daemon=True)
         self._thread.start()
+
+    def _unreachable(self, error: Exception) -> UserError:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        return UserError(
+            f"{self._name} cannot be reached ({reason}); look at the bucket's name, the credentials, and "
+            "whether the package is installed (gcsfs for gs://, s3fs for s3://)"
+        )
 
     def _take(self) -> None:
         seen: dict[int, tuple[bytes, float]] = {}  # number -> (its record, when it was first seen like that)
@@ -172,8 +184,8 @@ class Lock:
 
     def _busy(self, holder: Holder) -> str:
         return (
-            f"--workdir {self._directory}: {holder} is running here since {holder.since}; wait until it ends, or "
-            "choose another --workdir"
+            f"{self._name}: {holder} is running here since {holder.since}; wait until it ends, or choose another "
+            f"{self._flag}"
         )
 
     # --- holding it
@@ -194,7 +206,7 @@ class Lock:
             return
         taker = "somebody" if record is None else _who(record)
         raise LockLost(
-            f"--workdir {self._directory}: {taker} has taken over this directory while {self._me} had no heartbeat; "
+            f"{self._name}: {taker} has taken over this directory while {self._me} had no heartbeat; "
             "this run stops and writes nothing more there"
         )
 
@@ -234,13 +246,13 @@ class Lock:
 
 
 @contextlib.contextmanager
-def locked(directory: str | os.PathLike[str]) -> Iterator[Lock]:
-    """Hold the lock of a directory until the block ends.
+def locked(directory: str | os.PathLike[str], flag: str = "--workdir") -> Iterator[Lock]:
+    """Hold the lock of a directory until the block ends; ``flag`` named it.
 
     Raises:
         UserError: see `Lock.acquire`.
     """
-    lock = Lock(directory)
+    lock = Lock(directory, flag=flag)
     lock.acquire()
     try:
         yield lock

@@ -5,8 +5,9 @@ Two processes that create the same record must not both succeed:
 
 - on a disk a finished file is linked to its name, which fails if the name is taken (also on NFS); where there are no
   hard links, the file is opened with O_EXCL.
-- on a bucket, fsspec's exclusive create asks the server: ``ifGenerationMatch=0`` on GCS, ``If-None-Match: *`` on S3.
-- elsewhere the record is written, and read again after a pause: of two writers the last one stays.
+- on a bucket, fsspec's exclusive create asks the server: ``ifGenerationMatch=0`` on GCS, ``If-None-Match: *`` on S3. A
+  second try shows whether the server obeys. If not (older S3-compatible servers, emulators), the record is read again
+  after a pause: of two writers the last one stays.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ import pathlib
 import time
 from typing import Any, Protocol
 
-EXCLUSIVE = ("gs", "gcs", "s3", "s3a", "memory", "file")  # fsspec's protocols that know an exclusive create
-SETTLE_S = 2.0  # elsewhere: how long after a write it is read again
+SETTLE_S = 2.0  # where the server does not exclude: how long after a write it is read again
 
 
 class Records(Protocol):
@@ -107,7 +107,6 @@ class _InBucket:
 
         self._fs: Any
         self._fs, self._folder = fsspec.core.url_to_fs(url)
-        self._exclusive = url.partition("://")[0] in EXCLUSIVE
 
     def numbers(self) -> list[int]:
         self._fs.invalidate_cache()  # listings are cached, and another process writes here
@@ -122,17 +121,17 @@ class _InBucket:
 
     def create(self, number: int, record: bytes) -> bool:
         path = self._path(number)
-        with contextlib.suppress(OSError):
-            self._fs.makedirs(self._folder, exist_ok=True)  # a bucket has no folders, memory:// does
-        if self._exclusive:
-            try:
-                self._fs.pipe_file(path, record, mode="create")
-                return True
-            except FileExistsError:
-                return False
-        if self._fs.exists(path):
+        # No makedirs: a bucket has no folders, and s3fs would create a bucket whose name has a typing error.
+        if self.read(number) is not None:
             return False
-        self._fs.pipe_file(path, record)
+        try:
+            self._fs.pipe_file(path, record, mode="create")
+        except FileExistsError:
+            return False
+        try:
+            self._fs.pipe_file(path, record, mode="create")
+        except FileExistsError:
+            return True
         time.sleep(SETTLE_S)
         return self.read(number) == record
 

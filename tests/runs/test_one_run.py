@@ -29,6 +29,31 @@ def test_a_second_run_is_refused_before_a_student_is_loaded(tmp_path, monkeypatc
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("eval", "tiny", "--benchmark", "reasoning_gym:chain_sum", "--k", "1", "--temperature", "0", "--out", "OUT"),
+        ("calibrate-judge", "--config", "experiments/quickstart.py", "--out", "OUT"),
+        ("collect-references", "--config", "experiments/quickstart.py", "--config.data.size=4", "--out", "OUT"),
+    ],
+    ids=lambda args: args[0],
+)
+def test_every_command_that_continues_in_a_directory_has_it_for_itself(args, tmp_path, capsys):
+    out = tmp_path / "out"
+    with locked(tmp_path / "out.teacher" if args[0] == "collect-references" else out):
+        assert cli.main([str(out) if word == "OUT" else word for word in args]) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert err[-1].startswith(f"ropd: error: --out {out}") and "is running here since" in err[-1]
+
+
+def test_a_finished_run_on_a_read_only_disk_is_shown(tmp_path, monkeypatch):
+    (tmp_path / "result.json").write_text("{}")
+    monkeypatch.setattr(owning.os, "access", lambda path, mode: False)
+    with owning.one_run(tmp_path) as owner:
+        owner.check()
+    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+
+
 def test_a_mistake_leaves_no_directory(tmp_path):
     with pytest.raises(UserError):
         train(tiny_config(loss__ratio="wrong"), tmp_path / "run")
