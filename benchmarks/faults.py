@@ -51,6 +51,7 @@ from benchmarks.faults_child import SPANS, Mark
 from ropd_jax.teacher.clients.chat import ChatRequest
 from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.teacher.scripted.server import running
+from ropd_jax.utils.logs import show_all_logs
 
 log = logging.getLogger("faults")
 PHASES = tuple(SPANS)
@@ -490,7 +491,7 @@ def main() -> int:
     parser.add_argument("--room", type=pathlib.Path, help="a directory to keep logs and the compile cache in")
     parser.add_argument("--out", type=pathlib.Path, help="a JSON file of the outcomes")
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    show_all_logs()
     globals()["PATIENCE_S"] = args.patience
     trials = [t for t in all_trials() if not args.only or any(f"{t.name}/".startswith(f"{o}/") for o in args.only)]
     with contextlib.ExitStack() as stack:

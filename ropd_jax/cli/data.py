@@ -36,12 +36,13 @@ def run(args: Arguments) -> int:
         written = prepare(source, args["prepare"], lambda: read_source(source, args["data"])[0])
         place = f"tfds:{args['prepare']}"
         tables.console().print(f"prepared {written}; use it with --data {place}", soft_wrap=True)
+    dropped: Mapping[str, int] = {}
     if name in TRAINING:
         prompts, dropped, found = load_set(name, place, SetOptions(language=args["language"]))
         kept = len(prompts)
     else:
         loaded = load_benchmark(name, place)
-        found, kept, dropped = loaded.found, len(loaded.prompts), {}
+        found, kept = loaded.found, len(loaded.prompts)
     show(source, found, kept, dropped)
     return 2 if found.as_known is False else 0
 
