@@ -12,7 +12,7 @@ PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt PIP_BUI
           $(BIN)/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast lint format golden storm small-server bench-teacher bench-plan bench-update growth kill-tape mini bench-grader bench-judge bench-rollout bench-overlap load-memory check-export clean
+.PHONY: help quickstart test test-fast lint format golden storm small-server bench-teacher bench-plan bench-update growth kill-tape faults mini bench-grader bench-judge bench-rollout bench-overlap load-memory check-export clean
 .DELETE_ON_ERROR:
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo 'make bench-update   the update next to its peers; TUNIX=PYTHON TORCH=PYTHON are interpreters that have them'
 	@echo 'make growth         memory and time of the update against row length and rollouts: docs/update_growth.png'
 	@echo 'make kill-tape    kill a recording process 50 times; the tape must be whole each time; a few minutes'
+	@echo 'make faults       60 runs killed, filled up, damaged, ... and started again: what was lost; ten minutes'
 	@echo 'make load-memory  peak host memory while 2 GB of weights are read onto a mesh; a minute'
 	@echo 'make check-export  what ropd export writes, loaded by transformers and PEFT (installs torch); a few minutes'
 	@echo 'make bench-rollout  tokens a second of the sampler beside the bound (and, with TUNIX= and TORCH=, beside peers)'
@@ -73,6 +74,10 @@ small-server: $(VENV)/core.stamp
 
 kill-tape: $(VENV)/core.stamp
 	$(BIN)/python -m benchmarks.kill_tape --kills 50
+
+# As root, the trials that fill and remount a disk run too.
+faults: $(VENV)/core.stamp
+	$(BIN)/python -m benchmarks.faults
 
 load-memory: $(VENV)/core.stamp
 	$(BIN)/python -m benchmarks.load_memory

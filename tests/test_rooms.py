@@ -36,8 +36,8 @@ JAX_FREE = (  # paths that never import jax themselves, so that a mistake or a h
     "types.py", "configs.py", "utils/*", "teacher/**/*", "text/*", "data/*", "cli/*", "evaluation/graders/*",
     "evaluation/[!rs]*", "evaluation/stats.py",
     "calibration/**/*", "analysis/[!t]*", "analysis/ta*", "analysis/ti*", "workdir/config.py", "workdir/metrics.py",
-    "workdir/groups.py", "workdir/curves.py", "workdir/watchdog.py", "training/drift.py", "parallel/xla_options.py",
-    "weights/hub.py", "weights/gguf_file.py",
+    "workdir/groups.py", "workdir/curves.py", "workdir/watchdog.py", "workdir/lock*.py", "training/drift.py",
+    "parallel/xla_options.py", "weights/hub.py", "weights/gguf_file.py",
 )  # fmt: skip
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+
 from ropd_jax.cli.flags import Arguments, Command, Flag
+
+log = logging.getLogger(__name__)
 
 
 def run(args: Arguments) -> int:
-    """Asks, writes and prints the report; 4 if the budget was reached before all questions were asked."""
+    """Asks, writes and prints the report; 4 if the budget was reached before all questions were asked, 3 if a form
+    got no verdict at all."""
     from ropd_jax.calibration import report
     from ropd_jax.calibration import run as calibration
+    from ropd_jax.workdir.lock import locked
 
     cfg = args.config
     options = calibration.Options(
@@ -19,9 +25,15 @@ def run(args: Arguments) -> int:
         scorer=args["scorer"],
         reorder=args["reorder"],
     )
-    reports = calibration.main(cfg.teacher, options, seed=cfg.seed, out=args["out"])
+    with locked(args["out"], "--out"):
+        reports = calibration.main(cfg.teacher, options, seed=cfg.seed, out=args["out"])
     report.show(reports, args["out"])
-    return 4 if any(r["stopped"] for r in reports) else 0
+    if any(r["stopped"] for r in reports):
+        return 4
+    if silent := [r["verifier"]["form"] for r in reports if not r["overall"]["n"]]:
+        log.error("the verifier gave no verdict that could be used (form %s); the report measures nothing", silent[0])
+        return 3
+    return 0
 
 
 COMMAND = Command(

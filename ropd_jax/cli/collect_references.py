@@ -50,6 +50,7 @@ def collect(
     from ropd_jax.teacher.collect_references import collect_references
     from ropd_jax.weights.student import find
     from ropd_jax.weights.tokenizer import load_tokenizer
+    from ropd_jax.workdir.lock import locked
 
     tokenizer = load_tokenizer(
         find(cfg.student.checkpoint, weights=False),
@@ -64,22 +65,22 @@ def collect(
             f"--batch keeps its jobs on the tape; expected teacher.tape.mode=record, not {cfg.teacher.tape.mode!r}"
         )
     side = pathlib.Path(f"{out}.teacher")
-    side.mkdir(parents=True, exist_ok=True)
     answer_key = (
         [(p.question, p.solution) for p in prompts if p.solution] if not cfg.teacher.scripted.answer_key else None
     )
-    teacher = build_teacher(cfg.teacher, seed=cfg.seed, answer_key=answer_key, needs=("reference",), workdir=side)
-    collect_references(
-        teacher,
-        prompts,
-        out,
-        sources=reference_sources(cfg.teacher),
-        at_once=cfg.teacher.concurrency,
-        batch=batch,
-        poll_s=poll_s,
-        timeout_s=cfg.teacher.timeout_s,
-        live_fallback=live_fallback,
-    )
+    with locked(side, "--out"):
+        teacher = build_teacher(cfg.teacher, seed=cfg.seed, answer_key=answer_key, needs=("reference",), workdir=side)
+        collect_references(
+            teacher,
+            prompts,
+            out,
+            sources=reference_sources(cfg.teacher),
+            at_once=cfg.teacher.concurrency,
+            batch=batch,
+            poll_s=poll_s,
+            timeout_s=cfg.teacher.timeout_s,
+            live_fallback=live_fallback,
+        )
 
 
 COMMAND = Command(

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from ropd_jax.data.source import Found, Source
 
 
-def run(args: Arguments) -> None:
-    """Lists all sets (without SET), or reads one and reports what it is."""
+def run(args: Arguments) -> int:
+    """Lists all sets (without SET), or reads one and reports what it is; 2 if it is incomplete or modified."""
     if not args.words:
         listing(args["data"])
-        return
+        return 0
 
     from ropd_jax.data.published import PUBLISHED, TRAINING
     from ropd_jax.data.reading import read_source
@@ -36,12 +36,15 @@ def run(args: Arguments) -> None:
         written = prepare(source, args["prepare"], lambda: read_source(source, args["data"])[0])
         place = f"tfds:{args['prepare']}"
         tables.console().print(f"prepared {written}; use it with --data {place}", soft_wrap=True)
+    dropped: Mapping[str, int] = {}
     if name in TRAINING:
         prompts, dropped, found = load_set(name, place, SetOptions(language=args["language"]))
-        show(source, found, len(prompts), dropped)
+        kept = len(prompts)
     else:
         loaded = load_benchmark(name, place)
-        show(source, loaded.found, len(loaded.prompts), {})
+        found, kept = loaded.found, len(loaded.prompts)
+    show(source, found, kept, dropped)
+    return 2 if found.as_known is False else 0
 
 
 def listing(data: str = "", *, file: TextIO | None = None) -> None:
@@ -92,7 +95,8 @@ COMMAND = Command(
     intro="""
         Without SET: lists the published sets with their rows and licences, and which of them are available. With SET:
         reads it, checks rows and text against the known ones, and counts what a training set drops (copies, other
-        languages, questions with two answers, questions of the benchmarks).
+        languages, questions with two answers, questions of the benchmarks). The exit code is 2 if the set is incomplete
+        or modified.
 
         A run trains on a set with data.source="published", data.task=SET and data.path=PLACE. It draws data.size and
         data.heldout_size prompts by their seeds (0: all), never the same prompt twice.

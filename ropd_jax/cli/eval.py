@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 
 from ropd_jax.cli.flags import Arguments, Command, Flag
-from ropd_jax.cli.grade import AGAINST, BENCHMARK, BENCHMARKS, DATA
+from ropd_jax.cli.grade import AGAINST, BENCHMARK, BENCHMARKS, DATA, shown
 
 
-def run(args: Arguments) -> None:
+def run(args: Arguments) -> int:
+    """Samples, grades and prints; 3 if no answer could be graded."""
     from ropd_jax.evaluation.run import evaluate
 
-    evaluate(args.words[0], **args.values, teacher=args.config.teacher).show()
+    return shown(evaluate(args.words[0], **args.values, teacher=args.config.teacher))
 
 
 COMMAND = Command(

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from typing import TYPE_CHECKING
+
 from ropd_jax.cli.flags import Arguments, Command, Flag
+
+if TYPE_CHECKING:
+    from ropd_jax.evaluation.results import EvalResult
+
+log = logging.getLogger(__name__)
 
 BENCHMARK = Flag("benchmark", "B", "Name of the benchmark, see below.", required="one of ropd grade --help")
 DATA = Flag(
@@ -19,10 +27,20 @@ BENCHMARKS = """
 """
 
 
-def run(args: Arguments) -> None:
+def run(args: Arguments) -> int:
+    """Grades and prints; 3 if no answer could be graded."""
     from ropd_jax.evaluation.grade_file import grade_stored
 
-    grade_stored(**args.values, teacher=args.config.teacher, seed=args.config.seed).show()
+    return shown(grade_stored(**args.values, teacher=args.config.teacher, seed=args.config.seed))
+
+
+def shown(result: EvalResult) -> int:
+    """Prints a result; the exit code is 3 if it is the grade of nothing."""
+    result.show()
+    if result.data["ungraded"]["answers"] < result.data["answers"]:
+        return 0
+    log.error("none of the %d answers could be graded, so there is no value", result.data["answers"])
+    return 3
 
 
 COMMAND = Command(

@@ -62,6 +62,7 @@ HELP_FLAGS = ("-h", "--help", "-help")
 EXIT_CODES = {  # (module, class) -> exit code, the first that fits. The module is loaded if its exception was raised
     ("ropd_jax.training.failure_gate", "TooManyFailures"): 3,
     ("ropd_jax.teacher", "BudgetError"): 4,
+    ("builtins", "FloatingPointError"): 6,
     ("ropd_jax.utils.interrupt", "Interrupted"): 130,
 }
 
@@ -71,17 +72,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     ==== ==========================================================
     0    done
-    2    an error that the user can fix (`UserError`, a full disk)
-    3    the teacher failed too often (`TooManyFailures`)
+    2    an error that the user can fix (`UserError`, a full disk), or a check that failed
+    3    the teacher failed too often, or on everything (`TooManyFailures`)
     4    a budget is spent (`BudgetError`)
     5    another host of the run is lost (`parallel.hosts` exits)
-    130  stopped by Ctrl-C
+    6    a loss or the student became NaN (`FloatingPointError`)
+    130  stopped by Ctrl-C or SIGTERM
     ==== ==========================================================
     """
     args = list(sys.argv[1:] if argv is None else argv)
     show_all_logs()
     try:
-        return _dispatch(args)
+        code = _dispatch(args)
+        sys.stdout.flush()  # what cannot be written is no success
+        return code
     except KeyboardInterrupt:
         sys.stderr.write("ropd: stopped\n")
         return 130

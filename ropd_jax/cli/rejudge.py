@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,15 +12,22 @@ from ropd_jax.types import UserError
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
+log = logging.getLogger(__name__)
 
-def run(args: Arguments) -> None:
+
+def run(args: Arguments) -> int:
+    """Judges again and prints; 3 if the teacher scored nothing."""
     from ropd_jax.analysis import rejudge
 
     cfg = args.config
     if args["verifier"]:
         cfg.teacher.verifier.model = args["verifier"]
     options = dict(steps=steps_of(args["steps"]), rubric=args["rubric"], out=args["out"])
-    rejudge.main(args.words[0], cfg.teacher, seed=cfg.seed, **options)
+    found = rejudge.main(args.words[0], cfg.teacher, seed=cfg.seed, **options)
+    if found["unscored"]["after"]["rollouts"] < found["rollouts"]:
+        return 0
+    log.error("none of the %d rollouts could be scored, so nothing is compared", found["rollouts"])
+    return 3
 
 
 def _config_of_run(words: Sequence[str]) -> ConfigDict:

@@ -28,8 +28,11 @@ def run(args: Arguments) -> None:
             Interrupted,
             TooManyFailures,
             BudgetError,
+            FloatingPointError,
         ) as error:  # on all hosts at the same place: they leave in order
             stopped = error
+    if isinstance(stopped, FloatingPointError):
+        raise stopped
     if stopped is not None:
         log.warning("to resume: the same command with the same --workdir %s", args["workdir"])
         raise stopped

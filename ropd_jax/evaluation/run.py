@@ -39,6 +39,7 @@ from ropd_jax.utils.interrupt import Interrupt, Interrupted
 from ropd_jax.utils.logs import show_logs
 from ropd_jax.utils.text import clock
 from ropd_jax.weights.student import Student
+from ropd_jax.workdir.lock import FOLDER, locked
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +118,7 @@ def evaluate(
             place = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         else:
             place = pathlib.Path(out) if str(out) else _default_out(subject, slug(benchmark, thinking))
+            stack.enter_context(locked(place, "--out"))
         _claim(place, {"benchmark": benchmark, "data": loaded.found.sha, **facts})
         answers = place / "answers.jsonl"
         _sample(subject, loaded, sampling, answers, rows=rows, seed=seed, kept=out is not None)
@@ -255,7 +257,7 @@ def _claim(out: pathlib.Path, settings: dict[str, Any]) -> None:
             if changed := [k for k in now if there.get(k) != now[k]]:
                 shown = "; ".join(f"{k}: {there.get(k)} there, {now[k]} now" for k in changed)
                 raise UserError(f"{out} holds answers of other settings ({shown}); choose another --out")
-        elif any(out.iterdir()) and not path.exists():
+        elif any(p.name != FOLDER for p in out.iterdir()) and not path.exists():
             raise UserError(f"--out {out} is not empty and holds no evaluation; choose another directory")
         else:
             write_atomic(path, json.dumps(settings, indent=1) + "\n")

@@ -85,6 +85,17 @@ class FailureGate:
         self._groups.clear()
         raise TooManyFailures(message)
 
+    def check_run(self, groups: int, unscored: int) -> None:
+        """Raises TooManyFailures if no group of a finished run was ever scored: nothing was trained on.
+
+        Args:
+            groups, unscored: of the whole run.
+        """
+        if groups and unscored >= groups:
+            raise TooManyFailures(
+                f"none of the run's {groups} groups could be scored, so the student has learned nothing\n{self.table()}"
+            )
+
     def table(self) -> str:
         """The causes of the window's unscored rollouts, the most frequent first, with a remedy for each."""
         rollouts: collections.Counter[str] = collections.Counter()

@@ -28,9 +28,10 @@ from ropd_jax.training.collect import DeferredGroups, judge_by, report_left_out,
 from ropd_jax.training.drift import alarms, drift_at
 from ropd_jax.training.failure_gate import FailureGate
 from ropd_jax.training.metrics import make_result
+from ropd_jax.training.one_run import Ownership
 from ropd_jax.training.run import Run
 from ropd_jax.training.update import State
-from ropd_jax.training.validate import check_finite
+from ropd_jax.training.validate import all_finite, check_finite
 from ropd_jax.types import Judgement, RolloutGroup, UserError
 from ropd_jax.utils import tracing
 from ropd_jax.utils.interrupt import Interrupt
@@ -54,6 +55,7 @@ class StepReport:
         begin: of the step, by the monotonic clock.
         rows: the sequences it was trained on.
         deferred: groups that the next step waits for.
+        finite: whether every parameter is a number after the step.
     """
 
     begin: float
@@ -63,11 +65,12 @@ class StepReport:
     advantages: Advantages
     rows: Sequence[TokenSequence]
     deferred: DeferredGroups
+    finite: bool
 
 
 @contextlib.contextmanager
-def session(run: Run) -> Iterator[Session]:
-    """The run's session.
+def session(run: Run, owner: Ownership) -> Iterator[Session]:
+    """The run's session; ``owner`` holds its directory.
 
     Raises:
         UserError: the workdir belongs to another config or cannot be written, or its disk is full.
@@ -75,7 +78,7 @@ def session(run: Run) -> Iterator[Session]:
     interrupt = Interrupt(hosts.any_host)
     with hosts.lost_together(), interrupt.listening(), contextlib.ExitStack() as stack:
         try:
-            yield Session(run, interrupt, stack)
+            yield Session(run, owner, interrupt, stack)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise UserError(
@@ -93,8 +96,8 @@ class Session:
         interrupt: the user's wish to stop.
     """
 
-    def __init__(self, run: Run, interrupt: Interrupt, stack: contextlib.ExitStack):
-        self._run, self.interrupt, self._stack = run, interrupt, stack
+    def __init__(self, run: Run, owner: Ownership, interrupt: Interrupt, stack: contextlib.ExitStack):
+        self._run, self._owner, self.interrupt, self._stack = run, owner, interrupt, stack
         self._started = time.monotonic()
         self._writes = hosts.index() == 0
         self._reported_programs = False
@@ -128,6 +131,7 @@ class Session:
 
     def resume(self, state: State, pending: Pending) -> tuple[State, int]:
         """(state, number of finished steps), from the last checkpoint if there is one; ``pending`` is filled."""
+        self._owner.check()
         self._checkpoints.check_room(state)
         latest = self._checkpoints.latest()
         first = latest or 0
@@ -200,6 +204,7 @@ class Session:
 
     def log_eval(self, step: int, metrics: dict[str, Any]) -> None:
         """Log a held-out evaluation, and look for drift (`training.drift`)."""
+        self._owner.check()
         self._metrics.log(step, metrics)
         drift = drift_at(read_metrics(self._run.workdir), step)
         if drift is not None:
@@ -216,8 +221,9 @@ class Session:
 
         Raises:
             TooManyFailures: more groups than ``teacher.max_failed_frac`` could not be scored.
-            FloatingPointError: a loss or gradient that is not finite.
+            FloatingPointError: a loss, a gradient or a parameter that is not finite.
         """
+        self._owner.check()
         run, step, metrics = self._run, done - 1, report.metrics
         self._host["groups_total"] += len(report.groups)
         failed_P = [not valid_G.any() for valid_G in np.asarray(report.advantages.valid_PG)]
@@ -231,7 +237,7 @@ class Session:
         advantage_PG = np.asarray(report.advantages.advantage_PG)
         if self._writes and run.cfg.log.groups and run.method.needs_rollouts:
             self._groups_log.write(step, report.groups, report.judgements, advantage_PG.tolist())
-        check_finite(metrics, step, run.workdir, report.rows, advantage_PG)
+        check_finite(metrics, step, run.workdir, report.rows, advantage_PG, finite=report.finite)
         metrics["time/step_s"] = time.monotonic() - report.begin
         self._metrics.log(done, metrics)
         self._timeline.flush()
@@ -252,17 +258,31 @@ class Session:
 
         Args:
             send: False when the run ends here, so that the teacher gets no further requests.
+
+        Raises:
+            FloatingPointError: a parameter is NaN or infinite; the checkpoints before it are kept.
         """
+        self._owner.check()
         sync_teachers(self.teacher)
         if done == self._checkpoints.latest():
             return
+        if not all_finite(state.params):
+            raise FloatingPointError(
+                f"after step {done} the student has parameters that are NaN or infinite; not saved"
+            )
         host = self._host | pending_state(done, pending, stale=bool(self._run.cfg.overlap.staleness), send=send)
         host |= {"seconds": self._seconds(), "teacher": self.teacher.state(), "failures": self._gate.state()}
         with tracing.span("checkpoint"):
             self._checkpoints.save(done, state, host)
 
     def finish(self, after: dict[str, Any]) -> Result:
-        """Write the result, with the last held-out evaluation in it, and the curves."""
+        """Write the result, with the last held-out evaluation in it, and the curves.
+
+        Raises:
+            TooManyFailures: no group of the run was ever scored; no result is written.
+        """
+        self._owner.check()
+        self._gate.check_run(self._host["groups_total"], self._host["groups_unscored"])
         run = self._run
         values = make_result(
             method=run.raw["method"],

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ropd_jax.core.batches import TokenSequence
@@ -193,19 +194,36 @@ def check_xla_options(text: str) -> None:
         raise UserError(f"optim.xla_options={text!r}: {str(error).splitlines()[0]}; remove or correct it") from error
 
 
+@jax.jit
+def _all_finite(arrays: Sequence[jax.Array]) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in arrays]))
+
+
+def all_finite(params: Any) -> bool:
+    """Whether every floating-point number of a tree of arrays is one."""
+    return bool(_all_finite([x for x in jax.tree.leaves(params) if jnp.issubdtype(x.dtype, jnp.floating)]))
+
+
 def check_finite(
     metrics: Mapping[str, Any],
     step: int,
     workdir: pathlib.Path,
     rows: Sequence[TokenSequence],
     advantage_PG: np.ndarray,
+    *,
+    finite: bool,
 ) -> None:
-    """Stop on a loss or gradient that is not finite; the step's sequences are saved for a look.
+    """Stop on a loss, gradient or parameter that is not finite; the step's sequences are saved for a look.
+
+    Args:
+        finite: `all_finite` of the parameters after the step.
 
     Raises:
         FloatingPointError: naming the values and the file with the sequences.
     """
-    bad = [k for k in ("update/loss", "update/grad_norm") if k in metrics and not np.isfinite(metrics[k])]
+    bad = [f"{k}={metrics[k]}" for k in ("update/loss", "update/grad_norm") if not np.isfinite(metrics.get(k, 0.0))]
+    if not finite:
+        bad.append("parameters of the student are NaN or infinite")
     if not bad:
         return
     path = workdir / f"nonfinite_step_{step:06d}.npz"
@@ -215,6 +233,6 @@ def check_finite(
         arrays |= {f"old_logp_{i}": s.old_logp_T for i, s in enumerate(rows)}
         np.savez_compressed(path, **arrays)
     raise FloatingPointError(
-        f"step {step}: {', '.join(f'{k}={metrics[k]}' for k in bad)}; the step's sequences are in {path}; "
+        f"step {step}: {', '.join(bad)}; the step's sequences are in {path}; "
         "lower optim.lr, or look for an extreme old log-prob"
     )

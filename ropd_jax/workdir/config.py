@@ -16,12 +16,13 @@ from ropd_jax import configs
 from ropd_jax.teacher.clients.endpoint import shown_address
 from ropd_jax.types import UserError
 from ropd_jax.utils.files import read_json, write_atomic
+from ropd_jax.workdir import lock
 from ropd_jax.workdir.changes import Changes, compare, flatten
 
 log = logging.getLogger(__name__)
 
 CONFIG, PROVENANCE, RESULT = "config.json", "provenance.json", "result.json"
-IGNORED = ("xla",)  # the compile cache of a workdir in a bucket; files that begin with a dot are ignored as well
+IGNORED = ("xla", lock.FOLDER)  # compile cache of a workdir in a bucket, and lock; files that begin with a dot as well
 
 
 def stored_config(run: pathlib.Path) -> ConfigDict:

@@ -163,6 +163,12 @@ def test_mistakes_are_one_line(run, capsys, args, message):
     assert message in err and err.count("\n") == 1
 
 
+def test_a_teacher_that_scores_nothing_is_no_success(run, caplog):
+    broken = ("--config.teacher.scripted.fault_rate=1.0", "--config.teacher.attempts=1")
+    assert cli.main(["rejudge", str(run), *broken]) == 3
+    assert "rollouts could be scored" in caplog.text
+
+
 def test_no_key_is_needed_for_roles_that_are_not_asked(run, tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     other = "--config.teacher.{}.provider=openai"

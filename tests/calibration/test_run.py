@@ -53,6 +53,12 @@ def openai(address, **more):
 # ----------------------------------------------------------------------------------------------------------- command
 
 
+def test_a_verifier_that_gives_no_verdict_is_no_success(tmp_path, caplog):
+    broken = ("--config.teacher.scripted.fault_rate=1.0", "--config.teacher.attempts=1")
+    assert command(tmp_path, "--limit", "2", *broken) == 3
+    assert found(tmp_path)["overall"]["n"] == 0 and "gave no verdict that could be used" in caplog.text
+
+
 def test_a_scripted_verifier_is_calibrated_without_anything_else(tmp_path, capsys):
     assert command(tmp_path, "--limit", "12") == 0
     report = found(tmp_path)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import errno
 import importlib
+import io
 import logging
 import pathlib
 import sys
 
 import pytest
 
+from ropd_jax.cli import grade
 from ropd_jax.cli import main as cli
 from ropd_jax.types import UserError
 from ropd_jax.utils.logs import show_all_logs
@@ -59,6 +61,7 @@ def test_other_libraries_chatter_is_not_shown(capsys):
         ("ropd_jax.training.failure_gate:TooManyFailures", 3),
         ("ropd_jax.teacher:BudgetError", 4),
         ("ropd_jax.utils.interrupt:Interrupted", 130),
+        ("builtins:FloatingPointError", 6),
     ],
 )
 def test_an_exception_of_a_run_becomes_its_exit_code(runs, monkeypatch, capsys, place, code):
@@ -72,7 +75,29 @@ def test_an_exception_of_a_run_becomes_its_exit_code(runs, monkeypatch, capsys, 
     assert cli.main(["train", "--config", runs[0], "--workdir", "w"]) == code
     err = capsys.readouterr().err
     assert err.endswith("error: stopped: enough of it\n")
-    assert "to resume: the same command with the same --workdir w" in err
+    assert ("to resume: the same command with the same --workdir w" in err) == (code != 6)  # the same NaN again
+
+
+def test_output_that_cannot_be_written_is_no_success(monkeypatch, capsys):
+    class Full(io.StringIO):
+        def flush(self):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    assert cli.main(["--version"]) == 2
+    assert "no space left" in capsys.readouterr().err
+
+
+def test_a_grade_of_nothing_is_no_success(caplog):
+    class Graded:
+        def __init__(self, ungraded):
+            self.data = {"ungraded": {"answers": ungraded}, "answers": 4}
+
+        def show(self):
+            pass
+
+    assert [grade.shown(Graded(n)) for n in (0, 3, 4)] == [0, 0, 3]
+    assert "none of the 4 answers could be graded" in caplog.text
 
 
 def test_the_old_name_of_a_command_works_and_names_the_new_one(monkeypatch, capsys):

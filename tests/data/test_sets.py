@@ -196,7 +196,7 @@ def test_the_command_says_what_is_there_and_what_is_left(place, tmp_path, capsys
     assert main(["data", "--data", place]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in ("dapo_math_17k", "rar_medicine", "aime_2024"))
-    assert main(["data", "dapo_math_17k", f"--data={place}", f"--prepare={tmp_path / 't'}"]) == 0
+    assert main(["data", "dapo_math_17k", f"--data={place}", f"--prepare={tmp_path / 't'}"]) == 2  # as it is incomplete
     shown = capsys.readouterr().out
     assert "9 (expected 17,917)" in shown and "NOT as known" in shown and "dropped: conflict      2" in shown
     assert main(["data", "dapo_math"]) == 2

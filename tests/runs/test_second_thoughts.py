@@ -128,4 +128,3 @@ def test_adapters_are_taken_over_or_merged_and_never_mixed_up(tmp_path):
     whole, *_ = stored(tmp_path / "whole")
     with pytest.raises(UserError, match=r"it trained all weights.*ropd export"):
         check_origin(whole, lora, student.cfg, {})
-

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 
+import optax
 import pytest
 
 from ropd_jax.train import train
 from ropd_jax.training.failure_gate import FailureGate, TooManyFailures
+from ropd_jax.training.sections import OptimConfig
 from ropd_jax.types import UserError
 from ropd_jax.workdir.checkpoint import Checkpoints
 from tests.helpers import restore_raw
@@ -86,4 +88,15 @@ def test_a_run_whose_teacher_is_down_saves_and_raises_with_the_table(tmp_path):
         steps=4, teacher__scripted__fault_rate=1.0, teacher__attempts=1, teacher__failed_window=4,
         teacher__tape__mode="off", teacher__max_failed_frac=1.0,
     )  # fmt: skip
-    train(cfg, tmp_path / "run")  # the same run goes on with another bound
+    for _ in range(2):  # the same run goes on with another bound; a run that scored nothing has no result, ever
+        with pytest.raises(TooManyFailures, match=r"(?s)none of the run's 16 groups could be scored.*what helps"):
+            train(cfg, tmp_path / "run")
+        assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_student_that_becomes_nan_stops_the_run_and_is_not_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr(OptimConfig, "make", lambda self, steps: optax.sgd(float("inf")))
+    with pytest.raises(FloatingPointError, match="step 0: parameters of the student are NaN or infinite"):
+        train(tiny_config(steps=2), tmp_path / "run")
+    assert Checkpoints(tmp_path / "run" / "checkpoints", keep=9).latest() is None
+    assert not (tmp_path / "run" / "result.json").exists()

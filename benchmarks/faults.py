@@ -1,0 +1,520 @@
+"""Sixty runs in which something goes wrong, each started again: what was lost?
+
+    make faults               python -m benchmarks.faults --only sigkill/save --only outage
+
+Nine faults in five phases of a run (sampling, judging, update, save, evaluation), some of them before and after the
+first checkpoint:
+
+    sigkill, sigterm   real signals at the phase, or up to 50 ms into it
+    enospc             the disk, a tmpfs, is filled to the last byte at the phase
+    readonly           the workdir is mounted read-only over itself at the phase
+    eio                whatever Python writes below the workdir fails with EIO from the phase on
+    damage             SIGKILL, then a file of the newest checkpoint or of the logs is overwritten, cut or removed
+    second             the same command again while the first runs; or the first is stopped until its lock is stale
+    clock              the system clock steps by a day
+    outage             the teacher's server goes away for a while
+
+The student is the quickstart's; the teacher is the scripted one behind HTTP on loopback, which counts what it is asked.
+After the fault the same command runs again, in a sound world. Then the whole state must be bit for bit that of a run
+that nothing happened to, the logs must be the same, and no reply may have been paid for twice but those that were in
+flight. Prints a table of what was lost; ends with 1 if anything was. Filling and remounting need root on Linux; without
+it those trials are left out, and the table says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks import faults_child
+from benchmarks.faults_child import SPANS, Mark
+from ropd_jax.teacher.clients.chat import ChatRequest
+from ropd_jax.teacher.scripted.client import ScriptedClient
+from ropd_jax.teacher.scripted.server import running
+from ropd_jax.utils.logs import show_all_logs
+
+log = logging.getLogger("faults")
+PHASES = tuple(SPANS)
+STEPS = 4
+ARGUMENTS = [
+    *("train", "--config", "experiments/quickstart.py", f"--config.steps={STEPS}", "--config.data.size=64"),
+    *("--config.data.heldout_size=16", "--config.data.prompts_per_step=2", "--config.sampling.rollouts=4"),
+    *("--config.sampling.max_tokens=32", "--config.eval.prompts_at_once=16", "--config.eval.sampled=False"),
+    *("--config.eval.every=2", "--config.eval.judged=4", "--config.checkpoint.every=2", "--config.mesh.fsdp=1"),
+    *("--config.teacher.provider=openai", "--config.teacher.check=False", "--config.teacher.judge.model=judge"),
+    *("--config.teacher.attempts=2", "--config.teacher.max_wait_s=0.5"),
+]
+IN_FLIGHT_S = 0.5  # a reply that left the server so short before the fault need not have been recorded
+TMPFS_MB = 128
+PATIENCE_S = 180.0  # for one process; a run takes a few seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    fault: str
+    phase: str
+    late: bool
+    number: int
+
+    @property
+    def stale(self) -> bool:
+        """Whether the lock of the first of two processes becomes stale."""
+        return self.fault == "second" and self.phase in ("judging", "evaluation")
+
+    @property
+    def name(self) -> str:
+        return f"{self.fault}/{self.phase}/{'late' if self.late else 'early'}"
+
+
+@dataclasses.dataclass
+class Outcome:
+    """How a trial went; ``lost`` is empty if nothing was."""
+
+    trial: Trial
+    first: str = "-"
+    again: str = "-"
+    in_flight: int = 0
+    seconds: float = 0.0
+    lost: list[str] = dataclasses.field(default_factory=list)
+    left_out: str = ""
+
+
+def all_trials() -> list[Trial]:
+    both = [(fault, late) for fault in ("sigkill", "sigterm", "enospc") for late in (False, True)]
+    kinds = [*both, *((fault, True) for fault in ("eio", "readonly", "damage", "second", "clock", "outage"))]
+    pairs = [(fault, phase, late) for fault, late in kinds for phase in PHASES]
+    return [Trial(fault, phase, late, n) for n, (fault, phase, late) in enumerate(pairs)]
+
+
+# ------------------------------------------------------------------------------------------------- the teacher
+
+
+class CountingTeacher(ScriptedClient):
+    """The scripted teacher behind HTTP on a port of its own, and when it was asked what."""
+
+    def __init__(self) -> None:
+        super().__init__(latency_s=0.03, slip_rate=0.1)
+        self._port = 0
+        self.calls: list[tuple[str, float, float | None]] = []  # (what, asked, answered), of the monotonic clock
+        self.start()
+
+    async def begin(self, request: ChatRequest) -> str | None:
+        key = hashlib.sha256(repr((request.messages, request.model, request.sample_index)).encode()).hexdigest()
+        place = len(self.calls)
+        self.calls.append((key, time.monotonic(), None))
+        kind = await super().begin(request)
+        self.calls[place] = (key, self.calls[place][1], time.monotonic())
+        return kind
+
+    def start(self) -> None:
+        ready, self._stop = threading.Event(), threading.Event()
+
+        async def serve() -> None:
+            async with running(self, port=self._port) as url:
+                self._port = int(url.rpartition(":")[2])
+                ready.set()
+                while not self._stop.is_set():
+                    await asyncio.sleep(0.02)
+
+        self._thread = threading.Thread(target=lambda: asyncio.run(serve()))
+        self._thread.start()
+        if not ready.wait(30):
+            raise RuntimeError("the teacher's server did not start")
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}/v1"
+
+    def asked_twice(self, fault_s: float) -> tuple[int, int]:
+        """(requests sent again although they were answered before the fault, those that were in flight at it)."""
+        lost = flying = 0
+        by_key = collections.defaultdict(list)
+        for key, _, answered in self.calls:
+            by_key[key].append(answered)
+        for answers in by_key.values():
+            for earlier in answers[:-1]:
+                if earlier is not None and earlier < fault_s - IN_FLIGHT_S:
+                    lost += 1
+                else:
+                    flying += 1
+        return lost, flying
+
+
+# ------------------------------------------------------------------------------------------------- the processes
+
+
+class Started:
+    """A run, in a process of its own."""
+
+    context = multiprocessing.get_context("forkserver")
+
+    def __init__(self, teacher: CountingTeacher, workdir: pathlib.Path, log_file: pathlib.Path,
+                 mark: Mark | None = None, *, quick_lock: bool = False):  # fmt: skip
+        self.log_file = log_file
+        self.pipe, theirs = self.context.Pipe()
+        argv = [*ARGUMENTS, f"--config.teacher.base_url={teacher.url}", "--workdir", str(workdir)]
+        args = (argv, str(log_file), mark, theirs, quick_lock)
+        self.process = self.context.Process(target=faults_child.run, args=args)
+        self.process.start()
+        theirs.close()
+
+    def at_the_mark(self) -> bool:
+        """Waits for the phase; False if the process ended before it."""
+        with contextlib.suppress(EOFError, ConnectionResetError):
+            if self.pipe.poll(PATIENCE_S):
+                self.pipe.recv()
+                return True
+        return False
+
+    def go_on(self, kind: str = "", value: Any = None) -> None:
+        with contextlib.suppress(OSError):  # it was killed at the mark
+            self.pipe.send((kind, value))
+
+    def send(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid, number)
+
+    def ended(self) -> int | None:
+        """The exit code; None if it hangs, and then it is killed."""
+        self.process.join(PATIENCE_S)
+        code = self.process.exitcode
+        if code is None:
+            self.process.kill()
+            self.process.join()
+        return code
+
+    def text(self) -> str:
+        return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
+
+
+# ------------------------------------------------------------------------------------------------------- faults
+
+
+@contextlib.contextmanager
+def small_disk(place: pathlib.Path) -> Iterator[pathlib.Path]:
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={TMPFS_MB}m", "tmpfs", place], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+def fill(disk: pathlib.Path) -> None:
+    with open(disk / "ballast", "wb", buffering=0) as f, contextlib.suppress(OSError):
+        while f.write(bytes(1 << 16)):
+            pass
+        while True:
+            f.write(b"\0")
+
+
+def mount_readonly(workdir: pathlib.Path) -> None:
+    subprocess.run(["mount", "--bind", workdir, workdir], check=True)
+    subprocess.run(["mount", "-o", "remount,ro,bind", workdir], check=True)
+
+
+def may_mount() -> bool:
+    if sys.platform != "linux" or os.geteuid() != 0:
+        return False
+    try:
+        with tempfile.TemporaryDirectory() as name, small_disk(pathlib.Path(name) / "disk"):
+            return True
+    except (subprocess.CalledProcessError, OSError):
+        return False
+
+
+def damage(workdir: pathlib.Path, phase: str) -> None:
+    """Another kind of damage for each phase: of the newest checkpoint, or of the logs."""
+    steps = sorted((p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    newest = steps[-1]
+    files = sorted((p for p in newest.rglob("*") if p.is_file()), key=lambda p: (-p.stat().st_size, str(p)))
+    if phase == "sampling":  # sixteen bytes in the middle of the arrays
+        data = bytearray(files[0].read_bytes())
+        data[len(data) // 2 : len(data) // 2 + 16] = b"sixteen bad byte"
+        files[0].write_bytes(data)
+    elif phase == "judging":
+        os.truncate(files[0], files[0].stat().st_size // 2)
+    elif phase == "update":
+        next(p for p in files if p.name == "_CHECKPOINT_METADATA").unlink()
+    elif phase == "save":
+        next((newest / "host").rglob("metadata")).write_text('{"groups_total": ')
+    else:
+        for name in ("metrics.jsonl", "timeline.jsonl"):
+            with open(workdir / name, "a") as f:
+                f.write('{"step": 2, "torn')
+
+
+# ------------------------------------------------------------------------------------------------------- a trial
+
+
+def run_trial(trial: Trial, room: pathlib.Path, sound: dict[str, Any], mounts: bool) -> Outcome:
+    outcome, begin = Outcome(trial), time.monotonic()
+    if trial.fault in ("enospc", "readonly") and not mounts:
+        outcome.left_out = "needs root on Linux"
+        return outcome
+    place = room / f"{trial.number:02d}_{trial.name.replace('/', '_')}"
+    place.mkdir()
+    teacher = CountingTeacher()
+    try:
+        with contextlib.ExitStack() as stack:
+            disk = stack.enter_context(small_disk(place / "disk")) if trial.fault == "enospc" else place
+            fault_s = _first(trial, outcome, teacher, disk / "run", disk, place)
+            if fault_s is not None:
+                _again(outcome, teacher, disk / "run", place, sound, fault_s)
+            shutil.rmtree(disk / "run", ignore_errors=True)
+    except Exception as error:  # of this benchmark itself: the other trials go on
+        log.exception("%s", trial.name)
+        outcome.lost.append(f"the trial itself failed: {type(error).__name__}")
+    finally:
+        teacher.stop()
+    outcome.seconds = time.monotonic() - begin
+    return outcome
+
+
+EXPECTED = {  # exit codes of the process that the fault meets
+    "sigkill": (-signal.SIGKILL,), "damage": (-signal.SIGKILL,), "sigterm": (130,), "clock": (0,), "outage": (0,),
+    "second": (0, 2), "enospc": (0, 2), "eio": (0, 2), "readonly": (0, 2),
+}  # fmt: skip
+
+
+def _first(
+    trial: Trial,
+    outcome: Outcome,
+    teacher: CountingTeacher,
+    workdir: pathlib.Path,
+    disk: pathlib.Path,
+    place: pathlib.Path,
+) -> float | None:
+    """Runs until the phase, lets the fault happen, and waits for the end; when it happened, None if it never came."""
+    rng = random.Random(trial.number)
+    mark = Mark(trial.phase, trial.late, rng.choice((0.0, rng.uniform(0.0, 0.05))))
+    started = Started(teacher, workdir, place / "first.log", mark, quick_lock=trial.stale)
+    if not started.at_the_mark():
+        outcome.first = str(started.ended())
+        outcome.lost.append(f"the phase never came (exit code {outcome.first})")
+        return None
+    fault_s = time.monotonic()
+    if trial.fault in ("sigkill", "sigterm", "damage"):
+        number = signal.SIGTERM if trial.fault == "sigterm" else signal.SIGKILL
+        if mark.after_s:
+            started.go_on()
+            time.sleep(mark.after_s)
+            fault_s = time.monotonic()
+        started.send(number)
+        started.go_on()
+    elif trial.fault == "enospc":
+        fill(disk)
+        started.go_on()
+    elif trial.fault == "readonly":
+        mount_readonly(workdir)
+        started.go_on()
+    elif trial.fault == "eio":
+        started.go_on("eio")
+    elif trial.fault == "clock":
+        started.go_on("clock", 86_400.0 if trial.number % 2 else -86_400.0)
+    elif trial.fault == "outage":
+        teacher.stop()
+        started.go_on()
+        time.sleep(2.0)
+        teacher.start()
+    elif trial.fault == "second":
+        _second(outcome, started, teacher, workdir, place)
+    code = started.ended()
+    outcome.first = "hangs" if code is None else str(code)
+    if code not in EXPECTED[trial.fault]:
+        outcome.lost.append(f"the run {'hangs' if code is None else f'ended with {code}'}")
+    if "Traceback" in started.text():
+        outcome.lost.append("a traceback")
+    if trial.fault == "readonly":
+        subprocess.run(["umount", workdir], check=True)
+    if trial.fault == "enospc":
+        (disk / "ballast").unlink()
+    if trial.fault == "damage":
+        damage(workdir, trial.phase)
+    return fault_s
+
+
+def _second(
+    outcome: Outcome, started: Started, teacher: CountingTeacher, workdir: pathlib.Path, place: pathlib.Path
+) -> None:
+    """The same command while the first process runs; or while it is stopped, so that its lock becomes stale."""
+    stale = outcome.trial.stale
+    if stale:
+        started.send(signal.SIGSTOP)
+        time.sleep(3.0)
+    other = Started(teacher, workdir, place / "second.log", quick_lock=stale)
+    code = other.ended()
+    if code != (0 if stale else 2):
+        outcome.lost.append(f"the second process ended with {code}")
+    if ("taking over the lock" if stale else "is running here since") not in other.text():
+        outcome.lost.append("the second process did not say why")
+    started.go_on()
+    started.send(signal.SIGCONT)
+    if stale:
+        code = started.ended()
+        if code != 2 or "has taken over this directory" not in started.text():
+            outcome.lost.append(f"the first process went on without its lock (exit code {code})")
+
+
+def _again(
+    outcome: Outcome, teacher: CountingTeacher, workdir: pathlib.Path, place: pathlib.Path, sound: dict[str, Any],
+    fault_s: float,
+) -> None:  # fmt: skip
+    """The same command once more; compares with the run that nothing happened to."""
+    started = Started(teacher, workdir, place / "again.log")
+    code = started.ended()
+    outcome.again = "hangs" if code is None else str(code)
+    if code != 0:
+        last = started.text().strip().rpartition("\n")[2]
+        outcome.lost.append(f"started again, it {'hangs' if code is None else f'ended with {code}'}: {last[:90]}")
+        return
+    if outcome.trial.fault == "damage" and outcome.trial.phase != "evaluation" and "damage" not in started.text():
+        outcome.lost.append("the damage was not reported")
+    outcome.lost += differences(sound, what_is_there(workdir))
+    twice, outcome.in_flight = teacher.asked_twice(fault_s)
+    if outcome.trial.fault == "clock" or (outcome.trial.fault == "second" and not outcome.trial.stale):
+        twice += outcome.in_flight
+    if twice:
+        outcome.lost.append(f"{twice} replies paid for twice")
+
+
+def what_is_there(workdir: pathlib.Path) -> dict[str, Any]:
+    """All that must not depend on what happened: the final state, its counters, the logs."""
+    import jax
+    import numpy as np
+    import orbax.checkpoint as ocp
+
+    directory = workdir / "checkpoints" / str(STEPS)
+    tree = ocp.StandardCheckpointHandler().metadata(directory / "state").tree
+    how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        state = reader.restore(directory / "state", args=ocp.args.PyTreeRestore(restore_args=how))
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    timed = ("time/", "teacher/", "sample/tokens_per_s")
+    return {
+        "state": {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(state)},
+        "metrics": [{k: v for k, v in row.items() if not k.startswith(timed)} for row in rows],
+        "groups": {p.name: p.read_bytes() for p in sorted((workdir / "groups").iterdir())},
+        "result": {
+            k: v
+            for k, v in json.loads((workdir / "result.json").read_text()).items()
+            if k not in ("seconds", "teacher")
+        },
+    }
+
+
+def differences(sound: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    import numpy as np
+
+    a, b = sound["state"], found["state"]
+    same = a.keys() == b.keys() and all(np.array_equal(a[k], b[k], equal_nan=True) for k in a)
+    lost = [] if same else ["the final state differs"]
+    return lost + [f"{name} differ" for name in ("metrics", "groups", "result") if sound[name] != found[name]]
+
+
+# ---------------------------------------------------------------------------------------------------- all trials
+
+
+def prepare(room: pathlib.Path) -> None:
+    """The environment of all processes; one server that forks them."""
+    os.environ |= {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(room / "xla"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0",
+        "OPENAI_API_KEY": "sk-faults",
+        "MPLBACKEND": "agg",
+    }
+    Started.context.set_forkserver_preload(["benchmarks.faults_child"])
+
+
+def undisturbed(room: pathlib.Path) -> dict[str, Any]:
+    """What a run leaves that nothing happens to; compiles the programs for all others."""
+    teacher = CountingTeacher()
+    try:
+        for name in ("compiles", "sound"):  # the second shows what a run takes once everything is compiled
+            begin = time.monotonic()
+            started = Started(teacher, room / name / "run", room / f"{name}.log")
+            if started.ended() != 0:
+                raise SystemExit(f"the undisturbed run failed:\n{started.text()[-3000:]}")
+            log.info("undisturbed run: %.1f s%s", time.monotonic() - begin, " with compilation" * (name == "compiles"))
+    finally:
+        teacher.stop()
+    return what_is_there(room / "sound" / "run")
+
+
+def show(outcomes: list[Outcome]) -> None:
+    head = f"{'fault':<9} {'phase':<11} {'when':<6} {'exit':>6} {'again':>6} {'in flight':>9} {'s':>6}  lost"
+    print(head)
+    print("-" * (len(head) + 20))
+    for o in outcomes:
+        lost = f"left out: {o.left_out}" if o.left_out else "; ".join(o.lost) or "nothing"
+        when = "late" if o.trial.late else "early"
+        print(f"{o.trial.fault:<9} {o.trial.phase:<11} {when:<6} {o.first:>6} {o.again:>6} {o.in_flight:>9} "
+              f"{o.seconds:>6.1f}  {lost}")  # fmt: skip
+    tried = [o for o in outcomes if not o.left_out]
+    bad = [o for o in tried if o.lost]
+    print(f"\n{len(tried)} trials, {len(outcomes) - len(tried)} left out; something was lost in {len(bad)}; "
+          f"{sum(o.in_flight for o in tried)} replies in flight at a fault were paid for twice")  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--only", action="append", default=[], metavar="FAULT[/PHASE[/early|late]]")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--patience", type=float, default=PATIENCE_S, help="seconds after which a process hangs")
+    parser.add_argument("--room", type=pathlib.Path, help="a directory to keep logs and the compile cache in")
+    parser.add_argument("--out", type=pathlib.Path, help="a JSON file of the outcomes")
+    args = parser.parse_args()
+    show_all_logs()
+    globals()["PATIENCE_S"] = args.patience
+    trials = [t for t in all_trials() if not args.only or any(f"{t.name}/".startswith(f"{o}/") for o in args.only)]
+    with contextlib.ExitStack() as stack:
+        room = args.room or pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="faults_")))
+        room.mkdir(parents=True, exist_ok=True)
+        room = pathlib.Path(tempfile.mkdtemp(dir=room, prefix="trials_")) if args.room else room
+        prepare(args.room or room)
+        begin, mounts = time.monotonic(), may_mount()
+        sound = undisturbed(room)
+        outcomes = []
+        with concurrent.futures.ThreadPoolExecutor(args.workers) as pool:
+            waiting = [pool.submit(run_trial, trial, room, sound, mounts) for trial in trials]
+            for future in waiting:
+                outcomes.append(future.result())
+                log.info(
+                    "%s: %s", outcomes[-1].trial.name, outcomes[-1].left_out or "; ".join(outcomes[-1].lost) or "ok"
+                )
+        show(outcomes)
+        print(f"{(time.monotonic() - begin) / 60:.1f} minutes")
+    if args.out:
+        args.out.write_text(json.dumps([dataclasses.asdict(o) for o in outcomes], indent=1) + "\n")
+    return 1 if any(o.lost for o in outcomes) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
