@@ -120,6 +120,10 @@ class Lock:
         except Exception as error:
             if "://" in self._directory:  # each storage has errors of its own
                 raise self._unreachable(error) from error
+            if isinstance(error, NotADirectoryError | FileExistsError):
+                place = pathlib.Path(self._directory)
+                file = next(p for p in (place, *place.parents) if p.exists())
+                raise UserError(f"{self._name}: {file} is a file; expected a directory") from error
             if not isinstance(error, OSError):
                 raise
             reason = error.strerror or " ".join(str(error).split())

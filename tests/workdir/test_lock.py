@@ -235,7 +235,7 @@ def test_a_disk_without_hard_links_works_too(tmp_path, monkeypatch):
 def test_a_directory_that_cannot_be_written_is_one_line(tmp_path, make):
     (tmp_path / "f").write_text("")
     where = tmp_path / "f" if make == "file" else tmp_path / "f" / "run"
-    with pytest.raises(UserError, match=r"--workdir .*; choose a directory that can be written"):
+    with pytest.raises(UserError, match=r"--workdir .*f is a file; expected a directory"):
         Lock(where).acquire()
 
 
