@@ -66,8 +66,8 @@ class Slots:
         self.parts, self.rows, self.slots, self.page, self.pages = parts, rows, slots, page, 1
         self.prompt_lens, self.limits, self.key_PG2 = prompt_lens, limits, key_PG2
         self.rollouts = len(limits[0]) if limits else 1
-        self.pending = collections.deque(range(len(prompt_lens)))
-        self.left = [self.rollouts] * len(prompt_lens)  # rollouts of each prompt that have not ended
+        self.left = [sum(n > 0 for n in row) for row in limits]  # rollouts of each prompt that have not ended
+        self.pending = collections.deque(i for i, n in enumerate(self.left) if n)
         self.slot_of: dict[int, tuple[int, int]] = {}  # prompt -> (part, slot)
         self.part = [Part(list(range(rows)), list(range(slots))) for _ in range(parts)]
         depth = -(-max((max(x) for x in limits), default=1) // page) + 1
@@ -104,8 +104,9 @@ class Slots:
                     taken[number].append((index, slot))
                     self.slot_of[index] = (number, slot)
                     self.view["prompt_len_P"][number * self.slots + slot] = self.prompt_lens[index] - 1
-                    for g in range(self.rollouts):
-                        part.ready.append((slot, Job(index, g, self.limits[index][g])))
+                    for g, limit in enumerate(self.limits[index]):
+                        if limit:
+                            part.ready.append((slot, Job(index, g, limit)))
         return taken
 
     def admit(self, last_tokens: Sequence[int]) -> None:
@@ -202,7 +203,7 @@ class Slots:
             return self.rows
         return halved(self.rows, self.rows - min(len(p.rows) for p in self.part))
 
-    def shrink(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    def shrink(self, rows: int, pages: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Move live rows and their pages to the front of smaller arrays.
 
         One part with 4 rows and 4 pages; rollouts x and y live. x0 is the first page of x, x1 the second:
@@ -214,11 +215,14 @@ class Slots:
         This returns from_B = 1, 3 and from_M = 2, 0, 3, 0, by which the device gathers stages and pages. The pool has
         4 pages again, since 3 are used and its sizes are multiples of the rows (`pool_size`).
 
+        Args:
+            pages: of the new pool of a part, at least as many as are used; 0 is the fewest.
+
         Returns:
             (from_B, from_M): the old place, within its part, of each new row and page; 0 where the new one is empty.
         """
         used = max(self.pages - len(p.pages) for p in self.part)
-        pages = pool_size(used, rows) if used else 1
+        pages = pages or (pool_size(used, rows) if used else 1)
         from_B, from_M = np.zeros((self.parts, rows), np.int32), np.zeros((self.parts, pages), np.int32)
         old = {name: getattr(self, name) for name in ROW_ARRAYS} | self.view
         new = {n: np.zeros((self.parts * rows, *old[n].shape[1:]), old[n].dtype) for n in (*ROW_ARRAYS, *ROW_VIEWS)}

@@ -10,7 +10,6 @@ import functools
 import logging
 import os
 import pathlib
-import zlib
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -94,17 +93,15 @@ def setup(
     )
     if how.lora.rank:
         adapted(student.cfg, how.lora)  # raises for targets that fit nothing
-    train, heldout = load_questions(cfg.data, student.tokenizer)
+    hosts.check_same("the tokenizer", {"tokenizer": student.tokenizer.fingerprint()})
+    train, heldout = load_questions(cfg.data, student.tokenizer, hosts)
     prompts = PromptStream(train.prompts, how.prompts_per_step, how.seed)
-    longest = max(len(t) for q in (train, heldout) for t in q.tokens_of(q.prompts))
+    longest = max(train.longest, heldout.longest)
     prompt_len = -(-longest // 16) * 16  # one length for the whole run, so that each function compiles once
     validate.check_length(prompt_len, how.sampling.max_tokens, how.optim.row_len, student.cfg)
     teacher = teacher or run_teacher(cfg, train.prompts, workdir, needs=needs)
     if "reference" in made.asks:
         teacher.check_references(train.prompts)
-    hosts.check_same(
-        "a prompt's tokens", {i: zlib.crc32(t.tobytes()) for q in (train, heldout) for i, t in q.tokens.items()}
-    )
     engine = engine_config(cfg, prompt_len=prompt_len, stop_ids=student.tokenizer.stop_ids, shards=mesh.shape["fsdp"])
     with jax.set_mesh(mesh):
         built, state = _programs(how, made, student, mesh)

@@ -91,6 +91,7 @@ def load_checkpoint(
     enable_thinking: bool | None = None,
     mesh: jax.sharding.Mesh | None = None,
     dtype: str = "float32",
+    vectors: str = "",
 ) -> Student:
     """Read a checkpoint onto a mesh, one tensor at a time directly into its shards, or without a mesh into host memory.
 
@@ -100,6 +101,7 @@ def load_checkpoint(
         enable_thinking: passed to the template; None leaves its own default.
         mesh: where the parameters go, sharded as `mesh.ShardingRules.storage` says.
         dtype: of the parameters: float32 if they are trained; bfloat16 is enough if they are frozen.
+        vectors: on a mesh, of the norms and other vectors, which compute uses in float32; "" is ``dtype``.
 
     Raises:
         UserError: missing, truncated or unsupported checkpoint, no chat template, or a mesh that its sizes do not
@@ -114,4 +116,4 @@ def load_checkpoint(
         from ropd_jax.weights.load import stream
 
         check_divides(source.cfg, mesh)
-        return Student(source.cfg, stream(source, mesh, dtype), tokenizer)
+        return Student(source.cfg, stream(source, mesh, dtype, vectors=vectors), tokenizer)

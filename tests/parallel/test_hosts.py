@@ -19,6 +19,7 @@ import time
 
 import pytest
 
+from benchmarks.simulated_hosts import SimulatedHosts
 from ropd_jax.configs import load_config
 from ropd_jax.data.load import load_prompts
 from ropd_jax.parallel import hosts
@@ -304,10 +305,29 @@ def test_a_host_that_hangs_ends_the_other(monkeypatch):
     assert "heard nothing of the other hosts" in both[0].said
 
 
-def test_hosts_with_other_configs_are_told_the_first_difference(monkeypatch):
-    monkeypatch.setattr(hosts, "exchange", lambda value: [{"seed": 0, "steps": 2}, {"seed": 0, "steps": 3}])
-    with pytest.raises(UserError, match="the config of host 1 is not that of host 0: steps is 3 there and 2 on host 0"):
-        hosts.check_same("the config", {})
+def test_hosts_with_other_configs_are_told_the_first_difference():
+    three = [{"seed": 0, "steps": 2}, {"seed": 0, "steps": 2}, {"seed": 0, "steps": 3, "z": 1}]
+    found = SimulatedHosts(3).run(lambda i: hosts.check_same("the config", three[i]))
+    assert {str(e) for e in found} == {
+        "the config of host 2 is not that of host 0: steps is 3 there and 2 on host 0; start all hosts with the same "
+        "command and the same files"
+    }
+
+
+@pytest.mark.parametrize("change", [{"k7": -1}, {"new": 5}, {"k7": "7"}])
+def test_equal_values_of_any_size_take_a_digest_and_a_difference_is_found_among_many_keys(change):
+    rows = {f"k{i}": i for i in range(20_000)}
+    simulated = SimulatedHosts(3)
+    reversed_rows = dict(reversed(rows.items()))
+    assert simulated.run(lambda i: hosts.check_same("rows", reversed_rows if i else rows)) == [None] * 3
+    assert len(simulated.sent) == 1 and simulated.sent[0] < 64
+
+    found = simulated.run(lambda i: hosts.check_same("rows", (rows | change if i == 1 else rows).items))
+    ((key, value),) = change.items()
+    assert {str(e).partition(";")[0] for e in found} == {
+        f"rows of host 1 is not that of host 0: {key} is {value!r} there and {rows.get(key, 'absent')} on host 0"
+    }
+    assert sum(simulated.sent) < 40_000  # where the whole value has 190 kB
 
 
 # ------------------------------------------------------------------------------------------------------- joining
