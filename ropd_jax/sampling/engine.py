@@ -285,23 +285,29 @@ def sample_rollouts(
     Args:
         limits: as of `sample_groups`; a rollout of limit 0 is not sampled. The others are what they are without it.
         between: called between two chunks with the number of tokens of the first, while no program runs: it may call a
-            collective.
+            collective. If it raises, the rollouts that have ended are yielded before.
     """
     if not prompts:
         return
     engine = _Engine(cfg, ecfg, params, prompt_tokens, rollout_keys(seed, step, [p.id for p in prompts], ecfg.rollouts),
                      limits)  # fmt: skip
+
+    def made(jobs: Sequence[Job]) -> Iterator[tuple[int, int, Rollout]]:
+        return ((j.index, j.g, make_rollout(tokenizer, ecfg.stop_ids, ecfg.stop, j)) for j in jobs)
+
     ended: list[Job] = []
     while engine.slots.unfinished:
         pending = engine.dispatch()
         if ended and jax.process_count() > 1:  # the caller may start a collective, which must not overlap the chunk
             jax.block_until_ready(pending)
-        for job in ended:  # the device samples meanwhile
-            yield job.index, job.g, make_rollout(tokenizer, ecfg.stop_ids, ecfg.stop, job)
+        yield from made(ended)  # the device samples meanwhile
         ended, tokens = engine.collect(pending, tokenizer)
-        between(tokens)
-    for job in ended:
-        yield job.index, job.g, make_rollout(tokenizer, ecfg.stop_ids, ecfg.stop, job)
+        try:
+            between(tokens)
+        except Exception:  # a request to stop: what has ended is not lost
+            yield from made(ended)
+            raise
+    yield from made(ended)
 
 
 def copies_layers() -> bool:

@@ -22,6 +22,7 @@ import pytest
 from benchmarks.simulated_hosts import SimulatedHosts
 from ropd_jax.configs import load_config
 from ropd_jax.data.load import load_prompts
+from ropd_jax.evaluation.run import evaluate
 from ropd_jax.parallel import hosts
 from ropd_jax.teacher.tape.store import Tape
 from ropd_jax.train import train
@@ -243,6 +244,25 @@ def test_a_killed_host_ends_the_other_within_a_minute_with_a_message(config, one
     assert code == hosts.LOST, both[0].said
     assert "has lost another host" in both[0].said and "the same command on all hosts" in both[0].said
     assert (workdir / "checkpoints" / "1").is_dir()
+
+
+@pytest.mark.timeout(600)
+def test_two_hosts_evaluate_as_one_does_and_go_on_where_it_stopped(tmp_path):
+    task = "reasoning_gym:chain_sum,min_terms=2,max_terms=2,min_digits=1,max_digits=1"
+    how = dict(k=2, limit=6, max_tokens=8, template="{question}", rows=16)
+    evaluate("tiny", task, out=tmp_path / "one", **how)
+    wanted = (tmp_path / "one" / "answers.jsonl").read_text()
+    out = tmp_path / "two"
+    shutil.copytree(tmp_path / "one", out)
+    (out / "result.json").unlink()
+    (out / "answers.jsonl").write_text("".join(wanted.splitlines(keepends=True)[3:9]) + '{"id": "')
+    command = [sys.executable, "-m", "ropd_jax.cli.main", "eval", "tiny", "--benchmark", task, f"--out={out}"]
+    with two(*command, *(f"--{name}={value}" for name, value in how.items())) as both:
+        assert [host.finish() for host in both] == [0, 0], both[0].said + both[1].said
+    assert (out / "answers.jsonl").read_text() == wanted
+    assert "avg@2" in both[0].said and "avg@2" not in both[1].said  # host 0 grades
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two")]
+    assert results[0]["value"] == results[1]["value"]
 
 
 MEETINGS = """
