@@ -23,7 +23,7 @@ Items = Iterable[tuple[str, Any]]
 class Parts(NamedTuple):
     """How many keys there are, and the sum of each of the 64 parts."""
 
-    count: int
+    keys: int
     sums: bytes
 
     def differing(self, other: Parts) -> int:

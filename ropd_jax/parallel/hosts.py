@@ -154,7 +154,7 @@ def check_same(what: str, value: Mapping[str, Any] | Callable[[], digests.Items]
     prefix, both = b"", (0, other)
     while True:
         parts = exchange(digests.parts(items(), prefix))
-        if max(parts[i].count for i in both) <= LISTED:
+        if max(parts[i].keys for i in both) <= LISTED:
             break
         prefix += bytes([parts[0].differing(parts[other])])
     mine = digests.listed(items(), prefix) if index() in both else {}

@@ -40,7 +40,8 @@ def work_bytes(cfg: ModelConfig, ecfg: EngineConfig, tp: int) -> int:
     """About what the programs hold at a time on one device besides weights and cache: the larger of prefill and decode.
 
     Prefill keeps the keys and values of its prompts until they are written, and one layer's activations; decoding keeps
-    a layer of an int8 cache in the compute dtype, and logits. Both gather a layer's weights and the embedding.
+    a layer of an int8 cache in the compute dtype, and logits. Over fsdp, both gather a layer's weights and the
+    embedding.
     """
     sizes, itemsize = layout(ecfg), jnp.dtype(ecfg.dtype).itemsize
     heads = cfg.num_kv_heads * cfg.head_dim // tp
@@ -50,7 +51,7 @@ def work_bytes(cfg: ModelConfig, ecfg: EngineConfig, tp: int) -> int:
     dequantized = 2 * slots * heads * itemsize if ecfg.cache_dtype == "int8" else 0
     decode = dequantized + sizes.rows * cfg.vocab_size // tp * 12
     a_layer = 4 * cfg.d_model * (cfg.num_heads + 2 * cfg.num_kv_heads) * cfg.head_dim + 3 * cfg.d_model * cfg.mlp_dim
-    gathered = itemsize * (a_layer + cfg.vocab_size * cfg.d_model) // tp
+    gathered = itemsize * (a_layer + cfg.vocab_size * cfg.d_model) // tp if sizes.parts > 1 else 0
     return max(prefill, decode) + gathered
 
 

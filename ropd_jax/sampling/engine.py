@@ -338,7 +338,9 @@ def layout(ecfg: EngineConfig) -> Layout:
     prompts = ecfg.prompts // parts
     batch = max(1, prompts // 2)
     groups = 1 if ecfg.rollouts == 1 else 3  # new groups enter while others' last rollouts decode
-    return Layout(parts, ecfg.rows // parts or prompts * ecfg.rollouts, groups * prompts + batch, batch)
+    rows = ecfg.rows // parts or prompts * ecfg.rollouts
+    slots = 2 if rows < ecfg.rollouts else groups * prompts + batch
+    return Layout(parts, rows, slots, batch)
 
 
 def empty_cache(cfg: ModelConfig, ecfg: EngineConfig, sizes: Layout, *, pages: int) -> paging.Cache:

@@ -344,7 +344,7 @@ def test_a_template_and_a_type_that_are_given_come_before_the_students_own(divid
 
 def test_an_evaluation_takes_as_many_rows_as_fit_and_says_what_does_not(divides, tmp_path, monkeypatch, capsys):
     cfg = load_checkpoint(str(divides)).cfg
-    engine = EngineConfig(2, 1, 64, 24, (0,), SamplingRule(), reserve=True)
+    engine = EngineConfig(2, 1, 32, 24, (0,), SamplingRule(), reserve=True)
     mesh = mesh_lib.make_mesh(2, 1, jax.devices()[:2])
     with jax.set_mesh(mesh):
         own = capacity.with_rows(engine, 6, 2)

@@ -44,9 +44,10 @@ def test_an_answer_of_32k_tokens_takes_a_third_of_a_v5e_chip(capsys):
     assert found["row_bytes"] == 36 * 8 * 128 * 2 * 2 * (64 + 1) * 512
     assert found["asked"]["rows"] == 64 and found["asked"]["peak"] > 300 * GB and not found["asked"]["fits"]
     assert found["best"]["parameters"] == pytest.approx(8.05 * GB, rel=0.01)  # bfloat16
-    assert found["suggested_rows"] == found["best"]["rows"] <= 1
-    assert found["others"]["--config.sampling.cache_dtype=int8"] in (1, 2)
-    assert "64 rows do not fit" in text
+    assert found["suggested_rows"] == found["best"]["rows"] == 1 and found["best"]["peak"] < 16 * GB
+    assert found["others"] == {"--config.sampling.cache_dtype=int8": 2}
+    assert "64 rows do not fit" in text and "Give --rows 1, or no --rows" in text
+    assert "With --config.sampling.cache_dtype=int8: --rows 2" in text
 
 
 def test_rows_that_do_not_fit_end_with_2_and_fewer_are_suggested(capsys):
