@@ -264,24 +264,21 @@ class Evaluation:
                 f"that the student was made for; give --max_tokens {most - prompt_len} or less"
             )
         shards = mesh.shape["fsdp"]
-        if self.rows is not None and self.rows < shards:
-            raise UserError(
-                f"--rows={self.rows} is less than one for each of the {shards} parts of the mesh (mesh.fsdp); give "
-                f"--rows {shards} or more, or --config.mesh.fsdp={self.rows}"
-            )
         engine = dataclasses.replace(self.engine, prompt_len=prompt_len, stop_ids=student.tokenizer.stop_ids)
-        wanted = (self.rows or max(ROWS, shards)) // shards * shards
         found = hosts.exchange(capacity.free_bytes(mesh))
-        if known := [free for free in found if free is not None]:
-            wanted = self._fitting(student, engine, mesh, min(known), wanted)
-        return capacity.with_rows(engine, wanted, shards)
+        known = [free for free in found if free is not None]
+        wanted = self.rows or max(ROWS // shards, 1) * shards
+        rows = self._fitting(student, engine, mesh, min(known), wanted) if known else wanted
+        return capacity.with_rows(engine, rows, shards)
 
     def _fitting(
         self, student: Student, engine: EngineConfig, mesh: jax.sharding.Mesh, free: float, wanted: int
     ) -> int:
         """``wanted`` rows, or as many as fit if no number was asked for."""
+        if capacity.fits(student.cfg, engine, mesh, free, wanted):
+            return wanted
         rows = capacity.most_rows(student.cfg, engine, mesh, free, wanted)
-        if rows == wanted or (rows and self.rows is None):
+        if rows and self.rows is None:
             return rows
         more = [] if engine.cache_dtype == "int8" else ["--config.sampling.cache_dtype=int8"]
         more += ["a larger --config.mesh.tp", "fewer --max_tokens"]

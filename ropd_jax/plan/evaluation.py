@@ -92,17 +92,15 @@ def run(
         )
     mesh, real = _mesh(cfg, model_cfg, slice_)
     shards = mesh.shape["fsdp"]
-    if rows is not None and rows < shards:
-        raise UserError(f"--rows={rows} is less than one for each of the {shards} parts of the mesh; give {shards}")
     engine = EngineConfig(
         rollouts=k, prompts=shards, prompt_len=programs.prompt_len(cfg), max_tokens=max_tokens, stop_ids=(0,),
         rule=SamplingRule(1.0, 0, 0.95), dtype=cfg.student.dtype, cache_dtype=cfg.sampling.cache_dtype, reserve=True,
     )  # fmt: skip
-    wanted = (rows or max(ROWS, shards)) // shards * shards
+    wanted = rows or max(ROWS // shards, 1) * shards
     usable = slice_.chip.a_device().usable
     params = _params(cfg, model_cfg, mesh)
     asked = by_shapes(engine, params, model_cfg, mesh, wanted, usable)
-    best = asked if usable is None else _best(engine, params, model_cfg, mesh, wanted, usable)
+    best = asked if usable is None or asked.fits else _best(engine, params, model_cfg, mesh, wanted, usable)
     if real and best.rows:
         name = slice_name(slice_, mesh)
         best = _by_compiler(engine, params, model_cfg, mesh, best, usable, name, report)
@@ -207,7 +205,7 @@ def _by_compiler(
         work = max(peak - best.parameters - best.cache, 0)
         fits = fits and (usable is None or peak <= usable)
         best = dataclasses.replace(best, work=work, fits=None if usable is None else fits, compiled=True)
-        if fits or best.rows == shards:
+        if fits or best.rows <= shards:
             return best if fits else dataclasses.replace(best, rows=0)
         fewer = best.rows * 3 // 4 // shards * shards or shards
         best = by_shapes(engine, params, model_cfg, mesh, fewer, usable)

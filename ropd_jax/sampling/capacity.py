@@ -56,9 +56,16 @@ def work_bytes(cfg: ModelConfig, ecfg: EngineConfig, tp: int) -> int:
 
 
 def with_rows(ecfg: EngineConfig, rows: int, shards: int) -> EngineConfig:
-    """The engine with this many rows, a multiple of ``shards``, and enough prompts for them."""
+    """The engine with this many rows, and enough prompts for them."""
     prompts = max(1, -(-rows // shards // ecfg.rollouts)) * shards
     return dataclasses.replace(ecfg, rows=rows, prompts=prompts)
+
+
+def fits(cfg: ModelConfig, ecfg: EngineConfig, mesh: jax.sharding.Mesh, free: float, rows: int) -> bool:
+    """True if this many rows fit into ``free`` bytes of each device."""
+    with jax.set_mesh(mesh):
+        engine = with_rows(ecfg, rows, mesh.shape["fsdp"])
+        return cache_bytes(cfg, engine) + work_bytes(cfg, engine, mesh.shape["tp"]) <= free
 
 
 def most_rows(cfg: ModelConfig, ecfg: EngineConfig, mesh: jax.sharding.Mesh, free: float, wanted: int) -> int:
@@ -66,17 +73,12 @@ def most_rows(cfg: ModelConfig, ecfg: EngineConfig, mesh: jax.sharding.Mesh, fre
 
     0 if not even one row for each shard does.
     """
-    shards, tp = mesh.shape["fsdp"], mesh.shape["tp"]
-
-    def fits(each: int) -> bool:
-        engine = with_rows(ecfg, each * shards, shards)
-        return cache_bytes(cfg, engine) + work_bytes(cfg, engine, tp) <= free
-
-    with jax.set_mesh(mesh):
-        low, high = 0, max(1, wanted // shards)
-        while low < high:  # the most for which it holds
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    shards = mesh.shape["fsdp"]
+    low, high = 0, max(1, wanted // shards)
+    while low < high:  # the most for which it holds
+        middle = (low + high + 1) // 2
+        enough = fits(cfg, ecfg, mesh, free, middle * shards)
+        low, high = (middle, high) if enough else (low, middle - 1)
     return low * shards
 
 

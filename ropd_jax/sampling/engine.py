@@ -64,7 +64,7 @@ class EngineConfig:
         dtype: compute dtype.
         cache_dtype: of keys and values, see `pages.CACHE_DTYPES`; "" is ``dtype``.
         rows: how many rollouts decode side by side; 0 is prompts * rollouts. Fewer than ``rollouts`` are possible: the
-            others of the same prompt wait.
+            others of the same prompt wait. If they do not divide over the mesh, some rows stay idle.
         reserve: the pool of pages is as large from the start as all rows together can ever need, so that memory does
             not grow during the call. Else it grows with the answers.
     """
@@ -333,12 +333,10 @@ def layout(ecfg: EngineConfig) -> Layout:
         raise UserError(
             f"{ecfg.prompts} prompts side by side do not divide over mesh axis fsdp={parts}; choose a multiple of it"
         )
-    if ecfg.rows % parts:
-        raise UserError(f"{ecfg.rows} rows do not divide over mesh axis fsdp={parts}; choose a multiple of it")
     prompts = ecfg.prompts // parts
     batch = max(1, prompts // 2)
     groups = 1 if ecfg.rollouts == 1 else 3  # new groups enter while others' last rollouts decode
-    rows = ecfg.rows // parts or prompts * ecfg.rollouts
+    rows = -(-ecfg.rows // parts) or prompts * ecfg.rollouts
     slots = 2 if rows < ecfg.rollouts else groups * prompts + batch
     return Layout(parts, rows, slots, batch)
 
@@ -373,14 +371,16 @@ class _Engine:
         whole = layout(ecfg)
         whole = whole._replace(slots=min(whole.slots, -(-n // whole.parts)))
         self.parts, self.batch = whole.parts, whole.batch
+        rows = halved(whole.rows, -(-n // self.parts) * G)
         self.slots = Slots(
             parts=self.parts,
-            rows=halved(whole.rows, -(-n // self.parts) * G),
+            rows=rows,
             slots=whole.slots,
             page=ecfg.page,
             prompt_lens=[len(t) for t in prompt_tokens],
             limits=limits if limits is not None else [[ecfg.max_tokens] * G] * n,
             key_PG2=fetch(jax.random.key_data(keys))[0].reshape(n, G, 2),
+            most=ecfg.rows if rows == whole.rows else 0,
         )
         self.last_tokens = [int(t[-1]) for t in prompt_tokens]
         # At least one page: there is no second program for a pool without pages, with other rounding.

@@ -45,6 +45,10 @@ class Part:
 class Slots:
     """Scheduler state of all parts.
 
+    Args:
+        rows, slots: of each part. most: rollouts in rows at a time, over all parts: with 8 parts of 2 rows, 10 leave 6
+            parts one row that stays idle. 0 is all rows.
+
     Attributes:
         job: the rollout of each row, or None.
         token, t, limit, base, done, key: state of the rows that the device needs (see `engine.Rows`). The parts
@@ -62,6 +66,7 @@ class Slots:
         prompt_lens: Sequence[int],
         limits: Sequence[Sequence[int]],
         key_PG2: np.ndarray,
+        most: int = 0,
     ):
         self.parts, self.rows, self.slots, self.page, self.pages = parts, rows, slots, page, 1
         self.prompt_lens, self.limits, self.key_PG2 = prompt_lens, limits, key_PG2
@@ -69,7 +74,8 @@ class Slots:
         self.left = [sum(n > 0 for n in row) for row in limits]  # rollouts of each prompt that have not ended
         self.pending = collections.deque(i for i, n in enumerate(self.left) if n)
         self.slot_of: dict[int, tuple[int, int]] = {}  # prompt -> (part, slot)
-        self.part = [Part(list(range(rows)), list(range(slots))) for _ in range(parts)]
+        own = [most // parts + (n < most % parts) if most else rows for n in range(parts)]
+        self.part = [Part(list(range(n)), list(range(slots if n else 0))) for n in own]
         depth = -(-max((max(x) for x in limits), default=1) // page) + 1
         self.own_pages: dict[int, list[int]] = {}  # row -> its pages in order
         B, P = parts * rows, parts * slots

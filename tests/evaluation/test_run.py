@@ -115,7 +115,6 @@ def test_other_settings_are_refused_with_the_difference(whole, capsys):
         (["--pick=best"], "--pick=best is unknown; expected last or heldout"),
         (["--dtype=int8"], "--dtype=int8 is unknown; expected float32 or bfloat16"),
         (["--config.sampling.cache_dtype=int4"], "sampling.cache_dtype='int4'; expected float32, bfloat16, int8"),
-        (["--rows=7"], "--rows=7 is less than one for each of the 8 parts of the mesh (mesh.fsdp); give --rows 8"),
         (["--config.mesh.tp=2"], "mesh fsdp=4, tp=2: num_heads=3 does not divide"),
         (["--config.student.enable_thinking=True"], "this student's chat template never reads it"),
         (["--dtype=bfloat16", "--config.student.dtype=float32"], "--dtype=bfloat16 and --config.student.dtype=float32"),
@@ -317,7 +316,7 @@ def test_a_mesh_with_tp_2_gives_the_answers_of_one_device_and_rows_are_at_most_a
     narrow = sampled(
         tmp_path / "three", divides, "--config.mesh.fsdp=2", "--rows=3", "--config.sampling.cache_dtype=int8"
     )
-    assert seen[2] == ({"fsdp": 2, "tp": 1}, 2, "int8") and len(narrow) == 8
+    assert seen[2] == ({"fsdp": 2, "tp": 1}, 3, "int8") and len(narrow) == 8
 
 
 def test_a_template_and_a_type_that_are_given_come_before_the_students_own(divides, tmp_path, monkeypatch, capsys):

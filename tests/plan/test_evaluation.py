@@ -64,7 +64,6 @@ def test_rows_that_do_not_fit_end_with_2_and_fewer_are_suggested(capsys):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--topology=v5e:2x4", "--rows=4"], "--rows=4 is less than one for each of the 8 parts of the mesh; give 8"),
         (["--topology=v5e:1x1", "--max_tokens=40000"], "make more than the 40960 that Qwen/Qwen3-4B was made for"),
         (["--topology=v5e:1x1", "--search"], "belong to the plan of a run"),
         (["--topology=v5e:1x1", "--config.student.dtype=float16"], "student.dtype='float16'"),

@@ -261,3 +261,22 @@ def test_a_rollout_of_limit_0_is_left_out_and_changes_no_other(params, rollouts)
         np.testing.assert_array_equal(r.tokens_T, rollouts[f"q{i}"][g].tokens_T)
         np.testing.assert_array_equal(r.logp_T, rollouts[f"q{i}"][g].logp_T)
     assert sum(ticks) == sum(len(r.tokens_T) for r in found.values())
+
+
+@pytest.mark.parametrize("most", [1, 3, 5, 8])
+def test_on_a_mesh_no_more_rollouts_decode_at_once_than_rows(params, most, monkeypatch):
+    live = []
+    dispatch = engine_lib._Engine.dispatch
+
+    def watched(self):
+        pending = dispatch(self)
+        live.append(sum(job is not None for job in self.slots.job))
+        return pending
+
+    monkeypatch.setattr(engine_lib._Engine, "dispatch", watched)
+    mesh = mesh_lib.make_mesh(4, 1, jax.devices()[:4])
+    with jax.set_mesh(mesh):
+        placed = mesh_lib.put(params, mesh, mesh_lib.RULES.storage(params))
+        found = sample(placed, engine=dataclasses.replace(ENGINE, rows=most, prompts=4), order=range(4))
+    assert max(live) == most and sum(map(len, found.values())) == 16
+    assert worst_gap(params, found) < 1e-5
