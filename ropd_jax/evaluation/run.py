@@ -302,7 +302,7 @@ class Evaluation:
 
 
 class _Progress:
-    """Lines about how far an evaluation is, one every ten seconds."""
+    """Lines about how far an evaluation is, one every ten seconds, of host 0."""
 
     def __init__(self, of: int, most: int):
         self._of, self._most = of, most
@@ -321,6 +321,8 @@ class _Progress:
 
     def _report(self) -> None:
         self._reported = time.monotonic()
+        if hosts.index():
+            return
         spent = max(self._reported - self._begin, 1e-9)
         log.info("answered %d of %d in %s  tok/s %.0f  %s", self._done, self._of, clock(spent), self._tokens / spent,
                  self.left(spent))  # fmt: skip
