@@ -1,7 +1,7 @@
 """What the host side of a run costs at a million prompts on 64 hosts, before and after: `make bench-hosts`.
 
     before    every host tokenizes every prompt and keeps prompts and tokens; the hosts exchange {id: checksum}, pickled
-    after     a host counts every 64th prompt and keeps no tokens; prompts are packed; the hosts exchange digests
+    after     a host counts every 64th prompt and keeps few tokens; prompts are packed; the hosts exchange digests
 
 "Before" is the code of commit 594b70a, repeated here in a few lines (`before`); "after" is `data.questions`. Each is
 one host of 64 in a process of its own; what the other hosts would send has the size of what this one sends. The

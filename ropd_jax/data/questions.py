@@ -2,12 +2,14 @@
 
 Prompts are tokenized when they are needed (`Questions.tokens_of`). Before the first step only their lengths are
 counted, because the padded length of all prompts must be known before anything is compiled, and which are too long
-before the prompts are permuted. The hosts share that: host i of N counts prompts i, i + N, i + 2 N ..., keeps no
-tokens, and exchanges its longest and one bit per prompt.
+before the prompts are permuted. The hosts share that: host i of N counts prompts i, i + N, i + 2 N ..., and exchanges
+its longest and one bit per prompt. Of the tokens, the last `KEPT` stay in memory: all of a small set, few of a large
+one.
 """
 
 from __future__ import annotations
 
+import collections
 import logging
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +26,8 @@ from ropd_jax.text.tokenizer import Tokenizer
 from ropd_jax.types import Prompt, UserError
 
 log = logging.getLogger(__name__)
+
+KEPT = 4_000_000  # tokens, of 4 bytes
 
 
 class Hosts(Protocol):
@@ -54,6 +58,26 @@ class _Alone:
         pass
 
 
+class Tokens:
+    """Tokens of prompts, made when they are asked; the last `KEPT` are kept."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._kept: collections.OrderedDict[str, np.ndarray] = collections.OrderedDict()
+        self._size = 0
+
+    def of(self, prompt: Prompt) -> np.ndarray:
+        """int32 [T], by the chat template of the student."""
+        tokens_T = self._kept.get(prompt.id)
+        if tokens_T is None:
+            tokens_T = np.asarray(self._tokenizer.apply_chat_template(prompt.messages), np.int32)
+            self._kept[prompt.id] = tokens_T
+            self._size += len(tokens_T)
+            while self._size > KEPT:
+                self._size -= len(self._kept.popitem(last=False)[1])
+        return tokens_T
+
+
 class Questions(NamedTuple):
     """Prompts, none longer than the limit.
 
@@ -61,17 +85,17 @@ class Questions(NamedTuple):
         prompts: in the order of their source.
         dropped: how many were left out, by cause.
         longest: tokens of the longest one.
-        tokenizer: with the student's chat template.
+        tokens: of these prompts.
     """
 
     prompts: Sequence[Prompt]
     dropped: Mapping[str, int]
     longest: int
-    tokenizer: Tokenizer
+    tokens: Tokens
 
     def tokens_of(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
-        """The tokens of prompts, int32 [T] each; they are not kept."""
-        return [np.asarray(self.tokenizer.apply_chat_template(p.messages), np.int32) for p in prompts]
+        """The tokens of some of the prompts, int32 [T] each."""
+        return [self.tokens.of(p) for p in prompts]
 
     def find(self, ids: Collection[str]) -> dict[str, Prompt]:
         """The prompts with these ids."""
@@ -113,13 +137,14 @@ def load_questions(data: ConfigDict, tokenizer: Tokenizer, hosts: Hosts | None =
 
 def _measured(found: PromptSet, tokenizer: Tokenizer, limit: int, name: str, hosts: Hosts) -> Questions:
     hosts.check_same(f"a {name} prompt", lambda: _texts(found))
-    longest, long_N = _count(found, tokenizer, limit, name, hosts)
+    tokens = Tokens(tokenizer)
+    longest, long_N = _count(found, tokens, limit, name, hosts)
     kept = select(found.prompts, np.flatnonzero(~long_N).tolist())
     dropped = dict(found.dropped)
     if too_long := int(long_N.sum()):
         dropped["too_long"] = too_long
     log.info("%s prompts: %d; dropped: %s", name, len(kept), dropped or "none")
-    return Questions(kept, dropped, longest, tokenizer)
+    return Questions(kept, dropped, longest, tokens)
 
 
 def _texts(prompts: Iterable[Prompt]) -> Iterator[tuple[str, str]]:
@@ -129,12 +154,12 @@ def _texts(prompts: Iterable[Prompt]) -> Iterator[tuple[str, str]]:
         yield p.id, f"{chat}\0{p.answer}\0{p.solution} (prompt {i})"
 
 
-def _count(prompts: PromptSet, tokenizer: Tokenizer, limit: int, name: str, hosts: Hosts) -> tuple[int, np.ndarray]:
+def _count(prompts: PromptSet, tokens: Tokens, limit: int, name: str, hosts: Hosts) -> tuple[int, np.ndarray]:
     """(tokens of the longest prompt within the limit, which prompts are beyond it, bool [N])."""
     problem, longest, shortest, long = "", 0, np.inf, []
     try:
         for i in range(hosts.index(), len(prompts), hosts.count()):
-            length = len(tokenizer.apply_chat_template(prompts[i].messages))
+            length = len(tokens.of(prompts[i]))
             shortest = min(shortest, length)
             longest = longest if length > limit else max(longest, length)
             long.append(length > limit)

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.simulated_hosts import SimulatedHosts
 from ropd_jax import configs
-from ropd_jax.data import packed
+from ropd_jax.data import packed, questions
 from ropd_jax.data.load import load_prompts
 from ropd_jax.data.packed import Packed
 from ropd_jax.data.prompts import PromptStream
@@ -54,6 +54,21 @@ def test_any_number_of_hosts_keeps_the_prompts_and_the_length_that_one_keeps(tmp
             assert mine[1:3] == ours[1:3]
     assert len(counted) == len(LENGTHS) + 2  # each prompt is counted by one host
     assert max(simulated.sent) < 200
+
+
+def test_the_last_tokens_are_kept_up_to_a_limit(monkeypatch):
+    asked = []
+
+    class Counting(IdTokenizer):
+        def apply_chat_template(self, messages):
+            asked.append(messages[0].content)
+            return super().apply_chat_template(messages)
+
+    monkeypatch.setattr(questions, "KEPT", 5)
+    tokens = questions.Tokens(Counting())
+    a, b, c = (Prompt(name, (Message("user", text),)) for name, text in (("a", "2 2"), ("b", "3 3"), ("c", "4 4")))
+    assert [tokens.of(p).tolist() for p in (a, b, a, c, b, a)] == [[2, 2], [3, 3], [2, 2], [4, 4], [3, 3], [2, 2]]
+    assert asked == ["2 2", "3 3", "4 4", "2 2"]  # c took the place of a, which came first
 
 
 def test_tokens_are_those_of_the_chat_template_and_are_made_when_asked(tmp_path):
