@@ -87,11 +87,13 @@ class Arguments:
         words: the arguments that are not flags, e.g. the directory of a run.
         values: of the flags, by name; also as ``args["workdir"]``.
         read_config: the config with all overrides; None for a command without one.
+        overrides: the keys that were given as ``--config.a.b``.
     """
 
     words: list[str]
     values: dict[str, Any]
     read_config: ConfigDict | None = None
+    overrides: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]
@@ -147,6 +149,17 @@ CONFIG = Flag(
     required="a config file, e.g. --config experiments/quickstart.py",
 )
 OVERRIDE = "--config.a.b=value"
+_HOSTS = "several hosts (docs/hosts.md)"
+HOSTS = (
+    Flag(
+        "coordinator",
+        "HOST:PORT",
+        "Address of host 0; or set JAX_COORDINATOR_ADDRESS. auto: read it from Slurm or Open MPI. off: only this host.",
+        section=_HOSTS,
+    ),
+    Flag("num_processes", "N", "Number of hosts; or JAX_NUM_PROCESSES.", None, int, low=0, section=_HOSTS),
+    Flag("process_id", "I", "Index of this host, 0 to N-1; or JAX_PROCESS_ID.", None, int, low=0, section=_HOSTS),
+)
 STEPS = Flag("steps", "a:b", "Steps a to b-1 only; a: and :b leave one end open.")
 
 
@@ -190,7 +203,8 @@ def parse(command: Command, args: Sequence[str]) -> Arguments:
         from ropd_jax.workdir.keys import check_values
 
         check_values(config)
-    return Arguments(words, found, config)
+    overrides = tuple(key for arg in rest if (key := override(arg)) is not None)
+    return Arguments(words, found, config, overrides)
 
 
 def normalized(command: Command, args: Sequence[str]) -> list[str]:

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from ropd_jax.cli.flags import Arguments, Command, Flag
+from ropd_jax.types import UserError
+
+EVAL = "an evaluation (ropd eval)"
 
 
 def run(args: Arguments) -> int:
     """Compiles and prints; 2 if the config does not fit."""
     from ropd_jax import plan
 
-    plan.prepare(args["topology"])  # before jax is imported
+    only = [name for name in ("k", "max_tokens", "rows") if args[name] is not None]
+    if only and not args["eval"]:
+        raise UserError(f"--{only[0]} belongs to the plan of an evaluation; add --eval")
+    if args["eval"] and (args["search"] or args["mean_tokens"] is not None):
+        raise UserError("--search and --mean_tokens belong to the plan of a run; leave them out, or --eval")
+    plan.prepare(args["topology"], shapes=args["eval"])  # before jax is imported
 
     from ropd_jax.plan import report
+
+    if args["eval"]:
+        from ropd_jax.plan import evaluation
+
+        how = {"k": args["k"] or 16, "max_tokens": args["max_tokens"] or 32_768, "rows": args["rows"]}
+        with report.progress() as progress:
+            planned = evaluation.run(args.config, args["topology"], **how, as_json=args["json"], report=progress)
+        return 2 if planned["fits"] is False else 0
 
     found = report.run(
         args.config,
@@ -35,6 +51,8 @@ COMMAND = Command(
           cost        tokens per second, hours, and the teacher's calls and dollars
 
         If the config does not fit, the plan names the setting to change, and the exit code is 2.
+
+        --eval plans an evaluation instead: how many answers of full length fit at once, and which --rows to give.
     """,
     run=run,
     config="required",
@@ -54,6 +72,10 @@ COMMAND = Command(
             float,
         ),
         Flag("json", "", "Print JSON, for programs.", False),
+        Flag("eval", "", "Plan ropd eval of the config's student.", False, section=EVAL),
+        Flag("k", "N", "Answers per problem; without it 16.", None, int, low=1, section=EVAL),
+        Flag("max_tokens", "N", "The longest answer; without it 32,768.", None, int, low=1, section=EVAL),
+        Flag("rows", "N", "Answers decoded at once; without it as ropd eval chooses.", None, int, low=1, section=EVAL),
     ),
     notes="""
         Compiling takes a minute or more per program; results are cached in ~/.cache/ropd_jax/plan. TPU topologies need
@@ -63,5 +85,6 @@ COMMAND = Command(
         "ropd plan --config experiments/qwen3_4b_math.py --topology v5e:4x4",
         "ropd plan --config experiments/qwen3_4b_math.py:thinking --topology v5p:2x2x1 \\",
         "    --search --mean_tokens 3000",
+        "ropd plan --config experiments/qwen3_4b_math.py --topology v5e:2x2 --eval --max_tokens 32768",
     ),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 
-from ropd_jax.cli.flags import Arguments, Command, Flag
+from ropd_jax.cli.flags import HOSTS, Arguments, Command, Flag
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,6 @@ def run(args: Arguments) -> None:
         log.info("curves: %s", result.workdir / "curves.png")
 
 
-HOSTS = "several hosts (docs/hosts.md)"
 COMMAND = Command(
     name="train",
     summary="run the loop: sample, judge, update, evaluate, save checkpoints",
@@ -70,23 +69,7 @@ COMMAND = Command(
             "RUN[@STEP]",
             "Start a new run from another run's newest checkpoint, or the one after STEP steps, with any config.",
         ),
-        Flag(
-            "coordinator",
-            "HOST:PORT",
-            "Address of host 0; or set JAX_COORDINATOR_ADDRESS. auto: read it from Slurm or Open MPI. off: only this "
-            "host.",
-            section=HOSTS,
-        ),
-        Flag("num_processes", "N", "Number of hosts; or JAX_NUM_PROCESSES.", None, int, low=0, section=HOSTS),
-        Flag(
-            "process_id",
-            "I",
-            "Index of this host, 0 to N-1; or JAX_PROCESS_ID.",
-            None,
-            int,
-            low=0,
-            section=HOSTS,
-        ),
+        *HOSTS,
     ),
     notes="""
         On several hosts, run the same command on each, with a DIR that all of them share. TPU VMs find each other

@@ -6,8 +6,10 @@ source -> items -> (duplicates dropped and counted) -> template and system messa
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ropd_jax.data import jsonl, reasoning_gym, sets
@@ -25,6 +27,7 @@ def load_prompts(
     options: Mapping[str, Any] | None = None,
     template: str = "{question}",
     system: str = "",
+    keep: Callable[[Iterable[Prompt]], Sequence[Prompt]] = tuple,
 ) -> PromptSet:
     """The prompts of one source, without duplicates.
 
@@ -41,6 +44,7 @@ def load_prompts(
         options: reasoning-gym: the task's own settings, e.g. ``{"min_terms": 4}``. Published: ``sets.SetOptions``.
         template: the user message. ``{question}`` is replaced by the question; other braces are plain text.
         system: the system message ("" for none).
+        keep: what holds the prompts; `packed.Packed` for sets that are too large for memory.
 
     Raises:
         UserError: unknown source, task or option; missing or malformed file; template without ``{question}``;
@@ -49,28 +53,37 @@ def load_prompts(
     if "{question}" not in template:
         raise UserError(f"template {template!r} has no {{question}}; put it where the question goes")
     items, where, dropped = _items(source, task, path, size, seed, dict(options or {}))
-    seen: set[str] = set()
-    ids: set[str] = set()
-    prompts: list[Prompt] = []
+    unique = _unique(items, where, dropped)
+    if source == "jsonl" and size is not None:
+        unique = itertools.islice(unique, max(1, size))
+    prompts = keep(_render(item, template, system) for item in unique)
+    if not prompts:
+        why = ", ".join(f"{n} dropped as {cause}" for cause, n in dropped.items()) or "the source is empty"
+        raise UserError(f"{where}: no prompt left ({why}); give another source or a larger size")
+    return PromptSet(prompts, dict(dropped))
+
+
+def _unique(items: Iterable[Prompt | None], where: str, dropped: Counter[str]) -> Iterator[Prompt]:
+    """The items without duplicates and bad solutions, which are counted. Of those seen, 12 bytes are kept."""
+    seen: set[bytes] = set()
+    ids: set[bytes] = set()
     for item in items:
         if item is None:
             dropped["solution_mismatch"] += 1
             continue
-        key = normalise(item.question)
+        key, own = _digest(normalise(item.question)), _digest(item.id)
         if key in seen:
             dropped["duplicate"] += 1
             continue
-        if item.id in ids:
+        if own in ids:
             raise UserError(f"{where}: two different questions have the id {item.id!r}; give each its own id")
         seen.add(key)
-        ids.add(item.id)
-        prompts.append(_render(item, template, system))
-        if source == "jsonl" and size is not None and len(prompts) >= size:
-            break
-    if not prompts:
-        why = ", ".join(f"{n} dropped as {cause}" for cause, n in dropped.items()) or "the source is empty"
-        raise UserError(f"{where}: no prompt left ({why}); give another source or a larger size")
-    return PromptSet(tuple(prompts), dict(dropped))
+        ids.add(own)
+        yield item
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()
 
 
 def _items(

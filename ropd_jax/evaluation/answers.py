@@ -1,19 +1,22 @@
 """Stored answers: JSONL of ``{"id", "response"}``, k lines per problem.
 
 Two more keys are read if they are there: ``finish_reason`` (``length`` is a truncated answer) and ``truncated``. The
-order of a problem's lines tells which of its k samples a line is.
+order of a problem's lines tells which of its k samples a line is, unless ``sample`` does, as in the files of
+``ropd eval``: these grow by a line whenever an answer has ended (`append`), and are put in order once all are there.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import pathlib
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import IO
 
-from ropd_jax.types import UserError
-from ropd_jax.utils.files import numbered_rows
+from ropd_jax.types import Prompt, Rollout, UserError
+from ropd_jax.utils.files import numbered_rows, write_atomic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +65,56 @@ def samples_of(answers: Sequence[Answer]) -> tuple[int, int]:
     """(fewest, most) answers that a problem has."""
     counts = Counter(a.id for a in answers).values()
     return min(counts), max(counts)
+
+
+# ------------------------------------------------------------------------------------- the file of an evaluation
+
+
+def append(file: IO[str], prompt: Prompt, sample: int, rollout: Rollout) -> None:
+    """Writes one answer; it is on the disk when this returns."""
+    row = {"id": prompt.id, "sample": sample, "response": rollout.text, "finish_reason": rollout.finish_reason,
+           "tokens": len(rollout.tokens_T)}  # fmt: skip
+    file.write(json.dumps(row, ensure_ascii=True) + "\n")
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def missing(path: pathlib.Path, prompts: Sequence[Prompt], k: int) -> dict[int, list[int]]:
+    """The samples of each problem (by its place) that the file lacks; what a kill has left half written is cut off.
+
+    Raises:
+        UserError: as `read_answers`, or a line of no sample from 0 to k - 1.
+    """
+    lines = _whole_lines(path, prompts, k)
+    return {i: absent for i, p in enumerate(prompts) if (absent := [n for n in range(k) if (p.id, n) not in lines])}
+
+
+def put_in_order(path: pathlib.Path, prompts: Sequence[Prompt], k: int) -> None:
+    """The complete file in the order of the problems and their samples, however often it was interrupted."""
+    lines = _whole_lines(path, prompts, k)
+    write_atomic(path, "".join(lines[p.id, n] for p in prompts for n in range(k)))
+
+
+def _whole_lines(path: pathlib.Path, prompts: Sequence[Prompt], k: int) -> Mapping[tuple[str, int], str]:
+    """The complete lines of the file by (id, sample), the first of each."""
+    if not path.exists():
+        return {}
+    data = path.read_bytes()
+    end = data.rfind(b"\n") + 1
+    if end < len(data):
+        write_atomic(path, data[:end].decode("utf-8"))
+    if not end:
+        return {}
+    read_answers(path, {p.id for p in prompts})  # refuses what is not one
+    found: dict[tuple[str, int], str] = {}
+    for number, row in numbered_rows(path):
+        sample = row.get("sample")
+        if not isinstance(sample, int) or not 0 <= sample < k:
+            raise UserError(
+                f"{path}:{number}: sample {sample!r}; expected 0 to {k - 1}, as ropd eval writes; choose another --out"
+            )
+        found.setdefault((str(row["id"]), sample), json.dumps(row, ensure_ascii=True) + "\n")
+    return found
 
 
 def _truncated(row: dict) -> bool | None:

@@ -173,7 +173,7 @@ def _reasoning_gym(benchmark: Benchmark, limit: int | None, size: int) -> Loaded
     drawn = load_prompts(
         source="reasoning_gym", task=task, size=size, seed=RG_SEED, options=options, template=benchmark.template
     )
-    prompts = drawn.prompts[:limit]
+    prompts = tuple(drawn.prompts[:limit])
     place = f"{benchmark.name} (size={size}, seed={RG_SEED})"
     return Loaded(benchmark, prompts, Found(place, len(prompts), content_sha(prompts), None, None))
 

@@ -1,39 +1,45 @@
 """A student's answers to a benchmark: sampled by the engine, stored as they come, then graded.
 
-    1. which weights   a checkpoint by name, a run's, or a loaded student (`subject`)
-    2. answers.jsonl   k lines per problem, written when its last sample has ended; the same call continues after them
-    3. result.json     what ``ropd grade`` makes of that file: anyone can grade the same answers again
+    1. prepare         which weights (`subject`), which problems, which settings; nothing is loaded
+    2. sample          answers.jsonl gets a line whenever an answer has ended; the same call continues after them
+    3. grade           result.json is what ``ropd grade`` makes of that file: anyone can grade the same answers again
 
 The random stream of a sample is a function of (seed, problem, sample), so an interrupted evaluation ends with the same
-answers as an undisturbed one.
+file as an undisturbed one. On several hosts, all sample (one program over one mesh) and host 0 writes and grades.
+
+The cache of keys and values is allocated whole before the first token, for as many rows as fit into the devices'
+memory, so an evaluation that starts does not run out of memory at its longest answers.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import logging
 import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from ropd_jax.evaluation import results
-from ropd_jax.evaluation.answers import by_problem, read_answers
+from ropd_jax.evaluation.answers import append, missing, put_in_order
 from ropd_jax.evaluation.benchmarks import Loaded, Sampling, load_benchmark, slug
 from ropd_jax.evaluation.grade_file import grade_file
 from ropd_jax.evaluation.grading import check_installed
 from ropd_jax.evaluation.results import EvalResult
 from ropd_jax.evaluation.subject import Subject, subject_of, weights_sha
-from ropd_jax.sampling.engine import EngineConfig, sample_groups
+from ropd_jax.parallel import hosts
+from ropd_jax.sampling import capacity
+from ropd_jax.sampling.engine import EngineConfig, sample_rollouts
 from ropd_jax.sampling.rules import SamplingRule
-from ropd_jax.types import Prompt, RolloutGroup, UserError
+from ropd_jax.types import Rollout, UserError
 from ropd_jax.utils.files import write_atomic
 from ropd_jax.utils.interrupt import Interrupt, Interrupted
 from ropd_jax.utils.logs import show_logs
@@ -43,28 +49,17 @@ from ropd_jax.workdir.lock import FOLDER, locked
 
 log = logging.getLogger(__name__)
 
+ROWS = 64  # decoded at once, if the caller does not say and as many fit
 _REPORT_EVERY_S = 10.0
+_CHECK_EVERY = 16  # chunks between two questions to the other hosts whether one was asked to stop
 
 
 def evaluate(
     student: Student | str | os.PathLike[str],
     benchmark: str,
     *,
-    data: str = "",
-    k: int | None = None,
-    temperature: float | None = None,
-    top_p: float | None = None,
-    max_tokens: int | None = None,
-    limit: int | None = None,
-    template: str = "",
-    thinking: bool | None = None,
-    pick: str = "last",
-    rows: int = 64,
-    seed: int = 0,
-    dtype: str = "",
     out: str | os.PathLike[str] | None = None,
-    against: str | os.PathLike[str] = "",
-    teacher: Mapping[str, Any] | None = None,
+    **how: Any,
 ) -> EvalResult:
     """Samples a student's answers to a benchmark and grades them.
 
@@ -77,29 +72,83 @@ def evaluate(
     Args:
         student: a loaded `Student`, a run's directory, or a checkpoint by any name that `load_student` accepts.
         benchmark: a name in `benchmarks.BENCHMARKS`, or ``reasoning_gym:TASK[,key=value,...]``.
+        out: the directory for answers and result. The same call with the same ``out`` continues. "" means a
+            directory named after student and benchmark. None keeps everything in memory.
+        how: the other arguments of `prepare`: ``k``, ``temperature``, ``limit``, ``rows``, ``dtype`` and so on.
+
+    Raises:
+        UserError: as `prepare`; an answer that does not fit into memory; several hosts, which each call
+            `Evaluation.sample`, and host 0 `Evaluation.grade`.
+        Interrupted: Ctrl-C; the answers so far are in ``out``.
+    """
+    if hosts.count() > 1:
+        raise UserError(
+            "evaluate() is for one host; on several use ropd eval, or evaluation = prepare(...), evaluation.sample() "
+            "on each and evaluation.grade() on host 0"
+        )
+    with contextlib.ExitStack() as stack:
+        place = stack.enter_context(tempfile.TemporaryDirectory()) if out is None else out
+        evaluation = prepare(student, benchmark, out=place, kept=out is not None, **how)
+        evaluation.sample()
+        return evaluation.grade()
+
+
+def prepare(
+    student: Student | str | os.PathLike[str],
+    benchmark: str,
+    *,
+    out: str | os.PathLike[str],
+    kept: bool = True,
+    data: str = "",
+    k: int | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    max_tokens: int | None = None,
+    limit: int | None = None,
+    template: str = "",
+    thinking: bool | None = None,
+    chat_template: str = "",
+    pick: str = "last",
+    rows: int | None = None,
+    seed: int = 0,
+    dtype: str = "",
+    cache_dtype: str = "",
+    fsdp: int | None = None,
+    tp: int | None = None,
+    against: str | os.PathLike[str] = "",
+    teacher: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """An evaluation, checked; nothing is loaded. On several hosts all of them must call it.
+
+    Args:
+        student, benchmark, out: as of `evaluate`.
+        kept: False for an ``out`` that is removed afterwards.
         data: a directory with the benchmark's rows, or ``hub`` (see ``data.reading.read_source``).
         k, temperature, top_p, max_tokens: None means the benchmark's own, which are the paper's.
         limit: only the first ``limit`` problems.
         template: replaces the benchmark's own user message; it contains ``{question}``.
         thinking: mode of the chat template, if it has two (Qwen3); None means the run's or the template's own.
+        chat_template: a Jinja file; "" means the run's or the checkpoint's own.
         pick: which checkpoint of a run, ``last`` or ``heldout`` (see `subject.choose_step`).
-        rows: sequences that are decoded at once; k of them belong to one problem.
+        rows: the most sequences that are decoded at once. None means 64, or what fits into memory.
         seed: of the samples.
-        dtype: of compute and KV cache; "" means the run's own, or float32.
-        out: the directory for answers and result. The same call with the same ``out`` continues. "" means a
-            directory named after student and benchmark. None keeps everything in memory.
+        dtype: of compute, matrices and KV cache; "" means the run's own, or float32.
+        cache_dtype: of the KV cache: float32, bfloat16 or int8; "" means ``dtype``.
+        fsdp, tp: sizes of the device mesh; None means the run's own, or all devices and 1.
         against: an earlier result of the same benchmark; the result then has the paired difference to it.
         teacher: the section ``teacher`` of a config: HealthBench's judge. No other benchmark uses it.
 
     Raises:
-        UserError: unknown student or benchmark, no data, answers of other settings in ``out``, a missing grader.
-        Interrupted: Ctrl-C; the answers so far are in ``out``.
+        UserError: unknown student or benchmark, no data, answers of other settings in ``out``, a missing grader,
+            settings that cannot work, hosts with different ones.
     """
     show_logs()
-    subject = subject_of(student, pick=pick, thinking=thinking, dtype=dtype)
+    subject = subject_of(
+        student, pick=pick, thinking=thinking, dtype=dtype, chat_template=chat_template, fsdp=fsdp, tp=tp
+    )
     loaded = load_benchmark(benchmark, data, limit=limit, template=template)
-    check_installed(loaded.benchmark)
-    before = results.read_result(against) if against else None
+    if hosts.index() == 0:
+        check_installed(loaded.benchmark)
     given = {"k": k, "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
     sampling = _sampling(loaded.benchmark.sampling, given)
     facts: dict[str, Any] = {
@@ -111,119 +160,209 @@ def evaluate(
         "thinking": subject.thinking,
         "dtype": subject.dtype,
     }
-    if isinstance(student, Student) and out is not None:
+    if cache_dtype and cache_dtype != subject.dtype:
+        facts["cache_dtype"] = cache_dtype
+    if chat_template:
+        facts["chat_template"] = _file_sha(chat_template)
+    if isinstance(student, Student) and kept:
         facts["weights"] = weights_sha(student)  # its name does not tell whose answers are there
-    with contextlib.ExitStack() as stack:
-        if out is None:
-            place = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        else:
-            place = pathlib.Path(out) if str(out) else _default_out(subject, slug(benchmark, thinking))
-            stack.enter_context(locked(place, "--out"))
-        _claim(place, {"benchmark": benchmark, "data": loaded.found.sha, **facts})
-        answers = place / "answers.jsonl"
-        _sample(subject, loaded, sampling, answers, rows=rows, seed=seed, kept=out is not None)
-        file = "" if out is None else str(place / "result.json")
-        shown = "in memory" if out is None else str(answers)
-        facts["device"] = jax.devices()[0].device_kind
-        result = grade_file(loaded, answers, teacher=teacher, out=file, answers_file=shown, **facts)
-    if before is not None:
-        result = result.compared(before, str(against))
-    if file:
-        result.save(file)
-    return result
-
-
-# ---------------------------------------------------------------------------------------------------- the answers
-
-
-def _sample(
-    subject: Subject, loaded: Loaded, sampling: Sampling, path: pathlib.Path, *, rows: int, seed: int, kept: bool
-) -> None:
-    """Samples what ``path`` lacks; nothing is loaded if it has all answers."""
-    todo = remaining(path, loaded.prompts, sampling.k)
-    if not todo:
-        log.info("%s has all %d answers already", path, len(loaded.prompts) * sampling.k)
-        return
-    mesh = subject.mesh()
-    student = subject.load(mesh)
-    tokens = {p.id: np.asarray(student.tokenizer.apply_chat_template(p.messages), np.int32) for p in loaded.prompts}
-    prompt_len = -(-max(map(len, tokens.values())) // 16) * 16
-    if prompt_len + sampling.max_tokens > student.cfg.max_seq_len:
-        raise UserError(
-            f"prompts of {prompt_len} tokens and answers of {sampling.max_tokens} make more than the "
-            f"{student.cfg.max_seq_len} that the student was made for; give --max_tokens "
-            f"{student.cfg.max_seq_len - prompt_len} or less"
-        )
-    shards = mesh.shape["fsdp"]
+    settings = {"benchmark": benchmark, "data": loaded.found.sha, **facts}
+    hosts.check_same("the evaluation", settings | {"rows": rows, "mesh": (fsdp, tp)})
+    place = pathlib.Path(out) if str(out) else _default_out(subject, slug(benchmark, thinking))
+    hosts.on_host0(lambda: _claim(place, settings))
     engine = EngineConfig(
         rollouts=sampling.k,
-        prompts=-(-max(1, rows // sampling.k) // shards) * shards,
-        prompt_len=prompt_len,
+        prompts=1,
+        prompt_len=0,
         max_tokens=sampling.max_tokens,
-        stop_ids=student.tokenizer.stop_ids,
+        stop_ids=(),
         rule=SamplingRule(sampling.temperature, 0, sampling.top_p),
         dtype=subject.dtype,
+        cache_dtype=cache_dtype,
+        reserve=True,
     )
-    log.info("%s: %d problems x %d answers of at most %d tokens, %d at once", loaded.benchmark.title, len(todo),
-             sampling.k, sampling.max_tokens, engine.prompts * sampling.k)  # fmt: skip
-    interrupt = Interrupt()
-    try:
-        with interrupt.listening(), jax.set_mesh(mesh):
-            groups = sample_groups(
-                student.cfg, engine, student.params, student.tokenizer, todo, [tokens[p.id] for p in todo],
-                seed=seed, step=0,
-            )  # fmt: skip
-            _write(path, groups, len(todo), interrupt)
-    except Interrupted:
-        if kept:
-            log.warning("stopped; the answers so far are in %s. The same command continues", path)
-        raise
+    before = (str(against), results.read_result(against)) if against else None
+    return Evaluation(subject, loaded, engine, facts, place, kept=kept, rows=rows, seed=seed, teacher=teacher,
+                      before=before)  # fmt: skip
 
 
-def remaining(path: pathlib.Path, prompts: Sequence[Prompt], k: int) -> list[Prompt]:
-    """The problems without k answers in the file; what a kill has left half written is cut off."""
-    if not path.exists():
-        return list(prompts)
-    whole = path.read_bytes()
-    end = whole.rfind(b"\n") + 1
-    write_atomic(path, whole[:end].decode("utf-8"))
-    if not end:
-        return list(prompts)
-    answers = read_answers(path, {p.id: p for p in prompts})
-    places = by_problem(answers)
-    done = {i for i, at in places.items() if len(at) == k}
-    if len(done) < len(places):
-        lines = whole[:end].decode("utf-8").split("\n")[:-1]
-        write_atomic(path, "".join(f"{lines[n]}\n" for i in done for n in places[i]))
-    return [p for p in prompts if p.id not in done]
+@dataclasses.dataclass
+class Evaluation:
+    """An evaluation, checked; nothing is loaded.
+
+    Attributes:
+        engine: of the samples; `sample` completes it by what follows from tokenizer, mesh and memory.
+        facts: what the result keeps of the settings.
+        place: directory of answers and result; ``kept``: it stays.
+        rows: the most sequences that are decoded at once, or None.
+        before: (file, contents) of an earlier result to compare with.
+    """
+
+    subject: Subject
+    loaded: Loaded
+    engine: EngineConfig
+    facts: dict[str, Any]
+    place: pathlib.Path
+    kept: bool
+    rows: int | None
+    seed: int
+    teacher: Mapping[str, Any] | None
+    before: tuple[str, dict[str, Any]] | None
+
+    @property
+    def answers(self) -> pathlib.Path:
+        return self.place / "answers.jsonl"
+
+    def sample(self) -> None:
+        """Samples what the file of answers lacks; nothing is loaded if it has all. Collective: every host calls it.
+
+        Raises:
+            UserError: prompts and answers that are longer than the student was made for, or do not fit into memory;
+                another process is writing into the directory.
+            Interrupted: Ctrl-C or SIGTERM on any host; the answers so far are in the file.
+        """
+        with contextlib.ExitStack() as stack:
+
+            def lock() -> None:
+                if self.kept:
+                    stack.enter_context(locked(self.place, "--out"))
+
+            hosts.on_host0(lock)
+            self._sample()
+
+    def _sample(self) -> None:
+        prompts, k = self.loaded.prompts, self.engine.rollouts
+        todo = hosts.on_host0(lambda: missing(self.answers, prompts, k))
+        self.facts["device"] = jax.devices()[0].device_kind
+        if not todo:
+            log.info("%s has all %d answers already", self.answers, len(prompts) * k)
+            return
+        mesh = self.subject.mesh()
+        student = self.subject.load(mesh)
+        tokens = [np.asarray(student.tokenizer.apply_chat_template(p.messages), np.int32) for p in prompts]
+        engine = self._complete(student, mesh, max(map(len, tokens)))
+        of = sum(map(len, todo.values()))
+        log.info("%s: %d answers to %d problems, of at most %d tokens, %d at once", self.loaded.benchmark.title, of,
+                 len(todo), engine.max_tokens, engine.rows)  # fmt: skip
+        progress, interrupt = _Progress(of, engine.max_tokens), Interrupt(hosts.any_host)
+        limits = [[engine.max_tokens if n in absent else 0 for n in range(k)] for absent in todo.values()]
+        try:
+            with interrupt.listening(), jax.set_mesh(mesh):
+                ended = sample_rollouts(
+                    student.cfg, engine, student.params, student.tokenizer, [prompts[i] for i in todo],
+                    [tokens[i] for i in todo], seed=self.seed, step=0, limits=limits,
+                    between=_between(progress, interrupt),
+                )  # fmt: skip
+                self._write(((list(todo)[i], n, rollout) for i, n, rollout in ended), progress)
+        except Interrupted:
+            if self.kept:
+                log.warning("stopped; the answers so far are in %s. The same command continues", self.answers)
+            raise
+        hosts.on_host0(lambda: put_in_order(self.answers, prompts, k))
+
+    def _write(self, ended: Iterable[tuple[int, int, Rollout]], progress: _Progress) -> None:
+        with self.answers.open("a", encoding="utf-8") if hosts.index() == 0 else contextlib.nullcontext() as file:
+            for i, n, rollout in ended:
+                if file is not None:
+                    append(file, self.loaded.prompts[i], n, rollout)
+                progress.answered()
+
+    def _complete(self, student: Student, mesh: jax.sharding.Mesh, longest: int) -> EngineConfig:
+        """The engine with the padded length of the prompts and as many rows as were asked for and fit."""
+        prompt_len, most = -(-longest // 16) * 16, student.cfg.max_seq_len
+        if prompt_len + self.engine.max_tokens > most:
+            raise UserError(
+                f"prompts of {prompt_len} tokens and answers of {self.engine.max_tokens} make more than the {most} "
+                f"that the student was made for; give --max_tokens {most - prompt_len} or less"
+            )
+        shards = mesh.shape["fsdp"]
+        engine = dataclasses.replace(self.engine, prompt_len=prompt_len, stop_ids=student.tokenizer.stop_ids)
+        found = hosts.exchange(capacity.free_bytes(mesh))
+        known = [free for free in found if free is not None]
+        wanted = self.rows or max(ROWS // shards, 1) * shards
+        rows = self._fitting(student, engine, mesh, min(known), wanted) if known else wanted
+        return capacity.with_rows(engine, rows, shards)
+
+    def _fitting(
+        self, student: Student, engine: EngineConfig, mesh: jax.sharding.Mesh, free: float, wanted: int
+    ) -> int:
+        """``wanted`` rows, or as many as fit if no number was asked for."""
+        if capacity.fits(student.cfg, engine, mesh, free, wanted):
+            return wanted
+        rows = capacity.most_rows(student.cfg, engine, mesh, free, wanted)
+        if rows and self.rows is None:
+            return rows
+        more = [] if engine.cache_dtype == "int8" else ["--config.sampling.cache_dtype=int8"]
+        more += ["a larger --config.mesh.tp", "fewer --max_tokens"]
+        asked = f"--rows={self.rows}" if self.rows else "one row for each part of the mesh"
+        raise UserError(
+            f"{asked} with answers of {engine.max_tokens} tokens do not fit into the {free / 1e9:.1f} GB that are free "
+            f"on each device; give {f'--rows {rows}, ' if rows else ''}{' or '.join(more)}"
+        )
+
+    def grade(self) -> EvalResult:
+        """Grades the answers and stores the result. On several hosts host 0 calls it, after `hosts.joined` if it can
+        take long: nothing here needs the others."""
+        file = str(self.place / "result.json") if self.kept else ""
+        shown = str(self.answers) if self.kept else "in memory"
+        result = grade_file(self.loaded, self.answers, teacher=self.teacher, out=file, answers_file=shown, **self.facts)
+        if self.before is not None:
+            result = result.compared(self.before[1], self.before[0])
+        if file:
+            result.save(file)
+        return result
 
 
-def answer_lines(group: RolloutGroup) -> str:
-    """One line per sample, in the format that ``ropd grade`` reads."""
-    rows = (
-        {"id": group.prompt.id, "sample": n, "response": r.text, "finish_reason": r.finish_reason,
-         "tokens": len(r.tokens_T)}
-        for n, r in enumerate(group.rollouts)
-    )  # fmt: skip
-    return "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
+class _Progress:
+    """Lines about how far an evaluation is, one every ten seconds, of host 0."""
+
+    def __init__(self, of: int, most: int):
+        self._of, self._most = of, most
+        self._done, self._tokens = 0, 0
+        self._begin = self._reported = time.monotonic()
+
+    def answered(self) -> None:
+        self._done += 1
+        if self._done == self._of:
+            self._report()
+
+    def sampled(self, tokens: int) -> None:
+        self._tokens += tokens
+        if time.monotonic() - self._reported > _REPORT_EVERY_S:
+            self._report()
+
+    def _report(self) -> None:
+        self._reported = time.monotonic()
+        if hosts.index():
+            return
+        spent = max(self._reported - self._begin, 1e-9)
+        log.info("answered %d of %d in %s  tok/s %.0f  %s", self._done, self._of, clock(spent), self._tokens / spent,
+                 self.left(spent))  # fmt: skip
+
+    def left(self, spent: float) -> str:
+        """The time left: by the answers so far, and at most as if all others were of the greatest length.
+
+        Answers a second is tokens a second over the mean length that the tokens so far, of unfinished answers too,
+        suggest (answers that end by chance): 10 answers of 100 in 60 s leave 9 minutes.
+        """
+        most = (self._of - self._done) * self._most / max(self._tokens, 1) * spent
+        if not self._done:
+            return f"at most {clock(most)} left"
+        return f"{clock(min(most, spent / self._done * (self._of - self._done)))} left"
 
 
-def _write(path: pathlib.Path, groups: Iterable[RolloutGroup], of: int, interrupt: Interrupt) -> None:
-    begin = reported = time.monotonic()
-    tokens = 0
-    with path.open("a", encoding="utf-8") as file:
-        for done, group in enumerate(groups, 1):
-            file.write(answer_lines(group))
-            file.flush()
-            os.fsync(file.fileno())
-            tokens += sum(len(r.tokens_T) for r in group.rollouts)
-            now = time.monotonic()
-            if now - reported > _REPORT_EVERY_S or done == of:
-                reported = now
-                left = (now - begin) / done * (of - done)
-                rate, spent = tokens / (now - begin), clock(now - begin)
-                log.info("answered %d of %d problems in %s  tok/s %.0f  %s left", done, of, spent, rate, clock(left))
+def _between(progress: _Progress, interrupt: Interrupt) -> Callable[[int], None]:
+    """What happens between two chunks: progress, and now and then whether to stop."""
+    every, chunks = (_CHECK_EVERY if hosts.count() > 1 else 1), 0
+
+    def between(tokens: int) -> None:
+        nonlocal chunks
+        chunks += 1
+        progress.sampled(tokens)
+        if chunks % every == 0:  # the same chunk on all hosts
             interrupt.check()
+
+    return between
 
 
 # ------------------------------------------------------------------------------------------------------- settings
@@ -234,6 +373,14 @@ def _sampling(own: Sampling, given: Mapping[str, Any]) -> Sampling:
     if sampling.k > 1 and sampling.temperature == 0:
         raise UserError(f"--k={sampling.k} at temperature 0 gives one answer {sampling.k} times; give --k 1")
     return sampling
+
+
+def _file_sha(path: str) -> str:
+    """Hash of a file's bytes, 12 hex digits; "" if it cannot be read, which loading reports."""
+    try:
+        return hashlib.sha256(pathlib.Path(path).expanduser().read_bytes()).hexdigest()[:12]
+    except OSError:
+        return ""
 
 
 def _default_out(subject: Subject, name: str) -> pathlib.Path:
@@ -254,8 +401,8 @@ def _claim(out: pathlib.Path, settings: dict[str, Any]) -> None:
         if path.exists() and (out / "answers.jsonl").exists():
             there = json.loads(path.read_text(encoding="utf-8"))
             now = json.loads(json.dumps(settings))
-            if changed := [k for k in now if there.get(k) != now[k]]:
-                shown = "; ".join(f"{k}: {there.get(k)} there, {now[k]} now" for k in changed)
+            if changed := [k for k in {**now, **there} if there.get(k) != now.get(k)]:
+                shown = "; ".join(f"{k}: {there.get(k)} there, {now.get(k)} now" for k in changed)
                 raise UserError(f"{out} holds answers of other settings ({shown}); choose another --out")
         elif any(p.name != FOLDER for p in out.iterdir()) and not path.exists():
             raise UserError(f"--out {out} is not empty and holds no evaluation; choose another directory")

@@ -19,7 +19,8 @@ import numpy as np
 from ropd_jax import configs
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.types import UserError
-from ropd_jax.weights.student import Student, load_checkpoint
+from ropd_jax.weights.student import Student, find, load_checkpoint
+from ropd_jax.weights.tokenizer import load_tokenizer
 from ropd_jax.workdir.metrics import read_metrics
 from ropd_jax.workdir.policy import kept_steps, load_policy, run_config
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 RULES = ("last", "heldout")
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Subject:
         name: the run's directory or the checkpoint's name; ``in memory`` for a `Student`.
         checkpoint: what `choose_step` returned for a run; None for anything else.
         thinking: the mode of the chat template; None is the template's own default.
-        dtype: of compute and KV cache.
+        dtype: of compute, and of the matrices in memory.
         mesh: makes the device mesh.
         load: loads the weights onto that mesh.
     """
@@ -51,40 +53,72 @@ class Subject:
 
 
 def subject_of(
-    student: Student | str | os.PathLike[str], *, pick: str = "last", thinking: bool | None = None, dtype: str = ""
+    student: Student | str | os.PathLike[str],
+    *,
+    pick: str = "last",
+    thinking: bool | None = None,
+    dtype: str = "",
+    chat_template: str = "",
+    fsdp: int | None = None,
+    tp: int | None = None,
 ) -> Subject:
     """The subject; nothing is loaded.
 
     Args:
         student: a `Student`, a run's directory, or a checkpoint by any name that `load_student` accepts.
         pick: which checkpoint of a run, see `choose_step`.
-        thinking, dtype: None and "" mean the run's own, or the default.
+        thinking, dtype, chat_template, fsdp, tp: None and "" mean the run's own, or the default.
 
     Raises:
-        UserError: unknown ``pick``, or a run without a suitable checkpoint.
+        UserError: unknown ``pick`` or ``dtype``, a run without a suitable checkpoint, or settings that a loaded
+            `Student` no longer takes.
     """
     if pick not in RULES:
         raise UserError(f"--pick={pick} is unknown; expected {' or '.join(RULES)}")
+    if dtype not in ("", *DTYPES):
+        raise UserError(f"--dtype={dtype} is unknown; expected {' or '.join(DTYPES)}")
     if isinstance(student, Student):
-        return _in_memory(student, thinking, dtype or "float32")
+        if thinking is not None or chat_template:
+            raise UserError(
+                f"thinking={thinking}, chat_template={chat_template!r}: a loaded student has its chat template "
+                "already; give its name instead"
+            )
+        return _in_memory(student, dtype or "float32", fsdp, tp)
     what = os.fspath(student)
     run = run_config(what)
-    if run is None:
-        own = configs.default()
+    own = run or configs.default()
+    mode = own.student.enable_thinking if thinking is None else thinking
+    kind, template = dtype or own.student.dtype, chat_template or own.student.chat_template
+    mesh = _mesh_of(own.mesh.fsdp if fsdp is None else fsdp, own.mesh.tp if tp is None else tp)
+    chosen = None if run is None else choose_step(pathlib.Path(what), run.data, pick)
 
-        def load(mesh: jax.sharding.Mesh) -> Student:
-            template = own.student.chat_template
-            return load_checkpoint(what, chat_template=template, enable_thinking=thinking, mesh=mesh)
+    def load(mesh: jax.sharding.Mesh) -> Student:
+        if run is None:
+            return load_checkpoint(
+                what, chat_template=template, enable_thinking=mode, mesh=mesh, dtype=kind, vectors="float32"
+            )
+        assert chosen is not None
+        narrow = kind != "float32" and not run.student.lora.rank
+        loaded = load_policy(what, chosen["step"], thinking=mode, mesh=None if narrow else mesh)
+        if narrow:  # cast in host memory: a chip may not have room for float32
+            mesh_lib.check_divides(loaded.cfg, mesh)
+            params = narrowed(loaded.params, kind)
+            loaded = dataclasses.replace(loaded, params=mesh_lib.put(params, mesh, mesh_lib.RULES.storage(params)))
+        if chat_template:
+            tokenizer = load_tokenizer(find(run.student.checkpoint), chat_template=chat_template, enable_thinking=mode)
+            loaded = dataclasses.replace(loaded, tokenizer=tokenizer)
+        return loaded
 
-        return Subject(what, None, thinking, dtype or "float32", _mesh_of(own.mesh), load)
+    return Subject(what, chosen, mode, kind, mesh, load)
 
-    chosen = choose_step(pathlib.Path(what), run.data, pick)
-    mode = run.student.enable_thinking if thinking is None else thinking
 
-    def load_run(mesh: jax.sharding.Mesh) -> Student:
-        return load_policy(what, chosen["step"], thinking=mode, mesh=mesh)
+def narrowed(params: Any, dtype: str) -> Any:
+    """Host parameters with their matrices in ``dtype``, in which they are used; vectors (norms) stay as they are."""
 
-    return Subject(what, chosen, mode, dtype or run.student.dtype, _mesh_of(run.mesh), load_run)
+    def cast(path, x):
+        return x if len(mesh_lib.dims_of(path, x).replace("L", "")) < 2 else x.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def choose_step(run: pathlib.Path, data: ConfigDict, rule: str) -> dict[str, Any]:
@@ -125,22 +159,24 @@ def weights_sha(student: Student) -> str:
     return digest.hexdigest()[:16]
 
 
-def _in_memory(student: Student, thinking: bool | None, dtype: str) -> Subject:
+def _in_memory(student: Student, dtype: str, fsdp: int | None, tp: int | None) -> Subject:
     """A loaded student: it stays on the mesh that it is on, or is put on one of all devices."""
     leaf = jax.tree.leaves(student.params)[0]
     if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, jax.sharding.NamedSharding):
         mesh = leaf.sharding.mesh
         assert isinstance(mesh, jax.sharding.Mesh)  # an abstract one has no arrays
-        return Subject("in memory", None, thinking, dtype, lambda: mesh, lambda mesh: student)
+        if (fsdp, tp) != (None, None):
+            raise UserError(f"fsdp={fsdp}, tp={tp}: the student is on a mesh already; load it onto that mesh")
+        return Subject("in memory", None, None, dtype, lambda: mesh, lambda mesh: student)
 
     def load(mesh: jax.sharding.Mesh) -> Student:
         params = jax.device_get(student.params)
         mesh_lib.check_divides(student.cfg, mesh)
         return dataclasses.replace(student, params=mesh_lib.put(params, mesh, mesh_lib.RULES.storage(params)))
 
-    return Subject("in memory", None, thinking, dtype, _mesh_of(configs.default().mesh), load)
+    made = _mesh_of(-1 if fsdp is None else fsdp, 1 if tp is None else tp)
+    return Subject("in memory", None, None, dtype, made, load)
 
 
-def _mesh_of(mesh: ConfigDict) -> Callable[[], jax.sharding.Mesh]:
-    fsdp, tp = mesh.fsdp, mesh.tp
+def _mesh_of(fsdp: int, tp: int) -> Callable[[], jax.sharding.Mesh]:
     return lambda: mesh_lib.make_mesh(fsdp, tp)

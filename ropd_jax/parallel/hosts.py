@@ -34,13 +34,14 @@ import pickle
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
 from jax._src import distributed  # for the runtime's store of keys, which jax.distributed does not hand out
 
+from ropd_jax.parallel import digests
 from ropd_jax.types import UserError
 
 T = TypeVar("T")
@@ -51,6 +52,7 @@ SILENT_S = 40.0  # without a heartbeat, after which a host is gone
 RUNTIME_S = 100  # after which the runtime ends the process, with a stack trace, if our own watch did not
 SHUTDOWN_S = 60  # how long the first host that has finished waits for the last
 INLINE = 1 << 10  # bytes of a message that fit into the first of the two collectives of an exchange
+LISTED = 512  # keys that two hosts compare one by one, once their sums differ
 _BEATS = "ropd/alive/"  # of the runtime's store of keys
 _FIRST_LINE = 200  # characters shown of an error of the runtime
 _last_meeting: float | None = None
@@ -110,19 +112,60 @@ def broadcast_from_host0(value: T) -> T:
     return exchange(value if index() == 0 else None)[0]  # type: ignore[return-value]
 
 
-def check_same(what: str, value: Mapping[str, Any]) -> None:
-    """Compare a value over the hosts. Collective: every host must call it.
+def on_host0(f: Callable[[], T]) -> T:
+    """The result of ``f`` on host 0, on every host. Collective: every host must call it.
 
     Raises:
-        UserError: the hosts differ; it is raised on all of them, with the first difference.
+        UserError: ``f`` has raised it on host 0; it is raised on all hosts.
     """
-    found = exchange(dict(value))
-    for i, other in enumerate(found):
-        for key in sorted(k for k in other.keys() | found[0].keys() if other.get(k) != found[0].get(k))[:1]:
-            raise UserError(
-                f"{what} of host {i} is not that of host 0: {key} is {other.get(key, 'absent')} there and "
-                f"{found[0].get(key, 'absent')} on host 0; start all hosts with the same command and the same files"
-            )
+    found: Any = None
+    if index() == 0:
+        try:
+            found = f(), ""
+        except UserError as error:
+            found = None, str(error)
+    value, problem = broadcast_from_host0(found)
+    if problem:
+        raise UserError(problem)
+    return value
+
+
+def check_same(what: str, value: Mapping[str, Any] | Callable[[], digests.Items]) -> None:
+    """Compare a value over the hosts. Collective: every host must call it.
+
+    The hosts exchange a digest of 20 bytes. Only if one differs do they look for what differs, part by part; no host
+    ever sends its whole value.
+
+    Args:
+        value: a mapping, or a function that goes through its items (key, value), each time from the start. Items are
+            equal if their ``repr`` is.
+
+    Raises:
+        UserError: the hosts differ; it is raised on all of them, with the first host that differs from host 0 and one
+            key that does.
+    """
+    if count() == 1:
+        return
+    items = value.items if isinstance(value, Mapping) else value
+    totals = exchange(digests.total(items()))
+    other = next((i for i, found in enumerate(totals) if found != totals[0]), None)
+    if other is None:
+        return
+    prefix, both = b"", (0, other)
+    while True:
+        parts = exchange(digests.parts(items(), prefix))
+        if max(parts[i].keys for i in both) <= LISTED:
+            break
+        prefix += bytes([parts[0].differing(parts[other])])
+    mine = digests.listed(items(), prefix) if index() in both else {}
+    listed = exchange(mine)
+    ours, theirs = listed[0], listed[other]
+    key = min(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
+    texts = exchange(next((repr(v)[:_FIRST_LINE] for k, v in items() if k == key), "absent"))
+    raise UserError(
+        f"{what} of host {other} is not that of host 0: {key} is {texts[other]} there and {texts[0]} on host 0; start "
+        "all hosts with the same command and the same files"
+    )
 
 
 def _allgather(row_X: np.ndarray) -> np.ndarray:

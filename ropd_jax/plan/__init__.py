@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import importlib.util
+import math
 import os
 import re
 
+MOST = 1024  # CPU devices that stand for chips
 
-def prepare(topology: str) -> None:
+
+def prepare(topology: str, *, shapes: bool = False) -> None:
     """Sets the environment variables of a plan for this topology; call it before jax is imported.
 
     jax stays on the CPU and libtpu does not look for a TPU; ``cpu:N`` makes N devices of this machine. Variables that
     are set already keep their value.
+
+    Args:
+        shapes: the plan needs no compiler; without libtpu, CPU devices stand for the chips.
     """
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is used: two plans can run at once
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
-    count = re.fullmatch(r"cpu:(\d+)", topology)
+    chips = re.fullmatch(r"\w+:(\d+(?:x\d+)*)", topology)
+    there = topology.startswith("cpu:") or (shapes and importlib.util.find_spec("libtpu") is None)
+    each = 1 if topology.startswith("cpu:") else 2  # devices of a chip, at most
+    count = min(MOST, each * math.prod(map(int, chips[1].split("x")))) if chips else 0
     flags = os.environ.get("XLA_FLAGS", "")
-    if count and "host_platform_device_count" not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={count[1]}".strip()
+    if there and count and "host_platform_device_count" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={count}".strip()

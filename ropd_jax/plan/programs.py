@@ -7,7 +7,6 @@ The functions are the run's own (`training.update`, `sampling.engine`); only the
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -27,6 +26,7 @@ from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.plan.shapes import model_config
 from ropd_jax.sampling import engine as engine_lib
 from ropd_jax.sampling import pages
+from ropd_jax.sampling.capacity import device_bytes as device_bytes
 from ropd_jax.sampling.slots import Slots
 from ropd_jax.training.accumulate import uses_streaming
 from ropd_jax.training.setup import read_config, update_config
@@ -169,7 +169,12 @@ class Sampler(NamedTuple):
 
 
 def sampler_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Sampler:
-    ecfg = engine_of(cfg, mesh)
+    """Inside ``jax.set_mesh``."""
+    return sampler_shapes(engine_of(cfg, mesh), policy_of(cfg, weights_of(cfg, model_cfg, mesh)), model_cfg, mesh)
+
+
+def sampler_shapes(ecfg: engine_lib.EngineConfig, params: dict, model_cfg: ModelConfig, mesh) -> Sampler:
+    """What the programs of an engine are called with when all its rows have the maximum length."""
 
     def struct(shape, dtype, dims):
         spec = mesh_lib.out(dims)
@@ -196,13 +201,16 @@ def sampler_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Sampler:
         [state.view[name] for name in pages.View._fields],
     )
     rows, view = jax.tree.map(lambda x: struct(x.shape, x.dtype, "B"), arrays)
-    params = policy_of(cfg, weights_of(cfg, model_cfg, mesh))
     return Sampler(ecfg, params, cache, tuple(prompts), engine_lib.Rows(*rows), pages.View(*view))
 
 
 def sampler_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> list[Program]:
     """Prefill and decoding of the config's sampler, all its rows of maximum length."""
-    s = sampler_of(cfg, model_cfg, mesh)
+    return programs_of(sampler_of(cfg, model_cfg, mesh), model_cfg)
+
+
+def programs_of(s: Sampler, model_cfg: ModelConfig) -> list[Program]:
+    """Prefill and decoding."""
 
     def prefill():
         return engine_lib.prefill.lower(model_cfg, s.engine.dtype, s.params, s.cache.prompts, *s.prompts)
@@ -241,13 +249,3 @@ def fewer_slots(cfg: ConfigDict, shards: int) -> list[dict[str, int]]:
         prompts //= 2
         found.append({"sampling.prompts_at_once": prompts})
     return found
-
-
-def device_bytes(tree: Any) -> int:
-    """Bytes of a tree of shapes on one device."""
-
-    def elements(x) -> int:
-        sharding = getattr(x, "sharding", None)
-        return math.prod(x.shape if sharding is None else sharding.shard_shape(x.shape))
-
-    return sum(elements(x) * x.dtype.itemsize for x in jax.tree.leaves(tree) if hasattr(x, "dtype"))

@@ -46,13 +46,13 @@ def run(
             f"--mean_tokens={mean_tokens:g}; expected at most sampling.max_tokens={cfg.sampling.max_tokens}"
         )
     options: dict[str, Any] = {"mean_tokens": mean_tokens or None}
-    with _progress() as progress:
+    with progress() as say:
         make_mesh(cfg, model_cfg, slice_)  # refuses the slice before a minute of compiling
-        advice = fit.search(cfg, model_cfg, slice_, progress, **options) if search else None
+        advice = fit.search(cfg, model_cfg, slice_, say, **options) if search else None
         chosen = fit.changed(cfg, advice.keys) if advice and advice.keys else cfg
-        measured = measure(chosen, model_cfg, slice_, progress, **options)
+        measured = measure(chosen, model_cfg, slice_, say, **options)
         if measured.fits is False and not search:
-            advice = fit.remedy(cfg, model_cfg, slice_, measured, progress, **options)
+            advice = fit.remedy(cfg, model_cfg, slice_, measured, say, **options)
     roles, note = teacher(chosen)
     report = summary(chosen, slice_, measured, advice, roles, note, mean_tokens or None)
     if as_json:
@@ -63,7 +63,7 @@ def run(
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
+def progress() -> Iterator[Callable[[str], None]]:
     """Shows what is being done and for how long: a spinner on a terminal, plain lines elsewhere."""
     console = tables.console(stderr=True)
     if not console.is_terminal:
@@ -72,9 +72,9 @@ def _progress() -> Iterator[Callable[[str], None]]:
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("plan", total=None)
-        yield lambda text: progress.reset(task, description=text)
+    with Progress(*columns, console=console, transient=True) as shown:
+        task = shown.add_task("plan", total=None)
+        yield lambda text: shown.reset(task, description=text)
 
 
 def teacher(cfg: ConfigDict, tape: Tape | None = None) -> tuple[list[RolePlan], str]:

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -52,7 +52,7 @@ class EngineConfig:
 
     Attributes:
         rollouts: G.
-        prompts: how many prompts decode side by side; there are prompts * rollouts rows.
+        prompts: how many prompts decode side by side.
         prompt_len: prompts are padded to this many tokens.
         max_tokens: longest answer, stop token included.
         stop_ids: tokens that end an answer.
@@ -63,6 +63,10 @@ class EngineConfig:
             else pages of 32 tokens, or longer ones, so that a row has at most 64 pages.
         dtype: compute dtype.
         cache_dtype: of keys and values, see `pages.CACHE_DTYPES`; "" is ``dtype``.
+        rows: how many rollouts decode side by side; 0 is prompts * rollouts. Fewer than ``rollouts`` are possible: the
+            others of the same prompt wait. If they do not divide over the mesh, some rows stay idle.
+        reserve: the pool of pages is as large from the start as all rows together can ever need, so that memory does
+            not grow during the call. Else it grows with the answers.
     """
 
     rollouts: int
@@ -76,6 +80,8 @@ class EngineConfig:
     cache_dtype: str = ""
     stop: tuple[str, ...] = ()
     page_chunks: int = 0
+    rows: int = 0
+    reserve: bool = False
 
     def __post_init__(self):
         if self.cache_dtype not in ("", *paging.CACHE_DTYPES):
@@ -248,30 +254,60 @@ def sample_groups(
 
     Args:
         params: stacked parameters, the learner's own.
-        prompts: any number; ``ecfg.prompts * ecfg.rollouts`` rollouts decode side by side.
+        prompts: any number; ``ecfg.rows`` rollouts decode side by side.
         prompt_tokens: the chat template's tokens of each prompt, at least 1 and at most ``ecfg.prompt_len``.
         seed, step: with a prompt's id and the rollout's index these fix the random stream.
         limits: [len(prompts)][G], at how many tokens each rollout ends at the latest; None is ``max_tokens`` for all.
+    """
+    rollouts: list[dict[int, Rollout]] = [{} for _ in prompts]
+    ended = sample_rollouts(cfg, ecfg, params, tokenizer, prompts, prompt_tokens, seed=seed, step=step, limits=limits)
+    for index, g, rollout in ended:
+        rollouts[index][g] = rollout
+        if len(rollouts[index]) == ecfg.rollouts:
+            yield make_group(prompts, prompt_tokens, rollouts, index, step)
+
+
+def sample_rollouts(
+    cfg: ModelConfig,
+    ecfg: EngineConfig,
+    params,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    prompt_tokens: Sequence[np.ndarray],
+    *,
+    seed: int,
+    step: int,
+    limits: Sequence[Sequence[int]] | None = None,
+    between: Callable[[int], None] = lambda tokens: None,
+) -> Iterator[tuple[int, int, Rollout]]:
+    """Yield (index of the prompt, index of the rollout, rollout) as soon as a rollout has ended.
+
+    Args:
+        limits: as of `sample_groups`; a rollout of limit 0 is not sampled. The others are what they are without it.
+        between: called between two chunks with the number of tokens of the first, while no program runs: it may call a
+            collective. If it raises, the rollouts that have ended are yielded before.
     """
     if not prompts:
         return
     engine = _Engine(cfg, ecfg, params, prompt_tokens, rollout_keys(seed, step, [p.id for p in prompts], ecfg.rollouts),
                      limits)  # fmt: skip
-    rollouts: list[dict[int, Rollout]] = [{} for _ in prompts]
-    whole: list[int] = []
+
+    def made(jobs: Sequence[Job]) -> Iterator[tuple[int, int, Rollout]]:
+        return ((j.index, j.g, make_rollout(tokenizer, ecfg.stop_ids, ecfg.stop, j)) for j in jobs)
+
+    ended: list[Job] = []
     while engine.slots.unfinished:
         pending = engine.dispatch()
-        if whole and jax.process_count() > 1:  # the caller may start a collective, which must not overlap the chunk
+        if ended and jax.process_count() > 1:  # the caller may start a collective, which must not overlap the chunk
             jax.block_until_ready(pending)
-        yield from (
-            make_group(prompts, prompt_tokens, rollouts, i, step) for i in whole
-        )  # the device samples meanwhile
-        whole = []
-        for job in engine.collect(pending, tokenizer):
-            rollouts[job.index][job.g] = make_rollout(tokenizer, ecfg.stop_ids, ecfg.stop, job)
-            if len(rollouts[job.index]) == ecfg.rollouts:
-                whole.append(job.index)
-    yield from (make_group(prompts, prompt_tokens, rollouts, i, step) for i in whole)
+        yield from made(ended)  # the device samples meanwhile
+        ended, tokens = engine.collect(pending, tokenizer)
+        try:
+            between(tokens)
+        except Exception:  # a request to stop: what has ended is not lost
+            yield from made(ended)
+            raise
+    yield from made(ended)
 
 
 def copies_layers() -> bool:
@@ -300,7 +336,9 @@ def layout(ecfg: EngineConfig) -> Layout:
     prompts = ecfg.prompts // parts
     batch = max(1, prompts // 2)
     groups = 1 if ecfg.rollouts == 1 else 3  # new groups enter while others' last rollouts decode
-    return Layout(parts, prompts * ecfg.rollouts, groups * prompts + batch, batch)
+    rows = -(-ecfg.rows // parts) or prompts * ecfg.rollouts
+    slots = 2 if rows < ecfg.rollouts else groups * prompts + batch
+    return Layout(parts, rows, slots, batch)
 
 
 def empty_cache(cfg: ModelConfig, ecfg: EngineConfig, sizes: Layout, *, pages: int) -> paging.Cache:
@@ -333,18 +371,22 @@ class _Engine:
         whole = layout(ecfg)
         whole = whole._replace(slots=min(whole.slots, -(-n // whole.parts)))
         self.parts, self.batch = whole.parts, whole.batch
+        rows = halved(whole.rows, -(-n // self.parts) * G)
         self.slots = Slots(
             parts=self.parts,
-            rows=halved(whole.rows, -(-n // self.parts) * G),
+            rows=rows,
             slots=whole.slots,
             page=ecfg.page,
             prompt_lens=[len(t) for t in prompt_tokens],
             limits=limits if limits is not None else [[ecfg.max_tokens] * G] * n,
             key_PG2=fetch(jax.random.key_data(keys))[0].reshape(n, G, 2),
+            most=ecfg.rows if rows == whole.rows else 0,
         )
         self.last_tokens = [int(t[-1]) for t in prompt_tokens]
-        # One page each: there is no second program for a pool without pages, with other rounding.
-        self.cache = empty_cache(cfg, ecfg, whole._replace(rows=self.slots.rows), pages=1)
+        # At least one page: there is no second program for a pool without pages, with other rounding.
+        pages = most_pages(ecfg, self.slots.rows) if ecfg.reserve else 1
+        self.slots.grow(pages)
+        self.cache = empty_cache(cfg, ecfg, whole._replace(rows=self.slots.rows), pages=pages)
 
     def dispatch(self):
         """Prefill prompts, store full stages, fill free rows, then start a chunk; returns the chunk's future arrays."""
@@ -362,13 +404,15 @@ class _Engine:
         self.cache = self.cache._replace(stages=stages)
         return rest
 
-    def collect(self, pending, tokenizer) -> list[Job]:
-        """The rollouts that have ended in the chunk."""
-        ended = self.slots.absorb(*fetch(*pending))
+    def collect(self, pending, tokenizer) -> tuple[list[Job], int]:
+        """(the rollouts that have ended in the chunk, how many tokens it has sampled)."""
+        tokens_CB, logp_CB, t_B, done_B = fetch(*pending)
+        sampled = int((t_B - self.slots.t).sum())
+        ended = self.slots.absorb(tokens_CB, logp_CB, t_B, done_B)
         if stop := self.ecfg.stop:
             going = [(b, job) for b, job in enumerate(self.slots.job) if job and b not in ended]
             ended += [b for b, job in going if likely_stopped(tokenizer, stop, self.ecfg.chunk, job)]
-        return [self.slots.release(b) for b in sorted(ended)]
+        return [self.slots.release(b) for b in sorted(ended)], sampled
 
     def _prefill(self, taken: list[list[tuple[int, int]]]) -> None:
         shape = (self.parts, self.batch)
@@ -393,7 +437,8 @@ class _Engine:
         self.cache = self.cache._replace(pages=paging.commit(self.cache.pages, self.cache.stages, at_B))
 
     def _shrink(self, rows: int) -> None:
-        at_B, at_M = _place(*((x, "B") for x in self.slots.shrink(rows)))
+        kept = self.slots.shrink(rows, most_pages(self.ecfg, rows) if self.ecfg.reserve else 0)
+        at_B, at_M = _place(*((x, "B") for x in kept))
         pages, stages = paging.keep(self.cache.pages, at_M), paging.keep(self.cache.stages, at_B)
         self.cache = self.cache._replace(pages=pages, stages=stages)
 

@@ -45,6 +45,10 @@ class Part:
 class Slots:
     """Scheduler state of all parts.
 
+    Args:
+        rows, slots: of each part. most: rollouts in rows at a time, over all parts: with 8 parts of 2 rows, 10 leave 6
+            parts one row that stays idle. 0 is all rows.
+
     Attributes:
         job: the rollout of each row, or None.
         token, t, limit, base, done, key: state of the rows that the device needs (see `engine.Rows`). The parts
@@ -62,14 +66,16 @@ class Slots:
         prompt_lens: Sequence[int],
         limits: Sequence[Sequence[int]],
         key_PG2: np.ndarray,
+        most: int = 0,
     ):
         self.parts, self.rows, self.slots, self.page, self.pages = parts, rows, slots, page, 1
         self.prompt_lens, self.limits, self.key_PG2 = prompt_lens, limits, key_PG2
         self.rollouts = len(limits[0]) if limits else 1
-        self.pending = collections.deque(range(len(prompt_lens)))
-        self.left = [self.rollouts] * len(prompt_lens)  # rollouts of each prompt that have not ended
+        self.left = [sum(n > 0 for n in row) for row in limits]  # rollouts of each prompt that have not ended
+        self.pending = collections.deque(i for i, n in enumerate(self.left) if n)
         self.slot_of: dict[int, tuple[int, int]] = {}  # prompt -> (part, slot)
-        self.part = [Part(list(range(rows)), list(range(slots))) for _ in range(parts)]
+        own = [most // parts + (n < most % parts) if most else rows for n in range(parts)]
+        self.part = [Part(list(range(n)), list(range(slots if n else 0))) for n in own]
         depth = -(-max((max(x) for x in limits), default=1) // page) + 1
         self.own_pages: dict[int, list[int]] = {}  # row -> its pages in order
         B, P = parts * rows, parts * slots
@@ -104,8 +110,9 @@ class Slots:
                     taken[number].append((index, slot))
                     self.slot_of[index] = (number, slot)
                     self.view["prompt_len_P"][number * self.slots + slot] = self.prompt_lens[index] - 1
-                    for g in range(self.rollouts):
-                        part.ready.append((slot, Job(index, g, self.limits[index][g])))
+                    for g, limit in enumerate(self.limits[index]):
+                        if limit:
+                            part.ready.append((slot, Job(index, g, limit)))
         return taken
 
     def admit(self, last_tokens: Sequence[int]) -> None:
@@ -202,7 +209,7 @@ class Slots:
             return self.rows
         return halved(self.rows, self.rows - min(len(p.rows) for p in self.part))
 
-    def shrink(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    def shrink(self, rows: int, pages: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Move live rows and their pages to the front of smaller arrays.
 
         One part with 4 rows and 4 pages; rollouts x and y live. x0 is the first page of x, x1 the second:
@@ -214,11 +221,14 @@ class Slots:
         This returns from_B = 1, 3 and from_M = 2, 0, 3, 0, by which the device gathers stages and pages. The pool has
         4 pages again, since 3 are used and its sizes are multiples of the rows (`pool_size`).
 
+        Args:
+            pages: of the new pool of a part, at least as many as are used; 0 is the fewest.
+
         Returns:
             (from_B, from_M): the old place, within its part, of each new row and page; 0 where the new one is empty.
         """
         used = max(self.pages - len(p.pages) for p in self.part)
-        pages = pool_size(used, rows) if used else 1
+        pages = pages or (pool_size(used, rows) if used else 1)
         from_B, from_M = np.zeros((self.parts, rows), np.int32), np.zeros((self.parts, pages), np.int32)
         old = {name: getattr(self, name) for name in ROW_ARRAYS} | self.view
         new = {n: np.zeros((self.parts * rows, *old[n].shape[1:]), old[n].dtype) for n in (*ROW_ARRAYS, *ROW_VIEWS)}

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,6 +41,8 @@ class Tokenizer(Protocol):
     def render(self, messages: Sequence[Message]) -> str: ...
 
     def apply_chat_template(self, messages: Sequence[Message]) -> list[int]: ...
+
+    def fingerprint(self) -> str: ...
 
 
 class HFTokenizer:
@@ -109,6 +112,11 @@ class HFTokenizer:
 
     def apply_chat_template(self, messages: Sequence[Message]) -> list[int]:
         return self.encode(self.render(messages))
+
+    def fingerprint(self) -> str:
+        """16 hex digits: two tokenizers with the same ones give every chat the same tokens."""
+        rest = json.dumps([self.template, self._special, self._options, self.stop_ids, self.pad_id])
+        return hashlib.sha256(f"{self._backend.to_str()}{rest}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def find_stop_ids(

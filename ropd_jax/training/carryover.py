@@ -63,6 +63,11 @@ def pending_state(step: int, pending: Pending, *, stale: bool, send: bool = True
     }
 
 
+def pending_ids(host: Mapping[str, Any]) -> set[str]:
+    """The ids of the prompts whose groups a checkpoint holds."""
+    return {row["prompt"] for name in ("ahead", "carried") for row in host.get(name, ())}
+
+
 def restore_pending(
     step: int, host: Mapping[str, Any], prompts: Mapping[str, Prompt], tokens: Mapping[str, np.ndarray], send: Send
 ) -> Pending:

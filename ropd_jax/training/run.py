@@ -35,7 +35,7 @@ class Run:
         student: shape and tokenizer; its parameters are in the `State`.
         base: the frozen weights under adapters, or None.
         ref_params: the initial student, or None if no term of the loss reads it.
-        train, heldout: the questions, tokenized.
+        train, heldout: the questions, tokenized when they are asked.
         prompts: which of them each step asks.
         engine: of the rollouts; ``eval_engines``: of the held-out evaluation, by the name of their metric.
         update: the jitted update of a whole mini-batch; ``portions``: of one in portions, None if it does not stream.
@@ -104,7 +104,8 @@ class Run:
         if self.method.needs_rollouts:
             groups = self.sample(self.engine, params, prompts, self.train, seed=self.cfg.seed, step=step)
         else:
-            groups = (RolloutGroup(p, self.train.tokens[p.id], (), step, i) for i, p in enumerate(prompts))
+            tokens = self.train.tokens_of(prompts)
+            groups = (RolloutGroup(p, t, (), step, i) for i, (p, t) in enumerate(zip(prompts, tokens, strict=True)))
         return PendingStep(step, groups, send)
 
     def begin_lookahead(self, step: int, state: State, send: Send) -> PendingStep | None:

@@ -23,7 +23,7 @@ from ropd_jax.core.batches import TokenSequence
 from ropd_jax.parallel import compile_cache, hosts
 from ropd_jax.teacher import Teacher, TeacherLoop, sync
 from ropd_jax.teacher.traffic.tracing import ObservedClient
-from ropd_jax.training.carryover import Pending, pending_state, restore_pending
+from ropd_jax.training.carryover import Pending, pending_ids, pending_state, restore_pending
 from ropd_jax.training.collect import DeferredGroups, judge_by, report_left_out, sync_teachers
 from ropd_jax.training.drift import alarms, drift_at
 from ropd_jax.training.failure_gate import FailureGate
@@ -143,8 +143,9 @@ class Session:
         sync_teachers(self.teacher)
         self._open_logs(first)
         if first:
-            train = self._run.train
-            restored = restore_pending(first, self._host, {p.id: p for p in train.prompts}, train.tokens, self.send)
+            prompts = self._run.train.find(pending_ids(self._host))
+            tokens = dict(zip(prompts, self._run.train.tokens_of(list(prompts.values())), strict=True))
+            restored = restore_pending(first, self._host, prompts, tokens, self.send)
             pending.lookahead, pending.deferred = restored.lookahead, restored.deferred
         if latest is None and self._run.forked_from:
             self.save(0, state, pending)

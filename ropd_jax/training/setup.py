@@ -10,7 +10,6 @@ import functools
 import logging
 import os
 import pathlib
-import zlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -169,18 +168,15 @@ def check_files(
     )
     validate.check_student(student.cfg, how, mesh)
     made.check_student(student, mesh)
-    train, heldout = load_questions(cfg.data, student.tokenizer)
+    hosts.check_same("the tokenizer", {"tokenizer": student.tokenizer.fingerprint()})
+    train, heldout = load_questions(cfg.data, student.tokenizer, hosts)
     prompts = PromptStream(train.prompts, how.prompts_per_step, how.seed)
-    longest = max(len(t) for q in (train, heldout) for t in q.tokens_of(q.prompts))
-    prompt_len = -(-longest // 16) * 16
+    prompt_len = -(-max(train.longest, heldout.longest) // 16) * 16
     validate.check_length(prompt_len, how.sampling.max_tokens, how.optim.row_len, student.cfg)
     if "scripted" in providers(cfg.teacher, needs):  # it needs the data: their worked solutions are its answer key
         teacher = run_teacher(cfg, train.prompts, workdir, needs=needs)
     if "reference" in made.asks:
         teacher.check_references(train.prompts)
-    hosts.check_same(
-        "a prompt's tokens", {i: zlib.crc32(t.tobytes()) for q in (train, heldout) for i, t in q.tokens.items()}
-    )
     contents = file_contents(values, weights=False)
     contents |= {"data.path": questions_hash(train.prompts), "data.heldout_path": questions_hash(heldout.prompts)}
     if writes:

@@ -51,13 +51,7 @@ def numbered_rows(
     Raises:
         UserError: unreadable, not UTF-8, or a line that is not a JSON object.
     """
-    try:
-        text = pathlib.Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"cannot read {str(path)!r}: {error.strerror}; expected {file}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start} is not UTF-8; expected a JSONL file in UTF-8") from error
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(_lines(pathlib.Path(path), file), start=1):
         if line.strip():
             try:
                 value = json.loads(line)
@@ -66,6 +60,21 @@ def numbered_rows(
             if not isinstance(value, dict):
                 raise UserError(f"{path}:{number}: a JSON {type(value).__name__}; expected {row}")
             yield number, value
+
+
+def _lines(path: pathlib.Path, file: str) -> Iterator[str]:
+    """The lines of a text, one after the other: a file of a million questions is not in memory whole."""
+    try:
+        with path.open(encoding="utf-8-sig") as lines:
+            yield from lines
+    except OSError as error:
+        raise UserError(f"cannot read {str(path)!r}: {error.strerror}; expected {file}") from error
+    except UnicodeDecodeError:
+        try:
+            path.read_bytes().decode("utf-8-sig")
+        except UnicodeDecodeError as error:  # the first one counts from the start of a block
+            raise UserError(f"{path}: byte {error.start} is not UTF-8; expected a JSONL file in UTF-8") from error
+        raise
 
 
 def whole_rows(path: pathlib.Path, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:

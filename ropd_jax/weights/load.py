@@ -31,6 +31,7 @@ def stream(
     mesh: jax.sharding.Mesh,
     dtype="float32",
     *,
+    vectors: str = "",
     rules: ShardingRules = RULES,
     at_once: int = AT_ONCE,
 ) -> dict:
@@ -39,7 +40,7 @@ def stream(
     Args:
         source: an open checkpoint (`hf.HFSource`, `gguf.GGUFSource`).
         mesh: where the parameters go; every dimension divides (`mesh.check_divides`).
-        dtype: of the parameters.
+        dtype: of the parameters; ``vectors``: of those with one dimension (besides the layers), "" is ``dtype``.
         at_once: stacks of at most this many bytes are read in one piece.
 
     Returns:
@@ -47,12 +48,13 @@ def stream(
 
     Host memory: one tensor as stored and its shards as ``dtype`` (of experts, one layer's), or ``at_once`` bytes.
     """
-    dtype = np.dtype(dtype)
+    matrices, flat = np.dtype(dtype), np.dtype(vectors or dtype)
     params: dict = {}
-    total = sum(int(np.prod((*t.stack, *t.sizes))) for t in tensors_of(source.cfg)) * dtype.itemsize
+    total = sum(int(np.prod((*t.stack, *t.sizes))) for t in tensors_of(source.cfg)) * matrices.itemsize
     done, reported = 0, time.monotonic()
     for t in tensors_of(source.cfg):
         shape = (*t.stack, *t.sizes)
+        dtype = flat if len(t.sizes) == 1 else matrices
         name = jax.tree_util.DictKey(t.path[-1])
         spec = rules.spec(dims_of((name,), jax.ShapeDtypeStruct(shape, dtype)))
         if not t.stack or int(np.prod(shape)) * dtype.itemsize <= at_once:

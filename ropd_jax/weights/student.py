@@ -123,6 +123,7 @@ def load_checkpoint(
     dtype: str = "float32",
     tokenizer: Tokenizer | None = None,
     key: str = "student.checkpoint",
+    vectors: str = "",
 ) -> Student:
     """Read a checkpoint onto a mesh, one tensor at a time directly into its shards, or without a mesh into host memory.
 
@@ -134,6 +135,7 @@ def load_checkpoint(
         dtype: of the parameters: float32 if they are trained; bfloat16 is enough if they are frozen.
         tokenizer: of `outline`; None reads it.
         key: of the config, for messages.
+        vectors: on a mesh, of the norms and other vectors, which compute uses in float32; "" is ``dtype``.
 
     Raises:
         UserError: missing, truncated or unsupported checkpoint, no chat template, or a mesh that its sizes do not
@@ -149,4 +151,4 @@ def load_checkpoint(
         from ropd_jax.weights.load import stream
 
         check_divides(source.cfg, mesh)
-        return Student(source.cfg, stream(source, mesh, dtype), tokenizer)
+        return Student(source.cfg, stream(source, mesh, dtype, vectors=vectors), tokenizer)

@@ -19,8 +19,10 @@ import time
 
 import pytest
 
+from benchmarks.simulated_hosts import SimulatedHosts
 from ropd_jax.configs import load_config
 from ropd_jax.data.load import load_prompts
+from ropd_jax.evaluation.run import evaluate
 from ropd_jax.parallel import hosts
 from ropd_jax.teacher.tape.store import Tape
 from ropd_jax.train import train
@@ -244,6 +246,25 @@ def test_a_killed_host_ends_the_other_within_a_minute_with_a_message(config, one
     assert (workdir / "checkpoints" / "1").is_dir()
 
 
+@pytest.mark.timeout(600)
+def test_two_hosts_evaluate_as_one_does_and_go_on_where_it_stopped(tmp_path):
+    task = "reasoning_gym:chain_sum,min_terms=2,max_terms=2,min_digits=1,max_digits=1"
+    how = dict(k=2, limit=6, max_tokens=8, template="{question}", rows=16)
+    evaluate("tiny", task, out=tmp_path / "one", **how)
+    wanted = (tmp_path / "one" / "answers.jsonl").read_text()
+    out = tmp_path / "two"
+    shutil.copytree(tmp_path / "one", out)
+    (out / "result.json").unlink()
+    (out / "answers.jsonl").write_text("".join(wanted.splitlines(keepends=True)[3:9]) + '{"id": "')
+    command = [sys.executable, "-m", "ropd_jax.cli.main", "eval", "tiny", "--benchmark", task, f"--out={out}"]
+    with two(*command, *(f"--{name}={value}" for name, value in how.items())) as both:
+        assert [host.finish() for host in both] == [0, 0], both[0].said + both[1].said
+    assert (out / "answers.jsonl").read_text() == wanted
+    assert "avg@2" in both[0].said and "avg@2" not in both[1].said  # host 0 grades
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two")]
+    assert results[0]["value"] == results[1]["value"]
+
+
 MEETINGS = """
 import sys, time
 from ropd_jax.parallel import hosts
@@ -304,10 +325,29 @@ def test_a_host_that_hangs_ends_the_other(monkeypatch):
     assert "heard nothing of the other hosts" in both[0].said
 
 
-def test_hosts_with_other_configs_are_told_the_first_difference(monkeypatch):
-    monkeypatch.setattr(hosts, "exchange", lambda value: [{"seed": 0, "steps": 2}, {"seed": 0, "steps": 3}])
-    with pytest.raises(UserError, match="the config of host 1 is not that of host 0: steps is 3 there and 2 on host 0"):
-        hosts.check_same("the config", {})
+def test_hosts_with_other_configs_are_told_the_first_difference():
+    three = [{"seed": 0, "steps": 2}, {"seed": 0, "steps": 2}, {"seed": 0, "steps": 3, "z": 1}]
+    found = SimulatedHosts(3).run(lambda i: hosts.check_same("the config", three[i]))
+    assert {str(e) for e in found} == {
+        "the config of host 2 is not that of host 0: steps is 3 there and 2 on host 0; start all hosts with the same "
+        "command and the same files"
+    }
+
+
+@pytest.mark.parametrize("change", [{"k7": -1}, {"new": 5}, {"k7": "7"}])
+def test_equal_values_of_any_size_take_a_digest_and_a_difference_is_found_among_many_keys(change):
+    rows = {f"k{i}": i for i in range(20_000)}
+    simulated = SimulatedHosts(3)
+    reversed_rows = dict(reversed(rows.items()))
+    assert simulated.run(lambda i: hosts.check_same("rows", reversed_rows if i else rows)) == [None] * 3
+    assert len(simulated.sent) == 1 and simulated.sent[0] < 64
+
+    found = simulated.run(lambda i: hosts.check_same("rows", (rows | change if i == 1 else rows).items))
+    ((key, value),) = change.items()
+    assert {str(e).partition(";")[0] for e in found} == {
+        f"rows of host 1 is not that of host 0: {key} is {value!r} there and {rows.get(key, 'absent')} on host 0"
+    }
+    assert sum(simulated.sent) < 40_000  # where the whole value has 190 kB
 
 
 # ------------------------------------------------------------------------------------------------------- joining

@@ -210,3 +210,73 @@ def test_prefill_costs_one_prompt_whatever_the_rollouts(params, monkeypatch):
     sample(params)
     ran = np.concatenate(calls)
     assert (ran < 100).sum() == len(ran) == 7  # every prompt once for its 4 rollouts, no idle place
+
+
+# --------------------------------------------------------------------------------------- reserved, fewer, left out
+
+
+def test_a_reserved_pool_never_grows_and_gives_the_same_rollouts(params, rollouts, monkeypatch):
+    pages = []
+    dispatch = engine_lib._Engine.dispatch
+
+    def watched(self):
+        pages.append(self.cache.pages[0].k.x.shape[0])
+        return dispatch(self)
+
+    monkeypatch.setattr(engine_lib._Engine, "dispatch", watched)
+    monkeypatch.setattr(paging, "grow", lambda *a: pytest.fail("the pool grew"))
+    found = sample(params, engine=dataclasses.replace(ENGINE, reserve=True))
+    assert set(pages) == {engine_lib.most_pages(ENGINE, 8)} == {16}  # 8 rows of 2 pages and a stage
+    assert {n: [r.tokens_T.tolist() for r in g] for n, g in found.items()} == {
+        n: [r.tokens_T.tolist() for r in g] for n, g in rollouts.items()
+    }
+
+
+def test_a_reserved_pool_has_no_less_room_after_rows_have_moved(params, rollouts, monkeypatch):
+    monkeypatch.setattr(engine_lib, "LARGE", 0)
+    monkeypatch.setattr("ropd_jax.sampling.slots.FEWEST_ROWS", 2)
+    monkeypatch.setattr(paging, "grow", lambda *a: pytest.fail("the pool grew"))
+    found = sample(params, engine=dataclasses.replace(ENGINE, reserve=True))
+    assert worst_gap(params, found) < 1e-5 and set(found) == set(rollouts)
+
+
+def test_fewer_rows_than_rollouts_of_a_prompt_decode_one_after_the_other(params, rollouts):
+    found = sample(params, engine=dataclasses.replace(ENGINE, rows=3, prompts=1))
+    assert worst_gap(params, found) < 1e-5
+    pairs = [(x, y) for n in found for x, y in zip(found[n], rollouts[n], strict=True)]
+    same = [x.tokens_T.tolist() == y.tokens_T.tolist() for x, y in pairs]
+    assert len(same) == 28 and sum(same) >= 27  # other shapes round differently
+
+
+def test_a_rollout_of_limit_0_is_left_out_and_changes_no_other(params, rollouts):
+    limits = [[0 if (i + g) % 3 == 0 else n for g, n in enumerate(row)] for i, row in enumerate(LIMITS)]
+    limits[2] = [0, 0, 0, 0]
+    ticks: list[int] = []
+    ended = engine_lib.sample_rollouts(
+        TINY, ENGINE, params, IdTokenizer(), PROMPTS, TOKENS, seed=0, step=0, limits=limits, between=ticks.append
+    )
+    found = {(i, g): r for i, g, r in ended}
+    assert set(found) == {(i, g) for i, row in enumerate(limits) for g, n in enumerate(row) if n}
+    for (i, g), r in found.items():
+        np.testing.assert_array_equal(r.tokens_T, rollouts[f"q{i}"][g].tokens_T)
+        np.testing.assert_array_equal(r.logp_T, rollouts[f"q{i}"][g].logp_T)
+    assert sum(ticks) == sum(len(r.tokens_T) for r in found.values())
+
+
+@pytest.mark.parametrize("most", [1, 3, 5, 8])
+def test_on_a_mesh_no_more_rollouts_decode_at_once_than_rows(params, most, monkeypatch):
+    live = []
+    dispatch = engine_lib._Engine.dispatch
+
+    def watched(self):
+        pending = dispatch(self)
+        live.append(sum(job is not None for job in self.slots.job))
+        return pending
+
+    monkeypatch.setattr(engine_lib._Engine, "dispatch", watched)
+    mesh = mesh_lib.make_mesh(4, 1, jax.devices()[:4])
+    with jax.set_mesh(mesh):
+        placed = mesh_lib.put(params, mesh, mesh_lib.RULES.storage(params))
+        found = sample(placed, engine=dataclasses.replace(ENGINE, rows=most, prompts=4), order=range(4))
+    assert max(live) == most and sum(map(len, found.values())) == 16
+    assert worst_gap(params, found) < 1e-5

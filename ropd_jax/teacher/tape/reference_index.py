@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -129,12 +130,13 @@ class TeacherIndex:
 
     def check_covers(self, prompts: Iterable[Prompt], m: int) -> None:
         """Raise ``ConfigurationError`` if a prompt has fewer than ``m`` references; the message names the command."""
-        prompts = list(prompts)
-        if lacking := self.lacking(prompts, m):
+        total = itertools.count()
+        counted = (p for p, _ in zip(prompts, total, strict=False))  # they need not fit into memory together
+        if lacking := self.lacking(counted, m):
             few = sum(self.find(p) is not None for p in lacking)
             shown = ", ".join(repr(p.id) for p in lacking[:3]) + (", ..." if len(lacking) > 3 else "")
             raise ConfigurationError(
-                f"{self.name} lacks references of {len(lacking)} of {len(prompts)} prompts ({few} have fewer than "
+                f"{self.name} lacks references of {len(lacking)} of {next(total)} prompts ({few} have fewer than "
                 f"teacher.references={m}; {shown}). Collect them: ropd collect-references --config FILE --out "
                 f"{self.name}",
                 cause="index_incomplete",

@@ -1,0 +1,275 @@
+"""What an evaluation (``ropd eval``) needs of a slice, before it starts: how many answers of full length fit at once.
+
+    1. shapes     weights in the compute dtype, the whole cache, and an estimate of what the programs hold besides
+    2. rows       the most whose sum stays within the chip's memory: what ``ropd eval`` would choose
+    3. compiler   prefill and decoding for these rows, if the compiler for the chip is here; it has the last word
+
+An evaluation allocates its cache before the first token, so what fits here does not grow later.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from ropd_jax.models import transformer
+from ropd_jax.models.config import ModelConfig
+from ropd_jax.parallel import mesh as mesh_lib
+from ropd_jax.plan import programs
+from ropd_jax.plan.chips import Topology, parse_topology, topology_devices
+from ropd_jax.plan.compiled import compile_program
+from ropd_jax.plan.measure import Report, slice_name
+from ropd_jax.plan.shapes import model_config
+from ropd_jax.sampling import capacity
+from ropd_jax.sampling.engine import EngineConfig
+from ropd_jax.sampling.rules import SamplingRule
+from ropd_jax.types import UserError
+from ropd_jax.utils import tables
+
+ROWS = 64  # as of ropd eval
+DTYPES = ("float32", "bfloat16")
+_TRIES = 4  # of fewer rows, each a compilation, if the compiler needs more than the shapes say
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """One setting on one device, in bytes.
+
+    Attributes:
+        rows: answers that are decoded at once, on the whole mesh.
+        parameters, cache: as they are stored.
+        work: what the programs hold besides: of the compiler, else estimated.
+        fits: None if nothing is published about the chip.
+        compiled: the compiler has said it.
+    """
+
+    rows: int
+    parameters: int
+    cache: int
+    work: int
+    fits: bool | None
+    compiled: bool
+
+    @property
+    def peak(self) -> int:
+        return self.parameters + self.cache + self.work
+
+
+def run(
+    cfg: ConfigDict,
+    topology: str,
+    *,
+    k: int,
+    max_tokens: int,
+    rows: int | None,
+    as_json: bool,
+    report: Report,
+) -> dict[str, Any]:
+    """Plans, prints and returns the plan; its ``fits`` is False if not the rows, or without a number not one, fit.
+
+    Args:
+        cfg: its ``student``, ``mesh``, ``sampling.cache_dtype`` and ``data.max_prompt_tokens`` count.
+        k, max_tokens: answers to a problem, and the longest. rows: of ``ropd eval``; None is its own choice.
+
+    Raises:
+        UserError: an unknown slice, a mesh that the student does not divide over, or a setting out of range.
+    """
+    slice_, model_cfg = parse_topology(topology), model_config(cfg.student.checkpoint)
+    if cfg.student.dtype not in DTYPES:
+        raise UserError(f"student.dtype={cfg.student.dtype!r}; expected one of {', '.join(DTYPES)}")
+    most = model_cfg.max_seq_len
+    if programs.prompt_len(cfg) + max_tokens > most:
+        raise UserError(
+            f"prompts of {programs.prompt_len(cfg)} tokens and answers of {max_tokens} make more than the {most} that "
+            f"{cfg.student.checkpoint} was made for; lower --max_tokens or data.max_prompt_tokens"
+        )
+    mesh, real = _mesh(cfg, model_cfg, slice_)
+    shards = mesh.shape["fsdp"]
+    engine = EngineConfig(
+        rollouts=k, prompts=shards, prompt_len=programs.prompt_len(cfg), max_tokens=max_tokens, stop_ids=(0,),
+        rule=SamplingRule(1.0, 0, 0.95), dtype=cfg.student.dtype, cache_dtype=cfg.sampling.cache_dtype, reserve=True,
+    )  # fmt: skip
+    wanted = rows or max(ROWS // shards, 1) * shards
+    usable = slice_.chip.a_device().usable
+    params = _params(cfg, model_cfg, mesh)
+    asked = by_shapes(engine, params, model_cfg, mesh, wanted, usable)
+    best = asked if usable is None or asked.fits else _best(engine, params, model_cfg, mesh, wanted, usable)
+    if real and best.rows:
+        name = slice_name(slice_, mesh)
+        best = _by_compiler(engine, params, model_cfg, mesh, best, usable, name, report)
+    others = {} if usable is None else _others(cfg, engine, model_cfg, slice_, wanted, usable)
+    fits = None if usable is None else best.rows == wanted if rows else bool(best.rows)
+    found = {
+        "topology": str(slice_),
+        "mesh": dict(mesh.shape),
+        "student": cfg.student.checkpoint,
+        "setting": {"k": k, "max_tokens": max_tokens, "rows": rows, "dtype": engine.dtype,
+                    "cache_dtype": engine.cache_dtype or engine.dtype, "prompt_len": engine.prompt_len},
+        "usable_by_device": usable,
+        "row_bytes": row_bytes(engine, model_cfg, mesh),
+        "fits": fits,
+        "asked": dataclasses.asdict(asked) | {"peak": asked.peak},
+        "best": dataclasses.asdict(best) | {"peak": best.peak},
+        "suggested_rows": None if usable is None or not best.rows else best.rows,
+        "others": others,
+    }  # fmt: skip
+    if as_json:
+        sys.stdout.write(json.dumps(found) + "\n")
+    else:
+        _show(found)
+    return found
+
+
+def _mesh(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> tuple[jax.sharding.Mesh, bool]:
+    """(the mesh, whether its devices can be compiled for). Without libtpu, CPU devices give the same shapes."""
+    real = topology.chip.platform == "cpu" or importlib.util.find_spec("libtpu") is not None
+    if real:
+        devices = topology_devices(topology)
+    else:
+        devices = jax.devices("cpu")[: topology.devices]
+        if len(devices) < topology.devices:
+            raise UserError(
+                f"--topology={topology} has {topology.devices} devices, here are {len(devices)} to plan their shapes "
+                f"on; set XLA_FLAGS=--xla_force_host_platform_device_count={topology.devices}"
+            )
+    mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp, devices=devices)
+    mesh_lib.check_divides(model_cfg, mesh)
+    return mesh, real
+
+
+def _params(cfg: ConfigDict, model_cfg: ModelConfig, mesh: jax.sharding.Mesh) -> dict:
+    """The weights as an evaluation holds them: matrices in the compute dtype, vectors in float32."""
+    with jax.set_mesh(mesh):
+        if cfg.student.lora.rank:
+            return programs.policy_of(cfg, programs.weights_of(cfg, model_cfg, mesh))
+        full = transformer.param_shapes(model_cfg)
+
+        def kind(path, x):
+            flat = len(mesh_lib.dims_of(path, x).replace("L", "")) < 2
+            return jax.ShapeDtypeStruct(x.shape, jnp.float32 if flat else cfg.student.dtype)
+
+        return mesh_lib.shapes(jax.tree_util.tree_map_with_path(kind, full), mesh)
+
+
+def by_shapes(engine: EngineConfig, params, model_cfg: ModelConfig, mesh, rows: int, usable: float | None) -> Fit:
+    """What this many rows take, the programs' own needs estimated."""
+    shards, tp = mesh.shape["fsdp"], mesh.shape["tp"]
+    with jax.set_mesh(mesh):
+        own = capacity.with_rows(engine, rows, shards)
+        cache, work = capacity.cache_bytes(model_cfg, own), capacity.work_bytes(model_cfg, own, tp)
+    parameters = capacity.device_bytes(params)
+    spare = None if usable is None else usable * (1 - capacity.SPARE)
+    return Fit(rows, parameters, cache, work, None if spare is None else parameters + cache + work <= spare, False)
+
+
+def row_bytes(engine: EngineConfig, model_cfg: ModelConfig, mesh) -> int:
+    """What one more answer of full length on each part of the mesh adds to the cache of a device."""
+    shards = mesh.shape["fsdp"]
+    with jax.set_mesh(mesh):
+        one, two = (dataclasses.replace(engine, rows=n * shards) for n in (1, 2))
+        return capacity.cache_bytes(model_cfg, two) - capacity.cache_bytes(model_cfg, one)
+
+
+def _best(engine: EngineConfig, params, model_cfg: ModelConfig, mesh, wanted: int, usable: float) -> Fit:
+    """The most rows that fit by their shapes; 0 if none does."""
+    free = usable * (1 - capacity.SPARE) - capacity.device_bytes(params)
+    rows = capacity.most_rows(model_cfg, engine, mesh, free, wanted)
+    if rows:
+        return by_shapes(engine, params, model_cfg, mesh, rows, usable)
+    least = by_shapes(engine, params, model_cfg, mesh, mesh.shape["fsdp"], usable)
+    return dataclasses.replace(least, rows=0)
+
+
+def _by_compiler(
+    engine: EngineConfig, params, model_cfg: ModelConfig, mesh, best: Fit, usable: float | None, name: str,
+    report: Report,
+) -> Fit:  # fmt: skip
+    """The same from the compiled programs; of fewer rows if these need more than the shapes say."""
+    shards = mesh.shape["fsdp"]
+    for _ in range(_TRIES):
+        with jax.set_mesh(mesh):
+            shapes = programs.sampler_shapes(capacity.with_rows(engine, best.rows, shards), params, model_cfg, mesh)
+            rest = capacity.device_bytes(shapes.cache.pages) + capacity.device_bytes(shapes.cache.stages)
+            peak, fits = 0, True
+            for program in programs.programs_of(shapes, model_cfg):
+                c = compile_program(program, slice_name=name, report=report)
+                more = c.peak + (rest if program.name == "prefill" else 0)  # which stays while prompts are prefilled
+                peak, fits = max(peak, more), fits and c.fits
+        work = max(peak - best.parameters - best.cache, 0)
+        fits = fits and (usable is None or peak <= usable)
+        best = dataclasses.replace(best, work=work, fits=None if usable is None else fits, compiled=True)
+        if fits or best.rows <= shards:
+            return best if fits else dataclasses.replace(best, rows=0)
+        fewer = best.rows * 3 // 4 // shards * shards or shards
+        best = by_shapes(engine, params, model_cfg, mesh, fewer, usable)
+    return dataclasses.replace(best, rows=0)
+
+
+def _others(
+    cfg: ConfigDict, engine: EngineConfig, model_cfg: ModelConfig, topology: Topology, wanted: int, usable: float
+) -> dict[str, int]:
+    """Rows that fit by their shapes with other settings, of those that give more than none."""
+    found = {}
+    turns: list[dict[str, Any]] = [{"sampling.cache_dtype": "int8"}] if engine.cache_dtype != "int8" else []
+    turns += [{"mesh.tp": tp, "mesh.fsdp": -1} for tp in (1, 2, 4, 8) if tp != cfg.mesh.tp and tp <= topology.devices]
+    for keys in turns:
+        other = ConfigDict(cfg.to_dict())
+        other.update_from_flattened_dict(keys)
+        try:
+            mesh, _ = _mesh(other, model_cfg, topology)
+        except UserError:
+            continue
+        own = dataclasses.replace(engine, cache_dtype=other.sampling.cache_dtype, prompts=mesh.shape["fsdp"])
+        free = usable * (1 - capacity.SPARE) - capacity.device_bytes(_params(other, model_cfg, mesh))
+        if rows := capacity.most_rows(model_cfg, own, mesh, free, max(wanted, mesh.shape["fsdp"])):
+            found[" ".join(f"--config.{k}={v}" for k, v in keys.items() if k != "mesh.fsdp")] = rows
+    return found
+
+
+# --------------------------------------------------------------------------------------------------------- print
+
+
+def _show(found: dict[str, Any]) -> None:
+    console = tables.console(highlight=False)
+    s, mesh, best, asked, usable = (found[n] for n in ("setting", "mesh", "best", "asked", "usable_by_device"))
+
+    def gb(n: float) -> str:
+        return f"{n / 1e9:.2f} GB" if n >= 1e7 else f"{n / 1e6:.3f} MB"
+
+    def line(text: str) -> None:
+        console.print(text, soft_wrap=True, markup=False)
+
+    def needs(fit: dict[str, Any]) -> str:
+        source = "by the compiler" if fit["compiled"] else "by shapes"
+        return (
+            f"parameters {gb(fit['parameters'])}, cache {gb(fit['cache'])}, programs {gb(fit['work'])}: "
+            f"{gb(fit['peak'])} on each device ({source})"
+        )
+
+    line(
+        f"ropd eval of {found['student']} on {found['topology']}, fsdp={mesh['fsdp']} tp={mesh['tp']}: prompts of "
+        f"{s['prompt_len']} tokens, {s['k']} answers of at most {s['max_tokens']}, {s['dtype']}, "
+        f"cache {s['cache_dtype']}"
+    )
+    line(f"One more row on each part of the mesh takes {gb(found['row_bytes'])} of cache on a device.")
+    if usable is None:
+        line(f"{best['rows']} rows: {needs(best)}. Nothing is published about this chip: whether it fits is unknown.")
+        return
+    line(f"A device has {gb(usable)} to hand out.")
+    if asked["rows"] != best["rows"]:
+        line(f"{asked['rows']} rows do not fit: {needs(asked)}.")
+    if best["rows"]:
+        line(f"{best['rows']} rows fit: {needs(best)}. Give --rows {best['rows']}, or no --rows: ropd eval chooses it.")
+    else:
+        line("Not one row for each part of the mesh fits.")
+    for keys, rows in found["others"].items():
+        line(f"With {keys}: --rows {rows} (by shapes).")
+    if not best["rows"] and not found["others"]:
+        line("Take a larger slice, or fewer --max_tokens.")
