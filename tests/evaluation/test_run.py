@@ -33,7 +33,9 @@ BASE = ["--benchmark=reasoning_gym:chain_sum", "--template={question}", "--k=2",
 
 
 def args(out, *more, student="tiny"):
-    return ["eval", str(student), *BASE, "--rows=16", f"--out={out}", *more]
+    """The command line; a flag of ``more`` replaces the same flag of the others."""
+    given = {flag.partition("=")[0]: flag for flag in (*BASE, "--rows=16", f"--out={out}", *more)}
+    return ["eval", str(student), *given.values()]
 
 
 def lines(out):
@@ -356,7 +358,9 @@ def test_an_evaluation_takes_as_many_rows_as_fit_and_says_what_does_not(divides,
     monkeypatch.setattr(capacity, "free_bytes", lambda mesh: six)
     monkeypatch.setattr(evalrun, "sample_rollouts", lambda c, e, *a, **k: chosen.append(e) or iter(()))
     monkeypatch.setattr(evalrun, "put_in_order", lambda *a: None)
-    monkeypatch.setattr(evalrun.Evaluation, "grade", lambda self: EvalResult({}))
+    monkeypatch.setattr(
+        evalrun.Evaluation, "grade", lambda self: EvalResult({"answers": 1, "ungraded": {"answers": 0}})
+    )
     monkeypatch.setattr(EvalResult, "show", lambda self: None)
     given = ["--max_tokens=24", "--config.mesh.fsdp=2"]
     base = [a for a in args(tmp_path / "a", *given, student=divides) if not a.startswith("--rows")]

@@ -210,7 +210,7 @@ def _compete(directory, number, won):
 def test_of_several_processes_that_start_at_once_exactly_one_gets_the_lock(tmp_path, stale):
     if stale:
         put(str(tmp_path), 1)
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("forkserver")  # other tests have started threads here
     won = context.Queue()
     processes = [context.Process(target=_compete, args=(str(tmp_path), i, won)) for i in range(6)]
     for process in processes:
