@@ -2,8 +2,8 @@
 
     make faults               python -m benchmarks.faults --only sigkill/save --only outage
 
-Nine faults in five phases of a run (sampling, judging, update, save, evaluation), some of them before and after the
-first checkpoint:
+Nine faults in five phases of a run (sampling, judging, update, save, evaluation), some of them early, before the first
+checkpoint, and late, in the last step:
 
     sigkill, sigterm   real signals at the phase, or up to 50 ms into it
     enospc             the disk, a tmpfs, is filled to the last byte at the phase
@@ -60,7 +60,7 @@ ARGUMENTS = [
     *("train", "--config", "experiments/quickstart.py", f"--config.steps={STEPS}", "--config.data.size=64"),
     *("--config.data.heldout_size=16", "--config.data.prompts_per_step=2", "--config.sampling.rollouts=4"),
     *("--config.sampling.max_tokens=32", "--config.eval.prompts_at_once=16", "--config.eval.sampled=False"),
-    *("--config.eval.every=2", "--config.eval.judged=4", "--config.checkpoint.every=2", "--config.mesh.fsdp=1"),
+    *("--config.eval.every=2", "--config.eval.judged=4", "--config.checkpoint.every=1", "--config.mesh.fsdp=1"),
     *("--config.teacher.provider=openai", "--config.teacher.check=False", "--config.teacher.judge.model=judge"),
     *("--config.teacher.attempts=2", "--config.teacher.max_wait_s=0.5"),
 ]

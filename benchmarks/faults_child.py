@@ -37,7 +37,7 @@ class Mark:
 
     Attributes:
         phase: a key of SPANS.
-        late: past the first checkpoint, or before it.
+        late: in the last of four steps, when there are at least two complete checkpoints; or before the first one.
         after_s: how long after the process has gone on; 0.0 is while it waits.
     """
 
@@ -49,9 +49,9 @@ class Mark:
         """Whether this span is the moment; ``seen`` is how many of its name came before it in this process."""
         if name != SPANS[self.phase]:
             return False
-        if self.phase in ("save", "evaluation"):
-            return seen == (1 if self.late else 0)
-        wanted = 2 if self.late else 0
+        if self.phase in ("save", "evaluation"):  # one a step; before, in the middle and at the end
+            return seen == (0 if not self.late else 3 if self.phase == "save" else 2)
+        wanted = 3 if self.late else 0
         return where.get("step") == wanted and (self.phase != "sampling" or seen % 3 == 1)
 
 

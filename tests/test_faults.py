@@ -21,8 +21,8 @@ def test_there_are_sixty_trials_of_nine_faults_in_five_phases():
     ("phase", "late", "spans"),
     [
         ("sampling", False, [("sample", 0, False), ("update", 0, False), ("sample", 0, True)]),
-        ("judging", True, [("idle", 0, False), ("idle", 1, False), ("idle", 2, True)]),
-        ("save", True, [("checkpoint", 1, False), ("checkpoint", 3, True)]),
+        ("judging", True, [("idle", 0, False), ("idle", 2, False), ("idle", 3, True)]),
+        ("save", True, [*[("checkpoint", None, False)] * 3, ("checkpoint", None, True)]),
         ("evaluation", False, [("sample", 0, False), ("evaluate", None, True)]),
     ],
 )
