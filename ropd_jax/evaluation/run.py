@@ -169,7 +169,7 @@ def _sample(
         with interrupt.listening(), jax.set_mesh(mesh):
             groups = sample_groups(
                 student.cfg, engine, student.params, student.tokenizer, todo, [tokens[p.id] for p in todo],
-                seed=seed, step=0,
+                seed=seed, step=0, check=interrupt.check,
             )  # fmt: skip
             _write(path, groups, len(todo), interrupt)
     except Interrupted:

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -243,6 +243,7 @@ def sample_groups(
     seed: int,
     step: int,
     limits: Sequence[Sequence[int]] | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Iterator[RolloutGroup]:
     """Yield the group of each prompt as soon as its last rollout has ended.
 
@@ -252,6 +253,7 @@ def sample_groups(
         prompt_tokens: the chat template's tokens of each prompt, at least 1 and at most ``ecfg.prompt_len``.
         seed, step: with a prompt's id and the rollout's index these fix the random stream.
         limits: [len(prompts)][G], at how many tokens each rollout ends at the latest; None is ``max_tokens`` for all.
+        check: called between two chunks, while nothing runs on the device; what it raises ends the sampling.
     """
     if not prompts:
         return
@@ -271,6 +273,7 @@ def sample_groups(
             rollouts[job.index][job.g] = make_rollout(tokenizer, ecfg.stop_ids, ecfg.stop, job)
             if len(rollouts[job.index]) == ecfg.rollouts:
                 whole.append(job.index)
+        check()
     yield from (make_group(prompts, prompt_tokens, rollouts, i, step) for i in whole)
 
 

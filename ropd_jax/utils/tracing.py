@@ -1,6 +1,9 @@
 """What a run does when: spans of time, one JSON line each in ``timeline.jsonl``. No jax.
 
-    sample  prefill  update  evaluate  checkpoint  idle     what the run itself does; idle: waits for the teacher
+    sample  prefill  update  evaluate  checkpoint  idle     what the run itself does; checkpoint: a save blocks it,
+                                                            idle: it waits for the teacher
+    checkpoint_write                                        a save is written in the background
+    stop                                                    from a signal to the complete checkpoint
     reference  rubric  verify  score                        calls of the teacher, including those that the tape answers
     judged                                                  a group, from the sampler to its judgement
     step                                                    around all of it
@@ -127,6 +130,13 @@ class Timeline:
             row = {"name": name, "start": round(start + self._epoch, 4), "end": round(now + self._epoch, 4), **where}
             if not self._file.closed:  # the teacher's thread can end a moment after the run's
                 self._file.write(json.dumps(row) + "\n")
+
+    def add(self, name: str, seconds: float, **where: Any) -> None:
+        """Writes a span that ends now."""
+        number = self.begin(name, where)
+        with self._lock:
+            self._open[number] = (name, self._open[number][1] - seconds, where)
+        self.finish(number)
 
     def flush(self) -> None:
         with self._lock:

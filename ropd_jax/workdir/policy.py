@@ -7,6 +7,7 @@ import os
 import pathlib
 
 import jax
+from etils import epath
 from ml_collections import ConfigDict
 
 from ropd_jax.models import transformer
@@ -17,6 +18,7 @@ from ropd_jax.utils.logs import show_logs
 from ropd_jax.weights.student import Student, load_checkpoint
 from ropd_jax.workdir.checkpoint import saved_params
 from ropd_jax.workdir.config import stored_config
+from ropd_jax.workdir.orbax_io import saved_steps
 
 
 def run_config(what: str | os.PathLike[str]) -> ConfigDict | None:
@@ -29,7 +31,7 @@ def run_config(what: str | os.PathLike[str]) -> ConfigDict | None:
 
 def kept_steps(run: str | os.PathLike[str]) -> list[int]:
     """How many steps were finished at each checkpoint that a run has kept, ascending."""
-    return sorted(int(p.name) for p in (pathlib.Path(run).expanduser() / "checkpoints").iterdir() if p.name.isdigit())
+    return saved_steps(epath.Path(run).expanduser() / "checkpoints")
 
 
 def load_policy(
