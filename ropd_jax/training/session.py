@@ -320,8 +320,9 @@ class Session:
         return ""
 
     def _wait_for_save(self) -> None:
-        with tracing.span("checkpoint"):
-            self._checkpoints.wait()
+        if self._checkpoints.writing:
+            with tracing.span("checkpoint"):
+                self._checkpoints.wait()
 
     def finish(self, after: dict[str, Any]) -> Result:
         """Write the result, with the last held-out evaluation in it, and the curves."""

@@ -179,6 +179,7 @@ def check_config(cfg: ConfigDict) -> RunConfig:
     validate.check_run(how)
     check_addresses(cfg.teacher)
     validate.check_judge(cfg.teacher, how.eval.judged)
+    validate.check_best(how, with_judge=bool(cfg.teacher.judge.model))
     SamplingRule.from_config(cfg.sampling)
     FailureGate(how.max_failed_frac, how.failed_window)
     return how

@@ -29,7 +29,7 @@ from typing import Any
 from ropd_jax.types import UserError
 from ropd_jax.utils.files import whole_rows
 
-RUN = ("sample", "prefill", "update", "evaluate", "checkpoint", "idle")
+RUN = ("sample", "prefill", "update", "evaluate", "checkpoint", "checkpoint_write", "idle")
 TEACHER = ("reference", "rubric", "verify", "score")
 _about: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar("span_about")
 _recorder: Timeline | None = None

@@ -85,6 +85,11 @@ class Checkpoints:
         with self._lock:
             return step in self._steps
 
+    @property
+    def writing(self) -> bool:
+        """Whether a save has not been waited for."""
+        return self._write is not None
+
     # --- save
 
     def save(self, step: int, state: Any, host: dict, *, extras: Mapping[str, Any] = {}, wait: bool = False) -> None:
