@@ -128,8 +128,7 @@ def test_a_failed_write_is_raised_in_one_line_and_leaves_the_one_before(tmp_path
         monkeypatch.setattr(checksums, "seal", fail)
         checkpoints.save(2, numbers(2), {})
         with pytest.raises((UserError, OSError)) as caught:
-            while True:
-                checkpoints.check()
+            checkpoints.save(3, numbers(3), {})
         monkeypatch.undo()
         text = str(caught.value)
         assert f"{tmp_path / '2'}" in text and "\n" not in text
@@ -168,7 +167,7 @@ DAMAGES = {
     "overwritten at its beginning": lambda path: overwritten(path, 0.0),
     "overwritten in the middle": overwritten,
     "overwritten at its end": lambda path: overwritten(path, 1.0),
-    "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[: len(path.read_bytes()) // 2]),
     "emptied": lambda path: path.write_bytes(b""),
     "longer": lambda path: path.write_bytes(path.read_bytes() + b"\0"),
     "missing": lambda path: path.unlink(),
