@@ -65,7 +65,7 @@ def train(cfg: ConfigDict, workdir: str | os.PathLike[str], *, method: str | typ
         state, step = out.resume(state, pending)
         try:
             while step < run.steps:
-                with out.step(step):
+                with out.step(step, state, pending):
                     if out.eval_due(step):
                         out.log_eval(step, evaluate_heldout(run, state, step, out))
                     state, report = train_step(run, state, pending, step, out)

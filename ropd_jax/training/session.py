@@ -118,6 +118,9 @@ class Session:
             )
         )
         self._chunks = 0  # of sampling, so far
+        self._finished: tuple[int, State, Pending] | None = None
+        if hosts.count() == 1:  # on several hosts, a save takes all of them at the same place
+            interrupt.unheard = self._save_unheard
         self._host: dict[str, Any] = {  # what a checkpoint holds besides the state
             "groups_total": 0,
             "groups_unscored": 0,
@@ -205,8 +208,9 @@ class Session:
     # --- around a step
 
     @contextlib.contextmanager
-    def step(self, step: int) -> Iterator[None]:
-        """Everything inside belongs to this step of the timeline."""
+    def step(self, step: int, state: State, pending: Pending) -> Iterator[None]:
+        """Everything inside belongs to this step of the timeline; ``state`` is that of the last finished step."""
+        self._finished = (step, state, pending)
         with tracing.about(step=step), tracing.span("step"):
             yield
 
@@ -308,6 +312,18 @@ class Session:
             log.warning("%.1f s from the signal to the complete checkpoint", max(since))
             self._timeline.add("stop", max(since), step=done)
             self._timeline.flush()
+
+    def _save_unheard(self) -> None:
+        """Save the last finished step on the signals' thread, while the main thread compiles or waits."""
+        if self._finished is None or self._not_saved_because(Interrupted(), self._finished[1]):
+            return  # the update has taken the arrays over: the main thread saves the next step when it is there
+        done = self._finished[0]
+        log.warning("the run is busy: saving the checkpoint after step %d beside it", done)
+        try:
+            self.save(*self._finished, ends=True)
+            log.warning("saved a checkpoint after step %d, %.1f s after the signal", done, self.interrupt.waited_s())
+        except Exception as error:  # e.g. the update took the arrays over meanwhile; the main thread tries again
+            log.warning("could not save beside the run: %s", " ".join(str(error).split()) or type(error).__name__)
 
     def _not_saved_because(self, error: BaseException, state: State) -> str:
         """Why the state is not that of the last finished step, or cannot be saved; "" if it can."""

@@ -46,7 +46,7 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run, in ``directory/<step>``; a checkpoint of step s holds s finished steps.
 
-    With several hosts every host must call every method, in the same order. One thread uses it.
+    With several hosts every host must call every method, in the same order.
 
     Args:
         directory: created when absent.
@@ -67,6 +67,7 @@ class Checkpoints:
         self.directory = path if is_url(path) else path.resolve()
         self._keep, self._keep_best, self._scores = keep, keep_best, scores
         self._lock = threading.Lock()  # of the next three, which a finished write changes
+        self._one_saves = threading.RLock()  # a thread that saves after a signal, and the run
         self._blocked_s, self._write_s = 0.0, 0.0
         if hosts.index() == 0:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -107,35 +108,39 @@ class Checkpoints:
         """
         begin = time.monotonic()
         try:
-            if not self.has(step):
-                self.wait()  # one write at a time
-                trees = {"state": state, **extras}
-                self.check_room(trees)
-                with _explained(self.directory / str(step)):
-                    self._writer.start(step, trees, host)
-                with self._lock:
-                    self._steps.append(step)
-                self._write = _Write(step, self._complete)
-            if wait:
-                self.wait()
+            with self._one_saves:
+                if not self.has(step):
+                    self.wait()  # one write at a time
+                    self._start(step, {"state": state, **extras}, host)
+                if wait:
+                    self.wait()
         finally:
             with self._lock:
                 self._blocked_s += time.monotonic() - begin
 
+    def _start(self, step: int, trees: dict[str, Any], host: dict) -> None:
+        self.check_room(trees)
+        with _explained(self.directory / str(step)):
+            self._writer.start(step, trees, host)
+        with self._lock:
+            self._steps.append(step)
+        self._write = _Write(step, self._complete)
+
     def wait(self) -> None:
         """Wait until the write in flight is complete, if there is one; raises what it failed with."""
-        if (write := self._write) is not None:
-            write.thread.join()
-            self._write = None
-            if write.error is not None:
-                with self._lock:
-                    self._steps.remove(write.step)
-                with _explained(self.directory / str(write.step)):
-                    raise write.error
+        with self._one_saves:
+            if (write := self._write) is not None:
+                write.thread.join()
+                self._write = None
+                if write.error is not None:
+                    with self._lock:
+                        self._steps.remove(write.step)
+                    with _explained(self.directory / str(write.step)):
+                        raise write.error
 
     def check(self) -> None:
         """Raise what a write in the background has failed with; does not wait."""
-        if self._write is not None and not self._write.thread.is_alive():
+        if (write := self._write) is not None and not write.thread.is_alive():
             self.wait()
 
     def times(self) -> dict[str, float]:

@@ -6,6 +6,7 @@ import json
 import logging
 import signal
 import sys
+import time
 
 import jax
 import pytest
@@ -15,6 +16,7 @@ from ropd_jax.methods.ropd import METHOD
 from ropd_jax.training.collect import judge_step
 from ropd_jax.training.run import Run
 from ropd_jax.training.session import Session
+from ropd_jax.utils import interrupt
 from ropd_jax.utils.interrupt import Interrupted
 from ropd_jax.workdir.checkpoint import Checkpoints
 from ropd_jax.workdir.orbax_io import Writer
@@ -87,6 +89,27 @@ def test_a_save_that_is_there_is_not_repeated(tmp_path, monkeypatch):
     with pytest.raises(Interrupted):
         ropd_jax.train.train(tiny_config(eval__every=1), run)
     assert saves == [1] and steps_of(run) == ["1"]
+
+
+def test_a_signal_while_the_run_is_busy_saves_beside_it(tmp_path, monkeypatch, caplog):
+    saved = tmp_path / "run" / "checkpoints" / "1"
+
+    class Compiles(METHOD):
+        def advantages(self, reward_PG, valid_PG, step):
+            if step == 1 and not saved.exists():
+                signal.raise_signal(signal.SIGTERM)
+                deadline = time.monotonic() + 120
+                while not saved.exists() and time.monotonic() < deadline:
+                    time.sleep(0.01)
+            return super().advantages(reward_PG, valid_PG, step)
+
+    monkeypatch.setattr(interrupt, "UNHEARD_S", 0.05)
+    cfg = tiny_config(checkpoint__every=9, data__heldout_size=8, eval__prompts_at_once=8, stream__groups=0)
+    with caplog.at_level(logging.WARNING, logger="ropd_jax"), pytest.raises(Interrupted):
+        ropd_jax.train.train(cfg, tmp_path / "run", method=Compiles)
+    assert steps_of(tmp_path / "run") == ["1", "2"]  # and the step that was then finished
+    assert "saved a checkpoint after step 1, " in caplog.text
+    assert final(tmp_path / "run", 1)[1]["groups_total"] == 4
 
 
 @pytest.mark.parametrize("error", (RuntimeError("a bug"), KeyboardInterrupt(), MemoryError()))
