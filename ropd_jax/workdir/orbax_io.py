@@ -57,8 +57,14 @@ class _Summing:
         pass
 
 
-class _SummedHandler(ocp.StandardCheckpointHandler):
-    """Orbax's handler of arrays; every host sums its own files in the background."""
+class _SummedHandler(ocp.PyTreeCheckpointHandler):
+    """Orbax's handler of arrays; every host sums its own files in the background.
+
+    Without zstd: it makes random float32 weights 8 % smaller and takes three times the CPU time of the whole write.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(use_compression=False)
 
     async def async_save(self, directory: Any, item: Any = None, save_args: Any = None, args: Any = None) -> Any:
         writes = await super().async_save(directory, item, save_args, args)
@@ -106,7 +112,7 @@ class Writer:
         handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
         for name in items:
             summed = _SummedHandler()
-            for kind in (ocp.args.StandardSave, ocp.args.StandardRestore):
+            for kind in (ocp.args.PyTreeSave, ocp.args.PyTreeRestore):
                 handlers.add(name, kind, summed)
         marked, atomicity = is_url(directory), ocp.path.atomicity
         options = ocp.CompositeOptions(  # of the items' directories: no bucket renames
@@ -122,7 +128,7 @@ class Writer:
 
     def start(self, step: int, trees: Mapping[str, Any], host: Mapping[str, Any]) -> None:
         """Copy the arrays to the host and begin to write; the caller may then give the arrays away."""
-        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        items = {name: ocp.args.PyTreeSave(tree) for name, tree in trees.items()}
         self._checkpointer.save(
             self._directory / str(step),
             args=ocp.args.Composite(host=ocp.args.JsonSave(dict(host)), **items),
@@ -136,7 +142,10 @@ class Writer:
     def read(self, step: int, likes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """(trees of arrays placed and typed as ``likes``, host) of a checkpoint."""
         abstract = {name: jax.tree.map(ocp.utils.to_shape_dtype_struct, like) for name, like in likes.items()}
-        items = {name: ocp.args.StandardRestore(like) for name, like in abstract.items()}
+        items = {
+            name: ocp.args.PyTreeRestore(item=like, restore_args=ocp.checkpoint_utils.construct_restore_args(like))
+            for name, like in abstract.items()
+        }
         got = self._checkpointer.restore(
             self._directory / str(step), args=ocp.args.Composite(host=ocp.args.JsonRestore(), **items)
         )
