@@ -45,8 +45,8 @@ COMMAND = Command(
         Trains a student: prompts, rollouts, rubric, verdicts, rewards, update, checkpoint, evaluation.
 
         Run the same command again with the same DIR, and the run resumes from its last checkpoint; a finished run shows
-        its result. A DIR that belongs to another config is refused, and the difference is shown. Ctrl-C saves a
-        checkpoint and prints how to resume; a second Ctrl-C stops at once.
+        its result. A DIR that belongs to another config is refused, and the difference is shown. Ctrl-C or
+        SIGTERM saves a checkpoint and prints how to resume; a second Ctrl-C stops at once.
 
         API keys of paid teachers come from the environment (OPENAI_API_KEY, GEMINI_API_KEY), never from a config.
     """,

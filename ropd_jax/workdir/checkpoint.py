@@ -71,7 +71,6 @@ class Checkpoints:
         self._blocked_s, self._write_s = 0.0, 0.0
         if hosts.index() == 0:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._remove_parts()
         self._steps = hosts.broadcast_from_host0(saved_steps(self.directory))
         self._writer = Writer(self.directory, ("state", *EXTRAS))
         self._write: _Write | None = None
@@ -180,7 +179,7 @@ class Checkpoints:
                 (self.directory / str(one)).rmtree()
 
     def _remove_parts(self) -> None:
-        """Remove what killed writes have left. Nothing can be read from it."""
+        """Remove what killed writes have left; nothing can be read from it. No other process may be writing."""
         complete = set(saved_steps(self.directory))
         for path in self.directory.iterdir():
             unmarked = is_url(path) and path.name.isdigit() and int(path.name) not in complete
@@ -193,7 +192,7 @@ class Checkpoints:
     def restore_newest(self, like: Any, extras: Mapping[str, Any] = {}) -> Restored | None:
         """The newest checkpoint that is not damaged; None if the run has no checkpoint yet.
 
-        Damaged ones are renamed to ``damaged-<step>`` and reported.
+        Damaged ones are renamed to ``damaged-<step>`` and reported. What killed writes have left is removed.
 
         Args:
             like: arrays or ShapeDtypeStructs, as whose the state is placed and typed.
@@ -203,6 +202,8 @@ class Checkpoints:
             UserError: all checkpoints are damaged; or it holds other arrays: of another student, another rank of
                 adapters, another optimizer.
         """
+        if hosts.index() == 0:
+            self._remove_parts()
         while (step := self.latest()) is not None:
             problem = self._damage(step)
             if not problem:

@@ -38,7 +38,7 @@ def saved_steps(directory: epath.Path) -> list[int]:
     """Number of finished steps of each complete checkpoint in a run's ``checkpoints/``, ascending."""
     if not directory.exists():
         return []
-    found = [p for p in directory.iterdir() if p.name.isascii() and p.name.isdigit()]
+    found = [p for p in directory.iterdir() if p.name.isdecimal() and p.name == str(int(p.name))]
     return sorted(int(p.name) for p in found if not is_url(p) or (p / COMMIT).exists())
 
 
