@@ -12,7 +12,7 @@ PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt PIP_BUI
           $(BIN)/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast lint format golden storm small-server bench-teacher bench-plan bench-update growth kill-tape faults mini bench-grader bench-hosts bench-judge bench-rollout bench-overlap load-memory check-export clean
+.PHONY: help quickstart test test-fast lint format golden storm small-server bench-teacher bench-plan bench-update growth kill-tape faults mini bench-grader bench-hosts bench-judge bench-rollout bench-overlap load-memory bench-save check-export clean
 .DELETE_ON_ERROR:
 
 help:
@@ -30,6 +30,7 @@ help:
 	@echo 'make kill-tape    kill a recording process 50 times; the tape must be whole each time; a few minutes'
 	@echo 'make faults       60 runs killed, filled up, damaged, ... and started again: what was lost; ten minutes'
 	@echo 'make load-memory  peak host memory while 2 GB of weights are read onto a mesh; a minute'
+	@echo 'make bench-save     how long a save blocks a run, SIGTERM to complete checkpoint, damage found; DIR=gs://... saves there'
 	@echo 'make check-export  what ropd export writes, loaded by transformers and PEFT (installs torch); a few minutes'
 	@echo 'make bench-rollout  tokens a second of the sampler beside the bound (and, with TUNIX= and TORCH=, beside peers)'
 	@echo 'make bench-overlap  wall-clock a step over max(device, teacher), the teacher simulated; five to ten minutes'
@@ -82,6 +83,9 @@ faults: $(VENV)/core.stamp
 
 load-memory: $(VENV)/core.stamp
 	$(BIN)/python -m benchmarks.load_memory
+
+bench-save: $(VENV)/core.stamp
+	$(BIN)/python -m benchmarks.save $(if $(DIR),--dir '$(DIR)')
 
 check-export: $(VENV)/dev.stamp
 	$(PIP) -e '.[golden]'

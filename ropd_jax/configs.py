@@ -228,7 +228,9 @@ def default() -> ConfigDict:
 
     cfg.checkpoint = ConfigDict()
     cfg.checkpoint.every = 50  # steps; the last step is always saved
-    cfg.checkpoint.keep = 2
+    cfg.checkpoint.keep = 2  # the newest; the last step is always one of them
+    cfg.checkpoint.keep_best = 0  # and so many of those with the best held-out result; docs/checkpoints.md
+    cfg.checkpoint.best_by = "accuracy"  # greedy; or "sampled_accuracy", or "judge": the grade of teacher.judge
 
     cfg.eval = ConfigDict()
     cfg.eval.every = 50  # steps; before the first and after the last step always

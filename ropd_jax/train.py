@@ -34,8 +34,7 @@ from ropd_jax.training.session import Session, StepReport, session
 from ropd_jax.training.setup import setup
 from ropd_jax.training.update import State
 from ropd_jax.training.validate import all_finite
-from ropd_jax.types import Prompt, UserError
-from ropd_jax.utils.interrupt import Interrupted
+from ropd_jax.types import Prompt
 from ropd_jax.utils.logs import show_logs
 from ropd_jax.workdir.result import Result
 
@@ -79,7 +78,7 @@ def _train(
         state, step = out.resume(state, pending)
         try:
             while step < run.steps:
-                with out.step(step):
+                with out.step(step, state, pending):
                     if out.eval_due(step):
                         out.log_eval(step, evaluate_heldout(run, state, step, out))
                     state, report = train_step(run, state, pending, step, out)
@@ -90,9 +89,8 @@ def _train(
                     out.interrupt.check()
             after = evaluate_heldout(run, state, step, out)
             out.log_eval(step, after)
-        except (Interrupted, UserError):
-            out.save(step, state, pending, send=False)
-            log.warning("saved a checkpoint after step %d", step)
+        except BaseException as error:
+            out.leave(error, step, state, pending)
             raise
         return out.finish(after)
 
@@ -111,8 +109,8 @@ def train_step(run: Run, state: State, pending: Pending, step: int, out: Session
     method, tokenizer, begin = run.method, run.student.tokenizer, time.monotonic()
 
     # 1. sample: a group goes to the teacher the moment its last rollout ends
-    current = pending.take(step) or run.begin(step, state.params, out.send)
-    pending.start(current, lookahead=run.begin_lookahead(step, state, out.send))
+    current = pending.take(step) or run.begin(step, state.params, out.send, out.check)
+    pending.start(current, lookahead=run.begin_lookahead(step, state, out.send, out.check))
 
     # 2. judge: meanwhile sum the gradients of judged groups, then sample ahead, then wait
     streamed = run.streamed_update(state, step)
@@ -155,7 +153,7 @@ def train_step(run: Run, state: State, pending: Pending, step: int, out: Session
 
 def judge_prompts(run: Run, state: State, step: int, out: Session, prompts: list[Prompt]):
     """(groups, judgements) of prompts that come in addition to a step's own."""
-    more = run.begin(step, state.params, out.send, prompts)
+    more = run.begin(step, state.params, out.send, out.check, prompts)
     groups, judgements, _ = judge_step(more, out.interrupt, out.report, outage=out.outage)
     return groups, judgements
 

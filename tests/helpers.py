@@ -147,10 +147,9 @@ def restore_raw(checkpoints, step):
     import jax
     import orbax.checkpoint as ocp
 
-    directory = checkpoints._manager.directory / str(step)
+    directory = checkpoints.directory / str(step)
     tree = ocp.StandardCheckpointHandler().metadata(directory / "state").tree
     how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         state = reader.restore(directory / "state", args=ocp.args.PyTreeRestore(restore_args=how))
-    host = checkpoints._manager.restore(step, args=ocp.args.Composite(host=ocp.args.JsonRestore()))["host"]
-    return state, host
+    return state, json.loads((directory / "host" / "metadata").read_text())

@@ -39,7 +39,8 @@ from ropd_jax.utils.files import write_atomic
 from ropd_jax.utils.text import clock
 from ropd_jax.weights.student import Student, load_checkpoint
 from ropd_jax.workdir.groups import StoredGroup, read_groups
-from ropd_jax.workdir.policy import kept_steps, load_policy, run_config
+from ropd_jax.workdir.kept import kept_steps
+from ropd_jax.workdir.policy import load_policy, run_config
 
 log = logging.getLogger(__name__)
 

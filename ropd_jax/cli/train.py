@@ -50,9 +50,9 @@ COMMAND = Command(
         Run the same command again with the same DIR, and the run resumes from its last checkpoint; a finished run shows
         its result, or continues if --config.steps is larger. Keys that do not change what is computed may differ
         (docs/resume.md); any other difference is shown and refused, and so is a DIR in which another process is
-        running. --fork starts a new run from a checkpoint with any config. Ctrl-C saves a checkpoint and prints how to
-        resume; a second Ctrl-C stops at once. docs/launch.md has the exit codes, and scripts that start a preempted
-        run again.
+        running. --fork starts a new run from a checkpoint with any config. Ctrl-C or SIGTERM saves a checkpoint and
+        prints how to resume; a second Ctrl-C stops at once. docs/launch.md has the exit codes, and scripts that start a
+        preempted run again.
 
         API keys of paid teachers come from the environment (OPENAI_API_KEY, GEMINI_API_KEY), never from a config.
     """,

@@ -21,8 +21,9 @@ from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.types import UserError
 from ropd_jax.weights.student import Student, find, load_checkpoint
 from ropd_jax.weights.tokenizer import load_tokenizer
+from ropd_jax.workdir.kept import kept_steps
 from ropd_jax.workdir.metrics import read_metrics
-from ropd_jax.workdir.policy import kept_steps, load_policy, run_config
+from ropd_jax.workdir.policy import load_policy, run_config
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict

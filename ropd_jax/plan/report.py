@@ -16,7 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ropd_jax.methods import load_method
 from ropd_jax.plan import fit, programs
+from ropd_jax.plan import saving as save
 from ropd_jax.plan.chips import Topology, parse_topology
 from ropd_jax.plan.measure import Measured, make_mesh, measure
 from ropd_jax.plan.preflight import RolePlan
@@ -54,12 +56,23 @@ def run(
         if measured.fits is False and not search:
             advice = fit.remedy(cfg, model_cfg, slice_, measured, say, **options)
     roles, note = teacher(chosen)
+    saved = save.saving(chosen, model_cfg, make_mesh(chosen, model_cfg, slice_), slice_, busy_s(chosen, measured))
     report = summary(chosen, slice_, measured, advice, roles, note, mean_tokens or None)
+    report["checkpoint"] = dataclasses.asdict(saved)
     if as_json:
         sys.stdout.write(json.dumps(report) + "\n")
     else:
         _show(chosen, slice_, measured, report)
+        tables.console(width=None if sys.stdout.isatty() else 120).print(
+            save.line(saved), highlight=False, soft_wrap=True
+        )
     return report
+
+
+def busy_s(cfg: ConfigDict, measured: Measured) -> float | None:
+    """Seconds of one call of the update at the least: the longest that a run does not look at a signal."""
+    seconds = next((b.seconds for b in measured.bounds if b.name == "update"), None)
+    return None if seconds is None else seconds / programs.update_calls(cfg, load_method(cfg.method, cfg))
 
 
 @contextlib.contextmanager
@@ -80,7 +93,6 @@ def progress() -> Iterator[Callable[[str], None]]:
 def teacher(cfg: ConfigDict, tape: Tape | None = None) -> tuple[list[RolePlan], str]:
     """(calls and cost of each role of the teacher, a note about the data); see `plan.preflight`."""
     from ropd_jax.data.load import load_prompts
-    from ropd_jax.methods import load_method
 
     d = cfg.data
     prompts: Sequence[Prompt]

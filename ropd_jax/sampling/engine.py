@@ -249,6 +249,7 @@ def sample_groups(
     seed: int,
     step: int,
     limits: Sequence[Sequence[int]] | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Iterator[RolloutGroup]:
     """Yield the group of each prompt as soon as its last rollout has ended.
 
@@ -258,9 +259,11 @@ def sample_groups(
         prompt_tokens: the chat template's tokens of each prompt, at least 1 and at most ``ecfg.prompt_len``.
         seed, step: with a prompt's id and the rollout's index these fix the random stream.
         limits: [len(prompts)][G], at how many tokens each rollout ends at the latest; None is ``max_tokens`` for all.
+        check: called between two chunks, while nothing runs on the device; what it raises ends the sampling.
     """
     rollouts: list[dict[int, Rollout]] = [{} for _ in prompts]
-    ended = sample_rollouts(cfg, ecfg, params, tokenizer, prompts, prompt_tokens, seed=seed, step=step, limits=limits)
+    ended = sample_rollouts(cfg, ecfg, params, tokenizer, prompts, prompt_tokens, seed=seed, step=step, limits=limits,
+                            between=lambda tokens: check())  # fmt: skip
     for index, g, rollout in ended:
         rollouts[index][g] = rollout
         if len(rollouts[index]) == ecfg.rollouts:

@@ -2,7 +2,9 @@
 
 A checkpoint after ``step`` steps holds the groups that cannot be sampled again: the next step, if it was sampled by a
 policy that no longer exists (``stream.staleness=1``), and deferred groups (``stream.straggler_timeout_s``). Their
-judgements are on the tape, so a resumed run asks the teacher for nothing twice.
+judgements are on the tape, so a resumed run asks the teacher for nothing twice. If the run ends before such a step is
+sampled, there is no time to do so: the checkpoint holds that policy instead (`unsampled`), and the step is sampled from
+its beginning.
 """
 
 from __future__ import annotations
@@ -42,23 +44,39 @@ class Pending:
         current.receive(self.deferred)
         self.current, self.lookahead, self.deferred = current, lookahead, NONE_DEFERRED
 
+    def cancel(self) -> None:
+        """Cancel what the teacher still owes."""
+        for step in (self.current, self.lookahead):
+            if step is not None:
+                step.cancel()
+        for future in self.deferred.waiting:
+            future.cancel()
 
-def pending_state(step: int, pending: Pending, *, stale: bool, send: bool = True) -> dict[str, Any]:
+    def unsampled(self, step: int) -> PendingStep | None:
+        """The step, if a policy that only it holds has not sampled it to its end."""
+        return next((p for p in (self.current, self.lookahead) if p and p.step == step and p.policy is not None), None)
+
+
+def pending_state(
+    step: int, pending: Pending, *, stale: bool, send: bool = True, sample: bool = True
+) -> dict[str, Any]:
     """What a checkpoint after ``step`` steps holds of ``pending``, as JSON.
 
     Args:
         stale: steps are sampled by the policy before; the rest of the next step is sampled now.
         send: see `PendingStep.sample`.
+        sample: False keeps no group of a step that is not sampled to its end; see `Pending.unsampled`.
     """
     here = next((p for p in (pending.current, pending.lookahead) if p and p.step == step), None)
     if here and stale:
-        while here.sample(send=send):
+        while sample and here.sample(send=send):
             pass
+        stale = here.sampled
     groups = [*(here.groups if here else ()), *pending.deferred.groups]
     own = [g for g in groups if g.step == step] if stale else []
     return {
         "ahead": stored(own),
-        "ahead_sample_s": here.sample_s if here else 0.0,
+        "ahead_sample_s": here.sample_s if here and own else 0.0,
         "carried": stored([g for g in groups if g.step < step]),
     }
 

@@ -57,16 +57,17 @@ class PendingStep:
     Args:
         groups: from the sampler; drawn when they are needed.
         send: asks the teacher about a group.
+        policy: the parameters that sample it, if they are not those that the step's update begins with.
     """
 
-    def __init__(self, step: int, groups: Iterator[RolloutGroup], send: Send):
+    def __init__(self, step: int, groups: Iterator[RolloutGroup], send: Send, policy: Any = None):
         self.step = step
         self.groups: list[RolloutGroup] = []
         self.waiting: dict[concurrent.futures.Future, RolloutGroup] = {}
         self.judgements: dict[Key, Judgement] = {}
         self.sample_s = 0.0
         self.sampled = False  # all of it
-        self._sampler, self._send = groups, send
+        self._sampler, self._send, self.policy = groups, send, policy
 
     def sample(self, *, send: bool = True) -> bool:
         """Take the next group from the sampler and send it to the teacher; False when there is none left.
@@ -81,7 +82,7 @@ class PendingStep:
             group = next(self._sampler, None)
         self.sample_s += time.monotonic() - begin
         if group is None:
-            self.sampled = True
+            self.sampled, self.policy = True, None
             return False
         self.groups.append(group)
         if send and hosts.is_local(group.index):
@@ -179,7 +180,9 @@ def judge_step(
             update.work(len(current.judgements))
             interrupt.check()
     except BudgetError:  # nothing new is sent; what is in flight is paid for and goes on the tape
-        concurrent.futures.wait([*current.waiting, *(lookahead.waiting if lookahead else ())])
+        paid = [*current.waiting, *(lookahead.waiting if lookahead else ())]
+        while not interrupt.requested and concurrent.futures.wait(paid, POLL_S).not_done:
+            pass
         raise
     except BaseException:
         for one in (current, *([lookahead] if lookahead else ())):

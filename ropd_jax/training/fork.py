@@ -26,6 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from etils import epath
 
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
@@ -35,7 +36,8 @@ from ropd_jax.training.update import State
 from ropd_jax.types import UserError
 from ropd_jax.weights.student import load_checkpoint, outline
 from ropd_jax.workdir.checkpoint import Checkpoints, saved_params, shapes_of, stored_shapes
-from ropd_jax.workdir.config import CONFIG, kept_steps, provenance, stored_config
+from ropd_jax.workdir.config import CONFIG, provenance, stored_config
+from ropd_jax.workdir.kept import kept_steps
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +141,7 @@ def check_origin(origin: Origin, lora: Lora, model: ModelConfig, contents: Mappi
             raise UserError(f"--fork {origin.run}: its student has another shape than student.checkpoint; {export}")
         return
     wanted = adapter_shapes(model, lora) if lora.rank else transformer.param_shapes(model)
-    there = _part(stored_shapes(origin.run / "checkpoints", origin.step), "params")
+    there = _part(stored_shapes(epath.Path(origin.run) / "checkpoints" / str(origin.step)), "params")
     for name, shape in shapes_of(wanted).items():
         if there.get(name) != shape:
             seen = f"{name} of shape {there[name]}" if name in there else f"no {name}"
@@ -158,7 +160,7 @@ def forked(origin: Origin, state: State, mesh: jax.sharding.Mesh, lora: Lora) ->
         params = merge(theirs, base.params, mesh_lib.put(adapters, mesh, mesh_lib.RULES.storage(adapters)))
         params = mesh_lib.put(jax.device_get(params), mesh, mesh_lib.RULES.storage(params))
         what, state = "the merged parameters; the optimizer starts from zero", state._replace(params=params)
-    elif stored_shapes(where, origin.step) == shapes_of(state):
+    elif stored_shapes(epath.Path(where) / str(origin.step)) == shapes_of(state):
         checkpoints = Checkpoints(where, keep=len(kept_steps(origin.run)) + 1)
         try:
             state, _ = checkpoints.restore(origin.step, state)

@@ -85,34 +85,49 @@ class Run:
         *,
         seed: int,
         step: int,
+        check: Callable[[], None],
     ) -> Iterator[RolloutGroup]:
-        """Groups of answers by the policy of ``params``, each as soon as its last rollout ends."""
+        """Groups of answers by the policy of ``params``, each as soon as its last rollout ends; ``check`` is called
+        between two chunks of tokens, and ends the sampling by raising."""
         tokens = questions.tokens_of(list(prompts))
         for group in sample_groups(
-            self.student.cfg, engine, self.policy(params), self.student.tokenizer, prompts, tokens, seed=seed, step=step
-        ):
+            self.student.cfg, engine, self.policy(params), self.student.tokenizer, prompts, tokens,
+            seed=seed, step=step, check=check,
+        ):  # fmt: skip
             tracing.moved()
             yield group
 
-    def begin(self, step: int, params: Any, send: Send, prompts: Sequence[Prompt] | None = None) -> PendingStep:
+    def begin(
+        self,
+        step: int,
+        params: Any,
+        send: Send,
+        check: Callable[[], None],
+        prompts: Sequence[Prompt] | None = None,
+        *,
+        keep_policy: bool = False,
+    ) -> PendingStep:
         """A step whose groups are to be sampled by ``params`` and sent by ``send``; nothing is sampled yet.
 
         Args:
+            check: see `sample`.
             prompts: None is those of the step.
+            keep_policy: ``params`` are not the state's, so a checkpoint has to hold them (`PendingStep.policy`).
         """
         prompts = self.prompts.batch(step) if prompts is None else prompts
         if self.method.needs_rollouts:
-            groups = self.sample(self.engine, params, prompts, self.train, seed=self.cfg.seed, step=step)
+            groups = self.sample(self.engine, params, prompts, self.train, seed=self.cfg.seed, step=step, check=check)
         else:
             tokens = self.train.tokens_of(prompts)
             groups = (RolloutGroup(p, t, (), step, i) for i, (p, t) in enumerate(zip(prompts, tokens, strict=True)))
-        return PendingStep(step, groups, send)
+        return PendingStep(step, groups, send, policy=params if keep_policy else None)
 
-    def begin_lookahead(self, step: int, state: State, send: Send) -> PendingStep | None:
+    def begin_lookahead(self, step: int, state: State, send: Send, check: Callable[[], None]) -> PendingStep | None:
         """The step after ``step``, sampled by the policy before this step's update (``stream.staleness``), or None."""
         if not self.cfg.overlap.staleness or step + 1 == self.steps:
             return None
-        return self.begin(step + 1, jax.tree.map(jnp.copy, state.params), send)  # the update takes the originals
+        params = jax.tree.map(jnp.copy, state.params)  # the update takes the originals
+        return self.begin(step + 1, params, send, check, keep_policy=True)
 
     def patience_s(self, step: int) -> float:
         """How long a step waits for its last groups before it defers them; the last step defers none."""

@@ -100,6 +100,8 @@ class CheckpointConfig:
 
     every: int
     keep: int
+    keep_best: int
+    best_by: str
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ import numpy as np
 from ropd_jax.core.advantages import Advantages
 from ropd_jax.core.batches import TokenSequence
 from ropd_jax.parallel import compile_cache, hosts
-from ropd_jax.teacher import Teacher, TeacherLoop, sync
+from ropd_jax.teacher import BudgetError, Teacher, TeacherLoop, sync
 from ropd_jax.teacher.traffic.tracing import ObservedClient
 from ropd_jax.training.carryover import Pending, pending_ids, pending_state, restore_pending
 from ropd_jax.training.collect import DeferredGroups, judge_by, report_left_out, sync_teachers
@@ -34,7 +34,7 @@ from ropd_jax.training.update import State
 from ropd_jax.training.validate import all_finite, check_finite
 from ropd_jax.types import Judgement, RolloutGroup, UserError
 from ropd_jax.utils import tracing
-from ropd_jax.utils.interrupt import Interrupt
+from ropd_jax.utils.interrupt import Interrupt, Interrupted
 from ropd_jax.workdir.checkpoint import Checkpoints
 from ropd_jax.workdir.config import claim
 from ropd_jax.workdir.curves import curves_png
@@ -45,6 +45,7 @@ from ropd_jax.workdir.result import Result, read_result, write_result
 from ropd_jax.workdir.watchdog import watching
 
 log = logging.getLogger(__name__)
+CHUNKS = 16  # of sampling between two looks at the other hosts' signals: 128 tokens, a few seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,9 +109,22 @@ class Session:
             claim(run.workdir, run.raw, contents=run.contents, forked_from=run.forked_from)
         sync.start(run.teacher, hosts.index(), hosts.exchange)
         stack.enter_context(jax.set_mesh(run.mesh))
+        how = run.cfg.checkpoint
+        self._scores: dict[int, float | None] = {}  # held-out, by step
         self._checkpoints = stack.enter_context(
-            contextlib.closing(Checkpoints(run.workdir / "checkpoints", keep=run.cfg.checkpoint.keep))
+            contextlib.closing(
+                Checkpoints(
+                    run.workdir / "checkpoints",
+                    keep=how.keep,
+                    keep_best=how.keep_best,
+                    scores=lambda: dict(self._scores),
+                )
+            )
         )
+        self._chunks = 0  # of sampling, so far
+        self._finished: tuple[int, State, Pending] | None = None
+        if hosts.count() == 1:  # on several hosts, a save takes all of them at the same place
+            interrupt.unheard = self._save_unheard
         self._host: dict[str, Any] = {  # what a checkpoint holds besides the state
             "groups_total": 0,
             "groups_unscored": 0,
@@ -133,11 +147,11 @@ class Session:
         """(state, number of finished steps), from the last checkpoint if there is one; ``pending`` is filled."""
         self._owner.check()
         self._checkpoints.check_room(state)
-        latest = self._checkpoints.latest()
-        first = latest or 0
-        if latest is not None:
-            state, saved = self._checkpoints.restore(first, state)
-            self._host |= saved
+        found = self._checkpoints.restore_newest(state, {"ahead": state.params})
+        first = 0
+        if found:
+            first, state = found.step, found.state
+            self._host |= found.host
             self.teacher.restore(self._host["teacher"], host=hosts.index())
             self._gate.restore(self._host["failures"])
         sync_teachers(self.teacher)
@@ -147,8 +161,11 @@ class Session:
             tokens = dict(zip(prompts, self._run.train.tokens_of(list(prompts.values())), strict=True))
             restored = restore_pending(first, self._host, prompts, tokens, self.send)
             pending.lookahead, pending.deferred = restored.lookahead, restored.deferred
-        if latest is None and self._run.forked_from:
+        if not found and self._run.forked_from:
             self.save(0, state, pending)
+        if found and "ahead" in found.extras:  # the next step's own policy
+            begin = self._run.begin(first, found.extras["ahead"], self.send, self.check, keep_policy=True)
+            pending.lookahead = begin
         return state, first
 
     def finished(self) -> Result | None:
@@ -170,6 +187,8 @@ class Session:
         stack.enter_context(watching(self._timeline, run.cfg.log.watchdog_s, run.workdir, self.loop.stacks))
         self.teacher.client = ObservedClient(self.teacher.client, tracing.span)
         self._groups_log = GroupsLog(run.workdir)
+        series = read_metrics(run.workdir) if writes else {}
+        self._scores |= hosts.broadcast_from_host0(dict(zip(*series.get(self._best_by, ((), ())), strict=True)))
         shown_on = None if writes else stack.enter_context(open(os.devnull, "w"))  # noqa: SIM115
         self._progress = stack.enter_context(Progress(run.steps, start=first, file=shown_on))
 
@@ -188,11 +207,19 @@ class Session:
         self.report(text)
         self.interrupt.check()
 
+    def check(self) -> None:
+        """`Interrupt.check` between two chunks of sampling; on several hosts, where it takes an exchange, not at each.
+        Collective: every host must call it."""
+        self._chunks += 1
+        if hosts.count() == 1 or self._chunks % CHUNKS == 0:
+            self.interrupt.check()
+
     # --- around a step
 
     @contextlib.contextmanager
-    def step(self, step: int) -> Iterator[None]:
-        """Everything inside belongs to this step of the timeline."""
+    def step(self, step: int, state: State, pending: Pending) -> Iterator[None]:
+        """Everything inside belongs to this step of the timeline; ``state`` is that of the last finished step."""
+        self._finished = (step, state, pending)
         with tracing.about(step=step), tracing.span("step"):
             yield
 
@@ -206,6 +233,10 @@ class Session:
     def log_eval(self, step: int, metrics: dict[str, Any]) -> None:
         """Log a held-out evaluation, and look for drift (`training.drift`)."""
         self._owner.check()
+        self._scores[step] = metrics.get(self._best_by)
+        if step == self._run.steps:  # no further step logs how long the last save took
+            self._wait_for_save()
+            metrics |= self._checkpoints.times()
         self._metrics.log(step, metrics)
         drift = drift_at(read_metrics(self._run.workdir), step)
         if drift is not None:
@@ -239,6 +270,7 @@ class Session:
         if self._writes and run.cfg.log.groups and run.method.needs_rollouts:
             self._groups_log.write(step, report.groups, report.judgements, advantage_PG.tolist())
         check_finite(metrics, step, run.workdir, report.rows, advantage_PG, finite=report.finite)
+        metrics |= self._checkpoints.times()
         metrics["time/step_s"] = time.monotonic() - report.begin
         self._metrics.log(done, metrics)
         self._timeline.flush()
@@ -246,6 +278,7 @@ class Session:
         if not self._reported_programs:
             log.info("%s", compile_cache.programs())
             self._reported_programs = True
+        self._checkpoints.check()
         self._gate.check(self.teacher.stats.unusable.table())
 
     # --- checkpoints and the end
@@ -254,27 +287,80 @@ class Session:
         """Whether a checkpoint is due after ``done`` steps."""
         return done % self._run.cfg.checkpoint.every == 0 or done == self._run.steps
 
-    def save(self, done: int, state: State, pending: Pending, *, send: bool = True) -> None:
-        """Save a checkpoint after ``done`` steps, unless it is there already.
+    def save(self, done: int, state: State, pending: Pending, *, ends: bool = False) -> None:
+        """Save a checkpoint after ``done`` steps, unless it is there already or is being written.
 
         Args:
-            send: False when the run ends here, so that the teacher gets no further requests.
+            ends: the run ends here: nothing more is sampled or sent, and the checkpoint is complete on return.
 
         Raises:
             FloatingPointError: a parameter is NaN or infinite; the checkpoints before it are kept.
         """
         self._owner.check()
         sync_teachers(self.teacher)
-        if done == self._checkpoints.latest():
-            return
-        if not all_finite(state.params):
-            raise FloatingPointError(
-                f"after step {done} the student has parameters that are NaN or infinite; not saved"
-            )
-        host = self._host | pending_state(done, pending, stale=bool(self._run.cfg.overlap.staleness), send=send)
-        host |= {"seconds": self._seconds(), "teacher": self.teacher.state(), "failures": self._gate.state()}
-        with tracing.span("checkpoint"):
-            self._checkpoints.save(done, state, host)
+        if not self._checkpoints.has(done):
+            if not all_finite(state.params):
+                raise FloatingPointError(
+                    f"after step {done} the student has parameters that are NaN or infinite; not saved"
+                )
+            stale = bool(self._run.cfg.overlap.staleness)
+            host = self._host | pending_state(done, pending, stale=stale, sample=not ends)
+            host |= {"seconds": self._seconds(), "teacher": self.teacher.state(), "failures": self._gate.state()}
+            ahead = pending.unsampled(done)
+            with tracing.span("checkpoint"):
+                self._checkpoints.save(done, state, host, extras={"ahead": ahead.policy} if ahead else {})
+        if ends:
+            self._wait_for_save()
+
+    def leave(self, error: BaseException, done: int, state: State, pending: Pending) -> None:
+        """Leave a checkpoint of the last finished step when the run ends by an error, which the caller raises.
+
+        A save that is there or in flight is not repeated. What goes wrong here is logged.
+        """
+        if not isinstance(error, BudgetError):  # what is in flight then is paid for, and is on the tape already
+            pending.cancel()
+        try:
+            if why := self._not_saved_because(error, state):
+                self._wait_for_save()
+                log.warning("no checkpoint of step %d: %s; the newest is after step %s", done, why,
+                            self._checkpoints.latest())  # fmt: skip
+            else:
+                self.save(done, state, pending, ends=True)
+                log.warning("saved a checkpoint after step %d", done)
+        except (Exception, KeyboardInterrupt) as again:
+            log.error("no checkpoint of step %d: %s", done, " ".join(str(again).split()) or type(again).__name__)
+        if isinstance(error, Interrupted):
+            since = [s for s in hosts.exchange(self.interrupt.waited_s()) if s is not None]
+            log.warning("%.1f s from the signal to the complete checkpoint", max(since))
+            self._timeline.ends_now("stop", max(since), step=done)
+            self._timeline.flush()
+
+    def _save_unheard(self) -> None:
+        """Save the last finished step on the signals' thread, while the main thread compiles or waits."""
+        if self._finished is None or self._not_saved_because(Interrupted(), self._finished[1]):
+            return  # the update has taken the arrays over: the main thread saves the next step when it is there
+        done = self._finished[0]
+        log.warning("the run is busy: saving the checkpoint after step %d beside it", done)
+        try:
+            self.save(*self._finished, ends=True)
+            log.warning("saved a checkpoint after step %d, %.1f s after the signal", done, self.interrupt.waited_s())
+        except Exception as error:  # e.g. the update took the arrays over meanwhile; the main thread tries again
+            log.warning("could not save beside the run: %s", " ".join(str(error).split()) or type(error).__name__)
+
+    def _not_saved_because(self, error: BaseException, state: State) -> str:
+        """Why the state is not that of the last finished step, or cannot be saved; "" if it can."""
+        if isinstance(error, FloatingPointError):
+            return "its numbers are not finite"
+        if any(x.is_deleted() for x in jax.tree.leaves(state)):
+            return "the update failed after it had taken the arrays over"
+        if hosts.count() > 1 and not isinstance(error, Interrupted | UserError):
+            return "the other hosts may not have failed, and a save takes all of them"
+        return ""
+
+    def _wait_for_save(self) -> None:
+        if self._checkpoints.writing:
+            with tracing.span("checkpoint"):
+                self._checkpoints.wait()
 
     def finish(self, after: dict[str, Any]) -> Result:
         """Write the result, with the last held-out evaluation in it, and the curves.
@@ -285,6 +371,7 @@ class Session:
         self._owner.check()
         self._gate.check_run(self._host["groups_total"], self._host["groups_unscored"])
         run = self._run
+        self._wait_for_save()
         values = make_result(
             method=run.raw["method"],
             seed=run.cfg.seed,
@@ -305,6 +392,10 @@ class Session:
             write_result(run.workdir, values)
             curves_png(run.workdir)
         return Result(run.workdir, values, self._writes)
+
+    @property
+    def _best_by(self) -> str:
+        return f"eval/{self._run.cfg.checkpoint.best_by}"
 
     def _seconds(self) -> float:
         return self._host["seconds"] + time.monotonic() - self._started

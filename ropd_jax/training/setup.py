@@ -240,6 +240,7 @@ def check_config(cfg: ConfigDict) -> RunConfig:
     check_addresses(cfg.teacher)
     validate.check_judge(cfg.teacher, how.eval.judged)
     validate.check_concurrency(cfg.teacher)
+    validate.check_best(how, with_judge=bool(cfg.teacher.judge.model))
     return how
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -147,6 +148,31 @@ def check_judge(teacher: Mapping[str, Any], judged: int) -> None:
                 f"teacher.judge is teacher.{key} itself ({where.provider}: {judge.model}); a judge of what the rewards "
                 "leave out must be another model"
             )
+
+
+BEST_BY = ("accuracy", "sampled_accuracy", "judge")
+
+
+def check_best(cfg: RunConfig, *, with_judge: bool) -> None:
+    """Raises UserError if ``checkpoint.keep_best`` would have nothing to compare."""
+    how = cfg.checkpoint
+    if how.keep_best < 0:
+        raise UserError(f"checkpoint.keep_best={how.keep_best}; expected 0 (off) or more")
+    if how.best_by not in BEST_BY:
+        raise UserError(f"checkpoint.best_by={how.best_by!r}; expected one of {', '.join(BEST_BY)}")
+    if not how.keep_best:
+        return
+    if how.best_by == "judge" and not with_judge:
+        raise UserError("checkpoint.best_by='judge' without teacher.judge.model; name a judge, or take 'accuracy'")
+    if how.best_by == "sampled_accuracy" and not cfg.eval.sampled:
+        raise UserError("checkpoint.best_by='sampled_accuracy' with eval.sampled=False; set it, or take 'accuracy'")
+    both = math.lcm(how.every, cfg.eval.every)
+    if both >= cfg.steps:
+        raise UserError(
+            f"checkpoint.keep_best={how.keep_best}, but no checkpoint before the last is evaluated: "
+            f"checkpoint.every={how.every} and eval.every={cfg.eval.every} first meet at step {both} of {cfg.steps}; "
+            "make one a multiple of the other"
+        )
 
 
 def check_overlap(how: OverlapConfig, *, resample: int, ratio: str) -> None:

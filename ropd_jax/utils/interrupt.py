@@ -1,4 +1,4 @@
-"""A request to stop: the first Ctrl-C (or SIGTERM) is noted and looked at, the second ends the process at once."""
+"""A request to stop: the first Ctrl-C or SIGTERM is noted and looked at; a second Ctrl-C ends the process at once."""
 
 from __future__ import annotations
 
@@ -6,30 +6,54 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 log = logging.getLogger(__name__)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+UNHEARD_S = 3.0  # after a signal, before `Interrupt.unheard` is called
 
 
 class Interrupted(Exception):
-    """The user asked to stop."""
+    """The user, or the machine, asked the run to stop."""
 
 
 class Interrupt:
-    """Turns the first Ctrl-C (or SIGTERM) into a request that the run looks at; the second leaves at once.
+    """Turns the first Ctrl-C or SIGTERM into a request that the run looks at.
+
+    A second Ctrl-C leaves at once. A second SIGTERM changes nothing: schedulers send several, and the one that means
+    it sends SIGKILL when the time of grace is over.
+
+    Attributes:
+        unheard: called on a thread of its own if nobody has looked at a request for `UNHEARD_S` seconds. Python runs
+            no signal handler while the main thread compiles or waits for the device, which can take minutes.
 
     Args:
         any_host: (flag) -> whether it is set on any host of the run; collective.
     """
 
     def __init__(self, any_host: Callable[[bool], bool] = bool) -> None:
-        self._asked = threading.Event()
+        self.unheard: Callable[[], None] = lambda: None
+        self._since: float | None = None
+        self._announced = False
+        self._heard = threading.Event()
         self._any_host = any_host
+
+    @property
+    def requested(self) -> bool:
+        """Whether this host was asked to stop."""
+        return self._since is not None
+
+    def waited_s(self) -> float | None:
+        """Seconds since this host was asked to stop; None if it was not."""
+        return None if self._since is None else time.monotonic() - self._since
 
     def check(self) -> None:
         """Raise Interrupted if the user has asked to stop, on any host. Collective: every host must call it."""
-        if self._any_host(self._asked.is_set()):
+        if self._any_host(self.requested):
+            self._heard.set()
             raise Interrupted
 
     @contextlib.contextmanager
@@ -40,14 +64,39 @@ class Interrupt:
             return
 
         def handle(signum, frame):
-            if self._asked.is_set():
+            if not self._announced:
+                self._announced = True
+                self._note()
+                log.warning("stopping: saving a checkpoint (Ctrl-C once more leaves at once)")
+            elif signum == signal.SIGINT:
                 os._exit(130)
-            self._asked.set()
-            log.warning("stopping: saving a checkpoint (once more to leave at once)")
 
-        old = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        old = {s: signal.signal(s, handle) for s in SIGNALS}
+        here, there = socket.socketpair()  # the interpreter writes the number of a signal into it at once
+        there.setblocking(False)
+        old_fd = signal.set_wakeup_fd(there.fileno(), warn_on_full_buffer=False)
+        watcher = threading.Thread(target=self._watch, args=(here,), name="signals", daemon=True)
+        watcher.start()
         try:
             yield self
         finally:
             for s, handler in old.items():
                 signal.signal(s, handler)
+            signal.set_wakeup_fd(old_fd)
+            self._heard.set()
+            there.close()
+            watcher.join()
+            here.close()
+
+    def _note(self) -> None:
+        if self._since is None:
+            self._since = time.monotonic()
+
+    def _watch(self, here: socket.socket) -> None:
+        """The signals' own thread; it ends when the other end of the socket is closed."""
+        while number := here.recv(1):
+            if number[0] in SIGNALS and not self._heard.is_set():
+                self._note()
+                if not self._heard.wait(UNHEARD_S):
+                    self._heard.set()
+                    self.unheard()

@@ -1,7 +1,10 @@
 """What a run does when: spans of time, one JSON line each in ``timeline.jsonl``. No jax.
 
-    sample  prefill  update  evaluate  checkpoint  idle     what the run itself does; idle: waits for the teacher
-    compile                                      a program, inside of the others; ``cached`` if it was only loaded
+    sample  prefill  update  evaluate  checkpoint  idle     what the run itself does; checkpoint: a save blocks it,
+                                                            idle: it waits for the teacher
+    compile                                                 a program, inside of these; ``cached`` if it was only loaded
+    checkpoint_write                                        a save is written in the background
+    stop                                                    from a signal to the complete checkpoint
     reference  rubric  verify  score                        calls of the teacher, including those that the tape answers
     judged                                                  a group, from the sampler to its judgement
     step                                                    around all of it
@@ -27,7 +30,7 @@ from typing import Any
 from ropd_jax.types import UserError
 from ropd_jax.utils.files import whole_rows
 
-RUN = ("compile", "sample", "prefill", "update", "evaluate", "checkpoint", "idle")
+RUN = ("compile", "sample", "prefill", "update", "evaluate", "checkpoint", "checkpoint_write", "idle")
 TEACHER = ("reference", "rubric", "verify", "score")
 _about: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar("span_about")
 _recorder: Timeline | None = None
@@ -144,6 +147,11 @@ class Timeline:
         with self._lock:
             if not self._file.closed:  # the teacher's thread can end a moment after the run's
                 self._file.write(json.dumps(row) + "\n")
+
+    def ends_now(self, name: str, seconds: float, **where: Any) -> None:
+        """Writes a span that ends now."""
+        self.moved_at = now = time.monotonic()
+        self.add(name, now - seconds, now, where)
 
     def flush(self) -> None:
         with self._lock:

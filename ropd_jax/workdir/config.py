@@ -18,6 +18,7 @@ from ropd_jax.types import UserError
 from ropd_jax.utils.files import read_json, write_atomic
 from ropd_jax.workdir import lock
 from ropd_jax.workdir.changes import Changes, compare, flatten
+from ropd_jax.workdir.kept import kept_steps
 
 log = logging.getLogger(__name__)
 
@@ -66,12 +67,6 @@ def _without_secrets(tree: Any) -> Any:
         return {k: shown_address(v) if k == "base_url" and isinstance(v, str) else _without_secrets(v)
                 for k, v in tree.items()}  # fmt: skip
     return [_without_secrets(v) for v in tree] if isinstance(tree, list | tuple) else tree
-
-
-def kept_steps(run: str | os.PathLike[str]) -> list[int]:
-    """How many steps were finished at each checkpoint that a run has kept, ascending; [] if it has none."""
-    directory = pathlib.Path(run).expanduser() / "checkpoints"
-    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit()) if directory.is_dir() else []
 
 
 def is_finished(workdir: pathlib.Path, steps: int) -> bool:

@@ -16,7 +16,8 @@ from ropd_jax.types import UserError
 from ropd_jax.utils.logs import show_logs
 from ropd_jax.weights.student import Student, load_checkpoint
 from ropd_jax.workdir.checkpoint import saved_params
-from ropd_jax.workdir.config import kept_steps, stored_config
+from ropd_jax.workdir.config import stored_config
+from ropd_jax.workdir.kept import kept_steps
 
 
 def run_config(what: str | os.PathLike[str]) -> ConfigDict | None:

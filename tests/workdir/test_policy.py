@@ -14,7 +14,8 @@ from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.types import UserError
 from ropd_jax.weights.student import load_checkpoint
 from ropd_jax.workdir.checkpoint import Checkpoints
-from ropd_jax.workdir.policy import kept_steps, load_policy, load_student
+from ropd_jax.workdir.kept import kept_steps
+from ropd_jax.workdir.policy import load_policy, load_student
 
 
 def make_run(path, after, **lora):
