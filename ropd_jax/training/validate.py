@@ -156,8 +156,6 @@ BEST_BY = ("accuracy", "sampled_accuracy", "judge")
 def check_best(cfg: RunConfig, *, with_judge: bool) -> None:
     """Raises UserError if ``checkpoint.keep_best`` would have nothing to compare."""
     how = cfg.checkpoint
-    if how.keep_best < 0:
-        raise UserError(f"checkpoint.keep_best={how.keep_best}; expected 0 (off) or more")
     if how.best_by not in BEST_BY:
         raise UserError(f"checkpoint.best_by={how.best_by!r}; expected one of {', '.join(BEST_BY)}")
     if not how.keep_best:

@@ -289,6 +289,8 @@ KEYS: dict[str, Key] = {
     "mesh.tp": _numerics(_whole(1)),
     "checkpoint.every": _free(_whole(1)),
     "checkpoint.keep": _free(_whole(1)),
+    "checkpoint.keep_best": _free(_whole(0, why=OFF)),
+    "checkpoint.best_by": _free(TEXT),
     "eval.every": _free(_whole(1)),
     "eval.size": _free(_whole(0, why=ALL)),
     "eval.prompts_at_once": _free(_whole(1)),

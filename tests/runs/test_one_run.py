@@ -65,7 +65,7 @@ def test_a_run_that_lost_its_lock_stops_and_writes_nothing_more(tmp_path, monkey
     workdir, steps = tmp_path / "run", []
     step = Session.step
 
-    def taken_over(self, n):
+    def taken_over(self, n, *about):
         steps.append(n)
         if n == 1:
             [record] = (workdir / "lock").iterdir()
@@ -73,7 +73,7 @@ def test_a_run_that_lost_its_lock_stops_and_writes_nothing_more(tmp_path, monkey
             text = (workdir / "lock" / "7.json").read_text()
             token = json.loads(text)["token"]
             (workdir / "lock" / "7.json").write_text(text.replace(token, "another token  "[: len(token)]))
-        return step(self, n)
+        return step(self, n, *about)
 
     monkeypatch.setattr(Session, "step", taken_over)
     with pytest.raises(LockLost, match="has taken over this directory") as lost:
