@@ -172,7 +172,7 @@ def check_files(
     train, heldout = load_questions(cfg.data, student.tokenizer)
     prompts = PromptStream(train.prompts, how.prompts_per_step, how.seed)
     longest = max(len(t) for q in (train, heldout) for t in q.tokens_of(q.prompts))
-    prompt_len = -(-longest // 16) * 16
+    prompt_len = -(-longest // validate.SHORTEST) * validate.SHORTEST
     validate.check_length(prompt_len, how.sampling.max_tokens, how.optim.row_len, student.cfg)
     if "scripted" in providers(cfg.teacher, needs):  # it needs the data: their worked solutions are its answer key
         teacher = run_teacher(cfg, train.prompts, workdir, needs=needs)
