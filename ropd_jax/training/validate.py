@@ -115,7 +115,7 @@ def check_concurrency(teacher: Mapping[str, Any]) -> None:
 def check_warmup(optim: OptimConfig, steps: int) -> None:
     """A warm-up that does not fit into the schedule.
 
-    With a constant rate it only is a warning: a run of a few steps is then the beginning of a longer one.
+    With a constant rate it is one line in the log: a run of a few steps is then the beginning of a longer one.
 
     Raises:
         UserError: with a schedule that falls, which would then never fall.
@@ -127,7 +127,7 @@ def check_warmup(optim: OptimConfig, steps: int) -> None:
             f"{optim.schedule!r}; expected at most {updates}: lower it, or set optim.schedule=constant"
         )
     if optim.warmup_steps > updates:
-        log.warning(
+        log.info(
             "optim.warmup_steps=%d is more than the run's %d updates: the learning rate never reaches optim.lr=%g",
             optim.warmup_steps, updates, optim.lr,
         )  # fmt: skip
