@@ -70,7 +70,7 @@ def compare(
         kind, more = _kind(name, old, new, old_contents, contents)
         if kind:
             found[kind].append(f"{name}: {_shown(old, name)} there, {_shown(new, name)} now{more}")
-    notes = []
+    notes: list[str] = []
     for name in sorted(old_contents.keys() & (contents or {}).keys() - set(names)):
         if old_contents[name] != (contents or {})[name] and not _only_recorded(name, old, new):
             (notes if name in WARNED else found[IDENTITY]).append(_other_content(name, new.get(name)))
@@ -82,7 +82,8 @@ def compare(
     notes += _schedule(old, new, done)
     if old["steps"] == done < new["steps"] and new["stream.staleness"]:
         notes.append(f"step {done} is sampled by the newest policy, not by the one before: the run had ended there")
-    return Changes(*(tuple(found[kind]) for kind in (FREE, NUMERICS, IDENTITY)), tuple(names), tuple(notes))
+    free, numerics, refused = (tuple(found[kind]) for kind in (FREE, NUMERICS, IDENTITY))
+    return Changes(free, numerics, refused, tuple(names), tuple(notes))
 
 
 def _kind(
