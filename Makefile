@@ -12,7 +12,7 @@ PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt PIP_BUI
           $(BIN)/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast lint format golden storm small-server bench-teacher bench-plan bench-update growth kill-tape faults mini bench-grader bench-hosts bench-judge bench-rollout bench-overlap load-memory bench-save check-export clean
+.PHONY: help quickstart test test-fast lint format golden storm small-server bench-teacher bench-plan bench-update growth kill-tape faults mini bench-grader bench-hosts bench-judge bench-rollout bench-overlap load-memory bench-save bench-start check-export clean
 .DELETE_ON_ERROR:
 
 help:
@@ -36,6 +36,7 @@ help:
 	@echo 'make bench-overlap  wall-clock a step over max(device, teacher), the teacher simulated; five to ten minutes'
 	@echo 'make bench-plan   memory of Qwen3-4B on three TPU slices, compiled without a TPU; ten minutes, then cached'
 	@echo 'make bench-hosts  the host side at a million prompts on 64 hosts: bytes, memory, seconds; half an hour'
+	@echo 'make bench-start  CPU seconds of the first and the second start of the quickstart: the cache of compiled programs'
 	@echo 'make bench-judge  forms of asking with real models as the verifier; LLAMA=PYTHON has xllamacpp, MODELS="--model NAME=FILE ..."'
 	@echo 'make bench-grader  answers a second of the math grader; needs ROPD_DATA=DIR with math_500.jsonl'
 	@echo 'make mini         every method of experiments/mini.py, three settings, three seeds; under an hour on idle cores'
@@ -110,6 +111,9 @@ bench-rollout: $(VENV)/core.stamp
 
 bench-overlap: $(VENV)/core.stamp
 	$(BIN)/python -m benchmarks.overlap
+
+bench-start: $(VENV)/core.stamp
+	$(BIN)/python -m benchmarks.start
 
 bench-plan: $(VENV)/core.stamp
 	@$(PIP) -e '.[tpu-aot]'

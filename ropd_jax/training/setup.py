@@ -171,7 +171,7 @@ def check_files(
     hosts.check_same("the tokenizer", {"tokenizer": student.tokenizer.fingerprint()})
     train, heldout = load_questions(cfg.data, student.tokenizer, hosts)
     prompts = PromptStream(train.prompts, how.prompts_per_step, how.seed)
-    prompt_len = -(-max(train.longest, heldout.longest) // 16) * 16
+    prompt_len = -(-max(train.longest, heldout.longest) // validate.SHORTEST) * validate.SHORTEST
     validate.check_length(prompt_len, how.sampling.max_tokens, how.optim.row_len, student.cfg)
     if "scripted" in providers(cfg.teacher, needs):  # it needs the data: their worked solutions are its answer key
         teacher = run_teacher(cfg, train.prompts, workdir, needs=needs)

@@ -29,6 +29,7 @@ from ropd_jax.training.sections import OptimConfig, OverlapConfig, RunConfig
 from ropd_jax.types import UserError
 
 log = logging.getLogger(__name__)
+SHORTEST = 16  # positions of a prompt: lengths are rounded up to a multiple of it
 
 
 def check_run(cfg: RunConfig) -> None:
@@ -87,13 +88,18 @@ def check_student(student: ModelConfig, how: RunConfig, mesh: jax.sharding.Mesh)
                 f"rank, 1 to {student.d_model}, e.g. 16"
             )
     check_divides(student, mesh)
-    check_length(1, how.sampling.max_tokens, how.optim.row_len, student)
+    check_length(SHORTEST, how.sampling.max_tokens, how.optim.row_len, student)
 
 
 def check_data(data: Mapping[str, Any]) -> None:
-    """Raises UserError for a template without a place for the question, or a size of 0 where it has no meaning."""
+    """Raises UserError for a template without a place for the question, or sizes and paths that cannot work."""
     if "{question}" not in data["template"]:
         raise UserError(f"data.template={data['template']!r:.80} has no {{question}}; put it where the question goes")
+    if 0 < data["size"] < data["prompts_per_step"]:
+        raise UserError(
+            f"data.prompts_per_step={data['prompts_per_step']} is more than data.size={data['size']}; expected at most "
+            "as many prompts a step as there are: lower it, or raise data.size"
+        )
     for key, path in (("size", "path"), ("heldout_size", "heldout_path")):
         if data["source"] == "jsonl" and not data[path]:
             raise UserError(f"data.{path} is empty with data.source='jsonl'; expected a JSONL file of questions")
@@ -111,7 +117,7 @@ def check_concurrency(teacher: Mapping[str, Any]) -> None:
 def check_warmup(optim: OptimConfig, steps: int) -> None:
     """A warm-up that does not fit into the schedule.
 
-    With a constant rate it only is a warning: a run of a few steps is then the beginning of a longer one.
+    With a constant rate it is one line in the log: a run of a few steps is then the beginning of a longer one.
 
     Raises:
         UserError: with a schedule that falls, which would then never fall.
@@ -123,7 +129,7 @@ def check_warmup(optim: OptimConfig, steps: int) -> None:
             f"{optim.schedule!r}; expected at most {updates}: lower it, or set optim.schedule=constant"
         )
     if optim.warmup_steps > updates:
-        log.warning(
+        log.info(
             "optim.warmup_steps=%d is more than the run's %d updates: the learning rate never reaches optim.lr=%g",
             optim.warmup_steps, updates, optim.lr,
         )  # fmt: skip

@@ -18,10 +18,11 @@ from typing import Any
 
 from ropd_jax import configs
 from ropd_jax.types import UserError
-from ropd_jax.workdir.keys import FREE, NUMERICS, QUESTIONS, key_of
+from ropd_jax.workdir.keys import FREE, IDENTITY, NUMERICS, QUESTIONS, key_of
 
 ABSENT = "absent"
-WARNED = ("method",)  # a method's file is code: a correction must not end a run
+WARNED = ("method", "teacher.index")  # a method's file can be corrected, and an index can grow: neither ends a run
+ONLY_WITH = {"teacher.calibration": "ropd.reliability_weights"}  # key -> the switch without which it is only recorded
 REACHED_BY = ("base_url", "api_key_env", "headers")  # keys of an entry of a panel: where a model is, not which
 
 
@@ -61,31 +62,18 @@ def compare(
     Raises:
         UserError: fewer steps than are finished, or a schedule whose end would move unasked.
     """
-    defaults = flat_defaults()
+    defaults, old_contents = flat_defaults(), old_contents or {}
     old, new = defaults | _plain(old), defaults | _plain(new)
     names = sorted(k for k in old.keys() | new.keys() if old.get(k, ABSENT) != new.get(k, ABSENT))
-    free: list[str] = []
-    numerics: list[str] = []
-    refused: list[str] = []
-    notes: list[str] = []
+    found: dict[str, list[str]] = {kind: [] for kind in (FREE, NUMERICS, IDENTITY)}
     for name in names:
-        key, text = key_of(name), f"{name}: {_shown(old, name)} there, {_shown(new, name)} now"
-        if key is not None and key.resume == FREE:
-            free.append(text)
-        elif key is not None and key.resume == NUMERICS:
-            numerics.append(text)
-        elif key is None or not key.by_content:
-            refused.append(text)
-        elif contents is not None:
-            was, now = (old_contents or {}).get(name), contents.get(name)
-            if was is not None and was == now:
-                free.append(f"{text}, with the same content")
-            else:
-                refused.append(f"{text}, " + ("with other content" if was else "and no content is known to compare"))
-    for name in sorted((old_contents or {}).keys() & (contents or {}).keys() - set(names)):
-        if (old_contents or {})[name] != (contents or {})[name]:
-            text = _other_content(name, new.get(name))
-            (notes if name in WARNED else refused).append(text)
+        kind, more = _kind(name, old, new, old_contents, contents)
+        if kind:
+            found[kind].append(f"{name}: {_shown(old, name)} there, {_shown(new, name)} now{more}")
+    notes: list[str] = []
+    for name in sorted(old_contents.keys() & (contents or {}).keys() - set(names)):
+        if old_contents[name] != (contents or {})[name] and not _only_recorded(name, old, new):
+            (notes if name in WARNED else found[IDENTITY]).append(_other_content(name, new.get(name)))
     if "steps" in names and new["steps"] < done:
         raise UserError(
             f"steps={new['steps']}, but the run has finished {done}; expected at least {done}, or start another run "
@@ -94,7 +82,35 @@ def compare(
     notes += _schedule(old, new, done)
     if old["steps"] == done < new["steps"] and new["stream.staleness"]:
         notes.append(f"step {done} is sampled by the newest policy, not by the one before: the run had ended there")
-    return Changes(tuple(free), tuple(numerics), tuple(refused), tuple(names), tuple(notes))
+    free, numerics, refused = (tuple(found[kind]) for kind in (FREE, NUMERICS, IDENTITY))
+    return Changes(free, numerics, refused, tuple(names), tuple(notes))
+
+
+def _kind(
+    name: str,
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    old_contents: Mapping[str, str],
+    contents: Mapping[str, str] | None,
+) -> tuple[str, str]:
+    """(class of a change, what to add to it); "" for one that depends on contents that are not read yet."""
+    key = key_of(name)
+    if key is None or _only_recorded(name, old, new):
+        return (IDENTITY if key is None else FREE), ""
+    if not key.by_content:
+        return key.resume, ""
+    if contents is None:
+        return "", ""
+    was = old_contents.get(name)
+    if was is not None and was == contents.get(name):
+        return FREE, ", with the same content"
+    return IDENTITY, ", with other content" if was else ", and no content is known to compare"
+
+
+def _only_recorded(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a key names what the run only writes down, before and after."""
+    switch = ONLY_WITH.get(name)
+    return switch is not None and not (old[switch] or new[switch])
 
 
 def flat_defaults() -> dict[str, Any]:

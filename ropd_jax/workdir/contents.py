@@ -84,7 +84,7 @@ def file_contents(values: Mapping[str, Any], *, weights: bool) -> dict[str, str]
             local = pathlib.Path(value).expanduser().exists() or not hub.is_id(value)
             path = find(value) if weights or local else None
         else:
-            path = _file(value)
+            path = _file(value) if name != "method" or value.endswith(".py") else None
         if path is not None:
             found[name] = content_hash(path)
     return found

@@ -36,6 +36,7 @@ def test_each_key_is_treated_by_its_class(kind):
     names = [k for k, key in KEYS.items() if key.resume == kind and key.kind != "table" and k != "optim.schedule"]
     assert names
     for name in names:
+        old["ropd.reliability_weights"] = name != "ropd.reliability_weights"  # a calibration counts only with it
         changes = compare(old, old | {name: another(old[name])}, contents={})
         found = {IDENTITY: changes.refused, NUMERICS: changes.numerics, FREE: changes.free}
         assert {k: len(v) for k, v in found.items()} == {k: int(k == kind) for k in found}, name
@@ -139,6 +140,10 @@ def test_an_older_run_without_hashes_keeps_its_paths_and_gets_hashes(tmp_path):
         claim(tmp_path, config(data__path="b"), contents={"data.path": "1"})
     claim(tmp_path, config(data__path="a"), contents={"data.path": "1"})
     claim(tmp_path, config(data__path="b"), contents={"data.path": "1"})
+
+
+def test_a_calibration_that_is_only_recorded_may_come_later():
+    assert compare({}, {"teacher.calibration": "report.json"}, contents={"teacher.calibration": "1"}).refused == ()
 
 
 def test_a_corrected_method_file_is_a_warning(tmp_path, caplog):
