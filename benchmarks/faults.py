@@ -349,6 +349,10 @@ def _first(
         outcome.lost.append(f"the run {'hangs' if code is None else f'ended with {code}'}")
     if "Traceback" in started.text():
         outcome.lost.append("a traceback")
+    if code == 2 and trial.fault in ("enospc", "eio", "readonly"):
+        errors = [line for line in started.text().splitlines() if line.startswith("ropd: error")]
+        if not any(str(workdir) in line for line in errors):
+            outcome.lost.append("no error names the path")
     if trial.fault == "readonly":
         subprocess.run(["umount", workdir], check=True)
     if trial.fault == "enospc":

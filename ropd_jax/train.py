@@ -28,7 +28,6 @@ from ropd_jax.training.collect import judge_step
 from ropd_jax.training.dynamic_sampling import dynamic_sampling
 from ropd_jax.training.heldout import evaluate_heldout
 from ropd_jax.training.metrics import step_metrics
-from ropd_jax.training.one_run import Ownership, one_run
 from ropd_jax.training.run import Run
 from ropd_jax.training.session import Session, StepReport, session
 from ropd_jax.training.setup import setup
@@ -36,6 +35,7 @@ from ropd_jax.training.update import State
 from ropd_jax.training.validate import all_finite
 from ropd_jax.types import Prompt
 from ropd_jax.utils.logs import show_logs
+from ropd_jax.workdir.one_run import Ownership, one_run
 from ropd_jax.workdir.result import Result
 
 log = logging.getLogger(__name__)

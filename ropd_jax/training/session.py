@@ -28,7 +28,6 @@ from ropd_jax.training.collect import DeferredGroups, judge_by, report_left_out,
 from ropd_jax.training.drift import alarms, drift_at
 from ropd_jax.training.failure_gate import FailureGate
 from ropd_jax.training.metrics import make_result
-from ropd_jax.training.one_run import Ownership
 from ropd_jax.training.run import Run
 from ropd_jax.training.update import State
 from ropd_jax.training.validate import all_finite, check_finite
@@ -40,6 +39,7 @@ from ropd_jax.workdir.config import claim
 from ropd_jax.workdir.curves import curves_png
 from ropd_jax.workdir.groups import GroupsLog
 from ropd_jax.workdir.metrics import Metrics, read_metrics
+from ropd_jax.workdir.one_run import Ownership
 from ropd_jax.workdir.progress import Progress
 from ropd_jax.workdir.result import Result, read_result, write_result
 from ropd_jax.workdir.watchdog import watching

@@ -119,7 +119,7 @@ def launch(script, *args, **environment):
 
 
 def ended(process):
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=300)
     return process.returncode, out
 
 

@@ -35,8 +35,11 @@ class Ownership:
 
 
 @contextlib.contextmanager
-def one_run(workdir: str | os.PathLike[str]) -> Iterator[Ownership]:
+def one_run(workdir: str | os.PathLike[str], flag: str = "--workdir") -> Iterator[Ownership]:
     """Keep other runs out of a directory until the block ends. Collective: every host must call it.
+
+    Args:
+        flag: what names the directory, for messages.
 
     Raises:
         UserError: another run is there, or the directory cannot be written; raised on all hosts.
@@ -49,7 +52,7 @@ def one_run(workdir: str | os.PathLike[str]) -> Iterator[Ownership]:
     with hosts.lost_together(), contextlib.ExitStack() as stack:
         lock, problem = None, None
         if hosts.index() == 0:
-            lock = Lock(place)
+            lock = Lock(place, flag=flag)
             try:
                 lock.acquire()
                 stack.callback(lock.release)
