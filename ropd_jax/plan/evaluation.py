@@ -271,7 +271,8 @@ def _show(found: dict[str, Any]) -> None:
         line(f"{asked['rows']} rows do not fit: {needs(asked)}.")
     if best["rows"]:
         choice = "" if s["rows"] else ", or no --rows: ropd eval chooses it"
-        line(f"{best['rows']} rows fit: {needs(best)}. Give --rows {best['rows']}{choice}.")
+        fit = "1 row fits" if best["rows"] == 1 else f"{best['rows']} rows fit"
+        line(f"{fit}: {needs(best)}. Give --rows {best['rows']}{choice}.")
     else:
         line("Not one row for each part of the mesh fits.")
     for keys, rows in found["others"].items():
