@@ -151,6 +151,33 @@ def prepare(
         check_installed(loaded.benchmark)
     given = {"k": k, "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
     sampling = _sampling(loaded.benchmark.sampling, given)
+    engine = EngineConfig(
+        rollouts=sampling.k,
+        prompts=1,
+        prompt_len=0,
+        max_tokens=sampling.max_tokens,
+        stop_ids=(),
+        rule=SamplingRule(sampling.temperature, 0, sampling.top_p),
+        dtype=subject.dtype,
+        cache_dtype=cache_dtype,
+        reserve=True,
+    )
+    facts = _facts(subject, loaded, sampling, seed, cache_dtype, chat_template)
+    if isinstance(student, Student) and kept:
+        facts["weights"] = weights_sha(student)  # its name does not tell whose answers are there
+    settings = {"benchmark": benchmark, "data": loaded.found.sha, **facts}
+    hosts.check_same("the evaluation", settings | {"rows": rows, "mesh": (fsdp, tp)})
+    before = (str(against), hosts.on_host0(lambda: results.read_result(against))) if against else None
+    place = pathlib.Path(out) if str(out) else _default_out(subject, slug(benchmark, thinking))
+    hosts.on_host0(lambda: _claim(place, settings))
+    return Evaluation(subject, loaded, engine, facts, place, kept=kept, rows=rows, seed=seed, teacher=teacher,
+                      before=before)  # fmt: skip
+
+
+def _facts(
+    subject: Subject, loaded: Loaded, sampling: Sampling, seed: int, cache_dtype: str, chat_template: str
+) -> dict[str, Any]:
+    """What the answers follow from; the last two only if they are not the student's own."""
     facts: dict[str, Any] = {
         "student": subject.name,
         "checkpoint": subject.checkpoint,
@@ -164,26 +191,7 @@ def prepare(
         facts["cache_dtype"] = cache_dtype
     if chat_template:
         facts["chat_template"] = _file_sha(chat_template)
-    if isinstance(student, Student) and kept:
-        facts["weights"] = weights_sha(student)  # its name does not tell whose answers are there
-    settings = {"benchmark": benchmark, "data": loaded.found.sha, **facts}
-    hosts.check_same("the evaluation", settings | {"rows": rows, "mesh": (fsdp, tp)})
-    place = pathlib.Path(out) if str(out) else _default_out(subject, slug(benchmark, thinking))
-    hosts.on_host0(lambda: _claim(place, settings))
-    engine = EngineConfig(
-        rollouts=sampling.k,
-        prompts=1,
-        prompt_len=0,
-        max_tokens=sampling.max_tokens,
-        stop_ids=(),
-        rule=SamplingRule(sampling.temperature, 0, sampling.top_p),
-        dtype=subject.dtype,
-        cache_dtype=cache_dtype,
-        reserve=True,
-    )
-    before = (str(against), results.read_result(against)) if against else None
-    return Evaluation(subject, loaded, engine, facts, place, kept=kept, rows=rows, seed=seed, teacher=teacher,
-                      before=before)  # fmt: skip
+    return facts
 
 
 @dataclasses.dataclass

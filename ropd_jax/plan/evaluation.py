@@ -82,14 +82,7 @@ def run(
         UserError: an unknown slice, a mesh that the student does not divide over, or a setting out of range.
     """
     slice_, model_cfg = parse_topology(topology), model_config(cfg.student.checkpoint)
-    if cfg.student.dtype not in DTYPES:
-        raise UserError(f"student.dtype={cfg.student.dtype!r}; expected one of {', '.join(DTYPES)}")
-    most = model_cfg.max_seq_len
-    if programs.prompt_len(cfg) + max_tokens > most:
-        raise UserError(
-            f"prompts of {programs.prompt_len(cfg)} tokens and answers of {max_tokens} make more than the {most} that "
-            f"{cfg.student.checkpoint} was made for; lower --max_tokens or data.max_prompt_tokens"
-        )
+    _check(cfg, model_cfg, max_tokens)
     mesh, real = _mesh(cfg, model_cfg, slice_)
     shards = mesh.shape["fsdp"]
     engine = EngineConfig(
@@ -125,6 +118,17 @@ def run(
     else:
         _show(found)
     return found
+
+
+def _check(cfg: ConfigDict, model_cfg: ModelConfig, max_tokens: int) -> None:
+    if cfg.student.dtype not in DTYPES:
+        raise UserError(f"student.dtype={cfg.student.dtype!r}; expected one of {', '.join(DTYPES)}")
+    most = model_cfg.max_seq_len
+    if programs.prompt_len(cfg) + max_tokens > most:
+        raise UserError(
+            f"prompts of {programs.prompt_len(cfg)} tokens and answers of {max_tokens} make more than the {most} that "
+            f"{cfg.student.checkpoint} was made for; lower --max_tokens or data.max_prompt_tokens"
+        )
 
 
 def _mesh(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> tuple[jax.sharding.Mesh, bool]:
@@ -266,7 +270,9 @@ def _show(found: dict[str, Any]) -> None:
     if asked["rows"] != best["rows"]:
         line(f"{asked['rows']} rows do not fit: {needs(asked)}.")
     if best["rows"]:
-        line(f"{best['rows']} rows fit: {needs(best)}. Give --rows {best['rows']}, or no --rows: ropd eval chooses it.")
+        choice = "" if s["rows"] else ", or no --rows: ropd eval chooses it"
+        fit = "1 row fits" if best["rows"] == 1 else f"{best['rows']} rows fit"
+        line(f"{fit}: {needs(best)}. Give --rows {best['rows']}{choice}.")
     else:
         line("Not one row for each part of the mesh fits.")
     for keys, rows in found["others"].items():
