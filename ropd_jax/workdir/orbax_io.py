@@ -17,6 +17,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from ropd_jax.types import UserError
 from ropd_jax.utils.logs import keep_root_logger
 from ropd_jax.workdir import checksums
 
@@ -153,3 +154,24 @@ class Writer:
 
     def close(self) -> None:
         self._checkpointer.close()
+
+
+def check_shapes(directory: epath.Path, like: Any) -> None:
+    """Raise UserError if the checkpoint holds other arrays than ``like``."""
+    there = _shapes(ocp.StandardCheckpointHandler().metadata(directory / "state").tree)
+    wanted = _shapes(like)
+    for name in sorted(there.keys() | wanted.keys()):
+        if there.get(name) != wanted.get(name):
+            seen, expected = (f"{name} of shape {d[name]}" if name in d else f"no {name}" for d in (there, wanted))
+            raise UserError(
+                f"checkpoint {directory} holds {seen}, expected {expected}; give the config that it was saved with"
+            )
+
+
+def _shapes(tree: Any) -> dict[str, list[int]]:
+    """Shape of each array by its path, which is the same for a tree and for what Orbax says of it on the disk."""
+
+    def part(key) -> str:
+        return str(next(getattr(key, a) for a in ("key", "name", "idx") if hasattr(key, a)))
+
+    return {"/".join(map(part, p)): list(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(tree)}
