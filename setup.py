@@ -13,6 +13,7 @@ VERSION = re.search(r'^__version__ = "(.+)"$', INIT.read_text(encoding="utf-8"),
 CORE = [
     "absl-py>=2.1",
     "aiohttp>=3.10",
+    "etils>=1.10",  # epath: paths of disks and buckets
     "flax>=0.12,<0.13",
     "gguf>=0.17",
     "google-genai>=1.40",
@@ -26,7 +27,7 @@ CORE = [
     "numpy>=2.0",
     "openai>=2.0",
     "optax>=0.2.5",
-    "orbax-checkpoint>=0.11.20",
+    "orbax-checkpoint>=0.12",
     "pydantic>=2.8",
     "reasoning-gym>=0.1.25,<0.2",
     "rich>=13.7",

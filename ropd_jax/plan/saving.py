@@ -77,8 +77,9 @@ def line(s: Saving) -> str:
     longest = s.bucket_s + (s.busy_s or 0.0)
     fits = "within" if longest <= GRACE_S else "more than"
     busy = "" if s.busy_s is None else f" and first the call of the update in progress, {s.busy_s:.1f} s at the least;"
+    shared = "by one host" if s.hosts == 1 else f"{s.bytes / s.hosts / 1e9:.1f} GB by each of {s.hosts} hosts"
     return (
-        f"a checkpoint: {s.bytes / 1e9:.1f} GB, {s.bytes / s.hosts / 1e9:.1f} GB by each of {s.hosts} hosts; it blocks "
+        f"a checkpoint: {s.bytes / 1e9:.1f} GB, {shared}; it blocks "
         f"the run for {s.blocks_s:.1f} s and is complete after {s.bucket_s:.0f} s in a bucket ({BUCKET / 1e9:g} GB/s a "
         f"host, written and read back), {s.disk_s:.0f} s on a disk ({DISK / 1e9:g} GB/s). After SIGTERM{busy} the "
         f"bucket's {longest:.0f} s are {fits} a grace of {GRACE_S:.0f} s. The rates are assumed: make bench-save "

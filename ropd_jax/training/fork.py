@@ -35,9 +35,10 @@ from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.training.update import State
 from ropd_jax.types import UserError
 from ropd_jax.weights.student import load_checkpoint, outline
-from ropd_jax.workdir.checkpoint import Checkpoints, saved_params, shapes_of, stored_shapes
+from ropd_jax.workdir.checkpoint import Checkpoints, saved_params
 from ropd_jax.workdir.config import CONFIG, provenance, stored_config
 from ropd_jax.workdir.kept import kept_steps
+from ropd_jax.workdir.orbax_io import shapes_of, stored_shapes
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from ropd_jax.types import UserError
 from ropd_jax.utils import tracing
 from ropd_jax.workdir import checksums
 from ropd_jax.workdir.kept import is_url, saved_steps
-from ropd_jax.workdir.orbax_io import PART, Writer, ocp
+from ropd_jax.workdir.orbax_io import PART, Writer, check_shapes, ocp
 
 log = logging.getLogger(__name__)
 DAMAGED = "damaged-"  # and the step: a checkpoint that was set aside
@@ -106,17 +106,12 @@ class Checkpoints:
             OSError: no space left on the device.
             UserError: it could not be written, or the save before could not.
         """
-        begin = time.monotonic()
-        try:
-            with self._one_saves:
-                if not self.has(step):
-                    self.wait()  # one write at a time
-                    self._start(step, {"state": state, **extras}, host)
-                if wait:
-                    self.wait()
-        finally:
-            with self._lock:
-                self._blocked_s += time.monotonic() - begin
+        with self._blocking():
+            if not self.has(step):
+                self._join()  # one write at a time
+                self._start(step, {"state": state, **extras}, host)
+            if wait:
+                self._join()
 
     def _start(self, step: int, trees: dict[str, Any], host: dict) -> None:
         self.check_room(trees)
@@ -128,15 +123,28 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Wait until the write in flight is complete, if there is one; raises what it failed with."""
-        with self._one_saves:
-            if (write := self._write) is not None:
-                write.thread.join()
-                self._write = None
-                if write.error is not None:
-                    with self._lock:
-                        self._steps.remove(write.step)
-                    with _explained(self.directory / str(write.step)):
-                        raise write.error
+        with self._blocking():
+            self._join()
+
+    @contextlib.contextmanager
+    def _blocking(self) -> Iterator[None]:
+        begin = time.monotonic()
+        try:
+            with self._one_saves:
+                yield
+        finally:
+            with self._lock:
+                self._blocked_s += time.monotonic() - begin
+
+    def _join(self) -> None:
+        if (write := self._write) is not None:
+            write.thread.join()
+            self._write = None
+            if write.error is not None:
+                with self._lock:
+                    self._steps.remove(write.step)
+                with _explained(self.directory / str(write.step)):
+                    raise write.error
 
     def check(self) -> None:
         """Raise what a write in the background has failed with; does not wait."""
@@ -145,7 +153,7 @@ class Checkpoints:
 
     def times(self) -> dict[str, float]:
         """Metrics: seconds that saves have blocked, and seconds of the writes that are complete, since the last call;
-        {} if there was no save."""
+        {} if there was none."""
         with self._lock:
             found = {"time/checkpoint_s": self._blocked_s, "time/checkpoint_write_s": self._write_s}
             self._blocked_s, self._write_s = 0.0, 0.0
@@ -346,31 +354,6 @@ def surplus_steps(steps: list[int], keep: int, keep_best: int, scores: Mapping[i
     scored = sorted((score, step) for step in steps if (score := scores.get(step)) is not None)
     best = {step for _, step in scored[max(len(scored) - keep_best, 0) :]}
     return set(sorted(steps)[:-keep]) - best
-
-
-def check_shapes(directory: epath.Path, like: Any) -> None:
-    """Raise UserError if the checkpoint holds other arrays than ``like``."""
-    there, wanted = stored_shapes(directory), shapes_of(like)
-    for name in sorted(there.keys() | wanted.keys()):
-        if there.get(name) != wanted.get(name):
-            seen, expected = (f"{name} of shape {d[name]}" if name in d else f"no {name}" for d in (there, wanted))
-            raise UserError(
-                f"checkpoint {directory} holds {seen}, expected {expected}; give the config that it was saved with"
-            )
-
-
-def stored_shapes(checkpoint: epath.Path) -> dict[str, list[int]]:
-    """Shape of each array of a checkpoint's state by its path; no array is read."""
-    return shapes_of(ocp.StandardCheckpointHandler().metadata(checkpoint / "state").tree)
-
-
-def shapes_of(tree: Any) -> dict[str, list[int]]:
-    """Shape of each array by its path, which is the same for a tree and for what Orbax says of it on the disk."""
-
-    def part(key) -> str:
-        return str(next(getattr(key, a) for a in ("key", "name", "idx") if hasattr(key, a)))
-
-    return {"/".join(map(part, p)): list(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def _first_line(error: BaseException) -> str:

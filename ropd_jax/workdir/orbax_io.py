@@ -17,6 +17,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from ropd_jax.types import UserError
 from ropd_jax.utils.logs import keep_root_logger
 from ropd_jax.workdir import checksums
 from ropd_jax.workdir.kept import COMMIT, is_url
@@ -140,3 +141,28 @@ class Writer:
 
     def close(self) -> None:
         self._checkpointer.close()
+
+
+def check_shapes(directory: epath.Path, like: Any) -> None:
+    """Raise UserError if the checkpoint holds other arrays than ``like``."""
+    there, wanted = stored_shapes(directory), shapes_of(like)
+    for name in sorted(there.keys() | wanted.keys()):
+        if there.get(name) != wanted.get(name):
+            seen, expected = (f"{name} of shape {d[name]}" if name in d else f"no {name}" for d in (there, wanted))
+            raise UserError(
+                f"checkpoint {directory} holds {seen}, expected {expected}; give the config that it was saved with"
+            )
+
+
+def stored_shapes(checkpoint: epath.Path) -> dict[str, list[int]]:
+    """Shape of each array of a checkpoint's state by its path; no array is read."""
+    return shapes_of(ocp.StandardCheckpointHandler().metadata(checkpoint / "state").tree)
+
+
+def shapes_of(tree: Any) -> dict[str, list[int]]:
+    """Shape of each array by its path, which is the same for a tree and for what Orbax says of it on the disk."""
+
+    def part(key) -> str:
+        return str(next(getattr(key, a) for a in ("key", "name", "idx") if hasattr(key, a)))
+
+    return {"/".join(map(part, p)): list(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(tree)}

@@ -9,10 +9,10 @@ import pytest
 
 from ropd_jax.cli import main as cli
 from ropd_jax.train import train
-from ropd_jax.workdir import one_run as owning
 from ropd_jax.training import setup as building
 from ropd_jax.training.session import Session
 from ropd_jax.types import UserError
+from ropd_jax.workdir import one_run as owning
 from ropd_jax.workdir.lock import LockLost, locked
 from tests.runs.test_train import tiny_config
 
