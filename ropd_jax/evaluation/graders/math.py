@@ -15,11 +15,12 @@ import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from ropd_jax.data.grader import LONGEST, last_box, number
+from ropd_jax.data.final_answer import last_box, without_open_thought
+from ropd_jax.data.numbers import LONGEST, number
 from ropd_jax.evaluation.graders.math_pool import Verdict, verify_all
 from ropd_jax.types import answer_of
 
-_SPACING = re.compile(r"\\[,;:!]|\\ |\\q?quad(?![a-zA-Z])|~")
+_DRESS = re.compile(r"(?P<kept>\\\\)|(?P<nothing>\\?\$)|\\[,;:! ]|\\q?quad(?![a-zA-Z])|~")  # "\\\\" ends a matrix's row
 _END = re.compile(r"((?<!\\right)[.,;: ]|\\?%)+$")  # "\right." closes a bracket
 _POWER = re.compile(r"(?P<m>[+-]?(\d+\.?\d*|\.\d+))[eE](?P<e>[+-]?\d{1,3})")
 
@@ -30,7 +31,7 @@ def boxed(text: str) -> str | None:
     >>> boxed(r"\\boxed{5}. Wait, no: \\boxed{7.}")
     '7'
     """
-    content = last_box(answer_of(text))[1]
+    content = last_box(without_open_thought(answer_of(text)))[1]
     return None if content is None else _plain(content)
 
 
@@ -74,7 +75,7 @@ def grade_math(
 
 
 def _plain(text: str) -> str:
-    text = _SPACING.sub(" ", text.replace("\u2212", "-").replace("\\$", "").replace("$", ""))
+    text = _DRESS.sub(lambda m: m["kept"] or ("" if m["nothing"] else " "), text.replace("\u2212", "-"))
     return _END.sub("", " ".join(text.split())).strip()
 
 
