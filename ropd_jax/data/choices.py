@@ -1,8 +1,8 @@
 r"""The letter that an answer to a multiple-choice question states, A to J.
 
 The letter is read where `ropd_jax.data.final_answer` finds a statement; two more are known here: ``Option C`` and
-``C is correct`` as a sentence, and a last line that is only a letter in bold, in a box or in LaTeX. More than one letter
-("C or D", "A and B") is no choice, and a letter that goes on as a word or a sign ("B+", "A good estimate") is none.
+``C is correct`` as a sentence, and a last line that is only a letter in bold, in brackets or in LaTeX. More than one
+letter ("C or D", "A and B") is not a choice, nor is a letter that begins a word or a sign ("B+", "A good estimate").
 The table is in docs/graders.md.
 """
 
@@ -17,11 +17,13 @@ LETTERS = "ABCDEFGHIJ"
 
 _LABEL = r"(?:(?:the|my|is|final|correct|right|best|answer|option|choice|letter)\b[\s:]*)*"
 _CHOICE = re.compile(
-    rf"(?i:{_LABEL})(?P<open>[(\[{{]?)\s*(?:(?P<upper>[A-J])|(?P<lower>[a-j]))(?:\s*(?P<close>[)\]}}]))?(?P<rest>.*)", re.S
+    rf"(?i:{_LABEL})(?P<open>[(\[{{]?)\s*(?:(?P<upper>[A-J])|(?P<lower>[a-j]))(?:\s*(?P<close>[)\]}}]))?(?P<rest>.*)",
+    re.S,
 )
 _TAIL = re.compile(  # what may follow the letter
-    r"[\s.,;:!*_\"']*$|\s*[.):\]]+\s+\S.*|\s+-+\s+\S.*|:\s*\S.*|\s*\(.*|,?\s+(?:because|since|as|so|which|where|not|rather than)\b.*"
-    r"|\s+is\s+(?:the\s+)?(?:\w+\s+)?(?:correct|right|best|true|answer|choice|option)\b.*|\s*=\s+\S.*|[,;]\s+(?!and\b|or\b)[a-z].*",
+    r"[\s.,;:!*_\"']*$|\s*[.):\]]+\s+\S.*|\s+-+\s+\S.*|:\s*\S.*|\s*\(.*|\s*=\s+\S.*|[,;]\s+(?!and\b|or\b)[a-z].*"
+    r"|,?\s+(?:because|since|as|so|which|where|not|rather than)\b.*"
+    r"|\s+is\s+(?:the\s+)?(?:\w+\s+)?(?:correct|right|best|true|answer|choice|option)\b.*",
     re.S,
 )
 _OTHER = r"(?:(?:option|choice|answer)\s+)?[(\[]?\s*[A-J]\b(?!['\u2019\w])"
@@ -34,8 +36,9 @@ _MARKED = re.compile(  # a last line that is only a dressed letter; a bare one i
     r"[ \t]*(?:\*\*|__|\\boxed|\\text|\\math|\$|\\\(|\(|\[|`|(?i:option|choice)\b)"
 )
 _NAMED = re.compile(
-    rf"(?m)(?:^|(?<=[.!?,:;]\s)|(?i:\b(?:so|thus|hence|therefore),?\s))[*_]*(?:(?i:option|choice)\s+[(\[*_]*(?P<a>[A-J])[)\]*_]*|[(*_]+(?P<b>[A-J])[)*_]+"
-    rf"|(?P<c>[A-J]))\s+(?i:is\s+(?:the\s+)?(?:only\s+)?(?:correct|right|best)(?:\s+(?:one|answer|choice|option))?)\s*[.!*_]*$"
+    r"(?m)(?:^|(?<=[.!?,:;]\s)|(?i:\b(?:so|thus|hence|therefore),?\s))[*_]{0,3}"
+    r"(?:(?i:option|choice)\s+[(\[*_]{0,4}(?P<a>[A-J])[)\]*_]{0,4}|[(*_]{1,4}(?P<b>[A-J])[)*_]{1,4}|(?P<c>[A-J]))"
+    r"\s+(?i:is\s+(?:the\s+)?(?:only\s+)?(?:correct|right|best)(?:\s+(?:one|answer|choice|option))?)\s*[.!*_]*$"
 )
 
 
@@ -52,7 +55,7 @@ def last_choice(text: str, letters: str = LETTERS) -> str | None:
         lines = text.strip().splitlines()
         if lines and _MARKED.match(lines[-1]):
             letter = letter_of(lines[-1])
-        if letter is None and (named := _NAMED.search(text.strip())):
+        if letter is None and (named := _NAMED.search(text.strip()[-500:])):
             letter = next(g for g in named.groups() if g)
     return letter if letter is not None and letter in letters else None
 

@@ -56,6 +56,7 @@ def parse(text: str) -> ast.expr:
 
 
 _SPELLING = (
+    (re.compile(r"\\sqrt\s*(\d|[a-z](?![a-z]))"), r"sqrt(\1)"),
     (re.compile(r"\\([A-Za-z]+)"), r"\1"),
     (re.compile(r"\{"), "("),
     (re.compile(r"\}"), ")"),

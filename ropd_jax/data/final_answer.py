@@ -5,7 +5,7 @@ A statement is one of these, and the last one counts. The table with examples is
     box         \boxed{5}                      the last that closes; boxes joined by "and", "or" or a comma are a list
     hashes      #### 5                         as in GSM8K; a heading such as "#### Step 2" is none
     answer      Answer: 5                      at the start of a line or a sentence, or as a heading above its line
-    sentence    The answer is 5.               less explicit: after a box or an ``Answer:`` it needs a number or a letter
+    sentence    The answer is 5.               less explicit: after another kind it must hold a number or a letter
 
 A sentence that doubts or denies ("I do not think the answer is 5", "if ..., the answer is 5") states nothing. If the
 last statement cannot be read as one answer ("5 or 7"), no earlier one takes its place.
@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from ropd_jax.data.numbers import LONGEST, quantity
+from ropd_jax.data.numbers import LONGEST, LOOK, quantity
 from ropd_jax.types import END_THINK, THINK
 
 BOX, HASHES, ANSWER, SENTENCE = "box", "hashes", "answer", "sentence"
@@ -36,18 +36,23 @@ _BRACE = re.compile(r"\\\\|\\boxed\s*\{|\\[{}]|[{}]")
 _JOIN = re.compile(r"[\s$,;&]*(?:\\text\{\s*(?:and|or)\s*\}|\\(?:quad|qquad|[ ,;])|\b(?:and|or)\b|[\s$,;&])*")
 
 _ADJECTIVE = r"(?:final|correct|right|exact|best|numerical|overall|complete|most likely)"
-_WHICH = r"(?:[ \t]+(?:to|for|of)[ \t][^\n:.]{1,60}?|[ \t]*\([^()\n]{1,40}\))?"
-_NAME = rf"(?:(?:the|my|our|so|thus|hence|therefore),?[ \t]+)*(?:{_ADJECTIVE}[ \t]+)*(?:answers?|ans\.?|option|choice)"
-_DRESS = r"[ \t*_`\"]*"
+_WHICH = r"(?:[ \t]{1,4}(?:to|for|of)[ \t][^\n:.]{1,60}?|[ \t]{0,4}\([^()\n]{1,40}\))?"
+_NAME = (
+    rf"(?:(?:the|my|our|so|thus|hence|therefore),?[ \t]{{1,4}}){{0,3}}(?:{_ADJECTIVE}[ \t]{{1,4}}){{0,3}}"
+    r"(?:answers?|ans\.?|option|choice)"
+)
+_DRESS = r"[ \t*_`\"]{0,16}"  # bounded, as every run here: a wall of stars must not cost time
 _ANSWER = re.compile(
-    rf"(?im)(?:^[ \t>*_#\-\u2022]*(?:\d{{1,3}}[.)][ \t]+)?[*_]*|(?<=[.!?;(])[ \t*_]+){_NAME}{_WHICH}{_DRESS}"
+    rf"(?im)(?:^[ \t>*_#\-\u2022]{{0,24}}(?:\d{{1,3}}[.)][ \t]{{1,4}}[*_]{{0,3}})?|(?<=[.!?;(])[ \t*_]{{1,8}})"
+    rf"{_NAME}{_WHICH}{_DRESS}"
     rf"(?:(?:is|are)[ \t]*)?[:=\uff1a]{_DRESS}"
-    rf"|^[ \t]*(?:#{{1,6}}[ \t]*|\*\*|__)[ \t]*{_NAME}{_DRESS}(?=\n)"
+    rf"|^[ \t]{{0,8}}(?:#{{1,6}}[ \t]{{0,4}}|\*\*|__)[ \t]{{0,4}}{_NAME}{_DRESS}(?=\n)"
     r"|(?:\u7b54\u6848)[ \t]*(?:[\u662f\u4e3a\u70ba][ \t]*[:\uff1a]?|[:\uff1a])[ \t]*"
 )
 _SENTENCE = re.compile(
     rf"(?i)\b(?:answer|option|choice){_WHICH}(?:[ \t]+(?:should|would|will|must)[ \t]+be|[ \t]+(?:is|are|equals|was))\b"
-    rf"(?:[ \t]+(?:therefore|thus|then|hence|simply|just|indeed|given by|equal to|now|clearly|exactly))*{_DRESS}[:,]?{_DRESS}"
+    rf"(?:[ \t]+(?:therefore|thus|then|hence|simply|just|indeed|given by|equal to|now|clearly|exactly))*"
+    rf"{_DRESS}[:,]?{_DRESS}"
 )
 _HASHES = re.compile(r"(?m)^.*?(?<!#)####(?!#)[ \t]*")
 _STEP = re.compile(r"\d+[.):][ \t]+\S")
@@ -58,8 +63,8 @@ _DOUBTED = re.compile(
     r"false|might|may|could|maybe|perhaps|possibly|claims?|claimed|guess(?:es|ed)?|says)\b",
     re.I,
 )
-_LOOK = 1_000  # characters of a line that are looked at
 _CLAUSE = re.compile(r"[.!?;](?=\s)|,?\s(?:because|since|as|so|which|where)\b")
+_SENTENCE_END = re.compile(r"(?<=[^\s.])[.!?](?=\s|$)")
 _ALTERNATIVE = re.compile(r"[\s$.,;)\]}*_\\]*(?:or\b|/|alternatively\b|maybe\b|perhaps\b)", re.I)
 
 
@@ -87,7 +92,7 @@ def stated(text: str, readable: Callable[[str], bool]) -> str | None:
             firm = [s for s in found if s.kind != SENTENCE]
             if heading or firm:
                 continue
-        return _one(last)
+        return _one(last, readable)
     return None
 
 
@@ -97,14 +102,22 @@ def without_open_thought(text: str) -> str:
     return text if at < 0 or END_THINK in text[at:] else text[:at]
 
 
-def _one(statement: Statement) -> str | None:
-    content = statement.content
-    if statement.kind == SENTENCE and quantity(content) is None:
-        content = re.split(r"(?<=[^\s.])[.!?](?=\s|$)", content, maxsplit=1)[0]
-    if len(content) > LONGEST and (end := _CLAUSE.search(content)):
-        content = "" if _ALTERNATIVE.match(content, end.end()) else content[: end.start()]
-    content = content.strip().strip("*_`").strip()
+def _one(statement: Statement, readable: Callable[[str], bool]) -> str | None:
+    """The content, of a sentence or a long line its first clause; all of it if only the clause could be read.
+
+    "5. No, wait, 7" and "5!" are not 5.
+    """
+    content = _bare(statement.content)
+    if statement.kind == SENTENCE or len(content) > LONGEST:
+        end = _CLAUSE.search(content) if len(content) > LONGEST else _SENTENCE_END.search(content)
+        cut = _bare(content[: end.start()]) if end else content
+        if readable(content) or not readable(cut):
+            content = content if readable(content) and len(content) <= LONGEST else cut
     return content if content and len(content) <= LONGEST else None
+
+
+def _bare(content: str) -> str:
+    return content.strip().strip("*_`").strip()
 
 
 def _statements(text: str) -> Iterator[Statement]:
@@ -113,7 +126,8 @@ def _statements(text: str) -> Iterator[Statement]:
         after = text[end : end + 80].partition("\n")[0]
         yield Statement(BOX, at, content + after if _ALTERNATIVE.match(after) else content)
     for match in _HASHES.finditer(text):
-        if not _STEP.match(text, match.end()):
+        heading = _STEP.match(text, match.end()) and "\n" in text[match.end() :].strip()
+        if not heading:  # "#### 2. Add the parts"
             yield _from(text, HASHES, match.end(), same_line=True)
     for match in _ANSWER.finditer(text):
         yield _from(text, ANSWER, match.end())
@@ -140,7 +154,7 @@ def _from(text: str, kind: str, at: int, *, same_line: bool = False) -> Statemen
         close = text.find(_CLOSES.get(mark, mark), opened.end(), opened.end() + LONGEST)
         if close > line_end:
             return Statement(kind, at, " ".join(text[opened.end() : close].split()))
-    content = text[begin : min(line_end, begin + _LOOK)]
+    content = text[begin : min(line_end, begin + LOOK)]
     return Statement(kind, at, content.replace("```", ""))
 
 

@@ -32,7 +32,24 @@ MOST_UNGRADED = 0.1  # share of free-text golds that a run without a judge leave
 _CHOICE = re.compile(r"\(?(?P<letter>[A-J])\)?[.):]?")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _LONG_WORD = re.compile(r"[A-Za-z]{4,}")
-_FUNCTIONS = frozenset("sqrt sinh cosh tanh asin acos atan arcsin arccos arctan cbrt matrix pmatrix bmatrix".split())
+_FUNCTIONS = frozenset(
+    [
+        "sqrt",
+        "sinh",
+        "cosh",
+        "tanh",
+        "asin",
+        "acos",
+        "atan",
+        "arcsin",
+        "arccos",
+        "arctan",
+        "cbrt",
+        "matrix",
+        "pmatrix",
+        "bmatrix",
+    ]
+)
 _MATH = re.compile(r"[\d=^*/+\\(){}<>|\[\]_\u03c0\u221a\u221e\u2264\u2265-]")
 
 
@@ -54,11 +71,21 @@ def kind(gold: str) -> str:
 
 
 def kind_of(prompt: Prompt) -> str | None:
-    """The kind of a prompt's gold answer; None without one, and for a reasoning-gym item: its task has a scorer."""
+    """The kind of a prompt's gold answer; None without one, and for a reasoning-gym item: its task has a scorer.
+
+    A row of RaR has no gold answer but a reference and a rubric: that is free text.
+    """
+    if prompt.answer is None and prompt.solution and "criteria" in prompt.metadata:
+        return FREE_TEXT
     if prompt.answer is None or "reasoning_gym" in prompt.metadata:
         return None
     found = kind(prompt.answer)
     return NAME if found == FREE_TEXT and prompt.task == EXACT_TASK else found
+
+
+def reference_of(prompt: Prompt) -> str:
+    """The free-text gold that the held-out judge is shown; "" for any other kind."""
+    return (prompt.answer or prompt.solution) if kind_of(prompt) == FREE_TEXT else ""
 
 
 def letter(gold: str) -> str:
@@ -106,23 +133,20 @@ def _decimal(answer: float) -> str:
 # ---------------------------------------------------------------------------------------------------- a judge for it
 
 
-def check_judged(
-    train: Sequence[Prompt], heldout: Sequence[Prompt], *, judge: bool, rewards: bool = False, method: str = ""
-) -> None:
+def check_judged(train: Sequence[Prompt], heldout: Sequence[Prompt], *, judge: bool, exact_method: str = "") -> None:
     """Refuses golds that nothing in the run can grade.
 
     Args:
         judge: whether ``teacher.judge.model`` is set.
-        rewards: whether the method's reward is the exact grade, as rlvr's.
-        method: its name, for the message.
+        exact_method: the method's name if its reward is the exact grade (rlvr), else "".
 
     Raises:
         UserError: the golds are free text, and there is no judge, or the reward needs exact golds.
     """
-    if rewards and (found := _free(train)):
+    if exact_method and (found := _free(train)):
         raise UserError(
-            f"{found}; method={method} rewards by exact comparison, so that nothing would be rewarded: choose a method "
-            "that asks a teacher (ropd, rar), or data.task=exact if an answer must be that very text"
+            f"{found}; method={exact_method} rewards by exact comparison, so that nothing would be rewarded: choose a "
+            "method that asks a teacher (ropd, rar), or data.task=exact if an answer must be that very text"
         )
     if not judge and (found := _free(heldout)):
         raise UserError(
@@ -137,7 +161,12 @@ def _free(prompts: Sequence[Prompt]) -> str:
     free = [p for p in known if kind_of(p) == FREE_TEXT]
     if len(free) <= MOST_UNGRADED * len(known):
         if free:
-            log.warning("%d of %d gold answers are free text (%s, for example) and stay ungraded", len(free), len(known), free[0].id)
+            log.warning(
+                "%d of %d gold answers are free text (%s, for example) and stay ungraded",
+                len(free),
+                len(known),
+                free[0].id,
+            )
         return ""
-    shown = " ".join((free[0].answer or "").split())
+    shown = " ".join(reference_of(free[0]).split())
     return f"{len(free)} of {len(known)} gold answers are free text (the first: {free[0].id}, {shown!r:.60})"

@@ -23,12 +23,14 @@ import logging
 import pickle
 import re
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any
 
 from ropd_jax.data import choices, golds
 from ropd_jax.data.final_answer import final_answer, last_box
-from ropd_jax.data.numbers import LONGEST, number, quantity, same_unit
+from ropd_jax.data.numbers import LONGEST, Quantity, number, quantity
 from ropd_jax.data.plain import plain
+from ropd_jax.data.units import same_unit
 from ropd_jax.types import Prompt
 from ropd_jax.utils.sandbox import Service
 
@@ -84,7 +86,8 @@ def grade(prompt: Prompt, text: str) -> bool | None:
         return choices.last_choice(text) == golds.letter(prompt.answer)
     found = final_answer(text)
     if found is None:  # unmarked: right only if the whole text is the gold answer, and that is more than a bare number
-        return number(prompt.answer) is None and _words(text) == _words(prompt.answer)
+        whole = len(text) <= LONGEST and _words(text) == _words(prompt.answer)
+        return whole and number(prompt.answer) is None
     if same(found, prompt.answer):
         return True
     return _same_formula(found, prompt.answer) if kind == golds.EXPRESSION else False
@@ -100,8 +103,10 @@ def same(found: str, gold: str) -> bool:
         return bool(found.strip())
     if (wanted := quantity(gold)) is not None:
         got = quantity(found)
-        if got is None or got.value != wanted.value:
+        if got is None:
             return False
+        if got.value != wanted.value:  # 50 % is 0.5
+            return _plain_value(got) == _plain_value(wanted) and "%" in (got.unit + wanted.unit)[:1]
         return not got.unit or not wanted.unit or same_unit(got.unit, wanted.unit)
     if golds.kind(gold) == golds.EXPRESSION:
         return _same_expression(found, gold)
@@ -114,6 +119,11 @@ def vote_of(found: str | None) -> str | None:
         return None
     known = quantity(found)
     return _formula(found) if known is None else str(known.value)
+
+
+def _plain_value(known: Quantity) -> Fraction:
+    """The value without a percent sign."""
+    return known.value / 100 if known.unit.startswith("%") else known.value
 
 
 def _words(text: str) -> str:

@@ -16,7 +16,9 @@ from typing import NamedTuple
 
 from ropd_jax.data.expressions import NotAFormula, TooLarge, parse, value
 from ropd_jax.data.plain import plain
+from ropd_jax.data.units import NO_UNIT, SCALES, SINGLE, TOUCHING
 
+LOOK = 1_000  # characters of a line that are read, its explanation included
 LONGEST = 200  # characters of a final answer; longer ones are wrong, and cost no time
 
 
@@ -41,7 +43,9 @@ _FORMS = {  # the longest that fits counts
     "fraction": re.compile(rf"(?P<top>{_PART})\s?/\s?(?P<bottom>{_PART})"),
     "decimal": re.compile(_DEC),
 }
-_SIGNED = re.compile(r"(?P<a>[-+]?)\s?(?:(?:USD|EUR|GBP|CAD|AUD|INR|US|Rs\.?)\s?)?[\u20ac\u00a3\u00a5\u20b9]?\s?(?P<b>[-+]?)\s?")
+_SIGNED = re.compile(
+    r"(?P<a>[-+]?)\s?(?:(?:USD|EUR|GBP|CAD|AUD|INR|US|Rs\.?)\s?)?[\u20ac\u00a3\u00a5\u20b9]?\s?(?P<b>[-+]?)\s?"
+)
 _WORD_SIGN = re.compile(r"^(?:minus|negative)\s+(?=[\d.(])", re.I)
 HIGHEST_POWER = 1_000
 MOST_BITS = 10_000
@@ -58,16 +62,20 @@ def number(text: str) -> Fraction | None:
 
 def _outer(text: str) -> str:
     """Without brackets around the whole."""
-    while len(text) > 1 and (text[0], text[-1]) in (("(", ")"), ("[", "]"), ("{", "}")) and not set("()[]{},") & set(text[1:-1]):
+    while (
+        len(text) > 1
+        and (text[0], text[-1]) in (("(", ")"), ("[", "]"), ("{", "}"))
+        and not set("()[]{},") & set(text[1:-1])
+    ):
         text = text[1:-1].strip()
     return text
 
 
 def _leading(text: str) -> tuple[Fraction, int] | None:
     """(value, end) of the longest number at the start of a plain text."""
-    text_ = _WORD_SIGN.sub("-", text)
-    cut = len(text) - len(text_)
-    text = text_
+    cut = len(text)
+    text = _WORD_SIGN.sub("-", text)
+    cut -= len(text)
     signs = _SIGNED.match(text)
     assert signs is not None  # all of it is optional
     best: tuple[str, re.Match[str]] | None = None
@@ -107,52 +115,45 @@ def _decimal(text: str) -> Fraction:
 
 # ------------------------------------------------------------------------------------- a number in what is stated
 
-SCALES = {"hundred": 100, "thousand": 1_000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 _SCALE = re.compile(r"\s(hundred|thousand|million|billion|trillion|dozen)s?\b", re.I)
-# a unit that may touch its number: "5cm" is 5, "5x" and "5k" are not
-_TOUCHING = frozenset(
-    ("m g s h l L V A W N J K C F Hz kHz MHz GHz mm cm dm km nm um kg mg min sec hr hrs ml mL dl cl lb lbs oz ft in yd mi")
-    .split() + "mph kph kW MW kWh Pa kPa MPa kJ eV keV MeV mol mmol mM rad deg cents am pm AM PM usd USD px GB MB KB TB".split()
-)
-_SINGLE = frozenset("m g s h l L V A W N J K C F M T".split())  # single letters that are units after a space
-_NO_UNIT = frozenset(  # words that continue a calculation, or add another value
-    ("or and plus minus times over to vs versus than half halves third thirds quarter quarters fourth fourths fifth fifths"
-     " sixth sixths tenth tenths squared cubed factorial point through divided multiplied by choose mod modulo base"
-     " remainder rem r R x y z pi e i sqrt root radical log ln sin cos tan power raised unless if except either neither"
-     " maybe possibly perhaps probably could might may not but however is are was were equals one two three four five"
-     " six seven eight nine ten eleven twelve twenty thirty forty fifty hundred thousand million billion trillion dozen"
-     " because since as so which where given from due therefore thus hence when after").split()
-)  # fmt: skip
 _LETTERS = "[A-Za-z\u00b5\u03bc\u03a9]"
 _EXPONENT = r"(?:\^?\{?-?\d\}?)?"
-_WORD = re.compile(rf"\s((?:[ap]\.m\b)|{_LETTERS}[\w'-]*?{_EXPONENT}(?:[/*]\(?{_LETTERS}+{_EXPONENT}\)?)*)(?![\w^*/'-])")
-_TOUCH = re.compile(r"(?P<unit>[A-Za-z\u00b5\u03bc\u03a9]+)(?P<more>(?:\^\{?-?\d\}?)?(?:[/*][A-Za-z]+(?:\^\{?-?\d\}?)?)*)(?![\w^*/])")
+_WORD = re.compile(
+    rf"\s((?:[ap]\.m\b)|{_LETTERS}[\w'-]*?{_EXPONENT}(?:[/*]\(?{_LETTERS}+{_EXPONENT}\)?)*)(?![\w^*/'-])"
+)
+_TOUCH = re.compile(
+    r"(?P<unit>[A-Za-z\u00b5\u03bc\u03a9]+)(?P<more>(?:\^\{?-?\d\}?)?(?:[/*][A-Za-z]+(?:\^\{?-?\d\}?)?)*)(?![\w^*/])"
+)
 _PERCENT = re.compile(r"\s?(?:%|per ?cent\b)", re.I)
 
 _EXPLAINS = re.compile(
-    r"[,;:.]?\s*(?:-\s)?(?:because|since|as|so|which|where|given|i\.?e\b|that is|therefore|thus|hence|from|due|after|when|for)\b",
+    r"[,;:.]?\s*(?:-\s)?(?:because|since|as|so|which|where|given|i\.?e\b|that is|therefore|thus|hence"
+    r"|from|due|after|when|for)\b",
     re.I,
 )
 _DOUBT = re.compile(
-    r"\b(?:maybe|perhaps|possibly|alternatively|otherwise|unless|wait|actually|hmm+|but|however|scratch that|correction)\b"
+    r"\b(?:maybe|perhaps|possibly|alternatively|otherwise|unless|wait|actually|hmm+|but|however|scratch that"
+    r"|correction)\b"
     r"|\bor\s+(?:[-+$(]*\d|[a-z]+\s?=)", re.I,
 )  # fmt: skip
 _RETRACTS = re.compile(r"(?:or|and also|no|nope|not)\b", re.I)
 _IS_RIGHT = re.compile(r"\s+is (?:the |my )?(?:final |correct |right )*(?:answer|correct|right|result)[.! ]*", re.I)
 _INSTEAD = re.compile(r",?\s*\(?(?:not|rather than|instead of)\b", re.I)
 _LEAD = re.compile(
-    r"(?:[=:\u2248~]|(?:approximately|approx\.?|about|around|roughly|exactly|precisely|just|only|simply|equal to|equals|"
-    r"therefore|thus|hence|indeed|given by|clearly|obviously|now|still|also|a total of|about)\b,?|it is\b|it's\b)\s*",
+    r"(?:[=:\u2248~]|(?:approximately|approx\.?|about|around|roughly|exactly|precisely|just|only|simply|equal to|"
+    r"equals|therefore|thus|hence|indeed|given by|clearly|obviously|now|still|also|a total of)\b,?|it is\b|it's\b)\s*",
     re.I,
 )
 _SUBJECT = re.compile(  # "There are 5 apples", "Tom has 5 apples", "x is 5", "The total cost: 5"
-    r"(?P<words>\\?[A-Za-z][\w'\\{}() -]{0,80}?)(?:\s(?:is|are|was|were|be|has|have|had|equals|gets?|needs?|makes?|earns?|"
-    r"costs?|pays?|takes?|spends?|sells?|became|becomes|there are|left|total|exactly)|:)\s+(?=[-+]?[\d.(\u20ac\u00a3])",
+    r"(?P<words>\\?[A-Za-z][\w'\\{}() -]{0,80}?)(?:\s(?:is|are|was|were|be|has|have|had|equals|gets?|needs?|"
+    r"makes?|earns?|costs?|pays?|takes?|spends?|sells?|became|becomes|there are|left|total|exactly)|:)"
+    r"\s+(?=[-+]?[\d.(\u20ac\u00a3])",
     re.I,
 )
 _NOT_A_SUBJECT = re.compile(
-    r"\b(?:not?|never|cannot|can't|\w+n't|none|least|most|more|less|fewer|greater|smaller|than|between|if|or|and|either|maybe|"
-    r"perhaps|might|may|could|would|should|problem|question|step|part|case|option|unless|wrong|incorrect|neither|both)\b",
+    r"\b(?:not?|never|cannot|can't|\w+n't|none|least|most|more|less|fewer|greater|smaller|than|between|if|or|and|either"
+    r"|maybe|perhaps|might|may|could|would|should|problem|question|step|part|case|option|unless|wrong|incorrect|neither"
+    r"|both)\b",
     re.I,
 )
 _ARITHMETIC = re.compile(r"[\d\s.,+*/^(){}-]*\d[\d\s.,+*/^(){}-]*")
@@ -162,7 +163,7 @@ _NAME = re.compile(r"\\?[A-Za-z][\w\\{}' ]{0,40}(?:\([^()]*\))?")
 @functools.lru_cache(maxsize=8192)
 def quantity(text: str) -> Quantity | None:
     """The number that a final answer states, with its unit; None if it states none, or more than one."""
-    if len(text) > LONGEST:
+    if len(text) > LOOK:
         return None
     text = _outer(plain(text).replace("\\pm", "+-"))
     return None if re.search(r"[<>\u2264\u2265\u2260]|!=|\\(?:le|ge|ne|lt|gt)", text) else _stated(text, 0)
@@ -228,10 +229,10 @@ def _with_rest(found: Fraction, rest: str, depth: int) -> Quantity | None:
 def _unit(rest: str) -> tuple[str | None, str]:
     """(unit, what follows it); None if a letter touches the number that is no unit, as in ``3x``."""
     if percent := _PERCENT.match(rest):
-        return "%", rest[percent.end() :]
-    if rest[:1].isalpha() or rest.startswith(("\\", "_")):
+        words, rest = ["%"], rest[percent.end() :]
+    elif rest[:1].isalpha() or rest.startswith(("\\", "_")):
         touch = _TOUCH.match(rest)
-        if touch is None or touch["unit"] not in _TOUCHING:
+        if touch is None or touch["unit"] not in TOUCHING:
             return None, rest
         words = [touch.group()]
         rest = rest[touch.end() :]
@@ -241,8 +242,10 @@ def _unit(rest: str) -> tuple[str | None, str]:
         words, rest = [joined[1]], rest[joined.end() :]
     while len(words) < 6 and (match := _WORD.match(rest)) and not rest[match.end() :].startswith("("):
         word = match[1]
-        alone = not word[1:2].isalpha() and word[0] not in _SINGLE and "." not in word and word != "a"  # a variable: "5 x", "5 y^2"
-        if alone or word.lower() in _NO_UNIT or word in _NO_UNIT:
+        alone = (
+            not word[1:2].isalpha() and word[0] not in SINGLE and "." not in word and word != "a"
+        )  # a variable: "5 x", "5 y^2"
+        if alone or word.lower() in NO_UNIT or word in NO_UNIT:
             break
         words.append(word)
         rest = rest[match.end(1) :]
@@ -275,7 +278,7 @@ def _harmless(rest: str, found: Fraction, depth: int, *, bare: bool) -> bool:
             return not _DOUBT.search(rest[explains.end() :])
         elif sentence := re.match(r"[.;!?]\s+", rest):
             after = rest[sentence.end() :]
-            return not (_RETRACTS.match(after) or _DOUBT.search(after))
+            return not (_RETRACTS.match(after) or _DOUBT.match(after))
         else:  # ", in total", " - Tom", a new clause without a number
             words = re.match(r"(?:,|:|\s-)\s+(?!or\b|and\b|no\b)[A-Za-z][^\d]*$", rest)
             return words is not None and not _DOUBT.search(rest) and not re.search(r"\bor\b", rest)
@@ -288,7 +291,7 @@ def _agrees(inside: str, found: Fraction, depth: int) -> bool:
         return False
     inside = re.sub(r"^\s*or,?\s+", "", inside)
     if not re.search(r"\d", inside):
-        return bool(re.search(r"[A-Za-z]{2}|^\s*%\s*$|[\u20ac\u00a3$]", inside)) or inside.strip() in _SINGLE
+        return bool(re.search(r"[A-Za-z]{2}|^\s*%\s*$|[\u20ac\u00a3$]", inside)) or inside.strip() in SINGLE
     if _EXPLAINS.match(inside):
         return True
     other = _stated(inside, depth + 1) if depth < 2 else None
@@ -297,7 +300,7 @@ def _agrees(inside: str, found: Fraction, depth: int) -> bool:
 
 def _equal_ways(other: Quantity, found: Fraction) -> bool:
     """The same value, perhaps once as a percentage: ``0.5 or 50%``."""
-    return other.value == found or (other.unit == "%" and other.value == found * 100)
+    return other.value == found or (other.unit.startswith("%") and other.value == found * 100)
 
 
 def _same_side(side: str, found: Fraction, *, near: bool) -> bool:
@@ -311,35 +314,3 @@ def _same_side(side: str, found: Fraction, *, near: bool) -> bool:
     if computed is None:
         return bool(_NAME.fullmatch(side)) and not re.search(r"\d", side)
     return abs(computed - found) * 100 <= abs(found) if near else computed == found
-
-
-# ----------------------------------------------------------------------------------------------------------- units
-
-_SPELLED = {
-    "meter": "m", "metre": "m", "centimeter": "cm", "centimetre": "cm", "millimeter": "mm", "millimetre": "mm",
-    "kilometer": "km", "kilometre": "km", "nanometer": "nm", "nanometre": "nm", "gram": "g", "kilogram": "kg",
-    "milligram": "mg", "second": "s", "sec": "s", "minute": "min", "hour": "h", "hr": "h", "liter": "L", "litre": "L",
-    "l": "L", "milliliter": "mL", "millilitre": "mL", "ml": "mL", "joule": "J", "watt": "W", "volt": "V",
-    "ampere": "A", "amp": "A", "newton": "N", "kelvin": "K", "pascal": "Pa", "hertz": "Hz", "mole": "mol",
-    "degree": "degrees", "deg": "degrees", "inch": "in", "inche": "in", "foot": "ft", "feet": "ft", "pound": "lb",
-    "percent": "%", "dollar": "dollars", "usd": "dollars", "cent": "cents", "micrometer": "\u00b5m", "um": "\u00b5m",
-}  # fmt: skip
-
-
-def same_unit(a: str, b: str) -> bool:
-    """The same unit, however it is spelled: ``nm`` and ``nanometers``."""
-    return _unit_key(a) == _unit_key(b)
-
-
-def _unit_key(unit: str) -> str:
-    unit = unit.replace("\u03bc", "\u00b5").replace("{", "").replace("}", "").rstrip(".")
-    words = re.split(r"([ /*^]|\d+)", unit)
-    return "".join(_one_unit(w) for w in words if w.strip() and w != "^")
-
-
-def _one_unit(word: str) -> str:
-    if word in _SINGLE or len(word) <= 2:
-        return _SPELLED.get(word, word)
-    low = word.lower()
-    singular = low[:-1] if low.endswith("s") and len(low) > 3 else low
-    return _SPELLED.get(low, _SPELLED.get(singular, singular))

@@ -100,7 +100,12 @@ def closed_thoughts(texts: Sequence[str]) -> list[str]:
 
 
 def _math(
-    prompts: Sequence[Prompt], texts: Sequence[str], problems: Mapping[str, Sequence[int]], *, report: Report, **how: Any
+    prompts: Sequence[Prompt],
+    texts: Sequence[str],
+    problems: Mapping[str, Sequence[int]],
+    *,
+    report: Report,
+    **how: Any,
 ) -> list[Outcome]:
     finals = [boxed(text) for text in texts]
     verdicts = grade_math([p.answer or "" for p in prompts], texts, report=report, **how)

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from ropd_jax.data.golds import check_judged
 from ropd_jax.data.prompts import PromptStream
 from ropd_jax.data.questions import load_questions
 from ropd_jax.methods import Method, load_method
@@ -95,6 +96,12 @@ def setup(
     if how.lora.rank:
         adapted(student.cfg, how.lora)  # raises for targets that fit nothing
     train, heldout = load_questions(cfg.data, student.tokenizer)
+    check_judged(
+        train.prompts,
+        heldout.prompts,
+        judge=with_judge,
+        exact_method=_name(method or cfg.method) if made.exact_rewards else "",
+    )
     prompts = PromptStream(train.prompts, how.prompts_per_step, how.seed)
     longest = max(len(t) for q in (train, heldout) for t in q.tokens_of(q.prompts))
     prompt_len = -(-longest // 16) * 16  # one length for the whole run, so that each function compiles once
