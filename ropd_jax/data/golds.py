@@ -16,6 +16,7 @@ import logging
 import math
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 from ropd_jax.data.numbers import quantity
@@ -122,12 +123,8 @@ def gold_text(answer: Any, where: str) -> str | None:
 
 
 def _decimal(answer: float) -> str:
-    """``0.00001``, not ``1e-05``, which JSON's own reader leaves."""
-    text = repr(answer)
-    if "e" not in text or not 1e-30 < abs(answer) < 1e30:
-        return text
-    short = f"{answer:.60f}".rstrip("0")
-    return short.rstrip(".") if float(short) == answer and len(short) < 40 else text
+    """``0.00001``, not ``1e-05``, which is what Python makes of it."""
+    return format(Decimal(repr(answer)), "f") if 1e-30 < abs(answer) < 1e30 else repr(answer)
 
 
 # ---------------------------------------------------------------------------------------------------- a judge for it

@@ -24,9 +24,7 @@ def rows(heading):
     """The rows of the table under a heading of docs/graders.md, without backticks; a line break for each arrow."""
     section = re.split(r"(?m)^## ", DOCS.read_text(encoding="utf-8"))
     (part,) = [s for s in section if s.startswith(heading)]
-    found = [
-        [c.strip() for c in line.strip("|").split(" | ")] for line in part.splitlines() if re.match(r"\| `", line)
-    ]
+    found = [[c.strip() for c in line.strip("|").split(" | ")] for line in part.splitlines() if re.match(r"\| `", line)]
     assert len(found) > 5
     bare = [[re.sub(r"^`|`$", "", c).replace("⏎", "\n") for c in cells] for cells in found]
     return [[None if c == "none" else c for c in cells] for cells in bare]

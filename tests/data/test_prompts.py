@@ -41,7 +41,11 @@ def test_what_changes_a_question_is_no_duplicate():
         ("What is 5%?", "What is 5?"),
     ):  # fmt: skip
         assert normalise(one) != normalise(other), (one, other)
-    for one, other in (("What is 5!?", "What is 5!"), ("Is 5 prime?", "is  5 Prime"), ("What is \uff15?", "What is 5?")):
+    for one, other in (
+        ("What is 5!?", "What is 5!"),
+        ("Is 5 prime?", "is  5 Prime"),
+        ("What is \uff15?", "What is 5?"),
+    ):
         assert normalise(one) == normalise(other), (one, other)
 
 
