@@ -8,7 +8,8 @@ Variants, with commas between: ``non_thinking`` (implied) or ``thinking``; ``pap
 (the official code's values), e.g. ``experiments/qwen3_4b_medical.py:thinking,released``.
 
 Data: RaR-Medical-20k (Hub: ScaleAI/RaR-Medicine, train) as JSONL with id, question, answer; its own rubrics are not
-used. The paper chose its checkpoint on HealthBench, which it also reports; held out here is the set's own validation
+used. The gold answers are free text, which no exact grader reads: `teacher.judge`, another model than the teacher, grades
+the held-out questions (docs/graders.md). The paper chose its checkpoint on HealthBench, which it also reports; held out here is the set's own validation
 part.
 
 Hardware: docs/plan.md says what each slice takes. Expected (paper; the metric is not said): HealthBench
@@ -31,4 +32,5 @@ def get_config(variant: str = ""):
     cfg.data.task = "medical"
     cfg.data.path = "data/rar_medicine_train.jsonl"
     cfg.data.heldout_path = "data/rar_medicine_val.jsonl"
+    cfg.teacher.judge.model = "gpt-4.1"  # the gold answers are free text: a judge grades the held-out questions
     return cfg

@@ -50,7 +50,8 @@ class Prompt:
     Attributes:
         id: unique in its data set, stable across runs.
         messages: the chat shown to the student; the last one is the user's.
-        answer: the exact gold answer, for grading only. No teacher ever sees it.
+        answer: the gold answer, for grading only. No teacher whose verdicts become rewards sees it; the held-out judge
+            sees one that is free text.
         task: which grader and which generator it belongs to, e.g. ``chain_sum``.
         solution: a worked solution that the data set carries ("" if none); never shown to the student.
         metadata: what a grader needs besides (``reasoning_gym`` entry, for example).

@@ -11,6 +11,7 @@ are bounded: ``9**9**9**9`` is `TooLarge` at once.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -52,6 +53,24 @@ def parse(text: str) -> ast.expr:
     except (SyntaxError, MemoryError, RecursionError, ValueError) as error:  # what ast.parse raises on wild text
         raise NotAFormula(f"{text!r:.100} is not a formula ({type(error).__name__})") from error
     return tree
+
+
+_SPELLING = (
+    (re.compile(r"\\sqrt\s*(\d|[a-z](?![a-z]))"), r"sqrt(\1)"),
+    (re.compile(r"\\([A-Za-z]+)"), r"\1"),
+    (re.compile(r"\{"), "("),
+    (re.compile(r"\}"), ")"),
+    (re.compile(r"\^"), "**"),
+    (re.compile(r"(?<![A-Za-z_])([b-df-hj-zB-DF-HJ-Z])(?=\()"), r"\1*"),  # x(x+1)
+    (re.compile(r"(?<=[\d)])\s*(?=[A-Za-z(])|(?<=\))\s*(?=\d)|(?<=[A-Za-z])\s+(?=[A-Za-z(])"), "*"),
+)
+
+
+def spelled_out(text: str) -> str:
+    """A formula as it is written in mathematics, in the spelling of the grammar: ``3x^{2}`` is ``3*x**(2)``."""
+    for pattern, by in _SPELLING:
+        text = pattern.sub(by, text)
+    return text
 
 
 def _check(node: ast.AST) -> None:

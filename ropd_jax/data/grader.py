@@ -1,16 +1,17 @@
 """Whether an answer is right, from the gold answer: exact, without a model.
 
-``grade`` reads the final answer out of the text (the last of: a line ``Answer: ...``, ``#### ...``, ``\\boxed{...}``,
-``answer is NUMBER``) and compares it with the gold answer::
+``grade`` reads the final answer out of the text (`ropd_jax.data.final_answer`) and compares it by the kind of the gold
+answer (`ropd_jax.data.golds`)::
 
-    no reasoning-gym item, or a task in NUMBER_TASKS    as numbers (1,000 is 1000.0), or else as texts
     a task in EQUAL_TEXT                                as texts
-    any other task of reasoning-gym                     by the task's own scorer, in a child process
+    another task of reasoning-gym, not in NUMBER_TASKS  by the task's own scorer, in a child process
+    anything else                                       by the kind: number, choice, expression, name; free text is
+                                                        ungraded, because a comparison would measure nothing
 
 reasoning-gym's scorers know the form of their answers (fractions in lowest terms, sorted lists, ...). Only a full 1.0
 counts: their partial scores reward any text that contains the gold answer.
 
-An answer is foreign text. Our process only compares texts and numbers; whatever parses more runs in a sandboxed child
+An answer is foreign text. Our process compares texts and numbers; what needs algebra runs in a sandboxed child
 (``utils.sandbox``, ``data.grader_worker``), which stays up for the next answer. What the child does not decide, such as
 ``9**9**9**9``, is ungraded.
 """
@@ -25,12 +26,16 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
+from ropd_jax.data import choices, golds
+from ropd_jax.data.final_answer import final_answer, last_box
+from ropd_jax.data.numbers import LONGEST, Quantity, number, quantity
+from ropd_jax.data.plain import plain
+from ropd_jax.data.units import same_unit
 from ropd_jax.types import Prompt
 from ropd_jax.utils.sandbox import Service
 
 log = logging.getLogger(__name__)
 
-LONGEST = 200  # characters of a final answer; longer ones are wrong, and cost no time
 CPU_S = 5.0  # of the child, per answer; 60 correct integrals took at most 0.2 s each
 
 # reasoning-gym tasks whose gold answer is one number: compared exactly, without the task's scorer
@@ -50,13 +55,11 @@ EQUAL_TEXT: dict[str, Callable[[str, Mapping[str, Any]], bool]] = {
 
 _child = Service("ropd_jax.data.grader_worker", cpu_s=CPU_S)
 
-_MARK = re.compile(
-    r"(?im)^[ \t>*_#-]*(?:final[ \t]+)?answer[ \t*_]*[:=][ \t*_]*(?P<line>\S[^\n]*)|####[ \t]*(?P<gsm>\S[^\n]*)"
-    r"|\banswer is:?[ \t*_$]*(?P<number>[+-]?\d[\d,]*(?:\.\d+)?)"
-)
-_BRACE = re.compile(r"\\boxed\s*\{|\\[{}\\]|[{}]")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
-_FRACTION = re.compile(r"([+-]?\d+)/(\d+)")
+__all__ = ["LONGEST", "BrokenScorer", "final_answer", "grade", "last_box", "number", "same", "vote_of"]
+
+_BECAUSE = re.compile(r"(?:[.!?;]|,?\s+(?:because|since|as|so|which|where)\b|\s-|\s\()(?:\s|$)|,\s+(?:because|since)\b")
+_WORDY = frozenset(("yes", "no", "true", "false"))
+_EQUAL = re.compile(r"^[A-Za-z]\w{0,20}(?:\([a-z](?:,\s?[a-z])*\))?\s?=\s?")
 
 
 class BrokenScorer(RuntimeError):
@@ -76,81 +79,115 @@ def grade(prompt: Prompt, text: str) -> bool | None:
     entry = prompt.metadata.get("reasoning_gym")
     if entry is not None and prompt.task not in NUMBER_TASKS:
         return _scored(prompt.task, entry, final_answer(text))
-    if prompt.answer is None:
+    kind = golds.kind_of(prompt)
+    if prompt.answer is None or kind == golds.FREE_TEXT:
         return None
+    if kind == golds.CHOICE:
+        return choices.last_choice(text) == golds.letter(prompt.answer)
     found = final_answer(text)
-    return found is not None and same(found, prompt.answer)
-
-
-def final_answer(text: str) -> str | None:
-    """The answer that the text marks, without a box around it; None if it marks none, or one over 200 characters.
-
-    A number in the middle of a sentence is not an answer: the last number of a wrong solution is right too often.
-    """
-    last = None
-    for match in _MARK.finditer(text):
-        last = match
-    box_at, box = last_box(text)
-    if last is None or (box is not None and box_at > last.end()):
-        found = box
-    else:
-        found = last.group("line") or last.group("gsm") or last.group("number")
-        _, inner = last_box(found)
-        if inner is not None:
-            found = inner
-    if found is None or len(found) > LONGEST:
-        return None
-    return found.strip().strip("*_`").strip() or None
-
-
-def last_box(text: str) -> tuple[int, str | None]:
-    r"""Position and content of the last ``\boxed{...}`` that closes; (-1, None) without one.
-
-    Of a box in a box the inner content counts. One pass over the text: a stack matches the braces, and ``\{`` and
-    ``\}`` are characters, not braces. ``\boxed5``, ``\fbox{5}`` and a box that never closes do not count.
-    """
-    opened: list[tuple[int, int] | None] = []  # per open brace None, or (position of the box, start of its content)
-    closed: tuple[int, int, int] | None = None
-    for match in _BRACE.finditer(text):
-        token = match.group()
-        if token == "}":
-            if opened and (box := opened.pop()) is not None:
-                closed = (*box, match.start())
-        elif token == "{":
-            opened.append(None)
-        elif token.endswith("{") and token != "\\{":
-            opened.append((match.start(), match.end()))
-    if closed is None:
-        return -1, None
-    at, first, end = closed
-    inner = last_box(text[first:end])[1] if end - first <= LONGEST else None
-    return at, text[first:end] if inner is None else inner
+    if found is None:  # unmarked: right only if the whole text is the gold answer, and that is more than a bare number
+        whole = len(text) <= LONGEST and _words(text) == _words(prompt.answer)
+        return whole and number(prompt.answer) is None
+    if same(found, prompt.answer):
+        return True
+    return _same_formula(found, prompt.answer) if kind == golds.EXPRESSION else False
 
 
 def same(found: str, gold: str) -> bool:
-    """Equal as numbers (``1,000`` is ``1000.0``, ``1/2`` is ``0.5``), or else as texts up to case and spaces."""
-    a, b = number(found), number(gold)
-    if a is not None and b is not None:
-        return a == b
-    return _plain(found).casefold() == _plain(gold).casefold()
+    """Equal by the kind of the gold answer: as numbers (``1,000`` is ``1000.0``, ``1/2`` is ``0.5``), as lists item by
+    item, or else as texts, without dress, and up to letter case.
+
+    A unit in ``found`` is read over if the gold answer has none; if both have one, it must be the same.
+    """
+    if golds.kind(gold) != golds.EXPRESSION and _words(found) == _words(gold):
+        return bool(found.strip())
+    if (wanted := quantity(gold)) is not None:
+        got = quantity(found)
+        if got is None:
+            return False
+        if got.value != wanted.value:  # 50 % is 0.5
+            return _plain_value(got) == _plain_value(wanted) and "%" in (got.unit + wanted.unit)[:1]
+        return not got.unit or not wanted.unit or same_unit(got.unit, wanted.unit)
+    if golds.kind(gold) == golds.EXPRESSION:
+        return _same_expression(found, gold)
+    return any(_words(part) == _words(gold) for part in _readings(found))
 
 
-def number(text: str) -> Fraction | None:
-    """The exact value of a plain decimal number or a fraction of integers; None for any other text."""
-    text = _plain(text).replace(" ", "")
-    if len(text) > LONGEST:
+def vote_of(found: str | None) -> str | None:
+    """The class of a final answer in a vote: answers of one class are one answer (``1/2`` and ``0.5``)."""
+    if found is None:
         return None
-    text = re.sub(r"(?<=\d),(?=\d{3}(\D|$))", "", text)
-    if fraction := _FRACTION.fullmatch(text):
-        top, bottom = int(fraction[1]), int(fraction[2])
-        return Fraction(top, bottom) if bottom else None
-    return Fraction(text) if _NUMBER.fullmatch(text) else None
+    known = quantity(found)
+    return _formula(found) if known is None else str(known.value)
 
 
-def _plain(text: str) -> str:
-    """The text without dollar signs, final full stop and repeated spaces, and with ASCII minus signs."""
-    text = text.replace("\u2212", "-").replace("\\$", "").replace("$", "").replace("\\,", "")
-    return " ".join(text.split()).rstrip(".").strip()
+def _plain_value(known: Quantity) -> Fraction:
+    """The value without a percent sign."""
+    return known.value / 100 if known.unit.startswith("%") else known.value
+
+
+def _words(text: str) -> str:
+    return plain(text).rstrip(".").strip().casefold()
+
+
+def _readings(found: str) -> list[str]:
+    """What a stated name may be: all of it, or what comes before its explanation."""
+    text = plain(found)
+    texts = [text, _EQUAL.sub("", text)]
+    if cut := _BECAUSE.search(text):
+        texts.append(text[: cut.start()])
+    head, comma, _ = text.partition(",")
+    if comma and head.casefold() in _WORDY:  # "Yes, it is prime"
+        texts.append(head)
+    return texts
+
+
+# ------------------------------------------------------------------------------------------------------- expressions
+
+
+def _formula(text: str) -> str:
+    """The text of a formula without spaces, spacing and needless signs; letter case counts."""
+    text = plain(text).rstrip(".").strip()
+    return re.sub(r"\s+(?![A-Za-z]{2})|(?<![A-Za-z])\s+", "", text).replace("**", "^").replace("*", "")
+
+
+def _same_expression(found: str, gold: str) -> bool:
+    for text in dict.fromkeys((found, _EQUAL.sub("", plain(found)))):
+        if _formula(text) == _formula(gold):
+            return True
+        ours, theirs = _items(text), _items(gold)
+        if theirs is not None and ours is not None and ours[0] == theirs[0] and len(ours[1]) == len(theirs[1]):
+            return all(same(a, b) for a, b in zip(ours[1], theirs[1], strict=True))
+    return False
+
+
+def _items(text: str) -> tuple[str, list[str]] | None:
+    """(brackets, items) of a list, "" for a list without brackets; None if the text is not one."""
+    text = plain(text).rstrip(".").replace("\\{", "{").replace("\\}", "}")
+    pair = text[:1] + text[-1:]
+    inside = text[1:-1] if pair in ("()", "[]", "{}", "(]", "[)") else text
+    items, depth, begin = [], 0, 0
+    for i, char in enumerate(inside):
+        depth += (char in "([{") - (char in ")]}")
+        if depth < 0:
+            return None
+        if depth == 0 and (char == ";" or (char == "," and not re.match(r"\d{3}(?!\d)", inside[i + 1 :]))):
+            items.append(inside[begin:i])
+            begin = i + 1
+    items.append(inside[begin:])
+    return ("" if inside is text else pair, [i.strip() for i in items]) if len(items) > 1 and depth == 0 else None
+
+
+def _same_formula(found: str, gold: str) -> bool | None:
+    """By algebra, in the child; None if it does not decide."""
+    if _items(gold) is not None or not re.search(r"[A-Za-z\d]", plain(gold)) or "begin" in gold:
+        return False
+    reply = _child.ask({"formula": _EQUAL.sub("", plain(found)), "gold": _EQUAL.sub("", plain(gold))})
+    right = reply.get("right")
+    if not isinstance(right, bool):
+        log.debug("a formula is ungraded: %s", reply.get("error"))
+        return None
+    return right
 
 
 def _scored(task: str, entry: Mapping[str, Any], found: str | None) -> bool | None:

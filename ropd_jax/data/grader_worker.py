@@ -1,6 +1,7 @@
 """What the child of ``data.grader`` does: the tasks of reasoning-gym whose answers have to be parsed.
 
     request   {"task": "countdown", "answer": "94*4 - 61 - 6", "entry": the item, pickled by our own process}
+    request   {"formula": "2 + 3x", "gold": "3x + 2"}: two formulas, equal or not
     reply     {"right": true}, or {"error": ...} if that cannot be decided
 
 Most tasks are scored by reasoning-gym's own scorer; only a full 1.0 counts. Nine of its scorers would run the answer
@@ -40,6 +41,11 @@ def warm_up() -> None:
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """The reply to one request."""
+    if "formula" in request:
+        try:
+            return {"right": same_formula(request["formula"], request["gold"])}
+        except TooLarge:
+            return {"error": "too_large"}
     entry = pickle.loads(base64.b64decode(request["entry"]))  # of our own process, never of a student or a file
     try:
         return {"right": right(request["task"], entry, request["answer"])}
@@ -73,6 +79,23 @@ def right(task: str, entry: dict[str, Any], found: str) -> bool:
         return bool(score(found, entry) == 1.0)
     except NOT_AN_ANSWER:
         _check_gold(score, entry)
+        return False
+
+
+def same_formula(found: str, gold: str) -> bool:
+    """True if both are formulas of the grammar, written as in mathematics (``3x^2``), and their difference is 0.
+
+    Raises:
+        TooLarge: it cannot be decided.
+    """
+    import sympy
+
+    try:
+        ours, theirs = (to_sympy(parse(expressions.spelled_out(text))) for text in (found, gold))
+        return bool(sympy.simplify(ours - theirs) == 0)
+    except TooLarge:
+        raise
+    except (NotAFormula, ArithmeticError, TypeError, ValueError):
         return False
 
 

@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+from ropd_jax.data.golds import gold_text
 from ropd_jax.data.prompts import GSM_MARK, gsm_answer
 from ropd_jax.types import Message, Prompt, UserError
 from ropd_jax.utils.files import numbered_rows
@@ -45,14 +46,13 @@ def _prompt(row: dict[str, Any], task: str, where: str, default_id: str) -> Prom
     answer = row.get("answer")
     if isinstance(answer, str) and not solution and GSM_MARK in answer:  # GSM8K as published: solution #### n
         answer, solution = gsm_answer(answer), answer
-    if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
-        raise UserError(f"{where}: answer is {answer!r}; expected a string, a number or null")
+    answer = gold_text(answer, where)
     if not isinstance(solution, str | None):
         raise UserError(f"{where}: solution is a {type(solution).__name__}; expected a string")
     return Prompt(
         id=str(row.get("id", default_id)),
         messages=_messages(row[key], f"{where}: {key}"),
-        answer=None if answer is None else str(answer),
+        answer=answer,
         task=task,
         solution=solution or "",
         metadata={k: v for k, v in row.items() if k not in ("id", key, "answer", "solution")},

@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from ropd_jax.data.golds import gold_text
 from ropd_jax.data.prompts import normalise
 from ropd_jax.data.published import BENCHMARKS, TRAINING
 from ropd_jax.data.reading import read_source
@@ -194,7 +195,7 @@ def _dapo(row: Mapping[str, Any], i: int, where: str) -> Prompt:
     if answer is None:
         raise UserError(f"{where} has no answer; expected answer, reward_model.ground_truth or solution")
     own = row.get("id") or (row.get("extra_info") or {}).get("index") or f"dapo-{i}"
-    return Prompt(str(own), (Message("user", question),), answer=str(answer))
+    return Prompt(str(own), (Message("user", question),), answer=gold_text(answer, where))
 
 
 def _gsm8k(row: Mapping[str, Any], i: int, where: str) -> Prompt:
@@ -204,7 +205,8 @@ def _gsm8k(row: Mapping[str, Any], i: int, where: str) -> Prompt:
     if not mark:
         raise UserError(f"{where}: the solution has no '####' before its result; expected a row of GSM8K")
     own = str(row.get("id", f"gsm8k-train-{i}"))
-    return Prompt(own, (Message("user", question),), answer=answer.strip().replace(",", ""), solution=solution)
+    gold = gold_text(answer.strip().replace(",", ""), where)
+    return Prompt(own, (Message("user", question),), answer=gold, solution=solution)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from ropd_jax.data import published
+from ropd_jax.data.golds import gold_text
 from ropd_jax.data.load import load_prompts
 from ropd_jax.data.prompts import GSM_MARK
 from ropd_jax.data.reading import read_source
@@ -185,7 +186,7 @@ _BARE_SQRT = re.compile(r"(?<![\\a-zA-Z])sqrt(?=\s*[{\[(])")
 
 def _math(benchmark: Benchmark, row: Mapping[str, Any], i: int, where: str, rng: random.Random) -> Prompt:
     question = str(first(row, ("problem", "Problem", "question"), where))
-    raw = str(first(row, ("answer", "Answer"), where)).strip()
+    raw = str(gold_text(first(row, ("answer", "Answer"), where), where)).strip()
     if GSM_MARK in raw:  # GSM8K as published: solution #### n
         raw = raw.rpartition(GSM_MARK)[2].strip().replace(",", "")
     # one gold answer of HMMT November has "sqrt{7}", which is read as s*q*r*t*7 and marks right answers wrong

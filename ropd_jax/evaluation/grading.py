@@ -14,12 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ropd_jax.data.grader import final_answer, grade
-from ropd_jax.evaluation.answers import Answer
-from ropd_jax.evaluation.benchmarks import Benchmark
+from ropd_jax.evaluation import voting
+from ropd_jax.evaluation.answers import Answer, by_problem
+from ropd_jax.evaluation.benchmarks import LETTERS, Benchmark
 from ropd_jax.evaluation.graders import choice, healthbench, math_pool
-from ropd_jax.evaluation.graders.math import boxed, grade_math
+from ropd_jax.evaluation.graders.math import boxed, compare, grade_math
 from ropd_jax.teacher import Teacher
-from ropd_jax.types import Prompt, UserError, answer_of
+from ropd_jax.types import END_THINK, THINK, Prompt, UserError, answer_of
 from ropd_jax.utils.sandbox import ERRORS, Service
 
 Report = Callable[[int, int], None]
@@ -34,7 +35,8 @@ class Outcome:
     Attributes:
         value: 1.0 right, 0.0 wrong (HealthBench: the score); None ungraded.
         cause: why it is ungraded or wrong, else "".
-        answer: the final answer that was read out of the text, for a majority vote; None if it has none.
+        answer: the final answer that was read out of the text; None if it has none.
+        vote: the name of its class in a majority vote, see `ropd_jax.evaluation.voting`; None is the answer itself.
         parts: further values of the same answer, by name.
     """
 
@@ -42,6 +44,7 @@ class Outcome:
     cause: str = ""
     answer: str | None = None
     parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    vote: str | None = None
 
 
 def check_installed(benchmark: Benchmark) -> None:
@@ -74,14 +77,9 @@ def grade_answers(
         report: called with (done, of).
     """
     asked = [prompts[a.id] for a in answers]
-    texts = [a.response for a in answers]
+    texts = closed_thoughts([a.response for a in answers])
     if benchmark.grader == "math":
-        golds = [p.answer or "" for p in asked]
-        verdicts = grade_math(golds, texts, workers=workers, timeout_s=timeout_s, report=report)
-        return [
-            Outcome(None if v.right is None else float(v.right), v.cause, boxed(text))
-            for v, text in zip(verdicts, texts, strict=True)
-        ]
+        return _math(asked, texts, by_problem(answers), workers=workers, timeout_s=timeout_s, report=report)
     if benchmark.grader == "healthbench":
         return _healthbench(asked, texts, teacher, at_once, report)
     one = {"choice": _choice, "ifeval": _ifeval, "exact": _exact}[benchmark.grader]
@@ -90,6 +88,36 @@ def grade_answers(
         report(done, len(texts))
         outcomes.append(one(prompt, text))
     return outcomes
+
+
+def closed_thoughts(texts: Sequence[str]) -> list[str]:
+    """The texts, with ``<think>`` put before each if the chat template has opened it, as another text of them shows.
+
+    Without it a thought that was cut before its ``</think>`` looks like an answer.
+    """
+    opened = any(END_THINK in text and THINK not in text.partition(END_THINK)[0] for text in texts)
+    return [f"{THINK}{text}" if opened and THINK not in text.partition(END_THINK)[0] else text for text in texts]
+
+
+def _math(
+    prompts: Sequence[Prompt],
+    texts: Sequence[str],
+    problems: Mapping[str, Sequence[int]],
+    *,
+    report: Report,
+    **how: Any,
+) -> list[Outcome]:
+    finals = [boxed(text) for text in texts]
+    verdicts = grade_math([p.answer or "" for p in prompts], texts, report=report, **how)
+
+    def equal(pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        return [v.right is True for v in compare(pairs, report=report, **how)]
+
+    votes = voting.classes(problems, finals, [v.right for v in verdicts], equal)
+    return [
+        Outcome(None if v.right is None else float(v.right), v.cause, final, vote=vote)
+        for v, final, vote in zip(verdicts, finals, votes, strict=True)
+    ]
 
 
 def _exact(prompt: Prompt, text: str) -> Outcome:
@@ -103,7 +131,7 @@ def _exact(prompt: Prompt, text: str) -> Outcome:
 
 
 def _choice(prompt: Prompt, text: str) -> Outcome:
-    letter = choice.last_choice(text)
+    letter = choice.last_choice(text, LETTERS)
     original = choice.first_choice_original(text)
     cause = "" if letter == prompt.answer else "no_answer" if letter is None else "different"
     return Outcome(float(letter == prompt.answer), cause, letter, {"original_regex": float(original == prompt.answer)})

@@ -2,7 +2,7 @@
 
     avg@k     mean over problems of the mean over their k samples: pass@1 as the paper reports it
     pass@j    unbiased, j = 1, 2, 4, ... k
-    maj@k     whether the most frequent final answer is right
+    maj@k     whether the most frequent final answer is right; equal answers are one, however they are written
 
 Intervals are 95 % percentile bootstraps over problems. The share of ungraded and of truncated answers is always there;
 ``bounds`` holds the value if all ungraded answers were wrong, and if all were right.
@@ -37,8 +37,6 @@ from ropd_jax.utils import tables
 from ropd_jax.utils.files import write_atomic
 
 VERSION = 1
-
-_RIGHT = "\0right"  # all right answers are one answer in a vote, however they are written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +187,7 @@ def _majority(row: Sequence[Outcome]) -> float | None:
     known = [o for o in row if o.value is not None]
     if not known:
         return None
-    return maj_at_k([_RIGHT if o.value == 1.0 else o.answer for o in known], [o.value == 1.0 for o in known])
+    return maj_at_k([o.answer if o.vote is None else o.vote for o in known], [o.value == 1.0 for o in known])
 
 
 def _bound(rows: Rows, ungraded: float) -> float:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ropd_jax.data.grader import vote_of
+
+_RIGHT = "\0right"  # the class of all right answers
 Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
 
 
@@ -63,19 +67,24 @@ def pass_at_k(right: int, n: int, k: int) -> float:
 
 
 def maj_at_k(answers: Sequence[str | None], right: Sequence[bool]) -> float:
-    """1.0 if the most frequent answer is right, 0.0 if not; of several equally frequent ones the share of right ones.
+    """1.0 if the most frequent answer is right, 0.0 if not.
 
-    Samples without an answer (None) have no vote; without any vote nothing is right.
+    The vote is over classes of equal answers: all right answers are one class, and wrong answers of equal value
+    another (`ropd_jax.data.grader.vote_of`). If c classes are equally frequent, and the right one is among them, the
+    value is 1/c: what a draw among them would give. Samples without an answer (None) have no vote; without any vote
+    nothing is right.
+
+    Args:
+        answers: final answers, or the names of their classes (`ropd_jax.evaluation.voting`).
     """
-    votes: dict[str, list[bool]] = {}
-    for answer, ok in zip(answers, right, strict=True):
-        if answer is not None:
-            votes.setdefault(answer, []).append(ok)
+    votes = Counter(
+        _RIGHT if ok else vote_of(answer) for answer, ok in zip(answers, right, strict=True) if answer is not None
+    )
     if not votes:
         return 0.0
-    most = max(map(len, votes.values()))
-    winners = [sum(v) / len(v) for v in votes.values() if len(v) == most]
-    return sum(winners) / len(winners)
+    most = max(votes.values())
+    winners = [name for name, n in votes.items() if n == most]
+    return (_RIGHT in winners) / len(winners)
 
 
 def clustered(

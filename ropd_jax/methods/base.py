@@ -131,6 +131,11 @@ class Method(abc.ABC):
         return {"reference": 1, "rubric": 1, "verify": 1}
 
     @property
+    def exact_rewards(self) -> bool:
+        """Whether a reward is the exact grade of the answer, which free-text gold answers do not give."""
+        return False
+
+    @property
     def needs_initial(self) -> bool:
         """Whether the loss reads ``Tokens.ref_logp_BT``."""
         return False

@@ -46,6 +46,10 @@ class OVD(Method):
         return self.cfg.ovd.mode == "filter"
 
     @property
+    def exact_rewards(self):
+        return self.cfg.ovd.mode == "filter"
+
+    @property
     def asks(self):
         return {"reference": 1, "score": 1} if self.cfg.ovd.mode == "filter" else {"score": 1}
 

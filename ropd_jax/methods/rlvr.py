@@ -18,6 +18,10 @@ class RLVR(Method):
     def asks(self):
         return {}
 
+    @property
+    def exact_rewards(self):
+        return True
+
     async def judge(self, teacher, group: RolloutGroup) -> Judgement:
         return await asyncio.to_thread(outcome, group)  # a hostile answer can take the grader's child seconds
 

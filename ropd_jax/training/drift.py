@@ -1,9 +1,10 @@
 """The drift alarm: the training reward climbs while those who give no reward see the held-out answers get worse.
 
 A rubric reward can be gamed (criteria met in words alone). What cannot be gamed with it is a measure that the student
-is not trained on: the gold answers of the held-out set, or, where there are none, an independent judge
-(``teacher.judge``: another model, on the same ``eval.judged`` questions each time). At each held-out evaluation the
-alarm compares now with the best evaluation before it:
+is not trained on: the gold answers of the held-out set, or an independent judge (``teacher.judge``: another model, on
+the same ``eval.judged`` questions each time). The judge is used if the exact grader knows fewer than nine in ten of the
+answers: free-text golds are ungraded, and the accuracy on the few others would not measure the set. At each held-out
+evaluation the alarm compares now with the best evaluation before it:
 
     reward     mean of the steps since the evaluation before this one, against the steps up to that best one
     measure    accuracy, or the judge's mean grade from 0 to 1, of this evaluation, against the best one's
@@ -26,6 +27,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 LEVEL = 0.05  # share of runs without any change that may ring
+COVERED = 0.9  # share of the held-out answers that the exact grader must know for accuracy to be the measure
 Series = Mapping[str, tuple[Sequence[int], Sequence[float | None]]]
 
 
@@ -67,7 +69,7 @@ def drift_at(series: Series, step: int) -> Drift | None:
     """
     rewards = {s: r for s, r in _points(series, "reward/mean").items() if s <= step}
     exact, judged = _accuracies(series), _grades(series)
-    measure, known = ("accuracy", exact) if step in exact else ("judge", judged)
+    measure, known = ("accuracy", exact) if step in exact and _covers(series, step) else ("judge", judged)
     before = {s: value for s, (value, _) in known.items() if s < step}
     if step not in known or not before:
         return None
@@ -99,6 +101,13 @@ def _accuracies(series: Series) -> dict[int, tuple[float, float]]:
     """(accuracy, its variance) by step, where an exact grader knew some answers."""
     n = _points(series, "eval/accuracy_n")
     return {s: (p, p * (1 - p) / n[s]) for s, p in _points(series, "eval/accuracy").items() if n.get(s)}
+
+
+def _covers(series: Series, step: int) -> bool:
+    """Whether the exact grader knew nine in ten of the answers; always, if no judge was asked."""
+    graded = _points(series, "eval/accuracy_n").get(step, 0)
+    ungraded = _points(series, "eval/accuracy_ungraded").get(step, 0)
+    return step not in _grades(series) or graded >= COVERED * (graded + ungraded)
 
 
 def _grades(series: Series) -> dict[int, tuple[float, float]]:

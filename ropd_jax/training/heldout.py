@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ropd_jax.data import golds
 from ropd_jax.data.grader import grade
 from ropd_jax.evaluation.stats import accuracy
 from ropd_jax.methods.t_judge import HIGHEST, LOWEST
@@ -91,12 +92,18 @@ def grade_heldout(
 
 
 async def held_out_judge(teacher: Teacher, group: RolloutGroup) -> Judgement:
-    """A grade of each answer by ``teacher.judge``, requested as `methods.t_judge` does without references."""
+    """A grade of each answer by ``teacher.judge``, requested as `methods.t_judge` does.
+
+    A free-text gold answer is shown to the judge as a reference: no comparison of texts could use it. Any other gold is
+    the exact grader's, and the judge grades without it.
+    """
     answers = [r.answer for r in group.rollouts]
+    gold = golds.reference_of(group.prompt)
+    shown = [gold] if gold else []
     try:
         marks = await teacher.score(
             group.prompt, answers, key=f"eval/{group.prompt.id}", lowest=LOWEST, highest=HIGHEST,
-            template="score_judge.v3", role="judge",
+            template="score_judge_references.v3" if shown else "score_judge.v3", references=shown, role="judge",
         )  # fmt: skip
     except TeacherError as error:
         return unscored(error, len(answers))

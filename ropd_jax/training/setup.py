@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from ropd_jax.data.golds import check_judged
 from ropd_jax.data.prompts import PromptStream
 from ropd_jax.data.questions import Questions, load_questions
 from ropd_jax.methods import Method, load_method
@@ -170,6 +171,8 @@ def check_files(
     made.check_student(student, mesh)
     hosts.check_same("the tokenizer", {"tokenizer": student.tokenizer.fingerprint()})
     train, heldout = load_questions(cfg.data, student.tokenizer, hosts)
+    exact_method = raw["method"] if made.exact_rewards else ""
+    check_judged(train.prompts, heldout.prompts, judge=bool(cfg.teacher.judge.model), exact_method=exact_method)
     prompts = PromptStream(train.prompts, how.prompts_per_step, how.seed)
     prompt_len = -(-max(train.longest, heldout.longest) // validate.SHORTEST) * validate.SHORTEST
     validate.check_length(prompt_len, how.sampling.max_tokens, how.optim.row_len, student.cfg)

@@ -33,6 +33,22 @@ def test_questions_are_one_up_to_case_space_and_final_punctuation():
     assert normalise("What is  2 + 2 ?\n") == normalise("what is 2 + 2") != normalise("what is 2 - 2")
 
 
+def test_what_changes_a_question_is_no_duplicate():
+    for one, other in (
+        ("What is 5!", "What is 5?"), ("What is 5!?", "What is 5?"), ("Compute n!", "Compute n"), ("5!!", "5!"),
+        ("What is 2\u2075?", "What is 25?"), ("What is x\u2082?", "What is x2?"), ("What is \u00bd?", "What is 1?"),
+        ("Add x and X.", "Add x and x."), ("What is -5?", "What is 5?"), ("What is 3.5?", "What is 35?"),
+        ("What is 5%?", "What is 5?"),
+    ):  # fmt: skip
+        assert normalise(one) != normalise(other), (one, other)
+    for one, other in (
+        ("What is 5!?", "What is 5!"),
+        ("Is 5 prime?", "is  5 Prime"),
+        ("What is \uff15?", "What is 5?"),
+    ):
+        assert normalise(one) == normalise(other), (one, other)
+
+
 def test_no_prompt_repeats_within_an_epoch_and_epochs_differ():
     stream = PromptStream(prompts(10), batch=3, seed=7)
     assert stream.steps_per_epoch == 3

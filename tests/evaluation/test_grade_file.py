@@ -126,3 +126,18 @@ def test_grading_never_imports_jax(data):
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     done = subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": root}, check=False)
     assert done.returncode == 0
+
+
+def test_a_vote_is_over_equal_answers_wrong_ones_included(data):
+    rows = [box(a, "t1") for a in (r"\frac12", "0.5", "1/2", "2", "2.0")]  # 3 : 2 for a wrong value in three spellings
+    rows += [box(a, "t2") for a in (r"\sqrt{2}", "2^{1/2}", r"\frac{2}{\sqrt 2}", "4", r"\frac{8}{2}")]  # needs algebra
+    rows += [box(a, "t3") for a in ("6", "6.0", r"\frac{12}{2}", "7", "8")]
+    assert grade(data, rows)["maj"]["value"] == pytest.approx(1 / 3)
+
+
+def test_a_thought_that_was_cut_is_no_answer(data):
+    thought = "2 + 2 is 5, \\boxed{5}, no"
+    rows = [{"id": "t2", "response": f"{thought} </think> \\boxed{{4}}"}, {"id": "t2", "response": "so \\boxed{4}, or"}]
+    result = grade(data, rows)  # the first line shows that the template has opened <think>
+    assert result["value"]["value"] == 0.5 and result["wrong"] == {"no_box": 1}
+    assert grade(data, rows[1:], out="alone.json")["value"]["value"] == 1.0

@@ -71,6 +71,9 @@ def test_pass_at_k_refuses_more_samples_than_there_are():
         (["5", "5", "7"], [True, True, False], 1.0),
         (["5", "7", "7"], [True, False, False], 0.0),
         (["5", "7"], [True, False], 0.5),
+        (["5", "7", "8"], [True, False, False], 1 / 3),
+        (["1/2", "0.5", r"\frac12", "3/4", "0.75"], [False, False, False, True, True], 0.0),  # 3 against 2
+        (["7", "7.0", "5", r"\frac{10}{2}"], [False, False, True, True], 0.5),
         (["5", None, None, None], [True, False, False, False], 1.0),
         ([None, None], [False, False], 0.0),
     ],

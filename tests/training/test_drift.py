@@ -101,3 +101,14 @@ def test_it_is_shown_in_the_line_the_metrics_and_the_result(tmp_path):
     labels = [str(c) for c in final_table({"drift_alarms": [20], "seed": 0}).columns[0].cells]
     assert "drift alarm at steps" in labels
     assert "drift alarm at steps" not in [str(c) for c in final_table({"drift_alarms": []}).columns[0].cells]
+
+
+def test_a_judge_is_the_measure_if_most_golds_are_free_text():
+    run = series([0.4, 0.6, 0.5], rewards(0.3, 0.6))
+    judged = {"eval/judge": ([0, 10, 20], [0.5, 0.6, 0.7]), "eval/judge_error": ([0, 10, 20], [0.01] * 3)}
+    few = {"eval/accuracy_ungraded": ([0, 10, 20], [20] * 3)}
+    many = {"eval/accuracy_ungraded": ([0, 10, 20], [200] * 3)}
+    assert drift_at({**run, **judged, **few}, 20).measure == "accuracy"
+    got = drift_at({**run, **judged, **many}, 20)
+    assert got.measure == "judge" and not got.alarm and got.change == pytest.approx(0.1)
+    assert drift_at({**run, **many}, 20).measure == "accuracy"  # no judge was asked

@@ -15,13 +15,16 @@ import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from ropd_jax.data.grader import LONGEST, last_box, number
+from ropd_jax.data.final_answer import last_box, without_open_thought
+from ropd_jax.data.numbers import LONGEST, number
 from ropd_jax.evaluation.graders.math_pool import Verdict, verify_all
 from ropd_jax.types import answer_of
 
-_SPACING = re.compile(r"\\[,;:!]|\\ |\\q?quad(?![a-zA-Z])|~")
+_DRESS = re.compile(
+    r"(?P<kept>\\\\)(?:\[-?[\d.]+ ?[a-z]{2}\])?"  # the end of a matrix's row: its second backslash begins no command
+    r"|(?P<comma>,)\s?\\! ?|(?P<nothing>\\?\$)|\\[,;:! ]|\\q?quad(?![a-zA-Z])|~"
+)
 _END = re.compile(r"((?<!\\right)[.,;: ]|\\?%)+$")  # "\right." closes a bracket
-_POWER = re.compile(r"(?P<m>[+-]?(\d+\.?\d*|\.\d+))[eE](?P<e>[+-]?\d{1,3})")
 
 
 def boxed(text: str) -> str | None:
@@ -30,7 +33,7 @@ def boxed(text: str) -> str | None:
     >>> boxed(r"\\boxed{5}. Wait, no: \\boxed{7.}")
     '7'
     """
-    content = last_box(answer_of(text))[1]
+    content = last_box(without_open_thought(answer_of(text)))[1]
     return None if content is None else _plain(content)
 
 
@@ -65,7 +68,19 @@ def grade_math(
         workers, timeout_s: see ``math_pool.verify_all``.
         report: called with (done, of) of the pairs that need math-verify.
     """
-    decided = [decide(gold, boxed(text)) for gold, text in zip(golds, texts, strict=True)]
+    answers = [boxed(text) for text in texts]
+    return compare(list(zip(golds, answers, strict=True)), workers=workers, timeout_s=timeout_s, report=report)
+
+
+def compare(
+    asked: Sequence[tuple[str, str | None]],
+    *,
+    workers: int = 0,
+    timeout_s: float = 5.0,
+    report: Callable[[int, int], None] = lambda done, of: None,
+) -> list[Verdict]:
+    """A verdict for each (gold answer, final answer); the arguments are those of `grade_math`."""
+    decided = [decide(gold, answer) for gold, answer in asked]
     pairs = [pair for pair in decided if not isinstance(pair, Verdict)]
     of = len(set(pairs))
     found = verify_all(pairs, workers=workers, timeout_s=timeout_s, report=lambda done: report(done, of))
@@ -74,13 +89,10 @@ def grade_math(
 
 
 def _plain(text: str) -> str:
-    text = _SPACING.sub(" ", text.replace("\u2212", "-").replace("\\$", "").replace("$", ""))
+    text = _DRESS.sub(lambda m: m["kept"] or m["comma"] or ("" if m["nothing"] else " "), text.replace("\u2212", "-"))
     return _END.sub("", " ".join(text.split())).strip()
 
 
 def _value(text: str) -> Fraction | None:
-    """The exact value of a plain number, ``1e-7`` and ``1 000`` included."""
-    joined = re.sub(r"(?<=\d) (?=\d{3}(?!\d))", "", text)
-    if power := _POWER.fullmatch(joined):
-        return Fraction(power["m"]) * Fraction(10) ** int(power["e"])
-    return number(joined)
+    """The exact value of a plain number, ``1e-7`` and ``1 000`` included; None for LaTeX, which math-verify reads."""
+    return None if "\\" in text else number(text)

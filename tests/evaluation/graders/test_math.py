@@ -69,6 +69,11 @@ def test_a_wall_of_boxes_costs_no_time():
         (r"\frac{1}{2}", r"\frac{1}{2}", Verdict(True)),
         ("3", boxed(r"\boxed{3,}"), Verdict(True)),
         ("x", "5", ("x", "5")),
+        ("11/2", "1 1/2", Verdict(False, "different")),
+        ("3/2", "1 1/2", Verdict(True)),
+        ("3400", "3, 400", ("3400", "3, 400")),
+        ("100121", "100, 121", ("100121", "100, 121")),
+        ("0.00001", "1e-05", Verdict(True)),
     ],
 )
 def test_what_needs_no_algebra_is_decided_exactly(gold, answer, want):
@@ -100,6 +105,15 @@ PAIRS = {
     (r"\frac{-1+\sqrt{17}}{2}, \frac{-1-\sqrt{17}}{2}", r"\frac{-1\pm\sqrt{17}}{2}"): False,
     ("11", r"\mathrm{11~m/s}"): False,
     ("11", r"11\text{ m/s}"): True,
+    # lists and matrices: the spaces and backslashes count
+    ("3400", "3, 400"): False,
+    ("100121", "100, 121"): False,
+    ("100, 121", "121, 100"): True,
+    (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\left(\begin{array}{c} 1 \\ 2 \end{array}\right)"): True,
+    (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{bmatrix} 1\\[2pt] 2 \end{bmatrix}"): True,
+    (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 1 & 2 \end{pmatrix}"): False,
+    (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 2 \\ 1 \end{pmatrix}"): False,
+    (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 12 \end{pmatrix}"): False,
 }
 
 
@@ -187,6 +201,32 @@ def test_an_integer_of_aime_is_accepted_alone(answer, gold):
     golds = [str(n) for n in range(1_000)]  # AIME 2025's answers are among them; its file may not be at hand
     verdicts = grade_math(golds, [rf"\boxed{{{answer}}}"] * 1_000, workers=1)
     assert [g for g, v in zip(golds, verdicts, strict=True) if v.right] == [gold]
+
+
+def matrix(rows, *, between=r" \\ ", kind="pmatrix"):
+    inside = between.join(" & ".join(row) for row in rows)
+    return rf"\begin{{{kind}}} {inside} \end{{{kind}}}"
+
+
+def test_every_matrix_is_right_however_it_is_spaced_and_every_changed_one_is_wrong():
+    golds = [row["answer"] for row in local_rows("math_500") if "pmatrix" in row["answer"]]
+    assert len(golds) == 7
+    good, bad = [], []
+    for gold in golds:
+        rows = [[c.strip() for c in r.split("&")] for r in gold.partition("}")[2].partition(r"\end")[0].split(r"\\")]
+        good += [
+            (gold, matrix(rows, between=between, kind=kind))
+            for between in (r"\\", r" \\ ", r"\\ ", r" \\[2pt] ")
+            for kind in ("pmatrix", "bmatrix")
+        ]
+        changed = [rows[::-1], rows + rows[:1], rows[1:], [[f"{c}1" for c in row] for row in rows]]
+        changed += [[list(column) for column in zip(*rows, strict=True)], [[*rows[0], "1"], *rows[1:]]]
+        bad += [(gold, matrix(other)) for other in changed if other != rows and len({len(row) for row in other}) == 1]
+        bad += [(gold, rows[0][0]), (gold, ", ".join(c for row in rows for c in row))]
+    for pairs, right in ((good, True), (bad, False)):
+        got = grade_math([a for a, _ in pairs], [rf"\boxed{{{b}}}" for _, b in pairs], workers=1, timeout_s=30)
+        assert [p for p, v in zip(pairs, got, strict=True) if v.right is not right] == []
+    assert len(good) == 56 and len(bad) >= 34
 
 
 def test_no_gold_of_another_problem_is_accepted():
