@@ -78,8 +78,7 @@ def train(cfg: ConfigDict, workdir: str | os.PathLike[str], *, method: str | typ
             after = evaluate_heldout(run, state, step, out)
             out.log_eval(step, after)
         except (Interrupted, UserError):
-            out.save(step, state, pending, send=False)
-            log.warning("saved a checkpoint after step %d", step)
+            out.save_last(step, state, pending)
             raise
         return out.finish(after)
 

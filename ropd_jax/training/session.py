@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import logging
 import os
 import time
@@ -34,12 +33,14 @@ from ropd_jax.training.validate import check_finite
 from ropd_jax.types import Judgement, RolloutGroup, UserError
 from ropd_jax.utils import tracing
 from ropd_jax.utils.interrupt import Interrupt
+from ropd_jax.utils.writing import Dispensable, essential
 from ropd_jax.workdir.checkpoint import Checkpoints
 from ropd_jax.workdir.config import claim
 from ropd_jax.workdir.curves import curves_png
 from ropd_jax.workdir.groups import GroupsLog
 from ropd_jax.workdir.metrics import Metrics, read_metrics
 from ropd_jax.workdir.progress import Progress
+from ropd_jax.workdir.rescue import rescue
 from ropd_jax.workdir.result import Result, read_result, write_result
 from ropd_jax.workdir.watchdog import watching
 
@@ -74,15 +75,8 @@ def session(run: Run) -> Iterator[Session]:
     """
     interrupt = Interrupt(hosts.any_host)
     with hosts.lost_together(), interrupt.listening(), contextlib.ExitStack() as stack:
-        try:
-            yield Session(run, interrupt, stack)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise UserError(
-                    f"no space left for --workdir {run.workdir} ({error.strerror}); the last complete checkpoint is "
-                    "kept: free some space and give the same command again"
-                ) from error
-            raise
+        stack.callback(run.place.close)
+        yield Session(run, interrupt, stack)
 
 
 class Session:
@@ -101,11 +95,12 @@ class Session:
         self.loop = stack.enter_context(contextlib.closing(TeacherLoop()))
         self.loop.on_close(run.teacher.close)
         if self._writes:
-            claim(run.workdir, run.raw)
+            claim(run.place.files, run.raw, shown=run.place.home)
+            run.place.upload_all()
         sync.start(run.teacher, hosts.index(), hosts.exchange)
         stack.enter_context(jax.set_mesh(run.mesh))
         self._checkpoints = stack.enter_context(
-            contextlib.closing(Checkpoints(run.workdir / "checkpoints", keep=run.cfg.checkpoint.keep))
+            contextlib.closing(Checkpoints(run.place.home / "checkpoints", keep=run.cfg.checkpoint.keep))
         )
         self._host: dict[str, Any] = {  # what a checkpoint holds besides the state
             "groups_total": 0,
@@ -144,22 +139,24 @@ class Session:
 
     def finished(self) -> Result | None:
         """The result of a run that has finished before, or None."""
-        path = self._run.workdir / "result.json"
-        if self._checkpoints.latest() != self._run.steps or not hosts.broadcast_from_host0(path.exists()):
+        place = self._run.place
+        there = (place.files / "result.json").exists()
+        if self._checkpoints.latest() != self._run.steps or not hosts.broadcast_from_host0(there):
             return None
-        log.info("%s is finished; this is its result", self._run.workdir)
-        return Result(self._run.workdir, read_result(self._run.workdir), self._writes)
+        log.info("%s is finished; this is its result", place.home)
+        return Result(place.home, read_result(place.files), self._writes)
 
     def _open_logs(self, first: int) -> None:
         run, stack, writes = self._run, self._stack, self._writes
+        files = run.place.files
         self._metrics = Metrics(
-            run.workdir, start_step=first + 1 if first else 0, tensorboard=run.cfg.log.tensorboard, write=writes
+            files, start_step=first + 1 if first else 0, tensorboard=run.cfg.log.tensorboard, write=writes
         )
         stack.enter_context(contextlib.closing(self._metrics))
-        self._timeline = stack.enter_context(tracing.Timeline(run.workdir, start_step=first, write=writes).recording())
-        stack.enter_context(watching(self._timeline, run.cfg.log.watchdog_s, run.workdir, self.loop.stacks))
+        self._timeline = stack.enter_context(tracing.Timeline(files, start_step=first, write=writes).recording())
+        stack.enter_context(watching(self._timeline, run.cfg.log.watchdog_s, files, self.loop.stacks))
         self.teacher.client = ObservedClient(self.teacher.client, tracing.span)
-        self._groups_log = GroupsLog(run.workdir)
+        self._groups_log = GroupsLog(files)
         shown_on = None if writes else stack.enter_context(open(os.devnull, "w"))  # noqa: SIM115
         self._progress = stack.enter_context(Progress(run.steps, start=first, file=shown_on))
 
@@ -196,7 +193,7 @@ class Session:
     def log_eval(self, step: int, metrics: dict[str, Any]) -> None:
         """Log a held-out evaluation, and look for drift (`training.drift`)."""
         self._metrics.log(step, metrics)
-        drift = drift_at(read_metrics(self._run.workdir), step)
+        drift = drift_at(read_metrics(self._run.place.files), step)
         if drift is not None:
             metrics |= drift.as_metrics()
             self._metrics.log(step, drift.as_metrics())
@@ -226,10 +223,11 @@ class Session:
         advantage_PG = np.asarray(report.advantages.advantage_PG)
         if self._writes and run.cfg.log.groups and run.method.needs_rollouts:
             self._groups_log.write(step, report.groups, report.judgements, advantage_PG.tolist())
-        check_finite(metrics, step, run.workdir, report.rows, advantage_PG)
+        check_finite(metrics, step, run.place.files, report.rows, advantage_PG)
         metrics["time/step_s"] = time.monotonic() - report.begin
         self._metrics.log(done, metrics)
         self._timeline.flush()
+        run.place.upload()
         self._progress.step(done, metrics)
         self._gate.check(self.teacher.stats.unusable.table())
 
@@ -239,19 +237,47 @@ class Session:
         """Whether a checkpoint is due after ``done`` steps."""
         return done % self._run.cfg.checkpoint.every == 0 or done == self._run.steps
 
-    def save(self, done: int, state: State, pending: Pending, *, send: bool = True) -> None:
+    def save(self, done: int, state: State, pending: Pending) -> None:
         """Save a checkpoint after ``done`` steps, unless it is there already.
 
-        Args:
-            send: False when the run ends here, so that the teacher gets no further requests.
+        Raises:
+            WriteError: it cannot be written.
         """
         sync_teachers(self.teacher)
         if done == self._checkpoints.latest():
             return
-        host = self._host | pending_state(done, pending, stale=bool(self._run.cfg.overlap.staleness), send=send)
-        host |= {"seconds": self._seconds(), "teacher": self.teacher.state(), "failures": self._gate.state()}
-        with tracing.span("checkpoint"):
+        host = self._host_state(done, pending, send=True)
+        with tracing.span("checkpoint"), essential(self._run.place.home / "checkpoints"):
+            self._run.place.upload_all()
             self._checkpoints.save(done, state, host)
+
+    def save_last(self, done: int, state: State, pending: Pending) -> None:
+        """Save a checkpoint because the run stops, elsewhere if the workdir cannot be written.
+
+        It raises nothing, so that the user sees why the run stops.
+        """
+        sync_teachers(self.teacher)
+        place = self._run.place
+        if done != self._checkpoints.latest():
+            host = self._host_state(done, pending, send=False)  # the teacher gets no further requests
+            try:
+                with essential(place.home / "checkpoints"):
+                    self._checkpoints.save(done, state, host)
+            except UserError as error:
+                log.error("no checkpoint after step %d in the workdir: %s", done, error)
+                if hosts.count() == 1 and done:
+                    rescue(place, done, state, host)
+                return
+        log.warning("saved a checkpoint after step %d", done)
+        try:
+            place.upload_all()
+        except UserError as error:
+            log.error("%s; the newest logs and the tape are in %s", error, place.files)
+
+    def _host_state(self, done: int, pending: Pending, *, send: bool) -> dict[str, Any]:
+        """What a checkpoint holds besides the arrays; ``send`` as in `pending_state`."""
+        host = self._host | pending_state(done, pending, stale=bool(self._run.cfg.overlap.staleness), send=send)
+        return host | {"seconds": self._seconds(), "teacher": self.teacher.state(), "failures": self._gate.state()}
 
     def finish(self, after: dict[str, Any]) -> Result:
         """Write the result, with the last held-out evaluation in it, and the curves."""
@@ -270,10 +296,13 @@ class Session:
             calibration=run.calibration,
         )
         if self._writes:
-            values["drift_alarms"] = alarms(read_metrics(run.workdir))
-            write_result(run.workdir, values)
-            curves_png(run.workdir)
-        return Result(run.workdir, values, self._writes)
+            files = run.place.files
+            values["drift_alarms"] = alarms(read_metrics(files))
+            write_result(files, values)
+            with Dispensable(f"{files / 'curves.png'}"):
+                curves_png(files, title=run.place.home.name)
+        run.place.upload_all()
+        return Result(run.place.home, values, self._writes)
 
     def _seconds(self) -> float:
         return self._host["seconds"] + time.monotonic() - self._started

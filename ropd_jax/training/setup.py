@@ -51,6 +51,7 @@ from ropd_jax.types import Prompt
 from ropd_jax.utils.logs import show_logs
 from ropd_jax.weights.student import Student, load_checkpoint
 from ropd_jax.workdir.config import flatten
+from ropd_jax.workdir.place import Place
 
 log = logging.getLogger(__name__)
 
@@ -64,13 +65,13 @@ def setup(
     With several hosts every host must call it.
 
     Args:
-        workdir: of the run; the teacher's tape is there.
+        workdir: of the run, a directory or the URL of a bucket; the teacher's tape is there.
         method: a name, the path of a .py file, or a subclass of `methods.base.Method`; None is ``cfg.method``.
 
     Raises:
         UserError: a value that cannot work, a missing key, an unreadable checkpoint or data set.
     """
-    workdir = pathlib.Path(workdir).expanduser()
+    place = Place(workdir, host=hosts.index())
     how = check_config(cfg)
     calibration = summary(cfg.teacher.calibration)
     raw = cfg.to_dict() | ({} if method is None else {"method": _name(method)})
@@ -78,11 +79,12 @@ def setup(
     with_judge = bool(cfg.teacher.judge.model)
     made = load_method(method or cfg.method, cfg)
     needs = (*made.asks, *(("judge",) if with_judge else ()))
+    place.fetch()
     teacher = None  # the scripted one needs the data; a missing API key of any other is reported first
     if "scripted" not in providers(cfg.teacher, needs):
-        teacher = run_teacher(cfg, [], workdir, needs=needs)
+        teacher = run_teacher(cfg, [], place.files, needs=needs)
     validate.check_xla_options(how.optim.xla_options)
-    if hosts.index() == 0 and not (workdir / "result.json").exists():  # a finished run asks nothing
+    if hosts.index() == 0 and not (place.files / "result.json").exists():  # a finished run asks nothing
         check_models(cfg.teacher, needs)
     mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp)
     student = load_checkpoint(
@@ -99,7 +101,7 @@ def setup(
     longest = max(len(t) for q in (train, heldout) for t in q.tokens_of(q.prompts))
     prompt_len = -(-longest // 16) * 16  # one length for the whole run, so that each function compiles once
     validate.check_length(prompt_len, how.sampling.max_tokens, how.optim.row_len, student.cfg)
-    teacher = teacher or run_teacher(cfg, train.prompts, workdir, needs=needs)
+    teacher = teacher or run_teacher(cfg, train.prompts, place.files, needs=needs)
     if "reference" in made.asks:
         teacher.check_references(train.prompts)
     hosts.check_same(
@@ -111,7 +113,7 @@ def setup(
     run = Run(
         cfg=how,
         raw=raw,
-        workdir=workdir,
+        place=place,
         method=made,
         teacher=teacher,
         mesh=mesh,

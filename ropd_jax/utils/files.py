@@ -101,11 +101,16 @@ def write_atomic(path: str | os.PathLike[str], text: str, *, private: bool = Fal
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    with create_private(part, "wb") if private else open(part, "wb") as f:
-        f.write(text.encode("utf-8", "backslashreplace"))
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(part, path)
+    try:
+        with create_private(part, "wb") if private else open(part, "wb") as f:
+            f.write(text.encode("utf-8", "backslashreplace"))
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, path)
+    except OSError:
+        with contextlib.suppress(OSError):  # on a full disk, half a file is in the way of what comes next
+            part.unlink(missing_ok=True)
+        raise
 
 
 def finite(value: Any) -> int | float | None:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import pathlib
 import shutil
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from ropd_jax.types import UserError
+from ropd_jax.utils import paths
 from ropd_jax.utils.logs import keep_root_logger
 
 with keep_root_logger():  # it logs through absl at its import, and absl then calls logging.basicConfig
@@ -36,10 +39,10 @@ def _shapes(tree: Any) -> dict[str, list[int]]:
 class Checkpoints:
     """The checkpoints of one run, in ``directory/<step>``; a checkpoint of step s holds s finished steps."""
 
-    def __init__(self, directory: pathlib.Path, *, keep: int):
+    def __init__(self, directory: str | os.PathLike[str], *, keep: int):
         # Synchronous: the next step overwrites (donates) the arrays that are being saved.
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False, create=True)
-        self._manager = ocp.CheckpointManager(directory.resolve(), options=options)
+        self._manager = ocp.CheckpointManager(_absolute(directory), options=options)
 
     def latest(self) -> int | None:
         """Number of finished steps in the newest complete checkpoint, or None."""
@@ -74,6 +77,8 @@ class Checkpoints:
 
         Orbax would find out as well, in the middle of writing and with a page of tracebacks from its threads.
         """
+        if paths.is_url(self._manager.directory):  # a bucket does not get full
+            return
         need = sum(x.nbytes for x in jax.tree.leaves(state)) + (1 << 20)  # and a megabyte of metadata
         free = shutil.disk_usage(self._manager.directory).free
         if free < need:
@@ -112,7 +117,12 @@ class Checkpoints:
         self._manager.close()
 
 
-def saved_params(directory: pathlib.Path, step: int | None, like: Any) -> tuple[int, Any]:
+def _absolute(directory: str | os.PathLike[str]) -> epath.Path:
+    path = paths.as_path(directory)
+    return path if paths.is_url(path) else epath.Path(pathlib.Path(path).resolve())
+
+
+def saved_params(directory: pathlib.Path | epath.Path, step: int | None, like: Any) -> tuple[int, Any]:
     """(step, the parameters alone) of a run's checkpoint, as host arrays; nothing else of it is read.
 
     Args:
@@ -132,7 +142,7 @@ def saved_params(directory: pathlib.Path, step: int | None, like: Any) -> tuple[
     args = ocp.args.PyTreeRestore(item=tree, restore_args=how, partial_restore=True)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         try:
-            params = reader.restore(directory.resolve() / str(step) / "state", args=args)["params"]
+            params = reader.restore(_absolute(directory) / str(step) / "state", args=args)["params"]
         except (ValueError, KeyError) as error:
             text = " ".join(str(error).split())[:200]
             raise UserError(f"{directory / str(step)} does not hold this student's parameters ({text})") from error

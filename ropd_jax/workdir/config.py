@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from ropd_jax import configs
 from ropd_jax.teacher.clients.endpoint import shown_address
 from ropd_jax.types import UserError
 from ropd_jax.utils.files import write_atomic
+from ropd_jax.utils.paths import AnyPath, as_path
 
 MAY_CHANGE = (  # change nothing that a run computes: one that a budget or failures stopped can go on with other ones
     "teacher.budget.", "teacher.prices", "teacher.concurrency", "teacher.min_concurrency",
@@ -35,13 +37,13 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def stored_config(run: pathlib.Path) -> ConfigDict:
+def stored_config(run: AnyPath) -> ConfigDict:
     """The config of a run's directory, unlocked; keys that it did not have yet are the default's.
 
     Raises:
         UserError: no run is there, or one of a version with other keys.
     """
-    path = run / "config.json"
+    path = as_path(run) / "config.json"
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -78,12 +80,13 @@ def _without_secrets(tree: Any) -> Any:
     return [_without_secrets(v) for v in tree] if isinstance(tree, list | tuple) else tree
 
 
-def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
+def claim(workdir: pathlib.Path, config: Mapping[str, Any], *, shown: str | os.PathLike[str] = "") -> None:
     """Make the directory this config's own, or check that it is.
 
     Args:
         workdir: created when absent.
         config: nested, of JSON values; kept as ``config.json``.
+        shown: how the user named the directory, for errors; "" is ``workdir``.
 
     Keys of ``MAY_CHANGE`` may differ; the new values are kept.
 
@@ -91,7 +94,7 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
         UserError: the directory belongs to another config (the difference is shown), holds something else, or
             cannot be written.
     """
-    path = workdir / "config.json"
+    path, name = workdir / "config.json", shown or workdir
     new = json.loads(json.dumps(config))
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -99,12 +102,12 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
             stored = json.loads(path.read_text(encoding="utf-8"))
             old = with_new_names(stored)
         elif any(workdir.iterdir()):
-            raise UserError(f"--workdir {workdir} is not empty and holds no run; choose another directory")
+            raise UserError(f"--workdir {name} is not empty and holds no run; choose another directory")
         else:
             write_atomic(path, json.dumps(new, indent=2) + "\n")
             return
     except OSError as error:
-        raise UserError(f"--workdir {workdir}: {error.strerror}; choose a directory that can be written") from error
+        raise UserError(f"--workdir {name}: {error.strerror}; choose a directory that can be written") from error
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); choose another --workdir") from error
     a, b = flatten(old), flatten(new)
@@ -116,6 +119,6 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
         shown = "; ".join(f"{k}: {a.get(k, 'absent')} there, {b.get(k, 'absent')} now" for k in changed[:6])
         more = f"; and {len(changed) - 6} more" if len(changed) > 6 else ""
         raise UserError(
-            f"--workdir {workdir} belongs to another config ({shown}{more}); choose another --workdir, "
+            f"--workdir {name} belongs to another config ({shown}{more}); choose another --workdir, "
             "or give the config it was started with"
         )
