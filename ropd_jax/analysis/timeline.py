@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from ropd_jax.types import UserError
 from ropd_jax.utils import tables
 from ropd_jax.utils.files import write_atomic
+from ropd_jax.utils.paths import written
 from ropd_jax.utils.tracing import RUN, TEACHER, Span, read_spans
 
 COLOURS = {
@@ -236,9 +237,10 @@ def main(run: str, *, steps: tuple[int, int] | None = None, out: str = "") -> Sh
         known = sorted({s.step for s in spans if s.name == "step" and s.step is not None})
         spans = [s for s in spans if s.step in known[-SHOWN:]]
     labels, bars = lanes(spans)
-    directory = pathlib.Path(out or run)
-    directory.mkdir(parents=True, exist_ok=True)
-    chart_png(directory / "timeline.png", labels, bars, line)
-    write_atomic(directory / "timeline.html", chart_html(labels, bars, line))
-    sys.stdout.write(f"{line}\n{directory / 'timeline.png'}\n{directory / 'timeline.html'}\n")
+    named = (out or run).rstrip("/")
+    with written(named, "--out") as directory:
+        directory.mkdir(parents=True, exist_ok=True)
+        chart_png(directory / "timeline.png", labels, bars, line)
+        write_atomic(directory / "timeline.html", chart_html(labels, bars, line))
+    sys.stdout.write(f"{line}\n{named}/timeline.png\n{named}/timeline.html\n")
     return found

@@ -37,6 +37,7 @@ from ropd_jax.types import Prompt, RolloutGroup, UserError
 from ropd_jax.utils.files import write_atomic
 from ropd_jax.utils.interrupt import Interrupt, Interrupted
 from ropd_jax.utils.logs import show_logs
+from ropd_jax.utils.paths import written
 from ropd_jax.utils.text import clock
 from ropd_jax.weights.student import Student
 
@@ -116,18 +117,20 @@ def evaluate(
         if out is None:
             place = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         else:
-            place = pathlib.Path(out) if str(out) else _default_out(subject, slug(benchmark, thinking))
+            named = out if str(out) else _default_out(subject, slug(benchmark, thinking))
+            earlier = ("settings.json", "answers.jsonl", "result.json", "tape.sqlite", "spent.json")
+            place = stack.enter_context(written(named, "--out", earlier=earlier))
         _claim(place, {"benchmark": benchmark, "data": loaded.found.sha, **facts})
         answers = place / "answers.jsonl"
         _sample(subject, loaded, sampling, answers, rows=rows, seed=seed, kept=out is not None)
         file = "" if out is None else str(place / "result.json")
-        shown = "in memory" if out is None else str(answers)
+        shown = "in memory" if out is None else f"{os.fspath(named).rstrip('/')}/answers.jsonl"
         facts["device"] = jax.devices()[0].device_kind
         result = grade_file(loaded, answers, teacher=teacher, out=file, answers_file=shown, **facts)
-    if before is not None:
-        result = result.compared(before, str(against))
-    if file:
-        result.save(file)
+        if before is not None:
+            result = result.compared(before, str(against))
+        if file:
+            result.save(file)
     return result
 
 
@@ -234,10 +237,10 @@ def _sampling(own: Sampling, given: Mapping[str, Any]) -> Sampling:
     return sampling
 
 
-def _default_out(subject: Subject, name: str) -> pathlib.Path:
+def _default_out(subject: Subject, name: str) -> str:
     if subject.checkpoint is not None:
-        return pathlib.Path(subject.name) / "eval" / f"{name}_step{subject.checkpoint['step']}"
-    return pathlib.Path("evals") / pathlib.Path(subject.name).name / name
+        return f"{subject.name.rstrip('/')}/eval/{name}_step{subject.checkpoint['step']}"
+    return f"evals/{pathlib.PurePath(subject.name).name}/{name}"
 
 
 def _claim(out: pathlib.Path, settings: dict[str, Any]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +77,7 @@ def subject_of(
 
         return Subject(what, None, thinking, dtype or "float32", _mesh_of(own.mesh), load)
 
-    chosen = choose_step(pathlib.Path(what), run.data, pick)
+    chosen = choose_step(what, run.data, pick)
     mode = run.student.enable_thinking if thinking is None else thinking
 
     def load_run(mesh: jax.sharding.Mesh) -> Student:
@@ -87,7 +86,7 @@ def subject_of(
     return Subject(what, chosen, mode, dtype or run.student.dtype, _mesh_of(run.mesh), load_run)
 
 
-def choose_step(run: pathlib.Path, data: ConfigDict, rule: str) -> dict[str, Any]:
+def choose_step(run: str | os.PathLike[str], data: ConfigDict, rule: str) -> dict[str, Any]:
     """The checkpoint of a run and the reason, for the result. It is never chosen on a benchmark.
 
     Args:

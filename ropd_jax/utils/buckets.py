@@ -23,7 +23,15 @@ from typing import Any
 from ropd_jax.types import UserError
 
 PACKAGES = {"gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}  # scheme -> (package, extra of ours)
-NOISY = ("gcsfs", "google.auth", "botocore", "aiobotocore", "s3fs", "urllib3")  # a line for each file system or try
+NOISY = (
+    "gcsfs",
+    "fsspec",
+    "google.auth",
+    "botocore",
+    "aiobotocore",
+    "s3fs",
+    "urllib3",
+)  # a line for each file system or try
 S3_PART = 5 << 20  # bytes; S3 joins parts on its side only if they are this long
 VERSIONS = ".versions.json"  # in a copied directory: what each file was a copy of
 _VERSION_KEYS = ("generation", "etag", "ETag", "mtime", "LastModified", "updated", "created")
@@ -184,6 +192,13 @@ def copied(url: str, place: pathlib.Path, what: str = "") -> pathlib.Path:
         inside = {str(name).removeprefix(base).strip("/").rpartition("/")[0] for name in fs.find(url)}
     pull(url, place, folders=sorted(inside), what=what)
     return place
+
+
+def matching(pattern: str) -> list[str]:
+    """The URLs that match a pattern, in sorted order."""
+    fs = prepare(pattern)
+    with _reported("read", pattern, ""):
+        return sorted(fs.unstrip_protocol(name) for name in fs.glob(pattern))
 
 
 def version(info: Mapping[str, Any]) -> str:

@@ -10,10 +10,13 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
+from etils import epath
+
 from ropd_jax.types import UserError
+from ropd_jax.utils import paths
 
 
-def read_json(file: pathlib.Path, *, optional: bool = False) -> dict:
+def read_json(file: pathlib.Path | epath.Path, *, optional: bool = False) -> dict:
     """A JSON object; ``optional``: {} if there is no such file.
 
     Raises:
@@ -52,7 +55,7 @@ def numbered_rows(
         UserError: unreadable, not UTF-8, or a line that is not a JSON object.
     """
     try:
-        text = pathlib.Path(path).read_text(encoding="utf-8-sig")
+        text = paths.local_file(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"cannot read {str(path)!r}: {error.strerror}; expected {file}") from error
     except UnicodeDecodeError as error:
@@ -93,12 +96,16 @@ def create_private(path: pathlib.Path, mode: str = "w", **how: Any) -> IO[Any]:
 
 
 def write_atomic(path: str | os.PathLike[str], text: str, *, private: bool = False) -> None:
-    """Writes a file that appears whole or not at all, also when the machine stops in between.
+    """Writes a file (or uploads one) that appears whole or not at all, also when the machine stops in between.
 
     Lone surrogates (a student may emit half a character) are written as ``\\udcxx``, which JSON reads back. With
     ``private`` only the owner can read the file.
     """
-    path = pathlib.Path(path)
+    with paths.written(path) as place:
+        _write_atomic(place, text, private)
+
+
+def _write_atomic(path: pathlib.Path, text: str, private: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     try:

@@ -12,6 +12,7 @@ Everything that a command or a config takes as a path goes through one of these.
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import os
 import pathlib
@@ -77,11 +78,24 @@ def local_file(path: AnyPath, what: str = "") -> pathlib.Path:
     return buckets.copied(os.fspath(path), _copy_of(path), what)
 
 
-def local_run(run: AnyPath, what: str = "", *, tapes: bool = False) -> pathlib.Path:
-    """The directory of a run to read its logs from; of a bucket's run, a copy without its checkpoints.
+def matching(pattern: str) -> list[str]:
+    """The files that match a pattern (``q_*.jsonl``), in sorted order; a name without ``*``, ``?`` or ``[`` is itself.
+
+    Raises:
+        UserError: the bucket of a URL cannot be read.
+    """
+    if not glob.has_magic(pattern):
+        return [pattern]
+    if is_url(pattern):
+        return buckets.matching(pattern)
+    return sorted(glob.glob(os.fspath(as_path(pattern))))
+
+
+def local_run(run: AnyPath, what: str = "", *, only: Sequence[str] = ("*",)) -> pathlib.Path:
+    """The directory of a run to read its logs from; of a bucket's run, a copy without checkpoints and tapes.
 
     Args:
-        tapes: copy the tapes, too.
+        only: patterns of the names that are copied.
 
     Raises:
         UserError: it is in a bucket and cannot be read.
@@ -89,7 +103,7 @@ def local_run(run: AnyPath, what: str = "", *, tapes: bool = False) -> pathlib.P
     if not is_url(run):
         return pathlib.Path(as_path(run, what))
     place = _copy_of(run)
-    buckets.pull(os.fspath(run), place, folders=RUN_FOLDERS, leave_out=() if tapes else (TAPES,), what=what)
+    buckets.pull(os.fspath(run), place, folders=RUN_FOLDERS, only=only, leave_out=(TAPES,), what=what)
     return place
 
 

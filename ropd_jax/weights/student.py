@@ -16,6 +16,7 @@ import numpy as np
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.text.tokenizer import Tokenizer
 from ropd_jax.types import UserError
+from ropd_jax.utils.paths import local_file
 from ropd_jax.weights import hub
 from ropd_jax.weights.gguf import GGUFSource, find_smollm2
 from ropd_jax.weights.hf import PICKLES, HFSource
@@ -56,7 +57,7 @@ def find(checkpoint: str, *, weights: bool = True) -> pathlib.Path:
         return pathlib.Path(str(importlib.resources.files("ropd_jax") / "assets" / SHIPPED[checkpoint]))
     if checkpoint == "smollm2":
         return find_smollm2()
-    path = pathlib.Path(checkpoint).expanduser()
+    path = local_file(checkpoint, "student.checkpoint")
     if not path.exists():
         if hub.is_id(checkpoint):
             return hub.fetch(checkpoint, weights=weights)

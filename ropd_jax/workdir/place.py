@@ -27,6 +27,7 @@ from typing import Any
 from etils import epath
 
 from ropd_jax.teacher.tape import parts
+from ropd_jax.teacher.tape.store import TAPE_NAME, tape_path
 from ropd_jax.types import UserError
 from ropd_jax.utils import buckets, paths
 from ropd_jax.utils.files import write_atomic
@@ -186,6 +187,26 @@ class Place:
                 names = [f"{folder}/{entry.name}" for entry in entries if not entry.name.startswith(".")]
             found += [(self.files / name, name) for name in names if name not in self._final]
         return found
+
+
+def stored_tape(name: paths.AnyPath, what: str = "") -> pathlib.Path:
+    """The file of a tape, or of the tape in a run's directory; of one in a bucket, a copy put together from its parts.
+
+    Raises:
+        UserError: there is no tape in the bucket, or it cannot be read.
+    """
+    if not paths.is_url(name):
+        return tape_path(paths.as_path(name, what))
+    url = os.fspath(name).rstrip("/")
+    run, _, file = url.rpartition("/") if url.endswith(".sqlite") else (url, "", TAPE_NAME)
+    there = buckets.listing(run, what)
+    if file not in there:
+        raise UserError(f"{what}{': ' if what else ''}there is no {file} at {run}; expected the directory of a run")
+    place = paths.cache_dir() / "copies" / paths.folder_name(run) / file
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.unlink(missing_ok=True)
+    _StoredTape(run, place).restore(there)
+    return place
 
 
 class _StoredTape:
