@@ -117,8 +117,7 @@ def _judge(teacher: Mapping[str, Any] | None, seed: int, out: str) -> tuple[Teac
             "HealthBench is graded by a model, and the scripted teacher is none; name one, e.g. "
             "--config.teacher.provider=openai --config.teacher.verifier.model=gpt-4.1-2025-04-14"
         )
-    workdir = (
-        only_local(out, "--out").resolve().parent if out else None
-    )  # the tape's place, unless teacher.tape.path is set
+    # the place of the tape, unless teacher.tape.path is set
+    workdir = only_local(out, "--out").resolve().parent if out else None
     judge = build_teacher(teacher, seed=seed, needs=("verify",), workdir=workdir)
     return judge, 2 * teacher["concurrency"]

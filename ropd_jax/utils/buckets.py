@@ -22,16 +22,9 @@ from typing import Any
 
 from ropd_jax.types import UserError
 
-PACKAGES = {"gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}  # scheme -> (package, extra of ours)
-NOISY = (
-    "gcsfs",
-    "fsspec",
-    "google.auth",
-    "botocore",
-    "aiobotocore",
-    "s3fs",
-    "urllib3",
-)  # a line for each file system or try
+PACKAGES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}  # scheme -> (package, extra of ours)
+# They log a line for each file system, file or try.
+NOISY = ("gcsfs", "fsspec", "google.auth", "botocore", "aiobotocore", "s3fs", "urllib3")
 S3_PART = 5 << 20  # bytes; S3 joins parts on its side only if they are this long
 VERSIONS = ".versions.json"  # in a copied directory: what each file was a copy of
 _VERSION_KEYS = ("generation", "etag", "ETag", "mtime", "LastModified", "updated", "created")
@@ -48,7 +41,7 @@ def check(url: str, what: str = "", *, persistent: bool = False) -> None:
     named = f"{what}: " if what else ""
     if scheme not in PACKAGES and (persistent or scheme != "memory"):
         raise UserError(f"{named}{url}: {scheme}:// is not supported; expected a local path, gs:// or s3://")
-    if not rest.strip("/"):
+    if not rest.partition("/")[0]:
         raise UserError(f"{named}{url} names no bucket; expected {scheme}://BUCKET/PATH")
     if scheme in PACKAGES:
         package, extra = PACKAGES[scheme]
@@ -117,7 +110,7 @@ def listing(url: str, what: str = "") -> dict[str, dict[str, Any]]:
         except FileNotFoundError:
             bucket = url.partition("://")[0] + "://" + url.partition("://")[2].partition("/")[0]
             if url.partition("://")[0] in PACKAGES and not fs.exists(bucket):
-                raise UserError(f"{what}{': ' if what else ''}the bucket {bucket} does not exist") from None
+                raise UserError(f"{what}{': ' if what else ''}{url}: the bucket {bucket} does not exist") from None
             return {}
     base = fs._strip_protocol(url).rstrip("/")
     rows = {str(row["name"]).rstrip("/"): row for row in found}
@@ -198,7 +191,7 @@ def matching(pattern: str) -> list[str]:
     """The URLs that match a pattern, in sorted order."""
     fs = prepare(pattern)
     with _reported("read", pattern, ""):
-        return sorted(fs.unstrip_protocol(name) for name in fs.glob(pattern))
+        return sorted(f"{pattern.partition('://')[0]}://{name.lstrip('/')}" for name in fs.glob(pattern))
 
 
 def version(info: Mapping[str, Any]) -> str:
@@ -253,7 +246,7 @@ def append(url: str, tail: bytes) -> None:
     """
     fs = prepare(url)
     with _reported("write", url, ""):
-        if url.startswith(("gs://", "gcs://")):
+        if url.startswith("gs://"):
             part = f"{url}.tail"
             fs.pipe_file(part, tail)
             fs.merge(url, [url, part])

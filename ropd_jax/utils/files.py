@@ -44,7 +44,7 @@ def one_line(where: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def numbered_rows(
-    path: str | pathlib.Path, *, file: str = "a JSONL file", row: str = "an object"
+    path: paths.AnyPath, *, file: str = "a JSONL file", row: str = "an object"
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number from 1, object) of each line of a JSONL file that is not blank.
 
