@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import logging
 import os
 import socket
 import urllib.request
@@ -30,6 +31,7 @@ def gcs() -> str:
         "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
         "NO_GCE_CHECK": "true",
     }
+    logging.getLogger("gcp_storage_emulator").setLevel(logging.WARNING)  # a line for each request
     server = server_module.create_server("127.0.0.1", port, in_memory=True, default_bucket="bkt")
     server.start()
     atexit.register(server.stop)
@@ -48,6 +50,7 @@ def s3() -> str:
         "AWS_SECRET_ACCESS_KEY": "none",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
     server = server_module.ThreadedMotoServer("127.0.0.1", port, verbose=False)
     server.start()
     atexit.register(server.stop)

@@ -33,7 +33,7 @@ from ropd_jax.training.validate import check_finite
 from ropd_jax.types import Judgement, RolloutGroup, UserError
 from ropd_jax.utils import tracing
 from ropd_jax.utils.interrupt import Interrupt
-from ropd_jax.utils.writing import Dispensable, essential
+from ropd_jax.utils.writing import WRITE_ERRORS, Dispensable, write_error
 from ropd_jax.workdir.checkpoint import Checkpoints
 from ropd_jax.workdir.config import claim
 from ropd_jax.workdir.curves import curves_png
@@ -76,7 +76,12 @@ def session(run: Run) -> Iterator[Session]:
     interrupt = Interrupt(hosts.any_host)
     with hosts.lost_together(), interrupt.listening(), contextlib.ExitStack() as stack:
         stack.callback(run.place.close)
-        yield Session(run, interrupt, stack)
+        try:
+            yield Session(run, interrupt, stack)
+        except OSError as error:
+            if error.errno not in WRITE_ERRORS:
+                raise
+            raise write_error(error.filename or run.place.home, error) from error
 
 
 class Session:
@@ -122,7 +127,8 @@ class Session:
 
     def resume(self, state: State, pending: Pending) -> tuple[State, int]:
         """(state, number of finished steps), from the last checkpoint if there is one; ``pending`` is filled."""
-        self._checkpoints.check_room(state)
+        with self._writing_checkpoints():
+            self._checkpoints.check_room(state)
         first = self._checkpoints.latest() or 0
         if first:
             state, saved = self._checkpoints.restore(first, state)
@@ -247,7 +253,7 @@ class Session:
         if done == self._checkpoints.latest():
             return
         host = self._host_state(done, pending, send=True)
-        with tracing.span("checkpoint"), essential(self._run.place.home / "checkpoints"):
+        with tracing.span("checkpoint"), self._writing_checkpoints():
             self._run.place.upload_all()
             self._checkpoints.save(done, state, host)
 
@@ -261,7 +267,7 @@ class Session:
         if done != self._checkpoints.latest():
             host = self._host_state(done, pending, send=False)  # the teacher gets no further requests
             try:
-                with essential(place.home / "checkpoints"):
+                with self._writing_checkpoints():
                     self._checkpoints.save(done, state, host)
             except UserError as error:
                 log.error("no checkpoint after step %d in the workdir: %s", done, error)
@@ -273,6 +279,18 @@ class Session:
             place.upload_all()
         except UserError as error:
             log.error("%s; the newest logs and the tape are in %s", error, place.files)
+
+    @contextlib.contextmanager
+    def _writing_checkpoints(self) -> Iterator[None]:
+        """Whatever Orbax, tensorstore and a bucket's library raise becomes a `WriteError`; they share no class."""
+        try:
+            yield
+        except (UserError, jax.errors.JaxRuntimeError):
+            raise
+        except Exception as error:
+            if "Gloo" in str(error):  # another host is gone, see `hosts.lost`
+                raise
+            raise write_error(self._run.place.home / "checkpoints", error) from error
 
     def _host_state(self, done: int, pending: Pending, *, send: bool) -> dict[str, Any]:
         """What a checkpoint holds besides the arrays; ``send`` as in `pending_state`."""

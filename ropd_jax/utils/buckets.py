@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ropd_jax.types import UserError
+from ropd_jax.utils.writing import reason
 
 PACKAGES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}  # scheme -> (package, extra of ours)
 # They log a line for each file system, file or try.
@@ -86,12 +87,6 @@ def _reported(verb: str, url: str, what: str) -> Iterator[None]:
             f"{what}{': ' if what else ''}cannot {verb} {url} ({reason(error)}); check the bucket's name and your "
             "credentials (docs/buckets.md)"
         ) from error
-
-
-def reason(error: BaseException) -> str:
-    """An error in a few words."""
-    text = getattr(error, "strerror", None) or str(error)
-    return " ".join(f"{type(error).__name__}: {text}".split())[:200]
 
 
 # ------------------------------------------------------------------------------------------------------- from it

@@ -10,6 +10,7 @@ Imports no jax.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import threading
@@ -20,17 +21,25 @@ from ropd_jax.types import UserError
 
 log = logging.getLogger(__name__)
 
+WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+
 
 class WriteError(UserError):
     """A file that the run cannot do without cannot be written."""
 
 
-def write_error(path: str | os.PathLike[str], error: OSError) -> WriteError:
+def write_error(path: str | os.PathLike[str], error: Exception) -> WriteError:
     """The one line about an essential file."""
-    why = error.strerror or str(error)
     return WriteError(
-        f"cannot write {os.fspath(path)} ({why}); make room or make it writable, and run the same command again"
+        f"cannot write {os.fspath(path)} ({reason(error)}); make room or make it writable, and run the same command "
+        "again"
     )
+
+
+def reason(error: BaseException) -> str:
+    """Why a write failed, in a few words."""
+    why = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+    return " ".join(str(why).split())[:200]
 
 
 @contextlib.contextmanager
@@ -67,6 +76,5 @@ class Dispensable:
         with self._lock:
             first, self.lost = not self.lost, True
         if first:
-            why = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-            log.warning("%s cannot be written (%s); the run continues without", self._what, " ".join(why.split())[:200])
+            log.warning("%s cannot be written (%s); the run continues without", self._what, reason(error))
         return True

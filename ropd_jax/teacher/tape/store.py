@@ -301,6 +301,8 @@ class Tape:
                 yield self._db
             except sqlite3.Error as e:
                 raise explained(e, self.path) from e
+            except OSError as e:
+                raise write_error(self.path, e) from e
 
 
 def request_row(key: str, role: str, body: Mapping[str, Any], prompts: Mapping[str, str]) -> tuple:
