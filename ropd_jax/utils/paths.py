@@ -138,8 +138,8 @@ def cache_dir() -> pathlib.Path:
 
 
 def folder_name(url: str) -> str:
-    """A name for a URL's folder in the cache: readable, and its own."""
-    shown = re.sub(r"[^A-Za-z0-9.-]+", "_", url.partition("://")[2]).strip("_")[-60:]
+    """A name for a folder of the cache that belongs to a URL or a directory: readable, and its own."""
+    shown = re.sub(r"[^A-Za-z0-9.-]+", "_", url.rpartition("://")[2]).strip("_")[-60:]
     return f"{shown}-{hashlib.sha256(url.rstrip('/').encode()).hexdigest()[:12]}"
 
 
