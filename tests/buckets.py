@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import importlib
 import logging
 import os
 import socket
@@ -21,8 +22,10 @@ def _free_port() -> int:
 @functools.cache
 def gcs() -> str:
     """Starts a server for ``gs://bkt`` and points every client at it; returns the bucket."""
-    server_module = pytest.importorskip("gcp_storage_emulator.server")
+    objects = pytest.importorskip("gcp_storage_emulator.handlers.objects")
     pytest.importorskip("gcsfs")
+    objects.download = _with_generation(objects.download)
+    server_module = importlib.import_module("gcp_storage_emulator.server")
     port = _free_port()
     address = f"http://127.0.0.1:{port}"
     os.environ |= {
@@ -31,11 +34,23 @@ def gcs() -> str:
         "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
         "NO_GCE_CHECK": "true",
     }
-    logging.getLogger("gcp_storage_emulator").setLevel(logging.WARNING)  # a line for each request
+    logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)  # a line for each request
     server = server_module.create_server("127.0.0.1", port, in_memory=True, default_bucket="bkt")
     server.start()
     atexit.register(server.stop)
     return "gs://bkt"
+
+
+def _with_generation(download):
+    """The server leaves out a header that Google sends, and that tensorstore needs if it reads while it writes."""
+
+    def handler(request, response, storage, *args, **options):
+        with contextlib.suppress(Exception):
+            found = storage.get_file_obj(request.params["bucket_name"], request.params["object_id"])
+            response["x-goog-generation"] = found["generation"]
+        return download(request, response, storage, *args, **options)
+
+    return handler
 
 
 @functools.cache

@@ -42,7 +42,10 @@ def read_source(source: Source, place: str | os.PathLike[str] = "") -> tuple[lis
         return read_prepared(source, directory.removeprefix(PREPARED))
     if directory and directory != HUB:
         if paths.is_url(directory):
-            directory = str(paths.local_run(directory, source.name, only=source.files))
+            place = paths.local_run(directory, source.name, only=source.files)
+            if not place.is_dir():
+                raise UserError(f"{source.name} is not at {directory}; {_remedy(source)}")
+            return _from_directory(source, place)
         return _from_directory(source, pathlib.Path(directory).expanduser())
     if not directory and importlib.util.find_spec("datasets") is None:
         raise UserError(f"{source.name}: no data; {_remedy(source)}")

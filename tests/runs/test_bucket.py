@@ -151,7 +151,7 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path):
     ("collect-references --config {q} --out gs://bkt/refs.jsonl", "--out: gs://bkt/refs.jsonl is a URL"),
     ("calibrate-judge --config {q} --out gs://bkt/judge", "--out: gs://bkt/judge is a URL"),
     ("data gsm8k --prepare gs://bkt/tfds", "tfds:DIR: gs://bkt/tfds is a URL"),
-    ("data gsm8k --data gs://bkt/none", "nothing is at gs://bkt/none"),
+    ("data gsm8k --data gs://bkt/none", "gsm8k is not at gs://bkt/none; put"),
     ("table {t} --runs gs://bkt/runs", "--runs: gs://bkt/runs is a URL"),
     ("tape import gs://bkt/run tape.jsonl", "gs://bkt/run is a URL"),
     ("analyze gs://bkt/none", "nothing is at gs://bkt/none"),
@@ -173,6 +173,6 @@ def test_a_url_that_cannot_be_used_is_one_line(words, error, tmp_path, monkeypat
 
 def test_a_run_in_s3_ends_with_the_parameters_of_a_local_one(local_run):
     url = f"{s3()}/runs/a"
-    train(config(steps=4), url)
+    train(config(), url)
     assert trees_max_diff(params_of(url), params_of(local_run)) == 0.0
     assert json.loads(buckets.prepare(url).cat_file(f"{url}/result.json"))["steps"] == 4
