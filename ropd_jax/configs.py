@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from ropd_jax.types import UserError
+from ropd_jax.utils.paths import only_local
 from ropd_jax.utils.suggest import near
 from ropd_jax.utils.user_module import load_user_module, user_code
 
@@ -279,7 +280,7 @@ def load_config(file: str | os.PathLike[str], **overrides: Any) -> ConfigDict:
     """
     spec = os.fspath(file)
     name, colon, arg = spec.partition(".py:")
-    path = pathlib.Path(f"{name}.py" if colon else spec)
+    path = only_local(f"{name}.py" if colon else spec, "config file")
     try:
         module = load_user_module(path, what="config file")
         get_config = _get_config(module, path, arg if colon else None)

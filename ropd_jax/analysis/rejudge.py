@@ -13,7 +13,6 @@ import asyncio
 import json
 import logging
 import os
-import pathlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
@@ -30,6 +29,7 @@ from ropd_jax.types import Judgement, UserError, answer_of
 from ropd_jax.utils import tables
 from ropd_jax.utils.every import Every
 from ropd_jax.utils.files import write_atomic
+from ropd_jax.utils.paths import as_path
 from ropd_jax.workdir.config import stored_config
 from ropd_jax.workdir.groups import StoredGroup, read_groups
 
@@ -48,7 +48,7 @@ def run_config(run: str | os.PathLike[str]) -> ConfigDict:
     Raises:
         UserError: ``run`` is not the directory of a run.
     """
-    cfg = stored_config(pathlib.Path(run))
+    cfg = stored_config(run)
     cfg.teacher.tape.mode, cfg.teacher.tape.path = "off", ""
     cfg.teacher.index = ""  # references are the stored ones
     cfg.teacher.rubric_reuse = "fresh"
@@ -78,7 +78,7 @@ def main(
     """
     if rubric not in RUBRICS:
         raise UserError(f"--rubric={rubric} is unknown; expected {' or '.join(RUBRICS)}")
-    if out and pathlib.Path(out).resolve().is_relative_to(pathlib.Path(run).resolve()):
+    if out and as_path(out).resolve().is_relative_to(as_path(run).resolve()):
         raise UserError(f"--out {out} is inside the run, which rejudge does not change; choose another place")
     groups = list(read_groups(run, steps=steps))
     if not any(g.judgement.references for g in groups):

@@ -29,6 +29,7 @@ from ropd_jax.data.grader import grade
 from ropd_jax.types import UserError, answer_of
 from ropd_jax.utils import tables
 from ropd_jax.utils.files import numbered_rows, write_atomic
+from ropd_jax.utils.paths import written
 from ropd_jax.workdir.groups import StoredGroup, read_groups
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ def read_scores(path: str | os.PathLike[str]) -> dict[tuple[int, str, int], dict
         UserError: a row without the three keys, or with a value that is not a number.
     """
     found: dict[tuple[int, str, int], dict[str, float]] = {}
-    for n, (_, row) in enumerate(numbered_rows(pathlib.Path(path)), 1):
+    for n, (_, row) in enumerate(numbered_rows(path), 1):
         values = {k: v for k, v in row.items() if k not in _KEYS and v is not None}
         numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values.values())
         if any(k not in row for k in _KEYS) or not numbers:
@@ -218,12 +219,13 @@ def main(run: str, *, steps: tuple[int, int] | None = None, scores: str = "", ou
     """
     found, r = analyse(list(read_groups(run, steps=steps)), read_scores(scores) if scores else {})
     found = {"run": str(run), **found}
-    place = pathlib.Path(out or pathlib.Path(run) / "analysis")
-    place.mkdir(parents=True, exist_ok=True)
-    write_atomic(place / "analysis.json", json.dumps(found, indent=1) + "\n")
-    picture = draw(found, r, place / "analysis.png")
+    named = out or f"{run.rstrip('/')}/analysis"
+    with written(named, "--out") as place:
+        place.mkdir(parents=True, exist_ok=True)
+        write_atomic(place / "analysis.json", json.dumps(found, indent=1) + "\n")
+        draw(found, r, place / "analysis.png")
     show(found)
-    log.info("data and figures: %s, %s", place / "analysis.json", picture)
+    log.info("data and figures: %s/analysis.json, %s/analysis.png", named, named)
     return found
 
 

@@ -24,6 +24,7 @@ from ropd_jax.evaluation.benchmarks import benchmark_of, slug
 from ropd_jax.evaluation.results import read_result
 from ropd_jax.evaluation.stats import Estimate, clustered
 from ropd_jax.types import UserError
+from ropd_jax.utils.paths import only_local
 from ropd_jax.utils.user_module import load_user_module, user_code
 
 FORMATS = ("markdown", "csv", "latex")
@@ -158,12 +159,12 @@ def _cell(spec: TableSpec, row: Row, name: str, paper: float | None, runs: str, 
     flags = " ".join(filter(None, [f"--benchmark {name}", spec.eval_flags]))
     if row.checkpoint:
         mode = {None: "", True: " --thinking", False: " --nothinking"}[row.thinking]
-        place = pathlib.Path(evals) / pathlib.Path(row.checkpoint).name / slug(name, row.thinking)
+        place = only_local(evals, "--evals") / pathlib.Path(row.checkpoint).name / slug(name, row.thinking)
         found = [_result(place)]
         missing = "" if found[0] else f"ropd eval {row.checkpoint} {flags}{mode} --out {place}"
     else:
         names, train = row.special.get(name, (row.runs, row.train))
-        places = [pathlib.Path(runs) / run for run in names]
+        places = [only_local(runs, "--runs") / run for run in names]
         found = [_of_run(place, name, spec.pick) for place in places]
         priced = functools.partial(cost, like=tuple(map(str, places)))
         missing = "; ".join(

@@ -19,7 +19,6 @@ import functools
 import json
 import logging
 import os
-import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -68,7 +67,7 @@ def score_run(
     top_k: int = 0,
     rows: int = 32,
     dtype: str = "float32",
-) -> pathlib.Path:
+) -> str:
     """Write ``{"step", "prompt_id", "sample", "teacher_logprob", ...}`` of every stored rollout to the JSONL file
     ``out``.
 
@@ -102,10 +101,8 @@ def score_run(
         json.dumps({"step": step, "prompt_id": prompt, "sample": sample} | values)
         for (step, prompt, sample), values in sorted(found.items())
     )
-    path = pathlib.Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, "".join(f"{line}\n" for line in lines))
-    return path
+    write_atomic(out, "".join(f"{line}\n" for line in lines))
+    return os.fspath(out)
 
 
 def _overlap_rows(student: Student, teacher: Student, part: Sequence[Row], **how: Any) -> list[dict[str, float]]:

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from ropd_jax.types import UserError
 from ropd_jax.utils import tables
 from ropd_jax.utils.files import write_atomic
+from ropd_jax.utils.paths import written
 from ropd_jax.utils.tracing import RUN, TEACHER, Span, read_spans
 
 COLOURS = {
@@ -252,11 +253,12 @@ def main(run: str, *, steps: tuple[int, int] | None = None, out: str = "") -> Sh
         known = sorted({s.step for s in spans if s.name == "step" and s.step is not None})
         spans = [s for s in spans if s.step in known[-SHOWN:]]
     labels, bars = lanes(spans)
-    directory = pathlib.Path(out or run)
-    directory.mkdir(parents=True, exist_ok=True)
-    chart_png(directory / "timeline.png", labels, bars, line)
-    write_atomic(directory / "timeline.html", chart_html(labels, bars, line))
+    named = (out or run).rstrip("/")
+    with written(named, "--out") as directory:
+        directory.mkdir(parents=True, exist_ok=True)
+        chart_png(directory / "timeline.png", labels, bars, line)
+        write_atomic(directory / "timeline.html", chart_html(labels, bars, line))
     lines = [line, compiled(everything if steps is None else spans)]
-    lines += [str(directory / "timeline.png"), str(directory / "timeline.html")]
+    lines += [f"{named}/timeline.png", f"{named}/timeline.html"]
     sys.stdout.write("".join(f"{text}\n" for text in lines if text))
     return found

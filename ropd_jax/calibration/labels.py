@@ -25,7 +25,7 @@ def load(file: str = "", *, part: str = "dev", limit: int = 0) -> tuple[list[Lab
     """
     if part not in PARTS:
         raise UserError(f"--part={part} is unknown; expected {' or '.join(PARTS)}")
-    path = pathlib.Path(file) if file else SHIPPED / f"{part}.jsonl"
+    path = file or SHIPPED / f"{part}.jsonl"
     questions = read_labels(path)
     named = [q for q in questions if q.part]
     if named:

@@ -31,6 +31,7 @@ from ropd_jax.teacher.labels import LabelledQuestion, verdict_rows
 from ropd_jax.teacher.roles import scorer as scorer_role
 from ropd_jax.teacher.roles.marks import shuffled
 from ropd_jax.utils.every import Every
+from ropd_jax.utils.paths import only_local
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def main(teacher: Mapping[str, Any], options: Options, *, seed: int, out: str | 
     forms = read_forms(options.forms, teacher["verifier"])
     questions, source, sha = label_files.load(options.labels, part=options.part, limit=options.limit)
     about = {"source": source, "sha": sha, "part": options.part, "limit": options.limit or None}
-    out = pathlib.Path(out)
+    out = only_local(out, "--out")
     out.mkdir(parents=True, exist_ok=True)
     teachers = [_plain_teacher(teacher, form, questions) for form in forms]
     for plain in teachers:  # every form is checked before the first one is paid for

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pathlib
+import os
 
 from ropd_jax.cli.flags import STEPS, Arguments, Command, Flag, steps_of
 from ropd_jax.types import UserError
@@ -15,15 +15,15 @@ def run(args: Arguments) -> None:
 
     from ropd_jax.analysis import signal_study
 
-    out = args["out"] or str(pathlib.Path(where) / "analysis")
+    out = args["out"] or f"{where.rstrip('/')}/analysis"
     if args["teacher"]:
         from ropd_jax.analysis import rejudge, teacher_signals
 
-        scores = str(
+        scores = os.fspath(
             teacher_signals.score_run(
                 where,
                 args["teacher"],
-                pathlib.Path(out) / "scores.jsonl",
+                f"{out}/scores.jsonl",
                 steps=steps,
                 system=rejudge.run_config(where).data.system,
                 top_k=args["top_k"],

@@ -48,6 +48,7 @@ def collect(
     from ropd_jax.teacher import build_teacher
     from ropd_jax.teacher.build import reference_sources
     from ropd_jax.teacher.collect_references import collect_references
+    from ropd_jax.utils.paths import only_local
     from ropd_jax.weights.student import find
     from ropd_jax.weights.tokenizer import load_tokenizer
     from ropd_jax.workdir.lock import locked
@@ -64,6 +65,7 @@ def collect(
         raise UserError(
             f"--batch keeps its jobs on the tape; expected teacher.tape.mode=record, not {cfg.teacher.tape.mode!r}"
         )
+    out = only_local(out, "--out")
     side = pathlib.Path(f"{out}.teacher")
     answer_key = (
         [(p.question, p.solution) for p in prompts if p.solution] if not cfg.teacher.scripted.answer_key else None

@@ -8,9 +8,9 @@ from ropd_jax.cli.flags import Arguments, Command, Flag
 def run(args: Arguments) -> int:
     """Plans, checks and prints; 2 if a check failed."""
     from ropd_jax.plan import preflight
-    from ropd_jax.teacher.tape.store import tape_path
+    from ropd_jax.workdir.place import stored_tape
 
-    tape = tape_path(args["tape"]) if args["tape"] else None
+    tape = stored_tape(args["tape"], "--tape") if args["tape"] else None
     checks = preflight.run(args.config, tape=tape, calls=args["calls"], as_json=args["json"])
     return 0 if all(check.ok for check in checks) else 2
 

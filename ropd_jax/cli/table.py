@@ -11,7 +11,7 @@ from ropd_jax.cli.flags import Arguments, Command, Flag, parse
 
 def run(args: Arguments) -> None:
     from ropd_jax.analysis import tables
-    from ropd_jax.workdir.metrics import write_atomic
+    from ropd_jax.utils.files import write_atomic
 
     cost = _costs(args["topology"]) if args["costs"] else None
     spec = tables.load_spec(args.words[0])

@@ -38,9 +38,13 @@ def run(args: Arguments) -> None:
 
     from ropd_jax.teacher.tape.batch_jobs import Ledger
     from ropd_jax.teacher.tape.inspect import export_tape, import_tape, tape_replies, tape_stats
-    from ropd_jax.teacher.tape.store import Tape, tape_path
+    from ropd_jax.teacher.tape.store import Tape
+    from ropd_jax.utils import paths
+    from ropd_jax.workdir.place import stored_tape
 
-    path = tape_path(files[0])
+    if action == "import":
+        paths.only_local(files[0], "ropd tape import")
+    path = stored_tape(files[0])
     tape = Tape(path, read_only=action != "import")
     try:
         if action == "stats":
@@ -49,10 +53,11 @@ def run(args: Arguments) -> None:
             found = tape_replies(tape, role=args["role"], failed=args["failed"], most=args["n"])
             _show_replies(found, path, args["json"])
         elif action == "export":
-            n = export_tape(tape, files[1])
+            with paths.written(files[1]) as target:
+                n = export_tape(tape, target)
             sys.stdout.write(f"{n} entries of {path} -> {files[1]}\n")
         else:
-            added, known = import_tape(tape, files[1])
+            added, known = import_tape(tape, paths.local_file(files[1]))
             sys.stdout.write(f"{added} entries added to {path}, {known} were there already\n")
     finally:
         tape.close()

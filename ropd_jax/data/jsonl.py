@@ -7,7 +7,6 @@ The question is in ``problem``, ``question`` or ``prompt`` (a text or chat messa
 
 from __future__ import annotations
 
-import glob
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from ropd_jax.data.golds import gold_text
 from ropd_jax.data.prompts import GSM_MARK, gsm_answer
 from ropd_jax.types import Message, Prompt, UserError
+from ropd_jax.utils import paths
 from ropd_jax.utils.files import numbered_rows
 
 QUESTION_KEYS = ("problem", "question", "prompt")
@@ -29,13 +29,13 @@ def items(path: str, task: str) -> Iterator[Prompt]:
     Raises:
         UserError: no file, or a line that is not a question; the message names file and line.
     """
-    files = sorted(glob.glob(path)) if glob.has_magic(path) else [path]
+    files = paths.matching(path)
     if not files:
         raise UserError(f"no file matches {path!r}; expected JSONL with one question per line")
     for name in files:
         what = f"an object with {' or '.join(QUESTION_KEYS)}"
         for number, row in numbered_rows(name, file="a JSONL file of questions", row=what):
-            yield _prompt(row, task, where=f"{name}:{number}", default_id=f"{pathlib.Path(name).stem}-{number}")
+            yield _prompt(row, task, where=f"{name}:{number}", default_id=f"{pathlib.PurePath(name).stem}-{number}")
 
 
 def _prompt(row: dict[str, Any], task: str, where: str, default_id: str) -> Prompt:

@@ -17,6 +17,7 @@ from typing import Any
 from ropd_jax.data.source import Source
 from ropd_jax.data.tfds import read_prepared
 from ropd_jax.types import UserError
+from ropd_jax.utils import paths
 from ropd_jax.utils.files import numbered_rows
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,11 @@ def read_source(source: Source, place: str | os.PathLike[str] = "") -> tuple[lis
     if directory.startswith(PREPARED):
         return read_prepared(source, directory.removeprefix(PREPARED))
     if directory and directory != HUB:
+        if paths.is_url(directory):
+            place = paths.local_run(directory, source.name, only=source.files)
+            if not place.is_dir():
+                raise UserError(f"{source.name} is not at {directory}; {_remedy(source)}")
+            return _from_directory(source, place)
         return _from_directory(source, pathlib.Path(directory).expanduser())
     if not directory and importlib.util.find_spec("datasets") is None:
         raise UserError(f"{source.name}: no data; {_remedy(source)}")

@@ -22,6 +22,7 @@ import numpy as np
 
 from ropd_jax.data.source import Source
 from ropd_jax.types import UserError
+from ropd_jax.utils.paths import only_local
 
 VERSION = "1.0.0"
 
@@ -63,7 +64,7 @@ def builder_class(source: Source) -> type:
 
 
 def _builder(source: Source, directory: str | os.PathLike[str]) -> Any:
-    return builder_class(source)(data_dir=str(pathlib.Path(directory).expanduser()), file_format="array_record")
+    return builder_class(source)(data_dir=str(only_local(directory, "tfds:DIR")), file_format="array_record")
 
 
 def prepare(source: Source, directory: str | os.PathLike[str], rows: Rows) -> pathlib.Path:

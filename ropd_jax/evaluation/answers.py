@@ -37,7 +37,6 @@ def read_answers(path: str | os.PathLike[str], known: Collection[str]) -> list[A
     Raises:
         UserError: unreadable, a line without id and response, an id that the benchmark does not have.
     """
-    path = pathlib.Path(path)
     answers = []
     for n, (_, row) in enumerate(numbered_rows(path), 1):
         if not isinstance(row.get("response"), str) or "id" not in row:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pathlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,6 +17,7 @@ from ropd_jax.evaluation.results import EvalResult
 from ropd_jax.teacher import Teacher, build_teacher
 from ropd_jax.teacher.build import role_of
 from ropd_jax.types import UserError
+from ropd_jax.utils.paths import only_local
 
 log = logging.getLogger(__name__)
 _REPORT_EVERY_S = 2.0
@@ -117,6 +117,7 @@ def _judge(teacher: Mapping[str, Any] | None, seed: int, out: str) -> tuple[Teac
             "HealthBench is graded by a model, and the scripted teacher is none; name one, e.g. "
             "--config.teacher.provider=openai --config.teacher.verifier.model=gpt-4.1-2025-04-14"
         )
-    workdir = pathlib.Path(out).resolve().parent if out else None  # the tape's place, unless teacher.tape.path is set
+    # the place of the tape, unless teacher.tape.path is set
+    workdir = only_local(out, "--out").resolve().parent if out else None
     judge = build_teacher(teacher, seed=seed, needs=("verify",), workdir=workdir)
     return judge, 2 * teacher["concurrency"]

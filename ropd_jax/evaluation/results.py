@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import pathlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
@@ -35,6 +34,7 @@ from ropd_jax.evaluation.stats import (
 from ropd_jax.types import UserError
 from ropd_jax.utils import tables
 from ropd_jax.utils.files import write_atomic
+from ropd_jax.utils.paths import local_file
 
 VERSION = 1
 
@@ -156,7 +156,7 @@ def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
         UserError: unreadable, or not a result of a benchmark.
     """
     try:
-        result = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        result = json.loads(local_file(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path} ({error}); expected the JSON result of ropd grade or ropd eval") from error
     if not isinstance(result, dict) or "per_problem" not in result or "benchmark" not in result:

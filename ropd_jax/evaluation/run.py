@@ -43,11 +43,13 @@ from ropd_jax.types import Rollout, UserError
 from ropd_jax.utils.files import write_atomic
 from ropd_jax.utils.interrupt import Interrupt, Interrupted
 from ropd_jax.utils.logs import show_logs
+from ropd_jax.utils.paths import local_file, written
 from ropd_jax.utils.text import clock
 from ropd_jax.weights.student import Student
 from ropd_jax.workdir.lock import FOLDER, locked
 
 log = logging.getLogger(__name__)
+FILES = ("settings.json", "answers.jsonl", "result.json", "tape.sqlite", "spent.json")
 
 ROWS = 64  # decoded at once, if the caller does not say and as many fit
 _REPORT_EVERY_S = 10.0
@@ -168,10 +170,16 @@ def prepare(
     settings = {"benchmark": benchmark, "data": loaded.found.sha, **facts}
     hosts.check_same("the evaluation", settings | {"rows": rows, "mesh": (fsdp, tp)})
     before = (str(against), hosts.on_host0(lambda: results.read_result(against))) if against else None
-    place = pathlib.Path(out) if str(out) else _default_out(subject, slug(benchmark, thinking))
-    hosts.on_host0(lambda: _claim(place, settings))
-    return Evaluation(subject, loaded, engine, facts, place, kept=kept, rows=rows, seed=seed, teacher=teacher,
-                      before=before)  # fmt: skip
+    named = os.fspath(out) or _default_out(subject, slug(benchmark, thinking))
+    upload = contextlib.ExitStack()
+
+    def place() -> str:
+        found = upload.enter_context(written(named, "--out", earlier=FILES))
+        _claim(found, settings)
+        return os.fspath(found)
+
+    return Evaluation(subject, loaded, engine, facts, pathlib.Path(hosts.on_host0(place)), named.rstrip("/"), upload,
+                      kept=kept, rows=rows, seed=seed, teacher=teacher, before=before)  # fmt: skip
 
 
 def _facts(
@@ -201,7 +209,8 @@ class Evaluation:
     Attributes:
         engine: of the samples; `sample` completes it by what follows from tokenizer, mesh and memory.
         facts: what the result keeps of the settings.
-        place: directory of answers and result; ``kept``: it stays.
+        place: directory of answers and result on host 0; ``kept``: it stays.
+        named: how the user calls it, perhaps the URL of a bucket; ``upload`` is closed when it is complete.
         rows: the most sequences that are decoded at once, or None.
         before: (file, contents) of an earlier result to compare with.
     """
@@ -211,6 +220,8 @@ class Evaluation:
     engine: EngineConfig
     facts: dict[str, Any]
     place: pathlib.Path
+    named: str
+    upload: contextlib.ExitStack
     kept: bool
     rows: int | None
     seed: int
@@ -233,17 +244,21 @@ class Evaluation:
 
             def lock() -> None:
                 if self.kept:
-                    stack.enter_context(locked(self.place, "--out"))
+                    stack.enter_context(locked(self.named, "--out"))
 
             hosts.on_host0(lock)
-            self._sample()
+            try:
+                self._sample()
+            except BaseException:
+                self.upload.close()
+                raise
 
     def _sample(self) -> None:
         prompts, k = self.loaded.prompts, self.engine.rollouts
         todo = hosts.on_host0(lambda: missing(self.answers, prompts, k))
         self.facts["device"] = jax.devices()[0].device_kind
         if not todo:
-            log.info("%s has all %d answers already", self.answers, len(prompts) * k)
+            log.info("%s has all %d answers already", self.named, len(prompts) * k)
             return
         mesh = self.subject.mesh()
         student = self.subject.load(mesh)
@@ -264,7 +279,7 @@ class Evaluation:
                 self._write(((list(todo)[i], n, rollout) for i, n, rollout in ended), progress)
         except Interrupted:
             if self.kept:
-                log.warning("stopped; the answers so far are in %s. The same command continues", self.answers)
+                log.warning("stopped; the answers so far are in %s. The same command continues", self.named)
             raise
         hosts.on_host0(lambda: put_in_order(self.answers, prompts, k))
 
@@ -312,12 +327,15 @@ class Evaluation:
         """Grades the answers and stores the result. On several hosts host 0 calls it, after `hosts.joined` if it can
         take long: nothing here needs the others."""
         file = str(self.place / "result.json") if self.kept else ""
-        shown = str(self.answers) if self.kept else "in memory"
-        result = grade_file(self.loaded, self.answers, teacher=self.teacher, out=file, answers_file=shown, **self.facts)
-        if self.before is not None:
-            result = result.compared(self.before[1], self.before[0])
-        if file:
-            result.save(file)
+        shown = f"{self.named}/answers.jsonl" if self.kept else "in memory"
+        with self.upload:
+            result = grade_file(
+                self.loaded, self.answers, teacher=self.teacher, out=file, answers_file=shown, **self.facts
+            )
+            if self.before is not None:
+                result = result.compared(self.before[1], self.before[0])
+            if file:
+                result.save(file)
         return result
 
 
@@ -386,15 +404,15 @@ def _sampling(own: Sampling, given: Mapping[str, Any]) -> Sampling:
 def _file_sha(path: str) -> str:
     """Hash of a file's bytes, 12 hex digits; "" if it cannot be read, which loading reports."""
     try:
-        return hashlib.sha256(pathlib.Path(path).expanduser().read_bytes()).hexdigest()[:12]
+        return hashlib.sha256(local_file(path).read_bytes()).hexdigest()[:12]
     except OSError:
         return ""
 
 
-def _default_out(subject: Subject, name: str) -> pathlib.Path:
+def _default_out(subject: Subject, name: str) -> str:
     if subject.checkpoint is not None:
-        return pathlib.Path(subject.name) / "eval" / f"{name}_step{subject.checkpoint['step']}"
-    return pathlib.Path("evals") / pathlib.Path(subject.name).name / name
+        return f"{subject.name.rstrip('/')}/eval/{name}_step{subject.checkpoint['step']}"
+    return f"evals/{pathlib.PurePath(subject.name).name}/{name}"
 
 
 def _claim(out: pathlib.Path, settings: dict[str, Any]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +90,7 @@ def subject_of(
     mode = own.student.enable_thinking if thinking is None else thinking
     kind, template = dtype or own.student.dtype, chat_template or own.student.chat_template
     mesh = _mesh_of(own.mesh.fsdp if fsdp is None else fsdp, own.mesh.tp if tp is None else tp)
-    chosen = None if run is None else choose_step(pathlib.Path(what), run.data, pick)
+    chosen = None if run is None else choose_step(what, run.data, pick)
 
     def load(mesh: jax.sharding.Mesh) -> Student:
         if run is None:
@@ -122,7 +121,7 @@ def narrowed(params: Any, dtype: str) -> Any:
     return jax.tree_util.tree_map_with_path(cast, params)
 
 
-def choose_step(run: pathlib.Path, data: ConfigDict, rule: str) -> dict[str, Any]:
+def choose_step(run: str | os.PathLike[str], data: ConfigDict, rule: str) -> dict[str, Any]:
     """The checkpoint of a run and the reason, for the result. It is never chosen on a benchmark.
 
     Args:

@@ -11,6 +11,7 @@ import importlib.resources
 import pathlib
 
 from ropd_jax.models.config import ModelConfig
+from ropd_jax.utils.paths import is_url
 from ropd_jax.weights import student
 from ropd_jax.weights.families import read_config
 
@@ -28,7 +29,7 @@ def model_config(checkpoint: str) -> ModelConfig:
         UserError: nothing is there; see `student.find`.
     """
     known = facts()
-    on_disk = pathlib.Path(checkpoint).expanduser().exists()
+    on_disk = is_url(checkpoint) or pathlib.Path(checkpoint).expanduser().exists()
     if not on_disk and checkpoint.count("/") == 1 and (name := checkpoint.split("/")[1]) in known:
         return read_config(known[name])
     path = student.find(checkpoint, weights=False)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pathlib
 from typing import Any
 
 from ropd_jax.teacher.roles.kinds import KINDS
 from ropd_jax.types import UserError
 from ropd_jax.utils.files import finite, one_line, read_json
+from ropd_jax.utils.paths import local_file
 
 SCHEMA_VERSION = "ropd.calibration.v1"
 
@@ -20,9 +20,10 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         UserError: unreadable, or not a report.
     """
-    if not pathlib.Path(path).is_file():
+    file = local_file(path, "teacher.calibration")
+    if not file.is_file():
         raise UserError(f"teacher.calibration: there is no file {str(path)!r}; expected report.json of calibrate-judge")
-    report = read_json(pathlib.Path(path))
+    report = read_json(file)
     if report.get("schema_version") != SCHEMA_VERSION:
         seen = report.get("schema_version")
         raise UserError(
@@ -44,7 +45,7 @@ def summary(path: str | os.PathLike[str]) -> dict[str, Any] | None:
         overall, labels = report["overall"], report["labels"]
         return {
             "report": str(path),
-            "sha": hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()[:16],
+            "sha": hashlib.sha256(local_file(path).read_bytes()).hexdigest()[:16],
             "model": str(report["verifier"]["model"])[:200],
             "form": str(report["verifier"]["form"])[:100],
             "template": str(report["verifier"]["template"])[:200],

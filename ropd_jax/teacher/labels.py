@@ -25,7 +25,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import pathlib
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -33,6 +32,7 @@ from typing import Any
 from ropd_jax.teacher.roles.kinds import KINDS, kind_of
 from ropd_jax.types import Criterion, Message, Prompt, Rubric, UserError
 from ropd_jax.utils.files import numbered_rows
+from ropd_jax.utils.paths import local_file
 
 DIFFERS = ("length", "style")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
@@ -107,7 +107,7 @@ class LabelledQuestion:
 
 def labels_sha(path: str | os.PathLike[str]) -> str:
     """Content hash of a file of labels, first 16 hex digits."""
-    return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(local_file(path).read_bytes()).hexdigest()[:16]
 
 
 def read_labels(path: str | os.PathLike[str]) -> list[LabelledQuestion]:
@@ -118,9 +118,7 @@ def read_labels(path: str | os.PathLike[str]) -> list[LabelledQuestion]:
     """
     questions: dict[str, LabelledQuestion] = {}
     flat: dict[str, _Flat] = {}
-    for number, row in numbered_rows(
-        pathlib.Path(path), file="a JSONL file of labels", row="a labelled question or verdict"
-    ):
+    for number, row in numbered_rows(path, file="a JSONL file of labels", row="a labelled question or verdict"):
         where = f"{path}:{number}"
         if "answers" in row or "criteria" in row:
             question = _nested(row, where, default_id=f"q{number}")

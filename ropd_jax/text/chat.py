@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ropd_jax.types import Message, UserError
+from ropd_jax.utils.paths import local_file
 from ropd_jax.utils.sandbox import Service, StartError
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def read(path: str | pathlib.Path) -> str:
         UserError: the file cannot be read, is empty, or does not parse.
     """
     try:
-        template = pathlib.Path(path).expanduser().read_text(encoding="utf-8")
+        template = local_file(path, "student.chat_template").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"student.chat_template={str(path)!r} cannot be read ({e}); expected a Jinja file") from e
     if not template.strip():

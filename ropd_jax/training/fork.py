@@ -34,6 +34,7 @@ from ropd_jax.models.lora import Lora, adapter_shapes, merge
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.training.update import State
 from ropd_jax.types import UserError
+from ropd_jax.utils.paths import as_path, is_url
 from ropd_jax.weights.student import load_checkpoint, outline
 from ropd_jax.workdir.checkpoint import Checkpoints, saved_params
 from ropd_jax.workdir.config import CONFIG, provenance, stored_config
@@ -48,12 +49,12 @@ class Origin:
     """The checkpoint that a new run starts from.
 
     Attributes:
-        run: the other run's directory, absolute.
+        run: the other run's directory, absolute, or its URL.
         step: finished steps of its checkpoint.
         pending: the new run has no checkpoint of its own yet.
     """
 
-    run: pathlib.Path
+    run: epath.Path
     step: int
     pending: bool
 
@@ -61,7 +62,7 @@ class Origin:
         return {"run": str(self.run), "step": self.step}
 
 
-def origin_of(fork: str, workdir: pathlib.Path) -> Origin | None:
+def origin_of(fork: str, workdir: epath.Path) -> Origin | None:
     """Where the run in ``workdir`` starts from; None for a run that starts from ``student.checkpoint``.
 
     Args:
@@ -74,7 +75,7 @@ def origin_of(fork: str, workdir: pathlib.Path) -> Origin | None:
     pending = not kept_steps(workdir)
     run, step = _parsed(fork) if fork else (None, None)
     if stored:
-        origin = Origin(pathlib.Path(stored["run"]), int(stored["step"]), pending)
+        origin = Origin(as_path(stored["run"]), int(stored["step"]), pending)
         if run is not None and (run != origin.run or step not in (None, origin.step)):
             raise UserError(
                 f"--fork {fork}: the run in {workdir} was forked from {origin.run}@{origin.step}; leave --fork out to "
@@ -91,16 +92,21 @@ def origin_of(fork: str, workdir: pathlib.Path) -> Origin | None:
     return Origin(run, _checked_step(fork, run, step), pending)
 
 
-def _parsed(fork: str) -> tuple[pathlib.Path, int | None]:
+def _parsed(fork: str) -> tuple[epath.Path, int | None]:
     """(the directory, the step or None) of ``RUN`` or ``RUN@STEP``; a directory can have an @ in its name."""
-    whole = pathlib.Path(fork).expanduser().absolute()
+    whole = _absolute(fork)
     found = re.fullmatch(r"(?P<run>.+)@(?P<step>\d+)", fork)
     if whole.exists() or not found:
         return whole, None
-    return pathlib.Path(found["run"]).expanduser().absolute(), int(found["step"])
+    return _absolute(found["run"]), int(found["step"])
 
 
-def _checked_step(fork: str, run: pathlib.Path, step: int | None) -> int:
+def _absolute(run: str) -> epath.Path:
+    path = as_path(run, "--fork")
+    return path if is_url(path) else epath.Path(pathlib.Path(path).absolute())
+
+
+def _checked_step(fork: str, run: epath.Path, step: int | None) -> int:
     if not (run / CONFIG).is_file():
         raise UserError(f"--fork {fork}: {run} holds no run; expected a directory of ropd train, or RUN@STEP")
     kept = kept_steps(run)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ from ropd_jax.training.update import Portions, State, update_step
 from ropd_jax.types import Prompt, RolloutGroup
 from ropd_jax.utils import tracing
 from ropd_jax.weights.student import Student
+from ropd_jax.workdir.place import Place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Run:
 
     Attributes:
         cfg: the config, frozen; ``raw`` is the same as nested JSON values, for ``config.json``.
+        place: where its files are.
         student: shape and tokenizer; its parameters are in the `State`.
         base: the frozen weights under adapters, or None.
         ref_params: the initial student, or None if no term of the loss reads it.
@@ -48,7 +49,7 @@ class Run:
 
     cfg: RunConfig
     raw: Mapping[str, Any]
-    workdir: pathlib.Path
+    place: Place
     method: Method
     teacher: Teacher
     mesh: jax.sharding.Mesh

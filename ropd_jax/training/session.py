@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import logging
 import os
 import time
@@ -34,6 +33,7 @@ from ropd_jax.training.validate import all_finite, check_finite
 from ropd_jax.types import Judgement, RolloutGroup, UserError
 from ropd_jax.utils import tracing
 from ropd_jax.utils.interrupt import Interrupt, Interrupted
+from ropd_jax.utils.writing import WRITE_ERRORS, Dispensable, WriteError, write_error
 from ropd_jax.workdir.checkpoint import Checkpoints
 from ropd_jax.workdir.config import claim
 from ropd_jax.workdir.curves import curves_png
@@ -41,6 +41,7 @@ from ropd_jax.workdir.groups import GroupsLog
 from ropd_jax.workdir.metrics import Metrics, read_metrics
 from ropd_jax.workdir.one_run import Ownership
 from ropd_jax.workdir.progress import Progress
+from ropd_jax.workdir.rescue import rescue
 from ropd_jax.workdir.result import Result, read_result, write_result
 from ropd_jax.workdir.watchdog import watching
 
@@ -78,15 +79,13 @@ def session(run: Run, owner: Ownership) -> Iterator[Session]:
     """
     interrupt = Interrupt(hosts.any_host)
     with hosts.lost_together(), interrupt.listening(), contextlib.ExitStack() as stack:
+        stack.callback(run.place.close)
         try:
             yield Session(run, owner, interrupt, stack)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise UserError(
-                    f"no space left for --workdir {run.workdir} ({error.strerror}); the last complete checkpoint is "
-                    "kept: free some space and give the same command again"
-                ) from error
-            raise
+            if error.errno not in WRITE_ERRORS:
+                raise
+            raise write_error(error.filename or run.place.home, error) from error
 
 
 class Session:
@@ -106,7 +105,9 @@ class Session:
         self.loop = stack.enter_context(contextlib.closing(TeacherLoop()))
         self.loop.on_close(run.teacher.close)
         if self._writes:
-            claim(run.workdir, run.raw, contents=run.contents, forked_from=run.forked_from)
+            home = run.place.home
+            claim(run.place.files, run.raw, contents=run.contents, forked_from=run.forked_from, home=home)
+            run.place.upload_all()
         sync.start(run.teacher, hosts.index(), hosts.exchange)
         stack.enter_context(jax.set_mesh(run.mesh))
         how = run.cfg.checkpoint
@@ -114,7 +115,7 @@ class Session:
         self._checkpoints = stack.enter_context(
             contextlib.closing(
                 Checkpoints(
-                    run.workdir / "checkpoints",
+                    run.place.home / "checkpoints",
                     keep=how.keep,
                     keep_best=how.keep_best,
                     scores=lambda: dict(self._scores),
@@ -146,7 +147,8 @@ class Session:
     def resume(self, state: State, pending: Pending) -> tuple[State, int]:
         """(state, number of finished steps), from the last checkpoint if there is one; ``pending`` is filled."""
         self._owner.check()
-        self._checkpoints.check_room(state)
+        with self._writing_checkpoints():
+            self._checkpoints.check_room(state)
         found = self._checkpoints.restore_newest(state, {"ahead": state.params})
         first = 0
         if found:
@@ -170,24 +172,26 @@ class Session:
 
     def finished(self) -> Result | None:
         """The result of a run that has finished before, or None."""
-        path = self._run.workdir / "result.json"
-        if self._checkpoints.latest() != self._run.steps or not hosts.broadcast_from_host0(path.exists()):
+        place = self._run.place
+        there = (place.files / "result.json").exists()
+        if self._checkpoints.latest() != self._run.steps or not hosts.broadcast_from_host0(there):
             return None
-        log.info("%s is finished; this is its result", self._run.workdir)
-        return Result(self._run.workdir, read_result(self._run.workdir), self._writes)
+        log.info("%s is finished; this is its result", place.home)
+        return Result(place.home, read_result(place.files), self._writes)
 
     def _open_logs(self, first: int) -> None:
         run, stack, writes = self._run, self._stack, self._writes
+        files = run.place.files
         self._metrics = Metrics(
-            run.workdir, start_step=first + 1 if first else 0, tensorboard=run.cfg.log.tensorboard, write=writes
+            files, start_step=first + 1 if first else 0, tensorboard=run.cfg.log.tensorboard, write=writes
         )
         stack.enter_context(contextlib.closing(self._metrics))
-        self._timeline = stack.enter_context(tracing.Timeline(run.workdir, start_step=first, write=writes).recording())
+        self._timeline = stack.enter_context(tracing.Timeline(files, start_step=first, write=writes).recording())
         compile_cache.hand_over(self._timeline)
-        stack.enter_context(watching(self._timeline, run.cfg.log.watchdog_s, run.workdir, self.loop.stacks))
+        stack.enter_context(watching(self._timeline, run.cfg.log.watchdog_s, files, self.loop.stacks))
         self.teacher.client = ObservedClient(self.teacher.client, tracing.span)
-        self._groups_log = GroupsLog(run.workdir)
-        series = read_metrics(run.workdir) if writes else {}
+        self._groups_log = GroupsLog(files)
+        series = read_metrics(files) if writes else {}
         self._scores |= hosts.broadcast_from_host0(dict(zip(*series.get(self._best_by, ((), ())), strict=True)))
         shown_on = None if writes else stack.enter_context(open(os.devnull, "w"))  # noqa: SIM115
         self._progress = stack.enter_context(Progress(run.steps, start=first, file=shown_on))
@@ -238,7 +242,7 @@ class Session:
             self._wait_for_save()
             metrics |= self._checkpoints.times()
         self._metrics.log(step, metrics)
-        drift = drift_at(read_metrics(self._run.workdir), step)
+        drift = drift_at(read_metrics(self._run.place.files), step)
         if drift is not None:
             metrics |= drift.as_metrics()
             self._metrics.log(step, drift.as_metrics())
@@ -269,11 +273,12 @@ class Session:
         advantage_PG = np.asarray(report.advantages.advantage_PG)
         if self._writes and run.cfg.log.groups and run.method.needs_rollouts:
             self._groups_log.write(step, report.groups, report.judgements, advantage_PG.tolist())
-        check_finite(metrics, step, run.workdir, report.rows, advantage_PG, finite=report.finite)
+        check_finite(metrics, step, run.place.files, report.rows, advantage_PG, finite=report.finite)
         metrics |= self._checkpoints.times()
         metrics["time/step_s"] = time.monotonic() - report.begin
         self._metrics.log(done, metrics)
         self._timeline.flush()
+        run.place.upload()
         self._progress.step(done, metrics)
         if not self._reported_programs:
             log.info("%s", compile_cache.programs())
@@ -295,6 +300,7 @@ class Session:
 
         Raises:
             FloatingPointError: a parameter is NaN or infinite; the checkpoints before it are kept.
+            WriteError: it cannot be written.
         """
         self._owner.check()
         sync_teachers(self.teacher)
@@ -303,12 +309,13 @@ class Session:
                 raise FloatingPointError(
                     f"after step {done} the student has parameters that are NaN or infinite; not saved"
                 )
-            stale = bool(self._run.cfg.overlap.staleness)
-            host = self._host | pending_state(done, pending, stale=stale, sample=not ends)
-            host |= {"seconds": self._seconds(), "teacher": self.teacher.state(), "failures": self._gate.state()}
+            host = self._host_state(done, pending, ends=ends)
             ahead = pending.unsampled(done)
-            with tracing.span("checkpoint"):
-                self._checkpoints.save(done, state, host, extras={"ahead": ahead.policy} if ahead else {})
+            with self._writing_checkpoints():
+                if not ends:  # the checkpoint first when the machine is about to go
+                    self._run.place.upload_all()
+                with tracing.span("checkpoint"):
+                    self._checkpoints.save(done, state, host, extras={"ahead": ahead.policy} if ahead else {})
         if ends:
             self._wait_for_save()
 
@@ -325,8 +332,7 @@ class Session:
                 log.warning("no checkpoint of step %d: %s; the newest is after step %s", done, why,
                             self._checkpoints.latest())  # fmt: skip
             else:
-                self.save(done, state, pending, ends=True)
-                log.warning("saved a checkpoint after step %d", done)
+                self._save_last(done, state, pending)
         except (Exception, KeyboardInterrupt) as again:
             log.error("no checkpoint of step %d: %s", done, " ".join(str(again).split()) or type(again).__name__)
         if isinstance(error, Interrupted):
@@ -334,6 +340,20 @@ class Session:
             log.warning("%.1f s from the signal to the complete checkpoint", max(since))
             self._timeline.ends_now("stop", max(since), step=done)
             self._timeline.flush()
+        try:
+            self._run.place.upload_all()
+        except UserError as again:
+            log.error("%s; the newest logs and the tape are in %s", again, self._run.place.files)
+
+    def _save_last(self, done: int, state: State, pending: Pending) -> None:
+        """Save because the run ends, elsewhere if the workdir cannot be written."""
+        try:
+            self.save(done, state, pending, ends=True)
+            log.warning("saved a checkpoint after step %d", done)
+        except WriteError as error:
+            log.error("no checkpoint after step %d in the workdir: %s", done, error)
+            if hosts.count() == 1 and done:
+                rescue(self._run.place, done, state, self._host_state(done, pending, ends=True))
 
     def _save_unheard(self) -> None:
         """Save the last finished step on the signals' thread, while the main thread compiles or waits."""
@@ -359,8 +379,26 @@ class Session:
 
     def _wait_for_save(self) -> None:
         if self._checkpoints.writing:
-            with tracing.span("checkpoint"):
+            with tracing.span("checkpoint"), self._writing_checkpoints():
                 self._checkpoints.wait()
+
+    @contextlib.contextmanager
+    def _writing_checkpoints(self) -> Iterator[None]:
+        """Whatever Orbax, tensorstore and a bucket's library raise becomes a `WriteError`; they share no class."""
+        try:
+            yield
+        except (UserError, jax.errors.JaxRuntimeError):
+            raise
+        except Exception as error:
+            if "Gloo" in str(error):  # another host is gone, see `hosts.lost`
+                raise
+            raise write_error(self._run.place.home / "checkpoints", error) from error
+
+    def _host_state(self, done: int, pending: Pending, *, ends: bool) -> dict[str, Any]:
+        """What a checkpoint holds besides the arrays; ``ends`` as in `save`."""
+        stale = bool(self._run.cfg.overlap.staleness)
+        host = self._host | pending_state(done, pending, stale=stale, sample=not ends)
+        return host | {"seconds": self._seconds(), "teacher": self.teacher.state(), "failures": self._gate.state()}
 
     def finish(self, after: dict[str, Any]) -> Result:
         """Write the result, with the last held-out evaluation in it, and the curves.
@@ -388,10 +426,13 @@ class Session:
         if run.forked_from:
             values["forked_from"] = dict(run.forked_from)
         if self._writes:
-            values["drift_alarms"] = alarms(read_metrics(run.workdir))
-            write_result(run.workdir, values)
-            curves_png(run.workdir)
-        return Result(run.workdir, values, self._writes)
+            files = run.place.files
+            values["drift_alarms"] = alarms(read_metrics(files))
+            write_result(files, values)
+            with Dispensable(f"{files / 'curves.png'}"):
+                curves_png(files, title=run.place.home.name)
+        run.place.upload_all()
+        return Result(run.place.home, values, self._writes)
 
     @property
     def _best_by(self) -> str:

@@ -54,6 +54,7 @@ from ropd_jax.workdir.changes import flatten
 from ropd_jax.workdir.config import check_claim, is_finished
 from ropd_jax.workdir.contents import file_contents, questions_hash
 from ropd_jax.workdir.keys import check_values
+from ropd_jax.workdir.place import Place
 
 log = logging.getLogger(__name__)
 
@@ -68,21 +69,22 @@ def setup(
     With several hosts every host must call it.
 
     Args:
-        workdir: of the run; the teacher's tape is there.
+        workdir: of the run, a directory or the URL of a bucket; the teacher's tape is there.
         method: a name, the path of a .py file, or a subclass of `methods.base.Method`; None is ``cfg.method``.
         fork: ``RUN`` or ``RUN@STEP``: start from another run's checkpoint (`training.fork`); "" does not.
 
     Raises:
         UserError: a value that cannot work, a missing key, an unreadable checkpoint or data set.
     """
-    workdir = pathlib.Path(workdir).expanduser()
+    place = Place(workdir, host=hosts.index())
     how = check_config(cfg)
-    compile_cache.keep_programs(workdir, on=cfg.compile_cache)
+    compile_cache.keep_programs(place.home, on=cfg.compile_cache)
     raw = cfg.to_dict() | ({} if method is None else {"method": _name(method)})
     hosts.check_same("the config", flatten(raw))
     made = load_method(method or cfg.method, cfg)
-    files = check_files(cfg, how, made, raw, workdir, fork)
-    if hosts.index() == 0 and not is_finished(workdir, how.steps):  # a finished run asks nothing
+    place.fetch()
+    files = check_files(cfg, how, made, raw, place, fork)
+    if hosts.index() == 0 and not is_finished(place.files, how.steps, home=place.home):  # a finished run asks nothing
         check_models(cfg.teacher, files.needs)
     student = load_checkpoint(
         cfg.student.checkpoint, mesh=files.mesh, dtype=how.lora.load_dtype, tokenizer=files.student.tokenizer
@@ -96,7 +98,7 @@ def setup(
     run = Run(
         cfg=how,
         raw=raw,
-        workdir=workdir,
+        place=place,
         method=made,
         teacher=files.teacher,
         mesh=files.mesh,
@@ -143,7 +145,7 @@ class Files:
 
 
 def check_files(
-    cfg: ConfigDict, how: RunConfig, made: Method, raw: Mapping[str, Any], workdir: pathlib.Path, fork: str
+    cfg: ConfigDict, how: RunConfig, made: Method, raw: Mapping[str, Any], place: Place, fork: str
 ) -> Files:
     """Everything that a run reads, checked as far as it goes without weights, a call to a teacher, or a trace.
 
@@ -153,12 +155,12 @@ def check_files(
         UserError: the first thing that cannot work.
     """
     values, writes = flatten(raw), hosts.index() == 0
-    origin = origin_of(fork, workdir)
+    origin = origin_of(fork, place.home)
     if writes:
-        check_claim(workdir, raw)
+        check_claim(place.files, raw, home=place.home)
     calibration = summary(cfg.teacher.calibration)
     needs = (*made.asks, *(("judge",) if cfg.teacher.judge.model else ()))
-    teacher = run_teacher(cfg, [], workdir, needs=needs)
+    teacher = run_teacher(cfg, [], place.files, needs=needs)
     teacher.check_tape()
     validate.check_xla_options(how.optim.xla_options)
     mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp)
@@ -177,13 +179,13 @@ def check_files(
     prompt_len = -(-max(train.longest, heldout.longest) // validate.SHORTEST) * validate.SHORTEST
     validate.check_length(prompt_len, how.sampling.max_tokens, how.optim.row_len, student.cfg)
     if "scripted" in providers(cfg.teacher, needs):  # it needs the data: their worked solutions are its answer key
-        teacher = run_teacher(cfg, train.prompts, workdir, needs=needs)
+        teacher = run_teacher(cfg, train.prompts, place.files, needs=needs)
     if "reference" in made.asks:
         teacher.check_references(train.prompts)
     contents = file_contents(values, weights=False)
     contents |= {"data.path": questions_hash(train.prompts), "data.heldout_path": questions_hash(heldout.prompts)}
     if writes:
-        check_claim(workdir, raw, contents)
+        check_claim(place.files, raw, contents, home=place.home)
     if origin and origin.pending:
         check_origin(origin, how.lora, student.cfg, contents)
     return Files(student, mesh, teacher, needs, train, heldout, prompts, prompt_len, contents, origin, calibration)

@@ -27,6 +27,7 @@ from ropd_jax.parallel.xla_options import xla_options
 from ropd_jax.teacher.build import role_of
 from ropd_jax.training.sections import OptimConfig, OverlapConfig, RunConfig
 from ropd_jax.types import UserError
+from ropd_jax.utils.writing import Dispensable
 
 log = logging.getLogger(__name__)
 SHORTEST = 16  # positions of a prompt: lengths are rounded up to a multiple of it
@@ -261,7 +262,8 @@ def check_finite(
         arrays: dict[str, Any] = {"advantage_PG": advantage_PG}
         arrays |= {f"completion_{i}": s.completion_T for i, s in enumerate(rows)}
         arrays |= {f"old_logp_{i}": s.old_logp_T for i, s in enumerate(rows)}
-        np.savez_compressed(path, **arrays)
+        with Dispensable(str(path)):
+            np.savez_compressed(path, **arrays)
     raise FloatingPointError(
         f"step {step}: {', '.join(bad)}; the step's sequences are in {path}; "
         "lower optim.lr, or look for an extreme old log-prob"

@@ -10,10 +10,13 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
+from etils import epath
+
 from ropd_jax.types import UserError
+from ropd_jax.utils import paths
 
 
-def read_json(file: pathlib.Path, *, optional: bool = False) -> dict:
+def read_json(file: pathlib.Path | epath.Path, *, optional: bool = False) -> dict:
     """A JSON object; ``optional``: {} if there is no such file.
 
     Raises:
@@ -41,7 +44,7 @@ def one_line(where: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def numbered_rows(
-    path: str | pathlib.Path, *, file: str = "a JSONL file", row: str = "an object"
+    path: paths.AnyPath, *, file: str = "a JSONL file", row: str = "an object"
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number from 1, object) of each line of a JSONL file that is not blank.
 
@@ -51,7 +54,7 @@ def numbered_rows(
     Raises:
         UserError: unreadable, not UTF-8, or a line that is not a JSON object.
     """
-    for number, line in enumerate(_lines(pathlib.Path(path), file), start=1):
+    for number, line in enumerate(_lines(paths.local_file(path), file), start=1):
         if line.strip():
             try:
                 value = json.loads(line)
@@ -102,19 +105,28 @@ def create_private(path: pathlib.Path, mode: str = "w", **how: Any) -> IO[Any]:
 
 
 def write_atomic(path: str | os.PathLike[str], text: str, *, private: bool = False) -> None:
-    """Writes a file that appears whole or not at all, also when the machine stops in between.
+    """Writes a file (or uploads one) that appears whole or not at all, also when the machine stops in between.
 
     Lone surrogates (a student may emit half a character) are written as ``\\udcxx``, which JSON reads back. With
     ``private`` only the owner can read the file.
     """
-    path = pathlib.Path(path)
+    with paths.written(path) as place:
+        _write_atomic(place, text, private)
+
+
+def _write_atomic(path: pathlib.Path, text: str, private: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    with create_private(part, "wb") if private else open(part, "wb") as f:
-        f.write(text.encode("utf-8", "backslashreplace"))
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(part, path)
+    try:
+        with create_private(part, "wb") if private else open(part, "wb") as f:
+            f.write(text.encode("utf-8", "backslashreplace"))
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, path)
+    except OSError:
+        with contextlib.suppress(OSError):  # on a full disk, half a file is in the way of what comes next
+            part.unlink(missing_ok=True)
+        raise
 
 
 def finite(value: Any) -> int | float | None:

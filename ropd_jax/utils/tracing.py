@@ -25,10 +25,12 @@ import pathlib
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import IO, Any
 
 from ropd_jax.types import UserError
-from ropd_jax.utils.files import whole_rows
+from ropd_jax.utils.files import whole_rows, write_atomic
+from ropd_jax.utils.paths import local_run
+from ropd_jax.utils.writing import Dispensable
 
 RUN = ("compile", "sample", "prefill", "update", "evaluate", "checkpoint", "checkpoint_write", "idle")
 TEACHER = ("reference", "rubric", "verify", "score")
@@ -104,12 +106,13 @@ class Timeline:
 
     def __init__(self, workdir: str | os.PathLike[str], *, start_step: int = 0, write: bool = True):
         path = pathlib.Path(workdir) / "timeline.jsonl"
-        if write and path.exists():
-            kept = [row for row in _rows(path) if (row.get("step") or 0) < start_step]
-            part = path.with_name(f".{path.name}.part")
-            part.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-            os.replace(part, path)
-        self._file = open(path if write else os.devnull, "a", encoding="utf-8")  # noqa: SIM115 - see close()
+        self._guard = Dispensable(str(path))
+        self._file: IO[str] | None = None
+        with self._guard:
+            if write and path.exists():
+                kept = [row for row in _rows(path) if (row.get("step") or 0) < start_step]
+                write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept))
+            self._file = open(path if write else os.devnull, "a", encoding="utf-8")  # noqa: SIM115 - see close()
         self._epoch = time.time() - time.monotonic()  # the system clock can be set during a run; spans must not jump
         self._lock = threading.Lock()
         self._numbers = itertools.count()
@@ -145,8 +148,9 @@ class Timeline:
         """Writes a span, by the monotonic clock."""
         row = {"name": name, "start": round(start + self._epoch, 4), "end": round(end + self._epoch, 4), **where}
         with self._lock:
-            if not self._file.closed:  # the teacher's thread can end a moment after the run's
-                self._file.write(json.dumps(row) + "\n")
+            if self._file and not self._guard.lost:  # the teacher's thread can end a moment after the run's
+                with self._guard:
+                    self._file.write(json.dumps(row) + "\n")
 
     def ends_now(self, name: str, seconds: float, **where: Any) -> None:
         """Writes a span that ends now."""
@@ -155,7 +159,9 @@ class Timeline:
 
     def flush(self) -> None:
         with self._lock:
-            self._file.flush()
+            if self._file and not self._guard.lost:
+                with self._guard:
+                    self._file.flush()
 
     def open(self) -> list[tuple[str, float, Mapping[str, Any]]]:
         """(name, seconds since it began, where) of each span in flight, the oldest first."""
@@ -170,7 +176,10 @@ class Timeline:
 
     def close(self) -> None:
         with self._lock:
-            self._file.close()
+            if self._file:
+                with self._guard:
+                    self._file.close()
+            self._file = None
 
 
 def read_spans(run: str | os.PathLike[str]) -> list[Span]:
@@ -179,7 +188,7 @@ def read_spans(run: str | os.PathLike[str]) -> list[Span]:
     Raises:
         UserError: it has none.
     """
-    path = pathlib.Path(run) / "timeline.jsonl"
+    path = local_run(run) / "timeline.jsonl"
     if not path.exists():
         raise UserError(f"{path} does not exist; expected the directory of a run (ropd train --workdir)")
     fields = {f.name for f in dataclasses.fields(Span)}

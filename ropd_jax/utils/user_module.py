@@ -22,6 +22,7 @@ import types
 from collections.abc import Iterator
 
 from ropd_jax.types import UserError
+from ropd_jax.utils.paths import only_local
 from ropd_jax.utils.suggest import near
 
 
@@ -34,7 +35,7 @@ def load_user_module(path: str | pathlib.Path, *, what: str) -> types.ModuleType
     Raises:
         UserError: the file does not exist, is not a ``.py`` file, or raises something, with the line that raised it.
     """
-    path = pathlib.Path(path)
+    path = only_local(path, what)
     if not path.is_file():
         siblings = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
         hint = near(str(path), siblings) if siblings else f"there is no Python file in {str(path.parent)!r}"

@@ -16,6 +16,7 @@ import numpy as np
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.text.tokenizer import Tokenizer
 from ropd_jax.types import UserError
+from ropd_jax.utils.paths import local_file
 from ropd_jax.weights import hub
 from ropd_jax.weights.families import read_config
 from ropd_jax.weights.gguf import GGUFSource, find_smollm2
@@ -65,7 +66,7 @@ def find(checkpoint: str, *, weights: bool = True, key: str = "student.checkpoin
     if not checkpoint:
         raise UserError(f"{key} is empty; {expected}")
     try:
-        path = pathlib.Path(checkpoint).expanduser()
+        path = local_file(checkpoint, key)
         there = path.exists()
     except (OSError, RuntimeError) as error:  # too long for a name, or the home of a user who is not there
         raise UserError(f"{key}={checkpoint[:200]!r} cannot be read ({error}); {expected}") from error

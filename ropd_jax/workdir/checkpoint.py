@@ -25,8 +25,9 @@ from etils import epath
 from ropd_jax.parallel import hosts
 from ropd_jax.types import UserError
 from ropd_jax.utils import tracing
+from ropd_jax.utils.paths import is_url
 from ropd_jax.workdir import checksums
-from ropd_jax.workdir.kept import is_url, saved_steps
+from ropd_jax.workdir.kept import saved_steps
 from ropd_jax.workdir.orbax_io import PART, Writer, check_shapes, ocp
 
 log = logging.getLogger(__name__)

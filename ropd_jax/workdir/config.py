@@ -16,6 +16,7 @@ from ropd_jax import configs
 from ropd_jax.teacher.clients.endpoint import shown_address
 from ropd_jax.types import UserError
 from ropd_jax.utils.files import read_json, write_atomic
+from ropd_jax.utils.paths import AnyPath, as_path, is_url
 from ropd_jax.workdir import lock
 from ropd_jax.workdir.changes import Changes, compare, flatten
 from ropd_jax.workdir.kept import kept_steps
@@ -26,13 +27,13 @@ CONFIG, PROVENANCE, RESULT = "config.json", "provenance.json", "result.json"
 IGNORED = ("xla", lock.FOLDER)  # compile cache of a workdir in a bucket, and lock; files that begin with a dot as well
 
 
-def stored_config(run: pathlib.Path) -> ConfigDict:
+def stored_config(run: AnyPath) -> ConfigDict:
     """The config of a run's directory, unlocked; keys that it did not have yet are the default's.
 
     Raises:
         UserError: no run is there, or one of a version with other keys.
     """
-    path = run / "config.json"
+    path = as_path(run) / "config.json"
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -69,25 +70,31 @@ def _without_secrets(tree: Any) -> Any:
     return [_without_secrets(v) for v in tree] if isinstance(tree, list | tuple) else tree
 
 
-def is_finished(workdir: pathlib.Path, steps: int) -> bool:
-    """Whether the run there has a result after ``steps`` steps."""
-    return (workdir / RESULT).exists() and kept_steps(workdir)[-1:] == [steps]
+def is_finished(workdir: pathlib.Path, steps: int, *, home: AnyPath | None = None) -> bool:
+    """Whether the run there has a result after ``steps`` steps; ``home`` as in `check_claim`."""
+    return (workdir / RESULT).exists() and kept_steps(home or workdir)[-1:] == [steps]
 
 
-def provenance(workdir: pathlib.Path) -> dict[str, Any]:
+def provenance(workdir: AnyPath) -> dict[str, Any]:
     """Where a run came from: ``contents``, hashes of the files it began with, and ``forked_from``; {} if unknown."""
-    path = workdir / PROVENANCE
+    path = as_path(workdir) / PROVENANCE
     return read_json(path) if path.exists() else {}
 
 
 def check_claim(
-    workdir: pathlib.Path, config: Mapping[str, Any], contents: Mapping[str, str] | None = None
+    workdir: pathlib.Path,
+    config: Mapping[str, Any],
+    contents: Mapping[str, str] | None = None,
+    *,
+    home: AnyPath | None = None,
 ) -> Changes | None:
     """Whether a run of this config can be in the directory; nothing is written.
 
     Args:
+        workdir: the local directory of the run's files.
         config: nested, of JSON values.
         contents: hashes of its files (`workdir.contents`); None if they are not read yet.
+        home: what the user named, where the checkpoints are (`workdir.place`); None is ``workdir``.
 
     Returns:
         how the config differs from the one of the run that is there; None if there is no run.
@@ -96,14 +103,15 @@ def check_claim(
         UserError: the directory belongs to another config (the difference is shown), holds something else, or cannot
             be written.
     """
-    path = workdir / CONFIG
+    path, name = workdir / CONFIG, home or workdir
     try:
         if not path.exists():
-            _check_free(workdir)
+            if not is_url(name):
+                _check_free(workdir)
             return None
         stored = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"--workdir {workdir}: {error.strerror}; choose a directory that can be written") from error
+        raise UserError(f"--workdir {name}: {error.strerror}; choose a directory that can be written") from error
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); choose another --workdir") from error
     if not isinstance(stored, dict):
@@ -113,13 +121,13 @@ def check_claim(
         flatten(config),
         old_contents=provenance(workdir).get("contents"),
         contents=contents,
-        done=max(kept_steps(workdir), default=0),
+        done=max(kept_steps(name), default=0),
     )
     if refused := changes.refused:
         more = f"; and {len(refused) - 6} more" if len(refused) > 6 else ""
         raise UserError(
-            f"--workdir {workdir} belongs to another config ({'; '.join(refused[:6])}{more}); give the config it was "
-            f"started with, or start a new run from its checkpoint: --fork {workdir} --workdir NEW"
+            f"--workdir {name} belongs to another config ({'; '.join(refused[:6])}{more}); give the config it was "
+            f"started with, or start a new run from its checkpoint: --fork {name} --workdir NEW"
         )
     return changes
 
@@ -141,6 +149,7 @@ def claim(
     *,
     contents: Mapping[str, str] | None = None,
     forked_from: Mapping[str, Any] | None = None,
+    home: AnyPath | None = None,
 ) -> None:
     """Make the directory this config's own, or check that it is, and log what has changed.
 
@@ -149,19 +158,19 @@ def claim(
 
     Args:
         workdir: created when absent.
-        config, contents: as `check_claim`.
+        config, contents, home: as `check_claim`.
         forked_from: the run and step that a new run starts from.
 
     Raises:
         UserError: as `check_claim`.
     """
-    changes = check_claim(workdir, config, contents)
+    changes = check_claim(workdir, config, contents, home=home)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if changes is not None:
             _log(changes)
             if "steps" in changes.keys:
-                _set_result_aside(workdir)
+                _set_result_aside(workdir, max(kept_steps(home or workdir), default=0))
         _write(workdir / CONFIG, json.loads(json.dumps(config)))
         origin = provenance(workdir)
         now = {"contents": {**origin.get("contents", {}), **(contents or {})}}
@@ -170,7 +179,9 @@ def claim(
         if contents is not None or forked:
             _write(workdir / PROVENANCE, now)
     except OSError as error:
-        raise UserError(f"--workdir {workdir}: {error.strerror}; choose a directory that can be written") from error
+        raise UserError(
+            f"--workdir {home or workdir}: {error.strerror}; choose a directory that can be written"
+        ) from error
 
 
 def _write(path: pathlib.Path, value: Mapping[str, Any]) -> None:
@@ -189,7 +200,6 @@ def _log(changes: Changes) -> None:
         log.warning("%s", note)
 
 
-def _set_result_aside(workdir: pathlib.Path) -> None:
+def _set_result_aside(workdir: pathlib.Path, done: int) -> None:
     if (workdir / RESULT).exists():
-        done = max(kept_steps(workdir), default=0)
         os.replace(workdir / RESULT, workdir / f"result_step_{done:06d}.json")

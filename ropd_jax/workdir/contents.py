@@ -14,16 +14,19 @@ from __future__ import annotations
 import hashlib
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ropd_jax.types import Prompt
+from ropd_jax.utils.paths import local_file
 from ropd_jax.weights import hub
 from ropd_jax.weights.student import find
 from ropd_jax.workdir.keys import KEYS, QUESTIONS
 
 WHOLE = 64 << 20  # bytes up to which a file is read in full
 EDGE, SAMPLE, SAMPLES = 1 << 20, 1 << 16, 64
+_URL = re.compile(r"[a-z0-9]+://")
 CHECKPOINTS = ("student.checkpoint", "lopd.checkpoint")
 OF_CHECKPOINT = (*hub.SMALL, *hub.WEIGHTS)
 
@@ -93,7 +96,7 @@ def file_contents(values: Mapping[str, Any], *, weights: bool) -> dict[str, str]
 def _file(value: str) -> pathlib.Path | None:
     """The file that a value names, or None if it is the name of something in this package, or JSON."""
     try:
-        path = pathlib.Path(value).expanduser()
+        path = local_file(value) if _URL.match(value) else pathlib.Path(value).expanduser()
         return path if path.is_file() else None
     except (OSError, RuntimeError, ValueError):  # JSON is longer than a name can be; ~nobody has no home
         return None

@@ -18,12 +18,15 @@ import shutil
 
 import ml_dtypes  # noqa: F401, numpy's bfloat16
 import numpy as np
+from etils import epath
 from safetensors.numpy import save_file
 
 from ropd_jax.text import chat
 from ropd_jax.text.tokenizer import HFTokenizer
 from ropd_jax.types import UserError
+from ropd_jax.utils import buckets
 from ropd_jax.utils.files import read_json
+from ropd_jax.utils.paths import AnyPath, as_path, is_url, written
 from ropd_jax.weights.families import ABSENT
 from ropd_jax.weights.hf import DTYPES, save_hf
 from ropd_jax.weights.student import find, open_source
@@ -51,12 +54,18 @@ def export(what: str, to: str, *, step: int | None = None, dtype: str = "", adap
     Raises:
         UserError: nothing to export, ``to`` is in use, an unknown dtype, no checkpoint after that step.
     """
+    if is_url(to):
+        if buckets.listing(to, "--to"):
+            raise UserError(f"--to {to} exists and is not empty; choose another directory")
+        with written(to, "--to") as place:
+            export(what, str(place), step=step, dtype=dtype, adapter=adapter)
+        return
     target = pathlib.Path(to).expanduser()
     if dtype and dtype not in DTYPES:
         raise UserError(f"--dtype={dtype} cannot be stored; expected one of {', '.join(DTYPES)}")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"--to {to} exists and is not empty; choose another directory")
-    run = student_section(pathlib.Path(what).expanduser())
+    run = student_section(what)
     if run is None and step is not None:
         raise UserError(f"--step={step} selects a checkpoint of a run, but {what} is not a run; leave it out")
     if adapter and (run is None or not (run.get("lora") or {}).get("rank")):
@@ -66,7 +75,7 @@ def export(what: str, to: str, *, step: int | None = None, dtype: str = "", adap
     with contextlib.closing(open_source(base)) as source:
         dtype = dtype or ("float32" if run else source.dtype)
         made = load_tokenizer(base, chat_template=template) if base.is_file() else None  # a directory's is copied
-        path = pathlib.Path(what).expanduser()
+        path = as_path(what)
         if not adapter:
             params = _of_run(path, run, source, step) if run else host_tree(source, DTYPES[dtype])
         part = target.absolute().parent / f".{target.name}.part.{os.getpid()}"
@@ -90,8 +99,9 @@ def export(what: str, to: str, *, step: int | None = None, dtype: str = "", adap
     log.info("wrote %s: %s weights, %.1f MB in %d files", target, dtype, size / 1e6, len(list(target.iterdir())))
 
 
-def student_section(path: pathlib.Path) -> dict | None:
+def student_section(what: AnyPath) -> dict | None:
     """The section ``student`` of the config of a run's directory; None if the directory is not a run."""
+    path = as_path(what)
     if not (path / "checkpoints").is_dir() or not (path / "config.json").is_file():
         return None
     config = read_json(path / "config.json")
@@ -99,7 +109,7 @@ def student_section(path: pathlib.Path) -> dict | None:
     return section if isinstance(section, dict) else None
 
 
-def _of_run(path: pathlib.Path, student: dict, source: Source, step: int | None) -> dict:
+def _of_run(path: epath.Path, student: dict, source: Source, step: int | None) -> dict:
     """The student's weights after a step, as host arrays, with adapters merged into the base they were trained on."""
     import jax
 
@@ -116,7 +126,7 @@ def _of_run(path: pathlib.Path, student: dict, source: Source, step: int | None)
     return params
 
 
-def _adapters(path: pathlib.Path, student: dict, source: Source, step: int | None):
+def _adapters(path: epath.Path, student: dict, source: Source, step: int | None):
     """(how they were trained, the adapters after a step as host arrays)."""
     from ropd_jax.models.lora import Lora, adapter_shapes
     from ropd_jax.workdir.checkpoint import saved_params
@@ -128,7 +138,7 @@ def _adapters(path: pathlib.Path, student: dict, source: Source, step: int | Non
 
 
 def _write_adapter(
-    path: pathlib.Path, student: dict, source: Source, step: int | None, dtype: str, base: str, part: pathlib.Path
+    path: epath.Path, student: dict, source: Source, step: int | None, dtype: str, base: str, part: pathlib.Path
 ) -> None:
     """adapter_config.json and adapter_model.safetensors, as PEFT reads them."""
     from ropd_jax.weights.peft import adapter_config, adapter_tensors

@@ -19,6 +19,8 @@ from typing import Any
 from ropd_jax.teacher.rubric_store import lineage_from
 from ropd_jax.types import Criterion, Judgement, Message, Prompt, Repeat, RolloutGroup, Rubric, UserError
 from ropd_jax.utils.files import finite, write_atomic
+from ropd_jax.utils.paths import local_run
+from ropd_jax.utils.writing import essential
 
 
 class GroupsLog:
@@ -46,8 +48,9 @@ class GroupsLog:
         """
         rows = [group_row(*one) for one in zip(groups, judgements, advantages, strict=True)]
         path = self.directory / f"step_{step:06d}.jsonl"
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), private=True)
+        with essential(path):
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), private=True)
         return path
 
 
@@ -152,7 +155,7 @@ def read_groups(run: str | os.PathLike[str], *, steps: tuple[int, int] | None = 
     Raises:
         UserError: no groups there, none of those steps, or a line that is no group.
     """
-    directory = pathlib.Path(run) / "groups"
+    directory = local_run(run) / "groups"
     files = sorted(directory.glob("step_*.jsonl"))
     numbers = [int(found[1]) if (found := re.search(r"step_(\d+)", f.name)) else -1 for f in files]
     if not files:

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from typing import Any
-
 from etils import epath
 
+from ropd_jax.utils.paths import AnyPath, as_path, is_url
+
 COMMIT = "commit_success.txt"  # Orbax's name; a bucket cannot rename, so this file says that a checkpoint is complete
-
-
-def is_url(path: Any) -> bool:
-    """Whether a path leads to a bucket."""
-    return "://" in str(path)
 
 
 def saved_steps(directory: epath.Path) -> list[int]:
@@ -23,6 +17,6 @@ def saved_steps(directory: epath.Path) -> list[int]:
     return sorted(int(p.name) for p in found if not is_url(p) or (p / COMMIT).exists())
 
 
-def kept_steps(run: str | os.PathLike[str]) -> list[int]:
+def kept_steps(run: AnyPath) -> list[int]:
     """How many steps were finished at each checkpoint that a run has kept, ascending; [] if it has none."""
-    return saved_steps(epath.Path(run).expanduser() / "checkpoints")
+    return saved_steps(as_path(run) / "checkpoints")

@@ -6,6 +6,7 @@ Metric names are ``room/name``: ``reward/mean``, ``eval/accuracy``, ``teacher/un
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -13,6 +14,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ropd_jax.utils.files import finite, whole_rows, write_atomic
+from ropd_jax.utils.paths import local_run
+from ropd_jax.utils.writing import essential
+from ropd_jax.workdir.tensorboard import Board
 
 
 class Metrics:
@@ -37,29 +41,31 @@ class Metrics:
         kept = [row for row in _rows(self.path) if row["step"] < start_step]
         self._held = {(row["step"], name) for row in kept for name in row}
         if write:
-            write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+            with essential(self.path):
+                write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = open(self.path if write else os.devnull, "a", encoding="utf-8")  # noqa: SIM115 - see close()
-        self._board = None
-        if tensorboard and write:
-            from tensorboardX import SummaryWriter
-
-            self._board = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=start_step)
+        self._board = Board(self.path.parent / "tensorboard", purge_step=start_step) if tensorboard and write else None
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Appends one line. Values are numbers or None; NaN and infinities are written as ``null``."""
+        """Appends one line. Values are numbers or None; NaN and infinities are written as ``null``.
+
+        Raises:
+            WriteError: it cannot be written.
+        """
         row = {name: finite(value) for name, value in metrics.items()}
-        self._file.write(json.dumps({"step": step, **row}) + "\n")
-        self._file.flush()
-        for name, value in row.items():
-            if self._board and value is not None:
-                self._board.add_scalar(name, value, step)
+        with essential(self.path):
+            self._file.write(json.dumps({"step": step, **row}) + "\n")
+            self._file.flush()
+        if self._board:
+            self._board.log(step, row)
 
     def holds(self, step: int, name: str) -> bool:
         """Whether an earlier process of this run has logged the metric at that step."""
         return (step, name) in self._held
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # `log` has flushed and reported every line
+            self._file.close()
         if self._board:
             self._board.close()
 
@@ -72,7 +78,7 @@ def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
 def read_metrics(workdir: str | os.PathLike[str]) -> dict[str, tuple[list[int], list[float | None]]]:
     """Each metric of a run as (steps, values), ascending in step; an unknown value is None."""
     series: dict[str, dict[int, float | None]] = {}
-    for row in _rows(pathlib.Path(workdir) / "metrics.jsonl"):
+    for row in _rows(local_run(workdir) / "metrics.jsonl"):
         for name, value in row.items():
             if name != "step":
                 series.setdefault(name, {})[row["step"]] = value

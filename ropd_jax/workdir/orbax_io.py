@@ -19,8 +19,9 @@ from etils import epath
 
 from ropd_jax.types import UserError
 from ropd_jax.utils.logs import keep_root_logger
+from ropd_jax.utils.paths import is_url
 from ropd_jax.workdir import checksums
-from ropd_jax.workdir.kept import COMMIT, is_url
+from ropd_jax.workdir.kept import COMMIT
 
 with keep_root_logger():  # it logs through absl at its import, and absl then calls logging.basicConfig
     import orbax.checkpoint as ocp

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 
 import jax
 from ml_collections import ConfigDict
@@ -14,6 +13,7 @@ from ropd_jax.models.lora import Lora, adapter_shapes, attach, freeze
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.types import UserError
 from ropd_jax.utils.logs import show_logs
+from ropd_jax.utils.paths import as_path
 from ropd_jax.weights.student import Student, load_checkpoint
 from ropd_jax.workdir.checkpoint import saved_params
 from ropd_jax.workdir.config import stored_config
@@ -22,7 +22,7 @@ from ropd_jax.workdir.kept import kept_steps
 
 def run_config(what: str | os.PathLike[str]) -> ConfigDict | None:
     """The config of a run's directory; None if the directory is not a run."""
-    path = pathlib.Path(what).expanduser()
+    path = as_path(what)
     if not (path / "checkpoints").is_dir() or not (path / "config.json").is_file():
         return None
     return stored_config(path)
@@ -63,7 +63,7 @@ def load_policy(
     if not step and 0 not in kept:
         return student
     shapes = adapter_shapes(student.cfg, lora) if lora.rank else transformer.param_shapes(student.cfg)
-    _, params = saved_params(pathlib.Path(run).expanduser() / "checkpoints", step, shapes)
+    _, params = saved_params(as_path(run) / "checkpoints", step, shapes)
     if mesh is not None:
         params = mesh_lib.put(params, mesh, mesh_lib.RULES.storage(params))
     base = freeze(student.params, lora.base_dtype) if lora.rank else None

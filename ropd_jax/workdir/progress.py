@@ -14,6 +14,7 @@ from rich.progress import Progress as RichProgress
 from ropd_jax.utils import tables
 from ropd_jax.utils.files import finite
 from ropd_jax.utils.text import clock
+from ropd_jax.utils.writing import Dispensable
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class Progress:
     def __init__(self, total: int, *, start: int = 0, every_s: float = 5.0, file: TextIO | None = None):
         self._total, self._done, self._every_s = total, start, every_s
         self._file = file
+        self._guard = Dispensable("progress")
         self._seen: dict[str, Any] = {}
         self._durations: list[float] = []
         self._last_step = self._last_line = time.monotonic()
@@ -47,20 +49,21 @@ class Progress:
             self._task = self._bar.add_task("", total=total, completed=start)
 
     def __enter__(self) -> Progress:
-        if self._bar:
-            self._bar.start()
+        with self._guard:
+            if self._bar:
+                self._bar.start()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if self._bar:
-            self._bar.stop()
+        with self._guard:
+            if self._bar:
+                self._bar.stop()
 
     def note(self, metrics: Mapping[str, Any]) -> None:
         """Takes values to show, an evaluation's for example, without counting a step."""
         self._seen.update({k: v for k, v in metrics.items() if k.startswith("eval/")})
         self._last_step = time.monotonic()  # an evaluation is no part of a step's duration
-        if self._bar:
-            self._bar.update(self._task, description=self.line())
+        self._update(description=self.line())
 
     def step(self, done: int, metrics: Mapping[str, Any]) -> None:
         """Says that ``done`` steps of the run are finished, and what the last one measured."""
@@ -69,7 +72,7 @@ class Progress:
         self._last_step, self._done = now, done
         self._seen = {k: v for k, v in self._seen.items() if k.startswith("eval/")} | dict(metrics)
         if self._bar:
-            self._bar.update(self._task, completed=done, description=self.line())
+            self._update(completed=done, description=self.line())
         elif now - self._last_line >= self._every_s or done >= self._total or len(self._durations) == 1:
             self._last_line = now
             self._print(f"step {done}/{self._total}  {self.line()}")
@@ -77,7 +80,7 @@ class Progress:
     def report(self, what: str) -> None:
         """What the run is doing within a step: on the bar at once, as a plain line when none came for ``every_s``."""
         if self._bar:
-            self._bar.update(self._task, description=f"{self.line()}  {what}")
+            self._update(description=f"{self.line()}  {what}")
         elif time.monotonic() - self._last_line >= self._every_s:
             self._last_line = time.monotonic()
             self._print(f"step {self._done}/{self._total}  {what}")
@@ -96,9 +99,16 @@ class Progress:
             parts.append(f"{clock(middle * (self._total - self._done))} left")
         return "  ".join(parts)
 
+    def _update(self, **what: Any) -> None:
+        """Show it on the bar, if there is one."""
+        if self._bar and not self._guard.lost:
+            with self._guard:
+                self._bar.update(self._task, **what)
+
     def _print(self, text: str) -> None:
         if self._file is None:
             log.info("%s", text)
-        else:
-            self._file.write(text + "\n")
-            self._file.flush()
+        elif not self._guard.lost:
+            with self._guard:
+                self._file.write(text + "\n")
+                self._file.flush()

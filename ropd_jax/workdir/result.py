@@ -15,6 +15,8 @@ from rich.table import Table
 from ropd_jax.types import UserError
 from ropd_jax.utils import tables
 from ropd_jax.utils.files import finite, write_atomic
+from ropd_jax.utils.paths import AnyPath, as_path
+from ropd_jax.utils.writing import essential
 
 RESULT_ROWS = (  # (key, label, format)
     ("accuracy_before", "held-out accuracy before (greedy)", "{:.1%}"),
@@ -41,7 +43,7 @@ class Result:
         written: False on the hosts that do not write the run's files.
     """
 
-    workdir: pathlib.Path
+    workdir: pathlib.PurePath
     values: Mapping[str, Any]
     written: bool = True
 
@@ -88,17 +90,18 @@ def final_table(result: Mapping[str, Any]) -> Table:
 def write_result(workdir: str | os.PathLike[str], result: Mapping[str, Any]) -> pathlib.Path:
     """Writes ``result.json`` whole or not at all; NaN and infinities, at any depth, become ``null``."""
     path = pathlib.Path(workdir) / "result.json"
-    write_atomic(path, json.dumps(_plain(result), indent=2, ensure_ascii=False) + "\n")
+    with essential(path):
+        write_atomic(path, json.dumps(_plain(result), indent=2, ensure_ascii=False) + "\n")
     return path
 
 
-def read_result(workdir: str | os.PathLike[str]) -> dict[str, Any]:
+def read_result(workdir: AnyPath) -> dict[str, Any]:
     """The numbers that ``write_result`` left.
 
     Raises:
         UserError: there is no ``result.json``, or it is not JSON.
     """
-    path = pathlib.Path(workdir) / "result.json"
+    path = as_path(workdir) / "result.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

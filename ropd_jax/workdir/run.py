@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from etils import epath
 from ml_collections import ConfigDict
 
 from ropd_jax.types import UserError
+from ropd_jax.utils.paths import as_path
 from ropd_jax.workdir.config import stored_config
 from ropd_jax.workdir.groups import StoredGroup, read_groups
 from ropd_jax.workdir.metrics import read_metrics
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class StoredRun:
-    """What a run has written, finished or not. Everything is read from disk at each access."""
+    """What a run has written, finished or not. Everything is read from disk, or from its bucket, at each access."""
 
-    directory: pathlib.Path
+    directory: epath.Path
 
     @property
     def config(self) -> ConfigDict:
@@ -95,12 +96,12 @@ class StoredRun:
 
 
 def open_run(directory: str | os.PathLike[str]) -> StoredRun:
-    """The run in a directory that `train` wrote.
+    """The run in a directory that `train` wrote, or in a bucket (``gs://bucket/runs/a``).
 
     Raises:
         UserError: there is no run in it.
     """
-    path = pathlib.Path(directory).expanduser()
+    path = as_path(directory)
     if not (path / "config.json").is_file():
         raise UserError(f"{path} has no config.json; expected the directory of a run (ropd train --workdir)")
     return StoredRun(path)

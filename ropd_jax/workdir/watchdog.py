@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator
 
 from ropd_jax.utils.tracing import Timeline
+from ropd_jax.utils.writing import Dispensable
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ def watching(
 
 
 def _watch(timeline: Timeline, limit_s: float, directory: pathlib.Path, coroutines, over: threading.Event) -> None:
+    guard = Dispensable(str(directory / "stacks"))
     number, reported = 0, None  # the moment since which nothing has moved, once it is reported
     while not over.wait(min(limit_s / 4, 5.0)):
         if timeline.still_s() < limit_s or timeline.moved_at == reported:
@@ -55,7 +57,8 @@ def _watch(timeline: Timeline, limit_s: float, directory: pathlib.Path, coroutin
         text = report(timeline, coroutines)
         number += 1
         path = directory / f"stacks_{os.getpid()}_{number}.txt"  # the hosts of a run share the directory
-        path.write_text(text, encoding="utf-8")
+        with guard:
+            path.write_text(text, encoding="utf-8")
         in_flight = ", ".join(_line(*span) for span in timeline.open()[:4]) or "nothing"
         log.warning("nothing has moved for %.0f s; in flight: %s. All stacks: %s", timeline.still_s(), in_flight, path)
 

@@ -15,12 +15,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.resources
-import pathlib
 import re
 from collections.abc import Mapping
 
 from ropd_jax.teacher.clients.errors import ConfigurationError
 from ropd_jax.types import Message
+from ropd_jax.utils.paths import local_file
 
 DIVIDER = "=== user ==="
 _DIVIDER = re.compile(rf"^{DIVIDER}[ \t]*\r?$", re.MULTILINE)
@@ -54,7 +54,7 @@ def load(name: str) -> str:
         ConfigurationError: the template does not exist or cannot be read.
     """
     folder = importlib.resources.files("ropd_jax.teacher.roles") / "prompts"
-    file = pathlib.Path(name).expanduser() if name.endswith(".md") else folder / f"{name}.md"
+    file = local_file(name, "template") if name.endswith(".md") else folder / f"{name}.md"
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -23,13 +23,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ropd_jax.teacher.clients.errors import ConfigurationError
 from ropd_jax.teacher.roles.kinds import KINDS
 from ropd_jax.teacher.scripted.tasks import uniform
+from ropd_jax.utils.paths import local_file
 
 OTHER = "other"
 USUAL_LENGTH = 400  # characters, where the bias of length is zero
@@ -82,7 +82,9 @@ class Noise:
             return None
         if isinstance(value, str):
             try:
-                text = value if value.lstrip().startswith("{") else pathlib.Path(value).read_text(encoding="utf-8")
+                text = value
+                if not value.lstrip().startswith("{"):
+                    text = local_file(value, "teacher.scripted.noise").read_text(encoding="utf-8")
                 value = json.loads(text)
             except (OSError, ValueError, RecursionError) as e:
                 raise ConfigurationError(

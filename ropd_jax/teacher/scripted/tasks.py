@@ -13,11 +13,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import pathlib
 import re
 from collections.abc import Callable, Iterable
 
 from ropd_jax.teacher.clients.errors import ConfigurationError
+from ropd_jax.utils.paths import local_file
 
 Slip = Callable[[int], int]  # step number -> the error that is added to its result; 0 for a correct step
 
@@ -64,7 +64,7 @@ class AnswerKey:
         """
         pairs = []
         try:
-            with pathlib.Path(path).open(encoding="utf-8") as lines:
+            with local_file(path, "teacher.scripted.answer_key").open(encoding="utf-8") as lines:
                 for number, line in enumerate(lines, 1):
                     if not line.strip():
                         continue

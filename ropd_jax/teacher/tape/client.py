@@ -33,6 +33,7 @@ from ropd_jax.teacher.roles import references
 from ropd_jax.teacher.step import STEP
 from ropd_jax.teacher.tape.inspect import explain_miss
 from ropd_jax.teacher.tape.store import TAPE_NAME, Failure, Tape, body_key, request_body
+from ropd_jax.utils.paths import is_url, local_file
 
 log = logging.getLogger(__name__)
 MODES = ("record", "replay", "refresh", "off")
@@ -188,7 +189,15 @@ def open_tape(mode: str, path: str, workdir: str | os.PathLike[str] | None, *, h
     if mode == "off":
         return None
     if path:
-        file = pathlib.Path(path)
+        if mode == "replay":
+            file = local_file(path, "teacher.tape.path")
+        elif is_url(path):
+            raise ConfigurationError(
+                f"teacher.tape.path={path}: a tape in a bucket can only be replayed; leave it empty to record on the "
+                "tape of the workdir, which is uploaded, or name a local file"
+            )
+        else:
+            file = pathlib.Path(path).expanduser()
     elif workdir is not None:
         file = pathlib.Path(workdir) / TAPE_NAME
     elif mode == "record":

@@ -28,6 +28,7 @@ from typing import Any
 from ropd_jax.teacher.clients.errors import ConfigurationError
 from ropd_jax.teacher.roles.references import Reference
 from ropd_jax.types import Message, Prompt
+from ropd_jax.utils.paths import local_file, only_local
 
 log = logging.getLogger(__name__)
 
@@ -156,11 +157,10 @@ def read_index(
         ConfigurationError: no such file, a row that does not follow the schema, two rows for one prompt, too few
             answers, another fingerprint. The message names file and line.
     """
-    path = pathlib.Path(path)
     if count is not None and count < 1:
         raise ConfigurationError(f"{count} references wanted of {path}; expected at least 1")
     try:
-        lines = path.read_bytes().decode("utf-8").split("\n")
+        lines = local_file(path, "teacher.index").read_bytes().decode("utf-8").split("\n")
     except OSError as error:
         raise ConfigurationError(
             f"teacher.index={str(path)!r} cannot be read ({error.strerror}); expected a file that "
@@ -236,7 +236,7 @@ class IndexWriter:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, fingerprint: Mapping[str, Any] | None = None):
-        self.path = pathlib.Path(path)
+        self.path = only_local(path, "--out")
         self.fingerprint = dict(fingerprint or {})
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():

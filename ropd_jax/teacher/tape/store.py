@@ -33,6 +33,7 @@ from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest, Usage
 from ropd_jax.teacher.clients.errors import ConfigurationError, TeacherError
 from ropd_jax.teacher.roles import fences
 from ropd_jax.teacher.step import NO_STEP
+from ropd_jax.utils.writing import write_error
 
 VERSION = 2  # 2 added the address that a reply came from, and batch jobs
 TAPE_NAME = "tape.sqlite"  # in a run's directory
@@ -316,7 +317,9 @@ class Tape:
                     self._version = self._db.execute("PRAGMA user_version").fetchone()[0]
                 yield self._db
             except sqlite3.Error as e:
-                raise _explained(e, self.path) from e
+                raise explained(e, self.path) from e
+            except OSError as e:
+                raise write_error(self.path, e) from e
 
 
 def request_row(key: str, role: str, body: Mapping[str, Any], prompts: Mapping[str, str]) -> tuple:
@@ -417,10 +420,10 @@ def _check_ours(db: sqlite3.Connection, path: pathlib.Path) -> None:
         raise ConfigurationError(f"{str(path)!r} {why}; name another file with teacher.tape.path", cause="no_tape")
 
 
-def _explained(error: sqlite3.Error, path: pathlib.Path) -> Exception:
+def explained(error: sqlite3.Error, path: pathlib.Path) -> Exception:
     code = getattr(error, "sqlite_errorcode", None)
     if code == sqlite3.SQLITE_FULL:
-        return OSError(errno.ENOSPC, "no space left for the tape", str(path))
+        return write_error(path, OSError(errno.ENOSPC, "no space left for the tape"))
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         why = f"another process has been writing it for more than {_WAIT_S:g} s; give each run a tape of its own"
     elif code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):

@@ -38,6 +38,7 @@ from ropd_jax.teacher.clients.errors import BudgetError, ConfigurationError, Tea
 from ropd_jax.teacher.step import STEP
 from ropd_jax.teacher.traffic.prices import Prices
 from ropd_jax.utils.files import create_private
+from ropd_jax.utils.writing import Dispensable
 
 _STEPS_KEPT = 8
 _TEMPLATE_TOKENS = 32  # of a chat template around one message
@@ -147,6 +148,7 @@ class Budget:
         self._lock = threading.Lock()
         self._path = None if path is None else pathlib.Path(path)
         self._written = 0.0
+        self._guard = Dispensable(str(self._path))
         if self._path is not None and self._path.exists():
             try:
                 self.restore(json.loads(self._path.read_text(encoding="utf-8")))
@@ -336,9 +338,10 @@ class Budget:
             return
         self._written = now
         part = self._path.with_name(f".{self._path.name}.part")
-        with create_private(part, encoding="utf-8") as file:
-            file.write(json.dumps(_plain(self.roles), indent=1) + "\n")
-        os.replace(part, self._path)
+        with self._guard:  # after a paid reply, which must reach the tape; checkpoints hold the spending, too
+            with create_private(part, encoding="utf-8") as file:
+                file.write(json.dumps(_plain(self.roles), indent=1) + "\n")
+            os.replace(part, self._path)
 
     def _so_far(self, total: Spent) -> str:
         parts = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import math
-import pathlib
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,6 +12,7 @@ from typing import Any
 
 from ropd_jax.teacher.clients.chat import Usage
 from ropd_jax.teacher.clients.errors import ConfigurationError
+from ropd_jax.utils.paths import local_file
 
 _DATED = r"(-\d{4}-\d{2}-\d{2}|-\d{3})?"  # gpt-4.1-2025-04-14, gemini-2.5-flash-001
 _KEYS = {
@@ -82,7 +82,7 @@ class Prices:
         prices = _parse(data, "prices.toml")
         if path:
             try:
-                own = tomllib.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+                own = tomllib.loads(local_file(path, "teacher.prices").read_text(encoding="utf-8"))
             except OSError as e:
                 raise ConfigurationError(f"teacher.prices is {path!r}: {e.strerror}; expected a TOML file") from e
             except ValueError as e:

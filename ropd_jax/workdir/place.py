@@ -1,0 +1,300 @@
+"""Where the files of a run are: a local directory, or a bucket with a directory on this machine in front of it.
+
+A bucket has no append and no rename, so a run in a bucket writes into a local *staging* directory:
+
+    config.json, result.json, groups/, curves.png ...    uploaded whole when they have changed
+    metrics.jsonl, timeline.jsonl, tensorboard/          grow: from 256 KiB on only what was added is sent (`append`),
+                                                         so that a run of n steps uploads in the order of n bytes
+    tape.sqlite, spent.json                              uploaded at checkpoints: the rows since the last time, as
+                                                         ``tape.parts/``; the whole tape when the parts reach half of it
+    checkpoints/                                         Orbax writes them straight to the bucket
+
+Resumed on another machine, the run starts from the bucket. On the same machine, what the staging directory has of the
+tape besides is kept: its replies are paid for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import pathlib
+import shutil
+from typing import Any
+
+from etils import epath
+
+from ropd_jax.teacher.tape import parts
+from ropd_jax.teacher.tape.store import TAPE_NAME, tape_path
+from ropd_jax.types import UserError
+from ropd_jax.utils import buckets, paths
+from ropd_jax.utils.files import write_atomic
+
+log = logging.getLogger(__name__)
+
+GROWING = ("metrics.jsonl", "timeline.jsonl")
+WHOLE = 256 << 10  # bytes up to which a growing file is sent whole
+FOLDERS = ("groups", "tensorboard")  # what is uploaded besides the files at the top
+PARTS_SHARE = 0.5  # of the tape's size, up to which it is uploaded in parts
+_LOCKS: dict[pathlib.Path, int] = {}  # staging directories that this process holds -> file descriptor
+
+
+class Place:
+    """A run's place. A local one has nothing to upload: every method returns at once.
+
+    Attributes:
+        home: what the user named; checkpoints are below it.
+        files: the local directory that everything else is written to; ``home`` itself if that is local.
+    """
+
+    def __init__(self, workdir: paths.AnyPath, *, host: int = 0):
+        self.remote = paths.is_url(workdir)
+        self._url = os.fspath(workdir).rstrip("/")
+        self.home: epath.Path = paths.as_path(self._url if self.remote else workdir, "--workdir")
+        self.files = self._staging(host) if self.remote else pathlib.Path(self.home)
+        self._tape = _StoredTape(self._url, self.files / (f"tape.{host}.sqlite" if host else "tape.sqlite"))
+        self._sent: dict[str, tuple[int, int, int]] = {}  # name -> inode, bytes, time of change
+        self._final: set[str] = set()  # groups that this process has uploaded: it writes each once
+        self._late = False  # the last upload of logs failed
+
+    def _staging(self, host: int) -> pathlib.Path:
+        return paths.cache_dir() / "staging" / paths.folder_name(self._url) / f"host{host}"
+
+    # --- start and end
+
+    def fetch(self) -> None:
+        """Bring the staging directory to the bucket's state. Call it before anything in ``files`` is read.
+
+        Raises:
+            UserError: the bucket cannot be read, holds something else, or another process here runs in it.
+        """
+        if not self.remote:
+            return
+        self.files.mkdir(parents=True, exist_ok=True)
+        self._hold()
+        log.info("%s is a bucket: files are written in %s and uploaded after each step", self._url, self.files)
+        there = buckets.listing(self._url, "--workdir")
+        seen = {name for name in there if not name.startswith((".", "lock"))}
+        if "config.json" not in seen:
+            if seen:
+                raise UserError(f"--workdir {self._url} is not empty and holds no run; choose another directory")
+            self._set_aside()
+            return
+        spent = {path.name: _json(path) for path in self.files.glob("spent*.json")}
+        with contextlib.suppress(FileNotFoundError):  # versions would leave what this machine has changed
+            (self.files / buckets.VERSIONS).unlink()
+        pulled = buckets.pull(self._url, self.files, leave_out=(paths.TAPES, ".*", "lock*"), what="--workdir")
+        names = {path.name for path in pulled}
+        for path in self.files.iterdir():  # of a run that this machine knew and the bucket does not
+            if path.suffix in (".json", ".jsonl") and path.name not in names and not path.name.startswith("spent"):
+                path.unlink()
+        for name, earlier in spent.items():
+            if merged := _larger(earlier, _json(self.files / name)):
+                write_atomic(self.files / name, json.dumps(merged, indent=1) + "\n", private=True)
+        for path in pulled:
+            self._sent[path.name] = _stamp(path)
+        for folder in FOLDERS:  # what the bucket has already; the rest is uploaded with the first step
+            stored = buckets.listing(f"{self._url}/{folder}") if folder in there else {}
+            for path in (self.files / folder).glob("[!.]*"):
+                if path.name in stored and stored[path.name].get("size") == path.stat().st_size:
+                    self._sent[f"{folder}/{path.name}"] = _stamp(path)
+        self._tape.restore(there)
+
+    def close(self) -> None:
+        """Let another process have the staging directory."""
+        if (held := _LOCKS.pop(self.files, None)) is not None:
+            os.close(held)
+
+    def _hold(self) -> None:
+        if self.files in _LOCKS:
+            return
+        lock = os.open(self.files.with_name(f"{self.files.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            raise UserError(
+                f"--workdir {self._url}: another process of this machine runs in it; wait for it or stop it"
+            ) from error
+        _LOCKS[self.files] = lock
+
+    def _set_aside(self) -> None:
+        """The bucket has no such run (any more): the one that this machine remembers starts afresh elsewhere."""
+        if any(self.files.iterdir()):
+            number = 1 + sum(1 for _ in self.files.parent.glob(f"{self.files.name}.before*"))
+            before = self.files.with_name(f"{self.files.name}.before{number}")
+            shutil.move(self.files, before)
+            self.files.mkdir()
+            log.warning("%s has no run; what an earlier run left on this machine is now in %s", self._url, before)
+
+    # --- upload
+
+    def upload(self) -> None:
+        """Upload what has changed, without the tape. A failure is one warning: the next call sends it all."""
+        if not self.remote:
+            return
+        try:
+            self._upload()
+            self._late = False
+        except UserError as error:
+            if not self._late:
+                log.warning("%s; the files stay in %s, and the next step tries again", error, self.files)
+            self._late = True
+
+    def upload_all(self) -> None:
+        """Upload everything, with the tape; a checkpoint is to follow.
+
+        Raises:
+            UserError: something cannot be written.
+        """
+        if self.remote:
+            self._upload()
+            self._tape.save()
+
+    def _upload(self) -> None:
+        whole, grown = {}, []
+        for path, name in self._candidates():
+            stamp, sent = _stamp(path), self._sent.get(name)
+            if stamp == sent:
+                continue
+            least = buckets.S3_PART if self._url.startswith("s3") else WHOLE
+            if _grows(name) and sent and sent[0] == stamp[0] and stamp[1] > sent[1] >= least and not self._late:
+                grown.append((path, name, stamp, sent[1]))
+            else:
+                whole[name] = (path, stamp)
+        gone = [name for name in self._sent if name.startswith("spent.") and not (self.files / name).exists()]
+        buckets.remove([f"{self._url}/{name}" for name in gone])  # host 0 has taken them over
+        for name in gone:
+            del self._sent[name]
+        files = {f"{self._url}/{name}": path for name, (path, _) in whole.items()}
+        buckets.put(files, self._url, "--workdir")
+        self._sent |= {name: stamp for name, (_, stamp) in whole.items()}
+        self._final |= {name for name in whole if name.startswith("groups/")}
+        for path, name, stamp, begin in grown:
+            with path.open("rb") as file:
+                file.seek(begin)
+                buckets.append(f"{self._url}/{name}", file.read(stamp[1] - begin))
+            self._sent[name] = stamp
+
+    def _candidates(self) -> list[tuple[pathlib.Path, str]]:
+        """The files that may have changed, with their names in the bucket."""
+        found = [(p, p.name) for p in self.files.iterdir() if p.is_file() and not p.name.startswith((".", "tape"))]
+        for folder in FOLDERS:
+            names = []
+            with contextlib.suppress(FileNotFoundError), os.scandir(self.files / folder) as entries:
+                names = [f"{folder}/{entry.name}" for entry in entries if not entry.name.startswith(".")]
+            found += [(self.files / name, name) for name in names if name not in self._final]
+        return found
+
+
+def stored_tape(name: paths.AnyPath, what: str = "") -> pathlib.Path:
+    """The file of a tape, or of the tape in a run's directory; of one in a bucket, a copy put together from its parts.
+
+    Raises:
+        UserError: there is no tape in the bucket, or it cannot be read.
+    """
+    if not paths.is_url(name):
+        return tape_path(paths.as_path(name, what))
+    url = os.fspath(name).rstrip("/")
+    run, _, file = url.rpartition("/") if url.endswith(".sqlite") else (url, "", TAPE_NAME)
+    there = buckets.listing(run, what)
+    if file not in there:
+        raise UserError(f"{what}{': ' if what else ''}there is no {file} at {run}; expected the directory of a run")
+    place = paths.cache_dir() / "copies" / paths.folder_name(run) / file
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.unlink(missing_ok=True)
+    _StoredTape(run, place).restore(there)
+    return place
+
+
+class _StoredTape:
+    """The tape of one host in the bucket: ``tape.sqlite``, and ``tape.parts/000001.sqlite`` with what came later.
+
+    The parts are uploaded once each, and the whole tape whenever they have grown to half of it. So a tape of n bytes
+    costs in the order of n bytes of upload, however many checkpoints a run has.
+    """
+
+    def __init__(self, url: str, file: pathlib.Path):
+        self._file = file
+        self._whole, self._folder = f"{url}/{file.name}", f"{url}/{file.stem}.parts"
+        self._mark = parts.Mark()
+        self._parts: dict[str, int] = {}  # name -> bytes
+        self._bytes = 0  # of the whole tape in the bucket
+
+    def restore(self, there: dict[str, Any]) -> None:
+        """Put the tape together from the bucket, and add the replies that only this machine has."""
+        folder = self._file.with_name(f".{self._file.stem}.parts")
+        shutil.rmtree(folder, ignore_errors=True)
+        if self._file.name in there:
+            known = None
+            if self._file.exists():
+                known = folder / "known.sqlite"
+                parts.snapshot(self._file, known)
+            buckets.pull(self._whole.rpartition("/")[0], folder, only=(self._file.name,))
+            base = folder / self._file.name
+            self._bytes = base.stat().st_size
+            stored = buckets.listing(self._folder)
+            self._parts = {name: int(info["size"]) for name, info in stored.items()}
+            if stored:
+                for path in sorted(buckets.pull(self._folder, folder / "parts")):
+                    parts.merge(base, path)
+            self._mark = parts.newest(base)
+            if known is not None:
+                parts.merge(base, known, keep=True)
+            for name in (f"{self._file.name}-wal", f"{self._file.name}-shm"):
+                self._file.with_name(name).unlink(missing_ok=True)
+            os.replace(base, self._file)
+            os.chmod(self._file, 0o600)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def save(self) -> None:
+        """Upload what the tape has got since the last time.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        if not self._file.exists() or (self._bytes and parts.newest(self._file) == self._mark):
+            return
+        copy = self._file.with_name(f".{self._file.name}.part")
+        try:
+            if self._bytes:
+                end = parts.part(self._file, self._mark, copy)
+                name, size = f"{len(self._parts) + 1:06d}.sqlite", copy.stat().st_size
+                if size + sum(self._parts.values()) <= PARTS_SHARE * self._bytes:
+                    buckets.put({f"{self._folder}/{name}": copy}, self._whole)
+                    self._parts[name], self._mark = size, end
+                    return
+            end = parts.snapshot(self._file, copy)
+            buckets.put({self._whole: copy}, self._whole)
+            self._bytes, self._mark = copy.stat().st_size, end
+            buckets.remove([f"{self._folder}/{name}" for name in self._parts])  # a kill before leaves them: harmless
+            self._parts = {}
+        finally:
+            copy.unlink(missing_ok=True)
+
+
+def _grows(name: str) -> bool:
+    return name in GROWING or name.startswith("tensorboard/")
+
+
+def _stamp(path: pathlib.Path) -> tuple[int, int, int]:
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _larger(a: Any, b: Any) -> Any:
+    """Two trees of numbers merged; of each number the larger one. Spending only grows."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return {k: _larger(a.get(k), b.get(k)) for k in a | b}
+    if a is None or b is None:
+        return b if a is None else a
+    return max(a, b)

@@ -1,0 +1,50 @@
+"""A checkpoint elsewhere, when the run's own directory cannot be written."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from ropd_jax.utils import paths
+from ropd_jax.workdir.checkpoint import Checkpoints
+from ropd_jax.workdir.place import Place
+
+log = logging.getLogger(__name__)
+COMMIT = "commit_success.txt"  # Orbax's mark of a complete directory in a bucket, which has no rename
+
+
+def rescue(place: Place, step: int, state: Any, host: dict) -> pathlib.Path | None:
+    """Save a checkpoint in the cache or in the temporary directory, and log how to use it.
+
+    Returns:
+        its directory, or None if nothing can be written there either, which is logged.
+    """
+    for base in (paths.cache_dir() / "rescue", pathlib.Path(tempfile.gettempdir()) / "ropd_rescue"):
+        directory = base / paths.folder_name(str(place.home.resolve() if not place.remote else place.home))
+        try:
+            with contextlib.closing(Checkpoints(directory, keep=1)) as checkpoints:
+                checkpoints.save(step, state, host)
+        except Exception as error:  # the next place, then none: the run already ends with the first error
+            log.error("no checkpoint in %s either (%s)", directory, " ".join(str(error).split())[:200])
+            continue
+        found = directory / str(step)
+        if place.remote:
+            for folder in _folders(found):
+                (folder / COMMIT).touch()
+        copy = "gcloud storage cp -r" if str(place.home).startswith("gs:") else "aws s3 cp --recursive"
+        log.warning(
+            "saved a checkpoint after step %d in %s; to resume from it: %s %s %s/", step, found,
+            copy if place.remote else "cp -r", found, place.home / "checkpoints",
+        )  # fmt: skip
+        return found
+    return None
+
+
+def _folders(checkpoint: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A checkpoint and its items."""
+    yield checkpoint
+    yield from (path for path in checkpoint.iterdir() if path.is_dir())

@@ -1,0 +1,189 @@
+"""Every writer of a run on a full disk, on one that fails, and on one that is read-only.
+
+What the run cannot do without ends it in one line that names the path; the rest is left out with one warning.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import subprocess
+import threading
+
+import numpy as np
+import pytest
+
+from ropd_jax.teacher.clients.chat import ChatReply, ChatRequest, Usage
+from ropd_jax.teacher.tape.store import Tape
+from ropd_jax.teacher.traffic.budget import Budget
+from ropd_jax.types import Message, UserError
+from ropd_jax.utils.tracing import Timeline, span
+from ropd_jax.utils.writing import Dispensable
+from ropd_jax.workdir.checkpoint import Checkpoints
+from ropd_jax.workdir.config import claim
+from ropd_jax.workdir.curves import curves_png
+from ropd_jax.workdir.groups import GroupsLog
+from ropd_jax.workdir.metrics import Metrics
+from ropd_jax.workdir.progress import Progress
+from ropd_jax.workdir.result import write_result
+
+LONG = "x" * 20_000  # more than a page, so that it cannot fit into what is left of one
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of 12 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=12m", "none", str(place)]
+    if os.getuid() or subprocess.run(mount, check=False).returncode:
+        pytest.skip("a file system of a few megabytes can only be mounted by root")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.fixture
+def stack(monkeypatch):
+    """Closes what a test opens; a group is one long line."""
+    monkeypatch.setattr("ropd_jax.workdir.groups.group_row", lambda *one: {"text": LONG})
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
+def fill(place):
+    with contextlib.suppress(OSError), open(place / "filler", "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def recorded(tape):
+    request = ChatRequest("verify", (Message("user", LONG + os.urandom(9_000).hex()),), "m", 0.0, 10)
+    tape.put("scripted", request, ChatReply(os.urandom(20_000).hex(), "stop", Usage(1, 1), "m", 0.1))
+
+
+def opened(kind, place, stack):
+    """(the write, words of its error) for an essential file; what is opened is open before the disk is full."""
+    if kind == "config":
+        return lambda: claim(place / "run", {"a": LONG}), "run"
+    if kind == "metrics":
+        metrics = stack.enter_context(contextlib.closing(Metrics(place, tensorboard=False)))
+        return lambda: metrics.log(1, {f"a/{i}": 0.5 for i in range(2_000)}), "metrics.jsonl"
+    if kind == "metrics at a resume":
+        (place / "metrics.jsonl").write_text("".join(f'{{"step": {i}, "a": "{LONG}"}}\n' for i in range(3)))
+        return lambda: Metrics(place, start_step=9, tensorboard=False).close(), "metrics.jsonl"
+    if kind == "groups":
+        return lambda: GroupsLog(place).write(3, [None], [None], [None]), "step_000003.jsonl"
+    if kind == "result":
+        return lambda: write_result(place, {"a": LONG}), "result.json"
+    if kind == "tape":
+        tape = stack.enter_context(contextlib.closing(Tape(place / "tape.sqlite")))
+        recorded(tape)
+        return lambda: recorded(tape), "tape.sqlite"
+    checkpoints = stack.enter_context(contextlib.closing(Checkpoints(place / "checkpoints", keep=1)))
+    return lambda: checkpoints.save(1, {"a": np.zeros(100_000)}, {}), "checkpoint"
+
+
+KINDS = ("config", "metrics", "metrics at a resume", "groups", "result", "tape", "checkpoint")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_essential_file_on_a_full_disk_is_one_line_that_names_it(kind, disk, stack):
+    write, word = opened(kind, disk, stack)
+    fill(disk)
+    with pytest.raises((UserError, OSError)) as error:
+        write()
+    if kind == "checkpoint":  # `Session` makes the one line of it
+        assert error.value.errno == errno.ENOSPC
+    else:
+        assert isinstance(error.value, UserError) and word in str(error.value)
+        assert "\n" not in str(error.value) and "pace" in str(error.value)
+    (disk / "filler").unlink()
+    assert not list(disk.rglob("*.part"))
+    opened(kind, disk, stack)[0]()  # with room again it works
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.EDQUOT])
+@pytest.mark.parametrize("kind", ["config", "metrics", "groups", "result"])
+def test_an_essential_file_that_fails_is_one_line_that_names_it(kind, number, tmp_path, monkeypatch, stack):
+    write, word = opened(kind, tmp_path, stack)
+
+    def fails(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("ropd_jax.utils.files.os.fsync", fails)
+    if kind == "metrics":
+        monkeypatch.setattr("json.dumps", fails)
+    with pytest.raises(UserError, match=f"{word}.*{os.strerror(number)}") as error:
+        write()
+    assert "\n" not in str(error.value)
+
+
+def warnings_of(caplog):
+    return [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+
+
+def test_tensorboard_on_a_full_disk_is_left_out_with_one_warning_and_nothing_waits(disk, caplog):
+    (disk / "tensorboard").mkdir()
+    metrics = Metrics(disk)
+    metrics._file.close()
+    metrics._file = open(os.devnull, "w")  # noqa: SIM115 - the metrics have another disk here
+    fill(disk)
+    values = {f"room/{i}": 0.5 for i in range(300)}
+    done = threading.Event()
+
+    def log():
+        for step in range(40):  # tensorboardX waits for ever at the eleventh
+            metrics.log(step, values)
+        metrics.close()
+        done.set()
+
+    threading.Thread(target=log, daemon=True).start()
+    assert done.wait(20)
+    assert len(warnings_of(caplog)) == 1 and "tensorboard cannot be written (No space" in warnings_of(caplog)[0]
+
+
+def test_the_timeline_on_a_full_disk_is_left_out_with_one_warning(disk, caplog):
+    with Timeline(disk).recording() as timeline:
+        fill(disk)
+        for _ in range(3):
+            for _ in range(300):
+                with span("update"):
+                    pass
+            timeline.flush()
+    assert len(warnings_of(caplog)) == 1 and "timeline.jsonl cannot be written (No space" in warnings_of(caplog)[0]
+
+
+def test_curves_and_spending_on_a_full_disk_are_left_out_with_one_warning(disk, caplog):
+    log = Metrics(disk, tensorboard=False)
+    log.log(1, {"reward/mean": 0.5})
+    log.close()
+    budget = Budget(path=disk / "spent.json")
+    budget.roles = {}
+    fill(disk)
+    with Dispensable("curves.png"):
+        curves_png(disk)
+    budget.begin("verify" * 2_000)
+    budget.save()
+    budget.save()
+    assert [text.split(" ")[0].rpartition("/")[2] for text in warnings_of(caplog)] == ["curves.png", "spent.json"]
+
+
+def test_a_terminal_that_is_gone_does_not_end_a_run(caplog):
+    class Gone:
+        encoding, is_open = "utf-8", True
+
+        def write(self, text):
+            raise OSError(errno.EIO, "Input/output error")
+
+        def flush(self):
+            raise OSError(errno.EIO, "Input/output error")
+
+        def isatty(self):
+            return False
+
+    with Progress(3, file=Gone(), every_s=0.0) as progress:
+        for step in range(3):
+            progress.step(step, {})
+            progress.report("sampling")
+    assert warnings_of(caplog) == ["progress cannot be written (Input/output error); the run continues without"]
