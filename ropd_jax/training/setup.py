@@ -82,6 +82,7 @@ def setup(
     hosts.check_same("the config", flatten(raw))
     made = load_method(method or cfg.method, cfg)
     files = check_files(cfg, how, made, raw, workdir, fork)
+    validate.note_warmup(how.optim, how.steps)
     if hosts.index() == 0 and not is_finished(workdir, how.steps):  # a finished run asks nothing
         check_models(cfg.teacher, files.needs)
     student = load_checkpoint(
