@@ -149,7 +149,7 @@ def schema(teacher: dict[str, Any]) -> dict[str, str]:
 
 async def _schema(teacher: dict[str, Any], questions: list[LabelledQuestion]) -> dict[str, str]:
     asked = build_teacher(teacher, needs=("verify", "rubric"))
-    how = dataclasses.asdict(asked.roles["verify"])
+    how = asked.roles["verify"].wording()
     found: dict[str, str] = {}
     for kind, make in (("verdicts", _verdicts), ("rubric", _rubric)):
         for bound in (True, False):

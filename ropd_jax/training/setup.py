@@ -84,6 +84,7 @@ def setup(
     made = load_method(method or cfg.method, cfg)
     place.fetch()
     files = check_files(cfg, how, made, raw, place, fork)
+    validate.note_warmup(how.optim, how.steps)
     if hosts.index() == 0 and not is_finished(place.files, how.steps, home=place.home):  # a finished run asks nothing
         check_models(cfg.teacher, files.needs)
     student = load_checkpoint(

@@ -116,20 +116,18 @@ def check_concurrency(teacher: Mapping[str, Any]) -> None:
 
 
 def check_warmup(optim: OptimConfig, steps: int) -> None:
-    """A warm-up that does not fit into the schedule.
-
-    With a constant rate it is one line in the log: a run of a few steps is then the beginning of a longer one.
-
-    Raises:
-        UserError: with a schedule that falls, which would then never fall.
-    """
+    """Raises UserError for a warm-up that is longer than a schedule that falls, which would then never fall."""
     updates = (optim.schedule_steps or steps) * optim.minibatches
     if optim.schedule != "constant" and optim.warmup_steps > updates:
         raise UserError(
             f"optim.warmup_steps={optim.warmup_steps} is more than the {updates} updates of optim.schedule="
             f"{optim.schedule!r}; expected at most {updates}: lower it, or set optim.schedule=constant"
         )
-    if optim.warmup_steps > updates:
+
+
+def note_warmup(optim: OptimConfig, steps: int) -> None:
+    """Log a warm-up that does not end: with a constant rate a run of a few steps is the beginning of a longer one."""
+    if optim.warmup_steps > (updates := steps * optim.minibatches):
         log.info(
             "optim.warmup_steps=%d is more than the run's %d updates: the learning rate never reaches optim.lr=%g",
             optim.warmup_steps, updates, optim.lr,

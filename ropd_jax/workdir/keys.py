@@ -24,7 +24,7 @@ from ropd_jax import configs
 from ropd_jax.types import UserError
 
 IDENTITY, NUMERICS, FREE = "identity", "numerics", "free"
-INT32 = 2**31 - 1
+INT32, INT64 = 2**31 - 1, 2**63 - 1  # bounds that no error shows
 QUESTIONS = {"data.path": "training", "data.heldout_path": "held-out"}  # compared by the questions that are asked
 
 
@@ -58,7 +58,7 @@ class Key:
                  "list": "a tuple, e.g. ('a', 'b')", "table": "a section"}  # fmt: skip
         words = kinds[self.kind]
         low, high = (f"{x:g}" if isinstance(x, float) else str(x) for x in (self.low, self.high))
-        if self.high is not None and self.high < INT32:
+        if self.high is not None and self.high not in (INT32, INT64):
             words += f" above {low}" if self.above else f" from {low}"
             words += f", below {high}" if self.below else f" to {high}" if not self.above else f" and at most {high}"
         elif self.low is not None:
@@ -119,7 +119,7 @@ SHARE = _between(0, 1)
 CONTENT = Key("text", by_content=True)
 OFF = "0 is off"
 ALL = "0 is all"
-SEED = _whole(0, 2**63 - 1)
+SEED = _whole(0, INT64)
 
 _ROLE: dict[str, Key] = {  # of teacher.reference and the other roles
     "provider": _identity(TEXT),
@@ -211,8 +211,8 @@ KEYS: dict[str, Key] = {
     "teacher.calibration": CONTENT,
     "teacher.prices": _free(TEXT),
     "teacher.budget.usd": _free(_least(0, "0 is no cap")),
-    "teacher.budget.tokens": _free(_whole(0, 2**63 - 1, "0 is no cap")),
-    "teacher.budget.calls": _free(_whole(0, 2**63 - 1, "0 is no cap")),
+    "teacher.budget.tokens": _free(_whole(0, INT64, "0 is no cap")),
+    "teacher.budget.calls": _free(_whole(0, INT64, "0 is no cap")),
     "teacher.screen_criteria": _identity(FLAG),
     "teacher.rubric_reuse": _identity(TEXT),
     "teacher.rubric_epochs": _whole(1),
