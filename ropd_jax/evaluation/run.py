@@ -267,7 +267,8 @@ class Evaluation:
         of = sum(map(len, todo.values()))
         log.info("%s: %d answers to %d problems, of at most %d tokens, %d at once", self.loaded.benchmark.title, of,
                  len(todo), engine.max_tokens, engine.rows)  # fmt: skip
-        progress, interrupt = _Progress(of, engine.max_tokens), Interrupt(hosts.any_host)
+        progress = _Progress({i: len(absent) for i, absent in todo.items()}, engine.max_tokens)
+        interrupt = Interrupt(hosts.any_host)
         limits = [[engine.max_tokens if n in absent else 0 for n in range(k)] for absent in todo.values()]
         try:
             with interrupt.listening(), jax.set_mesh(mesh):
@@ -288,7 +289,7 @@ class Evaluation:
             for i, n, rollout in ended:
                 if file is not None:
                     append(file, self.loaded.prompts[i], n, rollout)
-                progress.answered()
+                progress.answered(i)
 
     def _complete(self, student: Student, mesh: jax.sharding.Mesh, longest: int) -> EngineConfig:
         """The engine with the padded length of the prompts and as many rows as were asked for and fit."""
@@ -342,13 +343,15 @@ class Evaluation:
 class _Progress:
     """Lines about how far an evaluation is, one every ten seconds, of host 0."""
 
-    def __init__(self, of: int, most: int):
-        self._of, self._most = of, most
+    def __init__(self, todo: Mapping[int, int], most: int):
+        """``todo``: how many answers each problem lacks; ``most``: tokens of the longest answer."""
+        self._todo, self._of, self._most = dict(todo), sum(todo.values()), most
         self._done, self._tokens = 0, 0
         self._begin = self._reported = time.monotonic()
 
-    def answered(self) -> None:
+    def answered(self, problem: int) -> None:
         self._done += 1
+        self._todo[problem] -= 1
         if self._done == self._of:
             self._report()
 
@@ -362,8 +365,9 @@ class _Progress:
         if hosts.index():
             return
         spent = max(self._reported - self._begin, 1e-9)
-        log.info("answered %d of %d in %s  tok/s %.0f  %s", self._done, self._of, clock(spent), self._tokens / spent,
-                 self.left(spent))  # fmt: skip
+        whole = sum(not n for n in self._todo.values())
+        log.info("answered %d of %d problems (%d of %d answers) in %s  tok/s %.0f  %s", whole, len(self._todo),
+                 self._done, self._of, clock(spent), self._tokens / spent, self.left(spent))  # fmt: skip
 
     def left(self, spent: float) -> str:
         """The time left: by the answers so far, and at most as if all others were of the greatest length.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 
 import jax
 import numpy as np
@@ -371,15 +372,19 @@ def test_an_evaluation_takes_as_many_rows_as_fit_and_says_what_does_not(divides,
     assert "give --rows 6, --config.sampling.cache_dtype=int8 or a larger --config.mesh.tp" in error
 
 
-def test_the_time_left_is_known_before_the_first_answer_and_is_bounded():
-    progress = evalrun._Progress(of=100, most=1_000)
+def test_the_time_left_is_known_before_the_first_answer_and_is_bounded(caplog):
+    caplog.set_level(logging.INFO)
+    progress = evalrun._Progress(dict.fromkeys(range(50), 2), most=1_000)
     progress._tokens = 5_000
     assert progress.left(10.0) == "at most 3:20 left"  # 100,000 tokens at 500 a second
-    for _ in range(10):
-        progress.answered()
+    for i in range(10):
+        progress.answered(i)
     assert progress.left(10.0) == "1:30 left"
     progress._tokens = 50_000
     assert progress.left(10.0) == "18 s left"  # 90 answers have 90,000 tokens at most
+    progress.answered(0)
+    progress._report()
+    assert "answered 1 of 50 problems (11 of 100 answers) in " in caplog.text
 
 
 def test_hosts_with_other_settings_are_told(tmp_path):
