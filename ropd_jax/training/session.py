@@ -150,8 +150,8 @@ class Session:
             self.teacher.restore(self._host["teacher"], host=hosts.index())
             self._gate.restore(self._host["failures"])
         sync_teachers(self.teacher)
-        self._open_logs(first)
-        if first:
+        self._open_logs(first, resumed=found is not None)
+        if found:
             train = self._run.train
             restored = restore_pending(first, self._host, {p.id: p for p in train.prompts}, train.tokens, self.send)
             pending.lookahead, pending.deferred = restored.lookahead, restored.deferred
@@ -168,10 +168,10 @@ class Session:
         log.info("%s is finished; this is its result", self._run.workdir)
         return Result(self._run.workdir, read_result(self._run.workdir), self._writes)
 
-    def _open_logs(self, first: int) -> None:
+    def _open_logs(self, first: int, *, resumed: bool) -> None:
         run, stack, writes = self._run, self._stack, self._writes
         self._metrics = Metrics(
-            run.workdir, start_step=first + 1 if first else 0, tensorboard=run.cfg.log.tensorboard, write=writes
+            run.workdir, start_step=first + 1 if resumed else 0, tensorboard=run.cfg.log.tensorboard, write=writes
         )
         stack.enter_context(contextlib.closing(self._metrics))
         self._timeline = stack.enter_context(tracing.Timeline(run.workdir, start_step=first, write=writes).recording())
