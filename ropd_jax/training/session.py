@@ -157,8 +157,8 @@ class Session:
             self.teacher.restore(self._host["teacher"], host=hosts.index())
             self._gate.restore(self._host["failures"])
         sync_teachers(self.teacher)
-        self._open_logs(first)
-        if first:
+        self._open_logs(first, resumed=found is not None)
+        if found:
             prompts = self._run.train.find(pending_ids(self._host))
             tokens = dict(zip(prompts, self._run.train.tokens_of(list(prompts.values())), strict=True))
             restored = restore_pending(first, self._host, prompts, tokens, self.send)
@@ -179,11 +179,11 @@ class Session:
         log.info("%s is finished; this is its result", place.home)
         return Result(place.home, read_result(place.files), self._writes)
 
-    def _open_logs(self, first: int) -> None:
+    def _open_logs(self, first: int, *, resumed: bool) -> None:
         run, stack, writes = self._run, self._stack, self._writes
         files = run.place.files
         self._metrics = Metrics(
-            files, start_step=first + 1 if first else 0, tensorboard=run.cfg.log.tensorboard, write=writes
+            files, start_step=first + 1 if resumed else 0, tensorboard=run.cfg.log.tensorboard, write=writes
         )
         stack.enter_context(contextlib.closing(self._metrics))
         self._timeline = stack.enter_context(tracing.Timeline(files, start_step=first, write=writes).recording())

@@ -150,7 +150,8 @@ class Checkpoints:
     def check(self) -> None:
         """Raise what a write in the background has failed with; does not wait."""
         if (write := self._write) is not None and not write.thread.is_alive():
-            self.wait()
+            with self._one_saves:
+                self._join()
 
     def times(self) -> dict[str, float]:
         """Metrics: seconds that saves have blocked, and seconds of the writes that are complete, since the last call;

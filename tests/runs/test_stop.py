@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import signal
 import sys
 import time
@@ -16,6 +17,8 @@ from ropd_jax.methods.ropd import METHOD
 from ropd_jax.training.collect import judge_step
 from ropd_jax.training.run import Run
 from ropd_jax.training.session import Session
+from ropd_jax.training.setup import check_config
+from ropd_jax.types import UserError
 from ropd_jax.utils import interrupt
 from ropd_jax.utils.interrupt import Interrupted
 from ropd_jax.workdir.checkpoint import Checkpoints
@@ -137,3 +140,47 @@ def test_a_state_that_is_lost_is_not_saved(tmp_path, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING, logger="ropd_jax"), pytest.raises(RuntimeError, match="out of memory"):
         ropd_jax.train.train(cfg, tmp_path / "run")
     assert steps_of(tmp_path / "run") == [] and "had taken the arrays over" in caplog.text
+
+
+def test_the_best_checkpoint_is_kept_over_a_resume(tmp_path, monkeypatch):
+    accuracy = {0: 0.1, 1: 0.9, 2: 0.2, 3: 0.4, 4: 0.3}
+    evaluate = TRAIN.evaluate_heldout
+    monkeypatch.setattr(
+        TRAIN,
+        "evaluate_heldout",
+        lambda run, state, step, out: evaluate(run, state, step, out) | {"eval/accuracy": accuracy[step]},
+    )
+
+    class FailsOnce(METHOD):
+        left = [RuntimeError("a bug")]
+
+        def advantages(self, reward_PG, valid_PG, step):
+            if step == 2 and self.left:
+                raise self.left.pop()
+            return super().advantages(reward_PG, valid_PG, step)
+
+    cfg = tiny_config(
+        steps=4, eval__every=1, data__heldout_size=8, eval__prompts_at_once=8, stream__groups=0,
+        checkpoint__keep=1, checkpoint__keep_best=1,
+    )  # fmt: skip
+    with pytest.raises(RuntimeError):
+        ropd_jax.train.train(cfg, tmp_path / "run", method=FailsOnce)
+    assert steps_of(tmp_path / "run") == ["1", "2"]
+    ropd_jax.train.train(cfg, tmp_path / "run", method=FailsOnce)
+    assert steps_of(tmp_path / "run") == ["1", "4"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"keep_best": -1}, "checkpoint.keep_best=-1"),
+        ({"keep_best": 1, "best_by": "loss"}, "checkpoint.best_by='loss'; expected one of accuracy"),
+        ({"keep_best": 1, "best_by": "judge"}, "without teacher.judge.model"),
+        ({"keep_best": 1, "best_by": "sampled_accuracy"}, "eval.sampled=False"),
+        ({"keep_best": 1, "every": 3}, "first meet at step 15 of 12"),
+    ],
+)
+def test_a_choice_of_the_best_that_cannot_work_is_refused(changes, said):
+    cfg = tiny_config(steps=12, eval__every=5, **{f"checkpoint__{key}": value for key, value in changes.items()})
+    with pytest.raises(UserError, match=re.escape(said)):
+        check_config(cfg)
