@@ -192,12 +192,12 @@ def last_boxes(text: str) -> tuple[int, int, str] | None:
         return None
     at, _, end = closed[-1]
     contents = [_inner(text, closed[-1])]
-    for box in reversed(closed[:-1]):
-        between = text[box[2] + 1 : at]
+    for other in reversed(closed[:-1]):
+        between = text[other[2] + 1 : at]
         if len(between) > 40 or _JOIN.fullmatch(between) is None or not between.strip():
             break
-        at = box[0]
-        contents.insert(0, _inner(text, box))
+        at = other[0]
+        contents.insert(0, _inner(text, other))
     return at, end + 1, ", ".join(dict.fromkeys(contents))
 
 

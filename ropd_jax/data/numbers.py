@@ -96,8 +96,8 @@ def _value(form: str, match: re.Match[str]) -> Fraction | None:
     if form == "decimal":
         return _decimal(match.group())
     if form == "mixed":
-        top, bottom = int(part["top"]), int(part["bottom"])
-        return _decimal(part["whole"]) + Fraction(top, bottom) if top < bottom else None
+        proper = int(part["top"]) < int(part["bottom"])
+        return _decimal(part["whole"]) + Fraction(int(part["top"]), int(part["bottom"])) if proper else None
     if form == "fraction":
         bottom = _decimal(part["bottom"])
         return _decimal(part["top"]) / bottom if bottom else None
