@@ -165,7 +165,7 @@ def quantity(text: str) -> Quantity | None:
     """The number that a final answer states, with its unit; None if it states none, or more than one."""
     if len(text) > LOOK:
         return None
-    text = _outer(plain(text).replace("\\pm", "+-"))
+    text = _outer(plain(text).replace("\\pm", "+-").rstrip(" .,;:"))
     return None if re.search(r"[<>\u2264\u2265\u2260]|!=|\\(?:le|ge|ne|lt|gt)", text) else _stated(text, 0)
 
 
