@@ -43,11 +43,11 @@ _NAME = (
 )
 _DRESS = r"[ \t*_`\"]{0,16}"  # bounded, as every run here: a wall of stars must not cost time
 _ANSWER = re.compile(
-    rf"(?im)(?:^[ \t>*_#\-\u2022]{{0,24}}(?:\d{{1,3}}[.)][ \t]{{1,4}}[*_]{{0,3}})?|(?<=[.!?;(])[ \t*_]{{1,8}})"
+    rf"(?im)(?:^[ \t>*_#\-\u2022]{{0,24}}(?:\d{{1,3}}[.)][ \t]{{1,4}}[*_]{{0,3}})?|(?<=[.!?;:(])[ \t*_]{{1,8}})"
     rf"{_NAME}{_WHICH}{_DRESS}"
     rf"(?:(?:is|are)[ \t]*)?[:=\uff1a]{_DRESS}"
     rf"|^[ \t]{{0,8}}(?:#{{1,6}}[ \t]{{0,4}}|\*\*|__)[ \t]{{0,4}}{_NAME}{_DRESS}(?=\n)"
-    r"|(?:\u7b54\u6848)[ \t]*(?:[\u662f\u4e3a\u70ba][ \t]*[:\uff1a]?|[:\uff1a])[ \t]*"
+    r"|<answer>|(?:\u7b54\u6848)[ \t]*(?:[\u662f\u4e3a\u70ba][ \t]*[:\uff1a]?|[:\uff1a])[ \t]*"
 )
 _SENTENCE = re.compile(
     rf"(?i)\b(?:answer|option|choice){_WHICH}(?:[ \t]+(?:should|would|will|must)[ \t]+be|[ \t]+(?:is|are|equals|was))\b"
@@ -155,7 +155,7 @@ def _from(text: str, kind: str, at: int, *, same_line: bool = False) -> Statemen
         if close > line_end:
             return Statement(kind, at, " ".join(text[opened.end() : close].split()))
     content = text[begin : min(line_end, begin + LOOK)]
-    return Statement(kind, at, content.replace("```", ""))
+    return Statement(kind, at, content.replace("```", "").partition("</answer>")[0])
 
 
 # ------------------------------------------------------------------------------------------------------------- boxes
