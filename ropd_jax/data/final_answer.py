@@ -56,8 +56,8 @@ _SENTENCE = re.compile(
 )
 _HASHES = re.compile(r"(?m)^.*?(?<!#)####(?!#)[ \t]*")
 _STEP = re.compile(r"\d+[.):][ \t]+\S")
-_OPENED = re.compile(r"\s*(\$\$|\\\[|\\\(|\$|```[a-z]*\n?)")
-_CLOSES = {"$$": "$$", r"\[": r"\]", r"\(": r"\)", "$": "$", "```": "```"}
+_OPENED = re.compile(r"\s*(\$\$|\\\[|```)")  # "$" may be a currency
+_CLOSES = {"$$": "$$", r"\[": r"\]", "```": "```"}
 _DOUBTED = re.compile(
     r"\b(?:not|never|if|unless|whether|\w+n['\u2019]t|suppose|assume|assuming|imagine|doubt|wrong|incorrect|mistaken|"
     r"false|might|may|could|maybe|perhaps|possibly|claims?|claimed|guess(?:es|ed)?|says)\b",
@@ -150,8 +150,7 @@ def _from(text: str, kind: str, at: int, *, same_line: bool = False) -> Statemen
     else:
         begin = at
     if opened := _OPENED.match(text, begin, begin + 20):  # display math may take several lines
-        mark = opened[1].partition("\n")[0].rstrip("abcdefghijklmnopqrstuvwxyz")
-        close = text.find(_CLOSES.get(mark, mark), opened.end(), opened.end() + LONGEST)
+        close = text.find(_CLOSES[opened[1]], opened.end(), opened.end() + LONGEST)
         if close > line_end:
             return Statement(kind, at, " ".join(text[opened.end() : close].split()))
     content = text[begin : min(line_end, begin + LOOK)]

@@ -139,6 +139,12 @@ def test_math_verify_agrees_except_where_it_errs():
     assert differ == MATH_VERIFY_ERRS
 
 
+def test_a_dollar_sign_does_not_reach_into_the_next_line():
+    assert right("18", "Answer: $18\n\nShe has $3 left.") is True
+    assert right("18", "The answer is $18.\nBob has $3.") is True
+    assert right("18", "Answer:\n```\n18\n```\nfor $5") is True
+
+
 def test_hostile_texts_cost_no_time():
     begin = time.monotonic()
     for text in (
