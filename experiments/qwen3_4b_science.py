@@ -8,9 +8,9 @@ Variants, with commas between: ``non_thinking`` (implied) or ``thinking``; ``pap
 (the official code's values), e.g. ``experiments/qwen3_4b_science.py:thinking,released``.
 
 Data: RaR-Science-20k (Hub: ScaleAI/RaR-Science, train) as JSONL with id, question, answer; its own rubrics are not
-used. The gold answers are free text, which no exact grader reads: `teacher.judge`, another model than the teacher, grades
-the held-out questions (docs/graders.md). The paper chose its checkpoint on GPQA-Diamond, which it also reports; held out here is the set's own validation
-part.
+used. The gold answers are free text, which the exact grader cannot read: `teacher.judge`, another model than the
+teacher, grades the held-out questions (docs/graders.md). The paper chose its checkpoint on GPQA-Diamond, which it
+also reports; held out here is the set's own validation part.
 
 Hardware: docs/plan.md says what each slice takes. Expected (paper): GPQA-D 35.7 -> 36.5 without
 thinking, 53.6 -> 55.1 with.

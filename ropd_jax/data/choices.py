@@ -17,7 +17,7 @@ LETTERS = "ABCDEFGHIJ"
 
 _LABEL = r"(?:(?:the|my|is|final|correct|right|best|answer|option|choice|letter)\b[\s:]*)*"
 _CHOICE = re.compile(
-    rf"(?i:{_LABEL})(?P<open>[(\[{{]?)\s*(?:(?P<upper>[A-J])|(?P<lower>[a-j]))(?:\s*(?P<close>[)\]}}]))?(?P<rest>.*)",
+    rf"(?i:{_LABEL})(?P<left>[(\[{{]?)\s*(?:(?P<upper>[A-J])|(?P<lower>[a-j]))(?:\s*(?P<right>[)\]}}]))?(?P<rest>.*)",
     re.S,
 )
 _TAIL = re.compile(  # what may follow the letter
@@ -64,11 +64,11 @@ def letter_of(content: str) -> str | None:
     """The one letter that a statement's content chooses, in upper case; None if it chooses none or several."""
     content = plain(content).replace("\\", "").strip(" \"'")
     match = _CHOICE.fullmatch(re.sub(r"^([A-Ja-j])[\"']", r"\1", content))
-    if match is None or (match["open"] and not match["close"]):
+    if match is None or (match["left"] and not match["right"]):
         return None
-    rest, closed = match["rest"], match["close"] is not None
+    rest, closed = match["rest"], match["right"] is not None
     more = bool(rest.strip(" .,;:!*_\"'"))
-    if match["lower"] and more and not (closed and not match["open"]):  # "a good question"; "c) 5 m/s" is C
+    if match["lower"] and more and not (closed and not match["left"]):  # "a good question"; "c) 5 m/s" is C
         return None
     fits = not rest[:1].isalnum() if closed else _TAIL.fullmatch(rest) is not None
     if not fits or _SECOND.search(_INSTEAD.sub("", rest)):

@@ -43,11 +43,11 @@ _NAME = (
 )
 _DRESS = r"[ \t*_`\"]{0,16}"  # bounded, as every run here: a wall of stars must not cost time
 _ANSWER = re.compile(
-    rf"(?im)(?:^[ \t>*_#\-\u2022]{{0,24}}(?:\d{{1,3}}[.)][ \t]{{1,4}}[*_]{{0,3}})?|(?<=[.!?;(])[ \t*_]{{1,8}})"
+    rf"(?im)(?:^[ \t>*_#\-\u2022]{{0,24}}(?:\d{{1,3}}[.)][ \t]{{1,4}}[*_]{{0,3}})?|(?<=[.!?;:(])[ \t*_]{{1,8}})"
     rf"{_NAME}{_WHICH}{_DRESS}"
     rf"(?:(?:is|are)[ \t]*)?[:=\uff1a]{_DRESS}"
     rf"|^[ \t]{{0,8}}(?:#{{1,6}}[ \t]{{0,4}}|\*\*|__)[ \t]{{0,4}}{_NAME}{_DRESS}(?=\n)"
-    r"|(?:\u7b54\u6848)[ \t]*(?:[\u662f\u4e3a\u70ba][ \t]*[:\uff1a]?|[:\uff1a])[ \t]*"
+    r"|<answer>|(?:\u7b54\u6848)[ \t]*(?:[\u662f\u4e3a\u70ba][ \t]*[:\uff1a]?|[:\uff1a])[ \t]*"
 )
 _SENTENCE = re.compile(
     rf"(?i)\b(?:answer|option|choice){_WHICH}(?:[ \t]+(?:should|would|will|must)[ \t]+be|[ \t]+(?:is|are|equals|was))\b"
@@ -56,8 +56,8 @@ _SENTENCE = re.compile(
 )
 _HASHES = re.compile(r"(?m)^.*?(?<!#)####(?!#)[ \t]*")
 _STEP = re.compile(r"\d+[.):][ \t]+\S")
-_OPENED = re.compile(r"\s*(\$\$|\\\[|\\\(|\$|```[a-z]*\n?)")
-_CLOSES = {"$$": "$$", r"\[": r"\]", r"\(": r"\)", "$": "$", "```": "```"}
+_OPENED = re.compile(r"\s*(\$\$|\\\[|```)")  # "$" may be a currency
+_CLOSES = {"$$": "$$", r"\[": r"\]", "```": "```"}
 _DOUBTED = re.compile(
     r"\b(?:not|never|if|unless|whether|\w+n['\u2019]t|suppose|assume|assuming|imagine|doubt|wrong|incorrect|mistaken|"
     r"false|might|may|could|maybe|perhaps|possibly|claims?|claimed|guess(?:es|ed)?|says)\b",
@@ -150,12 +150,11 @@ def _from(text: str, kind: str, at: int, *, same_line: bool = False) -> Statemen
     else:
         begin = at
     if opened := _OPENED.match(text, begin, begin + 20):  # display math may take several lines
-        mark = opened[1].partition("\n")[0].rstrip("abcdefghijklmnopqrstuvwxyz")
-        close = text.find(_CLOSES.get(mark, mark), opened.end(), opened.end() + LONGEST)
+        close = text.find(_CLOSES[opened[1]], opened.end(), opened.end() + LONGEST)
         if close > line_end:
             return Statement(kind, at, " ".join(text[opened.end() : close].split()))
     content = text[begin : min(line_end, begin + LOOK)]
-    return Statement(kind, at, content.replace("```", ""))
+    return Statement(kind, at, content.replace("```", "").partition("</answer>")[0])
 
 
 # ------------------------------------------------------------------------------------------------------------- boxes
@@ -192,12 +191,12 @@ def last_boxes(text: str) -> tuple[int, int, str] | None:
         return None
     at, _, end = closed[-1]
     contents = [_inner(text, closed[-1])]
-    for box in reversed(closed[:-1]):
-        between = text[box[2] + 1 : at]
+    for other in reversed(closed[:-1]):
+        between = text[other[2] + 1 : at]
         if len(between) > 40 or _JOIN.fullmatch(between) is None or not between.strip():
             break
-        at = box[0]
-        contents.insert(0, _inner(text, box))
+        at = other[0]
+        contents.insert(0, _inner(text, other))
     return at, end + 1, ", ".join(dict.fromkeys(contents))
 
 

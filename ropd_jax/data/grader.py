@@ -164,6 +164,7 @@ def _same_expression(found: str, gold: str) -> bool:
 def _items(text: str) -> tuple[str, list[str]] | None:
     """(brackets, items) of a list, "" for a list without brackets; None if the text is not one."""
     text = plain(text).rstrip(".").replace("\\{", "{").replace("\\}", "}")
+    text = re.sub(r",?\s+and\s+", ", ", text)  # "1 and 2"
     pair = text[:1] + text[-1:]
     inside = text[1:-1] if pair in ("()", "[]", "{}", "(]", "[)") else text
     items, depth, begin = [], 0, 0

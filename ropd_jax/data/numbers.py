@@ -96,8 +96,8 @@ def _value(form: str, match: re.Match[str]) -> Fraction | None:
     if form == "decimal":
         return _decimal(match.group())
     if form == "mixed":
-        top, bottom = int(part["top"]), int(part["bottom"])
-        return _decimal(part["whole"]) + Fraction(top, bottom) if top < bottom else None
+        proper = int(part["top"]) < int(part["bottom"])
+        return _decimal(part["whole"]) + Fraction(int(part["top"]), int(part["bottom"])) if proper else None
     if form == "fraction":
         bottom = _decimal(part["bottom"])
         return _decimal(part["top"]) / bottom if bottom else None
@@ -165,7 +165,7 @@ def quantity(text: str) -> Quantity | None:
     """The number that a final answer states, with its unit; None if it states none, or more than one."""
     if len(text) > LOOK:
         return None
-    text = _outer(plain(text).replace("\\pm", "+-"))
+    text = _outer(plain(text).replace("\\pm", "+-").rstrip(" .,;:"))
     return None if re.search(r"[<>\u2264\u2265\u2260]|!=|\\(?:le|ge|ne|lt|gt)", text) else _stated(text, 0)
 
 

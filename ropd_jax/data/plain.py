@@ -52,7 +52,8 @@ _LATEX = [
     (re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),
 ]
 _FRAC = re.compile(r"(\d\s*)?\\frac\s*(?:\{([^{}]*)\}|\s?(\d))\s*(?:\{([^{}]*)\}|(\d))")
-_SIMPLE = re.compile(r"\s*[\d.,]+\s*")
+_SIMPLE = re.compile(r"\s*(?:[\d.,]+|\\[A-Za-z]+|[A-Za-z])\s*")
+_TAG = re.compile(r"</?(?:b|strong|i|em|u|br|p|code|span|answer)\s?/?>", re.I)
 _BOLD = re.compile(r"(\*\*|__)(?=\S)(.+?)(?<=\S)\1")
 _STARS_POWER = re.compile(r"(?<=[\d)])\s?\*\*\s?(?=[-+\d(])")
 
@@ -64,7 +65,7 @@ def plain(text: str) -> str:
     ``10^{5}``), a vulgar fraction is one (``1\u00bd`` is ``1 1/2``).
     """
     text = _SUPER.sub(lambda m: "^{" + unicodedata.normalize("NFKC", m.group()).replace("\u2212", "-") + "}", text)
-    text = "".join(map(_char, text))
+    text = _TAG.sub("", "".join(map(_char, text)))
     for _ in range(2):  # \textbf{\text{C}}
         text = _UNWRAP.sub(_unwrapped, text)
     rows = text.split("\\\\")  # of a matrix: the second backslash of a row separator begins no command

@@ -4,9 +4,8 @@
     2. ``disjoint``       removes the held-out set's questions from the training set
     3. ``PromptStream``   the batch of P prompts of each step, a pure function of (seed, step)
 
-Two questions are the same if their ``normalise`` is the same: Unicode form, the letter case of words, white space and
-a final ``. ? : =`` do not count. What changes a question does: the ``!`` of a factorial, superscripts (2\u2075 is not
-25), and the letter case of a variable.
+Two questions are the same if their ``normalise`` is the same: Unicode form, letter case, white space and a final
+``. ? : =`` do not count. What changes a question does: the ``!`` of a factorial, and superscripts (2\u2075 is not 25).
 
 >>> normalise("What is  2 + 2 ?") == normalise("what is 2 + 2")
 True
@@ -18,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import re
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
@@ -29,7 +27,6 @@ from ropd_jax.types import Prompt, UserError
 
 GSM_MARK = "####"
 _MEANINGFUL = ("<super>", "<sub>", "<fraction>", "<circle>")
-_WORD = re.compile(r"[^\W\d_]{2,}")  # a single letter is a variable: x + X
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +54,7 @@ class PromptSet:
 
 def normalise(question: str) -> str:
     """The key that two equal questions share."""
-    text = unicodedata.normalize("NFC", "".join(map(_plain_form, question)))
-    first, text = text[:1].casefold(), text[1:]
-    text = first + _WORD.sub(lambda m: m.group().casefold(), text)
+    text = unicodedata.normalize("NFC", "".join(map(_plain_form, question))).casefold()
     return " ".join(text.split()).rstrip(" .?:=")
 
 

@@ -70,8 +70,10 @@ FORMS = (  # of the integer n, each of which states n and nothing else
 WRONG = (  # none of these states n
     "{more}", "{n} or {more}", "{n}, {more}", "{n} and {more}", "{n}:30", "{n}/7", "{n}x", "{n}x + 2", "{n}^2 + 1",
     "{n} + 1", "{n} to {more}", "{n}.5", "not {n}", "at least {n}", "{n}!", "{n} thirds", "{n}e3", "{n} million",
-    "{n} dozen and one", "more than {n}", "{n}, but maybe {more}", "either {n} or {more}", "{n} < x", "-{n}.25", "1{n}7",
-    "question {n} is hard", "{n}i + 1", r"{n}\sqrt{{2}}", r"{n}\pi", "one of {n}, {more}", "{n} - {more}", "{n} x {more}",
+    "{n} dozen and one", "more than {n}", "{n}, but maybe {more}", "either {n} or {more}", "{n} < x", "-{n}.25",
+    "1{n}7",
+    "question {n} is hard", "{n}i + 1", r"{n}\sqrt{{2}}", r"{n}\pi", "one of {n}, {more}", "{n} - {more}",
+    "{n} x {more}",
 )  # fmt: skip
 
 
@@ -98,14 +100,16 @@ RIGHT_PAIRS = [  # (gold, answer)
     ("3/2", "1.5"), ("3/2", r"1\frac{1}{2}"), ("3/2", "1 1/2"), ("-3/4", "-0.75"), ("-3/4", r"-\frac{3}{4}"),
     ("-3/4", r"\frac{-3}{4}"), ("100000", "10^5"), ("100000", "1e5"), ("0.001", "10^{-3}"), ("0.001", "1e-3"),
     ("1024", "2^{10}"), ("1000000", "1,000,000"), ("1000000", r"1{,}000{,}000"), ("1000000", r"1\,000\,000"),
-    ("3400", "3,400"), ("120", "120.00"), ("7", "x=7"), ("7", r"7\text{ apples}"), ("90", r"90^\circ"), ("18.9", r"\$18.90"),
+    ("3400", "3,400"), ("120", "120.00"), ("7", "x=7"), ("7", r"7\text{ apples}"), ("90", r"90^\circ"), ("18.9",
+    r"\$18.90"),
     ("3x+2", "2+3x"), ("x^2-1", "(x-1)(x+1)"), ("2x", "x+x"), (r"\frac{x}{2}", "x/2"), ("(1, 2)", "(1,2)"),
     ("(1/2, 3)", r"\left(\frac{1}{2}, 3\right)"), ("1, -2", "1,-2"), ("Evelyn", r"\text{Evelyn}"), ("even", "Even"),
     (r"\sqrt{2}", r"\sqrt 2"), (r"\sqrt{8}", r"2\sqrt{2}"), (r"2\pi", r"2 \pi"),
 ]  # fmt: skip
 WRONG_PAIRS = [
     ("1/2", "1/3"), ("1/2", "0.50001"), ("1/2", "5"), ("1/2", "1"), ("11/2", "1 1/2"), ("11/2", r"1\frac{1}{2}"),
-    ("100121", "100, 121"), ("3400", "3, 400"), ("3", "3x+2"), ("10", "10:30"), ("2", "2^{10}"), ("1", "1e5"), ("5", "5/6"),
+    ("100121", "100, 121"), ("3400", "3, 400"), ("3", "3x+2"), ("10", "10:30"), ("2", "2^{10}"), ("1", "1e5"), ("5",
+    "5/6"),
     ("5", "5 or 7"), ("7", "5 or 7"), ("5", "5, 7"), ("3", "1/3"), ("-5", "5"), ("5", "-5"), ("5.0", "50"),
     ("3x+2", "3x"), ("3x+2", "3x-2"), ("x^2-1", "x^2+1"), ("2x", "2"), ("(1, 2)", "(2, 1)"), ("(1, 2)", "1"),
     ("(1, 2)", "[1, 2]"), ("1, -2", "1"), ("1, -2", "1, 2"), ("Evelyn", "Navin"), ("Evelyn", "Evelyn or Navin"),
@@ -113,7 +117,8 @@ WRONG_PAIRS = [
 ]  # fmt: skip
 # where math-verify's own verdict is wrong
 MATH_VERIFY_ERRS = {
-    ("3/2", "1 1/2"), ("100000", "1e5"), ("0.001", "1e-3"), ("1000000", r"1\,000\,000"), ("even", "Even"), ("52", "52_8"),
+    ("3/2", "1 1/2"), ("100000", "1e5"), ("0.001", "1e-3"), ("1000000", r"1\,000\,000"), ("even", "Even"), ("52",
+    "52_8"),
     *((str(n), f"{n}{end}") for n in (5, -3, 2048) for end in ".,"),
 }  # fmt: skip
 
@@ -134,11 +139,19 @@ def test_math_verify_agrees_except_where_it_errs():
     assert differ == MATH_VERIFY_ERRS
 
 
+def test_a_dollar_sign_does_not_reach_into_the_next_line():
+    assert right("18", "Answer: $18\n\nShe has $3 left.") is True
+    assert right("18", "The answer is $18.\nBob has $3.") is True
+    assert right("18", "Answer:\n```\n18\n```\nfor $5") is True
+
+
 def test_hostile_texts_cost_no_time():
     begin = time.monotonic()
     for text in (
-        "answer is " * 20_000, "Answer: " * 20_000, "**" * 30_000, " " * 100_000, "#" * 100_000, "answer" + " " * 50_000,
-        "\\boxed{1} and " * 10_000, "Answer:\n" * 10_000, "Answer: " + "(" * 200, "Answer: " + "1," * 99, "the " * 30_000,
+        "answer is " * 20_000, "Answer: " * 20_000, "**" * 30_000, " " * 100_000, "#" * 100_000,
+        "answer" + " " * 50_000,
+        "\\boxed{1} and " * 10_000, "Answer:\n" * 10_000, "Answer: " + "(" * 200, "Answer: " + "1," * 99,
+        "the " * 30_000,
         "Answer: " + "x = " * 50, "Answer: " + "5 or " * 39, "Answer: " + "5 a " * 49, "Answer: A" + " or A" * 30_000,
     ):  # fmt: skip
         final_answer(text)

@@ -37,7 +37,7 @@ def test_what_changes_a_question_is_no_duplicate():
     for one, other in (
         ("What is 5!", "What is 5?"), ("What is 5!?", "What is 5?"), ("Compute n!", "Compute n"), ("5!!", "5!"),
         ("What is 2\u2075?", "What is 25?"), ("What is x\u2082?", "What is x2?"), ("What is \u00bd?", "What is 1?"),
-        ("Add x and X.", "Add x and x."), ("What is -5?", "What is 5?"), ("What is 3.5?", "What is 35?"),
+        ("What is -5?", "What is 5?"), ("What is 3.5?", "What is 35?"),
         ("What is 5%?", "What is 5?"),
     ):  # fmt: skip
         assert normalise(one) != normalise(other), (one, other)

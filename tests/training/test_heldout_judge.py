@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
+import numpy as np
 import pytest
 
 from ropd_jax.plan import preflight
+from ropd_jax.teacher import Teacher
 from ropd_jax.train import train
 from ropd_jax.training.drift import alarms
+from ropd_jax.training.heldout import held_out_judge
 from ropd_jax.training.setup import check_config
-from ropd_jax.types import Message, Prompt, UserError
+from ropd_jax.types import Message, Prompt, Rollout, RolloutGroup, UserError
 from ropd_jax.workdir.metrics import read_metrics
 from tests.helpers import serving, trees_max_diff
 from tests.runs.test_train import finished_params, tiny_config
+from tests.teacher.conftest import Saying
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +84,31 @@ def test_its_calls_are_in_the_plan_of_the_costs():
         (rows["judge"].input_tokens_max * 2 + rows["judge"].output_tokens_max * 8) / 1e6
     )
     assert rows["judge"].input_tokens_max < 7 * 4 * 1000  # one answer, and no references
+
+
+FREE = "Because the concentration of the acid doubles, the rate doubles too."
+
+
+def test_free_text_golds_without_a_judge_are_refused_before_the_first_step(tmp_path):
+    rows = [{"id": str(n), "problem": f"Why {n}?", "answer": FREE} for n in range(24)]
+    for name, part in (("train", rows[:16]), ("held", rows[16:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    data = dict(
+        data__source="jsonl", data__path=str(tmp_path / "train.jsonl"), data__heldout_path=str(tmp_path / "held.jsonl")
+    )
+    for changes, message in (
+        ({}, "gold answers are free text .* name a judge with --config.teacher.judge.model"),
+        ({"method": "rlvr"}, "method=rlvr rewards by exact comparison"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(tiny_config(**data, **changes), tmp_path / "run")
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_the_judge_sees_a_free_text_gold_as_a_reference_and_no_other():
+    client = Saying(*['{"answers": []}'] * 8)
+    for answer, shown in ((FREE, True), ("656 nm", False)):
+        prompt = Prompt("p", (Message("user", "Why?"),), answer=answer)
+        group = RolloutGroup(prompt, np.zeros(1, np.int32), (Rollout(np.zeros(1), np.zeros(1), "So.", "stop"),), 0, 0)
+        asyncio.run(held_out_judge(Teacher(client), group))
+        assert (answer in str(client.requests[-1])) is shown
