@@ -7,8 +7,9 @@
 #   0            done
 #   2 3 4 6      a person has to look: config, teacher, budget, NaN. Not repeated.
 #   all others   preempted (130, 143, 137), another host lost (5), a crash (1): repeated, at most ROPD_RESTARTS times.
-# SIGTERM and SIGINT are passed on to the command and end the loop after it.
+# SIGTERM and Ctrl-C reach the command once, as SIGTERM, and end the loop after it.
 set -u
+set -m # a process group of its own: a terminal's Ctrl-C would reach the run too, and a second signal stops it unsaved
 
 restarts=${ROPD_RESTARTS:-100}
 pause_s=${ROPD_PAUSE_S:-10}

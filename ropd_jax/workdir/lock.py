@@ -144,6 +144,7 @@ class Lock:
             top = max(self._records.numbers(), default=0)
             record = self._records.read(top) if top else None
             if top and record is None:  # released between the two calls
+                time.sleep(0.05)
                 continue
             if record is not None:
                 reason = self._stale(holder_of(record), record, top, seen)
@@ -161,6 +162,7 @@ class Lock:
                 return
             if created:  # another process has a higher number
                 self._records.delete(self._number)
+            time.sleep(0.05)  # on NFS a listing can be older than a record
 
     def _stale(self, holder: Holder | None, record: bytes, number: int, seen: dict[int, tuple[bytes, float]]) -> str:
         """Why the lock is stale; "" if that cannot be said yet. Raises UserError if its holder is running."""

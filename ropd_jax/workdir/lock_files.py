@@ -13,6 +13,7 @@ Two processes that create the same record must not both succeed:
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pathlib
 import time
@@ -60,9 +61,12 @@ class _OnDisk:
         return []
 
     def read(self, number: int) -> bytes | None:
-        with contextlib.suppress(FileNotFoundError):
+        try:
             return self._path(number).read_bytes()
-        return None
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ESTALE):  # ESTALE: NFS, of a file that another host has removed
+                return None
+            raise
 
     def create(self, number: int, record: bytes) -> bool:
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,12 @@ place = pathlib.Path(words["--workdir"].replace("gs://", words.get("--bucket", "
 place.mkdir(parents=True, exist_ok=True)
 (place / "pid").write_text(str(os.getpid()))
 (place / "starts").open("a").write(" ".join(sys.argv[1:]) + "\\n")
-signal.signal(signal.SIGTERM, lambda *a: sys.exit(130))
+def stop(number, frame):
+    (place / "signals").open("a").write(f"{{number}} ")
+    time.sleep(0.2)
+    sys.exit(130)
+signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGINT, stop)
 if (place / "code").exists():
     sys.exit(int((place / "code").read_text()))
 done = len((place / "steps").read_text()) if (place / "steps").exists() else 0
@@ -112,9 +117,10 @@ def cloud(tmp_path, monkeypatch):
 
 
 def launch(script, *args, **environment):
+    """The script in a session of its own, as in a terminal."""
     return subprocess.Popen(
         [LAUNCH / script, *args], cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True,
+        stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
 
 
@@ -198,14 +204,19 @@ def test_what_needs_a_person_is_not_repeated_and_the_rest_not_for_ever(cloud, co
     assert len(text(cloud / "run" / "starts").splitlines()) == starts
 
 
-def test_sigterm_reaches_the_run_and_ends_the_loop_after_it(cloud):
+@pytest.mark.parametrize("ctrl_c", [False, True])
+def test_a_signal_reaches_the_run_once_and_ends_the_loop_after_it(cloud, ctrl_c):
     run = hold(cloud / "run")
     process = launch("until_done.sh", "ropd", "train", "--workdir", str(run))
     held(run, 2)
-    process.terminate()
+    if ctrl_c:  # a terminal sends it to the whole process group
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.terminate()
     code, out = ended(process)
     assert code == 130 and "restart" not in out
-    assert text(run / "steps") == ".." and len(text(run / "starts").splitlines()) == 1
+    assert text(run / "signals") == f"{int(signal.SIGTERM)} " and text(run / "steps") == ".."
+    assert len(text(run / "starts").splitlines()) == 1
 
 
 @pytest.mark.timeout(600)
