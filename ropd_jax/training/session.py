@@ -105,7 +105,7 @@ class Session:
         sync.start(run.teacher, hosts.index(), hosts.exchange)
         stack.enter_context(jax.set_mesh(run.mesh))
         self._checkpoints = stack.enter_context(
-            contextlib.closing(Checkpoints(run.place.home / "checkpoints", keep=run.cfg.checkpoint.keep))
+            contextlib.closing(Checkpoints(run.place.checkpoints, keep=run.cfg.checkpoint.keep))
         )
         self._host: dict[str, Any] = {  # what a checkpoint holds besides the state
             "groups_total": 0,
@@ -256,6 +256,7 @@ class Session:
         with tracing.span("checkpoint"), self._writing_checkpoints():
             self._run.place.upload_all()
             self._checkpoints.save(done, state, host)
+            self._run.place.copy_checkpoints()
 
     def save_last(self, done: int, state: State, pending: Pending) -> None:
         """Save a checkpoint because the run stops, elsewhere if the workdir cannot be written.

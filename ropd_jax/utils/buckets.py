@@ -262,8 +262,8 @@ def size(url: str) -> int | None:
 
 
 def remove(urls: Sequence[str]) -> None:
-    """Delete files."""
+    """Delete files, and folders with all that is in them."""
     if urls:
         fs = prepare(urls[0])
         with _reported("write", urls[0], ""):
-            fs.rm([*urls])
+            fs.rm([*urls], recursive=True)

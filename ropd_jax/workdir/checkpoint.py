@@ -119,6 +119,8 @@ class Checkpoints:
 
 def _absolute(directory: str | os.PathLike[str]) -> epath.Path:
     path = paths.as_path(directory)
+    if os.fspath(path).startswith("s3:"):  # Orbax writes and reads local disks and GCS; see `place`
+        path = epath.Path(paths.local_file(path))
     return path if paths.is_url(path) else epath.Path(pathlib.Path(path).resolve())
 
 
@@ -142,7 +144,7 @@ def saved_params(directory: pathlib.Path | epath.Path, step: int | None, like: A
     args = ocp.args.PyTreeRestore(item=tree, restore_args=how, partial_restore=True)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         try:
-            params = reader.restore(_absolute(directory) / str(step) / "state", args=args)["params"]
+            params = reader.restore(_absolute(directory / str(step)) / "state", args=args)["params"]
         except (ValueError, KeyError) as error:
             text = " ".join(str(error).split())[:200]
             raise UserError(f"{directory / str(step)} does not hold this student's parameters ({text})") from error

@@ -13,10 +13,11 @@ from ropd_jax.models.lora import Lora, adapter_shapes, attach, freeze
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.types import UserError
 from ropd_jax.utils.logs import show_logs
-from ropd_jax.utils.paths import as_path
+from ropd_jax.utils.paths import as_path, is_url
 from ropd_jax.weights.student import Student, load_checkpoint
 from ropd_jax.workdir.checkpoint import saved_params
 from ropd_jax.workdir.config import stored_config
+from ropd_jax.workdir.place import COMMIT
 
 
 def run_config(what: str | os.PathLike[str]) -> ConfigDict | None:
@@ -29,7 +30,8 @@ def run_config(what: str | os.PathLike[str]) -> ConfigDict | None:
 
 def kept_steps(run: str | os.PathLike[str]) -> list[int]:
     """How many steps were finished at each checkpoint that a run has kept, ascending."""
-    return sorted(int(p.name) for p in (as_path(run) / "checkpoints").iterdir() if p.name.isdigit())
+    found = [p for p in (as_path(run) / "checkpoints").iterdir() if p.name.isdigit()]
+    return sorted(int(p.name) for p in found if not is_url(p) or (p / COMMIT).exists())
 
 
 def load_policy(

@@ -11,10 +11,9 @@ from typing import Any
 
 from ropd_jax.utils import paths
 from ropd_jax.workdir.checkpoint import Checkpoints
-from ropd_jax.workdir.place import Place
+from ropd_jax.workdir.place import COMMIT, Place
 
 log = logging.getLogger(__name__)
-COMMIT = "commit_success.txt"  # Orbax's mark of a complete directory in a bucket, which has no rename
 
 
 def rescue(place: Place, step: int, state: Any, host: dict) -> pathlib.Path | None:
