@@ -43,6 +43,7 @@ SLOW = (  # whole runs, several processes, big compilations: left out by `make t
     "training/test_update.py", "training/test_heldout_judge.py", "training/test_failure_gate.py", "plan/",
     "weights/test_families.py", "weights/test_load.py", "models/", "evaluation/test_run.py",
     "evaluation/graders/test_math.py", "evaluation/test_grade_file.py", "analysis/test_teacher_signals.py",
+    "workdir/test_place.py", "workdir/test_full_disk.py", "utils/test_buckets.py",
     "workdir/test_export.py", "workdir/test_checkpoint.py", "workdir/test_policy.py",
     "teacher/test_collect_references.py", "teacher/tape/", "teacher/traffic/test_storm.py",
     "teacher/traffic/test_admission.py", "core/test_moments.py", "core/test_losses.py",

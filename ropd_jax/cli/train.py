@@ -63,7 +63,7 @@ COMMAND = Command(
             "workdir",
             "DIR",
             "Directory of the run: checkpoints, metrics.jsonl, timeline.jsonl, tensorboard/, groups/, curves.png and "
-            "result.json.",
+            "result.json. Or a bucket: gs://BUCKET/RUN, s3://BUCKET/RUN (docs/buckets.md).",
             required="a directory for the run, e.g. --workdir runs/quickstart",
         ),
         Flag(

@@ -115,7 +115,7 @@ class Session:
         self._checkpoints = stack.enter_context(
             contextlib.closing(
                 Checkpoints(
-                    run.place.home / "checkpoints",
+                    run.place.checkpoints,
                     keep=how.keep,
                     keep_best=how.keep_best,
                     scores=lambda: dict(self._scores),

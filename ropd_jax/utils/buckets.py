@@ -50,16 +50,24 @@ def check(url: str, what: str = "", *, persistent: bool = False) -> None:
             raise UserError(
                 f"{named}{url} needs the package {package}, which is not installed: pip install 'ropd_jax[{extra}]'"
             )
+    _set_up()
+
+
+@functools.cache
+def _set_up() -> None:
+    """What holds for every file system of this process, those of epath and Orbax included."""
+    import fsspec
+
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in PACKAGES:  # another machine may have written meanwhile
+        fsspec.config.conf.setdefault(name, {}).setdefault("use_listings_cache", False)
 
 
 @functools.cache
 def _filesystem(scheme: str) -> Any:
     import fsspec
 
-    for name in NOISY:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for name in PACKAGES:  # for epath's and Orbax's file systems too: another machine may have written meanwhile
-        fsspec.config.conf.setdefault(name, {}).setdefault("use_listings_cache", False)
     return fsspec.filesystem(scheme)
 
 
@@ -262,8 +270,8 @@ def size(url: str) -> int | None:
 
 
 def remove(urls: Sequence[str]) -> None:
-    """Delete files."""
+    """Delete files, and folders with all that is in them."""
     if urls:
         fs = prepare(urls[0])
         with _reported("write", urls[0], ""):
-            fs.rm([*urls])
+            fs.rm([*urls], recursive=True)

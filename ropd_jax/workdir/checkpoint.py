@@ -25,7 +25,7 @@ from etils import epath
 from ropd_jax.parallel import hosts
 from ropd_jax.types import UserError
 from ropd_jax.utils import tracing
-from ropd_jax.utils.paths import is_url
+from ropd_jax.utils.paths import is_url, local_file
 from ropd_jax.workdir import checksums
 from ropd_jax.workdir.kept import saved_steps
 from ropd_jax.workdir.orbax_io import PART, Writer, check_shapes, ocp
@@ -391,7 +391,7 @@ def saved_params(directory: str | os.PathLike[str], step: int | None, like: Any)
     args = ocp.args.PyTreeRestore(item=tree, restore_args=how, partial_restore=True)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         try:
-            params = reader.restore(path / str(step) / "state", args=args)["params"]
+            params = reader.restore(_readable(path / str(step)) / "state", args=args)["params"]
         except (ValueError, KeyError, OSError, TypeError, AttributeError) as error:
             text = " ".join(str(error).split())[:200]
             before = [s for s in steps if s < step]
@@ -408,6 +408,11 @@ def saved_params(directory: str | os.PathLike[str], step: int | None, like: Any)
                 f"{wanted.shape}; was the run's checkpoint (student.checkpoint) changed since?"
             )
     return step, params
+
+
+def _readable(directory: epath.Path) -> epath.Path:
+    """The directory, or a copy on this machine: Orbax reads disks and GCS, not S3."""
+    return epath.Path(local_file(directory)) if os.fspath(directory).startswith("s3:") else directory
 
 
 def _problem(directory: epath.Path) -> str:

@@ -7,7 +7,8 @@ A bucket has no append and no rename, so a run in a bucket writes into a local *
                                                          so that a run of n steps uploads in the order of n bytes
     tape.sqlite, spent.json                              uploaded at checkpoints: the rows since the last time, as
                                                          ``tape.parts/``; the whole tape when the parts reach half of it
-    checkpoints/                                         Orbax writes them straight to the bucket
+    checkpoints/                                         Orbax writes them straight to the bucket; S3, which it
+                                                         does not know, gets a copy of each when it is complete
 
 Resumed on another machine, the run starts from the bucket. On the same machine, what the staging directory has of the
 tape besides is kept: its replies are paid for.
@@ -31,6 +32,7 @@ from ropd_jax.teacher.tape.store import TAPE_NAME, tape_path
 from ropd_jax.types import UserError
 from ropd_jax.utils import buckets, paths
 from ropd_jax.utils.files import write_atomic
+from ropd_jax.workdir.kept import COMMIT
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ class Place:
     Attributes:
         home: what the user named; checkpoints are below it.
         files: the local directory that everything else is written to; ``home`` itself if that is local.
+        checkpoints: the directory that Orbax writes to.
     """
 
     def __init__(self, workdir: paths.AnyPath, *, host: int = 0):
@@ -54,6 +57,9 @@ class Place:
         self._url = os.fspath(workdir).rstrip("/")
         self.home: epath.Path = paths.as_path(self._url if self.remote else workdir, "--workdir")
         self.files = self._staging(host) if self.remote else pathlib.Path(self.home)
+        self._copies = self._url.startswith("s3://")  # of checkpoints
+        self._copied: set[str] = set()  # checkpoints in the bucket
+        self.checkpoints = (epath.Path(self.files) if self._copies else self.home) / "checkpoints"
         self._tape = _StoredTape(self._url, self.files / (f"tape.{host}.sqlite" if host else "tape.sqlite"))
         self._sent: dict[str, tuple[int, int, int]] = {}  # name -> inode, bytes, time of change
         self._final: set[str] = set()  # groups that this process has uploaded: it writes each once
@@ -101,9 +107,48 @@ class Place:
                 if path.name in stored and stored[path.name].get("size") == path.stat().st_size:
                     self._sent[f"{folder}/{path.name}"] = _stamp(path)
         self._tape.restore(there)
+        if self._copies and "checkpoints" in there:
+            for step in buckets.listing(f"{self._url}/checkpoints"):
+                if COMMIT in buckets.listing(f"{self._url}/checkpoints/{step}"):
+                    if not (self.files / "checkpoints" / step).is_dir():
+                        self._fetch_checkpoint(step)
+                    self._copied.add(step)
+
+    def _fetch_checkpoint(self, step: str) -> None:
+        """Copy a checkpoint, which appears whole."""
+        part = self.files / f".{step}.part"
+        shutil.rmtree(part, ignore_errors=True)
+        found = buckets.copied(f"{self._url}/checkpoints/{step}", part)
+        (self.files / "checkpoints").mkdir(exist_ok=True)
+        for name in (buckets.VERSIONS, COMMIT):
+            (found / name).unlink(missing_ok=True)
+        found.rename(self.files / "checkpoints" / step)
+
+    def copy_checkpoints(self) -> None:
+        """Upload the complete checkpoints that an S3 bucket lacks, and delete there what Orbax has deleted here.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        folder = self.files / "checkpoints"
+        if not self._copies or not folder.is_dir():
+            return
+        kept = {path.name for path in folder.iterdir() if path.name.isdigit()}
+        for step in sorted(kept - self._copied, key=int):
+            buckets.push(folder / step, f"{self._url}/checkpoints/{step}")
+            write_atomic(f"{self._url}/checkpoints/{step}/{COMMIT}", "")
+            self._copied.add(step)
+        for step in self._copied - kept:
+            buckets.remove([f"{self._url}/checkpoints/{step}/{COMMIT}"])  # first, so that no half of it counts
+            buckets.remove([f"{self._url}/checkpoints/{step}"])
+        self._copied &= kept
 
     def close(self) -> None:
         """Let another process have the staging directory."""
+        try:
+            self.copy_checkpoints()
+        except UserError as error:
+            log.error("%s; the newest checkpoint is in %s", error, self.files)
         if (held := _LOCKS.pop(self.files, None)) is not None:
             os.close(held)
 
@@ -152,6 +197,7 @@ class Place:
         if self.remote:
             self._upload()
             self._tape.save()
+            self.copy_checkpoints()
 
     def _upload(self) -> None:
         whole, grown = {}, []

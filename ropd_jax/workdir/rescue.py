@@ -11,10 +11,9 @@ from typing import Any
 
 from ropd_jax.utils import paths
 from ropd_jax.workdir.checkpoint import Checkpoints
-from ropd_jax.workdir.place import Place
+from ropd_jax.workdir.place import COMMIT, Place
 
 log = logging.getLogger(__name__)
-COMMIT = "commit_success.txt"  # Orbax's mark of a complete directory in a bucket, which has no rename
 
 
 def rescue(place: Place, step: int, state: Any, host: dict) -> pathlib.Path | None:
@@ -27,7 +26,7 @@ def rescue(place: Place, step: int, state: Any, host: dict) -> pathlib.Path | No
         directory = base / paths.folder_name(str(place.home.resolve() if not place.remote else place.home))
         try:
             with contextlib.closing(Checkpoints(directory, keep=1)) as checkpoints:
-                checkpoints.save(step, state, host)
+                checkpoints.save(step, state, host, wait=True)
         except Exception as error:  # the next place, then none: the run already ends with the first error
             log.error("no checkpoint in %s either (%s)", directory, " ".join(str(error).split())[:200])
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import pathlib
 import random
 import shutil
 
@@ -25,7 +26,7 @@ _numbers = itertools.count()
 def url(tmp_path, monkeypatch):
     """An empty folder; `Place` takes it, although memory keeps nothing for a real run."""
     monkeypatch.setenv("ROPD_CACHE", str(tmp_path / "machine"))
-    monkeypatch.setattr(place_module.paths, "as_path", lambda path, what="": path)
+    monkeypatch.setattr(place_module.paths, "as_path", lambda path, what="": pathlib.PurePath(path))
     return f"memory://runs/{next(_numbers)}"
 
 
