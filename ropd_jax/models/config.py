@@ -16,9 +16,14 @@ class RopeScaling:
     Attributes:
         kind: ``linear`` divides every frequency by ``factor``. ``llama3`` divides the low ones (wavelength above
             ``original_len / low_freq_factor``), keeps the high ones (below ``original_len / high_freq_factor``)
-            and blends between.
+            and blends between. ``yarn`` (arXiv 2309.00071) divides those with fewer than ``beta_slow`` full cycles in
+            ``original_len``, keeps those with more than ``beta_fast`` and blends between, by the index of the pair.
         factor: how much longer.
-        low_freq_factor, high_freq_factor, original_len: ``llama3`` only.
+        low_freq_factor, high_freq_factor: ``llama3`` only.
+        original_len: positions that the checkpoint was trained for before; ``llama3`` and ``yarn``.
+        beta_fast, beta_slow: ``yarn`` only.
+        truncate: ``yarn`` only; the two ends of the blend are rounded outwards to whole pairs.
+        attention_factor: ``yarn`` only; sines and cosines are multiplied by it, so attention logits by its square.
     """
 
     kind: str
@@ -26,6 +31,10 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_len: int = 8192
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +55,7 @@ class ModelConfig:
         max_seq_len: the longest sequence the checkpoint was made for.
         qkv_bias: Q, K and V projections have biases (Qwen2).
         qk_norm: RMSNorm over each head of Q and K (Qwen3, Gemma 3).
-        rope_scaling: of the global layers' angles (Llama 3, Gemma 3).
+        rope_scaling: of the global layers' angles (Llama 3, Gemma 3, YaRN of Qwen).
         norm_plus_one: RMSNorm multiplies by 1 + scale (Gemma).
         sandwich_norms: norms after attention and MLP too, before the residual is added (Gemma).
         activation: of the gated MLP.

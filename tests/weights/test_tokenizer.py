@@ -277,7 +277,7 @@ def test_directory_without_or_with_damaged_tokenizer_is_named(directory, tmp_pat
 
 def test_checkpoint_that_names_no_end_is_named(directory):
     edit(directory / "generation_config.json", eos_token_id=...)
-    edit(directory / "tokenizer_config.json", eos_token=..., chat_template="{{ messages[0].content }}")
+    edit(directory / "tokenizer_config.json", eos_token=..., pad_token=..., chat_template="{{ messages[0].content }}")
     text = (directory / "tokenizer.json").read_text().replace("<|endoftext|>", "<|nothing|>")
     (directory / "tokenizer.json").write_text(text)
     with pytest.raises(UserError, match="says nowhere which token ends an answer"):
