@@ -86,11 +86,16 @@ def read_config(path: str | pathlib.Path) -> ModelConfig:
         return _read(file, raw)
 
 
+def has_pictures(path: pathlib.Path) -> bool:
+    """Whether a checkpoint's text part is one of several: its tensors then have longer names."""
+    return read_json(path / "config.json", optional=True).get("model_type") in WITH_PICTURES
+
+
 def _read(file: pathlib.Path, raw: dict) -> ModelConfig:
     kind, names = raw.get("model_type"), raw.get("architectures") or ()
     if kind in WITH_PICTURES:
-        outer = {k: raw[k] for k in ("tie_word_embeddings",) if k in raw}  # the outer flag is the one that counts
-        raw = {**(raw.get("text_config") or {}), **outer}
+        outer = raw.get("tie_word_embeddings", True)  # that of the text part does not count
+        raw = {**(raw.get("text_config") or {}), "tie_word_embeddings": outer}
         kind, names = raw.get("model_type", f"{kind}_text"), ()
     if kind not in ABSENT:
         known = ", ".join([*ABSENT, *WITH_PICTURES])
