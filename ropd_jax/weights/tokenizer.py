@@ -94,6 +94,8 @@ def _backend(path: pathlib.Path, config: dict) -> tokenizers.Tokenizer:
         except Exception as e:  # the library raises plain Exception
             reason = " ".join(str(e).split())[:200]
             raise UserError(f"{file} cannot be read as a tokenizer ({reason}); fetch it again") from e
+        if backend.padding is not None:
+            config.setdefault("pad_token", backend.padding["pad_token"])
         add_declared(backend, path, config)
         return backend
     if (path / OLD_FORMAT).exists():

@@ -56,6 +56,10 @@ def write(path, name="llama_untied", *, arch="llama", quant=None, skip=(), extra
             writer.add_sliding_window_pattern(cfg.local_layers)
     if scaling is not None and scaling.kind == "linear":
         numbers |= {"rope.scaling.type": "linear", "rope.scaling.factor": scaling.factor}
+    if scaling is not None and scaling.kind == "yarn":
+        numbers |= {"rope.scaling.type": "yarn", "rope.scaling.factor": scaling.factor}
+        numbers |= {"rope.scaling.original_context_length": scaling.original_len}
+        numbers |= {"rope.scaling.yarn_beta_fast": scaling.beta_fast}
     if scaling is not None and scaling.kind == "llama3":
         plain_H, scaled_H = (rope_frequencies(cfg.head_dim, cfg.rope_theta, s) for s in (None, scaling))
         extra = {"rope_freqs.weight": (plain_H / scaled_H).astype(np.float32)} | (extra or {})
@@ -168,6 +172,18 @@ def test_gemma3_file_without_pattern_scale_and_local_base_means_what_the_format_
     cfg2, _ = read_weights(tmp_path / "m.gguf")
     assert cfg2.local_layers == (True, True, True) and cfg2.rope_theta_local == 10_000.0
     assert cfg2.attn_scale == cfg.head_dim**-0.5 and cfg2.rope_scaling == cfg.rope_scaling
+
+
+@pytest.mark.parametrize("change, tied", [(0.0, True), (0.5, False)])
+def test_a_gemma3_file_with_an_output_tensor_has_that_head(tmp_path, caplog, change, tied):
+    """The family ties its tables, but a file can hold another head, and llama.cpp uses it."""
+    _, params = read_weights(GOLDEN / "families" / "gemma3")
+    head = params["embed"]["table_VD"] + np.float32(change)
+    with caplog.at_level("WARNING"):
+        write(tmp_path / "m.gguf", "families/gemma3", arch="gemma3", extra={"output.weight": head})
+        cfg, loaded = read_weights(tmp_path / "m.gguf")
+    assert cfg.tied == tied and ("differs from token_embd.weight" in caplog.text) == (not tied)
+    np.testing.assert_array_equal(loaded["embed" if tied else "head"]["table_VD"], head)
 
 
 def test_foreign_file_is_named(tmp_path):
