@@ -39,7 +39,7 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A decoder-only transformer: Llama, SmolLM2, Qwen2, Qwen3 (dense and MoE), Gemma 2, Gemma 3 (text).
+    """A decoder-only transformer: Llama, SmolLM2/3, Mistral, Qwen2, Qwen3 (dense and MoE), Gemma 2, Gemma 3 (text).
 
     Attributes:
         vocab_size: V.
@@ -64,6 +64,7 @@ class ModelConfig:
         attn_softcap, final_softcap: logits become cap * tanh(logits / cap) (Gemma 2); 0 is none.
         window: a local layer's query sees this many positions, its own included; 0 means there are none.
         local_layers: for each layer, whether it is local; empty if none is.
+        no_rope_layers: for each layer, whether its queries and keys are not rotated (SmolLM3); empty if all are.
         rope_theta_local: base of the local layers' angles, not scaled; 0 means ``rope_theta``.
         num_experts: experts of each layer's MLP (Qwen3-MoE); 0 is a dense MLP.
         experts_per_token: how many of them a token goes to.
@@ -93,6 +94,7 @@ class ModelConfig:
     final_softcap: float = 0.0
     window: int = 0
     local_layers: tuple[bool, ...] = ()
+    no_rope_layers: tuple[bool, ...] = ()
     rope_theta_local: float = 0.0
     num_experts: int = 0
     experts_per_token: int = 0
@@ -112,6 +114,11 @@ class ModelConfig:
             raise UserError(
                 f"local_layers names {len(self.local_layers)} layers and window={self.window}; expected one entry for "
                 f"each of the {self.num_layers} layers and a window of at least 1"
+            )
+        if self.no_rope_layers and len(self.no_rope_layers) != self.num_layers:
+            raise UserError(
+                f"no_rope_layers names {len(self.no_rope_layers)} layers; expected one entry for each of the "
+                f"{self.num_layers} layers"
             )
         if not 0 <= self.experts_per_token <= self.num_experts or bool(self.num_experts) != bool(
             self.experts_per_token

@@ -54,11 +54,24 @@ def _yarn(freq_H: np.ndarray, theta: float, scaling: RopeScaling) -> np.ndarray:
 
 @functools.cache
 def rope_kinds(cfg: ModelConfig) -> np.ndarray:
-    """Rotary frequencies, float32 [kinds, H/2]: those of all layers, or those of global and those of local ones."""
+    """Rotary frequencies, float32 [kinds, H/2]: of most layers, of local ones, and 0 of those without angles."""
     kinds = [rope_frequencies(cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)]
     if cfg.local_layers and cfg.rope_theta_local:
         kinds.append(rope_frequencies(cfg.head_dim, cfg.rope_theta_local, None))
+    if any(cfg.no_rope_layers):
+        kinds.append(np.zeros_like(kinds[0]))
     return np.stack(kinds).astype(np.float32)
+
+
+@functools.cache
+def rope_kind_of(cfg: ModelConfig) -> np.ndarray:
+    """int32 [L], which of `rope_kinds` rotates each layer's queries and keys."""
+    kinds_L = np.zeros(cfg.num_layers, np.int32)
+    if cfg.local_layers and cfg.rope_theta_local:
+        kinds_L += np.array(cfg.local_layers, np.int32)
+    if any(cfg.no_rope_layers):
+        kinds_L[np.array(cfg.no_rope_layers)] = len(rope_kinds(cfg)) - 1
+    return kinds_L
 
 
 def _factors(cfg: ModelConfig) -> np.ndarray:

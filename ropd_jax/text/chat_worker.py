@@ -13,8 +13,10 @@ from __future__ import annotations
 import datetime
 import functools
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from jinja2.parser import Parser
 
 _clock: list[datetime.datetime] = []  # the time of the request
 
@@ -86,7 +88,7 @@ def _generation():
 
         tags = {"generation"}  # noqa: RUF012, jinja2 reads it of the class
 
-        def parse(self, parser):
+        def parse(self, parser: Parser):
             line = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return nodes.CallBlock(self.call_method("_text"), [], [], body).set_lineno(line)

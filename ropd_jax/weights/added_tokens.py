@@ -36,7 +36,7 @@ def special_tokens(path: pathlib.Path, config: dict) -> dict[str, str]:
     """
     found = {}
     legacy = {} if DECODER in config else read_json(path / "special_tokens_map.json", optional=True)
-    extra = next((config[key] for key in EXTRA if isinstance(config.get(key), dict)), {})
+    extra: dict[str, Any] = next((config[key] for key in EXTRA if isinstance(config.get(key), dict)), {})
     for raw in (config, legacy, extra):
         for key, value in raw.items():
             value = value.get("content") if isinstance(value, dict) else value

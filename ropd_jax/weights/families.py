@@ -23,6 +23,9 @@ GEMMA = dict(
 LLAMA = dict(tie_word_embeddings=False, hidden_act="silu", rope_theta=10_000.0)
 ABSENT: dict[str, dict[str, Any]] = {  # model_type -> what an absent key means
     "llama": LLAMA,
+    "mistral": LLAMA | dict(num_key_value_heads=8, sliding_window=4096),
+    "smollm3": LLAMA
+    | dict(num_key_value_heads=4, rope_theta=2_000_000.0, tie_word_embeddings=True, no_rope_layer_interval=4),
     "qwen2": LLAMA | dict(num_key_value_heads=32),
     "qwen3": LLAMA | dict(num_key_value_heads=32, head_dim=128),
     "qwen3_moe": LLAMA | dict(num_key_value_heads=4, norm_topk_prob=False, decoder_sparse_step=1),
@@ -33,10 +36,12 @@ ABSENT: dict[str, dict[str, Any]] = {  # model_type -> what an absent key means
 # A null switches off what can be off. These are computed from other keys, or have a place of their own for "off".
 COMPUTED = (
     "head_dim", "num_key_value_heads", "layer_types", "sliding_window_pattern", "_sliding_window_pattern",
-    "hidden_activation", "partial_rotary_factor", "rope_scaling", "rope_parameters",
+    "hidden_activation", "no_rope_layers", "partial_rotary_factor", "rope_scaling", "rope_parameters",
 )  # fmt: skip
 ARCHITECTURE = {
     "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
@@ -52,7 +57,6 @@ MISSING = {  # model_type -> the part of its architecture that `ropd_jax.models`
     "gpt_oss": "attention sinks and MXFP4 experts",
     "llama4": "chunked attention, layers without rotary angles, and experts with a shared one",
     "ministral3": "attention logits that are scaled by position",
-    "mistral": "windows in every layer",
     "olmo2": "norms after each block only, and Q and K norms over all heads",
     "olmo3": "norms after each block only, and Q and K norms over all heads",
     "phi3": "one matrix for Q, K and V, and LongRoPE",
@@ -60,7 +64,6 @@ MISSING = {  # model_type -> the part of its architecture that `ropd_jax.models`
     "qwen3_5": "gated DeltaNet (linear attention) layers and gated attention",
     "qwen3_5_moe": "gated DeltaNet (linear attention) layers, gated attention and a shared expert",
     "qwen3_next": "gated DeltaNet (linear attention) layers, gated attention and a shared expert",
-    "smollm3": "layers without rotary angles",
 }
 MISSING |= {f"{kind}_text": MISSING[kind] for kind in ("gemma3n", "gemma4", "llama4", "qwen3_5", "qwen3_5_moe")}
 MOST_LAYERS, MOST_EXPERTS = 1_000, 4_096  # each one is several tensors; a lying config must not cost memory
@@ -140,7 +143,7 @@ def _refuse_unsupported(file: pathlib.Path, kind: str, raw: Mapping) -> None:
     if raw.get("partial_rotary_factor", 1) != 1:
         factor = raw["partial_rotary_factor"]
         raise UserError(f"{file}: partial_rotary_factor={factor} is not supported yet; expected 1")
-    if kind not in GEMMAS and set(types := raw.get("layer_types", ())) - {"full_attention"}:
+    if kind not in (*GEMMAS, "mistral") and set(types := raw.get("layer_types", ())) - {"full_attention"}:
         raise UserError(f"{file}: layer_types={str(types)[:80]} is not supported yet; expected full_attention only")
 
 
@@ -178,6 +181,10 @@ def _config(file: pathlib.Path, kind: str, raw: Mapping) -> ModelConfig:
             experts_per_token=number("num_experts_per_tok"),
             norm_top_k=flag("norm_topk_prob"),
         )
+    if kind == "mistral" and raw["sliding_window"] is not None:
+        features |= dict(window=number("sliding_window"), local_layers=(True,) * layers)
+    if kind == "smollm3":
+        features["no_rope_layers"] = _no_rope_layers(file, raw, layers, number("no_rope_layer_interval"))
     if kind in GEMMAS:
         windowed = raw["sliding_window"] is not None
         local = _local_layers(file, raw, layers, 2 if kind == "gemma2" else 6)
@@ -226,6 +233,16 @@ def _local_layers(file: pathlib.Path, raw: Mapping, layers: int, pattern: int) -
     if len(types) != layers or set(types) - {"sliding_attention", "full_attention"}:
         raise UserError(f"{file}: layer_types={types} does not fit {layers} layers; check the checkpoint")
     return tuple(t == "sliding_attention" for t in types)
+
+
+def _no_rope_layers(file: pathlib.Path, raw: Mapping, layers: int, interval: int) -> tuple[bool, ...]:
+    """By ``no_rope_layers``, whose 1 means that a layer has angles; without it every ``interval``-th has none."""
+    rotated = raw.get("no_rope_layers", [(i + 1) % interval != 0 for i in range(layers)])
+    if len(rotated) != layers or not all(r in (0, 1) for r in rotated):
+        raise UserError(
+            f"{file}: no_rope_layers={str(rotated)[:80]} does not fit {layers} layers; check the checkpoint"
+        )
+    return tuple(not r for r in rotated)
 
 
 def _rope_scaling(file: pathlib.Path, raw: Mapping) -> RopeScaling | None:
@@ -277,6 +294,10 @@ def family_of(cfg: ModelConfig) -> str:
         return "gemma3_text" if cfg.qk_norm else "gemma2"
     if cfg.num_experts:
         return "qwen3_moe"
+    if cfg.no_rope_layers:
+        return "smollm3"
+    if cfg.window:
+        return "mistral"
     return "qwen3" if cfg.qk_norm else "qwen2" if cfg.qkv_bias else "llama"
 
 
@@ -327,6 +348,10 @@ def config_json(cfg: ModelConfig, dtype: str = "float32", **extra) -> dict:
             "decoder_sparse_step": 1,
             "mlp_only_layers": [],
         }
+    if cfg.no_rope_layers:
+        raw |= {"no_rope_layers": [int(not without) for without in cfg.no_rope_layers], "use_sliding_window": False}
+    if kind == "mistral":
+        raw["sliding_window"] = cfg.window
     if cfg.sandwich_norms:
         raw |= {
             "hidden_activation": raw["hidden_act"],

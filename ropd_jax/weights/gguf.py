@@ -79,7 +79,7 @@ class GGUFSource:
         return t.from_stored(value)[part]
 
     def _head_is_table(self) -> bool:
-        """Whether the output tensor is the embedding once more, as some converters of Gemma, which is tied, write it."""
+        """Whether the output tensor is a copy of the embedding. Some converters write one for Gemma, which is tied."""
         table, head = self._file.tensors.get(TABLE), self._file.tensors[HEAD]
         if table is None or table.shape != head.shape:
             return False

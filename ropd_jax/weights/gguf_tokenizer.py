@@ -79,8 +79,8 @@ def _pre(file: GGUF) -> str:
         return pre
     guess = "qwen2" if str(file.get("general.architecture")).startswith("qwen") else "default"
     log.warning(
-        "%s has no tokenizer.ggml.pre, so how it cuts a text before merging is a guess (%s): its tokens can differ from "
-        "those that the model was trained on. Convert the checkpoint again, or use its Hugging Face directory",
+        "%s has no tokenizer.ggml.pre, so how it cuts a text before merging is a guess (%s): its tokens can differ "
+        "from those that the model was trained on. Convert the checkpoint again, or use its Hugging Face directory",
         file.path, guess,
     )  # fmt: skip
     return guess

@@ -11,7 +11,6 @@ from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.lora import Lora, Params, adapted, each_adapter
 from ropd_jax.weights.tensors import tensors_of
 
-
 TEXT_PART = "model.language_model."  # of a checkpoint with a vision part, where a text-only one has "model."
 
 
@@ -37,13 +36,11 @@ def adapter_tensors(cfg: ModelConfig, adapters: Params, *, pictures: bool = Fals
     return found
 
 
-def adapter_config(
-    cfg: ModelConfig, lora: Lora, base_model: str = "", *, pictures: bool = False
-) -> dict[str, Any]:
+def adapter_config(cfg: ModelConfig, lora: Lora, base_model: str = "", *, pictures: bool = False) -> dict[str, Any]:
     """adapter_config.json; ``base_model`` is the checkpoint that the adapters belong to.
 
-    The vision tower of a multimodal base has a ``q_proj`` of its own, so there the modules are a pattern over their full
-    names, as PEFT matches one text; else they are a list of last names.
+    ``target_modules`` is a list of last names. The vision tower of a multimodal base has a ``q_proj`` of its own, so
+    there it is a pattern, which PEFT matches with full names.
     """
     hf = {t.path: t.hf for t in tensors_of(cfg)}
     modules: Any = [hf["layers", group, name].split(".")[-2] for group, name in adapted(cfg, lora)]

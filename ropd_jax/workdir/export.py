@@ -75,8 +75,8 @@ def export(what: str, to: str, *, step: int | None = None, dtype: str = "", adap
             part.mkdir(parents=True)
             if adapter:
                 assert run is not None
-                names = {"base": own, "pictures": base.is_dir() and has_pictures(base)}
-                _write_adapter(path, run, source, step, dtype, part, **names)
+                pictures = base.is_dir() and has_pictures(base)
+                _write_adapter(path, run, source, step, dtype, part, base=own, pictures=pictures)
             else:
                 config, extra = _config(base, made, source.cfg)
                 save_hf(part, source.cfg, params, dtype=dtype, config=config, **extra)
@@ -156,7 +156,9 @@ def _config(base: pathlib.Path, made: HFTokenizer | None, cfg: ModelConfig) -> t
     if base.is_dir():
         raw = read_json(base / "config.json")
         if raw.get("model_type") in ABSENT:
-            differs = read_config(base).tied != cfg.tied  # the files decided otherwise, and what is written has to agree
+            differs = (
+                read_config(base).tied != cfg.tied
+            )  # the files decided otherwise, and what is written has to agree
             return raw, {"tie_word_embeddings": cfg.tied} if differs else {}
         text = raw.get("text_config") or {}  # of a multimodal checkpoint only the text part is exported
         keys = ("bos_token_id", "eos_token_id", "pad_token_id")

@@ -5,7 +5,8 @@
 
 1. ``rope.json``: frequencies and factor of YaRN, by transformers' own function, for published and odd parameters.
 2. Tiny random models, each with config, weights and ``logits.npz``: a tied config whose head differs from its embedding
-   (``llama_own_head``), one that stores the head only (``llama_only_head``), softcaps that are null (``gemma2_null``).
+   (``llama_own_head``), one that stores the head only (``llama_only_head``), softcaps that are null
+   (``gemma2_null``), a window in every layer (``mistral``), a layer without rotary angles (``smollm3``).
 3. ``gemma3_pictures``: a multimodal Gemma 3; logits of a text, and with the adapters that `ropd_jax.weights.peft`
    writes, loaded by PEFT. ``peft.json`` has the names that PEFT gives to its own adapters on that model.
 
@@ -120,7 +121,9 @@ def pictures() -> None:
     settings = adapter_config(cfg, lora, str(path), pictures=True)
     with tempfile.TemporaryDirectory() as folder:
         adapters = adapter_tensors(cfg, made_adapters(cfg, lora), pictures=True)
-        save_file({k: torch.from_numpy(v) for k, v in adapters.items()}, pathlib.Path(folder) / "adapter_model.safetensors")
+        save_file(
+            {k: torch.from_numpy(v) for k, v in adapters.items()}, pathlib.Path(folder) / "adapter_model.safetensors"
+        )
         (pathlib.Path(folder) / "adapter_config.json").write_text(json.dumps(settings))
         adapted = PeftModel.from_pretrained(loaded(path), folder).eval()
         save_logits("gemma3_pictures", logits=plain, adapted=adapted(tokens(), use_cache=False).logits)
@@ -139,4 +142,7 @@ if __name__ == "__main__":
     stored("llama_only_head", tied, only_head)
     gemma2 = hf.Gemma2Config(**(COMMON | GEMMA | dict(num_hidden_layers=2)), rope_parameters=ROPE)
     stored("gemma2_null", gemma2, lambda t: None, attn_logit_softcapping=None, final_logit_softcapping=None)
+    small = COMMON | dict(num_hidden_layers=2, rope_parameters=ROPE)
+    stored("mistral", hf.MistralConfig(**small, head_dim=16, sliding_window=5), lambda t: None)
+    stored("smollm3", hf.SmolLM3Config(**small, no_rope_layers=[0, 1], tie_word_embeddings=True), lambda t: None)
     pictures()

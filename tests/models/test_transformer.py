@@ -129,6 +129,7 @@ FIELDS = {  # field -> (what the model has besides, the changed value); max_seq_
     "final_softcap": ({}, 1.0),
     "window": (WINDOWED, 2),
     "local_layers": (WINDOWED, (False, True, True)),
+    "no_rope_layers": ({}, (False, True, False)),
     "rope_theta_local": (WINDOWED, 10.0),
     "num_experts": (MOE, 8),
     "experts_per_token": (MOE, 1),
@@ -181,6 +182,7 @@ def test_every_field_of_rope_scaling_changes_the_output(field):
     [
         (dict(activation="relu"), "activation='relu'"),
         (dict(window=3, local_layers=(True,)), "local_layers names 1 layers"),
+        (dict(no_rope_layers=(True,)), "no_rope_layers names 1 layers"),
         (dict(num_experts=4), "experts_per_token=0 of num_experts=4"),
         (dict(num_heads=3), "num_heads=3"),
         (dict(head_dim=7), "head_dim=7 is odd"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 
+import jinja2
 import numpy as np
 import pytest
 import tokenizers
@@ -100,7 +101,7 @@ ENVIRONMENT = [  # what templates of published checkpoints use of the environmen
     "{{ tools is none }}{{ documents is none }}{{ tools is defined }}{{ xml_tools is defined }}",
     "{{ bos_token }}{{ eos_token }}{{ unk_token is defined }}{{ add_generation_prompt }}",
     "{{ dict(a=1, b=2) | tojson }}{{ dict.fromkeys(['x'], 0) | tojson }}",
-    "{% set ns = namespace(seen=false, self=3) %}{% for m in messages %}{% set ns.seen = true %}{% endfor %}{{ ns.seen }}",
+    "{% set ns = namespace(n=0, self=3) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
     "{% set ns = namespace(_x=1) %}",
     "{% macro f(x) %}<{{ x }}>{% endmacro %}{{ f(messages[0].content) }}",
     "  {% if true %}\n    x\n  {% endif %}\n\n{{ 'y' }}\n",
@@ -118,11 +119,12 @@ def test_the_environment_of_templates_is_that_of_transformers(template):
     special = {"bos_token": "<bos>", "eos_token": "</s>"}
     messages = [{"role": "user", "content": " 1 + 1?é "}, {"role": "assistant", "content": "2"}]
     try:
-        expected = utils.render_jinja_template([messages], chat_template=template, add_generation_prompt=True, **special)
-    except Exception as e:
+        expected = utils.render_jinja_template(
+            [messages], chat_template=template, add_generation_prompt=True, **special
+        )
+    except (TypeError, ValueError, jinja2.TemplateError):
         with pytest.raises(UserError, match="refuses messages"):
             chat.render(template, [Message(**m) for m in messages], special)
-        assert not isinstance(e, AssertionError)
     else:
         assert chat.render(template, [Message(**m) for m in messages], special) == expected[0][0]
 

@@ -59,11 +59,12 @@ FILES = {  # what tokenizer_config.json holds, and further files
         {},
         {
             "special_tokens_map.json": {
-                "eos_token": "<|im_end|>", "bos_token": {k: v for k, v in START.items() if k != "special"},
+                "eos_token": "<|im_end|>",
+                "bos_token": {k: v for k, v in START.items() if k != "special"},
                 "additional_special_tokens": ["<tool>"],
             }
         },
-    ),  # fmt: skip
+    ),
     "decoder before special_tokens_map.json": (
         {"added_tokens_decoder": by_id(START)},
         {"special_tokens_map.json": {"eos_token": "<|im_end|>"}},

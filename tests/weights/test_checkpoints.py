@@ -5,6 +5,7 @@ The golden files were made by `tests/golden/make_checkpoints.py`.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -17,7 +18,7 @@ from ropd_jax.models import transformer
 from ropd_jax.models.lora import Lora, adapter_shapes, merge
 from ropd_jax.models.rope import rope_frequencies
 from ropd_jax.weights import peft
-from ropd_jax.weights.families import has_pictures, read_config
+from ropd_jax.weights.families import config_json, family_of, has_pictures, read_config
 from tests.helpers import read_weights
 
 CHECKPOINTS = pathlib.Path(__file__).parents[1] / "golden" / "checkpoints"
@@ -37,12 +38,15 @@ def logits(cfg, params, tokens_BT):
     return np.asarray(transformer.logits(cfg, params, x_BTD))
 
 
-@pytest.mark.parametrize("name", ["llama_own_head", "llama_only_head", "gemma2_null"])
-def test_logits_equal_those_of_transformers(name):
+@pytest.mark.parametrize("name", ["llama_own_head", "llama_only_head", "gemma2_null", "mistral", "smollm3"])
+def test_logits_equal_those_of_transformers(tmp_path, name):
     cfg, params = read_weights(CHECKPOINTS / name)
     golden = np.load(CHECKPOINTS / name / "logits.npz")
     np.testing.assert_allclose(logits(cfg, params, golden["tokens"]), golden["logits"], rtol=0, atol=2e-5)
-    assert cfg.tied == (name != "llama_own_head") and cfg.attn_softcap == cfg.final_softcap == 0.0
+    (tmp_path / "config.json").write_text(json.dumps(config_json(cfg)))
+    again = dataclasses.replace(read_config(tmp_path), attn_scale=cfg.attn_scale)  # stored as its inverse square
+    assert again == cfg and family_of(cfg) == json.loads((CHECKPOINTS / name / "config.json").read_text())["model_type"]
+    assert cfg.tied == (name not in ("llama_own_head", "mistral")) and cfg.attn_softcap == cfg.final_softcap == 0.0
 
 
 def test_yarn_has_the_frequencies_and_the_factor_of_transformers(tmp_path):
@@ -59,7 +63,9 @@ def test_yarn_has_the_frequencies_and_the_factor_of_transformers(tmp_path):
             freq_H = rope_frequencies(cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
             np.testing.assert_allclose(freq_H, row["freq"], rtol=2e-6)
             assert cfg.rope_scaling.attention_factor == pytest.approx(row["factor"], rel=1e-7)
-            assert cfg.max_seq_len == max(base["max_position_embeddings"], cfg.rope_scaling.original_len * cfg.rope_scaling.factor)
+            assert cfg.max_seq_len == max(
+                base["max_position_embeddings"], cfg.rope_scaling.original_len * cfg.rope_scaling.factor
+            )
 
 
 def test_adapters_of_a_multimodal_base_have_the_names_and_the_effect_that_peft_gives_them():

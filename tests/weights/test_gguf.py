@@ -250,7 +250,10 @@ def test_other_architecture_is_named(tmp_path):
         ({"skip": ("blk.1.ffn_up.weight",)}, "lacks tensor 'blk.1.ffn_up.weight'; expected 21 tensors"),
         ({"extra": {"blk.0.attn_q.bias": np.zeros(64, np.float32)}}, "holds tensor 'blk.0.attn_q.bias', which"),
         ({"extra": {"rope_freqs.weight": np.full(8, 2.0, np.float32)}}, "scaled rotary angles"),
-        ({"keys": {"rope.scaling.type": "longrope"}}, "scaled rotary angles (rope.scaling.type='longrope') of this kind"),
+        (
+            {"keys": {"rope.scaling.type": "longrope"}},
+            "scaled rotary angles (rope.scaling.type='longrope') of this kind",
+        ),
         ({"keys": {"rope.scaling.type": "yarn"}}, "no metadata key 'llama.rope.scaling.factor'"),
         ({"keys": {"expert_count": 8}}, "8 experts are not supported yet"),
         ({"keys": {"rope.dimension_count": 8}}, "rope.dimension_count=8 of head width 16 is not supported yet"),
