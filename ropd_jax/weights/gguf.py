@@ -62,7 +62,7 @@ class GGUFSource:
         self._file = GGUF(path)
         with one_line(path):
             self.cfg = gguf_config(self._file)
-        if not self.cfg.tied and self.cfg.norm_plus_one and self._head_is_table():
+        if not self.cfg.tied and self._head_is_table():
             self.cfg = dataclasses.replace(self.cfg, tied=True)
         ignored = [FREQS] + [HEAD] * self.cfg.tied
         shapes = {name: t.shape for name, t in self._file.tensors.items() if name not in ignored}
@@ -79,17 +79,15 @@ class GGUFSource:
         return t.from_stored(value)[part]
 
     def _head_is_table(self) -> bool:
-        """Whether the output tensor is a copy of the embedding. Some converters write one for Gemma, which is tied."""
+        """Whether the output tensor is a copy of the embedding, which some converters write for a tied model."""
         table, head = self._file.tensors.get(TABLE), self._file.tensors[HEAD]
-        if table is None or table.shape != head.shape:
-            return False
-        same = np.array_equal(self._file.read(TABLE), self._file.read(HEAD))
-        if not same:
+        same = table is not None and self._file.raw(TABLE) == self._file.raw(HEAD)
+        if not same and self.cfg.norm_plus_one:
             log.warning(
-                "%s: %s differs from %s, though the family ties them; the student has both (untied)",
+                "%s: %s differs from %s, though Gemma 3 ties them; the student has both (untied)",
                 self._file.path, HEAD, TABLE,
             )  # fmt: skip
-        return same
+        return same and table is not None and (table.type, table.shape) == (head.type, head.shape)
 
     def _whole(self, t: Tensor, name: str) -> np.ndarray:
         w = self._file.read(name)

@@ -1,7 +1,7 @@
 """Make `checkpoints/` anew: how a checkpoint can be stored, and what transformers and PEFT make of it, in float32.
 
     make golden
-    python tests/golden/make_checkpoints.py
+    python -m tests.golden.make_checkpoints
 
 1. ``rope.json``: frequencies and factor of YaRN, by transformers' own function, for published and odd parameters.
 2. Tiny random models, each with config, weights and ``logits.npz``: a tied config whose head differs from its embedding
