@@ -11,6 +11,7 @@ the order in which transformers looks:
 
 from __future__ import annotations
 
+import logging
 import math
 import pathlib
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from ropd_jax.utils.files import read_json
 if TYPE_CHECKING:
     import tokenizers
 
+log = logging.getLogger(__name__)
 DECODER = "added_tokens_decoder"
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 EXTRA = ("extra_special_tokens", "additional_special_tokens")
@@ -64,14 +66,16 @@ def add_declared(backend: tokenizers.Tokenizer, path: pathlib.Path, config: dict
     declared = _by_id(path, config, {*names.values(), *extra})
     known, own = backend.get_vocab(), {t.content for t in backend.get_added_tokens_decoder().values()}
     tokens = {text: flags | {"special": flags.get("special") or text in names.values()} for text, flags in declared}
-    for key, text in sorted(names.items(), key=lambda item: NAMED.index(item[0]) if item[0] in NAMED else len(NAMED)):
-        if key == "pad_token" and text not in known and len(known) + len(tokens.keys() - known) >= _rows(path):
-            continue  # it has no embedding; another token pads, and nothing is computed from padding
-        if text not in own:
-            tokens.setdefault(text, {"special": True})
-    for text, flags in extra.items():
-        if text not in own:
-            tokens.setdefault(text, {"special": True} | flags)
+    rows = _rows(path)
+    in_order = [*(key for key in NAMED if key in names), *(key for key in names if key not in NAMED)]
+    for key, text in [*((key, names[key]) for key in in_order), *zip(extra, extra, strict=True)]:
+        if text in own or text in tokens:
+            continue
+        if text not in known and len(known) + len(tokens.keys() - known) >= rows:
+            if key != "pad_token":  # another token pads, and nothing is computed from padding
+                log.warning("%s: the special token %r has no row in the table of %d tokens; left out", path, text, rows)
+            continue
+        tokens[text] = {"special": True} | extra.get(text, {})
     backend.add_tokens([tokenizers.AddedToken(text, **flags) for text, flags in tokens.items()])
     for text, i in _ids(path, config).items():
         if text not in known and backend.token_to_id(text) != i:

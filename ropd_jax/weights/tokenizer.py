@@ -18,7 +18,7 @@ from ropd_jax.text import chat
 from ropd_jax.text.tokenizer import HFTokenizer, find_stop_ids
 from ropd_jax.types import UserError
 from ropd_jax.utils.files import one_line, read_json
-from ropd_jax.weights.added_tokens import add_declared, special_tokens
+from ropd_jax.weights.added_tokens import DECODER, add_declared, special_tokens
 from ropd_jax.weights.gguf_tokenizer import gguf_tokenizer
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ def hf_tokenizer(
     """
     path = pathlib.Path(path)
     config = read_json(path / "tokenizer_config.json", optional=True)
+    if config.get(DECODER, ...) is None:
+        del config[DECODER]
     backend = _backend(path, config)
     _drop_state(backend, str(path))
     if config.get("split_special_tokens"):

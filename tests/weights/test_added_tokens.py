@@ -143,14 +143,26 @@ def test_declarations_of_another_form_are_refused(directory, value):
     assert "\n" not in str(e.value)
 
 
-def test_a_pad_token_without_an_embedding_pads_nothing(directory):
-    """Old fine-tunes declare a [PAD] behind the last row of the table; no computation depends on padding."""
+def test_a_null_declaration_declares_nothing(directory):
+    null = dict.fromkeys(("added_tokens_decoder", "extra_special_tokens", "split_special_tokens", "pad_token"))
+    write(directory, null, {"added_tokens.json": {"<|im_start|>": N}})
+    assert load_tokenizer(directory).encode("<|im_start|>") == [N]
+
+
+def test_a_named_token_without_an_embedding_is_left_out(directory, caplog):
+    """Fine-tunes declare a [PAD] or an <unk> behind the last row of the table. Neither is ever computed with."""
     (directory / "config.json").write_text(json.dumps({"vocab_size": N}))
     write(directory, {"pad_token": "[PAD]"}, {})
     tokenizer = load_tokenizer(directory)
     assert tokenizer.vocab_size == N and tokenizer.pad_id == tokenizer.stop_ids[-1]
     (directory / "config.json").write_text(json.dumps({"vocab_size": N + 1}))
-    assert load_tokenizer(directory).pad_id == N
+    assert load_tokenizer(directory).pad_id == N and not caplog.records
+    (directory / "config.json").write_text(json.dumps({"text_config": {"vocab_size": N}}))
+    write(directory, {"unk_token": "<unk>", "additional_special_tokens": ["<tool>"]}, {})
+    with caplog.at_level(logging.WARNING):
+        assert load_tokenizer(directory).vocab_size == N
+    for text in ("<unk>", "<tool>"):
+        assert f"the special token '{text}' has no row in the table of {N} tokens; left out" in caplog.text
 
 
 def test_stored_dropout_is_off_and_said(directory, caplog):
