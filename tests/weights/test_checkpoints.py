@@ -17,6 +17,7 @@ import pytest
 from ropd_jax.models import transformer
 from ropd_jax.models.lora import Lora, adapter_shapes, merge
 from ropd_jax.models.rope import rope_frequencies
+from ropd_jax.plan.shapes import model_config
 from ropd_jax.weights import peft
 from ropd_jax.weights.families import config_json, family_of, has_pictures, read_config
 from tests.helpers import read_weights
@@ -47,6 +48,13 @@ def test_logits_equal_those_of_transformers(tmp_path, name):
     again = dataclasses.replace(read_config(tmp_path), attn_scale=cfg.attn_scale)  # stored as its inverse square
     assert again == cfg and family_of(cfg) == json.loads((CHECKPOINTS / name / "config.json").read_text())["model_type"]
     assert cfg.tied == (name not in ("llama_own_head", "mistral")) and cfg.attn_softcap == cfg.final_softcap == 0.0
+
+
+def test_a_plan_counts_the_head_that_the_files_have(tmp_path):
+    path = CHECKPOINTS / "llama_own_head"
+    assert read_config(path).tied and not model_config(str(path)).tied
+    (tmp_path / "config.json").write_bytes((path / "config.json").read_bytes())
+    assert model_config(str(tmp_path)).tied  # without weights the config is all that is known
 
 
 def test_yarn_has_the_frequencies_and_the_factor_of_transformers(tmp_path):
