@@ -6,6 +6,7 @@ Gemma 3 leave most keys out).
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import pathlib
 from collections.abc import Callable, Mapping
@@ -147,80 +148,99 @@ def _refuse_unsupported(file: pathlib.Path, kind: str, raw: Mapping) -> None:
         raise UserError(f"{file}: layer_types={str(types)[:80]} is not supported yet; expected full_attention only")
 
 
-def _config(file: pathlib.Path, kind: str, raw: Mapping) -> ModelConfig:
-    def number(key: str, default=None, cast=int, most=math.inf):
-        value = raw.get(key, default)
+@dataclasses.dataclass(frozen=True)
+class _Keys:
+    """The keys of a config.json, each checked when it is read; a `UserError` names the file, the key and its value."""
+
+    file: pathlib.Path
+    raw: Mapping
+
+    def number(self, key: str, default=None, cast=int, most=math.inf):
+        """A positive number up to ``most``; null is none."""
+        value = self.raw.get(key, default)
         known = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
         if not known or value > most or value != cast(value):
             limit = f" up to {most:,}" if most < math.inf else ""
             raise UserError(
-                f"{file}: {key}={repr(value)[:60]}, expected a positive {cast.__name__}{limit}; check the checkpoint"
+                f"{self.file}: {key}={repr(value)[:60]}, expected a positive {cast.__name__}{limit}; "
+                "check the checkpoint"
             )
         return cast(value)
 
-    def flag(key: str) -> bool:
-        if not isinstance(raw[key], bool | None):
-            raise UserError(f"{file}: {key}={raw[key]!r}, expected true or false; check the checkpoint")
-        return bool(raw[key])
-
-    def off_or(key: str) -> float:
+    def number_or_off(self, key: str) -> float:
         """A number; 0 for a feature that is absent, null or 0."""
-        return number(key, cast=float) if raw.get(key) else 0.0
+        return self.number(key, cast=float) if self.raw.get(key) else 0.0
 
-    d_model, num_heads = number("hidden_size"), number("num_attention_heads")
+    def flag(self, key: str) -> bool:
+        """True or false; null is false."""
+        value = self.raw[key]
+        if not isinstance(value, bool | None):
+            raise UserError(f"{self.file}: {key}={value!r}, expected true or false; check the checkpoint")
+        return bool(value)
+
+
+def _config(file: pathlib.Path, kind: str, raw: Mapping) -> ModelConfig:
+    keys = _Keys(file, raw)
+    d_model, num_heads = keys.number("hidden_size"), keys.number("num_attention_heads")
     if "head_dim" not in raw and d_model % num_heads:
         raise UserError(
             f"{file}: hidden_size={d_model} is not a multiple of num_attention_heads={num_heads} and there is no "
             "head_dim; check the checkpoint"
         )
-    layers = number("num_hidden_layers", most=MOST_LAYERS)
-    features: dict[str, Any] = {"qkv_bias": kind == "qwen2", "qk_norm": kind in ("qwen3", "qwen3_moe", "gemma3_text")}
-    if kind == "qwen3_moe":
-        features |= dict(
-            num_experts=number("num_experts", raw.get("num_local_experts"), most=MOST_EXPERTS),
-            experts_per_token=number("num_experts_per_tok"),
-            norm_top_k=flag("norm_topk_prob"),
-        )
-    if kind == "mistral" and raw["sliding_window"] is not None:
-        features |= dict(window=number("sliding_window"), local_layers=(True,) * layers)
-    if kind == "smollm3":
-        features["no_rope_layers"] = _no_rope_layers(file, raw, layers, number("no_rope_layer_interval"))
-    if kind in GEMMAS:
-        windowed = raw["sliding_window"] is not None
-        local = _local_layers(file, raw, layers, 2 if kind == "gemma2" else 6)
-        if not windowed and kind == "gemma2":
-            local = ()  # no layer differs from another
-        features |= dict(
-            norm_plus_one=True,
-            sandwich_norms=True,
-            embed_scale=d_model**0.5,
-            attn_scale=number("query_pre_attn_scalar", cast=float) ** -0.5,
-            attn_softcap=off_or("attn_logit_softcapping"),
-            final_softcap=off_or("final_logit_softcapping"),
-            # without a window, Gemma 3's local layers still have their own angles: they see all that there can be
-            window=number("sliding_window" if windowed else "max_position_embeddings") if local else 0,
-            local_layers=local,
-            rope_theta_local=number("rope_local_base_freq", cast=float) if kind == "gemma3_text" else 0.0,
-        )
-    scaling = _rope_scaling(file, raw)
-    longest = number("max_position_embeddings")
+    scaling, longest = _rope_scaling(file, raw), keys.number("max_position_embeddings")
     if scaling is not None and scaling.kind == "yarn":  # Qwen3's files keep the length without it
         longest = max(longest, int(scaling.factor * scaling.original_len))
     return ModelConfig(
-        vocab_size=number("vocab_size"),
-        num_layers=layers,
+        vocab_size=keys.number("vocab_size"),
+        num_layers=keys.number("num_hidden_layers", most=MOST_LAYERS),
         d_model=d_model,
         num_heads=num_heads,
-        num_kv_heads=number("num_key_value_heads", num_heads),
-        head_dim=number("head_dim", d_model // num_heads),
-        mlp_dim=number("moe_intermediate_size" if kind == "qwen3_moe" else "intermediate_size"),
-        rope_theta=number("rope_theta", cast=float),
-        norm_eps=number("rms_norm_eps", cast=float),
-        tied=flag("tie_word_embeddings"),
+        num_kv_heads=keys.number("num_key_value_heads", num_heads),
+        head_dim=keys.number("head_dim", d_model // num_heads),
+        mlp_dim=keys.number("moe_intermediate_size" if kind == "qwen3_moe" else "intermediate_size"),
+        rope_theta=keys.number("rope_theta", cast=float),
+        norm_eps=keys.number("rms_norm_eps", cast=float),
+        tied=keys.flag("tie_word_embeddings"),
         max_seq_len=longest,
+        qkv_bias=kind == "qwen2",
+        qk_norm=kind in ("qwen3", "qwen3_moe", "gemma3_text"),
         rope_scaling=scaling,
         activation=ACTIVATION[raw["hidden_act"]],
-        **features,
+        **_features(kind, keys),
+    )
+
+
+def _features(kind: str, keys: _Keys) -> dict[str, Any]:
+    """What a family has in addition to a Llama, as fields of `ModelConfig`."""
+    file, raw, number = keys.file, keys.raw, keys.number
+    layers = number("num_hidden_layers", most=MOST_LAYERS)
+    if kind == "qwen3_moe":
+        return dict(
+            num_experts=number("num_experts", raw.get("num_local_experts"), most=MOST_EXPERTS),
+            experts_per_token=number("num_experts_per_tok"),
+            norm_top_k=keys.flag("norm_topk_prob"),
+        )
+    if kind == "mistral" and raw["sliding_window"] is not None:
+        return dict(window=number("sliding_window"), local_layers=(True,) * layers)
+    if kind == "smollm3":
+        return dict(no_rope_layers=_no_rope_layers(file, raw, layers, number("no_rope_layer_interval")))
+    if kind not in GEMMAS:
+        return {}
+    windowed = raw["sliding_window"] is not None
+    local = _local_layers(file, raw, layers, 2 if kind == "gemma2" else 6)
+    if not windowed and kind == "gemma2":
+        local = ()  # no layer differs from another
+    return dict(
+        norm_plus_one=True,
+        sandwich_norms=True,
+        embed_scale=number("hidden_size") ** 0.5,
+        attn_scale=number("query_pre_attn_scalar", cast=float) ** -0.5,
+        attn_softcap=keys.number_or_off("attn_logit_softcapping"),
+        final_softcap=keys.number_or_off("final_logit_softcapping"),
+        # without a window, Gemma 3's local layers still have their own angles: they see all that there can be
+        window=number("sliding_window" if windowed else "max_position_embeddings") if local else 0,
+        local_layers=local,
+        rope_theta_local=number("rope_local_base_freq", cast=float) if kind == "gemma3_text" else 0.0,
     )
 
 
