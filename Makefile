@@ -68,6 +68,7 @@ golden: $(VENV)/dev.stamp
 	$(PIP) -e '.[golden]'
 	$(BIN)/python tests/golden/make_golden.py
 	$(BIN)/python tests/golden/make_families.py
+	$(BIN)/python -m tests.golden.make_checkpoints
 
 storm: $(VENV)/core.stamp
 	$(BIN)/python -m benchmarks.storm

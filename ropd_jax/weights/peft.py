@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -10,26 +11,41 @@ from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.lora import Lora, Params, adapted, each_adapter
 from ropd_jax.weights.tensors import tensors_of
 
+TEXT_PART = "model.language_model."  # of a checkpoint with a vision part, where a text-only one has "model."
 
-def adapter_tensors(cfg: ModelConfig, adapters: Params) -> dict[str, np.ndarray]:
-    """The adapters by their names in adapter_model.safetensors: A is [R, in] and B is [out, R], one pair per layer."""
+
+def adapter_tensors(cfg: ModelConfig, adapters: Params, *, pictures: bool = False) -> dict[str, np.ndarray]:
+    """The adapters by their names in adapter_model.safetensors: A is [R, in] and B is [out, R], one pair per layer.
+
+    Args:
+        pictures: the base is a multimodal checkpoint (`families.has_pictures`), whose text part is a module of its own.
+    """
     hf = {t.path: t.hf for t in tensors_of(cfg)}
     found: dict[str, np.ndarray] = {}
     for group, name, a_name, b_name in each_adapter(adapters):
         own = adapters["layers"][group][name]
         a_LIR, b_LRO = np.asarray(own[a_name]), np.asarray(own[b_name])
         L, R = len(a_LIR), a_LIR.shape[-1]
-        module = "base_model.model." + hf["layers", group, name].removesuffix(".weight")
+        module = hf["layers", group, name].removesuffix(".weight")
+        if pictures:
+            module = TEXT_PART + module.removeprefix("model.")
         for i in range(L):
-            found[f"{module.format(i)}.lora_A.weight"] = np.ascontiguousarray(a_LIR[i].reshape(-1, R).T)
-            found[f"{module.format(i)}.lora_B.weight"] = np.ascontiguousarray(b_LRO[i].reshape(R, -1).T)
+            full = "base_model.model." + module.format(i)
+            found[f"{full}.lora_A.weight"] = np.ascontiguousarray(a_LIR[i].reshape(-1, R).T)
+            found[f"{full}.lora_B.weight"] = np.ascontiguousarray(b_LRO[i].reshape(R, -1).T)
     return found
 
 
-def adapter_config(cfg: ModelConfig, lora: Lora, base_model: str = "") -> dict[str, Any]:
-    """adapter_config.json; ``base_model`` is the checkpoint that the adapters belong to."""
+def adapter_config(cfg: ModelConfig, lora: Lora, base_model: str = "", *, pictures: bool = False) -> dict[str, Any]:
+    """adapter_config.json; ``base_model`` is the checkpoint that the adapters belong to.
+
+    ``target_modules`` is a list of last names. The vision tower of a multimodal base has a ``q_proj`` of its own, so
+    there it is a pattern, which PEFT matches with full names.
+    """
     hf = {t.path: t.hf for t in tensors_of(cfg)}
-    modules = [hf["layers", group, name].split(".")[-2] for group, name in adapted(cfg, lora)]
+    modules: Any = [hf["layers", group, name].split(".")[-2] for group, name in adapted(cfg, lora)]
+    if pictures:
+        modules = rf"{re.escape(TEXT_PART)}.*\.({'|'.join(modules)})"
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

@@ -10,18 +10,22 @@ Only that conversion imports transformers, which takes seconds. Nothing here imp
 
 from __future__ import annotations
 
+import logging
 import pathlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ropd_jax.text import chat
 from ropd_jax.text.tokenizer import HFTokenizer, find_stop_ids
 from ropd_jax.types import UserError
 from ropd_jax.utils.files import one_line, read_json
+from ropd_jax.weights.added_tokens import DECODER, add_declared, special_tokens
 from ropd_jax.weights.gguf_tokenizer import gguf_tokenizer
 
 if TYPE_CHECKING:
     import tokenizers
 
+log = logging.getLogger(__name__)
+TEMPLATES = "additional_chat_templates"
 OLD_FORMAT = "char_tokenizer.json"  # how earlier versions stored the tokenizer of the tiny student
 
 
@@ -56,10 +60,19 @@ def hf_tokenizer(
         UserError: no tokenizer files, damaged ones, no chat template, no end token.
     """
     path = pathlib.Path(path)
-    backend = _backend(path)
     config = read_json(path / "tokenizer_config.json", optional=True)
-    template = chat.choose(_own_template(path, config), chat_template, str(path))
-    special = _special_tokens(path, config)
+    if config.get(DECODER, ...) is None:
+        del config[DECODER]
+    backend = _backend(path, config)
+    _drop_state(backend, str(path))
+    if config.get("split_special_tokens"):
+        log.warning(
+            "%s: tokenizer_config.json has split_special_tokens=true: special tokens in a prompt, those of the chat "
+            "template too, are encoded as plain text, as in transformers", path,
+        )  # fmt: skip
+        backend.encode_special_tokens = True
+    template = chat.choose(_own_template(path, config, chat_template), chat_template, str(path))
+    special = special_tokens(path, config)
     vocab = backend.get_vocab()
     declared: list[int | None] = []
     for name in ("generation_config.json", "config.json"):
@@ -73,16 +86,20 @@ def hf_tokenizer(
     )
 
 
-def _backend(path: pathlib.Path) -> tokenizers.Tokenizer:
+def _backend(path: pathlib.Path, config: dict) -> tokenizers.Tokenizer:
     import tokenizers
 
     file = path / "tokenizer.json"
     if file.exists():
         try:
-            return tokenizers.Tokenizer.from_file(str(file))
+            backend = tokenizers.Tokenizer.from_file(str(file))
         except Exception as e:  # the library raises plain Exception
             reason = " ".join(str(e).split())[:200]
             raise UserError(f"{file} cannot be read as a tokenizer ({reason}); fetch it again") from e
+        if backend.padding is not None:
+            config.setdefault("pad_token", backend.padding["pad_token"])
+        add_declared(backend, path, config)
+        return backend
     if (path / OLD_FORMAT).exists():
         raise UserError(
             f"{path / OLD_FORMAT} is a format that is not read any more; export the run again (ropd export), or copy "
@@ -102,22 +119,43 @@ def _backend(path: pathlib.Path) -> tokenizers.Tokenizer:
         raise UserError(f"{path}: transformers cannot convert its tokenizer ({reason}); add a tokenizer.json") from e
 
 
-def _own_template(path: pathlib.Path, config: dict) -> str | None:
-    """From chat_template.jinja, else tokenizer_config.json (of several, the one named default)."""
+def _drop_state(backend: tokenizers.Tokenizer, where: str) -> None:
+    """Switch off what the tokenizer was last used with, and stored: truncation, padding, and BPE's dropout.
+
+    `tokenizers` obeys it in every call: prompts would be cut at the stored length, and padding would follow the
+    generation prompt. transformers switches truncation and padding off, too. Dropout draws another encoding of the same
+    text each time.
+    """
+    backend.no_truncation()
+    backend.no_padding()
+    if getattr(backend.model, "dropout", None):
+        log.warning("%s: the dropout of %.3g in tokenizer.json is switched off", where, backend.model.dropout)
+        backend.model.dropout = None
+
+
+def _own_template(path: pathlib.Path, config: dict, replacement: str) -> str | None:
+    """The checkpoint's template; of several, the one named default.
+
+    ``chat_template.jinja`` and ``additional_chat_templates/*.jinja``, else tokenizer_config.json, else the
+    chat_template.json of a multimodal checkpoint.
+
+    Raises:
+        UserError: there are several, none of them is the default, and there is no ``replacement``.
+    """
+    files = {p.stem: p for p in sorted((path / TEMPLATES).glob("*.jinja"))}
     if (path / "chat_template.jinja").exists():
-        return (path / "chat_template.jinja").read_text(encoding="utf-8")
-    own = config.get("chat_template")
+        files["default"] = path / "chat_template.jinja"
+    if files:
+        own: Any = {name: file.read_text(encoding="utf-8") for name, file in files.items()}
+    else:
+        own = config.get("chat_template") or read_json(path / "chat_template.json", optional=True).get("chat_template")
     if isinstance(own, list):
-        own = next((t.get("template") for t in own if t.get("name") == "default"), None)
-    return own
-
-
-def _special_tokens(path: pathlib.Path, config: dict) -> dict[str, str]:
-    """bos_token, eos_token, pad_token ... as texts; tokenizer_config.json has the last word."""
-    found = {}
-    for raw in (read_json(path / "special_tokens_map.json", optional=True), config):
-        for key, value in raw.items():
-            value = value.get("content") if isinstance(value, dict) else value
-            if key.endswith("_token") and isinstance(value, str):
-                found[key] = value
-    return found
+        own = {t["name"]: t["template"] for t in own}
+    if not isinstance(own, dict):
+        return own
+    if "default" not in own and not replacement:
+        raise UserError(
+            f"{path} has the chat templates {', '.join(map(str, sorted(own)))[:200]}, and none of them is the default; "
+            "save the one that you want as a file and give it with --config.student.chat_template=FILE"
+        )
+    return own.get("default")

@@ -21,13 +21,14 @@ import numpy as np
 from etils import epath
 from safetensors.numpy import save_file
 
+from ropd_jax.models.config import ModelConfig
 from ropd_jax.text import chat
 from ropd_jax.text.tokenizer import HFTokenizer
 from ropd_jax.types import UserError
 from ropd_jax.utils import buckets
 from ropd_jax.utils.files import read_json
 from ropd_jax.utils.paths import AnyPath, as_path, is_url, written
-from ropd_jax.weights.families import ABSENT
+from ropd_jax.weights.families import ABSENT, has_pictures, read_config
 from ropd_jax.weights.hf import DTYPES, save_hf
 from ropd_jax.weights.student import find, open_source
 from ropd_jax.weights.tensors import Source, host_tree
@@ -83,9 +84,10 @@ def export(what: str, to: str, *, step: int | None = None, dtype: str = "", adap
             part.mkdir(parents=True)
             if adapter:
                 assert run is not None
-                _write_adapter(path, run, source, step, dtype, own, part)
+                pictures = base.is_dir() and has_pictures(base)
+                _write_adapter(path, run, source, step, dtype, part, base=own, pictures=pictures)
             else:
-                config, extra = _config(base, made)
+                config, extra = _config(base, made, source.cfg)
                 save_hf(part, source.cfg, params, dtype=dtype, config=config, **extra)
                 _write_tokenizer(base, made, template, part)
             if target.exists():
@@ -138,24 +140,36 @@ def _adapters(path: epath.Path, student: dict, source: Source, step: int | None)
 
 
 def _write_adapter(
-    path: epath.Path, student: dict, source: Source, step: int | None, dtype: str, base: str, part: pathlib.Path
+    path: epath.Path,
+    student: dict,
+    source: Source,
+    step: int | None,
+    dtype: str,
+    part: pathlib.Path,
+    *,
+    base: str,
+    pictures: bool,
 ) -> None:
-    """adapter_config.json and adapter_model.safetensors, as PEFT reads them."""
+    """adapter_config.json and adapter_model.safetensors, as PEFT reads them for the checkpoint ``base``."""
     from ropd_jax.weights.peft import adapter_config, adapter_tensors
 
     lora, adapters = _adapters(path, student, source, step)
-    tensors = {name: x.astype(DTYPES[dtype]) for name, x in adapter_tensors(source.cfg, adapters).items()}
+    found = adapter_tensors(source.cfg, adapters, pictures=pictures)
+    tensors = {name: x.astype(DTYPES[dtype]) for name, x in found.items()}
     save_file(tensors, part / "adapter_model.safetensors", metadata={"format": "pt"})
-    text = json.dumps(adapter_config(source.cfg, lora, base), indent=2) + "\n"
+    text = json.dumps(adapter_config(source.cfg, lora, base, pictures=pictures), indent=2) + "\n"
     (part / "adapter_config.json").write_text(text, encoding="utf-8")
 
 
-def _config(base: pathlib.Path, made: HFTokenizer | None) -> tuple[dict | None, dict]:
+def _config(base: pathlib.Path, made: HFTokenizer | None, cfg: ModelConfig) -> tuple[dict | None, dict]:
     """(the checkpoint's own config.json, or None if it has to be made; the keys to add to that one)."""
     if base.is_dir():
         raw = read_json(base / "config.json")
         if raw.get("model_type") in ABSENT:
-            return raw, {}
+            differs = (
+                read_config(base).tied != cfg.tied
+            )  # the files decided otherwise, and what is written has to agree
+            return raw, {"tie_word_embeddings": cfg.tied} if differs else {}
         text = raw.get("text_config") or {}  # of a multimodal checkpoint only the text part is exported
         keys = ("bos_token_id", "eos_token_id", "pad_token_id")
         return None, {k: v for k in keys if (v := text.get(k, raw.get(k))) is not None}

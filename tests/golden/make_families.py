@@ -4,9 +4,9 @@
     python tests/golden/make_families.py
 
 Each model is the smallest that shows every feature of its family: groups of heads, a head width that is not D/N,
-windows shorter than the sequence, scaled rotary angles, biases and norms with no number at its default, tied and untied
-tables. ``golden.npz`` beside its config and weights holds tokens (the second row is padded on the left), logits, the
-log-prob of each next token, and 16 greedy tokens.
+windows shorter than the sequence, scaled rotary angles (YaRN: Qwen3), biases and norms with no number at its default,
+tied and untied tables. ``golden.npz`` beside its config and weights holds tokens (the second row is padded on the
+left), logits, the log-prob of each next token, and 16 greedy tokens.
 
 Needs torch and transformers; nothing else in the repository does.
 """
@@ -31,6 +31,9 @@ LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 50.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }  # fmt: skip
+YARN = {  # attention_factor is left out: 0.1 ln 4 + 1
+    "rope_type": "yarn", "rope_theta": 50.0, "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 2.0,
+}  # fmt: skip
 GEMMA = dict(head_dim=16, query_pre_attn_scalar=20, sliding_window=4, tie_word_embeddings=True)
 GEMMA3_ROPE = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
@@ -39,7 +42,7 @@ GEMMA3_ROPE = {
 MODELS = {
     "llama3": lambda: hf.LlamaConfig(**COMMON, head_dim=16, rope_parameters=LLAMA3, tie_word_embeddings=True),
     "qwen2": lambda: hf.Qwen2Config(**COMMON, rope_parameters=ROPE, tie_word_embeddings=True),
-    "qwen3": lambda: hf.Qwen3Config(**COMMON, head_dim=16, rope_parameters=ROPE, tie_word_embeddings=False),
+    "qwen3": lambda: hf.Qwen3Config(**COMMON, head_dim=16, rope_parameters=YARN, tie_word_embeddings=False),
     "qwen3_tied": lambda: hf.Qwen3Config(**COMMON, head_dim=16, rope_parameters=ROPE, tie_word_embeddings=True),
     "qwen3_moe": lambda: hf.Qwen3MoeConfig(
         **COMMON, head_dim=16, rope_parameters=ROPE, tie_word_embeddings=False, moe_intermediate_size=24,

@@ -129,12 +129,24 @@ FIELDS = {  # field -> (what the model has besides, the changed value); max_seq_
     "final_softcap": ({}, 1.0),
     "window": (WINDOWED, 2),
     "local_layers": (WINDOWED, (False, True, True)),
+    "no_rope_layers": ({}, (False, True, False)),
     "rope_theta_local": (WINDOWED, 10.0),
     "num_experts": (MOE, 8),
     "experts_per_token": (MOE, 1),
     "norm_top_k": (MOE, True),
 }
-SCALINGS = {"kind": "linear", "factor": 8.0, "low_freq_factor": 2.0, "high_freq_factor": 8.0, "original_len": 64}
+LLAMA3, YARN = RopeScaling("llama3", 4.0, 1.0, 4.0, 16), RopeScaling("yarn", 4.0, original_len=64, beta_fast=1.5)
+SCALINGS = {  # field -> (a scaling that reads it, the changed value)
+    "kind": (LLAMA3, "linear"),
+    "factor": (LLAMA3, 8.0),
+    "low_freq_factor": (LLAMA3, 2.0),
+    "high_freq_factor": (LLAMA3, 8.0),
+    "original_len": (LLAMA3, 64),
+    "beta_fast": (YARN, 8.0),
+    "beta_slow": (YARN, 0.25),
+    "truncate": (YARN, False),
+    "attention_factor": (YARN, 1.5),
+}
 
 
 def differs(one, other):
@@ -159,8 +171,9 @@ def test_every_config_field_changes_output_or_shapes(field):
 
 @pytest.mark.parametrize("field", SCALINGS)
 def test_every_field_of_rope_scaling_changes_the_output(field):
-    one = dataclasses.replace(TINY, rope_theta=50.0, rope_scaling=RopeScaling("llama3", 4.0, 1.0, 4.0, 16))
-    other = dataclasses.replace(one.rope_scaling, **{field: SCALINGS[field]})
+    scaling, value = SCALINGS[field]
+    one = dataclasses.replace(TINY, rope_theta=50.0, rope_scaling=scaling)
+    other = dataclasses.replace(scaling, **{field: value})
     assert differs(one, dataclasses.replace(one, rope_scaling=other))
 
 
@@ -169,6 +182,7 @@ def test_every_field_of_rope_scaling_changes_the_output(field):
     [
         (dict(activation="relu"), "activation='relu'"),
         (dict(window=3, local_layers=(True,)), "local_layers names 1 layers"),
+        (dict(no_rope_layers=(True,)), "no_rope_layers names 1 layers"),
         (dict(num_experts=4), "experts_per_token=0 of num_experts=4"),
         (dict(num_heads=3), "num_heads=3"),
         (dict(head_dim=7), "head_dim=7 is odd"),

@@ -102,7 +102,8 @@ def test_the_bucket_holds_what_a_local_directory_holds(killed_run, local_run):
 
 
 @pytest.mark.parametrize("command", [
-    "analyze {run}", "analyze {run} --out {out}", "timeline {run}", "rejudge {run} --out {out}.json", "tape stats {run}",
+    "analyze {run}", "analyze {run} --out {out}", "timeline {run}", "rejudge {run} --out {out}.json",
+    "tape stats {run}",
     "tape export {run} {out}.jsonl", "preflight --config {config} --tape {run} --no-calls", "export {run} --to {out}",
     "eval {run} --k 1 --max_tokens 8 --limit 2 --rows 2 --benchmark reasoning_gym:chain_sum",
 ])  # fmt: skip
@@ -125,7 +126,10 @@ def test_a_student_is_loaded_from_a_bucket(killed_run, local_run):
 
 def test_another_process_of_this_machine_is_refused(tmp_path):
     url = f"{gcs()}/runs/held"
-    hold = "import sys; from ropd_jax.workdir.place import Place; p = Place(sys.argv[1]); p.fetch(); print(1, flush=True); input()"
+    hold = (
+        "import sys; from ropd_jax.workdir.place import Place; p = Place(sys.argv[1]); p.fetch(); "
+        "print(1, flush=True); input()"
+    )
     other = subprocess.Popen(
         [sys.executable, "-c", hold, url], env=dict(os.environ), stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )

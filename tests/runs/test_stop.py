@@ -151,12 +151,12 @@ def test_the_best_checkpoint_is_kept_over_a_resume(tmp_path, monkeypatch):
         lambda run, state, step, out: evaluate(run, state, step, out) | {"eval/accuracy": accuracy[step]},
     )
 
-    class FailsOnce(METHOD):
-        left = [RuntimeError("a bug")]
+    left = [RuntimeError("a bug")]
 
+    class FailsOnce(METHOD):
         def advantages(self, reward_PG, valid_PG, step):
-            if step == 2 and self.left:
-                raise self.left.pop()
+            if step == 2 and left:
+                raise left.pop()
             return super().advantages(reward_PG, valid_PG, step)
 
     cfg = tiny_config(

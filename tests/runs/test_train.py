@@ -329,5 +329,5 @@ def test_full_disk_is_said_in_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Checkpoints, "save", full)
     monkeypatch.setenv("ROPD_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(UserError, match="cannot write .*checkpoints .No space left"):
+    with pytest.raises(UserError, match=r"cannot write .*checkpoints .No space left"):
         train(tiny_config(steps=1), tmp_path / "run")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 
+import jinja2
 import numpy as np
 import pytest
 import tokenizers
@@ -86,6 +87,56 @@ def test_system_message_that_can_stand_nowhere_is_an_error():
         chat.render("{{ 'always this' }}", [SYSTEM, USER], {})
     with pytest.raises(UserError, match=r"refuses messages of roles \[system, user\]: never"):
         chat.render("{{ raise_exception('never') }}", [SYSTEM, USER], {})
+
+
+ENVIRONMENT = [  # what templates of published checkpoints use of the environment that they are written for
+    "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}|{% endfor %}",
+    "a {%- generation -%}  b {% set x = 1 %}{%- endgeneration %} c{{ x is defined }}",
+    "{% set x = 0 %}{% generation %}{{ x }}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}",
+    "{% for m in messages %}{% if loop.index > 1 %}{% continue %}{% endif %}{{ m.role }}{% break %}{% endfor %}",
+    "{{ messages | tojson }}",
+    "{{ messages | tojson(indent=2) }}",
+    "{{ {'b': 'é<&>', 'a': [1, 2.5, none, true]} | tojson(ensure_ascii=true, sort_keys=true) }}",
+    "{{ {'b': 'é', 'a': 1} | tojson(ensure_ascii=False, separators=(',', ':')) }}",
+    "{{ tools is none }}{{ documents is none }}{{ tools is defined }}{{ xml_tools is defined }}",
+    "{{ bos_token }}{{ eos_token }}{{ unk_token is defined }}{{ add_generation_prompt }}",
+    "{{ dict(a=1, b=2) | tojson }}{{ dict.fromkeys(['x'], 0) | tojson }}",
+    "{% set ns = namespace(n=0, self=3) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+    "{% set ns = namespace(_x=1) %}",
+    "{% macro f(x) %}<{{ x }}>{% endmacro %}{{ f(messages[0].content) }}",
+    "  {% if true %}\n    x\n  {% endif %}\n\n{{ 'y' }}\n",
+    "{{ messages[0]['content'].split('+')[0].strip() }}{{ messages[0].content | trim | length }}",
+    "{{ strftime_now('%Y') | length }}{{ strftime_now is defined }}",
+    "{{ raise_exception('only users') }}",
+    "{{ messages.append(1) }}",
+    "{{ missing.attribute }}",
+]
+
+
+@pytest.mark.parametrize("template", ENVIRONMENT)
+def test_the_environment_of_templates_is_that_of_transformers(template):
+    utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    special = {"bos_token": "<bos>", "eos_token": "</s>"}
+    messages = [{"role": "user", "content": " 1 + 1?é "}, {"role": "assistant", "content": "2"}]
+    try:
+        expected = utils.render_jinja_template(
+            [messages], chat_template=template, add_generation_prompt=True, **special
+        )
+    except (TypeError, ValueError, jinja2.TemplateError):
+        with pytest.raises(UserError, match="refuses messages"):
+            chat.render(template, [Message(**m) for m in messages], special)
+    else:
+        assert chat.render(template, [Message(**m) for m in messages], special) == expected[0][0]
+
+
+def test_strftime_now_is_the_time_of_the_request_in_the_users_zone(monkeypatch):
+    class Fixed(chat.datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2024, 7, 26, 9, 5, 1, 123)
+
+    monkeypatch.setattr(chat.datetime, "datetime", Fixed)
+    assert chat.render("{{ strftime_now('%d %b %Y %H:%M:%S.%f') }}", [USER], {}) == "26 Jul 2024 09:05:01.000123"
 
 
 @pytest.mark.parametrize(

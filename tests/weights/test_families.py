@@ -20,7 +20,7 @@ from ropd_jax.models.logprobs import token_logprobs
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.sampling.engine import EngineConfig, sample_groups
 from ropd_jax.sampling.rules import SamplingRule
-from ropd_jax.types import Message, Prompt
+from ropd_jax.types import Message, Prompt, UserError
 from ropd_jax.weights.families import config_json, family_of, read_config
 from ropd_jax.weights.hf import save_hf
 from tests.helpers import IdTokenizer, read_weights, trees_max_diff
@@ -133,15 +133,130 @@ def test_published_gemma3_config_that_leaves_most_keys_out(tmp_path):
     assert cfg.embed_scale == 2560**0.5
 
 
-def test_absent_keys_mean_what_transformers_means():
-    transformers = pytest.importorskip("transformers")
-    for kind, cls in (("gemma2", "Gemma2Config"), ("gemma3_text", "Gemma3TextConfig")):
-        theirs = getattr(transformers, cls)().to_dict()
-        from ropd_jax.weights.families import ABSENT, _flat_rope
+CLASSES = {
+    "llama": "LlamaConfig", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config", "qwen3_moe": "Qwen3MoeConfig",
+    "gemma2": "Gemma2Config", "gemma3_text": "Gemma3TextConfig", "mistral": "MistralConfig",
+    "smollm3": "SmolLM3Config",
+}  # fmt: skip
+WHOLE = {  # a config of which one key is taken away, or set to null
+    "vocab_size": 96, "hidden_size": 512, "intermediate_size": 48, "num_hidden_layers": 13, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "head_dim": 64, "max_position_embeddings": 100, "rms_norm_eps": 1e-3,
+    "tie_word_embeddings": True, "rope_theta": 500.0,
+}  # fmt: skip
+MOE = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True}
+GEMMA = {
+    "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 20, "sliding_window": 4,
+    "layer_types": ["full_attention"] * 12 + ["sliding_attention"], "attn_logit_softcapping": 9.0,
+    "final_logit_softcapping": 7.0, "rope_local_base_freq": 50.0,
+}  # fmt: skip
+NULL_IS = {  # what transformers 5 refuses to read, and is read here all the same
+    "tie_word_embeddings": {"tied": False},
+    "norm_topk_prob": {"norm_top_k": False},
+    "head_dim": {"head_dim": 16},  # hidden_size / num_attention_heads
+    "num_key_value_heads": {"num_kv_heads": 32},
+    "hidden_activation": {"activation": "gelu_tanh"},
+    "attention_bias": {"qkv_bias": False},
+    "use_sliding_window": {"local_layers": ()},
+    "intermediate_size": {"mlp_dim": 24},  # of a mixture of experts, which does not use it
+}
 
-        theirs = _flat_rope(theirs) | {"hidden_act": theirs["hidden_activation"]}
-        for key, value in ABSENT[kind].items():
-            assert theirs[key] == value, (kind, key)
+
+def whole(kind):
+    besides = {
+        "qwen3_moe": MOE, "gemma2": GEMMA, "gemma3_text": GEMMA, "mistral": {"sliding_window": 4},
+        "smollm3": {"no_rope_layers": [1] * 12 + [0], "no_rope_layer_interval": 5},
+    }.get(kind, {"hidden_act": "silu"})  # fmt: skip
+    return {"model_type": kind} | WHOLE | besides
+
+
+def by_transformers(raw) -> dict:
+    """Fields of a `ModelConfig`, by transformers' reading of a config."""
+    transformers = pytest.importorskip("transformers")
+    kind = raw["model_type"]
+    c = getattr(transformers, CLASSES[kind])(**{k: v for k, v in raw.items() if k != "model_type"})
+    rope = c.rope_parameters.get("full_attention", c.rope_parameters)
+    head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+    fields = dict(
+        vocab_size=c.vocab_size, num_layers=c.num_hidden_layers, d_model=c.hidden_size, num_heads=c.num_attention_heads,
+        num_kv_heads=c.num_key_value_heads, head_dim=head_dim, norm_eps=c.rms_norm_eps, tied=c.tie_word_embeddings,
+        mlp_dim=c.moe_intermediate_size if kind == "qwen3_moe" else c.intermediate_size,
+        max_seq_len=c.max_position_embeddings, rope_theta=rope["rope_theta"],
+    )  # fmt: skip
+    if kind == "qwen3_moe":
+        fields |= dict(num_experts=c.num_experts, experts_per_token=c.num_experts_per_tok, norm_top_k=c.norm_topk_prob)
+    if kind == "mistral":
+        window = c.sliding_window
+        fields |= dict(window=window or 0, local_layers=(True,) * c.num_hidden_layers if window else ())
+    if kind == "smollm3":
+        fields["no_rope_layers"] = tuple(not r for r in c.no_rope_layers)
+    if kind.startswith("gemma"):
+        fields |= dict(
+            attn_scale=c.query_pre_attn_scalar**-0.5, attn_softcap=c.attn_logit_softcapping or 0.0,
+            final_softcap=c.final_logit_softcapping or 0.0, activation="gelu_tanh",
+        )  # fmt: skip
+        if c.sliding_window is not None:
+            fields |= dict(window=c.sliding_window, local_layers=tuple(t[0] == "s" for t in c.layer_types))
+        if kind == "gemma3_text":
+            fields["rope_theta_local"] = c.rope_parameters["sliding_attention"]["rope_theta"]
+    return fields
+
+
+def ours(path, raw):
+    (path / "config.json").write_text(json.dumps(raw))
+    return read_config(path)
+
+
+def assert_is(cfg, fields, case):
+    assert {k: getattr(cfg, k) for k in fields} == fields, case
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_every_key_that_is_absent_means_what_transformers_means_or_is_named(tmp_path, kind):
+    raw, refused = whole(kind), {}
+    assert_is(ours(tmp_path, raw), by_transformers(raw), kind)
+    for key in raw.keys() - {"model_type"}:
+        less = {k: v for k, v in raw.items() if k != key}
+        try:
+            cfg = ours(tmp_path, less)
+        except UserError as e:
+            refused[key] = str(e)
+        else:
+            assert_is(cfg, by_transformers(less), (kind, key))
+    if kind.startswith("gemma"):  # whose published files leave most keys out
+        assert "does not fit 26 layers" in refused.pop("num_hidden_layers") and not refused
+    assert all(f"{key}=None, expected" in text for key, text in refused.items()) and len(refused) < len(raw) - 4
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_every_key_that_is_null_is_off_and_never_the_default(tmp_path, kind):
+    raw = whole(kind)
+    off = {"rope_scaling": None, "rope_parameters": None, "sliding_window": None, "quantization_config": None}
+    off |= {"attention_bias": None, "mlp_only_layers": None, "use_sliding_window": None, "layer_types": None}
+    for key in (raw.keys() | off.keys()) - {"model_type"}:
+        null = raw | {key: None}
+        try:
+            fields = by_transformers(null)
+        except Exception:
+            fields = None if key == "intermediate_size" and kind != "qwen3_moe" else NULL_IS.get(key)
+        if fields is None or None in fields.values():  # a base of the angles that is null ends in an error there, too
+            with pytest.raises(UserError, match=rf"{key}=None, expected|hidden_act=None is not supported"):
+                ours(tmp_path, null)
+        else:
+            assert_is(ours(tmp_path, null), fields, (kind, key))
+
+
+def test_null_softcaps_and_windows_of_gemma_are_off(tmp_path):
+    cfg = ours(tmp_path, whole("gemma2") | {"attn_logit_softcapping": None, "sliding_window": None})
+    assert (cfg.attn_softcap, cfg.final_softcap, cfg.window, cfg.local_layers) == (0.0, 7.0, 0, ())
+    assert ours(tmp_path, config_json(cfg)) == cfg
+    cfg = ours(tmp_path, whole("gemma3_text") | {"sliding_window": None})
+    assert cfg.window == cfg.max_seq_len == 100 and cfg.local_layers[-1] and cfg.rope_theta_local == 50.0
+
+
+def test_the_outer_flag_of_a_multimodal_config_says_whether_the_tables_are_tied(tmp_path):
+    text = whole("gemma3_text") | {"tie_word_embeddings": False}
+    raw = {"model_type": "gemma3", "text_config": text}
+    assert ours(tmp_path, raw).tied and not ours(tmp_path, raw | {"tie_word_embeddings": None}).tied
 
 
 def test_config_json_is_read_back(family):

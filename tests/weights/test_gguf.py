@@ -56,6 +56,10 @@ def write(path, name="llama_untied", *, arch="llama", quant=None, skip=(), extra
             writer.add_sliding_window_pattern(cfg.local_layers)
     if scaling is not None and scaling.kind == "linear":
         numbers |= {"rope.scaling.type": "linear", "rope.scaling.factor": scaling.factor}
+    if scaling is not None and scaling.kind == "yarn":
+        numbers |= {"rope.scaling.type": "yarn", "rope.scaling.factor": scaling.factor}
+        numbers |= {"rope.scaling.original_context_length": scaling.original_len}
+        numbers |= {"rope.scaling.yarn_beta_fast": scaling.beta_fast}
     if scaling is not None and scaling.kind == "llama3":
         plain_H, scaled_H = (rope_frequencies(cfg.head_dim, cfg.rope_theta, s) for s in (None, scaling))
         extra = {"rope_freqs.weight": (plain_H / scaled_H).astype(np.float32)} | (extra or {})
@@ -170,6 +174,20 @@ def test_gemma3_file_without_pattern_scale_and_local_base_means_what_the_format_
     assert cfg2.attn_scale == cfg.head_dim**-0.5 and cfg2.rope_scaling == cfg.rope_scaling
 
 
+@pytest.mark.parametrize("change, tied", [(0.0, True), (0.5, False)])
+@pytest.mark.parametrize("name, arch", [("gemma3", "gemma3"), ("qwen2", "qwen2")])
+def test_a_file_of_a_tied_model_with_an_output_tensor_has_that_head(tmp_path, caplog, name, arch, change, tied):
+    """Converters can write a copy of the embedding. If it is no copy, llama.cpp uses it, and so do we."""
+    _, params = read_weights(GOLDEN / "families" / name)
+    head = params["embed"]["table_VD"] + np.float32(change)
+    with caplog.at_level("WARNING"):
+        write(tmp_path / "m.gguf", f"families/{name}", arch=arch, extra={"output.weight": head})
+        cfg, loaded = read_weights(tmp_path / "m.gguf")
+    assert cfg.tied == tied
+    assert ("differs from token_embd.weight" in caplog.text) == (not tied and arch == "gemma3")
+    np.testing.assert_array_equal(loaded["embed" if tied else "head"]["table_VD"], head)
+
+
 def test_foreign_file_is_named(tmp_path):
     file = tmp_path / "m.gguf"
     assert f"{file} does not exist" in message(file)
@@ -234,7 +252,11 @@ def test_other_architecture_is_named(tmp_path):
         ({"skip": ("blk.1.ffn_up.weight",)}, "lacks tensor 'blk.1.ffn_up.weight'; expected 21 tensors"),
         ({"extra": {"blk.0.attn_q.bias": np.zeros(64, np.float32)}}, "holds tensor 'blk.0.attn_q.bias', which"),
         ({"extra": {"rope_freqs.weight": np.full(8, 2.0, np.float32)}}, "scaled rotary angles"),
-        ({"keys": {"rope.scaling.type": "yarn"}}, "scaled rotary angles (rope.scaling.type='yarn') of this kind"),
+        (
+            {"keys": {"rope.scaling.type": "longrope"}},
+            "scaled rotary angles (rope.scaling.type='longrope') of this kind",
+        ),
+        ({"keys": {"rope.scaling.type": "yarn"}}, "no metadata key 'llama.rope.scaling.factor'"),
         ({"keys": {"expert_count": 8}}, "8 experts are not supported yet"),
         ({"keys": {"rope.dimension_count": 8}}, "rope.dimension_count=8 of head width 16 is not supported yet"),
         ({"keys": {"context_length": None}}, "no metadata key 'llama.context_length'"),

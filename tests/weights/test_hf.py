@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.types import UserError
+from ropd_jax.weights import hf
 from ropd_jax.weights.hf import read_config, save_hf
 from tests.helpers import read_weights
 
@@ -160,11 +161,111 @@ def test_shards_without_an_index_are_read_too(tmp_path):
     assert_same(with_index, without)
 
 
-def test_a_second_copy_of_a_tied_table_is_ignored(tmp_path, params):
+def stored_head(path, params, how: str, tied: bool | None):
+    """A checkpoint whose head is stored as ``how`` says and whose config says ``tied`` (None: nothing)."""
+    save_hf(path, CFG, params)
+    edit_config(path, tie_word_embeddings=... if tied is None else tied)
+    embed, head = "model.embed_tokens.weight", "lm_head.weight"
+
+    def change(tensors):
+        if how == "copy":
+            tensors[head] = tensors[embed].copy()
+        if how == "rounded copy":
+            tensors[embed] = tensors[embed].astype(np.float16).astype(np.float32)
+            tensors[head] = tensors[embed].astype(np.float16)
+        if how == "none":
+            del tensors[head]
+        if how == "only head":
+            tensors[head] = tensors.pop(embed)
+
+    edit_tensors(path, change)
+
+
+@pytest.mark.parametrize(
+    "how, tied, is_tied, said",
+    [
+        ("own", True, False, "tie_word_embeddings=true, but lm_head.weight differs from the embedding"),
+        ("own", False, False, ""),
+        ("own", None, False, ""),  # an absent flag means what it means in the family: a Llama is untied
+        ("copy", True, True, ""),
+        ("copy", False, False, ""),
+        ("rounded copy", True, True, ""),  # stored in another dtype
+        ("none", True, True, ""),
+        ("none", False, True, "tie_word_embeddings=false, but there is no lm_head.weight"),
+        ("none", None, True, "tie_word_embeddings=false, but there is no lm_head.weight"),
+        ("only head", True, True, ""),
+    ],
+)
+def test_the_head_is_the_stored_one(tmp_path, params, caplog, how, tied, is_tied, said):
+    stored_head(tmp_path, params, how, tied)
+    tensors = load_file(tmp_path / "model.safetensors")
+    with caplog.at_level("WARNING"):
+        cfg, loaded = read_weights(tmp_path)
+    assert cfg.tied == is_tied and ("head" in loaded) == (not is_tied)
+    assert said in caplog.text and bool(said) == bool(caplog.records)
+    head = tensors.get("lm_head.weight", tensors.get("model.embed_tokens.weight")).astype(np.float32)
+    np.testing.assert_array_equal(loaded["embed" if is_tied else "head"]["table_VD"], head)
+
+
+def test_a_head_that_differs_in_one_number_of_the_last_rows_is_kept(tmp_path, params, monkeypatch):
+    monkeypatch.setattr(hf, "COMPARED_AT_ONCE", 24)  # two rows
+    stored_head(tmp_path, params, "copy", True)
+    assert read_weights(tmp_path)[0].tied
+    edit_tensors(tmp_path, lambda t: t["lm_head.weight"].__setitem__((10, 11), 9.0))
+    assert read_weights(tmp_path)[1]["head"]["table_VD"][10, 11] == 9.0
+
+
+def test_a_head_in_another_shard_counts_and_one_that_only_the_index_names_is_missing(tmp_path):
+    shutil.copytree(GOLDEN / "llama_untied", tmp_path / "m")
+    edit_config(tmp_path / "m", tie_word_embeddings=True)
+    cfg, loaded = read_weights(tmp_path / "m")
+    assert not cfg.tied and "head" in loaded
+    edit_config(tmp_path / "m", tie_word_embeddings=False)
+    index = json.loads((tmp_path / "m" / hf.INDEX).read_text())
+    file = tmp_path / "m" / index["weight_map"]["lm_head.weight"]
+    save_file({k: v for k, v in load_file(file).items() if k != "lm_head.weight"}, file)
+    assert "lacks tensor 'lm_head.weight'" in message(tmp_path / "m")
+
+
+def test_a_head_of_another_shape_or_dtype_is_named(tmp_path, params):
+    stored_head(tmp_path, params, "own", True)
+    edit_tensors(tmp_path, lambda t: t.update({"lm_head.weight": np.zeros((12, 12), np.float32)}))
+    assert "'lm_head.weight' has shape [12, 12], expected [11, 12]" in message(tmp_path)
+    edit_tensors(tmp_path, lambda t: t.update({"lm_head.weight": np.zeros((11, 12), np.int8)}))
+    assert "'lm_head.weight' is stored as I8" in message(tmp_path)
+
+
+def test_an_index_that_an_older_save_left_behind_names_nothing_that_is_read(tmp_path, params, caplog):
+    save_hf(tmp_path, CFG, params, shard_bytes=2_000)
+    old = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    assert len(old) > 4 and not (tmp_path / "model.safetensors").exists()
+    newer = jax.tree.map(lambda x: x + 1, params)
+    save_hf(tmp_path, CFG, newer)
+    for content in (old[hf.INDEX], b"{", b"{}"):
+        (tmp_path / hf.INDEX).write_bytes(content)
+        caplog.clear()
+        assert_same(read_weights(tmp_path)[1], newer)
+        assert "has both model.safetensors and model.safetensors.index.json" in caplog.text
+    save_hf(tmp_path, CFG, params, shard_bytes=2_000)  # and the other way round
+    caplog.clear()
+    assert_same(read_weights(tmp_path)[1], params)
+    assert not caplog.records
+
+
+def test_a_tensor_in_two_files_is_named(tmp_path, params):
     save_hf(tmp_path, CFG, params)
-    edit_config(tmp_path, tie_word_embeddings=True)
-    cfg, loaded = read_weights(tmp_path)
-    assert cfg.tied and "head" not in loaded
+    (tmp_path / "model.safetensors").rename(tmp_path / "b.safetensors")
+    norm = load_file(tmp_path / "b.safetensors")["model.norm.weight"]
+    save_file({"model.norm.weight": norm}, tmp_path / "adapter_model.safetensors")  # PEFT's is none of them
+    assert_same(read_weights(tmp_path)[1], params)
+    save_file({"model.norm.weight": norm}, tmp_path / "a.safetensors")
+    assert "holds tensor 'model.norm.weight' twice, as" in message(tmp_path)
+    assert "in a.safetensors" in message(tmp_path) and "in b.safetensors; delete" in message(tmp_path)
+
+
+def test_adapters_without_their_base_are_named(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "holds PEFT adapters without their base; merge them" in message(tmp_path)
 
 
 def test_save_refuses_a_tree_of_another_config(tmp_path, params):
@@ -193,7 +294,15 @@ def test_a_directory_without_config_is_named(tmp_path):
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported yet; expected silu, gelu_pytorch_tanh"),
         ({"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling.low_freq_factor=None, expected a positive number"),
         ({"rope_scaling": {"type": "linear", "factor": 0}}, "rope_scaling.factor=0, expected a positive number"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_scaling of type 'yarn' is not supported yet"),
+        ({"rope_parameters": {"rope_type": "dynamic"}}, "rope_scaling of type 'dynamic' is not supported yet"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 0}}, "rope_scaling.factor=0, expected a positive number"),
+        ({"rope_scaling": {"type": "yarn", "beta_fast": "x"}}, "rope_scaling.beta_fast='x', expected a positive"),
+        ({"rope_scaling": {"type": "yarn", "truncate": 1}}, "rope_scaling.truncate=1, expected true or false"),
+        ({"layer_types": ["sliding_attention"] * 3}, "expected full_attention only"),
+        ({"model_type": "qwen3_next"}, "(missing here: gated DeltaNet (linear attention) layers, gated attention and"),
+        ({"model_type": "gemma4_text"}, "(missing here: per-layer embeddings, and K and V that layers share)"),
+        ({"rms_norm_eps": None}, "rms_norm_eps=None, expected a positive float"),
+        ({"rope_theta": None}, "rope_theta=None, expected a positive float"),
         ({"hidden_size": ...}, "hidden_size=None, expected a positive int"),
         ({"hidden_size": "12"}, "hidden_size='12', expected a positive int"),
         ({"num_hidden_layers": 2.5}, "num_hidden_layers=2.5, expected a positive int"),

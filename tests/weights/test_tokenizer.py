@@ -131,20 +131,31 @@ QWEN_CUT = (  # as their tokenizer.json has it
 )
 
 
-@pytest.mark.parametrize("pre", ["qwen2", "llama-bpe"])
+@pytest.mark.parametrize("pre", ["qwen2", "deepseek-r1-qwen", "llama-bpe", "llama3", "llama-v3"])
 def test_gguf_of_qwen_and_llama3_encodes_as_the_tokenizer_it_was_written_from(tmp_path, trained, pre):
     theirs = tokenizers.Tokenizer.from_str(trained[0].to_str())
-    cut = QWEN_CUT if pre == "qwen2" else QWEN_CUT.replace(r"\p{N}|", r"\p{N}{1,3}|")
+    qwen = "qwen" in pre
+    cut = QWEN_CUT if qwen else QWEN_CUT.replace(r"\p{N}|", r"\p{N}{1,3}|")
     split = pre_tokenizers.Split(tokenizers.Regex(cut), "isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     theirs.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
-    if pre == "qwen2":
+    if qwen:
         theirs.normalizer = tokenizers.normalizers.NFC()
     ours = load_tokenizer(write_gguf(tmp_path / "t.gguf", trained, **{"ggml.pre": pre}))
     for text in (*TEXTS, "e\u0301", "12345", "I'LL we'Ve", "  \n\n  x"):
         assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids
-    assert ours.decode(ours.encode("e\u0301")) == ("é" if pre == "qwen2" else "e\u0301")
-    assert_saved_for_transformers(ours, tmp_path / "d", "qwen3" if pre == "qwen2" else "llama", TEXTS)
+    assert ours.decode(ours.encode("e\u0301")) == ("é" if qwen else "e\u0301")
+    assert_saved_for_transformers(ours, tmp_path / "d", "qwen3" if qwen else "llama", TEXTS)
+
+
+def test_a_gguf_file_without_pre_says_that_its_cut_is_a_guess(tmp_path, trained, caplog):
+    with caplog.at_level("WARNING"):
+        load_tokenizer(write_gguf(tmp_path / "t.gguf", trained))
+        assert not caplog.records
+        ours = load_tokenizer(write_gguf(tmp_path / "t.gguf", trained, **{"ggml.pre": ...}))
+    assert len(caplog.records) == 1 and "has no tokenizer.ggml.pre" in caplog.text and "(default)" in caplog.text
+    named = load_tokenizer(write_gguf(tmp_path / "u.gguf", trained, **{"ggml.pre": "default"}))
+    assert [ours.encode(t) for t in TEXTS] == [named.encode(t) for t in TEXTS]
 
 
 @pytest.mark.parametrize("prefix", [False, True])
@@ -277,7 +288,7 @@ def test_directory_without_or_with_damaged_tokenizer_is_named(directory, tmp_pat
 
 def test_checkpoint_that_names_no_end_is_named(directory):
     edit(directory / "generation_config.json", eos_token_id=...)
-    edit(directory / "tokenizer_config.json", eos_token=..., chat_template="{{ messages[0].content }}")
+    edit(directory / "tokenizer_config.json", eos_token=..., pad_token=..., chat_template="{{ messages[0].content }}")
     text = (directory / "tokenizer.json").read_text().replace("<|endoftext|>", "<|nothing|>")
     (directory / "tokenizer.json").write_text(text)
     with pytest.raises(UserError, match="says nowhere which token ends an answer"):

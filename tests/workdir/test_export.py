@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from ropd_jax.cli import main as cli
 from ropd_jax.models import transformer
+from ropd_jax.models.lora import Lora
 from ropd_jax.types import Message, UserError
 from ropd_jax.weights.families import read_config
 from ropd_jax.weights.hf import save_hf
@@ -23,6 +24,7 @@ from ropd_jax.weights.tokenizer import load_tokenizer
 from ropd_jax.workdir import export
 from ropd_jax.workdir.checkpoint import Checkpoints, saved_params
 from tests.helpers import read_weights
+from tests.weights.test_checkpoints import CHECKPOINTS, SECTION, made_adapters
 from tests.weights.test_gguf import write
 from tests.weights.test_tokenizer import CHAT, TEMPLATE, TEXTS, trained, write_gguf  # noqa: F401
 
@@ -226,3 +228,27 @@ def test_adapter_of_a_run_without_adapters_is_refused(run, tmp_path):
         with pytest.raises(UserError, match="is not a run with adapters"):
             export.export(what, str(tmp_path / "out"), adapter=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_adapters_of_a_multimodal_student_are_named_for_its_text_part(tmp_path):
+    path = CHECKPOINTS / "gemma3_pictures"
+    cfg, lora = read_config(path), Lora.from_config(SECTION)
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=1)
+    checkpoints.save(1, State(made_adapters(cfg, lora), {"m": np.zeros(2)}), {})
+    checkpoints.close()
+    student = {"checkpoint": str(path), "chat_template": "", "lora": SECTION}
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"student": student}))
+    export.export(str(tmp_path / "run"), str(tmp_path / "peft"), adapter=True)
+    stored = load_file(tmp_path / "peft" / "adapter_model.safetensors")
+    assert sorted(stored) == json.loads((path / "peft.json").read_text())
+    said = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert said["target_modules"] == r"model\.language_model\..*\.(q_proj|k_proj|v_proj|o_proj|up_proj)"
+
+
+@pytest.mark.parametrize("name, tied", [("llama_own_head", False), ("llama_only_head", True)])
+def test_an_exported_config_agrees_with_the_tables_that_were_written(tmp_path, name, tied):
+    export.export(str(CHECKPOINTS / name), str(tmp_path / "out"))
+    raw = json.loads((tmp_path / "out" / "config.json").read_text())
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    assert raw["tie_word_embeddings"] == tied and ("lm_head.weight" in tensors) == (not tied)
+    assert_same(read_weights(tmp_path / "out")[1], read_weights(CHECKPOINTS / name)[1])
