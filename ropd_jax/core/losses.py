@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 AGGREGATIONS = ("token_mean", "seq_mean", "seq_mean_token_sum", "seq_mean_token_sum_norm")
 KL_KINDS = ("k1", "k2", "k3")
+KL_ON = ("valid", "informative")  # tokens that the KL and entropy terms act on; docs/update.md
 RATIOS = ("token", "sequence")
 
 

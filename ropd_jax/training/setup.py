@@ -106,6 +106,8 @@ def setup(
         "a prompt's tokens", {i: zlib.crc32(t.tobytes()) for q in (train, heldout) for i, t in q.tokens.items()}
     )
     engine = engine_config(cfg, prompt_len=prompt_len, stop_ids=student.tokenizer.stop_ids, shards=mesh.shape["fsdp"])
+    if made.needs_rollouts:
+        engine.rule.warn_if_truncating()
     with jax.set_mesh(mesh):
         built, state = _programs(how, made, student, mesh)
     run = Run(

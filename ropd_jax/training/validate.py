@@ -21,6 +21,7 @@ from ropd_jax.parallel import hosts
 from ropd_jax.parallel.xla_options import xla_options
 from ropd_jax.teacher.build import role_of
 from ropd_jax.training.sections import OverlapConfig, RunConfig
+from ropd_jax.training.update import check_learning
 from ropd_jax.types import UserError
 
 
@@ -44,6 +45,7 @@ def check_run(cfg: RunConfig) -> None:
     ):
         if value not in known:
             raise UserError(f"{key}={value!r}; expected one of {', '.join(known)}")
+    check_learning(loss, optim)
     for key, number in (
         ("steps", cfg.steps),
         ("checkpoint.every", cfg.checkpoint.every),

@@ -21,6 +21,7 @@ from ropd_jax.weights.gguf import GGUFSource, find_smollm2
 from ropd_jax.weights.hf import PICKLES, HFSource
 from ropd_jax.weights.tensors import Source, host_tree
 from ropd_jax.weights.tokenizer import load_tokenizer
+from ropd_jax.weights.vocabulary import fit
 
 if TYPE_CHECKING:
     import jax
@@ -102,16 +103,17 @@ def load_checkpoint(
         dtype: of the parameters: float32 if they are trained; bfloat16 is enough if they are frozen.
 
     Raises:
-        UserError: missing, truncated or unsupported checkpoint, no chat template, or a mesh that its sizes do not
-            divide over. It is raised before any weight is read.
+        UserError: missing, truncated or unsupported checkpoint, no chat template, a tokenizer with tokens that the
+            table has no row for, or a mesh that its sizes do not divide over. It is raised before any weight is read.
     """
     path = find(checkpoint)
     with contextlib.closing(open_source(path)) as source:
         tokenizer = load_tokenizer(path, chat_template=chat_template, enable_thinking=enable_thinking)
+        cfg, tokenizer = fit(source.cfg, tokenizer, checkpoint)
         if mesh is None:
-            return Student(source.cfg, host_tree(source, np.dtype(dtype)), tokenizer)
+            return Student(cfg, host_tree(source, np.dtype(dtype)), tokenizer)
         from ropd_jax.parallel.mesh import check_divides
         from ropd_jax.weights.load import stream
 
         check_divides(source.cfg, mesh)
-        return Student(source.cfg, stream(source, mesh, dtype), tokenizer)
+        return Student(cfg, stream(source, mesh, dtype), tokenizer)
