@@ -50,7 +50,7 @@ class SamplingRule:
         """One line in the log of a run whose rule leaves tokens out."""
         if self.truncates:
             log.warning(
-                "sampling.top_k=%d and top_p=%g leave tokens out, which the update does not correct for: it learns as if "
+                "sampling.top_k=%d and top_p=%g leave tokens out, which the update does not correct: it learns as if "
                 "the answers came from the whole distribution; sample/cut_mass measures it (docs/update.md)",
                 self.top_k, self.top_p,
             )  # fmt: skip

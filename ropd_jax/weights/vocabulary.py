@@ -17,7 +17,7 @@ from ropd_jax.text.tokenizer import HFTokenizer
 from ropd_jax.types import UserError
 
 log = logging.getLogger(__name__)
-IMAGE_ONLY = frozenset({"<image_soft_token>"})  # Gemma 3's text models have the tokenizer of those that see, without its row
+IMAGE_ONLY = frozenset({"<image_soft_token>"})  # in the tokenizer of Gemma 3's text models, whose tables lack its row
 
 
 def fit(cfg: ModelConfig, tokenizer: HFTokenizer, where: str) -> tuple[ModelConfig, HFTokenizer]:
