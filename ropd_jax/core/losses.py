@@ -76,7 +76,7 @@ def policy_loss(
 
     Args:
         logp_BT: log-probs under the policy that is trained.
-        old_logp_BT: log-probs under the policy that sampled.
+        old_logp_BT: log-probs under the student that sampled, of its whole distribution: no top-k, no top-p.
         advantage_BT: advantage of the token's rollout.
         dual_clip: for A < 0 the loss is at most ``-dual_clip * A`` (released code: 3.0); 0 switches it off.
 
