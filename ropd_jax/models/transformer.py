@@ -26,6 +26,7 @@ from ropd_jax.models.attention import self_attention
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.linear import MANY_ROWS, Params, flip, flipped_back, linear, product_outputs_first, take_attached
 from ropd_jax.models.rope import angles_of_kind, rope_kinds, rotary_angles, rotate
+from ropd_jax.models.vocabulary import only_tokens
 from ropd_jax.parallel.mesh import RULES, active_mesh, constrain, out, platform
 from ropd_jax.types import Array
 
@@ -288,7 +289,7 @@ def logits(cfg: ModelConfig, params: Params, x_BTD: jax.Array, *, outputs_first:
 def output_logits(
     cfg: ModelConfig, x_BTD: jax.Array, table_VD: jax.Array, *, first: Array = 0, outputs_first: bool = False
 ) -> jax.Array:
-    """logits_BTV in float32 of normed hidden states, soft-capped where the family does so, `NEVER` for unused ids.
+    """logits_BTV in float32 of normed hidden states, soft-capped where the family does so; see `only_tokens`.
 
     Args:
         table_VD: the output table, or some rows of it.
@@ -302,22 +303,7 @@ def output_logits(
         logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, table_VD, preferred_element_type=jnp.float32)
     if cfg.final_softcap:
         logits_BTV = cfg.final_softcap * jnp.tanh(logits_BTV / cfg.final_softcap)
-    if cfg.unused:
-        unused_V = jax.lax.dynamic_slice_in_dim(jnp.asarray(unused_ids(cfg)), first, len(table_VD))
-        logits_BTV = jnp.where(unused_V[None, None], NEVER, logits_BTV)
-    return logits_BTV
-
-
-NEVER = -1e30  # the logit of an unused id. Finite: its probability is 0, and p log p of an entropy is 0 and not NaN
-
-
-@functools.cache
-def unused_ids(cfg: ModelConfig) -> np.ndarray:
-    """unused_V, bool: the ids of ``cfg.unused``."""
-    unused_V = np.zeros(cfg.vocab_size, bool)
-    for begin, end in cfg.unused:
-        unused_V[begin:end] = True
-    return unused_V
+    return only_tokens(cfg, logits_BTV, first)
 
 
 def hidden(
