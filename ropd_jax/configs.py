@@ -28,6 +28,10 @@ RENAMED = {  # key of an earlier version -> what to write now, in the same secti
     "stream.carry_after_s": "stream.straggler_timeout_s",
     "teacher.scripted.book": "teacher.scripted.answer_key",
 }
+EARLIER = {  # key -> how runs of versions without it computed, and the keys that must not be 0 for it to matter
+    "loss.kl_on": ("informative", ("loss.kl_coef", "loss.entropy_coef")),
+    "optim.decay_mask": ("all", ("optim.weight_decay",)),
+}
 
 
 def default() -> ConfigDict:
@@ -68,7 +72,7 @@ def default() -> ConfigDict:
     cfg.sampling.rollouts = 8  # G
     cfg.sampling.max_tokens = 8_192
     cfg.sampling.temperature = 1.0
-    cfg.sampling.top_k = 0
+    cfg.sampling.top_k = 0  # 0 and 1.0 keep all tokens; what else they do to the update: docs/update.md
     cfg.sampling.top_p = 1.0
     cfg.sampling.prompts_at_once = 0  # as many prompts' rollouts decode side by side; 0 is all of a step
     cfg.sampling.resample = 0  # rounds in which groups of equal rewards are replaced by new prompts (DAPO); 0 never
@@ -193,6 +197,7 @@ def default() -> ConfigDict:
     cfg.loss.kl_coef = 0.0  # weight of the KL to the initial student. Released code: off; GRPO's paper: 0.04
     cfg.loss.kl_kind = "k3"  # its estimate: "k1", "k2", "k3"
     cfg.loss.entropy_coef = 0.0  # weight of the entropy bonus
+    cfg.loss.kl_on = "valid"  # tokens of the KL and entropy terms: all valid; or "informative": no equal rewards
     cfg.loss.overlong = "keep"  # answers cut at the limit: or "mask" (out of the loss), "shape" (DAPO's punishment)
     cfg.loss.overlong_buffer = 0  # shape: tokens before the limit over which the punishment grows; DAPO: a fifth
     cfg.loss.min_scored = 2  # a group with fewer scored rollouts is invalid
@@ -206,6 +211,7 @@ def default() -> ConfigDict:
     cfg.optim.b2 = 0.95
     cfg.optim.eps = 1e-8
     cfg.optim.weight_decay = 0.1
+    cfg.optim.decay_mask = "matrices"  # what decays: no norm scales and biases; or "all". Released code: all
     cfg.optim.clip_norm = 1.0
     cfg.optim.moments = "float32"  # Adam's, 8 bytes a parameter; "bfloat16" 4, "int8" and "factored" about 2
     cfg.optim.minibatches = 1  # optimizer updates a step; released code: 4
@@ -451,5 +457,6 @@ def paper_run(column: str) -> ConfigDict:
         cfg.optim.warmup_steps = 0
         cfg.optim.b2 = 0.999
         cfg.optim.weight_decay = 0.01
+        cfg.optim.decay_mask = "all"  # verl hands all parameters to torch's AdamW
         cfg.optim.minibatches = 4
     return cfg

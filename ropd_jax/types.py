@@ -97,15 +97,19 @@ class Rollout:
 
     Attributes:
         tokens_T: int32, the sampled tokens, the stop token included when there was one.
-        logp_T: float32, log-probability of each token under the policy that sampled it.
+        logp_T: float32, log-probability of each token under the student's whole distribution at the sampling
+            temperature (1 if greedy): what the learner computes too.
         text: the decoded text without the stop token; it includes the thoughts of a student that thinks.
         finish_reason: ``stop`` or ``length`` (cut at the token limit).
+        drawn_logp_T: float32, log-probability of each token under the policy that drew it, from which top-k and top-p
+            left tokens out; None if it is ``logp_T``.
     """
 
     tokens_T: np.ndarray
     logp_T: np.ndarray
     text: str
     finish_reason: FinishReason
+    drawn_logp_T: np.ndarray | None = None
 
     @property
     def answer(self) -> str:

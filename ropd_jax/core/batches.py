@@ -29,8 +29,8 @@ class TrainBatch(NamedTuple):
         tokens_BT, targets_BT: int32.
         positions_BT, segments_BT: int32; segment 0 is padding.
         mask_BT: bool, completion tokens of valid rows: what the mean of the loss is taken over.
-        informative_BT: bool, those of them that may give a gradient (zero-variance groups may not).
-        old_logp_BT: float32, log-probs under the sampling policy.
+        informative_BT: bool, those of them that give the policy loss a gradient (groups of equal rewards do not).
+        old_logp_BT: float32, log-probs under the student that sampled (`Rollout.logp_T`).
         advantage_BT: float32, the sequence's advantage.
         length_BT: int32, how many tokens of the token's sequence ``mask_BT`` admits; 0 where it does not.
     """

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 AGGREGATIONS = ("token_mean", "seq_mean", "seq_mean_token_sum", "seq_mean_token_sum_norm")
 KL_KINDS = ("k1", "k2", "k3")
+KL_ON = ("valid", "informative")  # tokens that the KL and entropy terms act on; docs/update.md
 RATIOS = ("token", "sequence")
 
 
@@ -75,7 +76,7 @@ def policy_loss(
 
     Args:
         logp_BT: log-probs under the policy that is trained.
-        old_logp_BT: log-probs under the policy that sampled.
+        old_logp_BT: log-probs under the student that sampled, of its whole distribution: no top-k, no top-p.
         advantage_BT: advantage of the token's rollout.
         dual_clip: for A < 0 the loss is at most ``-dual_clip * A`` (released code: 3.0); 0 switches it off.
 

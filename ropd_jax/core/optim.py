@@ -11,6 +11,7 @@ import optax
 from ropd_jax.core.moments import compact_adam
 
 SCHEDULES = ("constant", "cosine")
+DECAY_MASKS = ("matrices", "all")
 
 
 def make_optimizer(
@@ -25,14 +26,17 @@ def make_optimizer(
     weight_decay: float,
     clip_norm: float,
     moments: str = "float32",
+    decay_mask: str = "matrices",
 ) -> optax.GradientTransformation:
     """AdamW after clipping by global norm. ``cosine`` decays to 0 at ``total_steps``; both warm up linearly from 0.
 
     Args:
         moments: the form in which Adam's moments are stored, see `ropd_jax.core.moments`.
+        decay_mask: what ``weight_decay`` shrinks, one of `DECAY_MASKS`, see `decay`. The optimizer's state has the same
+            form with both.
 
     Raises:
-        ValueError: unknown schedule or form of moments.
+        ValueError: unknown schedule, form of moments or mask.
     """
     if schedule == "constant":
         after = optax.constant_schedule(lr)
@@ -45,15 +49,44 @@ def make_optimizer(
         warm = optax.linear_schedule(lr / warmup_steps, lr, max(warmup_steps - 1, 1))
         after = optax.join_schedules([warm, after], [warmup_steps])
     if moments == "float32":
-        adam = optax.adamw(after, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+        adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
     else:
-        adam = optax.chain(
-            compact_adam(moments, b1=b1, b2=b2, eps=eps),
-            optax.add_decayed_weights(weight_decay),
-            optax.scale_by_learning_rate(after),
-        )
-    tx = optax.chain(clip_by_norm(clip_norm) if clip_norm else optax.identity(), adam)
+        adam = compact_adam(moments, b1=b1, b2=b2, eps=eps)
+    adamw = optax.chain(adam, decay(weight_decay, decay_mask), optax.scale_by_learning_rate(after))
+    tx = optax.chain(clip_by_norm(clip_norm) if clip_norm else optax.identity(), adamw)
     return optax.GradientTransformation(_lenient(tx.init), _lenient(tx.update))
+
+
+def decay(rate: float, mask: str) -> optax.GradientTransformation:
+    """Decoupled weight decay: adds ``rate`` times the parameter to its update (AdamW, arXiv 1711.05101).
+
+    - ``matrices``: weights of products, tables and adapters, but no norm scale and no bias. Decay keeps products from
+      growing; a scale has its rest at 1, not at 0, and pulling it to 0 shrinks a layer's output without any gradient.
+    - ``all``: every parameter.
+
+    Without `optax.masked`, which would change the form of the state, so that no earlier checkpoint could be restored.
+
+    Raises:
+        ValueError: unknown mask.
+    """
+    if mask not in DECAY_MASKS:
+        raise ValueError(f"decay_mask={mask!r}; expected one of {', '.join(DECAY_MASKS)}")
+
+    def update(updates, state, params):
+        def decayed(path, u, p):
+            return u + rate * p if mask == "all" or is_matrix(path[-1].key) else u
+
+        return jax.tree_util.tree_map_with_path(decayed, updates, params), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def is_matrix(name: str) -> bool:
+    """Whether a parameter of that name is a weight, not a norm's scale (``scale_D``) or a bias (``q_bias_NH``).
+
+    By name: stacked over layers, scales and biases have as many axes as a matrix.
+    """
+    return not name.startswith("scale_") and "bias" not in name.split("_")
 
 
 def clip_by_norm(most: float) -> optax.GradientTransformation:

@@ -69,6 +69,8 @@ class ModelConfig:
         num_experts: experts of each layer's MLP (Qwen3-MoE); 0 is a dense MLP.
         experts_per_token: how many of them a token goes to.
         norm_top_k: the weights of a token's experts are divided by their sum.
+        unused: (begin, end) of each range of ids that are no token of the tokenizer: rows that pad the table, gaps.
+            They have no probability anywhere: not in the sampler, in log-probs, entropies and divergences.
     """
 
     vocab_size: int
@@ -99,6 +101,7 @@ class ModelConfig:
     num_experts: int = 0
     experts_per_token: int = 0
     norm_top_k: bool = False
+    unused: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:

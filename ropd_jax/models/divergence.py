@@ -6,6 +6,7 @@ sequence is 12.4 GB; a chunk of 128 positions is 156 MB, recomputed in the backw
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -52,6 +53,8 @@ def vocabulary_divergence(
 ) -> jax.Array:
     """divergence_BT in nats, float32, of softmax(logits / temperature) of student and teacher; see `jensen_shannon`.
 
+    An id that is unused in either has no part in both: else a token that only the teacher has would make it infinite.
+
     Args:
         x_BTD: the student's hidden states before its final norm.
         teacher_table_VD: the teacher's output table, gathered for use. Its D is the teacher's own.
@@ -59,6 +62,8 @@ def vocabulary_divergence(
         chunk: positions whose logits exist at once.
     """
     norm, table_VD = transformer.head(cfg, params)
+    unused = cfg.unused + teacher_cfg.unused
+    cfg, teacher_cfg = (dataclasses.replace(c, unused=unused) for c in (cfg, teacher_cfg))
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def one_chunk(x_BTD, teacher_x_BTD):

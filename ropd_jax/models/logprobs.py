@@ -40,6 +40,9 @@ def token_logprobs(
 ) -> tuple[jax.Array, jax.Array]:
     """(logp_BT, entropy_BT) in float32 of ``targets_BT`` under softmax(logits / temperature).
 
+    The softmax is over the tokens: ids of ``cfg.unused`` have no part in it, and no gradient reaches their rows. A
+    target that is one of them has a log-prob of about -1e30: ratio 0.
+
     Args:
         x_BTD: hidden states before the final norm; position t predicts ``targets_BT[:, t]``.
         targets_BT: int32 token ids.
@@ -57,8 +60,8 @@ def token_logprobs(
     x_BTD = jnp.pad(norm(x_BTD), ((0, 0), (0, pad), (0, 0)))
     targets_BT = jnp.pad(targets_BT, ((0, 0), (0, pad)))
 
-    def logits(x_BTD, table_VD):
-        return transformer.output_logits(cfg, x_BTD, table_VD) / temperature
+    def logits(x_BTD, table_VD, first=0):
+        return transformer.output_logits(cfg, x_BTD, table_VD, first=first) / temperature
 
     mesh = active_mesh()
     if wanted_BT is not None and (mesh is None or mesh.size == 1):
@@ -93,7 +96,8 @@ def token_logprobs(
 
 
 class _How(NamedTuple):
-    """``logits`` of (x_BTD, some rows of the table); positions of a chunk; whether the entropy has a gradient."""
+    """``logits`` of (x_BTD, some rows of the table, the id of the first); positions of a chunk; whether the entropy
+    has a gradient."""
 
     logits: Callable
     chunk: int
@@ -128,7 +132,7 @@ def _leading_forward(how: _How, x_BTD, table_VD, targets_BT, most):
 
         def one_slice(j, sums):
             top_BT, total_BT, mean_BT, picked_BT = sums
-            z_BTV = how.logits(x, _cut(table_VD, j, words, 0))
+            z_BTV = how.logits(x, _cut(table_VD, j, words, 0), j * words)
             new_top_BT = jnp.maximum(top_BT, jnp.max(z_BTV, axis=-1))
             e_BTV, shrink_BT = jnp.exp(z_BTV - new_top_BT[..., None]), jnp.exp(top_BT - new_top_BT)
             picked_BT += jnp.sum(jnp.where(_is_target(targets, j, words), z_BTV, 0.0), axis=-1)
@@ -157,7 +161,8 @@ def _leading_backward(how: _How, saved, ct):
 
         def one_slice(j, sums):
             dx, dtable_VD = sums
-            z_BTV, back = jax.vjp(how.logits, x, _cut(table_VD, j, words, 0))
+            logits = functools.partial(how.logits, first=j * words)
+            z_BTV, back = jax.vjp(logits, x, _cut(table_VD, j, words, 0))
             logp_BTV = z_BTV - lse[..., None]
             by_p_BT = dlogp[..., None]  # d logp / dz = 1 at the target - p;  d entropy / dz = -p (log p + entropy)
             if how.entropy_grad:

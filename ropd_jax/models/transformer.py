@@ -26,7 +26,9 @@ from ropd_jax.models.attention import self_attention
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.linear import MANY_ROWS, Params, flip, flipped_back, linear, product_outputs_first, take_attached
 from ropd_jax.models.rope import angles_of_kind, rope_kind_of, rotary_angles, rotate
+from ropd_jax.models.vocabulary import only_tokens
 from ropd_jax.parallel.mesh import RULES, active_mesh, constrain, out, platform
+from ropd_jax.types import Array
 
 
 class RMSNorm(nnx.Module):
@@ -284,17 +286,24 @@ def logits(cfg: ModelConfig, params: Params, x_BTD: jax.Array, *, outputs_first:
     return output_logits(cfg, norm(x_BTD), table_VD, outputs_first=outputs_first)
 
 
-def output_logits(cfg: ModelConfig, x_BTD: jax.Array, table_VD: jax.Array, *, outputs_first: bool = False) -> jax.Array:
-    """logits_BTV in float32 of normed hidden states, soft-capped where the family does so.
+def output_logits(
+    cfg: ModelConfig, x_BTD: jax.Array, table_VD: jax.Array, *, first: Array = 0, outputs_first: bool = False
+) -> jax.Array:
+    """logits_BTV in float32 of normed hidden states, soft-capped where the family does so; see `only_tokens`.
 
-    ``outputs_first``: for few rows on a CPU, see `product_outputs_first`.
+    Args:
+        table_VD: the output table, or some rows of it.
+        first: the id of its first row.
+        outputs_first: for few rows on a CPU, see `product_outputs_first`.
     """
     table_VD = table_VD.astype(x_BTD.dtype)
     if outputs_first:
         logits_BTV = product_outputs_first(table_VD, x_BTD, "V", float32=True)
     else:
         logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, table_VD, preferred_element_type=jnp.float32)
-    return cfg.final_softcap * jnp.tanh(logits_BTV / cfg.final_softcap) if cfg.final_softcap else logits_BTV
+    if cfg.final_softcap:
+        logits_BTV = cfg.final_softcap * jnp.tanh(logits_BTV / cfg.final_softcap)
+    return only_tokens(cfg, logits_BTV, first)
 
 
 def hidden(

@@ -37,7 +37,7 @@ from ropd_jax.models.config import ModelConfig
 from ropd_jax.parallel.mesh import RULES, active_mesh, constrain, fetch, place
 from ropd_jax.sampling import pages as paging
 from ropd_jax.sampling.rollouts import likely_stopped, make_group, make_rollout
-from ropd_jax.sampling.rules import SamplingRule, draw, rollout_keys
+from ropd_jax.sampling.rules import Drawn, SamplingRule, draw, rollout_keys
 from ropd_jax.sampling.slots import Job, Slots, halved, pool_size
 from ropd_jax.types import Prompt, Rollout, RolloutGroup, UserError
 from ropd_jax.utils import tracing
@@ -184,7 +184,8 @@ def decode(cfg: ModelConfig, ecfg: EngineConfig, params, layers, prompts, pages,
         prompts, pages, stages: the cache; see `pages.Cache`.
 
     Returns:
-        (stages, tokens_CB, logp_CB, t_B, done_B); of a row's column the first t_B - rows.t entries count.
+        (stages, tokens_CB, logp_CB, drawn_logp_CB, t_B, done_B); of a row's column the first t_B - rows.t entries
+        count. The two log-probs are those of `rules.Drawn`.
     """
     C, B = ecfg.chunk, rows.token.shape[0]
     stop_ids = jnp.asarray(ecfg.stop_ids, jnp.int32)
@@ -195,7 +196,7 @@ def decode(cfg: ModelConfig, ecfg: EngineConfig, params, layers, prompts, pages,
         return (i < C) & ~jnp.all(done_B)
 
     def body(s):
-        i, token_B, t_B, done_B, tokens_CB, logp_CB, stages = s
+        i, token_B, t_B, done_B, found, stages = s
         position_B, slot_B = rows.base + t_B, t_B % ecfg.page
 
         def attend(q_BTNH, k_BTKH, v_BTKH, layer, window):
@@ -216,23 +217,22 @@ def decode(cfg: ModelConfig, ecfg: EngineConfig, params, layers, prompts, pages,
             attend,
             dtype=jnp.dtype(ecfg.dtype),
         )
-        token_B, logp_B = draw(keys_B, t_B, logits_BV, ecfg.rule)
+        drawn = draw(keys_B, t_B, logits_BV, ecfg.rule)
         t_B = t_B + (~done_B).astype(jnp.int32)
-        stopped_B = jnp.any(token_B[:, None] == stop_ids[None], axis=1)
+        stopped_B = jnp.any(drawn.token[:, None] == stop_ids[None], axis=1)
         return (
             i + 1,
-            token_B,
+            drawn.token,
             t_B,
             done_B | stopped_B | (t_B >= rows.limit),
-            jax.lax.dynamic_update_index_in_dim(tokens_CB, token_B, i, 0),
-            jax.lax.dynamic_update_index_in_dim(logp_CB, logp_B, i, 0),
+            jax.tree.map(lambda x_CB, x_B: jax.lax.dynamic_update_index_in_dim(x_CB, x_B, i, 0), found, drawn),
             stages,
         )
 
-    empty = [constrain(jnp.zeros((C, B), t), "CB") for t in (jnp.int32, jnp.float32)]
-    start = (jnp.int32(0), rows.token, rows.t, rows.done, *empty, stages)
-    _, _, t_B, done_B, tokens_CB, logp_CB, stages = jax.lax.while_loop(going, body, start)
-    return stages, tokens_CB, logp_CB, t_B, done_B
+    empty = Drawn(*(constrain(jnp.zeros((C, B), t), "CB") for t in (jnp.int32, jnp.float32, jnp.float32)))
+    start = (jnp.int32(0), rows.token, rows.t, rows.done, empty, stages)
+    _, _, t_B, done_B, found, stages = jax.lax.while_loop(going, body, start)
+    return stages, *found, t_B, done_B
 
 
 unstack = jax.jit(functools.partial(transformer.unstack, flipped=True), static_argnums=(1,))
@@ -409,9 +409,9 @@ class _Engine:
 
     def collect(self, pending, tokenizer) -> tuple[list[Job], int]:
         """(the rollouts that have ended in the chunk, how many tokens it has sampled)."""
-        tokens_CB, logp_CB, t_B, done_B = fetch(*pending)
+        tokens_CB, logp_CB, drawn_logp_CB, t_B, done_B = fetch(*pending)
         sampled = int((t_B - self.slots.t).sum())
-        ended = self.slots.absorb(tokens_CB, logp_CB, t_B, done_B)
+        ended = self.slots.absorb(tokens_CB, logp_CB, drawn_logp_CB, t_B, done_B)
         if stop := self.ecfg.stop:
             going = [(b, job) for b, job in enumerate(self.slots.job) if job and b not in ended]
             ended += [b for b, job in going if likely_stopped(tokenizer, stop, self.ecfg.chunk, job)]

@@ -8,7 +8,7 @@ import numpy as np
 
 from ropd_jax.sampling.slots import Job
 from ropd_jax.text.tokenizer import Tokenizer
-from ropd_jax.types import Prompt, Rollout, RolloutGroup
+from ropd_jax.types import FinishReason, Prompt, Rollout, RolloutGroup
 
 
 def likely_stopped(tokenizer: Tokenizer, stop: Sequence[str], chunk: int, job: Job) -> bool:
@@ -39,8 +39,10 @@ def make_rollout(tokenizer: Tokenizer, stop_ids: Sequence[int], stop: Sequence[s
             few, many = (few, middle) if found else (middle + 1, many)
         tokens, text, stopped = tokens[:few], text[: min(ends)], True
     n = len(tokens)
-    logp_T = np.asarray(job.logp[:n], np.float32)
-    return Rollout(np.asarray(tokens, np.int32), logp_T, text, "stop" if stopped else "length")
+    logp_T, drawn_T = (np.asarray(x[:n], np.float32) for x in (job.logp, job.drawn_logp))
+    same = np.array_equal(logp_T, drawn_T)  # no rule left anything out
+    reason: FinishReason = "stop" if stopped else "length"
+    return Rollout(np.asarray(tokens, np.int32), logp_T, text, reason, None if same else drawn_T)
 
 
 def make_group(

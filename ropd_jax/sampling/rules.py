@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,8 @@ import numpy as np
 
 from ropd_jax.parallel.mesh import constrain, locally
 from ropd_jax.types import UserError
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +40,20 @@ class SamplingRule:
             raise UserError(f"sampling.top_k={self.top_k}; expected 0 (all) or more")
         if not 0 < self.top_p <= 1:
             raise UserError(f"sampling.top_p={self.top_p}; expected a number in (0, 1]")
+
+    @property
+    def truncates(self) -> bool:
+        """Whether tokens are left out, so that the policy that draws is not the student's whole distribution."""
+        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1)
+
+    def warn_if_truncating(self) -> None:
+        """One line in the log of a run whose rule leaves tokens out."""
+        if self.truncates:
+            log.warning(
+                "sampling.top_k=%d and top_p=%g leave tokens out, which the update does not correct: it learns as if "
+                "the answers came from the whole distribution; sample/cut_mass measures it (docs/update.md)",
+                self.top_k, self.top_p,
+            )  # fmt: skip
 
     @classmethod
     def from_config(cls, section: Mapping[str, Any]) -> SamplingRule:
@@ -76,13 +93,14 @@ def policy_logits(logits_BV: jax.Array, rule: SamplingRule) -> jax.Array:
 
     For temperature 0 these are the model's own logits at temperature 1.
     """
+    logits_BV = _tempered(logits_BV, rule)
+    return jnp.where(kept(logits_BV, rule), logits_BV, -jnp.inf) if rule.truncates else logits_BV
+
+
+def _tempered(logits_BV: jax.Array, rule: SamplingRule) -> jax.Array:
+    """Logits of the whole distribution at the rule's temperature, float32; at 1 for a greedy rule."""
     logits_BV = logits_BV.astype(jnp.float32)
-    if rule.temperature > 0:
-        if rule.temperature != 1:
-            logits_BV = logits_BV / rule.temperature
-        if rule.top_k or rule.top_p < 1:
-            logits_BV = jnp.where(kept(logits_BV, rule), logits_BV, -jnp.inf)
-    return logits_BV
+    return logits_BV if rule.temperature in (0, 1) else logits_BV / rule.temperature
 
 
 TOP_P_SLACK = 1e-6  # float32 rounding: a set whose probability is lower than top_p by less than this reaches it
@@ -201,8 +219,24 @@ def _floor(ordered_BV: jax.Array, weight_BV: jax.Array, want: jax.Array) -> jax.
     return jax.lax.while_loop(unfinished, halve, (low_B1, high_B1, count_B1, jnp.zeros_like(count_B1)))[0]
 
 
-def draw(key_B: jax.Array, t_B: jax.Array, logits_BV: jax.Array, rule: SamplingRule) -> tuple[jax.Array, jax.Array]:
-    """One token for each row: (token_B int32, logp_B float32 under the sampling policy).
+class Drawn(NamedTuple):
+    """One token for each row, all [B].
+
+    Attributes:
+        token: int32.
+        logp: float32, its log-prob under the whole distribution at the sampling temperature (1 if greedy). This is what
+            the learner computes, whatever the rule leaves out.
+        drawn_logp: float32, under the policy that drew it: ``logp`` minus the log of the probability that top-k and
+            top-p keep. The same as ``logp`` if the rule leaves nothing out.
+    """
+
+    token: jax.Array
+    logp: jax.Array
+    drawn_logp: jax.Array
+
+
+def draw(key_B: jax.Array, t_B: jax.Array, logits_BV: jax.Array, rule: SamplingRule) -> Drawn:
+    """One token for each row, and its log-probs.
 
     A block of 128 words is drawn by its probability, then a token within it. That takes one exponential per word and
     two uniform numbers per row. (Gumbel noise takes one uniform number per word: at 64 x 49,152 a quarter of a decode
@@ -213,26 +247,29 @@ def draw(key_B: jax.Array, t_B: jax.Array, logits_BV: jax.Array, rule: SamplingR
         t_B: int32, how many tokens each rollout has so far.
     """
     logits_BV = constrain(logits_BV, "B_")  # the draw needs whole rows
-    return locally(functools.partial(_draw, rule=rule), ("B", "B", "B_"), ("B", "B"))(key_B, t_B, logits_BV)
+    in_dims, out_dims = ("B", "B", "B_"), ("B", "B", "B")
+    return Drawn(*locally(functools.partial(_draw, rule=rule), in_dims, out_dims)(key_B, t_B, logits_BV))
 
 
 def _draw(key_B, t_B, logits_BV, *, rule: SamplingRule):
-    logits_BV = policy_logits(logits_BV, rule)
+    logits_BV = _tempered(logits_BV, rule)
     max_B1 = jnp.max(logits_BV, axis=-1, keepdims=True)
     e_BV = jnp.exp(logits_BV - max_B1)
     if rule.temperature == 0:
         token_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-        sum_B = jnp.sum(e_BV, axis=-1)
+        sum_B = kept_B = jnp.sum(e_BV, axis=-1)
     else:
+        kept_BV = jnp.where(kept(logits_BV, rule), e_BV, 0.0) if rule.truncates else e_BV
         u_B2 = jax.vmap(lambda k, t: 1.0 - jax.random.uniform(jax.random.fold_in(k, t), (2,)))(key_B, t_B)  # (0, 1]
-        e_BNW = _blocks(e_BV, 128, 0.0)
-        block_BN = jnp.sum(e_BNW, axis=-1)
-        sum_B = jnp.sum(block_BN, axis=-1)
+        kept_BNW = _blocks(kept_BV, 128, 0.0)
+        block_BN = jnp.sum(kept_BNW, axis=-1)
+        kept_B = jnp.sum(block_BN, axis=-1)
+        sum_B = jnp.sum(e_BV, axis=-1) if rule.truncates else kept_B
         n_B = _pick(block_BN, u_B2[:, 0])
-        inside_BW = jnp.take_along_axis(e_BNW, n_B[:, None, None], axis=1)[:, 0]
-        token_B = n_B * e_BNW.shape[-1] + _pick(inside_BW, u_B2[:, 1])
-    logit_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)[:, 0]
-    return token_B, logit_B - max_B1[:, 0] - jnp.log(sum_B)
+        inside_BW = jnp.take_along_axis(kept_BNW, n_B[:, None, None], axis=1)[:, 0]
+        token_B = n_B * kept_BNW.shape[-1] + _pick(inside_BW, u_B2[:, 1])
+    logit_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)[:, 0] - max_B1[:, 0]
+    return token_B, logit_B - jnp.log(sum_B), logit_B - jnp.log(kept_B)
 
 
 def _blocks(x_BV: jax.Array, width: int, fill: float) -> jax.Array:

@@ -30,6 +30,7 @@ class Job:
     limit: int
     tokens: list[int] = dataclasses.field(default_factory=list)
     logp: list[float] = dataclasses.field(default_factory=list)
+    drawn_logp: list[float] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass
@@ -132,7 +133,14 @@ class Slots:
 
     # --- rows continue and end
 
-    def absorb(self, tokens_CB: np.ndarray, logp_CB: np.ndarray, t_B: np.ndarray, done_B: np.ndarray) -> list[int]:
+    def absorb(
+        self,
+        tokens_CB: np.ndarray,
+        logp_CB: np.ndarray,
+        drawn_logp_CB: np.ndarray,
+        t_B: np.ndarray,
+        done_B: np.ndarray,
+    ) -> list[int]:
         """Add the tokens of a chunk; returns the rows that ended in it, which stay in place until `release`."""
         ended = []
         for b, job in enumerate(self.job):
@@ -140,6 +148,7 @@ class Slots:
                 n = int(t_B[b] - self.t[b])
                 job.tokens += tokens_CB[:n, b].tolist()
                 job.logp += logp_CB[:n, b].tolist()
+                job.drawn_logp += drawn_logp_CB[:n, b].tolist()
                 self.token[b], self.t[b], self.done[b] = job.tokens[-1], t_B[b], done_B[b]
                 if done_B[b]:
                     ended.append(b)

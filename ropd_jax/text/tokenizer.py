@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from ropd_jax.text import chat
@@ -67,7 +68,7 @@ class HFTokenizer:
         self._options = chat.check_thinking(template, enable_thinking)
         self.stop_ids = tuple(stop_ids)
         self.pad_id = pad_id
-        self.vocab_size = max(backend.get_vocab().values()) + 1
+        self.vocab_size = max(self.vocab().values()) + 1
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text.
@@ -92,6 +93,21 @@ class HFTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def vocab(self) -> dict[str, int]:
+        """The id of every token, added ones included; the texts as the backend stores them (``Ġthe``)."""
+        return self._backend.get_vocab()
+
+    def without(self, tokens: Collection[str]) -> HFTokenizer:
+        """This tokenizer without some of its added tokens: their text is cut into others."""
+        import tokenizers
+
+        state = json.loads(self._backend.to_str())
+        state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] not in tokens]
+        other = copy.copy(self)
+        other._backend = tokenizers.Tokenizer.from_str(json.dumps(state))
+        other.vocab_size = max(other.vocab().values()) + 1
+        return other
 
     def token_id(self, name: str) -> int | None:
         """The id of ``bos_token``, ``eos_token`` ...; None if the checkpoint has no such token."""

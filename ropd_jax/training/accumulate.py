@@ -32,7 +32,7 @@ from ropd_jax.methods import Method
 from ropd_jax.methods.base import without_overlong
 from ropd_jax.text.tokenizer import Tokenizer
 from ropd_jax.training.sections import OverlapConfig, RunConfig, UpdateConfig
-from ropd_jax.training.update import Portions, State, on_mesh, step_parts
+from ropd_jax.training.update import Portions, State, has_gradient, on_mesh, step_parts
 from ropd_jax.types import Judgement, RolloutGroup
 from ropd_jax.utils import tracing
 
@@ -92,7 +92,7 @@ class StreamedUpdate:
         self._summed = 0  # places below this one are in the sum
         self._grads: Any = None
         self._counted: list[dict[str, float]] = []
-        self._informative = False
+        self._has_gradient = False
 
     def add(self, group: RolloutGroup, judgement: Judgement) -> None:
         """A group has been judged; each group of a step is added once."""
@@ -116,7 +116,7 @@ class StreamedUpdate:
     def finish(self) -> tuple[State, dict[str, float]]:
         """(state after the step, metrics). Without any gradient nothing changes: AdamW would move on its momentum."""
         assert self._summed == len(self._arrived), f"{len(self._arrived) - self._summed} groups are not in the sum"
-        if not self._informative:
+        if not self._has_gradient:
             return self._state, {"update/count": 0}
         begin, parts = time.monotonic(), self._counted
         total = {k: float(np.sum([p[k] for p in parts])) for k in parts[0]}
@@ -158,5 +158,5 @@ class StreamedUpdate:
             *on_mesh(batch, method, state.method, self._mesh),
             self._base,
         )
-        self._informative |= bool(batch.informative_BT.any())
+        self._has_gradient |= has_gradient(batch, self._cfg.loss)
         self._counted.append({k: float(v) for k, v in counted.items()} | {"real_frac": real_frac(batch)})

@@ -30,7 +30,7 @@ from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.teacher import Teacher
 from ropd_jax.training.collect import judge_by
 from ropd_jax.training.setup import update_config
-from ropd_jax.training.update import State, make_update, needs_initial, on_mesh
+from ropd_jax.training.update import State, has_gradient, make_update, needs_initial, on_mesh
 from ropd_jax.types import Judgement, RolloutGroup, UserError
 from ropd_jax.utils.every import Every
 from ropd_jax.utils.logs import show_logs
@@ -117,7 +117,7 @@ def update(
         built.check_student(student, mesh)
         trained, judgements, metrics = built.revise(built.setup(student, mesh), groups, judgements, student.tokenizer)
         batch = _batch(built, student, groups, judgements)
-        if not batch.informative_BT.any():
+        if not has_gradient(batch, how.loss):
             raise UserError(
                 "no group has a gradient: the rewards within each are equal, or too few are scored; sample more "
                 "rollouts, or look at the causes in judgement.causes"

@@ -112,6 +112,7 @@ def stored(groups: Sequence[RolloutGroup]) -> list[dict[str, Any]]:
                     "text": r.text,
                     "finish_reason": r.finish_reason,
                 }
+                | ({} if r.drawn_logp_T is None else {"drawn_logp": r.drawn_logp_T.tolist()})
                 for r in g.rollouts
             ],
         }
@@ -129,7 +130,8 @@ def restored(
             np.asarray(tokens[row["prompt"]], np.int32),
             tuple(
                 Rollout(np.asarray(r["tokens"], np.int32), np.asarray(r["logp"], np.float32), r["text"],
-                        r["finish_reason"])
+                        r["finish_reason"],
+                        np.asarray(r["drawn_logp"], np.float32) if "drawn_logp" in r else None)
                 for r in row["rollouts"]
             ),
             row["step"],

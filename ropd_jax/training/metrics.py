@@ -15,7 +15,7 @@ from ropd_jax.evaluation.stats import accuracy
 from ropd_jax.teacher.health import step_health
 from ropd_jax.text.retokenize import retokenized
 from ropd_jax.text.tokenizer import Tokenizer
-from ropd_jax.types import Judgement, RolloutGroup
+from ropd_jax.types import Judgement, Rollout, RolloutGroup
 
 
 def step_metrics(
@@ -47,11 +47,18 @@ def step_metrics(
         metrics["sample/length_mean"] = float(np.mean([len(r.tokens_T) for r in rollouts]))
         differ, total = retokenized(tokenizer, groups)
         metrics["sample/retokenized_frac"] = differ / total
+        metrics["sample/cut_mass"] = cut_mass(rollouts)
         metrics["sample/truncated_frac"] = float(np.mean([r.finish_reason == "length" for r in rollouts]))
     causes = Counter(c for j in judgements for c in j.causes if c is not None)
     if any(j.rubric for j in judgements):
         metrics |= step_health(judgements)
     return metrics | {f"reward/unscored_{cause}": n for cause, n in causes.items()}
+
+
+def cut_mass(rollouts: Sequence[Rollout]) -> float:
+    """The probability that ``sampling.top_k`` and ``top_p`` left out, mean over the tokens; 0 if they keep all."""
+    cut = [1.0 - np.exp(r.logp_T - r.drawn_logp_T) for r in rollouts if r.drawn_logp_T is not None]
+    return max(float(sum(x.sum() for x in cut)) / sum(len(r.tokens_T) for r in rollouts), 0.0)  # rounding: -1e-8
 
 
 def make_result(

@@ -150,5 +150,5 @@ class Run:
         with tracing.span("update"):
             return update_step(
                 self.update, state, self.ref_params, rows, advantages, self.method, self.mesh, self.cfg.optim,
-                self.length,
+                self.cfg.loss, self.length,
             )  # fmt: skip

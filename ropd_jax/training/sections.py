@@ -37,11 +37,17 @@ class LossConfig:
     is_cap: float
     kl_coef: float
     kl_kind: str
+    kl_on: str
     entropy_coef: float
     overlong: str
     overlong_buffer: int
     min_scored: int
     dual_clip: float
+
+    @property
+    def terms_on_all(self) -> bool:
+        """Whether groups of equal rewards have a gradient too, that of the KL and entropy terms."""
+        return self.kl_on == "valid" and bool(self.kl_coef or self.entropy_coef)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +62,7 @@ class OptimConfig:
     b2: float
     eps: float
     weight_decay: float
+    decay_mask: str
     clip_norm: float
     moments: str
     minibatches: int
@@ -78,6 +85,7 @@ class OptimConfig:
             b2=self.b2,
             eps=self.eps,
             weight_decay=self.weight_decay,
+            decay_mask=self.decay_mask,
             clip_norm=self.clip_norm,
             moments=self.moments,
         )

@@ -96,6 +96,8 @@ def setup(
             state = forked(files.origin, state, files.mesh, how.lora)
     stop_ids, shards = student.tokenizer.stop_ids, files.mesh.shape["fsdp"]
     engine = engine_config(cfg, prompt_len=files.prompt_len, stop_ids=stop_ids, shards=shards)
+    if made.needs_rollouts:
+        engine.rule.warn_if_truncating()
     run = Run(
         cfg=how,
         raw=raw,

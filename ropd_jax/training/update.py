@@ -18,8 +18,9 @@ import optax
 
 from ropd_jax.core.advantages import Advantages
 from ropd_jax.core.batches import TokenSequence, TrainBatch, make_batch, pack, real_frac, split_parts
-from ropd_jax.core.losses import kl_estimate, token_numerators, token_weights
+from ropd_jax.core.losses import KL_ON, kl_estimate, token_numerators, token_weights
 from ropd_jax.core.masked import masked_max, masked_sum
+from ropd_jax.core.optim import DECAY_MASKS
 from ropd_jax.methods import Extras, Method, Tokens
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
@@ -28,6 +29,7 @@ from ropd_jax.models.lora import attach
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.parallel.xla_options import xla_options
 from ropd_jax.training.sections import LossConfig, OptimConfig, UpdateConfig
+from ropd_jax.types import UserError
 
 NO_EXTRAS = Extras()
 
@@ -91,6 +93,8 @@ def make_gradient(cfg: UpdateConfig, model_cfg: ModelConfig, method: Method):
         tokens = Tokens(part, logp_BT, entropy_BT, ref_logp_BT, notes, shared, model_cfg, params, x_BTD)
         mask_BT, active_BT = part.mask_BT, part.informative_BT
         loss_BT, extra = method.loss(tokens)
+        if cfg.loss.terms_on_all:
+            loss_BT, active_BT = jnp.where(active_BT, loss_BT, 0.0), mask_BT
         if cfg.loss.kl_coef:
             assert ref_logp_BT is not None
             extra |= {"kl": kl_estimate(logp_BT, ref_logp_BT, cfg.loss.kl_kind)}
@@ -264,6 +268,21 @@ def needs_initial(loss: LossConfig, method: Method) -> bool:
     return bool(loss.kl_coef) or method.needs_initial
 
 
+def check_learning(loss: LossConfig, optim: OptimConfig) -> None:
+    """Raises UserError for an unknown ``loss.kl_on`` or ``optim.decay_mask``."""
+    for key, value, known in (
+        ("loss.kl_on", loss.kl_on, KL_ON),
+        ("optim.decay_mask", optim.decay_mask, DECAY_MASKS),
+    ):
+        if value not in known:
+            raise UserError(f"{key}={value!r}; expected one of {', '.join(known)}")
+
+
+def has_gradient(batch: TrainBatch, loss: LossConfig) -> bool:
+    """Whether any token has one; without, AdamW would move on its momentum alone. ``batch`` is on the host."""
+    return bool((batch.mask_BT if loss.terms_on_all else batch.informative_BT).any())
+
+
 def update_step(
     update: Callable,
     state: State,
@@ -273,6 +292,7 @@ def update_step(
     method: Method,
     mesh: jax.sharding.Mesh,
     optim: OptimConfig,
+    loss: LossConfig,
     length: int,
 ) -> tuple[State, dict[str, float]]:
     """Cut the step into its mini-batches (by prompt), update on each; a mini-batch without gradient is skipped.
@@ -288,7 +308,7 @@ def update_step(
     for part in np.array_split(np.arange(len(rows)).reshape(-1, per_prompt), optim.minibatches):
         at = part.reshape(-1).tolist()
         batch = step_parts([rows[i] for i in at], Advantages(*(x[at] for x in flat_B)), method, mesh, optim, length)
-        if not batch.informative_BT.any():  # AdamW would move on its momentum alone
+        if not has_gradient(batch, loss):
             continue
         state, metrics = update(state, ref_params, *on_mesh(batch, method, state.method, mesh))
         everything.append({k: float(v) for k, v in metrics.items()} | {"update/real_frac": real_frac(batch)})

@@ -26,6 +26,7 @@ from ropd_jax.parallel.mesh import check_divides
 from ropd_jax.parallel.xla_options import xla_options
 from ropd_jax.teacher.build import role_of
 from ropd_jax.training.sections import OptimConfig, OverlapConfig, RunConfig
+from ropd_jax.training.update import check_learning
 from ropd_jax.types import UserError
 from ropd_jax.utils.writing import Dispensable
 
@@ -53,6 +54,7 @@ def check_run(cfg: RunConfig) -> None:
     ):
         if value not in known:
             raise UserError(f"{key}={value!r}; expected one of {', '.join(known)}")
+    check_learning(loss, optim)
     P, m = cfg.prompts_per_step, optim.minibatches
     if P % m:
         raise UserError(f"optim.minibatches={m} does not divide data.prompts_per_step={P}; choose a divisor of {P}")

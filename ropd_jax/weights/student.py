@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ropd_jax.models.config import ModelConfig
-from ropd_jax.text.tokenizer import Tokenizer
+from ropd_jax.text.tokenizer import HFTokenizer, Tokenizer
 from ropd_jax.types import UserError
 from ropd_jax.utils.paths import local_file
 from ropd_jax.weights import hub
@@ -23,6 +23,7 @@ from ropd_jax.weights.gguf import GGUFSource, find_smollm2
 from ropd_jax.weights.hf import PICKLES, HFSource
 from ropd_jax.weights.tensors import Source, host_tree
 from ropd_jax.weights.tokenizer import load_tokenizer
+from ropd_jax.weights.vocabulary import fit
 
 if TYPE_CHECKING:
     import jax
@@ -112,7 +113,9 @@ def outline(
             cfg = source.cfg
     else:
         cfg = read_config(path)
-    return Student(cfg, {}, load_tokenizer(path, chat_template=chat_template, enable_thinking=enable_thinking))
+    tokenizer = load_tokenizer(path, chat_template=chat_template, enable_thinking=enable_thinking)
+    cfg, tokenizer = fit(cfg, tokenizer, checkpoint)
+    return Student(cfg, {}, tokenizer)
 
 
 def load_checkpoint(
@@ -139,17 +142,21 @@ def load_checkpoint(
         vectors: on a mesh, of the norms and other vectors, which compute uses in float32; "" is ``dtype``.
 
     Raises:
-        UserError: missing, truncated or unsupported checkpoint, no chat template, or a mesh that its sizes do not
-            divide over: before any weight is read. Weights that are NaN or infinite: when they are read.
+        UserError: missing, truncated or unsupported checkpoint, no chat template, a tokenizer with tokens that the
+            table has no row for, or a mesh that its sizes do not divide over: before any weight is read. Weights that
+            are NaN or infinite: when they are read.
     """
     path = find(checkpoint, key=key)
     with contextlib.closing(open_source(path)) as source:
         if tokenizer is None:
             tokenizer = load_tokenizer(path, chat_template=chat_template, enable_thinking=enable_thinking)
+        cfg = source.cfg
+        if isinstance(tokenizer, HFTokenizer):
+            cfg, tokenizer = fit(cfg, tokenizer, checkpoint)
         if mesh is None:
-            return Student(source.cfg, host_tree(source, np.dtype(dtype)), tokenizer)
+            return Student(cfg, host_tree(source, np.dtype(dtype)), tokenizer)
         from ropd_jax.parallel.mesh import check_divides
         from ropd_jax.weights.load import stream
 
         check_divides(source.cfg, mesh)
-        return Student(source.cfg, stream(source, mesh, dtype, vectors=vectors), tokenizer)
+        return Student(cfg, stream(source, mesh, dtype, vectors=vectors), tokenizer)

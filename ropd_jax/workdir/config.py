@@ -47,7 +47,8 @@ def stored_config(run: AnyPath) -> ConfigDict:
 
 
 def with_new_names(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored config with the present names of keys that were renamed since (`configs.RENAMED`).
+    """A stored config with the present names of keys that were renamed since (`configs.RENAMED`), and with what an
+    earlier version did where it had no key yet (`configs.EARLIER`).
 
     An address has no user, password or query: earlier versions stored them.
     """
@@ -59,6 +60,11 @@ def with_new_names(stored: Mapping[str, Any]) -> dict[str, Any]:
             value = place.pop(key)
             opposite = name.endswith(configs.OPPOSITE)
             place[name.removesuffix(configs.OPPOSITE).rpartition(".")[2]] = (not value) if opposite else value
+    values = flatten(new)
+    for key, (value, matter) in configs.EARLIER.items():
+        section, _, last = key.rpartition(".")
+        if key not in values and any(values.get(name) for name in matter):
+            new[section][last] = value
     return new
 
 

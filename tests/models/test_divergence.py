@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import jax
@@ -82,6 +83,18 @@ def test_chunks_and_temperature_give_what_whole_logits_give():
         for p in (student, teacher)
     ]
     want = [[naive(whole[0][b, t] / 0.7, whole[1][b, t] / 0.7, 0.5) for t in range(11)] for b in range(8)]
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_an_id_that_only_one_of_the_two_has_is_in_neither():
+    (student, teacher), tokens, positions = pair()
+    mine, others = (dataclasses.replace(TINY, unused=u) for u in (((60, 64),), ((2, 3), (62, 64))))
+    x, y = (transformer.hidden(TINY, p, tokens, positions, jnp.ones_like(tokens)) for p in (student, teacher))
+    used_V = np.setdiff1d(np.arange(64), [2, 60, 61, 62, 63])
+    whole = [np.asarray(transformer.logits(TINY, p, h))[..., used_V] for p, h in ((student, x), (teacher, y))]
+    want = [[naive(whole[0][b, t], whole[1][b, t], 0.0) for t in range(11)] for b in range(8)]
+    table, hidden = teacher["embed"]["table_VD"], normed_hidden(TINY, teacher, y)
+    got = vocabulary_divergence(mine, student, x, others, table, hidden, beta=0.0, chunk=4)
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 

@@ -16,8 +16,8 @@ from ropd_jax.methods import load_method
 from ropd_jax.models import transformer
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.train import train
-from ropd_jax.training.setup import update_config
-from ropd_jax.training.update import State, make_update
+from ropd_jax.training.setup import read_config, update_config
+from ropd_jax.training.update import State, make_update, update_step
 from ropd_jax.types import UserError
 from ropd_jax.weights.student import load_checkpoint
 from ropd_jax.workdir.checkpoint import Checkpoints
@@ -62,9 +62,10 @@ def sequences(n, seed=0):
     ]
 
 
-def updated(rows, advantages, *, microbatch=0, mesh=None, kl_coef=0.0, aggregation="token_mean", row_len=0):
+def updated(rows, advantages, *, microbatch=0, mesh=None, kl_coef=0.0, aggregation="token_mean", row_len=0, **loss):
     """Parameters and metrics after one SGD step, so that a parameter's change is its gradient."""
-    cfg = tiny_config(loss__kl_coef=kl_coef, loss__aggregation=aggregation)
+    keys = dict(kl_coef=kl_coef, aggregation=aggregation) | loss
+    cfg = tiny_config(**{f"loss__{key}": value for key, value in keys.items()})
     params = transformer.init_params(TINY, 0)
     ref = transformer.init_params(TINY, 1) if kl_coef else None
     tx = optax.sgd(1.0)
@@ -101,13 +102,42 @@ def test_unscored_rollout_changes_no_gradient():
     assert metrics == metrics_other
 
 
-def test_zero_variance_group_gives_no_gradient_even_with_a_kl_term():
-    rows = sequences(8)
-    reward = np.full((2, 4), 0.5, np.float32)
-    adv = group_advantages(reward, np.ones((2, 4), bool), normalize_std=True)
-    params, metrics = updated(rows, adv, kl_coef=0.1)
-    assert trees_max_diff(params, transformer.init_params(TINY, 0)) == 0.0
+def test_equal_rewards_give_the_gradient_of_the_kl_alone_unless_it_is_on_informative_groups():
+    rows, start = sequences(8), jax.device_get(transformer.init_params(TINY, 0))
+    equal = group_advantages(np.full((2, 4), 0.5, np.float32), np.ones((2, 4), bool), normalize_std=True)
+    skipped, metrics = updated(rows, equal, kl_coef=0.1, kl_on="informative")
+    assert trees_max_diff(skipped, start) == 0.0
     assert metrics["update/grad_norm"] == 0.0 and metrics["update/kl"] > 0
+    leashed, metrics = updated(rows, equal, kl_coef=0.1)
+    assert metrics["update/loss"] == pytest.approx(0.1 * metrics["update/kl"], rel=1e-5)
+    assert trees_max_diff(leashed, start) > 1e-3
+
+
+def test_kl_on_chooses_the_tokens_of_the_terms_and_not_the_divisor():
+    rows, adv = sequences(8), some_advantages()  # the second group's rewards are equal
+    _, m_off = updated(rows, adv)
+    valid, m_valid = updated(rows, adv, kl_coef=0.1)
+    some, m_some = updated(rows, adv, kl_coef=0.1, kl_on="informative")
+    assert m_valid["update/loss"] - m_off["update/loss"] == pytest.approx(0.1 * m_valid["update/kl"], rel=1e-3)
+    other = m_valid["update/loss"] - m_some["update/loss"]  # what the second group's tokens add, over all tokens
+    assert 0.1 < other / (0.1 * m_valid["update/kl"]) < 0.9 and m_some["update/kl"] == m_valid["update/kl"]
+    assert trees_max_diff(valid, some) > 1e-4
+
+
+@pytest.mark.parametrize(("kl_on", "updates"), [("valid", 1), ("informative", 0)])
+def test_a_step_of_equal_rewards_is_updated_only_if_its_kl_has_a_gradient(kl_on, updates):
+    rows = sequences(8)
+    equal = group_advantages(np.full((2, 4), 0.5, np.float32), np.ones((2, 4), bool), normalize_std=True)
+    how = read_config(tiny_config(loss__kl_coef=0.1, loss__kl_on=kl_on, data__prompts_per_step=2))
+    calls = []
+
+    def update(state, *_):
+        return calls.append(state) or (state, {})
+
+    mesh = mesh_lib.make_mesh(1, 1, jax.devices()[:1])
+    method = load_method("ropd", tiny_config())
+    _, metrics = update_step(update, State({}, ()), None, rows, equal, method, mesh, how.optim, how.loss, LENGTH)
+    assert len(calls) == metrics["update/count"] == updates
 
 
 @pytest.mark.parametrize("aggregation", ["token_mean", "seq_mean", "seq_mean_token_sum"])
@@ -147,11 +177,12 @@ def test_sharded_update_equals_unsharded():
     assert {k: pytest.approx(v, abs=1e-5) for k, v in m_plain.items()} == m_sharded
 
 
-def test_first_update_is_on_policy(tmp_path):
-    cfg = tiny_config(steps=1)
-    train(cfg, tmp_path / "run")
+def test_first_update_is_on_policy_with_top_p_too_and_the_run_says_what_is_left_out(tmp_path, caplog):
+    train(tiny_config(steps=1, sampling__top_p=0.7, sampling__temperature=1.2), tmp_path / "run")
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[1])
     assert row["update/logp_gap_max"] < 1e-4 and row["update/clip_frac"] == 0
+    assert 0.005 < row["sample/cut_mass"] < 0.3
+    assert "top_p=0.7 leave tokens out, which the update does not correct" in caplog.text
 
 
 # ----------------------------------------------------------------------------------------------- whole runs

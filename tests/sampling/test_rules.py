@@ -67,12 +67,11 @@ def test_a_rows_admitted_tokens_do_not_depend_on_its_neighbours():
 def test_drawn_frequencies_follow_the_policy():
     keys = rollout_keys(0, 0, ["q"], 4000)
     rule = SamplingRule(top_k=3)
-    token_B, logp_B = draw(keys, jnp.zeros((4000,), jnp.int32), jnp.tile(LOGITS, (4000, 1)), rule)
+    token_B, logp_B, drawn_logp_B = draw(keys, jnp.zeros((4000,), jnp.int32), jnp.tile(LOGITS, (4000, 1)), rule)
     share_V = np.bincount(np.asarray(token_B), minlength=4) / 4000
     np.testing.assert_allclose(share_V, [0.15 / 0.9, 0.5 / 0.9, 0, 0.25 / 0.9], atol=0.03)
-    np.testing.assert_allclose(
-        logp_B, np.asarray(jax.nn.log_softmax(policy_logits(LOGITS, rule)))[0][np.asarray(token_B)], atol=1e-6
-    )
+    np.testing.assert_allclose(logp_B, np.log([0.15, 0.5, 0.1, 0.25])[np.asarray(token_B)], atol=1e-6)
+    np.testing.assert_allclose(drawn_logp_B, logp_B - np.log(0.9), atol=1e-6)  # the three kept have 0.9
 
 
 def test_keys_differ_in_every_argument():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import json
 import math
 import time
@@ -105,10 +106,12 @@ def test_numerators_and_weights_of_portions_make_the_weights_of_the_whole(aggreg
     np.testing.assert_allclose(got, token_weights(mask, aggregation, max_tokens=9), rtol=1e-6)
 
 
-@pytest.mark.parametrize("aggregation", ["token_mean", "seq_mean"])
-def test_the_streamed_update_is_the_whole_one(aggregation):
-    params, metrics = whole(loss__aggregation=aggregation)
-    got, streamed_metrics = streamed(range(7), loss__aggregation=aggregation)
+@pytest.mark.parametrize(
+    "changes", [dict(loss__aggregation="token_mean"), dict(loss__aggregation="seq_mean", loss__entropy_coef=0.1)]
+)
+def test_the_streamed_update_is_the_whole_one(changes):
+    params, metrics = whole(**changes)
+    got, streamed_metrics = streamed(range(7), **changes)
     assert trees_max_diff(params, got) < 1e-6
     assert trees_max_diff(got, jax.device_get(transformer.init_params(TINY, 0))) > 1e-4
     assert {k: streamed_metrics[k] for k in metrics} == {k: pytest.approx(v, abs=1e-5) for k, v in metrics.items()}
@@ -177,6 +180,8 @@ def test_a_stream_that_cannot_work_is_refused(changes, words, tmp_path):
 
 def test_groups_go_through_json_unchanged():
     groups = [group(i, step=3) for i in range(3)]
+    cut = tuple(dataclasses.replace(r, drawn_logp_T=r.logp_T + np.float32(0.1)) for r in groups[1].rollouts)
+    groups[1] = dataclasses.replace(groups[1], rollouts=cut)
     rows = json.loads(json.dumps(stored(groups)))
     back = restored(rows, {g.prompt.id: g.prompt for g in groups}, {g.prompt.id: g.prompt_tokens_T for g in groups})
     for a, b in zip(groups, back, strict=True):
@@ -185,6 +190,7 @@ def test_groups_go_through_json_unchanged():
         for x, y in zip(a.rollouts, b.rollouts, strict=True):
             assert x.tokens_T.tobytes() == y.tokens_T.tobytes() and x.logp_T.tobytes() == y.logp_T.tobytes()
             assert (x.text, x.finish_reason) == (y.text, y.finish_reason)
+            assert np.array_equal(x.drawn_logp_T, y.drawn_logp_T) and (y.drawn_logp_T is None) == (a.index != 1)
 
 
 # --------------------------------------------------------------------------------------------------- who goes first

@@ -15,8 +15,9 @@ from ropd_jax.core.batches import TrainBatch
 from ropd_jax.methods import load_method
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
-from ropd_jax.training.setup import read_config, update_config
+from ropd_jax.training.setup import check_config, read_config, update_config
 from ropd_jax.training.update import State, make_update
+from ropd_jax.types import UserError
 
 T, V, CHUNK = 384, 521, 16  # V is a prime: a dimension that it divides holds the vocabulary
 MODEL = ModelConfig(vocab_size=V, num_layers=2, d_model=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24,
@@ -85,3 +86,17 @@ def test_bfloat16_computes_on_float32_masters(compiled):
 def test_the_update_is_compiled_with_the_configs_options():
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_cpu_no_such_thing"):
         built(optim__xla_options="xla_cpu_no_such_thing=1 xla_tpu_neither=1")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("loss.kl_on", "all", r"loss.kl_on='all'; expected one of valid, informative"),
+        ("optim.decay_mask", "norms", r"optim.decay_mask='norms'; expected one of matrices, all"),
+    ],
+)
+def test_a_choice_that_is_unknown_is_refused_before_anything_is_loaded(key, value, words):
+    cfg = configs.default()
+    cfg.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=words):
+        check_config(cfg)

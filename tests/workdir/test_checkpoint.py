@@ -10,6 +10,7 @@ import threading
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from etils import epath
 
@@ -53,6 +54,24 @@ def test_a_state_saved_on_8x1_is_restored_on_4x2_bit_for_bit(tmp_path):
         assert there.sharding.is_equivalent_to(wanted.sharding, there.ndim) and there.dtype == wanted.dtype
     q_LDNH = restored.params["layers"]["attn"]["q_DNH"].addressable_data(0)
     assert q_LDNH.shape[1:3] == (TINY.d_model // 4, TINY.num_heads // 2)
+
+
+def test_an_optimizer_state_of_optax_adamw_as_earlier_versions_saved_it_is_restored(tmp_path):
+    cfg = configs.default()
+    schedule = optax.join_schedules(
+        [optax.linear_schedule(1e-8, 1e-6, 99), optax.cosine_decay_schedule(1e-6, 9)], [100]
+    )
+    with jax.numpy_dtype_promotion("standard"):
+        old = optax.chain(optax.identity(), optax.adamw(schedule, b1=0.9, b2=0.95, weight_decay=0.1))
+        tx = read_config(cfg).optim.make(cfg.steps)
+        mesh = mesh_lib.make_mesh(1, 1, jax.devices()[:1])
+        with jax.set_mesh(mesh), contextlib.closing(Checkpoints(tmp_path, keep=1)) as checkpoints:
+            state = placed(mesh, old, seed=0)
+            _, opt_state = jax.jit(old.update)(state.params, state.opt_state, state.params)
+            checkpoints.save(3, state._replace(opt_state=opt_state), {})
+            restored, _ = checkpoints.restore(3, placed(mesh, tx, seed=1))
+    assert trees_max_diff(restored, state._replace(opt_state=opt_state)) == 0.0
+    assert jax.tree.structure(restored.opt_state) == jax.tree.structure(opt_state)
 
 
 def test_a_run_may_go_on_on_another_mesh_and_not_with_another_student(tmp_path):
