@@ -56,7 +56,7 @@ server = xllamacpp.Server(p)
 while True: time.sleep(60)
 """
 STARTED_S = 120.0
-SCHEMA_QUESTIONS = 6  # two requests each, a rubric and verdicts
+SCHEMA_TOKENS = 1200  # output limit there: twice what a usable reply needs; a reply that goes on is not usable
 PREFIX_QUESTIONS = 2
 
 
@@ -141,9 +141,9 @@ def forms(teacher: dict[str, Any], names: str, questions: int, out: pathlib.Path
     return rows
 
 
-def schema(teacher: dict[str, Any]) -> dict[str, str]:
-    """Usable replies of all, by kind of request and schema; one try each, without a second question."""
-    questions = labels.load()[0][:SCHEMA_QUESTIONS]
+def schema(teacher: dict[str, Any], n: int) -> dict[str, str]:
+    """Usable replies of ``n``, by kind of request and schema; one try each, without a second question."""
+    questions = labels.load()[0][:n]
     return asyncio.run(_schema(teacher, questions))
 
 
@@ -185,7 +185,7 @@ def _rubric(question: LabelledQuestion, how: dict[str, Any]) -> tuple[ChatReques
 
 async def _usable(teacher: Any, request: ChatRequest, parse: Callable[[str], Any]) -> bool:
     try:
-        parse((await teacher.client.chat(request)).text)
+        parse((await teacher.client.chat(dataclasses.replace(request, max_output_tokens=SCHEMA_TOKENS))).text)
     except ConfigurationError:
         raise
     except TeacherError:
@@ -258,7 +258,7 @@ def measured(name: str, server: Callable[[], contextlib.AbstractContextManager[s
         teacher = settings(name, address, out / TAPE_NAME, replay=replay)
         found["forms"] = forms(teacher, args.forms, args.questions, out)
         if "schema" in args.parts:
-            found["schema"] = schema(teacher)
+            found["schema"] = schema(teacher, args.schema_questions)
     if "prefix" in args.parts:
         found["prefix"] = {}
         for number, (label, (template, cut)) in enumerate(PREFIX.items()):
@@ -276,6 +276,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--forms", default=FORMS)
     parser.add_argument("--questions", type=int, default=6, help="about 36 verdicts each")
+    parser.add_argument("--schema_questions", type=int, default=6, help="two requests each, a rubric and verdicts")
     parser.add_argument("--parts", default="schema,prefix", help="besides the forms")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/judge"))
     parser.add_argument("--export", metavar="FILE.jsonl.gz", help="write the tapes of all models here")
