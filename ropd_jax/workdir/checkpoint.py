@@ -224,7 +224,8 @@ class Checkpoints:
                 except _Unreadable as error:
                     problem = str(error)
             self._set_aside(step, problem)
-        damaged = hosts.broadcast_from_host0(sorted(p.name for p in entries(self.directory) if p.name.startswith(DAMAGED)))
+        names = sorted(p.name for p in entries(self.directory) if p.name.startswith(DAMAGED))
+        damaged = hosts.broadcast_from_host0(names)
         if damaged:
             raise UserError(
                 f"{self.directory} holds only damaged checkpoints ({', '.join(damaged)}); to resume, put a sound copy "
