@@ -370,6 +370,7 @@ class Session:
         log.warning("the run is busy: saving the checkpoint after step %d beside it", done)
         try:
             self.save(*self._finished, ends=True)
+            self._run.place.copy_checkpoints()
             log.warning("saved a checkpoint after step %d, %.1f s after the signal", done, self.interrupt.waited_s())
         except Exception as error:  # e.g. the update took the arrays over meanwhile; the main thread tries again
             log.warning("could not save beside the run: %s", " ".join(str(error).split()) or type(error).__name__)

@@ -28,11 +28,10 @@ from ropd_jax.utils import tracing
 from ropd_jax.utils.paths import is_url, local_file
 from ropd_jax.utils.writing import WriteError
 from ropd_jax.workdir import checksums
-from ropd_jax.workdir.kept import entries, saved_steps
+from ropd_jax.workdir.kept import DAMAGED, entries, saved_steps
 from ropd_jax.workdir.orbax_io import PART, Writer, check_shapes, ocp
 
 log = logging.getLogger(__name__)
-DAMAGED = "damaged-"  # and the step: a checkpoint that was set aside
 EXTRAS = ("ahead",)  # further trees that a checkpoint can hold: the policy that samples the next step
 METADATA = 1 << 20  # bytes of a checkpoint besides its arrays
 

@@ -7,6 +7,7 @@ from etils import epath
 from ropd_jax.utils.paths import AnyPath, as_path, is_url
 
 COMMIT = "commit_success.txt"  # Orbax's name; a bucket cannot rename, so this file says that a checkpoint is complete
+DAMAGED = "damaged-"  # and the step: a checkpoint that was set aside
 
 
 def entries(directory: epath.Path) -> list[epath.Path]:

@@ -23,6 +23,7 @@ import logging
 import os
 import pathlib
 import shutil
+import threading
 from typing import Any
 
 from etils import epath
@@ -32,7 +33,7 @@ from ropd_jax.teacher.tape.store import TAPE_NAME, tape_path
 from ropd_jax.types import UserError
 from ropd_jax.utils import buckets, paths
 from ropd_jax.utils.files import write_atomic
-from ropd_jax.workdir.kept import COMMIT
+from ropd_jax.workdir.kept import COMMIT, DAMAGED
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class Place:
         self._final: set[str] = set()  # groups that this process has uploaded: it writes each once
         self._late = False  # the last upload of logs failed
         self._lost = False
+        self._one_copies = threading.Lock()
 
     def _staging(self, host: int) -> pathlib.Path:
         return paths.cache_dir() / "staging" / paths.folder_name(self._url) / f"host{host}"
@@ -110,7 +112,7 @@ class Place:
                     self._sent[f"{folder}/{path.name}"] = _stamp(path)
         self._tape.restore(there)
         if self._copies and "checkpoints" in there:
-            for step in buckets.listing(f"{self._url}/checkpoints"):
+            for step in filter(str.isdigit, buckets.listing(f"{self._url}/checkpoints")):
                 if COMMIT in buckets.listing(f"{self._url}/checkpoints/{step}"):
                     if not (self.files / "checkpoints" / step).is_dir():
                         self._fetch_checkpoint(step)
@@ -126,7 +128,9 @@ class Place:
         found.rename(self.files / "checkpoints" / step)
 
     def copy_checkpoints(self) -> None:
-        """Upload the complete checkpoints that an S3 bucket lacks, and delete there what Orbax has deleted here.
+        """Upload the complete checkpoints that an S3 bucket lacks, and delete there what has been deleted here.
+
+        A damaged one that was set aside here is set aside there. A thread that saves after a signal calls it as well.
 
         Raises:
             UserError: it cannot be written.
@@ -134,11 +138,16 @@ class Place:
         folder = self.files / "checkpoints"
         if not self._copies or self._lost or not folder.is_dir():
             return
-        kept = {path.name for path in folder.iterdir() if path.name.isdigit()}
-        for step in sorted(kept - self._copied, key=int):
-            there = f"{self._url}/checkpoints/{step}"
+        with self._one_copies:
+            self._copy_checkpoints(folder)
+
+    def _copy_checkpoints(self, folder: pathlib.Path) -> None:
+        kept = {path.name for path in folder.iterdir() if path.name.isdigit() or path.name.startswith(DAMAGED)}
+        for step in sorted(kept - self._copied):
+            there, last = f"{self._url}/checkpoints/{step}", folder / step / COMMIT
             buckets.push(folder / step, there, leave_out=COMMIT)
-            buckets.push(folder / step / COMMIT, f"{there}/{COMMIT}")  # last: with it the checkpoint counts
+            if last.exists():  # with it the checkpoint counts
+                buckets.push(last, f"{there}/{COMMIT}")
             self._copied.add(step)
         for step in self._copied - kept:
             buckets.remove([f"{self._url}/checkpoints/{step}/{COMMIT}"])  # first, so that no half of it counts

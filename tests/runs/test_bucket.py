@@ -106,7 +106,7 @@ def test_the_bucket_holds_what_a_local_directory_holds(killed_run, local_run):
     "analyze {run}", "analyze {run} --out {out}", "timeline {run}", "rejudge {run} --out {out}.json",
     "tape stats {run}",
     "tape export {run} {out}.jsonl", "preflight --config {config} --tape {run} --no-calls", "export {run} --to {out}",
-    "eval {run} --k 1 --max_tokens 8 --limit 2 --rows 2 --benchmark reasoning_gym:chain_sum",
+    "eval {run} --k 1 --max_tokens 8 --limit 2 --rows 2 --benchmark reasoning_gym:chain_sum --out {out}",
 ])  # fmt: skip
 def test_a_command_reads_a_run_in_a_bucket(command, killed_run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -123,6 +123,14 @@ def test_a_student_is_loaded_from_a_bucket(killed_run, local_run):
     mine, theirs = (ropd_jax.load_student(run, step=2) for run in (killed_run, local_run))
     assert trees_max_diff(mine.params, theirs.params) == 0.0
     assert ropd_jax.open_run(killed_run).student().cfg == theirs.cfg
+
+
+def test_a_run_in_a_bucket_is_forked_into_another_one(killed_run):
+    url = f"{gcs()}/runs/forked"
+    result = train(config(), url, fork=f"{killed_run}@2")
+    assert result["forked_from"] == {"run": killed_run, "step": 2}
+    assert "0" in buckets.listing(f"{url}/checkpoints") and kept_steps(url)[-1] == 4
+    assert trees_max_diff(params_of(url, 0), params_of(killed_run, 2)) == 0.0
 
 
 def test_another_process_of_this_machine_is_refused(tmp_path):
