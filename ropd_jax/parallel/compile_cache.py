@@ -161,7 +161,8 @@ def _install() -> None:
         """JAX's own cache of a bucket, which shows an object when it is whole; the first failure is the last try."""
 
         def __init__(self, path: str):
-            self._path, self._inner = path, self._tried(lambda: made(path))
+            self._path = path
+            self._inner = self._tried(lambda: made(path))
 
         def get(self, key: str) -> bytes | None:
             return self._tried(lambda: self._inner[0].get(key))
