@@ -338,6 +338,8 @@ def _explained(directory: epath.Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        if hosts.count() > 1 and (isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)):
+            raise  # another host is gone, see `hosts.lost`
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         if full or "No space left" in str(error):  # tensorstore raises a ValueError
             text = "the disk ran full while a checkpoint was written"
