@@ -29,7 +29,7 @@ from ropd_jax.utils.logs import show_all_logs
 from tests.buckets import gcs
 
 log = logging.getLogger("kill_bucket")
-STEPS, EVERY = 8, 2
+STEPS, EVERY = 6, 2
 CONFIG = f"{os.path.dirname(os.path.dirname(ropd_jax.__file__))}/experiments/quickstart.py"
 
 
