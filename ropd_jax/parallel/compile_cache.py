@@ -160,9 +160,11 @@ def _install() -> None:
     class BucketCache(CacheInterface):
         """JAX's own cache of a bucket, which shows an object when it is whole; the first failure is the last try."""
 
-        def __init__(self, path: str):
-            self._path = path
-            self._inner = self._tried(lambda: made(path))
+        _path: Any  # JAX shows it
+
+        def __init__(self, url: str):
+            self._path = url
+            self._inner = self._tried(lambda: made(url))
 
         def get(self, key: str) -> bytes | None:
             return self._tried(lambda: self._inner[0].get(key))
