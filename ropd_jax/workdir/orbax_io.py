@@ -92,6 +92,23 @@ class _OneLine(logging.Filter):
 
 
 @functools.cache
+def _end_with_the_process() -> None:
+    """Orbax's threads wait up to `TIMEOUT_S` for a directory that could not be made: a process that has failed ends
+    without them. One that has not failed waits for its writes before it ends (`Checkpoints.close`)."""
+    try:
+        from orbax.checkpoint._src.futures.future import _SignalingThread
+    except ImportError:  # another version of Orbax
+        return
+    made = _SignalingThread.__init__
+
+    def init(self: Any, *args: Any, **options: Any) -> None:
+        made(self, *args, **options)
+        self.daemon = True
+
+    _SignalingThread.__init__ = init
+
+
+@functools.cache
 def _quiet_after_a_failure() -> None:
     """When one write of many has failed, the others of tensorstore find Orbax's event loop closed as they end, and each
     prints that from a thread of its own. The failure itself is raised in the run."""
@@ -130,6 +147,7 @@ class Writer:
         )
         logging.getLogger("absl").addFilter(_OneLine())
         _quiet_after_a_failure()
+        _end_with_the_process()
 
     def start(self, step: int, trees: Mapping[str, Any], host: Mapping[str, Any]) -> None:
         """Copy the arrays to the host and begin to write; the caller may then give the arrays away."""

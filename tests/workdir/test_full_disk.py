@@ -200,3 +200,11 @@ def test_writes_that_end_after_one_has_failed_print_nothing(monkeypatch):
     for error in (late, other):
         sys.unraisablehook(types.SimpleNamespace(exc_type=RuntimeError, exc_value=error))
     assert [one.exc_value for one in printed] == [other]
+
+
+def test_threads_that_wait_for_a_failed_save_do_not_keep_the_process():
+    from orbax.checkpoint._src.futures import future
+
+    orbax_io._end_with_the_process()
+    thread = future._SignalingThread(target=lambda: None, send_signals=[], receive_signals=[])
+    assert thread.daemon
