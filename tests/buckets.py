@@ -36,6 +36,7 @@ def gcs() -> str:
     }
     logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)  # a line for each request
     server = server_module.create_server("127.0.0.1", port, in_memory=True, default_bucket="bkt")
+    server._api.daemon = True  # or the end of Python waits for it, before it calls what atexit knows
     server.start()
     atexit.register(server.stop)
     return "gs://bkt"

@@ -25,6 +25,7 @@ import platform
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -156,9 +157,37 @@ def _install() -> None:
                 _remove(part)
                 log.warning("compiled programs are not kept: %s: %s", self._path, error.strerror or error)
 
+    class BucketCache(CacheInterface):
+        """JAX's own cache of a bucket, which shows an object when it is whole; the first failure is the last try."""
+
+        _path: Any  # JAX shows it
+
+        def __init__(self, url: str):
+            self._path = url
+            self._inner = self._tried(lambda: made(url))
+
+        def get(self, key: str) -> bytes | None:
+            return self._tried(lambda: self._inner[0].get(key))
+
+        def put(self, key: str, value: bytes) -> None:
+            self._tried(lambda: self._inner[0].put(key, value))
+
+        def _tried(self, do: Callable[[], Any]) -> Any:
+            if getattr(self, "_inner", ()) is None:
+                return None
+            try:
+                return do()
+            except Exception as error:  # each storage has errors of its own
+                self._inner = None
+                why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                log.warning("compiled programs are not kept: %s (%s)", self._path, why)
+                return None
+
     def get_file_cache(path: str) -> tuple[Any, str] | None:
-        if "://" in path or jax.config.values["jax_compilation_cache_max_size"] != -1:
-            return made(path)  # a bucket shows an object when it is whole
+        if "://" in path:
+            return BucketCache(path), path
+        if jax.config.values["jax_compilation_cache_max_size"] != -1:
+            return made(path)
         return FileCache(pathlib.Path(path)), path
 
     get_file_cache.writes_whole_files = True  # type: ignore[attr-defined]

@@ -38,6 +38,7 @@ from ropd_jax.workdir.checkpoint import Checkpoints
 from ropd_jax.workdir.config import claim
 from ropd_jax.workdir.curves import curves_png
 from ropd_jax.workdir.groups import GroupsLog
+from ropd_jax.workdir.lock import LockLost
 from ropd_jax.workdir.metrics import Metrics, read_metrics
 from ropd_jax.workdir.one_run import Ownership
 from ropd_jax.workdir.progress import Progress
@@ -82,6 +83,9 @@ def session(run: Run, owner: Ownership) -> Iterator[Session]:
         stack.callback(run.place.close)
         try:
             yield Session(run, owner, interrupt, stack)
+        except LockLost:  # the directory is another run's by now
+            run.place.abandon()
+            raise
         except OSError as error:
             if error.errno not in WRITE_ERRORS:
                 raise
@@ -313,6 +317,7 @@ class Session:
             ahead = pending.unsampled(done)
             with self._writing_checkpoints():
                 if not ends:  # the checkpoint first when the machine is about to go
+                    self._checkpoints.wait()  # a copy (S3) needs the save before to be complete
                     self._run.place.upload_all()
                 with tracing.span("checkpoint"):
                     self._checkpoints.save(done, state, host, extras={"ahead": ahead.policy} if ahead else {})
@@ -340,6 +345,8 @@ class Session:
             log.warning("%.1f s from the signal to the complete checkpoint", max(since))
             self._timeline.ends_now("stop", max(since), step=done)
             self._timeline.flush()
+        if isinstance(error, LockLost):
+            self._run.place.abandon()
         try:
             self._run.place.upload_all()
         except UserError as again:
@@ -363,12 +370,15 @@ class Session:
         log.warning("the run is busy: saving the checkpoint after step %d beside it", done)
         try:
             self.save(*self._finished, ends=True)
+            self._run.place.copy_checkpoints()
             log.warning("saved a checkpoint after step %d, %.1f s after the signal", done, self.interrupt.waited_s())
         except Exception as error:  # e.g. the update took the arrays over meanwhile; the main thread tries again
             log.warning("could not save beside the run: %s", " ".join(str(error).split()) or type(error).__name__)
 
     def _not_saved_because(self, error: BaseException, state: State) -> str:
         """Why the state is not that of the last finished step, or cannot be saved; "" if it can."""
+        if isinstance(error, LockLost):
+            return "another run has the directory"
         if isinstance(error, FloatingPointError):
             return "its numbers are not finite"
         if any(x.is_deleted() for x in jax.tree.leaves(state)):

@@ -212,8 +212,11 @@ def _versions(place: pathlib.Path) -> dict[str, str]:
 # --------------------------------------------------------------------------------------------------------- to it
 
 
-def push(place: pathlib.Path, url: str, what: str = "") -> None:
+def push(place: pathlib.Path, url: str, what: str = "", *, leave_out: str = "") -> None:
     """Upload a file, or all files of a directory; hidden ones and what is not there are left out.
+
+    Args:
+        leave_out: the name of a file that is not uploaded.
 
     Raises:
         UserError: it cannot be written.
@@ -221,7 +224,7 @@ def push(place: pathlib.Path, url: str, what: str = "") -> None:
     files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
     upload = {}
     for path in files:
-        if not path.name.startswith("."):
+        if not path.name.startswith(".") and (path == place or path.relative_to(place).as_posix() != leave_out):
             name = "" if path == place else f"/{path.relative_to(place).as_posix()}"
             upload[f"{url.rstrip('/')}{name}"] = path
     put(upload, url, what)

@@ -26,12 +26,12 @@ from ropd_jax.parallel import hosts
 from ropd_jax.types import UserError
 from ropd_jax.utils import tracing
 from ropd_jax.utils.paths import is_url, local_file
+from ropd_jax.utils.writing import WriteError
 from ropd_jax.workdir import checksums
-from ropd_jax.workdir.kept import saved_steps
+from ropd_jax.workdir.kept import DAMAGED, entries, saved_steps
 from ropd_jax.workdir.orbax_io import PART, Writer, check_shapes, ocp
 
 log = logging.getLogger(__name__)
-DAMAGED = "damaged-"  # and the step: a checkpoint that was set aside
 EXTRAS = ("ahead",)  # further trees that a checkpoint can hold: the policy that samples the next step
 METADATA = 1 << 20  # bytes of a checkpoint besides its arrays
 
@@ -105,7 +105,7 @@ class Checkpoints:
 
         Raises:
             OSError: no space left on the device.
-            UserError: it could not be written, or the save before could not.
+            WriteError: it could not be written, or the save before could not.
         """
         with self._blocking():
             if not self.has(step):
@@ -192,7 +192,7 @@ class Checkpoints:
     def _remove_parts(self) -> None:
         """Remove what killed writes have left; nothing can be read from it. No other process may be writing."""
         complete = set(saved_steps(self.directory))
-        for path in self.directory.iterdir():
+        for path in entries(self.directory):
             unmarked = is_url(path) and path.name.isdigit() and int(path.name) not in complete
             if PART in path.name or unmarked:
                 log.info("removing %s, a checkpoint that was not complete when its run ended", path)
@@ -223,7 +223,8 @@ class Checkpoints:
                 except _Unreadable as error:
                     problem = str(error)
             self._set_aside(step, problem)
-        damaged = hosts.broadcast_from_host0(sorted(p.name for p in self.directory.glob(f"{DAMAGED}*")))
+        names = sorted(p.name for p in entries(self.directory) if p.name.startswith(DAMAGED))
+        damaged = hosts.broadcast_from_host0(names)
         if damaged:
             raise UserError(
                 f"{self.directory} holds only damaged checkpoints ({', '.join(damaged)}); to resume, put a sound copy "
@@ -277,7 +278,7 @@ class Checkpoints:
         name = f"{DAMAGED}{step}"
         try:
             if hosts.index() == 0:
-                taken = {p.name for p in self.directory.iterdir()}
+                taken = {p.name for p in entries(self.directory)}
                 names = (name, *(f"{name}-{i}" for i in range(2, len(taken) + 3)))
                 name = next(n for n in names if n not in taken)
                 (self.directory / str(step)).rename(self.directory / name)
@@ -337,11 +338,13 @@ def _explained(directory: epath.Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        if hosts.count() > 1 and (isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)):
+            raise  # another host is gone, see `hosts.lost`
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         if full or "No space left" in str(error):  # tensorstore raises a ValueError
             text = "the disk ran full while a checkpoint was written"
             raise OSError(errno.ENOSPC, text, str(directory)) from error
-        raise UserError(
+        raise WriteError(
             f"checkpoint {directory} could not be written ({_first_line(error)}); check the directory, then give the "
             "same command again: the run resumes from the last complete checkpoint"
         ) from error

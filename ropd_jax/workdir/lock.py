@@ -132,6 +132,10 @@ class Lock:
         self._thread.start()
 
     def _unreachable(self, error: Exception) -> UserError:
+        if isinstance(error, FileNotFoundError):  # only a bucket has to be there before something is written
+            scheme, _, path = self._directory.partition("://")
+            bucket = f"{scheme}://{path.partition('/')[0]}"
+            return UserError(f"{self._name}: the bucket {bucket} does not exist; create it, or correct its name")
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         return UserError(
             f"{self._name} cannot be reached ({reason}); look at the bucket's name, the credentials, and "

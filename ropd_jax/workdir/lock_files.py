@@ -19,6 +19,8 @@ import pathlib
 import time
 from typing import Any, Protocol
 
+from ropd_jax.utils import buckets
+
 SETTLE_S = 2.0  # where the server does not exclude: how long after a write it is read again
 
 
@@ -109,6 +111,7 @@ class _InBucket:
     def __init__(self, url: str):
         import fsspec
 
+        buckets.prepare(url)
         self._fs: Any
         self._fs, self._folder = fsspec.core.url_to_fs(url)
 

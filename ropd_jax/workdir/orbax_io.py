@@ -10,7 +10,9 @@ A bucket cannot rename: there the files are written into DIR/STEP, and ``commit_
 
 from __future__ import annotations
 
+import functools
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -83,10 +85,40 @@ class _Marked(ocp.path.atomicity.CommitFileTemporaryPath):
 
 
 class _OneLine(logging.Filter):
-    """Keeps Orbax from logging the traceback of a write that failed in the background; the run raises it."""
+    """Keeps Orbax from logging the tracebacks of a write that failed in the background; the run raises it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return "in background save thread" not in str(record.msg)
+        return not any(text in str(record.msg) for text in ("in background save thread", "_SignalingThread.run()"))
+
+
+@functools.cache
+def _end_with_the_process() -> None:
+    """Orbax's threads wait up to `TIMEOUT_S` for a directory that could not be made: a process that has failed ends
+    without them. One that has not failed waits for its writes before it ends (`Checkpoints.close`)."""
+    try:
+        from orbax.checkpoint._src.futures.future import _SignalingThread
+    except ImportError:  # another version of Orbax
+        return
+    made = _SignalingThread.__init__
+
+    def init(self: Any, *args: Any, **options: Any) -> None:
+        made(self, *args, **options)
+        self.daemon = True
+
+    _SignalingThread.__init__ = init
+
+
+@functools.cache
+def _quiet_after_a_failure() -> None:
+    """When one write of many has failed, the others of tensorstore find Orbax's event loop closed as they end, and each
+    prints that from a thread of its own. The failure itself is raised in the run."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if unraisable.exc_type is not RuntimeError or str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 class Writer:
@@ -114,6 +146,8 @@ class Writer:
             temporary_path_class=_Marked if marked else _Renamed,
         )
         logging.getLogger("absl").addFilter(_OneLine())
+        _quiet_after_a_failure()
+        _end_with_the_process()
 
     def start(self, step: int, trees: Mapping[str, Any], host: Mapping[str, Any]) -> None:
         """Copy the arrays to the host and begin to write; the caller may then give the arrays away."""

@@ -23,6 +23,7 @@ import logging
 import os
 import pathlib
 import shutil
+import threading
 from typing import Any
 
 from etils import epath
@@ -32,7 +33,7 @@ from ropd_jax.teacher.tape.store import TAPE_NAME, tape_path
 from ropd_jax.types import UserError
 from ropd_jax.utils import buckets, paths
 from ropd_jax.utils.files import write_atomic
-from ropd_jax.workdir.kept import COMMIT
+from ropd_jax.workdir.kept import COMMIT, DAMAGED
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,8 @@ class Place:
         self._sent: dict[str, tuple[int, int, int]] = {}  # name -> inode, bytes, time of change
         self._final: set[str] = set()  # groups that this process has uploaded: it writes each once
         self._late = False  # the last upload of logs failed
+        self._lost = False
+        self._one_copies = threading.Lock()
 
     def _staging(self, host: int) -> pathlib.Path:
         return paths.cache_dir() / "staging" / paths.folder_name(self._url) / f"host{host}"
@@ -82,7 +85,8 @@ class Place:
         self._hold()
         log.info("%s is a bucket: files are written in %s and uploaded after each step", self._url, self.files)
         there = buckets.listing(self._url, "--workdir")
-        seen = {name for name in there if not name.startswith((".", "lock"))}
+        # The lock and the first compiled programs (`parallel.compile_cache`) come before the config.
+        seen = {name for name in there if name != "xla" and not name.startswith((".", "lock"))}
         if "config.json" not in seen:
             if seen:
                 raise UserError(f"--workdir {self._url} is not empty and holds no run; choose another directory")
@@ -108,7 +112,7 @@ class Place:
                     self._sent[f"{folder}/{path.name}"] = _stamp(path)
         self._tape.restore(there)
         if self._copies and "checkpoints" in there:
-            for step in buckets.listing(f"{self._url}/checkpoints"):
+            for step in filter(str.isdigit, buckets.listing(f"{self._url}/checkpoints")):
                 if COMMIT in buckets.listing(f"{self._url}/checkpoints/{step}"):
                     if not (self.files / "checkpoints" / step).is_dir():
                         self._fetch_checkpoint(step)
@@ -120,28 +124,39 @@ class Place:
         shutil.rmtree(part, ignore_errors=True)
         found = buckets.copied(f"{self._url}/checkpoints/{step}", part)
         (self.files / "checkpoints").mkdir(exist_ok=True)
-        for name in (buckets.VERSIONS, COMMIT):
-            (found / name).unlink(missing_ok=True)
+        (found / buckets.VERSIONS).unlink(missing_ok=True)
         found.rename(self.files / "checkpoints" / step)
 
     def copy_checkpoints(self) -> None:
-        """Upload the complete checkpoints that an S3 bucket lacks, and delete there what Orbax has deleted here.
+        """Upload the complete checkpoints that an S3 bucket lacks, and delete there what has been deleted here.
+
+        A damaged one that was set aside here is set aside there. A thread that saves after a signal calls it as well.
 
         Raises:
             UserError: it cannot be written.
         """
         folder = self.files / "checkpoints"
-        if not self._copies or not folder.is_dir():
+        if not self._copies or self._lost or not folder.is_dir():
             return
-        kept = {path.name for path in folder.iterdir() if path.name.isdigit()}
-        for step in sorted(kept - self._copied, key=int):
-            buckets.push(folder / step, f"{self._url}/checkpoints/{step}")
-            write_atomic(f"{self._url}/checkpoints/{step}/{COMMIT}", "")
+        with self._one_copies:
+            self._copy_checkpoints(folder)
+
+    def _copy_checkpoints(self, folder: pathlib.Path) -> None:
+        kept = {path.name for path in folder.iterdir() if path.name.isdigit() or path.name.startswith(DAMAGED)}
+        for step in sorted(kept - self._copied):
+            there, last = f"{self._url}/checkpoints/{step}", folder / step / COMMIT
+            buckets.push(folder / step, there, leave_out=COMMIT)
+            if last.exists():  # with it the checkpoint counts
+                buckets.push(last, f"{there}/{COMMIT}")
             self._copied.add(step)
         for step in self._copied - kept:
             buckets.remove([f"{self._url}/checkpoints/{step}/{COMMIT}"])  # first, so that no half of it counts
             buckets.remove([f"{self._url}/checkpoints/{step}"])
         self._copied &= kept
+
+    def abandon(self) -> None:
+        """Upload nothing more: another run has the bucket now. What is here stays here."""
+        self._lost = True
 
     def close(self) -> None:
         """Let another process have the staging directory."""
@@ -178,7 +193,7 @@ class Place:
 
     def upload(self) -> None:
         """Upload what has changed, without the tape. A failure is one warning: the next call sends it all."""
-        if not self.remote:
+        if not self.remote or self._lost:
             return
         try:
             self._upload()
@@ -194,7 +209,7 @@ class Place:
         Raises:
             UserError: something cannot be written.
         """
-        if self.remote:
+        if self.remote and not self._lost:
             self._upload()
             self._tape.save()
             self.copy_checkpoints()

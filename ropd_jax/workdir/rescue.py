@@ -34,10 +34,13 @@ def rescue(place: Place, step: int, state: Any, host: dict) -> pathlib.Path | No
         if place.remote:
             for folder in _folders(found):
                 (folder / COMMIT).touch()
-        copy = "gcloud storage cp -r" if str(place.home).startswith("gs:") else "aws s3 cp --recursive"
+        copy, to = "cp -r", f"{place.home / 'checkpoints'}/"
+        if place.remote and to.startswith("s3:"):
+            copy, to = "aws s3 cp --recursive", f"{to}{step}/"  # which copies what is in a folder
+        elif place.remote:
+            copy = "gcloud storage cp -r"
         log.warning(
-            "saved a checkpoint after step %d in %s; to resume from it: %s %s %s/", step, found,
-            copy if place.remote else "cp -r", found, place.home / "checkpoints",
+            "saved a checkpoint after step %d in %s; to resume from it: %s %s %s", step, found, copy, found, to
         )  # fmt: skip
         return found
     return None

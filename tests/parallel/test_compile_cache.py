@@ -77,6 +77,15 @@ def test_a_directory_that_cannot_be_written_is_one_warning(tmp_path):
     assert own["compiled"] >= 2 and len(lines) == 1
 
 
+def test_a_bucket_that_cannot_be_used_is_one_warning(tmp_path):
+    pytest.importorskip("s3fs")
+    how = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
+    how |= {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_MAX_ATTEMPTS": "1"}
+    found, lines = start(tmp_path, JAX_COMPILATION_CACHE_DIR="s3://bucket/xla", **how)
+    assert found["compiled"] >= 2
+    assert len(lines) == 1 and lines[0].startswith("WARNING compiled programs are not kept: s3://bucket/xla (")
+
+
 def test_a_directory_of_others_is_not_used(tmp_path):
     place = tmp_path / "xla"
     place.mkdir()

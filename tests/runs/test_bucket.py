@@ -20,6 +20,7 @@ from ropd_jax.train import train
 from ropd_jax.training.session import Session
 from ropd_jax.utils import buckets, paths
 from ropd_jax.workdir.checkpoint import Checkpoints
+from ropd_jax.workdir.lock import LockLost
 from ropd_jax.workdir.place import stored_tape
 from ropd_jax.workdir.policy import kept_steps
 from tests.buckets import gcs, s3
@@ -105,7 +106,7 @@ def test_the_bucket_holds_what_a_local_directory_holds(killed_run, local_run):
     "analyze {run}", "analyze {run} --out {out}", "timeline {run}", "rejudge {run} --out {out}.json",
     "tape stats {run}",
     "tape export {run} {out}.jsonl", "preflight --config {config} --tape {run} --no-calls", "export {run} --to {out}",
-    "eval {run} --k 1 --max_tokens 8 --limit 2 --rows 2 --benchmark reasoning_gym:chain_sum",
+    "eval {run} --k 1 --max_tokens 8 --limit 2 --rows 2 --benchmark reasoning_gym:chain_sum --out {out}",
 ])  # fmt: skip
 def test_a_command_reads_a_run_in_a_bucket(command, killed_run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -122,6 +123,14 @@ def test_a_student_is_loaded_from_a_bucket(killed_run, local_run):
     mine, theirs = (ropd_jax.load_student(run, step=2) for run in (killed_run, local_run))
     assert trees_max_diff(mine.params, theirs.params) == 0.0
     assert ropd_jax.open_run(killed_run).student().cfg == theirs.cfg
+
+
+def test_a_run_in_a_bucket_is_forked_into_another_one(killed_run):
+    url = f"{gcs()}/runs/forked"
+    result = train(config(checkpoint__keep=3), url, fork=f"{killed_run}@2")
+    assert result["forked_from"] == {"run": killed_run, "step": 2}
+    assert "0" in buckets.listing(f"{url}/checkpoints") and kept_steps(url)[-1] == 4
+    assert trees_max_diff(params_of(url, 0)["params"], params_of(killed_run, 2)["params"]) == 0.0
 
 
 def test_another_process_of_this_machine_is_refused(tmp_path):
@@ -195,3 +204,36 @@ def test_a_run_in_s3_is_resumed_elsewhere_and_ends_with_the_parameters_of_a_loca
     assert trees_max_diff(mine.params, theirs.params) == 0.0
     assert kept_steps(url) == [4]
     assert json.loads(buckets.prepare(url).cat_file(f"{url}/result.json"))["steps"] == 4
+
+
+def objects(url):
+    """What is under a URL, the lock apart: name -> version."""
+    found = buckets.prepare(url).find(url, detail=True)
+    return {name: buckets.version(info) for name, info in found.items() if "/lock/" not in name}
+
+
+def test_a_run_that_has_lost_its_bucket_to_another_saves_and_uploads_nothing(monkeypatch):
+    url, before = f"{gcs()}/runs/taken", {}
+
+    def lose(*args, **kwargs):
+        before.update(objects(url))
+        raise LockLost("another run has it")
+
+    monkeypatch.setattr(Session, "save", lose)
+    with pytest.raises(LockLost):
+        train(config(), url)
+    assert before and objects(url) == before
+
+
+def test_a_damaged_checkpoint_in_a_bucket_is_set_aside_and_the_one_before_resumes(killed_run, local_run, caplog):
+    url = f"{gcs()}/runs/damaged"
+    fs = buckets.prepare(url)
+    for name in fs.find(killed_run):
+        if not name.endswith("result.json") and "/lock/" not in name:
+            fs.pipe_file(name.replace("runs/killed", "runs/damaged"), fs.cat_file(name))
+    victim = max(fs.find(f"{url}/checkpoints/4"), key=fs.size)
+    fs.pipe_file(victim, fs.cat_file(victim)[:-7])
+    train(config(), url)
+    assert f"damaged: {victim.partition('/4/')[2]} has " in caplog.text
+    assert {"2", "4", "damaged-4"} <= set(buckets.listing(f"{url}/checkpoints"))
+    assert trees_max_diff(params_of(url), params_of(local_run)) == 0.0

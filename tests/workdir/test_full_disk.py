@@ -9,7 +9,9 @@ import contextlib
 import errno
 import os
 import subprocess
+import sys
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from ropd_jax.teacher.traffic.budget import Budget
 from ropd_jax.types import Message, UserError
 from ropd_jax.utils.tracing import Timeline, span
 from ropd_jax.utils.writing import Dispensable
+from ropd_jax.workdir import orbax_io
 from ropd_jax.workdir.checkpoint import Checkpoints
 from ropd_jax.workdir.config import claim
 from ropd_jax.workdir.curves import curves_png
@@ -187,3 +190,21 @@ def test_a_terminal_that_is_gone_does_not_end_a_run(caplog):
             progress.step(step, {})
             progress.report("sampling")
     assert warnings_of(caplog) == ["progress cannot be written (Input/output error); the run continues without"]
+
+
+def test_writes_that_end_after_one_has_failed_print_nothing(monkeypatch):
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    orbax_io._quiet_after_a_failure.__wrapped__()
+    late, other = RuntimeError("Event loop is closed"), RuntimeError("another error")
+    for error in (late, other):
+        sys.unraisablehook(types.SimpleNamespace(exc_type=RuntimeError, exc_value=error))
+    assert [one.exc_value for one in printed] == [other]
+
+
+def test_threads_that_wait_for_a_failed_save_do_not_keep_the_process():
+    from orbax.checkpoint._src.futures import future
+
+    orbax_io._end_with_the_process()
+    thread = future._SignalingThread(target=lambda: None, send_signals=[], receive_signals=[])
+    assert thread.daemon

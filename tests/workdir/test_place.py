@@ -210,6 +210,25 @@ def test_a_run_that_was_deleted_in_the_bucket_starts_afresh(url, caplog):
     again.close()
 
 
+def test_a_run_that_was_killed_before_its_first_upload_starts(url):
+    fs = buckets.prepare(url)
+    fs.pipe_file(f"{url}/lock/1.json", b"{}")
+    fs.pipe_file(f"{url}/xla/jit_f-cache", b"program")
+    Place(url).fetch()
+
+
+def test_nothing_is_uploaded_once_another_run_has_the_bucket(url):
+    place = started(url)
+    place.upload_all()
+    (place.files / "metrics.jsonl").write_text("{}\n")
+    place.abandon()
+    place.upload()
+    place.upload_all()
+    place.close()
+    assert set(buckets.listing(url)) == {"config.json"}
+    assert (place.files / "metrics.jsonl").exists()
+
+
 def test_a_local_place_uploads_nothing_and_is_the_directory_itself(tmp_path):
     place = Place(tmp_path / "run")
     place.fetch()
