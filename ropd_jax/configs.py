@@ -61,7 +61,8 @@ def default() -> ConfigDict:
     cfg.data.heldout_path = ""  # jsonl: held-out rows
     cfg.data.seed = 10_000_000  # item i is made from seed + i: keep the two seeds further apart than the sizes
     cfg.data.heldout_seed = 90_000_000
-    cfg.data.size = 2_000
+    cfg.data.heldout = True  # False: no held-out data, and so no accuracy. jsonl without a heldout_path has none either
+    cfg.data.size = 2_000  # questions; 0 or None: all of a set (docs/data.md). What it leaves out is counted
     cfg.data.heldout_size = 500
     cfg.data.template = "{question}"
     cfg.data.system = ""

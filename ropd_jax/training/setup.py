@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from ropd_jax.data.golds import check_judged
 from ropd_jax.data.prompts import PromptStream
-from ropd_jax.data.questions import Questions, load_questions
+from ropd_jax.data.questions import Questions, load_questions, no_heldout
 from ropd_jax.methods import Method, load_method
 from ropd_jax.models.lora import Lora, freeze, init_adapters
 from ropd_jax.parallel import compile_cache, hosts
@@ -248,7 +248,7 @@ def check_config(cfg: ConfigDict) -> RunConfig:
     check_addresses(cfg.teacher)
     validate.check_judge(cfg.teacher, how.eval.judged)
     validate.check_concurrency(cfg.teacher)
-    validate.check_best(how, with_judge=bool(cfg.teacher.judge.model))
+    validate.check_best(how, with_judge=bool(cfg.teacher.judge.model), without_heldout=no_heldout(cfg.data))
     return how
 
 
