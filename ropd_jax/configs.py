@@ -55,7 +55,7 @@ def default() -> ConfigDict:
 
     cfg.data = ConfigDict()
     cfg.data.source = "reasoning_gym"  # or "jsonl", or "published": a set of ropd_jax/data/published.py, by its name
-    cfg.data.task = "chain_sum"  # reasoning-gym task; for jsonl the grader's name
+    cfg.data.task = "chain_sum"  # reasoning-gym task, name of a published set; jsonl: exact, math, choice, ... or ""
     cfg.data.options = ConfigDict()  # options of the reasoning-gym task
     cfg.data.path = ""  # jsonl: training rows; published: a directory, "tfds:DIR", "hub", or "" for ROPD_DATA
     cfg.data.heldout_path = ""  # jsonl: held-out rows
