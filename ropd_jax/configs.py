@@ -149,6 +149,7 @@ def default() -> ConfigDict:
     cfg.teacher.scripted.style = "full"  # its references: or "skips" (first line, then the answer), "prose"
 
     cfg.ropd = ConfigDict()  # ablations (paper, Table 6 and text); the defaults are the paper's
+    cfg.ropd.rubrics = "teacher"  # induced by the teacher; or "published": those of the data, fixed (docs/data.md)
     cfg.ropd.rubric_per = "group"  # or "pair": a rubric for each rollout and one reference
     cfg.ropd.blind = True  # the verifier does not see who wrote which answer
     cfg.ropd.see_rollouts = True  # the rubric is induced from the contrast, not from the references alone
@@ -167,6 +168,7 @@ def default() -> ConfigDict:
     cfg.ovd.threshold = 3  # filter: least score of a rollout that stays; its paper's value is not known (see ovd.py)
 
     cfg.rar = ConfigDict()
+    cfg.rar.rubrics = "teacher"  # the teacher writes them; or "published": those of the data (docs/data.md)
     cfg.rar.mode = "explicit"  # weighted share of criteria; or "implicit": one grade given the rubric
 
     cfg.lopd = ConfigDict()  # the white-box teacher of lopd and exopd

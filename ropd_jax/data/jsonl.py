@@ -17,6 +17,7 @@ from ropd_jax.data.final_answer import last_box
 from ropd_jax.data.golds import CHOICE, EXPRESSION, NUMBER, gold_text, kind
 from ropd_jax.data.grader import check_scorer
 from ropd_jax.data.prompts import GSM_MARK, gsm_answer
+from ropd_jax.data.rubrics import own_rubric
 from ropd_jax.types import Message, Prompt, UserError
 from ropd_jax.utils import paths
 from ropd_jax.utils.files import numbered_rows
@@ -58,13 +59,15 @@ def _prompt(row: dict[str, Any], task: str, where: str, default_id: str) -> Prom
     answer, solution = _gold(row, last, where)
     used = ("id", key, *GOLD_KEYS, *SOLUTION_KEYS)
     metadata = {k: v for k, v in row.items() if k not in used}
+    if row.get("rubric") is not None:
+        metadata["criteria"] = own_rubric(metadata.pop("rubric"), where)
     if task == named.IFEVAL:
         metadata["instructions"] = named.instructions_of(row, where)
         answer = None
     elif task.startswith(named.GYM):
         task = task.removeprefix(named.GYM)
         entry = {"question": messages[-1].content, "answer": answer, "metadata": row.get("metadata") or {}}
-        metadata = {"reasoning_gym": entry}
+        metadata |= {"reasoning_gym": entry}
     elif task == named.CHOICE and (answer is None or kind(answer) != CHOICE):
         raise UserError(f"{where}: answer is {answer!r:.60}; data.task='choice' expects a letter, A to J")
     return Prompt(

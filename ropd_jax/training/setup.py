@@ -177,6 +177,7 @@ def check_files(
     hosts.check_same("the tokenizer", {"tokenizer": student.tokenizer.fingerprint()})
     train, heldout = load_questions(cfg.data, student.tokenizer, hosts)
     exact_method = raw["method"] if made.exact_rewards else ""
+    made.check_prompts(train.prompts)
     check_judged(train.prompts, heldout.prompts, judge=bool(cfg.teacher.judge.model), exact_method=exact_method)
     prompts = PromptStream(train.prompts, how.prompts_per_step, how.seed)
     prompt_len = -(-max(train.longest, heldout.longest) // validate.SHORTEST) * validate.SHORTEST
