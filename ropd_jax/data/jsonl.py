@@ -108,7 +108,8 @@ def _gold(row: Mapping[str, Any], last: str, where: str) -> tuple[str | None, st
     if not solution and isinstance(raw, str) and GSM_MARK in raw:
         solution = raw
     if isinstance(answer, str) and GSM_MARK in answer:  # GSM8K as published: solution #### n
-        answer, solution = gsm_answer(answer), solution or answer
+        solution = solution or answer
+        answer = gsm_answer(answer)
     if answer is None and solution and "answer" not in row:  # "answer": null says that there is none
         answer = _stated(solution)
     return gold_text(answer, where), solution

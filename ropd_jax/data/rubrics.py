@@ -147,12 +147,13 @@ def own_rubric(value: Any, where: str) -> tuple[RarCriterion, ...]:
         text, points = own.get("criterion", own.get("description")), own.get("points", own.get("weight"))
         if isinstance(points, float) and points.is_integer():
             points = int(points)
-        whole = isinstance(points, int) and not isinstance(points, bool) and points != 0
-        if not isinstance(text, str) or not text.strip() or not whole:
+        whole = isinstance(points, int) and not isinstance(points, bool)
+        if not isinstance(text, str) or not text.strip() or not points or not whole:
             raise UserError(f"{where}: criterion {n} is {row!r:.80}; expected rubric: {form}")
+        weight = int(points)
         title = str(own.get("category") or own.get("title") or "")
         if "criterion" in own:
-            found.append(RarCriterion(title, text, abs(points), points > 0))
+            found.append(RarCriterion(title, text, abs(weight), weight > 0))
         else:
-            found.append(rar_criterion(title, text, points))
+            found.append(rar_criterion(title, text, weight))
     return tuple(found)
