@@ -29,7 +29,7 @@ def get_config(variant: str = ""):
         cfg.steps = 625  # one epoch of 20,000
     cfg.student.checkpoint = "Qwen/Qwen3-4B"
     cfg.student.enable_thinking = mode == "thinking"
-    cfg.data.task = "science"
+    cfg.data.task = "judge"
     cfg.data.path = "data/rar_science_train.jsonl"
     cfg.data.heldout_path = "data/rar_science_val.jsonl"
     cfg.teacher.judge.model = "gpt-4.1"  # the gold answers are free text: a judge grades the held-out questions

@@ -55,13 +55,14 @@ def default() -> ConfigDict:
 
     cfg.data = ConfigDict()
     cfg.data.source = "reasoning_gym"  # or "jsonl", or "published": a set of ropd_jax/data/published.py, by its name
-    cfg.data.task = "chain_sum"  # reasoning-gym task; for jsonl the grader's name
+    cfg.data.task = "chain_sum"  # reasoning-gym task, name of a published set; jsonl: exact, math, choice, ... or ""
     cfg.data.options = ConfigDict()  # options of the reasoning-gym task
     cfg.data.path = ""  # jsonl: training rows; published: a directory, "tfds:DIR", "hub", or "" for ROPD_DATA
     cfg.data.heldout_path = ""  # jsonl: held-out rows
     cfg.data.seed = 10_000_000  # item i is made from seed + i: keep the two seeds further apart than the sizes
     cfg.data.heldout_seed = 90_000_000
-    cfg.data.size = 2_000
+    cfg.data.heldout = True  # False: no held-out data, and so no accuracy. jsonl without a heldout_path has none either
+    cfg.data.size = 2_000  # questions; 0 or None: all of a set (docs/data.md). What it leaves out is counted
     cfg.data.heldout_size = 500
     cfg.data.template = "{question}"
     cfg.data.system = ""
@@ -148,6 +149,7 @@ def default() -> ConfigDict:
     cfg.teacher.scripted.style = "full"  # its references: or "skips" (first line, then the answer), "prose"
 
     cfg.ropd = ConfigDict()  # ablations (paper, Table 6 and text); the defaults are the paper's
+    cfg.ropd.rubrics = "teacher"  # induced by the teacher; or "published": those of the data, fixed (docs/data.md)
     cfg.ropd.rubric_per = "group"  # or "pair": a rubric for each rollout and one reference
     cfg.ropd.blind = True  # the verifier does not see who wrote which answer
     cfg.ropd.see_rollouts = True  # the rubric is induced from the contrast, not from the references alone
@@ -166,6 +168,7 @@ def default() -> ConfigDict:
     cfg.ovd.threshold = 3  # filter: least score of a rollout that stays; its paper's value is not known (see ovd.py)
 
     cfg.rar = ConfigDict()
+    cfg.rar.rubrics = "teacher"  # the teacher writes them; or "published": those of the data (docs/data.md)
     cfg.rar.mode = "explicit"  # weighted share of criteria; or "implicit": one grade given the rubric
 
     cfg.lopd = ConfigDict()  # the white-box teacher of lopd and exopd

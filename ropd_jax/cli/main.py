@@ -27,6 +27,7 @@ from ropd_jax.cli import (
     plan,
     preflight,
     rejudge,
+    rubrics,
     serve_teacher,
     table,
     tape,
@@ -52,7 +53,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     ),
     "the run": (train.COMMAND,),
     "evaluate": (eval.COMMAND, grade.COMMAND, table.COMMAND),
-    "after a run": (analyze.COMMAND, timeline.COMMAND, rejudge.COMMAND, export.COMMAND),
+    "after a run": (analyze.COMMAND, timeline.COMMAND, rejudge.COMMAND, rubrics.COMMAND, export.COMMAND),
     "teacher": (tape.COMMAND, serve_teacher.COMMAND),
 }
 COMMANDS = {command.name: command for commands in GROUPS.values() for command in commands}

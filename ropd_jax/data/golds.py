@@ -6,7 +6,8 @@
     name         Evelyn, even, nitric acid      as texts, up to letter case
     free_text    a sentence                     not by comparison: a judge reads it, see `check_judged`
 
-``data.task=exact`` makes a name of a free text: then the answer must be that very text.
+``data.task=exact`` makes a name of a free text: then the answer must be that very text. With ``judge`` every gold
+answer is free text (`ropd_jax.data.named`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
+from ropd_jax.data.named import EXACT, JUDGE, MATH
 from ropd_jax.data.numbers import quantity
 from ropd_jax.data.plain import plain
 from ropd_jax.types import Prompt, UserError
@@ -26,7 +28,6 @@ from ropd_jax.types import Prompt, UserError
 log = logging.getLogger(__name__)
 
 NUMBER, CHOICE, EXPRESSION, NAME, FREE_TEXT = "number", "choice", "expression", "name", "free_text"
-EXACT_TASK = "exact"
 MOST_WORDS = 3  # of a name
 MOST_UNGRADED = 0.1  # share of free-text golds that a run without a judge leaves ungraded; more are refused
 
@@ -74,14 +75,16 @@ def kind(gold: str) -> str:
 def kind_of(prompt: Prompt) -> str | None:
     """The kind of a prompt's gold answer; None without one, and for a reasoning-gym item: its task has a scorer.
 
-    A row of RaR has no gold answer but a reference and a rubric: that is free text.
+    A row of RaR has no gold answer but a reference and a rubric: that is free text. With ``data.task=judge`` all is.
     """
-    if prompt.answer is None and prompt.solution and "criteria" in prompt.metadata:
+    if prompt.task == JUDGE or (prompt.answer is None and prompt.solution and "criteria" in prompt.metadata):
         return FREE_TEXT
     if prompt.answer is None or "reasoning_gym" in prompt.metadata:
         return None
     found = kind(prompt.answer)
-    return NAME if found == FREE_TEXT and prompt.task == EXACT_TASK else found
+    if found == FREE_TEXT and prompt.task == MATH:
+        return EXPRESSION
+    return NAME if found == FREE_TEXT and prompt.task == EXACT else found
 
 
 def reference_of(prompt: Prompt) -> str:

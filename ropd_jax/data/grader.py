@@ -3,6 +3,7 @@
 ``grade`` reads the final answer out of the text (`ropd_jax.data.final_answer`) and compares it by the kind of the gold
 answer (`ropd_jax.data.golds`)::
 
+    math, ifeval                                        by math-verify and IFEval's checks (`ropd_jax.data.named`)
     a task in EQUAL_TEXT                                as texts
     another task of reasoning-gym, not in NUMBER_TASKS  by the task's own scorer, in a child process
     anything else                                       by the kind: number, choice, expression, name; free text is
@@ -26,23 +27,18 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
-from ropd_jax.data import choices, golds
+from ropd_jax.data import choices, golds, named
 from ropd_jax.data.final_answer import final_answer, last_box
+from ropd_jax.data.named import NUMBER_TASKS
 from ropd_jax.data.numbers import LONGEST, Quantity, number, quantity
 from ropd_jax.data.plain import plain
 from ropd_jax.data.units import same_unit
-from ropd_jax.types import Prompt
+from ropd_jax.types import Prompt, UserError
 from ropd_jax.utils.sandbox import Service
 
 log = logging.getLogger(__name__)
 
 CPU_S = 5.0  # of the child, per answer; 60 correct integrals took at most 0.2 s each
-
-# reasoning-gym tasks whose gold answer is one number: compared exactly, without the task's scorer
-NUMBER_TASKS = frozenset(
-    ("basic_arithmetic", "chain_sum", "count_bits", "count_primes", "gcd", "gsm_symbolic", "lcm", "leg_counting")
-    + ("letter_counting", "products", "simple_equations")
-)
 
 # Tasks whose scorer gives 1.0 for an equal text only. For the rest of the score (0.1 for a Python list of the right
 # numbers, say) it runs the answer by ``eval``, so it is not called.
@@ -79,6 +75,8 @@ def grade(prompt: Prompt, text: str) -> bool | None:
     entry = prompt.metadata.get("reasoning_gym")
     if entry is not None and prompt.task not in NUMBER_TASKS:
         return _scored(prompt.task, entry, final_answer(text))
+    if prompt.task == named.IFEVAL and "instructions" in prompt.metadata:
+        return named.follows(prompt, text)
     kind = golds.kind_of(prompt)
     if prompt.answer is None or kind == golds.FREE_TEXT:
         return None
@@ -90,6 +88,8 @@ def grade(prompt: Prompt, text: str) -> bool | None:
         return whole and number(prompt.answer) is None
     if same(found, prompt.answer):
         return True
+    if prompt.task == named.MATH and (kind != golds.NUMBER or number(found) is None):  # two numbers need no algebra
+        return len(found) <= LONGEST and named.equal(prompt.answer, found)
     return _same_formula(found, prompt.answer) if kind == golds.EXPRESSION else False
 
 
@@ -189,6 +189,26 @@ def _same_formula(found: str, gold: str) -> bool | None:
         log.debug("a formula is ungraded: %s", reply.get("error"))
         return None
     return right
+
+
+def check_scorer(prompt: Prompt, where: str) -> None:
+    """Refuses a row without the metadata that its task's scorer needs.
+
+    Args:
+        where: file and row, for the message.
+
+    Raises:
+        UserError: the scorer fails on the row's own gold answer.
+    """
+    if prompt.task in NUMBER_TASKS or prompt.answer is None:
+        return
+    try:
+        _scored(prompt.task, prompt.metadata["reasoning_gym"], prompt.answer)
+    except (BrokenScorer, KeyError) as error:
+        raise UserError(
+            f"{where}: reasoning-gym's scorer of {prompt.task} needs the metadata of the item ({error}); expected rows "
+            "with question, answer and metadata, as reasoning-gym makes them"
+        ) from error
 
 
 def _scored(task: str, entry: Mapping[str, Any], found: str | None) -> bool | None:

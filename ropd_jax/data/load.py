@@ -16,6 +16,8 @@ from ropd_jax.data import jsonl, reasoning_gym, sets
 from ropd_jax.data.prompts import PromptSet, normalise
 from ropd_jax.types import Message, Prompt, UserError
 
+OVER_SIZE = "over_size"  # a cause: the size leaves it out
+
 
 def load_prompts(
     *,
@@ -37,9 +39,9 @@ def load_prompts(
             Published: the name of the set.
         path: JSONL: one file, or a pattern such as ``gsm8k_train_part*.jsonl`` (read in sorted order). Published:
             a directory, ``tfds:DIR``, ``hub``, or "" (see ``data.reading.read_source``).
-        size: reasoning-gym: how many items to generate, before duplicates are dropped. JSONL: keep only the first
-            ``size`` prompts (None: all). Published: draw ``size`` prompts by a hash of (seed, id); 0 or None keeps
-            all, in their own order.
+        size: reasoning-gym: how many items to generate, before duplicates are dropped. JSONL: the first ``size``
+            prompts. Published: ``size`` prompts drawn by a hash of (seed, id). 0 or None keeps all of a set, in their
+            own order; what a size leaves out is counted as ``over_size``.
         seed: reasoning-gym: item i is drawn from seed + i. Published: the seed of the draw. JSONL: not used.
         options: reasoning-gym: the task's own settings, e.g. ``{"min_terms": 4}``. Published: ``sets.SetOptions``.
         template: the user message. ``{question}`` is replaced by the question; other braces are plain text.
@@ -54,9 +56,10 @@ def load_prompts(
         raise UserError(f"template {template!r} has no {{question}}; put it where the question goes")
     items, where, dropped = _items(source, task, path, size, seed, dict(options or {}))
     unique = _unique(items, where, dropped)
-    if source == "jsonl" and size is not None:
-        unique = itertools.islice(unique, max(1, size))
-    prompts = keep(_render(item, template, system) for item in unique)
+    wanted = itertools.islice(unique, size) if source == "jsonl" and size else unique
+    prompts = keep(_render(item, template, system) for item in wanted)
+    if left := sum(1 for _ in unique):  # of a JSONL file; what is left out of a published set is counted already
+        dropped[OVER_SIZE] += left
     if not prompts:
         why = ", ".join(f"{n} dropped as {cause}" for cause, n in dropped.items()) or "the source is empty"
         raise UserError(f"{where}: no prompt left ({why}); give another source or a larger size")
@@ -99,8 +102,11 @@ def _items(
     if source == "jsonl":
         return jsonl.items(path, task), path, Counter()
     if source == "published":
-        everything, dropped, _ = sets.load_set(task, path, sets.SetOptions.of(options))
-        return sets.chosen(everything, size, seed), task, Counter(dropped)
+        everything, known, _ = sets.load_set(task, path, sets.SetOptions.of(options))
+        drawn, dropped = sets.chosen(everything, size, seed), Counter(known)
+        if len(drawn) < len(everything):
+            dropped[OVER_SIZE] = len(everything) - len(drawn)
+        return drawn, task, dropped
     raise UserError(f"data source {source!r} is unknown; expected reasoning_gym, jsonl or published")
 
 

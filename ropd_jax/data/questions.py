@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from ml_collections import ConfigDict
 
-from ropd_jax.data.load import load_prompts
+from ropd_jax.data.load import OVER_SIZE, load_prompts
 from ropd_jax.data.packed import Packed, select
 from ropd_jax.data.prompts import PromptSet, disjoint
 from ropd_jax.data.reasoning_gym import check_seeds
@@ -107,7 +107,8 @@ def load_questions(data: ConfigDict, tokenizer: Tokenizer, hosts: Hosts | None =
     """(training, held-out) questions, disjoint, with the lengths that the student's chat template gives them.
 
     Args:
-        data: the section ``data`` of a config.
+        data: the section ``data`` of a config. Without held-out data (``data.heldout=False``, or JSONL without a
+            ``heldout_path``) the second has no prompts, and the log says so.
         hosts: the hosts that share the work; each must call it. None: this process only.
 
     Raises:
@@ -118,6 +119,15 @@ def load_questions(data: ConfigDict, tokenizer: Tokenizer, hosts: Hosts | None =
     common = dict(
         source=data.source, task=data.task, options=data.options.to_dict(), template=data.template, system=data.system
     )
+    limit = data.max_prompt_tokens
+    if why := no_heldout(data):
+        log.warning(
+            "no held-out data (%s): the run measures no accuracy and watches for no drift of the reward; result.json "
+            "has heldout_n 0",
+            why,
+        )
+        train = load_prompts(**common, path=data.path, size=data.size, seed=data.seed, keep=Packed)
+        return _measured(train, tokenizer, limit, "training", hosts, data.size), Questions((), {}, 0, Tokens(tokenizer))
     if data.source == "reasoning_gym":
         check_seeds(
             train_seed=data.seed,
@@ -129,13 +139,22 @@ def load_questions(data: ConfigDict, tokenizer: Tokenizer, hosts: Hosts | None =
     held_path = data.heldout_path or (data.path if data.source == "published" else "")
     held = load_prompts(**common, path=held_path, size=data.heldout_size, seed=data.heldout_seed, keep=Packed)
     train = disjoint(load_prompts(**common, path=data.path, size=data.size, seed=data.seed, keep=Packed), held)
-    limit = data.max_prompt_tokens
-    return tuple(  # type: ignore[return-value]
-        _measured(found, tokenizer, limit, name, hosts) for found, name in ((train, "training"), (held, "held-out"))
+    return (
+        _measured(train, tokenizer, limit, "training", hosts, data.size),
+        _measured(held, tokenizer, limit, "held-out", hosts, data.heldout_size),
     )
 
 
-def _measured(found: PromptSet, tokenizer: Tokenizer, limit: int, name: str, hosts: Hosts) -> Questions:
+def no_heldout(data: Mapping[str, Any]) -> str:
+    """Why a run with this section ``data`` has no held-out data; "" if it has."""
+    if not data["heldout"]:
+        return "data.heldout=False"
+    return "data.heldout_path is empty" if data["source"] == "jsonl" and not data["heldout_path"] else ""
+
+
+def _measured(
+    found: PromptSet, tokenizer: Tokenizer, limit: int, name: str, hosts: Hosts, size: int | None
+) -> Questions:
     hosts.check_same(f"a {name} prompt", lambda: _texts(found))
     tokens = Tokens(tokenizer)
     longest, long_N = _count(found, tokens, limit, name, hosts)
@@ -144,6 +163,9 @@ def _measured(found: PromptSet, tokenizer: Tokenizer, limit: int, name: str, hos
     if too_long := int(long_N.sum()):
         dropped["too_long"] = too_long
     log.info("%s prompts: %d; dropped: %s", name, len(kept), dropped or "none")
+    if left := dropped.get(OVER_SIZE):
+        key = "data.size" if name == "training" else "data.heldout_size"
+        log.warning("%s=%s leaves %d %s prompts out; 0 takes all", key, size, left, name)
     return Questions(kept, dropped, longest, tokens)
 
 

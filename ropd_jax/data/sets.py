@@ -25,11 +25,14 @@ from ropd_jax.data.golds import gold_text
 from ropd_jax.data.prompts import normalise
 from ropd_jax.data.published import BENCHMARKS, TRAINING
 from ropd_jax.data.reading import read_source
+from ropd_jax.data.rubrics import RarCriterion, rar_criterion, rar_score
 from ropd_jax.data.source import Found, check, first
 from ropd_jax.types import Message, Prompt, UserError
 from ropd_jax.utils.suggest import near
 
 log = logging.getLogger(__name__)
+
+__all__ = ["RarCriterion", "SetOptions", "benchmark_questions", "chosen", "load_set", "rar_criterion", "rar_score"]
 
 MATH_BENCHMARKS = ("aime_2024", "aime_2025", "hmmt_feb_2025", "hmmt_nov_2025", "math_500", "gsm8k")
 HEAD = 80  # letters and digits; two questions with the same first 80 are the same question
@@ -207,56 +210,6 @@ def _gsm8k(row: Mapping[str, Any], i: int, where: str) -> Prompt:
     own = str(row.get("id", f"gsm8k-train-{i}"))
     gold = gold_text(answer.strip().replace(",", ""), where)
     return Prompt(own, (Message("user", question),), answer=gold, solution=solution)
-
-
-@dataclasses.dataclass(frozen=True)
-class RarCriterion:
-    """One criterion of RaR. ``points`` is |weight|; ``met_is_good`` is None if its polarity is not known.
-
-    Pitfalls have weight -1 or -2 in both sets, but in Science most are worded as virtues ("must not imply ..."), so
-    that a signed sum would punish the good answers, and in Medicine most as faults ("incorrectly states ...").
-    """
-
-    title: str
-    text: str
-    points: int
-    met_is_good: bool | None
-
-
-_VIRTUE = re.compile(r"\b(must|should|does|do|may|can) not\b|\bavoids?\b|\brefrains?\b|\bwithout\b|\bcorrectly\b", re.I)
-_FAULT = re.compile(
-    r"\b(incorrect(ly)?|wrong(ly)?|fails?|failing|omits?|omitting|neglects?|ignores?|ignoring|mistaken(ly)?|confus\w+|"
-    r"(does|do) not (mention|include|address|state|explain|consider|recognize|provide|specify|identify))\b",
-    re.I,
-)
-
-
-def rar_criterion(title: str, text: str, weight: int) -> RarCriterion:
-    """A criterion; if its weight is negative, its polarity is read from its words.
-
-    >>> rar_criterion("Pitfall", "The response must not imply a violation.", -1).met_is_good
-    True
-    >>> rar_criterion("Pitfall", "Incorrectly states that the dose is safe.", -2).met_is_good
-    False
-    """
-    if weight >= 0:
-        return RarCriterion(title, text, weight, True)
-    virtue, fault = bool(_VIRTUE.search(_FAULT.sub("", text))), bool(_FAULT.search(text))
-    prohibits = re.search(r"\b(must|should) not\b|\bavoids?\b", text, re.I) is not None
-    good = True if prohibits or (virtue and not fault) else False if fault and not virtue else None
-    return RarCriterion(title, text, -weight, good)
-
-
-def rar_score(criteria: Sequence[RarCriterion], met: Sequence[bool | None]) -> float | None:
-    """Points earned over points possible among criteria of known polarity: in 0..1, and no good answer is punished.
-
-    None if no criterion has a known polarity, or if a verdict on one of those is missing.
-    """
-    known = [(c, m) for c, m in zip(criteria, met, strict=True) if c.met_is_good is not None]
-    total = sum(c.points for c, _ in known)
-    if not total or any(m is None for _, m in known):
-        return None
-    return sum(c.points for c, m in known if m == c.met_is_good) / total
 
 
 def _rar(row: Mapping[str, Any], i: int, where: str, *, name: str) -> Prompt:

@@ -30,7 +30,7 @@ from ropd_jax.core import losses
 from ropd_jax.core.advantages import Advantages
 from ropd_jax.core.batches import TokenSequence, TrainBatch
 from ropd_jax.core.rewards import overlong_penalty
-from ropd_jax.types import Judgement, RolloutGroup
+from ropd_jax.types import Judgement, Prompt, RolloutGroup
 
 if TYPE_CHECKING:
     from ropd_jax.models.config import ModelConfig
@@ -163,6 +163,13 @@ class Method(abc.ABC):
 
         Raises:
             UserError: what the config asks for cannot work.
+        """
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:  # noqa: B027
+        """Before any weights are read: whether the training prompts hold what the method needs of them.
+
+        Raises:
+            UserError: naming a prompt that lacks it.
         """
 
     def setup(self, student: Student, mesh: jax.sharding.Mesh | None) -> Any:

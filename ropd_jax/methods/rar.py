@@ -3,6 +3,9 @@
 The rubric of a prompt has 7 to 20 criteria in four categories and never changes while the student does. Two ways to
 make a reward of it (``rar.mode``):
 
+With ``rar.rubrics="published"`` the rubric is the data's own (`ropd_jax.data.rubrics`): nothing but the verdicts is
+asked for, and ``explicit`` weighs by the points of its criteria. Otherwise:
+
 - ``explicit``: every criterion is verified, and the reward is sum w c / sum w with Essential 1.0, Important 0.7,
   Optional 0.3, Pitfall 0.8.
 - ``implicit``: one grade from 1 to 10 given the rubric, brought to [0, 1]; its paper finds this one better.
@@ -13,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 
+from ropd_jax.data.rubrics import PUBLISHED, SOURCES, check_rubrics, no_criteria, published_rubric, rar_score, usable
 from ropd_jax.methods.base import Method
 from ropd_jax.teacher import TeacherError
 from ropd_jax.teacher.judge_group import scored, unscored
@@ -31,10 +35,17 @@ class RaR(Method):
     def __post_init__(self):
         if self.cfg.rar.mode not in ("explicit", "implicit"):
             raise UserError(f"rar.mode={self.cfg.rar.mode!r}; expected 'explicit' or 'implicit'")
+        if self.cfg.rar.rubrics not in SOURCES:
+            raise UserError(f"rar.rubrics={self.cfg.rar.rubrics!r}; expected 'teacher' or 'published'")
 
     @property
     def asks(self):
-        return {"reference": 1, "rubric": 1, "verify" if self.cfg.rar.mode == "explicit" else "score": 1}
+        written = {} if self.cfg.rar.rubrics == PUBLISHED else {"reference": 1, "rubric": 1}
+        return written | {"verify" if self.cfg.rar.mode == "explicit" else "score": 1}
+
+    def check_prompts(self, prompts):
+        if self.cfg.rar.rubrics == PUBLISHED:
+            check_rubrics(prompts, "rar.rubrics")
 
     async def rubric(self, teacher, prompt) -> tuple[tuple[str, ...], Rubric]:
         """(references, rubric) of a prompt; a failure is not kept, the next visit asks again."""
@@ -52,10 +63,18 @@ class RaR(Method):
         known: dict = {}
         key, answers = f"{group.step}/{group.prompt.id}", [r.answer for r in group.rollouts]
         try:
-            known["references"], known["rubric"] = await self.rubric(teacher, group.prompt)
+            if self.cfg.rar.rubrics == PUBLISHED:
+                known["rubric"] = published_rubric(group.prompt)
+                if known["rubric"] is None:
+                    return no_criteria(len(answers))
+            else:
+                known["references"], known["rubric"] = await self.rubric(teacher, group.prompt)
             if self.cfg.rar.mode == "explicit":
                 verdicts = await teacher.verify(group.prompt, known["rubric"], answers, key=key)
                 rewards = verdicts.scores(known["rubric"])
+                if self.cfg.rar.rubrics == PUBLISHED:
+                    criteria = usable(group.prompt)
+                    rewards = tuple(None if row is None else rar_score(criteria, row) for row in verdicts.passed)
                 return Judgement(rewards=rewards, causes=verdicts.causes, passed=verdicts.passed, **known)
             grades = await teacher.score(
                 group.prompt,

@@ -4,6 +4,8 @@ For one prompt: the teacher writes m references, then one rubric of K criteria w
 contrast between references and rollouts (Eq. 3), then a verdict v_ik for every answer and criterion; answers and
 references are shuffled and unlabelled (Eq. 4). The reward of rollout i is sum_k w_k v_ik / sum_k w_k (Eq. 5).
 
+With ``ropd.rubrics="published"`` step two falls away: the rubric is the data's own (`ropd_jax.data.rubrics`).
+
 ``cfg.ropd`` has the ablations of Table 6 and of the text; ``teacher.references`` is m, and any role has its own model.
 Three switches go beyond the paper: criteria that the references themselves fail are dropped (``references_pass``),
 points follow the variance of the verdicts within the group (``variance_weights``), and points are scaled by what a
@@ -13,14 +15,19 @@ calibration of the verifier says of such criteria (``reliability_weights``).
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ropd_jax.core.rewards import pass_rate, references_pass, reliability_weights, variance_weights
+from ropd_jax.data.rubrics import PUBLISHED, SOURCES, check_rubrics, no_criteria, published_rubric
 from ropd_jax.methods.base import Method
 from ropd_jax.teacher.calibration import reliability
 from ropd_jax.teacher.judge_group import Design, judge, judge_pairs
 from ropd_jax.teacher.roles.kinds import kind_of
 from ropd_jax.types import Judgement, RolloutGroup, UserError
+
+log = logging.getLogger(__name__)
 
 
 class ROPD(Method):
@@ -32,6 +39,13 @@ class ROPD(Method):
             raise UserError(
                 f"teacher.rubric_reuse={reuse!r} keeps one rubric a prompt, ropd.rubric_per='pair' one a rollout; "
                 "set teacher.rubric_reuse='fresh'"
+            )
+        if how.rubrics not in SOURCES:
+            raise UserError(f"ropd.rubrics={how.rubrics!r}; expected 'teacher' or 'published'")
+        if how.rubrics == PUBLISHED and how.rubric_per == "pair":
+            raise UserError(
+                "ropd.rubrics='published' has one rubric a prompt, ropd.rubric_per='pair' one a rollout; set "
+                "ropd.rubric_per='group'"
             )
         if not 1 <= how.least_criteria <= how.most_criteria:
             raise UserError(
@@ -52,7 +66,15 @@ class ROPD(Method):
     @property
     def asks(self):
         n = self.cfg.sampling.rollouts if self.cfg.ropd.rubric_per == "pair" else 1
+        if self.cfg.ropd.rubrics == PUBLISHED:  # references are verified beside the answers, if they are pooled
+            return ({"reference": 1} if self.cfg.ropd.pool_references else {}) | {"verify": 1}
         return {"reference": 1, "rubric": n, "verify": n}
+
+    def check_prompts(self, prompts):
+        if self.cfg.ropd.rubrics == PUBLISHED:
+            check_rubrics(prompts, "ropd.rubrics")
+        elif own := sum("criteria" in p.metadata for p in prompts):
+            log.warning("%d prompts have a rubric of their own, which is not used; ropd.rubrics='published' does", own)
 
     async def judge(self, teacher, group: RolloutGroup) -> Judgement:
         how = self.cfg.ropd
@@ -60,7 +82,13 @@ class ROPD(Method):
         answers = tuple(r.answer for r in group.rollouts)
         if how.rubric_per == "pair":
             return await judge_pairs(teacher, group.prompt, answers, step=group.step, design=design)
-        return self.reweighted(await judge(teacher, group.prompt, answers, step=group.step, design=design))
+        given: dict[str, Any] = {}
+        if how.rubrics == PUBLISHED:
+            rubric = published_rubric(group.prompt)
+            if rubric is None:
+                return no_criteria(len(answers))
+            given = {"rubric": (rubric, None)} | ({} if how.pool_references else {"references": ()})
+        return self.reweighted(await judge(teacher, group.prompt, answers, step=group.step, design=design, **given))
 
     def reweighted(self, j: Judgement) -> Judgement:
         """The judgement with its rewards under the weights of ``references_pass``, ``variance_weights`` and

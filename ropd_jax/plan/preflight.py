@@ -28,6 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ropd_jax.data.load import load_prompts
+from ropd_jax.data.questions import no_heldout
 from ropd_jax.plan.server_speed import TOGETHER, Speed, measure, suggestions
 from ropd_jax.teacher import Budget, Prices, Role, Tape, Usage, make_client
 from ropd_jax.teacher.build import (
@@ -108,7 +109,7 @@ def plan(
             if role == "verify":
                 calls *= (1 + t.health.repeat_frac) * _verify_calls(cfg)
             rows += [(role, *source, round(calls)) for source in sources_of(t, role)]
-    if t.judge.model:
+    if t.judge.model and not no_heldout(cfg.data):
         evaluations = 2 + (cfg.steps - 1) // cfg.eval.every
         rows.append(("judge", *role_of(t, "judge"), evaluations * cfg.eval.judged))
     known = {(r["role"], r["provider"], r["model"]): r for r in (tape_stats(tape) if tape else ())}

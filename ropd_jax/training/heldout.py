@@ -34,8 +34,11 @@ if TYPE_CHECKING:
 def evaluate_heldout(run: Run, state: State, step: int, out: Session) -> dict[str, Any]:
     """The held-out metrics of the student after ``step`` steps.
 
-    The first and the last evaluation take all held-out questions, those between ``eval.size`` of them.
+    The first and the last evaluation take all held-out questions, those between ``eval.size`` of them. Without any
+    there are no metrics.
     """
+    if not run.heldout.prompts:
+        return {}
     ends = step in (0, run.steps)
     n = len(run.heldout.prompts) if ends else run.cfg.eval.size or len(run.heldout.prompts)
     prompts = run.heldout.prompts[:n]

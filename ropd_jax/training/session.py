@@ -235,6 +235,8 @@ class Session:
         """Whether the held-out set is evaluated before this step: at the start, and every ``eval.every`` steps."""
         if step == 0:
             return self._host["before"] is None
+        if not self._run.heldout.prompts:
+            return False
         due = step % self._run.cfg.eval.every == 0
         return due and not hosts.broadcast_from_host0(self._metrics.holds(step, "eval/accuracy"))
 

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from ropd_jax.data.golds import check_judged
 from ropd_jax.data.prompts import PromptStream
-from ropd_jax.data.questions import Questions, load_questions
+from ropd_jax.data.questions import Questions, load_questions, no_heldout
 from ropd_jax.methods import Method, load_method
 from ropd_jax.models.lora import Lora, freeze, init_adapters
 from ropd_jax.parallel import compile_cache, hosts
@@ -177,6 +177,7 @@ def check_files(
     hosts.check_same("the tokenizer", {"tokenizer": student.tokenizer.fingerprint()})
     train, heldout = load_questions(cfg.data, student.tokenizer, hosts)
     exact_method = raw["method"] if made.exact_rewards else ""
+    made.check_prompts(train.prompts)
     check_judged(train.prompts, heldout.prompts, judge=bool(cfg.teacher.judge.model), exact_method=exact_method)
     prompts = PromptStream(train.prompts, how.prompts_per_step, how.seed)
     prompt_len = -(-max(train.longest, heldout.longest) // validate.SHORTEST) * validate.SHORTEST
@@ -248,7 +249,7 @@ def check_config(cfg: ConfigDict) -> RunConfig:
     check_addresses(cfg.teacher)
     validate.check_judge(cfg.teacher, how.eval.judged)
     validate.check_concurrency(cfg.teacher)
-    validate.check_best(how, with_judge=bool(cfg.teacher.judge.model))
+    validate.check_best(how, with_judge=bool(cfg.teacher.judge.model), without_heldout=no_heldout(cfg.data))
     return how
 
 

@@ -17,6 +17,7 @@ from ropd_jax.core.losses import AGGREGATIONS, KL_KINDS, RATIOS
 from ropd_jax.core.moments import MOMENTS
 from ropd_jax.core.optim import SCHEDULES
 from ropd_jax.core.rewards import OVERLONG
+from ropd_jax.data.questions import no_heldout
 from ropd_jax.models.attention import KERNELS
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.lora import adapted
@@ -98,16 +99,26 @@ def check_data(data: Mapping[str, Any]) -> None:
     """Raises UserError for a template without a place for the question, or sizes and paths that cannot work."""
     if "{question}" not in data["template"]:
         raise UserError(f"data.template={data['template']!r:.80} has no {{question}}; put it where the question goes")
-    if 0 < data["size"] < data["prompts_per_step"]:
+    if 0 < (data["size"] or 0) < data["prompts_per_step"]:
         raise UserError(
             f"data.prompts_per_step={data['prompts_per_step']} is more than data.size={data['size']}; expected at most "
             "as many prompts a step as there are: lower it, or raise data.size"
         )
-    for key, path in (("size", "path"), ("heldout_size", "heldout_path")):
-        if data["source"] == "jsonl" and not data[path]:
-            raise UserError(f"data.{path} is empty with data.source='jsonl'; expected a JSONL file of questions")
-        if not data[key] and data["source"] != "published":
-            raise UserError(f"data.{key}=0; expected 1 or more (0 is all of a set with data.source=published only)")
+    if data["source"] == "jsonl" and not data["path"]:
+        raise UserError("data.path is empty with data.source='jsonl'; expected a JSONL file of questions")
+    held = not no_heldout(data)
+    for key in ("size", "heldout_size") if held else ("size",):
+        if not data[key] and data["source"] == "reasoning_gym":
+            none = "; data.heldout=False is a run without held-out data" if key == "heldout_size" else ""
+            raise UserError(
+                f"data.{key}={data[key]} is all of a set, but a reasoning_gym task has no end; expected 1 or more{none}"
+            )
+    drawn = data["source"] == "published" and data["heldout_path"] in ("", data["path"])
+    if held and drawn and not data["heldout_size"]:
+        raise UserError(
+            f"data.heldout_size={data['heldout_size']} takes all of {data['task']} for the held-out set, and leaves "
+            "nothing to train on; give a number, or data.heldout=False for a run without held-out data"
+        )
 
 
 def check_concurrency(teacher: Mapping[str, Any]) -> None:
@@ -160,13 +171,18 @@ def check_judge(teacher: Mapping[str, Any], judged: int) -> None:
 BEST_BY = ("accuracy", "sampled_accuracy", "judge")
 
 
-def check_best(cfg: RunConfig, *, with_judge: bool) -> None:
+def check_best(cfg: RunConfig, *, with_judge: bool, without_heldout: str) -> None:
     """Raises UserError if ``checkpoint.keep_best`` would have nothing to compare."""
     how = cfg.checkpoint
     if how.best_by not in BEST_BY:
         raise UserError(f"checkpoint.best_by={how.best_by!r}; expected one of {', '.join(BEST_BY)}")
     if not how.keep_best:
         return
+    if without_heldout:
+        raise UserError(
+            f"checkpoint.keep_best={how.keep_best} needs held-out data, but {without_heldout}; give some, or set "
+            "checkpoint.keep_best=0"
+        )
     if how.best_by == "judge" and not with_judge:
         raise UserError("checkpoint.best_by='judge' without teacher.judge.model; name a judge, or take 'accuracy'")
     if how.best_by == "sampled_accuracy" and not cfg.eval.sampled:

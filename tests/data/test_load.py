@@ -100,7 +100,7 @@ def test_jsonl_patterns_are_read_in_sorted_order_and_size_keeps_the_first(tmp_pa
     jsonl(tmp_path / "part0.jsonl", {"question": "a"}, {"question": "A ?"})
     got = read(str(tmp_path / "part*.jsonl"), size=2)
     assert [p.question for p in got] == ["a", "b"]
-    assert got.dropped == {"duplicate": 1}
+    assert got.dropped == {"duplicate": 1, "over_size": 1}
 
 
 @pytest.mark.parametrize(
