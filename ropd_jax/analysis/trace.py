@@ -57,18 +57,20 @@ def _nested(spans: Sequence[Span]) -> list[list[Span]]:
     lanes: list[list[Span]] = []
     open_ends: list[list[float]] = []  # of each lane, the innermost last
     for s in spans:
-        for i, ends in enumerate(open_ends):
-            while ends and ends[-1] <= s.start:
-                ends.pop()
-            if not ends or s.end <= ends[-1]:
-                break
-        else:
-            i = len(lanes)
+        lane = next((i for i, ends in enumerate(open_ends) if _fits(s, ends)), len(lanes))
+        if lane == len(lanes):
             lanes.append([])
             open_ends.append([])
-        lanes[i].append(s)
-        open_ends[i].append(s.end)
+        lanes[lane].append(s)
+        open_ends[lane].append(s.end)
     return lanes
+
+
+def _fits(s: Span, ends: list[float]) -> bool:
+    """Whether a span fits into a lane with these open ends; closes those that end before it."""
+    while ends and ends[-1] <= s.start:
+        ends.pop()
+    return not ends or s.end <= ends[-1]
 
 
 def _event(s: Span, pid: int, tid: int, zero: float) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from ropd_jax.cli import (
     tape,
     timeline,
     train,
+    view,
 )
 from ropd_jax.cli.flags import Command, parse
 from ropd_jax.cli.help import columns, help_text, paragraphs
@@ -53,7 +54,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     ),
     "the run": (train.COMMAND,),
     "evaluate": (eval.COMMAND, grade.COMMAND, table.COMMAND),
-    "after a run": (show.COMMAND, analyze.COMMAND, timeline.COMMAND, rejudge.COMMAND, export.COMMAND),
+    "after a run": (view.COMMAND, show.COMMAND, analyze.COMMAND, timeline.COMMAND, rejudge.COMMAND, export.COMMAND),
     "teacher": (tape.COMMAND, serve_teacher.COMMAND),
 }
 COMMANDS = {command.name: command for commands in GROUPS.values() for command in commands}

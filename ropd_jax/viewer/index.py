@@ -16,7 +16,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 from ropd_jax.types import UserError
 from ropd_jax.viewer.summary import Summary, summary
@@ -24,14 +24,23 @@ from ropd_jax.viewer.summary import Summary, summary
 BAD = (AttributeError, KeyError, TypeError, ValueError, RecursionError)  # what a line that is not a group raises
 
 
+Key: TypeAlias = tuple[str, int, int]  # file, time of its last change, offset
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Place:
-    """A group in its file: bytes ``offset`` to ``offset + length`` are its line."""
+    """A group in its file: bytes ``offset`` to ``offset + length`` are its line; ``changed`` is the time in ns."""
 
     file: str
+    changed: int
     offset: int
     length: int
     summary: Summary
+
+    @property
+    def key(self) -> Key:
+        """It names this content of the group; another one after the file was replaced."""
+        return self.file, self.changed, self.offset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +160,17 @@ class GroupIndex:
             raise UserError(f"{self.directory} holds no groups; expected the directory of a run with log.groups=True")
         return _step(max(names, key=_step))
 
+    def neighbours(self, step: int) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+        """(step, group) of the last group before the step, and of the first one after it."""
+        steps = [_step(name) for name in _listed(self.directory)]
+        before, after = [s for s in steps if s < step], [s for s in steps if s > step]
+        last = self.step(before[-1]) if before else []
+        first = self.step(after[0]) if after else []
+        return (
+            (before[-1], last[-1].summary.group) if last else None,
+            (after[0], first[0].summary.group) if first else None,
+        )
+
     def _bytes(self, place: Place) -> bytes:
         with open(self.directory / place.file, "rb") as file:
             file.seek(place.offset)
@@ -185,7 +205,7 @@ def _read(path: pathlib.Path, stat: tuple[int, int]) -> _Read:
         for line in lines:
             if line.strip():
                 try:
-                    places.append(Place(path.name, offset, len(line), summary(json.loads(line))))
+                    places.append(Place(path.name, stat[0], offset, len(line), summary(json.loads(line))))
                 except BAD:
                     unreadable += 1
             offset += len(line)

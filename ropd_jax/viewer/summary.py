@@ -80,6 +80,7 @@ def summary(row: Mapping[str, Any]) -> Summary:
         AttributeError, KeyError, TypeError, ValueError: the line is not a group.
     """
     answers, references = row["answers"], row["references"]
+    _check(row["rubric"], (*answers, *references))
     rewards = [r for a in answers if (r := finite(a["reward"])) is not None]
     scores = [s for r in references if (s := pass_rate(row["rubric"], r["verdicts"])) is not None]
     return Summary(
@@ -104,6 +105,15 @@ def summary(row: Mapping[str, Any]) -> Summary:
             if "again" in item
         ),
     )
+
+
+def _check(rubric: Sequence[Mapping[str, Any]], items: Sequence[Mapping[str, Any]]) -> None:
+    """What the views rely on: texts, and a verdict on every criterion or none."""
+    if not all(isinstance(one["text"], str) for one in (*rubric, *items)):
+        raise TypeError("a text is not a string")
+    for item in items:
+        if item["verdicts"] is not None and "rubric" not in item:
+            [item["verdicts"][c["id"]] for c in rubric]
 
 
 def pass_rate(rubric: Sequence[Mapping[str, Any]], verdicts: Mapping[str, bool] | None) -> float | None:
