@@ -11,6 +11,8 @@ import re
 import aiohttp
 import pytest
 
+from ropd_jax.cli import view
+from ropd_jax.cli.main import main as ropd
 from ropd_jax.types import UserError
 from ropd_jax.viewer import server
 from ropd_jax.viewer.index import GroupIndex
@@ -236,3 +238,15 @@ def test_a_folder_without_runs_and_a_taken_port_are_one_line(tmp_path, runs):
 
     with pytest.raises(UserError, match="expected a free --port"):
         asyncio.run(twice())
+
+
+def test_the_command_prints_the_address_and_in_an_ssh_session_how_to_reach_it(runs, monkeypatch, capsys):
+    monkeypatch.setattr(server, "serve", lambda directory, *, port, told: told("http://127.0.0.1:8810/abc/"))
+    monkeypatch.delenv("SSH_CONNECTION", raising=False)
+    assert ropd(["view", str(runs), "--port", "8810"]) == 0
+    assert capsys.readouterr().out == "http://127.0.0.1:8810/abc/\nStop it with Ctrl-C.\n"
+    monkeypatch.setenv("SSH_CONNECTION", "1.2.3.4 5 6.7.8.9 22")
+    view._tell("http://127.0.0.1:8810/abc/")
+    assert re.search(r"ssh -L 8810:127\.0\.0\.1:8810 \S+@\S+\n$", capsys.readouterr().out)
+    assert ropd(["view", "gs://bucket/runs"]) == 2
+    assert "must be a path of this machine" in capsys.readouterr().err
