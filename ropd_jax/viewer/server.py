@@ -25,6 +25,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from ropd_jax.types import UserError
 from ropd_jax.viewer.runs import PAGE, Query, Run, runs_in
@@ -100,7 +101,7 @@ def make_app(directory: pathlib.Path, token: str) -> web.Application:
     return root
 
 
-def _guard(token: str) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+def _guard(token: str) -> Middleware:
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         given = request.path.split("/")[1] if "/" in request.path else ""
@@ -182,4 +183,5 @@ def serve(directory: pathlib.Path, *, port: int, told: Callable[[str], None]) ->
             told(url)
             await asyncio.Event().wait()
 
-    asyncio.run(main())
+    with contextlib.suppress(KeyboardInterrupt):  # how it is meant to end
+        asyncio.run(main())

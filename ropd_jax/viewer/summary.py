@@ -111,6 +111,7 @@ def _check(rubric: Sequence[Mapping[str, Any]], items: Sequence[Mapping[str, Any
     """What the views rely on: texts, and a verdict on every criterion or none."""
     if not all(isinstance(one["text"], str) for one in (*rubric, *items)):
         raise TypeError("a text is not a string")
+    [finite(item["advantage"]) for item in items if "advantage" in item or "reward" in item]
     for item in items:
         if item["verdicts"] is not None and "rubric" not in item:
             [item["verdicts"][c["id"]] for c in rubric]

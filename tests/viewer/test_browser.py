@@ -16,7 +16,7 @@ from tests.viewer.stored import F, T, write_group
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no browser here; apt install chromium runs this test")
 HOSTILE = [
-    "<script>document.title = 'PWNED'</script>", "<img src=x onerror=\"document.title='PWNED'\">", 
+    "<script>document.title = 'PWNED'</script>", "<img src=x onerror=\"document.title='PWNED'\">",
     "</pre></td><h1>PWNED",
     "<a href=\"javascript:document.title='PWNED'\">x</a>", "&lt;b&gt;", "${document.title='PWNED'}",
     "<svg onload=alert(1)>",
