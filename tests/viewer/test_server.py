@@ -124,13 +124,11 @@ def test_without_the_token_or_under_another_name_nothing_is_shown(runs):
     assert fetched(runs, "api/runs", headers={"Host": "localhost:1234"})[0][0] == 200  # an ssh tunnel
 
 
-def test_the_token_is_new_each_time():
-    assert server.POLICY.startswith("default-src 'none'")
-
+def test_the_token_is_new_each_time(runs):
     async def main():
         urls = []
         for _ in range(2):
-            async with server.running(pathlib.Path("notebooks/mini_run")) as url:
+            async with server.running(runs) as url:
                 urls.append(url.rstrip("/").rpartition("/")[2])
         return urls
 
