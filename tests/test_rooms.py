@@ -21,7 +21,7 @@ ROOMS = [  # a room imports from the rows above it
     "weights sampling",
     "workdir methods",
     "evaluation",
-    "training analysis calibration",
+    "training analysis calibration viewer",
     "train plan",
     "cli",
 ]
@@ -37,7 +37,7 @@ JAX_FREE = (  # paths that never import jax themselves, so that a mistake or a h
     "evaluation/[!rs]*", "evaluation/stats.py",
     "calibration/**/*", "analysis/[!t]*", "analysis/ta*", "analysis/ti*", "workdir/config.py", "workdir/metrics.py",
     "workdir/groups.py", "workdir/curves.py", "workdir/watchdog.py", "workdir/lock*.py", "training/drift.py",
-    "parallel/xla_options.py", "weights/hub.py", "weights/gguf_file.py",
+    "viewer/*", "parallel/xla_options.py", "weights/hub.py", "weights/gguf_file.py",
 )  # fmt: skip
 
 

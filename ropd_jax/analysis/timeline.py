@@ -14,6 +14,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
+from ropd_jax.analysis import trace
 from ropd_jax.types import UserError
 from ropd_jax.utils import tables
 from ropd_jax.utils.files import write_atomic
@@ -240,7 +241,9 @@ def chart_html(labels: Sequence[str], bars: Sequence[Bar], title: str) -> str:
 
 
 def main(run: str, *, steps: tuple[int, int] | None = None, out: str = "") -> Shares:
-    """Prints the line, writes ``timeline.png`` and ``timeline.html``, and returns the shares.
+    """Prints the line, writes ``timeline.png``, ``timeline.html`` and ``timeline.json``, and returns the shares.
+
+    The JSON is a trace of all the chosen steps, which is every step by default.
 
     Raises:
         UserError: no timeline, or no such steps.
@@ -249,6 +252,7 @@ def main(run: str, *, steps: tuple[int, int] | None = None, out: str = "") -> Sh
     spans = [s for s in everything if steps is None or (s.step is not None and steps[0] <= s.step < steps[1])]
     found = shares(spans)
     line = found.line(str(run))
+    events = trace.trace_json(spans)
     if steps is None:
         known = sorted({s.step for s in spans if s.name == "step" and s.step is not None})
         spans = [s for s in spans if s.step in known[-SHOWN:]]
@@ -258,7 +262,9 @@ def main(run: str, *, steps: tuple[int, int] | None = None, out: str = "") -> Sh
         directory.mkdir(parents=True, exist_ok=True)
         chart_png(directory / "timeline.png", labels, bars, line)
         write_atomic(directory / "timeline.html", chart_html(labels, bars, line))
+        write_atomic(directory / "timeline.json", events)
     lines = [line, compiled(everything if steps is None else spans)]
     lines += [f"{named}/timeline.png", f"{named}/timeline.html"]
+    lines.append(f"{named}/timeline.json (open it at https://ui.perfetto.dev)")
     sys.stdout.write("".join(f"{text}\n" for text in lines if text))
     return found

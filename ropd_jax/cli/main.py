@@ -29,10 +29,12 @@ from ropd_jax.cli import (
     rejudge,
     rubrics,
     serve_teacher,
+    show,
     table,
     tape,
     timeline,
     train,
+    view,
 )
 from ropd_jax.cli.flags import Command, parse
 from ropd_jax.cli.help import columns, help_text, paragraphs
@@ -53,7 +55,15 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     ),
     "the run": (train.COMMAND,),
     "evaluate": (eval.COMMAND, grade.COMMAND, table.COMMAND),
-    "after a run": (analyze.COMMAND, timeline.COMMAND, rejudge.COMMAND, rubrics.COMMAND, export.COMMAND),
+    "after a run": (
+        view.COMMAND,
+        show.COMMAND,
+        analyze.COMMAND,
+        timeline.COMMAND,
+        rejudge.COMMAND,
+        rubrics.COMMAND,
+        export.COMMAND,
+    ),
     "teacher": (tape.COMMAND, serve_teacher.COMMAND),
 }
 COMMANDS = {command.name: command for commands in GROUPS.values() for command in commands}
@@ -148,7 +158,7 @@ def overview() -> str:
     parts.append(
         "start here\n"
         "  ropd train --config experiments/quickstart.py --workdir runs/quickstart   1-2 minutes on 2 cores\n"
-        "  less runs/quickstart/groups/step_000000.jsonl                             why each reward\n"
+        "  ropd show runs/quickstart --step 0 --group 0                              why each reward\n"
         "  open runs/quickstart/curves.png                                           reward, accuracy, length"
     )
     parts.append(

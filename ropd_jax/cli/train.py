@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 
 from ropd_jax.cli.flags import HOSTS, Arguments, Command, Flag
@@ -39,6 +40,8 @@ def run(args: Arguments) -> None:
     if result.written:
         sys.stdout.write(f"{result}\n")
         log.info("curves: %s", result.workdir / "curves.png")
+        if args.config.log.groups:
+            log.info("why each reward: ropd show %s --worst 5", shlex.quote(args["workdir"]))
 
 
 COMMAND = Command(

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from ropd_jax.analysis import timeline
+from ropd_jax.analysis.trace import trace
 from ropd_jax.cli.main import main as ropd
 from ropd_jax.types import UserError
 from ropd_jax.utils.tracing import Span, read_spans
@@ -53,6 +54,40 @@ def test_the_command_draws_the_steps_asked_for(tmp_path, capsys):
     assert "step 1 group 1" in page and "step 0 group" not in page
     assert "<title>verify step 1 group 1: 1.500 s</title>" in page
     assert (tmp_path / "out" / "timeline.png").stat().st_size > 5_000
+    events = json.loads((tmp_path / "out" / "timeline.json").read_text())["traceEvents"]
+    assert {e["args"]["step"] for e in events if e["ph"] == "X"} == {1}
     assert ropd(["timeline", str(tmp_path), "--steps", "9:"]) == 2
     with pytest.raises(UserError, match="does not exist"):
         read_spans(tmp_path / "out")
+
+
+def test_the_trace_has_the_events_and_names_that_perfetto_reads():
+    found = json.loads(json.dumps(trace(hand_made())))
+    events = [e for e in found["traceEvents"] if e["ph"] == "X"]
+    assert len(events) == len(hand_made()) and {e["ph"] for e in found["traceEvents"]} == {"X", "M"}
+    for e in events:
+        assert e["name"] and e["ts"] >= 0 and e["dur"] >= 0 and isinstance(e["pid"], int) and isinstance(e["tid"], int)
+    names = {(e["pid"], e["tid"]): e["args"]["name"] for e in found["traceEvents"] if e["name"] == "thread_name"}
+    processes = {e["pid"]: e["args"]["name"] for e in found["traceEvents"] if e["name"] == "process_name"}
+    assert processes == {1: "run", 2: "teacher"}
+    assert all((e["pid"], e["tid"]) in names for e in events)
+    verify = next(e for e in events if e["name"] == "verify" and e["args"] == {"step": 1, "group": 1})
+    assert (verify["ts"], verify["dur"]) == (15e6, 1.5e6) and names[verify["pid"], verify["tid"]] == "group 1"
+    assert [names[1, tid] for tid in (1, 2, 3)] == ["step", "sample", "prefill"]
+
+
+def test_what_shares_a_thread_of_the_trace_is_nested():
+    calls = [
+        Span("judged", 0, 9, 0, 0),
+        Span("verify", 1, 4, 0, 0),
+        Span("verify", 2, 6, 0, 0),
+        Span("score", 4, 5, 0, 0),
+    ]
+    events = [e for e in trace(calls)["traceEvents"] if e["ph"] == "X"]
+    for a in events:
+        for b in events:
+            if a is not b and a["tid"] == b["tid"]:
+                first, then = sorted((a, b), key=lambda e: (e["ts"], -e["dur"]))
+                end = first["ts"] + first["dur"]
+                assert then["ts"] >= end or then["ts"] + then["dur"] <= end
+    assert len({e["tid"] for e in events}) == 2 and len(events) == 4

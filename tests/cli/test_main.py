@@ -35,6 +35,13 @@ def test_errors_of_a_run_become_one_line(runs, monkeypatch, capsys, error, code,
     assert capsys.readouterr().err.startswith(message)
 
 
+def test_a_finished_run_names_the_command_that_shows_why_each_reward(runs, capsys):
+    assert cli.main(["train", "--config", runs[0], "--workdir", "my run"]) == 0
+    assert "why each reward: ropd show 'my run' --worst 5\n" in capsys.readouterr().err
+    assert cli.main(["train", "--config", runs[0], "--workdir", "w", "--config.log.groups=False"]) == 0
+    assert "ropd show" not in capsys.readouterr().err
+
+
 def test_a_bug_keeps_its_traceback(runs, monkeypatch):
     def fail(config, workdir):
         raise ZeroDivisionError("ours")

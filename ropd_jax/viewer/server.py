@@ -1,0 +1,187 @@
+"""The page and its data over HTTP, on loopback, read-only. Every path begins with a random token, as Jupyter's do.
+
+    GET /TOKEN/                                  the page
+    GET /TOKEN/static/app.js                     its files
+    GET /TOKEN/api/runs                          names of the runs
+    GET /TOKEN/api/runs/NAME                     config, result
+    GET /TOKEN/api/runs/NAME/metrics             curves
+    GET /TOKEN/api/runs/NAME/groups?filter=...   a page of the list of groups (`runs.Query`)
+    GET /TOKEN/api/runs/NAME/groups/12/0         one group
+
+The browser is told to run only scripts of this server, and none that the page itself contains. Foreign text reaches it
+as JSON. A request must name this host, so that another site's page cannot read it through a DNS name of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import importlib.resources
+import json
+import logging
+import pathlib
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from ropd_jax.types import UserError
+from ropd_jax.viewer.runs import PAGE, Query, Run, runs_in
+
+log = logging.getLogger(__name__)
+HOST = "127.0.0.1"
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",  # the token is in the address
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+STATIC = {"app.js": "text/javascript", "groups.js": "text/javascript", "microscope.js": "text/javascript",
+          "curves.js": "text/javascript", "dom.js": "text/javascript", "style.css": "text/css"}  # fmt: skip
+_LOCAL = ("127.0.0.1", "localhost", "[::1]")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def make_app(directory: pathlib.Path, token: str) -> web.Application:
+    """The aiohttp application for a run or a folder of runs.
+
+    Raises:
+        UserError: there is no run.
+    """
+    runs_in(directory)
+    opened: dict[str, Run] = {}
+    root = web.Application()
+    app = web.Application()
+
+    def run_of(request: web.Request) -> Run:
+        name = request.match_info["run"]
+        known = runs_in(directory)
+        if name not in known:
+            raise UserError(f"{name!r:.80} is not a run of this folder")
+        return opened.setdefault(name, Run(known[name]))
+
+    def answer(work: Callable[[web.Request], object]) -> Handler:
+        async def handler(request: web.Request) -> web.StreamResponse:
+            return web.json_response(await asyncio.to_thread(work, request), dumps=_json)
+
+        return handler
+
+    def groups(request: web.Request) -> object:
+        return run_of(request).groups(query_of(request.query))
+
+    def group(request: web.Request) -> object:
+        return run_of(request).group(int(request.match_info["step"]), int(request.match_info["group"]))
+
+    async def page(request: web.Request) -> web.StreamResponse:
+        return web.Response(text=_file("index.html"), content_type="text/html")
+
+    async def static(request: web.Request) -> web.StreamResponse:
+        name = request.match_info["name"]
+        if name not in STATIC:
+            raise web.HTTPNotFound
+        return web.Response(text=_file(name), content_type=STATIC[name])
+
+    app.router.add_get("/", page)
+    app.router.add_get("/static/{name}", static)
+    app.router.add_get("/api/runs", answer(lambda request: {"runs": list(runs_in(directory))}))
+    app.router.add_get("/api/runs/{run}", answer(lambda request: run_of(request).about()))
+    app.router.add_get("/api/runs/{run}/metrics", answer(lambda request: run_of(request).metrics()))
+    app.router.add_get("/api/runs/{run}/groups", answer(groups))
+    app.router.add_get(r"/api/runs/{run}/groups/{step:\d{1,9}}/{group:\d{1,9}}", answer(group))
+    root.middlewares.append(_guard(token))
+    root.add_subapp(f"/{token}/", app)
+    return root
+
+
+def _guard(token: str) -> Middleware:
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        given = request.path.split("/")[1] if "/" in request.path else ""
+        response: web.StreamResponse
+        if request.host.rpartition(":")[0] not in _LOCAL:
+            response = web.json_response({"error": "this server answers on 127.0.0.1 only"}, status=403)
+        elif not hmac.compare_digest(given.encode(), token.encode()):
+            response = web.json_response({"error": "open the whole address that ropd view printed"}, status=403)
+        else:
+            try:
+                response = await handler(request)
+            except UserError as error:
+                response = web.json_response({"error": str(error)}, status=404)
+            except web.HTTPException as error:
+                response = web.json_response({"error": error.reason}, status=error.status)
+        response.headers.update(HEADERS)
+        return response
+
+    return guard
+
+
+def query_of(values: Mapping[str, str]) -> Query:
+    """The query of a URL.
+
+    Raises:
+        UserError: a value that is not possible.
+    """
+    try:
+        return Query(
+            filters=tuple(f for f in values.get("filter", "").split(",") if f),
+            sort=values.get("sort", "step"),
+            descending=values.get("desc") == "1",
+            text=values.get("q", "").strip()[:400],
+            step=int(values["step"]) if values.get("step") else None,
+            offset=int(values.get("offset", 0)),
+            limit=int(values.get("limit", PAGE)),
+        )
+    except ValueError as error:
+        raise UserError(f"step, offset and limit are numbers ({error!s:.100})") from error
+
+
+def _json(value: object) -> str:
+    """JSON that a browser reads: a file of ours can hold NaN, which JSON does not have."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:
+        return json.dumps(json.loads(json.dumps(value), parse_constant=lambda name: None))
+
+
+def _file(name: str) -> str:
+    return importlib.resources.files("ropd_jax.viewer").joinpath("static", name).read_text(encoding="utf-8")
+
+
+@contextlib.asynccontextmanager
+async def running(directory: pathlib.Path, *, port: int = 0, token: str = "") -> AsyncIterator[str]:
+    """A server during the ``async with``; yields the address of the page. Port 0 is any free port.
+
+    Raises:
+        UserError: there is no run, or the port is taken.
+    """
+    token = token or secrets.token_urlsafe(24)
+    runner = web.AppRunner(make_app(directory, token), access_log=None, shutdown_timeout=0.5)
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, HOST, port).start()
+        except OSError as e:
+            raise UserError(f"cannot listen on {HOST}:{port}: {e.strerror or e}; expected a free --port") from e
+        yield f"http://{HOST}:{runner.addresses[0][1]}/{token}/"
+    finally:
+        await runner.cleanup()
+
+
+def serve(directory: pathlib.Path, *, port: int, told: Callable[[str], None]) -> None:
+    """Serves until it is interrupted. ``told`` gets the address once it is reachable."""
+
+    async def main() -> None:
+        async with running(directory, port=port) as url:
+            told(url)
+            await asyncio.Event().wait()
+
+    with contextlib.suppress(KeyboardInterrupt):  # how it is meant to end
+        asyncio.run(main())
