@@ -14,6 +14,7 @@ import pytest
 from ropd_jax.cli import view
 from ropd_jax.cli.main import main as ropd
 from ropd_jax.types import UserError
+from ropd_jax.viewer import runs as runs_module
 from ropd_jax.viewer import server
 from ropd_jax.viewer.index import GroupIndex
 from ropd_jax.viewer.runs import FILTERS, GOLD_FILTERS, Query, Run
@@ -22,6 +23,13 @@ from tests.hostile.test_markup import OBEYED, TEXTS
 from tests.viewer.stored import F, T, write_group
 
 STATIC = pathlib.Path(server.__file__).parent / "static"
+
+
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch):
+    """A request reads everything, however slow the machine is."""
+    monkeypatch.setattr(runs_module, "FIRST_S", 600.0)
+    monkeypatch.setattr(runs_module, "SLICE_S", 600.0)
 
 
 @pytest.fixture
@@ -190,6 +198,15 @@ def test_hostile_text_reaches_the_page_as_it_is(tmp_path):
         row = json.loads(server._json(run.group(i, 0)))["row"]
         assert (row["answers"][0]["text"], row["question"]) == (text, f"q {text}"), ascii(text)
     assert all(i in steps(tmp_path, text=text, limit=500) for i, text in enumerate(TEXTS[:8]))
+
+
+def test_a_request_answers_with_what_it_has_and_the_next_one_continues(runs, monkeypatch):
+    monkeypatch.setattr(runs_module, "FIRST_S", 0.0)
+    monkeypatch.setattr(runs_module, "SLICE_S", 0.0)
+    run = Run(runs / "a")
+    found = [run.groups(Query()) for _ in range(3)]
+    assert [(f["read"], f["of"], f["total"]) for f in found] == [(1, 3, 1), (2, 3, 2), (3, 3, 3)]
+    assert run.groups(Query(filters=("punished",)))["graded"][1] == 3
 
 
 def test_only_the_file_of_a_group_is_read(runs, monkeypatch):
