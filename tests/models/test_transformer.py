@@ -134,6 +134,7 @@ FIELDS = {  # field -> (what the model has besides, the changed value); max_seq_
     "num_experts": (MOE, 8),
     "experts_per_token": (MOE, 1),
     "norm_top_k": (MOE, True),
+    "unused": ({}, ((1, 9),)),
 }
 LLAMA3, YARN = RopeScaling("llama3", 4.0, 1.0, 4.0, 16), RopeScaling("yarn", 4.0, original_len=64, beta_fast=1.5)
 SCALINGS = {  # field -> (a scaling that reads it, the changed value)

@@ -16,6 +16,7 @@ from ropd_jax.methods import load_method
 from ropd_jax.models import transformer
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.train import train
+from ropd_jax.training.failure_gate import TooManyFailures
 from ropd_jax.training.setup import read_config, update_config
 from ropd_jax.training.update import State, make_update, update_step
 from ropd_jax.types import UserError
@@ -234,27 +235,27 @@ def test_the_same_run_over_http_gives_the_same_rewards_digit_for_digit(provider,
 
 
 def test_a_teacher_that_fails_costs_scores_but_never_gives_zeros(tmp_path):
-    cfg = tiny_config(teacher__scripted__fault_rate=0.5, teacher__attempts=1, steps=1)
+    cfg = tiny_config(teacher__scripted__fault_rate=0.25, teacher__attempts=1, steps=1)
     train(cfg, tmp_path / "run")
     groups = groups_of(tmp_path / "run")
     unscored = [a for g in groups for a in g["answers"] if a["unscored"]]
-    assert unscored
+    assert 0 < len(unscored) < 16
     for a in unscored:
         assert a["reward"] is None and a["advantage"] is None and a["verdicts"] is None
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[1])
     assert row["teacher/unscored_frac"] == pytest.approx(len(unscored) / 16)
     assert sum(v for k, v in row.items() if k.startswith("reward/unscored_")) == len(unscored)
     scored = [a["reward"] for g in groups for a in g["answers"] if not a["unscored"]]
-    assert row["reward/mean"] == (pytest.approx(np.mean(scored)) if scored else None)
+    assert row["reward/mean"] == pytest.approx(np.mean(scored))
 
 
 def test_a_step_without_any_verdict_leaves_the_student_alone(tmp_path):
     cfg = tiny_config(teacher__scripted__fault_rate=1.0, teacher__attempts=1, steps=1)
-    train(cfg, tmp_path / "run")
+    with pytest.raises(TooManyFailures, match="none of the run's 4 groups could be scored"):
+        train(cfg, tmp_path / "run")
     params = finished_params(tmp_path / "run", 1)["params"]
     assert trees_max_diff(params, load_checkpoint("tiny").params) == 0.0
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["groups_unscored"] == result["groups_total"] == 4
+    assert not (tmp_path / "run" / "result.json").exists()
 
 
 def test_a_packed_run_learns_what_an_unpacked_one_does(scripted_run, tmp_path):

@@ -68,7 +68,7 @@ def test_an_optimizer_state_of_optax_adamw_as_earlier_versions_saved_it_is_resto
         with jax.set_mesh(mesh), contextlib.closing(Checkpoints(tmp_path, keep=1)) as checkpoints:
             state = placed(mesh, old, seed=0)
             _, opt_state = jax.jit(old.update)(state.params, state.opt_state, state.params)
-            checkpoints.save(3, state._replace(opt_state=opt_state), {})
+            checkpoints.save(3, state._replace(opt_state=opt_state), {}, wait=True)
             restored, _ = checkpoints.restore(3, placed(mesh, tx, seed=1))
     assert trees_max_diff(restored, state._replace(opt_state=opt_state)) == 0.0
     assert jax.tree.structure(restored.opt_state) == jax.tree.structure(opt_state)
