@@ -18,13 +18,13 @@ LETTERS = "ABCDEFGHIJ"
 _LABEL = r"(?:(?:the|my|is|final|correct|right|best|answer|option|choice|letter)\b[\s:]*)*"
 _CHOICE = re.compile(
     rf"(?i:{_LABEL})(?P<left>[(\[{{]?)\s*(?:(?P<upper>[A-J])|(?P<lower>[a-j]))(?:\s*(?P<right>[)\]}}]))?(?P<rest>.*)",
-    re.S,
+    re.DOTALL,
 )
 _TAIL = re.compile(  # what may follow the letter
     r"[\s.,;:!*_\"']*$|\s*[.):\]]+\s+\S.*|\s+-+\s+\S.*|:\s*\S.*|\s*\(.*|\s*=\s+\S.*|[,;]\s+(?!and\b|or\b)[a-z].*"
     r"|,?\s+(?:because|since|as|so|which|where|not|rather than)\b.*"
     r"|\s+is\s+(?:the\s+)?(?:\w+\s+)?(?:correct|right|best|true|answer|choice|option)\b.*",
-    re.S,
+    re.DOTALL,
 )
 _OTHER = r"(?:(?:option|choice|answer)\s+)?[(\[]?\s*[A-J]\b(?!['\u2019\w])"
 _SECOND = re.compile(  # another letter in the same breath
