@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -45,6 +46,10 @@ def run(tmp_path, teacher):
     return tmp_path
 
 
+def scores_of(file):
+    return [json.loads(line) for line in pathlib.Path(file).read_text().splitlines()]
+
+
 def test_padding_and_neighbours_change_no_score(teacher):
     rows = [Row((0, "a", 0), [3, 4, 5, 6, 7], 2), Row((0, "b", 0), list(range(3, 45)), 40)]
     got = mean_logprobs(teacher, rows, rows=4)
@@ -53,8 +58,7 @@ def test_padding_and_neighbours_change_no_score(teacher):
 
 
 def test_every_stored_answer_gets_its_teachers_mean_logprob(run, teacher, tmp_path):
-    path = score_run(run, "tiny", tmp_path / "deep" / "scores.jsonl")
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = scores_of(score_run(run, "tiny", tmp_path / "deep" / "scores.jsonl"))
     assert [(r["step"], r["prompt_id"], r["sample"]) for r in rows] == [(4, "p", 0), (4, "p", 1)]  # "" has no tokens
     prompt = teacher.tokenizer.apply_chat_template(
         (Message("user", "State the final answer to the following arithmetic problem: 1 + 2 ="),)
@@ -77,7 +81,7 @@ def saved(run, steps):
 
 def test_the_overlap_is_with_the_student_that_was_there(run, teacher, tmp_path):
     saved(run, (3, 5))  # the rollouts are of step 4
-    rows = [json.loads(x) for x in score_run(run, "tiny", tmp_path / "s.jsonl", top_k=3).read_text().splitlines()]
+    rows = scores_of(score_run(run, "tiny", tmp_path / "s.jsonl", top_k=3))
     prompt = teacher.tokenizer.apply_chat_template(
         (Message("user", "State the final answer to the following arithmetic problem: 1 + 2 ="),)
     )
@@ -93,7 +97,7 @@ def test_the_overlap_is_with_the_student_that_was_there(run, teacher, tmp_path):
 
 def test_before_the_first_kept_checkpoint_it_is_the_student_that_the_run_started_from(run, tmp_path):
     saved(run, (5,))
-    rows = [json.loads(x) for x in score_run(run, "tiny", tmp_path / "s.jsonl", top_k=3).read_text().splitlines()]
+    rows = scores_of(score_run(run, "tiny", tmp_path / "s.jsonl", top_k=3))
     assert [r["topk_overlap"] for r in rows] == [1.0, 1.0]
     with pytest.raises(UserError, match="--top_k=9999; expected at most"):
         score_run(run, "tiny", tmp_path / "s.jsonl", top_k=9999)
