@@ -117,11 +117,16 @@ def cloud(tmp_path, monkeypatch):
 
 
 def launch(script, *args, **environment):
-    """The script in a session of its own, as in a terminal."""
-    return subprocess.Popen(
-        [LAUNCH / script, *args], cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
+    """The script in a session of its own, as in a terminal: Ctrl-C reaches it, also if these tests run in the
+    background, where shells switch it off."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what is ignored here is ignored by children
+    try:
+        return subprocess.Popen(
+            [LAUNCH / script, *args], cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def ended(process):
