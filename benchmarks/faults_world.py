@@ -165,7 +165,10 @@ def fill(disk: pathlib.Path) -> None:
 
 def mount_readonly(workdir: pathlib.Path) -> None:
     subprocess.run(["mount", "--bind", workdir, workdir], check=True)
-    subprocess.run(["mount", "-o", "remount,ro,bind", workdir], check=True)
+    remount, deadline = ["mount", "-o", "remount,ro,bind", str(workdir)], time.monotonic() + 5
+    while subprocess.run(remount, capture_output=True).returncode:  # busy while a file in it is being written
+        assert time.monotonic() < deadline, f"{workdir} stays busy"
+        time.sleep(0.05)
 
 
 def may_mount() -> bool:
