@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -108,6 +109,26 @@ def _end_with_the_process() -> None:
     _SignalingThread.__init__ = init
 
 
+class _SteadyTime:
+    """The module ``time`` whose ``time()`` nobody can set."""
+
+    time = staticmethod(time.monotonic)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+
+@functools.cache
+def _steady_timeouts() -> None:
+    """Orbax measures its waits by the system clock: when that was set a day ahead during a write, the write had "timed
+    out"."""
+    try:
+        from orbax.checkpoint._src.futures import future
+    except ImportError:  # another version of Orbax
+        return
+    future.time = _SteadyTime()
+
+
 @functools.cache
 def _quiet_after_a_failure() -> None:
     """When one write of many has failed, the others of tensorstore find Orbax's event loop closed as they end, and each
@@ -148,6 +169,7 @@ class Writer:
         logging.getLogger("absl").addFilter(_OneLine())
         _quiet_after_a_failure()
         _end_with_the_process()
+        _steady_timeouts()
 
     def start(self, step: int, trees: Mapping[str, Any], host: Mapping[str, Any]) -> None:
         """Copy the arrays to the host and begin to write; the caller may then give the arrays away."""

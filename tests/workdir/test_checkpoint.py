@@ -6,6 +6,7 @@ import contextlib
 import errno
 import shutil
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 from etils import epath
+from orbax.checkpoint._src.futures import future
 
 from ropd_jax import configs
 from ropd_jax.models import transformer
@@ -314,3 +316,15 @@ def test_the_best_survive_a_resume(tmp_path):
             for step in (begin, begin + 1):
                 checkpoints.save(step, numbers(step), {})
     assert stepped(tmp_path) == ["2", "4"]
+
+
+def test_a_clock_that_is_set_ahead_during_a_write_ends_no_save(tmp_path, monkeypatch):
+    now, ahead = time.time, [0.0]
+    monkeypatch.setattr(time, "time", lambda: now() + ahead[0])
+    with contextlib.closing(Checkpoints(tmp_path, keep=1)) as checkpoints:
+        begin = future.time.time()
+        checkpoints.save(1, numbers(1), {})
+        ahead[0] = 86_400.0
+        assert future.get_remaining_time(begin, 3600) > 3000
+        checkpoints.wait()
+        assert checkpoints.restore(1, numbers(0))[1] == {}
