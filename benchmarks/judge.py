@@ -56,7 +56,7 @@ server = xllamacpp.Server(p)
 while True: time.sleep(60)
 """
 STARTED_S = 120.0
-SCHEMA_TOKENS = 1200  # output limit there: twice what a usable reply needs; a reply that goes on is not usable
+SCHEMA_TOKENS = 1200  # output limit: twice what a usable reply needs; a longer reply counts as unusable
 PREFIX_QUESTIONS = 2
 
 

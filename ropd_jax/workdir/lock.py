@@ -29,6 +29,7 @@ import uuid
 from collections.abc import Iterator
 
 from ropd_jax.types import UserError
+from ropd_jax.utils.paths import is_url
 from ropd_jax.workdir.lock_files import records_of
 
 log = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ class Lock:
         except UserError:
             raise
         except Exception as error:
-            if "://" in self._directory:  # each storage has errors of its own
+            if is_url(self._directory):  # each storage has errors of its own
                 raise self._unreachable(error) from error
             if isinstance(error, NotADirectoryError | FileExistsError):
                 place = pathlib.Path(self._directory)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from ropd_jax.parallel import hosts
 from ropd_jax.types import UserError
+from ropd_jax.utils.paths import is_url
 from ropd_jax.workdir.lock import Lock, LockLost
 
 
@@ -45,7 +46,7 @@ def one_run(workdir: str | os.PathLike[str], flag: str = "--workdir") -> Iterato
         UserError: another run is there, or the directory cannot be written; raised on all hosts.
     """
     name = os.fspath(workdir)
-    place = name if "://" in name else pathlib.Path(name).expanduser()
+    place = name if is_url(name) else pathlib.Path(name).expanduser()
     if isinstance(place, pathlib.Path) and (place / "result.json").exists() and not os.access(place, os.W_OK):
         yield Ownership(None)  # an archived run: its result can be shown, and nothing can be written
         return
