@@ -64,6 +64,9 @@ def default() -> ConfigDict:
     cfg.data.heldout = True  # False: no held-out data, and so no accuracy. jsonl without a heldout_path has none either
     cfg.data.size = 2_000  # questions; 0 or None: all of a set (docs/data.md). What it leaves out is counted
     cfg.data.heldout_size = 500
+    cfg.data.sources = ()  # several sources with weights, mappings of the keys above: docs/data.md. () is one source
+    cfg.data.heldout_from = ""  # name of the one source that held-out questions come from; "": all, by their weights
+    cfg.data.curriculum = 0.0  # b > 1: prompts of middling pass rate come more often, up to b times; 0 is off
     cfg.data.template = "{question}"
     cfg.data.system = ""
     cfg.data.prompts_per_step = 32  # P

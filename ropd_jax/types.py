@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -55,6 +56,8 @@ class Prompt:
         task: which grader and which generator it belongs to, e.g. ``chain_sum``.
         solution: a worked solution that the data set carries ("" if none); never shown to the student.
         metadata: what a grader needs besides (``reasoning_gym`` entry, for example).
+        source: the name of its source in a mixture (``data.sources``); "" if there is only one.
+        templates: prompt templates of its source, by role of the teacher; the others are the config's.
     """
 
     id: str
@@ -63,6 +66,8 @@ class Prompt:
     task: str = ""
     solution: str = ""
     metadata: dict = dataclasses.field(default_factory=dict, compare=False)
+    source: str = ""
+    templates: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
 
     @property
     def question(self) -> str:
