@@ -110,6 +110,19 @@ def test_either_reaches_the_command(runs):
     assert (config.optim.warmup_steps, config.eval.sampled, workdir) == (7, False, "w")
 
 
+def test_none_is_a_value_of_the_keys_that_can_be_none(runs):
+    path, calls = runs
+    args = ["--config.data.size=None", "--config.data.heldout-size=none", "--config.teacher.reference.temperature=None",
+            "--config.teacher.requests_per_minute=5", "--config.teacher.requests_per_minute=None"]  # fmt: skip
+    assert cli.main(["train", "--config", path, *args, "--workdir=w"]) == 0
+    config, _ = calls[0]
+    assert (config.data.size, config.data.heldout_size, config.teacher.reference.temperature) == (None, None, None)
+    assert config.teacher.requests_per_minute is None
+    assert cli.main(["train", "--config", path, "--config.data.size=None", "--config.data.size=7", "--workdir=w"]) == 0
+    assert calls[1][0].data.size == 7  # the last one counts
+    assert cli.main(["train", "--config", path, "--config.seed=None", "--workdir=w"]) == 2
+
+
 def test_words_can_follow_the_flags():
     args = parse(cli.COMMANDS["timeline"], ["--steps", "1:", "runs/a"])
     assert (args.words, args["steps"], args["out"]) == (["runs/a"], "1:", "")
