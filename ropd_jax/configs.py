@@ -57,9 +57,7 @@ def default() -> ConfigDict:
     cfg.data.source = "reasoning_gym"  # or "jsonl", or "published": a set of ropd_jax/data/published.py, by its name
     cfg.data.task = "chain_sum"  # reasoning-gym task, name of a published set; jsonl: exact, math, choice, ... or ""
     cfg.data.options = ConfigDict()  # options of the reasoning-gym task
-    cfg.data.path = (
-        ""  # jsonl: training rows, or .parquet; published: a directory, "tfds:DIR", "hub", or "" for ROPD_DATA
-    )
+    cfg.data.path = ""  # jsonl: rows, or .parquet; published: a directory, "tfds:DIR", "hub", or "" for ROPD_DATA
     cfg.data.heldout_path = ""  # jsonl: held-out rows
     cfg.data.seed = 10_000_000  # item i is made from seed + i: keep the two seeds further apart than the sizes
     cfg.data.heldout_seed = 90_000_000

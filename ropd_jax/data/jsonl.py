@@ -1,9 +1,9 @@
-"""Questions from JSONL files (or Parquet, if the name ends so): one object per line, with the question, and the gold answer where there is one.
+"""Questions from JSONL files: one object per line, with the question, and the gold answer where there is one.
 
     {"id": "a1", "question": "What is 2 + 2?", "answer": "4", "solution": "2 + 2 = 4"}
 
 Rows of GSM8K, IFEval, verl and TRL are read as they are published. docs/data.md has every form with an example. Keys
-that are none of a form become metadata.
+that are none of a form become metadata. A file whose name ends in ``.parquet`` has the same rows.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ def make_rollout(
     """The rollout of a row that has ended.
 
     With the stop text "###", tokens "4", "2#", "##\\n", "x" become the first three tokens and the text "42": the
-    tokens include the one that completed the stop text, because it was sampled; the text ends before it. ``opened`` is of
-    `opens_thought`.
+    tokens include the one that completed the stop text, because it was sampled; the text ends before it. ``opened`` is
+    of `opens_thought`.
     """
     tokens, stopped = job.tokens, job.tokens[-1] in stop_ids
     text = tokenizer.decode(tokens[:-1] if stopped else tokens)

@@ -38,5 +38,5 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=f"{name}.*expected a Parquet file"):
             load_prompts(source="jsonl", path=str(tmp_path / name))
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UserError, match="bad.parquet needs pyarrow: pip install pyarrow"):
+    with pytest.raises(UserError, match=r"bad.parquet needs pyarrow: pip install pyarrow"):
         load_prompts(source="jsonl", path=str(tmp_path / "bad.parquet"))
