@@ -1,4 +1,4 @@
-"""What the child of `named` and of ``evaluation.grading`` does for IFEval: its checks on one response (see ``utils.sandbox``)."""
+"""What the child of `named` and of ``evaluation.grading`` does: IFEval's checks on one response."""
 
 from __future__ import annotations
 

@@ -17,10 +17,9 @@ from tests.helpers import trees_max_diff
 from tests.runs.test_train import finished_params, groups_of, tiny_config
 
 SOURCES = (
-    {"name": "two", "options": {"min_terms": 2, "max_terms": 2}, "weight": 1, "size": 12},
-    {"name": "three", "options": {"min_terms": 3, "max_terms": 3}, "weight": 3, "size": 40,
-     "template": "Add up. {question}"},
-)  # fmt: skip
+    {"name": "two", "options": {"min_terms": 2, "max_terms": 2, "max_digits": 1}, "weight": 1, "size": 12},
+    {"name": "three", "options": {"min_terms": 3, "max_terms": 3, "max_digits": 1}, "weight": 3, "size": 40},
+)
 
 
 def test_a_run_logs_each_part_and_resamples_on_the_mixed_reward(tmp_path):
