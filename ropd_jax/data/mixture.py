@@ -101,7 +101,7 @@ def _row(entry: Any, i: int) -> dict[str, Any]:
     if not hasattr(entry, "keys"):
         raise UserError(
             f"data.sources, entry {i + 1}: {entry!r:.60}; expected a mapping, e.g. "
-            "{'name': 'gsm8k', 'source': 'jsonl', 'path': 'gsm8k.jsonl', 'weight': 3}"
+            "({'source': 'jsonl', 'path': 'gsm8k.jsonl', 'weight': 3},)"
         )
     row = dict(entry)
     for key, value in row.items():

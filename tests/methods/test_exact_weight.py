@@ -9,6 +9,7 @@ import pytest
 
 from ropd_jax.core.rewards import with_exact
 from ropd_jax.methods import load_method
+from ropd_jax.plan import preflight
 from ropd_jax.teacher import Teacher
 from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.train import train
@@ -95,6 +96,8 @@ def test_data_without_any_gold_answer_is_refused(tmp_path, caplog):
                       rewards__exact_weight=0.5)  # fmt: skip
     with pytest.raises(UserError, match="none of the 8 training prompts"):
         train(cfg, tmp_path / "run")
+    with pytest.raises(UserError, match="none of the 8 training prompts"):
+        preflight.run(cfg, calls=False)
     assert not (tmp_path / "run" / "config.json").exists()
 
 

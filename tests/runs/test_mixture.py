@@ -39,10 +39,10 @@ def test_a_run_logs_each_part_and_resamples_on_the_mixed_reward(tmp_path):
 
 
 @pytest.mark.parametrize("staleness", (0, 1))
-def test_a_mixture_with_a_curriculum_resumes_bit_for_bit(staleness, tmp_path, monkeypatch):
+def test_a_mixture_with_a_curriculum_and_exact_grades_resumes_bit_for_bit(staleness, tmp_path, monkeypatch):
     cfg = tiny_config(
         steps=4, data__sources=SOURCES, data__curriculum=4.0, data__heldout_size=8, stream__staleness=staleness,
-        stream__groups=2 * staleness, checkpoint__every=1, checkpoint__keep=9,
+        stream__groups=2 * staleness, checkpoint__every=1, checkpoint__keep=9, rewards__exact_weight=0.3,
     )  # fmt: skip
     train(cfg, tmp_path / "whole")
     real, seen, sent = ScriptedClient.chat, [], []
@@ -65,4 +65,5 @@ def test_a_mixture_with_a_curriculum_resumes_bit_for_bit(staleness, tmp_path, mo
     rows = [r for r in rows if "source/two_groups" in r]
     assert [(r["source/two_groups"], r["source/three_groups"]) for r in rows] == [(1, 3)] * 4
     assert all(r["source/three_share"] == 0.75 and r["source/two_reward_mean"] is not None for r in rows)
+    assert all(r["reward/exact_mean"] is not None for r in rows)
     assert rows[-1]["curriculum/seen_frac"] > 0 and 0.25 <= rows[-1]["curriculum/factor_min"] <= 1
