@@ -15,6 +15,7 @@ the multiples of phi fill the unit interval evenly, a source's count stays withi
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import pathlib
 import re
@@ -185,10 +186,15 @@ def interleaved(sizes: Sequence[int]) -> list[tuple[int, int]]:
     )
 
 
+@functools.lru_cache(maxsize=8)
+def _start(seed: int) -> float:
+    """u_0 of the module."""
+    return np.random.default_rng((seed, 5)).random()
+
+
 def step_counts(shares: Sequence[float], batch: int, seed: int, step: int) -> np.ndarray:
     """int [S], the prompts that each source gives to a step; they sum to ``batch``. See the module."""
-    start = np.random.default_rng((seed, 5)).random()
-    u = min((start + step * _PHI) % 1.0, 1.0 - 1e-9)
+    u = min((_start(seed) + step * _PHI) % 1.0, 1.0 - 1e-9)
     edges = np.concatenate([[0.0], np.cumsum(shares)])
     edges[-1] = 1.0
     return np.diff(np.floor(batch * edges + u)).astype(int)

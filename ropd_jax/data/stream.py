@@ -62,8 +62,8 @@ class PromptStream:
         self._order: dict[int, tuple[int, np.ndarray]] = {}  # by source: an epoch, and its permutation
         self._at = (0, [(0, 0)] * len(self._parts))  # a step, and by source its epoch and the prompts used of it
         self._next = 0  # step, of the curriculum
-        seeds = [(seed, 6, s) for s in range(len(self._parts))]
-        self._states = [curriculum.first_state(len(p), key) for p, key in zip(self._parts, seeds, strict=True)]
+        parts = self._parts if most else []
+        self._states = [curriculum.first_state(len(part), (seed, 6, s)) for s, part in enumerate(parts)]
         self._before: dict[int, list[curriculum.CurriculumState]] = {}  # states before the last steps were drawn
         self._drawn: dict[int, Places] = {}
         self._rates: dict[int, dict[str, float]] = {}  # by step and prompt id, of the last steps
@@ -125,8 +125,9 @@ class PromptStream:
             epoch, place = divmod(step, self.steps_per_epoch)
             at, used = step, [(epoch, place * self._batch)]
         while at < step:
-            used = [self._room(s, *used[s], n) for s, n in enumerate(self._counts(at))]
-            used = [(epoch, first + n) for (epoch, first), n in zip(used, self._counts(at), strict=True)]
+            counts = self._counts(at)
+            used = [self._room(s, *used[s], n) for s, n in enumerate(counts)]
+            used = [(epoch, first + n) for (epoch, first), n in zip(used, counts, strict=True)]
             at += 1
         self._at = at, used
         places = []
