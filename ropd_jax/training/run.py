@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ropd_jax.data.prompts import PromptStream
 from ropd_jax.data.questions import Questions
+from ropd_jax.data.stream import PromptStream
 from ropd_jax.methods import Method
 from ropd_jax.models.lora import attach
 from ropd_jax.sampling.engine import EngineConfig, sample_groups

@@ -160,6 +160,7 @@ class Session:
             self._host |= found.host
             self.teacher.restore(self._host["teacher"], host=hosts.index())
             self._gate.restore(self._host["failures"])
+            self._run.prompts.restore(self._host.get("curriculum"))
         sync_teachers(self.teacher)
         self._open_logs(first, resumed=found is not None)
         if found:
@@ -410,7 +411,8 @@ class Session:
         """What a checkpoint holds besides the arrays; ``ends`` as in `save`."""
         stale = bool(self._run.cfg.overlap.staleness)
         host = self._host | pending_state(done, pending, stale=stale, sample=not ends)
-        return host | {"seconds": self._seconds(), "teacher": self.teacher.state(), "failures": self._gate.state()}
+        host |= {"seconds": self._seconds(), "teacher": self.teacher.state(), "failures": self._gate.state()}
+        return host | ({"curriculum": drawn} if (drawn := self._run.prompts.state(done)) else {})
 
     def finish(self, after: dict[str, Any]) -> Result:
         """Write the result, with the last held-out evaluation in it, and the curves.

@@ -132,8 +132,9 @@ def graded(row: Mapping[str, Any]) -> Graded:
     right: tuple[bool | None, ...] = (None,) * len(answers)
     if isinstance(gold, str) and golds.kind(gold) in (golds.NUMBER, golds.CHOICE):
         prompt = Prompt(str(row["prompt_id"]), (Message("user", ""),), answer=gold)
-        of = {text: grade(prompt, answer_of(text)) for text in {a["text"] for a in answers}}
-        right = tuple(of[a["text"]] for a in answers)
+        texts = [answer_of(a["text"], opened=a.get("opened", False)) for a in answers]
+        of = {text: grade(prompt, text) for text in set(texts)}
+        right = tuple(of[text] for text in texts)
     pushes = [finite(a["advantage"]) or 0.0 for a in answers]
     return Graded(
         right,

@@ -23,7 +23,10 @@ from ropd_jax.workdir.keys import FREE, IDENTITY, NUMERICS, QUESTIONS, key_of
 ABSENT = "absent"
 WARNED = ("method", "teacher.index")  # a method's file can be corrected, and an index can grow: neither ends a run
 ONLY_WITH = {"teacher.calibration": "ropd.reliability_weights"}  # key -> the switch without which it is only recorded
-REACHED_BY = ("base_url", "api_key_env", "headers")  # keys of an entry of a panel: where a model is, not which
+REACHED_BY = (  # keys of an entry of a list: where a model or a file is, not which (questions are compared themselves)
+    *("base_url", "api_key_env", "headers"),
+    *("path", "heldout_path"),
+)
 
 
 @dataclasses.dataclass(frozen=True)

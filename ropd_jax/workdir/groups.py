@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ropd_jax.teacher.rubric_store import lineage_from
-from ropd_jax.types import Criterion, Judgement, Message, Prompt, Repeat, RolloutGroup, Rubric, UserError
+from ropd_jax.types import THINK, Criterion, Judgement, Message, Prompt, Repeat, RolloutGroup, Rubric, UserError
 from ropd_jax.utils.files import finite, write_atomic
 from ropd_jax.utils.paths import local_run
 from ropd_jax.utils.writing import essential
@@ -71,6 +71,27 @@ def _named(judgement: Judgement) -> dict[str, bool] | None:
     return dict(zip([c.id for c in judgement.rubric.criteria], judgement.passed[0], strict=True))
 
 
+def _alone(part: Judgement) -> dict[str, Any]:
+    """The rubric of one answer alone (``ropd.rubric_per="pair"``); `_part` reads it back."""
+    lineage = {} if part.lineage is None else {"lineage": dataclasses.asdict(part.lineage)}
+    return {"rubric": _criteria(part), "verdicts": _named(part), **lineage}
+
+
+def _part(answer: Mapping[str, Any]) -> Judgement:
+    criteria = _rubric(answer["rubric"])
+    return Judgement(
+        rewards=(answer.get("method_reward", answer["reward"]),),
+        causes=(answer["unscored"],),
+        rubric=Rubric(criteria) if criteria else None,
+        passed=(_verdicts(answer["verdicts"], criteria),) if criteria else (),
+        lineage=lineage_from(answer["lineage"]) if "lineage" in answer else None,
+    )
+
+
+def _rubric(rows: Iterable[Mapping[str, Any]]) -> tuple[Criterion, ...]:
+    return tuple(Criterion(c["id"], c["text"], c["points"], c["category"]) for c in rows)
+
+
 def _parts(judgement: Judgement, i: int) -> dict[str, Any]:
     """What the reward of answer i is made of, where it has an exact part; `_judgement` reads it back."""
     if not judgement.exact:
@@ -105,6 +126,7 @@ def group_row(group: RolloutGroup, judgement: Judgement, advantages: Sequence[fl
         answers.append(
             {
                 "text": rollout.text,
+                **({"opened": True} if rollout.opened else {}),
                 "finish_reason": rollout.finish_reason,
                 "tokens": len(rollout.tokens_T),
                 "verdicts": verdicts(judgement.passed, i),
@@ -113,7 +135,7 @@ def group_row(group: RolloutGroup, judgement: Judgement, advantages: Sequence[fl
                 "unscored": judgement.causes[i],
                 **({"score": judgement.scores[i]} if judgement.scores else {}),
                 **_parts(judgement, i),
-                **({} if alone is None else {"rubric": _criteria(alone), "verdicts": _named(alone)}),
+                **({} if alone is None else _alone(alone)),
                 **again(i),
             }
         )
@@ -143,7 +165,7 @@ class StoredGroup:
 
     Attributes:
         prompt: id, question and gold answer; the question is what the teacher was shown.
-        answers: the rollouts' texts.
+        answers: the rollouts' texts, from a ``<think>`` on that the chat template has opened.
         advantages: as the run computed them; None where unscored.
         judgement: what the teacher said.
     """
@@ -189,14 +211,14 @@ def group_from(row: Mapping[str, Any]) -> StoredGroup:
     return StoredGroup(
         step=row["step"],
         prompt=Prompt(row["prompt_id"], (Message("user", row["question"]),), answer=row.get("gold_answer")),
-        answers=tuple(a["text"] for a in answers),
+        answers=tuple(THINK + a["text"] if a.get("opened") else a["text"] for a in answers),
         advantages=tuple(a["advantage"] for a in answers),
         judgement=_judgement(row, answers, references),
     )
 
 
 def _judgement(row: Mapping[str, Any], answers: Sequence[Mapping], references: Sequence[Mapping]) -> Judgement:
-    criteria = tuple(Criterion(c["id"], c["text"], c["points"], c["category"]) for c in row["rubric"])
+    criteria = _rubric(row["rubric"])
     everything = [*answers, *references]
     repeat = None
     if everything and all("again" in item for item in everything):
@@ -216,6 +238,7 @@ def _judgement(row: Mapping[str, Any], answers: Sequence[Mapping], references: S
         reference_models=models if len(models) == len(references) else (),
         repeat=repeat,
         lineage=lineage_from(row["lineage"]) if "lineage" in row else None,
+        parts=tuple(_part(a) for a in answers) if answers and all("rubric" in a for a in answers) else (),
         exact=tuple(a["exact"] for a in answers) if with_exact else (),
         method_rewards=tuple(a["method_reward"] for a in answers) if with_exact else (),
         agreement=tuple(c["agreement"] for c in row["rubric"]) if "agreement" in (row["rubric"] or [{}])[0] else (),
