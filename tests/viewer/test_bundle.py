@@ -41,6 +41,8 @@ def test_it_opens_from_the_file_system_and_filters_sorts_and_searches_as_the_ser
     out = tmp_path / "out"
     about = bundle.make(run, out)
     assert about["groups"] == 4 and about["missing"] == []
+    unsafe = r"innerHTML|outerHTML|insertAdjacent|document\.write|DOMParser|srcdoc|\beval\(|javascript:"
+    assert not re.search(unsafe, (out / "static" / "bundle.js").read_text())
     served = Run(run)
     with shown(browser, (out / "index.html").as_uri()) as view:
         view.watch._allowed = out.as_uri()
