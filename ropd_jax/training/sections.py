@@ -128,7 +128,8 @@ class LogConfig:
     """``cfg.log``."""
 
     groups: bool
-    tensorboard: bool
+    trackers: tuple[str, ...]
+    profile_steps: str
     watchdog_s: float
 
 

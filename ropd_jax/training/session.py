@@ -27,6 +27,7 @@ from ropd_jax.training.collect import DeferredGroups, judge_by, report_left_out,
 from ropd_jax.training.drift import alarms, drift_at
 from ropd_jax.training.failure_gate import FailureGate
 from ropd_jax.training.metrics import make_result
+from ropd_jax.training.profile import Profile
 from ropd_jax.training.run import Run
 from ropd_jax.training.update import State
 from ropd_jax.training.validate import all_finite, check_finite
@@ -37,13 +38,14 @@ from ropd_jax.utils.writing import WRITE_ERRORS, Dispensable, WriteError, write_
 from ropd_jax.workdir.checkpoint import Checkpoints
 from ropd_jax.workdir.config import claim
 from ropd_jax.workdir.curves import curves_png
-from ropd_jax.workdir.groups import GroupsLog
+from ropd_jax.workdir.groups import GroupsLog, answer_rows
 from ropd_jax.workdir.lock import LockLost
 from ropd_jax.workdir.metrics import Metrics, read_metrics
 from ropd_jax.workdir.one_run import Ownership
 from ropd_jax.workdir.progress import Progress
 from ropd_jax.workdir.rescue import rescue
 from ropd_jax.workdir.result import Result, read_result, write_result
+from ropd_jax.workdir.trackers import Start, make_trackers
 from ropd_jax.workdir.watchdog import watching
 
 log = logging.getLogger(__name__)
@@ -187,9 +189,13 @@ class Session:
     def _open_logs(self, first: int, *, resumed: bool) -> None:
         run, stack, writes = self._run, self._stack, self._writes
         files = run.place.files
-        self._metrics = Metrics(
-            files, start_step=first + 1 if resumed else 0, tensorboard=run.cfg.log.tensorboard, write=writes
-        )
+        begin = first + 1 if resumed else 0
+        start = Start(run.raw, files, run.place.home.name, begin, resumed, run.forked_from or {})
+        self._trackers = make_trackers(run.cfg.log.trackers if writes else (), start)
+        stack.push(lambda kind, error, trace: self._trackers.finish(0 if kind is None else 1))
+        self._metrics = Metrics(files, start_step=begin, trackers=self._trackers, write=writes)
+        self._profile = Profile(run.cfg.log.profile_steps if writes else "", files / "profile")
+        stack.callback(self._profile.close)
         stack.enter_context(contextlib.closing(self._metrics))
         self._timeline = stack.enter_context(tracing.Timeline(files, start_step=first, write=writes).recording())
         compile_cache.hand_over(self._timeline)
@@ -229,7 +235,7 @@ class Session:
     def step(self, step: int, state: State, pending: Pending) -> Iterator[None]:
         """Everything inside belongs to this step of the timeline; ``state`` is that of the last finished step."""
         self._finished = (step, state, pending)
-        with tracing.about(step=step), tracing.span("step"):
+        with tracing.about(step=step), tracing.span("step"), self._profile.step(step):
             yield
 
     def eval_due(self, step: int) -> bool:
@@ -279,7 +285,9 @@ class Session:
         metrics |= self.teacher.metrics(step)
         advantage_PG = np.asarray(report.advantages.advantage_PG)
         if self._writes and run.cfg.log.groups and run.method.needs_rollouts:
-            self._groups_log.write(step, report.groups, report.judgements, advantage_PG.tolist())
+            judged = (report.groups, report.judgements, advantage_PG.tolist())
+            self._groups_log.write(step, *judged)
+            self._trackers.table(done, lambda: answer_rows(step, *judged))
         check_finite(metrics, step, run.place.files, report.rows, advantage_PG, finite=report.finite)
         metrics |= self._checkpoints.times()
         metrics["time/step_s"] = time.monotonic() - report.begin

@@ -29,10 +29,12 @@ from ropd_jax.parallel import hosts
 from ropd_jax.parallel.mesh import check_divides
 from ropd_jax.parallel.xla_options import xla_options
 from ropd_jax.teacher.build import role_of
+from ropd_jax.training.profile import profile_range
 from ropd_jax.training.sections import OptimConfig, OverlapConfig, RunConfig
 from ropd_jax.training.update import check_learning
 from ropd_jax.types import Prompt, UserError
 from ropd_jax.utils.writing import Dispensable
+from ropd_jax.workdir.trackers import check_trackers
 
 log = logging.getLogger(__name__)
 SHORTEST = 16  # positions of a prompt: lengths are rounded up to a multiple of it
@@ -59,6 +61,8 @@ def check_run(cfg: RunConfig) -> None:
         if value not in known:
             raise UserError(f"{key}={value!r}; expected one of {', '.join(known)}")
     check_learning(loss, optim)
+    check_trackers(cfg.log.trackers)
+    profile_range(cfg.log.profile_steps)
     P, m = cfg.prompts_per_step, optim.minibatches
     if P % m:
         raise UserError(f"optim.minibatches={m} does not divide data.prompts_per_step={P}; choose a divisor of {P}")

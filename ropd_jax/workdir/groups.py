@@ -54,6 +54,32 @@ class GroupsLog:
         return path
 
 
+def answer_rows(
+    step: int,
+    groups: Iterable[RolloutGroup],
+    judgements: Iterable[Judgement],
+    advantages: Iterable[Sequence[float | None]],
+) -> list[dict[str, Any]]:
+    """One row per answer of a step, for the tables of trackers."""
+    return [
+        {
+            "step": step,
+            "group": row["group"],
+            "prompt_id": row["prompt_id"],
+            "question": row["question"],
+            "gold_answer": row["gold_answer"],
+            "answer": answer["text"],
+            "reward": answer["reward"],
+            "advantage": answer["advantage"],
+            "unscored": answer["unscored"],
+            "finish_reason": answer["finish_reason"],
+            "tokens": answer["tokens"],
+        }
+        for row in (group_row(*one) for one in zip(groups, judgements, advantages, strict=True))
+        for answer in row["answers"]
+    ]
+
+
 def _criteria(judgement: Judgement) -> list[dict[str, Any]]:
     """The criteria of a judgement's rubric; with what each counted for, where that is not its points, and how far the
     votes on it agree, where there are several."""

@@ -306,7 +306,8 @@ KEYS: dict[str, Key] = {
     "eval.judged": _free(_whole(0)),
     "eval.sampled": _free(FLAG),
     "log.groups": _free(FLAG),
-    "log.tensorboard": _free(FLAG),
+    "log.trackers": _free(LIST),
+    "log.profile_steps": _free(TEXT),
     "log.watchdog_s": _free(_least(0, OFF)),
 }
 
