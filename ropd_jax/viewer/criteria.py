@@ -22,6 +22,7 @@ from rich.text import Text
 from ropd_jax.analysis import criteria
 from ropd_jax.types import UserError
 from ropd_jax.utils import tables
+from ropd_jax.utils.text import plain
 
 log = logging.getLogger(__name__)
 AGAIN_S = 30.0
@@ -151,7 +152,7 @@ def show(run: str, *, most: int = 20, console: Console | None = None) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("criterion", ratio=1, overflow="fold")
     for one in ({**found["all"], "text": "all", "category": ""}, *found["categories"]):
-        table.add_row(*_cells(one), Text(tables.plain(one.get("text") or one["category"]), "bold"))
+        table.add_row(*_cells(one), Text(plain(one.get("text") or one["category"]), "bold"))
     for one in found["clusters"][:most]:
         alike = f" (+{one['wordings'] - 1} alike)" if one["wordings"] > 1 else ""
         table.add_row(*_cells(one), f"{' '.join(one['text'].split())[:160]}{alike}")

@@ -137,6 +137,7 @@ class StoredGroup:
         answers: the rollouts' texts.
         advantages: as the run computed them; None where unscored.
         judgement: what the teacher said.
+        group: its place in the step.
     """
 
     step: int
@@ -144,6 +145,7 @@ class StoredGroup:
     answers: tuple[str, ...]
     advantages: tuple[float | None, ...]
     judgement: Judgement
+    group: int = 0
 
 
 def read_groups(run: str | os.PathLike[str], *, steps: tuple[int, int] | None = None) -> Iterator[StoredGroup]:
@@ -183,6 +185,7 @@ def group_from(row: Mapping[str, Any]) -> StoredGroup:
         answers=tuple(a["text"] for a in answers),
         advantages=tuple(a["advantage"] for a in answers),
         judgement=_judgement(row, answers, references),
+        group=row["group"],
     )
 
 

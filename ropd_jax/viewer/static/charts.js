@@ -79,7 +79,7 @@ export function chart(title, allLines, options = {}) {
     plot?.destroy();
     plot = new uPlot({
       width, height: HIGH, legend: { show: false }, series: columns.series, bands: columns.bands, padding: [6, 6, 0, 0],
-      scales: { x: { time: false, ...(range.min === undefined ? {} : { min: range.min, max: range.max }) }, y: log ? { distr: 3 } : {} },
+      scales: { x: { time: false, ...(range.min === undefined ? {} : { min: range.min, max: range.max }) }, y: log ? { distr: 3 } : { range: (u, low, high) => (low === null ? [0, 1] : low === high ? [Math.min(low, 0), low > 0 ? 1.25 * low : 1] : uPlot.rangeNum(low, high, 0.08, true)) } },
       axes: [{ ...axis(), size: 22, gap: 2, space: 60, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000], grid: { show: false } },
         { ...axis(), size: 44, gap: 4, space: 34, values: (u, splits) => splits.map((v) => (v === null ? null : short(v))) }],
       cursor: { sync: { key: SYNC, scales: ["x", null] }, drag: { x: true, y: false, dist: 5 }, y: false, points: { size: 5 } },

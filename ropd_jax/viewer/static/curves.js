@@ -97,7 +97,7 @@ export const shown = (value) => (value === null || value === undefined ? "none" 
 function changesTable(changes) {
   if (!changes.length) return el("p", { class: "quiet" }, "no key differs from the defaults");
   return el("div", { class: "scroll" }, el("table", { class: "list small config" }, el("thead", {}, el("tr", {}, ["key", "this run", "default"].map((n) => el("th", { scope: "col" }, n)))),
-    el("tbody", {}, changes.map((c) => el("tr", {}, el("th", { scope: "row" }, c.key), el("td", {}, shown(c.value)), el("td", { class: "quiet" }, c.known ? shown(c.default) : "no such key"))))));
+    el("tbody", {}, changes.map((c) => el("tr", {}, el("th", { scope: "row" }, c.key), el("td", {}, shown(c.value)), el("td", { class: "quiet" }, c.known ? shown(c.default) : "–"))))));
 }
 
 function resultList(result) {
@@ -110,7 +110,7 @@ export async function runPage(name, main) {
   let about, metrics, known = "";
   const read = async () => { [about, metrics] = await Promise.all([get(apiOf(name)), get(`${apiOf(name)}/metrics`)]); };
   const charts = el("div", { class: "charts" }), now = el("p", { class: "doing", role: "status" }), alarm = el("p", { class: "warn" });
-  const calls = el("div"), result = el("div");
+  const calls = el("div"), result = el("section");
   const redraw = () => fillCharts(charts, figuresOf(name, metrics));
   const show = () => {
     now.replaceChildren(...doing(about.status, about.result).flatMap(([text, kind], i) => [i ? el("span", { class: "quiet" }, " · ") : null, el("span", { class: kind }, text)]).filter(Boolean));
@@ -124,7 +124,7 @@ export async function runPage(name, main) {
   await read();
   main.replaceChildren(
     now, alarm, tools(redraw, "drag to zoom, double click to see everything; click a step to see its groups"), charts,
-    el("div", { class: "columns" }, calls, el("section", {}, result),
+    el("div", { class: "columns" }, calls, result,
       el("section", {}, el("h2", {}, "config, where it differs from the defaults"), changesTable(about.changes ?? []), el("details", {}, el("summary", {}, "the whole config"), el("pre", { tabindex: 0 }, JSON.stringify(about.config, null, 1))))),
   );
   show();
@@ -147,7 +147,7 @@ function differences(found) {
   if (!found.differences.length) return el("p", { class: "quiet" }, "their configs differ in nothing but the seed");
   return el("div", { class: "scroll" }, el("table", { class: "list small config" },
     el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "key"), found.lines.map((l, i) => el("th", { scope: "col", class: `key c${i % HUES}` }, l.label)), el("th", { scope: "col" }, "default"))),
-    el("tbody", {}, found.differences.map((d) => el("tr", {}, el("th", { scope: "row" }, d.key), d.values.map((v) => el("td", {}, shown(v))), el("td", { class: "quiet" }, d.known ? shown(d.default) : "no such key"))))));
+    el("tbody", {}, found.differences.map((d) => el("tr", {}, el("th", { scope: "row" }, d.key), d.values.map((v) => el("td", {}, shown(v))), el("td", { class: "quiet" }, d.known ? shown(d.default) : "–"))))));
 }
 
 export async function comparePage(names, main) {
