@@ -37,7 +37,7 @@ function overview(run, query, found) {
   const row = (c, label, href) => el("tr", { class: on && label === on ? "on" : null }, cells(c), el("th", { scope: "row", class: "wide" }, href ? el("a", { href, "aria-current": on === label ? "true" : null }, label) : label));
   const shown = found.categories.slice(0, 12), left = found.categories.length - shown.length;
   return el("section", {}, el("h2", {}, "by category"),
-    el("div", { class: "scroll" }, el("table", { class: "list small clusters" }, head(null, query, "category"), el("tbody", {}, row(found.all, "all"), shown.map((c) => row(c, c.category || "(none)", c.category ? addressOf(run, query, { category: c.category === on ? "" : c.category }) : null))))),
+    el("div", { class: "scroll", tabindex: 0 }, el("table", { class: "list small clusters" }, head(null, query, "category"), el("tbody", {}, row(found.all, "all"), shown.map((c) => row(c, c.category || "(none)", c.category ? addressOf(run, query, { category: c.category === on ? "" : c.category }) : null))))),
     left > 0 ? el("p", { class: "quiet" }, `${left} rarer categories`) : null);
 }
 
@@ -67,7 +67,7 @@ async function clusterPage(run, id, main) {
   main.replaceChildren(
     el("div", { class: "tools" }, el("h1", {}, c.category || "criterion"), el("nav", { "aria-label": "back" }, el("a", { href: linkTo(run, "criteria") }, "← all criteria"))),
     el("blockquote", {}, c.text),
-    el("div", { class: "scroll" }, el("table", { class: "list small clusters" }, head(null, new URLSearchParams(), ""), el("tbody", {}, el("tr", {}, cells(c), el("td"))))),
+    el("div", { class: "scroll", tabindex: 0 }, el("table", { class: "list small clusters" }, head(null, new URLSearchParams(), ""), el("tbody", {}, el("tr", {}, cells(c), el("td"))))),
     el("h2", {}, `${c.count.toLocaleString("en")} such criteria`, c.criteria.length < c.count ? `, ${c.criteria.length} of them here` : ""),
     el("div", { class: "scroll" }, el("table", { class: "list small" },
       el("thead", {}, el("tr", {}, ["step", "group", "points", "pass"].map((n) => el("th", { scope: "col", class: "num" }, n)), el("th", { scope: "col" }, "criterion"))),

@@ -85,7 +85,7 @@ function costs(metrics) {
   const more = [["retries", "retries"], ["reasks", "asked again"], ["failures", "failures"], ["taped", "replies from the tape"], ["unpriced_calls", "calls without a price"]]
     .map(([key, label]) => [last(`teacher/${key}`), label]).filter(([v]) => v).map(([v, label]) => `${count(v)} ${label}`);
   return el("section", {}, el("h2", {}, "the teacher's calls and their cost"),
-    el("div", { class: "scroll" }, el("table", { class: "list small" }, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "role"), COLUMNS.map(([, label]) => el("th", { scope: "col", class: "num" }, label)), el("th", { scope: "col", class: "num" }, "cost"))),
+    el("div", { class: "scroll", tabindex: 0 }, el("table", { class: "list small" }, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "role"), COLUMNS.map(([, label]) => el("th", { scope: "col", class: "num" }, label)), el("th", { scope: "col", class: "num" }, "cost"))),
       el("tbody", {}, roles.map((r) => row(r, `_${r}`))), el("tfoot", {}, row("all", "")))),
     more.length ? el("p", { class: "quiet" }, more.join(" · ")) : null);
 }
@@ -96,7 +96,7 @@ export const shown = (value) => (value === null || value === undefined ? "none" 
 
 function changesTable(changes) {
   if (!changes.length) return el("p", { class: "quiet" }, "no key differs from the defaults");
-  return el("div", { class: "scroll" }, el("table", { class: "list small config" }, el("thead", {}, el("tr", {}, ["key", "this run", "default"].map((n) => el("th", { scope: "col" }, n)))),
+  return el("div", { class: "scroll", tabindex: 0 }, el("table", { class: "list small config" }, el("thead", {}, el("tr", {}, ["key", "this run", "default"].map((n) => el("th", { scope: "col" }, n)))),
     el("tbody", {}, changes.map((c) => el("tr", {}, el("th", { scope: "row" }, c.key), el("td", {}, shown(c.value)), el("td", { class: "quiet" }, c.known ? shown(c.default) : "–"))))));
 }
 
@@ -145,7 +145,7 @@ function comparedLines(metric, found, metrics) {
 
 function differences(found) {
   if (!found.differences.length) return el("p", { class: "quiet" }, "their configs differ in nothing but the seed");
-  return el("div", { class: "scroll" }, el("table", { class: "list small config" },
+  return el("div", { class: "scroll", tabindex: 0 }, el("table", { class: "list small config" },
     el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "key"), found.lines.map((l, i) => el("th", { scope: "col", class: `key c${i % HUES}` }, l.label)), el("th", { scope: "col" }, "default"))),
     el("tbody", {}, found.differences.map((d) => el("tr", {}, el("th", { scope: "row" }, d.key), d.values.map((v) => el("td", {}, shown(v))), el("td", { class: "quiet" }, d.known ? shown(d.default) : "–"))))));
 }

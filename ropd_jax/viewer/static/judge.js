@@ -11,7 +11,7 @@ const share = (v) => (v === null || v === undefined ? "unknown" : `${(100 * v).t
 const words = (text) => String(text).replaceAll("_", " ");
 
 function table(heads, rows, first = "") {
-  return el("div", { class: "scroll" }, el("table", { class: "list small" }, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, first), heads.map((h) => el("th", { scope: "col", class: "num" }, h)))),
+  return el("div", { class: "scroll", tabindex: 0 }, el("table", { class: "list small" }, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, first), heads.map((h) => el("th", { scope: "col", class: "num" }, h)))),
     el("tbody", {}, rows.map(([label, ...cells]) => el("tr", {}, el("th", { scope: "row" }, label), cells.map((c) => el("td", { class: "num" }, c)))))));
 }
 
