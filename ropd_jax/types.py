@@ -233,6 +233,9 @@ class Judgement:
         scores: per rollout the grade that was asked for in place of verdicts, or None.
         parts: per rollout a judgement of it alone, where each had a rubric of its own.
         agreement: per criterion how far the votes of the verifier agree (`Verdicts.agreement`); empty for one vote.
+        exact: per rollout the exact grade that is part of its reward (``rewards.exact_weight``), None where there is
+            none; empty if no reward has such a part.
+        method_rewards: the rewards before the exact grades were added; empty if they are ``rewards``.
     """
 
     rewards: tuple[float | None, ...]
@@ -248,3 +251,10 @@ class Judgement:
     scores: tuple[int | None, ...] = ()
     parts: tuple[Judgement, ...] = ()
     agreement: tuple[float | None, ...] = ()
+    exact: tuple[bool | None, ...] = ()
+    method_rewards: tuple[float | None, ...] = ()
+
+    @property
+    def taught(self) -> tuple[float | None, ...]:
+        """The rewards as the method gave them, without exact grades."""
+        return self.method_rewards or self.rewards
