@@ -4,17 +4,18 @@
     2. cluster   criteria of one category whose wordings are alike; numbers and quoted texts do not count
     3. measure   of each cluster the pass rate early and late in the run, with the interval of the change
 
-**Wording.** ``Contains the line "2 + 6 = 8" exactly once.`` and ``Contains the line "8 + 4 = 12" exactly once.`` are one
-wording: quoted texts, formulas and numbers are replaced by marks, letter case and plural ``s`` are dropped. Wordings are
-vectors of their words, weighted by how rare a word is (TF-IDF). The most frequent wording leads the first cluster; each
-next one, in the order of frequency, joins the nearest leader if their cosine is at least `ALIKE`, and else leads a
-cluster of its own. Equal runs give equal clusters. Beyond `MOST` leaders in a category, what is left is one cluster.
+**Wording.** ``Contains the line "2 + 6 = 8" exactly once.`` and ``Contains the line "8 + 4 = 12" exactly once.`` are
+one wording: quoted texts, formulas and numbers are replaced by marks, letter case and plural ``s`` are dropped.
+Wordings are vectors of their words, weighted by how rare a word is (TF-IDF). The most frequent wording leads the first
+cluster; each next one, in the order of frequency, joins the nearest leader if their cosine is at least `ALIKE`, and
+else leads a cluster of its own. Equal runs give equal clusters. Beyond `MOST` leaders in a category, what is left is
+one cluster.
 
-**Learned.** ``early`` and ``late`` are the pass rates in the first and in the last third of the stored steps, means over
-groups of the share of scored answers that pass. The answers of a group are not independent, so the interval of the
-change is over groups (Welch's t), after one group that passes and one that fails were added to either side (as Agresti
-and Caffo do), which keeps it honest where few groups all agree. A cluster is *learned* if the whole 95 % interval is above
-0 and *lost* if it is below 0; of clusters that do not change, 5 % are called one of the two.
+**Learned.** ``early`` and ``late`` are the pass rates in the first and in the last third of the stored steps, means
+over groups of the share of scored answers that pass. The answers of a group are not independent, so the interval of
+the change is over groups (Welch's t), after one group that passes and one that fails were added to either side (as
+Agresti and Caffo do), which keeps it honest where few groups all agree. A cluster is *learned* if the whole 95 %
+interval is above 0 and *lost* if it is below 0; of clusters that do not change, 5 % are called one of the two.
 
 A rubric is written for what the student does at its step. A pass rate that stays can therefore mean that the criteria
 grew with the student: compare ``discriminates``, and held-out measures, before you call it a failure.
@@ -351,7 +352,7 @@ def change_of(early: Sequence[float], late: Sequence[float]) -> tuple[float, flo
     df = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
     half = float(stats.t.ppf(0.975, df)) * math.sqrt(va + vb)
     middle = float(b.mean() - a.mean())
-    return float(np.mean(late) - np.mean(early)), middle - half, middle + half
+    return float(np.mean(late) - np.mean(early)), max(middle - half, -1.0), min(middle + half, 1.0)
 
 
 def _edges(steps: Sequence[int]) -> list[float]:

@@ -164,7 +164,11 @@ def compare(groups: Sequence[StoredGroup], after: Sequence[Judgement], *, same_r
         },
         "unscored": {name: _unscored(js) for name, js in (("before", before), ("after", after))},
         "health": {"before": step_health(before), "after": step_health(after)},
-        **(_agreement(groups, after) if same_rubric else {"kappa": None, "kappa_by_points": {}, "criteria": [], "cells": []}),
+        **(
+            _agreement(groups, after)
+            if same_rubric
+            else {"kappa": None, "kappa_by_points": {}, "criteria": [], "cells": []}
+        ),
     }
 
 
@@ -231,8 +235,10 @@ def _unscored(judgements: Sequence[Judgement]) -> dict[str, Any]:
 
 
 def _agreement(groups: Sequence[StoredGroup], after: Sequence[Judgement]) -> dict[str, Any]:
-    """Cohen's kappa of both verifiers over all verdicts, by points, and of each criterion (rollouts and references); and
-    the ``cells``, verdicts that differ: of answer 0, 1, ... or reference R0, R1, ..."""
+    """Cohen's kappa of both verifiers over all verdicts, by points, and of each criterion (rollouts and references).
+
+    ``cells`` are the verdicts that differ, of answer 0, 1, ... or reference R0, R1, ...
+    """
     everything: list[tuple[bool, bool, int]] = []
     criteria: list[dict[str, Any]] = []
     cells: list[dict[str, Any]] = []
@@ -250,7 +256,8 @@ def _agreement(groups: Sequence[StoredGroup], after: Sequence[Judgement]) -> dic
             everything += [(x, y, c.points) for x, y in zip(a, b, strict=True)]
             criteria.append(
                 {
-                    "step": group.step, "group": group.group, "prompt_id": group.prompt.id, "id": c.id, "points": c.points, "text": c.text,
+                    "step": group.step, "group": group.group, "prompt_id": group.prompt.id,
+                    "id": c.id, "points": c.points, "text": c.text,
                     "answers": len(rows), "agreement": _mean(x == y for x, y in zip(a, b, strict=True)),
                     "kappa": cohens_kappa(a, b), "true_before": sum(a), "true_after": sum(b),
                 }

@@ -47,7 +47,12 @@ COMMAND = Command(
         Flag("step", "N", "The step; by default the newest one that has groups.", None, int, low=0),
         Flag("group", "N", "The group's place in the step, from 0.", None, int, low=0),
         Flag("worst", "N", "List the N groups with the lowest mean reward.", None, int, low=1),
-        Flag("criteria", "", "The criteria of the whole run by wording: pass rate early and late, what was learned.", False),
+        Flag(
+            "criteria",
+            "",
+            "The criteria of the whole run by wording: pass rate early and late, what was learned.",
+            False,
+        ),
         Flag("unscored", "", "List the groups with answers that the teacher left unscored.", False),
     ),
     examples=(

@@ -28,8 +28,7 @@ log = logging.getLogger(__name__)
 AGAIN_S = 30.0
 FIRST_S = 0.4  # a request waits so long for the first pass, so that a small run needs no second request
 PAGE = 200  # criteria of a cluster that are shown
-MOST = 300  # clusters that are shown
-SORTS = ("count", "change", "discriminates", "flips", "points", "rate")
+MOST = 1_000  # clusters of a reply
 
 
 class CriteriaJob:
@@ -46,16 +45,15 @@ class CriteriaJob:
         self._began = 0.0
         self._failed = ""
 
-    def clusters(self, *, sort: str = "count", category: str = "", wait_s: float = FIRST_S) -> dict[str, Any]:
+    def clusters(self, *, wait_s: float = FIRST_S) -> dict[str, Any]:
         """Clusters and categories without the members; ``found`` is None until the first pass is over.
 
-        ``working`` tells whether a pass is going on, ``read`` of ``of`` files are read in it.
+        ``working`` tells whether a pass is going on, ``read`` of ``of`` files are read in it. ``rarer`` clusters than
+        the `MOST` largest are left out.
 
         Raises:
-            UserError: an unknown sort, or the pass has failed.
+            UserError: the pass has failed.
         """
-        if sort not in SORTS:
-            raise UserError(f"sort={sort!r:.40} is not there; expected one of {', '.join(SORTS)}")
         self._start()
         thread = self._thread
         if thread is not None and self._found is None:
@@ -67,11 +65,8 @@ class CriteriaJob:
         if self._found is None:
             return {**about, "found": None}
         found = self._found[1]
-        wanted = [c for c in found["clusters"] if not category or c["category"].casefold() == category.casefold()]
-        known = [c for c in wanted if c[sort] is not None]
-        ordered = sorted(known, key=lambda c: (-c[sort], -c["count"])) + [c for c in wanted if c[sort] is None]
-        shown = [{k: v for k, v in c.items() if k != "members"} for c in ordered[:MOST]]
-        return {**about, "found": {**found, "clusters": shown, "total": len(wanted)}}
+        shown = [{k: v for k, v in c.items() if k != "members"} for c in found["clusters"][:MOST]]
+        return {**about, "found": {**found, "clusters": shown, "rarer": len(found["clusters"]) - len(shown)}}
 
     def cluster(self, name: str) -> dict[str, Any]:
         """One cluster with its criteria, those that separate the answers first, then the newest.

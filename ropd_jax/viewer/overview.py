@@ -6,6 +6,7 @@ import contextlib
 import json
 import os.path
 import pathlib
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -58,7 +59,7 @@ class Overview:
         config, status = config_of(run), read_status(run)
         numbers, wrote = self._numbers(run)
         times = [status.get("at"), wrote]
-        age = min((time.time() - t for t in times if t is not None), default=None)
+        age = min((max(0.0, time.time() - t) for t in times if t is not None), default=None)
         state = "unknown" if age is None else "silent" if age > SILENT_S else "running"
         if status.get("state") == "ended":
             state, age = "ended", status["age_s"]
@@ -85,12 +86,15 @@ class Overview:
             metrics = read_metrics(run)
             steps, rewards = metrics.get("reward/mean", ([], []))
             accuracies = [v for v in metrics.get("eval/accuracy", ((), ()))[1] if v is not None]
-            self._read[path] = stat, {
-                "done": max(steps, default=None),
-                "reward": finite(rewards[-1]) if rewards else None,
-                "accuracy": finite(accuracies[-1]) if accuracies else None,
-                "alarms": sum(bool(v) for v in metrics.get("eval/drift", ((), ()))[1]),
-            }
+            self._read[path] = (
+                stat,
+                {
+                    "done": max(steps, default=None),
+                    "reward": finite(rewards[-1]) if rewards else None,
+                    "accuracy": finite(accuracies[-1]) if accuracies else None,
+                    "alarms": sum(bool(v) for v in metrics.get("eval/drift", ((), ()))[1]),
+                },
+            )
         return self._read[path][1], found.st_mtime
 
 
@@ -123,8 +127,8 @@ def compare(runs: Mapping[str, pathlib.Path]) -> dict[str, Any]:
 
 
 def _label(names: Sequence[str]) -> str:
-    """``a`` for one run; ``a_s (3 seeds)`` for a_s0, a_s1 and a_s2."""
+    """``a`` for one run; ``a (3 seeds)`` for a_s0, a_s1 and a_s2."""
     if len(names) == 1:
         return names[0]
-    common = os.path.commonprefix(list(names)).rstrip("_-.= ")
+    common = re.sub(r"[_\-.=](s|seed)?[_\-.=]*$", "", os.path.commonpath(list(names)))
     return f"{common or names[0]} ({len(names)} seeds)"

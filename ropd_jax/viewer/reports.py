@@ -24,7 +24,7 @@ from ropd_jax.types import UserError
 from ropd_jax.utils.files import whole_rows
 from ropd_jax.viewer.index import GroupIndex
 
-PATTERNS = ("*.json", "*/*.json", "eval/*/*.json", "*/eval/*/*.json", "*/*/*.json")
+PATTERNS = ("*.json", "*/*.json", "eval/*/*.json", "*/eval/*/*.json", "*/*/*.json", "*/*/*/result.json")
 LARGEST = 64 << 20  # bytes of a report
 SKIPPED = {"config.json", "provenance.json", "status.json", "spent.json", "settings.json"}
 MOST = 500  # cells, problems and criteria that are shown

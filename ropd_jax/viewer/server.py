@@ -4,7 +4,7 @@
     GET /TOKEN/static/app.js                     its files
     GET /TOKEN/api/runs                          names of the runs
     GET /TOKEN/api/overview                      how far each run is
-    GET /TOKEN/api/compare?runs=a,b              which of the runs are seeds of one line, and what their configs differ in
+    GET /TOKEN/api/compare?runs=a,b              seeds that are one line, and what the configs differ in
     GET /TOKEN/api/runs/NAME                     config, result, status
     GET /TOKEN/api/runs/NAME/metrics             curves
     GET /TOKEN/api/runs/NAME/groups?filter=...   a page of the list of groups (`runs.Query`)
@@ -64,6 +64,9 @@ STATIC = {
     "style.css": "text/css",
 }
 VENDOR = {"vendor/uPlot.esm.js": "text/javascript", "vendor/uPlot.min.css": "text/css"}  # see vendor/vendor.json
+_PRELOAD = ", ".join(  # all modules at once, instead of each when another one names it
+    f"<static/{name}>; rel=modulepreload" for name in (*STATIC, *VENDOR) if name.endswith(".js")
+)
 _LOCAL = ("127.0.0.1", "localhost", "[::1]")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -108,8 +111,7 @@ def make_app(directory: pathlib.Path, token: str) -> web.Application:
         return compare({name: known[name] for name in dict.fromkeys(names)})
 
     def clusters(request: web.Request) -> object:
-        values = request.query
-        return run_of(request).criteria.clusters(sort=values.get("sort") or "count", category=values.get("category", ""))
+        return run_of(request).criteria.clusters()
 
     def cluster(request: web.Request) -> object:
         return run_of(request).criteria.cluster(request.match_info["id"])
@@ -127,7 +129,7 @@ def make_app(directory: pathlib.Path, token: str) -> web.Application:
         return problems(reports, name, values.get("against", ""))
 
     async def page(request: web.Request) -> web.StreamResponse:
-        return web.Response(text=_file("index.html"), content_type="text/html")
+        return web.Response(text=_file("index.html"), content_type="text/html", headers={"Link": _PRELOAD})
 
     async def static(request: web.Request) -> web.StreamResponse:
         name = request.match_info["name"]

@@ -54,11 +54,12 @@ async function draw() {
     if (update && shown === location.hash) again = await update();
     else {
       const staged = el("div");
-      const { runs } = await get("api/runs");
-      const several = parts[0] === "compare" && !parts[1] && query;
-      const run = several ? null : parts[0] ?? (runs.length === 1 ? runs[0] : null);
+      const listed = get("api/runs"), several = parts[0] === "compare" && !parts[1] && query;
+      listed.catch(() => {}); // it is awaited below
+      const run = several ? null : parts[0] ?? (await listed).runs.find((name, i, all) => all.length === 1) ?? null;
       const where = several ? "compare" : !run ? "runs" : parts[1] === "g" ? "group" : parts[1] ?? "run";
       const next = await page(run, where, parts, new URLSearchParams(query), staged);
+      const { runs } = await listed;
       if (mine !== drawing) return;
       again = next?.update ? next.again : next;
       header(runs, run, where);

@@ -3,6 +3,7 @@
 import { sparkline } from "./charts.js";
 import { apiOf, el, get, linkTo, number, svg } from "./dom.js";
 
+const MOST = 300; // kinds in the page
 const COLUMNS = [["count", "n"], ["points", "points"], [null, "early"], [null, "late"], ["change", "change"], [null, "along the run"], ["discriminates", "separates"], ["flips", "flips"]];
 const percent = (v) => (v === null || v === undefined ? "" : `${Math.round(100 * v)}%`);
 const points = (v) => (v === null ? "" : (v < 0 ? "−" : "+") + Math.abs(100 * v).toFixed(0));
@@ -28,7 +29,7 @@ function cells(c) {
 
 function head(run, query, first) {
   const sort = query.get("sort") || "count";
-  return el("thead", {}, el("tr", {}, COLUMNS.map(([key, label]) => el("th", { scope: "col", class: label === "along the run" ? "" : "num", "aria-sort": key && key === sort ? "descending" : null },
+  return el("thead", {}, el("tr", {}, COLUMNS.map(([key, label]) => el("th", { scope: "col", class: label === "along the run" ? "" : "num", "aria-sort": run && key && key === sort ? "descending" : null },
     key && run ? el("a", { href: addressOf(run, query, { sort: key === "count" ? "" : key }) }, label, key === sort ? " ↓" : "") : label)), el("th", { scope: "col" }, first)));
 }
 
@@ -43,8 +44,16 @@ function overview(run, query, found) {
 
 const span = (steps) => (steps[0] === steps[1] ? `step ${steps[0]}` : `steps ${steps[0]}–${steps[1]}`);
 
+// Those of the category, by the column that is sorted; what has no value comes last.
+function chosen(found, query) {
+  const sort = query.get("sort") || "count", category = query.get("category")?.toLowerCase();
+  const wanted = found.clusters.filter((c) => !category || c.category.toLowerCase() === category);
+  const value = (c) => c[sort] ?? -Infinity;
+  return wanted.sort((a, b) => (value(a) === value(b) ? b.count - a.count : value(b) - value(a)));
+}
+
 function list(run, query, reply, main) {
-  const found = reply.found;
+  const found = reply.found, wanted = chosen(found, query), shown = wanted.slice(0, MOST);
   const facts = [`${found.criteria.toLocaleString("en")} criteria of ${found.groups.toLocaleString("en")} groups`];
   if (found.early) facts.push(`early: ${span(found.early)}, late: ${span(found.late)}`);
   const working = reply.working ? el("p", { class: "quiet", role: "status" }, `reading: ${reply.read} of ${reply.of} step files`) : null;
@@ -55,8 +64,8 @@ function list(run, query, reply, main) {
     overview(run, query, found),
     el("section", {}, el("h2", {}, "by wording", query.get("category") ? [" · ", el("a", { class: "chip on", href: addressOf(run, query, { category: "" }) }, `${query.get("category")} ×`)] : null),
       el("div", { class: "scroll" }, el("table", { class: "list clusters" }, head(run, query, "criterion"),
-        el("tbody", {}, found.clusters.map((c) => el("tr", {}, cells(c), el("th", { scope: "row", class: "wide" }, el("span", { class: "category" }, c.category), el("a", { href: linkTo(run, "criteria", c.id) }, c.text), c.wordings > 1 ? el("span", { class: "quiet" }, ` and ${(c.wordings - 1).toLocaleString("en")} alike`) : null)))))),
-      found.total > found.clusters.length ? el("p", { class: "quiet" }, `the first ${found.clusters.length} of ${found.total.toLocaleString("en")} kinds`) : null),
+        el("tbody", {}, shown.map((c) => el("tr", {}, cells(c), el("th", { scope: "row", class: "wide" }, el("span", { class: "category" }, c.category), el("a", { href: linkTo(run, "criteria", c.id) }, c.text), c.wordings > 1 ? el("span", { class: "quiet" }, ` and ${(c.wordings - 1).toLocaleString("en")} alike`) : null)))))),
+      el("p", { class: "quiet" }, wanted.length > shown.length ? `the first ${shown.length} of ${wanted.length.toLocaleString("en")} kinds. ` : "", found.rarer ? `${found.rarer.toLocaleString("en")} rarer kinds are left out` : "")),
     el("details", {}, el("summary", {}, "how to read this"), el("p", { class: "prose" },
       "Criteria of one category whose wordings are alike are one kind; numbers and quoted texts do not count. early and late are the pass rates of the scored answers in the first and the last third of the stored steps, as means over groups. The change is in percentage points with its 95 % interval over groups; learned means that the whole interval is above 0, lost that it is below. Of kinds that do not change, 5 % are called one of the two. separates is the share of criteria that some answers pass and some fail, the only ones that give a reward a direction. flips is the share of verdicts that a second look changed. A rubric is written for what the student does at its step, so a pass rate can stay because the criteria grow with the student.")),
   );
@@ -79,7 +88,7 @@ async function clusterPage(run, id, main) {
 
 export async function criteriaPage(run, parts, query, main) {
   if (parts[0]) return clusterPage(run, parts[0], main);
-  const reply = await get(`${apiOf(run)}/criteria?${query}`);
+  const reply = await get(`${apiOf(run)}/criteria`);
   if (reply.found === null) {
     main.replaceChildren(el("p", { role: "status" }, `reading: ${reply.read} of ${reply.of} step files`), el("progress", { max: Math.max(reply.of, 1), value: reply.read, "aria-label": "step files read" }));
     return 0.5;
