@@ -34,7 +34,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from ropd_jax.types import UserError
 from ropd_jax.utils.paths import AnyPath, local_run
@@ -347,10 +346,12 @@ def change_of(early: Sequence[float], late: Sequence[float]) -> tuple[float, flo
     """(late minus early, 95 % interval); None with fewer than `LEAST` groups on either side. See the module."""
     if min(len(early), len(late)) < LEAST:
         return None
+    from scipy.special import stdtrit  # takes a moment, and the viewer starts without it
+
     a, b = np.array([*early, 0.0, 1.0]), np.array([*late, 0.0, 1.0])
     va, vb = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
     df = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
-    half = float(stats.t.ppf(0.975, df)) * math.sqrt(va + vb)
+    half = float(stdtrit(df, 0.975)) * math.sqrt(va + vb)
     middle = float(b.mean() - a.mean())
     return float(np.mean(late) - np.mean(early)), max(middle - half, -1.0), min(middle + half, 1.0)
 

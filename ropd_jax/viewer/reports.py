@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from scipy import stats
-
-from ropd_jax.evaluation.results import compare
 from ropd_jax.teacher.calibration import SCHEMA_VERSION
 from ropd_jax.types import UserError
 from ropd_jax.utils.files import whole_rows
@@ -117,6 +115,8 @@ def problems(reports: Reports, name: str, against: str = "") -> dict[str, Any]:
     Raises:
         UserError: an unknown name, or results that cannot be compared.
     """
+    from ropd_jax.evaluation.results import compare  # it takes a moment and 40 MB, which few pages need
+
     known = reports.of_kind(BENCHMARK)
     result = _one(known, name)
     earlier = _one(known, against) if against else None
@@ -126,7 +126,7 @@ def problems(reports: Reports, name: str, against: str = "") -> dict[str, Any]:
     if earlier is not None:
         both = [(r["before"], r["value"]) for r in rows if r["before"] is not None and r["value"] is not None]
         better, worse = sum(b > a for a, b in both), sum(b < a for a, b in both)
-        p = float(stats.binomtest(better, better + worse).pvalue) if better + worse else None
+        p = _sign_test(better, worse)
         paired = {**compare(earlier, result), "better": better, "worse": worse, "p": p}
     return {
         "result": _without_problems(result),
@@ -135,6 +135,19 @@ def problems(reports: Reports, name: str, against: str = "") -> dict[str, Any]:
         "paired": paired,
         "others": [n for n, (_, r) in known.items() if n != name and r["benchmark"] == result["benchmark"]],
     }
+
+
+def _sign_test(better: int, worse: int) -> float | None:
+    """The two-sided p-value of so many among ``better + worse`` tosses of a coin; None without any.
+
+    >>> _sign_test(5, 0)
+    0.0625
+    """
+    n = better + worse
+    if not n:
+        return None
+    tail = sum(math.comb(n, k) for k in range(min(better, worse) + 1))
+    return min(1.0, 2 * tail / 2**n)
 
 
 def answers(reports: Reports, name: str, problem: str) -> dict[str, Any]:

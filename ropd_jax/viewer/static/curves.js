@@ -59,7 +59,7 @@ export function doing(status, result) {
   if (!status || !status.at) return [["not finished; it says nothing about itself", "quiet"]];
   const age = status.age_s, said = [];
   if (status.state === "ended") return [[`stopped after step ${status.done} of ${status.steps}`, "warn"], [`${seconds(age)} ago`, "quiet"]];
-  if (age > 30) said.push([`no sign of life for ${seconds(age)}`, "warn"]);
+  if (age > 60) said.push([`no sign of life for ${seconds(age)}`, "warn"]);
   said.push([`step ${status.done + 1} of ${status.steps}`, ""]);
   if (status.doing) said.push([status.doing, ""]);
   const calls = status.calls ?? [];
