@@ -27,8 +27,9 @@ from ropd_jax.utils.text import plain
 log = logging.getLogger(__name__)
 AGAIN_S = 30.0
 FIRST_S = 0.4  # a request waits so long for the first pass, so that a small run needs no second request
-PAGE = 200  # criteria of a cluster that are shown
-MOST = 1_000  # clusters of a reply
+WHOLE_S = 600.0  # and so long where only the whole will do
+PAGE = 100  # criteria of a cluster that are shown
+MOST = 500  # clusters of a reply
 
 
 class CriteriaJob:
@@ -74,7 +75,7 @@ class CriteriaJob:
         Raises:
             UserError: there is no such cluster.
         """
-        self.clusters(wait_s=600.0)
+        self.clusters(wait_s=WHOLE_S)
         if self._found is None:
             raise UserError("the criteria are still being read; try again")
         seen, found = self._found

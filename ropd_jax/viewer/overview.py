@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
-import os.path
 import pathlib
 import re
 import time
@@ -130,5 +130,6 @@ def _label(names: Sequence[str]) -> str:
     """``a`` for one run; ``a (3 seeds)`` for a_s0, a_s1 and a_s2."""
     if len(names) == 1:
         return names[0]
-    common = re.sub(r"[_\-.=](s|seed)?[_\-.=]*$", "", os.path.commonpath(list(names)))
+    shared = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    common = re.sub(r"[_\-.=](s|seed)?[_\-.=]*$", "", "".join(letters[0] for letters in shared))
     return f"{common or names[0]} ({len(names)} seeds)"

@@ -33,6 +33,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from ropd_jax.types import UserError
+from ropd_jax.viewer.criteria import WHOLE_S
 from ropd_jax.viewer.overview import Overview, compare
 from ropd_jax.viewer.reports import Reports, answers, benchmarks, judge, problems
 from ropd_jax.viewer.runs import PAGE, Query, Run, runs_in
@@ -111,7 +112,8 @@ def make_app(directory: pathlib.Path, token: str) -> web.Application:
         return compare({name: known[name] for name in dict.fromkeys(names)})
 
     def clusters(request: web.Request) -> object:
-        return run_of(request).criteria.clusters()
+        asked_by_a_page = "Sec-Fetch-Mode" in request.headers  # it shows progress; a bundle keeps the whole reply
+        return run_of(request).criteria.clusters(**({} if asked_by_a_page else {"wait_s": WHOLE_S}))
 
     def cluster(request: web.Request) -> object:
         return run_of(request).criteria.cluster(request.match_info["id"])

@@ -89,6 +89,7 @@ def test_the_page_of_a_run_that_trains_says_what_it_waits_for_and_gets_new_steps
         expect(page.locator(".doing")).to_have_text(said)
         expect(page.locator(".warn").first).to_contain_text("drift alarm at step 5")
         expect(page.locator("tfoot")).to_contain_text("$0.06")
+        expect(page.get_by_text("answers without a reward: malformed 12")).to_be_visible()
         expect(page.locator("figcaption", has_text="unscored answers by cause")).to_contain_text("malformed")
         with open(folder / "b" / "metrics.jsonl", "a") as log:
             log.write('{"step": 7, "reward/mean": 0.75}\n')
@@ -120,8 +121,7 @@ def test_each_filter_of_a_benchmark_and_the_answers_to_a_problem(folder, browser
         expect(page.locator("#main")).to_contain_text("paired over 4 problems: 2 better, 1 worse · sign test p = 1.000")
         for name, problems in wanted.items():
             page.locator(f".chip[href*='filter={name}']").click()
-            expect(page.locator(".problems tbody tr")).to_have_count(len(problems))
-            assert page.locator(".problems button").all_inner_texts() == problems
+            expect(page.locator(".problems button")).to_have_text(problems)
         page.locator(".chip[href*='filter=partly']").click()
         page.get_by_role("button", name="p1").click()
         expect(page.locator(".opened")).to_have_text("<b>five</b> (cut)")  # as text

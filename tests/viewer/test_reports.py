@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+import time
 
 import aiohttp
 import pytest
 
+from ropd_jax.analysis import criteria as analysis
 from ropd_jax.evaluation.stats import clustered
+from ropd_jax.viewer import criteria as module
 from ropd_jax.viewer import server
 from tests.viewer.stored import F, T, write_group
 
@@ -141,12 +145,8 @@ def test_a_run_says_what_differs_from_the_defaults_and_shows_no_password(folder)
 def test_criteria_are_clustered_in_the_background(folder):
     async def main():
         async with server.running(folder, token="t") as url, aiohttp.ClientSession() as session:
-            for _ in range(200):
-                async with session.get(f"{url}api/runs/a_s0/criteria") as reply:
-                    found = await reply.json()
-                if not found["working"] and found["found"]:
-                    break
-                await asyncio.sleep(0.05)
+            async with session.get(f"{url}api/runs/a_s0/criteria") as reply:  # no page's: it gets the whole
+                found = await reply.json()
             first = next(c for c in found["found"]["clusters"] if c["text"] == "Ends with 5.")
             async with session.get(f"{url}api/runs/a_s0/criteria/{first['id']}") as reply:
                 one = await reply.json()
@@ -155,11 +155,31 @@ def test_criteria_are_clustered_in_the_background(folder):
 
     found, one, status = asyncio.run(main())
     assert (found["found"]["criteria"], found["found"]["groups"], found["read"]) == (72, 36, 6)
+    assert not found["working"]
     assert {c["text"]: c["verdict"] for c in found["found"]["clusters"]} == {
         "Adds the first two numbers.": "", "Ends with 5.": "learned"
     }  # fmt: skip
     assert "members" not in found["found"]["clusters"][0] and found["found"]["rarer"] == 0
     assert len(one["criteria"]) == 36 and one["criteria"][0]["rate"] == 0.5 and status == 404
+
+
+def test_a_page_sees_the_progress_and_new_files_begin_a_new_pass(folder, monkeypatch):
+    gate, reading = threading.Event(), analysis.read_file
+    monkeypatch.setattr(analysis, "read_file", lambda path: gate.wait(60) and reading(path))
+    monkeypatch.setattr(module, "AGAIN_S", 0.0)
+    job = module.CriteriaJob(folder / "b")
+    first = job.clusters(wait_s=0.01)
+    assert (first["working"], first["read"], first["of"], first["found"]) == (True, 0, 6, None)
+    gate.set()
+    assert job.clusters(wait_s=60.0)["found"]["groups"] == 36
+    write_group(folder / "b", 6)
+    job.clusters()
+    for _ in range(600):
+        found = job.clusters()
+        if not found["working"]:
+            break
+        time.sleep(0.05)
+    assert found["found"]["groups"] == 37
 
 
 def test_benchmarks_of_the_run_come_first_and_are_paired(folder):

@@ -53,6 +53,12 @@ function filled(causes, metrics) {
   });
 }
 
+// How many answers have no reward, by cause, with the way to their groups.
+function unscored(name, metrics) {
+  const sums = Object.keys(metrics).filter((n) => n.startsWith(CAUSE)).map((n) => [n.slice(CAUSE.length), metrics[n][1].reduce((a, b) => a + (b ?? 0), 0)]).filter(([, n]) => n);
+  return sums.length ? [el("a", { href: `${linkTo(name, "groups")}?filter=unscored` }, "answers without a reward"), `: ${sums.sort((a, b) => b[1] - a[1]).map(([cause, n]) => `${cause} ${count(n)}`).join(", ")}`] : [];
+}
+
 // What the run is doing, in one line; `status` is what it wrote last (see workdir/status.py).
 export function doing(status, result) {
   if (result) return [["finished", ""]];
@@ -109,13 +115,14 @@ function resultList(result) {
 export async function runPage(name, main) {
   let about, metrics, known = "";
   const read = async () => { [about, metrics] = await Promise.all([get(apiOf(name)), get(`${apiOf(name)}/metrics`)]); };
-  const charts = el("div", { class: "charts" }), now = el("p", { class: "doing", role: "status" }), alarm = el("p", { class: "warn" });
+  const charts = el("div", { class: "charts" }), now = el("p", { class: "doing", role: "status" }), alarm = el("p", { class: "warn" }), causes = el("p", {});
   const calls = el("div"), result = el("section");
   const redraw = () => fillCharts(charts, figuresOf(name, metrics));
   const show = () => {
     now.replaceChildren(...doing(about.status, about.result).flatMap(([text, kind], i) => [i ? el("span", { class: "quiet" }, " · ") : null, el("span", { class: kind }, text)]).filter(Boolean));
     const alarms = alarmsOf(metrics);
     alarm.replaceChildren(...(alarms.length ? [`drift alarm at step ${alarms.join(", ")}: the reward rose and the held-out measure fell; look at `, el("a", { href: `${linkTo(name, "groups")}?filter=rewarded` }, "wrong but rewarded")] : []));
+    causes.replaceChildren(...unscored(name, metrics));
     calls.replaceChildren(...[costs(metrics)].filter(Boolean));
     result.replaceChildren(...(about.result ? [el("h2", {}, "result"), resultList(about.result)] : []));
     const version = JSON.stringify(Object.entries(metrics).map(([n, [s]]) => [n, s.length, s.at(-1)]));
@@ -123,7 +130,7 @@ export async function runPage(name, main) {
   };
   await read();
   main.replaceChildren(
-    now, alarm, tools(redraw, "drag to zoom, double click to see everything; click a step to see its groups"), charts,
+    now, alarm, causes, tools(redraw, "drag to zoom, double click to see everything; click a step to see its groups"), charts,
     el("div", { class: "columns" }, calls, result,
       el("section", {}, el("h2", {}, "config, where it differs from the defaults"), changesTable(about.changes ?? []), el("details", {}, el("summary", {}, "the whole config"), el("pre", { tabindex: 0 }, JSON.stringify(about.config, null, 1))))),
   );
