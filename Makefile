@@ -12,7 +12,7 @@ PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt PIP_BUI
           $(BIN)/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test browser test-fast lint format golden storm small-server bench-teacher bench-plan bench-update growth kill-tape faults mini bench-grader bench-hosts bench-judge bench-rollout bench-overlap load-memory bench-save bench-start bench-viewer screenshots check-export clean
+.PHONY: help quickstart test browser test-fast lint format vendor golden storm small-server bench-teacher bench-plan bench-update growth kill-tape faults mini bench-grader bench-hosts bench-judge bench-rollout bench-overlap load-memory bench-save bench-start bench-viewer screenshots check-export clean
 .DELETE_ON_ERROR:
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo 'make test-fast    the tests without whole runs and big compilations: for the inner loop'
 	@echo 'make lint         ruff and mypy'
 	@echo 'make format       let ruff rewrite what it can'
+	@echo 'make vendor       the libraries of the page of ropd view, as static/vendor/vendor.json pins them (needs npm)'
 	@echo 'make golden       make tests/golden anew (installs torch; only for a change of the golden files)'
 	@echo 'make storm        10,000 groups against a teacher of whose calls every fifth fails; a minute or two'
 	@echo 'make small-server  a simulated server with one slot: time and calls for each reply by default settings'
@@ -76,6 +77,9 @@ lint: $(VENV)/dev.stamp
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+vendor: | $(BIN)/python
+	$(BIN)/python -m tests.viewer.make_vendor
 
 golden: $(VENV)/dev.stamp
 	$(PIP) -e '.[golden]'

@@ -21,8 +21,8 @@ ROOMS = [  # a room imports from the rows above it
     "weights sampling",
     "workdir methods",
     "evaluation",
-    "training analysis calibration viewer",
-    "train plan",
+    "training analysis calibration",
+    "train plan viewer",
     "cli",
 ]
 NARROW = {

@@ -45,6 +45,7 @@ from ropd_jax.workdir.one_run import Ownership
 from ropd_jax.workdir.progress import Progress
 from ropd_jax.workdir.rescue import rescue
 from ropd_jax.workdir.result import Result, read_result, write_result
+from ropd_jax.workdir.status import reporting
 from ropd_jax.workdir.trackers import Start, make_trackers
 from ropd_jax.workdir.watchdog import watching
 
@@ -200,6 +201,8 @@ class Session:
         self._timeline = stack.enter_context(tracing.Timeline(files, start_step=first, write=writes).recording())
         compile_cache.hand_over(self._timeline)
         stack.enter_context(watching(self._timeline, run.cfg.log.watchdog_s, files, self.loop.stacks))
+        self._now = {"done": first, "steps": run.steps, "doing": ""}
+        stack.enter_context(reporting(self._timeline, files, lambda: dict(self._now), write=writes))
         self.teacher.client = ObservedClient(self.teacher.client, tracing.span)
         self._groups_log = GroupsLog(files)
         series = read_metrics(files) if writes else {}
@@ -211,6 +214,7 @@ class Session:
 
     def report(self, text: str) -> None:
         """Show what the run is doing."""
+        self._now["doing"] = text
         self._progress.report(text)
 
     def outage(self) -> str:
@@ -295,6 +299,7 @@ class Session:
         self._timeline.flush()
         run.place.upload()
         self._progress.step(done, metrics)
+        self._now |= {"done": done, "doing": ""}
         if not self._reported_programs:
             log.info("%s", compile_cache.programs())
             self._reported_programs = True

@@ -15,9 +15,12 @@ from typing import Any
 
 from ropd_jax.types import UserError
 from ropd_jax.utils.files import finite, read_json
+from ropd_jax.viewer.criteria import CriteriaJob
 from ropd_jax.viewer.index import GroupIndex, Key, Place
+from ropd_jax.viewer.overview import changes, config_of
 from ropd_jax.viewer.summary import Graded, Summary, graded, pass_rate
 from ropd_jax.workdir.metrics import read_metrics
+from ropd_jax.workdir.status import read_status
 
 PAGE, MOST = 50, 500  # groups of a page
 SORTS: Mapping[str, Callable[[Summary], float | None]] = {
@@ -76,17 +79,21 @@ class Run:
     def __init__(self, directory: pathlib.Path):
         self.directory = directory
         self.index = GroupIndex(directory)
+        self.criteria = CriteriaJob(directory)
         self._lock = threading.Lock()
         self._graded: dict[Key, Graded] = {}
         self._text = ""
         self._matches: dict[Key, bool] = {}  # of `_text`
 
     def about(self) -> dict[str, Any]:
-        """Config, result (if it has finished) and progress of the index."""
+        """Config, the keys that differ from the defaults, result (if it has finished), what it is doing."""
+        config = config_of(self.directory)
         return {
             "name": self.directory.name,
-            "config": read_json(self.directory / "config.json", optional=True),
+            "config": config,
+            "changes": changes(config),
             "result": read_json(self.directory / "result.json", optional=True) or None,
+            "status": read_status(self.directory),
         }
 
     def metrics(self) -> dict[str, Any]:

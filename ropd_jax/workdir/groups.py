@@ -194,6 +194,7 @@ class StoredGroup:
         answers: the rollouts' texts, from a ``<think>`` on that the chat template has opened.
         advantages: as the run computed them; None where unscored.
         judgement: what the teacher said.
+        group: its place in the step.
     """
 
     step: int
@@ -201,6 +202,7 @@ class StoredGroup:
     answers: tuple[str, ...]
     advantages: tuple[float | None, ...]
     judgement: Judgement
+    group: int = 0
 
 
 def read_groups(run: str | os.PathLike[str], *, steps: tuple[int, int] | None = None) -> Iterator[StoredGroup]:
@@ -240,6 +242,7 @@ def group_from(row: Mapping[str, Any]) -> StoredGroup:
         answers=tuple(THINK + a["text"] if a.get("opened") else a["text"] for a in answers),
         advantages=tuple(a["advantage"] for a in answers),
         judgement=_judgement(row, answers, references),
+        group=row["group"],
     )
 
 

@@ -22,6 +22,7 @@ from ropd_jax.training.update import State, make_update, update_step
 from ropd_jax.types import UserError
 from ropd_jax.weights.student import load_checkpoint
 from ropd_jax.workdir.checkpoint import Checkpoints
+from ropd_jax.workdir.status import read_status
 from tests.helpers import TINY, restore_raw, serving, trees_max_diff
 
 LENGTH = 20
@@ -206,6 +207,11 @@ def groups_of(workdir):
         for path in sorted((workdir / "groups").glob("*.jsonl"))
         for line in path.read_text().splitlines()
     ]
+
+
+def test_a_run_leaves_what_it_did_last(scripted_run):
+    status = read_status(scripted_run)
+    assert (status["state"], status["done"], status["steps"], status["calls"]) == ("ended", 2, 2, [])
 
 
 def test_result_and_files_of_a_run(scripted_run):

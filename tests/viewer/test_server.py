@@ -69,7 +69,10 @@ def test_the_data_of_a_run(runs):
         runs, "api/runs", "api/runs/a", "api/runs/a/metrics", "api/runs/a/groups?sort=reward", "api/runs/a/groups/0/0"
     )
     assert json.loads(names[2]) == {"runs": ["a"]}
-    assert json.loads(about[2]) == {"name": "a", "config": {"steps": 3, "lr": None}, "result": None}
+    found = json.loads(about[2])
+    assert {k: found[k] for k in ("name", "config", "result", "status")} == {
+        "name": "a", "config": {"steps": 3, "lr": None}, "result": None, "status": {}
+    }  # fmt: skip
     assert json.loads(metrics[2]) == {"reward/mean": [[1, 2], [0.5, None]]}
     assert [g["step"] for g in json.loads(groups[2])["groups"]] == [1, 2, 0]
     found = json.loads(group[2])
