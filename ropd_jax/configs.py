@@ -251,6 +251,7 @@ def default() -> ConfigDict:
 
     cfg.log = ConfigDict()
     cfg.log.groups = True  # write every step's groups, as JSONL for people
+    cfg.log.token_logprobs = "on"  # of the rollouts, next to the groups; "off", or "before_after": docs/viewer.md
     cfg.log.tensorboard = True
     cfg.log.watchdog_s = 900.0  # when nothing has moved for so long, all stacks are written down; 0 never
     return cfg

@@ -216,6 +216,14 @@ class Lineage:
 
 
 @dataclasses.dataclass(frozen=True)
+class Call:
+    """One request to the teacher: its role, and its key on the tape (SHA-256 in hex)."""
+
+    role: str
+    key: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Judgement:
     """What the teacher said of one group.
 
@@ -233,6 +241,7 @@ class Judgement:
         scores: per rollout the grade that was asked for in place of verdicts, or None.
         parts: per rollout a judgement of it alone, where each had a rubric of its own.
         agreement: per criterion how far the votes of the verifier agree (`Verdicts.agreement`); empty for one vote.
+        calls: the requests on the tape that it was made of; empty without a tape. Not compared.
     """
 
     rewards: tuple[float | None, ...]
@@ -248,3 +257,4 @@ class Judgement:
     scores: tuple[int | None, ...] = ()
     parts: tuple[Judgement, ...] = ()
     agreement: tuple[float | None, ...] = ()
+    calls: tuple[Call, ...] = dataclasses.field(default=(), compare=False)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import logging
 import math
 import time
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple
 from ropd_jax.methods import Method, check_judgement
 from ropd_jax.parallel import hosts
 from ropd_jax.teacher import BudgetError, Teacher, at_step, sync
+from ropd_jax.teacher.recorded import recording
 from ropd_jax.training.accumulate import StreamedUpdate
 from ropd_jax.types import Judgement, RolloutGroup, UserError
 from ropd_jax.utils import tracing
@@ -251,7 +253,9 @@ async def judge_by(method: Method, teacher: Teacher, group: RolloutGroup) -> Jud
     Raises:
         UserError: the method returned something else than one reward or None for each rollout.
     """
-    return check_judgement(method, await judge_group(method.judge, teacher, group), group)
+    with recording() as calls:
+        judgement = check_judgement(method, await judge_group(method.judge, teacher, group), group)
+    return dataclasses.replace(judgement, calls=calls())
 
 
 def report_left_out(

@@ -128,6 +128,7 @@ class LogConfig:
     """``cfg.log``."""
 
     groups: bool
+    token_logprobs: str
     tensorboard: bool
     watchdog_s: float
 

@@ -44,6 +44,7 @@ from ropd_jax.workdir.one_run import Ownership
 from ropd_jax.workdir.progress import Progress
 from ropd_jax.workdir.rescue import rescue
 from ropd_jax.workdir.result import Result, read_result, write_result
+from ropd_jax.workdir.token_logprobs import OFF
 from ropd_jax.workdir.watchdog import watching
 
 log = logging.getLogger(__name__)
@@ -194,7 +195,8 @@ class Session:
         compile_cache.hand_over(self._timeline)
         stack.enter_context(watching(self._timeline, run.cfg.log.watchdog_s, files, self.loop.stacks))
         self.teacher.client = ObservedClient(self.teacher.client, tracing.span)
-        self._groups_log = GroupsLog(files)
+        sizes = run.student.tokenizer.token_bytes() if run.cfg.log.token_logprobs != OFF else None
+        self._groups_log = GroupsLog(files, token_logprobs=run.cfg.log.token_logprobs, token_bytes_V=sizes)
         series = read_metrics(files) if writes else {}
         self._scores |= hosts.broadcast_from_host0(dict(zip(*series.get(self._best_by, ((), ())), strict=True)))
         shown_on = None if writes else stack.enter_context(open(os.devnull, "w"))  # noqa: SIM115

@@ -29,13 +29,15 @@ Key: TypeAlias = tuple[str, int, int]  # file, time of its last change, offset
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Place:
-    """A group in its file: bytes ``offset`` to ``offset + length`` are its line; ``changed`` is the time in ns."""
+    """A group in its file: bytes ``offset`` to ``offset + length`` are its line, the one with this ``number`` (from 0);
+    ``changed`` is the time in ns."""
 
     file: str
     changed: int
     offset: int
     length: int
     summary: Summary
+    number: int  # of its line in the file, from 0
 
     @property
     def key(self) -> Key:
@@ -200,14 +202,15 @@ def _listed(directory: pathlib.Path, pattern: str = "step_*.jsonl") -> dict[str,
 
 
 def _read(path: pathlib.Path, stat: tuple[int, int]) -> _Read:
-    places, unreadable, offset = [], 0, 0
+    places, unreadable, offset, number = [], 0, 0, 0
     with open(path, "rb") as lines:
         for line in lines:
             if line.strip():
                 try:
-                    places.append(Place(path.name, stat[0], offset, len(line), summary(json.loads(line))))
+                    places.append(Place(path.name, stat[0], offset, len(line), summary(json.loads(line)), number))
                 except BAD:
                     unreadable += 1
+                number += 1
             offset += len(line)
     return _Read(stat, tuple(sorted(places, key=lambda p: p.summary.group)), unreadable)
 

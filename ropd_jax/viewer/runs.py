@@ -15,8 +15,10 @@ from typing import Any
 
 from ropd_jax.types import UserError
 from ropd_jax.utils.files import finite, read_json
+from ropd_jax.viewer.calls import call_of, calls_of
 from ropd_jax.viewer.index import GroupIndex, Key, Place
-from ropd_jax.viewer.summary import Graded, Summary, graded, pass_rate
+from ropd_jax.viewer.summary import Graded, Summary, graded, pass_rate, sources
+from ropd_jax.viewer.tokens import tokens_of
 from ropd_jax.workdir.metrics import read_metrics
 
 PAGE, MOST = 50, 500  # groups of a page
@@ -141,9 +143,41 @@ class Run:
             "row": row,
             "right": known.right,
             "reference_scores": [finite(pass_rate(row["rubric"], r["verdicts"])) for r in row["references"]],
+            "rubric_scores": [pass_rate(a.get("rubric") or row["rubric"], a["verdicts"]) for a in row["answers"]],
+            "sources": sources(row),
             "previous": previous,
             "next": following,
         }
+
+    def calls(self, step: int, group: int) -> dict[str, Any]:
+        """The requests to the teacher about one group, see `calls.calls_of`.
+
+        Raises:
+            UserError: there is no such group, or the tape cannot be read.
+        """
+        return calls_of(self.directory, self.config(), self.index.row(step, group))
+
+    def call(self, key: str) -> dict[str, Any]:
+        """One request and its reply, see `calls.call_of`.
+
+        Raises:
+            UserError: the tape does not have it, or cannot be read.
+        """
+        return call_of(self.directory, self.config(), key)
+
+    def tokens(self, step: int, group: int) -> dict[str, Any]:
+        """The log-probabilities of the tokens of a group's answers, see `tokens.tokens_of`.
+
+        Raises:
+            UserError: there is no such group.
+        """
+        places = self.index.step(step)
+        answers = len(self.index.row(step, group)["answers"])
+        place = next(p for p in places if p.summary.group == group)
+        return tokens_of(self.index.directory / place.file, place.number, answers)
+
+    def config(self) -> dict[str, Any]:
+        return read_json(self.directory / "config.json", optional=True)
 
     def _holding(self, places: list[Place], text: str) -> list[Place]:
         """Those whose texts hold the text; each group is searched once per text."""

@@ -7,6 +7,9 @@
     GET /TOKEN/api/runs/NAME/metrics             curves
     GET /TOKEN/api/runs/NAME/groups?filter=...   a page of the list of groups (`runs.Query`)
     GET /TOKEN/api/runs/NAME/groups/12/0         one group
+    GET /TOKEN/api/runs/NAME/groups/12/0/calls   the requests to the teacher about it (`calls`)
+    GET /TOKEN/api/runs/NAME/groups/12/0/tokens  log-probability of each token of its answers
+    GET /TOKEN/api/runs/NAME/calls/3F2A...       one request with its reply
 
 The browser is told to run only scripts of this server, and none that the page itself contains. Foreign text reaches it
 as JSON. A request must name this host, so that another site's page cannot read it through a DNS name of its own.
@@ -44,7 +47,10 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 STATIC = {"app.js": "text/javascript", "groups.js": "text/javascript", "microscope.js": "text/javascript",
-          "curves.js": "text/javascript", "dom.js": "text/javascript", "style.css": "text/css"}  # fmt: skip
+          "curves.js": "text/javascript", "dom.js": "text/javascript", "style.css": "text/css",
+          "calls.js": "text/javascript", "diff.js": "text/javascript", "texts.js": "text/javascript",
+          "tokens.js": "text/javascript", "vendor/markdown-it.umd.min.js": "text/javascript",
+          "vendor/temml.min.js": "text/javascript"}  # fmt: skip
 _LOCAL = ("127.0.0.1", "localhost", "[::1]")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -80,6 +86,15 @@ def make_app(directory: pathlib.Path, token: str) -> web.Application:
     def group(request: web.Request) -> object:
         return run_of(request).group(int(request.match_info["step"]), int(request.match_info["group"]))
 
+    def calls(request: web.Request) -> object:
+        return run_of(request).calls(int(request.match_info["step"]), int(request.match_info["group"]))
+
+    def call(request: web.Request) -> object:
+        return run_of(request).call(request.match_info["key"])
+
+    def tokens(request: web.Request) -> object:
+        return run_of(request).tokens(int(request.match_info["step"]), int(request.match_info["group"]))
+
     async def page(request: web.Request) -> web.StreamResponse:
         return web.Response(text=_file("index.html"), content_type="text/html")
 
@@ -90,12 +105,15 @@ def make_app(directory: pathlib.Path, token: str) -> web.Application:
         return web.Response(text=_file(name), content_type=STATIC[name])
 
     app.router.add_get("/", page)
-    app.router.add_get("/static/{name}", static)
+    app.router.add_get("/static/{name:(?:vendor/)?[^/]+}", static)
     app.router.add_get("/api/runs", answer(lambda request: {"runs": list(runs_in(directory))}))
     app.router.add_get("/api/runs/{run}", answer(lambda request: run_of(request).about()))
     app.router.add_get("/api/runs/{run}/metrics", answer(lambda request: run_of(request).metrics()))
     app.router.add_get("/api/runs/{run}/groups", answer(groups))
     app.router.add_get(r"/api/runs/{run}/groups/{step:\d{1,9}}/{group:\d{1,9}}", answer(group))
+    app.router.add_get(r"/api/runs/{run}/groups/{step:\d{1,9}}/{group:\d{1,9}}/calls", answer(calls))
+    app.router.add_get(r"/api/runs/{run}/groups/{step:\d{1,9}}/{group:\d{1,9}}/tokens", answer(tokens))
+    app.router.add_get("/api/runs/{run}/calls/{key:[0-9a-f]{64}}", answer(call))
     root.middlewares.append(_guard(token))
     root.add_subapp(f"/{token}/", app)
     return root
@@ -152,7 +170,7 @@ def _json(value: object) -> str:
 
 
 def _file(name: str) -> str:
-    return importlib.resources.files("ropd_jax.viewer").joinpath("static", name).read_text(encoding="utf-8")
+    return importlib.resources.files("ropd_jax.viewer").joinpath("static", *name.split("/")).read_text(encoding="utf-8")
 
 
 @contextlib.asynccontextmanager

@@ -302,6 +302,7 @@ KEYS: dict[str, Key] = {
     "eval.judged": _free(_whole(0)),
     "eval.sampled": _free(FLAG),
     "log.groups": _free(FLAG),
+    "log.token_logprobs": _free(TEXT),
     "log.tensorboard": _free(FLAG),
     "log.watchdog_s": _free(_least(0, OFF)),
 }
