@@ -264,14 +264,14 @@ def _reasons(entry: Entry, shown: Sequence[tuple[str, str | None]], row: Mapping
     found = forms.reasons_in(entry.reply.text, len(answers), token_of(entry.body["json_schema"]))
     texts = dict(_criteria(entry.body))
     reasons = []
-    for (place, name), reason in found.items():
+    for (place, name), (reason, met) in found.items():
         label = answers[place - 1]
         if label is None:
             continue
         own = row["answers"][int(label)].get("rubric") if label.isdigit() else None
         ids = [c["id"] for c in own or row["rubric"] if c["text"] == texts.get(name)] if name else [None]
         if ids:
-            reasons.append({"answer": label, "criterion": ids[0], "text": reason, "key": entry.key})
+            reasons.append({"answer": label, "criterion": ids[0], "text": reason, "met": met, "key": entry.key})
     return reasons
 
 

@@ -7,7 +7,10 @@ const ROLES = { reference: "reference", rubric: "rubric", verify: "verdicts", sc
 export const callsOf = (run, step, group) => get(`${apiOf(run)}/groups/${step}/${group}/calls`);
 
 const sum = (values) => (values.some((v) => v !== null && v !== undefined) ? values.reduce((a, v) => a + (v ?? 0), 0) : null);
-const dollars = (usd) => (usd === null ? null : `$${usd < 0.01 ? usd.toPrecision(2) : usd.toFixed(2)}`);
+const dollars = (usd) => (usd === null ? null : usd === 0 ? "$0" : `$${usd < 0.01 ? usd.toPrecision(2) : usd.toFixed(2)}`);
+const took = (seconds) => (seconds === null ? null : seconds < 0.1 ? `${Math.round(1000 * seconds)} ms` : `${number(seconds, 1)} s`);
+const TEMPLATES = { reference: ["reference"], rubric: ["rubric"], verify: ["verifier"], score: ["score"], judge: ["score", "healthbench"] };
+const templates = (call) => Object.entries(call.prompts).filter(([name]) => [...(TEMPLATES[call.role] ?? [""]), ...(call.reasked === null ? [] : ["reask"])].some((start) => name.startsWith(start))).map(([name, sha]) => `${name}@${sha}`).join(", ");
 const count = (n) => (n === null || n === undefined ? "?" : n.toLocaleString("en"));
 const time = (seconds) => (seconds ? new Date(1000 * seconds).toISOString().slice(0, 19).replace("T", " ") : "");
 
@@ -38,14 +41,14 @@ async function opened(run, call, body) {
     const whole = await get(`${apiOf(run)}/calls/${call.key}`);
     const usage = whole.usage ? Object.entries(whole.usage).filter(([, n]) => n !== null).map(([name, n]) => `${count(n)} ${name.replace("_", " ")}`).join(", ") : null;
     const facts = [["model", `${whole.provider} ${whole.model}`], ["replied by", whole.replied_by || null], ["address", whole.address || null], ["time", time(whole.created) && `${time(whole.created)} UTC`],
-      ["took", whole.latency_s === null ? null : `${number(whole.latency_s, 1)} s`], ["tokens", usage], ["cost", dollars(whole.usd)],
-      ["prompt", Object.entries(whole.prompts).map(([name, sha]) => `${name}@${sha}`).join(", ") || null], ["key on the tape", whole.key]];
+      ["took", took(whole.latency_s)], ["tokens", usage], ["cost", dollars(whole.usd)],
+      ["prompts", templates(whole)], ["key on the tape", whole.key]];
     const { json_schema: schema, ...parameters } = whole.parameters;
     body.replaceChildren(
       el("dl", {}, facts.filter(([, value]) => value).map(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])),
       ...(whole.reasked !== null ? [el("p", { class: "warn" }, `The reply before could not be used: ${whole.reasked}`)] : []),
       ...whole.failures.map((f) => el("p", { class: "warn" }, `Failed in step ${f.step} (${f.cause}): ${f.message}`)),
-      ...whole.messages.map(([role, text], i) => message(`${role === "user" ? "to the teacher" : role}${whole.messages.length > 1 ? `, message ${i + 1}` : ""}`, text)),
+      ...whole.messages.map(([role, text], i) => message(`message ${i + 1} of ${whole.messages.length}, ${role}`, text)),
       whole.reply === null ? el("p", { class: "warn" }, "There is no reply on the tape.") : message("reply", whole.reply),
       el("details", { class: "parameters" }, el("summary", {}, "parameters and reply schema"), el("pre", { tabindex: 0 }, JSON.stringify(parameters, null, 1)), schema ? el("pre", { tabindex: 0 }, JSON.stringify(schema, null, 1)) : null),
     );
@@ -60,7 +63,7 @@ function row(run, call) {
   const tokens = call.usage ? `${count(call.usage.input_tokens)} → ${count(call.usage.output_tokens)} tokens` : "";
   return el("details", { class: "call", id: `call-${call.key}`, ontoggle: (e) => { if (e.target.open && e.target.classList.contains("call")) opened(run, call, body); } },
     el("summary", {}, el("b", {}, ROLES[call.role] ?? call.role), el("span", { class: "quiet" }, call.shown.length ? `of ${call.shown.join(", ")}` : `sample ${call.sample_index}`),
-      el("span", {}, call.replied_by || call.model), el("span", { class: "quiet" }, [tokens, call.latency_s === null ? null : `${number(call.latency_s, 1)} s`, dollars(call.usd)].filter(Boolean).join(" · ")), ...state(call)),
+      el("span", {}, call.replied_by || call.model), el("span", { class: "quiet" }, [tokens, took(call.latency_s), dollars(call.usd)].filter(Boolean).join(" · ")), ...state(call)),
     body);
 }
 

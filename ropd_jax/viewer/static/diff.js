@@ -6,7 +6,7 @@
 //   islands  one short common word between two differences is noise, and joins them
 
 const CELLS = 2_000_000; // of one table: 2 MB, about 10 ms
-const SPLIT = /\s+|[\p{L}\p{N}_]+|[^\s\p{L}\p{N}_]/gu;
+const SPLIT = /\s+|[0-9]+(?:[.,][0-9]+)*|[\p{L}\p{N}_]+|[^\s\p{L}\p{N}_]/gu;
 
 export function diff(own, other) {
   const pieces = [];

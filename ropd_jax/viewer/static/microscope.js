@@ -115,7 +115,7 @@ function goTo(id) {
 function noteOf(here, { column, criterion, label, kind, flipped }) {
   const asked = here.reasons?.filter((r) => r.answer === column.label && (r.criterion === criterion.id || r.criterion === null)) ?? [];
   const agreement = criterion.agreement === undefined || criterion.agreement === null ? null : `votes on this criterion agree by ${Math.round(100 * criterion.agreement)}%`;
-  const why = asked.map((r) => el("p", { class: "reason" }, el("q", {}, r.text), r.criterion === null ? el("span", { class: "quiet" }, " on the whole answer") : null, " ",
+  const why = asked.map((r) => el("p", { class: "reason" }, r.met !== null && r.met !== column.item.verdicts?.[criterion.id] ? el("span", { class: "warn" }, `another look or vote says ${r.met ? "met" : "not met"}: `) : null, el("q", {}, r.text), r.criterion === null ? el("span", { class: "quiet" }, " on the whole answer") : null, " ",
     el("button", { type: "button", class: "plain", onclick: () => openCall(r.key) }, "reply")));
   const none = here.reasons === null ? "reading the verifier's replies …" : kind === "none" ? CAUSES[column.item.unscored] ?? "" : here.reasons.length ? "the reply gives no reason here" : "the verifier was not asked for reasons (teacher.verifier.form=keyed_reasons)";
   return [
@@ -172,7 +172,7 @@ async function draw(here) {
   const put = (target, nodes) => { target.node.replaceChildren(...[nodes].flat()); };
   let render = null, tokens = null;
   try {
-    if (show === "rendered") render = await (here.renderer ??= renderer());
+    if (show !== "source") render = await (here.renderer ??= renderer());
     if (show === "logp" || show === "change") tokens = await (here.tokens ??= tokensOf(here.run, here.step, here.group));
   } catch (error) {
     here.said.textContent = error.message;
@@ -185,7 +185,7 @@ async function draw(here) {
     const { column } = target;
     if (show === "differences" && column) put(target, differences(here, column));
     else if (tokens && column && !column.reference) put(target, tinted(tokens, column.index, target.text, show) ?? plain());
-    else if (render) {
+    else if (render && (show === "rendered" || !column)) {
       const nodes = target.text && render(target.text, target.inline);
       if (nodes && target.inline) put(target, nodes);
       else if (nodes) put(target, el("div", { class: "rendered", tabindex: 0 }, ...nodes));
