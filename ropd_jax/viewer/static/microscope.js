@@ -117,7 +117,7 @@ function noteOf(here, { column, criterion, label, kind, flipped }) {
   const agreement = criterion.agreement === undefined || criterion.agreement === null ? null : `votes on this criterion agree by ${Math.round(100 * criterion.agreement)}%`;
   const why = asked.map((r) => el("p", { class: "reason" }, r.met !== null && r.met !== column.item.verdicts?.[criterion.id] ? el("span", { class: "warn" }, `another look or vote says ${r.met ? "met" : "not met"}: `) : null, el("q", {}, r.text), r.criterion === null ? el("span", { class: "quiet" }, " on the whole answer") : null, " ",
     el("button", { type: "button", class: "plain", onclick: () => openCall(r.key) }, "reply")));
-  const none = here.reasons === null ? "reading the verifier's replies …" : kind === "none" ? CAUSES[column.item.unscored] ?? "" : here.reasons.length ? "the reply gives no reason here" : "the verifier was not asked for reasons (teacher.verifier.form=keyed_reasons)";
+  const none = here.reasons === null ? "reading the verifier's replies …" : kind === "none" ? CAUSES[column.item.unscored] ?? "" : here.reasons.length ? "the reply gives no reason here" : here.unknown ? here.unknown : "the verifier was not asked for reasons (teacher.verifier.form=keyed_reasons)";
   return [
     el("p", {}, el("b", { class: kind }, kindOf(column.item.verdicts, criterion.id)[0], " ", label), el("span", { class: "quiet" }, ` ${column.name} · ${criterion.id} · ${number(weightOf(criterion), Number.isInteger(weightOf(criterion)) ? 0 : 2)} points`, agreement ? ` · ${agreement}` : ""),
       " ", el("button", { type: "button", class: "plain", onclick: () => goTo(column.id) }, column.reference ? "read the reference" : "read the answer")),
@@ -303,7 +303,7 @@ export async function groupPage(run, step, group, main, query = new URLSearchPar
   const question = el("blockquote", {}, row.question), gold = el("b", {}, row.gold_answer ?? "");
   here.texts.push({ node: question, text: row.question, unboxed: true }, { node: gold, text: row.gold_answer ?? "", inline: true });
   const known = callsOf(run, step, group);
-  known.then((calls) => { here.reasons = calls.reasons; }, () => { here.reasons = []; }).finally(() => here.refresh());
+  known.then((calls) => { here.reasons = calls.reasons; here.unknown = calls.calls.length ? "" : calls.note; }, (error) => { here.reasons = []; here.unknown = error.message; }).finally(() => here.refresh());
   here.calls = callsSection(run, known);
   const note = notes(here);
   here.root.append(...[

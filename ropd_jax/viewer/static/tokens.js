@@ -23,7 +23,7 @@ export function tinted(tokens, index, text, show) {
   if (!stored || !stored.bytes || (show === "change" && !stored.change)) return null;
   const bytes = new TextEncoder().encode(text), decoder = new TextDecoder("utf-8", { ignoreBOM: true });
   const nodes = [];
-  let at = 0, from = 0, worst = null, seen = [];
+  let at = 0, from = 0, worst = null, seen = [], sure = "";
   stored.bytes.forEach((size, i) => {
     at += size;
     const value = (show === "change" ? stored.change : stored.logp)[i];
@@ -33,9 +33,15 @@ export function tinted(tokens, index, text, show) {
     if (at === from) return;
     const name = show === "logp" ? `l${level(-worst, LEVELS)}` : `${worst < 0 ? "m" : "p"}${level(Math.abs(worst), STEPS)}`;
     const label = seen.map((v) => (show === "logp" ? `p = ${Math.exp(v).toPrecision(2)}, log-prob ${v.toFixed(2)}` : `${v < 0 ? "−" : "+"}${Math.abs(v).toPrecision(2)} nats`)).join("; ");
-    nodes.push(el("i", { class: `t ${name}`, title: label }, decoder.decode(bytes.subarray(from, at))));
+    const piece = decoder.decode(bytes.subarray(from, at));
+    if (/0$/.test(name)) sure += piece; // most tokens: without a tint, and without an element
+    else {
+      if (sure) nodes.push(sure);
+      nodes.push(el("i", { class: `t ${name}`, title: label }, piece));
+      sure = "";
+    }
     [from, worst, seen] = [at, null, []];
   });
-  if (from < bytes.length) nodes.push(decoder.decode(bytes.subarray(from)));
+  nodes.push(sure, decoder.decode(bytes.subarray(from)));
   return el("pre", { class: "tokens", tabindex: 0 }, nodes);
 }
