@@ -12,7 +12,7 @@ PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt PIP_BUI
           $(BIN)/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast lint format golden storm small-server bench-teacher bench-plan bench-update growth kill-tape faults mini bench-grader bench-hosts bench-judge bench-rollout bench-overlap load-memory bench-save bench-start check-export clean
+.PHONY: help quickstart test browser test-fast lint format golden storm small-server bench-teacher bench-plan bench-update growth kill-tape faults mini bench-grader bench-hosts bench-judge bench-rollout bench-overlap load-memory bench-save bench-start check-export clean
 .DELETE_ON_ERROR:
 
 help:
@@ -47,10 +47,21 @@ quickstart: $(VENV)/core.stamp
 	$(BIN)/ropd train --config $(CONFIG) --workdir $(WORKDIR)
 
 # The types are checked while the tests run.
-test: $(VENV)/dev.stamp
+test: $(VENV)/dev.stamp browser
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@$(BIN)/mypy & types=$$!; $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile; code=$$?; wait $$types && exit $$code
+
+# Debian's Chromium, which the tests of the viewer's page drive. Without it they are skipped; with CI set they fail.
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo 'Installing chromium for the tests of the viewer ...'; \
+	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } >/dev/null 2>&1 \
+	      || echo 'could not install chromium: the tests of the viewer in a browser are skipped'; \
+	  else \
+	    echo 'no chromium here: the tests of the viewer in a browser are skipped; apt install chromium runs them'; \
+	  fi; }
 
 test-fast: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m 'not slow'

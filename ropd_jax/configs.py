@@ -148,6 +148,9 @@ def default() -> ConfigDict:
     cfg.teacher.scripted.labels = ""  # JSONL of labelled verdicts whose truths its verifier knows (docs/judge.md)
     cfg.teacher.scripted.style = "full"  # its references: or "skips" (first line, then the answer), "prose"
 
+    cfg.rewards = ConfigDict()
+    cfg.rewards.exact_weight = 0.0  # w: reward = (1 - w) of the method's + w of the exact grade; docs/data.md
+
     cfg.ropd = ConfigDict()  # ablations (paper, Table 6 and text); the defaults are the paper's
     cfg.ropd.rubrics = "teacher"  # induced by the teacher; or "published": those of the data, fixed (docs/data.md)
     cfg.ropd.rubric_per = "group"  # or "pair": a rubric for each rollout and one reference

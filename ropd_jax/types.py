@@ -241,6 +241,9 @@ class Judgement:
         scores: per rollout the grade that was asked for in place of verdicts, or None.
         parts: per rollout a judgement of it alone, where each had a rubric of its own.
         agreement: per criterion how far the votes of the verifier agree (`Verdicts.agreement`); empty for one vote.
+        exact: per rollout the exact grade that is part of its reward (``rewards.exact_weight``), None where there is
+            none; empty if no reward has such a part.
+        method_rewards: the rewards before the exact grades were added; empty if they are ``rewards``.
         calls: the requests on the tape that it was made of; empty without a tape. Not compared.
     """
 
@@ -257,4 +260,11 @@ class Judgement:
     scores: tuple[int | None, ...] = ()
     parts: tuple[Judgement, ...] = ()
     agreement: tuple[float | None, ...] = ()
+    exact: tuple[bool | None, ...] = ()
+    method_rewards: tuple[float | None, ...] = ()
     calls: tuple[Call, ...] = dataclasses.field(default=(), compare=False)
+
+    @property
+    def taught(self) -> tuple[float | None, ...]:
+        """The rewards as the method gave them, without exact grades."""
+        return self.method_rewards or self.rewards

@@ -172,7 +172,7 @@ Pair = list[tuple[float, float]]
 
 
 def _rewards(before: Judgement, after: Judgement) -> Pair:
-    pairs = zip(before.rewards, after.rewards, strict=True)
+    pairs = zip(before.taught, after.taught, strict=True)
     return [(x, y) for x, y in pairs if x is not None and y is not None]
 
 
@@ -265,7 +265,7 @@ def _agreement(groups: Sequence[StoredGroup], after: Sequence[Judgement]) -> dic
 
 
 def _reward_mean(judgements: Sequence[Judgement]) -> float | None:
-    return _mean(r for j in judgements for r in j.rewards if r is not None)
+    return _mean(r for j in judgements for r in j.taught if r is not None)
 
 
 def _mean(values: Iterable[float]) -> float | None:

@@ -31,6 +31,25 @@ def pass_rate(weights: Sequence[float], passed: Sequence[bool]) -> float:
     return sum(w for w, ok in zip(weights, passed, strict=True) if ok) / sum(weights)
 
 
+def with_exact(
+    rewards: Sequence[float | None],
+    causes: Sequence[str | None],
+    exact: Sequence[bool | None],
+    weight: float,
+) -> tuple[tuple[float | None, ...], tuple[str | None, ...]]:
+    """(rewards, causes) of one group with the exact grade as a part: (1 - w) reward + w exact, of each rollout.
+
+    An unscored reward stays unscored, with its cause. A rollout without an exact grade becomes unscored, cause
+    ``ungraded``: in a group its reward would stand beside rewards of another kind.
+    """
+    mixed, why = [], []
+    for reward, cause, right in zip(rewards, causes, exact, strict=True):
+        known = reward is not None and right is not None
+        mixed.append((1.0 - weight) * reward + weight * right if known else None)
+        why.append("ungraded" if reward is not None and right is None else cause)
+    return tuple(mixed), tuple(why)
+
+
 def reliability_weights(points: Sequence[float], reliability: Sequence[float | None]) -> tuple[float, ...]:
     """Points times the reliability of the verdicts on each criterion, as a calibration measured it.
 

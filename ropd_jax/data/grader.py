@@ -51,7 +51,7 @@ EQUAL_TEXT: dict[str, Callable[[str, Mapping[str, Any]], bool]] = {
 
 _child = Service("ropd_jax.data.grader_worker", cpu_s=CPU_S)
 
-__all__ = ["LONGEST", "BrokenScorer", "final_answer", "grade", "last_box", "number", "same", "vote_of"]
+__all__ = ["LONGEST", "BrokenScorer", "final_answer", "gradable", "grade", "last_box", "number", "same", "vote_of"]
 
 _BECAUSE = re.compile(r"(?:[.!?;]|,?\s+(?:because|since|as|so|which|where)\b|\s-|\s\()(?:\s|$)|,\s+(?:because|since)\b")
 _WORDY = frozenset(("yes", "no", "true", "false"))
@@ -60,6 +60,15 @@ _EQUAL = re.compile(r"^[A-Za-z]\w{0,20}(?:\([a-z](?:,\s?[a-z])*\))?\s?=\s?")
 
 class BrokenScorer(RuntimeError):
     """A scorer of reasoning-gym that fails on its own gold answer: no answer to that task can be graded."""
+
+
+def gradable(prompt: Prompt) -> bool:
+    """Whether an answer to the prompt has an exact grade: it has a gold answer of its own, or checks, or a scorer."""
+    if prompt.metadata.get("reasoning_gym") is not None and prompt.task not in NUMBER_TASKS:
+        return True
+    if prompt.task == named.IFEVAL and "instructions" in prompt.metadata:
+        return True
+    return prompt.answer is not None and golds.kind_of(prompt) != golds.FREE_TEXT
 
 
 def grade(prompt: Prompt, text: str) -> bool | None:
@@ -77,9 +86,9 @@ def grade(prompt: Prompt, text: str) -> bool | None:
         return _scored(prompt.task, entry, final_answer(text))
     if prompt.task == named.IFEVAL and "instructions" in prompt.metadata:
         return named.follows(prompt, text)
-    kind = golds.kind_of(prompt)
-    if prompt.answer is None or kind == golds.FREE_TEXT:
+    if prompt.answer is None or not gradable(prompt):
         return None
+    kind = golds.kind_of(prompt)
     if kind == golds.CHOICE:
         return choices.last_choice(text) == golds.letter(prompt.answer)
     found = final_answer(text)

@@ -29,7 +29,8 @@ from ropd_jax.core import advantages as advantages_lib
 from ropd_jax.core import losses
 from ropd_jax.core.advantages import Advantages
 from ropd_jax.core.batches import TokenSequence, TrainBatch
-from ropd_jax.core.rewards import overlong_penalty
+from ropd_jax.core.rewards import overlong_penalty, with_exact
+from ropd_jax.data.grader import gradable, grade
 from ropd_jax.types import Judgement, Prompt, RolloutGroup
 
 if TYPE_CHECKING:
@@ -136,6 +137,12 @@ class Method(abc.ABC):
         return False
 
     @property
+    def takes_exact(self) -> bool:
+        """Whether ``rewards.exact_weight`` can add the exact grade to what `judge` gives: a rubric's or judge's reward
+        that the student is trained on."""
+        return self.needs_rollouts and not self.exact_rewards
+
+    @property
     def needs_initial(self) -> bool:
         """Whether the loss reads ``Tokens.ref_logp_BT``."""
         return False
@@ -185,6 +192,23 @@ class Method(abc.ABC):
     @abc.abstractmethod
     async def judge(self, teacher: Teacher, group: RolloutGroup) -> Judgement:
         """The teacher's judgement of one group. What it fails to answer is unscored, with a cause; never 0.0."""
+
+    def with_exact(self, judgement: Judgement, group: RolloutGroup) -> Judgement:
+        """The judgement with the exact grade of each answer in its reward (``rewards.exact_weight``).
+
+        A prompt whose answers have no exact grade (`grader.gradable`) keeps the method's rewards. Of another, an answer
+        that the grader leaves ungraded is unscored, and so is what the method left unscored.
+        """
+        weight = self.cfg.rewards.exact_weight
+        if not weight:
+            return judgement
+        if not gradable(group.prompt):
+            return dataclasses.replace(judgement, exact=(None,) * len(judgement.rewards))
+        exact = tuple(grade(group.prompt, r.answer) for r in group.rollouts)
+        rewards, causes = with_exact(judgement.rewards, judgement.causes, exact, weight)
+        return dataclasses.replace(
+            judgement, rewards=rewards, causes=causes, exact=exact, method_rewards=judgement.rewards
+        )
 
     def revise(
         self, trained: Any, groups: Sequence[RolloutGroup], judgements: Sequence[Judgement], tokenizer: Tokenizer

@@ -85,6 +85,8 @@ def pair_loss(score_B: jax.Array, length_B: jax.Array, rollouts: int, per_prompt
 
 
 class GAD(Method):
+    takes_exact = False
+
     def __post_init__(self):
         if self.cfg.sampling.resample:
             raise UserError("sampling.resample needs rewards before D has seen the step; set it to 0 with method=gad")

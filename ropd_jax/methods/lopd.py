@@ -38,6 +38,7 @@ PROBE = "Let x = 12.5; then 3x + 7 = 44.5.\n\nÜber  20 %? <think>ok</think>\tAn
 
 class LOPD(Method):
     by_group = True
+    takes_exact = False
 
     def __post_init__(self):
         how = self.cfg.lopd

@@ -263,6 +263,7 @@ def run(cfg: ConfigDict, *, tape: pathlib.Path | None = None, calls: bool = True
         calls: whether to check with one cheap call per role; without it the list is empty.
     """
     from ropd_jax.methods import load_method
+    from ropd_jax.training.validate import check_exact, check_gradable
 
     d = cfg.data
     calibration = summary(cfg.teacher.calibration)  # a report that cannot be read is said before anything is sent
@@ -272,6 +273,8 @@ def run(cfg: ConfigDict, *, tape: pathlib.Path | None = None, calls: bool = True
     ).prompts  # fmt: skip
     recorded = Tape(tape, read_only=True) if tape else None
     method = load_method(cfg.method, cfg)
+    check_exact(cfg.rewards.exact_weight, method, cfg.method)
+    check_gradable(cfg.rewards.exact_weight, prompts)
     rows = plan(cfg, prompts, asks=method.asks, once=method.asks_once, tape=recorded)
     if recorded:
         recorded.close()

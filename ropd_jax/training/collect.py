@@ -12,6 +12,7 @@ of the groups that are judged (`training.accumulate`). If it has nothing to sum,
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -248,14 +249,17 @@ async def judge_group(judge: Judge, teacher: Teacher, group: RolloutGroup) -> Ju
 
 
 async def judge_by(method: Method, teacher: Teacher, group: RolloutGroup) -> Judgement:
-    """`judge_group` by a method.
+    """`judge_group` by a method, with the exact grades in its rewards where ``rewards.exact_weight`` asks for them.
 
     Raises:
         UserError: the method returned something else than one reward or None for each rollout.
     """
     with recording() as calls:
         judgement = check_judgement(method, await judge_group(method.judge, teacher, group), group)
-    return dataclasses.replace(judgement, calls=calls())
+    judgement = dataclasses.replace(judgement, calls=calls())
+    if not method.cfg.rewards.exact_weight:
+        return judgement
+    return await asyncio.to_thread(method.with_exact, judgement, group)  # a hostile answer can take the child seconds
 
 
 def report_left_out(

@@ -49,10 +49,26 @@ def step_metrics(
         metrics["sample/retokenized_frac"] = differ / total
         metrics["sample/cut_mass"] = cut_mass(rollouts)
         metrics["sample/truncated_frac"] = float(np.mean([r.finish_reason == "length" for r in rollouts]))
+    metrics |= reward_parts(judgements)
     causes = Counter(c for j in judgements for c in j.causes if c is not None)
     if any(j.rubric for j in judgements):
         metrics |= step_health(judgements)
     return metrics | {f"reward/unscored_{cause}": n for cause, n in causes.items()}
+
+
+def reward_parts(judgements: Sequence[Judgement]) -> dict[str, float | None]:
+    """What the rewards are made of (``rewards.exact_weight``): the mean of the method's part and of the exact part, and
+    the share of answers that have no exact grade. Nothing if no reward has an exact part."""
+    exact = [right for j in judgements for right in j.exact]
+    if not exact:
+        return {}
+    taught = [r for j in judgements for r in j.taught if r is not None]
+    known = [right for right in exact if right is not None]
+    return {
+        "reward/rubric_mean": float(np.mean(taught)) if taught else None,
+        "reward/exact_mean": float(np.mean(known)) if known else None,
+        "reward/without_exact_frac": 1.0 - len(known) / len(exact),
+    }
 
 
 def cut_mass(rollouts: Sequence[Rollout]) -> float:

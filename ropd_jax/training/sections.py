@@ -159,6 +159,7 @@ class RunConfig:
     Attributes:
         prompts_per_step: P.
         max_failed_frac, failed_window: of the failure gate, see `training.failure_gate`.
+        exact_weight: share of the exact grade in a reward.
     """
 
     seed: int
@@ -166,6 +167,7 @@ class RunConfig:
     prompts_per_step: int
     max_failed_frac: float
     failed_window: int
+    exact_weight: float
     dtype: str
     lora: Lora
     sampling: SamplingConfig

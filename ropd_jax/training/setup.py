@@ -82,6 +82,7 @@ def setup(
     raw = cfg.to_dict() | ({} if method is None else {"method": _name(method)})
     hosts.check_same("the config", flatten(raw))
     made = load_method(method or cfg.method, cfg)
+    validate.check_exact(how.exact_weight, made, raw["method"])
     place.fetch()
     files = check_files(cfg, how, made, raw, place, fork)
     validate.note_warmup(how.optim, how.steps)
@@ -178,6 +179,7 @@ def check_files(
     train, heldout = load_questions(cfg.data, student.tokenizer, hosts)
     exact_method = raw["method"] if made.exact_rewards else ""
     made.check_prompts(train.prompts)
+    validate.check_gradable(how.exact_weight, train.prompts)
     check_judged(train.prompts, heldout.prompts, judge=bool(cfg.teacher.judge.model), exact_method=exact_method)
     prompts = PromptStream(train.prompts, how.prompts_per_step, how.seed)
     prompt_len = -(-max(train.longest, heldout.longest) // validate.SHORTEST) * validate.SHORTEST
@@ -261,6 +263,7 @@ def read_config(cfg: ConfigDict) -> RunConfig:
         prompts_per_step=cfg.data.prompts_per_step,
         max_failed_frac=cfg.teacher.max_failed_frac,
         failed_window=cfg.teacher.failed_window,
+        exact_weight=cfg.rewards.exact_weight,
         dtype=cfg.student.dtype,
         lora=Lora.from_config(cfg.student.lora),
         sampling=section(SamplingConfig, cfg.sampling),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,9 @@ from ropd_jax.core.losses import AGGREGATIONS, KL_KINDS, RATIOS
 from ropd_jax.core.moments import MOMENTS
 from ropd_jax.core.optim import SCHEDULES
 from ropd_jax.core.rewards import OVERLONG
+from ropd_jax.data.grader import gradable
 from ropd_jax.data.questions import no_heldout
+from ropd_jax.methods import Method
 from ropd_jax.models.attention import KERNELS
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.lora import adapted
@@ -28,7 +30,7 @@ from ropd_jax.parallel.xla_options import xla_options
 from ropd_jax.teacher.build import role_of
 from ropd_jax.training.sections import OptimConfig, OverlapConfig, RunConfig
 from ropd_jax.training.update import check_learning
-from ropd_jax.types import UserError
+from ropd_jax.types import Prompt, UserError
 from ropd_jax.utils.writing import Dispensable
 from ropd_jax.workdir.token_logprobs import MODES
 
@@ -122,6 +124,38 @@ def check_data(data: Mapping[str, Any]) -> None:
             f"data.heldout_size={data['heldout_size']} takes all of {data['task']} for the held-out set, and leaves "
             "nothing to train on; give a number, or data.heldout=False for a run without held-out data"
         )
+
+
+def check_exact(weight: float, method: Method, name: str) -> None:
+    """Raises UserError for ``rewards.exact_weight`` with a method whose reward has no room for it.
+
+    Args:
+        name: of the method, for the message.
+    """
+    if weight and not method.takes_exact:
+        why = "rewards by the exact grade already" if method.exact_rewards else "trains on no judged reward"
+        raise UserError(
+            f"rewards.exact_weight={weight:g}, but method={name} {why}; expected a method that does (ropd, rar, "
+            "t_judge), or rewards.exact_weight=0"
+        )
+
+
+def check_gradable(weight: float, prompts: Iterable[Prompt]) -> None:
+    """Raises UserError for ``rewards.exact_weight`` if no answer to any training prompt has an exact grade; the log
+    says how many prompts have none."""
+    if not weight:
+        return
+    graded = [gradable(p) for p in prompts]
+    if not any(graded):
+        raise UserError(
+            f"rewards.exact_weight={weight:g}, but none of the {len(graded)} training prompts has a gold answer that "
+            "an exact grader can compare; expected rows with an answer (docs/data.md), or rewards.exact_weight=0"
+        )
+    if without := graded.count(False):
+        log.warning(
+            "%d of %d training prompts have no exact grade: the method's reward alone counts there",
+            without, len(graded),
+        )  # fmt: skip
 
 
 def check_concurrency(teacher: Mapping[str, Any]) -> None:

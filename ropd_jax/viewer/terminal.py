@@ -210,6 +210,8 @@ def _answers(console: Console, row: Mapping[str, Any], s: Summary) -> None:
         note = f"[cut at {answer['tokens']} tokens] " if answer["finish_reason"] == "length" else ""
         note += f"[unscored: {answer['unscored']}] " if answer["unscored"] is not None else ""
         note += f"[score {answer['score']}] " if answer.get("score") is not None else ""
+        if answer.get("exact") is not None:  # the two parts of the reward
+            note += f"[{_number(answer['method_reward'])} of the rubric, {float(answer['exact']):g} exact] "
         text = Text(_one_line(console, note) + " " * bool(note), "yellow") + Text(
             _one_line(console, answer["text"], ANSWER)
         )

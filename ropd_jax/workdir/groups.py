@@ -92,12 +92,19 @@ def _named(judgement: Judgement) -> dict[str, bool] | None:
     return dict(zip([c.id for c in judgement.rubric.criteria], judgement.passed[0], strict=True))
 
 
+def _parts(judgement: Judgement, i: int) -> dict[str, Any]:
+    """What the reward of answer i is made of, where it has an exact part; `_judgement` reads it back."""
+    if not judgement.exact:
+        return {}
+    return {"exact": judgement.exact[i], "method_reward": finite(judgement.taught[i])}
+
+
 def group_row(group: RolloutGroup, judgement: Judgement, advantages: Sequence[float | None]) -> dict[str, Any]:
     """One group as plain data, in reading order: question, references, rubric, then each answer with its verdicts.
 
-    Where it is known: the ``model`` of a reference, what a second look said (``again``, with the ``places`` of both
-    looks), the rubric's ``lineage``, and ``calls``: role and key on the tape of each request. `read_groups` reads it
-    all back.
+    With ``rewards.exact_weight`` an answer has both parts of its reward, ``method_reward`` and ``exact``. Where it is
+    known: the ``model`` of a reference, what a second look said (``again``, with the ``places`` of both looks), the
+    rubric's ``lineage``, and ``calls``: role and key on the tape of each request. `read_groups` reads it all back.
     """
     ids = [c.id for c in judgement.rubric.criteria] if judgement.rubric else []
 
@@ -126,6 +133,7 @@ def group_row(group: RolloutGroup, judgement: Judgement, advantages: Sequence[fl
                 "advantage": None if reward is None else finite(advantage),
                 "unscored": judgement.causes[i],
                 **({"score": judgement.scores[i]} if judgement.scores else {}),
+                **_parts(judgement, i),
                 **({} if alone is None else {"rubric": _criteria(alone), "verdicts": _named(alone)}),
                 **again(i),
             }
@@ -220,6 +228,7 @@ def _judgement(row: Mapping[str, Any], answers: Sequence[Mapping], references: S
             tuple((item["places"][0], item["places"][1]) for item in everything),
         )
     models = tuple(r["model"] for r in references if "model" in r)
+    with_exact = bool(answers) and all("exact" in a for a in answers)
     return Judgement(
         rewards=tuple(a["reward"] for a in answers),
         causes=tuple(a["unscored"] for a in answers),
@@ -230,6 +239,8 @@ def _judgement(row: Mapping[str, Any], answers: Sequence[Mapping], references: S
         reference_models=models if len(models) == len(references) else (),
         repeat=repeat,
         lineage=lineage_from(row["lineage"]) if "lineage" in row else None,
+        exact=tuple(a["exact"] for a in answers) if with_exact else (),
+        method_rewards=tuple(a["method_reward"] for a in answers) if with_exact else (),
         agreement=tuple(c["agreement"] for c in row["rubric"]) if "agreement" in (row["rubric"] or [{}])[0] else (),
         calls=tuple(Call(role, key) for role, key in row.get("calls", ())),
     )

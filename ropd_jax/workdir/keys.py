@@ -226,6 +226,7 @@ KEYS: dict[str, Key] = {
     "teacher.scripted.noise": CONTENT,
     "teacher.scripted.labels": CONTENT,
     "teacher.scripted.style": _identity(TEXT),
+    "rewards.exact_weight": _between(0, 1, below=True, why="0 is off; method=rlvr is 1"),
     "ropd.rubrics": _identity(TEXT),
     "ropd.rubric_per": _identity(TEXT),
     "ropd.blind": _identity(FLAG),

@@ -40,7 +40,7 @@ def rubric_rows(groups: Iterable[StoredGroup], *, latest: bool = False) -> list[
             row = found.setdefault(key, _row(group, judgement))
             if group.step not in row["steps"]:
                 row["steps"].append(group.step)
-            rewards.setdefault(key, []).extend(r for r in judgement.rewards if r is not None)
+            rewards.setdefault(key, []).extend(r for r in judgement.taught if r is not None)
     for key, row in found.items():
         known = rewards[key]
         row["reward_mean"] = sum(known) / len(known) if known else None

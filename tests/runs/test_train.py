@@ -88,6 +88,11 @@ def updated(rows, advantages, *, microbatch=0, mesh=None, kl_coef=0.0, aggregati
     return jax.device_get(state.params), {k: float(v) for k, v in metrics.items()}
 
 
+def largest_change(params):
+    """Of a parameter by the step: 0.10, 0.18 and 0.58 for the three aggregations. Rounding grows with it."""
+    return trees_max_diff(params, jax.device_get(transformer.init_params(TINY, 0)))
+
+
 def some_advantages():
     reward = np.array([[0.1, 0.9, 0.4, np.nan], [0.5, 0.5, 0.5, 0.5]], np.float32)
     return group_advantages(reward, ~np.isnan(reward), normalize_std=False)
@@ -145,10 +150,9 @@ def test_a_step_of_equal_rewards_is_updated_only_if_its_kl_has_a_gradient(kl_on,
 def test_accumulated_gradient_is_the_gradient_of_the_whole_batch(aggregation):
     rows, adv = sequences(8), some_advantages()
     whole, m_whole = updated(rows, adv, aggregation=aggregation, kl_coef=0.1)
-    largest = trees_max_diff(whole, jax.device_get(transformer.init_params(TINY, 0)))  # 0.10, 0.18 and 0.58
     for microbatch in (2, 3):
         parts, m_parts = updated(rows, adv, microbatch=microbatch, aggregation=aggregation, kl_coef=0.1)
-        assert trees_max_diff(whole, parts) < 1e-5 * largest
+        assert trees_max_diff(whole, parts) < 1e-5 * largest_change(whole)
         assert {k: pytest.approx(v, abs=1e-5) for k, v in m_whole.items()} == m_parts
 
 
@@ -158,7 +162,7 @@ def test_packed_update_equals_unpacked(aggregation, microbatch):
     rows, adv = sequences(8), some_advantages()
     whole, m_whole = updated(rows, adv, aggregation=aggregation, kl_coef=0.1)
     packed, m_packed = updated(rows, adv, aggregation=aggregation, kl_coef=0.1, row_len=40, microbatch=microbatch)
-    assert trees_max_diff(whole, packed) < 1e-6
+    assert trees_max_diff(whole, packed) < 1e-5 * largest_change(whole)
     assert {k: pytest.approx(v, abs=1e-5) for k, v in m_whole.items()} == m_packed
 
 

@@ -201,7 +201,7 @@ function card(here, column, right) {
   else {
     if (a.advantage !== null) facts.push(el("span", { class: a.advantage < 0 ? "no" : "yes", title: "advantage" }, signed(a.advantage)));
     if (right !== null) facts.push(el("span", { class: right ? "yes" : "no", title: "by the gold answer" }, right ? "right" : "wrong"));
-    if (a.exact !== undefined && a.exact !== null) facts.push(el("span", { class: "quiet", title: "exact and rubric part of the reward" }, `exact ${number(Number(a.exact))}`, column.rate === null ? "" : ` · rubric ${number(column.rate)}`));
+    if (a.exact !== undefined && a.exact !== null) facts.push(el("span", { class: "quiet", title: "what the reward is made of: the method's reward and the exact grade" }, `exact ${a.exact ? "right" : "wrong"}`, a.method_reward === null || a.method_reward === undefined ? "" : ` · ${column.rate === null ? "method" : "rubric"} ${number(a.method_reward)}`));
     if (a.score !== undefined && a.score !== null) facts.push(el("span", { class: "quiet" }, `score ${a.score}`));
     if (a.unscored !== null) facts.push(el("span", { class: "warn" }, `unscored: ${a.unscored}`, CAUSES[a.unscored] ? el("span", { class: "quiet" }, `, ${CAUSES[a.unscored]}`) : ""));
     if (a.finish_reason === "length") facts.push(el("span", { class: "warn", title: "it ends at the token limit, not where the student would have stopped" }, "cut"));

@@ -1,0 +1,194 @@
+"""The viewer's page in a real browser: Debian's Chromium (``apt install chromium``), driven by Playwright.
+
+    def test_something(tmp_path, browser):
+        with shown(browser, tmp_path) as view:          # serves the folder
+            page = view.open("#/run/groups")            # a fresh page, after its first drawing
+            expect(page.get_by_role("table")).to_be_visible()
+                                                        # leaving fails the test on any of `Watch.faults`
+
+A test that uses `browser` must not call ``asyncio.run``: Playwright holds the event loop of the main thread. The
+server of `shown` has a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import pathlib
+import queue
+import shutil
+import threading
+import urllib.parse
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+from ropd_jax.viewer import server
+
+EXECUTABLE = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+MISSING = "no browser on the PATH; apt install chromium runs the tests of the viewer's page"
+WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+VIOLATIONS = """addEventListener("securitypolicyviolation", (e) =>
+  console.error(`policy: ${e.violatedDirective} blocked ${e.blockedURI} ${e.sample}`))"""
+HARMLESS = ("favicon.ico",)  # what the browser itself asks for
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One browser for the tests of a file; it starts in about a second."""
+    if EXECUTABLE is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(MISSING)
+    with sync_playwright() as playwright:
+        options = ["--no-sandbox"] if os.getuid() == 0 else []  # root has no user namespace for the sandbox
+        chromium = playwright.chromium.launch(executable_path=EXECUTABLE, args=options)
+        yield chromium
+        chromium.close()
+
+
+class Watch:
+    """What a page does that it must not do.
+
+    Attributes:
+        faults: errors on the console, violations of the content security policy, uncaught exceptions, dialogs,
+            requests to another address than the allowed ones.
+    """
+
+    def __init__(self, context: BrowserContext, allowed: str):
+        self.faults: list[str] = []
+        self._allowed = allowed
+        context.on("console", self._console)
+        context.on("weberror", lambda error: self.faults.append(f"uncaught: {error.error}"))
+        context.on("dialog", self._dialog)
+        context.on("request", self._request)
+
+    def _console(self, message: Any) -> None:
+        if message.type == "error" and not any(name in str(message.location) for name in HARMLESS):
+            self.faults.append(f"console: {message.text}")
+
+    def _dialog(self, dialog: Any) -> None:
+        self.faults.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
+    def _request(self, request: Any) -> None:
+        if not request.url.startswith((self._allowed, "data:", "blob:", "about:")):
+            self.faults.append(f"request to {request.url}")
+
+
+class View:
+    """A viewer in a browser.
+
+    Attributes:
+        url: its address, with the token.
+        watch: see `Watch`.
+        expected: parts of faults that this test provokes.
+    """
+
+    def __init__(self, context: BrowserContext, url: str):
+        self.url = url
+        self.watch = Watch(context, url.partition("#")[0] if url.startswith("file:") else _origin(url))
+        self.expected: list[str] = []
+        self._context = context
+
+    def open(self, place: str = "") -> Page:
+        """A new page at a place such as ``#/run/groups``, after its first drawing."""
+        page = self._context.new_page()
+        page.goto(f"{self.url}{place}")
+        drawn(page)
+        return page
+
+    def check(self) -> None:
+        """Fails if a page did what it must not do."""
+        unexpected = [f for f in self.watch.faults if not any(part in f for part in self.expected)]
+        assert not unexpected, "\n".join(unexpected)
+
+
+def drawn(page: Page) -> None:
+    """Waits for the first drawing of a page that was just opened, or for its error."""
+    page.locator("#main > *, #status:not(:empty)").first.wait_for(state="attached")
+
+
+@contextlib.contextmanager
+def shown(
+    browser: Browser,
+    directory: pathlib.Path | str,
+    *,
+    viewport: dict[str, int] = WIDE,
+    scheme: str = "light",
+    **context: Any,
+) -> Iterator[View]:
+    """A `View` of a folder, or of an address; its pages are checked when the block is left without an error.
+
+    Args:
+        directory: a run, a folder of runs, or an address (``file:///...`` of a bundle).
+        viewport: size in CSS pixels.
+        scheme: "light" or "dark".
+        context: further options of Playwright's ``new_context``.
+    """
+    served = contextlib.nullcontext(directory) if isinstance(directory, str) else serving(directory)
+    with served as url:
+        opened = browser.new_context(viewport=viewport, color_scheme=scheme, reduced_motion="reduce", **context)
+        opened.set_default_timeout(20_000)
+        opened.add_init_script(VIOLATIONS)
+        view = View(opened, url)
+        try:
+            yield view
+            view.check()
+        finally:
+            opened.close()
+
+
+@contextlib.contextmanager
+def serving(directory: pathlib.Path, **how: Any) -> Iterator[str]:
+    """The server of ``ropd view`` in a thread; yields its address."""
+    told: queue.Queue[Any] = queue.Queue()
+    loop = asyncio.new_event_loop()
+    done = asyncio.Event()
+
+    async def main() -> None:
+        async with server.running(directory, **how) as url:
+            told.put(url)
+            await done.wait()
+
+    def work() -> None:
+        try:
+            loop.run_until_complete(main())
+        except BaseException as error:
+            told.put(error)
+        finally:
+            loop.run_until_complete(loop.shutdown_default_executor())
+            loop.close()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        url = told.get(timeout=60)
+        if isinstance(url, BaseException):
+            raise url
+        yield url
+    finally:
+        if thread.is_alive():
+            loop.call_soon_threadsafe(done.set)
+        thread.join()
+
+
+def _origin(url: str) -> str:
+    parts = urllib.parse.urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}/"
+
+
+def axe(page: Page) -> list[str]:
+    """Serious and critical findings of axe on a page, one line each. The debugger's channel evaluates the script, so
+    that the page's policy stays in force."""
+    found = importlib.util.find_spec("axe_playwright_python")
+    assert found and found.origin
+    page.evaluate(pathlib.Path(found.origin).with_name("axe.min.js").read_text(encoding="utf-8"))
+    result = page.evaluate("axe.run({ resultTypes: ['violations'] })")
+    return [
+        f"{v['impact']} {v['id']}: {v['help']} at {', '.join(str(n['target']) for n in v['nodes'][:3])}"
+        for v in result["violations"]
+        if v["impact"] in ("serious", "critical")
+    ]
