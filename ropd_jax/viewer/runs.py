@@ -143,7 +143,6 @@ class Run:
             "row": row,
             "right": known.right,
             "reference_scores": [finite(pass_rate(row["rubric"], r["verdicts"])) for r in row["references"]],
-            "rubric_scores": [pass_rate(a.get("rubric") or row["rubric"], a["verdicts"]) for a in row["answers"]],
             "sources": sources(row),
             "previous": previous,
             "next": following,

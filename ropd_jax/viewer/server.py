@@ -46,11 +46,19 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-STATIC = {"app.js": "text/javascript", "groups.js": "text/javascript", "microscope.js": "text/javascript",
-          "curves.js": "text/javascript", "dom.js": "text/javascript", "style.css": "text/css",
-          "calls.js": "text/javascript", "diff.js": "text/javascript", "texts.js": "text/javascript",
-          "tokens.js": "text/javascript", "vendor/markdown-it.umd.min.js": "text/javascript",
-          "vendor/temml.min.js": "text/javascript"}  # fmt: skip
+STATIC = {
+    "app.js": "text/javascript",
+    "calls.js": "text/javascript",
+    "curves.js": "text/javascript",
+    "diff.js": "text/javascript",
+    "dom.js": "text/javascript",
+    "groups.js": "text/javascript",
+    "microscope.js": "text/javascript",
+    "style.css": "text/css",
+    "texts.js": "text/javascript",
+    "tokens.js": "text/javascript",
+}
+VENDOR = {"vendor/markdown-it.umd.min.js": "text/javascript", "vendor/temml.min.js": "text/javascript"}
 _LOCAL = ("127.0.0.1", "localhost", "[::1]")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -100,12 +108,13 @@ def make_app(directory: pathlib.Path, token: str) -> web.Application:
 
     async def static(request: web.Request) -> web.StreamResponse:
         name = request.match_info["name"]
-        if name not in STATIC:
+        kind = STATIC.get(name) or VENDOR.get(name)
+        if kind is None:
             raise web.HTTPNotFound
-        return web.Response(text=_file(name), content_type=STATIC[name])
+        return web.Response(text=_file(name), content_type=kind)
 
     app.router.add_get("/", page)
-    app.router.add_get("/static/{name:(?:vendor/)?[^/]+}", static)
+    app.router.add_get(r"/static/{name:[\w./-]+}", static)
     app.router.add_get("/api/runs", answer(lambda request: {"runs": list(runs_in(directory))}))
     app.router.add_get("/api/runs/{run}", answer(lambda request: run_of(request).about()))
     app.router.add_get("/api/runs/{run}/metrics", answer(lambda request: run_of(request).metrics()))

@@ -201,7 +201,7 @@ function card(here, column, right) {
   else {
     if (a.advantage !== null) facts.push(el("span", { class: a.advantage < 0 ? "no" : "yes", title: "advantage" }, signed(a.advantage)));
     if (right !== null) facts.push(el("span", { class: right ? "yes" : "no", title: "by the gold answer" }, right ? "right" : "wrong"));
-    if (a.exact !== undefined && a.exact !== null) facts.push(el("span", { class: "quiet", title: "what the reward is made of: the method's reward and the exact grade" }, `exact ${a.exact ? "right" : "wrong"}`, a.method_reward === null || a.method_reward === undefined ? "" : ` · ${column.rate === null ? "method" : "rubric"} ${number(a.method_reward)}`));
+    if (a.exact !== undefined && a.exact !== null) facts.push(el("span", { class: "quiet", title: "what the reward is made of: the method's reward and the exact grade" }, `exact ${a.exact ? "right" : "wrong"}`, a.method_reward === null || a.method_reward === undefined ? "" : ` · ${a.verdicts ? "rubric" : "method"} ${number(a.method_reward)}`));
     if (a.score !== undefined && a.score !== null) facts.push(el("span", { class: "quiet" }, `score ${a.score}`));
     if (a.unscored !== null) facts.push(el("span", { class: "warn" }, `unscored: ${a.unscored}`, CAUSES[a.unscored] ? el("span", { class: "quiet" }, `, ${CAUSES[a.unscored]}`) : ""));
     if (a.finish_reason === "length") facts.push(el("span", { class: "warn", title: "it ends at the token limit, not where the student would have stopped" }, "cut"));
@@ -286,7 +286,7 @@ export async function groupPage(run, step, group, main, query = new URLSearchPar
   const found = await get(`${apiOf(run)}/groups/${step}/${group}`);
   const row = found.row;
   const columns = [
-    ...row.answers.map((item, index) => ({ label: String(index), name: `answer ${index}`, id: `answer-${index}`, index, item, score: item.reward, rate: found.rubric_scores?.[index] ?? null, reference: false })),
+    ...row.answers.map((item, index) => ({ label: String(index), name: `answer ${index}`, id: `answer-${index}`, index, item, score: item.reward, reference: false })),
     ...row.references.map((item, index) => ({ label: `R${index}`, name: `reference ${index}`, id: `reference-${index}`, index, item, score: found.reference_scores[index], reference: true })),
   ];
   const asked = query.get("show"), show = SHOWS.some(([name]) => name === asked) ? asked : "rendered";

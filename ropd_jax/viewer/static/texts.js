@@ -24,7 +24,7 @@ const loading = new Map();
 function script(name) {
   if (!loading.has(name)) {
     loading.set(name, new Promise((done, failed) => {
-      document.head.append(el("script", { src: `static/vendor/${name}`, onload: done, onerror: () => failed(new Error(`${name} is missing`)) }));
+      document.head.append(el("script", { src: `static/vendor/${name}`, onload: (e) => { e.target.remove(); done(); }, onerror: () => failed(new Error(`${name} is missing`)) }));
     }));
   }
   return loading.get(name);
