@@ -148,7 +148,8 @@ def train_step(run: Run, state: State, pending: Pending, step: int, out: Session
     # 5. account
     metrics |= update_metrics
     finite = all_finite(state.params)
-    return state, StepReport(begin, metrics, groups, judgements, advantages, rows, pending.deferred, finite)
+    changes = run.token_changes(state, groups)
+    return state, StepReport(begin, metrics, groups, judgements, advantages, rows, pending.deferred, finite, changes)
 
 
 def judge_prompts(run: Run, state: State, step: int, out: Session, prompts: list[Prompt]):

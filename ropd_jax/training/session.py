@@ -27,6 +27,7 @@ from ropd_jax.training.collect import DeferredGroups, judge_by, report_left_out,
 from ropd_jax.training.drift import alarms, drift_at
 from ropd_jax.training.failure_gate import FailureGate
 from ropd_jax.training.metrics import make_result
+from ropd_jax.training.rescore import Changes
 from ropd_jax.training.run import Run
 from ropd_jax.training.update import State
 from ropd_jax.training.validate import all_finite, check_finite
@@ -60,6 +61,7 @@ class StepReport:
         rows: the sequences it was trained on.
         deferred: groups that the next step waits for.
         finite: whether every parameter is a number after the step.
+        changes: what the update changed of the rollouts' log-probs (`rescore`), or None.
     """
 
     begin: float
@@ -70,6 +72,7 @@ class StepReport:
     rows: Sequence[TokenSequence]
     deferred: DeferredGroups
     finite: bool
+    changes: Changes | None = None
 
 
 @contextlib.contextmanager
@@ -280,7 +283,7 @@ class Session:
         metrics |= self.teacher.metrics(step)
         advantage_PG = np.asarray(report.advantages.advantage_PG)
         if self._writes and run.cfg.log.groups and run.method.needs_rollouts:
-            self._groups_log.write(step, report.groups, report.judgements, advantage_PG.tolist())
+            self._groups_log.write(step, report.groups, report.judgements, advantage_PG.tolist(), report.changes)
         check_finite(metrics, step, run.place.files, report.rows, advantage_PG, finite=report.finite)
         metrics |= self._checkpoints.times()
         metrics["time/step_s"] = time.monotonic() - report.begin
