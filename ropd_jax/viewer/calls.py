@@ -49,14 +49,14 @@ class Texts:
         labels, texts = zip(*answers, *references, strict=True) if answers or references else ((), ())
         return cls(labels, texts)
 
-    def shown(self, body: Mapping[str, Any]) -> list[tuple[str, str | None]]:
-        """(label in the request, label of this group or None) of each text that a request shows.
+    def shown(self, blocks: Sequence[tuple[str, str]]) -> list[tuple[str, str | None]]:
+        """(label in the request, label of this group or None) of each text among the blocks of a request.
 
         Equal texts are named in their order, each once.
         """
         free = list(range(len(self.texts)))
         found: list[tuple[str, str | None]] = []
-        for label, text in _blocks(body):
+        for label, text in blocks:
             if label.partition(" ")[0] in ("answer", "student", "reference"):
                 wanted = "R" if label.startswith("reference") else "" if label.startswith("answer") else "0123456789"
                 place = next((i for i in free if self.labels[i][0] in (wanted or "R0123456789")
@@ -65,6 +65,21 @@ class Texts:
                     free.remove(place)
                 found.append((label, None if place is None else self.labels[place]))
         return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """An entry of the tape, with what it shows: see `Texts.shown`, and (id, text) of the criteria."""
+
+    entry: Entry
+    shown: Sequence[tuple[str, str | None]]
+    criteria: Sequence[tuple[str, str]]
+
+    @classmethod
+    def of(cls, entry: Entry, texts: Texts) -> Request:
+        # The token is that of the first block of all messages.
+        blocks = fences.parse_blocks("\n".join(content for _, content in entry.body["messages"]))
+        return cls(entry, texts.shown(blocks), _criteria(blocks) if entry.role == "verify" else ())
 
 
 def calls_of(directory: pathlib.Path, config: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,14 +105,13 @@ def calls_of(directory: pathlib.Path, config: Mapping[str, Any], row: Mapping[st
             "note": "there is no tape here, so the requests are not known",
         }
     with reading(path) as tape:
-        found, missing = _noted(tape, row["calls"]) if noted else (_searched(tape, row, texts), 0)
-        for entry in found[:MOST]:
-            shown = texts.shown(entry.body)
-            calls.append(_short(entry, shown, prices))
-            if entry.role == "verify" and entry.reply is not None:
-                reasons += _reasons(entry, shown, row)
-    if len(found) > MOST:
-        note = f"the first {MOST} of {len(found)} requests are shown"
+        found, missing = _noted(tape, row["calls"], texts) if noted else (_searched(tape, row, texts), 0)
+        for one in found[:MOST]:
+            calls.append(_short(one.entry, one.shown, prices))
+            if one.entry.role == "verify" and one.entry.reply is not None:
+                reasons += _reasons(one, row)
+    if (total := len(row["calls"]) if noted else len(found)) > MOST:
+        note = f"the first {MOST} of {total} requests are shown"
     elif missing:
         note = f"{missing} of {missing + len(found)} requests are not on the tape {path.name}"
     elif not found:
@@ -161,48 +175,44 @@ def reading(path: pathlib.Path) -> Iterator[Tape]:
 # ---------------------------------------------------------------------------------------------------------- finding
 
 
-def _noted(tape: Tape, calls: Iterable[Sequence[str]]) -> tuple[list[Entry], int]:
+def _noted(tape: Tape, calls: Iterable[Sequence[str]], texts: Texts) -> tuple[list[Request], int]:
     """(the entries of the keys, the number of keys that are not on the tape)."""
     keys = [str(key) for _, key in calls]
     known = {k for k in keys if tape.query("SELECT 1 FROM requests WHERE key = ?", (k,))}
-    return [tape.entry(key) for key in keys if key in known], len(set(keys)) - len(known)
+    found = [Request.of(tape.entry(key), texts) for key in keys[:MOST] if key in known]
+    return found, len(set(keys)) - len(known)
 
 
-def _searched(tape: Tape, row: Mapping[str, Any], texts: Texts) -> list[Entry]:
-    """The entries about the group of a line that does not name them."""
+def _searched(tape: Tape, row: Mapping[str, Any], texts: Texts) -> list[Request]:
+    """The requests about the group of a line that does not name them."""
     sha = hashlib.sha256(str(row["question"]).encode("utf-8", "surrogatepass")).hexdigest()[:16]
     criteria = {c["text"] for c in row["rubric"]} | {c["text"] for a in row["answers"] for c in a.get("rubric") or ()}
-    found = []
+    found: list[Request] = []
     for role in ROLES:
         keys = tape.query(
             f"SELECT key FROM requests WHERE role = ? AND question = ? ORDER BY rowid LIMIT {_LOOKED}", (role, sha)
         )
-        found += [entry for (key,) in keys if _belongs(entry := tape.entry(key), texts, criteria)]
+        asked = (Request.of(tape.entry(key), texts) for (key,) in keys)
+        found += [one for one in asked if _belongs(one, criteria)]
     return found
 
 
-def _belongs(entry: Entry, texts: Texts, criteria: set[str]) -> bool:
+def _belongs(one: Request, criteria: set[str]) -> bool:
     """Whether a request with the group's question is about this group and not about another visit of the question."""
-    if entry.role == "reference":
+    if one.entry.role == "reference":
         return True
-    shown = texts.shown(entry.body)
-    if not shown or any(label is None for _, label in shown):
+    if not one.shown or any(label is None for _, label in one.shown):
         return False
-    asked = {text for _, text in _criteria(entry.body)}
-    return entry.role != "verify" or (bool(asked) and asked <= criteria)
+    asked = {text for _, text in one.criteria}
+    return one.entry.role != "verify" or (bool(asked) and asked <= criteria)
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
-def _blocks(body: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(label, text) of the fenced blocks of a request. The token is that of the first block of all messages."""
-    return fences.parse_blocks("\n".join(content for _, content in body["messages"]))
-
-
-def _criteria(body: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _criteria(blocks: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     """(id, text) of the criteria that a request to the verifier shows."""
-    rubric = next((text for label, text in _blocks(body) if label == "rubric"), "[]")
+    rubric = next((text for label, text in blocks if label == "rubric"), "[]")
     try:
         return [(str(c["criterion_id"]), str(c["criterion"])) for c in json.loads(rubric)]
     except (ValueError, KeyError, TypeError):
@@ -257,12 +267,13 @@ def _cost(entry: Entry, prices: Prices) -> float | None:
     return None if price is None else price.cost(entry.reply.usage)
 
 
-def _reasons(entry: Entry, shown: Sequence[tuple[str, str | None]], row: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _reasons(one: Request, row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The reasons of a reply, with the answer and the criterion of the group that each is about."""
+    entry = one.entry
     assert entry.reply is not None
-    answers = [label for name, label in shown if name.startswith("answer ")]
+    answers = [label for name, label in one.shown if name.startswith("answer ")]
     found = forms.reasons_in(entry.reply.text, len(answers), token_of(entry.body["json_schema"]))
-    texts = dict(_criteria(entry.body))
+    texts = dict(one.criteria)
     reasons = []
     for (place, name), (reason, met) in found.items():
         label = answers[place - 1]

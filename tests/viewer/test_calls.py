@@ -162,11 +162,9 @@ def test_what_failed_is_listed_with_its_cause(tmp_path):
 
 
 def test_a_text_with_its_middle_cut_out_is_recognised():
-    body = {"messages": [["user", "=====[ begin answer 1 | 0123456789ab ]=====\n"
-                          + "a" * 50 + "\n[... 100 characters cut ...]\n" + "b" * 40
-                          + "\n=====[ end answer 1 | 0123456789ab ]====="]]}  # fmt: skip
+    blocks = [("answer 1", "a" * 50 + "\n[... 100 characters cut ...]\n" + "b" * 40)]
     row = {"references": [], "answers": [{"text": "a" * 100 + "b" * 89}, {"text": "a" * 90 + "b" * 100}]}
-    assert calls_module.Texts.of(row).shown(body) == [("answer 1", "1")]
+    assert calls_module.Texts.of(row).shown(blocks) == [("answer 1", "1")]
 
 
 def test_a_run_without_a_tape_or_with_another_file_says_so(tmp_path):

@@ -184,7 +184,7 @@ async function draw(here) {
     const plain = () => (target.inline || target.unboxed ? document.createTextNode(target.text) : source(target.text));
     const { column } = target;
     if (show === "differences" && column) put(target, differences(here, column));
-    else if (tokens && column && !column.reference) put(target, tinted(tokens, column.index, target.text, show) ?? plain());
+    else if (tokens && column && !column.reference) put(target, tinted(tokens, column.index, target.text, show) ?? [tokens.note ? "" : el("p", { class: "quiet" }, "not known for this answer"), plain()]);
     else if (render && (show === "rendered" || !column)) {
       const nodes = target.text && render(target.text, target.inline);
       if (nodes && target.inline) put(target, nodes);
@@ -203,7 +203,7 @@ function card(here, column, right) {
     if (right !== null) facts.push(el("span", { class: right ? "yes" : "no", title: "by the gold answer" }, right ? "right" : "wrong"));
     if (a.exact !== undefined && a.exact !== null) facts.push(el("span", { class: "quiet", title: "what the reward is made of: the method's reward and the exact grade" }, `exact ${a.exact ? "right" : "wrong"}`, a.method_reward === null || a.method_reward === undefined ? "" : ` · ${a.verdicts ? "rubric" : "method"} ${number(a.method_reward)}`));
     if (a.score !== undefined && a.score !== null) facts.push(el("span", { class: "quiet" }, `score ${a.score}`));
-    if (a.unscored !== null) facts.push(el("span", { class: "warn" }, `unscored: ${a.unscored}`, CAUSES[a.unscored] ? el("span", { class: "quiet" }, `, ${CAUSES[a.unscored]}`) : ""));
+    if (a.unscored !== null) facts.push(el("span", { class: "warn" }, `unscored: ${a.unscored}`));
     if (a.finish_reason === "length") facts.push(el("span", { class: "warn", title: "it ends at the token limit, not where the student would have stopped" }, "cut"));
     facts.push(el("span", { class: "quiet" }, `${a.tokens.toLocaleString("en")} tokens`));
   }
@@ -213,6 +213,7 @@ function card(here, column, right) {
     onclick: () => { wide.setAttribute("aria-expanded", String(node.classList.toggle("wide"))); } }, "⤢");
   const node = el("article", { id: column.id, class: column.reference ? "ref" : "", tabindex: -1, "data-col": column.label, "aria-label": column.name },
     el("header", {}, el("b", {}, column.label), el("span", {}, column.score === null ? "" : number(column.score)), facts, wide),
+    !column.reference && CAUSES[a.unscored] ? el("p", { class: "quiet cause" }, CAUSES[a.unscored]) : null,
     body, a.rubric?.length ? matrix(here, a.rubric, [column], 0) : null);
   return node;
 }
