@@ -98,7 +98,7 @@ setup(
         "ropd_jax.calibration": ["labels/*.jsonl"],
         "ropd_jax.plan": ["chips.toml", "models/*/config.json"],
         "ropd_jax.teacher": ["roles/prompts/*.md", "traffic/prices.toml"],
-        "ropd_jax.viewer": ["static/*"],
+        "ropd_jax.viewer": ["static/*", "static/vendor/*"],
     },
     install_requires=CORE,
     extras_require=EXTRAS,
