@@ -33,7 +33,7 @@ async function draw() {
     const where = parts[1] === "g" ? "group" : parts[1] ?? "run";
     let again = null;
     if (!run) staged.replaceChildren(el("ul", { class: "runs" }, runs.map((name) => el("li", {}, el("a", { href: linkTo(name) }, name)))));
-    else if (where === "group") await groupPage(run, Number(parts[2]), Number(parts[3]), staged, new URLSearchParams(query));
+    else if (where === "group") await groupPage(run, Number(parts[2]), Number(parts[3]), staged);
     else if (where === "groups") again = (await groupsPage(run, new URLSearchParams(query), staged)) ?? LIVE_S;
     else again = (await runPage(run, staged)) ? LIVE_S : null;
     if (mine !== drawing) return;

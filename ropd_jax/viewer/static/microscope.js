@@ -283,7 +283,8 @@ function lineage(here, row, sources) {
       sources ? [" from", named(sources.references, "reference", row.lineage.references.length), row.lineage.answers.length ? [" and", named(sources.answers, "answer", row.lineage.answers.length)] : " only", "."] : "."));
 }
 
-export async function groupPage(run, step, group, main, query = new URLSearchParams()) {
+export async function groupPage(run, step, group, main) {
+  const query = new URLSearchParams(location.hash.split("?")[1] ?? "");
   const found = await get(`${apiOf(run)}/groups/${step}/${group}`);
   const row = found.row;
   const columns = [
