@@ -22,6 +22,7 @@ from ropd_jax.core.batches import TokenSequence
 from ropd_jax.parallel import compile_cache, hosts
 from ropd_jax.teacher import BudgetError, Teacher, TeacherLoop, sync
 from ropd_jax.teacher.traffic.tracing import ObservedClient
+from ropd_jax.text.tokenizer import HFTokenizer
 from ropd_jax.training.carryover import Pending, pending_ids, pending_state, restore_pending
 from ropd_jax.training.collect import DeferredGroups, judge_by, report_left_out, sync_teachers
 from ropd_jax.training.drift import alarms, drift_at
@@ -198,8 +199,9 @@ class Session:
         compile_cache.hand_over(self._timeline)
         stack.enter_context(watching(self._timeline, run.cfg.log.watchdog_s, files, self.loop.stacks))
         self.teacher.client = ObservedClient(self.teacher.client, tracing.span)
-        sizes = run.student.tokenizer.token_bytes() if run.cfg.log.token_logprobs != OFF else None
-        self._groups_log = GroupsLog(files, token_logprobs=run.cfg.log.token_logprobs, token_bytes_V=sizes)
+        how, tokenizer = run.cfg.log.token_logprobs, run.student.tokenizer
+        sizes = tokenizer.token_bytes() if how != OFF and isinstance(tokenizer, HFTokenizer) else None
+        self._groups_log = GroupsLog(files, token_logprobs=how, token_bytes_V=sizes)
         series = read_metrics(files) if writes else {}
         self._scores |= hosts.broadcast_from_host0(dict(zip(*series.get(self._best_by, ((), ())), strict=True)))
         shown_on = None if writes else stack.enter_context(open(os.devnull, "w"))  # noqa: SIM115
