@@ -31,7 +31,7 @@ MATH = r"""**Now** let $x^2 + y_1$ be as above. It costs $5 and $6.
 8. broken: $\frac{1}{$ and \(\unknown\)"""
 ALLOWED = {
     "div", "p", "strong", "em", "s", "code", "pre", "ul", "ol", "li", "blockquote", "hr", "br", "table", "thead",
-    "tbody", "tr", "th", "td",
+    "tbody", "tr", "th", "td", "span",
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ const MATH_ATTRIBUTES = new Set(["display", "displaystyle", "scriptlevel", "math
   "symmetric", "largeop", "movablelimits", "accent", "accentunder", "linethickness", "width", "height", "depth", "voffset", "columnalign", "rowspan", "columnspan", "notation"]);
 const MATH_STYLES = new Set(["color", "paddingLeft", "paddingRight", "padding", "textAlign", "fontWeight", "fontStyle", "mathDepth"]);
 const MATHML = "http://www.w3.org/1998/Math/MathML";
+const PUNCTUATION = /^[.,;:!?)\]]+/; // stays on the line of the formula before it
 const LONGEST_TEX = 4000, LONGEST_INLINE = 1000, LONGEST_TEXT = 400_000, MOST_LINES = 100, DEEPEST = 60;
 
 // ------------------------------------------------------------------------------------------------------- libraries
@@ -204,9 +205,13 @@ function math({ tex, display, source }) {
 }
 
 function nodesOf(tree) {
-  return tree.map((part) => {
-    if (typeof part === "string") return document.createTextNode(part);
-    if (part.tex !== undefined) return math(part);
+  return tree.map((part, i) => {
+    const formula = tree[i - 1]?.tex !== undefined && !tree[i - 1].display;
+    if (typeof part === "string") return document.createTextNode(formula ? part.replace(PUNCTUATION, "") : part);
+    if (part.tex !== undefined) {
+      const point = !part.display && typeof tree[i + 1] === "string" && PUNCTUATION.exec(tree[i + 1]);
+      return point ? el("span", { class: "tight" }, math(part), point[0]) : math(part);
+    }
     const [tag, attributes, children] = part;
     return el(tag, attributes, ...nodesOf(children));
   });
