@@ -132,13 +132,10 @@ class Run:
         Raises:
             UserError: there is no such group.
         """
-        row = self.index.row(step, group)
+        place = self.index.place(step, group)
+        row = self.index.read(place)
         known = graded(row)
-        here = [p.summary.group for p in self.index.step(step)]
-        at = here.index(group)
-        before, after = self.index.neighbours(step)
-        previous = (step, here[at - 1]) if at else before
-        following = (step, here[at + 1]) if at + 1 < len(here) else after
+        previous, following = self.index.neighbours(place)
         return {
             "row": row,
             "right": known.right,
@@ -170,9 +167,8 @@ class Run:
         Raises:
             UserError: there is no such group.
         """
-        places = self.index.step(step)
-        answers = len(self.index.row(step, group)["answers"])
-        place = next(p for p in places if p.summary.group == group)
+        place = self.index.place(step, group)
+        answers = len(self.index.read(place)["answers"])
         return tokens_of(self.index.directory / place.file, place.number, answers)
 
     def config(self) -> dict[str, Any]:
