@@ -257,6 +257,7 @@ def default() -> ConfigDict:
 
     cfg.log = ConfigDict()
     cfg.log.groups = True  # write every step's groups, as JSONL for people
+    cfg.log.token_logprobs = "on"  # of the rollouts, next to the groups; "off", or "before_after": docs/viewer.md
     cfg.log.trackers = ("tensorboard",)  # who gets the metrics: "tensorboard", "wandb", "mlflow"; docs/viewer.md
     cfg.log.profile_steps = ""  # "3:5": JAX profiles steps 3 and 4 into RUN/profile; "" never
     cfg.log.watchdog_s = 900.0  # when nothing has moved for so long, all stacks are written down; 0 never

@@ -156,7 +156,8 @@ def train_step(run: Run, state: State, pending: Pending, step: int, out: Session
     # 5. account
     metrics |= update_metrics
     finite = all_finite(state.params)
-    return state, StepReport(begin, metrics, groups, judgements, advantages, rows, pending.deferred, finite)
+    changes = run.token_changes(state, groups)
+    return state, StepReport(begin, metrics, groups, judgements, advantages, rows, pending.deferred, finite, changes)
 
 
 def judge_prompts(

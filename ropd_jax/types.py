@@ -227,6 +227,14 @@ class Lineage:
 
 
 @dataclasses.dataclass(frozen=True)
+class Call:
+    """One request to the teacher: its role, and its key on the tape (SHA-256 in hex)."""
+
+    role: str
+    key: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Judgement:
     """What the teacher said of one group.
 
@@ -247,6 +255,7 @@ class Judgement:
         exact: per rollout the exact grade that is part of its reward (``rewards.exact_weight``), None where there is
             none; empty if no reward has such a part.
         method_rewards: the rewards before the exact grades were added; empty if they are ``rewards``.
+        calls: the requests on the tape that it was made of; empty without a tape. Not compared.
     """
 
     rewards: tuple[float | None, ...]
@@ -264,6 +273,7 @@ class Judgement:
     agreement: tuple[float | None, ...] = ()
     exact: tuple[bool | None, ...] = ()
     method_rewards: tuple[float | None, ...] = ()
+    calls: tuple[Call, ...] = dataclasses.field(default=(), compare=False)
 
     @property
     def taught(self) -> tuple[float | None, ...]:

@@ -128,6 +128,7 @@ class LogConfig:
     """``cfg.log``."""
 
     groups: bool
+    token_logprobs: str
     trackers: tuple[str, ...]
     profile_steps: str
     watchdog_s: float

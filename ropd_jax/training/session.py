@@ -22,12 +22,14 @@ from ropd_jax.core.batches import TokenSequence
 from ropd_jax.parallel import compile_cache, hosts
 from ropd_jax.teacher import BudgetError, Teacher, TeacherLoop, sync
 from ropd_jax.teacher.traffic.tracing import ObservedClient
+from ropd_jax.text.tokenizer import HFTokenizer
 from ropd_jax.training.carryover import Pending, pending_ids, pending_state, restore_pending
 from ropd_jax.training.collect import DeferredGroups, judge_by, report_left_out, sync_teachers
 from ropd_jax.training.drift import alarms, drift_at
 from ropd_jax.training.failure_gate import FailureGate
 from ropd_jax.training.metrics import make_result
 from ropd_jax.training.profile import Profile
+from ropd_jax.training.rescore import Changes
 from ropd_jax.training.run import Run
 from ropd_jax.training.update import State
 from ropd_jax.training.validate import all_finite, check_finite
@@ -46,6 +48,7 @@ from ropd_jax.workdir.progress import Progress
 from ropd_jax.workdir.rescue import rescue
 from ropd_jax.workdir.result import Result, read_result, write_result
 from ropd_jax.workdir.status import reporting
+from ropd_jax.workdir.token_logprobs import OFF
 from ropd_jax.workdir.trackers import Start, make_trackers
 from ropd_jax.workdir.watchdog import watching
 
@@ -62,6 +65,7 @@ class StepReport:
         rows: the sequences it was trained on.
         deferred: groups that the next step waits for.
         finite: whether every parameter is a number after the step.
+        changes: what the update changed of the rollouts' log-probs (`rescore`), or None.
     """
 
     begin: float
@@ -72,6 +76,7 @@ class StepReport:
     rows: Sequence[TokenSequence]
     deferred: DeferredGroups
     finite: bool
+    changes: Changes | None = None
 
 
 @contextlib.contextmanager
@@ -204,7 +209,9 @@ class Session:
         self._now = {"done": first, "steps": run.steps, "doing": ""}
         stack.enter_context(reporting(self._timeline, files, lambda: dict(self._now), write=writes))
         self.teacher.client = ObservedClient(self.teacher.client, tracing.span)
-        self._groups_log = GroupsLog(files)
+        how, tokenizer = run.cfg.log.token_logprobs, run.student.tokenizer
+        sizes = tokenizer.token_bytes() if how != OFF and isinstance(tokenizer, HFTokenizer) else None
+        self._groups_log = GroupsLog(files, token_logprobs=how, token_bytes_V=sizes)
         series = read_metrics(files) if writes else {}
         self._scores |= hosts.broadcast_from_host0(dict(zip(*series.get(self._best_by, ((), ())), strict=True)))
         shown_on = None if writes else stack.enter_context(open(os.devnull, "w"))  # noqa: SIM115
@@ -290,7 +297,7 @@ class Session:
         advantage_PG = np.asarray(report.advantages.advantage_PG)
         if self._writes and run.cfg.log.groups and run.method.needs_rollouts:
             judged = (report.groups, report.judgements, advantage_PG.tolist())
-            self._groups_log.write(step, *judged)
+            self._groups_log.write(step, *judged, report.changes)
             self._trackers.table(done, lambda: answer_rows(step, *judged))
         check_finite(metrics, step, run.place.files, report.rows, advantage_PG, finite=report.finite)
         metrics |= self._checkpoints.times()

@@ -34,6 +34,7 @@ from ropd_jax.training.sections import OptimConfig, OverlapConfig, RunConfig
 from ropd_jax.training.update import check_learning
 from ropd_jax.types import Prompt, UserError
 from ropd_jax.utils.writing import Dispensable
+from ropd_jax.workdir.token_logprobs import MODES
 from ropd_jax.workdir.trackers import check_trackers
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,8 @@ def check_run(cfg: RunConfig) -> None:
     Raises:
         UserError: naming the value, what was expected and the remedy.
     """
+    if cfg.log.token_logprobs not in MODES:
+        raise UserError(f"log.token_logprobs={cfg.log.token_logprobs!r}; expected one of {', '.join(MODES)}")
     sampling, loss, optim = cfg.sampling, cfg.loss, cfg.optim
     for key, value, known in (
         ("loss.aggregation", loss.aggregation, AGGREGATIONS),

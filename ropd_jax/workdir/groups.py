@@ -16,21 +16,35 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from ropd_jax.teacher.rubric_store import lineage_from
-from ropd_jax.types import THINK, Criterion, Judgement, Message, Prompt, Repeat, RolloutGroup, Rubric, UserError
+from ropd_jax.types import THINK, Call, Criterion, Judgement, Message, Prompt, Repeat, RolloutGroup, Rubric, UserError
 from ropd_jax.utils.files import finite, write_atomic
 from ropd_jax.utils.paths import local_run
 from ropd_jax.utils.writing import essential
+from ropd_jax.workdir.token_logprobs import OFF, file_of, write_token_logprobs
 
 
 class GroupsLog:
     """``groups/step_000012.jsonl``: one line a group, everything that went into its rewards.
 
     The directory has mode 0700 and its files 0600: their texts are paid for, and can be private.
+
+    Args:
+        token_logprobs: ``log.token_logprobs``: whether `token_logprobs` are written, too.
+        token_bytes_V: see `write_token_logprobs`.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str]):
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        token_logprobs: str = OFF,
+        token_bytes_V: np.ndarray | None = None,
+    ):
         self.directory = pathlib.Path(workdir) / "groups"
+        self._token_logprobs, self._token_bytes_V = token_logprobs, token_bytes_V
 
     def write(
         self,
@@ -38,6 +52,7 @@ class GroupsLog:
         groups: Iterable[RolloutGroup],
         judgements: Iterable[Judgement],
         advantages: Iterable[Sequence[float | None]],
+        changes: Sequence[Sequence[np.ndarray]] | None = None,
     ) -> pathlib.Path:
         """Writes the groups of one step, whole or not at all; a resumed run overwrites the step it repeats.
 
@@ -45,11 +60,17 @@ class GroupsLog:
             step: 0, 1, 2, ...
             groups: P groups; judgements: one each; advantages: one per rollout of each (unscored: None or any
                 value; it is written as null).
+            changes: see `write_token_logprobs`.
         """
+        groups = list(groups)
         rows = [group_row(*one) for one in zip(groups, judgements, advantages, strict=True)]
         path = self.directory / f"step_{step:06d}.jsonl"
         with essential(path):
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self._token_logprobs == OFF:
+                file_of(path).unlink(missing_ok=True)  # of a step that is repeated
+            else:
+                write_token_logprobs(path, groups, self._token_bytes_V, changes)
             write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), private=True)
         return path
 
@@ -129,8 +150,8 @@ def group_row(group: RolloutGroup, judgement: Judgement, advantages: Sequence[fl
     """One group as plain data, in reading order: question, references, rubric, then each answer with its verdicts.
 
     With ``rewards.exact_weight`` an answer has both parts of its reward, ``method_reward`` and ``exact``. Where it is
-    known: the ``model`` of a reference, what a second look said (``again``, with the ``places`` of both looks), and the
-    rubric's ``lineage``. `read_groups` reads it all back.
+    known: the ``model`` of a reference, what a second look said (``again``, with the ``places`` of both looks), the
+    rubric's ``lineage``, and ``calls``: role and key on the tape of each request. `read_groups` reads it all back.
     """
     ids = [c.id for c in judgement.rubric.criteria] if judgement.rubric else []
 
@@ -179,6 +200,8 @@ def group_row(group: RolloutGroup, judgement: Judgement, advantages: Sequence[fl
         "rubric": _criteria(judgement),
         "answers": answers,
     }
+    if judgement.calls:
+        row["calls"] = [[call.role, call.key] for call in judgement.calls]
     return row if judgement.lineage is None else row | {"lineage": dataclasses.asdict(judgement.lineage)}
 
 
@@ -271,6 +294,7 @@ def _judgement(row: Mapping[str, Any], answers: Sequence[Mapping], references: S
         exact=tuple(a["exact"] for a in answers) if with_exact else (),
         method_rewards=tuple(a["method_reward"] for a in answers) if with_exact else (),
         agreement=tuple(c["agreement"] for c in row["rubric"]) if "agreement" in (row["rubric"] or [{}])[0] else (),
+        calls=tuple(Call(role, key) for role, key in row.get("calls", ())),
     )
 
 

@@ -306,6 +306,7 @@ KEYS: dict[str, Key] = {
     "eval.judged": _free(_whole(0)),
     "eval.sampled": _free(FLAG),
     "log.groups": _free(FLAG),
+    "log.token_logprobs": _free(Key("text", why="off, on, or before_after with a second pass")),
     "log.trackers": _free(LIST),
     "log.profile_steps": _free(TEXT),
     "log.watchdog_s": _free(_least(0, OFF)),

@@ -114,7 +114,7 @@ def test_hostile_text_is_shown_and_never_run(tmp_path, browser):
     (run / "result.json").write_text("{}")
     with shown(browser, run) as view:
         for step in range(0, len(texts), 40):
-            page = view.open(f"#/run/g/{step}/0")
+            page = view.open(f"#/run/g/{step}/0?show=source")
             expect(page.locator("#main")).to_contain_text(HOSTILE[0])
             assert page.locator(ACTIVE).count() == 1  # the page's own script
             assert "PWNED" not in page.title()
