@@ -12,6 +12,7 @@ from playwright.sync_api import expect
 
 from ropd_jax.teacher import Tape
 from ropd_jax.types import Criterion, Judgement, Message, Prompt, Rollout, RolloutGroup, Rubric
+from ropd_jax.viewer import bundle
 from ropd_jax.workdir.groups import GroupsLog
 from tests.hostile.test_corpus import ANSWERS
 from tests.hostile.test_markup import OBEYED, TEXTS
@@ -237,6 +238,21 @@ def test_each_request_opens_to_its_exact_messages_and_reply(judged, browser):
             tape.close()
             assert seen == [*(text for _, text in entry.body["messages"]), entry.reply.text], role
         assert page.locator(ACTIVE).count() == 1
+
+
+def test_a_bundle_holds_the_requests_and_the_tokens(judged, tmp_path_factory, browser):
+    run, row = judged
+    out = tmp_path_factory.mktemp("sent") / "bundle"
+    bundle.make(run, out)
+    with shown(browser, (out / "index.html").as_uri()) as view:
+        page = view.open(f"#/{run.name}/g/0/0")
+        expect(page.locator("#answer-0 .rendered")).to_be_visible()
+        page.keyboard.press("r")
+        expect(page.locator(".call")).to_have_count(len(row["calls"]))
+        page.locator(".call > summary").last.click()
+        expect(page.locator(".call[open] .message").last).to_contain_text("ropd.verdicts.v1")
+        page.keyboard.press("l")
+        expect(page.locator(".texts")).to_contain_text("were not stored")
 
 
 def test_a_run_without_a_tape_says_so_and_the_keys_are_listed(run, browser):
