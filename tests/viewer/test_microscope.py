@@ -244,8 +244,8 @@ def test_a_bundle_holds_the_requests_and_the_tokens(judged, tmp_path_factory, br
     run, row = judged
     out = tmp_path_factory.mktemp("sent") / "bundle"
     bundle.make(run, out)
-    with shown(browser, (out / "index.html").as_uri()) as view:
-        page = view.open(f"#/{run.name}/g/0/0")
+    with shown(browser, f"{out.as_uri()}/") as view:
+        page = view.open(f"index.html#/{run.name}/g/0/0")
         expect(page.locator("#answer-0 .rendered")).to_be_visible()
         page.keyboard.press("r")
         expect(page.locator(".call")).to_have_count(len(row["calls"]))
