@@ -22,6 +22,7 @@ _EXPORT = re.compile(
     re.MULTILINE,
 )
 _LIST = re.compile(r"^export\s*\{(?P<names>[^}]*)\};?[^\S\n]*$", re.MULTILINE)
+_COMMENT = re.compile(r"^[ \t]*/\*(?!!).*?\*/", re.MULTILINE | re.DOTALL)  # a licence's begins with /*! and stays
 _LEFT = re.compile(r"^\s*(?:import|export)\b(?!\s*[:=(,.])|\bimport\s*\(|\bimport\.meta\b", re.MULTILINE)
 
 
@@ -52,7 +53,7 @@ def _add(name: str, read: Callable[[str], str], done: dict[str, str], above: tup
         raise ValueError(f"modules that import each other: {' -> '.join((*above, name))}")
     if name in done:
         return
-    text, exported = read(name), {}
+    text, exported = _COMMENT.sub("", read(name)), {}  # a comment can hold a line that begins with export
 
     def imported(found: re.Match[str]) -> str:
         if not found["path"].startswith("."):
