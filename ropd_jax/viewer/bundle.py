@@ -23,6 +23,7 @@ import re
 import shutil
 import tempfile
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
@@ -40,6 +41,7 @@ from ropd_jax.viewer.summary import Summary, graded
 T = TypeVar("T")
 Progress: TypeAlias = Callable[[int, int], None]  # replies written, of how many
 FORMAT = 1
+WORKING_S = 600.0  # what the server gets to finish a reply
 LONGEST = 200  # characters of a file name; file systems take 255
 PARTS = ("references", "prompts", "texts", "criteria")
 LEFT_OUT = "(left out)"
@@ -266,9 +268,14 @@ async def _collect(directory: pathlib.Path, data: pathlib.Path, choice: Choice, 
 
 
 async def _asked(session: aiohttp.ClientSession, url: str) -> Any:
-    """The reply of the server; None if it has none."""
-    async with session.get(yarl.URL(url, encoded=True)) as answer:
-        return await answer.json() if answer.status == 200 else None
+    """The reply of the server, when it is ``working`` on it no more; None if it has none."""
+    deadline = time.monotonic() + WORKING_S
+    while True:
+        async with session.get(yarl.URL(url, encoded=True)) as answer:
+            reply = await answer.json() if answer.status == 200 else None
+        if not (isinstance(reply, dict) and reply.get("working") and time.monotonic() < deadline):
+            return reply
+        await asyncio.sleep(0.2)
 
 
 def _routes(app: Any) -> list[str]:
