@@ -45,17 +45,19 @@ class Shot:
 
 
 def hover(selector: str) -> Callable[[Any], None]:
-    """An action: points at the first such element, if there is one."""
+    """An action: points at the middle of the first such element, whatever covers it, if there is one in sight."""
 
     def action(page: Any) -> None:
-        if page.locator(selector).count():
-            page.locator(selector).first.hover()
+        found = page.locator(selector)
+        box = found.first.bounding_box() if found.count() else None
+        if box:
+            page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
 
     return action
 
 
 PAGES = (
-    Shot("run", "", "figure", hover("figure svg, figure canvas")),
+    Shot("run", "", "figure", hover("figure .u-over, figure svg")),
     Shot("groups", "/groups", ".list tbody tr"),
     Shot("group", "/g/{step}/{group}", "article", hover(".matrix tbody td.col")),
     Shot("criteria", "/criteria", "main table"),
@@ -64,7 +66,7 @@ PAGES = (
 )
 WALK = (  # (milliseconds shown, place or None to stay, action)
     (1600, "", lambda page: None),
-    (1400, None, hover("figure svg, figure canvas")),
+    (1400, None, hover("figure .u-over, figure svg")),
     (1600, "/groups", lambda page: None),
     (1600, "/groups?sort=reward", lambda page: None),
     (2200, "/g/{step}/{group}", lambda page: None),
@@ -115,7 +117,7 @@ def settled(page: Any, wanted: str) -> bool:
     from playwright.sync_api import TimeoutError as Late
 
     try:
-        page.locator(wanted).first.wait_for(timeout=8_000)
+        page.locator(wanted).first.wait_for(timeout=5_000)
     except Late:
         return False
     page.wait_for_timeout(500)

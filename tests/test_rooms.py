@@ -37,7 +37,7 @@ JAX_FREE = (  # paths that never import jax themselves, so that a mistake or a h
     "evaluation/[!rs]*", "evaluation/stats.py",
     "calibration/**/*", "analysis/[!t]*", "analysis/ta*", "analysis/ti*", "workdir/config.py", "workdir/metrics.py",
     "workdir/groups.py", "workdir/curves.py", "workdir/watchdog.py", "workdir/lock*.py", "training/drift.py",
-    "viewer/*", "parallel/xla_options.py", "weights/hub.py", "weights/gguf_file.py",
+    "workdir/trackers/*", "viewer/*", "parallel/xla_options.py", "weights/hub.py", "weights/gguf_file.py",
 )  # fmt: skip
 
 

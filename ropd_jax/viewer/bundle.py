@@ -23,11 +23,13 @@ import re
 import shutil
 import tempfile
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import aiohttp
+import yarl
 
 from ropd_jax.types import UserError
 from ropd_jax.utils.files import read_json
@@ -39,6 +41,8 @@ from ropd_jax.viewer.summary import Summary, graded
 T = TypeVar("T")
 Progress: TypeAlias = Callable[[int, int], None]  # replies written, of how many
 FORMAT = 1
+WORKING_S = 600.0  # what the server gets to finish a reply
+LONGEST = 200  # characters of a file name; file systems take 255
 PARTS = ("references", "prompts", "texts", "criteria")
 LEFT_OUT = "(left out)"
 POLICY = (  # a page of the file system has no origin, so that 'self' alone is no file of it in every browser
@@ -182,6 +186,21 @@ EXPAND: Mapping[tuple[str, ...], Callable[[Mapping[str, Any], Sequence[Summary]]
 }  # names of the parts of a route, the run's left out -> their values
 
 
+def _results_of(query: Mapping[str, str], reply: Mapping[str, Any]) -> list[dict[str, str]]:
+    """After the list of results: each of this run, then its comparisons and its problems."""
+    if not query:
+        return [{"result": r["name"]} for r in reply.get("results", ()) if r.get("own")]
+    if set(query) == {"result"}:
+        against = [{"against": str(other)} for other in reply.get("others", ())]
+        return [{**query, **more} for more in (*against, *({"problem": str(r["id"])} for r in reply.get("rows", ())))]
+    return []
+
+
+FOLLOW: Mapping[str, Callable[[Mapping[str, str], Mapping[str, Any]], list[dict[str, str]]]] = {
+    "/benchmarks": _results_of,
+}  # a route -> the queries to ask next, from a query and its reply; the list of groups is answered by ``bundle.js``
+
+
 def _values(value: Any, name: str) -> Iterator[str]:
     """All texts under a name, at any depth."""
     if isinstance(value, list):
@@ -218,11 +237,21 @@ async def _collect(directory: pathlib.Path, data: pathlib.Path, choice: Choice, 
             parts = tuple(re.findall(r"\{(\w+)\}", route))
             for values in EXPAND[parts](replies, chosen) if parts in EXPAND else []:
                 path = f"api/runs/{urllib.parse.quote(name, safe=_SAFE)}{route.format(**values)}"
-                async with session.get(url + path) as answer:
-                    reply = await answer.json()
-                    if answer.status != 200:
+                reply = await _asked(session, f"{url}{path}")
+                if reply is None:
+                    missing.add(route)
+                    continue
+                queries = FOLLOW.get(route, lambda query, reply: [])({}, reply)
+                while queries:
+                    query = queries.pop()
+                    address = f"{path}?{urllib.parse.urlencode(sorted(query.items()))}"
+                    more = await _asked(session, f"{url}{address}")
+                    if more is None or len(file_name(address)) > LONGEST:
                         missing.add(route)
                         continue
+                    _write(data, address, more)
+                    queries += FOLLOW[route](query, more)
+                    progress(done, of)
                 if route in ("/criteria", f"{GROUP}/calls"):
                     replies.setdefault(route.rpartition("/")[2], []).append(reply)
                 if route == GROUP:
@@ -237,6 +266,17 @@ async def _collect(directory: pathlib.Path, data: pathlib.Path, choice: Choice, 
     progress(of, of)
     return {"made_by": "ropd view", "format": FORMAT, "run": name, "groups": len(chosen),
             "without": sorted(choice.without), "missing": sorted(missing)}  # fmt: skip
+
+
+async def _asked(session: aiohttp.ClientSession, url: str) -> Any:
+    """The reply of the server, when it is ``working`` on it no more; None if it has none."""
+    deadline = time.monotonic() + WORKING_S
+    while True:
+        async with session.get(yarl.URL(url, encoded=True)) as answer:
+            reply = await answer.json() if answer.status == 200 else None
+        if not (isinstance(reply, dict) and reply.get("working") and time.monotonic() < deadline):
+            return reply
+        await asyncio.sleep(0.2)
 
 
 def _routes(app: Any) -> list[str]:

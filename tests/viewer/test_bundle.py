@@ -154,13 +154,15 @@ def test_the_forms_of_import_and_export_that_the_script_knows():
         "a.js": 'import { x, y as z } from "./b.js";\nimport d from "./v/c.js";\nimport * as all from "./b.js";\n'
         'import "./b.js";\nexport const top = 1;\nexport async function f() {}\n',
         "b.js": "const x = 1;\nexport class y {}\nexport { x };\n",
-        "v/c.js": 'export { q as default };\nfunction q() { return "import x"; }\n',
+        "v/c.js": 'export { q as default };\nfunction q() { return "import x"; }\n/*! ours\n*/\n'
+        "/*\nexport function gone() {}\n*/\n",
     }
     script = one_script("a.js", files.__getitem__)
     assert script.index('M["b.js"] =') < script.index('M["a.js"] =') and script.count('M["b.js"] =') == 1
     for line in ('const { x, y: z } = M["b.js"];', 'const { default: d } = M["v/c.js"];', 'const all = M["b.js"];',
                  "return { default: q };", "return { top: top, f: f };"):  # fmt: skip
         assert line in script
+    assert "gone" not in script and "/*! ours" in script
     for text in ('import("./b.js");', "export let { a } = b;", "import.meta.url;", 'import x, { y } from "./b.js";'):
         with pytest.raises(ValueError, match=r"bad\.js"):
             one_script("bad.js", lambda name, text=text: {**files, "bad.js": text}[name])

@@ -82,7 +82,8 @@ globalThis.ropdBundle = (() => {
     async get(address) {
       const [path, query = ""] = address.split("?");
       if (/^api\/runs\/[^/]+\/groups$/.test(path)) return list(path, new URLSearchParams(query));
-      return reply(path);
+      const values = [...new URLSearchParams(query)].filter(([, value]) => value !== "").sort(([a], [b]) => (a < b ? -1 : 1));
+      return reply(values.length ? `${path}?${new URLSearchParams(values)}` : path);
     },
   };
 })();
