@@ -77,7 +77,8 @@ def pass_rates(
     the mean reward, cut to 0 to 1. A group of which neither is known is left out."""
     found = {}
     for group, judgement, row in zip(groups, judgements, grades, strict=True):
-        known = [right for right in row if right is not None] or [r for r in judgement.taught if r is not None]
+        exact = [float(right) for right in row if right is not None]
+        known = exact or [r for r in judgement.taught if r is not None]
         if known:
             found[group.prompt.id] = min(max(float(np.mean(known)), 0.0), 1.0)
     return found
