@@ -12,7 +12,7 @@ PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt PIP_BUI
           $(BIN)/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test browser test-fast lint format vendor golden storm small-server bench-teacher bench-plan bench-update growth kill-tape faults mini bench-grader bench-hosts bench-judge bench-rollout bench-overlap load-memory bench-save bench-start check-export clean
+.PHONY: help quickstart test browser test-fast lint format vendor golden storm small-server bench-teacher bench-plan bench-update growth kill-tape faults mini bench-grader bench-hosts bench-judge bench-rollout bench-overlap load-memory bench-save bench-start bench-viewer screenshots check-export clean
 .DELETE_ON_ERROR:
 
 help:
@@ -40,6 +40,8 @@ help:
 	@echo 'make bench-start  CPU seconds of the first and the second start of the quickstart: the cache of compiled programs'
 	@echo 'make bench-judge  forms of asking with real models as the verifier; LLAMA=PYTHON has xllamacpp, MODELS="--model NAME=FILE ..."'
 	@echo 'make bench-grader  answers a second of the math grader; needs ROPD_DATA=DIR with math_500.jsonl'
+	@echo 'make bench-viewer  ropd view on 10,000 groups next to 1,000: first row, opening a group, memory; two minutes'
+	@echo 'make screenshots    pictures of the viewer in docs/viewer; RUNS=DIR are other runs than notebooks/mini_run'
 	@echo 'make mini         every method of experiments/mini.py, three settings, three seeds; under an hour on idle cores'
 	@echo 'make clean        remove .venv and caches; runs/ stays'
 	@echo 'PYTHON=python3.12 chooses the interpreter of a new .venv'
@@ -130,6 +132,13 @@ bench-overlap: $(VENV)/core.stamp
 
 bench-start: $(VENV)/core.stamp
 	$(BIN)/python -m benchmarks.start
+
+bench-viewer: $(VENV)/dev.stamp browser
+	$(BIN)/python -m benchmarks.viewer
+
+# RUNS: a run, or a folder of runs; default: notebooks/mini_run
+screenshots: $(VENV)/dev.stamp browser
+	$(BIN)/python -m benchmarks.screenshots $(RUNS)
 
 bench-plan: $(VENV)/core.stamp
 	@$(PIP) -e '.[tpu-aot]'

@@ -36,7 +36,7 @@ from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.parallel.mesh import RULES, active_mesh, constrain, fetch, place
 from ropd_jax.sampling import pages as paging
-from ropd_jax.sampling.rollouts import likely_stopped, make_group, make_rollout
+from ropd_jax.sampling.rollouts import likely_stopped, make_group, make_rollout, opens_thought
 from ropd_jax.sampling.rules import Drawn, SamplingRule, draw, rollout_keys
 from ropd_jax.sampling.slots import Job, Slots, halved, pool_size
 from ropd_jax.types import Prompt, Rollout, RolloutGroup, UserError
@@ -296,7 +296,9 @@ def sample_rollouts(
                      limits)  # fmt: skip
 
     def made(jobs: Sequence[Job]) -> Iterator[tuple[int, int, Rollout]]:
-        return ((j.index, j.g, make_rollout(tokenizer, ecfg.stop_ids, ecfg.stop, j)) for j in jobs)
+        for j in jobs:
+            opened = opens_thought(tokenizer, prompt_tokens[j.index])
+            yield j.index, j.g, make_rollout(tokenizer, ecfg.stop_ids, ecfg.stop, j, opened=opened)
 
     ended: list[Job] = []
     while engine.slots.unfinished:

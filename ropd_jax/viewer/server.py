@@ -9,6 +9,9 @@
     GET /TOKEN/api/runs/NAME/metrics             curves
     GET /TOKEN/api/runs/NAME/groups?filter=...   a page of the list of groups (`runs.Query`)
     GET /TOKEN/api/runs/NAME/groups/12/0         one group
+    GET /TOKEN/api/runs/NAME/groups/12/0/calls   the requests to the teacher about it (`calls`)
+    GET /TOKEN/api/runs/NAME/groups/12/0/tokens  log-probability of each token of its answers
+    GET /TOKEN/api/runs/NAME/calls/3F2A...       one request with its reply
     GET /TOKEN/api/runs/NAME/criteria            clusters of criteria; criteria/ID is one of them
     GET /TOKEN/api/runs/NAME/judge               calibrations, second judgements
     GET /TOKEN/api/runs/NAME/benchmarks          results; with result=... problem by problem, with problem=... answers
@@ -54,19 +57,28 @@ HEADERS = {
 STATIC = {
     "app.js": "text/javascript",
     "benchmarks.js": "text/javascript",
+    "calls.js": "text/javascript",
     "charts.js": "text/javascript",
     "criteria.js": "text/javascript",
     "curves.js": "text/javascript",
+    "diff.js": "text/javascript",
     "dom.js": "text/javascript",
     "groups.js": "text/javascript",
     "judge.js": "text/javascript",
     "microscope.js": "text/javascript",
     "runs.js": "text/javascript",
     "style.css": "text/css",
+    "texts.js": "text/javascript",
+    "tokens.js": "text/javascript",
 }
-VENDOR = {"vendor/uPlot.esm.js": "text/javascript", "vendor/uPlot.min.css": "text/css"}  # see vendor/vendor.json
+VENDOR = {  # see vendor/vendor.json
+    "vendor/markdown-it.umd.min.js": "text/javascript",
+    "vendor/temml.min.js": "text/javascript",
+    "vendor/uPlot.esm.js": "text/javascript",
+    "vendor/uPlot.min.css": "text/css",
+}
 _PRELOAD = ", ".join(  # all modules at once, instead of each when another one names it
-    f"<static/{name}>; rel=modulepreload" for name in (*STATIC, *VENDOR) if name.endswith(".js")
+    f"<static/{name}>; rel=modulepreload" for name in (*STATIC, *VENDOR) if name.endswith(".js") and ".min." not in name
 )
 _LOCAL = ("127.0.0.1", "localhost", "[::1]")
 
@@ -130,6 +142,15 @@ def make_app(directory: pathlib.Path, token: str) -> web.Application:
             return answers(reports, name, values["problem"])
         return problems(reports, name, values.get("against", ""))
 
+    def calls(request: web.Request) -> object:
+        return run_of(request).calls(int(request.match_info["step"]), int(request.match_info["group"]))
+
+    def call(request: web.Request) -> object:
+        return run_of(request).call(request.match_info["key"])
+
+    def tokens(request: web.Request) -> object:
+        return run_of(request).tokens(int(request.match_info["step"]), int(request.match_info["group"]))
+
     async def page(request: web.Request) -> web.StreamResponse:
         return web.Response(text=_file("index.html"), content_type="text/html", headers={"Link": _PRELOAD})
 
@@ -141,7 +162,7 @@ def make_app(directory: pathlib.Path, token: str) -> web.Application:
         return web.Response(text=_file(name), content_type=kind)
 
     app.router.add_get("/", page)
-    app.router.add_get(r"/static/{name:[\w./]+}", static)
+    app.router.add_get(r"/static/{name:[\w./-]+}", static)
     app.router.add_get("/api/runs", answer(lambda request: {"runs": list(runs_in(directory))}))
     app.router.add_get(
         "/api/overview", answer(lambda _: {"runs": [overview.of(n, p) for n, p in runs_in(directory).items()]})
@@ -155,6 +176,9 @@ def make_app(directory: pathlib.Path, token: str) -> web.Application:
     app.router.add_get("/api/runs/{run}/metrics", answer(lambda request: run_of(request).metrics()))
     app.router.add_get("/api/runs/{run}/groups", answer(groups))
     app.router.add_get(r"/api/runs/{run}/groups/{step:\d{1,9}}/{group:\d{1,9}}", answer(group))
+    app.router.add_get(r"/api/runs/{run}/groups/{step:\d{1,9}}/{group:\d{1,9}}/calls", answer(calls))
+    app.router.add_get(r"/api/runs/{run}/groups/{step:\d{1,9}}/{group:\d{1,9}}/tokens", answer(tokens))
+    app.router.add_get("/api/runs/{run}/calls/{key:[0-9a-f]{64}}", answer(call))
     root.middlewares.append(_guard(token))
     root.add_subapp(f"/{token}/", app)
     return root

@@ -159,6 +159,9 @@ KEYS: dict[str, Key] = {
     "data.heldout": FLAG,
     "data.size": _none_or(_whole(0, why=ALL)),
     "data.heldout_size": _none_or(_whole(0, why=ALL)),
+    "data.sources": _identity(LIST),
+    "data.heldout_from": _identity(TEXT),
+    "data.curriculum": _least(0, f"{OFF}; else above 1, e.g. 4"),
     "data.template": _identity(TEXT),
     "data.system": _identity(TEXT),
     "data.prompts_per_step": _whole(1),
@@ -303,7 +306,9 @@ KEYS: dict[str, Key] = {
     "eval.judged": _free(_whole(0)),
     "eval.sampled": _free(FLAG),
     "log.groups": _free(FLAG),
-    "log.tensorboard": _free(FLAG),
+    "log.token_logprobs": _free(Key("text", why="off, on, or before_after with a second pass")),
+    "log.trackers": _free(LIST),
+    "log.profile_steps": _free(TEXT),
     "log.watchdog_s": _free(_least(0, OFF)),
 }
 

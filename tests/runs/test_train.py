@@ -37,7 +37,7 @@ def tiny_config(**changes):
     cfg.data.prompts_per_step, cfg.sampling.rollouts = 4, 4
     cfg.eval.prompts_at_once, cfg.eval.sampled = 32, False
     cfg.checkpoint.every = 1
-    cfg.log.tensorboard = False
+    cfg.log.trackers = ()
     for key, value in changes.items():
         cfg.update_from_flattened_dict({key.replace("__", "."): value})
     return cfg.lock()
