@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import expect
 
 from ropd_jax.types import Criterion, Rubric
+from ropd_jax.viewer import bundle
 from tests.viewer.browser import NARROW, WIDE, axe, shown
 from tests.viewer.stored import F, T, write_group
 from tests.viewer.test_browser import HOSTILE
@@ -139,6 +140,19 @@ def test_the_judge_page_shows_foreign_text_as_text_and_leads_to_the_cell(folder,
         expect(main).to_contain_text("0.50 [0.40, 0.60]")
         page.get_by_role("link", name="step 1 group 0").first.click()
         expect(page.get_by_role("heading", level=1)).to_contain_text("step 1, group 0")
+
+
+def test_a_bundle_has_the_charts_and_the_criteria(folder, tmp_path, browser):
+    bundle.make(folder / "a_s0", tmp_path / "out")
+    with shown(browser, (tmp_path / "out" / "index.html").as_uri()) as view:
+        view.watch._allowed = (tmp_path / "out").as_uri()
+        page = view.open("#/a_s0")
+        expect(page.locator(".plot canvas").first).to_be_visible()
+        page = view.open("#/a_s0/criteria")
+        page.get_by_role("link", name="Ends with 5.").click()
+        expect(page.locator("blockquote")).to_have_text("Ends with 5.")
+        page = view.open("#/a_s0/benchmarks")
+        expect(page.get_by_role("link", name="GSM8K")).to_be_visible()
 
 
 def test_hostile_texts_of_criteria_reports_and_configs_stay_texts(tmp_path, browser):
