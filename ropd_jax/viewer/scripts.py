@@ -63,7 +63,9 @@ def _add(name: str, read: Callable[[str], str], done: dict[str, str], above: tup
         return f'const {_names(name, found["what"])} = M["{other}"];' if found["what"] else ""
 
     def declared(found: re.Match[str]) -> str:
-        exported["default" if found["default"] else found["name"]] = found["name"]
+        before = found.string[: found.start()]
+        if before.rfind("/*") <= before.rfind("*/"):  # else it is in a comment
+            exported["default" if found["default"] else found["name"]] = found["name"]
         return f"{found['kind']} {found['name']}"
 
     def listed(found: re.Match[str]) -> str:

@@ -8,9 +8,12 @@ import time
 import pytest
 from playwright.sync_api import expect
 
+from ropd_jax.types import Criterion, Rubric
+from ropd_jax.viewer import bundle
 from tests.viewer.browser import NARROW, WIDE, axe, shown
-from tests.viewer.stored import write_group
-from tests.viewer.test_reports import make_folder
+from tests.viewer.stored import F, T, write_group
+from tests.viewer.test_browser import HOSTILE
+from tests.viewer.test_reports import make_folder, result, write
 
 RESULT = "#/a_s0/benchmarks?result=a_s0%2Feval%2Fgsm8k_step6%2Fresult.json"
 AGAINST = f"{RESULT}&against=evals%2Ftiny%2Fgsm8k%2Fresult.json"
@@ -137,6 +140,50 @@ def test_the_judge_page_shows_foreign_text_as_text_and_leads_to_the_cell(folder,
         expect(main).to_contain_text("0.50 [0.40, 0.60]")
         page.get_by_role("link", name="step 1 group 0").first.click()
         expect(page.get_by_role("heading", level=1)).to_contain_text("step 1, group 0")
+
+
+def test_a_bundle_has_the_charts_and_the_criteria(folder, tmp_path, browser):
+    bundle.make(folder / "a_s0", tmp_path / "out")
+    with shown(browser, (tmp_path / "out" / "index.html").as_uri()) as view:
+        view.watch._allowed = (tmp_path / "out").as_uri()
+        page = view.open("#/a_s0")
+        expect(page.locator(".plot canvas").first).to_be_visible()
+        page = view.open("#/a_s0/criteria")
+        page.get_by_role("link", name="Ends with 5.").click()
+        expect(page.locator("blockquote")).to_have_text("Ends with 5.")
+        page = view.open("#/a_s0/benchmarks")
+        expect(page.get_by_role("link", name="GSM8K")).to_be_visible()
+
+
+def test_hostile_texts_of_criteria_reports_and_configs_stay_texts(tmp_path, browser):
+    run = tmp_path / "run"
+    rubric = Rubric(tuple(Criterion(f"c{i}", text, 1 + i % 5, text) for i, text in enumerate(HOSTILE)))
+    for step in range(3):
+        write_group(run, step, ((T,) * len(HOSTILE), (F,) * len(HOSTILE), None), rubric=rubric,
+                    reference_passed=((T,) * len(HOSTILE),))  # fmt: skip
+    write(run / "config.json", {"method": HOSTILE[0], "data": {"path": HOSTILE[1]}})
+    write(run / "result.json", {"note": HOSTILE[2]})
+    write(run / "status.json", {"at": 1.0, "doing": HOSTILE[3]})
+    name = "a<b>'\"&.json"
+    problems = dict.fromkeys(HOSTILE, 0.5)
+    write(run / name, result(problems, title=HOSTILE[0], metric=HOSTILE[1], wrong={HOSTILE[3]: 1}))
+    with shown(browser, tmp_path) as view:
+        expected = {"#/": HOSTILE[:1], "#/run": HOSTILE[:3], "#/run/criteria": HOSTILE, "#/run/benchmarks": HOSTILE[:2]}
+        for place, texts in expected.items():
+            page = view.open(place)
+            expect(page.locator("progress")).to_have_count(0)
+            held = page.evaluate("document.documentElement.textContent")
+            assert all(text in held or json.dumps(text)[1:-1] in held for text in texts), place
+            if place == "#/run/benchmarks":
+                page.get_by_role("link", name=HOSTILE[0]).click()
+                expect(page.locator(".problems button")).to_have_text(HOSTILE)
+                page.locator(".problems button").first.click()
+                expect(page.locator(".opened")).to_contain_text("not stored")
+            if place == "#/run/criteria":
+                page.locator(".clusters").last.locator("tbody a").first.click()
+                expect(page.locator("blockquote")).to_have_count(1)
+            assert page.locator("script").count() == 1 and "PWNED" not in page.title()
+            page.close()
 
 
 def test_a_run_without_anything_says_what_would_be_there(tmp_path, browser):

@@ -72,7 +72,7 @@ export function chart(title, allLines, options = {}) {
   const tell = (index) => {
     const step = index === null || index === undefined ? null : columns.data[0][index];
     if (step === null) names();
-    else told.replaceChildren(el("b", {}, `step ${step}`), ...lines.map((l, i) => el("span", { class: `key c${l.hue}` }, `${l.name} ${raw[i].get(step) ?? "–"}`)));
+    else told.replaceChildren(el("b", {}, title), el("span", { class: "quiet" }, `step ${step}`), ...lines.map((l, i) => el("span", { class: `key c${l.hue}` }, `${l.name} ${raw[i].get(step) ?? "–"}`)));
   };
   const axis = () => ({ stroke: style("--quiet"), font: "10px system-ui, sans-serif", grid: { stroke: style("--line"), width: 1 }, ticks: { show: false } });
   const draw = (width) => {

@@ -56,7 +56,7 @@ function list(run, query, reply, main) {
   const found = reply.found, wanted = chosen(found, query), shown = wanted.slice(0, MOST);
   const facts = [`${found.criteria.toLocaleString("en")} criteria of ${found.groups.toLocaleString("en")} groups`];
   if (found.early) facts.push(`early: ${span(found.early)}, late: ${span(found.late)}`);
-  const working = reply.working ? el("p", { class: "quiet", role: "status" }, `reading: ${reply.read} of ${reply.of} step files`) : null;
+  const working = reply.working ? el("p", { class: "quiet", role: "status" }, progressOf(reply)) : null;
   main.replaceChildren(
     el("p", { class: "doing" }, found.judged ? [el("b", { class: "yes" }, `${found.learned} learned`), ", ", el("b", { class: found.lost ? "no" : "" }, `${found.lost} lost`), ` of ${found.judged} kinds of criteria with enough groups`] : "too few steps with groups to compare early with late",
       el("span", { class: "quiet" }, ` · ${facts.join(" · ")}`)),
@@ -70,6 +70,8 @@ function list(run, query, reply, main) {
       "Criteria of one category whose wordings are alike are one kind; numbers and quoted texts do not count. early and late are the pass rates of the scored answers in the first and the last third of the stored steps, as means over groups. The change is in percentage points with its 95 % interval over groups; learned means that the whole interval is above 0, lost that it is below. Of kinds that do not change, 5 % are called one of the two. separates is the share of criteria that some answers pass and some fail, the only ones that give a reward a direction. flips is the share of verdicts that a second look changed. A rubric is written for what the student does at its step, so a pass rate can stay because the criteria grow with the student.")),
   );
 }
+
+const progressOf = (reply) => (reply.read < reply.of ? `reading: ${reply.read} of ${reply.of} step files` : "comparing the wordings");
 
 async function clusterPage(run, id, main) {
   const c = await get(`${apiOf(run)}/criteria/${encodeURIComponent(id)}`);
@@ -88,9 +90,9 @@ async function clusterPage(run, id, main) {
 
 export async function criteriaPage(run, parts, query, main) {
   if (parts[0]) return clusterPage(run, parts[0], main);
-  const reply = await get(`${apiOf(run)}/criteria`);
+  const reply = await get(`${apiOf(run)}/criteria`), at = progressOf(reply);
   if (reply.found === null) {
-    main.replaceChildren(el("p", { role: "status" }, `reading: ${reply.read} of ${reply.of} step files`), el("progress", { max: Math.max(reply.of, 1), value: reply.read, "aria-label": "step files read" }));
+    main.replaceChildren(el("p", { role: "status" }, at), el("progress", { max: Math.max(reply.of, 1), value: reply.read, "aria-label": "step files read" }));
     return 0.5;
   }
   if (!reply.found.criteria) main.replaceChildren(el("p", { class: "quiet" }, "no stored group has a rubric"));
