@@ -18,7 +18,8 @@ Three prompts a, b, c with two rollouts each, in four rows (time runs to the rig
 
 Keys and values are stored in pages (`sampling.pages`). The random stream of a rollout is a function of (seed, step,
 prompt, index). At the same compiled shapes, nothing else about a rollout depends on its neighbours or on the order of
-refill. Shapes come from short ladders (rows halve, the pool grows by steps), so a run compiles a handful of programs.
+refill. Shapes come from short ladders, so a run compiles a handful of programs: rows halve, and on a CPU the pool
+grows by steps. Elsewhere it has its full size from the start, and only the part that is in use is read.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from ropd_jax.sampling import pages as paging
 from ropd_jax.sampling.rollouts import likely_stopped, make_group, make_rollout
 from ropd_jax.sampling.rules import Drawn, SamplingRule, draw, rollout_keys
 from ropd_jax.sampling.slots import Job, Slots, halved, pool_size
+from ropd_jax.sampling.weights import DecodeWeights, decode_weights, ready
 from ropd_jax.types import Prompt, Rollout, RolloutGroup, UserError
 from ropd_jax.utils import tracing
 
@@ -66,7 +68,8 @@ class EngineConfig:
         rows: how many rollouts decode side by side; 0 is prompts * rollouts. Fewer than ``rollouts`` are possible: the
             others of the same prompt wait. If they do not divide over the mesh, some rows stay idle.
         reserve: the pool of pages is as large from the start as all rows together can ever need, so that memory does
-            not grow during the call. Else it grows with the answers.
+            not grow during the call. Else it grows with the answers on a CPU.
+        copy_weights: the sampler has its own weights in the compute dtype, whole over ``fsdp`` (`sampling.weights`).
     """
 
     rollouts: int
@@ -82,6 +85,7 @@ class EngineConfig:
     page_chunks: int = 0
     rows: int = 0
     reserve: bool = False
+    copy_weights: bool = True
 
     def __post_init__(self):
         if self.cache_dtype not in ("", *paging.CACHE_DTYPES):
@@ -123,6 +127,7 @@ class EngineConfig:
             dtype=dtype,
             cache_dtype=section["cache_dtype"],
             stop=tuple(section["stop"]),
+            copy_weights=section["copy_weights"],
         )
 
     @property
@@ -132,6 +137,7 @@ class EngineConfig:
         return self.chunk * (self.page_chunks or -(-slots // self.chunk))
 
 
+MOVES = 32  # pages of a part that change their place between two chunks
 LARGE = 10_000_000  # weights; a smaller student keeps its rows, because another program costs more than it saves
 
 
@@ -176,11 +182,10 @@ def prefill(
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "ecfg"), donate_argnames=("stages",))
-def decode(cfg: ModelConfig, ecfg: EngineConfig, params, layers, prompts, pages, stages, rows: Rows, view):
+def decode(cfg: ModelConfig, ecfg: EngineConfig, weights: DecodeWeights, prompts, pages, stages, rows: Rows, view):
     """Sample up to ``ecfg.chunk`` tokens for every row that has not ended.
 
     Args:
-        layers: `transformer.unstack` of the parameters; None takes each layer out of them as it comes.
         prompts, pages, stages: the cache; see `pages.Cache`.
 
     Returns:
@@ -190,6 +195,7 @@ def decode(cfg: ModelConfig, ecfg: EngineConfig, params, layers, prompts, pages,
     C, B = ecfg.chunk, rows.token.shape[0]
     stop_ids = jnp.asarray(ecfg.stop_ids, jnp.int32)
     keys_B = jax.random.wrap_key_data(rows.key)
+    weights = ready(weights, ecfg.dtype, only_vectors=True)  # small, and many: gathered once, copy or not
 
     def going(s):
         i, done_B = s[0], s[3]
@@ -209,8 +215,8 @@ def decode(cfg: ModelConfig, ecfg: EngineConfig, params, layers, prompts, pages,
 
         logits_BV, stages = transformer.decode_step(
             cfg,
-            params,
-            layers or transformer.unstack(params, cfg.num_layers),
+            weights.outer,
+            weights.layers or transformer.unstack(weights.outer, cfg.num_layers),
             token_B,
             position_B,
             list(zip(prompts, pages, stages, strict=True)),
@@ -233,9 +239,6 @@ def decode(cfg: ModelConfig, ecfg: EngineConfig, params, layers, prompts, pages,
     start = (jnp.int32(0), rows.token, rows.t, rows.done, empty, stages)
     _, _, t_B, done_B, found, stages = jax.lax.while_loop(going, body, start)
     return stages, *found, t_B, done_B
-
-
-unstack = jax.jit(functools.partial(transformer.unstack, flipped=True), static_argnums=(1,))
 
 
 def sample_groups(
@@ -313,12 +316,6 @@ def sample_rollouts(
     yield from made(ended)
 
 
-def copies_layers() -> bool:
-    """True on CPU: it copies a slice of the stacked weights at every step, so they are unstacked once per call."""
-    mesh = None if active_mesh() is None else jax.sharding.get_mesh()
-    return (jax.default_backend() if mesh is None else mesh.devices.flat[0].platform) == "cpu"
-
-
 class Layout(NamedTuple):
     """Sizes on each of the ``parts`` of the mesh: rows, prompt slots, and prompts per prefill."""
 
@@ -368,8 +365,9 @@ class _Engine:
 
     def __init__(self, cfg, ecfg: EngineConfig, params, prompt_tokens, keys, limits):
         self.cfg, self.ecfg, self.params, self.prompt_tokens = cfg, ecfg, params, prompt_tokens
+        self.reserve = ecfg.reserve or paging.reads_blocks()  # where only what is used is read, one size is enough
         self.large = sum(x.size for x in jax.tree.leaves(params["layers"])) >= LARGE
-        self.layers = unstack(params, cfg.num_layers) if copies_layers() else None
+        self.weights = decode_weights(params, cfg.num_layers, ecfg.dtype, copy=ecfg.copy_weights)
         G, n = ecfg.rollouts, len(prompt_tokens)
         whole = layout(ecfg)
         whole = whole._replace(slots=min(whole.slots, -(-n // whole.parts)))
@@ -387,7 +385,7 @@ class _Engine:
         )
         self.last_tokens = [int(t[-1]) for t in prompt_tokens]
         # At least one page: there is no second program for a pool without pages, with other rounding.
-        pages = most_pages(ecfg, self.slots.rows) if ecfg.reserve else 1
+        pages = most_pages(ecfg, self.slots.rows) if self.reserve else 1
         self.slots.grow(pages)
         self.cache = empty_cache(cfg, ecfg, whole._replace(rows=self.slots.rows), pages=pages)
 
@@ -399,11 +397,13 @@ class _Engine:
         if slots.full():
             self._commit()
         slots.admit(self.last_tokens)
+        if paging.reads_blocks() and (moves := slots.compact(paging.block_of(slots.pages), MOVES)):
+            self.cache = self.cache._replace(pages=paging.move(self.cache.pages, *_place(*((x, "B") for x in moves))))
         if self.large and (fewer := slots.rows_enough()) < slots.rows:
             self._shrink(fewer)
         rows = Rows(*_place(*((getattr(slots, name), "B") for name in Rows._fields)))
         view = paging.View(*_place(*((slots.view[name], "B") for name in paging.View._fields)))
-        stages, *rest = decode(self.cfg, self.ecfg, self.params, self.layers, *self.cache, rows, view)
+        stages, *rest = decode(self.cfg, self.ecfg, self.weights, *self.cache, rows, view)
         self.cache = self.cache._replace(stages=stages)
         return rest
 
@@ -440,7 +440,7 @@ class _Engine:
         self.cache = self.cache._replace(pages=paging.commit(self.cache.pages, self.cache.stages, at_B))
 
     def _shrink(self, rows: int) -> None:
-        kept = self.slots.shrink(rows, most_pages(self.ecfg, rows) if self.ecfg.reserve else 0)
+        kept = self.slots.shrink(rows, most_pages(self.ecfg, rows) if self.reserve else 0)
         at_B, at_M = _place(*((x, "B") for x in kept))
         pages, stages = paging.keep(self.cache.pages, at_M), paging.keep(self.cache.stages, at_B)
         self.cache = self.cache._replace(pages=pages, stages=stages)

@@ -88,7 +88,7 @@ class Slots:
             "place_B": np.zeros(B, np.int32),
             "prompt_len_P": np.zeros(P, np.int32),
             "owner_M": np.zeros(parts, np.int32),
-            "first_M": np.zeros(parts, np.int32),
+            "first_M": np.full(parts, -1, np.int32),
             "table_BD": np.zeros((B, depth), np.int32),
             "depth_B": np.zeros(B, np.int32),
         }
@@ -162,6 +162,7 @@ class Slots:
         self.job[b], self.done[b] = None, True
         heapq.heappush(part.rows, b % self.rows)
         for page in self.own_pages.pop(b):
+            self.view["first_M"][number * self.pages + page] = -1
             heapq.heappush(part.pages, page)
         self.left[job.index] -= 1
         if not self.left[job.index]:
@@ -185,7 +186,7 @@ class Slots:
     def grow(self, pages: int) -> None:
         old, self.pages = self.pages, pages
         for name in PAGE_VIEWS:
-            x = np.zeros((self.parts, pages), np.int32)
+            x = np.full((self.parts, pages), FREE[name], np.int32)
             x[:, :old] = self.view[name].reshape(self.parts, old)
             self.view[name] = x.reshape(-1)
         for part in self.part:
@@ -209,6 +210,34 @@ class Slots:
             self.view["depth_B"][b] += 1
             self.own_pages[b].append(page)
         return at_B
+
+    def compact(self, block: int, most: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Move pages to lower places that are free, if fewer blocks then hold all of them.
+
+        One part with blocks of 2; pages 0, 3 and 4 are used, 1, 2 and 5 free: page 4 moves to place 1.
+
+        Args:
+            block: pages that are read together. most: moves of a part at a time.
+
+        Returns:
+            (from_M, to_M), both [parts * most]: places within the part; ``pages``, which is out of range, in ``to_M``
+            is no move. None if nothing moves.
+        """
+        from_M, to_M = np.zeros((self.parts, most), np.int32), np.full((self.parts, most), self.pages, np.int32)
+        for number, part in enumerate(self.part):
+            begin, used = number * self.pages, self.pages - len(part.pages)
+            places = np.flatnonzero(self.view["first_M"][begin : begin + self.pages] >= 0)[::-1]
+            beyond = places[places >= -(-used // block) * block][:most].tolist()
+            for n, old in enumerate(beyond):
+                new = heapq.heapreplace(part.pages, old)
+                from_M[number, n], to_M[number, n] = old, new
+                b = number * self.rows + int(self.view["owner_M"][begin + old])
+                d = self.own_pages[b].index(old)
+                self.own_pages[b][d] = self.view["table_BD"][b, d] = new
+                for name in PAGE_VIEWS:
+                    self.view[name][begin + new] = self.view[name][begin + old]
+                self.view["first_M"][begin + old] = FREE["first_M"]
+        return None if (to_M == self.pages).all() else (from_M.reshape(-1), to_M.reshape(-1))
 
     # --- the tail: fewer rows
 
@@ -241,7 +270,7 @@ class Slots:
         from_B, from_M = np.zeros((self.parts, rows), np.int32), np.zeros((self.parts, pages), np.int32)
         old = {name: getattr(self, name) for name in ROW_ARRAYS} | self.view
         new = {n: np.zeros((self.parts * rows, *old[n].shape[1:]), old[n].dtype) for n in (*ROW_ARRAYS, *ROW_VIEWS)}
-        new |= {n: np.zeros(self.parts * pages, np.int32) for n in PAGE_VIEWS}
+        new |= {n: np.full(self.parts * pages, FREE[n], np.int32) for n in PAGE_VIEWS}
         new |= {n: self.view[n] for n in PROMPT_VIEWS}
         jobs: list[Job | None] = [None] * (self.parts * rows)
         own: dict[int, list[int]] = {}
@@ -276,6 +305,7 @@ class Slots:
 ROW_ARRAYS = ("token", "t", "limit", "base", "key")  # of `engine.Rows`; ``done`` follows from the jobs
 ROW_VIEWS = ("place_B", "table_BD", "depth_B")
 PAGE_VIEWS = ("owner_M", "first_M")
+FREE = {"owner_M": 0, "first_M": -1}  # of a free page
 PROMPT_VIEWS = ("row_PG", "prompt_len_P")
 
 

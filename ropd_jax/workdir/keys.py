@@ -172,6 +172,7 @@ KEYS: dict[str, Key] = {
     "sampling.resample": _whole(0, why=OFF),
     "sampling.chunk": _numerics(_whole(1)),
     "sampling.cache_dtype": _identity(TEXT),
+    "sampling.copy_weights": _numerics(FLAG),
     "sampling.stop": _identity(LIST),
     "teacher.provider": _identity(TEXT),
     "teacher.base_url": _free(TEXT),

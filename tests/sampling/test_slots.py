@@ -26,9 +26,29 @@ def test_shrink_moves_live_rows_and_pages_to_the_front():
     assert (from_B.tolist(), from_M.tolist()) == ([1, 3], [2, 0, 3, 0])
     assert slots.job == [x, y] and slots.own_pages == {0: [0, 1], 1: [2]}
     assert slots.view["table_BD"][0, :2].tolist() == [0, 1] and slots.view["table_BD"][1, 0] == 2
-    assert slots.view["owner_M"].tolist() == [0, 0, 1, 0] and slots.view["first_M"].tolist() == [5, 7, 5, 0]
+    assert slots.view["owner_M"].tolist() == [0, 0, 1, 0] and slots.view["first_M"].tolist() == [5, 7, 5, -1]
     assert slots.view["row_PG"][0, [1, 3]].tolist() == [0, 1] and slots.view["row_PG"].max() < 2
     assert (slots.part[0].rows, slots.part[0].pages) == ([], [3]) and not slots.done.any()
+
+
+def test_pages_move_down_until_few_blocks_hold_them():
+    slots = Slots(
+        parts=1, rows=2, slots=1, page=4, prompt_lens=[5], limits=[[16, 16]], key_PG2=np.zeros((1, 2, 2), np.uint32)
+    )  # fmt: skip
+    slots.take_prompts(1)
+    slots.grow(8)
+    slots.admit([7])
+    for t in (4, 8, 12):  # rows 0 and 1 take a page each in turn
+        slots.t[:] = t
+        slots.commit()
+    assert slots.own_pages == {0: [0, 2, 4], 1: [1, 3, 5]} and slots.compact(2, 4) is None
+    slots.release(0)
+    moved = slots.compact(2, 1)  # three pages fit into two blocks
+    assert [m.tolist() for m in moved] == [[5], [0]] and slots.compact(2, 1) is None
+    assert slots.own_pages == {1: [1, 3, 0]} and slots.view["table_BD"][1].tolist()[:3] == [1, 3, 0]
+    assert slots.view["first_M"].tolist() == [12, 4, -1, 8, -1, -1, -1, -1]  # base 4: pages begin at 4, 8, 12
+    assert slots.view["owner_M"][[0, 1, 3]].tolist() == [1, 1, 1] and sorted(slots.part[0].pages) == [2, 4, 5, 6, 7]
+    assert [m.tolist() for m in slots.compact(1, 4)] == [[3, 0, 0, 0], [2, 8, 8, 8]]  # 8 is no place
 
 
 def test_sizes_come_from_short_ladders():
