@@ -16,12 +16,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 
 import numpy as np
 
 from ropd_jax.sampling.engine import MOVES
 from ropd_jax.sampling.pages import block_of
-from ropd_jax.sampling.slots import Slots, halved
+from ropd_jax.sampling.slots import Slots, halved, pool_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Replayed:
         token_steps: passes of the token loop; tokens: sampled in them.
         read_prompts, read_stages, read_pages, read_pool: positions of the cache; pages up to the last, and of the
             whole pool. needed: see the module docstring.
+        restarts, lost_tokens: rollouts that had to make room, and what they sampled twice.
         programs: how many pairs (rows, pages of the pool) were decoded with.
         pages: of all parts, at most and on average over the token steps; used: those that held a row's tokens.
     """
@@ -47,6 +49,8 @@ class Replayed:
     most_pages: int
     mean_pages: float
     mean_used: float
+    restarts: int
+    lost_tokens: int
 
     @property
     def over(self) -> float:
@@ -68,31 +72,40 @@ def lengths(prompts: int, rollouts: int, mean: float, sigma: float, most: int, s
 
 
 def replay(
-    limits: list[list[int]], *, parts: int, at_once: int, prompt_tokens: int, prompt_len: int, page: int, chunk: int
+    limits: list[list[int]],
+    *,
+    parts: int,
+    at_once: int,
+    prompt_tokens: int,
+    prompt_len: int,
+    page: int,
+    chunk: int,
+    most: int,
+    pool: float = 1.0,
 ) -> Replayed:
-    """One training step, as `engine._Engine` runs it, every row a token a step until it ends."""
+    """One training step, as `engine._Engine` runs it on a TPU or GPU, every row a token a step until it ends."""
     G, n = len(limits[0]), len(limits)
     each = at_once // parts
     rows, batch = each * G, max(1, each // 2)
     slots = min(3 * each + batch, -(-n // parts))
+    rows, depth = halved(rows, -(-n // parts) * G), (most - 1) // page
+    pages = pool_size(max(depth, math.ceil(rows * depth * pool)), rows)
     state = Slots(
-        parts=parts, rows=halved(rows, -(-n // parts) * G), slots=slots, page=page, prompt_lens=[prompt_tokens] * n,
-        limits=limits, key_PG2=np.zeros((n, G, 2), np.uint32),
+        parts=parts, rows=rows, slots=slots, page=page, prompt_lens=[prompt_tokens] * n, limits=limits,
+        key_PG2=np.zeros((n, G, 2), np.uint32), most_pages=pages if pool < 1 else 0,
     )  # fmt: skip
-    state.grow(1)
-    steps = tokens = prompts_read = pages_read = pool_read = stages_read = needed = used = pages_seen = most = 0
+    state.grow(pages)
+    steps = tokens = prompts_read = pages_read = pool_read = stages_read = needed = used = pages_seen = 0
     shapes, prompt_block = set(), min(256, prompt_len)
     while state.unfinished:
         while any(state.take_prompts(batch)):
             pass
-        if state.full():
-            if size := state.pages_missing():
-                state.grow(size)
-            state.commit()
+        state.make_room()
+        state.commit()
         state.admit([0] * n)
         state.compact(block_of(state.pages), MOVES)
         if (fewer := state.rows_enough()) < state.rows:
-            state.shrink(fewer)
+            state.shrink(fewer, min(pool_size(fewer * depth, fewer), state.pages))
         shapes.add((state.rows, state.pages))
         left = np.where(state.done, 0, state.limit - state.t)
         ran = min(chunk, int(left.max()))
@@ -106,11 +119,7 @@ def replay(
         pages_read += ran * page * sum(_upto_last(state))
         stages_read += ran * parts * state.rows * page
         in_use = sum(map(len, state.own_pages.values()))
-        used, pages_seen, most = (
-            used + ran * in_use,
-            pages_seen + ran * parts * state.pages,
-            max(most, parts * state.pages),
-        )
+        used, pages_seen = used + ran * in_use, pages_seen + ran * parts * state.pages
         t_B = state.t + np.minimum(left, ran).astype(np.int32)
         zeros = np.zeros((chunk, len(t_B)), np.float32)
         for b in state.absorb(zeros.astype(np.int32), zeros, zeros, t_B, state.done | (t_B >= state.limit)):
@@ -124,9 +133,11 @@ def replay(
         stages_read,
         needed,
         len(shapes),
-        most,
+        parts * pages,
         pages_seen / steps,
         used / steps,
+        state.restarts,
+        state.lost_tokens,
     )
 
 
@@ -149,13 +160,14 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=150, help="of each prompt (150)")
     parser.add_argument("--prompt-len", type=int, default=2048, help="that a prompt slot holds (2048)")
     parser.add_argument("--chunk", type=int, default=8, help="sampling.chunk (8)")
+    parser.add_argument("--pool", type=float, default=1.0, help="sampling.pool (1)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     limits = lengths(args.prompts, args.rollouts, args.mean, args.sigma, args.most, args.seed)
     page = args.chunk * -(-max(32, -(-args.most // 64)) // args.chunk)
     found = replay(
         limits, parts=args.parts, at_once=args.prompts_at_once, prompt_tokens=args.prompt_tokens,
-        prompt_len=args.prompt_len, page=page, chunk=args.chunk,
+        prompt_len=args.prompt_len, page=page, chunk=args.chunk, pool=args.pool, most=args.most,
     )  # fmt: skip
     over = {"read_over_needed": round(found.over, 3), "with_the_whole_pool": round(found.pool_over, 3)}
     print(json.dumps(dataclasses.asdict(found) | over, indent=1))

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -69,6 +70,9 @@ class EngineConfig:
             others of the same prompt wait. If they do not divide over the mesh, some rows stay idle.
         reserve: the pool of pages is as large from the start as all rows together can ever need, so that memory does
             not grow during the call. Else it grows with the answers on a CPU.
+        pool: the pool's largest size, as a share of what all rows together can ever need. With less than 1 a rollout
+            may have to make room and begin again (`Slots.make_room`); no bit of it changes.
+        most_prompts: of a call, if known; else 0. Fewer prompt slots are then enough.
         copy_weights: the sampler has its own weights in the compute dtype, whole over ``fsdp`` (`sampling.weights`).
     """
 
@@ -86,6 +90,8 @@ class EngineConfig:
     rows: int = 0
     reserve: bool = False
     copy_weights: bool = True
+    pool: float = 1.0
+    most_prompts: int = 0
 
     def __post_init__(self):
         if self.cache_dtype not in ("", *paging.CACHE_DTYPES):
@@ -128,6 +134,8 @@ class EngineConfig:
             cache_dtype=section["cache_dtype"],
             stop=tuple(section["stop"]),
             copy_weights=section["copy_weights"],
+            pool=section["pool"],
+            most_prompts=prompts_per_step,
         )
 
     @property
@@ -338,6 +346,8 @@ def layout(ecfg: EngineConfig) -> Layout:
     groups = 1 if ecfg.rollouts == 1 else 3  # new groups enter while others' last rollouts decode
     rows = -(-ecfg.rows // parts) or prompts * ecfg.rollouts
     slots = 2 if rows < ecfg.rollouts else groups * prompts + batch
+    if ecfg.most_prompts:
+        slots = min(slots, max(-(-ecfg.most_prompts // parts), batch))
     return Layout(parts, rows, slots, batch)
 
 
@@ -355,9 +365,9 @@ def empty_cache(cfg: ModelConfig, ecfg: EngineConfig, sizes: Layout, *, pages: i
 
 
 def most_pages(ecfg: EngineConfig, rows: int) -> int:
-    """The pages of a part's pool if all its rows reach ``max_tokens``."""
+    """The pages of a part's pool if all its rows reach ``max_tokens``, or the share of them that ``pool`` allows."""
     depth = (ecfg.max_tokens - 1) // ecfg.page
-    return pool_size(rows * depth, rows) if depth else 1
+    return pool_size(max(depth, math.ceil(rows * depth * ecfg.pool)), rows) if depth else 1
 
 
 class _Engine:
@@ -382,6 +392,7 @@ class _Engine:
             limits=limits if limits is not None else [[ecfg.max_tokens] * G] * n,
             key_PG2=fetch(jax.random.key_data(keys))[0].reshape(n, G, 2),
             most=ecfg.rows if rows == whole.rows else 0,
+            most_pages=most_pages(ecfg, rows) if ecfg.pool < 1 else 0,
         )
         self.last_tokens = [int(t[-1]) for t in prompt_tokens]
         # At least one page: there is no second program for a pool without pages, with other rounding.
@@ -394,6 +405,7 @@ class _Engine:
         slots = self.slots
         while any(taken := slots.take_prompts(self.batch)):
             self._prefill(taken)
+        slots.make_room()
         if slots.full():
             self._commit()
         slots.admit(self.last_tokens)
@@ -440,7 +452,8 @@ class _Engine:
         self.cache = self.cache._replace(pages=paging.commit(self.cache.pages, self.cache.stages, at_B))
 
     def _shrink(self, rows: int) -> None:
-        kept = self.slots.shrink(rows, most_pages(self.ecfg, rows) if self.reserve else 0)
+        full = most_pages(dataclasses.replace(self.ecfg, pool=1.0), rows)  # fewer rows need no more than this
+        kept = self.slots.shrink(rows, min(full, self.slots.pages) if self.reserve else 0)
         at_B, at_M = _place(*((x, "B") for x in kept))
         pages, stages = paging.keep(self.cache.pages, at_M), paging.keep(self.cache.stages, at_B)
         self.cache = self.cache._replace(pages=pages, stages=stages)

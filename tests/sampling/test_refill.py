@@ -261,6 +261,31 @@ def test_a_reserved_pool_has_no_less_room_after_rows_have_moved(params, rollouts
     assert worst_gap(params, found) < 1e-5 and set(found) == set(rollouts)
 
 
+@pytest.mark.parametrize("blocks", [False, True])
+def test_rollouts_that_make_room_begin_again_and_are_the_same(params, blocks, monkeypatch):
+    if blocks:
+        monkeypatch.setattr(paging, "platform", lambda: "tpu")
+    engine = dataclasses.replace(ENGINE, stop=("no text",) if blocks else ())
+    limits = [[12, 11, 12, 9]] * 7
+    seen, made = [], Slots.__init__
+
+    def init(self, **kw):
+        made(self, **kw)
+        seen.append(self)
+
+    monkeypatch.setattr(Slots, "__init__", init)
+    roomy = sample(params, engine=engine, limits=limits)
+    tight = sample(params, engine=dataclasses.replace(engine, pool=0.4), limits=limits)
+    other = sample(params, engine=dataclasses.replace(engine, pool=0.4), limits=limits, order=[3, 0, 6, 1, 5, 2, 4])
+    assert [s.restarts > 0 for s in seen] == [False, True, True] and all(s.lost_tokens for s in seen[1:])
+    assert {s.pages for s in seen[1:]} == {8} and seen[0].pages == 16
+    assert_same_bits(tight, other)
+    for name, group in roomy.items():
+        for a, b in zip(group, tight[name], strict=True):
+            np.testing.assert_array_equal(a.tokens_T, b.tokens_T)
+            np.testing.assert_allclose(a.logp_T, b.logp_T, atol=1e-5)
+
+
 def test_fewer_rows_than_rollouts_of_a_prompt_decode_one_after_the_other(params, rollouts):
     found = sample(params, engine=dataclasses.replace(ENGINE, rows=3, prompts=1))
     assert worst_gap(params, found) < 1e-5

@@ -51,6 +51,31 @@ def test_pages_move_down_until_few_blocks_hold_them():
     assert [m.tolist() for m in slots.compact(1, 4)] == [[3, 0, 0, 0], [2, 8, 8, 8]]  # 8 is no place
 
 
+def test_the_rollout_with_the_fewest_tokens_makes_room_and_waits_until_there_is_some():
+    slots = Slots(
+        parts=1, rows=3, slots=1, page=4, prompt_lens=[5], limits=[[16] * 3], key_PG2=np.zeros((1, 3, 2), np.uint32),
+        most_pages=4,
+    )  # fmt: skip
+    slots.take_prompts(1)
+    slots.grow(4)
+    slots.admit([7])
+    for t in ([4, 4, 4], [8, 5, 5], [8, 8, 6]):  # a page each; row 0 takes the last one, then row 1 needs one
+        slots.t[:] = t
+        slots.job[2].tokens = [3] * t[2]
+        slots.make_room()
+        if t != [8, 8, 6]:
+            slots.commit()
+    assert (slots.restarts, slots.lost_tokens) == (1, 6) and slots.job[2] is None
+    assert [job.tokens for _, job in slots.part[0].ready] == [[]] and slots.own_pages.keys() == {0, 1}
+    assert slots.pages_missing() == 0  # what row 2 had is enough for row 1
+    slots.commit()
+    slots.admit([7])
+    assert slots.job[2] is None  # no page is left, and two rollouts may need one
+    slots.release(0)
+    slots.admit([7])
+    assert slots.job[0] is not None and slots.t[0] == 0 and slots.unfinished
+
+
 def test_sizes_come_from_short_ladders():
     assert [pool_size(n, 16) for n in (1, 16, 17, 50)] == [16, 16, 32, 64]
     assert (halved(128, 20), halved(128, 65), halved(48, 1), halved(32, 1)) == (32, 128, 48, 16)
