@@ -198,7 +198,7 @@ def _show_memory(console: Console, topology: Topology, measured: Measured) -> No
     def text(n: float) -> str:
         return f"{n / size:.2f}"
 
-    some = {"method's": "method", "gradients": "gradients", "a step ahead": "ahead"}
+    some = {"method's": "method", "gradients": "gradients", "a step ahead": "ahead", "copy": "copy"}
     columns = {"KV cache": "kv_cache"} | {k: v for k, v in some.items() if any(getattr(m, v) for m in measured.memory)}
     has = "nothing is published of it" if usable is None else f"it has {text(usable)} to hand out"
     table = _table(

@@ -175,6 +175,8 @@ KEYS: dict[str, Key] = {
     "sampling.resample": _whole(0, why=OFF),
     "sampling.chunk": _numerics(_whole(1)),
     "sampling.cache_dtype": _identity(TEXT),
+    "sampling.pool": _numerics(_between(0, 1, above=True, why="1 is room for all rows at full length")),
+    "sampling.copy_weights": _numerics(FLAG),
     "sampling.stop": _identity(LIST),
     "teacher.provider": _identity(TEXT),
     "teacher.base_url": _free(TEXT),
