@@ -12,7 +12,7 @@ Prefill takes the learner's own arrays: it runs a few times per step, over whole
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ from jax.sharding import reshard
 from ropd_jax.models import transformer
 from ropd_jax.models.linear import Params
 from ropd_jax.parallel.mesh import RULES, active_mesh, dims_of, platform
+
+Tree = TypeVar("Tree")  # parameters, or a part of them
 
 
 class DecodeWeights(NamedTuple):
@@ -65,7 +67,7 @@ def flips_layers() -> bool:
     return platform() == "cpu"
 
 
-def ready(params: Params, dtype: str, *, only_vectors: bool = False) -> Params:
+def ready(params: Tree, dtype: str, *, only_vectors: bool = False) -> Tree:
     """Weights in the dtype of a decode step, whole over ``fsdp``: cast, then gathered.
 
     Args:
