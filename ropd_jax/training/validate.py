@@ -110,10 +110,10 @@ def check_data(data: Mapping[str, Any]) -> None:
         raise UserError("data.path is empty with data.source='jsonl'; expected a JSONL file of questions")
     held = not no_heldout(data)
     for key in ("size", "heldout_size") if held else ("size",):
-        if not data[key] and data["source"] == "reasoning_gym":
+        if not data[key] and data["source"] in ("reasoning_gym", "instructions"):
             none = "; data.heldout=False is a run without held-out data" if key == "heldout_size" else ""
             raise UserError(
-                f"data.{key}={data[key]} is all of a set, but a reasoning_gym task has no end; expected 1 or more{none}"
+                f"data.{key}={data[key]} is all of a set, but {data['source']} has no end; expected 1 or more{none}"
             )
     drawn = data["source"] == "published" and data["heldout_path"] in ("", data["path"])
     if held and drawn and not data["heldout_size"]:
