@@ -12,7 +12,7 @@ PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt PIP_BUI
           $(BIN)/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test browser test-fast lint format golden storm small-server bench-teacher bench-plan bench-update growth kill-tape faults mini bench-grader bench-hosts bench-judge bench-rollout bench-overlap load-memory bench-save bench-start check-export clean
+.PHONY: help quickstart test browser test-fast lint format vendor golden storm small-server bench-teacher bench-plan bench-hlo bench-update growth kill-tape faults mini bench-grader bench-hosts bench-judge bench-rollout bench-overlap load-memory bench-save bench-start bench-viewer screenshots check-export clean
 .DELETE_ON_ERROR:
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo 'make test-fast    the tests without whole runs and big compilations: for the inner loop'
 	@echo 'make lint         ruff and mypy'
 	@echo 'make format       let ruff rewrite what it can'
+	@echo 'make vendor       the libraries of the page of ropd view, as static/vendor/vendor.json pins them (needs npm)'
 	@echo 'make golden       make tests/golden anew (installs torch; only for a change of the golden files)'
 	@echo 'make storm        10,000 groups against a teacher of whose calls every fifth fails; a minute or two'
 	@echo 'make small-server  a simulated server with one slot: time and calls for each reply by default settings'
@@ -35,10 +36,13 @@ help:
 	@echo 'make bench-rollout  tokens a second of the sampler beside the bound (and, with TUNIX= and TORCH=, beside peers)'
 	@echo 'make bench-overlap  wall-clock a step over max(device, teacher), the teacher simulated; five to ten minutes'
 	@echo 'make bench-plan   memory of Qwen3-4B on three TPU slices, compiled without a TPU; ten minutes, then cached'
+	@echo 'make bench-hlo    collectives, bytes and cycles a token of Qwen3-4B from the compilers of TPUs and GPUs; half an hour'
 	@echo 'make bench-hosts  the host side at a million prompts on 64 hosts: bytes, memory, seconds; half an hour'
 	@echo 'make bench-start  CPU seconds of the first and the second start of the quickstart: the cache of compiled programs'
 	@echo 'make bench-judge  forms of asking with real models as the verifier; LLAMA=PYTHON has xllamacpp, MODELS="--model NAME=FILE ..."'
 	@echo 'make bench-grader  answers a second of the math grader; needs ROPD_DATA=DIR with math_500.jsonl'
+	@echo 'make bench-viewer  ropd view on 10,000 groups next to 1,000: first row, opening a group, memory; two minutes'
+	@echo 'make screenshots    pictures of the viewer in docs/viewer; RUNS=DIR are other runs than notebooks/mini_run'
 	@echo 'make mini         every method of experiments/mini.py, three settings, three seeds; under an hour on idle cores'
 	@echo 'make clean        remove .venv and caches; runs/ stays'
 	@echo 'PYTHON=python3.12 chooses the interpreter of a new .venv'
@@ -74,6 +78,9 @@ lint: $(VENV)/dev.stamp
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+vendor: | $(BIN)/python
+	$(BIN)/python -m tests.viewer.make_vendor
 
 golden: $(VENV)/dev.stamp
 	$(PIP) -e '.[golden]'
@@ -127,9 +134,21 @@ bench-overlap: $(VENV)/core.stamp
 bench-start: $(VENV)/core.stamp
 	$(BIN)/python -m benchmarks.start
 
+bench-viewer: $(VENV)/dev.stamp browser
+	$(BIN)/python -m benchmarks.viewer
+
+# RUNS: a run, or a folder of runs; default: notebooks/mini_run
+screenshots: $(VENV)/dev.stamp browser
+	$(BIN)/python -m benchmarks.screenshots $(RUNS)
+
 bench-plan: $(VENV)/core.stamp
 	@$(PIP) -e '.[tpu-aot]'
 	$(BIN)/python -m benchmarks.plan
+
+# Also for 8 H100 where the packages of the extra gpu-aot are installed (1 GB).
+bench-hlo: $(VENV)/core.stamp
+	@$(PIP) -e '.[tpu-aot]'
+	$(BIN)/python -m benchmarks.hlo
 
 # LLAMA: an interpreter that has xllamacpp; MODELS: --model NAME=FILE.gguf, for each model
 bench-judge: $(VENV)/core.stamp

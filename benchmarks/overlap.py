@@ -126,7 +126,7 @@ def config(design: str, steps: int):
     cfg.data.heldout_size, cfg.eval.sampled, cfg.eval.prompts_at_once = 32, False, 32
     cfg.eval.every = cfg.checkpoint.every = 10 * steps
     cfg.mesh.fsdp = 1
-    cfg.log.groups = cfg.log.tensorboard = False
+    cfg.log.groups, cfg.log.trackers = False, ()
     cfg.update_from_flattened_dict(DESIGNS[design])
     return cfg.lock()
 

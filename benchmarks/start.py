@@ -16,7 +16,7 @@ import sys
 import tempfile
 
 COMMAND = [sys.executable, "-m", "ropd_jax.cli.main", "train", "--config", "experiments/quickstart.py"]
-CHANGES = ["--config.steps=1", "--config.optim.warmup_steps=0", "--config.log.tensorboard=False"]
+CHANGES = ["--config.steps=1", "--config.optim.warmup_steps=0", "--config.log.trackers=()"]
 
 
 def start(place: pathlib.Path, name: str) -> tuple[float, str]:

@@ -74,7 +74,7 @@ def get_config(arg: str = ""):
     cfg.eval.size = 200  # between; before and after all 500
     cfg.checkpoint.every = cfg.steps  # a run is short: one that was killed begins again
     cfg.optim.row_len, cfg.optim.microbatch = 80, 16  # packed: an update takes a third of the time (lab log)
-    cfg.log.tensorboard = False
+    cfg.log.trackers = ()
     if method in WHITE_BOX:
         cfg.lopd.checkpoint = given.get("teacher", "runs/mini/teacher")
     for keys in (SETTINGS[setting], METHODS[method], VARIANTS[given.get("variant", "")]):

@@ -57,13 +57,16 @@ def default() -> ConfigDict:
     cfg.data.source = "reasoning_gym"  # or "jsonl", or "published": a set of ropd_jax/data/published.py, by its name
     cfg.data.task = "chain_sum"  # reasoning-gym task, name of a published set; jsonl: exact, math, choice, ... or ""
     cfg.data.options = ConfigDict()  # options of the reasoning-gym task
-    cfg.data.path = ""  # jsonl: training rows; published: a directory, "tfds:DIR", "hub", or "" for ROPD_DATA
+    cfg.data.path = ""  # jsonl: rows, or .parquet; published: a directory, "tfds:DIR", "hub", or "" for ROPD_DATA
     cfg.data.heldout_path = ""  # jsonl: held-out rows
     cfg.data.seed = 10_000_000  # item i is made from seed + i: keep the two seeds further apart than the sizes
     cfg.data.heldout_seed = 90_000_000
     cfg.data.heldout = True  # False: no held-out data, and so no accuracy. jsonl without a heldout_path has none either
     cfg.data.size = 2_000  # questions; 0 or None: all of a set (docs/data.md). What it leaves out is counted
     cfg.data.heldout_size = 500
+    cfg.data.sources = ()  # several sources with weights, mappings of the keys above: docs/data.md. () is one source
+    cfg.data.heldout_from = ""  # name of the one source that held-out questions come from; "": all, by their weights
+    cfg.data.curriculum = 0.0  # b > 1: prompts of middling pass rate come more often, up to b times; 0 is off
     cfg.data.template = "{question}"
     cfg.data.system = ""
     cfg.data.prompts_per_step = 32  # P
@@ -79,6 +82,8 @@ def default() -> ConfigDict:
     cfg.sampling.resample = 0  # rounds in which groups of equal rewards are replaced by new prompts (DAPO); 0 never
     cfg.sampling.chunk = 8  # tokens between two looks of the host, at which rollouts that wait take free rows
     cfg.sampling.cache_dtype = ""  # of keys and values: "float32", "bfloat16" or "int8"; "" is student.dtype
+    cfg.sampling.pool = 1.0  # pages of the cache, as a share of what all rows need at most; below 1: docs/tpu.md
+    cfg.sampling.copy_weights = True  # the sampler's own, in student.dtype and whole over fsdp; False: docs/tpu.md
     cfg.sampling.stop = ()  # texts that end an answer, besides the checkpoint's stop tokens
 
     cfg.teacher = ConfigDict()
@@ -254,7 +259,9 @@ def default() -> ConfigDict:
 
     cfg.log = ConfigDict()
     cfg.log.groups = True  # write every step's groups, as JSONL for people
-    cfg.log.tensorboard = True
+    cfg.log.token_logprobs = "on"  # of the rollouts, next to the groups; "off", or "before_after": docs/viewer.md
+    cfg.log.trackers = ("tensorboard",)  # who gets the metrics: "tensorboard", "wandb", "mlflow"; docs/viewer.md
+    cfg.log.profile_steps = ""  # "3:5": JAX profiles steps 3 and 4 into RUN/profile; "" never
     cfg.log.watchdog_s = 900.0  # when nothing has moved for so long, all stacks are written down; 0 never
     return cfg
 

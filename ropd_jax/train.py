@@ -17,23 +17,25 @@ import os
 import sys
 import time
 import types
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from ropd_jax.methods import Method
 from ropd_jax.methods.base import without_overlong
+from ropd_jax.parallel import hosts
 from ropd_jax.training.carryover import Pending
 from ropd_jax.training.collect import judge_step
 from ropd_jax.training.dynamic_sampling import dynamic_sampling
 from ropd_jax.training.heldout import evaluate_heldout
-from ropd_jax.training.metrics import step_metrics
+from ropd_jax.training.metrics import exact_grades, pass_rates, source_metrics, step_metrics
 from ropd_jax.training.run import Run
 from ropd_jax.training.session import Session, StepReport, session
 from ropd_jax.training.setup import setup
 from ropd_jax.training.update import State
 from ropd_jax.training.validate import all_finite
-from ropd_jax.types import Prompt
+from ropd_jax.types import Judgement, Prompt, RolloutGroup
 from ropd_jax.utils.logs import show_logs
 from ropd_jax.workdir.one_run import Ownership, one_run
 from ropd_jax.workdir.result import Result
@@ -120,8 +122,9 @@ def train_step(run: Run, state: State, pending: Pending, step: int, out: Session
     )  # fmt: skip
     pending.deferred = current.defer()
     metrics["group/deferred"] = len(pending.deferred.groups)
+    judged = list(zip(groups, judgements, strict=True))
     if rounds := run.cfg.sampling.resample:
-        judge = functools.partial(judge_prompts, run, state, step, out)
+        judge = functools.partial(judge_prompts, run, state, step, out, judged)
         groups, judgements, more = dynamic_sampling(method, run.prompts, judge, step, rounds, groups, judgements)
         metrics |= more
 
@@ -131,7 +134,12 @@ def train_step(run: Run, state: State, pending: Pending, step: int, out: Session
     metrics |= more
     reward_PG, valid_PG = method.rewards(groups, judgements)
     advantages = method.advantages(reward_PG, valid_PG, step)
-    metrics |= step_metrics(groups, judgements, advantages, reward_PG, valid_PG, metrics["time/sample_s"], tokenizer)
+    grades = exact_grades(groups, judgements)
+    metrics |= step_metrics(
+        groups, judgements, advantages, reward_PG, valid_PG, metrics["time/sample_s"], tokenizer, grades
+    )
+    metrics |= source_metrics(list(run.prompts.shares), groups, reward_PG, valid_PG)
+    metrics |= learn_pass_rates(run, step, judged, dict(zip(map(id, groups), grades, strict=True)))
 
     # 4. update
     out.report("update")
@@ -148,14 +156,40 @@ def train_step(run: Run, state: State, pending: Pending, step: int, out: Session
     # 5. account
     metrics |= update_metrics
     finite = all_finite(state.params)
-    return state, StepReport(begin, metrics, groups, judgements, advantages, rows, pending.deferred, finite)
+    changes = run.token_changes(state, groups)
+    return state, StepReport(begin, metrics, groups, judgements, advantages, rows, pending.deferred, finite, changes)
 
 
-def judge_prompts(run: Run, state: State, step: int, out: Session, prompts: list[Prompt]):
-    """(groups, judgements) of prompts that come in addition to a step's own."""
+def judge_prompts(
+    run: Run,
+    state: State,
+    step: int,
+    out: Session,
+    judged: list[tuple[RolloutGroup, Judgement]],
+    prompts: list[Prompt],
+):
+    """(groups, judgements) of prompts that come in addition to a step's own; they are added to ``judged``."""
     more = run.begin(step, state.params, out.send, out.check, prompts)
     groups, judgements, _ = judge_step(more, out.interrupt, out.report, outage=out.outage)
+    judged += zip(groups, judgements, strict=True)
     return groups, judgements
+
+
+def learn_pass_rates(
+    run: Run, step: int, judged: Sequence[tuple[RolloutGroup, Judgement]], known: Mapping[int, list[bool | None]]
+) -> dict[str, float | None]:
+    """Tells the curriculum, if there is one, the pass rates of all that the step has judged; its metrics.
+
+    Args:
+        known: exact grades, by the id of the group's object.
+    """
+    if not run.prompts.has_curriculum:
+        return {}
+    groups, judgements = [g for g, _ in judged], [j for _, j in judged]
+    grades = [known.get(id(g)) or exact_grades([g], [j])[0] for g, j in judged]
+    rates = pass_rates(groups, judgements, grades)
+    run.prompts.learn(step, hosts.broadcast_from_host0(rates))  # an answer that takes too long here may not there
+    return run.prompts.metrics()
 
 
 class _CallableModule(types.ModuleType):

@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -55,6 +56,8 @@ class Prompt:
         task: which grader and which generator it belongs to, e.g. ``chain_sum``.
         solution: a worked solution that the data set carries ("" if none); never shown to the student.
         metadata: what a grader needs besides (``reasoning_gym`` entry, for example).
+        source: the name of its source in a mixture (``data.sources``); "" if there is only one.
+        templates: prompt templates of its source, by role of the teacher; the others are the config's.
     """
 
     id: str
@@ -63,6 +66,8 @@ class Prompt:
     task: str = ""
     solution: str = ""
     metadata: dict = dataclasses.field(default_factory=dict, compare=False)
+    source: str = ""
+    templates: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
 
     @property
     def question(self) -> str:
@@ -72,8 +77,12 @@ class Prompt:
         return "\n\n".join(f"{m.role}: {m.content}" for m in self.messages)
 
 
-def answer_of(text: str) -> str:
+def answer_of(text: str, *, opened: bool = False) -> str:
     """The answer in a text that can hold thoughts: what follows the last ``</think>``; "" if the thinking never ends.
+
+    Args:
+        opened: the chat template has opened ``<think>`` before the text, so that a text without ``</think>`` is a
+            thought that was cut. If that is not known, all of such a text counts as the answer.
 
     ::
 
@@ -82,11 +91,11 @@ def answer_of(text: str) -> str:
         <think> a </think> b </think> c      ->  c
         <think> 2+2                          ->  (empty)        cut in the middle of a thought
         It is 4.                             ->  It is 4.       unchanged, spaces included
-
-    If the chat template opens ``<think>`` and the text is cut before ``</think>``, the text holds no mark, and all of
-    it counts as the answer.
+        2+2                                  ->  (empty)        opened
     """
     _, mark, rest = text.rpartition(END_THINK)
+    if opened and not mark:
+        return ""
     answer = rest.strip() if mark else rest
     return "" if answer.lstrip().startswith(THINK) else answer
 
@@ -103,6 +112,7 @@ class Rollout:
         finish_reason: ``stop`` or ``length`` (cut at the token limit).
         drawn_logp_T: float32, log-probability of each token under the policy that drew it, from which top-k and top-p
             left tokens out; None if it is ``logp_T``.
+        opened: the chat template ends in an open ``<think>``: the text begins inside a thought.
     """
 
     tokens_T: np.ndarray
@@ -110,11 +120,12 @@ class Rollout:
     text: str
     finish_reason: FinishReason
     drawn_logp_T: np.ndarray | None = None
+    opened: bool = False
 
     @property
     def answer(self) -> str:
         """The text without its thoughts (`answer_of`): what is graded, and what the teacher reads."""
-        return answer_of(self.text)
+        return answer_of(self.text, opened=self.opened)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,6 +227,14 @@ class Lineage:
 
 
 @dataclasses.dataclass(frozen=True)
+class Call:
+    """One request to the teacher: its role, and its key on the tape (SHA-256 in hex)."""
+
+    role: str
+    key: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Judgement:
     """What the teacher said of one group.
 
@@ -236,6 +255,7 @@ class Judgement:
         exact: per rollout the exact grade that is part of its reward (``rewards.exact_weight``), None where there is
             none; empty if no reward has such a part.
         method_rewards: the rewards before the exact grades were added; empty if they are ``rewards``.
+        calls: the requests on the tape that it was made of; empty without a tape. Not compared.
     """
 
     rewards: tuple[float | None, ...]
@@ -253,6 +273,7 @@ class Judgement:
     agreement: tuple[float | None, ...] = ()
     exact: tuple[bool | None, ...] = ()
     method_rewards: tuple[float | None, ...] = ()
+    calls: tuple[Call, ...] = dataclasses.field(default=(), compare=False)
 
     @property
     def taught(self) -> tuple[float | None, ...]:

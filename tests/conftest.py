@@ -47,7 +47,7 @@ SLOW = (  # whole runs, several processes, big compilations: left out by `make t
     "workdir/test_export.py", "workdir/test_checkpoint.py", "workdir/test_policy.py",
     "teacher/test_collect_references.py", "teacher/tape/", "teacher/traffic/test_storm.py",
     "teacher/traffic/test_admission.py", "core/test_moments.py", "core/test_losses.py",
-    "launch/", "workdir/test_lock.py",
+    "launch/", "workdir/test_lock.py", "workdir/test_trackers.py", "viewer/test_browser.py", "viewer/test_bundle.py",
 )  # fmt: skip
 
 

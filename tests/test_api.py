@@ -51,7 +51,7 @@ def tiny_run():
     cfg.data.size, cfg.data.heldout_size = 200, 32
     cfg.data.prompts_per_step, cfg.sampling.rollouts = 4, 4
     cfg.eval.prompts_at_once, cfg.eval.sampled = 32, False
-    cfg.log.tensorboard = False
+    cfg.log.trackers = ()
     return cfg
 
 

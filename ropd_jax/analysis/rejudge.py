@@ -164,7 +164,11 @@ def compare(groups: Sequence[StoredGroup], after: Sequence[Judgement], *, same_r
         },
         "unscored": {name: _unscored(js) for name, js in (("before", before), ("after", after))},
         "health": {"before": step_health(before), "after": step_health(after)},
-        **(_agreement(groups, after) if same_rubric else {"kappa": None, "kappa_by_points": {}, "criteria": []}),
+        **(
+            _agreement(groups, after)
+            if same_rubric
+            else {"kappa": None, "kappa_by_points": {}, "criteria": [], "cells": []}
+        ),
     }
 
 
@@ -231,26 +235,38 @@ def _unscored(judgements: Sequence[Judgement]) -> dict[str, Any]:
 
 
 def _agreement(groups: Sequence[StoredGroup], after: Sequence[Judgement]) -> dict[str, Any]:
-    """Cohen's kappa of both verifiers over all verdicts, by points, and of each criterion (rollouts and references)."""
+    """Cohen's kappa of both verifiers over all verdicts, by points, and of each criterion (rollouts and references).
+
+    ``cells`` are the verdicts that differ, of answer 0, 1, ... or reference R0, R1, ...
+    """
     everything: list[tuple[bool, bool, int]] = []
     criteria: list[dict[str, Any]] = []
+    cells: list[dict[str, Any]] = []
     for group, new in zip(groups, after, strict=True):
         old = group.judgement
         assert old.rubric is not None
         if not new.passed:
             continue
-        both = zip((*old.passed, *old.reference_passed), (*new.passed, *new.reference_passed), strict=True)
-        rows = [(x, y) for x, y in both if x is not None and y is not None]
+        names = [*(str(i) for i in range(len(old.passed))), *(f"R{i}" for i in range(len(old.reference_passed)))]
+        both = zip(names, (*old.passed, *old.reference_passed), (*new.passed, *new.reference_passed), strict=True)
+        named = [(name, x, y) for name, x, y in both if x is not None and y is not None]
+        rows = [(x, y) for _, x, y in named]
         for k, c in enumerate(old.rubric.criteria):
             a, b = [x[k] for x, _ in rows], [y[k] for _, y in rows]
             everything += [(x, y, c.points) for x, y in zip(a, b, strict=True)]
             criteria.append(
                 {
-                    "step": group.step, "prompt_id": group.prompt.id, "id": c.id, "points": c.points, "text": c.text,
+                    "step": group.step, "group": group.group, "prompt_id": group.prompt.id,
+                    "id": c.id, "points": c.points, "text": c.text,
                     "answers": len(rows), "agreement": _mean(x == y for x, y in zip(a, b, strict=True)),
                     "kappa": cohens_kappa(a, b), "true_before": sum(a), "true_after": sum(b),
                 }
             )  # fmt: skip
+            cells += [
+                {"step": group.step, "group": group.group, "answer": name, "id": c.id, "points": c.points,
+                 "text": c.text, "before": x[k], "after": y[k]}
+                for name, x, y in named if x[k] != y[k]
+            ]  # fmt: skip
     criteria.sort(key=lambda c: (c["agreement"] is None, c["agreement"], -c["points"]))
     points = sorted({p for _, _, p in everything}, reverse=True)
     return {
@@ -261,6 +277,7 @@ def _agreement(groups: Sequence[StoredGroup], after: Sequence[Judgement]) -> dic
             for p in points
         },
         "criteria": criteria,
+        "cells": cells,
     }
 
 

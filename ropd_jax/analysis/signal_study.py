@@ -61,7 +61,7 @@ def rollouts_of(groups: Sequence[StoredGroup], scores: Mapping[tuple[int, str, i
     step, group, prompt, right = [], [], [], []
     signals: dict[str, list[float]] = {name: [] for name in (REWARD, *names)}
     for number, g in enumerate(groups):
-        for sample, (text, reward) in enumerate(zip(g.answers, g.judgement.rewards, strict=True)):
+        for sample, (text, reward) in enumerate(zip(g.answers, g.judgement.taught, strict=True)):
             step.append(g.step)
             group.append(number)
             prompt.append(prompts[g.prompt.id])

@@ -8,7 +8,6 @@ that the step's last group was at while the run was idle.
 from __future__ import annotations
 
 import dataclasses
-import html
 import pathlib
 import sys
 from collections import defaultdict
@@ -148,7 +147,6 @@ class Bar:
     name: str
     start: float
     end: float
-    text: str
 
 
 def lanes(spans: Sequence[Span]) -> tuple[list[str], list[Bar]]:
@@ -178,8 +176,7 @@ def lanes(spans: Sequence[Span]) -> tuple[list[str], list[Bar]]:
 
 
 def _bar(lane: int, s: Span, zero: float) -> Bar:
-    where = "".join(f" {what} {value}" for what, value in (("step", s.step), ("group", s.group)) if value is not None)
-    return Bar(lane, s.name, s.start - zero, s.end - zero, f"{s.name}{where}: {s.end - s.start:.3f} s")
+    return Bar(lane, s.name, s.start - zero, s.end - zero)
 
 
 def chart_png(path: pathlib.Path, labels: Sequence[str], bars: Sequence[Bar], title: str) -> None:
@@ -208,40 +205,8 @@ def chart_png(path: pathlib.Path, labels: Sequence[str], bars: Sequence[Bar], ti
     figure.savefig(path, dpi=110)
 
 
-def chart_html(labels: Sequence[str], bars: Sequence[Bar], title: str) -> str:
-    """The chart as one page without other files; pointing at a bar shows what it is and how long it took."""
-    row, left, width = 16, 130, 1400
-    seconds = max(b.end for b in bars) or 1.0
-    scale = (width - left) / seconds
-    out = []
-    for i, label in enumerate(labels):
-        out.append(f'<text x="{left - 6}" y="{row * i + 12}" text-anchor="end">{html.escape(label)}</text>')
-    for b in bars:
-        x, w = left + b.start * scale, max((b.end - b.start) * scale, 0.5)
-        out.append(
-            f'<rect x="{x:.1f}" y="{row * b.lane + 2}" width="{w:.1f}" height="{row - 4}" fill="{COLOURS[b.name]}">'
-            f"<title>{html.escape(b.text)}</title></rect>"
-        )
-    for k in range(11):
-        x = left + (width - left) * k / 10
-        out.append(
-            f'<text x="{x:.0f}" y="{row * len(labels) + 14}" text-anchor="middle">{seconds * k / 10:.2f} s</text>'
-        )
-    legend = " ".join(
-        f'<span style="background:{COLOURS[n]}">&nbsp;&nbsp;&nbsp;</span> {html.escape(n)}'
-        for n in dict.fromkeys(b.name for b in bars)
-    )
-    height = row * len(labels) + 24
-    return (
-        f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        "<style>body{font:13px sans-serif}text{font:10px sans-serif}rect:hover{stroke:#000}</style>"
-        f"<p>{html.escape(title)}</p><p>{legend}</p>"
-        f'<svg viewBox="0 0 {width + 40} {height}" width="100%">{"".join(out)}</svg>\n'
-    )
-
-
 def main(run: str, *, steps: tuple[int, int] | None = None, out: str = "") -> Shares:
-    """Prints the line, writes ``timeline.png``, ``timeline.html`` and ``timeline.json``, and returns the shares.
+    """Prints the line, writes ``timeline.png`` and ``timeline.json``, and returns the shares.
 
     The JSON is a trace of all the chosen steps, which is every step by default.
 
@@ -261,10 +226,8 @@ def main(run: str, *, steps: tuple[int, int] | None = None, out: str = "") -> Sh
     with written(named, "--out") as directory:
         directory.mkdir(parents=True, exist_ok=True)
         chart_png(directory / "timeline.png", labels, bars, line)
-        write_atomic(directory / "timeline.html", chart_html(labels, bars, line))
         write_atomic(directory / "timeline.json", events)
     lines = [line, compiled(everything if steps is None else spans)]
-    lines += [f"{named}/timeline.png", f"{named}/timeline.html"]
-    lines.append(f"{named}/timeline.json (open it at https://ui.perfetto.dev)")
+    lines += [f"{named}/timeline.png", f"{named}/timeline.json (open it at https://ui.perfetto.dev)"]
     sys.stdout.write("".join(f"{text}\n" for text in lines if text))
     return found

@@ -188,6 +188,7 @@ def parse(command: Command, args: Sequence[str]) -> Arguments:
         if command.config != "run":
             spec, rest = take(rest, "config")
         _define_config(command, words, spec, rest, values)
+    given, rest = rest, _without_none(rest)
     words += _parse(values, command, rest)
     if len(words) > len(command.words):
         _refuse_word(command, words[len(command.words)])
@@ -199,11 +200,13 @@ def parse(command: Command, args: Sequence[str]) -> Arguments:
         if flag.required and found[flag.name] in ("", None):
             raise UserError(f"--{flag.name} is missing; expected {flag.required}")
     config = values["config"].value if "config" in values else None
+    if config is not None:
+        _set_none(config, given)
     if config is not None and command.config != "run":  # a finished run can be of a version with other bounds
         from ropd_jax.workdir.keys import check_values
 
         check_values(config)
-    overrides = tuple(key for arg in rest if (key := override(arg)) is not None)
+    overrides = tuple(key for arg in given if (key := override(arg)) is not None)
     return Arguments(words, found, config, overrides)
 
 
@@ -283,6 +286,28 @@ def override(arg: str) -> str | None:
     """The key of ``--config.a.b[=value]`` or ``--noconfig.a.b``, else None."""
     found = re.match(r"--(?:no)?config\.([^=]*)", arg)
     return found[1] if found else None
+
+
+def _none_key(arg: str) -> str | None:
+    """The key of ``--config.data.size=None``, if None is a value of it; absl reads numbers and texts only."""
+    from ropd_jax.workdir.keys import key_of
+
+    found = re.fullmatch(r"--config\.([^=]*)=(?:None|none|null)", arg)
+    key = key_of(found[1]) if found else None
+    return found[1] if found and key is not None and key.optional else None
+
+
+def _without_none(args: Sequence[str]) -> list[str]:
+    return [arg for arg in args if _none_key(arg) is None]
+
+
+def _set_none(config: Any, args: Sequence[str]) -> None:
+    """Set the keys whose last value in the arguments is None."""
+    last = {key: arg for arg in args if (key := override(arg)) is not None}
+    for key, arg in last.items():
+        if _none_key(arg) is not None:
+            section, _, name = key.rpartition(".")
+            config[section][name] = None
 
 
 def _define_config(

@@ -10,6 +10,13 @@ def run(args: Arguments) -> None:
     from ropd_jax.viewer import terminal
 
     step, group, worst = args["step"], args["group"], args["worst"]
+    if args["criteria"]:
+        if group is not None or step is not None or worst or args["unscored"]:
+            raise UserError("--criteria is about the whole run; leave --step, --group, --worst and --unscored out")
+        from ropd_jax.viewer import criteria
+
+        criteria.show(args.words[0])
+        return
     if group is not None and (worst or args["unscored"]):
         raise UserError(f"--group {group} shows one group and --worst and --unscored list groups; give one of them")
     terminal.show(args.words[0], step=step, group=group, worst=worst, unscored=args["unscored"])
@@ -40,11 +47,18 @@ COMMAND = Command(
         Flag("step", "N", "The step; by default the newest one that has groups.", None, int, low=0),
         Flag("group", "N", "The group's place in the step, from 0.", None, int, low=0),
         Flag("worst", "N", "List the N groups with the lowest mean reward.", None, int, low=1),
+        Flag(
+            "criteria",
+            "",
+            "The criteria of the whole run by wording: pass rate early and late, what was learned.",
+            False,
+        ),
         Flag("unscored", "", "List the groups with answers that the teacher left unscored.", False),
     ),
     examples=(
         "ropd show runs/quickstart --step 12 --group 0",
         "ropd show runs/quickstart --worst 5",
         "ropd show runs/quickstart --unscored",
+        "ropd show runs/quickstart --criteria",
     ),
 )

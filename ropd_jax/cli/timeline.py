@@ -20,12 +20,12 @@ COMMAND = Command(
         rubric, verify). The bar of a call begins when it is requested; it includes the wait for a free slot.
 
         Without --steps the line covers all steps and the chart the last three. --steps 1: leaves out the step that
-        compiles. In the HTML chart, every bar shows its seconds. timeline.json is a trace of the chosen steps in
+        compiles. timeline.json is a trace of the chosen steps in
         Chrome's format: open it at https://ui.perfetto.dev, which reads it on your machine and sends it nowhere.
     """,
     run=run,
     words=("RUN",),
     missing="which run? expected its directory first, e.g. ropd timeline runs/quickstart",
-    flags=(STEPS, Flag("out", "DIR", "Directory for timeline.png, timeline.html and timeline.json. Default: RUN.")),
+    flags=(STEPS, Flag("out", "DIR", "Directory for timeline.png and timeline.json. Default: RUN.")),
     examples=("ropd timeline runs/quickstart", "ropd timeline runs/quickstart --steps 10:12 --out /tmp"),
 )

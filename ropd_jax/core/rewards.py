@@ -42,11 +42,15 @@ def with_exact(
     An unscored reward stays unscored, with its cause. A rollout without an exact grade becomes unscored, cause
     ``ungraded``: in a group its reward would stand beside rewards of another kind.
     """
-    mixed, why = [], []
+    mixed: list[float | None] = []
+    why: list[str | None] = []
     for reward, cause, right in zip(rewards, causes, exact, strict=True):
-        known = reward is not None and right is not None
-        mixed.append((1.0 - weight) * reward + weight * right if known else None)
-        why.append("ungraded" if reward is not None and right is None else cause)
+        if reward is None or right is None:
+            mixed.append(None)
+            why.append(cause if reward is None else "ungraded")
+        else:
+            mixed.append((1.0 - weight) * reward + weight * right)
+            why.append(cause)
     return tuple(mixed), tuple(why)
 
 

@@ -3,7 +3,7 @@
     {"id": "a1", "question": "What is 2 + 2?", "answer": "4", "solution": "2 + 2 = 4"}
 
 Rows of GSM8K, IFEval, verl and TRL are read as they are published. docs/data.md has every form with an example. Keys
-that are none of a form become metadata.
+that are none of a form become metadata. A file whose name ends in ``.parquet`` has the same rows.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ropd_jax.data import named
+from ropd_jax.data import named, parquet
 from ropd_jax.data.final_answer import last_box
 from ropd_jax.data.golds import CHOICE, EXPRESSION, NUMBER, gold_text, kind
 from ropd_jax.data.grader import check_scorer
@@ -42,7 +42,10 @@ def items(path: str, task: str) -> Iterator[Prompt]:
         raise UserError(f"no file matches {path!r}; expected JSONL with one question per line")
     for name in files:
         what = f"an object with {' or '.join(QUESTION_KEYS)}"
-        for number, row in numbered_rows(name, file="a JSONL file of questions", row=what):
+        rows = numbered_rows(name, file="a JSONL file of questions", row=what)
+        if name.endswith(parquet.ENDING):
+            rows = parquet.numbered_rows(name)
+        for number, row in rows:
             where = f"{name}:{number}"
             prompt = _prompt(row, task, where=where, default_id=f"{pathlib.PurePath(name).stem}-{number}")
             if task.startswith(named.GYM) and not row.get("metadata") and not checked:

@@ -11,8 +11,7 @@
 The name of a published set (``gsm8k``), or of a task of reasoning-gym whose answer is a number (``chain_sum``, the
 default of the config), is a label: it grades as "" does.
 
-Two graders run in a child process (``utils.sandbox``), by the module's name, because their code belongs to a room above
-this one.
+Two graders run in a child process (``utils.sandbox``): `data.math_worker` and `data.ifeval_worker`.
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ NUMBER_TASKS = frozenset(
     + ("letter_counting", "products", "simple_equations")
 )
 
-_math_child = Service("ropd_jax.evaluation.graders.math_worker", cpu_s=5.0)
-_ifeval_child = Service("ropd_jax.evaluation.graders.ifeval_worker", cpu_s=20.0)
+_math_child = Service("ropd_jax.data.math_worker", cpu_s=5.0)
+_ifeval_child = Service("ropd_jax.data.ifeval_worker", cpu_s=20.0)
 
 
 def check_name(task: str) -> None:

@@ -19,8 +19,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ropd_jax.data.load import OVER_SIZE, load_prompts
+from ropd_jax.data.mixture import MixtureSource, held_out_of, interleaved, sources_of, split
 from ropd_jax.data.packed import Packed, select
-from ropd_jax.data.prompts import PromptSet, disjoint
+from ropd_jax.data.prompts import PromptSet, disjoint, normalise
 from ropd_jax.data.reasoning_gym import check_seeds
 from ropd_jax.text.tokenizer import Tokenizer
 from ropd_jax.types import Prompt, UserError
@@ -116,9 +117,7 @@ def load_questions(data: ConfigDict, tokenizer: Tokenizer, hosts: Hosts | None =
             have read different questions.
     """
     hosts = hosts or _Alone()
-    common = dict(
-        source=data.source, task=data.task, options=data.options.to_dict(), template=data.template, system=data.system
-    )
+    sources = sources_of(data)
     limit = data.max_prompt_tokens
     if why := no_heldout(data):
         log.warning(
@@ -126,30 +125,89 @@ def load_questions(data: ConfigDict, tokenizer: Tokenizer, hosts: Hosts | None =
             "has heldout_n 0",
             why,
         )
-        train = load_prompts(**common, path=data.path, size=data.size, seed=data.seed, keep=Packed)
-        return _measured(train, tokenizer, limit, "training", hosts, data.size), Questions((), {}, 0, Tokens(tokenizer))
-    if data.source == "reasoning_gym":
-        check_seeds(
-            train_seed=data.seed,
-            train_size=data.size,
-            heldout_seed=data.heldout_seed,
-            heldout_size=data.heldout_size,
-        )
-    # a published set without a held-out path is drawn from twice, by two seeds; `disjoint` removes what both drew
-    held_path = data.heldout_path or (data.path if data.source == "published" else "")
-    held = load_prompts(**common, path=held_path, size=data.heldout_size, seed=data.heldout_seed, keep=Packed)
-    train = disjoint(load_prompts(**common, path=data.path, size=data.size, seed=data.seed, keep=Packed), held)
-    return (
-        _measured(train, tokenizer, limit, "training", hosts, data.size),
-        _measured(held, tokenizer, limit, "held-out", hosts, data.heldout_size),
-    )
+        train, held = training_prompts(data), PromptSet(())
+    else:
+        held = _held_out(data, sources)
+        train = disjoint(training_prompts(data), held)
+    trained = _measured(train, tokenizer, limit, "training", hosts, data.size)
+    if not held:
+        return trained, Questions((), {}, 0, Tokens(tokenizer))
+    return trained, _measured(held, tokenizer, limit, "held-out", hosts, data.heldout_size)
+
+
+def training_prompts(data: Mapping[str, Any]) -> PromptSet:
+    """The training prompts of a section ``data``, held-out ones among them; a question of two sources is the first
+    one's.
+
+    Raises:
+        UserError: as `load_prompts`.
+    """
+    return _joined([_of_source(s, s.data["path"], s.data["size"], s.data["seed"]) for s in sources_of(data)])
+
+
+def _held_out(data: Mapping[str, Any], sources: Sequence[MixtureSource]) -> PromptSet:
+    """The held-out prompts: of each source in proportion to its share, in an order in which every beginning has them
+    so; or of one source (``data.heldout_from``)."""
+    total, held = data["heldout_size"], held_out_of(data, sources)
+    sizes = split(total, [s.share for s in held]) if total else [total] * len(held)
+    for s, size in zip(held, sizes, strict=True):
+        if s.data["source"] == "reasoning_gym":
+            check_seeds(
+                train_seed=s.data["seed"],
+                train_size=s.data["size"],
+                heldout_seed=s.data["heldout_seed"],
+                heldout_size=size,
+            )
+    parts = [
+        _of_source(s, s.held_path, size, s.data["heldout_seed"])
+        for s, size in zip(held, sizes, strict=True)
+        if size or not total
+    ]
+    return _joined(parts, mixed=True)
+
+
+def _of_source(source: MixtureSource, path: str, size: int | None, seed: int) -> PromptSet:
+    d = source.data
+    return load_prompts(
+        source=d["source"], task=d["task"], path=path, size=size, seed=seed, options=dict(d["options"]),
+        template=d["template"], system=d["system"], keep=lambda found: Packed(map(source.mark, found)),
+    )  # fmt: skip
+
+
+def _joined(parts: Sequence[PromptSet], *, mixed: bool = False) -> PromptSet:
+    """The prompts of several sources, one after the other or ``mixed``, without questions that come twice."""
+    if len(parts) == 1:
+        return parts[0]
+    dropped = collections.Counter[str]()
+    for part in parts:
+        dropped.update(part.dropped)
+    seen: set[str] = set()
+    places: list[list[int]] = []
+    for part in parts:
+        places.append([])
+        for i, prompt in enumerate(part):
+            key = normalise(prompt.metadata.get("question", prompt.question))
+            if key in seen:
+                dropped["duplicate"] += 1
+            else:
+                seen.add(key)
+                places[-1].append(i)
+    if mixed:
+        order = interleaved([len(own) for own in places])
+        chosen = (parts[s][places[s][i]] for s, i in order)
+    else:
+        chosen = (part[i] for part, own in zip(parts, places, strict=True) for i in own)
+    return PromptSet(Packed(chosen), dict(dropped))
 
 
 def no_heldout(data: Mapping[str, Any]) -> str:
     """Why a run with this section ``data`` has no held-out data; "" if it has."""
     if not data["heldout"]:
         return "data.heldout=False"
-    return "data.heldout_path is empty" if data["source"] == "jsonl" and not data["heldout_path"] else ""
+    sources = sources_of(data)
+    if held_out_of(data, sources):
+        return ""
+    return "no source has a heldout_path" if len(sources) > 1 else "data.heldout_path is empty"
 
 
 def _measured(
@@ -162,11 +220,17 @@ def _measured(
     dropped = dict(found.dropped)
     if too_long := int(long_N.sum()):
         dropped["too_long"] = too_long
-    log.info("%s prompts: %d; dropped: %s", name, len(kept), dropped or "none")
+    log.info("%s prompts: %d%s; dropped: %s", name, len(kept), _by_source(kept), dropped or "none")
     if left := dropped.get(OVER_SIZE):
         key = "data.size" if name == "training" else "data.heldout_size"
         log.warning("%s=%s leaves %d %s prompts out; 0 takes all", key, size, left, name)
     return Questions(kept, dropped, longest, tokens)
+
+
+def _by_source(prompts: Sequence[Prompt]) -> str:
+    """`` (gsm8k 900, math 100)``; "" of one source."""
+    counts = collections.Counter(p.source for p in prompts)
+    return "" if set(counts) <= {""} else f" ({', '.join(f'{name} {n}' for name, n in counts.items())})"
 
 
 def _texts(prompts: Iterable[Prompt]) -> Iterator[tuple[str, str]]:

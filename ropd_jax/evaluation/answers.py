@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import IO
 
-from ropd_jax.types import Prompt, Rollout, UserError
+from ropd_jax.types import THINK, Prompt, Rollout, UserError
 from ropd_jax.utils.files import numbered_rows, write_atomic
 
 
@@ -71,7 +71,8 @@ def samples_of(answers: Sequence[Answer]) -> tuple[int, int]:
 
 def append(file: IO[str], prompt: Prompt, sample: int, rollout: Rollout) -> None:
     """Writes one answer; it is on the disk when this returns."""
-    row = {"id": prompt.id, "sample": sample, "response": rollout.text, "finish_reason": rollout.finish_reason,
+    text = THINK + rollout.text if rollout.opened else rollout.text  # a thought that was cut looks like an answer
+    row = {"id": prompt.id, "sample": sample, "response": text, "finish_reason": rollout.finish_reason,
            "tokens": len(rollout.tokens_T)}  # fmt: skip
     file.write(json.dumps(row, ensure_ascii=True) + "\n")
     file.flush()

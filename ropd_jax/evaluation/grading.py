@@ -25,7 +25,7 @@ from ropd_jax.utils.sandbox import ERRORS, Service
 
 Report = Callable[[int, int], None]
 
-_ifeval_child = Service("ropd_jax.evaluation.graders.ifeval_worker", cpu_s=20.0)
+_ifeval_child = Service("ropd_jax.data.ifeval_worker", cpu_s=20.0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from ropd_jax import configs
+from ropd_jax.data.mixture import sources_of
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.types import UserError
 from ropd_jax.weights.student import Student, find, load_checkpoint
@@ -146,7 +147,9 @@ def choose_step(run: str | os.PathLike[str], data: ConfigDict, rule: str) -> dic
             "expected --pick last, or a run with eval.every equal to checkpoint.every"
         )
     best = max(known, key=lambda s: (known[s], -s))
-    name = data.heldout_path or f"{data.source}:{data.task} (seed={data.heldout_seed})"
+    sources = sources_of(data)
+    one = f"{data.source}:{data.task} (seed={data.heldout_seed})"
+    name = f"of {', '.join(s.name for s in sources)}" if len(sources) > 1 else data.heldout_path or one
     why = f"best accuracy ({known[best]:.4f}) on the held-out set {name} of steps {', '.join(map(str, known))}"
     return {"step": best, "rule": "heldout", "why": why}
 

@@ -273,6 +273,34 @@ def embed(cfg: ModelConfig, params: Params, tokens_BT: jax.Array, dtype) -> jax.
     return x_BTD * jnp.asarray(cfg.embed_scale, dtype)  # Gemma's checkpoints were trained with the rounded factor
 
 
+def embed_few(cfg: ModelConfig, params: Params, tokens_B: jax.Array, dtype) -> jax.Array:
+    """x_BD of one token for each row (decoding).
+
+    On a mesh every device looks up its own words of the vocabulary, the others' are 0, and the sum over ``tp`` is
+    exact. So what is exchanged has the size of x_BD. A table that is split over ``fsdp`` gives all rows a slice of D
+    first, and an all-to-all then exchanges slices for rows.
+    """
+    table_VD = params["embed"]["table_VD"]
+    mesh = active_mesh()
+    if mesh is None:
+        x_BD = table_VD[tokens_B].astype(dtype)
+    else:
+        (axis, split), spec = RULES.spec("VD"), jax.typeof(table_VD).sharding.spec
+        whole = split not in spec
+
+        def local(table_VD, tokens_B):
+            if not whole:
+                tokens_B = jax.lax.all_gather(tokens_B, split, tiled=True)
+            at_B = tokens_B - jax.lax.axis_index(axis) * len(table_VD)
+            mine_B = (at_B >= 0) & (at_B < len(table_VD))
+            x_BD = table_VD.at[jnp.where(mine_B, at_B, 0)].get(mode="promise_in_bounds").astype(dtype)
+            x_BD = jax.lax.psum(jnp.where(mine_B[:, None], x_BD, 0), axis)
+            return x_BD if whole else jax.lax.all_to_all(x_BD, split, 0, 1, tiled=True)
+
+        x_BD = jax.shard_map(local, in_specs=(spec, out("B")), out_specs=out("BD"), check_vma=False)(table_VD, tokens_B)
+    return x_BD * jnp.asarray(cfg.embed_scale, dtype)
+
+
 def head(cfg: ModelConfig, params: Params) -> tuple[Callable, jax.Array]:
     """(final norm, output table_VD), gathered for use."""
     outer = _embed_and_head(cfg, params)
@@ -397,7 +425,7 @@ def decode_step(
     Returns:
         (logits_BV float32, caches).
     """
-    x_BTD = embed(cfg, params, tokens_B[:, None], dtype)
+    x_BTD = embed_few(cfg, params, tokens_B, dtype)[:, None]
     own, new, angles = per_layer(cfg), [], rotary_angles(cfg, positions_B[:, None])
     for i, (layer, cache) in enumerate(zip(layers, caches, strict=True)):
         window = jnp.asarray(own.window_L[i]) if cfg.local_layers and cfg.local_layers[i] else None

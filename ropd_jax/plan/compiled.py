@@ -16,14 +16,14 @@ from typing import Any
 
 import jax
 
-from ropd_jax.plan.hlo import Collective, collectives
+from ropd_jax.plan.hlo import Collective, Work, loop_work, whole_work
 from ropd_jax.plan.programs import Program
 from ropd_jax.types import UserError
 
 log = logging.getLogger(__name__)
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_FORM = 2  # of the cache's files
+_FORM = 3  # of the cache's files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,9 @@ class Compiled:
         temporaries: activations, gradients, gathered weights: all that lives inside.
         peak: arguments + temporaries + outputs that are not donated arguments + code.
         collectives: see `ropd_jax.plan.hlo`.
+        cycles, cast_bytes: as in `hlo.Work`.
+        loop: what decoding does for a token, without passes of loops within whose end depends on data (attention's
+            over blocks of the cache); ``inner_cycles``: of one pass of each of these. None and 0 of other programs.
         seconds: that compiling took.
     """
 
@@ -49,6 +52,10 @@ class Compiled:
     temporaries: int = 0
     code: int = 0
     collectives: tuple[Collective, ...] = ()
+    cycles: int = 0
+    cast_bytes: int = 0
+    loop: Work | None = None
+    inner_cycles: int = 0
     seconds: float = 0.0
 
 
@@ -79,7 +86,9 @@ def compile_program(
             raise
         found = Compiled(program.name, fits=False, peak=needed, seconds=time.monotonic() - start)
     else:
-        m = compiled.memory_analysis()
+        m, text = compiled.memory_analysis(), compiled.as_text()
+        work = whole_work(text, program.passes)
+        loop, with_inner = (loop_work(text, n) if program.per_token else None for n in (0, 1))
         found = Compiled(
             name=program.name,
             fits=True,
@@ -89,7 +98,11 @@ def compile_program(
             donated=m.alias_size_in_bytes,
             temporaries=m.temp_size_in_bytes,
             code=m.generated_code_size_in_bytes,
-            collectives=tuple(collectives(compiled.as_text(), program.passes)),
+            collectives=work.collectives,
+            cycles=work.cycles,
+            cast_bytes=work.cast_bytes,
+            loop=loop,
+            inner_cycles=with_inner.cycles - loop.cycles if loop and with_inner else 0,
             seconds=time.monotonic() - start,
         )
     report(f"{program.name}: compiled in {found.seconds:.0f} s")
@@ -122,7 +135,7 @@ def out_of_memory(message: str) -> int | None:
 def _cache_file(text: str, slice_name: str, program: Program) -> pathlib.Path:
     versions = [importlib.metadata.version("jax"), importlib.metadata.version("jaxlib"), _libtpu()]
     options = [os.environ.get("LIBTPU_INIT_ARGS", ""), program.options]
-    parts = [str(_FORM), *versions, *options, slice_name, str(program.passes), text]
+    parts = [str(_FORM), *versions, *options, slice_name, str(program.passes), str(program.per_token), text]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
     return home / "ropd_jax" / "plan" / f"{key[:32]}.json"
@@ -137,7 +150,14 @@ def _libtpu() -> str:
 
 def _read(file: pathlib.Path) -> Compiled:
     raw = json.loads(file.read_text(encoding="utf-8"))
-    return Compiled(**raw | {"collectives": tuple(Collective(**c) for c in raw["collectives"])})
+    raw["collectives"] = _collectives(raw["collectives"])
+    if loop := raw["loop"]:
+        raw["loop"] = Work(**loop | {"collectives": _collectives(loop["collectives"])})
+    return Compiled(**raw)
+
+
+def _collectives(raw: list[dict[str, Any]]) -> tuple[Collective, ...]:
+    return tuple(Collective(**c) for c in raw)
 
 
 def _write(file: pathlib.Path, found: Compiled) -> None:

@@ -93,6 +93,9 @@ def run(
     usable = slice_.chip.a_device().usable
     params = _params(cfg, model_cfg, mesh)
     asked = by_shapes(engine, params, model_cfg, mesh, wanted, usable)
+    if asked.fits is False:  # `ropd eval` does the same
+        engine = dataclasses.replace(engine, copy_weights=False)
+        asked = by_shapes(engine, params, model_cfg, mesh, wanted, usable)
     best = asked if usable is None or asked.fits else _best(engine, params, model_cfg, mesh, wanted, usable)
     if real and best.rows:
         name = slice_name(slice_, mesh)
@@ -230,7 +233,9 @@ def _others(
             mesh, _ = _mesh(other, model_cfg, topology)
         except UserError:
             continue
-        own = dataclasses.replace(engine, cache_dtype=other.sampling.cache_dtype, prompts=mesh.shape["fsdp"])
+        own = dataclasses.replace(
+            engine, copy_weights=False, cache_dtype=other.sampling.cache_dtype, prompts=mesh.shape["fsdp"]
+        )
         free = usable * (1 - capacity.SPARE) - capacity.device_bytes(_params(other, model_cfg, mesh))
         if rows := capacity.most_rows(model_cfg, own, mesh, free, max(wanted, mesh.shape["fsdp"])):
             found[" ".join(f"--config.{k}={v}" for k, v in keys.items() if k != "mesh.fsdp")] = rows

@@ -1,4 +1,5 @@
-"""Collectives of a compiled program, read from its HLO text: kind, how often they run, how many bytes a device gets.
+"""What a compiled program does, read from its HLO text: collectives (kind, how often, bytes that a device gets), the
+TPU compiler's own estimate of cycles, and arrays that are cast.
 
 A loop's body is counted as often as the loop runs, if that is a constant of its condition. The end of a loop may
 depend on data (decoding; parts of an update that are not needed): the caller passes how often that one runs. The TPU
@@ -27,6 +28,9 @@ _OP = re.compile(
 _CALLS = re.compile(r"(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 _LISTS = re.compile(r"(?:branch_computations|called_computations|calls)=\{([^}]*)\}")
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
+_LOOP = re.compile(r"(condition|body)=%?([\w.\-]+)")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_CONVERT = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (?P<type>(?:bf16|f16|f32)\[[\d,]*\])\S* convert\(")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -51,6 +55,24 @@ def array_bytes(text: str) -> float:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a program, or one pass of one of its loops, does on a device.
+
+    Attributes:
+        collectives: largest first.
+        cycles: the TPU compiler's estimates, added up; without waits for memory and for other devices. 0 elsewhere.
+        cast_bytes: results of conversions between floating types of at least `LARGE` bytes each: weights.
+    """
+
+    collectives: tuple[Collective, ...]
+    cycles: int
+    cast_bytes: int
+
+
+LARGE = 2**20
+
+
 def collectives(text: str, passes: int = 1) -> list[Collective]:
     """Collectives of an HLO module's text, largest first.
 
@@ -58,7 +80,47 @@ def collectives(text: str, passes: int = 1) -> list[Collective]:
         passes: of a loop whose end depends on data.
     """
     lines, entry = _computations(text)
-    times = _times(lines, entry, passes)
+    return _collectives(lines, _times(lines, entry, passes))
+
+
+def whole_work(text: str, passes: int = 1) -> Work:
+    """Of the whole program; ``passes`` as in `collectives`."""
+    lines, entry = _computations(text)
+    return _work(lines, _times(lines, entry, passes))
+
+
+def loop_work(text: str, passes: int = 1) -> Work | None:
+    """One pass of the outermost loop whose end depends on data: a token of decoding. None if there is no such loop.
+
+    Args:
+        passes: of loops within it whose end depends on data.
+    """
+    lines, entry = _computations(text)
+    for line in lines.get(entry, ()):
+        if " while(" in line and _trips(line, lines, 0) == 0:
+            parts = dict(_LOOP.findall(line))
+            times: dict[str, int] = defaultdict(int)
+            for name in (parts["condition"], parts["body"]):
+                for key, n in _times(lines, name, passes).items():
+                    times[key] += n
+            return _work(lines, times)
+    return None
+
+
+def _work(lines: dict[str, list[str]], times: dict[str, int]) -> Work:
+    cycles = cast = 0.0
+    for name, body in lines.items():
+        if not (n := times.get(name, 0)):
+            continue
+        for line in body:
+            if found := _CYCLES.search(line):
+                cycles += n * int(found[1])
+            if (to := _CONVERT.match(line)) and (size := array_bytes(to["type"])) >= LARGE:
+                cast += n * size
+    return Work(tuple(_collectives(lines, times)), round(cycles), round(cast))
+
+
+def _collectives(lines: dict[str, list[str]], times: dict[str, int]) -> list[Collective]:
     counts: dict[str, int] = defaultdict(int)
     received: dict[str, float] = defaultdict(float)
     seen: set[str] = set()

@@ -38,7 +38,8 @@ class Memory:
         kv_cache: keys and values of all slots.
         method: the method's `ExtraMemory`: GAD's discriminator with its optimizer, a white-box teacher.
         gradients: the sum of an update in portions, between its programs.
-        ahead: what sampling a step ahead adds: older parameters, and keys and values during the update.
+        ahead: what sampling a step ahead adds: older parameters, and during the update keys and values and the copy.
+        copy: the sampler's own weights (`sampling.weights`), while it samples.
         inputs: what else is handed in: the batch, the weights in another form.
         temporaries: activations, gradients, gathered weights.
         peak: most at one time; a lower bound if the compiler refused the program.
@@ -52,6 +53,7 @@ class Memory:
     method: int
     gradients: int
     ahead: int
+    copy: int
     inputs: int
     temporaries: int
     peak: int
@@ -173,6 +175,7 @@ class Sizes:
         method: the method's `ExtraMemory`.
         gradients: the sum of an update in portions; 0 if it is computed whole.
         ahead: the next step is sampled by older parameters while this one is updated.
+        copy: the sampler's own weights; ``decoding``: all weights that decoding is called with.
     """
 
     trained: int
@@ -185,6 +188,8 @@ class Sizes:
     method: int = 0
     gradients: int = 0
     ahead: bool = False
+    copy: int = 0
+    decoding: int = 0
 
     @property
     def parameters(self) -> int:
@@ -195,16 +200,16 @@ class Sizes:
         return self.kv_prompts + self.kv_rows
 
     def held_ahead(self, name: str) -> int:
-        """What `ahead` adds while a program runs: while it updates, the cache and the sampler's own parameters; while
-        it samples, those, and either the next step's or the gradient that is being summed."""
+        """What `ahead` adds while a program runs: while it updates, older parameters, the cache and the copy of the
+        weights; while it samples, older parameters, and either the next step's or the gradient that is being summed."""
         if not self.ahead:
             return 0
-        return self.trained + (max(self.trained, self.gradients) if name in SAMPLER else self.kv_cache)
+        return self.trained + (max(self.trained, self.gradients) if name in SAMPLER else self.kv_cache + self.copy)
 
     def there(self, name: str) -> int:
         """All that is in memory while a program runs, its batch and temporaries aside."""
         always = self.parameters + self.optimizer + self.method
-        return always + (self.kv_cache if name in SAMPLER else self.gradients) + self.held_ahead(name)
+        return always + (self.kv_cache + self.copy if name in SAMPLER else self.gradients) + self.held_ahead(name)
 
     def inputs(self, name: str) -> int:
         """What of that is handed to it."""
@@ -212,7 +217,7 @@ class Sizes:
             "update": self.parameters + (self.gradients or self.optimizer),
             "apply": self.trained + self.optimizer + self.gradients,
             "prefill": self.trained + self.base + self.kv_prompts,
-            "decode": self.trained + self.base + self.kv_cache,
+            "decode": self.decoding + self.kv_cache,
         }.get(name, self.method)
 
 
@@ -223,6 +228,7 @@ def sizes(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Sizes:
     method, extra = programs.method_of(cfg, model_cfg, mesh)
     trained, base = device_bytes(weights.trained), device_bytes(weights.base)
     kv_prompts, kv_rows = programs.kv_cache_bytes(cfg, model_cfg, mesh)
+    copy, decoding = programs.decode_weights_bytes(cfg, model_cfg, mesh)
     return Sizes(
         trained=trained,
         base=base,
@@ -234,6 +240,8 @@ def sizes(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Sizes:
         method=device_bytes(extra.arrays),
         gradients=device_bytes(programs.gradients_of(state)) if uses_streaming(read_config(cfg), method) else 0,
         ahead=bool(cfg.stream.staleness),
+        copy=copy,
+        decoding=decoding,
     )
 
 
@@ -258,6 +266,7 @@ def _memory(c: Compiled, s: Sizes, chip: Chip) -> Memory:
         method=s.method,
         gradients=0 if c.name in SAMPLER else s.gradients,
         ahead=s.held_ahead(c.name),
+        copy=s.copy if c.name in SAMPLER else 0,
         inputs=max(c.arguments - s.inputs(c.name), 0) if c.fits else 0,
         temporaries=c.temporaries,
         peak=peak,

@@ -27,8 +27,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from ropd_jax.data.load import load_prompts
-from ropd_jax.data.questions import no_heldout
+from ropd_jax.data.golds import reference_of
+from ropd_jax.data.questions import no_heldout, training_prompts
 from ropd_jax.plan.server_speed import TOGETHER, Speed, measure, suggestions
 from ropd_jax.teacher import Budget, Prices, Role, Tape, Usage, make_client
 from ropd_jax.teacher.build import (
@@ -188,12 +188,13 @@ def _request(
     if role == "rubric":
         return rubricator.rubric_request(prompt.question, references, answers, **how)
     if role in ("score", "judge"):
-        how.setdefault("template", scorer.VARIANTS[0])
-        blind = role == "judge"  # the held-out judge sees one answer, without references or rubric
+        blind = role == "judge"  # the held-out judge sees one answer, without rubric; as a reference a free-text gold
+        gold = [known] if blind and (known := reference_of(prompt)) else []
+        how.setdefault("template", scorer.TEMPLATE if blind and not gold else scorer.VARIANTS[0])
         return scorer.score_request(
             prompt.question,
             answers[:1] if blind else answers,
-            references=() if blind else references,
+            references=gold if blind else references,
             rubric=None if blind else rubric,
             lowest=1,
             highest=10,
@@ -265,12 +266,8 @@ def run(cfg: ConfigDict, *, tape: pathlib.Path | None = None, calls: bool = True
     from ropd_jax.methods import load_method
     from ropd_jax.training.validate import check_exact, check_gradable
 
-    d = cfg.data
     calibration = summary(cfg.teacher.calibration)  # a report that cannot be read is said before anything is sent
-    prompts = load_prompts(
-        source=d.source, task=d.task, options=d.options.to_dict(), template=d.template, system=d.system, path=d.path,
-        size=d.size, seed=d.seed,
-    ).prompts  # fmt: skip
+    prompts = training_prompts(cfg.data).prompts
     recorded = Tape(tape, read_only=True) if tape else None
     method = load_method(cfg.method, cfg)
     check_exact(cfg.rewards.exact_weight, method, cfg.method)

@@ -28,6 +28,7 @@ from ropd_jax.sampling import engine as engine_lib
 from ropd_jax.sampling import pages
 from ropd_jax.sampling.capacity import device_bytes as device_bytes
 from ropd_jax.sampling.slots import Slots
+from ropd_jax.sampling.weights import DecodeWeights, changes, decode_weights, outer_of
 from ropd_jax.training.accumulate import uses_streaming
 from ropd_jax.training.setup import read_config, update_config
 from ropd_jax.training.update import State, make_portions, make_update, needs_initial, step_parts
@@ -41,12 +42,14 @@ class Program:
         name: for people.
         lower: () -> jax.stages.Lowered, inside ``jax.set_mesh``.
         passes: of a loop whose end depends on data; its collectives are counted that many times.
+        per_token: one pass of that loop is a token, of which the compiler's report is wanted alone.
         options: of the compiler, as ``lower`` sets them; the lowered text does not contain them.
     """
 
     name: str
     lower: Callable[[], Any]
     passes: int = 1
+    per_token: bool = False
     options: str = ""
 
 
@@ -125,11 +128,11 @@ def update_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> list[Progr
     passes, options = batch.tokens_BT.shape[0], cfg.optim.xla_options
     if not uses_streaming(read_config(cfg), method):
         update = make_update(update_config(cfg), model_cfg, method, _optimizer(cfg))
-        return [Program("update", lambda: update.lower(state, *inputs), passes, options)]
+        return [Program("update", lambda: update.lower(state, *inputs), passes, options=options)]
     portions, grads = make_portions(update_config(cfg), model_cfg, method, _optimizer(cfg)), gradients_of(state)
     weight = jax.ShapeDtypeStruct((), jnp.float32)
     return [
-        Program("update", lambda: portions.add.lower(grads, state.params, *inputs), passes, options),
+        Program("update", lambda: portions.add.lower(grads, state.params, *inputs), passes, options=options),
         Program("apply", lambda: portions.step.lower(*state, grads, weight), options=options),
     ]
 
@@ -216,12 +219,27 @@ def programs_of(s: Sampler, model_cfg: ModelConfig) -> list[Program]:
         return engine_lib.prefill.lower(model_cfg, s.engine.dtype, s.params, s.cache.prompts, *s.prompts)
 
     def decode():
-        layers = None
-        if engine_lib.copies_layers():
-            layers = jax.eval_shape(lambda p: engine_lib.unstack(p, model_cfg.num_layers), s.params)
-        return engine_lib.decode.lower(model_cfg, s.engine, s.params, layers, *s.cache, s.rows, s.view)
+        return engine_lib.decode.lower(model_cfg, s.engine, decode_weights_of(s, model_cfg), *s.cache, s.rows, s.view)
 
-    return [Program("prefill", prefill), Program("decode", decode, passes=s.engine.chunk)]
+    return [Program("prefill", prefill), Program("decode", decode, passes=s.engine.chunk, per_token=True)]
+
+
+def decode_weights_of(s: Sampler, model_cfg: ModelConfig) -> DecodeWeights:
+    """Shapes of the weights that decoding is called with. Inside ``jax.set_mesh``."""
+    return jax.eval_shape(
+        lambda p: decode_weights(p, model_cfg.num_layers, s.engine.dtype, copy=s.engine.copy_weights), s.params
+    )
+
+
+def decode_weights_bytes(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> tuple[int, int]:
+    """Of one device: (the sampler's copy of the weights, all weights that decoding is called with)."""
+    s = sampler_of(cfg, model_cfg, mesh)
+    weights = decode_weights_of(s, model_cfg)
+    handed = device_bytes(weights)
+    if weights.layers is None:
+        return 0, handed
+    own = s.engine.copy_weights and changes(outer_of(s.params), s.engine.dtype)
+    return handed - (0 if own else device_bytes(weights.outer)), handed
 
 
 def kv_cache_bytes(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> tuple[int, int]:

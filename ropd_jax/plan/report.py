@@ -92,21 +92,19 @@ def progress() -> Iterator[Callable[[str], None]]:
 
 def teacher(cfg: ConfigDict, tape: Tape | None = None) -> tuple[list[RolePlan], str]:
     """(calls and cost of each role of the teacher, a note about the data); see `plan.preflight`."""
-    from ropd_jax.data.load import load_prompts
+    from ropd_jax.data.mixture import sources_of
+    from ropd_jax.data.questions import training_prompts
 
-    d = cfg.data
     prompts: Sequence[Prompt]
     try:
-        prompts = load_prompts(
-            source=d.source, task=d.task, options=d.options.to_dict(), template=d.template, system=d.system,
-            path=d.path, size=d.size, seed=d.seed,
-        ).prompts  # fmt: skip
+        prompts = training_prompts(cfg.data).prompts
         note = ""
     except UserError:  # a plan works without the data: prompts of the greatest length, all different
         text = "x" * (4 * cfg.data.max_prompt_tokens)
         count = cfg.steps * cfg.data.prompts_per_step
         prompts = [Prompt("longest", (Message("user", text),))] * count
-        note = f"the data ({d.path or d.source}) are not here: every prompt has the greatest length and comes once"
+        where = ", ".join(s.data["path"] or s.data["source"] for s in sources_of(cfg.data))
+        note = f"the data ({where}) are not here: every prompt has the greatest length and comes once"
     method = load_method(cfg.method, cfg)
     rows = teacher_plan(cfg, prompts, asks=method.asks, once=method.asks_once, tape=tape)
     return rows, note
@@ -200,7 +198,7 @@ def _show_memory(console: Console, topology: Topology, measured: Measured) -> No
     def text(n: float) -> str:
         return f"{n / size:.2f}"
 
-    some = {"method's": "method", "gradients": "gradients", "a step ahead": "ahead"}
+    some = {"method's": "method", "gradients": "gradients", "a step ahead": "ahead", "copy": "copy"}
     columns = {"KV cache": "kv_cache"} | {k: v for k, v in some.items() if any(getattr(m, v) for m in measured.memory)}
     has = "nothing is published of it" if usable is None else f"it has {text(usable)} to hand out"
     table = _table(

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.sampling.engine import EngineConfig, empty_cache, layout, most_pages
 
@@ -40,8 +41,9 @@ def work_bytes(cfg: ModelConfig, ecfg: EngineConfig, tp: int) -> int:
     """About what the programs hold at a time on one device besides weights and cache: the larger of prefill and decode.
 
     Prefill keeps the keys and values of its prompts until they are written, and one layer's activations; decoding keeps
-    a layer of an int8 cache in the compute dtype, and logits. Over fsdp, both gather a layer's weights and the
-    embedding.
+    a layer of an int8 cache in the compute dtype, and logits. Over fsdp there is the sampler's copy of all weights
+    (``copy_weights``); without it, both gather a layer's weights and the embedding. The weights are taken to be stored
+    in the compute dtype.
     """
     sizes, itemsize = layout(ecfg), jnp.dtype(ecfg.dtype).itemsize
     heads = cfg.num_kv_heads * cfg.head_dim // tp
@@ -51,7 +53,10 @@ def work_bytes(cfg: ModelConfig, ecfg: EngineConfig, tp: int) -> int:
     dequantized = 2 * slots * heads * itemsize if ecfg.cache_dtype == "int8" else 0
     decode = dequantized + sizes.rows * cfg.vocab_size // tp * 12
     a_layer = 4 * cfg.d_model * (cfg.num_heads + 2 * cfg.num_kv_heads) * cfg.head_dim + 3 * cfg.d_model * cfg.mlp_dim
-    gathered = itemsize * (a_layer + cfg.vocab_size * cfg.d_model) // tp if sizes.parts > 1 else 0
+    weights = a_layer + cfg.vocab_size * cfg.d_model
+    if ecfg.copy_weights:
+        weights = sum(math.prod(x.shape) for x in jax.tree.leaves(transformer.param_shapes(cfg)))
+    gathered = itemsize * weights // tp if sizes.parts > 1 else 0
     return max(prefill, decode) + gathered
 
 

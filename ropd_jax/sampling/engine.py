@@ -18,13 +18,15 @@ Three prompts a, b, c with two rollouts each, in four rows (time runs to the rig
 
 Keys and values are stored in pages (`sampling.pages`). The random stream of a rollout is a function of (seed, step,
 prompt, index). At the same compiled shapes, nothing else about a rollout depends on its neighbours or on the order of
-refill. Shapes come from short ladders (rows halve, the pool grows by steps), so a run compiles a handful of programs.
+refill. Shapes come from short ladders, so a run compiles a handful of programs: rows halve, and on a CPU the pool
+grows by steps. Elsewhere it has its full size from the start, and only the part that is in use is read.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,9 +38,10 @@ from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.parallel.mesh import RULES, active_mesh, constrain, fetch, place
 from ropd_jax.sampling import pages as paging
-from ropd_jax.sampling.rollouts import likely_stopped, make_group, make_rollout
+from ropd_jax.sampling.rollouts import likely_stopped, make_group, make_rollout, opens_thought
 from ropd_jax.sampling.rules import Drawn, SamplingRule, draw, rollout_keys
 from ropd_jax.sampling.slots import Job, Slots, halved, pool_size
+from ropd_jax.sampling.weights import DecodeWeights, decode_weights, ready
 from ropd_jax.types import Prompt, Rollout, RolloutGroup, UserError
 from ropd_jax.utils import tracing
 
@@ -66,7 +69,11 @@ class EngineConfig:
         rows: how many rollouts decode side by side; 0 is prompts * rollouts. Fewer than ``rollouts`` are possible: the
             others of the same prompt wait. If they do not divide over the mesh, some rows stay idle.
         reserve: the pool of pages is as large from the start as all rows together can ever need, so that memory does
-            not grow during the call. Else it grows with the answers.
+            not grow during the call. Else it grows with the answers on a CPU.
+        pool: the pool's largest size, as a share of what all rows together can ever need. With less than 1 a rollout
+            may have to make room and begin again (`Slots.make_room`); no bit of it changes.
+        most_prompts: of a call, if known; else 0. Fewer prompt slots are then enough.
+        copy_weights: the sampler has its own weights in the compute dtype, whole over ``fsdp`` (`sampling.weights`).
     """
 
     rollouts: int
@@ -82,6 +89,9 @@ class EngineConfig:
     page_chunks: int = 0
     rows: int = 0
     reserve: bool = False
+    copy_weights: bool = True
+    pool: float = 1.0
+    most_prompts: int = 0
 
     def __post_init__(self):
         if self.cache_dtype not in ("", *paging.CACHE_DTYPES):
@@ -123,6 +133,9 @@ class EngineConfig:
             dtype=dtype,
             cache_dtype=section["cache_dtype"],
             stop=tuple(section["stop"]),
+            copy_weights=section["copy_weights"],
+            pool=section["pool"],
+            most_prompts=prompts_per_step,
         )
 
     @property
@@ -132,6 +145,7 @@ class EngineConfig:
         return self.chunk * (self.page_chunks or -(-slots // self.chunk))
 
 
+MOVES = 32  # pages of a part that change their place between two chunks
 LARGE = 10_000_000  # weights; a smaller student keeps its rows, because another program costs more than it saves
 
 
@@ -176,11 +190,10 @@ def prefill(
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "ecfg"), donate_argnames=("stages",))
-def decode(cfg: ModelConfig, ecfg: EngineConfig, params, layers, prompts, pages, stages, rows: Rows, view):
+def decode(cfg: ModelConfig, ecfg: EngineConfig, weights: DecodeWeights, prompts, pages, stages, rows: Rows, view):
     """Sample up to ``ecfg.chunk`` tokens for every row that has not ended.
 
     Args:
-        layers: `transformer.unstack` of the parameters; None takes each layer out of them as it comes.
         prompts, pages, stages: the cache; see `pages.Cache`.
 
     Returns:
@@ -190,6 +203,7 @@ def decode(cfg: ModelConfig, ecfg: EngineConfig, params, layers, prompts, pages,
     C, B = ecfg.chunk, rows.token.shape[0]
     stop_ids = jnp.asarray(ecfg.stop_ids, jnp.int32)
     keys_B = jax.random.wrap_key_data(rows.key)
+    weights = ready(weights, ecfg.dtype, only_vectors=True)  # small, and many: gathered once, copy or not
 
     def going(s):
         i, done_B = s[0], s[3]
@@ -209,8 +223,8 @@ def decode(cfg: ModelConfig, ecfg: EngineConfig, params, layers, prompts, pages,
 
         logits_BV, stages = transformer.decode_step(
             cfg,
-            params,
-            layers or transformer.unstack(params, cfg.num_layers),
+            weights.outer,
+            weights.layers or transformer.unstack(weights.outer, cfg.num_layers),
             token_B,
             position_B,
             list(zip(prompts, pages, stages, strict=True)),
@@ -233,9 +247,6 @@ def decode(cfg: ModelConfig, ecfg: EngineConfig, params, layers, prompts, pages,
     start = (jnp.int32(0), rows.token, rows.t, rows.done, empty, stages)
     _, _, t_B, done_B, found, stages = jax.lax.while_loop(going, body, start)
     return stages, *found, t_B, done_B
-
-
-unstack = jax.jit(functools.partial(transformer.unstack, flipped=True), static_argnums=(1,))
 
 
 def sample_groups(
@@ -296,7 +307,9 @@ def sample_rollouts(
                      limits)  # fmt: skip
 
     def made(jobs: Sequence[Job]) -> Iterator[tuple[int, int, Rollout]]:
-        return ((j.index, j.g, make_rollout(tokenizer, ecfg.stop_ids, ecfg.stop, j)) for j in jobs)
+        for j in jobs:
+            opened = opens_thought(tokenizer, prompt_tokens[j.index])
+            yield j.index, j.g, make_rollout(tokenizer, ecfg.stop_ids, ecfg.stop, j, opened=opened)
 
     ended: list[Job] = []
     while engine.slots.unfinished:
@@ -311,12 +324,6 @@ def sample_rollouts(
             yield from made(ended)
             raise
     yield from made(ended)
-
-
-def copies_layers() -> bool:
-    """True on CPU: it copies a slice of the stacked weights at every step, so they are unstacked once per call."""
-    mesh = None if active_mesh() is None else jax.sharding.get_mesh()
-    return (jax.default_backend() if mesh is None else mesh.devices.flat[0].platform) == "cpu"
 
 
 class Layout(NamedTuple):
@@ -341,6 +348,8 @@ def layout(ecfg: EngineConfig) -> Layout:
     groups = 1 if ecfg.rollouts == 1 else 3  # new groups enter while others' last rollouts decode
     rows = -(-ecfg.rows // parts) or prompts * ecfg.rollouts
     slots = 2 if rows < ecfg.rollouts else groups * prompts + batch
+    if ecfg.most_prompts:
+        slots = min(slots, max(-(-ecfg.most_prompts // parts), batch))
     return Layout(parts, rows, slots, batch)
 
 
@@ -358,9 +367,9 @@ def empty_cache(cfg: ModelConfig, ecfg: EngineConfig, sizes: Layout, *, pages: i
 
 
 def most_pages(ecfg: EngineConfig, rows: int) -> int:
-    """The pages of a part's pool if all its rows reach ``max_tokens``."""
+    """The pages of a part's pool if all its rows reach ``max_tokens``, or the share of them that ``pool`` allows."""
     depth = (ecfg.max_tokens - 1) // ecfg.page
-    return pool_size(rows * depth, rows) if depth else 1
+    return pool_size(max(depth, math.ceil(rows * depth * ecfg.pool)), rows) if depth else 1
 
 
 class _Engine:
@@ -368,8 +377,9 @@ class _Engine:
 
     def __init__(self, cfg, ecfg: EngineConfig, params, prompt_tokens, keys, limits):
         self.cfg, self.ecfg, self.params, self.prompt_tokens = cfg, ecfg, params, prompt_tokens
+        self.reserve = ecfg.reserve or paging.reads_blocks()  # where only what is used is read, one size is enough
         self.large = sum(x.size for x in jax.tree.leaves(params["layers"])) >= LARGE
-        self.layers = unstack(params, cfg.num_layers) if copies_layers() else None
+        self.weights = decode_weights(params, cfg.num_layers, ecfg.dtype, copy=ecfg.copy_weights)
         G, n = ecfg.rollouts, len(prompt_tokens)
         whole = layout(ecfg)
         whole = whole._replace(slots=min(whole.slots, -(-n // whole.parts)))
@@ -384,10 +394,11 @@ class _Engine:
             limits=limits if limits is not None else [[ecfg.max_tokens] * G] * n,
             key_PG2=fetch(jax.random.key_data(keys))[0].reshape(n, G, 2),
             most=ecfg.rows if rows == whole.rows else 0,
+            most_pages=most_pages(ecfg, rows) if ecfg.pool < 1 else 0,
         )
         self.last_tokens = [int(t[-1]) for t in prompt_tokens]
         # At least one page: there is no second program for a pool without pages, with other rounding.
-        pages = most_pages(ecfg, self.slots.rows) if ecfg.reserve else 1
+        pages = most_pages(ecfg, self.slots.rows) if self.reserve else 1
         self.slots.grow(pages)
         self.cache = empty_cache(cfg, ecfg, whole._replace(rows=self.slots.rows), pages=pages)
 
@@ -396,14 +407,17 @@ class _Engine:
         slots = self.slots
         while any(taken := slots.take_prompts(self.batch)):
             self._prefill(taken)
+        slots.make_room()
         if slots.full():
             self._commit()
         slots.admit(self.last_tokens)
+        if paging.reads_blocks() and (moves := slots.compact(paging.block_of(slots.pages), MOVES)):
+            self.cache = self.cache._replace(pages=paging.move(self.cache.pages, *_place(*((x, "B") for x in moves))))
         if self.large and (fewer := slots.rows_enough()) < slots.rows:
             self._shrink(fewer)
         rows = Rows(*_place(*((getattr(slots, name), "B") for name in Rows._fields)))
         view = paging.View(*_place(*((slots.view[name], "B") for name in paging.View._fields)))
-        stages, *rest = decode(self.cfg, self.ecfg, self.params, self.layers, *self.cache, rows, view)
+        stages, *rest = decode(self.cfg, self.ecfg, self.weights, *self.cache, rows, view)
         self.cache = self.cache._replace(stages=stages)
         return rest
 
@@ -440,7 +454,8 @@ class _Engine:
         self.cache = self.cache._replace(pages=paging.commit(self.cache.pages, self.cache.stages, at_B))
 
     def _shrink(self, rows: int) -> None:
-        kept = self.slots.shrink(rows, most_pages(self.ecfg, rows) if self.ecfg.reserve else 0)
+        full = most_pages(dataclasses.replace(self.ecfg, pool=1.0), rows)  # fewer rows need no more than this
+        kept = self.slots.shrink(rows, min(full, self.slots.pages) if self.reserve else 0)
         at_B, at_M = _place(*((x, "B") for x in kept))
         pages, stages = paging.keep(self.cache.pages, at_M), paging.keep(self.cache.stages, at_B)
         self.cache = self.cache._replace(pages=pages, stages=stages)

@@ -16,9 +16,10 @@ Row b, whose prompt has 6 tokens (all but the last are cached), with pages of 4 
     slot_B[b] = 1 (position 14 is in slot 1 of the stage)
 
 Attention runs over whole prompt slots, pages and stages as they are in memory, each with the queries of its owner. That
-gives partial softmaxes (maximum, sum, weighted values). A row then adds up its own, in the order of its sequence. So
-its bits depend neither on the places of its pages nor on the other rows. The pool is as large as all rows together
-need, not rows times the longest.
+gives partial softmaxes (maximum, sum, weighted values). A row then adds up its own, in a way whose bits depend neither
+on the places of its pages nor on the other rows. The pool is as large as all rows together need, not rows times the
+longest. On a TPU or GPU it is read in blocks, up to the last page that is in use, and pages move down into places that
+are free (`move`), so few free ones are read; prompt slots are read up to the longest prompt.
 
 On a mesh, rows, prompt slots and pages are split over ``fsdp`` and heads over ``tp``. The pages and the prompt of a row
 are in the part of the row, every index counts within its part, and attention needs no communication.
@@ -27,6 +28,7 @@ are in the part of the row, every index counts within its part, and attention ne
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -34,9 +36,11 @@ import jax
 import jax.numpy as jnp
 
 from ropd_jax.models.config import ModelConfig
-from ropd_jax.parallel.mesh import constrain, locally
+from ropd_jax.parallel.mesh import constrain, locally, platform
 
 CACHE_DTYPES = ("float32", "bfloat16", "int8")
+BLOCK = 128  # pages that are looked at together, except on CPU
+PROMPT_BLOCKS = 256, 128  # positions of the prompt slots, likewise: the first that divides them, else all
 NOTHING = -1e30  # finite: the maximum of no scores
 
 
@@ -76,7 +80,7 @@ class View(NamedTuple):
         place_B: the index of a row in the flat ``row_PG``: rollout 2 of slot 1 with G = 4 is 6.
         prompt_len_P: cached tokens of each prompt (all but its last).
         owner_M: the row of a page; any row if the page is free.
-        first_M: the position of slot 0 of a page in the sequence of its row.
+        first_M: the position of slot 0 of a page in the sequence of its row; -1 if the page is free.
         table_BD: the pages of a row in order; after the last one any page.
         depth_B: how many pages a row has.
     """
@@ -216,13 +220,39 @@ def attend(
     seen_BS = (slots_1S <= slot_B[:, None]) & _near(window, slot_B[:, None], slots_1S)
     stage_m, stage_l, stage_o = part(q_BKQH, *stage, seen_BS[:, None, None], keys_turned=False)
 
-    # pages: all of the pool, free ones too, whose sums no row picks. Then everything together, in the order of the
-    # sequence: prompt, pages, stage.
-    seen = None
-    if window is not None:
-        position_M = rows(position_B, view.owner_M)[:, None]
-        seen = _near(window, position_M, view.first_M[:, None] + slots_1S)[:, None, None]
-    page_m, page_l, page_o = part(rows(q_BKQH, view.owner_M), *pages, seen, keys_turned=True)
+    def of_pages(pages: KV, owner_M, first_M):
+        seen = None
+        if window is not None:
+            seen = _near(window, rows(position_B, owner_M)[:, None], first_M[:, None] + slots_1S)[:, None, None]
+        return part(rows(q_BKQH, owner_M), *pages, seen, keys_turned=True)
+
+    sums = (prompt_m, prompt_l, prompt_o), (stage_m, stage_l, stage_o)
+    if reads_blocks():
+        l_BKQ, o_BKQH = _add_up_blocks(view, *sums, of_pages, pages, q_BNH.dtype)
+    else:  # all of the pool, free pages too, whose sums no row picks
+        l_BKQ, o_BKQH = _add_up_one_by_one(view, *sums, of_pages(pages, view.owner_M, view.first_M))
+    return (o_BKQH / l_BKQ[..., None]).reshape(B, N, H).astype(q_BNH.dtype)
+
+
+def reads_blocks() -> bool:
+    """Whether attention reads whole blocks of pages up to the last that is in use (`Slots.compact`), or all."""
+    return platform() != "cpu"
+
+
+def block_of(pages: int) -> int:
+    """How many pages of a pool of this size are read together: 128, or the largest power of two that divides it, or
+    all if that is below 16."""
+    block = math.gcd(pages, BLOCK)
+    return block if block >= 16 else pages
+
+
+# Of a row's prompt, pages and stage, each (m, l, o) of `partial_softmax`, both functions below make (l_BKQ, o_BKQH) of
+# all its slots. The bits depend on the row's own sums alone: not on the places of its pages, not on other rows.
+
+
+def _add_up_one_by_one(view: View, prompt, stage, pages) -> tuple[jax.Array, jax.Array]:
+    """In the order of the sequence, one page of all rows at a time: for a CPU, where gathers are cheap."""
+    (prompt_m, prompt_l, prompt_o), (page_m, page_l, page_o), (stage_m, stage_l, stage_o) = prompt, pages, stage
     own_BD = jnp.arange(view.table_BD.shape[1], dtype=jnp.int32)[None] < view.depth_B[:, None]
     m_BDKQ = jnp.where(own_BD[..., None, None], rows(page_m, view.table_BD), NOTHING)
     m_BKQ = jnp.maximum(jnp.maximum(prompt_m, stage_m), jnp.max(m_BDKQ, axis=1))
@@ -237,8 +267,102 @@ def attend(
 
     l_BKQ, o_BKQH = w_prompt * prompt_l, w_prompt[..., None] * prompt_o
     l_BKQ, o_BKQH = jax.lax.fori_loop(0, jnp.max(view.depth_B), add, (l_BKQ, o_BKQH))
-    l_BKQ, o_BKQH = l_BKQ + w_stage * stage_l, o_BKQH + w_stage[..., None] * stage_o
-    return (o_BKQH / l_BKQ[..., None]).reshape(B, N, H).astype(q_BNH.dtype)
+    return l_BKQ + w_stage * stage_l, o_BKQH + w_stage[..., None] * stage_o
+
+
+def _add_up_blocks(view: View, prompt, stage, of_pages: Callable, pages: KV, dtype) -> tuple[jax.Array, jax.Array]:
+    """A block of pages at a time, up to the last that is in use, with the matrix of owners: for a TPU or GPU, where
+    gathers of single pages are slow.
+
+    1. ``of_pages`` of each block gives partial softmaxes (X = K * Q).
+    2. The maximum of each row follows, and from it the weight of each page.
+    3. A product with the matrix of owners adds up the pages of each row (`exact_sums`).
+    """
+    (prompt_m, prompt_l, prompt_o), (stage_m, stage_l, stage_o) = prompt, stage
+    B, K, Q, H = prompt_o.shape
+    M, X = len(view.first_M), K * Q
+    size = block_of(M)
+    last = jnp.max(jnp.where(view.first_M >= 0, jnp.arange(1, M + 1, dtype=jnp.int32), 0))
+    blocks = (last + size - 1) // size
+
+    def one(i, found):
+        cut = jax.tree.map(lambda x: _block(x, i, size), (pages, view.owner_M, view.first_M))
+        m_XX, l_XX, o_XXH = (x.reshape(size, X, *x.shape[3:]) for x in of_pages(*cut))
+        new = m_XX, l_XX, o_XXH, jnp.max(jnp.abs(o_XXH), axis=-1)
+        return tuple(jax.lax.dynamic_update_slice_in_dim(f, x, i * size, 0) for f, x in zip(found, new, strict=True))
+
+    empty = tuple(jnp.zeros((M, X, *tail), jnp.float32) for tail in ((), (), (H,), ()))
+    m_MX, l_MX, o_MXH, top_MX = jax.lax.fori_loop(0, blocks, one, empty)
+
+    own_BM = (view.owner_M[None] == jnp.arange(B, dtype=jnp.int32)[:, None]) & (view.first_M >= 0)[None]
+    m_BX = jnp.maximum(jnp.maximum(prompt_m, stage_m).reshape(B, X), _of_rows(own_BM, m_MX))
+    w_MX = jnp.where(jnp.any(own_BM, axis=0)[:, None], jnp.exp(m_MX - _of_pages(own_BM, m_BX)), 0.0)
+    digits = 3 if dtype == jnp.float32 else 2
+    sum_o = exact_sums(own_BM, w_MX, o_MXH, top_MX, digits, size, blocks).reshape(B, K, Q, H)
+    sum_l = exact_sums(own_BM, w_MX, l_MX[..., None], l_MX, digits, M, 1).reshape(B, K, Q)
+    m_BKQ = m_BX.reshape(B, K, Q)
+    w_prompt, w_stage = jnp.exp(prompt_m - m_BKQ), jnp.exp(stage_m - m_BKQ)
+    l_BKQ = w_prompt * prompt_l + sum_l + w_stage * stage_l
+    return l_BKQ, w_prompt[..., None] * prompt_o + sum_o + w_stage[..., None] * stage_o
+
+
+def exact_sums(
+    own_BM: jax.Array, w_MX: jax.Array, x_MXJ: jax.Array, top_MX: jax.Array, digits: int, size: int, blocks
+) -> jax.Array:
+    """Weighted sums_BXJ of the pages of each row, whose bits do not depend on the order in which a product adds.
+
+    For each row and X the weighted numbers are divided by a power of two that is larger than all of them, and written
+    with ``digits`` digits to the base 256, rounded: whole numbers of at most 256. These are exact in bfloat16, and
+    their sums in float32, up to 65,536 pages. Off by at most 2^(-8 * digits) times the power of two for each page.
+
+    With two digits, 0.75 and -0.3 (power 1) are 192 + 0/256 and -77 + 51/256 over 256: the sums 115 and 51 give
+    0.44999.
+
+    Args:
+        own_BM: bool, which pages are a row's.
+        w_MX: weights, from 0 to 1; 0 where no row owns the page.
+        top_MX: the largest |x| of each.
+        size, blocks: so many pages at a time, and how many times; the pages after them are not read.
+    """
+    B, J = len(own_BM), x_MXJ.shape[-1]
+    power_BX = _power_of_two(jnp.maximum(_of_rows(own_BM, w_MX * top_MX), 1e-30))
+    w_MX = w_MX * (256.0 / jnp.maximum(_of_pages(own_BM, power_BX), 1e-30))
+    own_BM = own_BM.astype(jnp.bfloat16)
+
+    def one(i, sums):
+        rest_XXJ = _block(w_MX, i, size)[..., None] * _block(x_MXJ, i, size)
+        found = []
+        for n in range(digits):
+            digit_XXJ = jnp.round(rest_XXJ)
+            own_BX = jax.lax.dynamic_slice_in_dim(own_BM, i * size, size, 1)
+            product = functools.partial(jnp.einsum, "BM,MXJ->BXJ", preferred_element_type=jnp.float32)
+            found.append(sums[n] + product(own_BX, digit_XXJ.astype(jnp.bfloat16)))
+            rest_XXJ = (rest_XXJ - digit_XXJ) * 256.0
+        return tuple(found)
+
+    sums = jax.lax.fori_loop(0, blocks, one, (jnp.zeros((B, w_MX.shape[1], J), jnp.float32),) * digits)
+    total_BXJ = sum((x * 256.0 ** -(n + 1) for n, x in enumerate(sums)), jnp.float32(0.0))
+    return total_BXJ * power_BX[..., None]
+
+
+def _block(x: jax.Array, i, size: int) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(x, i * size, size)
+
+
+def _power_of_two(x: jax.Array) -> jax.Array:
+    """The smallest power of two that is larger than a positive float32: its exponent, and no other bit, doubled."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32) & 0x7F800000
+    return 2.0 * jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def _of_rows(own_BM: jax.Array, x_MX: jax.Array) -> jax.Array:
+    """The largest of each row's pages, [B, X]; `NOTHING` without pages."""
+    return jnp.max(jnp.where(own_BM[:, None], x_MX.T[None], NOTHING), axis=-1)
+
+
+def _of_pages(own_BM: jax.Array, x_BX: jax.Array) -> jax.Array:
+    """That of each page's owner, [M, X]; `NOTHING` of a free page. As a maximum, since gathers are slow."""
+    return jnp.max(jnp.where(own_BM[:, None], x_BX[..., None], NOTHING), axis=0).T
 
 
 def _near(window: jax.Array | None, position, at):
@@ -253,16 +377,37 @@ def _over_prompts(part: Callable, q_BKQH: jax.Array, prompt: KV, view: View, pos
     T = prompt.v.x.shape[2]
     rows_R = view.row_PG.reshape(-1)
     q_PKXH = rows(q_BKQH, rows_R).reshape(P, G, K, Q, H).swapaxes(1, 2).reshape(P, K, G * Q, H)
-    slots_11T = jnp.arange(T, dtype=jnp.int32)[None, None]  # a slot has positions 0 to T - 1: index is position
-    near_PGT = _near(window, rows(position_B, rows_R).reshape(P, G, 1), slots_11T)
-    seen_PGT = jnp.broadcast_to((slots_11T < view.prompt_len_P[:, None, None]) & near_PGT, (P, G, T))
-    seen_PXT = jnp.repeat(seen_PGT, Q, axis=1)
+    position_PG1 = rows(position_B, rows_R).reshape(P, G, 1)
+
+    def of_slots(prompt: KV, first, size: int):  # a slot has positions 0 to T - 1: index is position
+        slots_11T = first + jnp.arange(size, dtype=jnp.int32)[None, None]
+        seen_PGT = (slots_11T < view.prompt_len_P[:, None, None]) & _near(window, position_PG1, slots_11T)
+        seen_PXT = jnp.repeat(jnp.broadcast_to(seen_PGT, (P, G, size)), Q, axis=1)
+        return part(q_PKXH, *prompt, seen_PXT[:, None], keys_turned=True)
 
     def back(x):  # [P, K, G*Q, ...] -> [B, K, Q, ...]
         x = x.reshape(P, K, G, Q, *x.shape[3:]).swapaxes(1, 2)
         return rows(x.reshape(P * G, K, Q, *x.shape[4:]), view.place_B)
 
-    return tuple(back(x) for x in part(q_PKXH, *prompt, seen_PXT[:, None], keys_turned=True))
+    size = next((n for n in PROMPT_BLOCKS if T % n == 0), T) if reads_blocks() else T
+    if size == T:
+        return tuple(back(x) for x in of_slots(prompt, 0, T))
+
+    def one(i, sums):  # a block that a row does not see adds 0 to it: no bit depends on how many there are
+        def cut(axis: int, s: Stored) -> Stored:
+            scale = None if s.scale is None else jax.lax.dynamic_slice_in_dim(s.scale, i * size, size, 2)
+            return Stored(jax.lax.dynamic_slice_in_dim(s.x, i * size, size, axis), scale)
+
+        m_PKX, l_PKX, o_PKXH = sums
+        block_m, block_l, block_o = of_slots(KV(cut(3, prompt.k), cut(2, prompt.v)), i * size, size)
+        new_m = jnp.maximum(m_PKX, block_m)
+        old, new = jnp.exp(m_PKX - new_m), jnp.exp(block_m - new_m)
+        return new_m, old * l_PKX + new * block_l, old[..., None] * o_PKXH + new[..., None] * block_o
+
+    none = jnp.zeros((P, K, G * Q), jnp.float32)
+    blocks = (jnp.max(view.prompt_len_P) + size - 1) // size
+    sums = jax.lax.fori_loop(0, blocks, one, (none + NOTHING, none, jnp.zeros((*none.shape, H), jnp.float32)))
+    return tuple(back(x) for x in sums)
 
 
 def rows(x: jax.Array, at: jax.Array) -> jax.Array:
@@ -309,6 +454,16 @@ def write_prompts(prompts: list[KV], k_LNKTH: jax.Array, v_LNKTH: jax.Array, at_
         return [_put_at(old, x, at_N) for old, x in zip(prompts, new, strict=True)]
 
     return locally(layers, ("BK", "LBK", "LBK", "B"), "BK")(prompts, k_LNKTH, v_LNKTH, at_N)
+
+
+@functools.partial(jax.jit, donate_argnums=(0,))
+def move(pages: list[KV], from_N: jax.Array, to_N: jax.Array) -> list[KV]:
+    """The pool with the pages ``from_N`` at the places ``to_N`` too; a place beyond the pool is no move."""
+
+    def layers(pages, from_N, to_N):
+        return [_put_at(p, jax.tree.map(lambda x: rows(x, from_N), p), to_N) for p in pages]
+
+    return locally(layers, ("BK", "B", "B"), "BK")(pages, from_N, to_N)
 
 
 def grow(pages: list[KV], size: int) -> list[KV]:

@@ -8,7 +8,9 @@ import numpy as np
 
 from ropd_jax.sampling.slots import Job
 from ropd_jax.text.tokenizer import Tokenizer
-from ropd_jax.types import FinishReason, Prompt, Rollout, RolloutGroup
+from ropd_jax.types import THINK, FinishReason, Prompt, Rollout, RolloutGroup
+
+_END = 16  # tokens of a prompt that hold its last line
 
 
 def likely_stopped(tokenizer: Tokenizer, stop: Sequence[str], chunk: int, job: Job) -> bool:
@@ -21,11 +23,19 @@ def likely_stopped(tokenizer: Tokenizer, stop: Sequence[str], chunk: int, job: J
     return any(s in text for s in stop)
 
 
-def make_rollout(tokenizer: Tokenizer, stop_ids: Sequence[int], stop: Sequence[str], job: Job) -> Rollout:
+def opens_thought(tokenizer: Tokenizer, prompt_T: np.ndarray) -> bool:
+    """Whether a prompt, as the chat template made it, ends in an open ``<think>``."""
+    return tokenizer.decode(prompt_T[-_END:].tolist()).rstrip().endswith(THINK)
+
+
+def make_rollout(
+    tokenizer: Tokenizer, stop_ids: Sequence[int], stop: Sequence[str], job: Job, *, opened: bool = False
+) -> Rollout:
     """The rollout of a row that has ended.
 
     With the stop text "###", tokens "4", "2#", "##\\n", "x" become the first three tokens and the text "42": the
-    tokens include the one that completed the stop text, because it was sampled; the text ends before it.
+    tokens include the one that completed the stop text, because it was sampled; the text ends before it. ``opened`` is
+    of `opens_thought`.
     """
     tokens, stopped = job.tokens, job.tokens[-1] in stop_ids
     text = tokenizer.decode(tokens[:-1] if stopped else tokens)
@@ -42,7 +52,7 @@ def make_rollout(tokenizer: Tokenizer, stop_ids: Sequence[int], stop: Sequence[s
     logp_T, drawn_T = (np.asarray(x[:n], np.float32) for x in (job.logp, job.drawn_logp))
     same = np.array_equal(logp_T, drawn_T)  # no rule left anything out
     reason: FinishReason = "stop" if stopped else "length"
-    return Rollout(np.asarray(tokens, np.int32), logp_T, text, reason, None if same else drawn_T)
+    return Rollout(np.asarray(tokens, np.int32), logp_T, text, reason, None if same else drawn_T, opened)
 
 
 def make_group(

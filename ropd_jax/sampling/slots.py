@@ -4,6 +4,7 @@ Rows, prompt slots and pages are split into ``parts`` (the mesh axis ``fsdp``). 
 one part, and every index of a `View` counts within the part. The life of a rollout:
 
     pending --take_prompts--> ready (its prompt is prefilled) --admit--> in a row --absorb--> ended --release--> out
+                                ^------------- make_room: no page is left ------------'
 
 The lowest free place is taken first, so the schedule is a function of the prompts and their lengths.
 """
@@ -49,12 +50,14 @@ class Slots:
     Args:
         rows, slots: of each part. most: rollouts in rows at a time, over all parts: with 8 parts of 2 rows, 10 leave 6
             parts one row that stays idle. 0 is all rows.
+        most_pages: of a part's pool; 0 is as many as are needed. At least as many as one rollout can need.
 
     Attributes:
         job: the rollout of each row, or None.
         token, t, limit, base, done, key: state of the rows that the device needs (see `engine.Rows`). The parts
             follow one another: with 16 rows per part, row 3 of part 1 is at 19.
         view: the arrays of `pages.View` by name, laid out the same way.
+        restarts, lost_tokens: rollouts that had to make room, and the tokens that they sample again.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Slots:
         limits: Sequence[Sequence[int]],
         key_PG2: np.ndarray,
         most: int = 0,
+        most_pages: int = 0,
     ):
         self.parts, self.rows, self.slots, self.page, self.pages = parts, rows, slots, page, 1
         self.prompt_lens, self.limits, self.key_PG2 = prompt_lens, limits, key_PG2
@@ -78,6 +82,8 @@ class Slots:
         own = [most // parts + (n < most % parts) if most else rows for n in range(parts)]
         self.part = [Part(list(range(n)), list(range(slots if n else 0))) for n in own]
         depth = -(-max((max(x) for x in limits), default=1) // page) + 1
+        self.most_pages = most_pages
+        self.restarts = self.lost_tokens = 0
         self.own_pages: dict[int, list[int]] = {}  # row -> its pages in order
         B, P = parts * rows, parts * slots
         self.job: list[Job | None] = [None] * B
@@ -88,7 +94,7 @@ class Slots:
             "place_B": np.zeros(B, np.int32),
             "prompt_len_P": np.zeros(P, np.int32),
             "owner_M": np.zeros(parts, np.int32),
-            "first_M": np.zeros(parts, np.int32),
+            "first_M": np.full(parts, -1, np.int32),
             "table_BD": np.zeros((B, depth), np.int32),
             "depth_B": np.zeros(B, np.int32),
         }
@@ -119,7 +125,7 @@ class Slots:
     def admit(self, last_tokens: Sequence[int]) -> None:
         """Ready rollouts into free rows. ``last_tokens``: the last token of each prompt, which decoding starts from."""
         for number, part in enumerate(self.part):
-            while part.rows and part.ready:
+            while part.rows and part.ready and self._has_room(number):
                 (slot, job), row = part.ready.popleft(), heapq.heappop(part.rows)
                 b = number * self.rows + row
                 self.job[b] = job
@@ -156,19 +162,58 @@ class Slots:
 
     def release(self, b: int) -> Job:
         """Free the row and its pages, and the slot of its prompt after the last rollout; returns the rollout."""
-        job, number = self.job[b], b // self.rows
-        assert job is not None
-        part = self.part[number]
-        self.job[b], self.done[b] = None, True
-        heapq.heappush(part.rows, b % self.rows)
-        for page in self.own_pages.pop(b):
-            heapq.heappush(part.pages, page)
+        job = self._leave(b)
         self.left[job.index] -= 1
         if not self.left[job.index]:
             number, slot = self.slot_of.pop(job.index)
             heapq.heappush(self.part[number].slots, slot)
             self.view["prompt_len_P"][number * self.slots + slot] = 0
         return job
+
+    def _leave(self, b: int) -> Job:
+        """Free the row and its pages; returns the rollout that was in it."""
+        job, number = self.job[b], b // self.rows
+        assert job is not None
+        part = self.part[number]
+        self.job[b], self.done[b] = None, True
+        heapq.heappush(part.rows, b % self.rows)
+        for page in self.own_pages.pop(b):
+            self.view["first_M"][number * self.pages + page] = FREE["first_M"]
+            heapq.heappush(part.pages, page)
+        return job
+
+    # --- too few pages
+
+    def make_room(self) -> None:
+        """Send rollouts back to the ready ones until the pool has a page for each full stage.
+
+        Those with the fewest tokens go, so the longest always get on. They begin again from their prompt, first of all
+        that are ready: the same random stream and the same programs give the same tokens a second time.
+        """
+        if not self.most_pages:
+            return
+        for number, part in enumerate(self.part):
+            while len(due := [b for b in self.full() if b // self.rows == number]) > self._pages_left(number):
+                rows = range(number * self.rows, (number + 1) * self.rows)
+                live = [b for b in rows if self.job[b] and (b in due or self.own_pages[b])]
+                assert len(live) > 1, "the pool is smaller than what one rollout needs"
+                b = min(live, key=lambda b: (self.t[b], -b))
+                job = self._leave(b)
+                self.restarts, self.lost_tokens = self.restarts + 1, self.lost_tokens + len(job.tokens)
+                for values in (job.tokens, job.logp, job.drawn_logp):
+                    values.clear()
+                part.ready.appendleft((self.slot_of[job.index][1], job))
+
+    def _pages_left(self, number: int) -> int:
+        """Pages that a part's pool has or may still grow by."""
+        return self.most_pages - self.pages + len(self.part[number].pages)
+
+    def _has_room(self, number: int) -> bool:
+        """Whether one more rollout may enter: there must be a page for each that is in a row, and for it."""
+        if not self.most_pages:
+            return True
+        live = sum(self.job[b] is not None for b in range(number * self.rows, (number + 1) * self.rows))
+        return not live or self._pages_left(number) > live
 
     # --- pages
 
@@ -180,12 +225,15 @@ class Slots:
         """The size of the pool (pages of a part) that the next commit needs; 0 if it is large enough."""
         due = np.bincount([b // self.rows for b in self.full()], minlength=self.parts).tolist()
         needed = max(self.pages - len(p.pages) + n for p, n in zip(self.part, due, strict=True))
-        return 0 if needed <= self.pages else pool_size(needed, self.rows)
+        if needed <= self.pages:
+            return 0
+        size = pool_size(needed, self.rows)
+        return min(size, self.most_pages) if self.most_pages else size
 
     def grow(self, pages: int) -> None:
         old, self.pages = self.pages, pages
         for name in PAGE_VIEWS:
-            x = np.zeros((self.parts, pages), np.int32)
+            x = np.full((self.parts, pages), FREE[name], np.int32)
             x[:, :old] = self.view[name].reshape(self.parts, old)
             self.view[name] = x.reshape(-1)
         for part in self.part:
@@ -209,6 +257,34 @@ class Slots:
             self.view["depth_B"][b] += 1
             self.own_pages[b].append(page)
         return at_B
+
+    def compact(self, block: int, most: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Move pages to lower places that are free, if fewer blocks then hold all of them.
+
+        One part with blocks of 2; pages 0, 3 and 4 are used, 1, 2 and 5 free: page 4 moves to place 1.
+
+        Args:
+            block: pages that are read together. most: moves of a part at a time.
+
+        Returns:
+            (from_M, to_M), both [parts * most]: places within the part; ``pages``, which is out of range, in ``to_M``
+            is no move. None if nothing moves.
+        """
+        from_M, to_M = np.zeros((self.parts, most), np.int32), np.full((self.parts, most), self.pages, np.int32)
+        for number, part in enumerate(self.part):
+            begin, used = number * self.pages, self.pages - len(part.pages)
+            places = np.flatnonzero(self.view["first_M"][begin : begin + self.pages] >= 0)[::-1]
+            beyond = places[places >= -(-used // block) * block][:most].tolist()
+            for n, old in enumerate(beyond):
+                new = heapq.heapreplace(part.pages, old)
+                from_M[number, n], to_M[number, n] = old, new
+                b = number * self.rows + int(self.view["owner_M"][begin + old])
+                d = self.own_pages[b].index(old)
+                self.own_pages[b][d] = self.view["table_BD"][b, d] = new
+                for name in PAGE_VIEWS:
+                    self.view[name][begin + new] = self.view[name][begin + old]
+                self.view["first_M"][begin + old] = FREE["first_M"]
+        return None if (to_M == self.pages).all() else (from_M.reshape(-1), to_M.reshape(-1))
 
     # --- the tail: fewer rows
 
@@ -241,7 +317,7 @@ class Slots:
         from_B, from_M = np.zeros((self.parts, rows), np.int32), np.zeros((self.parts, pages), np.int32)
         old = {name: getattr(self, name) for name in ROW_ARRAYS} | self.view
         new = {n: np.zeros((self.parts * rows, *old[n].shape[1:]), old[n].dtype) for n in (*ROW_ARRAYS, *ROW_VIEWS)}
-        new |= {n: np.zeros(self.parts * pages, np.int32) for n in PAGE_VIEWS}
+        new |= {n: np.full(self.parts * pages, FREE[n], np.int32) for n in PAGE_VIEWS}
         new |= {n: self.view[n] for n in PROMPT_VIEWS}
         jobs: list[Job | None] = [None] * (self.parts * rows)
         own: dict[int, list[int]] = {}
@@ -276,6 +352,7 @@ class Slots:
 ROW_ARRAYS = ("token", "t", "limit", "base", "key")  # of `engine.Rows`; ``done`` follows from the jobs
 ROW_VIEWS = ("place_B", "table_BD", "depth_B")
 PAGE_VIEWS = ("owner_M", "first_M")
+FREE = {"owner_M": 0, "first_M": -1}  # of a free page
 PROMPT_VIEWS = ("row_PG", "prompt_len_P")
 
 

@@ -124,7 +124,8 @@ async def _rubric(
         return found
     seen = answers if design.see_rollouts else ()
     rubric = await teacher.induce_rubric(prompt, references, seen, size=design.size)
-    return rubric, lineage_of(step, teacher.roles["rubric"].model, teacher.template_id("rubric"), references, seen)
+    template = teacher.template_id("rubric", prompt)
+    return rubric, lineage_of(step, teacher.roles["rubric"].model, template, references, seen)
 
 
 async def judge_pairs(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ropd_jax.teacher.asking import REASK_TEMPLATE, Asker
@@ -182,10 +182,29 @@ class Teacher:
         ids = (self.template_id(role) for role in (*TEMPLATES, "reask"))
         return {name: sha for name, _, sha in (i.rpartition("@") for i in ids)}
 
-    def template_id(self, role: str) -> str:
-        """Name and content hash of a role's prompt, ``verifier.v3@3f2a...``."""
+    def template_id(self, role: str, prompt: Prompt | None = None) -> str:
+        """Name and content hash of a role's template, ``verifier.v3@3f2a...``; with a ``prompt``, of its source."""
         own = REASK_TEMPLATE if role == "reask" else self.roles[role].template or TEMPLATES[role]
+        own = (prompt.templates.get(role) if prompt else None) or own
         return f"{own}@{templates.prompt_sha(own)}"
+
+    def check_templates(self, own: Mapping[str, str], where: str) -> None:
+        """Refuse templates that a source of prompts has of its own and that cannot work.
+
+        Args:
+            own: by role (``Prompt.templates``). where: the source, for the message.
+
+        Raises:
+            ConfigurationError: no such template, placeholders that it lacks, or a form that it cannot show.
+        """
+        for role, name in own.items():
+            alone = role == "rubric" and name.startswith(("rubricator_references.", "rubric_static."))
+            try:
+                templates.check("rubric_alone" if alone else role, name)
+                if role == "verify":
+                    self.asking.check(name)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"{where}: {error}", cause=error.cause) from error
 
     # ------------------------------------------------------------------------------------------------ references
 
@@ -297,7 +316,7 @@ class Teacher:
 
         async def ask(texts: list[str]) -> Rubric:
             shown = texts[: len(references)], texts[len(references) :]
-            how = self._how("rubric")
+            how = self._how("rubric", prompt)
             request = rubricator.rubric_request(prompt.question, *shown, **how, seed=self.seed, size=size)
             request = dataclasses.replace(request, extra=self.roles["rubric"].extra)
             token = token_of(request.json_schema)
@@ -314,7 +333,8 @@ class Teacher:
 
         async def ask(texts: list[str]) -> Rubric:
             how = self._how("rubric")
-            how["template"] = how["template"] if how["template"].startswith("rubric_static.") else ""
+            own = prompt.templates.get("rubric", "")
+            how["template"] = own or (how["template"] if how["template"].startswith("rubric_static.") else "")
             request = static_rubric.request(prompt.question, texts, **how, seed=self.seed)
             request = dataclasses.replace(request, extra=self.roles["rubric"].extra)
             token = token_of(request.json_schema)
@@ -437,6 +457,7 @@ class Teacher:
         """One vote of one verifier on all answers. ``samples`` are the sample index of the first question and of the
         second, for the answers without a verdict."""
         how = role.wording()
+        how["template"] = prompt.templates.get("verify") or how["template"]
         form = verifier.form_of(how["template"], self.asking.form).name
         shared = verifier.group_token(prompt.question, rubric, answers, seed=self.seed)
 
@@ -508,8 +529,10 @@ class Teacher:
         """
         return await self._asker.ask(request, parse)
 
-    def _how(self, role: str) -> dict[str, Any]:
-        return self.roles[role].wording()
+    def _how(self, role: str, prompt: Prompt | None = None) -> dict[str, Any]:
+        how = self.roles[role].wording()
+        own = prompt.templates.get(role) if prompt else None
+        return how | ({"template": own} if own else {})
 
     # ------------------------------------------------------------------------------------------- the run's state
 

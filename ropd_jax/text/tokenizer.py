@@ -9,8 +9,11 @@ import copy
 import hashlib
 import json
 import pathlib
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
 
 from ropd_jax.text import chat
 from ropd_jax.types import Message, UserError
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")  # the one that a template uses ends its turns
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 TEXT_ENDS = ("<|endoftext|>", "<|end_of_text|>")
 
 
@@ -97,6 +101,25 @@ class HFTokenizer:
     def vocab(self) -> dict[str, int]:
         """The id of every token, added ones included; the texts as the backend stores them (``Ġthe``)."""
         return self._backend.get_vocab()
+
+    def token_bytes(self) -> np.ndarray:
+        """int32[V], the bytes of UTF-8 that each token adds to a text; 0 for ids without a token.
+
+        Where a decoder does more than to put the tokens' texts together, the sum can differ from the text's size.
+        """
+        added = {i: token.content for i, token in self._backend.get_added_tokens_decoder().items()}
+        byte_level = "ByteLevel" in repr(self._backend.decoder)
+        sizes_V = np.zeros(self.vocab_size, np.int32)
+        for text, i in self.vocab().items():
+            if i in added:
+                sizes_V[i] = len(added[i].encode())
+            elif byte_level:
+                sizes_V[i] = len(text)  # each character stands for one byte
+            elif _BYTE.fullmatch(text):
+                sizes_V[i] = 1  # <0xE2>
+            else:
+                sizes_V[i] = len(text.replace("\u2581", " ").encode("utf-8", "surrogatepass"))
+        return sizes_V
 
     def without(self, tokens: Collection[str]) -> HFTokenizer:
         """This tokenizer without some of its added tokens: their text is cut into others."""

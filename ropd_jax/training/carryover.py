@@ -113,6 +113,7 @@ def stored(groups: Sequence[RolloutGroup]) -> list[dict[str, Any]]:
                     "finish_reason": r.finish_reason,
                 }
                 | ({} if r.drawn_logp_T is None else {"drawn_logp": r.drawn_logp_T.tolist()})
+                | ({"opened": True} if r.opened else {})
                 for r in g.rollouts
             ],
         }
@@ -131,7 +132,8 @@ def restored(
             tuple(
                 Rollout(np.asarray(r["tokens"], np.int32), np.asarray(r["logp"], np.float32), r["text"],
                         r["finish_reason"],
-                        np.asarray(r["drawn_logp"], np.float32) if "drawn_logp" in r else None)
+                        np.asarray(r["drawn_logp"], np.float32) if "drawn_logp" in r else None,
+                        r.get("opened", False))
                 for r in row["rollouts"]
             ),
             row["step"],

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import dataclasses
 import logging
 import math
 import time
@@ -25,6 +26,7 @@ from typing import Any, NamedTuple
 from ropd_jax.methods import Method, check_judgement
 from ropd_jax.parallel import hosts
 from ropd_jax.teacher import BudgetError, Teacher, at_step, sync
+from ropd_jax.teacher.recorded import recording
 from ropd_jax.training.accumulate import StreamedUpdate
 from ropd_jax.types import Judgement, RolloutGroup, UserError
 from ropd_jax.utils import tracing
@@ -252,7 +254,9 @@ async def judge_by(method: Method, teacher: Teacher, group: RolloutGroup) -> Jud
     Raises:
         UserError: the method returned something else than one reward or None for each rollout.
     """
-    judgement = check_judgement(method, await judge_group(method.judge, teacher, group), group)
+    with recording() as calls:
+        judgement = check_judgement(method, await judge_group(method.judge, teacher, group), group)
+    judgement = dataclasses.replace(judgement, calls=calls())
     if not method.cfg.rewards.exact_weight:
         return judgement
     return await asyncio.to_thread(method.with_exact, judgement, group)  # a hostile answer can take the child seconds

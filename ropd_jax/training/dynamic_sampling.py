@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ropd_jax.data.prompts import PromptStream
+from ropd_jax.data.stream import PromptStream
 from ropd_jax.methods import Method
 from ropd_jax.types import Judgement, Prompt, RolloutGroup
 

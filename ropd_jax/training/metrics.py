@@ -26,10 +26,14 @@ def step_metrics(
     valid_PG: np.ndarray,
     sample_s: float,
     tokenizer: Tokenizer,
+    grades: Sequence[Sequence[bool | None]],
 ) -> dict[str, Any]:
-    """The step's rollouts, rewards and failures as metrics; a mean over nothing is None."""
+    """The step's rollouts, rewards and failures as metrics; a mean over nothing is None.
+
+    Args:
+        grades: `exact_grades` of the groups.
+    """
     rollouts = [r for g in groups for r in g.rollouts]
-    grades = [grade(g.prompt, r.answer) for g in groups for r in g.rollouts]
     scored = reward_PG[valid_PG]
     reference = [j.rubric.score(v) for j in judgements if j.rubric for v in j.reference_passed if v is not None]
     valid_P, informative_P = (np.asarray(x).any(axis=1) for x in (advantages.valid_PG, advantages.informative_PG))
@@ -40,7 +44,7 @@ def step_metrics(
         "teacher/unscored_frac": float(1 - valid_PG.mean()),
         "group/invalid_frac": float(1 - valid_P.mean()),
         "group/zero_variance_frac": float((valid_P & ~informative_P).mean()),
-        "sample/accuracy": accuracy(grades).value,
+        "sample/accuracy": accuracy([g for row in grades for g in row]).value,
     }
     if rollouts:
         metrics["sample/tokens_per_s"] = sum(len(r.tokens_T) for r in rollouts) / sample_s
@@ -54,6 +58,46 @@ def step_metrics(
     if any(j.rubric for j in judgements):
         metrics |= step_health(judgements)
     return metrics | {f"reward/unscored_{cause}": n for cause, n in causes.items()}
+
+
+def exact_grades(groups: Sequence[RolloutGroup], judgements: Sequence[Judgement]) -> list[list[bool | None]]:
+    """The exact grade of each answer of each group, taken from the judgement where it has one."""
+    return [
+        list(j.exact)
+        if any(right is not None for right in j.exact)
+        else [grade(g.prompt, r.answer) for r in g.rollouts]
+        for g, j in zip(groups, judgements, strict=True)
+    ]
+
+
+def pass_rates(
+    groups: Sequence[RolloutGroup], judgements: Sequence[Judgement], grades: Sequence[Sequence[bool | None]]
+) -> dict[str, float]:
+    """The pass rate of each group's prompt, by its id: the share of right answers where exact grades are known, else
+    the mean reward, cut to 0 to 1. A group of which neither is known is left out."""
+    found = {}
+    for group, judgement, row in zip(groups, judgements, grades, strict=True):
+        exact = [float(right) for right in row if right is not None]
+        known = exact or [r for r in judgement.taught if r is not None]
+        if known:
+            found[group.prompt.id] = min(max(float(np.mean(known)), 0.0), 1.0)
+    return found
+
+
+def source_metrics(
+    names: Sequence[str], groups: Sequence[RolloutGroup], reward_PG: np.ndarray, valid_PG: np.ndarray
+) -> dict[str, Any]:
+    """Of each source of a mixture: its groups in the step, their share, and the mean reward; None of no reward."""
+    metrics: dict[str, Any] = {}
+    for name in names:
+        own_P = np.array([g.prompt.source == name for g in groups], bool)
+        rewards = reward_PG[own_P][valid_PG[own_P]]
+        metrics |= {
+            f"source/{name}_groups": int(own_P.sum()),
+            f"source/{name}_share": float(own_P.mean()),
+            f"source/{name}_reward_mean": float(rewards.mean()) if rewards.size else None,
+        }
+    return metrics
 
 
 def reward_parts(judgements: Sequence[Judgement]) -> dict[str, float | None]:

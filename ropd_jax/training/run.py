@@ -10,20 +10,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ropd_jax.data.prompts import PromptStream
 from ropd_jax.data.questions import Questions
+from ropd_jax.data.stream import PromptStream
 from ropd_jax.methods import Method
 from ropd_jax.models.lora import attach
 from ropd_jax.sampling.engine import EngineConfig, sample_groups
 from ropd_jax.teacher import Teacher
 from ropd_jax.training.accumulate import StreamedUpdate
 from ropd_jax.training.collect import PendingStep, Send
+from ropd_jax.training.rescore import Changes, changes_of
 from ropd_jax.training.sections import RunConfig
 from ropd_jax.training.update import Portions, State, update_step
 from ropd_jax.types import Prompt, RolloutGroup
 from ropd_jax.utils import tracing
 from ropd_jax.weights.student import Student
 from ropd_jax.workdir.place import Place
+from ropd_jax.workdir.token_logprobs import BEFORE_AFTER
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +146,16 @@ class Run:
             cfg=self.cfg.update, overlap=self.cfg.overlap, step=step, length=self.length,
             tokenizer=self.student.tokenizer,
         )  # fmt: skip
+
+    def token_changes(self, state: State, groups: Sequence[RolloutGroup]) -> Changes | None:
+        """What the update to ``state`` changed of the rollouts' log-probs (`rescore`); None if it is not asked for."""
+        how = self.cfg.log
+        if not how.groups or how.token_logprobs != BEFORE_AFTER or not self.method.needs_rollouts:
+            return None
+        with tracing.span("rescore"):
+            return changes_of(
+                self.cfg.update, self.student.cfg, state.params, self.base, groups, self.mesh, self.length
+            )
 
     def whole_update(self, state: State, rows, advantages) -> tuple[State, dict[str, float]]:
         """(state, metrics) after the step's mini-batches; see `update_step`."""

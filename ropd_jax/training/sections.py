@@ -128,7 +128,9 @@ class LogConfig:
     """``cfg.log``."""
 
     groups: bool
-    tensorboard: bool
+    token_logprobs: str
+    trackers: tuple[str, ...]
+    profile_steps: str
     watchdog_s: float
 
 

@@ -22,11 +22,14 @@ from ropd_jax.core.batches import TokenSequence
 from ropd_jax.parallel import compile_cache, hosts
 from ropd_jax.teacher import BudgetError, Teacher, TeacherLoop, sync
 from ropd_jax.teacher.traffic.tracing import ObservedClient
+from ropd_jax.text.tokenizer import HFTokenizer
 from ropd_jax.training.carryover import Pending, pending_ids, pending_state, restore_pending
 from ropd_jax.training.collect import DeferredGroups, judge_by, report_left_out, sync_teachers
 from ropd_jax.training.drift import alarms, drift_at
 from ropd_jax.training.failure_gate import FailureGate
 from ropd_jax.training.metrics import make_result
+from ropd_jax.training.profile import Profile
+from ropd_jax.training.rescore import Changes
 from ropd_jax.training.run import Run
 from ropd_jax.training.update import State
 from ropd_jax.training.validate import all_finite, check_finite
@@ -37,13 +40,16 @@ from ropd_jax.utils.writing import WRITE_ERRORS, Dispensable, WriteError, write_
 from ropd_jax.workdir.checkpoint import Checkpoints
 from ropd_jax.workdir.config import claim
 from ropd_jax.workdir.curves import curves_png
-from ropd_jax.workdir.groups import GroupsLog
+from ropd_jax.workdir.groups import GroupsLog, answer_rows
 from ropd_jax.workdir.lock import LockLost
 from ropd_jax.workdir.metrics import Metrics, read_metrics
 from ropd_jax.workdir.one_run import Ownership
 from ropd_jax.workdir.progress import Progress
 from ropd_jax.workdir.rescue import rescue
 from ropd_jax.workdir.result import Result, read_result, write_result
+from ropd_jax.workdir.status import reporting
+from ropd_jax.workdir.token_logprobs import OFF
+from ropd_jax.workdir.trackers import Start, make_trackers
 from ropd_jax.workdir.watchdog import watching
 
 log = logging.getLogger(__name__)
@@ -59,6 +65,7 @@ class StepReport:
         rows: the sequences it was trained on.
         deferred: groups that the next step waits for.
         finite: whether every parameter is a number after the step.
+        changes: what the update changed of the rollouts' log-probs (`rescore`), or None.
     """
 
     begin: float
@@ -69,6 +76,7 @@ class StepReport:
     rows: Sequence[TokenSequence]
     deferred: DeferredGroups
     finite: bool
+    changes: Changes | None = None
 
 
 @contextlib.contextmanager
@@ -160,6 +168,7 @@ class Session:
             self._host |= found.host
             self.teacher.restore(self._host["teacher"], host=hosts.index())
             self._gate.restore(self._host["failures"])
+            self._run.prompts.restore(self._host.get("curriculum"))
         sync_teachers(self.teacher)
         self._open_logs(first, resumed=found is not None)
         if found:
@@ -186,15 +195,23 @@ class Session:
     def _open_logs(self, first: int, *, resumed: bool) -> None:
         run, stack, writes = self._run, self._stack, self._writes
         files = run.place.files
-        self._metrics = Metrics(
-            files, start_step=first + 1 if resumed else 0, tensorboard=run.cfg.log.tensorboard, write=writes
-        )
+        begin = first + 1 if resumed else 0
+        start = Start(run.raw, files, run.place.home.name, begin, resumed, run.forked_from or {})
+        self._trackers = make_trackers(run.cfg.log.trackers if writes else (), start)
+        stack.push(lambda kind, error, trace: self._trackers.finish(0 if kind is None else 1))
+        self._metrics = Metrics(files, start_step=begin, trackers=self._trackers, write=writes)
+        self._profile = Profile(run.cfg.log.profile_steps if writes else "", files / "profile")
+        stack.callback(self._profile.close)
         stack.enter_context(contextlib.closing(self._metrics))
         self._timeline = stack.enter_context(tracing.Timeline(files, start_step=first, write=writes).recording())
         compile_cache.hand_over(self._timeline)
         stack.enter_context(watching(self._timeline, run.cfg.log.watchdog_s, files, self.loop.stacks))
+        self._now = {"done": first, "steps": run.steps, "doing": ""}
+        stack.enter_context(reporting(self._timeline, files, lambda: dict(self._now), write=writes))
         self.teacher.client = ObservedClient(self.teacher.client, tracing.span)
-        self._groups_log = GroupsLog(files)
+        how, tokenizer = run.cfg.log.token_logprobs, run.student.tokenizer
+        sizes = tokenizer.token_bytes() if how != OFF and isinstance(tokenizer, HFTokenizer) else None
+        self._groups_log = GroupsLog(files, token_logprobs=how, token_bytes_V=sizes)
         series = read_metrics(files) if writes else {}
         self._scores |= hosts.broadcast_from_host0(dict(zip(*series.get(self._best_by, ((), ())), strict=True)))
         shown_on = None if writes else stack.enter_context(open(os.devnull, "w"))  # noqa: SIM115
@@ -204,6 +221,7 @@ class Session:
 
     def report(self, text: str) -> None:
         """Show what the run is doing."""
+        self._now["doing"] = text
         self._progress.report(text)
 
     def outage(self) -> str:
@@ -228,7 +246,7 @@ class Session:
     def step(self, step: int, state: State, pending: Pending) -> Iterator[None]:
         """Everything inside belongs to this step of the timeline; ``state`` is that of the last finished step."""
         self._finished = (step, state, pending)
-        with tracing.about(step=step), tracing.span("step"):
+        with tracing.about(step=step), tracing.span("step"), self._profile.step(step):
             yield
 
     def eval_due(self, step: int) -> bool:
@@ -278,7 +296,9 @@ class Session:
         metrics |= self.teacher.metrics(step)
         advantage_PG = np.asarray(report.advantages.advantage_PG)
         if self._writes and run.cfg.log.groups and run.method.needs_rollouts:
-            self._groups_log.write(step, report.groups, report.judgements, advantage_PG.tolist())
+            judged = (report.groups, report.judgements, advantage_PG.tolist())
+            self._groups_log.write(step, *judged, report.changes)
+            self._trackers.table(done, lambda: answer_rows(step, *judged))
         check_finite(metrics, step, run.place.files, report.rows, advantage_PG, finite=report.finite)
         metrics |= self._checkpoints.times()
         metrics["time/step_s"] = time.monotonic() - report.begin
@@ -286,6 +306,7 @@ class Session:
         self._timeline.flush()
         run.place.upload()
         self._progress.step(done, metrics)
+        self._now |= {"done": done, "doing": ""}
         if not self._reported_programs:
             log.info("%s", compile_cache.programs())
             self._reported_programs = True
@@ -410,7 +431,8 @@ class Session:
         """What a checkpoint holds besides the arrays; ``ends`` as in `save`."""
         stale = bool(self._run.cfg.overlap.staleness)
         host = self._host | pending_state(done, pending, stale=stale, sample=not ends)
-        return host | {"seconds": self._seconds(), "teacher": self.teacher.state(), "failures": self._gate.state()}
+        host |= {"seconds": self._seconds(), "teacher": self.teacher.state(), "failures": self._gate.state()}
+        return host | ({"curriculum": drawn} if (drawn := self._run.prompts.state(done)) else {})
 
     def finish(self, after: dict[str, Any]) -> Result:
         """Write the result, with the last held-out evaluation in it, and the curves.

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ropd_jax.data.golds import check_judged
-from ropd_jax.data.prompts import PromptStream
+from ropd_jax.data.mixture import sources_of
 from ropd_jax.data.questions import Questions, load_questions, no_heldout
+from ropd_jax.data.stream import PromptStream
 from ropd_jax.methods import Method, load_method
 from ropd_jax.models.lora import Lora, freeze, init_adapters
 from ropd_jax.parallel import compile_cache, hosts
@@ -30,6 +31,7 @@ from ropd_jax.teacher import Teacher, build_teacher
 from ropd_jax.teacher.build import check_addresses, providers
 from ropd_jax.teacher.calibration import summary
 from ropd_jax.teacher.check import check_models
+from ropd_jax.teacher.roles.templates import prompt_sha
 from ropd_jax.training import validate
 from ropd_jax.training.accumulate import uses_streaming, why_not_streaming
 from ropd_jax.training.fork import Origin, check_origin, forked, origin_of
@@ -83,6 +85,7 @@ def setup(
     hosts.check_same("the config", flatten(raw))
     made = load_method(method or cfg.method, cfg)
     validate.check_exact(how.exact_weight, made, raw["method"])
+    validate.check_curriculum(cfg.data.curriculum, made, raw["method"])
     place.fetch()
     files = check_files(cfg, how, made, raw, place, fork)
     validate.note_warmup(how.optim, how.steps)
@@ -166,6 +169,9 @@ def check_files(
     needs = (*made.asks, *(("judge",) if cfg.teacher.judge.model else ()))
     teacher = run_teacher(cfg, [], place.files, needs=needs)
     teacher.check_tape()
+    sources = sources_of(cfg.data)
+    for source in sources:
+        teacher.check_templates(source.templates, f"data.sources, {source.name}")
     validate.check_xla_options(how.optim.xla_options)
     mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp)
     student = outline(
@@ -181,7 +187,9 @@ def check_files(
     made.check_prompts(train.prompts)
     validate.check_gradable(how.exact_weight, train.prompts)
     check_judged(train.prompts, heldout.prompts, judge=bool(cfg.teacher.judge.model), exact_method=exact_method)
-    prompts = PromptStream(train.prompts, how.prompts_per_step, how.seed)
+    shares = {s.name: s.share for s in sources}
+    most = cfg.data.curriculum
+    prompts = PromptStream(train.prompts, how.prompts_per_step, how.seed, shares=shares, most=most)
     prompt_len = -(-max(train.longest, heldout.longest) // validate.SHORTEST) * validate.SHORTEST
     validate.check_length(prompt_len, how.sampling.max_tokens, how.optim.row_len, student.cfg)
     if "scripted" in providers(cfg.teacher, needs):  # it needs the data: their worked solutions are its answer key
@@ -190,6 +198,8 @@ def check_files(
         teacher.check_references(train.prompts)
     contents = file_contents(values, weights=False)
     contents |= {"data.path": questions_hash(train.prompts), "data.heldout_path": questions_hash(heldout.prompts)}
+    if own := {name: prompt_sha(name) for s in sources for name in s.templates.values()}:
+        contents["data.sources"] = " ".join(f"{name}@{sha}" for name, sha in sorted(own.items()))
     if writes:
         check_claim(place.files, raw, contents, home=place.home)
     if origin and origin.pending:

@@ -18,6 +18,7 @@ from ropd_jax.core.moments import MOMENTS
 from ropd_jax.core.optim import SCHEDULES
 from ropd_jax.core.rewards import OVERLONG
 from ropd_jax.data.grader import gradable
+from ropd_jax.data.mixture import MixtureSource, held_out_of, sources_of
 from ropd_jax.data.questions import no_heldout
 from ropd_jax.methods import Method
 from ropd_jax.models.attention import KERNELS
@@ -28,10 +29,13 @@ from ropd_jax.parallel import hosts
 from ropd_jax.parallel.mesh import check_divides
 from ropd_jax.parallel.xla_options import xla_options
 from ropd_jax.teacher.build import role_of
+from ropd_jax.training.profile import profile_range
 from ropd_jax.training.sections import OptimConfig, OverlapConfig, RunConfig
 from ropd_jax.training.update import check_learning
 from ropd_jax.types import Prompt, UserError
 from ropd_jax.utils.writing import Dispensable
+from ropd_jax.workdir.token_logprobs import MODES
+from ropd_jax.workdir.trackers import check_trackers
 
 log = logging.getLogger(__name__)
 SHORTEST = 16  # positions of a prompt: lengths are rounded up to a multiple of it
@@ -43,6 +47,8 @@ def check_run(cfg: RunConfig) -> None:
     Raises:
         UserError: naming the value, what was expected and the remedy.
     """
+    if cfg.log.token_logprobs not in MODES:
+        raise UserError(f"log.token_logprobs={cfg.log.token_logprobs!r}; expected one of {', '.join(MODES)}")
     sampling, loss, optim = cfg.sampling, cfg.loss, cfg.optim
     for key, value, known in (
         ("loss.aggregation", loss.aggregation, AGGREGATIONS),
@@ -58,6 +64,8 @@ def check_run(cfg: RunConfig) -> None:
         if value not in known:
             raise UserError(f"{key}={value!r}; expected one of {', '.join(known)}")
     check_learning(loss, optim)
+    check_trackers(cfg.log.trackers)
+    profile_range(cfg.log.profile_steps)
     P, m = cfg.prompts_per_step, optim.minibatches
     if P % m:
         raise UserError(f"optim.minibatches={m} does not divide data.prompts_per_step={P}; choose a divisor of {P}")
@@ -98,27 +106,39 @@ def check_student(student: ModelConfig, how: RunConfig, mesh: jax.sharding.Mesh)
 
 
 def check_data(data: Mapping[str, Any]) -> None:
-    """Raises UserError for a template without a place for the question, or sizes and paths that cannot work."""
-    if "{question}" not in data["template"]:
-        raise UserError(f"data.template={data['template']!r:.80} has no {{question}}; put it where the question goes")
-    if 0 < (data["size"] or 0) < data["prompts_per_step"]:
+    """Raises UserError for sources that cannot work: a template without a place for the question, sizes, paths."""
+    held = not no_heldout(data)
+    held_from = {s.name for s in held_out_of(data, sources_of(data))} if held else set()
+    for source in sources_of(data):
+        _check_source(source, data, held=source.name in held_from)
+    if 0 < data["curriculum"] <= 1:
         raise UserError(
-            f"data.prompts_per_step={data['prompts_per_step']} is more than data.size={data['size']}; expected at most "
+            f"data.curriculum={data['curriculum']:g}; expected 0 (off) or more than 1: 4 draws a prompt at most 4 "
+            "times and at least a quarter as often as without"
+        )
+
+
+def _check_source(source: MixtureSource, data: Mapping[str, Any], *, held: bool) -> None:
+    own, where = source.data, f"data.sources, {source.name}: " if source.name else "data."
+    if "{question}" not in own["template"]:
+        raise UserError(f"{where}template={own['template']!r:.80} has no {{question}}; put it where the question goes")
+    if not source.name and 0 < (own["size"] or 0) < data["prompts_per_step"]:
+        raise UserError(
+            f"data.prompts_per_step={data['prompts_per_step']} is more than data.size={own['size']}; expected at most "
             "as many prompts a step as there are: lower it, or raise data.size"
         )
-    if data["source"] == "jsonl" and not data["path"]:
-        raise UserError("data.path is empty with data.source='jsonl'; expected a JSONL file of questions")
-    held = not no_heldout(data)
-    for key in ("size", "heldout_size") if held else ("size",):
-        if not data[key] and data["source"] in ("reasoning_gym", "instructions"):
+    if own["source"] == "jsonl" and not own["path"]:
+        raise UserError(f"{where}path is empty with {where}source='jsonl'; expected a JSONL file of questions")
+    for key, size in (("size", own["size"]), ("heldout_size", data["heldout_size"]))[: 1 + held]:
+        if not size and own["source"] in ("reasoning_gym", "instructions"):
             none = "; data.heldout=False is a run without held-out data" if key == "heldout_size" else ""
             raise UserError(
-                f"data.{key}={data[key]} is all of a set, but {data['source']} has no end; expected 1 or more{none}"
+                f"{where}{key}={size} is all of a set, but {own['source']} has no end; expected 1 or more{none}"
             )
-    drawn = data["source"] == "published" and data["heldout_path"] in ("", data["path"])
+    drawn = own["source"] == "published" and own["heldout_path"] in ("", own["path"])
     if held and drawn and not data["heldout_size"]:
         raise UserError(
-            f"data.heldout_size={data['heldout_size']} takes all of {data['task']} for the held-out set, and leaves "
+            f"data.heldout_size={data['heldout_size']} takes all of {own['task']} for the held-out set, and leaves "
             "nothing to train on; give a number, or data.heldout=False for a run without held-out data"
         )
 
@@ -134,6 +154,14 @@ def check_exact(weight: float, method: Method, name: str) -> None:
         raise UserError(
             f"rewards.exact_weight={weight:g}, but method={name} {why}; expected a method that does (ropd, rar, "
             "t_judge), or rewards.exact_weight=0"
+        )
+
+
+def check_curriculum(most: float, method: Method, name: str) -> None:
+    """Raises UserError for ``data.curriculum`` with a method that samples no answers, so that no pass rate is known."""
+    if most and not method.needs_rollouts:
+        raise UserError(
+            f"data.curriculum={most:g}, but method={name} samples no answers that would have a pass rate; set it to 0"
         )
 
 

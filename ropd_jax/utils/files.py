@@ -104,7 +104,7 @@ def create_private(path: pathlib.Path, mode: str = "w", **how: Any) -> IO[Any]:
     return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_EXCL, 0o600), **how)
 
 
-def write_atomic(path: str | os.PathLike[str], text: str, *, private: bool = False) -> None:
+def write_atomic(path: str | os.PathLike[str], text: str | bytes, *, private: bool = False) -> None:
     """Writes a file (or uploads one) that appears whole or not at all, also when the machine stops in between.
 
     Lone surrogates (a student may emit half a character) are written as ``\\udcxx``, which JSON reads back. With
@@ -114,12 +114,12 @@ def write_atomic(path: str | os.PathLike[str], text: str, *, private: bool = Fal
         _write_atomic(place, text, private)
 
 
-def _write_atomic(path: pathlib.Path, text: str, private: bool) -> None:
+def _write_atomic(path: pathlib.Path, text: str | bytes, private: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     try:
         with create_private(part, "wb") if private else open(part, "wb") as f:
-            f.write(text.encode("utf-8", "backslashreplace"))
+            f.write(text if isinstance(text, bytes) else text.encode("utf-8", "backslashreplace"))
             f.flush()
             os.fsync(f.fileno())
         os.replace(part, path)

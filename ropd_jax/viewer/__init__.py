@@ -2,5 +2,11 @@
 
 summary.py    one stored group in short: rewards, and what makes it worth a look
 index.py      where each group lies in its file, so that one is opened without the others
+calls.py      the requests to the teacher about one group, from the run's tape
+tokens.py     the log-probabilities of one group's tokens
 terminal.py   the matrix of criteria and answers for a terminal
+runs.py       what is answered about one run; overview.py: several runs next to each other
+criteria.py   clusters of criteria, computed in the background (`analysis.criteria`)
+reports.py    what other commands have measured: benchmarks, calibrations, second judgements
+server.py     all of it over HTTP, with the page in static/
 """

@@ -29,13 +29,15 @@ Key: TypeAlias = tuple[str, int, int]  # file, time of its last change, offset
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Place:
-    """A group in its file: bytes ``offset`` to ``offset + length`` are its line; ``changed`` is the time in ns."""
+    """A group in its file: bytes ``offset`` to ``offset + length`` are its line, the one with this ``number`` (from 0);
+    ``changed`` is the time in ns."""
 
     file: str
     changed: int
     offset: int
     length: int
     summary: Summary
+    number: int  # of its line in the file, from 0
 
     @property
     def key(self) -> Key:
@@ -120,10 +122,20 @@ class GroupIndex:
         Raises:
             UserError: there is no such group.
         """
+        return self.read(self.place(step, group))
+
+    def place(self, step: int, group: int) -> Place:
+        """The place of one group. A group that its step deferred is in the file of the next one.
+
+        Raises:
+            UserError: there is no such group.
+        """
         places = self.step(step)
-        for place in places:
-            if place.summary.group == group:
-                return self.read(place)
+        if found := next((p for p in places if _name(p) == (step, group)), None):
+            return found
+        later = self.step(step + 1) if _listed(self.directory, f"step_{step + 1:06d}.jsonl") else []
+        if found := next((p for p in later if _name(p) == (step, group)), None):
+            return found
         known = [p.summary.group for p in places]
         has = f"it has {min(known)} to {max(known)}" if known else "its file holds no readable group"
         raise UserError(f"step {step} has no group {group}; {has}")
@@ -160,16 +172,16 @@ class GroupIndex:
             raise UserError(f"{self.directory} holds no groups; expected the directory of a run with log.groups=True")
         return _step(max(names, key=_step))
 
-    def neighbours(self, step: int) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
-        """(step, group) of the last group before the step, and of the first one after it."""
+    def neighbours(self, place: Place) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+        """(step, group) of the groups before and after a place."""
+        step = _step(place.file)
+        here = self.step(step)
+        at = next((i for i, p in enumerate(here) if p.offset == place.offset), 0)
         steps = [_step(name) for name in _listed(self.directory)]
         before, after = [s for s in steps if s < step], [s for s in steps if s > step]
-        last = self.step(before[-1]) if before else []
-        first = self.step(after[0]) if after else []
-        return (
-            (before[-1], last[-1].summary.group) if last else None,
-            (after[0], first[0].summary.group) if first else None,
-        )
+        last = here[:at] or (self.step(before[-1]) if before else [])
+        first = here[at + 1 :] or (self.step(after[0]) if after else [])
+        return _name(last[-1]) if last else None, _name(first[0]) if first else None
 
     def _bytes(self, place: Place) -> bytes:
         with open(self.directory / place.file, "rb") as file:
@@ -181,6 +193,10 @@ class GroupIndex:
         return (
             f"it has {min(steps)} to {max(steps)}" if steps else "expected the directory of a run with log.groups=True"
         )
+
+
+def _name(place: Place) -> tuple[int, int]:
+    return place.summary.step, place.summary.group
 
 
 def _step(name: str) -> int:
@@ -200,16 +216,17 @@ def _listed(directory: pathlib.Path, pattern: str = "step_*.jsonl") -> dict[str,
 
 
 def _read(path: pathlib.Path, stat: tuple[int, int]) -> _Read:
-    places, unreadable, offset = [], 0, 0
+    places, unreadable, offset, number = [], 0, 0, 0
     with open(path, "rb") as lines:
         for line in lines:
             if line.strip():
                 try:
-                    places.append(Place(path.name, stat[0], offset, len(line), summary(json.loads(line))))
+                    places.append(Place(path.name, stat[0], offset, len(line), summary(json.loads(line)), number))
                 except BAD:
                     unreadable += 1
+                number += 1
             offset += len(line)
-    return _Read(stat, tuple(sorted(places, key=lambda p: p.summary.group)), unreadable)
+    return _Read(stat, tuple(sorted(places, key=_name)), unreadable)
 
 
 def _texts(row: dict[str, Any]) -> Iterator[str]:

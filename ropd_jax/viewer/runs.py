@@ -15,9 +15,14 @@ from typing import Any
 
 from ropd_jax.types import UserError
 from ropd_jax.utils.files import finite, read_json
+from ropd_jax.viewer.calls import call_of, calls_of
+from ropd_jax.viewer.criteria import CriteriaJob
 from ropd_jax.viewer.index import GroupIndex, Key, Place
-from ropd_jax.viewer.summary import Graded, Summary, graded, pass_rate
+from ropd_jax.viewer.overview import changes, config_of
+from ropd_jax.viewer.summary import Graded, Summary, graded, pass_rate, sources
+from ropd_jax.viewer.tokens import tokens_of
 from ropd_jax.workdir.metrics import read_metrics
+from ropd_jax.workdir.status import read_status
 
 PAGE, MOST = 50, 500  # groups of a page
 SORTS: Mapping[str, Callable[[Summary], float | None]] = {
@@ -76,17 +81,21 @@ class Run:
     def __init__(self, directory: pathlib.Path):
         self.directory = directory
         self.index = GroupIndex(directory)
+        self.criteria = CriteriaJob(directory)
         self._lock = threading.Lock()
         self._graded: dict[Key, Graded] = {}
         self._text = ""
         self._matches: dict[Key, bool] = {}  # of `_text`
 
     def about(self) -> dict[str, Any]:
-        """Config, result (if it has finished) and progress of the index."""
+        """Config, the keys that differ from the defaults, result (if it has finished), what it is doing."""
+        config = config_of(self.directory)
         return {
             "name": self.directory.name,
-            "config": read_json(self.directory / "config.json", optional=True),
+            "config": config,
+            "changes": changes(config),
             "result": read_json(self.directory / "result.json", optional=True) or None,
+            "status": read_status(self.directory),
         }
 
     def metrics(self) -> dict[str, Any]:
@@ -130,20 +139,47 @@ class Run:
         Raises:
             UserError: there is no such group.
         """
-        row = self.index.row(step, group)
+        place = self.index.place(step, group)
+        row = self.index.read(place)
         known = graded(row)
-        here = [p.summary.group for p in self.index.step(step)]
-        at = here.index(group)
-        before, after = self.index.neighbours(step)
-        previous = (step, here[at - 1]) if at else before
-        following = (step, here[at + 1]) if at + 1 < len(here) else after
+        previous, following = self.index.neighbours(place)
         return {
             "row": row,
             "right": known.right,
             "reference_scores": [finite(pass_rate(row["rubric"], r["verdicts"])) for r in row["references"]],
+            "sources": sources(row),
             "previous": previous,
             "next": following,
         }
+
+    def calls(self, step: int, group: int) -> dict[str, Any]:
+        """The requests to the teacher about one group, see `calls.calls_of`.
+
+        Raises:
+            UserError: there is no such group, or the tape cannot be read.
+        """
+        return calls_of(self.directory, self.config(), self.index.row(step, group))
+
+    def call(self, key: str) -> dict[str, Any]:
+        """One request and its reply, see `calls.call_of`.
+
+        Raises:
+            UserError: the tape does not have it, or cannot be read.
+        """
+        return call_of(self.directory, self.config(), key)
+
+    def tokens(self, step: int, group: int) -> dict[str, Any]:
+        """The log-probabilities of the tokens of a group's answers, see `tokens.tokens_of`.
+
+        Raises:
+            UserError: there is no such group.
+        """
+        place = self.index.place(step, group)
+        answers = len(self.index.read(place)["answers"])
+        return tokens_of(self.index.directory / place.file, place.number, answers)
+
+    def config(self) -> dict[str, Any]:
+        return read_json(self.directory / "config.json", optional=True)
 
     def _holding(self, places: list[Place], text: str) -> list[Place]:
         """Those whose texts hold the text; each group is searched once per text."""

@@ -3,10 +3,18 @@
     GET /TOKEN/                                  the page
     GET /TOKEN/static/app.js                     its files
     GET /TOKEN/api/runs                          names of the runs
-    GET /TOKEN/api/runs/NAME                     config, result
+    GET /TOKEN/api/overview                      how far each run is
+    GET /TOKEN/api/compare?runs=a,b              seeds that are one line, and what the configs differ in
+    GET /TOKEN/api/runs/NAME                     config, result, status
     GET /TOKEN/api/runs/NAME/metrics             curves
     GET /TOKEN/api/runs/NAME/groups?filter=...   a page of the list of groups (`runs.Query`)
     GET /TOKEN/api/runs/NAME/groups/12/0         one group
+    GET /TOKEN/api/runs/NAME/groups/12/0/calls   the requests to the teacher about it (`calls`)
+    GET /TOKEN/api/runs/NAME/groups/12/0/tokens  log-probability of each token of its answers
+    GET /TOKEN/api/runs/NAME/calls/3F2A...       one request with its reply
+    GET /TOKEN/api/runs/NAME/criteria            clusters of criteria; criteria/ID is one of them
+    GET /TOKEN/api/runs/NAME/judge               calibrations, second judgements
+    GET /TOKEN/api/runs/NAME/benchmarks          results; with result=... problem by problem, with problem=... answers
 
 The browser is told to run only scripts of this server, and none that the page itself contains. Foreign text reaches it
 as JSON. A request must name this host, so that another site's page cannot read it through a DNS name of its own.
@@ -28,6 +36,9 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from ropd_jax.types import UserError
+from ropd_jax.viewer.criteria import WHOLE_S
+from ropd_jax.viewer.overview import Overview, compare
+from ropd_jax.viewer.reports import Reports, answers, benchmarks, judge, problems
 from ropd_jax.viewer.runs import PAGE, Query, Run, runs_in
 
 log = logging.getLogger(__name__)
@@ -43,8 +54,32 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-STATIC = {"app.js": "text/javascript", "groups.js": "text/javascript", "microscope.js": "text/javascript",
-          "curves.js": "text/javascript", "dom.js": "text/javascript", "style.css": "text/css"}  # fmt: skip
+STATIC = {
+    "app.js": "text/javascript",
+    "benchmarks.js": "text/javascript",
+    "calls.js": "text/javascript",
+    "charts.js": "text/javascript",
+    "criteria.js": "text/javascript",
+    "curves.js": "text/javascript",
+    "diff.js": "text/javascript",
+    "dom.js": "text/javascript",
+    "groups.js": "text/javascript",
+    "judge.js": "text/javascript",
+    "microscope.js": "text/javascript",
+    "runs.js": "text/javascript",
+    "style.css": "text/css",
+    "texts.js": "text/javascript",
+    "tokens.js": "text/javascript",
+}
+VENDOR = {  # see vendor/vendor.json
+    "vendor/markdown-it.umd.min.js": "text/javascript",
+    "vendor/temml.min.js": "text/javascript",
+    "vendor/uPlot.esm.js": "text/javascript",
+    "vendor/uPlot.min.css": "text/css",
+}
+_PRELOAD = ", ".join(  # all modules at once, instead of each when another one names it
+    f"<static/{name}>; rel=modulepreload" for name in (*STATIC, *VENDOR) if name.endswith(".js") and ".min." not in name
+)
 _LOCAL = ("127.0.0.1", "localhost", "[::1]")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -58,6 +93,7 @@ def make_app(directory: pathlib.Path, token: str) -> web.Application:
     """
     runs_in(directory)
     opened: dict[str, Run] = {}
+    overview, reports = Overview(), Reports(directory)
     root = web.Application()
     app = web.Application()
 
@@ -80,22 +116,69 @@ def make_app(directory: pathlib.Path, token: str) -> web.Application:
     def group(request: web.Request) -> object:
         return run_of(request).group(int(request.match_info["step"]), int(request.match_info["group"]))
 
+    def compared(request: web.Request) -> object:
+        known = runs_in(directory)
+        names = [name for name in request.query.get("runs", "").split(",") if name]
+        if not names or (strange := [name for name in names if name not in known]):
+            raise UserError(f"{(strange or names)!r:.80} are not runs of this folder; choose some from the list")
+        return compare({name: known[name] for name in dict.fromkeys(names)})
+
+    def clusters(request: web.Request) -> object:
+        asked_by_a_page = "Sec-Fetch-Mode" in request.headers  # it shows progress; a bundle keeps the whole reply
+        return run_of(request).criteria.clusters(**({} if asked_by_a_page else {"wait_s": WHOLE_S}))
+
+    def cluster(request: web.Request) -> object:
+        return run_of(request).criteria.cluster(request.match_info["id"])
+
+    def judged(request: web.Request) -> object:
+        run = run_of(request)
+        return judge(reports, run.directory, run.index)
+
+    def measured(request: web.Request) -> object:
+        run, name, values = run_of(request), request.query.get("result", ""), request.query
+        if not name:
+            return benchmarks(reports, run.directory)
+        if values.get("problem"):
+            return answers(reports, name, values["problem"])
+        return problems(reports, name, values.get("against", ""))
+
+    def calls(request: web.Request) -> object:
+        return run_of(request).calls(int(request.match_info["step"]), int(request.match_info["group"]))
+
+    def call(request: web.Request) -> object:
+        return run_of(request).call(request.match_info["key"])
+
+    def tokens(request: web.Request) -> object:
+        return run_of(request).tokens(int(request.match_info["step"]), int(request.match_info["group"]))
+
     async def page(request: web.Request) -> web.StreamResponse:
-        return web.Response(text=_file("index.html"), content_type="text/html")
+        return web.Response(text=_file("index.html"), content_type="text/html", headers={"Link": _PRELOAD})
 
     async def static(request: web.Request) -> web.StreamResponse:
         name = request.match_info["name"]
-        if name not in STATIC:
+        kind = STATIC.get(name) or VENDOR.get(name)
+        if kind is None:
             raise web.HTTPNotFound
-        return web.Response(text=_file(name), content_type=STATIC[name])
+        return web.Response(text=_file(name), content_type=kind)
 
     app.router.add_get("/", page)
-    app.router.add_get("/static/{name}", static)
+    app.router.add_get(r"/static/{name:[\w./-]+}", static)
     app.router.add_get("/api/runs", answer(lambda request: {"runs": list(runs_in(directory))}))
+    app.router.add_get(
+        "/api/overview", answer(lambda _: {"runs": [overview.of(n, p) for n, p in runs_in(directory).items()]})
+    )
+    app.router.add_get("/api/compare", answer(compared))
+    app.router.add_get("/api/runs/{run}/criteria", answer(clusters))
+    app.router.add_get(r"/api/runs/{run}/criteria/{id:\w{1,40}}", answer(cluster))
+    app.router.add_get("/api/runs/{run}/judge", answer(judged))
+    app.router.add_get("/api/runs/{run}/benchmarks", answer(measured))
     app.router.add_get("/api/runs/{run}", answer(lambda request: run_of(request).about()))
     app.router.add_get("/api/runs/{run}/metrics", answer(lambda request: run_of(request).metrics()))
     app.router.add_get("/api/runs/{run}/groups", answer(groups))
     app.router.add_get(r"/api/runs/{run}/groups/{step:\d{1,9}}/{group:\d{1,9}}", answer(group))
+    app.router.add_get(r"/api/runs/{run}/groups/{step:\d{1,9}}/{group:\d{1,9}}/calls", answer(calls))
+    app.router.add_get(r"/api/runs/{run}/groups/{step:\d{1,9}}/{group:\d{1,9}}/tokens", answer(tokens))
+    app.router.add_get("/api/runs/{run}/calls/{key:[0-9a-f]{64}}", answer(call))
     root.middlewares.append(_guard(token))
     root.add_subapp(f"/{token}/", app)
     return root
@@ -152,7 +235,7 @@ def _json(value: object) -> str:
 
 
 def _file(name: str) -> str:
-    return importlib.resources.files("ropd_jax.viewer").joinpath("static", name).read_text(encoding="utf-8")
+    return importlib.resources.files("ropd_jax.viewer").joinpath("static", *name.split("/")).read_text(encoding="utf-8")
 
 
 @contextlib.asynccontextmanager

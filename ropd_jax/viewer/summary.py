@@ -20,6 +20,7 @@ from typing import Any
 
 from ropd_jax.data import golds
 from ropd_jax.data.grader import grade
+from ropd_jax.teacher.rubric_store import text_sha
 from ropd_jax.types import Message, Prompt, answer_of
 from ropd_jax.utils.files import finite
 
@@ -126,14 +127,26 @@ def pass_rate(rubric: Sequence[Mapping[str, Any]], verdicts: Mapping[str, bool] 
     return sum(w for w, c in zip(weights, rubric, strict=True) if verdicts[c["id"]]) / total if total else None
 
 
+def sources(row: Mapping[str, Any]) -> dict[str, list[str]] | None:
+    """Which references (R0, R1, ...) and answers (0, 1, ...) of the group the rubric was induced from; None if its
+    lineage is not known. A rubric that is reused comes from another visit's answers."""
+    lineage = row.get("lineage")
+    if not isinstance(lineage, Mapping):
+        return None
+    references = [f"R{i}" for i, r in enumerate(row["references"]) if text_sha(r["text"]) in lineage["references"]]
+    answers = [str(i) for i, a in enumerate(row["answers"]) if text_sha(answer_of(a["text"])) in lineage["answers"]]
+    return {"references": references, "answers": answers}
+
+
 def graded(row: Mapping[str, Any]) -> Graded:
     """The answers of a line against its gold answer."""
     gold, answers = row.get("gold_answer"), row["answers"]
     right: tuple[bool | None, ...] = (None,) * len(answers)
     if isinstance(gold, str) and golds.kind(gold) in (golds.NUMBER, golds.CHOICE):
         prompt = Prompt(str(row["prompt_id"]), (Message("user", ""),), answer=gold)
-        of = {text: grade(prompt, answer_of(text)) for text in {a["text"] for a in answers}}
-        right = tuple(of[a["text"]] for a in answers)
+        texts = [answer_of(a["text"], opened=a.get("opened", False)) for a in answers]
+        of = {text: grade(prompt, text) for text in set(texts)}
+        right = tuple(of[text] for text in texts)
     pushes = [finite(a["advantage"]) or 0.0 for a in answers]
     return Graded(
         right,

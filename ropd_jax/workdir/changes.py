@@ -21,9 +21,13 @@ from ropd_jax.types import UserError
 from ropd_jax.workdir.keys import FREE, IDENTITY, NUMERICS, QUESTIONS, key_of
 
 ABSENT = "absent"
+RETIRED = ("log.tensorboard",)  # keys of earlier versions that meant nothing for what a run computes
 WARNED = ("method", "teacher.index")  # a method's file can be corrected, and an index can grow: neither ends a run
 ONLY_WITH = {"teacher.calibration": "ropd.reliability_weights"}  # key -> the switch without which it is only recorded
-REACHED_BY = ("base_url", "api_key_env", "headers")  # keys of an entry of a panel: where a model is, not which
+REACHED_BY = (  # keys of an entry of a list: where a model or a file is, not which (questions are compared themselves)
+    *("base_url", "api_key_env", "headers"),
+    *("path", "heldout_path"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +67,8 @@ def compare(
         UserError: fewer steps than are finished, or a schedule whose end would move unasked.
     """
     defaults, old_contents = flat_defaults(), old_contents or {}
-    old, new = defaults | _plain(old), defaults | _plain(new)
+    old = defaults | {name: value for name, value in _plain(old).items() if name not in RETIRED}
+    new = defaults | _plain(new)
     names = sorted(k for k in old.keys() | new.keys() if old.get(k, ABSENT) != new.get(k, ABSENT))
     found: dict[str, list[str]] = {kind: [] for kind in (FREE, NUMERICS, IDENTITY)}
     for name in names:

@@ -16,21 +16,35 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from ropd_jax.teacher.rubric_store import lineage_from
-from ropd_jax.types import Criterion, Judgement, Message, Prompt, Repeat, RolloutGroup, Rubric, UserError
+from ropd_jax.types import THINK, Call, Criterion, Judgement, Message, Prompt, Repeat, RolloutGroup, Rubric, UserError
 from ropd_jax.utils.files import finite, write_atomic
 from ropd_jax.utils.paths import local_run
 from ropd_jax.utils.writing import essential
+from ropd_jax.workdir.token_logprobs import OFF, file_of, write_token_logprobs
 
 
 class GroupsLog:
     """``groups/step_000012.jsonl``: one line a group, everything that went into its rewards.
 
     The directory has mode 0700 and its files 0600: their texts are paid for, and can be private.
+
+    Args:
+        token_logprobs: ``log.token_logprobs``: whether `token_logprobs` are written, too.
+        token_bytes_V: see `write_token_logprobs`.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str]):
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        token_logprobs: str = OFF,
+        token_bytes_V: np.ndarray | None = None,
+    ):
         self.directory = pathlib.Path(workdir) / "groups"
+        self._token_logprobs, self._token_bytes_V = token_logprobs, token_bytes_V
 
     def write(
         self,
@@ -38,6 +52,7 @@ class GroupsLog:
         groups: Iterable[RolloutGroup],
         judgements: Iterable[Judgement],
         advantages: Iterable[Sequence[float | None]],
+        changes: Sequence[Sequence[np.ndarray]] | None = None,
     ) -> pathlib.Path:
         """Writes the groups of one step, whole or not at all; a resumed run overwrites the step it repeats.
 
@@ -45,13 +60,45 @@ class GroupsLog:
             step: 0, 1, 2, ...
             groups: P groups; judgements: one each; advantages: one per rollout of each (unscored: None or any
                 value; it is written as null).
+            changes: see `write_token_logprobs`.
         """
+        groups = list(groups)
         rows = [group_row(*one) for one in zip(groups, judgements, advantages, strict=True)]
         path = self.directory / f"step_{step:06d}.jsonl"
         with essential(path):
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self._token_logprobs == OFF:
+                file_of(path).unlink(missing_ok=True)  # of a step that is repeated
+            else:
+                write_token_logprobs(path, groups, self._token_bytes_V, changes)
             write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), private=True)
         return path
+
+
+def answer_rows(
+    step: int,
+    groups: Iterable[RolloutGroup],
+    judgements: Iterable[Judgement],
+    advantages: Iterable[Sequence[float | None]],
+) -> list[dict[str, Any]]:
+    """One row per answer of a step, for the tables of trackers."""
+    return [
+        {
+            "step": step,
+            "group": row["group"],
+            "prompt_id": row["prompt_id"],
+            "question": row["question"],
+            "gold_answer": row["gold_answer"],
+            "answer": answer["text"],
+            "reward": answer["reward"],
+            "advantage": answer["advantage"],
+            "unscored": answer["unscored"],
+            "finish_reason": answer["finish_reason"],
+            "tokens": answer["tokens"],
+        }
+        for row in (group_row(*one) for one in zip(groups, judgements, advantages, strict=True))
+        for answer in row["answers"]
+    ]
 
 
 def _criteria(judgement: Judgement) -> list[dict[str, Any]]:
@@ -71,6 +118,27 @@ def _named(judgement: Judgement) -> dict[str, bool] | None:
     return dict(zip([c.id for c in judgement.rubric.criteria], judgement.passed[0], strict=True))
 
 
+def _alone(part: Judgement) -> dict[str, Any]:
+    """The rubric of one answer alone (``ropd.rubric_per="pair"``); `_part` reads it back."""
+    lineage = {} if part.lineage is None else {"lineage": dataclasses.asdict(part.lineage)}
+    return {"rubric": _criteria(part), "verdicts": _named(part), **lineage}
+
+
+def _part(answer: Mapping[str, Any]) -> Judgement:
+    criteria = _rubric(answer["rubric"])
+    return Judgement(
+        rewards=(answer.get("method_reward", answer["reward"]),),
+        causes=(answer["unscored"],),
+        rubric=Rubric(criteria) if criteria else None,
+        passed=(_verdicts(answer["verdicts"], criteria),) if criteria else (),
+        lineage=lineage_from(answer["lineage"]) if "lineage" in answer else None,
+    )
+
+
+def _rubric(rows: Iterable[Mapping[str, Any]]) -> tuple[Criterion, ...]:
+    return tuple(Criterion(c["id"], c["text"], c["points"], c["category"]) for c in rows)
+
+
 def _parts(judgement: Judgement, i: int) -> dict[str, Any]:
     """What the reward of answer i is made of, where it has an exact part; `_judgement` reads it back."""
     if not judgement.exact:
@@ -82,8 +150,8 @@ def group_row(group: RolloutGroup, judgement: Judgement, advantages: Sequence[fl
     """One group as plain data, in reading order: question, references, rubric, then each answer with its verdicts.
 
     With ``rewards.exact_weight`` an answer has both parts of its reward, ``method_reward`` and ``exact``. Where it is
-    known: the ``model`` of a reference, what a second look said (``again``, with the ``places`` of both looks), and the
-    rubric's ``lineage``. `read_groups` reads it all back.
+    known: the ``model`` of a reference, what a second look said (``again``, with the ``places`` of both looks), the
+    rubric's ``lineage``, and ``calls``: role and key on the tape of each request. `read_groups` reads it all back.
     """
     ids = [c.id for c in judgement.rubric.criteria] if judgement.rubric else []
 
@@ -105,6 +173,7 @@ def group_row(group: RolloutGroup, judgement: Judgement, advantages: Sequence[fl
         answers.append(
             {
                 "text": rollout.text,
+                **({"opened": True} if rollout.opened else {}),
                 "finish_reason": rollout.finish_reason,
                 "tokens": len(rollout.tokens_T),
                 "verdicts": verdicts(judgement.passed, i),
@@ -113,7 +182,7 @@ def group_row(group: RolloutGroup, judgement: Judgement, advantages: Sequence[fl
                 "unscored": judgement.causes[i],
                 **({"score": judgement.scores[i]} if judgement.scores else {}),
                 **_parts(judgement, i),
-                **({} if alone is None else {"rubric": _criteria(alone), "verdicts": _named(alone)}),
+                **({} if alone is None else _alone(alone)),
                 **again(i),
             }
         )
@@ -131,6 +200,8 @@ def group_row(group: RolloutGroup, judgement: Judgement, advantages: Sequence[fl
         "rubric": _criteria(judgement),
         "answers": answers,
     }
+    if judgement.calls:
+        row["calls"] = [[call.role, call.key] for call in judgement.calls]
     return row if judgement.lineage is None else row | {"lineage": dataclasses.asdict(judgement.lineage)}
 
 
@@ -143,9 +214,10 @@ class StoredGroup:
 
     Attributes:
         prompt: id, question and gold answer; the question is what the teacher was shown.
-        answers: the rollouts' texts.
+        answers: the rollouts' texts, from a ``<think>`` on that the chat template has opened.
         advantages: as the run computed them; None where unscored.
         judgement: what the teacher said.
+        group: its place in the step.
     """
 
     step: int
@@ -153,6 +225,7 @@ class StoredGroup:
     answers: tuple[str, ...]
     advantages: tuple[float | None, ...]
     judgement: Judgement
+    group: int = 0
 
 
 def read_groups(run: str | os.PathLike[str], *, steps: tuple[int, int] | None = None) -> Iterator[StoredGroup]:
@@ -189,14 +262,15 @@ def group_from(row: Mapping[str, Any]) -> StoredGroup:
     return StoredGroup(
         step=row["step"],
         prompt=Prompt(row["prompt_id"], (Message("user", row["question"]),), answer=row.get("gold_answer")),
-        answers=tuple(a["text"] for a in answers),
+        answers=tuple(THINK + a["text"] if a.get("opened") else a["text"] for a in answers),
         advantages=tuple(a["advantage"] for a in answers),
         judgement=_judgement(row, answers, references),
+        group=row["group"],
     )
 
 
 def _judgement(row: Mapping[str, Any], answers: Sequence[Mapping], references: Sequence[Mapping]) -> Judgement:
-    criteria = tuple(Criterion(c["id"], c["text"], c["points"], c["category"]) for c in row["rubric"])
+    criteria = _rubric(row["rubric"])
     everything = [*answers, *references]
     repeat = None
     if everything and all("again" in item for item in everything):
@@ -216,9 +290,11 @@ def _judgement(row: Mapping[str, Any], answers: Sequence[Mapping], references: S
         reference_models=models if len(models) == len(references) else (),
         repeat=repeat,
         lineage=lineage_from(row["lineage"]) if "lineage" in row else None,
+        parts=tuple(_part(a) for a in answers) if answers and all("rubric" in a for a in answers) else (),
         exact=tuple(a["exact"] for a in answers) if with_exact else (),
         method_rewards=tuple(a["method_reward"] for a in answers) if with_exact else (),
         agreement=tuple(c["agreement"] for c in row["rubric"]) if "agreement" in (row["rubric"] or [{}])[0] else (),
+        calls=tuple(Call(role, key) for role, key in row.get("calls", ())),
     )
 
 

@@ -1,4 +1,4 @@
-"""``metrics.jsonl`` and TensorBoard: one line of metrics per step. Imports no jax.
+"""``metrics.jsonl``: one line of metrics per step, which goes to the run's trackers too. Imports no jax.
 
 Metric names are ``room/name``: ``reward/mean``, ``eval/accuracy``, ``teacher/unscored_frac``,
 ``sample/tokens_per_s`` ... An unknown value is None and is written as ``null``; it never becomes a number.
@@ -16,16 +16,16 @@ from typing import Any
 from ropd_jax.utils.files import finite, whole_rows, write_atomic
 from ropd_jax.utils.paths import local_run
 from ropd_jax.utils.writing import essential
-from ropd_jax.workdir.tensorboard import Board
+from ropd_jax.workdir.trackers import Trackers
 
 
 class Metrics:
-    """``metrics.jsonl`` and TensorBoard scalars of one run.
+    """``metrics.jsonl`` of one run.
 
     Args:
         workdir: the run's directory.
         start_step: the first step that will be logged; what an earlier process wrote from there on is cut.
-        tensorboard: write the scalars for TensorBoard too.
+        trackers: get the same metrics.
         write: of several hosts one does.
     """
 
@@ -34,7 +34,7 @@ class Metrics:
         workdir: str | os.PathLike[str],
         *,
         start_step: int = 0,
-        tensorboard: bool = True,
+        trackers: Trackers | None = None,
         write: bool = True,
     ):
         self.path = pathlib.Path(workdir) / "metrics.jsonl"
@@ -44,7 +44,7 @@ class Metrics:
             with essential(self.path):
                 write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = open(self.path if write else os.devnull, "a", encoding="utf-8")  # noqa: SIM115 - see close()
-        self._board = Board(self.path.parent / "tensorboard", purge_step=start_step) if tensorboard and write else None
+        self._trackers = trackers if write else None
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends one line. Values are numbers or None; NaN and infinities are written as ``null``.
@@ -56,8 +56,8 @@ class Metrics:
         with essential(self.path):
             self._file.write(json.dumps({"step": step, **row}) + "\n")
             self._file.flush()
-        if self._board:
-            self._board.log(step, row)
+        if self._trackers:
+            self._trackers.log(step, row)
 
     def holds(self, step: int, name: str) -> bool:
         """Whether an earlier process of this run has logged the metric at that step."""
@@ -66,8 +66,6 @@ class Metrics:
     def close(self) -> None:
         with contextlib.suppress(OSError):  # `log` has flushed and reported every line
             self._file.close()
-        if self._board:
-            self._board.close()
 
 
 def _rows(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ def get_config(arg=""):
     cfg = quickstart.get_config()
     cfg.mesh.fsdp, cfg.steps, cfg.optim.warmup_steps = 1, 2, 0
     cfg.data.size, cfg.data.heldout_size, cfg.data.prompts_per_step, cfg.sampling.rollouts = 20, 8, 4, 4
-    cfg.log.tensorboard = False
+    cfg.log.trackers = ()
     exec(arg)
     return cfg
 """

@@ -8,6 +8,7 @@ import pytest
 
 from ropd_jax.cli import main as cli
 from ropd_jax.cli.flags import normalized, parse, steps_of
+from ropd_jax.data.mixture import sources_of
 from ropd_jax.types import UserError
 
 
@@ -108,6 +109,27 @@ def test_either_reaches_the_command(runs):
     assert cli.main(["train", "--config", path, *args]) == 0
     config, workdir = calls[0]
     assert (config.optim.warmup_steps, config.eval.sampled, workdir) == (7, False, "w")
+
+
+def test_none_is_a_value_of_the_keys_that_can_be_none(runs):
+    path, calls = runs
+    args = ["--config.data.size=None", "--config.data.heldout-size=none", "--config.teacher.reference.temperature=None",
+            "--config.teacher.requests_per_minute=5", "--config.teacher.requests_per_minute=None"]  # fmt: skip
+    assert cli.main(["train", "--config", path, *args, "--workdir=w"]) == 0
+    config, _ = calls[0]
+    assert (config.data.size, config.data.heldout_size, config.teacher.reference.temperature) == (None, None, None)
+    assert config.teacher.requests_per_minute is None
+    assert cli.main(["train", "--config", path, "--config.data.size=None", "--config.data.size=7", "--workdir=w"]) == 0
+    assert calls[1][0].data.size == 7  # the last one counts
+    assert cli.main(["train", "--config", path, "--config.seed=None", "--workdir=w"]) == 2
+
+
+def test_sources_can_be_listed_on_the_command_line(runs):
+    path, calls = runs
+    several = "({'name': 'a', 'weight': 1}, {'name': 'b', 'weight': 3})"
+    for text, shares in ((several, [0.25, 0.75]), ("[{'name': 'a'}]", [1.0])):
+        assert cli.main(["train", "--config", path, f"--config.data.sources={text}", "--workdir=w"]) == 0
+        assert [s.share for s in sources_of(calls[-1][0].data)] == shares
 
 
 def test_words_can_follow_the_flags():

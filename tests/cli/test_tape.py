@@ -10,7 +10,7 @@ from ropd_jax.cli import main as cli
 from ropd_jax.teacher import BlockedError, ChatReply, ChatRequest, Tape, Usage
 from ropd_jax.teacher.asking import REASK_TEMPLATE
 from ropd_jax.teacher.roles import templates
-from ropd_jax.teacher.tape.inspect import _reasked
+from ropd_jax.teacher.tape.inspect import reasked
 from ropd_jax.types import Message
 
 
@@ -96,5 +96,5 @@ def test_show_without_failed_has_the_newest_replies(recorded, capsys):
 
 def test_an_empty_reply_is_not_quoted_in_a_re_ask_and_a_question_of_that_form_is_none(tmp_path):
     asked = templates.fill(REASK_TEMPLATE, problem="the reply was empty")
-    assert _reasked([["user", "Q"], ["user", asked]]) == ("the reply was empty", "")
-    assert _reasked([["user", asked]]) is None and _reasked([["system", "S"], ["user", "Q"]]) is None
+    assert reasked([["user", "Q"], ["user", asked]]) == ("the reply was empty", "")
+    assert reasked([["user", asked]]) is None and reasked([["system", "S"], ["user", "Q"]]) is None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ropd_jax.data.load import load_prompts
-from ropd_jax.data.prompts import PromptSet, PromptStream, disjoint, normalise
+from ropd_jax.data.prompts import PromptSet, disjoint, normalise
+from ropd_jax.data.stream import PromptStream
 from ropd_jax.types import Message, Prompt, UserError
 
 

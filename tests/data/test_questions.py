@@ -12,8 +12,8 @@ from ropd_jax import configs
 from ropd_jax.data import packed, questions
 from ropd_jax.data.load import load_prompts
 from ropd_jax.data.packed import Packed
-from ropd_jax.data.prompts import PromptStream
 from ropd_jax.data.questions import load_questions
+from ropd_jax.data.stream import PromptStream
 from ropd_jax.types import Message, Prompt, UserError
 from tests.helpers import IdTokenizer
 

@@ -7,7 +7,6 @@ import pytest
 
 from ropd_jax.cli.main import main
 from ropd_jax.data.load import load_prompts
-from ropd_jax.data.prompts import PromptStream
 from ropd_jax.data.published import PUBLISHED, TRAINING
 from ropd_jax.data.reading import read_source
 from ropd_jax.data.sets import (
@@ -19,6 +18,7 @@ from ropd_jax.data.sets import (
     same_key,
     without_overlap,
 )
+from ropd_jax.data.stream import PromptStream
 from ropd_jax.data.tfds import prepare, read_prepared
 from ropd_jax.evaluation.benchmarks import load_benchmark
 from ropd_jax.types import Message, Prompt, UserError

@@ -137,7 +137,7 @@ def get_config():
     cfg = quickstart.get_config()
     cfg.mesh.fsdp, cfg.steps = 1, 2
     cfg.data.size, cfg.data.heldout_size, cfg.data.prompts_per_step, cfg.sampling.rollouts = 200, 8, 4, 4
-    cfg.eval.prompts_at_once, cfg.eval.sampled, cfg.checkpoint.every, cfg.log.tensorboard = 8, False, 1, False
+    cfg.eval.prompts_at_once, cfg.eval.sampled, cfg.checkpoint.every, cfg.log.trackers = 8, False, 1, ()
     cfg.teacher.attempts, cfg.teacher.timeout_s, cfg.teacher.max_failed_frac = 1, 1.0, 1.0
     cfg.teacher.concurrency = 2
     return cfg

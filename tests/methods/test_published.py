@@ -16,7 +16,7 @@ from ropd_jax.methods import load_method
 from ropd_jax.teacher import Teacher
 from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.types import Message, Prompt, UserError
-from ropd_jax.workdir.groups import GroupsLog
+from ropd_jax.workdir.groups import GroupsLog, read_groups
 from tests.methods.test_rivals import config, group
 
 LAST = 'The last line is "Answer: 16", and no other line starts with "Answer:".'
@@ -137,3 +137,19 @@ def test_exported_rubrics_carry_their_lineage_and_can_be_trained_on(tmp_path, ca
     assert main(["rubrics", "export", str(run), str(tmp_path / "a.csv")]) == 2
     assert main(["rubrics", "exprt", str(run)]) == 2
     assert "did you mean export?" in capsys.readouterr().err
+
+
+def test_rubrics_of_pairs_are_exported_with_their_own_lineage(tmp_path):
+    run = tmp_path / "run"
+    method, one = load_method("ropd", config(ropd__rubric_per="pair")), group()
+    judgement = asyncio.run(method.judge(Teacher(ScriptedClient(), references_m=2), one))
+    GroupsLog(run).write(0, [one], [judgement], [(0.0,) * 4])
+    (back,) = read_groups(run)
+    for part, own in zip(back.judgement.parts, judgement.parts, strict=True):
+        assert (part.rubric, part.passed, part.rewards, part.lineage) == (
+            own.rubric, own.passed, own.rewards, own.lineage,
+        )  # fmt: skip
+    assert main(["rubrics", "export", str(run), str(tmp_path / "out.jsonl")]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert {row["sha"] for row in rows} == {part.rubric.sha for part in judgement.parts}
+    assert all(len(row["lineage"]["answers"]) == 1 and row["reward_mean"] is not None for row in rows)

@@ -46,7 +46,7 @@ SETTINGS = {
     "eval.prompts_at_once": 8,
     "eval.sampled": False,
     "checkpoint.every": 1,
-    "log.tensorboard": False,
+    "log.trackers": (),
     "teacher.scripted.slip_rate": 0.1,
     "teacher.scripted.fault_rate": 0.1,  # some rollouts stay unscored: a judge's failure changes no shape
     "teacher.attempts": 1,

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ropd_jax.plan.hlo import Collective, array_bytes, collectives, group_size
+from ropd_jax.plan.hlo import Collective, array_bytes, collectives, group_size, loop_work, whole_work
 
 MODULE = """\
 HloModule jit_f, entry_computation_layout={()->f32[]}
 
 %body.1 (p: (s32[], f32[4])) -> (s32[], f32[4]) {
   %ag.1 = bf16[8,2]{1,0:T(8,128)} all-gather(%x), channel_id=1, replica_groups=mesh['a'=4,'b'=2] {'a'}, dimensions={0}
+  %c.1 = bf16[1024,512]{1,0} convert(%w.1), backend_config={"window_config":{"estimated_cycles":"700"}}
   ROOT %t = (s32[], f32[4]) tuple(%i, %ar)
 }
 
@@ -31,6 +32,7 @@ HloModule jit_f, entry_computation_layout={()->f32[]}
 }
 
 %cond.2 (p: (s32[])) -> pred[] {
+  %ar.2 = pred[]{:T(512)} all-reduce(%done), channel_id=4, replica_groups=[2,4]<=[8], to_apply=%and
   ROOT %lt2 = pred[] compare(%g, %limit), direction=LT
 }
 
@@ -53,11 +55,21 @@ def test_loops_count_as_often_as_they_run_and_a_channel_once():
     found = {c.kind: c for c in collectives(MODULE, passes=3)}
     assert found == {
         "all-gather": Collective("all-gather", 36 * 3, 36 * 3 * 32 * 3 // 4),  # 32 bytes, a quarter of them its own
-        "all-reduce": Collective("all-reduce", 3, 3 * 2 * 64 * 3 // 4),
+        "all-reduce": Collective("all-reduce", 3, 3 * 2 * 64 * 3 // 4),  # the condition's is not counted
         "reduce-scatter": Collective("reduce-scatter", 3, 3 * 20),
         "collective-permute": Collective("collective-permute", 1, 400),
     }
     assert {c.kind: c.count for c in collectives(MODULE)}["all-gather"] == 36
+
+
+def test_one_pass_of_the_loop_over_tokens_with_its_condition():
+    token, whole = loop_work(MODULE), whole_work(MODULE, passes=3)
+    counts = {c.kind: c.count for c in token.collectives}
+    assert counts == {"all-gather": 36, "all-reduce": 2, "reduce-scatter": 1}  # what is outside is not
+    assert token.cycles == 36 * 700 and token.cast_bytes == 36 * 2**20
+    assert whole.cycles == 3 * token.cycles and whole.cast_bytes == 3 * token.cast_bytes
+    assert whole.collectives == tuple(collectives(MODULE, passes=3))
+    assert loop_work(MODULE.replace("while(%z)", "call(%z)")) is None
 
 
 def test_sizes_of_types_and_groups():

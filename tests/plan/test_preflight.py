@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -48,6 +49,22 @@ def test_every_member_of_a_panel_casts_every_vote():
     cfg = tiny_config(steps=5, teacher__verifier__votes=3, teacher__verifier__panel=("a", "b"))
     rows = [r for r in preflight.plan(cfg, PROMPTS, asks={"verify": 1}, tape=None) if r.role == "verify"]
     assert [(r.model, r.calls) for r in rows] == [("a", 60), ("b", 60)]
+
+
+def test_the_held_out_judge_is_planned_with_the_free_text_gold_that_it_is_shown():
+    gold = "The rate doubles because the concentration of A doubles, and so on for a while. " * 100
+    cfg = tiny_config(steps=5, eval__every=5, teacher__judge__model="other")
+
+    def planned(answer):
+        prompts = [dataclasses.replace(p, answer=answer) for p in PROMPTS]
+        return {r.role: r for r in preflight.plan(cfg, prompts, asks={"verify": 1}, tape=None)}
+
+    plain, free = planned("5"), planned(gold)
+    judged = plain["judge"].calls
+    assert judged and free["judge"].calls == judged
+    grown = free["judge"].input_tokens_max - plain["judge"].input_tokens_max
+    assert grown == pytest.approx(judged * len(gold) / 4, rel=0.1)
+    assert free["verify"].input_tokens_max == plain["verify"].input_tokens_max  # no teacher of rewards sees it
 
 
 def test_prompts_are_measured_on_the_templates_with_answers_as_long_as_they_may_be():

@@ -35,12 +35,12 @@ import sys
 from ropd_jax.train import train
 from ropd_jax.training.session import Session
 from tests.runs.test_train import tiny_config
-train(tiny_config(steps=4, checkpoint__every=2, log__tensorboard=True), sys.argv[1])
+train(tiny_config(steps=4, checkpoint__every=2, log__trackers=("tensorboard",)), sys.argv[1])
 """
 
 
 def config(**changes):
-    return tiny_config(steps=4, checkpoint__every=2, log__tensorboard=True, **changes)
+    return tiny_config(steps=4, checkpoint__every=2, log__trackers=("tensorboard",), **changes)
 
 
 def params_of(workdir, step=4):

@@ -75,7 +75,7 @@ def test_what_a_run_can_do_without_is_left_out_and_the_run_ends_as_always(tmp_pa
     (tmp_path / "run").mkdir()
     cfg = config().copy_and_resolve_references()
     with cfg.unlocked():
-        cfg.log.tensorboard = True
+        cfg.log.trackers = ("tensorboard",)
     result = train(cfg, tmp_path / "run")
     assert result["steps"] == 2
     assert trees_max_diff(finished_params(tmp_path / "run", 2), finished_params(whole_run, 2)) == 0.0

@@ -21,7 +21,7 @@ COMMAND = [
     *(sys.executable, "-m", "ropd_jax.cli.main", "train", "--config", "experiments/quickstart.py"),
     *(f"--config.steps={STEPS}", "--config.data.size=200", "--config.data.heldout_size=64", "--config.mesh.fsdp=1"),
     *("--config.data.prompts_per_step=4", "--config.eval.prompts_at_once=64", "--config.eval.sampled=False"),
-    *("--config.eval.every=2", "--config.checkpoint.every=2", "--config.log.tensorboard=False"),
+    *("--config.eval.every=2", "--config.checkpoint.every=2", "--config.log.trackers=()"),
     *("--config.teacher.scripted.latency_s=0.05", "--config.teacher.scripted.slip_rate=0.1"),
 ]
 ROOT = pathlib.Path(__file__).parents[2]

@@ -22,6 +22,7 @@ from ropd_jax.training.update import State, make_update, update_step
 from ropd_jax.types import UserError
 from ropd_jax.weights.student import load_checkpoint
 from ropd_jax.workdir.checkpoint import Checkpoints
+from ropd_jax.workdir.status import read_status
 from tests.helpers import TINY, restore_raw, serving, trees_max_diff
 
 LENGTH = 20
@@ -36,7 +37,7 @@ def tiny_config(**changes):
     cfg.data.prompts_per_step, cfg.sampling.rollouts = 4, 4
     cfg.eval.prompts_at_once, cfg.eval.sampled = 32, False
     cfg.checkpoint.every = 1
-    cfg.log.tensorboard = False
+    cfg.log.trackers = ()
     for key, value in changes.items():
         cfg.update_from_flattened_dict({key.replace("__", "."): value})
     return cfg.lock()
@@ -206,6 +207,11 @@ def groups_of(workdir):
         for path in sorted((workdir / "groups").glob("*.jsonl"))
         for line in path.read_text().splitlines()
     ]
+
+
+def test_a_run_leaves_what_it_did_last(scripted_run):
+    status = read_status(scripted_run)
+    assert (status["state"], status["done"], status["steps"], status["calls"]) == ("ended", 2, 2, [])
 
 
 def test_result_and_files_of_a_run(scripted_run):

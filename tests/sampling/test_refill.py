@@ -14,8 +14,10 @@ from ropd_jax.models.logprobs import token_logprobs
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.sampling import engine as engine_lib
 from ropd_jax.sampling import pages as paging
+from ropd_jax.sampling import weights as weights_lib
 from ropd_jax.sampling.engine import EngineConfig, prefill, sample_groups
 from ropd_jax.sampling.rules import SamplingRule
+from ropd_jax.sampling.slots import Slots
 from ropd_jax.types import Message, Prompt, UserError
 from tests.helpers import TINY as THREE_LAYERS
 from tests.helpers import IdTokenizer
@@ -122,7 +124,7 @@ def test_half_as_many_rows_at_the_end_change_no_bit(params, monkeypatch):
     limits = [[1, 2, 3, 12]] * 7
     widths = set()
     real = engine_lib.decode
-    monkeypatch.setattr(engine_lib, "decode", lambda *a: (widths.add(a[7].token.shape[0]), real(*a))[1])
+    monkeypatch.setattr(engine_lib, "decode", lambda *a: (widths.add(a[6].token.shape[0]), real(*a))[1])
     reversed_order = sample(params, engine=wide, order=range(6, -1, -1), limits=limits)
     assert_same_bits(sample(params, engine=wide, limits=limits), reversed_order)
     assert worst_gap(params, reversed_order) < 2e-5
@@ -187,11 +189,30 @@ def test_a_mesh_gives_the_same_rollouts(params):
 
 
 def test_without_a_second_copy_of_the_weights_the_rollouts_are_the_same(params, rollouts, monkeypatch):
-    monkeypatch.setattr(engine_lib, "copies_layers", lambda: False)
-    for name, group in sample(params).items():
+    monkeypatch.setattr(weights_lib, "flips_layers", lambda: False)
+    for name, group in sample(params, engine=dataclasses.replace(ENGINE, copy_weights=False)).items():
         for a, b in zip(group, rollouts[name], strict=True):
             np.testing.assert_array_equal(a.tokens_T, b.tokens_T)
             np.testing.assert_allclose(a.logp_T, b.logp_T, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["", "int8"])
+def test_reading_in_blocks_as_on_a_tpu_gives_the_same_rollouts_whatever_moves(params, rollouts, dtype, monkeypatch):
+    moved = []
+    compact = Slots.compact
+    monkeypatch.setattr(paging, "platform", lambda: "tpu")
+    monkeypatch.setattr(paging, "block_of", lambda pages: 2)
+    monkeypatch.setattr(engine_lib, "MOVES", 2)
+    monkeypatch.setattr(Slots, "compact", lambda self, *a: (moved.append(x := compact(self, *a)), x)[1])
+    engine = dataclasses.replace(ENGINE, cache_dtype=dtype, stop=("no such text",))  # programs of its own
+    found = sample(params, engine=engine)
+    assert any(m is not None for m in moved)
+    assert_same_bits(sample(params, engine=engine, order=[2, 6, 0, 3, 5, 1, 4]), found)
+    if not dtype:
+        assert worst_gap(params, found) < 2e-5
+        for name, group in found.items():
+            for a, b in zip(group, rollouts[name], strict=True):
+                np.testing.assert_array_equal(a.tokens_T, b.tokens_T)
 
 
 def test_prefill_costs_one_prompt_whatever_the_rollouts(params, monkeypatch):
@@ -238,6 +259,31 @@ def test_a_reserved_pool_has_no_less_room_after_rows_have_moved(params, rollouts
     monkeypatch.setattr(paging, "grow", lambda *a: pytest.fail("the pool grew"))
     found = sample(params, engine=dataclasses.replace(ENGINE, reserve=True))
     assert worst_gap(params, found) < 1e-5 and set(found) == set(rollouts)
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+def test_rollouts_that_make_room_begin_again_and_are_the_same(params, blocks, monkeypatch):
+    if blocks:
+        monkeypatch.setattr(paging, "platform", lambda: "tpu")
+    engine = dataclasses.replace(ENGINE, stop=("no text",) if blocks else ())
+    limits = [[12, 11, 12, 9]] * 7
+    seen, made = [], Slots.__init__
+
+    def init(self, **kw):
+        made(self, **kw)
+        seen.append(self)
+
+    monkeypatch.setattr(Slots, "__init__", init)
+    roomy = sample(params, engine=engine, limits=limits)
+    tight = sample(params, engine=dataclasses.replace(engine, pool=0.4), limits=limits)
+    other = sample(params, engine=dataclasses.replace(engine, pool=0.4), limits=limits, order=[3, 0, 6, 1, 5, 2, 4])
+    assert [s.restarts > 0 for s in seen] == [False, True, True] and all(s.lost_tokens for s in seen[1:])
+    assert {s.pages for s in seen[1:]} == {8} and seen[0].pages == 16
+    assert_same_bits(tight, other)
+    for name, group in roomy.items():
+        for a, b in zip(group, tight[name], strict=True):
+            np.testing.assert_array_equal(a.tokens_T, b.tokens_T)
+            np.testing.assert_allclose(a.logp_T, b.logp_T, atol=1e-5)
 
 
 def test_fewer_rows_than_rollouts_of_a_prompt_decode_one_after_the_other(params, rollouts):

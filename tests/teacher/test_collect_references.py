@@ -137,7 +137,7 @@ def test_a_run_takes_its_references_from_the_index_and_gets_the_same_rewards(tmp
     small = [
         "--config.steps=2",
         "--config.mesh.fsdp=1",
-        "--config.log.tensorboard=False",
+        "--config.log.trackers=()",
         "--config.eval.sampled=False",
     ]
     with_index = [*small, f"--config.teacher.index={refs}"]

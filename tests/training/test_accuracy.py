@@ -10,7 +10,7 @@ import pytest
 from ropd_jax.core.advantages import Advantages
 from ropd_jax.methods.rlvr import outcome
 from ropd_jax.training.heldout import grade_heldout
-from ropd_jax.training.metrics import step_metrics
+from ropd_jax.training.metrics import exact_grades, step_metrics
 from ropd_jax.types import Judgement, Message, Prompt, Rollout, RolloutGroup
 
 UNSURE = "<think>\nAnswer: 4\n</think> I am not sure."
@@ -35,5 +35,7 @@ def test_sample_accuracy_grades_the_answer():
     ones = np.ones((n, 1), bool)
     advantages = Advantages(*(ones.copy() for _ in Advantages._fields))
     tokenizer = SimpleNamespace(render=lambda m: "", encode=lambda t: [0], decode=lambda ids: "")
-    found = step_metrics(groups, [Judgement((1.0,), (None,))] * n, advantages, np.ones((n, 1)), ones, 1.0, tokenizer)
+    judgements = [Judgement((1.0,), (None,))] * n
+    grades = exact_grades(groups, judgements)
+    found = step_metrics(groups, judgements, advantages, np.ones((n, 1)), ones, 1.0, tokenizer, grades)
     assert found["sample/accuracy"] == 0.5

@@ -91,7 +91,7 @@ def test_the_exact_grader_goes_before_the_judge():
 
 def test_it_is_shown_in_the_line_the_metrics_and_the_result(tmp_path):
     found = drift_at(series([0.4, 0.6, 0.5], rewards(0.3, 0.6)), 20)
-    log = Metrics(tmp_path, tensorboard=False)
+    log = Metrics(tmp_path)
     log.log(20, found.as_metrics())
     log.close()
     assert alarms(read_metrics(tmp_path)) == [20]

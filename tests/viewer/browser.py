@@ -180,13 +180,17 @@ def _origin(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc}/"
 
 
-def axe(page: Page) -> list[str]:
-    """Serious and critical findings of axe on a page, one line each. The debugger's channel evaluates the script, so
-    that the page's policy stays in force."""
+def axe(page: Page, *rules: str) -> list[str]:
+    """Serious and critical findings of axe on a page, one line each; of all its rules, or of some.
+
+    The debugger's channel evaluates the script, so that the page's policy stays in force.
+    """
     found = importlib.util.find_spec("axe_playwright_python")
     assert found and found.origin
-    page.evaluate(pathlib.Path(found.origin).with_name("axe.min.js").read_text(encoding="utf-8"))
-    result = page.evaluate("axe.run({ resultTypes: ['violations'] })")
+    if not page.evaluate("'axe' in window"):
+        page.evaluate(pathlib.Path(found.origin).with_name("axe.min.js").read_text(encoding="utf-8"))
+    only = {"runOnly": {"type": "rule", "values": list(rules)}} if rules else {}
+    result = page.evaluate("options => axe.run(options)", {"resultTypes": ["violations"], **only})
     return [
         f"{v['impact']} {v['id']}: {v['help']} at {', '.join(str(n['target']) for n in v['nodes'][:3])}"
         for v in result["violations"]

@@ -69,7 +69,10 @@ def test_the_data_of_a_run(runs):
         runs, "api/runs", "api/runs/a", "api/runs/a/metrics", "api/runs/a/groups?sort=reward", "api/runs/a/groups/0/0"
     )
     assert json.loads(names[2]) == {"runs": ["a"]}
-    assert json.loads(about[2]) == {"name": "a", "config": {"steps": 3, "lr": None}, "result": None}
+    found = json.loads(about[2])
+    assert {k: found[k] for k in ("name", "config", "result", "status")} == {
+        "name": "a", "config": {"steps": 3, "lr": None}, "result": None, "status": {}
+    }  # fmt: skip
     assert json.loads(metrics[2]) == {"reward/mean": [[1, 2], [0.5, None]]}
     assert [g["step"] for g in json.loads(groups[2])["groups"]] == [1, 2, 0]
     found = json.loads(group[2])
@@ -172,7 +175,7 @@ class Page(html.parser.HTMLParser):
 
 def test_the_page_has_no_script_of_its_own_and_needs_no_other_host(runs):
     [(status, headers, body), *files] = fetched(
-        runs, "", *(f"static/{p.name}" for p in sorted(STATIC.glob("*.[jc]s*")))
+        runs, "", *(f"static/{p.name}" for p in sorted(STATIC.glob("*.[jc]s*")) if p.name != "bundle.js")
     )
     page = Page(body)
     assert status == 200 and page.tags.count("script") == 1 and "style" not in page.tags
@@ -182,7 +185,9 @@ def test_the_page_has_no_script_of_its_own_and_needs_no_other_host(runs):
     )
     assert len(files) == len(server.STATIC) and all(status == 200 for status, _, _ in files)
     for text in (body, *(text for _, _, text in files)):
-        assert set(re.findall(r"https?://[^\"'` ]+", text)) <= {"http://www.w3.org/2000/svg"}
+        assert set(re.findall(r"https?://[^\"'` ]+", text)) <= {
+            "http://www.w3.org/2000/svg", "http://www.w3.org/1998/Math/MathML"
+        }  # fmt: skip
         assert not re.search(
             r"innerHTML|outerHTML|insertAdjacent|document\.write|DOMParser|srcdoc|\beval\(|javascript:", text
         )
@@ -216,6 +221,24 @@ def test_only_the_file_of_a_group_is_read(runs, monkeypatch):
     index = GroupIndex(runs / "a")
     assert index.row(1, 0)["question"] == "A needle"
     assert read == [1] and index.progress[0] == 1
+
+
+def test_a_group_that_its_step_deferred_opens_and_has_its_neighbours(tmp_path):
+    for step in (0, 1):
+        write_group(tmp_path, step, index=0, question=f"step {step}")
+    path = write_group(tmp_path, 0, index=1, question="deferred")
+    first, late = path.read_text().splitlines()
+    path.write_text(first + "\n")
+    later = tmp_path / "groups" / "step_000001.jsonl"
+    later.write_text(later.read_text() + late + "\n")
+    run = Run(tmp_path)
+    shown = [(0, 0), (0, 1), (1, 0)]
+    for i, (step, group) in enumerate(shown):
+        found = run.group(step, group)
+        assert (found["row"]["step"], found["row"]["group"]) == (step, group)
+        assert found["previous"] == (shown[i - 1] if i else None)
+        assert found["next"] == (shown[i + 1] if i < 2 else None)
+    assert run.group(0, 1)["row"]["question"] == "deferred"
 
 
 def test_a_file_is_read_again_only_if_it_has_changed(runs, monkeypatch):

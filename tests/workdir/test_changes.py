@@ -59,6 +59,13 @@ def test_a_key_of_a_newer_version_has_its_default_in_an_older_run(tmp_path):
         claim(tmp_path, config(optim__moments="int8"))
 
 
+def test_a_run_of_a_version_with_a_switch_for_tensorboard_continues():
+    old = {name: value for name, value in flat_defaults().items() if name != "log.trackers"}
+    for value in (True, False):
+        changes = compare(old | {"log.tensorboard": value}, flat_defaults(), contents={})
+        assert changes.refused == () and changes.keys == ()
+
+
 def test_a_refusal_is_one_line_that_names_the_fork(tmp_path):
     claim(tmp_path / "run", config())
     with pytest.raises(UserError) as error:

@@ -30,6 +30,7 @@ from ropd_jax.workdir.groups import GroupsLog
 from ropd_jax.workdir.metrics import Metrics
 from ropd_jax.workdir.progress import Progress
 from ropd_jax.workdir.result import write_result
+from ropd_jax.workdir.trackers import Start, make_trackers
 
 LONG = "x" * 20_000  # more than a page, so that it cannot fit into what is left of one
 
@@ -70,11 +71,11 @@ def opened(kind, place, stack):
     if kind == "config":
         return lambda: claim(place / "run", {"a": LONG}), "run"
     if kind == "metrics":
-        metrics = stack.enter_context(contextlib.closing(Metrics(place, tensorboard=False)))
+        metrics = stack.enter_context(contextlib.closing(Metrics(place)))
         return lambda: metrics.log(1, {f"a/{i}": 0.5 for i in range(2_000)}), "metrics.jsonl"
     if kind == "metrics at a resume":
         (place / "metrics.jsonl").write_text("".join(f'{{"step": {i}, "a": "{LONG}"}}\n' for i in range(3)))
-        return lambda: Metrics(place, start_step=9, tensorboard=False).close(), "metrics.jsonl"
+        return lambda: Metrics(place, start_step=9).close(), "metrics.jsonl"
     if kind == "groups":
         return lambda: GroupsLog(place).write(3, [None], [None], [None]), "step_000003.jsonl"
     if kind == "result":
@@ -128,17 +129,15 @@ def warnings_of(caplog):
 
 def test_tensorboard_on_a_full_disk_is_left_out_with_one_warning_and_nothing_waits(disk, caplog):
     (disk / "tensorboard").mkdir()
-    metrics = Metrics(disk)
-    metrics._file.close()
-    metrics._file = open(os.devnull, "w")  # noqa: SIM115 - the metrics have another disk here
+    trackers = make_trackers(("tensorboard",), Start({}, disk, "run"))
     fill(disk)
     values = {f"room/{i}": 0.5 for i in range(300)}
     done = threading.Event()
 
     def log():
         for step in range(40):  # tensorboardX waits for ever at the eleventh
-            metrics.log(step, values)
-        metrics.close()
+            trackers.log(step, values)
+        trackers.finish(0)
         done.set()
 
     threading.Thread(target=log, daemon=True).start()
@@ -158,7 +157,7 @@ def test_the_timeline_on_a_full_disk_is_left_out_with_one_warning(disk, caplog):
 
 
 def test_curves_and_spending_on_a_full_disk_are_left_out_with_one_warning(disk, caplog):
-    log = Metrics(disk, tensorboard=False)
+    log = Metrics(disk)
     log.log(1, {"reward/mean": 0.5})
     log.close()
     budget = Budget(path=disk / "spent.json")

@@ -38,7 +38,6 @@ def test_what_is_not_known_is_null_and_never_a_number(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == (
         '{"step": 0, "a": null, "b": null, "c": null, "d": 0.5, "e": 3.0, "f": 7}\n'
     )
-    assert list((tmp_path / "tensorboard").glob("events*"))
 
 
 def test_a_resumed_run_holds_each_step_once(tmp_path):
@@ -49,11 +48,6 @@ def test_a_resumed_run_holds_each_step_once(tmp_path):
     rows = lines(tmp_path / "metrics.jsonl")
     assert [r["step"] for r in rows] == [1, 2, 3, 4, 5, 6]
     assert [r["reward/mean"] for r in rows] == [1.0, 1.0, 1.0, 2.0, 2.0, 2.0]
-
-
-def test_tensorboard_can_be_left_out(tmp_path):
-    Metrics(tmp_path, tensorboard=False).close()
-    assert not (tmp_path / "tensorboard").exists()
 
 
 def test_read_metrics_merges_lines_of_one_step(tmp_path):

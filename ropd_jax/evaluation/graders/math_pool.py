@@ -21,7 +21,7 @@ from ropd_jax.utils import sandbox
 
 log = logging.getLogger(__name__)
 
-WORKER = "ropd_jax.evaluation.graders.math_worker"
+WORKER = "ropd_jax.data.math_worker"
 
 
 class Verdict(NamedTuple):

@@ -133,6 +133,28 @@ def _form_of(reply: Mapping[str, Any]) -> Form | None:
     return FORMS["keyed_reasons" if reasons else "keyed"]
 
 
+def reasons_in(text: str, n: int, token: str) -> dict[tuple[int, str], tuple[str, bool | None]]:
+    """The reasons in a reply about ``n`` answers, by place (from 1) and criterion id; {} if its form has none.
+
+    Returns:
+        each reason with its verdict. The one reason of an answer (``keyed_reason``) has the id "" and no verdict.
+        Only for showing: nothing here decides a verdict.
+    """
+    try:
+        entries = _entries(text, "answers", token)
+    except MalformedError:
+        return {}
+    found = {}
+    for place in range(1, n + 1):
+        entry = _map(entries.get(str(place)))
+        cells = {"": entry} if "verdicts" in entry else {name: _map(cell) for name, cell in entry.items()}
+        for name, cell in cells.items():
+            met = cell.get("met")
+            if isinstance(cell.get("reason"), str):
+                found[place, name] = cell["reason"], met if isinstance(met, bool) else None
+    return found
+
+
 # ------------------------------------------------------------------------------------------------------------- lists
 
 

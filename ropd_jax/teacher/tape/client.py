@@ -29,6 +29,7 @@ from ropd_jax.teacher.clients.errors import (
     TeacherError,
     TruncatedError,
 )
+from ropd_jax.teacher.recorded import note
 from ropd_jax.teacher.roles import references
 from ropd_jax.teacher.step import STEP
 from ropd_jax.teacher.tape.inspect import explain_miss
@@ -109,6 +110,7 @@ class TapedClient:
         """
         step = STEP.get()
         key = body_key(request_body(self._provider, request))
+        note(request.purpose, key)
         found = await asyncio.to_thread(self._find, key, request, step)  # SQLite blocks, and the loop must not
         if found is not None:
             self._on_answer(request.purpose)

@@ -80,7 +80,7 @@ def tape_replies(tape: Tape, *, role: str = "", failed: bool = False, most: int 
         entry = tape.entry(key)
         about = {"key": key, "role": entry.role, "provider": entry.body["provider"], "model": entry.body["model"]}
         text = None if entry.reply is None else entry.reply.text
-        asked_again = _reasked(entry.body["messages"])
+        asked_again = reasked(entry.body["messages"])
         for failure in reversed(entry.failures):
             wrong = {"step": failure.step, "cause": failure.cause, "problem": failure.message}
             rows.append(about | wrong | {"reply": None, "next": None})
@@ -93,7 +93,7 @@ def tape_replies(tape: Tape, *, role: str = "", failed: bool = False, most: int 
     return rows[:most]
 
 
-def _reasked(messages: list[list[str]]) -> tuple[str, str] | None:
+def reasked(messages: list[list[str]]) -> tuple[str, str] | None:
     """(what was wrong, the reply that was wrong) if these messages end with a re-ask; an empty reply is not quoted."""
     before, after = templates.fill(REASK_TEMPLATE, problem="\0").split("\0")
     role, text = messages[-1]

@@ -126,15 +126,17 @@ class Tape:
     Args:
         path: the SQLite file; created if absent, unless ``read_only``.
         read_only: for replays by several processes, and for a tape on a read-only medium.
+        fleeting: opened for a moment only, with ``read_only``: if no process is writing, no file is left beside it.
 
     Raises:
         ConfigurationError: with ``read_only``, there is no such file. At the first use: not a tape, locked for long,
             damaged.
     """
 
-    def __init__(self, path: str | pathlib.Path, *, read_only: bool = False):
+    def __init__(self, path: str | pathlib.Path, *, read_only: bool = False, fleeting: bool = False):
         self.path = pathlib.Path(path)
         self.read_only = read_only
+        self.fleeting = fleeting
         if read_only and not self.path.is_file():
             raise ConfigurationError(
                 f"there is no tape {str(self.path)!r} to read; expected the tape.sqlite of a recorded run; name it "
@@ -313,7 +315,7 @@ class Tape:
         with self._lock:
             try:
                 if self._db is None:
-                    self._db = _open(self.path, read_only=self.read_only)
+                    self._db = _open(self.path, read_only=self.read_only, fleeting=self.fleeting)
                     self._version = self._db.execute("PRAGMA user_version").fetchone()[0]
                 yield self._db
             except sqlite3.Error as e:
@@ -378,9 +380,12 @@ def tape_path(name: str | os.PathLike[str]) -> pathlib.Path:
     return path / TAPE_NAME if path.is_dir() else path
 
 
-def _open(path: pathlib.Path, *, read_only: bool) -> sqlite3.Connection:
+def _open(path: pathlib.Path, *, read_only: bool, fleeting: bool = False) -> sqlite3.Connection:
     if read_only:
-        for options in ("mode=ro", "mode=ro&immutable=1"):  # the second is for a read-only directory
+        ways = ["mode=ro", "mode=ro&immutable=1"]  # the second is for a read-only directory, and creates no file
+        if fleeting and not path.with_name(f"{path.name}-wal").exists():
+            ways.reverse()
+        for options in ways:
             db = sqlite3.connect(
                 f"{path.resolve().as_uri()}?{options}", uri=True, timeout=_WAIT_S, check_same_thread=False
             )

@@ -24,7 +24,9 @@ export function number(value, digits = 2) {
 
 export const signed = (value) => (value === null ? "" : (value < 0 ? "−" : "+") + Math.abs(value).toFixed(2));
 
+// What the server answers on a path; in a bundle, what it answered when the bundle was made.
 export async function get(path) {
+  if (globalThis.ropdBundle) return globalThis.ropdBundle.get(path);
   const reply = await fetch(path, { credentials: "omit" });
   const found = await reply.json();
   if (!reply.ok) throw new Error(found.error || `the server answered ${reply.status}`);

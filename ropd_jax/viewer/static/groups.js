@@ -63,7 +63,7 @@ export async function groupsPage(run, query, main) {
   main.replaceChildren(
     el("div", { class: "tools" }, form, filters, query.get("step") ? el("a", { class: "chip on", href: changed(run, query, { step: "" }) }, `step ${query.get("step")} ×`) : null),
     el("p", { class: "quiet", role: "status" }, counts.join(" · ")),
-    el("div", { class: "scroll" }, el("table", { class: "list" }, el("thead", {}, el("tr", {}, head, el("th", { scope: "col" }, "question"))),
+    el("div", { class: "scroll" }, el("table", { class: "list groups" }, el("thead", {}, el("tr", {}, head, el("th", { scope: "col" }, "question"))),
       el("tbody", {}, found.groups.map((s) => rowOf(run, s))))),
     el("nav", { class: "pages", "aria-label": "pages" }, more("← earlier", Math.max(0, offset - PAGE), offset > 0),
       found.total > PAGE ? el("span", { class: "quiet" }, `${offset + 1}–${Math.min(offset + PAGE, found.total)}`) : null,

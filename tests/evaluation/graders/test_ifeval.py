@@ -6,9 +6,9 @@ import random
 
 import pytest
 
+from ropd_jax.data.ifeval import CHECKS, follows, follows_loosely, variants
 from ropd_jax.evaluation.answers import Answer
 from ropd_jax.evaluation.benchmarks import benchmark_of
-from ropd_jax.evaluation.graders.ifeval import CHECKS, follows, follows_loosely, variants
 from ropd_jax.evaluation.grading import Outcome, grade_answers
 from ropd_jax.types import Message, Prompt, UserError
 from tests.helpers import local_rows

@@ -1,10 +1,10 @@
-"""What the child of ``grading`` does for IFEval: its checks on one response (see ``utils.sandbox``)."""
+"""What the child of `named` and of ``evaluation.grading`` does: IFEval's checks on one response."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ropd_jax.evaluation.graders.ifeval import follows, follows_loosely
+from ropd_jax.data.ifeval import follows, follows_loosely
 from ropd_jax.types import UserError
 
 

@@ -1,4 +1,4 @@
-"""What a child of ``math_pool`` does: math-verify on a gold answer and a student's (see ``utils.sandbox``)."""
+"""What a child of `named` and of ``evaluation.graders.math_pool`` does: math-verify on two answers."""
 
 from __future__ import annotations
 

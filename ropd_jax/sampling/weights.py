@@ -1,0 +1,114 @@
+"""The sampler's own copy of the student: what no token changes is gathered, cast and laid out once per call.
+
+The learner stores its weights in float32, split over ``fsdp`` and ``tp``, stacked over layers. A decode step wants them
+in the compute dtype, whole over ``fsdp``, one array per layer. Left to the compiler this happens for every token on a
+GPU (8 GB for Qwen3-4B in bfloat16), and on a TPU for every chunk and in part for every token. `decode_weights` does it
+once, before the first chunk. While the sampler runs this takes the weights in the compute dtype over ``tp``: 2 GB a
+chip for Qwen3-4B with tp=4. Where they do not fit, ``sampling.copy_weights=False`` gathers one layer after another.
+
+Prefill takes the learner's own arrays: it runs a few times per step, over whole prompts, and gathers a layer at a time.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import reshard
+
+from ropd_jax.models import transformer
+from ropd_jax.models.linear import Params
+from ropd_jax.parallel.mesh import RULES, active_mesh, dims_of, platform
+
+
+class DecodeWeights(NamedTuple):
+    """What `engine.decode` is called with.
+
+    Attributes:
+        outer: embedding, final norm and head. Without a copy all of the learner's parameters.
+        layers: the parameters of each layer; None: each is taken out of ``outer`` as it comes.
+    """
+
+    outer: Params
+    layers: list[Params] | None
+
+
+def decode_weights(params: Params, num_layers: int, dtype: str, *, copy: bool = True) -> DecodeWeights:
+    """The weights as decoding wants them. Inside ``jax.set_mesh``, if there is a mesh.
+
+    On CPU the layers are always copied, because a decode step would copy every layer's slice of the stacked weights;
+    their matrices are then stored outputs first (`linear.flip`). Elsewhere they are copied if ``copy`` is set and a
+    weight is wider than the compute dtype or split over ``fsdp``; adapters alone are no reason. Tables that need no
+    change stay the learner's own.
+
+    Args:
+        params: the learner's, stacked over layers; adapters and the factors of int8 may be attached (`models.lora`).
+        dtype: compute dtype.
+    """
+    flipped = flips_layers()
+    outer = outer_of(params)
+    if not flipped and not (copy and changes(params, dtype)):
+        return DecodeWeights(params, None)
+    layers = _layers(params["layers"], num_layers, dtype if copy else None, flipped)
+    return DecodeWeights(_made_ready(outer, dtype) if copy and changes(outer, dtype) else outer, layers)
+
+
+def outer_of(params: Params) -> Params:
+    """Embedding, final norm and head."""
+    return {key: x for key, x in params.items() if key != "layers"}
+
+
+def flips_layers() -> bool:
+    """True on CPU; see `decode_weights`."""
+    return platform() == "cpu"
+
+
+def ready(params: Params, dtype: str, *, only_vectors: bool = False) -> Params:
+    """Weights in the dtype of a decode step, whole over ``fsdp``: cast, then gathered.
+
+    Args:
+        only_vectors: leave the matrices as they are.
+    """
+
+    def one(path, x):
+        if only_vectors and _is_matrix(path, x):
+            return x
+        x = x.astype(_dtype(path, x, dtype))
+        return x if active_mesh() is None else reshard(x, RULES.spec(dims_of(path, x), drop="fsdp"))
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+_made_ready = jax.jit(ready, static_argnames=("dtype",))
+
+
+@functools.partial(jax.jit, static_argnames=("num_layers", "dtype", "flipped"))
+def _layers(layers: Params, num_layers: int, dtype: str | None, flipped: bool) -> list[Params]:
+    layers = layers if dtype is None else ready(layers, dtype)
+    return transformer.unstack({"layers": layers}, num_layers, flipped=flipped)
+
+
+def changes(params: Params, dtype: str) -> bool:
+    """Whether `ready` does anything to the matrices, adapters aside."""
+    mesh = active_mesh()
+    split = mesh is not None and mesh.shape["fsdp"] > 1
+
+    def one(path, x) -> bool:
+        if not _is_matrix(path, x) or path[-1].key.startswith(("a_", "b_")):
+            return False
+        return (split and "D" in dims_of(path, x)) or x.dtype != _dtype(path, x, dtype)
+
+    return any(jax.tree.leaves(jax.tree_util.tree_map_with_path(one, params)))
+
+
+def _is_matrix(path, x) -> bool:
+    """False of norms, biases and the factors of int8: a vector for each layer, which the products use as it is."""
+    name = path[-1].key
+    return not name.startswith(("scale_", "channel_")) and "_bias_" not in name
+
+
+def _dtype(path, x, dtype: str):
+    """A matrix in the compute dtype, but no wider than it is stored: int8 stays int8."""
+    return jnp.dtype(dtype) if _is_matrix(path, x) and x.dtype.itemsize > jnp.dtype(dtype).itemsize else x.dtype
