@@ -4,7 +4,7 @@
     - Write fewer than 30 words.
     - Do not use commas.
 
-Each item is graded by IFEval's own checks of the same rules (`evaluation.graders.ifeval`; Zhou et al. 2023, arXiv
+Each item is graded by IFEval's own checks of the same rules (`data.ifeval`; Zhou et al. 2023, arXiv
 2311.07911): right if all are followed. The scripted teacher reads the rules from the text
 (`teacher.scripted.instructions`).
 

@@ -123,7 +123,7 @@ ENGLISH = (
 )
 OTHERS: dict[str, tuple[str, ...]] = {
     "Spanish": (
-        "{topic} es muy importante para la gente del lugar.",
+        "{topic} significa mucho para la gente del lugar.",
         "Muchas personas recuerdan {topic} con alegría.",
         "En invierno hay menos visitantes cerca de {topic}.",
         "Los niños hablan de {topic} en la clase.",
@@ -131,9 +131,9 @@ OTHERS: dict[str, tuple[str, ...]] = {
         "Las historias sobre {topic} se cuentan todavía.",
     ),
     "French": (
-        "{topic} est très important pour les gens d'ici.",
+        "{topic} compte beaucoup pour les gens de la région.",
         "Beaucoup de personnes aiment {topic} depuis longtemps.",
-        "En hiver {topic} est plus calme et plus beau.",
+        "En hiver {topic} attire un peu moins de monde.",
         "Les enfants parlent souvent de {topic} avec joie.",
         "Chaque matin {topic} change un peu de couleur.",
         "On raconte encore des histoires sur {topic} dans la région.",
