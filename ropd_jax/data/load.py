@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ropd_jax.data import jsonl, reasoning_gym, sets
+from ropd_jax.data import instructions, jsonl, reasoning_gym, sets
 from ropd_jax.data.prompts import PromptSet, normalise
 from ropd_jax.types import Message, Prompt, UserError
 
@@ -99,6 +99,8 @@ def _items(
             f"reasoning_gym:{task} (size={size}, seed={seed})",
             Counter(),
         )
+    if source == "instructions":
+        return instructions.items(path, size, seed), f"instructions:{path} (size={size}, seed={seed})", Counter()
     if source == "jsonl":
         return jsonl.items(path, task), path, Counter()
     if source == "published":
@@ -107,7 +109,7 @@ def _items(
         if len(drawn) < len(everything):
             dropped[OVER_SIZE] = len(everything) - len(drawn)
         return drawn, task, dropped
-    raise UserError(f"data source {source!r} is unknown; expected reasoning_gym, jsonl or published")
+    raise UserError(f"data source {source!r} is unknown; expected reasoning_gym, instructions, jsonl or published")
 
 
 def _render(item: Prompt, template: str, system: str) -> Prompt:

@@ -130,10 +130,10 @@ def _check_source(source: MixtureSource, data: Mapping[str, Any], *, held: bool)
     if own["source"] == "jsonl" and not own["path"]:
         raise UserError(f"{where}path is empty with {where}source='jsonl'; expected a JSONL file of questions")
     for key, size in (("size", own["size"]), ("heldout_size", data["heldout_size"]))[: 1 + held]:
-        if not size and own["source"] == "reasoning_gym":
+        if not size and own["source"] in ("reasoning_gym", "instructions"):
             none = "; data.heldout=False is a run without held-out data" if key == "heldout_size" else ""
             raise UserError(
-                f"{where}{key}={size} is all of a set, but a reasoning_gym task has no end; expected 1 or more{none}"
+                f"{where}{key}={size} is all of a set, but {own['source']} has no end; expected 1 or more{none}"
             )
     drawn = own["source"] == "published" and own["heldout_path"] in ("", own["path"])
     if held and drawn and not data["heldout_size"]:

@@ -105,7 +105,7 @@ WORDS = [  # overrides of the config, and words of the line
     (["sampling.cache_dtype=float8"], ["sampling.cache_dtype='float8'", "int8"]),
     (["sampling.stop=('',)"], ["sampling.stop holds an empty text"]),
     (["sampling.max_tokens=10_000"], ["sampling.max_tokens=10000", "128"]),
-    (["data.source=jsonnl"], ["jsonnl", "reasoning_gym, jsonl or published"]),
+    (["data.source=jsonnl"], ["jsonnl", "reasoning_gym, instructions, jsonl or published"]),
     (["data.task=chain_sums"], ["chain_sums", "chain_sum"]),
     (["data.options={'min_termss': 4}"], ["min_termss", "min_terms"]),
     (["data.template=Solve {questoin}"], ["data.template", "{question}"]),

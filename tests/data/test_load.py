@@ -75,7 +75,7 @@ def test_a_wrong_task_or_option_names_the_near_ones(task, options, message):
 
 
 def test_unknown_source_and_missing_size_are_refused():
-    with pytest.raises(UserError, match="expected reasoning_gym, jsonl or published"):
+    with pytest.raises(UserError, match="expected reasoning_gym, instructions, jsonl or published"):
         load_prompts(source="tfds")
     with pytest.raises(UserError, match="size None"):
         load_prompts(source="reasoning_gym", task="gcd")

@@ -56,7 +56,7 @@ def test_questions_without_held_out_data_are_said_to_be_so(tmp_path, caplog, cha
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data.size": 0}, "data.size=0 is all of a set, but a reasoning_gym task has no end"),
+        ({"data.size": 0}, "data.size=0 is all of a set, but reasoning_gym has no end"),
         ({"data.size": None}, "data.size=None is all of a set"),
         ({"data.heldout_size": 0}, "1 or more; data.heldout=False is a run without held-out data"),
         ({"data.source": "published", "data.heldout_size": 0}, "leaves nothing to train on"),

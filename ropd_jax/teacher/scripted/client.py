@@ -4,11 +4,11 @@ It receives exactly the messages that a real model would receive, reads question
 prompt's fences, and returns text as a real model would. So prompts, fences, parsing, blinding and failures are
 exercised for real.
 
-It is not a language model. It solves chain sums, products, greatest common divisors and linear equations by rule, and
-looks up exercises of an *answer key* (questions with worked solutions, JSONL). Any other question is a
-``ConfigurationError``. It writes criteria of a dozen fixed wordings and decides only those. Its score of a whole answer
-is made of the same checks (`criteria.quality`) and rounded to the scale, so it is more regular than a real model's. It
-never sees a data set's gold answer.
+It is not a language model. It solves chain sums, products, greatest common divisors and linear equations by rule,
+writes short texts that follow rules (`scripted.instructions`), and looks up exercises of an *answer key* (questions
+with worked solutions, JSONL). Any other question is a ``ConfigurationError``. It writes criteria of some fixed wordings
+and decides only those. Its score of a whole answer is made of the same checks (`criteria.quality`) and rounded to the
+scale, so it is more regular than a real model's. It never sees a data set's gold answer.
 
 No state changes a reply: everything random is a hash of (messages, sample index), so a resumed run gets identical
 texts, also over HTTP. Only faults count attempts, so that a retry can succeed.
@@ -30,7 +30,7 @@ from ropd_jax.teacher.clients.errors import BlockedError, ConfigurationError, Te
 from ropd_jax.teacher.clients.http_status import error_for_status
 from ropd_jax.teacher.roles import fences, forms, rubricator, scorer, static_rubric
 from ropd_jax.teacher.roles.json_reply import TOKEN_KEY
-from ropd_jax.teacher.scripted import criteria, tasks
+from ropd_jax.teacher.scripted import criteria, instructions, tasks
 from ropd_jax.teacher.scripted.noise import Noise
 from ropd_jax.teacher.scripted.truths import LabelRow, Truths
 from ropd_jax.types import Message
@@ -194,10 +194,10 @@ class ScriptedClient:
         elif not (by_role["reference"] or by_role["student"]):
             return self._reference(question, sample_index)
         elif static_rubric.SCHEMA_VERSION in asked:
-            rows = criteria.induce_static(_references(user), *_numbers(SIZE, asked))
+            rows = self._static(question, _references(user), _numbers(SIZE, asked))
             reply = {"schema_version": static_rubric.SCHEMA_VERSION, "rubrics": rows}
         else:
-            reply = self._rubric(_references(user), by_role["student"], _numbers(SIZE, asked))
+            reply = self._rubric(question, _references(user), by_role["student"], _numbers(SIZE, asked))
         token = REPLY_TOKEN.search(asked)
         return _json(reply | {TOKEN_KEY: token[1]} if token else reply)
 
@@ -208,18 +208,30 @@ class ScriptedClient:
             wrong = (-10, -2, -1, 1, 2, 10)
             return wrong[int(tasks.uniform("size", question, sample_index, step) * len(wrong))]
 
+        if task := instructions.read(question):
+            return instructions.write(task, sample_index, slip)
         worked = tasks.solve(question, self._answer_key, slip)
         if worked is None:
             raise ConfigurationError(
                 f"the scripted teacher cannot solve {' '.join(question.split())[:120]!r}; it knows chain sums, "
-                "products, gcd, linear equations, and the exercises of teacher.scripted.answer_key. Give it an "
+                "products, gcd, linear equations, texts with rules that can be checked (data.source='instructions'), "
+                "and the exercises of teacher.scripted.answer_key. Give it an "
                 "answer key (JSONL with question and solution), or set teacher.provider to 'gemini' or 'openai'",
                 cause="unknown_question",
             )
         return tasks.write(worked, sample_index, self._style)
 
-    def _rubric(self, references: list[str], students: list[str], size: tuple[int, int]) -> dict:
-        rows = criteria.induce(references or students, students, *size)
+    def _static(self, question: str, references: list[str], size: tuple[int, int]) -> list[dict]:
+        """Criteria in RaR's categories."""
+        if task := instructions.read(question):
+            return criteria.static_rows(instructions.induce(task, (), size[1]))
+        return criteria.induce_static(references, *size)
+
+    def _rubric(self, question: str, references: list[str], students: list[str], size: tuple[int, int]) -> dict:
+        if task := instructions.read(question):
+            rows = instructions.induce(task, students, size[1])
+        else:
+            rows = criteria.induce(references or students, students, *size)
         total = sum(row["points"] for row in rows)
         return {"schema_version": rubricator.SCHEMA_VERSION, "rubrics": rows, "maximum_score": total}
 
@@ -232,7 +244,8 @@ class ScriptedClient:
         """
         lowest, highest = scale
         labelled = [self._truths.share(question, answer) for answer in answers]
-        if not references and not rubric and None in labelled:
+        task = instructions.read(question)
+        if not references and not rubric and task is None and None in labelled:
             references = [self._reference(question, OWN_SOLUTION)]
         rows = []
         for index, (answer, known) in enumerate(zip(answers, labelled, strict=True), 1):
@@ -242,6 +255,8 @@ class ScriptedClient:
                 weights = [static_rubric.TENTHS.get(row["category"], 1) for row in rubric]
                 held = [bool(criteria.check(row["criterion"], answer)) for row in rubric]
                 share = sum(w for w, ok in zip(weights, held, strict=True) if ok) / sum(weights)
+            elif task is not None:
+                share = instructions.quality(task, answer)
             else:
                 share = criteria.quality(answer, references)
             if self._wrong_rate and tasks.uniform("wrong", answer, question) < self._wrong_rate:

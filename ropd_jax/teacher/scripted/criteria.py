@@ -18,8 +18,11 @@ import functools
 import operator
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from typing import Any
+
+from ropd_jax.teacher.scripted import instructions
 
 MAX_CRITERIA, MIN_CRITERIA = 12, 4
 _TOKEN = re.compile(r"\d+(?:\.\d+)?|[-+*/%()]")
@@ -236,7 +239,7 @@ def check(criterion: str, answer: str) -> bool | None:
     for pattern, decide in _PATTERNS:
         if match := pattern.fullmatch(criterion.strip()):
             return decide(answer, *match.groups())
-    return None
+    return instructions.check(criterion, answer)
 
 
 def induce(
@@ -277,13 +280,20 @@ def induce(
     ]
 
 
-RAR_CATEGORIES = {"Final result": "Essential", "Step": "Important", "Reasoning": "Optional", "Form": "Optional"}
+RAR_CATEGORIES = {
+    "Final result": "Essential", "Step": "Important", "Reasoning": "Optional", "Form": "Optional",
+    "Rule": "Essential", "Topic": "Important", "Sense": "Optional",
+}  # fmt: skip
 PITFALLS = (EQUATIONS, CORRECT)  # what a careless writer fails
 
 
 def induce_static(references: Sequence[str], least: int, most: int) -> list[dict]:
     """The same criteria in RaR's categories, without points, from the references only."""
-    rows = induce(references, (), least, most)
+    return static_rows(induce(references, (), least, most))
+
+
+def static_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict]:
+    """Induced criteria in RaR's categories, without points."""
     return [
         {
             "criterion_id": row["criterion_id"],
@@ -313,10 +323,7 @@ def _most(texts: Sequence[str], holds: Callable[[str], bool]) -> bool:
 
 
 def _points(criterion: str, students: Sequence[str]) -> int:
-    passed = sum(bool(check(criterion, s)) for s in students)
-    if students and passed == len(students):
-        return 1
-    return 4 if 2 * passed < len(students) else 2
+    return instructions.points_of([bool(check(criterion, s)) for s in students])
 
 
 def _is_line_style(text: str) -> bool:
