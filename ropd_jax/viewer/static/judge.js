@@ -57,7 +57,7 @@ function rejudged(run, r) {
   const facts = [["agreement of verdicts, Cohen's kappa", r.kappa === null ? "unknown" : number(r.kappa, 3)], ["verdicts changed", share(r.verdicts_changed_frac)], ["rewards changed", share(r.reward_changed_frac)],
     ["advantages with the opposite sign", `${count(signs.flipped)} of ${count(signs.rollouts)}`], ["groups with another best answer", share(r.best_changed_frac)], ["rank correlation within groups", r.spearman_within_groups === null ? "unknown" : number(r.spearman_within_groups, 3)],
     ["mean reward", `${number(r.reward_mean.before, 3)} → ${number(r.reward_mean.after, 3)}`], ["rollouts unscored", `${count(r.unscored.before.rollouts)} → ${count(r.unscored.after.rollouts)}`]];
-  const points = Object.entries(r.kappa_by_points ?? {}).map(([p, k]) => [`kappa, criteria of ${p} points`, k === null ? "unknown" : number(k, 3)]);
+  const points = Object.entries(r.kappa_by_points ?? {}).map(([p, k]) => [`kappa, criteria of ${p} ${p === "1" ? "point" : "points"}`, k === null ? "unknown" : number(k, 3)]);
   return el("section", {}, el("h2", {}, `${r.verifier.before.model} and ${r.verifier.after.model}`),
     el("p", { class: "quiet" }, el("span", { class: "path" }, r.name), ` · ${count(r.groups)} groups of steps ${r.steps[0]} to ${r.steps.at(-1)}, ${r.rubric} rubric`),
     el("dl", { class: "facts" }, [...facts, ...points].map(([k, v]) => [el("dt", {}, k), el("dd", {}, v)])), cellsOf(run, r), differing(run, r));
