@@ -1,7 +1,7 @@
 """The paper's benchmarks as data: source of the rows, user message, sampling, and grader.
 
-``BENCHMARKS`` holds all of them; ``reasoning_gym:TASK`` names any task of reasoning-gym. No text of a benchmark
-is in this package: ``load_benchmark`` reads it from a directory or from the Hub (see ``ropd_jax.data.reading``).
+``BENCHMARKS`` holds all of them; ``reasoning_gym:TASK`` names any task of reasoning-gym, and ``instructions`` draws
+held-out texts with rules (`data.instructions`), graded as IFEval. No text of a published benchmark is in this package: ``load_benchmark`` reads it from a directory or from the Hub (see ``ropd_jax.data.reading``).
 
 Sampling is the paper's (arXiv 2605.07396, section 3.1 and appendix C): k=16 samples per problem, temperature 1.0,
 top-p 0.95, at most 32,768 tokens. Its prompts are not published; ours are below.
@@ -56,7 +56,7 @@ class Benchmark:
         title: its name as the head of a table.
         grader: one of ``ropd_jax.evaluation.grading``.
         template: the user message around the question; it states the format of the answer.
-        source: None for a reasoning-gym task.
+        source: None where the items are drawn.
     """
 
     name: str
@@ -87,8 +87,9 @@ BENCHMARKS: dict[str, Benchmark] = {
 }
 
 RG = "reasoning_gym:"
-RG_SEED = 90_000_000  # the held-out draw of ropd_jax.configs
-RG_SIZE = 500
+DRAWN_SEED = 90_000_000  # the held-out draw of ropd_jax.configs
+DRAWN_SIZE = 500
+INSTRUCTIONS = Benchmark("instructions", "Instructions", "ifeval", PLAIN, None)
 
 
 def benchmark_of(name: str) -> Benchmark:
@@ -101,8 +102,10 @@ def benchmark_of(name: str) -> Benchmark:
     if name.startswith(RG) and len(name) > len(RG):
         task, _ = _task(name)
         return Benchmark(name, task, "exact", EXACT, None)
+    if name == INSTRUCTIONS.name:
+        return INSTRUCTIONS
     if name not in BENCHMARKS:
-        raise UserError(f"benchmark {name!r} is unknown; {near(name, [*BENCHMARKS, RG + 'TASK'])}")
+        raise UserError(f"benchmark {name!r} is unknown; {near(name, [*BENCHMARKS, INSTRUCTIONS.name, RG + 'TASK'])}")
     return BENCHMARKS[name]
 
 
@@ -133,16 +136,16 @@ def load_benchmark(
     *,
     limit: int | None = None,
     seed: int = 0,
-    size: int = RG_SIZE,
+    size: int = DRAWN_SIZE,
     template: str = "",
 ) -> Loaded:
     """The prompts of a benchmark in the order of their source.
 
     Args:
-        place: a directory, ``hub`` or "" (see ``read_source``); not used for reasoning-gym.
+        place: a directory, ``hub`` or "" (see ``read_source``); not used where the items are drawn.
         limit: only the first ``limit`` problems.
         seed: of the order of the choices (GPQA); simple-evals uses 0.
-        size: reasoning-gym: items to draw, before duplicates are dropped.
+        size: reasoning-gym and instructions: items to draw, before duplicates are dropped.
         template: replaces the benchmark's own user message; it contains {question}.
 
     Raises:
@@ -154,7 +157,7 @@ def load_benchmark(
             raise UserError(f"template {template!r} has no {{question}}; put it where the question goes")
         benchmark = dataclasses.replace(benchmark, template=template)
     if benchmark.source is None:
-        return _reasoning_gym(benchmark, limit, size)
+        return _drawn(benchmark, limit, size)
     rows, where = read_source(benchmark.source, place)
     rng = random.Random(seed)
     prompts = [_MAKERS[benchmark.grader](benchmark, row, i, f"{where}, row {i + 1}", rng) for i, row in enumerate(rows)]
@@ -168,14 +171,17 @@ def load_benchmark(
     return Loaded(benchmark, tuple(prompts[:limit]), found)
 
 
-def _reasoning_gym(benchmark: Benchmark, limit: int | None, size: int) -> Loaded:
-    task, options = _task(benchmark.name)
+def _drawn(benchmark: Benchmark, limit: int | None, size: int) -> Loaded:
+    """A benchmark that is drawn anew each time, always the same items."""
     size = 2 * limit if limit else size  # room for the duplicates that are dropped
-    drawn = load_prompts(
-        source="reasoning_gym", task=task, size=size, seed=RG_SEED, options=options, template=benchmark.template
-    )
+    if benchmark.name == INSTRUCTIONS.name:
+        how: dict[str, Any] = {"source": "instructions", "path": "heldout"}
+    else:
+        task, options = _task(benchmark.name)
+        how = {"source": "reasoning_gym", "task": task, "options": options}
+    drawn = load_prompts(**how, size=size, seed=DRAWN_SEED, template=benchmark.template)
     prompts = tuple(drawn.prompts[:limit])
-    place = f"{benchmark.name} (size={size}, seed={RG_SEED})"
+    place = f"{benchmark.name} (size={size}, seed={DRAWN_SEED})"
     return Loaded(benchmark, prompts, Found(place, len(prompts), content_sha(prompts), None, None))
 
 
