@@ -304,8 +304,8 @@ class Evaluation:
         found = hosts.exchange(capacity.free_bytes(mesh))
         known = [free for free in found if free is not None]
         wanted = self.rows or max(ROWS // shards, 1) * shards
-        if known and not capacity.fits(student.cfg, engine, mesh, min(known), wanted):
-            engine = dataclasses.replace(engine, copy_weights=False)
+        if known:
+            engine = capacity.choose_copy(student.cfg, engine, mesh, min(known), wanted, asked=bool(self.rows))
         rows = self._fitting(student, engine, mesh, min(known), wanted) if known else wanted
         return capacity.with_rows(engine, rows, shards)
 

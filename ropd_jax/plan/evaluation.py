@@ -92,10 +92,10 @@ def run(
     wanted = rows or max(ROWS // shards, 1) * shards
     usable = slice_.chip.a_device().usable
     params = _params(cfg, model_cfg, mesh)
+    if usable is not None:
+        free = usable * (1 - capacity.SPARE) - capacity.device_bytes(params)
+        engine = capacity.choose_copy(model_cfg, engine, mesh, free, wanted, asked=bool(rows))
     asked = by_shapes(engine, params, model_cfg, mesh, wanted, usable)
-    if asked.fits is False:  # `ropd eval` does the same
-        engine = dataclasses.replace(engine, copy_weights=False)
-        asked = by_shapes(engine, params, model_cfg, mesh, wanted, usable)
     best = asked if usable is None or asked.fits else _best(engine, params, model_cfg, mesh, wanted, usable)
     if real and best.rows:
         name = slice_name(slice_, mesh)
@@ -234,10 +234,12 @@ def _others(
         except UserError:
             continue
         own = dataclasses.replace(
-            engine, copy_weights=False, cache_dtype=other.sampling.cache_dtype, prompts=mesh.shape["fsdp"]
+            engine, copy_weights=True, cache_dtype=other.sampling.cache_dtype, prompts=mesh.shape["fsdp"]
         )
         free = usable * (1 - capacity.SPARE) - capacity.device_bytes(_params(other, model_cfg, mesh))
-        if rows := capacity.most_rows(model_cfg, own, mesh, free, max(wanted, mesh.shape["fsdp"])):
+        most = max(wanted, mesh.shape["fsdp"])
+        own = capacity.choose_copy(model_cfg, own, mesh, free, most, asked=False)
+        if rows := capacity.most_rows(model_cfg, own, mesh, free, most):
             found[" ".join(f"--config.{k}={v}" for k, v in keys.items() if k != "mesh.fsdp")] = rows
     return found
 

@@ -56,8 +56,8 @@ def remedy(
     """Tries, program by program, one setting after another, and returns those that make all of it fit.
 
     The knobs of the update are the compiler's own limit, the rows per pass, what is kept for the backward pass, the
-    form of the optimizer's moments; those of the sampler are its copy of the weights, slots, the cache's type and the
-    longest answer; ``mesh.tp`` belongs to both.
+    form of the optimizer's moments; those of the sampler are its copy of the weights, the pool, slots, the cache's
+    type and the longest answer; ``mesh.tp`` belongs to both.
     """
     failed = {_part(m.program) for m in measured.memory if not m.fits}
     tried: list[Trial] = []
@@ -187,10 +187,13 @@ def _faster_updates(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology)
 
 
 def sampler_knobs(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> Iterator[Keys]:
-    """Ways to need less memory in the sampler: no copy of the weights, fewer slots, a narrower cache, short answers."""
+    """Ways to need less memory in the sampler: no copy of the weights, a smaller pool, fewer slots, a narrower cache,
+    shorter answers."""
     halves = list(_slots(cfg, model_cfg, topology))
     if cfg.sampling.copy_weights:
         yield {"sampling.copy_weights": False}
+    if cfg.sampling.pool == 1:
+        yield {"sampling.pool": 0.5}
     yield from halves
     narrow: Keys = {}
     if cfg.sampling.cache_dtype != "int8":

@@ -73,6 +73,18 @@ def fits(cfg: ModelConfig, ecfg: EngineConfig, mesh: jax.sharding.Mesh, free: fl
         return cache_bytes(cfg, engine) + work_bytes(cfg, engine, mesh.shape["tp"]) <= free
 
 
+def choose_copy(
+    cfg: ModelConfig, ecfg: EngineConfig, mesh: jax.sharding.Mesh, free: float, wanted: int, *, asked: bool
+) -> EngineConfig:
+    """The engine without the sampler's copy of the weights, if with it fewer than half of the rows fit.
+
+    Args:
+        asked: for just so many rows: then all of them must fit with it.
+    """
+    least = wanted if asked else -(-wanted // 2)
+    return ecfg if fits(cfg, ecfg, mesh, free, least) else dataclasses.replace(ecfg, copy_weights=False)
+
+
 def most_rows(cfg: ModelConfig, ecfg: EngineConfig, mesh: jax.sharding.Mesh, free: float, wanted: int) -> int:
     """The most rows up to ``wanted``, a multiple of the mesh's fsdp, that fit into ``free`` bytes of each device.
 

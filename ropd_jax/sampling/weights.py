@@ -12,7 +12,7 @@ Prefill takes the learner's own arrays: it runs a few times per step, over whole
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,6 @@ from jax.sharding import reshard
 from ropd_jax.models import transformer
 from ropd_jax.models.linear import Params
 from ropd_jax.parallel.mesh import RULES, active_mesh, dims_of, platform
-
-Tree = TypeVar("Tree")  # parameters, or a part of them
 
 
 class DecodeWeights(NamedTuple):
@@ -67,8 +65,8 @@ def flips_layers() -> bool:
     return platform() == "cpu"
 
 
-def ready(params: Tree, dtype: str, *, only_vectors: bool = False) -> Tree:
-    """Weights in the dtype of a decode step, whole over ``fsdp``: cast, then gathered.
+def ready(params: Any, dtype: str, *, only_vectors: bool = False) -> Any:
+    """Weights, a tree or several, in the dtype of a decode step, whole over ``fsdp``: cast, then gathered.
 
     Args:
         only_vectors: leave the matrices as they are.

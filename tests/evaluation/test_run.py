@@ -346,7 +346,7 @@ def test_a_template_and_a_type_that_are_given_come_before_the_students_own(divid
 
 def test_an_evaluation_takes_as_many_rows_as_fit_and_says_what_does_not(divides, tmp_path, monkeypatch, capsys):
     cfg = load_checkpoint(str(divides)).cfg
-    engine = EngineConfig(2, 1, 32, 24, (0,), SamplingRule(), reserve=True)
+    engine = EngineConfig(2, 1, 32, 24, (0,), SamplingRule(), reserve=True, copy_weights=False)
     mesh = mesh_lib.make_mesh(2, 1, jax.devices()[:2])
     with jax.set_mesh(mesh):
         own = capacity.with_rows(engine, 6, 2)
@@ -355,6 +355,12 @@ def test_an_evaluation_takes_as_many_rows_as_fit_and_says_what_does_not(divides,
         capacity.most_rows(cfg, engine, mesh, six, 64) == 6 and capacity.most_rows(cfg, engine, mesh, six - 1, 64) == 4
     )
     assert capacity.most_rows(cfg, engine, mesh, 1e3, 64) == 0
+    with_copy = dataclasses.replace(engine, copy_weights=True)
+    with jax.set_mesh(mesh):
+        own = capacity.with_rows(with_copy, 6, 2)
+        more = capacity.cache_bytes(cfg, own) + capacity.work_bytes(cfg, own, 1)
+    for free, wanted, asked, copy in ((more, 12, False, True), (more - 1, 12, False, False), (more, 12, True, False)):
+        assert capacity.choose_copy(cfg, with_copy, mesh, free, wanted, asked=asked).copy_weights is copy
     chosen = []
     monkeypatch.setattr(capacity, "free_bytes", lambda mesh: six)
     monkeypatch.setattr(evalrun, "sample_rollouts", lambda c, e, *a, **k: chosen.append(e) or iter(()))

@@ -239,7 +239,10 @@ def test_the_same_run_over_http_gives_the_same_rewards_digit_for_digit(provider,
         url = address + ("/v1" if provider == "openai" else "")
         cfg = tiny_config(teacher__provider=provider, teacher__base_url=url)
         train(cfg, tmp_path / "run")
-    assert groups_of(tmp_path / "run") == groups_of(scripted_run)
+    stored = [groups_of(w) for w in (scripted_run, tmp_path / "run")]
+    for group in (g for groups in stored for g in groups):
+        group.pop("calls")  # keys of the requests, which name the provider's model
+    assert stored[0] == stored[1]
     final = [finished_params(w, 2) for w in (scripted_run, tmp_path / "run")]
     assert trees_max_diff(*final) == 0.0
 

@@ -175,12 +175,20 @@ def test_a_stop_text_that_spans_tokens_ends_the_answer_before_it(params, rollout
     np.testing.assert_array_equal(stopped.logp_T, whole.logp_T[: len(stopped.tokens_T)])
 
 
-def test_a_mesh_gives_the_same_rollouts(params):
-    wide = dataclasses.replace(ENGINE, prompts=4)
+@pytest.mark.parametrize(
+    ("fsdp", "tp", "copy", "flips"), [(4, 2, True, True), (2, 2, False, True), (2, 2, True, False)]
+)
+def test_a_mesh_gives_the_same_rollouts(params, fsdp, tp, copy, flips, monkeypatch):
+    wide = dataclasses.replace(ENGINE, prompts=4, copy_weights=copy)
     plain = sample(params, engine=wide)
-    mesh = mesh_lib.make_mesh(4, 2)
+    mesh = mesh_lib.make_mesh(fsdp, tp, jax.devices()[: fsdp * tp])
+    monkeypatch.setattr(weights_lib, "flips_layers", lambda: flips)
     with jax.set_mesh(mesh):
         placed = mesh_lib.put(params, mesh, mesh_lib.RULES.storage(params))
+        own = weights_lib.decode_weights(placed, TINY.num_layers, "bfloat16", copy=copy)
+        split = {x.sharding.spec for x in jax.tree.leaves(own) if "fsdp" in x.sharding.spec}
+        assert bool(split) is not copy  # nothing is split over fsdp in a copy
+        assert {str(x.dtype) for x in jax.tree.leaves(own)} == ({"bfloat16", "float32"} if copy else {"float32"})
         sharded = sample(placed, engine=wide)
     for name, group in plain.items():
         for a, b in zip(group, sharded[name], strict=True):
