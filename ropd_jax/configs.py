@@ -54,7 +54,7 @@ def default() -> ConfigDict:
     cfg.student.lora.base_dtype = "float32"  # of the frozen weights; or "bfloat16", "int8"
 
     cfg.data = ConfigDict()
-    cfg.data.source = "reasoning_gym"  # or "jsonl", or "published": a set of ropd_jax/data/published.py, by its name
+    cfg.data.source = "reasoning_gym"  # or "instructions", "jsonl", or "published": a set by its name (docs/data.md)
     cfg.data.task = "chain_sum"  # reasoning-gym task, name of a published set; jsonl: exact, math, choice, ... or ""
     cfg.data.options = ConfigDict()  # options of the reasoning-gym task
     cfg.data.path = ""  # jsonl: rows, or .parquet; published: a directory, "tfds:DIR", "hub", or "" for ROPD_DATA

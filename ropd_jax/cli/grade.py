@@ -20,7 +20,8 @@ AGAINST = Flag("against", "RESULT", "An earlier result.json: shows the paired di
 BENCHMARKS = """
     benchmarks
       aime_2024 aime_2025 hmmt_feb_2025 hmmt_nov_2025 math_500 gsm8k gpqa_diamond ifeval
-      healthbench healthbench_hard healthbench_consensus reasoning_gym:TASK[,key=value,...]
+      healthbench healthbench_hard healthbench_consensus instructions
+      reasoning_gym:TASK[,key=value,...]
 
     HealthBench is judged by a model; its keys are --config.teacher.provider, --config.teacher.verifier.model,
     --config.teacher.budget.usd and so on.

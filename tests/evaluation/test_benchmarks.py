@@ -7,7 +7,10 @@ import types
 import pytest
 
 from ropd_jax.data.reading import read_source
+from ropd_jax.evaluation.answers import Answer
 from ropd_jax.evaluation.benchmarks import BENCHMARKS, benchmark_of, load_benchmark
+from ropd_jax.evaluation.grading import grade_answers
+from ropd_jax.teacher.scripted import instructions as rules
 from ropd_jax.types import UserError
 from tests.helpers import local_data
 
@@ -143,3 +146,13 @@ def test_a_changed_answer_changes_the_hash(tmp_path):
     b = load_benchmark("aime_2024", write(tmp_path, "aime_2024", [{"problem": "p q", "answer": "1"}])).found
     c = load_benchmark("aime_2024", write(tmp_path, "aime_2024", [{"problem": "p q", "answer": "2"}])).found
     assert a.sha == b.sha != c.sha
+
+
+def test_drawn_instructions_are_graded_by_ifevals_checks_rule_by_rule():
+    loaded = load_benchmark("instructions", limit=12)
+    assert len(loaded.prompts) == 12 and loaded.prompts == load_benchmark("instructions", limit=12).prompts
+    good = [(p.id, rules.write(rules.read(p.question), 0)) for p in loaded.prompts]
+    answers = [Answer(name, text) for name, right in good for text in (right, "")]
+    outcomes = grade_answers(loaded.benchmark, {p.id: p for p in loaded.prompts}, answers)
+    assert [o.value for o in outcomes] == [1.0, 0.0] * 12
+    assert all(o.parts["followed_strict"] == o.value * o.parts["instructions"] >= 0 for o in outcomes)
