@@ -1,7 +1,8 @@
 """The paper's benchmarks as data: source of the rows, user message, sampling, and grader.
 
 ``BENCHMARKS`` holds all of them; ``reasoning_gym:TASK`` names any task of reasoning-gym, and ``instructions`` draws
-held-out texts with rules (`data.instructions`), graded as IFEval. No text of a published benchmark is in this package: ``load_benchmark`` reads it from a directory or from the Hub (see ``ropd_jax.data.reading``).
+held-out texts with rules (`data.instructions`), graded as IFEval. No text of a published benchmark is in this package:
+``load_benchmark`` reads it from a directory or from the Hub (see ``ropd_jax.data.reading``).
 
 Sampling is the paper's (arXiv 2605.07396, section 3.1 and appendix C): k=16 samples per problem, temperature 1.0,
 top-p 0.95, at most 32,768 tokens. Its prompts are not published; ours are below.
