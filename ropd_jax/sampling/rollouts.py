@@ -25,7 +25,7 @@ def likely_stopped(tokenizer: Tokenizer, stop: Sequence[str], chunk: int, job: J
 
 def opens_thought(tokenizer: Tokenizer, prompt_T: np.ndarray) -> bool:
     """Whether a prompt, as the chat template made it, ends in an open ``<think>``."""
-    return tokenizer.decode(prompt_T[-_END:].tolist()).rstrip().endswith(THINK)
+    return tokenizer.decode(prompt_T[-_END:]).rstrip().endswith(THINK)
 
 
 def make_rollout(

@@ -144,8 +144,12 @@ def test_a_run_takes_its_references_from_the_index_and_gets_the_same_rewards(tmp
     for name, args in (("live", small), ("index", with_index)):
         assert cli.main(["train", *CONFIG, *args, "--workdir", str(tmp_path / name)]) == 0
     live, index = (
-        [(tmp_path / n / "groups" / f"step_00000{s}.jsonl").read_bytes() for s in (0, 1)] for n in ("live", "index")
+        [json.loads(line) for s in (0, 1) for line in (tmp_path / n / "groups" / f"step_00000{s}.jsonl").open()]
+        for n in ("live", "index")
     )
+    for group, other in zip(live, index, strict=True):
+        calls, others = group.pop("calls"), other.pop("calls")
+        assert [c for c in calls if c[0] != "reference"] == others  # the requests; the index is asked for references
     assert live == index
     metrics = json.loads((tmp_path / "index" / "result.json").read_text())["teacher"]
     assert "teacher/calls_reference" not in metrics and metrics["teacher/calls_rubric"] > 0
