@@ -144,7 +144,11 @@ def test_a_run_takes_its_references_from_the_index_and_gets_the_same_rewards(tmp
     for name, args in (("live", small), ("index", with_index)):
         assert cli.main(["train", *CONFIG, *args, "--workdir", str(tmp_path / name)]) == 0
     live, index = (
-        [json.loads(line) for s in (0, 1) for line in (tmp_path / n / "groups" / f"step_00000{s}.jsonl").open()]
+        [
+            json.loads(line)
+            for s in (0, 1)
+            for line in (tmp_path / n / "groups" / f"step_00000{s}.jsonl").read_text().splitlines()
+        ]
         for n in ("live", "index")
     )
     for group, other in zip(live, index, strict=True):
