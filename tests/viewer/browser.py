@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from ropd_jax.viewer import server
 
@@ -34,6 +34,7 @@ MISSING = "no browser on the PATH; apt install chromium runs the tests of the vi
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 VIOLATIONS = """addEventListener("securitypolicyviolation", (e) =>
   console.error(`policy: ${e.violatedDirective} blocked ${e.blockedURI} ${e.sample}`))"""
+expect.set_options(timeout=20_000)  # milliseconds: a machine that is busy with other tests takes its time
 HARMLESS = ("favicon.ico",)  # what the browser itself asks for
 
 

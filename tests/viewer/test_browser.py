@@ -52,7 +52,7 @@ def test_the_runs_of_a_folder_lead_to_each_other(runs, browser):
         page = view.open()
         page.get_by_role("link", name="a", exact=True).click()
         expect(page.locator("#main")).to_contain_text("reward")
-        assert page.title().startswith("a")
+        expect(page).to_have_title(re.compile("^a"))
         page.get_by_role("link", name="groups", exact=True).click()
         expect(page.locator("#main")).to_contain_text("3 groups")
 
