@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=2, help="of the student; 36 is all (2)")
     parser.add_argument("--config", default="experiments/qwen3_4b_math.py", help="config file, FILE[:arg]")
     parser.add_argument("--out", help="JSON file of the results; what it has already stays and is not compiled again")
-    parser.add_argument("--before", help="JSON file of earlier results, shown beside")
+    parser.add_argument("--before", help="JSON file of earlier results, shown in the same table")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:

@@ -83,7 +83,8 @@ COMMAND = Command(
         new steps while a run trains. In an SSH session the command also prints the ssh -L line that reaches it.
 
         With --bundle it writes a static copy of one run's page instead, which opens from the file system and can be
-        sent to a colleague: DIR/index.html. DIR is made anew; one that holds anything but a bundle stays as it is.
+        sent to a colleague: DIR/index.html. An existing bundle in DIR is replaced; any other folder with files is
+        refused.
     """,
     run=run,
     words=("[DIR]",),

@@ -40,7 +40,7 @@ def with_exact(
     """(rewards, causes) of one group with the exact grade as a part: (1 - w) reward + w exact, of each rollout.
 
     An unscored reward stays unscored, with its cause. A rollout without an exact grade becomes unscored, cause
-    ``ungraded``: in a group its reward would stand beside rewards of another kind.
+    ``ungraded``: its reward could not be compared with the others of its group.
     """
     mixed: list[float | None] = []
     why: list[str | None] = []

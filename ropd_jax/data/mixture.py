@@ -73,7 +73,7 @@ def sources_of(data: Mapping[str, Any]) -> tuple[MixtureSource, ...]:
     """The sources of a section ``data``.
 
     Raises:
-        UserError: an entry of ``data.sources`` that is no source.
+        UserError: an entry of ``data.sources`` is invalid.
     """
     own = {key: data[key] for key in INHERITED}
     entries = tuple(data.get("sources", ()))  # a config of an earlier version has no such key

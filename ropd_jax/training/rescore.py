@@ -14,16 +14,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ropd_jax.core.batches import TokenSequence, TrainBatch, make_batch, split_parts
-from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
-from ropd_jax.models.logprobs import token_logprobs
 from ropd_jax.models.lora import attach
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.training.sections import UpdateConfig
+from ropd_jax.training.update import logprobs_of
 from ropd_jax.types import RolloutGroup
 
 Changes = list[list[np.ndarray]]  # per group and rollout float32 of its tokens
@@ -37,29 +35,7 @@ def make_score(cfg: UpdateConfig, model_cfg: ModelConfig) -> Callable[[Any, Any,
     def score(params, base, batch: TrainBatch):
         policy = attach(cfg.lora, base, params)
 
-        def part(one: TrainBatch):
-            x_BTD = transformer.hidden(
-                model_cfg,
-                policy,
-                one.tokens_BT,
-                one.positions_BT,
-                one.segments_BT,
-                dtype=jnp.dtype(cfg.dtype),
-                remat=cfg.optim.remat,
-                attention=cfg.optim.attention,
-            )
-            logp_BT, _ = token_logprobs(
-                model_cfg,
-                policy,
-                x_BTD,
-                one.targets_BT,
-                temperature=cfg.temperature,
-                chunk=cfg.optim.logprob_chunk,
-                wanted_BT=one.mask_BT,
-            )
-            return logp_BT
-
-        return jax.lax.map(part, batch)
+        return jax.lax.map(lambda part: logprobs_of(cfg, model_cfg, policy, part)[0], batch)
 
     return score
 

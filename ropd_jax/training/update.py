@@ -43,6 +43,33 @@ class State(NamedTuple):
     method: Any = ()
 
 
+def logprobs_of(
+    cfg: UpdateConfig, model_cfg: ModelConfig, params: Any, batch: TrainBatch
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(logp_BT, entropy_BT, x_BTD): of each target at the sampling temperature, and the last hidden states."""
+    x_BTD = transformer.hidden(
+        model_cfg,
+        params,
+        batch.tokens_BT,
+        batch.positions_BT,
+        batch.segments_BT,
+        dtype=jnp.dtype(cfg.dtype),
+        remat=cfg.optim.remat,
+        attention=cfg.optim.attention,
+    )
+    logp_BT, entropy_BT = token_logprobs(
+        model_cfg,
+        params,
+        x_BTD,
+        batch.targets_BT,
+        temperature=cfg.temperature,
+        chunk=cfg.optim.logprob_chunk,
+        entropy_grad=bool(cfg.loss.entropy_coef),
+        wanted_BT=batch.mask_BT,
+    )
+    return logp_BT, entropy_BT, x_BTD
+
+
 def make_gradient(cfg: UpdateConfig, model_cfg: ModelConfig, method: Method):
     """The gradient of a batch's loss, to be traced by jit:
 
@@ -61,28 +88,7 @@ def make_gradient(cfg: UpdateConfig, model_cfg: ModelConfig, method: Method):
     """
     lora = cfg.lora
 
-    def logprobs(params, part: TrainBatch):
-        x_BTD = transformer.hidden(
-            model_cfg,
-            params,
-            part.tokens_BT,
-            part.positions_BT,
-            part.segments_BT,
-            dtype=jnp.dtype(cfg.dtype),
-            remat=cfg.optim.remat,
-            attention=cfg.optim.attention,
-        )
-        logp_BT, entropy_BT = token_logprobs(
-            model_cfg,
-            params,
-            x_BTD,
-            part.targets_BT,
-            temperature=cfg.temperature,
-            chunk=cfg.optim.logprob_chunk,
-            entropy_grad=bool(cfg.loss.entropy_coef),
-            wanted_BT=part.mask_BT,
-        )
-        return logp_BT, entropy_BT, x_BTD
+    logprobs = functools.partial(logprobs_of, cfg, model_cfg)
 
     def part_loss(trainable, base, ref_params, part: TrainBatch, weight_BT, notes, shared):
         params = attach(lora, base, trainable)
