@@ -85,6 +85,20 @@ def default() -> ConfigDict:
     cfg.sampling.pool = 1.0  # pages of the cache, as a share of what all rows need at most; below 1: docs/tpu.md
     cfg.sampling.copy_weights = True  # the sampler's own, in student.dtype and whole over fsdp; False: docs/tpu.md
     cfg.sampling.stop = ()  # texts that end an answer, besides the checkpoint's stop tokens
+    cfg.sampling.engine = "own"  # or "openai": rollouts come from a server, vLLM or SGLang (docs/engine.md)
+    cfg.sampling.server = ConfigDict()  # of engine=openai
+    cfg.sampling.server.base_url = "http://127.0.0.1:8000/v1"
+    cfg.sampling.server.model = ""  # its name there; "" is the only one that the server lists
+    cfg.sampling.server.api_key_env = ""  # name of the environment variable with its key; "" sends no key
+    cfg.sampling.server.sync = ""  # how it gets new weights: "vllm", "sglang", "vllm_lora" (adapters), or "none"
+    cfg.sampling.server.sync_every = 1  # updates between two; 0: never, all rollouts are of the weights it started with
+    cfg.sampling.server.weights_dir = ""  # where the server reads them, under the same path; "" is RUN/server_weights
+    cfg.sampling.server.answers_per_request = 0  # 0 asks for all answers to a prompt at once, as the field n
+    cfg.sampling.server.concurrency = 256  # most requests in flight
+    cfg.sampling.server.timeout_s = 1800.0  # of one request, whose answers can be long
+    cfg.sampling.server.attempts = 5  # tries of a request that the server fails on
+    cfg.sampling.server.wait_s = 1800.0  # while it cannot be reached the run waits for so long, then stops
+    cfg.sampling.server.max_gap = 0.1  # |server's - trainer's log-prob|, mean of a group's tokens; 0: not compared
 
     cfg.teacher = ConfigDict()
     cfg.teacher.provider = "scripted"  # or "gemini", "openai" (any server that speaks chat completions)

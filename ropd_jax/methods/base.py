@@ -253,7 +253,15 @@ class Method(abc.ABC):
         own = any(
             getattr(type(self), name) is not getattr(Method, name) for name in ("loss", "surrogate", "needs_initial")
         )
-        return None if own else (self.cfg.loss.to_json(sort_keys=True), self.cfg.stream.to_json(sort_keys=True))
+        how = (self.cfg.loss.to_json(sort_keys=True), self.cfg.stream.to_json(sort_keys=True))
+        return None if own else (*how, self.off_policy)
+
+    @property
+    def off_policy(self) -> bool:
+        """Whether rollouts can come from another policy than the one that the step's update begins with: an older one,
+        or the same in another engine, whose log-probs differ by rounding."""
+        stream = self.cfg.stream
+        return bool(stream.staleness or stream.straggler_timeout_s) or self.cfg.sampling.engine != "own"
 
     def extras(self, trained: Any, batch: TrainBatch) -> Extras:
         """What else the loss reads about the batch's tokens; ``batch`` is [A, b, T], on the host."""
@@ -284,8 +292,7 @@ class Method(abc.ABC):
         """The policy loss of ``cfg.loss`` for these advantages: clipped (token or sequence ratio), or truncated."""
         loss, batch = self.cfg.loss, tokens.batch
         logp_BT, old_BT = tokens.logp_BT, tokens.old_logp_BT
-        stream = self.cfg.stream
-        if cap := loss.is_cap or (stream.cap if stream.staleness or stream.straggler_timeout_s else 0.0):
+        if cap := loss.is_cap or (self.cfg.stream.cap if self.off_policy else 0.0):
             loss_BT, capped_BT = losses.truncated_is_loss(logp_BT, old_BT, advantage_BT, cap=cap)
             return loss_BT, {"capped_frac": capped_BT}
         if loss.ratio == "sequence":

@@ -301,7 +301,8 @@ def phases(
     remat = cfg.optim.remat in (True, "block")
     for one in extra.programs:
         found.append(_extra_phase(one, mesh.size, s.method, received(one.name, one.calls), remat=remat))
-    return found + (_sampler_phases(cfg, model_cfg, mesh, answer, received) if method.needs_rollouts else [])
+    samples = method.needs_rollouts and cfg.sampling.engine == "own"
+    return found + (_sampler_phases(cfg, model_cfg, mesh, answer, received) if samples else [])
 
 
 def _update_phases(

@@ -208,7 +208,9 @@ def sampler_shapes(ecfg: engine_lib.EngineConfig, params: dict, model_cfg: Model
 
 
 def sampler_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> list[Program]:
-    """Prefill and decoding of the config's sampler, all its rows of maximum length."""
+    """Prefill and decoding of the config's sampler, all its rows of maximum length; none if a server samples."""
+    if cfg.sampling.engine != "own":
+        return []
     return programs_of(sampler_of(cfg, model_cfg, mesh), model_cfg)
 
 
@@ -233,6 +235,8 @@ def decode_weights_of(s: Sampler, model_cfg: ModelConfig) -> DecodeWeights:
 
 def decode_weights_bytes(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> tuple[int, int]:
     """Of one device: (the sampler's copy of the weights, all weights that decoding is called with)."""
+    if cfg.sampling.engine != "own":
+        return 0, 0
     s = sampler_of(cfg, model_cfg, mesh)
     weights = decode_weights_of(s, model_cfg)
     handed = device_bytes(weights)
@@ -244,6 +248,8 @@ def decode_weights_bytes(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> tuple
 
 def kv_cache_bytes(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> tuple[int, int]:
     """Keys and values of one device: (of the prompts' slots, of all rows, each of maximum length)."""
+    if cfg.sampling.engine != "own":
+        return 0, 0
     cache = sampler_of(cfg, model_cfg, mesh).cache
     return device_bytes(cache.prompts), device_bytes(cache.pages) + device_bytes(cache.stages)
 

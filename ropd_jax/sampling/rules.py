@@ -67,11 +67,12 @@ def rollout_keys(seed: int, step: int, prompt_ids: Sequence[str], rollouts: int)
     Each is a function of (seed, step, prompt id, index of the rollout) and not of its neighbours in the batch. An id
     that occurs twice counts as two prompts: ids a, b, a draw as "a", "b" and "a\\0" + "1".
     """
-    crc_P = np.array([zlib.crc32(i.encode()) for i in _distinct(prompt_ids)], np.uint32)
+    crc_P = np.array([zlib.crc32(i.encode()) for i in distinct(prompt_ids)], np.uint32)
     return _rollout_keys(np.uint32(seed), np.uint32(step), crc_P, rollouts)
 
 
-def _distinct(prompt_ids: Sequence[str]) -> list[str]:
+def distinct(prompt_ids: Sequence[str]) -> list[str]:
+    """The ids, with a number behind those that came before: a, b, a becomes "a", "b", "a\\0" + "1"."""
     seen: dict[str, int] = {}
     names = []
     for i in prompt_ids:

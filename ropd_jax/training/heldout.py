@@ -45,7 +45,7 @@ def evaluate_heldout(run: Run, state: State, step: int, out: Session) -> dict[st
     answers: list[RolloutGroup] = []
     with tracing.span("evaluate"):
         sampled = {
-            name: run.sample(engine, state.params, prompts, run.heldout, seed=0, step=0, check=out.check)
+            name: run.sample(engine, state.params, prompts, run.heldout, seed=0, step=0, version=step, check=out.check)
             for name, engine in run.eval_engines.items()
         }
         metrics = grade_heldout(sampled, n, out.poll, answers)

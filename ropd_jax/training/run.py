@@ -20,6 +20,7 @@ from ropd_jax.training.accumulate import StreamedUpdate
 from ropd_jax.training.collect import PendingStep, Send
 from ropd_jax.training.rescore import Changes, changes_of
 from ropd_jax.training.sections import RunConfig
+from ropd_jax.training.served import ServedPolicy
 from ropd_jax.training.update import Portions, State, update_step
 from ropd_jax.types import Prompt, RolloutGroup
 from ropd_jax.utils import tracing
@@ -47,6 +48,7 @@ class Run:
         calibration: what the report ``teacher.calibration`` says of the verifier; None without one.
         contents: hashes of the files that the config names (`workdir.contents`).
         forked_from: the run and step whose checkpoint this run started from; None is ``student.checkpoint``.
+        served: samples in place of our own sampler, if ``sampling.engine`` is a server.
     """
 
     cfg: RunConfig
@@ -70,6 +72,7 @@ class Run:
     calibration: Mapping[str, Any] | None = None
     contents: Mapping[str, str] = dataclasses.field(default_factory=dict)
     forked_from: Mapping[str, Any] | None = None
+    served: ServedPolicy | None = None
 
     @property
     def steps(self) -> int:
@@ -88,15 +91,24 @@ class Run:
         *,
         seed: int,
         step: int,
+        version: int,
         check: Callable[[], None],
     ) -> Iterator[RolloutGroup]:
         """Groups of answers by the policy of ``params``, each as soon as its last rollout ends; ``check`` is called
-        between two chunks of tokens, and ends the sampling by raising."""
+        between two chunks of tokens, and ends the sampling by raising. ``version``: updates that ``params`` have seen.
+        """
         tokens = questions.tokens_of(list(prompts))
-        for group in sample_groups(
-            self.student.cfg, engine, self.policy(params), self.student.tokenizer, prompts, tokens,
-            seed=seed, step=step, check=check,
-        ):  # fmt: skip
+        if self.served is not None:
+            groups = self.served.sample(
+                engine, params, prompts, tokens, seed=seed, step=step, version=version,
+                trains=questions is self.train, check=check,
+            )  # fmt: skip
+        else:
+            groups = sample_groups(
+                self.student.cfg, engine, self.policy(params), self.student.tokenizer, prompts, tokens,
+                seed=seed, step=step, check=check,
+            )  # fmt: skip
+        for group in groups:
             tracing.moved()
             yield group
 
@@ -115,11 +127,15 @@ class Run:
         Args:
             check: see `sample`.
             prompts: None is those of the step.
-            keep_policy: ``params`` are not the state's, so a checkpoint has to hold them (`PendingStep.policy`).
+            keep_policy: ``params`` are those of the step before, so a checkpoint has to hold them
+                (`PendingStep.policy`).
         """
         prompts = self.prompts.batch(step) if prompts is None else prompts
         if self.method.needs_rollouts:
-            groups = self.sample(self.engine, params, prompts, self.train, seed=self.cfg.seed, step=step, check=check)
+            groups = self.sample(
+                self.engine, params, prompts, self.train, seed=self.cfg.seed, step=step,
+                version=step - keep_policy, check=check,
+            )  # fmt: skip
         else:
             tokens = self.train.tokens_of(prompts)
             groups = (RolloutGroup(p, t, (), step, i) for i, (p, t) in enumerate(zip(prompts, tokens, strict=True)))

@@ -19,13 +19,14 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """``cfg.sampling``: the student's answers."""
+    """``cfg.sampling``: the student's answers. Its section ``server`` is `sampling.external.ServerConfig`."""
 
     rollouts: int
     max_tokens: int
     temperature: float
     resample: int
     chunk: int
+    engine: str
 
 
 @dataclasses.dataclass(frozen=True)

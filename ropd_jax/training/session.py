@@ -116,6 +116,8 @@ class Session:
         self._gate = FailureGate(run.cfg.max_failed_frac, run.cfg.failed_window)
         self.loop = stack.enter_context(contextlib.closing(TeacherLoop()))
         self.loop.on_close(run.teacher.close)
+        if run.served is not None:
+            stack.callback(run.served.close)
         if self._writes:
             home = run.place.home
             claim(run.place.files, run.raw, contents=run.contents, forked_from=run.forked_from, home=home)
@@ -342,8 +344,11 @@ class Session:
                 if not ends:  # the checkpoint first when the machine is about to go
                     self._checkpoints.wait()  # a copy (S3) needs the save before to be complete
                     self._run.place.upload_all()
+                complete = None if self._checkpoints.writing else self._checkpoints.latest()
                 with tracing.span("checkpoint"):
                     self._checkpoints.save(done, state, host, extras={"ahead": ahead.policy} if ahead else {})
+                if self._run.served is not None and complete is not None:
+                    self._run.served.kept.forget_before(complete)
         if ends:
             self._wait_for_save()
 
@@ -444,6 +449,8 @@ class Session:
         self._gate.check_run(self._host["groups_total"], self._host["groups_unscored"])
         run = self._run
         self._wait_for_save()
+        if run.served is not None:
+            run.served.kept.forget_before(run.steps)
         values = make_result(
             method=run.raw["method"],
             seed=run.cfg.seed,

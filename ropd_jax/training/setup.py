@@ -26,6 +26,7 @@ from ropd_jax.models.lora import Lora, freeze, init_adapters
 from ropd_jax.parallel import compile_cache, hosts
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.sampling.engine import EngineConfig
+from ropd_jax.sampling.external import OPENAI, RolloutServer, ServerConfig
 from ropd_jax.sampling.rules import SamplingRule
 from ropd_jax.teacher import Teacher, build_teacher
 from ropd_jax.teacher.build import check_addresses, providers
@@ -48,6 +49,7 @@ from ropd_jax.training.sections import (
     UpdateConfig,
     section,
 )
+from ropd_jax.training.served import ServedPolicy
 from ropd_jax.training.update import State, make_portions, make_update, needs_initial
 from ropd_jax.types import Prompt
 from ropd_jax.utils.logs import show_logs
@@ -91,6 +93,9 @@ def setup(
     validate.note_warmup(how.optim, how.steps)
     if hosts.index() == 0 and not is_finished(place.files, how.steps, home=place.home):  # a finished run asks nothing
         check_models(cfg.teacher, files.needs)
+        if files.server is not None:
+            [first] = files.train.tokens_of(files.train.prompts[:1])
+            files.server.check(first.tolist(), files.student.cfg.vocab_size)
     student = load_checkpoint(
         cfg.student.checkpoint, mesh=files.mesh, dtype=how.lora.load_dtype, tokenizer=files.student.tokenizer
     )
@@ -119,6 +124,7 @@ def setup(
         judged=how.eval.judged if "judge" in files.needs else 0,
         calibration=files.calibration,
         contents=files.contents | file_contents(flatten(raw), weights=True),
+        served=_served(cfg, how, files, built["base"], place) if files.server is not None else None,
         forked_from=files.origin.as_json() if files.origin else None,
         **built,
     )
@@ -136,6 +142,7 @@ class Files:
         contents: hashes of the files (`workdir.contents`).
         origin: the checkpoint that the run starts from, if it is another run's.
         calibration: see `Run`.
+        server: of the rollouts, if they come from one; nothing has been sent.
     """
 
     student: Student
@@ -149,6 +156,7 @@ class Files:
     contents: dict[str, str]
     origin: Origin | None
     calibration: Any
+    server: RolloutServer | None
 
 
 def check_files(
@@ -204,7 +212,10 @@ def check_files(
         check_claim(place.files, raw, contents, home=place.home)
     if origin and origin.pending:
         check_origin(origin, how.lora, student.cfg, contents)
-    return Files(student, mesh, teacher, needs, train, heldout, prompts, prompt_len, contents, origin, calibration)
+    server = RolloutServer(server_config(cfg)) if how.sampling.engine == OPENAI else None
+    return Files(
+        student, mesh, teacher, needs, train, heldout, prompts, prompt_len, contents, origin, calibration, server
+    )
 
 
 def _name(method: str | type[Method]) -> str:
@@ -231,6 +242,15 @@ def _programs(
         "portions": make_portions(how.update, student.cfg, method, tx) if uses_streaming(how, method) else None,
     }
     return built, State(params, jax.jit(tx.init)(params), trained)
+
+
+def _served(cfg: ConfigDict, how: RunConfig, files: Files, base: Any, place: Place) -> ServedPolicy:
+    """The student at the rollout server."""
+    assert files.server is not None
+    return ServedPolicy(
+        files.server, server_config(cfg), how.update, files.student, cfg.student, base, files.mesh,
+        files.prompt_len + how.sampling.max_tokens, place.files,
+    )  # fmt: skip
 
 
 def _eval_engines(how: EvalConfig, engine: EngineConfig, mesh: jax.sharding.Mesh) -> dict[str, EngineConfig]:
@@ -262,6 +282,9 @@ def check_config(cfg: ConfigDict) -> RunConfig:
     validate.check_judge(cfg.teacher, how.eval.judged)
     validate.check_concurrency(cfg.teacher)
     validate.check_best(how, with_judge=bool(cfg.teacher.judge.model), without_heldout=no_heldout(cfg.data))
+    if how.sampling.engine == OPENAI:
+        rule = SamplingRule.from_config(cfg.sampling)
+        validate.check_server(server_config(cfg), how, rule, without_heldout=no_heldout(cfg.data))
     return how
 
 
@@ -284,6 +307,11 @@ def read_config(cfg: ConfigDict) -> RunConfig:
         eval=section(EvalConfig, cfg.eval),
         log=section(LogConfig, cfg.log),
     )
+
+
+def server_config(cfg: ConfigDict) -> ServerConfig:
+    """``cfg.sampling.server``; raises UserError for its own values."""
+    return section(ServerConfig, cfg.sampling.server)
 
 
 def update_config(cfg: ConfigDict) -> UpdateConfig:

@@ -28,6 +28,8 @@ from ropd_jax.models.transformer import REMAT
 from ropd_jax.parallel import hosts
 from ropd_jax.parallel.mesh import check_divides
 from ropd_jax.parallel.xla_options import xla_options
+from ropd_jax.sampling.external import OPENAI, OWN, ServerConfig, check_rule
+from ropd_jax.sampling.rules import SamplingRule
 from ropd_jax.teacher.build import role_of
 from ropd_jax.training.profile import profile_range
 from ropd_jax.training.sections import OptimConfig, OverlapConfig, RunConfig
@@ -90,6 +92,8 @@ def check_run(cfg: RunConfig) -> None:
             "several hosts cannot do in step; set it to 0"
         )
     check_overlap(cfg.overlap, resample=sampling.resample, ratio=loss.ratio)
+    if sampling.engine not in (OWN, OPENAI):
+        raise UserError(f"sampling.engine={sampling.engine!r}; expected {OWN} or {OPENAI} (docs/engine.md)")
 
 
 def check_student(student: ModelConfig, how: RunConfig, mesh: jax.sharding.Mesh) -> None:
@@ -272,6 +276,35 @@ def check_overlap(how: OverlapConfig, *, resample: int, ratio: str) -> None:
         raise UserError(f"{stale} is corrected token by token, which loss.ratio='sequence' is not; use 'token'")
     if stale and how.cap < 1:
         raise UserError(f"stream.cap={how.cap}; expected at least 1, 2.0 in the released code")
+
+
+def check_server(server: ServerConfig, cfg: RunConfig, rule: SamplingRule, *, without_heldout: str) -> None:
+    """Raises UserError for a run whose rollouts cannot come from a server (``sampling.engine=openai``).
+
+    Args:
+        without_heldout: why there is no held-out data; "" if there is.
+    """
+    check_rule(rule)
+    if server.sync == "vllm_lora" and not cfg.lora.rank:
+        raise UserError(
+            "sampling.server.sync='vllm_lora' sends adapters, but student.lora.rank is 0; expected adapters, or 'vllm' "
+            "or 'sglang', which send all weights"
+        )
+    if not server.sync_every and not without_heldout:
+        raise UserError(
+            "sampling.server.sync_every=0 never gives the server new weights, so held-out answers would not be the "
+            "trained student's; set data.heldout=False, or sync_every to 1 or more"
+        )
+    if jax.process_count() > 1:
+        raise UserError(
+            "sampling.engine='openai' works with one host that trains; use sampling.engine='own' with several"
+        )
+    if cfg.loss.ratio == "sequence":
+        raise UserError(
+            "sampling.engine='openai' is corrected token by token, which loss.ratio='sequence' is not; use 'token'"
+        )
+    if cfg.overlap.cap < 1:
+        raise UserError(f"stream.cap={cfg.overlap.cap}; expected at least 1, 2.0 in the released code")
 
 
 def check_length(prompt_len: int, max_tokens: int, row_len: int, model_cfg: ModelConfig) -> None:

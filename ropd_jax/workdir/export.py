@@ -15,6 +15,8 @@ import logging
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes  # noqa: F401, numpy's bfloat16
 import numpy as np
@@ -33,6 +35,9 @@ from ropd_jax.weights.hf import DTYPES, save_hf
 from ropd_jax.weights.student import find, open_source
 from ropd_jax.weights.tensors import Source, host_tree
 from ropd_jax.weights.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from ropd_jax.models.lora import Lora
 
 log = logging.getLogger(__name__)
 TOKENIZER_FILES = (
@@ -72,33 +77,69 @@ def export(what: str, to: str, *, step: int | None = None, dtype: str = "", adap
     if adapter and (run is None or not (run.get("lora") or {}).get("rank")):
         raise UserError(f"--adapter: {what} is not a run with adapters (student.lora.rank above 0); leave it out")
     own, template = (run["checkpoint"], run.get("chat_template", "")) if run else (what, "")
-    base = find(own)
+    base, path = find(own), as_path(what)
     with contextlib.closing(open_source(base)) as source:
         dtype = dtype or ("float32" if run else source.dtype)
-        made = load_tokenizer(base, chat_template=template) if base.is_file() else None  # a directory's is copied
-        path = as_path(what)
-        if not adapter:
+        if adapter:
+            assert run is not None
+            lora, adapters = _adapters(path, run, source, step)
+            with _appearing(target, f"--to {to}") as part:
+                _write_adapter(part, base, own, source.cfg, lora, adapters, dtype)
+        else:
             params = _of_run(path, run, source, step) if run else host_tree(source, DTYPES[dtype])
-        part = target.absolute().parent / f".{target.name}.part.{os.getpid()}"
-        try:
-            part.mkdir(parents=True)
-            if adapter:
-                assert run is not None
-                pictures = base.is_dir() and has_pictures(base)
-                _write_adapter(path, run, source, step, dtype, part, base=own, pictures=pictures)
-            else:
-                config, extra = _config(base, made, source.cfg)
-                save_hf(part, source.cfg, params, dtype=dtype, config=config, **extra)
-                _write_tokenizer(base, made, template, part)
-            if target.exists():
-                target.rmdir()
-            part.rename(target)
-        except OSError as e:
-            raise UserError(f"--to {to} cannot be written ({e}); free some space or choose another directory") from e
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+            with _appearing(target, f"--to {to}") as part:
+                _write_student(part, base, template, source.cfg, params, dtype)
     size = sum(f.stat().st_size for f in target.iterdir())
     log.info("wrote %s: %s weights, %.1f MB in %d files", target, dtype, size / 1e6, len(list(target.iterdir())))
+
+
+def write_student(to: pathlib.Path, student: Mapping[str, Any], params: Any, dtype: str) -> None:
+    """Write the Hugging Face directory ``to``, which does not exist yet and appears whole, from weights in memory.
+
+    Args:
+        student: ``cfg.student``, whose checkpoint gives tokenizer, chat template and configs.
+        params: host arrays, layers stacked; adapters merged.
+        dtype: how they are stored.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    base = find(student["checkpoint"])
+    with contextlib.closing(open_source(base)) as source, _appearing(to, str(to)) as part:
+        _write_student(part, base, student["chat_template"], source.cfg, params, dtype)
+
+
+def write_adapter(to: pathlib.Path, student: Mapping[str, Any], lora: Lora, adapters: Any, dtype: str) -> None:
+    """Write adapters in memory as PEFT reads them; arguments and errors as of `write_student`."""
+    own = student["checkpoint"]
+    base = find(own)
+    with contextlib.closing(open_source(base)) as source, _appearing(to, str(to)) as part:
+        _write_adapter(part, base, own, source.cfg, lora, adapters, dtype)
+
+
+@contextlib.contextmanager
+def _appearing(target: pathlib.Path, shown: str) -> Iterator[pathlib.Path]:
+    """A directory that becomes ``target`` when the block ends without an error."""
+    part = target.absolute().parent / f".{target.name}.part.{os.getpid()}"
+    try:
+        part.mkdir(parents=True)
+        yield part
+        if target.exists():
+            target.rmdir()
+        part.rename(target)
+    except OSError as e:
+        raise UserError(f"{shown} cannot be written ({e}); free some space or choose another directory") from e
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _write_student(
+    part: pathlib.Path, base: pathlib.Path, template: str, cfg: ModelConfig, params: Any, dtype: str
+) -> None:
+    made = load_tokenizer(base, chat_template=template) if base.is_file() else None  # a directory's is copied
+    config, extra = _config(base, made, cfg)
+    save_hf(part, cfg, params, dtype=dtype, config=config, **extra)
+    _write_tokenizer(base, made, template, part)
 
 
 def student_section(what: AnyPath) -> dict | None:
@@ -140,24 +181,18 @@ def _adapters(path: epath.Path, student: dict, source: Source, step: int | None)
 
 
 def _write_adapter(
-    path: epath.Path,
-    student: dict,
-    source: Source,
-    step: int | None,
-    dtype: str,
-    part: pathlib.Path,
-    *,
-    base: str,
-    pictures: bool,
+    part: pathlib.Path, base: pathlib.Path, own: str, cfg: ModelConfig, lora: Lora, adapters: Any, dtype: str
 ) -> None:
-    """adapter_config.json and adapter_model.safetensors, as PEFT reads them for the checkpoint ``base``."""
+    """adapter_config.json and adapter_model.safetensors, as PEFT reads them for the checkpoint ``own``."""
     from ropd_jax.weights.peft import adapter_config, adapter_tensors
 
-    lora, adapters = _adapters(path, student, source, step)
-    found = adapter_tensors(source.cfg, adapters, pictures=pictures)
+    pictures = base.is_dir() and has_pictures(base)
+    found = adapter_tensors(cfg, adapters, pictures=pictures)
     tensors = {name: x.astype(DTYPES[dtype]) for name, x in found.items()}
-    save_file(tensors, part / "adapter_model.safetensors", metadata={"format": "pt"})
-    text = json.dumps(adapter_config(source.cfg, lora, base, pictures=pictures), indent=2) + "\n"
+    file = part / "adapter_model.safetensors"
+    save_file(tensors, file, metadata={"format": "pt"})
+    file.chmod(0o644)  # safetensors makes it readable by the owner only
+    text = json.dumps(adapter_config(cfg, lora, own, pictures=pictures), indent=2) + "\n"
     (part / "adapter_config.json").write_text(text, encoding="utf-8")
 
 
