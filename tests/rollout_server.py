@@ -18,6 +18,8 @@ import numpy as np
 from aiohttp import web
 from safetensors.numpy import load_file, save_file
 
+from ropd_jax.models import transformer
+from ropd_jax.models.logprobs import token_logprobs
 from ropd_jax.sampling.engine import EngineConfig, sample_groups
 from ropd_jax.sampling.rules import SamplingRule
 from ropd_jax.types import Message, Prompt
@@ -76,8 +78,8 @@ class FakeVLLM:
         choices = []
         for i, r in enumerate(group.rollouts):
             ids, logp = r.tokens_T.tolist(), r.logp_T.tolist()
-            if self.raw and body["temperature"] != 1:  # raw_logprobs: of another distribution than the one that draws
-                logp = [x * body["temperature"] for x in logp]
+            if self.raw:
+                logp = whole_logp(student.cfg, params, tokens, r.tokens_T)
             reason = "length" if r.finish_reason == "length" else "stop"
             logprobs = {"tokens": [f"token_id:{t}" for t in ids], "token_logprobs": logp, "top_logprobs": []}
             choices.append({
@@ -151,6 +153,18 @@ class FakeVLLM:
     def completions(self) -> list[dict]:
         """The bodies of all completions but the first call's."""
         return [body for path, body in self.calls if path == "/v1/completions" and "ignore_eos" not in body]
+
+
+def whole_logp(cfg, params, prompt_T, completion_T) -> list[float]:
+    """Log-probs of a completion at temperature 1."""
+    tokens_BT = np.concatenate([prompt_T, completion_T])[None].astype(np.int32)
+    positions_BT = np.arange(tokens_BT.shape[1], dtype=np.int32)[None]
+    ones_BT = np.ones_like(tokens_BT)
+    x_BTD, _ = transformer.hidden(
+        cfg, params, tokens_BT, positions_BT, ones_BT, dtype=jnp.dtype("float32"), keep_kv=True
+    )
+    logp_BT, _ = token_logprobs(cfg, params, x_BTD[:, :-1], tokens_BT[:, 1:], temperature=1.0, chunk=128)
+    return np.asarray(logp_BT)[0, len(prompt_T) - 1 :].tolist()
 
 
 def merged(base: str, adapter: str) -> str:

@@ -228,7 +228,7 @@ class RolloutServer:
         try:
             while asked:
                 done, _ = concurrent.futures.wait(asked, POLL_S, return_when=concurrent.futures.FIRST_COMPLETED)
-                for future in sorted(done, key=asked.__getitem__):
+                for future in sorted(done, key=lambda f: (f.exception() is not None, asked[f])):  # failures last
                     self._flying.discard(future)
                     yield asked.pop(future), future.result()
                 check()

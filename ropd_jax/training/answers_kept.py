@@ -47,7 +47,7 @@ class KeptAnswers:
         with Dispensable(str(self._file(group.step))):
             self._directory.mkdir(parents=True, exist_ok=True)
             with self._file(group.step).open("ab") as file:
-                file.write(gzip.compress(line.encode(), compresslevel=1))
+                file.write(_packed(line.encode()))
 
     def find(
         self, step: int, prompts: Sequence[Prompt], tokens: Sequence[np.ndarray], rollouts: int
@@ -70,18 +70,21 @@ class KeptAnswers:
         return self._directory / f"step_{step:06d}.jsonl.gz"
 
     def _rows(self, step: int) -> list[dict[str, Any]]:
-        """The complete lines of a step's file, the newest last."""
-        lines: list[bytes] = []
-        with contextlib.suppress(FileNotFoundError), gzip.open(self._file(step)) as file:
+        """The complete lines of a step's file, in the order in which they came. An incomplete end is cut off."""
+        path, lines = self._file(step), []
+        with contextlib.suppress(FileNotFoundError), gzip.open(path) as file:
             try:
-                lines += file
+                for line in file:
+                    lines.append(line)
             except (EOFError, zlib.error, gzip.BadGzipFile):
-                log.info("%s ends in the middle of a group, which is sampled anew", self._file(step))
-        rows = []
-        for line in lines:
-            with contextlib.suppress(ValueError):
-                rows.append(json.loads(line))
-        return rows
+                log.info("%s ends in the middle of a group, which is sampled once more", path)
+                lines = [line for line in lines if line.endswith(b"\n")]
+                path.write_bytes(b"".join(map(_packed, lines)))
+        return [json.loads(line) for line in lines]
+
+
+def _packed(line: bytes) -> bytes:
+    return gzip.compress(line, compresslevel=1)
 
 
 def names_of(prompts: Sequence[Prompt]) -> list[str]:
