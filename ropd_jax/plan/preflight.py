@@ -19,6 +19,7 @@ import math
 import pathlib
 import statistics
 import sys
+import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ from rich.text import Text
 from ropd_jax.data.golds import reference_of
 from ropd_jax.data.questions import no_heldout, training_prompts
 from ropd_jax.plan.server_speed import TOGETHER, Speed, measure, suggestions
-from ropd_jax.teacher import Budget, Prices, Role, Tape, Usage, make_client
+from ropd_jax.teacher import Budget, Prices, Role, Tape, TeacherError, Usage, make_client
 from ropd_jax.teacher.build import (
     ROLE_KEYS,
     asking_of,
@@ -232,6 +233,22 @@ async def check(
     return found
 
 
+def check_rollouts(cfg: ConfigDict) -> Check:
+    """Two tokens of the server that makes the rollouts (``sampling.engine``), with their ids and log-probs."""
+    from ropd_jax.sampling.external import RolloutServer
+    from ropd_jax.training.setup import server_config
+
+    how, begin, error = server_config(cfg), time.monotonic(), None
+    server = RolloutServer(how)
+    try:
+        server.check([0], 2**31)
+    except TeacherError as e:
+        error = e
+    finally:
+        server.close()
+    return Check("rollouts", server.shown, how.model or "its only model", time.monotonic() - begin, error)
+
+
 def _asked(t: ConfigDict, asks: Collection[str]) -> list[Asked]:
     """Each role that is asked, references first and the judge last, with each of its models."""
     ordered = sorted(asks, key=lambda role: role != "reference")
@@ -276,6 +293,8 @@ def run(cfg: ConfigDict, *, tape: pathlib.Path | None = None, calls: bool = True
     if recorded:
         recorded.close()
     checks = asyncio.run(check(cfg, prompts, tuple(method.asks))) if calls and cfg.teacher.tape.mode != "replay" else []
+    if calls and cfg.sampling.engine != "own":
+        checks.append(check_rollouts(cfg))
     measured, better = asyncio.run(speeds(cfg, checks, tuple(method.asks)))
     if as_json:
         out = {

@@ -27,6 +27,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib
 import json
@@ -203,7 +204,7 @@ class RolloutServer:
     def groups(
         self,
         want: Settings,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[np.ndarray | Sequence[int]],
         ids: Sequence[str],
         *,
         seed: int,
@@ -259,8 +260,8 @@ class RolloutServer:
     async def _group(self, prompt: list[int], want: Settings, name: str) -> list[Answer]:
         most = self._how.answers_per_request or want.n
         sizes = [min(most, want.n - begin) for begin in range(0, want.n, most)]
-        tries = [self._persist(lambda i=i, n=n: self._answers(prompt, want, n, _seed(f"{name}/{i}")))
-                 for i, n in enumerate(sizes)]  # fmt: skip
+        sends = [functools.partial(self._answers, prompt, want, n, _seed(f"{name}/{i}")) for i, n in enumerate(sizes)]
+        tries = [self._persist(send) for send in sends]
         found = [answer for part in await asyncio.gather(*tries) for answer in part]
         if want.rule.temperature:
             check_copies(found, self.shown)
@@ -355,8 +356,8 @@ class RolloutServer:
         elif self._how.sync == "vllm_lora":
             name = f"ropd-{self._run}-{version}"
             with contextlib.suppress(_AlreadyThere):
-                body = {"lora_name": name, "lora_path": directory}
-                await self._post(f"{self._base}/load_lora_adapter", body, timeout_s, is_json=False)
+                adapter = {"lora_name": name, "lora_path": directory}
+                await self._post(f"{self._base}/load_lora_adapter", adapter, timeout_s, is_json=False)
             before, self._adapter = self._adapter, name
             if before and before != name:
                 with contextlib.suppress(TeacherError):  # a server that has restarted does not know it

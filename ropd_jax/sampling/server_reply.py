@@ -88,8 +88,8 @@ def _answer(choice: Mapping[str, Any], want: Expected, server: str) -> Answer:
             server, f"ended an answer with {_short(reason)}", "'stop' or 'length'", "use another version of it"
         )
     tokens, logp = _tokens_and_logp(choice, server)
-    stop_token = next((x for k in ("stop_reason", "matched_stop") if type(x := choice.get(k)) is int), None)
-    if reason == "stop" and len(logp) == len(tokens) + 1 and stop_token in want.stop_ids:
+    stop_token = next((x for k in ("stop_reason", "matched_stop") if isinstance(x := choice.get(k), int)), None)
+    if reason == "stop" and len(logp) == len(tokens) + 1 and stop_token is not None and stop_token in want.stop_ids:
         tokens = [*tokens, stop_token]  # its log-prob is there, only its id is left out
     if len(tokens) != len(logp):
         raise _wrong(
@@ -126,6 +126,7 @@ def _tokens_and_logp(choice: Mapping[str, Any], server: str) -> tuple[list[int],
     if not isinstance(logprobs, Mapping):
         raise _wrong(server, "sent no log-probs", "logprobs, which was requested", "use a server that has them")
     content, logp = logprobs.get("content"), logprobs.get("token_logprobs")
+    ids: list[Any]
     if isinstance(content, list) and all(isinstance(c, Mapping) for c in content):
         logp = [c.get("logprob") for c in content]
         ids = [c["id"] if "id" in c else _numbered(c.get("token")) for c in content]

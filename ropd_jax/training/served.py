@@ -120,7 +120,7 @@ class ServedPolicy:
         asked = self._server.groups(want, chosen, [names[p] for p in rest], seed=seed, step=step, check=check)
         for number, answers in asked:
             place = rest[number]
-            rollouts = tuple(_rollout(self._student.tokenizer, engine, tokens[place], a) for a in answers)
+            rollouts = tuple(rollout_of(self._student.tokenizer, engine, tokens[place], a) for a in answers)
             group = RolloutGroup(prompts[place], np.asarray(tokens[place], np.int32), rollouts, step, place)
             if trains:
                 if self._how.max_gap and self._version == version != self._compared:
@@ -206,7 +206,7 @@ def _merged(lora: Lora, base: Any, adapters: Any) -> Any:
     return jax.jit(lambda base, adapters: merge(lora, base, adapters))(base, adapters)
 
 
-def _rollout(tokenizer, engine: EngineConfig, prompt_T: np.ndarray, answer: Answer) -> Rollout:
+def rollout_of(tokenizer, engine: EngineConfig, prompt_T: np.ndarray, answer: Answer) -> Rollout:
     """The same fields as of a rollout of our own sampler; a stop text is looked for here, not by the server's words."""
     job = Job(0, 0, engine.max_tokens, answer.tokens, answer.logp, answer.logp)
     rollout = make_rollout(tokenizer, engine.stop_ids, engine.stop, job, opened=opens_thought(tokenizer, prompt_T))

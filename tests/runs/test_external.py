@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from ropd_jax.sampling.engine import EngineConfig, sample_groups
 from ropd_jax.sampling.external import RolloutServer, Settings
 from ropd_jax.sampling.rules import SamplingRule
 from ropd_jax.train import train
-from ropd_jax.training.served import _rollout
+from ropd_jax.training.served import rollout_of
 from ropd_jax.training.setup import check_config
 from ropd_jax.types import Message, Prompt, UserError
 from ropd_jax.weights.student import load_checkpoint
@@ -90,7 +91,7 @@ def test_a_server_that_keeps_its_old_weights_is_found_at_the_next_step(tmp_path)
     server = FakeVLLM()
     server.load_is_broken = True
     cfg = dict(optim__lr=1e-2, sampling__server__max_gap=0.01)
-    with serving(server) as url, pytest.raises(UserError, match="differ from the trainer's by .* after 1 updates"):
+    with serving(server) as url, pytest.raises(UserError, match=r"differ from the trainer's by .* after 1 updates"):
         train(config(url, **cfg), tmp_path / "run")
     assert len(steps_of(tmp_path / "run")) == 1
     shutil.rmtree(tmp_path / "run")
@@ -100,7 +101,7 @@ def test_log_probs_before_the_temperature_are_named(tmp_path):
     server = FakeVLLM()
     server.raw = True
     cfg = dict(sampling__temperature=0.5, sampling__server__max_gap=0.02)
-    with serving(server) as url, pytest.raises(UserError, match="those at temperature 1, .*processed_logprobs"):
+    with serving(server) as url, pytest.raises(UserError, match=r"those at temperature 1, .*processed_logprobs"):
         train(config(url, **cfg), tmp_path / "run")
 
 
@@ -129,7 +130,6 @@ def test_merged_adapters_are_the_policy_and_held_out_answers_are_of_the_newest(t
 
 def test_a_rollout_has_the_fields_of_our_own_samplers(tmp_path):
     student, prompt_T = load_checkpoint("tiny"), np.asarray([5, 9, 12], np.int32)
-    params = {k: v for k, v in student.params.items()}
     stop = (student.tokenizer.decode([7]),)
     engine = EngineConfig(
         rollouts=4, prompts=1, prompt_len=PROMPT_LEN, max_tokens=12, stop_ids=student.tokenizer.stop_ids,
@@ -142,12 +142,12 @@ def test_a_rollout_has_the_fields_of_our_own_samplers(tmp_path):
         want = Settings(4, 12, engine.rule, engine.stop_ids, stop, student.cfg.vocab_size)
         [(_, answers)] = client.groups(want, [prompt_T], ["a"], seed=0, step=0, check=lambda: None)
         client.close()
-    theirs = [_rollout(student.tokenizer, engine, prompt_T, a) for a in answers]
+    theirs = [rollout_of(student.tokenizer, engine, prompt_T, a) for a in answers]
+    params, prompts = jax.tree.map(jnp.asarray, student.params), [Prompt("p", (Message("user", ""),))]
+    seed = server.completions[0]["seed"]
     [group] = sample_groups(
-        student.cfg, engine, {k: jnp.asarray(v) if not isinstance(v, dict) else v for k, v in params.items()},
-        student.tokenizer, [Prompt("p", (Message("user", ""),))], [prompt_T],
-        seed=server.completions[0]["seed"], step=0,
-    )  # fmt: skip
+        student.cfg, engine, params, student.tokenizer, prompts, [prompt_T], seed=seed, step=0
+    )
     for a, b in zip(theirs, group.rollouts, strict=True):
         assert (a.text, a.finish_reason, a.opened, a.drawn_logp_T) == (b.text, b.finish_reason, b.opened, None)
         assert np.array_equal(a.tokens_T, b.tokens_T) and a.tokens_T.dtype == np.int32

@@ -133,10 +133,10 @@ def test_an_outage_ends_the_run_after_the_wait(opened):
 
 def test_the_model_must_be_one_that_the_server_lists(server, opened):
     with serving(server) as url:
-        with pytest.raises(ConfigurationError, match="sampling.server.model='other'; expected one of .*: student"):
+        with pytest.raises(ConfigurationError, match=r"sampling.server.model='other'; expected one of .*: student"):
             opened(url, model="other").check([5], 64)
         server.adapters["another"] = ""
-        with pytest.raises(ConfigurationError, match="sampling.server.model=''; expected one of .*: student, another"):
+        with pytest.raises(ConfigurationError, match=r"sampling.server.model=''; expected one of .*: student, another"):
             opened(url).check([5], 64)
 
 
@@ -184,7 +184,7 @@ def test_the_key_comes_from_the_named_variable_and_no_other(opened, monkeypatch)
         opened(url, api_key_env="ROLLOUT_KEY").check([5], 64)
     assert "sk-of" not in str(refused.value)
     monkeypatch.delenv("ROLLOUT_KEY")
-    with pytest.raises(ConfigurationError, match="ROLLOUT_KEY of sampling.server.api_key_env is not set"):
+    with pytest.raises(ConfigurationError, match=r"ROLLOUT_KEY of sampling.server.api_key_env is not set"):
         opened(url, api_key_env="ROLLOUT_KEY")
 
 
@@ -223,5 +223,5 @@ def test_settings_that_cannot_work_are_refused(changes, message):
 def test_a_rule_that_leaves_tokens_out_is_refused():
     check_rule(SamplingRule(0.7))
     for rule in (SamplingRule(1.0, 20), SamplingRule(1.0, 0, 0.9)):
-        with pytest.raises(UserError, match="expected top_k=0 and top_p=1.0"):
+        with pytest.raises(UserError, match=r"expected top_k=0 and top_p=1.0"):
             check_rule(rule)
