@@ -21,7 +21,8 @@ from ropd_jax.utils.paths import written
 from ropd_jax.utils.tracing import RUN, TEACHER, Span, read_spans
 
 COLOURS = {
-    "compile": "#882255", "sample": "#4477aa", "prefill": "#66ccee", "update": "#228833", "evaluate": "#999933",
+    "compile": "#882255", "sample": "#4477aa", "prefill": "#66ccee", "sync": "#332288", "update": "#228833",
+    "evaluate": "#999933",
     "checkpoint": "#aa4499", "checkpoint_write": "#ddaacc", "idle": "#dddddd", "reference": "#ddaa33",
     "rubric": "#ee8866", "verify": "#cc3311", "score": "#cc3311",
 }  # fmt: skip

@@ -180,7 +180,11 @@ class RolloutServer:
 
         try:
             self._submit(once()).result()
+        except ConfigurationError:
+            self.close()
+            raise
         except TransientError as error:
+            self.close()
             raise ConfigurationError(f"sampling.server: {error}; start the server first", cause=error.cause) from None
 
     def load(self, directory: str, version: int) -> None:

@@ -2,6 +2,7 @@
 
     sample  prefill  update  evaluate  checkpoint  idle     what the run itself does; checkpoint: a save blocks it,
                                                             idle: it waits for the teacher
+    sync                                                    weights go to the rollout server; inside of ``sample``
     compile                                                 a program, inside of these; ``cached`` if it was only loaded
     checkpoint_write                                        a save is written in the background
     stop                                                    from a signal to the complete checkpoint
@@ -32,7 +33,7 @@ from ropd_jax.utils.files import whole_rows, write_atomic
 from ropd_jax.utils.paths import local_run
 from ropd_jax.utils.writing import Dispensable
 
-RUN = ("compile", "sample", "prefill", "update", "evaluate", "checkpoint", "checkpoint_write", "idle")
+RUN = ("compile", "sample", "prefill", "sync", "update", "evaluate", "checkpoint", "checkpoint_write", "idle")
 TEACHER = ("reference", "rubric", "verify", "score")
 _about: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar("span_about")
 _recorder: Timeline | None = None

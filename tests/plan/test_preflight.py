@@ -139,3 +139,27 @@ def test_the_table_for_people(capsys):
     assert cli.main(["preflight", "--config", "experiments/quickstart.py"]) == 0
     text = capsys.readouterr().out
     assert "768 groups" in text and "3,072" in text and "4,608" in text and text.count("ok ") == 3
+
+
+def test_the_rollout_server_is_asked_for_two_tokens():
+    from tests.rollout_server import serving as rollouts
+    from tests.sampling.test_external import Counting
+
+    fake = Counting()
+    with rollouts(fake) as url:
+        cfg = tiny_config(sampling__engine="openai", sampling__server__base_url=url, sampling__server__sync="vllm")
+        found = preflight.check_rollouts(cfg)
+        assert found.ok and (found.role, found.provider) == ("rollouts", url) and "answers in" in found.message
+        [body] = [b for path, b in fake.calls if path == "/v1/completions"]
+        assert body["max_tokens"] == 2
+        fake.spoil = lambda reply: {"choices": []}
+        assert "sent 0 answers" in preflight.check_rollouts(cfg).message
+    assert not preflight.check_rollouts(cfg).ok  # nobody listens any more
+
+
+def test_a_plan_counts_no_sampler_if_a_server_samples():
+    from ropd_jax.plan import programs
+
+    cfg = tiny_config(sampling__engine="openai")
+    assert programs.sampler_programs(cfg, None, None) == []
+    assert programs.kv_cache_bytes(cfg, None, None) == programs.decode_weights_bytes(cfg, None, None) == (0, 0)

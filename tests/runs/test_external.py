@@ -58,25 +58,23 @@ def test_the_update_corrects_for_the_other_engine(whole):
 
 
 class Dies(FakeVLLM):
-    """Refuses everything after so many completions."""
+    """Answers so many prompts, and nothing after that."""
 
     def __init__(self, after):
         super().__init__()
-        self.after = after
+        self.after, self.answered = after, []
 
     def complete(self, body):
         with self._one:
-            if len(self.answered) >= self.after:
-                return {"choices": []}
-            self.answered.append(body["prompt"])
+            if "ignore_eos" not in body:  # that is the first call
+                if len(self.answered) == self.after:
+                    return {"choices": []}
+                self.answered.append(body["prompt"])
             return self._complete(body)
-
-    answered: list
 
 
 def test_a_killed_step_is_resumed_with_the_answers_that_it_had(whole, tmp_path):
     workdir, first, second = tmp_path / "run", Dies(after=6), FakeVLLM()
-    first.answered = []
     with serving(first) as url, pytest.raises(UserError, match="sent 0 answers"):
         train(config(url, sampling__server__concurrency=1), workdir)
     assert (workdir / "rollouts" / "step_000001.jsonl.gz").exists()
@@ -145,9 +143,7 @@ def test_a_rollout_has_the_fields_of_our_own_samplers(tmp_path):
     theirs = [rollout_of(student.tokenizer, engine, prompt_T, a) for a in answers]
     params, prompts = jax.tree.map(jnp.asarray, student.params), [Prompt("p", (Message("user", ""),))]
     seed = server.completions[0]["seed"]
-    [group] = sample_groups(
-        student.cfg, engine, params, student.tokenizer, prompts, [prompt_T], seed=seed, step=0
-    )
+    [group] = sample_groups(student.cfg, engine, params, student.tokenizer, prompts, [prompt_T], seed=seed, step=0)
     for a, b in zip(theirs, group.rollouts, strict=True):
         assert (a.text, a.finish_reason, a.opened, a.drawn_logp_T) == (b.text, b.finish_reason, b.opened, None)
         assert np.array_equal(a.tokens_T, b.tokens_T) and a.tokens_T.dtype == np.int32
