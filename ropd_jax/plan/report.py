@@ -172,6 +172,8 @@ def _show(cfg: ConfigDict, topology: Topology, measured: Measured, report: dict[
         highlight=False,
         soft_wrap=True,
     )
+    if cfg.sampling.engine != "own":
+        console.print("A server samples (sampling.engine): its memory and its seconds are not in this plan.")
     _show_memory(console, topology, measured)
     _show_collectives(console, measured, cfg.sampling.chunk)
     _show_seconds(console, cfg, measured, report)
