@@ -17,7 +17,7 @@ import logging
 import pathlib
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -50,7 +50,7 @@ class ServedPolicy:
     Args:
         how: ``cfg.sampling.server``.
         update: of the run; its forward pass is what the server's log-probs are compared with.
-        student: shape and tokenizer. section: ``cfg.student``.
+        student: shape and tokenizer. checkpoint, template: ``student.checkpoint`` and ``student.chat_template``.
         base: the frozen weights under adapters, or None.
         length: most tokens of a sequence.
         files: the run's directory.
@@ -65,14 +65,16 @@ class ServedPolicy:
         how: ServerConfig,
         update: UpdateConfig,
         student: Student,
-        section: Mapping[str, Any],
+        checkpoint: str,
+        template: str,
         base: Any,
         mesh: jax.sharding.Mesh,
         length: int,
         files: pathlib.Path,
     ):
         self._server, self._how, self._update = server, how, update
-        self._student, self._section, self._base = student, section, base
+        self._student, self._base = student, base
+        self._checkpoint, self._template = checkpoint, template
         self._mesh, self._length = mesh, length
         self._weights = _own_folder(how.weights_dir, files)
         self.kept = KeptAnswers(files / "rollouts")
@@ -190,10 +192,10 @@ class ServedPolicy:
         to = self._weights / f"step_{version:06d}_{secrets.token_hex(3)}"
         lora, dtype = self._update.lora, self._update.dtype
         if lora.rank and self._how.sync == "vllm_lora":
-            write_adapter(to, self._section, lora, jax.device_get(params), dtype)
+            write_adapter(to, self._checkpoint, lora, jax.device_get(params), dtype)
         else:
             whole = _merged(lora, self._base, params) if lora.rank else params
-            write_student(to, self._section, jax.device_get(whole), dtype)
+            write_student(to, self._checkpoint, self._template, jax.device_get(whole), dtype)
         return to
 
     def close(self) -> None:

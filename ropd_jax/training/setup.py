@@ -248,8 +248,8 @@ def _served(cfg: ConfigDict, how: RunConfig, files: Files, base: Any, place: Pla
     """The student at the rollout server."""
     assert files.server is not None
     return ServedPolicy(
-        files.server, server_config(cfg), how.update, files.student, cfg.student, base, files.mesh,
-        files.prompt_len + how.sampling.max_tokens, place.files,
+        files.server, server_config(cfg), how.update, files.student, cfg.student.checkpoint, cfg.student.chat_template,
+        base, files.mesh, files.prompt_len + how.sampling.max_tokens, place.files,
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import logging
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes  # noqa: F401, numpy's bfloat16
@@ -93,25 +93,25 @@ def export(what: str, to: str, *, step: int | None = None, dtype: str = "", adap
     log.info("wrote %s: %s weights, %.1f MB in %d files", target, dtype, size / 1e6, len(list(target.iterdir())))
 
 
-def write_student(to: pathlib.Path, student: Mapping[str, Any], params: Any, dtype: str) -> None:
+def write_student(to: pathlib.Path, own: str, template: str, params: Any, dtype: str) -> None:
     """Write the Hugging Face directory ``to``, which does not exist yet and appears whole, from weights in memory.
 
     Args:
-        student: ``cfg.student``, whose checkpoint gives tokenizer, chat template and configs.
+        own: the student's checkpoint by any name that `student.find` knows; it gives tokenizer and configs.
+        template: ``student.chat_template``, or "".
         params: host arrays, layers stacked; adapters merged.
         dtype: how they are stored.
 
     Raises:
         UserError: it cannot be written.
     """
-    base = find(student["checkpoint"])
+    base = find(own)
     with contextlib.closing(open_source(base)) as source, _appearing(to, str(to)) as part:
-        _write_student(part, base, student["chat_template"], source.cfg, params, dtype)
+        _write_student(part, base, template, source.cfg, params, dtype)
 
 
-def write_adapter(to: pathlib.Path, student: Mapping[str, Any], lora: Lora, adapters: Any, dtype: str) -> None:
+def write_adapter(to: pathlib.Path, own: str, lora: Lora, adapters: Any, dtype: str) -> None:
     """Write adapters in memory as PEFT reads them; arguments and errors as of `write_student`."""
-    own = student["checkpoint"]
     base = find(own)
     with contextlib.closing(open_source(base)) as source, _appearing(to, str(to)) as part:
         _write_adapter(part, base, own, source.cfg, lora, adapters, dtype)
