@@ -166,7 +166,15 @@ def default() -> ConfigDict:
     cfg.ropd.most_criteria = 12  # ... to
     cfg.ropd.variance_weights = False  # points times 4p(1-p) within each category (after POW3R); not in the paper
     cfg.ropd.reliability_weights = False  # points times what teacher.calibration says of their kind; not in the paper
+    cfg.ropd.dropout = 0.0  # share of the criteria that a group's reward does not see, drawn anew for each group
+    cfg.ropd.advantage = "total"  # of the reward; or "per_criterion": each its own group advantage, summed by points
     cfg.ropd.references_pass = 0.0  # drop criteria that a smaller share of references passes; 0 keeps all, as the paper
+
+    cfg.evolving = ConfigDict()  # method "evolving"
+    cfg.evolving.active = (
+        5  # criteria of a prompt that stay as long as they tell rollouts apart, besides its first ones
+    )
+    cfg.evolving.new = 5  # most criteria that a visit adds
 
     cfg.t_judge = ConfigDict()
     cfg.t_judge.references = True  # the judge sees the m references; the paper does not say

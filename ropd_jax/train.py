@@ -133,7 +133,7 @@ def train_step(run: Run, state: State, pending: Pending, step: int, out: Session
     state = state._replace(method=trained)
     metrics |= more
     reward_PG, valid_PG = method.rewards(groups, judgements)
-    advantages = method.advantages(reward_PG, valid_PG, step)
+    advantages = method.step_advantages(groups, judgements, step)
     grades = exact_grades(groups, judgements)
     metrics |= step_metrics(
         groups, judgements, advantages, reward_PG, valid_PG, metrics["time/sample_s"], tokenizer, grades

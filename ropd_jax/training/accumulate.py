@@ -142,7 +142,7 @@ class StreamedUpdate:
     def _sum(self, portion: Sequence[tuple[RolloutGroup, Judgement]]) -> None:
         groups, judgements = zip(*portion, strict=True)
         method, state = self._method, self._state
-        advantages = method.advantages(*method.rewards(groups, judgements), self._step)
+        advantages = method.step_advantages(groups, judgements, self._step)
         rows = [s for g, j in portion for s in method.sequences(g, j, self._tokenizer)]
         if self._cfg.loss.overlong == "mask":
             advantages = without_overlong(advantages, groups, rows)

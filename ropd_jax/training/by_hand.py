@@ -148,8 +148,7 @@ def _batch(
     method: Method, student: Student, groups: Sequence[RolloutGroup], judgements: Sequence[Judgement]
 ) -> TrainBatch:
     """The judged groups as the arrays [A, b, T] of one update."""
-    reward_PG, valid_PG = method.rewards(groups, judgements)
-    advantages = method.advantages(reward_PG, valid_PG, step=0)
+    advantages = method.step_advantages(groups, judgements, step=0)
     rows = [s for g, j in zip(groups, judgements, strict=True) for s in method.sequences(g, j, student.tokenizer)]
     if method.cfg.loss.overlong == "mask":
         advantages = without_overlong(advantages, groups, rows)

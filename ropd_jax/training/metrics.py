@@ -54,6 +54,9 @@ def step_metrics(
         metrics["sample/cut_mass"] = cut_mass(rollouts)
         metrics["sample/truncated_frac"] = float(np.mean([r.finish_reason == "length" for r in rollouts]))
     metrics |= reward_parts(judgements)
+    if any(j.weights for j in judgements):
+        whole = [j.rubric.score(row) for j in judgements if j.rubric for row in j.passed if row is not None]
+        metrics["reward/all_criteria_mean"] = float(np.mean(whole)) if whole else None
     causes = Counter(c for j in judgements for c in j.causes if c is not None)
     if any(j.rubric for j in judgements):
         metrics |= step_health(judgements)
