@@ -170,6 +170,20 @@ def default() -> ConfigDict:
     cfg.ropd.advantage = "total"  # of the reward; or "per_criterion": each its own group advantage, summed by points
     cfg.ropd.references_pass = 0.0  # drop criteria that a smaller share of references passes; 0 keeps all, as the paper
 
+    cfg.context = ConfigDict()  # methods that score rollouts under another prompt: rgsd, rcsd, cort, cripo
+    cfg.context.max_tokens = 512  # most that a told rubric adds to a prompt; a rollout told more is left out of it
+
+    cfg.rcsd = ConfigDict()
+    cfg.rcsd.criteria = 4  # criteria of most points that are told, one scoring pass each
+
+    cfg.cort = ConfigDict()
+    cfg.cort.bound = 1.0  # nats; most that the rubric can change the log-prob of a token for its weight
+
+    cfg.cripo = ConfigDict()
+    cfg.cripo.beta = 0.05  # weight of the distillation from unexplored criteria; 0.03 for a 4B student in the paper
+    cfg.cripo.warmup_steps = 50  # steps without that distillation
+    cfg.cripo.margin = 1.0  # nats by which a token must be likelier told the criterion than told its opposite
+
     cfg.evolving = ConfigDict()  # method "evolving"
     cfg.evolving.active = (
         5  # criteria of a prompt that stay as long as they tell rollouts apart, besides its first ones

@@ -6,6 +6,7 @@ A step calls a method in this order:
 2. `Method.revise`: what the method's own networks add to the judgements of the step (nothing, for most)
 3. `Method.rewards` and `Method.advantages`, called by `Method.step_advantages`: rewards of all groups -> advantages.
 4. `Method.sequences`: the token sequences that the student is trained on.
+   A method with `Method.contexts` gives each of them other prompts, under which the policy scores the completion.
 5. `Method.extras`: what frozen networks compute for the tokens of the update's batch (nothing, for most)
 6. `Method.loss`: the loss of each token, from the student's log-probs. Traced by jit.
 
@@ -63,6 +64,13 @@ class Tokens(NamedTuple):
     cfg: ModelConfig | None = None
     params: Any = None
     x_BTD: jax.Array | None = None
+
+    def told(self, name: str) -> tuple[jax.Array, jax.Array]:
+        """(logp_BT, known_BT): log-probs of the targets under the policy told the context ``name``, and where they are
+        known; 0 elsewhere. Of the policy before the update, without a gradient."""
+        logp_BT = self.extras[f"told/{name}"]
+        known_BT = self.batch.mask_BT & ~jnp.isnan(logp_BT)
+        return jnp.where(known_BT, logp_BT, 0.0), known_BT
 
     @property
     def old_logp_BT(self) -> jax.Array:
@@ -146,6 +154,11 @@ class Method(abc.ABC):
     def needs_initial(self) -> bool:
         """Whether the loss reads ``Tokens.ref_logp_BT``."""
         return False
+
+    @property
+    def contexts(self) -> tuple[str, ...]:
+        """Names of the other prompts under which the policy scores its own completions (`TokenSequence.told`)."""
+        return ()
 
     @property
     def sequences_per_prompt(self) -> int:

@@ -27,7 +27,7 @@ from ropd_jax.core.rewards import Row
 from ropd_jax.data.rubrics import PUBLISHED
 from ropd_jax.methods.ropd import ROPD
 from ropd_jax.teacher import TeacherError
-from ropd_jax.teacher.judge_group import Design, judge, unscored
+from ropd_jax.teacher.judge_group import judge, unscored
 from ropd_jax.teacher.rubric_store import lineage_of
 from ropd_jax.types import Criterion, Judgement, RolloutGroup, Rubric, UserError
 
@@ -49,8 +49,7 @@ class Evolving(ROPD):
             )
 
     async def judge(self, teacher, group: RolloutGroup) -> Judgement:
-        how, own, prompt = self.cfg.ropd, self.cfg.evolving, group.prompt
-        design = Design(how.blind, how.see_rollouts, how.pool_references, (how.least_criteria, how.most_criteria))
+        own, prompt, design = self.cfg.evolving, group.prompt, self.design
         answers = tuple(r.answer for r in group.rollouts)
         kept = teacher.store.buffer(prompt.id, group.step)
         size = (1, own.new) if kept else design.size

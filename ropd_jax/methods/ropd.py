@@ -36,7 +36,7 @@ from ropd_jax.methods.base import Method
 from ropd_jax.teacher.calibration import reliability
 from ropd_jax.teacher.judge_group import Design, judge, judge_pairs
 from ropd_jax.teacher.roles.kinds import kind_of
-from ropd_jax.types import Judgement, RolloutGroup, UserError
+from ropd_jax.types import Judgement, Prompt, RolloutGroup, UserError
 
 log = logging.getLogger(__name__)
 
@@ -102,19 +102,30 @@ class ROPD(Method):
             log.warning("%d prompts have a rubric of their own, which is not used; ropd.rubrics='published' does", own)
 
     async def judge(self, teacher, group: RolloutGroup) -> Judgement:
-        how = self.cfg.ropd
-        design = Design(how.blind, how.see_rollouts, how.pool_references, (how.least_criteria, how.most_criteria))
-        answers = tuple(r.answer for r in group.rollouts)
-        if how.rubric_per == "pair":
+        answers, design = tuple(r.answer for r in group.rollouts), self.design
+        if self.cfg.ropd.rubric_per == "pair":
             return await judge_pairs(teacher, group.prompt, answers, step=group.step, design=design)
-        given: dict[str, Any] = {}
-        if how.rubrics == PUBLISHED:
-            rubric = published_rubric(group.prompt)
-            if rubric is None:
-                return no_criteria(len(answers))
-            given = {"rubric": (rubric, None)} | ({} if how.pool_references else {"references": ()})
+        given = self.given(group.prompt)
+        if given is None:
+            return no_criteria(len(answers))
         judgement = await judge(teacher, group.prompt, answers, step=group.step, design=design, **given)
         return self.reweighted(judgement, group)
+
+    @property
+    def design(self) -> Design:
+        """What the config changes in the procedure."""
+        how = self.cfg.ropd
+        return Design(how.blind, how.see_rollouts, how.pool_references, (how.least_criteria, how.most_criteria))
+
+    def given(self, prompt: Prompt) -> dict[str, Any] | None:
+        """What the judge is given instead of asking: with ``ropd.rubrics="published"`` the rubric of the data, and no
+        references unless they are verified too. None if the prompt has no criteria that count."""
+        if self.cfg.ropd.rubrics != PUBLISHED:
+            return {}
+        rubric = published_rubric(prompt)
+        if rubric is None:
+            return None
+        return {"rubric": (rubric, None)} | ({} if self.cfg.ropd.pool_references else {"references": ()})
 
     def reweighted(self, j: Judgement, group: RolloutGroup) -> Judgement:
         """The judgement with its rewards under the weights of ``references_pass``, ``dropout``, ``variance_weights``

@@ -21,22 +21,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from ropd_jax.core.advantages import Advantages
-from ropd_jax.core.batches import TokenSequence, real_frac
+from ropd_jax.core.batches import EMPTY, real_frac
 from ropd_jax.methods import Method
 from ropd_jax.methods.base import without_overlong
 from ropd_jax.text.tokenizer import Tokenizer
 from ropd_jax.training.sections import OverlapConfig, RunConfig, UpdateConfig
-from ropd_jax.training.update import Portions, State, has_gradient, on_mesh, step_parts
+from ropd_jax.training.update import Portions, State, has_gradient, means_of, on_mesh, step_parts, told_notes
 from ropd_jax.types import Judgement, RolloutGroup
 from ropd_jax.utils import tracing
 
-EMPTY = TokenSequence(np.zeros(1, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))
+if TYPE_CHECKING:
+    from ropd_jax.training.scoring import Told
 
 
 def why_not_streaming(cfg: RunConfig, method: Method) -> str:
@@ -66,6 +67,7 @@ class StreamedUpdate:
         ref_params: the initial student, or None if no term of the loss reads it.
         base: the frozen student under adapters, or None.
         length: most tokens of a sequence.
+        told: scores the rows under the method's other prompts.
     """
 
     def __init__(
@@ -82,16 +84,18 @@ class StreamedUpdate:
         step: int,
         length: int,
         tokenizer: Tokenizer,
+        told: Told | None = None,
     ):
         self._state, self.seconds = state, 0.0
         self._programs, self._ref_params, self._base = programs, ref_params, base
         self._method, self._mesh, self._step = method, mesh, step
         self._cfg, self._overlap = cfg, overlap
-        self._length, self._tokenizer = length, tokenizer
+        self._length, self._tokenizer, self._told = length, tokenizer, told
         self._arrived: dict[int, tuple[RolloutGroup, Judgement]] = {}  # by its place in the order of the sum
         self._summed = 0  # places below this one are in the sum
         self._grads: Any = None
         self._counted: list[dict[str, float]] = []
+        self._known: list[dict[str, float]] = []  # metrics of the contexts
         self._has_gradient = False
 
     def add(self, group: RolloutGroup, judgement: Judgement) -> None:
@@ -133,6 +137,7 @@ class StreamedUpdate:
             "update/tokens": tokens,
             "update/real_frac": total["real_frac"] / len(parts),
             "update/count": 1,
+            **means_of(self._known),
         }
 
     def _next(self, expected: int) -> range:
@@ -148,15 +153,19 @@ class StreamedUpdate:
             advantages = without_overlong(advantages, groups, rows)
         missing = (self._overlap.groups - len(groups)) * method.sequences_per_prompt  # the last portion may be short
         padded_B = Advantages(*(np.pad(np.asarray(x).reshape(-1), (0, missing)) for x in advantages))
-        batch = step_parts(rows + [EMPTY] * missing, padded_B, method, self._mesh, self._cfg.optim, self._length)
+        rows += [EMPTY] * missing
+        layout = (method, self._mesh, self._cfg.optim, self._length)
+        batch = step_parts(rows, padded_B, *layout)
+        notes, known = told_notes(self._told, state.params, rows, padded_B, *layout)
         if self._grads is None:
             self._grads = self._programs.zeros(state.params)
         self._grads, counted = self._programs.add(
             self._grads,
             state.params,
             self._ref_params,
-            *on_mesh(batch, method, state.method, self._mesh),
+            *on_mesh(batch, method, state.method, self._mesh, notes),
             self._base,
         )
         self._has_gradient |= has_gradient(batch, self._cfg.loss)
         self._counted.append({k: float(v) for k, v in counted.items()} | {"real_frac": real_frac(batch)})
+        self._known.append(known)
