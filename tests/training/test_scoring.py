@@ -106,6 +106,8 @@ def test_notes_stand_where_the_update_has_the_same_completion(keys):
     for b, segments_T in enumerate(flat[0].segments_BT):
         for segment in range(1, segments_T.max() + 1):
             here = (segments_T == segment) & flat[0].mask_BT[b]
+            if not here.any():  # the row without a completion
+                continue
             i = targets[tuple(flat[0].targets_BT[b][here])]
             seen += 1
             for name in ("a", "b"):
