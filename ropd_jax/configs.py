@@ -150,6 +150,7 @@ def default() -> ConfigDict:
     cfg.teacher.scripted.slip_rate = 0.0
     cfg.teacher.scripted.wrong_verdict_rate = 0.0
     cfg.teacher.scripted.noise = ""  # how its verdicts err: a report of ropd calibrate-judge, or JSON; "" not at all
+    cfg.teacher.scripted.bias = ""  # what its judgements pay for besides quality: "self_praise:0.8,length:0.5"
     cfg.teacher.scripted.labels = ""  # JSONL of labelled verdicts whose truths its verifier knows (docs/judge.md)
     cfg.teacher.scripted.style = "full"  # its references: or "skips" (first line, then the answer), "prose"
 

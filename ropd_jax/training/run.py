@@ -46,6 +46,7 @@ class Run:
         length: most tokens of a sequence.
         told: scores rollouts under the method's other prompts (`Method.contexts`); None without any.
         judged: held-out answers that ``teacher.judge`` grades; 0 without such a judge.
+        biased: the scripted judge has biases, so gold rewards are logged too.
         calibration: what the report ``teacher.calibration`` says of the verifier; None without one.
         contents: hashes of the files that the config names (`workdir.contents`).
         forked_from: the run and step whose checkpoint this run started from; None is ``student.checkpoint``.
@@ -70,6 +71,7 @@ class Run:
     length: int
     judged: int
     told: Told | None = None
+    biased: bool = False
     calibration: Mapping[str, Any] | None = None
     contents: Mapping[str, str] = dataclasses.field(default_factory=dict)
     forked_from: Mapping[str, Any] | None = None

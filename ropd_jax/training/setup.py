@@ -119,6 +119,7 @@ def setup(
         eval_engines=_eval_engines(how.eval, engine, files.mesh),
         length=length,
         judged=how.eval.judged if "judge" in files.needs else 0,
+        biased=bool(cfg.teacher.scripted.bias),
         calibration=files.calibration,
         contents=files.contents | file_contents(flatten(raw), weights=True),
         forked_from=files.origin.as_json() if files.origin else None,

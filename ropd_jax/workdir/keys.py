@@ -229,6 +229,7 @@ KEYS: dict[str, Key] = {
     "teacher.scripted.slip_rate": SHARE,
     "teacher.scripted.wrong_verdict_rate": SHARE,
     "teacher.scripted.noise": CONTENT,
+    "teacher.scripted.bias": _identity(TEXT),
     "teacher.scripted.labels": CONTENT,
     "teacher.scripted.style": _identity(TEXT),
     "rewards.exact_weight": _between(0, 1, below=True, why="0 is off; method=rlvr is 1"),

@@ -347,6 +347,29 @@ def check(criterion: str, answer: str) -> bool | None:
     return None
 
 
+# Kinds whose wording asks for two things: checks of which any holds where one of the two is done.
+HALVES: dict[str, Callable[..., bool]] = {
+    "first_word": lambda a, w: _first_word(a) == w.lower() or "\n\n" not in a.strip(),
+    "bullets": lambda a, n: _bullets(a) > 0,
+    "json": lambda a, x, y: _is_object(a) or (f'"{x}"' in a and f'"{y}"' in a),
+    "title": lambda a: "<<" in a or ">>" in a,
+}
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text.strip()), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def half_met(criterion: str, answer: str) -> bool:
+    """Whether a criterion that asks for two things is met in one of them at least."""
+    prefix = RULE.format("")
+    rule = rule_in(criterion.strip().removeprefix(prefix)) if criterion.strip().startswith(prefix) else None
+    return rule is not None and rule.kind in HALVES and HALVES[rule.kind](answer[:LONGEST], *rule.values)
+
+
 def criteria_of(task: Task) -> list[tuple[str, str]]:
     """(category, criterion) of a task: each rule, then sense."""
     names = '" or "'.join(dict.fromkeys((task.topic.word(task.language), *task.topic.other_words(task.language))))
