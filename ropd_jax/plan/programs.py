@@ -165,11 +165,11 @@ def method_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> tuple[Method, Ex
 def _told_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh, method: Method) -> list[ExtraProgram]:
     """The forward pass over rollouts that are told something else (`Method.contexts`), if there is one."""
     rows, how = _rows_of(cfg, method), update_config(cfg)
-    length = len(rows[0].prompt_T) + len(rows[0].completion_T) + cfg.context.max_tokens
-    told = told_of(how, method, model_cfg, mesh, None, length)
+    length = len(rows[0].prompt_T) + len(rows[0].completion_T)
+    told = told_of(how, model_cfg, mesh, method, None, length, cfg.context.max_tokens)
     if told is None:
         return []
-    most_T = np.zeros(length - len(rows[0].completion_T), np.int32)
+    most_T = np.zeros(told.most - len(rows[0].completion_T), np.int32)
     batch = _by_token(
         told.batch([dataclasses.replace(rows[0], told=dict.fromkeys(method.contexts, most_T))] * len(rows)), mesh
     )

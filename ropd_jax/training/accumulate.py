@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,12 +32,9 @@ from ropd_jax.methods import Method
 from ropd_jax.methods.base import without_overlong
 from ropd_jax.text.tokenizer import Tokenizer
 from ropd_jax.training.sections import OverlapConfig, RunConfig, UpdateConfig
-from ropd_jax.training.update import Portions, State, has_gradient, means_of, on_mesh, step_parts, told_notes
+from ropd_jax.training.update import Notes, Portions, State, has_gradient, means_of, on_mesh, step_parts
 from ropd_jax.types import Judgement, RolloutGroup
 from ropd_jax.utils import tracing
-
-if TYPE_CHECKING:
-    from ropd_jax.training.scoring import Told
 
 
 def why_not_streaming(cfg: RunConfig, method: Method) -> str:
@@ -84,7 +81,7 @@ class StreamedUpdate:
         step: int,
         length: int,
         tokenizer: Tokenizer,
-        told: Told | None = None,
+        told: Notes | None = None,
     ):
         self._state, self.seconds = state, 0.0
         self._programs, self._ref_params, self._base = programs, ref_params, base
@@ -154,9 +151,8 @@ class StreamedUpdate:
         missing = (self._overlap.groups - len(groups)) * method.sequences_per_prompt  # the last portion may be short
         padded_B = Advantages(*(np.pad(np.asarray(x).reshape(-1), (0, missing)) for x in advantages))
         rows += [EMPTY] * missing
-        layout = (method, self._mesh, self._cfg.optim, self._length)
-        batch = step_parts(rows, padded_B, *layout)
-        notes, known = told_notes(self._told, state.params, rows, padded_B, *layout)
+        batch = step_parts(rows, padded_B, method, self._mesh, self._cfg.optim, self._length)
+        notes, known = self._told(state.params, rows, padded_B) if self._told else ({}, {})
         if self._grads is None:
             self._grads = self._programs.zeros(state.params)
         self._grads, counted = self._programs.add(

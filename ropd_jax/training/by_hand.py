@@ -37,7 +37,6 @@ from ropd_jax.training.update import (
     needs_initial,
     on_mesh,
     step_parts,
-    told_notes,
 )
 from ropd_jax.types import Judgement, RolloutGroup, UserError
 from ropd_jax.utils.every import Every
@@ -130,8 +129,8 @@ def update(
             advantages = without_overlong(advantages, groups, rows)
         length = max(len(row.prompt_T) + len(row.completion_T) for row in rows)
         flat_B = Advantages(*(np.asarray(x).reshape(-1) for x in advantages))
-        layout = (built, mesh, dataclasses.replace(how.optim, row_len=0), length)
-        batch = step_parts(rows, flat_B, *layout)
+        how = dataclasses.replace(how, optim=dataclasses.replace(how.optim, row_len=0))
+        batch = step_parts(rows, flat_B, built, mesh, how.optim, length)
         if not has_gradient(batch, how.loss):
             raise UserError(
                 "no group has a gradient: the rewards within each are equal, or too few are scored; sample more "
@@ -144,8 +143,8 @@ def update(
         state = State(params, jax.jit(tx.init)(params), trained)
         initial = jax.tree.map(jnp.copy, params) if needs_initial(how.loss, built) else None
         begin = time.monotonic()
-        told = told_of(how, built, student.cfg, mesh, None, length + built.cfg.context.max_tokens)
-        notes, known = told_notes(told, state.params, rows, flat_B, *layout)
+        told = told_of(how, student.cfg, mesh, built, None, length, built.cfg.context.max_tokens)
+        notes, known = told(state.params, rows, flat_B) if told else ({}, {})
         metrics |= known
         state, measured = make_update(how, student.cfg, built, tx)(
             state, initial, *on_mesh(batch, built, state.method, mesh, notes)

@@ -231,7 +231,7 @@ def _programs(
         "base": base,
         "ref_params": ref_params,
         "update": functools.partial(make_update(how.update, student.cfg, method, tx), base=base),
-        "told": told_of(how.update, method, student.cfg, mesh, base, length + how.context_tokens),
+        "told": told_of(how.update, student.cfg, mesh, method, base, length, how.context_tokens),
         "portions": make_portions(how.update, student.cfg, method, tx) if uses_streaming(how, method) else None,
     }
     return built, State(params, jax.jit(tx.init)(params), trained)

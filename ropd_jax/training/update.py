@@ -7,10 +7,9 @@ the first judged groups is there while the teacher still reads the others (`ropd
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,10 +31,10 @@ from ropd_jax.parallel.xla_options import xla_options
 from ropd_jax.training.sections import LossConfig, OptimConfig, UpdateConfig
 from ropd_jax.types import UserError
 
-if TYPE_CHECKING:
-    from ropd_jax.training.scoring import Told
-
 NO_EXTRAS = Extras()
+
+# (params, rows, their advantages) -> (arrays [A, b, T] of scores by name, laid out like the rows; metrics)
+Notes = Callable[[Any, Sequence[TokenSequence], Advantages], tuple[dict[str, np.ndarray], dict[str, float]]]
 
 
 class State(NamedTuple):
@@ -304,7 +303,7 @@ def update_step(
     optim: OptimConfig,
     loss: LossConfig,
     length: int,
-    told: Told | None = None,
+    told: Notes | None = None,
 ) -> tuple[State, dict[str, float]]:
     """Cut the step into its mini-batches (by prompt), update on each; a mini-batch without gradient is skipped.
 
@@ -323,7 +322,7 @@ def update_step(
         batch = step_parts(own, advantages_B, method, mesh, optim, length)
         if not has_gradient(batch, loss):
             continue
-        notes, known = told_notes(told, state.params, own, advantages_B, method, mesh, optim, length)
+        notes, known = told(state.params, own, advantages_B) if told else ({}, {})
         state, metrics = update(state, ref_params, *on_mesh(batch, method, state.method, mesh, notes))
         everything.append({k: float(v) for k, v in metrics.items()} | {"update/real_frac": real_frac(batch)} | known)
     return state, means_of(everything) | {"update/count": len(everything)}
@@ -333,27 +332,6 @@ def means_of(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The mean of each metric over those that have it."""
     names = dict.fromkeys(k for m in metrics for k in m)
     return {k: float(np.mean([m[k] for m in metrics if k in m])) for k in names}
-
-
-def told_notes(
-    told: Told | None,
-    params: Any,
-    rows: Sequence[TokenSequence],
-    advantages_B: Advantages,
-    method: Method,
-    mesh: jax.sharding.Mesh,
-    optim: OptimConfig,
-    length: int,
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """(arrays [A, b, T] of the contexts' scores by name, laid out as `step_parts` lays out the rows; metrics)."""
-    if told is None:
-        return {}, {}
-    scores = told.scores(params, rows)
-    notes = {}
-    for name, values in scores.items():
-        scored = [dataclasses.replace(row, old_logp_T=v) for row, v in zip(rows, values, strict=True)]
-        notes[f"told/{name}"] = step_parts(scored, advantages_B, method, mesh, optim, length).old_logp_BT
-    return notes, told.metrics(rows, scores)
 
 
 def on_mesh(

@@ -11,12 +11,12 @@ import pytest
 
 from ropd_jax.core.advantages import Advantages
 from ropd_jax.core.batches import TokenSequence, make_batch, of_completions, packing
-from ropd_jax.methods import load_method
+from ropd_jax.methods import Method
 from ropd_jax.models import transformer
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.training.scoring import Told
 from ropd_jax.training.setup import update_config
-from ropd_jax.training.update import step_parts, told_notes
+from ropd_jax.training.update import step_parts
 from tests.helpers import TINY
 from tests.runs.test_train import tiny_config
 
@@ -35,6 +35,14 @@ ROWS = [
 LENGTH = 12  # of the longest told prompt with its answer that is scored
 
 
+@dataclasses.dataclass(eq=False)
+class Tells(Method):
+    contexts: tuple[str, ...] = ()
+
+    async def judge(self, teacher, group):
+        raise NotImplementedError
+
+
 def plain_logprobs(params, prompt_T, completion_T):
     """From the whole softmax in float64, one sequence at a time."""
     tokens = jnp.asarray([[*prompt_T, *completion_T]], jnp.int32)
@@ -47,7 +55,7 @@ def plain_logprobs(params, prompt_T, completion_T):
 
 def scorer(mesh, names=("a", "b"), **keys):
     how = update_config(tiny_config(sampling__temperature=1.0, **keys))
-    return Told(how, TINY, mesh, names, None, LENGTH), how
+    return Told(how, TINY, mesh, Tells(tiny_config(), names), None, 8, LENGTH - 8)
 
 
 def scored(shape=(1, 1), **keys):
@@ -55,7 +63,7 @@ def scored(shape=(1, 1), **keys):
     params = transformer.init_params(TINY, 0)
     with jax.set_mesh(mesh):
         placed = mesh_lib.put(params, mesh, mesh_lib.RULES.storage(params))
-        told, _ = scorer(mesh, **keys)
+        told = scorer(mesh, **keys)
         return params, told.scores(placed, ROWS)
 
 
@@ -83,7 +91,7 @@ def test_scores_under_the_prompt_itself_are_the_trainers_log_probs():
     mesh = mesh_lib.make_mesh(1, 1, jax.devices()[:1])
     params = transformer.init_params(TINY, 0)
     with jax.set_mesh(mesh):
-        found = scorer(mesh, ("a",))[0].scores(params, rows)["a"]
+        found = scorer(mesh, ("a",)).scores(params, rows)["a"]
     for row, values in zip(rows, found, strict=True):
         np.testing.assert_allclose(values, plain_logprobs(params, PROMPT, row.completion_T), atol=2e-5)
 
@@ -91,15 +99,14 @@ def test_scores_under_the_prompt_itself_are_the_trainers_log_probs():
 @pytest.mark.parametrize("keys", [{}, dict(optim__row_len=16, optim__microbatch=2)])
 def test_notes_stand_where_the_update_has_the_same_completion(keys):
     mesh = mesh_lib.make_mesh(1, 1, jax.devices()[:1])
-    params, method = transformer.init_params(TINY, 0), load_method("ropd", tiny_config())
+    params = transformer.init_params(TINY, 0)
     yes = np.ones(len(ROWS), bool)
     advantages = Advantages(np.zeros(len(ROWS), np.float32), yes, yes)
     with jax.set_mesh(mesh):
-        told, how = scorer(mesh, **keys)
-        layout = (method, mesh, how.optim, 8)
-        notes, metrics = told_notes(told, params, ROWS, advantages, *layout)
+        told = scorer(mesh, **keys)
+        notes, metrics = told(params, ROWS, advantages)
         found = told.scores(params, ROWS)
-        batch = step_parts(ROWS, advantages, *layout)
+        batch = step_parts(ROWS, advantages, told.method, mesh, told.cfg.optim, told.length)
     targets = {tuple(row.completion_T): i for i, row in enumerate(ROWS)}
     seen = 0
     flat = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), (batch, notes))
@@ -118,7 +125,7 @@ def test_notes_stand_where_the_update_has_the_same_completion(keys):
 
 def test_the_shape_of_a_pass_does_not_depend_on_what_is_told():
     mesh = mesh_lib.make_mesh(1, 1, jax.devices()[:1])
-    told, _ = scorer(mesh, optim__row_len=16, optim__microbatch=2)
+    told = scorer(mesh, optim__row_len=16, optim__microbatch=2)
     bare = [dataclasses.replace(row, told={}) for row in ROWS]
     assert told.batch(ROWS).tokens_BT.shape == told.batch(bare).tokens_BT.shape
 
