@@ -47,7 +47,7 @@ from ropd_jax.workdir.metrics import read_metrics
 HERE = pathlib.Path(__file__).parent
 ORDINARY = HERE / "ordinary_text.txt"
 QUESTIONS = 300
-SAMPLING = ("--k", "1", "--temperature", "0.8", "--top_p", "1.0", "--max_tokens", "80", "--rows", "64")
+SAMPLING = ("--k", "1", "--temperature", "0.7", "--top_p", "1.0", "--max_tokens", "80", "--rows", "64")
 IFEVAL = ("--k", "1", "--temperature", "0", "--max_tokens", "256", "--rows", "64")
 BATCH = 16  # answers whose log-probs are computed together
 
@@ -210,9 +210,8 @@ def draw(out: pathlib.Path, found: Mapping[str, Mapping[str, Any]]) -> pathlib.P
     curve, bars = figure.subplots(1, 2, width_ratios=(3, 2))
     names = [n for n in found if n != "smollm2"]
     for i, name in enumerate(names):
-        lines = [m for m in read_metrics(out / name) if m.get("reward/mean") is not None]
-        if lines:
-            curve.plot([m["step"] for m in lines], [m["reward/mean"] for m in lines], color=f"C{i}", label=name)
+        steps, rewards = read_metrics(out / name).get("reward/mean", ([], []))
+        curve.plot(steps, rewards, color=f"C{i}", label=name)
     curve.set(xlabel="step", ylabel="mean reward of a step", title="training")
     if names:
         curve.legend(fontsize=7)
