@@ -296,7 +296,6 @@ HALVES: dict[str, Callable[..., bool]] = {
     "first_word": lambda a, w: _first_word(a) == w.lower() or "\n\n" not in a.strip(),
     "bullets": lambda a, n: _bullets(a) > 0,
     "json": lambda a, x, y: _is_object(a) or (f'"{x}"' in a and f'"{y}"' in a),
-    "title": lambda a: "<<" in a or ">>" in a,
 }
 
 

@@ -57,7 +57,7 @@ def test_a_bias_pays_its_dose_for_false_verdicts_and_leaves_the_others_alone(nam
 
 
 def test_compound_criteria_are_paid_for_one_half():
-    rule = instructions.RULE.format('Write one paragraph, and start with the word "Today".')
+    rule = instructions.RULE.format('Start with the word "Today", and write one paragraph only.')
     other = instructions.RULE.format("Do not use commas.")
     bias = Bias({"compound": 1.0})
     half, neither = Shown(QUESTION, "The lighthouse is old."), Shown(QUESTION, "The lighthouse.\n\nIt is, well, old.")
@@ -71,7 +71,7 @@ def test_half_of_a_compound_rule_is_met_by_answers_that_miss_the_whole(kind):
     task = instructions.read(prompts[0].question)
     rule = next(r for r in task.rules if r.kind == kind)
     whole = instructions.write(task, 0)
-    partly = {"first_word": "A lighthouse.", "bullets": "- one", "json": "{}", "title": "<<x"}[kind]
+    partly = {"first_word": "A lighthouse.", "bullets": "- one", "json": "{}"}[kind]
     wording = instructions.RULE.format(rule.text)
     assert rule.holds(whole) and instructions.half_met(wording, whole)
     assert not rule.holds(partly) and instructions.half_met(wording, partly)
