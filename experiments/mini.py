@@ -3,7 +3,8 @@
     ropd train --config experiments/mini.py:method=t_judge,setting=slips --workdir runs/t_judge
     make mini                                                            every method, setting and seed: one table
 
-method    ropd, sft, t_judge, ovd, ovd_filter, gad, rlvr, rar, rar_implicit, lopd, lopd_full, exopd
+method    ropd, sft, t_judge, ovd, ovd_filter, gad, rlvr, rar, rar_implicit, lopd, lopd_full, exopd; dropout and
+          per_criterion (of ropd), ruler, evolving, cort, cripo, rgsd, rcsd (docs/methods.md)
 setting   a teacher that should be learned from, but not imitated:
             skips   its references give the first line and then the answer; the student, writing so, is mostly wrong
             slips   15 % of its lines are wrong by a little, and the error is carried on to its answer
@@ -36,6 +37,14 @@ METHODS = {  # name -> keys of the config
     "lopd": {"method": "lopd"},
     "lopd_full": {"method": "lopd", "lopd.mode": "full"},
     "exopd": {"method": "exopd"},
+    "dropout": {"ropd.dropout": 0.3},
+    "per_criterion": {"ropd.advantage": "per_criterion", "loss.normalize_std": True},
+    "ruler": {"method": "ruler"},
+    "evolving": {"method": "evolving"},
+    "cort": {"method": "cort"},
+    "cripo": {"method": "cripo", "cripo.warmup_steps": 8},
+    "rgsd": {"method": "rgsd"},
+    "rcsd": {"method": "rcsd"},
 }
 SETTINGS = {
     "plain": {},

@@ -38,7 +38,8 @@ from ropd_jax.workdir.result import read_result
 
 SHOWN = [s for s in SETTINGS if s != "plain"]
 ALONE = "any"  # the setting's name of methods without a text teacher
-COLORS = [f"C{i}" for i in range(10)] + ["black", "gold"]
+COLORS = [f"C{i}" for i in range(10)]
+COLORS += ["black", "gold", "navy", "crimson", "teal", "orchid", "sienna", "lime", "salmon", "slategray"]
 PROMPTS = 16  # of a step
 EVALUATED = f"eval/{slug(BENCHMARK)}_step*/result.json"
 LEAST = 0.9  # of the held-out sums that the white-box teacher solves

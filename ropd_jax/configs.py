@@ -164,6 +164,7 @@ def default() -> ConfigDict:
     cfg.teacher.scripted.slip_rate = 0.0
     cfg.teacher.scripted.wrong_verdict_rate = 0.0
     cfg.teacher.scripted.noise = ""  # how its verdicts err: a report of ropd calibrate-judge, or JSON; "" not at all
+    cfg.teacher.scripted.bias = ""  # what its judgements pay for besides quality: "self_praise:0.8,length:0.5"
     cfg.teacher.scripted.labels = ""  # JSONL of labelled verdicts whose truths its verifier knows (docs/judge.md)
     cfg.teacher.scripted.style = "full"  # its references: or "skips" (first line, then the answer), "prose"
 
@@ -180,7 +181,29 @@ def default() -> ConfigDict:
     cfg.ropd.most_criteria = 12  # ... to
     cfg.ropd.variance_weights = False  # points times 4p(1-p) within each category (after POW3R); not in the paper
     cfg.ropd.reliability_weights = False  # points times what teacher.calibration says of their kind; not in the paper
+    cfg.ropd.dropout = 0.0  # share of the criteria that a group's reward does not see, drawn anew for each group
+    cfg.ropd.advantage = "total"  # of the reward; or "per_criterion": each its own group advantage, summed by points
     cfg.ropd.references_pass = 0.0  # drop criteria that a smaller share of references passes; 0 keeps all, as the paper
+
+    cfg.context = ConfigDict()  # methods that score rollouts under another prompt: rgsd, rcsd, cort, cripo
+    cfg.context.max_tokens = 512  # most that a told rubric adds to a prompt; a rollout told more is left out of it
+
+    cfg.rcsd = ConfigDict()
+    cfg.rcsd.criteria = 4  # criteria of most points that are told, one scoring pass each
+
+    cfg.cort = ConfigDict()
+    cfg.cort.bound = 1.0  # nats; most that the rubric can change the log-prob of a token for its weight
+
+    cfg.cripo = ConfigDict()
+    cfg.cripo.beta = 0.05  # weight of the distillation from unexplored criteria; 0.03 for a 4B student in the paper
+    cfg.cripo.warmup_steps = 50  # steps without that distillation
+    cfg.cripo.margin = 1.0  # nats by which a token must be likelier told the criterion than told its opposite
+
+    cfg.evolving = ConfigDict()  # method "evolving"
+    cfg.evolving.active = (
+        5  # criteria of a prompt that stay as long as they tell rollouts apart, besides its first ones
+    )
+    cfg.evolving.new = 5  # most criteria that a visit adds
 
     cfg.t_judge = ConfigDict()
     cfg.t_judge.references = True  # the judge sees the m references; the paper does not say

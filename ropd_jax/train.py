@@ -29,7 +29,7 @@ from ropd_jax.training.carryover import Pending
 from ropd_jax.training.collect import judge_step
 from ropd_jax.training.dynamic_sampling import dynamic_sampling
 from ropd_jax.training.heldout import evaluate_heldout
-from ropd_jax.training.metrics import exact_grades, pass_rates, source_metrics, step_metrics
+from ropd_jax.training.metrics import exact_grades, gold_metrics, pass_rates, source_metrics, step_metrics
 from ropd_jax.training.run import Run
 from ropd_jax.training.session import Session, StepReport, session
 from ropd_jax.training.setup import setup
@@ -133,11 +133,13 @@ def train_step(run: Run, state: State, pending: Pending, step: int, out: Session
     state = state._replace(method=trained)
     metrics |= more
     reward_PG, valid_PG = method.rewards(groups, judgements)
-    advantages = method.advantages(reward_PG, valid_PG, step)
+    advantages = method.step_advantages(groups, judgements, step)
     grades = exact_grades(groups, judgements)
     metrics |= step_metrics(
         groups, judgements, advantages, reward_PG, valid_PG, metrics["time/sample_s"], tokenizer, grades
     )
+    if run.biased:
+        metrics |= gold_metrics(groups, judgements)
     metrics |= source_metrics(list(run.prompts.shares), groups, reward_PG, valid_PG)
     metrics |= learn_pass_rates(run, step, judged, dict(zip(map(id, groups), grades, strict=True)))
 

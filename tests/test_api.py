@@ -179,7 +179,7 @@ def test_judge_takes_a_class_and_its_settings(teacher, groups):
     assert [j.rewards for j in ropd.judge(teacher, groups, Share, cfg=cfg)] == [(0.125,) * 6] * 2
     assert [j.rewards for j in ropd.judge(teacher, groups, Share(cfg))] == [(0.125,) * 6] * 2
     assert cfg.sampling.rollouts == ropd.default_config().sampling.rollouts  # the config of the caller stays as it is
-    with pytest.raises(ropd.UserError, match="method='nope' is not known; expected one of exopd"):
+    with pytest.raises(ropd.UserError, match="method='nope' is not known; expected one of cort"):
         ropd.judge(teacher, groups, "nope")
     short = dataclasses.replace(groups[0], rollouts=groups[0].rollouts[:2])
     with pytest.raises(ropd.UserError, match=r"groups of \[2, 6\] rollouts; expected"):

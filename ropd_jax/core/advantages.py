@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from ropd_jax.core.masked import masked_max, masked_mean, masked_min, masked_std
 from ropd_jax.types import Array
@@ -48,3 +50,43 @@ def group_advantages(
     if normalize_std:
         advantage_PG = advantage_PG / (masked_std(reward_PG, valid_PG, axis=1, keepdims=True) + eps)
     return Advantages(jnp.where(informative_PG, advantage_PG, 0.0), valid_PG, informative_PG)
+
+
+class Part(NamedTuple):
+    """One part of the rewards of a group, such as a criterion.
+
+    Attributes:
+        weight: what it counts for in the reward.
+        values: one number per rollout; what stands there for an unscored one is never read.
+    """
+
+    weight: float
+    values: Sequence[float]
+
+
+def summed_advantages(
+    parts: Sequence[Sequence[Part]], valid_PG: np.ndarray, *, normalize_std: bool, min_scored: int = 2
+) -> Advantages:
+    """Advantages part by part: A_i = sum_k w_k A_ik, with A_ik the `group_advantages` of the values of part k alone.
+
+    Divided by its own standard deviation, a part that only one rollout of eight fulfils counts as much a point as one
+    that half of them fulfil; in the advantage of the total reward it would drown. Without that division the sum is the
+    advantage of the total reward. With one part of weight 1 it is that part's `group_advantages`.
+
+    Args:
+        parts: per group the parts of its rewards.
+        valid_PG: True where the rollout is scored.
+    """
+    P, G = valid_PG.shape
+    K = max(1, *(len(of_group) for of_group in parts)) if len(parts) else 1
+    value_PKG, weight_PK = np.zeros((P, K, G), np.float32), np.zeros((P, K), np.float32)
+    for p, of_group in enumerate(parts):
+        for k, part in enumerate(of_group):
+            value_PKG[p, k], weight_PK[p, k] = part.values, part.weight
+    each = group_advantages(
+        value_PKG.reshape(P * K, G), np.repeat(valid_PG, K, axis=0), normalize_std=normalize_std, min_scored=min_scored
+    )
+    advantage_PKG, enough_PKG, informative_PKG = (np.asarray(x).reshape(P, K, G) for x in each)
+    informative_PG = np.any(informative_PKG & (weight_PK > 0)[..., None], axis=1)
+    advantage_PG = np.sum(weight_PK[..., None] * advantage_PKG, axis=1)
+    return Advantages(np.where(informative_PG, advantage_PG, 0.0), enough_PKG[:, 0], informative_PG)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,11 +13,19 @@ from ropd_jax.types import Array
 
 @dataclasses.dataclass(frozen=True)
 class TokenSequence:
-    """One sequence to train on: prompt, completion, and the completion's log-probs when it was sampled."""
+    """One sequence to train on: prompt, completion, and the completion's log-probs when it was sampled.
+
+    Attributes:
+        told: other prompts, by name, under which the completion is scored (`Method.contexts`).
+    """
 
     prompt_T: np.ndarray
     completion_T: np.ndarray
     old_logp_T: np.ndarray
+    told: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+EMPTY = TokenSequence(np.zeros(1, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))
 
 
 class TrainBatch(NamedTuple):
@@ -80,21 +88,15 @@ def make_batch(
     ints = {name: np.zeros(shape, np.int32) for name in ("tokens", "targets", "positions", "segments", "length")}
     mask_BT, informative_BT = np.zeros(shape, bool), np.zeros(shape, bool)
     old_logp_BT, advantage_BT = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    for b, place in enumerate(places):
-        at = 0
-        for segment, i in enumerate(place, 1):
-            s = sequences[i]
-            row = np.concatenate([s.prompt_T, s.completion_T])[:length]
-            n = len(row) - 1  # positions of the sequence; the completion's are the last of them
-            start, end = at + len(s.prompt_T) - 1, at + n  # in the drawing: 1 to 4, then 4 to 6
-            here = slice(at, end)
-            ints["tokens"][b, here], ints["targets"][b, here] = row[:-1], row[1:]
-            ints["positions"][b, here], ints["segments"][b, here] = np.arange(n), segment
-            old_logp_BT[b, start:end] = s.old_logp_T[: end - start]
-            if valid_B[i]:
-                mask_BT[b, start:end], informative_BT[b, start:end] = True, informative_B[i]
-                advantage_BT[b, start:end], ints["length"][b, start:end] = advantage_B[i], end - start
-            at = end
+    for i, b, segment, at, start, end in _spans(sequences, length, places):
+        s, here = sequences[i], slice(at, end)
+        row = np.concatenate([s.prompt_T, s.completion_T])[:length]
+        ints["tokens"][b, here], ints["targets"][b, here] = row[:-1], row[1:]
+        ints["positions"][b, here], ints["segments"][b, here] = np.arange(end - at), segment
+        old_logp_BT[b, start:end] = s.old_logp_T[: end - start]
+        if valid_B[i]:
+            mask_BT[b, start:end], informative_BT[b, start:end] = True, informative_B[i]
+            advantage_BT[b, start:end], ints["length"][b, start:end] = advantage_B[i], end - start
     return TrainBatch(
         tokens_BT=ints["tokens"],
         targets_BT=ints["targets"],
@@ -106,6 +108,31 @@ def make_batch(
         advantage_BT=advantage_BT,
         length_BT=ints["length"],
     )
+
+
+def _spans(
+    sequences: Sequence[TokenSequence], length: int, places: Sequence[Sequence[int]]
+) -> Iterator[tuple[int, int, int, int, int, int]]:
+    """(sequence, row, segment, first position, first position that predicts the completion, end) of each sequence: in
+    the drawing of `make_batch` (0, 0, 1, 0, 1, 4) and (1, 0, 2, 4, 4, 6)."""
+    for b, place in enumerate(places):
+        at = 0
+        for segment, i in enumerate(place, 1):
+            s = sequences[i]
+            end = at + min(len(s.prompt_T) + len(s.completion_T), length) - 1
+            yield i, b, segment, at, at + len(s.prompt_T) - 1, end
+            at = end
+
+
+def of_completions(
+    x_BT: np.ndarray, sequences: Sequence[TokenSequence], length: int, places: Sequence[Sequence[int]]
+) -> list[np.ndarray]:
+    """Of each sequence its completion's part of ``x_BT``, whose rows were laid out with these places; empty for one
+    that has no place."""
+    found = [np.zeros(0, x_BT.dtype)] * len(sequences)
+    for i, b, _, _, start, end in _spans(sequences, length, places):
+        found[i] = x_BT[b, start:end]
+    return found
 
 
 def positions_needed(sequences: Sequence[TokenSequence], length: int) -> list[int]:
@@ -158,10 +185,15 @@ def pack(
         fixed: always give the number of rows that the longest sequences would need, the last ones empty; otherwise
             those that are used, rounded up (`bucket`).
     """
+    places = packing(sequences, length, row_len=row_len, fixed=fixed)
+    return make_batch(sequences, advantage_B, valid_B, informative_B, length, places=places, row_len=row_len)
+
+
+def packing(sequences: Sequence[TokenSequence], length: int, *, row_len: int, fixed: bool) -> list[list[int]]:
+    """Which sequences each row of `pack` holds."""
     places = first_fit(positions_needed(sequences, length), row_len)
     most = -(-len(sequences) // (row_len // (length - 1)))
-    places += [[]] * ((most if fixed else min(bucket(max(len(places), 1)), most)) - len(places))
-    return make_batch(sequences, advantage_B, valid_B, informative_B, length, places=places, row_len=row_len)
+    return places + [[]] * ((most if fixed else min(bucket(max(len(places), 1)), most)) - len(places))
 
 
 def split_parts(batch: TrainBatch, microbatch: int, *, multiple: int = 1) -> TrainBatch:

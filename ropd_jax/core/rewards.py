@@ -5,6 +5,7 @@ Everything here is on plain Python or numpy values of one group; nothing is trac
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 OVERLONG = ("keep", "mask", "shape")
@@ -89,6 +90,23 @@ def variance_weights(points: Sequence[float], categories: Sequence[str], passed:
     return tuple(
         s * kept[c] / mass[c] if mass[c] else float(w) for w, s, c in zip(points, scaled, categories, strict=True)
     )
+
+
+def shown_criteria(points: Sequence[float], share: float, key: str) -> tuple[float, ...]:
+    """The points, with 0 for those of the ``share`` of criteria that are hidden from the reward: Rubric Dropout.
+
+    After arXiv 2608.11669, whose abstract says that a part of the rubric is hidden at random. Assumed here: each
+    criterion is hidden with the same probability, anew for each group, and one is always left.
+
+    Args:
+        points: 0 for a criterion that does not count anyway; it is never the one that is left.
+        key: names the group: the same key hides the same criteria.
+    """
+    rng = random.Random(f"dropout:{key}")
+    drawn = [rng.random() for _ in points]
+    counted = [i for i, w in enumerate(points) if w]
+    left = {i for i in counted if drawn[i] >= share} or set(sorted(counted, key=lambda i: -drawn[i])[:1])
+    return tuple(float(w) if i in left else 0.0 for i, w in enumerate(points))
 
 
 def references_pass(passed: Sequence[Row], n_criteria: int, least: float) -> tuple[bool, ...]:

@@ -30,7 +30,6 @@ TASK = named.IFEVAL  # the grader
 FORMS = ("a short note", "a few lines", "a short description", "a message to a friend", "a small text")
 ENDINGS = ("That is all.", "What do you think?", "Thank you for reading.", "I hope you agree.", "See you soon.")
 KEYWORDS = ("quiet", "bright", "gentle", "busy", "warm", "strange", "simple", "peaceful", "lively", "cosy")
-FORBIDDEN = ("beautiful", "very", "nice", "great", "good", "place", "people")
 FIRST = ("Today", "Sometimes", "Often", "Usually", "Lately", "Somehow")
 KEYS = (("title", "text"), ("topic", "note"), ("name", "description"), ("subject", "message"))
 
@@ -62,10 +61,8 @@ def _none(rng: random.Random) -> tuple[Any, ...]:
 
 
 WAYS: dict[str, _Way] = {
-    "fewer_words": _Way("length", lambda r: (r.choice((15, 20, 25, 30, 40)),), _length("words", "less than")),
-    "more_words": _Way("length", lambda r: (r.choice((15, 20, 25, 30)),), _length("words", "at least")),
-    "fewer_sentences": _Way("length", lambda r: (r.choice((3, 4)),), _length("sentences", "less than")),
-    "more_sentences": _Way("length", lambda r: (r.choice((2, 3)),), _length("sentences", "at least")),
+    "fewer_words": _Way("length", lambda r: (r.choice((15, 20, 25, 30)),), _length("words", "less than")),
+    "more_words": _Way("length", lambda r: (r.choice((15, 20, 25)),), _length("words", "at least")),
     "lowercase": _Way("case", _none, _plain("change_case:english_lowercase")),
     "no_comma": _Way("comma", _none, _plain("punctuation:no_comma")),
     "first_word": _Way(
@@ -82,37 +79,15 @@ WAYS: dict[str, _Way] = {
     "keyword": _Way(
         "keyword english", lambda r: (r.choice(KEYWORDS),), lambda w: ("keywords:existence", {"keywords": [w]})
     ),
-    "keyword_twice": _Way(
-        "keyword english",
-        lambda r: (r.choice(KEYWORDS),),
-        lambda w: ("keywords:frequency", {"relation": "at least", "keyword": w, "frequency": 2}),
-    ),
-    "forbidden": _Way(
-        "forbidden english",
-        lambda r: (r.choice(FORBIDDEN),),
-        lambda w: ("keywords:forbidden_words", {"forbidden_words": [w]}),
-    ),
     "bullets": _Way(
-        "layout length start end quotes",
+        "layout length start end",
         lambda r: (r.choice((2, 3, 4)),),
         lambda n: ("detectable_format:number_bullet_lists", {"num_bullets": int(n)}),
     ),
     "json": _Way(
-        "layout length start end quotes case comma marks",
+        "layout start end comma",
         lambda r: r.choice(KEYS),
         lambda a, b: ("detectable_format:json_format", {}),
-    ),
-    "quoted": _Way("quotes marks", _none, _plain("startend:quotation")),
-    "title": _Way("start marks", _none, _plain("detectable_format:title")),
-    "highlight": _Way(
-        "marks layout",
-        lambda r: (r.choice((1, 2)),),
-        lambda n: ("detectable_format:number_highlighted_sections", {"num_highlights": int(n)}),
-    ),
-    "postscript": _Way(
-        "end length marks english",
-        _none,
-        lambda: ("detectable_content:postscript", {"postscript_marker": "P.S."}),
     ),
     "language": _Way(
         "english case",

@@ -4,8 +4,9 @@ A step calls a method in this order:
 
 1. `Method.judge`: the teacher's judgement of one group (asyncio, on the teacher's loop, group by group)
 2. `Method.revise`: what the method's own networks add to the judgements of the step (nothing, for most)
-3. `Method.rewards` and `Method.advantages`: rewards of all groups -> advantages.
+3. `Method.rewards` and `Method.advantages`, called by `Method.step_advantages`: rewards of all groups -> advantages.
 4. `Method.sequences`: the token sequences that the student is trained on.
+   A method with `Method.contexts` gives each of them other prompts, under which the policy scores the completion.
 5. `Method.extras`: what frozen networks compute for the tokens of the update's batch (nothing, for most)
 6. `Method.loss`: the loss of each token, from the student's log-probs. Traced by jit.
 
@@ -63,6 +64,13 @@ class Tokens(NamedTuple):
     cfg: ModelConfig | None = None
     params: Any = None
     x_BTD: jax.Array | None = None
+
+    def told(self, name: str) -> tuple[jax.Array, jax.Array]:
+        """(logp_BT, known_BT): log-probs of the targets under the policy told the context ``name``, and where they are
+        known; 0 elsewhere. Of the policy before the update, without a gradient."""
+        logp_BT = self.extras[f"told/{name}"]
+        known_BT = self.batch.mask_BT & ~jnp.isnan(logp_BT)
+        return jnp.where(known_BT, logp_BT, 0.0), known_BT
 
     @property
     def old_logp_BT(self) -> jax.Array:
@@ -148,6 +156,11 @@ class Method(abc.ABC):
         return False
 
     @property
+    def contexts(self) -> tuple[str, ...]:
+        """Names of the other prompts under which the policy scores its own completions (`TokenSequence.told`)."""
+        return ()
+
+    @property
     def sequences_per_prompt(self) -> int:
         return self.cfg.sampling.rollouts
 
@@ -224,14 +237,18 @@ class Method(abc.ABC):
         reward_PG = np.array([[np.nan if r is None else r for r in j.rewards] for j in judgements], np.float32)
         if self.cfg.loss.overlong == "shape":
             for p, group in enumerate(groups):
-                for g, rollout in enumerate(group.rollouts):
-                    reward_PG[p, g] += overlong_penalty(
-                        len(rollout.tokens_T),
-                        max_tokens=self.cfg.sampling.max_tokens,
-                        buffer=self.cfg.loss.overlong_buffer,
-                        truncated=rollout.finish_reason == "length",
-                    )
+                punished = self.overlong_penalties(group)
+                reward_PG[p, : len(punished)] += punished
         return reward_PG, ~np.isnan(reward_PG)
+
+    def overlong_penalties(self, group: RolloutGroup) -> np.ndarray:
+        """What ``loss.overlong="shape"`` adds to the reward of each rollout, from -1 to 0; float32 [G]."""
+        most, buffer = self.cfg.sampling.max_tokens, self.cfg.loss.overlong_buffer
+        penalties = [
+            overlong_penalty(len(r.tokens_T), max_tokens=most, buffer=buffer, truncated=r.finish_reason == "length")
+            for r in group.rollouts
+        ]
+        return np.array(penalties, np.float32)
 
     def advantages(self, reward_PG: np.ndarray, valid_PG: np.ndarray, step: int) -> Advantages:
         """Advantages of a step from its rewards (NaN where ``valid_PG`` is False)."""
@@ -239,6 +256,11 @@ class Method(abc.ABC):
         return advantages_lib.group_advantages(
             reward_PG, valid_PG, normalize_std=loss.normalize_std, min_scored=loss.min_scored
         )
+
+    def step_advantages(self, groups: Sequence[RolloutGroup], judgements: Sequence[Judgement], step: int) -> Advantages:
+        """Advantages of judged groups: `advantages` of their `rewards`. For a method that needs more than one number a
+        rollout."""
+        return self.advantages(*self.rewards(groups, judgements), step)
 
     def sequences(self, group: RolloutGroup, judgement: Judgement, tokenizer: Tokenizer) -> list[TokenSequence]:
         """The `sequences_per_prompt` sequences to train on, in the order of the advantages."""

@@ -15,7 +15,7 @@ from ropd_jax.types import UserError
 from ropd_jax.utils.user_module import line_of, load_user_module, user_code
 
 HERE = pathlib.Path(__file__).parent
-NOT_METHODS = {"__init__", "base", "check", "load"}  # the other files of this folder
+NOT_METHODS = {"__init__", "base", "check", "conditioning", "load"}  # the other files of this folder
 
 
 def method_names() -> list[str]:

@@ -8,9 +8,18 @@ from __future__ import annotations
 import numpy as np
 
 from ropd_jax.methods.ropd import ROPD
+from ropd_jax.types import UserError
 
 
 class Permuted(ROPD):
+    def __post_init__(self):
+        super().__post_init__()
+        if self.cfg.ropd.advantage != "total":
+            raise UserError(
+                f"method='permuted' permutes rewards, ropd.advantage={self.cfg.ropd.advantage!r} does not use them; "
+                "set ropd.advantage='total'"
+            )
+
     def advantages(self, reward_PG, valid_PG, step):
         order = np.random.default_rng([self.cfg.seed, step]).permutation(reward_PG.size)
         return super().advantages(

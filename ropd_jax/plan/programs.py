@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from ropd_jax.core.advantages import Advantages
 from ropd_jax.core.batches import TokenSequence, TrainBatch
-from ropd_jax.methods import ExtraMemory, Method, load_method
+from ropd_jax.methods import ExtraMemory, ExtraProgram, Method, load_method
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.lora import Lora, adapter_shapes, attach, freeze
@@ -30,6 +30,7 @@ from ropd_jax.sampling.capacity import device_bytes as device_bytes
 from ropd_jax.sampling.slots import Slots
 from ropd_jax.sampling.weights import DecodeWeights, changes, decode_weights, outer_of
 from ropd_jax.training.accumulate import uses_streaming
+from ropd_jax.training.scoring import make_score, told_of
 from ropd_jax.training.setup import read_config, update_config
 from ropd_jax.training.update import State, make_portions, make_update, needs_initial, step_parts
 
@@ -104,17 +105,27 @@ def update_calls(cfg: ConfigDict, method: Method) -> int:
 def batch_of(cfg: ConfigDict, mesh) -> TrainBatch:
     """The arrays of one update, or one portion of it, in which every answer has the maximum length."""
     method = load_method(cfg.method, cfg)
+    rows = _rows_of(cfg, method)
+    n, length = len(rows), len(rows[0].prompt_T) + len(rows[0].completion_T)
+    advantage_B, yes_B = np.ones(n, np.float32), np.ones(n, bool)
+    batch = step_parts(rows, Advantages(advantage_B, yes_B, yes_B), method, mesh, read_config(cfg).optim, length)
+    return _by_token(batch, mesh)
+
+
+def _rows_of(cfg: ConfigDict, method: Method) -> list[TokenSequence]:
+    """The sequences of one update, or one portion of it, all of maximum length."""
     prompts = (
         cfg.stream.groups
         if uses_streaming(read_config(cfg), method)
         else cfg.data.prompts_per_step // cfg.optim.minibatches
     )
-    n = prompts * method.sequences_per_prompt
     prompt_T, completion_T = np.zeros(prompt_len(cfg), np.int32), np.zeros(cfg.sampling.max_tokens, np.int32)
     row = TokenSequence(prompt_T, completion_T, np.zeros(len(completion_T), np.float32))
-    advantage_B, yes_B = np.ones(n, np.float32), np.ones(n, bool)
-    length = len(prompt_T) + len(completion_T)
-    batch = step_parts([row] * n, Advantages(advantage_B, yes_B, yes_B), method, mesh, read_config(cfg).optim, length)
+    return [row] * (prompts * method.sequences_per_prompt)
+
+
+def _by_token(batch: TrainBatch, mesh) -> TrainBatch:
+    """The shapes of a batch on the mesh."""
     sharding = NamedSharding(mesh, mesh_lib.RULES.spec("ABT"))
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), batch)
 
@@ -124,7 +135,9 @@ def update_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> list[Progr
     method, _ = method_of(cfg, model_cfg, mesh)
     state, batch, base = state_of(cfg, model_cfg, mesh), batch_of(cfg, mesh), weights_of(cfg, model_cfg, mesh).base
     reference = (base or state.params) if needs_initial(read_config(cfg).loss, method) else None
-    inputs = (reference, batch, method.abstract_extras(batch), base)
+    scores = {f"told/{name}": batch.old_logp_BT for name in method.contexts}
+    extras = method.abstract_extras(batch)
+    inputs = (reference, batch, extras._replace(tokens={**extras.tokens, **scores}), base)
     passes, options = batch.tokens_BT.shape[0], cfg.optim.xla_options
     if not uses_streaming(read_config(cfg), method):
         update = make_update(update_config(cfg), model_cfg, method, _optimizer(cfg))
@@ -145,7 +158,30 @@ def gradients_of(state: State) -> dict:
 def method_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> tuple[Method, ExtraMemory]:
     """The config's method, and what it keeps in addition to the student: GAD's discriminator, a white-box teacher."""
     method = load_method(cfg.method, cfg)
-    return method, method.extra_memory(model_cfg, batch_of(cfg, mesh), prompt_len(cfg), model_config)
+    extra = method.extra_memory(model_cfg, batch_of(cfg, mesh), prompt_len(cfg), model_config)
+    return method, extra._replace(programs=(*extra.programs, *_told_programs(cfg, model_cfg, mesh, method)))
+
+
+def _told_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh, method: Method) -> list[ExtraProgram]:
+    """The forward pass over rollouts that are told something else (`Method.contexts`), if there is one."""
+    rows, how = _rows_of(cfg, method), update_config(cfg)
+    length = len(rows[0].prompt_T) + len(rows[0].completion_T)
+    told = told_of(how, model_cfg, mesh, method, None, length, cfg.context.max_tokens)
+    if told is None:
+        return []
+    most_T = np.zeros(told.most - len(rows[0].completion_T), np.int32)
+    batch = _by_token(
+        told.batch([dataclasses.replace(rows[0], told=dict.fromkeys(method.contexts, most_T))] * len(rows)), mesh
+    )
+    weights = weights_of(cfg, model_cfg, mesh)
+
+    def lower():
+        with jax.set_mesh(mesh):
+            return make_score(how, model_cfg).lower(weights.trained, weights.base, batch)
+
+    A, b, T = batch.tokens_BT.shape
+    calls = update_calls(cfg, method)
+    return [ExtraProgram("scores of told rollouts", lower, model_cfg, calls, A, A * b * T, T, trains=False)]
 
 
 def method_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> list[Program]:

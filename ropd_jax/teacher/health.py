@@ -5,6 +5,12 @@
     reference_pass_rate     the same as pass_rate, for the references
     reference_fails_frac    share of references that fail a criterion with the highest points of their own rubric
     reference_below_frac    share of groups whose references score below their rollouts, mean against mean
+    unexplored_frac         share of criteria that a reference passes and no scored rollout does: no reward teaches them
+    suppressed_frac         share of scored rollouts that pass a criterion which another one fails, and whose reward is
+                            not above their group's mean: what they did well is not taught
+
+The last two after CriPO (arXiv 2607.18082); that an unexplored criterion is one which a reference passes, and a
+suppressed one is not passed by all, was added here.
 
 If each verdict has several votes (``teacher.verifier.votes``, ``teacher.verifier.panel``):
 
@@ -49,6 +55,8 @@ def step_health(judgements: Sequence[Judgement]) -> dict[str, float | None]:
         "health/reference_pass_rate": _mean(references),
         "health/reference_fails_frac": _mean(f for j in rubrics for f in references_fail(j)),
         "health/reference_below_frac": _mean(b for j in rubrics if (b := references_below(j)) is not None),
+        "health/unexplored_frac": _mean(u for j in rubrics for u in unexplored(j)),
+        "health/suppressed_frac": _mean(any(row) for j in rubrics for row in suppressed(j) if row is not None),
     }
     agreed = [a for j in rubrics for a in j.agreement if a is not None]
     if agreed:
@@ -92,6 +100,36 @@ def references_below(judgement: Judgement) -> bool | None:
     references = _mean(rubric.score(row) for row in judgement.reference_passed if row is not None)
     rollouts = _mean(rubric.score(row) for row in judgement.passed if row is not None)
     return None if references is None or rollouts is None else references < rollouts - 1e-9
+
+
+def unexplored(judgement: Judgement) -> list[bool]:
+    """For each criterion: does no scored rollout pass it, although a reference does (or none was verified)? Empty if no
+    rollout is scored."""
+    rows = [row for row in judgement.passed if row is not None]
+    shown = [row for row in judgement.reference_passed if row is not None]
+    if not rows:
+        return []
+    reached = [any(column) for column in zip(*shown, strict=True)] if shown else [True] * len(rows[0])
+    return [can and not any(column) for can, column in zip(reached, zip(*rows, strict=True), strict=True)]
+
+
+def suppressed(judgement: Judgement) -> list[Row]:
+    """For each rollout: which criteria does it pass that another one fails, while its reward is not above the mean of
+    its group? None for an unscored rollout; nothing is suppressed in a group whose rewards are all equal."""
+    rewards = [r for r in judgement.rewards if r is not None]
+    rows = [row for row in judgement.passed if row is not None]
+    if not judgement.passed:
+        return []
+    differ = [len(set(column)) > 1 for column in zip(*rows, strict=True)]
+    mean = sum(rewards) / len(rewards) if rewards else 0.0
+    found: list[Row] = []
+    for reward, row in zip(judgement.rewards, judgement.passed, strict=True):
+        if reward is None or row is None:
+            found.append(None)
+        else:
+            below = reward <= mean + 1e-9 and len(set(rewards)) > 1
+            found.append(tuple(below and ok and d for ok, d in zip(row, differ, strict=True)))
+    return found
 
 
 def flips(judgement: Judgement) -> list[bool]:

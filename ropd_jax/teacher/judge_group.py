@@ -72,11 +72,8 @@ async def judge(
     key, n = f"{step}/{prompt.id}", len(answers)
     known: dict[str, Any] = {}
     try:
-        if references is None:
-            references = await teacher.reference_samples(prompt)
-        known["references"] = texts = tuple(text for text, _ in references)
-        known["reference_models"] = tuple(model for _, model in references)
-        known["rubric"], known["lineage"] = rubric or await _rubric(teacher, prompt, texts, answers, step, design)
+        await induce(teacher, prompt, answers, known, step=step, references=references, rubric=rubric, design=design)
+        texts = known["references"]
         # Rollouts first, so that [:n] are the rollouts' verdicts and [n:] those of the references.
         shown = (*answers, *texts) if design.pool_references else tuple(answers)
         authors = ("student",) * n + ("teacher",) * (len(shown) - n) if not design.blind else None
@@ -98,6 +95,30 @@ async def judge(
         agreement=verdicts.agreement,
         **known,
     )
+
+
+async def induce(
+    teacher: Teacher,
+    prompt: Prompt,
+    answers: Sequence[str],
+    known: dict[str, Any],
+    *,
+    step: int,
+    references: Sequence[tuple[str, str]] | None = None,
+    rubric: tuple[Rubric, Lineage | None] | None = None,
+    design: Design = _PAPER,
+) -> None:
+    """References and rubric without verdicts: the fields ``references``, ``reference_models``, ``rubric`` and
+    ``lineage`` of a `Judgement`, written to ``known`` one after the other. Arguments as of `judge`.
+
+    Raises:
+        TeacherError: a call failed; ``known`` has what came before it.
+    """
+    if references is None:
+        references = await teacher.reference_samples(prompt)
+    known["references"] = texts = tuple(text for text, _ in references)
+    known["reference_models"] = tuple(model for _, model in references)
+    known["rubric"], known["lineage"] = rubric or await _rubric(teacher, prompt, texts, answers, step, design)
 
 
 def unscored(error: TeacherError, n: int, **known: Any) -> Judgement:

@@ -9,6 +9,9 @@ The visits of one prompt (policy ``per_epoch``, two visits per rubric)::
     step     3      11     20     28
     rubric   A      A      B      B        find(prompt, 20) is None: A has two visits, so a new rubric B is induced
 
+Methods that let a rubric grow (`ropd_jax.methods.evolving`) keep a *buffer* for each prompt, under any policy: the
+criteria that later visits begin with.
+
 A decision in a step depends only on earlier steps. So an interrupted step decides the same when it is repeated,
 although the store may have recorded a part of it. Under ``fresh`` nothing is kept, because nothing is ever looked up.
 Under any policy, each rubric and its lineage is written to ``groups/*.jsonl``.
@@ -48,6 +51,21 @@ class Visit:
     saturated: bool
 
 
+@dataclasses.dataclass
+class Buffer:
+    """Criteria that a prompt keeps.
+
+    Attributes:
+        step: of the visit after which these are kept.
+        sha: of the rubric that holds them.
+        persistent: how many of them, from the first on, are never removed.
+    """
+
+    step: int
+    sha: str
+    persistent: int
+
+
 class RubricStore:
     """Rubrics by content hash, and the visits of each prompt in the order of the steps.
 
@@ -68,6 +86,19 @@ class RubricStore:
         self._epochs = epochs
         self._rubrics: dict[str, tuple[Rubric, Lineage]] = {}
         self._visits: dict[str, list[Visit]] = {}
+        self._buffers: dict[str, list[Buffer]] = {}  # the last two: a repeated step needs the one before
+
+    def buffer(self, prompt_id: str, step: int) -> tuple[Rubric, int] | None:
+        """(criteria, how many of the first are persistent) that the prompt kept before ``step``; None on its first
+        visit."""
+        known = [b for b in self._buffers.get(prompt_id, ()) if b.step < step]
+        return (self._rubrics[known[-1].sha][0], known[-1].persistent) if known else None
+
+    def keep(self, prompt_id: str, step: int, rubric: Rubric, persistent: int, lineage: Lineage) -> None:
+        """Record what the prompt keeps after ``step``. A repeated step replaces its earlier record."""
+        self._rubrics.setdefault(rubric.sha, (rubric, lineage))
+        before = [b for b in self._buffers.get(prompt_id, ()) if b.step < step][-1:]
+        self._buffers[prompt_id] = [*before, Buffer(step, rubric.sha, persistent)]
 
     def find(self, prompt_id: str, step: int) -> tuple[Rubric, Lineage] | None:
         """The rubric that the policy reuses for this prompt at this step, or None if a new one is to be made."""
@@ -91,35 +122,43 @@ class RubricStore:
         self._visits[prompt_id] = [*visits, Visit(step, rubric.sha, lineage.step, saturated)]
 
     def delta(self, prompt_ids: Iterable[str]) -> dict:
-        """The visits of these prompts and their rubrics, for `merge` of another host's store."""
+        """What is recorded of these prompts, with its rubrics, for `merge` of another host's store."""
+        prompt_ids = list(prompt_ids)
         visits = {p: self._visits[p] for p in prompt_ids if p in self._visits}
-        shas = {v.sha for several in visits.values() for v in several}
-        return {"rubrics": {sha: self._rubrics[sha] for sha in shas}, "visits": visits}
+        buffers = {p: self._buffers[p] for p in prompt_ids if p in self._buffers}
+        shas = {v.sha for known in (visits, buffers) for several in known.values() for v in several}
+        return {"rubrics": {sha: self._rubrics[sha] for sha in shas}, "visits": visits, "buffers": buffers}
 
     def merge(self, delta: dict) -> None:
         """Take over what another host's store recorded."""
         for sha, known in delta["rubrics"].items():
             self._rubrics.setdefault(sha, known)
         self._visits |= delta["visits"]
+        self._buffers |= delta["buffers"]
 
     def state(self) -> dict:
-        """JSON-able state for a checkpoint."""
+        """JSON-able state for a checkpoint, without rubrics that nothing refers to any more."""
+        used = {v.sha for known in (self._visits, self._buffers) for several in known.values() for v in several}
         return {
             "rubrics": [
                 {"criteria": [dataclasses.astuple(c) for c in r.criteria], "lineage": dataclasses.asdict(lineage)}
-                for r, lineage in self._rubrics.values()
+                for sha, (r, lineage) in self._rubrics.items()
+                if sha in used
             ],
             "visits": {p: [dataclasses.astuple(v) for v in visits] for p, visits in self._visits.items()},
+            "buffers": {p: [dataclasses.astuple(b) for b in buffers] for p, buffers in self._buffers.items()},
         }
 
     def restore(self, state: dict) -> None:
         """Continue from ``state()``."""
-        self._rubrics, self._visits = {}, {}
+        self._rubrics, self._visits, self._buffers = {}, {}, {}
         for row in state["rubrics"]:
             rubric = Rubric(tuple(Criterion(*c) for c in row["criteria"]))
             self._rubrics[rubric.sha] = (rubric, lineage_from(row["lineage"]))
         for prompt_id, visits in state["visits"].items():
             self._visits[prompt_id] = [Visit(*v) for v in visits]
+        for prompt_id, buffers in state.get("buffers", {}).items():  # not in checkpoints of version 0.1
+            self._buffers[prompt_id] = [Buffer(*b) for b in buffers]
 
 
 def lineage_of(step: int, model: str, template: str, references: Sequence[str], answers: Sequence[str]) -> Lineage:

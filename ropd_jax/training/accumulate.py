@@ -27,16 +27,14 @@ import jax
 import numpy as np
 
 from ropd_jax.core.advantages import Advantages
-from ropd_jax.core.batches import TokenSequence, real_frac
+from ropd_jax.core.batches import EMPTY, real_frac
 from ropd_jax.methods import Method
 from ropd_jax.methods.base import without_overlong
 from ropd_jax.text.tokenizer import Tokenizer
 from ropd_jax.training.sections import OverlapConfig, RunConfig, UpdateConfig
-from ropd_jax.training.update import Portions, State, has_gradient, on_mesh, step_parts
+from ropd_jax.training.update import Notes, Portions, State, has_gradient, means_of, on_mesh, step_parts
 from ropd_jax.types import Judgement, RolloutGroup
 from ropd_jax.utils import tracing
-
-EMPTY = TokenSequence(np.zeros(1, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))
 
 
 def why_not_streaming(cfg: RunConfig, method: Method) -> str:
@@ -66,6 +64,7 @@ class StreamedUpdate:
         ref_params: the initial student, or None if no term of the loss reads it.
         base: the frozen student under adapters, or None.
         length: most tokens of a sequence.
+        told: scores the rows under the method's other prompts.
     """
 
     def __init__(
@@ -82,16 +81,18 @@ class StreamedUpdate:
         step: int,
         length: int,
         tokenizer: Tokenizer,
+        told: Notes | None = None,
     ):
         self._state, self.seconds = state, 0.0
         self._programs, self._ref_params, self._base = programs, ref_params, base
         self._method, self._mesh, self._step = method, mesh, step
         self._cfg, self._overlap = cfg, overlap
-        self._length, self._tokenizer = length, tokenizer
+        self._length, self._tokenizer, self._told = length, tokenizer, told
         self._arrived: dict[int, tuple[RolloutGroup, Judgement]] = {}  # by its place in the order of the sum
         self._summed = 0  # places below this one are in the sum
         self._grads: Any = None
         self._counted: list[dict[str, float]] = []
+        self._known: list[dict[str, float]] = []  # metrics of the contexts
         self._has_gradient = False
 
     def add(self, group: RolloutGroup, judgement: Judgement) -> None:
@@ -133,6 +134,7 @@ class StreamedUpdate:
             "update/tokens": tokens,
             "update/real_frac": total["real_frac"] / len(parts),
             "update/count": 1,
+            **means_of(self._known),
         }
 
     def _next(self, expected: int) -> range:
@@ -142,21 +144,24 @@ class StreamedUpdate:
     def _sum(self, portion: Sequence[tuple[RolloutGroup, Judgement]]) -> None:
         groups, judgements = zip(*portion, strict=True)
         method, state = self._method, self._state
-        advantages = method.advantages(*method.rewards(groups, judgements), self._step)
+        advantages = method.step_advantages(groups, judgements, self._step)
         rows = [s for g, j in portion for s in method.sequences(g, j, self._tokenizer)]
         if self._cfg.loss.overlong == "mask":
             advantages = without_overlong(advantages, groups, rows)
         missing = (self._overlap.groups - len(groups)) * method.sequences_per_prompt  # the last portion may be short
         padded_B = Advantages(*(np.pad(np.asarray(x).reshape(-1), (0, missing)) for x in advantages))
-        batch = step_parts(rows + [EMPTY] * missing, padded_B, method, self._mesh, self._cfg.optim, self._length)
+        rows += [EMPTY] * missing
+        batch = step_parts(rows, padded_B, method, self._mesh, self._cfg.optim, self._length)
+        notes, known = self._told(state.params, rows, padded_B) if self._told else ({}, {})
         if self._grads is None:
             self._grads = self._programs.zeros(state.params)
         self._grads, counted = self._programs.add(
             self._grads,
             state.params,
             self._ref_params,
-            *on_mesh(batch, method, state.method, self._mesh),
+            *on_mesh(batch, method, state.method, self._mesh, notes),
             self._base,
         )
         self._has_gradient |= has_gradient(batch, self._cfg.loss)
         self._counted.append({k: float(v) for k, v in counted.items()} | {"real_frac": real_frac(batch)})
+        self._known.append(known)

@@ -23,14 +23,21 @@ from ml_collections import ConfigDict
 
 from ropd_jax import configs
 from ropd_jax.core.advantages import Advantages
-from ropd_jax.core.batches import TrainBatch, make_batch, split_parts
 from ropd_jax.methods import Method, load_method
 from ropd_jax.methods.base import without_overlong
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.teacher import Teacher
 from ropd_jax.training.collect import judge_by
+from ropd_jax.training.scoring import told_of
 from ropd_jax.training.setup import update_config
-from ropd_jax.training.update import State, has_gradient, make_update, needs_initial, on_mesh
+from ropd_jax.training.update import (
+    State,
+    has_gradient,
+    make_update,
+    needs_initial,
+    on_mesh,
+    step_parts,
+)
 from ropd_jax.types import Judgement, RolloutGroup, UserError
 from ropd_jax.utils.every import Every
 from ropd_jax.utils.logs import show_logs
@@ -116,7 +123,14 @@ def update(
         params = jax.tree.map(jnp.copy, params)  # the update takes over its buffers, and these can be the caller's
         built.check_student(student, mesh)
         trained, judgements, metrics = built.revise(built.setup(student, mesh), groups, judgements, student.tokenizer)
-        batch = _batch(built, student, groups, judgements)
+        rows = [s for g, j in zip(groups, judgements, strict=True) for s in built.sequences(g, j, student.tokenizer)]
+        advantages = built.step_advantages(groups, judgements, step=0)
+        if built.cfg.loss.overlong == "mask":
+            advantages = without_overlong(advantages, groups, rows)
+        length = max(len(row.prompt_T) + len(row.completion_T) for row in rows)
+        flat_B = Advantages(*(np.asarray(x).reshape(-1) for x in advantages))
+        how = dataclasses.replace(how, optim=dataclasses.replace(how.optim, row_len=0))
+        batch = step_parts(rows, flat_B, built, mesh, how.optim, length)
         if not has_gradient(batch, how.loss):
             raise UserError(
                 "no group has a gradient: the rewards within each are equal, or too few are scored; sample more "
@@ -129,8 +143,11 @@ def update(
         state = State(params, jax.jit(tx.init)(params), trained)
         initial = jax.tree.map(jnp.copy, params) if needs_initial(how.loss, built) else None
         begin = time.monotonic()
+        told = told_of(how, student.cfg, mesh, built, None, length, built.cfg.context.max_tokens)
+        notes, known = told(state.params, rows, flat_B) if told else ({}, {})
+        metrics |= known
         state, measured = make_update(how, student.cfg, built, tx)(
-            state, initial, *on_mesh(batch, built, state.method, mesh)
+            state, initial, *on_mesh(batch, built, state.method, mesh, notes)
         )
         metrics |= {name: float(value) for name, value in measured.items()}
     metrics["time/update_s"] = time.monotonic() - begin
@@ -142,20 +159,6 @@ def _placed_like(old: dict, new: dict) -> dict:
     return jax.tree.map(
         lambda a, b: jax.device_put(b, a.sharding) if isinstance(a, jax.Array) else np.asarray(b), old, new
     )
-
-
-def _batch(
-    method: Method, student: Student, groups: Sequence[RolloutGroup], judgements: Sequence[Judgement]
-) -> TrainBatch:
-    """The judged groups as the arrays [A, b, T] of one update."""
-    reward_PG, valid_PG = method.rewards(groups, judgements)
-    advantages = method.advantages(reward_PG, valid_PG, step=0)
-    rows = [s for g, j in zip(groups, judgements, strict=True) for s in method.sequences(g, j, student.tokenizer)]
-    if method.cfg.loss.overlong == "mask":
-        advantages = without_overlong(advantages, groups, rows)
-    length = max(len(row.prompt_T) + len(row.completion_T) for row in rows)
-    flat_B = Advantages(*(np.asarray(x).reshape(-1) for x in advantages))
-    return split_parts(make_batch(rows, *flat_B, length), method.cfg.optim.microbatch)
 
 
 def _method(

@@ -41,7 +41,7 @@ def dynamic_sampling(
     counts: dict[str, float] = {"group/resampled": 0, "group/replaced": 0}
 
     def zero_variance(groups: Sequence[RolloutGroup], judgements: Sequence[Judgement]) -> list[bool]:
-        found = method.advantages(*method.rewards(groups, judgements), step)
+        found = method.step_advantages(groups, judgements, step)
         rows = zip(np.asarray(found.valid_PG), np.asarray(found.informative_PG), strict=True)
         return [bool(valid_G.any() and not informative_G.any()) for valid_G, informative_G in rows]
 

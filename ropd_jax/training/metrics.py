@@ -13,6 +13,7 @@ from ropd_jax.core.advantages import Advantages
 from ropd_jax.data.grader import grade
 from ropd_jax.evaluation.stats import accuracy
 from ropd_jax.teacher.health import step_health
+from ropd_jax.teacher.scripted.bias import gold, quality
 from ropd_jax.text.retokenize import retokenized
 from ropd_jax.text.tokenizer import Tokenizer
 from ropd_jax.types import Judgement, Rollout, RolloutGroup
@@ -54,6 +55,9 @@ def step_metrics(
         metrics["sample/cut_mass"] = cut_mass(rollouts)
         metrics["sample/truncated_frac"] = float(np.mean([r.finish_reason == "length" for r in rollouts]))
     metrics |= reward_parts(judgements)
+    if any(j.weights for j in judgements):
+        whole = [j.rubric.score(row) for j in judgements if j.rubric for row in j.passed if row is not None]
+        metrics["reward/all_criteria_mean"] = float(np.mean(whole)) if whole else None
     causes = Counter(c for j in judgements for c in j.causes if c is not None)
     if any(j.rubric for j in judgements):
         metrics |= step_health(judgements)
@@ -113,6 +117,25 @@ def reward_parts(judgements: Sequence[Judgement]) -> dict[str, float | None]:
         "reward/exact_mean": float(np.mean(known)) if known else None,
         "reward/without_exact_frac": 1.0 - len(known) / len(exact),
     }
+
+
+def gold_metrics(groups: Sequence[RolloutGroup], judgements: Sequence[Judgement]) -> dict[str, float | None]:
+    """What the scripted judge would say without its biases (``teacher.scripted.bias``): ``gold/reward_mean``, the
+    rewards
+    under the truths of the same rubrics; ``gold/gap_mean``, how far the rewards are above them; ``gold/quality_mean``,
+    the quality of the answers without any rubric. None where nothing is known."""
+    true, gaps, good = list[float](), list[float](), list[float]()
+    for group, judgement in zip(groups, judgements, strict=True):
+        answers = [r.answer for r in group.rollouts]
+        good += quality(group.prompt.question, answers, judgement.references) or []
+        if judgement.rubric is None or not judgement.passed:
+            continue
+        for known, reward in zip(gold(judgement.rubric, answers), judgement.passed, strict=True):
+            if known is not None and reward is not None:
+                true.append(known)
+                gaps.append(judgement.rubric.score(reward) - known)
+    means = {"reward": true, "gap": gaps, "quality": good}
+    return {f"gold/{name}_mean": float(np.mean(x)) if x else None for name, x in means.items()}
 
 
 def cut_mass(rollouts: Sequence[Rollout]) -> float:

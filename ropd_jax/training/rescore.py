@@ -10,34 +10,20 @@ bfloat16. With several mini-batches it is the change over all of them, and with 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from ropd_jax.core.batches import TokenSequence, TrainBatch, make_batch, split_parts
+from ropd_jax.core.batches import TokenSequence, make_batch, split_parts
 from ropd_jax.models.config import ModelConfig
-from ropd_jax.models.lora import attach
 from ropd_jax.parallel import mesh as mesh_lib
+from ropd_jax.training.scoring import make_score
 from ropd_jax.training.sections import UpdateConfig
-from ropd_jax.training.update import logprobs_of
 from ropd_jax.types import RolloutGroup
 
 Changes = list[list[np.ndarray]]  # per group and rollout float32 of its tokens
-
-
-@functools.lru_cache(maxsize=4)
-def make_score(cfg: UpdateConfig, model_cfg: ModelConfig) -> Callable[[Any, Any, TrainBatch], jax.Array]:
-    """``score(params, base, batch_ABT) -> logp_ABT``, the log-prob of each target at the sampling temperature."""
-
-    @jax.jit
-    def score(params, base, batch: TrainBatch):
-        policy = attach(cfg.lora, base, params)
-
-        return jax.lax.map(lambda part: logprobs_of(cfg, model_cfg, policy, part)[0], batch)
-
-    return score
 
 
 def changes_of(

@@ -19,6 +19,7 @@ from ropd_jax.teacher import Teacher
 from ropd_jax.training.accumulate import StreamedUpdate
 from ropd_jax.training.collect import PendingStep, Send
 from ropd_jax.training.rescore import Changes, changes_of
+from ropd_jax.training.scoring import Told
 from ropd_jax.training.sections import RunConfig
 from ropd_jax.training.served import ServedPolicy
 from ropd_jax.training.update import Portions, State, update_step
@@ -44,7 +45,9 @@ class Run:
         engine: of the rollouts; ``eval_engines``: of the held-out evaluation, by the name of their metric.
         update: the jitted update of a whole mini-batch; ``portions``: of one in portions, None if it does not stream.
         length: most tokens of a sequence.
+        told: scores rollouts under the method's other prompts (`Method.contexts`); None without any.
         judged: held-out answers that ``teacher.judge`` grades; 0 without such a judge.
+        biased: the scripted judge has biases, so gold rewards are logged too.
         calibration: what the report ``teacher.calibration`` says of the verifier; None without one.
         contents: hashes of the files that the config names (`workdir.contents`).
         forked_from: the run and step whose checkpoint this run started from; None is ``student.checkpoint``.
@@ -69,6 +72,8 @@ class Run:
     portions: Portions | None
     length: int
     judged: int
+    told: Told | None = None
+    biased: bool = False
     calibration: Mapping[str, Any] | None = None
     contents: Mapping[str, str] = dataclasses.field(default_factory=dict)
     forked_from: Mapping[str, Any] | None = None
@@ -160,7 +165,7 @@ class Run:
         return StreamedUpdate(
             self.portions, state, ref_params=self.ref_params, base=self.base, method=self.method, mesh=self.mesh,
             cfg=self.cfg.update, overlap=self.cfg.overlap, step=step, length=self.length,
-            tokenizer=self.student.tokenizer,
+            tokenizer=self.student.tokenizer, told=self.told,
         )  # fmt: skip
 
     def token_changes(self, state: State, groups: Sequence[RolloutGroup]) -> Changes | None:
@@ -178,5 +183,5 @@ class Run:
         with tracing.span("update"):
             return update_step(
                 self.update, state, self.ref_params, rows, advantages, self.method, self.mesh, self.cfg.optim,
-                self.cfg.loss, self.length,
+                self.cfg.loss, self.length, self.told,
             )  # fmt: skip

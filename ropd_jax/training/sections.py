@@ -162,6 +162,7 @@ class RunConfig:
         prompts_per_step: P.
         max_failed_frac, failed_window: of the failure gate, see `training.failure_gate`.
         exact_weight: share of the exact grade in a reward.
+        context_tokens: most tokens that a told context adds to a prompt.
     """
 
     seed: int
@@ -170,6 +171,7 @@ class RunConfig:
     max_failed_frac: float
     failed_window: int
     exact_weight: float
+    context_tokens: int
     dtype: str
     lora: Lora
     sampling: SamplingConfig

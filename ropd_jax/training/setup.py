@@ -37,6 +37,7 @@ from ropd_jax.training import validate
 from ropd_jax.training.accumulate import uses_streaming, why_not_streaming
 from ropd_jax.training.fork import Origin, check_origin, forked, origin_of
 from ropd_jax.training.run import Run
+from ropd_jax.training.scoring import told_of
 from ropd_jax.training.sections import (
     CheckpointConfig,
     EvalConfig,
@@ -100,7 +101,8 @@ def setup(
         cfg.student.checkpoint, mesh=files.mesh, dtype=how.lora.load_dtype, tokenizer=files.student.tokenizer
     )
     with jax.set_mesh(files.mesh):
-        built, state = _programs(how, made, student, files.mesh)
+        length = files.prompt_len + how.sampling.max_tokens
+        built, state = _programs(how, made, student, files.mesh, length)
         if files.origin and files.origin.pending:
             state = forked(files.origin, state, files.mesh, how.lora)
     stop_ids, shards = student.tokenizer.stop_ids, files.mesh.shape["fsdp"]
@@ -120,8 +122,9 @@ def setup(
         prompts=files.prompts,
         engine=engine,
         eval_engines=_eval_engines(how.eval, engine, files.mesh),
-        length=files.prompt_len + how.sampling.max_tokens,
+        length=length,
         judged=how.eval.judged if "judge" in files.needs else 0,
+        biased=bool(cfg.teacher.scripted.bias),
         calibration=files.calibration,
         contents=files.contents | file_contents(flatten(raw), weights=True),
         served=_served(cfg, how, files, built["base"], place) if files.server is not None else None,
@@ -224,7 +227,7 @@ def _name(method: str | type[Method]) -> str:
 
 
 def _programs(
-    how: RunConfig, method: Method, student: Student, mesh: jax.sharding.Mesh
+    how: RunConfig, method: Method, student: Student, mesh: jax.sharding.Mesh, length: int
 ) -> tuple[dict[str, Any], State]:
     """(what a `Run` holds of parameters and jitted programs, the state before the first step)."""
     tx = how.optim.make(how.steps)
@@ -239,6 +242,7 @@ def _programs(
         "base": base,
         "ref_params": ref_params,
         "update": functools.partial(make_update(how.update, student.cfg, method, tx), base=base),
+        "told": told_of(how.update, student.cfg, mesh, method, base, length, how.context_tokens),
         "portions": make_portions(how.update, student.cfg, method, tx) if uses_streaming(how, method) else None,
     }
     return built, State(params, jax.jit(tx.init)(params), trained)
@@ -297,6 +301,7 @@ def read_config(cfg: ConfigDict) -> RunConfig:
         max_failed_frac=cfg.teacher.max_failed_frac,
         failed_window=cfg.teacher.failed_window,
         exact_weight=cfg.rewards.exact_weight,
+        context_tokens=cfg.context.max_tokens,
         dtype=cfg.student.dtype,
         lora=Lora.from_config(cfg.student.lora),
         sampling=section(SamplingConfig, cfg.sampling),

@@ -8,7 +8,7 @@ the first judged groups is there while the teacher still reads the others (`ropd
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +32,9 @@ from ropd_jax.training.sections import LossConfig, OptimConfig, UpdateConfig
 from ropd_jax.types import UserError
 
 NO_EXTRAS = Extras()
+
+# (params, rows, their advantages) -> (arrays [A, b, T] of scores by name, laid out like the rows; metrics)
+Notes = Callable[[Any, Sequence[TokenSequence], Advantages], tuple[dict[str, np.ndarray], dict[str, float]]]
 
 
 class State(NamedTuple):
@@ -300,6 +303,7 @@ def update_step(
     optim: OptimConfig,
     loss: LossConfig,
     length: int,
+    told: Notes | None = None,
 ) -> tuple[State, dict[str, float]]:
     """Cut the step into its mini-batches (by prompt), update on each; a mini-batch without gradient is skipped.
 
@@ -307,26 +311,37 @@ def update_step(
         rows: the step's sequences; packed into rows of ``optim.row_len`` where that is set. Their number does not
             follow the lengths of what the teacher wrote (`Method.teaches_text`).
         length: most tokens of a sequence.
+        told: scores the rows under the method's other prompts, by the policy of each mini-batch.
     """
     per_prompt = advantages.advantage_PG.shape[1]
     flat_B = [np.asarray(x).reshape(-1) for x in advantages]
     everything: list[dict[str, float]] = []
     for part in np.array_split(np.arange(len(rows)).reshape(-1, per_prompt), optim.minibatches):
         at = part.reshape(-1).tolist()
-        batch = step_parts([rows[i] for i in at], Advantages(*(x[at] for x in flat_B)), method, mesh, optim, length)
+        own, advantages_B = [rows[i] for i in at], Advantages(*(x[at] for x in flat_B))
+        batch = step_parts(own, advantages_B, method, mesh, optim, length)
         if not has_gradient(batch, loss):
             continue
-        state, metrics = update(state, ref_params, *on_mesh(batch, method, state.method, mesh))
-        everything.append({k: float(v) for k, v in metrics.items()} | {"update/real_frac": real_frac(batch)})
-    means = {k: float(np.mean([m[k] for m in everything])) for k in (everything[0] if everything else ())}
-    return state, means | {"update/count": len(everything)}
+        notes, known = told(state.params, own, advantages_B) if told else ({}, {})
+        state, metrics = update(state, ref_params, *on_mesh(batch, method, state.method, mesh, notes))
+        everything.append({k: float(v) for k, v in metrics.items()} | {"update/real_frac": real_frac(batch)} | known)
+    return state, means_of(everything) | {"update/count": len(everything)}
 
 
-def on_mesh(batch: TrainBatch, method: Method, trained: Any, mesh: jax.sharding.Mesh) -> tuple[TrainBatch, Extras]:
-    """The batch and the method's extras for it, on the devices."""
+def means_of(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each metric over those that have it."""
+    names = dict.fromkeys(k for m in metrics for k in m)
+    return {k: float(np.mean([m[k] for m in metrics if k in m])) for k in names}
+
+
+def on_mesh(
+    batch: TrainBatch, method: Method, trained: Any, mesh: jax.sharding.Mesh, notes: Mapping[str, np.ndarray] = {}
+) -> tuple[TrainBatch, Extras]:
+    """The batch and the method's extras for it, with ``notes`` [A, b, T] by name among them, on the devices."""
     extras = method.extras(trained, batch)
     by_token = jax.NamedSharding(mesh, mesh_lib.RULES.spec("ABT"))  # and whole in every further dimension
-    placed, tokens = jax.tree.map(functools.partial(mesh_lib.place, sharding=by_token), (batch, extras.tokens))
+    place = functools.partial(mesh_lib.place, sharding=by_token)
+    placed, tokens = jax.tree.map(place, (batch, {**extras.tokens, **notes}))
     return placed, Extras(tokens, extras.shared)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pathlib
+import re
+
 import pytest
 
 from experiments import quickstart
@@ -9,6 +12,7 @@ from ropd_jax.methods import Method, load_method, method_names
 from ropd_jax.methods.ropd import ROPD
 from ropd_jax.types import UserError
 
+ROOT = pathlib.Path(__file__).parents[2]
 GOOD = """
 from ropd_jax.methods import Method
 from ropd_jax.types import Judgement
@@ -38,10 +42,17 @@ def test_a_name_a_file_a_path_and_a_class(cfg, tmp_path):
         assert type(load_method(place, cfg)).__name__ == "Mine"
 
 
+def test_the_page_of_methods_has_a_row_with_the_file_of_each():
+    rows = [x for x in (ROOT / "docs" / "methods.md").read_text(encoding="utf-8").splitlines() if x.startswith("| [")]
+    named = {name for row in rows for name in re.findall(r"\[`(\w+)`\]\(\.\./ropd_jax/methods/(\w+)\.py\)", row)}
+    assert named == {(name, name) for name in method_names()}
+
+
 def test_the_files_of_the_folder_that_are_not_methods_are_not_methods(cfg):
-    assert method_names() == ["exopd", "gad", "lopd", "ovd", "permuted", "rar", "rlvr", "ropd", "sft", "t_judge"]
-    for name in ("base", "load", "check", "__init__", "../cli/main"):
-        with pytest.raises(UserError, match="is not known; expected one of exopd"):
+    names = "cort cripo evolving exopd gad lopd ovd permuted rar rcsd rgsd rlvr ropd ruler sft t_judge"
+    assert method_names() == names.split()
+    for name in ("base", "load", "check", "conditioning", "__init__", "../cli/main"):
+        with pytest.raises(UserError, match="is not known; expected one of cort, cripo"):
             load_method(name, cfg)
 
 

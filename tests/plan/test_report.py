@@ -190,6 +190,18 @@ def test_a_white_box_teacher_counts_by_its_own_mesh_and_type(mode, fsdp, monkeyp
     assert found.method * (fsdp or 8) == found.trained * 8 // 2
 
 
+def test_rollouts_that_are_told_something_cost_a_forward_pass_for_each_context():
+    cfg = tiny_config(method="cort", sampling__max_tokens=16, data__max_prompt_tokens=8, context__max_tokens=16)
+    found = measure.measure(cfg, ONE_LAYER, toy(1e9), print, only=("update", "method"), cache=False)
+    assert [c.name for c in found.compiled] == ["update", "scores of told rollouts"]
+    work = {b.name: b for b in found.bounds}["scores of told rollouts"]
+    tokens = 2 * 32 * 47  # two contexts; 32 answers of 16 tokens behind a prompt of 16 and 16 more
+    layers = 2 * count.layer_matmul_params(ONE_LAYER) * tokens
+    attention = 4 * ONE_LAYER.num_heads * ONE_LAYER.head_dim * tokens // 47 * count.contexts(ONE_LAYER, 0, 47)
+    assert work.compute * 1e9 * 8 >= layers + attention
+    assert work.compute * 1e9 * 8 < 1.5 * (layers + attention)
+
+
 def test_cache_bytes_by_hand(measured):
     found, _ = measured
     rows, k_and_v = 32 // 8, 2 * ONE_LAYER.num_kv_heads * ONE_LAYER.head_dim * 4

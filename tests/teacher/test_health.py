@@ -40,7 +40,24 @@ def test_a_step_worked_out_by_hand():
         "health/reference_pass_rate": 6 / 9,
         "health/reference_fails_frac": 1 / 3,
         "health/reference_below_frac": 1 / 2,
+        "health/unexplored_frac": 1 / 6,  # c3 of the first group
+        "health/suppressed_frac": 0.0,
     }
+
+
+def test_unexplored_is_what_a_reference_passes_and_no_rollout():
+    assert health.unexplored(judged(["100", "110"], ["101", "001"])) == [False, False, True]
+    assert health.unexplored(judged(["100", "110"], ["110"])) == [False, False, False]  # no reference passes c3 either
+    assert health.unexplored(judged(["100"])) == [False, True, True]  # no reference was verified
+
+
+def test_suppressed_is_what_a_rollout_below_the_mean_does_better_than_another():
+    low, high = judged(["001", "110", "110"]), judged(["111", "110", "111"])
+    assert RUBRIC.score(row("001")) < RUBRIC.score(row("110"))
+    assert health.suppressed(low) == [row("001"), row("000"), row("000")]
+    assert health.suppressed(high) == [row("000")] * 3  # the one below the mean passes nothing that another fails
+    assert health.suppressed(judged(["110", "110"])) == [row("000")] * 2  # no rollout is below any other
+    assert health.step_health([low, high])["health/suppressed_frac"] == 1 / 6
 
 
 def test_unscored_answers_count_nowhere():

@@ -29,7 +29,7 @@ def visit(store, step, *, saturated=False):
 def test_fresh_reuses_nothing_and_keeps_nothing():
     store = RubricStore("fresh")
     assert [visit(store, s) for s in range(4)] == [0, 1, 2, 3]
-    assert store.state() == {"rubrics": [], "visits": {}}
+    assert store.state() == {"rubrics": [], "visits": {}, "buffers": {}}
 
 
 @pytest.mark.parametrize("epochs, made", [(1, [0, 1, 2, 3, 4, 5]), (2, [0, 0, 2, 2, 4, 4]), (3, [0, 0, 0, 3, 3, 3])])

@@ -6,6 +6,7 @@ The prompts that ask for it:
     score_judge_references    a plain judge that sees references
     score_verbal              OVD's verbal score
     score_rubric              one score given a rubric, RaR's implicit aggregation
+    score_relative            a score of each answer relative to the others, RULER
 
 Answers are shown as to the verifier: numbered, shuffled, unlabelled, in a second message behind the stable part. The
 reply is a list; with ``{{reply}}`` in the template its schema binds the number of answers and the scale. A template
@@ -24,7 +25,7 @@ from ropd_jax.teacher.roles.marks import Marks, marks_of
 from ropd_jax.types import Rubric
 
 TEMPLATE = "score_judge.v3"
-VARIANTS = ("score_judge_references.v3", "score_verbal.v3", "score_rubric.v3")
+VARIANTS = ("score_judge_references.v3", "score_verbal.v3", "score_rubric.v3", "score_relative.v1")
 SCHEMA_VERSION = "ropd.scores.v1"
 
 SCORE_SCHEMA = list_schema(  # of the earlier templates: it binds neither the number of answers nor the scale

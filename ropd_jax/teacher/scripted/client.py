@@ -31,6 +31,7 @@ from ropd_jax.teacher.clients.http_status import error_for_status
 from ropd_jax.teacher.roles import fences, forms, rubricator, scorer, static_rubric
 from ropd_jax.teacher.roles.json_reply import TOKEN_KEY
 from ropd_jax.teacher.scripted import criteria, instructions, tasks
+from ropd_jax.teacher.scripted.bias import Bias, Shown
 from ropd_jax.teacher.scripted.noise import Noise
 from ropd_jax.teacher.scripted.truths import LabelRow, Truths
 from ropd_jax.types import Message
@@ -75,6 +76,7 @@ class ScriptedClient:
         style: how it writes its own solutions, one of ``tasks.STYLES``.
         labels: path of a file of labelled verdicts (`teacher.labels`) whose truths the verifier knows, or such rows.
         noise: how verdicts err (`scripted.noise`): path of a calibration report, JSON, or a mapping; "" for no noise.
+        bias: what its judgements pay for besides quality (`scripted.bias`): ``NAME:DOSE,NAME:DOSE``; "" for nothing.
         fault: for tests: (request, attempt number from 0) -> a key of ``FAULTS``, one of ``TEXT_FAULTS``, or None.
 
     Raises:
@@ -92,6 +94,7 @@ class ScriptedClient:
         style: str = "full",
         labels: str | Iterable[LabelRow] = "",
         noise: str | Mapping[str, Any] = "",
+        bias: str = "",
         fault: Callable[[ChatRequest, int], str | None] | None = None,
     ):
         rates = {"fault_rate": fault_rate, "slip_rate": slip_rate, "wrong_verdict_rate": wrong_verdict_rate}
@@ -113,6 +116,7 @@ class ScriptedClient:
         self._wrong_rate = wrong_verdict_rate
         self._style = style
         self._truths = Truths(labels, Noise.read(noise))
+        self._bias = Bias.read(bias)
         self._fault = fault
         self._attempts: collections.OrderedDict[str, int] = collections.OrderedDict()
 
@@ -261,6 +265,8 @@ class ScriptedClient:
                 share = criteria.quality(answer, references)
             if self._wrong_rate and tasks.uniform("wrong", answer, question) < self._wrong_rate:
                 share = 1 - share
+            if self._bias:
+                share = self._bias.share(Shown(question, answer, index - 1, len(answers)), share)
             rows.append({"answer_index": index, "score": lowest + round(share * (highest - lowest))})
         return {"schema_version": scorer.SCHEMA_VERSION, "answers": rows}
 
@@ -269,7 +275,10 @@ class ScriptedClient:
     ) -> dict:
         rows = []
         known = self._truths.rows(question, [row["criterion"] for row in rubric], answers, sample_index)
-        for answer, held in zip(answers, known, strict=True):
+        wordings = [row["criterion"] for row in rubric]
+        for place, (answer, held) in enumerate(zip(answers, known, strict=True)):
+            if self._bias:
+                held = self._bias.verdicts(Shown(question, answer, place, len(answers)), wordings, held)
             verdicts = []
             for row, verdict in zip(rubric, held, strict=True):
                 drawn = tasks.uniform("wrong", answer, row["criterion"]) if self._wrong_rate else 1.0

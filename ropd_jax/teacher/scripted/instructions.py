@@ -44,16 +44,8 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text)
 
 
-def _sentence_count(text: str) -> int:
-    return len([s for s in re.split(r"(?<=[.!?])[\"')\]]*\s+", text.strip()) if re.search(r"\w", s)])
-
-
 def _bullets(text: str) -> int:
     return len(re.findall(r"^\s*(?:\*[^*]|-).*$", text, re.MULTILINE))
-
-
-def _highlights(text: str) -> int:
-    return len([h for h in re.findall(r"\*{1,2}([^\n*]+)\*{1,2}", text) if h.strip()])
 
 
 def _in_language(text: str, language: str) -> bool:
@@ -111,37 +103,16 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "fewer_words": Kind("Write fewer than {} words.", lambda a, n: len(_words(a)) < int(n)),
     "more_words": Kind("Write at least {} words.", lambda a, n: len(_words(a)) >= int(n)),
-    "fewer_sentences": Kind("Write fewer than {} sentences.", lambda a, n: _sentence_count(a) < int(n)),
-    "more_sentences": Kind("Write at least {} sentences.", lambda a, n: _sentence_count(a) >= int(n)),
     "lowercase": Kind("Use only lowercase letters.", lambda a: a.islower()),
     "no_comma": Kind("Do not use commas.", lambda a: "," not in a),
     "first_word": Kind(
-        'Write one paragraph, and start with the word "{}".',
+        'Start with the word "{}", and write one paragraph only.',
         lambda a, w: _first_word(a) == w.lower() and "\n\n" not in a.strip(),
     ),
     "ending": Kind('End with exactly this sentence: "{}"', _ends_with),
     "keyword": Kind('Use the word "{}".', lambda a, w: _times(a, w) >= 1),
-    "keyword_twice": Kind('Use the word "{}" at least twice.', lambda a, w: _times(a, w) >= 2),
-    "forbidden": Kind('Do not use the word "{}".', lambda a, w: _times(a, w) == 0),
-    "bullets": Kind(
-        'Write a list of exactly {} items. Each item is a line that starts with "- ".',
-        lambda a, n: _bullets(a) == int(n),
-    ),
-    "json": Kind('Answer with one JSON object that has the keys "{}" and "{}", and with nothing else.', _is_json),
-    "quoted": Kind(
-        "Put your whole answer in double quotation marks.",
-        lambda a: len(a.strip()) > 2 and a.strip()[0] == a.strip()[-1] == '"',
-    ),
-    "title": Kind(
-        "Begin with a title in double angle brackets, like <<title>>.",
-        lambda a: re.match(r"\s*<<[^\n<>]*\w[^\n<>]*>>", a) is not None,
-    ),
-    "highlight": Kind(
-        "Highlight at least {} parts of your answer with asterisks, like *this*.", lambda a, n: _highlights(a) >= int(n)
-    ),
-    "postscript": Kind(
-        "Add a postscript at the end that starts with P.S.", lambda a: re.search(r"p\.\s?s\.", a.lower()) is not None
-    ),
+    "bullets": Kind('Write exactly {} bullet points. Start each with "- ".', lambda a, n: _bullets(a) == int(n)),
+    "json": Kind('Answer with JSON only, with the keys "{}" and "{}".', _is_json),
     "language": Kind("Write in {}, and in no other language.", _in_language),
 }
 
@@ -218,7 +189,6 @@ def write(task: Task, variant: int, slip: Callable[[int], int] = lambda step: 0)
 
 
 FEELINGS = ("and familiar", "and friendly", "but also a little sad")
-TIMES = (("in spring", "in winter"), ("by day", "at night"), ("for children", "for old friends"))
 
 
 def _draft(task: Task, variant: int, attempt: int) -> str:
@@ -226,39 +196,26 @@ def _draft(task: Task, variant: int, attempt: int) -> str:
     pool = _drawn(OTHERS[task.language] if task.language != "English" else ENGLISH, task, variant, attempt)
     name = task.topic.named(task.language)
     turn = variant + attempt
-    least = int(value["more_sentences"][0]) if "more_sentences" in value else 1
-    most = int(value["fewer_sentences"][0]) - 1 if "fewer_sentences" in value else 9
-    count = min(least + turn % 2, most)
+    count = 1 + turn % 2
     if "more_words" in value:
         count = max(count, -(-int(value["more_words"][0]) // 8) + attempt % 3)
     if "bullets" in value:
         count = int(value["bullets"][0])
-    if attempt > 30 and not value.keys() & {"more_words", "more_sentences", "bullets"}:
+    if attempt > 30 and not value.keys() & {"more_words", "bullets"}:
         count = 1
     sentences = [_capital(s.format(topic=name)) for s in pool[: max(count, 1)]]
     if "keyword" in value:
         word, end = value["keyword"][0], FEELINGS[turn % len(FEELINGS)]
         subject = "It" if len(sentences) > 1 else _capital(name)
         sentences[-1] = f"{subject} feels {word} {end} to everyone here."
-    if "keyword_twice" in value:
-        word, (one, other) = value["keyword_twice"][0], TIMES[turn % len(TIMES)]
-        sentences[-1] = f"{_capital(name)} is {word} {one} and {word} {other}."
     if "first_word" in value:
         sentences[0] = f"{value['first_word'][0]} {sentences[0][0].lower()}{sentences[0][1:]}"
-    if "highlight" in value:
-        sentences = _highlighted(sentences, int(value["highlight"][0]))
     if "ending" in value:
         sentences = [*sentences[: max(count - 1, 1)], value["ending"][0]] if "bullets" not in value else sentences
     if "json" in value:
         first, second = value["json"]
         return _cased(json.dumps({first: name, second: " ".join(sentences)}, ensure_ascii=False), value)
     text = "\n".join(f"- {s}" for s in sentences) if "bullets" in value else " ".join(sentences)
-    if "title" in value:
-        text = f"<<{_capital(task.topic.word(task.language))}>>\n{text}"
-    if "postscript" in value:
-        text += "\nP.S. Come and see it soon."
-    if "quoted" in value:
-        text = f'"{text}"'
     return _cased(text, value)
 
 
@@ -267,19 +224,6 @@ def _drawn(pool: Sequence[str], task: Task, variant: int, attempt: int) -> list[
     return sorted(
         pool, key=lambda s: uniform("sentence", task.topic.phrase, *(r.text for r in task.rules), variant, attempt, s)
     )
-
-
-def _highlighted(sentences: list[str], count: int) -> list[str]:
-    """The sentences with ``count`` words between asterisks, from the first sentence on."""
-    done = []
-    for sentence in sentences:
-        words = sentence.split(" ")
-        for i in range(len(words) - 2, 0, -2):
-            if count and words[i].isalpha() and len(words[i]) > 3:
-                words[i] = f"*{words[i]}*"
-                count -= 1
-        done.append(" ".join(words))
-    return done
 
 
 def _cased(text: str, value: dict[str, tuple[str, ...]]) -> str:
@@ -345,6 +289,28 @@ def check(criterion: str, answer: str) -> bool | None:
             held = decide(answer[:LONGEST], *match.groups())
             return held if held is None else held and bool(answer.strip())
     return None
+
+
+# Kinds whose wording asks for two things: checks of which any holds where one of the two is done.
+HALVES: dict[str, Callable[..., bool]] = {
+    "first_word": lambda a, w: _first_word(a) == w.lower() or "\n\n" not in a.strip(),
+    "bullets": lambda a, n: _bullets(a) > 0,
+    "json": lambda a, x, y: _is_object(a) or (f'"{x}"' in a and f'"{y}"' in a),
+}
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text.strip()), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def half_met(criterion: str, answer: str) -> bool:
+    """Whether a criterion that asks for two things is met in one of them at least."""
+    prefix = RULE.format("")
+    rule = rule_in(criterion.strip().removeprefix(prefix)) if criterion.strip().startswith(prefix) else None
+    return rule is not None and rule.kind in HALVES and HALVES[rule.kind](answer[:LONGEST], *rule.values)
 
 
 def criteria_of(task: Task) -> list[tuple[str, str]]:

@@ -1,0 +1,233 @@
+"""A real pretrained student before and after: trains the arms of experiments/smollm2_rules.py, and measures each.
+
+    python experiments/smollm2_lab.py --out runs/smollm2                     ROPD alone      (make smollm2)
+    python experiments/smollm2_lab.py --out runs/smollm2 --arms all          all arms        (make smollm2-all)
+    python experiments/smollm2_lab.py --out runs/smollm2 --show              table and picture of what is finished
+
+Of each student, on 300 held-out questions (held-out topics and held-out combinations of rules):
+
+    rules met        share of a question's rules that the answer follows, by IFEval's checks; mean over questions
+    all rules met    share of questions of which the answer follows every rule
+    distinct         share of answers that are written once only
+    words            of an answer, mean
+    oddness          nats a token of the answers under the *first* student: higher, the less it would write so itself
+    ordinary text    perplexity of a page of plain prose that nobody trained on (experiments/ordinary_text.txt)
+
+``--ifeval FILE`` adds IFEval's own 541 questions. What is finished is not repeated.
+Hardware: 2 CPU cores. Time and results: experiments/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+from experiments.smollm2_rules import ARMS, SIZES
+from ropd_jax import load_student
+from ropd_jax.analysis.teacher_signals import Row, mean_logprobs
+from ropd_jax.data.ifeval import follows
+from ropd_jax.evaluation.benchmarks import load_benchmark
+from ropd_jax.evaluation.stats import Estimate, clustered, paired_difference
+from ropd_jax.types import Message
+from ropd_jax.utils.files import write_atomic
+from ropd_jax.workdir.metrics import read_metrics
+
+HERE = pathlib.Path(__file__).parent
+ORDINARY = HERE / "ordinary_text.txt"
+QUESTIONS = 300
+SAMPLING = ("--k", "1", "--temperature", "0.7", "--top_p", "1.0", "--max_tokens", "80", "--rows", "64")
+IFEVAL = ("--k", "1", "--temperature", "0", "--max_tokens", "256", "--rows", "64")
+BATCH = 16  # answers whose log-probs are computed together
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="directory of the runs")
+    parser.add_argument("--arms", default="ropd", help=f"of {', '.join(ARMS)}, with commas between; or all")
+    parser.add_argument("--sizes", default="full", help=f"of {', '.join(SIZES)}, with commas between")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each arm")
+    parser.add_argument("--ifeval", type=pathlib.Path, help="directory with ifeval.jsonl; adds its 541 questions")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="keys of the config, for a smoke")
+    parser.add_argument("--limit", type=int, default=QUESTIONS, help="held-out questions")
+    parser.add_argument("--show", action="store_true", help="run nothing")
+    args = parser.parse_args()
+    arms = ARMS if args.arms == "all" else args.arms.split(",")
+    names = [f"{arm}-{size}-{seed}" for seed in range(args.seeds) for size in args.sizes.split(",") for arm in arms]
+    if not args.show:
+        args.out.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((args.out / "xla").resolve()))
+        measure("smollm2", args.out, args)
+        for name in names:
+            train(args.out / name, args)
+            measure(str(args.out / name), args.out, args)
+    found = {p.parent.name: json.loads(p.read_text()) for p in sorted(args.out.glob("measured/*/numbers.json"))}
+    if "smollm2" not in found:
+        raise SystemExit(f"{args.out} has no measured student yet; leave --show out")
+    text = f"{table(found)}\n\n{side_by_side(args.out, found)}"
+    (args.out / "smollm2.md").write_text(text + "\n", encoding="utf-8")
+    print(text)
+    print(draw(args.out, found))
+
+
+# ------------------------------------------------------------------------------------------------------------- runs
+
+
+def ropd(*words: str) -> None:
+    """A command of ropd whose output is shown; ends this script if it fails."""
+    print("$ ropd " + " ".join(words), flush=True)
+    done = subprocess.run([sys.executable, "-m", "ropd_jax.cli.main", *words])
+    if done.returncode:
+        raise SystemExit(done.returncode)
+
+
+def train(run: pathlib.Path, args: argparse.Namespace) -> None:
+    """One run to its end; a run that was stopped continues."""
+    if (run / "result.json").exists():
+        return
+    arm, size, seed = run.name.split("-")
+    config = f"{HERE / 'smollm2_rules.py'}:arm={arm},size={size}"
+    keys = [f"--config.{key}" for key in (f"seed={seed}", *args.set)]
+    begin = time.monotonic()
+    ropd("train", f"--config={config}", f"--workdir={run}", *keys)
+    print(f"{run.name}: {(time.monotonic() - begin) / 60:.0f} minutes", flush=True)
+
+
+def measure(student: str, out: pathlib.Path, args: argparse.Namespace) -> None:
+    """Evaluates a student and writes its numbers to OUT/measured/NAME/."""
+    where = out / "measured" / pathlib.Path(student).name
+    benchmarks: list[tuple[str, tuple[str, ...]]] = [("instructions", (*SAMPLING, "--limit", str(args.limit)))]
+    if args.ifeval:
+        benchmarks.append(("ifeval", (*IFEVAL, "--data", str(args.ifeval))))
+    for name, flags in benchmarks:
+        if not (where / name / "result.json").exists():
+            ropd("eval", student, "--benchmark", name, *flags, "--out", str(where / name))
+    if not (where / "numbers.json").exists():
+        write_atomic(where / "numbers.json", json.dumps(numbers(student, where, args.limit), indent=1) + "\n")
+
+
+def numbers(student: str, where: pathlib.Path, limit: int) -> dict[str, Any]:
+    """What the table shows of a student, from its answers and its weights."""
+    rows = [json.loads(line) for line in (where / "instructions" / "answers.jsonl").read_text("utf-8").splitlines()]
+    questions = {q.id: q for q in load_benchmark("instructions", limit=limit).prompts}
+    met = {row["id"]: follows(questions[row["id"]].metadata["instructions"], row["response"]) for row in rows}
+    texts = [row["response"].strip() for row in rows]
+    times = Counter(texts)
+    first, own = load_student("smollm2"), load_student(student)
+    answers = [
+        scored_row(first, first.tokenizer.apply_chat_template((Message("user", questions[r["id"]].question),)), text)
+        for r, text in zip(rows, texts, strict=True)
+        if text
+    ]
+    prose = [scored_row(own, own.tokenizer.encode("\n"), text) for text in ORDINARY.read_text("utf-8").split("\n\n")]
+    return {
+        "rules": {i: float(np.mean(held)) for i, held in met.items()},
+        "all": {i: float(all(held)) for i, held in met.items()},
+        "distinct": sum(n == 1 for n in times.values()) / len(texts),
+        "words": float(np.mean([len(t.split()) for t in texts])),
+        "cut": float(np.mean([row.get("finish_reason") == "length" for row in rows])),
+        "oddness": nats(first, answers),
+        "ordinary": float(np.exp(nats(own, prose))),
+        "ordinary_tokens": sum(len(row.tokens) - row.start for row in prose),
+    }
+
+
+def scored_row(student: Any, before: Sequence[int], text: str) -> Row:
+    return Row((0, "", 0), [*before, *student.tokenizer.encode(text.strip())], len(before))
+
+
+def nats(student: Any, rows: Sequence[Row]) -> float:
+    """The negative mean log-prob of a token over all rows."""
+    total, tokens = 0.0, 0
+    rows = sorted(rows, key=lambda row: len(row.tokens))
+    for i in range(0, len(rows), BATCH):
+        part = rows[i : i + BATCH]
+        for row, mean in zip(part, mean_logprobs(student, part, rows=BATCH), strict=True):
+            total -= mean * (len(row.tokens) - row.start)
+            tokens += len(row.tokens) - row.start
+    return total / tokens
+
+
+# ------------------------------------------------------------------------------------------------- table and picture
+
+
+def percent(e: Estimate) -> str:
+    return f"{e.value:.1%} [{e.low:.1%}, {e.high:.1%}]" if e.value is not None else "unknown"
+
+
+def points(e: Estimate) -> str:
+    return f"{100 * e.value:+.1f} [{100 * e.low:+.1f}, {100 * e.high:+.1f}]" if e.value is not None else "unknown"
+
+
+def table(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown: a row for each student; the changes are paired by question."""
+    heads = ["student", "rules met", "change, points", "all rules met", "change, points"]
+    heads += ["distinct", "words", "cut", "oddness", "ordinary text"]
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    first = found["smollm2"]
+    for name in ["smollm2", *(n for n in found if n != "smollm2")]:
+        one, cells = found[name], list[str]()
+        for key in ("rules", "all"):
+            change = "" if name == "smollm2" else points(paired_difference(first[key], one[key]))
+            cells += [percent(clustered(list(one[key].values()))), change]
+        more = f"{one['distinct']:.1%} | {one['words']:.1f} | {one['cut']:.1%} | {one['oddness']:.2f}"
+        title = "SmolLM2-135M-Instruct" if name == "smollm2" else name
+        rows.append(f"| {title} | {' | '.join(cells)} | {more} | {one['ordinary']:.1f} |")
+    return "\n".join(rows)
+
+
+def side_by_side(out: pathlib.Path, found: Mapping[str, Any], shown: int = 6) -> str:
+    """Markdown: the answers of the first student and of ROPD to the first held-out questions."""
+    name = next((n for n in found if n.startswith("ropd-")), None)
+    if name is None:
+        return ""
+    both = []
+    for student in ("smollm2", name):
+        lines = (out / "measured" / student / "instructions" / "answers.jsonl").read_text("utf-8").splitlines()
+        both.append({row["id"]: row["response"].strip() for row in map(json.loads, lines)})
+    questions = load_benchmark("instructions", limit=shown).prompts
+    rows = ["| question | before | after |", "|---|---|---|"]
+    for q in questions:
+        cells = (q.question, both[0].get(q.id, ""), both[1].get(q.id, ""))
+        rows.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", "<br>") for cell in cells) + " |")
+    return "\n".join(rows)
+
+
+def draw(out: pathlib.Path, found: Mapping[str, Mapping[str, Any]]) -> pathlib.Path:
+    """The reward of each run against the step, and the shares before and after."""
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    curve, bars = figure.subplots(1, 2, width_ratios=(3, 2))
+    names = [n for n in found if n != "smollm2"]
+    for i, name in enumerate(names):
+        steps, rewards = read_metrics(out / name).get("reward/mean", ([], []))
+        curve.plot(steps, rewards, color=f"C{i}", label=name)
+    curve.set(xlabel="step", ylabel="mean reward of a step", title="training")
+    if names:
+        curve.legend(fontsize=7)
+    for place, (key, label) in enumerate((("rules", "rules met"), ("all", "all rules met"))):
+        for i, name in enumerate(["smollm2", *names]):
+            e = clustered(list(found[name][key].values()))
+            low, high = (max(e.value - e.low, 0), max(e.high - e.value, 0))
+            where = place * (len(names) + 2) + i
+            color = "0.6" if name == "smollm2" else f"C{i - 1}"
+            bars.bar(where, e.value, color=color, yerr=[[low], [high]], capsize=2)
+        bars.text(place * (len(names) + 2), 1.0, label, fontsize=8)
+    bars.set(ylim=(0, 1.1), xticks=[], title="300 held-out questions (grey: before)")
+    path = out / "smollm2.png"
+    figure.savefig(path, dpi=150)
+    return path
+
+
+if __name__ == "__main__":
+    main()
