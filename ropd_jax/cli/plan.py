@@ -15,8 +15,8 @@ def run(args: Arguments) -> int:
     only = [name for name in ("k", "max_tokens", "rows") if args[name] is not None]
     if only and not args["eval"]:
         raise UserError(f"--{only[0]} belongs to the plan of an evaluation; add --eval")
-    if args["eval"] and (args["search"] or args["mean_tokens"] is not None):
-        raise UserError("--search and --mean_tokens belong to the plan of a run; leave them out, or --eval")
+    if args["eval"] and (args["search"] or args["ladder"] or args["mean_tokens"] is not None):
+        raise UserError("--search, --ladder and --mean_tokens belong to the plan of a run; leave them out, or --eval")
     plan.prepare(args["topology"], shapes=args["eval"])  # before jax is imported
 
     from ropd_jax.plan import report
@@ -35,6 +35,7 @@ def run(args: Arguments) -> int:
         as_json=args["json"],
         search=args["search"],
         mean_tokens=args["mean_tokens"],
+        ladder=args["ladder"],
     )
     return 2 if found["fits"] is False else 0
 
@@ -71,6 +72,7 @@ COMMAND = Command(
             None,
             float,
         ),
+        Flag("ladder", "", "Compile decoding with fewer rows, too: what runs in the tail of a step.", False),
         Flag("json", "", "Print JSON, for programs.", False),
         Flag("eval", "", "Plan ropd eval of the config's student.", False, section=EVAL),
         Flag("k", "N", "Answers per problem; without it 16.", None, int, low=1, section=EVAL),
