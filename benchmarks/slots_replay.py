@@ -7,8 +7,8 @@ The scheduler runs (`plan.replay`) as in a step of experiments/qwen3_4b_math.py 
 150 tokens, 8 rollouts each, answers of log-normal length (mean 3.6k, at most 8,192). What a token step reads
 follows from the arrays that the decode program gets: all prompt slots, the pool and all stages, whoever is in them.
 Prompt slots are read in blocks of 256 up to the longest prompt, the pool in blocks of pages up to the last that is in
-use (on a CPU both whole). What it needs is the tokens of the rows that still decode and each of their prompts once. Programs are the shapes that
-decoding compiles for.
+use (on a CPU both whole). What it needs is the tokens of the rows that still decode and each of their prompts once.
+Programs are the shapes that decoding compiles for.
 """
 
 from __future__ import annotations
