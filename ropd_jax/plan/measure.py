@@ -148,6 +148,7 @@ def measure(
     only: tuple[str, ...] = PARTS,
     cache: bool = True,
     ladder: bool = False,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Measured:
     """Compile a config's programs for a slice and weigh them.
 
@@ -155,8 +156,9 @@ def measure(
         mean_tokens: of an answer; None: every answer has the maximum length.
         only: which programs; ``method`` is what the method's own networks run.
         ladder: compile the programs with fewer rows, too, that decoding runs in its tail.
+        mesh: of devices that are here; None: the config's, over the devices of the described slice.
     """
-    mesh, chip = make_mesh(cfg, model_cfg, topology), topology.chip.a_device()
+    mesh, chip = mesh or make_mesh(cfg, model_cfg, topology), topology.chip.a_device()
     with jax.set_mesh(mesh):
         todo = programs.update_programs(cfg, model_cfg, mesh) if "update" in only else []
         todo += [p for p in programs.sampler_programs(cfg, model_cfg, mesh) if p.name in only]
