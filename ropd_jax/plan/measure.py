@@ -173,7 +173,7 @@ def measure(
     found = {c.name: c for c in compiled}
     work = [p for p in phases(cfg, model_cfg, mesh, found, resident, mean_tokens) if p.name in found]
     steps: tuple[Step, ...] = ()
-    if "decode" in found and found["decode"].fits and topology.chip.platform != "cpu":
+    if "decode" in found and found["decode"].fits and chip.flops:
         with jax.set_mesh(mesh):
             rungs = ladder_of(cfg, model_cfg, mesh, mean_tokens)
             decoders = {rungs[0].rows: found["decode"]}
@@ -421,8 +421,8 @@ def ladder_of(
     """
     G, n, most = cfg.sampling.rollouts, cfg.data.prompts_per_step, cfg.sampling.max_tokens
     limits = replay.lengths(n, G, mean_tokens, replay.SIGMA, most, 0) if mean_tokens else [[most] * G] * n
-    return replay.ladder(limits, programs.prompt_len(cfg), programs.prompt_len(cfg), programs.scheduler_of(
-        cfg, model_cfg, mesh))  # fmt: skip
+    sizes = programs.scheduler_of(programs.engine_of(cfg, mesh), model_cfg, n)
+    return replay.ladder(limits, programs.prompt_len(cfg), programs.prompt_len(cfg), sizes)
 
 
 def decoding_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh: jax.sharding.Mesh) -> expected.Decoding:

@@ -222,16 +222,16 @@ def decode_program(cfg: ConfigDict, model_cfg: ModelConfig, mesh, rows: int) -> 
     return dataclasses.replace(found, name=f"decode, {rows} rows")
 
 
-def scheduler_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Sizes:
-    """Sizes of the sampler's scheduler on a TPU or GPU, as the engine chooses them. Inside ``jax.set_mesh``."""
-    engine = engine_of(cfg, mesh)
+def scheduler_of(engine: engine_lib.EngineConfig, model_cfg: ModelConfig, prompts: int) -> Sizes:
+    """Sizes of the scheduler of a call with so many prompts on a TPU or GPU, as the engine chooses them. Inside
+    ``jax.set_mesh``."""
     sizes = engine_lib.layout(engine)
-    rows = halved(sizes.rows, -(-cfg.data.prompts_per_step // sizes.parts) * engine.rollouts)
+    rows = halved(sizes.rows, -(-prompts // sizes.parts) * engine.rollouts)
     large = sum(math.prod(x.shape) for x in jax.tree.leaves(transformer.param_shapes(model_cfg)["layers"]))
     return Sizes(
-        parts=sizes.parts, rows=rows, slots=sizes.slots, batch=sizes.batch, pages=engine_lib.most_pages(engine, rows),
-        page=engine.page, chunk=engine.chunk, most=engine.max_tokens, pool=engine.pool,
-        halves=large >= engine_lib.LARGE,
+        parts=sizes.parts, rows=rows, slots=min(sizes.slots, -(-prompts // sizes.parts)), batch=sizes.batch,
+        pages=engine_lib.most_pages(engine, rows), page=engine.page, chunk=engine.chunk, most=engine.max_tokens,
+        pool=engine.pool, halves=large >= engine_lib.LARGE,
     )  # fmt: skip
 
 

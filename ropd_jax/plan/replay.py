@@ -111,7 +111,12 @@ class Rung:
 
 
 def ladder(limits: Sequence[Sequence[int]], prompt_tokens: int, prompt_len: int, sizes: Sizes) -> tuple[Rung, ...]:
-    """The programs that a step decodes with, the most rows first."""
+    """The programs that a step decodes with, the most rows first.
+
+    In chunks of up to 1/128 of the longest answer, so that a replay takes seconds: answers end up to so much later.
+    """
+    while sizes.chunk * 2 <= sizes.most // 128 and sizes.page % (sizes.chunk * 2) == 0:
+        sizes = dataclasses.replace(sizes, chunk=sizes.chunk * 2)
     found: dict[tuple[int, int], Rung] = {}
     block = min(PROMPT_BLOCK, prompt_len)
     prompt_blocks = -(-max(prompt_tokens - 1, 0) // block)
