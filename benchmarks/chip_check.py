@@ -67,7 +67,7 @@ class Size:
     """How much is run. ``prompts`` are per device, of 8 rollouts each."""
 
     quickstart_steps: int
-    model: dict[str, int]
+    model: dict[str, Any]
     prompts: int
     prompt_tokens: int
     answer_tokens: int
@@ -180,11 +180,9 @@ def shape_config(size: Size, devices: int) -> tuple[ConfigDict, ModelConfig]:
     cfg.sampling.max_tokens, cfg.sampling.prompts_at_once, cfg.sampling.rollouts = size.answer_tokens, 0, 8
     cfg.optim.row_len, cfg.optim.microbatch, cfg.stream.groups = 0, 4 * devices, 0
     cfg.mesh.fsdp, cfg.mesh.tp = -1, 1
-    return cfg, dataclasses.replace(model_config(cfg.student.checkpoint), **cut(size))
-
-
-def cut(size: Size) -> dict[str, Any]:
-    return size.model | {"local_layers": (False,) * size.model["num_layers"]}
+    model = model_config(cfg.student.checkpoint)
+    local = model.local_layers[: size.model["num_layers"]]
+    return cfg, dataclasses.replace(model, **size.model, local_layers=local)
 
 
 def make_shapes(size: Size) -> Shapes:

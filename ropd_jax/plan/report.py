@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ropd_jax.methods import load_method
-from ropd_jax.plan import fit, programs
+from ropd_jax.plan import fit, gpu, programs
 from ropd_jax.plan import saving as save
 from ropd_jax.plan.chips import Topology, parse_topology
 from ropd_jax.plan.measure import Measured, make_mesh, measure
@@ -187,6 +187,8 @@ def _show(cfg: ConfigDict, topology: Topology, measured: Measured, report: dict[
     _show_collectives(console, measured, cfg.sampling.chunk)
     _show_seconds(console, cfg, measured, report)
     _show_teacher(console, cfg, report)
+    if topology.chip.platform == "gpu":
+        console.print(f"JAX takes 75 % of a GPU's memory by default; this plan assumes {gpu.MEMORY}.", highlight=False)
     _show_advice(console, topology, measured, report)
 
 
@@ -242,7 +244,7 @@ def _show_seconds(console: Console, cfg: ConfigDict, measured: Measured, report:
         console.print("seconds: unknown, as nothing is published of this chip", highlight=False)
         return
     table = _table(
-        "seconds of one step: at the least, by the published peak, bandwidth and links, and expected",
+        "seconds of one step: at the least, by published figures, and expected",
         "phase", "compute", "memory", "links", "at least", "waits for", "expected", "of it links", "from",
     )  # fmt: skip
     likely = {e.name: e for e in measured.expected}
@@ -263,7 +265,7 @@ def _show_seconds(console: Console, cfg: ConfigDict, measured: Measured, report:
         "hidden.\n"
         + _expectation(step, cfg.steps)
         + f"Answers of {report['answer_tokens']:g} tokens, prompts of {programs.prompt_len(cfg)}; links: what a chip "
-        "receives over half of its published two-way bandwidth; of an expected time, over those of one axis.",
+        "receives over half of its published two-way bandwidth; of an expected time on TPUs, over one axis.",
         highlight=False,
         soft_wrap=True,
     )

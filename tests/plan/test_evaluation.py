@@ -80,7 +80,7 @@ def test_what_cannot_be_planned_is_one_line(capsys, more, message):
 def test_a_box_of_gpus_holds_more_rows_and_its_hours_follow_from_the_figures(capsys):
     found, text = planned(capsys, "--topology=gpu:h100x8")
     assert found["mesh"] == {"fsdp": 8, "tp": 1} and found["suggested_rows"] == 64
-    weights, rows, tokens = found["best"]["parameters"], 64, 30 * 16 * 32_768
+    weights, rows, tokens = 8 * found["best"]["parameters"], 64, 30 * 16 * 32_768  # whole while decoding
     cache = tokens * (2048 + 32_768 / 2) * 36 * 8 * 128 * 2 * 2 / 8
     seconds = (tokens / rows * weights + cache) / 3.35e12
     assert found["seconds"]["at_least"] == pytest.approx(seconds, rel=0.02) and found["seconds"]["expected"] is None
