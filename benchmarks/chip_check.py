@@ -132,7 +132,8 @@ def quickstart(steps: int, seed: int) -> tuple[list[float], float]:
     with tempfile.TemporaryDirectory() as where:
         train(cfg, where)
         metrics = read_metrics(pathlib.Path(where))
-    return [round(float(x), 4) for x in metrics["reward/mean"][1]], max(metrics["update/logp_gap"][1])
+    rewards, gaps = ([float(x) for x in metrics[n][1] if x is not None] for n in ("reward/mean", "update/logp_gap"))
+    return [round(x, 4) for x in rewards], max(gaps)
 
 
 def curve_table(rewards: Sequence[float], cpu: Sequence[Sequence[float]]) -> list[str]:
@@ -185,12 +186,12 @@ def shape_config(size: Size, devices: int) -> tuple[ConfigDict, ModelConfig]:
     return cfg, dataclasses.replace(model, **size.model, local_layers=local)
 
 
-def make_shapes(size: Size) -> Shapes:
+def make_shapes(size: Size, devices: Sequence[Any]) -> Shapes:
     """Samples twice (the first call compiles) and asks the plan about the same programs."""
-    cfg, model = shape_config(size, len(jax.devices()))
-    mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp)
+    cfg, model = shape_config(size, len(devices))
+    mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp, devices=devices)
     say("shapes: the plan compiles update, prefill and decoding")
-    plan = measure.measure(cfg, model, topology_here(jax.devices()), say, cache=False, mesh=mesh)
+    plan = measure.measure(cfg, model, topology_here(devices), say, cache=False, mesh=mesh)
     params = transformer.init_params(model, 0)
     params = mesh_lib.put(jax.device_get(params), mesh, mesh_lib.RULES.storage(params))
     say("shapes: sampling, a first time to compile")
@@ -269,11 +270,12 @@ def update_section(s: Shapes, times: int) -> list[str]:
     flops = count.update_flops(
         s.model, tokens=len(rows) * each, contexts=len(rows) * count.contexts(s.model, 0, each), remat=False
     )
-    peak = topology_here(jax.devices()).chip.a_device().flops
+    devices = s.mesh.devices.flatten().tolist()
+    peak = topology_here(devices).chip.a_device().flops
     mfu = "MFU unknown: nothing is published of this device" if peak is None else (
         f"MFU {flops / (seconds * peak * s.mesh.size):.1%}"
     )  # fmt: skip
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = devices[0].memory_stats() or {}
     planned = max(m.peak for m in s.plan.memory) / 1e9
     used = f"{stats['peak_bytes_in_use'] / 1e9:.2f} GB" if "peak_bytes_in_use" in stats else "not told"
     return [
@@ -303,7 +305,7 @@ def run(size: Size) -> tuple[list[str], int]:
 
     def shapes() -> Shapes:
         if not held:
-            held.append(make_shapes(size))
+            held.append(make_shapes(size, jax.devices()))
         return held[0]
 
     def named(layers: int) -> str:

@@ -50,8 +50,8 @@ COMMAND = Command(
 
           memory      parameters, optimizer, KV cache, temporaries and peak, next to what the chip has
           collectives what the compiled programs exchange
-          seconds     a lower bound for a step, from the chip's published figures, and an expected time, from the
-                      compiler's cycles (of a GPU from its roofline)
+          seconds     a lower bound for a step, from the chip's published figures, and an expected
+                      time, from the compiler's cycles (of a GPU from its roofline)
           programs    those that decoding runs: rows halve in the tail of a step
           cost        tokens per second, hours, and the teacher's calls and dollars
 
