@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import types
 
@@ -9,6 +10,7 @@ import jax
 import pytest
 
 from benchmarks import chip_check
+from ropd_jax.plan import measure
 from ropd_jax.plan.chips import CPU
 
 
@@ -50,9 +52,11 @@ def test_a_section_that_fails_says_so_and_the_others_run(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_parts_about_layers_run_with_small_sizes():
+def test_the_parts_about_layers_run_with_small_sizes(monkeypatch):
+    plan = functools.partial(measure.measure, only=("prefill",))  # the others compile again below, as the run's own
+    monkeypatch.setattr(chip_check.measure, "measure", plan)
     shapes = chip_check.make_shapes(chip_check.SMALL, jax.devices()[:1])
-    assert {m.program for m in shapes.plan.memory} == {"update", "prefill", "decode"}
+    assert [m.program for m in shapes.plan.memory] == ["prefill"]
     (decode,) = chip_check.decode_section(shapes)
     assert "2 prompts of 16 tokens x 8 answers of 24" in decode and "bound unknown" in decode
     (gap,) = chip_check.gap_section(shapes)
