@@ -100,6 +100,7 @@ class Rung:
         rows, pages: of all parts.
         steps: token steps.
         passes: of attention's loops over blocks of the cache, on the part that reads the most, summed over the steps.
+            The loop over prompts, a quarter of their cycles, counts as often as those over pages.
         read: positions of the cache that a part reads, at most over the parts, summed over the steps.
     """
 
@@ -122,7 +123,7 @@ def ladder(limits: Sequence[Sequence[int]], prompt_tokens: int, prompt_len: int,
     prompt_blocks = -(-max(prompt_tokens - 1, 0) // block)
     for state, _, ran in chunks(limits, prompt_tokens, sizes):
         pages = max(pages_read(state))
-        passes = max(-(-pages // block_of(state.pages)), prompt_blocks)
+        passes = max(1, pages // block_of(state.pages))
         read = pages * sizes.page + sizes.slots * prompt_blocks * block + state.rows * sizes.page
         key = state.parts * state.rows, state.parts * state.pages
         old = found.get(key, Rung(*key, 0, 0, 0))
