@@ -62,6 +62,8 @@ def sizes(**more) -> replay.Sizes:
 def test_answers_of_one_length_take_tokens_over_rows():
     (rung,) = replay.ladder([[32] * 8] * 8, 16, 16, sizes())
     assert (rung.rows, rung.pages, rung.steps) == (32, 96, 64 * 32 // 32)
+    # blocks of 32 pages: in four chunks of eight tokens 0, 1, 2 and 3 pages of each row are in use, two times
+    assert rung.passes == 2 * 8 * (1 + 1 + 2 + 3)
 
 
 def test_a_tail_takes_more_token_steps_and_a_program_with_fewer_rows():
