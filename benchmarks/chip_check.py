@@ -276,14 +276,14 @@ def update_section(s: Shapes, times: int) -> list[str]:
         f"MFU {flops / (seconds * peak * s.mesh.size):.1%}"
     )  # fmt: skip
     stats = devices[0].memory_stats() or {}
-    planned = max(m.peak for m in s.plan.memory) / 1e9
+    planned = max(m.peak for m in s.plan.memory)
     used = f"{stats['peak_bytes_in_use'] / 1e9:.2f} GB" if "peak_bytes_in_use" in stats else "not told"
     return [
         f"{len(rows)} rows of {each} tokens, {sampled:,} sampled, loss {float(metrics['update/loss']):.3g}: "
         f"{seconds:.3f} s (median of {times}), {len(rows) * each / seconds:,.0f} tokens a second, {mfu}; "
         f"{against(s.plan, ('update',), seconds)}",
         "",
-        f"Peak memory of a device so far: {used}; largest of the plan's programs {planned:.2f} GB.",
+        f"Peak memory of a device so far: {used}; largest of the plan's programs {planned / 1e9:.3g} GB.",
     ]
 
 
