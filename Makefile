@@ -12,7 +12,7 @@ PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt PIP_BUI
           $(BIN)/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test browser test-fast lint format vendor golden storm small-server bench-teacher bench-plan bench-hlo bench-update growth kill-tape faults mini smollm2 smollm2-all bench-grader bench-hosts bench-judge bench-rollout bench-overlap load-memory bench-save bench-start bench-viewer screenshots check-export clean
+.PHONY: help quickstart test browser test-fast lint format vendor golden storm small-server bench-teacher bench-plan bench-hlo bench-update growth kill-tape faults mini smollm2 smollm2-all bench-grader bench-hosts bench-judge bench-rollout bench-overlap load-memory bench-save bench-start bench-viewer screenshots check-export clean gpu-check tpu-check
 .DELETE_ON_ERROR:
 
 help:
@@ -37,6 +37,7 @@ help:
 	@echo 'make bench-overlap  wall-clock a step over max(device, teacher), the teacher simulated; five to ten minutes'
 	@echo 'make bench-plan   memory of Qwen3-4B on three TPU slices, compiled without a TPU; ten minutes, then cached'
 	@echo 'make bench-hlo    collectives, bytes and cycles a token of Qwen3-4B from the compilers of TPUs and GPUs; half an hour'
+	@echo 'make gpu-check    (tpu-check) one page about this machine and its chips, to paste into an issue: ten minutes, no key'
 	@echo 'make bench-hosts  the host side at a million prompts on 64 hosts: bytes, memory, seconds; half an hour'
 	@echo 'make bench-start  CPU seconds of the first and the second start of the quickstart: the cache of compiled programs'
 	@echo 'make bench-judge  forms of asking with real models as the verifier; LLAMA=PYTHON has xllamacpp, MODELS="--model NAME=FILE ..."'
@@ -157,6 +158,11 @@ bench-plan: $(VENV)/core.stamp
 bench-hlo: $(VENV)/core.stamp
 	@$(PIP) -e '.[tpu-aot]'
 	$(BIN)/python -m benchmarks.hlo
+
+# Without a chip both run with small sizes, and the page says so.
+gpu-check tpu-check: %-check: $(VENV)/core.stamp
+	@$(PIP) -e '.[$*]'
+	$(BIN)/python -m benchmarks.chip_check
 
 # LLAMA: an interpreter that has xllamacpp; MODELS: --model NAME=FILE.gguf, for each model
 bench-judge: $(VENV)/core.stamp

@@ -84,7 +84,7 @@ EXTRAS = {
     "gcs": GCS,
     "golden": ["accelerate>=1.0", "peft>=0.17", "torch>=2.8"],  # to make tests/golden anew and check exports; no test
     "gpu": ["jax[cuda12]>=0.10,<0.11"],
-    "gpu-aot": [  # compiles GPU programs on a machine without a GPU (benchmarks/hlo.py); in a .venv of its own
+    "gpu-aot": [  # compiles GPU programs on a machine without a GPU (ropd plan); in a .venv of its own
         "jax-cuda12-plugin>=0.10,<0.11",
         "nvidia-cuda-nvcc-cu12>=12.9",
         "nvidia-cudnn-cu12>=9.8",

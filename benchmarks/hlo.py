@@ -77,13 +77,13 @@ def installed(name: str) -> bool:
 
 def compiled(name: str, program: str, layers: int, config: str) -> dict:
     """The compiler's report about one program, as JSON values."""
-    from ropd_jax.plan import gpu, prepare
+    from ropd_jax.plan import prepare
 
-    gpu.prepare_gpu() if name.startswith("h100") else prepare(name)
+    topology = f"gpu:{name}" if name.startswith("h100") else name
+    prepare(topology)
     import jax
 
     from ropd_jax.configs import load_config
-    from ropd_jax.parallel import mesh as mesh_lib
     from ropd_jax.plan import measure, programs
     from ropd_jax.plan.chips import parse_topology
     from ropd_jax.plan.compiled import compile_program
@@ -93,11 +93,7 @@ def compiled(name: str, program: str, layers: int, config: str) -> dict:
     cfg.update_from_flattened_dict(CHANGES.get(name, {}))
     model = model_config(cfg.student.checkpoint)
     model = dataclasses.replace(model, num_layers=layers, local_layers=model.local_layers[:layers])
-    if name.startswith("h100"):
-        chip, count = name.split("x")
-        mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp, devices=gpu.gpu_devices(chip, int(count)))
-    else:
-        mesh = measure.make_mesh(cfg, model, parse_topology(name))
+    mesh = measure.make_mesh(cfg, model, parse_topology(topology))
     with jax.set_mesh(mesh):
         make = programs.update_programs if program == "update" else programs.sampler_programs
         one = next(p for p in make(cfg, model, mesh) if p.name == program)

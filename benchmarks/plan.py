@@ -1,7 +1,8 @@
-"""What Qwen3-4B takes of three slices: ``ropd plan`` on each, as one table.
+"""What Qwen3-4B takes of three slices: ``ropd plan`` on each, as one table; seconds are those of a step.
 
     make bench-plan                                   # all; ten minutes to compile on two idle cores, then cached
     python -m benchmarks.plan --topology v5e:4x4
+    python -m benchmarks.plan --topology gpu:h100x8   # with the packages of the extra gpu-aot
 
 Needs libtpu (pip install '.[tpu-aot]') and no TPU. The config is experiments/qwen3_4b_math.py: rows of 10,240 tokens,
 32 prompts x 8 rollouts. Where it does not fit as it is, the knob that makes it fit is a row of its own.
@@ -23,7 +24,8 @@ def main() -> None:
     parser.add_argument("--topology", action="append", help="one slice; may be given again (default: all three)")
     parser.add_argument("--config", default="experiments/qwen3_4b_math.py", help="config file, FILE[:arg]")
     args = parser.parse_args()
-    prepare("v5e:4x4")
+    for name in args.topology or SLICES:
+        prepare(name)
 
     from ropd_jax.configs import load_config
     from ropd_jax.plan import fit, measure
@@ -36,8 +38,9 @@ def main() -> None:
     def say(text: str) -> None:
         print(f"{time.strftime('%X')} {text}", file=sys.stderr, flush=True)
 
-    print("| slice | setting | program | parameters | optimizer | KV cache | temporaries | peak, GB | of the chip |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    columns = ["slice", "setting", "program", "parameters", "optimizer", "KV cache", "temporaries", "peak, GB"]
+    columns += ["of the chip", "at least, s", "expected, s"]
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for name in args.topology or SLICES:
         topology = parse_topology(name)
         found = measure.measure(cfg, model, topology, say)
@@ -45,7 +48,7 @@ def main() -> None:
         if found.fits is False:
             advice = fit.remedy(cfg, model, topology, found, say)
             if advice.keys is None:
-                print(f"| {name} | none of {len(advice.tried)} tried fits |" + " |" * 7, flush=True)
+                print(f"| {name} | none of {len(advice.tried)} tried fits |" + " |" * 9, flush=True)
                 continue
             found = measure.measure(fit.changed(cfg, advice.keys), model, topology, say)
             _rows(name, fit.words(advice.keys), found, topology)
@@ -53,11 +56,14 @@ def main() -> None:
 
 def _rows(name, setting, found, topology) -> None:
     usable = topology.chip.a_device().usable
+    seconds = [{x.name: x.seconds for x in part} for part in (found.bounds, found.expected)]
     for m, c in zip(found.memory, found.compiled, strict=True):
         gb = [f"{x / 1e9:.2f}" for x in (m.parameters, m.optimizer, m.kv_cache, m.temporaries, m.peak)]
         if not c.fits:
             gb[3:] = ["unknown", f">= {gb[4]}"]
-        print(f"| {name} | {setting} | {m.program} | {' | '.join(gb)} | {m.peak / usable:.0%} |", flush=True)
+        s = ["" if (x := part.get(c.name)) is None else f"{x:.2f}" for part in seconds]
+        cells = [name, setting, m.program, *gb, f"{m.peak / usable:.0%}", *s]
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,12 @@
     python -m benchmarks.slots_replay                         # seconds
     python -m benchmarks.slots_replay --prompts-at-once 32    # all 256 rollouts side by side
 
-`slots.Slots` runs as in a step of experiments/qwen3_4b_math.py on v5e:4x4 (four parts): 32 prompts of 150 tokens, 8
-rollouts each, answers of log-normal length (mean 3.6k, at most 8,192). What a token step reads follows from the arrays
-that the decode program gets: all prompt slots, the pool and all stages, whoever is in them. Prompt slots are read in
-blocks of 256 up to the longest prompt, the pool in blocks of pages up to the last that is in use (on a CPU both whole).
-What it needs is the tokens of the rows that still decode and each of their prompts once. Programs are the shapes that
-decoding compiles for.
+The scheduler runs (`plan.replay`) as in a step of experiments/qwen3_4b_math.py on v5e:4x4 (four parts): 32 prompts of
+150 tokens, 8 rollouts each, answers of log-normal length (mean 3.6k, at most 8,192). What a token step reads
+follows from the arrays that the decode program gets: all prompt slots, the pool and all stages, whoever is in them.
+Prompt slots are read in blocks of 256 up to the longest prompt, the pool in blocks of pages up to the last that is in
+use (on a CPU both whole). What it needs is the tokens of the rows that still decode and each of their prompts once.
+Programs are the shapes that decoding compiles for.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ import math
 
 import numpy as np
 
-from ropd_jax.sampling.engine import MOVES
-from ropd_jax.sampling.pages import block_of
-from ropd_jax.sampling.slots import Slots, halved, pool_size
+from ropd_jax.plan.replay import SIGMA, Sizes, chunks, lengths, pages_read
+from ropd_jax.sampling.slots import halved, pool_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,16 +60,6 @@ class Replayed:
         return (self.read_prompts + self.read_pool + self.read_stages) / self.needed
 
 
-def lengths(prompts: int, rollouts: int, mean: float, sigma: float, most: int, seed: int) -> list[list[int]]:
-    """Log-normal answers whose mean is ``mean`` after they are cut at ``most``."""
-    draw = np.exp(sigma * np.random.default_rng(seed).standard_normal((prompts, rollouts)))
-    low, high = 1.0, float(most) * 4
-    for _ in range(60):  # bisection over the median
-        middle = (low + high) / 2
-        low, high = (middle, high) if np.clip(draw * middle, 1, most).mean() < mean else (low, middle)
-    return np.clip(draw * low, 1, most).astype(int).tolist()
-
-
 def replay(
     limits: list[list[int]],
     *,
@@ -90,25 +79,11 @@ def replay(
     slots = min(3 * each + batch, -(-n // parts))
     rows, depth = halved(rows, -(-n // parts) * G), (most - 1) // page
     pages = pool_size(max(depth, math.ceil(rows * depth * pool)), rows)
-    state = Slots(
-        parts=parts, rows=rows, slots=slots, page=page, prompt_lens=[prompt_tokens] * n, limits=limits,
-        key_PG2=np.zeros((n, G, 2), np.uint32), most_pages=pages if pool < 1 else 0,
-    )  # fmt: skip
-    state.grow(pages)
-    steps = tokens = prompts_read = pages_read = pool_read = stages_read = needed = used = pages_seen = 0
+    sizes = Sizes(parts, rows, slots, batch, pages, page, chunk, most, pool)
+    steps = tokens = prompts_read = block_read = pool_read = stages_read = needed = used = pages_seen = 0
     shapes, prompt_block = set(), min(256, prompt_len)
-    while state.unfinished:
-        while any(state.take_prompts(batch)):
-            pass
-        state.make_room()
-        state.commit()
-        state.admit([0] * n)
-        state.compact(block_of(state.pages), MOVES)
-        if (fewer := state.rows_enough()) < state.rows:
-            state.shrink(fewer, min(pool_size(fewer * depth, fewer), state.pages))
+    for state, left, ran in chunks(limits, prompt_tokens, sizes):
         shapes.add((state.rows, state.pages))
-        left = np.where(state.done, 0, state.limit - state.t)
-        ran = min(chunk, int(left.max()))
         for i in range(ran):
             live = left > i
             prompts = {job.index for job, alive in zip(state.job, live, strict=True) if job and alive}
@@ -116,19 +91,15 @@ def replay(
         steps, tokens = steps + ran, tokens + int(np.minimum(left, ran).sum())
         prompts_read += ran * parts * slots * prompt_block * -(-(prompt_tokens - 1) // prompt_block)
         pool_read += ran * parts * state.pages * page
-        pages_read += ran * page * sum(_upto_last(state))
+        block_read += ran * page * sum(pages_read(state))
         stages_read += ran * parts * state.rows * page
         in_use = sum(map(len, state.own_pages.values()))
         used, pages_seen = used + ran * in_use, pages_seen + ran * parts * state.pages
-        t_B = state.t + np.minimum(left, ran).astype(np.int32)
-        zeros = np.zeros((chunk, len(t_B)), np.float32)
-        for b in state.absorb(zeros.astype(np.int32), zeros, zeros, t_B, state.done | (t_B >= state.limit)):
-            state.release(b)
     return Replayed(
         steps,
         tokens,
         prompts_read,
-        pages_read,
+        block_read,
         pool_read,
         stages_read,
         needed,
@@ -141,13 +112,6 @@ def replay(
     )
 
 
-def _upto_last(state: Slots) -> list[int]:
-    """Of each part, the pages in whole blocks up to the last that is in use."""
-    used = state.view["first_M"].reshape(state.parts, -1) >= 0
-    block = block_of(state.pages)
-    return [-(-int(np.flatnonzero(row)[-1] + 1) // block) * block if row.any() else 0 for row in used]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--prompts", type=int, default=32, help="of a step (32)")
@@ -155,7 +119,7 @@ def main() -> None:
     parser.add_argument("--prompts-at-once", type=int, default=16, help="sampling.prompts_at_once (16)")
     parser.add_argument("--parts", type=int, default=4, help="mesh.fsdp (4)")
     parser.add_argument("--mean", type=float, default=3600, help="tokens of an answer (3600)")
-    parser.add_argument("--sigma", type=float, default=0.8, help="of the logarithm (0.8)")
+    parser.add_argument("--sigma", type=float, default=SIGMA, help="of the logarithm (0.8)")
     parser.add_argument("--most", type=int, default=8192, help="sampling.max_tokens (8192)")
     parser.add_argument("--prompt-tokens", type=int, default=150, help="of each prompt (150)")
     parser.add_argument("--prompt-len", type=int, default=2048, help="that a prompt slot holds (2048)")

@@ -1,4 +1,4 @@
-"""What a run needs of a TPU slice, from the compiler, before anyone rents the slice (``ropd plan``)."""
+"""What a run needs of a TPU slice or a GPU box, from the compiler, before anyone rents it (``ropd plan``)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import math
 import os
 import re
 
-MOST = 1024  # CPU devices that stand for chips
+from ropd_jax.plan.gpu import missing, prepare_gpu
+
+MOST = 1024  # CPU devices that take the place of chips
 
 
 def prepare(topology: str, *, shapes: bool = False) -> None:
@@ -17,16 +19,19 @@ def prepare(topology: str, *, shapes: bool = False) -> None:
     are set already keep their value.
 
     Args:
-        shapes: the plan needs no compiler; without libtpu, CPU devices stand for the chips.
+        shapes: the plan needs no compiler; without it, CPU devices take the place of the chips.
     """
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is used: two plans can run at once
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
-    chips = re.fullmatch(r"\w+:(\d+(?:x\d+)*)", topology)
-    there = topology.startswith("cpu:") or (shapes and importlib.util.find_spec("libtpu") is None)
-    each = 1 if topology.startswith("cpu:") else 2  # devices of a chip, at most
+    chips = re.fullmatch(r"(?:gpu:\w+?x|\w+:)(\d+(?:x\d+)*)", topology)
+    on_cpu, on_gpu = topology.startswith("cpu:"), topology.startswith("gpu:")
+    if on_gpu:
+        prepare_gpu()
+    there = on_cpu or (shapes and bool(missing() if on_gpu else importlib.util.find_spec("libtpu") is None))
+    each = 1 if on_cpu or on_gpu else 2  # devices of a chip, at most
     count = min(MOST, each * math.prod(map(int, chips[1].split("x")))) if chips else 0
     flags = os.environ.get("XLA_FLAGS", "")
     if there and count and "host_platform_device_count" not in flags:

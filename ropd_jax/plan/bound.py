@@ -20,12 +20,16 @@ class Phase:
         flops: operations.
         memory: bytes that must be read or written.
         links: bytes received from other devices; None if that is unknown.
+        calls: how often its program runs.
+        attention: those of the operations that a kernel for attention does.
     """
 
     name: str
     flops: float
     memory: float
     links: float | None
+    calls: float = 1.0
+    attention: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

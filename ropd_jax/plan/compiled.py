@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 
+from ropd_jax.plan import gpu
 from ropd_jax.plan.hlo import Collective, Work, loop_work, whole_work
 from ropd_jax.plan.programs import Program
 from ropd_jax.types import UserError
@@ -23,7 +24,7 @@ from ropd_jax.types import UserError
 log = logging.getLogger(__name__)
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_FORM = 3  # of the cache's files
+_FORM = 4  # of the cache's files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Compiled:
         temporaries: activations, gradients, gathered weights: all that lives inside.
         peak: arguments + temporaries + outputs that are not donated arguments + code.
         collectives: see `ropd_jax.plan.hlo`.
-        cycles, cast_bytes: as in `hlo.Work`.
+        cycles, cast_bytes, kernels: as in `hlo.Work`.
         loop: what decoding does for a token, without passes of loops within whose end depends on data (attention's
             over blocks of the cache); ``inner_cycles``: of one pass of each of these. None and 0 of other programs.
         seconds: that compiling took.
@@ -54,6 +55,7 @@ class Compiled:
     collectives: tuple[Collective, ...] = ()
     cycles: int = 0
     cast_bytes: int = 0
+    kernels: int = 0
     loop: Work | None = None
     inner_cycles: int = 0
     seconds: float = 0.0
@@ -101,6 +103,7 @@ def compile_program(
             collectives=work.collectives,
             cycles=work.cycles,
             cast_bytes=work.cast_bytes,
+            kernels=work.kernels,
             loop=loop,
             inner_cycles=with_inner.cycles - loop.cycles if loop and with_inner else 0,
             seconds=time.monotonic() - start,
@@ -133,7 +136,7 @@ def out_of_memory(message: str) -> int | None:
 
 
 def _cache_file(text: str, slice_name: str, program: Program) -> pathlib.Path:
-    versions = [importlib.metadata.version("jax"), importlib.metadata.version("jaxlib"), _libtpu()]
+    versions = [_version(name) for name in ("jax", "jaxlib", "libtpu", *gpu.PACKAGES.values())]
     options = [os.environ.get("LIBTPU_INIT_ARGS", ""), program.options]
     parts = [str(_FORM), *versions, *options, slice_name, str(program.passes), str(program.per_token), text]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -141,9 +144,10 @@ def _cache_file(text: str, slice_name: str, program: Program) -> pathlib.Path:
     return home / "ropd_jax" / "plan" / f"{key[:32]}.json"
 
 
-def _libtpu() -> str:
+def _version(package: str) -> str:
+    """The empty text if it is not installed."""
     try:
-        return importlib.metadata.version("libtpu")
+        return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return ""
 

@@ -43,16 +43,22 @@ def contexts(cfg: ModelConfig, start: int, stop: int) -> int:
     return (cfg.num_layers - local) * seen(stop) + (local * seen(cfg.window) if local else 0)
 
 
+def attention_flops(cfg: ModelConfig, contexts: int) -> int:
+    """Operations of attention in a forward pass: a query and a key (`contexts`) cost 2 H for the score and 2 H for the
+    value, for each of N heads."""
+    return 4 * cfg.num_heads * cfg.head_dim * contexts
+
+
 def forward_flops(cfg: ModelConfig, *, tokens: int, contexts: int, logits: int) -> int:
     """Operations of a forward pass.
 
     Args:
         tokens: that go through the layers.
-        contexts: see `contexts`; a query and a key cost 2 H for the score and 2 H for the value, for each of N heads.
+        contexts: see `contexts`.
         logits: positions whose logits are computed.
     """
     layers = 2 * cfg.num_layers * layer_matmul_params(cfg) * tokens
-    return layers + 4 * cfg.num_heads * cfg.head_dim * contexts + 2 * cfg.vocab_size * cfg.d_model * logits
+    return layers + attention_flops(cfg, contexts) + 2 * cfg.vocab_size * cfg.d_model * logits
 
 
 def update_flops(
@@ -76,7 +82,7 @@ def update_flops(
         references: additional forward passes (1 with a KL term).
         logits: positions whose logits are computed; None is all.
     """
-    attention = 4 * cfg.num_heads * cfg.head_dim * contexts
+    attention = attention_flops(cfg, contexts)
     weights = 2 * cfg.num_layers * layer_matmul_params(cfg) * tokens
     head = 2 * cfg.vocab_size * cfg.d_model * (tokens if logits is None else logits)
     back = 1 if frozen else 2  # of input, and of weight

@@ -3,6 +3,7 @@
     1. shapes     weights in the compute dtype, the whole cache, and an estimate of what the programs hold besides
     2. rows       the most whose sum stays within the chip's memory: what ``ropd eval`` would choose
     3. compiler   prefill and decoding for these rows, if the compiler for the chip is here; it has the last word
+    4. seconds    of decoding all answers: the lower bound from published figures, and, compiled, the expected time
 
 An evaluation allocates its cache before the first token, so what fits here does not grow later.
 """
@@ -10,7 +11,6 @@ An evaluation allocates its cache before the first token, so what fits here does
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import sys
 from typing import Any
@@ -22,9 +22,10 @@ from ml_collections import ConfigDict
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.parallel import mesh as mesh_lib
-from ropd_jax.plan import programs
-from ropd_jax.plan.chips import Topology, parse_topology, topology_devices
-from ropd_jax.plan.compiled import compile_program
+from ropd_jax.plan import count, expected, programs, replay
+from ropd_jax.plan.bound import Phase, bound
+from ropd_jax.plan.chips import Topology, compiler_missing, parse_topology, topology_devices
+from ropd_jax.plan.compiled import Compiled, compile_program
 from ropd_jax.plan.measure import Report, slice_name
 from ropd_jax.plan.shapes import model_config
 from ropd_jax.sampling import capacity
@@ -35,6 +36,7 @@ from ropd_jax.utils import tables
 
 ROWS = 64  # as of ropd eval
 DTYPES = ("float32", "bfloat16")
+PROBLEMS = 30  # of AIME
 _TRIES = 4  # of fewer rows, each a compilation, if the compiler needs more than the shapes say
 
 
@@ -71,18 +73,23 @@ def run(
     rows: int | None,
     as_json: bool,
     report: Report,
+    problems: int = PROBLEMS,
+    mean_tokens: float | None = None,
 ) -> dict[str, Any]:
     """Plans, prints and returns the plan; its ``fits`` is False if not the rows, or without a number not one, fit.
 
     Args:
         cfg: its ``student``, ``mesh``, ``sampling.cache_dtype`` and ``data.max_prompt_tokens`` count.
         k, max_tokens: answers to a problem, and the longest. rows: of ``ropd eval``; None is its own choice.
+        problems, mean_tokens: for the seconds: how many, and the mean length of an answer; None: all are the longest.
 
     Raises:
         UserError: an unknown slice, a mesh that the student does not divide over, or a setting out of range.
     """
     slice_, model_cfg = parse_topology(topology), model_config(cfg.student.checkpoint)
     _check(cfg, model_cfg, max_tokens)
+    if mean_tokens is not None and not 1 <= mean_tokens <= max_tokens:
+        raise UserError(f"--mean_tokens={mean_tokens:g}; expected 1 to --max_tokens={max_tokens}")
     mesh, real = _mesh(cfg, model_cfg, slice_)
     shards = mesh.shape["fsdp"]
     engine = EngineConfig(
@@ -97,15 +104,18 @@ def run(
         engine = capacity.choose_copy(model_cfg, engine, mesh, free, wanted, asked=bool(rows))
     asked = by_shapes(engine, params, model_cfg, mesh, wanted, usable)
     best = asked if usable is None or asked.fits else _best(engine, params, model_cfg, mesh, wanted, usable)
+    decoder: Compiled | None = None
     if real and best.rows:
         name = slice_name(slice_, mesh)
-        best = _by_compiler(engine, params, model_cfg, mesh, best, usable, name, report)
+        best, decoder = _by_compiler(engine, params, model_cfg, mesh, best, usable, name, report)
+    seconds = _seconds(engine, model_cfg, mesh, slice_, best.rows, decoder, problems, mean_tokens)
     others = {} if usable is None else _others(cfg, engine, model_cfg, slice_, wanted, usable)
     fits = None if usable is None else best.rows == wanted if rows else bool(best.rows)
     found = {
         "topology": str(slice_),
         "mesh": dict(mesh.shape),
         "student": cfg.student.checkpoint,
+        "seconds": seconds | {"problems": problems, "mean_tokens": mean_tokens or max_tokens},
         "setting": {"k": k, "max_tokens": max_tokens, "rows": rows, "dtype": engine.dtype,
                     "cache_dtype": engine.cache_dtype or engine.dtype, "prompt_len": engine.prompt_len},
         "usable_by_device": usable,
@@ -135,8 +145,8 @@ def _check(cfg: ConfigDict, model_cfg: ModelConfig, max_tokens: int) -> None:
 
 
 def _mesh(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> tuple[jax.sharding.Mesh, bool]:
-    """(the mesh, whether its devices can be compiled for). Without libtpu, CPU devices give the same shapes."""
-    real = topology.chip.platform == "cpu" or importlib.util.find_spec("libtpu") is not None
+    """(the mesh, whether its devices can be compiled for). Without a compiler, CPU devices give the same shapes."""
+    real = not compiler_missing(topology)
     if real:
         devices = topology_devices(topology)
     else:
@@ -197,9 +207,9 @@ def _best(engine: EngineConfig, params, model_cfg: ModelConfig, mesh, wanted: in
 def _by_compiler(
     engine: EngineConfig, params, model_cfg: ModelConfig, mesh, best: Fit, usable: float | None, name: str,
     report: Report,
-) -> Fit:  # fmt: skip
-    """The same from the compiled programs; of fewer rows if these need more than the shapes say."""
-    shards = mesh.shape["fsdp"]
+) -> tuple[Fit, Compiled | None]:  # fmt: skip
+    """The same from the compiled programs, of fewer rows if these need more than the shapes say; and decoding."""
+    shards, decoder = mesh.shape["fsdp"], None
     for _ in range(_TRIES):
         with jax.set_mesh(mesh):
             shapes = programs.sampler_shapes(capacity.with_rows(engine, best.rows, shards), params, model_cfg, mesh)
@@ -209,14 +219,46 @@ def _by_compiler(
                 c = compile_program(program, slice_name=name, report=report)
                 more = c.peak + (rest if program.name == "prefill" else 0)  # which stays while prompts are prefilled
                 peak, fits = max(peak, more), fits and c.fits
+                decoder = c if program.per_token else decoder
         work = max(peak - best.parameters - best.cache, 0)
         fits = fits and (usable is None or peak <= usable)
         best = dataclasses.replace(best, work=work, fits=None if usable is None else fits, compiled=True)
         if fits or best.rows <= shards:
-            return best if fits else dataclasses.replace(best, rows=0)
+            return (best if fits else dataclasses.replace(best, rows=0)), decoder
         fewer = best.rows * 3 // 4 // shards * shards or shards
         best = by_shapes(engine, params, model_cfg, mesh, fewer, usable)
-    return dataclasses.replace(best, rows=0)
+    return dataclasses.replace(best, rows=0), None
+
+
+def _seconds(
+    engine: EngineConfig, model_cfg: ModelConfig, mesh, topology: Topology, rows: int, decoder: Compiled | None,
+    problems: int, mean_tokens: float | None,
+) -> dict[str, float | None]:  # fmt: skip
+    """Of decoding all answers; prompts are prefilled meanwhile. None: unknown, or no row fits."""
+    chip, tp, mean = topology.chip.a_device(), mesh.shape["tp"], round(mean_tokens or engine.max_tokens)
+    if not rows or chip.flops is None:
+        return {"at_least": None, "expected": None}
+    itemsize, cached = jnp.dtype(engine.dtype).itemsize, jnp.dtype(engine.cache_dtype or engine.dtype).itemsize
+    work = count.rollouts(
+        model_cfg, prompts=problems, per_prompt=engine.rollouts, prompt_len=engine.prompt_len, answer_len=mean,
+        slots=rows, itemsize=cached,
+    )  # fmt: skip
+    weights = itemsize * count.read_params(model_cfg, rows) / tp
+    memory = work.decode_steps * weights + work.cache_bytes / mesh.size
+    least = bound(Phase("decode", (work.flops - work.prefill_flops) / mesh.size, memory, 0.0), chip).seconds
+    if decoder is None:
+        return {"at_least": least, "expected": None}
+    k, most = engine.rollouts, engine.max_tokens
+    limits = replay.lengths(problems, k, mean, replay.SIGMA, most, 0) if mean_tokens else [[most] * k] * problems
+    with jax.set_mesh(mesh):
+        sizes = programs.scheduler_of(capacity.with_rows(engine, rows, mesh.shape["fsdp"]), model_cfg, problems)
+    rungs = replay.ladder(limits, engine.prompt_len, engine.prompt_len, sizes)
+    per_token = expected.Decoding(
+        weights=weights, position=count.kv_bytes_per_token(model_cfg, cached) / tp, chunk=engine.chunk,
+        row_flops=count.forward_flops(model_cfg, tokens=1, contexts=0, logits=1) / mesh.size,
+    )  # fmt: skip
+    steps = expected.of_decoding(rungs, {rungs[0].rows: decoder}, per_token, topology)
+    return {"at_least": least, "expected": expected.total(steps).seconds}
 
 
 def _others(
@@ -282,6 +324,11 @@ def _show(found: dict[str, Any]) -> None:
         line(f"{fit}: {needs(best)}. Give --rows {best['rows']}{choice}.")
     else:
         line("Not one row for each part of the mesh fits.")
+    t = found["seconds"]
+    if t["at_least"] is not None:
+        likely = "" if t["expected"] is None else f", {t['expected'] / 3600:.2f} expected"
+        answers = f"{t['problems']} problems x {s['k']} answers of {t['mean_tokens']:g} tokens"
+        line(f"{answers}: {t['at_least'] / 3600:.2f} hours of decoding at the least{likely}.")
     for keys, rows in found["others"].items():
         line(f"With {keys}: --rows {rows} (by shapes).")
     if not best["rows"] and not found["others"]:

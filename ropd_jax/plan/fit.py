@@ -158,7 +158,7 @@ def _shards(cfg: ConfigDict, topology: Topology) -> int:
 def update_knobs(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> Iterator[Keys]:
     """Ways to need less memory in the update, each with all before it."""
     keys: Keys = {}
-    if topology.chip.platform != "cpu" and HALF.split("=")[0] not in cfg.optim.xla_options:
+    if topology.chip.platform not in ("cpu", "gpu") and HALF.split("=")[0] not in cfg.optim.xla_options:
         keys = {"optim.xla_options": f"{cfg.optim.xla_options} {HALF}".strip()}
         yield keys
     least = _shards(cfg, topology)

@@ -1,9 +1,9 @@
 """GPUs that nobody here has, described to XLA's GPU compiler: programs compile for them on any x86-64 machine.
 
-    pip install 'ropd_jax[gpu-aot]'        # the compiler and cuDNN, 1 GB; no driver, no GPU
+    pip install 'ropd_jax[gpu-aot]'        # the compiler and cuDNN, 1 GB, in a .venv of its own; no driver, no GPU
 
-Only for `benchmarks.hlo` yet. Figures are NVIDIA's (H100 SXM5 data sheet, CUDA C programming guide, table of compute
-capability 9.0). Without a GPU nothing is tuned: the compiler takes its default tiles.
+Figures are those of chips.toml. Without a GPU nothing is tuned: the compiler takes its default tiles, and it never
+refuses a program for lack of memory; whether it fits follows from its own memory analysis.
 """
 
 from __future__ import annotations
@@ -12,46 +12,83 @@ import ctypes
 import importlib.util
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ropd_jax.types import UserError
 
-H100 = """
-gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
-  shared_memory_per_block: 49152 shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  memory_bandwidth: 3350000000000 l2_cache_size: 52428800 device_memory_size: 85045084160
-  cuda_compute_capability { major: 9 minor: 0 }
+PACKAGES = {  # module: package of the extra gpu-aot
+    "jax_plugins.xla_cuda12": "jax-cuda12-plugin",
+    "nvidia.cuda_nvcc": "nvidia-cuda-nvcc-cu12",
+    "nvidia.cudnn": "nvidia-cudnn-cu12",
 }
+MEMORY = "XLA_PYTHON_CLIENT_MEM_FRACTION=0.92"  # what `Chip.usable` of a GPU assumes
+_TARGET = """
+gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: {threads}
+  shared_memory_per_block: 49152 shared_memory_per_core: {shared} shared_memory_per_block_optin: {block}
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  core_count: {sms} fpus_per_core: {fpus} clock_rate_ghz: {clock}
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: {bandwidth} l2_cache_size: {l2} device_memory_size: {memory}
+  cuda_compute_capability {{ major: {major} minor: {minor} }}
+}}
 platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 8 }
-runtime_version { major: 12 minor: 9 }
-device_description_str: "NVIDIA H100 80GB HBM3"
+dnn_version_info {{ major: 9 minor: 8 }}
+runtime_version {{ major: 12 minor: 9 }}
+device_description_str: "{name}"
 """
-TARGETS = {"h100": H100}
 
 
 def prepare_gpu() -> None:
     """Sets the environment for the GPU compiler; call it before jax is imported."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_gpu_autotune_level" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_autotune_level=0".strip()
 
 
-def gpu_devices(name: str, count: int) -> Sequence[Any]:
-    """``count`` JAX devices of one machine with GPUs ``name``.
+def missing() -> str:
+    """The line that says what is not installed of the compiler, and how to install it; "" if all is here."""
+    absent = [package for module, package in PACKAGES.items() if not _is_there(module)]
+    if not absent:
+        return ""
+    return (
+        f"the GPU compiler is not installed ({', '.join(absent)} missing); in a .venv of its own: "
+        "pip install 'ropd_jax[gpu-aot]'"
+    )
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package that it is in
+        return False
+
+
+def target_of(c: Mapping[str, Any], *, bandwidth: float, memory: float) -> str:
+    """What the compiler is told about a GPU: a GpuTargetConfigProto as text.
+
+    Args:
+        c: its table ``compiler`` in chips.toml. bandwidth, memory: bytes a second, and bytes.
+    """
+    major, minor = c["capability"]
+    return _TARGET.format(
+        name=c["name"], major=major, minor=minor, sms=c["sms"], fpus=c["fpus"], clock=c["clock"], threads=c["threads"],
+        shared=c["shared"] * 2**10, block=c["block"] * 2**10, l2=c["l2"] * 2**20,
+        bandwidth=round(bandwidth), memory=round(memory),
+    )  # fmt: skip
+
+
+def devices_of(target: str, count: int) -> Sequence[Any]:
+    """``count`` JAX devices of one machine with these GPUs (`target_of`).
 
     Raises:
-        UserError: an unknown GPU, or the compiler is not installed.
+        UserError: the compiler is not installed.
     """
-    if name not in TARGETS:
-        raise UserError(f"GPU {name!r} is unknown; expected one of {', '.join(TARGETS)}")
-    if importlib.util.find_spec("jax_plugins.xla_cuda12") is None:
-        raise UserError("the GPU compiler is not installed; pip install 'ropd_jax[gpu-aot]'")
+    if text := missing():
+        raise UserError(text)
     found = importlib.util.find_spec("nvidia.cudnn")
     for place in found.submodule_search_locations or () if found else ():
         for file in sorted(pathlib.Path(place, "lib").glob("libcudnn.so*")):
@@ -59,5 +96,5 @@ def gpu_devices(name: str, count: int) -> Sequence[Any]:
     from jax.experimental import topologies
 
     return topologies.get_topology_desc(
-        platform="cuda", topology_name="", target_config=TARGETS[name], topology=f"1x1x{count}"
+        platform="cuda", topology_name="", target_config=target, topology=f"1x1x{count}"
     ).devices

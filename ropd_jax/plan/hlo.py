@@ -31,6 +31,7 @@ _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 _LOOP = re.compile(r"(condition|body)=%?([\w.\-]+)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _CONVERT = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (?P<type>(?:bf16|f16|f32)\[[\d,]*\])\S* convert\(")
+_KERNEL = 'custom_call_target="tpu_custom_call"'
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -63,11 +64,13 @@ class Work:
         collectives: largest first.
         cycles: the TPU compiler's estimates, added up; without waits for memory and for other devices. 0 elsewhere.
         cast_bytes: results of conversions between floating types of at least `LARGE` bytes each: weights.
+        kernels: how often a Pallas kernel runs; the compiler estimates no cycles of these.
     """
 
     collectives: tuple[Collective, ...]
     cycles: int
     cast_bytes: int
+    kernels: int = 0
 
 
 LARGE = 2**20
@@ -109,15 +112,18 @@ def loop_work(text: str, passes: int = 1) -> Work | None:
 
 def _work(lines: dict[str, list[str]], times: dict[str, int]) -> Work:
     cycles = cast = 0.0
+    kernels = 0
     for name, body in lines.items():
         if not (n := times.get(name, 0)):
             continue
         for line in body:
             if found := _CYCLES.search(line):
                 cycles += n * int(found[1])
+            elif _KERNEL in line:
+                kernels += n
             if (to := _CONVERT.match(line)) and (size := array_bytes(to["type"])) >= LARGE:
                 cast += n * size
-    return Work(tuple(_collectives(lines, times)), round(cycles), round(cast))
+    return Work(tuple(_collectives(lines, times)), round(cycles), round(cast), kernels)
 
 
 def _collectives(lines: dict[str, list[str]], times: dict[str, int]) -> list[Collective]:

@@ -1,4 +1,5 @@
-"""What one setting of a run needs of a slice: memory from the compiler, work from the shapes, the fewest seconds."""
+"""What one setting of a run needs of a slice: memory from the compiler, work from the shapes, the fewest seconds, and
+those to expect."""
 
 from __future__ import annotations
 
@@ -13,10 +14,11 @@ from ml_collections import ConfigDict
 from ropd_jax.methods import ExtraProgram, Method
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.parallel import mesh as mesh_lib
-from ropd_jax.plan import count, programs
+from ropd_jax.plan import count, expected, programs, replay
 from ropd_jax.plan.bound import Bound, Phase, bound
 from ropd_jax.plan.chips import Chip, Topology, topology_devices
 from ropd_jax.plan.compiled import Compiled, compile_program
+from ropd_jax.plan.expected import Expected, Step
 from ropd_jax.plan.programs import device_bytes
 from ropd_jax.training.accumulate import uses_streaming
 from ropd_jax.training.setup import read_config
@@ -79,12 +81,16 @@ class Measured:
         memory: of update, prefill and decode, those that were compiled.
         compiled: the compiler's report about each.
         bounds: seconds of each phase of one step at the least.
+        expected: seconds of each phase to expect; not of phases that do not fit.
+        ladder: the programs of decoding in a step: rows halve in its tail.
     """
 
     setting: Setting
     memory: tuple[Memory, ...]
     compiled: tuple[Compiled, ...]
     bounds: tuple[Bound, ...]
+    expected: tuple[Expected, ...] = ()
+    ladder: tuple[Step, ...] = ()
 
     @property
     def fits(self) -> bool | None:
@@ -94,9 +100,17 @@ class Measured:
     @property
     def seconds(self) -> float | None:
         """Of one step at the least, sampling and update one after another."""
-        parts = [b.seconds for b in self.bounds]
-        known = [s for s in parts if s is not None]
-        return sum(known) if len(known) == len(parts) else None
+        return _whole([b.seconds for b in self.bounds])
+
+    @property
+    def seconds_expected(self) -> float | None:
+        """Of one step, as ``seconds``; None if a phase does not fit or a figure is unknown."""
+        return _whole([e.seconds for e in self.expected]) if len(self.expected) == len(self.bounds) else None
+
+
+def _whole(parts: list[float | None]) -> float | None:
+    known = [s for s in parts if s is not None]
+    return sum(known) if known and len(known) == len(parts) else None
 
 
 def setting_of(cfg: ConfigDict, mesh) -> Setting:
@@ -133,14 +147,18 @@ def measure(
     mean_tokens: float | None = None,
     only: tuple[str, ...] = PARTS,
     cache: bool = True,
+    ladder: bool = False,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Measured:
     """Compile a config's programs for a slice and weigh them.
 
     Args:
         mean_tokens: of an answer; None: every answer has the maximum length.
         only: which programs; ``method`` is what the method's own networks run.
+        ladder: compile the programs with fewer rows, too, that decoding runs in its tail.
+        mesh: of devices that are here; None: the config's, over the devices of the described slice.
     """
-    mesh, chip = make_mesh(cfg, model_cfg, topology), topology.chip.a_device()
+    mesh, chip = mesh or make_mesh(cfg, model_cfg, topology), topology.chip.a_device()
     with jax.set_mesh(mesh):
         todo = programs.update_programs(cfg, model_cfg, mesh) if "update" in only else []
         todo += [p for p in programs.sampler_programs(cfg, model_cfg, mesh) if p.name in only]
@@ -153,12 +171,24 @@ def measure(
         )
     memory = tuple(_memory(c, resident, chip) for c in compiled)
     found = {c.name: c for c in compiled}
-    bounds = tuple(
-        bound(phase, chip)
-        for phase in phases(cfg, model_cfg, mesh, found, resident, mean_tokens)
-        if phase.name in found
+    work = [p for p in phases(cfg, model_cfg, mesh, found, resident, mean_tokens) if p.name in found]
+    steps: tuple[Step, ...] = ()
+    if "decode" in found and found["decode"].fits and chip.flops:
+        with jax.set_mesh(mesh):
+            rungs = ladder_of(cfg, model_cfg, mesh, mean_tokens)
+            decoders = {rungs[0].rows: found["decode"]}
+            for rung in rungs[1:] if ladder else ():
+                one = programs.decode_program(cfg, model_cfg, mesh, rung.rows)
+                decoders[rung.rows] = compile_program(one, slice_name=name, report=report, cache=cache)
+            per_token = decoding_of(cfg, model_cfg, mesh)
+        steps = expected.of_decoding(rungs, decoders, per_token, topology)
+    expectations = tuple(
+        expected.total(steps) if p.name == "decode" else expected.of_phase(p, found[p.name], topology)
+        for p in work
+        if found[p.name].fits
     )
-    return Measured(setting_of(cfg, mesh), memory, compiled, bounds)
+    bounds = tuple(bound(phase, chip) for phase in work)
+    return Measured(setting_of(cfg, mesh), memory, compiled, bounds, expectations, steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -337,9 +367,14 @@ def _update_phases(
     a_part = 2 * gathered + 2 * s.trained  # read forward and backward; the gradient's sum read and written
     once = 3 * s.trained + 2 * s.optimizer  # gradient read; parameters and moments read and written
     summed, links = calls * A * used * a_part, received("update", calls * used)
-    if uses_streaming(read_config(cfg), method):
-        return [Phase("update", flops / mesh.size, summed, links), Phase("apply", 0.0, once, received("apply", 1))]
-    return [Phase("update", flops / mesh.size, summed + calls * once, links)]
+    passes = 4 if cfg.optim.remat in (True, "block") else 3
+    attention = passes * count.attention_flops(model_cfg, sequences * count.contexts(model_cfg, 0, prompt + answer - 1))
+    streams = uses_streaming(read_config(cfg), method)
+    update = Phase(
+        "update", flops / mesh.size, summed + (0 if streams else calls * once), links, calls * used,
+        attention / mesh.size,
+    )  # fmt: skip
+    return [update, Phase("apply", 0.0, once, received("apply", 1))] if streams else [update]
 
 
 def _sampler_phases(
@@ -358,14 +393,47 @@ def _sampler_phases(
     weights = itemsize * count.read_params(model_cfg, slots) / mesh.shape["tp"]
     prefills = programs.prefill_calls(cfg, mesh)
     return [
-        Phase("prefill", work.prefill_flops / mesh.size, prefills * weights, received("prefill", prefills)),
+        Phase(
+            "prefill",
+            work.prefill_flops / mesh.size,
+            prefills * weights,
+            received("prefill", prefills),
+            prefills,
+            cfg.data.prompts_per_step
+            * count.attention_flops(model_cfg, count.contexts(model_cfg, 0, programs.prompt_len(cfg)))
+            / mesh.size,
+        ),
         Phase(
             "decode",
             (work.flops - work.prefill_flops) / mesh.size,
             work.decode_steps * weights + work.cache_bytes / mesh.size,
             received("decode", work.decode_steps / cfg.sampling.chunk),  # a call decodes a chunk
+            work.decode_steps / cfg.sampling.chunk,
         ),
     ]
+
+
+def ladder_of(
+    cfg: ConfigDict, model_cfg: ModelConfig, mesh: jax.sharding.Mesh, mean_tokens: float | None
+) -> tuple[replay.Rung, ...]:
+    """The programs that a step decodes with, by the scheduler's replay. Inside ``jax.set_mesh``.
+
+    All answers have the maximum length, or with ``mean_tokens`` log-normal ones (`replay.SIGMA`).
+    """
+    G, n, most = cfg.sampling.rollouts, cfg.data.prompts_per_step, cfg.sampling.max_tokens
+    limits = replay.lengths(n, G, mean_tokens, replay.SIGMA, most, 0) if mean_tokens else [[most] * G] * n
+    sizes = programs.scheduler_of(programs.engine_of(cfg, mesh), model_cfg, n)
+    return replay.ladder(limits, programs.prompt_len(cfg), programs.prompt_len(cfg), sizes)
+
+
+def decoding_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh: jax.sharding.Mesh) -> expected.Decoding:
+    tp, itemsize = mesh.shape["tp"], jnp.dtype(cfg.student.dtype).itemsize
+    return expected.Decoding(
+        weights=itemsize * count.read_params(model_cfg, setting_of(cfg, mesh).slots) / tp,
+        position=count.kv_bytes_per_token(model_cfg, programs.cache_itemsize(cfg)) / tp,
+        row_flops=count.forward_flops(model_cfg, tokens=1, contexts=0, logits=1) / mesh.size,
+        chunk=cfg.sampling.chunk,
+    )
 
 
 def _extra_phase(one: ExtraProgram, devices: int, memory: int, received: float | None, *, remat: bool) -> Phase:
@@ -376,4 +444,4 @@ def _extra_phase(one: ExtraProgram, devices: int, memory: int, received: float |
         flops = count.update_flops(one.model, tokens=tokens, contexts=looked_at, remat=remat, logits=0)
     else:
         flops = count.forward_flops(one.model, tokens=tokens, contexts=looked_at, logits=tokens)
-    return Phase(one.name, flops / devices, one.calls * memory, received)
+    return Phase(one.name, flops / devices, one.calls * memory, received, one.calls)

@@ -7,6 +7,7 @@ The functions are the run's own (`training.update`, `sampling.engine`); only the
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,11 +24,12 @@ from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.lora import Lora, adapter_shapes, attach, freeze
 from ropd_jax.parallel import mesh as mesh_lib
+from ropd_jax.plan.replay import Sizes
 from ropd_jax.plan.shapes import model_config
 from ropd_jax.sampling import engine as engine_lib
 from ropd_jax.sampling import pages
 from ropd_jax.sampling.capacity import device_bytes as device_bytes
-from ropd_jax.sampling.slots import Slots
+from ropd_jax.sampling.slots import Slots, halved
 from ropd_jax.sampling.weights import DecodeWeights, changes, decode_weights, outer_of
 from ropd_jax.training.accumulate import uses_streaming
 from ropd_jax.training.scoring import make_score, told_of
@@ -248,6 +250,27 @@ def sampler_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> list[Prog
     if cfg.sampling.engine != "own":
         return []
     return programs_of(sampler_of(cfg, model_cfg, mesh), model_cfg)
+
+
+def decode_program(cfg: ConfigDict, model_cfg: ModelConfig, mesh, rows: int) -> Program:
+    """Decoding with fewer rows, as in the tail of a step. Inside ``jax.set_mesh``."""
+    engine = dataclasses.replace(engine_of(cfg, mesh), rows=rows)
+    params = policy_of(cfg, weights_of(cfg, model_cfg, mesh))
+    found = next(p for p in programs_of(sampler_shapes(engine, params, model_cfg, mesh), model_cfg) if p.per_token)
+    return dataclasses.replace(found, name=f"decode, {rows} rows")
+
+
+def scheduler_of(engine: engine_lib.EngineConfig, model_cfg: ModelConfig, prompts: int) -> Sizes:
+    """Sizes of the scheduler of a call with so many prompts on a TPU or GPU, as the engine chooses them. Inside
+    ``jax.set_mesh``."""
+    sizes = engine_lib.layout(engine)
+    rows = halved(sizes.rows, -(-prompts // sizes.parts) * engine.rollouts)
+    large = sum(math.prod(x.shape) for x in jax.tree.leaves(transformer.param_shapes(model_cfg)["layers"]))
+    return Sizes(
+        parts=sizes.parts, rows=rows, slots=min(sizes.slots, -(-prompts // sizes.parts)), batch=sizes.batch,
+        pages=engine_lib.most_pages(engine, rows), page=engine.page, chunk=engine.chunk, most=engine.max_tokens,
+        pool=engine.pool, halves=large >= engine_lib.LARGE,
+    )  # fmt: skip
 
 
 def programs_of(s: Sampler, model_cfg: ModelConfig) -> list[Program]:

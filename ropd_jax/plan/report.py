@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ropd_jax.methods import load_method
-from ropd_jax.plan import fit, programs
+from ropd_jax.plan import fit, gpu, programs
 from ropd_jax.plan import saving as save
 from ropd_jax.plan.chips import Topology, parse_topology
 from ropd_jax.plan.measure import Measured, make_mesh, measure
@@ -33,7 +33,13 @@ UNITS = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
 
 
 def run(
-    cfg: ConfigDict, topology: str, *, as_json: bool = False, search: bool = False, mean_tokens: float | None = None
+    cfg: ConfigDict,
+    topology: str,
+    *,
+    as_json: bool = False,
+    search: bool = False,
+    mean_tokens: float | None = None,
+    ladder: bool = False,
 ) -> dict[str, Any]:
     """Plans, prints and returns the plan (`summary`); its ``fits`` is None if nothing is published about the chip.
 
@@ -47,7 +53,7 @@ def run(
         raise UserError(
             f"--mean_tokens={mean_tokens:g}; expected at most sampling.max_tokens={cfg.sampling.max_tokens}"
         )
-    options: dict[str, Any] = {"mean_tokens": mean_tokens or None}
+    options: dict[str, Any] = {"mean_tokens": mean_tokens or None, "ladder": ladder}
     with progress() as say:
         make_mesh(cfg, model_cfg, slice_)  # refuses the slice before a minute of compiling
         advice = fit.search(cfg, model_cfg, slice_, say, **options) if search else None
@@ -123,7 +129,7 @@ def summary(
     mean_tokens: float | None,
 ) -> dict[str, Any]:
     """All of a plan as plain data: bytes, seconds and dollars; None if something is unknown."""
-    seconds = measured.seconds
+    seconds, likely = measured.seconds, measured.seconds_expected
     answers = cfg.data.prompts_per_step * cfg.sampling.rollouts
     tokens = answers * (mean_tokens or cfg.sampling.max_tokens)
     usd = [r.usd_max for r in roles]
@@ -143,11 +149,16 @@ def summary(
         "memory": [dataclasses.asdict(m) for m in measured.memory],
         "compiled": [dataclasses.asdict(c) for c in measured.compiled],
         "bounds": [dataclasses.asdict(b) for b in measured.bounds],
+        "expected": [dataclasses.asdict(e) for e in measured.expected],
+        "ladder": [dataclasses.asdict(s) for s in measured.ladder],
         "answer_tokens": mean_tokens or cfg.sampling.max_tokens,
         "step": {
             "seconds_at_least": seconds,
             "tokens_per_second_at_most": None if seconds is None else tokens / seconds,
             "run_hours_at_least": None if seconds is None else seconds * cfg.steps / 3600,
+            "seconds_expected": likely,
+            "tokens_per_second_expected": None if likely is None else tokens / likely,
+            "run_hours_expected": None if likely is None else likely * cfg.steps / 3600,
         },
         "teacher": {
             "roles": [dataclasses.asdict(r) for r in roles],
@@ -178,6 +189,8 @@ def _show(cfg: ConfigDict, topology: Topology, measured: Measured, report: dict[
     _show_collectives(console, measured, cfg.sampling.chunk)
     _show_seconds(console, cfg, measured, report)
     _show_teacher(console, cfg, report)
+    if topology.chip.platform == "gpu":
+        console.print(f"JAX takes 75 % of a GPU's memory by default; this plan assumes {gpu.MEMORY}.", highlight=False)
     _show_advice(console, topology, measured, report)
 
 
@@ -233,26 +246,57 @@ def _show_seconds(console: Console, cfg: ConfigDict, measured: Measured, report:
         console.print("seconds: unknown, as nothing is published of this chip", highlight=False)
         return
     table = _table(
-        "seconds of one step at the least, from the published peak, bandwidth and links",
-        "phase", "compute", "memory", "links", "at least", "waits for",
+        "seconds of one step: at the least, by published figures, and expected",
+        "phase", "compute", "memory", "links", "at least", "waits for", "expected", "of it links", "from",
     )  # fmt: skip
+    likely = {e.name: e for e in measured.expected}
 
     def text(x: float | None) -> str:
         return "unknown" if x is None else f"{x:.2f}"
 
     for b in measured.bounds:
-        table.add_row(b.name, text(b.compute), text(b.memory), text(b.links), text(b.seconds), b.waits_for)
+        e = likely.get(b.name)
+        more = (text(e.seconds), text(e.links), e.source) if e else ("unknown", "", "")
+        table.add_row(b.name, text(b.compute), text(b.memory), text(b.links), text(b.seconds), b.waits_for, *more)
     console.print(table)
+    _show_ladder(console, measured)
     step = report["step"]
     console.print(
         f"a step: {step['seconds_at_least']:.1f} s at the least, {step['tokens_per_second_at_most']:,.0f} sampled "
         f"tokens a second at most; {cfg.steps} steps: {step['run_hours_at_least']:.1f} hours at the least, the teacher "
         "hidden.\n"
-        f"Answers of {report['answer_tokens']:g} tokens, prompts of {programs.prompt_len(cfg)}; links: what a chip "
-        "receives over half of its published two-way bandwidth.",
+        + _expectation(step, cfg.steps)
+        + f"Answers of {report['answer_tokens']:g} tokens, prompts of {programs.prompt_len(cfg)}; links: what a chip "
+        "receives over half of its published two-way bandwidth; of an expected time on TPUs, over one axis.",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _expectation(step: dict[str, Any], steps: int) -> str:
+    if step["seconds_expected"] is None:
+        return ""
+    seconds, tokens, hours = (step[f"{n}_expected"] for n in ("seconds", "tokens_per_second", "run_hours"))
+    return (
+        f"Expected: {seconds:.1f} s a step, {tokens:,.0f} tokens a second, {hours:.1f} hours for {steps} steps. Not in "
+        "it: waits for memory within a program, the latency of collectives, the host between chunks, the teacher. "
+        "Collectives count in full, hidden or not.\n"
+    )
+
+
+def _show_ladder(console: Console, measured: Measured) -> None:
+    if not measured.ladder:
+        return
+    table = _table(
+        "programs of decoding in one step: rows halve in its tail",
+        "rows", "pages", "token steps", "ms each", "seconds expected", "compiled",
+    )  # fmt: skip
+    for one in measured.ladder:
+        r, seconds = one.rung, one.expected.seconds
+        cells = ("unknown",) * 2 if seconds is None else (f"{1e3 * seconds / r.steps:.2f}", f"{seconds:.1f}")
+        compiled = "yes" if one.compiled else "no: as with the most rows"
+        table.add_row(f"{r.rows:,}", f"{r.pages:,}", f"{r.steps:,}", *cells, compiled)
+    console.print(table)
 
 
 def _show_teacher(console: Console, cfg: ConfigDict, report: dict[str, Any]) -> None:

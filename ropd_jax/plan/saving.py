@@ -64,7 +64,7 @@ def saving(
         total += _bytes(extra.arrays)
     if cfg.stream.staleness:  # a stop within a step keeps the policy that samples it
         total += _bytes(state.params)
-    hosts = max(1, math.ceil(topology.chips / CHIPS_A_HOST))
+    hosts = 1 if topology.chip.platform == "gpu" else max(1, math.ceil(topology.chips / CHIPS_A_HOST))
     share = total / hosts
     copy = share / COPY
     return Saving(

@@ -11,7 +11,7 @@ import pytest
 from ropd_jax import configs
 from ropd_jax.cli import main as cli
 from ropd_jax.parallel import mesh as mesh_lib
-from ropd_jax.plan import evaluation, measure
+from ropd_jax.plan import evaluation, gpu, measure
 from ropd_jax.plan.chips import Chip, Topology
 from ropd_jax.plan.shapes import model_config
 from ropd_jax.sampling import capacity
@@ -27,6 +27,7 @@ def no_compiler(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "libtpu" else find(name, *a))
+    monkeypatch.setattr(gpu, "_is_there", lambda module: False)
 
 
 def planned(capsys, *more, code=0):
@@ -76,6 +77,18 @@ def test_what_cannot_be_planned_is_one_line(capsys, more, message):
     assert message in error and error.count("\n") == 1
 
 
+def test_a_box_of_gpus_holds_more_rows_and_its_hours_follow_from_the_figures(capsys):
+    found, text = planned(capsys, "--topology=gpu:h100x8")
+    assert found["mesh"] == {"fsdp": 8, "tp": 1} and found["suggested_rows"] == 64
+    weights, rows, tokens = 8 * found["best"]["parameters"], 64, 30 * 16 * 32_768  # whole while decoding
+    cache = tokens * (2048 + 32_768 / 2) * 36 * 8 * 128 * 2 * 2 / 8
+    seconds = (tokens / rows * weights + cache) / 3.35e12
+    assert found["seconds"]["at_least"] == pytest.approx(seconds, rel=0.02) and found["seconds"]["expected"] is None
+    assert f"{seconds / 3600:.1f}" in text and "hours of decoding at the least." in text
+    short, _ = planned(capsys, "--topology=gpu:h100x8", "--mean_tokens=16384", "--problems=15")
+    assert short["seconds"]["at_least"] < found["seconds"]["at_least"] / 4
+
+
 def test_flags_of_an_evaluation_need_eval(capsys):
     assert cli.main(["plan", "--config", "experiments/quickstart.py", "--topology=v5e:1x1", "--rows=4"]) == 2
     assert "--rows belongs to the plan of an evaluation; add --eval" in capsys.readouterr().err
@@ -91,6 +104,8 @@ def test_the_plan_is_what_the_evaluation_chooses_and_the_compiler_has_the_last_w
     found = evaluation.run(cfg, "toy:2", k=2, max_tokens=48, rows=None, as_json=True, report=said.append)
     best = found["best"]
     assert best["compiled"] and best["fits"] and any("compiled in" in s for s in said)
+    t = found["seconds"]
+    assert t["expected"] > t["at_least"] > 0  # 30 problems x 2 answers of 48 tokens
     params = evaluation._params(cfg, TINY, mesh := mesh_lib.make_mesh(2, 1, jax.devices()[:2]))
     engine = evaluation.EngineConfig(2, 2, 16, 48, (0,), evaluation.SamplingRule(1.0, 0, 0.95), reserve=True)
     free = 1e6 * (1 - capacity.SPARE) - capacity.device_bytes(params)

@@ -15,6 +15,7 @@ HloModule jit_f, entry_computation_layout={()->f32[]}
 %body.1 (p: (s32[], f32[4])) -> (s32[], f32[4]) {
   %ag.1 = bf16[8,2]{1,0:T(8,128)} all-gather(%x), channel_id=1, replica_groups=mesh['a'=4,'b'=2] {'a'}, dimensions={0}
   %c.1 = bf16[1024,512]{1,0} convert(%w.1), backend_config={"window_config":{"estimated_cycles":"700"}}
+  %k.1 = bf16[8,2]{1,0} custom-call(%x), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
   ROOT %t = (s32[], f32[4]) tuple(%i, %ar)
 }
 
@@ -67,6 +68,7 @@ def test_one_pass_of_the_loop_over_tokens_with_its_condition():
     counts = {c.kind: c.count for c in token.collectives}
     assert counts == {"all-gather": 36, "all-reduce": 2, "reduce-scatter": 1}  # what is outside is not
     assert token.cycles == 36 * 700 and token.cast_bytes == 36 * 2**20
+    assert token.kernels == 36 and whole.kernels == 3 * 36  # Pallas kernels, of which no cycles are estimated
     assert whole.cycles == 3 * token.cycles and whole.cast_bytes == 3 * token.cast_bytes
     assert whole.collectives == tuple(collectives(MODULE, passes=3))
     assert loop_work(MODULE.replace("while(%z)", "call(%z)")) is None

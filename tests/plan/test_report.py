@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -13,12 +16,15 @@ from ropd_jax import configs
 from ropd_jax.cli import main as cli
 from ropd_jax.methods import load_method
 from ropd_jax.parallel import mesh as mesh_lib
-from ropd_jax.plan import chips, compiled, count, fit, measure, programs, report
+from ropd_jax.plan import chips, compiled, count, fit, gpu, measure, programs, report
 from ropd_jax.plan.chips import Chip, Topology, parse_topology, topology_devices
 from ropd_jax.types import UserError
 from tests.helpers import TINY
 
 ONE_LAYER = dataclasses.replace(TINY, num_layers=1)
+WIDE = dataclasses.replace(
+    ONE_LAYER, d_model=256, num_heads=4, num_kv_heads=2, head_dim=128, mlp_dim=512, vocab_size=1024
+)
 KB = 1e3
 
 
@@ -294,9 +300,7 @@ def test_the_command_as_json_and_for_people(capsys, monkeypatch):
     assert out["mesh"] == {"fsdp": 8, "tp": 1} and out["fits"] is None and out["advice"] is None
     assert {m["program"] for m in out["memory"]} == {"update", "prefill", "decode"}
     assert all(c["count"] and c["bytes"] for p in out["compiled"] for c in p["collectives"])
-    assert out["step"] == {
-        "seconds_at_least": None, "tokens_per_second_at_most": None, "run_hours_at_least": None
-    }  # fmt: skip
+    assert out["step"] and set(out["step"].values()) == {None} and out["ladder"] == []
     assert out["teacher"]["calls"] == 48 * 8 * 6 and out["teacher"]["usd_at_most"] == 0.0
     assert cli.main(args) == 0  # from the cache
     text = capsys.readouterr()
@@ -317,6 +321,9 @@ def test_search_prefers_the_faster_setting(measured):
         ([], "--topology is missing"),
         (["--topology=v5e"], "expected CHIP:SIZE"),
         (["--topology=v5x:2x2"], "did you mean"),
+        (["--topology=gpu:h10x8"], "did you mean h100"),
+        (["--topology=gpu:h100x9"], "9 GPUs; expected 1 to 8"),
+        (["--topology=h100:8"], "write gpu:h100x8"),
         (["--topology=cpu:9999"], "needs 9999 CPU devices"),
         (["--topology=cpu:8", "--mean-tokens=999999"], "expected at most sampling.max_tokens=48"),
     ],
@@ -336,23 +343,68 @@ def test_without_libtpu_the_error_names_the_extra(monkeypatch):
 def test_every_chip_has_its_figures_and_their_source():
     for name, chip in chips.chips().items():
         device = chip.a_device()
-        assert chip.source.startswith("docs.cloud.google.com/tpu/docs/"), name
+        a_gpu = chip.platform == "gpu"
+        assert chip.source.startswith("nvidia.com" if a_gpu else "docs.cloud.google.com/tpu/docs/"), name
         assert 0.9 * device.hbm < device.usable <= chip.hbm / chip.devices * 1.01, name
         assert chip.flops / chip.bandwidth > 100, name  # operations a byte: all are far from balanced
-    assert set(chips.chips()) == {"v4", "v5e", "v5p", "v6e", "7x"}
+        assert a_gpu or (1e9 < chip.clock < 3e9 and chip.axes and chip.wraps), name
+    gpus = {"a100", "h100", "h200", "b200", "4090"}
+    assert set(chips.chips()) == {"v4", "v5e", "v5p", "v6e", "7x"} | gpus
     assert parse_topology("7x:2x2x1").devices == 8 and parse_topology("tpu7x:2x2x1").chips == 4
 
 
-# ---------------------------------------------------------------------------------------------------------- tpu
+def test_without_the_gpu_compiler_the_error_names_what_is_missing_and_the_extra(monkeypatch):
+    monkeypatch.setattr(gpu, "_is_there", lambda module: module == "nvidia.cudnn")
+    with pytest.raises(UserError, match=r"\(jax-cuda12-plugin, nvidia-cuda-nvcc-cu12 missing\).*\[gpu-aot\]'"):
+        topology_devices(parse_topology("gpu:h100x8"))
+
+
+def test_what_a_gpu_is_to_the_compiler_and_to_the_links():
+    box = parse_topology("gpu:h100x8")
+    assert (str(box), box.devices, str(parse_topology("gpu:4090"))) == ("gpu:h100x8", 8, "gpu:4090x1")
+    assert box.axis_bandwidth == box.chip.ici == 450e9  # behind a switch all links serve every group
+    target = gpu.target_of(box.chip.compiler, bandwidth=box.chip.bandwidth, memory=box.chip.hbm)
+    for words in (
+        "core_count: 132",
+        "memory_bandwidth: 3350000000000",
+        "major: 9 minor: 0",
+        "shared_memory_per_core: 233472",
+    ):
+        assert words in target
+
+
+@pytest.mark.parametrize(
+    ("topology", "gb"), [("v5e:4x4", 50), ("v5e:16x16", 100), ("v5p:4x4x4", 200), ("v5p:2x2x1", 100), ("7x:2x2x1", 50)]
+)
+def test_an_axis_has_two_of_the_links_if_it_is_a_ring_and_else_one(topology, gb):
+    assert parse_topology(topology).axis_bandwidth == gb * 1e9
+
+
+# ------------------------------------------------------------------------------------------------------ compilers
+
+
+def test_the_update_and_the_sampler_compile_for_gpus_without_one():
+    """In a process of its own, since the environment decides before jax is imported."""
+    if missing := gpu.missing():
+        pytest.skip(missing)
+    code = (
+        "from ropd_jax.plan import prepare; prepare('gpu:h100x2')\n"
+        "from ropd_jax.plan import measure; from ropd_jax.plan.chips import parse_topology\n"
+        "from tests.plan.test_report import WIDE, tiny_config\n"
+        "how = dict(student__dtype='bfloat16', optim__row_len=256, sampling__max_tokens=128, optim__microbatch=2)\n"
+        "cfg = tiny_config(**how)\n"
+        "found = measure.measure(cfg, WIDE, parse_topology('gpu:h100x2'), print, cache=False)\n"
+        "assert found.fits and found.seconds_expected >= found.seconds > 0, found\n"
+        "assert {e.source for e in found.expected} == {'roofline'} and found.ladder, found\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"XLA_FLAGS": ""})
 
 
 def test_the_update_and_the_sampler_compile_for_a_slice():
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed: pip install 'ropd_jax[tpu-aot]'")
-    model = dataclasses.replace(
-        ONE_LAYER, d_model=256, num_heads=4, num_kv_heads=2, head_dim=128, mlp_dim=512, vocab_size=1024
-    )
     cfg = tiny_config(student__dtype="bfloat16", optim__row_len=256, sampling__max_tokens=128, optim__microbatch=4)
-    found = measure.measure(cfg, model, parse_topology("v5e:2x2"), print)
+    found = measure.measure(cfg, WIDE, parse_topology("v5e:2x2"), print)
     assert found.fits and all(b.seconds > 0 for b in found.bounds)
+    assert {e.source for e in found.expected} == {"cycles"} and found.seconds_expected > found.seconds
     assert {c.kind for c in found.compiled[0].collectives} >= {"all-gather"}

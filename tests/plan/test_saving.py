@@ -23,6 +23,8 @@ def test_a_checkpoint_holds_parameters_and_two_moments_and_the_policy_of_a_step_
     params = ahead.bytes - found.bytes
     assert found.bytes == pytest.approx(3 * params, abs=64)  # and the optimizer's counters
     assert found.hosts == 1 and planned(ONE_LAYER, 16).hosts == 4
+    box = chips.parse_topology("gpu:h100x8")
+    assert saving.saving(tiny_config(), ONE_LAYER, mesh_lib.make_mesh(-1, 1), box, None).hosts == 1
 
 
 def test_a_4b_student_on_one_and_on_four_hosts():
