@@ -243,6 +243,10 @@ def default() -> ConfigDict:
     cfg.mesh = ConfigDict()
     cfg.mesh.fsdp = -1  # -1 takes the devices that tp leaves
     cfg.mesh.tp = 1
+    cfg.mesh.update_fsdp = 0  # the update's own mesh, of the same devices; 0 is mesh.fsdp, -1 as there
+    cfg.mesh.update_tp = 0  # 0 is mesh.tp
+    cfg.mesh.sample_fsdp = 0  # and the sampler's
+    cfg.mesh.sample_tp = 0
 
     cfg.checkpoint = ConfigDict()
     cfg.checkpoint.every = 50  # steps; the last step is always saved

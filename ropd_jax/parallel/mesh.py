@@ -10,6 +10,9 @@ A parameter's name states its dimensions (``q_DNH``), so its sharding follows fr
 maps each letter of the dimension key to a mesh axis. Parameters are *stored* sharded over both axes and
 *gathered* over ``fsdp`` one layer at a time just before use (`ShardingRules.gather`).
 Without a mesh (`jax.set_mesh` not entered) every function here is the identity.
+
+Update and sampler can have a mesh each, of the same devices in the same order (`sampling_mesh`): with tp=1 the update
+moves a fifth of the bytes, decoding wants tp. What is on one goes to the other as a whole (`sampling.weights`).
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -41,6 +45,37 @@ def make_mesh(fsdp: int = -1, tp: int = 1, devices=None) -> jax.sharding.Mesh:
     if fsdp * tp > n:
         raise UserError(f"mesh fsdp={fsdp} x tp={tp} needs {fsdp * tp} devices, here are {n}; lower one of them")
     return jax.make_mesh((fsdp, tp), AXES, devices=devices[: fsdp * tp])
+
+
+def update_mesh(section: Mapping[str, Any], devices=None) -> jax.sharding.Mesh:
+    """The mesh of the update, on which parameters and optimizer are: ``mesh.update_fsdp`` and ``mesh.update_tp``, or
+    where these are 0 ``mesh.fsdp`` and ``mesh.tp``.
+
+    Args:
+        section: ``cfg.mesh``.
+    """
+    return make_mesh(section["update_fsdp"] or section["fsdp"], section["update_tp"] or section["tp"], devices)
+
+
+def sampling_mesh(section: Mapping[str, Any], update: jax.sharding.Mesh) -> jax.sharding.Mesh:
+    """The mesh of the sampler, of the update's devices in the update's order: ``mesh.sample_fsdp`` and
+    ``mesh.sample_tp``, or where these are 0 ``mesh.fsdp`` and ``mesh.tp``. It is ``update`` itself if the sizes are.
+
+    Raises:
+        UserError: sizes that do not take all devices of the update.
+    """
+    fsdp, tp = section["sample_fsdp"] or section["fsdp"], section["sample_tp"] or section["tp"]
+    if fsdp == -1 and not update.size % tp:
+        fsdp = update.size // tp
+    if fsdp * tp != update.size:
+        raise UserError(
+            f"sampler's mesh fsdp={fsdp}, tp={tp}: expected all {update.size} devices of the update's mesh, fsdp="
+            f"{update.shape['fsdp']}, tp={update.shape['tp']}; set --config.mesh.sample_fsdp=-1 and a "
+            f"--config.mesh.sample_tp that divides {update.size}"
+        )
+    if (fsdp, tp) == update.devices.shape:
+        return update
+    return jax.sharding.Mesh(update.devices.reshape(fsdp, tp), AXES, axis_types=update.axis_types)
 
 
 @dataclasses.dataclass(frozen=True)

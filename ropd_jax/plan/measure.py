@@ -21,9 +21,10 @@ from ropd_jax.plan.programs import device_bytes
 from ropd_jax.training.accumulate import uses_streaming
 from ropd_jax.training.setup import read_config
 from ropd_jax.training.update import needs_initial
+from ropd_jax.training.validate import check_sample_mesh
 
 Report = Callable[[str], None]  # receives a line about what is being done
-SAMPLER = ("prefill", "decode")
+SAMPLER = ("move", "prefill", "decode")
 PARTS = ("update", *SAMPLER, "method")
 
 
@@ -39,7 +40,7 @@ class Memory:
         method: the method's `ExtraMemory`: GAD's discriminator with its optimizer, a white-box teacher.
         gradients: the sum of an update in portions, between its programs.
         ahead: what sampling a step ahead adds: older parameters, and during the update keys and values and the copy.
-        copy: the sampler's own weights (`sampling.weights`), while it samples.
+        copy: the sampler's own weights (`sampling.weights`), moved and made ready, while it samples.
         inputs: what else is handed in: the batch, the weights in another form.
         temporaries: activations, gradients, gathered weights.
         peak: most at one time; a lower bound if the compiler refused the program.
@@ -101,7 +102,7 @@ class Measured:
 
 def setting_of(cfg: ConfigDict, mesh) -> Setting:
     return Setting(
-        tp=cfg.mesh.tp,
+        tp=programs.sampling_mesh(cfg, mesh).shape["tp"],
         microbatch=cfg.optim.microbatch,
         remat=cfg.optim.remat,
         slots=programs.engine_of(cfg, mesh).prompts * cfg.sampling.rollouts,  # idle prompts fill the mesh up
@@ -110,13 +111,16 @@ def setting_of(cfg: ConfigDict, mesh) -> Setting:
 
 
 def make_mesh(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> jax.sharding.Mesh:
-    """The config's mesh over the devices of the slice.
+    """The config's mesh of the update over the devices of the slice.
 
     Raises:
         UserError: the slice is refused, or the model does not divide over the mesh.
     """
-    mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp, devices=topology_devices(topology))
-    mesh_lib.check_divides(model_cfg, mesh)
+    mesh = mesh_lib.update_mesh(cfg.mesh, devices=topology_devices(topology))
+    own = programs.sampling_mesh(cfg, mesh)
+    for one in (mesh, own):
+        mesh_lib.check_divides(model_cfg, one)
+    check_sample_mesh(mesh, own, copy_weights=cfg.sampling.copy_weights)
     return mesh
 
 
@@ -175,7 +179,8 @@ class Sizes:
         method: the method's `ExtraMemory`.
         gradients: the sum of an update in portions; 0 if it is computed whole.
         ahead: the next step is sampled by older parameters while this one is updated.
-        copy: the sampler's own weights; ``decoding``: all weights that decoding is called with.
+        copy: the sampler's own weights; ``decoding``: all weights that decoding is called with; ``moved``: what of the
+            copy is on the sampler's mesh as it is stored there, 0 if there is one mesh.
     """
 
     trained: int
@@ -190,6 +195,7 @@ class Sizes:
     ahead: bool = False
     copy: int = 0
     decoding: int = 0
+    moved: int = 0
 
     @property
     def parameters(self) -> int:
@@ -216,7 +222,8 @@ class Sizes:
         return {
             "update": self.parameters + (self.gradients or self.optimizer),
             "apply": self.trained + self.optimizer + self.gradients,
-            "prefill": self.trained + self.base + self.kv_prompts,
+            "move": self.trained + self.base + self.copy,
+            "prefill": (self.moved or self.trained + self.base) + self.kv_prompts,
             "decode": self.decoding + self.kv_cache,
         }.get(name, self.method)
 
@@ -229,6 +236,7 @@ def sizes(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Sizes:
     trained, base = device_bytes(weights.trained), device_bytes(weights.base)
     kv_prompts, kv_rows = programs.kv_cache_bytes(cfg, model_cfg, mesh)
     copy, decoding = programs.decode_weights_bytes(cfg, model_cfg, mesh)
+    moved = programs.moved_bytes(cfg, model_cfg, mesh)
     return Sizes(
         trained=trained,
         base=base,
@@ -240,8 +248,9 @@ def sizes(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Sizes:
         method=device_bytes(extra.arrays),
         gradients=device_bytes(programs.gradients_of(state)) if uses_streaming(read_config(cfg), method) else 0,
         ahead=bool(cfg.stream.staleness),
-        copy=copy,
+        copy=moved + copy,
         decoding=decoding,
+        moved=moved,
     )
 
 
@@ -301,7 +310,7 @@ def phases(
     remat = cfg.optim.remat in (True, "block")
     for one in extra.programs:
         found.append(_extra_phase(one, mesh.size, s.method, received(one.name, one.calls), remat=remat))
-    return found + (_sampler_phases(cfg, model_cfg, mesh, answer, received) if method.needs_rollouts else [])
+    return found + (_sampler_phases(cfg, model_cfg, mesh, s, answer, received) if method.needs_rollouts else [])
 
 
 def _update_phases(
@@ -342,9 +351,12 @@ def _update_phases(
 
 
 def _sampler_phases(
-    cfg: ConfigDict, model_cfg: ModelConfig, mesh: jax.sharding.Mesh, answer: int, received: Received
+    cfg: ConfigDict, model_cfg: ModelConfig, mesh: jax.sharding.Mesh, s: Sizes, answer: int, received: Received
 ) -> list[Phase]:
     slots, itemsize = setting_of(cfg, mesh).slots, jnp.dtype(cfg.student.dtype).itemsize
+    prefills = programs.prefill_calls(cfg, mesh)
+    moves = [Phase("move", 0.0, s.trained + s.base + s.moved, received("move", 1))] if s.moved else []
+    mesh = programs.sampling_mesh(cfg, mesh)
     work = count.rollouts(
         model_cfg,
         prompts=cfg.data.prompts_per_step,
@@ -355,8 +367,7 @@ def _sampler_phases(
         itemsize=programs.cache_itemsize(cfg),
     )
     weights = itemsize * count.read_params(model_cfg, slots) / mesh.shape["tp"]
-    prefills = programs.prefill_calls(cfg, mesh)
-    return [
+    return moves + [
         Phase("prefill", work.prefill_flops / mesh.size, prefills * weights, received("prefill", prefills)),
         Phase(
             "decode",
