@@ -7,7 +7,6 @@ takes any mask. It is for short rows, and it is the reference that every kernel 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ropd_jax.models.flash import Shape, flash, short
+from ropd_jax.models.splash import splash
 from ropd_jax.parallel.mesh import active_mesh, constrain, out, platform
 from ropd_jax.types import UserError
 
@@ -117,40 +117,8 @@ def _short(q_BTNH, k_BTKH, v_BTKH, segments_BT, local, *, pattern: Pattern):
 
 
 def _splash(q_BTNH, k_BTKH, v_BTKH, segments_BT, local, *, pattern: Pattern, interpret: bool = False):
-    """Splash attention: blocks that the mask empties are skipped, segments are compared inside the kernel."""
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-
-    T, N = q_BTNH.shape[1:3]
-    pad = -T % 128
-    length = T + pad
-    block = math.gcd(length, 512)
-    sizes = splash.BlockSizes(
-        block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block
-    )
-
-    def rows(mask, q_BNTH, k_BKTH, v_BKTH, segments_BT):
-        kernel = splash.make_splash_mha_single_device(
-            masks.MultiHeadMask([mask] * N),
-            block_sizes=sizes,
-            attn_logits_soft_cap=pattern.softcap or None,
-            residual_checkpoint_name="attention",  # see transformer.REMAT
-            interpret=interpret,
-        )
-        return jax.vmap(lambda q, k, v, s: kernel(q, k, v, splash.SegmentIds(s, s)))(
-            q_BNTH, k_BKTH, v_BKTH, segments_BT
-        )
-
-    def padded(x):
-        return jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))).swapaxes(1, 2)
-
-    q_BTNH = (q_BTNH.astype(jnp.float32) * pattern.scale).astype(q_BTNH.dtype)  # the kernel has no scale of its own
-    inputs = (padded(q_BTNH), padded(k_BTKH), padded(v_BTKH), jnp.pad(segments_BT, ((0, 0), (0, pad))))
-    whole = functools.partial(rows, masks.CausalMask((length, length)))
-    if not pattern.window:
-        return whole(*inputs).swapaxes(1, 2)[:, :T]
-    near = functools.partial(rows, masks.LocalMask((length, length), (pattern.window - 1, 0), 0))
-    return jax.lax.cond(local, near, whole, *inputs).swapaxes(1, 2)[:, :T]
+    first_BT, how = first_seen(segments_BT, local, pattern.window), pattern._asdict()
+    return splash(q_BTNH, k_BTKH, v_BTKH, segments_BT, first_BT, local, **how, interpret=interpret)
 
 
 def _cudnn(

@@ -299,7 +299,7 @@ def divides(tmp_path_factory):
     return path
 
 
-def test_a_run_whose_sampler_has_a_mesh_of_its_own_is_the_run_on_one_mesh_and_resumes(divides, tmp_path):
+def test_a_run_whose_sampler_has_a_mesh_of_its_own_is_the_run_on_one_mesh(divides, tmp_path):
     meshes = {"one": {"mesh__fsdp": 2}, "two": {"mesh__fsdp": -1, "mesh__update_fsdp": 2, "mesh__sample_tp": 2}}
     meshes["two"]["mesh__sample_fsdp"] = 1
     shared = dict(student__checkpoint=str(divides), sampling__max_tokens=12, log__token_logprobs="before_after")
@@ -309,10 +309,10 @@ def test_a_run_whose_sampler_has_a_mesh_of_its_own_is_the_run_on_one_mesh_and_re
         cfg = tiny_config(**shared, **sizes, steps=2)
         train(cfg, tmp_path / name)
         rows[name] = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-    assert len(rows["one"]) == len(rows["two"]) == 3
+    assert [r["step"] for r in rows["one"]] == [r["step"] for r in rows["two"]]
     for one, two in zip(rows["one"], rows["two"], strict=True):
         for key in [k for k in one if k.startswith(("update/", "eval/", "rewards/", "sample/")) and k in two]:
-            if isinstance(one[key], float):
+            if isinstance(one[key], float) and not key.endswith("_per_s"):
                 assert two[key] == pytest.approx(one[key], rel=1e-4, abs=1e-5), key
     last = [finished_params(tmp_path / name, 2)[0] for name in meshes]
     assert trees_max_diff(*last) < 1e-5
