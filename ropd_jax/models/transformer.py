@@ -24,7 +24,16 @@ from jax.sharding import reshard
 
 from ropd_jax.models.attention import self_attention
 from ropd_jax.models.config import ModelConfig
-from ropd_jax.models.linear import MANY_ROWS, Params, flip, flipped_back, linear, product_outputs_first, take_attached
+from ropd_jax.models.linear import (
+    GATHERED_AT_USE,
+    MANY_ROWS,
+    Params,
+    flip,
+    flipped_back,
+    linear,
+    product_outputs_first,
+    take_attached,
+)
 from ropd_jax.models.rope import angles_of_kind, rope_kind_of, rotary_angles, rotate
 from ropd_jax.models.vocabulary import only_tokens
 from ropd_jax.parallel.mesh import RULES, active_mesh, constrain, out, platform
@@ -227,7 +236,7 @@ def param_shapes(cfg: ModelConfig) -> Params:
 
 def _block(cfg: ModelConfig, layer: Params) -> Callable:
     """One layer as a function of (x_BTD, angles, attend)."""
-    own, attached = take_attached(RULES.gather(layer))
+    own, attached = take_attached(RULES.gather(layer, but=GATHERED_AT_USE))
     for part, names in attached.items():
         for name in names:
             if name not in own[part]:  # `unstack` stored it outputs first; the module only needs its shape

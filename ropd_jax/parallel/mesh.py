@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -100,13 +100,19 @@ class ShardingRules:
         """Tree of PartitionSpecs in which a parameter tree is stored."""
         return jax.tree_util.tree_map_with_path(lambda path, x: self.spec(dims_of(path, x)), params)
 
-    def gather(self, params):
-        """All-gather over ``fsdp`` what is about to be used; a no-op without a mesh."""
+    def gather(self, params, *, but: Collection[str] = ()):
+        """All-gather over ``fsdp`` what is about to be used; a no-op without a mesh.
+
+        Args:
+            but: names of parameters that stay as they are.
+        """
         if active_mesh() is None:
             return params
-        return jax.tree_util.tree_map_with_path(
-            lambda path, x: reshard(x, self.spec(dims_of(path, x), drop="fsdp")), params
-        )
+
+        def one(path, x):
+            return x if path[-1].key in but else reshard(x, self.spec(dims_of(path, x), drop="fsdp"))
+
+        return jax.tree_util.tree_map_with_path(one, params)
 
 
 RULES = ShardingRules()
