@@ -55,8 +55,8 @@ def token_logprobs(
     norm, table_VD = transformer.head(cfg, params)
     spread = _spread(cfg)
     pad = -T % chunk
-    x_BTD = jnp.pad(norm(x_BTD), ((0, 0), (0, pad), (0, 0)))
-    targets_BT = jnp.pad(targets_BT, ((0, 0), (0, pad)))
+    x_BTD = jnp.pad(constrain(norm(x_BTD), "BSD"), ((0, 0), (0, pad), (0, 0)))  # all of a row
+    targets_BT = jnp.pad(constrain(targets_BT, "BS"), ((0, 0), (0, pad)))
 
     def logits(x_BTD, table_VD, first=0):
         return transformer.output_logits(cfg, x_BTD, table_VD, first=first) / temperature
@@ -73,8 +73,8 @@ def token_logprobs(
         how = _How(logits, chunk, entropy_grad)
         spread_chunk = jax.shard_map(
             functools.partial(_spread_chunk, how, spread),
-            in_specs=(out("BTD"), out("BT"), P(spread, None)),
-            out_specs=(out("BT"), out("BT")),
+            in_specs=(out("BSD"), out("BS"), P(spread, None)),
+            out_specs=(out("BS"), out("BS")),
         )
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
@@ -83,7 +83,7 @@ def token_logprobs(
             return spread_chunk(x_BTD, targets_BT, table_VD)
         logits_BTV = logits(x_BTD, table_VD)
         lse_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
-        if out("BTV") is None:
+        if out("BSV") is None:
             picked_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
         else:  # the vocabulary is sharded: a gather along it would need every shard
             ids_V = jnp.arange(logits_BTV.shape[-1], dtype=targets_BT.dtype)
@@ -91,14 +91,14 @@ def token_logprobs(
         p_BTV = jnp.exp(logits_BTV - lse_BT[..., None])
         entropy_BT = lse_BT - jnp.sum(p_BTV * logits_BTV, axis=-1)
         entropy_BT = entropy_BT if entropy_grad else jax.lax.stop_gradient(entropy_BT)
-        return constrain(picked_BT - lse_BT, "BT"), constrain(entropy_BT, "BT")
+        return constrain(picked_BT - lse_BT, "BS"), constrain(entropy_BT, "BS")
 
     def split(x_BT):  # [B, T, ...] -> [chunks, B, chunk, ...]
         return x_BT.reshape(x_BT.shape[0], -1, chunk, *x_BT.shape[2:]).swapaxes(0, 1)
 
     pieces = jax.lax.map(lambda xs: one_chunk(*xs), (split(x_BTD), split(targets_BT)))
     logp_BT, entropy_BT = (x.swapaxes(0, 1).reshape(targets_BT.shape)[:, :T] for x in pieces)
-    return constrain(logp_BT, "BT"), constrain(entropy_BT, "BT")  # the reshape of a single row forgets its axis
+    return constrain(logp_BT, "BS"), constrain(entropy_BT, "BS")  # the reshape of a single row forgets its axis
 
 
 class _How(NamedTuple):
@@ -243,6 +243,6 @@ def _spread(cfg: ModelConfig) -> tuple[str, ...]:
     rows, but neither the table nor its gradient exists whole on a device (Qwen3-4B, float32: 1.6 GB each).
     """
     mesh = active_mesh()
-    if mesh is None or mesh.shape["fsdp"] == 1 or cfg.vocab_size % mesh.size:
+    if mesh is None or mesh.size == mesh.shape["tp"] or cfg.vocab_size % mesh.size:
         return ()
-    return ("fsdp", "tp")
+    return mesh.axis_names

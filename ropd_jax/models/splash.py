@@ -26,6 +26,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ropd_jax.types import UserError
+
 BLOCK = 512  # queries and keys of a block
 
 
@@ -43,31 +45,40 @@ class Schedule(NamedTuple):
     queries_QS: jax.Array
 
 
-def schedule(segments_T: jax.Array, first_T: jax.Array, block: int) -> Schedule:
-    """The pairs of blocks of a row that hold a pair of tokens one of which sees the other.
+def schedule(segments_T: jax.Array, first_T: jax.Array, block: int, *, at: jax.Array | int = 0, keys: int = 0):
+    """The `Schedule` of a row: the pairs of blocks that hold a pair of tokens one of which sees the other.
 
     Args:
-        segments_T: 0 is padding, which sees what is in its own block.
+        segments_T: of the queries; 0 is padding, which sees what is in its own block.
         first_T: the first token that each one sees (`attention.first_seen`); it never decreases. T divides by ``block``.
+        at: index in the row of the first query, if these are a part of it; a multiple of ``block``.
+        keys: of the row, likewise; 0 is T.
     """
-    index_T = jnp.arange(len(segments_T), dtype=jnp.int32)
+    index_T = jnp.arange(len(segments_T), dtype=jnp.int32) + at
     first_T = jnp.where(segments_T == 0, index_T, first_T)
-    lowest_Q = jnp.min(first_T.reshape(-1, block), axis=1) // block
-    block_Q = jnp.arange(len(lowest_Q), dtype=jnp.int32)
-    lowest_Q1, block_Q1, block_1S = lowest_Q[:, None], block_Q[:, None], block_Q[None]
-    last_1S = jnp.sum(lowest_Q1 <= block_1S, axis=0, dtype=jnp.int32)[None] - 1  # queries S to this one see keys S
-    runs_QS = (lowest_Q1 <= block_1S) & (block_1S <= block_Q1)
-    return Schedule(runs_QS, jnp.clip(block_1S, lowest_Q1, block_Q1), jnp.clip(block_Q1, block_1S, last_1S))
+    lowest_Q1 = jnp.min(first_T.reshape(-1, block), axis=1)[:, None] // block
+    queries_Q1 = jnp.arange(len(lowest_Q1), dtype=jnp.int32)[:, None]
+    keys_1S = jnp.arange((keys or len(segments_T)) // block, dtype=jnp.int32)[None]
+    own_Q1 = queries_Q1 + at // block  # the block of keys that these queries are
+    begin_1S = jnp.sum(own_Q1 < keys_1S, axis=0, dtype=jnp.int32)[None]  # queries from this block ...
+    end_1S = jnp.sum(lowest_Q1 <= keys_1S, axis=0, dtype=jnp.int32)[None] - 1  # ... to this one see keys S
+    last = len(lowest_Q1) - 1
+    return Schedule(
+        (lowest_Q1 <= keys_1S) & (keys_1S <= own_Q1),
+        jnp.clip(keys_1S, lowest_Q1, own_Q1),
+        jnp.clip(jnp.clip(queries_Q1, begin_1S, end_1S), 0, last),  # keys that no query sees: whatever is there
+    )
 
 
 def splash(
     q_BTNH: jax.Array,
-    k_BTKH: jax.Array,
-    v_BTKH: jax.Array,
-    segments_BT: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    segments_BS: jax.Array,
     first_BT: jax.Array,
     local: jax.Array,
     *,
+    at: jax.Array | int = 0,
     scale: float,
     softcap: float,
     window: int,
@@ -77,20 +88,26 @@ def splash(
 
     Args:
         first_BT: as in `schedule`, windows included.
+        at: the index of the first query, where the queries are a part of a row whose keys are all there.
         local: bool scalar, whether ``window`` applies; it can be traced.
         interpret: run the kernel's Python on any device, for tests.
     """
-    T = q_BTNH.shape[1]
-    pad = -T % 128
+    T, S = q_BTNH.shape[1], k_BSKH.shape[1]
+    if T != S and T % 128:
+        raise UserError(
+            f"a row of {S} tokens in parts of {T}: splash attention needs parts of a multiple of 128; set optim.row_len "
+            "to a multiple of 128 x mesh.cp, or optim.attention='xla'"
+        )
+    pad = -T % 128  # of all keys if T is S, else 0
     block = math.gcd(T + pad, BLOCK)
 
     def padded(x):
         return jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))).swapaxes(1, 2)
 
     q_BTNH = (q_BTNH.astype(jnp.float32) * scale).astype(q_BTNH.dtype)  # the kernel has no scale of its own
-    segments_BT, first_BT = (jnp.pad(x, ((0, 0), (0, pad))) for x in (segments_BT, first_BT))
-    inputs = (padded(q_BTNH), padded(k_BTKH), padded(v_BTKH), segments_BT, first_BT)
-    row = functools.partial(_row, block=block, softcap=softcap, interpret=interpret)
+    segments_BS, first_BT = (jnp.pad(x, ((0, 0), (0, pad))) for x in (segments_BS, first_BT))
+    inputs = (padded(q_BTNH), padded(k_BSKH), padded(v_BSKH), segments_BS, first_BT)
+    row = functools.partial(_row, at=at, block=block, softcap=softcap, interpret=interpret)
     whole = functools.partial(_rows, functools.partial(row, sees=_causal))
     if not window:
         return whole(inputs).swapaxes(1, 2)[:, :T]
@@ -105,11 +122,13 @@ def _rows(row, inputs):
     return jax.lax.map(lambda xs: row(*xs), inputs)
 
 
-def _row(q_NTH, k_KTH, v_KTH, segments_T, first_T, *, block: int, softcap: float, interpret: bool, sees):
+def _row(q_NTH, k_KSH, v_KSH, segments_S, first_T, *, at, block: int, softcap: float, interpret: bool, sees):
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as masks
 
-    plan, index_T = schedule(segments_T, first_T, block), jnp.arange(len(segments_T), dtype=jnp.int32)
+    T, S = len(first_T), len(segments_S)
+    index_T, segments_T = at + jnp.arange(T, dtype=jnp.int32), jax.lax.dynamic_slice_in_dim(segments_S, at, T)
+    plan = schedule(segments_T, first_T, block, at=at, keys=S)
     runs_1QS = plan.runs_QS.astype(jnp.int32)[None]
     forward, backward = (
         masks.MaskInfo(fetched[None], None, runs_1QS, None, index_T)  # type: ignore[arg-type]  # says NumPy, takes both
@@ -131,7 +150,7 @@ def _row(q_NTH, k_KTH, v_KTH, segments_T, first_T, *, block: int, softcap: float
         mask_function=sees,
         interpret=interpret,
     )
-    return attend(q_NTH, k_KTH, v_KTH, kernel.SegmentIds(segments_T, segments_T))
+    return attend(q_NTH, k_KSH, v_KSH, kernel.SegmentIds(segments_T, segments_S))
 
 
 def _causal(t, s):

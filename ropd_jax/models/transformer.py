@@ -36,7 +36,7 @@ from ropd_jax.models.linear import (
 )
 from ropd_jax.models.rope import angles_of_kind, rope_kind_of, rotary_angles, rotate
 from ropd_jax.models.vocabulary import only_tokens
-from ropd_jax.parallel.mesh import RULES, active_mesh, constrain, out, platform
+from ropd_jax.parallel.mesh import RULES, active_mesh, constrain, out, parts_of_a_row, platform
 from ropd_jax.types import Array
 
 
@@ -278,7 +278,10 @@ def embed(cfg: ModelConfig, params: Params, tokens_BT: jax.Array, dtype) -> jax.
         x_BTD = table_VD[tokens_BT].astype(dtype)
     else:
         table_VD, tokens_BT = reshard(table_VD, RULES.spec("_D")), constrain(tokens_BT, "__")
-        x_BTD = constrain(table_VD.at[tokens_BT].get(out_sharding=RULES.spec("__D")).astype(dtype), "BTD")
+        x_BTD = table_VD.at[tokens_BT].get(out_sharding=RULES.spec("__D")).astype(dtype)
+        if parts_of_a_row() > 1:  # one axis at a time: XLA would gather all rows for both
+            x_BTD = reshard(x_BTD, jax.P(dict(RULES.axis)["B"], None, "cp"))
+        x_BTD = constrain(x_BTD, "BTD")
     return x_BTD * jnp.asarray(cfg.embed_scale, dtype)  # Gemma's checkpoints were trained with the rounded factor
 
 
@@ -367,7 +370,7 @@ def hidden(
         keep_kv: also return the keys and values, each [L, B, K, T, H] (prefill).
     """
 
-    angles = rotary_angles(cfg, positions_BT)
+    angles = rotary_angles(cfg, constrain(positions_BT, "BT"))
 
     def body(x_BTD, xs):
         layer, own = xs

@@ -91,10 +91,10 @@ def setup(
     validate.note_warmup(how.optim, how.steps)
     if hosts.index() == 0 and not is_finished(place.files, how.steps, home=place.home):  # a finished run asks nothing
         check_models(cfg.teacher, files.needs)
-    student = load_checkpoint(
-        cfg.student.checkpoint, mesh=files.mesh, dtype=how.lora.load_dtype, tokenizer=files.student.tokenizer
-    )
     with jax.set_mesh(files.mesh):
+        student = load_checkpoint(
+            cfg.student.checkpoint, mesh=files.mesh, dtype=how.lora.load_dtype, tokenizer=files.student.tokenizer
+        )
         built, state = _programs(how, made, student, files.mesh)
         if files.origin and files.origin.pending:
             state = forked(files.origin, state, files.mesh, how.lora)

@@ -122,6 +122,25 @@ def test_attention_on_a_mesh_equals_one_device(impl):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.parametrize("window", [0, 100])
+@pytest.mark.parametrize("kernel", ["naive", "xla", "splash", "cudnn"])
+def test_queries_of_a_part_of_a_row_get_what_they_get_in_the_whole_row(kernel, window):
+    q, k, v, segments, do = inputs(512, B=2)
+    do[segments == 0] = 0.0
+    pattern = lib.Pattern(0.25, 0.0, window)
+    run = functools.partial((KERNELS | {"naive": lib._naive})[kernel], pattern=pattern)
+
+    def part(at, q, k, v, do):
+        return value_and_grads(lambda *qkv: run(*qkv, jnp.asarray(segments), jnp.asarray(bool(window)), at=at), q, k, v, do)
+
+    parts = [jax.jit(part)(at, q[:, at : at + 256], k, v, do[:, at : at + 256]) for at in (0, 256)]
+    got = [np.concatenate([a, b], axis=1) for a, b in zip(*(p[:2] for p in parts), strict=True)]
+    got += [a + b for a, b in zip(*(p[2:] for p in parts), strict=True)]  # keys get a gradient from each part
+    want = value_and_grads(lambda q, k, v: reference(q, k, v, segments, window, 0.0), q, k, v, do)
+    for name, a, b in zip(("o", "dq", "dk", "dv"), got, want, strict=True):
+        np.testing.assert_allclose(a[segments > 0], b[segments > 0], atol=1e-5, rtol=1e-5, err_msg=name)
+
+
 def test_no_score_matrix_of_a_whole_row_exists():
     T = 1024
     q, k, v, segments, do = inputs(T, B=1, N=2, K=1, H=8)
@@ -223,5 +242,8 @@ def test_choice_of_kernel():
     assert choose("xla", "tpu", 64, f32, 0.0) == "xla"
     with pytest.raises(UserError, match=r"optim.attention='flash'.*splash"):
         choose("flash", "cpu", 64, f32, 0.0)
+    assert choose("auto", "cpu", 64, f32, 0.0, cp=2) == "xla"
+    with pytest.raises(UserError, match=r"'short' has no parts of rows \(mesh.cp=2\)"):
+        choose("short", "cpu", 64, f32, 0.0, cp=2)
     with pytest.raises(UserError, match=r"'cudnn' with dtype float32"):
         choose("cudnn", "gpu", 64, f32, 0.0)

@@ -177,6 +177,16 @@ def test_packed_update_on_a_mesh_equals_unpacked_on_one_device():
     assert {k: pytest.approx(v, abs=1e-5) for k, v in m_plain.items()} == m_packed
 
 
+def test_an_update_of_rows_that_are_split_over_cp_equals_that_of_whole_rows():
+    rows, adv = sequences(8), some_advantages()
+    params, metrics = updated(rows, adv, kl_coef=0.1)
+    mesh = mesh_lib.make_mesh(2, 2, cp=2)
+    packed, m_packed = updated(rows, adv, kl_coef=0.1, mesh=mesh, row_len=40, microbatch=2)
+    assert trees_max_diff(params, packed) < 1e-4 * largest_change(params)
+    for key, value in metrics.items():
+        assert m_packed[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
+
+
 def test_sharded_update_equals_unsharded():
     rows, adv = sequences(8), some_advantages()
     plain, m_plain = updated(rows, adv)
@@ -314,7 +324,7 @@ def test_a_run_whose_sampler_has_a_mesh_of_its_own_is_the_run_on_one_mesh(divide
         for key in [k for k in one if k.startswith(("update/", "eval/", "rewards/", "sample/")) and k in two]:
             if isinstance(one[key], float) and not key.endswith("_per_s"):
                 assert two[key] == pytest.approx(one[key], rel=1e-4, abs=1e-5), key
-    last = [finished_params(tmp_path / name, 2)[0] for name in meshes]
+    last = [finished_params(tmp_path / name, 2)["params"] for name in meshes]
     assert trees_max_diff(*last) < 1e-5
 
 
