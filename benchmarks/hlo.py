@@ -95,7 +95,7 @@ def compiled(name: str, program: str, layers: int, config: str) -> dict:
     model = dataclasses.replace(model, num_layers=layers, local_layers=model.local_layers[:layers])
     if name.startswith("h100"):
         chip, count = name.split("x")
-        mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp, devices=gpu.gpu_devices(chip, int(count)))
+        mesh = mesh_lib.update_mesh(cfg.mesh, devices=gpu.gpu_devices(chip, int(count)))
     else:
         mesh = measure.make_mesh(cfg, model, parse_topology(name))
     with jax.set_mesh(mesh):
