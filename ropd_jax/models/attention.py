@@ -120,8 +120,9 @@ def _naive(q_BTNH, k_BSKH, v_BSKH, segments_BS, local, *, pattern: Pattern, at=0
 def _mask(segments_BS, T: int, local, window: int, at) -> jax.Array:
     """mask_BTS: whether each of the queries sees each key."""
     first_BT = _first(segments_BS, T, local, window, at)
-    t_T, s_S = at + jnp.arange(T, dtype=jnp.int32), jnp.arange(segments_BS.shape[1], dtype=jnp.int32)
-    return (s_S[None, None] <= t_T[None, :, None]) & (s_S[None, None] >= first_BT[..., None])
+    key_11S = jnp.arange(segments_BS.shape[1], dtype=jnp.int32)[None, None]
+    own_1T1 = (at + jnp.arange(T, dtype=jnp.int32))[None, :, None]
+    return (key_11S >= first_BT[..., None]) & (key_11S <= own_1T1)
 
 
 def _first(segments_BS, T: int, local, window: int, at) -> jax.Array:

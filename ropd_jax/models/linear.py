@@ -111,8 +111,8 @@ def project(ins: str, outs: str, stored: jax.P | None, x: jax.Array, w: jax.Arra
     reduce-scatter. With the gather outside, the sum would be complete on every device (an all-reduce: twice the bytes)
     and then cut.
 
-    XLA on CPU writes one of x and dy out transposed to contract them. The smaller one goes first, so that it is that one;
-    derived by jax it would always be dy, which for the MLP's first layer is 2-4 times the size of x.
+    XLA on CPU writes one of x and dy out transposed to contract them. The smaller one goes first, so that it is that
+    one; derived by jax it would always be dy, which for the MLP's first layer is 2-4 times the size of x.
     """
     return _product(ins, outs, x, whole(w, ins + outs))
 

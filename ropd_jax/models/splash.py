@@ -50,7 +50,7 @@ def schedule(segments_T: jax.Array, first_T: jax.Array, block: int, *, at: jax.A
 
     Args:
         segments_T: of the queries; 0 is padding, which sees what is in its own block.
-        first_T: the first token that each one sees (`attention.first_seen`); it never decreases. T divides by ``block``.
+        first_T: the first token that each one sees (`attention.first_seen`); it never decreases. ``block`` divides T.
         at: index in the row of the first query, if these are a part of it; a multiple of ``block``.
         keys: of the row, likewise; 0 is T.
     """
@@ -95,8 +95,8 @@ def splash(
     T, S = q_BTNH.shape[1], k_BSKH.shape[1]
     if T != S and T % 128:
         raise UserError(
-            f"a row of {S} tokens in parts of {T}: splash attention needs parts of a multiple of 128; set optim.row_len "
-            "to a multiple of 128 x mesh.cp, or optim.attention='xla'"
+            f"a row of {S} tokens in parts of {T}: splash attention needs parts of a multiple of 128; set "
+            "optim.row_len to a multiple of 128 x mesh.cp, or optim.attention='xla'"
         )
     pad = -T % 128  # of all keys if T is S, else 0
     block = math.gcd(T + pad, BLOCK)

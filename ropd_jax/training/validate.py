@@ -111,7 +111,7 @@ def check_sample_mesh(update: jax.sharding.Mesh, sample: jax.sharding.Mesh, *, c
         sizes = [f"fsdp={m.shape['fsdp']} tp={m.shape['tp']}" for m in (sample, update)]
         raise UserError(
             f"sampling.copy_weights=False: the sampler's mesh ({sizes[0]}) is not the update's ({sizes[1]}), so it "
-            "needs weights of its own; set sampling.copy_weights=True, or one mesh for both (mesh.fsdp and mesh.tp only)"
+            "needs weights of its own; set sampling.copy_weights=True, or one mesh for both (mesh.fsdp and mesh.tp)"
         )
 
 

@@ -206,10 +206,10 @@ def test_rows_of_answers_of_mean_3600_cost_the_pairs_of_blocks_that_they_need():
     segments, block = packed(128, 10_240, seed=0), 512
     rows, n = len(segments), 10_240 // block
     first = np.asarray(lib.first_seen(jnp.asarray(segments), False, 0))
-    runs = np.array([splash.schedule(jnp.asarray(s), jnp.asarray(f), block).runs_QS for s, f in zip(segments, first)])
+    plans = jax.vmap(lambda s, f: splash.schedule(s, f, block))(jnp.asarray(segments), jnp.asarray(first))
     lowest = np.where(segments > 0, first, np.arange(10_240)).reshape(rows, n, block).min(axis=2) // block
     needed = (np.arange(n) - lowest + 1).sum()
-    assert runs.sum() == needed
+    assert plans.runs_QS.sum() == needed
     assert 1.7 < rows * n * (n + 1) / 2 / needed < 1.8  # the whole triangle, which causality alone leaves
 
 
