@@ -127,7 +127,7 @@ def _mask(segments_BS, T: int, local, window: int, at) -> jax.Array:
 
 def _first(segments_BS, T: int, local, window: int, at) -> jax.Array:
     first_BS = first_seen(segments_BS, local, window)
-    return first_BS if T == first_BS.shape[1] else jax.lax.dynamic_slice_in_dim(first_BS, at, T, axis=1)
+    return first_BS if first_BS.shape[1] == T else jax.lax.dynamic_slice_in_dim(first_BS, at, T, axis=1)
 
 
 def _xla(q_BTNH, k_BSKH, v_BSKH, segments_BS, local, *, pattern: Pattern, at=0):
