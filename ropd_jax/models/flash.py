@@ -145,7 +145,8 @@ def _row_forward(shape: Shape, at, q, k, v, first):
 
         nothing = jnp.zeros(q_i.shape, jnp.float32)
         carry = (jnp.full(q_i.shape[:-1], NEVER, jnp.float32), nothing[..., 0], nothing)
-        top, total, o = jax.lax.fori_loop(*_key_blocks(shape, at, i, first_t, k), keys, carry)
+        begin, end = _key_blocks(shape, at, i, first_t, k)
+        top, total, o = jax.lax.fori_loop(begin, end, keys, carry)
         return (o / total[..., None]).astype(q_i.dtype), top + jnp.log(total)
 
     return jax.lax.map(queries, (jnp.arange(len(q), dtype=jnp.int32), q, first))
@@ -173,7 +174,8 @@ def _row_backward(shape: Shape, at, q, k, v, first, do, delta, lse):
             return dk, dv, dq_i
 
         nothing = jnp.zeros(q_i.shape, jnp.float32)
-        dk, dv, dq_i = jax.lax.fori_loop(*_key_blocks(shape, at, i, first_t, k), keys, (*carry, nothing))
+        begin, end = _key_blocks(shape, at, i, first_t, k)
+        dk, dv, dq_i = jax.lax.fori_loop(begin, end, keys, (*carry, nothing))
         return (dk, dv), dq_i
 
     nothing = jnp.zeros(k.shape, jnp.float32)

@@ -105,7 +105,7 @@ class ShardingRules:
         if drop:
             table = {letter: axis for letter, axis in table.items() if axis != drop}
         if "D" in table and parts_of_a_row() > 1:
-            table["D"] = ("cp", table["D"])
+            table["D"] = ("cp", "fsdp")
         return PartitionSpec(*map(table.get, dims))
 
     def storage(self, params) -> dict:
