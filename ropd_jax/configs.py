@@ -459,7 +459,7 @@ def paper_run(column: str) -> ConfigDict:
     cfg.stream.deterministic = False
     cfg.optim.xla_options = "xla_tpu_scheduler_percent_shared_memory_limit=50"  # 100: all memory there is, for overlap
     cfg.mesh.tp = 4  # decoding gathers a quarter of the weights: 2 GB a chip, on a slice of any size
-    cfg.mesh.update_fsdp, cfg.mesh.update_tp = -1, 1  # and the update moves a third of what it would with tp=4: 49 GB a portion
+    cfg.mesh.update_fsdp, cfg.mesh.update_tp = -1, 1  # and the update moves a third of what it would with tp=4
     cfg.sampling.prompts_at_once = 16  # 128 rollouts side by side: 11 GB of keys and values on each of 16 chips
     cfg.eval.size = 100
     cfg.eval.sampled = False
