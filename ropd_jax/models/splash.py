@@ -131,8 +131,7 @@ def _row(q_NTH, k_KSH, v_KSH, segments_S, first_T, *, at, block: int, softcap: f
     plan = schedule(segments_T, first_T, block, at=at, keys=S)
     runs_1QS = plan.runs_QS.astype(jnp.int32)[None]
     forward, backward = (
-        masks.MaskInfo(fetched[None], None, runs_1QS, None, index_T)  # type: ignore[arg-type]  # says NumPy, takes both
-        for fetched in (plan.keys_QS, plan.queries_QS)
+        masks.MaskInfo(fetched[None], None, runs_1QS, None, index_T) for fetched in (plan.keys_QS, plan.queries_QS)
     )
     sizes = kernel.BlockSizes(
         block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block

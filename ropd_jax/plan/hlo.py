@@ -13,6 +13,7 @@ import dataclasses
 import math
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 BYTES = {
@@ -228,11 +229,11 @@ def _trips(line: str, lines: dict[str, list[str]], passes: int) -> int:
     return passes
 
 
-def _step(line: str, lines: dict[str, list[str]], condition: list[str], compared: str) -> int:
+def _step(line: str, lines: dict[str, list[str]], condition: Sequence[str], compared: str) -> int:
     """What a pass adds to a loop's counter: 1, or 2 where the compiler unrolled a product in steps around a ring."""
     name = r"%([\w.\-]+)"
 
-    def found(one: str, how: str, within: list[str]) -> str:
+    def found(one: str, how: str, within: Sequence[str]) -> str:
         """The group of ``how`` in the definition of ``one``, or ""."""
         text = rf"\s+(?:ROOT )?%?{re.escape(one)} = [su]32\[\]\S* {how}"
         return next((m[1] for x in within if (m := re.match(text, x))), "")
