@@ -280,6 +280,11 @@ def default() -> ConfigDict:
     cfg.mesh = ConfigDict()
     cfg.mesh.fsdp = -1  # -1 takes the devices that tp leaves
     cfg.mesh.tp = 1
+    cfg.mesh.update_fsdp = 0  # the update's own mesh, of the same devices; 0 is mesh.fsdp, -1 as there
+    cfg.mesh.update_tp = 0  # 0 is mesh.tp
+    cfg.mesh.sample_fsdp = 0  # and the sampler's
+    cfg.mesh.sample_tp = 0
+    cfg.mesh.cp = 1  # of the update: over how many devices each row's tokens are split, for long rows; docs/update.md
 
     cfg.checkpoint = ConfigDict()
     cfg.checkpoint.every = 50  # steps; the last step is always saved
@@ -491,6 +496,7 @@ def paper_run(column: str) -> ConfigDict:
     cfg.stream.deterministic = False
     cfg.optim.xla_options = "xla_tpu_scheduler_percent_shared_memory_limit=50"  # 100: all memory there is, for overlap
     cfg.mesh.tp = 4  # decoding gathers a quarter of the weights: 2 GB a chip, on a slice of any size
+    cfg.mesh.update_fsdp, cfg.mesh.update_tp = -1, 1  # and the update moves a third of what it would with tp=4
     cfg.sampling.prompts_at_once = 16  # 128 rollouts side by side: 11 GB of keys and values on each of 16 chips
     cfg.eval.size = 100
     cfg.eval.sampled = False

@@ -90,7 +90,8 @@ def subject_of(
     own = run or configs.default()
     mode = own.student.enable_thinking if thinking is None else thinking
     kind, template = dtype or own.student.dtype, chat_template or own.student.chat_template
-    mesh = _mesh_of(own.mesh.fsdp if fsdp is None else fsdp, own.mesh.tp if tp is None else tp)
+    its_fsdp, its_tp = own.mesh.sample_fsdp or own.mesh.fsdp, own.mesh.sample_tp or own.mesh.tp
+    mesh = _mesh_of(its_fsdp if fsdp is None else fsdp, its_tp if tp is None else tp)
     chosen = None if run is None else choose_step(what, run.data, pick)
 
     def load(mesh: jax.sharding.Mesh) -> Student:

@@ -104,6 +104,9 @@ class GAD(Method):
     def warming(self, step: int) -> bool:
         return step < self.cfg.gad.warmup_steps
 
+    def check_student(self, student, mesh):
+        mesh_lib.check_whole_rows(mesh, "GAD's discriminator")
+
     def setup(self, student, mesh):
         self._prepare(student.cfg, mesh)
         body = jax.tree.map(lambda x: jnp.array(x, jnp.float32), student.params)

@@ -66,6 +66,7 @@ class LOPD(Method):
         return Advantages(jnp.asarray(valid_PG).astype(jnp.float32), jnp.asarray(valid_PG), jnp.asarray(valid_PG))
 
     def check_student(self, student, mesh):
+        mesh_lib.check_whole_rows(mesh, "the divergence from a white-box teacher")
         how = self.cfg.lopd
         teacher = outline(how.checkpoint, key="lopd.checkpoint")
         check_tokenizers(student, teacher)

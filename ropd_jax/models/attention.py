@@ -7,7 +7,6 @@ takes any mask. It is for short rows, and it is the reference that every kernel 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -15,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from ropd_jax.models.flash import Shape, flash, short
-from ropd_jax.parallel.mesh import active_mesh, constrain, out, platform
+from ropd_jax.models.splash import splash
+from ropd_jax.parallel.mesh import active_mesh, constrain, out, parts_of_a_row, platform
 from ropd_jax.types import UserError
 
 XLA_BLOCK = 64  # queries and keys of a block on the XLA path; 1.1-1.2 x faster than 128 on CPU, 512 to 2,048 tokens
@@ -68,20 +68,27 @@ def self_attention(
         UserError: unknown ``impl``, or one that cannot do what is asked.
     """
     pattern = Pattern(scale or q_BTNH.shape[-1] ** -0.5, softcap, window)
-    name = choose(impl, platform(), q_BTNH.shape[1], q_BTNH.dtype, softcap, rows=q_BTNH.shape[0])
+    cp = parts_of_a_row()
+    name = choose(impl, platform(), q_BTNH.shape[1], q_BTNH.dtype, softcap, rows=q_BTNH.shape[0], cp=cp)
     kernel = functools.partial(KERNELS[name], pattern=pattern)
-    local, segments_BT = jnp.asarray(local), constrain(segments_BT, "BT")
-    if active_mesh() is None or name == "naive":
-        return kernel(q_BTNH, k_BTKH, v_BTKH, segments_BT, local)
-    # Rows are split over fsdp, heads over tp: each device computes its own part, and the kernel sees plain arrays.
-    specs = (out("BTNH"), out("BTKH"), out("BTKH"), out("BT"), jax.P())
-    return jax.shard_map(kernel, in_specs=specs, out_specs=out("BTNH"), check_vma=False)(
-        q_BTNH, k_BTKH, v_BTKH, segments_BT, local
+    local, segments_BS = jnp.asarray(local), constrain(segments_BT, "BS")
+    if active_mesh() is None or (name == "naive" and cp == 1):
+        return kernel(q_BTNH, k_BTKH, v_BTKH, segments_BS, local)
+
+    def own(q_BTNH, k_BSKH, v_BSKH, segments_BS, local):
+        at = jax.lax.axis_index("cp") * q_BTNH.shape[1] if cp > 1 else 0
+        return kernel(q_BTNH, k_BSKH, v_BSKH, segments_BS, local, at=at)
+
+    # Rows are split over fsdp, heads over tp, queries over cp: each device computes its own part, and the kernel sees
+    # plain arrays. Keys and values of a row are gathered over cp: with grouped heads they are the smallest of all.
+    specs = (out("BTNH"), out("BSKH"), out("BSKH"), out("BS"), jax.P())
+    return jax.shard_map(own, in_specs=specs, out_specs=out("BTNH"), check_vma=False)(
+        q_BTNH, constrain(k_BTKH, "BSKH"), constrain(v_BTKH, "BSKH"), segments_BS, local
     )
 
 
-def choose(impl: str, platform: str, length: int, dtype, softcap: float, *, rows: int) -> str:
-    """The name of the kernel for a setting; see `self_attention`."""
+def choose(impl: str, platform: str, length: int, dtype, softcap: float, *, rows: int, cp: int = 1) -> str:
+    """The name of the kernel for a setting; see `self_attention`. With ``cp`` > 1 rows are in so many parts."""
     if impl not in ("auto", *KERNELS):
         raise UserError(f"optim.attention={impl!r}; expected one of auto, {', '.join(KERNELS)}")
     if impl == "cudnn" and (dtype != jnp.bfloat16 or softcap):
@@ -89,87 +96,77 @@ def choose(impl: str, platform: str, length: int, dtype, softcap: float, *, rows
             f"optim.attention='cudnn' with dtype {jnp.dtype(dtype).name} and soft cap {softcap}: cuDNN has bfloat16 "
             "without a cap only; set student.dtype='bfloat16', or optim.attention='auto'"
         )
+    if impl == "short" and cp > 1:
+        raise UserError(f"optim.attention='short' has no parts of rows (mesh.cp={cp}); set optim.attention='auto'")
     if impl != "auto":
         return impl
     if platform == "tpu":
         return "splash"
     if platform == "gpu" and dtype == jnp.bfloat16 and not softcap:
         return "cudnn"
-    return "short" if length <= (SHORT_IF_FEW if rows <= FEW_ROWS else SHORT) else "xla"
+    return "short" if cp == 1 and length <= (SHORT_IF_FEW if rows <= FEW_ROWS else SHORT) else "xla"
 
 
-def _naive(q_BTNH, k_BTKH, v_BTKH, segments_BT, local, *, pattern: Pattern):
-    first_BT = first_seen(segments_BT, local, pattern.window)
-    index_T = jnp.arange(q_BTNH.shape[1], dtype=jnp.int32)
-    mask_BTS = (index_T[None, None] <= index_T[None, :, None]) & (index_T[None, None] >= first_BT[..., None])
-    k_BKTH, v_BKTH = k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2)
-    return attention(q_BTNH, k_BKTH, v_BKTH, mask_BTS, scale=pattern.scale, softcap=pattern.softcap)
+# A kernel gets queries [B, T, N, H], keys and values [B, S, K, H] and segments [B, S] of whole rows, S = T; or, with
+# mesh.cp, the queries from index ``at`` of rows whose keys, values and segments are whole.
 
 
-def _xla(q_BTNH, k_BTKH, v_BTKH, segments_BT, local, *, pattern: Pattern):
-    first_BT = first_seen(segments_BT, local, pattern.window)
-    return flash(q_BTNH, k_BTKH, v_BTKH, first_BT, Shape(pattern.scale, pattern.softcap, XLA_BLOCK))
+def _naive(q_BTNH, k_BSKH, v_BSKH, segments_BS, local, *, pattern: Pattern, at=0):
+    mask_BTS = _mask(segments_BS, q_BTNH.shape[1], local, pattern.window, at)
+    k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
+    return attention(q_BTNH, k_BKSH, v_BKSH, mask_BTS, scale=pattern.scale, softcap=pattern.softcap)
 
 
-def _short(q_BTNH, k_BTKH, v_BTKH, segments_BT, local, *, pattern: Pattern):
+def _mask(segments_BS, T: int, local, window: int, at) -> jax.Array:
+    """mask_BTS: whether each of the queries sees each key."""
+    first_BT = _first(segments_BS, T, local, window, at)
+    key_11S = jnp.arange(segments_BS.shape[1], dtype=jnp.int32)[None, None]
+    own_1T1 = (at + jnp.arange(T, dtype=jnp.int32))[None, :, None]
+    return (key_11S >= first_BT[..., None]) & (key_11S <= own_1T1)
+
+
+def _first(segments_BS, T: int, local, window: int, at) -> jax.Array:
+    first_BS = first_seen(segments_BS, local, window)
+    return first_BS if first_BS.shape[1] == T else jax.lax.dynamic_slice_in_dim(first_BS, at, T, axis=1)
+
+
+def _xla(q_BTNH, k_BSKH, v_BSKH, segments_BS, local, *, pattern: Pattern, at=0):
+    first_BT = _first(segments_BS, q_BTNH.shape[1], local, pattern.window, at)
+    return flash(q_BTNH, k_BSKH, v_BSKH, first_BT, at, Shape(pattern.scale, pattern.softcap, XLA_BLOCK))
+
+
+def _short(q_BTNH, k_BTKH, v_BTKH, segments_BT, local, *, pattern: Pattern, at=0):
     first_BT = first_seen(segments_BT, local, pattern.window)
     return short(q_BTNH, k_BTKH, v_BTKH, first_BT, Shape(pattern.scale, pattern.softcap, XLA_BLOCK))
 
 
-def _splash(q_BTNH, k_BTKH, v_BTKH, segments_BT, local, *, pattern: Pattern, interpret: bool = False):
-    """Splash attention: blocks that the mask empties are skipped, segments are compared inside the kernel."""
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-
-    T, N = q_BTNH.shape[1:3]
-    pad = -T % 128
-    length = T + pad
-    block = math.gcd(length, 512)
-    sizes = splash.BlockSizes(
-        block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block
-    )
-
-    def rows(mask, q_BNTH, k_BKTH, v_BKTH, segments_BT):
-        kernel = splash.make_splash_mha_single_device(
-            masks.MultiHeadMask([mask] * N),
-            block_sizes=sizes,
-            attn_logits_soft_cap=pattern.softcap or None,
-            residual_checkpoint_name="attention",  # see transformer.REMAT
-            interpret=interpret,
-        )
-        return jax.vmap(lambda q, k, v, s: kernel(q, k, v, splash.SegmentIds(s, s)))(
-            q_BNTH, k_BKTH, v_BKTH, segments_BT
-        )
-
-    def padded(x):
-        return jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))).swapaxes(1, 2)
-
-    q_BTNH = (q_BTNH.astype(jnp.float32) * pattern.scale).astype(q_BTNH.dtype)  # the kernel has no scale of its own
-    inputs = (padded(q_BTNH), padded(k_BTKH), padded(v_BTKH), jnp.pad(segments_BT, ((0, 0), (0, pad))))
-    whole = functools.partial(rows, masks.CausalMask((length, length)))
-    if not pattern.window:
-        return whole(*inputs).swapaxes(1, 2)[:, :T]
-    near = functools.partial(rows, masks.LocalMask((length, length), (pattern.window - 1, 0), 0))
-    return jax.lax.cond(local, near, whole, *inputs).swapaxes(1, 2)[:, :T]
+def _splash(q_BTNH, k_BSKH, v_BSKH, segments_BS, local, *, pattern: Pattern, at=0, interpret: bool = False):
+    first_BT, how = _first(segments_BS, q_BTNH.shape[1], local, pattern.window, at), pattern._asdict()
+    return splash(q_BTNH, k_BSKH, v_BSKH, segments_BS, first_BT, local, at=at, **how, interpret=interpret)
 
 
 def _cudnn(
-    q_BTNH, k_BTKH, v_BTKH, segments_BT, local, *, pattern: Pattern, implementation: Literal["cudnn", "xla"] = "cudnn"
+    q_BTNH,
+    k_BSKH,
+    v_BSKH,
+    segments_BS,
+    local,
+    *,
+    pattern: Pattern,
+    at=0,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
 ):
-    """cuDNN's flash attention. The segments are a mask [B, 1, T, T] there, one for all heads."""
-    same_B1TS = (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
-
-    def rows(local_window_size, q_BTNH, k_BTKH, v_BTKH, mask_B1TS):
-        return jax.nn.dot_product_attention(
-            q_BTNH, k_BTKH, v_BTKH, mask=mask_B1TS, scale=pattern.scale, is_causal=True,
-            local_window_size=local_window_size, implementation=implementation,
-        )  # fmt: skip
-
-    inputs = (q_BTNH, k_BTKH, v_BTKH, same_B1TS)
+    """cuDNN's flash attention. The segments are a mask [B, 1, T, S] there, one for all heads."""
+    inputs = q_BTNH, k_BSKH, v_BSKH
+    attend = functools.partial(jax.nn.dot_product_attention, scale=pattern.scale, implementation=implementation)
+    if q_BTNH.shape[1] != k_BSKH.shape[1]:  # its own causal mask would count from the first key
+        return attend(*inputs, mask=_mask(segments_BS, q_BTNH.shape[1], local, pattern.window, at)[:, None])
+    same_B1TS = (segments_BS[:, :, None] == segments_BS[:, None, :])[:, None]
+    whole = functools.partial(attend, mask=same_B1TS, is_causal=True)
     if not pattern.window:
-        return rows(None, *inputs)
-    near = functools.partial(rows, (pattern.window - 1, 0))
-    return jax.lax.cond(local, near, functools.partial(rows, None), *inputs)
+        return whole(*inputs)
+    near = functools.partial(whole, local_window_size=(pattern.window - 1, 0))
+    return jax.lax.cond(local, near, whole, *inputs)
 
 
 KERNELS: dict[str, Callable] = {"naive": _naive, "short": _short, "xla": _xla, "splash": _splash, "cudnn": _cudnn}

@@ -36,41 +36,44 @@ class Shape(NamedTuple):
     block: int
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def flash(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, first_BT: jax.Array, shape: Shape) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def flash(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, first_BT: jax.Array, at: jax.Array | int, shape: Shape
+) -> jax.Array:
     """Softmax attention of every query over the keys ``first_BT`` to its own index; softmax in float32.
 
     Args:
         q_BTNH: head n belongs to key/value head n // (N/K).
-        first_BT: int32, at most t.
+        first_BT: int32, at most a query's own index.
+        at: the index of the first query: 0, or where these queries are part of a row, whose keys are all there.
 
     Returns:
         o_BTNH in the dtype of ``q_BTNH``.
     """
-    return _forward(q_BTNH, k_BTKH, v_BTKH, first_BT, shape)[0]
+    return _forward(q_BTNH, k_BSKH, v_BSKH, first_BT, at, shape)[0]
 
 
-def _forward(q_BTNH, k_BTKH, v_BTKH, first_BT, shape: Shape):
+def _forward(q_BTNH, k_BSKH, v_BSKH, first_BT, at, shape: Shape):
     B, T, N, H = q_BTNH.shape
-    q, k, v, first = _blocks(q_BTNH, k_BTKH, v_BTKH, first_BT, shape.block)
-    o, lse = jax.lax.map(lambda row: _row_forward(shape, *row), (q, k, v, first))
+    q, k, v, first = _blocks(q_BTNH, k_BSKH, v_BSKH, first_BT, at, shape.block)
+    o, lse = jax.lax.map(lambda row: _row_forward(shape, at, *row), (q, k, v, first))
     o_BTNH = o.transpose(0, 1, 4, 2, 3, 5).reshape(B, -1, N, H)[:, :T]
     o_BTNH, lse = checkpoint_name(o_BTNH, "attention"), checkpoint_name(lse, "attention")  # see transformer.REMAT
-    return o_BTNH, (q_BTNH, k_BTKH, v_BTKH, first_BT, o_BTNH, lse)
+    return o_BTNH, (q_BTNH, k_BSKH, v_BSKH, first_BT, at, o_BTNH, lse)
 
 
 def _backward(shape: Shape, saved, do_BTNH):
-    q_BTNH, k_BTKH, v_BTKH, first_BT, o_BTNH, lse = saved
+    q_BTNH, k_BSKH, v_BSKH, first_BT, at, o_BTNH, lse = saved
     B, T, N, H = q_BTNH.shape
-    K = k_BTKH.shape[2]
-    q, k, v, first = _blocks(q_BTNH, k_BTKH, v_BTKH, first_BT, shape.block)
+    S, K = k_BSKH.shape[1:3]
+    q, k, v, first = _blocks(q_BTNH, k_BSKH, v_BSKH, first_BT, at, shape.block)
     do = _query_blocks(do_BTNH, K, shape.block)
     delta_BTN1 = jnp.sum(do_BTNH.astype(jnp.float32) * o_BTNH.astype(jnp.float32), axis=-1, keepdims=True)
     delta = _query_blocks(delta_BTN1, K, shape.block)[..., 0]
-    dq, dk, dv = jax.lax.map(lambda row: _row_backward(shape, *row), (q, k, v, first, do, delta, lse))
+    dq, dk, dv = jax.lax.map(lambda row: _row_backward(shape, at, *row), (q, k, v, first, do, delta, lse))
     dq_BTNH = dq.transpose(0, 1, 4, 2, 3, 5).reshape(B, -1, N, H)[:, :T]
-    dk_BTKH, dv_BTKH = (x.transpose(0, 1, 3, 2, 4).reshape(B, -1, K, H)[:, :T] for x in (dk, dv))
-    return dq_BTNH.astype(q_BTNH.dtype), dk_BTKH.astype(k_BTKH.dtype), dv_BTKH.astype(v_BTKH.dtype), None
+    dk_BSKH, dv_BSKH = (x.transpose(0, 1, 3, 2, 4).reshape(B, -1, K, H)[:, :S] for x in (dk, dv))
+    return dq_BTNH.astype(q_BTNH.dtype), dk_BSKH.astype(k_BSKH.dtype), dv_BSKH.astype(v_BSKH.dtype), None, None
 
 
 flash.defvjp(_forward, _backward)
@@ -83,23 +86,23 @@ def _query_blocks(x_BTNH, K: int, block: int):
     return x_BTNH.reshape(B, -1, block, K, N // K, H).transpose(0, 1, 3, 4, 2, 5)
 
 
-def _blocks(q_BTNH, k_BTKH, v_BTKH, first_BT, block: int):
+def _blocks(q_BTNH, k_BSKH, v_BSKH, first_BT, at, block: int):
     """Queries as `_query_blocks`, keys and values as [B, blocks, K, s, H], ranges as [B, blocks, t]."""
-    B, T, K, H = k_BTKH.shape
+    (B, S, K, H), T = k_BSKH.shape, q_BTNH.shape[1]
     pad = -T % block
     keys = [
-        jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))).reshape(B, -1, block, K, H).transpose(0, 1, 3, 2, 4)
-        for x in (k_BTKH, v_BTKH)
+        jnp.pad(x, ((0, 0), (0, -S % block), (0, 0), (0, 0))).reshape(B, -1, block, K, H).transpose(0, 1, 3, 2, 4)
+        for x in (k_BSKH, v_BSKH)
     ]
-    beyond_BT = jnp.broadcast_to(jnp.arange(T, T + pad, dtype=jnp.int32)[None], (B, pad))  # each sees itself only
+    beyond_BT = jnp.broadcast_to(at + jnp.arange(T, T + pad, dtype=jnp.int32)[None], (B, pad))  # each sees itself only
     first = jnp.concatenate([first_BT, beyond_BT], axis=1).reshape(B, -1, block)
     return _query_blocks(q_BTNH, K, block), *keys, first
 
 
-def _scores(q, k, first_t, i, j, shape: Shape):
+def _scores(q, k, first_t, at, i, j, shape: Shape):
     """(scores [K, G, t, s], slope) of one pair of blocks, as `_bent_scores`."""
     within = jnp.arange(shape.block, dtype=jnp.int32)
-    t, key = (i * shape.block + within)[:, None], (j * shape.block + within)[None]
+    t, key = (at + i * shape.block + within)[:, None], (j * shape.block + within)[None]
     seen = (key <= t) & (key >= first_t[:, None])
     return _bent_scores("KGtH,KsH->KGts", q, k, seen[None, None], shape)
 
@@ -118,7 +121,13 @@ def _at(x, i):
     return jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
 
 
-def _row_forward(shape: Shape, q, k, v, first):
+def _key_blocks(shape: Shape, at, i, first_t, k):
+    """(the first block of keys that a block of queries sees, the one after the last)."""
+    end = (at + (i + 1) * shape.block - 1) // shape.block + 1
+    return jnp.min(first_t) // shape.block, jnp.minimum(end, len(k))
+
+
+def _row_forward(shape: Shape, at, q, k, v, first):
     """(o [blocks, K, G, t, H], log-sum-exp [blocks, K, G, t]) of one row."""
 
     def queries(xs):
@@ -126,7 +135,7 @@ def _row_forward(shape: Shape, q, k, v, first):
 
         def keys(j, carry):
             top, total, o = carry
-            s, _ = _scores(q_i, _at(k, j), first_t, i, j, shape)
+            s, _ = _scores(q_i, _at(k, j), first_t, at, i, j, shape)
             new_top = jnp.maximum(top, jnp.max(s, axis=-1))
             # what was summed relative to the old maximum is scaled to the new one: top 1 -> 3 gives e^-2
             p, shrink = jnp.exp(s - new_top[..., None]), jnp.exp(top - new_top)
@@ -136,13 +145,14 @@ def _row_forward(shape: Shape, q, k, v, first):
 
         nothing = jnp.zeros(q_i.shape, jnp.float32)
         carry = (jnp.full(q_i.shape[:-1], NEVER, jnp.float32), nothing[..., 0], nothing)
-        top, total, o = jax.lax.fori_loop(jnp.min(first_t) // shape.block, i + 1, keys, carry)
+        begin, end = _key_blocks(shape, at, i, first_t, k)
+        top, total, o = jax.lax.fori_loop(begin, end, keys, carry)
         return (o / total[..., None]).astype(q_i.dtype), top + jnp.log(total)
 
     return jax.lax.map(queries, (jnp.arange(len(q), dtype=jnp.int32), q, first))
 
 
-def _row_backward(shape: Shape, q, k, v, first, do, delta, lse):
+def _row_backward(shape: Shape, at, q, k, v, first, do, delta, lse):
     """(dq, dk, dv) of one row in float32, laid out as the inputs."""
 
     def queries(carry, xs):
@@ -151,7 +161,7 @@ def _row_backward(shape: Shape, q, k, v, first, do, delta, lse):
         def keys(j, carry):
             dk, dv, dq_i = carry
             k_j, v_j = _at(k, j), _at(v, j)
-            s, slope = _scores(q_i, k_j, first_t, i, j, shape)
+            s, slope = _scores(q_i, k_j, first_t, at, i, j, shape)
             p = jnp.exp(s - lse_t[..., None])
             dp = jnp.einsum("KGtH,KsH->KGts", do_i, v_j, preferred_element_type=jnp.float32)
             ds = p * (dp - delta_t[..., None]) * shape.scale  # softmax backward; delta = sum of do * o
@@ -164,7 +174,8 @@ def _row_backward(shape: Shape, q, k, v, first, do, delta, lse):
             return dk, dv, dq_i
 
         nothing = jnp.zeros(q_i.shape, jnp.float32)
-        dk, dv, dq_i = jax.lax.fori_loop(jnp.min(first_t) // shape.block, i + 1, keys, (*carry, nothing))
+        begin, end = _key_blocks(shape, at, i, first_t, k)
+        dk, dv, dq_i = jax.lax.fori_loop(begin, end, keys, (*carry, nothing))
         return (dk, dv), dq_i
 
     nothing = jnp.zeros(k.shape, jnp.float32)

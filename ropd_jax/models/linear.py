@@ -8,6 +8,8 @@ groups, keyed like the weights that they belong to:
     layer["scales"]["attn"]["q_DNH"]    channel_NH           W is int8: y = (x W) * channel
     layer["layouts"]["attn"]["q_DNH"]   flipped_NHD          W stored outputs first, in place of W (`flip`)
 
+A weight arrives as it is stored, split over ``fsdp``; `project` gathers it, and sums its gradient where it belongs.
+
 Two things are here for XLA on CPU: which factor of a weight's gradient is written out transposed (`project`), and
 weights stored outputs first for decoding (`flip`).
 """
@@ -20,14 +22,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import reshard
 
-from ropd_jax.parallel.mesh import active_mesh, out, platform
+from ropd_jax.parallel.mesh import RULES, active_mesh, out, platform
 
 Params = dict
 
 MANY_ROWS = 32  # of a decode step on CPU, see `product_outputs_first`
 LINEAR = {"attn": ("q_DNH", "k_DKH", "v_DKH", "o_NHD"), "mlp": ("gate_DF", "up_DF", "down_FD")}
 
+
+GATHERED_AT_USE = (*LINEAR["attn"], *LINEAR["mlp"])  # by `project`
 
 ATTACHED = ("adapters", "scales", "layouts")
 
@@ -64,8 +69,11 @@ def linear(module: nnx.Module, name: str, x: jax.Array, attached: Params) -> jax
     if (w := own.get(f"flipped_{outs}{ins}")) is not None:
         y = product_outputs_first(w.astype(dt), x, outs)
     else:
-        w = getattr(module, name)[...].astype(dt)
-        y = checkpoint_name(project(ins, outs, x, w), "linear")
+        w = getattr(module, name)[...]
+        if w.dtype.itemsize < dt.itemsize:  # int8: it travels as it is, the others in the compute dtype
+            w = whole(w, dims)
+        stored = None if active_mesh() is None else jax.typeof(w).sharding.spec
+        y = checkpoint_name(project(ins, outs, stored, x, w.astype(dt)), "linear")
     if (channel := own.get(f"channel_{outs}")) is not None:
         y = y * channel.astype(dt)[None, None]
     if (a := own.get(f"a_{ins}R")) is not None:
@@ -90,34 +98,47 @@ def product_outputs_first(w: jax.Array, x: jax.Array, outs: str, *, float32: boo
     return jnp.moveaxis(jax.lax.optimization_barrier(y), (-2, -1), (0, 1))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def project(ins: str, outs: str, x: jax.Array, w: jax.Array) -> jax.Array:
-    """x W for an ``x`` of dimensions BT``ins``, with a gradient of W that suits XLA's CPU compiler.
+def whole(w: jax.Array, dims: str) -> jax.Array:
+    """A weight gathered over the axes that only its storage is split over; itself without a mesh."""
+    return w if active_mesh() is None else reshard(w, RULES.spec(dims, drop="fsdp"))
 
-    It writes one of x and dy out transposed to contract them. The smaller one goes first, so that it is that one;
-    derived by jax it would always be dy, which for the MLP's first layer is 2-4 times the size of x.
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def project(ins: str, outs: str, stored: jax.P | None, x: jax.Array, w: jax.Array) -> jax.Array:
+    """x W for an ``x`` of dimensions BT``ins``, with a gradient of W that suits XLA's compilers.
+
+    On a mesh W is gathered here, and its gradient is summed into the slices of ``stored``, the layout of W: a
+    reduce-scatter. With the gather outside, the sum would be complete on every device (an all-reduce: twice the bytes)
+    and then cut.
+
+    XLA on CPU writes one of x and dy out transposed to contract them. The smaller one goes first, so that it is that
+    one; derived by jax it would always be dy, which for the MLP's first layer is 2-4 times the size of x.
     """
+    return _product(ins, outs, x, whole(w, ins + outs))
+
+
+def _product(ins, outs, x, w):
     return jnp.einsum(f"BT{ins},{ins}{outs}->BT{outs}", x, w, out_sharding=out("BT" + outs))
 
 
-def _project_forward(ins, outs, x, w):
-    return project(ins, outs, x.value, w.value), (x.value if w.perturbed else None, w.value)  # a frozen W: no gradient
+def _project_forward(ins, outs, stored, x, w):
+    gathered = whole(w.value, ins + outs)
+    return _product(ins, outs, x.value, gathered), (x.value if w.perturbed else None, gathered)  # frozen: no gradient
 
 
-def _project_backward(ins, outs, saved, dy):
+def _project_backward(ins, outs, stored, saved, dy):
     x, w = saved
     dx = jnp.einsum(f"BT{outs},{ins}{outs}->BT{ins}", dy, w, out_sharding=out("BT" + ins))
     if x is None:
         return dx, None
-    of_w = None if active_mesh() is None else jax.typeof(w).sharding.spec
     if x.size > dy.size:
         n = len(ins)
-        flipped = None if of_w is None else jax.P(*of_w[n:], *of_w[:n])
+        flipped = None if stored is None else jax.P(*stored[n:], *stored[:n])
         dw = jnp.einsum(f"BT{outs},BT{ins}->{outs}{ins}", dy, x, out_sharding=flipped)
         if platform() == "cpu":  # else it becomes a product with x transposed after all
             dw = jax.lax.optimization_barrier(dw)
         return dx, jnp.moveaxis(dw, range(-n, 0), range(n))
-    return dx, jnp.einsum(f"BT{ins},BT{outs}->{ins}{outs}", x, dy, out_sharding=of_w)
+    return dx, jnp.einsum(f"BT{ins},BT{outs}->{ins}{outs}", x, dy, out_sharding=stored)
 
 
 project.defvjp(_project_forward, _project_backward, symbolic_zeros=True)

@@ -54,11 +54,9 @@ def token_logprobs(
     T = x_BTD.shape[1]
     norm, table_VD = transformer.head(cfg, params)
     spread = _spread(cfg)
-    if spread:
-        table_VD = reshard((params["embed"] if cfg.tied else params["head"])["table_VD"], P(spread, None))
     pad = -T % chunk
-    x_BTD = jnp.pad(norm(x_BTD), ((0, 0), (0, pad), (0, 0)))
-    targets_BT = jnp.pad(targets_BT, ((0, 0), (0, pad)))
+    x_BTD = jnp.pad(constrain(norm(x_BTD), "BSD"), ((0, 0), (0, pad), (0, 0)))  # all of a row
+    targets_BT = jnp.pad(constrain(targets_BT, "BS"), ((0, 0), (0, pad)))
 
     def logits(x_BTD, table_VD, first=0):
         return transformer.output_logits(cfg, x_BTD, table_VD, first=first) / temperature
@@ -70,29 +68,37 @@ def token_logprobs(
         )
         return tuple(x[:, :T] for x in of_wanted(x_BTD, table_VD, targets_BT, jnp.pad(wanted_BT, ((0, 0), (0, pad)))))
 
+    if spread:
+        table_VD = reshard((params["embed"] if cfg.tied else params["head"])["table_VD"], P(spread, None))
+        how = _How(logits, chunk, entropy_grad)
+        spread_chunk = jax.shard_map(
+            functools.partial(_spread_chunk, how, spread),
+            in_specs=(out("BSD"), out("BS"), P(spread, None)),
+            out_specs=(out("BS"), out("BS")),
+        )
+
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def one_chunk(x_BTD, targets_BT):
         if spread:
-            x_BTD, targets_BT = constrain(x_BTD, "_TD"), constrain(targets_BT, "_T")
+            return spread_chunk(x_BTD, targets_BT, table_VD)
         logits_BTV = logits(x_BTD, table_VD)
         lse_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
-        if out("BTV") is None:
+        if out("BSV") is None:
             picked_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
         else:  # the vocabulary is sharded: a gather along it would need every shard
             ids_V = jnp.arange(logits_BTV.shape[-1], dtype=targets_BT.dtype)
-            ids_V = reshard(ids_V, P(spread)) if spread else ids_V
             picked_BT = jnp.sum(jnp.where(ids_V[None, None] == targets_BT[..., None], logits_BTV, 0.0), axis=-1)
         p_BTV = jnp.exp(logits_BTV - lse_BT[..., None])
         entropy_BT = lse_BT - jnp.sum(p_BTV * logits_BTV, axis=-1)
         entropy_BT = entropy_BT if entropy_grad else jax.lax.stop_gradient(entropy_BT)
-        return constrain(picked_BT - lse_BT, "BT"), constrain(entropy_BT, "BT")
+        return constrain(picked_BT - lse_BT, "BS"), constrain(entropy_BT, "BS")
 
     def split(x_BT):  # [B, T, ...] -> [chunks, B, chunk, ...]
         return x_BT.reshape(x_BT.shape[0], -1, chunk, *x_BT.shape[2:]).swapaxes(0, 1)
 
     pieces = jax.lax.map(lambda xs: one_chunk(*xs), (split(x_BTD), split(targets_BT)))
     logp_BT, entropy_BT = (x.swapaxes(0, 1).reshape(targets_BT.shape)[:, :T] for x in pieces)
-    return constrain(logp_BT, "BT"), constrain(entropy_BT, "BT")  # the reshape of a single row forgets its axis
+    return constrain(logp_BT, "BS"), constrain(entropy_BT, "BS")  # the reshape of a single row forgets its axis
 
 
 class _How(NamedTuple):
@@ -102,6 +108,28 @@ class _How(NamedTuple):
     logits: Callable
     chunk: int
     entropy_grad: bool
+
+
+def _spread_chunk(how: _How, axes: tuple[str, ...], x_BTD, targets_BT, table_VD):
+    """(logp_BT, entropy_BT) of this device's rows, in `jax.shard_map`; each device has some words of the table.
+
+    Every device computes its own words for the rows of all. The gradient of what is gathered here is a reduce-scatter.
+    """
+    rows, split = len(x_BTD), axes[0]
+    x_BTD, targets_BT = (jax.lax.all_gather(a, split, tiled=True) for a in (x_BTD, targets_BT))
+    first = jax.lax.axis_index(axes) * len(table_VD)
+    logits_BTV = how.logits(x_BTD, table_VD, first)
+    top_BT = jax.lax.pmax(jax.lax.stop_gradient(jnp.max(logits_BTV, axis=-1)), axes)
+    e_BTV = jnp.exp(logits_BTV - top_BT[..., None])
+    ids_V = jnp.arange(len(table_VD), dtype=targets_BT.dtype) + first
+    picked_BTV = jnp.where(ids_V[None, None] == targets_BT[..., None], logits_BTV, 0.0)
+    sums = [jnp.sum(a_BTV, axis=-1) for a_BTV in (e_BTV, picked_BTV, e_BTV * logits_BTV)]
+    total_BT, picked_BT, mean_BT = jax.lax.psum(sums, axes)
+    lse_BT = top_BT + jnp.log(total_BT)
+    entropy_BT = lse_BT - mean_BT / total_BT
+    entropy_BT = entropy_BT if how.entropy_grad else jax.lax.stop_gradient(entropy_BT)
+    at = jax.lax.axis_index(split) * rows
+    return tuple(jax.lax.dynamic_slice_in_dim(a_BT, at, rows) for a_BT in (picked_BT - lse_BT, entropy_BT))
 
 
 def _wanted(how: _How, x_BTD, table_VD, targets_BT, wanted_BT):
@@ -215,6 +243,6 @@ def _spread(cfg: ModelConfig) -> tuple[str, ...]:
     rows, but neither the table nor its gradient exists whole on a device (Qwen3-4B, float32: 1.6 GB each).
     """
     mesh = active_mesh()
-    if mesh is None or mesh.shape["fsdp"] == 1 or cfg.vocab_size % mesh.size:
+    if mesh is None or mesh.size == mesh.shape["tp"] or cfg.vocab_size % mesh.size:
         return ()
-    return ("fsdp", "tp")
+    return mesh.axis_names

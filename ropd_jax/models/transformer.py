@@ -24,10 +24,19 @@ from jax.sharding import reshard
 
 from ropd_jax.models.attention import self_attention
 from ropd_jax.models.config import ModelConfig
-from ropd_jax.models.linear import MANY_ROWS, Params, flip, flipped_back, linear, product_outputs_first, take_attached
+from ropd_jax.models.linear import (
+    GATHERED_AT_USE,
+    MANY_ROWS,
+    Params,
+    flip,
+    flipped_back,
+    linear,
+    product_outputs_first,
+    take_attached,
+)
 from ropd_jax.models.rope import angles_of_kind, rope_kind_of, rotary_angles, rotate
 from ropd_jax.models.vocabulary import only_tokens
-from ropd_jax.parallel.mesh import RULES, active_mesh, constrain, out, platform
+from ropd_jax.parallel.mesh import RULES, active_mesh, constrain, out, parts_of_a_row, platform
 from ropd_jax.types import Array
 
 
@@ -227,7 +236,7 @@ def param_shapes(cfg: ModelConfig) -> Params:
 
 def _block(cfg: ModelConfig, layer: Params) -> Callable:
     """One layer as a function of (x_BTD, angles, attend)."""
-    own, attached = take_attached(RULES.gather(layer))
+    own, attached = take_attached(RULES.gather(layer, but=GATHERED_AT_USE))
     for part, names in attached.items():
         for name in names:
             if name not in own[part]:  # `unstack` stored it outputs first; the module only needs its shape
@@ -269,7 +278,10 @@ def embed(cfg: ModelConfig, params: Params, tokens_BT: jax.Array, dtype) -> jax.
         x_BTD = table_VD[tokens_BT].astype(dtype)
     else:
         table_VD, tokens_BT = reshard(table_VD, RULES.spec("_D")), constrain(tokens_BT, "__")
-        x_BTD = constrain(table_VD.at[tokens_BT].get(out_sharding=RULES.spec("__D")).astype(dtype), "BTD")
+        x_BTD = table_VD.at[tokens_BT].get(out_sharding=RULES.spec("__D")).astype(dtype)
+        if parts_of_a_row() > 1:  # one axis at a time: XLA would gather all rows for both
+            x_BTD = reshard(x_BTD, jax.P(dict(RULES.axis)["B"], None, "cp"))
+        x_BTD = constrain(x_BTD, "BTD")
     return x_BTD * jnp.asarray(cfg.embed_scale, dtype)  # Gemma's checkpoints were trained with the rounded factor
 
 
@@ -358,7 +370,7 @@ def hidden(
         keep_kv: also return the keys and values, each [L, B, K, T, H] (prefill).
     """
 
-    angles = rotary_angles(cfg, positions_BT)
+    angles = rotary_angles(cfg, constrain(positions_BT, "BT"))
 
     def body(x_BTD, xs):
         layer, own = xs

@@ -1,15 +1,19 @@
 """The device mesh, its axis names and the one table of sharding rules.
 
 Axes are Explicit (the default of ``jax.make_mesh`` in jax 0.10), so a wrong sharding raises while tracing.
-Two axes:
+Two axes, or three:
 
     fsdp   parameters are stored in slices of it; a batch is split over it
     tp     heads, MLP width and vocabulary are split over it
+    cp     (of an update with ``mesh.cp`` > 1) the tokens of a row are split over it, and it stores parameters like fsdp
 
 A parameter's name states its dimensions (``q_DNH``), so its sharding follows from its name: ``ShardingRules``
 maps each letter of the dimension key to a mesh axis. Parameters are *stored* sharded over both axes and
 *gathered* over ``fsdp`` one layer at a time just before use (`ShardingRules.gather`).
 Without a mesh (`jax.set_mesh` not entered) every function here is the identity.
+
+Update and sampler can have a mesh each, of the same devices in the same order (`sampling_mesh`): with tp=1 the update
+moves a fifth of the bytes, decoding wants tp. What is on one goes to the other as a whole (`sampling.weights`).
 """
 
 from __future__ import annotations
@@ -17,7 +21,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,21 +31,56 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, reshard
 from ropd_jax.types import UserError
 
 AXES = ("fsdp", "tp")
+WITH_CP = ("fsdp", "cp", "tp")
 
 
-def make_mesh(fsdp: int = -1, tp: int = 1, devices=None) -> jax.sharding.Mesh:
-    """A mesh of shape (fsdp, tp); ``fsdp=-1`` takes all devices that ``tp`` leaves."""
+def make_mesh(fsdp: int = -1, tp: int = 1, devices=None, *, cp: int = 1) -> jax.sharding.Mesh:
+    """A mesh of shape (fsdp, tp), or (fsdp, cp, tp) if ``cp`` > 1; ``fsdp=-1`` takes all devices that are left."""
     devices = jax.devices() if devices is None else devices
     n = len(devices)
-    if tp < 1 or (fsdp < 1 and fsdp != -1):
-        raise UserError(f"mesh fsdp={fsdp}, tp={tp}: expected positive sizes (or fsdp=-1 to fill)")
+    if tp < 1 or cp < 1 or (fsdp < 1 and fsdp != -1):
+        raise UserError(f"mesh fsdp={fsdp}, tp={tp}, cp={cp}: expected positive sizes (or fsdp=-1 to fill)")
+    rest, words = tp * cp, f"tp={tp}" if cp == 1 else f"cp={cp} x tp={tp}"
     if fsdp == -1:
-        if n % tp:
-            raise UserError(f"mesh tp={tp} does not divide the {n} devices here; choose a divisor of {n}")
-        fsdp = n // tp
-    if fsdp * tp > n:
-        raise UserError(f"mesh fsdp={fsdp} x tp={tp} needs {fsdp * tp} devices, here are {n}; lower one of them")
-    return jax.make_mesh((fsdp, tp), AXES, devices=devices[: fsdp * tp])
+        if n % rest:
+            raise UserError(f"mesh {words} does not divide the {n} devices here; choose a divisor of {n}")
+        fsdp = n // rest
+    if fsdp * rest > n:
+        raise UserError(f"mesh fsdp={fsdp} x {words} needs {fsdp * rest} devices, here are {n}; lower one of them")
+    sizes, axes = ((fsdp, tp), AXES) if cp == 1 else ((fsdp, cp, tp), WITH_CP)
+    return jax.make_mesh(sizes, axes, devices=devices[: fsdp * rest])
+
+
+def update_mesh(section: Mapping[str, Any], devices=None) -> jax.sharding.Mesh:
+    """The mesh of the update, on which parameters and optimizer are: ``mesh.update_fsdp`` and ``mesh.update_tp``, or
+    where these are 0 ``mesh.fsdp`` and ``mesh.tp``; and ``mesh.cp``.
+
+    Args:
+        section: ``cfg.mesh``.
+    """
+    fsdp, tp = section["update_fsdp"] or section["fsdp"], section["update_tp"] or section["tp"]
+    return make_mesh(fsdp, tp, devices, cp=section["cp"])
+
+
+def sampling_mesh(section: Mapping[str, Any], update: jax.sharding.Mesh) -> jax.sharding.Mesh:
+    """The mesh of the sampler, of the update's devices in the update's order: ``mesh.sample_fsdp`` and
+    ``mesh.sample_tp``, or where these are 0 ``mesh.fsdp`` and ``mesh.tp``. It is ``update`` itself if the sizes are.
+
+    Raises:
+        UserError: sizes that do not take all devices of the update.
+    """
+    fsdp, tp = section["sample_fsdp"] or section["fsdp"], section["sample_tp"] or section["tp"]
+    if fsdp == -1 and not update.size % tp:
+        fsdp = update.size // tp
+    if fsdp * tp != update.size:
+        raise UserError(
+            f"sampler's mesh fsdp={fsdp}, tp={tp}: expected all {update.size} devices of the update's mesh, fsdp="
+            f"{update.shape['fsdp']}, tp={update.shape['tp']}; set --config.mesh.sample_fsdp=-1 and a "
+            f"--config.mesh.sample_tp that divides {update.size}"
+        )
+    if (fsdp, tp) == update.devices.shape:
+        return update
+    return jax.sharding.Mesh(update.devices.reshape(fsdp, tp), AXES, axis_types=update.axis_types[:2])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,21 +97,34 @@ class ShardingRules:
     )
 
     def spec(self, dims: str, *, drop: str = "") -> PartitionSpec:
-        """PartitionSpec of an array with these dimension letters, leaving out the mesh axis ``drop``."""
-        table = dict(self.axis)
-        return PartitionSpec(*(a if (a := table.get(d)) != drop else None for d in dims))
+        """PartitionSpec of an array with these dimension letters, leaving out what the mesh axis ``drop`` splits.
+
+        Inside ``jax.set_mesh`` of a mesh with the axis ``cp`` a parameter's D is split over it as well.
+        """
+        table: dict[str, str | tuple[str, ...]] = dict(self.axis)
+        if drop:
+            table = {letter: axis for letter, axis in table.items() if axis != drop}
+        if "D" in table and parts_of_a_row() > 1:
+            table["D"] = ("cp", "fsdp")
+        return PartitionSpec(*map(table.get, dims))
 
     def storage(self, params) -> dict:
         """Tree of PartitionSpecs in which a parameter tree is stored."""
         return jax.tree_util.tree_map_with_path(lambda path, x: self.spec(dims_of(path, x)), params)
 
-    def gather(self, params):
-        """All-gather over ``fsdp`` what is about to be used; a no-op without a mesh."""
+    def gather(self, params, *, but: Collection[str] = ()):
+        """All-gather over ``fsdp`` what is about to be used; a no-op without a mesh.
+
+        Args:
+            but: names of parameters that stay as they are.
+        """
         if active_mesh() is None:
             return params
-        return jax.tree_util.tree_map_with_path(
-            lambda path, x: reshard(x, self.spec(dims_of(path, x), drop="fsdp")), params
-        )
+
+        def one(path, x):
+            return x if path[-1].key in but else reshard(x, self.spec(dims_of(path, x), drop="fsdp"))
+
+        return jax.tree_util.tree_map_with_path(one, params)
 
 
 RULES = ShardingRules()
@@ -88,6 +141,23 @@ def active_mesh() -> AbstractMesh | None:
     return None if mesh.empty else mesh
 
 
+def parts_of_a_row() -> int:
+    """``cp`` of the mesh: over how many devices the tokens of a row are split."""
+    mesh = active_mesh()
+    return 1 if mesh is None else mesh.shape.get("cp", 1)
+
+
+def check_whole_rows(mesh: jax.sharding.Mesh, who: str) -> None:
+    """Raise UserError where rows are split over ``cp``, for networks that read whole rows."""
+    if "cp" in mesh.axis_names:
+        raise UserError(f"mesh.cp={mesh.shape['cp']}: {who} reads whole rows; set --config.mesh.cp=1")
+
+
+def whole_parts(tokens: int, mesh: jax.sharding.Mesh) -> int:
+    """Tokens of a row, rounded up so that they divide over ``cp``."""
+    return -(-tokens // (parts := mesh.shape.get("cp", 1))) * parts
+
+
 def platform() -> str:
     """``cpu``, ``gpu`` or ``tpu``: of the mesh, whose devices need not be present; without a mesh jax's default."""
     mesh = active_mesh()
@@ -98,11 +168,14 @@ def platform() -> str:
 def out(dims: str) -> PartitionSpec | None:
     """``out_sharding`` for an operation that makes an activation with these dimensions, or None without a mesh.
 
-    The letter D of an activation is not sharded (only a parameter's is): activations follow B and heads.
+    The letter D of an activation is not sharded (only a parameter's is): activations follow B and heads, and T where
+    there is a ``cp``. S are tokens of which each device has all.
     """
     if active_mesh() is None:
         return None
-    table = dict(RULES.axis) | {"D": None}
+    table: dict[str, str | None] = dict(RULES.axis) | {"D": None}
+    if parts_of_a_row() > 1:
+        table["T"] = "cp"
     return PartitionSpec(*(table.get(d) for d in dims))
 
 
@@ -127,7 +200,7 @@ def locally(f: Callable, dims: tuple, out_dims: tuple | str) -> Callable:
 
 def check_divides(cfg, mesh: jax.sharding.Mesh) -> None:
     """Raise UserError when a student's sizes do not divide over the mesh, naming the nearest meshes that work."""
-    asked = mesh.shape["fsdp"], mesh.shape["tp"]
+    asked = mesh.shape["fsdp"] * mesh.shape.get("cp", 1), mesh.shape["tp"]
     if not (wrong := _undivided(cfg, *asked)):
         return
     n = len(jax.devices()) if mesh.devices.flat[0] in jax.devices() else mesh.size

@@ -156,7 +156,8 @@ def _mesh(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> tuple[
                 f"--topology={topology} has {topology.devices} devices, here are {len(devices)} to plan their shapes "
                 f"on; set XLA_FLAGS=--xla_force_host_platform_device_count={topology.devices}"
             )
-    mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp, devices=devices)
+    fsdp, tp = cfg.mesh.sample_fsdp or cfg.mesh.fsdp, cfg.mesh.sample_tp or cfg.mesh.tp
+    mesh = mesh_lib.make_mesh(fsdp, tp, devices=devices)
     mesh_lib.check_divides(model_cfg, mesh)
     return mesh, real
 

@@ -151,8 +151,11 @@ def _tps(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> Iterato
         yield tp
 
 
-def _shards(cfg: ConfigDict, topology: Topology) -> int:
-    return topology.devices // cfg.mesh.tp if cfg.mesh.fsdp == -1 else cfg.mesh.fsdp
+def mesh_sizes(cfg: ConfigDict, topology: Topology, whose: str) -> dict[str, int]:
+    """Sizes of the mesh of the ``update`` or of ``sample``."""
+    fsdp, tp = (cfg.mesh[f"{whose}_{axis}"] or cfg.mesh[axis] for axis in ("fsdp", "tp"))
+    rest = tp * (cfg.mesh.cp if whose == "update" else 1)
+    return {"fsdp": topology.devices // rest if fsdp == -1 else fsdp, "tp": tp}
 
 
 def update_knobs(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> Iterator[Keys]:
@@ -161,7 +164,7 @@ def update_knobs(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) ->
     if topology.chip.platform not in ("cpu", "gpu") and HALF.split("=")[0] not in cfg.optim.xla_options:
         keys = {"optim.xla_options": f"{cfg.optim.xla_options} {HALF}".strip()}
         yield keys
-    least = _shards(cfg, topology)
+    least = mesh_sizes(cfg, topology, "update")["fsdp"]
     rows = cfg.optim.microbatch or (cfg.stream.groups or cfg.data.prompts_per_step) * cfg.sampling.rollouts
     if cfg.optim.remat not in (True, "block"):
         keys = keys | {"optim.remat": "block" if isinstance(cfg.optim.remat, str) else True}
@@ -176,7 +179,7 @@ def update_knobs(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) ->
 
 def _faster_updates(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> Iterator[Keys]:
     """Ways to run the update, the fastest first: less recomputation, then more rows per pass."""
-    shards = _shards(cfg, topology)
+    shards = mesh_sizes(cfg, topology, "update")["fsdp"]
     if isinstance(cfg.optim.remat, str):
         yield {"optim.remat": "dots", "optim.microbatch": shards}
         rest: Keys = {"optim.remat": "block"}
@@ -207,5 +210,5 @@ def sampler_knobs(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -
 
 def _slots(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> Iterator[Keys]:
     """Half the slots, a quarter, ... down to what the mesh divides."""
-    for keys in programs.fewer_slots(cfg, _shards(cfg, topology)):
+    for keys in programs.fewer_slots(cfg, mesh_sizes(cfg, topology, "sample")["fsdp"]):
         yield dict(keys)

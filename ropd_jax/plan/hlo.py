@@ -13,6 +13,7 @@ import dataclasses
 import math
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 BYTES = {
@@ -217,7 +218,8 @@ def _times(lines: dict[str, list[str]], entry: str, passes: int) -> dict[str, in
 
 
 def _trips(line: str, lines: dict[str, list[str]], passes: int) -> int:
-    """How often a loop runs: from the compiler, or the constant its counter is compared with; else ``passes``."""
+    """How often a loop runs: from the compiler, or the constant its counter is compared with over the counter's step;
+    else ``passes``."""
     if known := _TRIPS.search(line):
         return int(known[1])
     condition = re.search(r"condition=%?([\w.\-]+)", line)
@@ -228,6 +230,25 @@ def _trips(line: str, lines: dict[str, list[str]], passes: int) -> int:
         return passes
     for operand in re.findall(r"%?([\w.\-]+)(?:,|$)", compare[1]):
         for x in body:
-            if found := re.match(rf"\s+%?{re.escape(operand)} = s32\[\]\S* constant\((\d+)\)", x):
-                return int(found[1])
+            if found := re.match(rf"\s+%?{re.escape(operand)} = [su]32\[\]\S* constant\((\d+)\)", x):
+                return -(-int(found[1]) // _step(line, lines, body, compare[1]))
     return passes
+
+
+def _step(line: str, lines: dict[str, list[str]], condition: Sequence[str], compared: str) -> int:
+    """What a pass adds to a loop's counter: 1, or 2 where the compiler unrolled a product in steps around a ring."""
+    name = r"%([\w.\-]+)"
+
+    def found(one: str, how: str, within: Sequence[str]) -> str:
+        """The group of ``how`` in the definition of ``one``, or ""."""
+        text = rf"\s+(?:ROOT )?%?{re.escape(one)} = [su]32\[\]\S* {how}"
+        return next((m[1] for x in within if (m := re.match(text, x))), "")
+
+    index = max(found(n, r"get-tuple-element\(.*index=(\d+)", condition) for n in re.findall(name, compared))
+    body = lines.get(dict(_LOOP.findall(line)).get("body", ""), [])
+    root = next((x for x in body if x.lstrip().startswith("ROOT")), "")
+    values = re.findall(name, root.partition(" tuple(")[2].partition(")")[0])
+    if not index or int(index) >= len(values):
+        return 1
+    added = found(values[int(index)], rf"add\(%[\w.\-]+, {name}\)", body)
+    return int(found(added, r"constant\(([1-9]\d*)\)", body) or 1)

@@ -23,9 +23,10 @@ from ropd_jax.plan.programs import device_bytes
 from ropd_jax.training.accumulate import uses_streaming
 from ropd_jax.training.setup import read_config
 from ropd_jax.training.update import needs_initial
+from ropd_jax.training.validate import check_sample_mesh
 
 Report = Callable[[str], None]  # receives a line about what is being done
-SAMPLER = ("prefill", "decode")
+SAMPLER = ("move", "prefill", "decode")
 PARTS = ("update", *SAMPLER, "method")
 
 
@@ -41,7 +42,7 @@ class Memory:
         method: the method's `ExtraMemory`: GAD's discriminator with its optimizer, a white-box teacher.
         gradients: the sum of an update in portions, between its programs.
         ahead: what sampling a step ahead adds: older parameters, and during the update keys and values and the copy.
-        copy: the sampler's own weights (`sampling.weights`), while it samples.
+        copy: the sampler's own weights (`sampling.weights`), moved and made ready, while it samples.
         inputs: what else is handed in: the batch, the weights in another form.
         temporaries: activations, gradients, gathered weights.
         peak: most at one time; a lower bound if the compiler refused the program.
@@ -115,7 +116,7 @@ def _whole(parts: list[float | None]) -> float | None:
 
 def setting_of(cfg: ConfigDict, mesh) -> Setting:
     return Setting(
-        tp=cfg.mesh.tp,
+        tp=programs.sampling_mesh(cfg, mesh).shape["tp"],
         microbatch=cfg.optim.microbatch,
         remat=cfg.optim.remat,
         slots=programs.engine_of(cfg, mesh).prompts * cfg.sampling.rollouts,  # idle prompts fill the mesh up
@@ -124,13 +125,16 @@ def setting_of(cfg: ConfigDict, mesh) -> Setting:
 
 
 def make_mesh(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> jax.sharding.Mesh:
-    """The config's mesh over the devices of the slice.
+    """The config's mesh of the update over the devices of the slice.
 
     Raises:
         UserError: the slice is refused, or the model does not divide over the mesh.
     """
-    mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp, devices=topology_devices(topology))
-    mesh_lib.check_divides(model_cfg, mesh)
+    mesh = mesh_lib.update_mesh(cfg.mesh, devices=topology_devices(topology))
+    own = programs.sampling_mesh(cfg, mesh)
+    for one in (mesh, own):
+        mesh_lib.check_divides(model_cfg, one)
+    check_sample_mesh(mesh, own, copy_weights=cfg.sampling.copy_weights)
     return mesh
 
 
@@ -174,13 +178,14 @@ def measure(
     work = [p for p in phases(cfg, model_cfg, mesh, found, resident, mean_tokens) if p.name in found]
     steps: tuple[Step, ...] = ()
     if "decode" in found and found["decode"].fits and chip.flops:
-        with jax.set_mesh(mesh):
+        own = programs.sampling_mesh(cfg, mesh)
+        with jax.set_mesh(own):
             rungs = ladder_of(cfg, model_cfg, mesh, mean_tokens)
             decoders = {rungs[0].rows: found["decode"]}
             for rung in rungs[1:] if ladder else ():
                 one = programs.decode_program(cfg, model_cfg, mesh, rung.rows)
                 decoders[rung.rows] = compile_program(one, slice_name=name, report=report, cache=cache)
-            per_token = decoding_of(cfg, model_cfg, mesh)
+            per_token = decoding_of(cfg, model_cfg, mesh, own)
         steps = expected.of_decoding(rungs, decoders, per_token, topology)
     expectations = tuple(
         expected.total(steps) if p.name == "decode" else expected.of_phase(p, found[p.name], topology)
@@ -205,7 +210,8 @@ class Sizes:
         method: the method's `ExtraMemory`.
         gradients: the sum of an update in portions; 0 if it is computed whole.
         ahead: the next step is sampled by older parameters while this one is updated.
-        copy: the sampler's own weights; ``decoding``: all weights that decoding is called with.
+        copy: the sampler's own weights; ``decoding``: all weights that decoding is called with; ``moved``: what of the
+            copy is on the sampler's mesh as it is stored there, 0 if there is one mesh.
     """
 
     trained: int
@@ -220,6 +226,7 @@ class Sizes:
     ahead: bool = False
     copy: int = 0
     decoding: int = 0
+    moved: int = 0
 
     @property
     def parameters(self) -> int:
@@ -246,7 +253,8 @@ class Sizes:
         return {
             "update": self.parameters + (self.gradients or self.optimizer),
             "apply": self.trained + self.optimizer + self.gradients,
-            "prefill": self.trained + self.base + self.kv_prompts,
+            "move": self.trained + self.base + self.copy,
+            "prefill": (self.moved or self.trained + self.base) + self.kv_prompts,
             "decode": self.decoding + self.kv_cache,
         }.get(name, self.method)
 
@@ -259,6 +267,7 @@ def sizes(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Sizes:
     trained, base = device_bytes(weights.trained), device_bytes(weights.base)
     kv_prompts, kv_rows = programs.kv_cache_bytes(cfg, model_cfg, mesh)
     copy, decoding = programs.decode_weights_bytes(cfg, model_cfg, mesh)
+    moved = programs.moved_bytes(cfg, model_cfg, mesh)
     return Sizes(
         trained=trained,
         base=base,
@@ -270,8 +279,9 @@ def sizes(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Sizes:
         method=device_bytes(extra.arrays),
         gradients=device_bytes(programs.gradients_of(state)) if uses_streaming(read_config(cfg), method) else 0,
         ahead=bool(cfg.stream.staleness),
-        copy=copy,
+        copy=moved + copy,
         decoding=decoding,
+        moved=moved,
     )
 
 
@@ -332,7 +342,7 @@ def phases(
     for one in extra.programs:
         found.append(_extra_phase(one, mesh.size, s.method, received(one.name, one.calls), remat=remat))
     samples = method.needs_rollouts and cfg.sampling.engine == "own"
-    return found + (_sampler_phases(cfg, model_cfg, mesh, answer, received) if samples else [])
+    return found + (_sampler_phases(cfg, model_cfg, mesh, s, answer, received) if samples else [])
 
 
 def _update_phases(
@@ -378,9 +388,12 @@ def _update_phases(
 
 
 def _sampler_phases(
-    cfg: ConfigDict, model_cfg: ModelConfig, mesh: jax.sharding.Mesh, answer: int, received: Received
+    cfg: ConfigDict, model_cfg: ModelConfig, mesh: jax.sharding.Mesh, s: Sizes, answer: int, received: Received
 ) -> list[Phase]:
     slots, itemsize = setting_of(cfg, mesh).slots, jnp.dtype(cfg.student.dtype).itemsize
+    prefills = programs.prefill_calls(cfg, mesh)
+    moves = [Phase("move", 0.0, s.trained + s.base + s.moved, received("move", 1))] if s.moved else []
+    mesh = programs.sampling_mesh(cfg, mesh)
     work = count.rollouts(
         model_cfg,
         prompts=cfg.data.prompts_per_step,
@@ -391,8 +404,7 @@ def _sampler_phases(
         itemsize=programs.cache_itemsize(cfg),
     )
     weights = itemsize * count.read_params(model_cfg, slots) / mesh.shape["tp"]
-    prefills = programs.prefill_calls(cfg, mesh)
-    return [
+    return moves + [
         Phase(
             "prefill",
             work.prefill_flops / mesh.size,
@@ -416,7 +428,7 @@ def _sampler_phases(
 def ladder_of(
     cfg: ConfigDict, model_cfg: ModelConfig, mesh: jax.sharding.Mesh, mean_tokens: float | None
 ) -> tuple[replay.Rung, ...]:
-    """The programs that a step decodes with, by the scheduler's replay. Inside ``jax.set_mesh``.
+    """The programs that a step decodes with, by the scheduler's replay. Inside ``jax.set_mesh`` of the sampler's mesh.
 
     All answers have the maximum length, or with ``mean_tokens`` log-normal ones (`replay.SIGMA`).
     """
@@ -426,8 +438,11 @@ def ladder_of(
     return replay.ladder(limits, programs.prompt_len(cfg), programs.prompt_len(cfg), sizes)
 
 
-def decoding_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh: jax.sharding.Mesh) -> expected.Decoding:
-    tp, itemsize = mesh.shape["tp"], jnp.dtype(cfg.student.dtype).itemsize
+def decoding_of(
+    cfg: ConfigDict, model_cfg: ModelConfig, mesh: jax.sharding.Mesh, own: jax.sharding.Mesh
+) -> expected.Decoding:
+    """What a token costs; ``own`` is the sampler's mesh."""
+    tp, itemsize = own.shape["tp"], jnp.dtype(cfg.student.dtype).itemsize
     return expected.Decoding(
         weights=itemsize * count.read_params(model_cfg, setting_of(cfg, mesh).slots) / tp,
         position=count.kv_bytes_per_token(model_cfg, programs.cache_itemsize(cfg)) / tp,

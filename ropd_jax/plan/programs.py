@@ -7,6 +7,7 @@ The functions are the run's own (`training.update`, `sampling.engine`); only the
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ from ropd_jax.sampling import engine as engine_lib
 from ropd_jax.sampling import pages
 from ropd_jax.sampling.capacity import device_bytes as device_bytes
 from ropd_jax.sampling.slots import Slots, halved
-from ropd_jax.sampling.weights import DecodeWeights, changes, decode_weights, outer_of
+from ropd_jax.sampling.weights import DecodeWeights, changes, decode_weights, mover, outer_of
 from ropd_jax.training.accumulate import uses_streaming
 from ropd_jax.training.scoring import make_score, told_of
 from ropd_jax.training.setup import read_config, update_config
@@ -191,7 +192,14 @@ def method_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> list[Progr
     return [Program(p.name, p.lower, p.parts) for p in method_of(cfg, model_cfg, mesh)[1].programs]
 
 
+def sampling_mesh(cfg: ConfigDict, mesh) -> jax.sharding.Mesh:
+    """The sampler's mesh, given the update's."""
+    return mesh_lib.sampling_mesh(cfg.mesh, mesh)
+
+
 def engine_of(cfg: ConfigDict, mesh) -> engine_lib.EngineConfig:
+    """Args: mesh: of the update, as everywhere here."""
+    mesh = sampling_mesh(cfg, mesh)
     return engine_lib.EngineConfig.from_config(
         cfg.sampling, prompts_per_step=cfg.data.prompts_per_step, prompt_len=prompt_len(cfg), stop_ids=(0,),
         dtype=cfg.student.dtype, shards=mesh.shape["fsdp"],
@@ -210,8 +218,25 @@ class Sampler(NamedTuple):
 
 
 def sampler_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Sampler:
-    """Inside ``jax.set_mesh``."""
-    return sampler_shapes(engine_of(cfg, mesh), policy_of(cfg, weights_of(cfg, model_cfg, mesh)), model_cfg, mesh)
+    """On the sampler's mesh."""
+    own = sampling_mesh(cfg, mesh)
+    with jax.set_mesh(own):
+        return sampler_shapes(engine_of(cfg, mesh), stored_for_sampling(cfg, model_cfg, mesh), model_cfg, own)
+
+
+def stored_for_sampling(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> dict:
+    """The weights that prefill is called with: the learner's own, or those moved to the sampler's mesh."""
+    own = sampling_mesh(cfg, mesh)
+    with jax.set_mesh(mesh):
+        params = policy_of(cfg, weights_of(cfg, model_cfg, mesh))
+        return params if own is mesh else jax.eval_shape(mover(params, cfg.student.dtype, own), params)
+
+
+def moved_bytes(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> int:
+    """Of one device: the weights that are moved to the sampler's mesh; 0 if there is one mesh."""
+    if sampling_mesh(cfg, mesh) is mesh:
+        return 0
+    return device_bytes(stored_for_sampling(cfg, model_cfg, mesh))
 
 
 def sampler_shapes(ecfg: engine_lib.EngineConfig, params: dict, model_cfg: ModelConfig, mesh) -> Sampler:
@@ -246,18 +271,36 @@ def sampler_shapes(ecfg: engine_lib.EngineConfig, params: dict, model_cfg: Model
 
 
 def sampler_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> list[Program]:
-    """Prefill and decoding of the config's sampler, all its rows of maximum length; none if a server samples."""
+    """What moves the weights to the sampler's mesh, if it has its own; prefill and decoding, all rows of maximum
+    length. None if a server samples."""
     if cfg.sampling.engine != "own":
         return []
-    return programs_of(sampler_of(cfg, model_cfg, mesh), model_cfg)
+    own, found = sampling_mesh(cfg, mesh), []
+    if own is not mesh:
+        with jax.set_mesh(mesh):
+            params = policy_of(cfg, weights_of(cfg, model_cfg, mesh))
+        found = [Program("move", lambda: mover(params, cfg.student.dtype, own).lower(params))]
+    inside = [
+        dataclasses.replace(p, lower=functools.partial(_lowered_on, own, p.lower))
+        for p in programs_of(sampler_of(cfg, model_cfg, mesh), model_cfg)
+    ]
+    return found + inside
+
+
+def _lowered_on(mesh, lower: Callable[[], Any]) -> Any:
+    with jax.set_mesh(mesh):
+        return lower()
 
 
 def decode_program(cfg: ConfigDict, model_cfg: ModelConfig, mesh, rows: int) -> Program:
-    """Decoding with fewer rows, as in the tail of a step. Inside ``jax.set_mesh``."""
+    """Decoding with fewer rows, as in the tail of a step."""
+    own, params = sampling_mesh(cfg, mesh), stored_for_sampling(cfg, model_cfg, mesh)
     engine = dataclasses.replace(engine_of(cfg, mesh), rows=rows)
-    params = policy_of(cfg, weights_of(cfg, model_cfg, mesh))
-    found = next(p for p in programs_of(sampler_shapes(engine, params, model_cfg, mesh), model_cfg) if p.per_token)
-    return dataclasses.replace(found, name=f"decode, {rows} rows")
+    with jax.set_mesh(own):
+        shapes = sampler_shapes(engine, params, model_cfg, own)
+    found = next(p for p in programs_of(shapes, model_cfg) if p.per_token)
+    lower = functools.partial(_lowered_on, own, found.lower)
+    return dataclasses.replace(found, name=f"decode, {rows} rows", lower=lower)
 
 
 def scheduler_of(engine: engine_lib.EngineConfig, model_cfg: ModelConfig, prompts: int) -> Sizes:
@@ -297,11 +340,12 @@ def decode_weights_bytes(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> tuple
     if cfg.sampling.engine != "own":
         return 0, 0
     s = sampler_of(cfg, model_cfg, mesh)
-    weights = decode_weights_of(s, model_cfg)
+    with jax.set_mesh(sampling_mesh(cfg, mesh)):
+        weights = decode_weights_of(s, model_cfg)
+        own = s.engine.copy_weights and changes(outer_of(s.params), s.engine.dtype)
     handed = device_bytes(weights)
     if weights.layers is None:
         return 0, handed
-    own = s.engine.copy_weights and changes(outer_of(s.params), s.engine.dtype)
     return handed - (0 if own else device_bytes(weights.outer)), handed
 
 
@@ -320,7 +364,7 @@ def cache_itemsize(cfg: ConfigDict) -> float:
 
 def prefill_calls(cfg: ConfigDict, mesh) -> int:
     """How often prefill runs in a step."""
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(sampling_mesh(cfg, mesh)):
         sizes = engine_lib.layout(engine_of(cfg, mesh))
     return -(-cfg.data.prompts_per_step // (sizes.parts * sizes.batch))
 

@@ -138,7 +138,8 @@ def summary(
         "topology": str(topology),
         "chips": topology.chips,
         "devices": topology.devices,
-        "mesh": {"fsdp": topology.devices // cfg.mesh.tp if cfg.mesh.fsdp == -1 else cfg.mesh.fsdp, "tp": cfg.mesh.tp},
+        "mesh": fit.mesh_sizes(cfg, topology, "sample"),
+        "update_mesh": fit.mesh_sizes(cfg, topology, "update"),
         "chip": {
             "hbm": chip.hbm, "usable_by_device": chip.a_device().usable, "flops": chip.flops,
             "bandwidth": chip.bandwidth, "ici_in": chip.ici, "source": chip.source,
@@ -177,8 +178,10 @@ def _show(cfg: ConfigDict, topology: Topology, measured: Measured, report: dict[
     width = None if sys.stdout.isatty() else max(tables.console().width, 120)
     console = tables.console(width=width, highlight=True)
     mesh, s = report["mesh"], measured.setting
+    update = report["update_mesh"]
+    other = "" if update == mesh else f", the update fsdp={update['fsdp']} tp={update['tp']}"
     console.print(
-        f"{cfg.student.checkpoint} on {topology}: {topology.chips} chips, fsdp={mesh['fsdp']} tp={mesh['tp']}; "
+        f"{cfg.student.checkpoint} on {topology}: {topology.chips} chips, fsdp={mesh['fsdp']} tp={mesh['tp']}{other}; "
         f"{s.slots} slots, microbatch {s.microbatch or 'all'}, remat {s.remat}, answers up to {s.max_tokens} tokens",
         highlight=False,
         soft_wrap=True,

@@ -45,7 +45,8 @@ def changes_of(
     if not rows:
         return [[] for _ in groups]
     every = np.ones(len(rows), bool)
-    batch = make_batch(rows, np.zeros(len(rows), np.float32), every, every, length)
+    row_len = mesh_lib.whole_parts(length - 1, mesh)
+    batch = make_batch(rows, np.zeros(len(rows), np.float32), every, every, length, row_len=row_len)
     parts = split_parts(batch, cfg.optim.microbatch, multiple=mesh.shape["fsdp"])
     by_token = jax.NamedSharding(mesh, mesh_lib.RULES.spec("ABT"))
     placed = jax.tree.map(functools.partial(mesh_lib.place, sharding=by_token), parts)

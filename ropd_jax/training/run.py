@@ -15,6 +15,7 @@ from ropd_jax.data.stream import PromptStream
 from ropd_jax.methods import Method
 from ropd_jax.models.lora import attach
 from ropd_jax.sampling.engine import EngineConfig, sample_groups
+from ropd_jax.sampling.weights import moved
 from ropd_jax.teacher import Teacher
 from ropd_jax.training.accumulate import StreamedUpdate
 from ropd_jax.training.collect import PendingStep, Send
@@ -37,6 +38,7 @@ class Run:
     Attributes:
         cfg: the config, frozen; ``raw`` is the same as nested JSON values, for ``config.json``.
         place: where its files are.
+        mesh: of the update; ``sample_mesh``: of the sampler, the same unless the config says otherwise.
         student: shape and tokenizer; its parameters are in the `State`.
         base: the frozen weights under adapters, or None.
         ref_params: the initial student, or None if no term of the loss reads it.
@@ -60,6 +62,7 @@ class Run:
     method: Method
     teacher: Teacher
     mesh: jax.sharding.Mesh
+    sample_mesh: jax.sharding.Mesh
     student: Student
     base: Any
     ref_params: Any
@@ -109,11 +112,18 @@ class Run:
                 trains=questions is self.train, check=check,
             )  # fmt: skip
         else:
+            policy = self.policy(params)
+            if self.sample_mesh is not self.mesh:
+                policy = moved(policy, engine.dtype, self.sample_mesh)
             groups = sample_groups(
-                self.student.cfg, engine, self.policy(params), self.student.tokenizer, prompts, tokens,
+                self.student.cfg, engine, policy, self.student.tokenizer, prompts, tokens,
                 seed=seed, step=step, check=check,
             )  # fmt: skip
-        for group in groups:
+        while True:  # the mesh is set for the sampler only, not for what the caller does between two groups
+            with jax.set_mesh(self.sample_mesh):
+                group = next(groups, None)
+            if group is None:
+                return
             tracing.moved()
             yield group
 

@@ -97,15 +97,15 @@ def setup(
         if files.server is not None:
             [first] = files.train.tokens_of(files.train.prompts[:1])
             files.server.check(first.tolist(), files.student.cfg.vocab_size)
-    student = load_checkpoint(
-        cfg.student.checkpoint, mesh=files.mesh, dtype=how.lora.load_dtype, tokenizer=files.student.tokenizer
-    )
     with jax.set_mesh(files.mesh):
+        student = load_checkpoint(
+            cfg.student.checkpoint, mesh=files.mesh, dtype=how.lora.load_dtype, tokenizer=files.student.tokenizer
+        )
         length = files.prompt_len + how.sampling.max_tokens
         built, state = _programs(how, made, student, files.mesh, length)
         if files.origin and files.origin.pending:
             state = forked(files.origin, state, files.mesh, how.lora)
-    stop_ids, shards = student.tokenizer.stop_ids, files.mesh.shape["fsdp"]
+    stop_ids, shards = student.tokenizer.stop_ids, files.sample_mesh.shape["fsdp"]
     engine = engine_config(cfg, prompt_len=files.prompt_len, stop_ids=stop_ids, shards=shards)
     if made.needs_rollouts:
         engine.rule.warn_if_truncating()
@@ -116,12 +116,13 @@ def setup(
         method=made,
         teacher=files.teacher,
         mesh=files.mesh,
+        sample_mesh=files.sample_mesh,
         student=dataclasses.replace(student, params={}),
         train=files.train,
         heldout=files.heldout,
         prompts=files.prompts,
         engine=engine,
-        eval_engines=_eval_engines(how.eval, engine, files.mesh),
+        eval_engines=_eval_engines(how.eval, engine, files.sample_mesh),
         length=length,
         judged=how.eval.judged if "judge" in files.needs else 0,
         biased=bool(cfg.teacher.scripted.bias),
@@ -140,6 +141,7 @@ class Files:
 
     Attributes:
         student: shape and tokenizer.
+        mesh, sample_mesh: see `Run`.
         needs: roles of the teacher that will be asked.
         prompt_len: positions of the longest prompt: one length for the whole run, so that each function compiles once.
         contents: hashes of the files (`workdir.contents`).
@@ -150,6 +152,7 @@ class Files:
 
     student: Student
     mesh: jax.sharding.Mesh
+    sample_mesh: jax.sharding.Mesh
     teacher: Teacher
     needs: tuple[str, ...]
     train: Questions
@@ -184,13 +187,16 @@ def check_files(
     for source in sources:
         teacher.check_templates(source.templates, f"data.sources, {source.name}")
     validate.check_xla_options(how.optim.xla_options)
-    mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp)
+    mesh = mesh_lib.update_mesh(cfg.mesh)
+    sample_mesh = mesh_lib.sampling_mesh(cfg.mesh, mesh)
+    validate.check_sample_mesh(mesh, sample_mesh, copy_weights=cfg.sampling.copy_weights)
     student = outline(
         cfg.student.checkpoint,
         chat_template=cfg.student.chat_template,
         enable_thinking=cfg.student.enable_thinking,
     )
     validate.check_student(student.cfg, how, mesh)
+    mesh_lib.check_divides(student.cfg, sample_mesh)
     made.check_student(student, mesh)
     hosts.check_same("the tokenizer", {"tokenizer": student.tokenizer.fingerprint()})
     train, heldout = load_questions(cfg.data, student.tokenizer, hosts)
@@ -217,7 +223,8 @@ def check_files(
         check_origin(origin, how.lora, student.cfg, contents)
     server = RolloutServer(server_config(cfg)) if how.sampling.engine == OPENAI else None
     return Files(
-        student, mesh, teacher, needs, train, heldout, prompts, prompt_len, contents, origin, calibration, server
+        student, mesh, sample_mesh, teacher, needs, train, heldout, prompts, prompt_len, contents, origin, calibration,
+        server,
     )
 
 

@@ -358,9 +358,10 @@ def step_parts(
     Args:
         advantages_B: one for each sequence.
     """
-    if row_len := optim.row_len:  # parts that are not needed are not computed: their number can stay fixed
+    row_len = mesh_lib.whole_parts(optim.row_len or length - 1, mesh)
+    if optim.row_len:  # parts that are not needed are not computed: their number can stay fixed
         fixed = method.teaches_text or bool(optim.microbatch)
         batch = pack(sequences, *advantages_B, length, row_len=row_len, fixed=fixed)
     else:
-        batch = make_batch(sequences, *advantages_B, length)
+        batch = make_batch(sequences, *advantages_B, length, row_len=row_len)
     return split_parts(batch, optim.microbatch, multiple=mesh.shape["fsdp"])

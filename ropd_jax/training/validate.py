@@ -109,6 +109,16 @@ def check_student(student: ModelConfig, how: RunConfig, mesh: jax.sharding.Mesh)
     check_length(SHORTEST, how.sampling.max_tokens, how.optim.row_len, student)
 
 
+def check_sample_mesh(update: jax.sharding.Mesh, sample: jax.sharding.Mesh, *, copy_weights: bool) -> None:
+    """Raises UserError for a sampler on a mesh of its own that shall not have weights of its own."""
+    if sample is not update and not copy_weights:
+        sizes = [f"fsdp={m.shape['fsdp']} tp={m.shape['tp']}" for m in (sample, update)]
+        raise UserError(
+            f"sampling.copy_weights=False: the sampler's mesh ({sizes[0]}) is not the update's ({sizes[1]}), so it "
+            "needs weights of its own; set sampling.copy_weights=True, or one mesh for both (mesh.fsdp and mesh.tp)"
+        )
+
+
 def check_data(data: Mapping[str, Any]) -> None:
     """Raises UserError for sources that cannot work: a template without a place for the question, sizes, paths."""
     held = not no_heldout(data)

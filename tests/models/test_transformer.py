@@ -17,6 +17,7 @@ from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.types import UserError
 from tests.helpers import TINY, trees_max_diff
 
+WINDOWED = dataclasses.replace(TINY, window=6, local_layers=(True, False, True))
 TOKENS = np.random.default_rng(0).integers(2, 64, (8, 13)).astype(np.int32)
 POSITIONS = np.tile(np.arange(13, dtype=np.int32), (8, 1))
 ONES = np.ones_like(TOKENS)
@@ -78,6 +79,33 @@ def test_sharded_forward_and_gradient_equal_unsharded(shape, remat):
         value_s, grads_s = jax.jit(jax.value_and_grad(f))(placed, *rows)
     assert float(value_s) == pytest.approx(float(value), abs=1e-6)
     assert trees_max_diff(grads, grads_s) < 1e-6
+
+
+@pytest.mark.parametrize("shape, cfg", [((2, 2, 2), TINY), ((1, 4, 1), WINDOWED)])
+def test_rows_that_are_split_over_cp_give_the_log_probs_and_gradients_of_whole_ones(shape, cfg):
+    fsdp, cp, tp = shape
+    cfg = dataclasses.replace(cfg, num_layers=2, local_layers=cfg.local_layers[:2])
+    params, rng = transformer.init_params(cfg, 0), np.random.default_rng(0)
+    tokens = rng.integers(2, 64, (4, 32)).astype(np.int32)
+    segments = np.sort(rng.integers(1, 4, (4, 32)).astype(np.int32), axis=1)  # sequences that cross from part to part
+    positions = np.stack([np.concatenate([np.arange((row == s).sum()) for s in (1, 2, 3)]) for row in segments])
+
+    def loss(params, tokens, positions, segments):
+        x = transformer.hidden(cfg, params, tokens, positions, segments, remat="block")
+        logp, entropy = token_logprobs(cfg, params, x, tokens, chunk=8, entropy_grad=True)
+        return jnp.sum(logp + 0.1 * entropy), logp
+
+    run = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    inputs = tokens, positions.astype(np.int32), segments
+    (_, logp), grads = run(params, *inputs)
+    mesh = mesh_lib.make_mesh(fsdp, tp, jax.devices()[: fsdp * cp * tp], cp=cp)
+    with jax.set_mesh(mesh):
+        placed = mesh_lib.put(params, mesh, mesh_lib.RULES.storage(params))
+        assert "cp" in placed["layers"]["mlp"]["up_DF"].sharding.spec[1]  # stored over it as well
+        by_token = jax.NamedSharding(mesh, mesh_lib.RULES.spec("BT"))
+        (_, logp_split), grads_split = run(placed, *(jax.device_put(x, by_token) for x in inputs))
+    np.testing.assert_allclose(logp_split, logp, atol=1e-5)
+    assert trees_max_diff(jax.device_get(grads_split), jax.device_get(grads)) < 1e-5 * 32
 
 
 @pytest.mark.parametrize("attention", ["naive", "short", "xla"])

@@ -67,3 +67,49 @@ def test_one_device_always_works():
     odd = sized(33, 5, 5, 7, 11)
     assert mesh_lib.nearest_meshes(odd, 2, 2, 1) == [(1, 1)]
     mesh_lib.check_divides(odd, mesh_lib.make_mesh(1, 1))
+
+
+def section(**changes):
+    return dict(fsdp=-1, tp=1, update_fsdp=0, update_tp=0, sample_fsdp=0, sample_tp=0, cp=1) | changes
+
+
+@pytest.mark.parametrize(
+    "changes, update, sample",
+    [
+        ({}, (8, 1), (8, 1)),
+        ({"tp": 2}, (4, 2), (4, 2)),
+        ({"tp": 4, "update_tp": 1}, (8, 1), (2, 4)),
+        ({"sample_tp": 4}, (8, 1), (2, 4)),
+        ({"fsdp": 2, "tp": 2, "update_fsdp": 4, "update_tp": 1}, (4, 1), (2, 2)),
+        ({"fsdp": 4, "sample_fsdp": -1, "sample_tp": 2}, (4, 1), (2, 2)),
+        ({"fsdp": 2, "tp": 4, "update_fsdp": -1, "update_tp": 1}, (8, 1), (2, 4)),
+        ({"tp": 2, "update_tp": 1, "cp": 4}, (2, 4, 1), (4, 2)),
+    ],
+)
+def test_update_and_sampler_have_a_mesh_each_of_the_same_devices_in_the_same_order(changes, update, sample):
+    first = mesh_lib.update_mesh(section(**changes))
+    second = mesh_lib.sampling_mesh(section(**changes), first)
+    assert (first.devices.shape, second.devices.shape) == (update, sample)
+    assert list(first.devices.flat) == list(second.devices.flat)
+    assert (second is first) == (update == sample) and second.axis_types == first.axis_types[:2]
+
+
+@pytest.mark.parametrize("changes", [{"fsdp": 4, "tp": 2, "update_tp": 1}, {"fsdp": 2, "sample_tp": 3}])
+def test_a_mesh_of_the_sampler_that_leaves_devices_out_is_refused(changes):
+    with pytest.raises(UserError, match=r"expected all \d devices of the update's mesh, fsdp=\d, tp=1; set"):
+        mesh_lib.sampling_mesh(section(**changes), mesh_lib.update_mesh(section(**changes)))
+
+
+def test_parts_of_rows_and_who_needs_whole_ones():
+    mesh = mesh_lib.make_mesh(1, 2, cp=4)
+    assert mesh.axis_names == ("fsdp", "cp", "tp") and mesh_lib.whole_parts(13, mesh) == 16
+    assert mesh_lib.whole_parts(13, mesh_lib.make_mesh(4, 2)) == 13
+    with jax.set_mesh(mesh):
+        assert mesh_lib.parts_of_a_row() == 4 and mesh_lib.out("BTNH") == jax.P("fsdp", "cp", "tp", None)
+        assert mesh_lib.RULES.spec("LDF") == jax.P(None, ("cp", "fsdp"), "tp")
+        assert mesh_lib.RULES.spec("LDF", drop="fsdp") == jax.P(None, None, "tp")
+    assert mesh_lib.RULES.spec("LDF") == jax.P(None, "fsdp", "tp")
+    with pytest.raises(UserError, match=r"mesh.cp=4: the judge reads whole rows; set --config.mesh.cp=1"):
+        mesh_lib.check_whole_rows(mesh, "the judge")
+    with pytest.raises(UserError, match=r"mesh cp=3 x tp=1 does not divide the 8 devices"):
+        mesh_lib.make_mesh(-1, 1, cp=3)

@@ -113,3 +113,33 @@ ENTRY %main (a: bf16[2048,2048]) -> bf16[2048,256] {
 def test_an_all_reduce_that_the_tpu_compiler_fuses_with_its_slice_is_a_reduce_scatter():
     part = 2048 * 256 * 2
     assert collectives(SCATTERED) == [Collective("reduce-scatter", 1, 7 * part)]
+
+
+RING = """\
+HloModule jit_g
+
+%body.3 (p: (f32[100], u32[])) -> (f32[100], u32[]) {
+  %one = u32[]{:T(128)} constant(1)
+  %two = u32[]{:T(128)} constant(2)
+  %i = u32[]{:T(128)} get-tuple-element(%p), index=1
+  %odd = u32[]{:T(128)S(6)} add(%i, %one), metadata={op_name="dot"}
+  %next = u32[]{:T(128)} add(%i, %two), metadata={op_name="dot"}
+  %cp.1 = f32[100]{0} collective-permute(%a), channel_id=1, source_target_pairs={{0,1},{1,0}}
+  %cp.2 = f32[100]{0} collective-permute(%cp.1), channel_id=2, source_target_pairs={{0,1},{1,0}}
+  ROOT %t3 = (f32[100]{0}, u32[]) tuple(%cp.2, %next), backend_config={}
+}
+
+%cond.3 (p.3: (f32[100], u32[])) -> pred[] {
+  %limit = u32[]{:T(128)} constant(8), metadata={op_name="dot"}
+  %i.3 = u32[]{:T(128)} get-tuple-element(%p.3), index=1
+  ROOT %lt3 = pred[]{:T(512)} compare(%i.3, %limit), direction=LT
+}
+
+ENTRY %main.3 (a: f32[100]) -> f32[100] {
+  ROOT %w3 = (f32[100], u32[]) while(%z), condition=%cond.3, body=%body.3
+}
+"""
+
+
+def test_a_loop_around_a_ring_that_is_unrolled_counts_in_its_steps():
+    assert collectives(RING, passes=99) == [Collective("collective-permute", 8, 8 * 400)]  # 4 passes of 2

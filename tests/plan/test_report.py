@@ -206,6 +206,23 @@ def test_rollouts_that_are_told_something_cost_a_forward_pass_for_each_context()
     attention = 4 * ONE_LAYER.num_heads * ONE_LAYER.head_dim * tokens // 47 * count.contexts(ONE_LAYER, 0, 47)
     assert work.compute * 1e9 * 8 >= layers + attention
     assert work.compute * 1e9 * 8 < 1.5 * (layers + attention)
+def test_weights_that_move_to_the_samplers_own_mesh_are_counted():
+    cfg = tiny_config(mesh__sample_tp=2, student__dtype="bfloat16")
+    mesh = mesh_lib.update_mesh(cfg.mesh, jax.devices()[:8])
+    with jax.set_mesh(mesh):
+        one, two = (measure.sizes(c, ONE_LAYER, mesh) for c in (tiny_config(student__dtype="bfloat16"), cfg))
+        todo = {p.name: p for p in programs.sampler_programs(cfg, ONE_LAYER, mesh)}
+    params = jax.tree_util.tree_leaves_with_path(programs.transformer.param_shapes(ONE_LAYER))
+    matrices, vectors = ([x for path, x in params if path[-1].key.startswith("scale_") == v] for v in (False, True))
+    parts = [8 if x.shape[1:] else 4 for x in matrices]  # over 4 x 2 devices
+    assert two.moved == sum(2 * x.size / n for x, n in zip(matrices, parts, strict=True)) + sum(
+        x.size
+        for x in vectors  # 4 bytes a number, over 4
+    )
+    assert one.moved == 0 and two.trained == one.trained and two.copy > two.moved
+    assert list(todo) == ["move", "prefill", "decode"]
+    out = todo["move"].lower().out_info["layers"]["attn"]["q_DNH"]
+    assert out.dtype == "bfloat16" and out.sharding.mesh.shape == {"fsdp": 4, "tp": 2}
 
 
 def test_cache_bytes_by_hand(measured):

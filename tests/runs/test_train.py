@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -20,6 +21,7 @@ from ropd_jax.training.failure_gate import TooManyFailures
 from ropd_jax.training.setup import read_config, update_config
 from ropd_jax.training.update import State, make_update, update_step
 from ropd_jax.types import UserError
+from ropd_jax.weights.hf import save_hf
 from ropd_jax.weights.student import load_checkpoint
 from ropd_jax.workdir.checkpoint import Checkpoints
 from ropd_jax.workdir.status import read_status
@@ -175,6 +177,16 @@ def test_packed_update_on_a_mesh_equals_unpacked_on_one_device():
     assert {k: pytest.approx(v, abs=1e-5) for k, v in m_plain.items()} == m_packed
 
 
+def test_an_update_of_rows_that_are_split_over_cp_equals_that_of_whole_rows():
+    rows, adv = sequences(8), some_advantages()
+    params, metrics = updated(rows, adv, kl_coef=0.1)
+    mesh = mesh_lib.make_mesh(2, 2, cp=2)
+    packed, m_packed = updated(rows, adv, kl_coef=0.1, mesh=mesh, row_len=40, microbatch=2)
+    assert trees_max_diff(params, packed) < 1e-4 * largest_change(params)
+    for key, value in metrics.items():
+        assert m_packed[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
+
+
 def test_sharded_update_equals_unsharded():
     rows, adv = sequences(8), some_advantages()
     plain, m_plain = updated(rows, adv)
@@ -287,13 +299,44 @@ def test_sft_and_control_run_on_the_same_loop(tmp_path):
         assert json.loads((tmp_path / method / "result.json").read_text())["method"] == method
 
 
-def test_a_hugging_face_directory_trains(tmp_path):
-    import dataclasses
+@pytest.fixture(scope="module")
+def divides(tmp_path_factory):
+    """A checkpoint with the tiny student's tokenizer whose sizes divide over tp=2."""
+    path = tmp_path_factory.mktemp("divides")
+    cfg = dataclasses.replace(TINY, vocab_size=104, num_layers=2)
+    save_hf(path, cfg, jax.device_get(transformer.init_params(cfg, 0)), eos_token_id=1)
+    load_checkpoint("tiny").tokenizer.save(path)
+    return path
 
+
+def test_a_run_whose_sampler_has_a_mesh_of_its_own_is_the_run_on_one_mesh(divides, tmp_path):
+    meshes = {"one": {"mesh__fsdp": 2}, "two": {"mesh__fsdp": -1, "mesh__update_fsdp": 2, "mesh__sample_tp": 2}}
+    meshes["two"]["mesh__sample_fsdp"] = 1
+    shared = dict(student__checkpoint=str(divides), sampling__max_tokens=12, log__token_logprobs="before_after")
+    shared |= dict(stream__groups=2, stream__staleness=1, loss__is_cap=2.0)
+    rows = {}
+    for name, sizes in meshes.items():
+        cfg = tiny_config(**shared, **sizes, steps=2)
+        train(cfg, tmp_path / name)
+        rows[name] = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows["one"]] == [r["step"] for r in rows["two"]]
+    for one, two in zip(rows["one"], rows["two"], strict=True):
+        for key in [k for k in one if k.startswith(("update/", "eval/", "rewards/", "sample/")) and k in two]:
+            if isinstance(one[key], float) and not key.endswith("_per_s"):
+                assert two[key] == pytest.approx(one[key], rel=1e-4, abs=1e-5), key
+    last = [finished_params(tmp_path / name, 2)["params"] for name in meshes]
+    assert trees_max_diff(*last) < 1e-5
+
+
+def test_a_sampler_on_its_own_mesh_needs_its_own_weights(divides, tmp_path):
+    sizes = dict(mesh__fsdp=2, mesh__sample_fsdp=1, mesh__sample_tp=2, sampling__copy_weights=False)
+    with pytest.raises(UserError, match=r"copy_weights=False: the sampler's mesh \(fsdp=1 tp=2\) is not the update's"):
+        train(tiny_config(student__checkpoint=str(divides), **sizes), tmp_path / "run")
+
+
+def test_a_hugging_face_directory_trains(tmp_path):
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
-
-    from ropd_jax.weights.hf import save_hf
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {piece: i for i, piece in enumerate(["<|im_end|>", *alphabet])}

@@ -196,6 +196,29 @@ def test_a_mesh_gives_the_same_rollouts(params, fsdp, tp, copy, flips, monkeypat
             np.testing.assert_allclose(a.logp_T, b.logp_T, atol=1e-5)
 
 
+@pytest.mark.parametrize("update, sample_sizes", [((4, 1), (2, 2)), ((8, 1), (4, 2)), ((4, 2), (8, 1))])
+def test_weights_that_are_moved_to_the_samplers_own_mesh_give_the_same_rollouts(params, update, sample_sizes):
+    wide = dataclasses.replace(ENGINE, prompts=max(4, sample_sizes[0]))
+    plain = sample(params, engine=wide)
+    first = mesh_lib.make_mesh(*update, jax.devices()[: update[0] * update[1]])
+    sizes = dict(fsdp=sample_sizes[0], tp=sample_sizes[1], sample_fsdp=0, sample_tp=0)
+    second = mesh_lib.sampling_mesh(sizes, first)
+    with jax.set_mesh(first):
+        placed = mesh_lib.put(params, first, mesh_lib.RULES.storage(params))
+        there = weights_lib.moved(placed, "float32", second)
+        narrow = weights_lib.moved(placed, "bfloat16", second)
+    kinds = {(mesh_lib.dims_of(path, x), x.dtype.name) for path, x in jax.tree_util.tree_leaves_with_path(narrow)}
+    assert ("LDNH", "bfloat16") in kinds and ("VD", "bfloat16") in kinds and ("LD", "float32") in kinds
+    assert {x.sharding.mesh for x in jax.tree.leaves(there)} == {second}
+    assert there["layers"]["attn"]["q_DNH"].sharding.spec == mesh_lib.RULES.spec("LDNH")
+    with jax.set_mesh(second):
+        found = sample(there, engine=wide)
+    for name, group in plain.items():
+        for a, b in zip(group, found[name], strict=True):
+            np.testing.assert_array_equal(a.tokens_T, b.tokens_T)
+            np.testing.assert_allclose(a.logp_T, b.logp_T, atol=1e-5)
+
+
 def test_without_a_second_copy_of_the_weights_the_rollouts_are_the_same(params, rollouts, monkeypatch):
     monkeypatch.setattr(weights_lib, "flips_layers", lambda: False)
     for name, group in sample(params, engine=dataclasses.replace(ENGINE, copy_weights=False)).items():
