@@ -1,0 +1,23 @@
+"""What the sampler's cache is made of; how it is used: `sampling.pages`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+
+NOTHING = -1e30  # finite: the maximum of no scores
+
+
+class Stored(NamedTuple):
+    """Keys or values in the cache's dtype; int8 carries a float32 scale for each head and slot, else None."""
+
+    x: jax.Array
+    scale: jax.Array | None
+
+
+class KV(NamedTuple):
+    """Keys and values of one layer."""
+
+    k: Stored
+    v: Stored
