@@ -73,6 +73,7 @@ class EngineConfig:
         pool: the pool's largest size, as a share of what all rows together can ever need. With less than 1 a rollout
             may have to make room and begin again (`Slots.make_room`); no bit of it changes.
         most_prompts: of a call, if known; else 0. Fewer prompt slots are then enough.
+        attention: how the cache is read, one of `pages.ATTENTION`; see `pages.uses_kernel`.
         copy_weights: the sampler has its own weights in the compute dtype, whole over ``fsdp`` (`sampling.weights`).
     """
 
@@ -92,8 +93,11 @@ class EngineConfig:
     copy_weights: bool = True
     pool: float = 1.0
     most_prompts: int = 0
+    attention: str = "auto"
 
     def __post_init__(self):
+        if self.attention not in paging.ATTENTION:
+            raise UserError(f"sampling.attention={self.attention!r}; expected {', '.join(paging.ATTENTION)}")
         if self.cache_dtype not in ("", *paging.CACHE_DTYPES):
             raise UserError(
                 f"sampling.cache_dtype={self.cache_dtype!r}; expected {', '.join(paging.CACHE_DTYPES)}, "
@@ -136,6 +140,7 @@ class EngineConfig:
             copy_weights=section["copy_weights"],
             pool=section["pool"],
             most_prompts=prompts_per_step,
+            attention=section["attention"],
         )
 
     @property
@@ -217,7 +222,7 @@ def decode(cfg: ModelConfig, ecfg: EngineConfig, weights: DecodeWeights, prompts
             prompt, page, stage = layer
             k_BKTH, v_BKTH = k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2)
             o_BNH, stage = paging.attention(
-                cfg, q_BTNH[:, 0], k_BKTH, v_BKTH, prompt, page, stage, view, position_B, slot_B, window
+                cfg, q_BTNH[:, 0], k_BKTH, v_BKTH, prompt, page, stage, view, position_B, slot_B, done_B, window
             )
             return o_BNH[:, None], stage
 
@@ -363,6 +368,7 @@ def empty_cache(cfg: ModelConfig, ecfg: EngineConfig, sizes: Layout, *, pages: i
         pages=sizes.parts * pages,
         page=ecfg.page,
         dtype=ecfg.cache_dtype or ecfg.dtype,
+        paged=paging.uses_kernel(ecfg.attention, cfg, ecfg.page),
     )
 
 
@@ -377,7 +383,9 @@ class _Engine:
 
     def __init__(self, cfg, ecfg: EngineConfig, params, prompt_tokens, keys, limits):
         self.cfg, self.ecfg, self.params, self.prompt_tokens = cfg, ecfg, params, prompt_tokens
-        self.reserve = ecfg.reserve or paging.reads_blocks()  # where only what is used is read, one size is enough
+        kernel = paging.uses_kernel(ecfg.attention, cfg, ecfg.page)
+        self.compacts = paging.reads_blocks() and not kernel
+        self.reserve = ecfg.reserve or kernel or self.compacts  # where only what is used is read, one size is enough
         self.large = sum(x.size for x in jax.tree.leaves(params["layers"])) >= LARGE
         self.weights = decode_weights(params, cfg.num_layers, ecfg.dtype, copy=ecfg.copy_weights)
         G, n = ecfg.rollouts, len(prompt_tokens)
@@ -411,7 +419,7 @@ class _Engine:
         if slots.full():
             self._commit()
         slots.admit(self.last_tokens)
-        if paging.reads_blocks() and (moves := slots.compact(paging.block_of(slots.pages), MOVES)):
+        if self.compacts and (moves := slots.compact(paging.block_of(slots.pages), MOVES)):
             self.cache = self.cache._replace(pages=paging.move(self.cache.pages, *_place(*((x, "B") for x in moves))))
         if self.large and (fewer := slots.rows_enough()) < slots.rows:
             self._shrink(fewer)

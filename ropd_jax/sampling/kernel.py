@@ -136,7 +136,7 @@ def _kernel(
                 for x, buffer in zip(stages, buffers, strict=True):
                     do(pltpu.make_async_copy(x.at[row], buffer.at[to, j], arrived.at[to]))
 
-            pl.when(d < end - staged)(from_pool)
+            pl.when(d < end - int(staged))(from_pool)
             if staged:
                 pl.when(d == end - 1)(from_stage)
 

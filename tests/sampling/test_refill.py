@@ -334,3 +334,22 @@ def test_on_a_mesh_no_more_rollouts_decode_at_once_than_rows(params, most, monke
         found = sample(placed, engine=dataclasses.replace(ENGINE, rows=most, prompts=4), order=range(4))
     assert max(live) == most and sum(map(len, found.values())) == 16
     assert worst_gap(params, found) < 1e-5
+
+
+# ------------------------------------------------------------------------------------------------- through the kernel
+
+
+PAGED = dataclasses.replace(ENGINE, attention="paged")
+
+
+@pytest.fixture(scope="module")
+def paged(params):
+    return sample(params, engine=PAGED)
+
+
+def test_the_kernel_gives_the_same_rollouts(params, rollouts, paged):
+    assert worst_gap(params, paged) < 2e-5
+    for name, group in paged.items():
+        for a, b in zip(group, rollouts[name], strict=True):
+            np.testing.assert_array_equal(a.tokens_T, b.tokens_T)
+            np.testing.assert_allclose(a.logp_T, b.logp_T, atol=1e-5)
