@@ -2,7 +2,7 @@
 
 1. A prompt is prefilled once, into a prompt slot that its G rollouts share (`prefill`).
 2. Decoding runs in jitted chunks of ``chunk`` tokens over a fixed number of rows. A chunk ends early when all rows
-   have ended (`decode`). A step feeds each row its last token and draws the next.
+   have ended, or on a mesh have reached their limits (`decode`). A step feeds each row its last token and draws the next.
 3. Between chunks the host takes out the rollouts that have ended and puts the next ones into the free rows
    (`slots.Slots`). A group is yielded when its last rollout has ended, while the device continues to sample, so the
    teacher works at the same time.
@@ -210,9 +210,15 @@ def decode(cfg: ModelConfig, ecfg: EngineConfig, weights: DecodeWeights, prompts
     keys_B = jax.random.wrap_key_data(rows.key)
     weights = ready(weights, ecfg.dtype, only_vectors=True)  # small, and many: gathered once, copy or not
 
+    # Where rows are split, whether all have ended would be a sum between chips before every token. So a chunk runs to
+    # the last limit there, a few tokens too far where all rows stop: once, at the very end.
+    mesh = active_mesh()
+    split = mesh is not None and mesh.shape[dict(RULES.axis)["B"]] > 1
+    most = jnp.minimum(C, jnp.max(jnp.where(rows.done, 0, rows.limit - rows.t)))
+
     def going(s):
         i, done_B = s[0], s[3]
-        return (i < C) & ~jnp.all(done_B)
+        return i < most if split else (i < most) & ~jnp.all(done_B)
 
     def body(s):
         i, token_B, t_B, done_B, found, stages = s
