@@ -168,12 +168,19 @@ def turned(k: Stored) -> Stored:
 # ------------------------------------------------------------------- one layer, one device's part of everything
 
 
-def write_stage(stage: KV, k_BKSH: jax.Array, v_BKSH: jax.Array, slot_B: jax.Array) -> KV:
-    """The step's key and value [B, K, 1, H], each row's at its own slot."""
+def write_stage(stage: KV, k_BKSH: jax.Array, v_BKSH: jax.Array, slot_B: jax.Array, *, by_head: bool = False) -> KV:
+    """The step's key and value [B, K, 1, H], each row's at its own slot.
+
+    Args:
+        by_head: name the heads too. A TPU then keeps the stage in the order that the kernel reads; otherwise it copies
+            all of it, for each layer and token.
+    """
     rows_B = jnp.arange(slot_B.shape[0], dtype=jnp.int32)
+    heads_1K = jnp.arange(stage.k.x.shape[1], dtype=jnp.int32)[None]
 
     def put(old, new):
-        return old.at[rows_B, :, slot_B].set(new[:, :, 0], mode="promise_in_bounds", unique_indices=True)
+        at = old.at[rows_B[:, None], heads_1K, slot_B[:, None]] if by_head else old.at[rows_B, :, slot_B]
+        return at.set(new[:, :, 0], mode="promise_in_bounds", unique_indices=True)
 
     return jax.tree.map(put, stage, KV(*(encode(x, stage.k.x.dtype) for x in (k_BKSH, v_BKSH))))
 
@@ -524,7 +531,7 @@ def attention(cfg: ModelConfig, q_BNH, k_BKSH, v_BKSH, prompt, pages, stage: KV,
     interpret = platform() == "cpu"
 
     def local(q_BNH, k_BKSH, v_BKSH, prompt, pages, stage, view, position_B, slot_B, done_B, window):
-        stage = write_stage(stage, k_BKSH, v_BKSH, slot_B)
+        stage = write_stage(stage, k_BKSH, v_BKSH, slot_B, by_head=isinstance(pages, Pages))
         how = {"scale": cfg.attn_scale, "softcap": cfg.attn_softcap}
         args = q_BNH, prompt, pages, stage, view, position_B, slot_B
         if isinstance(pages, Pages):
