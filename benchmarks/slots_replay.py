@@ -4,12 +4,12 @@
     python -m benchmarks.slots_replay --prompts-at-once 32    # all 256 rollouts side by side
 
 `slots.Slots` runs as in a step of experiments/qwen3_4b_math.py on v5e:4x4 (four parts): 32 prompts of 150 tokens, 8
-rollouts each, answers of log-normal length (mean 3.6k, at most 8,192). What a token step needs is the tokens of the rows
-that still decode and each of their prompts once. What it reads:
+rollouts each, answers of log-normal length (mean 3.6k, at most 8,192). What a token step needs is the tokens of the
+rows that still decode and each of their prompts once. What it reads:
 
     paged       whole pages of the rows that still decode, the stage counted as one, and of each prompt slot in use
-    blocks      without the kernel on a TPU or GPU: all stages, all prompt slots in blocks of 256 up to the longest prompt,
-                and the pool in blocks of pages up to the last that is in use
+    blocks      without the kernel on a TPU or GPU: all stages, all prompt slots in blocks of 256 up to the longest
+                prompt, and the pool in blocks of pages up to the last that is in use
     whole_pool  as ``blocks``, but the whole pool
 
 Programs are the shapes that decoding compiles for.

@@ -2,7 +2,8 @@
 
 1. A prompt is prefilled once, into a prompt slot that its G rollouts share (`prefill`).
 2. Decoding runs in jitted chunks of ``chunk`` tokens over a fixed number of rows. A chunk ends early when all rows
-   have ended, or on a mesh have reached their limits (`decode`). A step feeds each row its last token and draws the next.
+   have ended, or on a mesh have reached their limits (`decode`). A step feeds each row its last token and draws the
+   next.
 3. Between chunks the host takes out the rollouts that have ended and puts the next ones into the free rows
    (`slots.Slots`). A group is yielded when its last rollout has ended, while the device continues to sample, so the
    teacher works at the same time.

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from ropd_jax.sampling.kv import NOTHING, KV
+from ropd_jax.sampling.kv import KV, NOTHING
 
 POSITIONS = 512  # of a block
 LANES = 128
@@ -111,7 +111,7 @@ def _kernel(
     table_ref, length_ref, begin_ref, end_ref, next_ref, q_ref, *refs, S: int, depth: int, in_block: int, each: int,
     staged: bool, windowed: bool, scale: float, softcap: float,
 ):  # fmt: skip
-    """One row: ``refs`` are the low positions, the sources, the outputs, the buffers, the semaphores, the buffer now."""
+    """One row. ``refs``: low positions, sources, stages, outputs, buffers, semaphores, the index of the buffer now."""
     low_ref, refs = (refs[0], refs[1:]) if windowed else (None, refs)
     sources, refs = refs[:each], refs[each:]
     stages, refs = (refs[:each], refs[each:]) if staged else ((), refs)

@@ -301,7 +301,7 @@ def attend_paged(
     """
     B, N, H = q_BNH.shape
     K, S = stage.k.x.shape[1:3]
-    P, G = view.row_PG.shape
+    P = len(view.row_PG)
     n = len(prompt.v.x) // P
     sums = functools.partial(page_sums, scale=scale or H**-0.5, softcap=softcap, interpret=interpret)
     q_BKQH = q_BNH.reshape(B, K, N // K, H)

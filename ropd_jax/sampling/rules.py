@@ -243,7 +243,7 @@ def draw(key_B: jax.Array, t_B: jax.Array, logits_BV: jax.Array, rule: SamplingR
     two uniform numbers per row. (Gumbel noise takes one uniform number per word: at 64 x 49,152 a quarter of a decode
     step on CPU.)
 
-    On a mesh the logits stay split over the vocabulary (`_draw_split`). Only a rule that leaves tokens out gathers them.
+    On a mesh the logits stay split over the vocabulary (`_draw_split`). A rule that leaves tokens out gathers them.
 
     Args:
         key_B: the rollouts' keys; token ``t`` of a rollout uses ``fold_in(key, t)``.

@@ -155,7 +155,8 @@ def test_the_kernel_reads_int8_and_skips_rows_without_positions(monkeypatch):
     m_RKX, l_RKX, o_RKXH = map(np.asarray, run(Pages(k, v)))
     assert (m_RKX[1] == paging.NOTHING).all() and not l_RKX[1].any() and not o_RKXH[1].any()
     for r, at, n in ((0, [4, 1, 6], 11), (2, [2, 3], 5)):
-        keys, values = ((np.asarray(x.x) * np.asarray(x.scale)[..., None])[at].swapaxes(0, 1).reshape(K, -1, H)[:, :n] for x in (k, v))
+        whole = (np.asarray(x.x) * np.asarray(x.scale)[..., None] for x in (k, v))
+        keys, values = (x[at].swapaxes(0, 1).reshape(K, -1, H)[:, :n] for x in whole)
         s_KXS = np.einsum("KXH,KSH->KXS", q_RKXH[r], keys)
         p_KXS = np.exp(s_KXS - s_KXS.max(-1, keepdims=True))
         np.testing.assert_allclose(m_RKX[r], s_KXS.max(-1), rtol=1e-5)
@@ -165,7 +166,8 @@ def test_the_kernel_reads_int8_and_skips_rows_without_positions(monkeypatch):
 
 def test_where_the_kernel_cannot_run_it_is_refused_by_name_or_not_chosen(monkeypatch):
     wide = dataclasses.replace(TINY, head_dim=128)
-    for where, cfg, page, word in (("gpu", wide, 64, "TPUs"), ("tpu", TINY, 64, "head_dim"), ("tpu", wide, 24, "chunk")):
+    cases = ("gpu", wide, 64, "TPUs"), ("tpu", TINY, 64, "head_dim"), ("tpu", wide, 24, "chunk")
+    for where, cfg, page, word in cases:
         monkeypatch.setattr(paging, "platform", lambda where=where: where)
         assert not paging.uses_kernel("auto", cfg, page)
         with pytest.raises(UserError, match=f"{word}.*sampling.attention=xla"):
