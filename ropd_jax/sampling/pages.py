@@ -18,8 +18,11 @@ Row b, whose prompt has 6 tokens (all but the last are cached), with pages of 4 
 Attention runs over whole prompt slots, pages and stages as they are in memory, each with the queries of its owner. That
 gives partial softmaxes (maximum, sum, weighted values). A row then adds up its own, in a way whose bits depend neither
 on the places of its pages nor on the other rows. The pool is as large as all rows together need, not rows times the
-longest. On a TPU or GPU it is read in blocks, up to the last page that is in use, and pages move down into places that
-are free (`move`), so few free ones are read; prompt slots are read up to the longest prompt.
+longest. A GPU, or a TPU without the kernel, reads it in blocks, up to the last page that is in use, and pages move down
+into places that are free (`move`), so few free ones are read; prompt slots are read up to the longest prompt.
+
+On a TPU a kernel reads the cache (`attend_paged`, `sampling.kernel`): for each row its own pages, through ``table_BD``.
+The prompt slots then consist of pages too, keys are stored as values are, and a free page costs nothing.
 
 On a mesh, rows, prompt slots and pages are split over ``fsdp`` and heads over ``tp``. The pages and the prompt of a row
 are in the part of the row, every index counts within its part, and attention needs no communication.

@@ -342,6 +342,14 @@ def test_on_a_mesh_no_more_rollouts_decode_at_once_than_rows(params, most, monke
 PAGED = dataclasses.replace(ENGINE, attention="paged")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_blocks():
+    """Two pages a block: more blocks, and a smaller program."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ropd_jax.sampling.kernel.POSITIONS", 8)
+        yield
+
+
 @pytest.fixture(scope="module")
 def paged(params):
     return sample(params, engine=PAGED)
