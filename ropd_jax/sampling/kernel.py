@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from ropd_jax.sampling.kv import KV, NOTHING
+from ropd_jax.sampling.kv import KV, NOTHING, Pages
 
 POSITIONS = 512  # of a block
 LANES = 128
@@ -48,7 +48,7 @@ class Reads(NamedTuple):
 
 
 def page_sums(
-    q_RKXH: jax.Array, pages: KV, stage: KV | None, reads: Reads, *, scale: float, softcap: float, interpret: bool
+    q_RKXH: jax.Array, pages: Pages, stage: KV | None, reads: Reads, *, scale: float, softcap: float, interpret: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(m_RKX, l_RKX, o_RKXH) in float32, as of `pages.partial_softmax`: a row without positions has `NOTHING`, 0, 0.
 

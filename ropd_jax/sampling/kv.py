@@ -21,3 +21,10 @@ class KV(NamedTuple):
 
     k: Stored
     v: Stored
+
+
+class Pages(NamedTuple):
+    """Keys and values of one layer as the kernel reads them, both [M, K, S, H]; see `pages.attend_paged`."""
+
+    k: Stored
+    v: Stored

@@ -33,7 +33,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,7 @@ from ropd_jax.parallel.mesh import constrain, locally, platform
 from ropd_jax.sampling.kernel import Reads, page_sums
 from ropd_jax.sampling.kv import KV as KV
 from ropd_jax.sampling.kv import NOTHING
+from ropd_jax.sampling.kv import Pages as Pages
 from ropd_jax.sampling.kv import Stored as Stored
 from ropd_jax.types import UserError
 
@@ -54,13 +55,6 @@ PROMPT_PAGE = 128  # positions of a page of a prompt, where the kernel reads the
 TILE = 32  # rows of a TPU's tile of int8, and a multiple of those of other dtypes
 
 
-class Pages(NamedTuple):
-    """Keys and values of one layer as the kernel reads them, both [M, K, S, H]; see `attend_paged`."""
-
-    k: Stored
-    v: Stored
-
-
 class Cache(NamedTuple):
     """P prompt slots, B rows, M pages; S slots a page, T slots a prompt. One `KV` or `Pages` a layer.
 
@@ -70,8 +64,8 @@ class Cache(NamedTuple):
         stages: k and v [B, K, S, H].
     """
 
-    prompts: list[KV] | list[Pages]
-    pages: list[KV] | list[Pages]
+    prompts: list[Any]
+    pages: list[Any]
     stages: list[KV]
 
 
@@ -312,10 +306,11 @@ def attend_paged(
     length_B = jnp.where(done_B, 0, view.depth_B * S + slot_B + 1)
     base_B = position_B - view.depth_B * S - slot_B  # the position of slot 0 of a row's first page
     low_B = None if window is None else position_B - window + 1
-    own_m, own_l, own_o = sums(q_BKQH, pages, stage, Reads(view.table_BD, length_B, _each_query(low_B, base_B, N // K)))
+    low_BQ = None if low_B is None else jnp.repeat((low_B - base_B)[:, None], N // K, axis=1)
+    own_m, own_l, own_o = sums(q_BKQH, pages, stage, Reads(view.table_BD, length_B, low_BQ))
 
     rows_R = view.row_PG.reshape(-1)
-    low_PX = None if low_B is None else _each_query(rows(low_B, rows_R), None, N // K).reshape(P, -1)
+    low_PX = None if low_B is None else jnp.repeat(rows(low_B, rows_R), N // K).reshape(P, -1)
     table_PD = jnp.arange(P * n, dtype=jnp.int32).reshape(P, n)
     of_prompts = sums(by_prompt(q_BKQH, view), prompt, None, Reads(table_PD, view.prompt_len_P, low_PX))
     prompt_m, prompt_l, prompt_o = (by_row(x, view) for x in of_prompts)
@@ -326,13 +321,6 @@ def attend_paged(
     o_BKQH = w_prompt[..., None] * prompt_o + w_own[..., None] * own_o
     o_BKQH = o_BKQH / jnp.where(l_BKQ > 0, l_BKQ, 1.0)[..., None]
     return o_BKQH.reshape(B, N, H).astype(q_BNH.dtype)
-
-
-def _each_query(low_B: jax.Array | None, base_B: jax.Array | None, Q: int) -> jax.Array | None:
-    """The first position that each of Q queries sees, [B, Q], counted from ``base_B``."""
-    if low_B is None:
-        return None
-    return jnp.repeat((low_B if base_B is None else low_B - base_B)[:, None], Q, axis=1)
 
 
 def reads_blocks() -> bool:
@@ -535,11 +523,13 @@ def attention(cfg: ModelConfig, q_BNH, k_BKSH, v_BKSH, prompt, pages, stage: KV,
 
     def local(q_BNH, k_BKSH, v_BKSH, prompt, pages, stage, view, position_B, slot_B, done_B, window):
         stage = write_stage(stage, k_BKSH, v_BKSH, slot_B, by_head=isinstance(pages, Pages))
-        how = {"scale": cfg.attn_scale, "softcap": cfg.attn_softcap}
+        scale, softcap = cfg.attn_scale, cfg.attn_softcap
         args = q_BNH, prompt, pages, stage, view, position_B, slot_B
         if isinstance(pages, Pages):
-            return attend_paged(*args, done_B, window, **how, interpret=interpret), stage
-        return attend(*args, window, **how), stage
+            o_BNH = attend_paged(*args, done_B, window, scale=scale, softcap=softcap, interpret=interpret)
+        else:
+            o_BNH = attend(*args, window, scale=scale, softcap=softcap)
+        return o_BNH, stage
 
     split = locally(local, ("BN", "BK", "BK", "BK", "BK", "BK", "B", "B", "B", "B", ""), ("BN", "BK"))
     return split(q_BNH, k_BKSH, v_BKSH, prompt, pages, stage, view, position_B, slot_B, done_B, window)
