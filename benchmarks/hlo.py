@@ -3,6 +3,7 @@
     make bench-hlo                                            # two layers of 36, all slices; half an hour on idle cores
     python -m benchmarks.hlo --slice v5e:4x4 --program decode --layers 36
     python -m benchmarks.hlo --out after.json --before before.json
+    python -m benchmarks.hlo --program decode --set sampling.attention=xla --out xla.json     # then --before xla.json
 
 No TPU and no GPU is needed: libtpu (pip install '.[tpu-aot]') compiles for TPUs, XLA:GPU (pip install '.[gpu-aot]')
 for 8 H100; a slice whose compiler is not installed is left out. The config is experiments/qwen3_4b_math.py. A layer
@@ -11,8 +12,13 @@ its own, one after another; what is known of an equal program is read from ~/.ca
 
 Of decoding the columns are of one token: what lies inside the loop over tokens. "cycles" are the TPU compiler's
 estimates, without waits for memory and other chips; of a token they are a fixed part and that of one pass of each of
-attention's loops (before blocks: a page of all rows; now: a block of 128 pages of the pool, of 256 prompt positions).
-"cast" are results of conversions of at least 1 MB.
+attention's loops (a block of 128 pages of the pool, of 256 prompt positions). "cast" are results of conversions of at
+least 1 MB.
+
+The kernel (`sampling.kernel`) has no loops for the compiler to count. It is bound by the memory that it reads, so
+"token step" is arithmetic: the fixed cycles at the chip's clock, and the positions of the cache over its bandwidth. The
+first figure is for `MEAN_POSITIONS`, the second for all rows at full length. Without the kernel it takes the passes'
+cycles in place of the memory. Collectives are not in it. It is of the layers that were compiled: ask for all of them.
 """
 
 from __future__ import annotations
@@ -25,9 +31,12 @@ import pathlib
 import subprocess
 import sys
 import time
+from typing import Any
 
 SLICES = ("v5e:4x4", "v6e:2x2", "v5p:2x2x1", "h100x8")
 PROGRAMS = ("decode", "prefill", "update")
+GHZ = {"v5e": 1.5}  # others are not published
+MEAN_POSITIONS = 48_000  # of a part, that a token step reads in `benchmarks.slots_replay`: answers of 3.6k tokens
 CHANGES = {"v6e:2x2": {"sampling.prompts_at_once": 4}}  # else it does not fit: docs/plan.md
 
 
@@ -37,12 +46,13 @@ def main() -> None:
     parser.add_argument("--program", action="append", choices=PROGRAMS, help="may be given again (all)")
     parser.add_argument("--layers", type=int, default=2, help="of the student; 36 is all (2)")
     parser.add_argument("--config", default="experiments/qwen3_4b_math.py", help="config file, FILE[:arg]")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the config, likewise")
     parser.add_argument("--out", help="JSON file of the results; what it has already stays and is not compiled again")
     parser.add_argument("--before", help="JSON file of earlier results, shown in the same table")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        print(json.dumps(compiled(args.slice[0], args.program[0], args.layers, args.config)))
+        print(json.dumps(compiled(args.slice[0], args.program[0], args.layers, args.config, args.set)))
         return
     found = read(args.out)
     for name in args.slice or SLICES:
@@ -54,6 +64,7 @@ def main() -> None:
             if key not in found:
                 command = [sys.executable, "-m", "benchmarks.hlo", "--child", "--slice", name, "--program", program]
                 command += ["--layers", str(args.layers), "--config", args.config]
+                command += [x for change in args.set for x in ("--set", change)]
                 child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
                 if child.returncode:
                     print(f"{key}: failed with exit code {child.returncode}", file=sys.stderr)
@@ -75,8 +86,8 @@ def installed(name: str) -> bool:
     return importlib.util.find_spec("libtpu") is not None
 
 
-def compiled(name: str, program: str, layers: int, config: str) -> dict:
-    """The compiler's report about one program, as JSON values."""
+def compiled(name: str, program: str, layers: int, config: str, changes: list[str]) -> dict:
+    """The compiler's report about one program, as JSON values; of decoding also what `_token_step` needs."""
     from ropd_jax.plan import prepare
 
     topology = f"gpu:{name}" if name.startswith("h100") else name
@@ -88,9 +99,11 @@ def compiled(name: str, program: str, layers: int, config: str) -> dict:
     from ropd_jax.plan.chips import parse_topology
     from ropd_jax.plan.compiled import compile_program
     from ropd_jax.plan.shapes import model_config
+    from ropd_jax.sampling import pages
+    from ropd_jax.sampling.engine import layout
 
     cfg = load_config(config)
-    cfg.update_from_flattened_dict(CHANGES.get(name, {}))
+    cfg.update_from_flattened_dict(CHANGES.get(name, {}) | dict(_change(change) for change in changes))
     model = model_config(cfg.student.checkpoint)
     model = dataclasses.replace(model, num_layers=layers, local_layers=model.local_layers[:layers])
     mesh = measure.make_mesh(cfg, model, parse_topology(topology))
@@ -98,7 +111,28 @@ def compiled(name: str, program: str, layers: int, config: str) -> dict:
         make = programs.update_programs if program == "update" else programs.sampler_programs
         one = next(p for p in make(cfg, model, mesh) if p.name == program)
         title = f"{name} as fsdp={mesh.shape['fsdp']} tp={mesh.shape['tp']}"
-        return dataclasses.asdict(compile_program(one, slice_name=title, report=say))
+        found = dataclasses.asdict(compile_program(one, slice_name=title, report=say))
+        if program == "decode" and (ghz := GHZ.get(name.split(":")[0])):
+            engine = programs.engine_of(cfg, mesh)
+            heads = 2 * model.num_kv_heads // mesh.shape["tp"] * model.head_dim
+            found["token"] = {
+                "kernel": pages.uses_kernel(engine.attention, model, engine.page),
+                "ghz": ghz,
+                "bandwidth": parse_topology(name).chip.bandwidth,
+                "position_bytes": int(layers * heads * programs.cache_itemsize(cfg)),
+                "full": layout(engine).rows * engine.max_tokens,
+                "block": pages.BLOCK * engine.page,
+            }
+        return found
+
+
+def _change(text: str) -> tuple[str, Any]:
+    """``mesh.tp=2`` as a number, ``sampling.attention=xla`` as a text."""
+    key, value = text.split("=", 1)
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
 
 
 def say(text: str) -> None:
@@ -109,8 +143,8 @@ def table(found: dict[str, dict], before: dict[str, dict]) -> str:
     """Markdown: a row for each program; of decoding a token, of the others a call."""
     lines = [
         "| slice | layers | program | collectives | MB received | of all-gathers, MB | cycles, M | cast, MB "
-        "| arguments, MB | temporaries, MB |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| arguments, MB | temporaries, MB | token step, ms |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for key, one in found.items():
         name, program, layers = key.split()
@@ -125,7 +159,8 @@ def table(found: dict[str, dict], before: dict[str, dict]) -> str:
 def _cells(one: dict) -> list[str]:
     if not one["fits"]:
         return ["does not fit", "", "", "", "", "", f"peak >= {one['peak'] / 1e6:,.0f}"]
-    work = one["loop"] or one
+    work, token = one["loop"] or one, one.get("token")
+    steps = [f"{_token_step(one, n):.1f}" for n in (MEAN_POSITIONS, token["full"])] if token else []
     gathers = sum(c["bytes"] for c in work["collectives"] if c["kind"] == "all-gather")
     return [
         str(sum(c["count"] for c in work["collectives"])),
@@ -135,7 +170,17 @@ def _cells(one: dict) -> list[str]:
         f"{work['cast_bytes'] / 1e6:,.1f}",
         f"{one['arguments'] / 1e6:,.0f}",
         f"{one['temporaries'] / 1e6:,.0f}",
+        " / ".join(steps),
     ]
+
+
+def _token_step(one: dict, positions: int) -> float:
+    """Milliseconds, if a part reads so many positions of the cache; see the module docstring."""
+    t = one["token"]
+    fixed = one["loop"]["cycles"] / t["ghz"] / 1e6
+    if t["kernel"]:
+        return fixed + positions * t["position_bytes"] / t["bandwidth"] * 1e3
+    return fixed + -(-positions // t["block"]) * one["inner_cycles"] / t["ghz"] / 1e6
 
 
 if __name__ == "__main__":

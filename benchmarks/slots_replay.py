@@ -4,10 +4,14 @@
     python -m benchmarks.slots_replay --prompts-at-once 32    # all 256 rollouts side by side
 
 The scheduler runs (`plan.replay`) as in a step of experiments/qwen3_4b_math.py on v5e:4x4 (four parts): 32 prompts of
-150 tokens, 8 rollouts each, answers of log-normal length (mean 3.6k, at most 8,192). What a token step reads
-follows from the arrays that the decode program gets: all prompt slots, the pool and all stages, whoever is in them.
-Prompt slots are read in blocks of 256 up to the longest prompt, the pool in blocks of pages up to the last that is in
-use (on a CPU both whole). What it needs is the tokens of the rows that still decode and each of their prompts once.
+150 tokens, 8 rollouts each, answers of log-normal length (mean 3.6k, at most 8,192). What a token step needs is the
+tokens of the rows that still decode and each of their prompts once. What it reads:
+
+    paged       whole pages of the rows that still decode, the stage counted as one, and of each prompt slot in use
+    blocks      without the kernel on a TPU or GPU: all stages, all prompt slots in blocks of 256 up to the longest
+                prompt, and the pool in blocks of pages up to the last that is in use
+    whole_pool  as ``blocks``, but the whole pool
+
 Programs are the shapes that decoding compiles for.
 """
 
@@ -20,7 +24,8 @@ import math
 
 import numpy as np
 
-from ropd_jax.plan.replay import SIGMA, Sizes, chunks, lengths, pages_read
+from ropd_jax.plan.replay import SIGMA, Sizes, chunks, lengths, paged_read, pages_read
+from ropd_jax.sampling.pages import prompt_pages
 from ropd_jax.sampling.slots import halved, pool_size
 
 
@@ -30,7 +35,8 @@ class Replayed:
 
     Attributes:
         token_steps: passes of the token loop; tokens: sampled in them.
-        read_prompts, read_stages, read_pages, read_pool: positions of the cache; pages up to the last, and of the
+        read_paged: positions of the cache that the kernel reads.
+        read_prompts, read_stages, read_pages, read_pool: that are read without it; pages up to the last, and of the
             whole pool. needed: see the module docstring.
         restarts, lost_tokens: rollouts that had to make room, and what they sampled twice.
         programs: how many pairs (rows, pages of the pool) were decoded with.
@@ -39,6 +45,7 @@ class Replayed:
 
     token_steps: int
     tokens: int
+    read_paged: int
     read_prompts: int
     read_pages: int
     read_pool: int
@@ -52,12 +59,11 @@ class Replayed:
     lost_tokens: int
 
     @property
-    def over(self) -> float:
-        return (self.read_prompts + self.read_pages + self.read_stages) / self.needed
-
-    @property
-    def pool_over(self) -> float:
-        return (self.read_prompts + self.read_pool + self.read_stages) / self.needed
+    def over(self) -> dict[str, float]:
+        """Positions read over needed."""
+        others = self.read_prompts + self.read_stages
+        read = {"paged": self.read_paged, "blocks": others + self.read_pages, "whole_pool": others + self.read_pool}
+        return {name: round(n / self.needed, 3) for name, n in read.items()}
 
 
 def replay(
@@ -80,14 +86,15 @@ def replay(
     rows, depth = halved(rows, -(-n // parts) * G), (most - 1) // page
     pages = pool_size(max(depth, math.ceil(rows * depth * pool)), rows)
     sizes = Sizes(parts, rows, slots, batch, pages, page, chunk, most, pool)
-    steps = tokens = prompts_read = block_read = pool_read = stages_read = needed = used = pages_seen = 0
-    shapes, prompt_block = set(), min(256, prompt_len)
+    steps = tokens = paged = prompts_read = block_read = pool_read = stages_read = needed = used = pages_seen = 0
+    shapes, prompt_block, prompt_page = set(), min(256, prompt_len), prompt_pages(prompt_len)[1]
     for state, left, ran in chunks(limits, prompt_tokens, sizes):
         shapes.add((state.rows, state.pages))
         for i in range(ran):
             live = left > i
             prompts = {job.index for job, alive in zip(state.job, live, strict=True) if job and alive}
             needed += int((state.t[live] + i + 1).sum()) + len(prompts) * (prompt_tokens - 1)
+            paged += sum(paged_read(state, live, i, prompt_page))
         steps, tokens = steps + ran, tokens + int(np.minimum(left, ran).sum())
         prompts_read += ran * parts * slots * prompt_block * -(-(prompt_tokens - 1) // prompt_block)
         pool_read += ran * parts * state.pages * page
@@ -98,6 +105,7 @@ def replay(
     return Replayed(
         steps,
         tokens,
+        paged,
         prompts_read,
         block_read,
         pool_read,
@@ -133,8 +141,7 @@ def main() -> None:
         limits, parts=args.parts, at_once=args.prompts_at_once, prompt_tokens=args.prompt_tokens,
         prompt_len=args.prompt_len, page=page, chunk=args.chunk, pool=args.pool, most=args.most,
     )  # fmt: skip
-    over = {"read_over_needed": round(found.over, 3), "with_the_whole_pool": round(found.pool_over, 3)}
-    print(json.dumps(dataclasses.asdict(found) | over, indent=1))
+    print(json.dumps(dataclasses.asdict(found) | {"read_over_needed": found.over}, indent=1))
 
 
 if __name__ == "__main__":

@@ -83,6 +83,7 @@ def default() -> ConfigDict:
     cfg.sampling.chunk = 8  # tokens between two looks of the host, at which rollouts that wait take free rows
     cfg.sampling.cache_dtype = ""  # of keys and values: "float32", "bfloat16" or "int8"; "" is student.dtype
     cfg.sampling.pool = 1.0  # pages of the cache, as a share of what all rows need at most; below 1: docs/tpu.md
+    cfg.sampling.attention = "auto"  # "paged": a kernel for TPUs, what "auto" takes there; else "xla" (docs/tpu.md)
     cfg.sampling.copy_weights = True  # the sampler's own, in student.dtype and whole over fsdp; False: docs/tpu.md
     cfg.sampling.stop = ()  # texts that end an answer, besides the checkpoint's stop tokens
     cfg.sampling.engine = "own"  # or "openai": rollouts come from a server, vLLM or SGLang (docs/engine.md)

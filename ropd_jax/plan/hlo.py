@@ -137,7 +137,8 @@ def _collectives(lines: dict[str, list[str]], times: dict[str, int]) -> list[Col
             if not op or not times.get(name):
                 continue
             channel = re.search(r"channel_id=(\d+)", line)
-            key = channel[1] if channel else f"{name}/{op['name']}"
+            # two sums of a `shard_map` can have one channel: then their shapes tell them apart
+            key = f"{channel[1]} {_ARRAY.findall(op['type'])}" if channel else f"{name}/{op['name']}"
             if key in seen:
                 continue
             seen.add(key)

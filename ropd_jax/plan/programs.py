@@ -313,6 +313,7 @@ def scheduler_of(engine: engine_lib.EngineConfig, model_cfg: ModelConfig, prompt
         parts=sizes.parts, rows=rows, slots=min(sizes.slots, -(-prompts // sizes.parts)), batch=sizes.batch,
         pages=engine_lib.most_pages(engine, rows), page=engine.page, chunk=engine.chunk, most=engine.max_tokens,
         pool=engine.pool, halves=large >= engine_lib.LARGE,
+        paged=pages.uses_kernel(engine.attention, model_cfg, engine.page),
     )  # fmt: skip
 
 

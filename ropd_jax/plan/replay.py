@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ropd_jax.sampling.engine import MOVES
-from ropd_jax.sampling.pages import block_of
+from ropd_jax.sampling.pages import block_of, prompt_pages
 from ropd_jax.sampling.slots import Slots, pool_size
 
 SIGMA = 0.8  # of the logarithm of an answer's length, if only its mean is known
@@ -37,6 +37,7 @@ class Sizes:
         most: the longest answer.
         pool: as `EngineConfig.pool`.
         halves: in the tail rows move into half as many; a small student keeps them (`engine.LARGE`).
+        paged: the cache is read by the kernel (`pages.uses_kernel`), the pages of each row and no others.
     """
 
     parts: int
@@ -49,6 +50,7 @@ class Sizes:
     most: int
     pool: float = 1.0
     halves: bool = True
+    paged: bool = False
 
 
 def chunks(
@@ -92,6 +94,15 @@ def pages_read(state: Slots) -> list[int]:
     return [-(-int(np.flatnonzero(row)[-1] + 1) // block) * block if row.any() else 0 for row in used]
 
 
+def paged_read(state: Slots, live_B: np.ndarray, ahead: int, prompt_page: int) -> list[int]:
+    """Of each part, the positions that the kernel reads in a token step ``ahead`` of now: whole pages of the rows that
+    still decode, the stage counted as one, and of each prompt slot in use."""
+    pages_B = np.where(live_B, (state.t + ahead) // state.page + 1, 0).reshape(state.parts, -1)
+    in_slots_P = state.view["prompt_len_P"].reshape(state.parts, -1)
+    prompts = prompt_page * (-(-in_slots_P // prompt_page)).sum(axis=1)
+    return (state.page * pages_B.sum(axis=1) + prompts).tolist()
+
+
 @dataclasses.dataclass(frozen=True)
 class Rung:
     """One program of decoding, by its shapes, and what it does in one step of training.
@@ -121,10 +132,12 @@ def ladder(limits: Sequence[Sequence[int]], prompt_tokens: int, prompt_len: int,
     found: dict[tuple[int, int], Rung] = {}
     block = min(PROMPT_BLOCK, prompt_len)
     prompt_blocks = -(-max(prompt_tokens - 1, 0) // block)
-    for state, _, ran in chunks(limits, prompt_tokens, sizes):
+    for state, left, ran in chunks(limits, prompt_tokens, sizes):
         pages = max(pages_read(state))
         passes = max(1, pages // block_of(state.pages))
         read = pages * sizes.page + sizes.slots * prompt_blocks * block + state.rows * sizes.page
+        if sizes.paged:
+            read = max(paged_read(state, left > 0, ran // 2, prompt_pages(prompt_len)[1]))
         key = state.parts * state.rows, state.parts * state.pages
         old = found.get(key, Rung(*key, 0, 0, 0))
         found[key] = Rung(*key, old.steps + ran, old.passes + ran * passes, old.read + ran * read)

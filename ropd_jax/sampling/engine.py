@@ -2,7 +2,8 @@
 
 1. A prompt is prefilled once, into a prompt slot that its G rollouts share (`prefill`).
 2. Decoding runs in jitted chunks of ``chunk`` tokens over a fixed number of rows. A chunk ends early when all rows
-   have ended (`decode`). A step feeds each row its last token and draws the next.
+   have ended, or on a mesh have reached their limits (`decode`). A step feeds each row its last token and draws the
+   next.
 3. Between chunks the host takes out the rollouts that have ended and puts the next ones into the free rows
    (`slots.Slots`). A group is yielded when its last rollout has ended, while the device continues to sample, so the
    teacher works at the same time.
@@ -73,6 +74,7 @@ class EngineConfig:
         pool: the pool's largest size, as a share of what all rows together can ever need. With less than 1 a rollout
             may have to make room and begin again (`Slots.make_room`); no bit of it changes.
         most_prompts: of a call, if known; else 0. Fewer prompt slots are then enough.
+        attention: how the cache is read, one of `pages.ATTENTION`; see `pages.uses_kernel`.
         copy_weights: the sampler has its own weights in the compute dtype, whole over ``fsdp`` (`sampling.weights`).
     """
 
@@ -92,8 +94,11 @@ class EngineConfig:
     copy_weights: bool = True
     pool: float = 1.0
     most_prompts: int = 0
+    attention: str = "auto"
 
     def __post_init__(self):
+        if self.attention not in paging.ATTENTION:
+            raise UserError(f"sampling.attention={self.attention!r}; expected {', '.join(paging.ATTENTION)}")
         if self.cache_dtype not in ("", *paging.CACHE_DTYPES):
             raise UserError(
                 f"sampling.cache_dtype={self.cache_dtype!r}; expected {', '.join(paging.CACHE_DTYPES)}, "
@@ -136,6 +141,7 @@ class EngineConfig:
             copy_weights=section["copy_weights"],
             pool=section["pool"],
             most_prompts=prompts_per_step,
+            attention=section["attention"],
         )
 
     @property
@@ -205,9 +211,15 @@ def decode(cfg: ModelConfig, ecfg: EngineConfig, weights: DecodeWeights, prompts
     keys_B = jax.random.wrap_key_data(rows.key)
     weights = ready(weights, ecfg.dtype, only_vectors=True)  # small, and many: gathered once, copy or not
 
+    # Where rows are split, whether all have ended would be a sum between chips before every token. So a chunk runs to
+    # the last limit there, a few tokens too far where all rows stop: once, at the very end.
+    mesh = active_mesh()
+    split = mesh is not None and mesh.shape[dict(RULES.axis)["B"]] > 1
+    most = jnp.minimum(C, jnp.max(jnp.where(rows.done, 0, rows.limit - rows.t)))
+
     def going(s):
         i, done_B = s[0], s[3]
-        return (i < C) & ~jnp.all(done_B)
+        return i < most if split else (i < most) & ~jnp.all(done_B)
 
     def body(s):
         i, token_B, t_B, done_B, found, stages = s
@@ -217,7 +229,7 @@ def decode(cfg: ModelConfig, ecfg: EngineConfig, weights: DecodeWeights, prompts
             prompt, page, stage = layer
             k_BKTH, v_BKTH = k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2)
             o_BNH, stage = paging.attention(
-                cfg, q_BTNH[:, 0], k_BKTH, v_BKTH, prompt, page, stage, view, position_B, slot_B, window
+                cfg, q_BTNH[:, 0], k_BKTH, v_BKTH, prompt, page, stage, view, position_B, slot_B, done_B, window
             )
             return o_BNH[:, None], stage
 
@@ -363,6 +375,7 @@ def empty_cache(cfg: ModelConfig, ecfg: EngineConfig, sizes: Layout, *, pages: i
         pages=sizes.parts * pages,
         page=ecfg.page,
         dtype=ecfg.cache_dtype or ecfg.dtype,
+        paged=paging.uses_kernel(ecfg.attention, cfg, ecfg.page),
     )
 
 
@@ -377,7 +390,9 @@ class _Engine:
 
     def __init__(self, cfg, ecfg: EngineConfig, params, prompt_tokens, keys, limits):
         self.cfg, self.ecfg, self.params, self.prompt_tokens = cfg, ecfg, params, prompt_tokens
-        self.reserve = ecfg.reserve or paging.reads_blocks()  # where only what is used is read, one size is enough
+        kernel = paging.uses_kernel(ecfg.attention, cfg, ecfg.page)
+        self.compacts = paging.reads_blocks() and not kernel
+        self.reserve = ecfg.reserve or kernel or self.compacts  # where only what is used is read, one size is enough
         self.large = sum(x.size for x in jax.tree.leaves(params["layers"])) >= LARGE
         self.weights = decode_weights(params, cfg.num_layers, ecfg.dtype, copy=ecfg.copy_weights)
         G, n = ecfg.rollouts, len(prompt_tokens)
@@ -411,7 +426,7 @@ class _Engine:
         if slots.full():
             self._commit()
         slots.admit(self.last_tokens)
-        if paging.reads_blocks() and (moves := slots.compact(paging.block_of(slots.pages), MOVES)):
+        if self.compacts and (moves := slots.compact(paging.block_of(slots.pages), MOVES)):
             self.cache = self.cache._replace(pages=paging.move(self.cache.pages, *_place(*((x, "B") for x in moves))))
         if self.large and (fewer := slots.rows_enough()) < slots.rows:
             self._shrink(fewer)

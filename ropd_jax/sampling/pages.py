@@ -18,8 +18,11 @@ Row b, whose prompt has 6 tokens (all but the last are cached), with pages of 4 
 Attention runs over whole prompt slots, pages and stages as they are in memory, each with the queries of its owner. That
 gives partial softmaxes (maximum, sum, weighted values). A row then adds up its own, in a way whose bits depend neither
 on the places of its pages nor on the other rows. The pool is as large as all rows together need, not rows times the
-longest. On a TPU or GPU it is read in blocks, up to the last page that is in use, and pages move down into places that
-are free (`move`), so few free ones are read; prompt slots are read up to the longest prompt.
+longest. A GPU, or a TPU without the kernel, reads it in blocks, up to the last page that is in use, and pages move down
+into places that are free (`move`), so few free ones are read; prompt slots are read up to the longest prompt.
+
+On a TPU a kernel reads the cache (`attend_paged`, `sampling.kernel`): for each row its own pages, through ``table_BD``.
+The prompt slots then consist of pages too, keys are stored as values are, and a free page costs nothing.
 
 On a mesh, rows, prompt slots and pages are split over ``fsdp`` and heads over ``tp``. The pages and the prompt of a row
 are in the part of the row, every index counts within its part, and attention needs no communication.
@@ -30,45 +33,39 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.parallel.mesh import constrain, locally, platform
+from ropd_jax.sampling.kernel import Reads, page_sums
+from ropd_jax.sampling.kv import KV as KV
+from ropd_jax.sampling.kv import NOTHING
+from ropd_jax.sampling.kv import Pages as Pages
+from ropd_jax.sampling.kv import Stored as Stored
+from ropd_jax.types import UserError
 
 CACHE_DTYPES = ("float32", "bfloat16", "int8")
 BLOCK = 128  # pages that are looked at together, except on CPU
 PROMPT_BLOCKS = 256, 128  # positions of the prompt slots, likewise: the first that divides them, else all
-NOTHING = -1e30  # finite: the maximum of no scores
-
-
-class Stored(NamedTuple):
-    """Keys or values in the cache's dtype; int8 carries a float32 scale for each head and slot, else None."""
-
-    x: jax.Array
-    scale: jax.Array | None
-
-
-class KV(NamedTuple):
-    """Keys and values of one layer."""
-
-    k: Stored
-    v: Stored
+ATTENTION = ("auto", "xla", "paged")
+PROMPT_PAGE = 128  # positions of a page of a prompt, where the kernel reads them
+TILE = 32  # rows of a TPU's tile of int8, and a multiple of those of other dtypes
 
 
 class Cache(NamedTuple):
-    """P prompt slots, B rows, M pages; S slots a page, T slots a prompt. One `KV` a layer.
+    """P prompt slots, B rows, M pages; S slots a page, T slots a prompt. One `KV` or `Pages` a layer.
 
     Attributes:
-        prompts: k [P, K, H, T], v [P, K, T, H].
-        pages: k [M, K, H, S], v [M, K, S, H].
+        prompts: k [P, K, H, T], v [P, K, T, H]. As `Pages`: the pages of a slot follow one another, [P * n, K, S', H].
+        pages: k [M, K, H, S], v [M, K, S, H]; as `Pages` both [M, K, S, H].
         stages: k and v [B, K, S, H].
     """
 
-    prompts: list[KV]
-    pages: list[KV]
+    prompts: list[Any]
+    pages: list[Any]
     stages: list[KV]
 
 
@@ -94,19 +91,52 @@ class View(NamedTuple):
     depth_B: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "prompts", "prompt_len", "rows", "pages", "page", "dtype"))
+@functools.partial(jax.jit, static_argnames=("cfg", "prompts", "prompt_len", "rows", "pages", "page", "dtype", "paged"))
 def make_cache(
-    cfg: ModelConfig, *, prompts: int, prompt_len: int, rows: int, pages: int, page: int, dtype: str
-) -> Cache:
-    """An empty cache."""
-    return Cache(
-        _make_layers(cfg, prompts, prompt_len, dtype, turned=True),
-        _make_layers(cfg, pages, page, dtype, turned=True),
-        _make_layers(cfg, rows, page, dtype, turned=False),
-    )
+    cfg: ModelConfig, *, prompts: int, prompt_len: int, rows: int, pages: int, page: int, dtype: str,
+    paged: bool = False,
+) -> Cache:  # fmt: skip
+    """An empty cache; ``paged``: for the kernel (`uses_kernel`). What is then done with it follows from its type."""
+    make = functools.partial(_make_layers, cfg, dtype=dtype)
+    stages = make(rows, page, turned=False)
+    if not paged:
+        return Cache(make(prompts, prompt_len, turned=True), make(pages, page, turned=True), stages)
+    n, slots = prompt_pages(prompt_len)
+    of_prompts, of_rows = make(prompts * n, slots, turned=False), make(pages, page, turned=False)
+    return Cache([Pages(*x) for x in of_prompts], [Pages(*x) for x in of_rows], stages)
 
 
-def _make_layers(cfg: ModelConfig, n: int, slots: int, dtype: str, *, turned: bool) -> list[KV]:
+def prompt_pages(prompt_len: int) -> tuple[int, int]:
+    """(pages of a prompt slot, slots of each) where the kernel reads them: 16 of 128 for 2,048, one of 64 for 40."""
+    slots = min(PROMPT_PAGE, -(-max(prompt_len, 1) // TILE) * TILE)
+    return -(-prompt_len // slots), slots
+
+
+def uses_kernel(name: str, cfg: ModelConfig, page: int) -> bool:
+    """Whether attention goes through the kernel of `sampling.kernel`. Inside ``jax.set_mesh``, if there is a mesh.
+
+    Args:
+        name: one of `ATTENTION`. ``auto`` is the kernel on a TPU if the model's shapes allow it. On a CPU the kernel
+            runs interpreted, for tests only.
+        page: slots of a page.
+
+    Raises:
+        UserError: ``paged`` where the kernel cannot run.
+    """
+    where = platform()
+    why_not = ""
+    if where == "gpu":
+        why_not = "the kernel is written for TPUs"
+    elif where == "tpu" and cfg.head_dim % 128:
+        why_not = f"the kernel needs a head_dim that is a multiple of 128, and this student has {cfg.head_dim}"
+    elif where == "tpu" and page % TILE:
+        why_not = f"the kernel needs pages of a multiple of {TILE} tokens, and sampling.chunk makes them {page}"
+    if name == "paged" and why_not:
+        raise UserError(f"sampling.attention=paged: {why_not}; set --config.sampling.attention=xla")
+    return name == "paged" or (name == "auto" and where == "tpu" and not why_not)
+
+
+def _make_layers(cfg: ModelConfig, n: int, slots: int, *, dtype: str, turned: bool) -> list[KV]:
     """Zeros for all layers: ``n`` prompts, pages or rows, over all parts of the mesh."""
 
     def zeros(turned: bool) -> Stored:
@@ -135,12 +165,19 @@ def turned(k: Stored) -> Stored:
 # ------------------------------------------------------------------- one layer, one device's part of everything
 
 
-def write_stage(stage: KV, k_BKSH: jax.Array, v_BKSH: jax.Array, slot_B: jax.Array) -> KV:
-    """The step's key and value [B, K, 1, H], each row's at its own slot."""
+def write_stage(stage: KV, k_BKSH: jax.Array, v_BKSH: jax.Array, slot_B: jax.Array, *, by_head: bool = False) -> KV:
+    """The step's key and value [B, K, 1, H], each row's at its own slot.
+
+    Args:
+        by_head: name the heads too. A TPU then keeps the stage in the order that the kernel reads; otherwise it copies
+            all of it, for each layer and token.
+    """
     rows_B = jnp.arange(slot_B.shape[0], dtype=jnp.int32)
+    heads_1K = jnp.arange(stage.k.x.shape[1], dtype=jnp.int32)[None]
 
     def put(old, new):
-        return old.at[rows_B, :, slot_B].set(new[:, :, 0], mode="promise_in_bounds", unique_indices=True)
+        at = old.at[rows_B[:, None], heads_1K, slot_B[:, None]] if by_head else old.at[rows_B, :, slot_B]
+        return at.set(new[:, :, 0], mode="promise_in_bounds", unique_indices=True)
 
     return jax.tree.map(put, stage, KV(*(encode(x, stage.k.x.dtype) for x in (k_BKSH, v_BKSH))))
 
@@ -232,6 +269,58 @@ def attend(
     else:  # all of the pool, free pages too, whose sums no row picks
         l_BKQ, o_BKQH = _add_up_one_by_one(view, *sums, of_pages(pages, view.owner_M, view.first_M))
     return (o_BKQH / l_BKQ[..., None]).reshape(B, N, H).astype(q_BNH.dtype)
+
+
+def attend_paged(
+    q_BNH: jax.Array,
+    prompt: Pages,
+    pages: Pages,
+    stage: KV,
+    view: View,
+    position_B: jax.Array,
+    slot_B: jax.Array,
+    done_B: jax.Array,
+    window: jax.Array | None,
+    *,
+    scale: float,
+    softcap: float,
+    interpret: bool,
+) -> jax.Array:
+    """`attend` through the kernel: two calls, of which each reads the pages that it needs and no others.
+
+    The row of the module docstring has two partial softmaxes:
+
+        prompt     pages of the prompt, read once for the queries of its G rollouts (X = G * Q)
+        row        page 7, page 2, the stage, of which slots 0 and 1 are seen
+
+    The stage stays apart from the pool, so that the loop over tokens only reads the pool, and nothing tempts the
+    compiler to copy it. A row that has ended reads nothing of its own and gets any number.
+    """
+    B, N, H = q_BNH.shape
+    K, S = stage.k.x.shape[1:3]
+    P = len(view.row_PG)
+    n = len(prompt.v.x) // P
+    sums = functools.partial(page_sums, scale=scale or H**-0.5, softcap=softcap, interpret=interpret)
+    q_BKQH = q_BNH.reshape(B, K, N // K, H)
+
+    length_B = jnp.where(done_B, 0, view.depth_B * S + slot_B + 1)
+    base_B = position_B - view.depth_B * S - slot_B  # the position of slot 0 of a row's first page
+    low_B = None if window is None else position_B - window + 1
+    low_BQ = None if low_B is None else jnp.repeat((low_B - base_B)[:, None], N // K, axis=1)
+    own_m, own_l, own_o = sums(q_BKQH, pages, stage, Reads(view.table_BD, length_B, low_BQ))
+
+    rows_R = view.row_PG.reshape(-1)
+    low_PX = None if low_B is None else jnp.repeat(rows(low_B, rows_R), N // K).reshape(P, -1)
+    table_PD = jnp.arange(P * n, dtype=jnp.int32).reshape(P, n)
+    of_prompts = sums(by_prompt(q_BKQH, view), prompt, None, Reads(table_PD, view.prompt_len_P, low_PX))
+    prompt_m, prompt_l, prompt_o = (by_row(x, view) for x in of_prompts)
+
+    m_BKQ = jnp.maximum(own_m, prompt_m)
+    w_own, w_prompt = jnp.exp(own_m - m_BKQ), jnp.exp(prompt_m - m_BKQ)
+    l_BKQ = w_prompt * prompt_l + w_own * own_l
+    o_BKQH = w_prompt[..., None] * prompt_o + w_own[..., None] * own_o
+    o_BKQH = o_BKQH / jnp.where(l_BKQ > 0, l_BKQ, 1.0)[..., None]
+    return o_BKQH.reshape(B, N, H).astype(q_BNH.dtype)
 
 
 def reads_blocks() -> bool:
@@ -375,9 +464,8 @@ def _over_prompts(part: Callable, q_BKQH: jax.Array, prompt: KV, view: View, pos
     _, K, Q, H = q_BKQH.shape
     P, G = view.row_PG.shape
     T = prompt.v.x.shape[2]
-    rows_R = view.row_PG.reshape(-1)
-    q_PKXH = rows(q_BKQH, rows_R).reshape(P, G, K, Q, H).swapaxes(1, 2).reshape(P, K, G * Q, H)
-    position_PG1 = rows(position_B, rows_R).reshape(P, G, 1)
+    q_PKXH = by_prompt(q_BKQH, view)
+    position_PG1 = rows(position_B, view.row_PG.reshape(-1)).reshape(P, G, 1)
 
     def of_slots(prompt: KV, first, size: int):  # a slot has positions 0 to T - 1: index is position
         slots_11T = first + jnp.arange(size, dtype=jnp.int32)[None, None]
@@ -385,13 +473,9 @@ def _over_prompts(part: Callable, q_BKQH: jax.Array, prompt: KV, view: View, pos
         seen_PXT = jnp.repeat(jnp.broadcast_to(seen_PGT, (P, G, size)), Q, axis=1)
         return part(q_PKXH, *prompt, seen_PXT[:, None], keys_turned=True)
 
-    def back(x):  # [P, K, G*Q, ...] -> [B, K, Q, ...]
-        x = x.reshape(P, K, G, Q, *x.shape[3:]).swapaxes(1, 2)
-        return rows(x.reshape(P * G, K, Q, *x.shape[4:]), view.place_B)
-
     size = next((n for n in PROMPT_BLOCKS if T % n == 0), T) if reads_blocks() else T
     if size == T:
-        return tuple(back(x) for x in of_slots(prompt, 0, T))
+        return tuple(by_row(x, view) for x in of_slots(prompt, 0, T))
 
     def one(i, sums):  # a block that a row does not see adds 0 to it: no bit depends on how many there are
         def cut(axis: int, s: Stored) -> Stored:
@@ -407,7 +491,22 @@ def _over_prompts(part: Callable, q_BKQH: jax.Array, prompt: KV, view: View, pos
     none = jnp.zeros((P, K, G * Q), jnp.float32)
     blocks = (jnp.max(view.prompt_len_P) + size - 1) // size
     sums = jax.lax.fori_loop(0, blocks, one, (none + NOTHING, none, jnp.zeros((*none.shape, H), jnp.float32)))
-    return tuple(back(x) for x in sums)
+    return tuple(by_row(x, view) for x in sums)
+
+
+def by_prompt(x_BKQH: jax.Array, view: View) -> jax.Array:
+    """[P, K, G * Q, H]: of all rollouts of each prompt."""
+    _, K, Q, H = x_BKQH.shape
+    P, G = view.row_PG.shape
+    return rows(x_BKQH, view.row_PG.reshape(-1)).reshape(P, G, K, Q, H).swapaxes(1, 2).reshape(P, K, G * Q, H)
+
+
+def by_row(x: jax.Array, view: View) -> jax.Array:
+    """[P, K, G * Q, ...] as [B, K, Q, ...]."""
+    P, G = view.row_PG.shape
+    K, Q = x.shape[1], x.shape[2] // G
+    x = x.reshape(P, K, G, Q, *x.shape[3:]).swapaxes(1, 2)
+    return rows(x.reshape(P * G, K, Q, *x.shape[4:]), view.place_B)
 
 
 def rows(x: jax.Array, at: jax.Array) -> jax.Array:
@@ -417,22 +516,43 @@ def rows(x: jax.Array, at: jax.Array) -> jax.Array:
 # ------------------------------------------------------------------------------------------ all layers, on a mesh
 
 
-def attention(cfg: ModelConfig, q_BNH, k_BKSH, v_BKSH, prompt: KV, pages: KV, stage: KV, view: View, position_B, slot_B,
+def attention(cfg: ModelConfig, q_BNH, k_BKSH, v_BKSH, prompt, pages, stage: KV, view: View, position_B, slot_B, done_B,
               window):  # fmt: skip
-    """`write_stage`, then `attend`, each device for its own rows and heads: (o_BNH, stage)."""
+    """`write_stage`, then `attend` or `attend_paged`, each device for its own rows and heads: (o_BNH, stage)."""
+    interpret = platform() == "cpu"
 
-    def local(q_BNH, k_BKSH, v_BKSH, prompt, pages, stage, view, position_B, slot_B, window):
-        stage = write_stage(stage, k_BKSH, v_BKSH, slot_B)
+    def local(q_BNH, k_BKSH, v_BKSH, prompt, pages, stage, view, position_B, slot_B, done_B, window):
+        stage = write_stage(stage, k_BKSH, v_BKSH, slot_B, by_head=isinstance(pages, Pages))
         scale, softcap = cfg.attn_scale, cfg.attn_softcap
-        o_BNH = attend(q_BNH, prompt, pages, stage, view, position_B, slot_B, window, scale=scale, softcap=softcap)
+        args = q_BNH, prompt, pages, stage, view, position_B, slot_B
+        if isinstance(pages, Pages):
+            o_BNH = attend_paged(*args, done_B, window, scale=scale, softcap=softcap, interpret=interpret)
+        else:
+            o_BNH = attend(*args, window, scale=scale, softcap=softcap)
         return o_BNH, stage
 
-    split = locally(local, ("BN", "BK", "BK", "BK", "BK", "BK", "B", "B", "B", ""), ("BN", "BK"))
-    return split(q_BNH, k_BKSH, v_BKSH, prompt, pages, stage, view, position_B, slot_B, window)
+    split = locally(local, ("BN", "BK", "BK", "BK", "BK", "BK", "B", "B", "B", "B", ""), ("BN", "BK"))
+    return split(q_BNH, k_BKSH, v_BKSH, prompt, pages, stage, view, position_B, slot_B, done_B, window)
 
 
-def _put_at(old: KV, new: KV, at_N: jax.Array) -> KV:
+def _put_at(old: KV | Pages, new: KV | Pages, at_N: jax.Array) -> KV | Pages:
     return jax.tree.map(lambda pool, x: pool.at[at_N].set(x, mode="drop"), old, new)
+
+
+def _as_stored(like: KV | Pages, x: KV) -> KV | Pages:
+    """Pages as the layer ``like`` stores them."""
+    return Pages(*x) if isinstance(like, Pages) else KV(turned(x.k), x.v)
+
+
+def _in_pages(x: KV, n: int, slots: int) -> Pages:
+    """Prompts [N, K, T, ...] as their pages [N * n, K, slots, ...], the last one filled up with zeros."""
+
+    def cut(x):
+        N, K, T, *tail = x.shape
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, n * slots - T), *((0, 0) for _ in tail)))
+        return x.reshape(N, K, n, slots, *tail).swapaxes(1, 2).reshape(N * n, K, slots, *tail)
+
+    return Pages(*jax.tree.map(cut, x))
 
 
 @functools.partial(jax.jit, donate_argnums=(0,))
@@ -440,7 +560,7 @@ def commit(pages: list[KV], stages: list[KV], at_B: jax.Array) -> list[KV]:
     """The pool with the stage of each row stored as page ``at_B``; an index beyond the pool drops it (not full yet)."""
 
     def layers(pages, stages, at_B):
-        return [_put_at(p, KV(turned(s.k), s.v), at_B) for p, s in zip(pages, stages, strict=True)]
+        return [_put_at(p, _as_stored(p, s), at_B) for p, s in zip(pages, stages, strict=True)]
 
     return locally(layers, ("BK", "BK", "B"), "BK")(pages, stages, at_B)
 
@@ -450,8 +570,12 @@ def write_prompts(prompts: list[KV], k_LNKTH: jax.Array, v_LNKTH: jax.Array, at_
 
     def layers(prompts, k_LNKTH, v_LNKTH, at_N):
         dtype = prompts[0].k.x.dtype
-        new = (KV(turned(encode(k, dtype)), encode(v, dtype)) for k, v in zip(k_LNKTH, v_LNKTH, strict=True))
-        return [_put_at(old, x, at_N) for old, x in zip(prompts, new, strict=True)]
+        new = (KV(encode(k, dtype), encode(v, dtype)) for k, v in zip(k_LNKTH, v_LNKTH, strict=True))
+        if not isinstance(prompts[0], Pages):
+            return [_put_at(old, _as_stored(old, x), at_N) for old, x in zip(prompts, new, strict=True)]
+        n, slots = prompt_pages(k_LNKTH.shape[3])
+        at_N = (at_N[:, None] * n + jnp.arange(n, dtype=jnp.int32)[None]).reshape(-1)
+        return [_put_at(old, _in_pages(x, n, slots), at_N) for old, x in zip(prompts, new, strict=True)]
 
     return locally(layers, ("BK", "LBK", "LBK", "B"), "BK")(prompts, k_LNKTH, v_LNKTH, at_N)
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ropd_jax.parallel.mesh import constrain, locally
+from ropd_jax.parallel.mesh import RULES, active_mesh, constrain, locally
 from ropd_jax.types import UserError
 
 log = logging.getLogger(__name__)
@@ -107,6 +107,7 @@ def _tempered(logits_BV: jax.Array, rule: SamplingRule) -> jax.Array:
 TOP_P_SLACK = 1e-6  # float32 rounding: a set whose probability is lower than top_p by less than this reaches it
 NUCLEUS = 256  # top-p first looks at so many of the most likely tokens; a nearly flat policy needs more
 WIDTH = 32  # of a block of the vocabulary; first only the maximum of each block is looked at
+DRAW_WIDTH = 128  # of a block of the vocabulary that is drawn first, then a token within it
 
 
 def kept(logits_BV: jax.Array, rule: SamplingRule) -> jax.Array:
@@ -243,13 +244,18 @@ def draw(key_B: jax.Array, t_B: jax.Array, logits_BV: jax.Array, rule: SamplingR
     two uniform numbers per row. (Gumbel noise takes one uniform number per word: at 64 x 49,152 a quarter of a decode
     step on CPU.)
 
+    On a mesh the logits stay split over the vocabulary (`_draw_split`). A rule that leaves tokens out gathers them.
+
     Args:
         key_B: the rollouts' keys; token ``t`` of a rollout uses ``fold_in(key, t)``.
         t_B: int32, how many tokens each rollout has so far.
     """
-    logits_BV = constrain(logits_BV, "B_")  # the draw needs whole rows
-    in_dims, out_dims = ("B", "B", "B_"), ("B", "B", "B")
-    return Drawn(*locally(functools.partial(_draw, rule=rule), in_dims, out_dims)(key_B, t_B, logits_BV))
+    mesh, axis = active_mesh(), dict(RULES.axis)["V"]
+    split = mesh is not None and mesh.shape[axis] > 1 and not rule.truncates
+    logits_BV = constrain(logits_BV, "BV" if split else "B_")
+    one = functools.partial(_draw_split, axis=axis, parts=mesh.shape[axis]) if split and mesh is not None else _draw
+    in_dims, out_dims = ("B", "B", "BV" if split else "B_"), ("B", "B", "B")
+    return Drawn(*locally(functools.partial(one, rule=rule), in_dims, out_dims)(key_B, t_B, logits_BV))
 
 
 def _draw(key_B, t_B, logits_BV, *, rule: SamplingRule):
@@ -261,8 +267,8 @@ def _draw(key_B, t_B, logits_BV, *, rule: SamplingRule):
         sum_B = kept_B = jnp.sum(e_BV, axis=-1)
     else:
         kept_BV = jnp.where(kept(logits_BV, rule), e_BV, 0.0) if rule.truncates else e_BV
-        u_B2 = jax.vmap(lambda k, t: 1.0 - jax.random.uniform(jax.random.fold_in(k, t), (2,)))(key_B, t_B)  # (0, 1]
-        kept_BNW = _blocks(kept_BV, 128, 0.0)
+        u_B2 = _uniforms(key_B, t_B)
+        kept_BNW = _blocks(kept_BV, DRAW_WIDTH, 0.0)
         block_BN = jnp.sum(kept_BNW, axis=-1)
         kept_B = jnp.sum(block_BN, axis=-1)
         sum_B = jnp.sum(e_BV, axis=-1) if rule.truncates else kept_B
@@ -271,6 +277,70 @@ def _draw(key_B, t_B, logits_BV, *, rule: SamplingRule):
         token_B = n_B * kept_BNW.shape[-1] + _pick(inside_BW, u_B2[:, 1])
     logit_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)[:, 0] - max_B1[:, 0]
     return token_B, logit_B - jnp.log(sum_B), logit_B - jnp.log(kept_B)
+
+
+def _uniforms(key_B, t_B) -> jax.Array:
+    """Two numbers in (0, 1] for each row."""
+    return jax.vmap(lambda k, t: 1.0 - jax.random.uniform(jax.random.fold_in(k, t), (2,)))(key_B, t_B)
+
+
+def _draw_split(key_B, t_B, logits_BV, *, rule: SamplingRule, axis: str, parts: int):
+    """`_draw` without truncation, each device with its part of the vocabulary: the same tokens.
+
+    1. Each part adds up its blocks. Two parts can share a block: 37,984 words are 296.75 blocks of 128. The blocks of
+       the vocabulary are the same on every mesh, so the numbers that draw mean the same.
+    2. The sums of all blocks are gathered, 1/128 of the logits, and every device draws the block.
+    3. The logits of that block come from the parts that have it, and every device draws the token.
+
+    A greedy rule needs the largest logit of each part and its place only.
+    """
+    B, size = logits_BV.shape
+    logits_BV = _tempered(logits_BV, rule)
+    first = jax.lax.axis_index(axis) * size
+    max_B1 = jnp.maximum(jnp.max(logits_BV, axis=-1, keepdims=True), -1e30)  # a part may have no token at all
+
+    def exchanged(x_BJ):
+        """(x_PBJ of all parts, maximum over all, by what the sums of each part are multiplied [P, B, 1])."""
+        x_PBJ = jax.lax.all_gather(jnp.concatenate([x_BJ, max_B1], axis=-1), axis)
+        max_PB1 = x_PBJ[..., -1:]
+        whole_B1 = jnp.max(max_PB1, axis=0)
+        return x_PBJ[..., :-1], whole_B1, jnp.exp(max_PB1 - whole_B1[None])
+
+    if rule.temperature == 0:
+        at_B1 = (first + jnp.argmax(logits_BV, axis=-1, keepdims=True).astype(jnp.int32)).astype(jnp.float32)  # < 2^24
+        sum_B1 = jnp.sum(jnp.exp(logits_BV - max_B1), axis=-1, keepdims=True)
+        x_PB2, _, factor_PB1 = exchanged(jnp.concatenate([at_B1, sum_B1], axis=-1))
+        best_B1 = jnp.argmax(factor_PB1[..., 0], axis=0)[None, :, None]  # the first part of those that tie
+        token_B = jnp.take_along_axis(x_PB2[..., :1], best_B1, axis=0)[0, :, 0].astype(jnp.int32)
+        logp_B = -jnp.log(jnp.sum(x_PB2[..., 1] * factor_PB1[..., 0], axis=0))
+        return token_B, logp_B, logp_B
+
+    u_B2 = _uniforms(key_B, t_B)
+    begin = first % DRAW_WIDTH  # where the part's first word is in its block
+    most = -(-(size + (DRAW_WIDTH - 1 if size % DRAW_WIDTH else 0)) // DRAW_WIDTH)  # blocks of a part
+    words_BV = jnp.full((B, most * DRAW_WIDTH), -jnp.inf, jnp.float32)
+    words_BV = jax.lax.dynamic_update_slice_in_dim(words_BV, logits_BV, begin if size % DRAW_WIDTH else 0, 1)
+    words_BNW = words_BV.reshape(B, most, DRAW_WIDTH)
+    sums_PBN, whole_B1, factor_PB1 = exchanged(jnp.sum(jnp.exp(words_BNW - max_B1[..., None]), axis=-1))
+
+    blocks = -(-parts * size // DRAW_WIDTH)
+    block_BN = jnp.zeros((B, blocks), jnp.float32)
+    for n, part_BN in enumerate(sums_PBN * factor_PB1):
+        at = n * size // DRAW_WIDTH
+        part_BN = part_BN[:, : blocks - at]
+        block_BN += jnp.pad(part_BN, ((0, 0), (at, blocks - at - part_BN.shape[1])))
+    sum_B = jnp.sum(block_BN, axis=-1)
+    n_B = _pick(block_BN, u_B2[:, 0])
+
+    own_B = n_B - first // DRAW_WIDTH
+    at_BW = n_B[:, None] * DRAW_WIDTH + jnp.arange(DRAW_WIDTH, dtype=jnp.int32)[None]
+    inside_BW = jnp.take_along_axis(words_BNW, jnp.clip(own_B, 0, most - 1)[:, None, None], axis=1)[:, 0]
+    mine_BW = (at_BW >= first) & (at_BW < first + size)
+    inside_BW = jax.lax.psum(jnp.where(mine_BW, inside_BW, 0.0), axis) - whole_B1
+    kept_BW = jnp.where(at_BW < parts * size, jnp.exp(inside_BW), 0.0)
+    w_B = _pick(kept_BW, u_B2[:, 1])
+    logp_B = jnp.take_along_axis(inside_BW, w_B[:, None], axis=-1)[:, 0] - jnp.log(sum_B)
+    return n_B * DRAW_WIDTH + w_B, logp_B, logp_B
 
 
 def _blocks(x_BV: jax.Array, width: int, fill: float) -> jax.Array:

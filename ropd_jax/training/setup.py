@@ -223,7 +223,18 @@ def check_files(
         check_origin(origin, how.lora, student.cfg, contents)
     server = RolloutServer(server_config(cfg)) if how.sampling.engine == OPENAI else None
     return Files(
-        student, mesh, sample_mesh, teacher, needs, train, heldout, prompts, prompt_len, contents, origin, calibration,
+        student,
+        mesh,
+        sample_mesh,
+        teacher,
+        needs,
+        train,
+        heldout,
+        prompts,
+        prompt_len,
+        contents,
+        origin,
+        calibration,
         server,
     )
 

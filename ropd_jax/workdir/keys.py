@@ -176,6 +176,7 @@ KEYS: dict[str, Key] = {
     "sampling.chunk": _numerics(_whole(1)),
     "sampling.cache_dtype": _identity(TEXT),
     "sampling.pool": _numerics(_between(0, 1, above=True, why="1 is room for all rows at full length")),
+    "sampling.attention": _numerics(TEXT),
     "sampling.copy_weights": _numerics(FLAG),
     "sampling.stop": _identity(LIST),
     "sampling.engine": _identity(TEXT),

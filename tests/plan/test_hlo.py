@@ -63,6 +63,13 @@ def test_loops_count_as_often_as_they_run_and_a_channel_once():
     assert {c.kind: c.count for c in collectives(MODULE)}["all-gather"] == 36
 
 
+def test_two_sums_of_one_channel_count_twice_if_their_shapes_differ():
+    other = "%ar.3 = f32[7]{0} all-reduce(%z), channel_id=2, replica_groups=[2,4]<=[8]\n"
+    again = MODULE.replace("  %cp =", f"  {other}  %cp =")
+    counts = {c.kind: c.count for c in collectives(again, passes=3)}
+    assert counts["all-reduce"] == 4 and counts["all-gather"] == 36 * 3
+
+
 def test_one_pass_of_the_loop_over_tokens_with_its_condition():
     token, whole = loop_work(MODULE), whole_work(MODULE, passes=3)
     counts = {c.kind: c.count for c in token.collectives}

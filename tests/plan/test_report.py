@@ -206,6 +206,8 @@ def test_rollouts_that_are_told_something_cost_a_forward_pass_for_each_context()
     attention = 4 * ONE_LAYER.num_heads * ONE_LAYER.head_dim * tokens // 47 * count.contexts(ONE_LAYER, 0, 47)
     assert work.compute * 1e9 * 8 >= layers + attention
     assert work.compute * 1e9 * 8 < 1.5 * (layers + attention)
+
+
 def test_weights_that_move_to_the_samplers_own_mesh_are_counted():
     cfg = tiny_config(mesh__sample_tp=2, student__dtype="bfloat16")
     mesh = mesh_lib.update_mesh(cfg.mesh, jax.devices()[:8])

@@ -357,3 +357,61 @@ def test_on_a_mesh_no_more_rollouts_decode_at_once_than_rows(params, most, monke
         found = sample(placed, engine=dataclasses.replace(ENGINE, rows=most, prompts=4), order=range(4))
     assert max(live) == most and sum(map(len, found.values())) == 16
     assert worst_gap(params, found) < 1e-5
+
+
+# ------------------------------------------------------------------------------------------------- through the kernel
+
+
+PAGED = dataclasses.replace(ENGINE, attention="paged")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_blocks():
+    """Two pages a block: more blocks, and a smaller program."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ropd_jax.sampling.kernel.POSITIONS", 8)
+        yield
+
+
+@pytest.fixture(scope="module")
+def paged(params):
+    return sample(params, engine=PAGED)
+
+
+def assert_same_tokens(a, b):
+    assert set(a) == set(b)
+    for name in a:
+        for x, y in zip(a[name], b[name], strict=True):
+            np.testing.assert_array_equal(x.tokens_T, y.tokens_T)
+            np.testing.assert_allclose(x.logp_T, y.logp_T, atol=1e-5)
+
+
+def test_the_kernel_gives_the_same_rollouts_in_any_order(params, rollouts, paged):
+    assert_same_tokens(paged, rollouts)
+    assert worst_gap(params, paged) < 2e-5
+    assert_same_bits(sample(params, engine=PAGED, order=[2, 6, 0, 3, 5, 1, 4]), paged)
+
+
+def test_through_the_kernel_rollouts_that_make_room_are_the_same(params, rollouts, monkeypatch):
+    seen, made = [], Slots.__init__
+    monkeypatch.setattr(Slots, "__init__", lambda self, **kw: (made(self, **kw), seen.append(self))[0])
+    tight = sample(params, engine=dataclasses.replace(PAGED, pool=0.4), limits=[[12, 11, 12, 9]] * 7)
+    assert [s.restarts > 0 for s in seen] == [True]
+    assert worst_gap(params, tight) < 2e-5
+    for name, group in rollouts.items():
+        for a, b in zip(group, tight[name], strict=True):
+            n = min(len(a.tokens_T), len(b.tokens_T))
+            np.testing.assert_array_equal(a.tokens_T[:n], b.tokens_T[:n])
+
+
+@pytest.mark.parametrize(("fsdp", "tp"), [(2, 2), (4, 2)])
+def test_the_kernel_on_a_mesh_gives_the_same_rollouts(fsdp, tp):
+    local = dataclasses.replace(WINDOWED, num_layers=1, local_layers=(True,))
+    weights = transformer.init_params(local, 0)
+    wide = dataclasses.replace(ENGINE, prompts=4)
+    plain = sample(weights, cfg=local, engine=wide)
+    mesh = mesh_lib.make_mesh(fsdp, tp, jax.devices()[: fsdp * tp])
+    with jax.set_mesh(mesh):
+        placed = mesh_lib.put(weights, mesh, mesh_lib.RULES.storage(weights))
+        found = sample(placed, cfg=local, engine=dataclasses.replace(wide, attention="paged"))
+    assert_same_tokens(found, plain)

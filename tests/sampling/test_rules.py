@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.sampling import rules
 from ropd_jax.sampling.rules import SamplingRule, draw, policy_logits, rollout_keys
 from ropd_jax.types import UserError
@@ -92,3 +95,29 @@ def test_a_key_does_not_depend_on_the_other_prompts():
 def test_impossible_rules_are_refused(kw, word):
     with pytest.raises(UserError, match=word):
         SamplingRule(**kw)
+
+
+@pytest.mark.parametrize(
+    ("V", "fsdp", "tp"),
+    [(1024, 2, 2), (1000, 1, 4), (600, 2, 4)],  # whole blocks of 128 a part; shared ones; parts of one and a bit
+)
+def test_a_split_vocabulary_draws_the_same_tokens(V, fsdp, tp):
+    rng = np.random.default_rng(V)
+    logits_BV = (3 * rng.standard_normal((64, V))).astype(np.float32)
+    logits_BV[1, V // 2 :] = -np.inf  # a part without a token
+    logits_BV[2, :] = 0.0  # ties
+    logits_BV[3, V // 2 - 40 : V // 2 + 40] += 9.0  # near the edge of a part
+    given = rollout_keys(0, 0, [f"q{i}" for i in range(16)], 4), jnp.arange(64, dtype=jnp.int32), jnp.asarray(logits_BV)
+    mesh = mesh_lib.make_mesh(fsdp, tp, jax.devices()[: fsdp * tp])
+    for rule in (SamplingRule(), SamplingRule(0.7), SamplingRule(0.0)):
+        plain = jax.jit(draw, static_argnums=3)(*given, rule)
+        with jax.set_mesh(mesh):
+            args = [mesh_lib.constrain(x, dims) for x, dims in zip(given, ("B", "B", "BV"), strict=True)]
+            lowered = jax.jit(draw, static_argnums=3).lower(*args, rule)
+            split = lowered.compile()(*args)
+        np.testing.assert_array_equal(plain.token, split.token)
+        np.testing.assert_allclose(plain.logp, split.logp, atol=3e-6)
+        np.testing.assert_array_equal(split.logp, split.drawn_logp)
+        gathered = re.findall(r'"stablehlo.all_gather".*?-> tensor<([\dx]+)xf32>', lowered.as_text(), re.DOTALL)
+        (size,) = (np.prod([int(n) for n in x.split("x")]) for x in gathered)
+        assert size <= 64 // fsdp * tp * (V // tp // 128 + 3)  # sums of blocks, not logits
