@@ -1,4 +1,4 @@
-"""What an update changed of the log-probability of each sampled token (``log.token_logprobs="before_after"``).
+"""Log-probs of a step's tokens by a pass of their own: what an update changed (``log.token_logprobs="before_after"``).
 
     change = log-prob under the policy after the step's update  -  `Rollout.logp_T`, at which it was sampled
 
@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ropd_jax.core.batches import TokenSequence, TrainBatch, make_batch, split_parts
@@ -33,11 +34,33 @@ def make_score(cfg: UpdateConfig, model_cfg: ModelConfig) -> Callable[[Any, Any,
 
     @jax.jit
     def score(params, base, batch: TrainBatch):
-        policy = attach(cfg.lora, base, params)
+        policy, (A, _, _) = attach(cfg.lora, base, params), batch.tokens_BT.shape
 
-        return jax.lax.map(lambda part: logprobs_of(cfg, model_cfg, policy, part)[0], batch)
+        def one(a, logp_ABT):
+            part = jax.tree.map(lambda x_ABT: jax.lax.dynamic_index_in_dim(x_ABT, a, keepdims=False), batch)
+            logp_BT, _, _ = logprobs_of(cfg, model_cfg, policy, part)
+            return jax.lax.dynamic_update_index_in_dim(logp_ABT, logp_BT, a, 0)
+
+        used = jnp.max(jnp.where(jnp.any(batch.segments_BT, axis=(1, 2)), jnp.arange(1, A + 1, dtype=jnp.int32), 0))
+        return jax.lax.fori_loop(0, used, one, jnp.zeros_like(batch.old_logp_BT))  # the rest is padding
 
     return score
+
+
+def start_logprobs(
+    cfg: UpdateConfig, model_cfg: ModelConfig, base: Any, mesh: jax.sharding.Mesh, params: Any, batch: TrainBatch
+) -> jax.Array:
+    """logp_ABT of a mini-batch's targets under ``params``: those before the step's first update, for ``loss.is_clip``.
+
+    One more forward pass over the step's tokens, as the released code makes it. Other arguments as of `changes_of`;
+    ``batch`` is [A, b, T], on the host.
+    """
+    return make_score(cfg, model_cfg)(params, base, _placed(batch, mesh))
+
+
+def _placed(batch: TrainBatch, mesh: jax.sharding.Mesh) -> TrainBatch:
+    by_token = jax.NamedSharding(mesh, mesh_lib.RULES.spec("ABT"))
+    return jax.tree.map(functools.partial(mesh_lib.place, sharding=by_token), batch)
 
 
 def changes_of(
@@ -61,9 +84,7 @@ def changes_of(
     every = np.ones(len(rows), bool)
     batch = make_batch(rows, np.zeros(len(rows), np.float32), every, every, length)
     parts = split_parts(batch, cfg.optim.microbatch, multiple=mesh.shape["fsdp"])
-    by_token = jax.NamedSharding(mesh, mesh_lib.RULES.spec("ABT"))
-    placed = jax.tree.map(functools.partial(mesh_lib.place, sharding=by_token), parts)
-    [logp_ABT] = mesh_lib.fetch(make_score(cfg, model_cfg)(params, base, placed))
+    [logp_ABT] = mesh_lib.fetch(make_score(cfg, model_cfg)(params, base, _placed(parts, mesh)))
     logp_BT = logp_ABT.reshape(-1, logp_ABT.shape[-1])
     found = []
     for row, mask_T, logp_T in zip(rows, batch.mask_BT, logp_BT, strict=False):

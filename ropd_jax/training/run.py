@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -17,8 +18,9 @@ from ropd_jax.models.lora import attach
 from ropd_jax.sampling.engine import EngineConfig, sample_groups
 from ropd_jax.teacher import Teacher
 from ropd_jax.training.accumulate import StreamedUpdate
+from ropd_jax.training.benchmarks import RunBenchmark
 from ropd_jax.training.collect import PendingStep, Send
-from ropd_jax.training.rescore import Changes, changes_of
+from ropd_jax.training.rescore import Changes, changes_of, start_logprobs
 from ropd_jax.training.sections import RunConfig
 from ropd_jax.training.update import Portions, State, update_step
 from ropd_jax.types import Prompt, RolloutGroup
@@ -43,6 +45,7 @@ class Run:
         engine: of the rollouts; ``eval_engines``: of the held-out evaluation, by the name of their metric.
         update: the jitted update of a whole mini-batch; ``portions``: of one in portions, None if it does not stream.
         length: most tokens of a sequence.
+        benchmarks: those of ``eval.benchmarks``.
         judged: held-out answers that ``teacher.judge`` grades; 0 without such a judge.
         calibration: what the report ``teacher.calibration`` says of the verifier; None without one.
         contents: hashes of the files that the config names (`workdir.contents`).
@@ -67,6 +70,7 @@ class Run:
     portions: Portions | None
     length: int
     judged: int
+    benchmarks: tuple[RunBenchmark, ...] = ()
     calibration: Mapping[str, Any] | None = None
     contents: Mapping[str, str] = dataclasses.field(default_factory=dict)
     forked_from: Mapping[str, Any] | None = None
@@ -74,6 +78,12 @@ class Run:
     @property
     def steps(self) -> int:
         return self.cfg.steps
+
+    def evaluations(self, step: int) -> tuple[str, ...]:
+        """Names of what is measured of the student after ``step`` steps: ``accuracy``, then ``eval.benchmarks``."""
+        how, ends = self.cfg.eval, step in (0, self.steps)
+        accuracy = ("accuracy",) if self.heldout.prompts and (ends or step % how.every == 0) else ()
+        return accuracy + (tuple(how.benchmarks) if ends or step % how.benchmark_steps == 0 else ())
 
     def policy(self, params: Any) -> Any:
         """The student with these trained parameters: they are all of it, or adapters on the frozen base."""
@@ -159,8 +169,11 @@ class Run:
 
     def whole_update(self, state: State, rows, advantages) -> tuple[State, dict[str, float]]:
         """(state, metrics) after the step's mini-batches; see `update_step`."""
+        start = None
+        if self.cfg.loss.is_clip and self.cfg.optim.minibatches > 1:
+            start = functools.partial(start_logprobs, self.cfg.update, self.student.cfg, self.base, self.mesh)
         with tracing.span("update"):
             return update_step(
                 self.update, state, self.ref_params, rows, advantages, self.method, self.mesh, self.cfg.optim,
-                self.cfg.loss, self.length,
+                self.cfg.loss, self.length, start,
             )  # fmt: skip

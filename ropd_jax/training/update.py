@@ -22,6 +22,7 @@ from ropd_jax.core.losses import KL_ON, kl_estimate, token_numerators, token_wei
 from ropd_jax.core.masked import masked_max, masked_sum
 from ropd_jax.core.optim import DECAY_MASKS
 from ropd_jax.methods import Extras, Method, Tokens
+from ropd_jax.methods.base import START
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.logprobs import token_logprobs
@@ -300,6 +301,7 @@ def update_step(
     optim: OptimConfig,
     loss: LossConfig,
     length: int,
+    start: Callable[[Any, TrainBatch], jax.Array] | None = None,
 ) -> tuple[State, dict[str, float]]:
     """Cut the step into its mini-batches (by prompt), update on each; a mini-batch without gradient is skipped.
 
@@ -307,16 +309,25 @@ def update_step(
         rows: the step's sequences; packed into rows of ``optim.row_len`` where that is set. Their number does not
             follow the lengths of what the teacher wrote (`Method.teaches_text`).
         length: most tokens of a sequence.
+        start: (parameters, batch) -> `Tokens.start_logp_BT` of it, for all mini-batches before the first update; None
+            if the loss does not read it.
     """
     per_prompt = advantages.advantage_PG.shape[1]
     flat_B = [np.asarray(x).reshape(-1) for x in advantages]
     everything: list[dict[str, float]] = []
+    batches = []
     for part in np.array_split(np.arange(len(rows)).reshape(-1, per_prompt), optim.minibatches):
         at = part.reshape(-1).tolist()
-        batch = step_parts([rows[i] for i in at], Advantages(*(x[at] for x in flat_B)), method, mesh, optim, length)
-        if not has_gradient(batch, loss):
-            continue
-        state, metrics = update(state, ref_params, *on_mesh(batch, method, state.method, mesh))
+        batches.append(
+            step_parts([rows[i] for i in at], Advantages(*(x[at] for x in flat_B)), method, mesh, optim, length)
+        )
+    batches = [batch for batch in batches if has_gradient(batch, loss)]
+    starts = [start(state.params, batch) if start else None for batch in batches]
+    for batch, start_logp_ABT in zip(batches, starts, strict=True):
+        placed, extras = on_mesh(batch, method, state.method, mesh)
+        if start_logp_ABT is not None:
+            extras = Extras({**extras.tokens, START: start_logp_ABT}, extras.shared)
+        state, metrics = update(state, ref_params, placed, extras)
         everything.append({k: float(v) for k, v in metrics.items()} | {"update/real_frac": real_frac(batch)})
     means = {k: float(np.mean([m[k] for m in everything])) for k in (everything[0] if everything else ())}
     return state, means | {"update/count": len(everything)}
