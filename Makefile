@@ -12,7 +12,7 @@ PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt PIP_BUI
           $(BIN)/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test browser test-fast lint format vendor golden storm small-server bench-teacher bench-plan bench-hlo bench-update growth kill-tape faults mini bench-grader bench-hosts bench-judge bench-rollout bench-overlap load-memory bench-save bench-start bench-viewer screenshots check-export clean
+.PHONY: help quickstart test browser test-fast lint format vendor golden storm small-server bench-teacher bench-plan bench-hlo bench-update growth kill-tape faults mini rehearsal bench-grader bench-hosts bench-judge bench-rollout bench-overlap load-memory bench-save bench-start bench-viewer screenshots check-export clean
 .DELETE_ON_ERROR:
 
 help:
@@ -44,6 +44,7 @@ help:
 	@echo 'make bench-viewer  ropd view on 10,000 groups next to 1,000: first row, opening a group, memory; two minutes'
 	@echo 'make screenshots    pictures of the viewer in docs/viewer; RUNS=DIR are other runs than notebooks/mini_run'
 	@echo 'make mini         every method of experiments/mini.py, three settings, three seeds; under an hour on idle cores'
+	@echo 'make rehearsal    every command of the paper'\''s tables at toy size, from training to the filled cells; half an hour'
 	@echo 'make clean        remove .venv and caches; runs/ stays'
 	@echo 'PYTHON=python3.12 chooses the interpreter of a new .venv'
 
@@ -114,6 +115,11 @@ check-export: $(VENV)/dev.stamp
 
 mini: $(VENV)/core.stamp
 	$(BIN)/python experiments/mini_lab.py --out runs/mini
+
+# PLACE=DIR: where; ARGS="--tables table3_gemma --rows ROPD" is a part of it. The same command continues.
+rehearsal: $(VENV)/core.stamp
+	@$(PIP) -e '.[eval]'
+	$(BIN)/python -m benchmarks.rehearsal --place '$(or $(PLACE),runs/rehearsal)' $(ARGS)
 
 bench-update: $(VENV)/core.stamp
 	$(BIN)/python -m benchmarks.update $(if $(TUNIX),--tunix $(TUNIX)) $(if $(TORCH),--torch $(TORCH))

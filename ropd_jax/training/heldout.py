@@ -7,6 +7,7 @@ answers for `training.drift`; no reward comes from it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -111,14 +112,14 @@ def evaluate_benchmarks(run: Run, state: State, out: Session) -> dict[str, Any]:
         for benchmark in run.benchmarks:
             name, prompts = benchmark.loaded.benchmark.name, benchmark.loaded.prompts
             engine = engine_of(benchmark, run.cfg.eval, run.engine, run.mesh.shape["fsdp"])
-            groups = []
+            groups: list[RolloutGroup] = []
             sampled = run.sample(
                 engine, state.params, prompts, benchmark.questions, seed=run.cfg.seed, step=0, check=out.check
             )
             for group in sampled:
                 out.poll(f"evaluating {name} {len(groups) + 1}/{len(prompts)}")
                 groups.append(group)
-            metrics |= hosts.on_host0(lambda b=benchmark, g=groups: graded(b.loaded, g))  # a grader's time is its own
+            metrics |= hosts.on_host0(functools.partial(graded, benchmark.loaded, groups))  # a grader's time is its own
     return metrics
 
 
