@@ -74,6 +74,7 @@ class Flags:
         if words[1] in ("train", "preflight"):
             config = words[words.index("--config") + 1]
             words += [*self["train"], *self["judge"], *([] if "released" in config else self["paper"])]
+            words += self["curve"] if any("_whitebox_" in w for w in words) else []
         elif words[1] == "eval":
             words += self["eval"] + (self["judge"] if any("teacher." in w for w in words) else [])
         return words
@@ -108,11 +109,12 @@ class Rehearsal:
     """One rehearsal in the current directory.
 
     Attributes:
+        rows: only rows whose label has this text are filled.
         ran: what was run: (command as printed, exit code, seconds).
     """
 
     def __init__(self, flags: Flags, rows: str = ""):
-        self.flags, self._rows = flags, rows
+        self.flags, self.rows = flags, rows
         self.ran: list[tuple[str, int, float]] = []
         pathlib.Path("logs").mkdir(exist_ok=True)
 
@@ -155,11 +157,18 @@ class Rehearsal:
 
     def _chosen(self, table: str, shown: str) -> list[str]:
         """The commands of the table's footnotes; only of the rows that were asked for, if any were."""
-        if not self._rows:
+        if not self.rows:
             return commands_of(shown)
-        notes = {n for line in shown.splitlines() if line.startswith("| ") and self._rows in line.split("|")[1]
+        notes = {n for line in shown.splitlines() if line.startswith("| ") and self.rows in line.split("|")[1]
                  for n in re.findall(r"<sup>(\d+)</sup>", line)}  # fmt: skip
         return commands_of("\n".join(line for line in shown.splitlines() if line.partition(".")[0] in notes))
+
+
+def done() -> set[str]:
+    """Commands that have worked in this or an earlier rehearsal of this place."""
+    file = pathlib.Path("commands.jsonl")
+    rows = map(json.loads, file.read_text(encoding="utf-8").splitlines()) if file.exists() else ()
+    return {row["command"] for row in rows if not row["code"]}
 
 
 def _execute(words: Sequence[str]) -> int:
@@ -185,9 +194,10 @@ def _last_line(log: pathlib.Path) -> str:
     return lines[-1][:200] if lines else ""
 
 
-def empty_cells(table: str) -> int:
-    """Cells without a number of ours, but for rows that no command fills."""
-    rows = [line.split("|")[2:-1] for line in table.splitlines() if line.startswith("| ")][1:]
+def empty_cells(table: str, label: str = "") -> int:
+    """Cells without a number of ours in rows whose label has a text, but for those that no command fills."""
+    lines = [line.split("|") for line in table.splitlines() if line.startswith("| ")][1:]
+    rows = [line[2:-1] for line in lines if label in line[1]]
     notes = [line for line in table.splitlines() if re.match(r"\d+\. ", line)]
     unfillable = {n.partition(".")[0] for n in notes if not COMMAND.search(n)}
     return sum(
@@ -228,7 +238,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         rehearsal = Rehearsal(Flags(ROOT / "experiments" / "rehearsal.flags", teacher), args.rows)
         try:
             for name in CONFIGS:
-                rehearsal.run(f"ropd preflight --config experiments/{name}.py", "preflight")
+                command = f"ropd preflight --config experiments/{name}.py"
+                if command not in done():
+                    rehearsal.run(command, "preflight")
             for name in args.tables.split(","):
                 for column in args.columns.split(","):
                     spec = f"experiments/{name}.py:{column}"
@@ -251,7 +263,7 @@ def _summary(rehearsal: Rehearsal, tables: dict[str, str], seconds: float) -> in
     kinds = [command.split()[1] for command, _, _ in rehearsal.ran]
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
     failed = [command for command, code, _ in rehearsal.ran if code]
-    empty = {spec: n for spec, table in tables.items() if (n := empty_cells(table))}
+    empty = {spec: n for spec, table in tables.items() if (n := empty_cells(table, rehearsal.rows))}
     print(f"ran {len(rehearsal.ran)} commands ({counts or 'none'}) in {seconds / 60:.1f} minutes; {len(failed)} failed")
     for command in failed:
         print(f"failed: {command}")

@@ -52,13 +52,13 @@ def test_the_commands_are_those_of_the_printed_footnotes():
 
 
 def test_a_cell_that_no_command_fills_is_not_missing():
-    assert rehearsal.empty_cells(TABLE) == 3
+    assert rehearsal.empty_cells(TABLE) == 3 and rehearsal.empty_cells(TABLE, "Base") == 1
 
 
 def test_the_flags_change_sizes_and_addresses_only():
     flags = rehearsal.Flags(FLAGS, "http://127.0.0.1:1/v1")
     known = set(leaves(default()))
-    for section in ("train", "paper", "judge"):
+    for section in ("train", "paper", "judge", "curve"):
         for flag in flags[section]:
             key, _, value = flag.removeprefix("--config.").partition("=")
             assert key in known and value, flag
@@ -121,6 +121,5 @@ def test_a_row_is_filled_from_its_footnotes_and_nothing_runs_twice(here, capfd):
     assert rehearsal.empty_cells(table) == 0 and "(n=4, k=2" in table
     logged = pathlib.Path("runs/gemma3_4b_it_ropd_released/metrics.jsonl").read_text()
     rows = [json.loads(line) for line in logged.splitlines()]
-    assert rows[0]["eval/aime_2024_n"] == 4  # measured during the run as well
     assert any(row.get("update/count") == 4 for row in rows)  # the released code's mini-batches, all with a gradient
     assert "train --config experiments/gemma3_4b_it.py:released" in capfd.readouterr().out
