@@ -42,6 +42,7 @@ FIGURES = (  # Figure 2: do signals rank right answers above wrong ones? Figure 
     "ropd analyze runs/qwen3_4b_whitebox_ropd --teacher Qwen/Qwen3-30B-A3B-Instruct-2507",
     "python experiments/figure3_efficiency.py --runs runs --out figure3",
 )
+SERVER = "http://TEACHER:8000/v1"  # as the footnotes of Table 2 have it
 DATA, STATE = "data", "port"
 XLA_FLAGS = (  # most of the time is the compiler's, and what it compiles runs a few times on tiny arrays
     "--xla_backend_optimization_level=0",
@@ -70,7 +71,7 @@ class Flags:
     def added(self, command: str) -> list[str]:
         """The words of a printed command, with the flags that make it small behind them."""
         words = shlex.split(command)
-        words = [w.replace("base_url=URL", f"base_url={self._teacher}") for w in words]
+        words = [w.replace(SERVER, self._teacher) for w in words]
         if words[1] in ("train", "preflight"):
             config = words[words.index("--config") + 1]
             words += [*self["train"], *self["judge"], *([] if "released" in config else self["paper"])]

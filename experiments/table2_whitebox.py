@@ -22,8 +22,9 @@ exopd   | 50.66 41.25 22.42 26.68
 ropd    | 63.33 55.93 25.40 38.80
 """)
 MODEL = "Qwen/Qwen3-30B-A3B-Instruct-2507"
+SERVER = "http://TEACHER:8000/v1"  # write your own server's host
 TEACHER = " ".join(
-    ["--config.teacher.provider=openai", "--config.teacher.base_url=URL"]
+    ["--config.teacher.provider=openai", f"--config.teacher.base_url={SERVER}"]
     + [f"--config.teacher.{role}.model={MODEL}" for role in ("reference", "rubricator", "verifier")]
 )
 WEIGHTS = f"--config.lopd.checkpoint={MODEL} --config.lopd.dtype=bfloat16"

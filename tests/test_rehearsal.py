@@ -67,7 +67,9 @@ def test_the_flags_change_sizes_and_addresses_only():
 
 def test_flags_follow_what_is_printed_and_a_placeholder_becomes_the_teacher():
     flags = rehearsal.Flags(FLAGS, "http://127.0.0.1:1/v1")
-    train = flags.added("ropd train --config a.py:thinking,released --config.teacher.base_url=URL --workdir runs/a")
+    train = flags.added(
+        "ropd train --config a.py:thinking,released --config.teacher.base_url=http://TEACHER:8000/v1 --workdir runs/a"
+    )
     assert train[:5] == [
         "ropd",
         "train",
