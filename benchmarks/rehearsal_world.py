@@ -52,32 +52,31 @@ def make_students(place: pathlib.Path, texts: Iterable[str]) -> None:
         texts: what the tokenizers are trained on.
     """
     texts = list(texts)
-    for seed, (name, facts, sizes) in enumerate((
-        (QWEN, "Qwen3-4B", SHRUNK),
-        (WHITE_BOX, "Qwen3-30B-A3B", SHRUNK | EXPERTS),
-        (GEMMA, "gemma-3-4b-it", SHRUNK | LOCAL),
+    qwen = _qwen_tokenizer(texts)  # one for both, as the white-box methods compare token by token
+    for seed, (name, sizes, tokenizer, template) in enumerate((
+        (QWEN, SHRUNK, qwen, QWEN_TEMPLATE),
+        (WHITE_BOX, SHRUNK | EXPERTS, qwen, INSTRUCT_TEMPLATE),
+        (GEMMA, SHRUNK | LOCAL, _gemma_tokenizer(texts), GEMMA_TEMPLATE),
     )):  # fmt: skip
         if not (place / name / "model.safetensors").exists():
-            gemma = name == GEMMA
-            template = GEMMA_TEMPLATE if gemma else QWEN_TEMPLATE if name == QWEN else INSTRUCT_TEMPLATE
-            tokenizer = _gemma_tokenizer(texts) if gemma else _qwen_tokenizer(texts)
-            _make_student(place / name, facts, sizes, tokenizer, template, seed)
+            _make_student(place, name, sizes, tokenizer, template, seed)
 
 
 def _make_student(
-    place: pathlib.Path, facts: str, sizes: Mapping[str, int], tokenizer: Any, template: str, seed: int
+    home: pathlib.Path, name: str, sizes: Mapping[str, int], tokenizer: Any, template: str, seed: int
 ) -> None:
     from ropd_jax.models.transformer import init_params
     from ropd_jax.plan import shapes
     from ropd_jax.weights.families import read_config
     from ropd_jax.weights.hf import save_hf
 
+    place = home / name
     place.mkdir(parents=True, exist_ok=True)
-    raw = json.loads((shapes.facts()[facts] / "config.json").read_text(encoding="utf-8"))
+    raw = json.loads((shapes.facts()[place.name] / "config.json").read_text(encoding="utf-8"))
     raw |= dict(sizes) | {"vocab_size": -(-tokenizer.get_vocab_size() // 64) * 64}
     (place / "config.json").write_text(json.dumps(raw))
     tokenizer.save(str(place / "tokenizer.json"))
-    special = GEMMA_SPECIAL if "gemma" in facts else QWEN_SPECIAL
+    special = GEMMA_SPECIAL if name == GEMMA else QWEN_SPECIAL
     (place / "tokenizer_config.json").write_text(json.dumps(special | {"chat_template": template}))
     cfg = read_config(place)
     save_hf(place, cfg, init_params(cfg, seed), dtype="bfloat16", config=raw)
