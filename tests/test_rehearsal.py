@@ -118,7 +118,7 @@ def test_a_row_is_filled_from_its_footnotes_and_nothing_runs_twice(here, capfd):
     )
     with world.serving(here / "data" / "answer_key.jsonl", here / "port") as teacher:
         flags = rehearsal.Flags(FLAGS, teacher)
-        flags["train"].append("--config.steps=1")
+        flags["train"].extend(["--config.steps=1", *flags["curve"]])
         first, second = rehearsal.Rehearsal(flags), rehearsal.Rehearsal(flags)
         table = first.fill("table.py")
         assert second.fill("table.py") == table and second.ran == []
@@ -126,5 +126,6 @@ def test_a_row_is_filled_from_its_footnotes_and_nothing_runs_twice(here, capfd):
     assert rehearsal.empty_cells(table) == 0 and "(n=4, k=2" in table
     logged = pathlib.Path("runs/gemma3_4b_it_ropd_released/metrics.jsonl").read_text()
     rows = [json.loads(line) for line in logged.splitlines()]
+    assert [row["eval/aime_2024_n"] for row in rows if "eval/aime_2024_n" in row] == [4, 4]  # before and after
     assert any(row.get("update/count") == 4 for row in rows)  # the released code's mini-batches, all with a gradient
     assert "train --config experiments/gemma3_4b_it.py:released" in capfd.readouterr().out
