@@ -162,7 +162,13 @@ def make_data(place: pathlib.Path) -> None:
         part = rest[i * SIZES["benchmark"] : (i + 1) * SIZES["benchmark"]]
         rows[name] = [{"id": f"{name}-{n}", "problem": q, "answer": a} for n, (q, a) in enumerate(part)]
     for name, offset in (("science", 0), ("medicine", 1)):
-        facts = [{"id": f"{name}{i}", "question": q, "answer": a} for i, (q, _, a) in enumerate(FACTS[offset:])]
+        facts = [
+            {"question": q, "reference_answer": f"It is {a}.", "rubric": [
+                {"title": "Names it", "description": f"Essential Criteria: Names {a}.", "weight": 5},
+                {"title": "Evades", "description": "Pitfall Criteria: Does not give an answer.", "weight": -1},
+            ]}
+            for q, _, a in FACTS[offset:]
+        ]  # fmt: skip
         rows[f"rar_{name}_train"], rows[f"rar_{name}_val"] = facts[:8], facts[8:]
     rows["gpqa_diamond"] = [
         {"Record ID": f"g{i}", "Question": q, "Correct Answer": a}
