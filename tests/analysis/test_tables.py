@@ -167,7 +167,5 @@ def test_what_follows_a_colon_chooses_the_column_and_a_wrong_one_is_named(tmp_pa
 def test_a_column_has_flags_of_its_own(tmp_path):
     spec = TableSpec("T", (GSM, "math_500"), (Row("a", checkpoint="org/tiny"),), "--k 2", column_flags={GSM: "--x 1"})
     first, second = collect(spec, runs=str(tmp_path), evals=str(tmp_path)).cells[0]
-    assert (
-        "--benchmark gsm8k --k 2 --x 1 --out" in first.missing
+    assert "--benchmark gsm8k --k 2 --x 1 --out" in first.missing
     assert "--benchmark math_500 --k 2 --out" in second.missing
-    )
