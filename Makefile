@@ -44,7 +44,7 @@ help:
 	@echo 'make bench-viewer  ropd view on 10,000 groups next to 1,000: first row, opening a group, memory; two minutes'
 	@echo 'make screenshots    pictures of the viewer in docs/viewer; RUNS=DIR are other runs than notebooks/mini_run'
 	@echo 'make mini         every method of experiments/mini.py, three settings, three seeds; under an hour on idle cores'
-	@echo 'make rehearsal    every command of the paper'\''s tables at toy size, from training to the filled cells; half an hour'
+	@echo 'make rehearsal    every command of the paper'\''s tables at toy size, from training to the filled cells; 68 tiny runs'
 	@echo 'make clean        remove .venv and caches; runs/ stays'
 	@echo 'PYTHON=python3.12 chooses the interpreter of a new .venv'
 
