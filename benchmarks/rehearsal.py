@@ -1,6 +1,6 @@
 """Every command between a fresh clone and the paper's filled tables, run at toy size on this machine.
 
-    make rehearsal                                          all tables, both columns: 68 runs, 200 evaluations
+    make rehearsal                                          all tables, both columns: 68 runs, 196 evaluations
     python -m benchmarks.rehearsal --tables table3_gemma    one table
     python -m benchmarks.rehearsal --rows ROPD              only rows whose label has this text
 
