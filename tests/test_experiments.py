@@ -25,6 +25,7 @@ RELEASED = PAPER | {  # the official code's configuration
     "optim.schedule": "constant", "optim.warmup_steps": 0, "optim.b2": 0.999, "optim.weight_decay": 0.01,
     "optim.minibatches": 4, "steps": 500, "checkpoint.every": 100, "loss.normalize_std": False,
     "loss.aggregation": "token_mean", "loss.clip_low": 0.2, "loss.clip_high": 0.28, "loss.dual_clip": 3.0,
+    "loss.is_cap": 2.0, "loss.is_clip": True,
     "data.max_prompt_tokens": 2048, "teacher.reference.temperature": None, "teacher.rubricator.temperature": None,
     "teacher.verifier.temperature": None, "teacher.reference.max_output_tokens": 8192,
     "teacher.rubricator.max_output_tokens": 8192, "teacher.verifier.max_output_tokens": 4096,
@@ -63,6 +64,19 @@ def test_the_paper_without_thinking_is_implied():
 def test_a_wrong_variant_is_said_with_what_there_is(variant, words):
     with pytest.raises(UserError, match=words):
         load_config(f"experiments/qwen3_4b_math.py:{variant}")
+
+
+def test_a_column_that_is_not_there_is_refused():
+    with pytest.raises(UserError, match="column 'release' is unknown; did you mean released"):
+        configs.paper_run("release")
+
+
+def test_the_columns_differ_in_what_the_switch_names_and_in_nothing_else():
+    paper, released = (flatten(configs.paper_run(column).to_dict()) for column in ("paper", "released"))
+    roles = ("reference", "rubricator", "verifier", "scorer")
+    asked = {f"teacher.{role}.{key}" for role in roles for key in ("temperature", "extra", "extra.reasoning_effort")}
+    differing = {key for key in paper.keys() | released.keys() if paper.get(key) != released.get(key)}
+    assert differing - asked == set(configs.COLUMNS["released"])
 
 
 def test_words_choose_one_of_each_tuple():

@@ -14,6 +14,7 @@ import csv
 import dataclasses
 import functools
 import importlib.resources
+import inspect
 import io
 import pathlib
 import re
@@ -64,6 +65,7 @@ class TableSpec:
     Attributes:
         columns: benchmarks.
         eval_flags: flags of ``ropd eval`` for every cell, in addition to the benchmark.
+        column_flags: more of them for the cells of a column, e.g. HealthBench's judge.
         pick: the rule by which a run's checkpoint is chosen; results of another rule are not shown.
         caption: the source of the paper's numbers, and what is unusual about them.
     """
@@ -74,9 +76,10 @@ class TableSpec:
     eval_flags: str = ""
     pick: str = "last"
     caption: str = ""
+    column_flags: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for column in self.columns:
+        for column in (*self.columns, *self.column_flags):
             benchmark_of(column)
         for row in self.rows:
             if row.paper and len(row.paper) != len(self.columns):
@@ -107,19 +110,24 @@ class Table:
     cells: tuple[tuple[Cell, ...], ...]
 
 
-def load_spec(path: str) -> TableSpec:
-    """What ``get_table()`` of a Python file returns.
+def load_spec(spec: str) -> TableSpec:
+    """What ``get_table()`` of a Python file returns; of ``FILE.py:arg`` what ``get_table(arg)`` does.
 
     Raises:
-        UserError: no such file, an error in it (with its line), no ``get_table``, or not a TableSpec.
+        UserError: no such file, an error in it (with its line), no ``get_table``, one that takes no argument although
+            one is given, or not a TableSpec.
     """
+    name, colon, arg = spec.partition(".py:")
+    path = f"{name}.py" if colon else spec
     module = load_user_module(path, what="table file")
     get_table = getattr(module, "get_table", None)
     if not callable(get_table):
         remedy = "ropd train takes it" if hasattr(module, "get_config") else "define one that returns a TableSpec"
         raise UserError(f"{path} has no get_table(); {remedy}")
+    if colon and not inspect.signature(get_table).parameters:
+        raise UserError(f"{path}: get_table() takes no argument, but {arg!r} was given; leave out the part after .py")
     with user_code(path):
-        table = get_table()
+        table = get_table(arg) if colon else get_table()
     if not isinstance(table, TableSpec):
         raise UserError(f"{path}: get_table() returned a {type(table).__name__}; expected a TableSpec")
     return table
@@ -156,7 +164,7 @@ def collect(
 def _cell(spec: TableSpec, row: Row, name: str, paper: float | None, runs: str, evals: str, cost) -> Cell:
     if row.note:
         return Cell(None, paper, missing=row.note)
-    flags = " ".join(filter(None, [f"--benchmark {name}", spec.eval_flags]))
+    flags = " ".join(filter(None, [f"--benchmark {name}", spec.eval_flags, spec.column_flags.get(name)]))
     if row.checkpoint:
         mode = {None: "", True: " --thinking", False: " --nothinking"}[row.thinking]
         place = only_local(evals, "--evals") / pathlib.Path(row.checkpoint).name / slug(name, row.thinking)

@@ -42,12 +42,13 @@ COMMAND = Command(
     name="table",
     summary="a table of the paper from finished runs, with the paper's numbers and what is missing",
     intro="""
-        Collects the results of ropd eval into the table that get_table() of FILE describes: our value with its 95 %
-        interval, n, k and seeds, and the paper's number next to it. For a cell without a result it prints the command
-        that fills it. Nothing is run.
+        Collects the results of ropd eval into the table that get_table() of FILE describes. What follows a colon is
+        passed on as get_table(arg); the paper's tables take paper or released, the column of settings. The table shows
+        our value with its 95 % interval, n, k and seeds, and the paper's number next to it. For a cell without a result
+        it prints the command that fills it. Nothing is run.
     """,
     run=run,
-    words=("FILE",),
+    words=("FILE[:arg]",),
     missing="which table? expected its file first, e.g. ropd table experiments/table1_blackbox.py",
     flags=(
         Flag("runs", "DIR", "Directory with the runs of the rows.", "runs"),
@@ -65,6 +66,7 @@ COMMAND = Command(
     ),
     examples=(
         "ropd table experiments/table1_blackbox.py",
+        "ropd table experiments/table1_blackbox.py:released",
         "ropd table experiments/table_quickstart.py --runs runs/lab --format csv --out mini.csv",
     ),
 )

@@ -112,6 +112,33 @@ def truncated_is_loss(
     return -jnp.minimum(ratio_BT, cap) * advantage_BT * logp_BT, ratio_BT > cap
 
 
+def weighted_clip_loss(
+    logp_BT: jax.Array,
+    start_logp_BT: jax.Array,
+    sampler_logp_BT: jax.Array,
+    advantage_BT: jax.Array,
+    *,
+    cap: float,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float = 0.0,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`policy_loss` times truncated importance weights, per token, as the released code (verl) multiplies the two.
+
+    Three policies: p is trained, p_start is the one before the step's first update, p_sampler drew the token. The clip
+    bounds how far the step moves, ratio p / p_start; the weight sg(min(p_start / p_sampler, cap)) corrects for where it
+    started. With p_start 0.2, p_sampler 0.1, p 0.3, A = 1, cap 1.5 and clips 0.2, 0.28: -1.5 * min(1.5, 1.28) = -1.92.
+
+    Returns:
+        (loss_BT, clipped_BT, capped_BT): the loss, and True where the clip or the cap acted.
+    """
+    loss_BT, clipped_BT = policy_loss(
+        logp_BT, start_logp_BT, advantage_BT, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip
+    )
+    weight_BT = jax.lax.stop_gradient(jnp.exp(start_logp_BT - sampler_logp_BT))
+    return jnp.minimum(weight_BT, cap) * loss_BT, clipped_BT, weight_BT > cap
+
+
 def sequence_logp(
     logp_BT: jax.Array, old_logp_BT: jax.Array, mask_BT: jax.Array, segments_BT: jax.Array
 ) -> tuple[jax.Array, jax.Array]:

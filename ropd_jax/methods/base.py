@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from ropd_jax.text.tokenizer import Tokenizer
     from ropd_jax.weights.student import Student
 
+START = "start_logp"  # name of `Tokens.start_logp_BT` among the extras
+
 
 class Tokens(NamedTuple):
     """What a loss may read; every array is of one part of the batch, traced by jit.
@@ -71,6 +73,13 @@ class Tokens(NamedTuple):
         logp_BT = self.extras[f"told/{name}"]
         known_BT = self.batch.mask_BT & ~jnp.isnan(logp_BT)
         return jnp.where(known_BT, logp_BT, 0.0), known_BT
+
+    @property
+    def start_logp_BT(self) -> jax.Array:
+        """Log-probs under the policy before the step's first update: `START` of the extras where the step has several
+        updates, else the present ones; the present ones also for tokens that were not sampled."""
+        now_BT = jax.lax.stop_gradient(self.logp_BT)
+        return jnp.where(jnp.isnan(self.batch.old_logp_BT), now_BT, self.extras.get(START, now_BT))
 
     @property
     def old_logp_BT(self) -> jax.Array:
@@ -311,22 +320,22 @@ class Method(abc.ABC):
         return self.surrogate(tokens, tokens.batch.advantage_BT)
 
     def surrogate(self, tokens: Tokens, advantage_BT: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The policy loss of ``cfg.loss`` for these advantages: clipped (token or sequence ratio), or truncated."""
+        """The policy loss of ``cfg.loss`` for these advantages: clipped (token or sequence ratio), weighted or both."""
         loss, batch = self.cfg.loss, tokens.batch
         logp_BT, old_BT = tokens.logp_BT, tokens.old_logp_BT
-        if cap := loss.is_cap or (self.cfg.stream.cap if self.off_policy else 0.0):
+        clips = dict(clip_low=loss.clip_low, clip_high=loss.clip_high, dual_clip=loss.dual_clip)
+        cap = loss.is_cap or (self.cfg.stream.cap if self.off_policy else 0.0)
+        if cap and loss.is_clip:
+            loss_BT, clipped_BT, capped_BT = losses.weighted_clip_loss(
+                logp_BT, tokens.start_logp_BT, old_BT, advantage_BT, cap=cap, **clips
+            )
+            return loss_BT, {"clip_frac": clipped_BT, "capped_frac": capped_BT}
+        if cap:
             loss_BT, capped_BT = losses.truncated_is_loss(logp_BT, old_BT, advantage_BT, cap=cap)
             return loss_BT, {"capped_frac": capped_BT}
         if loss.ratio == "sequence":
             logp_BT, old_BT = losses.sequence_logp(logp_BT, old_BT, batch.mask_BT, batch.segments_BT)
-        loss_BT, clipped_BT = losses.policy_loss(
-            logp_BT,
-            old_BT,
-            advantage_BT,
-            clip_low=loss.clip_low,
-            clip_high=loss.clip_high,
-            dual_clip=loss.dual_clip,
-        )
+        loss_BT, clipped_BT = losses.policy_loss(logp_BT, old_BT, advantage_BT, **clips)
         return loss_BT, {"clip_frac": clipped_BT}
 
 

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from ropd_jax.core.advantages import Advantages
 from ropd_jax.core.batches import TokenSequence, TrainBatch
 from ropd_jax.methods import ExtraMemory, ExtraProgram, Method, load_method
+from ropd_jax.methods.base import START
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.lora import Lora, adapter_shapes, attach, freeze
@@ -139,6 +140,8 @@ def update_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> list[Progr
     state, batch, base = state_of(cfg, model_cfg, mesh), batch_of(cfg, mesh), weights_of(cfg, model_cfg, mesh).base
     reference = (base or state.params) if needs_initial(read_config(cfg).loss, method) else None
     scores = {f"told/{name}": batch.old_logp_BT for name in method.contexts}
+    if uses_start(cfg):
+        scores[START] = batch.old_logp_BT
     extras = method.abstract_extras(batch)
     inputs = (reference, batch, extras._replace(tokens={**extras.tokens, **scores}), base)
     passes, options = batch.tokens_BT.shape[0], cfg.optim.xla_options
@@ -162,7 +165,34 @@ def method_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> tuple[Method, Ex
     """The config's method, and what it keeps in addition to the student: GAD's discriminator, a white-box teacher."""
     method = load_method(cfg.method, cfg)
     extra = method.extra_memory(model_cfg, batch_of(cfg, mesh), prompt_len(cfg), model_config)
-    return method, extra._replace(programs=(*extra.programs, *_told_programs(cfg, model_cfg, mesh, method)))
+    more = [*_told_programs(cfg, model_cfg, mesh, method), *_start_programs(cfg, model_cfg, mesh, method)]
+    return method, extra._replace(programs=(*extra.programs, *more))
+
+
+def uses_start(cfg: ConfigDict) -> bool:
+    """Whether a step scores its tokens once before its first update (``loss.is_clip``)."""
+    return bool(cfg.loss.is_clip and cfg.optim.minibatches > 1)
+
+
+def _start_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh, method: Method) -> list[ExtraProgram]:
+    """The forward pass of `training.rescore.start_logprobs`, if there is one."""
+    if not uses_start(cfg):
+        return []
+    batch, calls = batch_of(cfg, mesh), update_calls(cfg, method)
+    return [_score_program("scores before the step", cfg, model_cfg, mesh, batch, calls)]
+
+
+def _score_program(
+    name: str, cfg: ConfigDict, model_cfg: ModelConfig, mesh, batch: TrainBatch, calls: int
+) -> ExtraProgram:
+    how, weights = update_config(cfg), weights_of(cfg, model_cfg, mesh)
+
+    def lower():
+        with jax.set_mesh(mesh):
+            return make_score(how, model_cfg).lower(weights.trained, weights.base, batch)
+
+    A, b, T = batch.tokens_BT.shape
+    return ExtraProgram(name, lower, model_cfg, calls, A, A * b * T, T, trains=False)
 
 
 def _told_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh, method: Method) -> list[ExtraProgram]:
@@ -176,15 +206,8 @@ def _told_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh, method: Method
     batch = _by_token(
         told.batch([dataclasses.replace(rows[0], told=dict.fromkeys(method.contexts, most_T))] * len(rows)), mesh
     )
-    weights = weights_of(cfg, model_cfg, mesh)
-
-    def lower():
-        with jax.set_mesh(mesh):
-            return make_score(how, model_cfg).lower(weights.trained, weights.base, batch)
-
-    A, b, T = batch.tokens_BT.shape
     calls = update_calls(cfg, method)
-    return [ExtraProgram("scores of told rollouts", lower, model_cfg, calls, A, A * b * T, T, trains=False)]
+    return [_score_program("scores of told rollouts", cfg, model_cfg, mesh, batch, calls)]
 
 
 def method_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> list[Program]:

@@ -1,4 +1,4 @@
-"""Held-out evaluation during a run: exact accuracy, and the grades of an independent judge.
+"""Evaluation during a run: exact accuracy on held-out questions, the grades of an independent judge, benchmarks.
 
 The held-out judge (``teacher.judge``) is another model than those whose verdicts become rewards. It grades held-out
 answers for `training.drift`; no reward comes from it.
@@ -7,6 +7,7 @@ answers for `training.drift`; no reward comes from it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,10 @@ from ropd_jax.data import golds
 from ropd_jax.data.grader import grade
 from ropd_jax.evaluation.stats import accuracy
 from ropd_jax.methods.t_judge import HIGHEST, LOWEST
+from ropd_jax.parallel import hosts
 from ropd_jax.teacher import Teacher, TeacherError, TeacherLoop
 from ropd_jax.teacher.judge_group import scored, unscored
+from ropd_jax.training.benchmarks import engine_of, graded
 from ropd_jax.training.collect import PendingStep, Report, judge_group, judge_step
 from ropd_jax.types import Judgement, RolloutGroup
 from ropd_jax.utils import tracing
@@ -29,6 +32,13 @@ if TYPE_CHECKING:
     from ropd_jax.training.run import Run
     from ropd_jax.training.session import Session
     from ropd_jax.training.update import State
+
+
+def evaluate(run: Run, state: State, step: int, out: Session) -> dict[str, Any]:
+    """The metrics of all `Run.evaluations` of the student after ``step`` steps."""
+    names = run.evaluations(step)
+    metrics = evaluate_heldout(run, state, step, out) if "accuracy" in names else {}
+    return metrics | (evaluate_benchmarks(run, state, step, out) if set(names) - {"accuracy"} else {})
 
 
 def evaluate_heldout(run: Run, state: State, step: int, out: Session) -> dict[str, Any]:
@@ -88,6 +98,29 @@ def grade_heldout(
             f"eval/{name}_ungraded": estimate.ungraded,
             f"eval/{name}_truncated_frac": truncated / max(len(grades), 1),
         }
+    return metrics
+
+
+def evaluate_benchmarks(run: Run, state: State, step: int, out: Session) -> dict[str, Any]:
+    """``eval/NAME`` of each benchmark: the mean over problems of the share of right answers, with its 95 % interval
+    over problems, the number of problems, of ungraded ones, and the truncated share of the answers.
+
+    Samples of one step and the next have the same random numbers, so that two checkpoints differ by their weights only.
+    """
+    metrics: dict[str, Any] = {}
+    with tracing.span("evaluate"):
+        for benchmark in run.benchmarks:
+            name, prompts = benchmark.loaded.benchmark.name, benchmark.loaded.prompts
+            engine = engine_of(benchmark, run.cfg.eval, run.engine, run.sample_mesh.shape["fsdp"])
+            groups: list[RolloutGroup] = []
+            sampled = run.sample(
+                engine, state.params, prompts, benchmark.questions,
+                seed=run.cfg.seed, step=0, version=step, check=out.check,
+            )  # fmt: skip
+            for group in sampled:
+                out.poll(f"evaluating {name} {len(groups) + 1}/{len(prompts)}")
+                groups.append(group)
+            metrics |= hosts.on_host0(functools.partial(graded, benchmark.loaded, groups))  # a grader's time is its own
     return metrics
 
 

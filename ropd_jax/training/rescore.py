@@ -1,4 +1,4 @@
-"""What an update changed of the log-probability of each sampled token (``log.token_logprobs="before_after"``).
+"""Log-probs of a step's tokens by a pass of their own: what an update changed (``log.token_logprobs="before_after"``).
 
     change = log-prob under the policy after the step's update  -  `Rollout.logp_T`, at which it was sampled
 
@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ropd_jax.core.batches import TokenSequence, make_batch, split_parts
+from ropd_jax.core.batches import TokenSequence, TrainBatch, make_batch, split_parts
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.training.scoring import make_score
@@ -24,6 +24,22 @@ from ropd_jax.training.sections import UpdateConfig
 from ropd_jax.types import RolloutGroup
 
 Changes = list[list[np.ndarray]]  # per group and rollout float32 of its tokens
+
+
+def start_logprobs(
+    cfg: UpdateConfig, model_cfg: ModelConfig, base: Any, mesh: jax.sharding.Mesh, params: Any, batch: TrainBatch
+) -> jax.Array:
+    """logp_ABT of a mini-batch's targets under ``params``: those before the step's first update, for ``loss.is_clip``.
+
+    One more forward pass over the step's tokens, as the released code makes it. Other arguments as of `changes_of`;
+    ``batch`` is [A, b, T], on the host.
+    """
+    return make_score(cfg, model_cfg)(params, base, _placed(batch, mesh))
+
+
+def _placed(batch: TrainBatch, mesh: jax.sharding.Mesh) -> TrainBatch:
+    by_token = jax.NamedSharding(mesh, mesh_lib.RULES.spec("ABT"))
+    return jax.tree.map(functools.partial(mesh_lib.place, sharding=by_token), batch)
 
 
 def changes_of(
@@ -48,9 +64,7 @@ def changes_of(
     row_len = mesh_lib.whole_parts(length - 1, mesh)
     batch = make_batch(rows, np.zeros(len(rows), np.float32), every, every, length, row_len=row_len)
     parts = split_parts(batch, cfg.optim.microbatch, multiple=mesh.shape["fsdp"])
-    by_token = jax.NamedSharding(mesh, mesh_lib.RULES.spec("ABT"))
-    placed = jax.tree.map(functools.partial(mesh_lib.place, sharding=by_token), parts)
-    [logp_ABT] = mesh_lib.fetch(make_score(cfg, model_cfg)(params, base, placed))
+    [logp_ABT] = mesh_lib.fetch(make_score(cfg, model_cfg)(params, base, _placed(parts, mesh)))
     logp_BT = logp_ABT.reshape(-1, logp_ABT.shape[-1])
     found = []
     for row, mask_T, logp_T in zip(rows, batch.mask_BT, logp_BT, strict=False):

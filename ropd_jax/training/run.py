@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,8 +19,9 @@ from ropd_jax.sampling.engine import EngineConfig, sample_groups
 from ropd_jax.sampling.weights import moved
 from ropd_jax.teacher import Teacher
 from ropd_jax.training.accumulate import StreamedUpdate
+from ropd_jax.training.benchmarks import RunBenchmark
 from ropd_jax.training.collect import PendingStep, Send
-from ropd_jax.training.rescore import Changes, changes_of
+from ropd_jax.training.rescore import Changes, changes_of, start_logprobs
 from ropd_jax.training.scoring import Told
 from ropd_jax.training.sections import RunConfig
 from ropd_jax.training.served import ServedPolicy
@@ -48,6 +50,7 @@ class Run:
         update: the jitted update of a whole mini-batch; ``portions``: of one in portions, None if it does not stream.
         length: most tokens of a sequence.
         told: scores rollouts under the method's other prompts (`Method.contexts`); None without any.
+        benchmarks: those of ``eval.benchmarks``.
         judged: held-out answers that ``teacher.judge`` grades; 0 without such a judge.
         biased: the scripted judge has biases, so gold rewards are logged too.
         calibration: what the report ``teacher.calibration`` says of the verifier; None without one.
@@ -77,6 +80,7 @@ class Run:
     judged: int
     told: Told | None = None
     biased: bool = False
+    benchmarks: tuple[RunBenchmark, ...] = ()
     calibration: Mapping[str, Any] | None = None
     contents: Mapping[str, str] = dataclasses.field(default_factory=dict)
     forked_from: Mapping[str, Any] | None = None
@@ -85,6 +89,12 @@ class Run:
     @property
     def steps(self) -> int:
         return self.cfg.steps
+
+    def evaluations(self, step: int) -> tuple[str, ...]:
+        """Names of what is measured of the student after ``step`` steps: ``accuracy``, then ``eval.benchmarks``."""
+        how, ends = self.cfg.eval, step in (0, self.steps)
+        accuracy = ("accuracy",) if self.heldout.prompts and (ends or step % how.every == 0) else ()
+        return accuracy + (tuple(how.benchmarks) if ends or step % how.benchmark_steps == 0 else ())
 
     def policy(self, params: Any) -> Any:
         """The student with these trained parameters: they are all of it, or adapters on the frozen base."""
@@ -190,8 +200,11 @@ class Run:
 
     def whole_update(self, state: State, rows, advantages) -> tuple[State, dict[str, float]]:
         """(state, metrics) after the step's mini-batches; see `update_step`."""
+        start = None
+        if self.cfg.loss.is_clip and self.cfg.optim.minibatches > 1:
+            start = functools.partial(start_logprobs, self.cfg.update, self.student.cfg, self.base, self.mesh)
         with tracing.span("update"):
             return update_step(
                 self.update, state, self.ref_params, rows, advantages, self.method, self.mesh, self.cfg.optim,
-                self.cfg.loss, self.length, self.told,
+                self.cfg.loss, self.length, self.told, start,
             )  # fmt: skip

@@ -36,6 +36,7 @@ class LossConfig:
     aggregation: str
     ratio: str
     is_cap: float
+    is_clip: bool
     kl_coef: float
     kl_kind: str
     kl_on: str
@@ -115,13 +116,23 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """``cfg.eval``: held-out evaluation during the run."""
+    """``cfg.eval``: evaluation during the run, on held-out data and on benchmarks."""
 
     every: int
     size: int
     prompts_at_once: int
     judged: int
     sampled: bool
+    benchmarks: tuple[str, ...]
+    benchmarks_every: int
+    benchmarks_k: int
+    benchmarks_limit: int
+    benchmarks_data: str
+
+    @property
+    def benchmark_steps(self) -> int:
+        """Steps between two evaluations on ``benchmarks``."""
+        return self.benchmarks_every or self.every
 
 
 @dataclasses.dataclass(frozen=True)

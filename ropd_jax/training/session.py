@@ -252,16 +252,16 @@ class Session:
             yield
 
     def eval_due(self, step: int) -> bool:
-        """Whether the held-out set is evaluated before this step: at the start, and every ``eval.every`` steps."""
+        """Whether anything is evaluated before this step (`Run.evaluations`) that the log does not hold yet."""
         if step == 0:
             return self._host["before"] is None
-        if not self._run.heldout.prompts:
-            return False
-        due = step % self._run.cfg.eval.every == 0
-        return due and not hosts.broadcast_from_host0(self._metrics.holds(step, "eval/accuracy"))
+        names = self._run.evaluations(step)
+        return bool(names) and not hosts.broadcast_from_host0(
+            all(self._metrics.holds(step, f"eval/{name}") for name in names)
+        )
 
     def log_eval(self, step: int, metrics: dict[str, Any]) -> None:
-        """Log a held-out evaluation, and look for drift (`training.drift`)."""
+        """Log an evaluation, and look for drift (`training.drift`)."""
         self._owner.check()
         self._scores[step] = metrics.get(self._best_by)
         if step == self._run.steps:  # no further step logs how long the last save took

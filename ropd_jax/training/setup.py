@@ -35,6 +35,7 @@ from ropd_jax.teacher.check import check_models
 from ropd_jax.teacher.roles.templates import prompt_sha
 from ropd_jax.training import validate
 from ropd_jax.training.accumulate import uses_streaming, why_not_streaming
+from ropd_jax.training.benchmarks import RunBenchmark, check_names, load_benchmarks
 from ropd_jax.training.fork import Origin, check_origin, forked, origin_of
 from ropd_jax.training.run import Run
 from ropd_jax.training.scoring import told_of
@@ -92,6 +93,7 @@ def setup(
     place.fetch()
     files = check_files(cfg, how, made, raw, place, fork)
     validate.note_warmup(how.optim, how.steps)
+    validate.note_best(how)
     if hosts.index() == 0 and not is_finished(place.files, how.steps, home=place.home):  # a finished run asks nothing
         check_models(cfg.teacher, files.needs)
         if files.server is not None:
@@ -123,6 +125,7 @@ def setup(
         prompts=files.prompts,
         engine=engine,
         eval_engines=_eval_engines(how.eval, engine, files.sample_mesh),
+        benchmarks=files.benchmarks,
         length=length,
         judged=how.eval.judged if "judge" in files.needs else 0,
         biased=bool(cfg.teacher.scripted.bias),
@@ -146,7 +149,7 @@ class Files:
         prompt_len: positions of the longest prompt: one length for the whole run, so that each function compiles once.
         contents: hashes of the files (`workdir.contents`).
         origin: the checkpoint that the run starts from, if it is another run's.
-        calibration: see `Run`.
+        calibration, benchmarks: see `Run`.
         server: of the rollouts, if they come from one; nothing has been sent.
     """
 
@@ -163,6 +166,7 @@ class Files:
     origin: Origin | None
     calibration: Any
     server: RolloutServer | None
+    benchmarks: tuple[RunBenchmark, ...]
 
 
 def check_files(
@@ -209,6 +213,9 @@ def check_files(
     prompts = PromptStream(train.prompts, how.prompts_per_step, how.seed, shares=shares, most=most)
     prompt_len = -(-max(train.longest, heldout.longest) // validate.SHORTEST) * validate.SHORTEST
     validate.check_length(prompt_len, how.sampling.max_tokens, how.optim.row_len, student.cfg)
+    benchmarks = load_benchmarks(how.eval, student.tokenizer)
+    for b in benchmarks:
+        validate.check_length(b.prompt_len, how.sampling.max_tokens, 0, student.cfg)
     if "scripted" in providers(cfg.teacher, needs):  # it needs the data: their worked solutions are its answer key
         teacher = run_teacher(cfg, train.prompts, place.files, needs=needs)
     if "reference" in made.asks:
@@ -236,6 +243,7 @@ def check_files(
         origin,
         calibration,
         server,
+        benchmarks,
     )
 
 
@@ -303,6 +311,7 @@ def check_config(cfg: ConfigDict) -> RunConfig:
     check_addresses(cfg.teacher)
     validate.check_judge(cfg.teacher, how.eval.judged)
     validate.check_concurrency(cfg.teacher)
+    check_names(how.eval)
     validate.check_best(how, with_judge=bool(cfg.teacher.judge.model), without_heldout=no_heldout(cfg.data))
     if how.sampling.engine == OPENAI:
         rule = SamplingRule.from_config(cfg.sampling)

@@ -22,6 +22,7 @@ from ropd_jax.core.losses import KL_ON, kl_estimate, token_numerators, token_wei
 from ropd_jax.core.masked import masked_max, masked_sum
 from ropd_jax.core.optim import DECAY_MASKS
 from ropd_jax.methods import Extras, Method, Tokens
+from ropd_jax.methods.base import START
 from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.logprobs import token_logprobs
@@ -304,6 +305,7 @@ def update_step(
     loss: LossConfig,
     length: int,
     told: Notes | None = None,
+    start: Callable[[Any, TrainBatch], jax.Array] | None = None,
 ) -> tuple[State, dict[str, float]]:
     """Cut the step into its mini-batches (by prompt), update on each; a mini-batch without gradient is skipped.
 
@@ -312,18 +314,26 @@ def update_step(
             follow the lengths of what the teacher wrote (`Method.teaches_text`).
         length: most tokens of a sequence.
         told: scores the rows under the method's other prompts, by the policy of each mini-batch.
+        start: (parameters, batch) -> `Tokens.start_logp_BT` of it, for all mini-batches before the first update; None
+            if the loss does not read it.
     """
     per_prompt = advantages.advantage_PG.shape[1]
     flat_B = [np.asarray(x).reshape(-1) for x in advantages]
     everything: list[dict[str, float]] = []
+    batches: list[tuple[TrainBatch, list[TokenSequence], Advantages]] = []
     for part in np.array_split(np.arange(len(rows)).reshape(-1, per_prompt), optim.minibatches):
         at = part.reshape(-1).tolist()
         own, advantages_B = [rows[i] for i in at], Advantages(*(x[at] for x in flat_B))
         batch = step_parts(own, advantages_B, method, mesh, optim, length)
-        if not has_gradient(batch, loss):
-            continue
+        if has_gradient(batch, loss):
+            batches.append((batch, own, advantages_B))
+    starts = [start(state.params, batch) if start else None for batch, _, _ in batches]
+    for (batch, own, advantages_B), start_logp_ABT in zip(batches, starts, strict=True):
         notes, known = told(state.params, own, advantages_B) if told else ({}, {})
-        state, metrics = update(state, ref_params, *on_mesh(batch, method, state.method, mesh, notes))
+        placed, extras = on_mesh(batch, method, state.method, mesh, notes)
+        if start_logp_ABT is not None:
+            extras = Extras({**extras.tokens, START: start_logp_ABT}, extras.shared)
+        state, metrics = update(state, ref_params, placed, extras)
         everything.append({k: float(v) for k, v in metrics.items()} | {"update/real_frac": real_frac(batch)} | known)
     return state, means_of(everything) | {"update/count": len(everything)}
 

@@ -86,6 +86,11 @@ def check_run(cfg: RunConfig) -> None:
         )
     if loss.is_cap and loss.ratio == "sequence":
         raise UserError("loss.is_cap and loss.ratio='sequence' exclude each other; set loss.is_cap=0.0 for GSPO")
+    if loss.is_clip and not (loss.is_cap or cfg.overlap.staleness or cfg.overlap.straggler_timeout_s):
+        raise UserError(
+            "loss.is_clip=True multiplies the clipped loss by importance weights, but loss.is_cap=0.0 leaves them out; "
+            "set loss.is_cap, 2.0 in the released code, or loss.is_clip=False"
+        )
     if sampling.resample and jax.process_count() > 1:
         raise UserError(
             f"sampling.resample={sampling.resample} samples as often as the teacher's answers ask for, which "
@@ -249,12 +254,15 @@ BEST_BY = ("accuracy", "sampled_accuracy", "judge")
 
 def check_best(cfg: RunConfig, *, with_judge: bool, without_heldout: str) -> None:
     """Raises UserError if ``checkpoint.keep_best`` would have nothing to compare."""
-    how = cfg.checkpoint
-    if how.best_by not in BEST_BY:
-        raise UserError(f"checkpoint.best_by={how.best_by!r}; expected one of {', '.join(BEST_BY)}")
+    how, every = cfg.checkpoint, cfg.eval.every
+    known = (*BEST_BY, *cfg.eval.benchmarks)
+    if how.best_by not in known:
+        raise UserError(f"checkpoint.best_by={how.best_by!r}; expected one of {', '.join(known)}")
     if not how.keep_best:
         return
-    if without_heldout:
+    if how.best_by in cfg.eval.benchmarks:
+        every = cfg.eval.benchmark_steps
+    elif without_heldout:
         raise UserError(
             f"checkpoint.keep_best={how.keep_best} needs held-out data, but {without_heldout}; give some, or set "
             "checkpoint.keep_best=0"
@@ -263,12 +271,24 @@ def check_best(cfg: RunConfig, *, with_judge: bool, without_heldout: str) -> Non
         raise UserError("checkpoint.best_by='judge' without teacher.judge.model; name a judge, or take 'accuracy'")
     if how.best_by == "sampled_accuracy" and not cfg.eval.sampled:
         raise UserError("checkpoint.best_by='sampled_accuracy' with eval.sampled=False; set it, or take 'accuracy'")
-    both = math.lcm(how.every, cfg.eval.every)
+    key = "eval.every" if every == cfg.eval.every else "eval.benchmarks_every"
+    both = math.lcm(how.every, every)
     if both >= cfg.steps:
         raise UserError(
             f"checkpoint.keep_best={how.keep_best}, but no checkpoint before the last is evaluated: "
-            f"checkpoint.every={how.every} and eval.every={cfg.eval.every} first meet at step {both} of {cfg.steps}; "
+            f"checkpoint.every={how.every} and {key}={every} first meet at step {both} of {cfg.steps}; "
             "make one a multiple of the other"
+        )
+
+
+def note_best(cfg: RunConfig) -> None:
+    """Warn of a run whose checkpoints are chosen on a benchmark."""
+    name = cfg.checkpoint.best_by
+    if cfg.checkpoint.keep_best and name in cfg.eval.benchmarks:
+        log.warning(
+            "checkpoint.best_by=%s keeps the checkpoints that do best on a benchmark, which is then not a test set of "
+            "this run: a result on it is no estimate for new problems. Report another one, or the last checkpoint",
+            name,
         )
 
 

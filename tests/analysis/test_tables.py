@@ -152,3 +152,20 @@ def test_a_table_file_can_hold_a_dataclass(tmp_path):
         "@dataclasses.dataclass\nclass A:\n    x: int = 1\n\ndef get_table():\n    return TableSpec('T', (), ())\n"
     )
     assert load_spec(str(tmp_path / "t.py")).title == "T"
+
+
+def test_what_follows_a_colon_chooses_the_column_and_a_wrong_one_is_named(tmp_path):
+    file = str(EXPERIMENTS / "table3_gemma.py")
+    assert load_spec(file) == load_spec(f"{file}:paper") and "released settings" in load_spec(f"{file}:released").title
+    with pytest.raises(UserError, match="variant 'release' is unknown; did you mean released"):
+        load_spec(f"{file}:release")
+    (tmp_path / "t.py").write_text("def get_table():\n    return None\n")
+    with pytest.raises(UserError, match=r"get_table\(\) takes no argument, but 'x' was given"):
+        load_spec(f"{tmp_path / 't.py'}:x")
+
+
+def test_a_column_has_flags_of_its_own(tmp_path):
+    spec = TableSpec("T", (GSM, "math_500"), (Row("a", checkpoint="org/tiny"),), "--k 2", column_flags={GSM: "--x 1"})
+    first, second = collect(spec, runs=str(tmp_path), evals=str(tmp_path)).cells[0]
+    assert "--benchmark gsm8k --k 2 --x 1 --out" in first.missing
+    assert "--benchmark math_500 --k 2 --out" in second.missing

@@ -144,10 +144,10 @@ def test_a_state_that_is_lost_is_not_saved(tmp_path, monkeypatch, caplog):
 
 def test_the_best_checkpoint_is_kept_over_a_resume(tmp_path, monkeypatch):
     accuracy = {0: 0.1, 1: 0.9, 2: 0.2, 3: 0.4, 4: 0.3}
-    evaluate = TRAIN.evaluate_heldout
+    evaluate = TRAIN.evaluate
     monkeypatch.setattr(
         TRAIN,
-        "evaluate_heldout",
+        "evaluate",
         lambda run, state, step, out: evaluate(run, state, step, out) | {"eval/accuracy": accuracy[step]},
     )
 

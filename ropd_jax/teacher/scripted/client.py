@@ -60,6 +60,7 @@ OWN_SOLUTION = 1_000  # the sample index of its own solution, by which it scores
 SCALE = re.compile(r"integer from (\d+) to (\d+)")
 REPLY_TOKEN = re.compile(rf'"{TOKEN_KEY}": "([0-9a-f]+)"')  # in the example of the reply
 SIZE = re.compile(r"Write (\d+) to (\d+) (?:criteria|items)")
+POINTS = re.compile(r"^\[-?[\d.]+\] ")
 _DRAWN = ("rate_limited", "unavailable", "server_error", "broken_json")
 _COUNTED = 10_000  # conversations whose attempts are remembered
 
@@ -190,7 +191,9 @@ class ScriptedClient:
         question = by_role["question"][0] if by_role["question"] else (user[-1] if user else "")
         asked = fences.outside(whole)  # the instructions, before and behind the material
         rubric = json.loads(by_role["rubric"][0]) if by_role["rubric"] else []
-        if scorer.SCHEMA_VERSION in asked:
+        if by_role["criterion"]:
+            reply = self._criterion(by_role["criterion"][0], by_role["assistant"])
+        elif scorer.SCHEMA_VERSION in asked:
             scale = _numbers(SCALE, asked)
             reply = self._score(question, rubric, by_role["reference"], by_role["answer"], scale)
         elif by_role["rubric"]:
@@ -269,6 +272,17 @@ class ScriptedClient:
                 share = self._bias.share(Shown(question, answer, index - 1, len(answers)), share)
             rows.append({"answer_index": index, "score": lowest + round(share * (highest - lowest))})
         return {"schema_version": scorer.SCHEMA_VERSION, "answers": rows}
+
+    def _criterion(self, shown: str, turns: list[str]) -> dict:
+        """HealthBench's question: whether the last answer of a conversation meets one criterion, ``[5] text``.
+
+        It decides its own wordings. Any other criterion is not met.
+        """
+        text = POINTS.sub("", shown)
+        met = bool(criteria.check(text, turns[-1] if turns else ""))
+        if self._wrong_rate and tasks.uniform("wrong", turns[-1:], text) < self._wrong_rate:
+            met = not met
+        return {"explanation": "by rule", "criteria_met": met}
 
     def _verify(
         self, rubric: list[dict], answers: list[str], form: forms.Form, question: str, sample_index: int

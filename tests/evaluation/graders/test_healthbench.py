@@ -19,6 +19,7 @@ from ropd_jax.evaluation.results import make_result
 from ropd_jax.teacher import ChatReply, ConfigurationError, MalformedError, Role, Teacher, TransientError
 from ropd_jax.teacher.roles.fences import parse_blocks
 from ropd_jax.teacher.roles.json_reply import token_of
+from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.types import Message, Prompt
 from tests.helpers import local_data
 from tests.teacher.helpers import bound, content_of
@@ -218,3 +219,10 @@ def test_the_command_asks_a_server_once_and_pins_the_judge(tmp_path, capsys):
     assert result["grader"]["template"].startswith("healthbench.v3@")
     assert {b["model"] for b in Completions.asked} == {"judge-2026-01-01"}
     assert "HealthBench" in capsys.readouterr().out
+
+
+def test_the_scripted_teacher_decides_its_own_wordings_of_the_last_answer():
+    rubrics = [("Says something before its last line.", 5.0, ()), ("Is kind.", 3.0, ())]
+    asked = [(prompt(rubrics), "Rest.\nDrink."), (prompt(rubrics, "q"), "Rest.")]
+    found = asyncio.run(judge_all(Teacher(ScriptedClient()), asked, at_once=2))
+    assert [met for met, _ in found] == [[True, False], [False, False]]
