@@ -18,6 +18,7 @@ from ropd_jax.teacher import ConfigurationError, Teacher, TransientError
 from ropd_jax.teacher.roles.kinds import kind_of
 from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.types import Message, Prompt, Rollout, RolloutGroup, UserError
+from tests.methods import test_methods
 from tests.helpers import FailsAt, IdTokenizer
 
 QUESTION = "State the final answer to the following arithmetic problem: 9 + 5 - 1 + 3 ="
@@ -228,8 +229,8 @@ def test_no_criterion_left_is_unscored_not_zero():
 
     method, j = judged("ropd", ropd__references_pass=0.5)
     failing = dataclasses.replace(j, reference_passed=((False,) * len(j.rubric.criteria),))
-    assert method.reweighted(failing).causes == ("no_criteria",) * 4
-    assert method.reweighted(failing).rewards == (None,) * 4
+    assert method.reweighted(failing, test_methods.group()).causes == ("no_criteria",) * 4
+    assert method.reweighted(failing, test_methods.group()).rewards == (None,) * 4
 
 
 # ---------------------------------------------------------------------------------------------------- every method
