@@ -18,8 +18,8 @@ from ropd_jax.teacher import ConfigurationError, Teacher, TransientError
 from ropd_jax.teacher.roles.kinds import kind_of
 from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.types import Message, Prompt, Rollout, RolloutGroup, UserError
-from tests.methods import test_methods
 from tests.helpers import FailsAt, IdTokenizer
+from tests.methods import test_methods
 
 QUESTION = "State the final answer to the following arithmetic problem: 9 + 5 - 1 + 3 ="
 FULL = "9 + 5 = 14\n14 - 1 = 13\n13 + 3 = 16\nAnswer: 16"
