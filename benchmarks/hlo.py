@@ -110,17 +110,20 @@ def compiled(name: str, program: str, layers: int, config: str, changes: list[st
     with jax.set_mesh(mesh):
         make = programs.update_programs if program == "update" else programs.sampler_programs
         one = next(p for p in make(cfg, model, mesh) if p.name == program)
-        title = f"{name} as fsdp={mesh.shape['fsdp']} tp={mesh.shape['tp']}"
+        own = mesh if program == "update" else programs.sampling_mesh(cfg, mesh)
+        title = f"{name} as fsdp={own.shape['fsdp']} tp={own.shape['tp']}"
         found = dataclasses.asdict(compile_program(one, slice_name=title, report=say))
         if program == "decode" and (ghz := GHZ.get(name.split(":")[0])):
             engine = programs.engine_of(cfg, mesh)
-            heads = 2 * model.num_kv_heads // mesh.shape["tp"] * model.head_dim
+            heads = 2 * model.num_kv_heads // own.shape["tp"] * model.head_dim
+            with jax.set_mesh(own):
+                rows = layout(engine).rows
             found["token"] = {
                 "kernel": pages.uses_kernel(engine.attention, model, engine.page),
                 "ghz": ghz,
                 "bandwidth": parse_topology(name).chip.bandwidth,
                 "position_bytes": int(layers * heads * programs.cache_itemsize(cfg)),
-                "full": layout(engine).rows * engine.max_tokens,
+                "full": rows * engine.max_tokens,
                 "block": pages.BLOCK * engine.page,
             }
         return found

@@ -167,9 +167,10 @@ def measure(
         todo = programs.update_programs(cfg, model_cfg, mesh) if "update" in only else []
         todo += [p for p in programs.sampler_programs(cfg, model_cfg, mesh) if p.name in only]
         todo += programs.method_programs(cfg, model_cfg, mesh) if "method" in only else []
-        resident, name = sizes(cfg, model_cfg, mesh), slice_name(topology, mesh)
+        resident, own = sizes(cfg, model_cfg, mesh), programs.sampling_mesh(cfg, mesh)
+        names = {p.name: slice_name(topology, own if p.name in SAMPLER[1:] else mesh) for p in todo}
         compiled = tuple(
-            refused or compile_program(p, slice_name=name, report=report, cache=cache)
+            refused or compile_program(p, slice_name=names[p.name], report=report, cache=cache)
             for p in todo
             for refused in [_too_large(p.name, resident, chip)]
         )
@@ -178,13 +179,12 @@ def measure(
     work = [p for p in phases(cfg, model_cfg, mesh, found, resident, mean_tokens) if p.name in found]
     steps: tuple[Step, ...] = ()
     if "decode" in found and found["decode"].fits and chip.flops:
-        own = programs.sampling_mesh(cfg, mesh)
         with jax.set_mesh(own):
             rungs = ladder_of(cfg, model_cfg, mesh, mean_tokens)
             decoders = {rungs[0].rows: found["decode"]}
             for rung in rungs[1:] if ladder else ():
                 one = programs.decode_program(cfg, model_cfg, mesh, rung.rows)
-                decoders[rung.rows] = compile_program(one, slice_name=name, report=report, cache=cache)
+                decoders[rung.rows] = compile_program(one, slice_name=names["decode"], report=report, cache=cache)
             per_token = decoding_of(cfg, model_cfg, mesh, own)
         steps = expected.of_decoding(rungs, decoders, per_token, topology)
     expectations = tuple(

@@ -206,5 +206,5 @@ class Run:
         with tracing.span("update"):
             return update_step(
                 self.update, state, self.ref_params, rows, advantages, self.method, self.mesh, self.cfg.optim,
-                self.cfg.loss, self.length, self.told, start,
+                self.cfg.loss, self.length, told=self.told, start=start,
             )  # fmt: skip

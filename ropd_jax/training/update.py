@@ -304,6 +304,7 @@ def update_step(
     optim: OptimConfig,
     loss: LossConfig,
     length: int,
+    *,
     told: Notes | None = None,
     start: Callable[[Any, TrainBatch], jax.Array] | None = None,
 ) -> tuple[State, dict[str, float]]:

@@ -176,7 +176,7 @@ def test_the_second_mini_batch_is_clipped_against_the_policy_before_the_first():
         placed = put(params, mesh, RULES.storage(params))
         state = State(placed, tx.init(placed))
         update_step(spied, state, None, sequences, advantages, load_method("ropd", cfg), mesh, how.optim, how.loss, 8,
-                    start)  # fmt: skip
+                    start=start)  # fmt: skip
     for mask, got in seen:
         np.testing.assert_allclose(got[mask], np.concatenate(old), atol=1e-5)
     assert len(seen) == 2
