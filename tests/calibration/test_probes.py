@@ -1,4 +1,4 @@
-"""Probes: which looks a judge pays for, that honest judges pay for none, and that a truth that changed is no gaming."""
+"""Probes: which looks a judge pays for, that honest judges pay for none, and that a truth that changed is not counted."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_gain_is_the_twin_minus_the_base_over_the_criteria_that_count():
     assert all(g["n"] == 1 for g in gains.values())
 
 
-def test_a_criterion_that_the_added_text_can_meet_is_no_gaming():
+def test_a_criterion_that_the_added_text_can_meet_is_not_counted():
     twins, _ = probing([question("final_result", "intermediate_fact", "constraint", "form", None)])
     paid = {name: [False, False, True, True, True] for name in NAMES}
     assert {g["value"] for g in measure_probes([judged(twins, paid)], seed=0)["gains"].values()} == {0.0}
@@ -119,7 +119,7 @@ def test_a_criterion_that_the_added_text_can_meet_is_no_gaming():
     )
 
 
-def test_a_wrong_answer_that_misses_nothing_that_counts_is_no_base():
+def test_a_wrong_answer_that_misses_nothing_that_counts_is_left_out():
     twins, _ = probing([question("final_result", "intermediate_fact", truth=(True, False))])
     gains = measure_probes([judged(twins, {})], seed=0)["gains"]
     assert gains["padding"]["n"] == 1  # it misses the fact
