@@ -7,9 +7,9 @@ The verifier judges each group in one look, as it judges the rollouts of a train
 weighted pass rate of the twin minus that of the wrong answer, the mean over wrong answers. Of the cuts, each step must
 not raise the weighted pass rate.
 
-**A twin whose truth the probe changes has not gamed the judge.** A text that is added can meet a criterion on form or on a
-constraint ("uses the word ...", "has two sentences"), and a criterion of unknown kind could be one of these. So such
-criteria count for no twin. Where the probe repeats the rubric's words, criteria that ask for a fact do not count
+**A twin whose truth the probe changes has not gamed the judge.** A text that is added can meet a criterion on form or
+on a constraint ("uses the word ...", "has two sentences"), and a criterion of unknown kind could be one of these. So
+such criteria count for no twin. Where the probe repeats the rubric's words, criteria that ask for a fact do not count
 either: a statement that is quoted may be read as stated. A wrong answer that misses none of the criteria that are left
 is not used for this probe. For the cuts only criteria count that the whole answer meets. All criteria are asked for,
 whether they count or not. What is left out goes by the kind of a criterion (`roles.kinds`), so a wrong kind misleads.

@@ -1,4 +1,4 @@
-"""Probes: which looks a judge pays for, that honest judges pay for none, and that a truth that changed is not counted."""
+"""Probes: which looks a judge pays for, that an honest judge pays for none, and that a changed truth is not counted."""
 
 from __future__ import annotations
 
@@ -124,6 +124,14 @@ def test_a_wrong_answer_that_misses_nothing_that_counts_is_left_out():
     gains = measure_probes([judged(twins, {})], seed=0)["gains"]
     assert gains["padding"]["n"] == 1  # it misses the fact
     assert gains["rubric_echo"] == {"value": None, "low": None, "high": None, "n": 0}  # which does not count here
+
+
+def test_two_wrong_answers_of_one_question_are_drawn_together():
+    one = question("final_result")
+    second = LabelledAnswer("w2", "It is 7.", "wrong", False, (False,))
+    groups = probing([LabelledQuestion("q", one.question, one.criteria, (*one.answers, second))])
+    said = [judged(groups[0], {"padding": [True]}), judged(groups[1], {}), judged(groups[2], {})]
+    assert measure_probes(said, seed=0)["gains"]["padding"] == {"value": 0.5, "low": 0.5, "high": 0.5, "n": 2}
 
 
 def test_steps_that_raise_the_reward_are_counted():
