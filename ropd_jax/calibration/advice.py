@@ -9,8 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ropd_jax.calibration.probes import PROBES
+
 GOOD, FAIR = 0.6, 0.4  # kappa: substantial, and moderate, after Landis and Koch (1977)
 FEW = 20  # questions, below which intervals are wide
+LEAST_BASES = 5  # wrong answers, below which a gain is not worth a sentence
+MOST_NAMED = 3  # gains in one sentence
 SMALL = 0.02  # a bias or a share below this is not worth a sentence
 
 
@@ -38,6 +42,7 @@ def recommend(report: Mapping[str, Any]) -> list[str]:
         advice = [f"The verifier is usable with care; {wrong}."]
     else:
         advice = [f"The verifier is too weak to train on without a better form or model; {wrong}."]
+    advice += _probes(report)
     advice += _kinds(report["kinds"]) + _ranking(report["auc"]["within"]) + _errors(found)
     advice += _biases(report) + _hostile(report) + _reading(report)
     if report["questions"] < FEW:
@@ -141,6 +146,29 @@ def _hostile(report: Mapping[str, Any]) -> list[str]:
         share = _percent(1 - found["specificity"]["value"])
         return [f"Hostile answers work: {share} of the criteria that they miss are called true."]
     return []
+
+
+def _probes(report: Mapping[str, Any]) -> list[str]:
+    """What wrong answers gain, the most first, with a remedy by the form; and what a right one gains by a cut."""
+    found = report.get("probes")
+    if not found:
+        return []
+    gains = {n: g["value"] for n, g in found["gains"].items() if g["n"] >= LEAST_BASES and _real(g) and g["value"] > 0}
+    said = []
+    if gains:
+        most = sorted(gains, key=lambda n: -gains[n])[:MOST_NAMED]
+        first, *others = (f"{gains[n]:.2f}{{}} by {PROBES[n].gains_by}" for n in most)
+        each = ", ".join([first.format(" of it"), *(text.format("") for text in others)])
+        settings = report["verifier"]["settings"]
+        larger = [key for key in ("answers_per_call", "criteria_per_call") if settings.get(key, 0) != 1]
+        remedy = f"teacher.verifier.{larger[0]}=1, or another model" if larger else "another model"
+        said.append(f"The reward can be gamed: a wrong answer gains {each}. Try {remedy}, and run the probes again.")
+    falls, empty = found["cuts"]["falls"], found["cuts"]["rewards"][-1]["reward"]
+    if falls["high"] is not None and falls["high"] < 1 - SMALL:
+        said.append(f"Cutting a right answer raises its reward in {_percent(1 - falls['value'])} of the steps.")
+    if empty["low"] is not None and empty["low"] > SMALL:
+        said.append(f"An empty answer still gets {empty['value']:.2f} of the reward.")
+    return said
 
 
 def _reading(report: Mapping[str, Any]) -> list[str]:

@@ -16,6 +16,7 @@ from rich import box
 from rich.table import Table
 
 from ropd_jax.calibration.advice import compare, recommend
+from ropd_jax.calibration.probes import PROBES
 from ropd_jax.teacher.traffic.budget import dollars
 from ropd_jax.utils import tables
 from ropd_jax.utils.files import finite, write_atomic
@@ -98,6 +99,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         "",
         f"Answers without a verdict: {_unscored(report['unscored'])}.",
         "",
+        *_probed(report),
         "## Cost",
         "",
         *_table(("", "all", "per 1,000 verdicts"), _costs(traffic)),
@@ -130,6 +132,35 @@ def _biases(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("verdicts changed by another order", report["flips"]),
     ]
     return [(name, _estimate(found), f"{found['n']:,}") for name, found in rows]
+
+
+def _probes(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Rows of (probe or cut, gain or reward, n)."""
+    rows = [(f"gain by {PROBES[name].gains_by}", gain) for name, gain in found["gains"].items()]
+    for cut in found["cuts"]["rewards"]:
+        left = (
+            "whole" if cut["share"] == 1 else f"cut to {_percent(cut['share'])}" if cut["share"] else "cut to nothing"
+        )
+        rows.append((f"reward of a right answer, {left}", cut["reward"]))
+    rows.append(("steps at which the reward does not rise", found["cuts"]["falls"]))
+    return [(name, _estimate(value), f"{value['n']:,}") for name, value in rows]
+
+
+def _probed(report: Mapping[str, Any]) -> list[str]:
+    """The section on the probes; nothing if they were not asked."""
+    found = report["probes"]
+    if found is None:
+        return []
+    return [
+        "## Probes: what a wrong answer gains, and a right one loses",
+        "",
+        *_table(("", "share of the reward", "n"), _probes(found)),
+        "",
+        "A gain is the weighted pass rate of a wrong answer with something added that makes it no better, minus that "
+        "of the answer without it. Criteria whose truth the added text could change are left out. Without a verdict: "
+        f"{found['unscored']}.",
+        "",
+    ]
 
 
 def _unscored(found: Mapping[str, Any]) -> str:
@@ -182,6 +213,7 @@ def _row(report: Mapping[str, Any]) -> dict[str, Any]:
         "unscored": report["unscored"]["share"],
         "per_1000_verdicts": report["traffic"]["per_1000_verdicts"],
         "kinds": {kind: found["kappa"] for kind, found in report["kinds"].items()},
+        "gains": report["probes"] and report["probes"]["gains"],
     }
 
 
@@ -216,6 +248,10 @@ def _estimate(found: Mapping[str, Any]) -> str:
     if found["low"] is None:
         return f"{found['value']:.2f}"
     return f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _number(value: float | None) -> str:
@@ -279,6 +315,11 @@ def show(reports: Sequence[Mapping[str, Any]], out: str, *, file: TextIO | None 
         for name, value, _ in _biases(report):
             table.add_row(name, value)
         console.print(table)
+        if report["probes"] is not None:
+            table = _plain_table("probe", "reward", "n")
+            for row in _probes(report["probes"]):
+                table.add_row(*row)
+            console.print(table)
         advice = report["recommendation"]
     for text in advice:
         console.print(f"- {text}", soft_wrap=True)

@@ -1,7 +1,7 @@
 """The run of a calibration: labelled questions through the run's own verifier, with its tape and its budget.
 
     1. read    the labels, and the forms of asking
-    2. ask     each group twice, the second time in another order; the scorer once, if wanted
+    2. ask     each group twice, the second time in another order; the scorer once, if wanted; the probes once, at last
     3. report  what was said against what is true
 
 At a cap of the budget it stops, and reports what was asked until then.
@@ -22,12 +22,13 @@ from ropd_jax.calibration import labels as label_files
 from ropd_jax.calibration.bias import Look, Said
 from ropd_jax.calibration.forms import Form, form_of, read_forms, with_form
 from ropd_jax.calibration.measure import measure
+from ropd_jax.calibration.probes import is_probing, measure_probes, probing
 from ropd_jax.calibration.report import complete, write_comparison, write_report
 from ropd_jax.calibration.traffic import CountingClient, Traffic
 from ropd_jax.teacher import BudgetError, ConfigurationError, Prices, Teacher, TeacherError, build_teacher
 from ropd_jax.teacher.build import panel_sources, role_of
 from ropd_jax.teacher.calibration import SCHEMA_VERSION
-from ropd_jax.teacher.labels import LabelledQuestion, verdict_rows
+from ropd_jax.teacher.labels import LabelledQuestion, read_labels, verdict_rows
 from ropd_jax.teacher.roles import scorer as scorer_role
 from ropd_jax.teacher.roles.marks import shuffled
 from ropd_jax.utils.every import Every
@@ -51,6 +52,7 @@ class Options:
         forms: the forms to compare (`forms.read_forms`); "" for the config's own.
         scorer: ask the scorer too.
         reorder: ask every group a second time, in another order.
+        probes: ask what wrong answers gain by looks, too (`probes`).
     """
 
     labels: str = ""
@@ -59,6 +61,7 @@ class Options:
     forms: str = ""
     scorer: bool = False
     reorder: bool = True
+    probes: bool = False
 
 
 def main(teacher: Mapping[str, Any], options: Options, *, seed: int, out: str | os.PathLike[str]) -> list[dict]:
@@ -77,9 +80,10 @@ def main(teacher: Mapping[str, Any], options: Options, *, seed: int, out: str | 
     forms = read_forms(options.forms, teacher["verifier"])
     questions, source, sha = label_files.load(options.labels, part=options.part, limit=options.limit)
     about = {"source": source, "sha": sha, "part": options.part, "limit": options.limit or None}
+    probes = probing(questions) if options.probes else []
     out = only_local(out, "--out")
     out.mkdir(parents=True, exist_ok=True)
-    teachers = [_plain_teacher(teacher, form, questions) for form in forms]
+    teachers = [_plain_teacher(teacher, form, questions, probes) for form in forms]
     for plain in teachers:  # every form is checked before the first one is paid for
         asyncio.run(build_teacher(plain | {"tape": plain["tape"] | {"mode": "off"}}, needs=_needs(options)).close())
     reports: list[dict] = []
@@ -122,15 +126,17 @@ def calibrate(
     asked.client = counting
     before = (asked.budget.total().cost_usd or 0.0) if asked.budget else 0.0
     started = time.monotonic()
-    said, stopped = asyncio.run(_ask_all(asked, questions, options, at_once=teacher["concurrency"], cut=_cut(teacher)))
+    groups = [*questions, *(probing(questions) if options.probes else ())]
+    found, stopped = asyncio.run(_ask_all(asked, groups, options, at_once=teacher["concurrency"], cut=_cut(teacher)))
     seconds = time.monotonic() - started
+    said = [one for one in found if not is_probing(one.question)]
     if not said and stopped:
         raise BudgetError(f"no question could be asked. {stopped}")
     (endpoint, how), *others = panel_sources(teacher)
     total = asked.budget.total() if asked.budget else None
     verify = counting.roles.get("verify", Traffic())
     verdicts = sum(
-        len(one.question.criteria) * len(look.causes) for one in said for look in (one.first, one.again) if look
+        len(one.question.criteria) * len(look.causes) for one in found for look in (one.first, one.again) if look
     )
     return complete(
         {
@@ -147,6 +153,9 @@ def calibrate(
             "seed": seed,
             "stopped": stopped,
             **measure(said, seed=seed),
+            "probes": measure_probes([one for one in found if is_probing(one.question)], seed=seed)
+            if options.probes
+            else None,
             "traffic": {
                 **verify.as_dict(),
                 "verdicts": verdicts,
@@ -162,7 +171,9 @@ def calibrate(
     )
 
 
-def _plain_teacher(teacher: Mapping[str, Any], form: Form, questions: Sequence[LabelledQuestion]) -> dict[str, Any]:
+def _plain_teacher(
+    teacher: Mapping[str, Any], form: Form, questions: Sequence[LabelledQuestion], probes: Sequence[LabelledQuestion]
+) -> dict[str, Any]:
     """``cfg.teacher`` as plain data, in this form. A scripted verifier gets the labels, and no tape: another noise
     would be answered by the verdicts of the first."""
     plain: dict[str, Any] = teacher.to_dict() if hasattr(teacher, "to_dict") else dict(teacher)
@@ -170,7 +181,11 @@ def _plain_teacher(teacher: Mapping[str, Any], form: Form, questions: Sequence[L
     plain["index"] = ""  # no reference is asked for
     if role_of(plain, "verifier")[0].provider == "scripted":
         plain["scripted"] = dict(plain["scripted"])
-        plain["scripted"]["labels"] = plain["scripted"]["labels"] or list(verdict_rows(questions))
+        known = plain["scripted"]["labels"] or list(verdict_rows(questions))
+        if probes:
+            rows = verdict_rows(read_labels(known)) if isinstance(known, str) else known
+            known = [*rows, *verdict_rows(probes)]
+        plain["scripted"]["labels"] = known
         plain["tape"] = dict(plain["tape"]) | {"mode": "off"}
     return plain
 
@@ -201,6 +216,7 @@ async def _ask_all(
 ) -> tuple[list[Said], str | None]:
     """What was said of each group, and why it stopped early, or None."""
     parts = [(f"{q.id}/{n}", part) for q in questions for n, part in enumerate(label_files.groups(q, MOST_ANSWERS))]
+    once = dataclasses.replace(options, reorder=False, scorer=False)
     slots, progress = asyncio.Semaphore(max(1, 2 * at_once)), Every(PROGRESS_S)
     done, stopped = 0, None
 
@@ -209,7 +225,7 @@ async def _ask_all(
         async with slots:
             if stopped:
                 return None
-            said, reached = await _ask(teacher, part, key, options, cut)
+            said, reached = await _ask(teacher, part, key, once if is_probing(part) else options, cut)
         stopped = stopped or reached
         if said is None:
             return None

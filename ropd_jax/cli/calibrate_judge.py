@@ -24,6 +24,7 @@ def run(args: Arguments) -> int:
         forms=args["forms"],
         scorer=args["scorer"],
         reorder=args["reorder"],
+        probes=args["probes"],
     )
     with locked(args["out"], "--out"):
         reports = calibration.main(cfg.teacher, options, seed=cfg.seed, out=args["out"])
@@ -43,7 +44,8 @@ COMMAND = Command(
         Sends labelled answers through the verifier of the config, and compares its verdicts with the truth: accuracy,
         sensitivity, specificity, Cohen's kappa and the AUC of the reward, by kind of criterion and by family of
         question; bias by position, length and style; verdicts that another order changes; calls, tokens, cost and time
-        per 1,000 verdicts. Ends in a plain recommendation. docs/judge.md explains the figures.
+        per 1,000 verdicts. --probes adds what a wrong answer gains by padding, praising itself and the like. Ends in a
+        plain recommendation. docs/judge.md explains the figures.
 
         The labels of the package are 42 questions of 6 families with about 1,500 verdicts in each part; the truth of
         each follows from how its answer was built. The answers are recorded on a tape in --out, so the same command
@@ -57,6 +59,7 @@ COMMAND = Command(
         Flag("part", "dev|heldout", "The part of the labels: choose a form on dev, report it on heldout.", "dev"),
         Flag("limit", "N", "At most N questions; 0 is all. The families come in turn.", 0, low=0),
         Flag("out", "DIR", "Directory of the report, the tape and the spending.", "runs/calibrate-judge"),
+        Flag("probes", "", "Ask what wrong answers gain by looks, too: two more calls for each question.", False),
         Flag("scorer", "", "Ask the scorer for a score of each answer, too.", False),
         Flag("reorder", "", "Ask only once, not a second time in another order: half the cost, no flips.", True),
         Flag(
@@ -69,6 +72,7 @@ COMMAND = Command(
     examples=(
         "ropd calibrate-judge --config experiments/quickstart.py",
         "ropd calibrate-judge --config my_run.py --limit 12 --forms lists,keyed,keyed/1 --out runs/forms",
+        "ropd calibrate-judge --config my_run.py --probes",
         "ropd calibrate-judge --config my_run.py --labels mine.jsonl --config.teacher.budget.usd=2",
     ),
 )
