@@ -27,8 +27,10 @@ const HELP = [["← or k", "previous group"], ["→ or j", "next group"], ["s", 
 
 // What the total reward hides: [its name, what it means]. `sure`: some reference has verdicts.
 const UNEXPLORED = (sure) => ["unexplored", sure ? "A reference meets this criterion and no scored answer does, so no reward of this group teaches it." : "No scored answer meets this criterion, so no reward of this group teaches it. No reference was judged."];
-const SUPPRESSED = ["suppressed", "This answer meets a criterion that another one does not meet, but its reward is not above the group's mean. So the total reward does not teach it."];
+const SUPPRESSED = ["suppressed", "The answer meets a criterion that another one does not meet, but its reward is not above the group's mean, so the total reward does not teach it."];
 const HIDDEN = (by) => ["hidden", `This criterion did not count in the rewards of this group: its weight is 0${by?.length ? ` (${by.join(", ")})` : ""}.`];
+
+const SIGNS = ["unexplored", "suppressed", "hidden"];
 
 const weightOf = (c) => c.weight ?? c.points;
 const isHidden = (c) => c.weight === 0 && c.points > 0;
@@ -98,7 +100,7 @@ function matrix(here, rubric, columns, largest, missed = {}) {
 
 // The signs that a matrix has, and what they mean.
 function key(seen) {
-  return el("dl", { class: "signs" }, [...seen.values()].map(([name, text]) => [el("dt", {}, el("span", { class: name === "suppressed" ? "yes suppressed" : `tag ${name}` }, name === "suppressed" ? "✓" : name)), el("dd", {}, name === "suppressed" ? [el("b", {}, name), " "] : null, text)]));
+  return el("dl", { class: "signs" }, SIGNS.filter((name) => seen.has(name)).map((name) => seen.get(name)).map(([name, text]) => [el("dt", {}, el("span", { class: name === "suppressed" ? "yes suppressed" : `tag ${name}` }, name === "suppressed" ? "✓" : name)), el("dd", {}, name === "suppressed" ? [el("b", {}, name), " "] : null, text)]));
 }
 
 function light(event) {
