@@ -41,9 +41,7 @@ def missed(row: Mapping[str, Any]) -> Missed:
     of = operator.itemgetter(*names) if len(names) > 1 else lambda verdicts: (verdicts[names[0]],)
 
     def passed(items: Sequence[Mapping[str, Any]]) -> tuple[Row, ...]:
-        return tuple(
-            [None if item["verdicts"] is None or "rubric" in item else of(item["verdicts"]) for item in items]
-        )
+        return tuple([None if item["verdicts"] is None or "rubric" in item else of(item["verdicts"]) for item in items])
 
     judgement = Judgement(
         rewards=tuple([finite(a["reward"]) for a in answers]),

@@ -108,11 +108,9 @@ def summary(row: Mapping[str, Any]) -> Summary:
         zero_variance=bool(rewards) and max(rewards) == min(rewards),
         below=bool(rewards and scores) and min(scores) < max(rewards),
         flipped=any(
-            [
-                item["again"] is not None and item["verdicts"] is not None and item["again"] != item["verdicts"]
-                for item in (*answers, *references)
-                if "again" in item
-            ]
+            item["again"] is not None and item["verdicts"] is not None and item["again"] != item["verdicts"]
+            for item in (*answers, *references)
+            if "again" in item
         ),
         unexplored=sum(hidden.unexplored),
         suppressed=sum([True in verdicts for verdicts in hidden.suppressed if verdicts]),

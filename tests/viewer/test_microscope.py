@@ -294,7 +294,9 @@ def test_what_the_total_reward_hides_is_marked_and_explained(tmp_path, browser):
     with shown(browser, tmp_path) as view:
         page = view.open(f"#/{tmp_path.name}/g/0/0")
         expect(page.locator("tbody tr")).to_have_count(3)
-        tags = page.locator("tbody tr").evaluate_all("rows => rows.map((r) => r.querySelector('.tag')?.textContent ?? '')")
+        tags = page.locator("tbody tr").evaluate_all(
+            "rows => rows.map((r) => r.querySelector('.tag')?.textContent ?? '')"
+        )
         assert tags == ["", "hidden", "unexplored"]
         expect(page.locator("tbody tr").nth(1).locator("s")).to_have_text("2")  # its points, which did not count
         expect(page.locator(".cell.suppressed")).to_have_count(1)

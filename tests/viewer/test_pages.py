@@ -88,7 +88,7 @@ def test_a_chart_is_read_zoomed_and_left_by_mouse_and_keyboard(folder, browser):
 def test_what_the_rewards_hide_is_drawn_next_to_them_where_it_is_logged(tmp_path, browser):
     write_group(tmp_path, 0, ((T, F), (F, F), None), reference_passed=((T, T),))
     row = {"reward/mean": 0.5, "reward/all_criteria_mean": 0.4, "gold/reward_mean": 0.3, "gold/quality_mean": 0.2,
-           "health/unexplored_frac": 0.25, "health/suppressed_frac": 0.125, "update/told_gap": -4.0}  # fmt: skip
+           "health/unexplored_frac": 0.25, "health/suppressed_frac": 0.125, "update/told_gap": -4.5}  # fmt: skip
     (tmp_path / "config.json").write_text("{}")
     write(tmp_path / "result.json", {"note": "done"})
     for logged, wanted in (
@@ -96,7 +96,7 @@ def test_what_the_rewards_hide_is_drawn_next_to_them_where_it_is_logged(tmp_path
             "reward: mean from 0.500 to 0.500, all criteria from 0.400 to 0.400, gold reward from 0.300 to 0.300, "
             "gold quality from 0.200 to 0.200",
             "what the total reward hides: unexplored_frac from 0.250 to 0.250, suppressed_frac from 0.125 to 0.125",
-            "told gap, nats a token: told_gap from -4.000 to -4.000",
+            "told gap, nats a token: told_gap from -4.500 to -4.500",
         ]),
         ({"reward/mean": 0.5}, ["reward: mean from 0.500 to 0.500"]),
     ):  # fmt: skip
