@@ -35,6 +35,7 @@ from typing import Any
 
 import numpy as np
 
+from ropd_jax.analysis.missed import missed
 from ropd_jax.types import UserError
 from ropd_jax.utils.paths import AnyPath, local_run
 
@@ -54,6 +55,8 @@ class Seen:
         scored, passed: answers with a verdict, and those that pass.
         references, references_passed: likewise.
         looks, flips: verdicts that were given twice, and those that changed.
+        unexplored: whether a reference passes and no scored answer does; None if that is not known.
+        suppressed: answers that pass it and whose reward does not teach it (`analysis.missed`); None likewise.
     """
 
     step: int
@@ -68,6 +71,8 @@ class Seen:
     references_passed: int
     looks: int
     flips: int
+    unexplored: bool | None = None
+    suppressed: int | None = None
 
     @property
     def rate(self) -> float | None:
@@ -88,6 +93,13 @@ def seen_in(row: Mapping[str, Any]) -> list[Seen]:
     answers, references = row["answers"], row["references"]
     shared = [a for a in answers if "rubric" not in a]
     found = [_seen(row, c, shared, references) for c in row["rubric"]]
+    hidden = missed(row)
+    if hidden.unexplored:
+        rows = [verdicts for verdicts in hidden.suppressed if verdicts is not None]
+        found = [
+            dataclasses.replace(one, unexplored=hidden.unexplored[k], suppressed=sum(bool(v[k]) for v in rows))
+            for k, one in enumerate(found)
+        ]
     for answer in answers:
         found += [_seen(row, c, [answer], ()) for c in answer.get("rubric", ())]
     return found
@@ -303,7 +315,8 @@ def measure(seen: Sequence[Seen]) -> dict[str, Any]:
 
 def _numbers(own: Sequence[Seen], thirds: Thirds | None, edges: Sequence[float]) -> dict[str, Any]:
     """Of some criteria: ``count``, ``points`` (mean), ``rate``, ``references`` (their pass rate), ``discriminates``,
-    ``flips`` (None without a second look), ``early``, ``late``, ``change`` with ``low`` and ``high``, ``verdict``
+    ``flips`` (None without a second look), ``unexplored`` (share of the criteria), ``suppressed`` (share of the answers
+    that pass), ``early``, ``late``, ``change`` with ``low`` and ``high``, ``verdict``
     (learned, lost or ""), and ``spark``, the pass rate along the run."""
     by_group = _by_group(own)
     rates = [r for _, r in by_group]
@@ -311,6 +324,9 @@ def _numbers(own: Sequence[Seen], thirds: Thirds | None, edges: Sequence[float])
     late = [r for step, r in by_group if thirds and step >= thirds.late]
     change = change_of(early, late)
     separate = [d for s in own if (d := s.discriminates) is not None]
+    unexplored = [s.unexplored for s in own if s.unexplored is not None]
+    compared = [s for s in own if s.suppressed is not None]
+    passed = sum(s.passed for s in compared)
     looks, references = sum(s.looks for s in own), sum(s.references for s in own)
     bins: list[list[float]] = [[] for _ in edges[1:]]
     for step, rate in by_group:
@@ -323,6 +339,8 @@ def _numbers(own: Sequence[Seen], thirds: Thirds | None, edges: Sequence[float])
         "references": sum(s.references_passed for s in own) / references if references else None,
         "discriminates": _mean(separate),
         "flips": sum(s.flips for s in own) / looks if looks else None,
+        "unexplored": _mean(unexplored),
+        "suppressed": sum(s.suppressed or 0 for s in compared) / passed if passed else None,
         "early": _mean(early),
         "late": _mean(late),
         "change": None if change is None else change[0],

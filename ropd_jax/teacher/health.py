@@ -121,14 +121,15 @@ def suppressed(judgement: Judgement) -> list[Row]:
     if not judgement.passed:
         return []
     differ = [len(set(column)) > 1 for column in zip(*rows, strict=True)]
-    mean = sum(rewards) / len(rewards) if rewards else 0.0
+    mean, uneven = (sum(rewards) / len(rewards) if rewards else 0.0), len(set(rewards)) > 1
+    none = (False,) * len(differ)
     found: list[Row] = []
     for reward, row in zip(judgement.rewards, judgement.passed, strict=True):
         if reward is None or row is None:
             found.append(None)
         else:
-            below = reward <= mean + 1e-9 and len(set(rewards)) > 1
-            found.append(tuple(below and ok and d for ok, d in zip(row, differ, strict=True)))
+            below = uneven and reward <= mean + 1e-9
+            found.append(tuple([ok and d for ok, d in zip(row, differ, strict=True)]) if below else none)
     return found
 
 

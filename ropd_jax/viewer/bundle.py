@@ -226,7 +226,7 @@ async def _collect(directory: pathlib.Path, data: pathlib.Path, choice: Choice, 
     listed = [_listed(run, s, choice) for s in chosen]
     _write(data, f"api/runs/{urllib.parse.quote(name, safe=_SAFE)}/groups",
            {"groups": listed, "read": 1, "of": 1, "graded": [len(chosen)] * 2, "page": PAGE,
-            "unreadable": run.index.unreadable})  # fmt: skip
+            "filters": [*FILTERS, *GOLD_FILTERS], "unreadable": run.index.unreadable})  # fmt: skip
     missing: set[str] = set()
     async with server.running(directory) as url, aiohttp.ClientSession() as session:
         # The calls come last: their keys are known from the groups.
@@ -330,7 +330,9 @@ def _group(reply: dict[str, Any], without: frozenset[str]) -> dict[str, Any]:
         "references": [] if "references" in without else [reference(r) for r in row["references"]],
     }
     scores = [] if "references" in without else reply["reference_scores"]
-    return {"row": kept, "right": reply["right"], "reference_scores": scores, "previous": reply["previous"],
+    unexplored = [] if "references" in without else reply["unexplored"]  # it tells what a reference passes
+    return {"row": kept, "right": reply["right"], "reference_scores": scores, "unexplored": unexplored,
+            "suppressed": reply["suppressed"], "hidden_by": reply["hidden_by"], "previous": reply["previous"],
             "next": reply["next"]}  # fmt: skip
 
 

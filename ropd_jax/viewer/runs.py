@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ropd_jax.analysis.missed import missed
 from ropd_jax.types import UserError
 from ropd_jax.utils.files import finite, read_json
 from ropd_jax.viewer.calls import call_of, calls_of
@@ -32,6 +33,8 @@ SORTS: Mapping[str, Callable[[Summary], float | None]] = {
     "reference": lambda s: s.reference,
     "unscored": lambda s: s.unscored,
     "truncated": lambda s: s.truncated,
+    "unexplored": lambda s: s.unexplored,
+    "suppressed": lambda s: s.suppressed,
 }
 FILTERS: Mapping[str, Callable[[Summary], bool]] = {
     "unscored": lambda s: s.unscored > 0,
@@ -39,11 +42,14 @@ FILTERS: Mapping[str, Callable[[Summary], bool]] = {
     "zero_variance": lambda s: s.zero_variance,
     "below": lambda s: s.below,
     "flipped": lambda s: s.flipped,
+    "unexplored": lambda s: s.unexplored > 0,
+    "suppressed": lambda s: s.suppressed > 0,
 }
 GOLD_FILTERS: Mapping[str, Callable[[Graded], bool]] = {
     "punished": lambda g: g.punished > 0,
     "rewarded": lambda g: g.rewarded > 0,
 }
+HIDES = ("dropout", "references_pass", "variance_weights", "reliability_weights")
 SLICE_S = 0.3  # a request reads files and grades answers for this long, then answers with what it has
 FIRST_S = 0.05  # and the first one, so that the page has something to show
 
@@ -106,7 +112,9 @@ class Run:
     def groups(self, query: Query) -> dict[str, Any]:
         """A page of the list. ``read`` of ``of`` step files are read: ask again until all are.
 
-        With a gold filter, ``graded`` groups of the candidates have been compared with their gold answers.
+        ``counts`` are how many of the groups found each further filter would leave; those of gold filters, for which
+        every group would have to be compared, are not known. With a gold filter, ``graded`` groups of the candidates
+        have been compared with their gold answers.
         """
         self.index.refresh(seconds=SLICE_S if self.index.progress[0] else FIRST_S)
         places = self.index.places()
@@ -127,6 +135,7 @@ class Run:
         return {
             "total": len(found),
             "groups": [dataclasses.asdict(p.summary) for p in found[query.offset : query.offset + query.limit]],
+            "counts": {name: sum(holds(p.summary) for p in found) for name, holds in FILTERS.items()},
             "read": read,
             "of": of,
             "graded": [compared, candidates],
@@ -141,13 +150,16 @@ class Run:
         """
         place = self.index.place(step, group)
         row = self.index.read(place)
-        known = graded(row)
+        known, hidden = graded(row), missed(row)
         previous, following = self.index.neighbours(place)
         return {
             "row": row,
             "right": known.right,
             "reference_scores": [finite(pass_rate(row["rubric"], r["verdicts"])) for r in row["references"]],
             "sources": sources(row),
+            "unexplored": hidden.unexplored,
+            "suppressed": hidden.suppressed,
+            "hidden_by": hides(self.config()),
             "previous": previous,
             "next": following,
         }
@@ -202,6 +214,12 @@ class Run:
                     with contextlib.suppress(UserError):  # its file has just been replaced
                         self._graded[p.key] = graded(self.index.read(p))
             return {p.key: self._graded[p.key] for p in places if p.key in self._graded}
+
+
+def hides(config: Mapping[str, Any]) -> list[str]:
+    """The switches of a run that can take a criterion out of the rewards of a group (its weight is then 0)."""
+    how = config.get("ropd")
+    return [f"ropd.{name}" for name in HIDES if how.get(name)] if isinstance(how, Mapping) else []
 
 
 def _sorted(places: list[Place], key: Callable[[Summary], float | None], descending: bool) -> list[Place]:

@@ -3,6 +3,8 @@
     zero_variance       all scored answers have one reward: nothing to learn from
     below               a reference scored lower than a rollout did
     flipped             a verdict changed in the second look
+    unexplored          a criterion that a reference passes and no scored rollout does (`analysis.missed`)
+    suppressed          an answer passes a criterion which another one fails, and its reward is not above the mean
 
 `graded` compares the answers with the gold answer, at about 1 ms per answer, so it is asked for separately:
 
@@ -18,6 +20,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ropd_jax.analysis.missed import missed
 from ropd_jax.data import golds
 from ropd_jax.data.grader import grade
 from ropd_jax.teacher.rubric_store import text_sha
@@ -40,6 +43,7 @@ class Summary:
         reference: mean weighted pass rate of the references; None without verdicts on them.
         unscored, truncated: number of rollouts without a reward, and of those cut at the token limit.
         causes: why rollouts are unscored, each cause once.
+        unexplored: number of unexplored criteria; ``suppressed``: number of rollouts with a suppressed verdict.
     """
 
     step: int
@@ -58,6 +62,8 @@ class Summary:
     zero_variance: bool
     below: bool
     flipped: bool
+    unexplored: int
+    suppressed: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -82,6 +88,7 @@ def summary(row: Mapping[str, Any]) -> Summary:
     """
     answers, references = row["answers"], row["references"]
     _check(row["rubric"], (*answers, *references))
+    hidden = missed(row)  # every answer with verdicts has one on each criterion
     rewards = [r for a in answers if (r := finite(a["reward"])) is not None]
     scores = [s for r in references if (s := pass_rate(row["rubric"], r["verdicts"])) is not None]
     return Summary(
@@ -96,8 +103,8 @@ def summary(row: Mapping[str, Any]) -> Summary:
         spread=max(rewards) - min(rewards) if rewards else None,
         reference=sum(scores) / len(scores) if scores else None,
         unscored=len(answers) - len(rewards),
-        truncated=sum(a["finish_reason"] == "length" for a in answers),
-        causes=tuple(dict.fromkeys(str(a["unscored"]) for a in answers if a["unscored"] is not None)),
+        truncated=sum([a["finish_reason"] == "length" for a in answers]),
+        causes=tuple(dict.fromkeys([str(a["unscored"]) for a in answers if a["unscored"] is not None])),
         zero_variance=bool(rewards) and max(rewards) == min(rewards),
         below=bool(rewards and scores) and min(scores) < max(rewards),
         flipped=any(
@@ -105,17 +112,17 @@ def summary(row: Mapping[str, Any]) -> Summary:
             for item in (*answers, *references)
             if "again" in item
         ),
+        unexplored=sum(hidden.unexplored),
+        suppressed=sum([True in verdicts for verdicts in hidden.suppressed if verdicts]),
     )
 
 
 def _check(rubric: Sequence[Mapping[str, Any]], items: Sequence[Mapping[str, Any]]) -> None:
-    """What the views rely on: texts, and a verdict on every criterion or none."""
-    if not all(isinstance(one["text"], str) for one in (*rubric, *items)):
-        raise TypeError("a text is not a string")
+    """What the views rely on: texts, and numbers; `missed` finds verdicts that are not there."""
+    for one in (*rubric, *items):
+        if not isinstance(one["text"], str):
+            raise TypeError("a text is not a string")
     [finite(item["advantage"]) for item in items if "advantage" in item or "reward" in item]
-    for item in items:
-        if item["verdicts"] is not None and "rubric" not in item:
-            [item["verdicts"][c["id"]] for c in rubric]
 
 
 def pass_rate(rubric: Sequence[Mapping[str, Any]], verdicts: Mapping[str, bool] | None) -> float | None:

@@ -101,6 +101,18 @@ def test_a_stored_group_is_counted_with_its_references_and_its_second_look(tmp_p
     assert first.flips == 0
 
 
+def test_shares_of_unexplored_criteria_and_of_suppressed_answers(tmp_path):
+    for step, passed in enumerate((((T, F), (F, T)), ((F, T), (F, F)))):
+        write_group(tmp_path, step, passed, texts=("x", "y"), reference_passed=((T, F),))
+    found = criteria.read_run(tmp_path)
+    assert [(s.id, s.unexplored, s.suppressed) for s in found] == [
+        ("c1", False, 1), ("c2", False, 0), ("c1", True, 0), ("c2", False, 0)
+    ]  # fmt: skip
+    total = measure(found)["all"]
+    assert (total["unexplored"], total["suppressed"]) == (1 / 4, 1 / 3)  # of 4 criteria; of 3 verdicts that are met
+    assert measure([seen(0, "x", 1)])["all"]["suppressed"] is None
+
+
 def test_rubrics_of_single_answers_count_with_their_answer(tmp_path):
     row = json.loads(write_group(tmp_path, 0, ((T, T),), texts=("x",)).read_text())
     own = [{"id": "c1", "points": 4, "category": "Step", "text": "Adds."}]
@@ -109,6 +121,7 @@ def test_rubrics_of_single_answers_count_with_their_answer(tmp_path):
     row["references"] = []
     [one] = seen_in(row)
     assert (one.scored, one.passed, one.discriminates, one.points) == (1, 0, None, 4.0)
+    assert one.unexplored is one.suppressed is None
 
 
 def test_the_terminal_shows_80_columns_and_hostile_text_as_text(tmp_path, capsys, monkeypatch):

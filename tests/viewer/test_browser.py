@@ -58,14 +58,16 @@ def test_the_runs_of_a_folder_lead_to_each_other(runs, browser):
 
 
 def test_each_filter_shows_its_groups(runs, browser):
-    wanted = {"unscored": [0], "truncated": [2], "zero_variance": [1], "below": [2], "flipped": [], "punished": [2],
-              "rewarded": [2]}  # fmt: skip
+    wanted = {"unscored": [0], "truncated": [2], "zero_variance": [1], "below": [2], "flipped": [], "unexplored": [1],
+              "suppressed": [], "punished": [2], "rewarded": [2]}  # fmt: skip
     assert wanted.keys() == {*FILTERS, *GOLD_FILTERS}
     with shown(browser, runs) as view:
         page = view.open("#/a/groups")
         for name, steps in wanted.items():
             expect(page.locator(".list tbody tr")).to_have_count(3)
-            page.locator(f".chip[href*='filter={name}']").click()
+            chip = page.locator(f".chip[href*='filter={name}']")
+            expect(chip.locator(".count")).to_have_text([str(len(steps))] if name in FILTERS else [])
+            chip.click()
             expect(page.locator(".list tbody tr")).to_have_count(len(steps))
             assert listed(page) == steps, name
             page.locator(".chip.on").click()
@@ -134,7 +136,7 @@ def _plain(text):
     return re.sub(r"[\x00\ud800-\udfff\ufffd]", "", text).replace("\r\n", "\n").replace("\r", "\n")
 
 
-PLACES = ["#/", "#/a", "#/a/groups", "#/a/groups?filter=punished", "#/a/g/2/0"]
+PLACES = ["#/", "#/a", "#/a/groups", "#/a/groups?filter=punished", "#/a/g/2/0", "#/a/g/1/0"]
 
 
 @pytest.mark.parametrize("place", PLACES)

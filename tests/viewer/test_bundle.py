@@ -55,6 +55,8 @@ def test_it_opens_from_the_file_system_and_filters_sorts_and_searches_as_the_ser
             expect(page.locator(".chip.on[href$='groups'], .chip.on[href*='groups?']")).to_have_count(1)
             expect(page.locator(".list tbody tr")).to_have_count(len(wanted))
             assert listed(page) == wanted, name
+            if name in FILTERS:
+                expect(page.locator(".chip.on .count")).to_have_text(str(len(wanted)))
         for name in SORTS:
             for down in (False, True):
                 page.goto(f"{view.url}#/a%20b/groups?sort={name}{'&desc=1' * down}")
@@ -73,6 +75,19 @@ def test_it_opens_from_the_file_system_and_filters_sorts_and_searches_as_the_ser
         page.goto(f"{view.url}#/a%20b/g/9/9")
         view.expected = ["ERR_FILE_NOT_FOUND"]
         expect(page.locator("#status")).to_contain_text("not part of the bundle")
+
+
+def test_what_a_reference_passes_is_not_told_by_the_unexplored_criteria(run, tmp_path):
+    def unexplored(*without):
+        bundle.make(run, tmp_path / "out", bundle.Choice(without=frozenset(without)))
+        return _reply(tmp_path / "out", "api/runs/a%20b/groups/1/0")["unexplored"]
+
+    assert unexplored() == unexplored("texts") == [True, True] and unexplored("references") == []
+
+
+def _reply(out, path):
+    text = (out / "data" / f"{bundle.file_name(path)}.js").read_text()
+    return json.loads(json.loads(re.fullmatch(r"ropdBundle\.put\(\"[^\"]*\", (.*)\);\n", text)[1]))
 
 
 @pytest.mark.parametrize("part", bundle.PARTS)
@@ -99,8 +114,7 @@ def test_a_choice_of_groups_has_its_own_neighbours(run, tmp_path):
     assert ropd(["view", str(run), "--bundle", str(out), "--groups", "worst:2"]) == 0
 
     def reply(path):
-        text = (out / "data" / f"{bundle.file_name(path)}.js").read_text()
-        return json.loads(json.loads(re.fullmatch(r"ropdBundle\.put\(\"[^\"]*\", (.*)\);\n", text)[1]))
+        return _reply(out, path)
 
     assert [g["step"] for g in reply("api/runs/a%20b/groups")["groups"]] == [1, 2]
     assert reply("api/runs/a%20b/groups/1/0")["previous"] is None

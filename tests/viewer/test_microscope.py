@@ -17,7 +17,7 @@ from ropd_jax.workdir.groups import GroupsLog
 from tests.hostile.test_corpus import ANSWERS
 from tests.hostile.test_markup import OBEYED, TEXTS
 from tests.viewer import test_calls
-from tests.viewer.browser import NARROW, shown
+from tests.viewer.browser import NARROW, axe, shown
 from tests.viewer.stored import F, T, write_group
 from tests.viewer.test_browser import ACTIVE, HOSTILE
 
@@ -279,6 +279,53 @@ def test_a_narrow_screen_shows_each_criterion_above_its_verdicts(tmp_path, brows
             page.locator(".cell").nth(15).bounding_box(),
         )
         assert words["y"] + words["height"] <= last["y"] and last["x"] + last["width"] <= NARROW["width"]
+
+
+def test_what_the_total_reward_hides_is_marked_and_explained(tmp_path, browser):
+    rubric = Rubric(tuple(Criterion(f"c{k}", f"Does {k}.", 1 + k, "Step") for k in range(3)))
+    path = write_group(tmp_path, 0, ((T, F, F), (F, T, F), None), rubric=rubric, reference_passed=((T, F, T),))
+    row = json.loads(path.read_text())
+    for criterion, weight in zip(row["rubric"], (1.0, 0.0, 3.0), strict=True):
+        criterion["weight"] = weight
+    row["answers"][1]["reward"], row["answers"][0]["reward"] = 0.5, 0.25
+    path.write_text(json.dumps(row) + "\n")
+    finished(tmp_path)
+    (tmp_path / "config.json").write_text('{"ropd": {"dropout": 0.5}}')
+    with shown(browser, tmp_path) as view:
+        page = view.open(f"#/{tmp_path.name}/g/0/0")
+        expect(page.locator("tbody tr")).to_have_count(3)
+        tags = page.locator("tbody tr").evaluate_all(
+            "rows => rows.map((r) => r.querySelector('.tag')?.textContent ?? '')"
+        )
+        assert tags == ["", "hidden", "unexplored"]
+        expect(page.locator("tbody tr").nth(1).locator("s")).to_have_text("2")  # its points, which did not count
+        expect(page.locator(".cell.suppressed")).to_have_count(1)
+        cell = page.get_by_role("gridcell", name="answer 0, c0: met, suppressed")
+        note = page.locator(".note")
+        cell.hover()
+        expect(note).to_contain_text("its reward is not above the group's mean")
+        page.locator(".tag.hidden").first.hover()
+        expect(note).to_contain_text("its weight is 0 (ropd.dropout)")
+        page.mouse.move(0, 0)
+        expect(note).to_be_hidden()
+        page.keyboard.press("m")
+        expect(note).to_contain_text("suppressed")
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("ArrowDown")
+        expect(note).to_contain_text("no scored answer does")
+        expect(page.locator(".signs dt")).to_have_text(["unexplored", "✓", "hidden"])
+        page.locator(".tag.unexplored").first.click()
+        expect(page.locator(".note.kept")).to_contain_text("Does 2.")
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            assert axe(page) == []
+
+
+def test_a_group_that_hides_nothing_has_no_signs(run, browser):
+    with shown(browser, run) as view:
+        page = view.open(f"#/{run.name}/g/1/0")
+        expect(page.locator(".cell").first).to_be_visible()
+        expect(page.locator(".tag, .suppressed, .signs, .uncounted")).to_have_count(0)
 
 
 def test_both_parts_of_a_reward_are_shown(run, browser):

@@ -85,6 +85,33 @@ def test_a_chart_is_read_zoomed_and_left_by_mouse_and_keyboard(folder, browser):
         assert page.url.endswith("#/a_s0/groups?step=0")
 
 
+def test_what_the_rewards_hide_is_drawn_next_to_them_where_it_is_logged(tmp_path, browser):
+    write_group(tmp_path, 0, ((T, F), (F, F), None), reference_passed=((T, T),))
+    row = {"reward/mean": 0.5, "reward/all_criteria_mean": 0.4, "gold/reward_mean": 0.3, "gold/quality_mean": 0.2,
+           "health/unexplored_frac": 0.25, "health/suppressed_frac": 0.125, "update/told_gap": -4.5}  # fmt: skip
+    (tmp_path / "config.json").write_text("{}")
+    write(tmp_path / "result.json", {"note": "done"})
+    for logged, wanted in (
+        (row, [
+            "reward: mean from 0.500 to 0.500, all criteria from 0.400 to 0.400, gold reward from 0.300 to 0.300, "
+            "gold quality from 0.200 to 0.200",
+            "what the total reward hides: unexplored_frac from 0.250 to 0.250, suppressed_frac from 0.125 to 0.125",
+            "told gap, nats a token: told_gap from -4.500 to -4.500",
+        ]),
+        ({"reward/mean": 0.5}, ["reward: mean from 0.500 to 0.500"]),
+    ):  # fmt: skip
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"step": s, **logged}) + "\n" for s in (1, 2)))
+        with shown(browser, tmp_path) as view:
+            page = view.open(f"#/{tmp_path.name}")
+            expect(page.locator(".plot")).to_have_count(len(wanted))
+            assert page.locator(".plot").evaluate_all("all => all.map((e) => e.getAttribute('aria-label'))") == wanted
+    with shown(browser, tmp_path) as view:
+        page = view.open(f"#/{tmp_path.name}/criteria")
+        cells = page.locator(".clusters").first.locator("tbody tr").first.locator("td")
+        expect(cells.nth(7)).to_have_text("50%")
+        expect(cells.nth(8)).to_have_text("0%")
+
+
 def test_the_page_of_a_run_that_trains_says_what_it_waits_for_and_gets_new_steps(folder, browser):
     with shown(browser, folder) as view:
         page = view.open("#/b")

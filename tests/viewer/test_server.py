@@ -83,13 +83,15 @@ def test_the_data_of_a_run(runs):
 def test_filters_sorting_and_pages(runs):
     run = runs / "a"
     assert set(FILTERS) | set(GOLD_FILTERS) == {
-        "unscored", "truncated", "zero_variance", "below", "flipped", "punished", "rewarded"
+        "unscored", "truncated", "zero_variance", "below", "flipped", "unexplored", "suppressed", "punished", "rewarded"
     }  # fmt: skip
     assert steps(run, filters=("unscored",)) == [0]
     assert steps(run, filters=("truncated",)) == [2]
     assert steps(run, filters=("zero_variance",)) == [1]
     assert steps(run, filters=("below",)) == [2]  # the reference scored 3/4, the second answer 1
     assert steps(run, filters=("flipped",)) == []
+    assert steps(run, filters=("unexplored",)) == [1]  # only the reference meets its two criteria
+    assert steps(run, filters=("suppressed",)) == []
     assert steps(run, filters=("punished",)) == [2]  # the third answer is right and scored 0
     assert steps(run, filters=("rewarded",)) == [2]  # and the second one is wrong and scored 1
     assert steps(run, filters=("unscored", "truncated")) == []
@@ -98,6 +100,36 @@ def test_filters_sorting_and_pages(runs):
     assert steps(run, text="NEEDLE") == [1] and steps(run, text="ends WITH 5") == [0, 1, 2]
     assert steps(run, text="verdicts") == []  # a key of the file, not a text
     assert steps(run, text="= 5\nAnswer") == [0, 1, 2]
+
+
+def test_what_the_total_reward_hides_is_counted_and_told_of_one_group(runs):
+    run = runs / "a"
+    write_group(run, 3, ((T, F), (F, T), None), reference_passed=((T, T),))
+    write_group(run, 4, ((F, T), (F, F), (F, T)), reference_passed=((F, T),))
+    write_group(run, 5, ((F, T), (F, F), (F, T)), reference_passed=(None,))
+    assert steps(run, filters=("suppressed",)) == [3]  # 1/4 and 3/4: the first answer alone meets c1
+    assert steps(run, filters=("unexplored",)) == [1, 5]  # the reference of step 4 fails c1, that of step 5 is unjudged
+    assert steps(run, sort="unexplored", descending=True)[:2] == [1, 5]
+    found = Run(run).groups(Query())
+    assert found["counts"] == {name: len(steps(run, filters=(name,))) for name in FILTERS}
+    assert [(g["unexplored"], g["suppressed"]) for g in found["groups"][1:4]] == [(2, 0), (0, 0), (0, 1)]
+    both = Run(run).groups(Query(filters=("unexplored",)))["counts"]
+    assert both["unexplored"] == 2 and both["zero_variance"] == 1 and both["suppressed"] == 0
+    three, five = Run(run).group(3, 0), Run(run).group(5, 0)
+    assert list(three["unexplored"]) == [False, False] and list(five["unexplored"]) == [True, False]
+    assert [None if v is None else list(v) for v in three["suppressed"]] == [[True, False], [False, False], None]
+
+
+def test_the_switches_that_take_criteria_out_of_the_reward_are_named(runs):
+    config = runs / "a" / "config.json"
+    for text, wanted in (
+        ("{}", []),
+        ('{"ropd": "x"}', []),
+        ('{"ropd": {"dropout": 0.0, "references_pass": 0.5}}', ["ropd.references_pass"]),
+        ('{"ropd": {"dropout": 0.3, "variance_weights": true}}', ["ropd.dropout", "ropd.variance_weights"]),
+    ):
+        config.write_text(text)
+        assert Run(runs / "a").group(0, 0)["hidden_by"] == wanted
 
 
 def test_a_group_without_a_value_comes_last_in_both_directions(runs):

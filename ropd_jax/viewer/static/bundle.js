@@ -73,8 +73,10 @@ globalThis.ropdBundle = (() => {
     const sign = query.get("desc") === "1" ? -1 : 1;
     const have = found.filter((s) => value(s) !== null).sort((a, b) => sign * (value(a) - value(b)));
     found = [...have, ...found.filter((s) => value(s) === null)];
+    const counts = {};
+    for (const f of all.filters) counts[f] = found.filter((s) => s.filters.includes(f)).length;
     const offset = Number(query.get("offset") || 0), limit = Number(query.get("limit") || all.page);
-    return { ...all, total: found.length, groups: found.slice(offset, offset + limit), read, of };
+    return { ...all, total: found.length, groups: found.slice(offset, offset + limit), counts, read, of };
   }
 
   return {

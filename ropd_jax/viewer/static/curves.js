@@ -4,10 +4,12 @@ import { chart, band, fillCharts } from "./charts.js";
 import { apiOf, el, get, linkTo, number } from "./dom.js";
 
 const CHARTS = [
-  ["reward", ["reward/mean", "reward/reference_mean"]],
+  ["reward", ["reward/mean", "reward/reference_mean", "reward/all_criteria_mean", "gold/reward_mean", "gold/quality_mean"]],
   ["held-out accuracy", ["eval/accuracy", "eval/sampled_accuracy", "eval/judge"]],
   ["groups", ["teacher/unscored_frac", "group/zero_variance_frac"]],
   ["criteria", ["health/pass_rate", "health/discriminative_frac", "health/reference_pass_rate"]],
+  ["what the total reward hides", ["health/unexplored_frac", "health/suppressed_frac"]],
+  ["told gap, nats a token", ["update/told_gap"]],
   ["response length, tokens", ["sample/length_mean"]],
   ["entropy", ["update/entropy"]],
   ["gradient norm", ["update/grad_norm"]],
@@ -18,7 +20,8 @@ const state = { weight: 0, log: false, all: false, table: false };
 const ranges = new Map(); // of steps, by page: a zoom stays when new steps arrive
 
 const rangeOf = (page) => { if (!ranges.has(page)) ranges.set(page, {}); return ranges.get(page); };
-const shortName = (name) => name.replace(/^[a-z_]+\//, "");
+const NAMES = { "reward/all_criteria_mean": "all criteria", "gold/reward_mean": "gold reward", "gold/quality_mean": "gold quality" };
+const shortName = (name) => NAMES[name] ?? name.replace(/^[a-z_]+\//, "");
 // Metrics are logged after a step, as step 1, 2, ...; groups belong to step 0, 1, ...
 const groupsAt = (run, step) => `${linkTo(run, "groups")}?step=${Math.max(0, step - 1)}`;
 

@@ -5,9 +5,10 @@ import { apiOf, el, get, linkTo, number } from "./dom.js";
 const FILTERS = [
   ["unscored", "unscored"], ["truncated", "cut"], ["zero_variance", "zero variance"], ["below", "reference below rollout"],
   ["punished", "right but punished"], ["rewarded", "wrong but rewarded"], ["flipped", "flipped in a second look"],
+  ["unexplored", "unexplored criterion"], ["suppressed", "suppressed criterion"],
 ];
 const COLUMNS = [["step", "step"], [null, "group"], ["reward", "reward"], ["spread", "spread"], ["reference", "ref"],
-  ["unscored", "unscored"], ["truncated", "cut"]];
+  ["unscored", "unscored"], ["truncated", "cut"], ["unexplored", "unexplored"], ["suppressed", "suppressed"]];
 const PAGE = 50;
 
 const addressOf = (run, query) => {
@@ -37,6 +38,8 @@ function rowOf(run, s) {
     el("td", { class: "num" }, number(s.reward), bar(s.reward)), el("td", { class: "num" }, number(s.spread)),
     el("td", { class: "num" }, number(s.reference)), el("td", { class: s.unscored ? "num warn" : "num quiet" }, s.unscored || "·"),
     el("td", { class: s.truncated ? "num warn" : "num quiet" }, s.truncated || "·"),
+    el("td", { class: s.unexplored ? "num" : "num quiet", title: `of ${s.criteria} criteria` }, s.unexplored || "·"),
+    el("td", { class: s.suppressed ? "num" : "num quiet", title: `of ${s.answers} answers` }, s.suppressed || "·"),
     el("td", { class: "question" }, flags.length ? el("span", { class: "flags" }, flags.join(", "), " ") : null, s.question));
 }
 
@@ -48,7 +51,7 @@ export async function groupsPage(run, query, main) {
   const filters = FILTERS.map(([name, label]) => el("a", {
     class: on.includes(name) ? "chip on" : "chip", role: "button", "aria-pressed": String(on.includes(name)),
     href: changed(run, query, { filter: (on.includes(name) ? on.filter((f) => f !== name) : [...on, name]).join(",") }),
-  }, label));
+  }, label, name in found.counts ? el("span", { class: "count" }, ` ${found.counts[name].toLocaleString("en")}`) : null));
   const head = COLUMNS.map(([key, label]) => el("th", { scope: "col", class: "num", "aria-sort": key === sort ? (down ? "descending" : "ascending") : null },
     key ? el("a", { href: changed(run, query, { sort: key, desc: key === sort && !down ? "1" : "" }) }, label, key === sort ? (down ? " ↓" : " ↑") : "") : label));
   const search = el("input", { type: "search", name: "q", value: query.get("q") || "", placeholder: "search questions, criteria, answers", "aria-label": "search", maxlength: 400 });

@@ -25,7 +25,16 @@ const CAUSES = {
 const HELP = [["← or k", "previous group"], ["→ or j", "next group"], ["s", "rendered or source"], ["d", "differences, and the next text to compare with"],
   ["l", "log-prob, change, off"], ["m", "into the matrix; arrows move, Enter keeps the note, Esc leaves"], ["r", "requests to the teacher"], ["?", "these keys"]];
 
+// What the total reward hides: [its name, what it means]. `sure`: some reference has verdicts.
+const UNEXPLORED = (sure) => ["unexplored", sure ? "A reference meets this criterion and no scored answer does, so no reward of this group teaches it." : "No scored answer meets this criterion, so no reward of this group teaches it. No reference was judged."];
+const SUPPRESSED = ["suppressed", "The answer meets a criterion that another one does not meet, but its reward is not above the group's mean, so the total reward does not teach it."];
+const HIDDEN = (by) => ["hidden", `This criterion did not count in the rewards of this group: its weight is 0${by?.length ? ` (${by.join(", ")})` : ""}.`];
+
+const SIGNS = ["unexplored", "suppressed", "hidden"];
+
 const weightOf = (c) => c.weight ?? c.points;
+const isHidden = (c) => c.weight === 0 && c.points > 0;
+const pointsOf = (c) => number(weightOf(c), Number.isInteger(weightOf(c)) ? 0 : 2);
 const kindOf = (verdicts, id) => MARKS[verdicts ? String(verdicts[id]) : "none"];
 let page = null; // of the group on display; the keys act on it
 
@@ -43,7 +52,10 @@ function pile(reward) {
   return node;
 }
 
-function matrix(here, rubric, columns, largest) {
+// `missed`: what the server found to be unexplored and suppressed, of the rubric of the group.
+function matrix(here, rubric, columns, largest, missed = {}) {
+  const seen = new Map(), note = (about) => { seen.set(about[0], about); return about; };
+  const sure = columns.some((c) => c.reference && c.item.verdicts);
   const scored = columns.filter((c) => !c.reference && c.item.verdicts);
   const classes = (c, more = "") => `col${c.reference ? " ref" : ""}${more}`;
   const head = columns.map((c) => el("th", { role: "columnheader", scope: "col", class: classes(c), "data-col": c.label },
@@ -51,32 +63,44 @@ function matrix(here, rubric, columns, largest) {
   const rewards = columns.map((c) => el("td", { role: "gridcell", class: classes(c), "data-col": c.label }, c.score === null ? "·" : [pile(c.score), number(c.score)]));
   const pushes = columns.map((c) => el("td", { role: "gridcell", class: classes(c), "data-col": c.label },
     c.reference || c.item.advantage === null ? null : [push(c.item.advantage, largest), signed(c.item.advantage)]));
-  const rows = rubric.map((c) => {
+  const rows = rubric.map((c, at) => {
+    const tags = [missed.unexplored?.[at] && note(UNEXPLORED(sure)), isHidden(c) && note(HIDDEN(missed.hidden_by))].filter(Boolean);
     const rate = scored.length ? scored.filter((s) => s.item.verdicts[c.id]).length / scored.length : null;
     const words = el("span", { class: "text" }, c.text);
     here.texts.push({ node: words, text: c.text, inline: true });
-    return el("tr", { role: "row" }, el("td", { role: "gridcell", class: "num pts", title: "points" }, number(weightOf(c), Number.isInteger(weightOf(c)) ? 0 : 2)),
-      el("th", { role: "rowheader", scope: "row", class: "criterion" }, el("span", { class: "category" }, c.category), words),
+    const marks = tags.map((about) => {
+      const tag = el("span", { class: `tag ${about[0]}` }, about[0]);
+      here.cells.set(tag, { criterion: c, tags: [about] });
+      return [" ", tag];
+    });
+    return el("tr", { role: "row", class: isHidden(c) ? "uncounted" : null }, el("td", { role: "gridcell", class: "num pts", title: "points" }, isHidden(c) ? el("s", {}, number(c.points, 0)) : pointsOf(c)),
+      el("th", { role: "rowheader", scope: "row", class: "criterion" }, el("span", { class: "category" }, c.category), words, marks),
       el("td", { role: "gridcell", class: "num quiet rate", title: "share of the scored answers that meet it" }, rate === null ? "" : `${Math.round(100 * rate)}%`),
       columns.map((k) => {
         const [sign, label, kind] = kindOf(k.item.verdicts, c.id);
         const flipped = k.item.again && k.item.verdicts && k.item.again[c.id] !== k.item.verdicts[c.id];
-        const cell = el("td", { role: "gridcell", tabindex: -1, class: classes(k, ` cell ${kind}${flipped ? " flipped" : ""}`), "data-col": k.label,
-          "aria-label": `${k.name}, ${c.id}: ${label}${flipped ? ", the second look says otherwise" : ""}` }, sign);
-        here.cells.set(cell, { column: k, criterion: c, label, kind, flipped });
+        const suppressed = !k.reference && missed.suppressed?.[k.index]?.[at] ? note(SUPPRESSED) : null;
+        const cell = el("td", { role: "gridcell", tabindex: -1, class: classes(k, ` cell ${kind}${flipped ? " flipped" : ""}${suppressed ? " suppressed" : ""}`), "data-col": k.label,
+          "aria-label": `${k.name}, ${c.id}: ${label}${suppressed ? ", suppressed" : ""}${flipped ? ", the second look says otherwise" : ""}` }, sign);
+        here.cells.set(cell, { column: k, criterion: c, label, kind, flipped, tags: suppressed ? [suppressed, ...tags] : tags });
         return cell;
       }));
   });
   const foot = (name, cells, kind) => el("tr", { role: "row", class: kind }, el("td", { role: "gridcell" }), el("th", { role: "rowheader", scope: "row", class: "criterion" }, name), el("td", { role: "gridcell" }), cells);
   const table = el("table", { role: "grid", class: "matrix", "aria-label": "criteria by answers",
-    onpointerover: (e) => { light(e); here.hover(e.target.closest?.(".cell")); }, onpointerleave: (e) => { light(e); here.hover(null); },
-    onfocusin: (e) => here.focus(e.target.closest(".cell")), onclick: (e) => here.keep(e.target.closest(".cell")), onkeydown: (e) => moved(here, table, e) },
+    onpointerover: (e) => { light(e); here.hover(e.target.closest?.(".cell, .tag")); }, onpointerleave: (e) => { light(e); here.hover(null); },
+    onfocusin: (e) => here.focus(e.target.closest(".cell")), onclick: (e) => here.keep(e.target.closest(".cell, .tag")), onkeydown: (e) => moved(here, table, e) },
     el("thead", { role: "rowgroup" }, el("tr", { role: "row" }, el("th", { role: "columnheader", scope: "col", class: "num pts" }, "pts"), el("th", { role: "columnheader", scope: "col", class: "criterion" }, "criterion"), el("th", { role: "columnheader", scope: "col", class: "num rate" }, "pass"), head)),
     el("tbody", { role: "rowgroup" }, rows),
     el("tfoot", { role: "rowgroup" }, foot("reward", rewards, "rewards"), largest ? foot("advantage", pushes, "pushes") : null));
   table.style.setProperty("--columns", Math.max(columns.length, 8));
   table.querySelector(".cell")?.setAttribute("tabindex", "0");
-  return el("div", { class: "scroll" }, table);
+  return el("div", { class: "judged" }, el("div", { class: "scroll" }, table), seen.size ? key(seen) : null);
+}
+
+// The signs that a matrix has, and what they mean.
+function key(seen) {
+  return el("dl", { class: "signs" }, SIGNS.filter((name) => seen.has(name)).map((name) => seen.get(name)).map(([name, text]) => [el("dt", {}, el("span", { class: name === "suppressed" ? "yes suppressed" : `tag ${name}` }, name === "suppressed" ? "✓" : name)), el("dd", {}, name === "suppressed" ? [el("b", {}, name), " "] : null, text)]));
 }
 
 function light(event) {
@@ -112,16 +136,18 @@ function goTo(id) {
 // -------------------------------------------------------------------------------------------------- the note of a cell
 
 // What is known about one verdict. `reasons` is null while the tape is being read.
-function noteOf(here, { column, criterion, label, kind, flipped }) {
+function noteOf(here, { column, criterion, label, kind, flipped, tags }) {
+  const about = [el("p", { class: "about" }, criterion.text), ...tags.map(([name, text]) => el("p", {}, el("b", {}, name), " ", text))];
+  if (!column) return about;
   const asked = here.reasons?.filter((r) => r.answer === column.label && (r.criterion === criterion.id || r.criterion === null)) ?? [];
   const agreement = criterion.agreement === undefined || criterion.agreement === null ? null : `votes on this criterion agree by ${Math.round(100 * criterion.agreement)}%`;
   const why = asked.map((r) => el("p", { class: "reason" }, r.met !== null && r.met !== column.item.verdicts?.[criterion.id] ? el("span", { class: "warn" }, `another look or vote says ${r.met ? "met" : "not met"}: `) : null, el("q", {}, r.text), r.criterion === null ? el("span", { class: "quiet" }, " on the whole answer") : null, " ",
     el("button", { type: "button", class: "plain", onclick: () => openCall(r.key) }, "reply")));
   const none = here.reasons === null ? "reading the verifier's replies …" : kind === "none" ? CAUSES[column.item.unscored] ?? "" : here.reasons.length ? "the reply gives no reason here" : here.unknown ? here.unknown : "the verifier was not asked for reasons (teacher.verifier.form=keyed_reasons)";
   return [
-    el("p", {}, el("b", { class: kind }, kindOf(column.item.verdicts, criterion.id)[0], " ", label), el("span", { class: "quiet" }, ` ${column.name} · ${criterion.id} · ${number(weightOf(criterion), Number.isInteger(weightOf(criterion)) ? 0 : 2)} points`, agreement ? ` · ${agreement}` : ""),
+    el("p", {}, el("b", { class: kind }, kindOf(column.item.verdicts, criterion.id)[0], " ", label), el("span", { class: "quiet" }, ` ${column.name} · ${criterion.id} · ${isHidden(criterion) ? `hidden, ${number(criterion.points, 0)} points` : `${pointsOf(criterion)} points`}`, agreement ? ` · ${agreement}` : ""),
       " ", el("button", { type: "button", class: "plain", onclick: () => goTo(column.id) }, column.reference ? "read the reference" : "read the answer")),
-    el("p", { class: "about" }, criterion.text),
+    ...about,
     flipped ? el("p", { class: "warn" }, `The second look says: ${column.item.again[criterion.id] ? "met" : "not met"}.`) : null,
     ...why, why.length ? null : el("p", { class: "quiet" }, none),
   ].filter(Boolean);
@@ -214,7 +240,7 @@ function card(here, column, right) {
   const node = el("article", { id: column.id, class: column.reference ? "ref" : "", tabindex: -1, "data-col": column.label, "aria-label": column.name },
     el("header", {}, el("b", {}, column.label), el("span", {}, column.score === null ? "" : number(column.score)), facts, wide),
     !column.reference && CAUSES[a.unscored] ? el("p", { class: "quiet cause" }, CAUSES[a.unscored]) : null,
-    body, a.rubric?.length ? matrix(here, a.rubric, [column], 0) : null);
+    body, a.rubric?.length ? matrix(here, a.rubric, [column], 0, { hidden_by: here.hiddenBy }) : null);
   return node;
 }
 
@@ -293,7 +319,7 @@ export async function groupPage(run, step, group, main) {
   ];
   const asked = query.get("show"), show = SHOWS.some(([name]) => name === asked) ? asked : "rendered";
   const to = columns.some((c) => c.label === query.get("to")) ? query.get("to") : row.references.length ? "R0" : "0";
-  const here = { run, step, group, columns, view: { show, to }, texts: [], cells: new Map(), links: new Map(), buttons: new Map(), reasons: null, drawn: 0, said: el("span", { class: "quiet", role: "status" }), root: el("div", { class: "microscope" }) };
+  const here = { run, step, group, columns, hiddenBy: found.hidden_by, view: { show, to }, texts: [], cells: new Map(), links: new Map(), buttons: new Map(), reasons: null, drawn: 0, said: el("span", { class: "quiet", role: "status" }), root: el("div", { class: "microscope" }) };
   page = here;
   const link = (label, place, attributes) => {
     if (!place) return el("span", { class: "quiet" }, label);
@@ -314,7 +340,7 @@ export async function groupPage(run, step, group, main) {
         link("permalink", [step, group], {}), " ", el("button", { type: "button", class: "plain", "aria-label": "keys", onclick: help }, "?"))),
     question,
     row.gold_answer === null || row.gold_answer === undefined ? null : el("p", { class: "quiet" }, "gold answer ", gold),
-    row.rubric.length ? matrix(here, row.rubric, columns, largest) : el("p", { class: "quiet" }, "this group has no rubric of its own"),
+    row.rubric.length ? matrix(here, row.rubric, columns, largest, found) : el("p", { class: "quiet" }, "this group has no rubric of its own"),
     note,
     switches(here),
     el("div", { class: "answers" }, columns.map((c) => card(here, c, c.reference ? null : found.right[c.index]))),
