@@ -53,12 +53,15 @@ def make_mesh(fsdp: int = -1, tp: int = 1, devices=None, *, cp: int = 1) -> jax.
 
 def update_mesh(section: Mapping[str, Any], devices=None) -> jax.sharding.Mesh:
     """The mesh of the update, on which parameters and optimizer are: ``mesh.update_fsdp`` and ``mesh.update_tp``, or
-    where these are 0 ``mesh.fsdp`` and ``mesh.tp``; and ``mesh.cp``.
+    where these are 0 ``mesh.fsdp`` and ``mesh.tp``; and ``mesh.cp``. With ``update_fsdp=-1`` it takes the devices that
+    ``mesh.fsdp`` and ``mesh.tp`` name: all of them, or as many as their sizes say.
 
     Args:
         section: ``cfg.mesh``.
     """
     fsdp, tp = section["update_fsdp"] or section["fsdp"], section["update_tp"] or section["tp"]
+    if section["update_fsdp"] == -1 and section["fsdp"] > 0:
+        devices = (jax.devices() if devices is None else devices)[: section["fsdp"] * section["tp"]]
     return make_mesh(fsdp, tp, devices, cp=section["cp"])
 
 

@@ -84,6 +84,8 @@ def section(**changes):
         ({"fsdp": 4, "sample_fsdp": -1, "sample_tp": 2}, (4, 1), (2, 2)),
         ({"fsdp": 2, "tp": 4, "update_fsdp": -1, "update_tp": 1}, (8, 1), (2, 4)),
         ({"tp": 2, "update_tp": 1, "cp": 4}, (2, 4, 1), (4, 2)),
+        ({"fsdp": 1, "update_fsdp": -1, "update_tp": 1}, (1, 1), (1, 1)),
+        ({"fsdp": 2, "tp": 2, "update_fsdp": -1, "update_tp": 1}, (4, 1), (2, 2)),
     ],
 )
 def test_update_and_sampler_have_a_mesh_each_of_the_same_devices_in_the_same_order(changes, update, sample):
