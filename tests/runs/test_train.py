@@ -371,7 +371,7 @@ def test_a_hugging_face_directory_trains(tmp_path):
         (dict(teacher__provider="openai"), r"OPENAI_API_KEY"),
         (dict(teacher__provider="gemini"), r"GEMINI_API_KEY"),
         (dict(teacher__provider="oracle"), r"oracle.*unknown; known: gemini, openai, scripted"),
-        (dict(method="ropdd"), r"ropdd.*exopd, gad, lopd, ovd, permuted, rar, rlvr, ropd, sft, t_judge"),
+        (dict(method="ropdd"), r"ropdd.*cort, cripo, evolving, exopd, .*, ropd, ruler, sft, t_judge"),
         (dict(student__checkpoint="/nowhere"), r"/nowhere.*does not exist"),
         (
             dict(data__max_prompt_tokens=3),
