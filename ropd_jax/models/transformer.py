@@ -38,7 +38,7 @@ from ropd_jax.models.linear import (
 )
 from ropd_jax.models.rope import angles_of_kind, rope_kind_of, rotary_angles, rotate
 from ropd_jax.models.vocabulary import only_tokens
-from ropd_jax.parallel.mesh import RULES, active_mesh, constrain, out, parts_of_a_row, platform, size_of
+from ropd_jax.parallel.mesh import RULES, active_mesh, constrain, out, platform, size_of
 from ropd_jax.types import Array
 
 
@@ -113,10 +113,10 @@ class Experts(nnx.Module):
     0 1 | 1 2 | 0 2 with sizes 2, 2, 2. On a mesh each device sorts the tokens it has and multiplies its slice of F; one
     sum over ``tp`` ends the layer. Sorting is local, in a `jax.shard_map`: a global sort would gather every token.
 
-    With ``mesh.ep`` a device has some of the experts, whole in D. The tokens of the devices of ``ep`` are gathered, each
-    computes what its experts add to them, and a reduce-scatter over ``ep`` sums. No token is dropped, however many go
-    to one expert. Per token (ep - 1) D numbers are received each way; an all-to-all of the sorted rows would receive
-    k D (ep - 1) / ep, which is less where k < ep only.
+    With ``mesh.ep`` a device has some of the experts. The tokens of all devices along ``ep`` are gathered, each device
+    computes what its own experts add to them, and a reduce-scatter sums. No token is dropped, however many choose one
+    expert. For each of its tokens a device receives (ep - 1) D numbers each way; an all-to-all of the sorted rows would
+    receive k D (ep - 1) / ep, which is less only if k < ep. Every device sorts the rows of all ``ep`` devices.
     """
 
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):

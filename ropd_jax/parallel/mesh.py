@@ -104,7 +104,7 @@ class ShardingRules:
         """PartitionSpec of an array with these dimension letters, leaving out what the mesh axis ``drop`` splits.
 
         Inside ``jax.set_mesh`` of a mesh with the axes ``ep`` or ``cp`` a parameter's D is split over them as well. Of
-        an expert's weights (``EDF``, not the router's ``DE``) E is split over ``ep``, and D is not.
+        an expert's weights (``EDF``, not the router's ``DE``) E is split over ``ep`` instead of D.
         """
         table: dict[str, str | tuple[str, ...]] = dict(self.axis)
         if drop:
@@ -173,7 +173,7 @@ def check_whole_rows(mesh: jax.sharding.Mesh, who: str) -> None:
     if "cp" in mesh.axis_names:
         raise UserError(f"mesh.cp={mesh.shape['cp']}: {who} reads whole rows; set --config.mesh.cp=1")
     if "ep" in mesh.axis_names:
-        raise UserError(f"mesh.ep={mesh.shape['ep']}: {who} has no experts of its own; set --config.mesh.ep=1")
+        raise UserError(f"mesh.ep={mesh.shape['ep']}: {who} knows the axes fsdp and tp only; set --config.mesh.ep=1")
 
 
 def whole_parts(tokens: int, mesh: jax.sharding.Mesh) -> int:
@@ -228,7 +228,9 @@ def check_divides(cfg, mesh: jax.sharding.Mesh) -> None:
     if (ep := mesh.shape.get("ep", 1)) > 1 and (not cfg.num_experts or cfg.num_experts % ep):
         have = f"num_experts={cfg.num_experts} does not divide over it" if cfg.num_experts else "it has no experts"
         fits = math.gcd(ep, cfg.num_experts) if cfg.num_experts else 1
-        raise UserError(f"mesh.ep={ep}: expected a divisor of this student's experts; {have}; set --config.mesh.ep={fits}")
+        raise UserError(
+            f"mesh.ep={ep}: expected a divisor of the student's experts; {have}; set --config.mesh.ep={fits}"
+        )
     asked = parts_of_a_batch(mesh) * mesh.shape.get("cp", 1), mesh.shape["tp"]
     if not (wrong := _undivided(cfg, *asked)):
         return
