@@ -286,6 +286,7 @@ def default() -> ConfigDict:
     cfg.mesh.update_tp = 0  # 0 is mesh.tp
     cfg.mesh.sample_fsdp = 0  # and the sampler's
     cfg.mesh.sample_tp = 0
+    cfg.mesh.ep = 1  # of the update: over how many devices the experts of each layer are split; docs/update.md
     cfg.mesh.cp = 1  # of the update: over how many devices each row's tokens are split, for long rows; docs/update.md
 
     cfg.checkpoint = ConfigDict()

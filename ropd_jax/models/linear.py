@@ -32,7 +32,8 @@ MANY_ROWS = 32  # of a decode step on CPU, see `product_outputs_first`
 LINEAR = {"attn": ("q_DNH", "k_DKH", "v_DKH", "o_NHD"), "mlp": ("gate_DF", "up_DF", "down_FD")}
 
 
-GATHERED_AT_USE = (*LINEAR["attn"], *LINEAR["mlp"])  # by `project`
+EXPERTS = ("gate_EDF", "up_EDF", "down_EFD")
+GATHERED_AT_USE = (*LINEAR["attn"], *LINEAR["mlp"], *EXPERTS)  # by `project`, and by `transformer.Experts`
 
 ATTACHED = ("adapters", "scales", "layouts")
 

@@ -25,6 +25,7 @@ from jax.sharding import reshard
 from ropd_jax.models.attention import self_attention
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.linear import (
+    EXPERTS,
     GATHERED_AT_USE,
     MANY_ROWS,
     Params,
@@ -33,10 +34,11 @@ from ropd_jax.models.linear import (
     linear,
     product_outputs_first,
     take_attached,
+    whole,
 )
 from ropd_jax.models.rope import angles_of_kind, rope_kind_of, rotary_angles, rotate
 from ropd_jax.models.vocabulary import only_tokens
-from ropd_jax.parallel.mesh import RULES, active_mesh, constrain, out, parts_of_a_row, platform
+from ropd_jax.parallel.mesh import RULES, active_mesh, constrain, out, platform, size_of
 from ropd_jax.types import Array
 
 
@@ -110,6 +112,11 @@ class Experts(nnx.Module):
     k experts, not E. Three tokens with experts (2, 0), (0, 1), (2, 1) make 6 rows; sorted by expert they are the tokens
     0 1 | 1 2 | 0 2 with sizes 2, 2, 2. On a mesh each device sorts the tokens it has and multiplies its slice of F; one
     sum over ``tp`` ends the layer. Sorting is local, in a `jax.shard_map`: a global sort would gather every token.
+
+    With ``mesh.ep`` a device has some of the experts. The tokens of all devices along ``ep`` are gathered, each device
+    computes what its own experts add to them, and a reduce-scatter sums. No token is dropped, however many choose one
+    expert. For each of its tokens a device receives (ep - 1) D numbers each way; an all-to-all of the sorted rows would
+    receive k D (ep - 1) / ep, which is less only if k < ep. Every device sorts the rows of all ``ep`` devices.
     """
 
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
@@ -131,33 +138,65 @@ class Experts(nnx.Module):
 
     def __call__(self, x_BTD, attached):
         weight_BTk, expert_BTk = self.route(x_BTD)
-        weights = [self.weight(name, attached, x_BTD.dtype) for name in ("gate_EDF", "up_EDF", "down_EFD")]
+        weights = [self.weight(name, attached, x_BTD.dtype) for name in EXPERTS]
         if active_mesh() is None:
             return self.sorted(x_BTD, weight_BTk, expert_BTk, *weights)
+        stored = tuple(jax.typeof(w).sharding.spec for w in weights)
+        tokens = (out("BTD"),) * 3
 
         def local(*args):
-            return jax.lax.psum(self.sorted(*args), dict(RULES.axis)["F"])
+            of_tokens, weights = args[:3], [_gathered(w, spec) for w, spec in zip(args[3:], stored, strict=True)]
+            if size_of("ep") == 1:
+                y_BTD = self.sorted(*of_tokens, *weights)
+            else:
+                of_all = [jax.lax.all_gather(a, "ep", tiled=True) for a in of_tokens]
+                y_BTD = self.sorted(*of_all, *weights, first=jax.lax.axis_index("ep") * len(weights[0]))
+                y_BTD = jax.lax.psum_scatter(y_BTD, "ep", tiled=True)
+            return jax.lax.psum(y_BTD, dict(RULES.axis)["F"])
 
-        by_token, column, row = out("BTD"), out("EDF"), out("EFD")
-        return jax.shard_map(local, in_specs=(by_token, by_token, by_token, column, column, row), out_specs=by_token)(
+        return jax.shard_map(local, in_specs=(*tokens, *stored), out_specs=tokens[0])(
             x_BTD, weight_BTk, expert_BTk, *weights
         )
 
     def weight(self, name: str, attached: Params, dtype) -> jax.Array:
-        w = getattr(self, name)[...].astype(dtype)
+        w = getattr(self, name)[...]
+        if w.dtype.itemsize < dtype.itemsize:  # int8: it travels as it is, as in `linear`
+            w = whole(w, name.rsplit("_", 1)[-1])
+        w = w.astype(dtype)
         channel = attached.get(name, {}).get(f"channel_E{name[-1]}")  # of int8 experts, as in `linear`
         return w if channel is None else w * channel.astype(dtype)[:, None]
 
-    def sorted(self, x_BTD, weight_BTk, expert_BTk, gate_EDF, up_EDF, down_EFD):
+    def sorted(self, x_BTD, weight_BTk, expert_BTk, gate_EDF, up_EDF, down_EFD, *, first: Array | None = None):
+        """What the given experts add to the tokens.
+
+        Args:
+            first: the id of the first of them; None: they are all. The rows of other experts are sorted to the end,
+                belong to no group and are 0: `jax.lax.ragged_dot` leaves them undefined on some platforms.
+        """
         B, T, D = x_BTD.shape
-        k = self.cfg.experts_per_token
+        k, E = self.cfg.experts_per_token, len(gate_EDF)
         expert_R = expert_BTk.reshape(-1)  # R = B*T*k rows, one for each (token, expert)
+        if first is not None:
+            expert_R = jnp.where((expert_R >= first) & (expert_R < first + E), expert_R - first, E)
         order_R = jnp.argsort(expert_R, stable=True)
-        x_RD = x_BTD.reshape(B * T, D)[order_R // k]
-        size_E = jnp.bincount(expert_R, length=self.cfg.num_experts).astype(jnp.int32)
+        size_E = jnp.bincount(expert_R, length=E).astype(jnp.int32)
+        own_R1 = None if first is None else (jnp.arange(len(order_R)) < jnp.sum(size_E))[:, None]
+
+        def only_own(x_RD):
+            return x_RD if own_R1 is None else jnp.where(own_R1, x_RD, 0)
+
+        x_RD = only_own(x_BTD.reshape(B * T, D)[order_R // k])
         h_RF = self.activate(jax.lax.ragged_dot(x_RD, gate_EDF, size_E)) * jax.lax.ragged_dot(x_RD, up_EDF, size_E)
-        y_RD = jax.lax.ragged_dot(h_RF, down_EFD, size_E) * weight_BTk.reshape(-1)[order_R][:, None]
+        y_RD = only_own(jax.lax.ragged_dot(h_RF, down_EFD, size_E)) * weight_BTk.reshape(-1)[order_R][:, None]
         return jnp.zeros((B * T, D), x_BTD.dtype).at[order_R // k].add(y_RD).reshape(B, T, D)
+
+
+def _gathered(w: jax.Array, spec: jax.P) -> jax.Array:
+    """A weight whole over ``fsdp`` (and ``cp``), in `jax.shard_map`; its gradient is summed into the stored slices."""
+    for i, axes in enumerate(spec):
+        if axes is not None and "fsdp" in (axes if isinstance(axes, tuple) else (axes,)):
+            return jax.lax.all_gather(w, axes, axis=i, tiled=True)
+    return w
 
 
 class Block(nnx.Module):
@@ -279,8 +318,11 @@ def embed(cfg: ModelConfig, params: Params, tokens_BT: jax.Array, dtype) -> jax.
     else:
         table_VD, tokens_BT = reshard(table_VD, RULES.spec("_D")), constrain(tokens_BT, "__")
         x_BTD = table_VD.at[tokens_BT].get(out_sharding=RULES.spec("__D")).astype(dtype)
-        if parts_of_a_row() > 1:  # one axis at a time: XLA would gather all rows for both
-            x_BTD = reshard(x_BTD, jax.P(dict(RULES.axis)["B"], None, "cp"))
+        if later := tuple(axis for axis in ("ep", "cp") if size_of(axis) > 1):
+            # One axis at a time: XLA would gather all rows for several.
+            x_BTD = reshard(x_BTD, jax.P(dict(RULES.axis)["B"], None, later))
+            if len(later) > 1:
+                x_BTD = reshard(x_BTD, jax.P(dict(RULES.axis)["B"], "cp", "ep"))
         x_BTD = constrain(x_BTD, "BTD")
     return x_BTD * jnp.asarray(cfg.embed_scale, dtype)  # Gemma's checkpoints were trained with the rounded factor
 

@@ -1,10 +1,12 @@
 """The device mesh, its axis names and the one table of sharding rules.
 
 Axes are Explicit (the default of ``jax.make_mesh`` in jax 0.10), so a wrong sharding raises while tracing.
-Two axes, or three:
+Two axes, and two more of an update that wants them:
 
     fsdp   parameters are stored in slices of it; a batch is split over it
     tp     heads, MLP width and vocabulary are split over it
+    ep     (of an update with ``mesh.ep`` > 1) experts are split over it; for all else it is a part of fsdp: a batch is
+           split over it, and it stores parameters
     cp     (of an update with ``mesh.cp`` > 1) the tokens of a row are split over it, and it stores parameters like fsdp
 
 A parameter's name states its dimensions (``q_DNH``), so its sharding follows from its name: ``ShardingRules``
@@ -31,30 +33,32 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, reshard
 from ropd_jax.types import UserError
 
 AXES = ("fsdp", "tp")
-WITH_CP = ("fsdp", "cp", "tp")
 
 
-def make_mesh(fsdp: int = -1, tp: int = 1, devices=None, *, cp: int = 1) -> jax.sharding.Mesh:
-    """A mesh of shape (fsdp, tp), or (fsdp, cp, tp) if ``cp`` > 1; ``fsdp=-1`` takes all devices that are left."""
+def make_mesh(fsdp: int = -1, tp: int = 1, devices=None, *, ep: int = 1, cp: int = 1) -> jax.sharding.Mesh:
+    """A mesh of shape (fsdp, tp), with ``ep`` and ``cp`` between them where they are more than 1.
+
+    ``fsdp=-1`` takes all devices that are left.
+    """
     devices = jax.devices() if devices is None else devices
     n = len(devices)
-    if tp < 1 or cp < 1 or (fsdp < 1 and fsdp != -1):
-        raise UserError(f"mesh fsdp={fsdp}, tp={tp}, cp={cp}: expected positive sizes (or fsdp=-1 to fill)")
-    rest, words = tp * cp, f"tp={tp}" if cp == 1 else f"cp={cp} x tp={tp}"
+    if min(tp, ep, cp) < 1 or (fsdp < 1 and fsdp != -1):
+        raise UserError(f"mesh fsdp={fsdp}, ep={ep}, cp={cp}, tp={tp}: expected positive sizes (or fsdp=-1 to fill)")
+    inner = {axis: size for axis, size in (("ep", ep), ("cp", cp)) if size > 1} | {"tp": tp}
+    rest, words = math.prod(inner.values()), " x ".join(f"{axis}={size}" for axis, size in inner.items())
     if fsdp == -1:
         if n % rest:
             raise UserError(f"mesh {words} does not divide the {n} devices here; choose a divisor of {n}")
         fsdp = n // rest
     if fsdp * rest > n:
         raise UserError(f"mesh fsdp={fsdp} x {words} needs {fsdp * rest} devices, here are {n}; lower one of them")
-    sizes, axes = ((fsdp, tp), AXES) if cp == 1 else ((fsdp, cp, tp), WITH_CP)
-    return jax.make_mesh(sizes, axes, devices=devices[: fsdp * rest])
+    return jax.make_mesh((fsdp, *inner.values()), ("fsdp", *inner), devices=devices[: fsdp * rest])
 
 
 def update_mesh(section: Mapping[str, Any], devices=None) -> jax.sharding.Mesh:
     """The mesh of the update, on which parameters and optimizer are: ``mesh.update_fsdp`` and ``mesh.update_tp``, or
-    where these are 0 ``mesh.fsdp`` and ``mesh.tp``; and ``mesh.cp``. With ``update_fsdp=-1`` it takes the devices that
-    ``mesh.fsdp`` and ``mesh.tp`` name: all of them, or as many as their sizes say.
+    where these are 0 ``mesh.fsdp`` and ``mesh.tp``; and ``mesh.ep`` and ``mesh.cp``. With ``update_fsdp=-1`` it takes
+    the devices that ``mesh.fsdp`` and ``mesh.tp`` name: all of them, or as many as their sizes say.
 
     Args:
         section: ``cfg.mesh``.
@@ -62,7 +66,7 @@ def update_mesh(section: Mapping[str, Any], devices=None) -> jax.sharding.Mesh:
     fsdp, tp = section["update_fsdp"] or section["fsdp"], section["update_tp"] or section["tp"]
     if section["update_fsdp"] == -1 and section["fsdp"] > 0:
         devices = (jax.devices() if devices is None else devices)[: section["fsdp"] * section["tp"]]
-    return make_mesh(fsdp, tp, devices, cp=section["cp"])
+    return make_mesh(fsdp, tp, devices, ep=section["ep"], cp=section["cp"])
 
 
 def sampling_mesh(section: Mapping[str, Any], update: jax.sharding.Mesh) -> jax.sharding.Mesh:
@@ -102,13 +106,20 @@ class ShardingRules:
     def spec(self, dims: str, *, drop: str = "") -> PartitionSpec:
         """PartitionSpec of an array with these dimension letters, leaving out what the mesh axis ``drop`` splits.
 
-        Inside ``jax.set_mesh`` of a mesh with the axis ``cp`` a parameter's D is split over it as well.
+        Inside ``jax.set_mesh`` of a mesh with the axes ``ep`` or ``cp`` a parameter's D is split over them as well. Of
+        an expert's weights (``EDF``, not the router's ``DE``) E is split over ``ep`` instead of D.
         """
         table: dict[str, str | tuple[str, ...]] = dict(self.axis)
         if drop:
             table = {letter: axis for letter, axis in table.items() if axis != drop}
-        if "D" in table and parts_of_a_row() > 1:
-            table["D"] = ("cp", "fsdp")
+        parts = tuple(axis for axis in ("ep", "cp") if size_of(axis) > 1)
+        if "ep" in parts:
+            table |= {"B": ("fsdp", "ep")} if "B" in table else {}
+            if dims.lstrip("L").startswith("E"):
+                table["E"] = "ep"
+                parts = parts[1:]
+        if "D" in table and parts:
+            table["D"] = (*parts, "fsdp")
         return PartitionSpec(*map(table.get, dims))
 
     def storage(self, params) -> dict:
@@ -144,16 +155,28 @@ def active_mesh() -> AbstractMesh | None:
     return None if mesh.empty else mesh
 
 
+def size_of(axis: str) -> int:
+    """Of an axis of the mesh; 1 without it, and without a mesh."""
+    mesh = active_mesh()
+    return 1 if mesh is None else mesh.shape.get(axis, 1)
+
+
 def parts_of_a_row() -> int:
     """``cp`` of the mesh: over how many devices the tokens of a row are split."""
-    mesh = active_mesh()
-    return 1 if mesh is None else mesh.shape.get("cp", 1)
+    return size_of("cp")
+
+
+def parts_of_a_batch(mesh: jax.sharding.Mesh) -> int:
+    """Over how many devices the rows of a batch are split: a batch has a multiple of so many."""
+    return mesh.shape["fsdp"] * mesh.shape.get("ep", 1)
 
 
 def check_whole_rows(mesh: jax.sharding.Mesh, who: str) -> None:
-    """Raise UserError where rows are split over ``cp``, for networks that read whole rows."""
+    """Raise UserError where rows are split over ``cp`` or a batch over ``ep``, for networks that know neither."""
     if "cp" in mesh.axis_names:
         raise UserError(f"mesh.cp={mesh.shape['cp']}: {who} reads whole rows; set --config.mesh.cp=1")
+    if "ep" in mesh.axis_names:
+        raise UserError(f"mesh.ep={mesh.shape['ep']}: {who} knows the axes fsdp and tp only; set --config.mesh.ep=1")
 
 
 def whole_parts(tokens: int, mesh: jax.sharding.Mesh) -> int:
@@ -176,7 +199,9 @@ def out(dims: str) -> PartitionSpec | None:
     """
     if active_mesh() is None:
         return None
-    table: dict[str, str | None] = dict(RULES.axis) | {"D": None}
+    table: dict[str, str | tuple[str, ...] | None] = dict(RULES.axis) | {"D": None}
+    if size_of("ep") > 1:
+        table["B"] = ("fsdp", "ep")
     if parts_of_a_row() > 1:
         table["T"] = "cp"
     return PartitionSpec(*(table.get(d) for d in dims))
@@ -203,7 +228,13 @@ def locally(f: Callable, dims: tuple, out_dims: tuple | str) -> Callable:
 
 def check_divides(cfg, mesh: jax.sharding.Mesh) -> None:
     """Raise UserError when a student's sizes do not divide over the mesh, naming the nearest meshes that work."""
-    asked = mesh.shape["fsdp"] * mesh.shape.get("cp", 1), mesh.shape["tp"]
+    if (ep := mesh.shape.get("ep", 1)) > 1 and (not cfg.num_experts or cfg.num_experts % ep):
+        have = f"num_experts={cfg.num_experts} does not divide over it" if cfg.num_experts else "it has no experts"
+        fits = math.gcd(ep, cfg.num_experts) if cfg.num_experts else 1
+        raise UserError(
+            f"mesh.ep={ep}: expected a divisor of the student's experts; {have}; set --config.mesh.ep={fits}"
+        )
+    asked = parts_of_a_batch(mesh) * mesh.shape.get("cp", 1), mesh.shape["tp"]
     if not (wrong := _undivided(cfg, *asked)):
         return
     n = len(jax.devices()) if mesh.devices.flat[0] in jax.devices() else mesh.size

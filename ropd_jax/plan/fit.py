@@ -154,7 +154,7 @@ def _tps(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> Iterato
 def mesh_sizes(cfg: ConfigDict, topology: Topology, whose: str) -> dict[str, int]:
     """Sizes of the mesh of the ``update`` or of ``sample``."""
     fsdp, tp = (cfg.mesh[f"{whose}_{axis}"] or cfg.mesh[axis] for axis in ("fsdp", "tp"))
-    rest = tp * (cfg.mesh.cp if whose == "update" else 1)
+    rest = tp * (cfg.mesh.ep * cfg.mesh.cp if whose == "update" else 1)
     return {"fsdp": topology.devices // rest if fsdp == -1 else fsdp, "tp": tp}
 
 

@@ -69,7 +69,8 @@ def moved(params: Params, dtype: str, mesh: jax.sharding.Mesh) -> Params:
 
 def mover(params: Params, dtype: str, mesh: jax.sharding.Mesh) -> Any:
     """The jitted function of `moved` for parameters of these shapes."""
-    specs, tree = jax.tree.flatten(RULES.storage(params))
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # the learner's can have axes that this one lacks
+        specs, tree = jax.tree.flatten(RULES.storage(params))
     return _mover(tuple(specs), tree, dtype, mesh)
 
 

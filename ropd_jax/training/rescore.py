@@ -63,7 +63,7 @@ def changes_of(
     every = np.ones(len(rows), bool)
     row_len = mesh_lib.whole_parts(length - 1, mesh)
     batch = make_batch(rows, np.zeros(len(rows), np.float32), every, every, length, row_len=row_len)
-    parts = split_parts(batch, cfg.optim.microbatch, multiple=mesh.shape["fsdp"])
+    parts = split_parts(batch, cfg.optim.microbatch, multiple=mesh_lib.parts_of_a_batch(mesh))
     [logp_ABT] = mesh_lib.fetch(make_score(cfg, model_cfg)(params, base, _placed(parts, mesh)))
     logp_BT = logp_ABT.reshape(-1, logp_ABT.shape[-1])
     found = []

@@ -121,7 +121,7 @@ class Told:
         else:
             row_len, places = 0, [[i] for i in range(len(told))]
         batch = make_batch(told, nothing_B, yes_B, yes_B, self.most, places=places, row_len=row_len)
-        return told, places, split_parts(batch, optim.microbatch, multiple=self.mesh.shape["fsdp"])
+        return told, places, split_parts(batch, optim.microbatch, multiple=mesh_lib.parts_of_a_batch(self.mesh))
 
     def _told(self, row: TokenSequence, name: str) -> TokenSequence:
         prompt_T = row.told.get(name)

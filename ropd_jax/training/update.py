@@ -375,4 +375,4 @@ def step_parts(
         batch = pack(sequences, *advantages_B, length, row_len=row_len, fixed=fixed)
     else:
         batch = make_batch(sequences, *advantages_B, length, row_len=row_len)
-    return split_parts(batch, optim.microbatch, multiple=mesh.shape["fsdp"])
+    return split_parts(batch, optim.microbatch, multiple=mesh_lib.parts_of_a_batch(mesh))

@@ -328,6 +328,7 @@ KEYS: dict[str, Key] = {
     "mesh.update_tp": _numerics(_whole(0, why="0 is mesh.tp")),
     "mesh.sample_fsdp": _numerics(_whole(-1, why="0 is mesh.fsdp")),
     "mesh.sample_tp": _numerics(_whole(0, why="0 is mesh.tp")),
+    "mesh.ep": _numerics(_whole(1)),
     "mesh.cp": _numerics(_whole(1)),
     "checkpoint.every": _free(_whole(1)),
     "checkpoint.keep": _free(_whole(1)),

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from ropd_jax.models import linear, transformer
 from ropd_jax.models.attention import attention
@@ -106,6 +107,35 @@ def test_rows_that_are_split_over_cp_give_the_log_probs_and_gradients_of_whole_o
         (_, logp_split), grads_split = run(placed, *(jax.device_put(x, by_token) for x in inputs))
     np.testing.assert_allclose(logp_split, logp, atol=1e-5)
     assert trees_max_diff(jax.device_get(grads_split), jax.device_get(grads)) < 1e-5 * 32
+
+
+@pytest.mark.parametrize("fsdp, ep, cp, tp", [(2, 2, 1, 1), (1, 4, 1, 1), (1, 2, 1, 2), (1, 2, 2, 1)])
+def test_experts_that_are_split_over_ep_give_the_outputs_and_gradients_of_whole_ones(fsdp, ep, cp, tp):
+    cfg = dataclasses.replace(TINY, d_model=8, mlp_dim=4, num_experts=4, experts_per_token=2)
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+        layer = nnx.split(nnx.eval_shape(lambda: transformer.Experts(cfg, nnx.Rngs(0))))[0]
+    rng = np.random.default_rng(0)
+    sizes = {"router_DE": (8, 4), "gate_EDF": (4, 8, 4), "up_EDF": (4, 8, 4), "down_EFD": (4, 4, 8)}
+    params = {name: rng.normal(0, 0.3, size).astype(np.float32) for name, size in sizes.items()}
+    params["router_DE"][:, 3] = 0.0
+    params["router_DE"][0, 0] = 9.0  # so that many tokens go to one expert, and more to one device than to the other
+    x_BTD, by_BTD = rng.normal(size=(2, 4, 6, 8)).astype(np.float32)
+
+    def loss(params, x_BTD, by_BTD):
+        gathered = mesh_lib.RULES.gather(params, but=linear.EXPERTS)
+        y_BTD = nnx.merge(layer, gathered)(x_BTD, {})
+        return jnp.sum(y_BTD * by_BTD), y_BTD
+
+    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    (_, want_BTD), want = run(params, x_BTD, by_BTD)
+    mesh = mesh_lib.make_mesh(fsdp, tp, jax.devices()[: fsdp * ep * cp * tp], ep=ep, cp=cp)
+    with jax.set_mesh(mesh):
+        placed = mesh_lib.put(params, mesh, mesh_lib.RULES.storage(params))
+        assert placed["up_EDF"].addressable_data(0).shape[0] == 4 // ep
+        by_token = jax.NamedSharding(mesh, mesh_lib.out("BTD"))
+        (_, got_BTD), got = run(placed, jax.device_put(x_BTD, by_token), jax.device_put(by_BTD, by_token))
+    np.testing.assert_allclose(got_BTD, want_BTD, atol=1e-5)
+    assert trees_max_diff(jax.device_get(got), jax.device_get(want)) < 1e-5
 
 
 @pytest.mark.parametrize("attention", ["naive", "short", "xla"])

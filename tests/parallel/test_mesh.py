@@ -70,7 +70,7 @@ def test_one_device_always_works():
 
 
 def section(**changes):
-    return dict(fsdp=-1, tp=1, update_fsdp=0, update_tp=0, sample_fsdp=0, sample_tp=0, cp=1) | changes
+    return dict(fsdp=-1, tp=1, update_fsdp=0, update_tp=0, sample_fsdp=0, sample_tp=0, ep=1, cp=1) | changes
 
 
 @pytest.mark.parametrize(
@@ -86,6 +86,7 @@ def section(**changes):
         ({"tp": 2, "update_tp": 1, "cp": 4}, (2, 4, 1), (4, 2)),
         ({"fsdp": 1, "update_fsdp": -1, "update_tp": 1}, (1, 1), (1, 1)),
         ({"fsdp": 2, "tp": 2, "update_fsdp": -1, "update_tp": 1}, (4, 1), (2, 2)),
+        ({"tp": 2, "update_tp": 1, "ep": 4}, (2, 4, 1), (4, 2)),
     ],
 )
 def test_update_and_sampler_have_a_mesh_each_of_the_same_devices_in_the_same_order(changes, update, sample):
@@ -100,6 +101,24 @@ def test_update_and_sampler_have_a_mesh_each_of_the_same_devices_in_the_same_ord
 def test_a_mesh_of_the_sampler_that_leaves_devices_out_is_refused(changes):
     with pytest.raises(UserError, match=r"expected all \d devices of the update's mesh, fsdp=\d, tp=1; set"):
         mesh_lib.sampling_mesh(section(**changes), mesh_lib.update_mesh(section(**changes)))
+
+
+def test_experts_are_split_over_ep_and_all_else_as_over_fsdp():
+    mesh = mesh_lib.make_mesh(2, 2, ep=2)
+    assert mesh.axis_names == ("fsdp", "ep", "tp") and mesh_lib.parts_of_a_batch(mesh) == 4
+    with jax.set_mesh(mesh):
+        assert mesh_lib.RULES.spec("LEDF") == jax.P(None, "ep", "fsdp", "tp")
+        assert mesh_lib.RULES.spec("EF", drop="fsdp") == jax.P("ep", "tp")  # an int8 expert's factors
+        assert mesh_lib.RULES.spec("LDE") == jax.P(None, ("ep", "fsdp"), None)
+        assert mesh_lib.out("BTD") == jax.P(("fsdp", "ep"), None, None) == mesh_lib.RULES.spec("BT_")
+    mesh_lib.check_divides(QWEN3_30B_A3B, mesh)
+    with pytest.raises(UserError, match=r"mesh.ep=2: .*; it has no experts; set --config.mesh.ep=1"):
+        mesh_lib.check_divides(TINY, mesh)
+    few = dataclasses.replace(QWEN3_30B_A3B, num_experts=12)
+    with pytest.raises(UserError, match=r"mesh.ep=8: .*num_experts=12 does not divide over it; set --config.mesh.ep=4"):
+        mesh_lib.check_divides(few, mesh_lib.make_mesh(1, 1, ep=8))
+    with pytest.raises(UserError, match=r"mesh.ep=2: the judge .*; set --config.mesh.ep=1"):
+        mesh_lib.check_whole_rows(mesh, "the judge")
 
 
 def test_parts_of_rows_and_who_needs_whole_ones():

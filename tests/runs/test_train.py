@@ -66,20 +66,22 @@ def sequences(n, seed=0):
     ]
 
 
-def updated(rows, advantages, *, microbatch=0, mesh=None, kl_coef=0.0, aggregation="token_mean", row_len=0, **loss):
+def updated(
+    rows, advantages, *, microbatch=0, mesh=None, kl_coef=0.0, aggregation="token_mean", row_len=0, model=TINY, **loss
+):
     """Parameters and metrics after one SGD step, so that a parameter's change is its gradient."""
     keys = dict(kl_coef=kl_coef, aggregation=aggregation) | loss
     cfg = tiny_config(**{f"loss__{key}": value for key, value in keys.items()})
-    params = transformer.init_params(TINY, 0)
-    ref = transformer.init_params(TINY, 1) if kl_coef else None
+    params = transformer.init_params(model, 0)
+    ref = transformer.init_params(model, 1) if kl_coef else None
     tx = optax.sgd(1.0)
-    update = make_update(update_config(cfg), TINY, load_method("ropd", cfg), tx)
+    update = make_update(update_config(cfg), model, load_method("ropd", cfg), tx)
     flat = [np.asarray(x).reshape(-1) for x in advantages]
     if row_len:
         batch = pack(rows, *flat, LENGTH, row_len=row_len, fixed=bool(microbatch))
     else:
         batch = make_batch(rows, *flat, LENGTH)
-    batch = split_parts(batch, microbatch, multiple=mesh.shape["fsdp"] if mesh else 1)
+    batch = split_parts(batch, microbatch, multiple=mesh_lib.parts_of_a_batch(mesh) if mesh else 1)
     if mesh is None:
         state, metrics = update(State(params, tx.init(params)), ref, batch)
     else:
@@ -185,6 +187,18 @@ def test_an_update_of_rows_that_are_split_over_cp_equals_that_of_whole_rows():
     assert trees_max_diff(params, packed) < 1e-4 * largest_change(params)
     for key, value in metrics.items():
         assert m_packed[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
+
+
+def test_an_update_of_experts_that_are_split_over_ep_equals_that_of_whole_ones():
+    rows, adv = sequences(8), some_advantages()
+    model = dataclasses.replace(TINY, num_layers=1, num_experts=4, experts_per_token=2)
+    start = jax.device_get(transformer.init_params(model, 0))
+    params, metrics = updated(rows, adv, model=model)
+    mesh = mesh_lib.make_mesh(2, 1, jax.devices()[:4], ep=2)
+    split, m_split = updated(rows, adv, model=model, mesh=mesh)
+    assert trees_max_diff(params, split) < 1e-4 * trees_max_diff(params, start)
+    for key, value in metrics.items():
+        assert m_split[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
 
 
 def test_sharded_update_equals_unsharded():

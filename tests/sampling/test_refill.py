@@ -219,6 +219,16 @@ def test_weights_that_are_moved_to_the_samplers_own_mesh_give_the_same_rollouts(
             np.testing.assert_allclose(a.logp_T, b.logp_T, atol=1e-5)
 
 
+def test_weights_move_from_a_mesh_with_an_axis_that_the_samplers_lacks(params):
+    first = mesh_lib.make_mesh(2, 1, jax.devices()[:4], cp=2)
+    second = mesh_lib.sampling_mesh(dict(fsdp=2, tp=2, sample_fsdp=0, sample_tp=0), first)
+    with jax.set_mesh(first):
+        there = weights_lib.moved(mesh_lib.put(params, first, mesh_lib.RULES.storage(params)), "float32", second)
+    q_LDNH = there["layers"]["attn"]["q_DNH"]
+    assert q_LDNH.sharding == jax.NamedSharding(second, mesh_lib.RULES.spec("LDNH"))
+    np.testing.assert_array_equal(q_LDNH, params["layers"]["attn"]["q_DNH"])
+
+
 def test_without_a_second_copy_of_the_weights_the_rollouts_are_the_same(params, rollouts, monkeypatch):
     monkeypatch.setattr(weights_lib, "flips_layers", lambda: False)
     for name, group in sample(params, engine=dataclasses.replace(ENGINE, copy_weights=False)).items():
