@@ -115,7 +115,9 @@ def _spread_chunk(how: _How, axes: tuple[str, ...], x_BTD, targets_BT, table_VD)
 
     Every device computes its own words for the rows of all. The gradient of what is gathered here is a reduce-scatter.
     """
-    rows, split = len(x_BTD), out("B")[0]
+    spec = out("B")
+    assert spec is not None, "the words are split over a mesh"
+    rows, split = len(x_BTD), spec[0]
     x_BTD, targets_BT = (jax.lax.all_gather(a, split, tiled=True) for a in (x_BTD, targets_BT))
     first = jax.lax.axis_index(axes) * len(table_VD)
     logits_BTV = how.logits(x_BTD, table_VD, first)
