@@ -182,7 +182,7 @@ def default() -> ConfigDict:
     cfg.ropd.most_criteria = 12  # ... to
     cfg.ropd.variance_weights = False  # points times 4p(1-p) within each category (after POW3R); not in the paper
     cfg.ropd.reliability_weights = False  # points times what teacher.calibration says of their kind; not in the paper
-    cfg.ropd.dropout = 0.0  # share of the criteria that a group's reward does not see, drawn anew for each group
+    cfg.ropd.dropout = 0.0  # share of the criteria that a group's reward leaves out, drawn again for each group
     cfg.ropd.advantage = "total"  # of the reward; or "per_criterion": each its own group advantage, summed by points
     cfg.ropd.references_pass = 0.0  # drop criteria that a smaller share of references passes; 0 keeps all, as the paper
 

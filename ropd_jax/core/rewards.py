@@ -96,7 +96,7 @@ def shown_criteria(points: Sequence[float], share: float, key: str) -> tuple[flo
     """The points, with 0 for those of the ``share`` of criteria that are hidden from the reward: Rubric Dropout.
 
     After arXiv 2608.11669, whose abstract says that a part of the rubric is hidden at random. Assumed here: each
-    criterion is hidden with the same probability, anew for each group, and one is always left.
+    criterion is hidden with the same probability, drawn again for each group, and one is always left.
 
     Args:
         points: 0 for a criterion that does not count anyway; it is never the one that is left.

@@ -308,7 +308,7 @@ class RolloutServer:
         """What ``send`` returns, after as many tries as the config allows.
 
         Raises:
-            ConfigurationError: the last try's failure. OutageError: nobody was there for ``wait_s``.
+            ConfigurationError: the last try's failure. OutageError: the server could not be reached for ``wait_s``.
         """
         how, failed, since = self._how, 0, None
         while True:

@@ -1,7 +1,7 @@
 """Answers of a rollout server, kept until a checkpoint makes them unnecessary: they cannot be sampled a second time.
 
 Our own sampler draws the same answers again when a killed run repeats a step. A server does not, and other answers
-would be judged, and paid for, anew. So each group is written down as it arrives::
+would be judged and paid for again. So each group is written down as it arrives::
 
     RUN/rollouts/step_000012.jsonl.gz    a line per group, each a gzip member of its own: a kill costs the last at most
 

@@ -2,7 +2,7 @@
 
 They differ from a measurement of the finished run: answers have at most ``sampling.max_tokens`` tokens, there are
 ``eval.benchmarks_k`` of them for a problem, and nothing of them is stored but the metrics. ``checkpoint.best_by`` can
-name one of them; then the run is chosen on it, and its results on it are no longer those of a test set.
+name one of them; then the run is chosen on it, and its results on it are not those of a test set.
 """
 
 from __future__ import annotations

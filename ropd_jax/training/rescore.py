@@ -9,7 +9,6 @@ bfloat16. With several mini-batches it is the change over all of them, and with 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from ropd_jax.models.config import ModelConfig
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.training.scoring import make_score
 from ropd_jax.training.sections import UpdateConfig
+from ropd_jax.training.update import place_parts
 from ropd_jax.types import RolloutGroup
 
 Changes = list[list[np.ndarray]]  # per group and rollout float32 of its tokens
@@ -34,12 +34,7 @@ def start_logprobs(
     One more forward pass over the step's tokens, as the released code makes it. Other arguments as of `changes_of`;
     ``batch`` is [A, b, T], on the host.
     """
-    return make_score(cfg, model_cfg)(params, base, _placed(batch, mesh))
-
-
-def _placed(batch: TrainBatch, mesh: jax.sharding.Mesh) -> TrainBatch:
-    by_token = jax.NamedSharding(mesh, mesh_lib.RULES.spec("ABT"))
-    return jax.tree.map(functools.partial(mesh_lib.place, sharding=by_token), batch)
+    return make_score(cfg, model_cfg)(params, base, place_parts(batch, mesh))
 
 
 def changes_of(
@@ -64,7 +59,7 @@ def changes_of(
     row_len = mesh_lib.whole_parts(length - 1, mesh)
     batch = make_batch(rows, np.zeros(len(rows), np.float32), every, every, length, row_len=row_len)
     parts = split_parts(batch, cfg.optim.microbatch, multiple=mesh_lib.parts_of_a_batch(mesh))
-    [logp_ABT] = mesh_lib.fetch(make_score(cfg, model_cfg)(params, base, _placed(parts, mesh)))
+    [logp_ABT] = mesh_lib.fetch(make_score(cfg, model_cfg)(params, base, place_parts(parts, mesh)))
     logp_BT = logp_ABT.reshape(-1, logp_ABT.shape[-1])
     found = []
     for row, mask_T, logp_T in zip(rows, batch.mask_BT, logp_BT, strict=False):

@@ -30,7 +30,7 @@ from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.lora import attach
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.training.sections import UpdateConfig
-from ropd_jax.training.update import logprobs_of, step_parts
+from ropd_jax.training.update import logprobs_of, parts_used, place_parts, step_parts
 
 
 @functools.lru_cache(maxsize=4)
@@ -46,9 +46,7 @@ def make_score(cfg: UpdateConfig, model_cfg: ModelConfig) -> Any:
             one = jax.tree.map(lambda x_ABT: jax.lax.dynamic_index_in_dim(x_ABT, a, keepdims=False), batch)
             return jax.lax.dynamic_update_index_in_dim(logp_ABT, logprobs_of(cfg, model_cfg, policy, one)[0], a, 0)
 
-        A = len(batch.tokens_BT)
-        used = jnp.max(jnp.where(jnp.any(batch.segments_BT, axis=(1, 2)), jnp.arange(1, A + 1, dtype=jnp.int32), 0))
-        return jax.lax.fori_loop(0, used, part, jnp.zeros_like(batch.old_logp_BT))
+        return jax.lax.fori_loop(0, parts_used(batch), part, jnp.zeros_like(batch.old_logp_BT))
 
     return score
 
@@ -96,9 +94,8 @@ class Told:
         """Per context and row float32 log-probs of the completion's tokens, NaN for a row that is not told it or whose
         told prompt is too long. Collective: every host must call it."""
         told, places, batch = self._laid_out(rows)
-        by_token = jax.NamedSharding(self.mesh, mesh_lib.RULES.spec("ABT"))
-        placed = jax.tree.map(functools.partial(mesh_lib.place, sharding=by_token), batch)
-        [logp_ABT] = mesh_lib.fetch(make_score(self.cfg, self.model_cfg)(params, self.base, placed))
+        score, placed = make_score(self.cfg, self.model_cfg), place_parts(batch, self.mesh)
+        [logp_ABT] = mesh_lib.fetch(score(params, self.base, placed))
         logp_BT = logp_ABT.reshape(-1, logp_ABT.shape[-1])
         each = iter(of_completions(logp_BT, told, self.most, places))
         unknown = [np.full(len(row.completion_T), np.nan, np.float32) for row in rows]

@@ -119,8 +119,6 @@ def make_gradient(cfg: UpdateConfig, model_cfg: ModelConfig, method: Method):
         return loss, (sums, gap_max)
 
     def gradient(params, base, ref_params, batch: TrainBatch, weight_ABT, extras: Extras, grads):
-        A = len(batch.tokens_BT)
-
         def part(a):
             return jax.tree.map(
                 lambda x_ABT: jax.lax.dynamic_index_in_dim(x_ABT, a, keepdims=False), (batch, weight_ABT, extras.tokens)
@@ -142,10 +140,21 @@ def make_gradient(cfg: UpdateConfig, model_cfg: ModelConfig, method: Method):
 
         loss, aux = jax.eval_shape(loss_of, params, 0)
         nothing = jax.tree.map(lambda x: jnp.zeros((), x.dtype), (loss, *aux))
-        used = jnp.max(jnp.where(jnp.any(batch.segments_BT, axis=(1, 2)), jnp.arange(1, A + 1, dtype=jnp.int32), 0))
-        return jax.lax.fori_loop(0, used, accumulate, nothing)
+        return jax.lax.fori_loop(0, parts_used(batch), accumulate, nothing)
 
     return gradient
+
+
+def parts_used(batch: TrainBatch) -> jax.Array:
+    """int32, how many of the parts of a batch [A, b, T] are computed: those after the last with a token are not."""
+    A = len(batch.tokens_BT)
+    return jnp.max(jnp.where(jnp.any(batch.segments_BT, axis=(1, 2)), jnp.arange(1, A + 1, dtype=jnp.int32), 0))
+
+
+def place_parts(parts: Any, mesh: jax.sharding.Mesh) -> Any:
+    """Host arrays [A, b, T, ...] on the devices, whole in every further dimension."""
+    by_token = jax.NamedSharding(mesh, mesh_lib.RULES.spec("ABT"))
+    return jax.tree.map(functools.partial(mesh_lib.place, sharding=by_token), parts)
 
 
 def make_update(cfg: UpdateConfig, model_cfg: ModelConfig, method: Method, tx: optax.GradientTransformation):
@@ -350,9 +359,7 @@ def on_mesh(
 ) -> tuple[TrainBatch, Extras]:
     """The batch and the method's extras for it, with ``notes`` [A, b, T] by name among them, on the devices."""
     extras = method.extras(trained, batch)
-    by_token = jax.NamedSharding(mesh, mesh_lib.RULES.spec("ABT"))  # and whole in every further dimension
-    place = functools.partial(mesh_lib.place, sharding=by_token)
-    placed, tokens = jax.tree.map(place, (batch, {**extras.tokens, **notes}))
+    placed, tokens = place_parts((batch, {**extras.tokens, **notes}), mesh)
     return placed, Extras(tokens, extras.shared)
 
 

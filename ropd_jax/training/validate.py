@@ -287,7 +287,7 @@ def note_best(cfg: RunConfig) -> None:
     if cfg.checkpoint.keep_best and name in cfg.eval.benchmarks:
         log.warning(
             "checkpoint.best_by=%s keeps the checkpoints that do best on a benchmark, which is then not a test set of "
-            "this run: a result on it is no estimate for new problems. Report another one, or the last checkpoint",
+            "this run: a result on it says too little of new problems. Report another one, or the last checkpoint",
             name,
         )
 
