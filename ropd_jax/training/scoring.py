@@ -112,11 +112,10 @@ class Told:
         told = [self._told(row, name) for name in self.names for row in rows]
         yes_B, optim = np.ones(len(told), bool), self.cfg.optim
         nothing_B = np.zeros(len(told), np.float32)
+        row_len = mesh_lib.whole_parts(max(optim.row_len, self.most - 1), self.mesh)
+        places = [[i] for i in range(len(told))]
         if optim.row_len:
-            row_len = max(optim.row_len, self.most - 1)
             places = packing(told, self.most, row_len=row_len, fixed=True)
-        else:
-            row_len, places = 0, [[i] for i in range(len(told))]
         batch = make_batch(told, nothing_B, yes_B, yes_B, self.most, places=places, row_len=row_len)
         return told, places, split_parts(batch, optim.microbatch, multiple=mesh_lib.parts_of_a_batch(self.mesh))
 

@@ -86,6 +86,17 @@ def test_scores_are_those_of_the_completion_behind_the_other_prompt(shape, keys)
                 assert np.isnan(found[name][i]).all()
 
 
+def test_scores_are_exact_where_a_row_is_split_over_several_devices():
+    mesh = mesh_lib.make_mesh(2, 1, jax.devices()[:8], cp=4)
+    params = transformer.init_params(TINY, 0)
+    with jax.set_mesh(mesh):
+        placed = mesh_lib.put(params, mesh, mesh_lib.RULES.storage(params))
+        told = scorer(mesh)
+        assert told.batch(ROWS).tokens_BT.shape[-1] == 12  # 11 positions, which 4 does not divide
+        found = told.scores(placed, ROWS)
+    np.testing.assert_allclose(found["b"][0], plain_logprobs(params, TOLD["b"], ROWS[0].completion_T), atol=2e-5)
+
+
 def test_scores_under_the_prompt_itself_are_the_trainers_log_probs():
     rows = [dataclasses.replace(row, told={"a": row.prompt_T}) for row in ROWS[:3]]
     mesh = mesh_lib.make_mesh(1, 1, jax.devices()[:1])
