@@ -266,6 +266,7 @@ def default() -> ConfigDict:
     cfg.optim.moments = "float32"  # Adam's, 8 bytes a parameter; "bfloat16" 4, "int8" and "factored" about 2
     cfg.optim.minibatches = 1  # optimizer updates a step; released code: 4
     cfg.optim.row_len = 0  # positions of a row that several sequences share (packing); 0: one sequence a row
+    cfg.optim.shared_prompts = False  # hold a prompt once for its rollouts in a packed row; short rows, docs/update.md
     cfg.optim.microbatch = 0  # rows whose activations exist at once; 0 is all
     cfg.optim.remat = "block"  # kept for the backward pass: "none" (all), "dots", "attention" or "block" (least)
     cfg.optim.attention = "auto"  # kernel by platform; or "splash" (TPU), "cudnn" (GPU), "short", "xla", "naive"

@@ -25,6 +25,7 @@ class TokenSequence:
     told: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
+SHARED = 4_096  # the number of sequences that may share one prompt in a row is below this
 EMPTY = TokenSequence(np.zeros(1, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))
 
 
@@ -32,6 +33,7 @@ class TrainBatch(NamedTuple):
     """Arrays of one update; position t holds an input token and predicts ``targets_BT[:, t]``.
 
     A row holds one sequence or, packed, several side by side, each with a segment of its own and positions from 0.
+    Sequences with the same prompt may share it (`make_batch`, ``shared``).
 
     Attributes:
         tokens_BT, targets_BT: int32.
@@ -63,6 +65,7 @@ def make_batch(
     *,
     places: Sequence[Sequence[int]] | None = None,
     row_len: int = 0,
+    shared: bool = False,
 ) -> TrainBatch:
     """Lay sequences into rows, the completion after its prompt, padded on the right.
 
@@ -77,22 +80,35 @@ def make_batch(
         mask          . x x x   . .   .      completion tokens that count: the first is predicted by the prompt's last
         length        0 3 3 3   0 0   0      tokens of the completion, for means over sequences
 
+    With ``shared``, neighbors of a row that have the same prompt hold it once. Prompt ``p q r`` with the completions
+    ``a b .`` and ``c .``; each completion begins with the prompt's last token, which predicts its first::
+
+        position      0  1    2  3  4    5  6
+        tokens        p  q    r  a  b    r  c
+        targets       q  r    a  b  .    c  .
+        positions     0  1    2  3  4    2  3
+        segments      S  S    S+1 ..     S+2 ..    S = 1 * SHARED: a token sees its own segment and the prompt's
+        mask          .  .    x  x  x    x  x
+
     Args:
         advantage_B, valid_B, informative_B: of each sequence, see `Advantages`.
         length: most tokens of a sequence; a completion that does not fit is cut (only references can be that long).
         places: which sequences each row holds (`first_fit`); None gives each a row of its own.
         row_len: positions of a row; 0 means ``length - 1``, as the last token of a sequence is only predicted.
+        shared: hold a prompt once for those who have it; the attention must know (`self_attention`, ``shared``).
     """
     places = [[i] for i in range(len(sequences))] if places is None else places
     shape = len(places), row_len or length - 1
     ints = {name: np.zeros(shape, np.int32) for name in ("tokens", "targets", "positions", "segments", "length")}
     mask_BT, informative_BT = np.zeros(shape, bool), np.zeros(shape, bool)
     old_logp_BT, advantage_BT = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    for i, b, segment, at, start, end in _spans(sequences, length, places):
+    for i, b, segment, at, start, end, skipped in _spans(sequences, length, places, shared=shared):
         s, here = sequences[i], slice(at, end)
-        row = np.concatenate([s.prompt_T, s.completion_T])[:length]
+        row = np.concatenate([s.prompt_T, s.completion_T])[skipped : skipped + end - at + 1]
         ints["tokens"][b, here], ints["targets"][b, here] = row[:-1], row[1:]
-        ints["positions"][b, here], ints["segments"][b, here] = np.arange(end - at), segment
+        ints["positions"][b, here], ints["segments"][b, here] = np.arange(skipped, skipped + end - at), segment
+        if start == end:  # a shared prompt
+            continue
         old_logp_BT[b, start:end] = s.old_logp_T[: end - start]
         if valid_B[i]:
             mask_BT[b, start:end], informative_BT[b, start:end] = True, informative_B[i]
@@ -110,18 +126,54 @@ def make_batch(
     )
 
 
+class _Span(NamedTuple):
+    """Where a sequence, or a prompt that several share, lies.
+
+    Attributes:
+        sequence, row, segment: of a shared prompt the first sequence that has it.
+        at, start, end: positions of the row; from ``start`` on they predict the completion. A prompt has start = end.
+        skipped: tokens of the sequence that lie elsewhere, in the shared prompt.
+    """
+
+    sequence: int
+    row: int
+    segment: int
+    at: int
+    start: int
+    end: int
+    skipped: int
+
+
 def _spans(
-    sequences: Sequence[TokenSequence], length: int, places: Sequence[Sequence[int]]
-) -> Iterator[tuple[int, int, int, int, int, int]]:
-    """(sequence, row, segment, first position, first position that predicts the completion, end) of each sequence: in
-    the drawing of `make_batch` (0, 0, 1, 0, 1, 4) and (1, 0, 2, 4, 4, 6)."""
+    sequences: Sequence[TokenSequence], length: int, places: Sequence[Sequence[int]], *, shared: bool = False
+) -> Iterator[_Span]:
+    """In the first drawing of `make_batch` (0, 0, 1, 0, 1, 4, 0) and (1, 0, 2, 4, 4, 6, 0), in the second
+    (0, 0, S, 0, 2, 2, 0), (0, 0, S+1, 2, 2, 5, 2) and (1, 0, S+2, 5, 5, 7, 2)."""
     for b, place in enumerate(places):
         at = 0
-        for segment, i in enumerate(place, 1):
-            s = sequences[i]
-            end = at + min(len(s.prompt_T) + len(s.completion_T), length) - 1
-            yield i, b, segment, at, at + len(s.prompt_T) - 1, end
-            at = end
+        for number, unit in enumerate(_by_prompt(sequences, place) if shared else [[i] for i in place], 1):
+            known, segment = len(sequences[unit[0]].prompt_T) - 1, number * SHARED
+            if not shared:
+                known, segment = 0, number - 1
+            elif known:
+                yield _Span(unit[0], b, segment, at, at + known, at + known, 0)
+                at += known
+            for k, i in enumerate(unit, 1):
+                s = sequences[i]
+                end = at + min(len(s.prompt_T) + len(s.completion_T), length) - 1 - known
+                yield _Span(i, b, segment + k, at, at + len(s.prompt_T) - 1 - known, end, known)
+                at = end
+
+
+def _by_prompt(sequences: Sequence[TokenSequence], place: Sequence[int]) -> list[list[int]]:
+    """Neighbors with the same prompt together: prompts p p q p make [[0, 1], [2], [3]]."""
+    found: list[list[int]] = []
+    for i in place:
+        if found and np.array_equal(sequences[found[-1][0]].prompt_T, sequences[i].prompt_T):
+            found[-1].append(i)
+        else:
+            found.append([i])
+    return found
 
 
 def of_completions(
@@ -130,8 +182,8 @@ def of_completions(
     """Of each sequence its completion's part of ``x_BT``, whose rows were laid out with these places; empty for one
     that has no place."""
     found = [np.zeros(0, x_BT.dtype)] * len(sequences)
-    for i, b, _, _, start, end in _spans(sequences, length, places):
-        found[i] = x_BT[b, start:end]
+    for span in _spans(sequences, length, places):
+        found[span.sequence] = x_BT[span.row, span.start : span.end]
     return found
 
 
@@ -177,22 +229,52 @@ def pack(
     *,
     row_len: int,
     fixed: bool,
+    shared: bool = False,
 ) -> TrainBatch:
-    """`make_batch` with several sequences a row. Which rows there are depends on lengths alone, never on a verdict.
+    """`make_batch` with several sequences per row. Which rows there are depends on prompts and lengths only, never on a
+    verdict.
 
     Args:
         row_len: positions of a row, at least ``length - 1``.
         fixed: always give the number of rows that the longest sequences would need, the last ones empty; otherwise
             those that are used, rounded up (`bucket`).
+        shared: neighbors with the same prompt share it, as many as fit into a row together.
     """
-    places = packing(sequences, length, row_len=row_len, fixed=fixed)
-    return make_batch(sequences, advantage_B, valid_B, informative_B, length, places=places, row_len=row_len)
+    lay_out = packing_shared if shared else packing
+    places = lay_out(sequences, length, row_len=row_len, fixed=fixed)
+    return make_batch(
+        sequences, advantage_B, valid_B, informative_B, length, places=places, row_len=row_len, shared=shared
+    )
 
 
 def packing(sequences: Sequence[TokenSequence], length: int, *, row_len: int, fixed: bool) -> list[list[int]]:
     """Which sequences each row of `pack` holds."""
     places = first_fit(positions_needed(sequences, length), row_len)
-    most = -(-len(sequences) // (row_len // (length - 1)))
+    return _filled_up(places, -(-len(sequences) // (row_len // (length - 1))), fixed=fixed)
+
+
+def packing_shared(sequences: Sequence[TokenSequence], length: int, *, row_len: int, fixed: bool) -> list[list[int]]:
+    """Which sequences each row of `pack` holds if they share prompts: those with the same prompt stay together, as many
+    as fit; what they need is the prompt's positions once and the completions' own."""
+    needed, units, sizes, most = positions_needed(sequences, length), list[list[int]](), list[int](), 0
+    for group in _by_prompt(sequences, range(len(sequences))):
+        most += -(-len(group) // (row_len // (length - 1)))
+        known, left = len(sequences[group[0]].prompt_T) - 1, 0
+        for i in group:
+            if not needed[i]:
+                continue
+            if needed[i] - known > left:
+                units.append([])
+                sizes.append(known)
+                left = row_len - known
+            units[-1].append(i)
+            sizes[-1] += needed[i] - known
+            left -= needed[i] - known
+    places = [[i for k in row for i in units[k]] for row in first_fit(sizes, row_len)]
+    return _filled_up(places, most, fixed=fixed)
+
+
+def _filled_up(places: list[list[int]], most: int, *, fixed: bool) -> list[list[int]]:
     return places + [[]] * ((most if fixed else min(bucket(max(len(places), 1)), most)) - len(places))
 
 

@@ -28,7 +28,6 @@ from ropd_jax.types import Message, Prompt, UserError
 PARTS = ("train", "heldout")
 TASK = named.IFEVAL  # the grader
 FORMS = ("a short note", "a few lines", "a short description", "a message to a friend", "a small text")
-ENDINGS = ("That is all.", "What do you think?", "Thank you for reading.", "I hope you agree.", "See you soon.")
 KEYWORDS = ("quiet", "bright", "gentle", "busy", "warm", "strange", "simple", "peaceful", "lively", "cosy")
 FIRST = ("Today", "Sometimes", "Often", "Usually", "Lately", "Somehow")
 KEYS = (("title", "text"), ("topic", "note"), ("name", "description"), ("subject", "message"))
@@ -62,8 +61,8 @@ def _none(rng: random.Random) -> tuple[Any, ...]:
 
 WAYS: dict[str, _Way] = {
     "fewer_words": _Way("length", lambda r: (r.choice((15, 20, 25, 30)),), _length("words", "less than")),
-    "more_words": _Way("length", lambda r: (r.choice((15, 20, 25)),), _length("words", "at least")),
-    "lowercase": _Way("case", _none, _plain("change_case:english_lowercase")),
+    "more_words": _Way("length sentences", lambda r: (r.choice((15, 20, 25)),), _length("words", "at least")),
+    "fewer_sentences": _Way("sentences", lambda r: (r.choice((2, 3)),), _length("sentences", "less than")),
     "no_comma": _Way("comma", _none, _plain("punctuation:no_comma")),
     "first_word": _Way(
         "start layout english",
@@ -73,24 +72,22 @@ WAYS: dict[str, _Way] = {
             {"num_paragraphs": 1, "nth_paragraph": 1, "first_word": w.lower()},
         ),
     ),
-    "ending": _Way(
-        "end english", lambda r: (r.choice(ENDINGS),), lambda p: ("startend:end_checker", {"end_phrase": p})
-    ),
+    "title": _Way("start", _none, _plain("detectable_format:title")),
     "keyword": _Way(
         "keyword english", lambda r: (r.choice(KEYWORDS),), lambda w: ("keywords:existence", {"keywords": [w]})
     ),
     "bullets": _Way(
-        "layout length start end",
+        "layout length sentences start",
         lambda r: (r.choice((2, 3, 4)),),
         lambda n: ("detectable_format:number_bullet_lists", {"num_bullets": int(n)}),
     ),
     "json": _Way(
-        "layout start end comma",
+        "layout sentences start comma",
         lambda r: r.choice(KEYS),
         lambda a, b: ("detectable_format:json_format", {}),
     ),
     "language": _Way(
-        "english case",
+        "english",
         lambda r: (r.choice(tuple(LANGUAGES)),),
         lambda name: ("language:response_language", {"language": LANGUAGES[name]}),
     ),

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ropd_jax.models.flash import Shape, flash, short
+from ropd_jax.models.flash import Shape, flash, sees, short
 from ropd_jax.models.splash import splash
 from ropd_jax.parallel.mesh import active_mesh, constrain, out, parts_of_a_row, platform
 from ropd_jax.types import UserError
@@ -48,6 +48,7 @@ def self_attention(
     scale: float = 0.0,
     softcap: float = 0.0,
     impl: str = "auto",
+    shared: bool = False,
 ) -> jax.Array:
     """Causal attention within the segments of each row, with grouped query heads, without repeating K or V.
 
@@ -59,6 +60,8 @@ def self_attention(
         scale: factor on Q K^T; 0 means H^-1/2.
         impl: a key of `KERNELS`, or ``auto``: splash on a TPU; cuDNN on a GPU where it has the dtype (bfloat16) and
             no soft cap is asked of it; else plain XLA, in the way that suits short or long rows.
+        shared: rows hold shared prompts (`core.batches.make_batch`): a token of segment s sees its own segment and
+            that of the prompt, ``s - s % SHARED``. Plain XLA on every platform.
 
     Returns:
         o_BTNH in the dtype of ``q_BTNH``; softmax in float32. All kernels agree with the naive one within 1e-5 in
@@ -69,8 +72,8 @@ def self_attention(
     """
     pattern = Pattern(scale or q_BTNH.shape[-1] ** -0.5, softcap, window)
     cp = parts_of_a_row()
-    name = choose(impl, platform(), q_BTNH.shape[1], q_BTNH.dtype, softcap, rows=q_BTNH.shape[0], cp=cp)
-    kernel = functools.partial(KERNELS[name], pattern=pattern)
+    name = choose(impl, platform(), q_BTNH.shape[1], q_BTNH.dtype, softcap, rows=q_BTNH.shape[0], cp=cp, shared=shared)
+    kernel = functools.partial(KERNELS[name], pattern=pattern, **({"shared": True} if shared else {}))
     local, segments_BS = jnp.asarray(local), constrain(segments_BT, "BS")
     if active_mesh() is None or (name == "naive" and cp == 1):
         return kernel(q_BTNH, k_BTKH, v_BTKH, segments_BS, local)
@@ -87,10 +90,20 @@ def self_attention(
     )
 
 
-def choose(impl: str, platform: str, length: int, dtype, softcap: float, *, rows: int, cp: int = 1) -> str:
+def choose(
+    impl: str, platform: str, length: int, dtype, softcap: float, *, rows: int, cp: int = 1, shared: bool = False
+) -> str:
     """The name of the kernel for a setting; see `self_attention`. With ``cp`` > 1 rows are in so many parts."""
     if impl not in ("auto", *KERNELS):
         raise UserError(f"optim.attention={impl!r}; expected one of auto, {', '.join(KERNELS)}")
+    if shared:
+        if impl not in ("auto", *KERNELS_SHARED) or cp > 1:
+            raise UserError(
+                f"optim.shared_prompts=True with optim.attention={impl!r} and mesh.cp={cp}: only the kernels "
+                f"{', '.join(KERNELS_SHARED)} know shared prompts, without mesh.cp; set optim.attention='auto' and "
+                "mesh.cp=1, or optim.shared_prompts=False"
+            )
+        return "short" if impl == "auto" else impl
     if impl == "cudnn" and (dtype != jnp.bfloat16 or softcap):
         raise UserError(
             f"optim.attention='cudnn' with dtype {jnp.dtype(dtype).name} and soft cap {softcap}: cuDNN has bfloat16 "
@@ -111,18 +124,17 @@ def choose(impl: str, platform: str, length: int, dtype, softcap: float, *, rows
 # mesh.cp, the queries from index ``at`` of rows whose keys, values and segments are whole.
 
 
-def _naive(q_BTNH, k_BSKH, v_BSKH, segments_BS, local, *, pattern: Pattern, at=0):
-    mask_BTS = _mask(segments_BS, q_BTNH.shape[1], local, pattern.window, at)
+def _naive(q_BTNH, k_BSKH, v_BSKH, segments_BS, local, *, pattern: Pattern, at=0, shared=False):
+    mask_BTS = _mask(segments_BS, q_BTNH.shape[1], local, pattern.window, at, shared=shared)
     k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
     return attention(q_BTNH, k_BKSH, v_BKSH, mask_BTS, scale=pattern.scale, softcap=pattern.softcap)
 
 
-def _mask(segments_BS, T: int, local, window: int, at) -> jax.Array:
+def _mask(segments_BS, T: int, local, window: int, at, *, shared: bool = False) -> jax.Array:
     """mask_BTS: whether each of the queries sees each key."""
     first_BT = _first(segments_BS, T, local, window, at)
-    key_11S = jnp.arange(segments_BS.shape[1], dtype=jnp.int32)[None, None]
-    own_1T1 = (at + jnp.arange(T, dtype=jnp.int32))[None, :, None]
-    return (key_11S >= first_BT[..., None]) & (key_11S <= own_1T1)
+    key_S, own_T = jnp.arange(segments_BS.shape[1], dtype=jnp.int32), at + jnp.arange(T, dtype=jnp.int32)
+    return sees(own_T, key_S, first_BT, (segments_BS, segments_BS) if shared else None)
 
 
 def _first(segments_BS, T: int, local, window: int, at) -> jax.Array:
@@ -135,9 +147,16 @@ def _xla(q_BTNH, k_BSKH, v_BSKH, segments_BS, local, *, pattern: Pattern, at=0):
     return flash(q_BTNH, k_BSKH, v_BSKH, first_BT, at, Shape(pattern.scale, pattern.softcap, XLA_BLOCK))
 
 
-def _short(q_BTNH, k_BTKH, v_BTKH, segments_BT, local, *, pattern: Pattern, at=0):
+def _short(q_BTNH, k_BTKH, v_BTKH, segments_BT, local, *, pattern: Pattern, at=0, shared=False):
     first_BT = first_seen(segments_BT, local, pattern.window)
-    return short(q_BTNH, k_BTKH, v_BTKH, first_BT, Shape(pattern.scale, pattern.softcap, XLA_BLOCK))
+    return short(
+        q_BTNH,
+        k_BTKH,
+        v_BTKH,
+        first_BT,
+        segments_BT if shared else None,
+        Shape(pattern.scale, pattern.softcap, XLA_BLOCK),
+    )
 
 
 def _splash(q_BTNH, k_BSKH, v_BSKH, segments_BS, local, *, pattern: Pattern, at=0, interpret: bool = False):
@@ -170,6 +189,7 @@ def _cudnn(
 
 
 KERNELS: dict[str, Callable] = {"naive": _naive, "short": _short, "xla": _xla, "splash": _splash, "cudnn": _cudnn}
+KERNELS_SHARED = ("short", "naive")  # those that know shared prompts
 
 
 def first_seen(segments_BT: jax.Array, local, window: int) -> jax.Array:

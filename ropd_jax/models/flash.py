@@ -25,6 +25,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from ropd_jax.core.batches import SHARED
+
 NEVER = -1e30  # a score that is not seen; finite, so that the difference of two is a number
 
 
@@ -187,23 +189,52 @@ def _row_backward(shape: Shape, at, q, k, v, first, do, delta, lse):
 # ------------------------------------------------------------------------------------------------------- short rows
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def short(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, first_BT: jax.Array, shape: Shape) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def short(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    first_BT: jax.Array,
+    segments_BT: jax.Array | None,
+    shape: Shape,
+) -> jax.Array:
     """The same as `flash`, as a staircase: a block of queries meets all keys up to its own end, for all rows at once.
 
     With blocks of 64, queries 0-63 meet keys 0-63, queries 64-127 meet keys 0-127, and so on. These are few large
     matmuls instead of many small ones in a loop: on a CPU twice as fast up to 512 positions, where no block would be
     skipped. The scores of one block of queries and all keys exist at a time.
+
+    With ``segments_BT`` a query also sees the prompt that its segment shares with others (`sees`).
     """
-    return _short_forward(q_BTNH, k_BTKH, v_BTKH, first_BT, shape)[0]
+    return _short_forward(q_BTNH, k_BTKH, v_BTKH, first_BT, segments_BT, shape)[0]
 
 
-def _short_forward(q_BTNH, k_BTKH, v_BTKH, first_BT, shape: Shape):
+def sees(
+    query_t: jax.Array,
+    key_s: jax.Array,
+    first_Bt: jax.Array,
+    segments: tuple[jax.Array, jax.Array] | None = None,
+) -> jax.Array:
+    """bool [B, t, s]: whether a query sees a key. Indices ``query_t`` and ``key_s`` count from the row's beginning.
+
+    Args:
+        segments: those of the queries [B, t] and of the keys [B, s], in rows with shared prompts
+            (`core.batches.make_batch`): a query of segment n also sees segment ``n - n % SHARED``.
+    """
+    past_1ts = key_s[None, None] <= query_t[None, :, None]
+    seen_Bts = past_1ts & (key_s[None, None] >= first_Bt[..., None])
+    if segments is None:
+        return seen_Bts
+    own_Bt, others_Bs = segments
+    return seen_Bts | (past_1ts & (others_Bs[:, None] == (own_Bt - own_Bt % SHARED)[..., None]))
+
+
+def _short_forward(q_BTNH, k_BTKH, v_BTKH, first_BT, segments_BT, shape: Shape):
     B, T, N, H = q_BTNH.shape
     q, k, v = _heads_first(q_BTNH, k_BTKH, v_BTKH)
     found = []
     for at in _steps(T, shape.block):
-        s, _ = _step_scores(q, k, first_BT, at, shape)
+        s, _ = _step_scores(q, k, first_BT, segments_BT, at, shape)
         top = jnp.max(s, axis=-1, keepdims=True)
         p = jnp.exp(s - top)
         total = jnp.sum(p, axis=-1, keepdims=True)
@@ -212,11 +243,11 @@ def _short_forward(q_BTNH, k_BTKH, v_BTKH, first_BT, shape: Shape):
     o, lse = (jnp.concatenate(x, axis=3) for x in zip(*found, strict=True))
     o_BTNH = o.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H).astype(q_BTNH.dtype)
     o_BTNH, lse = checkpoint_name(o_BTNH, "attention"), checkpoint_name(lse, "attention")  # see transformer.REMAT
-    return o_BTNH, (q_BTNH, k_BTKH, v_BTKH, first_BT, o_BTNH, lse)
+    return o_BTNH, (q_BTNH, k_BTKH, v_BTKH, first_BT, segments_BT, o_BTNH, lse)
 
 
 def _short_backward(shape: Shape, saved, do_BTNH):
-    q_BTNH, k_BTKH, v_BTKH, first_BT, o_BTNH, lse = saved
+    q_BTNH, k_BTKH, v_BTKH, first_BT, segments_BT, o_BTNH, lse = saved
     B, T, N, H = q_BTNH.shape
     q, k, v = _heads_first(q_BTNH, k_BTKH, v_BTKH)
     delta_BTN1 = jnp.sum(do_BTNH.astype(jnp.float32) * o_BTNH.astype(jnp.float32), axis=-1, keepdims=True)
@@ -224,7 +255,7 @@ def _short_backward(shape: Shape, saved, do_BTNH):
     dk, dv, dq = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32), []
     for at in _steps(T, shape.block):
         q_t, k_s, v_s, do_t = q[:, :, :, at], k[:, :, : at.stop], v[:, :, : at.stop], do[:, :, :, at]
-        s, slope = _step_scores(q, k, first_BT, at, shape)
+        s, slope = _step_scores(q, k, first_BT, segments_BT, at, shape)
         p = jnp.exp(s - lse[:, :, :, at, None])
         dp = jnp.einsum("BKGtH,BKsH->BKGts", do_t, v_s, preferred_element_type=jnp.float32)
         ds = p * (dp - delta[:, :, :, at]) * shape.scale
@@ -235,7 +266,7 @@ def _short_backward(shape: Shape, saved, do_BTNH):
         dk, dv = dk.at[:, :, : at.stop].add(more_k), dv.at[:, :, : at.stop].add(more_v)
     dq_BTNH = jnp.concatenate(dq, axis=3).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
     dk_BTKH, dv_BTKH = dk.swapaxes(1, 2), dv.swapaxes(1, 2)
-    return dq_BTNH.astype(q_BTNH.dtype), dk_BTKH.astype(k_BTKH.dtype), dv_BTKH.astype(v_BTKH.dtype), None
+    return dq_BTNH.astype(q_BTNH.dtype), dk_BTKH.astype(k_BTKH.dtype), dv_BTKH.astype(v_BTKH.dtype), None, None
 
 
 short.defvjp(_short_forward, _short_backward)
@@ -256,8 +287,9 @@ def _heads_first(q_BTNH, k_BTKH, v_BTKH):
     return _grouped(q_BTNH, k_BTKH.shape[2]), k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2)
 
 
-def _step_scores(q, k, first_BT, at: slice, shape: Shape):
+def _step_scores(q, k, first_BT, segments_BT, at: slice, shape: Shape):
     """(scores [B, K, G, t, s], slope) of a block of queries and all keys up to its end, as `_bent_scores`."""
-    keys_s, queries_t = (jnp.arange(a, b, dtype=jnp.int32) for a, b in ((0, at.stop), (at.start, at.stop)))
-    seen_Bts = (keys_s[None, None] <= queries_t[None, :, None]) & (keys_s[None, None] >= first_BT[:, at, None])
+    key_s, query_t = (jnp.arange(a, b, dtype=jnp.int32) for a, b in ((0, at.stop), (at.start, at.stop)))
+    segments = None if segments_BT is None else (segments_BT[:, at], segments_BT[:, : at.stop])
+    seen_Bts = sees(query_t, key_s, first_BT[:, at], segments)
     return _bent_scores("BKGtH,BKsH->BKGts", q[:, :, :, at], k[:, :, : at.stop], seen_Bts[:, None, None], shape)

@@ -399,6 +399,7 @@ def hidden(
     remat: str = "none",
     attention: str = "auto",
     keep_kv: bool = False,
+    shared: bool = False,
 ):
     """Hidden states x_BTD before the final norm, of whole sequences.
 
@@ -410,6 +411,7 @@ def hidden(
         remat: what a block keeps for the backward pass, a name of `REMAT`.
         attention: the kernel, see `ropd_jax.models.attention.self_attention`.
         keep_kv: also return the keys and values, each [L, B, K, T, H] (prefill).
+        shared: rows hold shared prompts, see `self_attention`.
     """
 
     angles = rotary_angles(cfg, constrain(positions_BT, "BT"))
@@ -421,7 +423,7 @@ def hidden(
             o_BTNH = self_attention(
                 q_BTNH, k_BTKH, v_BTKH, segments_BT, local=own.window_L <= cfg.window,
                 window=cfg.window if cfg.local_layers else 0, scale=cfg.attn_scale, softcap=cfg.attn_softcap,
-                impl=attention,
+                impl=attention, shared=shared,
             )  # fmt: skip
             return o_BTNH, (k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2))
 

@@ -129,7 +129,7 @@ def update(
             advantages = without_overlong(advantages, groups, rows)
         length = max(len(row.prompt_T) + len(row.completion_T) for row in rows)
         flat_B = Advantages(*(np.asarray(x).reshape(-1) for x in advantages))
-        how = dataclasses.replace(how, optim=dataclasses.replace(how.optim, row_len=0))
+        how = dataclasses.replace(how, optim=dataclasses.replace(how.optim, row_len=0, shared_prompts=False))
         batch = step_parts(rows, flat_B, built, mesh, how.optim, length)
         if not has_gradient(batch, how.loss):
             raise UserError(

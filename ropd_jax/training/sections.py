@@ -69,6 +69,7 @@ class OptimConfig:
     moments: str
     minibatches: int
     row_len: int
+    shared_prompts: bool
     microbatch: int
     remat: str
     attention: str

@@ -202,6 +202,7 @@ def check_files(
     validate.check_student(student.cfg, how, mesh)
     mesh_lib.check_divides(student.cfg, sample_mesh)
     made.check_student(student, mesh)
+    validate.check_shared_prompts(how.optim, made, student.cfg, mesh)
     hosts.check_same("the tokenizer", {"tokenizer": student.tokenizer.fingerprint()})
     train, heldout = load_questions(cfg.data, student.tokenizer, hosts)
     exact_method = raw["method"] if made.exact_rewards else ""

@@ -60,6 +60,7 @@ def logprobs_of(
         dtype=jnp.dtype(cfg.dtype),
         remat=cfg.optim.remat,
         attention=cfg.optim.attention,
+        shared=cfg.optim.shared_prompts,
     )
     logp_BT, entropy_BT = token_logprobs(
         model_cfg,
@@ -379,7 +380,7 @@ def step_parts(
     row_len = mesh_lib.whole_parts(optim.row_len or length - 1, mesh)
     if optim.row_len:  # parts that are not needed are not computed: their number can stay fixed
         fixed = method.teaches_text or bool(optim.microbatch)
-        batch = pack(sequences, *advantages_B, length, row_len=row_len, fixed=fixed)
+        batch = pack(sequences, *advantages_B, length, row_len=row_len, fixed=fixed, shared=optim.shared_prompts)
     else:
         batch = make_batch(sequences, *advantages_B, length, row_len=row_len)
     return split_parts(batch, optim.microbatch, multiple=mesh_lib.parts_of_a_batch(mesh))

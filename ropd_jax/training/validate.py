@@ -21,7 +21,7 @@ from ropd_jax.data.grader import gradable
 from ropd_jax.data.mixture import MixtureSource, held_out_of, sources_of
 from ropd_jax.data.questions import no_heldout
 from ropd_jax.methods import Method
-from ropd_jax.models.attention import KERNELS
+from ropd_jax.models.attention import KERNELS, KERNELS_SHARED
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.lora import adapted
 from ropd_jax.models.transformer import REMAT
@@ -41,6 +41,7 @@ from ropd_jax.workdir.trackers import check_trackers
 
 log = logging.getLogger(__name__)
 SHORTEST = 16  # positions of a prompt: lengths are rounded up to a multiple of it
+MOST_SHARED = 2_048  # positions of a row with shared prompts: its kernel meets all pairs of blocks, seen or not
 
 
 def check_run(cfg: RunConfig) -> None:
@@ -355,6 +356,25 @@ def check_length(prompt_len: int, max_tokens: int, row_len: int, model_cfg: Mode
             f"optim.row_len={row_len} is too short for prompts of {prompt_len} tokens and "
             f"sampling.max_tokens={max_tokens}; expected at least {total - 1}, or 0 for a row a sequence"
         )
+
+
+def check_shared_prompts(optim: OptimConfig, method: Method, student: ModelConfig, mesh: jax.sharding.Mesh) -> None:
+    """Raises UserError when ``optim.shared_prompts`` is set and rows, kernel, student or method do not allow it."""
+    if not optim.shared_prompts:
+        return
+    cp = mesh.shape.get("cp", 1)
+    problem = ""
+    if not 0 < optim.row_len <= MOST_SHARED:
+        problem = f"optim.row_len={optim.row_len}: prompts are shared in packed rows of 1 to {MOST_SHARED} positions"
+    elif optim.attention not in ("auto", *KERNELS_SHARED) or cp > 1:
+        known = " and ".join(KERNELS_SHARED)
+        problem = f"optim.attention={optim.attention!r} and mesh.cp={cp}: only {known} know shared prompts, without cp"
+    elif student.local_layers:
+        problem = f"the student has layers that see {student.window} positions only: these are counted along a row"
+    elif type(method).extras is not Method.extras:
+        problem = f"method={method.name!r} reads the rows itself and expects each prompt before its answer"
+    if problem:
+        raise UserError(f"optim.shared_prompts=True: {problem}; change it, or set optim.shared_prompts=False")
 
 
 def check_xla_options(text: str) -> None:

@@ -312,6 +312,7 @@ KEYS: dict[str, Key] = {
     "optim.moments": _identity(TEXT),
     "optim.minibatches": _whole(1),
     "optim.row_len": _numerics(_whole(0, why="0 is a row for each sequence")),
+    "optim.shared_prompts": _numerics(FLAG),
     "optim.microbatch": _numerics(_whole(0, why=ALL)),
     "optim.remat": _numerics(TEXT),
     "optim.attention": _numerics(TEXT),

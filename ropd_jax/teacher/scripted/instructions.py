@@ -44,6 +44,10 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text)
 
 
+def _sentence_count(text: str) -> int:
+    return len([s for s in re.split(r"(?<=[.!?])[\"')\]]*\s+", text.strip()) if re.search(r"\w", s)])
+
+
 def _bullets(text: str) -> int:
     return len(re.findall(r"^\s*(?:\*[^*]|-).*$", text, re.MULTILINE))
 
@@ -66,10 +70,6 @@ def _is_json(text: str, key_a: str, key_b: str) -> bool:
 def _first_word(text: str) -> str:
     found = _words(text[:200])
     return found[0].lower() if found else ""
-
-
-def _ends_with(text: str, phrase: str) -> bool:
-    return text.strip().strip('"').lower().endswith(phrase.lower())
 
 
 def _times(text: str, word: str) -> int:
@@ -103,13 +103,16 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "fewer_words": Kind("Write fewer than {} words.", lambda a, n: len(_words(a)) < int(n)),
     "more_words": Kind("Write at least {} words.", lambda a, n: len(_words(a)) >= int(n)),
-    "lowercase": Kind("Use only lowercase letters.", lambda a: a.islower()),
+    "fewer_sentences": Kind("Write fewer than {} sentences.", lambda a, n: _sentence_count(a) < int(n)),
     "no_comma": Kind("Do not use commas.", lambda a: "," not in a),
     "first_word": Kind(
         'Start with the word "{}", and write one paragraph only.',
         lambda a, w: _first_word(a) == w.lower() and "\n\n" not in a.strip(),
     ),
-    "ending": Kind('End with exactly this sentence: "{}"', _ends_with),
+    "title": Kind(
+        "Begin with a title in double angle brackets, like <<title>>.",
+        lambda a: re.match(r"\s*<<[^\n<>]*\w[^\n<>]*>>", a) is not None,
+    ),
     "keyword": Kind('Use the word "{}".', lambda a, w: _times(a, w) >= 1),
     "bullets": Kind('Write exactly {} bullet points. Start each with "- ".', lambda a, n: _bullets(a) == int(n)),
     "json": Kind('Answer with JSON only, with the keys "{}" and "{}".', _is_json),
@@ -199,6 +202,8 @@ def _draft(task: Task, variant: int, attempt: int) -> str:
     count = 1 + turn % 2
     if "more_words" in value:
         count = max(count, -(-int(value["more_words"][0]) // 8) + attempt % 3)
+    if "fewer_sentences" in value:
+        count = min(count, int(value["fewer_sentences"][0]) - 1)
     if "bullets" in value:
         count = int(value["bullets"][0])
     if attempt > 30 and not value.keys() & {"more_words", "bullets"}:
@@ -210,13 +215,11 @@ def _draft(task: Task, variant: int, attempt: int) -> str:
         sentences[-1] = f"{subject} feels {word} {end} to everyone here."
     if "first_word" in value:
         sentences[0] = f"{value['first_word'][0]} {sentences[0][0].lower()}{sentences[0][1:]}"
-    if "ending" in value:
-        sentences = [*sentences[: max(count - 1, 1)], value["ending"][0]] if "bullets" not in value else sentences
     if "json" in value:
         first, second = value["json"]
-        return _cased(json.dumps({first: name, second: " ".join(sentences)}, ensure_ascii=False), value)
+        return json.dumps({first: name, second: " ".join(sentences)}, ensure_ascii=False)
     text = "\n".join(f"- {s}" for s in sentences) if "bullets" in value else " ".join(sentences)
-    return _cased(text, value)
+    return f"<<{_capital(task.topic.word(task.language))}>>\n{text}" if "title" in value else text
 
 
 def _drawn(pool: Sequence[str], task: Task, variant: int, attempt: int) -> list[str]:
@@ -224,10 +227,6 @@ def _drawn(pool: Sequence[str], task: Task, variant: int, attempt: int) -> list[
     return sorted(
         pool, key=lambda s: uniform("sentence", task.topic.phrase, *(r.text for r in task.rules), variant, attempt, s)
     )
-
-
-def _cased(text: str, value: dict[str, tuple[str, ...]]) -> str:
-    return text.lower() if "lowercase" in value else text
 
 
 def _capital(text: str) -> str:
