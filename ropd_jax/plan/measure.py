@@ -363,7 +363,8 @@ def _update_phases(
     computed = A * b * T * calls
     used = 1.0
     if cfg.optim.row_len:  # parts without a token are not computed
-        used = min(1.0, sequences * (prompt + answer - 1) / computed)
+        prompts = cfg.data.prompts_per_step if cfg.optim.shared_prompts else sequences
+        used = min(1.0, (prompts * (prompt - 1) + sequences * answer) / computed)
     flops = count.update_flops(
         model_cfg,
         tokens=round(computed * used),
