@@ -372,7 +372,7 @@ def check_shared_prompts(optim: OptimConfig, method: Method, student: ModelConfi
     elif student.local_layers:
         problem = f"the student has layers that see {student.window} positions only: these are counted along a row"
     elif type(method).extras is not Method.extras:
-        problem = f"method={method.name!r} reads the rows itself and expects each prompt before its answer"
+        problem = f"{type(method).__name__} reads the rows itself and expects each prompt before its answer"
     if problem:
         raise UserError(f"optim.shared_prompts=True: {problem}; change it, or set optim.shared_prompts=False")
 
