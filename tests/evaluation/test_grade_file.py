@@ -59,7 +59,7 @@ def test_the_numbers_of_a_small_file_by_hand(data, capsys):
     assert result["problems"] == {"answered": 4, "of": 4}
     shown = capsys.readouterr().out
     assert "avg@2" in shown and "62.50 %" in shown and "truncated: 1 of 4 answers (25.0%)" in shown
-    assert "ungraded:  0 of 8" in shown and "are not the whole set" in shown
+    assert "ungraded:  0 of 8" in shown and "are not the complete data set" in shown
 
 
 def test_an_answer_that_the_grader_gives_up_on_is_in_no_number(data):
@@ -84,7 +84,7 @@ def test_two_results_of_different_questions_are_not_compared(data):
     a = grade(data, MIXED)
     with pytest.raises(UserError, match="different data"):
         compare(a, a | {"data": a["data"] | {"sha": "x"}})
-    with pytest.raises(UserError, match="one result is of aime_2024, the other of gsm8k"):
+    with pytest.raises(UserError, match="one result is for aime_2024, the other for gsm8k"):
         compare(a, a | {"benchmark": "gsm8k"})
 
 
@@ -113,7 +113,7 @@ def test_missing_flags_and_a_missing_judge_are_said(data, capsys):
     (data / "healthbench.jsonl").write_text(json.dumps(row) + "\n")
     file = answers(data / "a.jsonl", [{"id": "h", "response": "x"}])
     assert main(["grade", "--benchmark=healthbench", f"--answers={file}", f"--data={data}"]) == 2
-    assert "the scripted teacher is none" in capsys.readouterr().err
+    assert "which the scripted teacher is not" in capsys.readouterr().err
 
 
 def test_grading_never_imports_jax(data):

@@ -92,7 +92,7 @@ def test_a_request_to_stop_loses_no_answer_that_has_ended(whole, tmp_path, monke
     monkeypatch.setattr(evalrun, "_between", stops_after_the_first_chunk)
     assert main(args(tmp_path / "out")) == 130
     ended = lines(tmp_path / "out")
-    assert ended and "The same command continues" in caplog.text
+    assert ended and "Run the same command to resume" in caplog.text
     monkeypatch.undo()
     assert main(args(tmp_path / "out")) == 0
     assert lines(tmp_path / "out") == lines(whole)
@@ -107,14 +107,14 @@ def test_a_finished_one_is_graded_again_without_sampling(whole, monkeypatch, cap
 def test_other_settings_are_refused_with_the_difference(whole, capsys):
     assert main([*args(whole), "--temperature=0.5"]) == 2
     err = capsys.readouterr().err
-    assert "holds answers of other settings" in err and "'temperature': 0.5" in err
+    assert "holds answers made with other settings" in err and "'temperature': 0.5" in err
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (["--max_tokens=4000"], "--max_tokens"),
-        (["--temperature=0"], "gives one answer 2 times; give --k 1"),
+        (["--temperature=0"], "gives the same answer 2 times; use --k 1"),
         (["--pick=best"], "--pick=best is unknown; expected last or heldout"),
         (["--dtype=int8"], "--dtype=int8 is unknown; expected float32 or bfloat16"),
         (["--config.sampling.cache_dtype=int4"], "sampling.cache_dtype='int4'; expected float32, bfloat16, int8"),
@@ -174,7 +174,7 @@ def test_a_folder_with_answers_of_other_weights_is_refused(tmp_path):
     how = {"k": 2, "limit": 2, "template": "{question}", "max_tokens": 8, "rows": 16, "out": tmp_path / "out"}
     evalrun.evaluate(student, "reasoning_gym:chain_sum", **how)
     other = dataclasses.replace(student, params=jax.tree.map(lambda x: x + 1, student.params))
-    with pytest.raises(UserError, match=r"holds answers of other settings \(weights: "):
+    with pytest.raises(UserError, match=r"holds answers made with other settings \(weights: "):
         evalrun.evaluate(other, "reasoning_gym:chain_sum", **how)
 
 
@@ -341,7 +341,7 @@ def test_a_template_and_a_type_that_are_given_come_before_the_students_own(divid
     file.write_text("{{ messages[0].content[:5] }}")
     more = ("--limit=4", "--max_tokens=24", "--temperature=0.7", *given)
     assert main(args(tmp_path / "out", *more, student=divides)) == 2
-    assert "holds answers of other settings (chat_template: " in capsys.readouterr().err
+    assert "holds answers made with other settings (chat_template: " in capsys.readouterr().err
 
 
 def test_an_evaluation_takes_as_many_rows_as_fit_and_says_what_does_not(divides, tmp_path, monkeypatch, capsys):
