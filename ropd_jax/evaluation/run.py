@@ -332,7 +332,8 @@ class Evaluation:
     def grade(self) -> EvalResult:
         """Grades the answers and stores the result.
 
-        With several hosts, only host 0 calls it; call `hosts.joined` first if grading can take long."""
+        With several hosts, only host 0 calls it; call `hosts.joined` first if grading can take long.
+        """
         file = str(self.place / "result.json") if self.kept else ""
         shown = f"{self.named}/answers.jsonl" if self.kept else "in memory"
         with self.upload:

@@ -25,7 +25,7 @@ def test_what_is_no_form_is_refused(text):
 
 
 def test_a_form_is_there_once():
-    with pytest.raises(UserError, match="is there twice"):
+    with pytest.raises(UserError, match="is listed twice"):
         read_forms("keyed,keyed/0", NEW)
 
 

@@ -190,7 +190,7 @@ def test_advice_names_the_next_smaller_call_and_needs_an_interval_above_0():
     assert not any("gamed" in text for text in recommend(report))
     report["probes"]["cuts"]["falls"] |= {"value": 0.7, "low": 0.6, "high": 0.8}
     report["probes"]["cuts"]["rewards"][-1]["reward"] |= {"value": 0.4, "low": 0.3, "high": 0.5}
-    assert "Cutting a right answer raises its reward in 30 % of the steps." in recommend(report)
+    assert "Shortening a right answer raises its reward in 30 % of the steps." in recommend(report)
     assert "An empty answer still gets 0.40 of the reward." in recommend(report)
 
 
