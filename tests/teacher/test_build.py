@@ -114,7 +114,7 @@ def test_an_entry_changes_keys_of_the_reference_role():
     [
         (("a", {"modle": "b"}), "entry 2 has unknown keys modle; expected"),
         ((3,), "entry 1 is 3; expected a model's name"),
-        (("a", "b", "c", "d", "e"), "names 5 models for teacher.references=4"),
+        (("a", "b", "c", "d", "e"), "names 5 models, but teacher.references=4 is smaller"),
     ],
 )
 def test_a_wrong_entry_is_reported(entries, message):

@@ -76,7 +76,7 @@ def test_flat_rows_of_one_question_become_one_question(tmp_path):
         (FLAT | {"truth": "true"}, "truth is 'true'"),
         (FLAT | {"kind": "facts"}, "kind is 'facts'; expected one of final_result"),
         (FLAT | {"points": 0}, "points is 0; expected a whole number from 1"),
-        (FLAT | {"criterion": " "}, "criterion is ' '; expected a text that is not empty"),
+        (FLAT | {"criterion": " "}, "criterion is ' '; expected a non-empty string"),
         (FLAT | {"answer": 3}, "answer is 3; expected a text"),
         (FLAT | {"score": 3}, "unknown key 'score'; expected some of answer"),
         (changed(answers=[]), "answers is []; expected a list"),
@@ -87,7 +87,7 @@ def test_flat_rows_of_one_question_become_one_question(tmp_path):
         (changed(answers=[NESTED["answers"][2] | {"like": "a3"}]), "answer a3 has like='a3'"),
         (changed(id='"}'), "id is '\"}'; expected 1 to 40 letters"),
         (changed(id="q0"), "id 'q0' is there already"),
-        (changed(family="a\nb"), "family is 'a\\nb'; expected a short text in one line"),
+        (changed(family="a\nb"), "family is 'a\\nb'; expected a short string on one line"),
     ],
 )
 def test_an_error_names_file_line_and_value(tmp_path, row, message):

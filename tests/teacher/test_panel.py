@@ -140,7 +140,7 @@ def test_the_config_names_a_panel():
     assert [role.model for role in build_teacher(config(panel=("a", "b"), votes=1)).panel] == ["a", "b"]
     assert [role.model for _, role in panel_sources(config())] == ["scripted"]
     for panel, said in (
-        (("a", "a"), "has a verifier twice"),
+        (("a", "a"), "lists a verifier twice"),
         ((3,), "entry 1 is 3"),
         (({"votes": 3},), "unknown keys votes"),
     ):
