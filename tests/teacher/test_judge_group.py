@@ -77,7 +77,7 @@ def test_k_needs_a_prompt_that_can_say_it(saying, tmp_path):
     path = tmp_path / "mine.md"
     path.write_text("{{token}} {{question}} {{references}} {{students}} Write 4 to 12 criteria.")
     teacher = Teacher(saying(), rubric=Role(template=str(path)))
-    with pytest.raises(ConfigurationError, match=r"write \{\{least\}\} and \{\{most\}\}"):
+    with pytest.raises(ConfigurationError, match=r"use \{\{least\}\} and \{\{most\}\}"):
         asyncio.run(teacher.induce_rubric(PROMPT, ["r"], ["s"], size=(2, 3)))
 
 
