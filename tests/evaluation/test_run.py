@@ -375,7 +375,7 @@ def test_an_evaluation_takes_as_many_rows_as_fit_and_says_what_does_not(divides,
     assert chosen[0].rows == 6 and chosen[0].reserve
     assert main([*base, "--rows=12"]) == 2
     assert "--rows=12 with answers of 24 tokens do not fit" in (error := capsys.readouterr().err)
-    assert "give --rows 6, --config.sampling.cache_dtype=int8 or a larger --config.mesh.tp" in error
+    assert "use --rows 6, --config.sampling.cache_dtype=int8 or a larger --config.mesh.tp" in error
 
 
 def test_the_time_left_is_known_before_the_first_answer_and_is_bounded(caplog):

@@ -165,6 +165,6 @@ def test_a_run_whose_index_lacks_prompts_does_not_start(tmp_path, capsys):
     run = ["train", *CONFIG, f"--config.teacher.index={refs}", "--workdir", str(tmp_path / "run")]
     assert cli.main(run) == 2
     err = capsys.readouterr().err.splitlines()[-1]
-    assert "lacks references of 20 of 40 prompts" in err
+    assert "lacks references for 20 of 40 prompts" in err
     assert f"ropd collect-references --config FILE --out {refs}" in err
     assert not (tmp_path / "run").exists()

@@ -77,7 +77,7 @@ def test_flat_rows_of_one_question_become_one_question(tmp_path):
         (FLAT | {"kind": "facts"}, "kind is 'facts'; expected one of final_result"),
         (FLAT | {"points": 0}, "points is 0; expected a whole number from 1"),
         (FLAT | {"criterion": " "}, "criterion is ' '; expected a non-empty string"),
-        (FLAT | {"answer": 3}, "answer is 3; expected a text"),
+        (FLAT | {"answer": 3}, "answer is 3; expected a string"),
         (FLAT | {"score": 3}, "unknown key 'score'; expected some of answer"),
         (changed(answers=[]), "answers is []; expected a list"),
         (changed(criteria="c"), "criteria is 'c'; expected a list"),

@@ -68,7 +68,7 @@ def test_a_failed_job_shows_why_and_nothing_is_bought_live(provider, tape, caplo
     failures = tape.failures(body_key(request_body(provider, several[0])))
     assert [f.cause for f in failures] == ["batch_failed"] and "temperature" in failures[0].message
     assert run(provider, Server(), several, tape, live_fallback=True) is None
-    assert any("asked live, at the full price" in r.getMessage() for r in caplog.records)
+    assert any("sent live, at the full price" in r.getMessage() for r in caplog.records)
 
 
 @PROVIDERS

@@ -234,7 +234,7 @@ def test_a_refused_job_leaves_nothing_and_one_with_an_unknown_fate_its_record(ta
         return web.json_response({"error": {"message": "no", "code": "x"}}, status=400)
 
     async def main(root):
-        with pytest.raises(UserError, match="the same command finds out" if root else "answered 400"):
+        with pytest.raises(UserError, match="run the same command to find out" if root else "answered 400"):
             await at("openai", root or refusing, requests(2), tape)
         return [j.state for j in Ledger(tape).jobs()]
 

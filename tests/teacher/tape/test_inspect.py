@@ -55,7 +55,7 @@ def test_a_replay_of_what_a_batch_never_answered_is_reported(tape):
     (asked,) = rows = {body_key(request_body("openai", request())): request()}
     assert Ledger(tape).intend(Endpoint("openai"), rows, Spent(calls=1), prompts={}).keys == (asked,)
     client = TapedClient(lambda: None, tape, mode="replay", provider="openai")
-    with pytest.raises(ConfigurationError, match="submitted with a batch job whose answer is not on the tape"):
+    with pytest.raises(ConfigurationError, match="submitted in a batch job whose answer is not on the tape"):
         chat(client, request())
 
 

@@ -60,10 +60,10 @@ def test_rows_of_both_versions_are_read(tmp_path, row, count, expected):
     [
         (official(1), 4, "1 references; expected at least 4"),
         (official(teacher_answers=["a", " "]), None, "an answer is blank"),
-        (official(teacher_answers=["a", 3]), None, "an answer is blank or not a text"),
+        (official(teacher_answers=["a", 3]), None, "an answer is blank or not a string"),
         (official(teacher_answers=[]), None, "an empty one"),
         (official(teacher_answers="a"), None, "not a list"),
-        (official(1, teacher_answer=...), None, "blank or not a text"),
+        (official(1, teacher_answer=...), None, "blank or not a string"),
         (official(schema_version=...), None, "schema_version is None"),
         (official(schema_version="ropd.teacher_index.v3"), None, "v3'"),
         (official(raw_prompt_hash="abc"), None, "raw_prompt_hash is 'abc'"),
@@ -82,7 +82,7 @@ def test_a_wrong_row_is_reported_with_its_line(tmp_path, row, count, message):
 
 
 def test_a_second_row_for_one_prompt_is_an_error(tmp_path):
-    with pytest.raises(ConfigurationError, match=r"index\.jsonl:2: a second row for uid 'u1'"):
+    with pytest.raises(ConfigurationError, match=r"index\.jsonl:2: a second row with uid 'u1'"):
         read_index(written(tmp_path, official(), official(1)))
 
 
@@ -146,7 +146,7 @@ def test_missing_references_are_counted_and_the_command_named(tmp_path):
     teacher.check_references(prompts[:1])
     with pytest.raises(ConfigurationError) as e:
         teacher.check_references(prompts)
-    assert "lacks references of 2 of 3 prompts (1 have fewer than teacher.references=3; 'u2', 'u3')" in str(e.value)
+    assert "lacks references for 2 of 3 prompts (1 have fewer than teacher.references=3; 'u2', 'u3')" in str(e.value)
     assert f"ropd collect-references --config FILE --out {path}" in str(e.value)
 
 

@@ -131,7 +131,7 @@ def test_a_truncated_reply_is_asked_for_once_more_with_twice_the_limit(saying):
     assert reply.text == "whole" and [r.max_output_tokens for r in client.requests] == [4096, 8192]
     assert stats.retries == {"truncated": 1}
     client = saying(TruncatedError("x"), TruncatedError("y"), "never")
-    with pytest.raises(TruncatedError, match=r"x \(a second try reached 8192\)"):
+    with pytest.raises(TruncatedError, match=r"x \(a second attempt reached 8192\)"):
         asyncio.run(LimitedClient(client).chat(REQUEST))
     assert len(client.requests) == 2
 
