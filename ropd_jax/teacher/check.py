@@ -1,8 +1,7 @@
 """One cheap call to each model that a run will use, before the run loads weights (``teacher.check``).
 
-    wrong key, unknown model, wrong address   a ConfigurationError that names the role, because every later call would
-    fail too anything else that fails                  a warning, because the run has retries and the server may be back
-    by then
+    wrong key, unknown model, wrong address   a ConfigurationError that names the role: every later call would fail too
+    any other failure                         a warning: the run has retries, and the server may be back by then
 
 The calls are not on the tape and not in the run's counts and costs, so they do not change any of a run's numbers.
 """
