@@ -117,8 +117,8 @@ def _biases(report: Mapping[str, Any]) -> list[str]:
     if _real(place):
         where = "Later" if place["value"] > 0 else "Earlier"
         said.append(
-            f"{where} positions get more true verdicts ({_percent(abs(place['value']))} from end to end): use one answer "
-            "per call (teacher.verifier.answers_per_call=1)."
+            f"{where} positions get more true verdicts ({_percent(abs(place['value']))} from end to end): use one "
+            "answer per call (teacher.verifier.answers_per_call=1)."
         )
     for found, what in ((length, "Longer"), (style, "Confident Markdown")):
         if _real(found):

@@ -1,4 +1,4 @@
-"""The recommendation follows from the figures and their intervals, and says nothing that they do not allow."""
+"""The recommendation follows from the figures and their intervals, and never claims more than they allow."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_biases_with_0_in_their_interval_are_not_mentioned():
     assert len(advice(bias__style={"difference": estimate(0.01, 0.005, 0.015)})) == 1  # certain, but tiny
     said = advice(bias__position=estimate(-0.2, -0.3, -0.1), bias__length={"difference": estimate(0.1, 0.05, 0.2)},
                   bias__halo=estimate(0.3, 0.2, 0.4), flips=estimate(0.1, 0.05, 0.2))  # fmt: skip
-    assert said[1].startswith("Earlier positions get more true verdicts (20 % from end to end): use one answer per call")
+    assert said[1].startswith("Earlier positions get more true verdicts (20 % from end to end): use one answer")
     assert said[2].startswith("Longer answers get 10 % more true verdicts")
     assert said[3].startswith("About 30 % of the answers get one opinion") and said[4].endswith("10 % of the verdicts.")
 

@@ -1,4 +1,4 @@
-"""The forms of asking that a calibration compares."""
+"""The request forms that a calibration compares."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def teacher_cfg(**more):
 
 @pytest.fixture
 def model():
-    """A chat model behind HTTP that knows the first six questions; what it is asked for is recorded on a tape."""
+    """A chat model behind HTTP that knows the first six questions; its requests are recorded on a tape."""
     rows = list(verdict_rows(load(limit=6)[0]))
     with serving(ScriptedClient(labels=rows), api_key="the-key") as address:
         yield address
@@ -66,7 +66,7 @@ def test_a_scripted_verifier_is_calibrated_without_anything_else(tmp_path, capsy
     assert report["overall"]["accuracy"]["value"] == 1.0 and report["labels"]["asked"] == 12
     assert report["labels"]["source"] == "ropd_jax dev" and len(report["labels"]["sha"]) == 16
     assert report["traffic"]["calls"] == 24 and report["traffic"]["usd"] == 0.0
-    assert not (tmp_path / "out" / "tape.sqlite").exists()  # another noise must not get the old verdicts
+    assert not (tmp_path / "out" / "tape.sqlite").exists()  # another noise setting must not get the old verdicts
     out = capsys.readouterr().out
     assert "You can train with this verifier; expect about 0 % wrong verdicts." in out
     assert "Only 12 questions were asked" in out

@@ -1,4 +1,4 @@
-"""``ropd eval``: which weights, what is stored, what a second start does. The engine itself is tested elsewhere."""
+"""``ropd eval``: choice of weights, stored files, a second start. The engine itself is tested elsewhere."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BASE = ["--benchmark=reasoning_gym:chain_sum", "--template={question}", "--k=2",
 
 
 def args(out, *more, student="tiny"):
-    """The command line; a flag of ``more`` replaces the same flag of the others."""
+    """The command line; a flag in ``more`` replaces the same default flag."""
     given = {flag.partition("=")[0]: flag for flag in (*BASE, "--rows=16", f"--out={out}", *more)}
     return ["eval", str(student), *given.values()]
 
@@ -77,7 +77,7 @@ def test_after_a_kill_it_goes_on_and_ends_with_the_same_answers(whole, tmp_path,
     append = evalrun.append
     monkeypatch.setattr(evalrun, "append", lambda f, p, n, r: (sampled.append((p.id, n)), append(f, p, n, r)))
     assert main(args(out)) == 0
-    assert (out / "answers.jsonl").read_text() == text  # byte for byte, whatever was there
+    assert (out / "answers.jsonl").read_text() == text  # byte for byte, whatever was there before
     have = {(row["id"], row["sample"]) for row in map(json.loads, there)}
     assert sorted(sampled) == sorted({(row["id"], row["sample"]) for row in lines(whole)} - have)
 
@@ -183,7 +183,7 @@ def test_a_folder_with_answers_of_other_weights_is_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of three kept checkpoints, each of other weights, with a held-out accuracy for two of them."""
+    """A run with three kept checkpoints of different weights, and a held-out accuracy for two of them."""
     path = tmp_path_factory.mktemp("run")
     cfg = configs.default()
     (path / "config.json").write_text(json.dumps(cfg.to_dict()))
@@ -382,12 +382,12 @@ def test_the_time_left_is_known_before_the_first_answer_and_is_bounded(caplog):
     caplog.set_level(logging.INFO)
     progress = evalrun._Progress(dict.fromkeys(range(50), 2), most=1_000)
     progress._tokens = 5_000
-    assert progress.left(10.0) == "at most 3:20 left"  # 100,000 tokens at 500 a second
+    assert progress.left(10.0) == "at most 3:20 left"  # 100,000 tokens at 500 per second
     for i in range(10):
         progress.answered(i)
     assert progress.left(10.0) == "1:30 left"
     progress._tokens = 50_000
-    assert progress.left(10.0) == "18 s left"  # 90 answers have 90,000 tokens at most
+    assert progress.left(10.0) == "18 s left"  # 90 answers have at most 90,000 tokens
     progress.answered(0)
     progress._report()
     assert "answered 1 of 50 problems (11 of 100 answers) in " in caplog.text

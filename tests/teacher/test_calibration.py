@@ -1,4 +1,4 @@
-"""What a run reads of a calibration report."""
+"""The part of a calibration report that a run reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of labels: both forms, and errors that name file and line."""
+"""Label files: both forms, and errors that name file and line."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_nested_row_is_read_back(tmp_path):
     (question,) = read_labels(write(tmp_path / "a.jsonl", NESTED))
     assert question.as_row()["answers"][0] == NESTED["answers"][0] | {"truth": (True, True)}
     assert read_labels(write(tmp_path / "b.jsonl", question.as_row())) == [question]
-    assert [c.kind for c in question.criteria] == ["final_result", None]  # the second by no keyword
+    assert [c.kind for c in question.criteria] == ["final_result", None]  # the second without a keyword
     assert question.rubric.weights == (5, 1) and question.prompt.question == "What is 2 + 3?"
     assert question.answers[2].like == "a1" and question.answers[1].truth == (False, None)
 

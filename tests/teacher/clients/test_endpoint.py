@@ -1,4 +1,4 @@
-"""Keys come from the environment, and addresses hold no secret."""
+"""Keys come from the environment, and addresses do not contain secrets."""
 
 from __future__ import annotations
 

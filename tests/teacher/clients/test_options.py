@@ -1,4 +1,4 @@
-"""Further parameters and headers of a config: where they go, what is refused, and that no secret gets into a config."""
+"""Additional parameters and headers in a config: where they go, refusals, and that secrets never get into a config."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_tape_without_extra_keeps_its_keys_and_one_with_it_has_others():
     assert "extra" not in request_body("openai", ASKED)
     key = body_key(request_body("openai", ASKED))
     assert key == body_key(request_body("openai", dataclasses.replace(ASKED, extra={})))
-    assert key == "133dd8bb119ff85275206ef666c0e89e8fdf6af0262df4eb6e324be509a10afe"  # as tapes before it have it
+    assert key == "133dd8bb119ff85275206ef666c0e89e8fdf6af0262df4eb6e324be509a10afe"  # as on older tapes
     others = [dataclasses.replace(ASKED, extra=e) for e in ({"top_p": 1}, {"top_p": 0.5}, {"a": {"b": 1}})]
     assert len({key, *(body_key(request_body("openai", r)) for r in others)}) == 4
 

@@ -1,4 +1,4 @@
-"""The scripted teacher: right solutions, criteria that separate, verdicts that can be computed by hand."""
+"""The scripted teacher: correct solutions, discriminative criteria, verdicts computed by hand."""
 
 from __future__ import annotations
 

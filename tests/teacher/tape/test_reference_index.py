@@ -1,4 +1,4 @@
-"""The teacher index: the official vectors, lines that hold anything, kills at any byte, coverage."""
+"""The teacher index: the official vectors, lines with any content, kills at any byte, coverage."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_answers_with_any_line_end_of_unicode_survive(tmp_path):
         writer.add(IndexRow("u", SHA, texts, {"model": "m"}))
         writer.add(IndexRow("v", SHA, ("x",), {"model": "m"}))
     assert answers(read_index(tmp_path / "index.jsonl")) == [texts, ("x",)]
-    # and for whoever reads it with str.splitlines, as the official release does
+    # and for readers that use str.splitlines, as the official release does
     assert len((tmp_path / "index.jsonl").read_text(encoding="utf-8").splitlines()) == 2
     raw = official(teacher_answers=["a\u2028b"])
     assert answers(read_index(written(tmp_path, raw))) == [("a\u2028b",)]
@@ -135,7 +135,7 @@ def test_a_prompt_is_found_by_uid_and_hash_or_by_the_hash_only():
     index = TeacherIndex(rows)
     assert index.find(Prompt("u1", QUESTION)).answers == ("one",)
     assert index.find(Prompt("elsewhere", QUESTION)).answers == ("one",)
-    assert index.find(Prompt("u2", (Message("user", "R?"),))).answers == ("two",)  # hashed as a bare text
+    assert index.find(Prompt("u2", (Message("user", "R?"),))).answers == ("two",)  # hashed as a plain string
     assert index.find(Prompt("u1", (Message("user", "S?"),))) is None  # an equal id is not enough
 
 
