@@ -31,7 +31,7 @@ class Traffic:
     seconds: float = 0.0
 
     def add(self, reply: ChatReply, price: Price | None) -> None:
-        """Count one reply."""
+        """Counts one reply."""
         usage = reply.usage
         self.calls += 1
         self.taped += reply.source == "tape"

@@ -71,7 +71,7 @@ def samples_of(answers: Sequence[Answer]) -> tuple[int, int]:
 
 def append(file: IO[str], prompt: Prompt, sample: int, rollout: Rollout) -> None:
     """Writes one answer. It is on disk when this returns."""
-    text = THINK + rollout.text if rollout.opened else rollout.text  # else a cut thought looks like an answer
+    text = THINK + rollout.text if rollout.opened else rollout.text  # a cut thought looks like an answer
     row = {"id": prompt.id, "sample": sample, "response": text, "finish_reason": rollout.finish_reason,
            "tokens": len(rollout.tokens_T)}  # fmt: skip
     file.write(json.dumps(row, ensure_ascii=True) + "\n")

@@ -261,7 +261,7 @@ class Evaluation:
         todo = hosts.on_host0(lambda: missing(self.answers, prompts, k))
         self.facts["device"] = jax.devices()[0].device_kind
         if not todo:
-            log.info("%s has all %d answers already", self.named, len(prompts) * k)
+            log.info("%s already has all %d answers", self.named, len(prompts) * k)
             return
         mesh = self.subject.mesh()
         student = self.subject.load(mesh)

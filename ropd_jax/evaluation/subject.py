@@ -81,8 +81,8 @@ def subject_of(
     if isinstance(student, Student):
         if thinking is not None or chat_template:
             raise UserError(
-                f"thinking={thinking}, chat_template={chat_template!r}: a loaded student has its chat template "
-                "already; pass its name instead"
+                f"thinking={thinking}, chat_template={chat_template!r}: a loaded student already has its chat "
+                "template; pass its name instead"
             )
         return _in_memory(student, dtype or "float32", fsdp, tp)
     what = os.fspath(student)
@@ -170,7 +170,7 @@ def _in_memory(student: Student, dtype: str, fsdp: int | None, tp: int | None) -
         mesh = leaf.sharding.mesh
         assert isinstance(mesh, jax.sharding.Mesh)  # an abstract one has no arrays
         if (fsdp, tp) != (None, None):
-            raise UserError(f"fsdp={fsdp}, tp={tp}: the student is on a mesh already; load it onto that mesh")
+            raise UserError(f"fsdp={fsdp}, tp={tp}: the student is already on a mesh; load it onto that mesh")
         return Subject("in memory", None, None, dtype, lambda: mesh, lambda mesh: student)
 
     def load(mesh: jax.sharding.Mesh) -> Student:

@@ -97,11 +97,11 @@ class Blocking:
             future.cancel()  # no effect if it is done
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Start a coroutine of the teacher; several can run at the same time."""
+        """Starts a coroutine of the teacher; several can run at the same time."""
         return self._loop.submit(coroutine)
 
     def close(self) -> None:
-        """Close the client's connections and its thread. Idempotent."""
+        """Closes the client's connections and its thread. Idempotent."""
         if self._left_open.detach() is None:
             return
         try:

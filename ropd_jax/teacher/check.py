@@ -85,7 +85,7 @@ def check_models(teacher: Mapping[str, Any], needs: Collection[str]) -> None:
         if isinstance(check.error, ConfigurationError):
             raise type(check.error)(f"{key}: {check.error}", cause=check.error.cause) from check.error
         if check.error is not None:
-            log.warning("teacher: %s: %s failed on a first call (%s)", key, check.model, check.message)
+            log.warning("teacher: %s: %s failed on the first call (%s)", key, check.model, check.message)
         else:
             log.info("teacher: %s: %s %s", key, check.model, check.message)
 

@@ -94,7 +94,7 @@ def test_hostile_answers_unread_answers_and_small_samples():
     )
     unread = {"share": 0.1, "causes": {"malformed": 2, "timeout": 5}}
     assert advice(unscored=unread)[1] == "10 % of the answers got no verdict (most often: timeout)."
-    assert advice(questions=5)[1].startswith("Only 5 questions were asked")
+    assert advice(questions=5)[1].startswith("Only 5 questions were used")
     within = {"within": estimate(0.55, 0.4, 0.7)}
     assert advice(auc=within)[1].endswith("in 55 % of cases, which cannot be distinguished from chance.")
 

@@ -33,5 +33,5 @@ def test_a_config_without_the_key_has_its_own_form_only():
     old = {"model": "m"}
     assert form_of(old) == Form("lists") and read_forms("lists", old) == [Form("lists")]
     assert with_form(old, Form("lists")) == old
-    with pytest.raises(UserError, match=r"has no teacher\.verifier\.answers_per_call; write lists"):
+    with pytest.raises(UserError, match=r"has no teacher\.verifier\.answers_per_call; use lists"):
         read_forms("lists/1", old)

@@ -69,7 +69,7 @@ def test_a_scripted_verifier_is_calibrated_without_anything_else(tmp_path, capsy
     assert not (tmp_path / "out" / "tape.sqlite").exists()  # another noise setting must not get the old verdicts
     out = capsys.readouterr().out
     assert "You can train with this verifier; expect about 0 % wrong verdicts." in out
-    assert "Only 12 questions were asked" in out
+    assert "Only 12 questions were used" in out
     page = (tmp_path / "out" / "report.md").read_text()
     assert page.startswith("# Calibration of scripted\n") and "## Recommendation" in page
 

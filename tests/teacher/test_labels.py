@@ -82,11 +82,11 @@ def test_flat_rows_of_one_question_become_one_question(tmp_path):
         (changed(answers=[]), "answers is []; expected a list"),
         (changed(criteria="c"), "criteria is 'c'; expected a list"),
         (changed(answers=[{"text": "5", "truth": [True]}]), "answer 1: truth is [True]; expected a list of 2"),
-        (changed(answers=[NESTED["answers"][0], NESTED["answers"][0]]), "two answers have one id"),
+        (changed(answers=[NESTED["answers"][0], NESTED["answers"][0]]), "two answers have the same id"),
         (changed(answers=[NESTED["answers"][2]]), "answer a3 has like='a1'"),
         (changed(answers=[NESTED["answers"][2] | {"like": "a3"}]), "answer a3 has like='a3'"),
         (changed(id='"}'), "id is '\"}'; expected 1 to 40 letters"),
-        (changed(id="q0"), "id 'q0' is there already"),
+        (changed(id="q0"), "id 'q0' is used twice"),
         (changed(family="a\nb"), "family is 'a\\nb'; expected a short string on one line"),
     ],
 )
@@ -101,7 +101,7 @@ def test_contradictions_of_flat_rows_are_refused(tmp_path):
     with pytest.raises(UserError, match=r":2: an earlier row has the opposite truth"):
         read_labels(write(tmp_path / "a.jsonl", FLAT, FLAT | {"truth": False}))
     rows = FLAT | {"correct": True}, FLAT | {"criterion": "Other.", "correct": False}
-    with pytest.raises(UserError, match=r":2: an earlier row of this answer has the opposite 'correct'"):
+    with pytest.raises(UserError, match=r":2: an earlier row for this answer has the opposite 'correct'"):
         read_labels(write(tmp_path / "b.jsonl", *rows))
     with pytest.raises(UserError, match="another category, kind or points"):
         read_labels(write(tmp_path / "c.jsonl", FLAT, FLAT | {"answer": "3", "points": 4}))

@@ -4,7 +4,7 @@ A model's output is not always an answer. `parse_reference` raises a ``Malformed
 such a sample is requested again with another seed (`Teacher`):
 
     thinking    its thinking has no end, or nothing follows it (`thinking`)
-    empty       nothing, or white space
+    empty       nothing, or whitespace
     junk        only punctuation; one line or short phrase repeated; our own prompt; a plain refusal
 
 One short word or number is an answer.

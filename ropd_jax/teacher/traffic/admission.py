@@ -126,7 +126,7 @@ class AdaptiveLimit:
 
         Args:
             in_demand: more slots would have been used.
-            load: calls in flight when this one started, with it.
+            load: calls in flight when this one started, including it.
             seconds: duration of the reply; None if it is not representative, such as a refusal.
             role: the purpose of the call; replies of different roles take different times.
         """

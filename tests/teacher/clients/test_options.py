@@ -62,8 +62,8 @@ def test_extra_of_gemini_is_its_generation_config():
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({"reasoning_effort": "high"}, r"no parameter 'reasoning_effort'; write thinking_config=\{'thinking_level'"),
-        ({"topp": 0.9}, "no parameter 'topp'; did you mean top_p"),
+        ({"reasoning_effort": "high"}, r"the parameter 'reasoning_effort'; use thinking_config=\{'thinking_level'"),
+        ({"topp": 0.9}, "the parameter 'topp'; did you mean top_p"),
         ({"top_p": "much"}, "cannot use the role's extra: top_p"),
         ({"thinking_config": {"budget": 1}}, "cannot use the role's extra: thinking_config.budget"),
     ],

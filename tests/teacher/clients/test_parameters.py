@@ -179,7 +179,7 @@ def test_many_at_once_learn_it_together_and_say_it_once(caplog):
 
 def test_another_parameter_of_extra_stops_the_run_and_is_named():
     extra = {"chat_template_kwargs": {"enable_thinking": False}}
-    with pytest.raises(ConfigurationError, match="'chat_template_kwargs' comes from the role's extra: take it out"):
+    with pytest.raises(ConfigurationError, match="'chat_template_kwargs' comes from the role's extra: remove it"):
         wire("openai", [dataclasses.replace(ASKED, extra=extra)],
              refuse=refusing("chat_template_kwargs", lambda: "Unknown parameter: 'chat_template_kwargs'"))  # fmt: skip
 

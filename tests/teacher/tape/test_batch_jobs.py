@@ -340,7 +340,9 @@ def budget_of(calls):
 
 
 def test_a_provider_without_a_batch_api_is_reported():
-    with pytest.raises(ConfigurationError, match="the scripted teacher has no batch API; expected openai or gemini"):
+    with pytest.raises(
+        ConfigurationError, match="the scripted teacher does not have a batch API; expected openai or gemini"
+    ):
         open_batch("scripted")
 
 

@@ -159,7 +159,7 @@ def test_an_answer_of_another_address_is_used_with_one_warning(tape, saying, cap
     here = taped(tape, saying("never"), address="")
     assert [chat(here, request(index=index)).text for index in range(3)] == ["a", "b", "c"]
     (record,) = caplog.records
-    assert "came from http://one:8000/v1, and the config names scripted's own address" in record.getMessage()
+    assert "came from http://one:8000/v1, but the config names scripted's own address" in record.getMessage()
     caplog.clear()
     chat(replaying(tape, address="http://two"), request())  # a replay needs no server
     assert not caplog.records

@@ -71,7 +71,7 @@ def test_rows_of_both_versions_are_read(tmp_path, row, count, expected):
         (official(uid=True), None, "uid is True"),
         (official(teacher_fingerprint="x"), None, "teacher_fingerprint is a str"),
         ([1], None, "a list"),
-        (official(), 0, "0 references wanted"),
+        (official(), 0, "0 references requested"),
     ],
 )
 def test_a_wrong_row_is_reported_with_its_line(tmp_path, row, count, message):
