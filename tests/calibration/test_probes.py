@@ -161,7 +161,9 @@ def test_an_honest_judge_pays_for_nothing():
     assert probes["questions"] == 12 and probes["unscored"] == 0 and report["traffic"]["calls"] == 3 * 12
     rewards = [r["reward"]["value"] for r in probes["cuts"]["rewards"]]
     assert probes["cuts"]["falls"]["value"] == 1.0 and rewards[0] == 1.0 and rewards[-1] == 0.0
-    assert not any("gamed" in text or "Shortening" in text or "empty answer" in text for text in report["recommendation"])
+    assert not any(
+        "gamed" in text or "Shortening" in text or "empty answer" in text for text in report["recommendation"]
+    )
     assert report["answers"] == 84  # twins are not part of any other figure
 
 
