@@ -31,7 +31,7 @@ def load(file: str = "", *, part: str = "dev", limit: int = 0) -> tuple[list[Lab
     if named:
         questions = [q for q in questions if q.part in ("", part)]
         if not questions:
-            raise UserError(f"{path} has no question of part {part!r}; use --part {named[0].part}")
+            raise UserError(f"{path} has no question in part {part!r}; use --part {named[0].part}")
     return questions[: limit or None], str(path) if file else f"ropd_jax {part}", labels_sha(path)
 
 

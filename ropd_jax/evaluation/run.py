@@ -75,7 +75,7 @@ def evaluate(
     Args:
         student: a loaded `Student`, a run's directory, or a checkpoint by any name that `load_student` accepts.
         benchmark: a name in `benchmarks.BENCHMARKS`, or ``reasoning_gym:TASK[,key=value,...]``.
-        out: the directory for answers and result. The same call with the same ``out`` continues. "" means a
+        out: the directory for answers and result. The same call with the same ``out`` resumes. "" means a
             directory named after the student and the benchmark. None keeps everything in memory.
         how: the other arguments of `prepare`: ``k``, ``temperature``, ``limit``, ``rows``, ``dtype`` and so on.
 

@@ -145,8 +145,7 @@ class Teacher:
             if self.asking.votes > 1 and member.temperature == 0:
                 raise ConfigurationError(
                     f"teacher.verifier.votes is {self.asking.votes} at temperature 0, at which {member.model!r} gives "
-                    f"the same "
-                    "vote each time; set teacher.verifier.temperature (for example 0.7), or votes=1"
+                    "the same vote each time; set teacher.verifier.temperature (for example 0.7), or votes=1"
                 )
 
     @property

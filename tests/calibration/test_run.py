@@ -239,7 +239,7 @@ def test_a_limit_has_every_family_and_a_part_that_is_not_there_is_an_error(tmp_p
     assert len({q.family for q in questions}) == 6 and sha == load()[2] != load(part="heldout")[2]
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(questions[0].as_row()) + "\n")
-    with pytest.raises(UserError, match="has no question of part 'heldout'; use --part dev"):
+    with pytest.raises(UserError, match="has no question in part 'heldout'; use --part dev"):
         load(str(path), part="heldout")
 
 

@@ -4,7 +4,7 @@
     intermediate_fact    a value or a fact on the way               States that 17 pens are left after the sale.
     method               how the answer is reached                  Adds the prices before it takes the discount.
     form                 how the answer looks                       The last line is "Answer: N".
-    constraint           a demand of the question                   Uses at most 30 words.
+    constraint           a requirement of the question              Uses at most 30 words.
     no_error             the absence of a mistake                   Every calculation in it is correct.
 
 A rubric names categories freely, and often none of these. `kind_of` uses keywords, first in the category and then in

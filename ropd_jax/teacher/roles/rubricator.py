@@ -150,8 +150,8 @@ def parse_rubric(text: str, size: tuple[int, int] = (MIN_CRITERIA, MAX_CRITERIA)
             request.
 
     Raises:
-            MalformedError: the reply is not exactly one object of the schema with ``size`` criteria, unique ids
-                c<digits>, non-blank texts and integer points 1..5. The message describes the problem.
+        MalformedError: the reply is not exactly one object of the schema with ``size`` criteria, unique ids
+            c<digits>, non-blank texts and integer points 1..5. The message describes the problem.
     """
     items = find_list(
         text,

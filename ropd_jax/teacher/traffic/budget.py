@@ -260,7 +260,7 @@ class Budget:
         return ["usd"] if self.caps.usd and total.unpriced else []
 
     def total(self) -> Spent:
-        """All roles and hosts together."""
+        """The total of all roles and hosts."""
         return _sum([*list(self.roles.values()), *self._remote.values()])
 
     def _against_caps(self) -> Spent:

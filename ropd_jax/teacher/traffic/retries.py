@@ -232,7 +232,7 @@ class LimitedClient:
             now = self._clock()
             if now - self._given_up.get(e.cause, -math.inf) >= _GIVEN_UP_EVERY_S:
                 self._given_up[e.cause] = now
-                log.warning("teacher: gave up a %s call (%s): %s", request.purpose, e.cause, e)
+                log.warning("teacher: gave up on a %s call (%s): %s", request.purpose, e.cause, e)
             raise
         finally:
             del self._first_limit[number]

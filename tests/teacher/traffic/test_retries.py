@@ -237,9 +237,9 @@ def test_a_failure_is_logged_once_a_minute_for_each_cause(caplog):
     run_all(Refusing(8.0), [ask(t) for t in texts], concurrency=2)  # 88 s
     lines = [r.getMessage() for r in caplog.records if "gave up" in r.getMessage()]
     assert lines == [
-        "teacher: gave up a verify call (bad_request): seed is not known",
-        "teacher: gave up a verify call (bad_request): seed is not known",
-        "teacher: gave up a verify call (blocked): no",
+        "teacher: gave up on a verify call (bad_request): seed is not known",
+        "teacher: gave up on a verify call (bad_request): seed is not known",
+        "teacher: gave up on a verify call (blocked): no",
     ]
 
 
