@@ -1,10 +1,10 @@
-"""How far a verifier can be trusted: labelled verdicts go through the run's own verifier before it gives rewards.
+"""Measures how far a verifier can be trusted, on labelled answers, before it gives rewards.
 
-    labels.py      the labelled set of the package, made by generate.py and families/; or the user's own
-    run.py         asks the verifier (and the scorer)            labels -> what was said
-    probes.py      what wrong answers gain by looks              labels -> twins; what was said -> gains
-    measure.py     agreement.py, bias.py, bootstrap.py           what was said -> figures with intervals
-    report.py      JSON, Markdown and tables; advice.py writes the recommendation
+    labels.py      the package's labelled set, made by generate.py and families/, or the user's own
+    run.py         calls the verifier (and the scorer)           labels -> verdicts
+    probes.py      what wrong answers gain by appearance         labels -> twins; verdicts -> gains
+    measure.py     agreement.py, bias.py, bootstrap.py           verdicts -> figures with intervals
+    report.py      JSON, Markdown and tables, with the recommendation from advice.py
 
-Imports no jax. ``ropd calibrate-judge`` is its command, docs/judge.md its page.
+Imports no jax. The command is ``ropd calibrate-judge``; the documentation is docs/judge.md.
 """

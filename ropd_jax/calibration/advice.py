@@ -1,7 +1,7 @@
-"""The recommendation at the end of a report: sentences that follow by fixed rules from the figures and their intervals.
+"""The recommendation at the end of a report: sentences derived by fixed rules from the figures and intervals.
 
-A rule speaks only if the interval allows it: a bias whose interval holds 0 is not mentioned, and a kind of criterion is
-called reliable or unreliable only if its whole interval is on one side of the bound.
+A rule applies only if the interval allows it: a bias whose interval contains 0 is not mentioned, and a kind of
+criterion is called reliable or unreliable only if its whole interval is on one side of the bound.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import Any
 
 from ropd_jax.calibration.probes import PROBES
 
-GOOD, FAIR = 0.6, 0.4  # kappa: substantial, and moderate, after Landis and Koch (1977)
-FEW = 20  # questions, below which intervals are wide
-LEAST_BASES = 5  # wrong answers, below which a gain is not worth a sentence
-MOST_NAMED = 3  # gains in one sentence
-SMALL = 0.02  # a bias or a share below this is not worth a sentence
+GOOD, FAIR = 0.6, 0.4  # kappa: "substantial" and "moderate" in Landis and Koch (1977)
+FEW = 20  # with fewer questions, intervals are wide
+LEAST_BASES = 5  # with fewer wrong answers, a gain is not mentioned
+MOST_NAMED = 3  # maximum number of gains in one sentence
+SMALL = 0.02  # a bias or a share below this is not mentioned
 
 
 def recommend(report: Mapping[str, Any]) -> list[str]:
-    """The sentences, the most important first."""
+    """The sentences of the recommendation, most important first."""
     found = report["overall"]
     value, low = found["kappa"]["value"], found["kappa"]["low"]
     accuracy = found["accuracy"]["value"]
@@ -27,36 +27,36 @@ def recommend(report: Mapping[str, Any]) -> list[str]:
         causes = ", ".join(report["unscored"]["causes"]) or "unknown"
         return [
             f"Do not train with this verifier: no verdict could be read (causes: {causes}). Try another form or "
-            "another model, and see that the server accepts a JSON schema."
+            "another model, and check that the server accepts a JSON schema."
         ]
     wrong = f"expect about {_percent(1 - accuracy)} wrong verdicts"
     if value is None:
-        advice = [f"All verdicts are the same, so that nothing can be said beyond this: {wrong}."]
+        advice = [f"All verdicts are the same, so only this is known: {wrong}."]
     elif low is not None and low <= 0 and report["questions"] < FEW:
-        advice = [f"On so few questions the verdicts cannot be told from chance; {wrong}."]
+        advice = [f"With so few questions, the verdicts cannot be distinguished from chance; {wrong}."]
     elif low is not None and low <= 0:
-        advice = [f"Do not train with this verifier: its verdicts cannot be told from chance; {wrong}."]
+        advice = [f"Do not train with this verifier: its verdicts cannot be distinguished from chance; {wrong}."]
     elif value >= GOOD:
-        advice = [f"The verifier can be trained on; {wrong}."]
+        advice = [f"You can train with this verifier; {wrong}."]
     elif value >= FAIR:
-        advice = [f"The verifier is usable with care; {wrong}."]
+        advice = [f"You can train with this verifier if you are careful; {wrong}."]
     else:
-        advice = [f"The verifier is too weak to train on without a better form or model; {wrong}."]
+        advice = [f"The verifier is too weak for training; use a better form or model ({wrong})."]
     advice += _probes(report)
     advice += _kinds(report["kinds"]) + _ranking(report["auc"]["within"]) + _errors(found)
     advice += _biases(report) + _hostile(report) + _reading(report)
     if report["questions"] < FEW:
-        advice.append(f"Only {report['questions']} questions were asked: ask more before you rely on these figures.")
+        advice.append(f"Only {report['questions']} questions were used: use more before you rely on these figures.")
     if report.get("stopped"):
-        advice.append("The budget was reached before all questions were asked: the families are not equally covered.")
+        advice.append("The budget was reached before all questions were judged: the families are not equally covered.")
     return advice
 
 
 def compare(reports: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
-    """Which form to use: of those that cannot be told from the best by kappa, the one with the fewest tokens."""
+    """Recommends a form: of those whose kappa cannot be distinguished from the best, the one with the fewest tokens."""
     known = [(n, r) for n, r in zip(names, reports, strict=True) if r["overall"]["kappa"]["value"] is not None]
     if not known:
-        return ["No form gave verdicts with a known kappa; use none of them."]
+        return ["No form gave verdicts with a known kappa; do not use any of them."]
     best_name, best = max(known, key=lambda pair: pair[1]["overall"]["kappa"]["value"])
     least = best["overall"]["kappa"]["low"]
     close = [
@@ -67,10 +67,10 @@ def compare(reports: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[
     priced = [(n, r) for n, r in close if _tokens(r) is not None]
     advice = [f"Best by kappa: {best_name} ({best['overall']['kappa']['value']:.2f})."]
     if len(close) > 1:
-        advice.append(f"Not to be told from it on these questions: {', '.join(n for n, _ in close if n != best_name)}.")
+        advice.append(f"Not distinguishable from it here: {', '.join(n for n, _ in close if n != best_name)}.")
     if len(close) > 1 and len(priced) == len(close):
         cheap = min(priced, key=lambda pair: _tokens(pair[1]) or 0.0)[0]
-        advice.append(f"Of these, {cheap} takes the fewest tokens.")
+        advice.append(f"Of these, {cheap} uses the fewest tokens.")
     return advice
 
 
@@ -87,7 +87,7 @@ def _kinds(kinds: Mapping[str, Any]) -> list[str]:
     bad = [_name(k) for k, kappa in known.items() if kappa["high"] < GOOD and kappa["value"] < FAIR]
     said = [f"Reliable: {', '.join(good)}."] if good else []
     if bad:
-        said.append(f"Not reliable: {', '.join(bad)}; give such criteria few points, or ask for them in another way.")
+        said.append(f"Not reliable: {', '.join(bad)}; give such criteria few points, or word them differently.")
     return said
 
 
@@ -95,9 +95,9 @@ def _ranking(within: Mapping[str, Any]) -> list[str]:
     if within["value"] is None:
         return []
     share = _percent(within["value"])
-    text = f"Of two answers to one question, the reward prefers the correct one in {share} of the cases"
+    text = f"Of two answers to one question, the reward prefers the correct one in {share} of cases"
     chance = within["low"] is not None and within["low"] <= 0.5
-    return [f"{text}{', which cannot be told from chance' if chance else ''}."]
+    return [f"{text}{', which cannot be distinguished from chance' if chance else ''}."]
 
 
 def _errors(found: Mapping[str, Any]) -> list[str]:
@@ -105,9 +105,9 @@ def _errors(found: Mapping[str, Any]) -> list[str]:
     if None in (up["low"], down["low"]):
         return []
     if up["high"] < down["low"]:
-        return ["It is strict: it misses what is there more often than it sees what is not there."]
+        return ["It is strict: it rejects criteria that are met more often than it accepts criteria that are not."]
     if down["high"] < up["low"]:
-        return ["It is lenient: it sees what is not there more often than it misses what is there."]
+        return ["It is lenient: it accepts criteria that are not met more often than it rejects criteria that are."]
     return []
 
 
@@ -117,14 +117,14 @@ def _biases(report: Mapping[str, Any]) -> list[str]:
     if _real(place):
         where = "Later" if place["value"] > 0 else "Earlier"
         said.append(
-            f"{where} places get more true verdicts ({_percent(abs(place['value']))} from end to end): use one answer "
-            "per call (teacher.verifier.answers_per_call=1)."
+            f"{where} positions get more true verdicts ({_percent(abs(place['value']))} from end to end): use one "
+            "answer per call (teacher.verifier.answers_per_call=1)."
         )
     for found, what in ((length, "Longer"), (style, "Confident Markdown")):
         if _real(found):
             more = "more" if found["value"] > 0 else "fewer"
             size = _percent(abs(found["value"]))
-            said.append(f"{what} answers get {size} {more} true verdicts than the same answers without it.")
+            said.append(f"{what} answers get {size} {more} true verdicts than the same answers in plain form.")
     halo = bias["halo"]
     if halo["low"] is not None and halo["low"] > SMALL:
         said.append(
@@ -133,7 +133,7 @@ def _biases(report: Mapping[str, Any]) -> list[str]:
         )
     flips = report["flips"]
     if flips["low"] is not None and flips["low"] > SMALL:
-        said.append(f"Another order of the same answers changes {_percent(flips['value'])} of the verdicts.")
+        said.append(f"Showing the same answers in another order changes {_percent(flips['value'])} of the verdicts.")
     return said
 
 
@@ -144,12 +144,12 @@ def _hostile(report: Mapping[str, Any]) -> list[str]:
         return []
     if found["specificity"]["high"] < usual["low"]:
         share = _percent(1 - found["specificity"]["value"])
-        return [f"Hostile answers work: {share} of the criteria that they miss are called true."]
+        return [f"Hostile answers work: {share} of the criteria that they do not meet are judged true."]
     return []
 
 
 def _probes(report: Mapping[str, Any]) -> list[str]:
-    """What wrong answers gain, the most first, with a remedy by the form; and what a right one gains by a cut."""
+    """The largest gains of wrong answers with a remedy for the form, and what a right answer gains if cut."""
     found = report.get("probes")
     if not found:
         return []
@@ -165,7 +165,7 @@ def _probes(report: Mapping[str, Any]) -> list[str]:
         said.append(f"The reward can be gamed: a wrong answer gains {each}. Try {remedy}, and run the probes again.")
     falls, empty = found["cuts"]["falls"], found["cuts"]["rewards"][-1]["reward"]
     if falls["high"] is not None and falls["high"] < 1 - SMALL:
-        said.append(f"Cutting a right answer raises its reward in {_percent(1 - falls['value'])} of the steps.")
+        said.append(f"Shortening a right answer raises its reward in {_percent(1 - falls['value'])} of the steps.")
     if empty["low"] is not None and empty["low"] > SMALL:
         said.append(f"An empty answer still gets {empty['value']:.2f} of the reward.")
     return said

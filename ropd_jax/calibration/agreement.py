@@ -1,4 +1,4 @@
-"""Verdicts against their truths: accuracy, sensitivity, specificity, kappa, and the AUC of the reward."""
+"""Verdicts compared with the labels: accuracy, sensitivity, specificity, kappa, and the AUC of the reward."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TP, FP, FN, TN = range(4)
 
 
 def cells(question_V: Array, truth_V: Array, said_V: Array, questions: int) -> Array:
-    """Per question the numbers of true and false positives, false and true negatives: (Q, 4)."""
+    """Per question, the numbers of true positives, false positives, false negatives and true negatives: (Q, 4)."""
     counts_QC = np.zeros((questions, 4))
     which_V = np.where(truth_V, np.where(said_V, TP, FN), np.where(said_V, FP, TN))
     np.add.at(counts_QC, (question_V, which_V), 1)
@@ -21,7 +21,7 @@ def cells(question_V: Array, truth_V: Array, said_V: Array, questions: int) -> A
 
 
 def kappa(counts_C: Array) -> Array:
-    """Cohen's kappa of the cells (..., 4): (p_o - p_e) / (1 - p_e); NaN if judge and truth are all one same verdict.
+    """Cohen's kappa of the cells (..., 4): (p_o - p_e) / (1 - p_e); NaN if all verdicts and labels are equal.
 
     >>> float(kappa(np.array([1.0, 0.0, 1.0, 2.0])))
     0.5
@@ -36,7 +36,8 @@ def kappa(counts_C: Array) -> Array:
 def agreement(counts_QC: Array, boot: Bootstrap) -> dict[str, Any]:
     """n, accuracy, sensitivity, specificity and kappa with their intervals, and the reliability.
 
-    The reliability is sensitivity + specificity - 1, clipped to 0..1: 0 for a verdict that says nothing of the truth.
+    The reliability is sensitivity + specificity - 1, clipped to 0..1: 0 if the verdict carries no information about the
+    truth.
     """
     total_C = counts_QC.sum(axis=0)
     tp, fp, fn, tn = counts_QC.T
@@ -46,7 +47,7 @@ def agreement(counts_QC: Array, boot: Bootstrap) -> dict[str, Any]:
     right = boot.ratio(tp + tn, counts_QC.sum(axis=1), share=True)
     value = kappa(total_C)
     found = boot.estimate(None if np.isnan(value) else float(value), kappa(drawn_DC), int(total_C.sum()))
-    if found["value"] == 1.0:  # all right: as low as the accuracy can be, at the same shares of true and false
+    if found["value"] == 1.0:  # all right: from the accuracy's lower bound, at the same shares of true and false
         share = (tp + fn).sum() / total_C.sum()
         chance = share**2 + (1 - share) ** 2
         found["low"] = (certain(right, int(np.count_nonzero(counts_QC.sum(axis=1))))["low"] - chance) / (1 - chance)
@@ -66,10 +67,11 @@ def auc(question_A: Array, value_A: Array, correct_A: Array, boot: Bootstrap, qu
     """The chance that a correct answer has a higher value than an incorrect one; equal values count half.
 
     Args:
-        question_A, value_A, correct_A: of each answer with a known value and a known correctness.
+        question_A, value_A, correct_A: one entry per answer with a known value and a known correctness.
 
     Returns:
-        ``all``: over all pairs of answers; ``within``: over pairs of one question, which is what advantages compare.
+        ``all``: over all pairs of answers; ``within``: over pairs of answers to one question, which is what advantages
+            compare.
     """
     up, down = np.flatnonzero(correct_A), np.flatnonzero(~np.asarray(correct_A, bool))
     wins_QQ, pairs_QQ = np.zeros((questions, questions)), np.zeros((questions, questions))

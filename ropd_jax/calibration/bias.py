@@ -1,16 +1,16 @@
-"""What moves a verdict besides the truth: the place of the answer, its length, its style, and its other criteria.
+"""What influences a verdict besides the truth: position, length, style and the answer's other criteria.
 
-    position   change of the share of "true" from the first to the last place, by the answers asked for twice in another
-               order; if they were asked for once, by the places that chance gave them
+    position   change in the share of "true" from the first to the last position, from answers judged twice in different
+               orders; if they were judged once, from their random positions
     length     paired: an answer and the same answer with padding
     style      paired: an answer and the same answer as Markdown in a confident tone
-    halo       share of answers whose criteria all take one opinion, beyond what the error rates explain
+    halo       share of answers whose criteria all get the same verdict, beyond what the error rates explain
 
-The model of the halo is the one of the scripted noise (`teacher.scripted.noise`): each criterion is called true with
-the chance of its kind and truth, and then, for a share h of the answers, one verdict is copied to all criteria. With p
-of the cells (kind, truth) and m the mean chance over an answer's criteria::
+The model of the halo is that of the scripted noise (`teacher.scripted.noise`): each criterion is judged true with the
+probability of its kind and truth; then, for a share h of the answers, one verdict is copied to all criteria. With p the
+probability of a cell (kind, truth) and m the mean probability over an answer's criteria::
 
-    share called true   = (1 - h) p + h m           solved for p
+    share judged true   = (1 - h) p + h m           solved for p
     all verdicts equal  = h + (1 - h) (prod p + prod (1 - p))       solved for h
 """
 
@@ -28,17 +28,17 @@ from ropd_jax.types import Array
 
 HALO_DRAWS = 200
 _ROUNDS = 30
-_MOST = 0.95  # of the halo, so that rates can be solved for
+_MOST = 0.95  # maximum halo, so that the rates can be solved for
 
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """What the verifier said of the answers of one question, in their own order.
+    """The verdicts on the answers to one question, in the order of the answers.
 
     Attributes:
-        passed: of each answer the verdicts, or None if it is unscored.
-        causes: why it is unscored, or None.
-        places: where it was shown in its request, from 0.0 (first) to 1.0 (last); None if it was shown alone.
+        passed: the verdicts on each answer, or None if it is unscored.
+        causes: why each answer is unscored, or None.
+        places: the position of each answer in its request, from 0.0 (first) to 1.0 (last); None if it was the only one.
     """
 
     passed: tuple[tuple[bool, ...] | None, ...]
@@ -48,7 +48,7 @@ class Look:
 
 @dataclasses.dataclass(frozen=True)
 class Said:
-    """All that was said of one labelled question; ``again`` is the second look, ``scores`` the scorer's."""
+    """All verdicts on one labelled question. ``again`` is the second look, ``scores`` are the scorer's."""
 
     question: LabelledQuestion
     first: Look
@@ -57,7 +57,7 @@ class Said:
 
 
 def error_of(said: Said, look: Look, index: int) -> float | None:
-    """Mean of verdict minus truth over an answer's criteria: above 0, it is called true too often."""
+    """Mean of verdict minus truth over an answer's criteria: above 0, "true" is given too often."""
     row = look.passed[index]
     if row is None:
         return None
@@ -67,7 +67,7 @@ def error_of(said: Said, look: Look, index: int) -> float | None:
 
 
 def position(said: Sequence[Said], boot: Bootstrap) -> dict[str, Any]:
-    """The change of the share of "true" from the first place to the last."""
+    """The change in the share of "true" from the first position to the last."""
     tops, bottoms = np.zeros(len(said)), np.zeros(len(said))
     for q, one in enumerate(said):
         looks = [one.first, *([one.again] if one.again else [])]
@@ -76,7 +76,7 @@ def position(said: Sequence[Said], boot: Bootstrap) -> dict[str, Any]:
              if (place := look.places[i]) is not None and (error := error_of(one, look, i)) is not None]
             for i in range(len(one.question.answers))
         ]  # fmt: skip
-        if one.again is None:  # the answers of the one look, against their mean
+        if one.again is None:  # only one look: compare its answers with their mean
             rows = [[pair for row in rows for pair in row]]
         for row in rows:
             x, y = np.array(row, float).reshape(-1, 2).T
@@ -87,7 +87,7 @@ def position(said: Sequence[Said], boot: Bootstrap) -> dict[str, Any]:
 
 
 def paired(said: Sequence[Said], boot: Bootstrap, differs: str) -> dict[str, Any]:
-    """By how much the share of "true" rises from an answer to its longer or styled version.
+    """How much the share of "true" rises from an answer to its longer or styled version.
 
     Returns:
         ``difference``, and for the length ``per_doubling`` of the number of characters; ``pairs`` is their number.
@@ -116,7 +116,7 @@ def paired(said: Sequence[Said], boot: Bootstrap, differs: str) -> dict[str, Any
 
 
 def flips(said: Sequence[Said], boot: Bootstrap) -> dict[str, Any]:
-    """The share of verdicts that another order of the same answers changed."""
+    """The share of verdicts that changed when the same answers were shown in another order."""
     changed, both = np.zeros(len(said)), np.zeros(len(said))
     for q, one in enumerate(said):
         if one.again is not None:
@@ -128,7 +128,7 @@ def flips(said: Sequence[Said], boot: Bootstrap) -> dict[str, Any]:
 
 
 def moved(said: Sequence[Said]) -> float:
-    """By how much of the way from first to last an answer's place differs between the looks, on average; 0 of none."""
+    """Mean change of an answer's position (0..1) between the two looks; 0 if there was no second look."""
     ways = [
         abs(a - b)
         for one in said
@@ -146,7 +146,7 @@ class HaloModel:
     """Error rates and halo fitted together.
 
     Args:
-        question_V, answer_V, cell_V, said_V: of each verdict; a cell is 2 * kind + truth.
+        question_V, answer_V, cell_V, said_V: one entry per verdict; a cell is 2 * kind + truth.
     """
 
     def __init__(self, question_V: Array, answer_V: Array, cell_V: Array, said_V: Array):
@@ -156,7 +156,7 @@ class HaloModel:
         self._size_A = self._by_answer(np.ones(len(answer_V)))
         truths = self._by_answer(np.asarray(cell_V) % 2)
         true = self._by_answer(self._said_V)
-        self._mixed_A = (truths > 0) & (truths < self._size_A)  # all verdicts equal is wrong somewhere
+        self._mixed_A = (truths > 0) & (truths < self._size_A)  # if all verdicts are equal, some are wrong
         self._equal_A = (true == 0) | (true == self._size_A)
         self._question_A = np.zeros(self.answers, int)
         self._question_A[self._answer_V] = question_V
@@ -166,20 +166,20 @@ class HaloModel:
 
     @property
     def mixed(self) -> int:
-        """Answers that meet some of their criteria and miss others; only these show a halo."""
+        """The number of answers that meet some of their criteria and not others; only these show a halo."""
         return int(self._mixed_A.sum())
 
     def changes(self, chances: Mapping[int, float]) -> float:
-        """The share of verdicts that would change if all were drawn a second time, with these chances of "true"."""
+        """The share of verdicts that would change if all were drawn again with these probabilities of "true"."""
         p_V = np.array([chances[int(cell)] for cell in self._cell_V])
         return float(np.mean(2 * p_V * (1 - p_V))) if len(p_V) else 0.0
 
     def halo(self, w_Q: Array) -> float:
-        """The halo under weights of the questions; NaN if no answer shows one."""
+        """The halo with these weights of the questions; NaN if no answer shows one."""
         return self.fit(w_Q)[0]
 
     def fit(self, w_Q: Array, halo: float | None = None) -> tuple[float, dict[int, float]]:
-        """The halo (or the given one), and the chance of "true" in each cell that occurs."""
+        """The halo (or the given one), and the probability of "true" in each cell that occurs."""
         w_V, w_A = w_Q[self._question_V], w_Q[self._question_A] * self._mixed_A
         if not w_A.sum() and halo is None:
             return float("nan"), {}
@@ -203,5 +203,5 @@ class HaloModel:
 
 
 def halo(model: HaloModel, boot: Bootstrap) -> dict[str, Any]:
-    """The halo with its interval; None without an answer that meets some criteria and misses others."""
+    """The halo with its interval; None if every answer meets all of its criteria or none."""
     return boot.of_weights(model.halo, model.mixed, draws=HALO_DRAWS) if model.mixed else {**UNKNOWN}

@@ -1,13 +1,13 @@
-"""Estimates with 95 % intervals over questions: the verdicts on one question are not independent of each other.
+"""Estimates with 95 % intervals over questions: the verdicts on one question are not independent.
 
-Questions are drawn with replacement, 1,000 times. A draw is a vector of weights, how often each question was drawn, so
+Questions are drawn 1,000 times with replacement. A draw is a vector of weights (how often each question was drawn), so
 that every figure is a function of sums per question::
 
     accuracy          w . right_Q / w . all_Q
     AUC               w . wins_QQ . w / w . pairs_QQ . w
 
-What cannot be known is None, and an interval that claims certainty (all right, all wrong) is Wilson's over the
-questions.
+An unknown figure is None. If all are right or all are wrong, the bootstrap interval would have zero width, so Wilson's
+interval over the questions is used.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ class Bootstrap:
     """Draws of questions.
 
     Args:
-        questions: their number, or the name of the question of each group: a question that was asked in several groups
-            is drawn whole.
-        draws: number of draws; ``seed`` makes them.
+        questions: the number of questions, or the question name of each group. All groups of a question are drawn
+            together.
+        draws: number of draws.
+        seed: for the draws.
     """
 
     def __init__(self, questions: int | Sequence[str], *, draws: int = DRAWS, seed: int = 0):
@@ -41,18 +42,18 @@ class Bootstrap:
         self.weights_DQ = drawn.astype(float)[:, [places[name] for name in names or [""]]]
 
     def estimate(self, value: float | None, draws: Array, n: int) -> dict[str, Any]:
-        """A value with the interval of its draws; NaN among the draws are left out."""
+        """A value with the interval of its draws, ignoring NaN."""
         found = np.asarray(draws, float)
         known = found[np.isfinite(found)]
         if value is None or not np.isfinite(value):
             return {**UNKNOWN, "n": n}
-        if 2 * len(known) < len(found):  # in most draws there was nothing to count
+        if 2 * len(known) < len(found):  # most draws had nothing to count
             return {"value": float(value), "low": None, "high": None, "n": n}
         low, high = np.percentile(known, [2.5, 97.5])
         return {"value": float(value), "low": float(low), "high": float(high), "n": n}
 
     def ratio(self, tops_Q: Array, bottoms_Q: Array, *, share: bool = False) -> dict[str, Any]:
-        """sum(tops) / sum(bottoms); ``share``: it is a share, whose certainty is not believed."""
+        """sum(tops) / sum(bottoms); with ``share``, 0 and 1 get Wilson's interval (`certain`)."""
         tops_Q, bottoms_Q = np.asarray(tops_Q, float), np.asarray(bottoms_Q, float)
         n = int(np.count_nonzero(bottoms_Q)) if not share else int(bottoms_Q.sum())
         if not bottoms_Q.sum():
@@ -68,7 +69,7 @@ class Bootstrap:
 
 
 def certain(found: dict[str, Any], questions: int) -> dict[str, Any]:
-    """The estimate of a share; at 0 or 1 with Wilson's interval over the questions."""
+    """The estimate of a share; if it is 0 or 1, with Wilson's interval over the questions."""
     if found["value"] not in (0.0, 1.0):
         return found
     wilson = accuracy([bool(found["value"])] * questions)
@@ -76,6 +77,6 @@ def certain(found: dict[str, Any], questions: int) -> dict[str, Any]:
 
 
 def divided(tops: Array, bottoms: Array) -> Array:
-    """tops / bottoms, NaN where the bottom is 0."""
+    """tops / bottoms, NaN if the bottom is 0."""
     tops, bottoms = np.asarray(tops, float), np.asarray(bottoms, float)
     return np.divide(tops, bottoms, out=np.full(np.broadcast(tops, bottoms).shape, np.nan), where=bottoms != 0)

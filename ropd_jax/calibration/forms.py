@@ -1,6 +1,6 @@
-"""The forms of asking that one calibration compares: ``lists``, ``keyed``, ``keyed/1``, ``keyed/1/1``.
+"""The request forms that a calibration compares: ``lists``, ``keyed``, ``keyed/1``, ``keyed/1/1``.
 
-NAME/A/C is the form NAME with A answers and C criteria in each call; 0 or nothing is all of them.
+NAME/A/C is the form NAME with A answers and C criteria in each call; 0 or nothing means all of them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DEFAULTS = ("lists", 0, 0)
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """How verdicts are asked for: the values of ``teacher.verifier.*`` of these names."""
+    """How verdicts are requested: the values of these keys of ``teacher.verifier``."""
 
     form: str
     answers_per_call: int = 0
@@ -31,16 +31,16 @@ class Form:
 
 
 def form_of(verifier: Mapping[str, Any]) -> Form:
-    """The form that a config's ``teacher.verifier`` asks in; "" is named as what its template stands for."""
+    """The form set by a config's ``teacher.verifier``; "" becomes the form that its template implies."""
     form, answers, criteria = (verifier.get(key, value) for key, value in zip(KEYS, DEFAULTS, strict=True))
     return Form(verifier_role.form_of(verifier.get("template", ""), str(form)).name, int(answers), int(criteria))
 
 
 def read_forms(text: str, verifier: Mapping[str, Any]) -> list[Form]:
-    """The forms of ``--forms``, with commas between; the config's own form for "".
+    """The forms of ``--forms``, separated by commas; the config's own form if "".
 
     Raises:
-        UserError: an entry that is not NAME, NAME/A or NAME/A/C, or one that the config's verifier cannot ask in.
+        UserError: an entry that is not NAME, NAME/A or NAME/A/C, or a form that the config's verifier does not support.
     """
     own = form_of(verifier)
     forms = []
@@ -50,10 +50,10 @@ def read_forms(text: str, verifier: Mapping[str, Any]) -> list[Form]:
             raise UserError(f"--forms: {entry!r:.60} is not a form; expected NAME, NAME/A or NAME/A/C, e.g. keyed/1")
         form = Form(found[1], int(found[2] or 0), int(found[3] or 0))
         if form in forms:
-            raise UserError(f"--forms: {entry!r:.60} is there twice; expected each form once")
+            raise UserError(f"--forms: {entry!r:.60} is listed twice; expected each form once")
         for key in KEYS:
             if key not in verifier and getattr(form, key) != getattr(own, key):
-                raise UserError(f"--forms: {entry!r:.60}, but this config has no teacher.verifier.{key}; write {own}")
+                raise UserError(f"--forms: {entry!r:.60}, but this config has no teacher.verifier.{key}; use {own}")
         forms.append(form)
     return forms or [own]
 

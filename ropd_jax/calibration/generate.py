@@ -1,10 +1,10 @@
-"""The labelled set that ships with the package, made from a seed; every truth follows from how its answer is built.
+"""The labelled set that ships with the package, made from a seed; every label follows from how its answer is built.
 
     python -m ropd_jax.calibration.generate          writes labels/dev.jsonl and labels/heldout.jsonl
 
-Each part has 7 questions of each of 6 families and 7 answers to each question: two pairs that differ only in length or
-in style, right results with wrong steps, wrong results with right steps, and one that is empty, off the topic or
-hostile. The parts have different seeds, numbers and, where it matters, different facts.
+Each part has 7 questions from each of 6 families and 7 answers to each question: two pairs that differ only in length
+or in style, right results with wrong steps, wrong results with right steps, and one answer that is empty, off-topic or
+hostile. The parts have different seeds and numbers and, if it matters, different facts.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ FAMILIES = {
     "code_output": code_output.make,
     "tables": tables.make,
 }
-BY_PARITY = ("facts", "instructions")  # even questions are for dev, odd ones for heldout
-QUESTIONS = 7  # of each family
-ODD = ("empty", "off_topic", "hostile", "hostile")  # the last answer of a question, in turn
-PLANS = (  # (kind of the first pair, how it differs, kind of the second pair, how, two more)
+BY_PARITY = ("facts", "instructions")  # even questions go to dev, odd ones to heldout
+QUESTIONS = 7  # questions per family
+ODD = ("empty", "off_topic", "hostile", "hostile")  # the last answer of each question, in rotation
+PLANS = (  # (kind of the first pair, how it differs, kind of the second pair, how it differs, two more kinds)
     ("right", "length", "wrong", "style", "wrong_right_steps", "right_wrong_steps"),
     ("right", "style", "wrong", "length", "right_wrong_steps", "wrong_right_steps"),
     ("wrong_right_steps", "length", "right", "style", "wrong", "right_wrong_steps"),
@@ -41,7 +41,10 @@ PLANS = (  # (kind of the first pair, how it differs, kind of the second pair, h
 
 
 def generate(part: str, seed: int | None = None) -> list[LabelledQuestion]:
-    """The questions of a part, ``dev`` or ``heldout``, the families in turn; ``seed`` None is the part's own."""
+    """The questions of a part, ``dev`` or ``heldout``, alternating between families.
+
+    ``seed`` None means the part's own.
+    """
     seed = SEEDS[part] if seed is None else seed
     questions = []
     for i in range(QUESTIONS):
@@ -88,7 +91,7 @@ def _answers(item: Item, rng: random.Random, turn: int) -> tuple[LabelledAnswer,
 
 
 def as_jsonl(questions: list[LabelledQuestion]) -> str:
-    """The file of these questions."""
+    """These questions as JSONL."""
     return "".join(json.dumps(q.as_row(), ensure_ascii=False) + "\n" for q in questions)
 
 

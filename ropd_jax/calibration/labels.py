@@ -16,12 +16,12 @@ def load(file: str = "", *, part: str = "dev", limit: int = 0) -> tuple[list[Lab
     """The labelled questions, the name of their source, and the content hash of the file.
 
     Args:
-        file: the user's own labels (`teacher.labels`); "" for those of the package.
-        part: of the package's labels; of the user's if their rows name parts.
-        limit: at most so many questions, the first of the file; 0 for all. The package's families come in turn.
+        file: the user's own labels (`teacher.labels`); "" for the package's.
+        part: part of the package's labels, or of the user's if their rows name parts.
+        limit: use only the first ``limit`` questions; 0 for all. The package's questions alternate between families.
 
     Raises:
-        UserError: an unknown part, a file that cannot be used, or no question of this part.
+        UserError: the part is unknown, the file cannot be used, or it has no question of this part.
     """
     if part not in PARTS:
         raise UserError(f"--part={part} is unknown; expected {' or '.join(PARTS)}")
@@ -31,14 +31,14 @@ def load(file: str = "", *, part: str = "dev", limit: int = 0) -> tuple[list[Lab
     if named:
         questions = [q for q in questions if q.part in ("", part)]
         if not questions:
-            raise UserError(f"{path} has no question of part {part!r}; expected --part {named[0].part}")
+            raise UserError(f"{path} has no question in part {part!r}; use --part {named[0].part}")
     return questions[: limit or None], str(path) if file else f"ropd_jax {part}", labels_sha(path)
 
 
 def groups(question: LabelledQuestion, most: int) -> list[LabelledQuestion]:
-    """The question with at most ``most`` answers at a time, as a training group has few.
+    """Splits a question into groups of at most ``most`` answers, about the size of a training group.
 
-    An answer and those that differ from it only in length or style stay together.
+    An answer and its longer or styled versions stay together.
     """
     twins: dict[str, str] = {a.id: a.like for a in question.answers if a.like}
 

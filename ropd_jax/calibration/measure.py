@@ -1,9 +1,9 @@
-"""From labels and what the verifier said of them to the figures of a report.
+"""From labels and verdicts to the figures of a report.
 
     measure(said)  ->  {"overall", "kinds", "families", "answers", "auc", "bias", "flips", "unscored", "noise", ...}
 
-Accuracy and the like are of the first look, over the verdicts whose truth is known and that could be read. A verdict
-that could not be read is in no share; ``unscored`` counts its answer by cause.
+Accuracy and similar figures come from the first look, over the verdicts that could be read and whose truth is known. A
+verdict that could not be read is in no share; ``unscored`` counts its answer by cause.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _LEAST_HALO = 0.01
 
 
 def measure(said: Sequence[Said], *, draws: int = DRAWS, seed: int = 0) -> dict[str, Any]:
-    """All figures of the questions that were asked, as plain data. What cannot be known is None.
+    """All figures for the judged questions, as plain data. An unknown figure is None.
 
     Args:
-        draws, seed: of the bootstrap over questions.
+        draws, seed: for the bootstrap over questions.
     """
     names = [one.question.id for one in said]
     boot = Bootstrap(names, draws=draws, seed=seed)
@@ -61,7 +61,7 @@ def measure(said: Sequence[Said], *, draws: int = DRAWS, seed: int = 0) -> dict[
 
 
 class _Rows:
-    """All verdicts of the first look as columns: V verdicts with a known truth, A answers with a verdict."""
+    """All verdicts of the first look as columns: V verdicts with a known truth and A answers with a verdict."""
 
     def __init__(self, said: Sequence[Said]):
         self.questions = len(said)
@@ -104,7 +104,7 @@ def _family(rows: _Rows, family: str, boot: Bootstrap) -> dict[str, Any]:
 
 
 def _scorer_auc(said: Sequence[Said], boot: Bootstrap) -> dict[str, Any] | None:
-    """The AUC of the scorer's scores; None if it was not asked."""
+    """The AUC of the scorer's scores; None if the scorer was not used."""
     if all(one.scores is None for one in said):
         return None
     rows = [
@@ -142,10 +142,11 @@ def _noise(
     length: dict[str, Any],
     flips: dict[str, Any],
 ) -> dict[str, Any] | None:
-    """What the scripted verifier needs to err alike (`teacher.scripted.noise`); None if no verdict was read.
+    """Settings that give the scripted verifier the same errors (`teacher.scripted.noise`); None without verdicts.
 
-    A bias whose interval holds 0 is left out. What is redrawn follows from the flips: a verdict with the chance p of
-    "true" that is drawn twice changes with 2 p (1 - p), and the bias of the position changes some without it.
+    A bias whose interval contains 0 is left out. The redraw rate follows from the flips: if a verdict with probability
+    p of "true" is drawn twice, it changes with probability 2 p (1 - p); the position bias causes some changes without
+    it.
     """
     if not model.answers:
         return None

@@ -1,18 +1,18 @@
-"""Probes: what a wrong answer gains by looks, and whether a right answer loses as it is cut.
+"""Probes: what a wrong answer gains by appearance, and whether a right answer loses when it is cut.
 
-    twins       a wrong answer and, for each of `PROBES`, the same answer with something added that makes it no better
+    twins       a wrong answer and, for each of `PROBES`, the same answer with an addition that does not make it better
     cuts        a right answer, its first two thirds, its first third, and nothing
 
 The verifier judges each group in one look, as it judges the rollouts of a training group. The *gain* of a probe is the
-weighted pass rate of the twin minus that of the wrong answer, the mean over wrong answers. Of the cuts, each step must
-not raise the weighted pass rate.
+weighted pass rate of the twin minus that of the wrong answer, averaged over wrong answers. For the cuts, no step may
+raise the weighted pass rate.
 
-**A twin whose truth the probe changes has not gamed the judge.** A text that is added can meet a criterion on form or
-on a constraint ("uses the word ...", "has two sentences"), and a criterion of unknown kind could be one of these. So
-such criteria count for no twin. Where the probe repeats the rubric's words, criteria that ask for a fact do not count
-either: a statement that is quoted may be read as stated. A wrong answer that misses none of the criteria that are left
-is not used for this probe. For the cuts only criteria count that the whole answer meets. All criteria are asked for,
-whether they count or not. What is left out goes by the kind of a criterion (`roles.kinds`), so a wrong kind misleads.
+**If the probe changes the truth of a twin, the judge was not gamed.** Added text can meet a criterion on form or on a
+constraint ("uses the word ...", "has two sentences"), and a criterion of unknown kind could be one of these. So such
+criteria do not count for any twin. If the probe repeats the rubric's words, criteria that ask for a fact do not count
+either: a quoted statement can be read as stated. A wrong answer that meets all remaining criteria is not used for the
+probe. For the cuts, only criteria that the whole answer meets count. The verifier judges all criteria, whether they
+count or not. The exclusions depend on the kind of a criterion (`roles.kinds`), so a wrong kind misleads.
 
 The list of probes follows rubric-reward-lens (PyPI), an auditor of rubric rewards; self-praise and the rubric's echo
 are among the biases of CHERRL (arXiv 2606.04923).
@@ -33,22 +33,22 @@ from ropd_jax.calibration.families.parts import FILLERS, FORGED
 from ropd_jax.teacher.labels import LabelledAnswer, LabelledQuestion
 from ropd_jax.types import Rubric, UserError
 
-SHARES = (1.0, 2 / 3, 1 / 3, 0.0)  # of the words of a right answer
-LEAST_WORDS = 3  # of a right answer that is cut
+SHARES = (1.0, 2 / 3, 1 / 3, 0.0)  # shares of the words of a right answer
+LEAST_WORDS = 3  # minimum words of a right answer to cut
 MOST_KEYWORDS = 40
-MOST_QUOTED = 1_000  # characters of the question
+MOST_QUOTED = 1_000  # maximum characters of the question
 CHANGED = frozenset({None, "form", "constraint"})  # kinds whose truth any added text can change
 BASE = "base"
-_MARK = "/"  # between the id of a question and what is made of it; ids of labels have none
+_MARK = "/"  # between the id of a question and the suffix of its groups; ids of labels do not contain it
 
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """One way to look better.
+    """One way to make an answer look better.
 
     Attributes:
         write: (question, wrong answer, number of the base) -> the twin.
-        gains_by: ends the sentence "A wrong answer gains ... by".
+        gains_by: the end of the sentence "A wrong answer gains ... by".
         changes: kinds of criteria that do not count, because the twin could meet them.
     """
 
@@ -58,7 +58,7 @@ class Probe:
 
 
 def _with(answer: str, added: str) -> str:
-    """The answer with a text before its last line, so that a result at the end stays there."""
+    """The answer with a text inserted before its last line, so that a final result stays last."""
     *working, last = answer.split("\n")
     return "\n".join((*working, added, last))
 
@@ -102,28 +102,28 @@ PROBES: Mapping[str, Probe] = {
 
 
 def probing(questions: Sequence[LabelledQuestion]) -> list[LabelledQuestion]:
-    """The groups to ask about: the twins of every wrong answer, and the cuts of a right one, of each question in turn.
+    """The groups to verify: for each question the twins of every wrong answer, and the cuts of one right answer.
 
-    Wrong are answers of kind ``wrong`` (or without a kind) that are labelled as not correct, right those of kind
-    ``right`` (or without one) that are labelled as correct. The longer and styled versions of others are left out.
+    Wrong answers are those of kind ``wrong`` (or without a kind) labelled as not correct; right answers are those of
+    kind ``right`` (or without one) labelled as correct. The longer and styled versions of others are not used.
 
-    The truths of twins are those of their wrong answer. The truths of a cut are not known, and only the scripted
-    verifier needs some: it is told that the first criteria remain, as many as the share of the words.
+    The labels of a twin are those of its wrong answer. The labels of a cut are not known; only the scripted verifier
+    needs some. It assumes that the first criteria remain met, in proportion to the share of the words.
 
     Raises:
-        UserError: no question has a wrong answer that misses a criterion that counts.
+        UserError: no question has a wrong answer that fails a criterion that counts.
     """
     groups = [group for q in questions for group in (*_twins(q), *_cuts(q))]
     if not any(_counted(g, p.changes, False) for g in groups if g.answers[0].kind == BASE for p in PROBES.values()):
         raise UserError(
-            "--probes: the labels have no wrong answer that misses a criterion on a result, a fact, a method or the "
+            "--probes: the labels have no wrong answer that fails a criterion on a result, a fact, a method or the "
             'absence of an error; expected answers with "correct": false, and a kind for each criterion (docs/judge.md)'
         )
     return groups
 
 
 def is_probing(question: LabelledQuestion) -> bool:
-    """Whether `probing` made it."""
+    """True if `probing` made the question."""
     return _MARK in question.id
 
 
@@ -136,7 +136,7 @@ def _bases(question: LabelledQuestion, kind: str, correct: bool) -> list[Labelle
 
 def _twins(question: LabelledQuestion) -> Iterator[LabelledQuestion]:
     for n, base in enumerate(_bases(question, "wrong", False)):
-        number = sum(question.id.encode()) + n  # another forged text for each question
+        number = sum(question.id.encode()) + n  # a different forged text for each question
         made = [dataclasses.replace(base, id=BASE, kind=BASE)]
         made += [dataclasses.replace(base, id=k, kind=k, text=p.write(question, base.text, number))
                  for k, p in PROBES.items()]  # fmt: skip
@@ -158,7 +158,7 @@ def _cuts(question: LabelledQuestion) -> Iterator[LabelledQuestion]:
 
 
 def _counted(group: LabelledQuestion, changes: frozenset[str | None], truth: bool) -> list[int]:
-    """The criteria that count; none if the first answer has ``truth`` for none of them."""
+    """The criteria that count; empty if none of them has ``truth`` for the first answer."""
     able = [k for k, c in enumerate(group.criteria) if c.kind not in changes]
     return able if any(group.answers[0].truth[k] is truth for k in able) else []
 
@@ -167,13 +167,13 @@ def _counted(group: LabelledQuestion, changes: frozenset[str | None], truth: boo
 
 
 def measure_probes(said: Sequence[Said], *, seed: int) -> dict[str, Any]:
-    """Gains and the rewards of the cuts, with intervals over questions, of what was asked of `probing`.
+    """The gains and the rewards of the cuts, with intervals over questions, from the verdicts on `probing`'s groups.
 
     Args:
-        seed: of the bootstrap.
+        seed: for the bootstrap.
 
     Returns:
-        ``gains``: of each probe the gain, its ``n`` the number of wrong answers. ``cuts``: ``falls``, the share of
+        ``gains``: the gain of each probe, whose ``n`` is the number of wrong answers. ``cuts``: ``falls``, the share of
         steps at which the reward does not rise, and ``rewards``, the mean after each step. ``unscored``: answers
         without a verdict, which are left out.
     """
@@ -189,7 +189,7 @@ def measure_probes(said: Sequence[Said], *, seed: int) -> dict[str, Any]:
         else:
             counted = [k for k in _counted(one.question, CHANGED, True) if one.question.answers[0].truth[k]]
             rewards_QS[q] = [_reward(one, i, counted) for i in range(len(SHARES))]
-    rewards_QS[np.isnan(rewards_QS).any(axis=1)] = np.nan  # the same answers at each step
+    rewards_QS[np.isnan(rewards_QS).any(axis=1)] = np.nan  # use the same answers at each step
     whole_Q = ~np.isnan(rewards_QS[:, 0])
     falls_Q = (np.diff(np.nan_to_num(rewards_QS), axis=1) <= 1e-9).sum(axis=1) * whole_Q
     return {
@@ -207,7 +207,7 @@ def measure_probes(said: Sequence[Said], *, seed: int) -> dict[str, Any]:
 
 
 def _reward(one: Said, index: int, counted: Sequence[int]) -> float:
-    """The weighted pass rate over the criteria that count; NaN without any, or without verdicts."""
+    """The weighted pass rate over the criteria that count; NaN without criteria or without verdicts."""
     row = one.first.passed[index]
     if row is None or not counted:
         return float("nan")

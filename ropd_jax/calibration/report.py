@@ -1,6 +1,7 @@
 """The report of a calibration: ``report.json``, one page of Markdown, and tables on the terminal.
 
-Names of models, families and causes are foreign text: in Markdown they cannot make a row, a link or HTML.
+Names of models, families and causes are foreign text: they are escaped, so that they cannot create a Markdown row, a
+link or HTML.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _MEASURES = ("accuracy", "sensitivity", "specificity", "kappa")
 
 
 def complete(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The report with its recommendation, its numbers as JSON holds them."""
+    """The report with its recommendation, with numbers that JSON can represent."""
     found = _jsonable(report)
     return {**found, "recommendation": recommend(found)}
 
@@ -51,7 +52,7 @@ def write_comparison(
         "recommendation": advice,
     }
     write_atomic(directory / "report.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    lines = ["# Forms of asking, compared", "", *_table(_COMPARED, _comparison(reports, names)), ""]
+    lines = ["# Comparison of request forms", "", *_table(_COMPARED, _comparison(reports, names)), ""]
     lines += ["## Recommendation", "", *(f"- {_safe(text)}" for text in advice), ""]
     write_atomic(directory / "report.md", "\n".join(lines))
 
@@ -74,7 +75,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         "",
         *(f"- {_safe(text)}" for text in report["recommendation"]),
         "",
-        "## Verdicts against their truths",
+        "## Verdicts compared with the labels",
         "",
         *_table(("", "verdicts", *_MEASURES), [_measures("all", report["overall"])]),
         "",
@@ -147,16 +148,16 @@ def _probes(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _probed(report: Mapping[str, Any]) -> list[str]:
-    """The section on the probes; nothing if they were not asked."""
+    """The section on the probes; empty if there were no probes."""
     found = report["probes"]
     if found is None:
         return []
     return [
-        "## Probes: what a wrong answer gains, and a right one loses",
+        "## Probes: what a wrong answer gains, and what a right one loses",
         "",
         *_table(("", "share of the reward", "n"), _probes(found)),
         "",
-        "A gain is the weighted pass rate of a wrong answer with something added that makes it no better, minus that "
+        "A gain is the weighted pass rate of a wrong answer with an addition that does not make it better, minus that "
         "of the answer without it. Criteria whose truth the added text could change are left out. Without a verdict: "
         f"{found['unscored']}.",
         "",
@@ -237,7 +238,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _safe(text: str) -> str:
-    """Foreign text as Markdown shows it: no row, no HTML, no link, no control character."""
+    """Foreign text escaped for Markdown: it cannot create a row, HTML, a link or a control character."""
     words = " ".join(plain(str(text)).split())[:300]
     return re.sub(r"([\\|`<>\[\]*#])", r"\\\1", words) if re.search(r"[\\|`<>*#]|\]\(", words) else words
 
@@ -289,7 +290,7 @@ def _jsonable(value: Any) -> Any:
 
 
 def show(reports: Sequence[Mapping[str, Any]], out: str, *, file: TextIO | None = None) -> None:
-    """The main tables and the recommendation on standard output (or ``file``)."""
+    """Prints the main tables and the recommendation to standard output (or ``file``)."""
     console = tables.console(file)
     names = [r["verifier"]["form"] for r in reports]
     if len(reports) > 1:
@@ -301,7 +302,7 @@ def show(reports: Sequence[Mapping[str, Any]], out: str, *, file: TextIO | None 
             within = _number(report["auc"]["within"]["value"])
             table.add_row(name, *scores, within, tokens, dollars(each["usd"]))
         console.print(table)
-        console.print("AUC: of answers to one question. Tokens (input + output) and cost: per 1,000 verdicts.")
+        console.print("AUC is over answers to one question. Tokens (input + output) and cost are per 1,000 verdicts.")
         advice = compare(reports, names)
     else:
         report = reports[0]

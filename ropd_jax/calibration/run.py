@@ -1,10 +1,10 @@
-"""The run of a calibration: labelled questions through the run's own verifier, with its tape and its budget.
+"""Runs a calibration: labelled questions go through the run's own verifier, with its tape and its budget.
 
-    1. read    the labels, and the forms of asking
-    2. ask     each group twice, the second time in another order; the scorer once, if wanted; the probes once, at last
-    3. report  what was said against what is true
+    1. read    the labels and the request forms
+    2. ask     each group twice, the second time in another order; optionally the scorer once; the probes once, last
+    3. report  the verdicts compared with the labels
 
-At a cap of the budget it stops, and reports what was asked until then.
+If a budget cap is reached, it stops and reports what was judged until then.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ from ropd_jax.utils.paths import only_local
 
 log = logging.getLogger(__name__)
 
-PROGRESS_S = 2.0  # seconds between two lines of progress
-MOST_ANSWERS = 12  # of one group: 8 rollouts and 4 references, as in the paper
-SCALE = (1, 10)  # of the scorer
+PROGRESS_S = 2.0  # seconds between two progress lines
+MOST_ANSWERS = 12  # per group: 8 rollouts and 4 references, as in the paper
+SCALE = (1, 10)  # the scorer's scale
 _ENDPOINT = ("provider", "base_url", "api_key_env")
-_ORDERS = 8  # keys that are tried for another order
+_ORDERS = 8  # number of keys tried to get another order
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is asked.
+    """The options of a calibration.
 
     Attributes:
         labels, part, limit: see `labels.load`.
-        forms: the forms to compare (`forms.read_forms`); "" for the config's own.
-        scorer: ask the scorer too.
+        forms: the forms to compare (`forms.read_forms`); "" means the config's own.
+        scorer: also ask the scorer.
         reorder: ask every group a second time, in another order.
-        probes: ask what wrong answers gain by looks, too (`probes`).
+        probes: also measure what wrong answers gain by appearance (`probes`).
     """
 
     labels: str = ""
@@ -67,15 +67,15 @@ class Options:
 def main(teacher: Mapping[str, Any], options: Options, *, seed: int, out: str | os.PathLike[str]) -> list[dict]:
     """Asks, measures and writes ``report.json`` and ``report.md`` into ``out``; returns the report of each form.
 
-    With several forms each has a folder of its own in ``out``, and ``out`` has the comparison. The tape and the
-    spending are in ``out``, too, so that a second call with the same options pays for nothing.
+    With several forms, each has its own folder in ``out``, and ``out`` itself has the comparison. The tape and the
+    spending are also in ``out``, so a second call with the same options pays for nothing.
 
     Args:
         teacher: ``cfg.teacher``, a ConfigDict or a plain mapping.
-        seed: of the fences, of the order in which answers are shown, and of the intervals.
+        seed: for the fences, the order in which answers are shown, and the intervals.
 
     Raises:
-        UserError: labels, forms or a teacher that cannot be used, or a budget that is reached before the first verdict.
+        UserError: labels, forms or teacher cannot be used, or the budget is reached before the first verdict.
     """
     forms = read_forms(options.forms, teacher["verifier"])
     questions, source, sha = label_files.load(options.labels, part=options.part, limit=options.limit)
@@ -84,7 +84,7 @@ def main(teacher: Mapping[str, Any], options: Options, *, seed: int, out: str | 
     out = only_local(out, "--out")
     out.mkdir(parents=True, exist_ok=True)
     teachers = [_plain_teacher(teacher, form, questions, probes) for form in forms]
-    for plain in teachers:  # every form is checked before the first one is paid for
+    for plain in teachers:  # check every form before paying for the first one
         asyncio.run(build_teacher(plain | {"tape": plain["tape"] | {"mode": "off"}}, needs=_needs(options)).close())
     reports: list[dict] = []
     for form, plain in zip(forms, teachers, strict=True):
@@ -93,7 +93,7 @@ def main(teacher: Mapping[str, Any], options: Options, *, seed: int, out: str | 
         except BudgetError as e:
             if not reports:
                 raise
-            log.warning("form %s was not asked: %s", form, e)
+            log.warning("form %s was not used: %s", form, e)
             reports[-1]["stopped"] = str(e)
             break
         reports.append(report)
@@ -117,7 +117,7 @@ def calibrate(
     """The report of one form.
 
     Raises:
-        ConfigurationError: a teacher that cannot work.
+        ConfigurationError: the teacher cannot work.
         BudgetError: the budget is reached before the first verdict.
     """
     needs = _needs(options)
@@ -131,7 +131,7 @@ def calibrate(
     seconds = time.monotonic() - started
     said = [one for one in found if not is_probing(one.question)]
     if not said and stopped:
-        raise BudgetError(f"no question could be asked. {stopped}")
+        raise BudgetError(f"no question could be judged. {stopped}")
     (endpoint, how), *others = panel_sources(teacher)
     total = asked.budget.total() if asked.budget else None
     verify = counting.roles.get("verify", Traffic())
@@ -174,11 +174,13 @@ def calibrate(
 def _plain_teacher(
     teacher: Mapping[str, Any], form: Form, questions: Sequence[LabelledQuestion], probes: Sequence[LabelledQuestion]
 ) -> dict[str, Any]:
-    """``cfg.teacher`` as plain data, in this form. A scripted verifier gets the labels, and no tape: another noise
-    would be answered by the verdicts of the first."""
+    """``cfg.teacher`` as plain data, in this form.
+
+    A scripted verifier gets the labels, and no tape: a tape would replay the verdicts of an earlier noise setting.
+    """
     plain: dict[str, Any] = teacher.to_dict() if hasattr(teacher, "to_dict") else dict(teacher)
     plain["verifier"] = with_form(plain["verifier"], form)
-    plain["index"] = ""  # no reference is asked for
+    plain["index"] = ""  # no references are needed
     if role_of(plain, "verifier")[0].provider == "scripted":
         plain["scripted"] = dict(plain["scripted"])
         known = plain["scripted"]["labels"] or list(verdict_rows(questions))
@@ -214,7 +216,7 @@ def _cut(teacher: Mapping[str, Any]) -> int:
 async def _ask_all(
     teacher: Teacher, questions: Sequence[LabelledQuestion], options: Options, *, at_once: int, cut: int
 ) -> tuple[list[Said], str | None]:
-    """What was said of each group, and why it stopped early, or None."""
+    """The verdicts on each group, and the reason for stopping early, or None."""
     parts = [(f"{q.id}/{n}", part) for q in questions for n, part in enumerate(label_files.groups(q, MOST_ANSWERS))]
     once = dataclasses.replace(options, reorder=False, scorer=False)
     slots, progress = asyncio.Semaphore(max(1, 2 * at_once)), Every(PROGRESS_S)
@@ -242,14 +244,14 @@ async def _ask_all(
             task.cancel()
         await teacher.close()
     if stopped:
-        log.warning("the budget is reached after %d of %d groups; the report is of these", done, len(parts))
+        log.warning("the budget was reached after %d of %d groups; the report covers these", done, len(parts))
     return [said for said in found if said is not None], stopped
 
 
 async def _ask(
     teacher: Teacher, part: LabelledQuestion, key: str, options: Options, cut: int
 ) -> tuple[Said | None, str | None]:
-    """What was said of one group until the budget was reached, and the error that says so."""
+    """The verdicts on one group until the budget was reached, and the budget error, or None."""
     texts = [a.text for a in part.answers]
     first_key = f"calibrate/{key}"
     try:

@@ -1,4 +1,4 @@
-"""Calls, tokens, cost and time of a calibration. Replies of a tape count as what they would have cost."""
+"""Calls, tokens, cost and time of a calibration. Replies from a tape count as if they had been paid for."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Traffic:
     """Sums over the replies of one role.
 
     Attributes:
-        calls: replies, of which ``taped`` came from the tape.
+        calls: the number of replies; ``taped`` of these came from the tape.
         unmetered, untimed: replies whose tokens, or whose seconds, are unknown.
         usd: dollars, None if the price or the tokens of any reply are unknown.
-        seconds: of the calls, one after the other.
+        seconds: the sum of the calls' seconds, as if made one after the other.
     """
 
     calls: int = 0
@@ -31,7 +31,7 @@ class Traffic:
     seconds: float = 0.0
 
     def add(self, reply: ChatReply, price: Price | None) -> None:
-        """Count one reply."""
+        """Counts one reply."""
         usage = reply.usage
         self.calls += 1
         self.taped += reply.source == "tape"
@@ -46,7 +46,7 @@ class Traffic:
         self.usd = None if usd is None or self.usd is None else self.usd + usd
 
     def per_1000(self, verdicts: int) -> dict[str, float | None]:
-        """What 1,000 verdicts take, of ``verdicts`` that were asked for; unknown is None."""
+        """Traffic per 1,000 verdicts, given the number of requested verdicts. Unknown figures are None."""
         if not verdicts or not self.calls:
             return dict.fromkeys(("calls", "input_tokens", "output_tokens", "usd", "call_seconds"))
         each = 1000 / verdicts
@@ -60,7 +60,7 @@ class Traffic:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """The sums; unknown is None."""
+        """The sums. Unknown figures are None."""
         found = dataclasses.asdict(self)
         for name in ("input_tokens", "output_tokens", "cached_tokens"):
             found[name] = None if self.unmetered else found[name]
@@ -69,10 +69,10 @@ class Traffic:
 
 
 class CountingClient:
-    """A ``ChatClient`` that counts the replies of the client underneath by role.
+    """A ``ChatClient`` that counts the replies of its inner client by role.
 
     Args:
-        prices: of each (purpose, model); None if unknown.
+        prices: by (purpose, model); None if unknown.
     """
 
     def __init__(self, client: ChatClient, prices: dict[tuple[str, str], Price | None]):
@@ -81,7 +81,7 @@ class CountingClient:
         self._prices = prices
 
     async def chat(self, request: ChatRequest) -> ChatReply:
-        """The inner client's reply, or what it raises."""
+        """Returns the inner client's reply, or raises its error."""
         reply = await self.inner.chat(request)
         if reply.source != "shared":
             traffic = self.roles.setdefault(request.purpose, Traffic())

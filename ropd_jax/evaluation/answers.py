@@ -1,8 +1,8 @@
 """Stored answers: JSONL of ``{"id", "response"}``, k lines per problem.
 
-Two more keys are read if they are there: ``finish_reason`` (``length`` is a truncated answer) and ``truncated``. The
-order of a problem's lines tells which of its k samples a line is, unless ``sample`` does, as in the files of
-``ropd eval``: these grow by a line whenever an answer has ended (`append`), and are put in order once all are there.
+Two more keys are read if present: ``finish_reason`` (``length`` marks a truncated answer) and ``truncated``. The sample
+number of a line is its ``sample``, or else its position among the lines of its problem. Files written by ``ropd eval``
+have ``sample``: they grow by one line whenever an answer ends (`append`), and are sorted once all answers are there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ropd_jax.utils.files import numbered_rows, write_atomic
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """One answer to the problem ``id``. ``truncated`` is None if the file does not tell."""
+    """One answer to the problem ``id``. ``truncated`` is None if the file does not state it."""
 
     id: str
     response: str
@@ -29,18 +29,18 @@ class Answer:
 
 
 def read_answers(path: str | os.PathLike[str], known: Collection[str]) -> list[Answer]:
-    """The answers of a file, in its order.
+    """The answers in a file, in file order.
 
     Args:
         known: ids of the benchmark's problems.
 
     Raises:
-        UserError: unreadable, a line without id and response, an id that the benchmark does not have.
+        UserError: the file is unreadable, a line lacks id or response, or an id is not in the benchmark.
     """
     answers = []
     for n, (_, row) in enumerate(numbered_rows(path), 1):
         if not isinstance(row.get("response"), str) or "id" not in row:
-            raise UserError(f"{path}: row {n} has the keys {', '.join(row)}; expected id and response, a text")
+            raise UserError(f"{path}: row {n} has the keys {', '.join(row)}; expected id and response (a string)")
         if str(row["id"]) not in known:
             raise UserError(
                 f"{path}: row {n} answers {row['id']!r}, which is not among the benchmark's problems; "
@@ -53,7 +53,7 @@ def read_answers(path: str | os.PathLike[str], known: Collection[str]) -> list[A
 
 
 def by_problem(answers: Sequence[Answer]) -> dict[str, list[int]]:
-    """For each problem the positions of its answers, in order."""
+    """The positions of each problem's answers, in order."""
     places: dict[str, list[int]] = {}
     for i, answer in enumerate(answers):
         places.setdefault(answer.id, []).append(i)
@@ -70,8 +70,8 @@ def samples_of(answers: Sequence[Answer]) -> tuple[int, int]:
 
 
 def append(file: IO[str], prompt: Prompt, sample: int, rollout: Rollout) -> None:
-    """Writes one answer; it is on the disk when this returns."""
-    text = THINK + rollout.text if rollout.opened else rollout.text  # a thought that was cut looks like an answer
+    """Writes one answer. It is on disk when this returns."""
+    text = THINK + rollout.text if rollout.opened else rollout.text  # a cut thought looks like an answer
     row = {"id": prompt.id, "sample": sample, "response": text, "finish_reason": rollout.finish_reason,
            "tokens": len(rollout.tokens_T)}  # fmt: skip
     file.write(json.dumps(row, ensure_ascii=True) + "\n")
@@ -80,23 +80,23 @@ def append(file: IO[str], prompt: Prompt, sample: int, rollout: Rollout) -> None
 
 
 def missing(path: pathlib.Path, prompts: Sequence[Prompt], k: int) -> dict[int, list[int]]:
-    """The samples of each problem (by its place) that the file lacks; what a kill has left half written is cut off.
+    """The samples that the file lacks, by problem index. A line left half-written by a kill is removed.
 
     Raises:
-        UserError: as `read_answers`, or a line of no sample from 0 to k - 1.
+        UserError: as `read_answers`, or a line whose sample is not in 0..k - 1.
     """
     lines = _whole_lines(path, prompts, k)
     return {i: absent for i, p in enumerate(prompts) if (absent := [n for n in range(k) if (p.id, n) not in lines])}
 
 
 def put_in_order(path: pathlib.Path, prompts: Sequence[Prompt], k: int) -> None:
-    """The complete file in the order of the problems and their samples, however often it was interrupted."""
+    """Sorts the complete file by problem and sample, so that interruptions leave no trace."""
     lines = _whole_lines(path, prompts, k)
     write_atomic(path, "".join(lines[p.id, n] for p in prompts for n in range(k)))
 
 
 def _whole_lines(path: pathlib.Path, prompts: Sequence[Prompt], k: int) -> Mapping[tuple[str, int], str]:
-    """The complete lines of the file by (id, sample), the first of each."""
+    """The complete lines of the file by (id, sample); of duplicates, the first."""
     if not path.exists():
         return {}
     data = path.read_bytes()
@@ -105,13 +105,13 @@ def _whole_lines(path: pathlib.Path, prompts: Sequence[Prompt], k: int) -> Mappi
         write_atomic(path, data[:end].decode("utf-8"))
     if not end:
         return {}
-    read_answers(path, {p.id for p in prompts})  # refuses what is not one
+    read_answers(path, {p.id for p in prompts})  # raises if a line is not an answer
     found: dict[tuple[str, int], str] = {}
     for number, row in numbered_rows(path):
         sample = row.get("sample")
         if not isinstance(sample, int) or not 0 <= sample < k:
             raise UserError(
-                f"{path}:{number}: sample {sample!r}; expected 0 to {k - 1}, as ropd eval writes; choose another --out"
+                f"{path}:{number}: sample {sample!r}; expected 0 to {k - 1}, as in ropd eval; choose another --out"
             )
         found.setdefault((str(row["id"]), sample), json.dumps(row, ensure_ascii=True) + "\n")
     return found

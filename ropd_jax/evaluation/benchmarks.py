@@ -1,8 +1,8 @@
-"""The paper's benchmarks as data: source of the rows, user message, sampling, and grader.
+"""The paper's benchmarks as data: row source, user message, sampling settings and grader.
 
-``BENCHMARKS`` holds all of them; ``reasoning_gym:TASK`` names any task of reasoning-gym, and ``instructions`` draws
-held-out texts with rules (`data.instructions`), graded as IFEval. No text of a published benchmark is in this package:
-``load_benchmark`` reads it from a directory or from the Hub (see ``ropd_jax.data.reading``).
+``BENCHMARKS`` holds all of them. ``reasoning_gym:TASK`` names any reasoning-gym task, and ``instructions`` generates
+held-out texts with rules (`data.instructions`), graded like IFEval. This package contains no text of a published
+benchmark: ``load_benchmark`` reads it from a directory or from the Hub (see ``ropd_jax.data.reading``).
 
 Sampling is the paper's (arXiv 2605.07396, section 3.1 and appendix C): k=16 samples per problem, temperature 1.0,
 top-p 0.95, at most 32,768 tokens. Its prompts are not published; ours are below.
@@ -54,10 +54,10 @@ class Benchmark:
 
     Attributes:
         name: its name on the command line.
-        title: its name as the head of a table.
+        title: its name as a table heading.
         grader: one of ``ropd_jax.evaluation.grading``.
         template: the user message around the question; it states the format of the answer.
-        source: None where the items are drawn.
+        source: None if the items are generated.
     """
 
     name: str
@@ -94,8 +94,9 @@ INSTRUCTIONS = Benchmark("instructions", "Instructions", "ifeval", PLAIN, None)
 
 
 def benchmark_of(name: str) -> Benchmark:
-    """The benchmark of a name; ``reasoning_gym:TASK`` is any task of reasoning-gym, ``reasoning_gym:gcd,max_value=99``
-    one with settings of its own.
+    """The benchmark called ``name``.
+
+    ``reasoning_gym:TASK`` is any reasoning-gym task, ``reasoning_gym:gcd,max_value=99`` one with its own settings.
 
     Raises:
         UserError: no such benchmark.
@@ -111,7 +112,7 @@ def benchmark_of(name: str) -> Benchmark:
 
 
 def _task(name: str) -> tuple[str, dict[str, Any]]:
-    """(task, settings) of ``reasoning_gym:TASK,key=value,...``; values are JSON, or else texts."""
+    """(task, settings) of ``reasoning_gym:TASK,key=value,...``; values are JSON, or else strings."""
     task, *settings = name.removeprefix(RG).split(",")
     options = {}
     for setting in settings:
@@ -126,7 +127,7 @@ def _task(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def slug(name: str, thinking: bool | None = None) -> str:
-    """A benchmark's name as part of a path, with the mode of the chat template if one was chosen."""
+    """A benchmark's name as part of a path, with the chat template's mode if one was chosen."""
     mode = {None: "", True: "_thinking", False: "_nothinking"}[thinking]
     return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_") + mode
 
@@ -140,17 +141,17 @@ def load_benchmark(
     size: int = DRAWN_SIZE,
     template: str = "",
 ) -> Loaded:
-    """The prompts of a benchmark in the order of their source.
+    """The prompts of a benchmark in source order.
 
     Args:
-        place: a directory, ``hub`` or "" (see ``read_source``); not used where the items are drawn.
+        place: a directory, ``hub`` or "" (see ``read_source``); not used if the items are generated.
         limit: only the first ``limit`` problems.
-        seed: of the order of the choices (GPQA); simple-evals uses 0.
-        size: reasoning-gym and instructions: items to draw, before duplicates are dropped.
+        seed: for the order of the choices (GPQA); simple-evals uses 0.
+        size: reasoning-gym and instructions: the number of items to generate, before duplicates are dropped.
         template: replaces the benchmark's own user message; it contains {question}.
 
     Raises:
-        UserError: unknown benchmark, no data, rows of another kind.
+        UserError: the benchmark is unknown, its data are missing, or the rows have another format.
     """
     benchmark = benchmark_of(name)
     if template:
@@ -173,7 +174,7 @@ def load_benchmark(
 
 
 def _drawn(benchmark: Benchmark, limit: int | None, size: int) -> Loaded:
-    """A benchmark that is drawn anew each time, always the same items."""
+    """A benchmark whose items are generated on each call; they are always the same."""
     size = 2 * limit if limit else size  # room for the duplicates that are dropped
     if benchmark.name == INSTRUCTIONS.name:
         how: dict[str, Any] = {"source": "instructions", "path": "heldout"}
@@ -196,14 +197,14 @@ def _math(benchmark: Benchmark, row: Mapping[str, Any], i: int, where: str, rng:
     raw = str(gold_text(first(row, ("answer", "Answer"), where), where)).strip()
     if GSM_MARK in raw:  # GSM8K as published: solution #### n
         raw = raw.rpartition(GSM_MARK)[2].strip().replace(",", "")
-    # one gold answer of HMMT November has "sqrt{7}", which is read as s*q*r*t*7 and marks right answers wrong
+    # one gold answer of HMMT November has "sqrt{7}", which math-verify reads as s*q*r*t*7: right answers would be wrong
     answer = _BARE_SQRT.sub(r"\\sqrt", raw)
     more = {} if answer == raw else {"answer_raw": raw}
     return _prompt(benchmark, row, i, question, answer, **more)
 
 
 def _choice(benchmark: Benchmark, row: Mapping[str, Any], i: int, where: str, rng: random.Random) -> Prompt:
-    """Choices in the order of simple-evals: one draw of four places per row, from one seeded stream."""
+    """Choices in the order of simple-evals: one permutation of four per row, from one seeded stream."""
     right = str(first(row, ("Correct Answer",), where)).strip()
     choices = [right, *(str(first(row, (f"Incorrect Answer {n}",), where)).strip() for n in (1, 2, 3))]
     order = rng.sample(range(4), 4)
@@ -216,8 +217,8 @@ def _ifeval(benchmark: Benchmark, row: Mapping[str, Any], i: int, where: str, rn
     ids = list(first(row, ("instruction_id_list",), where))
     kwargs = list(first(row, ("kwargs",), where))
     if len(ids) != len(kwargs):
-        raise UserError(f"{where}: {len(ids)} instructions, {len(kwargs)} kwargs; expected as many")
-    # the Hub's rows hold every argument of every instruction, those that do not apply as null; 0 is a value
+        raise UserError(f"{where}: {len(ids)} instructions, {len(kwargs)} kwargs; expected the same number of both")
+    # the Hub's rows hold every argument of every instruction, with null for those that do not apply; 0 is a value
     kwargs = [{k: v for k, v in (kw or {}).items() if v is not None} for kw in kwargs]
     question = str(first(row, ("prompt", "problem"), where))
     return _prompt(benchmark, row, i, question, None, instructions=list(zip(ids, kwargs, strict=True)))

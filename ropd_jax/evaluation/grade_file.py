@@ -1,4 +1,4 @@
-"""Stored answers against a benchmark, without a student. Imports no jax."""
+"""Grading of stored answers to a benchmark, without a student. Imports no jax."""
 
 from __future__ import annotations
 
@@ -35,20 +35,22 @@ def grade_stored(
     teacher: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> EvalResult:
-    """The result of stored answers to a benchmark.
+    """Grades stored answers to a benchmark.
 
     Args:
         benchmark: a name in `benchmarks.BENCHMARKS`, or ``reasoning_gym:TASK[,key=value,...]``.
         answers: JSONL of ``{"id", "response"}``, k lines per problem.
         data: a directory with the benchmark's rows, or ``hub``.
-        out: file of the JSON result, "" for none.
-        against: an earlier result of the same benchmark, "" for none; the result then has the paired difference.
+        out: file for the JSON result, "" for none.
+        against: an earlier result of the same benchmark, "" for none; the result then includes the paired difference
+            to it.
         workers, timeout_s: see ``math_pool.verify_all``.
-        teacher: the section ``teacher`` of a config: HealthBench's judge. No other benchmark uses it.
-        seed: of the judge's requests.
+        teacher: the section ``teacher`` of a config: configures HealthBench's judge. No other benchmark uses it.
+        seed: for the judge's requests.
 
     Raises:
-        UserError: unknown benchmark, no data, answers that fit no problem, no judge for HealthBench.
+        UserError: the benchmark is unknown, its data are missing, an answer belongs to no problem, or HealthBench has
+            no judge.
     """
     loaded = load_benchmark(benchmark, data)
     before = results.read_result(against) if against else None
@@ -73,10 +75,10 @@ def grade_file(
     answers_file: str = "",
     **facts: Any,
 ) -> EvalResult:
-    """The result of the answers in a file; nothing is written.
+    """Grades the answers in a file. Writes no result.
 
     Args:
-        out: where the result will be written; the judge's tape is next to it.
+        out: where the result will be written; the judge's tape goes next to it.
         answers_file: the file's name in the result, "" for its own.
         facts: kept in the result (``student``, ``sampling``, ...).
     """
@@ -111,13 +113,13 @@ def throttled(what: str) -> Callable[[int, int], None]:
 
 
 def _judge(teacher: Mapping[str, Any] | None, seed: int, out: str) -> tuple[Teacher, int]:
-    """(HealthBench's judge, how many requests it gets at once)."""
+    """(HealthBench's judge, the maximum number of requests in flight)."""
     if teacher is None or role_of(teacher, "verifier")[0].provider == "scripted":
         raise UserError(
-            "HealthBench is graded by a model, and the scripted teacher is none; name one, e.g. "
+            "HealthBench is graded by a model, which the scripted teacher is not; name one, e.g. "
             "--config.teacher.provider=openai --config.teacher.verifier.model=gpt-4.1-2025-04-14"
         )
-    # the place of the tape, unless teacher.tape.path is set
+    # where the tape goes, unless teacher.tape.path is set
     workdir = only_local(out, "--out").resolve().parent if out else None
     judge = build_teacher(teacher, seed=seed, needs=("verify",), workdir=workdir)
     return judge, 2 * teacher["concurrency"]

@@ -1,8 +1,8 @@
-"""From answers to outcomes, by the grader of the benchmark. No model, no jax; HealthBench is judged by a teacher.
+"""From answers to outcomes, with the benchmark's grader. No model and no jax, except that a teacher judges HealthBench.
 
-An ``Outcome`` has a value in 0..1 (HealthBench: a score that can be negative), or None with the cause why it could not
-be graded. A failure of a grader never becomes a value. The choice grader matches strings; whatever parses more of an
-answer runs in a sandboxed child (``utils.sandbox``).
+An ``Outcome`` has a value in 0..1 (HealthBench: a score that can be negative), or None and the cause if it could not be
+graded. A failure of a grader never becomes a value. The choice grader matches strings; every grader that parses more of
+an answer runs in a sandboxed child process (``utils.sandbox``).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Outcome:
     Attributes:
         value: 1.0 right, 0.0 wrong (HealthBench: the score); None ungraded.
         cause: why it is ungraded or wrong, else "".
-        answer: the final answer that was read out of the text; None if it has none.
-        vote: the name of its class in a majority vote, see `ropd_jax.evaluation.voting`; None is the answer itself.
+        answer: the final answer extracted from the text; None if it has none.
+        vote: the name of its class in a majority vote, see `ropd_jax.evaluation.voting`; None means the answer itself.
         parts: further values of the same answer, by name.
     """
 
@@ -48,7 +48,11 @@ class Outcome:
 
 
 def check_installed(benchmark: Benchmark) -> None:
-    """Raises UserError if the benchmark's grader needs a package that is not installed: before anything is sampled."""
+    """Checks, before anything is sampled, that the packages of the benchmark's grader are installed.
+
+    Raises:
+        UserError: a package is missing.
+    """
     if benchmark.grader == "math":
         math_pool.check_starts()
     wanted = ("langdetect", "punkt", "nltk") if benchmark.grader == "ifeval" else ()
@@ -70,10 +74,10 @@ def grade_answers(
     """The outcome of each answer.
 
     Args:
-        prompts: by id; each answer's is among them.
-        workers, timeout_s: of the math grader, see ``math_pool.verify_all``.
+        prompts: by id, for all answers.
+        workers, timeout_s: for the math grader, see ``math_pool.verify_all``.
         teacher: HealthBench's judge; it is closed at the end.
-        at_once: requests to the judge that are in flight at the same time.
+        at_once: maximum number of requests to the judge in flight.
         report: called with (done, of).
     """
     asked = [prompts[a.id] for a in answers]
@@ -91,9 +95,10 @@ def grade_answers(
 
 
 def closed_thoughts(texts: Sequence[str]) -> list[str]:
-    """The texts, with ``<think>`` put before each if the chat template has opened it, as another text of them shows.
+    """The texts, each starting with ``<think>`` if the chat template opens the thought.
 
-    Without it a thought that was cut before its ``</think>`` looks like an answer.
+    It does if some text has ``</think>`` without ``<think>`` before it. Without the tag, a thought that was truncated
+    before its ``</think>`` looks like an answer.
     """
     opened = any(END_THINK in text and THINK not in text.partition(END_THINK)[0] for text in texts)
     return [f"{THINK}{text}" if opened and THINK not in text.partition(END_THINK)[0] else text for text in texts]
@@ -138,7 +143,7 @@ def _choice(prompt: Prompt, text: str) -> Outcome:
 
 
 def _ifeval(prompt: Prompt, text: str) -> Outcome:
-    """Strict at prompt level is the value; the parts hold the other three and the number of instructions."""
+    """The value is prompt-level strict; the parts hold the other three scores and the number of instructions."""
     reply = _ifeval_child.ask({"instructions": prompt.metadata["instructions"], "response": answer_of(text)})
     if reply.get("error") == "instruction":
         raise UserError(str(reply.get("message")))

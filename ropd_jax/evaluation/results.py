@@ -1,10 +1,10 @@
-"""The result of a benchmark: the numbers with their intervals, the data they come from, and what is missing.
+"""The result of a benchmark: the numbers with their intervals, their data, and what is missing.
 
-    avg@k     mean over problems of the mean over their k samples: pass@1 as the paper reports it
-    pass@j    unbiased, j = 1, 2, 4, ... k
-    maj@k     whether the most frequent final answer is right; equal answers are one, however they are written
+    avg@k     mean over problems of the mean over their k samples: pass@1 as reported in the paper
+    pass@j    unbiased, for j = 1, 2, 4, ... k
+    maj@k     whether the most frequent final answer is right; equal answers count together, however they are written
 
-Intervals are 95 % percentile bootstraps over problems. The share of ungraded and of truncated answers is always there;
+Intervals are 95 % percentile bootstraps over problems. The shares of ungraded and truncated answers are always given.
 ``bounds`` holds the value if all ungraded answers were wrong, and if all were right.
 """
 
@@ -44,7 +44,7 @@ class EvalResult:
     """The result of a benchmark.
 
     Attributes:
-        data: all of it as plain data; ``result.json`` holds the same.
+        data: everything as plain data, as stored in ``result.json``.
         answers: the answers that were graded, k per problem.
     """
 
@@ -63,14 +63,14 @@ class EvalResult:
 
     @property
     def per_problem(self) -> Mapping[str, float | None]:
-        """The value of each problem by its id; None if no answer to it could be graded."""
+        """The value of each problem, by id; None if no answer to it could be graded."""
         return self.data["per_problem"]
 
     def pass_at(self, k: int) -> Estimate:
         """The unbiased pass@k, for k = 1, 2, 4, ... up to the number of samples.
 
         Raises:
-            KeyError: another k.
+            KeyError: ``k`` is not one of these.
         """
         return Estimate(**self.data["pass"][str(k)])
 
@@ -92,7 +92,7 @@ class EvalResult:
 
 
 def make_result(loaded: Loaded, answers: Sequence[Answer], outcomes: Sequence[Outcome], **more: Any) -> dict[str, Any]:
-    """The result as plain data that JSON can hold.
+    """The result as plain data for JSON.
 
     Args:
         more: facts that are kept with the numbers (``student``, ``sampling``, ``grader``).
@@ -131,16 +131,16 @@ def make_result(loaded: Loaded, answers: Sequence[Answer], outcomes: Sequence[Ou
 
 
 def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
-    """b minus a over the problems of both, paired; both must be results of one benchmark on the same data.
+    """b minus a, paired over their common problems. Both must be results of one benchmark on the same data.
 
     Raises:
-        UserError: two benchmarks, or two versions of the data.
+        UserError: the benchmarks or the versions of the data differ.
     """
     if a["benchmark"] != b["benchmark"]:
         raise UserError(
-            f"one result is of {a['benchmark']}, the other of {b['benchmark']}; expected the same benchmark"
+            f"one result is for {a['benchmark']}, the other for {b['benchmark']}; expected the same benchmark"
         )
-    drawn = a["benchmark"].startswith(RG)  # from a seed: the same id is the same question, however many are drawn
+    drawn = a["benchmark"].startswith(RG)  # generated from a seed: an id means the same question for every size
     if a["data"]["sha"] != b["data"]["sha"] and not drawn:
         raise UserError(
             f"the two results of {a['benchmark']} come from different data ({a['data']['place']}: {a['data']['sha']}, "
@@ -153,14 +153,14 @@ def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A result from its file.
 
     Raises:
-        UserError: unreadable, or not a result of a benchmark.
+        UserError: the file is unreadable or not a benchmark result.
     """
     try:
         result = json.loads(local_file(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path} ({error}); expected the JSON result of ropd grade or ropd eval") from error
     if not isinstance(result, dict) or "per_problem" not in result or "benchmark" not in result:
-        raise UserError(f"{path} is not the result of a benchmark; expected the JSON result of ropd grade or ropd eval")
+        raise UserError(f"{path} is not a benchmark result; expected the JSON result of ropd grade or ropd eval")
     return result
 
 
@@ -274,10 +274,10 @@ def show(result: Mapping[str, Any], *, file: TextIO | None = None) -> None:
         value, interval = _cells(d, signed=True)
         console.print(f"difference to {d['against']}: {value} {interval}, {d['n']} problems, paired")
     if data["as_known"] is False or (data["as_known"] is None and data["rows_expected"] is not None):
-        what = "are not the whole set"
+        what = "are not the complete data set"
         if data["rows"] == data["rows_expected"]:
             known = data["sha_expected"]
-            what = f"differ from the text that is known (hash {known})" if known else "cannot be checked by their text"
+            what = f"differ from the known text (hash {known})" if known else "cannot be checked against a known text"
         console.print(f"the {data['rows']} rows of {data['place']} (hash {data['sha']}) {what}")
 
 

@@ -1,13 +1,14 @@
-"""A student's answers to a benchmark: sampled by the engine, stored as they come, then graded.
+"""A student's answers to a benchmark: sampled by the engine, stored as they end, then graded.
 
     1. prepare         which weights (`subject`), which problems, which settings; nothing is loaded
-    2. sample          answers.jsonl gets a line whenever an answer has ended; the same call continues after them
-    3. grade           result.json is what ``ropd grade`` makes of that file: anyone can grade the same answers again
+    2. sample          answers.jsonl gets one line whenever an answer ends; the same call resumes after the stored lines
+    3. grade           result.json is what ``ropd grade`` computes from that file: anyone can regrade the same answers
 
-The random stream of a sample is a function of (seed, problem, sample), so an interrupted evaluation ends with the same
-file as an undisturbed one. On several hosts, all sample (one program over one mesh) and host 0 writes and grades.
+The random stream of a sample is a function of (seed, problem, sample), so an interrupted and resumed evaluation ends
+with the same file as an uninterrupted one. With several hosts, all of them sample (one program over one mesh), and
+host 0 writes and grades.
 
-The cache of keys and values is allocated whole before the first token, for as many rows as fit into the devices'
+The KV cache is allocated as a whole before the first token, for as many rows as fit into the devices'
 memory, so an evaluation that starts does not run out of memory at its longest answers.
 """
 
@@ -51,9 +52,9 @@ from ropd_jax.workdir.lock import FOLDER, locked
 log = logging.getLogger(__name__)
 FILES = ("settings.json", "answers.jsonl", "result.json", "tape.sqlite", "spent.json")
 
-ROWS = 64  # decoded at once, if the caller does not say and as many fit
+ROWS = 64  # decoded at once, unless the caller sets a number or fewer fit
 _REPORT_EVERY_S = 10.0
-_CHECK_EVERY = 16  # chunks between two questions to the other hosts whether one was asked to stop
+_CHECK_EVERY = 16  # number of chunks between two checks whether any host was interrupted
 
 
 def evaluate(
@@ -74,18 +75,18 @@ def evaluate(
     Args:
         student: a loaded `Student`, a run's directory, or a checkpoint by any name that `load_student` accepts.
         benchmark: a name in `benchmarks.BENCHMARKS`, or ``reasoning_gym:TASK[,key=value,...]``.
-        out: the directory for answers and result. The same call with the same ``out`` continues. "" means a
-            directory named after student and benchmark. None keeps everything in memory.
+        out: the directory for answers and result. The same call with the same ``out`` resumes. "" means a
+            directory named after the student and the benchmark. None keeps everything in memory.
         how: the other arguments of `prepare`: ``k``, ``temperature``, ``limit``, ``rows``, ``dtype`` and so on.
 
     Raises:
-        UserError: as `prepare`; an answer that does not fit into memory; several hosts, which each call
-            `Evaluation.sample`, and host 0 `Evaluation.grade`.
+        UserError: as `prepare`; an answer does not fit into memory; there are several hosts, which must call
+            `Evaluation.sample` on each and `Evaluation.grade` on host 0.
         Interrupted: Ctrl-C; the answers so far are in ``out``.
     """
     if hosts.count() > 1:
         raise UserError(
-            "evaluate() is for one host; on several use ropd eval, or evaluation = prepare(...), evaluation.sample() "
+            "evaluate() runs on one host; on several use ropd eval, or evaluation = prepare(...), evaluation.sample() "
             "on each and evaluation.grade() on host 0"
         )
     with contextlib.ExitStack() as stack:
@@ -120,29 +121,29 @@ def prepare(
     against: str | os.PathLike[str] = "",
     teacher: Mapping[str, Any] | None = None,
 ) -> Evaluation:
-    """An evaluation, checked; nothing is loaded. On several hosts all of them must call it.
+    """Checks an evaluation without loading anything. Collective: every host must call it.
 
     Args:
-        student, benchmark, out: as of `evaluate`.
-        kept: False for an ``out`` that is removed afterwards.
+        student, benchmark, out: as for `evaluate`.
+        kept: False if ``out`` is removed afterwards.
         data: a directory with the benchmark's rows, or ``hub`` (see ``data.reading.read_source``).
-        k, temperature, top_p, max_tokens: None means the benchmark's own, which are the paper's.
+        k, temperature, top_p, max_tokens: None means the benchmark's own values, which are the paper's.
         limit: only the first ``limit`` problems.
         template: replaces the benchmark's own user message; it contains ``{question}``.
-        thinking: mode of the chat template, if it has two (Qwen3); None means the run's or the template's own.
+        thinking: mode of the chat template, if it has two (as for Qwen3); None means the run's or the template's own.
         chat_template: a Jinja file; "" means the run's or the checkpoint's own.
         pick: which checkpoint of a run, ``last`` or ``heldout`` (see `subject.choose_step`).
         rows: the most sequences that are decoded at once. None means 64, or what fits into memory.
-        seed: of the samples.
-        dtype: of compute, matrices and KV cache; "" means the run's own, or float32.
-        cache_dtype: of the KV cache: float32, bfloat16 or int8; "" means ``dtype``.
+        seed: for sampling.
+        dtype: for compute, matrices and KV cache; "" means the run's own, or float32.
+        cache_dtype: for the KV cache: float32, bfloat16 or int8; "" means ``dtype``.
         fsdp, tp: sizes of the device mesh; None means the run's own, or all devices and 1.
         against: an earlier result of the same benchmark; the result then has the paired difference to it.
-        teacher: the section ``teacher`` of a config: HealthBench's judge. No other benchmark uses it.
+        teacher: the section ``teacher`` of a config: configures HealthBench's judge. No other benchmark uses it.
 
     Raises:
-        UserError: unknown student or benchmark, no data, answers of other settings in ``out``, a missing grader,
-            settings that cannot work, hosts with different ones.
+        UserError: unknown student or benchmark, missing data, ``out`` holds answers made with other settings, a missing
+            grader, settings that cannot work, or hosts with different settings.
     """
     show_logs()
     subject = subject_of(
@@ -166,7 +167,7 @@ def prepare(
     )
     facts = _facts(subject, loaded, sampling, seed, cache_dtype, chat_template)
     if isinstance(student, Student) and kept:
-        facts["weights"] = weights_sha(student)  # its name does not tell whose answers are there
+        facts["weights"] = weights_sha(student)  # its name does not identify the weights
     settings = {"benchmark": benchmark, "data": loaded.found.sha, **facts}
     hosts.check_same("the evaluation", settings | {"rows": rows, "mesh": (fsdp, tp)})
     before = (str(against), hosts.on_host0(lambda: results.read_result(against))) if against else None
@@ -185,7 +186,7 @@ def prepare(
 def _facts(
     subject: Subject, loaded: Loaded, sampling: Sampling, seed: int, cache_dtype: str, chat_template: str
 ) -> dict[str, Any]:
-    """What the answers follow from; the last two only if they are not the student's own."""
+    """The settings that determine the answers; the last two only if they differ from the student's own."""
     facts: dict[str, Any] = {
         "student": subject.name,
         "checkpoint": subject.checkpoint,
@@ -204,13 +205,13 @@ def _facts(
 
 @dataclasses.dataclass
 class Evaluation:
-    """An evaluation, checked; nothing is loaded.
+    """A checked evaluation. Nothing is loaded yet.
 
     Attributes:
-        engine: of the samples; `sample` completes it by what follows from tokenizer, mesh and memory.
-        facts: what the result keeps of the settings.
-        place: directory of answers and result on host 0; ``kept``: it stays.
-        named: how the user calls it, perhaps the URL of a bucket; ``upload`` is closed when it is complete.
+        engine: settings for sampling; `sample` adds what depends on tokenizer, mesh and memory.
+        facts: the settings that the result keeps.
+        place: directory of answers and result on host 0; ``kept`` is True if it stays.
+        named: the directory as the user named it, possibly a bucket URL; ``upload`` is closed when it is complete.
         rows: the most sequences that are decoded at once, or None.
         before: (file, contents) of an earlier result to compare with.
     """
@@ -233,11 +234,13 @@ class Evaluation:
         return self.place / "answers.jsonl"
 
     def sample(self) -> None:
-        """Samples what the file of answers lacks; nothing is loaded if it has all. Collective: every host calls it.
+        """Samples the answers that the file lacks. Loads nothing if none are missing.
+
+        Collective: every host must call it.
 
         Raises:
-            UserError: prompts and answers that are longer than the student was made for, or do not fit into memory;
-                another process is writing into the directory.
+            UserError: prompts and answers are longer than the student supports, or do not fit into memory; or another
+                process is writing to the directory.
             Interrupted: Ctrl-C or SIGTERM on any host; the answers so far are in the file.
         """
         with contextlib.ExitStack() as stack:
@@ -258,7 +261,7 @@ class Evaluation:
         todo = hosts.on_host0(lambda: missing(self.answers, prompts, k))
         self.facts["device"] = jax.devices()[0].device_kind
         if not todo:
-            log.info("%s has all %d answers already", self.named, len(prompts) * k)
+            log.info("%s already has all %d answers", self.named, len(prompts) * k)
             return
         mesh = self.subject.mesh()
         student = self.subject.load(mesh)
@@ -280,7 +283,7 @@ class Evaluation:
                 self._write(((list(todo)[i], n, rollout) for i, n, rollout in ended), progress)
         except Interrupted:
             if self.kept:
-                log.warning("stopped; the answers so far are in %s. The same command continues", self.named)
+                log.warning("stopped; the answers so far are in %s. Run the same command to resume", self.named)
             raise
         hosts.on_host0(lambda: put_in_order(self.answers, prompts, k))
 
@@ -292,12 +295,12 @@ class Evaluation:
                 progress.answered(i)
 
     def _complete(self, student: Student, mesh: jax.sharding.Mesh, longest: int) -> EngineConfig:
-        """The engine with the padded length of the prompts and as many rows as were asked for and fit."""
+        """The engine with the padded length of the prompts and as many of the requested rows as fit."""
         prompt_len, most = -(-longest // 16) * 16, student.cfg.max_seq_len
         if prompt_len + self.engine.max_tokens > most:
             raise UserError(
                 f"prompts of {prompt_len} tokens and answers of {self.engine.max_tokens} make more than the {most} "
-                f"that the student was made for; give --max_tokens {most - prompt_len} or less"
+                f"that the student supports; use --max_tokens {most - prompt_len} or less"
             )
         shards = mesh.shape["fsdp"]
         engine = dataclasses.replace(self.engine, prompt_len=prompt_len, stop_ids=student.tokenizer.stop_ids)
@@ -312,7 +315,7 @@ class Evaluation:
     def _fitting(
         self, student: Student, engine: EngineConfig, mesh: jax.sharding.Mesh, free: float, wanted: int
     ) -> int:
-        """``wanted`` rows, or as many as fit if no number was asked for."""
+        """``wanted`` rows, or as many as fit if the user gave no number."""
         if capacity.fits(student.cfg, engine, mesh, free, wanted):
             return wanted
         rows = capacity.most_rows(student.cfg, engine, mesh, free, wanted)
@@ -322,13 +325,15 @@ class Evaluation:
         more += ["a larger --config.mesh.tp", "fewer --max_tokens"]
         asked = f"--rows={self.rows}" if self.rows else "one row for each part of the mesh"
         raise UserError(
-            f"{asked} with answers of {engine.max_tokens} tokens do not fit into the {free / 1e9:.1f} GB that are free "
-            f"on each device; give {f'--rows {rows}, ' if rows else ''}{' or '.join(more)}"
+            f"{asked} with answers of {engine.max_tokens} tokens do not fit into the {free / 1e9:.1f} GB free "
+            f"on each device; use {f'--rows {rows}, ' if rows else ''}{' or '.join(more)}"
         )
 
     def grade(self) -> EvalResult:
-        """Grades the answers and stores the result. On several hosts host 0 calls it, after `hosts.joined` if it can
-        take long: nothing here needs the others."""
+        """Grades the answers and stores the result.
+
+        With several hosts, only host 0 calls it; call `hosts.joined` first if grading can take long.
+        """
         file = str(self.place / "result.json") if self.kept else ""
         shown = f"{self.named}/answers.jsonl" if self.kept else "in memory"
         with self.upload:
@@ -343,10 +348,10 @@ class Evaluation:
 
 
 class _Progress:
-    """Lines about how far an evaluation is, one every ten seconds, of host 0."""
+    """Logs the progress of an evaluation every ten seconds, on host 0."""
 
     def __init__(self, todo: Mapping[int, int], most: int):
-        """``todo``: how many answers each problem lacks; ``most``: tokens of the longest answer."""
+        """``todo``: the number of answers each problem lacks; ``most``: maximum tokens per answer."""
         self._todo, self._of, self._most = dict(todo), sum(todo.values()), most
         self._done, self._tokens = 0, 0
         self._begin = self._reported = time.monotonic()
@@ -372,10 +377,10 @@ class _Progress:
                  self._done, self._of, clock(spent), self._tokens / spent, self.left(spent))  # fmt: skip
 
     def left(self, spent: float) -> str:
-        """The time left: by the answers so far, and at most as if all others were of the greatest length.
+        """The time left, estimated from the answers so far, and at most as if all others had the maximum length.
 
-        Answers a second is tokens a second over the mean length that the tokens so far, of unfinished answers too,
-        suggest (answers that end by chance): 10 answers of 100 in 60 s leave 9 minutes.
+        Answers per second are tokens per second over the mean length that the tokens so far (unfinished answers
+        included) suggest, if answers end by chance: 10 of 100 answers in 60 s leave 9 minutes.
         """
         most = (self._of - self._done) * self._most / max(self._tokens, 1) * spent
         if not self._done:
@@ -384,7 +389,7 @@ class _Progress:
 
 
 def _between(progress: _Progress, interrupt: Interrupt) -> Callable[[int], None]:
-    """What happens between two chunks: progress, and now and then whether to stop."""
+    """Called between two chunks: reports progress and regularly checks whether to stop."""
     every, chunks = (_CHECK_EVERY if hosts.count() > 1 else 1), 0
 
     def between(tokens: int) -> None:
@@ -403,12 +408,12 @@ def _between(progress: _Progress, interrupt: Interrupt) -> Callable[[int], None]
 def _sampling(own: Sampling, given: Mapping[str, Any]) -> Sampling:
     sampling = dataclasses.replace(own, **{name: value for name, value in given.items() if value is not None})
     if sampling.k > 1 and sampling.temperature == 0:
-        raise UserError(f"--k={sampling.k} at temperature 0 gives one answer {sampling.k} times; give --k 1")
+        raise UserError(f"--k={sampling.k} at temperature 0 gives the same answer {sampling.k} times; use --k 1")
     return sampling
 
 
 def _file_sha(path: str) -> str:
-    """Hash of a file's bytes, 12 hex digits; "" if it cannot be read, which loading reports."""
+    """Hash of a file's bytes, 12 hex digits; "" if it cannot be read, which loading reports later."""
     try:
         return hashlib.sha256(local_file(path).read_bytes()).hexdigest()[:12]
     except OSError:
@@ -422,10 +427,10 @@ def _default_out(subject: Subject, name: str) -> str:
 
 
 def _claim(out: pathlib.Path, settings: dict[str, Any]) -> None:
-    """Makes the directory these settings' own, or checks that it is.
+    """Claims the directory for these settings, or checks that it belongs to them.
 
     Raises:
-        UserError: it belongs to other settings, holds something else, or cannot be written.
+        UserError: the directory belongs to other settings, holds something else, or cannot be written.
     """
     path = out / "settings.json"
     try:
@@ -435,9 +440,9 @@ def _claim(out: pathlib.Path, settings: dict[str, Any]) -> None:
             now = json.loads(json.dumps(settings))
             if changed := [k for k in {**now, **there} if there.get(k) != now.get(k)]:
                 shown = "; ".join(f"{k}: {there.get(k)} there, {now.get(k)} now" for k in changed)
-                raise UserError(f"{out} holds answers of other settings ({shown}); choose another --out")
+                raise UserError(f"{out} holds answers made with other settings ({shown}); choose another --out")
         elif any(p.name != FOLDER for p in out.iterdir()) and not path.exists():
-            raise UserError(f"--out {out} is not empty and holds no evaluation; choose another directory")
+            raise UserError(f"--out {out} is not empty and does not hold an evaluation; choose another directory")
         else:
             write_atomic(path, json.dumps(settings, indent=1) + "\n")
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Shares with their 95 % intervals. Answers that could not be graded are counted, and are in no share."""
+"""Shares with their 95 % intervals. Answers that could not be graded are counted separately, outside the shares."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 
 from ropd_jax.data.grader import vote_of
 
-_RIGHT = "\0right"  # the class of all right answers
+_RIGHT = "\0right"  # the class of all right answers together
 Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean (or a difference of means) with its 95 % interval; all three are None when nothing could be graded.
+    """A mean (or a difference of means) with its 95 % interval; all three are None if nothing could be graded.
 
     Attributes:
         n: graded items.
@@ -54,12 +54,12 @@ def accuracy(grades: Sequence[bool | None]) -> Estimate:
 
 
 def pass_at_k(right: int, n: int, k: int) -> float:
-    """The chance that at least one of k samples is right, unbiased from n samples of which ``right`` were.
+    """The chance that at least one of k samples is right, unbiased given n samples of which ``right`` were right.
 
     1 - C(n - right, k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374, Eq. 1); 1 - (1 - right/n)^k would be too low.
 
     Raises:
-        ValueError: k is not in 1..n, or ``right`` not in 0..n.
+        ValueError: ``k`` is not in 1..n, or ``right`` is not in 0..n.
     """
     if not (1 <= k <= n and 0 <= right <= n):
         raise ValueError(f"pass@{k} of {n} samples, {right} right; expected 1 <= k <= n and 0 <= right <= n")
@@ -70,9 +70,9 @@ def maj_at_k(answers: Sequence[str | None], right: Sequence[bool]) -> float:
     """1.0 if the most frequent answer is right, 0.0 if not.
 
     The vote is over classes of equal answers: all right answers are one class, and wrong answers of equal value
-    another (`ropd_jax.data.grader.vote_of`). If c classes are equally frequent, and the right one is among them, the
-    value is 1/c: what a draw among them would give. Samples without an answer (None) have no vote; without any vote
-    nothing is right.
+    another (`ropd_jax.data.grader.vote_of`). If c classes are equally frequent and the right one is among them, the
+    value is 1/c, the expectation of a random draw among them. Samples without an answer (None) have no vote. Without
+    any vote the value is 0.
 
     Args:
         answers: final answers, or the names of their classes (`ropd_jax.evaluation.voting`).
@@ -96,9 +96,9 @@ def clustered(
 
     Args:
         values: one per problem; None if it could not be graded. Such a problem is left out and counted.
-        clip: bring the mean (of the data and of each draw) into 0..1 *after* averaging, as HealthBench does.
-        share: the values are shares. If all are 0, or all are 1, every draw is the same and would claim certainty;
-            the interval is then Wilson's over the problems.
+        clip: clip the mean (of the data and of each draw) to 0..1 *after* averaging, as HealthBench does.
+        share: the values are shares. If all are 0, or all are 1, every draw is the same and the bootstrap would have
+            zero width; the interval is then Wilson's over the problems.
     """
     known = np.asarray([v for v in values if v is not None], float)
     n, ungraded = len(known), len(values) - len(known)
@@ -113,7 +113,7 @@ def clustered(
 
 
 def clustered_ratio(tops: Sequence[float], bottoms: Sequence[float], *, seed: int = 0, draws: int = 10_000) -> Estimate:
-    """sum(tops) / sum(bottoms) over problems, as instructions followed of all; with the bootstrap over problems."""
+    """sum(tops) / sum(bottoms) over problems, such as instructions followed / all, with the bootstrap over problems."""
     top, bottom = np.asarray(tops, float), np.asarray(bottoms, float)
     if not len(top) or not bottom.sum():
         return Estimate(None, None, None, 0)
@@ -127,8 +127,8 @@ def paired_difference(
 ) -> Estimate:
     """Mean of b - a over the problems that both have graded, with its bootstrap interval over those problems.
 
-    Two results on the same problems share the problems' difficulty, so this interval is narrower than what the two
-    intervals suggest. ``ungraded`` counts the problems that are in one of the two only, or ungraded in one.
+    Two results on the same problems share the problems' difficulty, so this interval is narrower than the two
+    separate intervals suggest. ``ungraded`` counts the problems that only one result has, or that one has ungraded.
     """
     differences = [y - x for i in sorted(a.keys() & b.keys()) if (x := a[i]) is not None and (y := b[i]) is not None]
     left_out = len(a.keys() | b.keys()) - len(differences)

@@ -1,4 +1,4 @@
-"""The student under test: which weights, and why these.
+"""The student under test: which weights, and why they were chosen.
 
 A name, a file, a run or a `Student` becomes a `Subject`. A run's checkpoint is chosen by a rule that is fixed before
 anything is measured (`choose_step`), never by a result on a benchmark.
@@ -40,7 +40,7 @@ class Subject:
         name: the run's directory or the checkpoint's name; ``in memory`` for a `Student`.
         checkpoint: what `choose_step` returned for a run; None for anything else.
         thinking: the mode of the chat template; None is the template's own default.
-        dtype: of compute, and of the matrices in memory.
+        dtype: for compute, and for the matrices in memory.
         mesh: makes the device mesh.
         load: loads the weights onto that mesh.
     """
@@ -63,7 +63,7 @@ def subject_of(
     fsdp: int | None = None,
     tp: int | None = None,
 ) -> Subject:
-    """The subject; nothing is loaded.
+    """The subject. Nothing is loaded.
 
     Args:
         student: a `Student`, a run's directory, or a checkpoint by any name that `load_student` accepts.
@@ -71,8 +71,8 @@ def subject_of(
         thinking, dtype, chat_template, fsdp, tp: None and "" mean the run's own, or the default.
 
     Raises:
-        UserError: unknown ``pick`` or ``dtype``, a run without a suitable checkpoint, or settings that a loaded
-            `Student` no longer takes.
+        UserError: unknown ``pick`` or ``dtype``, a run without a suitable checkpoint, or settings that cannot be
+            applied to a loaded `Student`.
     """
     if pick not in RULES:
         raise UserError(f"--pick={pick} is unknown; expected {' or '.join(RULES)}")
@@ -81,8 +81,8 @@ def subject_of(
     if isinstance(student, Student):
         if thinking is not None or chat_template:
             raise UserError(
-                f"thinking={thinking}, chat_template={chat_template!r}: a loaded student has its chat template "
-                "already; give its name instead"
+                f"thinking={thinking}, chat_template={chat_template!r}: a loaded student already has its chat "
+                "template; pass its name instead"
             )
         return _in_memory(student, dtype or "float32", fsdp, tp)
     what = os.fspath(student)
@@ -115,7 +115,7 @@ def subject_of(
 
 
 def narrowed(params: Any, dtype: str) -> Any:
-    """Host parameters with their matrices in ``dtype``, in which they are used; vectors (norms) stay as they are."""
+    """Host parameters with the matrices cast to ``dtype``, in which they are used. Vectors (norms) keep their dtype."""
 
     def cast(path, x):
         return x if len(mesh_lib.dims_of(path, x).replace("L", "")) < 2 else x.astype(dtype)
@@ -124,15 +124,15 @@ def narrowed(params: Any, dtype: str) -> Any:
 
 
 def choose_step(run: str | os.PathLike[str], data: ConfigDict, rule: str) -> dict[str, Any]:
-    """The checkpoint of a run and the reason, for the result. It is never chosen on a benchmark.
+    """A run's checkpoint and the reason for choosing it, as stored in the result. Benchmarks never decide the choice.
 
     Args:
         data: the section ``data`` of the run's config; it names the held-out set.
-        rule: ``last``, the newest one; or ``heldout``, of those that are kept the one with the best ``eval/accuracy``
-            on the run's own held-out set, and of equal ones the earliest.
+        rule: ``last``, the newest one; or ``heldout``, the kept one with the best ``eval/accuracy`` on the run's own
+            held-out set, and on a tie the earliest.
 
     Raises:
-        UserError: no checkpoint, or none with a held-out accuracy.
+        UserError: there is no checkpoint, or none has a held-out accuracy.
     """
     steps = kept_steps(run)
     if not steps:
@@ -156,7 +156,7 @@ def choose_step(run: str | os.PathLike[str], data: ConfigDict, rule: str) -> dic
 
 
 def weights_sha(student: Student) -> str:
-    """Hash of a student's weights, 16 hex digits: answers of other weights are not continued."""
+    """Hash of a student's weights, 16 hex digits: an evaluation does not continue with the answers of other weights."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(student.params):
         digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
@@ -164,13 +164,13 @@ def weights_sha(student: Student) -> str:
 
 
 def _in_memory(student: Student, dtype: str, fsdp: int | None, tp: int | None) -> Subject:
-    """A loaded student: it stays on the mesh that it is on, or is put on one of all devices."""
+    """A loaded student: it stays on its mesh, or is put on a mesh of all devices."""
     leaf = jax.tree.leaves(student.params)[0]
     if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, jax.sharding.NamedSharding):
         mesh = leaf.sharding.mesh
         assert isinstance(mesh, jax.sharding.Mesh)  # an abstract one has no arrays
         if (fsdp, tp) != (None, None):
-            raise UserError(f"fsdp={fsdp}, tp={tp}: the student is on a mesh already; load it onto that mesh")
+            raise UserError(f"fsdp={fsdp}, tp={tp}: the student is already on a mesh; load it onto that mesh")
         return Subject("in memory", None, None, dtype, lambda: mesh, lambda mesh: student)
 
     def load(mesh: jax.sharding.Mesh) -> Student:

@@ -1,12 +1,12 @@
-"""maj@k votes over classes of equal answers, not over spellings: wrong answers are compared as right ones are.
+"""maj@k votes over classes of equal answers, not over spellings: wrong answers are compared like right ones.
 
-    right answers                       one class: the grader found each equal to the gold answer
-    wrong ones, equal by `vote_of`      one class: 1/2 and 0.5, without algebra
-    wrong ones that need algebra        compared by the grader itself, but only if the vote is open
+    right answers                       one class, because the grader found each equal to the gold answer
+    wrong ones, equal by `vote_of`      one class, without algebra (1/2 and 0.5)
+    wrong ones that need algebra        compared by the grader, but only if the vote is open
 
-A vote is open if merging spellings could change it: some answers are right, and no wrong class has beaten them yet,
-but all wrong answers together could. At most `MOST_PAIRS` pairs per problem are compared, those of the most frequent
-answers first; what is left apart is a class of its own.
+A vote is open if merging spellings could change it: some answers are right, no wrong class has beaten them yet, but all
+wrong answers together could. At most `MOST_PAIRS` pairs per problem are compared, starting with the most frequent
+answers. An answer that is not merged is a class of its own.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def classes(
     right: Sequence[bool | None],
     equal: Callable[[Sequence[Pair]], Sequence[bool]],
 ) -> list[str | None]:
-    """For each answer the name of its class; None without an answer. Right answers keep their own text.
+    """The class name of each answer; None if there is no answer. Right answers keep their own text.
 
     Args:
         problems: the positions of each problem's answers.
         answers, right: of each answer; ``right`` is None if it is ungraded.
-        equal: whether the two answers of each pair are equal; asked once, for the pairs of all problems.
+        equal: whether the two answers of each pair are equal; called once, for the pairs of all problems.
     """
     names = [vote_of(a) for a in answers]
     wanted: dict[str, list[Pair]] = {}

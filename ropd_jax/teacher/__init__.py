@@ -1,4 +1,4 @@
-"""The teacher: references, rubrics, verdicts and scores from any chat model that speaks text. Never imports jax.
+"""The teacher: references, rubrics, verdicts and scores from any text chat model. Never imports jax.
 
     teacher = build_teacher(cfg.teacher)
     references = await teacher.references(prompt)
@@ -6,19 +6,19 @@
     verdicts = await teacher.verify(prompt, rubric, [*texts, *references], key=prompt.id)
     scores = verdicts.scores(rubric)  # one per text; None if unscored, never 0.0 for a failure
 
-All of it runs on one event loop (``TeacherLoop``). Where things are::
+Everything runs on one event loop (``TeacherLoop``). The files::
 
-    teacher.py, asking.py   the four questions, and how each is asked
-    judge_group.py          one group from answers to rewards
+    teacher.py, asking.py   the four questions, and how each is sent
+    judge_group.py          one group, from answers to rewards
     build.py                from ``cfg.teacher`` to a teacher
     check.py                one cheap call to each model before a run
-    roles/                  what is asked: prompts and the parsing of replies
-    clients/                one file per provider; errors
+    roles/                  prompts and the parsing of replies
+    clients/                one file per provider, and the errors
     traffic/                retries, admission, budget, prices, counters
-    tape/                   every answer recorded; replay; batch jobs; references collected ahead of time
+    tape/                   recording and replay of every answer, batch jobs, references collected ahead of time
     scripted/               a teacher without a model, for tests and the quickstart
-    labels.py               labelled verdicts, by which a verifier is measured (`ropd_jax.calibration`)
-    calibration.py          what a run reads of such a measurement
+    labels.py               labelled verdicts, for measuring a verifier (`ropd_jax.calibration`)
+    calibration.py          the part of such a measurement that a run reads
 """
 
 from ropd_jax.teacher.build import build_teacher, make_client

@@ -1,6 +1,6 @@
-"""How a question is asked: in calls of a few answers, one re-ask, only the missing marks again, halves, cut texts.
+"""How a question is asked: split into calls, re-asked once, repeated for missing marks, halved, with texts cut.
 
-What can happen to a question, and what follows::
+What can happen to a question, and how it is handled::
 
     reply cannot be parsed        ask again once, quoting the reply and what was wrong     `Asker.ask`
     many answers                  ask in calls of at most ``answers_per_call``, together   `Asker.marks`
@@ -9,10 +9,10 @@ What can happen to a question, and what follows::
                                   one answer or a rubric: cut the middle out of the text   `Asker.fitting`
     anything else                 raised as a ``TeacherError``, counted by its cause
 
-The first reply of each role that cannot be parsed is logged with its beginning. If the last reply refuses in plain
+The first unparsable reply of each role is logged with its beginning. If the last reply refuses in plain
 words, the cause is ``refused``.
 
-Waiting and repeating a failed call is not done here but in `traffic.retries`.
+Waiting and repeating failed calls is the job of `traffic.retries`.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 AskMarks = Callable[[list[str], Sequence[int], int], Awaitable[Marks]]  # (texts, their indices, sample index)
 REASK_TEMPLATE = "reask.v1"
-_QUOTED = 4_000  # characters of an unusable reply that are quoted in the re-ask
-_REFUSAL_SHOWN = 200  # characters of a refusal in the error
+_QUOTED = 4_000  # characters of an unusable reply quoted in the re-ask
+_REFUSAL_SHOWN = 200  # characters of a refusal shown in the error
 
 
 class Asker:
-    """Asks a client, see the module's docstring.
+    """Sends questions to a client; see the module's docstring.
 
     Args:
-        client: does the calls. It can be replaced between two questions.
+        client: makes the calls. It can be replaced between two questions.
         stats: where calls, re-asks, failures, cuts and unscored answers are counted.
-        seed: of the order in which answers are shown.
-        max_answer_chars: a text longer than this is shown with its middle cut out; 0 never.
+        seed: for the order in which answers are shown.
+        max_answer_chars: a text longer than this is shown with its middle cut out; 0 never cuts.
 
     Raises:
         ConfigurationError: ``max_answer_chars`` is too small to show anything.
@@ -65,7 +65,7 @@ class Asker:
         self._max_chars = max_answer_chars
 
     async def chat(self, request: ChatRequest) -> str:
-        """The text of one reply; calls and failures are counted.
+        """The text of one reply. Counts calls and failures.
 
         Raises:
             TeacherError: as the client does.
@@ -80,7 +80,7 @@ class Asker:
         return reply.text
 
     async def ask(self, request: ChatRequest, parse: Callable[[str], T]) -> T:
-        """What ``parse`` returns for the reply, or for the reply to one re-ask.
+        """The result of ``parse`` for the reply, or for the reply to one re-ask.
 
         The re-ask continues the conversation::
 
@@ -115,12 +115,12 @@ class Asker:
         raise error
 
     def _note(self, request: ChatRequest, problem: str, text: str, cause: str) -> None:
-        """Keep an unusable reply for the table of failures, and log the role's first."""
-        if cause == "screened":  # it can be used, and such criteria are counted on their own
+        """Adds an unusable reply to the table of failures, and logs the first one of each role."""
+        if cause == "screened":  # the reply is usable, and such criteria are counted separately
             return
         if self._stats.unusable.add(request.purpose, problem, text):
             log.warning(
-                "teacher: %s, model %s: a reply cannot be used: %s. It begins: %s",
+                "teacher: %s, model %s: a reply is unusable: %s. It begins: %s",
                 request.purpose, request.model, problem, beginning(text) or "(empty)",
             )  # fmt: skip
 
@@ -134,9 +134,9 @@ class Asker:
         counted: bool = True,
         answers_per_call: int = 0,
     ) -> Marks:
-        """Marks of all answers, in their own order. ``ask(texts, indices, sample_index)`` is one question.
+        """Marks of all answers, in the order of ``answers``. ``ask(texts, indices, sample_index)`` sends one question.
 
-        Answers a b c d shown as c a d b, of which the first reply lacks a and b::
+        Answers a b c d are shown as c a d b, and the first reply lacks a and b::
 
             ask([c, a, d, b], [2, 0, 3, 1], 0)  ->  c: 7  a: -  d: 4  b: -
             ask([a, b], [0, 1], 1)              ->  a: 5  b: -
@@ -145,12 +145,12 @@ class Asker:
         With 2 answers per call the first question is ``ask([c, a], [2, 0], 0)`` and ``ask([d, b], [3, 1], 0)``.
 
         Args:
-            key: of the order, together with the seed.
-            counted: False counts no answer as unscored; a second look at a group leaves none unscored.
-            answers_per_call: most answers in one question; 0 is all.
+            key: determines the order, together with the seed.
+            counted: if False, no answer is counted as unscored, because a second look at a group leaves none unscored.
+            answers_per_call: maximum answers per question; 0 means all.
 
         Raises:
-            TeacherError: the first question gave nothing usable. Later failures only leave answers unscored.
+            TeacherError: no reply to the first question was usable. Later failures only leave answers unscored.
         """
         if not answers:
             return Marks((), ())
@@ -179,16 +179,16 @@ class Asker:
         return found
 
     def count_unscored(self, marks: Marks) -> None:
-        """Count the answers without a mark by their causes."""
+        """Counts the answers without a mark by cause."""
         for cause in marks.causes:
             if cause is not None:
                 self._stats.count("unscored", cause)
 
     async def fitting(self, purpose: str, texts: Sequence[str], ask: Callable[[list[str]], Awaitable[T]]) -> T:
-        """Ask with the texts. While they are over the context, halve the longest allowed text and cut to it.
+        """Asks with the texts. While they exceed the context, halves the allowed length and cuts the texts to it.
 
         Raises:
-            ContextError: even cut to ``fences.MIN_CUT`` characters each, the texts do not fit.
+            ContextError: the texts do not fit even if each is cut to ``fences.MIN_CUT`` characters.
         """
         limit = self._max_chars
         while True:
@@ -204,7 +204,7 @@ class Asker:
     async def _in_calls(
         self, purpose: Purpose, answers: Sequence[str], indices: Sequence[int], ask: AskMarks, sample: int, most: int
     ) -> Marks:
-        """``ask`` for the answers at ``indices``, at most ``most`` in one call (0: all), all calls together."""
+        """``ask`` for the answers at ``indices``, at most ``most`` per call (0: all), with all calls in parallel."""
         step = most or len(indices)
         calls = [indices[start : start + step] for start in range(0, len(indices), step)]
         return await self._together(calls, purpose, answers, ask, sample)
@@ -221,7 +221,7 @@ class Asker:
     async def _in_parts(
         self, purpose: Purpose, answers: Sequence[str], indices: Sequence[int], ask: AskMarks, sample_index: int
     ) -> Marks:
-        """``ask`` for the answers at ``indices``; over the context for each half, one answer with its middle cut."""
+        """``ask`` for the answers at ``indices``; over the context, for each half, or one answer cut."""
         texts = [answers[i] for i in indices]
         if len(texts) == 1:
             return await self.fitting(purpose, texts, lambda shown: ask(shown, indices, sample_index))

@@ -1,11 +1,11 @@
-"""A teacher for scripts and notebooks: its questions as plain calls, and as coroutines on any event loop.
+"""A teacher for scripts and notebooks: its questions as blocking calls, and as coroutines on any event loop.
 
     teacher = ropd.make_teacher(cfg)
     teacher.blocking.references("What is 7 * 6?")           in a script, or a notebook cell
-    await teacher.references(prompt)                        in a coroutine, on whatever loop runs it
+    await teacher.references(prompt)                        in a coroutine, on any loop
 
-A client keeps pooled connections and locks that belong to one event loop. So that both uses work together, also in
-a notebook whose own loop already runs, the client lives on a loop of its own, on a thread of its own::
+A client keeps pooled connections and locks that belong to one event loop. To make both uses work together, even in a
+notebook whose own loop is already running, the client runs on its own loop in its own thread::
 
     your thread or loop                    the teacher's thread
     teacher.references -> ThreadedClient.chat  ==>  client.chat -> provider
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class Questions(Protocol):
-    """What a `Teacher` can be asked."""
+    """The questions that a `Teacher` answers."""
 
     client: ChatClient
     budget: Budget | None
@@ -47,13 +47,13 @@ class Questions(Protocol):
 
 
 class ThreadedClient:
-    """A ``ChatClient`` that runs another one on its own loop, and can be awaited on any."""
+    """A ``ChatClient`` that runs another one on its own loop, and can be awaited on any loop."""
 
     def __init__(self, inner: ChatClient, loop: TeacherLoop):
         self.inner, self._loop = inner, loop
 
     async def chat(self, request: ChatRequest) -> ChatReply:
-        """The inner client's reply, or what it raises."""
+        """Returns the inner client's reply, or raises its error."""
         return await asyncio.wrap_future(self._loop.submit(self.inner.chat(request)))
 
     async def close(self) -> None:
@@ -61,13 +61,13 @@ class ThreadedClient:
 
 
 class Blocking:
-    """The teacher's questions as plain calls; prompts may be texts.
+    """The teacher's questions as blocking calls. Prompts can be strings.
 
-    Usable as a context manager, which closes the teacher at the end. A teacher that is left open is closed when
-    nothing refers to it any more, or when the program ends.
+    Usable as a context manager, which closes the teacher at the end. A teacher that is left open is closed when it is
+    garbage-collected or when the program ends.
 
     Attributes:
-        teacher: whose questions these are.
+        teacher: the teacher to ask.
     """
 
     def __init__(self, teacher: Questions):
@@ -84,24 +84,24 @@ class Blocking:
         return self.run(self.teacher.induce_rubric(as_prompt(prompt), references, answers))
 
     def verify(self, prompt: str | Prompt, rubric: Rubric, answers: Sequence[str], *, key: str = "") -> Verdicts:
-        """True or false of each criterion for each answer; see `Teacher.verify`."""
+        """True or false for each criterion and each answer; see `Teacher.verify`."""
         prompt = as_prompt(prompt)
         return self.run(self.teacher.verify(prompt, rubric, answers, key=key or prompt.id))
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """The result of any coroutine of the teacher, waited for. Ctrl-C cancels it."""
+        """Runs any coroutine of the teacher and waits for its result. Ctrl-C cancels it."""
         future = self.submit(coroutine)
         try:
             return future.result()
         finally:
-            future.cancel()  # does nothing if it is done
+            future.cancel()  # no effect if it is done
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Start a coroutine of the teacher; several can run at the same time."""
+        """Starts a coroutine of the teacher; several can run at the same time."""
         return self._loop.submit(coroutine)
 
     def close(self) -> None:
-        """Close the client's connections and its thread. Idempotent."""
+        """Closes the client's connections and its thread. Idempotent."""
         if self._left_open.detach() is None:
             return
         try:
@@ -117,21 +117,21 @@ class Blocking:
 
 
 def _close_left_open(loop: TeacherLoop, client: ChatClient, budget: Budget | None) -> None:
-    """Close the client of a teacher that is garbage or that the program leaves open; must not refer to the teacher."""
+    """Closes the client of a teacher that was never closed. Must not refer to the teacher."""
     loop.on_close(client.close)
 
     def close() -> None:
-        with contextlib.suppress(RuntimeError, TimeoutError):  # a program that ends can start no thread
+        with contextlib.suppress(RuntimeError, TimeoutError):  # a program that is ending cannot start a thread
             loop.close()
         if budget is not None and budget.total().calls:
             budget.save()
 
-    if loop.is_current_thread():  # garbage is collected on any thread; the loop's own cannot wait for itself
+    if loop.is_current_thread():  # this can run on any thread, and the loop's own cannot wait for itself
         threading.Thread(target=close, daemon=True).start()
     else:
         close()
 
 
 def as_prompt(prompt: str | Prompt) -> Prompt:
-    """A text as the only user message of a prompt whose id is that text."""
+    """Turns a string into a prompt with one user message; the string is also its id."""
     return Prompt(prompt, (Message("user", prompt),)) if isinstance(prompt, str) else prompt

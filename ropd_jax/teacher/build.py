@@ -1,17 +1,17 @@
-"""From ``cfg.teacher`` to a teacher: which model each role asks, and through how many clients.
+"""From ``cfg.teacher`` to a teacher: which model each role uses, and through how many clients.
 
     role_of, reference_sources     config -> (Endpoint, Role) of each role
     make_client                    Endpoint -> provider client -> MeteredClient -> LimitedClient
     build_teacher                  all roles; roles with the same endpoint share one client and its limits
 
-A role's ``provider``, ``base_url`` and ``api_key_env`` default to the teacher's if they are "". ``references_from``
+A role's ``provider``, ``base_url`` and ``api_key_env`` default to the teacher's if "". ``references_from``
 names several models for the references::
 
     references_from = ("gemini-2.5-pro", "gemini-2.5-flash")                       two models of the reference role
     references_from = ({"provider": "openai", "model": "gpt-5"}, {"provider": "gemini", "model": "gemini-2.5-pro"})
 
-Each entry is a model's name or a mapping of the keys of ``teacher.reference`` that differ. Reference i of a prompt
-comes from entry i % n. ``verifier.panel`` names several verifiers in the same way; each judges everything.
+Each entry is a model's name or a mapping with the keys of ``teacher.reference`` that differ. Reference i of a prompt
+comes from entry i % n. ``verifier.panel`` names several verifiers in the same way; each one judges everything.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 SCRIPTED = "scripted"  # the provider, and its model
 PROVIDERS = (SCRIPTED, "gemini", "openai")
-ROLE_KEYS = {  # our name -> the config's
+ROLE_KEYS = {  # our name -> the config's name
     "reference": "reference",
     "rubric": "rubricator",
     "verify": "verifier",
@@ -55,7 +55,7 @@ ROLE_KEYS = {  # our name -> the config's
     "judge": "judge",
 }
 _ENDPOINT = ("provider", "base_url", "api_key_env")
-_ACCOUNT = ("organization", "project", "location", "vertexai")  # of the teacher's own provider
+_ACCOUNT = ("organization", "project", "location", "vertexai")  # for the teacher's own provider
 _LIMITS = (
     "concurrency", "min_concurrency", "requests_per_minute", "tokens_per_minute", "timeout_s", "attempts", "max_wait_s",
     "outage_wait_s", "hedge_after_s", "order",
@@ -78,16 +78,16 @@ def build_teacher(
 
     Args:
         teacher: ``cfg.teacher``, a ConfigDict or a plain mapping with all keys of the default.
-        seed: of the fences and of the order in which answers are shown.
+        seed: for the fences and the order in which answers are shown.
         answer_key: (question, worked solution) pairs for the scripted teacher, instead of ``scripted.answer_key``.
-        share: this host's part of the limits, 1/N with N hosts.
-        host: index of this host; each host has its own tape and its own file of its spending.
-        workdir: directory of the tape if ``teacher.tape.path`` is ""; without both there is no tape.
-        needs: the roles that will be asked; the others need no key.
+        share: this host's share of the limits, 1/N with N hosts.
+        host: index of this host; each host has its own tape and its own spending file.
+        workdir: directory of the tape if ``teacher.tape.path`` is ""; if both are missing, there is no tape.
+        needs: the roles that will be used; the others do not need a key.
 
     Raises:
-        ConfigurationError: no API key, unknown provider, an answer key that cannot be read, a cap in dollars for a
-            model without a price.
+        ConfigurationError: there is no API key, the provider is unknown, the answer key cannot be read, or there is a
+            cap in dollars for a model without a price.
     """
     stats = TeacherStats()
     budget = Budget(
@@ -150,14 +150,14 @@ def build_teacher(
 
 
 def _check_model(key: str, endpoint: Endpoint, model: str) -> None:
-    """Refuse a role that still has the scripted model under another provider.
+    """Raises if a role still has the scripted model under another provider.
 
-    An address of your own can be that of ``ropd serve-teacher``, whose model has this name.
+    A custom address can be that of ``ropd serve-teacher``, whose model has this name.
     """
     if model == SCRIPTED and endpoint.provider != SCRIPTED and not endpoint.base_url:
         raise ConfigurationError(
-            f"{key}.model is still {model!r}, but its provider is {endpoint.provider!r}, which has no such model; "
-            f"set {key}.model"
+            f"{key}.model is still {model!r}, but its provider is {endpoint.provider!r}, which does not have this "
+            f"model; set {key}.model"
         )
 
 
@@ -170,13 +170,13 @@ def _prompt_shas(roles: Mapping[str, Role]) -> dict[str, str]:
 def _client(
     endpoint: Endpoint, make: Callable[..., ChatClient], taped: Callable[..., TapedClient] | None
 ) -> ChatClient:
-    """The client of one endpoint, on the tape if there is one. A replay never makes the client underneath."""
+    """The client of one endpoint, with the tape if there is one. A replay never creates the provider's client."""
     make = functools.partial(make, **dataclasses.asdict(endpoint))
     return make() if taped is None else taped(make, provider=endpoint.provider, address=endpoint.address)
 
 
 def _joined(routes: Mapping[str, tuple[ChatClient, ...]]) -> ChatClient:
-    """The one client of all roles, or a ``Routes`` of several."""
+    """The only client if all roles share one, else a ``Routes``."""
     distinct = {id(c): c for several in routes.values() for c in several}
     return next(iter(distinct.values())) if len(distinct) == 1 else Routes(routes)
 
@@ -204,32 +204,32 @@ def make_client(
     budget: Budget | None = None,
     **limits: Any,
 ) -> LimitedClient:
-    """A provider's client with limits, retries and a time limit around it.
+    """A provider's client wrapped with limits, retries and a time limit.
 
     Args:
         provider: ``scripted``, ``gemini`` or ``openai``.
-        base_url: "" for the provider's own address. For ``openai`` it ends in ``/v1``.
-        api_key_env: name of the environment variable with the key; "" for the provider's usual one.
+        base_url: "" means the provider's own address. For ``openai`` it ends in ``/v1``.
+        api_key_env: name of the environment variable with the key; "" means the provider's usual one.
         organization, project, location, vertexai, headers: see `Endpoint`.
-        scripted: options of ``ScriptedClient``.
+        scripted: options for ``ScriptedClient``.
         stats: where retries are counted.
-        budget: counts the cost of each try and refuses it at a cap.
+        budget: counts the cost of each attempt and blocks it at a cap.
         limits: fields of ``Limits`` (concurrency, timeout_s, attempts, ...).
 
     Raises:
-        ConfigurationError: unknown provider, no key, a number out of range.
+        ConfigurationError: the provider is unknown, there is no key, or a number is out of range.
     """
     if provider not in PROVIDERS:
         raise ConfigurationError(f"teacher.provider is {provider!r}, which is unknown; {near(provider, PROVIDERS)}")
     bounds = Limits(**limits)
-    longest_s = MOST_TIME * bounds.timeout_s  # of one HTTP exchange; the limit of a try is ``LimitedClient``'s
+    longest_s = MOST_TIME * bounds.timeout_s  # for one HTTP exchange; ``LimitedClient`` limits an attempt
     check_address(base_url)
     client: ChatClient
-    if provider == "scripted":  # imported here: an SDK takes a second to load, and a run needs one of them at most
+    if provider == "scripted":  # imported here: an SDK takes a second to load, and a run needs at most one
         from ropd_jax.teacher.scripted.client import ScriptedClient
 
         client = ScriptedClient(**(scripted or {}))
-        bounds = dataclasses.replace(bounds, outage_wait_s=0.0)  # it has no server that can be away
+        bounds = dataclasses.replace(bounds, outage_wait_s=0.0)  # it has no server that can be down
     elif provider == "gemini":
         from ropd_jax.teacher.clients.gemini import GeminiClient
 
@@ -256,21 +256,21 @@ def role_of(teacher: Mapping[str, Any], key: str, changes: Mapping[str, Any] | N
     """Where a role's requests go, and with which settings. ``key`` is the config's name of the role.
 
     Raises:
-        ConfigurationError: an address with a user, a password or a query, or that cannot be read; a secret in the
-            headers or in ``extra``.
+        ConfigurationError: an address contains a user, a password or a query, or cannot be read; or there is a secret
+            in the headers or in ``extra``.
     """
     own, changes = dict(teacher[key]), dict(changes or {})
     if changes.get("provider", own["provider"]) != own["provider"]:
-        own["extra"] = {}  # the parameters of another provider have other names
-    row = {"headers": {}, "extra": {}} | own | changes  # a config of an earlier version has neither
+        own["extra"] = {}  # another provider's parameters have other names
+    row = {"headers": {}, "extra": {}} | own | changes  # missing in configs of earlier versions
     check_address(teacher["base_url"])
     check_address(row["base_url"], f"teacher.{key}.base_url")
     headers = checked_headers(row["headers"], f"teacher.{key}.headers")
-    if row["provider"] and row["provider"] != teacher["provider"]:  # another provider has another address and account
+    if row["provider"] and row["provider"] != teacher["provider"]:  # another provider: other address and account
         endpoint = Endpoint(row["provider"], row["base_url"], row["api_key_env"], headers=headers)
     else:
         headers = headers or checked_headers(teacher.get("headers", {}), "teacher.headers")
-        account = {k: teacher[k] for k in _ACCOUNT if k in teacher}  # a config of an earlier version has none
+        account = {k: teacher[k] for k in _ACCOUNT if k in teacher}  # missing in configs of earlier versions
         address = {k: row[k] or teacher[k] for k in _ENDPOINT}  # "" inherits
         endpoint = Endpoint(**address | account, headers=headers)
     extra = checked_extra(row["extra"], f"teacher.{key}")
@@ -278,17 +278,17 @@ def role_of(teacher: Mapping[str, Any], key: str, changes: Mapping[str, Any] | N
 
 
 def asking_of(teacher: Mapping[str, Any]) -> Asking:
-    """How verdicts are asked for; a key that an older config lacks is the default's.
+    """How verdicts are requested. A key missing in an older config has its default value.
 
     Raises:
-        ConfigurationError: an unknown form, or a number out of range.
+        ConfigurationError: the form is unknown, or a number is out of range.
     """
     row = teacher["verifier"]
     return Asking(**{field.name: row[field.name] for field in dataclasses.fields(Asking) if field.name in row})
 
 
 def check_addresses(teacher: Mapping[str, Any]) -> None:
-    """Refuse secrets in any address of ``cfg.teacher``, before the config is stored or compared over hosts.
+    """Raises if an address in ``cfg.teacher`` has a secret, before the config is stored or compared across hosts.
 
     Raises:
         ConfigurationError: as `role_of`, `reference_sources` and `panel_sources`.
@@ -300,36 +300,36 @@ def check_addresses(teacher: Mapping[str, Any]) -> None:
 
 
 def reference_sources(teacher: Mapping[str, Any]) -> Sources:
-    """The models that write the references: those of ``references_from``, or else the one of the reference role.
+    """The models that write the references: those in ``references_from``, or else the reference role's model.
 
     Raises:
-        ConfigurationError: an entry that is neither a name nor a mapping of the role's keys; more models than
+        ConfigurationError: an entry is neither a name nor a mapping of the role's keys, or there are more models than
             references.
     """
     sources = _sources(teacher, "reference", teacher["references_from"], "teacher.references_from")
     if len(sources) > teacher["references"]:
         raise ConfigurationError(
-            f"teacher.references_from names {len(sources)} models for teacher.references={teacher['references']} "
-            f"references; raise teacher.references to at least {len(sources)}"
+            f"teacher.references_from names {len(sources)} models, but teacher.references={teacher['references']} "
+            f"is smaller; raise teacher.references to at least {len(sources)}"
         )
     return sources
 
 
 def panel_sources(teacher: Mapping[str, Any]) -> Sources:
-    """The verifiers: those of ``teacher.verifier.panel``, or else the one of the verifier role.
+    """The verifiers: those in ``teacher.verifier.panel``, or else the verifier role's model.
 
     Raises:
-        ConfigurationError: an entry that is neither a name nor a mapping of a role's keys, or one that is there twice.
+        ConfigurationError: an entry is neither a name nor a mapping of a role's keys, or is listed twice.
     """
     option = "teacher.verifier.panel"
     sources = _sources(teacher, "verifier", teacher["verifier"].get("panel", ()), option)
     if len(set(sources)) < len(sources):
-        raise ConfigurationError(f"{option} has a verifier twice; expected different ones, or teacher.verifier.votes")
+        raise ConfigurationError(f"{option} lists a verifier twice; expected different ones, or teacher.verifier.votes")
     return sources
 
 
 def _sources(teacher: Mapping[str, Any], key: str, entries: Iterable[Any], option: str) -> Sources:
-    """One (Endpoint, Role) for each entry of ``option``; without entries, that of the role ``key``."""
+    """One (Endpoint, Role) for each entry of ``option``; without entries, one for the role ``key``."""
     known = set(teacher["reference"])  # the keys that every role has
     sources = []
     for n, entry in enumerate(entries or ({},), 1):
@@ -345,7 +345,7 @@ def _sources(teacher: Mapping[str, Any], key: str, entries: Iterable[Any], optio
 
 
 def providers(teacher: Mapping[str, Any], needs: Collection[str] = tuple(ROLE_KEYS)) -> set[str]:
-    """The providers of the roles that will be asked."""
+    """The providers of the roles that will be used."""
     sources = [role_of(teacher, ROLE_KEYS[name]) for name in needs if name not in ("reference", "verify")]
     sources += reference_sources(teacher) if "reference" in needs and not teacher["index"] else ()
     sources += panel_sources(teacher) if "verify" in needs else ()
@@ -358,5 +358,5 @@ def open_index(teacher: Mapping[str, Any]) -> TeacherIndex | None:
         return None
     index = read_index(teacher["index"])
     models = sorted({str(row.fingerprint.get("model", "unknown")) for row in index})
-    log.info("references of %d prompts from %s, by %s", len(index), index.name, ", ".join(models) or "no model")
+    log.info("references for %d prompts from %s, by %s", len(index), index.name, ", ".join(models) or "no model")
     return index

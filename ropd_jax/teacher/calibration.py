@@ -1,4 +1,4 @@
-"""What a run reads of a calibration report (``report.json`` of ``ropd calibrate-judge``): `teacher.calibration`."""
+"""Reads a run's calibration report (``report.json`` of ``ropd calibrate-judge``), set by `teacher.calibration`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The report at ``path``.
 
     Raises:
-        UserError: unreadable, or not a report.
+        UserError: the file is unreadable or not a report.
     """
     file = local_file(path, "teacher.calibration")
     if not file.is_file():
-        raise UserError(f"teacher.calibration: there is no file {str(path)!r}; expected report.json of calibrate-judge")
+        raise UserError(f"teacher.calibration: no file {str(path)!r}; expected report.json of calibrate-judge")
     report = read_json(file)
     if report.get("schema_version") != SCHEMA_VERSION:
         seen = report.get("schema_version")
@@ -33,10 +33,10 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def summary(path: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Kappa and accuracy with intervals, form, model and labels of the report at ``path``; None for "".
+    """Kappa and accuracy with intervals, form, model and labels from the report at ``path``; None if "".
 
     Raises:
-        UserError: as `read_report`, or a report of another form than expected.
+        UserError: as `read_report`, or the report does not have the expected structure.
     """
     if not path:
         return None
@@ -57,7 +57,7 @@ def summary(path: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def reliability(path: str | os.PathLike[str]) -> dict[str, float | None]:
-    """Of each kind of criterion (`roles.kinds`) its reliability, 0 to 1, or None if the report does not know it.
+    """The reliability of each kind of criterion (`roles.kinds`), 0 to 1, or None if the report does not have it.
 
     Raises:
         UserError: as `summary`.

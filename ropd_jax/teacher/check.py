@@ -1,9 +1,9 @@
-"""One cheap call to each model that a run will ask, before the run loads weights (``teacher.check``).
+"""One cheap call to each model that a run will use, before the run loads weights (``teacher.check``).
 
-    wrong key, unknown model, wrong address   a ConfigurationError that names the role; each later call would fail too
-    anything else that fails                  a warning: the run has retries, and the server may be back by then
+    wrong key, unknown model, wrong address   a ConfigurationError that names the role: every later call would fail too
+    any other failure                         a warning: the run has retries, and the server may be back by then
 
-The calls are neither on the tape nor in the run's counts and costs, so they change no number of a run.
+The calls are not on the tape and not in the run's counts and costs, so they do not change any of a run's numbers.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _QUESTION, _ANSWER = "What is 1 + 1 =", "1 + 1 = 2\nAnswer: 2"
 _RUBRIC = Rubric(tuple(Criterion(f"c{n}", f"States that the total is {n}.", 1) for n in range(1, 5)))
 
 
-Asked = tuple[str, Endpoint, Role]  # name of the role, and whom it asks
+Asked = tuple[str, Endpoint, Role]  # name of the role, its endpoint and its model
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One cheap call: to whom, the seconds that it took, what was wrong, and its dollars where they are counted."""
+    """One cheap call: the role and model, its duration in seconds, its error, and its dollars if they are counted."""
 
     role: str
     provider: str
@@ -60,32 +60,32 @@ class Check:
 
     @property
     def message(self) -> str:
-        """``answers in 0.4 s``, or the cause and the words of the failure."""
+        """``answers in 0.4 s``, or the cause and message of the error."""
         return f"answers in {self.seconds:.1f} s" if self.error is None else f"{self.error.cause}: {self.error}"
 
 
 def check_models(teacher: Mapping[str, Any], needs: Collection[str]) -> None:
-    """One call for each role and model of ``needs``, all at once. Roles of the scripted provider are left out.
+    """Makes one call for each role and model of ``needs``, all in parallel. Scripted roles are left out.
 
     Args:
-        teacher: ``cfg.teacher``. With ``check`` False, or a tape in mode ``replay``, nothing is sent.
+        teacher: ``cfg.teacher``. If ``check`` is False or the tape is in mode ``replay``, nothing is sent.
 
     Raises:
-        ConfigurationError: a key, a model or an address that cannot work.
+        ConfigurationError: a key, a model or an address cannot work.
     """
     if not teacher["check"] or teacher["tape"]["mode"] == "replay":
         return
     asked = [one for one in asked_of(teacher, needs) if one[1].provider != "scripted"]
     if not asked:
         return
-    with TeacherLoop() as loop:  # a notebook's own loop is running
+    with TeacherLoop() as loop:  # a notebook's own loop is already running
         found = loop.submit(_check_all(teacher, asked)).result()
     for check in found:
         key = f"teacher.{ROLE_KEYS[check.role]}"
         if isinstance(check.error, ConfigurationError):
             raise type(check.error)(f"{key}: {check.error}", cause=check.error.cause) from check.error
         if check.error is not None:
-            log.warning("teacher: %s: %s failed at a first call (%s)", key, check.model, check.message)
+            log.warning("teacher: %s: %s failed on the first call (%s)", key, check.model, check.message)
         else:
             log.info("teacher: %s: %s %s", key, check.model, check.message)
 
@@ -96,7 +96,7 @@ async def _check_all(teacher: Mapping[str, Any], asked: Sequence[Asked]) -> list
 
 
 def asked_of(teacher: Mapping[str, Any], needs: Collection[str]) -> list[Asked]:
-    """Each role of ``needs`` with each of its models; no references that were collected ahead of time."""
+    """Each role in ``needs`` with each of its models, except references that were collected ahead of time."""
     asked: list[Asked] = []
     for name in needs:
         if name == "reference":
@@ -108,18 +108,18 @@ def asked_of(teacher: Mapping[str, Any], needs: Collection[str]) -> list[Asked]:
 
 
 def sources_of(teacher: Mapping[str, Any], name: str) -> Sources:
-    """Whom a role other than the reference's asks: one endpoint and model, or the whole panel of verifiers."""
+    """The sources of a role other than ``reference``: one endpoint and model, or the whole panel of verifiers."""
     return panel_sources(teacher) if name == "verify" else (role_of(teacher, ROLE_KEYS[name]),)
 
 
 async def first_call(
     teacher: Mapping[str, Any], name: str, endpoint: Endpoint, role: Role, request: ChatRequest, **client_options: Any
 ) -> Check:
-    """One call to one model, without retries. A reply cut at the limit of 64 tokens is an answer.
+    """One call to one model, without retries. A reply truncated at the 64-token limit counts as success.
 
     Args:
         request: the role's own; its output limit is lowered.
-        client_options: of `make_client`.
+        client_options: for `make_client`.
     """
     limits = limit_options(teacher)
     limits["timeout_s"] = min(_LONGEST_S, limits["timeout_s"])
@@ -142,7 +142,7 @@ async def first_call(
 
 
 def _request(name: str, role: Role) -> ChatRequest:
-    """A small request of this role, as a run sends it."""
+    """A small request for this role, as a run would send it."""
     how = role.wording()
     if name == "reference":
         return reference_role.reference_request(_QUESTION, **how, sample_index=0)

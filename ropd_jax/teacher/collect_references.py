@@ -1,17 +1,17 @@
 """Collects the references of many prompts ahead of time, live or by batch jobs, into an index file.
 
-1. what exists     rows of the file, if their references were asked for in the same way; a torn last line is removed
-2. the rest        m samples per prompt; an answer equal to an earlier one is asked for again, at most ``EXTRA`` times
-3. one row each    on the disk before the next, so that a kill loses only what was in flight; the same call continues
+1. existing rows   kept if their references were requested with the same settings; a torn last line is removed
+2. the rest        m samples per prompt; an answer equal to an earlier one is requested again, at most ``EXTRA`` times
+3. one row each    each row is on disk before the next, so a kill loses only requests in flight; run again to continue
 
 The samples of one prompt, m = 4 (numbers are sample indices, letters are texts)::
 
     0: a   1: a   2: b   3: a      1 and 3 repeat sample 0
-           5: c          7: a      asked for again with index + 4; 7 repeats sample 0
-                        11: d      asked for again with index + 8
+           5: c          7: a      requested again with index + 4; 7 repeats sample 0
+                        11: d      requested again with index + 8
     row: a c b d
 
-With n models the index grows by the least common multiple of m and n, so that a replacement comes from the same model.
+With n models, the index grows by lcm(m, n), so that a replacement comes from the same model.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ from ropd_jax.types import Prompt, UserError
 
 log = logging.getLogger(__name__)
 
-EXTRA = 2  # times that an answer equal to an earlier one is asked for again
+EXTRA = 2  # how often an answer equal to an earlier one is requested again
 _REPORT_EVERY_S = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
 class _Batch:
-    """How batch jobs are polled; the arguments of ``collect_references``."""
+    """How batch jobs are polled; see the arguments of ``collect_references``."""
 
     poll_s: float
     timeout_s: float
@@ -66,24 +66,25 @@ def collect_references(
     timeout_s: float = 120.0,
     live_fallback: bool = False,
 ) -> None:
-    """Collect the references that ``out`` lacks, then close the teacher.
+    """Collects the references that ``out`` lacks, then closes the teacher.
 
     Args:
-        teacher: without an index. With a tape in mode ``record``, the jobs of earlier calls count in its budget.
-        prompts: those that need references.
-        out: the index file; created, or continued.
+        teacher: a teacher without an index. With a tape in mode ``record``, the jobs of earlier calls count toward its
+            budget.
+        prompts: the prompts that need references.
+        out: the index file; created or extended.
         sources: where the references come from, see `build.reference_sources`.
-        at_once: prompts in flight at the same time.
-        batch: through the providers' batch APIs, with the jobs on the teacher's tape. Equal answers, and the few
-            requests that a job failed to answer, are asked live.
+        at_once: maximum number of prompts in flight.
+        batch: use the providers' batch APIs, with the jobs on the teacher's tape. Replacements for equal answers, and
+            the few requests that a job failed to answer, are sent live.
         poll_s: seconds between two polls of the jobs.
-        timeout_s: of one HTTP exchange of a batch API.
-        live_fallback: the requests of a job that failed are asked live too, at the full price.
+        timeout_s: time limit for one HTTP exchange with a batch API.
+        live_fallback: also send the requests of a failed job live, at the full price.
 
     Raises:
-        BudgetError: a cap is reached; the references so far are in ``out``.
-        UserError: some prompts have no references yet, counted by cause (the others are written); a file whose
-            references were asked for in another way; a batch job that failed, without ``live_fallback``.
+        BudgetError: a cap is reached. The references so far are in ``out``.
+        UserError: some prompts have no references yet, counted by cause (the others are written); the references in
+            ``out`` were requested with other settings; a batch job failed, without ``live_fallback``.
     """
     with IndexWriter(out, fingerprint=fingerprint(teacher, sources)) as writer:
         try:
@@ -95,7 +96,7 @@ def collect_references(
 
 
 def fingerprint(teacher: Teacher, sources: Sources) -> dict[str, Any]:
-    """How the references are asked for: rows with another fingerprint do not go into the same file."""
+    """The settings of the references. Rows with another fingerprint do not go into the same file."""
     known: dict[str, Any] = {
         "provider": [e.provider for e, _ in sources],
         "base_url": [e.address for e, _ in sources],
@@ -114,7 +115,7 @@ def fingerprint(teacher: Teacher, sources: Sources) -> dict[str, Any]:
 
 
 async def collect_one(teacher: Teacher, prompt: Prompt, m: int) -> tuple[Reference, ...]:
-    """``m`` references of one prompt; equal ones only if ``EXTRA`` more samples were equal too.
+    """``m`` references for one prompt, with equal ones only if ``EXTRA`` more samples were equal too.
 
     Raises:
         TeacherError: the first failure; a prompt with fewer than ``m`` references gets no row.
@@ -125,7 +126,7 @@ async def collect_one(teacher: Teacher, prompt: Prompt, m: int) -> tuple[Referen
         try:
             return [sample for (sample,) in await asyncio.gather(*jobs)]
         finally:
-            for job in jobs:  # after a failure the others would be paid for and not used
+            for job in jobs:  # after a failure, the others would be paid for but not used
                 job.cancel()
 
     samples = await ask(range(m))
@@ -160,7 +161,7 @@ async def _run(
         if batch is not None:
             lacking = writer.index.lacking(prompts, m)
             stopped = await _batched(teacher, lacking, sources, tape, budget, batch)
-        if stopped is not None:  # nothing more is bought: only what jobs have answered is written
+        if stopped is not None:  # nothing more is bought: write only what jobs have answered
             prompts = [p for p in prompts if all(_on_tape(tape, *_asked(teacher, sources, p, i)) for i in range(m))]
     await _collect_all(teacher, prompts, writer, at_once=at_once)
     if stopped is not None:
@@ -178,7 +179,11 @@ async def _batched(
     budget: Budget,
     how: _Batch,
 ) -> BudgetError | None:
-    """Bring the batch APIs' answers to the first m samples of each prompt onto the tape; returns what stopped it."""
+    """Puts the batch APIs' answers to the first m samples of each prompt on the tape.
+
+    Returns:
+        The budget error that stopped it, or None.
+    """
     asked: dict[Endpoint, list[ChatRequest]] = {endpoint: [] for endpoint, _ in sources}
     for endpoint, role in sources:
         budget.require_price("reference", endpoint.provider, role.model, endpoint.base_url, batch=True)
@@ -220,10 +225,10 @@ class _Progress:
     reported: float = dataclasses.field(default_factory=time.monotonic)
 
     def report(self) -> None:
-        """Log the progress, at most once in ``_REPORT_EVERY_S`` seconds."""
+        """Logs the progress, at most once per ``_REPORT_EVERY_S`` seconds."""
         if time.monotonic() - self.reported > _REPORT_EVERY_S:
             self.reported = time.monotonic()
-            log.info("references of %d of %d prompts", self.done, self.wanted)
+            log.info("references for %d of %d prompts", self.done, self.wanted)
 
 
 async def _collect_all(teacher: Teacher, prompts: Sequence[Prompt], writer: IndexWriter, *, at_once: int) -> None:
@@ -231,10 +236,10 @@ async def _collect_all(teacher: Teacher, prompts: Sequence[Prompt], writer: Inde
     wanted = writer.index.lacking(prompts, m)
     if few := [p.id for p in wanted if writer.index.find(p) is not None]:
         raise UserError(
-            f"{writer.path} has fewer than teacher.references={m} references of {len(few)} prompts ({few[0]!r}, ...); "
-            "it was made for a smaller number: choose another --out, or lower teacher.references"
+            f"{writer.path} has fewer than teacher.references={m} references for {len(few)} prompts ({few[0]!r}, ...); "
+            "it was made with a smaller number: choose another --out, or lower teacher.references"
         )
-    log.info("%d prompts, %d with references in %s already", len(prompts), len(prompts) - len(wanted), writer.path)
+    log.info("%d prompts, %d already with references in %s", len(prompts), len(prompts) - len(wanted), writer.path)
     slots, progress = asyncio.Semaphore(max(1, at_once)), _Progress(len(wanted))
 
     async def one(prompt: Prompt) -> None:
@@ -263,7 +268,7 @@ async def _collect_all(teacher: Teacher, prompts: Sequence[Prompt], writer: Inde
 
 
 def _log_result(progress: _Progress, writer: IndexWriter, prompts: Sequence[Prompt], m: int) -> None:
-    """Log the result, with a warning about equal references.
+    """Logs the result, with a warning about equal references.
 
     Raises:
         UserError: some prompts have no references.
@@ -278,9 +283,9 @@ def _log_result(progress: _Progress, writer: IndexWriter, prompts: Sequence[Prom
     if progress.failed:
         causes = ", ".join(f"{cause} {n}" for cause, n in progress.failed.most_common())
         raise UserError(
-            f"{progress.failed.total()} of {len(prompts)} prompts have no references yet ({causes}); those of the "
-            f"others are in {writer.path}. The same command asks for the rest"
+            f"{progress.failed.total()} of {len(prompts)} prompts have no references yet ({causes}); the references "
+            f"for the others are in {writer.path}. Run the same command to get the rest"
         )
     log.info(
-        "references of %d prompts in %s; use them with --config.teacher.index=%s", len(prompts), *[writer.path] * 2
+        "references for %d prompts in %s; use them with --config.teacher.index=%s", len(prompts), *[writer.path] * 2
     )

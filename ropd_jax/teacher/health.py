@@ -1,27 +1,27 @@
-"""The quality of the criteria: pure functions of ``Judgement``, logged each step as ``health/...``.
+"""Criteria quality: pure functions of ``Judgement``, logged at each step as ``health/...``.
 
     pass_rate               share of (rollout, criterion) verdicts that are true
-    discriminative_frac     share of criteria that some scored rollout of the group passes and another fails
+    discriminative_frac     share of criteria that one scored rollout of the group passes and another fails
     reference_pass_rate     the same as pass_rate, for the references
     reference_fails_frac    share of references that fail a criterion with the highest points of their own rubric
-    reference_below_frac    share of groups whose references score below their rollouts, mean against mean
-    unexplored_frac         share of criteria that a reference passes and no scored rollout does: no reward teaches them
-    suppressed_frac         share of scored rollouts that pass a criterion which another one fails, and whose reward is
-                            not above their group's mean: what they did well is not taught
+    reference_below_frac    share of groups whose references have a lower mean score than their rollouts
+    unexplored_frac         share of criteria that a reference passes but no scored rollout: no reward teaches them
+    suppressed_frac         share of scored rollouts that pass a criterion which another fails, but whose reward is
+                            not above the group's mean: what they did well is not taught
 
-The last two after CriPO (arXiv 2607.18082); that an unexplored criterion is one which a reference passes, and a
-suppressed one is not passed by all, was added here.
+The last two follow CriPO (arXiv 2607.18082). Two conditions are additions: a reference passes an unexplored criterion,
+and not every rollout passes a suppressed one.
 
 If each verdict has several votes (``teacher.verifier.votes``, ``teacher.verifier.panel``):
 
     agreement               mean over the criteria of the share of votes that agree with the majority
-    contested_frac          share of criteria on which, on average, fewer than three quarters of the votes agree
+    contested_frac          share of criteria on which fewer than three quarters of the votes agree on average
 
-If a group was verified twice with another order (``teacher.health.repeat_frac``):
+If a group was verified twice in different orders (``teacher.health.repeat_frac``):
 
     flip_frac               share of verdicts that changed
-    order_bias              mean score of an answer at its later place, minus its score at its earlier place
-    rank_changed_frac       share of groups in which two rollouts changed their order by score
+    order_bias              mean score of an answer at its later position, minus its score at its earlier position
+    rank_changed_frac       share of groups in which the order of two rollouts by score changed
 
 One group of three rollouts and four criteria (1 true, 0 false)::
 
@@ -29,8 +29,8 @@ One group of three rollouts and four criteria (1 true, 0 false)::
     rollout b   1 0 0 0      discriminative_frac  2 / 4: all rollouts pass criterion 1, none passes criterion 3
     rollout c   1 1 0 1
 
-Unknown values (no group with a rubric, no group verified twice) are None, never a number. Everything can be computed
-from a finished run: ``ropd_jax.workdir.groups.read_groups`` reads the judgements of ``groups/*.jsonl``.
+Unknown values (no group with a rubric, no group verified twice) are None, never a number. All values can be computed
+from a finished run: ``ropd_jax.workdir.groups.read_groups`` reads the judgements from ``groups/*.jsonl``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CONTESTED = 0.75  # share of agreeing votes
 
 
 def step_health(judgements: Sequence[Judgement]) -> dict[str, float | None]:
-    """All of the above over the groups of one step, as ``health/...``; the later tables only where they apply."""
+    """All of the above over the groups of one step, as ``health/...``; the later tables only if they apply."""
     rubrics = [j for j in judgements if j.rubric is not None]
     rollouts = [v for j in rubrics for row in j.passed if row is not None for v in row]
     references = [v for j in rubrics for row in j.reference_passed if row is not None for v in row]
@@ -76,7 +76,7 @@ def step_health(judgements: Sequence[Judgement]) -> dict[str, float | None]:
 
 
 def discriminative(judgement: Judgement) -> list[bool]:
-    """For each criterion: do two scored rollouts differ in it? Empty with fewer than two scored rollouts."""
+    """For each criterion: do two scored rollouts differ on it? Empty if there are fewer than two scored rollouts."""
     rows = [row for row in judgement.passed if row is not None]
     if len(rows) < 2:
         return []
@@ -84,7 +84,7 @@ def discriminative(judgement: Judgement) -> list[bool]:
 
 
 def references_fail(judgement: Judgement) -> list[bool]:
-    """For each reference with verdicts: does it fail a criterion that has the highest points of its rubric?"""
+    """For each reference with verdicts: does it fail a criterion with the highest points of its rubric?"""
     if judgement.rubric is None:
         return []
     top = max(judgement.rubric.weights)
@@ -93,7 +93,7 @@ def references_fail(judgement: Judgement) -> list[bool]:
 
 
 def references_below(judgement: Judgement) -> bool | None:
-    """Is the references' mean score below the rollouts'? None if either side has no verdict."""
+    """Is the references' mean score below the rollouts'? None if either side has no verdicts."""
     rubric = judgement.rubric
     if rubric is None:
         return None
@@ -103,8 +103,10 @@ def references_below(judgement: Judgement) -> bool | None:
 
 
 def unexplored(judgement: Judgement) -> list[bool]:
-    """For each criterion: does no scored rollout pass it, although a reference does (or none was verified)? Empty if no
-    rollout is scored."""
+    """For each criterion: does no scored rollout pass it, although a reference does (or none was verified)?
+
+    Empty if no rollout is scored.
+    """
     rows = [row for row in judgement.passed if row is not None]
     shown = [row for row in judgement.reference_passed if row is not None]
     if not rows:
@@ -114,8 +116,11 @@ def unexplored(judgement: Judgement) -> list[bool]:
 
 
 def suppressed(judgement: Judgement) -> list[Row]:
-    """For each rollout: which criteria does it pass that another one fails, while its reward is not above the mean of
-    its group? None for an unscored rollout; nothing is suppressed in a group whose rewards are all equal."""
+    """For each rollout: which criteria does it pass that another fails, while its reward is not above the mean?
+
+    The mean is that of the group. None for an unscored rollout. If all rewards of a group are equal, nothing is
+    suppressed.
+    """
     rewards = [r for r in judgement.rewards if r is not None]
     rows = [row for row in judgement.passed if row is not None]
     if not judgement.passed:
@@ -134,12 +139,12 @@ def suppressed(judgement: Judgement) -> list[Row]:
 
 
 def flips(judgement: Judgement) -> list[bool]:
-    """For each verdict that both looks gave: did it change?"""
+    """For each verdict given in both looks: did it change?"""
     return [a != b for first, second, _ in _both(judgement) for a, b in zip(first, second, strict=True)]
 
 
 def order_gains(judgement: Judgement) -> list[float]:
-    """For each answer that both looks scored at different places: its score at the later place, minus the other."""
+    """For each answer scored at different positions in both looks: the score at the later position minus the other."""
     rubric, gains = judgement.rubric, []
     for first, second, (before, after) in _both(judgement):
         if rubric is not None and before != after:
@@ -149,7 +154,7 @@ def order_gains(judgement: Judgement) -> list[float]:
 
 
 def rank_changed(judgement: Judgement) -> bool | None:
-    """Did two rollouts change their order by score (a broken tie counts)? None if both looks scored fewer than two."""
+    """Did the order of two rollouts by score change (a broken tie counts)? None if both looks scored fewer than two."""
     rubric, n = judgement.rubric, len(judgement.passed)
     if rubric is None or judgement.repeat is None:
         return None
@@ -161,7 +166,7 @@ def rank_changed(judgement: Judgement) -> bool | None:
 
 
 def cohens_kappa(a: Sequence[bool], b: Sequence[bool]) -> float | None:
-    """Agreement of two verifiers beyond chance, (p_o - p_e) / (1 - p_e); None if all verdicts of both are the same.
+    """Agreement of two verifiers beyond chance, (p_o - p_e) / (1 - p_e); None if all their verdicts are the same.
 
     >>> cohens_kappa([True, True, False, False], [True, False, False, False])
     0.5
@@ -177,7 +182,7 @@ def cohens_kappa(a: Sequence[bool], b: Sequence[bool]) -> float | None:
 
 
 def saturated(rubric: Rubric, passed: Sequence[Row]) -> bool:
-    """Does the rubric no longer discriminate: are there two or more scored rollouts, all with the same score?"""
+    """True if the rubric no longer discriminates: there are two or more scored rollouts, all with the same score."""
     scores = {rubric.score(row) for row in passed if row is not None}
     return len(scores) == 1 and sum(row is not None for row in passed) >= 2
 

@@ -1,11 +1,11 @@
-"""One group from answers to rewards: references, rubric, verdicts (Algorithm 1).
+"""Judges one group, from answers to rewards: references, rubric, verdicts (Algorithm 1).
 
-1. references     the teacher's own answers, asked for or taken from the index
-2. rubric         induced from the contrast (Eq. 3), or one that the store's policy reuses
-3. verdicts       of all answers and references, shuffled and unlabelled (Eq. 4); of some groups twice, for `health`
+1. references     the teacher's own answers, requested or taken from the index
+2. rubric         induced from the contrast (Eq. 3), or reused by the store's policy
+3. verdicts       for all answers and references, shuffled and unlabelled (Eq. 4); twice for some groups, for `health`
 4. rewards        the weighted pass rate of each answer (Eq. 5); unscored stays unscored
 
-If one of them fails, the judgement keeps the results of those before.
+If a stage fails, the judgement keeps the results of the earlier stages.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Design:
-    """What an ablation changes in the procedure; the defaults are the paper's.
+    """The parts of the procedure that an ablation changes. The defaults are the paper's.
 
     Attributes:
-        blind: the verifier does not see which answers are the teacher's.
-        see_rollouts: the rubric is induced from the contrast; False shows the rubricator the references only.
-        pool_references: references are verified together with the rollouts. According to the paper, verifiers collapse
-            without them.
-        size: fewest and most criteria, K.
+        blind: if True, the verifier does not see which answers are the teacher's.
+        see_rollouts: if True, the rubric is induced from the contrast; if False, from the references only.
+        pool_references: if True, references are verified together with the rollouts. According to the paper, verifiers
+            collapse without them.
+        size: minimum and maximum number of criteria, K.
     """
 
     blind: bool = True
@@ -45,7 +45,7 @@ class Design:
 
 
 _PAPER = Design()
-_ORDERS = 8  # keys that are tried for an order that differs from the first
+_ORDERS = 8  # number of keys tried to get an order that differs from the first
 
 
 async def judge(
@@ -58,16 +58,16 @@ async def judge(
     rubric: tuple[Rubric, Lineage | None] | None = None,
     design: Design = _PAPER,
 ) -> Judgement:
-    """The teacher's judgement of ``answers``. An answer without verdicts is unscored, with a cause; never 0.0.
+    """The teacher's judgement of ``answers``. An answer without verdicts is unscored with a cause, never 0.0.
 
     Args:
-        step: together with the prompt's id it names the group, and the order in which answers are shown depends on it.
+        step: identifies the group together with the prompt's id, and determines the order in which answers are shown.
         references: existing (text, model) pairs; None asks the teacher (or its index).
         rubric: an existing rubric with its lineage; None asks the store, then the teacher.
-        design: of an ablation.
+        design: the settings of an ablation.
 
     Raises:
-        ConfigurationError: a wrong key or model, which concerns every group.
+        ConfigurationError: a wrong key or model, which affects every group.
     """
     key, n = f"{step}/{prompt.id}", len(answers)
     known: dict[str, Any] = {}
@@ -82,7 +82,7 @@ async def judge(
     except TeacherError as error:
         return unscored(error, n, **known)
     passed = verdicts.passed[:n]
-    if rubric is None:  # one that was given does not belong to this run's store
+    if rubric is None:  # a given rubric does not belong to this run's store
         teacher.store.add(
             prompt.id, step, known["rubric"], known["lineage"], saturated=saturated(known["rubric"], passed)
         )
@@ -108,11 +108,13 @@ async def induce(
     rubric: tuple[Rubric, Lineage | None] | None = None,
     design: Design = _PAPER,
 ) -> None:
-    """References and rubric without verdicts: the fields ``references``, ``reference_models``, ``rubric`` and
-    ``lineage`` of a `Judgement`, written to ``known`` one after the other. Arguments as of `judge`.
+    """References and rubric without verdicts.
+
+    Writes the fields ``references``, ``reference_models``, ``rubric`` and ``lineage`` of a `Judgement` to ``known``,
+    one after the other. The arguments are those of `judge`.
 
     Raises:
-        TeacherError: a call failed; ``known`` has what came before it.
+        TeacherError: a call failed. ``known`` has the results before it.
     """
     if references is None:
         references = await teacher.reference_samples(prompt)
@@ -122,10 +124,10 @@ async def induce(
 
 
 def unscored(error: TeacherError, n: int, **known: Any) -> Judgement:
-    """The judgement of ``n`` answers after ``error``; ``known`` are the fields that were known before it.
+    """The judgement of ``n`` answers after ``error``; ``known`` has the fields that were known before it.
 
     Raises:
-        ConfigurationError: ``error`` itself if it is one, because it concerns every group.
+        ConfigurationError: ``error`` itself if it is one, because it affects every group.
     """
     if isinstance(error, ConfigurationError):
         raise error
@@ -152,7 +154,7 @@ async def _rubric(
 async def judge_pairs(
     teacher: Teacher, prompt: Prompt, answers: Sequence[str], *, step: int, design: Design = _PAPER
 ) -> Judgement:
-    """Each answer under its own rubric, from its contrast with one reference (answer i, reference i mod m).
+    """Judges each answer with its own rubric, from its contrast with one reference (answer i, reference i mod m).
 
     This is the paper's ablation "per-{teacher, student}-pair rubrics" (Table 6), in which the rewards of one group are
     on different scales. ``Judgement.parts`` has each rubric with its verdicts. It costs one rubric and one verification
@@ -186,13 +188,13 @@ async def _second_look(
 ) -> Repeat | None:
     """A second verification in another order, for a share of the groups that is drawn by hash; None if not drawn.
 
-    A failure does not affect the group: it gets no second look, and the failure is counted like any other.
+    A failure does not affect the group: there is no second look, and the failure is counted like any other.
     """
     if not _drawn(f"repeat:{teacher.seed}:{key}", teacher.repeat_frac):
         return None
     first = shuffled(shown, seed=teacher.seed, key=key)
     keys = (f"{key}/again{i}" for i in range(_ORDERS))
-    # By chance a key can give the first order again, for two answers in half of the cases.
+    # A key can give the first order by chance; with two answers, this happens in half of the cases.
     other = next((k for k in keys if shuffled(shown, seed=teacher.seed, key=k) != first), None)
     if other is None:  # one answer has one order
         return None
@@ -207,5 +209,5 @@ async def _second_look(
 
 
 def _drawn(what: str, share: float) -> bool:
-    """True for a share of all texts, the same texts in every run."""
+    """True for a share of all texts, which are the same in every run."""
     return int.from_bytes(hashlib.sha256(what.encode()).digest()[:8], "big") < share * 2**64

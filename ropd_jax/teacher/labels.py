@@ -1,6 +1,6 @@
 """Labelled verdicts: answers to questions, criteria, and whether each answer meets each criterion.
 
-A file is JSONL in one of two forms, both in one file if need be. Nested, one question a line::
+A file is JSONL in one of two forms, which can be mixed. Nested, one question per line::
 
     {"id": "q1", "family": "sums", "part": "dev", "question": "What is 2 + 3?",
      "criteria": [{"id": "c1", "text": "The final answer is 5.", "category": "Final result", "kind": "final_result",
@@ -9,15 +9,15 @@ A file is JSONL in one of two forms, both in one file if need be. Nested, one qu
                  {"id": "a2", "text": "It is 5. Yes, 5.", "kind": "right", "correct": true, "truth": [true],
                   "like": "a1", "differs": "length"}]}
 
-Flat, one verdict a line; rows with the same question text belong together::
+Flat, one verdict per line; rows with the same question text belong together::
 
     {"question": "What is 2 + 3?", "answer": "5", "criterion": "The final answer is 5.", "truth": true}
 
-Optional: ``id``, ``family``, ``part``, ``category``, ``kind``, ``points``, ``correct``, ``like``, ``differs``. A truth
-that is not known is ``null`` (nested) or has no row (flat). ``like`` and ``differs`` say that an answer differs from an
-earlier one in its length or its style only: such pairs measure bias.
+Optional: ``id``, ``family``, ``part``, ``category``, ``kind``, ``points``, ``correct``, ``like``, ``differs``. An
+unknown truth is ``null`` (nested) or has no row (flat). ``like`` and ``differs`` mean that an answer differs from an
+earlier one only in length or style: such pairs measure bias.
 
-The texts are foreign. They are only compared and sent on in fences.
+The texts are untrusted. They are only compared, and sent in fences.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ class LabelledCriterion:
 
 @dataclasses.dataclass(frozen=True)
 class LabelledAnswer:
-    """One answer and its truths.
+    """One answer and its labels.
 
     Attributes:
-        kind: how the answer was made, a free word: ``right``, ``empty``, ...
-        correct: is it a correct answer to the question; None if unknown.
-        truth: for each criterion of the question whether the answer meets it; None if unknown.
-        like, differs: the id of an answer that it differs from only in ``length`` or ``style``; "" for none.
+        kind: how the answer was made, any word: ``right``, ``empty``, ...
+        correct: True if it is a correct answer to the question; None if unknown.
+        truth: for each criterion of the question, True if the answer meets it; None if unknown.
+        like, differs: the id of an answer from which it differs only in ``length`` or ``style``; "" for none.
     """
 
     id: str
@@ -87,12 +87,12 @@ class LabelledQuestion:
 
     @property
     def prompt(self) -> Prompt:
-        """The question as the teacher takes it."""
+        """The question in the teacher's type."""
         return Prompt(self.id, (Message("user", self.question),))
 
     @property
     def rubric(self) -> Rubric:
-        """The criteria as the teacher takes them."""
+        """The criteria in the teacher's type."""
         return Rubric(tuple(Criterion(c.id, c.text, c.points, c.category) for c in self.criteria))
 
     def as_row(self) -> dict[str, Any]:
@@ -106,15 +106,15 @@ class LabelledQuestion:
 
 
 def labels_sha(path: str | os.PathLike[str]) -> str:
-    """Content hash of a file of labels, first 16 hex digits."""
+    """Content hash of a labels file, first 16 hex digits."""
     return hashlib.sha256(local_file(path).read_bytes()).hexdigest()[:16]
 
 
 def read_labels(path: str | os.PathLike[str]) -> list[LabelledQuestion]:
-    """The labelled questions of a file, nested and flat rows alike, in the order of the file.
+    """The labelled questions in a file, from nested and flat rows, in file order.
 
     Raises:
-        UserError: unreadable, empty, or a row that cannot be used; the message names file and line.
+        UserError: the file is unreadable or empty, or a row cannot be used; the message names file and line.
     """
     questions: dict[str, LabelledQuestion] = {}
     flat: dict[str, _Flat] = {}
@@ -123,7 +123,7 @@ def read_labels(path: str | os.PathLike[str]) -> list[LabelledQuestion]:
         if "answers" in row or "criteria" in row:
             question = _nested(row, where, default_id=f"q{number}")
             if question.id in questions:
-                raise UserError(f"{where}: id {question.id!r:.60} is there already; expected another one for each row")
+                raise UserError(f"{where}: id {question.id!r:.60} is used twice; expected a different one for each row")
             questions[question.id] = question
         elif row.keys() >= _FLAT:
             _refuse_unknown(row, _FLAT_KEYS, where)
@@ -137,15 +137,15 @@ def read_labels(path: str | os.PathLike[str]) -> list[LabelledQuestion]:
     for number, (text, rows) in enumerate(flat.items(), 1):
         question = rows.question(text, f"flat{number}")
         if question.id in questions:
-            raise UserError(f"{path}: id {question.id!r} is used twice; expected another one for each question")
+            raise UserError(f"{path}: id {question.id!r} is used twice; expected a different one for each question")
         questions[question.id] = question
     if not questions:
-        raise UserError(f"{path} has no labels; expected one labelled question or verdict a line (docs/judge.md)")
+        raise UserError(f"{path} has no labels; expected one labelled question or verdict per line (docs/judge.md)")
     return list(questions.values())
 
 
 def verdict_rows(questions: Sequence[LabelledQuestion]) -> Iterator[tuple[str, str, str, bool, str | None]]:
-    """(question, answer, criterion, truth, kind of the criterion) of every known truth."""
+    """(question, answer, criterion, truth, kind of the criterion) for every known truth."""
     for question in questions:
         for answer in question.answers:
             for criterion, truth in zip(question.criteria, answer.truth, strict=True):
@@ -164,7 +164,7 @@ def _nested(row: dict[str, Any], where: str, default_id: str) -> LabelledQuestio
     )
     for what, ids in (("criteria", [c.id for c in criteria]), ("answers", [a.id for a in answers])):
         if len(set(ids)) < len(ids):
-            raise UserError(f"{where}: two {what} have one id; expected another one for each")
+            raise UserError(f"{where}: two {what} have the same id; expected a different one for each")
     known = {a.id for a in answers}
     for a in answers:
         if bool(a.like) != bool(a.differs) or (a.like and (a.like not in known - {a.id} or a.differs not in DIFFERS)):
@@ -229,7 +229,7 @@ class _Flat:
         answer, text = _text(row, "answer", where, empty=True), _text(row, "criterion", where)
         truth, correct = _truth(row["truth"], f"{where}: truth"), _truth(row.get("correct"), f"{where}: correct")
         if truth is None:
-            raise UserError(f"{where}: truth is null; expected true or false, or leave the row out")
+            raise UserError(f"{where}: truth is null; expected true or false, or omit the row")
         category = _word(row, "category", where)
         new = LabelledCriterion(
             f"c{len(self.criteria) + 1}", text, category, _kind(row, category, text, where), _points(row, where)
@@ -240,9 +240,9 @@ class _Flat:
                 f"{where}: the criterion has another category, kind or points than in an earlier row; expected the same"
             )
         if self.truths.setdefault(answer, {}).setdefault(text, truth) != truth:
-            raise UserError(f"{where}: an earlier row has the opposite truth for this answer and criterion; drop one")
+            raise UserError(f"{where}: an earlier row has the opposite truth for this answer and criterion; remove one")
         if correct is not None and self.correct.setdefault(answer, correct) != correct:
-            raise UserError(f"{where}: an earlier row of this answer has the opposite 'correct'; drop one")
+            raise UserError(f"{where}: an earlier row for this answer has the opposite 'correct'; remove one")
         self.family, self.part = (
             old or _word(row, key, where) for old, key in ((self.family, "family"), (self.part, "part"))
         )
@@ -268,16 +268,14 @@ def _refuse_unknown(row: dict[str, Any], known: set[str], where: str) -> None:
 def _text(row: dict[str, Any], key: str, where: str, *, empty: bool = False) -> str:
     value = row.get(key)
     if not isinstance(value, str) or not (empty or value.strip()):
-        raise UserError(
-            f"{where}: {key} is {value!r:.60}; expected {'a text' if empty else 'a text that is not empty'}"
-        )
+        raise UserError(f"{where}: {key} is {value!r:.60}; expected {'a string' if empty else 'a non-empty string'}")
     return value
 
 
 def _word(row: dict[str, Any], key: str, where: str) -> str:
     value = row.get(key) or ""
     if not isinstance(value, str) or len(value) > 100 or "\n" in value:
-        raise UserError(f"{where}: {key} is {value!r:.60}; expected a short text in one line")
+        raise UserError(f"{where}: {key} is {value!r:.60}; expected a short string on one line")
     return value
 
 

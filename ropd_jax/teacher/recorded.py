@@ -1,10 +1,10 @@
-"""Which requests a piece of work made, by their keys on the tape, so that they can be looked up later.
+"""Records which requests a block of code made, by their keys on the tape, so that they can be looked up later.
 
     with recording() as calls:
         judgement = await method.judge(teacher, group)
     calls()    -> (Call("reference", "3f2a..."), Call("rubric", ...), Call("verify", ...))
 
-Tasks that the work starts share its list. Without a tape nothing is noted, because there is nothing to look up.
+Tasks started in the block share its list. Without a tape nothing is recorded, because there is nothing to look up.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _ROLES = get_args(Purpose)
 
 
 def note(purpose: str, key: str) -> None:
-    """Add a request to those of the work that is being recorded, if any is."""
+    """Adds a request to the current recording, if there is one."""
     if (calls := _CALLS.get()) is not None:
         calls.add(Call(purpose, key))
 
 
 @contextlib.contextmanager
 def recording() -> Iterator[Callable[[], tuple[Call, ...]]]:
-    """Notes the requests of the block; yields a function that returns them, each once, by role and key.
+    """Records the requests of the block. Yields a function that returns them without duplicates, by role and key.
 
     The order does not depend on which request was answered first, so that a resumed run writes the same files.
     """

@@ -1,20 +1,20 @@
-"""The rubrics of a run by their content, with the lineage of each, and the policy that decides when one is reused.
+"""The rubrics of a run by content, with their lineages, and the policy that decides when a rubric is reused.
 
-    fresh             every group gets a rubric of its own rollouts (the paper)
-    per_epoch         a prompt's rubric is used for ``epochs`` visits, that is passes over the data, then replaced
-    until_saturated   it is used until all scored rollouts of a group have the same score under it
+    fresh             every group gets a rubric from its own rollouts (the paper)
+    per_epoch         a prompt's rubric is used for ``epochs`` visits (passes over the data), then replaced
+    until_saturated   a rubric is used until all scored rollouts of a group get the same score from it
 
 The visits of one prompt (policy ``per_epoch``, two visits per rubric)::
 
     step     3      11     20     28
     rubric   A      A      B      B        find(prompt, 20) is None: A has two visits, so a new rubric B is induced
 
-Methods that let a rubric grow (`ropd_jax.methods.evolving`) keep a *buffer* for each prompt, under any policy: the
-criteria that later visits begin with.
+Methods in which a rubric grows (`ropd_jax.methods.evolving`) keep a *buffer* for each prompt, under any policy: the
+criteria with which later visits begin.
 
-A decision in a step depends only on earlier steps. So an interrupted step decides the same when it is repeated,
-although the store may have recorded a part of it. Under ``fresh`` nothing is kept, because nothing is ever looked up.
-Under any policy, each rubric and its lineage is written to ``groups/*.jsonl``.
+A decision in a step depends only on earlier steps. So a repeated step makes the same decision, even if the store has
+recorded a part of it. Under ``fresh`` nothing is kept, because nothing is ever looked up. Under any policy, each rubric
+and its lineage are written to ``groups/*.jsonl``.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Visit:
     """One group of a prompt.
 
     Attributes:
-        step: of the visit.
-        sha: of the rubric that judged it.
+        step: the step of the visit.
+        sha: hash of the rubric that judged it.
         made: the step whose rollouts that rubric was induced from.
         saturated: all scored rollouts had the same score.
     """
@@ -56,9 +56,9 @@ class Buffer:
     """Criteria that a prompt keeps.
 
     Attributes:
-        step: of the visit after which these are kept.
-        sha: of the rubric that holds them.
-        persistent: how many of them, from the first on, are never removed.
+        step: the step of the visit after which these are kept.
+        sha: hash of the rubric that has them.
+        persistent: how many of them, counted from the first, are never removed.
     """
 
     step: int
@@ -71,10 +71,10 @@ class RubricStore:
 
     Args:
         policy: one of ``POLICIES``.
-        epochs: ``per_epoch`` only: visits for which one rubric is used.
+        epochs: for ``per_epoch`` only: the number of visits for which one rubric is used.
 
     Raises:
-        ConfigurationError: an unknown policy, or fewer than one visit.
+        ConfigurationError: the policy is unknown, or there is fewer than one visit.
     """
 
     def __init__(self, policy: str = "fresh", *, epochs: int = 2):
@@ -86,22 +86,24 @@ class RubricStore:
         self._epochs = epochs
         self._rubrics: dict[str, tuple[Rubric, Lineage]] = {}
         self._visits: dict[str, list[Visit]] = {}
-        self._buffers: dict[str, list[Buffer]] = {}  # the last two: a repeated step needs the one before
+        self._buffers: dict[str, list[Buffer]] = {}  # the last two, because a repeated step needs the previous one
 
     def buffer(self, prompt_id: str, step: int) -> tuple[Rubric, int] | None:
-        """(criteria, how many of the first are persistent) that the prompt kept before ``step``; None on its first
-        visit."""
+        """The criteria that the prompt kept before ``step``, and how many of the first are persistent.
+
+        None on its first visit.
+        """
         known = [b for b in self._buffers.get(prompt_id, ()) if b.step < step]
         return (self._rubrics[known[-1].sha][0], known[-1].persistent) if known else None
 
     def keep(self, prompt_id: str, step: int, rubric: Rubric, persistent: int, lineage: Lineage) -> None:
-        """Record what the prompt keeps after ``step``. A repeated step replaces its earlier record."""
+        """Records what the prompt keeps after ``step``. A repeated step replaces its earlier record."""
         self._rubrics.setdefault(rubric.sha, (rubric, lineage))
         before = [b for b in self._buffers.get(prompt_id, ()) if b.step < step][-1:]
         self._buffers[prompt_id] = [*before, Buffer(step, rubric.sha, persistent)]
 
     def find(self, prompt_id: str, step: int) -> tuple[Rubric, Lineage] | None:
-        """The rubric that the policy reuses for this prompt at this step, or None if a new one is to be made."""
+        """The rubric that the policy reuses for this prompt at this step, or None if a new one is needed."""
         visits = [v for v in self._visits.get(prompt_id, ()) if v.step < step]
         if self.policy == "fresh" or not visits:
             return None
@@ -114,7 +116,7 @@ class RubricStore:
         return rubric, dataclasses.replace(lineage, step=last.made)
 
     def add(self, prompt_id: str, step: int, rubric: Rubric, lineage: Lineage, *, saturated: bool) -> None:
-        """Record that a group was judged by the rubric. A repeated step replaces its earlier record."""
+        """Records that the rubric judged a group. A repeated step replaces its earlier record."""
         if self.policy == "fresh":
             return
         self._rubrics.setdefault(rubric.sha, (rubric, lineage))
@@ -122,7 +124,7 @@ class RubricStore:
         self._visits[prompt_id] = [*visits, Visit(step, rubric.sha, lineage.step, saturated)]
 
     def delta(self, prompt_ids: Iterable[str]) -> dict:
-        """What is recorded of these prompts, with its rubrics, for `merge` of another host's store."""
+        """The records for these prompts, with their rubrics, for `merge` into another host's store."""
         prompt_ids = list(prompt_ids)
         visits = {p: self._visits[p] for p in prompt_ids if p in self._visits}
         buffers = {p: self._buffers[p] for p in prompt_ids if p in self._buffers}
@@ -130,14 +132,14 @@ class RubricStore:
         return {"rubrics": {sha: self._rubrics[sha] for sha in shas}, "visits": visits, "buffers": buffers}
 
     def merge(self, delta: dict) -> None:
-        """Take over what another host's store recorded."""
+        """Adds the records of another host's store."""
         for sha, known in delta["rubrics"].items():
             self._rubrics.setdefault(sha, known)
         self._visits |= delta["visits"]
         self._buffers |= delta["buffers"]
 
     def state(self) -> dict:
-        """JSON-able state for a checkpoint, without rubrics that nothing refers to any more."""
+        """JSON-serializable state for a checkpoint, without unused rubrics."""
         used = {v.sha for known in (self._visits, self._buffers) for several in known.values() for v in several}
         return {
             "rubrics": [
@@ -150,7 +152,7 @@ class RubricStore:
         }
 
     def restore(self, state: dict) -> None:
-        """Continue from ``state()``."""
+        """Restores ``state()``."""
         self._rubrics, self._visits, self._buffers = {}, {}, {}
         for row in state["rubrics"]:
             rubric = Rubric(tuple(Criterion(*c) for c in row["criteria"]))
@@ -162,10 +164,10 @@ class RubricStore:
 
 
 def lineage_of(step: int, model: str, template: str, references: Sequence[str], answers: Sequence[str]) -> Lineage:
-    """The lineage of a rubric that is induced at ``step`` from these texts."""
+    """The lineage of a rubric induced at ``step`` from these texts."""
     return Lineage(step, model, template, tuple(map(text_sha, references)), tuple(map(text_sha, answers)))
 
 
 def lineage_from(row: dict) -> Lineage:
-    """The lineage of a row that ``dataclasses.asdict`` made and that went through JSON."""
+    """The lineage in a row from ``dataclasses.asdict`` that went through JSON."""
     return Lineage(row["step"], row["model"], row["template"], tuple(row["references"]), tuple(row["answers"]))

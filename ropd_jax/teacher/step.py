@@ -1,4 +1,4 @@
-"""The training step that a call belongs to, so that the tape, the budget and the queue know it without a parameter."""
+"""The training step that a call belongs to, which the tape, the budget and the queue read without a parameter."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ STEP: contextvars.ContextVar[int] = contextvars.ContextVar("teacher_step", defau
 
 
 async def at_step(step: int, work: Awaitable[T]) -> T:
-    """Await ``work`` as part of a training step."""
+    """Awaits ``work`` as part of a training step."""
     STEP.set(step)
     return await work

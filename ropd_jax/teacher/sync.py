@@ -1,18 +1,18 @@
-"""The teachers of several hosts exchange what is new at the end of a step.
+"""Syncs the teachers of several hosts at the end of a step.
 
     deltas = hosts.exchange(sync.delta(teacher, prompt_ids))     every host gets the delta of every host
     sync.merge(teacher, host, deltas)
 
-Each host asks only about its own groups. After a sync every host knows the spending of all hosts (for the budget and
-the metrics), every reusable rubric and every answer. So each tape is complete, and no question is paid for twice if a
-run is resumed on other hosts, or on another number of hosts.
+Each host sends requests only for its own groups. After a sync, every host knows the spending of all hosts (for the
+budget and the metrics), every reusable rubric and every answer. So each tape is complete, and no question is paid for
+twice if a run is resumed on other hosts or on another number of hosts.
 
 Two hosts, one step::
 
     host 0    tape +a        delta {a}      merge {b, c}    tape a b c
     host 1    tape +b +c     delta {b, c}   merge {a}       tape a b c
 
-Between two starts of a run host 0 has the account: at a start it takes over what other hosts left behind (`start`).
+Between two starts of a run, host 0 has all records: at a start it takes over what other hosts left behind (`start`).
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
     from ropd_jax.teacher.teacher import Teacher
 
 log = logging.getLogger(__name__)
-PIECE = 1 << 20  # bytes of tape entries, about, in one exchange while a tape catches up
+PIECE = 1 << 20  # approximate bytes of tape entries per exchange while a tape catches up
 
 
 @dataclasses.dataclass(frozen=True)
 class Delta:
-    """What one host has that is new to the others.
+    """The data of one host that is new to the others.
 
     Attributes:
         stats, spent: its own counters and spending since the start, see `TeacherStats.as_dict` and `Budget.roles`.
-        steps: its spending in each of the last steps.
-        store: `RubricStore.delta` of the prompts that the step judged.
+        steps: its spending in each of the latest steps.
+        store: `RubricStore.delta` for the prompts judged in the step.
         entries: the entries of its tape since the last sync.
     """
 
@@ -69,7 +69,7 @@ def delta(teacher: Teacher, prompt_ids: Iterable[str]) -> Delta:
 
 
 def merge(teacher: Teacher, host: int, deltas: Sequence[Delta]) -> None:
-    """Take over the deltas of all hosts; ``deltas[host]`` is this host's own."""
+    """Merges the deltas of all hosts; ``deltas[host]`` is this host's own."""
     others = [d for i, d in enumerate(deltas) if i != host]
     tape = _written(teacher.tape)
     teacher.remote = [TeacherStats(**d.stats) for d in others]
@@ -85,15 +85,15 @@ def merge(teacher: Teacher, host: int, deltas: Sequence[Delta]) -> None:
 
 
 def start(teacher: Teacher, host: int, exchange: Callable[[Any], list]) -> None:
-    """Before the first question: host 0 takes over what others left behind, then every tape gets what it lacks.
+    """Called before the first question: host 0 takes over what others left behind, then every tape gets what it lacks.
 
     Args:
-        exchange: collective, all hosts call it equally often; returns the value of each host, by host.
+        exchange: collective: all hosts call it the same number of times; returns the value of each host, by host.
 
     Raises:
         ConfigurationError: ``tape.mode=refresh`` with several hosts.
     """
-    hosts = len(exchange(None))  # a barrier: every host has read what is left of an earlier run
+    hosts = len(exchange(None))  # a barrier: every host has read what an earlier run left behind
     budget, tape = teacher.budget, _written(teacher.tape)
     if teacher.refreshes and hosts > 1:
         raise ConfigurationError("teacher.tape.mode='refresh' works on one host only; expected record, replay or off")
@@ -115,7 +115,7 @@ def _send_lacking(tape: Tape, host: int, exchange: Callable[[Any], list]) -> Non
     known = exchange(tape.keys())
     lacking = sorted(known[0] - set.intersection(*known))
     if lacking and host == 0:
-        log.info("%d answers of the tape are sent to the other hosts", len(lacking))
+        log.info("sending %d answers from the tape to the other hosts", len(lacking))
     while exchange(bool(lacking))[0]:  # only host 0 knows when nothing is left
         piece: list[Entry] = []
         size = 0
@@ -130,12 +130,12 @@ def _send_lacking(tape: Tape, host: int, exchange: Callable[[Any], list]) -> Non
 
 
 def _written(tape: Tape | None) -> Tape | None:
-    """The tape if this run writes to it. One that is only read, for a replay, needs no sync."""
+    """The tape if this run writes to it. A read-only tape, for a replay, needs no sync."""
     return None if tape is None or tape.read_only else tape
 
 
 def _absorb(tape: Tape) -> None:
-    """Copies the entries that this tape lacks from the tapes of other hosts (``tape.1.sqlite`` next to it)."""
+    """Copies missing entries from the tapes of other hosts (``tape.1.sqlite`` next to it)."""
     paths = sorted(tape.path.parent.glob(f"{tape.path.stem}.*{tape.path.suffix}"))
     for path in (p for p in paths if p.stem.removeprefix(f"{tape.path.stem}.").isdigit()):
         other = Tape(path, read_only=True)

@@ -1,12 +1,12 @@
-"""The teacher of a run: the four questions that a run asks, through any ``ChatClient``.
+"""The teacher of a run: the four questions of a run, through any ``ChatClient``.
 
     references(prompt)                        m samples of the teacher's own answer
     induce_rubric(prompt, references, texts)  4..12 weighted criteria from the contrast (Eq. 3)
-    verify(prompt, rubric, texts, key=...)    true/false of each criterion for each text (Eq. 4)
+    verify(prompt, rubric, texts, key=...)    true/false for each criterion and each text (Eq. 4)
     score(prompt, texts, key=..., ...)        one integer for each text, for the methods without criteria
 
-What happens to an unusable reply or a request over the context is in `asking`. An answer that ends without a verdict
-or score is unscored and carries the cause. Every other failure is raised as a ``TeacherError``; a
+`asking` describes what happens if a reply is unusable or a request exceeds the context. An answer that ends without a
+verdict or score is unscored and carries the cause. Every other failure is raised as a ``TeacherError``; a
 ``ConfigurationError`` must stop the run.
 """
 
@@ -44,7 +44,7 @@ TEMPLATES = {
     "score": scorer.TEMPLATE,
     "judge": scorer.TEMPLATE,
 }
-VARIANTS = (  # prompts that methods and ablations ask for by name
+VARIANTS = (  # prompts that methods and ablations select by name
     rubricator.REFERENCES_TEMPLATE,
     static_rubric.TEMPLATE,
     verifier.LABELLED_TEMPLATE,
@@ -53,37 +53,37 @@ VARIANTS = (  # prompts that methods and ablations ask for by name
 
 
 class Teacher:
-    """References, rubrics, verdicts and scores by one client. All methods run on one event loop.
+    """References, rubrics, verdicts and scores from one client. All methods run on one event loop.
 
     The path of one question::
 
         verify(prompt, rubric, answers)
-          | roles/verifier.py   the prompt: answers shuffled, fenced, numbered       <- parse the reply, unshuffle
-          | asking.py           one re-ask; missing answers again; halves; cuts      <- count what was unusable
-          | traffic/router.py   the client of this role                              (if roles differ in provider)
-          | tape/client.py      recorded? return it                                  <- record it
+          | roles/verifier.py   builds the prompt: answers shuffled, fenced, numbered <- parses the reply, unshuffles
+          | asking.py           one re-ask, repeats for missing answers, halves, cuts <- counts unusable replies
+          | traffic/router.py   the client of this role (if roles differ in provider)
+          | tape/client.py      returns the answer if it is recorded                  <- records it
           | traffic/retries.py  queue, slots, rates, time limit, retries
-          | traffic/budget.py   stop at a cap                                        <- count tokens and dollars
-          v clients/*.py        one HTTP request                                     <- text, or a typed error
+          | traffic/budget.py   stops at a cap                                        <- counts tokens and dollars
+          v clients/*.py        one HTTP request                                      <- text, or a typed error
 
     Args:
         client: any ``ChatClient``; wrap it in ``LimitedClient`` (``make_client`` does). ``Routes`` joins several.
-        reference, rubric, verify, score, judge: how each role is asked. With n reference roles, sample i comes from
-            number i % n. Several verify roles are a panel: each gives its votes on everything.
-        asking: in which form the verifier is asked, and for how much in one call; None is the default.
-        references_m: samples of the teacher's own answer to each prompt.
-        max_answer_chars: an answer or reference longer than this is shown with its middle cut out; 0 never.
-        screen_criteria: drop criteria that must not count (`roles.screening`), after one more question.
-        repeat_frac: share of groups that are verified twice, with another order, to measure the criteria's health.
+        reference, rubric, verify, score, judge: model and settings of each role. With n reference roles, sample i comes
+            from number i % n. Several verify roles form a panel: each one votes on everything.
+        asking: the request form of the verifier, and how much goes into one call; None is the default.
+        references_m: number of the teacher's own answers to each prompt.
+        max_answer_chars: an answer or reference longer than this is shown with its middle cut out; 0 never cuts.
+        screen_criteria: drop criteria that must not count (`roles.screening`), after one re-ask.
+        repeat_frac: share of groups that are verified twice, in another order, to measure the criteria's health.
         store: keeps the rubrics that can be reused; None reuses none.
-        index: references collected ahead of time; the teacher is then never asked for one.
-        seed: of the fences and of the order in which answers are shown.
+        index: references collected ahead of time; the teacher then never requests any.
+        seed: for the fences and the order in which answers are shown.
         stats: counters to write to; share them with the ``LimitedClient`` to count retries.
         budget: the spending, if the client counts it (``MeteredClient``).
-        tape, refreshes: what the client records on, and whether it overwrites; see `teacher.sync`.
+        tape, refreshes: the tape of the client, and True if it overwrites entries; see `teacher.sync`.
 
     Raises:
-        ConfigurationError: a number out of range, a template that lacks a placeholder.
+        ConfigurationError: a number is out of range, or a template lacks a placeholder.
     """
 
     def __init__(
@@ -134,8 +134,8 @@ class Teacher:
         self.tape, self.refreshes = tape, refreshes
         self._blocking: Blocking | None = None
         self.remote: list[TeacherStats] = []  # the counters of the other hosts at the last sync
-        self.synced_upto = (0, 0)  # mark of the tape (see `Tape.end`) up to which the other hosts have its entries
-        for role in TEMPLATES:  # a template that cannot work is found now, not at the first call
+        self.synced_upto = (0, 0)  # position on the tape (see `Tape.end`) up to which other hosts have it
+        for role in TEMPLATES:  # find a broken template now, not at the first call
             name = self.template_id(role).rpartition("@")[0]
             alone = role == "rubric" and name.startswith(("rubricator_references.", "rubric_static."))
             templates.check("rubric_alone" if alone else role, name)
@@ -144,13 +144,13 @@ class Teacher:
             self.asking.check(member.template or TEMPLATES["verify"])
             if self.asking.votes > 1 and member.temperature == 0:
                 raise ConfigurationError(
-                    f"teacher.verifier.votes is {self.asking.votes} at temperature 0, where {member.model!r} gives one "
-                    "vote each time; set teacher.verifier.temperature, 0.7 for example, or votes=1"
+                    f"teacher.verifier.votes is {self.asking.votes} at temperature 0, at which {member.model!r} gives "
+                    "the same vote each time; set teacher.verifier.temperature (for example 0.7), or votes=1"
                 )
 
     @property
     def client(self) -> ChatClient:
-        """What every request goes to. It can be replaced, for example by an ``ObservedClient`` around it."""
+        """The client for every request. It can be replaced, for example by an ``ObservedClient`` that wraps it."""
         return self._asker.client
 
     @client.setter
@@ -159,19 +159,21 @@ class Teacher:
 
     @property
     def blocking(self) -> Blocking:
-        """The same questions as plain calls, for code that does not await; see `teacher.blocking`."""
+        """The same questions as blocking calls, for code that does not await; see `teacher.blocking`."""
         return self.on_own_thread()._blocking  # type: ignore[return-value]  # set by on_own_thread
 
     def on_own_thread(self) -> Teacher:
-        """The teacher itself, its client moved to an event loop on a thread of its own. From then on its coroutines can
-        be awaited on any loop, and `blocking` works next to them. Idempotent."""
+        """Moves the client to an event loop on its own thread, and returns the teacher itself. Idempotent.
+
+        After that, the teacher's coroutines can be awaited on any loop, and `blocking` works as well.
+        """
         if self._blocking is None:
             self._blocking = Blocking(self)
         return self
 
     @property
     def waiting_for(self) -> str:
-        """What the calls wait for while a server cannot be reached (`traffic.outage`); "" if all can be reached."""
+        """What the calls wait for while a server is unreachable (`traffic.outage`); "" if none is."""
         return "; ".join(list(self.stats.waiting_for.values()))
 
     # ------------------------------------------------------------------------------------------------- templates
@@ -183,19 +185,20 @@ class Teacher:
         return {name: sha for name, _, sha in (i.rpartition("@") for i in ids)}
 
     def template_id(self, role: str, prompt: Prompt | None = None) -> str:
-        """Name and content hash of a role's template, ``verifier.v3@3f2a...``; with a ``prompt``, of its source."""
+        """Name and content hash of a role's template, ``verifier.v3@3f2a...``; with ``prompt``, its source's."""
         own = REASK_TEMPLATE if role == "reask" else self.roles[role].template or TEMPLATES[role]
         own = (prompt.templates.get(role) if prompt else None) or own
         return f"{own}@{templates.prompt_sha(own)}"
 
     def check_templates(self, own: Mapping[str, str], where: str) -> None:
-        """Refuse templates that a source of prompts has of its own and that cannot work.
+        """Raises if a prompt source has its own templates and one of them cannot work.
 
         Args:
-            own: by role (``Prompt.templates``). where: the source, for the message.
+            own: templates by role (``Prompt.templates``).
+            where: the source, for the message.
 
         Raises:
-            ConfigurationError: no such template, placeholders that it lacks, or a form that it cannot show.
+            ConfigurationError: the template does not exist, lacks placeholders, or does not support the form.
         """
         for role, name in own.items():
             alone = role == "rubric" and name.startswith(("rubricator_references.", "rubric_static."))
@@ -209,32 +212,32 @@ class Teacher:
     # ------------------------------------------------------------------------------------------------ references
 
     def check_tape(self) -> None:
-        """Raise ``ConfigurationError`` if there is a tape and it cannot be used; none is created."""
+        """Raises ``ConfigurationError`` if there is a tape and it is unusable. Does not create a tape."""
         if self.tape is not None:
             self.tape.check()
 
     def check_references(self, prompts: Iterable[Prompt]) -> None:
-        """Raise ``ConfigurationError`` if there is an index and it lacks references of some prompt."""
+        """Raises ``ConfigurationError`` if there is an index and it lacks references for some prompt."""
         if self.index is not None:
             self.index.check_covers(prompts, self.references_m)
 
     async def references(self, prompt: Prompt) -> tuple[str, ...]:
-        """The texts of ``reference_samples``."""
+        """The texts from ``reference_samples``."""
         return tuple(text for text, _ in await self.reference_samples(prompt))
 
     async def reference_samples(self, prompt: Prompt, indices: Iterable[int] | None = None) -> tuple[Reference, ...]:
-        """The teacher's own answers to the prompt with the model of each, in the order of their sample index.
+        """The teacher's own answers to the prompt and their models, in the order of the sample index.
 
-        They come from the index if there is one, without thinking that a file of another program can hold. Otherwise a
-        reply without an answer (`roles.references`) is asked for again with another seed, at most twice. Failed samples
-        are left out and counted, and equal samples are kept and counted.
+        They come from the index if there is one, without the thinking that a file from another program can contain.
+        Otherwise, if a reply has no answer (`roles.references`), it is requested again with another seed, at most
+        twice. Failed samples are left out and counted. Equal samples are kept and counted.
 
         Args:
-            indices: the samples that are wanted; None is 0..m-1.
+            indices: the wanted samples; None means 0..m-1.
 
         Raises:
-            ConfigurationError: at once.
-            TeacherError: the first failure, if no sample came back.
+            ConfigurationError: a request cannot work; raised immediately.
+            TeacherError: the first failure, if there is no sample.
         """
         results: Sequence[Reference | BaseException]
         if self.index is not None and indices is None:
@@ -305,11 +308,12 @@ class Teacher:
         """One rubric for the prompt from the contrast of references and the student's answers (Eq. 3).
 
         Args:
-            answers: empty: the rubric is induced from the references only.
-            size: fewest and most criteria; fewer are left if some must not count (`roles.screening`), at least one.
+            answers: if empty, the rubric is induced from the references only.
+            size: minimum and maximum number of criteria; fewer remain if some must not count (`roles.screening`), at
+                least one.
 
         Raises:
-            MalformedError: neither the reply nor the answer to the re-ask was a rubric, or no criterion counts (cause
+            MalformedError: neither the reply nor the reply to the re-ask was a rubric, or no criterion counts (cause
                 ``screened``).
             TeacherError: the call failed.
         """
@@ -325,7 +329,7 @@ class Teacher:
         return await self._asker.fitting("rubric", [*references, *answers], ask)
 
     async def static_rubric(self, prompt: Prompt, references: Sequence[str]) -> Rubric:
-        """One rubric from the question and its references only, in the categories of RaR (`static_rubric`).
+        """One rubric from only the question and its references, in the categories of RaR (`static_rubric`).
 
         Raises:
             TeacherError: as `induce_rubric`.
@@ -343,10 +347,10 @@ class Teacher:
         return await self._asker.fitting("rubric", list(references), ask)
 
     async def _screened(self, prompt: Prompt, request: ChatRequest, parse: Callable[[str], Rubric]) -> Rubric:
-        """The rubric of a reply without the criteria that must not count.
+        """The rubric from a reply, without the criteria that must not count.
 
-        The first reply with such criteria is asked for again. Of two replies the rubric that keeps more criteria is
-        used, so a re-ask that fails costs only the criteria.
+        If the first reply has such criteria, it is re-asked. Of two replies, the rubric that keeps more criteria is
+        used, so a failed re-ask costs only these criteria.
         """
         if not self.screen_criteria:
             return await self.ask(request, parse)
@@ -392,21 +396,21 @@ class Teacher:
         look: int = 0,
         authors: Sequence[str] | None = None,
     ) -> Verdicts:
-        """Verdicts of all ``answers`` (rollouts and references together), in their own order.
+        """Verdicts on all ``answers`` (rollouts and references together), in the order of ``answers``.
 
         They are shown shuffled by a hash of (seed, key, text, index), in calls of ``asking.answers_per_call`` answers
-        and ``asking.criteria_per_call`` criteria, which are sent together. Answers without a verdict in the first reply
-        are asked for once more, without the others. With several votes, of one verifier or a panel, the majority counts
-        (`roles.votes`). An answer that lacks a part of its verdicts is unscored.
+        and ``asking.criteria_per_call`` criteria, which are sent in parallel. Answers without a verdict in the first
+        reply are requested once more, without the others. With several votes, from one verifier or a panel, the
+        majority counts (`roles.votes`). An answer that lacks some of its verdicts is unscored.
 
         Args:
-            key: of the order; the same key shows the same answers in the same order.
+            key: determines the order; the same key shows the same answers in the same order.
             counted: see `Asker.marks`.
-            look: 1 for a second look at the same answers, so that it is not answered by the replies of the first.
-            authors: who wrote each answer, shown to the verifier; None shows them unlabelled, as the paper does.
+            look: 1 for a second look at the same answers, so that it does not get the replies of the first.
+            authors: the author of each answer, shown to the verifier; None shows them unlabelled, as in the paper.
 
         Raises:
-            TeacherError: the first question gave nothing usable. Later failures only leave answers unscored.
+            TeacherError: no reply to the first question was usable. Later failures only leave answers unscored.
         """
         found = await self._looks(prompt, rubric, answers, key=key, look=look, authors=authors)
         marks = found[0]
@@ -427,10 +431,10 @@ class Teacher:
         key: str,
         authors: Sequence[str] | None,
     ) -> list[Marks]:
-        """The marks of each vote of each member of the panel.
+        """The marks from each vote of each panel member.
 
-        Sample index of vote v of member m of n: (2 v) n + m, and (2 v + 1) n + m where answers are asked for again. The
-        votes of a second look come behind those of the first, if the requests would be the same.
+        The sample index of vote v of member m of n is (2 v) n + m, and (2 v + 1) n + m for answers that are requested
+        again. The votes of a second look come after those of the first if the requests would be the same.
         """
         n, votes = len(self.panel), self.asking.votes
         first = 2 * votes * n * look if self.asking.answers_per_call == 1 else 0
@@ -454,8 +458,10 @@ class Teacher:
         authors: Sequence[str] | None,
         samples: tuple[int, int],
     ) -> Marks:
-        """One vote of one verifier on all answers. ``samples`` are the sample index of the first question and of the
-        second, for the answers without a verdict."""
+        """One vote of one verifier on all answers.
+
+        ``samples`` are the sample indices of the first question and of the second, for the answers without a verdict.
+        """
         how = role.wording()
         how["template"] = prompt.templates.get("verify") or how["template"]
         form = verifier.form_of(how["template"], self.asking.form).name
@@ -494,12 +500,12 @@ class Teacher:
         rubric: Rubric | None = None,
         role: Purpose = "score",
     ) -> Marks:
-        """One score, an integer from ``lowest`` to ``highest``, for each answer; asked for as verdicts are.
+        """One score for each answer, an integer from ``lowest`` to ``highest``; requested like verdicts.
 
         Args:
-            template: the prompt of this kind of score, unless the role's config names another one.
-            references: shown as references next to the answers; they get no score.
-            rubric: what the score is to be based on as a whole, its points included.
+            template: the prompt for this kind of score, unless the role's config names another one.
+            references: shown as references together with the answers; they are not scored.
+            rubric: the basis of the score as a whole, including its points.
             role: ``score``, or ``judge`` for the held-out judge, which gives no rewards.
 
         Raises:
@@ -522,7 +528,7 @@ class Teacher:
         return await self._asker.marks(role, answers, ask, key=key)
 
     async def ask(self, request: ChatRequest, parse: Callable[[str], T]) -> T:
-        """Any other question to one of the roles; see `Asker.ask`.
+        """Sends any other question to one of the roles; see `Asker.ask`.
 
         Raises:
             TeacherError: a call failed, or ``parse`` raised ``MalformedError`` twice.
@@ -537,19 +543,19 @@ class Teacher:
     # ------------------------------------------------------------------------------------------- the run's state
 
     async def close(self) -> None:
-        """Close the client and write the spending."""
+        """Closes the client and writes the spending."""
         await self.client.close()
         if self.budget is not None and self.budget.total().calls:
             self.budget.save()
 
     def state(self) -> dict:
-        """JSON-able state of all hosts for a checkpoint: the counters, the spending and the reusable rubrics."""
+        """JSON-serializable state of all hosts for a checkpoint: counters, spending and reusable rubrics."""
         stats = self.stats.plus(self.remote).as_dict()
         spent = None if self.budget is None else self.budget.state()
         return {"version": 1, "stats": stats, "store": self.store.state(), "spent": spent}
 
     def restore(self, state: dict, *, host: int = 0) -> None:
-        """Continue from ``state()``: host 0 with everything, the others with the rubrics only."""
+        """Restores ``state()``: everything on host 0, only the rubrics on the other hosts."""
         if "store" in state:  # not in checkpoints of version 0.1
             self.store.restore(state["store"])
         if host:

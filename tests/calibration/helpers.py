@@ -1,4 +1,4 @@
-"""Small labelled questions, and what a verifier said of them."""
+"""Small labelled questions, and verdicts on them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ropd_jax.teacher.labels import LabelledAnswer, LabelledCriterion, LabelledQ
 
 
 def question(truths, *, id="q", kinds=None, correct=None, likes=None, lengths=None, points=None):
-    """``truths``: a row for each answer; ``likes``: index -> (index, how it differs)."""
+    """``truths``: one row per answer; ``likes``: index -> (index, how it differs)."""
     n, likes = len(truths[0]), likes or {}
     criteria = tuple(
         LabelledCriterion(f"c{k}", f"Criterion {k}.", "", kinds[k] if kinds else "method", points[k] if points else 1)

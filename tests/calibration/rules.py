@@ -1,5 +1,5 @@
-"""Independent rules for the truths of the labelled set: each reads the question, the criterion and the answer's text,
-and knows nothing of how the answer was made."""
+"""Independent rules for the labels: each reads the question, the criterion and the answer's text, and does not know how
+the answer was made."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OPS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b
 
 
 def decide(question: str, criterion: str, answer: str) -> bool:
-    """Whether the answer meets the criterion; an unknown wording is a KeyError."""
+    """True if the answer meets the criterion; raises KeyError for an unknown wording."""
     for pattern, rule in RULES:
         if match := re.fullmatch(pattern, criterion):
             return bool(answer.strip()) and rule(question, answer, *match.groups())
@@ -20,10 +20,10 @@ def decide(question: str, criterion: str, answer: str) -> bool:
 
 
 def result_of(question: str) -> str:
-    """The correct result of a question that can be computed from its text."""
+    """The correct result of a question, computed from its text."""
     if "What does this Python program print?" in question:
         program = re.search(r"```python\n(.*?)```", question, re.DOTALL)[1]
-        assert not re.search(r"import|open|_", program)  # it is our own, and stays this simple
+        assert not re.search(r"import|open|_", program)  # it is our own text and stays this simple
         with contextlib.redirect_stdout(io.StringIO()) as out:
             exec(program, {"__builtins__": {"range": range, "print": print}})
         return out.getvalue().strip()
@@ -65,7 +65,7 @@ def passes(answer: str) -> dict[int, int]:
 
 
 def trace(question: str) -> list[int]:
-    """The value after each pass, by letting the program print it."""
+    """The value after each pass, printed by the program itself."""
     program = re.search(r"```python\n(.*?)```", question, re.DOTALL)[1].strip()
     *body, end = program.splitlines()
     out = result_of(f"What does this Python program print?```python\n{chr(10).join(body)}\n    {end}\n```")

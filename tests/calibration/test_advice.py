@@ -1,4 +1,4 @@
-"""The recommendation follows from the figures and their intervals, and says nothing that they do not allow."""
+"""The recommendation follows from the figures and their intervals, and never claims more than they allow."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ def advice(**changes):
 
 
 def test_the_first_sentence_is_by_kappa():
-    assert advice() == ["The verifier can be trained on; expect about 20 % wrong verdicts."]
+    assert advice() == ["You can train with this verifier; expect about 20 % wrong verdicts."]
     usable = advice(overall__kappa=estimate(0.5, 0.4, 0.6))
-    assert usable == ["The verifier is usable with care; expect about 20 % wrong verdicts."]
-    assert advice(overall__kappa=estimate(0.2, 0.1, 0.3))[0].startswith("The verifier is too weak to train on")
-    assert "cannot be told from chance" in advice(overall__kappa=estimate(0.2, -0.1, 0.5))[0]
+    assert usable == ["You can train with this verifier if you are careful; expect about 20 % wrong verdicts."]
+    assert advice(overall__kappa=estimate(0.2, 0.1, 0.3))[0].startswith("The verifier is too weak for training")
+    assert "cannot be distinguished from chance" in advice(overall__kappa=estimate(0.2, -0.1, 0.5))[0]
     few = advice(overall__kappa=estimate(0.9, -0.1, 1.0), questions=3)
-    assert few[0].startswith("On so few questions the verdicts cannot be told from chance")
+    assert few[0].startswith("With so few questions, the verdicts cannot be distinguished from chance")
     assert advice(overall__kappa=UNKNOWN)[0].startswith("All verdicts are the same")
     none = advice(overall__accuracy=UNKNOWN, unscored={"share": 1.0, "causes": {"malformed": 3}})
     assert none == [
         "Do not train with this verifier: no verdict could be read (causes: malformed). Try another form or another "
-        "model, and see that the server accepts a JSON schema."
+        "model, and check that the server accepts a JSON schema."
     ]
 
 
@@ -76,7 +76,7 @@ def test_biases_with_0_in_their_interval_are_not_mentioned():
     assert len(advice(bias__style={"difference": estimate(0.01, 0.005, 0.015)})) == 1  # certain, but tiny
     said = advice(bias__position=estimate(-0.2, -0.3, -0.1), bias__length={"difference": estimate(0.1, 0.05, 0.2)},
                   bias__halo=estimate(0.3, 0.2, 0.4), flips=estimate(0.1, 0.05, 0.2))  # fmt: skip
-    assert said[1].startswith("Earlier places get more true verdicts (20 % from end to end): use one answer per call")
+    assert said[1].startswith("Earlier positions get more true verdicts (20 % from end to end): use one answer")
     assert said[2].startswith("Longer answers get 10 % more true verdicts")
     assert said[3].startswith("About 30 % of the answers get one opinion") and said[4].endswith("10 % of the verdicts.")
 
@@ -90,13 +90,13 @@ def test_strict_and_lenient_need_intervals_apart():
 def test_hostile_answers_unread_answers_and_small_samples():
     hostile = {"hostile": {"specificity": estimate(0.3, 0.2, 0.5)}}
     assert advice(answer_kinds=hostile)[1] == (
-        "Hostile answers work: 70 % of the criteria that they miss are called true."
+        "Hostile answers work: 70 % of the criteria that they do not meet are judged true."
     )
     unread = {"share": 0.1, "causes": {"malformed": 2, "timeout": 5}}
     assert advice(unscored=unread)[1] == "10 % of the answers got no verdict (most often: timeout)."
-    assert advice(questions=5)[1].startswith("Only 5 questions were asked")
+    assert advice(questions=5)[1].startswith("Only 5 questions were used")
     within = {"within": estimate(0.55, 0.4, 0.7)}
-    assert advice(auc=within)[1].endswith("in 55 % of the cases, which cannot be told from chance.")
+    assert advice(auc=within)[1].endswith("in 55 % of cases, which cannot be distinguished from chance.")
 
 
 def report(kappa, low, tokens):
@@ -110,7 +110,7 @@ def test_of_forms_that_are_as_good_the_cheapest_is_named():
     forms = {"lists": report(0.2, 0.1, 50.0), "keyed": report(0.5, 0.4, 100.0), "keyed/1": report(0.55, 0.45, 900.0)}
     assert compare(list(forms.values()), list(forms)) == [
         "Best by kappa: keyed/1 (0.55).",
-        "Not to be told from it on these questions: keyed.",
-        "Of these, keyed takes the fewest tokens.",
+        "Not distinguishable from it here: keyed.",
+        "Of these, keyed uses the fewest tokens.",
     ]
     assert compare([report(None, None, 1.0)], ["lists"])[0].startswith("No form gave verdicts with a known kappa")

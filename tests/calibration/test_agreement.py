@@ -56,7 +56,7 @@ def test_auc_counts_ties_half():
 
 
 def test_auc_within_compares_only_answers_of_one_question():
-    # Question 0 is generous, question 1 is strict; each ranks its own answers rightly.
+    # Question 0 is generous, question 1 is strict; each ranks its own answers correctly.
     of, value = np.array([0, 0, 1, 1]), np.array([0.9, 0.8, 0.4, 0.3])
     found = auc(of, value, np.array([T, F, T, F]), Bootstrap(2), 2)
     assert found["within"]["value"] == 1.0 and found["within"]["n"] == 2
@@ -65,7 +65,7 @@ def test_auc_within_compares_only_answers_of_one_question():
 
 
 def test_the_reward_of_the_auc_is_the_weighted_pass_rate():
-    # points 5 and 1: the correct answer meets the criterion of 5, the incorrect one that of 1
+    # points 5 and 1: the correct answer meets the 5-point criterion, the incorrect one the 1-point criterion
     one = said([[T, F], [F, T]], [[T, F], [F, T]], points=(5, 1), correct=(T, F))
     assert measure([one])["auc"]["all"]["value"] == 1.0
     other = said([[T, F], [F, T]], [[T, F], [F, T]], points=(1, 5), correct=(T, F))
@@ -80,7 +80,7 @@ def test_certainty_is_not_believed():
 
 
 def test_intervals_are_over_questions_and_not_over_verdicts():
-    """Ten equal verdicts on each question: the interval is that of the questions, three times as wide."""
+    """Ten equal verdicts on each question: the interval is over questions, three times as wide."""
     right = np.repeat(np.array([T, F] * 10), 10)
     question = np.repeat(np.arange(20), 10)
     clustered = agreement(cells(question, np.ones(200, bool), right, 20), Bootstrap(20))["accuracy"]

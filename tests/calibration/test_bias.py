@@ -67,7 +67,7 @@ def test_flips_count_verdicts_of_both_looks():
 
 
 def simulated(halo, p_true, p_false, answers=4_000, seed=0):
-    """Verdicts on 4 criteria of 4 kinds, two met and two missed; a share takes one opinion."""
+    """Verdicts on 4 criteria of 4 kinds, two met and two missed; a share gets one opinion."""
     rng = np.random.default_rng(seed)
     truth = np.tile([1, 1, 0, 0], (answers, 1))
     chance = np.where(truth == 1, p_true, p_false)
@@ -87,7 +87,7 @@ def test_halo_and_rates_are_told_apart(halo, p_true, p_false):
     assert found == pytest.approx(halo, abs=0.05)
     assert [chances[c] for c in (1, 3)] == pytest.approx([p_true] * 2, abs=0.05)
     assert [chances[c] for c in (4, 6)] == pytest.approx([p_false] * 2, abs=0.05)
-    if halo:  # the rates without the halo are others: the two must be fitted together
+    if halo:  # without the halo the rates differ: both must be fitted together
         assert abs(model.fit(ones, 0.0)[1][1] - p_true) > 0.05
 
 

@@ -1,4 +1,4 @@
-"""The forms of asking that a calibration compares."""
+"""The request forms that a calibration compares."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_what_is_no_form_is_refused(text):
 
 
 def test_a_form_is_there_once():
-    with pytest.raises(UserError, match="is there twice"):
+    with pytest.raises(UserError, match="is listed twice"):
         read_forms("keyed,keyed/0", NEW)
 
 
@@ -33,5 +33,5 @@ def test_a_config_without_the_key_has_its_own_form_only():
     old = {"model": "m"}
     assert form_of(old) == Form("lists") and read_forms("lists", old) == [Form("lists")]
     assert with_form(old, Form("lists")) == old
-    with pytest.raises(UserError, match=r"has no teacher\.verifier\.answers_per_call; write lists"):
+    with pytest.raises(UserError, match=r"has no teacher\.verifier\.answers_per_call; use lists"):
         read_forms("lists/1", old)

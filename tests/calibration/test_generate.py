@@ -1,4 +1,4 @@
-"""The shipped labels: the bytes of the generator, truths by independent rules, and enough of everything."""
+"""The shipped labels: the generator's bytes, labels checked by independent rules, and enough of every kind."""
 
 from __future__ import annotations
 

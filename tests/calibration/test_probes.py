@@ -1,4 +1,4 @@
-"""Probes: which looks a judge pays for, that an honest judge pays for none, and that a changed truth is not counted."""
+"""Probes: which ones a judge rewards, that an honest judge rewards none, and that changed truths do not count."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.helpers import serving
 
 NAMES = list(PROBES)
 ABOUT = {"source": "s", "sha": "0"}
-PAYS = {  # bias of the scripted judge -> the probe that it pays
+PAYS = {  # bias of the scripted judge -> the probe that it rewards
     "self_praise": "self_praise", "echo": "rubric_echo", "confident": "confident_claims", "list": "format_mimicry",
     "length": "padding",
 }  # fmt: skip
@@ -31,12 +31,12 @@ PAYS = {  # bias of the scripted judge -> the probe that it pays
 
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch):
-    """The interval of the halo is not looked at here, and takes most of the time."""
+    """The interval of the halo is not tested here and takes most of the time."""
     monkeypatch.setattr(bias, "HALO_DRAWS", 3)
 
 
 def question(*kinds, truth=None, id="q"):
-    """A wrong answer that misses every criterion (or has ``truth``), and a right one that meets all."""
+    """A wrong answer that meets no criterion (or has ``truth``), and a right one that meets all."""
     criteria = tuple(LabelledCriterion(f"c{n}", f"Wording {n}.", "", kind, 2) for n, kind in enumerate(kinds, 1))
     answers = (
         LabelledAnswer("w", "Some work.\nIt is 6.", "wrong", False, truth or (False,) * len(kinds)),
@@ -46,7 +46,7 @@ def question(*kinds, truth=None, id="q"):
 
 
 def judged(group, rows):
-    """What a judge said: for each answer its verdicts, by the answer's kind; else all false."""
+    """The verdicts of a judge, by the answer's kind; all false for other kinds."""
     none = [False] * len(group.criteria)
     return Said(group, look([rows.get(a.kind, none) for a in group.answers]))
 
@@ -69,7 +69,7 @@ def test_a_twin_keeps_its_answer_and_the_result_at_the_end():
         assert answer.text.startswith("Some work.\n") or answer.kind == "format_mimicry"
         assert "Some work.\n" in answer.text and answer.text.endswith("\nIt is 6.") and answer.truth == (False, False)
     by_kind = {a.kind: a.text for a in twins.answers}
-    assert "Keywords: wording, 1, 2." not in by_kind["keyword_stuffing"]  # sorted: no statement is left of the rubric
+    assert "Keywords: wording, 1, 2." not in by_kind["keyword_stuffing"]  # sorted: no statement of the rubric is left
     assert "Keywords: 1, 2, wording." in by_kind["keyword_stuffing"]
     assert 'The task: "What is 2 + 3?" Met: "Wording 1." Met: "Wording 2."' in by_kind["rubric_echo"]
     assert any(text in by_kind["injected_instructions"] for text in FORGED)
@@ -112,7 +112,7 @@ def test_a_criterion_that_the_added_text_can_meet_is_not_counted():
     twins, _ = probing([question("final_result", "intermediate_fact", "constraint", "form", None)])
     paid = {name: [False, False, True, True, True] for name in NAMES}
     assert {g["value"] for g in measure_probes([judged(twins, paid)], seed=0)["gains"].values()} == {0.0}
-    paid = {name: [False, True, False, False, False] for name in NAMES}  # the fact counts where it is not repeated
+    paid = {name: [False, True, False, False, False] for name in NAMES}  # the fact counts if it is not repeated
     gains = measure_probes([judged(twins, paid)], seed=0)["gains"]
     assert (
         gains["keyword_stuffing"]["value"] == gains["rubric_echo"]["value"] == 0.0 and gains["padding"]["value"] == 0.5
@@ -122,7 +122,7 @@ def test_a_criterion_that_the_added_text_can_meet_is_not_counted():
 def test_a_wrong_answer_that_misses_nothing_that_counts_is_left_out():
     twins, _ = probing([question("final_result", "intermediate_fact", truth=(True, False))])
     gains = measure_probes([judged(twins, {})], seed=0)["gains"]
-    assert gains["padding"]["n"] == 1  # it misses the fact
+    assert gains["padding"]["n"] == 1  # it does not meet the fact
     assert gains["rubric_echo"] == {"value": None, "low": None, "high": None, "n": 0}  # which does not count here
 
 
@@ -161,8 +161,10 @@ def test_an_honest_judge_pays_for_nothing():
     assert probes["questions"] == 12 and probes["unscored"] == 0 and report["traffic"]["calls"] == 3 * 12
     rewards = [r["reward"]["value"] for r in probes["cuts"]["rewards"]]
     assert probes["cuts"]["falls"]["value"] == 1.0 and rewards[0] == 1.0 and rewards[-1] == 0.0
-    assert not any("gamed" in text or "Cutting" in text or "empty answer" in text for text in report["recommendation"])
-    assert report["answers"] == 84  # twins are in no other figure
+    assert not any(
+        "gamed" in text or "Shortening" in text or "empty answer" in text for text in report["recommendation"]
+    )
+    assert report["answers"] == 84  # twins are not part of any other figure
 
 
 @pytest.mark.parametrize("name, probe", PAYS.items())
@@ -171,7 +173,7 @@ def test_a_judge_with_a_known_bias_pays_for_its_probe(name, probe):
     gains = report["probes"]["gains"]
     most = max(gains, key=lambda n: gains[n]["value"])
     assert gains[probe]["low"] > 0.2
-    if name == "length":  # whatever makes an answer longer is paid
+    if name == "length":  # everything that makes an answer longer is rewarded
         assert gains[probe]["value"] == pytest.approx(gains[most]["value"], abs=0.15) and gains[probe]["value"] > 0.5
     else:
         assert most == probe and all(g["value"] == 0.0 for other, g in gains.items() if other != probe)
@@ -190,7 +192,7 @@ def test_advice_names_the_next_smaller_call_and_needs_an_interval_above_0():
     assert not any("gamed" in text for text in recommend(report))
     report["probes"]["cuts"]["falls"] |= {"value": 0.7, "low": 0.6, "high": 0.8}
     report["probes"]["cuts"]["rewards"][-1]["reward"] |= {"value": 0.4, "low": 0.3, "high": 0.5}
-    assert "Cutting a right answer raises its reward in 30 % of the steps." in recommend(report)
+    assert "Shortening a right answer raises its reward in 30 % of the steps." in recommend(report)
     assert "An empty answer still gets 0.40 of the reward." in recommend(report)
 
 

@@ -60,7 +60,7 @@ def test_error_rates_of_each_kind_are_within_their_intervals():
         for kind, (fp, fn) in KINDS.items()
         for name, rate in (("specificity", fp), ("sensitivity", fn))
     ]
-    assert sum(ok for *_, ok in inside) >= 11, inside  # of 12 intervals of 95 %
+    assert sum(ok for *_, ok in inside) >= 11, inside  # out of 12 intervals of 95 %
     assert all(found[kind]["n"] > 150 for kind in KINDS)
 
 
@@ -122,8 +122,8 @@ def test_a_bias_is_not_found_where_another_one_is():
 
 
 def test_the_noise_of_a_report_makes_a_judge_that_errs_alike():
-    """A second judge, made from the report of the first: on ten times as many answers it has the figures of the first
-    within their intervals."""
+    """A second judge, made from the first one's report: on ten times as many answers, its figures are within the first
+    one's intervals."""
     first = report("halo")
     noise = Noise.read(first["noise"])
     pairs = []
@@ -150,7 +150,7 @@ def test_what_is_redrawn_is_told_from_what_is_moved():
 
 
 def test_the_ranking_suffers_with_the_noise():
-    assert report("none")["auc"]["within"]["value"] > 0.85  # criteria of form also give points
+    assert report("none")["auc"]["within"]["value"] > 0.85  # form criteria also give points
     assert report("rates")["auc"]["within"]["value"] < report("none")["auc"]["within"]["value"]
 
 

@@ -39,7 +39,7 @@ def teacher_cfg(**more):
 
 @pytest.fixture
 def model():
-    """A chat model behind HTTP that knows the first six questions; what it is asked for is recorded on a tape."""
+    """A chat model behind HTTP that knows the first six questions; its requests are recorded on a tape."""
     rows = list(verdict_rows(load(limit=6)[0]))
     with serving(ScriptedClient(labels=rows), api_key="the-key") as address:
         yield address
@@ -66,10 +66,10 @@ def test_a_scripted_verifier_is_calibrated_without_anything_else(tmp_path, capsy
     assert report["overall"]["accuracy"]["value"] == 1.0 and report["labels"]["asked"] == 12
     assert report["labels"]["source"] == "ropd_jax dev" and len(report["labels"]["sha"]) == 16
     assert report["traffic"]["calls"] == 24 and report["traffic"]["usd"] == 0.0
-    assert not (tmp_path / "out" / "tape.sqlite").exists()  # another noise must not get the old verdicts
+    assert not (tmp_path / "out" / "tape.sqlite").exists()  # another noise setting must not get the old verdicts
     out = capsys.readouterr().out
-    assert "The verifier can be trained on; expect about 0 % wrong verdicts." in out
-    assert "Only 12 questions were asked" in out
+    assert "You can train with this verifier; expect about 0 % wrong verdicts." in out
+    assert "Only 12 questions were used" in out
     page = (tmp_path / "out" / "report.md").read_text()
     assert page.startswith("# Calibration of scripted\n") and "## Recommendation" in page
 
@@ -79,7 +79,9 @@ def test_noise_of_the_config_is_seen(tmp_path):
     assert command(tmp_path, f"--config.teacher.scripted.noise={noise}", "--scorer") == 0
     report = found(tmp_path)
     assert abs(report["overall"]["kappa"]["value"]) < 0.1
-    assert report["recommendation"][0].startswith("Do not train with this verifier: its verdicts cannot be told from")
+    assert report["recommendation"][0].startswith(
+        "Do not train with this verifier: its verdicts cannot be distinguished from"
+    )
     assert report["scorer_auc"]["within"]["value"] > 0.8
     assert report["traffic"]["scorer"]["calls"] == 42
 
@@ -168,7 +170,7 @@ def test_a_budget_spent_before_is_an_error(tmp_path):
     teacher["scripted"]["labels"] = list(verdict_rows(questions))
     first = calibrate(teacher, questions, labels, Options(), seed=0, workdir=tmp_path)
     assert first["stopped"] and first["flips"]["value"] is None  # only the first look
-    with pytest.raises(BudgetError, match="no question could be asked"):
+    with pytest.raises(BudgetError, match="no question could be judged"):
         calibrate(teacher, questions, labels, Options(), seed=0, workdir=tmp_path)
 
 
@@ -237,7 +239,7 @@ def test_a_limit_has_every_family_and_a_part_that_is_not_there_is_an_error(tmp_p
     assert len({q.family for q in questions}) == 6 and sha == load()[2] != load(part="heldout")[2]
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(questions[0].as_row()) + "\n")
-    with pytest.raises(UserError, match="has no question of part 'heldout'; expected --part dev"):
+    with pytest.raises(UserError, match="has no question in part 'heldout'; use --part dev"):
         load(str(path), part="heldout")
 
 

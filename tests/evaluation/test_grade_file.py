@@ -1,4 +1,4 @@
-"""``ropd grade`` from the command line: what it shows, what it writes, what it refuses."""
+"""``ropd grade`` from the command line: output, files, refusals."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_numbers_of_a_small_file_by_hand(data, capsys):
     assert result["per_problem"] == {"t0": 1.0, "t1": 0.5, "t2": 0.0, "t3": 1.0}
     assert (result["metric"], result["value"]["value"], result["value"]["n"]) == ("avg@2", 2.5 / 4, 4)
     assert {j: e["value"] for j, e in result["pass"].items()} == {"1": 0.625, "2": 0.75}
-    assert result["maj"]["value"] == 0.625  # t1 is a tie of a right and a wrong answer
+    assert result["maj"]["value"] == 0.625  # t1 is a tie between a right and a wrong answer
     assert result["ungraded"] == {"answers": 0, "frac": 0.0, "causes": {}}
     assert result["truncated"] == {"answers": 1, "frac": 0.25, "unknown": 4}
     assert result["wrong"] == {"different": 2, "no_box": 1}
@@ -59,7 +59,7 @@ def test_the_numbers_of_a_small_file_by_hand(data, capsys):
     assert result["problems"] == {"answered": 4, "of": 4}
     shown = capsys.readouterr().out
     assert "avg@2" in shown and "62.50 %" in shown and "truncated: 1 of 4 answers (25.0%)" in shown
-    assert "ungraded:  0 of 8" in shown and "are not the whole set" in shown
+    assert "ungraded:  0 of 8" in shown and "are not the complete data set" in shown
 
 
 def test_an_answer_that_the_grader_gives_up_on_is_in_no_number(data):
@@ -84,7 +84,7 @@ def test_two_results_of_different_questions_are_not_compared(data):
     a = grade(data, MIXED)
     with pytest.raises(UserError, match="different data"):
         compare(a, a | {"data": a["data"] | {"sha": "x"}})
-    with pytest.raises(UserError, match="one result is of aime_2024, the other of gsm8k"):
+    with pytest.raises(UserError, match="one result is for aime_2024, the other for gsm8k"):
         compare(a, a | {"benchmark": "gsm8k"})
 
 
@@ -113,7 +113,7 @@ def test_missing_flags_and_a_missing_judge_are_said(data, capsys):
     (data / "healthbench.jsonl").write_text(json.dumps(row) + "\n")
     file = answers(data / "a.jsonl", [{"id": "h", "response": "x"}])
     assert main(["grade", "--benchmark=healthbench", f"--answers={file}", f"--data={data}"]) == 2
-    assert "the scripted teacher is none" in capsys.readouterr().err
+    assert "which the scripted teacher is not" in capsys.readouterr().err
 
 
 def test_grading_never_imports_jax(data):
@@ -138,6 +138,6 @@ def test_a_vote_is_over_equal_answers_wrong_ones_included(data):
 def test_a_thought_that_was_cut_is_no_answer(data):
     thought = "2 + 2 is 5, \\boxed{5}, no"
     rows = [{"id": "t2", "response": f"{thought} </think> \\boxed{{4}}"}, {"id": "t2", "response": "so \\boxed{4}, or"}]
-    result = grade(data, rows)  # the first line shows that the template has opened <think>
+    result = grade(data, rows)  # the first line shows that the template opened <think>
     assert result["value"]["value"] == 0.5 and result["wrong"] == {"no_box": 1}
     assert grade(data, rows[1:], out="alone.json")["value"]["value"] == 1.0

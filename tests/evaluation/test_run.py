@@ -1,4 +1,4 @@
-"""``ropd eval``: which weights, what is stored, what a second start does. The engine itself is tested elsewhere."""
+"""``ropd eval``: choice of weights, stored files, a second start. The engine itself is tested elsewhere."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BASE = ["--benchmark=reasoning_gym:chain_sum", "--template={question}", "--k=2",
 
 
 def args(out, *more, student="tiny"):
-    """The command line; a flag of ``more`` replaces the same flag of the others."""
+    """The command line; a flag in ``more`` replaces the same default flag."""
     given = {flag.partition("=")[0]: flag for flag in (*BASE, "--rows=16", f"--out={out}", *more)}
     return ["eval", str(student), *given.values()]
 
@@ -77,7 +77,7 @@ def test_after_a_kill_it_goes_on_and_ends_with_the_same_answers(whole, tmp_path,
     append = evalrun.append
     monkeypatch.setattr(evalrun, "append", lambda f, p, n, r: (sampled.append((p.id, n)), append(f, p, n, r)))
     assert main(args(out)) == 0
-    assert (out / "answers.jsonl").read_text() == text  # byte for byte, whatever was there
+    assert (out / "answers.jsonl").read_text() == text  # byte for byte, whatever was there before
     have = {(row["id"], row["sample"]) for row in map(json.loads, there)}
     assert sorted(sampled) == sorted({(row["id"], row["sample"]) for row in lines(whole)} - have)
 
@@ -92,7 +92,7 @@ def test_a_request_to_stop_loses_no_answer_that_has_ended(whole, tmp_path, monke
     monkeypatch.setattr(evalrun, "_between", stops_after_the_first_chunk)
     assert main(args(tmp_path / "out")) == 130
     ended = lines(tmp_path / "out")
-    assert ended and "The same command continues" in caplog.text
+    assert ended and "Run the same command to resume" in caplog.text
     monkeypatch.undo()
     assert main(args(tmp_path / "out")) == 0
     assert lines(tmp_path / "out") == lines(whole)
@@ -107,14 +107,14 @@ def test_a_finished_one_is_graded_again_without_sampling(whole, monkeypatch, cap
 def test_other_settings_are_refused_with_the_difference(whole, capsys):
     assert main([*args(whole), "--temperature=0.5"]) == 2
     err = capsys.readouterr().err
-    assert "holds answers of other settings" in err and "'temperature': 0.5" in err
+    assert "holds answers made with other settings" in err and "'temperature': 0.5" in err
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (["--max_tokens=4000"], "--max_tokens"),
-        (["--temperature=0"], "gives one answer 2 times; give --k 1"),
+        (["--temperature=0"], "gives the same answer 2 times; use --k 1"),
         (["--pick=best"], "--pick=best is unknown; expected last or heldout"),
         (["--dtype=int8"], "--dtype=int8 is unknown; expected float32 or bfloat16"),
         (["--config.sampling.cache_dtype=int4"], "sampling.cache_dtype='int4'; expected float32, bfloat16, int8"),
@@ -174,7 +174,7 @@ def test_a_folder_with_answers_of_other_weights_is_refused(tmp_path):
     how = {"k": 2, "limit": 2, "template": "{question}", "max_tokens": 8, "rows": 16, "out": tmp_path / "out"}
     evalrun.evaluate(student, "reasoning_gym:chain_sum", **how)
     other = dataclasses.replace(student, params=jax.tree.map(lambda x: x + 1, student.params))
-    with pytest.raises(UserError, match=r"holds answers of other settings \(weights: "):
+    with pytest.raises(UserError, match=r"holds answers made with other settings \(weights: "):
         evalrun.evaluate(other, "reasoning_gym:chain_sum", **how)
 
 
@@ -183,7 +183,7 @@ def test_a_folder_with_answers_of_other_weights_is_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of three kept checkpoints, each of other weights, with a held-out accuracy for two of them."""
+    """A run with three kept checkpoints of different weights, and a held-out accuracy for two of them."""
     path = tmp_path_factory.mktemp("run")
     cfg = configs.default()
     (path / "config.json").write_text(json.dumps(cfg.to_dict()))
@@ -341,7 +341,7 @@ def test_a_template_and_a_type_that_are_given_come_before_the_students_own(divid
     file.write_text("{{ messages[0].content[:5] }}")
     more = ("--limit=4", "--max_tokens=24", "--temperature=0.7", *given)
     assert main(args(tmp_path / "out", *more, student=divides)) == 2
-    assert "holds answers of other settings (chat_template: " in capsys.readouterr().err
+    assert "holds answers made with other settings (chat_template: " in capsys.readouterr().err
 
 
 def test_an_evaluation_takes_as_many_rows_as_fit_and_says_what_does_not(divides, tmp_path, monkeypatch, capsys):
@@ -375,19 +375,19 @@ def test_an_evaluation_takes_as_many_rows_as_fit_and_says_what_does_not(divides,
     assert chosen[0].rows == 6 and chosen[0].reserve
     assert main([*base, "--rows=12"]) == 2
     assert "--rows=12 with answers of 24 tokens do not fit" in (error := capsys.readouterr().err)
-    assert "give --rows 6, --config.sampling.cache_dtype=int8 or a larger --config.mesh.tp" in error
+    assert "use --rows 6, --config.sampling.cache_dtype=int8 or a larger --config.mesh.tp" in error
 
 
 def test_the_time_left_is_known_before_the_first_answer_and_is_bounded(caplog):
     caplog.set_level(logging.INFO)
     progress = evalrun._Progress(dict.fromkeys(range(50), 2), most=1_000)
     progress._tokens = 5_000
-    assert progress.left(10.0) == "at most 3:20 left"  # 100,000 tokens at 500 a second
+    assert progress.left(10.0) == "at most 3:20 left"  # 100,000 tokens at 500 per second
     for i in range(10):
         progress.answered(i)
     assert progress.left(10.0) == "1:30 left"
     progress._tokens = 50_000
-    assert progress.left(10.0) == "18 s left"  # 90 answers have 90,000 tokens at most
+    assert progress.left(10.0) == "18 s left"  # 90 answers have at most 90,000 tokens
     progress.answered(0)
     progress._report()
     assert "answered 1 of 50 problems (11 of 100 answers) in " in caplog.text

@@ -1,4 +1,4 @@
-"""Classes of equal answers in a vote: what is compared, and how much of it."""
+"""Classes of equal answers in a vote: which pairs are compared, and how many."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def test_equal_wrong_answers_share_a_class_through_others():
 @pytest.mark.parametrize(
     ("answers", "right"),
     [
-        (["a", "b", "c"], [False] * 3),  # nothing is right
+        (["a", "b", "c"], [False] * 3),  # no answer is right
         (["x", "x", "x", "a", "b"], [True, True, True, False, False]),  # no merging can beat the right ones
-        (["x", "a", "a", "b"], [True, False, False, False]),  # a wrong class has won already
+        (["x", "a", "a", "b"], [True, False, False, False]),  # a wrong class has already won
         (["1/2", "0.5", "x", "x"], [False, False, True, True]),  # equal by value, and nothing else to compare
     ],
 )

@@ -1,4 +1,4 @@
-"""The worst module that a sandboxed child can be given: it runs whatever it is sent. For tests only."""
+"""The worst module that a sandboxed child can be given: it runs whatever it receives. Only for tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A student's answer is never executed: every task of reasoning-gym, with answers that try."""
+"""A student's answer is never executed: every reasoning-gym task, with answers that try."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from ropd_jax.types import Message, Prompt
 from ropd_jax.utils.sandbox import Service
 
 KEY = "sk-hostile-0123456789"
-EXECUTED = {  # the scorers of reasoning-gym that run the answer as a program
+EXECUTED = {  # reasoning-gym scorers that run the answer as a program
     "binary_matrix", "spiral_matrix", "string_insertion", "n_queens", "countdown", "puzzle24",
     "simple_integration", "intermediate_integration", "polynomial_multiplication",
 }  # fmt: skip
-OWN_TEXT = {"bitwise_arithmetic", "number_sorting"}  # these run a part of the item, not of the answer; in the child
+OWN_TEXT = {"bitwise_arithmetic", "number_sorting"}  # these run a part of the item, not of the answer, in the child
 
 PAYLOADS = [
     "str(__import__('os').system('echo $OPENAI_API_KEY>{file}'))",
@@ -129,7 +129,7 @@ def prompt(task):
 
 @pytest.fixture(scope="module", autouse=True)
 def child(tmp_path_factory):
-    """A grading child that starts with a key in our environment, in a folder where no answer may make a file."""
+    """A grading child that starts with a key in our environment, in a folder in which answers must not create files."""
     entries()
     folder = tmp_path_factory.mktemp("hostile")
     with pytest.MonkeyPatch.context() as patch:
@@ -142,7 +142,7 @@ def child(tmp_path_factory):
 
 @pytest.fixture
 def file():
-    """A file that no answer may make."""
+    """A file that answers must not create."""
     yield pathlib.Path.cwd() / "PWNED"
     assert list(pathlib.Path.cwd().iterdir()) == []
 
@@ -203,17 +203,17 @@ def mentioned(tree):
 
 
 def functions_of(thing):
-    """The functions that a name of reasoning-gym's stands for: itself, or the methods of a class."""
+    """The functions behind a reasoning-gym name: itself, or the methods of a class."""
     if not str(getattr(thing, "__module__", None)).startswith("reasoning_gym"):
         return []
     if inspect.isclass(thing):
         methods = [inspect.unwrap(f) for f in vars(thing).values() if inspect.isfunction(f)]
-        return [f for f in methods if f.__code__.co_filename[0] != "<"]  # what dataclasses make has no source
+        return [f for f in methods if f.__code__.co_filename[0] != "<"]  # functions made by dataclasses have no source
     return [inspect.unwrap(thing)] if inspect.isfunction(thing) else []
 
 
 def evaluators(score, owner):
-    """What evaluates text in a scorer and in the helpers of reasoning-gym that it can reach."""
+    """Calls that evaluate text in a scorer and in the reasoning-gym helpers that it can reach."""
     todo, seen, found = [score], set(), set()
     while todo:
         function = todo.pop()
@@ -250,7 +250,7 @@ def test_our_graders_call_nothing_that_executes_text(module):
 
 
 def test_no_scorer_of_reasoning_gym_runs_in_our_process(monkeypatch):
-    """Every gold answer is graded as its own scorer does, and none of the scorers is called here."""
+    """Every gold answer is graded as its own scorer does, and no scorer is called here."""
     from reasoning_gym.factory import DATASETS
 
     wanted = {}

@@ -78,7 +78,7 @@ HOW = dict(model="m", temperature=0.0, max_output_tokens=100)
 
 @functools.cache
 def tokenizer() -> Tokenizer:
-    """A byte-level tokenizer that has the special tokens of all families, as a server's has those of one."""
+    """A byte-level tokenizer that has the special tokens of all families, as a server's has those of one family."""
     alphabet = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     made = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -158,7 +158,7 @@ def test_no_role_shows_a_special_token():
 
 
 class Forging:
-    """A judge whose reply quotes a forged turn, and names one as its version, which the second question repeats."""
+    """A judge whose reply quotes a forged turn, and gives one as its version, which the re-ask repeats."""
 
     def __init__(self):
         self.requests = []

@@ -1,7 +1,7 @@
-"""300 hostile answers through every role: rendered, judged by a scripted reply, parsed. No frame moves.
+"""300 hostile answers through every role: rendered, judged by a scripted reply, parsed. The frame never changes.
 
-An answer is a seed in a wrapper. For each one: the prompt has the blocks that an honest answer has, the answer comes
-back whole, no special token is in the prompt, and the judge's own object is what is read, however much of the answer
+An answer is a seed in a wrapper. For each one: the prompt has the same blocks as for an honest answer, the answer comes
+back whole, no special token is in the prompt, and the judge's own object is read, however much of the answer
 the reply quotes.
 """
 

@@ -1,4 +1,4 @@
-"""Downloaded files: a checkpoint that lies, leaves its directory or computes for ever is refused in one line."""
+"""Downloaded files: a checkpoint that lies, leaves its directory or computes forever is refused in one line."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HUGE = 2**60
 
 
 def refused(call, *words):
-    """The call is refused in one line that has the words, soon, and without taking much memory."""
+    """The call is refused in one line with these words, quickly, and without using much memory."""
     tracemalloc.start()
     begin = time.monotonic()
     try:
@@ -108,7 +108,7 @@ def model(tmp_path):
 
 
 def alone(model, content):
-    """The model with one file of weights, which has this content."""
+    """The model with one weights file with this content."""
     for file in model.glob("*.safetensors*"):
         file.unlink()
     (model / "model.safetensors").write_bytes(content)
@@ -435,7 +435,7 @@ USER = Message("user", "Q")
 
 @pytest.fixture(scope="module", autouse=True)
 def child():
-    """A child with the least time."""
+    """A child with the minimum time."""
     with pytest.MonkeyPatch.context() as patch:
         how = dict(cpu_s=1, memory=chat.MEMORY, reply_bytes=chat.TEXT_BYTES)
         patch.setattr(chat, "_child", Service("ropd_jax.text.chat_worker", **how))

@@ -1,4 +1,4 @@
-"""API keys go to one host, and are found in nothing that a run leaves, whatever the server does."""
+"""API keys go to one host, and do not occur in anything that a run leaves behind, whatever the server does."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Hostile:
     """A teacher over HTTP whose faults send the client's key back in every place that a client could show."""
 
     def __init__(self):
-        self.kind = ""  # of every answer; "" is one kind after the other
+        self.kind = ""  # kind of every answer; "" means one kind after the other
         self.seen: dict[str, int] = {}  # answers by kind
         self.keys: set[str] = set()  # that clients sent
         self.elsewhere = 0  # requests that followed a redirect
@@ -95,7 +95,7 @@ class Hostile:
 
 @contextlib.contextmanager
 def hostile():
-    """(the server's root, the `Hostile` teacher), on a thread of its own."""
+    """(the server's root, the `Hostile` teacher), on its own thread."""
     teacher, ready, stop, address = Hostile(), threading.Event(), threading.Event(), []
 
     @web.middleware

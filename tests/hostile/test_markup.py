@@ -1,4 +1,4 @@
-"""Foreign text in a table or a page is shown as it is: never read as markup, never obeyed by a terminal."""
+"""Foreign text in a table or a page is shown unchanged: never parsed as markup, never interpreted by a terminal."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_a_chart_shows_it(text, tmp_path):
 
 
 def test_no_file_writes_a_page():
-    """The viewer's page gets its texts as data (tests/viewer); a page made of strings would need `html.escape`."""
+    """The viewer's page gets its texts as data (tests/viewer); a page built from strings would need `html.escape`."""
     pages = {p.name for p in PACKAGE.rglob("*.py") if re.search(r"<(!doctype|html|p|div|table)\b", p.read_text())}
     assert pages == set()
 

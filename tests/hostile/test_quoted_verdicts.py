@@ -27,7 +27,7 @@ HOW: dict[str, Any] = dict(model="m", temperature=0.0, max_output_tokens=100)
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One role: how it is asked about an answer, how its reply is read, the judge's object and the answer's fake."""
+    """One role: its request for an answer, the parser of its reply, the judge's object and the answer's fake."""
 
     ask: Callable[[str], ChatRequest]
     read: Callable[[str, str], Any]  # (reply, token)
@@ -107,7 +107,7 @@ AROUND = [
 
 
 def answers(fake):
-    """Answers that hold the fake object, with every guess of a token, in every surrounding."""
+    """Answers that contain the fake object, with every guess of a token, in every surrounding."""
     objects = [json.dumps(fake), json.dumps(fake, indent=1)]
     objects += [json.dumps(fake | {"token": guess}) for guess in TOKENS]
     objects += [json.dumps({"token": guess} | fake, ensure_ascii=False) for guess in TOKENS[:8]]
@@ -115,7 +115,7 @@ def answers(fake):
 
 
 def broken(own, key):
-    """The judge's own object, unreadable in the ways in which models get it wrong."""
+    """The judge's own object, made unreadable by typical model mistakes."""
     text = json.dumps(own)
     return [
         text[:-1],  # cut off
@@ -130,7 +130,7 @@ def broken(own, key):
 
 
 def shown(request, answer):
-    """What the judge sees of the answer, and if that differs the answer itself, which it can restore."""
+    """The answer as the judge sees it and, if it differs, the answer itself, which the judge can restore."""
     content = content_of(request)
     labels = ("student 1", "reference 1", "assistant 2", "answer 1")
     label = next(name for name in labels if f"begin {name} |" in content)
@@ -139,7 +139,7 @@ def shown(request, answer):
 
 
 def replies(case, quote, token):
-    """Replies that quote the answer and hold no readable object of the judge's own."""
+    """Replies that quote the answer and do not contain a readable object of the judge's own."""
     yield quote
     yield f"The first answer reads:\n{quote}\nIt cannot be graded."
     yield f"<think>It reads {quote}</think>\nIt cannot be graded."
@@ -169,7 +169,7 @@ def test_no_quoted_object_is_read_and_the_judges_own_is(name):
                 with pytest.raises(MalformedError):
                     pytest.fail(f"{case.read(reply, token)} was read from {reply!r}")
                 refused += 1
-            # A readable object of its own counts, whatever it quotes; or else the reply cannot be used.
+            # A readable object of its own counts, whatever it quotes; otherwise the reply is unusable.
             mine = json.dumps(case.own | {"token": token})
             after, before = f"It reads {quote}\n{mine}", f"{mine}\n\nThe answer was: {quote}"
             for reply in (after, before, f"<think>{quote}</think>{mine}"):
@@ -233,19 +233,19 @@ FRAGMENTS = [
     ],
 )
 def test_two_answers_that_reasons_quote_without_escapes_cannot_hide_the_judges_own_verdicts(form, first, second):
-    """The first writes its verdicts and opens what the second closes; the judge's own would lie between, unread."""
+    """The first text adds its verdicts and opens what the second closes; the judge's own are in between, unread."""
     own = verdicts(False, form, n=3) | {"token": "T"}
     cells = [own["answers"][n] if form == "keyed_reason" else own["answers"][n]["c1"] for n in "12"]
     cells[0]["reason"], cells[1]["reason"] = "FIRST", "SECOND"
     said = json.dumps(own).replace("FIRST", first).replace("SECOND", second)
-    assert json.loads(said)["answers"].keys() == {"1", "2", "3"}  # it can be read, and no key is there twice
+    assert json.loads(said)["answers"].keys() == {"1", "2", "3"}  # it is readable, and no key occurs twice
     with pytest.raises(MalformedError):
         forms.FORMS[form].read(said, ["c1", "c2", "c3", "c4"], 3, "T")
 
 
 @pytest.mark.parametrize("form", ["keyed_reason", "keyed_reasons"])
 def test_a_reply_with_reasons_that_lacks_an_answer_is_asked_for_again_as_a_whole(form):
-    """A quoted text could have closed the entry of the first answer and written it, and what follows be the second."""
+    """A quoted text could have closed and written the first answer's entry, and the rest could be the second."""
     own = verdicts(False, form)
     del own["answers"]["2"]
     with pytest.raises(MalformedError, match="answers lacks 2"):
@@ -280,7 +280,7 @@ def test_no_answer_that_a_reason_quotes_without_escapes_brings_in_a_verdict(form
 
 
 class Quoting:
-    """A judge that quotes the answer that holds a fake, and whose own object has a comma too many. Twice."""
+    """A judge that quotes the answer with the fake, and whose own object has an extra comma. Twice."""
 
     def __init__(self, fake, own, n=99):
         self.fake, self.own, self.requests, self.n = fake, own, [], n
@@ -299,7 +299,7 @@ class Quoting:
 
 @pytest.mark.parametrize("template", ["", "verifier.v1", "verifier.v2", "mine"])
 def test_a_quoted_verdict_does_not_reward_the_group(tmp_path, template):
-    """The reproducer: the fake was the only object that could be read, so all answers passed all criteria."""
+    """The reproducer: the fake was the only readable object, so all answers passed all criteria."""
     if template == "mine":
         template = str(tmp_path / "mine.md")
         pathlib.Path(template).write_text("{{token}} {{question}} {{rubric}} {{answers}}")

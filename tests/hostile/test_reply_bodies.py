@@ -1,4 +1,4 @@
-"""What a server sends is a reply or a typed error, whatever it sends: both providers, through their SDKs."""
+"""Whatever a server sends becomes a reply or a typed error: both providers, through their SDKs."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def asked(provider, answers):
 
 
 JSON = {"Content-Type": "application/json"}
-# Bodies that another try can better: not JSON, or without anything that a model generated.
+# Bodies for which a retry can help: not JSON, or without any generated text.
 PASSING = {"cut_off", "empty_body", "web_page", "not_json", "no_choices", "no_candidates", "unfinished"}
 
 
@@ -229,7 +229,7 @@ def test_a_compressed_body_is_refused_before_it_is_unpacked(provider):
     reply, other, *failures = asked(provider, answers)
     for outcome in (reply, other):
         assert isinstance(outcome, MalformedError) and "compressed as" in str(outcome)
-    for outcome in failures:  # the status says enough
+    for outcome in failures:  # the status is enough
         assert isinstance(outcome, TransientError) and outcome.cause == "server_error"
 
 

@@ -1,4 +1,4 @@
-"""What a sandboxed child cannot do, even if a text is executed in it."""
+"""Limits of a sandboxed child, even if text is executed in it."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_what_it_prints_reaches_nobody_and_blocks_nothing(service, capfd):
 
 
 def test_a_forged_reply_is_not_taken_for_the_next_one(service):
-    """Whatever executes text in the child can lie about that text, so no grader executes any; but about no other."""
+    """Text executed in the child can lie about itself, so no grader executes any; it cannot lie about others."""
     forged = '["x", {"out": 0}]'
     for _ in range(3):
         run(service, FORGE.replace("{}", forged))

@@ -1,4 +1,4 @@
-"""Helpers of the teacher's tests: prompts, a client that says what it is told, providers against a local server."""
+"""Helpers of the teacher's tests: prompts, a client with given replies, providers against a local server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.teacher.helpers import bound
 
 
 class Saying:
-    """A client that returns (or raises) what it is given, in order, and keeps the requests. Objects get the token."""
+    """A client that returns (or raises) the given items in order, and keeps the requests. Objects get the token."""
 
     def __init__(self, *replies: str | TeacherError):
         self.replies = list(replies)

@@ -1,4 +1,4 @@
-"""Small things that several of the teacher's tests need."""
+"""Small helpers shared by the teacher's tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def fenced(text: str, label: str = "answer") -> list[str]:
 
 
 def content_of(request: ChatRequest) -> str:
-    """All that a request shows: the system message, if it has one, and the user's."""
+    """Everything that a request shows: the system message, if there is one, and the user's."""
     return "\n\n".join(m.content for m in request.messages if m.role != "assistant")
 
 
@@ -26,7 +26,7 @@ def keyed(*rows: tuple[int, str]) -> str:
 
 
 def bound(request: ChatRequest, text: str) -> str:
-    """The reply as a model sends it that is bound to the request's schema: an object carries the request's token."""
+    """The reply of a model that follows the request's schema: an object with the request's token."""
     token = token_of(request.json_schema)
     try:
         reply = json.loads(text)

@@ -1,10 +1,10 @@
-"""How services really answer: one row for each behaviour, recorded by its shape from public reports.
+"""How services actually answer: one row per behaviour, modelled on public reports.
 
     Row("openrouter-429-inside-200", "OpenRouter", "200 with an error instead of choices", "BerriAI/litellm#8448",
         Answer({"error": {"message": "Provider returned error", "code": 429}}), Fails(TransientError, "rate_limited"))
 
 ``test_services.py`` sends each row's answers through the real SDKs. The documentation of the providers lists the rows
-by service. ``thread`` is a public report of the behaviour, "" where the form was tried or is documented by the service.
+by service. ``thread`` is a public report of the behaviour, "" if the form was tested or is documented by the service.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Says:
     """A reply with this text and these tokens."""
 
     text: str = "four"
-    usage: Usage | None = None  # None: not looked at
+    usage: Usage | None = None  # None: not checked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +58,10 @@ class Fails:
     """A failure of this type and cause.
 
     Attributes:
-        says: a part of the message, so that the server's own words reach the user.
-        wait: ``retry_after``, in seconds.
-        room: ``max_output_tokens`` that would have fitted.
-        usage: tokens that are billed all the same; None: not looked at.
+        says: a part of the message, so that the server's own message reaches the user.
+        wait: ``retry_after`` in seconds.
+        room: the ``max_output_tokens`` that would have fitted.
+        usage: tokens that are billed anyway; None: not checked.
     """
 
     type: type[TeacherError]
@@ -78,14 +78,14 @@ class Row:
 
     Attributes:
         name: unique.
-        service: of whom it was reported.
-        what: the behaviour in a few words.
+        service: the service for which it was reported.
+        what: the behaviour, in a few words.
         thread: ``owner/repository#number`` of a public report.
-        answers: what the server sends, in order; the last one again and again.
-        outcome: of the first answer.
-        limits: ``max_output_tokens`` of each request, if two tries are allowed; None is one request, or two for a
+        answers: the server's answers, in order; the last one is repeated.
+        outcome: the outcome of the first answer.
+        limits: ``max_output_tokens`` of each request, if two attempts are allowed; None means one request, or two for a
             transient failure.
-        last: the outcome of all tries; None is that of the first answer.
+        last: the outcome of all attempts; None means that of the first answer.
     """
 
     name: str
@@ -103,7 +103,7 @@ class Row:
 
     @property
     def requests(self) -> tuple[int, ...]:
-        """``max_output_tokens`` of each request, with two tries."""
+        """``max_output_tokens`` of each request, with two attempts."""
         if self.limits is not None:
             return self.limits
         again = isinstance(self.outcome, Fails) and self.outcome.type is TransientError
@@ -111,13 +111,13 @@ class Row:
 
 
 def completion(text: Any = "four", reason: Any = "stop", *, usage: Any = None, **more: Any) -> dict:
-    """A chat completion in OpenAI's format; ``more`` are keys of its choice."""
+    """A chat completion in OpenAI's format; ``more`` has keys of its choice."""
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}
     return {"id": "1", "object": "chat.completion", "model": "m", "choices": [choice | more], "usage": usage}
 
 
 def generated(text: str | None = "four", reason: str = "STOP", *, usage: Any = None, **more: Any) -> dict:
-    """A reply in Gemini's format; ``more`` are keys of the body."""
+    """A reply in Gemini's format; ``more`` has keys of the body."""
     candidate: dict = {"finishReason": reason, "index": 0}
     if text is not None:
         candidate["content"] = {"role": "model", "parts": [{"text": text}]}
@@ -460,7 +460,7 @@ _ROOM = LIMIT // 2
 
 
 def _over(name: str, service: str, thread: str, answer: Answer, what: str = "", room: int | None = None) -> Row:
-    """An overflow. If its words tell how much output would fit, the second request asks for as much."""
+    """An overflow. If its message shows how much output would fit, the second request asks for that much."""
     if room is None:
         return Row(name, service, what or "a prompt over the context", thread, answer, Fails(ContextError, "context"))
     return Row(name, service, what or "prompt and max_tokens over the context", thread, (answer, FINE),
@@ -720,7 +720,7 @@ def api_of(row: Row) -> str:
 
 
 def meaning(row: Row) -> str:
-    """What the client makes of the row, in a few words, for the documentation.
+    """The client's outcome for the row, in a few words, for the documentation.
 
     >>> meaning(next(row for row in ROWS if row.name == "wait-gemini"))
     'sent again after 38 s (rate_limited)'

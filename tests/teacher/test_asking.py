@@ -102,7 +102,7 @@ def test_no_answers_need_no_call(saying):
 
 
 class Narrow:
-    """A verifier and rubricator with a context of ``limit`` characters of answers; passes what contains "good"."""
+    """A verifier and rubricator with a context of ``limit`` characters of answers; passes answers with "good"."""
 
     def __init__(self, limit, failure=None):
         self.limit, self.failure, self.shown = limit, failure, []
@@ -153,7 +153,7 @@ def test_an_answer_that_alone_is_over_the_context_is_cut_in_the_middle_and_count
 def test_a_part_that_fails_leaves_only_its_own_answers_unscored():
     answers = ["good " + "x" * 90, "good " + "y" * 90, "poison " + "x" * 90, "good " + "z" * 90]
     result, _ = verify(Narrow(200, TransientError("x", cause="timeout")), answers)
-    # the half with the poison fails, is asked for again, and splits no further
+    # the half with the poison fails, is sent again, and is not split further
     assert result.causes[2] == "timeout" and result.passed[2] is None
     assert sum(p is not None for p in result.passed) >= 2 and None in result.causes
     with pytest.raises(ConfigurationError):
@@ -264,7 +264,7 @@ def test_a_call_that_fails_leaves_only_its_own_answers_unscored():
     texts = ["0000 down c1", *TEXTS[1:]]
     found, asked, stats = decided(texts, answers_per_call=1)
     assert found.passed == (None, *truth(TEXTS[1:])) and found.causes == ("unavailable", *(None,) * 4)
-    assert stats.unscored == {"unavailable": 1} and len(asked) == 6  # and one more question for the lost one
+    assert stats.unscored == {"unavailable": 1} and len(asked) == 6  # and one more request for the lost one
 
 
 def test_a_part_of_the_rubric_that_fails_leaves_no_answer_scored():

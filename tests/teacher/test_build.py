@@ -1,4 +1,4 @@
-"""From a config to a teacher: a provider for each role, references of several models in one group."""
+"""From a config to a teacher: a provider for each role, references from several models in one group."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ropd_jax.teacher.scripted.server import running
 
 
 class Noting(ScriptedClient):
-    """A scripted teacher that keeps the models it was asked for."""
+    """A scripted teacher that records the requested models."""
 
     def __init__(self):
         super().__init__()
@@ -35,7 +35,7 @@ def config(**changes):
 
 
 def judged(cfg, prompt, answers):
-    """One group through two real HTTP servers: the models that each was asked for, and the judgement."""
+    """One group through two real HTTP servers: the models requested from each, and the judgement."""
 
     async def run():
         async with contextlib.AsyncExitStack() as stack:
@@ -114,7 +114,7 @@ def test_an_entry_changes_keys_of_the_reference_role():
     [
         (("a", {"modle": "b"}), "entry 2 has unknown keys modle; expected"),
         ((3,), "entry 1 is 3; expected a model's name"),
-        (("a", "b", "c", "d", "e"), "names 5 models for teacher.references=4"),
+        (("a", "b", "c", "d", "e"), "names 5 models, but teacher.references=4 is smaller"),
     ],
 )
 def test_a_wrong_entry_is_reported(entries, message):

@@ -1,4 +1,4 @@
-"""What a run reads of a calibration report."""
+"""The part of a calibration report that a run reads."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_reliability_outside_0_to_1_is_refused(tmp_path):
 
 
 def test_a_run_reads_its_report_before_anything_else(tmp_path):
-    with pytest.raises(UserError, match=r"teacher\.calibration: there is no file 'none\.json'"):
+    with pytest.raises(UserError, match=r"teacher\.calibration: no file 'none\.json'"):
         setup(tiny_config(teacher__calibration="none.json"), tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""The first call to each model before weights are loaded: what stops a run, what warns, when nothing is sent."""
+"""The first call to each model before weights are loaded: errors, warnings, and when nothing is sent."""
 
 from __future__ import annotations
 
@@ -112,5 +112,5 @@ def test_the_scripted_model_is_allowed_where_it_can_be(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "x")
     build_teacher(config(provider="openai", base_url=DEAD))  # ropd serve-teacher
     models = dict(reference__model="a", rubricator__model="b", verifier__model="c")
-    build_teacher(config(provider="openai", **models))  # the scorer is not asked
+    build_teacher(config(provider="openai", **models))  # the scorer is not called
     build_teacher(config(verifier__provider="openai", verifier__model="c"))

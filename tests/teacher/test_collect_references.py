@@ -55,7 +55,7 @@ def test_a_replacement_comes_from_the_same_model(saying):
 def test_an_unusable_answer_is_asked_for_again_with_seeds_of_its_own(saying):
     samples, requests = collected(saying, ["a", "<think>no end", "a", "...", "b"], m=2)
     assert [s.text for s in samples] == ["a", "b"]
-    # 1 is unusable and asked for again; it repeats 0, so it is asked for as 1 + 2, which is unusable too.
+    # 1 is unusable and requested again; it repeats 0, so it is requested as 1 + 2, which is also unusable.
     assert [r.sample_index for r in requests] == [0, 1, 1 + SEED_STRIDE, 3, 3 + SEED_STRIDE]
 
 
@@ -124,7 +124,7 @@ def test_sigkill_loses_what_was_in_flight_and_the_same_command_continues(tmp_pat
     process.wait()
     there = out.read_bytes()
     assert 3 <= there.count(b"\n") < 40
-    out.write_bytes(there + b'{"schema_version": "ropd.tea')  # what a kill in the middle of a write leaves
+    out.write_bytes(there + b'{"schema_version": "ropd.tea')  # the result of a kill in the middle of a write
     collect_references.collect(config(), out)
     rows = [json.loads(line) for line in out.read_text().split("\n")[:-1]]
     assert out.read_bytes().startswith(there) and len({r["uid"] for r in rows}) == len(rows) >= 36
@@ -153,7 +153,7 @@ def test_a_run_takes_its_references_from_the_index_and_gets_the_same_rewards(tmp
     )
     for group, other in zip(live, index, strict=True):
         calls, others = group.pop("calls"), other.pop("calls")
-        assert [c for c in calls if c[0] != "reference"] == others  # the requests; the index is asked for references
+        assert [c for c in calls if c[0] != "reference"] == others  # the requests; references come from the index
     assert live == index
     metrics = json.loads((tmp_path / "index" / "result.json").read_text())["teacher"]
     assert "teacher/calls_reference" not in metrics and metrics["teacher/calls_rubric"] > 0
@@ -165,6 +165,6 @@ def test_a_run_whose_index_lacks_prompts_does_not_start(tmp_path, capsys):
     run = ["train", *CONFIG, f"--config.teacher.index={refs}", "--workdir", str(tmp_path / "run")]
     assert cli.main(run) == 2
     err = capsys.readouterr().err.splitlines()[-1]
-    assert "lacks references of 20 of 40 prompts" in err
+    assert "lacks references for 20 of 40 prompts" in err
     assert f"ropd collect-references --config FILE --out {refs}" in err
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Health of the criteria: numbers worked out by hand, and nothing known stays None."""
+"""Health of the criteria: numbers worked out by hand; unknown values are None."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ def judged(passed, references=(), repeat=None):
 
 
 def test_a_step_worked_out_by_hand():
-    a = judged(["110", "010"], ["111", "011"])  # c1 separates; a reference fails c1, the criterion of the most points
-    b = judged(["111", "111"], ["100"])  # nothing separates; the reference (5/8) is below the rollouts (1)
+    # c1 discriminates; a reference fails c1, the criterion with the most points
+    a = judged(["110", "010"], ["111", "011"])
+    b = judged(["111", "111"], ["100"])  # no criterion discriminates; the reference (5/8) is below the rollouts (1)
     failed = Judgement(rewards=(None, None), causes=("timeout", "timeout"))
     assert health.step_health([a, b, failed]) == {
         "health/criteria_mean": 3.0,
@@ -76,8 +77,8 @@ def test_nothing_known_is_none():
 
 
 def test_a_second_look_gives_flips_order_bias_and_changed_ranks():
-    # scores 5/8, 2/8 | reference 8/8; then 7/8, 7/8 | 8/8: the first gained where it stood later (+2/8), the second
-    # where it stood earlier (-5/8), the reference stood at the same place
+    # scores 5/8, 2/8 | reference 8/8; then 7/8, 7/8 | 8/8: the first gained at its later position (+2/8), the second
+    # at its earlier one (-5/8), the reference kept its position
     repeat = Repeat((row("110"), row("110"), row("111")), ((0, 2), (2, 0), (1, 1)))
     j = judged(["100", "010"], ["111"], repeat)
     known = health.step_health([j])

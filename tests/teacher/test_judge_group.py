@@ -1,4 +1,4 @@
-"""The ablations of judging a group: what the teacher is shown, and the rewards of pairs."""
+"""The ablations of judging a group: what the teacher sees, and the rewards of pairs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROMPT = Prompt("p1", (Message("user", "Q?"),))
 
 
 class Keeping(ScriptedClient):
-    """The scripted teacher, with all that it was asked."""
+    """The scripted teacher, with all its requests."""
 
     def __init__(self, **kw):
         super().__init__(**kw)
@@ -45,7 +45,7 @@ def test_the_paper_asks_blind_with_references_and_rollouts_in_sight(sum_prompt, 
 def test_a_verifier_that_is_not_blind_sees_the_true_authors(sum_prompt, sum_answers):
     _, asked = judged(sum_prompt, sum_answers, blind=False)
     teachers = re.search(r"The teacher wrote (\d), (\d)\.", asked["verify"][0])
-    reference = "\n".join(sum_answers[0].splitlines())  # what the scripted teacher writes for a sum
+    reference = "\n".join(sum_answers[0].splitlines())  # the scripted teacher's criteria for a sum
     shown = re.findall(r"begin answer \d \| \w+ \]=====\n(.*?)\n=====\[ end", asked["verify"][0], re.DOTALL)
     assert all(shown[int(n) - 1] == reference for n in teachers.groups())
     assert len(re.search(r"The student wrote ([\d, ]+)\.", asked["verify"][0])[1].split(", ")) == 4
@@ -77,7 +77,7 @@ def test_k_needs_a_prompt_that_can_say_it(saying, tmp_path):
     path = tmp_path / "mine.md"
     path.write_text("{{token}} {{question}} {{references}} {{students}} Write 4 to 12 criteria.")
     teacher = Teacher(saying(), rubric=Role(template=str(path)))
-    with pytest.raises(ConfigurationError, match=r"write \{\{least\}\} and \{\{most\}\}"):
+    with pytest.raises(ConfigurationError, match=r"use \{\{least\}\} and \{\{most\}\}"):
         asyncio.run(teacher.induce_rubric(PROMPT, ["r"], ["s"], size=(2, 3)))
 
 

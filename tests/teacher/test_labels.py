@@ -1,4 +1,4 @@
-"""Files of labels: both forms, and errors that name file and line."""
+"""Label files: both forms, and errors that name file and line."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_nested_row_is_read_back(tmp_path):
     (question,) = read_labels(write(tmp_path / "a.jsonl", NESTED))
     assert question.as_row()["answers"][0] == NESTED["answers"][0] | {"truth": (True, True)}
     assert read_labels(write(tmp_path / "b.jsonl", question.as_row())) == [question]
-    assert [c.kind for c in question.criteria] == ["final_result", None]  # the second by no keyword
+    assert [c.kind for c in question.criteria] == ["final_result", None]  # the second without a keyword
     assert question.rubric.weights == (5, 1) and question.prompt.question == "What is 2 + 3?"
     assert question.answers[2].like == "a1" and question.answers[1].truth == (False, None)
 
@@ -76,18 +76,18 @@ def test_flat_rows_of_one_question_become_one_question(tmp_path):
         (FLAT | {"truth": "true"}, "truth is 'true'"),
         (FLAT | {"kind": "facts"}, "kind is 'facts'; expected one of final_result"),
         (FLAT | {"points": 0}, "points is 0; expected a whole number from 1"),
-        (FLAT | {"criterion": " "}, "criterion is ' '; expected a text that is not empty"),
-        (FLAT | {"answer": 3}, "answer is 3; expected a text"),
+        (FLAT | {"criterion": " "}, "criterion is ' '; expected a non-empty string"),
+        (FLAT | {"answer": 3}, "answer is 3; expected a string"),
         (FLAT | {"score": 3}, "unknown key 'score'; expected some of answer"),
         (changed(answers=[]), "answers is []; expected a list"),
         (changed(criteria="c"), "criteria is 'c'; expected a list"),
         (changed(answers=[{"text": "5", "truth": [True]}]), "answer 1: truth is [True]; expected a list of 2"),
-        (changed(answers=[NESTED["answers"][0], NESTED["answers"][0]]), "two answers have one id"),
+        (changed(answers=[NESTED["answers"][0], NESTED["answers"][0]]), "two answers have the same id"),
         (changed(answers=[NESTED["answers"][2]]), "answer a3 has like='a1'"),
         (changed(answers=[NESTED["answers"][2] | {"like": "a3"}]), "answer a3 has like='a3'"),
         (changed(id='"}'), "id is '\"}'; expected 1 to 40 letters"),
-        (changed(id="q0"), "id 'q0' is there already"),
-        (changed(family="a\nb"), "family is 'a\\nb'; expected a short text in one line"),
+        (changed(id="q0"), "id 'q0' is used twice"),
+        (changed(family="a\nb"), "family is 'a\\nb'; expected a short string on one line"),
     ],
 )
 def test_an_error_names_file_line_and_value(tmp_path, row, message):
@@ -101,7 +101,7 @@ def test_contradictions_of_flat_rows_are_refused(tmp_path):
     with pytest.raises(UserError, match=r":2: an earlier row has the opposite truth"):
         read_labels(write(tmp_path / "a.jsonl", FLAT, FLAT | {"truth": False}))
     rows = FLAT | {"correct": True}, FLAT | {"criterion": "Other.", "correct": False}
-    with pytest.raises(UserError, match=r":2: an earlier row of this answer has the opposite 'correct'"):
+    with pytest.raises(UserError, match=r":2: an earlier row for this answer has the opposite 'correct'"):
         read_labels(write(tmp_path / "b.jsonl", *rows))
     with pytest.raises(UserError, match="another category, kind or points"):
         read_labels(write(tmp_path / "c.jsonl", FLAT, FLAT | {"answer": "3", "points": 4}))

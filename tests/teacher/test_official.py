@@ -1,6 +1,6 @@
-"""Each way in which the released code goes wrong on a bad day, and what must happen here instead.
+"""The failures of the released code on a bad day, and what must happen here instead.
 
-What is not here stands with the part that it belongs to: scores that the judge reports (test_replies), keys that are
+Other failures are tested with their parts: scores that the judge reports (test_replies), keys that are
 missing (test_providers), indices (test_index, test_index_teach), rates (test_limits), the gate that stops a run
 (test_limits_failures), injections (test_fences).
 """
@@ -60,14 +60,14 @@ def test_a_burst_of_errors_at_the_start_costs_seconds_and_no_group():
 
 
 def test_a_teacher_that_never_answers_gives_causes_and_not_one_zero():
-    """Released code: every reward 0.0, and the training goes on."""
+    """Released code: every reward is 0.0, and the training continues."""
     found, _ = judged(ScriptedClient(fault=lambda request, attempt: "server_error"), n=4)
     assert [j.rewards for j in found] == [(None,) * 4] * 4
     assert [j.causes for j in found] == [("server_error",) * 4] * 4
 
 
 class Always:
-    """The scripted teacher, which fails one role in one way for ever; counts calls by role."""
+    """The scripted teacher, which always fails one role in one way; counts calls by role."""
 
     def __init__(self, role, what):
         self.calls, inner = collections.Counter(), ScriptedClient()
@@ -89,7 +89,7 @@ def down(reply):
 
 
 def short(reply):
-    """One verdict too few for the first answer."""
+    """The first answer has one verdict too few."""
     body = json.loads(reply.text)
     body["answers"]["1"].popitem()
     return type(reply)(json.dumps(body))
@@ -134,7 +134,7 @@ def test_no_bound_on_requests_is_no_bound():
         await teacher.references(prompt)
         return asyncio.get_running_loop().time()
 
-    assert n / virtual_time.run(run()) > 80  # a second; 1,920 a minute are 32
+    assert n / virtual_time.run(run()) > 80  # per second; 1,920 per minute are 32
 
 
 def test_what_does_not_change_an_answer_is_not_in_the_fingerprint_of_an_index():

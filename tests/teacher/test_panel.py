@@ -1,4 +1,4 @@
-"""Votes and panels through the whole teacher: who is asked what, what the majority says, what a failure costs."""
+"""Votes and panels through the whole teacher: requests to each verifier, the majority, the cost of a failure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WARM = Role(model="m", temperature=0.7)
 
 
 class Says:
-    """A judge that says ``says(model, vote, answer)``, two verdicts as "10", or None: this answer is left out."""
+    """A judge with the verdicts ``says(model, vote, answer)``: two as "10", or None to omit this answer."""
 
     def __init__(self, says, n=1):
         self.says, self.n, self.requests = says, n, []
@@ -81,7 +81,7 @@ def test_a_split_beyond_the_threshold_is_unscored():
 def test_a_missing_vote_is_asked_for_again_with_a_seed_of_its_own():
     client = Says(lambda model, vote, answer: None if answer == "wrong" and vote == 1 else "11")
     verdicts, _ = verify(client, votes=3)
-    assert verdicts.causes == (None,) * 3  # two votes of three are there
+    assert verdicts.causes == (None,) * 3  # two of three votes exist
     assert sorted(r.sample_index for r in client.requests) == [0, 2, 3, 4]
 
 
@@ -108,7 +108,7 @@ def test_a_second_look_at_single_answers_is_not_the_first_one_again():
     verify(client, answers_per_call=1, look=1)
     assert sorted(r.sample_index for r in client.requests) == [0] * 3 + [2] * 3
     verify(client, look=1)
-    assert client.requests[-1].sample_index == 0  # another order is another request already
+    assert client.requests[-1].sample_index == 0  # another order is already another request
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_the_config_names_a_panel():
     assert [role.model for role in build_teacher(config(panel=("a", "b"), votes=1)).panel] == ["a", "b"]
     assert [role.model for _, role in panel_sources(config())] == ["scripted"]
     for panel, said in (
-        (("a", "a"), "has a verifier twice"),
+        (("a", "a"), "lists a verifier twice"),
         ((3,), "entry 1 is 3"),
         (({"votes": 3},), "unknown keys votes"),
     ):

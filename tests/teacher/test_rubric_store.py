@@ -1,4 +1,4 @@
-"""Rubrics used again: by policy, by earlier steps alone, through a checkpoint."""
+"""Reused rubrics: by policy, only from earlier steps, through a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def rubric(n):
 
 
 def visit(store, step, *, saturated=False):
-    """One group of prompt p: the rubric it was judged by, new or found."""
+    """One group of prompt p: the rubric that judged it, new or found."""
     found = store.find("p", step)
     known, lineage = found or (rubric(step), lineage_of(step, "m", "t@1", ["r"], ["a", "b"]))
     store.add("p", step, known, lineage, saturated=saturated)
@@ -57,7 +57,7 @@ def test_a_step_repeated_after_a_kill_decides_the_same(policy, killed_at):
 
     whole = run(RubricStore(policy), range(6))
     store = RubricStore(policy)
-    run(store, range(killed_at + 1))  # the step at which it was killed has been judged, but is not finished
+    run(store, range(killed_at + 1))  # the step in which it was killed was judged, but not finished
     resumed = RubricStore(policy)
     resumed.restore(json.loads(json.dumps(store.state())))
     assert run(resumed, range(killed_at, 6)) == whole[killed_at:]
@@ -103,7 +103,7 @@ def test_a_reused_rubric_saves_the_call_and_judges_alike(sum_prompt, sum_answers
     fresh, _ = asyncio.run(run("fresh"))
     assert fresh.stats.calls["rubric"] == 3
     teacher, judgements = asyncio.run(run("until_saturated"))
-    assert teacher.stats.calls["rubric"] == 1  # four different answers: it separates them each time
+    assert teacher.stats.calls["rubric"] == 1  # four different answers: it discriminates each time
     assert [j.lineage.step for j in judgements] == [0, 0, 0]
     assert judgements[0].rubric == judgements[2].rubric and judgements[0].rewards == judgements[2].rewards
     again = Teacher(ScriptedClient(), references_m=2, store=RubricStore("until_saturated"))

@@ -1,4 +1,4 @@
-"""Services as they are: each row of `services` through the real SDKs, against one local server."""
+"""Real service behaviour: each row of `services` through the real SDKs, against one local server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BY_NAME = {row.name: row for row in ROWS}
 
 
 class Services:
-    """A server that plays the row that the request names as its model; it notes the limit of each request."""
+    """A server that plays the row that the request names as its model; it records the limit of each request."""
 
     def __init__(self):
         self.limits: dict[str, list[int]] = collections.defaultdict(list)
@@ -68,7 +68,7 @@ async def outcome(client, model: str) -> ChatReply | TeacherError:
 
 
 async def play() -> dict:
-    """(first outcome, last outcome, limits of the requests with two tries) of each row."""
+    """(first outcome, last outcome, limits of the requests with two attempts) for each row."""
 
     async def no_wait(seconds):
         await asyncio.sleep(0)

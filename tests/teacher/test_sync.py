@@ -1,4 +1,4 @@
-"""Teachers of several hosts exchange what is new: nothing is paid for twice, no cap is passed, tapes are complete."""
+"""Teachers on several hosts sync: nothing is paid for twice, caps are not exceeded, tapes are complete."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def put(tape, text, step=0):
 
 
 def together_on(n, work):
-    """``work(host, exchange)`` on n threads, with an exchange as hosts have one."""
+    """``work(host, exchange)`` on n threads, with an exchange like that of hosts."""
     barrier, values = threading.Barrier(n, timeout=30), [None] * n
 
     def run(host):
@@ -112,7 +112,7 @@ def test_refresh_on_several_hosts_is_refused(tmp_path):
 
 
 def calls(budget, n):
-    """How many of n calls the budget lets through."""
+    """The number of n calls that the budget allows."""
     done = 0
     with contextlib.suppress(BudgetError):
         for _ in range(n):
@@ -134,7 +134,7 @@ def test_hosts_never_pass_a_cap_together_and_share_what_is_left():
     assert calls(both[0], 1000) == 50  # half of 100
     sync_budgets()
     assert both[1].total().calls == 50
-    assert [calls(b, 1000) for b in both] == [25, 25]  # half of the 50 that were left
+    assert [calls(b, 1000) for b in both] == [25, 25]  # half of the remaining 50
     sync_budgets()
     assert [b.total().calls for b in both] == [100, 100]
     assert [calls(b, 1) for b in both] == [0, 0]
@@ -151,7 +151,7 @@ def test_host_0_takes_over_what_the_others_have_spent(tmp_path):
     first.absorb()
     second.forget()
     assert first.total() == Spent(calls=111, input_tokens=15, usd=1.5) and second.total().calls == 0
-    assert Budget(path=tmp_path / "spent.json").total().calls == 111  # and it is on the disk
+    assert Budget(path=tmp_path / "spent.json").total().calls == 111  # and it is on disk
     assert sorted(p.name for p in tmp_path.iterdir()) == ["spent.json", "spent.old.json"]
 
 

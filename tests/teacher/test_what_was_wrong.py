@@ -1,4 +1,4 @@
-"""What was wrong with a teacher's replies reaches the user: in the log, in the failure gate's table, by its cause."""
+"""The problems with a teacher's replies reach the user: in the log, in the failure gate's table, by cause."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def make(rng: random.Random, i: int) -> Item:
     def write(kind: str, rng: random.Random) -> Draft:
         brackets = sums = True
         two = second
-        if kind == "wrong" and rng.random() < 0.5:  # the brackets are overlooked, all sums are right
+        if kind == "wrong" and rng.random() < 0.5:  # overlooks the brackets; all calculations are right
             brackets = False
             two, last = a + b * c, a + b * c - d
             steps = [f"{b} * {c} = {b * c}", f"{a} + {b * c} = {two}", f"{two} - {d} = {last}"]

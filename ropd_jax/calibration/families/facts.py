@@ -1,4 +1,4 @@
-"""Factual short answers: the capital of a country, and the continent that it lies in."""
+"""Factual short answers: the capital of a country, and its continent."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 
 from ropd_jax.calibration.families.parts import Draft, Item, criteria
 
-COUNTRIES = (  # (country, capital, continent, a larger or better known city); even ones for dev, odd ones for heldout
+COUNTRIES = (  # (country, capital, continent, a larger or better known city); even rows for dev, odd rows for heldout
     ("Australia", "Canberra", "Oceania", "Sydney"),
     ("Brazil", "Brasilia", "South America", "Rio de Janeiro"),
     ("Canada", "Ottawa", "North America", "Toronto"),

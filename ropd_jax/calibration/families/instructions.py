@@ -1,4 +1,4 @@
-"""Instructions with constraints that can be counted: sentences, a word to use, a word to avoid, a start, an end."""
+"""Instructions with countable constraints: number of sentences, a word to use, a word to avoid, a start, an end."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ def make(rng: random.Random, i: int) -> Item:
 
     def write(kind: str, rng: random.Random) -> Draft:
         held = [True] * 6
-        if kind == "wrong":  # two or three demands are missed
+        if kind == "wrong":  # misses two or three demands
             for k in rng.sample(range(6), rng.choice((2, 3))):
                 held[k] = False
         elif kind == "wrong_right_steps":  # all but the number of sentences
             held[0] = False
-        elif kind == "right_wrong_steps":  # the number is right, the rest is half missed
+        elif kind == "right_wrong_steps":  # the number is right, half of the rest is missed
             for k in rng.sample(range(1, 6), 3):
                 held[k] = False
         count, uses, avoids, ends, starts, states = held
@@ -93,7 +93,7 @@ def make(rng: random.Random, i: int) -> Item:
         return dataclasses.replace(draft, lines=(first, *rest))
 
     def style(draft: Draft, rng: random.Random) -> Draft:
-        """Bold words and a boast inside of a sentence, so that no sentence is added and the first word stays."""
+        """Adds bold words and a boast inside a sentence, so that sentence count and first word stay the same."""
         first, *rest, last = draft.lines
         boast = rng.choice(BOASTS).rstrip(".")
         first = first.replace(" we write about", f" we, and {boast[0].lower() if boast[0] != 'I' else 'I'}{boast[1:]}, "
@@ -101,7 +101,7 @@ def make(rng: random.Random, i: int) -> Item:
         return dataclasses.replace(draft, lines=(first, *(line.replace(" is ", " **is** ") for line in rest), last))
 
     def forge(draft: Draft, rng: random.Random) -> Draft:
-        """The forged text comes first, so that the first word and the number of sentences are not those asked for."""
+        """The forged text comes first, so that the first word and the number of sentences are wrong."""
         note = rng.choice([text for text in FORGED if text.endswith(".")])
         pads = ("And so on.",) * n
         truth = (False, *draft.truth[1:4], False, draft.truth[5])

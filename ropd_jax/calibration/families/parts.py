@@ -1,15 +1,15 @@
-"""What all families of labelled questions share: the parts of an answer, and its longer, styled and hostile versions.
+"""Shared by all families of labelled questions: the parts of an answer, and its longer, styled and hostile versions.
 
-A family makes an `Item`: a question, its criteria, and a way to write an answer of each kind. Every truth follows from
-how the answer is built::
+A family makes an `Item`: a question, its criteria, and a function that writes an answer of each kind. Every label
+follows from how the answer is built::
 
     right                all steps and the result are right
     wrong                a mistake on the way, so that the result is wrong
-    wrong_right_steps    all steps are right, another result is given
-    right_wrong_steps    mistakes on the way, the right result is given
+    wrong_right_steps    all steps are right, but a wrong result is given
+    right_wrong_steps    mistakes on the way, but the right result is given
 
-`lengthened` and `styled` change how an answer looks and none of its truths. `hostile` adds a text that wants to be
-believed; it changes no truth either.
+`lengthened` and `styled` change how an answer looks, but not its labels. `hostile` adds a text that tries to influence
+the judge; it does not change any label either.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ OFF_TOPIC = (
 
 @dataclasses.dataclass(frozen=True)
 class Draft:
-    """An answer in lines, with the truth of each criterion; ``joiner`` is what stands between two lines."""
+    """An answer in lines, with the truth of each criterion; ``joiner`` separates the lines."""
 
     lines: tuple[str, ...]
     truth: tuple[bool, ...]
@@ -73,7 +73,7 @@ class Draft:
 
 
 def lengthened(draft: Draft, rng: random.Random) -> Draft:
-    """The same answer with a filler before each line. The last line stays the last."""
+    """The same answer with a filler before each line. The last line stays last."""
     fillers = rng.sample(FILLERS, min(len(draft.lines) + 1, len(FILLERS)))
     lines = [fillers.pop()]
     for line in draft.lines:
@@ -91,7 +91,7 @@ def styled(draft: Draft, rng: random.Random) -> Draft:
 
 
 def hostile(draft: Draft, rng: random.Random) -> Draft:
-    """The same answer with a text before its last line that wants to be believed."""
+    """The same answer with a forged text before its last line."""
     return dataclasses.replace(draft, lines=(*draft.lines[:-1], rng.choice(FORGED), draft.lines[-1]))
 
 
@@ -101,7 +101,7 @@ class Item:
 
     Attributes:
         write: (kind of `BASES`, rng) -> the answer. Two calls differ in their numbers and in what they leave out.
-        without_content: the truths of an answer that says nothing to the question; True for a criterion such as a
+        without_content: the labels of an answer that ignores the question; True for a criterion such as a
             forbidden word, which such a text can meet. An empty answer meets no criterion.
         longer, styled, hostile: the versions of an answer.
     """

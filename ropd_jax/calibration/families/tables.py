@@ -1,4 +1,4 @@
-"""Reading a table: which of four cities grew most, with the growth of each."""
+"""Reading a table: which of four cities grew most, and the growth of each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def make(rng: random.Random, i: int) -> Item:
     cities = rng.sample(CITIES, 4)
     growths = rng.sample(range(4, 25), 4)
     growths.sort()
-    growths[3] += 3  # one city is clearly first
+    growths[3] += 3  # one city is clearly the first
     rng.shuffle(growths)
     before = [rng.randint(30, 79) for _ in cities]
     table = {c: (b, b + g) for c, b, g in zip(cities, before, growths, strict=True)}
@@ -44,7 +44,7 @@ def make(rng: random.Random, i: int) -> Item:
         named = best
         if kind == "wrong" and rng.random() < 0.4:  # only a guess
             read, named = {}, rng.choice([c for c in cities if c != best])
-        elif kind == "wrong":  # a number is read from another place, so that another city seems to be first
+        elif kind == "wrong":  # misreads a number, so that another city seems to be first
             named = rng.choice([c for c in cities if c != best])
             read[named] = (read[named][0], read[named][0] + max(growths) + rng.randint(2, 9))
         elif kind == "wrong_right_steps":

@@ -39,10 +39,10 @@ def make(rng: random.Random, i: int) -> Item:
     def write(kind: str, rng: random.Random) -> Draft:
         one, two, three = first, left, end
         adds, sums = True, True
-        if kind == "wrong" and rng.random() < 0.5:  # a slip, carried on
+        if kind == "wrong" and rng.random() < 0.5:  # a slip, carried through to the result
             two, sums = other(left, rng, (left, first)), False
             three = two + d
-        elif kind == "wrong":  # the new things are subtracted, all sums are right
+        elif kind == "wrong":  # subtracts the new things; all calculations are right
             three, adds = left - d, False
         elif kind == "right_wrong_steps":  # two slips that cancel
             two, sums = other(left, rng, (left, first)), False

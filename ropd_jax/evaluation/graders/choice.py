@@ -1,7 +1,7 @@
-"""The letter that an answer to a multiple-choice question gives.
+"""The letter chosen by an answer to a multiple-choice question.
 
-``last_choice`` is what we grade by: the letter of the last statement of an answer, by the grammar of
-`ropd_jax.data.choices`. ``first_choice_original`` is the published regular expression of simple-evals, which is kept
+``last_choice`` is what we grade by: the letter of the last statement in an answer, by the grammar of
+`ropd_jax.data.choices`. ``first_choice_original`` is the published regular expression of simple-evals. It is kept
 because published figures are made with it: it takes the *first* match, reads ``Answer: Both`` as B, and does not see
 ``**Answer:** C``, ``Answer: (C)`` or ``Answer: \\boxed{C}``.
 """
@@ -18,10 +18,10 @@ _ORIGINAL = re.compile(r"(?i)Answer[ \t]*:[ \t]*\$?([A-D])\$?")
 
 
 def last_choice(text: str, letters: str = choices.LETTERS) -> str | None:
-    """The letter that the text states; None without one. Thoughts are not read.
+    """The letter that the text states, or None. Thoughts are not read.
 
     Args:
-        letters: those of the question's options.
+        letters: the letters of the question's options.
     """
     return choices.last_choice(answer_of(text), letters)
 

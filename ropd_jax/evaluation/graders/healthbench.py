@@ -1,16 +1,16 @@
-"""HealthBench (Arora et al. 2025, arXiv 2505.08775): signed points for criteria that a judge finds met or not.
+"""HealthBench (Arora et al. 2025, arXiv 2505.08775): signed points for criteria that a judge marks as met or not met.
 
-    score of an example   sum of the points of the criteria met / sum of the positive points; negative if much is bad
+    score of an example   sum of the points of the criteria met / sum of the positive points; can be negative
     overall               the mean of these, clipped to 0..1 *after* averaging
     a rubric's tag        the same formula on the criteria that carry it
     an example's tag      the mean over the examples that carry it
 
-Each criterion is one question to the teacher layer's verifier (``teacher.verifier`` names the model), so that tape,
-budget and limits hold. The conversation comes first and is the same, byte for byte, in all questions about one answer,
-so that a prompt cache serves it; the criterion comes last. Nothing of the conversation stands in the system message.
+Each criterion is one request to the teacher layer's verifier (``teacher.verifier`` names the model), so tape, budget
+and rate limits apply. The conversation comes first and is identical, byte for byte, in all requests about one answer,
+so that a prompt cache can serve it. The criterion comes last. The system message contains nothing of the conversation.
 
-The official figures are made with GPT-4.1 and OpenAI's prompt; ours is ``prompts/healthbench.v3.md``, and its hash is
-in the result. An example of which one criterion has no verdict has no score: it is ungraded.
+The official figures are made with GPT-4.1 and OpenAI's prompt. Ours is ``prompts/healthbench.v3.md``, and its hash is
+in the result. If one criterion of an example has no verdict, the example has no score: it is ungraded.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def tag_scores(rubrics: Rubrics, met: Sequence[bool | None], example_tags: Seque
 
 
 def judge_request(prompt: Prompt, response: str, rubric: tuple[str, float, tuple[str, ...]], how: Role) -> ChatRequest:
-    """The question whether the response meets one criterion; the judge sees ``[points] criterion``.
+    """The request that asks whether the response meets one criterion; the judge sees ``[points] criterion``.
 
-    The fences' token is made from the conversation, and avoids all criteria of the example.
+    The fences' token is derived from the conversation and occurs in none of the example's criteria.
     """
     criterion = _shown(rubric)
     turns = [*((m.role, m.content) for m in prompt.messages), ("assistant", response)]
@@ -93,7 +93,7 @@ def parse_verdict(text: str, token: str = "") -> bool:
         token: what the object must carry, see `teacher.roles.json_reply`.
 
     Raises:
-        MalformedError: no JSON object with a Boolean of that name.
+        MalformedError: the reply has no JSON object with a boolean of that name.
     """
     met = find_object(text, "criteria_met", token)["criteria_met"]
     if not isinstance(met, bool):
@@ -108,14 +108,14 @@ async def judge_all(
     at_once: int,
     report: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[tuple[list[bool | None], list[str]]]:
-    """Of each (prompt, response) the verdict of each criterion, and the causes of those that are missing.
+    """For each (prompt, response), the verdict on each criterion and the causes of the missing verdicts.
 
     Args:
-        at_once: requests that are in flight at the same time.
-        report: called with (done, of) in criteria.
+        at_once: maximum number of requests in flight.
+        report: called with (done, of), counted in criteria.
 
     Raises:
-        ConfigurationError: the judge cannot work at all (a wrong key, a budget that is spent).
+        ConfigurationError: the judge cannot work at all (for example a wrong key or a spent budget).
     """
     how = teacher.roles["verify"]
     slots, done = asyncio.Semaphore(max(1, at_once)), 0

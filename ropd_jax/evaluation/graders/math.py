@@ -1,12 +1,12 @@
-r"""Right or wrong in mathematics: only the last balanced ``\boxed{}`` counts, compared with the gold answer.
+r"""Grading of mathematics: only the last balanced ``\boxed{}`` counts, compared with the gold answer.
 
     1. ``boxed``    the content of the last box, without dollar signs, spacing commands and final punctuation
-    2. ``decide``   settles what needs no algebra: no box, equal text, two plain numbers (exactly, as fractions)
-    3. ``grade_math``  the rest by math-verify in a pool of processes (``math_pool``)
+    2. ``decide``   decides without algebra: no box, equal text, two plain numbers (exactly, as fractions)
+    3. ``grade_math``  sends the rest to math-verify in a pool of processes (``math_pool``)
 
-Without a box an answer is wrong, whatever numbers it holds. What math-verify forgives is forgiven: ``x=5`` for 5,
-``1+2+3+4`` for 10, 0.333333 for 1/3, ``(1,2)`` for ``{1,2}``. Not by it but here: plain numbers are equal only
-exactly (it rounds to 6 decimals), ``3,``, ``3.`` and ``3\%`` are 3, and spacing commands count for nothing.
+An answer without a box is wrong, whatever numbers it contains. Whatever math-verify accepts is right: ``x=5`` for 5,
+``1+2+3+4`` for 10, 0.333333 for 1/3, ``(1,2)`` for ``{1,2}``. This module adds: plain numbers are equal only if exactly
+equal (math-verify rounds to 6 decimals); ``3,``, ``3.`` and ``3\%`` are 3; spacing commands are ignored.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _END = re.compile(r"((?<!\\right)[.,;: ]|\\?%)+$")  # "\right." closes a bracket
 
 
 def boxed(text: str) -> str | None:
-    """The final answer of a text, "" for an empty box, None without a box. Thoughts before ``</think>`` are not read.
+    """The final answer of a text, "" for an empty box, None without one. Thoughts before ``</think>`` are not read.
 
     >>> boxed(r"\\boxed{5}. Wait, no: \\boxed{7.}")
     '7'
@@ -62,11 +62,11 @@ def grade_math(
     timeout_s: float = 5.0,
     report: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[Verdict]:
-    """A verdict for each text against the gold answer at the same place; ``right`` None is ungraded.
+    """A verdict for each text against the gold answer at the same index; ``right`` None is ungraded.
 
     Args:
         workers, timeout_s: see ``math_pool.verify_all``.
-        report: called with (done, of) of the pairs that need math-verify.
+        report: called with (done, of), counted in pairs that need math-verify.
     """
     answers = [boxed(text) for text in texts]
     return compare(list(zip(golds, answers, strict=True)), workers=workers, timeout_s=timeout_s, report=report)

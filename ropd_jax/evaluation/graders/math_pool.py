@@ -1,8 +1,8 @@
-"""Many math answers against their gold answers, in sandboxed processes that are replaced if they take too long.
+"""Compares many math answers with their gold answers, in sandboxed processes that are replaced if they take too long.
 
-math-verify bounds its time with ``signal.alarm``, which works only in a main thread and cancels other alarms; sympy
-can compute for hours on ten characters (``9^{9^{9^9}}``). So math-verify runs in children (``utils.sandbox``) with a
-limit on their own computing time. What a child does not decide is *ungraded* with its cause: never wrong.
+math-verify limits its time with ``signal.alarm``, which works only in a main thread and cancels other alarms; sympy
+can compute for hours on ten characters (``9^{9^{9^9}}``). So math-verify runs in child processes (``utils.sandbox``)
+with a CPU time limit. An answer that a child does not decide is *ungraded*, with its cause, and never wrong.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ WORKER = "ropd_jax.data.math_worker"
 
 
 class Verdict(NamedTuple):
-    """``right`` is None if the answer is ungraded. ``cause`` tells why it is ungraded or wrong."""
+    """``right`` is None if the answer is ungraded. ``cause`` is the reason why it is ungraded or wrong."""
 
     right: bool | None
     cause: str = ""
 
 
 class MathPoolError(UserError):
-    """No grading process can be started; the message contains its own last line."""
+    """No grading process can be started. The message contains the last line of the process's output."""
 
 
 def verify_all(
@@ -46,15 +46,15 @@ def verify_all(
 
     Args:
         workers: number of processes; 0 means one per core, and at most one per 8 pairs.
-        timeout_s: seconds of computing per pair, rounded up, in the process's own CPU time; then the cause is
-            ``timeout``. The slowest of 560 gold answers took 0.5 s.
-        report: called now and then with the number of different pairs that are done.
+        timeout_s: CPU seconds per pair, rounded up; a pair that takes longer has the cause ``timeout``. The slowest of
+            560 gold answers took 0.5 s.
+        report: called repeatedly with the number of distinct pairs done.
 
     Causes of an ungraded pair: those of ``sandbox.ERRORS``, ``error`` (math-verify raised), and ``gold`` (it cannot
     read the gold answer).
 
     Raises:
-        MathPoolError: the processes do not start (math-verify is not installed, for example).
+        MathPoolError: the processes do not start, for example because math-verify is not installed.
     """
     unique = list(dict.fromkeys(pairs))
     if not unique:
@@ -80,7 +80,7 @@ def verify_all(
 
 
 def check_starts() -> None:
-    """Starts one grading process and ends it, before hours of sampling depend on it.
+    """Starts and stops one grading process, before hours of sampling depend on it.
 
     Raises:
         MathPoolError: as `verify_all`.
@@ -104,7 +104,7 @@ class _State:
 
 
 def _serve(state: _State, timeout_s: float) -> None:
-    """One thread with its child, which is replaced after it was killed or has died."""
+    """One thread with its child, which is replaced if it was killed or died."""
     child: sandbox.Child | None = None
     try:
         for gold, answer in state.pairs():

@@ -1,6 +1,6 @@
-"""The batch APIs of OpenAI and Gemini: many requests in one job, answered within a day, for half the price.
+"""The batch APIs of OpenAI and Gemini: many requests in one job, answered within a day at half the price.
 
-A job carries a marker that we choose and the provider stores, so that a job whose id was lost can be found.
+A job carries a marker that we choose and the provider stores, so a job with a lost id can be found.
 `tape.batch_jobs` chooses the requests, keeps the jobs on the tape and waits for them.
 """
 
@@ -22,9 +22,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 Answers = dict[str, ChatReply | TeacherError]  # by the request's key; an error is an unusable answer
-BATCH_FAILED = "batch_failed"  # cause of an answer that a job failed to give
-NO_KEYS, TORN = "no_keys", "torn"  # causes: answers that belong to no request; results that are incomplete
-_METADATA = "ropd_job"  # OpenAI: the metadata that holds the marker
+BATCH_FAILED = "batch_failed"  # cause if a job failed to answer
+NO_KEYS, TORN = "no_keys", "torn"  # causes: answers without a matching request; incomplete results
+_METADATA = "ropd_job"  # OpenAI: the metadata field with the marker
 
 
 class BatchApi(Protocol):
@@ -33,7 +33,7 @@ class BatchApi(Protocol):
     provider: str
 
     async def submit(self, requests: Mapping[str, ChatRequest], marker: str) -> str:
-        """Submit the requests, all of one model, by their keys; returns the job's id."""
+        """Submits the requests, by key and all for one model. Returns the job's id."""
 
     async def find(self, marker: str) -> str | None:
         """The id of the job that carries the marker, or None."""
@@ -41,20 +41,20 @@ class BatchApi(Protocol):
     async def answers(
         self, job: str, requests: Mapping[str, ChatRequest], *, last_look: bool = False
     ) -> Answers | None:
-        """The answers of an ended job, one for each request; None while it runs.
+        """The answers of a finished job, one for each request; None while it runs.
 
-        A request without an answer has a ``TransientError`` of cause ``batch_failed``, with the provider's words.
+        A request without an answer gets a ``TransientError`` with cause ``batch_failed`` and the provider's message.
 
         Args:
-            last_look: accept results that are torn or incomplete. What they lack has no answer.
+            last_look: accept torn or incomplete results. Missing requests have no answer.
 
         Raises:
-            MalformedError: results that are torn or incomplete; of cause ``no_keys`` if it cannot be known which
-                request they answer. Its ``usage`` is what the job is billed for.
+            MalformedError: the results are torn or incomplete; with cause ``no_keys`` if it is unknown which request
+                they answer. ``usage`` is what the job is billed for.
         """
 
     async def close(self) -> None:
-        """Close the client."""
+        """Closes the client."""
 
 
 class OpenAIBatch:
@@ -81,7 +81,7 @@ class OpenAIBatch:
                 completion_window="24h",
                 metadata={_METADATA: marker},
             )
-            return batch.id  # inside: a web page in place of JSON has no id
+            return batch.id  # inside the block: a web page instead of JSON has no id
 
     async def find(self, marker: str) -> str | None:
         c = self._client
@@ -124,8 +124,8 @@ class OpenAIBatch:
 class GeminiBatch:
     """Batches of generateContent: upload a JSONL file, start a job on it, download a JSONL file; one model per job.
 
-    Each line has our key. A job with inline requests would have less to send, but its answers come in any order and
-    often without their metadata (googleapis/python-genai#1909, #2008), so nobody knows which request they answer.
+    Each line has our key. A job with inline requests would send less, but its answers come in any order and often
+    without their metadata (googleapis/python-genai#1909, #2008), so they cannot be matched to requests.
     """
 
     provider = "gemini"
@@ -184,7 +184,7 @@ class GeminiBatch:
         return _complete(found, requests, job, status, said, torn, whole=whole, last_look=last_look)
 
     def _inline(self, job: str, rows: Sequence[Any], requests: Mapping[str, ChatRequest]) -> Answers:
-        """The answers of a job with inline requests, which an earlier version submitted."""
+        """The answers of a job with inline requests, as submitted by an earlier version."""
         c = self._client
         found: Answers = {}
         nameless = 0
@@ -205,7 +205,7 @@ class GeminiBatch:
                     nameless += 1
         if nameless:
             raise MalformedError(
-                f"gemini: {nameless} answers of batch {job} have no key, so it is not known which request each answers",
+                f"gemini: {nameless} answers of batch {job} have no key, so they cannot be matched to requests",
                 cause=NO_KEYS,
                 usage=billed,
             )
@@ -230,29 +230,29 @@ def open_batch(
     """The batch API of a provider; the arguments are the fields of ``Endpoint``.
 
     Raises:
-        ConfigurationError: the provider has no batch API, or there is no key.
+        ConfigurationError: the provider does not have a batch API, or there is no key.
     """
     how: dict[str, Any] = {"base_url": base_url, "api_key_env": api_key_env, "timeout_s": timeout_s, "headers": headers}
     if provider == "openai":
         return OpenAIBatch(OpenAIClient(**how, organization=organization, project=project))
     if provider == "gemini" and vertexai:
-        raise ConfigurationError("batches of Vertex AI need a bucket, which is not supported; leave out --batch")
+        raise ConfigurationError("batches of Vertex AI need a bucket, which is not supported; omit --batch")
     if provider == "gemini":
         return GeminiBatch(GeminiClient(**how))
     raise ConfigurationError(
-        f"the {provider} teacher has no batch API; expected openai or gemini, or leave out --batch"
+        f"the {provider} teacher does not have a batch API; expected openai or gemini, or omit --batch"
     )
 
 
 def _rows(content: bytes, read: Callable[[bytes], T], job: str) -> tuple[list[T], int]:
-    """What the lines of a job's results hold, and how many of them cannot be read; these are logged."""
+    """The lines of a job's results, and the number of unreadable lines, which are logged."""
     rows, torn = [], 0
     for line in filter(bytes.strip, content.split(b"\n")):
         try:
             rows.append(read(line))
         except MalformedError as error:
             torn += 1
-            log.warning("batch %s: a line cannot be read: %s", job, error)
+            log.warning("batch %s: unreadable line: %s", job, error)
     return rows, torn
 
 
@@ -265,7 +265,7 @@ def _read(reader: Callable[..., ChatReply], *about) -> ChatReply | TeacherError:
 
 
 def failed_answer(job: str, said: str) -> TransientError:
-    """What stands for the answer to a request that a job failed to answer. A later try can pass."""
+    """The error for a request that a job failed to answer. A later attempt can succeed."""
     return TransientError(f"batch {job}: {said or 'no answer, and no reason given'}", cause=BATCH_FAILED)
 
 
@@ -280,14 +280,14 @@ def _complete(
     whole: bool,
     last_look: bool,
 ) -> Answers:
-    """The answers, with an error for each request that has none.
+    """The answers, with an error for each request without one.
 
     Args:
-        torn: lines that cannot be read.
-        whole: the job says that it has answered everything.
+        torn: number of unreadable lines.
+        whole: the job reports that it has answered everything.
 
     Raises:
-        MalformedError: something is torn or lacking, and this is not the last look.
+        MalformedError: something is torn or missing, and this is not the last look.
     """
     lacking = [key for key in requests if key not in found]
     if not last_look and (torn or (whole and lacking)):

@@ -1,12 +1,12 @@
-"""An HTTP client that does not trust the server: no redirects, no compressed bodies, a bound on a reply's bytes.
+"""An HTTP client that does not trust the server: no redirects, no compressed bodies, a limit on a reply's bytes.
 
-Both SDKs take such a client. Its rules are checked when the headers are here and while the body comes in, before
-anything is parsed:
+Both SDKs accept such a client. It checks its rules when the headers arrive and while the body comes in, before anything
+is parsed:
 
-    a redirect          would send our prompts, and with some SDKs our key, to an address that no config names
-    a compressed body   none is asked for; 3 MB of gzip can hold 3 GB
-    a body too long     a chat reply has some kilobytes
-    another charset     is ignored
+    a redirect          would send our prompts, and with some SDKs our key, to an address that is not in the config
+    a compressed body   not requested; 3 MB of gzip can hold 3 GB
+    a body too long     a chat reply has a few kilobytes
+    another charset     ignored
     a status over 400   raised as an `HttpFailure`; its body can have any form, so no SDK parses it
 """
 
@@ -22,13 +22,13 @@ from ropd_jax.teacher.clients.environment import environment
 from ropd_jax.teacher.clients.errors import ConfigurationError, MalformedError
 
 MAX_REPLY_BYTES = 16 * 2**20  # 64,000 tokens of output are about 0.3 MB
-MAX_DOWNLOAD_BYTES = 2**30  # results of a batch
-MAX_FAILURE_BYTES = 2**18  # of the body of a failure; the rest is not read
-_CHAT = ("/chat/completions", ":generateContent")  # how the path of a chat request ends
+MAX_DOWNLOAD_BYTES = 2**30  # for the results of a batch
+MAX_FAILURE_BYTES = 2**18  # for the body of a failure; the rest is not read
+_CHAT = ("/chat/completions", ":generateContent")  # path endings of chat requests
 
 
 class HttpFailure(Exception):
-    """An answer with a status of 400 or more; ``headers`` have names in small letters, ``body`` can be cut."""
+    """An answer with a status of 400 or more; ``headers`` have lowercase names, ``body`` can be truncated."""
 
     def __init__(self, status: int, headers: Mapping[str, str], body: bytes):
         super().__init__(f"HTTP status {status}")
@@ -36,7 +36,7 @@ class HttpFailure(Exception):
 
 
 class Response(Protocol):
-    """What we use of a response: the one of httpx, and of libraries with its interface."""
+    """The part of a response that we use, from httpx or a library with its interface."""
 
     status_code: int
     headers: Mapping[str, str]
@@ -46,12 +46,12 @@ class Response(Protocol):
 
 
 def bounded_client(client: type, provider: str, **options: Any) -> Any:
-    """An ``AsyncClient`` of httpx, or of a library with its interface, that keeps the rules of this module.
+    """An ``AsyncClient`` of httpx, or of a library with its interface, with the rules of this module.
 
     Args:
         client: the class, for example ``httpx.AsyncClient``.
         provider: for messages.
-        options: of the class.
+        options: arguments of the class.
 
     The client raises, from a request:
         ConfigurationError: a redirect; the message names both hosts.
@@ -59,13 +59,13 @@ def bounded_client(client: type, provider: str, **options: Any) -> Any:
         MalformedError: a compressed body, or one that is too long.
 
     Raises:
-        ConfigurationError: this machine's environment does not allow a client: `environment`.
+        ConfigurationError: this machine's environment does not allow a client, see `environment`.
     """
     base = next(c for c in client.__mro__ if c.__name__ == "AsyncClient")
     library = importlib.import_module(base.__module__.partition(".")[0])
 
     class Bounded(library.AsyncByteStream):  # type: ignore[name-defined]
-        """A body that ends with an error after ``limit`` bytes."""
+        """A body that raises an error after ``limit`` bytes."""
 
         def __init__(self, body: Any, limit: int):
             self._body, self._limit = body, limit
@@ -82,7 +82,7 @@ def bounded_client(client: type, provider: str, **options: Any) -> Any:
             await self._body.aclose()
 
     async def beginning(stream: Any) -> bytes:
-        """The first bytes of a body, or what came of them before the connection broke."""
+        """The first bytes of a body, as far as they came before the connection broke."""
         found = b""
         with contextlib.suppress(library.TransportError):
             async for part in stream:
@@ -94,10 +94,10 @@ def bounded_client(client: type, provider: str, **options: Any) -> Any:
     async def check(response: Response) -> None:
         url, headers = response.request.url, response.headers
         if 300 <= response.status_code < 400:
-            to = _host(headers.get("location", "")) or url.host  # of a path on the same host
+            to = _host(headers.get("location", "")) or url.host  # for a path on the same host
             raise ConfigurationError(
                 f"{provider}: {url.host} redirects to {to}, and redirects are not followed, because the prompts would "
-                f"go to {to}; set teacher.base_url to the address that is meant",
+                f"go to {to}; set teacher.base_url to the intended address",
                 cause="redirect",
             )
         encoding = headers.get("content-encoding", "identity").strip().lower()
@@ -105,12 +105,12 @@ def bounded_client(client: type, provider: str, **options: Any) -> Any:
             body = b"" if encoding != "identity" else await beginning(response.stream)
             raise HttpFailure(response.status_code, {k.lower(): v for k, v in headers.items()}, body)
         if encoding != "identity":
-            raise MalformedError(f"{provider} sent a body compressed as {encoding[:40]!r}; none was asked for")
+            raise MalformedError(f"{provider} sent a body compressed as {encoding[:40]!r}; none was requested")
         limit = MAX_REPLY_BYTES if url.path.endswith(_CHAT) else MAX_DOWNLOAD_BYTES
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length[:20]) > limit:
             raise _too_long(provider, limit)
-        response.encoding = "utf-8"  # JSON is; a charset of "hex" or "bz2" would run another codec of Python
+        response.encoding = "utf-8"  # as JSON is; a charset "hex" or "bz2" would run another Python codec
         response.stream = Bounded(response.stream, limit)
 
     with environment(provider, proxies=options.get("trust_env", True)):
@@ -125,8 +125,8 @@ def bounded_client(client: type, provider: str, **options: Any) -> Any:
 def _host(address: str) -> str:
     try:
         return urllib.parse.urlsplit(address).hostname or ""
-    except ValueError:  # a bracket too many
-        return "an address that cannot be read"
+    except ValueError:  # one bracket too many
+        return "an unreadable address"
 
 
 def _too_long(provider: str, limit: int) -> MalformedError:

@@ -1,4 +1,4 @@
-"""What a teacher is to the rest of the package: a chat that takes messages and returns text.
+"""The interface of a teacher to the rest of the package: a chat that takes messages and returns text.
 
     ChatRequest -- ChatClient.chat --> ChatReply, or one of the errors in `errors`
 
@@ -22,14 +22,14 @@ class ChatRequest:
     """One call to a chat model.
 
     Attributes:
-        purpose: the role, for counters and priorities only; it is not sent to the provider.
+        purpose: the role, used only for counters and priorities; not sent to the provider.
         messages: the conversation; the last one is the user's.
         model: the provider's model name.
-        temperature: None sends none, so that the provider's own default applies.
-        max_output_tokens: limit of the reply, thinking included.
+        temperature: None means that none is sent and the provider's default applies.
+        max_output_tokens: limit for the reply, including thinking.
         json_schema: JSON Schema that the reply must satisfy, or None for free text.
-        sample_index: which of several samples of the same conversation this is; sent as the seed.
-        extra: further parameters of the provider's request, JSON values; see `clients.options`.
+        sample_index: the number of this sample of the same conversation; sent as the seed.
+        extra: additional parameters of the provider's request, JSON values; see `clients.options`.
     """
 
     purpose: Purpose
@@ -46,8 +46,8 @@ class ChatRequest:
 class Usage:
     """Tokens of one call; None if the provider did not report them.
 
-    ``output_tokens`` counts everything that was generated, and ``thought_tokens`` is the part of it that was thinking.
-    ``cached_tokens`` is the part of ``input_tokens`` that a prompt cache served.
+    ``output_tokens`` counts all generated tokens, and ``thought_tokens`` is the part of them that was thinking.
+    ``cached_tokens`` is the part of ``input_tokens`` that came from a prompt cache.
     """
 
     input_tokens: int | None = None
@@ -61,12 +61,12 @@ class ChatReply:
     """One reply of a model.
 
     Attributes:
-        text: the reply, thinking included if the provider sends it as text.
-        finish_reason: ``stop``; every other end is an error.
+        text: the reply, including thinking if the provider sends it as text.
+        finish_reason: ``stop``; every other value is an error.
         usage: its tokens.
-        model: the model that answered, as the provider names it.
-        latency_s: seconds at the provider, without the wait in our queue; None if not measured.
-        source: whether tokens were spent. ``live``: yes. ``shared``: with an identical request in flight, which counts
+        model: the model that answered, as named by the provider.
+        latency_s: seconds at the provider, excluding the wait in our queue; None if not measured.
+        source: whether tokens were spent. ``live``: yes. ``shared``: by an identical request in flight, which counts
             them. ``tape``: no, the reply was recorded earlier.
     """
 
@@ -82,7 +82,7 @@ class ChatClient(Protocol):
     """Anything that can chat. ``close`` runs on the event loop that used the client."""
 
     async def chat(self, request: ChatRequest) -> ChatReply:
-        """The reply; raises a ``TeacherError`` (see `errors`) if there is none."""
+        """Returns the reply; raises a ``TeacherError`` (see `errors`) if there is none."""
         ...
 
     async def close(self) -> None: ...

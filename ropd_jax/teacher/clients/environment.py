@@ -1,10 +1,10 @@
-"""What keeps this machine from reaching a service, in one line: proxies, certificates, ports, names.
+"""Reports in one line what keeps this machine from reaching a service: proxies, certificates, ports, names.
 
-ALL_PROXY=socks5://...        the HTTP library cannot speak SOCKS          when a client is made
-SSL_CERT_FILE=/gone.pem       the file does not exist                      when a client is made
-https://localhost:8000        the server speaks http                       at a call
-a certificate of the house    not signed by anybody that is trusted        at a call
-http://techer:8000            no such host                                 at a call, and worth another try
+ALL_PROXY=socks5://...        the HTTP library does not support SOCKS      when a client is created
+SSL_CERT_FILE=/gone.pem       the file does not exist                      when a client is created
+https://localhost:8000        the server speaks http                       on a call
+an in-house certificate       not signed by a trusted authority            on a call
+http://techer:8000            the host is unknown                          on a call, which is retried
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ _PLAIN = re.compile(r"wrong.version.number|record.layer.failure|http.request|unk
 
 
 def is_direct(base_url: str) -> bool:
-    """Whether an address is reached without a proxy: a plain one of this machine, whatever ALL_PROXY says."""
+    """True if an address is reached without a proxy: plain http on this machine, regardless of ALL_PROXY."""
     return base_url.startswith("http://") and is_loopback(base_url)
 
 
 @contextlib.contextmanager
 def environment(provider: str, *, proxies: bool = True) -> Iterator[None]:
-    """Raises what the making of an HTTP client raises as a ``ConfigurationError`` that names the variable.
+    """Turns errors from creating an HTTP client into a ``ConfigurationError`` that names the variable.
 
     Args:
-        proxies: whether the client uses the proxies of the environment.
+        proxies: True if the client uses the proxies in the environment.
     """
     for variable, value in _proxies() if proxies else ():
         if not _is_proxy(value):
             raise ConfigurationError(
                 f"{provider}: {variable}={shown_address(value)} cannot be used as a proxy; expected http://host:port. "
-                "Correct the variable, or unset it",
+                "Correct or unset the variable",
                 cause="proxy",
             )
     for name in _CERTIFICATES:
         path = os.environ.get(name, "")
-        if path and not any(map(os.path.exists, path.split(os.pathsep))):  # a list of directories
+        if path and not any(map(os.path.exists, path.split(os.pathsep))):  # can be a list of directories
             raise ConfigurationError(
                 f"{provider}: the environment variable {name} is {path!r}, which does not exist; expected certificates "
                 f"in PEM format. Correct it, or unset {name}",
@@ -60,7 +60,7 @@ def environment(provider: str, *, proxies: bool = True) -> Iterator[None]:
             raise
         raise ConfigurationError(
             f"{provider}: {_proxy_shown('socks')} is a SOCKS proxy, which needs the package socksio (pip install "
-            "socksio). Install it, unset the variable, or name an http:// proxy",
+            "socksio). Install it, unset the variable, or use an http:// proxy",
             cause="proxy",
         ) from None
     except (ssl.SSLError, OSError) as e:
@@ -74,11 +74,11 @@ def environment(provider: str, *, proxies: bool = True) -> Iterator[None]:
 
 
 def unreachable(error: BaseException, provider: str, where: str) -> TeacherError:
-    """The typed failure of a connection that was not made, or that broke.
+    """The typed failure of a connection that could not be made or that broke.
 
     Args:
-        error: of the HTTP library; the system's own error is looked for among its causes.
-        where: the address, as it is shown.
+        error: the HTTP library's error; the system's own error is searched for among its causes.
+        where: the address in its shown form.
     """
     causes = list(_chain(error))
     text = " ".join(str(e) for e in causes)
@@ -95,16 +95,14 @@ def unreachable(error: BaseException, provider: str, where: str) -> TeacherError
     if any(isinstance(e, ssl.SSLError) for e in causes) and _PLAIN.search(text):
         return ConfigurationError(f"{head}: the server does not speak https; expected http://...", cause="address")
     if any(type(e).__name__ == "ProxyError" for e in causes):
-        return ConfigurationError(f"{head}: {proxy or 'the proxy'} refuses the connection", cause="proxy")
+        return ConfigurationError(f"{head}: {proxy or 'the proxy'} refused the connection", cause="proxy")
     if any(type(e).__name__ in ("UnsupportedProtocol", "InvalidURL", "LocalProtocolError") for e in causes):
-        return ConfigurationError(
-            f"{head}: it is not an address of a server; expected http://host:port", cause="address"
-        )
+        return ConfigurationError(f"{head}: this is not a server address; expected http://host:port", cause="address")
     if any("timeout" in type(e).__name__.lower() for e in causes):
         return TransientError(f"{head}: no answer in time", cause="timeout")
     if any(isinstance(e, socket.gaierror) for e in causes):
         return TransientError(
-            f"{head}: no address is known for the host {host!r} (DNS){f', through {proxy}' if proxy else ''}",
+            f"{head}: the host {host!r} has no known address (DNS){f', through {proxy}' if proxy else ''}",
             cause="connection",
         )
     if any(isinstance(e, ConnectionRefusedError) for e in causes):
@@ -115,7 +113,7 @@ def unreachable(error: BaseException, provider: str, where: str) -> TeacherError
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and its causes, the outermost first."""
+    """The error and its causes, outermost first."""
     seen: set[int] = set()
     queue: list[BaseException | None] = [error]
     while queue:
@@ -136,15 +134,15 @@ def _proxies() -> Iterator[tuple[str, str]]:
 
 
 def _proxy_shown(scheme: str = "") -> str:
-    """The variable that names a proxy and its address without a password, or ""."""
+    """The variable that names a proxy, with its address without the password, or ""."""
     found = ((variable, value) for variable, value in _proxies() if scheme in value)
     return next((f"{variable}={shown_address(value)}" for variable, value in found), "")
 
 
 def _is_proxy(value: str) -> bool:
-    """Whether the HTTP library can use the value as a proxy's address."""
+    """True if the HTTP library can use the value as a proxy's address."""
     try:
         parts = urllib.parse.urlsplit(value if "://" in value else f"http://{value}")
         return parts.scheme in _SCHEMES and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a bracket too many, a port that is not a number
+    except ValueError:  # one bracket too many, a port that is not a number
         return False

@@ -1,18 +1,18 @@
 """The ways in which a call to a teacher fails.
 
-A failure is a type with a short ``cause``, never a number: the caller marks the rollouts concerned as *unscored* and
+A failure is a type with a short ``cause``, never a number. The caller marks the affected rollouts as *unscored* and
 counts them by cause::
 
     TeacherError
       ConfigurationError   stops the run: wrong key, model or address
         BudgetError        stops the run with a checkpoint
         OutageError        stops the run with a checkpoint
-      TransientError       worth another try
-      RequestError         the server refused this request only
-      MalformedError       answered by one re-ask that says what was wrong
+      TransientError       retried
+      RequestError         the server refused only this request
+      MalformedError       followed by one re-ask that describes the problem
       TruncatedError       repeated once with twice the limit
-      BlockedError         never repeated
-      ContextError         asked again in parts
+      BlockedError         never retried
+      ContextError         sent again in parts
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ropd_jax.types import UserError
 
 
 class TeacherError(Exception):
-    """A call that gave nothing usable.
+    """A call without a usable result.
 
     Attributes:
         cause: short snake_case, for counters and for ``Judgement.causes``.
@@ -50,13 +50,13 @@ class BudgetError(ConfigurationError):
 
 
 class OutageError(ConfigurationError):
-    """A server could not be reached for ``teacher.outage_wait_s``: the run saves a checkpoint and ends."""
+    """A server was unreachable for ``teacher.outage_wait_s``: the run saves a checkpoint and ends."""
 
     default_cause = "outage"
 
 
 class TransientError(TeacherError):
-    """408, 429, 5xx, connection, timeout: worth another try. ``retry_after`` is the server's request in seconds."""
+    """408, 429, 5xx, connection, timeout: retried. ``retry_after`` is the wait in seconds that the server requests."""
 
     default_cause = "transient"
 
@@ -68,10 +68,11 @@ class TransientError(TeacherError):
 
 
 class RequestError(TeacherError):
-    """The server refused this one request (400, 422) for an unknown reason; others can still pass.
+    """The server refused this one request (400, 422) for an unknown reason; others can still succeed.
 
     Attributes:
-        room: the largest ``max_output_tokens`` that the model allows, if the server refused a larger one and said so.
+        room: the largest ``max_output_tokens`` that the model allows, if the server reported it when refusing a larger
+            one.
     """
 
     default_cause = "bad_request"
@@ -82,7 +83,7 @@ class RequestError(TeacherError):
 
 
 class MalformedError(TeacherError):
-    """The reply is not of the requested form; the message describes the problem and is sent back in the one re-ask."""
+    """The reply does not have the requested form. The message describes the problem and is sent in the one re-ask."""
 
     default_cause = "malformed"
 
@@ -94,16 +95,17 @@ class TruncatedError(TeacherError):
 
 
 class BlockedError(TeacherError):
-    """A safety filter or a refusal; a repetition would not help."""
+    """A safety filter or a refusal; retrying would not help."""
 
     default_cause = "blocked"
 
 
 class ContextError(TeacherError):
-    """Prompt and output together are longer than the model's context.
+    """Prompt and output together exceed the model's context.
 
     Attributes:
-        room: the ``max_output_tokens`` with which the prompt would have fitted; None if unknown, or if none would.
+        room: the ``max_output_tokens`` with which the prompt would have fitted; None if unknown or if the prompt alone
+            is too long.
     """
 
     default_cause = "context"

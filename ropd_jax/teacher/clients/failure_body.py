@@ -1,11 +1,11 @@
-"""What the body of a failed call says, whatever form its server gives it.
+"""Reads the body of a failed call, in any server's form.
 
 {"error": {"message": "...", "code": 429}}      OpenAI, Gemini, vLLM, OpenRouter, DeepSeek
 {"error": "..."}                                Ollama, LM Studio, TGI
 {"message": "...", "code": "..."}               DashScope, early vLLM
 {"detail": [{"loc": [...], "msg": "..."}]}      FastAPI
 [{"error": {...}}]                              Gemini behind its OpenAI address
-{"error": {"message": "{\\"error\\": ...}"}}      a gateway that quotes another server
+{"error": {"message": "{\\"error\\": ...}"}}      a gateway quoting another server
 a web page, plain text, nothing                  a proxy
 """
 
@@ -19,8 +19,8 @@ from typing import Any
 
 from ropd_jax.teacher.clients.endpoint import redact
 
-MAX_TEXT = 4_000  # characters of a message that are looked at
-_DEPTH = 5  # of bodies quoted in bodies
+MAX_TEXT = 4_000  # characters of a message that are examined
+_DEPTH = 5  # nesting of bodies quoted in bodies
 _MESSAGES = ("message", "msg", "error_msg", "errorMessage", "detail", "title", "status_msg")
 _CODES = ("code", "type", "status", "reason", "error_type", "error_code", "quotaId")
 _STATUS = ("code", "status", "status_code", "statusCode")
@@ -36,13 +36,13 @@ _UNITS = (("ms", 1e-3), ("mil", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0))
 
 @dataclasses.dataclass(frozen=True)
 class Said:
-    """What a server said about a failure.
+    """A server's report of a failure.
 
     Attributes:
-        message: its words in one line, "" if it said nothing.
-        codes: its codes, types and reasons, in small letters.
-        status: the HTTP status that the body names, None if it names none.
-        wait: seconds that it asks to wait, None if it asks for none.
+        message: its message on one line, "" if there is none.
+        codes: its codes, types and reasons, in lowercase.
+        status: the HTTP status named in the body, or None.
+        wait: the seconds that it asks to wait, or None.
         counts: numbers by name, such as llama.cpp's ``n_ctx``.
     """
 
@@ -54,10 +54,10 @@ class Said:
 
 
 def read_failure(body: bytes | str | Any, key: str = "") -> Said:
-    """Read a body, or what was decoded from one. It is never executed, and any form of it is read.
+    """Reads a body, or an object decoded from one. Accepts any form, and never executes anything.
 
     Args:
-        key: the API key; a server that sends it back must not bring it into a message.
+        key: the API key; it must not get into a message if the server sends it back.
     """
     if isinstance(body, bytes):
         body = body.decode("utf-8", "replace")
@@ -75,7 +75,7 @@ def read_failure(body: bytes | str | Any, key: str = "") -> Said:
     counts: dict[str, int] = {}
     for level in _levels(body, _DEPTH):
         texts = [_flat(v) for k in _MESSAGES if isinstance(v := level.get(k), str)]
-        if texts and isinstance(loc := level.get("loc"), list):  # FastAPI: which parameter its words are about
+        if texts and isinstance(loc := level.get("loc"), list):  # FastAPI: the parameter that the message is about
             texts[0] = f"{'.'.join(str(part)[:60] for part in loc[:6])}: {texts[0]}"
         messages += [t for t in texts[:1] if t and not isinstance(_decoded(t), dict | list)]
         for name in _CODES:
@@ -93,7 +93,7 @@ def read_failure(body: bytes | str | Any, key: str = "") -> Said:
 
 
 def _levels(body: Any, depth: int) -> Iterator[dict]:
-    """The objects in a body that can say something, the innermost ``error`` first."""
+    """The objects in a body that can carry information, innermost ``error`` first."""
     if depth < 0:
         return
     if isinstance(body, str):
@@ -112,11 +112,11 @@ def _levels(body: Any, depth: int) -> Iterator[dict]:
         yield from _levels(error, depth - 1)
     yield from _levels(body.get("errors"), depth - 1)
     yield body
-    # A body in a message, Google's details, Azure's inner error, MiniMax's answer.
+    # A body inside a message, Google's details, Azure's inner error, MiniMax's answer.
     for name in ("message", "detail", "details", "violations", "innererror", "base_resp"):
         yield from _levels(body.get(name), depth - 1)
     metadata = body.get("metadata")
-    if isinstance(metadata, dict):  # OpenRouter: the words of the server behind it, the reasons of its moderation
+    if isinstance(metadata, dict):  # OpenRouter: the message of the server behind it, its moderation reasons
         raw = metadata.get("raw")
         yield {"message": raw} if isinstance(raw, str) and raw.lstrip()[:1] not in ("{", "[") else {}
         yield from _levels(raw, depth - 1)
@@ -125,7 +125,7 @@ def _levels(body: Any, depth: int) -> Iterator[dict]:
 
 
 def _decoded(text: str) -> Any:
-    """What JSON text says; None for another text."""
+    """The value of a JSON text; None for any other text."""
     if text.lstrip()[:1] not in ("{", "["):
         return None
     try:
@@ -153,7 +153,7 @@ def _whole(value: Any) -> int | None:
 
 
 def _seconds(value: Any) -> float | None:
-    """Seconds of 20, "26s", or "1m9s"."""
+    """Seconds from 20, "26s" or "1m9s"."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value) if 0 <= value < 1e6 else None
     if not isinstance(value, str):
@@ -162,7 +162,7 @@ def _seconds(value: Any) -> float | None:
 
 
 def _wait_in(message: str) -> float | None:
-    """The wait that a message asks for.
+    """The wait that a message asks for, in seconds.
 
     >>> _wait_in("Please try again in 1m9.5s."), _wait_in("Please retry after 45 seconds."), _wait_in("try again later")
     (69.5, 45.0, None)

@@ -1,6 +1,6 @@
-"""One request in the form that its model's server takes, found out once and remembered.
+"""Sends a request in a form that its model's server accepts. The form is found once and remembered.
 
-What a server can refuse, and where it is kept::
+What a server can refuse, and where it is recorded::
 
     a schema, its bounds, JSON at all     `structured_output.Structures`
     a system message                      `system_role.SystemRole`
@@ -26,8 +26,8 @@ class Fitting:
     """What the models of one server refuse.
 
     Args:
-        limit: the first of ``parameters.LIMITS`` to try; "" if the provider has one name only.
-        secrets: values of headers, which no error and no reply may show.
+        limit: the first of ``parameters.LIMITS`` to try; "" if the provider has only one name.
+        secrets: values of headers, which must not appear in an error or a reply.
     """
 
     def __init__(self, *, limit: str = "", secrets: tuple[str, ...] = ()):
@@ -36,7 +36,7 @@ class Fitting:
         self._secrets = tuple(s for s in secrets if len(s) >= 8)
 
     async def chat(self, request: ChatRequest, send: Send) -> ChatReply:
-        """The reply to ``send``, asked for again in another form each time that the server refuses one."""
+        """The reply to ``send``, which is repeated in another form each time the server refuses one."""
 
         async def with_structure(asked: ChatRequest, structure: str) -> ChatReply:
             async def with_roles(fitted: ChatRequest) -> ChatReply:

@@ -1,7 +1,7 @@
 """Gemini through the async client of the google-genai SDK.
 
-The SDK's own retries are off (one attempt). ``LimitedClient`` retries, where retries are bounded and counted. The
-reply is read from the raw body (`reply_body`), because the SDK passes on much that it does not expect.
+The SDK's own retries are off (one attempt). ``LimitedClient`` retries instead, with limits and counters. The reply is
+read from the raw body (`reply_body`), because the SDK passes on many unexpected values.
 """
 
 from __future__ import annotations
@@ -40,26 +40,26 @@ _BLOCKED = {
     "ESCALATION", "IMAGE_SAFETY", "IMAGE_PROHIBITED_CONTENT", "IMAGE_RECITATION",
 }  # fmt: skip
 
-_OUTSIDE = ("system_instruction", "safety_settings", "tools", "tool_config", "cached_content", "labels")  # of the
-# request and not of its generation_config
+# fields of the request that are not in its generation_config
+_OUTSIDE = ("system_instruction", "safety_settings", "tools", "tool_config", "cached_content", "labels")
 
 
 class GeminiClient:
     """A ``ChatClient`` over Gemini's generateContent.
 
     Args:
-        base_url: "" for Google's own address; otherwise the root, ``http://host:port``.
+        base_url: "" means Google's own address; otherwise the root, ``http://host:port``.
         api_key_env: name of the environment variable with the key; "" means GEMINI_API_KEY, else GOOGLE_API_KEY. A
-            server on loopback needs no key.
-        timeout_s: time limit of one HTTP exchange, in seconds.
-        headers: names and values, sent with every request; ``env:NAME`` is the value of that environment variable.
-        vertexai: through Vertex AI, with Google's application-default credentials in place of a key.
-        project, location: of Vertex AI; "" is GOOGLE_CLOUD_PROJECT and GOOGLE_CLOUD_LOCATION, else the credentials'
+            server on loopback does not need a key.
+        timeout_s: time limit for one HTTP exchange, in seconds.
+        headers: names and values sent with every request; ``env:NAME`` means the value of that environment variable.
+        vertexai: use Vertex AI, with Google's application-default credentials instead of a key.
+        project, location: for Vertex AI; "" means GOOGLE_CLOUD_PROJECT and GOOGLE_CLOUD_LOCATION, else the credentials'
             project and ``global``.
 
     Raises:
-        ConfigurationError: no key in the environment, or one that cannot be; an address that holds secrets; no
-            application-default credentials, or no project.
+        ConfigurationError: there is no key in the environment, or it cannot be a key; the address contains secrets;
+            there are no application-default credentials, or there is no project.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class GeminiClient:
             base_url=address,
             timeout=int(timeout_s * 1000),
             httpx_async_client=self._http_client,
-            client_args={"trust_env": through_proxies},  # of a client that is made and never used
+            client_args={"trust_env": through_proxies},  # for a client that is created but never used
             retry_options=types.HttpRetryOptions(attempts=1),
             headers=self._headers,
         )
@@ -124,8 +124,8 @@ class GeminiClient:
         """The contents and the config of a request, as the SDK's types, without ``refused`` parameters.
 
         Raises:
-            ConfigurationError: the request's ``extra`` has what is not a field of the SDK's config, or a value of
-                another type.
+            ConfigurationError: the request's ``extra`` has a key that is not a field of the SDK's config, or a value of
+                the wrong type.
         """
         types = self._types
         system = "\n\n".join(m.content for m in request.messages if m.role == "system")
@@ -155,10 +155,10 @@ class GeminiClient:
         known = set(self._types.GenerateContentConfig.model_fields)
         for name in extra:
             if name not in known:
-                hint = "write thinking_config={'thinking_level': 'high'}" if name == "reasoning_effort" else ""
+                hint = "use thinking_config={'thinking_level': 'high'}" if name == "reasoning_effort" else ""
                 raise ConfigurationError(
-                    f"the gemini teacher has no parameter {name!r}; {hint or near(name, known)}. Expected fields of "
-                    "google.genai.types.GenerateContentConfig in the role's extra"
+                    f"the gemini teacher does not have the parameter {name!r}; {hint or near(name, known)}. Expected "
+                    "fields of google.genai.types.GenerateContentConfig in the role's extra"
                 )
         try:
             self._types.GenerateContentConfig(**extra)
@@ -177,7 +177,7 @@ class GeminiClient:
             yield
         except HttpFailure as e:
             raise failure_of(e.status, e.headers, e.body, **about) from None
-        except self._errors.APIError as e:  # the SDK's text can quote the key
+        except self._errors.APIError as e:  # the SDK's message can contain the key
             code = e.code if isinstance(e.code, int) and e.code >= 400 else 200
             raise failure_of(code, {}, e.details or e.message or "", **about) from None
         except account_errors() as e:
@@ -188,11 +188,11 @@ class GeminiClient:
             raise unreachable(e, "gemini", self._where) from None
         except UNREADABLE as e:
             if isinstance(e, json.JSONDecodeError):
-                self._body.read(self._body.Generated, e.doc, "gemini", self._key)  # raises by what it is
+                self._body.read(self._body.Generated, e.doc, "gemini", self._key)  # raises an error for its form
             raise MalformedError(f"gemini sent an unreadable body: {redact(str(e), self._key)[:200]}") from None
 
     def batch_request(self, request: ChatRequest) -> dict[str, Any]:
-        """The request as a line of a batch's file has it, in the form of the REST API."""
+        """The request as in a line of a batch file, in the form of the REST API."""
         contents, config = self.content(request, "text")
         fields = config.model_dump(mode="json", exclude_none=True)
         outside = {name: fields.pop(name) for name in _OUTSIDE if name in fields}
@@ -202,18 +202,18 @@ class GeminiClient:
         return {"contents": parts, **outside, "generation_config": fields}
 
     def read_batch_line(self, line: bytes) -> GeneratedLine:
-        """One line of a batch's results; its reply is not read yet.
+        """One line of a batch's results; the reply inside is not parsed yet.
 
         Raises:
-            MalformedError: of another form.
+            MalformedError: the line has another form.
         """
         try:
             return self._body.read(self._body.GeneratedLine, line, "gemini", self._key)
-        except TransientError as e:  # a file that was downloaded is as it is
+        except TransientError as e:  # a downloaded file does not change if read again
             raise MalformedError(str(e)) from None
 
     def read_completion(self, body: dict[str, Any], model: str, limit: int) -> ChatReply:
-        """The reply in what was decoded from JSON.
+        """The reply in an object decoded from JSON.
 
         Raises:
             TeacherError: as ``chat``.
@@ -221,7 +221,7 @@ class GeminiClient:
         return self._read(json.dumps(body), model, limit)
 
     async def job_error(self, job: str) -> str:
-        """Why a batch job failed, "" if that is not said. The SDK leaves it out of what it returns.
+        """Why a batch job failed, or "" if not reported. The SDK does not return this.
 
         Raises:
             TransientError, MalformedError: as ``chat``.
@@ -233,7 +233,7 @@ class GeminiClient:
         return self.shown(body.error)
 
     def shown(self, error: dict | str | None) -> str:
-        """What the error of a batch's line says, without the key."""
+        """The error message in a line of a batch, without the key."""
         return said_by(error, self._key)
 
     async def close(self) -> None:
@@ -242,7 +242,7 @@ class GeminiClient:
         await self._http_client.aclose()
 
     def read_response(self, response: GenerateContentResponse, model: str, limit: int) -> ChatReply:
-        """The reply in the SDK's response, as a batch has it.
+        """The reply in the SDK's response, as in a batch.
 
         Raises:
             TeacherError: as ``chat``.
@@ -286,13 +286,13 @@ class GeminiClient:
 
 
 def _usage(usage: UsageMetadata | None, *, nothing_made: bool = False) -> Usage:
-    """The tokens of a call. Gemini leaves out a count of 0, and counts thinking apart from the visible candidates.
+    """The tokens of a call. Gemini omits counts of 0, and counts thinking separately from the visible candidates.
 
     prompt 100, total 190                    ->    output 90: thinking used up the whole limit
     prompt 100, candidates 10, thoughts 80   ->    output 90
 
     Args:
-        nothing_made: the prompt was blocked, so that no output is no output and not an unknown one.
+        nothing_made: the prompt was blocked, so a missing output count means 0 and not unknown.
     """
     if usage is None:
         return Usage()
@@ -308,7 +308,7 @@ def _usage(usage: UsageMetadata | None, *, nothing_made: bool = False) -> Usage:
 
 
 def _http_library() -> Any:
-    """The HTTP library that the SDK takes clients of: httpx2 if present, else httpx."""
+    """The HTTP library whose clients the SDK accepts: httpx2 if present, else httpx."""
     try:
         return importlib.import_module("httpx2")
     except ModuleNotFoundError:
@@ -316,7 +316,7 @@ def _http_library() -> Any:
 
 
 def _connection_errors() -> tuple[type[Exception], ...]:
-    """Errors of the HTTP library; a batch's upload can use aiohttp."""
+    """The errors of the HTTP library; batch uploads can use aiohttp."""
     found: list[type[Exception]] = [ConnectionError]
     for module, name in (("aiohttp", "ClientError"), ("httpx2", "RequestError"), ("httpx", "RequestError")):
         try:

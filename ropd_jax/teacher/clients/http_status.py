@@ -1,13 +1,13 @@
-"""From what a server answers to a typed error: its HTTP status, its headers and the words in its body.
+"""Turns a server's answer into a typed error: its HTTP status, its headers and the text of its body.
 
-The same failure has many forms. A rate limit is a 429, a 403 of a proxy, a 400 with "ThrottlingException", or a 200
-with ``{"error": {"code": 429}}``. So the words count before the status::
+The same failure has many forms. A rate limit is a 429, a 403 from a proxy, a 400 with "ThrottlingException", or a 200
+with ``{"error": {"code": 429}}``. So the text counts more than the status::
 
-    words or code of a content filter        BlockedError          this prompt only
+    text or code of a content filter         BlockedError          only this prompt
     key, credit, region, unknown model       ConfigurationError    every later call would fail too
-    prompt and output over the context       ContextError          ``room``: the tokens of output that would have fitted
+    prompt and output over the context       ContextError          ``room``: the output tokens that would have fitted
     408, 429, 5xx, a gateway's own codes     TransientError        ``retry_after``: seconds that the server asks to wait
-    another 4xx                              RequestError          this request only
+    another 4xx                              RequestError          only this request
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from ropd_jax.teacher.clients.errors import (
 from ropd_jax.teacher.clients.failure_body import read_failure
 from ropd_jax.teacher.clients.overflow import is_overflow, most_output, room_for_output
 
-# What the SDKs raise from the body of an error that is not of the form that they expect: a list, 100,000 brackets.
+# What the SDKs raise if the body of an error has an unexpected form: a list, 100,000 brackets.
 UNREADABLE = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
 _TRANSIENT_CAUSES = {
     408: "timeout", 409: "conflict", 424: "server_error", 425: "server_error", 429: "rate_limited",
     498: "overloaded",  # Groq's flexible tier
     499: "server_error",  # Google: cancelled on its side
     503: "unavailable", 504: "timeout", 524: "timeout", 529: "overloaded",
-    521: "unavailable", 522: "unavailable", 523: "unavailable",  # Cloudflare: nobody behind it
+    521: "unavailable", 522: "unavailable", 523: "unavailable",  # Cloudflare: no server behind it
 }  # fmt: skip
 _CONFIG_CODES = {"unsupported_parameter", "unsupported_value"}
 _KEY_CODES = {"invalid_api_key", "api_key_invalid", "account_deactivated", "account_suspended"}
@@ -59,7 +59,7 @@ _MODERATION = re.compile(
     r"|sensitive (content|words?|information)|responsible ?ai|you have been blocked|敏感|不安全",
     re.IGNORECASE,
 )
-_STRUCTURE = re.compile(r"response_?format|schema|grammar", re.IGNORECASE)  # it refuses how it is asked
+_STRUCTURE = re.compile(r"response_?format|schema|grammar", re.IGNORECASE)  # the server refuses the request's format
 _ACCOUNT = re.compile(
     r"(account|access|organi[sz]ation|project|consumer|api.?key)\b.{0,60}(deactivated|terminated|suspended|disabled|banned)",
     re.IGNORECASE,
@@ -84,7 +84,7 @@ _BUSY = re.compile(r"rate.?limit|too many requests|throttl|error code: 1015|conc
 _OVERLOADED = re.compile(r"overloaded|temporarily unavailable|server (is )?busy", re.IGNORECASE)
 _INTERNAL = re.compile(r"had an error (while )?processing|internal (server )?error", re.IGNORECASE)
 _WRONG_PATH = re.compile(r"unexpected endpoint or method|http request (was sent )?to (an )?https", re.IGNORECASE)
-# What a body names in words, where it names no status: 200 with {"error": {"type": "overloaded_error"}}.
+# The status implied by a body's text if the body has no status: 200 with {"error": {"type": "overloaded_error"}}.
 _NAMED = tuple(
     (re.compile(pattern), status)
     for pattern, status in (
@@ -102,7 +102,7 @@ _NAMED = tuple(
 )
 _NAMED_IN_WORDS = ((_KEY, 401), (_QUOTA, 402), (_MODERATION, 400), (_BUSY, 429), (_OVERLOADED, 529))
 _BEHIND_GATEWAY = (400, 408, 413, 422, 429, 503, 504, 529)
-WITHOUT_STATUS = 502  # for an error that names none
+WITHOUT_STATUS = 502  # for an error without a status
 
 
 def failure_of(
@@ -115,14 +115,14 @@ def failure_of(
     key: str = "",
     limit: int = 0,
 ) -> TeacherError:
-    """The typed failure of a whole answer.
+    """The typed failure for a complete answer.
 
     Args:
-        status: HTTP status; 200 for an error inside a reply, whose own status is then looked for in the body.
-        headers: of the answer; small letters.
-        body: bytes, text, or what was decoded from it.
+        status: HTTP status; 200 for an error inside a reply, whose status is then read from the body.
+        headers: headers of the answer, with lowercase names.
+        body: bytes, text, or the object decoded from them.
         provider, model: named in the error, so that a user knows which role to fix.
-        key: the API key, which no message shows.
+        key: the API key, which never appears in a message.
         limit: ``max_output_tokens`` of the request, 0 if unknown.
     """
     said = read_failure(body, key)
@@ -130,7 +130,7 @@ def failure_of(
     if status < 400:
         status = said.status or _named_status(said.codes, said.message)
     elif status in (400, 500, 502) and said.status in _BEHIND_GATEWAY:
-        status = said.status  # a gateway's own status hides the one of the server behind it
+        status = said.status  # a gateway's status hides that of the server behind it
     wait = wait_of(headers)
     return error_for_status(
         status,
@@ -161,12 +161,12 @@ def error_for_status(
     """The typed failure for an HTTP answer that is not 2xx.
 
     Args:
-        status: HTTP status code, or the one that the answer means.
+        status: HTTP status code, or the status that the answer means.
         message: the server's own message, without keys.
         provider, model: named in the error, so that a user knows which role to fix.
         code, codes: the server's error codes (OpenAI ``error.code``, Gemini ``ErrorInfo.reason``).
-        retry_after: seconds, if the server sent a time.
-        limit, counts: as `room_for_output`.
+        retry_after: seconds to wait, if the server sent them.
+        limit, counts: as for `room_for_output`.
         answered: the HTTP status of the answer, if it differs from ``status``.
     """
     known = {c.lower() for c in (code, *codes) if c}
@@ -183,7 +183,7 @@ def error_for_status(
         return ContextError(head, room=room_for_output(message, limit, counts))
     if cause := _transient_cause(status, message, known):
         if status == 502 and answered in (None, 502) and cause == "server_error":
-            cause = "unavailable"  # of a gateway that does not reach the server behind it
+            cause = "unavailable"  # from a gateway that cannot reach the server behind it
         return TransientError(head, cause=cause, retry_after=retry_after)
     if known & _CONFIG_CODES:
         return ConfigurationError(
@@ -193,7 +193,7 @@ def error_for_status(
 
 
 def _is_moderation(message: str) -> bool:
-    words = re.split(r"['\"]input['\"]", message)[0][:600]  # a server can quote the prompt that it could not parse
+    words = re.split(r"['\"]input['\"]", message)[0][:600]  # a server can quote a prompt that it could not parse
     return bool(_MODERATION.search(words)) and not (_ACCOUNT.search(message) or _STRUCTURE.search(words))
 
 
@@ -206,22 +206,22 @@ def _configuration(
         return ConfigurationError(head, cause="unknown_question")
     if status in (400, 403, 451) and (_REGION.search(message) or "unsupported_country_region_territory" in codes):
         return ConfigurationError(
-            f"{head.rstrip('.')}. The service is not offered where this machine is.", cause="region"
+            f"{head.rstrip('.')}. The service is not available in this machine's region.", cause="region"
         )
     if status == 402 or codes & _QUOTA_CODES or (status < 500 and _out_of_credit(message, codes, wait)):
         return ConfigurationError(f"{head.rstrip('.')}. Check the account's credit.", cause="insufficient_quota")
     refused = status in (401, 403) and not _BUSY.search(message)
     if refused or codes & _KEY_CODES or (status == 400 and _KEY.search(message)):
-        return ConfigurationError(f"{head.rstrip('.')}. Check the API key and its rights.", cause="unauthorized")
+        return ConfigurationError(f"{head.rstrip('.')}. Check the API key and its permissions.", cause="unauthorized")
     if status == 407:
-        return ConfigurationError(f"{head.rstrip('.')}. The proxy of this machine asks for a password.", cause="proxy")
+        return ConfigurationError(f"{head.rstrip('.')}. This machine's proxy requires a password.", cause="proxy")
     if status in (404, 405, 410) or codes & _MODEL_CODES or _WRONG_PATH.search(message):
         return ConfigurationError(f"{head.rstrip('.')}. Check the model name and teacher.base_url.", cause="not_found")
     return None
 
 
 def _out_of_credit(message: str, codes: Collection[str], wait: float | None) -> bool:
-    """Whether waiting does not help. Gemini says "exceeded your current quota" of a minute's quota too."""
+    """True if waiting does not help. Gemini reports "exceeded your current quota" also for a per-minute quota."""
     if any("perday" in code for code in codes) or re.search(r"\blimit: 0\b", message):
         return True
     if any("perminute" in code for code in codes):
@@ -235,7 +235,7 @@ def _out_of_credit(message: str, codes: Collection[str], wait: float | None) -> 
 def _transient_cause(status: int, message: str, codes: Collection[str]) -> str | None:
     if status in _TRANSIENT_CAUSES:
         return _TRANSIENT_CAUSES[status]
-    # A gateway's 500 and 502 can be about the server behind it.
+    # A gateway's 500 and 502 can come from the server behind it.
     busy = (status < 500 or status in (500, 502)) and (_BUSY.search(message) or _BUSY_CODES.intersection(codes))
     if busy or any("throttl" in code for code in codes):
         return "rate_limited"
@@ -245,7 +245,7 @@ def _transient_cause(status: int, message: str, codes: Collection[str]) -> str |
 
 
 def _named_status(codes: Collection[str], message: str) -> int:
-    """The HTTP status that an error's code, type or words mean, such as 429 for ``rate_limit_exceeded``."""
+    """The HTTP status implied by an error's code, type or text, such as 429 for ``rate_limit_exceeded``."""
     text = " ".join(sorted(codes))
     found = [status for pattern, status in _NAMED if pattern.search(text)]
     found += [status for pattern, status in _NAMED_IN_WORDS if pattern.search(message)]
@@ -253,7 +253,7 @@ def _named_status(codes: Collection[str], message: str) -> int:
 
 
 def wait_of(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the headers ask to wait: ``retry-after-ms`` (Azure) before ``retry-after``; None without."""
+    """Seconds to wait according to the headers, ``retry-after-ms`` (Azure) before ``retry-after``, or None."""
     for name in ("retry-after-ms", "x-ms-retry-after-ms"):
         if (milliseconds := parse_retry_after(headers.get(name))) is not None:
             return milliseconds / 1000

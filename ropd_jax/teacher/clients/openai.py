@@ -1,10 +1,10 @@
 """Chat completions through the openai SDK.
 
-This reaches OpenAI and, by ``base_url``, every server that speaks its format: vLLM, SGLang, llama.cpp, Ollama,
+This reaches OpenAI and, with ``base_url``, every server that uses its format: vLLM, SGLang, llama.cpp, Ollama,
 ``ropd serve-teacher``.
 
-The SDK's own retries are off. ``LimitedClient`` retries, where retries are bounded and counted. The SDK does not check
-what a server sends, so its reply is read from the raw body (`reply_body`).
+The SDK's own retries are off. ``LimitedClient`` retries instead, with limits and counters. The SDK does not check a
+server's output, so the reply is read from the raw body (`reply_body`).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _BLOCKED = {
     "spii", "guardrail_intervened", "refusal",
 }  # fmt: skip
 _OVER_CONTEXT = {"model_context_window_exceeded", "context_window_exceeded", "context_length_exceeded"}
-# Any other reason is a generation that was not finished; these have a cause of their own.
+# Any other reason means an unfinished generation; these have their own causes.
 _UNFINISHED = {"insufficient_system_resource": "unavailable", "error": "server_error", "network_error": "server_error"}
 
 
@@ -53,15 +53,15 @@ class OpenAIClient:
     """A ``ChatClient`` over OpenAI chat completions.
 
     Args:
-        base_url: "" for OpenAI; otherwise ``http://host:port/v1``.
-        api_key_env: name of the environment variable with the key; "" means OPENAI_API_KEY. A server on loopback needs
-            no key.
-        timeout_s: time limit of one HTTP exchange, in seconds.
-        headers: names and values, sent with every request; ``env:NAME`` is the value of that environment variable.
-        organization, project: of the account; "" is the key's own.
+        base_url: "" means OpenAI; otherwise ``http://host:port/v1``.
+        api_key_env: name of the environment variable with the key; "" means OPENAI_API_KEY. A server on loopback does
+            not need a key.
+        timeout_s: time limit for one HTTP exchange, in seconds.
+        headers: names and values sent with every request; ``env:NAME`` means the value of that environment variable.
+        organization, project: the account; "" means the key's default.
 
     Raises:
-        ConfigurationError: no key in the environment, or one that cannot be; an address that holds secrets.
+        ConfigurationError: there is no key in the environment, it cannot be a key, or the address contains secrets.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class OpenAIClient:
         return self.read_completion(response.http_response.content, request.model, request.max_output_tokens)
 
     def parameters(self, request: ChatRequest, structure: str, refused: frozenset[str] = frozenset()) -> dict:
-        """The body of a chat completion, without the parameters that the model's server has ``refused``."""
+        """The body of a chat completion, without the parameters in ``refused``."""
         parameters: dict = {
             "model": request.model,
             "messages": [{"role": m.role, "content": m.content} for m in request.messages],
@@ -133,12 +133,12 @@ class OpenAIClient:
         except HttpFailure as e:
             raise self._http_failure(e, model, limit) from None
         except self._sdk.APIError as e:
-            raise self._failure(e, model, limit) from None  # the SDK's text can quote the key
+            raise self._failure(e, model, limit) from None  # the SDK's message can contain the key
         except UNREADABLE as e:
             raise MalformedError(f"openai sent an unreadable body: {redact(str(e), self._key)[:200]}") from None
 
     def read_completion(self, body: bytes | dict, model: str, limit: int) -> ChatReply:
-        """The reply in a completion's JSON, or in what was decoded from it.
+        """The reply in a completion's JSON, or in the object decoded from it.
 
         Raises:
             TeacherError: as ``chat``.
@@ -150,7 +150,7 @@ class OpenAIClient:
         broken = choice is not None and choice.error and reason not in _FINISHED - {""}
         if error := completion.error or (choice.error if choice is not None and broken else None):
             said = read_failure({"error": error}, self._key)
-            if choice is None or broken or said.message or said.status:  # an empty one next to a reply says nothing
+            if choice is None or broken or said.message or said.status:  # an empty error next to a reply means nothing
                 raise self._error_inside({"error": error}, model, limit, usage)
         if choice is None:
             raise self._error_inside(completion.model_extra or {}, model, limit, usage)
@@ -168,18 +168,18 @@ class OpenAIClient:
         return error
 
     def read_batch_line(self, line: bytes) -> BatchLine:
-        """One line of a batch's results; its completion is not read yet.
+        """One line of a batch's results; the completion inside is not parsed yet.
 
         Raises:
-            MalformedError: of another form.
+            MalformedError: the line has another form.
         """
         try:
             return self._body.read(self._body.BatchLine, line, "openai", self._key)
-        except TransientError as e:  # a file that was downloaded is as it is
+        except TransientError as e:  # a downloaded file does not change if read again
             raise MalformedError(str(e)) from None
 
     def shown(self, error: dict | str | None) -> str:
-        """What the error of a batch's line says, without the key."""
+        """The error message in a line of a batch, without the key."""
         return said_by(error, self._key)
 
     async def close(self) -> None:
@@ -191,7 +191,7 @@ class OpenAIClient:
 
     def _failure(self, error: Exception, model: str, limit: int) -> TeacherError:
         sdk, cause = self._sdk, error.__cause__
-        if isinstance(cause, TeacherError):  # of the bounded client
+        if isinstance(cause, TeacherError):  # from the bounded client
             return cause
         if isinstance(cause, HttpFailure):
             return self._http_failure(cause, model, limit)
@@ -203,7 +203,7 @@ class OpenAIClient:
 
 
 def _reply(choice: CompletionChoice, reason: str, usage: Usage, answered: str, model: str, limit: int) -> ChatReply:
-    """The reply in a choice. ``answered`` is the model that the server names, ``model`` the one that was asked for."""
+    """The reply in a choice. ``answered`` is the model named by the server, ``model`` the requested one."""
     if reason in _BLOCKED:
         raise BlockedError(f"openai: the reply of {model!r} was stopped by the content filter ({reason})", usage=usage)
     if choice.message is not None and (refusal := choice.message.refusal):
@@ -227,7 +227,7 @@ def _reply(choice: CompletionChoice, reason: str, usage: Usage, answered: str, m
 
 
 def _usage(usage: CompletionUsage | None) -> Usage:
-    """The tokens of a call. Some servers count thinking in the total only, and some in neither (xAI, Gemini's own).
+    """The tokens of a call. Some servers count thinking only in the total, some in neither (xAI, Gemini's own).
 
     prompt 14, completion 1, reasoning 386, total 401    ->    output 387
     """
@@ -236,7 +236,7 @@ def _usage(usage: CompletionUsage | None) -> Usage:
     output, prompt = usage.completion_tokens_details, usage.prompt_tokens_details
     sent, made, total = usage.prompt_tokens, usage.completion_tokens, usage.total_tokens
     if not (sent or made or total):
-        return Usage()  # no prompt has 0 tokens: the server does not count
+        return Usage()  # a prompt cannot have 0 tokens, so the server does not count
     thought = usage.reasoning_tokens if output is None else output.reasoning_tokens
     cached = None if prompt is None else prompt.cached_tokens
     if cached is None:

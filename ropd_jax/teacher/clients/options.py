@@ -1,10 +1,10 @@
-"""What a config adds to the requests: further parameters (``extra``), headers, and where an account lives.
+"""Additions to requests from the config: parameters (``extra``) and headers.
 
     teacher.verifier.extra = {"reasoning_effort": "high"}        merged into the body of that role's requests
     teacher.headers = {"X-Title": "ROPD", "X-Org": "env:MY_ORG"}     sent with every request to the endpoint
 
-``extra`` has the provider's own names. For ``openai`` they are keys of the request's body, any server's own ones
-included::
+``extra`` uses the provider's own names. For ``openai`` they are keys of the request body, including those of any other
+server::
 
     {"reasoning_effort": "high"}                                 OpenAI, Groq, Gemini's OpenAI endpoint
     {"reasoning": {"max_tokens": 2000}}                          OpenRouter
@@ -28,12 +28,12 @@ from typing import Any
 
 from ropd_jax.teacher.clients.errors import ConfigurationError
 
-OWNED = {  # what we send ourselves -> what sets it
+OWNED = {  # parameters that we send -> the key that sets them
     "model": "model", "messages": "template", "contents": "template", "system_instruction": "template",
     "temperature": "temperature", "max_tokens": "max_output_tokens", "max_completion_tokens": "max_output_tokens",
     "max_output_tokens": "max_output_tokens",
 }  # fmt: skip
-FIXED = {  # what a role depends on, so that nobody can set it
+FIXED = {  # parameters that a role depends on, so they cannot be set
     "seed", "n", "candidate_count", "stream", "stream_options", "response_format", "response_schema",
     "response_json_schema", "response_mime_type", "http_options", "should_return_http_response",
 }  # fmt: skip
@@ -49,13 +49,13 @@ _OURS = {"host", "content-length", "content-type", "transfer-encoding", "accept-
 
 
 def checked_extra(extra: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A plain copy of ``extra`` that shares nothing with the config.
+    """A plain copy of ``extra`` that does not share objects with the config.
 
     Args:
         where: the config's key of the role, ``teacher.verifier``.
 
     Raises:
-        ConfigurationError: a key that another key of the config sets or that a role depends on; a secret; a value that
+        ConfigurationError: a key is set by another config key or fixed by the role; there is a secret; or a value
             is not JSON.
     """
     key = f"{where}.extra"
@@ -67,7 +67,7 @@ def checked_extra(extra: Mapping[str, Any], where: str) -> dict[str, Any]:
         if name in OWNED:
             raise ConfigurationError(f"{key} has {name!r}, which {where}.{OWNED[name]} sets; set that instead")
         if name in FIXED:
-            raise ConfigurationError(f"{key} has {name!r}, which the role sets itself; leave it out")
+            raise ConfigurationError(f"{key} has {name!r}, which the role sets itself; omit it")
     for path, value in _leaves(extra):
         name = path.rpartition(".")[2]
         if isinstance(value, str) and (_SECRET_NAME.search(name) or _SECRET_VALUE.match(value)):
@@ -80,32 +80,37 @@ def checked_extra(extra: Mapping[str, Any], where: str) -> dict[str, Any]:
     try:
         return json.loads(json.dumps(copy.deepcopy(dict(extra)), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
-        raise ConfigurationError(f"{key} is not JSON ({error}); expected texts, numbers, lists and mappings") from None
+        raise ConfigurationError(
+            f"{key} is not JSON ({error}); expected strings, numbers, lists and mappings"
+        ) from None
 
 
 def checked_headers(headers: Mapping[str, Any], key: str) -> tuple[tuple[str, str], ...]:
-    """The headers as sorted pairs, with ``env:NAME`` where the value comes from the environment.
+    """The headers as sorted pairs, with ``env:NAME`` if the value comes from the environment.
 
     Args:
         key: the config's name of the headers, for messages.
 
     Raises:
-        ConfigurationError: not names and texts; a secret that is written out; a header that HTTP itself needs.
+        ConfigurationError: the headers are not names and strings; a secret is written out; or a header is set by HTTP
+            itself.
     """
     if hasattr(headers, "to_dict"):
         headers = headers.to_dict()
     pairs = []
     for name, value in headers.items():
         if not isinstance(name, str) or not _HEADER.fullmatch(name) or not isinstance(value, str):
-            raise ConfigurationError(f"{key}: {name!r:.60} is not a header with a text; expected {{'X-Title': 'ROPD'}}")
+            raise ConfigurationError(
+                f"{key}: invalid header {name!r:.60}; expected names and strings, {{'X-Title': 'ROPD'}}"
+            )
         if name.lower() in _OURS:
-            raise ConfigurationError(f"{key} has {name!r}, which HTTP sets itself; leave it out")
+            raise ConfigurationError(f"{key} has {name!r}, which HTTP sets itself; omit it")
         literal = not value.startswith(ENV)
         if literal and (_SECRET_NAME.search(name) or _SECRET_VALUE.match(value)):
             raise ConfigurationError(
                 f"{key} has a value for {name!r} (not shown), which looks like a secret, and a config is stored with "
-                f"the run. Put it into an environment variable and write {{{name!r}: 'env:VARIABLE'}}; the API key "
-                "itself is named with api_key_env",
+                f"the run. Put it into an environment variable and use {{{name!r}: 'env:VARIABLE'}}; the API key "
+                "itself goes into the variable named by api_key_env",
                 cause="secret",
             )
         if literal and not (value.isascii() and value.isprintable()):
@@ -115,10 +120,10 @@ def checked_headers(headers: Mapping[str, Any], key: str) -> tuple[tuple[str, st
 
 
 def sent_headers(headers: tuple[tuple[str, str], ...], key: str = "teacher.headers") -> dict[str, str]:
-    """The headers with the values of their environment variables.
+    """The headers with the values of their environment variables filled in.
 
     Raises:
-        ConfigurationError: a variable that is not set, or whose value a header cannot have. The value is not shown.
+        ConfigurationError: a variable is not set, or its value is invalid in a header. The value is not shown.
     """
     sent = {}
     for name, value in headers:
@@ -128,7 +133,7 @@ def sent_headers(headers: tuple[tuple[str, str], ...], key: str = "teacher.heade
             if not value.strip():
                 raise ConfigurationError(
                     f"{key}: {name!r} comes from the environment variable {variable!r:.60}, which is not set; set it, "
-                    "or leave the header out",
+                    "or omit the header",
                     cause="missing_key",
                 )
             if not (value.isascii() and value.isprintable()) or value != value.strip():
@@ -142,12 +147,12 @@ def sent_headers(headers: tuple[tuple[str, str], ...], key: str = "teacher.heade
 
 
 def secrets_of(headers: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
-    """The values that come from the environment, which no message may show."""
+    """The values that come from the environment, which must not appear in messages."""
     return tuple(os.environ.get(v.removeprefix(ENV), "") for _, v in headers if v.startswith(ENV))
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value that is not a mapping or a list, with its path."""
+    """All values that are not mappings or lists, with their paths."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _leaves(inner, f"{path}.{key}" if path else str(key))

@@ -1,6 +1,6 @@
-"""Requests that are too long: how servers say so, and how many tokens of output would have fitted.
+"""Requests that are too long: how servers report this, and how many output tokens would have fitted.
 
-A context holds the prompt and the output together, so that a smaller ``max_output_tokens`` can make a request fit::
+A context holds prompt and output together, so a smaller ``max_output_tokens`` can make a request fit::
 
     context 8,192    prompt 6,000 + max_output_tokens 4,096 = 10,096    refused
     room 2,192       prompt 6,000 + max_output_tokens 2,192 =  8,192    fits
@@ -27,10 +27,10 @@ _TOO_LONG = re.compile(
     r"|total number of tokens in the prompt|上下文|输入长度|超长",
     re.IGNORECASE | re.DOTALL,
 )
-# Larger than a minute's allowance, so that it would be refused at any time (OpenAI, Groq).
+# Larger than the per-minute allowance, so it would always be refused (OpenAI, Groq).
 _TOO_LARGE_EVER = re.compile(r"(request|body) too large for", re.IGNORECASE)
 _N = r"([0-9][0-9,]*)"
-# (pattern, whether its second number is prompt and output together); the first number is what fits.
+# (pattern, True if its second number is prompt and output together); the first number is what fits.
 _ROOM = tuple(
     (re.compile(pattern.replace("#", _N), re.IGNORECASE | re.DOTALL), together)
     for pattern, together in (
@@ -55,10 +55,10 @@ _MOST = re.compile(
 
 
 def is_overflow(status: int, message: str, codes: Collection[str] = ()) -> bool:
-    """Whether a server refuses a request because it is too long.
+    """True if a server refuses a request because it is too long.
 
     Args:
-        status: HTTP status. A 429 is about the traffic, unless the request is larger than a minute's allowance; a
+        status: HTTP status. A 429 is about traffic, unless the request is larger than the per-minute allowance; a
             413 is always about the size.
     """
     if status == 429:
@@ -69,12 +69,12 @@ def is_overflow(status: int, message: str, codes: Collection[str] = ()) -> bool:
 
 
 def room_for_output(message: str, limit: int, counts: Mapping[str, int] | None = None) -> int | None:
-    """The tokens of output that fit beside the prompt, or None if the server's words do not tell.
+    """The output tokens that fit in addition to the prompt, or None if the server's message does not show it.
 
     Args:
-        message: the server's words.
+        message: the server's message.
         limit: ``max_output_tokens`` of the refused request, 0 if unknown.
-        counts: the numbers in the server's answer, of which llama.cpp's ``n_ctx`` and ``n_prompt_tokens`` are used.
+        counts: the numbers in the server's answer, from which llama.cpp's ``n_ctx`` and ``n_prompt_tokens`` are used.
 
     >>> room_for_output("maximum context length is 8192 tokens. However, you requested 10096 tokens (6000 in the "
     ...                 "messages, 4096 in the completion)", 4096)
@@ -96,7 +96,7 @@ def room_for_output(message: str, limit: int, counts: Mapping[str, int] | None =
 
 
 def most_output(message: str) -> int | None:
-    """The largest ``max_output_tokens`` that a model allows, if the server's words tell."""
+    """The largest ``max_output_tokens`` that a model allows, if the server's message shows it."""
     found = _MOST.search(message)
     if not found:
         return None

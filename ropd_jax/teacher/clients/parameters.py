@@ -1,11 +1,11 @@
-"""Parameters that a model's server refuses: left out from then on, or sent under their other name.
+"""Parameters that a model's server refuses: omitted from then on, or sent under their other name.
 
     request with a seed   -> 400 Unknown name "seed": Cannot find field       -> without a seed      -> reply
     request, max_tokens   -> 400 Use 'max_completion_tokens' instead          -> under that name     -> reply
     next request          -> in the form that was answered
 
-Only what a run can do without is left out (`DROPPED`). A parameter of ``extra`` that is not in it stops the run,
-because the config asks for it by name.
+Only parameters that a run can do without are omitted (`DROPPED`). Any other parameter from ``extra`` stops the run,
+because the config requests it by name.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ropd_jax.teacher.clients.errors import (
 
 log = logging.getLogger(__name__)
 
-LIMITS = ("max_tokens", "max_completion_tokens")  # two names of the limit of the reply
+LIMITS = ("max_tokens", "max_completion_tokens")  # the two names of the limit for the reply
 DROPPED = ("seed", "temperature", "top_p", "reasoning_effort")
 _REFUSAL = re.compile(
     r"unsupported|n[o']t\W+(be )?(support|permit|allow|accept|recogni[sz]|implement)|unrecogni[sz]ed|unknown|"
@@ -43,10 +43,10 @@ Ask = Callable[[frozenset[str]], Awaitable[ChatReply]]
 
 
 class Parameters:
-    """What each model of one server has refused, remembered for the whole run.
+    """The parameters that each model of one server has refused, remembered for the whole run.
 
-    A form is remembered once the server has answered it, so that an error which only mentions a parameter changes
-    nothing. It is remembered for requests with the same ``extra``: GPT-5.2 takes a temperature without a
+    A form is remembered once the server has answered it, so that an error that only mentions a parameter changes
+    nothing. It is remembered for requests with the same ``extra``: GPT-5.2 accepts a temperature without
     ``reasoning_effort``, and refuses it with one.
     """
 
@@ -54,17 +54,17 @@ class Parameters:
         self._refused: dict[tuple[str, str], frozenset[str]] = {}
 
     def of(self, request: ChatRequest) -> frozenset[str]:
-        """The names that such a request does not send; a name of ``LIMITS`` means that the other one is sent."""
+        """The names that such a request omits; a name from ``LIMITS`` means that the other one is sent."""
         return self._refused.get(_kind(request), frozenset())
 
     async def chat(self, request: ChatRequest, limit: str, ask: Ask) -> ChatReply:
-        """The reply to ``ask(refused)``, with one more refused name each time that the server refuses one.
+        """The reply to ``ask(refused)``, with one more refused name each time the server refuses one.
 
         Args:
-            limit: the name of ``LIMITS`` that is sent at first; "" if the provider has only one.
+            limit: the name from ``LIMITS`` that is sent at first; "" if the provider has only one.
         """
         refused = self.of(request)
-        said: dict[str, str] = {}  # the server's words about each newly refused name
+        said: dict[str, str] = {}  # the server's message about each newly refused name
         while True:
             try:
                 reply = await ask(refused)
@@ -77,7 +77,7 @@ class Parameters:
                     raise
                 if name not in (*DROPPED, *LIMITS):
                     raise ConfigurationError(
-                        f"{error}. {name!r} comes from the role's extra: take it out there", cause="unsupported"
+                        f"{error}. {name!r} comes from the role's extra: remove it there", cause="unsupported"
                     ) from None
                 refused |= {name}
                 said[name] = str(error)[:300]
@@ -91,9 +91,9 @@ class Parameters:
             if name in LIMITS:
                 what = f"{name}; the limit is sent as {other_limit(name)} from now on"
             elif name == "seed":
-                what = "seed; requests have none from now on, and several answers differ by chance only"
+                what = "seed; requests omit it from now on, and several answers differ only by chance"
             elif name == "temperature":
-                what = f"temperature={request.temperature}; the model's own default holds from now on"
+                what = f"temperature={request.temperature}; the model's own default applies from now on"
             else:
                 what = f"{name}={request.extra.get(name)!r}; requests are sent without it from now on"
             log.warning("teacher: %r refuses %s (%s)", model, what, said.get(name, ""))
@@ -106,7 +106,7 @@ def _kind(request: ChatRequest) -> tuple[str, str]:
 
 
 def sent(request: ChatRequest, refused: frozenset[str], limit: str) -> tuple[str, ...]:
-    """The names of the parameters that a request has and that can be refused."""
+    """The names of a request's parameters that can be refused."""
     names = [*request.extra, "seed"]
     if request.temperature is not None:
         names.append("temperature")
@@ -116,7 +116,7 @@ def sent(request: ChatRequest, refused: frozenset[str], limit: str) -> tuple[str
 
 
 def limit_name(limit: str, refused: frozenset[str]) -> str:
-    """The name under which the limit of the reply is sent."""
+    """The name under which the limit for the reply is sent."""
     return other_limit(limit) if limit in refused else limit
 
 
@@ -126,7 +126,7 @@ def other_limit(name: str) -> str:
 
 
 def _named(names: Iterable[str], error: TeacherError, model: str) -> str | None:
-    """The parameter that the error refuses, the first that it names; None if it refuses none.
+    """The first parameter that the error refuses, or None.
 
     A name that is also a word, such as ``provider`` or ``user``, counts only between quotation marks.
     """

@@ -1,8 +1,7 @@
-"""The form of a provider's reply: what we read of its JSON, checked once, when it comes in.
+"""The form of a provider's reply: the part of its JSON that we read, checked once when it arrives.
 
-`read` gives an object of one of the classes, whose fields have these types and no others, or raises a
-``MalformedError``. Fields that are not here are ignored. Imported with a provider's client only, because pydantic takes
-long to load.
+`read` returns an object of one of these classes, whose fields have exactly these types, or raises a
+``MalformedError``. Other fields are ignored. Imported only with a provider's client, because pydantic is slow to load.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from pydantic.alias_generators import to_camel
 from ropd_jax.teacher.clients.endpoint import redact
 from ropd_jax.teacher.clients.errors import MalformedError, TransientError
 
-SAMPLE = 200  # characters of a body in a message
-SECRET = 16  # characters; a shorter key is a placeholder such as "none", and can be a word of a reply
-MAX_TOKENS = 10**9  # more in one call is nonsense, and would go into the budget
+SAMPLE = 200  # characters of a body shown in a message
+SECRET = 16  # characters; a shorter key is a placeholder such as "none", which can be a word in a reply
+MAX_TOKENS = 10**9  # more in one call is impossible, and would count in the budget
 Count = Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None
 B = TypeVar("B", bound="Body")
 
@@ -38,7 +37,7 @@ class CompletionMessage(Body):
 
     @property
     def text(self) -> str:
-        """The content; of a list of parts the texts in it."""
+        """The content; for a list of parts, their texts."""
         if not isinstance(self.content, list):
             return self.content or ""
         parts = (CompletionPart(text=part) if isinstance(part, str) else part for part in self.content)
@@ -86,7 +85,7 @@ class BatchResponse(Body):
 
 
 class BatchLine(Body):
-    """One line of the results of a batch in OpenAI's format."""
+    """One line of a batch's results in OpenAI's format."""
 
     custom_id: str
     response: BatchResponse | None = None
@@ -124,7 +123,7 @@ class UsageMetadata(_Gemini):
 
 
 class Generated(_Gemini):
-    """A reply of Gemini's generateContent, or an error with status 200."""
+    """A reply from Gemini's generateContent, or an error with status 200."""
 
     error: Any = None
     prompt_feedback: Feedback | None = None
@@ -134,13 +133,13 @@ class Generated(_Gemini):
 
 
 class GeminiJob(_Gemini):
-    """The error of a batch job of Gemini."""
+    """The error of a Gemini batch job."""
 
     error: dict[str, Any] | None = None
 
 
 class GeneratedLine(_Gemini):
-    """One line of the results of a batch of Gemini."""
+    """One line of a Gemini batch's results."""
 
     key: str
     response: dict[str, Any] | None = None
@@ -148,15 +147,15 @@ class GeneratedLine(_Gemini):
 
 
 def read(form: type[B], body: bytes | str | dict[str, Any], provider: str, key: str) -> B:
-    """The body as an object of the class ``form``. ``body`` is JSON, or what was decoded from it.
+    """The body as an object of the class ``form``. ``body`` is JSON, or the object decoded from it.
 
     Args:
         provider: for messages.
-        key: the API key. A server that sends it back must not bring it onto the tape or into a message.
+        key: the API key. It must not get onto the tape or into a message if the server sends it back.
 
     Raises:
-        TransientError: not JSON: cut off, empty, or the page of a proxy; with the start of the body.
-        MalformedError: of another form, or nested too deeply; with the start of the body.
+        TransientError: the body is not JSON: cut off, empty, or a proxy's page; the message shows its start.
+        MalformedError: the body has another form or is nested too deeply; the message shows its start.
     """
     shown = body.decode("utf-8", "replace") if isinstance(body, bytes) else body
     if isinstance(shown, str) and len(key) >= SECRET:
@@ -173,7 +172,7 @@ def read(form: type[B], body: bytes | str | dict[str, Any], provider: str, key: 
         problem = "it is nested too deeply"
     except ValueError:
         cause, problem = _not_json(str(shown))
-    sample = shown if isinstance(shown, str) else ", ".join(map(str, shown))  # of a decoded body its keys
+    sample = shown if isinstance(shown, str) else ", ".join(map(str, shown))  # for a decoded body its keys
     sample = redact(sample[: SAMPLE + len(key)], key)[:SAMPLE]
     message = f"{provider} sent a reply of an unexpected form ({problem[:SAMPLE]}): {sample!r}"
     raise TransientError(message, cause=cause) if cause else MalformedError(message)

@@ -1,6 +1,6 @@
-"""How a model is asked for JSON: by a schema that binds, or by less if its server refuses that.
+"""How JSON is requested from a model: with a binding schema, or with less if its server refuses that.
 
-json_schema     the request's own schema, with the numbers of answers and verdicts and the ranges
+json_schema     the request's own schema, with ranges and the numbers of answers and verdicts
 loose_schema    the same without bounds (`loosened`): keys and types only
 json_object     any JSON object
 text            nothing enforced; the parser decides
@@ -18,7 +18,7 @@ from ropd_jax.teacher.clients.errors import RequestError, TeacherError
 
 log = logging.getLogger(__name__)
 
-STRUCTURES = ("json_schema", "loose_schema", "json_object", "text")  # what a server can be asked for, the best first
+STRUCTURES = ("json_schema", "loose_schema", "json_object", "text")  # what can be requested from a server, best first
 _STRUCTURE_TEXT = re.compile(
     r"response_?format|json_?(schema|object|mode)|response_?mime|schema|structured|guided|grammar", re.IGNORECASE
 )
@@ -26,31 +26,31 @@ _BOUNDS = {
     "minItems", "maxItems", "uniqueItems", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf",
     "pattern", "format", "minLength", "maxLength", "minProperties", "maxProperties",
 }  # fmt: skip
-_NAMED = ("properties", "$defs")  # keywords whose keys are names of the user's, and not keywords
+_NAMED = ("properties", "$defs")  # keywords whose keys are the user's names and not keywords
 
 
 class Structures:
-    """What each model of one server is asked for, remembered for the whole run.
+    """The structure requested from each model of one server, remembered for the whole run.
 
-    A server that refuses one of ``STRUCTURES`` is asked for the next one, with the same request::
+    If a server refuses one of ``STRUCTURES``, the same request is sent with the next one::
 
         request with a schema -> 400 "maxItems is not supported"         -> without bounds -> reply
         request with a schema -> 400 "response_format is not supported"  -> ... -> as json_object -> reply
         next request          -> json_object at once
 
-    A refusal is a 4xx, or a 5xx other than those of an overloaded server (503, 529), whose text names the schema or the
-    grammar: a llama.cpp server that cannot compile a schema answers with 500.
+    A refusal is a 4xx, or a 5xx other than those of an overloaded server (503, 529), with a text that names the schema
+    or the grammar: a llama.cpp server that cannot compile a schema answers with 500.
     """
 
     def __init__(self):
         self._known: dict[str, str] = {}
 
     def of(self, request: ChatRequest) -> str:
-        """The best of ``STRUCTURES`` that the model's server has not refused; ``text`` for a request without schema."""
+        """The best of ``STRUCTURES`` that the model's server has not refused; ``text`` without a schema."""
         return "text" if request.json_schema is None else self._known.get(request.model, STRUCTURES[0])
 
     async def chat(self, request: ChatRequest, ask: Callable[[ChatRequest, str], Awaitable[ChatReply]]) -> ChatReply:
-        """The reply to ``ask(request, structure)``, with less structure while the server refuses it."""
+        """The reply to ``ask(request, structure)``, with less structure as long as the server refuses it."""
         while True:
             structure = self.of(request)
             try:
@@ -60,9 +60,9 @@ class Structures:
                     raise
 
     def _refused(self, request: ChatRequest, structure: str, error: TeacherError) -> bool:
-        """Whether the error refuses ``structure``; if it does, later requests use less structure."""
+        """True if the error refuses ``structure``; later requests then use less structure."""
         refusal = isinstance(error, RequestError) or error.cause in ("unsupported", "server_error")
-        said = str(error).replace(repr(request.model), "")  # a model can be called "structured-7b"
+        said = str(error).replace(repr(request.model), "")  # a model can be named "structured-7b"
         if structure == STRUCTURES[-1] or not refusal or not _STRUCTURE_TEXT.search(said):
             return False
         less = STRUCTURES[STRUCTURES.index(structure) + 1]
@@ -75,14 +75,14 @@ class Structures:
 
 
 def schema_for(request: ChatRequest, structure: str) -> dict | None:
-    """The schema that is sent with ``structure``; None if none is."""
+    """The schema that is sent with ``structure``, or None."""
     if structure == "json_schema":
         return request.json_schema
     return loosened(request.json_schema) if structure == "loose_schema" else None
 
 
 def loosened(schema: Any) -> Any:
-    """The JSON schema without its bounds on lengths, ranges and patterns, at any depth; the rest is as it was.
+    """The JSON schema without its bounds on lengths, ranges and patterns, at any depth. The rest is unchanged.
 
     >>> loosened({"type": "array", "minItems": 2, "items": {"type": "integer", "maximum": 9}})
     {'type': 'array', 'items': {'type': 'integer'}}

@@ -1,4 +1,4 @@
-"""Models without a system role: some chat templates refuse it, so its text goes before the user's.
+"""Models without a system role: some chat templates refuse it, so its text is put before the user's.
 
 system: Judge ...      user: The answers ...      ->      user: Judge ... (blank line) The answers ...
 """
@@ -31,7 +31,7 @@ class SystemRole:
         self._without: set[str] = set()
 
     def fitted(self, request: ChatRequest) -> ChatRequest:
-        """The request as its model takes it."""
+        """The request in the form that its model accepts."""
         first, *others = request.messages
         if request.model not in self._without or [m.role for m in request.messages[:2]] != ["system", "user"]:
             return request
@@ -39,7 +39,7 @@ class SystemRole:
         return dataclasses.replace(request, messages=(joined, *others[1:]))
 
     async def chat(self, request: ChatRequest, ask: Callable[[ChatRequest], Awaitable[ChatReply]]) -> ChatReply:
-        """The reply to ``ask(request)``; if the model's server refuses the system message, to the request without."""
+        """The reply to ``ask(request)``; if the server refuses the system message, to the request without it."""
         sent = self.fitted(request)
         try:
             return await ask(sent)
@@ -49,7 +49,7 @@ class SystemRole:
         return await ask(self.fitted(request))
 
     def _refused(self, request: ChatRequest, error: TeacherError) -> bool:
-        """Whether the error refuses the request's system message; if it does, later requests have none."""
+        """True if the error refuses the request's system message; later requests then have none."""
         refusal = isinstance(error, RequestError) or error.cause == "server_error"
         if [m.role for m in request.messages[:2]] != ["system", "user"] or not refusal:
             return False

@@ -1,7 +1,7 @@
-"""Gemini through Vertex AI: Google's application-default credentials, a project and a location in place of an API key.
+"""Gemini through Vertex AI: Google's application-default credentials, a project and a location instead of an API key.
 
 gcloud auth application-default login, or GOOGLE_APPLICATION_CREDENTIALS=key.json
-    -> a token for an hour, which the SDK renews
+    -> a token valid for an hour, which the SDK renews
 POST .../projects/PROJECT/locations/LOCATION/publishers/google/models/MODEL:generateContent
 """
 
@@ -18,7 +18,7 @@ _SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 
 @dataclasses.dataclass(frozen=True)
 class VertexAccount:
-    """What the SDK needs for Vertex AI."""
+    """The account data that the SDK needs for Vertex AI."""
 
     credentials: Any
     project: str
@@ -29,7 +29,7 @@ class VertexAccount:
         """The account of this machine's application-default credentials.
 
         Raises:
-            ConfigurationError: there are no credentials, or they cannot be read; no project is known.
+            ConfigurationError: there are no readable credentials, or no project is known.
         """
         import google.auth
         from google.auth.exceptions import GoogleAuthError
@@ -42,7 +42,7 @@ class VertexAccount:
                 "application-default login, or set GOOGLE_APPLICATION_CREDENTIALS to the file of a service account; "
                 "or use an API key with teacher.vertexai=False",
                 cause="missing_key",
-            ) from None  # the text can quote the file
+            ) from None  # the message can quote the file
         project = project or os.environ.get("GOOGLE_CLOUD_PROJECT", "") or own or ""
         if not project:
             raise ConfigurationError(
@@ -52,7 +52,7 @@ class VertexAccount:
         return cls(credentials, project, location or os.environ.get("GOOGLE_CLOUD_LOCATION", "") or "global")
 
     def client_options(self) -> dict[str, Any]:
-        """Arguments of the SDK's client."""
+        """Arguments for the SDK's client."""
         return {"credentials": self.credentials, "project": self.project, "location": self.location}
 
 
@@ -64,11 +64,11 @@ def account_errors() -> tuple[type[Exception], ...]:
 
 
 def account_failure(error: Exception) -> TeacherError:
-    """The typed failure of a renewal; its text is not shown, because it can quote the credentials."""
+    """The typed failure of a renewal; the message is not shown, because it can quote the credentials."""
     from google.auth.exceptions import TransportError
 
     if isinstance(error, TransportError) or getattr(error, "retryable", False):
-        return TransientError("gemini: cannot renew the credentials of Vertex AI now", cause="connection")
+        return TransientError("gemini: cannot renew the Vertex AI credentials now", cause="connection")
     return ConfigurationError(
         "gemini: Google refuses to renew the application-default credentials of Vertex AI. Run gcloud auth "
         "application-default login again, or check the service account",

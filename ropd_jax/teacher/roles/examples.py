@@ -1,9 +1,9 @@
-"""Worked examples for the verifier's prompt: a criterion, an answer, the verdict and what decides it.
+"""Worked examples for the verifier's prompt: a criterion, an answer, the verdict and the reason.
 
-They are ours, short, about other questions than any that is asked, and they alternate between true and false: examples
-of one kind pull a judge to that verdict (Autorubric, arXiv 2603.00077, calibrates with verdict-balanced examples). Each
-shows one thing that judges get wrong: a right result with a wrong step, a value that is only named and not reached, a
-property that is asked for and not the look of it, an error that is absent.
+They are our own, short, and about other questions than those that are verified. They alternate between true and false,
+because examples of one kind pull a judge toward that verdict (Autorubric, arXiv 2603.00077, calibrates with
+verdict-balanced examples). Each one shows something that judges get wrong: a right result with a wrong step, a value
+that is only named and not computed, a property and not just the look of it, an absent error.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ropd_jax.teacher.clients.errors import ConfigurationError
 
 
 class Worked(NamedTuple):
-    """One example. ``met`` is the verdict, ``why`` what decides it."""
+    """One example. ``met`` is the verdict, ``why`` the reason."""
 
     criterion: str
     answer: str
@@ -43,7 +43,7 @@ WORKED = (
 
 
 def check(n: int) -> None:
-    """Raise ``ConfigurationError`` unless ``n`` examples can be shown, as many true as false ones."""
+    """Raises ``ConfigurationError`` unless ``n`` examples can be shown, half of them true and half false."""
     if n not in range(0, len(WORKED) + 1, 2) or isinstance(n, bool):
         raise ConfigurationError(
             f"teacher.verifier.examples is {n!r}; expected an even number from 0 to {len(WORKED)}, because half of the "
@@ -52,7 +52,7 @@ def check(n: int) -> None:
 
 
 def shown(n: int) -> str:
-    """The first ``n`` examples for the prompt, with a blank line behind them; "" for none."""
+    """The first ``n`` examples for the prompt, followed by a blank line; "" for 0."""
     if not n:
         return ""
     lines = (

@@ -1,26 +1,26 @@
-"""Fences: how texts of other authors are enclosed in a prompt of ours.
+"""Fences: how texts by other authors are enclosed in our prompts.
 
-Each text is enclosed by two marker lines that carry a token of this request::
+Each text is enclosed by two marker lines that carry a token for this request::
 
     =====[ begin answer 2 | 3fd1c09a77e2 ]=====
     (the text, verbatim)
     =====[ end answer 2 | 3fd1c09a77e2 ]=====
 
-The token is a hash of the seed and of the *stable* texts (question, rubric), and is hashed again while it occurs in any
-text of the group, shown here or in another call. So even a hostile text cannot close its fence or open another one, a
-resumed run sends the same bytes, and all calls of a group carry one token: what stands before the answers is the same
-in each of them, byte for byte, and a provider's prompt cache can serve it. ``parse_blocks`` reads back exactly what
+The token is a hash of the seed and of the *stable* texts (question, rubric). It is rehashed as long as it occurs in any
+text of the group, in this call or another. So even a hostile text cannot close its fence or open another one, and a
+resumed run sends the same bytes. All calls of a group carry the same token, so the part before the answers is identical
+in each call, byte for byte, and can come from a provider's prompt cache. ``parse_blocks`` reads back exactly what
 ``render`` wrote.
 
-Some characters would not reach the judge as what they are. `visible` writes such a character as its number,
+Some characters would not reach the judge as they are. `visible` writes such a character as its number,
 ``[[U+D800 3fd1c09a77e2]]``:
 
     cannot be sent              lone surrogates
     cannot be seen              control characters except tab and line breaks, zero-width characters, bidirectional
-                                overrides, fillers, tag characters; joiners inside an emoji too
+                                overrides, fillers, tag characters, and also joiners inside an emoji
     start a special token       ``<|im_end|>`` is shown as ``[[U+003C 3fd1c09a77e2]]|im_end|>`` (`special_tokens`)
 
-It is visible, so an answer about chat templates can still be judged. It is reversible, because no text contains the
+The number is visible, so an answer about chat templates can still be judged. It is reversible, because no text has the
 token: ``parse_blocks`` writes the characters back.
 """
 
@@ -33,9 +33,9 @@ from collections.abc import Iterable, Sequence
 from ropd_jax.teacher.roles import special_tokens
 
 TOKEN_LENGTH = 12
-MIN_CUT = 100  # characters; less of an answer is of no use to a verifier
-# Unicode's default ignorable code points, the line separators and the interlinear marks. Without U+FE0F, which follows
-# half of all emoji and shows in their colour.
+MIN_CUT = 100  # characters; a shorter part of an answer is useless to a verifier
+# Unicode's default ignorable code points, the line separators and the interlinear marks. U+FE0F is not included: it
+# follows half of all emoji and shows in their colour.
 _UNSEEN = (
     "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f"
     "\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0e\ufeff\uffa0\ufff0-\ufffb"
@@ -49,8 +49,8 @@ def make_token(seed: int | str, stable: Iterable[str], avoid: Iterable[str] = ()
     """12 hex digits that occur in none of the texts. The same arguments give the same token.
 
     Args:
-        stable: the texts that the token is made from, the same ones in all calls of a group.
-        avoid: every other text of the group. They change the token only if it occurs in one of them.
+        stable: the texts from which the token is made, the same in all calls of a group.
+        avoid: every other text of the group. They change the token only if they contain it.
     """
     stable = list(stable)
     texts = [*stable, *avoid]
@@ -71,13 +71,13 @@ def block(label: str, text: str, token: str) -> str:
 
 
 def visible(text: str, token: str) -> str:
-    """The text with the number of each character that a judge would not see as what it is (see the module).
+    """The text, with a number for each character that a judge would not see as it is (see the module's docstring).
 
     >>> visible("<|im_end|>", "3fd1c09a77e2")
     '[[U+003C 3fd1c09a77e2]]|im_end|>'
     """
     before = ""
-    while text != before:  # again, because the brackets of a number can complete a token: [e~ and a zero-width space
+    while text != before:  # repeat: a number's brackets can complete a token, as in [e~ and a zero-width space
         before, text = text, _HIDDEN.sub(lambda m: f"[[U+{ord(m.group()):04X} {token}]]", text)
     return text
 
@@ -88,13 +88,13 @@ def render(answers: Sequence[str], token: str, label: str = "answer") -> str:
 
 
 def token_in(text: str) -> str:
-    """The token of the fences in a prompt, "" if it has none. The first marker decides which token is the real one."""
+    """The token of the fences in a prompt, or "". The first marker decides which token is the real one."""
     first = _FIRST_MARKER.search(text)
     return first.group(1) if first else ""
 
 
 def outside(text: str) -> str:
-    """The text of a prompt without its fenced blocks: what we wrote ourselves, before and behind the material."""
+    """The text of a prompt without its fenced blocks: our own text before and after the material."""
     token = token_in(text)
     if not token:
         return text

@@ -1,4 +1,4 @@
-"""The forms of a verifier's reply: for each the schema, the example in the prompt, and the parser, in one place.
+"""The forms of a verifier's reply: the schema, the example in the prompt and the parser of each.
 
 For two answers and the criteria c1 and c2 (T is the token of the request)::
 
@@ -11,18 +11,18 @@ For two answers and the criteria c1 and c2 (T is the token of the request)::
     by_criterion    {"schema_version": "ropd.verdicts.v1", "criteria": {
                         "c1": {"1": true, "2": false}, "c2": {...}}, "token": T}
 
-Lists is the official release's format. The other forms bind each verdict to its answer and its criterion by keys, so a
-model cannot lose count. Their schema names every key as required and admits no other one; that of the lists fixes their
-lengths. So with a server that enforces schemas a reply has exactly N answers with exactly K verdicts each.
+``lists`` is the official release's format. The other forms bind each verdict to its answer and its criterion by keys,
+so a model cannot lose count. Their schemas require every key and allow no others; the schema of ``lists`` fixes the
+lengths. So a server that enforces schemas returns exactly N answers with exactly K verdicts each.
 
-Without such a server the parser decides. A verdict is ``true`` or ``false``. An answer whose entry is not what the
-schema allows is unscored, alone; but an answer or a criterion that was not asked for spoils the reply, because then no
-key can be trusted.
+Without such a server, the parser decides. A verdict is ``true`` or ``false``. If an answer's entry does not fit the
+schema, only this answer is unscored. An unexpected answer or criterion invalidates the whole reply, because then no key
+can be trusted.
 
-In the two forms with reasons every wrong key spoils the reply, a missing one too, and only a wrong value leaves its
-answer alone unscored. For a reason can quote an answer, and if the model forgets the escapes, the quoted text can close
-the entry and write verdicts of its own. What follows it then has no place: each key of the schema is there already, and
-a key that occurs twice spoils the reply as well (`json_reply`).
+In the two forms with reasons, every wrong or missing key invalidates the reply; a wrong value leaves only its answer
+unscored. The reason: a text can quote an answer, and if the model forgets the escapes, the quoted text can close the
+entry and add its own verdicts. The model's own keys then repeat existing ones, and a repeated key also invalidates the
+reply (`json_reply`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from ropd_jax.utils.suggest import near
 DEFAULT = "keyed"
 LISTS_VERSION = "ropd.batch_verifier.v2"
 VERSION = "ropd.verdicts.v1"
-CHOICE = "true/false"  # a verdict in an example; not JSON
+CHOICE = "true/false"  # a verdict in an example; not valid JSON
 WHY = "what decides, in a few words"  # a reason in an example
 
 Row = tuple[bool, ...]
@@ -62,12 +62,12 @@ class Form:
     """One form of the reply, for N answers numbered from 1 and K criterion ids.
 
     Attributes:
-        name: as the config names it.
+        name: its name in the config.
         schema: (ids, N) -> the JSON schema of the object, without its token.
         write: (ids, rows, reason) -> the object, without its token; ``rows`` has K verdicts for each answer. A verdict
-            can be None, which no parser reads.
+            can be None, which no parser accepts.
         read: (reply, ids, N, token) -> a row of K verdicts for each answer, or None and the cause. Raises
-            ``MalformedError`` if the whole reply cannot be used.
+            ``MalformedError`` if the whole reply is unusable.
     """
 
     name: str
@@ -76,21 +76,24 @@ class Form:
     read: Callable[[str, Sequence[str], int, str], Marks]
 
     def example(self, ids: Sequence[str], n: int, token: str) -> str:
-        """The reply in one line, as the prompt shows it, with `CHOICE` in place of each verdict.
+        """The reply on one line, as shown in the prompt, with `CHOICE` instead of each verdict.
 
-        So it suggests no verdict, and a model that copies it has given none.
+        So it does not suggest a verdict, and a model that copies it does not give one.
         """
         reply = self.write(ids, [[None] * len(ids)] * n, WHY)
         return json.dumps(reply | {TOKEN_KEY: token} if token else reply).replace("null", CHOICE)
 
     def bound(self, ids: Sequence[str], n: int, token: str) -> dict:
-        """The schema of exactly N answers and exactly these ids, with the token as its last key."""
+        """The schema for exactly N answers and exactly these ids, with the token as the last key."""
         return with_token(self.schema(ids, n), token)
 
 
 def ids_of(rubric: Rubric) -> tuple[str, ...]:
-    """The names of the criteria in request and reply: their own ids c1, c2, ..., or their places where these are not
-    of that form or not unique, as in a rubric that no rubricator of ours wrote."""
+    """The names of the criteria in request and reply.
+
+    These are their own ids c1, c2, ..., or their positions if the ids do not have this form or are not unique, as in a
+    rubric that was not written by our rubricator.
+    """
     own = tuple(c.id for c in rubric.criteria)
     if len(set(own)) == len(own) and all(_ID.fullmatch(name) for name in own):
         return own
@@ -98,10 +101,10 @@ def ids_of(rubric: Rubric) -> tuple[str, ...]:
 
 
 def form_named(name: str) -> Form:
-    """The form of this name.
+    """The form called ``name``.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: there is no such form.
     """
     if name not in FORMS:
         raise ConfigurationError(f"teacher.verifier.form is {name!r}, which is unknown; {near(name, tuple(FORMS))}")
@@ -109,7 +112,7 @@ def form_named(name: str) -> Form:
 
 
 def form_shown(prompt: str) -> Form:
-    """The form of the example in the text of a prompt of ours; lists if it shows none that can be read."""
+    """The form of the example in one of our prompts; ``lists`` if it has no readable example."""
     text = prompt.replace(CHOICE, "true")
     for found in re.finditer(r'\{"schema_version"', text):
         with contextlib.suppress(ValueError):
@@ -134,11 +137,11 @@ def _form_of(reply: Mapping[str, Any]) -> Form | None:
 
 
 def reasons_in(text: str, n: int, token: str) -> dict[tuple[int, str], tuple[str, bool | None]]:
-    """The reasons in a reply about ``n`` answers, by place (from 1) and criterion id; {} if its form has none.
+    """The reasons in a reply about ``n`` answers, by position (from 1) and criterion id; {} if its form has none.
 
     Returns:
-        each reason with its verdict. The one reason of an answer (``keyed_reason``) has the id "" and no verdict.
-        Only for showing: nothing here decides a verdict.
+        Each reason with its verdict. The single reason for an answer (``keyed_reason``) has the id "" and no verdict.
+        For display only: this never decides a verdict.
     """
     try:
         entries = _entries(text, "answers", token)
@@ -173,7 +176,7 @@ def _write_lists(ids: Sequence[str], rows: Sequence[Sequence[bool | None]], reas
 
 
 def read_lists(text: str, k: int, n: int, token: str) -> Marks:
-    """Rows of ``k`` verdicts from the release's format, in which ``"yes"`` and ``1`` are true as well."""
+    """Rows of ``k`` verdicts from the release's format, in which ``"yes"`` and ``1`` also mean true."""
     return marks_of(text, n, LISTS_VERSION, lambda item: _judgement(item, k), token)
 
 
@@ -212,7 +215,7 @@ def _keyed(
 ) -> Form:
     """A form with one entry for each answer: the entry's schema, the entry, and its row or None if it has none.
 
-    ``exact``: an answer that is missing spoils the reply, as every wrong key does in a form with texts.
+    ``exact``: a missing answer invalidates the reply, like every wrong key in a form with texts.
     """
 
     def read_reply(text: str, ids: Sequence[str], n: int, token: str) -> Marks:
@@ -257,7 +260,7 @@ def _row_of_reasons(entry: Any, ids: Sequence[str]) -> Row | None:
 
 
 def _row_of(reasons: Sequence[Any], verdicts: Sequence[Any]) -> Row | None:
-    """The verdicts, or None if one of the values has another type. One that holds further values spoils the reply."""
+    """The verdicts, or None if one of the values has another type. A nested value invalidates the reply."""
     for value in (*reasons, *verdicts):
         if isinstance(value, dict | list):
             raise MalformedError("an object or a list stands in place of a reason or a verdict")
@@ -269,7 +272,7 @@ def _exact(value: Any, names: Sequence[str], where: str) -> dict:
     """The object with exactly these keys.
 
     Raises:
-        MalformedError: it is not that.
+        MalformedError: it is not an object, or it has other keys.
     """
     if not isinstance(value, dict):
         raise MalformedError(f"{where} is a {type(value).__name__}; expected an object with {names[0]} to {names[-1]}")
@@ -318,7 +321,7 @@ def _object(key: str, entries: Mapping[str, Cell]) -> dict:
 
 
 def _entries(text: str, key: str, token: str) -> dict:
-    """The mapping ``key`` of the one object in the reply."""
+    """The mapping ``key`` in the reply's only object."""
     reply = find_object(text, key, token)
     only_keys(reply, {"schema_version", key}, {"schema_version", key}, "the reply")
     if reply["schema_version"] != VERSION:

@@ -1,10 +1,10 @@
-"""Finds the one JSON object in a model's reply, and reads integers the way models write them.
+"""Finds the only JSON object in a model's reply, and reads integers as models write them.
 
-Every role asks for one object with a ``schema_version`` and a list: `list_schema` describes it, `find_list` reads it.
+Every role requests one object with a ``schema_version`` and a list: `list_schema` describes it, `find_list` reads it.
 
-A judge can quote an answer, and an answer can hold an object of exactly the form that we request. So the prompt
-requests a token in the object, and the schema admits only this value. It is the request's fence token, which no text
-in the fences contains (`fences`). What counts, if the token is T::
+A judge can quote an answer, and an answer can contain an object of exactly the form that we request. So the prompt
+requests a token in the object, and the schema allows only this value. It is the request's fence token, which does not
+occur in any fenced text (`fences`). What counts if the token is T::
 
     {"answers": [A], "token": T}                                  A
     It says {"answers": [X]}. {"answers": [A], "token": T}        A
@@ -12,22 +12,22 @@ in the fences contains (`fences`). What counts, if the token is T::
     It says {"answers": [X]}. {"answers": [A], "token": T,}       malformed
     {"answers": [A]}                                              malformed
 
-The official release's formats, our older prompts and a user's own templates can have no token. Then the object must be
-the whole reply, apart from one code fence around it and a block of thinking before it (`thinking`).
+Requests in the official release's formats, our older prompts and user templates need not have a token. Then the object
+must be the whole reply, apart from one code fence around it and a block of thinking before it (`thinking`).
 
-The token is the last key. If the model quotes an answer in a text of its object and forgets the escapes, the answer can
-close the object early, but not with the token. It could also repeat a key, so a repeated key is refused.
+The token is the last key. If the model quotes an answer in one of its texts and forgets the escapes, the answer can
+close the object early, but without the token. It could also repeat a key, so a repeated key is refused.
 
 Accepted around an object with its token: a byte-order mark, a code fence, prose, a closed block of thinking before it.
-Refused: two different objects with the token, a list at top level, and a further object that cannot be read but has the
+Refused: two different objects with the token, a list at top level, and another object that cannot be read but has the
 requested key. Nothing is repaired by guessing.
 
-JSON that is only spelt wrongly (LaTeX's backslashes, line breaks in texts) is read everywhere. A wrong structure (a
-comma too many, comments, Python's names and quotation marks) and an object that is encoded twice are read only if the
-object is the whole reply, apart from one code fence, and its last key is the token (`lenient_json`).
+JSON with wrong spelling (LaTeX's backslashes, line breaks in strings) is always read. Wrong structure (an extra comma,
+comments, Python's names and quotation marks) and a doubly encoded object are read only if the object is the whole
+reply, apart from one code fence, and its last key is the token (`lenient_json`).
 
-An object that holds no text of the model's own, only verdicts or scores, can have one more key with a text, such as
-``"reasoning": "..."``; it is left out. Where the form itself has texts such a key stays, and is an unknown one.
+An object that has no text of the model's own, only verdicts or scores, can have one more key with a text, such as
+``"reasoning": "..."``. It is ignored. If the form itself has texts, such a key stays and is an unknown key.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from ropd_jax.teacher.roles import lenient_json, thinking
 TOKEN_KEY = "token"
 _FENCED = re.compile(r"```[\w+-]*\s*(.*)```", re.DOTALL)  # the whole reply is one code fence
 _START = re.compile(r'\{(?=[\s\ufeff]*["}])|\[(?=[\s\ufeff]*[]["{0-9tfnNI-])')  # not the braces of LaTeX
-_MAX_WORK = 50  # times that a reply's text is looked at, so that a wall of brackets does not take quadratic time
-_WALL = 10_000  # characters that are looked at in any reply
+_MAX_WORK = 50  # passes over a reply's text, so that a wall of brackets does not take quadratic time
+_WALL = 10_000  # characters that are examined in any reply
 _RATIONALE = frozenset(
     {"reason", "reasons", "reasoning", "rationale", "explanation", "analysis", "thoughts", "thinking", "justification",
      "comment", "comments", "notes"}
@@ -55,12 +55,12 @@ def find_object(text: str, key: str, token: str | None) -> dict:
     """The single JSON object in ``text`` that has ``key`` at its top level, without its token.
 
     Args:
-        token: what the object must carry, `token_of` the request. "": the request asked for none, so the object must
-            be the whole reply, but for one code fence around it and a block of thinking before it. None: the text is
-            not the reply to a request, so nothing in it is a quotation, and any one object counts.
+        token: the token that the object must have, `token_of` the request. "": the request has none, so the object must
+            be the whole reply, apart from one code fence around it and a block of thinking before it. None: the text is
+            not the reply to a request, so it has no quotations, and any single object counts.
 
     Raises:
-        MalformedError: there is none, or there are several that differ. The message describes the problem.
+        MalformedError: there is no such object, or there are several that differ. The message describes the problem.
     """
     text = text.removeprefix("\ufeff").strip()
     if not text:
@@ -68,7 +68,7 @@ def find_object(text: str, key: str, token: str | None) -> dict:
     whole, problem = _decode(text)
     if token and not isinstance(whole, dict):
         whole = _loosely(text, key, token) or whole
-    if whole is None:  # not one object as it is: skip the thinking, which can hold drafts of the object
+    if whole is None:  # not a single object: skip the thinking, which can contain drafts of it
         text = thinking.after_drafts(text, anywhere=token != "", until=_last_start(text, key, token))
         whole, problem = _decode(text)
     if whole is not None and not isinstance(whole, dict):
@@ -97,7 +97,7 @@ def find_object(text: str, key: str, token: str | None) -> dict:
 
 
 def _without_rationale(own: dict) -> dict:
-    """The object without the one text beside its verdicts; itself if it has further texts, or none."""
+    """The object without a single text next to its verdicts; unchanged if it has no text or more than one."""
     texts = [name for name in own if name in _RATIONALE and isinstance(own[name], str)]
     rest = {name: value for name, value in own.items() if name not in texts}
     return rest if len(texts) == 1 and not _has_text([v for k, v in rest.items() if k != "schema_version"]) else own
@@ -105,7 +105,7 @@ def _without_rationale(own: dict) -> dict:
 
 def _has_text(value: object) -> bool:
     todo = [value]
-    while todo:  # a reply can be nested more deeply than calls can
+    while todo:  # a reply can be nested more deeply than the call stack allows
         value = todo.pop()
         if isinstance(value, str):
             return True
@@ -114,7 +114,7 @@ def _has_text(value: object) -> bool:
 
 
 def closed(properties: Mapping[str, Any]) -> dict:
-    """JSON schema of an object with exactly these properties."""
+    """JSON schema for an object with exactly these properties."""
     required = list(properties)
     return {"type": "object", "properties": dict(properties), "required": required, "additionalProperties": False}
 
@@ -122,10 +122,10 @@ def closed(properties: Mapping[str, Any]) -> dict:
 def list_schema(
     version: str, key: str, item: dict[str, dict], *, size: tuple[int, int] | None = None, **more: dict
 ) -> dict:
-    """JSON schema of one object: ``schema_version``, a list ``key`` of objects with all of ``item``, and ``more``.
+    """JSON schema for one object: ``schema_version``, a list ``key`` of objects with all of ``item``, and ``more``.
 
     Args:
-        size: fewest and most items; None sets no bounds.
+        size: minimum and maximum number of items; None means no bounds.
     """
     items: dict[str, Any] = {"type": "array", "items": closed(item)}
     if size is not None:
@@ -134,14 +134,14 @@ def list_schema(
 
 
 def with_token(schema: Mapping[str, Any], token: str) -> dict:
-    """The schema of an object that also carries ``token``, as its last key; the schema itself for a token of ""."""
+    """The schema of an object that also has ``token`` as its last key; unchanged if the token is ""."""
     if not token:
         return dict(schema)
     return closed({**schema["properties"], TOKEN_KEY: {"type": "string", "enum": [token]}})
 
 
 def token_of(schema: Mapping[str, Any] | None) -> str:
-    """The token that a request's schema demands, "" if it demands none."""
+    """The token that a request's schema requires, or ""."""
     field = (schema or {}).get("properties", {}).get(TOKEN_KEY)
     return field["enum"][0] if field else ""
 
@@ -156,16 +156,17 @@ def find_list(
     of: str = "",
     also: frozenset[str] = frozenset(),
 ) -> list:
-    """The list ``key`` of the one object in a reply of this schema version.
+    """The list ``key`` of the only object in a reply with this schema version.
 
     Args:
-        token: as `find_object`.
+        token: as for `find_object`.
         where: name of the object in messages: "the rubric".
-        of: what the list holds, for messages: " of criteria".
-        also: further keys that the object can have; they are not read.
+        of: what the list contains, for messages: " of criteria".
+        also: other keys that the object can have; they are ignored.
 
     Raises:
-        MalformedError: not such an object, or other keys, version or type. The message describes the problem.
+        MalformedError: there is no such object, or it has other keys, version or type. The message describes the
+            problem.
     """
     reply = find_object(text, key, token)
     only_keys(reply, {"schema_version", key, *also}, {"schema_version", key}, where)
@@ -185,13 +186,13 @@ def _unique(pairs: list[tuple[str, object]]) -> dict:
 
 
 def _decode(text: str) -> tuple[object | None, Exception | None]:
-    """(the value that is the whole text, or the whole of one code fence around it; None), or (None, why not)."""
+    """(value, None) if the text, possibly in one code fence, is exactly one JSON value; else (None, error)."""
     text = _unfenced(text)
     try:
         value, end = lenient_json.raw_decode(text, 0, hook=_unique)
         if text[end:].strip():
             raise json.JSONDecodeError("Extra data", text, end)
-    except (ValueError, RecursionError) as error:  # not JSON, a number of absurd length, or absurdly deep
+    except (ValueError, RecursionError) as error:  # not JSON, an extremely long number, or extremely deep
         return None, error
     return value, None
 
@@ -202,7 +203,7 @@ def _unfenced(text: str) -> str:
 
 
 def _loosely(text: str, key: str, token: str) -> dict | None:
-    """The object that is the whole text in a loose structure, or encoded twice; None if it is not the one requested."""
+    """The whole text as the requested object, in a loose structure or encoded twice; None if it is not."""
     text = _unfenced(text)
     try:
         twice = json.loads(text) if text.startswith('"') else None
@@ -218,7 +219,7 @@ def _loosely(text: str, key: str, token: str) -> dict | None:
 
 
 def _last_start(text: str, key: str, token: str | None) -> int | None:
-    """Start of the object with the token that ends the reply, or None. Marks of thinking in its texts are quoted."""
+    """Start of the object with the token that ends the reply, or None. Thinking marks in its texts are quotations."""
     if not token or token not in text:
         return None
     work = 0
@@ -237,7 +238,7 @@ def _last_start(text: str, key: str, token: str | None) -> int | None:
 
 
 def _looked_at(text: str, start: int, error: Exception) -> int:
-    """About the number of characters that a decoder read before it gave up; its error counts lines, 64 times faster."""
+    """Approximate number of characters read before a decoder gave up; its error counts lines, 64 times faster."""
     if isinstance(error, json.JSONDecodeError) and not error.msg.startswith("Unterminated"):
         return error.pos - start + 1 + error.pos // 64
     return len(text) - start + 1
@@ -253,10 +254,10 @@ def _where(error: Exception | None) -> str:
 
 
 def _scan(text: str, key: str) -> list[dict]:
-    """Top-level objects with ``key`` inside other text. An object in a list is not top-level.
+    """Top-level objects with ``key`` within other text. An object in a list is not top-level.
 
     Raises:
-        MalformedError: outside these objects there is another use of ``key`` as a key, so one could not be read.
+        MalformedError: ``key`` is used as a key outside these objects, so another object could not be read.
     """
     found: list[dict] = []
     unread: list[str] = []
@@ -289,7 +290,7 @@ def _scan(text: str, key: str) -> list[dict]:
 
 
 def to_int(value: object) -> int | None:
-    """The integer that ``3``, ``3.0``, ``"3"`` or ``" 3.0 "`` mean; None for anything else, booleans included."""
+    """The integer meant by ``3``, ``3.0``, ``"3"`` or ``" 3.0 "``; None for anything else, including booleans."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int):
@@ -302,7 +303,7 @@ def to_int(value: object) -> int | None:
 
 
 def only_keys(item: dict, allowed: set[str], required: set[str], where: str) -> None:
-    """Raise ``MalformedError`` if ``item`` lacks a required key or has one that is not allowed."""
+    """Raises ``MalformedError`` if ``item`` lacks a required key or has one that is not allowed."""
     if missing := required - item.keys():
         raise MalformedError(f"{where} lacks {', '.join(sorted(missing))}")
     if extra := item.keys() - allowed:

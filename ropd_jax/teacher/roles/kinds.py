@@ -1,14 +1,14 @@
-"""Kinds of criteria: what a criterion asks a verifier to find, because verifiers err by kind.
+"""Kinds of criteria: what a verifier has to look for. A verifier's error rates depend on the kind.
 
     final_result         the result at the end                      The final answer is 42.
     intermediate_fact    a value or a fact on the way               States that 17 pens are left after the sale.
     method               how the answer is reached                  Adds the prices before it takes the discount.
     form                 how the answer looks                       The last line is "Answer: N".
-    constraint           a demand of the question                   Uses at most 30 words.
+    constraint           a requirement of the question              Uses at most 30 words.
     no_error             the absence of a mistake                   Every calculation in it is correct.
 
-A rubric names a category in free words, and often none of these. `kind_of` reads the category first and then the text,
-by keywords. It is a rule for statistics, not for rewards.
+A rubric names categories freely, and often none of these. `kind_of` uses keywords, first in the category and then in
+the text. It is a rule for statistics, not for rewards.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import re
 
 KINDS = ("final_result", "intermediate_fact", "method", "form", "constraint", "no_error")
 
-_CATEGORIES = (  # (kind, pattern), the first that fits a category
+_CATEGORIES = (  # (kind, pattern); the first match in a category decides
     ("no_error", r"\b(?:no|absence|without|free)\b.*\b(?:errors?|mistakes?|hallucinations?)\b|\berrors?\b|accuracy"),
     ("final_result", r"\b(?:final|results?|outcomes?|conclusions?)\b|^(?:correct )?answer$|^correctness$"),
     ("intermediate_fact", r"\b(?:intermediate|steps?|facts?|factual|values?|content|details?)\b"),
@@ -66,7 +66,7 @@ _BY_TEXT = tuple((kind, re.compile(pattern)) for kind, pattern in _TEXTS)
 
 
 def kind_of(category: str, text: str) -> str | None:
-    """The kind of a criterion by keywords, one of `KINDS`; None if neither category nor text has one.
+    """The kind of a criterion by keywords, one of `KINDS`; None if neither category nor text matches.
 
     >>> kind_of("Final result", "Says 42."), kind_of("", "Every calculation is correct."), kind_of("Essential", "Good.")
     ('final_result', 'no_error', None)

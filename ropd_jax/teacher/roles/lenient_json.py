@@ -1,25 +1,25 @@
-r"""JSON as models write it: what is read although the JSON standard forbids it, and LaTeX that only looks like escapes.
+r"""JSON as models write it, with deviations from the standard, and LaTeX that only looks like escapes.
 
-There are two levels. A change of *spelling* moves no bracket, comma or end of a string, so it is safe anywhere::
+There are two levels. A change of *spelling* does not move a bracket, comma or end of string, so it is always safe::
 
-    "\(x\)", "\alpha"            an escape that JSON does not have is a backslash and what follows
-    "\frac12", "$\nu$"           so is an escape that JSON has, if it begins a LaTeX command (see `_COMMANDS`)
+    "\(x\)", "\alpha"            an escape that JSON does not have is a backslash and the next character
+    "\frac12", "$\nu$"           so is an escape that JSON has, if it starts a LaTeX command (see `_COMMANDS`)
     a line break in a string     is a line break
     a no-break space             between two tokens is a space
 
-A change of *structure* is for a reply that is one object and nothing else (``structure=True``)::
+A change of *structure* is allowed only if the reply is a single object (``structure=True``)::
 
     {"a": [1, 2,],}              a comma before a closing bracket
     {"a": 1 /* one */} // end    comments without quotation marks or brackets
     {"a": True, "b": None}       Python's names
-    {'a': 'x'}                   Python's quotation marks, if all texts have them
+    {'a': 'x'}                   Python's quotation marks, if all strings have them
 
-Nothing is guessed: a missing comma, quotation mark or bracket stays an error, and so does text that is left over. An
-answer that a judge quotes without escapes must not gain from this. So a comment cannot hide a key, and an object has
-one kind of quotation mark, because a second kind would swallow what the first kind delimits. No part of the text is
-dropped except comments and commas.
+Nothing is guessed: a missing comma, quotation mark or bracket stays an error, and so does leftover text. An answer that
+a judge quotes without escapes must not benefit from this. So a comment cannot hide a key, and an object has one kind of
+quotation mark, because a second kind would swallow what the first kind delimits. Only comments and commas are dropped
+from the text.
 
-Where JSON's own reading makes sense too, it stays: ``"a\nu"`` is a line break and u, ``"$\nu$"`` is LaTeX.
+If JSON's own reading also makes sense, it stays: ``"a\nu"`` is a line break and u, ``"$\nu$"`` is LaTeX.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ _NAMES = {"True": "true", "False": "false", "None": "null"}
 _KEY_ENDS = re.compile(f"[{_BLANK}]*:")
 _ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{4}|.)|[\x00-\x1f]", re.DOTALL)
 _MATH = re.compile(r"\$(?=\S)[^$\n]+?(?<=\S)\$|\\{1,2}\(.{1,500}?\\{1,2}\)|\\{1,2}\[.{1,500}?\\{1,2}\]", re.DOTALL)
-_ROW_BREAK = re.compile(r"\\\\(?=[\s&0-9]|\Z)")  # LaTeX's line break, which JSON reads as one backslash
+_ROW_BREAK = re.compile(r"\\\\(?=[\s&0-9]|\Z)")  # LaTeX's line break, read by JSON as one backslash
 
 
 def _pattern(names: str) -> re.Pattern[str]:
     return re.compile(r"\\(?:" + "|".join(names.split()) + r")(?![A-Za-z])")
 
 
-# What would be a control character in the middle of a word, or one that no text has.
+# Commands that would be a control character in the middle of a word, or one that texts do not contain.
 _COMMANDS = _pattern(
     r"""
     backslash bar because begin beta beth between big bigcap bigcup bigg biggl biggr bigl bigoplus bigotimes bigr
@@ -61,20 +61,20 @@ _COMMANDS = _pattern(
     tilde times triangle triangleleft triangleq triangleright twoheadrightarrow
     """
 )
-_IN_MATH = _pattern("ne neg ni nu rm to top tan tiny")  # elsewhere these can be a line break or a tab and a word
+_IN_MATH = _pattern("ne neg ni nu rm to top tan tiny")  # elsewhere these can be a line break or tab and a word
 _CANDIDATE = re.compile(r"\\[bfnrt][A-Za-z]")
 
 
 def raw_decode(text: str, start: int, *, hook: Hook, structure: bool = False) -> tuple[Any, int]:
-    """(the value at ``start``, where it ends), as `json.JSONDecoder.raw_decode`.
+    """(value at ``start``, its end), like `json.JSONDecoder.raw_decode`.
 
     Args:
         hook: as ``object_pairs_hook`` of the decoder.
-        structure: also read a changed structure; see the module.
+        structure: also read a changed structure; see the module's docstring.
 
     Raises:
         json.JSONDecodeError: with the reason and the position in ``text``.
-        RecursionError: nested too deeply.
+        RecursionError: the text is nested too deeply.
     """
     decoder = json.JSONDecoder(object_pairs_hook=hook)
     problem: json.JSONDecodeError | None = None
@@ -95,17 +95,17 @@ def raw_decode(text: str, start: int, *, hook: Hook, structure: bool = False) ->
 
 
 def is_comment(text: str) -> bool:
-    """Whether a text is one comment that `raw_decode` would skip, such as one behind the object."""
+    """True if a text is one comment that `raw_decode` would skip, such as one after the object."""
     return _COMMENT.fullmatch(text) is not None and _HIDES.search(text) is None
 
 
 def _is_spelling(text: str, error: json.JSONDecodeError) -> bool:
-    """Whether the error is an escape, a control character in a string, or a space that JSON does not have."""
+    """True if the error is an escape, a control character in a string, or a space that JSON does not allow."""
     return error.msg.startswith("Invalid ") or _SPACE.match(text, error.pos) is not None
 
 
 def _rewritten(text: str, start: int, structure: bool) -> tuple[str, int]:
-    """(standard JSON of the object or list at ``start``, where it ends). Only tokens are checked, not their order."""
+    """(standard JSON for the object or list at ``start``, its end). Checks only the tokens, not their order."""
     parts: list[str] = []
     quote, depth, at = "", 0, start
     while at < len(text):
@@ -146,10 +146,10 @@ def _rewritten(text: str, start: int, structure: bool) -> tuple[str, int]:
 
 
 def _string(text: str, found: re.Match[str], *, is_key: bool) -> str:
-    """The string as JSON writes it. A key has no escapes but JSON's own.
+    """The string in standard JSON. A key can have only JSON's own escapes.
 
     Raises:
-        json.JSONDecodeError: its backslashes can mean two things, or it is a key with LaTeX.
+        json.JSONDecodeError: its backslashes are ambiguous, or it is a key with LaTeX.
     """
     raw, quote = found[1], found[0][0]
     if is_key:
@@ -167,14 +167,14 @@ def _string(text: str, found: re.Match[str], *, is_key: bool) -> str:
             return f"\\u{ord(escape):04x}"
         if escape[1] in '"\\/' or len(escape) > 2:
             return escape
-        if escape[1] == quote:  # \' between Python's quotation marks
+        if escape[1] == quote:  # \' inside Python's quotation marks
             return quote
         place = bisect.bisect_right(math, (at, len(raw))) - 1
         in_math = place >= 0 and at < math[place][1]
         command = _COMMANDS.match(raw, at) or (_IN_MATH.match(raw, at) if in_math else None)
         if escape[1] in "bfnrt" and command is None:
             return escape
-        if quote == "'" and escape[1] in "axvN01234567U":  # Python has these too
+        if quote == "'" and escape[1] in "axvN01234567U":  # Python also has these
             raise json.JSONDecodeError(f"The escape {escape} can mean two things", text, found.start(1) + at)
         changed = True
         return "\\" + escape

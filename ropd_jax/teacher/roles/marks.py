@@ -1,6 +1,6 @@
-"""Marks: one value for each answer, true/false rows of a verifier or integers of a scorer.
+"""Marks: one value for each answer, either a verifier's rows of true/false or a scorer's integers.
 
-Answers are shown shuffled and numbered from 1, so marks come back by place and are put into order again::
+Answers are shown shuffled and numbered from 1, so marks come back by place and are sorted back::
 
     answers    a  b  c            index 0  1  2
     shown      c  a  b            order = [2, 0, 1]      (`shuffled`)
@@ -19,14 +19,17 @@ from ropd_jax.teacher.roles.json_reply import find_list, to_int
 
 
 class Marks(NamedTuple):
-    """For each answer a value, or None and the cause."""
+    """For each answer, a value, or None and the cause."""
 
     values: tuple[Any, ...]
     causes: tuple[str | None, ...]
 
 
 def shuffled(texts: Sequence[str], *, seed: int, key: str) -> list[int]:
-    """The order in which answers are shown: ``order[place] = index``. By hash, so no place depends on the author."""
+    """The order in which answers are shown: ``order[place] = index``.
+
+    Determined by a hash, so it does not depend on the author.
+    """
 
     def rank(index: int) -> bytes:
         what = f"order:{seed}:{len(key)}:{key}:{index}:{texts[index]}"
@@ -36,13 +39,13 @@ def shuffled(texts: Sequence[str], *, seed: int, key: str) -> list[int]:
 
 
 def marks_of(text: str, n_answers: int, version: str, read: Callable[[dict], Any], token: str) -> Marks:
-    """The marks that a reply's list ``answers`` gives to answers numbered from 1; ``read(item)`` is a mark, or None.
+    """The marks in a reply's list ``answers``, for answers numbered from 1; ``read(item)`` returns a mark or None.
 
     Args:
-        token: of the request (`json_reply.token_of`).
+        token: the request's token (`json_reply.token_of`).
 
     Raises:
-        MalformedError: the whole reply cannot be used, for example because of an index outside 1..n_answers.
+        MalformedError: the whole reply is unusable, for example because of an index outside 1..n_answers.
     """
     values: list[Any] = [None] * n_answers
     causes: list[str | None] = ["missing"] * n_answers
@@ -52,20 +55,20 @@ def marks_of(text: str, n_answers: int, version: str, read: Callable[[dict], Any
             seen = item.get("answer_index") if isinstance(item, dict) else item
             raise MalformedError(f"answer_index is {seen!r:.60}; expected 1 to {n_answers}")
         mark, place = read(item), index - 1
-        if causes[place] == "missing":  # the first mark of this answer
+        if causes[place] == "missing":  # the first mark for this answer
             values[place], causes[place] = mark, None if mark is not None else "malformed"
-        elif values[place] != mark:  # a second, different one: neither can be trusted
+        elif values[place] != mark:  # a second, different mark: neither can be trusted
             values[place], causes[place] = None, "duplicate"
     return Marks(tuple(values), tuple(causes))
 
 
 def beside(parts: Sequence[Marks | BaseException]) -> Marks:
-    """Rows of the same answers side by side: the verdicts on c1..c4 and those on c5..c8 make rows of c1..c8.
+    """Joins rows for the same answers side by side: verdicts on c1..c4 and on c5..c8 become rows for c1..c8.
 
-    An answer that lacks a part has no row; its cause is that of the first part that it lacks.
+    An answer that lacks a part has no row; its cause is that of the first missing part.
 
     Raises:
-        ConfigurationError: one of the parts, as in `joined`.
+        ConfigurationError: from one of the parts, as in `joined`.
         TeacherError: the first failure, because then no answer has all its parts.
     """
     if failed := failures(parts):
@@ -81,10 +84,10 @@ def beside(parts: Sequence[Marks | BaseException]) -> Marks:
 
 
 def joined(sizes: Sequence[int], parts: Sequence[Marks | BaseException]) -> Marks:
-    """The marks of consecutive parts of ``sizes`` answers. A failed part leaves its answers unscored.
+    """The marks of consecutive parts with ``sizes`` answers. A failed part leaves its answers unscored.
 
     Raises:
-        ConfigurationError: one of the parts. The same holds for every error that is not a ``TeacherError``.
+        ConfigurationError: from one of the parts. The same applies to every error that is not a ``TeacherError``.
         TeacherError: the first failure, if every part failed.
     """
     failed = failures(parts)
@@ -99,7 +102,7 @@ def joined(sizes: Sequence[int], parts: Sequence[Marks | BaseException]) -> Mark
 
 
 def failures(parts: Sequence[Marks | BaseException]) -> list[BaseException]:
-    """The parts that failed. Raises one that concerns more than its own answers."""
+    """The parts that failed. Raises an error that affects more than its own answers."""
     failures = [p for p in parts if isinstance(p, BaseException)]
     for failure in failures:
         if isinstance(failure, ConfigurationError) or not isinstance(failure, TeacherError):

@@ -1,11 +1,11 @@
 """References: the teacher's own answers to the prompt, m samples.
 
-What a model returns is not always an answer. `parse_reference` raises a ``MalformedError`` with one of these causes,
-and such a sample is asked for again with another seed (`Teacher`):
+A model's output is not always an answer. `parse_reference` raises a ``MalformedError`` with one of these causes, and
+such a sample is requested again with another seed (`Teacher`):
 
     thinking    its thinking has no end, or nothing follows it (`thinking`)
-    empty       nothing, or white space
-    junk        only punctuation; one line or short phrase over and over; our own prompt; a plain refusal
+    empty       nothing, or whitespace
+    junk        only punctuation; one line or short phrase repeated; our own prompt; a plain refusal
 
 One short word or number is an answer.
 """
@@ -24,16 +24,16 @@ from ropd_jax.teacher.roles import fences, templates, thinking
 from ropd_jax.types import Message
 
 TEMPLATE = "reference.v1"
-PLAIN_TEMPLATE = "reference_plain.v1"  # asks for no form, and so not for one step of arithmetic per line
-UNUSABLE = ("thinking", "empty", "junk")  # causes for which a sample is asked for again
-MORE_SEEDS = 2  # times that an unusable sample is asked for again
-# Sample i is asked for again as i + SEED_STRIDE. Other uses of a sample index stay far below: the index of a reference,
-# those of `collect_references` for equal answers, and the scripted teacher's own solution.
+PLAIN_TEMPLATE = "reference_plain.v1"  # does not request a form, and so not one step of arithmetic per line
+UNUSABLE = ("thinking", "empty", "junk")  # causes for which a sample is requested again
+MORE_SEEDS = 2  # how often an unusable sample is requested again
+# Sample i is requested again as i + SEED_STRIDE. All other sample indices are far smaller: those of references, those
+# of `collect_references` for equal answers, and that of the scripted teacher's own solution.
 SEED_STRIDE = 1_000_000
 
-_LOOP_CHARS = 600  # a shorter text is no loop: an answer can be "ha ha ha"
+_LOOP_CHARS = 600  # a shorter text is not a loop: an answer can be "ha ha ha"
 _LOOP_TIMES, _LOOP_SHARE = 8, 0.5
-_LOOP_READ = 20_000  # characters of a text that are looked at
+_LOOP_READ = 20_000  # characters of a text that are examined
 _REPEATING = re.compile(
     r"\b(?:times|repeat\w*|lines|copies|mal|wiederhol\w*|fois|répét\w*|veces|repit\w*|repet\w*)\b|[次遍]|重复",
     re.IGNORECASE,
@@ -51,18 +51,18 @@ _REFUSAL = re.compile(
     r"no puedo\b|(?:很|非常)?(?:抱歉|对不起)[，,。！!\s]*(?:但)?我?(?:无法|不能)",
     re.IGNORECASE,
 )
-_DECLINES = re.compile(  # what a judge that must answer with JSON refuses
+_DECLINES = re.compile(  # refusals by a judge that must answer with JSON
     r"(?:(?:i['’]m|i am) (?:very |so |really )?sorry|sorry|i apologi[sz]e|unfortunately)?[\s,.!;:–—-]*(?:but|however)?"
     r"[\s,]*(?:i|we)\s*(?:can(?:['’]t|not| not)|am (?:unable|not able) to|['’]m (?:unable|not able) to|won['’]t"
     r"|will not|must decline|have to decline)\b",
     re.IGNORECASE,
 )
-_REFUSAL_CHARS = 300  # a longer text gives more than a refusal
-_OTHERWISE = re.compile(r"\b(?:but|however|aber|mais|pero)\b|但", re.IGNORECASE)  # what follows can be an answer
+_REFUSAL_CHARS = 300  # a longer text is more than a refusal
+_OTHERWISE = re.compile(r"\b(?:but|however|aber|mais|pero)\b|但", re.IGNORECASE)  # the rest can be an answer
 
 
 class Reference(NamedTuple):
-    """One of the teacher's own answers, and the model that wrote it, as the config names it."""
+    """One of the teacher's own answers, and the model that wrote it, as named in the config."""
 
     text: str
     model: str
@@ -88,10 +88,10 @@ def parse_reference(text: str, prompt: str = "") -> str:
     """The answer without thinking.
 
     Args:
-        prompt: the text of the request, which the answer could be an echo of.
+        prompt: the text of the request, which the answer could echo.
 
     Raises:
-        MalformedError: there is no answer; the causes are in the module's docstring.
+        MalformedError: there is no answer; see the module's docstring for the causes.
     """
     if not text.strip("\ufeff \t\r\n"):
         raise MalformedError("the reference was empty; expected an answer to the question", cause="empty")
@@ -104,12 +104,12 @@ def parse_reference(text: str, prompt: str = "") -> str:
 
 
 def check_reply(request: ChatRequest, text: str) -> None:
-    """Raise ``MalformedError`` if the reply to a request for a reference has no answer; for the tape."""
+    """Raises ``MalformedError`` if the reply to a reference request has no answer; used by the tape."""
     parse_reference(text, request.messages[0].content)
 
 
 def junk(answer: str, question: str = "", token: str = "") -> str:
-    """What is wrong with an answer that is none, "" for an answer.
+    """The reason why a text is not an answer; "" if it is one.
 
     >>> junk("12"), junk("no"), junk("..."), junk("I'm sorry, but I can't help with that.")
     ('', '', 'only punctuation', 'a refusal')
@@ -128,7 +128,7 @@ def junk(answer: str, question: str = "", token: str = "") -> str:
 
 
 def refuses(reply: str) -> bool:
-    """Whether a reply to a request for a JSON object refuses in plain words, instead of an object.
+    """True if the reply to a request for a JSON object is a refusal in plain words.
 
     >>> refuses("I'm sorry, but I can't evaluate this content."), refuses('I cannot say more than {"answers": {}}')
     (True, False)
@@ -139,13 +139,13 @@ def refuses(reply: str) -> bool:
 
 
 def _is_content(char: str) -> bool:
-    """Letters, digits and symbols such as ∞ or an emoji; not the punctuation and symbols of ASCII."""
+    """True for letters, digits and symbols such as ∞ or an emoji; not for ASCII punctuation and symbols."""
     kind = unicodedata.category(char)
     return kind[0] in "LN" or (kind[0] == "S" and not char.isascii() and unicodedata.name(char, "")[:3] != "BOX")
 
 
 def _loop(text: str) -> str:
-    """The line or phrase whose repetition, without a gap, makes up most of a long text; "" if there is none."""
+    """The line or phrase whose uninterrupted repetition makes up most of a long text, or ""."""
     text = text[:_LOOP_READ]
     if len(text) < _LOOP_CHARS:
         return ""
@@ -162,7 +162,7 @@ def _loop(text: str) -> str:
 
 
 def _longest_run(units: Sequence[str], period: int) -> tuple[int, int]:
-    """(start, length) of the longest part in which each unit equals the one ``period`` places before."""
+    """(start, length) of the longest part in which each unit equals the one ``period`` positions before."""
     best = (0, 0)
     at = 0
     for equal, run in itertools.groupby(a == b for a, b in zip(units, units[period:], strict=False)):

@@ -1,4 +1,4 @@
-"""How one role is asked."""
+"""The settings of one role."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Role:
 
     Attributes:
         model: the provider's name of the model.
-        temperature: None sends none, so that the provider's default applies.
-        max_output_tokens: limit of the reply, thinking included.
-        template: a prompt's name in ``prompts/`` or the path of a .md file; "" is the role's own.
-        extra: further parameters of the requests, JSON values; see `clients.options`.
+        temperature: None means that none is sent and the provider's default applies.
+        max_output_tokens: limit for the reply, including thinking.
+        template: a prompt's name in ``prompts/`` or the path of a .md file; "" means the role's default.
+        extra: additional parameters of the requests, JSON values; see `clients.options`.
     """
 
     model: str = "scripted"
@@ -26,7 +26,7 @@ class Role:
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     def wording(self) -> dict[str, Any]:
-        """What the functions that write a role's request take; ``extra`` is added to the request that they return."""
+        """Arguments for the functions that build a role's request. ``extra`` is added to the returned request."""
         return {
             "model": self.model,
             "temperature": self.temperature,

@@ -1,9 +1,9 @@
-"""The rubricator: from question, references and rollouts to 4..12 weighted yes/no criteria (Eq. 3).
+"""The rubricator: turns question, references and rollouts into 4..12 weighted yes/no criteria (Eq. 3).
 
 It sees which answers are references and which are the student's, because criteria are induced from their contrast. A
-template with ``{{n_distinct}}`` shows equal references once, with their number; one with ``{{reply}}`` gets an example
-of the reply with as many criteria as must be written, and a schema that binds their number, ids and points. Older
-templates send the bytes and the schema that they always sent, so that older tapes replay.
+template with ``{{n_distinct}}`` shows equal references once, with their count. A template with ``{{reply}}`` gets an
+example of the reply with the minimum number of criteria, and a schema that binds their number, ids and points. Older
+templates still send the same bytes and schema as before, so that older tapes replay.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ropd_jax.teacher.roles.json_reply import find_list, list_schema, only_keys,
 from ropd_jax.types import Criterion, Message, Rubric
 
 TEMPLATE = "rubricator.v4"
-REFERENCES_TEMPLATE = "rubricator_references.v3"  # shows no answers of the student
+REFERENCES_TEMPLATE = "rubricator_references.v3"  # does not show the student's answers
 SCHEMA_VERSION = "ropd.rubric.v1"
 MIN_CRITERIA, MAX_CRITERIA, MAX_POINTS = 4, 12, 5
 
@@ -40,7 +40,7 @@ _TIMES = "The writer gave this reference {} times:\n"
 
 
 def bound_schema(size: tuple[int, int]) -> dict:
-    """``RUBRIC_SCHEMA`` for ``size`` criteria, with ids c1, c2, ... and points 1 to 5."""
+    """``RUBRIC_SCHEMA`` for ``size`` criteria, with ids c1, c2, ... and points from 1 to 5."""
     properties: dict[str, dict] = {
         "criterion_id": {"type": "string", "pattern": "^c[0-9]+$"},
         "category": {"type": "string"},
@@ -62,7 +62,7 @@ def example(n: int, token: str) -> str:
 
 
 def show_references(references: Sequence[str], token: str) -> str:
-    """The different references, each in its fence, numbered from 1; above a repeated one stands how often it was given.
+    """The distinct references, each in its fence, numbered from 1; a repeated one is preceded by its count.
 
     >>> print(show_references(["4", "5", "4"], "3fd1c09a77e2"))
     The writer gave this reference 2 times:
@@ -81,7 +81,7 @@ def show_references(references: Sequence[str], token: str) -> str:
 
 
 def read_references(prompt: str) -> list[str]:
-    """The references that a prompt shows, each as often as it was given."""
+    """The references shown in a prompt, each as often as it was given."""
     marker = rf"=====\[ begin (reference [0-9]+) \| {fences.token_in(prompt)} \]====="
     pattern = re.compile("^" + _TIMES.format("([0-9]{1,6})") + marker, re.MULTILINE)
     times = {label: int(n) for n, label in pattern.findall(prompt)}
@@ -101,24 +101,24 @@ def rubric_request(
     template: str = "",
     size: tuple[int, int] = (MIN_CRITERIA, MAX_CRITERIA),
 ) -> ChatRequest:
-    """The request for one rubric of ``size`` criteria. ``answers`` are the student's rollouts as texts, or empty.
+    """The request for one rubric with ``size`` criteria. ``answers`` are the student's rollouts as strings, or empty.
 
     It is one user message: the instructions, which are the same for every question; the question; the references and
-    the answers; and behind them the size and the form of the reply once more.
+    the answers; and at the end the size and the form of the reply again.
 
     Raises:
-        ConfigurationError: a size other than 4 to 12, and a template without placeholders for it.
+        ConfigurationError: the size is not 4 to 12, and the template has no placeholders for it.
     """
     template = template or (TEMPLATE if answers else REFERENCES_TEMPLATE)
     if size != (MIN_CRITERIA, MAX_CRITERIA) and "{{most}}" not in templates.load(template):
         raise ConfigurationError(
-            f"prompt template {template!r} has a fixed number of criteria; for {size[0]} to {size[1]} write "
+            f"prompt template {template!r} has a fixed number of criteria; for {size[0]} to {size[1]} use "
             "{{least}} and {{most}} there",
             cause="bad_template",
         )
     bound, counted = (name in templates.load(template) for name in ("{{reply}}", "{{n_distinct}}"))
     shown = [*references, *answers]
-    if bound:  # of the question alone, so that two requests about it begin with the same bytes for a prompt cache
+    if bound:  # only from the question, so that two requests about it start with the same bytes for a prompt cache
         token = fences.make_token(seed, [question], avoid=shown)
     else:
         token = fences.make_token(seed, [question, *shown])
@@ -143,14 +143,15 @@ def rubric_request(
 def parse_rubric(text: str, size: tuple[int, int] = (MIN_CRITERIA, MAX_CRITERIA), token: str | None = None) -> Rubric:
     """The rubric in a rubricator's reply.
 
-    ``maximum_score`` is derived, not read. Ids are compared after lower-casing and stripping.
+    ``maximum_score`` is computed, not read. Ids are lowercased and stripped before they are compared.
 
     Args:
-        token: what the object must carry, see `json_reply.find_object`. None if ``text`` is not the reply to a request.
+        token: the token that the object must have, see `json_reply.find_object`. None if ``text`` is not the reply to a
+            request.
 
     Raises:
-        MalformedError: anything but one object of the schema with ``size`` criteria, unique ids c<digits>, non-blank
-            texts and integer points 1..5. The message describes the problem.
+        MalformedError: the reply is not exactly one object of the schema with ``size`` criteria, unique ids
+            c<digits>, non-blank texts and integer points 1..5. The message describes the problem.
     """
     items = find_list(
         text,
@@ -165,10 +166,10 @@ def parse_rubric(text: str, size: tuple[int, int] = (MIN_CRITERIA, MAX_CRITERIA)
 
 
 def rubric_of(items: list, size: tuple[int, int], read: Callable[[Any, str], Criterion]) -> Rubric:
-    """The rubric of a reply's list: ``read(item, where)`` gives each criterion; their number and ids are checked.
+    """The rubric in a reply's list. ``read(item, where)`` returns each criterion; their number and ids are checked.
 
     Raises:
-        MalformedError: a number that ``size`` does not allow, a repeated id, or an error of ``read``.
+        MalformedError: the number of criteria is not in ``size``, an id is repeated, or ``read`` raised the error.
     """
     if not size[0] <= len(items) <= size[1]:
         raise MalformedError(f"{len(items)} criteria; expected {size[0]} to {size[1]}")
@@ -180,10 +181,10 @@ def rubric_of(items: list, size: tuple[int, int], read: Callable[[Any, str], Cri
 
 
 def criterion_texts(item: Any, where: str, also: frozenset[str] = frozenset()) -> tuple[str, str, str]:
-    """(id, category, text) of one criterion; ``also`` are further keys that it must have.
+    """(id, category, text) of one criterion; ``also`` are other keys that it must have.
 
     Raises:
-        MalformedError: not an object, other keys, a blank text, or an id that is not c<digits>.
+        MalformedError: it is not an object, has other keys or a blank text, or its id is not c<digits>.
     """
     if not isinstance(item, dict):
         raise MalformedError(f"{where} is a {type(item).__name__}; expected an object")

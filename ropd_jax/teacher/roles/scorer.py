@@ -1,6 +1,6 @@
-"""The scorer: one score for each answer, an integer of a scale, instead of criteria and verdicts.
+"""The scorer: one score for each answer, an integer on a scale, instead of criteria and verdicts.
 
-The prompts that ask for it:
+The prompts:
 
     score_judge               a plain judge
     score_judge_references    a plain judge that sees references
@@ -8,9 +8,9 @@ The prompts that ask for it:
     score_rubric              one score given a rubric, RaR's implicit aggregation
     score_relative            a score of each answer relative to the others, RULER
 
-Answers are shown as to the verifier: numbered, shuffled, unlabelled, in a second message behind the stable part. The
-reply is a list; with ``{{reply}}`` in the template its schema binds the number of answers and the scale. A template
-without it sends, byte for byte, the request of earlier versions.
+Answers are shown as to the verifier: numbered, shuffled and unlabelled, in a second message after the stable part. The
+reply is a list. If the template has ``{{reply}}``, the schema binds the number of answers and the scale. Without it,
+the request is the same, byte for byte, as in earlier versions.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ TEMPLATE = "score_judge.v3"
 VARIANTS = ("score_judge_references.v3", "score_verbal.v3", "score_rubric.v3", "score_relative.v1")
 SCHEMA_VERSION = "ropd.scores.v1"
 
-SCORE_SCHEMA = list_schema(  # of the earlier templates: it binds neither the number of answers nor the scale
+SCORE_SCHEMA = list_schema(  # for the earlier templates: it binds neither the number of answers nor the scale
     SCHEMA_VERSION, "answers", {"answer_index": {"type": "integer"}, "score": {"type": "integer"}}
 )
 
 
 def bound_schema(n: int, lowest: int, highest: int) -> dict:
-    """The schema of exactly ``n`` scores from ``lowest`` to ``highest``, without the token."""
+    """The schema for exactly ``n`` scores from ``lowest`` to ``highest``, without the token."""
     item = {
         "answer_index": {"type": "integer", "minimum": 1, "maximum": n},
         "score": {"type": "integer", "minimum": lowest, "maximum": highest},
@@ -57,10 +57,10 @@ def score_request(
     template: str = "",
     avoid: Sequence[str] = (),
 ) -> ChatRequest:
-    """The request for a score from ``lowest`` to ``highest`` of each answer, numbered from 1 in the given order.
+    """The request for a score from ``lowest`` to ``highest`` for each answer, numbered from 1 in the given order.
 
     Args:
-        avoid: the other answers of the group, if it is asked about in several calls (see `fences.make_token`).
+        avoid: the other answers of the group, if it is split into several calls (see `fences.make_token`).
     """
     criteria = rubric.criteria if rubric else ()
     shown = json.dumps([{"criterion": c.text, "category": c.category} for c in criteria], ensure_ascii=False)
@@ -90,7 +90,7 @@ def score_request(
 
 
 def _example(n: int, lowest: int, highest: int, token: str) -> str:
-    """The reply in one line, with the scale in place of each score, so that none is suggested."""
+    """The reply on one line, with the scale instead of each score, so that no score is suggested."""
     rows = [{"answer_index": i, "score": None} for i in range(1, n + 1)]
     reply = json.dumps({"schema_version": SCHEMA_VERSION, "answers": rows, TOKEN_KEY: token})
     return reply.replace("null", f"<{lowest} to {highest}>")
@@ -100,13 +100,13 @@ def parse_scores(text: str, n_answers: int, lowest: int, highest: int, token: st
     """The scores in a scorer's reply, for answers numbered from 1.
 
     Only an answer without a readable score is unscored: cause ``missing`` (not in the reply), ``malformed`` (not an
-    integer of the scale: 0 on a scale from 1, ``7.5``), ``duplicate`` (two different scores).
+    integer on the scale: 0 on a scale from 1, ``7.5``), ``duplicate`` (two different scores).
 
     Args:
-        token: what the object must carry, see `json_reply`.
+        token: the token that the object must have, see `json_reply`.
 
     Raises:
-        MalformedError: the whole reply cannot be used, for example because of an index outside 1..n_answers.
+        MalformedError: the whole reply is unusable, for example because of an index outside 1..n_answers.
     """
 
     def score(item: dict) -> int | None:

@@ -1,22 +1,22 @@
 """Which criteria of a rubric must not count, found by rules.
 
-The verifier sees the question, one or more answers and a criterion, and nothing else. So a criterion must not do this:
+The verifier sees only the question, one or more answers and a criterion. So a criterion must not do this:
 
     mentions     "Reaches the same total as the reference."     names a text or an author that the verifier cannot see
     undecidable  "Is more detailed than the other answers."     needs another answer, or has no words
     repeats      "The total is 42." after "States that the total is 42."     counts one thing twice
 
-The rules are careful, because a criterion that is dropped without need costs more than one that slips through:
+The rules are careful, because a criterion dropped without need costs more than one that slips through:
 
-- A word that the question itself uses in that sense is no offence: in a question about a reference frame or about
-  students, a criterion can name them. Texts between quotation marks are what an answer should contain, so they are not
-  looked at.
-- "Repeats" needs the same words in the same order, apart from those that only frame a statement ("states that", "the
-  answer", "correctly"). Texts between quotation marks must be equal. Two criteria that differ in one number, one
+- A word that the question itself uses in that sense is allowed: in a question about a reference frame or about
+  students, a criterion can mention them. Texts in quotation marks are what an answer should contain, so they are not
+  examined.
+- "Repeats" requires the same words in the same order, apart from those that only frame a statement ("states that", "the
+  answer", "correctly"). Texts in quotation marks must be equal. Two criteria that differ in one number, one
   negation or one other word are two criteria.
 
 English is covered best. For German, French, Spanish and Chinese there are short lists of mentions and comparisons, and
-only texts of the same words count as repeats.
+only texts with the same words count as repeats.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Problem:
     """A criterion that must not count.
 
     Attributes:
-        criterion_id: of the criterion.
+        criterion_id: the criterion's id.
         reason: one of ``REASONS``.
-        detail: the words of the criterion that show it, or the id of the criterion that it repeats.
+        detail: the criterion's words that show the problem, or the id of the criterion that it repeats.
     """
 
     criterion_id: str
@@ -58,11 +58,13 @@ class Problem:
 def screen(rubric: Rubric, question: str) -> tuple[Problem, ...]:
     """The criteria that must not count, each once, in the rubric's order.
 
-    Of two criteria that repeat each other, the one with fewer points is the repetition, or else the later one.
+    Of two criteria that repeat each other, the one with fewer points is the repetition; if their points are equal, the
+    later one.
     """
     found = {c.id: problem for c in rubric.criteria if (problem := _problem(c, question))}
-    first: dict[tuple[str, ...], Criterion] = {}  # the one that stays, by content
-    best_first = sorted(rubric.criteria, key=lambda c: -c.points)  # stable, so the earlier one of equal points
+    first: dict[tuple[str, ...], Criterion] = {}  # the criterion that stays, by content
+    # stable, so the earlier one comes first if points are equal
+    best_first = sorted(rubric.criteria, key=lambda c: -c.points)
     for criterion in best_first:
         content = tuple(_content(criterion.text))
         if criterion.id not in found and content:
@@ -134,7 +136,7 @@ _TOKEN = re.compile(rf"(?<![\w.)])[-+]{_NUMBER}|{_NUMBER}|[^\W\d_]+|[^\w\s]|_")
 
 
 def same_content(a: str, b: str) -> bool:
-    """Whether two criteria ask for the same thing: equal texts, or equal but for words that only frame the statement.
+    """True if two criteria ask for the same thing: the texts are equal, apart from words that only frame the statement.
 
     >>> same_content("States that the total is 42.", "The total is stated to be 42")
     False
@@ -166,7 +168,7 @@ def _content(text: str) -> list[str]:
 
 
 def _parts(text: str) -> list[tuple[bool, str]]:
-    """The text in parts (whether it is between quotation marks, its text)."""
+    """The text in parts: (True if in quotation marks, text)."""
     parts, at = [], 0
     for match in _QUOTED.finditer(text):
         parts += [(False, text[at : match.start()]), (True, match.group()[1:-1])]

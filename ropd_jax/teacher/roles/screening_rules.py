@@ -1,4 +1,4 @@
-"""The word lists of `screening`: patterns of mentions and comparisons, each with what in a question excuses it.
+"""The word lists of `screening`: patterns of mentions and comparisons, and the patterns in a question that excuse them.
 
 A rule is a pair (pattern in the criterion, pattern in the question that excuses it, or None)::
 
@@ -18,11 +18,11 @@ def _rule(pattern: str, excuse: str | None = None) -> Rule:
 
 
 def _words(words: str) -> str:
-    """A group that matches one of the words, which are separated by spaces."""
+    """A group that matches one of the space-separated words."""
     return f"(?:{'|'.join(words.split())})"
 
 
-# An answer as a text, and as something that was made.
+# An answer as a text, and as a piece of work.
 _TEXTS = "answers? solutions? responses? replies reply outputs? completions? explanations? reasoning rationales?"
 _TEXT = _words(_TEXTS)
 _WORK = r"(?:(?:final|own|original|full|correct|incorrect|worked) )*" + _words(
@@ -30,7 +30,7 @@ _WORK = r"(?:(?:final|own|original|full|correct|incorrect|worked) )*" + _words(
 )
 _RESULT = _words(f"{_TEXTS} results? conclusions? totals? values?")
 _SEVERAL = _words("answers responses replies completions submissions rollouts")
-# What the author of an answer does.
+# Actions of the author of an answer.
 _ADVERB = _words("also correctly incorrectly explicitly clearly must should has have does did not doesn't didn't")
 _VERB = _words(
     "answer state give compute calculate write mention identif explain show conclude provide arrive derive justif "

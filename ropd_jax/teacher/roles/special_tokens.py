@@ -1,11 +1,11 @@
-"""The texts that mark turns in the chat templates of open models, so that foreign text cannot pass for one.
+"""The texts that mark turns in the chat templates of open models, so that foreign text cannot imitate them.
 
-A server that reads special tokens in the text of a message (vLLM, llama.cpp and SGLang can be started so) would end our
-turn at an ``<|im_end|>`` in an answer, and the rest of the answer would speak as the judge. `FIRST` finds the first
-character of each; `fences.visible` writes it as its number, and what is left is no token.
+A server that reads special tokens in the text of a message (vLLM, llama.cpp and SGLang can be started this way) would
+end our turn at an ``<|im_end|>`` in an answer, and the rest of the answer would speak as the judge. `FIRST` finds the
+first character of each token. `fences.visible` writes it as its number, and the rest is not a token any more.
 
-Names in angle brackets are listed, because ``<size_t>`` and ``<b>`` are code. An answer that holds one of the listed
-names is shown with a number more, and means the same.
+Names in angle brackets are listed individually, because ``<size_t>`` and ``<b>`` are code. An answer that contains one
+of the listed names is shown with an additional number, and means the same.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""RaR's rubric: 7..20 criteria from the question and its references only, each in one of four categories.
+"""RaR's rubric: 7..20 criteria from only the question and its references, each in one of four categories.
 
 Rubrics as Rewards (arXiv 2507.17746, v1): Essential 1.0, Important 0.7, Optional 0.3, Pitfall 0.8. A pitfall is worded
-as what a good answer avoids, so that true is good for every criterion. ``Criterion.points`` holds the weight in tenths.
+as something that a good answer avoids, so that true is good for every criterion. ``Criterion.points`` holds the weight
+in tenths.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ BOUND_SCHEMA = list_schema(
 
 
 def example(token: str) -> str:
-    """A reply with the fewest criteria, for the prompt."""
+    """A reply with the minimum number of criteria, for the prompt."""
     rows = [
         {"criterion_id": f"c{n}", "category": list(TENTHS)[(n - 1) % len(TENTHS)], "criterion": "..."}
         for n in range(1, LEAST + 1)
@@ -62,7 +63,7 @@ def request(
     seed: int = 0,
     template: str = "",
 ) -> ChatRequest:
-    """The request for one rubric. The same texts make the same request, so a tape holds it once."""
+    """The request for one rubric. The same texts make the same request, so a tape stores it once."""
     template = template or TEMPLATE
     bound, counted = (name in templates.load(template) for name in ("{{reply}}", "{{n_distinct}}"))
     if bound:
@@ -89,10 +90,11 @@ def parse(text: str, token: str = "") -> Rubric:
     """The rubric in a reply.
 
     Args:
-        token: what the object must carry, see `json_reply`.
+        token: the token that the object must have, see `json_reply`.
 
     Raises:
-        MalformedError: anything but one object of the schema with 7..20 criteria. The message describes the problem.
+        MalformedError: the reply is not exactly one object of the schema with 7..20 criteria. The message describes the
+            problem.
     """
     items = find_list(text, "rubrics", SCHEMA_VERSION, token=token, where="the rubric", of=" of criteria")
     return rubric_of(items, (LEAST, MOST), _criterion)

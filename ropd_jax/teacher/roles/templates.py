@@ -1,13 +1,13 @@
 """Prompt templates: one file each in ``prompts/``, named by role and version, identified by their content hash.
 
-A name that ends in ``.md`` is the path of a user's own file. A template is one user message, or two messages that one
-line divides::
+A name that ends in ``.md`` is the path of a user's own file. A template is one user message, or two messages separated
+by one line::
 
     (the system message: instructions and the stable material, the same in all calls of a group)
     === user ===
-    (the user message: what differs from call to call, and the form of the reply)
+    (the user message: the part that differs from call to call, and the form of the reply)
 
-The line is looked for in the template, before any placeholder is replaced, so no value can divide a message.
+The line is searched for before any placeholder is replaced, so a value cannot divide a message.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SCORE = (
 PLACEHOLDERS = {  # role -> placeholders that its template must have, and those that it can have
     "reference": ({"question", "token"}, set()),
     "rubric": ({"question", "references", "students", "token"}, _RUBRIC),
-    "rubric_alone": ({"question", "references", "token"}, _RUBRIC),  # shows no answers of the student
+    "rubric_alone": ({"question", "references", "token"}, _RUBRIC),  # does not show the student's answers
     "verify": (
         {"question", "rubric", "answers", "token"},
         {"n_answers", "n_criteria", "authors", "reply_token", "reply", "examples"},
@@ -66,16 +66,16 @@ def load(name: str) -> str:
 
 
 def check(role: str, name: str) -> None:
-    """Raise ``ConfigurationError`` unless the template has the placeholders that the role fills, and no others.
+    """Raises ``ConfigurationError`` unless the template has the placeholders that the role fills, and no others.
 
-    Also if it is more than two messages, or one of the two is empty.
+    Also raises if the template has more than two messages, or if one of the two is empty.
     """
     needed, optional = PLACEHOLDERS[role]
     parts = _DIVIDER.split(load(name))
     if len(parts) > 2 or not all(part.strip() for part in parts):
         raise ConfigurationError(
             f"prompt template {name!r} has {len(parts)} messages ({sum(not p.strip() for p in parts)} empty); expected "
-            f"one message, or a system message and a user message divided by one line {DIVIDER!r}",
+            f"one message, or a system message and a user message separated by one line {DIVIDER!r}",
             cause="bad_template",
         )
     found = set(_PLACEHOLDER.findall(load(name)))
@@ -95,12 +95,12 @@ def prompt_sha(name: str) -> str:
 
 
 def has(name: str, placeholder: str) -> bool:
-    """Whether the template has the placeholder."""
+    """True if the template has the placeholder."""
     return placeholder in _PLACEHOLDER.findall(load(name))
 
 
 def reply_token(name: str, token: str) -> str:
-    """``token`` if the template asks for it in the reply (``{{reply_token}}`` or ``{{reply}}``), else "".
+    """``token`` if the template requests it in the reply (``{{reply_token}}`` or ``{{reply}}``), else "".
 
     See `json_reply`.
     """

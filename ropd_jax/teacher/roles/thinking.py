@@ -1,16 +1,16 @@
-"""The thinking that a model writes into its reply as text, and the answer that follows it.
+"""Thinking that a model writes into its reply as text, and the answer after it.
 
-A server with a parser for its model's thinking returns the answer only. Without one, or with the wrong one, the reply
-is what the model wrote::
+A server with a parser for its model's thinking returns only the answer. Without one, or with the wrong one, the reply
+is the model's raw output::
 
     <think>2 + 2 is 4.</think> It is 4.                        a block at the start
     2 + 2 is 4.\\n</think>\\n\\nIt is 4.                          the chat template wrote the block's start
     <|channel|>analysis<|message|>...<|end|><|start|>assistant<|channel|>final<|message|>It is 4.
-    analysis2 + 2 is 4.assistantfinalIt is 4.                  the same, its special tokens removed by the server
+    analysis2 + 2 is 4.assistantfinalIt is 4.                  the same, with special tokens removed by the server
     <think>2 + 2                                               it ended before an answer: `MalformedError`
 
-An answer can also be about these tags. So a tag does not count in a code block, between backticks, quotation marks or
-brackets, or as a word of a sentence. If the question itself names a tag, only a block at the very start counts.
+An answer can also be about these tags. So a tag does not count in a code block, inside backticks, quotation marks or
+brackets, or as a word in a sentence. If the question itself mentions a tag, only a block at the very start counts.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Kind:
 
     Attributes:
         start, end: patterns of the two marks.
-        name: what a question about it contains, in lower case.
-        prose: the mark can also be part of a format that a question asks for.
+        name: the text in a question that mentions it, in lowercase.
+        prose: the mark can also be part of a format that a question requests.
     """
 
     start: re.Pattern[str]
@@ -81,21 +81,21 @@ _WRAPPED = re.compile(
 _QUOTES = frozenset("\"'`“”„‘’«»‹›()[]{}（）「」『』《》\\")
 _FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[^\n]*\n.*?^[ \t]*\1[`~]*[ \t]*$", re.DOTALL | re.MULTILINE)
 _INLINE = re.compile(r"(?<!`)(`+)(?!`)[^\n]*?(?<!`)\1(?!`)")
-_MAX_BLOCKS, _MAX_PASSES = 100, 5  # at the start of one reply; a reply with more is no answer
+_MAX_BLOCKS, _MAX_PASSES = 100, 5  # at the start of one reply; a reply with more is not an answer
 
 
 def answer_of(text: str, question: str = "") -> str:
     """The reply without its thinking, stripped.
 
     Args:
-        question: what was asked; a tag that it names is no thinking inside of the answer.
+        question: the question; a tag that it mentions is not thinking inside the answer.
 
     Raises:
         MalformedError: the thinking has no end, or nothing follows it (cause ``thinking``).
     """
     text, asked = _stripped(text), question.lower()
     kinds = [kind for kind in KINDS if not (kind.prose and _is_asked_for(kind, asked))]
-    for _ in range(_MAX_PASSES):  # again, because what is removed can hide a mark or a fence of code
+    for _ in range(_MAX_PASSES):  # repeat, because the removed text can hide a mark or a code fence
         before, text = text, _stripped(_without_blocks(text, asked, kinds))
         if text == before:
             return text
@@ -132,19 +132,19 @@ def _without_blocks(text: str, asked: str, kinds: Sequence[Kind]) -> str:
 
 
 def after_drafts(text: str, *, anywhere: bool, until: int | None = None) -> str:
-    """What follows the thinking in a reply that must be one JSON object; the text itself if it has no thinking.
+    """The text after the thinking in a reply that must be one JSON object; unchanged if there is no thinking.
 
-    What comes before the last end of a block never counts, because drafts of the object can be there.
+    Text before the last end of a block never counts, because it can contain drafts of the object.
 
     Args:
-        anywhere: also if the block's start is not in the reply, as with some chat templates.
-        until: marks from this place on do not count, because they are in a text of the object.
+        anywhere: also search if the block's start is not in the reply, as with some chat templates.
+        until: marks from this position on do not count, because they are inside the object.
 
     Raises:
-        MalformedError: nothing follows, or it is not clear what follows.
+        MalformedError: nothing follows the thinking, or its end is ambiguous.
     """
     if _CHANNEL.match(text):
-        if (n := len(_FINAL.findall(text[:until]))) > 1:  # one of them can be a quotation
+        if (n := len(_FINAL.findall(text[:until]))) > 1:  # one can be a quotation
             raise MalformedError(f"the reply has {n} final channels; expected one")
         after = _after_channels(text, "")
     else:
@@ -190,10 +190,10 @@ def _after_channels(text: str, asked: str) -> str:
 
 
 def _end(kind: Kind, text: str, at: int) -> int:
-    """Where the block ends whose start mark ends at ``at``.
+    """The end of the block whose start mark ends at ``at``.
 
     Raises:
-        MalformedError: nowhere.
+        MalformedError: the block has no end.
     """
     ends = [m for m in kind.end.finditer(text, at) if not _is_quoted(text, m)]
     clear = (m for m in ends if _is_clear(text, m) or not _line_around(text, m)[1])
@@ -204,10 +204,10 @@ def _end(kind: Kind, text: str, at: int) -> int:
 
 
 def _without_later_blocks(kind: Kind, text: str) -> str:
-    """The text without blocks that begin after its start, and without what precedes an end mark that has no start.
+    """The text without blocks after its start, and without the text before an end mark that has no start.
 
     Raises:
-        MalformedError: a start mark alone on its line has no end.
+        MalformedError: a start mark on its own line has no end.
     """
     kept, at = [], 0
     for start, end in _blocks(kind, text):
@@ -217,7 +217,7 @@ def _without_later_blocks(kind: Kind, text: str) -> str:
 
 
 def _blocks(kind: Kind, text: str) -> list[tuple[int, int]]:
-    """The places of the blocks after the start of a text, in order."""
+    """The positions of the blocks after the start of a text, in order."""
     found = [m for pattern in (kind.start, kind.end) for m in pattern.finditer(text)]
     code = _Code(text) if found else None
     marks = [m for m in found if code is not None and not code.holds(m.start()) and not _is_quoted(text, m)]
@@ -244,20 +244,20 @@ def _is_quoted(text: str, mark: re.Match[str]) -> bool:
 
 
 def _is_clear(text: str, mark: re.Match[str]) -> bool:
-    """Whether an end mark is at the start of its line or directly after a character, not a word of a sentence."""
+    """True if an end mark is at the start of its line or directly after a character, so not a word in a sentence."""
     before, _ = _line_around(text, mark)
     return not before or not text[mark.start() - 1].isspace()
 
 
 def _line_around(text: str, mark: re.Match[str]) -> tuple[str, str]:
-    """What precedes and what follows on the mark's line, stripped."""
+    """The text before and after the mark on its line, stripped."""
     stop = text.find("\n", mark.end())
     before = text[text.rfind("\n", 0, mark.start()) + 1 : mark.start()]
     return before.strip(), text[mark.end() : stop if stop >= 0 else len(text)].strip()
 
 
 class _Code:
-    """The code blocks and the texts between backticks."""
+    """The code blocks and the texts in backticks."""
 
     def __init__(self, text: str):
         spans: list[tuple[int, int]] = [m.span() for m in _FENCE.finditer(text)]
@@ -265,7 +265,7 @@ class _Code:
         self._spans: Sequence[tuple[int, int]] = sorted(spans)
 
     def holds(self, at: int) -> bool:
-        """Whether the character at this place is code."""
+        """True if the character at this position is code."""
         return _inside(self._spans, at)
 
 

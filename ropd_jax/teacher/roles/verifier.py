@@ -1,15 +1,15 @@
-"""The verifier: every criterion on every answer, true or false (Eq. 4), without knowing the authors.
+"""The verifier: judges every criterion for every answer, true or false (Eq. 4), without knowing the authors.
 
 It does not see the points. Only booleans are taken from its reply: ``final_score`` is never read, and
 ``Verdicts.scores`` recomputes the weighted pass rate (Eq. 5).
 
 A request is two messages. Only the second one differs between the calls of a group::
 
-    system   the instructions, a few worked examples if wanted, the question, the rubric
-    user     the answers, then N and K again, and the reply's form rendered with the real N, K and ids (`forms`)
+    system   the instructions, optionally a few worked examples, the question, the rubric
+    user     the answers, then N and K again, and the form of the reply with the actual N, K and ids (`forms`)
 
-A template without ``{{reply}}`` is one of the earlier kind: it asks for the release's lists in its own words, and its
-request is, byte for byte, the one that earlier versions sent.
+A template without ``{{reply}}`` is of the earlier kind: it requests the release's lists in its own words, and its
+request is the same, byte for byte, as in earlier versions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TEMPLATE = "verifier.v3"
 LABELLED_TEMPLATE = "verifier_labelled.v3"  # names the author of each answer
 SCHEMA_VERSION = forms.LISTS_VERSION
 
-VERDICT_SCHEMA = list_schema(  # of the earlier templates: it does not bind the numbers of answers and verdicts
+VERDICT_SCHEMA = list_schema(  # for the earlier templates: it does not bind the numbers of answers and verdicts
     SCHEMA_VERSION,
     "answers",
     {"answer_index": {"type": "integer"}, "judgement": {"type": "array", "items": {"type": "boolean"}}},
@@ -38,15 +38,16 @@ VERDICT_SCHEMA = list_schema(  # of the earlier templates: it does not bind the 
 
 @dataclasses.dataclass(frozen=True)
 class Asking:
-    """How verdicts are asked for: ``teacher.verifier.form`` and so on.
+    """How verdicts are requested: ``teacher.verifier.form`` and related keys.
 
     Attributes:
-        form: one of `forms.FORMS`; "" is `forms.DEFAULT`, and ``lists`` for a template without ``{{reply}}``.
-        answers_per_call: most answers in one request; 0 is all. 1 is the paper's.
-        criteria_per_call: most criteria in one request; 0 is all.
-        examples: worked examples in the prompt, as many true as false ones, of other questions; 0 shows none.
-        votes: how often each verifier is asked, with another seed and another order of the answers; an odd number.
-        min_agreement: smallest share of votes that must agree, see `roles.votes`.
+        form: one of `forms.FORMS`; "" means `forms.DEFAULT`, or ``lists`` for a template without ``{{reply}}``.
+        answers_per_call: maximum answers per request; 0 means all. The paper uses 1.
+        criteria_per_call: maximum criteria per request; 0 means all.
+        examples: number of worked examples in the prompt, half true and half false, about other questions; 0 shows
+            none.
+        votes: votes per verifier, each with another seed and another order of the answers; an odd number.
+        min_agreement: minimum share of votes that must agree, see `roles.votes`.
     """
 
     form: str = ""
@@ -74,11 +75,11 @@ class Asking:
             )
 
     def check(self, template: str) -> None:
-        """Refuse what the template cannot ask for.
+        """Raises if the template does not support these settings.
 
         Raises:
-            ConfigurationError: it has no ``{{reply}}`` and the form is not ``lists``; it has no ``{{examples}}`` and
-                some are wanted.
+            ConfigurationError: the template has no ``{{reply}}`` and the form is not ``lists``; or it has no
+                ``{{examples}}`` and examples are requested.
         """
         if self.form not in ("", "lists") and not templates.has(template, "reply"):
             raise ConfigurationError(
@@ -100,12 +101,12 @@ class Asking:
 
 
 def form_of(template: str, form: str = "") -> forms.Form:
-    """The form that a template is asked for: ``form``, or if that is "" the template's own."""
+    """The form to request from a template: ``form``, or the template's own if ``form`` is ""."""
     return forms.FORMS[form or (forms.DEFAULT if templates.has(template or TEMPLATE, "reply") else "lists")]
 
 
 def group_token(question: str, rubric: Rubric, answers: Sequence[str], *, seed: int = 0) -> str:
-    """The token of all calls about these answers: it depends on seed, question and rubric (see `fences`)."""
+    """The token for all calls about these answers: it depends on seed, question and rubric (see `fences`)."""
     return fences.make_token(seed, [question, _shown(rubric)], avoid=answers)
 
 
@@ -124,10 +125,10 @@ def verify_request(
     examples: int = 0,
     token: str = "",
 ) -> ChatRequest:
-    """The request to verify ``answers``, numbered from 1 in the given order. It holds no points and no categories.
+    """The request to verify ``answers``, numbered from 1 in the given order. It does not contain points or categories.
 
     Args:
-        authors: who wrote each answer, shown to the verifier; None shows none, as in the paper.
+        authors: the author of each answer, shown to the verifier; None shows none, as in the paper.
         form, examples: see `Asking`.
         token: `group_token` of the whole group, if this is one of several calls; "" makes it from these answers.
 
@@ -167,15 +168,15 @@ def verify_request(
 def parse_verdicts(text: str, rubric: Rubric, n_answers: int, token: str = "", form: str = "lists") -> Verdicts:
     """The verdicts in a verifier's reply, for ``n_answers`` answers numbered from 1.
 
-    Only an answer without a readable verdict is unscored: cause ``missing`` (not in the reply), ``malformed`` (not what
-    the form's schema allows), ``duplicate`` (two different judgements).
+    Only an answer without a readable verdict is unscored: cause ``missing`` (not in the reply), ``malformed`` (not
+    allowed by the form's schema), ``duplicate`` (two different judgements).
 
     Args:
-        token: what the object must carry, see `json_reply`.
+        token: the token that the object must have, see `json_reply`.
         form: one of `forms.FORMS`.
 
     Raises:
-        MalformedError: the whole reply cannot be used. An answer outside 1..n_answers is such a case, because then no
+        MalformedError: the whole reply is unusable, for example because of an answer outside 1..n_answers: then no
             number can be trusted. The message describes the problem.
     """
     return Verdicts(*forms.form_named(form).read(text, forms.ids_of(rubric), n_answers, token))
@@ -191,7 +192,7 @@ def _dumped(ids: Sequence[str], rubric: Rubric) -> str:
 
 
 def _written_by(authors: Sequence[str]) -> str:
-    """Which numbers each author wrote: ``The teacher wrote 2, 3. The student wrote 1, 4.``"""
+    """The numbers of each author's answers: ``The teacher wrote 2, 3. The student wrote 1, 4.``"""
     numbers: dict[str, list[str]] = {}
     for number, author in enumerate(authors, 1):
         numbers.setdefault(author, []).append(str(number))

@@ -1,6 +1,6 @@
 """Votes: several verdicts on each criterion of each answer become one, by majority.
 
-Votes of one model differ in seed and in the order in which it saw the answers; a panel is several models::
+Votes of one model differ in the seed and in the order of the answers; a panel has several models::
 
     criterion            c1  c2  c3
     vote 1               1   1   0
@@ -9,8 +9,8 @@ Votes of one model differ in seed and in the order in which it saw the answers; 
     verdict              1   1   0
     agreement            2/3 2/3 3/3
 
-An answer is unscored, never 0, if one of its criteria has as many votes for as against (cause ``tie``) or agreement
-below ``min_agreement`` (cause ``split``), or if half of its votes or more are missing (their commonest cause).
+An answer is unscored, never 0, if the votes on one of its criteria are tied (cause ``tie``) or their agreement is
+below ``min_agreement`` (cause ``split``), or if half or more of its votes are missing (their most common cause).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from ropd_jax.teacher.roles.marks import Marks, failures
 
 
 def majority(votes: Sequence[Marks], *, min_agreement: float = 0.5) -> tuple[Marks, tuple[float | None, ...]]:
-    """The joined marks, and of each criterion the mean share of votes that agree with the majority.
+    """The joined marks, and for each criterion the mean share of votes that agree with the majority.
 
-    The agreement is a mean over the answers with at least two votes, unscored ones included; None without any.
+    The agreement is a mean over the answers with at least two votes, including unscored ones; None if there are none.
 
     Args:
-        votes: rows of verdicts of the same answers, in the same order; one entry a vote.
-        min_agreement: smallest share of votes that must agree, 0.5 to 1.
+        votes: rows of verdicts on the same answers, in the same order; one entry per vote.
+        min_agreement: minimum share of votes that must agree, 0.5 to 1.
     """
     rows, causes = [], []
     shares: list[list[float]] = []
@@ -47,10 +47,10 @@ def majority(votes: Sequence[Marks], *, min_agreement: float = 0.5) -> tuple[Mar
 
 
 def votes_of(found: Sequence[Marks | BaseException], n_answers: int) -> list[Marks]:
-    """The marks of each vote; a vote that failed has none, with the cause of the failure.
+    """The marks of each vote. A failed vote has no marks, only the cause of the failure.
 
     Raises:
-        TeacherError: the first failure, if every vote failed. A ``ConfigurationError`` and any other error at once.
+        TeacherError: the first failure, if every vote failed. A ``ConfigurationError`` or any other error immediately.
     """
     failed = failures(found)
     if len(failed) == len(found):
@@ -64,7 +64,7 @@ def votes_of(found: Sequence[Marks | BaseException], n_answers: int) -> list[Mar
 def _joined(
     cast: Sequence[tuple[bool, ...]], min_agreement: float
 ) -> tuple[tuple[bool, ...] | None, str | None, list[float]]:
-    """Verdicts, cause and agreement of one answer; no verdicts if a criterion is undecided."""
+    """Verdicts, cause and agreement for one answer; no verdicts if a criterion is undecided."""
     fors = [sum(column) / len(cast) for column in zip(*cast, strict=True)]
     agreed = [max(share, 1 - share) for share in fors]
     if 0.5 in fors:

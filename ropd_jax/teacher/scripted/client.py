@@ -1,16 +1,16 @@
-"""The scripted teacher: a text-level black box that needs no model, so that the whole system runs on a bare machine.
+"""The scripted teacher: a text-level black box without a model, so that the whole system runs on a bare machine.
 
 It receives exactly the messages that a real model would receive, reads question, references and answers from the
 prompt's fences, and returns text as a real model would. So prompts, fences, parsing, blinding and failures are
-exercised for real.
+actually exercised.
 
 It is not a language model. It solves chain sums, products, greatest common divisors and linear equations by rule,
-writes short texts that follow rules (`scripted.instructions`), and looks up exercises of an *answer key* (questions
-with worked solutions, JSONL). Any other question is a ``ConfigurationError``. It writes criteria of some fixed wordings
-and decides only those. Its score of a whole answer is made of the same checks (`criteria.quality`) and rounded to the
-scale, so it is more regular than a real model's. It never sees a data set's gold answer.
+writes short texts that follow rules (`scripted.instructions`), and looks up exercises in an *answer key* (questions
+with worked solutions, JSONL). Any other question is a ``ConfigurationError``. It writes criteria in a few fixed
+wordings and can decide only those. Its score for a whole answer is computed from the same checks (`criteria.quality`)
+and rounded to the scale, so it is more regular than a real model's. It never sees a data set's gold answer.
 
-No state changes a reply: everything random is a hash of (messages, sample index), so a resumed run gets identical
+Replies do not depend on state: everything random is a hash of (messages, sample index), so a resumed run gets identical
 texts, also over HTTP. Only faults count attempts, so that a retry can succeed.
 """
 
@@ -56,32 +56,33 @@ TEXT_FAULTS = (  # no error status
     "answer_missing", "verdict_short", "wrong_index",
 )  # fmt: skip
 RETRY_AFTER_S = 0.05
-OWN_SOLUTION = 1_000  # the sample index of its own solution, by which it scores if it is shown no references
+OWN_SOLUTION = 1_000  # the sample index of its own solution, against which it scores if there are no references
 SCALE = re.compile(r"integer from (\d+) to (\d+)")
 REPLY_TOKEN = re.compile(rf'"{TOKEN_KEY}": "([0-9a-f]+)"')  # in the example of the reply
 SIZE = re.compile(r"Write (\d+) to (\d+) (?:criteria|items)")
 POINTS = re.compile(r"^\[-?[\d.]+\] ")
 _DRAWN = ("rate_limited", "unavailable", "server_error", "broken_json")
-_COUNTED = 10_000  # conversations whose attempts are remembered
+_COUNTED = 10_000  # number of conversations whose attempts are remembered
 
 
 class ScriptedClient:
     """A ``ChatClient`` without a model. See the module's docstring for what it knows.
 
     Args:
-        answer_key: path of a JSONL file with ``question`` and ``solution``, or such pairs; "" for none.
-        latency_s: mean seconds of a call; each call takes 0.5 to 1.5 times as long.
+        answer_key: path of a JSONL file with ``question`` and ``solution``, or such pairs; "" means none.
+        latency_s: mean seconds per call; each call takes 0.5 to 1.5 times as long.
         fault_rate: share of attempts that fail as a provider would (429, 500, 503, half a JSON).
         slip_rate: share of reference steps with a wrong result.
         wrong_verdict_rate: share of verdicts that are flipped.
-        style: how it writes its own solutions, one of ``tasks.STYLES``.
-        labels: path of a file of labelled verdicts (`teacher.labels`) whose truths the verifier knows, or such rows.
-        noise: how verdicts err (`scripted.noise`): path of a calibration report, JSON, or a mapping; "" for no noise.
-        bias: what its judgements pay for besides quality (`scripted.bias`): ``NAME:DOSE,NAME:DOSE``; "" for nothing.
+        style: the style of its own solutions, one of ``tasks.STYLES``.
+        labels: path of a labels file (`teacher.labels`) whose verdicts the verifier knows, or such rows.
+        noise: errors of its verdicts (`scripted.noise`): path of a calibration report, JSON, or a mapping; "" means
+            none.
+        bias: what its judgements reward besides quality (`scripted.bias`): ``NAME:DOSE,NAME:DOSE``; "" means nothing.
         fault: for tests: (request, attempt number from 0) -> a key of ``FAULTS``, one of ``TEXT_FAULTS``, or None.
 
     Raises:
-        ConfigurationError: a rate outside 0..1, an answer key that cannot be read.
+        ConfigurationError: a rate is outside 0..1, or the answer key cannot be read.
     """
 
     def __init__(
@@ -122,7 +123,7 @@ class ScriptedClient:
         self._attempts: collections.OrderedDict[str, int] = collections.OrderedDict()
 
     async def chat(self, request: ChatRequest) -> ChatReply:
-        """The scripted reply, or the fault that is drawn for this attempt."""
+        """The scripted reply, or the fault drawn for this attempt."""
         kind = await self.begin(request)
         if kind in FAULTS:
             raise fault_error(kind, request.model)
@@ -134,10 +135,10 @@ class ScriptedClient:
         return corrupted(reply, kind)
 
     async def close(self) -> None:
-        """Nothing to close."""
+        """Does nothing."""
 
     async def begin(self, request: ChatRequest) -> str | None:
-        """Wait as long as this call takes, and draw its fault: a kind, or None."""
+        """Waits as long as this call takes, and draws its fault: a kind, or None."""
         if self._latency_s:
             share = 0.5 + tasks.uniform("latency", *_identity(request))
             await asyncio.sleep(self._latency_s * share)
@@ -147,7 +148,7 @@ class ScriptedClient:
         return kind
 
     def _next_fault(self, request: ChatRequest) -> str | None:
-        """The fault of this attempt, or None; attempts are counted until one passes."""
+        """The fault of this attempt, or None. Attempts are counted until one succeeds."""
         if self._fault is None and not self._fault_rate:
             return None
         name = hashlib.sha256(json.dumps(_identity(request)).encode()).hexdigest()
@@ -155,7 +156,8 @@ class ScriptedClient:
         if self._fault is not None:
             kind = self._fault(request, attempt)
         elif tasks.uniform("fault", name, attempt) < self._fault_rate:
-            drawn = _DRAWN if request.json_schema is not None else _DRAWN[:-1]  # half a free text would not be noticed
+            # half of a free text would not be noticed
+            drawn = _DRAWN if request.json_schema is not None else _DRAWN[:-1]
             kind = drawn[int(tasks.uniform("kind", name, attempt) * len(drawn))]
         else:
             kind = None
@@ -166,10 +168,10 @@ class ScriptedClient:
         return kind
 
     def reply(self, request: ChatRequest) -> ChatReply:
-        """Its reply, a pure function of messages and sample index. Four characters count as one token.
+        """The reply, a pure function of messages and sample index. Four characters count as one token.
 
         Raises:
-            ConfigurationError: a question that it cannot solve.
+            ConfigurationError: it cannot solve the question.
         """
         text = self._answer(request.messages, request.sample_index)
         sent = sum(len(m.content) for m in request.messages)
@@ -182,14 +184,15 @@ class ScriptedClient:
     def _answer(self, messages: tuple[Message, ...], sample_index: int) -> str:
         user = [m.content for m in messages if m.role == "user"]
         system = "\n\n".join(m.content for m in messages if m.role == "system")
-        # The request: the system message and the first message of the user's that has fences, or stands behind some.
+        # The request: the system message, and the first user message that has fences or follows a system message with
+        # some.
         whole = next((t for t in (f"{system}\n\n{text}" for text in user) if fences.token_in(t)), "")
         blocks = fences.parse_blocks(whole)
         by_role = collections.defaultdict(list)
         for label, text in blocks:
             by_role[label.split(" ")[0]].append(text)
         question = by_role["question"][0] if by_role["question"] else (user[-1] if user else "")
-        asked = fences.outside(whole)  # the instructions, before and behind the material
+        asked = fences.outside(whole)  # the instructions before and after the material
         rubric = json.loads(by_role["rubric"][0]) if by_role["rubric"] else []
         if by_role["criterion"]:
             reply = self._criterion(by_role["criterion"][0], by_role["assistant"])
@@ -220,9 +223,9 @@ class ScriptedClient:
         worked = tasks.solve(question, self._answer_key, slip)
         if worked is None:
             raise ConfigurationError(
-                f"the scripted teacher cannot solve {' '.join(question.split())[:120]!r}; it knows chain sums, "
-                "products, gcd, linear equations, texts with rules that can be checked (data.source='instructions'), "
-                "and the exercises of teacher.scripted.answer_key. Give it an "
+                f"the scripted teacher cannot solve {' '.join(question.split())[:120]!r}; it supports chain sums, "
+                "products, gcd, linear equations, texts with checkable rules (data.source='instructions'), "
+                "and the exercises in teacher.scripted.answer_key. Give it an "
                 "answer key (JSONL with question and solution), or set teacher.provider to 'gemini' or 'openai'",
                 cause="unknown_question",
             )
@@ -245,9 +248,9 @@ class ScriptedClient:
     def _score(
         self, question: str, rubric: list[dict], references: list[str], answers: list[str], scale: tuple[int, int]
     ) -> dict:
-        """Scores of whole answers: by the rubric's categories, else by the references, else by its own solution.
+        """Scores for whole answers: by the rubric's categories, else by the references, else by its own solution.
 
-        Its own solution can contain slips, as its references can.
+        Its own solution can contain slips, like its references.
         """
         lowest, highest = scale
         labelled = [self._truths.share(question, answer) for answer in answers]
@@ -274,9 +277,9 @@ class ScriptedClient:
         return {"schema_version": scorer.SCHEMA_VERSION, "answers": rows}
 
     def _criterion(self, shown: str, turns: list[str]) -> dict:
-        """HealthBench's question: whether the last answer of a conversation meets one criterion, ``[5] text``.
+        """Answers HealthBench's question: does the last answer in a conversation meet one criterion, ``[5] text``?
 
-        It decides its own wordings. Any other criterion is not met.
+        It can decide only its own wordings. Any other criterion is not met.
         """
         text = POINTS.sub("", shown)
         met = bool(criteria.check(text, turns[-1] if turns else ""))
@@ -309,7 +312,7 @@ def fault_error(kind: str, model: str) -> TeacherError:
 
 
 def corrupted(reply: ChatReply, kind: str | None) -> ChatReply:
-    """The reply with its text broken in the way of ``kind``."""
+    """The reply with its text corrupted according to ``kind``."""
     if kind == "broken_json":
         return ChatReply(reply.text[: len(reply.text) // 2], reply.finish_reason, reply.usage, reply.model)
     if kind == "empty":
@@ -332,7 +335,7 @@ def corrupted(reply: ChatReply, kind: str | None) -> ChatReply:
 
 
 def _corrupted_keys(rows: dict[str, dict], kind: str) -> dict[str, dict]:
-    """Entries by answer: without the one in the middle, with a verdict less in the last, or with an unknown number."""
+    """Entries by answer: without the middle one, with one verdict less in the last, or with an unknown number."""
     names = list(rows)
     if kind == "answer_missing":
         del rows[names[len(names) // 2]]
@@ -345,7 +348,7 @@ def _corrupted_keys(rows: dict[str, dict], kind: str) -> dict[str, dict]:
 
 
 def _numbers(pattern: re.Pattern[str], asked: str) -> tuple[int, int]:
-    """The two numbers in the request; the rubricator's bounds if its template has none."""
+    """The two numbers in the request, or the rubricator's bounds if the template has none."""
     found = pattern.search(asked)
     if found:
         return int(found[1]), int(found[2])
@@ -353,7 +356,7 @@ def _numbers(pattern: re.Pattern[str], asked: str) -> tuple[int, int]:
 
 
 def _references(user: list[str]) -> list[str]:
-    """The references of the first message that shows some, each as often as its author gave it."""
+    """The references in the first message that shows some, each as often as it was given."""
     return next((found for text in user if (found := rubricator.read_references(text))), [])
 
 

@@ -1,15 +1,15 @@
-"""How the scripted teacher writes criteria, and how it decides each of them from its wording and one answer.
+"""How the scripted teacher writes criteria, and how it decides each one from its wording and one answer.
 
-``induce`` sees only texts. It takes the steps and the final answer that most references share, checks which of them the
+``induce`` sees only texts. It takes the steps and the final answer shared by most references, checks which of them the
 students' answers have, and writes one criterion for each::
 
-    9 + 5 = 14         the answers of fewer than half of the students have it      4 points
+    9 + 5 = 14         fewer than half of the students' answers have it            4 points
     14 - 1 = 13        some have it                                                2 points
     13 + 3 = 16        all have it                                                 1 point
     Answer: 16         the final answer                                            5 points
     (form)             every line is an equation                                   1 point
 
-``check`` decides a criterion by parsing its wording, so the verifier knows nothing that is not in its prompt.
+``check`` decides a criterion by parsing its wording, so the verifier uses only information from its prompt.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
 def evaluate(expression: str) -> Fraction | None:
-    """The exact value of an arithmetic expression of numbers, + - * / mod and brackets; None for anything else."""
+    """The exact value of an arithmetic expression with numbers, + - * / mod and brackets; None for anything else."""
     text = expression.strip().replace(" mod ", " % ").replace(",", "")
     tokens = _TOKEN.findall(text)
     if len(text) > 120 or not tokens or "".join(tokens) != text.replace(" ", ""):
@@ -75,7 +75,7 @@ def _atom(tokens: list[str]) -> tuple[Fraction, list[str]]:
 
 
 def number(text: str) -> Fraction | None:
-    """The number that ``1,234.50`` or ``$70`` or ``70.`` writes, or None."""
+    """The number written as ``1,234.50``, ``$70`` or ``70.``, or None."""
     match = re.fullmatch(r"[$€£]?\s*(-?\d[\d,]*(?:\.\d+)?)\.?\s*%?", text.strip())
     return Fraction(match.group(1).replace(",", "")) if match else None
 
@@ -86,7 +86,7 @@ def lines_of(text: str) -> list[str]:
 
 
 def is_equation(line: str) -> bool:
-    """Whether the line is one correct equation with an operation on its left side: ``9 + 5 = 14``."""
+    """True if the line is one correct equation with an operation on its left side: ``9 + 5 = 14``."""
     left, equals, right = line.partition("=")
     if not equals or len(line) > 240 or not re.search(r"\d\s*(?:[-+*/]|mod\b)\s*[-(]?\d", left):
         return False
@@ -96,7 +96,7 @@ def is_equation(line: str) -> bool:
 
 @functools.lru_cache(maxsize=64)
 def calculations(text: str) -> tuple[tuple[str, Fraction], ...]:
-    """(left side, result) of each ``... = 24`` in prose; the left side is the run of arithmetic before the sign.
+    """(left side, result) of each ``... = 24`` in prose; the left side is the arithmetic text before the sign.
 
     Only the first 50,000 characters are read.
     """
@@ -116,7 +116,7 @@ def calculations(text: str) -> tuple[tuple[str, Fraction], ...]:
 
 
 def final_answer(text: str) -> str | None:
-    """An answer's result: the last ``\\boxed{}``, ``#### ``, ``Answer:`` or ``answer is``, else the last number.
+    """An answer's result: after the last ``\\boxed{}``, ``#### ``, ``Answer:`` or ``answer is``, else the last number.
 
     None if the text has none of these.
     """
@@ -134,7 +134,7 @@ def final_answer(text: str) -> str | None:
 
 
 def same(a: str | None, b: str | None) -> bool:
-    """Whether two final answers are the same number, or the same words."""
+    """True if two final answers are the same number or the same words."""
     if a is None or b is None:
         return False
     x, y = number(a), number(b)
@@ -235,7 +235,7 @@ _PATTERNS = tuple((_pattern(wording), decide) for wording, decide in _CHECKS)
 
 @functools.lru_cache(maxsize=512)
 def check(criterion: str, answer: str) -> bool | None:
-    """Whether the answer fulfils the criterion; None if the criterion is not one of this teacher's wordings."""
+    """True if the answer meets the criterion; None if the criterion is not one of this teacher's wordings."""
     for pattern, decide in _PATTERNS:
         if match := pattern.fullmatch(criterion.strip()):
             return decide(answer, *match.groups())
@@ -248,13 +248,13 @@ def induce(
     """Criteria (``criterion_id``, ``category``, ``criterion``, ``points``) from the contrast of the texts.
 
     Args:
-        least, most: their number; fewer than ``least`` if there are not enough wordings for the texts.
+        least, most: minimum and maximum number; fewer than ``least`` if there are not enough wordings for the texts.
     """
     answers = [a for a in (final_answer(r) for r in references) if a is not None]
     final = Counter(answers).most_common(1)[0][0] if answers else ""
     if _most(references, _is_line_style):
         steps = _shared([[x for x in lines_of(r)[:-1] if _looks_like_step(x)] for r in references], references, final)
-        # Without the steps that references repeat: the references would fail their criterion.
+        # Drop steps that references repeat: the references would fail their criterion.
         steps = [s for s in steps if _most(references, functools.partial(_line_once, line=s))]
         rows = [("Step", _listed(g, LINE, LINES, '"{}"'), 0) for g in _grouped(steps, max(most - 2, 1))]
         rows.append(("Final result", LAST.format(final), 5))
@@ -284,11 +284,11 @@ RAR_CATEGORIES = {
     "Final result": "Essential", "Step": "Important", "Reasoning": "Optional", "Form": "Optional",
     "Rule": "Essential", "Topic": "Important", "Sense": "Optional",
 }  # fmt: skip
-PITFALLS = (EQUATIONS, CORRECT)  # what a careless writer fails
+PITFALLS = (EQUATIONS, CORRECT)  # criteria that a careless writer fails
 
 
 def induce_static(references: Sequence[str], least: int, most: int) -> list[dict]:
-    """The same criteria in RaR's categories, without points, from the references only."""
+    """The same criteria in RaR's categories, without points, from only the references."""
     return static_rows(induce(references, (), least, most))
 
 
@@ -307,7 +307,7 @@ def static_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict]:
 def quality(answer: str, references: Sequence[str]) -> float:
     """The quality of a whole answer, 0 to 1: 0.5 for the final result, 0.4 for the share of steps, 0.1 for form.
 
-    The criteria are those of ``induce`` for the references. The number does not show which of them failed.
+    The criteria are those that ``induce`` writes for the references. The number does not show which of them failed.
     """
     shares: dict[str, list[bool]] = {"Final result": [], "Step": [], "": []}
     for row in induce(references, ()):
@@ -340,7 +340,7 @@ def _plain(value: Fraction) -> str:
 
 
 def _shared(steps: Sequence[list[str]], references: Sequence[str], final: str) -> list[str]:
-    """Steps that more than half of the references have, in order; else the steps of the first one with that answer."""
+    """Steps that more than half of the references have, in order; else those of the first one with that answer."""
     counts = Counter(step for own in steps for step in set(own))
     kept = list(dict.fromkeys(step for own in steps for step in own if 2 * counts[step] > len(steps)))
     if kept:
@@ -350,7 +350,7 @@ def _shared(steps: Sequence[list[str]], references: Sequence[str], final: str) -
 
 
 def _grouped(steps: Sequence[str], most: int) -> list[list[str]]:
-    """The steps in order in at most ``most`` groups of nearly equal size."""
+    """The steps, in order, in at most ``most`` groups of nearly equal size."""
     n = min(most, len(steps))
     return [list(steps[i * len(steps) // n : (i + 1) * len(steps) // n]) for i in range(n)]
 

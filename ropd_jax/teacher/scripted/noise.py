@@ -1,21 +1,21 @@
-"""Noise for the scripted verifier: it errs as a real judge was measured to err.
+"""Noise for the scripted verifier: it makes the measured errors of a real judge.
 
     {"kinds": {"final_result": {"false_positive": 0.05, "false_negative": 0.1}, "other": {...}},
      "halo": 0.2, "position": -0.1, "length": 0.03, "redraw": 0.3}
 
-``kinds``     of each kind of criterion (`roles.kinds`): share of false criteria that are called true, and of true ones
-              that are called false. ``other`` is for the kinds that are not named; without it they have no errors.
-``halo``      share of answers all of whose criteria take one opinion: the verdict on one of them, drawn by hash.
-``position``  change of the chance of "true" from the first place of a request to its last.
-``length``    change of the chance of "true" with each doubling of the answer's length, from 400 characters; at most
-              three doublings count.
+``kinds``     for each kind of criterion (`roles.kinds`): share of false criteria that are judged true, and of true ones
+              that are judged false. ``other`` applies to all other kinds; without it they have no errors.
+``halo``      share of answers whose criteria all get the same verdict: that on one of them, drawn by hash.
+``position``  change in the probability of "true" from the first position in a request to the last.
+``length``    change in the probability of "true" with each doubling of the answer's length, from 400 characters; at
+              most three doublings count.
 
-``redraw``    share of verdicts that are drawn anew in another order, with other answers and in another sample (votes).
-              The others are errors of the judge's own, which it makes again however often it is asked.
+``redraw``    share of verdicts that are redrawn if the order, the other answers or the sample (votes) change. The rest
+              are the judge's own errors, which it repeats however often it is asked.
 
-The order of events: the chance of "true" follows from the truth, the kind, the place and the length; one number that is
-a hash of answer and criterion (and of the request, if it is redrawn) draws the verdict; then the halo. So the same
-request always gets the same reply.
+The order of events: the probability of "true" follows from the truth, the kind, the position and the length. One
+number, a hash of answer and criterion (and of the request, if redrawn), draws the verdict. Then the halo is applied. So
+the same request always gets the same reply.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ropd_jax.teacher.scripted.tasks import uniform
 from ropd_jax.utils.paths import local_file
 
 OTHER = "other"
-USUAL_LENGTH = 400  # characters, where the bias of length is zero
+USUAL_LENGTH = 400  # characters, at which the length bias is zero
 MOST_DOUBLINGS = 3.0
 _KEYS = ("kinds", "halo", "position", "length", "redraw")
 _EXPECTED = (
@@ -43,13 +43,13 @@ _EXPECTED = (
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-    """How verdicts err; see the module.
+    """The errors of verdicts; see the module's docstring.
 
     Attributes:
-        false_positive, false_negative: by kind, with ``other``; a kind that is not there has none.
+        false_positive, false_negative: rates by kind, including ``other``; a missing kind has no errors.
 
     Raises:
-        ConfigurationError: a number out of range, an unknown kind.
+        ConfigurationError: a number is out of range, or a kind is unknown.
     """
 
     false_positive: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -73,10 +73,10 @@ class Noise:
 
     @classmethod
     def read(cls, value: str | Mapping[str, Any] | None) -> Noise | None:
-        """From the path of a calibration report or of a JSON file, from JSON text, or from a mapping; None for "".
+        """Reads the path of a calibration report or a JSON file, a JSON text, or a mapping; None if "".
 
         Raises:
-            ConfigurationError: it cannot be read, or a value is not as expected.
+            ConfigurationError: the value cannot be read, or a part of it is not as expected.
         """
         if not value:
             return None
@@ -95,7 +95,7 @@ class Noise:
             if value is None:
                 raise ConfigurationError(
                     "teacher.scripted.noise: this report has no noise, because too few verdicts could be read; "
-                    "expected a report of ropd calibrate-judge with known error rates"
+                    "expected a report from ropd calibrate-judge with known error rates"
                 )
         if not isinstance(value, Mapping) or (unknown := sorted(set(map(str, value)) - set(_KEYS))):
             what = f"unknown key {unknown[0]!r:.60}" if isinstance(value, Mapping) else f"{value!r:.60}"
@@ -127,9 +127,9 @@ class Noise:
         """The verdicts on one answer.
 
         Args:
-            truths, kinds, criteria: of each criterion the truth, the kind and the text.
-            place: of the answer in the request, from 0; ``answers`` is how many there are.
-            request: what tells this request from others about the same answer; counts for what is redrawn.
+            truths, kinds, criteria: the truth, the kind and the text of each criterion.
+            place: position of the answer in the request, from 0; ``answers`` is their number.
+            request: text that distinguishes this request from others about the same answer; used for redrawn verdicts.
         """
         shift = self.position * (place / (answers - 1) - 0.5 if answers > 1 else 0.0)
         doublings = math.log2(max(len(answer), 1) / USUAL_LENGTH)

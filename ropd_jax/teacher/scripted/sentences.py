@@ -1,4 +1,4 @@
-"""Topics, and sentences that fit each of them, in four languages: what `scripted.instructions` writes with."""
+"""Topics, and sentences that fit each of them, in four languages; used by `scripted.instructions`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class Topic:
     """A topic of a question.
 
     Attributes:
-        phrase: as the question names it, with its article: "a lighthouse".
+        phrase: the topic as named in the question, with its article: "a lighthouse".
         names: language -> its name with the article: "the lighthouse", "el faro".
     """
 
@@ -18,15 +18,15 @@ class Topic:
     names: dict[str, str]
 
     def named(self, language: str) -> str:
-        """Its name in a sentence, with the definite article."""
+        """The topic's name in a sentence, with the definite article."""
         return self.names[language]
 
     def word(self, language: str) -> str:
-        """Its name without the article."""
+        """The topic's name without the article."""
         return self.names[language].split("'")[-1].split(" ", 1)[-1]
 
     def other_words(self, language: str) -> tuple[str, ...]:
-        """Other forms that count as its name: an irregular plural."""
+        """Other forms that count as the topic's name: an irregular plural."""
         return (PLURALS[self.word(language)],) if self.word(language) in PLURALS else ()
 
 
@@ -99,7 +99,7 @@ _BY_PHRASE = {t.phrase: t for t in TOPICS}
 
 
 def topic_named(phrase: str) -> Topic | None:
-    """The topic that a question names, or None."""
+    """The topic named in a question, or None."""
     return _BY_PHRASE.get(phrase.strip())
 
 

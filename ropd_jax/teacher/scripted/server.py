@@ -1,11 +1,11 @@
-"""The scripted teacher behind HTTP, in the two wire formats of real teachers.
+"""The scripted teacher over HTTP, in the two wire formats of real teachers.
 
     POST /v1/chat/completions                      OpenAI (vLLM, SGLang, llama.cpp, Ollama)
     GET  /v1/models
     POST /v1beta/models/{model}:generateContent    Gemini
 
-The request's ``seed`` is the sample index. Faults are sent as real status codes, ``Retry-After`` included. It listens
-on loopback by default, and checks the key only if it is given one.
+The request's ``seed`` is the sample index. Faults are sent as real status codes, including ``Retry-After``. The server
+listens on loopback by default, and checks the key only if one is set.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class _Refused(Exception):
 def make_app(scripted: ScriptedClient, *, api_key: str = "", max_body_mb: float = MAX_BODY_MB) -> web.Application:
     """The aiohttp application.
 
-    With ``api_key``, requests without that key are answered with 401. A body of more than ``max_body_mb`` MiB is
-    answered with 413.
+    With ``api_key``, requests without that key get a 401. A body of more than ``max_body_mb`` MiB gets
+    a 413.
     """
     app = web.Application(client_max_size=int(max_body_mb * 2**20))
     numbers = itertools.count(1)
@@ -80,7 +80,7 @@ def make_app(scripted: ScriptedClient, *, api_key: str = "", max_body_mb: float 
 
     app.router.add_post("/v1/chat/completions", completions)
     app.router.add_get("/v1/models", models)
-    for version in ("v1beta", "v1"):  # which one depends on the SDK's release
+    for version in ("v1beta", "v1"):  # the SDK's release determines which one is used
         app.router.add_post(rf"/{version}/models/{{model:[^:]+}}:generateContent", generate)
     return app
 
@@ -94,7 +94,7 @@ async def running(
     api_key: str = "",
     max_body_mb: float = MAX_BODY_MB,
 ) -> AsyncIterator[str]:
-    """A server during the ``async with``; yields its root, ``http://127.0.0.1:PORT``. Port 0 is any free port.
+    """Runs a server during the ``async with``. Yields its root, ``http://127.0.0.1:PORT``. Port 0 means any free port.
 
     Raises:
         ConfigurationError: the server cannot listen on the address.
@@ -108,7 +108,7 @@ async def running(
             await site.start()
         except OSError as e:
             raise ConfigurationError(
-                f"cannot listen on {host}:{port}: {e.strerror or e}; expected a free port (0 is any free port)"
+                f"cannot listen on {host}:{port}: {e.strerror or e}; expected a free port (0 means any free port)"
             ) from e
         bound = runner.addresses[0]
         yield f"http://{f'[{bound[0]}]' if ':' in bound[0] else bound[0]}:{bound[1]}"
@@ -125,7 +125,7 @@ def serve(
     max_body_mb: float = MAX_BODY_MB,
     ready: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve until interrupted (``ropd serve-teacher``). ``ready`` is called once with the root address.
+    """Serves until interrupted (``ropd serve-teacher``). ``ready`` is called once with the root address.
 
     Raises:
         ConfigurationError: the server cannot listen on the address.

@@ -1,7 +1,7 @@
-"""The questions that the scripted teacher can solve: a few task families by rule, and the exercises of an answer key.
+"""The questions that the scripted teacher can solve: a few task families by rule, and exercises from an answer key.
 
 A solution is a list of working lines and an answer. The arithmetic families write one line per step, in the style
-``9 + 5 = 14``, which a tiny student can write too. ``slip_rate`` makes single steps slightly wrong, and later steps
+``9 + 5 = 14``, which a tiny student can also write. ``slip_rate`` makes single steps slightly wrong, and later steps
 continue with the wrong result, as a careless person would::
 
     9 + 5 - 1      9 + 5 = 14, 14 - 1 = 13          without a slip
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from ropd_jax.teacher.clients.errors import ConfigurationError
 from ropd_jax.utils.paths import local_file
 
-Slip = Callable[[int], int]  # step number -> the error that is added to its result; 0 for a correct step
+Slip = Callable[[int], int]  # step number -> the error added to its result; 0 for a correct step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Worked:
     """A worked solution.
 
     Attributes:
-        prose: the lines are sentences of an answer key, not equations.
-        plain_only: there is only one way to write it, see `write`.
+        prose: True if the lines are sentences from an answer key, not equations.
+        plain_only: True if there is only one way to write it, see `write`.
     """
 
     lines: tuple[str, ...]
@@ -38,7 +38,7 @@ class Worked:
 
 
 def uniform(*parts: object) -> float:
-    """A number in [0, 1) that is a hash of the parts."""
+    """A number in [0, 1), computed as a hash of the parts."""
     data = json.dumps([str(p) for p in parts], ensure_ascii=True).encode()
     return int.from_bytes(hashlib.sha256(data).digest()[:7], "big") / 2**56
 
@@ -46,8 +46,8 @@ def uniform(*parts: object) -> float:
 class AnswerKey:
     """Exercises with worked solutions, looked up by question.
 
-    Questions are compared lower-cased with single spaces. A question that contains a complete question of the answer
-    key, because a chat added an instruction to it, is found too.
+    Questions are compared in lowercase with single spaces. A question that contains a complete question of the answer
+    key, because a chat added an instruction to it, is also found.
     """
 
     def __init__(self, pairs: Iterable[tuple[str, str]] = ()):
@@ -55,12 +55,12 @@ class AnswerKey:
 
     @classmethod
     def read(cls, path: str) -> AnswerKey:
-        """From JSONL with ``question`` (or ``problem``) and ``solution`` in each line.
+        """Reads JSONL with ``question`` (or ``problem``) and ``solution`` in each line.
 
-        GSM8K's own files are read too; their ``answer`` is the worked solution with a ``#### `` line.
+        GSM8K's own files are also accepted; their ``answer`` is the worked solution with a ``#### `` line.
 
         Raises:
-            ConfigurationError: an unreadable file or line, which the message names.
+            ConfigurationError: a file or line is unreadable; the message names it.
         """
         pairs = []
         try:
@@ -74,8 +74,8 @@ class AnswerKey:
                     worked = isinstance(solution, str) and ("solution" in row or "####" in solution)
                     if not isinstance(question, str) or not worked:
                         raise ConfigurationError(
-                            f"{path}:{number} has no texts 'question' and 'solution'; expected both in every line of "
-                            "teacher.scripted.answer_key"
+                            f"{path}:{number} lacks the strings 'question' and 'solution'; expected both in every "
+                            "line of teacher.scripted.answer_key"
                         )
                     pairs.append((question, solution))
         except (OSError, ValueError, AttributeError) as e:
@@ -92,7 +92,7 @@ class AnswerKey:
 
 
 def normalised(question: str) -> str:
-    """The question lower-cased, with every run of white space as one space."""
+    """The question in lowercase, with every run of whitespace as one space."""
     return " ".join(question.lower().split())
 
 
@@ -198,7 +198,7 @@ _RESULT = re.compile(r"(=\s*[$€£]?)(-?\d[\d,]*(?:\.\d+)?)")
 
 
 def _from_answer_key(solution: str, slip: Slip) -> Worked | None:
-    """A solution of the answer key, without calculator annotations (``<<16-3-4=9>>``); ``#### 9`` is its answer."""
+    """A solution from the answer key, without calculator annotations (``<<16-3-4=9>>``); ``#### 9`` is its answer."""
     text = re.sub(r"<<[^<>]*>>", "", solution)
     final = _FINAL.search(text)
     text = _FINAL.sub("", text)
@@ -230,11 +230,11 @@ def write(worked: Worked, variant: int, style: str = "full") -> str:
     """The solution as an answer text.
 
     Args:
-        variant: number of the sample; it chooses one of four layouts. Equation lines have sentences around them or
-            not. A sum or a product has one layout only, so that its samples are equal. Solutions of an answer key name
-            the answer in four ways.
-        style: for solutions in equation lines. ``full`` writes every line. ``skips`` writes the first line and then
-            the answer, as an expert does. ``prose`` writes all lines as one sentence.
+        variant: number of the sample, which determines one of four layouts. Equation lines have sentences around them
+            or not. A sum or a product has only one layout, so that its samples are equal. Solutions from an answer key
+            state the answer in four ways.
+        style: used for solutions in equation lines. ``full`` writes every line. ``skips`` writes the first line and
+            then the answer, as an expert does. ``prose`` writes all lines as one sentence.
     """
     lines, kind = worked.lines, variant % 4
     if style == "skips" and not worked.prose:

@@ -1,4 +1,4 @@
-"""What the scripted verifier knows and how it errs: labelled truths first, then its own rules, then noise."""
+"""The scripted verifier's knowledge and errors: labels first, then its own rules, then noise."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Truths:
     """Verdicts on any answer.
 
     Args:
-        labels: path of a file of labels (`teacher.labels`), or rows of `verdict_rows`; empty for none.
-        noise: how verdicts err; None: they do not.
+        labels: path of a labels file (`teacher.labels`), or rows from `verdict_rows`; empty means none.
+        noise: the errors of verdicts; None means no errors.
 
     Raises:
         ConfigurationError: the file cannot be read.
@@ -41,7 +41,7 @@ class Truths:
     def rows(
         self, question: str, texts: Sequence[str], answers: Sequence[str], sample_index: int = 0
     ) -> list[list[bool | None]]:
-        """Of each answer the verdicts on the criteria ``texts``; None for a criterion that is not known."""
+        """For each answer, the verdicts on the criteria ``texts``; None for an unknown criterion."""
         rows = [self._row(question, texts, answer) for answer in answers]
         if self._noise is None:
             return [truths for truths, _ in rows]
@@ -65,7 +65,7 @@ class Truths:
         return done
 
     def share(self, question: str, answer: str) -> float | None:
-        """The share of the labelled criteria that the answer meets; None if it has no labels."""
+        """The share of the labelled criteria that the answer meets, or None if it has no labels."""
         truths = self._shares.get((question.strip(), answer.strip()))
         return sum(truths) / len(truths) if truths else None
 

@@ -1,20 +1,20 @@
-"""Batch jobs from the decision to submit to the last answer. Their state is on the tape.
+"""Batch jobs, from the decision to submit to the last answer. Their state is on the tape.
 
-    1. intend     marker, requests and an estimate of the cost are on the tape before anything is sent
+    1. intend     marker, requests and a cost estimate are on the tape before anything is sent
     2. submit     the job carries the marker; the tape stores its id as soon as the provider returns it
-    3. poll       until it has ended; a restarted process polls the same jobs
+    3. poll       until it has finished; a restarted process polls the same jobs
     4. end        the answers, the failures, the job's end and its cost are written in one transaction
 
-A poll that gives a web page, or results that are torn, is repeated. Requests that a job failed to answer are asked live
-later, at the full price: those of a job that failed as a whole only if the user says so (`check_unanswered`).
+A poll that returns a web page or torn results is repeated. Requests that a job failed to answer are sent live later, at
+the full price. If a job failed as a whole, this needs the user's consent (`check_unanswered`).
 
-If a process is killed between 1 and 2, it is unknown whether the job exists. The next process looks for the job with
-that marker at the provider and takes it over. Only if there is none, the requests are submitted again. So nothing is
-paid for twice. Answers are on the tape like those of live calls, and later requests are answered from there.
+If a process is killed between 1 and 2, it is unknown whether the job exists. The next process searches the provider for
+a job with that marker and takes it over. Only if there is none are the requests submitted again. So nothing is paid for
+twice. Answers are on the tape like those of live calls, and later requests are answered from it.
 
-Caps of the budget are checked twice. Before a job is submitted they are checked with an estimate: one token for four
-characters of a request, plus the mean output of the model on the tape, or the request's own limit while there is none.
-Once a job has ended, the tokens that the provider reports count instead.
+Budget caps are checked twice. Before a job is submitted, they are checked with an estimate: one token per four
+characters of a request, plus the model's mean output on the tape, or the request's own limit while there is none. Once
+a job has finished, the tokens reported by the provider count instead.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ from ropd_jax.types import Message, UserError
 
 log = logging.getLogger(__name__)
 
-ROLE = "reference_batch"  # the budget's name for the cost of jobs
+ROLE = "reference_batch"  # the role of job costs in the budget
 INTENDED, RUNNING, ENDED = "intended", "running", "ended"
-GRACE_S = 60.0  # the provider's list can lack a job that was submitted so recently
-_MAX_REQUESTS = 10_000  # of one job; OpenAI accepts 50,000, Gemini is bounded by bytes
-_MAX_CHARS = {"openai": 100_000_000, "gemini": 100_000_000}  # OpenAI: files of 200 MB; Gemini: of 2 GB
-TORN_LOOKS = 5  # polls with torn results; after them what can be read counts, and the rest has failed
-MAX_UNANSWERED = 0.1  # of a job's requests; with more the job has failed, and they are not asked live unasked
+GRACE_S = 60.0  # the provider's list can lack a job that was submitted more recently
+_MAX_REQUESTS = 10_000  # per job; OpenAI accepts 50,000, Gemini is limited by bytes
+_MAX_CHARS = {"openai": 100_000_000, "gemini": 100_000_000}  # OpenAI: files up to 200 MB; Gemini: up to 2 GB
+TORN_LOOKS = 5  # polls with torn results; after that, readable results count and the rest has failed
+MAX_UNANSWERED = 0.1  # share of a job's requests; above it the job has failed, and they are sent live only with consent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,12 +81,12 @@ class Job:
     """A row of the tape's table ``batches``.
 
     Attributes:
-        marker: our name of the job, which the provider stores.
+        marker: our name for the job, which the provider stores.
         provider, address: where it was submitted.
-        id: the provider's name of the job, "" while it is unknown.
+        id: the provider's name for the job, "" while it is unknown.
         state: ``INTENDED``, ``RUNNING`` or ``ENDED``.
-        keys: of its requests, whose texts are in the table ``requests``.
-        spent: an estimate until the job has ended, then what the provider reported.
+        keys: the keys of its requests, whose texts are in the table ``requests``.
+        spent: an estimate until the job has finished, then the reported spending.
         created: seconds since 1970.
     """
 
@@ -101,13 +101,13 @@ class Job:
 
 
 class Ledger:
-    """The batch jobs of a tape."""
+    """The batch jobs on a tape."""
 
     def __init__(self, tape: Tape):
         self.tape = tape
 
     def jobs(self, state: str | None = None) -> list[Job]:
-        """All jobs, or those in one state, the oldest first."""
+        """All jobs, or those in one state, oldest first."""
         if not self.tape.query("SELECT 1 FROM sqlite_master WHERE name = 'batches'"):
             return []  # a tape of version 1, opened read-only
         rows = self.tape.query("SELECT marker, provider, address, job, state, keys, spent, created FROM batches "
@@ -119,7 +119,7 @@ class Ledger:
         return [job for job in jobs if state in (None, job.state)]
 
     def spent(self) -> Spent:
-        """What all jobs cost; running jobs count by estimate."""
+        """The cost of all jobs; running jobs count by estimate."""
         total = Spent()
         for job in self.jobs():
             total = total + job.spent
@@ -128,13 +128,13 @@ class Ledger:
     def intend(
         self, endpoint: Endpoint, requests: Mapping[str, ChatRequest], spent: Spent, *, prompts: Mapping[str, str]
     ) -> Job:
-        """Record that these requests are about to be submitted."""
+        """Records that these requests are about to be submitted."""
         keys = tuple(requests)
         job = Job(f"ropd-{uuid.uuid4().hex}", endpoint.provider, endpoint.address, "", INTENDED, keys, spent,
                   time.time())  # fmt: skip
         rows = [request_row(key, r.purpose, request_body(endpoint.provider, r), prompts) for key, r in requests.items()]
         with self.tape.using() as db:
-            db.execute("PRAGMA synchronous = FULL")  # a power cut must not lose it either
+            db.execute("PRAGMA synchronous = FULL")  # it must also survive a power cut
             with db:
                 for row in rows:
                     insert_request(db, row)
@@ -143,16 +143,19 @@ class Ledger:
         return job
 
     def running(self, job: Job, name: str) -> None:
-        """Record the provider's name of the job."""
+        """Records the provider's name for the job."""
         self._run("UPDATE batches SET job = ?, state = ? WHERE marker = ?", (name, RUNNING, job.marker))
 
     def drop(self, job: Job) -> None:
-        """Delete a job that the provider does not have."""
+        """Deletes a job that the provider does not have."""
         self._run("DELETE FROM batches WHERE marker = ?", (job.marker,))
 
     def end(self, job: Job, answers: Answers, spent: Spent) -> None:
-        """Write the answers, the end and the cost, all or nothing. What was blocked, what the job failed to answer and
-        what its role cannot use (`tape.client.refused`) is recorded as a failure."""
+        """Writes the answers, the end and the cost in one transaction.
+
+        Blocked answers, requests that the job failed to answer, and answers that the role cannot use
+        (`tape.client.refused`) are recorded as failures.
+        """
         requests = self.requests(job)
         with self.tape.using() as db, db:
             for key, answer in answers.items():
@@ -167,7 +170,7 @@ class Ledger:
             db.execute("UPDATE batches SET state = ?, spent = ? WHERE marker = ?", values)
 
     def unanswered(self, job: Job) -> dict[str, str]:
-        """The job's requests that have no reply and whose failure can pass, by key, with the last failure's words."""
+        """The job's requests without a reply and with a transient failure, by key, with the last failure's message."""
         found = {}
         for key in job.keys:
             failures = self.tape.failures(key)
@@ -205,26 +208,27 @@ async def run_jobs(
     grace_s: float = GRACE_S,
     live_fallback: bool = False,
 ) -> BudgetError | None:
-    """Submit the requests that are neither answered nor held by a job, and wait until all jobs have ended.
+    """Submits the requests that are not answered and not part of a job, and waits until all jobs have finished.
 
     Args:
-        prompts: content hashes of the templates, for the tape.
+        prompts: the templates' content hashes, for the tape.
         poll_s: seconds between two polls.
-        grace_s: a job that the provider does not list after so many seconds does not exist.
-        live_fallback: what failed jobs have not answered will be asked live.
+        grace_s: seconds after which a job that the provider does not list is assumed not to exist.
+        live_fallback: requests that failed jobs did not answer will be sent live.
 
     Returns:
-        An error if a cap left no room for some requests; None if all were submitted.
+        An error if a cap did not leave room for some requests; None if all were submitted.
 
     Raises:
-        UserError, ConfigurationError: a submission failed. A poll that fails for a passing cause is repeated.
-        UserError: a job failed, see `check_unanswered`; or it is not known which requests its answers belong to.
+        UserError, ConfigurationError: a submission failed. A poll with a transient failure is repeated.
+        UserError: a job failed, see `check_unanswered`; or its answers cannot be matched to requests.
     """
     ledger = Ledger(tape)
     budget.set_spent(ROLE, ledger.spent())
     apis = {(s.endpoint.provider, s.endpoint.address): s for s in sources}
     await _settle(ledger, apis, poll_s=poll_s, sleep=sleep, grace_s=grace_s)
-    held = {key for job in ledger.jobs() for key in job.keys}  # of ended jobs too: what they failed is asked live
+    # also of finished jobs: their unanswered requests are sent live
+    held = {key for job in ledger.jobs() for key in job.keys}
     todo = [(s, chunk) for s in sources for chunk in _chunks(_open(s, tape, held), _MAX_CHARS[s.endpoint.provider])]
     torn: Counter[str] = Counter()  # polls with torn results, by job
     while True:
@@ -236,19 +240,19 @@ async def run_jobs(
         look = functools.partial(_look, ledger, budget=budget, poll_s=poll_s, torn=torn, live_fallback=live_fallback)
         ended = [await look(apis[job.provider, job.address], job) for job in running]
         if not all(ended):
-            log.info("%d of %d batches are running, for up to a day. You can stop; the same command continues",
+            log.info("%d of %d batches are running, for up to a day. You can stop; run the same command to continue",
                      len(ended) - sum(ended), len(ledger.jobs()))  # fmt: skip
             await sleep(poll_s)
 
 
 def check_unanswered(ledger: Ledger, sources: Sequence[Source], *, live_fallback: bool) -> None:
-    """Stop before the requests of failed jobs are asked live, at the full price, unless the user wants it.
+    """Raises before the requests of failed jobs are sent live at the full price, unless the user agreed.
 
-    A job has failed if more than ``MAX_UNANSWERED`` of its requests have no answer. Only requests that are asked for
-    now count: after a change of the config its new requests go into a new job.
+    A job has failed if more than ``MAX_UNANSWERED`` of its requests have no answer. Only currently needed requests
+    count: after a change of the config, its new requests go into a new job.
 
     Raises:
-        UserError: with the number, the provider's words and what to do.
+        UserError: the message has the number, the provider's message and the remedy.
     """
     asked = {body_key(request_body(s.endpoint.provider, r)) for s in sources for r in s.requests}
     lost: dict[str, str] = {}
@@ -260,12 +264,12 @@ def check_unanswered(ledger: Ledger, sources: Sequence[Source], *, live_fallback
         return
     reasons = "; ".join(f"{n} x {why[:300]}" for why, n in Counter(lost.values()).most_common(3))
     if live_fallback:
-        log.warning("%d requests of failed batches are asked live, at the full price: %s", len(lost), reasons)
+        log.warning("%d requests of failed batches are sent live, at the full price: %s", len(lost), reasons)
         return
     raise UserError(
         f"batches failed to answer {len(lost)} requests ({reasons}). Live calls cost the full price, so nothing is "
-        "bought yet: add --live-fallback to ask for them live, or change what the provider names; what is answered "
-        "already stays on the tape"
+        "bought yet: add --live-fallback to send them live, or change what the provider reports; existing answers "
+        "stay on the tape"
     )
 
 
@@ -277,23 +281,23 @@ async def _settle(
     sleep: Callable[[float], Awaitable[None]],
     grace_s: float,
 ) -> None:
-    """Find out whether the jobs exist that were about to be submitted when the last process ended."""
+    """Finds out whether the jobs that were about to be submitted when the last process ended exist."""
     for job in ledger.jobs(INTENDED):
         source = apis.get((job.provider, job.address))
         if source is None:
-            log.warning("batch %s was submitted to another address, or not at all; it is left as it is", job.marker)
+            log.warning("batch %s was submitted to another address, or not at all; leaving it unchanged", job.marker)
             continue
         while True:
             try:
                 name = await source.api.find(job.marker)
-            except (TransientError, MalformedError) as error:  # Malformed: a web page
-                log.info("the list of batches: %s; next try in %g s", error.cause, poll_s)
+            except (TransientError, MalformedError) as error:  # malformed: a web page
+                log.info("the list of batches: %s; next attempt in %g s", error.cause, poll_s)
                 name = ""
             if name:
                 ledger.running(job, name)
                 log.info("batch %s was submitted before its name was recorded: taken over", name)
                 break
-            # None: the list was read and lacks the marker. "": the list could not be read, which proves nothing.
+            # None: the list was read and does not have the marker. "": the list could not be read, so this is unknown.
             if name is None and time.time() - job.created > grace_s:
                 ledger.drop(job)
                 break
@@ -303,7 +307,7 @@ async def _settle(
 async def _submit(
     todo: list[tuple[Source, dict[str, ChatRequest]]], ledger: Ledger, budget: Budget, prompts: Mapping[str, str]
 ) -> BudgetError | None:
-    """Submit from the front of ``todo`` what the caps leave room for; returns an error if something is left."""
+    """Submits as many requests from the front of ``todo`` as the caps allow. Returns an error if some are left."""
     while todo:
         source, chunk = todo[0]
         estimates = _estimates(source, chunk, ledger, budget)
@@ -319,10 +323,10 @@ async def _submit(
             name = await source.api.submit(part, job.marker)
         except (TransientError, MalformedError) as error:  # the job stays INTENDED, and `_settle` looks for it
             raise UserError(
-                f"{error}. It is unknown whether the provider has the batch job; the same command finds out"
+                f"{error}. It is unknown whether the provider has the batch job; run the same command to find out"
             ) from error
         except TeacherError as error:
-            ledger.drop(job)  # refused, so the job does not exist
+            ledger.drop(job)  # refused: the job does not exist
             raise error if isinstance(error, ConfigurationError) else UserError(str(error)) from error
         ledger.running(job, name)
         budget.set_spent(ROLE, ledger.spent())
@@ -342,7 +346,7 @@ async def _look(
     torn: Counter[str],
     live_fallback: bool,
 ) -> bool:
-    """Whether the job has ended. If it has, its answers and failures are on the tape.
+    """True if the job has finished. Its answers and failures are then on the tape.
 
     Raises:
         UserError: its answers have no keys.
@@ -354,18 +358,18 @@ async def _look(
     except (TransientError, MalformedError) as error:
         if error.cause != NO_KEYS:
             torn[job.id] += error.cause == TORN
-            log.info("batch %s: %s; next try in %g s", job.id, error, poll_s)
+            log.info("batch %s: %s; next attempt in %g s", job.id, error, poll_s)
             return False
         if not live_fallback:
             raise UserError(
-                f"{error}. They are paid for, and nothing is bought again yet: take them from the provider's console, "
-                "or add --live-fallback to ask for all of this job live, at the full price"
+                f"{error}. They are paid for, and nothing is bought again yet: download them from the provider's "
+                "console, or add --live-fallback to send this whole job live, at the full price"
             ) from error
         answers = {key: failed_answer(job.id, "its answers have no keys") for key in requests}
         _book(spent, error.usage, next(iter(requests.values())).model, source, budget)
     if answers is None:
         return False
-    for key, answer in answers.items():  # an unusable answer can be billed too
+    for key, answer in answers.items():  # an unusable answer can also be billed
         _book(spent, answer.usage, requests[key].model, source, budget)
     ledger.end(job, answers, spent)
     budget.set_spent(ROLE, ledger.spent())
@@ -378,7 +382,7 @@ async def _look(
 
 
 def _book(spent: Spent, usage: Usage | None, model: str, source: Source, budget: Budget) -> None:
-    """Add a usage that the provider reported, at the price of batches."""
+    """Adds the usage reported by the provider, at the batch price."""
     if usage is not None:
         price = budget.prices.find(source.endpoint.provider, model, source.endpoint.base_url)
         spent.add(usage, None if price is None else price.cost(usage, batch=True))
@@ -399,7 +403,7 @@ def _estimates(source: Source, chunk: Mapping[str, ChatRequest], ledger: Ledger,
 
 
 def _open(source: Source, tape: Tape, held: set[str]) -> dict[str, ChatRequest]:
-    """The requests that are not answered and that were never part of a job."""
+    """The requests that are unanswered and were never part of a job."""
     keyed = {body_key(request_body(source.endpoint.provider, r)): r for r in source.requests}
 
     def is_open(key: str) -> bool:
@@ -410,7 +414,7 @@ def _open(source: Source, tape: Tape, held: set[str]) -> dict[str, ChatRequest]:
 
 
 def _chunks(requests: Mapping[str, ChatRequest], max_chars: int) -> Iterator[dict[str, ChatRequest]]:
-    """The requests split into jobs of one model each, within the provider's bounds."""
+    """The requests, split into jobs of one model each, within the provider's limits."""
     for model in dict.fromkeys(r.model for r in requests.values()):
         chunk: dict[str, ChatRequest] = {}
         size = 0
@@ -428,7 +432,7 @@ def _chunks(requests: Mapping[str, ChatRequest], max_chars: int) -> Iterator[dic
 
 
 def _request(purpose: Purpose, body: Mapping) -> ChatRequest:
-    """The request of a tape's body."""
+    """The request from a body on the tape."""
     messages = tuple(Message(*m) for m in body["messages"])
     how = (body["model"], body["temperature"], body["max_output_tokens"], body["json_schema"], body["sample_index"])
     return ChatRequest(purpose, messages, *how, extra=body.get("extra", {}))

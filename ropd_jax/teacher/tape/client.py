@@ -1,12 +1,12 @@
-"""A client that answers from a tape and records on it.
+"""A client that answers from a tape and records to it.
 
-record    the default: answers from the tape, and asks and records the rest. A request that failed for a passing cause
+record    the default: answers from the tape, and requests and records the rest. A request with a transient failure
           (429, timeout, ...) is repeated. A truncated, blocked or over-long request is not: it would fail and cost
-          the same again.
-          A reply that its role cannot use, such as a reference that is only thinking, is a failure of this kind too.
-replay    answers from the tape only, opens no socket and needs no key. A request that is not on the tape stops the
+          the same again. A reply that its role cannot use, such as a reference with only thinking, is also such a
+          failure.
+replay    answers only from the tape, opens no socket and needs no key. A request that is not on the tape stops the
           run, and the error describes how it differs from the nearest entry.
-refresh   asks everything once more and overwrites
+refresh   requests everything once more and overwrites
 off       no tape
 """
 
@@ -38,20 +38,20 @@ from ropd_jax.utils.paths import is_url, local_file
 
 log = logging.getLogger(__name__)
 MODES = ("record", "replay", "refresh", "off")
-LASTING = (TruncatedError, BlockedError, ContextError)  # a repetition would fail in the same way
+LASTING = (TruncatedError, BlockedError, ContextError)  # would fail in the same way if repeated
 CHECKS: dict[str, Callable[[ChatRequest, str], None]] = {  # by purpose: raises MalformedError for an unusable reply
     "reference": references.check_reply,
 }
 
 
 def is_lasting(failure: Failure) -> bool:
-    """Whether the request is not sent again: it would fail in the same way, or was sent again with another seed."""
+    """True if the request is not sent again: it would fail in the same way, or was sent again with another seed."""
     unusable = failure.type == MalformedError.__name__ and failure.cause in references.UNUSABLE
     return unusable or isinstance(failure.error(), LASTING)
 
 
 def refused(request: ChatRequest, reply: ChatReply) -> MalformedError | None:
-    """Why the reply must not be recorded as an answer, or None."""
+    """The reason why the reply must not be recorded as an answer, or None."""
     check = CHECKS.get(request.purpose)
     try:
         if check is not None:
@@ -63,22 +63,22 @@ def refused(request: ChatRequest, reply: ChatReply) -> MalformedError | None:
 
 
 class TapedClient:
-    """A ``ChatClient`` that answers from a tape and records on it.
+    """A ``ChatClient`` that answers from a tape and records to it.
 
-    It is the outermost client, so that a recorded answer does not wait for limits.
+    It is the outermost client, so a recorded answer does not wait for limits.
 
     Args:
-        make: makes the client underneath; called now, except in mode ``replay``, which needs none.
-        tape: shared by all roles of a teacher.
+        make: creates the inner client; called now, except in mode ``replay``, which does not need one.
+        tape: the tape, shared by all roles of a teacher.
         mode: ``record``, ``replay`` or ``refresh``.
         provider: part of each key.
-        address: of the provider's server, without secrets; "" is the provider's own. It is stored with each reply and
-            is not part of the key. An answer from another address is used, with one warning per address.
+        address: the address of the provider's server, without secrets; "" means the provider's own. It is stored with
+            each reply and is not part of the key. An answer from another address is used, with one warning per address.
         prompts: content hash of each prompt template, stored with each entry.
-        on_answer: called with the purpose of each request that the tape answered.
+        on_answer: called with the purpose of each request answered from the tape.
 
     Raises:
-        ConfigurationError: an unknown mode, or what ``make`` raises.
+        ConfigurationError: the mode is unknown, or ``make`` raised the error.
     """
 
     def __init__(
@@ -99,14 +99,14 @@ class TapedClient:
         self._provider, self._address, self._prompts = provider, address, dict(prompts or {})
         self._warned: set[str] = set()  # other addresses that recorded answers came from
         self._on_answer = on_answer or (lambda purpose: None)
-        self._fresh: set[str] = set()  # mode refresh: keys that this process has asked already
+        self._fresh: set[str] = set()  # mode refresh: keys that this process has already requested
 
     async def chat(self, request: ChatRequest) -> ChatReply:
-        """The reply on the tape, or the client's reply, which is recorded before it is returned.
+        """The reply on the tape, or the inner client's reply, which is recorded before it is returned.
 
         Raises:
-            ConfigurationError: in mode ``replay``, nothing is recorded for the request.
-            TeacherError: a recorded failure, or a new one of the client.
+            ConfigurationError: in mode ``replay``, the request is not on the tape.
+            TeacherError: a recorded failure, or a new one from the client.
         """
         step = STEP.get()
         key = body_key(request_body(self._provider, request))
@@ -124,12 +124,12 @@ class TapedClient:
             if error := refused(request, reply):
                 raise error
         except ConfigurationError:
-            raise  # stops the run, and says nothing about this request
+            raise  # stops the run, and is not about this request
         except TeacherError as e:
             await asyncio.to_thread(self.tape.put_failure, self._provider, request, e, **where)
             raise
-        # Mode refresh overwrites the reply of an earlier run, but not one of this run: two identical requests in flight
-        # must get the same reply.
+        # Mode refresh overwrites the reply of an earlier run but not of this one: two identical requests in flight must
+        # get the same reply.
         overwrite = self.mode == "refresh" and key not in self._fresh
         self._fresh.add(key)
         recorded = await asyncio.to_thread(
@@ -138,7 +138,7 @@ class TapedClient:
         return dataclasses.replace(recorded, source=reply.source)
 
     async def close(self) -> None:
-        """Close the client and the tape."""
+        """Closes the client and the tape."""
         if self.inner is not None:
             await self.inner.close()
         await asyncio.to_thread(self.tape.close)
@@ -148,7 +148,7 @@ class TapedClient:
             return None
         reply = self.tape.get(key)
         if self.mode == "replay":
-            # A request can have both: it failed in step 3 and was answered in step 5. Each step replays what it saw.
+            # A request can have both: a failure in step 3 and an answer in step 5. Each step replays its own result.
             failed = self.tape.failures(key)
             here = next((f for f in failed if f.step == step), None)
             if here is not None or (reply is None and failed):
@@ -172,19 +172,19 @@ class TapedClient:
             return
         self._warned.add(there)
         log.warning(
-            "teacher: answers on the tape %s came from %s, and the config names %s; if that is another model of the "
+            "teacher: answers on the tape %s came from %s, but the config names %s; if that is another model with the "
             "same name, use another teacher.tape.path or teacher.tape.mode=refresh",
             self.tape.path, *(where or f"{self._provider}'s own address" for where in (there, self._address)),
         )  # fmt: skip
 
 
 def open_tape(mode: str, path: str, workdir: str | os.PathLike[str] | None, *, host: int = 0) -> Tape | None:
-    """The tape of ``teacher.tape``; None with mode ``off``, and in mode ``record`` without a path and a workdir.
+    """The tape of ``teacher.tape``; None in mode ``off``, and in mode ``record`` without a path or a workdir.
 
-    With several hosts each writes its own tape: host 0 ``tape.sqlite``, host 1 ``tape.1.sqlite``.
+    With several hosts, each writes its own tape: host 0 ``tape.sqlite``, host 1 ``tape.1.sqlite``.
 
     Raises:
-        ConfigurationError: an unknown mode; a mode that needs a tape, and there is none.
+        ConfigurationError: the mode is unknown, or it needs a tape and there is none.
     """
     if mode not in MODES:
         raise ConfigurationError(f"teacher.tape.mode is {mode!r}; expected one of {', '.join(MODES)}")
@@ -195,8 +195,8 @@ def open_tape(mode: str, path: str, workdir: str | os.PathLike[str] | None, *, h
             file = local_file(path, "teacher.tape.path")
         elif is_url(path):
             raise ConfigurationError(
-                f"teacher.tape.path={path}: a tape in a bucket can only be replayed; leave it empty to record on the "
-                "tape of the workdir, which is uploaded, or name a local file"
+                f"teacher.tape.path={path}: a tape in a bucket can only be replayed; leave it empty to record to the "
+                "workdir's tape, which is uploaded, or name a local file"
             )
         else:
             file = pathlib.Path(path).expanduser()

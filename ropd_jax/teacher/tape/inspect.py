@@ -1,4 +1,4 @@
-"""Statistics of a tape, its replies one by one, export and import as JSONL, and why a request is not on it."""
+"""Statistics of a tape, its replies, export and import as JSONL, and explanations of missing requests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ropd_jax.utils.files import create_private
 FORMAT = "ropd.tape.v1"
 _CANDIDATES = 64  # entries that a miss is compared with
 _SHOWN = 40  # characters of text around the first difference
-# The places where a fence's token can stand: in a marker, in an escaped character, in the instructions.
+# The places where a fence's token can occur: in a marker, in an escaped character, in the instructions.
 _TOKEN = re.compile(r'(\| |\[\[U\+[0-9A-F]{4,6} |token |`|"token": "|"enum": \[")[0-9a-f]{12}\b')
 
 
@@ -58,17 +58,17 @@ def tape_stats(tape: Tape) -> list[dict[str, Any]]:
 
 
 def tape_replies(tape: Tape, *, role: str = "", failed: bool = False, most: int = 10) -> list[dict[str, Any]]:
-    """The newest requests of a tape with what came back, the newest first.
+    """The newest requests on a tape with their replies, newest first.
 
     Args:
-        role: reference, rubric, verify, score or judge; "" is all.
-        failed: only what went wrong: requests that failed, and replies that could not be used. The latter are on the
-            tape as the text that a re-ask quotes, with the reason.
-        most: rows.
+        role: reference, rubric, verify, score or judge; "" means all.
+        failed: only failures: requests that failed, and replies that could not be used. The tape has the latter as the
+            text quoted in a re-ask, with the reason.
+        most: maximum number of rows.
 
     Returns:
-        rows with the keys key, role, provider, model, step, cause, problem, reply, next. ``next`` is the reply to the
-        re-ask, and None where there was none.
+        Rows with the keys key, role, provider, model, step, cause, problem, reply, next. ``next`` is the reply to the
+        re-ask, or None if there was none.
     """
     keys = tape.query(
         "SELECT key FROM requests " + ("WHERE role = ? " if role else "") + "ORDER BY rowid DESC", (role,) * bool(role)
@@ -94,7 +94,7 @@ def tape_replies(tape: Tape, *, role: str = "", failed: bool = False, most: int 
 
 
 def reasked(messages: list[list[str]]) -> tuple[str, str] | None:
-    """(what was wrong, the reply that was wrong) if these messages end with a re-ask; an empty reply is not quoted."""
+    """(problem, unusable reply) if these messages end with a re-ask, else None; an empty reply is not quoted."""
     before, after = templates.fill(REASK_TEMPLATE, problem="\0").split("\0")
     role, text = messages[-1]
     if len(messages) < 2 or role != "user" or not (text.startswith(before) and text.endswith(after)):
@@ -107,9 +107,9 @@ def reasked(messages: list[list[str]]) -> tuple[str, str] | None:
 
 
 def export_tape(tape: Tape, path: str | pathlib.Path) -> int:
-    """Write the tape as JSONL: a line with the format, then one line per request, sorted by key. Returns the count.
+    """Writes the tape as JSONL: a line with the format, then one line per request, sorted by key. Returns the count.
 
-    Only the owner can read the file.
+    The file is readable only by its owner.
     """
     path, n = pathlib.Path(path), 0
     part = path.with_name(f".{path.name}.part")
@@ -126,24 +126,24 @@ def export_tape(tape: Tape, path: str | pathlib.Path) -> int:
 
 
 def import_tape(tape: Tape, path: str | pathlib.Path) -> tuple[int, int]:
-    """Copy the entries of an exported file; returns (entries with something new, entries without).
+    """Copies the entries of an exported file. Returns (number of entries with new data, number without).
 
-    A reply that the tape already has stays.
+    A reply that is already on the tape stays.
 
     Raises:
-        ConfigurationError: not an exported file; a line whose request does not hash to its key.
+        ConfigurationError: the file is not an exported tape, or the request in a line does not match its key.
     """
     added = known = 0
     try:
         with open(path, encoding="utf-8") as f:
             if json.loads(f.readline() or "null") != {"format": FORMAT}:
                 raise ConfigurationError(f"{str(path)!r} does not start with {{'format': {FORMAT!r}}}; expected a file "
-                                         "that `ropd tape export` wrote")  # fmt: skip
+                                         "written by `ropd tape export`")  # fmt: skip
             for number, line in enumerate(f, 2):
                 entry = _entry(json.loads(line))
                 if body_key(entry.body) != entry.key:
                     raise ConfigurationError(
-                        f"{path}:{number}: the request does not hash to its key: the line was changed, delete it"
+                        f"{path}:{number}: the request does not match its key: the line was changed; delete it"
                     )
                 if tape.add(entry):
                     added += 1
@@ -197,12 +197,12 @@ def _entry(line: dict[str, Any]) -> Entry:
 
 
 def explain_miss(tape: Tape, provider: str, request: ChatRequest) -> str:
-    """One line about the request of a replay and how it differs from the nearest entry."""
+    """One line about a request in a replay and how it differs from the nearest entry."""
     head = f"the tape {str(tape.path)!r} has no answer to this {request.purpose} request"
-    remedy = "replay with the config and the code of the recorded run, or set teacher.tape.mode=record to ask for it"
+    remedy = "replay with the config and the code of the recorded run, or set teacher.tape.mode=record to request it"
     found = _nearest(tape, provider, request)
     if found is None:
-        return f"{head}: it holds no {request.purpose} requests; {remedy}"
+        return f"{head}: it has no {request.purpose} requests; {remedy}"
     asked = request_body(provider, request)
     differs = [
         f"{name}: {_short(found.body[name])} there, {_short(asked[name])} here"
@@ -216,12 +216,12 @@ def explain_miss(tape: Tape, provider: str, request: ChatRequest) -> str:
         differs.append(f"extra: {_short(extras[0])} there, {_short(extras[1])} here")
     there, here = (_plain(json.dumps(body["json_schema"], sort_keys=True)) for body in (found.body, asked))
     if there != here:
-        differs.append("json_schema: another one")
+        differs.append("json_schema: a different one")
     place = _first_difference(found.body["messages"], asked["messages"])
     if place:
         differs.append(place)
     if not differs:
-        return f"{head}: it was submitted with a batch job whose answer is not on the tape; {remedy}"
+        return f"{head}: it was submitted in a batch job whose answer is not on the tape; {remedy}"
     return f"{head}. Differences from the nearest entry ({found.key[:12]}): {'; '.join(differs)}. To continue, {remedy}"
 
 
@@ -242,7 +242,7 @@ def _nearest(tape: Tape, provider: str, request: ChatRequest) -> Entry | None:
 
 
 def _agreement(there: dict[str, Any], here: dict[str, Any]) -> tuple[int, int]:
-    """(characters that the messages have in common from their start, number of equal parameters)."""
+    """(length of the messages' common prefix, number of equal parameters)."""
     a, b = (_plain(_flat(x["messages"])) for x in (there, here))
     same = sum(there[k] == here[k] for k in here if k != "messages")
     return _common_prefix(a, b), same
@@ -251,7 +251,7 @@ def _agreement(there: dict[str, Any], here: dict[str, Any]) -> tuple[int, int]:
 def _first_difference(there: list[list[str]], here: list[list[str]]) -> str:
     for i, (a, b) in enumerate(zip(there, here, strict=False)):
         if a[0] != b[0]:
-            return f"messages[{i}] is the {a[0]}'s there, the {b[0]}'s here"
+            return f"messages[{i}] is from the {a[0]} there, from the {b[0]} here"
         plain_a, plain_b = _plain(a[1]), _plain(b[1])
         if plain_a != plain_b:
             at = _common_prefix(plain_a, plain_b)
@@ -278,9 +278,9 @@ def _short(value: Any) -> str:
 
 
 def _common_prefix(a: str, b: str) -> int:
-    """The number of characters that two texts have in common from their start."""
+    """The length of the common prefix of two texts."""
     low, high = 0, min(len(a), len(b))
-    while low < high:  # bisection: slices are compared in C, 400,000 single characters in Python
+    while low < high:  # bisection, because slices are compared in C and 400,000 single characters in Python
         middle = (low + high + 1) // 2
         if a[low:middle] == b[low:middle]:
             low = middle

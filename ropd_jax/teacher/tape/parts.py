@@ -1,10 +1,10 @@
-"""A tape in pieces, for a place that holds whole files only (a bucket): a snapshot, and what was added since.
+"""A tape in pieces, for storage that holds only whole files (a bucket): a snapshot and later additions.
 
-    snapshot(tape, file)                    everything, at one moment, also while another thread records
-    mark = newest(tape); part(tape, mark, file)     only the rows since
-    merge(tape, file)                       puts a part back; ``keep=True`` adds only what the tape lacks
+    snapshot(tape, file)                    everything at one moment, even while another thread records
+    mark = newest(tape); part(tape, mark, file)     only the rows added since
+    merge(tape, file)                       merges a part back; ``keep=True`` adds only missing rows
 
-The rows are copied as they are. All files are tapes, so each can be opened for itself.
+The rows are copied unchanged. All files are tapes, so each can be opened separately.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ropd_jax.teacher.tape.store import Tape, explained
 class Mark(NamedTuple):
     """The end of a tape: the last rows of two tables, and the time of the last failure.
 
-    SQLite can use the number of a deleted failure again, so failures are found by their time as well.
+    SQLite can reuse the row number of a deleted failure, so failures are also found by their time.
     """
 
     replies: int = 0
@@ -30,7 +30,7 @@ class Mark(NamedTuple):
 
 
 def snapshot(tape: pathlib.Path, file: pathlib.Path) -> Mark:
-    """Copy the whole tape; returns the copy's end."""
+    """Copies the whole tape. Returns the copy's end."""
     _empty(file)
     with _connected(tape) as source, contextlib.closing(sqlite3.connect(file)) as target:
         source.backup(target)
@@ -51,10 +51,10 @@ def newest(tape: pathlib.Path) -> Mark:
 
 
 def part(tape: pathlib.Path, mark: Mark, file: pathlib.Path) -> Mark:
-    """Copy the requests that got a reply or a failure since the mark, with all that the tape has of them.
+    """Copies the requests that got a reply or a failure since the mark, with all their data.
 
     Returns:
-        the new mark; equal to ``mark`` if nothing was added.
+        The new mark; equal to ``mark`` if nothing was added.
     """
     end = newest(tape)
     _new_tape(file)
@@ -77,13 +77,13 @@ def part(tape: pathlib.Path, mark: Mark, file: pathlib.Path) -> Mark:
 
 
 def merge(tape: pathlib.Path, file: pathlib.Path, *, keep: bool = False) -> None:
-    """Put the rows of a part into a tape, which is created if it is absent.
+    """Merges the rows of a part into a tape, which is created if it does not exist.
 
     Args:
-        keep: what the tape has stays; otherwise the part is newer and replaces it.
+        keep: keep the tape's rows; otherwise the part is newer and replaces them.
     """
     _new_tape(tape, fresh=False)
-    _new_tape(file, fresh=False)  # one of an earlier version gets its tables
+    _new_tape(file, fresh=False)  # adds missing tables to one of an earlier version
     how = "IGNORE" if keep else "REPLACE"
     with _connected(tape) as db:
         db.execute("ATTACH ? AS part", (str(file),))
@@ -104,7 +104,7 @@ def _new_tape(file: pathlib.Path, *, fresh: bool = True) -> None:
     if fresh:
         _empty(file)
     tape = Tape(file)
-    tape.end()  # opens it, which creates the tables
+    tape.end()  # opens the tape, which creates the tables
     tape.close()
 
 

@@ -3,12 +3,12 @@
     {"schema_version": "ropd.teacher_index.v2", "uid": "...", "raw_prompt_hash": "...",
      "teacher_fingerprint": {...}, "teacher_answers": ["...", "..."]}
 
-``.v1`` rows carry one ``teacher_answer``. Both versions are read; ``.v2`` is written. ``raw_prompt_hash`` is the
-SHA-256 of ``json.dumps(messages, ensure_ascii=False, sort_keys=True)``. A prompt's row is found by uid and hash, or by
-the hash only if no row has its uid. So an index that was made for other ids of the same questions works too.
+``.v1`` rows have one ``teacher_answer``. Both versions are read; ``.v2`` is written. ``raw_prompt_hash`` is the
+SHA-256 of ``json.dumps(messages, ensure_ascii=False, sort_keys=True)``. A prompt's row is found by uid and hash, or
+only by the hash if no row has its uid. So an index made for other ids of the same questions also works.
 
-Only ``\\n`` ends a line, because an answer can contain U+2028. A last line that was torn by a kill is ignored with a
-warning; ``ropd collect-references`` removes it and continues there.
+Only ``\\n`` ends a line, because an answer can contain U+2028. A last line torn by a kill is ignored with a warning;
+``ropd collect-references`` removes it and continues from there.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def prompt_hash(messages: str | Sequence[Message | Mapping[str, str]]) -> str:
-    """``raw_prompt_hash`` of a prompt: a text and a list of messages hash differently, as in the official files.
+    """``raw_prompt_hash`` of a prompt: a string and a list of messages hash differently, as in the official files.
 
     >>> prompt_hash("Q?")[:16], prompt_hash([Message("user", "Q?")])[:16]
     ('bd2e2614803f2b08', 'bb4a9106812c4259')
@@ -56,8 +56,8 @@ class IndexRow:
     Attributes:
         uid: the prompt's id.
         prompt_hash: see `prompt_hash`.
-        answers: at least one text, none blank.
-        fingerprint: how the teacher was asked. Our rows have ``models`` if several models answered in turn.
+        answers: at least one string, none blank.
+        fingerprint: the teacher's settings. Our rows have ``models`` if several models answered in turn.
     """
 
     uid: str
@@ -80,7 +80,7 @@ class IndexRow:
             "teacher_answers": list(self.answers),
         }
         text = json.dumps(row, ensure_ascii=False)
-        for mark in ("\u2028", "\u2029", "\x85"):  # str.splitlines, which the official reader uses, ends a line there
+        for mark in ("\u2028", "\u2029", "\x85"):  # the official reader uses str.splitlines, which ends a line there
             text = text.replace(mark, f"\\u{ord(mark):04x}")
         return _SURROGATE.sub(lambda c: f"\\u{ord(c.group()):04x}", text) + "\n"
 
@@ -89,8 +89,8 @@ class TeacherIndex:
     """The rows of one file, found by prompt.
 
     Args:
-        rows: no two with the same (uid, prompt_hash).
-        name: its name in messages.
+        rows: rows with distinct (uid, prompt_hash).
+        name: the file's name in messages.
     """
 
     def __init__(self, rows: Iterable[IndexRow], name: str = "the index"):
@@ -107,7 +107,7 @@ class TeacherIndex:
     def find(self, prompt: Prompt) -> IndexRow | None:
         """The row of a prompt, or None."""
         hashes = [prompt_hash(prompt.messages)]
-        if len(prompt.messages) == 1:  # official files also hash a single message as a bare text
+        if len(prompt.messages) == 1:  # official files also hash a single message as a plain string
             hashes.append(prompt_hash(prompt.messages[0].content))
         for sha in hashes:
             if row := self._rows.get((prompt.id, sha)) or self._by_hash.get(sha):
@@ -118,7 +118,7 @@ class TeacherIndex:
         """The first ``m`` references of a prompt.
 
         Raises:
-            ConfigurationError: the index has fewer.
+            ConfigurationError: the index has fewer references.
         """
         self.check_covers([prompt], m)
         row = self.find(prompt)
@@ -130,14 +130,14 @@ class TeacherIndex:
         return [p for p in prompts if (row := self.find(p)) is None or len(row.answers) < m]
 
     def check_covers(self, prompts: Iterable[Prompt], m: int) -> None:
-        """Raise ``ConfigurationError`` if a prompt has fewer than ``m`` references; the message names the command."""
+        """Raises ``ConfigurationError`` if a prompt has fewer than ``m`` references; the message names the command."""
         total = itertools.count()
         counted = (p for p, _ in zip(prompts, total, strict=False))  # they need not fit into memory together
         if lacking := self.lacking(counted, m):
             few = sum(self.find(p) is not None for p in lacking)
             shown = ", ".join(repr(p.id) for p in lacking[:3]) + (", ..." if len(lacking) > 3 else "")
             raise ConfigurationError(
-                f"{self.name} lacks references of {len(lacking)} of {next(total)} prompts ({few} have fewer than "
+                f"{self.name} lacks references for {len(lacking)} of {next(total)} prompts ({few} have fewer than "
                 f"teacher.references={m}; {shown}). Collect them: ropd collect-references --config FILE --out "
                 f"{self.name}",
                 cause="index_incomplete",
@@ -147,24 +147,24 @@ class TeacherIndex:
 def read_index(
     path: str | os.PathLike[str], *, count: int | None = None, fingerprint: Mapping[str, Any] | None = None
 ) -> TeacherIndex:
-    """Read an index, ours or an official one.
+    """Reads an index, ours or an official one.
 
     Args:
-        count: the fewest references that a row must have; a row's first ``count`` are kept. None keeps all.
-        fingerprint: what each row's ``teacher_fingerprint`` must be; None accepts any.
+        count: minimum references per row; a row's first ``count`` are kept. None keeps all.
+        fingerprint: the required ``teacher_fingerprint`` of each row; None accepts any.
 
     Raises:
-        ConfigurationError: no such file, a row that does not follow the schema, two rows for one prompt, too few
-            answers, another fingerprint. The message names file and line.
+        ConfigurationError: there is no such file, a row does not follow the schema, a prompt has two rows, or a row
+            has too few answers or another fingerprint. The message names file and line.
     """
     if count is not None and count < 1:
-        raise ConfigurationError(f"{count} references wanted of {path}; expected at least 1")
+        raise ConfigurationError(f"{count} references requested from {path}; expected at least 1")
     try:
         lines = local_file(path, "teacher.index").read_bytes().decode("utf-8").split("\n")
     except OSError as error:
         raise ConfigurationError(
-            f"teacher.index={str(path)!r} cannot be read ({error.strerror}); expected a file that "
-            f"ropd collect-references --config FILE --out {path} has written"
+            f"teacher.index={str(path)!r} cannot be read ({error.strerror}); expected a file written by "
+            f"ropd collect-references --config FILE --out {path}"
         ) from error
     except UnicodeDecodeError as error:
         raise ConfigurationError(
@@ -179,7 +179,7 @@ def read_index(
             continue
         row = parse_row(line, f"{path}:{n}")
         if (key := (row.uid, row.prompt_hash)) in rows:
-            raise ConfigurationError(f"{path}:{n}: a second row for uid {row.uid!r} and the same prompt; delete one")
+            raise ConfigurationError(f"{path}:{n}: a second row with uid {row.uid!r} and the same prompt; delete one")
         if fingerprint is not None and (what := difference(row.fingerprint, fingerprint)):
             raise ConfigurationError(f"{path}:{n}: teacher_fingerprint differs from the config: {what}")
         if count is not None and len(row.answers) < count:
@@ -192,7 +192,7 @@ def parse_row(line: str, where: str) -> IndexRow:
     """One row of either version. Answers are stripped.
 
     Raises:
-        ConfigurationError: anything else; the message starts with ``where``.
+        ConfigurationError: the row is invalid; the message starts with ``where``.
     """
 
     def wrong(what: str) -> ConfigurationError:
@@ -211,7 +211,7 @@ def parse_row(line: str, where: str) -> IndexRow:
     if not isinstance(answers, list) or not answers:
         raise wrong("teacher_answers is not a list, or an empty one")
     if not all(isinstance(a, str) and a.strip() for a in answers):
-        raise wrong("an answer is blank or not a text")
+        raise wrong("an answer is blank or not a string")
     uid, sha, fingerprint = row.get("uid"), row.get("raw_prompt_hash"), row.get("teacher_fingerprint")
     if isinstance(uid, bool) or not isinstance(uid, str | int) or not str(uid):
         raise wrong(f"uid is {uid!r:.60}")
@@ -223,16 +223,16 @@ def parse_row(line: str, where: str) -> IndexRow:
 
 
 def difference(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """``model is 'a', the config has 'b'; ...`` of two fingerprints; "" if they are equal (90 equals 90.0)."""
+    """``model is 'a', the config has 'b'; ...`` for two fingerprints; "" if they are equal (90 equals 90.0)."""
     keys = [k for k in sorted(there.keys() | wanted.keys()) if there.get(k) != wanted.get(k)]
     return "; ".join(f"{k} is {there.get(k)!r:.80}, the config has {wanted.get(k)!r:.80}" for k in keys)
 
 
 class IndexWriter:
-    """Appends rows to a file. Each row is on the disk before the next, so a kill loses at most the one being written.
+    """Appends rows to a file. Each row is on disk before the next, so a kill loses at most the one being written.
 
     Raises:
-        ConfigurationError: the file is not an index, or has rows of another fingerprint.
+        ConfigurationError: the file is not an index, or has rows with another fingerprint.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, fingerprint: Mapping[str, Any] | None = None):
@@ -247,13 +247,13 @@ class IndexWriter:
         self._file = open(self.path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115 - closed in close()
 
     def add(self, row: IndexRow) -> None:
-        """Append one row."""
+        """Appends one row."""
         self._file.write(row.line())
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file."""
+        """Closes the file."""
         self._file.close()
 
     def __enter__(self) -> IndexWriter:
@@ -264,7 +264,7 @@ class IndexWriter:
 
 
 def _cut_torn_line(path: pathlib.Path) -> None:
-    """Remove a torn last line, or add the missing line end to a complete one."""
+    """Removes a torn last line, or adds the missing line end to a complete one."""
     data = path.read_bytes()
     start = data.rfind(b"\n") + 1
     tail = data[start:]

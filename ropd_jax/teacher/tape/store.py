@@ -1,12 +1,12 @@
-"""The tape: every answer of the teacher, recorded once, in one SQLite file that can be replayed at no cost.
+"""The tape: records every answer of the teacher once, in one SQLite file that can be replayed at no cost.
 
     request --(provider, model, parameters, schema, sample index, messages)--> key --> reply | failures
 
 A reply is on the tape before the run uses it. The first reply to a request stays: the same request, in this run or in a
-later one on the same tape, gets that reply. A failure that ended a request is kept with its step, so that a replay
+later one with the same tape, gets that reply. A failure that ended a request is stored with its step, so that a replay
 leaves exactly the same rollouts unscored as the recorded run.
 
-Each write is one transaction in WAL mode: a killed process loses only what was in flight, and other processes can read
+Each write is one transaction in WAL mode: a killed process loses only requests in flight, and other processes can read
 at the same time. Only requests and replies are written, never a key or a header. A new tape has mode 0600, because its
 texts are paid for and can be private. Texts are compressed. At the paper's lengths (12 answers of 8,192 tokens, shown
 to rubricator and verifier) a group takes an estimated 0.3 MB.
@@ -35,11 +35,11 @@ from ropd_jax.teacher.roles import fences
 from ropd_jax.teacher.step import NO_STEP
 from ropd_jax.utils.writing import write_error
 
-VERSION = 2  # 2 added the address that a reply came from, and batch jobs
+VERSION = 2  # version 2 added the address that a reply came from, and batch jobs
 TAPE_NAME = "tape.sqlite"  # in a run's directory
 _APPLICATION_ID = 0x524F5044  # "ROPD"
-_WAIT_S = 30.0  # for another process's write
-_LEVEL = 3  # of zlib: 396 kB of prose and code become 145 kB in 18 ms
+_WAIT_S = 30.0  # maximum wait for another process's write
+_LEVEL = 3  # zlib level: 396 kB of prose and code become 145 kB in 18 ms
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS requests(
@@ -72,14 +72,14 @@ class Failure:
 
     def error(self) -> TeacherError:
         """The recorded exception."""
-        kind = getattr(errors, self.type, None)  # unknown: a type of a newer release
+        kind = getattr(errors, self.type, None)  # None for a type from a newer release
         kind = kind if isinstance(kind, type) and issubclass(kind, TeacherError) else TeacherError
         return kind(self.message, cause=self.cause)
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One request of the tape, with its reply (or None) and the failures of the steps in which it failed."""
+    """One request on the tape, with its reply (or None) and the failures of the steps in which it failed."""
 
     key: str
     role: str
@@ -88,13 +88,13 @@ class Entry:
     reply: ChatReply | None
     created: float | None
     failures: tuple[Failure, ...]
-    address: str | None = None  # of the server that replied; None if unknown
+    address: str | None = None  # address of the server that replied; None if unknown
 
 
 def request_body(provider: str, request: ChatRequest) -> dict[str, Any]:
-    """What makes two requests the same, as JSON-able data. The role is not part of it, because it is not sent.
+    """The identity of a request, as JSON-serializable data. It excludes the role, which is not sent.
 
-    ``extra`` is there only if it is not empty, so that requests without it have the keys that they always had.
+    ``extra`` is included only if it is not empty, so that requests without it keep their earlier keys.
     """
     extra = {"extra": dict(request.extra)} if request.extra else {}
     return extra | {
@@ -109,7 +109,7 @@ def request_body(provider: str, request: ChatRequest) -> dict[str, Any]:
 
 
 def canonical(value: Any) -> bytes:
-    """The one serialization of a value: sorted keys, no spaces, ASCII (so that lone surrogates survive)."""
+    """The canonical serialization of a value: sorted keys, no spaces, ASCII (so that lone surrogates survive)."""
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")
 
 
@@ -121,16 +121,16 @@ def body_key(body: Mapping[str, Any]) -> str:
 class Tape:
     """One tape file. All methods are thread-safe.
 
-    The file is opened at the first use, so that an unused ``Tape`` leaves no file behind.
+    The file is opened at first use, so an unused ``Tape`` does not create a file.
 
     Args:
         path: the SQLite file; created if absent, unless ``read_only``.
-        read_only: for replays by several processes, and for a tape on a read-only medium.
-        fleeting: opened for a moment only, with ``read_only``: if no process is writing, no file is left beside it.
+        read_only: used for replays by several processes, and for a tape on a read-only medium.
+        fleeting: opened only briefly, with ``read_only``: if no process is writing, no extra file is left next to it.
 
     Raises:
-        ConfigurationError: with ``read_only``, there is no such file. At the first use: not a tape, locked for long,
-            damaged.
+        ConfigurationError: with ``read_only``, the file does not exist. At first use: the file is not a tape, locked
+            for long, or damaged.
     """
 
     def __init__(self, path: str | pathlib.Path, *, read_only: bool = False, fleeting: bool = False):
@@ -139,19 +139,19 @@ class Tape:
         self.fleeting = fleeting
         if read_only and not self.path.is_file():
             raise ConfigurationError(
-                f"there is no tape {str(self.path)!r} to read; expected the tape.sqlite of a recorded run; name it "
+                f"there is no tape {str(self.path)!r} to read; expected the tape.sqlite of a recorded run; set it "
                 "with teacher.tape.path",
                 cause="no_tape",
             )
         self._lock = threading.RLock()
         self._db: sqlite3.Connection | None = None
-        self._version = VERSION  # of the file; a file that is only read can be older
+        self._version = VERSION  # the file's version; a read-only file can be older
 
     def check(self) -> None:
-        """Open the file if it is there, else see that it can be made; nothing is created.
+        """Opens the file if it exists, else checks that it can be created. Does not create anything.
 
         Raises:
-            ConfigurationError: not a tape, or a place where no file can be.
+            ConfigurationError: the file is not a tape, or cannot be created.
         """
         if self.path.exists():
             with self.using():
@@ -159,7 +159,7 @@ class Tape:
         there = next(p for p in self.path.absolute().parents if p.exists())
         if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
             raise ConfigurationError(
-                f"teacher.tape.path={str(self.path)!r}: no file can be made in {there}; expected a directory that can "
+                f"teacher.tape.path={str(self.path)!r}: cannot create a file in {there}; expected a directory that can "
                 "be written",
                 cause="no_tape",
             )
@@ -175,7 +175,7 @@ class Tape:
         return None if row is None else _reply(row)
 
     def address(self, key: str) -> str | None:
-        """The address of the server that gave the recorded reply: "" is the provider's own, None is unknown."""
+        """The address of the server that gave the recorded reply: "" means the provider's own, None unknown."""
         with self.using() as db:
             if self._version < 2:
                 return None
@@ -201,9 +201,9 @@ class Tape:
         overwrite: bool = False,
         address: str | None = None,
     ) -> ChatReply:
-        """Record a reply, and delete the request's failure in this step; returns the reply that is on the tape now.
+        """Records a reply, and deletes the request's failure in this step. Returns the reply that is on the tape now.
 
-        This is the earlier reply if there is one and ``overwrite`` is not set. ``address`` is the server's.
+        This is the earlier reply if there is one and ``overwrite`` is not set. ``address`` is the server's address.
         """
         body = request_body(provider, request)
         row = request_row(body_key(body), request.purpose, body, prompts or {})
@@ -224,7 +224,7 @@ class Tape:
         step: int = NO_STEP,
         prompts: Mapping[str, str] | None = None,
     ) -> None:
-        """Record the failure that ended the request in this step."""
+        """Records the failure that ended the request in this step."""
         body = request_body(provider, request)
         row = request_row(body_key(body), request.purpose, body, prompts or {})
         failure = (row[0], step, type(error).__name__, error.cause, fences.without_surrogates(str(error)), time.time())
@@ -265,7 +265,7 @@ class Tape:
             yield self.entry(key)
 
     def entry(self, key: str) -> Entry:
-        """The request of this key with its reply and its failures."""
+        """The request with this key, with its reply and its failures."""
         with self.using() as db:
             role, prompts, body = db.execute(
                 "SELECT role, prompts, body FROM requests WHERE key = ?", (key,)
@@ -283,7 +283,10 @@ class Tape:
         )
 
     def add(self, entry: Entry) -> bool:
-        """Copy an entry of another tape; False if this tape had all of it already. An existing reply stays."""
+        """Copies an entry from another tape. Returns False if this tape already had all of it.
+
+        An existing reply stays.
+        """
         row = request_row(entry.key, entry.role, entry.body, entry.prompts)
         with self.using() as db, db:
             insert_request(db, row)
@@ -298,12 +301,12 @@ class Tape:
         return added > 0
 
     def query(self, sql: str, values: tuple = ()) -> list[tuple]:
-        """Rows of a read-only query over the tables at the top of this file."""
+        """The rows of a read-only query over the tables at the top of this file."""
         with self.using() as db:
             return db.execute(sql, values).fetchall()
 
     def close(self) -> None:
-        """Close the file and merge the write-ahead log into it. A later use reopens it."""
+        """Closes the file and merges the write-ahead log into it. A later use reopens it."""
         with self._lock:
             if self._db is not None:
                 self._db.close()
@@ -342,7 +345,7 @@ def request_row(key: str, role: str, body: Mapping[str, Any], prompts: Mapping[s
 
 
 def insert_request(db: sqlite3.Connection, row: tuple) -> None:
-    """Add a row of ``request_row`` if the request is not there yet."""
+    """Adds a row from ``request_row`` if the request is not on the tape yet."""
     db.execute("INSERT OR IGNORE INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
 
@@ -355,7 +358,7 @@ def insert_reply(
     created: float | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Add a reply; returns 0 if an earlier one stays. ``created`` None is now."""
+    """Adds a reply. Returns 0 if an earlier one stays. ``created`` None means now."""
     values = (key, *_row(reply), time.time() if created is None else created, address)
     conflict = "REPLACE" if overwrite else "IGNORE"
     marks = ", ".join("?" * len(values))
@@ -397,16 +400,16 @@ def _open(path: pathlib.Path, *, read_only: bool, fleeting: bool = False) -> sql
         return db
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        with contextlib.suppress(OSError):  # SQLite reports it
+        with contextlib.suppress(OSError):  # SQLite reports the error
             path.touch(mode=0o600)  # SQLite gives its -wal and -shm files the mode of this one
     db = sqlite3.connect(path, timeout=_WAIT_S, check_same_thread=False)
     old = bool(db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
     if old:
         _check_ours(db, path)
     db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing; a power cut at most the last replies
+    db.execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing, a power cut at most the last replies
     with db:
-        db.execute("BEGIN IMMEDIATE")  # locks before the version is read: two processes must not both add the column
+        db.execute("BEGIN IMMEDIATE")  # lock before reading the version: two processes must not both add the column
         if old and db.execute("PRAGMA user_version").fetchone()[0] < 2:
             db.execute("ALTER TABLE replies ADD COLUMN address TEXT")
         for statement in _TABLES.split(";\n"):
@@ -421,7 +424,7 @@ def _check_ours(db: sqlite3.Connection, path: pathlib.Path) -> None:
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if not ours or version > VERSION:
         db.close()
-        why = f"is a tape of version {version}, and this release reads up to {VERSION}" if ours else "is not a tape"
+        why = f"is a tape of version {version}, but this release reads up to {VERSION}" if ours else "is not a tape"
         raise ConfigurationError(f"{str(path)!r} {why}; name another file with teacher.tape.path", cause="no_tape")
 
 
@@ -430,7 +433,7 @@ def explained(error: sqlite3.Error, path: pathlib.Path) -> Exception:
     if code == sqlite3.SQLITE_FULL:
         return write_error(path, OSError(errno.ENOSPC, "no space left for the tape"))
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        why = f"another process has been writing it for more than {_WAIT_S:g} s; give each run a tape of its own"
+        why = f"another process has been writing to it for more than {_WAIT_S:g} s; give each run its own tape"
     elif code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
         why = "not a tape, or damaged; name another file with teacher.tape.path"
     else:

@@ -1,25 +1,25 @@
-"""Admission: a queue by priority in front of an adaptive number of slots and two rates per minute.
+"""Admission: a priority queue in front of an adaptive number of slots and two per-minute rates.
 
-A limit on the calls in flight works with every server, whatever the server's own limit is and whether it reports it.
-The number of slots follows the rules of TCP. It starts at one and doubles with each round of replies (slow start). When
-more than a quarter of a round is refused, it is cut to a half of what was in flight, or by 15 % if half a round or more
-went well before. From there it grows by one a round, and after five rounds by 2, 3, 4, ... a round. One refusal is not
-enough for a cut: some servers refuse a call now and then at any load, and a lower limit would not help. Calls that were
-in flight at the last cut are not evidence about the new limit, so they change nothing.
+A limit on the calls in flight works with every server, whatever the server's own limit and whether or not it reports
+it. The number of slots follows the rules of TCP. It starts at one and doubles with each round of replies (slow start).
+If more than a quarter of a round is refused, it is cut to half of the calls in flight, or by 15 % if at least half a
+round succeeded before. From there it grows by one per round, and after five rounds by 2, 3, 4, ... per round. One
+refusal is not enough for a cut: some servers refuse a call occasionally at any load, and a lower limit would not help.
+Calls that were in flight at the last cut are not evidence about the new limit, so they do not change it.
 
     server that refuses more than 32 calls:   1 2 4 8 16 32 64 -> 32 are refused -> 32 33 34 -> 29 30 31 32 33 ...
 
-A small server does not refuse. It lets calls wait, until they reach our time limit and its work on them is lost. So the
-limit grows slowly where replies could take more than half of the time limit if the server answered one call after
-another, unless `Pace` shows that it works on several at a time::
+A small server does not refuse. It lets calls wait until they reach our time limit, and its work on them is lost. So the
+limit grows slowly if replies could take more than half of the time limit with a server that answers one call after
+another, unless `Pace` shows that it works on several at once::
 
-    one slot, 20 s a reply, time limit 120 s:     1 2 3 slots, then one more after each ``_PATIENCE`` replies
+    one slot, 20 s per reply, time limit 120 s:   1 2 3 slots, then one more after each ``_PATIENCE`` replies
     it takes 40 s with 2 calls, 60 s with 3:      one more after each ``_QUEUEING_PATIENCE`` replies
     a timeout at 6 slots:                         3 slots, one more after 4 times as many replies as before
 
-A rate is a bucket that holds one second's worth, at least one unit. A call takes what it is expected to use, and the
-difference to its real use is settled when it ends. So the bucket can be in debt, and nothing starts before the debt is
-paid.
+A rate is a bucket that holds one second's worth, and at least one unit. A call takes its expected usage, and the
+difference to its actual usage is settled when it ends. So the bucket can be in debt, and no call starts before the debt
+is paid.
 """
 
 from __future__ import annotations
@@ -32,27 +32,28 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
-GENTLE_CUT = 0.85  # at least half a round of replies came since the last cut
-STEEP_CUT = 0.5  # fewer came: the limit is far above the server's
+GENTLE_CUT = 0.85  # at least half a round of replies since the last cut
+STEEP_CUT = 0.5  # fewer replies: the limit is far above the server's
 TOLERATED = 0.25  # share of a round that can be refused without a cut
-_TOLERATED_CALLS = 3  # refusals, in the smallest rounds
-_TIMEOUT_WEIGHT = 4  # a timeout counts as so many refusals: it costs the server's work and minutes of ours
-_ROOM = 0.5  # of the time limit; replies that can take longer than this make the limit grow slowly
+_TOLERATED_CALLS = 3  # refusals allowed in the smallest rounds
+_TIMEOUT_WEIGHT = 4  # refusals that a timeout counts as: it wastes the server's work and minutes of ours
+_ROOM = 0.5  # share of the time limit; if replies can take longer, the limit grows slowly
 _PATIENCE = 4  # replies between two steps of slow growth
-_PATIENCE_FACTOR = 4  # of the patience after a timeout has cut the limit
-_QUEUEING_PATIENCE = 64  # if the server is known to answer one call after another, where more slots gain nothing
+_PATIENCE_FACTOR = 4  # for the patience after a timeout has cut the limit
+_QUEUEING_PATIENCE = 64  # if the server answers one call after another, so that more slots gain nothing
 _LONGEST_PATIENCE = 1024
-_CALM_ROUNDS = 4  # after a cut, in which the limit grows by one a round; then by 1, 2, 3, ... a round
+_CALM_ROUNDS = 4  # rounds after a cut with growth by one per round; then by 1, 2, 3, ... per round
 _NEW = 0.3  # weight of the newest reply in a mean
 
 
 @dataclasses.dataclass
 class Pace:
-    """How long the replies of one role take, and with how many calls in flight: now, and when there were fewest.
+    """The duration of one role's replies and the calls in flight: now, and at the smallest load.
 
     Attributes:
-        seconds, load: means over the latest replies; the load counts the calls in flight when a call starts, with it.
-        least_seconds, least_load: the same of the replies at the smallest load so far.
+        seconds, load: means over the latest replies; the load counts the calls in flight when a call starts, including
+            it.
+        least_seconds, least_load: the same for the replies at the smallest load so far.
     """
 
     seconds: float
@@ -61,7 +62,7 @@ class Pace:
     least_load: float
 
     def add(self, seconds: float, load: float) -> None:
-        """One more reply."""
+        """Adds one reply."""
         self.seconds += _NEW * (seconds - self.seconds)
         self.load += _NEW * (load - self.load)
         if load < self.least_load:
@@ -70,13 +71,16 @@ class Pace:
             self.least_seconds += _NEW * (seconds - self.least_seconds)
 
     def expected(self, load: float) -> float:
-        """Seconds of a reply at this load, if the server answers one call after another."""
+        """Seconds per reply at this load, if the server answers one call after another."""
         return self.seconds * load / self.load
 
     @property
     def queueing(self) -> float | None:
-        """How the seconds of a reply grow with the load: 0.0 if they do not, because the server works on all calls at
-        the same time; 1.0 if they grow in proportion, because it answers one call after another; None if not known."""
+        """How the seconds per reply grow with the load.
+
+        0.0: not at all, because the server works on all calls at the same time. 1.0: in proportion, because it answers
+        one call after another. None: unknown.
+        """
         more = self.load / self.least_load
         if more <= 1.5 or not self.seconds or not self.least_seconds:
             return None
@@ -107,7 +111,7 @@ class AdaptiveLimit:
         self._new_epoch()
 
     def restart(self) -> None:
-        """Start from the lowest number of slots again: the server was away."""
+        """Starts again from the lowest number of slots: the server was down."""
         self.value, self._slow_start = self._low, True
         self._new_epoch()
 
@@ -122,9 +126,9 @@ class AdaptiveLimit:
 
         Args:
             in_demand: more slots would have been used.
-            load: calls in flight when this one started, with it.
-            seconds: that the reply took; None if it says nothing about others, such as a refusal.
-            role: replies of different roles take different times.
+            load: calls in flight when this one started, including it.
+            seconds: duration of the reply; None if it is not representative, such as a refusal.
+            role: the purpose of the call; replies of different roles take different times.
         """
         if seconds is not None:
             self._add_pace(role, seconds, load)
@@ -149,12 +153,12 @@ class AdaptiveLimit:
         """The server refused a call of ``epoch``, or did not answer it in time (``late``).
 
         Args:
-            in_flight: calls in flight now, with it.
+            in_flight: calls in flight now, including this one.
             load, seconds, role: as in `succeeded`.
         """
         if late:
             self._add_pace(role, seconds, load)
-        if epoch != self.epoch or (late and load == 1):  # a call that is alone is late because it is long
+        if epoch != self.epoch or (late and load == 1):  # a single call is late because it is long
             return
         self._peak = max(self._peak, load, in_flight)
         queueing = self._queueing
@@ -162,12 +166,12 @@ class AdaptiveLimit:
         if self._refused <= max(_TOLERATED_CALLS, TOLERATED * self.value):
             self._end_call()
             return
-        # Many replies since the last cut: the limit has grown slowly past the server's. Few: it is far above it.
+        # Many replies since the last cut: the limit has slowly passed the server's. Few: it is far above the server's.
         gentle = not self._slow_start and 2 * self._since_cut >= self.value
         if late:
             self._failed_at = self.value
             self._patience = min(_PATIENCE_FACTOR * self._patience, _LONGEST_PATIENCE)
-        # What was in flight failed, not what would have been allowed: 64 slots with 4 calls in flight become 2.
+        # The calls in flight failed, not the allowed number: 64 slots with 4 calls in flight become 2.
         self.value = max(self._low, min(self.value, self._peak) * (GENTLE_CUT if gentle else STEEP_CUT))
         self._slow_start = False
         self._new_epoch()
@@ -183,7 +187,7 @@ class AdaptiveLimit:
     def _end_call(self) -> None:
         self._ended += 1
         if self._ended >= self.value:
-            if self.value > self._failed_at:  # a round went well where there were timeouts before
+            if self.value > self._failed_at:  # a round went well at a limit that had timeouts before
                 self._patience, self._failed_at = float(_PATIENCE), math.inf
             self._rounds += 1
             self._peak = 1
@@ -197,11 +201,11 @@ class AdaptiveLimit:
 
     @property
     def _queueing(self) -> float | None:
-        """Of the server: a role whose first replies came while others were in front of them shows too little of it."""
+        """`Pace.queueing` of the server: the maximum, because roles whose first replies had to wait show too little."""
         return max((pace.queueing for pace in self._paces.values() if pace.queueing is not None), default=None)
 
     def _step(self) -> float:
-        """How much one reply makes the limit grow."""
+        """The growth of the limit per reply."""
         step = 1.0 if self._slow_start else max(1, self._rounds - _CALM_ROUNDS) / self.value
         slowest = max((pace.expected(self.slots + 1) for pace in self._paces.values()), default=0.0)
         if slowest <= _ROOM * self._timeout_s:
@@ -223,13 +227,13 @@ class Rate:
         self._at = clock()
 
     def ready_in(self) -> float:
-        """Seconds until a call can start; 0.0 is now."""
+        """Seconds until a call can start; 0.0 means now."""
         self._refill()
-        # One unit must be there, although a call can take more: the rest becomes debt, which later calls wait for.
+        # One unit must be available, although a call can take more: the rest becomes debt, and later calls wait for it.
         return max(0.0, 1.0 - self._level) / self._per_s if self._level < 1.0 - 1e-9 else 0.0
 
     def take(self, amount: float) -> None:
-        """Use up ``amount``; a negative amount gives units back."""
+        """Takes ``amount``; a negative amount gives units back."""
         self._refill()
         self._level = min(self._capacity, self._level - amount)
 
@@ -240,7 +244,7 @@ class Rate:
 
 
 class Slot(NamedTuple):
-    """What a call keeps of its admission: the epoch of the limit, and the calls in flight with it."""
+    """A call's record of its admission: the epoch of the limit, and the calls in flight including it."""
 
     epoch: int
     load: int
@@ -280,9 +284,9 @@ class Admission:
         return bool(self._queue) or self.in_flight >= self.limit.slots
 
     async def enter(self, priority: tuple[float, int], number: int, tokens: float) -> Slot:
-        """Wait for a slot: the lowest priority first, then the lowest number.
+        """Waits for a slot: the lowest priority first, then the lowest number.
 
-        ``leave`` must give every slot back. ``tokens`` is what the call is expected to use.
+        Every slot must be given back with ``leave``. ``tokens`` is the expected usage of the call.
         """
         turn: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._queue, (priority, number, next(self._tie), tokens, turn))
@@ -295,14 +299,14 @@ class Admission:
             raise
 
     def leave(self, *, used: float, expected: float) -> None:
-        """Give the slot back, and settle the tokens that were really used."""
+        """Gives the slot back, and settles the tokens that were actually used."""
         self.in_flight -= 1
         if self._tokens is not None:
             self._tokens.take(used - expected)
         self._grant()
 
     def close(self) -> None:
-        """Stop waiting for a rate."""
+        """Stops waiting for a rate."""
         if self._alarm is not None:
             self._alarm.cancel()
 
@@ -312,7 +316,7 @@ class Admission:
             if not turn.cancelled():  # a cancelled one is only removed
                 rates: Sequence[Rate] = [r for r in (self._requests, self._tokens) if r is not None]
                 if delay := max((r.ready_in() for r in rates), default=0.0):
-                    self._wake_in(delay)  # nothing overtakes the first of the queue while a rate is used up
+                    self._wake_in(delay)  # nothing overtakes the first in the queue while a rate is used up
                     return
                 if self._requests is not None:
                     self._requests.take(1.0)

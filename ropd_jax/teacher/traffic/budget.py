@@ -1,20 +1,19 @@
 """The cost of the teacher so far, by role and step, and the caps that end a run.
 
-``MeteredClient`` is the innermost client, under limits and retries, so that every try is counted: a truncated or
-refused reply costs what the provider reports for it, an answer from the tape costs nothing. The caps are checked before
-each call. When one is reached, ``BudgetError`` stops the run with a checkpoint. Calls that are in flight at that moment
-still finish and are recorded. So the caps on dollars and tokens can be exceeded by those calls, and the cap on calls
-never is.
+``MeteredClient`` is the innermost client, inside limits and retries, so every attempt is counted: a truncated or
+refused reply costs what the provider reports, and an answer from the tape costs nothing. The caps are checked before
+each call. If one is reached, ``BudgetError`` stops the run with a checkpoint. Calls in flight at that moment still
+finish and are recorded. So they can exceed the caps on dollars and tokens, but never the cap on calls.
 
-Unknown costs stay unknown: a call of a model without a price makes the cost None, and a cap in dollars is refused at
-the start if a role's model has no price. A reply without token counts is bounded: it used at most one token for each
-byte of the request, and at most the request's own limit of output. These bounds count against the caps::
+Unknown costs stay unknown: a call to a model without a price makes the cost None, and a cap in dollars is refused at
+the start if a role's model has no price. A reply without token counts is bounded: it used at most one token per byte of
+the request, and at most the request's output limit. These bounds count toward the caps::
 
     1,000 replies with counts                       2.50 dollars
     1 reply without: 8,000 bytes, limit 4,096       0.00 to 0.05 dollars
     the run                                         2.50 dollars, with at most 0.05 more
 
-With n hosts each one may spend 1/n of what was left at the last sync::
+With n hosts, each one may spend 1/n of the amount left at the last sync::
 
     cap 100 calls, 2 hosts          host 0    host 1    left at the sync
     first sync                                          100, so 50 for each
@@ -41,12 +40,12 @@ from ropd_jax.utils.files import create_private
 from ropd_jax.utils.writing import Dispensable
 
 _STEPS_KEPT = 8
-_TEMPLATE_TOKENS = 32  # of a chat template around one message
+_TEMPLATE_TOKENS = 32  # tokens of a chat template around one message
 
 
 @dataclasses.dataclass(frozen=True)
 class Caps:
-    """Caps of a whole run, over all its resumes; 0 sets no cap.
+    """Caps for a whole run, including all its resumes; 0 means no cap.
 
     Raises:
         ConfigurationError: a negative cap.
@@ -68,9 +67,9 @@ class Spent:
     """Calls, tokens and dollars.
 
     Attributes:
-        unmetered: replies whose token counts are unknown, or unknown in part.
-        unmetered_tokens, unmetered_usd: the most that is unknown of them; not part of the other numbers.
-        unpriced: calls whose cost is unknown and not bounded, because their model has no price.
+        unmetered: replies whose token counts are fully or partly unknown.
+        unmetered_tokens, unmetered_usd: upper bounds of the unknown part; not included in the other numbers.
+        unpriced: calls whose cost is unknown and unbounded, because their model has no price.
         usd: the known part of the cost.
     """
 
@@ -91,18 +90,18 @@ class Spent:
 
     @property
     def cost_usd(self) -> float | None:
-        """The most dollars that the calls can have cost, or None while the cost of any has no bound."""
+        """Upper bound of the calls' cost in dollars, or None if the cost of any call is unbounded."""
         return None if self.unpriced else self.usd + self.unmetered_usd
 
     def __add__(self, other: Spent) -> Spent:
         return Spent(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
 
     def add(self, usage: Usage, usd: float | None, most: Usage | None = None, most_usd: float | None = None) -> None:
-        """Add the tokens and dollars of one call.
+        """Adds the tokens and dollars of one call.
 
         Args:
-            usd: None is unknown.
-            most, most_usd: bounds of the tokens and the dollars if they are unknown; None without a bound.
+            usd: None means unknown.
+            most, most_usd: upper bounds of the tokens and the dollars if they are unknown; None if there is no bound.
         """
         if usage.input_tokens is None or usage.output_tokens is None:
             self.unmetered += 1
@@ -125,9 +124,9 @@ class Budget:
     """The spending of one run. Thread-safe.
 
     Args:
-        caps: of the run.
-        prices: of the tokens.
-        path: a JSON file that keeps the spending between two checkpoints, because a killed run has spent it too. It is
+        caps: the caps of the run.
+        prices: the prices of the tokens.
+        path: a JSON file that keeps the spending between two checkpoints, because a killed run has also spent it. It is
             written at most once a second; None keeps the spending in memory only.
 
     Raises:
@@ -141,7 +140,7 @@ class Budget:
         self.prices = prices or Prices.load()
         self.roles: dict[str, Spent] = {}
         self.steps: dict[int, Spent] = {}
-        self._remote: dict[str, Spent] = {}  # of the other hosts at the last sync
+        self._remote: dict[str, Spent] = {}  # of the other hosts, at the last sync
         self._remote_steps: dict[int, Spent] = {}
         self._hosts = 1
         self._synced, self._own_synced = Spent(), Spent()  # at the last sync: of all hosts, of this host
@@ -154,32 +153,32 @@ class Budget:
                 self.restore(json.loads(self._path.read_text(encoding="utf-8")))
             except (ValueError, TypeError, AttributeError) as e:
                 raise ConfigurationError(
-                    f"{str(self._path)!r} is damaged ({e}); expected the JSON of what the run has spent. Fix it, or "
-                    "delete it to count from the last checkpoint on"
+                    f"{str(self._path)!r} is damaged ({e}); expected JSON with the run's spending. Fix it, or "
+                    "delete it to count from the last checkpoint"
                 ) from e
 
     def require_price(self, role: str, provider: str, model: str, base_url: str, *, batch: bool = False) -> None:
-        """Raise ``ConfigurationError`` if there is a cap in dollars and the model has no price (of batch jobs)."""
+        """Raises ``ConfigurationError`` if there is a cap in dollars and the model has no price (for batch jobs)."""
         price = self.prices.find(provider, model, base_url)
         if self.caps.usd and (price is None or (batch and price.batch is None)):
             at, what = " at this base_url" if base_url else "", "price of batch jobs" if batch else "price"
             raise ConfigurationError(
-                f"teacher.budget.usd is {self.caps.usd:g}, but no {what} is known for {role}'s model {model!r} of "
+                f"teacher.budget.usd is {self.caps.usd:g}, but no {what} is known for {role}'s model {model!r} from "
                 f"{provider}{at}; give its price in a TOML file (teacher.prices), or cap tokens or calls instead"
             )
 
     def begin(self, role: str) -> None:
-        """Count a call that is about to be sent.
+        """Counts a call that is about to be sent.
 
         Raises:
-            BudgetError: a cap is reached; nothing more may be sent.
+            BudgetError: a cap is reached. Nothing more may be sent.
         """
         with self._lock:
             self._check_caps()
             self._of(self.roles, role).calls += 1
             if (step := STEP.get()) >= 0:
                 self._of(self.steps, step).calls += 1
-                while len(self.steps) > _STEPS_KEPT:  # only the last steps can still get calls
+                while len(self.steps) > _STEPS_KEPT:  # only the latest steps can still get calls
                     del self.steps[min(self.steps)]
 
     def _check_caps(self) -> None:
@@ -204,7 +203,7 @@ class Budget:
             )
         if blind:
             raise BudgetError(
-                f"the cost of {total.unpriced:,} calls is unknown, so that teacher.budget.{' and '.join(blind)} cannot "
+                f"the cost of {total.unpriced:,} calls is unknown, so teacher.budget.{' and '.join(blind)} cannot "
                 f"be checked; give the model's price (teacher.prices), or set teacher.budget.calls instead. "
                 f"{self._so_far(total)}"
             )
@@ -212,7 +211,7 @@ class Budget:
     def end(
         self, role: str, provider: str, model: str, base_url: str, usage: Usage, most: Usage | None = None
     ) -> float | None:
-        """Count the cost of a call; returns its dollars, or None if unknown. ``most`` bounds unknown tokens."""
+        """Counts the cost of a call. Returns its dollars, or None if unknown. ``most`` bounds unknown tokens."""
         price = self.prices.find(provider, model, base_url)
         usd = None if price is None else price.cost(usage)
         if price is not None and price.input == price.output == 0:
@@ -228,13 +227,13 @@ class Budget:
         return usd
 
     def set_spent(self, role: str, spent: Spent) -> None:
-        """Set what was spent under a name; for costs that are counted outside, such as batch jobs."""
+        """Sets the spending under a name, for costs that are counted elsewhere, such as batch jobs."""
         with self._lock:
             self.roles[role] = spent
             self._write(every_s=0.0)
 
     def room(self, estimates: Iterable[Spent]) -> int:
-        """The number of these calls, in their order, that the caps leave room for by estimate."""
+        """The number of these calls, in order, that fit into the caps by estimate."""
         total, n = self.total(), 0
         if self._blind(total):
             return 0
@@ -248,40 +247,40 @@ class Budget:
         return n
 
     def no_room(self, left: int, each: Spent) -> BudgetError:
-        """The error for ``left`` requests that are not submitted; ``each`` is the estimate of the next one."""
+        """The error for ``left`` requests that are not submitted; ``each`` is the estimate for the next one."""
         caps = ", ".join(f"{f.name}={v:g}" for f in dataclasses.fields(Caps) if (v := getattr(self.caps, f.name)))
         return BudgetError(
-            f"teacher.budget ({caps}) has no room for another request of a batch job (about {each.tokens:,} tokens, "
-            f"{dollars(each.cost_usd)}, by estimate); {left:,} are not submitted. {self._so_far(self.total())} To "
+            f"teacher.budget ({caps}) has no room for another request in a batch job (about {each.tokens:,} tokens, "
+            f"{dollars(each.cost_usd)}, estimated); {left:,} are not submitted. {self._so_far(self.total())} To "
             "continue, use the same command with a larger teacher.budget; all answers so far are on the tape"
         )
 
     def _blind(self, total: Spent) -> list[str]:
-        """The caps that cannot be checked, because the cost of calls is unknown and has no bound."""
+        """The caps that cannot be checked, because the cost of some calls is unknown and unbounded."""
         return ["usd"] if self.caps.usd and total.unpriced else []
 
     def total(self) -> Spent:
-        """All roles and hosts together."""
+        """The total of all roles and hosts."""
         return _sum([*list(self.roles.values()), *self._remote.values()])
 
     def _against_caps(self) -> Spent:
-        """What counts against the caps: the total at the last sync, plus n times what this host of n spent since.
+        """The amount that counts toward the caps: the total at the last sync, plus n times this host's spending since.
 
-        It reaches the cap when this host has spent 1/n of what was left, so n hosts together never pass it.
+        It reaches the cap when this host has spent 1/n of the rest, so n hosts together never exceed it.
         """
         own = _sum(list(self.roles.values()))
         since = [n - m for n, m in zip(dataclasses.astuple(own), dataclasses.astuple(self._own_synced), strict=True)]
         return self._synced + Spent(*(n * self._hosts for n in since))
 
     def merge(self, roles: Sequence[Mapping[str, Spent]], steps: Sequence[Mapping[int, Spent]]) -> None:
-        """Take over what each other host has spent so far, by role and by step."""
+        """Takes over the spending of each other host so far, by role and by step."""
         with self._lock:
             self._remote, self._remote_steps = _merged(roles), _merged(steps)
             self._hosts, self._synced = len(roles) + 1, self.total()
             self._own_synced = _sum(list(self.roles.values()))
 
     def absorb(self) -> None:
-        """Take over what other hosts of an earlier start have written to ``spent.1.json`` and so on."""
+        """Takes over the spending that other hosts of an earlier start wrote to ``spent.1.json`` and so on."""
         if self._path is None:
             return
         names = sorted(self._path.parent.glob(f"{self._path.stem}.*{self._path.suffix}"))
@@ -290,16 +289,19 @@ class Budget:
             left = {role: Spent(**spent) for role, spent in json.loads(path.read_text(encoding="utf-8")).items()}
             with self._lock:
                 self.roles = _merged([self.roles, left])
-                self._write(every_s=0.0)  # before the unlink: a kill in between counts them twice, never zero times
+                self._write(every_s=0.0)  # before the unlink: a kill in between counts them twice, not zero times
             path.unlink()
 
     def forget(self) -> None:
-        """Start at zero: host 0 has taken over what this host had spent."""
+        """Starts from zero: host 0 has taken over this host's spending."""
         with self._lock:
             self.roles = {}
 
     def as_metrics(self, step: int | None = None) -> dict[str, float | None]:
-        """``teacher/cost_usd`` and the like, by role too; with ``step``, that step's cost. Unknown is None."""
+        """``teacher/cost_usd`` and similar metrics, also by role; with ``step``, that step's cost.
+
+        Unknown values are None.
+        """
         total, roles = self.total(), _merged([self.roles, self._remote])
         out: dict[str, float | None] = {
             "teacher/cost_usd": total.cost_usd,
@@ -316,11 +318,11 @@ class Budget:
         return out
 
     def state(self) -> dict[str, Any]:
-        """JSON-able, of all hosts."""
+        """The spending of all hosts, JSON-serializable."""
         return _plain(_merged([self.roles, self._remote]))
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state()``, or from the spending known already, whichever is larger."""
+        """Continues from ``state()`` or from the spending that is already known, whichever is larger."""
         for role, spent in state.items():
             # The file at `path` is newer than the checkpoint if the run was killed after it, and older otherwise.
             known, other = self._of(self.roles, role), Spent(**spent)
@@ -328,7 +330,7 @@ class Budget:
                 setattr(known, f.name, max(getattr(known, f.name), getattr(other, f.name)))
 
     def save(self) -> None:
-        """Write the spending now."""
+        """Writes the spending now."""
         with self._lock:
             self._write(every_s=0.0)
 
@@ -338,7 +340,7 @@ class Budget:
             return
         self._written = now
         part = self._path.with_name(f".{self._path.name}.part")
-        with self._guard:  # after a paid reply, which must reach the tape; checkpoints hold the spending, too
+        with self._guard:  # after a paid reply, which must reach the tape; checkpoints also hold the spending
             with create_private(part, encoding="utf-8") as file:
                 file.write(json.dumps(_plain(self.roles), indent=1) + "\n")
             os.replace(part, self._path)
@@ -360,14 +362,14 @@ class Budget:
 
 
 def _filled(usage: Usage, most: Usage) -> Usage:
-    """The usage with bounds for what is unknown."""
+    """The usage with bounds for the unknown values."""
     sent = most.input_tokens if usage.input_tokens is None else usage.input_tokens
     made = most.output_tokens if usage.output_tokens is None else usage.output_tokens
     return dataclasses.replace(usage, input_tokens=sent, output_tokens=made)
 
 
 def most_of(request: ChatRequest) -> Usage:
-    """The most tokens that a call can use: one for each byte of the request, and its limit of output."""
+    """Upper bound of a call's tokens: one per byte of the request, plus its output limit."""
     schema = "" if request.json_schema is None else json.dumps(request.json_schema)
     texts = [*(m.content for m in request.messages), schema]
     sent = sum(len(t.encode("utf-8", "surrogatepass")) for t in texts) + _TEMPLATE_TOKENS * len(texts)
@@ -375,12 +377,12 @@ def most_of(request: ChatRequest) -> Usage:
 
 
 def _bound(request: ChatRequest, usage: Usage) -> Usage | None:
-    """`most_of` the request if its usage is unknown, or unknown in part."""
+    """`most_of` the request if its usage is fully or partly unknown."""
     return most_of(request) if usage.input_tokens is None or usage.output_tokens is None else None
 
 
 def _instead(total: Spent) -> str:
-    """The hint for a provider that often reports no tokens."""
+    """The hint for a provider that often does not report tokens."""
     return ", or set teacher.budget.calls instead" if total.unmetered > total.calls / 2 else ""
 
 
@@ -392,7 +394,7 @@ def _sum(several: Iterable[Spent]) -> Spent:
 
 
 def _merged(tables: Sequence[Mapping[Any, Spent]]) -> dict[Any, Spent]:
-    """The sum of several tables of spending, key by key."""
+    """The sum of several spending tables, key by key."""
     total: dict[Any, Spent] = {}
     for table in tables:
         for key, spent in list(table.items()):
@@ -416,7 +418,7 @@ def dollars(usd: float | None) -> str:
 
 
 class MeteredClient:
-    """A ``ChatClient`` that counts the cost of each call and measures its time; the innermost, around a provider's."""
+    """The innermost ``ChatClient``, around a provider's: counts the cost of each call and measures its duration."""
 
     def __init__(self, client: ChatClient, budget: Budget, *, provider: str, base_url: str = ""):
         self.inner = client
@@ -434,7 +436,7 @@ class MeteredClient:
         try:
             reply = await self.inner.chat(request)
         except TeacherError as e:
-            if e.usage is not None:  # an unusable reply can be billed too
+            if e.usage is not None:  # an unusable reply can also be billed
                 self._budget.end(*about, e.usage, _bound(request, e.usage))
             raise
         self._budget.end(*about, reply.usage, _bound(request, reply.usage))

@@ -1,4 +1,4 @@
-"""One event loop on one thread for the whole run, so that connections are pooled once and no step starts a loop."""
+"""One event loop on one thread for the whole run, so that connections are pooled once and steps do not start loops."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class TeacherLoop:
     """Runs coroutines on a daemon thread.
 
     Args:
-        closers: async functions to call on the loop when it closes, e.g. ``client.close``.
+        closers: async functions that are called on the loop when it closes, e.g. ``client.close``.
     """
 
     def __init__(self, *closers: Callable[[], Awaitable[None]]):
@@ -28,7 +28,7 @@ class TeacherLoop:
         self._thread.start()
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Start the coroutine on the loop. Cancelling the future cancels the coroutine.
+        """Starts the coroutine on the loop. Cancelling the future cancels the coroutine.
 
         Raises:
             RuntimeError: the loop is closed.
@@ -37,29 +37,29 @@ class TeacherLoop:
             if not self._closed:
                 return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         coroutine.close()
-        raise RuntimeError("the teacher loop is closed; expected submissions before TeacherLoop.close() only")
+        raise RuntimeError("the teacher loop is closed; expected submissions only before TeacherLoop.close()")
 
     def on_close(self, closer: Callable[[], Awaitable[None]]) -> None:
-        """Call ``closer`` on the loop when it closes."""
+        """Calls ``closer`` on the loop when it closes."""
         self._closers.append(closer)
 
     def is_current_thread(self) -> bool:
-        """Whether the caller runs on the loop's thread."""
+        """True if the caller runs on the loop's thread."""
         return threading.current_thread() is self._thread
 
     def stacks(self) -> str:
-        """The line at which each coroutine on the loop waits, to find one that hangs. Can be called from any thread."""
+        """The line at which each coroutine on the loop waits, to find a hanging one. Can be called from any thread."""
         lines = []
         for task in asyncio.all_tasks(self._loop):
             lines.append(f"\n{task.get_name()}\n")
             waits: Any = task.get_coro()
-            while (frame := getattr(waits, "cr_frame", None)) is not None:  # from the outermost to the innermost
+            while (frame := getattr(waits, "cr_frame", None)) is not None:  # from outermost to innermost
                 lines += traceback.format_list(traceback.extract_stack(frame, limit=1))
                 waits = waits.cr_await
         return "".join(lines)
 
     def close(self, timeout_s: float = 10.0) -> None:
-        """Cancel all coroutines, close the clients on the loop, end the thread. Idempotent."""
+        """Cancels all coroutines, closes the clients on the loop and ends the thread. Idempotent."""
         with self._lock:
             if self._closed:
                 return

@@ -1,17 +1,17 @@
-"""Outages: while a model's server cannot be reached, calls wait for it instead of being given up.
+"""Outages: while a model's server is unreachable, calls wait for it instead of being given up.
 
-A call that has used up its tries is given up if the server works otherwise. If no other call was answered during its
-last try, one small question of our own decides::
+A call that has used up its attempts is given up if the server is otherwise working. If no other call was answered
+during its last attempt, one small request of our own decides::
 
-    the call's tries end with a refused connection, a DNS failure, 502, 503, 504 or a timeout
+    the call's attempts end with a refused connection, a DNS failure, 502, 503, 504 or a timeout
       others were answered meanwhile    -> given up: only this call fails
-      the small question is answered    -> given up: only this call fails
-      it is not answered either         -> an outage: all calls to this model wait; the question is sent every few
+      the small request is answered     -> given up: only this call fails
+      it is not answered either         -> an outage: all calls to this model wait; the request is sent every few
                                            seconds, and when it is answered every call starts over
                                         -> after ``teacher.outage_wait_s`` the run saves and stops (``OutageError``)
 
-A 429 is an answer, and so are a 400, a 401 and a 500. The small question holds no slot and is not on the tape. Its few
-tokens are in the budget.
+A 429 is an answer, and so are a 400, a 401 and a 500. The small request does not hold a slot and is not on the tape.
+Its few tokens count in the budget.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ _REPORT_EVERY_S = 5.0
 
 
 class Outage:
-    """Whether one model can be reached, and the wait until it can. All methods run on one event loop.
+    """Tracks whether one model is reachable, and waits until it is. All methods run on one event loop.
 
     Args:
-        client: sends the small question: once each time, without retries.
-        model: its name at the provider.
-        wait_s: longest wait; 0 does not wait.
-        timeout_s: of one small question.
-        clock, sleep: of the event loop.
+        client: sends the small request, once each time and without retries.
+        model: the model's name at the provider.
+        wait_s: maximum wait; 0 means no wait.
+        timeout_s: time limit for one small request.
+        clock, sleep: the event loop's.
         stats: counts outages; its ``waiting_for`` shows them.
         ended: called when an outage is over, before any call starts over.
     """
@@ -69,34 +69,34 @@ class Outage:
         self._answered_at = -math.inf
         self._poll: asyncio.Task[bool] | None = None
         self._waiting = 0
-        self._failed_since: float | None = None  # the first failure that no answer followed
+        self._failed_since: float | None = None  # the first failure not followed by an answer
 
     def answered(self) -> None:
         """The server has answered a call."""
         self._answered_at, self._failed_since = self._clock(), None
 
     def failed(self, error: TransientError) -> None:
-        """A try has failed; an answer that is an error, such as 429, shows that the server is there."""
+        """An attempt has failed. An error such as 429 is an answer: the server is there."""
         if error.cause not in CAUSES:
             self.answered()
         elif self._failed_since is None:
             self._failed_since = self._clock()
 
     async def over(self) -> None:
-        """Wait while there is an outage.
+        """Waits while there is an outage.
 
         Raises:
-            OutageError: it lasts too long.
+            OutageError: the outage lasts too long.
         """
         if self._poll is not None:
             await self._join(self._poll)
 
     async def waited(self, error: TransientError, request: ChatRequest, begin: float) -> bool:
-        """Whether the call failed in an outage, which is over now; False if only this call failed.
+        """True if the call failed in an outage that is over now; False if only this call failed.
 
         Args:
-            error: of its last try.
-            begin: when its last try began.
+            error: the error of its last attempt.
+            begin: start of its last attempt.
 
         Raises:
             OutageError: the outage lasts too long.
@@ -110,14 +110,14 @@ class Outage:
         return await self._join(self._poll)
 
     def close(self) -> None:
-        """Stop asking."""
+        """Stops polling."""
         if self._poll is not None:
             self._poll.cancel()
 
     async def _join(self, poll: asyncio.Task[bool]) -> bool:
         self._waiting += 1
         try:
-            return await asyncio.shield(poll)  # it belongs to all that wait
+            return await asyncio.shield(poll)  # it belongs to all waiting calls
         finally:
             self._waiting -= 1
             if not self._waiting and not poll.done():  # all were cancelled
@@ -153,7 +153,7 @@ class Outage:
             if left <= 0:
                 raise OutageError(
                     f"{self._model!r} could not be reached for {lasted} (teacher.outage_wait_s={self._wait_s:g}). "
-                    f"The last error: {error}. Nothing is lost: the same command continues when the server is back"
+                    f"The last error: {error}. Nothing is lost: run the same command when the server is back"
                 )
             self._stats.waiting_for[self._model] = (
                 f"waiting for {self._model} since {since} ({lasted}, at most {clock_text(left)} more): {error.cause}"
@@ -161,10 +161,10 @@ class Outage:
             if now - reported >= _REPORT_EVERY_S:
                 reported = now
                 log.warning(
-                    "teacher: %r cannot be reached since %s (%s); calls in wait: %d; none is given up for another %s. "
+                    "teacher: %r cannot be reached since %s (%s); waiting calls: %d; none is given up for another %s. "
                     "%s", self._model, since, lasted, self._waiting, clock_text(left), error,
                 )  # fmt: skip
-            tracing.moved()  # it waits on purpose
+            tracing.moved()  # waiting is intended
             if now < next_at:
                 await self._sleep(min(_REPORT_EVERY_S, next_at - now, left))
                 continue
@@ -179,7 +179,7 @@ class Outage:
                 await self._client.chat(question)
         except TimeoutError:
             return False
-        except TeacherError as error:  # of any other kind, it comes from a server that is there
+        except TeacherError as error:  # any other error comes from a server that is there
             if isinstance(error, TransientError) and error.cause in CAUSES:
                 return False
         self.answered()

@@ -1,4 +1,4 @@
-"""Prices of tokens: ``prices.toml`` and the user's file. A model without a price costs an unknown amount, never 0."""
+"""Token prices: ``prices.toml`` and the user's file. A model without a price costs an unknown amount, never 0."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Price:
     """US dollars per million tokens of one model.
 
     Attributes:
-        provider, model: of this price; model ``*`` is any model.
-        base_url: "" for the provider's own address.
-        input, cached, output: rates. With ``cached`` None, cached input costs as much as input.
-        above, long: the rates of requests with more than ``above`` input tokens, or None.
-        batch: the share of these rates that batch jobs pay; None is unknown.
-        source, as_of: where the entry was read, and when.
+        provider, model: the provider and model of this price; model ``*`` matches any model.
+        base_url: "" means the provider's own address.
+        input, cached, output: rates. If ``cached`` is None, cached input costs as much as input.
+        above, long: the rates for requests with more than ``above`` input tokens, or None.
+        batch: the share of these rates that batch jobs pay; None means unknown.
+        source, as_of: the source of the entry and its date.
     """
 
     provider: str
@@ -46,7 +46,7 @@ class Price:
     as_of: str = ""
 
     def cost(self, usage: Usage, *, batch: bool = False) -> float | None:
-        """Dollars of one call, or of one request of a batch job; None if tokens or share are unknown.
+        """Dollars for one call, or for one request in a batch job; None if tokens or share are unknown.
 
         Cached tokens are part of the input, thinking is part of the output (see ``Usage``).
         """
@@ -64,7 +64,7 @@ class Price:
 
 
 class Prices:
-    """A list of prices; of several for the same model, the last one applies."""
+    """A list of prices. If several match a model, the last one applies."""
 
     def __init__(self, prices: Iterable[Price], *, as_of: str = ""):
         self._prices = list(prices)
@@ -119,7 +119,7 @@ def _price(entry: Mapping[str, Any], where: str) -> Price:
     names = {key: entry.get(key, "" if key == "base_url" else None) for key in ("provider", "model", "base_url")}
     for key, value in names.items():
         if not isinstance(value, str):
-            raise ConfigurationError(f"{where}: {key} is {value!r}; expected a text")
+            raise ConfigurationError(f"{where}: {key} is {value!r}; expected a string")
     provider, model, base_url = names["provider"], names["model"], names["base_url"].rstrip("/")
     batch = entry.get("batch")
     if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int | float) or not 0 <= batch <= 1):

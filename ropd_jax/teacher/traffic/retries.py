@@ -1,17 +1,17 @@
-"""Limits and retries: every request to a provider passes through here.
+"""Limits and retries: every request to a provider passes through this module.
 
     identical requests in flight share one call
-      -> while the server cannot be reached, nothing is sent and nothing is given up (``outage``)
-      -> a failed try is repeated: transient ones after a growing, jittered wait (or the server's Retry-After),
-         a reply cut at the token limit once, immediately, with twice the limit,
-         a request over the context once, immediately, with the limit that fits next to its prompt
+      -> while the server is unreachable, nothing is sent and nothing is given up (``outage``)
+      -> a failed attempt is repeated: a transient one after a growing, jittered wait (or the server's Retry-After),
+         a reply truncated at the token limit once, immediately, with twice the limit,
+         a request over the context once, immediately, with the limit that fits with its prompt
         -> the queue: the earliest step, then the longest remaining path (``Limits.order``), then first come
           -> slots that adapt to the server, requests and tokens per minute (``admission``)
-            -> the time limit of one try, which starts when the try starts: time in our own queue does not count;
-               twice as long with twice the token limit, or if the server is so slow that a lone call has reached it
+            -> the time limit for one attempt, which starts with the attempt: time in our own queue does not count;
+               twice as long with twice the token limit, or if the server is so slow that a single call has reached it
               -> a second copy of a straggler, if hedging is on
 
-Everything else (blocked, malformed, over the context, wrong configuration) is not repeated here.
+All other failures (blocked, malformed, over the context, wrong configuration) are not repeated here.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ from ropd_jax.teacher.traffic.stats import TeacherStats
 
 log = logging.getLogger(__name__)
 
-# Stages of a group; each waits for the one before. The held-out judge waits for none.
+# Stages of a group; each waits for the previous one. The held-out judge waits for none.
 _STAGES = {"reference": 0, "rubric": 1, "verify": 2, "score": 2, "judge": 0}
 ORDERS = ("longest_first", "finished_first")
 _HEDGE_PRIORITY = (math.inf, 0)  # after everything else
 _OVERLOAD = {"rate_limited": "429", "unavailable": "503", "overloaded": "529", "timeout": "timeout"}
-MOST_TIME = 8  # most that the time limit of a try grows, with a slow server or a larger token limit
-_FORGET = 0.95  # of the slowest reply so far, with each reply
-_LARGER = 2  # factor on the token limit in the one try after a truncated reply
-_LEAST_ROOM = 256  # tokens of output; if fewer fit next to the prompt, it is better to ask in parts
+MOST_TIME = 8  # maximum growth factor of an attempt's time limit, for a slow server or a larger token limit
+_FORGET = 0.95  # decay of the slowest reply so far, with each reply
+_LARGER = 2  # factor on the token limit for the single attempt after a truncated reply
+_LEAST_ROOM = 256  # output tokens; if fewer fit with the prompt, it is better to ask in parts
 _LOG_EVERY_S = 5.0
 _GIVEN_UP_EVERY_S = 60.0  # between two log lines about calls given up for the same cause
-_STORM = 3  # so many requests that wait for their next try, or one for longer than _LONG_S, are a warning
+_STORM = 3  # warn if this many requests wait for their next attempt, or one waits longer than _LONG_S
 _LONG_S = 30.0
 
 
@@ -66,20 +66,20 @@ class Limits:
 
     Attributes:
         concurrency, min_concurrency: bounds of the adaptive slots; they start at ``min_concurrency``.
-        requests_per_minute, tokens_per_minute: of the job; None for no bound. Tokens are input and output as the
-            provider reports them. Before a role's first reply, a request's own limit counts as its output.
-        timeout_s: seconds that one try can take, from the moment it is sent. A try with a larger token limit than the
-            first gets more in proportion, and so does one of a request that was late twice. If a call is late with at
-            most one other in flight, the limit doubles for its role. All this at most 8 times.
-        attempts: tries of a request with transient failures.
-        first_wait_s, max_wait_s: the wait doubles from the first to the longest. The longest also bounds Retry-After.
-        outage_wait_s: seconds for which calls wait while the server cannot be reached, see `outage`; 0 does not wait
+        requests_per_minute, tokens_per_minute: for the whole job; None means no limit. Tokens are input plus output as
+            the provider reports them. Before a role's first reply, a request's output limit counts as its output.
+        timeout_s: time limit in seconds for one attempt, from the moment it is sent. It grows in proportion if an
+            attempt has a larger token limit than the first one, and if a request was late twice. If a call is late with
+            at most one other in flight, the limit doubles for its role. The total growth is at most 8 times.
+        attempts: maximum attempts for a request with transient failures.
+        first_wait_s, max_wait_s: the wait doubles from the first to the maximum. The maximum also bounds Retry-After.
+        outage_wait_s: seconds that calls wait while the server is unreachable, see `outage`; 0 means no wait
             (the config's default is 1,800).
-        hedge_after_s: seconds after which a second copy of a try is sent if a slot is free; 0 never.
-        order: which request goes first if slots are scarce. ``longest_first``: of the earliest step, references before
-            rubrics before verifications, so that the last group starts early and the step ends early.
+        hedge_after_s: seconds after which a second copy of an attempt is sent if a slot is free; 0 means never.
+        order: which request goes first if slots are scarce. ``longest_first``: within the earliest step, references
+            before rubrics before verifications, so that the last group starts early and the step ends early.
             ``finished_first``: verifications before rubrics before references, so that the first groups end early.
-        share: this host's part of the limits, 1/N with N hosts.
+        share: this host's share of the limits, 1/N with N hosts.
 
     Raises:
         ConfigurationError: a number out of range.
@@ -115,29 +115,29 @@ class Limits:
         if self.order not in ORDERS:
             raise ConfigurationError(f"teacher.order is {self.order!r}; expected {' or '.join(ORDERS)}")
         if not 0 < self.share <= 1:
-            raise ConfigurationError(f"the share of this host is {self.share}; expected 1/N of N hosts")
+            raise ConfigurationError(f"the share of this host is {self.share}; expected 1/N with N hosts")
 
     @property
     def slots(self) -> tuple[int, int]:
-        """(fewest, most) calls in flight on this host; at least 1, and the bounds in order."""
+        """(minimum, maximum) calls in flight on this host, at least 1 and in this order."""
         most = max(1, int(self.concurrency * self.share))
         return min(most, max(1, int(self.min_concurrency * self.share))), most
 
     def priority(self, request: ChatRequest, step: int) -> tuple[float, int]:
-        """The place of a request in the queue; smaller goes first."""
+        """The priority of a request in the queue; smaller goes first."""
         stage = _STAGES[request.purpose]
         return (step, stage) if self.order == "longest_first" else (0, -stage)
 
 
 class LimitedClient:
-    """A ``ChatClient`` around another one that enforces the limits and repeats failed tries.
+    """A ``ChatClient`` around another one that enforces the limits and repeats failed attempts.
 
     Args:
-        client: does one try.
+        client: makes one attempt.
         limits: see ``Limits``.
         stats: where retries, hedges and shared calls are counted.
         sleep: waits for retries and rates.
-        clock: returns seconds; None for the event loop's own.
+        clock: returns seconds; None means the event loop's own.
     """
 
     def __init__(
@@ -160,22 +160,20 @@ class LimitedClient:
         self._retrying: dict[int, tuple[float, str]] = {}  # request number -> (time of its first failure, latest cause)
         self._logged_at: float | None = None
         self._given_up: dict[str, float] = {}  # cause -> time of its last log line
-        self._most_output: dict[
-            str, int
-        ] = {}  # model -> the largest max_output_tokens that it allows, once it has said
+        self._most_output: dict[str, int] = {}  # model -> the largest max_output_tokens that it allows, once reported
         self._output: dict[str, tuple[int, int]] = {}  # purpose -> (replies, output tokens)
         self._outages: dict[str, Outage] = {}  # by model
-        self._first_limit: dict[int, int] = {}  # request number -> token limit of its first try
-        self._more_time: dict[str, float] = {}  # purpose -> factor on the time limit: its replies take longer here
+        self._first_limit: dict[int, int] = {}  # request number -> token limit of its first attempt
+        self._more_time: dict[str, float] = {}  # purpose -> factor on the time limit, because its replies are slow here
         self._slowest: dict[str, float] = {}  # purpose -> seconds of the slowest of its latest replies
-        self._late: collections.Counter[int] = collections.Counter()  # request number -> tries over the time limit
-        self._try_began: dict[int, float] = {}  # request number -> time of its latest try
+        self._late: collections.Counter[int] = collections.Counter()  # request number -> attempts over the time limit
+        self._try_began: dict[int, float] = {}  # request number -> start of its latest attempt
 
     async def chat(self, request: ChatRequest) -> ChatReply:
         """The inner client's reply, shared by identical requests in flight.
 
         Raises:
-            TeacherError: the inner client's; a transient one only after the last try.
+            TeacherError: the inner client's error; a transient one only after the last attempt.
         """
         key = _identity(request)
         call = self._in_flight.get(key)
@@ -197,7 +195,7 @@ class LimitedClient:
         return reply if first else dataclasses.replace(reply, source="shared")
 
     async def close(self) -> None:
-        """Stop waiting for rates and for servers that cannot be reached, and close the inner client."""
+        """Stops waiting for rates and unreachable servers, and closes the inner client."""
         self._admission.close()
         for outage in self._outages.values():
             outage.close()
@@ -210,7 +208,7 @@ class LimitedClient:
 
     @property
     def _admission(self) -> Admission:
-        if self._admission_ is None:  # made at the first call, because its clock is the event loop's
+        if self._admission_ is None:  # created at the first call, because its clock is the event loop's
             limits = self.limits
             rates = [
                 None if per_minute is None else Rate(per_minute * limits.share, self._clock)
@@ -234,7 +232,7 @@ class LimitedClient:
             now = self._clock()
             if now - self._given_up.get(e.cause, -math.inf) >= _GIVEN_UP_EVERY_S:
                 self._given_up[e.cause] = now
-                log.warning("teacher: gave up a %s call (%s): %s", request.purpose, e.cause, e)
+                log.warning("teacher: gave up on a %s call (%s): %s", request.purpose, e.cause, e)
             raise
         finally:
             del self._first_limit[number]
@@ -249,20 +247,20 @@ class LimitedClient:
             tried = self._allowed(request, request.max_output_tokens)
             larger = self._allowed(request, _LARGER * tried.max_output_tokens)
             if larger.max_output_tokens <= tried.max_output_tokens:
-                raise  # the model allows no more
+                raise  # the model does not allow more
             self._stats.count("retries", truncated.cause)
             try:
                 return await self._fitted(larger, number, more_than=tried.max_output_tokens)
             except (RequestError, ConfigurationError) as e:
-                if e.cause not in ("bad_request", "unsupported"):  # another failure, not about the larger limit
+                if e.cause not in ("bad_request", "unsupported"):  # a failure unrelated to the larger limit
                     raise
                 raise truncated from e  # the model does not allow a larger limit
             except TruncatedError as e:
-                message = f"{truncated} (a second try reached {larger.max_output_tokens})"
+                message = f"{truncated} (a second attempt reached {larger.max_output_tokens})"
                 raise TruncatedError(message, cause=e.cause, usage=e.usage) from e
 
     async def _fitted(self, request: ChatRequest, number: int, *, more_than: int = 0) -> ChatReply:
-        """The reply; if prompt and output do not fit into the context, the one with the limit that fits::
+        """The reply; if prompt and output do not fit into the context, the reply with the limit that fits::
 
             context 8,192, prompt 6,000    limit 4,096    refused    limit 2,192    reply
 
@@ -278,7 +276,7 @@ class LimitedClient:
                 raise
             refused = e
         self._stats.count("retries", refused.cause)
-        if isinstance(refused, RequestError):  # of the model, and not of this prompt
+        if isinstance(refused, RequestError):  # a limit of the model, not of this prompt
             self._most_output[request.model] = room
             log.warning("teacher: %r allows at most %d max_output_tokens; requests use no more", request.model, room)
         try:
@@ -286,7 +284,8 @@ class LimitedClient:
         except TruncatedError as e:
             if isinstance(refused, RequestError):
                 raise
-            # All that fits was used. In parts, or with its middle cut, the question leaves more room for the reply.
+            # All the room was used. Split into parts, or with its middle cut, the question leaves more room for the
+            # reply.
             message = f"{refused} (the reply did not end within the {room} tokens that fit)"
             raise ContextError(message, usage=e.usage) from e
 
@@ -295,7 +294,7 @@ class LimitedClient:
         return dataclasses.replace(request, max_output_tokens=min(limit, self._most_output.get(request.model, limit)))
 
     async def _retried(self, request: ChatRequest, number: int) -> ChatReply:
-        """The reply of one of several tries. An outage costs none of them: they are made anew when it is over."""
+        """The reply from one of several attempts. An outage does not use them up: they start over when it is over."""
         outage = self._outage(request)
         while True:
             await outage.over()
@@ -334,7 +333,7 @@ class LimitedClient:
             self._retrying.pop(number, None)
 
     def _wait(self, state: tenacity.RetryCallState) -> float:
-        # 1, 2, 4, ... seconds, each times 0.5 to 1.5, so that requests that failed together do not return together.
+        # 1, 2, 4, ... seconds, each times 0.5 to 1.5, so that requests that failed together are not retried together.
         spread = self.limits.first_wait_s * 2 ** (state.attempt_number - 1) * random.uniform(0.5, 1.5)
         error = state.outcome.exception() if state.outcome else None
         retry_after = (error.retry_after or 0.0) if isinstance(error, TransientError) else 0.0
@@ -373,7 +372,7 @@ class LimitedClient:
         expected = self._expected(request)
         slot = await admission.enter(priority, number, expected)
         start = self._try_began[number] = self._clock()
-        used = float(_input(request))  # what a failed call is assumed to use
+        used = float(_input(request))  # assumed usage of a failed call
         try:
             reply = await self._in_time(request, number)
             used = self._settle(request, reply.usage, expected)
@@ -381,7 +380,7 @@ class LimitedClient:
             return dataclasses.replace(reply, latency_s=self._clock() - start)
         except TransientError as e:
             self._late[number] += e.cause == "timeout"
-            if e.cause in _OVERLOAD:  # a refused connection or a 500 says nothing about the load
+            if e.cause in _OVERLOAD:  # a refused connection or a 500 is unrelated to the load
                 self._overloaded(request, slot, self._clock() - start, late=e.cause == "timeout")
             self._outage(request).failed(e)
             raise
@@ -407,11 +406,11 @@ class LimitedClient:
         limit, role = self._admission.limit, request.purpose
         more = 2 * self._more_time.get(role, 1.0)
         if late and max(slot.load, limit.slots) <= 2 and more <= MOST_TIME:
-            # Hardly any other call of ours took the server's time, so fewer calls would not help.
+            # Our other calls took almost none of the server's time, so fewer calls would not help.
             self._more_time[role] = more
             log.warning(
                 "teacher: a %s call took longer than %.0f s, with at most one other in flight; the next ones get up to "
-                "%.0f s. If the model is that slow, raise teacher.timeout_s or lower max_output_tokens of the role",
+                "%.0f s. If the model is that slow, raise teacher.timeout_s or lower the role's max_output_tokens",
                 role, seconds, more * self.limits.timeout_s,
             )  # fmt: skip
         limit.overloaded(
@@ -419,8 +418,11 @@ class LimitedClient:
         )
 
     def _time_limit_s(self, request: ChatRequest, number: int) -> float:
-        """Of one try: it grows with the request's token limit, with the time that this server needs for the role, and
-        when this request was late twice: it may be a long one."""
+        """The time limit for one attempt, in seconds.
+
+        It grows with the request's token limit, with the time that this server needs for the role, and if this request
+        was late twice, because it can be a long one.
+        """
         larger = request.max_output_tokens / self._first_limit.get(number, request.max_output_tokens)
         larger = max(1.0, larger) * 2 ** max(0, self._late[number] - 1)
         return self.limits.timeout_s * min(MOST_TIME, larger * self._more_time.get(request.purpose, 1.0))
@@ -429,13 +431,13 @@ class LimitedClient:
         limit_s = self._time_limit_s(request, number)
         deadline = asyncio.timeout(limit_s)
         try:
-            # An SDK's own limit can be per read, so that a server which sends a byte now and then outlasts it.
+            # An SDK's own limit can be per read, so a server that sends a byte now and then outlasts it.
             async with deadline:
                 if self.limits.hedge_after_s and number >= 0:
                     return await self._hedged(request)
                 return await self.inner.chat(request)
         except TimeoutError as e:
-            if not deadline.expired():  # a TimeoutError of the client's own
+            if not deadline.expired():  # a TimeoutError from the client itself
                 raise
             limit = f"teacher.timeout_s={self.limits.timeout_s:g}"
             more = f" (here {limit_s:g} s)" if limit_s > self.limits.timeout_s else ""
@@ -443,36 +445,36 @@ class LimitedClient:
             raise TransientError(message, cause="timeout") from e
 
     async def _hedged(self, request: ChatRequest) -> ChatReply:
-        """The first good reply of the call and, if it is late and a slot is free, of a second copy of it."""
+        """The first good reply to the call or, if it is late and a slot is free, to a second copy of it."""
         first = asyncio.create_task(self.inner.chat(request))
-        tasks = {first}  # those that can still give the reply
+        tasks = {first}  # tasks that can still give the reply
         try:
             await asyncio.wait(tasks, timeout=self.limits.hedge_after_s)
             if not first.done():
                 self._stats.count("hedges", request.purpose)
-                # Through the queue, behind everything else. Number -1 marks a copy, which is not hedged itself.
+                # Goes through the queue, behind everything else. Number -1 marks a copy, which is not hedged itself.
                 tasks.add(asyncio.create_task(self._try(request, _HEDGE_PRIORITY, -1)))
             while not first.done():
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in done - {first}:
                     tasks.discard(task)
-                    if task.exception() is None:  # a failed copy only leaves the first to wait for
+                    if task.exception() is None:  # if the copy failed, keep waiting for the first
                         return task.result()
             return first.result()
         finally:
             for task in tasks:
                 task.cancel()
-            for task in tasks:  # awaited, so that no slot of the copy is left taken
+            for task in tasks:  # awaited, so that the copy's slot is released
                 with contextlib.suppress(asyncio.CancelledError, TeacherError):
                     await task
 
     def _expected(self, request: ChatRequest) -> float:
-        """Tokens that the call is expected to use: its text, and the mean output of its role so far."""
+        """Expected tokens of the call: its text, plus the mean output of its role so far."""
         replies, tokens = self._output.get(request.purpose, (0, 0))
         return _input(request) + (tokens / replies if replies else request.max_output_tokens)
 
     def _settle(self, request: ChatRequest, usage: Usage | None, otherwise: float) -> float:
-        """Tokens that the call used according to the provider; ``otherwise`` if it reports none."""
+        """Tokens of the call as reported by the provider, else ``otherwise``."""
         if usage is None or usage.input_tokens is None or usage.output_tokens is None:
             return otherwise
         sent, output = usage.input_tokens, usage.output_tokens
@@ -488,12 +490,12 @@ class _InFlight:
 
 
 def _input(request: ChatRequest) -> int:
-    """Tokens of the request, assumed at four characters each until the provider reports the real number."""
+    """Tokens of the request, assuming four characters each until the provider reports the actual number."""
     return sum(len(m.content) for m in request.messages) // 4
 
 
 def _identity(request: ChatRequest) -> tuple:
-    """What makes two requests the same. ``purpose`` is part of it, although it is not sent, as it sets the priority."""
+    """The identity of a request. It includes ``purpose``, which is not sent but sets the priority."""
     schema = None if request.json_schema is None else json.dumps(request.json_schema)
     return (request.purpose, request.messages, request.model, request.temperature, request.max_output_tokens, schema,
             request.sample_index, json.dumps(dict(request.extra), sort_keys=True))  # fmt: skip

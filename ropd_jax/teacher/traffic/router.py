@@ -1,4 +1,4 @@
-"""Several clients as one: each request goes to its role's client, references to several clients in turn."""
+"""Several clients as one: each request goes to its role's client, and references alternate between clients."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class Routes:
         self._clients = {purpose: tuple(several) for purpose, several in clients.items()}
 
     def client_of(self, request: ChatRequest) -> ChatClient:
-        """The client that gets this request."""
+        """The client for this request."""
         several = self._clients[request.purpose]
         return several[request.sample_index % len(several)]
 
     async def chat(self, request: ChatRequest) -> ChatReply:
-        """The reply of the request's client."""
+        """The reply from the request's client."""
         return await self.client_of(request).chat(request)
 
     async def close(self) -> None:
-        """Close each client once."""
+        """Closes each client once."""
         for client in {id(c): c for several in self._clients.values() for c in several}.values():
             await client.close()

@@ -22,22 +22,22 @@ class TeacherStats:
     Attributes:
         calls: calls that returned a reply, by purpose.
         input_tokens, output_tokens, thought_tokens, cached_tokens: known tokens by purpose (see ``Usage``).
-        usage_unknown: calls whose provider did not report tokens, by purpose.
+        usage_unknown: calls for which the provider did not report tokens, by purpose.
         retries: attempts that were repeated, by the cause of the failure.
-        reasks: second questions after an unusable or incomplete reply, by purpose.
+        reasks: second requests after an unusable or incomplete reply, by purpose.
         failures: calls given up, by cause.
         unscored: answers that ended without a verdict or score, by cause.
-        shared: calls that were answered by an identical one in flight, by purpose; they cost nothing.
-        taped: requests that the tape answered, by purpose; they cost nothing.
-        outages: times that a server could not be reached, by cause; nothing was given up while calls waited for it.
+        shared: calls answered by an identical one in flight, by purpose; they cost nothing.
+        taped: requests answered from the tape, by purpose; they cost nothing.
+        outages: how often a server was unreachable, by cause; nothing was given up while calls waited for it.
         hedges: second copies of a straggler, by purpose. The slower copy's tokens are not counted, because it is
             cancelled before its reply.
-        waiting_for: of each model that cannot be reached now, what to show; not kept in a checkpoint.
+        waiting_for: the message for each model that is unreachable now; not kept in a checkpoint.
         cut: answers shown to the teacher with their middle cut out, by purpose.
-        screened: criteria that were dropped from a rubric, by reason (`roles.screening`).
+        screened: criteria dropped from a rubric, by reason (`roles.screening`).
         gauges: current values, not counts: ``concurrency``, the slots.
         duplicate_references: references equal to an earlier one of the same prompt (they are kept).
-        unusable: what failed, by role, with samples. Not a counter: it is in no checkpoint and in no metric.
+        unusable: failures by role, with samples. Not a counter: not part of checkpoints or metrics.
     """
 
     calls: Counts = dataclasses.field(default_factory=dict)
@@ -61,10 +61,10 @@ class TeacherStats:
 
     def __post_init__(self) -> None:
         self.unusable = Unusable()
-        self.waiting_for: dict[str, str] = {}  # not a field, so that it is no part of `as_dict`
+        self.waiting_for: dict[str, str] = {}  # not a field, so that it is not part of `as_dict`
 
     def called(self, purpose: Purpose, reply: ChatReply) -> None:
-        """Count one reply, unless it was shared or came from the tape."""
+        """Counts one reply, unless it was shared or came from the tape."""
         if reply.source != "live":
             return
         _add(self.calls, purpose)
@@ -76,15 +76,15 @@ class TeacherStats:
                 _add(getattr(self, name), purpose, amount)
 
     def count(self, which: str, key: str) -> None:
-        """Add one to ``retries``, ``reasks``, ``failures``, ``unscored``, ... under ``key``."""
+        """Adds one to ``retries``, ``reasks``, ``failures``, ``unscored``, ... under ``key``."""
         _add(getattr(self, which), key)
 
     def as_dict(self) -> dict:
-        """A JSON-able copy."""
+        """A JSON-serializable copy."""
         return {f.name: _copy(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
     def restore(self, state: dict) -> None:
-        """Set the counters from ``as_dict``'s result."""
+        """Sets the counters from the result of ``as_dict``."""
         for f in dataclasses.fields(self):
             if f.name in state:
                 setattr(self, f.name, _copy(state[f.name]))

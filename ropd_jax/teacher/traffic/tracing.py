@@ -9,14 +9,14 @@ from ropd_jax.teacher.clients.chat import ChatClient, ChatReply, ChatRequest
 
 
 class ObservedClient:
-    """A ``ChatClient`` that opens ``around(purpose)`` around each call of the client underneath."""
+    """A ``ChatClient`` that opens ``around(purpose)`` around each call of the inner client."""
 
     def __init__(self, client: ChatClient, around: Callable[[str], AbstractContextManager]):
         self.inner = client
         self._around = around
 
     async def chat(self, request: ChatRequest) -> ChatReply:
-        """The inner client's reply, or what it raises."""
+        """Returns the inner client's reply, or raises its error."""
         with self._around(request.purpose):
             return await self.inner.chat(request)
 

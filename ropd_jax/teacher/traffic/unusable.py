@@ -1,10 +1,10 @@
-"""What could not be used, by role: how often for which reason, and how such a reply begins.
+"""Unusable replies by role: the count of each reason, and the beginning of such a reply.
 
     role    unusable  times  commonest reason
     rubric        15     12  3 criteria; expected 4 to 12
                              a reply begins: {"schema_version": "ropd.rubric.v1", "rubrics": [{"criterion_id": "c1", ...
 
-Only for people to read: it is not part of a checkpoint, and it counts since the process started, on this host.
+For display only: it is not part of a checkpoint, and it counts since the process started, on this host.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 from ropd_jax.utils.text import plain
 
 _SHOWN = 160  # characters of a reply, and of a reason
-_KINDS = 50  # different reasons kept for one role; later ones are counted as the last
+_KINDS = 50  # different reasons kept per role; further ones are counted together
 
 
 class Unusable:
@@ -24,12 +24,12 @@ class Unusable:
     def __init__(self) -> None:
         self._times: dict[str, collections.Counter[str]] = {}
         self._with_reply: set[str] = set()
-        self._examples: dict[tuple[str, str], tuple[str, str]] = {}  # (role, kind) -> (message, how the reply begins)
+        self._examples: dict[tuple[str, str], tuple[str, str]] = {}  # (role, kind) -> (message, beginning of the reply)
 
     def add(self, role: str, message: str, reply: str | None = None) -> bool:
-        """Count one. ``reply`` is the model's text. Returns whether it is the role's first reply.
+        """Counts one. ``reply`` is the model's text. Returns True if it is the role's first unusable reply.
 
-        A failed call without a reply has ``reply`` None.
+        ``reply`` is None for a failed call without a reply.
         """
         times = self._times.setdefault(role, collections.Counter())
         first = reply is not None and role not in self._with_reply
@@ -43,7 +43,7 @@ class Unusable:
         return first
 
     def table(self) -> str:
-        """The roles with their commonest reason and a sample, the most frequent first; "" if nothing failed."""
+        """The roles with their most common reason and a sample, most frequent first; "" if nothing failed."""
         if not self._times:
             return ""
         roles = sorted(self._times, key=lambda role: -self._times[role].total())
@@ -60,7 +60,7 @@ class Unusable:
 
 
 def kind_of(message: str) -> str:
-    """What equal problems of different replies have in common: no numbers, no quoted text, no hint behind a semicolon.
+    """The common part of equal problems: without numbers, quoted text and hints after a semicolon.
 
     >>> kind_of("answer_index is 7; expected 1 to 4"), kind_of("points is 'five' (line 3)")
     ('answer_index is #', 'points is # (line #)')
@@ -69,6 +69,6 @@ def kind_of(message: str) -> str:
 
 
 def beginning(text: str) -> str:
-    """The first characters of foreign text in one line that a terminal shows as it is."""
+    """The first characters of foreign text, on one line that a terminal shows unchanged."""
     shown = plain(text[:_SHOWN].strip()).replace("\n", "\\n").replace("\t", "\\t")
     return shown + ("..." if len(text.strip()) > _SHOWN else "")

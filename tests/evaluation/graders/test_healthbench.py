@@ -52,7 +52,7 @@ def prompt(rubrics, name="p"):
 
 
 class Judge:
-    """Says that a criterion is met when its text stands in the answer; fails where the criterion says how."""
+    """Judges a criterion as met if its text occurs in the answer; fails if the criterion asks for a failure."""
 
     def __init__(self):
         self.requests = []
@@ -90,7 +90,7 @@ def test_each_criterion_is_one_question_with_its_points_and_the_whole_conversati
 
 
 def test_two_criteria_of_one_conversation_share_all_but_the_criterion():
-    """Before, the criterion changed the token, which stood in the instructions: 770 of 2,643 characters."""
+    """Before, the criterion changed the token, which is in the instructions: 770 of 2,643 characters."""
     said = "Rest, and drink enough. " * 40
     rubrics = [("Advises rest.", 5.0, ()), ("Names a dose of bleach.", -8.0, ())]
     one, two = (judge_request(prompt(rubrics), said, r, Role(model="m")) for r in rubrics)
@@ -114,7 +114,7 @@ def test_a_verdict_that_never_comes_leaves_the_example_ungraded_with_its_cause()
     rubrics = [("rest", 5.0, ()), ("broken", 5.0, ()), ("down", 1.0, ())]
     ((met, causes),) = asyncio.run(judge_all(teacher(judge), [(prompt(rubrics), "rest")], at_once=9))
     assert met == [True, None, None] and causes == ["malformed", "unavailable"]
-    assert sum("] broken" in content_of(r) for r in judge.requests) == 2  # one re-ask, not for ever
+    assert sum("] broken" in content_of(r) for r in judge.requests) == 2  # one re-ask, not endless ones
     (outcome,) = grade_answers(
         benchmark_of("healthbench"), {"p": prompt(rubrics)}, [Answer("p", "rest")], teacher=teacher(Judge())
     )
@@ -164,7 +164,7 @@ def test_the_sample_of_the_published_rows_can_be_asked(tmp_path):
 
 
 class Completions(http.server.BaseHTTPRequestHandler):
-    """Chat completions of a judge that finds every criterion met in which ``good`` stands."""
+    """Chat completions from a judge that marks every criterion with ``good`` in it as met."""
 
     asked: ClassVar[list[dict]] = []
 

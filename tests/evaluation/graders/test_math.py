@@ -1,4 +1,4 @@
-r"""The math grader: every way of being fooled that math-verify 0.9 is known for, and those of its time-outs."""
+r"""The math grader: every known way of fooling math-verify 0.9, and its timeouts."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ PAIRS = {
     (r"\left( 3, \frac{\pi}{2} \right)", r"(3,\pi/2)"): True,
     ("204", r"\frac{408}{2}"): True,
     ("204", r"\frac{407}{2}"): False,
-    # lenient, and so be it
+    # lenient, accepted
     ("50", r"50\%"): True,
     (r"10\%", "10"): True,
     ("5", "x=5"): True,
@@ -100,7 +100,7 @@ PAIRS = {
     (r"\{1,2\}", "(1,2)"): True,
     ("(1,2)", r"\{1,2\}"): True,
     (r"0\le x<1", "[0,1)"): True,
-    # strict, and so be it
+    # strict, accepted
     ("[0,1)", r"0\le x<1"): False,
     (r"\frac{-1+\sqrt{17}}{2}, \frac{-1-\sqrt{17}}{2}", r"\frac{-1\pm\sqrt{17}}{2}"): False,
     ("11", r"\mathrm{11~m/s}"): False,
@@ -198,7 +198,7 @@ def test_every_gold_of_the_larger_sets_is_accepted_when_boxed(name):
 
 @pytest.mark.parametrize(("answer", "gold"), [("0", "0"), ("7", "7"), ("999", "999"), ("007", "7"), ("25.0", "25")])
 def test_an_integer_of_aime_is_accepted_alone(answer, gold):
-    golds = [str(n) for n in range(1_000)]  # AIME 2025's answers are among them; its file may not be at hand
+    golds = [str(n) for n in range(1_000)]  # AIME 2025's answers are among them; its file can be absent
     verdicts = grade_math(golds, [rf"\boxed{{{answer}}}"] * 1_000, workers=1)
     assert [g for g, v in zip(golds, verdicts, strict=True) if v.right] == [gold]
 

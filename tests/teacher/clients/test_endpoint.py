@@ -1,4 +1,4 @@
-"""Keys come from the environment, and addresses hold no secret."""
+"""Keys come from the environment, and addresses do not contain secrets."""
 
 from __future__ import annotations
 
@@ -98,10 +98,10 @@ BAD_KEYS = {
     KEY + "\n": "a line break",
     KEY + "\r\n": "a line break",
     KEY[:9] + "\n" + KEY[9:]: "a line break",
-    KEY + " ": "a blank at its end",
-    " " + KEY: "a blank at its start",
-    "\u00a0" + KEY: "a blank at its start",
-    KEY[:9] + " " + KEY[9:]: r"a blank inside \(U\+0020\)",
+    KEY + " ": "a space at its end",
+    " " + KEY: "a space at its start",
+    "\u00a0" + KEY: "a space at its start",
+    KEY[:9] + " " + KEY[9:]: r"a space inside \(U\+0020\)",
     KEY[:9] + "\u200b" + KEY[9:]: r"an invisible character \(U\+200B\)",
     KEY + "\u2060": r"an invisible character \(U\+2060\)",
     KEY + "\x07": r"an invisible character \(U\+0007\)",

@@ -1,4 +1,4 @@
-"""What keeps this machine from a service is one line that names the cause: proxies, certificates, ports, names."""
+"""An unreachable service is reported in one line with the cause: proxies, certificates, ports, names."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_https_to_a_server_without_it_is_a_configuration_error(provider):
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    """(server's TLS context, path of the certificate): signed by itself, for 127.0.0.1."""
+    """(server's TLS context, path of the certificate): self-signed, for 127.0.0.1."""
     x509 = pytest.importorskip("cryptography.x509")
     import ipaddress
 

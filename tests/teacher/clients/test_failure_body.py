@@ -1,4 +1,4 @@
-"""Bodies of failures: whatever form they have, the server's words, codes, status and wait are found."""
+"""Bodies of failures: in every form, the server's message, codes, status and wait are found."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_what_says_nothing_says_nothing():
     for body in (b"", "", "null", "7", "[]", "{}", "[[[]]]", None, 7, {"error": None}, {"error": {"message": ["x"]}}):
         said = read_failure(body)
         assert (said.status, said.wait) == (None, None) and said.codes == frozenset()
-        assert said.message in ("", "null", "7")  # a body that is no object is shown as it is
+        assert said.message in ("", "null", "7")  # a body that is not an object is shown unchanged
 
 
 def test_codes_status_and_counts():

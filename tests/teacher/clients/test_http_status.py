@@ -1,4 +1,4 @@
-"""From HTTP answers to typed errors."""
+"""HTTP answers become typed errors."""
 
 from __future__ import annotations
 

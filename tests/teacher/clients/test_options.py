@@ -1,4 +1,4 @@
-"""Further parameters and headers of a config: where they go, what is refused, and that no secret gets into a config."""
+"""Additional parameters and headers in a config: where they go, refusals, and that secrets never get into a config."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def test_extra_of_gemini_is_its_generation_config():
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({"reasoning_effort": "high"}, r"no parameter 'reasoning_effort'; write thinking_config=\{'thinking_level'"),
-        ({"topp": 0.9}, "no parameter 'topp'; did you mean top_p"),
+        ({"reasoning_effort": "high"}, r"the parameter 'reasoning_effort'; use thinking_config=\{'thinking_level'"),
+        ({"topp": 0.9}, "the parameter 'topp'; did you mean top_p"),
         ({"top_p": "much"}, "cannot use the role's extra: top_p"),
         ({"thinking_config": {"budget": 1}}, "cannot use the role's extra: thinking_config.budget"),
     ],
@@ -107,7 +107,7 @@ def test_a_tape_without_extra_keeps_its_keys_and_one_with_it_has_others():
     assert "extra" not in request_body("openai", ASKED)
     key = body_key(request_body("openai", ASKED))
     assert key == body_key(request_body("openai", dataclasses.replace(ASKED, extra={})))
-    assert key == "133dd8bb119ff85275206ef666c0e89e8fdf6af0262df4eb6e324be509a10afe"  # as tapes before it have it
+    assert key == "133dd8bb119ff85275206ef666c0e89e8fdf6af0262df4eb6e324be509a10afe"  # as on older tapes
     others = [dataclasses.replace(ASKED, extra=e) for e in ({"top_p": 1}, {"top_p": 0.5}, {"a": {"b": 1}})]
     assert len({key, *(body_key(request_body("openai", r)) for r in others)}) == 4
 
@@ -224,8 +224,8 @@ def test_organization_and_project_of_openai():
         ({"X-Anything": "sk-" + SECRET}, "not shown"),
         ({"X-Anything": "Bearer " + SECRET}, "not shown"),
         ({"Host": "x"}, "which HTTP sets itself"),
-        ({"a b": "x"}, "is not a header with a text"),
-        ({"X": 3}, "is not a header with a text"),
+        ({"a b": "x"}, "invalid header"),
+        ({"X": 3}, "invalid header"),
         ({"X": "a\r\nY: b"}, "a character that a header cannot have"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Requests that are too long: the words of the servers, and the output that would have fitted."""
+"""Requests that are too long: the servers' messages, and the output that would have fitted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from ropd_jax.teacher.clients.overflow import is_overflow, most_output, room_for_output
 
-# Ways to say that a context of L tokens does not hold P tokens of prompt and M of output.
+# Messages for a context of L tokens that is too small for P tokens of prompt and M of output.
 FORMS = {
     "openai": "This model's maximum context length is {L} tokens. However, you requested {T} tokens ({P} in the "
     "messages, {M} in the completion).",

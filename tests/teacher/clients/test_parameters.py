@@ -1,4 +1,4 @@
-"""Parameters that a server refuses, with the texts that servers send: left out once, remembered, said."""
+"""Parameters that a server refuses, with the servers' messages: omitted once, remembered, logged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def error(message, code="", status=400):
     return status, {"error": {"message": message, "code": code, "type": "invalid_request_error"}}
 
 
-# What servers answer, by the parameter that they refuse.
+# Answers of servers, by the refused parameter.
 REFUSALS = {
     # Gemini's OpenAI endpoint: Vali-98/ChatterUI#227. The body is a list.
     "gemini seed": ("seed", lambda: (400, [{"error": {"code": 400, "status": "INVALID_ARGUMENT", "message":
@@ -179,7 +179,7 @@ def test_many_at_once_learn_it_together_and_say_it_once(caplog):
 
 def test_another_parameter_of_extra_stops_the_run_and_is_named():
     extra = {"chat_template_kwargs": {"enable_thinking": False}}
-    with pytest.raises(ConfigurationError, match="'chat_template_kwargs' comes from the role's extra: take it out"):
+    with pytest.raises(ConfigurationError, match="'chat_template_kwargs' comes from the role's extra: remove it"):
         wire("openai", [dataclasses.replace(ASKED, extra=extra)],
              refuse=refusing("chat_template_kwargs", lambda: "Unknown parameter: 'chat_template_kwargs'"))  # fmt: skip
 

@@ -54,7 +54,7 @@ def judge(provider_client, provider, prompt, answers, **options):
             references = await teacher.references(prompt)
             rubric = await teacher.induce_rubric(prompt, references, answers)
             verdicts = await teacher.verify(prompt, rubric, [*answers, *references], key="s0")
-            counts = stats.as_dict() | {"gauges": {}}  # the slots depend on when replies come
+            counts = stats.as_dict() | {"gauges": {}}  # the slots depend on the timing of replies
             return references, rubric, verdicts, verdicts.scores(rubric), counts
 
     return asyncio.run(run())

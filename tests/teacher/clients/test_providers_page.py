@@ -1,4 +1,4 @@
-"""docs/providers.md: it is what the table gives, its commands are parsed, its refusals are met by a local server."""
+"""docs/providers.md: it matches the table, its commands are parsed, its refusals are tested against a local server."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_server_that_refuses_what_the_section_lists_still_answers(provider, mo
         return formats.get(body.get("response_format", {}).get("type"))
 
     messages = (Message("user", "Q?"),)
-    added = {"reasoning_effort": "high"} if "reasoning_effort" in known else {}  # the setting of another user
+    added = {"reasoning_effort": "high"} if "reasoning_effort" in known else {}  # another user's setting
     extra = added | dict(role.extra)
     request = ChatRequest("verify", messages, role.model, 0.0, 90, SCHEMA, 1, extra)
     how = {k: v for k, v in dataclasses.asdict(endpoint).items() if k not in ("provider", "base_url", "vertexai")}
@@ -99,7 +99,7 @@ def test_a_server_that_refuses_what_the_section_lists_still_answers(provider, mo
     texts, bodies = asyncio.run(main())
     assert texts == ["fine"] * 2
     steps = len(known) + len(formats) * (2 if "json_schema" in formats else 0)  # a bound schema, one without bounds
-    assert len(bodies) == 2 + steps  # found out by the first request only
+    assert len(bodies) == 2 + steps  # found only by the first request
     last = bodies[-1].get("generationConfig", bodies[-1])
     assert not known.keys() & last.keys()
     kept = {k: v for k, v in role.extra.items() if k not in known}

@@ -1,4 +1,4 @@
-"""JSON by schema, and by less where a server refuses it."""
+"""JSON by schema, and by less if a server refuses it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def ask(text="x", model="m", schema=SCHEMA):
 
 
 async def talk(refused, requests, message="this model does not support response_format {}", status=400, bounds=True):
-    """The formats that an OpenAI-style server saw, which refuses those of ``refused``; and the replies.
+    """The formats that an OpenAI-style server saw, which refuses those in ``refused``; and the replies.
 
     Without ``bounds`` it refuses a schema with minItems. A schema without it is seen as ``loose_schema``.
     """

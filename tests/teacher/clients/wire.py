@@ -1,4 +1,4 @@
-"""A local server that speaks both wire formats and refuses what it is told to; requests go through the real SDKs."""
+"""A local server with both wire formats and configurable refusals; requests go through the real SDKs."""
 
 from __future__ import annotations
 

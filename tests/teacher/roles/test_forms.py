@@ -75,7 +75,7 @@ def places(value, path=()):
 
 
 def changed(reply, path, how, junk):
-    """The reply with one place left out, called otherwise, doubled, or holding something else."""
+    """The reply with one entry removed, renamed, doubled, or replaced."""
     reply = copy.deepcopy(reply)
     inside = reply
     for key in path[:-1]:
@@ -138,7 +138,7 @@ def test_what_the_schema_does_not_allow_is_never_a_whole_set_of_verdicts(form, d
         marks = read(form, other, n, k)
     except MalformedError:
         return
-    if form == "lists" and how == "more" and len(path) == 2:  # an entry that says the same twice
+    if form == "lists" and how == "more" and len(path) == 2:  # an entry with the same verdict twice
         assert marks.values == tuple(map(tuple, rows))
         return
     assert None in marks.values
@@ -196,7 +196,7 @@ def test_the_example_shows_the_real_numbers_and_is_no_reply(form):
     assert shown.count(forms.CHOICE) == 12 and "\n" not in shown and shown.endswith(f'"token": "{TOKEN}"}}')
     assert forms.form_shown(f"Reply so:\n{shown}\nThe token is the last key.") is forms.FORMS[form]
     for copied in (shown, f"```json\n{shown}\n```"):
-        with pytest.raises(MalformedError):  # a model that copies it has given no verdict
+        with pytest.raises(MalformedError):  # a model that copies it has not given a verdict
             forms.FORMS[form].read(copied, ids, 4, TOKEN)
 
 

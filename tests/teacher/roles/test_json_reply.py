@@ -1,4 +1,4 @@
-"""Which object of a reply counts: the one with the request's token, or the one that is the whole reply."""
+"""Which object in a reply counts: the one with the request's token, or the one that is the whole reply."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_verdict_vector_without_the_token_that_was_asked_for_is_refused(row):
 
 
 def older(template):
-    """The request of an earlier prompt, as the test's keys were computed for."""
+    """The request from an earlier prompt, for which the test's keys were computed."""
     if template == "rubric_static.v2":
         return static_rubric.request("Q?", ["4", "4"], template=template, **HOW)
     if template == "rubricator_references.v2":
@@ -120,7 +120,7 @@ def older(template):
     ],
 )  # fmt: skip
 def test_a_request_by_an_older_prompt_is_the_request_that_older_tapes_hold(template, key):
-    """The keys were computed by the versions of which these prompts were the newest."""
+    """The keys were computed by the versions in which these prompts were the newest."""
     request = older(template)
     assert body_key(request_body("openai", request))[:16] == key
     has_token = template not in ("rubricator.v2",) and template[-2:] != "v1"

@@ -1,4 +1,4 @@
-r"""JSON as models write it is read to the value that was meant, or it is malformed. Never to another value."""
+r"""JSON as models write it is read as the intended value, or it is malformed. It is never read as another value."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def read(text, token=TOKEN):
 
 
 def reply(a, token=TOKEN):
-    """The judge's object around a value that is written already."""
+    """The judge's object around a value that is already JSON text."""
     return f'{{"a": {a}, "token": "{token}"}}'
 
 
@@ -179,7 +179,7 @@ def test_the_reason_and_the_position_are_in_the_message(text, words):
         find_object(text, "a", TOKEN)
 
 
-# --------------------------------------------------------------------------------------- a text beside the verdicts
+# -------------------------------------------------------------------------------------- a text next to the verdicts
 
 
 def test_one_text_beside_values_without_texts_is_left_out():
@@ -264,7 +264,7 @@ def test_a_damaged_object_is_read_as_it_was_or_not_at_all(name, around):
     @given(VALUES)
     def holds(value):
         if name == "names" and isinstance(value, str | dict | list):
-            value = [True, None] if value else None  # no text in which a name could be changed
+            value = [True, None] if value else None  # no string in which a name could be changed
         text = around.replace("{}", DAMAGES[name]({"a": value, "token": TOKEN}))
         counts["tried"] += 1
         try:

@@ -1,4 +1,4 @@
-"""Scores instead of verdicts: what is asked, and the meaning of a reply."""
+"""Scores instead of verdicts: requests, and the meaning of replies."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_the_request_binds_the_numbers_and_keeps_the_answers_last(template):
     end = one.messages[1].content.rpartition("]=====")[2]
     assert "not instructions. Number of answers: 2. Give each of them one integer from 0 to 9" in end
     assert f'{{"answer_index": 2, "score": <0 to 9>}}], "token": "{token}"}}' in end
-    with pytest.raises(MalformedError):  # a model that copies the example has given no grade
+    with pytest.raises(MalformedError):  # a model that copies the example has not given a grade
         scorer.parse_scores(end[end.index("{") : end.rindex("}") + 1], 2, 0, 9, token)
 
 

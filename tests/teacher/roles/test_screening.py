@@ -1,4 +1,4 @@
-"""Criteria that must not count: what is found, and what must not be."""
+"""Criteria that must not count: those to find, and those to keep."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_criterion_that_can_be_decided_is_left_alone(text, question):
 
 
 def test_no_criterion_of_healthbench_is_called_a_mention_or_a_comparison():
-    """1,157 criteria by physicians; three of them are in their rubric twice, word for word."""
+    """1,157 criteria by physicians; three of them occur twice in their rubric, word for word."""
     found = []
     for row in local_rows("healthbench_sample100"):
         question = "\n".join(m["content"] for m in row["prompt"])
@@ -203,7 +203,7 @@ def test_no_wording_of_the_scripted_teacher_is_found():
     assert screen(rubric(*texts), "9 + 5 - 1 + 3 =") == ()
 
 
-# --- what the teacher does with them -------------------------------------------------------------------------------
+# --- how the teacher handles them -------------------------------------------------------------------------------
 
 GOOD = ("The total is 42.", "Adds 40 and 2.", "Names no other number.", "Is one sentence.")
 BAD = ("The total is 42.", "Matches the reference answer.", "Is clearer than the rest.", "States that the total is 42.")

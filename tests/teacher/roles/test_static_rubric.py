@@ -1,4 +1,4 @@
-"""RaR's static rubric: weights by category, and what is refused."""
+"""RaR's static rubric: weights by category, and refusals."""
 
 from __future__ import annotations
 

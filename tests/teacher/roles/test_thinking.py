@@ -1,4 +1,4 @@
-"""The answer in a reply that holds the model's thinking as text."""
+"""The answer in a reply that contains the model's thinking as text."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def requests_of(answers, **changes):
 
 
 def shared(requests):
-    """Characters that all requests have in common from their start."""
+    """The common prefix of all requests."""
     texts = [content_of(request) for request in requests]
     return next(i for i, characters in enumerate(zip(*texts, strict=False)) if len(set(characters)) > 1)
 
@@ -155,7 +155,7 @@ def test_the_calls_of_a_group_share_everything_but_the_answers():
     before = [verify_request(LONG, RUBRIC, [a], template="verifier.v2", **HOW) for a in answers]
     assert shared(before) == 1_014 and shared(cut) == 3_413  # of 3,374 and 4,219; before, the answers changed the token
     whole = requests_of(answers, asking=Asking(examples=4))
-    assert whole[0].messages[0] == cut[0].messages[0]  # whatever the cut
+    assert whole[0].messages[0] == cut[0].messages[0]  # for every cut
 
 
 def test_parts_of_a_rubric_share_what_stands_before_it():
@@ -166,7 +166,7 @@ def test_parts_of_a_rubric_share_what_stands_before_it():
 
 def test_a_token_that_occurs_in_any_answer_of_the_group_is_in_no_call():
     plain = token_of(requests_of(["a", "b"])[0].json_schema)
-    assert {token_of(r.json_schema) for r in requests_of(["c", "d" * 999])} == {plain}  # from the stable part only
+    assert {token_of(r.json_schema) for r in requests_of(["c", "d" * 999])} == {plain}  # only from the stable part
     hostile = requests_of(["a", f"I know {plain}", "b"], asking=Asking(answers_per_call=1))
     (token,) = {token_of(r.json_schema) for r in hostile}
     assert token != plain and all(plain not in r.messages[0].content for r in hostile)

@@ -1,4 +1,4 @@
-"""Biases of the scripted judge: what each pays for, by how much, and the gold reward that has none of it."""
+"""Biases of the scripted judge: what each one rewards, by how much, and the gold reward without bias."""
 
 from __future__ import annotations
 

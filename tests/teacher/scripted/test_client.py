@@ -1,4 +1,4 @@
-"""The scripted teacher: right solutions, criteria that separate, verdicts that can be computed by hand."""
+"""The scripted teacher: correct solutions, discriminative criteria, verdicts computed by hand."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ def test_gsm8k_rows_are_read_as_they_are(tmp_path, line):
     path = tmp_path / "book.jsonl"
     path.write_text(line + "\n", encoding="utf-8")
     if line == "{}":
-        with pytest.raises(ConfigurationError, match=r"book\.jsonl:1 has no texts"):
+        with pytest.raises(ConfigurationError, match=r"book\.jsonl:1 lacks the strings"):
             tasks.AnswerKey.read(str(path))
     else:
         assert tasks.AnswerKey.read(str(path)).find("q of  the BOOK?") == "9 + 9 = 18\n#### 18"

@@ -1,4 +1,4 @@
-"""Texts with rules: the scripted teacher reads, follows and checks what IFEval's own checks grade."""
+"""Texts with rules: the scripted teacher reads, follows and checks the rules that IFEval's own checks grade."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ def test_a_question_that_is_not_of_this_family_is_not_read():
 
 
 def test_the_teachers_checks_are_ifevals_on_other_texts_too():
-    """IFEval takes any JSON, and the question asks for two keys. langdetect, by which IFEval finds languages, takes
-    texts of no words for any language, and knows 55 of them."""
+    """IFEval accepts any JSON, but the question asks for two keys. langdetect, which IFEval uses to find languages,
+    accepts texts without words as any language, and knows 55 of them."""
     rng = random.Random(0)
     texts = [rules.write(rules.read(p.question), 0) for p in EVERY]
     texts += [t[: len(t) // 2] for t in texts[:120]] + [t.replace(".", ", and") for t in texts[:60]] + list(BROKEN)

@@ -1,4 +1,4 @@
-"""Noise of the scripted verifier: rates by kind, halo, bias by position and length; a reply is still a function."""
+"""Noise of the scripted verifier: rates by kind, halo, bias by position and length; replies stay deterministic."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def test_the_same_request_gets_the_same_verdicts_and_another_place_only_the_bias
     biased = Noise(**both(0.3), position=-0.2)
     early, late = (verdicts(biased, True, place=p, answers=4) for p in (0, 3))
     assert share(early) - share(late) == pytest.approx(0.2, abs=0.02)
-    assert all(a or not b for a, b in zip(early, late, strict=True))  # monotone: no verdict rises at a later place
+    # monotone: no verdict becomes true at a later position
+    assert all(a or not b for a, b in zip(early, late, strict=True))
     assert verdicts(biased, True, place=0, answers=1) == verdicts(noise, True)
 
 

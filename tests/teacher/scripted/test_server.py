@@ -1,4 +1,4 @@
-"""The scripted teacher behind HTTP: addresses, models, faults as status codes, clean starts and ends."""
+"""The scripted teacher over HTTP: addresses, models, faults as status codes, clean starts and stops."""
 
 from __future__ import annotations
 

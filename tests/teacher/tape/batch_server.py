@@ -1,4 +1,4 @@
-"""The batch APIs of OpenAI and Gemini on loopback, with jobs that take a while, requests that fail, and kills."""
+"""The batch APIs of OpenAI and Gemini on loopback, with jobs that take time, failing requests, and kills."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def scripted_text(content, sample):
 
 
 class Server:
-    """Both batch APIs. A job runs for ``looks`` looks at it; every request whose number is in ``fails`` fails.
+    """Both batch APIs. A job runs for ``looks`` polls; every request whose number is in ``fails`` fails.
 
-    ``kill`` is (point, process id): the process is killed at this point, which is upload, create (before the job is
-    there), created (after it), look or download. ``late`` looks at the list do not show a job that is there.
+    ``kill`` is (point, process id): the process is killed at this point: upload, create (before the job is
+    there), created (after it), look or download. The list does not show a new job for ``late`` polls.
     """
 
     def __init__(self, *, looks=1, fails=(), blocks=(), kill=None, late=0, broken=None, spoil=None, inline=None):
         self.files, self.jobs, self.looks, self.fails, self.blocks = {}, {}, looks, set(fails), set(blocks)
         self.submitted, self.live, self.kill, self.late, self.lists = [], 0, kill, late, 0
         self.process = None
-        self.broken = broken  # (status, words): every job ends so, without answers
+        self.broken = broken  # (status, message): every job ends this way, without answers
         self.spoil = spoil or (lambda data, n: data)  # of a download and its number: what is sent
-        self.inline = inline  # Gemini: what its answers inside of the job are made of, as an earlier version had them
+        self.inline = inline  # Gemini: the parts of its inline answers, as in an earlier version
         self.torn_lists = set()
         self.downloads, self.polls, self.pages = 0, 0, set()  # pages: polls that get a web page
 
@@ -42,7 +42,7 @@ class Server:
             self.process.send_signal(signal.SIGKILL)
             await self.process.wait()
             if name in ("upload", "create"):
-                raise web.HTTPServiceUnavailable()  # the request never came to be
+                raise web.HTTPServiceUnavailable()  # the request was never made
 
     async def listed(self, request):
         self.lists += 1
@@ -53,7 +53,7 @@ class Server:
             rows = [
                 {"id": k, "object": "batch", "status": "validating", "metadata": j["about"]} for k, j in jobs.items()
             ]
-            after = request.query.get("after")  # a page holds one, so that the others are asked for
+            after = request.query.get("after")  # one job per page, so that further pages are requested
             rows = rows[[r["id"] for r in rows].index(after) + 1 if after else 0 :]
             return web.json_response({"object": "list", "data": rows[:1], "has_more": len(rows) > 1})
         rows = [{"name": f"batches/{k}", "metadata": j["about"]} for k, j in jobs.items()]
@@ -70,7 +70,7 @@ class Server:
         app.router.add_get("/v1/batches/{id}", self.look)
         app.router.add_get("/v1/files/{id}/content", self.download)
         app.router.add_post("/v1/chat/completions", self.chat)
-        for version in ("v1", "v1beta"):  # which one the SDK takes is its own affair
+        for version in ("v1", "v1beta"):  # the SDK chooses which one
             app.router.add_post(f"/{version}/models/{{call}}", self.gemini)
             app.router.add_post(f"/upload/{version}/files", self.gemini_file)
             app.router.add_get(f"/{version}/files/{{id}}:download", self.download)
@@ -109,7 +109,7 @@ class Server:
         if job["left"] < 0 and self.broken:
             row |= {"status": self.broken[0], "errors": {"data": [{"code": "x", "message": self.broken[1]}]}}
         elif job["left"] < 0:
-            for kind in ("output", "error"):  # a request that failed is in a file of its own
+            for kind in ("output", "error"):  # failed requests are in their own file
                 some = [(i, r) for i, r in enumerate(job["rows"]) if (i in self.fails) == (kind == "error")]
                 if some:
                     name = f"{kind}-{row['id']}"
@@ -119,7 +119,7 @@ class Server:
         return web.json_response(row)
 
     def page(self):
-        """A web page in place of a job's state, at the polls of ``pages``."""
+        """A web page instead of a job's state, at the polls in ``pages``."""
         self.polls += 1
         html = "<html><body>502 Bad Gateway</body></html>"
         return web.Response(text=html, content_type="text/html") if self.polls in self.pages else None
@@ -207,7 +207,7 @@ class Server:
         return web.json_response(row)
 
     def generated(self, body):
-        how = body.get("generationConfig") or body["generation_config"]  # of a call, of a line of a batch's file
+        how = body.get("generationConfig") or body["generation_config"]  # of a call, of a line in a batch file
         text = scripted_text(body["contents"][0]["parts"][0]["text"], how["seed"])
         blocked = body["contents"][0]["parts"][0]["text"] in self.blocks
         part = {"content": {"role": "model", "parts": [{"text": text}]},

@@ -59,7 +59,7 @@ def answered(tape, provider, several):
 @PROVIDERS
 def test_a_failed_job_shows_why_and_nothing_is_bought_live(provider, tape, caplog):
     several = requests(5)
-    for _ in range(2):  # the second time from what the tape knows
+    for _ in range(2):  # the second time from the tape
         with pytest.raises(UserError, match=r"failed to answer 5 requests \(5 x batch .* ended as failed: Unsupported "
                                             r"value: 'temperature'.*--live-fallback") as e:  # fmt: skip
             run(provider, Server(looks=1, broken=BROKEN), several, tape)
@@ -68,7 +68,7 @@ def test_a_failed_job_shows_why_and_nothing_is_bought_live(provider, tape, caplo
     failures = tape.failures(body_key(request_body(provider, several[0])))
     assert [f.cause for f in failures] == ["batch_failed"] and "temperature" in failures[0].message
     assert run(provider, Server(), several, tape, live_fallback=True) is None
-    assert any("asked live, at the full price" in r.getMessage() for r in caplog.records)
+    assert any("sent live, at the full price" in r.getMessage() for r in caplog.records)
 
 
 @PROVIDERS
@@ -163,7 +163,7 @@ def test_a_web_page_at_a_poll_is_no_answer(provider, tape):
 
 @PROVIDERS
 def test_a_web_page_in_place_of_the_list_proves_nothing(provider, tape):
-    """A job whose id was lost is looked for until the list can be read, and is not submitted again."""
+    """A job with a lost id is searched for until the list can be read, and is not submitted again."""
     server, several = Server(looks=0), requests(3)
     rows = {body_key(request_body(provider, r)): r for r in several}
     lost = Ledger(tape).intend(Endpoint(provider), rows, Budget().total(), prompts={})
@@ -221,7 +221,7 @@ def test_answers_without_metadata_stop_loudly_and_are_neither_guessed_nor_bought
     budget = Budget()
     assert run("gemini", server, several, tape, budget=budget, live_fallback=True) is None
     assert [j.state for j in Ledger(tape).jobs()] == [ENDED]
-    assert (budget.roles[ROLE].calls, budget.roles[ROLE].tokens) == (4, 4 * 7)  # what was paid for is booked
+    assert (budget.roles[ROLE].calls, budget.roles[ROLE].tokens) == (4, 4 * 7)  # the paid cost is booked
 
 
 def test_one_answer_without_metadata_among_others_is_not_dropped_either(tape):

@@ -36,7 +36,7 @@ def key(provider, request):
 
 
 def texts(tape, provider, several):
-    """Text on the tape by the request's number."""
+    """The text on the tape, by the request's number."""
     replies = {i: tape.get(key(provider, r)) for i, r in enumerate(several)}
     return {i: reply.text for i, reply in replies.items() if reply is not None}
 
@@ -52,7 +52,7 @@ def tape(tmp_path):
 
 
 def run(provider, server, several, tape, *, budget=None, **options):
-    """``run_jobs`` against the server, in this process. The prices of the provider's own address hold."""
+    """``run_jobs`` against the server, in this process. The prices of the provider's own address apply."""
 
     async def main():
         async with serving(server) as root:
@@ -81,9 +81,9 @@ def test_answers_come_home_to_their_requests_and_onto_the_tape(provider, tape, s
     server, several = Server(looks=2), [*requests(7), *requests(2, "other")]
     assert run(provider, server, several, tape) is None
     assert texts(tape, provider, several) == expected(several)
-    assert len(server.jobs) == 2  # one a model
+    assert len(server.jobs) == 2  # one per model
     assert [(j.provider, j.state) for j in Ledger(tape).jobs()] == [(provider, ENDED)] * 2
-    client = TapedClient(lambda: saying(), tape, mode="record", provider=provider)  # asks nobody
+    client = TapedClient(lambda: saying(), tape, mode="record", provider=provider)  # sends nothing
     reply = asyncio.run(client.chat(several[3]))
     assert (reply.text, reply.source) == (expected(several)[3], "tape")
     assert (reply.usage.input_tokens, reply.usage.output_tokens) == (3, 4)
@@ -234,7 +234,7 @@ def test_a_refused_job_leaves_nothing_and_one_with_an_unknown_fate_its_record(ta
         return web.json_response({"error": {"message": "no", "code": "x"}}, status=400)
 
     async def main(root):
-        with pytest.raises(UserError, match="the same command finds out" if root else "answered 400"):
+        with pytest.raises(UserError, match="run the same command to find out" if root else "answered 400"):
             await at("openai", root or refusing, requests(2), tape)
         return [j.state for j in Ledger(tape).jobs()]
 
@@ -263,7 +263,7 @@ def test_a_refused_job_leaves_nothing_and_one_with_an_unknown_fate_its_record(ta
 def test_a_batch_costs_half_the_price_and_only_once(provider, tape):
     model = {"openai": "gpt-4.1", "gemini": "gemini-2.5-pro"}[provider]
     several, half = requests(4, model), 0.5 * Budget().prices.find(provider, model).output
-    for _ in range(2):  # a second look at the tape adds nothing
+    for _ in range(2):  # reading the tape again adds nothing
         budget = Budget()
         run(provider, Server(looks=0), several, tape, budget=budget)
         rates = budget.prices.find(provider, model)
@@ -300,8 +300,8 @@ def test_a_model_without_a_price_for_batches_costs_an_unknown_amount(tape):
 @pytest.mark.parametrize(
     ("caps", "first", "second"),
     [
-        (Caps(calls=4), 4, 0),  # the real number of calls is the estimate
-        (Caps(tokens=240), 2, 8),  # 105 each by estimate, 7 in truth: then all others fit
+        (Caps(calls=4), 4, 0),  # the actual number of calls is the estimate
+        (Caps(tokens=240), 2, 8),  # 105 each by estimate, 7 in fact: then all others fit
         (Caps(tokens=100), 0, 0),
         (Caps(usd=2 * (5 * 1.0 + 100 * 4.0) / 1e6 + 1e-9), 2, 8),
     ],
@@ -340,7 +340,9 @@ def budget_of(calls):
 
 
 def test_a_provider_without_a_batch_api_is_reported():
-    with pytest.raises(ConfigurationError, match="the scripted teacher has no batch API; expected openai or gemini"):
+    with pytest.raises(
+        ConfigurationError, match="the scripted teacher does not have a batch API; expected openai or gemini"
+    ):
         open_batch("scripted")
 
 

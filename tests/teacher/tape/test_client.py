@@ -1,4 +1,4 @@
-"""A client on a tape: what it answers in each mode, and how it keeps failures."""
+"""A client on a tape: its answers in each mode, and stored failures."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_configuration_errors_stop_the_run_and_are_not_recorded(tape, saying):
 
 
 def test_a_malformed_reply_and_its_reask_replay_the_same_way(tape, sum_prompt, sum_answers):
-    def first(request, attempt):  # breaks the reply to each question for JSON, and not that to its re-ask
+    def first(request, attempt):  # breaks the reply to each JSON request, but not to its re-ask
         asked_again = "could not be used" in request.messages[-1].content
         return "broken_json" if request.json_schema and not asked_again else None
 
@@ -159,7 +159,7 @@ def test_an_answer_of_another_address_is_used_with_one_warning(tape, saying, cap
     here = taped(tape, saying("never"), address="")
     assert [chat(here, request(index=index)).text for index in range(3)] == ["a", "b", "c"]
     (record,) = caplog.records
-    assert "came from http://one:8000/v1, and the config names scripted's own address" in record.getMessage()
+    assert "came from http://one:8000/v1, but the config names scripted's own address" in record.getMessage()
     caplog.clear()
     chat(replaying(tape, address="http://two"), request())  # a replay needs no server
     assert not caplog.records
@@ -198,7 +198,7 @@ def test_an_unusable_reference_is_recorded_as_a_failure_and_never_as_a_reply(tap
         with pytest.raises(MalformedError) as replayed:
             chat(replaying(tape), request(), step=step)
         assert (replayed.value.cause, str(replayed.value)) == (live.value.cause, str(live.value))
-    for purpose in ("rubric", "verify"):  # whose readers have rules of their own
+    for purpose in ("rubric", "verify"):  # whose parsers have their own rules
         assert chat(taped(tape, saying(text)), request("other", purpose=purpose)).text == text
 
 
@@ -219,6 +219,6 @@ def test_a_run_with_unusable_references_replays_to_the_same_references(tape, sum
     live = collected(taped(tape, Fickle()))
     assert len(live[0]) == 3 and live[1] == {"thinking": 2, "empty": 1, "junk": 1} and live[2] == {"reference": 3}
     assert collected(replaying(tape)) == live
-    assert collected(taped(tape, Fickle())) == live  # a resumed run asks for nothing again
+    assert collected(taped(tape, Fickle())) == live  # a resumed run requests nothing again
     assert collected(Fickle())[0] == live[0]  # and without a tape it is the same
     assert not [e for e in tape.entries() if e.reply is not None and e.reply.text in JUNK]

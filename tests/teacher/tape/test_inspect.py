@@ -25,7 +25,7 @@ from tests.teacher.tape.taping import chat, replaying, request, taped
         ({"index": 3}, r"sample_index: 0 there, 3 here"),
         ({"schema": {"type": "object"}}, r"json_schema"),
         ({"text": "What is 2 + 3?"}, r"messages\[0\] from character 12: '.*2\?' there, '.*3\?' here"),
-        ({"purpose": "verify", "text": "x"}, r"it holds no verify requests"),
+        ({"purpose": "verify", "text": "x"}, r"it has no verify requests"),
         ({"purpose": "verify", "model": "n"}, r"role: reference there, verify here; model"),
     ],
 )
@@ -55,7 +55,7 @@ def test_a_replay_of_what_a_batch_never_answered_is_reported(tape):
     (asked,) = rows = {body_key(request_body("openai", request())): request()}
     assert Ledger(tape).intend(Endpoint("openai"), rows, Spent(calls=1), prompts={}).keys == (asked,)
     client = TapedClient(lambda: None, tape, mode="replay", provider="openai")
-    with pytest.raises(ConfigurationError, match="submitted with a batch job whose answer is not on the tape"):
+    with pytest.raises(ConfigurationError, match="submitted in a batch job whose answer is not on the tape"):
         chat(client, request())
 
 
@@ -89,7 +89,7 @@ def test_import_refuses_what_was_changed(tape, tmp_path, saying):
     text = (tmp_path / "a.jsonl").read_text().replace('"max_output_tokens": 100', '"max_output_tokens": 99')
     (tmp_path / "a.jsonl").write_text(text)
     other = Tape(tmp_path / "other.sqlite")
-    with pytest.raises(ConfigurationError, match=r"a.jsonl:2: the request does not hash to its key"):
+    with pytest.raises(ConfigurationError, match=r"a.jsonl:2: the request does not match its key"):
         import_tape(other, tmp_path / "a.jsonl")
     (tmp_path / "b.jsonl").write_text("{}\n")
     with pytest.raises(ConfigurationError, match="does not start with"):

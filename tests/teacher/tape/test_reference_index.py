@@ -1,4 +1,4 @@
-"""The teacher index: the official vectors, lines that hold anything, kills at any byte, coverage."""
+"""The teacher index: the official vectors, lines with any content, kills at any byte, coverage."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def test_rows_of_both_versions_are_read(tmp_path, row, count, expected):
     [
         (official(1), 4, "1 references; expected at least 4"),
         (official(teacher_answers=["a", " "]), None, "an answer is blank"),
-        (official(teacher_answers=["a", 3]), None, "an answer is blank or not a text"),
+        (official(teacher_answers=["a", 3]), None, "an answer is blank or not a string"),
         (official(teacher_answers=[]), None, "an empty one"),
         (official(teacher_answers="a"), None, "not a list"),
-        (official(1, teacher_answer=...), None, "blank or not a text"),
+        (official(1, teacher_answer=...), None, "blank or not a string"),
         (official(schema_version=...), None, "schema_version is None"),
         (official(schema_version="ropd.teacher_index.v3"), None, "v3'"),
         (official(raw_prompt_hash="abc"), None, "raw_prompt_hash is 'abc'"),
@@ -71,7 +71,7 @@ def test_rows_of_both_versions_are_read(tmp_path, row, count, expected):
         (official(uid=True), None, "uid is True"),
         (official(teacher_fingerprint="x"), None, "teacher_fingerprint is a str"),
         ([1], None, "a list"),
-        (official(), 0, "0 references wanted"),
+        (official(), 0, "0 references requested"),
     ],
 )
 def test_a_wrong_row_is_reported_with_its_line(tmp_path, row, count, message):
@@ -82,7 +82,7 @@ def test_a_wrong_row_is_reported_with_its_line(tmp_path, row, count, message):
 
 
 def test_a_second_row_for_one_prompt_is_an_error(tmp_path):
-    with pytest.raises(ConfigurationError, match=r"index\.jsonl:2: a second row for uid 'u1'"):
+    with pytest.raises(ConfigurationError, match=r"index\.jsonl:2: a second row with uid 'u1'"):
         read_index(written(tmp_path, official(), official(1)))
 
 
@@ -99,7 +99,7 @@ def test_answers_with_any_line_end_of_unicode_survive(tmp_path):
         writer.add(IndexRow("u", SHA, texts, {"model": "m"}))
         writer.add(IndexRow("v", SHA, ("x",), {"model": "m"}))
     assert answers(read_index(tmp_path / "index.jsonl")) == [texts, ("x",)]
-    # and for whoever reads it with str.splitlines, as the official release does
+    # and for readers that use str.splitlines, as the official release does
     assert len((tmp_path / "index.jsonl").read_text(encoding="utf-8").splitlines()) == 2
     raw = official(teacher_answers=["a\u2028b"])
     assert answers(read_index(written(tmp_path, raw))) == [("a\u2028b",)]
@@ -135,7 +135,7 @@ def test_a_prompt_is_found_by_uid_and_hash_or_by_the_hash_only():
     index = TeacherIndex(rows)
     assert index.find(Prompt("u1", QUESTION)).answers == ("one",)
     assert index.find(Prompt("elsewhere", QUESTION)).answers == ("one",)
-    assert index.find(Prompt("u2", (Message("user", "R?"),))).answers == ("two",)  # hashed as a bare text
+    assert index.find(Prompt("u2", (Message("user", "R?"),))).answers == ("two",)  # hashed as a plain string
     assert index.find(Prompt("u1", (Message("user", "S?"),))) is None  # an equal id is not enough
 
 
@@ -146,7 +146,7 @@ def test_missing_references_are_counted_and_the_command_named(tmp_path):
     teacher.check_references(prompts[:1])
     with pytest.raises(ConfigurationError) as e:
         teacher.check_references(prompts)
-    assert "lacks references of 2 of 3 prompts (1 have fewer than teacher.references=3; 'u2', 'u3')" in str(e.value)
+    assert "lacks references for 2 of 3 prompts (1 have fewer than teacher.references=3; 'u2', 'u3')" in str(e.value)
     assert f"ropd collect-references --config FILE --out {path}" in str(e.value)
 
 

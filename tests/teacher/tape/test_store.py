@@ -1,4 +1,4 @@
-"""The tape's file: keys, versions, secrets, kills, several processes."""
+"""The tape file: keys, versions, secrets, kills, several processes."""
 
 from __future__ import annotations
 
@@ -147,8 +147,8 @@ def test_a_killed_recorder_loses_only_what_was_in_flight(tmp_path):
         assert tape.query("PRAGMA integrity_check") == [("ok",)]
         held = {i for (i,) in tape.query("SELECT sample_index FROM requests JOIN replies USING(key)")}
         tape.close()
-        assert said <= held  # what was answered is there
-        assert len(held) - len(said) <= 4 * (round_ + 1)  # and what was not said was in flight
+        assert said <= held  # answered requests are there
+        assert len(held) - len(said) <= 4 * (round_ + 1)  # and the others were in flight
 
 
 def test_another_process_reads_while_one_writes_and_a_read_only_place_will_do(tape, tmp_path, saying):

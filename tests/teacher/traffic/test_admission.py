@@ -1,4 +1,4 @@
-"""The order of the queue: the simulation agrees with the client, and the default is as short as an order can be."""
+"""The order of the queue: the simulation agrees with the client, and the default is as short as any order."""
 
 from __future__ import annotations
 

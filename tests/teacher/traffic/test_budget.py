@@ -29,7 +29,7 @@ def request(purpose="verify", model="gpt-4.1", index=0):
 
 
 class Using:
-    """A client whose replies (or failures) use what they are told."""
+    """A client whose replies (or failures) have a given usage."""
 
     def __init__(self, *usages):
         self.usages = list(usages)
@@ -97,8 +97,8 @@ def test_unreported_tokens_are_counted_and_bounded():
     run(metered(budget, Usage(), Usage(1_000_000, 0), Usage(100, None)), *[request()] * 3)
     total, metrics = budget.total(), budget.as_metrics()
     assert (total.unmetered, total.unpriced, total.tokens) == (2, 0, 1_000_100)
-    assert total.usd == pytest.approx(2.0)  # what is known is exact
-    # gpt-4.1 costs 2 and 8 dollars per million. The request has 1 byte, 64 tokens of template and a limit of 4,096.
+    assert total.usd == pytest.approx(2.0)  # known values are exact
+    # gpt-4.1 costs 2 and 8 dollars per million. The request has 1 byte, 64 template tokens and a limit of 4,096.
     assert total.unmetered_tokens == (65 + 4096) + 4096
     assert total.unmetered_usd == pytest.approx((2 * 65 + 8 * 4096 + 2 * 100 + 8 * 4096) / 1e6)
     assert metrics["teacher/cost_usd"] == pytest.approx(total.usd + total.unmetered_usd)
@@ -160,7 +160,7 @@ def test_every_try_counts():
 )
 def test_at_a_cap_nothing_more_is_sent(caps, passes):
     budget = Budget(caps)
-    client = metered(budget, *[Usage(100_000, 0)] * 5)  # 0.2 dollars a call
+    client = metered(budget, *[Usage(100_000, 0)] * 5)  # 0.2 dollars per call
     for _ in range(passes):
         run(client, request())
     if passes < 5:

@@ -1,4 +1,4 @@
-"""Outages: calls wait for a server that cannot be reached, and lose nothing; what is no outage is given up as before.
+"""Outages: calls wait for an unreachable server and lose nothing; other failures are given up as before.
 
 The times are virtual. A run that waits for a real server that is down: ``tests/runs/test_outage.py``.
 """
@@ -33,7 +33,10 @@ def ask(text, purpose="verify", model="m"):
 
 
 class Away:
-    """Takes a second a call. Between ``begin`` and ``end`` every call fails with ``cause``, those in flight too."""
+    """Takes one second per call.
+
+    Between ``begin`` and ``end`` every call fails with ``cause``, including those in flight.
+    """
 
     def __init__(self, begin, end, cause="connection", inner=None):
         self.begin, self.end, self.cause, self.inner = begin, end, cause, inner
@@ -57,7 +60,7 @@ class Away:
 
 
 def run_all(server, requests, *, every=0.0, **limits):
-    """(replies or errors, seconds, counters); a request starts ``every`` seconds."""
+    """(replies or errors, seconds, counters); one request starts every ``every`` seconds."""
     stats = TeacherStats()
 
     async def run():
@@ -79,7 +82,7 @@ def test_two_minutes_without_a_server_lose_no_call(cause, begin):
     server = Away(begin, begin + 120.0, cause)
     results, seconds, stats = run_all(server, [ask(i) for i in range(60)], every=1.0, timeout_s=10.0)
     assert [r.text for r in results] == [str(i) for i in range(60)]
-    # A server that lets calls hang is back before they have used up their tries, which take longer and longer.
+    # A server that lets calls hang is back before they have used up their attempts, which take longer and longer.
     assert stats.outages == ({} if cause == "timeout" else {cause: 1}) and stats.waiting_for == {}
     assert seconds < begin + 120.0 + 15.0 + 60.0 + (80.0 if cause == "timeout" else 0.0)
 
@@ -88,15 +91,15 @@ def test_while_it_is_away_only_the_small_question_is_sent():
     server = Away(0.0, 600.0)
     run_all(server, [ask(i) for i in range(40)], min_concurrency=40)
     down = [t for t in server.sent if t < 600.0]
-    assert len(down) == 40 * 5 and max(down) < 40.0  # the tries of each, before the outage is known
-    assert 30 < len(server.asked) < 60  # once in 15 seconds at the longest
+    assert len(down) == 40 * 5 and max(down) < 40.0  # the attempts of each, before the outage is known
+    assert 30 < len(server.asked) < 60  # at least once in 15 seconds
 
 
 def test_the_wait_says_who_since_when_and_how_long(caplog):
     caplog.set_level(logging.WARNING, "ropd_jax.teacher.traffic.outage")
     run_all(Away(0.0, 120.0), [ask(i) for i in range(3)])
     lines = [r.getMessage() for r in caplog.records if r.name == outage.__name__]
-    assert "'m' cannot be reached since " in lines[0] and "calls in wait: 3" in lines[5]
+    assert "'m' cannot be reached since " in lines[0] and "waiting calls: 3" in lines[5]
     assert "given up for another 29:" in lines[0] and lines[0].endswith("cannot reach the server (connection)")
     assert 15 <= len(lines) <= 26  # every five seconds
     assert "'m' answers again, after 2:" in lines[-1]
@@ -139,7 +142,7 @@ def test_a_server_that_refuses_is_there(cause):
 
 
 class Poison(Away):
-    """Answers everything but the texts of ``bad``."""
+    """Answers everything except the texts in ``bad``."""
 
     def __init__(self, bad, cause):
         super().__init__(0.0, 0.0)
@@ -195,7 +198,7 @@ def test_cancelled_callers_leave_nothing_behind():
         await asyncio.gather(*calls, return_exceptions=True)
         await asyncio.sleep(0)
         assert not stats.waiting_for and len(asyncio.all_tasks()) == 1
-        reply = await client.chat(ask("later"))  # an outage of its own
+        reply = await client.chat(ask("later"))  # its own outage
         assert reply.text == "later" and stats.outages == {"connection": 2}
         await client.close()
 

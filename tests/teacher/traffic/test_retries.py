@@ -38,7 +38,7 @@ def ask(text, purpose="verify"):
 
 
 class Server:
-    """Takes ``seconds`` a call (a number, or a function of the call's number); notes when each call starts."""
+    """Takes ``seconds`` per call (a number, or a function of the call's number); records when each call starts."""
 
     def __init__(self, seconds=1.0, usage=None):
         self.seconds, self.usage = seconds, usage or Usage()
@@ -63,7 +63,7 @@ class Server:
 
 
 class Capacity(Server):
-    """Refuses with 429 whatever is over ``capacity`` calls at once."""
+    """Refuses with 429 all calls beyond ``capacity`` at once."""
 
     def __init__(self, capacity, seconds, **options):
         super().__init__(seconds, **options)
@@ -78,7 +78,7 @@ class Capacity(Server):
 
 
 def run_all(server, requests, stats=None, **limits):
-    """The replies or errors, and the seconds it took. Without ``min_concurrency`` all slots are there at once."""
+    """The replies or errors, and the duration in seconds. Without ``min_concurrency``, all slots exist at once."""
     limits = {"min_concurrency": limits.get("concurrency", 64)} | limits
 
     async def run():
@@ -131,7 +131,7 @@ def test_a_truncated_reply_is_asked_for_once_more_with_twice_the_limit(saying):
     assert reply.text == "whole" and [r.max_output_tokens for r in client.requests] == [4096, 8192]
     assert stats.retries == {"truncated": 1}
     client = saying(TruncatedError("x"), TruncatedError("y"), "never")
-    with pytest.raises(TruncatedError, match=r"x \(a second try reached 8192\)"):
+    with pytest.raises(TruncatedError, match=r"x \(a second attempt reached 8192\)"):
         asyncio.run(LimitedClient(client).chat(REQUEST))
     assert len(client.requests) == 2
 
@@ -145,7 +145,7 @@ def test_a_model_that_allows_no_larger_limit_leaves_the_reply_truncated(saying):
 
 
 class Context:
-    """A model with a context of ``size`` tokens whose replies need ``needed`` of output; the prompt has ``prompt``."""
+    """A model with a context of ``size`` tokens whose replies need ``needed`` tokens; the prompt has ``prompt``."""
 
     def __init__(self, size, prompt, needed, tells=True):
         self.size, self.prompt, self.needed, self.tells = size, prompt, needed, tells
@@ -169,15 +169,15 @@ class Context:
     "model, limits, outcome",
     [
         (Context(20_000, 6_000, 1_000), [4096], "whole"),
-        (Context(8_192, 6_000, 1_000), [4096, 2192], "whole"),  # lowered to what fits
+        (Context(8_192, 6_000, 1_000), [4096, 2192], "whole"),  # lowered to fit
         (Context(20_000, 6_000, 5_000), [4096, 8192], "whole"),
         (Context(12_000, 6_000, 5_000), [4096, 8192, 6000], "whole"),  # twice as much does not fit, a little more does
         (Context(12_000, 6_000, 7_000), [4096, 8192, 6000], "context"),  # all that fits is not enough: in parts
         (Context(8_192, 6_000, 3_000), [4096, 2192], "context"),
         (Context(8_192, 8_000, 100), [4096], "context"),  # 192 tokens are too few to try
-        (Context(8_192, 9_000, 100), [4096], "context"),  # the prompt alone is over
+        (Context(8_192, 9_000, 100), [4096], "context"),  # the prompt itself is over
         (Context(8_192, 6_000, 1_000, tells=False), [4096], "context"),
-        (Context(10_096, 6_000, 5_000), [4096, 8192], "context"),  # exactly the first limit fits, and it was cut
+        (Context(10_096, 6_000, 5_000), [4096, 8192], "context"),  # exactly the first limit fits, and the reply was cut
     ],
 )
 def test_the_limit_is_lowered_to_what_fits_before_anything_is_cut(model, limits, outcome):
@@ -185,7 +185,7 @@ def test_the_limit_is_lowered_to_what_fits_before_anything_is_cut(model, limits,
     found = results[0].text if isinstance(results[0], ChatReply) else results[0].cause
     assert (model.limits, found) == (limits, outcome)
     if limits[-1] < 4096 and outcome == "context":
-        assert results[0].usage == Usage(6_000, limits[-1])  # the reply that was cut is paid for
+        assert results[0].usage == Usage(6_000, limits[-1])  # the truncated reply is paid for
 
 
 def test_prompt_and_output_never_pass_the_context_twice():
@@ -224,7 +224,7 @@ def test_a_retry_storm_is_one_line_every_few_seconds(caplog):
     lines = [r for r in caplog.records if "retrying" in r.getMessage()]
     assert seconds > 60 and 5 <= len(lines) <= seconds / 5 + 1
     assert "retrying 37, oldest 1 m, cause 503" in caplog.text
-    assert lines[0].levelno == logging.INFO and lines[-1].levelno == logging.WARNING  # one alone is no storm
+    assert lines[0].levelno == logging.INFO and lines[-1].levelno == logging.WARNING  # a single one is not a storm
 
 
 def test_a_failure_is_logged_once_a_minute_for_each_cause(caplog):
@@ -237,9 +237,9 @@ def test_a_failure_is_logged_once_a_minute_for_each_cause(caplog):
     run_all(Refusing(8.0), [ask(t) for t in texts], concurrency=2)  # 88 s
     lines = [r.getMessage() for r in caplog.records if "gave up" in r.getMessage()]
     assert lines == [
-        "teacher: gave up a verify call (bad_request): seed is not known",
-        "teacher: gave up a verify call (bad_request): seed is not known",
-        "teacher: gave up a verify call (blocked): no",
+        "teacher: gave up on a verify call (bad_request): seed is not known",
+        "teacher: gave up on a verify call (bad_request): seed is not known",
+        "teacher: gave up on a verify call (blocked): no",
     ]
 
 
@@ -371,7 +371,7 @@ def test_a_rate_below_one_a_second_lets_go_one_at_a_time():
 
 
 def test_tokens_a_minute_follow_the_real_usage_and_not_the_estimate():
-    server = Server(1.0, Usage(3_000, 1_000))  # the request itself says 4,096 of output and next to no input
+    server = Server(1.0, Usage(3_000, 1_000))  # the request itself has 4,096 of output and almost no input
     _, seconds, _ = run_all(server, [ask(i) for i in range(120)], tokens_per_minute=60_000)
     assert 120 * 4_000 / seconds * 60 == pytest.approx(60_000, rel=0.05)
 
@@ -412,7 +412,7 @@ def test_a_shared_call_continues_when_one_caller_leaves_and_ends_when_all_have()
             task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.sleep(0)
-        again = await client.chat(REQUEST)  # nobody joins a call that is being cancelled
+        again = await client.chat(REQUEST)  # no caller joins a call that is being cancelled
         assert again.text == "x" and again.source == "live" and server.running == 0
         return server.ended, [isinstance(r, ChatReply) for r in results]
 

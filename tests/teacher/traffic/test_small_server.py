@@ -1,4 +1,4 @@
-"""Servers as they are at home: one slot, slow replies, refusals at random; what the default settings make of them."""
+"""Home servers: one slot, slow replies, random refusals; how the default settings handle them."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_pace_tells_one_slot_from_many():
 
 
 def limits_of_tries(failures, **changes):
-    """The seconds after which each try of one request is given up, when the first ones end as ``failures`` say."""
+    """The seconds after which each attempt of one request is given up, if the first ones end as in ``failures``."""
     spent = []
 
     class Server:

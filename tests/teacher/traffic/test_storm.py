@@ -1,4 +1,4 @@
-"""300 groups at 20 % faults of all kinds mixed (10,000: ``make storm``), and the throughput that the limit reaches."""
+"""300 groups with 20 % mixed faults (10,000: ``make storm``), and the throughput that the limit reaches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What could not be used: counted by role and reason, shown with a sample that no terminal obeys."""
+"""Unusable replies: counted by role and reason, shown with a sample that is harmless in a terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def test_the_commonest_reason_of_each_role_with_a_sample():
     assert not unusable.add("rubric", "points is 'x'; expected 1 to 5", "{two}")
     assert not unusable.add("rubric", "2 criteria; expected 4 to 12", "{three}")
     assert not unusable.add("verify", "429")
-    assert unusable.add("verify", "no object", "yes")  # the first that has a reply
+    assert unusable.add("verify", "no object", "yes")  # the first with a reply
     lines = unusable.table().splitlines()
     assert [line.split()[:2] for line in lines[1:]] == [["rubric", "3"], ["a", "reply"], ["verify", "2"]]
     assert [line.split()[2] for line in lines[1::2]] == ["2", "1"]
