@@ -79,7 +79,7 @@ def test_free_and_numerics_changes_are_logged_and_kept(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         claim(tmp_path, config(log__watchdog_s=1.0, optim__remat="none"))
     levels = {r.levelname: r.getMessage() for r in caplog.records}
-    assert "log.watchdog_s: 900.0 there, 1.0 now" in levels["INFO"] and "computes the same" in levels["INFO"]
+    assert "log.watchdog_s: 900.0 there, 1.0 now" in levels["INFO"] and "results stay the same" in levels["INFO"]
     assert "optim.remat: block there, none now" in levels["WARNING"] and "to rounding" in levels["WARNING"]
     assert json.loads((tmp_path / "config.json").read_text())["optim"]["remat"] == "none"
 

@@ -235,7 +235,7 @@ def test_a_run_of_which_all_checkpoints_are_damaged_does_not_begin_again(two_sav
     for _ in range(2):  # the second time nothing but damaged ones is there
         with (
             opened(directory) as checkpoints,
-            pytest.raises(UserError, match=r"only damaged .*2.*4.*sound copy.*step 0"),
+            pytest.raises(UserError, match=r"only damaged .*2.*4.*undamaged copy.*step 0"),
         ):
             checkpoints.restore_newest(numbers(0))
     with pytest.raises(UserError, match="no checkpoint"):

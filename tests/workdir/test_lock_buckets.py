@@ -63,7 +63,10 @@ def test_a_record_is_created_once(bucket, monkeypatch):
 
 def test_one_process_holds_a_bucket_and_a_lost_lock_is_noticed(bucket, monkeypatch):
     monkeypatch.setattr(lock_files, "SETTLE_S", 0.0)
-    with locked(f"{bucket}/b"), pytest.raises(UserError, match=f"pid {os.getpid()} on host .* is running here since"):
+    with (
+        locked(f"{bucket}/b"),
+        pytest.raises(UserError, match=f"pid {os.getpid()} on host .* has been running here since"),
+    ):
         Lock(f"{bucket}/b").acquire()
     hung = Lock(f"{bucket}/b", beat_s=9.0, stale_s=0.0)
     hung.acquire()

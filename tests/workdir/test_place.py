@@ -207,7 +207,7 @@ def test_a_run_that_was_deleted_in_the_bucket_starts_afresh(url, caplog):
     buckets.prepare(url).rm(url, recursive=True)
     again = Place(url)
     again.fetch()
-    assert not list(again.files.iterdir()) and "what an earlier run left" in caplog.text
+    assert not list(again.files.iterdir()) and "files of an earlier run" in caplog.text
     assert (again.files.with_name(f"{again.files.name}.before1") / "metrics.jsonl").read_text() == "old\n"
     again.close()
 

@@ -84,6 +84,6 @@ def test_what_is_not_there_is_named(tmp_path, run):
     with pytest.raises(UserError, match=r"is not a run; expected a directory with config\.json and checkpoints/"):
         load_policy(tmp_path)
     new = make_run(tmp_path / "new", {})
-    with pytest.raises(UserError, match=r"has no checkpoint yet; wait for the first, or take step=0"):
+    with pytest.raises(UserError, match=r"has no checkpoint yet; wait for the first, or use step=0"):
         load_student(new)
     load_student(new, 0)
