@@ -178,7 +178,7 @@ def test_adapters_get_a_name_of_their_own_and_the_one_before_goes(server, opened
 def test_the_key_comes_from_the_named_variable_and_no_other(opened, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-another-service")
     with serving(Counting(key="right")) as url:
-        with pytest.raises(ConfigurationError, match="refuses the key") as refused:
+        with pytest.raises(ConfigurationError, match="rejects the key") as refused:
             opened(url).check([5], 64)
         monkeypatch.setenv("ROLLOUT_KEY", "right")
         opened(url, api_key_env="ROLLOUT_KEY").check([5], 64)
@@ -209,7 +209,7 @@ def test_a_request_to_stop_ends_the_sampling_and_cancels_what_is_in_flight(serve
     [
         (dict(sync="push"), "sampling.server.sync='push'; expected how the server gets new weights"),
         (dict(sync=""), "one of vllm, sglang, vllm_lora, none"),
-        (dict(sync="none"), "set sampling.server.sync_every=0 if that is what you mean"),
+        (dict(sync="none"), "set sampling.server.sync_every=0 if that is intended"),
         (dict(url=""), "sampling.server.base_url is empty"),
         (dict(url="http://me:secret@h/v1"), "sampling.server.base_url has more than an address"),
     ],
