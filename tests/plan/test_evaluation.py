@@ -55,7 +55,7 @@ def test_rows_that_do_not_fit_end_with_2_and_fewer_are_suggested(capsys):
     found, text = planned(capsys, "--topology=v5e:2x4", "--rows=64", code=2)
     rows = found["suggested_rows"]
     assert found["fits"] is False and 8 <= rows < 64 and rows % 8 == 0
-    assert f"Give --rows {rows}" in text
+    assert f"Use --rows {rows}" in text
     again, _ = planned(capsys, "--topology=v5e:2x4", f"--rows={rows}")
     assert again["fits"] is True and again["best"]["peak"] == found["best"]["peak"]
     short, _ = planned(capsys, "--topology=v5e:2x4", "--rows=64", "--max_tokens=1024")
