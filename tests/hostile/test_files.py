@@ -118,7 +118,7 @@ def test_a_safetensors_file_that_lies_is_refused_before_anything_is_allocated(mo
     assert len(SAFETENSORS) >= 20
     for content in SAFETENSORS.values():
         alone(model, content)
-        refused(lambda: HFSource(model), "model.safetensors", "is not a whole safetensors file", "fetch it again")
+        refused(lambda: HFSource(model), "model.safetensors", "is not a complete safetensors file", "fetch it again")
 
 
 def test_a_pipe_and_a_directory_in_place_of_weights_are_refused(model):

@@ -130,7 +130,7 @@ def test_a_declared_id_that_the_tokenizer_cannot_give_is_named(directory):
         ({}, {"added_tokens.json": {"<|im_start|>": N + 5}}),
     ):
         write(directory, config, files)
-        with pytest.raises(UserError, match=rf"'<\|im_start\|>' has id {N + 5}, but .* has room for it at {N};"):
+        with pytest.raises(UserError, match=rf"'<\|im_start\|>' has id {N + 5}, but .* whose next free id is {N};"):
             load_tokenizer(directory)
         (directory / "added_tokens.json").unlink(missing_ok=True)
 
@@ -189,7 +189,7 @@ def test_templates_are_looked_for_where_transformers_looks(directory):
     assert text() == "default Q"
     (directory / "additional_chat_templates").mkdir()
     (directory / "additional_chat_templates" / "rag.jinja").write_text("rag {{ messages[0].content }}")
-    with pytest.raises(UserError, match="has the chat templates rag, and none of them is the default; save the one"):
+    with pytest.raises(UserError, match="has the chat templates rag, but no default; save the one"):
         load_tokenizer(directory)
     (directory / "chat_template.jinja").write_text("file {{ messages[0].content }}")
     assert text() == "file Q"

