@@ -145,7 +145,7 @@ def test_a_group_without_a_value_comes_last_in_both_directions(runs):
         ("api/runs/a/groups?sort=shoe", 404, "expected one of step, reward"),
         ("api/runs/a/groups?filter=shoe", 404, "expected some of unscored"),
         ("api/runs/a/groups?limit=9999", 404, "limit 1 to 500"),
-        ("api/runs/a/groups?offset=x", 404, "are numbers"),
+        ("api/runs/a/groups?offset=x", 404, "must be numbers"),
         ("api/runs/a/groups/7/0", 404, "has no step 7"),
         ("api/runs/a/groups/0/7", 404, "no group 7"),
         ("static/..%2Fserver.py", 404, "Not Found"),
