@@ -222,5 +222,5 @@ def test_targets_that_fit_nothing_or_experts_are_refused():
         lora_lib.adapter_shapes(TINY, Lora(rank=2, targets=("q_proj",)))
     with pytest.raises(UserError, match="targets is empty"):
         lora_lib.adapter_shapes(TINY, Lora(rank=2, targets=()))
-    with pytest.raises(UserError, match=r"mixture of 4 experts, which get no adapters; set .*attn"):
+    with pytest.raises(UserError, match=r"mixture of 4 experts, which cannot have adapters; set .*attn"):
         lora_lib.adapter_shapes(MOE, LORA)
