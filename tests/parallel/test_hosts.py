@@ -296,7 +296,7 @@ def test_a_host_that_dies_while_the_other_is_in_no_collective_ends_it_with_a_mes
         time.sleep(2 * hosts.BEAT_S)
         both[1].process.send_signal(signal.SIGKILL)
         assert both[0].finish(ENDED_S) == hosts.LOST, both[0].said
-    assert "has lost another host: host 1 has not been heard of for 6 s" in both[0].said
+    assert "has lost another host: host 1 has sent no heartbeat for 6 s" in both[0].said
 
 
 def test_silence_is_a_beat_that_stays_the_same():
@@ -322,7 +322,7 @@ def test_a_host_that_hangs_ends_the_other(monkeypatch):
     hangs = "time.sleep(300) if hosts.index() else hosts.exchange(1)"
     with two(sys.executable, "-c", MEETINGS.format(then=hangs)) as both:
         assert both[0].finish(ENDED_S) == hosts.LOST
-    assert "heard nothing of the other hosts" in both[0].said
+    assert "heard nothing from the other hosts" in both[0].said
 
 
 def test_hosts_with_other_configs_are_told_the_first_difference():

@@ -103,7 +103,7 @@ def test_a_pid_that_another_process_has_by_now_is_not_its_holder(directory):
 def test_a_zombie_is_gone(directory):
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     put(directory, 1, **this_machine(pid=process.pid, born=lock_module._born(process.pid)))
-    with pytest.raises(UserError, match=f"pid {process.pid} on host here is running"):
+    with pytest.raises(UserError, match=f"pid {process.pid} on host here has been running"):
         Lock(directory).acquire()
     process.kill()
     process.stdin.close()
