@@ -75,7 +75,7 @@ def test_ids_are_those_of_greedy_longest_match(tokenizer):
 def test_chat_is_that_of_the_template(tokenizer):
     chat = [Message("user", "1 + 1")]
     assert tokenizer.decode(tokenizer.apply_chat_template(chat)) == "Q: 1 + 1\nA: "
-    with pytest.raises(UserError, match=r"refuses messages of roles \[user, assistant\]: users only"):
+    with pytest.raises(UserError, match=r"rejects messages of roles \[user, assistant\]: users only"):
         tokenizer.apply_chat_template([*chat, Message("assistant", "2")])
 
 
