@@ -125,7 +125,7 @@ def test_a_server_that_is_away_is_waited_for_and_told_its_weights_again(server, 
 
 def test_an_outage_ends_the_run_after_the_wait(opened):
     client = opened("http://127.0.0.1:9/v1", wait_s=0.0)
-    with pytest.raises(OutageError, match=r"127.0.0.1:9/v1 could not be reached for 0 s .*sampling.server.wait_s=0"):
+    with pytest.raises(OutageError, match=r"127.0.0.1:9/v1 has been unreachable for 0 s .*sampling.server.wait_s=0"):
         groups(client)
     with pytest.raises(ConfigurationError, match="nothing listens on this port; start the server first"):
         client.check([5], 64)

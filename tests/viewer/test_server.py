@@ -319,4 +319,4 @@ def test_the_command_prints_the_address_and_in_an_ssh_session_how_to_reach_it(ru
     view._tell("http://127.0.0.1:8810/abc/")
     assert re.search(r"ssh -L 8810:127\.0\.0\.1:8810 \S+@\S+\n$", capsys.readouterr().out)
     assert ropd(["view", "gs://bucket/runs"]) == 2
-    assert "must be a path of this machine" in capsys.readouterr().err
+    assert "must be a local path" in capsys.readouterr().err

@@ -171,7 +171,7 @@ def test_stored_dropout_is_off_and_said(directory, caplog):
     (directory / "tokenizer.json").write_text(json.dumps(raw))
     with caplog.at_level(logging.WARNING):
         tokenizer = load_tokenizer(directory)
-    assert "dropout of 0.9 in tokenizer.json is switched off" in caplog.text
+    assert "dropout of 0.9 in tokenizer.json is disabled" in caplog.text
     assert {tuple(tokenizer.encode(" the the the")) for _ in range(20)} == {(N - 1,) * 3}
 
 

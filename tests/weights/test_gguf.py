@@ -258,7 +258,7 @@ def test_other_architecture_is_named(tmp_path):
         ),
         ({"keys": {"rope.scaling.type": "yarn"}}, "no metadata key 'llama.rope.scaling.factor'"),
         ({"keys": {"expert_count": 8}}, "8 experts are not supported yet"),
-        ({"keys": {"rope.dimension_count": 8}}, "rope.dimension_count=8 of head width 16 is not supported yet"),
+        ({"keys": {"rope.dimension_count": 8}}, "rope.dimension_count=8 with head width 16 is not supported yet"),
         ({"keys": {"context_length": None}}, "no metadata key 'llama.context_length'"),
         ({"keys": {"feed_forward_length": 65}}, "has shape [64, 32], expected [65, 32]"),
     ],

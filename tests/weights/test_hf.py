@@ -324,7 +324,7 @@ def test_broken_config_json_is_named(saved):
     (saved / "config.json").write_text('{"model_type": "llama"')
     assert "config.json cannot be read as JSON" in message(saved)
     (saved / "config.json").write_text("[]")
-    assert "holds a list, expected a JSON object" in message(saved)
+    assert "holds a list; expected a JSON object" in message(saved)
 
 
 def test_missing_extra_and_misshapen_tensors_are_named(saved):
@@ -349,7 +349,7 @@ def test_truncated_and_foreign_safetensors_are_named(saved):
     for broken in (whole[:-10], whole[:100], whole[:5], b"", b"GGUF" + bytes(100)):
         file.write_bytes(broken)
         text = message(saved)
-        assert f"{file} ({len(broken)} bytes) is not a whole safetensors file" in text.replace(",", "")
+        assert f"{file} ({len(broken)} bytes) is not a complete safetensors file" in text.replace(",", "")
         assert "fetch it again" in text
 
 

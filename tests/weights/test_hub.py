@@ -55,7 +55,7 @@ def test_a_checkpoint_in_the_cache_is_loaded_without_a_net(cache):
 
 def test_what_is_not_in_the_cache_and_may_not_be_fetched_is_named(cache):
     with pytest.raises(
-        UserError, match=r"'org/other' is no file or directory here and not.*HF_HUB_OFFLINE.*hf download"
+        UserError, match=r"'org/other' is not a local file or directory and not.*HF_HUB_OFFLINE.*hf download"
     ):
         student.find("org/other")
 

@@ -128,7 +128,7 @@ def test_what_cannot_be_exported_is_named_and_nothing_is_written(run, tmp_path, 
         (["export", str(path)], "--to is missing"),
         (["export", str(path), "--to", str(tmp_path / "full")], "exists and is not empty; choose another"),
         (["export", str(path), "--to", str(tmp_path / "o"), "--step", "3"], "no checkpoint after step 3; there are th"),
-        (["export", "tiny", "--to", str(tmp_path / "o"), "--step", "3"], "but tiny is not a run; leave it out"),
+        (["export", "tiny", "--to", str(tmp_path / "o"), "--step", "3"], "but tiny is not a run; remove it"),
         (["export", "tiny", "--to", str(tmp_path / "o"), "--dtype", "int8"], "--dtype=int8 cannot be stored; expected"),
         (["export", str(tmp_path / "no"), "--to", str(tmp_path / "o")], "does not exist; expected tiny, smollm2"),
     ):

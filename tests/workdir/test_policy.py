@@ -77,7 +77,7 @@ def test_what_is_not_there_is_named(tmp_path, run):
     path, _ = run
     with pytest.raises(UserError, match="no checkpoint after step 3; there are those after steps 2, 4"):
         load_student(path, 3)
-    with pytest.raises(UserError, match="step=3 selects a checkpoint of a run, but tiny is not a run; leave it out"):
+    with pytest.raises(UserError, match="step=3 selects a checkpoint of a run, but tiny is not a run; remove it"):
         load_student("tiny", 3)
     with pytest.raises(UserError, match="does not exist; expected tiny, smollm2"):
         load_student(tmp_path / "nothing")
