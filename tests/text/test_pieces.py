@@ -112,7 +112,9 @@ def test_pieces_that_cannot_be_used_are_named(pieces, ends, message):
 
 def test_directory_of_an_earlier_version_is_named_with_the_remedy(tmp_path):
     (tmp_path / "char_tokenizer.json").write_text("{}")
-    with pytest.raises(UserError, match=r"char_tokenizer\.json is a format that is no longer supported; export .* again"):
+    with pytest.raises(
+        UserError, match=r"char_tokenizer\.json is a format that is no longer supported; export .* again"
+    ):
         load_tokenizer(tmp_path)
 
 

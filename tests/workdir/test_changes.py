@@ -103,9 +103,7 @@ def test_steps_grow_and_shrink_to_what_is_finished():
 
 def test_a_cosine_that_would_move_with_the_steps_is_the_users_choice():
     old = {"optim.schedule": "cosine", "steps": 200}
-    with pytest.raises(
-        UserError, match=r"schedule_steps=200 keeps that curve, .*schedule_steps=300 switches"
-    ) as error:
+    with pytest.raises(UserError, match=r"schedule_steps=200 keeps that curve, .*schedule_steps=300 switches") as error:
         compare(old, old | {"steps": 300}, done=200)
     assert "\n" not in str(error.value)
     kept = compare(old, old | {"steps": 300, "optim.schedule_steps": 200}, done=200)
@@ -136,7 +134,9 @@ def test_a_path_may_change_if_the_content_is_the_same(tmp_path, caplog):
     assert "data.path: a.jsonl there, b.jsonl now, with the same content" in caplog.text
     with pytest.raises(UserError, match=r"data.path: b.jsonl there, c.jsonl now, with other content"):
         claim(tmp_path, config(data__path="c.jsonl"), contents={"data.path": "2"})
-    with pytest.raises(UserError, match=r"the training questions differ from those at the start of the run \(data.path"):
+    with pytest.raises(
+        UserError, match=r"the training questions differ from those at the start of the run \(data.path"
+    ):
         claim(tmp_path, new, contents={"data.path": "2"})
     assert provenance(tmp_path)["contents"] == {"data.path": "1"}
 
