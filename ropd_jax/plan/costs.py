@@ -61,7 +61,7 @@ def _hours(cfg: ConfigDict, known: pathlib.Path | None, topology: Topology) -> s
         return f"hours on {topology} unknown: {error}"
     if seconds is None:
         return f"hours unknown: no published figures for {topology}"
-    return f"{_number(seconds * cfg.steps / 3600)} hours at the least on {topology}, links not counted"
+    return f"{_number(seconds * cfg.steps / 3600)} hours at least on {topology}, links not counted"
 
 
 def _number(hours: float) -> str:

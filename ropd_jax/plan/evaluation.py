@@ -329,7 +329,7 @@ def _show(found: dict[str, Any]) -> None:
     if t["at_least"] is not None:
         likely = "" if t["expected"] is None else f", {t['expected'] / 3600:.2f} expected"
         answers = f"{t['problems']} problems x {s['k']} answers of {t['mean_tokens']:g} tokens"
-        line(f"{answers}: {t['at_least'] / 3600:.2f} hours of decoding at the least{likely}.")
+        line(f"{answers}: {t['at_least'] / 3600:.2f} hours of decoding at least{likely}.")
     for keys, rows in found["others"].items():
         line(f"With {keys}: --rows {rows} (by shapes).")
     if not best["rows"] and not found["others"]:

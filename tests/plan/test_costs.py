@@ -45,7 +45,7 @@ def test_another_seed_gives_what_is_expected(seed0, tmp_path):
 def test_without_one_there_are_limits_alone(tmp_path):
     words = costs.cost_of(config(), (str(tmp_path / "none"),), "v5e:2x4")
     assert re.fullmatch(
-        r"teacher: 4,608 calls, \$[\d,]+\.\d\d at most; under 0\.1 hours at the least on v5e:2x4, links not counted",
+        r"teacher: 4,608 calls, \$[\d,]+\.\d\d at most; under 0\.1 hours at least on v5e:2x4, links not counted",
         words,
     )
     unknown = costs.cost_of(config("my-model"), (), "cpu:8")
@@ -85,5 +85,5 @@ def test_the_command_says_them_behind_what_is_to_be_trained(tmp_path, capsys):
     args = ["table", str(file), f"--runs={tmp_path}", "--costs"]
     assert cli.main([*args, "--topology=v5e:2x4"]) == 0
     out = capsys.readouterr().out
-    assert out.count("$0.00 at most; under 0.1 hours at the least on v5e:2x4, links not counted") == 2
+    assert out.count("$0.00 at most; under 0.1 hours at least on v5e:2x4, links not counted") == 2
     assert cli.main([*args, "--topology=v9"]) == 2
