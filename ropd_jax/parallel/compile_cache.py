@@ -236,7 +236,7 @@ class Programs:
     saved_s: float = 0.0
 
     def since(self, before: Programs) -> Programs:
-        """The difference to ``before``."""
+        """The change since ``before``."""
         return Programs(*(a - b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(before), strict=True)))
 
     def __str__(self) -> str:

@@ -22,7 +22,7 @@ RUBRIC = Rubric((Criterion("c1", "sum right", 3, "task"), Criterion("c2", "shows
 
 
 def write(run, step, rows):
-    """One group a row: (prompt id, answers as numbers, verdicts of each answer or None, verdicts of references)."""
+    """One group per row: (prompt id, answers as numbers, verdicts of each answer or None, verdicts of references)."""
     groups, judgements, advantages = [], [], []
     for index, (name, answers, passed, references) in enumerate(rows):
         texts = tuple(Rollout(np.zeros(1, np.int32), np.zeros(1, np.float32), f"Answer: {a}", "stop") for a in answers)

@@ -1,4 +1,4 @@
-"""Several sources: how they are read, in what proportion they are drawn, and templates of their own."""
+"""Several sources: how they are read, their proportions, and their own templates."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_each_source_has_its_own_epochs_and_any_step_can_come_first():
         assert sum(counts) == pytest.approx(480 * shares[name], abs=3)
         mean = sum(counts) / n
         assert all(0.6 * mean < c < 1.4 * mean for c in counts)
-    assert {ids[0][0] for ids in batches} == {"a", "b"}  # a step does not always begin with the same source
+    assert {ids[0][0] for ids in batches} == {"a", "b"}  # a step does not always start with the same source
     assert [p.id for p in stream.batch(4, shard=1, shards=2)] == batches[4][1::2]
 
 

@@ -1,4 +1,4 @@
-"""Sets of prompts and the order in which they are asked."""
+"""Sets of prompts and their order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters beside a frozen base: what they compute, what they cost, what leaves them, on one device and on a mesh."""
+"""Adapters on a frozen base: their results, their cost, their export, on one device and on a mesh."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run that is not there costs: expected by another seed, or limits; nothing unknown becomes a number."""
+"""The cost of a future run: expected from another seed, or bounds; unknown values never become numbers."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_the_hours_are_the_bounds_of_plan_without_its_links():
     cfg = configs.default()
     cfg.steps, cfg.data.prompts_per_step, cfg.data.max_prompt_tokens = 10, 8, 16
     cfg.sampling.rollouts, cfg.sampling.max_tokens = 4, 48
-    toy = Topology(Chip("toy", 1e9, 1e9, 1e9, 1e30, 1e7, 1, "made up"), (8,))  # memory costs no time: compute alone
+    toy = Topology(Chip("toy", 1e9, 1e9, 1e9, 1e30, 1e7, 1, "made up"), (8,))  # memory takes no time: only compute does
     got = costs.seconds_at_least(cfg, toy)
     planned = measure.measure(cfg, model_config("tiny"), toy, lambda text: None, only=("update",), cache=False)
     assert got > planned.bounds[0].compute

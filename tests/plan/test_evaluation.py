@@ -23,7 +23,7 @@ QWEN = "Qwen/Qwen3-4B"
 
 @pytest.fixture(autouse=True)
 def no_compiler(tmp_path, monkeypatch):
-    """No libtpu, as on most machines: CPU devices stand for the chips, and nothing is compiled."""
+    """No libtpu, as on most machines: CPU devices represent the chips, and nothing is compiled."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "libtpu" else find(name, *a))

@@ -1,4 +1,4 @@
-"""The time of a save: bytes over the rates that the plan names."""
+"""The time of a save: bytes over the plan's rates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens a second, slots and the settings that follow, against servers whose speed is known."""
+"""Tokens per second, slots and the resulting settings, with servers of known speed."""
 
 from __future__ import annotations
 

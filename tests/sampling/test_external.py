@@ -1,4 +1,4 @@
-"""The client of a rollout server: what it asks, what it repeats, and what ends a run. The server has no model here."""
+"""The client of a rollout server: its requests, its retries, and what ends a run. The server has no model here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def config(url="http://127.0.0.1:9/v1", **changes):
 
 
 class Counting(FakeVLLM):
-    """Answers with tokens that follow from the request, in place of a model's."""
+    """Answers with tokens that are a function of the request, instead of a model's."""
 
     def complete(self, body):
         choices = []
@@ -37,7 +37,7 @@ class Counting(FakeVLLM):
 
 
 async def at_once(_):
-    """A wait between two tries."""
+    """A wait between two attempts."""
 
 
 def groups(client, prompts=((5, 6), (7, 8)), ids=("a", "b"), seed=0, step=0, check=lambda: None, want=WANT):

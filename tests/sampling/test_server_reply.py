@@ -1,4 +1,4 @@
-"""What a rollout server may send, and what ends the run: nothing that lacks something becomes an answer."""
+"""Valid replies of a rollout server, and those that end the run: an incomplete reply never becomes an answer."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def test_ids_are_places_in_the_list(tokenizer):
 
 
 def greedy(text):
-    """Longest match, written the slow way."""
+    """Longest match, implemented in the slow way."""
     ids = []
     while text:
         piece = max((p for p in PIECES[2:] if text.startswith(p)), key=len)

@@ -1,4 +1,4 @@
-"""Benchmarks during a run: what is measured when, how it is graded, and that a choice by one is warned of."""
+"""Benchmarks during a run: what is measured when, how it is graded, and the warning for a choice by one."""
 
 from __future__ import annotations
 

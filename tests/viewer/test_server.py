@@ -1,4 +1,4 @@
-"""The server of ``ropd view``: what it answers, to whom, and how much it reads."""
+"""The server of ``ropd view``: its replies, its access control, and how much it reads."""
 
 from __future__ import annotations
 

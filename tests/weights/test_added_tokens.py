@@ -34,7 +34,7 @@ def by_id(*tokens: dict) -> dict:
 
 
 START, END, THINK = token("<|im_start|>"), token("<|im_end|>"), token("<think>", special=False, normalized=True)
-FILES = {  # what tokenizer_config.json holds, and further files
+FILES = {  # the content of tokenizer_config.json, and further files
     "nothing": ({}, {}),
     "decoder": ({"added_tokens_decoder": {"0": token("<|endoftext|>")} | by_id(START, END)}, {}),
     "flags": ({"added_tokens_decoder": by_id(START | {"rstrip": True}, END | {"lstrip": True}, THINK)}, {}),
@@ -77,7 +77,7 @@ FILES = {  # what tokenizer_config.json holds, and further files
 
 @pytest.fixture
 def directory(tmp_path):
-    """A tokenizer that was last used with truncation and padding, and saved like that."""
+    """A tokenizer that was last used with truncation and padding, and saved in that state."""
     pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "th", "the", "Ġthe"]
     merges = [("t", "h"), ("th", "e"), ("Ġ", "the")]
     vocab = {piece: i for i, piece in enumerate(["<|endoftext|>", *pieces])}

@@ -112,7 +112,7 @@ def test_gguf_tokenizer_encodes_as_the_one_it_was_written_from(tmp_path, trained
 
 
 def assert_saved_for_transformers(ours, path, model_type: str, texts):
-    """What ``save`` writes gives the same ids and texts in transformers, and here."""
+    """The files of ``save`` give the same ids and texts in transformers and here."""
     from transformers import AutoTokenizer
 
     path.mkdir()
@@ -126,7 +126,7 @@ def assert_saved_for_transformers(ours, path, model_type: str, texts):
     assert again.template == ours.template and again.stop_ids == ours.stop_ids and again.pad_id == ours.pad_id
 
 
-QWEN_CUT = (  # as their tokenizer.json has it
+QWEN_CUT = (  # as in their tokenizer.json
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
@@ -197,7 +197,7 @@ def test_gguf_of_sentencepiece_encodes_as_the_tokenizer_it_was_written_from(tmp_
 
 
 def test_each_digit_is_a_token_under_smollm_and_not_under_gpt2():
-    """Merges that would join digits are never reached where the cut has parted them."""
+    """Merges that would join digits are never used if the split separates them."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*alphabet, "12", "Ġ1"]
     args = (tokens, ["1 2", "Ġ 1"], [1] * len(tokens))

@@ -1,4 +1,4 @@
-"""What may change between two starts of a run, without a run."""
+"""What can change between two starts of a run, without a run."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_a_large_file_is_known_by_its_size_its_ends_and_samples(tmp_path, monkey
         changed[at] ^= 1
         path.write_bytes(changed)
         assert content_hash(path) != first
-    path.write_bytes(block[:-1] * 10 + b"x" * 10)  # of the same size; all between the ends has moved
+    path.write_bytes(block[:-1] * 10 + b"x" * 10)  # of the same size; everything between the ends has moved
     assert content_hash(path) != first
     path.write_bytes(block * 10 + b"x")
     assert content_hash(path) != first

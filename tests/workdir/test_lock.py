@@ -1,4 +1,4 @@
-"""One run per directory, on a disk and on a bucket: who gets it, who is refused, who finds that it is gone."""
+"""One run per directory, on a disk and on a bucket: who gets it, who is rejected, who notices its loss."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_zombie_is_gone(directory):
         Lock(directory).acquire()
     process.kill()
     process.stdin.close()
-    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and nobody has taken its exit code yet
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, but its exit code has not been collected yet
     with locked(directory):
         pass
     process.wait()
@@ -158,7 +158,7 @@ def test_a_hung_process_of_this_machine_is_taken_over_and_stops_when_it_wakes_up
     assert "no heartbeat for" in caplog.text
     with pytest.raises(LockLost, match=f"pid {os.getpid()} on host .* has taken over this directory"):
         hung.check()
-    hung.release()  # leaves the new one alone
+    hung.release()  # does not touch the new one
     taker.check()
     taker.release()
     with pytest.raises(LockLost):

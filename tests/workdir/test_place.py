@@ -1,4 +1,4 @@
-"""What a run in a bucket uploads and when, and what it starts from elsewhere; in ``memory://``, without training."""
+"""What a run in a bucket uploads and when, and how it resumes elsewhere; in ``memory://``, without training."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_log_that_grows_is_sent_once(url, monkeypatch):
             place.upload()
     n = steps * len(row)
     assert buckets.size(f"{url}/metrics.jsonl") == n
-    early = place_module.WHOLE // len(row)  # steps in which the file was sent whole
+    early = place_module.WHOLE // len(row)  # steps in which the whole file was sent
     assert sum(sent) < n + (early + 2) ** 2 / 2 * len(row)  # 5.5 MB; whole files each time would be 200 MB
     place.close()
 
