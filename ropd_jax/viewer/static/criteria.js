@@ -1,9 +1,9 @@
-// The criteria of a run over training: clusters of alike wordings, which of them the student learned, and their groups.
+// The criteria of a run over training: clusters of similar wordings, which of them the student learned, and their groups.
 
 import { sparkline } from "./charts.js";
 import { apiOf, el, get, linkTo, number, svg } from "./dom.js";
 
-const MOST = 300; // kinds in the page
+const MOST = 300; // maximum number of kinds in the page
 const COLUMNS = [["count", "n"], ["points", "points"], [null, "early"], [null, "late"], ["change", "change"], [null, "along the run"], ["discriminates", "separates"], ["unexplored", "unexplored"], ["suppressed", "suppressed"], ["flips", "flips"]];
 const percent = (v) => (v === null || v === undefined ? "" : `${Math.round(100 * v)}%`);
 const points = (v) => (v === null ? "" : (v < 0 ? "−" : "+") + Math.abs(100 * v).toFixed(0));
@@ -44,7 +44,7 @@ function overview(run, query, found) {
 
 const span = (steps) => (steps[0] === steps[1] ? `step ${steps[0]}` : `steps ${steps[0]}–${steps[1]}`);
 
-// Those of the category, by the column that is sorted; what has no value comes last.
+// Clusters of the category, sorted by the chosen column; those without a value come last.
 function chosen(found, query) {
   const sort = query.get("sort") || "count", category = query.get("category")?.toLowerCase();
   const wanted = found.clusters.filter((c) => !category || c.category.toLowerCase() === category);

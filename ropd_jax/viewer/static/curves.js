@@ -1,4 +1,4 @@
-// The page of a run, and several runs on top of each other: charts of metrics, costs, causes, and what the configs differ in.
+// The page of a run, and several runs on top of each other: charts of metrics, costs, causes, and differences of the configs.
 
 import { chart, band, fillCharts } from "./charts.js";
 import { apiOf, el, get, linkTo, number } from "./dom.js";
@@ -56,13 +56,13 @@ function filled(causes, metrics) {
   });
 }
 
-// How many answers have no reward, by cause, with the way to their groups.
+// Numbers of answers without a reward, by cause, with links to their groups.
 function unscored(name, metrics) {
   const sums = Object.keys(metrics).filter((n) => n.startsWith(CAUSE)).map((n) => [n.slice(CAUSE.length), metrics[n][1].reduce((a, b) => a + (b ?? 0), 0)]).filter(([, n]) => n);
   return sums.length ? [el("a", { href: `${linkTo(name, "groups")}?filter=unscored` }, "answers without a reward"), `: ${sums.sort((a, b) => b[1] - a[1]).map(([cause, n]) => `${cause} ${count(n)}`).join(", ")}`] : [];
 }
 
-// What the run is doing, in one line; `status` is what it wrote last (see workdir/status.py).
+// What the run is doing, in one line; `status` is its last status (see workdir/status.py).
 export function doing(status, result) {
   if (result) return [["finished", ""]];
   if (!status || !status.at) return [["not finished; it says nothing about itself", "quiet"]];

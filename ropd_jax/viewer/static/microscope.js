@@ -1,10 +1,10 @@
 // One group: the question, the matrix of criteria and answers, the texts, and the requests to the teacher.
 //
-// The address keeps how the texts are shown:  #/RUN/g/12/0?show=differences&to=R0
+// The address stores how the texts are shown:  #/RUN/g/12/0?show=differences&to=R0
 //
 //   rendered       Markdown and LaTeX (`texts`)              log-prob   tokens by the student's log-probability
-//   source         exactly what was written                  change     tokens by what the update changed of it
-//   differences    words that a chosen text does not have (`diff`)
+//   source         exactly the original text                 change     tokens by its change in the update
+//   differences    words that a chosen text lacks (`diff`)
 
 import { callsOf, callsSection, openCall } from "./calls.js";
 import { diff, shared } from "./diff.js";
@@ -36,7 +36,7 @@ const weightOf = (c) => c.weight ?? c.points;
 const isHidden = (c) => c.weight === 0 && c.points > 0;
 const pointsOf = (c) => number(weightOf(c), Number.isInteger(weightOf(c)) ? 0 : 2);
 const kindOf = (verdicts, id) => MARKS[verdicts ? String(verdicts[id]) : "none"];
-let page = null; // of the group on display; the keys act on it
+let page = null; // state of the displayed group; keys act on it
 
 // ------------------------------------------------------------------------------------------------------------ matrix
 
@@ -52,7 +52,7 @@ function pile(reward) {
   return node;
 }
 
-// `missed`: what the server found to be unexplored and suppressed, of the rubric of the group.
+// `missed`: unexplored and suppressed criteria of the group's rubric, from the server.
 function matrix(here, rubric, columns, largest, missed = {}) {
   const seen = new Map(), note = (about) => { seen.set(about[0], about); return about; };
   const sure = columns.some((c) => c.reference && c.item.verdicts);
@@ -98,7 +98,7 @@ function matrix(here, rubric, columns, largest, missed = {}) {
   return el("div", { class: "judged" }, el("div", { class: "scroll" }, table), seen.size ? key(seen) : null);
 }
 
-// The signs that a matrix has, and what they mean.
+// The signs in a matrix, and their meanings.
 function key(seen) {
   return el("dl", { class: "signs" }, SIGNS.filter((name) => seen.has(name)).map((name) => seen.get(name)).map(([name, text]) => [el("dt", {}, el("span", { class: name === "suppressed" ? "yes suppressed" : `tag ${name}` }, name === "suppressed" ? "✓" : name)), el("dd", {}, name === "suppressed" ? [el("b", {}, name), " "] : null, text)]));
 }
@@ -191,7 +191,7 @@ function differences(here, column) {
   ];
 }
 
-// Fills every text as the address says, one after the other, so that the page stays usable.
+// Fills in the texts as set in the address, one after the other, so that the page stays responsive.
 async function draw(here) {
   const mine = ++here.drawn, { show } = here.view;
   const current = () => mine === here.drawn && page === here;
