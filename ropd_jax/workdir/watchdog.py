@@ -60,13 +60,13 @@ def _watch(timeline: Timeline, limit_s: float, directory: pathlib.Path, coroutin
         with guard:
             path.write_text(text, encoding="utf-8")
         in_flight = ", ".join(_line(*span) for span in timeline.open()[:4]) or "nothing"
-        log.warning("nothing has moved for %.0f s; in flight: %s. All stacks: %s", timeline.still_s(), in_flight, path)
+        log.warning("no progress for %.0f s; in flight: %s. All stacks: %s", timeline.still_s(), in_flight, path)
 
 
 def report(timeline: Timeline, coroutines: Callable[[], str] = str) -> str:
     """What is in flight, the stack of every thread, and those of the teacher's coroutines."""
     out = io.StringIO()
-    out.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  nothing has moved for {timeline.still_s():.1f} s\n\nin flight\n")
+    out.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  no progress for {timeline.still_s():.1f} s\n\nin flight\n")
     for span in timeline.open():
         out.write(f"  {_line(*span)}\n")
     names = {t.ident: t.name for t in threading.enumerate()}
