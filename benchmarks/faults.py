@@ -191,7 +191,7 @@ def _second(
     code = other.ended()
     if code != (0 if stale else 2):
         outcome.lost.append(f"the second process ended with {code}")
-    if ("taking over the lock" if stale else "is running here since") not in other.text():
+    if ("taking over the lock" if stale else "has been running here since") not in other.text():
         outcome.lost.append("the second process did not say why")
     started.go_on()
     started.send(signal.SIGCONT)

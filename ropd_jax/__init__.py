@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_HOME = {  # public name -> the module that has it; "module:name" if it has another name there
+_HOME = {  # public name -> its module; "module:name" if its name there is different
     "BudgetError": "teacher.clients.errors",
     "Interrupted": "utils.interrupt",
     "Judgement": "types",
@@ -75,7 +75,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'ropd_jax' has no attribute {name!r}")
     module, _, other = _HOME[name].partition(":")
     value = getattr(importlib.import_module(f"ropd_jax.{module}"), other or name)
-    globals()[name] = value  # from now on without this detour; also over the module ropd_jax.train of the same name
+    globals()[name] = value  # skips this function from now on, and replaces the module ropd_jax.train of the same name
     return value
 
 

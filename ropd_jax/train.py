@@ -1,12 +1,12 @@
 """One run, top to bottom: prompts -> rollouts -> judgements -> rewards -> advantages -> update.
 
-    train            set up, resume, then step after step, with evaluations and checkpoints between them
+    train            set up, resume, then one step after another, with evaluations and checkpoints in between
     train_step       one step
 
-`training.setup` builds all that no step changes (`Run`). `training.session` holds what surrounds the loop: logs,
-progress, checkpoints, signals. State is a value: parameters, optimizer state, what the method trains. Everything random
-is a function of (seed, step, prompt, rollout), so a run that is killed at any moment and started again ends with the
-same parameters, bit for bit (on CPU).
+`training.setup` builds everything that stays the same in all steps (`Run`). `training.session` holds what surrounds the
+loop: logs, progress, checkpoints, signals. The state is a value: parameters, optimizer state, and what the method
+trains. All randomness is a function of (seed, step, prompt, rollout), so a run that is killed at any moment and
+restarted ends with the same parameters, bit for bit (on CPU).
 """
 
 from __future__ import annotations

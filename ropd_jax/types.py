@@ -30,9 +30,9 @@ THINK, END_THINK = "<think>", "</think>"  # how reasoning models mark their thou
 
 
 class UserError(Exception):
-    """A mistake of the user's that one line can explain: what was seen, what was expected, the remedy.
+    """A mistake of the user that one line can explain: the value, what was expected, the remedy.
 
-    The command line prints the message alone and exits with code 2.
+    The command line prints only the message and exits with code 2.
     """
 
 
@@ -51,13 +51,13 @@ class Prompt:
     Attributes:
         id: unique in its data set, stable across runs.
         messages: the chat shown to the student; the last one is the user's.
-        answer: the gold answer, for grading only. No teacher whose verdicts become rewards sees it; the held-out judge
-            sees one that is free text.
-        task: which grader and which generator it belongs to, e.g. ``chain_sum``.
-        solution: a worked solution that the data set carries ("" if none); never shown to the student.
-        metadata: what a grader needs besides (``reasoning_gym`` entry, for example).
+        answer: the gold answer, for grading only. A teacher whose verdicts become rewards never sees it; the held-out
+            judge sees it if it is free text.
+        task: the grader and the generator of the prompt, e.g. ``chain_sum``.
+        solution: a worked solution from the data set ("" if none); never shown to the student.
+        metadata: what a grader needs in addition (the ``reasoning_gym`` entry, for example).
         source: the name of its source in a mixture (``data.sources``); "" if there is only one.
-        templates: prompt templates of its source, by role of the teacher; the others are the config's.
+        templates: prompt templates of its source, by role of the teacher; other roles use the config's.
     """
 
     id: str
@@ -71,7 +71,7 @@ class Prompt:
 
     @property
     def question(self) -> str:
-        """The text the teacher is shown: the content alone, or ``role: content`` of each message."""
+        """The text that the teacher sees: the content only, or ``role: content`` of each message."""
         if len(self.messages) == 1:
             return self.messages[0].content
         return "\n\n".join(f"{m.role}: {m.content}" for m in self.messages)
@@ -81,8 +81,8 @@ def answer_of(text: str, *, opened: bool = False) -> str:
     """The answer in a text that can hold thoughts: what follows the last ``</think>``; "" if the thinking never ends.
 
     Args:
-        opened: the chat template has opened ``<think>`` before the text, so that a text without ``</think>`` is a
-            thought that was cut. If that is not known, all of such a text counts as the answer.
+        opened: the chat template has opened ``<think>`` before the text, so that a text without ``</think>`` is an
+            unfinished thought. If unknown, leave it False: then such a text counts as the answer.
 
     ::
 
@@ -105,14 +105,14 @@ class Rollout:
     """One answer of the student.
 
     Attributes:
-        tokens_T: int32, the sampled tokens, the stop token included when there was one.
-        logp_T: float32, log-probability of each token under the student's whole distribution at the sampling
-            temperature (1 if greedy): what the learner computes too.
+        tokens_T: int32, the sampled tokens, including the stop token if there is one.
+        logp_T: float32, log-probability of each token under the student's full distribution at the sampling
+            temperature (1 if greedy), as the learner computes it.
         text: the decoded text without the stop token; it includes the thoughts of a student that thinks.
         finish_reason: ``stop`` or ``length`` (cut at the token limit).
-        drawn_logp_T: float32, log-probability of each token under the policy that drew it, from which top-k and top-p
-            left tokens out; None if it is ``logp_T``.
-        opened: the chat template ends in an open ``<think>``: the text begins inside a thought.
+        drawn_logp_T: float32, log-probability of each token under the distribution that it was drawn from, after top-k
+            and top-p; None if it equals ``logp_T``.
+        opened: the chat template ends with an open ``<think>``, so the text begins inside a thought.
     """
 
     tokens_T: np.ndarray
@@ -130,7 +130,7 @@ class Rollout:
 
 @dataclasses.dataclass(frozen=True)
 class RolloutGroup:
-    """One prompt and its G rollouts: the unit that travels to the teacher."""
+    """One prompt and its G rollouts: the unit that is sent to the teacher."""
 
     prompt: Prompt
     prompt_tokens_T: np.ndarray
@@ -151,7 +151,7 @@ class Criterion:
 
 @dataclasses.dataclass(frozen=True)
 class Rubric:
-    """4 to 12 weighted criteria, induced from the contrast of references and rollouts (Eq. 3)."""
+    """4 to 12 weighted criteria, induced from the contrast between references and rollouts (Eq. 3)."""
 
     criteria: tuple[Criterion, ...]
 
@@ -180,9 +180,9 @@ class Verdicts:
     """True/false of each criterion for each answer; an answer without a verdict is *unscored*.
 
     Attributes:
-        passed: per answer the C booleans, or None where the answer is unscored.
+        passed: per answer the C booleans, or None if the answer is unscored.
         causes: per answer None, or why it is unscored (``malformed``, ``missing``, ...).
-        agreement: per criterion the mean share of votes that agree with the majority, None where it is unknown; empty
+        agreement: per criterion the mean share of votes that agree with the majority, None if unknown; empty
             if there was one vote.
     """
 
@@ -191,7 +191,7 @@ class Verdicts:
     agreement: tuple[float | None, ...] = ()
 
     def scores(self, rubric: Rubric) -> tuple[float | None, ...]:
-        """Weighted pass rate of each answer (`Rubric.score`), or None where unscored."""
+        """Weighted pass rate of each answer (`Rubric.score`), or None if unscored."""
         return tuple(None if v is None else rubric.score(v) for v in self.passed)
 
 
@@ -200,8 +200,8 @@ class Repeat:
     """A second verification of the same answers and rubric, shown in another order. It changes no reward.
 
     Attributes:
-        passed: verdicts of the second look, rollouts first, then references.
-        places: where each of them stood in the first look and in the second, counted from 0.
+        passed: verdicts of the second verification, rollouts first, then references.
+        places: the positions of each answer in the first and in the second request, counted from 0.
     """
 
     passed: tuple[tuple[bool, ...] | None, ...]
@@ -213,10 +213,10 @@ class Lineage:
     """Where a rubric comes from.
 
     Attributes:
-        step: the step whose rollouts it was induced from; an earlier one where a rubric is reused.
+        step: the step whose rollouts it was induced from; an earlier one if a rubric is reused.
         model: the rubricator's model, as the config names it.
         template: name and content hash of the rubricator's prompt, ``rubricator.v4@3f2a...``.
-        references, answers: SHA-256 (16 hex digits) of each text that it was induced from.
+        references, answers: SHA-256 (16 hex digits) of the texts that it was induced from.
     """
 
     step: int
@@ -236,7 +236,7 @@ class Call:
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """What the teacher said of one group.
+    """The teacher's judgement of one group.
 
     Attributes:
         rewards: one per rollout; None means unscored. Never 0.0 for a failure.
@@ -246,16 +246,16 @@ class Judgement:
         passed: per rollout the C verdicts, or None.
         reference_passed: the same for the references.
         reference_models: the model that wrote each reference.
-        repeat: the second verification, where one was made (``teacher.health.repeat_frac``).
+        repeat: the second verification, if there was one (``teacher.health.repeat_frac``).
         lineage: where the rubric comes from.
-        weights: what each criterion counted for, where that is not its points; 0 where it was dropped.
-        scores: per rollout the grade that was asked for in place of verdicts, or None.
-        parts: per rollout a judgement of it alone, where each had a rubric of its own.
+        weights: the weight of each criterion, if it is not its points; 0 if the criterion was dropped.
+        scores: per rollout the grade that was requested instead of verdicts, or None.
+        parts: per rollout its own judgement, if each rollout had its own rubric.
         agreement: per criterion how far the votes of the verifier agree (`Verdicts.agreement`); empty for one vote.
-        exact: per rollout the exact grade that is part of its reward (``rewards.exact_weight``), None where there is
+        exact: per rollout the exact grade that is part of its reward (``rewards.exact_weight``), None if it has
             none; empty if no reward has such a part.
         method_rewards: the rewards before the exact grades were added; empty if they are ``rewards``.
-        calls: the requests on the tape that it was made of; empty without a tape. Not compared.
+        calls: the requests on the tape that it is based on; empty without a tape. Not compared.
     """
 
     rewards: tuple[float | None, ...]

@@ -1,24 +1,23 @@
-"""Which criteria does the student learn? The rubrics of a run, clustered by category and wording. Imports no jax.
+"""Which criteria the student learns: the rubrics of a run, clustered by category and wording. Imports no jax.
 
-    1. read      every criterion of every stored group: who passed it, its points, verdicts that a second look changed
-    2. cluster   criteria of one category whose wordings are alike; numbers and quoted texts do not count
-    3. measure   of each cluster the pass rate early and late in the run, with the interval of the change
+    1. read      every criterion of every stored group: which answers pass it, its points, verdicts that flipped
+    2. cluster   criteria of one category with similar wordings; numbers and quoted texts are ignored
+    3. measure   for each cluster the pass rate early and late in the run, with the interval of the change
 
 **Wording.** ``Contains the line "2 + 6 = 8" exactly once.`` and ``Contains the line "8 + 4 = 12" exactly once.`` are
-one wording: quoted texts, formulas and numbers are replaced by marks, letter case and plural ``s`` are dropped.
-Wordings are vectors of their words, weighted by how rare a word is (TF-IDF). The most frequent wording leads the first
-cluster; each next one, in the order of frequency, joins the nearest leader if their cosine is at least `ALIKE`, and
-else leads a cluster of its own. Equal runs give equal clusters. Beyond `MOST` leaders in a category, what is left is
-one cluster.
+the same wording: quoted texts, formulas and numbers are replaced by marks, letter case and plural ``s`` are dropped.
+Wordings are vectors of their words, weighted by rarity (TF-IDF). The most frequent wording leads the first cluster.
+Each further one, in order of frequency, joins the nearest leader if their cosine is at least `ALIKE`, and otherwise
+leads its own cluster. Equal runs give equal clusters. Beyond `MOST` leaders in a category, the rest is one cluster.
 
-**Learned.** ``early`` and ``late`` are the pass rates in the first and in the last third of the stored steps, means
-over groups of the share of scored answers that pass. The answers of a group are not independent, so the interval of
-the change is over groups (Welch's t), after one group that passes and one that fails were added to either side (as
-Agresti and Caffo do), which keeps it honest where few groups all agree. A cluster is *learned* if the whole 95 %
-interval is above 0 and *lost* if it is below 0; of clusters that do not change, 5 % are called one of the two.
+**Learned.** ``early`` and ``late`` are the pass rates in the first and the last third of the stored steps: means over
+groups of the share of scored answers that pass. The answers of a group are not independent, so the interval of the
+change is over groups (Welch's t), after one passing and one failing group were added to either side (as Agresti and
+Caffo do), which keeps it honest if few groups all agree. A cluster is *learned* if its whole 95 % interval is above 0
+and *lost* if it is below 0. Of clusters that do not change, 5 % are called one of the two.
 
-A rubric is written for what the student does at its step. A pass rate that stays can therefore mean that the criteria
-grew with the student: compare ``discriminates``, and held-out measures, before you call it a failure.
+A rubric is written for the student's behaviour at its step. A constant pass rate can therefore mean that the criteria
+grew with the student: compare ``discriminates`` and held-out measures before you call it a failure.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ from ropd_jax.analysis.missed import missed
 from ropd_jax.types import UserError
 from ropd_jax.utils.paths import AnyPath, local_run
 
-ALIKE = 0.6  # least cosine of two wordings in one cluster
-MOST = 1_000  # leaders of a category
+ALIKE = 0.6  # minimum cosine of two wordings in one cluster
+MOST = 1_000  # maximum number of leaders in a category
 BINS = 12  # points of a sparkline
-LEAST = 5  # groups on either side, below which nothing is said of a change
+LEAST = 5  # minimum number of groups on either side for a change to be reported
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,13 +49,13 @@ class Seen:
     """A criterion of one group.
 
     Attributes:
-        step, group, id: where it is.
-        points: what it counted for.
+        step, group, id: its location.
+        points: its effective weight.
         scored, passed: answers with a verdict, and those that pass.
-        references, references_passed: likewise.
+        references, references_passed: the same for references.
         looks, flips: verdicts that were given twice, and those that changed.
-        unexplored: whether a reference passes and no scored answer does; None if that is not known.
-        suppressed: answers that pass it and whose reward does not teach it (`analysis.missed`); None likewise.
+        unexplored: whether a reference passes and no scored answer does; None if unknown.
+        suppressed: number of answers that pass it but whose reward does not teach it (`analysis.missed`), or None.
     """
 
     step: int
@@ -85,7 +84,7 @@ class Seen:
 
 
 def seen_in(row: Mapping[str, Any]) -> list[Seen]:
-    """The criteria of a line of ``groups/*.jsonl``; those of rubrics for single answers too.
+    """The criteria of a line of ``groups/*.jsonl``; including rubrics for single answers.
 
     Raises:
         AttributeError, KeyError, TypeError, ValueError: the line is not a group.
@@ -147,7 +146,7 @@ def read_run(run: AnyPath, progress: Callable[[int, int], None] = lambda read, o
     """The criteria of every stored group of a run.
 
     Args:
-        progress: is told how many files of how many are read.
+        progress: called with the number of files read, and their total.
 
     Raises:
         UserError: no groups.
@@ -175,7 +174,7 @@ _WIDE = re.compile(r"[぀-ヿ㐀-鿿가-힯]")
 
 
 def wording(text: str) -> str:
-    """The text without what differs from question to question: quoted texts and formulas are §, numbers are #.
+    """The text without what is specific to a question: quoted texts and formulas are §, numbers are #.
 
     >>> wording('Contains the lines "2 + 6 = 8" and 12.')
     'contain the line § and #'
@@ -191,7 +190,7 @@ def wording(text: str) -> str:
 
 
 def cluster(seen: Sequence[Seen]) -> list[list[int]]:
-    """Clusters of criteria, as places in ``seen``: the most frequent wording first, the largest cluster first."""
+    """Clusters of criteria, as indices into ``seen``: the most frequent wording first, the largest cluster first."""
     known: dict[str, str] = {}
     wordings: defaultdict[str, defaultdict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for i, one in enumerate(seen):
@@ -210,7 +209,7 @@ def cluster(seen: Sequence[Seen]) -> list[list[int]]:
 
 
 def _leaders(wordings: Sequence[str]) -> list[int]:
-    """The cluster of each wording; they come in the order in which they may lead."""
+    """The cluster of each wording; they are given in the order in which they can lead."""
     counts = [Counter(text.split()) for text in wordings]
     frequency = Counter(word for c in counts for word in c)
     idf = {word: math.log((1 + len(wordings)) / (1 + n)) + 1 for word, n in frequency.items()}
@@ -253,20 +252,20 @@ class Thirds:
 
     @classmethod
     def of(cls, seen: Iterable[Seen]) -> Thirds | None:
-        """None with fewer than three steps."""
+        """None if there are fewer than three steps."""
         steps = sorted({s.step for s in seen})
         n = len(steps) // 3
         return cls(steps[n], steps[-n]) if n else None
 
 
 def measure(seen: Sequence[Seen]) -> dict[str, Any]:
-    """Clusters and categories with their numbers, as plain data; what cannot be known is None.
+    """Clusters and categories with their numbers, as plain data; unknown values are None.
 
     Returns:
-        ``criteria``, ``groups``, ``steps`` (first, last), ``early`` (first, last step), ``late`` likewise;
+        ``criteria``, ``groups``, ``steps`` (first, last), ``early`` (first, last step), ``late`` in the same form;
         ``clusters`` (see `_numbers`, with ``id``, ``category``, ``text``, ``wordings``, ``members``),
         ``categories`` and ``all`` (the paper's Table 5), ``learned``, ``lost``, ``judged`` (numbers of clusters; judged
-        are those with enough groups: the paper's Table A3 counts its cells in this way).
+        are those with enough groups, as in the paper's Table A3).
     """
     thirds = Thirds.of(seen)
     steps = sorted({s.step for s in seen})
@@ -314,10 +313,10 @@ def measure(seen: Sequence[Seen]) -> dict[str, Any]:
 
 
 def _numbers(own: Sequence[Seen], thirds: Thirds | None, edges: Sequence[float]) -> dict[str, Any]:
-    """Of some criteria: ``count``, ``points`` (mean), ``rate``, ``references`` (their pass rate), ``discriminates``,
-    ``flips`` (None without a second look), ``unexplored`` (share of the criteria), ``suppressed`` (share of the answers
-    that pass), ``early``, ``late``, ``change`` with ``low`` and ``high``, ``verdict``
-    (learned, lost or ""), and ``spark``, the pass rate along the run."""
+    """Numbers of some criteria: ``count``, ``points`` (mean), ``rate``, ``references`` (their pass rate),
+    ``discriminates``, ``flips`` (None without a second verification), ``unexplored`` (share of the criteria),
+    ``suppressed`` (share of the passing answers), ``early``, ``late``, ``change`` with ``low`` and ``high``,
+    ``verdict`` (learned, lost or ""), and ``spark``, the pass rate along the run."""
     by_group = _by_group(own)
     rates = [r for _, r in by_group]
     early = [r for step, r in by_group if thirds and step < thirds.early]
@@ -364,7 +363,7 @@ def change_of(early: Sequence[float], late: Sequence[float]) -> tuple[float, flo
     """(late minus early, 95 % interval); None with fewer than `LEAST` groups on either side. See the module."""
     if min(len(early), len(late)) < LEAST:
         return None
-    from scipy.special import stdtrit  # takes a moment, and the viewer starts without it
+    from scipy.special import stdtrit  # slow to import, and the viewer starts without it
 
     a, b = np.array([*early, 0.0, 1.0]), np.array([*late, 0.0, 1.0])
     va, vb = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)

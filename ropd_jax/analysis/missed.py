@@ -1,6 +1,6 @@
-"""What the total reward of a stored group hides: `teacher.health` on a line of ``groups/*.jsonl``. Imports no jax.
+"""What the total reward of a stored group hides: `teacher.health` for a line of ``groups/*.jsonl``. Imports no jax.
 
-Only the rewards and the verdicts are read, so that a viewer can afford it for every group of a run.
+Reads only rewards and verdicts, so it is fast enough for a viewer to compute for every group of a run.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from ropd_jax.utils.files import finite
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Missed:
-    """Of one group with C criteria and G rollouts.
+    """The result for one group with C criteria and G rollouts.
 
     Attributes:
-        unexplored: per criterion, see `health.unexplored`; empty if that is not known (no rollout has verdicts on it).
+        unexplored: per criterion, see `health.unexplored`; empty if unknown (no rollout has verdicts).
         suppressed: per rollout its C verdicts, see `health.suppressed`; None for an unscored rollout.
     """
 
@@ -29,7 +29,7 @@ class Missed:
 
 
 def missed(row: Mapping[str, Any]) -> Missed:
-    """The unexplored criteria and the suppressed verdicts of a line. A rubric that one answer has of its own has none:
+    """The unexplored criteria and the suppressed verdicts of a line. A rubric for a single answer has none, because
     nothing is compared under it.
 
     Raises:

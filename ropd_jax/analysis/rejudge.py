@@ -1,10 +1,10 @@
-"""``ropd rejudge``: the stored rollouts of a run scored again by another verifier, prompt or rubric.
+"""``ropd rejudge``: rescores the stored rollouts of a run with another verifier, prompt or rubric.
 
     1. read     the groups of RUN/groups/*.jsonl, and the config of the run with the changes of the command line
-    2. judge    each again: stored references, stored rubric (or a newly induced one), new verdicts
-    3. compare  rewards, ranks and signs of advantages, verdict by verdict, before anyone pays for a training run
+    2. judge    each group again: stored references, stored rubric (or a new one), new verdicts
+    3. compare  rewards, ranks and signs of advantages, verdict by verdict, before you pay for a training run
 
-With the same seed the answers are shown in the same order as in the run, so a difference is the verifier's own.
+With the same seed the answers are shown in the same order as in the run, so differences come from the verifier.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ _EPS = 1e-9  # two rewards closer than this are equal
 
 
 def run_config(run: str | os.PathLike[str]) -> ConfigDict:
-    """The config of a run, unlocked; keys that its version did not have yet have their defaults.
+    """The config of a run, unlocked; missing keys get their defaults.
 
-    The tape is off, since nothing must be written to the run's own; ``teacher.tape.path`` and ``.mode`` name another.
+    The tape is off, because the run's own must not be changed; ``teacher.tape.path`` and ``.mode`` select another one.
 
     Raises:
         UserError: ``run`` is not the directory of a run.
     """
     cfg = stored_config(run)
     cfg.teacher.tape.mode, cfg.teacher.tape.path = "off", ""
-    cfg.teacher.index = ""  # references are the stored ones
+    cfg.teacher.index = ""  # the stored references are used
     cfg.teacher.rubric_reuse = "fresh"
     return cfg
 
@@ -64,22 +64,22 @@ def main(
     rubric: str,
     out: str = "",
 ) -> dict[str, Any]:
-    """Judges again, prints and returns what would have changed.
+    """Judges again, prints and returns the changes.
 
     Args:
         teacher_cfg: the section ``teacher`` of `run_config`, with the changes.
-        seed: the seed that decides the order in which answers are shown.
+        seed: the seed for the order in which answers are shown.
         steps: (first, end) of the steps, the end not included; None for all.
         rubric: ``stored`` or ``fresh``.
         out: a JSON file for the whole comparison, "" for none.
 
     Raises:
-        UserError: no groups, a teacher that cannot work, a file inside the run.
+        UserError: no groups, a teacher that cannot work, or ``out`` inside the run.
     """
     if rubric not in RUBRICS:
         raise UserError(f"--rubric={rubric} is unknown; expected {' or '.join(RUBRICS)}")
     if out and as_path(out).resolve().is_relative_to(as_path(run).resolve()):
-        raise UserError(f"--out {out} is inside the run, which rejudge does not change; choose another place")
+        raise UserError(f"--out {out} is inside the run, which rejudge does not modify; choose another place")
     groups = list(read_groups(run, steps=steps))
     if not any(g.judgement.references for g in groups):
         raise UserError(f"{run}: no group has references to judge by; expected a run of method=ropd")
@@ -106,7 +106,7 @@ def main(
 async def _judge_all(
     teacher: Teacher, groups: Sequence[StoredGroup], *, fresh: bool, at_once: int
 ) -> tuple[list[StoredGroup], list[Judgement]]:
-    """The groups that can be judged again (they have references, and a rubric unless ``fresh``), and how they were."""
+    """The groups that can be judged again (with references, and a rubric unless ``fresh``), and their judgements."""
     able = [g for g in groups if g.judgement.references and (fresh or g.judgement.rubric)]
     slots, done, progress = asyncio.Semaphore(max(1, 2 * at_once)), 0, Every(PROGRESS_S)
 
@@ -141,7 +141,7 @@ async def _judge_all(
 
 
 def compare(groups: Sequence[StoredGroup], after: Sequence[Judgement], *, same_rubric: bool) -> dict[str, Any]:
-    """What differs between two judgements of the same groups, as plain data. What cannot be known is None."""
+    """The differences between two judgements of the same groups, as plain data. Unknown values are None."""
     before = [g.judgement for g in groups]
     pairs = [_rewards(b, a) for b, a in zip(before, after, strict=True)]
     both = np.array([p for pair in pairs for p in pair], float).reshape(-1, 2)
@@ -181,7 +181,7 @@ def _rewards(before: Judgement, after: Judgement) -> Pair:
 
 
 def _spearman(pair: Pair) -> float | None:
-    """Rank correlation of one group; None if a side has only equal rewards."""
+    """Rank correlation of one group; None if the rewards of a side are all equal."""
     x, y = np.array(pair, float).reshape(-1, 2).round(9).T
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
@@ -195,7 +195,7 @@ def _pearson(both: np.ndarray) -> float | None:
 
 
 def _rank_changes(pair: Pair) -> list[bool]:
-    """Of each rollout scored in both: did its rank in the group change (equal rewards share the mean rank)?"""
+    """For each rollout scored in both: whether its rank in the group changed (equal rewards share the mean rank)."""
     if len(pair) < 2:
         return []
     x, y = (stats.rankdata(column) for column in np.array(pair, float).round(9).T)
@@ -203,7 +203,7 @@ def _rank_changes(pair: Pair) -> list[bool]:
 
 
 def _best_changed(pair: Pair) -> bool | None:
-    """Is none of the best rollouts before among the best after? None with fewer than two."""
+    """Whether none of the best rollouts before is among the best after; None with fewer than two."""
     if len(pair) < 2:
         return None
     x, y = np.array(pair, float).round(9).T
@@ -211,7 +211,7 @@ def _best_changed(pair: Pair) -> bool | None:
 
 
 def _signs(pairs: Iterable[Pair]) -> dict[str, Any]:
-    """What becomes of the sign of each advantage, reward minus the group's mean (dividing by its std changes none)."""
+    """The change in sign of each advantage, reward minus the group's mean (dividing by the std changes no sign)."""
     changes: Counter[tuple[int, int]] = Counter()
     for pair in pairs:
         if len(pair) > 1:
@@ -237,7 +237,7 @@ def _unscored(judgements: Sequence[Judgement]) -> dict[str, Any]:
 def _agreement(groups: Sequence[StoredGroup], after: Sequence[Judgement]) -> dict[str, Any]:
     """Cohen's kappa of both verifiers over all verdicts, by points, and of each criterion (rollouts and references).
 
-    ``cells`` are the verdicts that differ, of answer 0, 1, ... or reference R0, R1, ...
+    ``cells`` are the differing verdicts on answer 0, 1, ... or reference R0, R1, ...
     """
     everything: list[tuple[bool, bool, int]] = []
     criteria: list[dict[str, Any]] = []
@@ -312,7 +312,7 @@ def show(found: Mapping[str, Any], *, file: TextIO | None = None) -> None:
         table.add_row(label, *(_text(found["health"][s][f"health/{key}"], "{:.1%}") for s in ("before", "after")))
     table.add_row("rollouts unscored", *(_causes(found["unscored"][side]) for side in ("before", "after")))
     console.print(table)
-    changes = Table("what would have changed", "")
+    changes = Table("changes", "")
     signs = found["advantage_signs"]
     rows = (
         ("rewards", _text(found["reward_changed_frac"], "{:.1%}")),
@@ -331,7 +331,7 @@ def show(found: Mapping[str, Any], *, file: TextIO | None = None) -> None:
     console.print(changes)
     worst = [c for c in found["criteria"] if c["agreement"] is not None and c["agreement"] < 1][:5]
     if worst:
-        console.print("criteria that the two verifiers read most differently:")
+        console.print("criteria on which the two verifiers differ most:")
         table = Table("agreement", "kappa", "true before", "after", "points", "criterion")
         for c in worst:
             of = f"{{}} of {c['answers']}"

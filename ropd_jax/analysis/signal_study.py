@@ -1,15 +1,15 @@
 """Does the training signal agree with correctness? The paper's signal study on stored rollouts (``ropd analyze``).
 
-    auc          chance that a right answer scores higher than a wrong one, ties counted half (Mann and Whitney);
-                 ``auc_in_group`` takes only pairs of one prompt and step, which is what an advantage compares
-    bad_update   of the rollouts whose advantage is not zero, the share that pushes the wrong way: a right answer below
+    auc          probability that a right answer scores higher than a wrong one, ties counted half (Mann and Whitney);
+                 ``auc_in_group`` uses only pairs of one prompt and step, which is what an advantage compares
+    bad_update   among the rollouts with a nonzero advantage, the share that pushes the wrong way: a right answer below
                  its group's mean, or a wrong one above (the paper's Table A4 gives no formula)
     pass rate    of the rubric's criteria by category, step by step (Table 5)
-    agreement    share of criteria on which a rollout's verdict is that of most references (similarity to the teacher)
+    agreement    share of criteria with the same verdict on a rollout and on most references (similarity to the teacher)
 
-The signals are the rubric reward and whatever a scores file adds: a teacher's log-prob, top-k overlap. Right and wrong
-are the gold answer's; rollouts without one, and unscored ones, are left out and counted. Intervals are bootstraps over
-prompts.
+The signals are the rubric reward and those in a scores file: a teacher's log-prob, top-k overlap. Right and wrong are
+decided by the gold answer; rollouts without one, and unscored ones, are left out and counted. Intervals are bootstraps
+over prompts.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Rollouts:
 
     Attributes:
         step, group, prompt: of each; a group is one prompt at one step.
-        right: True, False, or None if the gold answer is not known.
-        signals: values of each by name, NaN if there is none.
+        right: True, False, or None if the gold answer is unknown.
+        signals: values of each rollout by signal name, NaN if missing.
     """
 
     step: np.ndarray
@@ -55,7 +55,7 @@ class Rollouts:
 
 
 def rollouts_of(groups: Sequence[StoredGroup], scores: Mapping[tuple[int, str, int], Mapping[str, float]]) -> Rollouts:
-    """The rollouts of stored groups; ``scores`` by (step, prompt id, sample) adds signals."""
+    """The rollouts of stored groups; ``scores`` by (step, prompt id, sample) add signals."""
     names = sorted({name for row in scores.values() for name in row})
     prompts = {p: i for i, p in enumerate(dict.fromkeys(g.prompt.id for g in groups))}
     step, group, prompt, right = [], [], [], []
@@ -96,7 +96,7 @@ def read_scores(path: str | os.PathLike[str]) -> dict[tuple[int, str, int], dict
 def auc(values: np.ndarray, right: np.ndarray) -> float | None:
     """Area under the ROC curve; None if all are right or all are wrong.
 
-    The chance that a right answer has a higher value than a wrong one, ties counted half. With values 1 2 2 3 and
+    The probability that a right answer has a higher value than a wrong one, ties counted half. With values 1 2 2 3 and
     right = no no yes yes, three of the four pairs are won and one (2 against 2) is a tie: 3.5 / 4.
     """
     n_right, n_wrong = int(right.sum()), int((~right).sum())
@@ -108,7 +108,7 @@ def auc(values: np.ndarray, right: np.ndarray) -> float | None:
 
 
 def auc_in_group(values: np.ndarray, right: np.ndarray, group: np.ndarray) -> float | None:
-    """The same over pairs of one group; None without a group that has both."""
+    """`auc` over pairs within one group; None without a group that has both right and wrong answers."""
     won = pairs = 0.0
     for g in np.unique(group):
         mine = group == g
@@ -120,7 +120,7 @@ def auc_in_group(values: np.ndarray, right: np.ndarray, group: np.ndarray) -> fl
 
 
 def bad_update(values: np.ndarray, right: np.ndarray, group: np.ndarray) -> float | None:
-    """Share of the rollouts off their group's mean whose sign is against their correctness."""
+    """Among rollouts that differ from their group's mean, the share whose sign contradicts their correctness."""
     _, place, count = np.unique(group, return_inverse=True, return_counts=True)
     advantage = values - (np.bincount(place, values) / count)[place]
     moved = np.abs(advantage) > 1e-9
@@ -128,7 +128,7 @@ def bad_update(values: np.ndarray, right: np.ndarray, group: np.ndarray) -> floa
 
 
 def signal_study(r: Rollouts, name: str, *, draws: int = 500, seed: int = 0) -> dict[str, Any]:
-    """What one signal says about correctness; what cannot be known is None."""
+    """The study of one signal; unknown values are None."""
     known = np.array([x is not None for x in r.right]) & ~np.isnan(r.signals[name])
     right = np.array([bool(x) for x in r.right])[known]
     values, group, prompt = r.signals[name][known], r.group[known], r.prompt[known]
@@ -155,7 +155,7 @@ def signal_study(r: Rollouts, name: str, *, draws: int = 500, seed: int = 0) -> 
 
 
 def over_training(r: Rollouts, name: str) -> list[dict[str, Any]]:
-    """The study of each step by itself, without intervals."""
+    """The study of each step separately, without intervals."""
     rows = []
     for step in np.unique(r.step):
         mine = r.step == step
@@ -175,7 +175,7 @@ def over_training(r: Rollouts, name: str) -> list[dict[str, Any]]:
 
 
 def criteria_over_training(groups: Sequence[StoredGroup]) -> list[dict[str, Any]]:
-    """Pass rate by category, agreement with the references, and the references' own pass rate, of each step."""
+    """For each step: pass rate by category, agreement with the references, and the references' own pass rate."""
     rows = []
     for step in sorted({g.step for g in groups}):
         rates: dict[str, list[bool]] = {}
@@ -215,7 +215,7 @@ def main(run: str, *, steps: tuple[int, int] | None = None, scores: str = "", ou
     """Analyses a run, prints and returns the study; writes ``analysis.json`` and ``analysis.png`` to ``out``.
 
     Raises:
-        UserError: no groups there, or a scores file that fits none of them.
+        UserError: no groups, or a scores file that matches none of them.
     """
     found, r = analyse(list(read_groups(run, steps=steps)), read_scores(scores) if scores else {})
     found = {"run": str(run), **found}
@@ -232,10 +232,10 @@ def main(run: str, *, steps: tuple[int, int] | None = None, scores: str = "", ou
 def analyse(
     groups: Sequence[StoredGroup], scores: Mapping[tuple[int, str, int], Mapping[str, float]]
 ) -> tuple[dict[str, Any], Rollouts]:
-    """(the study as plain data, the rollouts behind it)."""
+    """(the study as plain data, its rollouts)."""
     r = rollouts_of(groups, scores)
     if scores and not any((~np.isnan(v)).any() for name, v in r.signals.items() if name != REWARD):
-        raise UserError("the scores file fits no stored rollout; expected step, prompt_id and sample of this run")
+        raise UserError("the scores file matches no stored rollout; expected step, prompt_id and sample of this run")
     return {
         "groups": len(groups),
         "signals": {name: signal_study(r, name) for name in r.signals},
@@ -278,7 +278,7 @@ def _text(value: float | None, form: str = "{:.3f}") -> str:
 
 
 def draw(found: Mapping[str, Any], r: Rollouts, path: pathlib.Path) -> pathlib.Path:
-    """Four panels: ROC curves, AUC over training, pass rates, agreement. The JSON next to it has the data."""
+    """Four panels: ROC curves, AUC over training, pass rates, agreement. The JSON file next to it has the data."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

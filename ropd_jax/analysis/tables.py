@@ -1,11 +1,11 @@
 """A table of the paper from finished runs: our value with its interval and n, and the paper's number next to it.
 
 A table is data: ``get_table()`` of a file in ``experiments/`` returns a `TableSpec`. Rows name run directories (several
-are seeds of one row) or an untrained checkpoint; columns name benchmarks. ``collect`` looks for the results that
-``ropd eval`` left; a cell without one names what is missing and the command that fills it. Nothing is run.
+are seeds of one row) or an untrained checkpoint; columns name benchmarks. ``collect`` looks for results of ``ropd
+eval``; a cell without one shows what is missing and the command that produces it. Nothing is run.
 
-The interval of several seeds is the bootstrap over problems of the mean over seeds: it measures how surely these runs
-solve such problems, not the spread between seeds.
+The interval of several seeds is the bootstrap over problems of the mean over seeds: it measures the uncertainty of
+these runs over problems, not the spread between seeds.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ class Row:
     """One row.
 
     Attributes:
-        label: as the paper has it.
+        label: as in the paper.
         paper: the paper's numbers in percent, one per column; None if it has none.
-        runs: names of run directories below ``--runs``; more than one are seeds.
-        train: flags of ``ropd train`` that make such a run, all but ``--workdir``; ``{seed}`` is the run's place.
-        special: columns that other runs fill: (runs, train).
+        runs: names of run directories below ``--runs``; several are seeds.
+        train: flags of ``ropd train`` for such a run, except ``--workdir``; ``{seed}`` is the run's index.
+        special: columns filled by other runs: (runs, train).
         checkpoint: an untrained student, instead of runs.
         thinking: the mode of its chat template; None is the template's own.
-        method: the file of ``ropd_jax/methods`` it needs; "" for none.
-        note: why there cannot be a cell of ours ("" if there can).
+        method: the required file of ``ropd_jax/methods``; "" for none.
+        note: why we cannot have a value for the row ("" if we can).
     """
 
     label: str
@@ -65,9 +65,9 @@ class TableSpec:
     Attributes:
         columns: benchmarks.
         eval_flags: flags of ``ropd eval`` for every cell, in addition to the benchmark.
-        column_flags: more of them for the cells of a column, e.g. HealthBench's judge.
-        pick: the rule by which a run's checkpoint is chosen; results of another rule are not shown.
-        caption: the source of the paper's numbers, and what is unusual about them.
+        column_flags: further flags for a column, e.g. for HealthBench's judge.
+        pick: the rule that chooses a run's checkpoint; results by another rule are not shown.
+        caption: the source of the paper's numbers, and special remarks.
     """
 
     title: str
@@ -88,9 +88,9 @@ class TableSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """``ours`` is None without a result; ``missing`` then names what is missing, with the command.
+    """``ours`` is None without a result; then ``missing`` says what is missing, with the command.
 
-    ``ungraded`` and ``truncated`` are shares of the answers; None if a result does not have them.
+    ``ungraded`` and ``truncated`` are shares of the answers; None if a result lacks them.
     """
 
     ours: Estimate | None
@@ -104,18 +104,18 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A spec with its cells, one list a row."""
+    """A spec with its cells, one list per row."""
 
     spec: TableSpec
     cells: tuple[tuple[Cell, ...], ...]
 
 
 def load_spec(spec: str) -> TableSpec:
-    """What ``get_table()`` of a Python file returns; of ``FILE.py:arg`` what ``get_table(arg)`` does.
+    """The result of ``get_table()`` of a Python file, or of ``get_table(arg)`` for ``FILE.py:arg``.
 
     Raises:
-        UserError: no such file, an error in it (with its line), no ``get_table``, one that takes no argument although
-            one is given, or not a TableSpec.
+        UserError: no such file, an error in it (with its line), no ``get_table``, an argument that ``get_table`` does
+            not take, or not a TableSpec.
     """
     name, colon, arg = spec.partition(".py:")
     path = f"{name}.py" if colon else spec
@@ -125,7 +125,7 @@ def load_spec(spec: str) -> TableSpec:
         remedy = "ropd train takes it" if hasattr(module, "get_config") else "define one that returns a TableSpec"
         raise UserError(f"{path} has no get_table(); {remedy}")
     if colon and not inspect.signature(get_table).parameters:
-        raise UserError(f"{path}: get_table() takes no argument, but {arg!r} was given; leave out the part after .py")
+        raise UserError(f"{path}: get_table() takes no argument, but {arg!r} was given; remove the part after .py")
     with user_code(path):
         table = get_table(arg) if colon else get_table()
     if not isinstance(table, TableSpec):
@@ -145,8 +145,8 @@ def collect(
     Args:
         runs: directory of the rows' runs.
         evals: directory of the results of ``ropd eval CHECKPOINT``.
-        cost: (flags of ``ropd train``, directories of the row's other seeds) -> what the run costs, in words; they
-            follow each command to train.
+        cost: (flags of ``ropd train``, directories of the row's other seeds) -> the cost of the run as text, which
+            follows each training command.
     """
     priced = functools.cache(cost) if cost else lambda train, like: ""
     cells = []
@@ -200,7 +200,7 @@ def _share(values: list[float | None]) -> float | None:
 
 
 def _of_run(run: pathlib.Path, name: str, pick: str) -> dict[str, Any] | None:
-    """The result of the newest checkpoint that was chosen by the rule."""
+    """The result of the newest checkpoint chosen by the rule."""
     steps = {}
     for place in run.glob(f"eval/{slug(name)}_step*"):
         step, result = re.fullmatch(r".*_step(\d+)", place.name), _result(place)
@@ -239,7 +239,7 @@ def render(table: Table, form: str) -> str:
 
 
 def _ours(cell: Cell) -> str:
-    """``61.2 [57.8, 64.6]``, with what it is a mean of."""
+    """``61.2 [57.8, 64.6]``, with n, k and the number of seeds."""
     e = cell.ours
     if e is None or e.value is None or e.low is None or e.high is None:
         return ""
@@ -271,7 +271,7 @@ def _markdown(table: Table) -> str:
 
 def _legend(spec: TableSpec) -> str:
     text = (
-        "Ours in percent with the 95 % interval over problems; the paper's number in italics; – is not there yet. "
+        "Ours in percent with the 95 % interval over problems; the paper's number in italics; – is missing. "
         "Shares of ungraded and truncated answers are shown unless they are 0."
     )
     return f"{text} {spec.caption}".strip()

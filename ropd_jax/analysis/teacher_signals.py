@@ -1,16 +1,17 @@
 """Signals of a teacher with weights on a run's stored rollouts, next to the rubric reward.
 
-``ropd analyze RUN --teacher CHECKPOINT`` puts the numbers into the signal study (``evaluation.analysis``), as the
-paper's Tables A4 and A5 do. Each is a mean over the tokens of an answer's text, a stop token not among them:
+``ropd analyze RUN --teacher CHECKPOINT`` adds the numbers to the signal study (``evaluation.analysis``), as in the
+paper's Tables A4 and A5. Each is a mean over the tokens of an answer's text, without the stop token:
 
     teacher_logprob   the log-prob of the token. The answer is re-tokenized by the teacher's own tokenizer after its own
                       chat template, so any checkpoint works
-    topk_overlap      of the k most likely next tokens of student and teacher (k = 24 in the paper) the share in both
-    topk_mass         the student's probability of those that are in both. The paper does not define which of the two
-                      it uses; its means of 0.9986 to 0.9996 can only be a mass
+    topk_overlap      the share of the k most likely next tokens (k = 24 in the paper) that student and teacher have in
+                      common
+    topk_mass         the student's probability of the common tokens. The paper does not define which of the two it
+                      uses; its means of 0.9986 to 0.9996 can only be a mass
 
-The student of a rollout is the run's newest kept checkpoint that is not later than it, or the one that the run started
-from; its tokenizer must be the teacher's.
+The student of a rollout is the run's newest checkpoint that is not later than the rollout, or the initial student. Its
+tokenizer must be the teacher's.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ _STEP = 32  # tokens; rows are padded to a multiple, so that few programs are co
 
 
 class Row(NamedTuple):
-    """One answer: its key, and the tokens of prompt and answer; the answer begins at ``start``."""
+    """One answer: its key, and the tokens of prompt and answer; the answer starts at ``start``."""
 
     key: tuple[int, str, int]
     tokens: list[int]
@@ -72,11 +73,11 @@ def score_run(
     ``out``.
 
     Args:
-        checkpoint: of the teacher, by any name that `student.find` knows.
-        system: the run's system message; the stored question holds it in words.
-        top_k: tokens of the overlap; 0 leaves it out. If it cannot be computed (no checkpoints, another tokenizer), the
-            log reports the reason and it is left out.
-        rows: answers in one batch.
+        checkpoint: of the teacher, by any name that `student.find` accepts.
+        system: the run's system message; the stored question contains its text.
+        top_k: tokens for the overlap; 0 omits it. If it cannot be computed (no checkpoints, another tokenizer), the
+            log reports the reason and it is omitted.
+        rows: answers per batch.
 
     Raises:
         UserError: no groups, no such checkpoint, or an answer longer than the teacher was made for.
@@ -112,7 +113,7 @@ def _overlap_rows(student: Student, teacher: Student, part: Sequence[Row], **how
 def _measure(
     todo: Sequence[Row], rows: int, found: Scores, what: str, values: Callable[[Sequence[Row]], list[dict[str, float]]]
 ) -> None:
-    """Adds the values of all rows, so many at a time, and reports progress."""
+    """Adds the values of all rows, batch by batch, and reports progress."""
     begin, progress = time.monotonic(), Every(PROGRESS_S)
     for at in range(0, len(todo), rows):
         part = todo[at : at + rows]
@@ -127,7 +128,7 @@ def _measure(
 def _policies(
     run: str | os.PathLike[str], teacher: Student, todo: Sequence[Row], top_k: int
 ) -> Iterator[tuple[Student, list[Row]]]:
-    """Each student that is at hand with the rows that it answers for."""
+    """Each available student with the rows that it answered."""
     cfg = run_config(run)
     if cfg is None:
         log.info("no top-k overlap: %s has no checkpoints, so there is no student to compare with", run)
@@ -154,7 +155,7 @@ def mean_logprobs(teacher: Student, part: Sequence[Row], *, rows: int = 0, dtype
     """The teacher's mean log-prob of the tokens of each row's answer, natural logarithm.
 
     Args:
-        rows: the batch is filled up to so many, 0 to none, so that one program serves all.
+        rows: the batch is padded to this many rows, so that one program serves all; 0 for no padding.
     """
     tokens_BT, answer_BT = _padded(part, rows)
     sums_B = np.asarray(_sums(teacher.cfg, teacher.params, tokens_BT, answer_BT, dtype=dtype))
@@ -173,7 +174,7 @@ def mean_overlaps(
 
 
 def _padded(part: Sequence[Row], rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens_BT, answer_BT): the batch, and which *targets* are the answers'."""
+    """(tokens_BT, answer_BT): the batch, and which *targets* belong to the answers."""
     T = -(-max(len(row.tokens) for row in part) // _STEP) * _STEP + 1
     B = max(rows, len(part))
     tokens_BT, answer_BT = np.zeros((B, T), np.int32), np.zeros((B, T - 1), bool)
@@ -194,7 +195,7 @@ def _rows(teacher: Student, groups: Sequence[StoredGroup], system: str) -> Itera
 
 
 def _messages(question: str, system: str) -> tuple[Message, ...]:
-    """The chat that the stored question is the words of."""
+    """The chat whose text is the stored question."""
     head = f"system: {system}\n\nuser: "
     if system and question.startswith(head):
         return Message("system", system), Message("user", question.removeprefix(head))
@@ -203,7 +204,7 @@ def _messages(question: str, system: str) -> tuple[Message, ...]:
 
 @functools.partial(jax.jit, static_argnames=("cfg", "dtype"))
 def _sums(cfg: ModelConfig, params, tokens_BT, answer_BT, *, dtype: str):
-    """Sum of the log-probs of each row's answer tokens, float32; ``answer_BT`` marks the *targets* that count."""
+    """Sum of the log-probs of each row's answer tokens, float32; ``answer_BT`` marks the *targets* to sum."""
     x_BTD = _hidden(cfg, params, tokens_BT, dtype)
     logp_BT, _ = token_logprobs(cfg, params, x_BTD, tokens_BT[:, 1:])
     return jnp.sum(jnp.where(answer_BT, logp_BT, 0.0), axis=1)
@@ -219,7 +220,7 @@ def _overlaps(cfg: ModelConfig, teacher_cfg: ModelConfig, params, teacher_params
 
 
 def _hidden(cfg: ModelConfig, params, tokens_BT, dtype: str):
-    """Hidden states of all but the last token, a row a sequence."""
+    """Hidden states of all but the last token, one sequence per row."""
     B, T = tokens_BT.shape
     positions_BT = jnp.broadcast_to(jnp.arange(T - 1, dtype=jnp.int32)[None], (B, T - 1))
     segments_BT = jnp.ones((B, T - 1), jnp.int32)  # padding follows the answer, and attention is causal

@@ -1,8 +1,8 @@
-"""What a run did when, as a picture, and what it waits for, in one line (``ropd timeline``). No jax.
+"""The timeline of a run as a picture, and what it waits for, in one line (``ropd timeline``). No jax.
 
 The line covers the chosen steps: the share of their seconds in which the device sampled or updated, the share in which
-the run only waited for the teacher (``idle``), and the rest. What it waits for is read off the critical path: the role
-that the step's last group was at while the run was idle.
+the run only waited for the teacher (``idle``), and the rest. What it waits for follows from the critical path: the role
+in which the step's last group was while the run was idle.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ WAITING = {"compile": "the compiler", "sample": "sampling", "update": "the updat
 
 @dataclasses.dataclass(frozen=True)
 class Shares:
-    """Where the seconds of some steps went.
+    """How the seconds of some steps were spent.
 
     Attributes:
         steps: number of steps.
-        seconds: of all of them.
-        spent: share of each thing that the run itself does; ``host`` is what no span covers.
+        seconds: of all of them together.
+        spent: share of each activity of the run itself; ``host`` is time that no span covers.
         roles: share in which the run was idle, by the role that it waited for.
     """
 
@@ -66,13 +66,13 @@ def shares(spans: Sequence[Span]) -> Shares:
     steps = [s for s in spans if s.name == "step"]
     seconds = sum(s.end - s.start for s in steps)
     if not seconds:
-        raise UserError("no finished step in the timeline; wait for the first, or give other --steps")
+        raise UserError("no finished step in the timeline; wait for the first, or choose other --steps")
     spent: defaultdict[str, float] = defaultdict(float, host=seconds)
     roles: defaultdict[str, float] = defaultdict(float)
     for step in steps:
         inside = [s for s in spans if s.start < step.end and s.end > step.start]
         free = [(step.start, step.end)]
-        for name in ORDER:  # of two at a time the first one counts
+        for name in ORDER:  # of two at the same time the first one counts
             found = [(max(s.start, step.start), min(s.end, step.end)) for s in inside if s.name == name]
             covered, free = _take(free, found)
             spent[name] += _length(covered)
@@ -89,7 +89,7 @@ def shares(spans: Sequence[Span]) -> Shares:
 
 
 def compiled(spans: Sequence[Span]) -> str:
-    """What was compiled, and what the compile cache saved, in one line; "" for a run that recorded neither."""
+    """Compilations, and the time that the compile cache saved, in one line; "" if the run recorded neither."""
     programs = [s for s in spans if s.name == "compile"]
     if not programs:
         return ""
@@ -102,7 +102,7 @@ def compiled(spans: Sequence[Span]) -> str:
 
 
 def _waited_for(idle: list[tuple[float, float]], spans: Sequence[Span], step: int | None) -> dict[str, float]:
-    """Seconds of ``idle`` by the role that the step's last group was at."""
+    """Seconds of ``idle`` by the role in which the step's last group was."""
     calls = [s for s in spans if s.name in TEACHER and s.step == step]
     if not calls:
         return {}
@@ -118,7 +118,7 @@ def _waited_for(idle: list[tuple[float, float]], spans: Sequence[Span], step: in
 def _take(
     free: list[tuple[float, float]], wanted: Iterable[tuple[float, float]]
 ) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-    """(what of ``free`` the intervals cover, what is left); no moment is counted twice."""
+    """(the part of ``free`` that the intervals cover, the rest); no moment is counted twice."""
     covered: list[tuple[float, float]] = []
     for start, end in wanted:
         left = []
@@ -153,7 +153,7 @@ class Bar:
 def lanes(spans: Sequence[Span]) -> tuple[list[str], list[Bar]]:
     """(label of each lane, bars): the run's own lanes, then one for each group of each step.
 
-    A group's sampling bar ends where its judgement begins. Bars of simultaneous calls overlap.
+    A group's sampling bar ends where its judgement starts. Bars of simultaneous calls overlap.
 
         sample          ████████            ████
         update                  ███             ███

@@ -1,10 +1,10 @@
 """``timeline.json``: the spans of a run in Chrome's trace format, for https://ui.perfetto.dev and ``chrome://tracing``.
 
-    process "run"       a thread per thing that the run itself does: step, sample, update, idle ...
-    process "teacher"   a thread per group of the step: judged, and inside of it reference, rubric, verify
+    process "run"       one thread per activity of the run itself: step, sample, update, idle ...
+    process "teacher"   one thread per group of the step: judged, and inside it reference, rubric, verify
 
-Simultaneous spans of one thread that overlap without one holding the other, such as two calls of a group, get further
-threads, since the format nests what shares a thread.
+Spans of one thread that overlap without containing one another, such as two calls of a group, get further threads,
+because the format nests the spans of a thread.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _place(row: tuple[int, str]) -> tuple[int, int, str]:
 
 
 def _nested(spans: Sequence[Span]) -> list[list[Span]]:
-    """Threads such that two spans of one are apart, or the later one lies inside of the earlier one."""
+    """Threads in which two spans are either disjoint, or the later one is inside the earlier one."""
     lanes: list[list[Span]] = []
     open_ends: list[list[float]] = []  # of each lane, the innermost last
     for s in spans:

@@ -1,1 +1,1 @@
-"""The mathematics of the method as pure functions of arrays: no sibling room is imported here."""
+"""The mathematics of the method as pure functions of arrays: imports no other folder of the package."""

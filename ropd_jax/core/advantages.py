@@ -13,7 +13,7 @@ from ropd_jax.types import Array
 
 
 class Advantages(NamedTuple):
-    """Advantages of a step and what became of its groups.
+    """Advantages of a step, and the status of its groups.
 
     Attributes:
         advantage_PG: float32, exactly 0 wherever ``informative_PG`` is False.
@@ -29,16 +29,16 @@ class Advantages(NamedTuple):
 def group_advantages(
     reward_PG: Array, valid_PG: Array, *, normalize_std: bool, min_scored: int = 2, eps: float = 1e-6
 ) -> Advantages:
-    """Reward minus the mean of the scored rollouts of its group, divided by their std when asked.
+    """Reward minus the mean of the scored rollouts of its group, optionally divided by their std.
 
-    The paper divides (Eq. 6), its released code does not (as Dr.GRPO, arXiv 2503.20783).
-    An unscored rollout is out of the mean and the std; what stands in ``reward_PG`` there is never read.
+    The paper divides (Eq. 6), its released code does not (like Dr.GRPO, arXiv 2503.20783).
+    Unscored rollouts are excluded from mean and std; their entries of ``reward_PG`` are never read.
 
     Args:
         reward_PG: rewards in [0, 1].
-        valid_PG: True where the rollout is scored.
+        valid_PG: True if the rollout is scored.
         normalize_std: divide by the group's sample standard deviation + ``eps``.
-        min_scored: a group with fewer scored rollouts is invalid as a whole; at least 2.
+        min_scored: groups with fewer scored rollouts are invalid; at least 2.
     """
     reward_PG = jnp.where(valid_PG, reward_PG.astype(jnp.float32), 0.0)
     enough_P1 = jnp.sum(valid_PG, axis=1, keepdims=True) >= max(min_scored, 2)
@@ -56,8 +56,8 @@ class Part(NamedTuple):
     """One part of the rewards of a group, such as a criterion.
 
     Attributes:
-        weight: what it counts for in the reward.
-        values: one number per rollout; what stands there for an unscored one is never read.
+        weight: its weight in the reward.
+        values: one number per rollout; entries of unscored rollouts are never read.
     """
 
     weight: float
@@ -67,15 +67,15 @@ class Part(NamedTuple):
 def summed_advantages(
     parts: Sequence[Sequence[Part]], valid_PG: np.ndarray, *, normalize_std: bool, min_scored: int = 2
 ) -> Advantages:
-    """Advantages part by part: A_i = sum_k w_k A_ik, with A_ik the `group_advantages` of the values of part k alone.
+    """Advantages part by part: A_i = sum_k w_k A_ik, with A_ik the `group_advantages` of the values of part k.
 
-    Divided by its own standard deviation, a part that only one rollout of eight fulfils counts as much a point as one
-    that half of them fulfil; in the advantage of the total reward it would drown. Without that division the sum is the
-    advantage of the total reward. With one part of weight 1 it is that part's `group_advantages`.
+    Divided by its own standard deviation, a part that only one rollout of eight fulfils counts as much per point as one
+    that half of them fulfil; in the advantage of the total reward its effect would be small. Without that division the
+    sum is the advantage of the total reward. With one part of weight 1 it is that part's `group_advantages`.
 
     Args:
         parts: per group the parts of its rewards.
-        valid_PG: True where the rollout is scored.
+        valid_PG: True if the rollout is scored.
     """
     P, G = valid_PG.shape
     K = max(1, *(len(of_group) for of_group in parts)) if len(parts) else 1

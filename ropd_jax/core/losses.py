@@ -1,7 +1,7 @@
 """Token losses, and the weights that turn them into one number.
 
-A loss here is a sum over tokens of ``weight_BT * loss_BT``. The weights are made once from the mask of the whole
-batch, so the parts of a gradient accumulation add up to the exact global mean, whatever way the batch is cut.
+A loss here is a sum over tokens of ``weight_BT * loss_BT``. The weights are computed once from the mask of the whole
+batch, so the parts of a gradient accumulation add up to the exact global mean, however the batch is split.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 AGGREGATIONS = ("token_mean", "seq_mean", "seq_mean_token_sum", "seq_mean_token_sum_norm")
 KL_KINDS = ("k1", "k2", "k3")
-KL_ON = ("valid", "informative")  # tokens that the KL and entropy terms act on; docs/update.md
+KL_ON = ("valid", "informative")  # tokens with KL and entropy terms; docs/update.md
 RATIOS = ("token", "sequence")
 
 
@@ -24,13 +24,13 @@ def token_weights(
     - ``seq_mean``: mean over sequences of the mean over their tokens (paper Eq. 8, GRPO).
     - ``seq_mean_token_sum``: mean over sequences of the sum over their tokens (Dr.GRPO without its constant).
     - ``seq_mean_token_sum_norm``: the same divided by ``max_tokens`` (Dr.GRPO, arXiv 2503.20783): long wrong answers
-      are not diluted, and the size of the loss does not hang on the lengths at hand.
+      are not diluted, and the size of the loss does not depend on the lengths in the batch.
 
     Args:
-        mask_BT: True for the tokens that count. A sequence without any does not count as one.
+        mask_BT: True for the tokens that count. Sequences without such tokens are not counted.
         aggregation: one of `AGGREGATIONS`.
-        length_BT: tokens that count in the token's sequence, where several share a row; None where each has its own.
-        max_tokens: the constant divisor of ``seq_mean_token_sum_norm``: the most tokens that an answer may have.
+        length_BT: tokens that count in the token's sequence, if several share a row; None if each has its own.
+        max_tokens: the constant divisor of ``seq_mean_token_sum_norm``: the maximum length of an answer.
 
     Raises:
         ValueError: unknown aggregation.
@@ -42,10 +42,10 @@ def token_weights(
 def token_numerators(
     mask_BT: jax.Array, aggregation: str, length_BT: jax.Array | None = None, *, max_tokens: int = 1
 ) -> tuple[jax.Array, jax.Array]:
-    """(numerator_BT, weight): `token_weights` of a batch that comes in portions.
+    """(numerator_BT, weight): `token_weights` for a batch in portions.
 
     The aggregate is the sum of ``numerator_BT * loss_BT`` over all portions, divided by the sum of their weights: the
-    number of tokens for ``token_mean``, of sequences for the others. Arguments and errors as there.
+    number of tokens for ``token_mean``, of sequences for the others. Arguments and errors as for `token_weights`.
     """
     mask32_BT = mask_BT.astype(jnp.float32)
     if length_BT is None:
@@ -76,12 +76,12 @@ def policy_loss(
 
     Args:
         logp_BT: log-probs under the policy that is trained.
-        old_logp_BT: log-probs under the student that sampled, of its whole distribution: no top-k, no top-p.
+        old_logp_BT: log-probs under the student that sampled, of its full distribution: no top-k, no top-p.
         advantage_BT: advantage of the token's rollout.
-        dual_clip: for A < 0 the loss is at most ``-dual_clip * A`` (released code: 3.0); 0 switches it off.
+        dual_clip: for A < 0 the loss is at most ``-dual_clip * A`` (released code: 3.0); 0 disables it.
 
     Returns:
-        (loss_BT, clipped_BT): the loss, and True where clipping took the gradient away.
+        (loss_BT, clipped_BT): the loss, and True where clipping removed the gradient.
     """
     ratio_BT = jnp.exp(logp_BT - old_logp_BT)
     plain_BT = ratio_BT * advantage_BT
@@ -101,9 +101,9 @@ def truncated_is_loss(
 ) -> tuple[jax.Array, jax.Array]:
     """Policy gradient with truncated importance weights: -sg(min(ratio, cap)) * A * log p, per token.
 
-    The weight corrects for the policy that sampled and has no gradient, so no token's gradient is ever cut to zero:
+    The weight corrects for the policy that sampled and has no gradient, so no token's gradient is ever clipped to zero:
     its weight is bounded instead (IMPALA, arXiv 1802.01561, Eq. 1; the released code's token-level rollout correction,
-    threshold 2.0, is the same at one update a step).
+    threshold 2.0, is the same with one update per step).
 
     Returns:
         (loss_BT, capped_BT): the loss, and True where the weight was cut at ``cap``.
@@ -123,10 +123,10 @@ def weighted_clip_loss(
     clip_high: float,
     dual_clip: float = 0.0,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`policy_loss` times truncated importance weights, per token, as the released code (verl) multiplies the two.
+    """`policy_loss` times truncated importance weights, per token, as in the released code (verl).
 
-    Three policies: p is trained, p_start is the one before the step's first update, p_sampler drew the token. The clip
-    bounds how far the step moves, ratio p / p_start; the weight sg(min(p_start / p_sampler, cap)) corrects for where it
+    Three policies: p is trained, p_start is from before the step's first update, p_sampler drew the token. The clip
+    bounds the size of the step, ratio p / p_start; the weight sg(min(p_start / p_sampler, cap)) corrects for where it
     started. With p_start 0.2, p_sampler 0.1, p 0.3, A = 1, cap 1.5 and clips 0.2, 0.28: -1.5 * min(1.5, 1.28) = -1.92.
 
     Returns:
@@ -145,11 +145,11 @@ def sequence_logp(
     """(logp_BT, old_logp_BT) whose per-token ratio is the sequence's: s = exp(mean_t(log p - log p_old)).
 
     GSPO (arXiv 2507.18071, Eq. 7 and its token form, Eq. 15): every token of a sequence has the value of s, and the
-    gradient of log s is spread evenly over its tokens. Hand the result to `policy_loss`.
+    gradient of log s is spread evenly over its tokens. Pass the result to `policy_loss`.
 
     Args:
         mask_BT: the tokens that count; elsewhere the result is 0.
-        segments_BT: which sequence of its row a token belongs to (rows may be packed).
+        segments_BT: the sequence of each token in its row (rows can be packed).
     """
     delta_BT = jax.lax.stop_gradient(segment_mean(logp_BT - old_logp_BT, mask_BT, segments_BT))
     now_BT = jax.lax.stop_gradient(logp_BT)
@@ -159,7 +159,7 @@ def sequence_logp(
 def segment_sum(x_BT: jax.Array, mask_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
     """At every token the sum of ``x_BT`` over the masked tokens of its segment; float32.
 
-    Segments are runs of equal numbers in a row. Two scans along the row, no scatter: it shards as its input does.
+    Segments are runs of equal numbers in a row. Two scans along the row, no scatter: its sharding is that of its input.
     """
     x_BT = jnp.where(mask_BT, x_BT.astype(jnp.float32), 0.0)
 
@@ -181,8 +181,8 @@ def segment_mean(x_BT: jax.Array, mask_BT: jax.Array, segments_BT: jax.Array) ->
 def kl_estimate(logp_BT: jax.Array, ref_logp_BT: jax.Array, kind: str) -> jax.Array:
     """Estimate of KL(policy || reference) per token from the log-probs of the sampled token (J. Schulman, 2020).
 
-    - ``k1``: log(p / p_ref). Unbiased, may be negative. As a loss its gradient is 0 in expectation: it is a value to
-      look at, not a leash.
+    - ``k1``: log(p / p_ref). Unbiased, can be negative. As a loss its gradient is 0 in expectation: it is a value to
+      monitor, not a constraint.
     - ``k2``: log(p / p_ref)^2 / 2. Biased, but its gradient is that of the KL in expectation.
     - ``k3``: r - 1 - log r with r = p_ref / p. Unbiased and never negative (GRPO, arXiv 2402.03300, Eq. 4).
 

@@ -1,15 +1,15 @@
-"""Adam whose two moments take less than the 8 bytes a parameter of float32.
+"""Adam whose two moments take less than the 8 bytes per parameter of float32.
 
-Each step reads a moment as float32, updates it, and stores it again in its own form:
+Each step reads a moment as float32, updates it, and stores it again in a compact form:
 
-    bfloat16   4 bytes a parameter: both moments rounded to 8 bits of mantissa
-    int8       2 bytes and a little: blocks of up to 128 numbers along the last axis share one float32 scale
-    factored   2 bytes and a little: the second moment as the outer product of its row and column means (Adafactor,
-               arXiv 1804.04235), the first one, of the normalised gradient, in bfloat16 (as arXiv 2106.04560)
+    bfloat16   4 bytes per parameter: both moments rounded to 8 bits of mantissa
+    int8       about 2 bytes per parameter: blocks of up to 128 numbers along the last axis share one float32 scale
+    factored   about 2 bytes per parameter: the second moment as the outer product of its row and column means
+               (Adafactor, arXiv 1804.04235), the first one, of the normalised gradient, in bfloat16 (arXiv 2106.04560)
 
-Eight bits cannot hold a decay of one percent a step: rounded to the nearest, 50 * 0.995 is 50 for ever. So a number is
-rounded up or down in turn, as often as its fraction says (a fixed sequence of step and place, no random state). Of the
-second moment the square root is stored, and never as 0, by which a step would explode.
+Eight bits cannot represent a decay of one percent per step: rounded to nearest, 50 * 0.995 stays 50 forever. So numbers
+are rounded up or down in turn, as often as their fraction requires (a fixed sequence over steps and places, no random
+state). Of the second moment the square root is stored, and never as 0, which would make a step explode.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BLOCK = 128
 
 
 class Blocks(NamedTuple):
-    """Numbers in eight bits: ``code`` int8, of the same shape; ``scale`` float32, one a block of the last axis."""
+    """Numbers in eight bits: ``code`` int8, of the same shape; ``scale`` float32, one per block of the last axis."""
 
     code: jax.Array
     scale: jax.Array
@@ -43,7 +43,7 @@ class Form(NamedTuple):
 
 
 class AdamState(NamedTuple):
-    """``count`` steps done; ``mu`` and ``nu`` as lists in the order of the parameters' leaves."""
+    """``count`` of steps; ``mu`` and ``nu`` as lists in the order of the parameters' leaves."""
 
     count: jax.Array  # type: ignore[assignment]  # tuple.count is hidden, as in optax's own ScaleByAdamState
     mu: list
@@ -51,7 +51,7 @@ class AdamState(NamedTuple):
 
 
 def compact_adam(moments: str, *, b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """The direction of Adam's step (no learning rate, no decay) with moments in a smaller form.
+    """The direction of Adam's step (no learning rate, no decay) with moments in a compact form.
 
     Raises:
         ValueError: unknown form.
@@ -71,7 +71,7 @@ def compact_adam(moments: str, *, b1: float, b2: float, eps: float) -> optax.Gra
         leaves, tree = jax.tree.flatten(grads)
         count = state.count + 1
         steps = count.astype(jnp.float32)
-        done1, done2 = 1.0 - b1**steps, 1.0 - b2**steps  # what the moments would be of a constant gradient of 1
+        done1, done2 = 1.0 - b1**steps, 1.0 - b2**steps  # the moments for a constant gradient of 1
         mu, nu, updates = [], [], []
         for g, m, v in zip(leaves, state.mu, state.nu, strict=True):
             g = g.astype(jnp.float32)
@@ -96,7 +96,7 @@ def _factored(b1: float, b2: float) -> optax.GradientTransformation:
 
 
 def store_signed(x: jax.Array, count) -> Blocks:
-    """In 254 steps between minus and plus the block's largest magnitude."""
+    """Quantized to 254 steps between minus and plus the block's largest magnitude."""
     return _store(x, count, least=0.0)
 
 
@@ -105,7 +105,7 @@ def read_signed(x: Blocks) -> jax.Array:
 
 
 def store_square(x: jax.Array, count) -> Blocks:
-    """The square root of a number that is not negative, in 127 steps; what is not 0 takes at least one."""
+    """The square root of a nonnegative number, in 127 steps; nonzero numbers take at least one."""
     return _store(jnp.sqrt(x), count, least=1.0)
 
 
@@ -120,7 +120,7 @@ def _store(x: jax.Array, count, *, least: float) -> Blocks:
     pieces = _in_blocks(x)
     scale = jnp.max(jnp.abs(pieces), axis=-1) / 127.0
     steps = pieces / jnp.where(scale > 0, scale, 1.0)[..., None]
-    # Multiples of the golden ratio fall evenly into [0, 1): over the steps, and from place to place.
+    # Multiples of the golden ratio are spread evenly over [0, 1), across steps and across places.
     place = jnp.arange(pieces.shape[-1], dtype=jnp.float32) + jnp.asarray(count % 4096, jnp.float32)
     turn = jnp.mod(place * 0.6180339887, 1.0)
     code = jnp.floor(steps + jnp.expand_dims(turn, range(steps.ndim - 1)))
@@ -136,7 +136,7 @@ def _read(x: Blocks) -> jax.Array:
 
 
 def _in_blocks(x: jax.Array) -> jax.Array:
-    """[..., n] -> [..., n / block, block]; a last axis whose shards no block divides is gathered first."""
+    """[..., n] -> [..., n / block, block]; a last axis whose shards are not divisible into blocks is gathered first."""
     block = math.gcd(x.shape[-1], BLOCK)
     sharding = jax.typeof(x).sharding
     if not sharding.mesh.empty and (axis := sharding.spec[-1]) is not None:

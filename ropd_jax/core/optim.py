@@ -45,7 +45,7 @@ def make_optimizer(
     else:
         raise ValueError(f"schedule={schedule!r}; expected one of {', '.join(SCHEDULES)}")
     if warmup_steps:
-        # Step 0 already moves: lr * 1/(warmup), 2/(warmup), ...
+        # Step 0 already has an effect: lr * 1/(warmup), 2/(warmup), ...
         warm = optax.linear_schedule(lr / warmup_steps, lr, max(warmup_steps - 1, 1))
         after = optax.join_schedules([warm, after], [warmup_steps])
     if moments == "float32":
@@ -60,11 +60,11 @@ def make_optimizer(
 def decay(rate: float, mask: str) -> optax.GradientTransformation:
     """Decoupled weight decay: adds ``rate`` times the parameter to its update (AdamW, arXiv 1711.05101).
 
-    - ``matrices``: weights of products, tables and adapters, but no norm scale and no bias. Decay keeps products from
-      growing; a scale has its rest at 1, not at 0, and pulling it to 0 shrinks a layer's output without any gradient.
+    - ``matrices``: weights of products, tables and adapters, but not norm scales and biases. Decay keeps products from
+      growing; a scale's neutral value is 1, not 0, and pulling it to 0 shrinks a layer's output without any gradient.
     - ``all``: every parameter.
 
-    Without `optax.masked`, which would change the form of the state, so that no earlier checkpoint could be restored.
+    Avoids `optax.masked`, which would change the state's structure and so make older checkpoints unreadable.
 
     Raises:
         ValueError: unknown mask.
@@ -82,9 +82,9 @@ def decay(rate: float, mask: str) -> optax.GradientTransformation:
 
 
 def is_matrix(name: str) -> bool:
-    """Whether a parameter of that name is a weight, not a norm's scale (``scale_D``) or a bias (``q_bias_NH``).
+    """Whether a parameter with this name is a weight, not a norm's scale (``scale_D``) or a bias (``q_bias_NH``).
 
-    By name: stacked over layers, scales and biases have as many axes as a matrix.
+    Decided by name, because scales and biases that are stacked over layers have as many axes as a matrix.
     """
     return not name.startswith("scale_") and "bias" not in name.split("_")
 
@@ -92,8 +92,8 @@ def is_matrix(name: str) -> bool:
 def clip_by_norm(most: float) -> optax.GradientTransformation:
     """Scale all gradients by min(1, most / their common norm).
 
-    One multiplication, which XLA computes again in each place that reads the result. `optax.clip_by_global_norm`
-    divides, so that a second copy of all gradients is kept: 513 MiB of the 1,026 that an update of a 135M student took.
+    One multiplication, which XLA recomputes wherever the result is read. `optax.clip_by_global_norm` divides, so that a
+    second copy of all gradients is kept: 513 MiB of the 1,026 that an update of a 135M student took.
     """
 
     def update(grads, state, params=None):
@@ -105,7 +105,7 @@ def clip_by_norm(most: float) -> optax.GradientTransformation:
 
 
 def _lenient(f):
-    """optax mixes int32 step counts with floats; the rest of a run may be under strict promotion."""
+    """optax mixes int32 step counts with floats; the rest of a run can use strict promotion."""
 
     @functools.wraps(f)
     def g(*args):

@@ -1,6 +1,6 @@
-"""Rewards before they become advantages: overlong answers, and what a rubric's criteria are worth. Host numbers.
+"""Rewards before they become advantages: overlong answers, and the weights of a rubric's criteria. Host numbers.
 
-Everything here is on plain Python or numpy values of one group; nothing is traced.
+Everything here uses plain Python or numpy values of one group; nothing is traced.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ def overlong_penalty(length: int, *, max_tokens: int, buffer: int, truncated: bo
     """DAPO's soft overlong punishment (arXiv 2503.14476, Eq. 13): 0, then linear to -1 over the last ``buffer`` tokens.
 
     Args:
-        length: tokens of the answer, its stop token included.
-        max_tokens: the most it may have.
+        length: tokens of the answer, including its stop token.
+        max_tokens: the maximum length.
         buffer: tokens before the limit over which the penalty grows.
-        truncated: it was cut at the limit: -1.
+        truncated: it was cut at the limit; gives -1.
     """
     if truncated:
         return -1.0
@@ -28,7 +28,7 @@ def overlong_penalty(length: int, *, max_tokens: int, buffer: int, truncated: bo
 
 
 def pass_rate(weights: Sequence[float], passed: Sequence[bool]) -> float:
-    """Weighted pass rate sum(w v) / sum(w) (ROPD Eq. 5) for weights that need not be integers."""
+    """Weighted pass rate sum(w v) / sum(w) (ROPD Eq. 5) the weights need not be integers."""
     return sum(w for w, ok in zip(weights, passed, strict=True) if ok) / sum(weights)
 
 
@@ -38,10 +38,10 @@ def with_exact(
     exact: Sequence[bool | None],
     weight: float,
 ) -> tuple[tuple[float | None, ...], tuple[str | None, ...]]:
-    """(rewards, causes) of one group with the exact grade as a part: (1 - w) reward + w exact, of each rollout.
+    """(rewards, causes) of one group with the exact grade as a part: (1 - w) reward + w exact, for each rollout.
 
-    An unscored reward stays unscored, with its cause. A rollout without an exact grade becomes unscored, cause
-    ``ungraded``: its reward could not be compared with the others of its group.
+    An unscored reward stays unscored, with its cause. A rollout without an exact grade becomes unscored, with cause
+    ``ungraded``, because its reward would not be comparable with the others of its group.
     """
     mixed: list[float | None] = []
     why: list[str | None] = []
@@ -56,12 +56,11 @@ def with_exact(
 
 
 def reliability_weights(points: Sequence[float], reliability: Sequence[float | None]) -> tuple[float, ...]:
-    """Points times the reliability of the verdicts on each criterion, as a calibration measured it.
+    """Points times the reliability of the verdicts on each criterion, as measured by a calibration.
 
     Args:
-        reliability: per criterion 0 (no better than chance) to 1 (always right), or None where it is unknown. There the
-            mean of the known ones is taken, so that an unknown criterion is neither favoured nor punished; 1 if none
-            is known.
+        reliability: per criterion 0 (no better than chance) to 1 (always right), or None if unknown. Unknown ones get
+            the mean of the known ones, so that they are neither favoured nor penalized; 1 if none is known.
     """
     known = [r for r in reliability if r is not None]
     mean = sum(known) / len(known) if known else 1.0
@@ -69,14 +68,14 @@ def reliability_weights(points: Sequence[float], reliability: Sequence[float | N
 
 
 def variance_weights(points: Sequence[float], categories: Sequence[str], passed: Sequence[Row]) -> tuple[float, ...]:
-    """Points scaled by 4 p (1 - p), p the share of scored rollouts that pass, each category keeping its sum of points.
+    """Points scaled by 4 p (1 - p), p the share of scored rollouts that pass; each category keeps its sum of points.
 
-    After POW3R (arXiv 2605.20164), adapted: there the variance is averaged over epochs, here it is the group's own,
-    because rubrics are made anew. A criterion that all pass or all fail cannot tell rollouts apart and gives its
-    weight to the others of its category. A category without any contrast keeps its points as they are.
+    After POW3R (arXiv 2605.20164), with a change: there the variance is averaged over epochs, here it is the group's
+    own, because rubrics are newly written. A criterion that all pass or all fail cannot distinguish rollouts and gives
+    its weight to the others of its category. A category without any contrast keeps its points unchanged.
 
     Args:
-        passed: per rollout its verdicts, None where unscored.
+        passed: per rollout its verdicts, None if unscored.
     """
     rows = [row for row in passed if row is not None]
     if not rows:
@@ -95,11 +94,11 @@ def variance_weights(points: Sequence[float], categories: Sequence[str], passed:
 def shown_criteria(points: Sequence[float], share: float, key: str) -> tuple[float, ...]:
     """The points, with 0 for those of the ``share`` of criteria that are hidden from the reward: Rubric Dropout.
 
-    After arXiv 2608.11669, whose abstract says that a part of the rubric is hidden at random. Assumed here: each
-    criterion is hidden with the same probability, drawn again for each group, and one is always left.
+    After arXiv 2608.11669, whose abstract states that a part of the rubric is hidden at random. Assumed here: each
+    criterion is hidden with the same probability, drawn again for each group, and at least one always stays.
 
     Args:
-        points: 0 for a criterion that does not count anyway; it is never the one that is left.
+        points: 0 for a criterion that does not count; such a criterion is never the one that stays.
         key: names the group: the same key hides the same criteria.
     """
     rng = random.Random(f"dropout:{key}")
@@ -110,7 +109,7 @@ def shown_criteria(points: Sequence[float], share: float, key: str) -> tuple[flo
 
 
 def references_pass(passed: Sequence[Row], n_criteria: int, least: float) -> tuple[bool, ...]:
-    """Per criterion: does at least the share ``least`` of the scored references pass it? True where none is scored."""
+    """Per criterion, whether at least the share ``least`` of the scored references pass it; True if none is scored."""
     rows = [row for row in passed if row is not None]
     if not rows:
         return (True,) * n_criteria

@@ -1,9 +1,9 @@
 r"""The letter that an answer to a multiple-choice question states, A to J.
 
-The letter is read where `ropd_jax.data.final_answer` finds a statement; two more are known here: ``Option C`` and
-``C is correct`` as a sentence, and a last line that is only a letter in bold, in brackets or in LaTeX. More than one
-letter ("C or D", "A and B") is not a choice, nor is a letter that begins a word or a sign ("B+", "A good estimate").
-The table is in docs/graders.md.
+The letter is read where `ropd_jax.data.final_answer` finds a statement. Two more forms are recognized here:
+``Option C`` and ``C is correct`` as a sentence, and a last line that is only a letter in bold, in brackets or in LaTeX.
+More than one letter ("C or D", "A and B") is not a choice, nor is a letter that starts a word or a sign ("B+", "A good
+estimate"). The table is in docs/graders.md.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ _CHOICE = re.compile(
     rf"(?i:{_LABEL})(?P<left>[(\[{{]?)\s*(?:(?P<upper>[A-J])|(?P<lower>[a-j]))(?:\s*(?P<right>[)\]}}]))?(?P<rest>.*)",
     re.DOTALL,
 )
-_TAIL = re.compile(  # what may follow the letter
+_TAIL = re.compile(  # what can follow the letter
     r"[\s.,;:!*_\"']*$|\s*[.):\]]+\s+\S.*|\s+-+\s+\S.*|:\s*\S.*|\s*\(.*|\s*=\s+\S.*|[,;]\s+(?!and\b|or\b)[a-z].*"
     r"|,?\s+(?:because|since|as|so|which|where|not|rather than)\b.*"
     r"|\s+is\s+(?:the\s+)?(?:\w+\s+)?(?:correct|right|best|true|answer|choice|option)\b.*",
     re.DOTALL,
 )
 _OTHER = r"(?:(?:option|choice|answer)\s+)?[(\[]?\s*[A-J]\b(?!['\u2019\w])"
-_SECOND = re.compile(  # another letter in the same breath
+_SECOND = re.compile(  # another letter right after it
     rf"^\W*(?:(?i:or|and|nor|maybe|possibly|perhaps|alternatively|but)\b|[/&,+;|-]+\s*{_OTHER}\s*(?:\W|$))"
     rf"|\b(?i:or|maybe|possibly|perhaps)\s+{_OTHER}[\s).\]:,;]*(?:$|[).:\]])|\band\s+(?:\([A-J]\)|[A-J]\))"
 )
 _INSTEAD = re.compile(rf"\b(?i:not|rather than|instead of)\s+{_OTHER}")
-_MARKED = re.compile(  # a last line that is only a dressed letter; a bare one is no statement
+_MARKED = re.compile(  # a last line that is only a formatted letter; a bare one is not a statement
     r"[ \t]*(?:\*\*|__|\\boxed|\\text|\\math|\$|\\\(|\(|\[|`|(?i:option|choice)\b)"
 )
 _NAMED = re.compile(
@@ -43,7 +43,7 @@ _NAMED = re.compile(
 
 
 def last_choice(text: str, letters: str = LETTERS) -> str | None:
-    """The letter that the text states; None without one, and for a letter beyond ``letters``.
+    """The letter that the text states; None if it states none, or one that is not in ``letters``.
 
     Args:
         text: an answer, without its thoughts.
@@ -61,7 +61,7 @@ def last_choice(text: str, letters: str = LETTERS) -> str | None:
 
 
 def letter_of(content: str) -> str | None:
-    """The one letter that a statement's content chooses, in upper case; None if it chooses none or several."""
+    """The letter that the content of a statement chooses, in upper case; None if it chooses none or several."""
     content = plain(content).replace("\\", "").strip(" \"'")
     match = _CHOICE.fullmatch(re.sub(r"^([A-Ja-j])[\"']", r"\1", content))
     if match is None or (match["left"] and not match["right"]):

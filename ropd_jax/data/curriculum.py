@@ -1,17 +1,17 @@
-"""Which prompts of a source are drawn: each once an epoch, or those of middling pass rate more often (the curriculum).
+"""The choice of a source's prompts: each once per epoch, or those of medium pass rate more often (the curriculum).
 
     Epochs      a new permutation for each epoch, drawn from (seed, epoch)
     Curriculum  prompt i is drawn f_i times as often as on average, 1/b <= f_i <= b (b = ``data.curriculum``)
 
-With p_i, the running pass rate of prompt i (`PassRate`), and a prompt that was never judged at 1::
+With p_i, the running pass rate of prompt i (`PassRate`), which counts as 1 until it is judged::
 
     f_i = clip(c b^(8 p_i (1 - p_i) - 1), 1/b, b),    c such that the mean of f is 1
 
-so that p = 1/2 is drawn most, and what the student always or never solves least, but never not at all. Credits turn f
-into draws without chance: every step adds f_i n/N to the credit of each of the N prompts, and the n of greatest credit
-are drawn and pay 1. So after any number of steps a prompt was drawn as often as its f say, to within a few draws, and
-with equal f every prompt comes once an epoch. Its place within the epoch is random: a number from [0, 1), drawn anew
-at each draw, is added to the credit when credits are compared.
+so that p = 1/2 is drawn most often, and prompts that the student always or never solves least often, but never left
+out. Credits turn f into draws deterministically: every step adds f_i n/N to the credit of each of the N prompts; the n
+prompts of greatest credit are drawn and pay 1 each. So after any number of steps each prompt was drawn in proportion to
+its f, to within a few draws, and with equal f every prompt is drawn once per epoch. Its place in the epoch is random: a
+number from [0, 1), redrawn at each draw, is added to the credit when credits are compared.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ MEMORY = 4  # visits that the running pass rate averages over
 
 
 class CurriculumState(NamedTuple):
-    """What the curriculum knows of a source's N prompts.
+    """The curriculum's state for a source's N prompts.
 
     Attributes:
         credit_N: float64, draws that a prompt is owed.
         jitter_N: float64, its random place within an epoch, 0 to 1.
         rate_N: float64, its running pass rate; NaN if it was never judged.
-        visits_N: int64, how often it was judged.
+        visits_N: int64, the number of times it was judged.
     """
 
     credit_N: np.ndarray
@@ -41,7 +41,7 @@ class CurriculumState(NamedTuple):
     visits_N: np.ndarray
 
     def as_json(self) -> dict[str, str]:
-        """The arrays as texts, without loss."""
+        """The arrays as strings, lossless."""
         return {name: base64.b64encode(zlib.compress(x.tobytes())).decode() for name, x in self._asdict().items()}
 
     @classmethod
@@ -65,7 +65,7 @@ def factors(rate_N: np.ndarray, most: float, *, at_once: int = 1) -> np.ndarray:
 
     Args:
         most: b.
-        at_once: prompts that one step draws; none is drawn twice in a step, so that f is at most N / at_once.
+        at_once: prompts that one step draws; a prompt is drawn at most once per step, so f is at most N / at_once.
     """
     high, low = min(most, len(rate_N) / at_once), 1.0 / most
     known_N = np.nan_to_num(rate_N, nan=0.0)
@@ -81,7 +81,7 @@ def factors(rate_N: np.ndarray, most: float, *, at_once: int = 1) -> np.ndarray:
 
 
 def drawn(state: CurriculumState, n: int, most: float, seed: Any) -> tuple[CurriculumState, np.ndarray]:
-    """(the state after a step that draws ``n`` prompts, their places); ``seed`` is of the step."""
+    """(the state after a step that draws ``n`` prompts, their places); ``seed`` is the step's."""
     credit_N = state.credit_N + factors(state.rate_N, most, at_once=max(n, 1)) * n / len(state.credit_N)
     places = np.argsort(-(credit_N + state.jitter_N), kind="stable")[:n]
     jitter_N = state.jitter_N.copy()
@@ -91,7 +91,7 @@ def drawn(state: CurriculumState, n: int, most: float, seed: Any) -> tuple[Curri
 
 
 def learnt(state: CurriculumState, rates: dict[int, float]) -> CurriculumState:
-    """The state with the pass rates of a step, by place: the mean of the first `MEMORY` visits, then a running one."""
+    """The state after a step's pass rates, by place: the mean of the first `MEMORY` visits, then a running mean."""
     rate_N, visits_N = state.rate_N.copy(), state.visits_N.copy()
     for i, rate in rates.items():
         visits_N[i] += 1

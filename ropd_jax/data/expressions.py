@@ -3,9 +3,9 @@
     "42*(30 - 4 - 23)"  -- parse -->  tree  -- value -->      Fraction(126)
     "-6*x**3 + 2*x + C" -- parse -->  tree  -- to_sympy -->   a sympy expression
 
-The text is read by ``ast.parse``, which only builds a tree, and the tree is walked node by node. Nothing is evaluated
-as Python, in contrast to ``eval`` and to sympy's ``parse_expr``, which runs any Python that an answer contains. Numbers
-are bounded: ``9**9**9**9`` is `TooLarge` at once.
+The text is read by ``ast.parse``, which only builds a tree, and the tree is walked node by node. No Python is executed,
+in contrast to ``eval`` and to sympy's ``parse_expr``, which run any Python in an answer. Numbers are bounded:
+``9**9**9**9`` raises `TooLarge` at once.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def parse(text: str) -> ast.expr:
     """The tree of a formula; it contains only nodes of the grammar.
 
     Raises:
-        NotAFormula: anything else.
+        NotAFormula: the text is not such a formula.
     """
     if len(text) > LONGEST:
         raise NotAFormula(f"{len(text)} characters; expected at most {LONGEST}")
@@ -50,7 +50,7 @@ def parse(text: str) -> ast.expr:
         tree = ast.parse(text.strip(), mode="eval").body
         for node in ast.walk(tree):
             _check(node)
-    except (SyntaxError, MemoryError, RecursionError, ValueError) as error:  # what ast.parse raises on wild text
+    except (SyntaxError, MemoryError, RecursionError, ValueError) as error:  # raised by ast.parse on arbitrary text
         raise NotAFormula(f"{text!r:.100} is not a formula ({type(error).__name__})") from error
     return tree
 
@@ -67,7 +67,7 @@ _SPELLING = (
 
 
 def spelled_out(text: str) -> str:
-    """A formula as it is written in mathematics, in the spelling of the grammar: ``3x^{2}`` is ``3*x**(2)``."""
+    """A formula in mathematical notation, converted to the grammar: ``3x^{2}`` is ``3*x**(2)``."""
     for pattern, by in _SPELLING:
         text = pattern.sub(by, text)
     return text
@@ -101,7 +101,7 @@ def value(node: ast.expr) -> Fraction:
 
     Raises:
         NotAFormula: it has names or functions.
-        TooLarge: a power that is not a whole number of at most 1,000, or a number of more than 10,000 bits.
+        TooLarge: an exponent that is not a whole number of at most 1,000, or a number of more than 10,000 bits.
         ZeroDivisionError: it divides by zero.
     """
     match node:
@@ -150,13 +150,13 @@ def _bounded(number: Fraction) -> Fraction:
 
 
 def to_sympy(node: ast.expr) -> sympy.Expr:
-    """The formula as sympy builds it: a name is a symbol, unless it is a constant (``pi``, ``E``, ``I``).
+    """The formula in sympy: a name is a symbol, unless it is a constant (``pi``, ``E``, ``I``).
 
-    It is built by operators and by the functions in `FUNCTIONS`, never from text. Use it in a sandboxed child: sympy
-    can take for ever on small expressions.
+    It is built with operators and the functions in `FUNCTIONS`, never from text. Use it in a sandboxed child process:
+    sympy can take forever on small expressions.
 
     Raises:
-        TooLarge: as `value`, for powers of numbers.
+        TooLarge: see `value`, for powers of numbers.
     """
     import sympy
 
@@ -175,7 +175,7 @@ def to_sympy(node: ast.expr) -> sympy.Expr:
             return to_sympy(a)
         case ast.BinOp(left=a, op=op, right=b):
             return _sympy_operation(op, to_sympy(a), to_sympy(b))
-    raise AssertionError(ast.dump(node))  # `parse` lets no other node through
+    raise AssertionError(ast.dump(node))  # `parse` rejects all other nodes
 
 
 def _sympy_operation(op: ast.operator, a: sympy.Expr, b: sympy.Expr) -> sympy.Expr:

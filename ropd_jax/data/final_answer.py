@@ -1,14 +1,14 @@
-r"""Where a text states its final answer: the one place that knows, for every grader.
+r"""Finds the final answer that a text states, for every grader.
 
 A statement is one of these, and the last one counts. The table with examples is in docs/graders.md.
 
-    box         \boxed{5}                      the last that closes; boxes joined by "and", "or" or a comma are a list
-    hashes      #### 5                         as in GSM8K; a heading such as "#### Step 2" is none
+    box         \boxed{5}                      the last closed one; boxes joined by "and", "or" or a comma are a list
+    hashes      #### 5                         as in GSM8K, but not a heading such as "#### Step 2"
     answer      Answer: 5                      at the start of a line or a sentence, or as a heading above its line
-    sentence    The answer is 5.               less explicit: after another kind it must hold a number or a letter
+    sentence    The answer is 5.               less explicit: after another kind it must contain a number or a letter
 
-A sentence that doubts or denies ("I do not think the answer is 5", "if ..., the answer is 5") states nothing. If the
-last statement cannot be read as one answer ("5 or 7"), no earlier one takes its place.
+A sentence that doubts or denies ("I do not think the answer is 5", "if ..., the answer is 5") is not a statement. If
+the last statement cannot be read as one answer ("5 or 7"), no earlier one replaces it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _NAME = (
     rf"(?:(?:the|my|our|so|thus|hence|therefore),?[ \t]{{1,4}}){{0,3}}(?:{_ADJECTIVE}[ \t]{{1,4}}){{0,3}}"
     r"(?:answers?|ans\.?|option|choice)"
 )
-_DRESS = r"[ \t*_`\"]{0,16}"  # bounded, as every run here: a wall of stars must not cost time
+_DRESS = r"[ \t*_`\"]{0,16}"  # bounded, like every repetition here: a wall of stars must not take time
 _ANSWER = re.compile(
     rf"(?im)(?:^[ \t>*_#\-\u2022]{{0,24}}(?:\d{{1,3}}[.)][ \t]{{1,4}}[*_]{{0,3}})?|(?<=[.!?;:(])[ \t*_]{{1,8}})"
     rf"{_NAME}{_WHICH}{_DRESS}"
@@ -69,20 +69,20 @@ _ALTERNATIVE = re.compile(r"[\s$.,;)\]}*_\\]*(?:or\b|/|alternatively\b|maybe\b|p
 
 
 def final_answer(text: str) -> str | None:
-    """What the text states as its final answer, without a box around it; None if it states none.
+    """The final answer that the text states, without a box around it; None if it states none.
 
     A number in the middle of a sentence is not an answer: the last number of a wrong solution is right too often.
-    Final answers over 200 characters count as none.
+    Final answers over 200 characters are ignored.
     """
     return stated(text, lambda content: quantity(content) is not None)
 
 
 def stated(text: str, readable: Callable[[str], bool]) -> str | None:
-    """The content of the statement that counts, dressed as it is; None without one, or over 200 characters.
+    """The content of the statement that counts, with its formatting; None without one, or if over 200 characters.
 
     Args:
-        readable: whether a content is one answer. Only those of the sentence kind, and of headings, are asked: one
-            that cannot be read is no statement if there is another.
+        readable: whether a content is one answer. Used only for sentences and headings: one that cannot be read is
+            ignored if there is another statement.
     """
     found = sorted(_statements(without_open_thought(text)), key=lambda s: s.at)
     while found:
@@ -97,13 +97,13 @@ def stated(text: str, readable: Callable[[str], bool]) -> str | None:
 
 
 def without_open_thought(text: str) -> str:
-    """The text up to a ``<think>`` that never ends: what a cut thought states is no answer."""
+    """The text up to a ``<think>`` that never ends: a statement in an unfinished thought is not an answer."""
     at = text.rfind(THINK)
     return text if at < 0 or END_THINK in text[at:] else text[:at]
 
 
 def _one(statement: Statement, readable: Callable[[str], bool]) -> str | None:
-    """The content, of a sentence or a long line its first clause; all of it if only the clause could be read.
+    """The content. For sentences and long lines: the first clause, or everything if only the clause could be read.
 
     "5. No, wait, 7" and "5!" are not 5.
     """
@@ -127,7 +127,7 @@ def _statements(text: str) -> Iterator[Statement]:
         yield Statement(BOX, at, content + after if _ALTERNATIVE.match(after) else content)
     for match in _HASHES.finditer(text):
         heading = _STEP.match(text, match.end()) and "\n" in text[match.end() :].strip()
-        if not heading:  # "#### 2. Add the parts"
+        if not heading:  # such as "#### 2. Add the parts"
             yield _from(text, HASHES, match.end(), same_line=True)
     for match in _ANSWER.finditer(text):
         yield _from(text, ANSWER, match.end())
@@ -149,7 +149,7 @@ def _from(text: str, kind: str, at: int, *, same_line: bool = False) -> Statemen
         line_end = len(text) if line_end < 0 else line_end
     else:
         begin = at
-    if opened := _OPENED.match(text, begin, begin + 20):  # display math may take several lines
+    if opened := _OPENED.match(text, begin, begin + 20):  # display math can take several lines
         close = text.find(_CLOSES[opened[1]], opened.end(), opened.end() + LONGEST)
         if close > line_end:
             return Statement(kind, at, " ".join(text[opened.end() : close].split()))
@@ -161,10 +161,10 @@ def _from(text: str, kind: str, at: int, *, same_line: bool = False) -> Statemen
 
 
 def last_box(text: str) -> tuple[int, str | None]:
-    r"""Position and content of the last ``\boxed{...}`` that closes, or of the list that it ends; (-1, None) without.
+    r"""Position and content of the last closed ``\boxed{...}``, or of the list that it ends; (-1, None) without one.
 
-    Of a box in a box the inner content counts. Boxes that only "and", "or", commas and spaces separate state one
-    answer together: ``\boxed{1} and \boxed{-2}`` is ``1, -2``.
+    In nested boxes the inner content counts. Boxes separated only by "and", "or", commas and spaces state one answer
+    together: ``\boxed{1} and \boxed{-2}`` is ``1, -2``.
     """
     box = last_boxes(text)
     return (-1, None) if box is None else (box[0], box[2])

@@ -1,13 +1,13 @@
-"""What kind of gold answer a question has, and so how an answer to it is graded: decided here and nowhere else.
+"""The kind of a question's gold answer, which decides how answers are graded: decided only here.
 
-    number       5, 1,000.5, 3/4, 656 nm        compared exactly, as fractions; a unit must fit if both state one
-    choice       C, (C)                         the letter that is stated
+    number       5, 1,000.5, 3/4, 656 nm        compared exactly, as fractions; units must match if both state one
+    choice       C, (C)                         the stated letter
     expression   3x + 2, (1, 2), \\sqrt{2}      as texts, lists item by item, formulas by sympy in a sandboxed child
     name         Evelyn, even, nitric acid      as texts, up to letter case
-    free_text    a sentence                     not by comparison: a judge reads it, see `check_judged`
+    free_text    a sentence                     no comparison: a judge reads it, see `check_judged`
 
-``data.task=exact`` makes a name of a free text: then the answer must be that very text. With ``judge`` every gold
-answer is free text (`ropd_jax.data.named`).
+``data.task=exact`` treats free text as a name: the answer must match it exactly. With ``judge`` every gold answer is
+free text (`ropd_jax.data.named`).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from ropd_jax.types import Prompt, UserError
 log = logging.getLogger(__name__)
 
 NUMBER, CHOICE, EXPRESSION, NAME, FREE_TEXT = "number", "choice", "expression", "name", "free_text"
-MOST_WORDS = 3  # of a name
-MOST_UNGRADED = 0.1  # share of free-text golds that a run without a judge leaves ungraded; more are refused
+MOST_WORDS = 3  # in a name
+MOST_UNGRADED = 0.1  # largest share of free-text golds that a run without a judge leaves ungraded
 
 _CHOICE = re.compile(r"\(?(?P<letter>[A-J])\)?[.):]?")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
@@ -73,9 +73,9 @@ def kind(gold: str) -> str:
 
 
 def kind_of(prompt: Prompt) -> str | None:
-    """The kind of a prompt's gold answer; None without one, and for a reasoning-gym item: its task has a scorer.
+    """The kind of a prompt's gold answer; None without one, or for a reasoning-gym item, whose task has a scorer.
 
-    A row of RaR has no gold answer but a reference and a rubric: that is free text. With ``data.task=judge`` all is.
+    A row of RaR has a reference and a rubric instead of a gold answer: free text. So is all with ``data.task=judge``.
     """
     if prompt.task == JUDGE or (prompt.answer is None and prompt.solution and "criteria" in prompt.metadata):
         return FREE_TEXT
@@ -88,7 +88,7 @@ def kind_of(prompt: Prompt) -> str | None:
 
 
 def reference_of(prompt: Prompt) -> str:
-    """The free-text gold that the held-out judge is shown; "" for any other kind."""
+    """The free-text gold for the held-out judge; "" for any other kind."""
     return (prompt.answer or prompt.solution) if kind_of(prompt) == FREE_TEXT else ""
 
 
@@ -106,7 +106,7 @@ def gold_text(answer: Any, where: str) -> str | None:
         where: file and row, for the message.
 
     Raises:
-        UserError: no text and no number, not a number (NaN), infinite, empty, or a division by zero: nothing could
+        UserError: neither text nor number, or NaN, infinite, empty, or a division by zero, so that no answer could
             ever be right.
     """
     if answer is None:
@@ -126,7 +126,7 @@ def gold_text(answer: Any, where: str) -> str | None:
 
 
 def _decimal(answer: float) -> str:
-    """``0.00001``, not ``1e-05``, which is what Python makes of it."""
+    """``0.00001`` instead of Python's ``1e-05``."""
     return format(Decimal(repr(answer)), "f") if 1e-30 < abs(answer) < 1e30 else repr(answer)
 
 
@@ -134,7 +134,7 @@ def _decimal(answer: float) -> str:
 
 
 def check_judged(train: Sequence[Prompt], heldout: Sequence[Prompt], *, judge: bool, exact_method: str = "") -> None:
-    """Refuses golds that nothing in the run can grade.
+    """Rejects golds that nothing in the run can grade.
 
     Args:
         judge: whether ``teacher.judge.model`` is set.
@@ -146,17 +146,17 @@ def check_judged(train: Sequence[Prompt], heldout: Sequence[Prompt], *, judge: b
     if exact_method and (found := _free(train)):
         raise UserError(
             f"{found}; method={exact_method} rewards by exact comparison, so that nothing would be rewarded: choose a "
-            "method that asks a teacher (ropd, rar), or data.task=exact if an answer must be that very text"
+            "method that uses a teacher (ropd, rar), or data.task=exact if an answer must match exactly"
         )
     if not judge and (found := _free(heldout)):
         raise UserError(
-            f"{found}; a free text can't be graded by comparison: name a judge with --config.teacher.judge.model=MODEL "
-            "(docs/graders.md), or set data.task=exact if an answer must be that very text"
+            f"{found}; free text can't be graded by comparison: name a judge with --config.teacher.judge.model=MODEL "
+            "(docs/graders.md), or set data.task=exact if an answer must match exactly"
         )
 
 
 def _free(prompts: Sequence[Prompt]) -> str:
-    """What to say of the golds if too many are free text, else ""."""
+    """The message if too many golds are free text, else ""."""
     known = [p for p in prompts if kind_of(p) is not None]
     free = [p for p in known if kind_of(p) == FREE_TEXT]
     if len(free) <= MOST_UNGRADED * len(known):

@@ -1,19 +1,19 @@
-"""Whether an answer is right, from the gold answer: exact, without a model.
+"""Whether an answer is right, compared with the gold answer: exact, without a model.
 
-``grade`` reads the final answer out of the text (`ropd_jax.data.final_answer`) and compares it by the kind of the gold
+``grade`` extracts the final answer from the text (`ropd_jax.data.final_answer`) and compares it by the kind of the gold
 answer (`ropd_jax.data.golds`)::
 
     math, ifeval                                        by math-verify and IFEval's checks (`ropd_jax.data.named`)
     a task in EQUAL_TEXT                                as texts
     another task of reasoning-gym, not in NUMBER_TASKS  by the task's own scorer, in a child process
     anything else                                       by the kind: number, choice, expression, name; free text is
-                                                        ungraded, because a comparison would measure nothing
+                                                        ungraded, because a comparison would be meaningless
 
-reasoning-gym's scorers know the form of their answers (fractions in lowest terms, sorted lists, ...). Only a full 1.0
-counts: their partial scores reward any text that contains the gold answer.
+reasoning-gym's scorers know the format of their answers (fractions in lowest terms, sorted lists, ...). Only a full 1.0
+counts, because their partial scores reward any text that contains the gold answer.
 
-An answer is foreign text. Our process compares texts and numbers; what needs algebra runs in a sandboxed child
-(``utils.sandbox``, ``data.grader_worker``), which stays up for the next answer. What the child does not decide, such as
+An answer is untrusted text. This process compares texts and numbers; algebra runs in a sandboxed child process
+(``utils.sandbox``, ``data.grader_worker``), which is kept for the next answer. What the child cannot decide, such as
 ``9**9**9**9``, is ungraded.
 """
 
@@ -38,10 +38,10 @@ from ropd_jax.utils.sandbox import Service
 
 log = logging.getLogger(__name__)
 
-CPU_S = 5.0  # of the child, per answer; 60 correct integrals took at most 0.2 s each
+CPU_S = 5.0  # of the child, per answer; 60 correct integrals took up to 0.2 s each
 
-# Tasks whose scorer gives 1.0 for an equal text only. For the rest of the score (0.1 for a Python list of the right
-# numbers, say) it runs the answer by ``eval``, so it is not called.
+# Tasks whose scorer gives 1.0 only for an equal text. For the rest of the score (0.1 for a Python list of the right
+# numbers, for example) it runs the answer by ``eval``, so it is not called.
 EQUAL_TEXT: dict[str, Callable[[str, Mapping[str, Any]], bool]] = {
     "binary_matrix": lambda found, entry: found == entry["answer"],
     "spiral_matrix": lambda found, entry: found.strip() == entry["answer"].strip(),
@@ -63,7 +63,7 @@ class BrokenScorer(RuntimeError):
 
 
 def gradable(prompt: Prompt) -> bool:
-    """Whether an answer to the prompt has an exact grade: it has a gold answer of its own, or checks, or a scorer."""
+    """Whether an answer to the prompt has an exact grade: the prompt has a gold answer, or checks, or a scorer."""
     if prompt.metadata.get("reasoning_gym") is not None and prompt.task not in NUMBER_TASKS:
         return True
     if prompt.task == named.IFEVAL and "instructions" in prompt.metadata:
@@ -72,7 +72,7 @@ def gradable(prompt: Prompt) -> bool:
 
 
 def grade(prompt: Prompt, text: str) -> bool | None:
-    """True or False; None if it is ungraded: the prompt has no gold answer, or the child did not decide.
+    """True or False; None if ungraded: the prompt has no gold answer, or the child could not decide.
 
     Args:
         text: a rollout's answer, without its thoughts (`Rollout.answer`).
@@ -104,9 +104,9 @@ def grade(prompt: Prompt, text: str) -> bool | None:
 
 def same(found: str, gold: str) -> bool:
     """Equal by the kind of the gold answer: as numbers (``1,000`` is ``1000.0``, ``1/2`` is ``0.5``), as lists item by
-    item, or else as texts, without dress, and up to letter case.
+    item, or else as texts, ignoring formatting and letter case.
 
-    A unit in ``found`` is read over if the gold answer has none; if both have one, it must be the same.
+    A unit in ``found`` is ignored if the gold answer has none; if both have one, they must be the same.
     """
     if golds.kind(gold) != golds.EXPRESSION and _words(found) == _words(gold):
         return bool(found.strip())
@@ -140,7 +140,7 @@ def _words(text: str) -> str:
 
 
 def _readings(found: str) -> list[str]:
-    """What a stated name may be: all of it, or what comes before its explanation."""
+    """The possible names in a statement: all of it, or the part before an explanation."""
     text = plain(found)
     texts = [text, _EQUAL.sub("", text)]
     if cut := _BECAUSE.search(text):
@@ -155,7 +155,7 @@ def _readings(found: str) -> list[str]:
 
 
 def _formula(text: str) -> str:
-    """The text of a formula without spaces, spacing and needless signs; letter case counts."""
+    """The text of a formula without spaces, spacing commands and redundant signs; letter case counts."""
     text = plain(text).rstrip(".").strip()
     return re.sub(r"\s+(?![A-Za-z]{2})|(?<![A-Za-z])\s+", "", text).replace("**", "^").replace("*", "")
 
@@ -189,7 +189,7 @@ def _items(text: str) -> tuple[str, list[str]] | None:
 
 
 def _same_formula(found: str, gold: str) -> bool | None:
-    """By algebra, in the child; None if it does not decide."""
+    """Compares by algebra, in the child; None if it cannot decide."""
     if _items(gold) is not None or not re.search(r"[A-Za-z\d]", plain(gold)) or "begin" in gold:
         return False
     reply = _child.ask({"formula": _EQUAL.sub("", plain(found)), "gold": _EQUAL.sub("", plain(gold))})
@@ -201,7 +201,7 @@ def _same_formula(found: str, gold: str) -> bool | None:
 
 
 def check_scorer(prompt: Prompt, where: str) -> None:
-    """Refuses a row without the metadata that its task's scorer needs.
+    """Rejects a row without the metadata that its task's scorer needs.
 
     Args:
         where: file and row, for the message.
@@ -221,7 +221,7 @@ def check_scorer(prompt: Prompt, where: str) -> None:
 
 
 def _scored(task: str, entry: Mapping[str, Any], found: str | None) -> bool | None:
-    """True if the task's scorer gives full marks; None if the child does not decide."""
+    """True if the task's scorer gives full marks; None if the child cannot decide."""
     if found is None:
         return False
     if equal := EQUAL_TEXT.get(task):

@@ -1,12 +1,12 @@
-"""What the child of ``data.grader`` does: the tasks of reasoning-gym whose answers have to be parsed.
+"""The child process of ``data.grader``: it grades the reasoning-gym tasks whose answers must be parsed.
 
-    request   {"task": "countdown", "answer": "94*4 - 61 - 6", "entry": the item, pickled by our own process}
+    request   {"task": "countdown", "answer": "94*4 - 61 - 6", "entry": the item, pickled by the parent process}
     request   {"formula": "2 + 3x", "gold": "3x + 2"}: two formulas, equal or not
     reply     {"right": true}, or {"error": ...} if that cannot be decided
 
-Most tasks are scored by reasoning-gym's own scorer; only a full 1.0 counts. Nine of its scorers would run the answer
-as a program (``eval``, ``sympy.parse_expr``), and are never called. Four of them give full marks for an equal text
-only, so ``data.grader`` compares texts. The other five are in `CHECKS`: they read the answer by ``data.expressions``.
+Most tasks are scored by reasoning-gym's own scorer; only a full 1.0 counts. Nine of its scorers would run the answer as
+a program (``eval``, ``sympy.parse_expr``) and are never called. Four of them give full marks only for an equal text, so
+``data.grader`` compares texts. The other five are in `CHECKS`: they read the answer with ``data.expressions``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from ropd_jax.data import expressions
 from ropd_jax.data.expressions import NotAFormula, TooLarge, parse, to_sympy
 
-# what a scorer raises on a text that is not an answer to its task
+# raised by scorers on texts that are not answers to their task
 NOT_AN_ANSWER = (ArithmeticError, AttributeError, LookupError, SyntaxError, TypeError, ValueError)
 
 
@@ -30,7 +30,7 @@ class BrokenScorer(Exception):
 
 
 class NoFormula(Exception):
-    """The gold answer is not in the grammar, so an answer outside it is not known to be wrong."""
+    """The gold answer is not in the grammar, so an answer outside it is not necessarily wrong."""
 
 
 def warm_up() -> None:
@@ -46,7 +46,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             return {"right": same_formula(request["formula"], request["gold"])}
         except TooLarge:
             return {"error": "too_large"}
-    entry = pickle.loads(base64.b64decode(request["entry"]))  # of our own process, never of a student or a file
+    entry = pickle.loads(base64.b64decode(request["entry"]))  # from the parent process, never from a student or a file
     try:
         return {"right": right(request["task"], entry, request["answer"])}
     except TooLarge:
@@ -62,7 +62,7 @@ def right(task: str, entry: dict[str, Any], found: str) -> bool:
     """True if ``found`` solves the task.
 
     Raises:
-        TooLarge: it cannot be decided.
+        TooLarge: the numbers are too large to decide.
         NoFormula: neither ``found`` nor the gold answer is in the grammar.
         BrokenScorer: the scorer fails on its own gold answer.
     """
@@ -86,7 +86,7 @@ def same_formula(found: str, gold: str) -> bool:
     """True if both are formulas of the grammar, written as in mathematics (``3x^2``), and their difference is 0.
 
     Raises:
-        TooLarge: it cannot be decided.
+        TooLarge: the numbers are too large to decide.
     """
     import sympy
 
@@ -100,7 +100,7 @@ def same_formula(found: str, gold: str) -> bool:
 
 
 def _check_formula(gold: str | None) -> None:
-    """Raises NoFormula if the gold answer cannot be read either."""
+    """Raises NoFormula if the gold answer is not in the grammar either."""
     try:
         if gold:
             parse(gold)
@@ -116,7 +116,7 @@ def _scorer(task: str) -> Callable[[str, dict[str, Any]], float]:
 
 
 def _check_gold(score: Callable[[str, dict[str, Any]], float], entry: dict[str, Any]) -> None:
-    """Raises BrokenScorer if the scorer raises on the gold answer as well: then the fault is not the student's."""
+    """Raises BrokenScorer if the scorer fails on the gold answer as well, so that the student is not at fault."""
     if entry["answer"] is None:
         return
     try:
@@ -142,8 +142,8 @@ def puzzle24(found: str, entry: Mapping[str, Any]) -> bool:
 def integration(found: str, entry: Mapping[str, Any]) -> bool:
     """The derivative of the formula is the integrand; any constant of integration is right.
 
-    ``Integral(f, x)`` is outside the grammar: it repeats the question. About one gold answer in eight is of that form;
-    there an answer outside the grammar is ungraded, because no formula may exist.
+    ``Integral(f, x)`` is outside the grammar, because it repeats the question. About one gold answer in eight has that
+    form; then an answer outside the grammar is ungraded, because there might be no formula.
     """
     import sympy
 

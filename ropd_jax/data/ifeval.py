@@ -1,12 +1,11 @@
 """IFEval's instructions (Zhou et al. 2023, arXiv 2311.07911): 25 checks that need no judge.
 
-An instruction is (id, arguments), as ``("startend:end_checker", {"end_phrase": "Peace!"})``.
-``follows`` checks the response itself (*strict*), ``follows_loosely`` takes it if one of eight variants passes:
-as it is, without its first line, without its last, without both, each with its asterisks and without.
-
-The checks do what the published ones do, their oddities included (a highlighted ``**word**`` counts twice, keywords
-are found inside words); the tests hold examples of each. Two differences, both towards determinism: langdetect is
-seeded, and if the letter to count is not a letter (``#``, ``!``: keys 1122 and 1129), the sign itself is counted,
+An instruction is (id, arguments), such as ``("startend:end_checker", {"end_phrase": "Peace!"})``.
+``follows`` checks the response itself (*strict*). ``follows_loosely`` accepts it if one of eight variants passes: the
+whole, without its first line, without its last, without both; each with and without asterisks.
+The checks do the same as the published ones, including their oddities (a highlighted ``**word**`` counts twice,
+keywords are found inside words); the tests have examples of each. Two differences make them deterministic: langdetect
+is seeded, and if the letter to count is not a letter (``#``, ``!``: keys 1122 and 1129), the sign itself is counted,
 while the published checker draws a random letter.
 """
 
@@ -25,16 +24,16 @@ Instruction = tuple[str, Mapping[str, Any]]
 
 
 def follows(instructions: Sequence[Instruction], response: str) -> list[bool]:
-    """Of each instruction whether the response follows it; an empty response follows none.
+    """For each instruction whether the response follows it; an empty response follows none.
 
     Raises:
-        UserError: an instruction that is not among the 25, or other arguments than it takes.
+        UserError: an instruction that is not among the 25, or has wrong arguments.
     """
     return [bool(response.strip()) and _check(name, kwargs, response) for name, kwargs in instructions]
 
 
 def follows_loosely(instructions: Sequence[Instruction], response: str) -> list[bool]:
-    """Of each instruction whether any of the eight variants of the response follows it."""
+    """For each instruction whether any of the eight variants of the response follows it."""
     kept = [v for v in variants(response) if v.strip()]
     return [any(_check(name, kwargs, v) for v in kept) for name, kwargs in instructions]
 
@@ -133,7 +132,7 @@ def _letter_frequency(text: str, *, let_relation: str, letter: str, let_frequenc
 
 
 def _number_paragraphs(text: str, *, num_paragraphs: int) -> bool:
-    """Parts between ``***``; the first and the last may be empty and then do not count, one between may not."""
+    """Parts between ``***``; an empty first or last one does not count, an empty one in between fails."""
     first, *rest = re.split(r"\s?\*\*\*\s?", text)
     parts = [first, *rest]
     if any(not part.strip() for part in parts[1:-1]):
@@ -142,7 +141,7 @@ def _number_paragraphs(text: str, *, num_paragraphs: int) -> bool:
 
 
 def _nth_paragraph_first_word(text: str, *, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
-    """Parts between blank lines; n counts the empty ones as well, their number does not."""
+    """Parts between blank lines; n includes the empty ones, the number of paragraphs does not."""
     parts = text.split("\n\n")
     filled = sum(bool(part.strip()) for part in parts)
     if filled != num_paragraphs or nth_paragraph > filled or not parts[nth_paragraph - 1].strip():
@@ -183,7 +182,7 @@ def _number_bullet_lists(text: str, *, num_bullets: int) -> bool:
 
 
 def _number_highlighted_sections(text: str, *, num_highlights: int) -> bool:
-    """``*so*`` counts once, ``**so**`` too: its inner pair of asterisks is empty, or it counts as a double one."""
+    """``*so*`` counts once, ``**so**`` too: its inner pair of asterisks is empty, or it counts as a double pair."""
     single = [h for h in re.findall(r"\*[^\n*]*\*", text) if h.strip("*").strip()]
     double = [h for h in re.findall(r"\*\*[^\n*]*\*\*", text) if h[2:-2].strip()]
     return len(single) + len(double) >= num_highlights

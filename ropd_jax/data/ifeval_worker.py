@@ -1,4 +1,4 @@
-"""What the child of `named` and of ``evaluation.grading`` does: IFEval's checks on one response."""
+"""The child process of `named` and of ``evaluation.grading``: IFEval's checks on one response."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ropd_jax.types import UserError
 
 
 def warm_up() -> None:
-    """Imports the tokenizers and language profiles before the first response's time runs."""
+    """Imports the tokenizers and language profiles before the time of the first response starts."""
     import langdetect
     import punkt  # noqa: F401
     from nltk.tokenize import destructive  # noqa: F401
@@ -18,7 +18,7 @@ def warm_up() -> None:
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """``{"instructions", "response"}`` -> per instruction whether it is followed, ``strict`` and ``loose``."""
+    """``{"instructions", "response"}`` -> for each instruction whether it is followed, ``strict`` and ``loose``."""
     instructions, response = request["instructions"], request["response"]
     try:
         return {"strict": follows(instructions, response), "loose": follows_loosely(instructions, response)}

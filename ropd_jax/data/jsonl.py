@@ -1,9 +1,9 @@
-"""Questions from JSONL files: one object per line, with the question, and the gold answer where there is one.
+"""Questions from JSONL files: one object per line, with the question, and the gold answer if there is one.
 
     {"id": "a1", "question": "What is 2 + 2?", "answer": "4", "solution": "2 + 2 = 4"}
 
-Rows of GSM8K, IFEval, verl and TRL are read as they are published. docs/data.md has every form with an example. Keys
-that are none of a form become metadata. A file whose name ends in ``.parquet`` has the same rows.
+Rows of GSM8K, IFEval, verl and TRL are read as they are published. docs/data.md shows every form with an example. Other
+keys become metadata. A file whose name ends in ``.parquet`` has the same rows.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def items(path: str, task: str) -> Iterator[Prompt]:
         task: the name of the grader ("" for the kind of each gold answer), see `ropd_jax.data.named`.
 
     Raises:
-        UserError: no such grader, no file, or a line that is not a question; the message names file and line.
+        UserError: no such grader, no file, or a line that is not a question, with file and line.
     """
     named.check_name(task)
     files, checked = paths.matching(path), False
@@ -79,7 +79,7 @@ def _prompt(row: dict[str, Any], task: str, where: str, default_id: str) -> Prom
 
 
 def _id(row: Mapping[str, Any], default: str) -> str:
-    """The row's own id; of verl ``extra_info.index``, which begins anew in each data source and split."""
+    """The row's own id; for verl ``extra_info.index``, which restarts at 0 in each data source and split."""
     if row.get("id") is not None:
         return str(row["id"])
     extra = _section(row, "extra_info")
@@ -96,30 +96,30 @@ def _id(row: Mapping[str, Any], default: str) -> str:
 def _gold(row: Mapping[str, Any], last: str, where: str) -> tuple[str | None, str]:
     """(gold answer, worked solution) of a row.
 
-    The gold answer is in ``answer``, ``ground_truth``, ``reference_answer`` or ``reward_model.ground_truth``; without
-    any of them it is what the solution ends in: ``#### 4``, a box, or all of a solution that is no more than an answer
-    (TRL's ``solution``).
+    The gold answer is in ``answer``, ``ground_truth``, ``reference_answer`` or ``reward_model.ground_truth``. Otherwise
+    it is the end of the solution: ``#### 4``, a box, or all of a solution that is only an answer (TRL's
+    ``solution``).
 
     Args:
-        last: what the assistant says at the end of the chat; "" if nothing.
+        last: the assistant's last message at the end of the chat; "" if there is none.
     """
     solution = next((_text(row[k], f"{where}: {k}") for k in SOLUTION_KEYS if row.get(k) is not None), "") or last
     answer = next((row[k] for k in GOLD_KEYS if row.get(k) is not None), None)
     if answer is None:
         answer = _verl(row, where)
-    raw = _section(row, "extra_info").get("answer")  # of verl's GSM8K: the solution as published
+    raw = _section(row, "extra_info").get("answer")  # in verl's GSM8K: the solution as published
     if not solution and isinstance(raw, str) and GSM_MARK in raw:
         solution = raw
     if isinstance(answer, str) and GSM_MARK in answer:  # GSM8K as published: solution #### n
         solution = solution or answer
         answer = gsm_answer(answer)
-    if answer is None and solution and "answer" not in row:  # "answer": null says that there is none
+    if answer is None and solution and "answer" not in row:  # "answer": null means that there is none
         answer = _stated(solution)
     return gold_text(answer, where), solution
 
 
 def _verl(row: Mapping[str, Any], where: str) -> Any:
-    """``reward_model.ground_truth``; of a list with one item, the item."""
+    """``reward_model.ground_truth``; for a list with one item, the item."""
     truth = _section(row, "reward_model").get("ground_truth")
     if isinstance(truth, list) and len(truth) == 1:
         truth = truth[0]
@@ -131,7 +131,7 @@ def _verl(row: Mapping[str, Any], where: str) -> Any:
 
 
 def _stated(solution: str) -> str | None:
-    """The gold answer that a solution states without a doubt; None if it does not."""
+    """The gold answer that a solution states unambiguously; None if there is none."""
     if GSM_MARK in solution:
         return gsm_answer(solution) or None
     if box := last_box(solution)[1]:
@@ -157,7 +157,7 @@ def _text(value: Any, where: str) -> str:
 
 
 def _chat(value: Any, where: str) -> tuple[tuple[Message, ...], str]:
-    """(the chat up to the user's last message, what the assistant answers it in the row; "" if nothing)."""
+    """(the chat up to the user's last message, the assistant's reply to it; "" if there is none)."""
     if isinstance(value, str):
         return (Message("user", value),), ""
     if isinstance(value, list) and value:

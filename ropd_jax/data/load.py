@@ -16,7 +16,7 @@ from ropd_jax.data import instructions, jsonl, reasoning_gym, sets
 from ropd_jax.data.prompts import PromptSet, normalise
 from ropd_jax.types import Message, Prompt, UserError
 
-OVER_SIZE = "over_size"  # a cause: the size leaves it out
+OVER_SIZE = "over_size"  # a cause: left out because of the size
 
 
 def load_prompts(
@@ -39,14 +39,14 @@ def load_prompts(
             Published: the name of the set.
         path: JSONL: one file, or a pattern such as ``gsm8k_train_part*.jsonl`` (read in sorted order). Published:
             a directory, ``tfds:DIR``, ``hub``, or "" (see ``data.reading.read_source``).
-        size: reasoning-gym: how many items to generate, before duplicates are dropped. JSONL: the first ``size``
+        size: reasoning-gym: the number of items to generate, before duplicates are dropped. JSONL: the first ``size``
             prompts. Published: ``size`` prompts drawn by a hash of (seed, id). 0 or None keeps all of a set, in their
-            own order; what a size leaves out is counted as ``over_size``.
+            order; prompts left out because of the size are counted as ``over_size``.
         seed: reasoning-gym: item i is drawn from seed + i. Published: the seed of the draw. JSONL: not used.
         options: reasoning-gym: the task's own settings, e.g. ``{"min_terms": 4}``. Published: ``sets.SetOptions``.
         template: the user message. ``{question}`` is replaced by the question; other braces are plain text.
         system: the system message ("" for none).
-        keep: what holds the prompts; `packed.Packed` for sets that are too large for memory.
+        keep: the container of the prompts; `packed.Packed` for sets that are too large for memory.
 
     Raises:
         UserError: unknown source, task or option; missing or malformed file; template without ``{question}``;
@@ -58,7 +58,7 @@ def load_prompts(
     unique = _unique(items, where, dropped)
     wanted = itertools.islice(unique, size) if source == "jsonl" and size else unique
     prompts = keep(_render(item, template, system) for item in wanted)
-    if left := sum(1 for _ in unique):  # of a JSONL file; what is left out of a published set is counted already
+    if left := sum(1 for _ in unique):  # of a JSONL file; for a published set they are already counted
         dropped[OVER_SIZE] += left
     if not prompts:
         why = ", ".join(f"{n} dropped as {cause}" for cause, n in dropped.items()) or "the source is empty"
@@ -67,7 +67,7 @@ def load_prompts(
 
 
 def _unique(items: Iterable[Prompt | None], where: str, dropped: Counter[str]) -> Iterator[Prompt]:
-    """The items without duplicates and bad solutions, which are counted. Of those seen, 12 bytes are kept."""
+    """The items without duplicates and bad solutions, which are counted. Keeps 12 bytes of each item seen."""
     seen: set[bytes] = set()
     ids: set[bytes] = set()
     for item in items:
@@ -92,7 +92,7 @@ def _digest(text: str) -> bytes:
 def _items(
     source: str, task: str, path: str, size: int | None, seed: int, options: dict[str, Any]
 ) -> tuple[Iterable[Prompt | None], str, Counter[str]]:
-    """(items, name of the source for messages, what the source itself dropped). A None item is a bad solution."""
+    """(items, name of the source for messages, the number dropped by the source). A None item is a bad solution."""
     if source == "reasoning_gym":
         return (
             reasoning_gym.items(task, size, seed, options),

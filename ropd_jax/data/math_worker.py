@@ -1,4 +1,4 @@
-"""What a child of `named` and of ``evaluation.graders.math_pool`` does: math-verify on two answers."""
+"""The child process of `named` and of ``evaluation.graders.math_pool``: math-verify on two answers."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def _parsed(text: str) -> tuple[Any, ...]:
 
 
 def warm_up() -> None:
-    """Imports all there is to import, about a second, before the first pair's time runs."""
+    """Imports everything, about a second, before the time of the first pair starts."""
     verify("1", "1")
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """``{"gold": "1/2", "answer": "0.5"}`` -> ``{"right": true}``; an exception of math-verify's is the caller's."""
+    """``{"gold": "1/2", "answer": "0.5"}`` -> ``{"right": true}``; math-verify's exceptions propagate."""
     try:
         return {"right": verify(request["gold"], request["answer"])}
     except UnreadableGold:

@@ -1,15 +1,15 @@
-"""Where a run's questions come from: one source, or several with weights (``data.sources``). One source is a mixture
-of one.
+"""The sources of a run's questions: one, or several with weights (``data.sources``). One source is a mixture of size
+1.
 
-    sources_of     the section ``data`` as sources, each with its share, its files, and its templates
-    step_counts    how many prompts each source gives to a step
+    sources_of     the section ``data`` as sources, each with its share, files and templates
+    step_counts    the number of prompts of each source in a step
 
-Each step draws its P prompts by the shares w_s: with C_s = w_1 + ... + w_s, source s gives step t
+Each step draws its P prompts according to the shares w_s. With C_s = w_1 + ... + w_s, source s gives step t
 
     floor(P C_s + u_t) - floor(P C_(s-1) + u_t),    u_t = (u_0 + t phi) mod 1, phi = 0.618...
 
-prompts: floor(P w_s) or one more, P together. u_0 comes from the seed. Counts depend on (seed, step) alone, and since
-the multiples of phi fill the unit interval evenly, a source's count stays within a few prompts of P w_s t for ever.
+prompts: floor(P w_s) or one more, P in total. u_0 comes from the seed. Counts depend only on (seed, step). Since the
+multiples of phi fill the unit interval evenly, a source's count always stays within a few prompts of P w_s t.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class MixtureSource:
     """One source of questions.
 
     Attributes:
-        name: in ids, metrics and messages; "" for the only one.
-        share: of a run's prompts; all shares sum to 1.
-        data: its values of `INHERITED`; what a source does not give is that of the section ``data``.
-        templates: prompt templates of its own, by role of the teacher.
+        name: used in ids, metrics and messages; "" for the only one.
+        share: share of a run's prompts; all shares sum to 1.
+        data: its values of `INHERITED`; values that a source does not give are those of the section ``data``.
+        templates: its own prompt templates, by role of the teacher.
     """
 
     name: str
@@ -52,7 +52,7 @@ class MixtureSource:
 
     @property
     def held_path(self) -> str:
-        """Where its held-out questions are; a published set is drawn from twice, by two seeds."""
+        """Path of its held-out questions; a published set is sampled twice, with two seeds."""
         return self.data["heldout_path"] or (self.data["path"] if self.data["source"] == "published" else "")
 
     @property
@@ -61,7 +61,7 @@ class MixtureSource:
         return self.data["source"] != "jsonl" or bool(self.data["heldout_path"])
 
     def mark(self, prompt: Prompt) -> Prompt:
-        """A prompt as one of this source; ids of different sources can be equal."""
+        """The prompt marked as one of this source; ids in different sources can be equal."""
         if not self.name:
             return prompt
         return dataclasses.replace(
@@ -76,7 +76,7 @@ def sources_of(data: Mapping[str, Any]) -> tuple[MixtureSource, ...]:
         UserError: an entry of ``data.sources`` is invalid.
     """
     own = {key: data[key] for key in INHERITED}
-    entries = tuple(data.get("sources", ()))  # a config of an earlier version has no such key
+    entries = tuple(data.get("sources", ()))  # configs of earlier versions lack this key
     if not entries:
         return (MixtureSource("", 1.0, own),)
     rows = [_row(entry, i) for i, entry in enumerate(entries)]
@@ -116,12 +116,12 @@ def _row(entry: Any, i: int) -> dict[str, Any]:
             if not hasattr(value, "keys"):
                 raise UserError(f"data.sources, entry {i + 1}: options={value!r:.60}; expected a mapping")
         elif key != "weight" and (not isinstance(value, str) or "\0" in value):
-            raise UserError(f"data.sources, entry {i + 1}: {key}={value!r:.60}; expected a text")
+            raise UserError(f"data.sources, entry {i + 1}: {key}={value!r:.60}; expected a string")
     return row
 
 
 def _name(row: Mapping[str, Any], own: Mapping[str, Any]) -> str:
-    """The source's name: its own, or else that of its file, or of its task."""
+    """The source's name: its own, else that of its file, else of its task."""
     if row.get("name"):
         return row["name"]
     path, task = row.get("path", ""), row.get("task", own["task"])
@@ -134,22 +134,22 @@ def _weight(value: Any, name: str) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or value <= 0:
         raise UserError(
-            f"data.sources: weight={value!r:.40} of source {name!r}; expected a number above 0, or leave the source out"
+            f"data.sources: weight={value!r:.40} of source {name!r}; expected a number above 0, or remove the source"
         )
     return float(value)
 
 
 def held_out_of(data: Mapping[str, Any], sources: Sequence[MixtureSource]) -> list[MixtureSource]:
-    """The sources that the held-out questions come from: all that have some, or the one of ``data.heldout_from``.
+    """The sources that the held-out questions come from: all that have some, or that of ``data.heldout_from``.
 
     Raises:
-        UserError: ``data.heldout_from`` names no source, or one without held-out questions.
+        UserError: ``data.heldout_from`` does not name a source with held-out questions.
     """
     only = data.get("heldout_from", "")
     names = [s.name for s in sources]
     if only and only not in names:
         known = f"{near(only, names)}" if any(names) else "there is only one source; leave it empty"
-        raise UserError(f"data.heldout_from={only!r} is no source of data.sources; {known}")
+        raise UserError(f"data.heldout_from={only!r} is not a source of data.sources; {known}")
     found = [s for s in sources if s.holds_out and only in ("", s.name)]
     if only and not found:
         raise UserError(
@@ -159,7 +159,7 @@ def held_out_of(data: Mapping[str, Any], sources: Sequence[MixtureSource]) -> li
 
 
 def split(total: int, shares: Sequence[float]) -> list[int]:
-    """``total`` divided by the shares: whole numbers that sum to it, each at least 1 if there are enough.
+    """``total`` divided by the shares: whole numbers that sum to it, each at least 1 if possible.
 
     >>> split(10, [0.7, 0.2, 0.1])
     [7, 2, 1]
@@ -180,7 +180,7 @@ def split(total: int, shares: Sequence[float]) -> list[int]:
 
 
 def interleaved(sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """(source, place in it) of the questions of several sources, so that each beginning has them in proportion."""
+    """(source, place in it) of the questions of several sources, with every prefix in proportion."""
     return sorted(
         ((s, i) for s, n in enumerate(sizes) for i in range(n)), key=lambda x: ((x[1] + 0.5) / sizes[x[0]], x)
     )
@@ -193,7 +193,7 @@ def _start(seed: int) -> float:
 
 
 def step_counts(shares: Sequence[float], batch: int, seed: int, step: int) -> np.ndarray:
-    """int [S], the prompts that each source gives to a step; they sum to ``batch``. See the module."""
+    """int [S], the number of prompts of each source in a step, ``batch`` in total. See the module."""
     u = min((_start(seed) + step * _PHI) % 1.0, 1.0 - 1e-9)
     edges = np.concatenate([[0.0], np.cumsum(shares)])
     edges[-1] = 1.0

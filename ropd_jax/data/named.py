@@ -1,11 +1,11 @@
-"""Graders by name: what ``data.task`` means for a JSONL file.
+"""Graders by name: the meaning of ``data.task`` for a JSONL file.
 
     ""                    by the kind of each gold answer (`ropd_jax.data.golds`)
-    exact                 the same, but a free text must be that very text
+    exact                 the same, but a free-text answer must match exactly
     math                  the final answer, compared by math-verify
-    choice                the letter that is stated; every gold answer is a letter, A to J
+    choice                the stated letter; every gold answer is a letter, A to J
     ifeval                the instructions of IFEval in the row; all must be followed
-    judge                 not by comparison: the held-out judge is shown the gold answer
+    judge                 no comparison: the held-out judge sees the gold answer
     reasoning_gym:TASK    the scorer of that task
 
 The name of a published set (``gsm8k``), or of a task of reasoning-gym whose answer is a number (``chain_sum``, the
@@ -43,10 +43,10 @@ _ifeval_child = Service("ropd_jax.data.ifeval_worker", cpu_s=20.0)
 
 
 def check_name(task: str) -> None:
-    """Refuses a name that no grader has.
+    """Rejects a name that does not belong to a grader.
 
     Raises:
-        UserError: with the near names; or a package that the grader needs is not installed.
+        UserError: unknown name, with similar names; or a package that the grader needs is not installed.
     """
     if task.startswith(GYM):
         from reasoning_gym.factory import DATASETS  # importing reasoning_gym takes 1 to 4 seconds
@@ -58,32 +58,32 @@ def check_name(task: str) -> None:
     if task and task not in {*NAMES, *PUBLISHED, *NUMBER_TASKS}:
         known = (*NAMES, *NUMBER_TASKS, f"{GYM}TASK")
         raise UserError(
-            f"data.task={task!r} is no grader; {near(task, known)}; expected {', '.join(NAMES)}, {GYM}TASK, or '' for "
-            "the kind of each gold answer"
+            f"data.task={task!r} is not a grader; {near(task, known)}; expected {', '.join(NAMES)}, {GYM}TASK, or '' "
+            "for the kind of each gold answer"
         )
     if missing := [name for name in NEEDS.get(task, ()) if importlib.util.find_spec(name) is None]:
         raise UserError(f"data.task={task!r} needs {', '.join(missing)}: pip install 'ropd_jax[eval]'")
 
 
 def instructions_of(row: Mapping[str, Any], where: str) -> list[tuple[str, dict[str, Any]]]:
-    """The (id, arguments) of a row of IFEval; arguments that are null do not apply.
+    """The (id, arguments) of a row of IFEval; null arguments are ignored.
 
     Raises:
-        UserError: no instructions, or not as many arguments.
+        UserError: no instructions, or a different number of arguments.
     """
     ids, kwargs = row.get("instruction_id_list"), row.get("kwargs")
     if not isinstance(ids, list) or not isinstance(kwargs, list) or not ids or len(ids) != len(kwargs):
         raise UserError(
-            f"{where} has no instructions; data.task='ifeval' expects instruction_id_list and as many kwargs in a row"
+            f"{where} has no instructions; data.task='ifeval' expects instruction_id_list and as many kwargs per row"
         )
     return [(str(i), {k: v for k, v in (kw or {}).items() if v is not None}) for i, kw in zip(ids, kwargs, strict=True)]
 
 
 def follows(prompt: Prompt, text: str) -> bool | None:
-    """Whether an answer follows all instructions of its prompt, strictly; None if the child does not decide.
+    """Whether an answer follows all instructions of its prompt, strictly; None if the child cannot decide.
 
     Raises:
-        UserError: an instruction that IFEval does not have.
+        UserError: an instruction is not one of IFEval's.
     """
     instructions: Sequence[Any] = prompt.metadata["instructions"]
     reply = _ifeval_child.ask({"instructions": instructions, "response": text})
@@ -94,7 +94,7 @@ def follows(prompt: Prompt, text: str) -> bool | None:
 
 
 def equal(gold: str, found: str) -> bool | None:
-    """Whether math-verify finds two mathematical texts equal; None if it does not decide."""
+    """Whether math-verify finds two mathematical texts equal; None if it cannot decide."""
     right = (reply := _math_child.ask({"gold": gold, "answer": found})).get("right")
     if not isinstance(right, bool):
         log.debug("an answer is ungraded: %s", reply.get("error"))

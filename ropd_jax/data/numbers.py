@@ -1,10 +1,10 @@
-"""The number that a final answer states: read as a whole, or not read; never a part of something else.
+"""The number that a final answer states: the whole answer or nothing, never a part of something else.
 
     "5 apples, because 3 + 2 = 5"   5, with the unit "apples"
     "10:30", "3x + 2", "5 or 7"     no number
 
-``quantity`` reads what a student states: a number, perhaps a unit, and then only what cannot change the number.
-``number`` reads a number and nothing else. The table of both is in docs/graders.md.
+``quantity`` reads what a student states: a number, optionally a unit, then only text that cannot change the number.
+``number`` reads only a number. The table for both is in docs/graders.md.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from ropd_jax.data.expressions import NotAFormula, TooLarge, parse, value
 from ropd_jax.data.plain import plain
 from ropd_jax.data.units import NO_UNIT, SCALES, SINGLE, TOUCHING
 
-LOOK = 1_000  # characters of a line that are read, its explanation included
-LONGEST = 200  # characters of a final answer; longer ones are wrong, and cost no time
+LOOK = 1_000  # characters of a line that are read, including its explanation
+LONGEST = 200  # characters of a final answer; longer ones count as wrong, without being parsed
 
 
 class Quantity(NamedTuple):
@@ -35,7 +35,7 @@ _INT = r"(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)|[1-9]\d{0,2}(?:'\d{3})+(?!\d)|[1-9
 _DEC = rf"(?:{_INT}(?:\.\d+)?|\.\d+)"
 _POWER = r"(?:\{\s*[-+]?\s?\d{1,4}\s*\}|\(\s*[-+]?\s?\d{1,4}\s*\)|[-+]?\d{1,4})"
 _PART = rf"(?:[-+]?{_DEC}|\(\s*[-+]?\s?{_DEC}\s*\))"
-_FORMS = {  # the longest that fits counts
+_FORMS = {  # the longest match counts
     "mixed": re.compile(rf"(?P<whole>{_INT})\s(?:and )?(?P<top>\d+)\s?/\s?(?P<bottom>\d+)"),
     "tens": re.compile(rf"(?P<factor>{_DEC})\s?[*x]\s?10\s?\^\s?(?P<power>{_POWER})"),
     "exponent": re.compile(rf"(?P<factor>{_DEC})[eE](?P<power>[-+]?\d{{1,4}})(?!\d)"),
@@ -61,7 +61,7 @@ def number(text: str) -> Fraction | None:
 
 
 def _outer(text: str) -> str:
-    """Without brackets around the whole."""
+    """The text without brackets around all of it."""
     while (
         len(text) > 1
         and (text[0], text[-1]) in (("(", ")"), ("[", "]"), ("{", "}"))
@@ -77,7 +77,7 @@ def _leading(text: str) -> tuple[Fraction, int] | None:
     text = _WORD_SIGN.sub("-", text)
     cut -= len(text)
     signs = _SIGNED.match(text)
-    assert signs is not None  # all of it is optional
+    assert signs is not None  # the whole pattern is optional
     best: tuple[str, re.Match[str]] | None = None
     for name, form in _FORMS.items():
         match = form.match(text, signs.end())
@@ -189,7 +189,7 @@ def _stated(text: str, depth: int) -> Quantity | None:
 
 
 def _equation(text: str, depth: int) -> Quantity | None:
-    """``x = 5``, ``3 + 2 = 5``: the last side, if every other side that can be computed has its value."""
+    """``x = 5``, ``3 + 2 = 5``: the last side, if all other sides that can be computed have its value."""
     *sides, last = text.split("=")
     found = _stated(last, depth + 1)
     if found is None:
@@ -204,7 +204,7 @@ def _equation(text: str, depth: int) -> Quantity | None:
 
 
 def _computed(side: str) -> Fraction | None:
-    """The value of a side of an equation that is arithmetic, or a number; None for any other."""
+    """The value of a side of an equation, if it is arithmetic or a number; else None."""
     if (found := _leading(side)) is not None and found[1] == len(side):
         return found[0]
     if not _ARITHMETIC.fullmatch(side):
@@ -217,7 +217,7 @@ def _computed(side: str) -> Fraction | None:
 
 
 def _with_rest(found: Fraction, rest: str, depth: int) -> Quantity | None:
-    """The number with its unit, if what follows cannot change it."""
+    """The number with its unit, if the rest cannot change it."""
     if scale := _SCALE.match(rest):
         found, rest = found * SCALES[scale[1].lower()], rest[scale.end() :]
     unit, rest = _unit(rest)
@@ -227,7 +227,7 @@ def _with_rest(found: Fraction, rest: str, depth: int) -> Quantity | None:
 
 
 def _unit(rest: str) -> tuple[str | None, str]:
-    """(unit, what follows it); None if a letter touches the number that is no unit, as in ``3x``."""
+    """(unit, the rest); the unit is None if a letter that is not a unit touches the number, as in ``3x``."""
     if percent := _PERCENT.match(rest):
         words, rest = ["%"], rest[percent.end() :]
     elif rest[:1].isalpha() or rest.startswith(("\\", "_")):
@@ -253,7 +253,7 @@ def _unit(rest: str) -> tuple[str | None, str]:
 
 
 def _harmless(rest: str, found: Fraction, depth: int, *, bare: bool) -> bool:
-    """True if what follows a number cannot change it: nothing, a full stop, an explanation, the same value again."""
+    """True if the text after a number cannot change it: nothing, a full stop, an explanation, the same value again."""
     for _ in range(6):
         if rest[:1] == "!" and bare:  # a factorial
             return False
@@ -286,7 +286,7 @@ def _harmless(rest: str, found: Fraction, depth: int, *, bare: bool) -> bool:
 
 
 def _agrees(inside: str, found: Fraction, depth: int) -> bool:
-    """What a bracket behind a number holds: words, an explanation, or the same value."""
+    """Whether a bracket after a number agrees with it: words, an explanation, or the same value."""
     if _DOUBT.search(inside) and not re.match(r"\s*or\b", inside):
         return False
     inside = re.sub(r"^\s*or,?\s+", "", inside)
@@ -299,12 +299,12 @@ def _agrees(inside: str, found: Fraction, depth: int) -> bool:
 
 
 def _equal_ways(other: Quantity, found: Fraction) -> bool:
-    """The same value, perhaps once as a percentage: ``0.5 or 50%``."""
+    """The same value, possibly once as a percentage: ``0.5 or 50%``."""
     return other.value == found or (other.unit.startswith("%") and other.value == found * 100)
 
 
 def _same_side(side: str, found: Fraction, *, near: bool) -> bool:
-    """Another side of an equation behind a number: the same value, or a name."""
+    """Another side of an equation after a number: the same value, or a name."""
     side = side.strip()
     computed = _computed(side)
     if computed is None and (stated := re.match(r"[^A-Za-z%]*", side)) and stated.group().strip():

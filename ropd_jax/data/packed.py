@@ -1,6 +1,6 @@
-"""Prompts outside of memory: a sequence whose items are in a temporary file once they are large together.
+"""Prompts outside of memory: a sequence whose items are stored in a temporary file once they are large in total.
 
-A million prompts are about 1.5 GB of Python objects on every host. Packed, 16 bytes of each stay in memory.
+A million prompts take about 1.5 GB of Python objects on every host. Packed, each takes 16 bytes of memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ IN_MEMORY = 32 << 20  # bytes of a set that needs no file
 
 
 class _Store:
-    """The file, closed with the last sequence that reads it."""
+    """The file, closed when the last sequence that reads it is deleted."""
 
     def __init__(self) -> None:
         self.file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115
@@ -33,9 +33,9 @@ class _Store:
 
 
 class Packed(Sequence[Prompt]):
-    """Prompts in the order in which they came; each access makes a new, equal `Prompt`.
+    """Prompts in their original order; each access makes a new, equal `Prompt`.
 
-    The file has no name and goes with the process. What is read back is what this process has written.
+    The file has no name and is deleted with the process. Only this process can write it.
     """
 
     def __init__(self, prompts: Iterable[Prompt]):
@@ -76,7 +76,7 @@ class Packed(Sequence[Prompt]):
 
 
 def select(prompts: Sequence[Prompt], places: Sequence[int]) -> Sequence[Prompt]:
-    """The prompts at these places; of packed ones nothing is copied."""
+    """The prompts at these places; packed ones are not copied."""
     if len(places) == len(prompts):
         return prompts
     return prompts.select(places) if isinstance(prompts, Packed) else tuple(prompts[i] for i in places)

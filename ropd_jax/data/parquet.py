@@ -1,4 +1,4 @@
-"""Rows of a Parquet file, where pyarrow is installed: the same rows as those of a JSONL file."""
+"""Rows of a Parquet file, if pyarrow is installed: the same rows as in a JSONL file."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _AT_ONCE = 1_000  # rows in memory
 
 
 def numbered_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number from 1, row) of a file. A column that is null in a row is absent from it: Parquet has no other way to
-    leave a key out.
+    """(row number from 1, row) of a file. A null column is absent from its row, because Parquet has no other way to
+    omit a key.
 
     Raises:
         UserError: pyarrow is missing, or the file cannot be read.

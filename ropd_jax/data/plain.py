@@ -1,11 +1,11 @@
-"""Text without its dress: one way to write a sign, a digit, a space or a fraction.
+"""Text without formatting: one way to write a sign, a digit, a space or a fraction.
 
 >>> plain("**\\u2212\\uff15**")
 '-5'
 >>> plain(r"$1\\frac{1}{2}\\text{ cm}^2$")
 '1 1/2 cm^2'
 
-Nothing is computed here. `ropd_jax.data.numbers` reads numbers out of plain text, and `ropd_jax.data.grader` compares
+This module computes nothing. `ropd_jax.data.numbers` reads numbers from plain text, and `ropd_jax.data.grader` compares
 plain texts.
 """
 
@@ -59,16 +59,16 @@ _STARS_POWER = re.compile(r"(?<=[\d)])\s?\*\*\s?(?=[-+\d(])")
 
 
 def plain(text: str) -> str:
-    """One line without LaTeX and Markdown dress, with ASCII digits, signs and spaces; of an expression, its own text.
+    """One line without LaTeX and Markdown formatting, with ASCII digits, signs and spaces.
 
-    Full-width and other scripts' digits are digits (``\u0665`` is 5), superscripts are powers (``10\u2075`` is
-    ``10^{5}``), a vulgar fraction is one (``1\u00bd`` is ``1 1/2``).
+    Full-width digits and those of other scripts are digits (``\u0665`` is 5), superscripts are powers (``10\u2075`` is
+    ``10^{5}``), a vulgar fraction is a fraction (``1\u00bd`` is ``1 1/2``).
     """
     text = _SUPER.sub(lambda m: "^{" + unicodedata.normalize("NFKC", m.group()).replace("\u2212", "-") + "}", text)
     text = _TAG.sub("", "".join(map(_char, text)))
     for _ in range(2):  # \textbf{\text{C}}
         text = _UNWRAP.sub(_unwrapped, text)
-    rows = text.split("\\\\")  # of a matrix: the second backslash of a row separator begins no command
+    rows = text.split("\\\\")  # of a matrix: the second backslash of a row separator does not start a command
     text = "\\\\".join(map(_bare, rows))
     text = _STARS_POWER.sub("^", text)
     text = _BOLD.sub(r"\2", text).replace("`", "")
@@ -88,7 +88,7 @@ def _unwrapped(match: re.Match[str]) -> str:
 
 
 def _fraction(match: re.Match[str]) -> str:
-    """``\\frac{a}{b}`` as a/b, with brackets around what is not one number; ``1\\frac12`` keeps its parts apart."""
+    """``\\frac{a}{b}`` as a/b, with brackets around anything but a single number; ``1\\frac12`` is ``1 1/2``."""
     whole, top, bottom = match[1], match[2] or match[3], match[4] or match[5]
     top, bottom = (part.strip() if _SIMPLE.fullmatch(part) else f"({part.strip()})" for part in (top, bottom))
     if whole is None:

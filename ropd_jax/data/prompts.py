@@ -1,12 +1,12 @@
 """The questions of a run: a set without duplicates.
 
-    1. ``PromptSet``      unique prompts, and how many were dropped by cause (``data.load.load_prompts`` builds it)
+    1. ``PromptSet``      unique prompts, and the number dropped by cause (``data.load.load_prompts`` builds it)
     2. ``disjoint``       removes the held-out set's questions from the training set
 
 `ropd_jax.data.stream` draws the prompts of each step from it.
 
-Two questions are the same if their ``normalise`` is the same: Unicode form, letter case, white space and a final
-``. ? : =`` do not count. What changes a question does: the ``!`` of a factorial, and superscripts (2\u2075 is not 25).
+Two questions are the same if ``normalise`` returns the same for both: Unicode form, letter case, white space and a
+final ``. ? : =`` are ignored. The ``!`` of a factorial and superscripts are not (2\u2075 is not 25).
 
 >>> normalise("What is  2 + 2 ?") == normalise("what is 2 + 2")
 True
@@ -29,11 +29,11 @@ _MEANINGFUL = ("<super>", "<sub>", "<fraction>", "<circle>")
 
 @dataclasses.dataclass(frozen=True)
 class PromptSet:
-    """Prompts with unique ids and unique questions, and how many were left out, by cause.
+    """Prompts with unique ids and unique questions, and the number left out, by cause.
 
     Attributes:
         prompts: in the order of the source.
-        dropped: how many prompts each cause removed (``duplicate``, ``solution_mismatch``, ``in_held_out``, ...). A
+        dropped: prompts removed by each cause (``duplicate``, ``solution_mismatch``, ``in_held_out``, ...). A
             cause that removed nothing is absent.
     """
 
@@ -51,7 +51,7 @@ class PromptSet:
 
 
 def normalise(question: str) -> str:
-    """The key that two equal questions share."""
+    """The key that equal questions share."""
     text = unicodedata.normalize("NFC", "".join(map(_plain_form, question))).casefold()
     return " ".join(text.split()).rstrip(" .?:=")
 
@@ -63,7 +63,7 @@ def _plain_form(char: str) -> str:
 
 
 def gsm_answer(solution: str) -> str | None:
-    """What follows the last ``####`` of a worked solution, without thousands commas; None if there is no ``####``.
+    """The text after the last ``####`` of a worked solution, without thousands commas; None if there is no ``####``.
 
     >>> gsm_answer("1,000 + 2 = 1,002\\n#### 1,002")
     '1002'

@@ -1,7 +1,7 @@
 """Every published set by name: the paper's benchmarks, and the sets that it trains on.
 
-Hub ids, splits and row counts are those of the sets' cards in May 2026. A set has a hash if all of it was available to
-us. None of their text is in this package.
+Hub ids, splits and row counts are from the sets' cards in May 2026. A set has a hash if all of it was available to us.
+This package contains none of their text.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def _healthbench(title: str, name: str, file: str, rows: int) -> Source:
         (f"{name}.jsonl", file),
         hub="openai/healthbench",
         hub_file=file,
-        split="train",  # what datasets calls the rows of a single file
+        split="train",  # the name that datasets gives to the rows of a single file
         url=_SIMPLE_EVALS + file,
         licence="MIT; carries a canary",
         rows=rows,

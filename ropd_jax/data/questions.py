@@ -1,10 +1,10 @@
-"""The questions of a run: training and held-out, disjoint, none longer than the limit.
+"""The questions of a run: training and held-out, disjoint, none over the length limit.
 
 Prompts are tokenized when they are needed (`Questions.tokens_of`). Before the first step only their lengths are
-counted, because the padded length of all prompts must be known before anything is compiled, and which are too long
-before the prompts are permuted. The hosts share that: host i of N counts prompts i, i + N, i + 2 N ..., and exchanges
-its longest and one bit per prompt. Of the tokens, the last `KEPT` stay in memory: all of a small set, few of a large
-one.
+counted: the padded length of all prompts must be known before anything is compiled, and the prompts that are too long
+must be known before the rest are permuted. The hosts share the counting: host i of N counts prompts i, i + N, i + 2 N
+..., and exchanges its longest length and one bit per prompt. The last `KEPT` tokens stay in memory: all of a small set,
+few of a large
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from ropd_jax.types import Prompt, UserError
 
 log = logging.getLogger(__name__)
 
-KEPT = 4_000_000  # tokens, of 4 bytes
+KEPT = 4_000_000  # tokens of 4 bytes
 
 
 class Hosts(Protocol):
-    """What is needed of the hosts of a run; the module `parallel.hosts` is one."""
+    """The interface to the hosts of a run; the module `parallel.hosts` is one."""
 
     def count(self) -> int: ...
 
@@ -60,7 +60,7 @@ class _Alone:
 
 
 class Tokens:
-    """Tokens of prompts, made when they are asked; the last `KEPT` are kept."""
+    """Tokens of prompts, computed on first use; the last `KEPT` are kept."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
@@ -68,7 +68,7 @@ class Tokens:
         self._size = 0
 
     def of(self, prompt: Prompt) -> np.ndarray:
-        """int32 [T], by the chat template of the student."""
+        """int32 [T], with the student's chat template."""
         tokens_T = self._kept.get(prompt.id)
         if tokens_T is None:
             tokens_T = np.asarray(self._tokenizer.apply_chat_template(prompt.messages), np.int32)
@@ -80,13 +80,13 @@ class Tokens:
 
 
 class Questions(NamedTuple):
-    """Prompts, none longer than the limit.
+    """Prompts, none over the length limit.
 
     Attributes:
         prompts: in the order of their source.
-        dropped: how many were left out, by cause.
-        longest: tokens of the longest one.
-        tokens: of these prompts.
+        dropped: the number of prompts left out, by cause.
+        longest: tokens of the longest prompt.
+        tokens: the tokens of these prompts.
     """
 
     prompts: Sequence[Prompt]
@@ -105,23 +105,23 @@ class Questions(NamedTuple):
 
 
 def load_questions(data: ConfigDict, tokenizer: Tokenizer, hosts: Hosts | None = None) -> tuple[Questions, Questions]:
-    """(training, held-out) questions, disjoint, with the lengths that the student's chat template gives them.
+    """(training, held-out) questions, disjoint, with their lengths under the student's chat template.
 
     Args:
         data: the section ``data`` of a config. Without held-out data (``data.heldout=False``, or JSONL without a
-            ``heldout_path``) the second has no prompts, and the log says so.
+            ``heldout_path``) the second is empty, which is logged.
         hosts: the hosts that share the work; each must call it. None: this process only.
 
     Raises:
         UserError: seeds that share items, an empty set, every prompt over ``data.max_prompt_tokens``, or hosts that
-            have read different questions.
+            read different questions.
     """
     hosts = hosts or _Alone()
     sources = sources_of(data)
     limit = data.max_prompt_tokens
     if why := no_heldout(data):
         log.warning(
-            "no held-out data (%s): the run measures no accuracy and watches for no drift of the reward; result.json "
+            "no held-out data (%s): the run measures no accuracy and cannot detect drift of the reward; result.json "
             "has heldout_n 0",
             why,
         )
@@ -136,18 +136,18 @@ def load_questions(data: ConfigDict, tokenizer: Tokenizer, hosts: Hosts | None =
 
 
 def training_prompts(data: Mapping[str, Any]) -> PromptSet:
-    """The training prompts of a section ``data``, held-out ones among them; a question of two sources is the first
-    one's.
+    """The training prompts of a section ``data``, including held-out ones; a question in two sources belongs to the
+    first one.
 
     Raises:
-        UserError: as `load_prompts`.
+        UserError: see `load_prompts`.
     """
     return _joined([_of_source(s, s.data["path"], s.data["size"], s.data["seed"]) for s in sources_of(data)])
 
 
 def _held_out(data: Mapping[str, Any], sources: Sequence[MixtureSource]) -> PromptSet:
-    """The held-out prompts: of each source in proportion to its share, in an order in which every beginning has them
-    so; or of one source (``data.heldout_from``)."""
+    """The held-out prompts: of each source in proportion to its share, ordered so that every prefix has the same
+    proportions; or of one source (``data.heldout_from``)."""
     total, held = data["heldout_size"], held_out_of(data, sources)
     sizes = split(total, [s.share for s in held]) if total else [total] * len(held)
     for s, size in zip(held, sizes, strict=True):
@@ -175,7 +175,7 @@ def _of_source(source: MixtureSource, path: str, size: int | None, seed: int) ->
 
 
 def _joined(parts: Sequence[PromptSet], *, mixed: bool = False) -> PromptSet:
-    """The prompts of several sources, one after the other or ``mixed``, without questions that come twice."""
+    """The prompts of several sources, one after the other or ``mixed``, without repeated questions."""
     if len(parts) == 1:
         return parts[0]
     dropped = collections.Counter[str]()
@@ -201,7 +201,7 @@ def _joined(parts: Sequence[PromptSet], *, mixed: bool = False) -> PromptSet:
 
 
 def no_heldout(data: Mapping[str, Any]) -> str:
-    """Why a run with this section ``data`` has no held-out data; "" if it has."""
+    """Why a run with this section ``data`` has no held-out data; "" if it has some."""
     if not data["heldout"]:
         return "data.heldout=False"
     sources = sources_of(data)
@@ -223,25 +223,25 @@ def _measured(
     log.info("%s prompts: %d%s; dropped: %s", name, len(kept), _by_source(kept), dropped or "none")
     if left := dropped.get(OVER_SIZE):
         key = "data.size" if name == "training" else "data.heldout_size"
-        log.warning("%s=%s leaves %d %s prompts out; 0 takes all", key, size, left, name)
+        log.warning("%s=%s leaves %d %s prompts out; 0 keeps all", key, size, left, name)
     return Questions(kept, dropped, longest, tokens)
 
 
 def _by_source(prompts: Sequence[Prompt]) -> str:
-    """`` (gsm8k 900, math 100)``; "" of one source."""
+    """`` (gsm8k 900, math 100)``; "" for one source."""
     counts = collections.Counter(p.source for p in prompts)
     return "" if set(counts) <= {""} else f" ({', '.join(f'{name} {n}' for name, n in counts.items())})"
 
 
 def _texts(prompts: Iterable[Prompt]) -> Iterator[tuple[str, str]]:
-    """What the hosts must agree on, by the prompt's id: place, chat and gold answer."""
+    """The values that must be equal on all hosts, by prompt id: place, chat and gold answer."""
     for i, p in enumerate(prompts):
         chat = "\0".join(f"{m.role}\0{m.content}" for m in p.messages)
         yield p.id, f"{chat}\0{p.answer}\0{p.solution} (prompt {i})"
 
 
 def _count(prompts: PromptSet, tokens: Tokens, limit: int, name: str, hosts: Hosts) -> tuple[int, np.ndarray]:
-    """(tokens of the longest prompt within the limit, which prompts are beyond it, bool [N])."""
+    """(tokens of the longest prompt within the limit, which prompts exceed it, bool [N])."""
     problem, longest, shortest, long = "", 0, np.inf, []
     try:
         for i in range(hosts.index(), len(prompts), hosts.count()):
@@ -249,7 +249,7 @@ def _count(prompts: PromptSet, tokens: Tokens, limit: int, name: str, hosts: Hos
             shortest = min(shortest, length)
             longest = longest if length > limit else max(longest, length)
             long.append(length > limit)
-    except UserError as error:  # a character in no token, a template that refuses the chat: all hosts end with it
+    except UserError as error:  # a character without a token, a template that rejects the chat: raised on all hosts
         problem = str(error)
     bits = zlib.compress(np.packbits(np.asarray(long, bool)).tobytes())
     found = hosts.exchange((problem, longest, shortest, bits))

@@ -1,8 +1,8 @@
 """Rows of a published data set, from a directory of files, from prepared TFDS files, or from the Hub.
 
-``ROPD_DATA`` (or ``--data DIR``) names a directory with one JSONL file per set. The rows can have the Hub's column
-names or those of the loaders here. Each set lists the file names it looks for and where to download them. Nothing is
-downloaded unless the package ``datasets`` is installed and the place is ``hub``.
+``ROPD_DATA`` (or ``--data DIR``) names a directory with one JSONL file per set. The rows can have the column names of
+the Hub or those of the loaders here. Each set lists its file names and where to download them. Nothing is downloaded
+unless the package ``datasets`` is installed and the place is ``hub``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def read_source(source: Source, place: str | os.PathLike[str] = "") -> tuple[lis
             directory that ``ROPD_DATA`` names, or the Hub if it is not set.
 
     Raises:
-        UserError: no rows there; the message names the files and where to download them.
+        UserError: no rows found, with the files and where to download them.
     """
     directory = str(place) if place else os.environ.get(ENVIRONMENT, "")
     if directory.startswith(PREPARED):

@@ -18,7 +18,7 @@ def items(task: str, size: int | None, seed: int, options: dict[str, Any]) -> It
         options: the task's own settings, e.g. ``{"min_terms": 4}``.
 
     Raises:
-        UserError: unknown task or option, or a value that the task refuses; before the first item is drawn.
+        UserError: unknown task or option, or a value that the task rejects; raised before the first item is drawn.
     """
     if size is None or size < 1:
         raise UserError(f"reasoning_gym:{task}: size {size!r}; give how many items to generate, at least 1")
@@ -35,7 +35,7 @@ def items(task: str, size: int | None, seed: int, options: dict[str, Any]) -> It
         config = config_class(size=size, seed=seed, **options)
         config.validate()
     except (AssertionError, TypeError, ValueError) as error:
-        raise UserError(f"reasoning-gym task {task} refuses the options {options}: {error}") from error
+        raise UserError(f"reasoning-gym task {task} rejects the options {options}: {error}") from error
     dataset = dataset_class(config)
 
     def drawn() -> Iterator[Prompt | None]:
@@ -44,7 +44,7 @@ def items(task: str, size: int | None, seed: int, options: dict[str, Any]) -> It
             solution = str(entry["metadata"].get("answer_cot", ""))
             gold = entry["answer"]
             if solution and gsm_answer(solution) != gold:
-                yield None  # about 1 in 25 worked solutions of gsm_symbolic ends in another text, e.g. 168.0 for 168
+                yield None  # about 1 in 25 worked solutions of gsm_symbolic end differently, e.g. in 168.0 for 168
                 continue
             yield Prompt(
                 id=f"{task}-{seed}-{i}",
@@ -59,10 +59,10 @@ def items(task: str, size: int | None, seed: int, options: dict[str, Any]) -> It
 
 
 def check_seeds(*, train_seed: int, train_size: int, heldout_seed: int, heldout_size: int) -> None:
-    """Refuses two reasoning-gym draws that share items: item i of a draw is made from seed + i.
+    """Rejects two reasoning-gym draws that share items: item i of a draw is made from seed + i.
 
     Raises:
-        UserError: the seeds are not further apart than the lower one's size.
+        UserError: the distance of the seeds is not above the size of the lower one.
     """
     low, size = min((train_seed, train_size), (heldout_seed, heldout_size))
     gap = abs(train_seed - heldout_seed)

@@ -3,7 +3,7 @@
     {"question": "...", "rubric": [{"criterion": "States the unit.", "points": 2}]}
     {"question": "...", "rubric": [{"title": "Essential", "description": "Names the law.", "weight": 5}]}     RaR
 
-They lie in ``Prompt.metadata["criteria"]``. `published_rubric` makes of them what the verifier is asked.
+They are stored in ``Prompt.metadata["criteria"]``. `published_rubric` turns them into a rubric for the verifier.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ropd_jax.types import Criterion, Judgement, Prompt, Rubric, UserError
 
 log = logging.getLogger(__name__)
 
-TEACHER, PUBLISHED = "teacher", "published"  # who writes a rubric
+TEACHER, PUBLISHED = "teacher", "published"  # the source of a rubric
 SOURCES = (TEACHER, PUBLISHED)
 
 
@@ -26,8 +26,8 @@ SOURCES = (TEACHER, PUBLISHED)
 class RarCriterion:
     """One criterion of RaR. ``points`` is |weight|; ``met_is_good`` is None if its polarity is not known.
 
-    Pitfalls have weight -1 or -2 in both sets, but in Science most are worded as virtues ("must not imply ..."), so
-    that a signed sum would punish the good answers, and in Medicine most as faults ("incorrectly states ...").
+    Pitfalls have weight -1 or -2 in both sets. But in Science most are worded as virtues ("must not imply ..."), so a
+    signed sum would penalize good answers; in Medicine most are worded as faults ("incorrectly states ...").
     """
 
     title: str
@@ -61,9 +61,9 @@ def rar_criterion(title: str, text: str, weight: int) -> RarCriterion:
 
 
 def rar_score(criteria: Sequence[RarCriterion], met: Sequence[bool | None]) -> float | None:
-    """Points earned over points possible among criteria of known polarity: in 0..1, and no good answer is punished.
+    """Points earned over points possible, for criteria of known polarity: in 0..1, good answers are never penalized.
 
-    None if no criterion has a known polarity, or if a verdict on one of those is missing.
+    None if no criterion has a known polarity, or if one of those has no verdict.
     """
     known = [(c, m) for c, m in zip(criteria, met, strict=True) if c.met_is_good is not None]
     total = sum(c.points for c, _ in known)
@@ -76,10 +76,10 @@ def rar_score(criteria: Sequence[RarCriterion], met: Sequence[bool | None]) -> f
 
 
 def usable(prompt: Prompt) -> tuple[RarCriterion, ...]:
-    """The prompt's criteria of known polarity, each worded so that meeting it is good.
+    """The prompt's criteria of known polarity, each worded so that it is good to meet it.
 
-    A fault ("Incorrectly states ...") is asked for as avoided: then true is good for every criterion, as for the
-    criteria that a teacher writes, and whoever reads the verdicts later needs no signs.
+    For a fault ("Incorrectly states ...") the verifier is asked whether it is avoided. Then true is good for every
+    criterion, as for those that a teacher writes, and readers of the verdicts need no signs.
     """
     return tuple(
         c if c.met_is_good else dataclasses.replace(c, text=f"The answer avoids this fault: {c.text}", met_is_good=True)
@@ -89,20 +89,20 @@ def usable(prompt: Prompt) -> tuple[RarCriterion, ...]:
 
 
 def published_rubric(prompt: Prompt) -> Rubric | None:
-    """The prompt's own rubric; None if it has none, or none of known polarity."""
+    """The prompt's own rubric; None if it has none, or no criterion of known polarity."""
     criteria = usable(prompt)
     found = [Criterion(f"c{i}", c.text, c.points, c.title) for i, c in enumerate(criteria, 1)]
     return Rubric(tuple(found)) if found else None
 
 
 def check_rubrics(prompts: Sequence[Prompt], key: str) -> None:
-    """Refuses prompts without a rubric; the log names how many have one without a usable criterion.
+    """Rejects prompts without a rubric; logs the number of rubrics without a usable criterion.
 
     Args:
-        key: of the config, that asks for rubrics of the data.
+        key: the config key that selects rubrics of the data.
 
     Raises:
-        UserError: naming the first one and how many there are.
+        UserError: with the first such prompt and their number.
     """
     without, unusable = [], []
     for p in prompts:
@@ -118,7 +118,7 @@ def check_rubrics(prompts: Sequence[Prompt], key: str) -> None:
         )
     if unusable:
         log.warning(
-            "of %d prompts (%s, for example) it is not known whether meeting a criterion is good; their groups are "
+            "for %d prompts (%s, for example) it is unknown whether meeting a criterion is good; their groups are "
             "unscored",
             len(unusable),
             unusable[0],
@@ -136,7 +136,7 @@ def own_rubric(value: Any, where: str) -> tuple[RarCriterion, ...]:
     A criterion with negative points is a fault: meeting it is bad.
 
     Raises:
-        UserError: another form, an empty text, or points that are no whole number other than 0.
+        UserError: wrong form, an empty text, or points that are not a nonzero whole number.
     """
     form = "[{criterion: a text, points: a whole number, not 0}, ...]"
     if not isinstance(value, list) or not value:

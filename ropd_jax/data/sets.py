@@ -1,12 +1,12 @@
-"""The published training sets as prompts. Whatever is dropped is counted by cause.
+"""The published training sets as prompts. Dropped rows are counted by cause.
 
     dapo_math_17k   without its wrapper prompt; dropped: copies of a row, other languages, questions with two answers,
                     questions of the benchmarks
     gsm8k_train     with worked solutions
-    rar_science, rar_medicine   with the published rubrics in ``metadata["criteria"]`` (see `RarCriterion`)
+    rar_science, rar_medicine   with published rubrics in ``metadata["criteria"]`` (see `RarCriterion`)
 
-``load_set`` also reads the benchmarks, from the same place, to drop their questions. The log names the benchmarks that
-are not there: a training set can then contain their questions.
+``load_set`` also reads the benchmarks, from the same place, to drop their questions. Benchmarks that are not there are
+logged: a training set can then contain their questions.
 """
 
 from __future__ import annotations
@@ -76,13 +76,13 @@ class SetOptions:
 def load_set(
     name: str, place: str = "", options: SetOptions = SetOptions()
 ) -> tuple[tuple[Prompt, ...], Counter, Found]:
-    """(prompts, dropped by cause, what was read) of a training set.
+    """(prompts, dropped by cause, the `Found`) of a training set.
 
-    Causes: ``copy`` (the same row again), ``language``, ``conflict`` (a question with different answers, all its
+    Causes: ``copy`` (a repeated row), ``language``, ``conflict`` (a question with different answers, all its
     rows), ``duplicate``, ``in_benchmark``.
 
     Raises:
-        UserError: no such set, no data, or rows of another kind.
+        UserError: no such set, no data, or rows of another format.
     """
     if name not in TRAINING:
         raise UserError(f"published set {name!r} is unknown; {near(name, TRAINING)}")
@@ -93,7 +93,7 @@ def load_set(
     for i, row in enumerate(rows):
         prompt = _MAKERS[name](row, i, f"{where}, row {i + 1}")
         if prompt.id in seen and seen[prompt.id] == prompt:
-            dropped["copy"] += 1  # the Hub's DAPO holds every row a hundred times
+            dropped["copy"] += 1  # the Hub's DAPO contains every row a hundred times
         elif prompt.id in seen:
             raise UserError(f"{where}: two different rows have the id {prompt.id!r}; give each its own id")
         else:
@@ -107,7 +107,7 @@ def load_set(
 
 
 def chosen(prompts: Sequence[Prompt], size: int | None, seed: int) -> list[Prompt]:
-    """``size`` prompts, drawn by a hash of (seed, id); without a size all of them, in their own order."""
+    """``size`` prompts, drawn by a hash of (seed, id); without a size all of them, in their order."""
     if not size:
         return list(prompts)
     return sorted(prompts, key=lambda p: hashlib.sha256(f"{seed}:{p.id}".encode()).digest())[:size]
@@ -117,9 +117,9 @@ def chosen(prompts: Sequence[Prompt], size: int | None, seed: int) -> list[Promp
 
 
 def same_key(question: str) -> str:
-    """Only the letters and digits: two copies of a question share them, however they write spaces and dollars.
+    """Only the letters and digits, which copies of a question share, however spaces and dollar signs are written.
 
-    Too coarse to distinguish training questions (x+1 and x-1 are one), but right to keep a benchmark's questions out.
+    Too coarse to tell training questions apart (x+1 and x-1 are equal), but right for excluding benchmark questions.
     """
     return "".join(c for c in unicodedata.normalize("NFKC", question).casefold() if c.isalnum())
 
@@ -127,7 +127,7 @@ def same_key(question: str) -> str:
 def without_overlap(
     prompts: Sequence[Prompt], questions: Mapping[str, Iterable[str]], dropped: Counter[str]
 ) -> list[Prompt]:
-    """The prompts that share with no question all letters and digits, nor the first 80 of them."""
+    """The prompts that share neither all letters and digits nor the first 80 of them with any question."""
     whole, heads = set(), set()
     for key in map(same_key, (q for several in questions.values() for q in several)):
         whole.add(key)
@@ -144,7 +144,7 @@ def without_overlap(
 
 
 def benchmark_questions(place: str) -> dict[str, list[str]]:
-    """The questions of each math benchmark that is at the place; the others are named in the log."""
+    """The questions of each math benchmark found at the place; the others are logged."""
     found: dict[str, list[str]] = {}
     absent = []
     for name in MATH_BENCHMARKS:
@@ -155,7 +155,7 @@ def benchmark_questions(place: str) -> dict[str, list[str]]:
             continue
         found[name] = [str(first(row, ("problem", "Problem", "question"), where)) for row in rows]
     if absent:
-        log.warning("the overlap with %s is not known, because their rows are not there", ", ".join(absent))
+        log.warning("the overlap with %s is unknown, because their rows are not there", ", ".join(absent))
     return found
 
 
@@ -169,7 +169,7 @@ def _one_language(prompts: list[Prompt], language: str, dropped: Counter[str]) -
 
 
 def _without_conflicts(prompts: list[Prompt], dropped: Counter[str]) -> list[Prompt]:
-    """One prompt per question. A question whose rows have different answers is dropped: either could be right."""
+    """One prompt per question. A question whose rows have different answers is dropped, as either could be right."""
     groups: dict[str, list[Prompt]] = {}
     for prompt in prompts:
         groups.setdefault(normalise(prompt.question), []).append(prompt)
@@ -188,7 +188,7 @@ def _without_conflicts(prompts: list[Prompt], dropped: Counter[str]) -> list[Pro
 
 
 def _dapo(row: Mapping[str, Any], i: int, where: str) -> Prompt:
-    """The Hub's row (prompt, reward_model.ground_truth, extra_info.index) or ours (problem, answer)."""
+    """A row of the Hub (prompt, reward_model.ground_truth, extra_info.index) or of our format (problem, answer)."""
     question = first(row, ("problem", "prompt", "question"), where)
     if isinstance(question, list):
         question = str(question[-1].get("content", ""))

@@ -1,6 +1,6 @@
-"""A published data set: where it comes from (`Source`), and whether what was read is what is known (`Found`).
+"""A published data set: where it comes from (`Source`), and whether its rows are as expected (`Found`).
 
-If a set is incomplete, or its text differs from the text that this version knows, it is still used. ``Found`` goes
+A set that is incomplete, or whose text differs from the known one, is still used. ``Found`` goes
 into the result, and every report starts with a warning.
 """
 
@@ -66,7 +66,7 @@ class Found:
 
 
 def check(source: Source, prompts: Sequence[Prompt], place: str) -> Found:
-    """What was read of a set, compared with what was expected. A difference is logged as a warning."""
+    """Compares what was read of a set with what was expected. A difference is logged as a warning."""
     found = Found(place, len(prompts), content_sha(prompts), source.rows, source.sha)
     if found.rows_expected not in (None, found.rows):
         log.warning("%s has %d of %d rows in %s", source.name, found.rows, found.rows_expected, place)
@@ -88,7 +88,7 @@ def first(row: Mapping[str, Any], keys: Sequence[str], where: str) -> Any:
     """The value of the first key that the row has.
 
     Raises:
-        UserError: it has none of them.
+        UserError: the row has none of them.
     """
     for key in keys:
         if row.get(key) is not None:

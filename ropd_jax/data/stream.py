@@ -1,8 +1,8 @@
 """``PromptStream``: the P prompts of each step, from one source or several, with or without a curriculum.
 
-Without a curriculum they are a function of (seed, step). With one they also follow the pass rates of the steps up to
-two before it: step t can be sampled while step t - 1 is judged (``stream.staleness``), and a resumed run draws the same
-prompts, because the checkpoint holds the state and the pass rates that it does not yet contain.
+Without a curriculum they are a function of (seed, step). With one they also depend on the pass rates up to two steps
+before: step t can be sampled while step t - 1 is judged (``stream.staleness``). A resumed run draws the same prompts,
+because the checkpoint holds the state and the pass rates that are not yet part of it.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from ropd_jax.data import curriculum, mixture
 from ropd_jax.data.prompts import PromptSet
 from ropd_jax.types import Prompt, UserError
 
-LAG = 2  # steps between a pass rate and the first draw that knows it
-Places = tuple[np.ndarray, ...]  # of a step: for each source, the places of its prompts
+LAG = 2  # steps between a pass rate and the first draw that uses it
+Places = tuple[np.ndarray, ...]  # for a step and each source, the places of its prompts
 
 
 class PromptStream:
     """The P prompts of each step.
 
-    Of one source, a new permutation for each epoch is drawn from (seed, epoch); an epoch has n // P steps and no prompt
-    twice. The n % P prompts left over differ from epoch to epoch. With n = 7 and P = 3, for example::
+    With one source, a new permutation for each epoch is drawn from (seed, epoch); an epoch has n // P steps and no
+    prompt twice. The n % P prompts left over differ from epoch to epoch. With n = 7 and P = 3, for example::
 
         epoch 0   [4 0 6] [2 5 1]  3      steps 0 and 1; prompt 3 is left over
         epoch 1   [1 6 3] [0 2 4]  5      steps 2 and 3; prompt 5 is left over
 
-    Of several sources, each has its own epochs: one ends with the step that needs more prompts than it has left.
+    With several sources, each has its own epochs: one ends at the step that needs more prompts than it has left.
 
     Args:
         batch: P.
-        shares: of the prompts by ``Prompt.source``, in the order of the sources; none is one source.
-        most: ``data.curriculum``; 0 is none.
+        shares: of the prompts by ``Prompt.source``, in the order of the sources; empty for one source.
+        most: ``data.curriculum``; 0 for none.
 
     Raises:
-        UserError: fewer prompts than one batch, or than a source's part of it.
+        UserError: fewer prompts than a batch, or than a source's part of it.
     """
 
     def __init__(
@@ -52,21 +52,21 @@ class PromptStream:
     ):
         if not 1 <= batch <= len(prompts):
             raise UserError(
-                f"{len(prompts)} training prompts, {batch} a step; expected at least one batch of them: "
+                f"{len(prompts)} training prompts, but {batch} per step; expected at least one batch: "
                 "give more prompts or a smaller batch"
             )
         self._prompts, self._batch, self._seed, self._most = prompts, batch, seed, most
         self.steps_per_epoch = len(prompts) // batch  # of one source
         self.shares = dict(shares) if shares and len(shares) > 1 else {}
         self._parts = self._divided() if self.shares else [np.arange(len(prompts))]
-        self._order: dict[int, tuple[int, np.ndarray]] = {}  # by source: an epoch, and its permutation
+        self._order: dict[int, tuple[int, np.ndarray]] = {}  # by source: an epoch and its permutation
         self._at = (0, [(0, 0)] * len(self._parts))  # a step, and by source its epoch and the prompts used of it
-        self._next = 0  # step, of the curriculum
+        self._next = 0  # the curriculum's next step
         parts = self._parts if most else []
         self._states = [curriculum.first_state(len(part), (seed, 6, s)) for s, part in enumerate(parts)]
-        self._before: dict[int, list[curriculum.CurriculumState]] = {}  # states before the last steps were drawn
+        self._before: dict[int, list[curriculum.CurriculumState]] = {}  # states before each of the last steps was drawn
         self._drawn: dict[int, Places] = {}
-        self._rates: dict[int, dict[str, float]] = {}  # by step and prompt id, of the last steps
+        self._rates: dict[int, dict[str, float]] = {}  # of the last steps, by step and prompt id
         self._places: dict[str, tuple[int, int]] = {}
 
     @property
@@ -75,7 +75,7 @@ class PromptStream:
         return bool(self._most)
 
     def _divided(self) -> list[np.ndarray]:
-        """For each source, where its prompts are."""
+        """For each source, the places of its prompts."""
         found: dict[str, list[int]] = {name: [] for name in self.shares}
         for i, prompt in enumerate(self._prompts):
             found[prompt.source].append(i)
@@ -83,8 +83,8 @@ class PromptStream:
             most = int(np.ceil(self._batch * share - 1e-9))
             if len(found[name]) < most:
                 raise UserError(
-                    f"source {name!r} has {len(found[name])} training prompts, and gives up to {most} to a step of "
-                    f"{self._batch}; expected at least as many: give it more prompts or less weight"
+                    f"source {name!r} has {len(found[name])} training prompts, but provides up to {most} of the "
+                    f"{self._batch} in a step; expected at least as many: give it more prompts or less weight"
                 )
         return [np.asarray(places, np.int64) for places in found.values()]
 
@@ -95,14 +95,14 @@ class PromptStream:
         """
         parts = self._by_curriculum(step) if self._most else self._by_epoch(step)
         places = np.concatenate([part[inside] for part, inside in zip(self._parts, parts, strict=True)])
-        if self.shares:  # else every batch would begin with the same source
+        if self.shares:  # else every batch would start with the same source
             places = np.random.default_rng((self._seed, step, 2)).permutation(places)
         return [self._prompts[i] for i in places[shard::shards]]
 
     def spare(self, step: int, round: int, n: int, *, without: Collection[str] = ()) -> list[Prompt]:
         """At most ``n`` prompts that are not in ``without`` (ids), drawn from (seed, step, round).
 
-        Several sources and the curriculum count: the higher a prompt's share, the earlier it tends to come.
+        Shares of sources and the curriculum apply: the higher a prompt's share, the earlier it tends to come.
         """
         rng = np.random.default_rng((self._seed, step, round, 1))
         if self.shares or self._most:
@@ -121,7 +121,7 @@ class PromptStream:
 
     def _by_epoch(self, step: int) -> Places:
         at, used = self._at if self._at[0] <= step else (0, [(0, 0)] * len(self._parts))
-        if not self.shares:  # the same in one go
+        if not self.shares:  # a shortcut
             epoch, place = divmod(step, self.steps_per_epoch)
             at, used = step, [(epoch, place * self._batch)]
         while at < step:
@@ -137,7 +137,7 @@ class PromptStream:
         return tuple(places)
 
     def _room(self, source: int, epoch: int, used: int, n: int) -> tuple[int, int]:
-        """Epoch and first place of ``n`` more prompts of a source."""
+        """(epoch, first place) of the next ``n`` prompts of a source."""
         return (epoch, used) if used + n <= len(self._parts[source]) else (epoch + 1, 0)
 
     def _permutation(self, source: int, epoch: int) -> np.ndarray:
@@ -149,7 +149,7 @@ class PromptStream:
     # --- curriculum
 
     def _by_curriculum(self, step: int) -> Places:
-        assert step in self._drawn or step >= self._next, f"step {step} comes after step {self._next - 1} was drawn"
+        assert step in self._drawn or step >= self._next, f"step {step} is drawn after step {self._next - 1}"
         while self._next <= step:
             self._draw(self._next)
         return self._drawn[step]
@@ -173,7 +173,7 @@ class PromptStream:
                 del old[s]
 
     def learn(self, step: int, rates: Mapping[str, float]) -> None:
-        """The pass rates of the prompts that a step has judged, from 0 to 1, by the prompt's id."""
+        """Takes the pass rates, 0 to 1, of the prompts that a step has judged, by prompt id."""
         if self._most:
             self._rates[step] = dict(rates)
 
@@ -192,7 +192,7 @@ class PromptStream:
         ]
 
     def _weights(self) -> np.ndarray:
-        """Of each prompt, proportional to how often it is drawn."""
+        """One weight per prompt, proportional to its frequency."""
         weights = np.ones(len(self._prompts))
         shares = list(self.shares.values()) or [1.0]
         known = self._factors() if self._most else [np.ones(len(part)) for part in self._parts]
@@ -201,7 +201,7 @@ class PromptStream:
         return weights
 
     def metrics(self) -> dict[str, float | None]:
-        """What the curriculum does at the moment; nothing without one."""
+        """Current metrics of the curriculum; empty without one."""
         if not self._most:
             return {}
         rate_N = np.concatenate([state.rate_N for state in self._states])
@@ -216,17 +216,17 @@ class PromptStream:
     # --- checkpoints
 
     def state(self, done: int) -> dict[str, Any] | None:
-        """What a checkpoint after ``done`` steps holds, as JSON; None without a curriculum."""
+        """The state for a checkpoint after ``done`` steps, as JSON; None without a curriculum."""
         if not self._most:
             return None
-        while self._next < done:  # a step that a checkpoint held, and that was not drawn again
+        while self._next < done:  # a step that came from a checkpoint and was not redrawn
             self._draw(self._next)
         states = self._before.get(done, self._states)
         rates = {str(s): dict(found) for s, found in self._rates.items() if done - LAG <= s < done}
         return {"step": done, "sources": [state.as_json() for state in states], "rates": rates}
 
     def restore(self, state: Mapping[str, Any] | None) -> None:
-        """Go on from `state`."""
+        """Resume from `state`."""
         if not self._most or state is None:
             return
         self._next = state["step"]

@@ -3,8 +3,8 @@
     rows = lambda: read_source(source, "~/benchmarks")[0]
     prepare(source, "~/tfds", rows)                 writes the rows once
     read_prepared(source, "~/tfds")                 reads them in the order of the source
-
-A row is stored as JSON text with its number: the sets share no other schema, and TFDS shuffles what it writes. Reading
+A row is stored as JSON text with its number, because the sets share no other schema and TFDS shuffles what it writes.
+Reading does not check the rows; ``source.check`` does.
 checks nothing; ``source.check`` does.
 """
 
@@ -30,13 +30,13 @@ Rows = Callable[[], list[dict[str, Any]]]
 
 
 def tfds_name(source: Source) -> str:
-    """The name of its directory, e.g. ``ropd_aime24``."""
+    """The name of the set's directory, e.g. ``ropd_aime24``."""
     return "ropd_" + re.sub(r"[^a-z0-9]+", "_", source.name.lower()).strip("_")
 
 
 @functools.cache
 def builder_class(source: Source) -> type:
-    """The ``GeneratorBasedBuilder`` of a set. Its attribute ``rows`` is called if the set has to be prepared."""
+    """The ``GeneratorBasedBuilder`` of a set. Its attribute ``rows`` is called if the set must be prepared."""
     import tensorflow_datasets as tfds
 
     class Builder(tfds.core.GeneratorBasedBuilder):
@@ -68,13 +68,13 @@ def _builder(source: Source, directory: str | os.PathLike[str]) -> Any:
 
 
 def prepare(source: Source, directory: str | os.PathLike[str], rows: Rows) -> pathlib.Path:
-    """Writes the set below ``directory``, unless it is there already; returns the path of its files.
+    """Writes the set below ``directory``, unless they already exist; returns the path of its files.
 
     Args:
-        rows: called for the rows, only if they have to be written.
+        rows: returns the rows; called only if they must be written.
 
     Raises:
-        UserError: the directory cannot be written; or as ``rows`` does.
+        UserError: the directory cannot be written; or raised by ``rows``.
     """
     builder = _builder(source, directory)
     builder.rows = rows
@@ -89,12 +89,12 @@ def read_prepared(source: Source, directory: str | os.PathLike[str]) -> tuple[li
     """(rows in the order of their source, path of the files) of a prepared set.
 
     Raises:
-        UserError: it has not been prepared there.
+        UserError: the set has not been prepared in the directory.
     """
     builder = _builder(source, directory)
     if not pathlib.Path(builder.data_path).is_dir():
         raise UserError(
-            f"{source.name} is not prepared in {directory} ({tfds_name(source)}/{VERSION} is not there); "
+            f"{source.name} is not prepared in {directory} ({tfds_name(source)}/{VERSION} is missing); "
             f"run ropd data NAME --prepare {directory} --data DIR"
         )
     data = builder.as_data_source(split=source.split)

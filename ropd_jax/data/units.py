@@ -1,4 +1,4 @@
-"""Units: which words behind a number are one, and which are the same, however they are spelled.
+"""Units: which words after a number are a unit, and which units are the same, however they are spelled.
 
 A unit is any words that are not in `NO_UNIT`: "5 red apples" is 5 with the unit "red apples".
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 SCALES = {"hundred": 100, "thousand": 1_000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
-TOUCHING = frozenset((  # may touch its number: "5cm" is 5, "5x" and "5k" are not read
+TOUCHING = frozenset((  # can touch its number: "5cm" is 5, "5x" and "5k" are not read
     "m", "g", "s", "h", "l", "L", "V", "A", "W", "N", "J", "K", "C", "F", "Hz", "kHz", "MHz", "GHz", "mm", "cm",
     "dm", "km", "nm", "um", "kg", "mg", "min", "sec", "hr", "hrs", "ml", "mL", "dl", "cl", "lb", "lbs", "oz",
     "ft", "in", "yd", "mi", "mph", "kph", "kW", "MW", "kWh", "Pa", "kPa", "MPa", "kJ", "eV", "keV", "MeV",

@@ -1,4 +1,4 @@
-"""The shape of a student. Every number comes from a checkpoint; a feature that is absent is 0, False or None."""
+"""The shape of a student. Every number comes from a checkpoint; absent features are 0, False or None."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ ACTIVATIONS = ("silu", "gelu_tanh")
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """Stretches the rotary angles of a checkpoint that was extended to longer sequences.
+    """Stretches the rotary angles of a checkpoint that was extended to longer contexts.
 
     Attributes:
         kind: ``linear`` divides every frequency by ``factor``. ``llama3`` divides the low ones (wavelength above
             ``original_len / low_freq_factor``), keeps the high ones (below ``original_len / high_freq_factor``)
             and blends between. ``yarn`` (arXiv 2309.00071) divides those with fewer than ``beta_slow`` full cycles in
             ``original_len``, keeps those with more than ``beta_fast`` and blends between, by the index of the pair.
-        factor: how much longer.
+        factor: the ratio of the lengths.
         low_freq_factor, high_freq_factor: ``llama3`` only.
-        original_len: positions that the checkpoint was trained for before; ``llama3`` and ``yarn``.
+        original_len: number of positions before the extension; ``llama3`` and ``yarn``.
         beta_fast, beta_slow: ``yarn`` only.
         truncate: ``yarn`` only; the two ends of the blend are rounded outwards to whole pairs.
-        attention_factor: ``yarn`` only; sines and cosines are multiplied by it, so attention logits by its square.
+        attention_factor: ``yarn`` only; factor of sines and cosines, so attention logits get its square.
     """
 
     kind: str
@@ -48,29 +48,29 @@ class ModelConfig:
         num_heads: N, query heads.
         num_kv_heads: K, key/value heads; K divides N.
         head_dim: H.
-        mlp_dim: F; of one expert where there are experts.
+        mlp_dim: F; with experts, that of one expert.
         rope_theta: base of the rotary angles.
         norm_eps: added to the mean square inside RMSNorm.
         tied: the output head is the embedding table.
-        max_seq_len: the longest sequence the checkpoint was made for.
+        max_seq_len: maximum sequence length of the checkpoint.
         qkv_bias: Q, K and V projections have biases (Qwen2).
         qk_norm: RMSNorm over each head of Q and K (Qwen3, Gemma 3).
-        rope_scaling: of the global layers' angles (Llama 3, Gemma 3, YaRN of Qwen).
+        rope_scaling: scaling of the global layers' angles (Llama 3, Gemma 3, YaRN of Qwen).
         norm_plus_one: RMSNorm multiplies by 1 + scale (Gemma).
-        sandwich_norms: norms after attention and MLP too, before the residual is added (Gemma).
-        activation: of the gated MLP.
+        sandwich_norms: additional norms after attention and MLP, before the residual is added (Gemma).
+        activation: activation of the gated MLP.
         embed_scale: factor on the embeddings, sqrt(D) for Gemma; 1 otherwise.
         attn_scale: factor on Q K^T; 0 means H^-1/2.
-        attn_softcap, final_softcap: logits become cap * tanh(logits / cap) (Gemma 2); 0 is none.
-        window: a local layer's query sees this many positions, its own included; 0 means there are none.
+        attn_softcap, final_softcap: logits become cap * tanh(logits / cap) (Gemma 2); 0 for none.
+        window: positions that a local layer's query sees, including its own; 0 if there are no local layers.
         local_layers: for each layer, whether it is local; empty if none is.
-        no_rope_layers: for each layer, whether its queries and keys are not rotated (SmolLM3); empty if all are.
+        no_rope_layers: for each layer, whether its queries and keys are unrotated (SmolLM3); empty if all are rotated.
         rope_theta_local: base of the local layers' angles, not scaled; 0 means ``rope_theta``.
         num_experts: experts of each layer's MLP (Qwen3-MoE); 0 is a dense MLP.
-        experts_per_token: how many of them a token goes to.
+        experts_per_token: number of experts per token.
         norm_top_k: the weights of a token's experts are divided by their sum.
-        unused: (begin, end) of each range of ids that are no token of the tokenizer: rows that pad the table, gaps.
-            They have no probability anywhere: not in the sampler, in log-probs, entropies and divergences.
+        unused: (begin, end) of each range of ids that are not tokens of the tokenizer: padding rows of the table, gaps.
+            They have no probability in the sampler, in log-probs, entropies or divergences.
     """
 
     vocab_size: int
@@ -110,7 +110,7 @@ class ModelConfig:
                 "check the checkpoint's config"
             )
         if self.head_dim % 2:
-            raise UserError(f"head_dim={self.head_dim} is odd; rotary embedding turns pairs, so it must be even")
+            raise UserError(f"head_dim={self.head_dim} is odd; rotary embedding rotates pairs, so it must be even")
         if self.activation not in ACTIVATIONS:
             raise UserError(f"activation={self.activation!r} is not supported; supported: {', '.join(ACTIVATIONS)}")
         if self.local_layers and (len(self.local_layers) != self.num_layers or self.window < 1):

@@ -1,4 +1,4 @@
-"""Divergence and overlap of two models over the whole vocabulary, in chunks of positions: no [B, T, V] ever exists.
+"""Divergence and overlap of two models over the whole vocabulary, in chunks of positions: [B, T, V] never exists.
 
 Each model is given by hidden states and an output table. At V = 151,936 and T = 10,240 a pair of float32 logits of one
 sequence is 12.4 GB; a chunk of 128 positions is 156 MB, recomputed in the backward pass.
@@ -17,7 +17,7 @@ from ropd_jax.models.config import ModelConfig
 
 
 def jensen_shannon(student_BTV: jax.Array, teacher_BTV: jax.Array, beta: float) -> jax.Array:
-    """Generalised JSD(beta) of log-probs, summed over the vocabulary (GKD, arXiv 2306.13649, Eq. 1 as TRL has it).
+    """Generalised JSD(beta) of log-probs, summed over the vocabulary (GKD, arXiv 2306.13649, Eq. 1 as in TRL).
 
     With M = beta P + (1 - beta) Q, P the teacher and Q the student: beta KL(P || M) + (1 - beta) KL(Q || M). At the
     ends it means KL(P || Q) (beta = 0, forward) and KL(Q || P) (beta = 1, reverse).
@@ -53,7 +53,7 @@ def vocabulary_divergence(
 ) -> jax.Array:
     """divergence_BT in nats, float32, of softmax(logits / temperature) of student and teacher; see `jensen_shannon`.
 
-    An id that is unused in either has no part in both: else a token that only the teacher has would make it infinite.
+    Ids that are unused in either are excluded; otherwise a token that only the teacher has would make it infinite.
 
     Args:
         x_BTD: the student's hidden states before its final norm.
@@ -85,8 +85,8 @@ def top_k_overlap(
     k: int,
     chunk: int = 32,
 ) -> tuple[jax.Array, jax.Array]:
-    """(overlap_BT, mass_BT), float32: of the k most likely next tokens of student and teacher the share that is in
-    both sets, and the student's probability of those. Not for a mesh.
+    """(overlap_BT, mass_BT), float32: the share of the k most likely next tokens that student and teacher have in
+    common, and the student's probability of those. Does not support a mesh.
 
     Args:
         x_BTD, teacher_x_BTD: hidden states before the final norms. The vocabularies' tokens must be the same.
@@ -109,7 +109,7 @@ def top_k_overlap(
 
 
 def _by_chunk(f, chunk: int, *x_BTD: jax.Array) -> jax.Array:
-    """``f`` of [B, chunk, D] for one chunk of positions after another; its values joined to [B, T, ...]."""
+    """``f`` applied to [B, chunk, D], one chunk of positions after another; the results joined to [B, T, ...]."""
     B, T = x_BTD[0].shape[:2]
 
     def split(x_BTD):  # [B, T, D] -> [chunks, B, chunk, D]
@@ -121,5 +121,5 @@ def _by_chunk(f, chunk: int, *x_BTD: jax.Array) -> jax.Array:
 
 
 def normed_hidden(cfg: ModelConfig, params: transformer.Params, x_BTD: jax.Array) -> jax.Array:
-    """Hidden states after the final norm: with the output table, all that a divergence needs of a model."""
+    """Hidden states after the final norm: with the output table, all that a divergence needs from a model."""
     return transformer.head(cfg, params)[0](x_BTD)

@@ -1,17 +1,17 @@
 """Products with the student's weights, their gradient, and what can be attached to a weight.
 
-The name of a weight gives what it maps: ``q_DNH`` takes D to N x H. A layer's parameters can have up to three further
-groups, keyed like the weights that they belong to:
+The name of a weight gives its dimensions: ``q_DNH`` maps D to N x H. A layer's parameters can have up to three further
+groups, with the same keys as the weights to which they belong:
 
     layer["attn"]["q_DNH"]                                   the weight W
     layer["adapters"]["attn"]["q_DNH"]  a_DR, b_RNH          LoRA: y = x W + (x A) B   (`ropd_jax.models.lora`)
     layer["scales"]["attn"]["q_DNH"]    channel_NH           W is int8: y = (x W) * channel
     layer["layouts"]["attn"]["q_DNH"]   flipped_NHD          W stored outputs first, in place of W (`flip`)
 
-A weight arrives as it is stored, split over ``fsdp``; `project` gathers it, and sums its gradient where it belongs.
+A weight is passed as it is stored, split over ``fsdp``; `project` gathers it, and sums its gradient into the slices.
 
-Two things are here for XLA on CPU: which factor of a weight's gradient is written out transposed (`project`), and
-weights stored outputs first for decoding (`flip`).
+Two optimizations are for XLA on CPU: which factor of a weight's gradient is transposed (`project`), and weights stored
+outputs first for decoding (`flip`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ropd_jax.parallel.mesh import RULES, active_mesh, out, platform
 
 Params = dict
 
-MANY_ROWS = 32  # of a decode step on CPU, see `product_outputs_first`
+MANY_ROWS = 32  # in a decode step on CPU, see `product_outputs_first`
 LINEAR = {"attn": ("q_DNH", "k_DKH", "v_DKH", "o_NHD"), "mlp": ("gate_DF", "up_DF", "down_FD")}
 
 
@@ -39,7 +39,7 @@ ATTACHED = ("adapters", "scales", "layouts")
 
 
 def take_attached(layer: Params) -> tuple[Params, Params]:
-    """(weights, what is attached to them) of a layer: the `ATTACHED` groups taken out and merged by weight.
+    """(weights, attached parameters) of a layer: the `ATTACHED` groups taken out and merged by weight.
 
     The layer of the module docstring gives {"attn": {"q_DNH": W}} and {"attn": {"q_DNH": {"a_DR": ..., "b_RNH": ...,
     "channel_NH": ...}}}.
@@ -60,7 +60,7 @@ def linear(module: nnx.Module, name: str, x: jax.Array, attached: Params) -> jax
 
     Args:
         name: of the weight in ``module``, e.g. ``q_DNH``; the last axes of ``x`` are its first ones.
-        attached: of this module, by weight: ``a_DR`` and ``b_RNH`` (B already has the factor alpha / R),
+        attached: parameters of this module by weight: ``a_DR`` and ``b_RNH`` (B already has the factor alpha / R),
             ``channel_NH``, ``flipped_NHD``; see `take_attached`.
     """
     dims, dt = name.rsplit("_", 1)[-1], x.dtype
@@ -71,7 +71,7 @@ def linear(module: nnx.Module, name: str, x: jax.Array, attached: Params) -> jax
         y = product_outputs_first(w.astype(dt), x, outs)
     else:
         w = getattr(module, name)[...]
-        if w.dtype.itemsize < dt.itemsize:  # int8: it travels as it is, the others in the compute dtype
+        if w.dtype.itemsize < dt.itemsize:  # int8 is sent unchanged, the others in the compute dtype
             w = whole(w, dims)
         stored = None if active_mesh() is None else jax.typeof(w).sharding.spec
         y = checkpoint_name(project(ins, outs, stored, x, w.astype(dt)), "linear")
@@ -85,10 +85,10 @@ def linear(module: nnx.Module, name: str, x: jax.Array, attached: Params) -> jax
 
 
 def product_outputs_first(w: jax.Array, x: jax.Array, outs: str, *, float32: bool = False) -> jax.Array:
-    """W x^T, then turned back to BT``outs``, for the few rows of a decode step.
+    """W x^T, then transposed back to BT``outs``, for the few rows of a decode step.
 
     The barriers are for XLA on CPU. Without them it computes x W^T, which takes 1.5 and 1.6 x the time at 16 and 32
-    rows: here the columns of those rows fill its tiles. From 32 rows on it pays to write x^T out.
+    rows: here the columns of those rows fill its tiles. From 32 rows on, writing out x^T pays off.
     """
     ins = tuple(range(2, x.ndim))
     if x.shape[0] >= MANY_ROWS:
@@ -100,7 +100,7 @@ def product_outputs_first(w: jax.Array, x: jax.Array, outs: str, *, float32: boo
 
 
 def whole(w: jax.Array, dims: str) -> jax.Array:
-    """A weight gathered over the axes that only its storage is split over; itself without a mesh."""
+    """A weight gathered over the axes that split only its storage; unchanged without a mesh."""
     return w if active_mesh() is None else reshard(w, RULES.spec(dims, drop="fsdp"))
 
 
@@ -109,11 +109,11 @@ def project(ins: str, outs: str, stored: jax.P | None, x: jax.Array, w: jax.Arra
     """x W for an ``x`` of dimensions BT``ins``, with a gradient of W that suits XLA's compilers.
 
     On a mesh W is gathered here, and its gradient is summed into the slices of ``stored``, the layout of W: a
-    reduce-scatter. With the gather outside, the sum would be complete on every device (an all-reduce: twice the bytes)
-    and then cut.
+    reduce-scatter. With the gather outside, every device would compute the complete sum (an all-reduce: twice the
+    bytes) and then slice it.
 
-    XLA on CPU writes one of x and dy out transposed to contract them. The smaller one goes first, so that it is that
-    one; derived by jax it would always be dy, which for the MLP's first layer is 2-4 times the size of x.
+    XLA on CPU transposes one of x and dy to contract them. The smaller one comes first, so that this one is transposed;
+    in jax's own derivative it would always be dy, which for the MLP's first layer is 2-4 times the size of x.
     """
     return _product(ins, outs, x, whole(w, ins + outs))
 
@@ -152,7 +152,7 @@ def _flipped_dims(name: str) -> tuple[str, int]:
 
 
 def flip(layer: Params) -> Params:
-    """A layer whose weights are stored outputs first, under ``layouts``; see `product_outputs_first`."""
+    """A layer with its weights stored outputs first, under ``layouts``; see `product_outputs_first`."""
     flipped = dict(layer)
     layouts: Params = {}
     for group, names in LINEAR.items():
@@ -167,7 +167,7 @@ def flip(layer: Params) -> Params:
 
 
 def flipped_back(name: str, own: Params) -> jax.Array:
-    """The weight inputs first again, from what `flip` stored."""
+    """The weight with inputs first again, from the result of `flip`."""
     dims, n_in = _flipped_dims(name)
     w = own[f"flipped_{dims}"]
     return jnp.moveaxis(w, range(w.ndim - n_in, w.ndim), range(n_in))

@@ -2,7 +2,7 @@
 
 At V = 151,936 and T = 10,240 the float32 logits of one sequence are 6.2 GB; a chunk of 128 positions is 78 MB.
 The backward pass recomputes the logits of each chunk. On one device, positions that are not wanted (prompts, padding)
-cost nothing: the wanted ones of each row move to its front, and the chunks after the last of them are not computed.
+cost nothing: those wanted in each row move to its front, and the chunks after the last of them are not computed.
 
     two rows, chunk = 4    . . . w|w w . .      . . . .|w w w w       w: wanted
     moved to the front     w w w .|. . . .      w w w w|. . . .       the second chunk is not computed
@@ -24,7 +24,7 @@ from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.parallel.mesh import active_mesh, constrain, locally, out
 
-LEAST_WORDS = 1024  # of a slice of the vocabulary: a smaller matmul costs more in overhead than it saves
+LEAST_WORDS = 1024  # per slice of the vocabulary: the overhead of a smaller matmul exceeds its savings
 
 
 def token_logprobs(
@@ -40,13 +40,13 @@ def token_logprobs(
 ) -> tuple[jax.Array, jax.Array]:
     """(logp_BT, entropy_BT) in float32 of ``targets_BT`` under softmax(logits / temperature).
 
-    The softmax is over the tokens: ids of ``cfg.unused`` have no part in it, and no gradient reaches their rows. A
-    target that is one of them has a log-prob of about -1e30: ratio 0.
+    The softmax is over the tokens: ids of ``cfg.unused`` are excluded, and no gradient reaches their rows. A target
+    among them has a log-prob of about -1e30: ratio 0.
 
     Args:
         x_BTD: hidden states before the final norm; position t predicts ``targets_BT[:, t]``.
         targets_BT: int32 token ids.
-        temperature: of the sampling policy, so that log-probs compare with the sampler's.
+        temperature: of the sampling policy, so that log-probs are comparable with the sampler's.
         chunk: positions whose logits exist at once.
         entropy_grad: let a gradient flow through the entropy.
         wanted_BT: bool, the positions that are needed; the values of the others are undefined. None: all.
@@ -55,7 +55,7 @@ def token_logprobs(
     norm, table_VD = transformer.head(cfg, params)
     spread = _spread(cfg)
     pad = -T % chunk
-    x_BTD = jnp.pad(constrain(norm(x_BTD), "BSD"), ((0, 0), (0, pad), (0, 0)))  # all of a row
+    x_BTD = jnp.pad(constrain(norm(x_BTD), "BSD"), ((0, 0), (0, pad), (0, 0)))  # the whole row
     targets_BT = jnp.pad(constrain(targets_BT, "BS"), ((0, 0), (0, pad)))
 
     def logits(x_BTD, table_VD, first=0):
@@ -85,7 +85,7 @@ def token_logprobs(
         lse_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
         if out("BSV") is None:
             picked_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
-        else:  # the vocabulary is sharded: a gather along it would need every shard
+        else:  # the vocabulary is sharded: a gather along it would need all shards
             ids_V = jnp.arange(logits_BTV.shape[-1], dtype=targets_BT.dtype)
             picked_BT = jnp.sum(jnp.where(ids_V[None, None] == targets_BT[..., None], logits_BTV, 0.0), axis=-1)
         p_BTV = jnp.exp(logits_BTV - lse_BT[..., None])
@@ -111,9 +111,9 @@ class _How(NamedTuple):
 
 
 def _spread_chunk(how: _How, axes: tuple[str, ...], x_BTD, targets_BT, table_VD):
-    """(logp_BT, entropy_BT) of this device's rows, in `jax.shard_map`; each device has some words of the table.
+    """(logp_BT, entropy_BT) of this device's rows, in `jax.shard_map`; each device has a part of the table's words.
 
-    Every device computes its own words for the rows of all. The gradient of what is gathered here is a reduce-scatter.
+    Every device computes its own words for the rows of all. The gradient of the gather is a reduce-scatter.
     """
     spec = out("B")
     assert spec is not None, "the words are split over a mesh"
@@ -148,8 +148,8 @@ def _wanted(how: _How, x_BTD, table_VD, targets_BT, wanted_BT):
 def _leading(how: _How, x_BTD, table_VD, targets_BT, most):
     """(logp_BT, entropy_BT) of the first ``most`` positions of each row, rounded up to whole chunks; 0 after them.
 
-    A chunk meets the vocabulary in slices, with a running maximum and sum, and again in the backward pass, from the
-    saved log-sum-exp. So its logits stay in the cache of a CPU, and there is no second table of gradients.
+    Each chunk is multiplied with the vocabulary in slices, with a running maximum and sum, and again in the backward
+    pass, from the saved log-sum-exp. So its logits stay in a CPU's cache, and there is no second table of gradients.
     """
     return _leading_forward(how, x_BTD, table_VD, targets_BT, most)[0]
 
@@ -215,7 +215,7 @@ _leading.defvjp(_leading_forward, _leading_backward)
 
 
 def _slices(table_VD: jax.Array) -> tuple[int, int]:
-    """(words per slice, slices): 16 equal slices, or fewer if V does not divide or they would be too small.
+    """(words per slice, slices): 16 equal slices, or fewer if V is not divisible or they would be too small.
 
     49,152 words are 16 slices of 3,072; 151,936 words are 16 of 9,496; 104 words are one slice.
     """

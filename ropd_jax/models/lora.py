@@ -1,15 +1,15 @@
 """LoRA (Hu et al., arXiv 2106.09685): a frozen base, and small trainable factors for its linear weights.
 
-    y = x W + (alpha / R) (x A) B        A Gaussian, B zero: at first the student is the base
+    y = x W + (alpha / R) (x A) B        A Gaussian, B zero: initially the student equals the base
 
 1. `init_adapters` draws {"layers": {"attn": {"q_DNH": {"a_DR", "b_RNH"}}, ...}}, stacked over layers like the base.
-   These are all that the optimizer sees and that a checkpoint holds.
+   Only these are optimized and stored in checkpoints.
 2. `freeze` stores the base in ``base_dtype``. In int8 each output channel of a linear weight has one factor
    (``channel_NH``: the largest magnitude over 127), which multiplies the output. It is stored under ``scales``. Tables
    become bfloat16.
-3. `attach` puts both together, without copying the base, into the tree that every function of `transformer` takes:
+3. `attach` combines both, without copying the base, into the tree that every function of `transformer` takes:
    the adapters are under ``adapters`` (`linear` draws the tree). The base without them is the reference of a KL term.
-4. `merge` makes one dense tree of them, for export. `ropd_jax.weights.peft` writes the adapters as PEFT does.
+4. `merge` combines them into one dense tree, for export. `ropd_jax.weights.peft` writes adapters in PEFT's format.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Lora:
         rank: R; 0 is full fine-tuning, without a frozen base and adapters.
         alpha: the low-rank path is multiplied by alpha / R.
         targets: patterns over attn.q, attn.k, attn.v, attn.o, mlp.gate, mlp.up, mlp.down.
-        base_dtype: of the frozen base; one of ``BASE_DTYPES``.
+        base_dtype: dtype of the frozen base; one of ``BASE_DTYPES``.
     """
 
     rank: int = 0
@@ -85,7 +85,7 @@ def adapted(cfg: ModelConfig, lora: Lora) -> tuple[tuple[str, str], ...]:
     """(group, name) of each weight that gets an adapter, e.g. ("attn", "q_DNH").
 
     Raises:
-        UserError: a pattern that fits no weight, or experts.
+        UserError: a pattern matches no weight, or matches experts.
     """
     names = {
         f"{group}.{name.rsplit('_', 1)[0]}": (group, name) for group, names in linear.LINEAR.items() for name in names
@@ -102,14 +102,14 @@ def adapted(cfg: ModelConfig, lora: Lora) -> tuple[tuple[str, str], ...]:
         raise UserError(f"student.lora.targets is empty; expected patterns over {', '.join(names)}")
     if cfg.num_experts and any(group == "mlp" for group, _ in found):
         raise UserError(
-            f"student.lora.targets={list(lora.targets)} fit the MLP, but this student's is a mixture of "
-            f"{cfg.num_experts} experts, which get no adapters; set --config.student.lora.targets='attn.*'"
+            f"student.lora.targets={list(lora.targets)} match the MLP, but this student's is a mixture of "
+            f"{cfg.num_experts} experts, which cannot have adapters; set --config.student.lora.targets='attn.*'"
         )
     return tuple(pair for pair in names.values() if pair in found)
 
 
 def _dims(name: str) -> tuple[str, str, str]:
-    """(leading, input, output) letters of a linear weight: ("", "NH", "D") of ``o_NHD``, ("E", "D", "F") of experts."""
+    """(leading, input, output) letters of a linear weight: ("", "NH", "D") for ``o_NHD``, ("E", "D", "F"): experts."""
     dims = name.rsplit("_", 1)[-1]
     lead, dims = ("E", dims[1:]) if dims[0] == "E" else ("", dims)
     n_in = 2 if dims == "NHD" else 1
@@ -122,7 +122,7 @@ def adapter_shapes(cfg: ModelConfig, lora: Lora) -> Params:
 
 
 def init_adapters(cfg: ModelConfig, lora: Lora, seed: int) -> Params:
-    """Adapters that change nothing yet: A Gaussian with standard deviation 1/sqrt(inputs), B zero; float32."""
+    """Adapters that have no effect yet: A Gaussian with standard deviation 1/sqrt(inputs), B zero; float32."""
     return jax.jit(functools.partial(_draw, cfg, lora))(jax.random.key(seed))
 
 
@@ -140,7 +140,7 @@ def _draw(cfg: ModelConfig, lora: Lora, key: jax.Array) -> Params:
 
 
 def freeze(params: Params, base_dtype: str) -> Params:
-    """The base as it is stored: norms and biases float32, the rest in ``base_dtype`` (tables bfloat16 for int8).
+    """The base in its stored form: norms and biases float32, the rest in ``base_dtype`` (tables bfloat16 for int8).
 
     Arrays keep their place on a mesh.
     """
@@ -164,7 +164,7 @@ def freeze(params: Params, base_dtype: str) -> Params:
 
 @functools.partial(jax.jit, static_argnames=("n_in", "n_out"))
 def _as_int8(w, *, n_in: int, n_out: int):
-    """(int8 w, float32 channel): w ~ int8 * channel, at most channel / 2 off."""
+    """(int8 w, float32 channel): w ~ int8 * channel, with an error of at most channel / 2."""
     axes = tuple(range(w.ndim - n_in - n_out, w.ndim - n_out))
     w = w.astype(jnp.float32)
     channel = jnp.max(jnp.abs(w), axis=axes, keepdims=True) / 127.0
@@ -173,7 +173,7 @@ def _as_int8(w, *, n_in: int, n_out: int):
 
 
 def thaw(base: Params) -> Params:
-    """The base as plain float32 weights: int8 times their channels. Copies nothing that is float32 already."""
+    """The base as plain float32 weights: int8 times their channels. Arrays that are already float32 are not copied."""
     layers = {group: dict(own) for group, own in base["layers"].items() if group != "scales"}
     for group, names in base["layers"].get("scales", {}).items():
         for name, own in names.items():
@@ -200,7 +200,7 @@ def attach(lora: Lora, base: Params | None, trainable: Params) -> Params:
 
 
 def merge(lora: Lora, base: Params, adapters: Params) -> Params:
-    """One dense float32 tree, W + (alpha / R) A B: the policy that was trained, an int8 base as it was rounded."""
+    """One dense float32 tree, W + (alpha / R) A B: the trained policy, with an int8 base as rounded."""
     params = thaw(base)
     for group, name, a_name, b_name in each_adapter(adapters):
         own, (_, ins, outs) = adapters["layers"][group][name], _dims(name)

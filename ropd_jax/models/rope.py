@@ -15,7 +15,7 @@ from ropd_jax.types import UserError
 
 
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
-    """theta^(-2i/H) for i < H/2, stretched as the checkpoint says; see `RopeScaling`. Computed in float64.
+    """theta^(-2i/H) for i < H/2, stretched by the checkpoint's `RopeScaling`. Computed in float64.
 
     Raises:
         UserError: unknown kind of scaling.
@@ -36,11 +36,11 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -
 
 
 def _yarn(freq_H: np.ndarray, theta: float, scaling: RopeScaling) -> np.ndarray:
-    """YaRN's frequencies (arXiv 2309.00071, section 3.2, with the ramp over pairs that its authors' code has)."""
+    """YaRN's frequencies (arXiv 2309.00071, section 3.2, with the ramp over pairs as in its authors' code)."""
     pairs = len(freq_H)
 
     def pair_of(cycles: float) -> float:
-        """The index of the pair that makes so many full cycles within the original length."""
+        """The index of the pair that makes this many full cycles within the original length."""
         return pairs * math.log(scaling.original_len / (cycles * 2 * math.pi)) / math.log(theta)
 
     low, high = pair_of(scaling.beta_fast), pair_of(scaling.beta_slow)
@@ -54,7 +54,7 @@ def _yarn(freq_H: np.ndarray, theta: float, scaling: RopeScaling) -> np.ndarray:
 
 @functools.cache
 def rope_kinds(cfg: ModelConfig) -> np.ndarray:
-    """Rotary frequencies, float32 [kinds, H/2]: of most layers, of local ones, and 0 of those without angles."""
+    """Rotary frequencies, float32 [kinds, H/2]: for most layers, for local ones, and 0 for those without angles."""
     kinds = [rope_frequencies(cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)]
     if cfg.local_layers and cfg.rope_theta_local:
         kinds.append(rope_frequencies(cfg.head_dim, cfg.rope_theta_local, None))
@@ -75,7 +75,7 @@ def rope_kind_of(cfg: ModelConfig) -> np.ndarray:
 
 
 def _factors(cfg: ModelConfig) -> np.ndarray:
-    """What the sines and cosines of each of `rope_kinds` are multiplied by, float32 [kinds]; 1 except for YaRN."""
+    """The factors of sines and cosines for each of `rope_kinds`, float32 [kinds]; 1 except for YaRN."""
     factors = np.ones(len(rope_kinds(cfg)), np.float32)
     if cfg.rope_scaling is not None:
         factors[0] = cfg.rope_scaling.attention_factor

@@ -1,10 +1,10 @@
-"""Splash attention, JAX's TPU kernel, on packed rows: pairs of blocks that hold no visible pair of tokens are skipped.
+"""Splash attention, JAX's TPU kernel, on packed rows: pairs of blocks without a visible pair of tokens are skipped.
 
-Left to itself the kernel skips what a mask empties that is known when it is compiled: the upper triangle. What other
-sequences of a row hold it computes, then masks: 2.1 x the needed blocks for answers of mean 3.6k in rows of 10,240.
-The grid visits all pairs of blocks, and two arrays in scalar memory say which are computed and which block of keys (in
-the backward pass: of queries) is fetched for each. They need not be constants, so `schedule` makes them from each row's
-segments. A row of 8 blocks with sequences of 3 and 4 blocks and one of padding, x computed, < > fetched, not computed:
+By itself the kernel skips only what is masked at compile time: the upper triangle. Blocks of other sequences in a row
+are computed, then masked: 2.1 x the needed blocks for answers of mean 3.6k in rows of 10,240. The grid visits all pairs
+of blocks, and two arrays in scalar memory determine which are computed, and which block of keys (in the backward pass:
+of queries) is fetched for each. They can be dynamic, so `schedule` computes them from each row's segments. A row of 8
+blocks with sequences of 3 and 4 blocks and one of padding, x computed, < > fetched, not computed:
 
     keys      0 1 2 3 4 5 6 7          each pair that is not computed names the next block that is, or the last one
     queries 0 x < < < < < < <          that was, so that nothing is fetched for it
@@ -14,7 +14,7 @@ segments. A row of 8 blocks with sequences of 3 and 4 blocks and one of padding,
             4 > > > x x < < <
             5 > > > x x x < <
             6 > > > x x x x <
-            7 > > > > > > > x          padding: a query needs some key, so its own block
+            7 > > > > > > > x          padding: a query needs some key, so it uses its own block
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ BLOCK = 512  # queries and keys of a block
 
 
 class Schedule(NamedTuple):
-    """What the kernel does at each pair of blocks of one row.
+    """The kernel's work for each pair of blocks of one row.
 
     Attributes:
-        runs_QS: bool, whether queries Q meet keys S.
+        runs_QS: bool, whether queries Q are multiplied with keys S.
         keys_QS: int32, the block of keys that is in fast memory (forward, and for the gradient of queries).
-        queries_QS: int32, the block of queries that is (for the gradient of keys and values).
+        queries_QS: int32, the block of queries in fast memory (for the gradient of keys and values).
     """
 
     runs_QS: jax.Array
@@ -46,27 +46,27 @@ class Schedule(NamedTuple):
 
 
 def schedule(segments_T: jax.Array, first_T: jax.Array, block: int, *, at: jax.Array | int = 0, keys: int = 0):
-    """The `Schedule` of a row: the pairs of blocks that hold a pair of tokens one of which sees the other.
+    """The `Schedule` of a row: the pairs of blocks with a pair of tokens of which one sees the other.
 
     Args:
-        segments_T: of the queries; 0 is padding, which sees what is in its own block.
+        segments_T: of the queries; 0 is padding, which sees its own block.
         first_T: the first token that each one sees (`attention.first_seen`); it never decreases. ``block`` divides T.
         at: index in the row of the first query, if these are a part of it; a multiple of ``block``.
-        keys: of the row, likewise; 0 is T.
+        keys: number of keys of the row; 0 is T.
     """
     index_T = jnp.arange(len(segments_T), dtype=jnp.int32) + at
     first_T = jnp.where(segments_T == 0, index_T, first_T)
     lowest_Q1 = jnp.min(first_T.reshape(-1, block), axis=1)[:, None] // block
     queries_Q1 = jnp.arange(len(lowest_Q1), dtype=jnp.int32)[:, None]
     keys_1S = jnp.arange((keys or len(segments_T)) // block, dtype=jnp.int32)[None]
-    own_Q1 = queries_Q1 + at // block  # the block of keys that these queries are
+    own_Q1 = queries_Q1 + at // block  # the block of keys with the same positions as these queries
     begin_1S = jnp.sum(own_Q1 < keys_1S, axis=0, dtype=jnp.int32)[None]  # queries from this block ...
     end_1S = jnp.sum(lowest_Q1 <= keys_1S, axis=0, dtype=jnp.int32)[None] - 1  # ... to this one see keys S
     last = len(lowest_Q1) - 1
     return Schedule(
         (lowest_Q1 <= keys_1S) & (keys_1S <= own_Q1),
         jnp.clip(keys_1S, lowest_Q1, own_Q1),
-        jnp.clip(jnp.clip(queries_Q1, begin_1S, end_1S), 0, last),  # keys that no query sees: whatever is there
+        jnp.clip(jnp.clip(queries_Q1, begin_1S, end_1S), 0, last),  # keys that no query sees: any value
     )
 
 
@@ -84,11 +84,11 @@ def splash(
     window: int,
     interpret: bool = False,
 ) -> jax.Array:
-    """o_BTNH, as `attention.self_attention` says; what padding gets is of no use.
+    """o_BTNH, see `attention.self_attention`; the values at padding are meaningless.
 
     Args:
         first_BT: as in `schedule`, windows included.
-        at: the index of the first query, where the queries are a part of a row whose keys are all there.
+        at: the index of the first query, if the queries are a part of a row and the keys are complete.
         local: bool scalar, whether ``window`` applies; it can be traced.
         interpret: run the kernel's Python on any device, for tests.
     """
@@ -104,7 +104,7 @@ def splash(
     def padded(x):
         return jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))).swapaxes(1, 2)
 
-    q_BTNH = (q_BTNH.astype(jnp.float32) * scale).astype(q_BTNH.dtype)  # the kernel has no scale of its own
+    q_BTNH = (q_BTNH.astype(jnp.float32) * scale).astype(q_BTNH.dtype)  # the kernel has no scale parameter
     segments_BS, first_BT = (jnp.pad(x, ((0, 0), (0, pad))) for x in (segments_BS, first_BT))
     inputs = (padded(q_BTNH), padded(k_BSKH), padded(v_BSKH), segments_BS, first_BT)
     row = functools.partial(_row, at=at, block=block, softcap=softcap, interpret=interpret)
@@ -158,7 +158,7 @@ def _causal(t, s):
 
 @functools.cache
 def _causal_within(window: int):
-    """One function for each window: it is part of what a program is found by."""
+    """One function per window, because the function is part of the compilation cache key."""
 
     def sees(t, s):
         return (s <= t) & (t - s < window)

@@ -1,12 +1,12 @@
-"""The student: a decoder-only transformer, stated once as Flax NNX modules, run as functions over a pytree.
+"""The student: a decoder-only transformer, defined once as Flax NNX modules, run as functions over a pytree.
 
-1. `Block` and its parts state the architecture. `param_shapes` reads the shapes of all parameters from them,
+1. `Block` and its parts define the architecture. `param_shapes` reads the shapes of all parameters from them,
    layers stacked on a leading L axis; `init_params` draws random ones; checkpoints fill the same tree.
 2. `hidden` runs the L blocks with `lax.scan` over the stacked layers (training, scoring, prefill).
 3. `decode_step` runs them for one token per row against the sampler's cache. It is unrolled over layers that `unstack`
    separated once: a scan in the decode loop copies every layer's weights and is 2-3x slower on CPU.
 
-Both call the same `Block`; they differ in the ``attend`` function that they pass in.
+Both call the same `Block`; they differ in the ``attend`` function that they pass.
 Parameter names end in their dimensions (see `types`), from which `parallel.mesh` derives the sharding.
 """
 
@@ -114,9 +114,9 @@ class Experts(nnx.Module):
     sum over ``tp`` ends the layer. Sorting is local, in a `jax.shard_map`: a global sort would gather every token.
 
     With ``mesh.ep`` a device has some of the experts. The tokens of all devices along ``ep`` are gathered, each device
-    computes what its own experts add to them, and a reduce-scatter sums. No token is dropped, however many choose one
-    expert. For each of its tokens a device receives (ep - 1) D numbers each way; an all-to-all of the sorted rows would
-    receive k D (ep - 1) / ep, which is less only if k < ep. Every device sorts the rows of all ``ep`` devices.
+    computes the contributions of its own experts, and a reduce-scatter sums. No token is dropped, however many choose
+    one expert. For each of its tokens a device receives (ep - 1) D numbers each way; an all-to-all of the sorted rows
+    would receive k D (ep - 1) / ep, which is less only if k < ep. Every device sorts the rows of all ``ep`` devices.
     """
 
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
@@ -160,17 +160,17 @@ class Experts(nnx.Module):
 
     def weight(self, name: str, attached: Params, dtype) -> jax.Array:
         w = getattr(self, name)[...]
-        if w.dtype.itemsize < dtype.itemsize:  # int8: it travels as it is, as in `linear`
+        if w.dtype.itemsize < dtype.itemsize:  # int8: it is sent unchanged, as in `linear`
             w = whole(w, name.rsplit("_", 1)[-1])
         w = w.astype(dtype)
         channel = attached.get(name, {}).get(f"channel_E{name[-1]}")  # of int8 experts, as in `linear`
         return w if channel is None else w * channel.astype(dtype)[:, None]
 
     def sorted(self, x_BTD, weight_BTk, expert_BTk, gate_EDF, up_EDF, down_EFD, *, first: Array | None = None):
-        """What the given experts add to the tokens.
+        """The contributions of the given experts to the tokens.
 
         Args:
-            first: the id of the first of them; None: they are all. The rows of other experts are sorted to the end,
+            first: the id of the first of them; None: all are given. The rows of other experts are sorted to the end,
                 belong to no group and are 0: `jax.lax.ragged_dot` leaves them undefined on some platforms.
         """
         B, T, D = x_BTD.shape
@@ -192,7 +192,7 @@ class Experts(nnx.Module):
 
 
 def _gathered(w: jax.Array, spec: jax.P) -> jax.Array:
-    """A weight whole over ``fsdp`` (and ``cp``), in `jax.shard_map`; its gradient is summed into the stored slices."""
+    """A weight gathered over ``fsdp`` and ``cp``, in `jax.shard_map`; its gradient is summed into the stored slices."""
     for i, axes in enumerate(spec):
         if axes is not None and "fsdp" in (axes if isinstance(axes, tuple) else (axes,)):
             return jax.lax.all_gather(w, axes, axis=i, tiled=True)
@@ -200,7 +200,7 @@ def _gathered(w: jax.Array, spec: jax.P) -> jax.Array:
 
 
 class Block(nnx.Module):
-    """One layer. ``attend(q_BTNH, k_BTKH, v_BTKH) -> (o_BTNH, kv)`` decides what the queries see and what is kept."""
+    """One layer. ``attend(q_BTNH, k_BTKH, v_BTKH) -> (o_BTNH, kv)`` sets what the queries see and what is stored."""
 
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
         self.sandwich = cfg.sandwich_norms
@@ -219,7 +219,7 @@ class Block(nnx.Module):
 
 
 class EmbedAndHead(nnx.Module):
-    """What comes before and after the blocks: embedding, final norm and, unless tied, the output head."""
+    """The parts before and after the blocks: embedding, final norm and, unless tied, the output head."""
 
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
         self.embed = Table(cfg, rngs)
@@ -254,7 +254,7 @@ def init_params(cfg: ModelConfig, seed: int) -> Params:
 
 @functools.cache
 def _init(cfg: ModelConfig):
-    """The jitted function of a key, one for each architecture, so that it is compiled once."""
+    """The jitted function of a key, cached per architecture, so that it is compiled once."""
 
     def pure(module):
         return nnx.to_pure_dict(nnx.state(module))
@@ -278,7 +278,7 @@ def _block(cfg: ModelConfig, layer: Params) -> Callable:
     own, attached = take_attached(RULES.gather(layer, but=GATHERED_AT_USE))
     for part, names in attached.items():
         for name in names:
-            if name not in own[part]:  # `unstack` stored it outputs first; the module only needs its shape
+            if name not in own[part]:  # `unstack` stored it outputs first; the module needs only its shape
                 own[part] = own[part] | {name: flipped_back(name, names[name])}
     return functools.partial(nnx.merge(_definitions(cfg)[0], own), attached=attached)
 
@@ -288,11 +288,11 @@ def _embed_and_head(cfg: ModelConfig, params: Params) -> EmbedAndHead:
 
 
 class PerLayer(NamedTuple):
-    """What differs between layers in addition to their parameters, as arrays with a leading L: data, not other blocks.
+    """The differences between layers besides their parameters, as arrays with a leading L: data, not other blocks.
 
     Attributes:
         kind_L: int32, which of `rope_kinds` rotates each layer's queries and keys.
-        window_L: int32, how many positions a query sees; the largest int32 if it sees all.
+        window_L: int32, number of positions that a query sees; the largest int32 if it sees all.
     """
 
     kind_L: np.ndarray
@@ -309,7 +309,7 @@ def per_layer(cfg: ModelConfig) -> PerLayer:
 def embed(cfg: ModelConfig, params: Params, tokens_BT: jax.Array, dtype) -> jax.Array:
     """x_BTD of token ids.
 
-    On a mesh the table stays where it is: every device looks up all tokens in its slice of D, and an all-to-all then
+    On a mesh the table is not moved: every device looks up all tokens in its slice of D, and an all-to-all then
     exchanges slices for rows. Neither the table nor its gradient ever exists whole (151,936 x 2,560 float32: 1.6 GB).
     """
     table_VD = params["embed"]["table_VD"]
@@ -319,7 +319,7 @@ def embed(cfg: ModelConfig, params: Params, tokens_BT: jax.Array, dtype) -> jax.
         table_VD, tokens_BT = reshard(table_VD, RULES.spec("_D")), constrain(tokens_BT, "__")
         x_BTD = table_VD.at[tokens_BT].get(out_sharding=RULES.spec("__D")).astype(dtype)
         if later := tuple(axis for axis in ("ep", "cp") if size_of(axis) > 1):
-            # One axis at a time: XLA would gather all rows for several.
+            # One axis at a time: for several at once, XLA would gather all rows.
             x_BTD = reshard(x_BTD, jax.P(dict(RULES.axis)["B"], None, later))
             if len(later) > 1:
                 x_BTD = reshard(x_BTD, jax.P(dict(RULES.axis)["B"], "cp", "ep"))
@@ -331,8 +331,8 @@ def embed_few(cfg: ModelConfig, params: Params, tokens_B: jax.Array, dtype) -> j
     """x_BD of one token for each row (decoding).
 
     On a mesh every device looks up its own words of the vocabulary, the others' are 0, and the sum over ``tp`` is
-    exact. So what is exchanged has the size of x_BD. A table that is split over ``fsdp`` gives all rows a slice of D
-    first, and an all-to-all then exchanges slices for rows.
+    exact. So the exchanged data has the size of x_BD. A table that is split over ``fsdp`` first gives all rows a slice
+    of D, and an all-to-all then exchanges slices for rows.
     """
     table_VD = params["embed"]["table_VD"]
     mesh = active_mesh()
@@ -363,7 +363,7 @@ def head(cfg: ModelConfig, params: Params) -> tuple[Callable, jax.Array]:
 
 
 def logits(cfg: ModelConfig, params: Params, x_BTD: jax.Array, *, outputs_first: bool = False) -> jax.Array:
-    """logits_BTV in float32 of hidden states; only for a few positions (the last one, a test, a chunk)."""
+    """logits_BTV in float32 of hidden states; use it only for a few positions (the last one, a test, a chunk)."""
     norm, table_VD = head(cfg, params)
     return output_logits(cfg, norm(x_BTD), table_VD, outputs_first=outputs_first)
 
@@ -371,7 +371,7 @@ def logits(cfg: ModelConfig, params: Params, x_BTD: jax.Array, *, outputs_first:
 def output_logits(
     cfg: ModelConfig, x_BTD: jax.Array, table_VD: jax.Array, *, first: Array = 0, outputs_first: bool = False
 ) -> jax.Array:
-    """logits_BTV in float32 of normed hidden states, soft-capped where the family does so; see `only_tokens`.
+    """logits_BTV in float32 of normed hidden states, soft-capped if the family requires it; see `only_tokens`.
 
     Args:
         table_VD: the output table, or some rows of it.
@@ -406,9 +406,9 @@ def hidden(
     Args:
         tokens_BT: int32.
         positions_BT: position of each token in its own sequence, from 0.
-        segments_BT: which sequence of the row a token belongs to; 0 is padding. Tokens see their own segment only.
+        segments_BT: the sequence of each token in its row; 0 is padding. Tokens see only their own segment.
         dtype: compute dtype; parameters are cast at use.
-        remat: what a block keeps for the backward pass, a name of `REMAT`.
+        remat: a key of `REMAT`: what a block keeps for the backward pass.
         attention: the kernel, see `ropd_jax.models.attention.self_attention`.
         keep_kv: also return the keys and values, each [L, B, K, T, H] (prefill).
         shared: rows hold shared prompts, see `self_attention`.
@@ -452,7 +452,7 @@ def unstack(params: Params, num_layers: int, *, flipped: bool = False) -> list[P
     """The stacked layers as a list of L trees, for the unrolled decode loop.
 
     Args:
-        flipped: with the weights of `linear` stored outputs first; see `product_outputs_first`.
+        flipped: store the weights of `linear` outputs first; see `product_outputs_first`.
     """
     layers = [jax.tree.map(lambda x: x[i], params["layers"]) for i in range(num_layers)]  # noqa: B023
     return [flip(layer) for layer in layers] if flipped else layers
@@ -475,8 +475,8 @@ def decode_step(
         tokens_B: the tokens to feed.
         positions_B: their positions in their own sequences.
         caches: one per layer, passed to ``attend``.
-        attend: (q_BTNH, k_BTKH, v_BTKH, cache, window) -> (o_BTNH, cache) with T = 1; ``window`` is how many positions
-            a query of this layer sees, or None if it sees all.
+        attend: (q_BTNH, k_BTKH, v_BTKH, cache, window) -> (o_BTNH, cache) with T = 1; ``window`` is the number of
+            positions that a query of this layer sees, or None if it sees all.
 
     Returns:
         (logits_BV float32, caches).

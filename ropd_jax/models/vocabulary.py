@@ -1,4 +1,4 @@
-"""Ids of the output table that are no token (`ModelConfig.unused`): they get no probability."""
+"""Ids of the output table that are not tokens (`ModelConfig.unused`): they get no probability."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.types import Array
 
-NEVER = -1e30  # the logit of an unused id. Finite: its probability is 0, and p log p of an entropy is 0 and not NaN
+NEVER = -1e30  # the logit of an unused id. Finite: its probability is 0, and p log p in an entropy is 0 instead of NaN
 
 
 def only_tokens(cfg: ModelConfig, logits_BTV: jax.Array, first: Array) -> jax.Array:
-    """The logits with `NEVER` at unused ids; they can be those of some rows of the table, from the id ``first`` on."""
+    """The logits with `NEVER` at unused ids; the logits can cover some rows of the table, starting at id ``first``."""
     if not cfg.unused:
         return logits_BTV
     unused_V = jax.lax.dynamic_slice_in_dim(jnp.asarray(unused_ids(cfg)), first, logits_BTV.shape[-1])

@@ -1,15 +1,15 @@
-"""Compiled programs are kept on disk, so that the next start of a run loads them instead of compiling.
+"""Stores compiled programs on disk, so that the next start of a run loads them instead of compiling.
 
     keep_programs      turns JAX's persistent cache on, in `cache_dir` (``compile_cache`` of a config)
-    programs           how many programs this process has compiled and loaded so far, and what that took and saved
+    programs           number of programs this process has compiled and loaded so far, time spent and time saved
 
-The place is ``$XDG_CACHE_HOME/ropd_jax/xla`` (``~/.cache/ropd_jax/xla``), or inside a workdir in a bucket.
-``JAX_COMPILATION_CACHE_DIR``, or ``jax_compilation_cache_dir`` set by the program, goes before;
-``JAX_ENABLE_COMPILATION_CACHE=false`` switches every cache off. A key is the program, its compiler options, the version
-of XLA and the machine's instruction set. Entries can run code, so a directory that others can write to is not used.
+The directory is ``$XDG_CACHE_HOME/ropd_jax/xla`` (``~/.cache/ropd_jax/xla``), or inside a workdir in a bucket.
+``JAX_COMPILATION_CACHE_DIR``, or ``jax_compilation_cache_dir`` set by the program, takes precedence;
+``JAX_ENABLE_COMPILATION_CACHE=false`` disables all caches. A key is the program, its compiler options, the version of
+XLA and the machine's instruction set. Entries can run code, so a directory that others can write to is not used.
 
-JAX writes an entry in place: a process that is killed meanwhile leaves half of it, which is never repaired, and another
-process can read it half written. `FileCache` has the same files and writes them whole.
+JAX writes entries in place: a process that is killed meanwhile leaves half an entry, which is never repaired, and
+another process can read it half written. `FileCache` has the same files, but writes them atomically.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from ropd_jax.utils import tracing
 
 log = logging.getLogger(__name__)
 
-WORTH_S = 0.1  # of compilation, from which on a program is kept; JAX's own default is a second
-MOST_BYTES = 8 << 30  # of the default directory; the entries that were used least recently go first
-_COMPILED = "/jax/core/compile/backend_compile_duration"  # of loading, too
+WORTH_S = 0.1  # minimum compilation time of a stored program; JAX's default is a second
+MOST_BYTES = 8 << 30  # limit of the default directory; the least recently used entries are removed first
+_COMPILED = "/jax/core/compile/backend_compile_duration"  # also recorded for loading
 _HIT = "/jax/compilation_cache/cache_hits"
 _SAVED = "/jax/compilation_cache/compile_time_saved_sec"
 
 
 def cache_dir(workdir: str | os.PathLike[str]) -> str:
-    """The directory of compiled programs: of the user, or inside a workdir that is in a bucket (``gs://...``)."""
+    """The directory of compiled programs: in the user's cache, or inside a workdir in a bucket (``gs://...``)."""
     if "://" in (place := os.fspath(workdir)):
         return f"{place.rstrip('/')}/xla"
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
@@ -50,10 +50,10 @@ def cache_dir(workdir: str | os.PathLike[str]) -> str:
 
 
 def keep_programs(workdir: str | os.PathLike[str], *, on: bool = True) -> None:
-    """Keep what is compiled from here on. A directory that cannot be used is one warning, never an error.
+    """Store programs that are compiled from now on. An unusable directory causes one warning, never an error.
 
     Args:
-        on: ``compile_cache`` of a config. False leaves JAX as the user has set it up.
+        on: ``compile_cache`` of a config. False does not change the user's JAX settings.
     """
     _listen()
     if not on or not jax.config.values["jax_enable_compilation_cache"]:
@@ -74,7 +74,7 @@ def keep_programs(workdir: str | os.PathLike[str], *, on: bool = True) -> None:
 
 
 def _unusable(place: pathlib.Path) -> str:
-    """Why the default directory cannot be used; "" if it can. It is made if it does not exist."""
+    """Why the default directory cannot be used; "" if it can. It is created if missing."""
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         place.mkdir(mode=0o700, exist_ok=True)
@@ -89,7 +89,7 @@ def _unusable(place: pathlib.Path) -> str:
 
 
 def _trim(place: pathlib.Path) -> None:
-    """Remove the entries that were used least recently until the rest fits into `MOST_BYTES`."""
+    """Remove the least recently used entries until the rest fits into `MOST_BYTES`."""
     files = []
     for path in place.glob("*-cache"):
         try:
@@ -109,7 +109,7 @@ def _trim(place: pathlib.Path) -> None:
 
 
 def _install() -> None:
-    """Give JAX a cache that writes whole files. If its inner parts have other names, its own cache serves as well."""
+    """Give JAX a cache with atomic writes. If JAX's internals have changed, its own cache is used."""
     try:
         from jax._src import cache_key, compilation_cache
         from jax._src.compilation_cache_interface import CacheInterface
@@ -158,9 +158,9 @@ def _install() -> None:
                 log.warning("compiled programs are not kept: %s: %s", self._path, error.strerror or error)
 
     class BucketCache(CacheInterface):
-        """JAX's own cache of a bucket, which shows an object when it is whole; the first failure is the last try."""
+        """JAX's own cache in a bucket, where objects appear only when complete; disabled after the first failure."""
 
-        _path: Any  # JAX shows it
+        _path: Any  # shown by JAX
 
         def __init__(self, url: str):
             self._path = url
@@ -177,7 +177,7 @@ def _install() -> None:
                 return None
             try:
                 return do()
-            except Exception as error:  # each storage has errors of its own
+            except Exception as error:  # each storage has its own errors
                 self._inner = None
                 why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
                 log.warning("compiled programs are not kept: %s (%s)", self._path, why)
@@ -207,7 +207,7 @@ def _touch(path: pathlib.Path) -> None:
 
 
 def _instruction_set() -> str:
-    """The instructions that this CPU has, as a hash: a home directory can be shared by machines of several kinds."""
+    """The instructions of this CPU, as a hash, because a home directory can be shared by different machines."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n")
         flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
@@ -221,12 +221,12 @@ def _instruction_set() -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """Programs so far.
+    """Counts and times of programs so far.
 
     Attributes:
         compiled, loaded: their number.
-        compile_s: seconds that the compiler took. load_s: seconds of loading.
-        saved_s: seconds that compiling the loaded ones once took, less ``load_s``.
+        compile_s: seconds of compiling. load_s: seconds of loading.
+        saved_s: seconds that the loaded programs originally took to compile, less ``load_s``.
     """
 
     compiled: int = 0
@@ -236,7 +236,7 @@ class Programs:
     saved_s: float = 0.0
 
     def since(self, before: Programs) -> Programs:
-        """What came after ``before``."""
+        """The change since ``before``."""
         return Programs(*(a - b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(before), strict=True)))
 
     def __str__(self) -> str:
@@ -252,12 +252,12 @@ _listening = False
 
 
 def programs() -> Programs:
-    """What this process has compiled and loaded since the first call of `keep_programs`."""
+    """Programs that this process has compiled and loaded since the first call of `keep_programs`."""
     return _so_far
 
 
 def hand_over(timeline: tracing.Timeline) -> None:
-    """Write the programs that were compiled before the timeline was there."""
+    """Write the programs that were compiled before the timeline existed."""
     while _early:
         name, start, end, where = _early.popleft()
         timeline.add(name, start, end, where)
@@ -279,7 +279,7 @@ def _on_event(event: str, **_: Any) -> None:
 def _on_duration(event: str, duration_secs: float, **about: Any) -> None:
     global _so_far
     if event == _SAVED:
-        _thread.saved_s = max(duration_secs, 0.0)  # JAX keeps whole seconds only
+        _thread.saved_s = max(duration_secs, 0.0)  # JAX stores only whole seconds
     if event != _COMPILED:
         return
     hit, entry = getattr(_thread, "hit", False), getattr(_thread, "entry", None)

@@ -1,8 +1,8 @@
 """Whether mappings of any size are equal, by digests of fixed size; no jax.
 
-A mapping is summed up as one number: the sum of the hashes of its items, which does not depend on their order and
-needs no copy of them. If two sums differ, the keys are split into 64 parts by the hash of the key, and the parts are
-summed again, until few keys are left:
+A mapping is reduced to one number: the sum of the hashes of its items, which does not depend on their order and needs
+no copy of them. If two sums differ, the keys are split into 64 parts by the hash of the key, and the parts are summed
+again, until few keys are left:
 
     1,000,000 keys    total     20 bytes          differ
                       parts   64 x 8 bytes        part 17 differs: 15,600 keys
@@ -21,19 +21,19 @@ Items = Iterable[tuple[str, Any]]
 
 
 class Parts(NamedTuple):
-    """How many keys there are, and the sum of each of the 64 parts."""
+    """The number of keys, and the sum of each of the 64 parts."""
 
     keys: int
     sums: bytes
 
     def differing(self, other: Parts) -> int:
-        """The first part whose sum is another."""
+        """The first part whose sum differs."""
         pairs = zip(_eights(self.sums), _eights(other.sums), strict=True)
         return next(i for i, (a, b) in enumerate(pairs) if a != b)
 
 
 def total(items: Items) -> bytes:
-    """20 bytes: equal for equal items, in whatever order."""
+    """20 bytes: equal for equal items in any order."""
     count, summed = 0, 0
     for key, value in items:
         count += 1
@@ -42,7 +42,7 @@ def total(items: Items) -> bytes:
 
 
 def parts(items: Items, prefix: bytes = b"") -> Parts:
-    """Of the keys below ``prefix``, a path of parts: bytes 17, 3 are part 3 of part 17."""
+    """The parts of the keys below ``prefix``, a path of parts: bytes 17, 3 are part 3 of part 17."""
     count, sums = 0, [0] * PARTS
     for key, value in items:
         path = _path(key)
@@ -63,7 +63,7 @@ def _item(key: str, value: Any) -> bytes:
 
 
 def _path(key: str) -> bytes:
-    """Ten parts, one within the other: bytes below 64."""
+    """Ten nested parts: bytes below 64."""
     digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=10).digest()
     return bytes(b % PARTS for b in digest)
 

@@ -1,18 +1,17 @@
 """Several hosts, one run.
 
 Every host (process) runs the same program over one mesh of all devices, so all hosts must run the same compiled
-programs in the same order. These rules keep it so:
+programs in the same order. These rules ensure that:
 
 1. Every decision has the same inputs on all hosts. The prompts of a step follow from (seed, step). Every host reads
-   what comes back from the devices whole (`mesh.fetch`). What only one host knows is exchanged before any host acts on
-   it.
+   complete results from the devices (`mesh.fetch`). What only one host knows is exchanged before any host acts on it.
 2. Each host feeds its own devices (`mesh.place` passes only the shards of this host's devices). It also sends its own
    groups to the teacher, every n-th of a step, with 1/n of the limits and of the remaining budget.
-3. While a host waits for its teacher, all hosts call `exchange` a few times a second: new judgements, requests to stop,
-   a spent budget. So all hosts know the same judgements when they decide what to do next, and sum the same groups in
-   the same order. If one stops, all stop at the same place.
-4. A step ends with one `exchange`: what was spent, and what was recorded on the tapes. Then every host has the whole
-   step, so packing and all later decisions are those of a run on one host.
+3. While a host waits for its teacher, all hosts call `exchange` a few times per second: new judgements, requests to
+   stop, an exhausted budget. So all hosts know the same judgements when they decide what to do next, and sum the same
+   groups in the same order. If one stops, all stop at the same point.
+4. A step ends with one `exchange`: spending, and new entries of the tapes. Then every host has the whole
+   step, so packing and all later decisions are the same as on one host.
 
     host 0   sample | judge groups 0, 2, 4 . . exchange . . exchange | update
     host 1   sample | judge groups 1, 3, 5 . . exchange . . exchange | update
@@ -39,27 +38,27 @@ from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
-from jax._src import distributed  # for the runtime's store of keys, which jax.distributed does not hand out
+from jax._src import distributed  # for the runtime's key-value store, which jax.distributed does not expose
 
 from ropd_jax.parallel import digests
 from ropd_jax.types import UserError
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-LOST = 5  # exit code: another host is gone
-BEAT_S = 2.0  # between two heartbeats of a host
-SILENT_S = 40.0  # without a heartbeat, after which a host is gone
-RUNTIME_S = 100  # after which the runtime ends the process, with a stack trace, if our own watch did not
-SHUTDOWN_S = 60  # how long the first host that has finished waits for the last
-INLINE = 1 << 10  # bytes of a message that fit into the first of the two collectives of an exchange
-LISTED = 512  # keys that two hosts compare one by one, once their sums differ
-_BEATS = "ropd/alive/"  # of the runtime's store of keys
-_FIRST_LINE = 200  # characters shown of an error of the runtime
+LOST = 5  # exit code: another host was lost
+BEAT_S = 2.0  # time between two heartbeats of a host
+SILENT_S = 40.0  # a host without a heartbeat for this long is lost
+RUNTIME_S = 100  # then the runtime ends the process, with a stack trace, unless our own check already did
+SHUTDOWN_S = 60  # time that the first finished host waits for the last
+INLINE = 1 << 10  # maximum bytes of a message in the first of the two collectives of an exchange
+LISTED = 512  # maximum number of keys that two hosts compare one by one, once their sums differ
+_BEATS = "ropd/alive/"  # key prefix in the runtime's store
+_FIRST_LINE = 200  # characters shown of a runtime error
 _last_meeting: float | None = None
 
 
 def count() -> int:
-    """Number of hosts of this run; 1 if no other host was joined."""
+    """Number of hosts of this run; 1 without other hosts."""
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
@@ -116,7 +115,7 @@ def on_host0(f: Callable[[], T]) -> T:
     """The result of ``f`` on host 0, on every host. Collective: every host must call it.
 
     Raises:
-        UserError: ``f`` has raised it on host 0; it is raised on all hosts.
+        UserError: raised by ``f`` on host 0; it is raised on all hosts.
     """
     found: Any = None
     if index() == 0:
@@ -131,18 +130,18 @@ def on_host0(f: Callable[[], T]) -> T:
 
 
 def check_same(what: str, value: Mapping[str, Any] | Callable[[], digests.Items]) -> None:
-    """Compare a value over the hosts. Collective: every host must call it.
+    """Compare a value across hosts. Collective: every host must call it.
 
-    The hosts exchange a digest of 20 bytes. Only if one differs do they look for what differs, part by part; no host
-    ever sends its whole value.
+    The hosts exchange a digest of 20 bytes. Only if these differ do they search for the difference, part by part; no
+    host ever sends its whole value.
 
     Args:
-        value: a mapping, or a function that goes through its items (key, value), each time from the start. Items are
+        value: a mapping, or a function that iterates over its items (key, value), each time from the start. Items are
             equal if their ``repr`` is.
 
     Raises:
         UserError: the hosts differ; it is raised on all of them, with the first host that differs from host 0 and one
-            key that does.
+            differing key.
     """
     if count() == 1:
         return
@@ -173,7 +172,7 @@ def _allgather(row_X: np.ndarray) -> np.ndarray:
     global _last_meeting
     mesh, split, whole = _by_host()
     rows = jax.make_array_from_process_local_data(split, row_X[None], (count(), len(row_X)))
-    with jax.set_mesh(mesh):  # the caller's mesh has other devices
+    with jax.set_mesh(mesh):  # the caller's mesh has different devices
         got = np.asarray(_relay(whole)(rows).addressable_data(0))
     _last_meeting = time.monotonic()
     return got
@@ -197,18 +196,18 @@ def _relay(sharding: jax.NamedSharding):
 
 @contextlib.contextmanager
 def joined(coordinator: str = "", processes: int | None = None, process: int | None = None) -> Iterator[None]:
-    """Join the other hosts, before anything touches a device, and leave them in an orderly way.
+    """Join the other hosts, before any use of a device, and shut down in an orderly way.
 
     Args:
         coordinator: HOST:PORT of host 0; "" is JAX_COORDINATOR_ADDRESS, or on a TPU VM what the VM reports about its
             slice; ``auto`` leaves all three to JAX (Slurm, Open MPI, Kubernetes); ``off`` joins no host.
-        processes, process: how many hosts there are, and which one this is; None is JAX_NUM_PROCESSES and
+        processes, process: number of hosts, and the number of this one; None is JAX_NUM_PROCESSES and
             JAX_PROCESS_ID.
 
     An error on one host ends its process at once, so that the others do not wait for it.
 
     Raises:
-        UserError: arguments that do not fit together, or hosts that did not find each other.
+        UserError: inconsistent arguments, or hosts that did not find each other.
     """
     start(coordinator, processes, process)
     if count() == 1:
@@ -228,7 +227,7 @@ def start(coordinator: str = "", processes: int | None = None, process: int | No
     how = _how(coordinator, processes, process)
     if how is None:
         return
-    # Our own handler turns SIGTERM into a checkpoint on all hosts; that of the service would intercept the signal.
+    # Our own handler turns SIGTERM into a checkpoint on all hosts; the service's handler would intercept the signal.
     jax.config.update("jax_enable_preemption_service", False)
     log.info("joining the other hosts%s", f" at {how['coordinator_address']}" if how else "")
     try:
@@ -285,7 +284,7 @@ def _number(variable: str) -> int | None:
 
 
 def _on_tpu_vm() -> bool:
-    """True if there are TPU chips here that a run would use; their slice can have further hosts."""
+    """True if this machine has TPU chips that a run would use; their slice can have further hosts."""
     if os.environ.get("JAX_PLATFORMS", "tpu").partition(",")[0] not in ("", "tpu"):
         return False
     chips = any(pathlib.Path(p).exists() for p in ("/dev/accel0", "/dev/vfio/0"))
@@ -297,7 +296,7 @@ def _on_tpu_vm() -> bool:
 
 @contextlib.contextmanager
 def lost_together() -> Iterator[None]:
-    """An error inside that comes from a lost host ends this process with our message; see `lost`."""
+    """An error in the block that is caused by a lost host ends this process with our message; see `lost`."""
     try:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:
@@ -306,13 +305,13 @@ def lost_together() -> Iterator[None]:
 
 
 def lost(error: BaseException) -> None:
-    """End the process if ``error`` of the runtime means that another host is gone; else do nothing."""
-    broken = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)  # Gloo can raise ValueError too
+    """End the process if ``error`` means that another host was lost; else do nothing."""
+    broken = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)  # Gloo can also raise ValueError
     if count() == 1 or not broken:
         return
     reason = " ".join(str(error).split())[:_FIRST_LINE]
     _end(
-        f"host {index()} of {count()} has lost another host, or the runtime failed ({reason}). Look at the output of "
+        f"host {index()} of {count()} has lost another host, or the runtime failed ({reason}). Check the output of "
         "the others; the last complete checkpoint is kept. To continue, run the same command on all hosts",
         LOST,
     )
@@ -326,16 +325,16 @@ def _abandon(error: BaseException) -> NoReturn:
     elif isinstance(error, KeyboardInterrupt):
         _end(f"host {index()}: stopped", 130)
     log.error("host %d failed", index(), exc_info=error)
-    _end(f"host {index()} failed ({type(error).__name__}); the others end too", 1)
+    _end(f"host {index()} failed ({type(error).__name__}); the others end as well", 1)
 
 
 def _end(text: str, code: int) -> NoReturn:
-    """Log the text and end without the shutdown of the runtime, which would wait for the others."""
+    """Log the text and end without the runtime's shutdown, which would wait for the others."""
     log.error("%s", text)
     sys.stdout.flush()
     sys.stderr.flush()
     if index() == 0:
-        time.sleep(1.0)  # hosts that fail for the same reason can log it before the coordinator is gone
+        time.sleep(1.0)  # hosts that fail for the same reason can log it before the coordinator ends
     os._exit(code)
 
 
@@ -351,7 +350,7 @@ class Silence:
     """Hosts whose heartbeat has not changed for too long. A host without a heartbeat is still joining.
 
     Args:
-        limit_s: seconds without a new beat after which a host is gone.
+        limit_s: a host without a new heartbeat for this long is lost.
         now_s: seconds of a monotonic clock.
     """
 
@@ -361,8 +360,8 @@ class Silence:
         self._asked_s = now_s
 
     def of(self, beats: Mapping[str, str], now_s: float) -> list[str]:
-        """Hosts that are gone, given the last heartbeat of each by name; none after a pause of this process itself."""
-        paused = now_s - self._asked_s > self._limit_s / 2  # this process stood still, so its memory is stale
+        """The lost hosts, given the last heartbeat of each by name; none after a pause of this process itself."""
+        paused = now_s - self._asked_s > self._limit_s / 2  # this process was paused, so its data is stale
         self._asked_s = now_s
         for name in self._heard.keys() | beats.keys():
             last, since_s = self._heard.get(name, (None, now_s))
@@ -382,27 +381,27 @@ def _watch(limit_s: float) -> None:
         since = None if _last_meeting is None else time.monotonic() - _last_meeting
         if since is not None and since > limit_s:
             _end(
-                f"host {index()} has heard nothing of the other hosts for {since:.0f} s (ROPD_HOSTS_TIMEOUT_S="
-                f"{limit_s:g}); one of them hangs. To continue, end them all, then run the same command on all hosts",
+                f"host {index()} has heard nothing from the other hosts for {since:.0f} s (ROPD_HOSTS_TIMEOUT_S="
+                f"{limit_s:g}); one of them hangs. To continue, stop them all, then run the same command on all hosts",
                 LOST,
             )
 
 
 def _listen(limit_s: float) -> None:
-    """Send the heartbeat of this host, and end the process if another host has sent none for ``limit_s``."""
+    """Send this host's heartbeat, and end the process if another host has sent none for ``limit_s``."""
     silence = Silence(limit_s, time.monotonic())
     beat = 0
-    while (store := distributed.global_state.client) is not None:  # None once the run has left the others
+    while (store := distributed.global_state.client) is not None:  # None after the shutdown
         beat += 1
         try:
             store.key_value_set(f"{_BEATS}{index()}", str(beat), allow_overwrite=True)
             beats = dict(store.key_value_dir_get(_BEATS))
-        except jax.errors.JaxRuntimeError:  # host 0 keeps the store: without it no heartbeat is new
+        except jax.errors.JaxRuntimeError:  # host 0 has the store: without it there are no new heartbeats
             beats = {}
         if gone := silence.of(beats, time.monotonic()):
             _end(
-                f"host {index()} of {count()} has lost another host: {', '.join(gone)} has not been heard of for "
-                f"{limit_s:g} s. Look at its output; the last complete checkpoint is kept. To continue, run the same "
+                f"host {index()} of {count()} has lost another host: {', '.join(gone)} has sent no heartbeat for "
+                f"{limit_s:g} s. Check its output; the last complete checkpoint is kept. To continue, run the same "
                 "command on all hosts",
                 LOST,
             )

@@ -1,21 +1,21 @@
 """The device mesh, its axis names and the one table of sharding rules.
 
-Axes are Explicit (the default of ``jax.make_mesh`` in jax 0.10), so a wrong sharding raises while tracing.
-Two axes, and two more of an update that wants them:
+Axes are Explicit (the default of ``jax.make_mesh`` in jax 0.10), so a wrong sharding raises an error during tracing.
+There are two axes, and two optional ones for the update:
 
-    fsdp   parameters are stored in slices of it; a batch is split over it
+    fsdp   parameters are stored in slices over it; a batch is split over it
     tp     heads, MLP width and vocabulary are split over it
-    ep     (of an update with ``mesh.ep`` > 1) experts are split over it; for all else it is a part of fsdp: a batch is
+    ep     (update with ``mesh.ep`` > 1) experts are split over it; for everything else it is a part of fsdp: a batch is
            split over it, and it stores parameters
-    cp     (of an update with ``mesh.cp`` > 1) the tokens of a row are split over it, and it stores parameters like fsdp
+    cp     (update with ``mesh.cp`` > 1) the tokens of a row are split over it, and it stores parameters like fsdp
 
-A parameter's name states its dimensions (``q_DNH``), so its sharding follows from its name: ``ShardingRules``
+A parameter's name gives its dimensions (``q_DNH``), so its sharding follows from its name: ``ShardingRules``
 maps each letter of the dimension key to a mesh axis. Parameters are *stored* sharded over both axes and
 *gathered* over ``fsdp`` one layer at a time just before use (`ShardingRules.gather`).
-Without a mesh (`jax.set_mesh` not entered) every function here is the identity.
+Without a mesh (outside `jax.set_mesh`) every function here is the identity.
 
-Update and sampler can have a mesh each, of the same devices in the same order (`sampling_mesh`): with tp=1 the update
-moves a fifth of the bytes, decoding wants tp. What is on one goes to the other as a whole (`sampling.weights`).
+Update and sampler can have different meshes, with the same devices in the same order (`sampling_mesh`): with tp=1 the
+update moves a fifth of the bytes, but decoding needs tp. Arrays move between them as a whole (`sampling.weights`).
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ AXES = ("fsdp", "tp")
 
 
 def make_mesh(fsdp: int = -1, tp: int = 1, devices=None, *, ep: int = 1, cp: int = 1) -> jax.sharding.Mesh:
-    """A mesh of shape (fsdp, tp), with ``ep`` and ``cp`` between them where they are more than 1.
+    """A mesh of shape (fsdp, tp), with ``ep`` and ``cp`` in between if they are above 1.
 
-    ``fsdp=-1`` takes all devices that are left.
+    ``fsdp=-1`` takes all remaining devices.
     """
     devices = jax.devices() if devices is None else devices
     n = len(devices)
     if min(tp, ep, cp) < 1 or (fsdp < 1 and fsdp != -1):
-        raise UserError(f"mesh fsdp={fsdp}, ep={ep}, cp={cp}, tp={tp}: expected positive sizes (or fsdp=-1 to fill)")
+        raise UserError(f"mesh fsdp={fsdp}, ep={ep}, cp={cp}, tp={tp}: expected positive sizes (fsdp=-1: the rest)")
     inner = {axis: size for axis, size in (("ep", ep), ("cp", cp)) if size > 1} | {"tp": tp}
     rest, words = math.prod(inner.values()), " x ".join(f"{axis}={size}" for axis, size in inner.items())
     if fsdp == -1:
         if n % rest:
-            raise UserError(f"mesh {words} does not divide the {n} devices here; choose a divisor of {n}")
+            raise UserError(f"mesh {words} does not divide the {n} devices; choose a divisor of {n}")
         fsdp = n // rest
     if fsdp * rest > n:
-        raise UserError(f"mesh fsdp={fsdp} x {words} needs {fsdp * rest} devices, here are {n}; lower one of them")
+        raise UserError(f"mesh fsdp={fsdp} x {words} needs {fsdp * rest} devices, but there are {n}; lower one of them")
     return jax.make_mesh((fsdp, *inner.values()), ("fsdp", *inner), devices=devices[: fsdp * rest])
 
 
 def update_mesh(section: Mapping[str, Any], devices=None) -> jax.sharding.Mesh:
-    """The mesh of the update, on which parameters and optimizer are: ``mesh.update_fsdp`` and ``mesh.update_tp``, or
-    where these are 0 ``mesh.fsdp`` and ``mesh.tp``; and ``mesh.ep`` and ``mesh.cp``. With ``update_fsdp=-1`` it takes
-    the devices that ``mesh.fsdp`` and ``mesh.tp`` name: all of them, or as many as their sizes say.
+    """The mesh of the update, which holds parameters and optimizer: ``mesh.update_fsdp`` and ``mesh.update_tp``, or if
+    these are 0 ``mesh.fsdp`` and ``mesh.tp``; and ``mesh.ep`` and ``mesh.cp``. With ``update_fsdp=-1`` it takes the
+    devices of ``mesh.fsdp`` and ``mesh.tp``: all of them, or as many as their sizes give.
 
     Args:
         section: ``cfg.mesh``.
@@ -70,11 +70,11 @@ def update_mesh(section: Mapping[str, Any], devices=None) -> jax.sharding.Mesh:
 
 
 def sampling_mesh(section: Mapping[str, Any], update: jax.sharding.Mesh) -> jax.sharding.Mesh:
-    """The mesh of the sampler, of the update's devices in the update's order: ``mesh.sample_fsdp`` and
-    ``mesh.sample_tp``, or where these are 0 ``mesh.fsdp`` and ``mesh.tp``. It is ``update`` itself if the sizes are.
+    """The mesh of the sampler, with the update's devices in the update's order: ``mesh.sample_fsdp`` and
+    ``mesh.sample_tp``, or if these are 0 ``mesh.fsdp`` and ``mesh.tp``. With equal sizes it is ``update`` itself.
 
     Raises:
-        UserError: sizes that do not take all devices of the update.
+        UserError: the sizes do not use all devices of the update.
     """
     fsdp, tp = section["sample_fsdp"] or section["fsdp"], section["sample_tp"] or section["tp"]
     if fsdp == -1 and not update.size % tp:
@@ -92,7 +92,7 @@ def sampling_mesh(section: Mapping[str, Any], update: jax.sharding.Mesh) -> jax.
 
 @dataclasses.dataclass(frozen=True)
 class ShardingRules:
-    """Mesh axis of each dimension letter; letters that are absent are replicated."""
+    """Mesh axis of each dimension letter; absent letters are replicated."""
 
     axis: tuple[tuple[str, str], ...] = (
         ("D", "fsdp"),
@@ -104,10 +104,10 @@ class ShardingRules:
     )
 
     def spec(self, dims: str, *, drop: str = "") -> PartitionSpec:
-        """PartitionSpec of an array with these dimension letters, leaving out what the mesh axis ``drop`` splits.
+        """PartitionSpec of an array with these dimension letters, without the mesh axis ``drop``.
 
-        Inside ``jax.set_mesh`` of a mesh with the axes ``ep`` or ``cp`` a parameter's D is split over them as well. Of
-        an expert's weights (``EDF``, not the router's ``DE``) E is split over ``ep`` instead of D.
+        Inside ``jax.set_mesh`` of a mesh with the axes ``ep`` or ``cp``, a parameter's D is split over them as well.
+        For an expert's weights (``EDF``, not the router's ``DE``), E is split over ``ep`` instead of D.
         """
         table: dict[str, str | tuple[str, ...]] = dict(self.axis)
         if drop:
@@ -123,14 +123,14 @@ class ShardingRules:
         return PartitionSpec(*map(table.get, dims))
 
     def storage(self, params) -> dict:
-        """Tree of PartitionSpecs in which a parameter tree is stored."""
+        """Tree of PartitionSpecs for the storage of a parameter tree."""
         return jax.tree_util.tree_map_with_path(lambda path, x: self.spec(dims_of(path, x)), params)
 
     def gather(self, params, *, but: Collection[str] = ()):
-        """All-gather over ``fsdp`` what is about to be used; a no-op without a mesh.
+        """All-gather parameters over ``fsdp`` before their use; a no-op without a mesh.
 
         Args:
-            but: names of parameters that stay as they are.
+            but: names of parameters that are not gathered.
         """
         if active_mesh() is None:
             return params
@@ -156,36 +156,36 @@ def active_mesh() -> AbstractMesh | None:
 
 
 def size_of(axis: str) -> int:
-    """Of an axis of the mesh; 1 without it, and without a mesh."""
+    """The size of an axis of the mesh; 1 without that axis or without a mesh."""
     mesh = active_mesh()
     return 1 if mesh is None else mesh.shape.get(axis, 1)
 
 
 def parts_of_a_row() -> int:
-    """``cp`` of the mesh: over how many devices the tokens of a row are split."""
+    """``cp`` of the mesh: the number of devices over which the tokens of a row are split."""
     return size_of("cp")
 
 
 def parts_of_a_batch(mesh: jax.sharding.Mesh) -> int:
-    """Over how many devices the rows of a batch are split: a batch has a multiple of so many."""
+    """The number of devices over which the rows of a batch are split; the number of rows is a multiple of it."""
     return mesh.shape["fsdp"] * mesh.shape.get("ep", 1)
 
 
 def check_whole_rows(mesh: jax.sharding.Mesh, who: str) -> None:
-    """Raise UserError where rows are split over ``cp`` or a batch over ``ep``, for networks that know neither."""
+    """Raise UserError if rows are split over ``cp`` or a batch over ``ep``, for networks that support neither."""
     if "cp" in mesh.axis_names:
         raise UserError(f"mesh.cp={mesh.shape['cp']}: {who} reads whole rows; set --config.mesh.cp=1")
     if "ep" in mesh.axis_names:
-        raise UserError(f"mesh.ep={mesh.shape['ep']}: {who} knows the axes fsdp and tp only; set --config.mesh.ep=1")
+        raise UserError(f"mesh.ep={mesh.shape['ep']}: {who} supports only the axes fsdp and tp; set --config.mesh.ep=1")
 
 
 def whole_parts(tokens: int, mesh: jax.sharding.Mesh) -> int:
-    """Tokens of a row, rounded up so that they divide over ``cp``."""
+    """Tokens of a row, rounded up to be divisible by ``cp``."""
     return -(-tokens // (parts := mesh.shape.get("cp", 1))) * parts
 
 
 def platform() -> str:
-    """``cpu``, ``gpu`` or ``tpu``: of the mesh, whose devices need not be present; without a mesh jax's default."""
+    """``cpu``, ``gpu`` or ``tpu``: that of the mesh, whose devices need not be present, or else jax's default."""
     mesh = active_mesh()
     device = mesh.abstract_device if mesh is not None else None
     return device.platform if device is not None else jax.default_backend()
@@ -194,8 +194,8 @@ def platform() -> str:
 def out(dims: str) -> PartitionSpec | None:
     """``out_sharding`` for an operation that makes an activation with these dimensions, or None without a mesh.
 
-    The letter D of an activation is not sharded (only a parameter's is): activations follow B and heads, and T where
-    there is a ``cp``. S are tokens of which each device has all.
+    The letter D of an activation is not sharded (only a parameter's is): activations follow B and heads, and T if
+    there is a ``cp``. S stands for tokens of which each device has all.
     """
     if active_mesh() is None:
         return None
@@ -213,11 +213,11 @@ def constrain(x: jax.Array, dims: str) -> jax.Array:
 
 
 def locally(f: Callable, dims: tuple, out_dims: tuple | str) -> Callable:
-    """``f`` run on each device's own part of its arguments (`jax.shard_map`); ``f`` itself without a mesh.
+    """``f`` run on each device's part of its arguments (`jax.shard_map`); ``f`` itself without a mesh.
 
     Args:
-        dims: dimension letters of each argument, or of every array in an argument that is a tree. Letters can be left
-            out at the end for axes that are not sharded: "BK" for [B, K, S, H].
+        dims: dimension letters of each argument, or of every array in an argument that is a tree. Trailing letters of
+            axes that are not sharded can be omitted: "BK" for [B, K, S, H].
         out_dims: the same for the results.
     """
     if active_mesh() is None:
@@ -227,7 +227,7 @@ def locally(f: Callable, dims: tuple, out_dims: tuple | str) -> Callable:
 
 
 def check_divides(cfg, mesh: jax.sharding.Mesh) -> None:
-    """Raise UserError when a student's sizes do not divide over the mesh, naming the nearest meshes that work."""
+    """Raise UserError if a student's sizes do not divide over the mesh, with the nearest meshes that work."""
     if (ep := mesh.shape.get("ep", 1)) > 1 and (not cfg.num_experts or cfg.num_experts % ep):
         have = f"num_experts={cfg.num_experts} does not divide over it" if cfg.num_experts else "it has no experts"
         fits = math.gcd(ep, cfg.num_experts) if cfg.num_experts else 1
@@ -248,7 +248,7 @@ def check_divides(cfg, mesh: jax.sharding.Mesh) -> None:
 
 
 def _undivided(cfg, fsdp: int, tp: int) -> list[str]:
-    """The sizes of a student that do not divide over (fsdp, tp), in words."""
+    """The sizes of a student that do not divide over (fsdp, tp), as text."""
     sizes = {
         "D": ("d_model", cfg.d_model),
         "N": ("num_heads", cfg.num_heads),
@@ -265,11 +265,11 @@ def _undivided(cfg, fsdp: int, tp: int) -> list[str]:
 
 
 def nearest_meshes(cfg, devices: int, fsdp: int, tp: int, *, most: int = 3) -> list[tuple[int, int]]:
-    """Up to ``most`` (fsdp, tp) over which all sizes of a student divide, the nearest first.
+    """Up to ``most`` (fsdp, tp) over which all sizes of a student divide, nearest first.
 
-    Those that use the most of ``devices`` devices come first; among them those whose tp, then fsdp, is off by the least
-    factor. (1, 1) always works, so there is always one. For the tiny student (D = 96, 3 heads, V = 104) on 8 devices,
-    (4, 2) becomes (8, 1).
+    Those that use the most of ``devices`` devices come first; among them those whose tp, then fsdp, differ by the
+    smallest factor. (1, 1) always works, so there is always one. For the tiny student (D = 96, 3 heads, V = 104) on 8
+    devices, (4, 2) becomes (8, 1).
     """
     fits = [(f, t) for f in range(1, devices + 1) for t in range(1, devices // f + 1) if not _undivided(cfg, f, t)]
 
@@ -291,7 +291,7 @@ def place(x, sharding: NamedSharding) -> jax.Array:
 
 
 def fetch(*arrays: jax.Array) -> list[np.ndarray]:
-    """Whole arrays of the mesh on the host. With several hosts every host gets them; it is then a collective."""
+    """Whole arrays of the mesh on the host. With several hosts it is a collective, and every host gets them."""
     if all(x.is_fully_addressable for x in arrays):
         return [np.asarray(x) for x in arrays]
     sharding = arrays[0].sharding
@@ -306,7 +306,7 @@ def _relay(sharding: NamedSharding):
 
 
 def shapes(tree, mesh: jax.sharding.Mesh):
-    """Parameters as ShapeDtypeStructs, sharded as they are stored."""
+    """Parameters as ShapeDtypeStructs, sharded as stored."""
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, s)), tree, RULES.storage(tree)
     )

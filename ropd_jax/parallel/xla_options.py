@@ -1,7 +1,7 @@
 """Options of the XLA compiler from a config, so that a run and its plan compile with the same ones.
 
-``optim.xla_options`` holds ``name=value`` words. A name with the prefix of another platform is left out, so the same
-config runs on a TPU and on the CPU that you try it on.
+``optim.xla_options`` holds ``name=value`` words. Names with the prefix of another platform are ignored, so the same
+config runs on a TPU and on a CPU for tests.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def xla_options(text: str, platform: str) -> dict[str, str]:
     """``compiler_options`` of `jax.jit` for a platform, e.g. ``xla_tpu_a=50 xla_gpu_b=true`` on a TPU: {xla_tpu_a: 50}.
 
     Raises:
-        UserError: a word that is not ``name=value`` with a name that begins with ``xla_``.
+        UserError: a word that is not ``name=value`` with a name that starts with ``xla_``.
     """
     found = {}
     for word in text.split():

@@ -1,8 +1,8 @@
-"""A lower bound of the seconds of a step, from what the chip's maker publishes.
+"""A lower bound of the seconds of a step, from the published figures of the chip.
 
-Each phase takes at least as long as its operations at the peak rate, its bytes at the bandwidth of the memory, and what
-a chip receives from others at the bandwidth of the links; the largest of the three is the bound, and its name is what
-the phase waits for. A figure that a chip's table leaves out is unknown, not zero: without a peak there is no bound.
+Each phase takes at least as long as its operations at the peak rate, its bytes at the memory bandwidth, and the bytes
+that a chip receives from others at the link bandwidth. The largest of the three is the bound, and its name is what the
+phase waits for. A figure missing from a chip's table is unknown, not zero: without a peak there is no bound.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ class Phase:
     Attributes:
         flops: operations.
         memory: bytes that must be read or written.
-        links: bytes received from other devices; None if that is unknown.
-        calls: how often its program runs.
-        attention: those of the operations that a kernel for attention does.
+        links: bytes received from other devices; None if unknown.
+        calls: number of calls of its program.
+        attention: those of the operations that an attention kernel does.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """Seconds that a phase takes at least, and what it waits for: ``compute``, ``memory`` or ``links``."""
+    """Minimum seconds of a phase, and what it waits for: ``compute``, ``memory`` or ``links``."""
 
     name: str
     seconds: float | None
@@ -47,7 +47,7 @@ class Bound:
 def bound(phase: Phase, chip: Chip) -> Bound:
     """The bound of one phase on one device (`Chip.a_device`).
 
-    For 2e12 operations at 1e12 a second, 1e9 bytes at 1e9 a second and no links: compute 2 s, memory 1 s, so the phase
+    For 2e12 operations at 1e12 /s, 1e9 bytes at 1e9 /s and no links: compute 2 s, memory 1 s, so the phase
     takes at least 2 s and waits for compute.
     """
 

@@ -1,7 +1,7 @@
 """The table of chips, and topology strings: ``v5e:4x4``, ``v5p:2x2x1``, ``7x:2x2x1``, ``gpu:h100x8``, ``cpu:8``.
 
 A TPU topology is described by libtpu (`jax.experimental.topologies`), GPUs by the table itself (`plan.gpu`), so no chip
-is needed. ``cpu:8`` is 8 CPU devices of this machine: everything but the chip's own figures.
+is needed. ``cpu:8`` is 8 CPU devices of this machine: everything except the chip's figures.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What one chip can do; None if nothing is published.
+    """The figures of one chip; None if not published.
 
     Attributes:
         hbm: bytes.
-        usable: bytes of it that the compiler hands out to the program.
-        flops: dense bfloat16 operations a second.
-        bandwidth: of the HBM, bytes a second.
-        ici: into (or out of) the chip, bytes a second: half of the published figure for both directions.
+        usable: bytes of it that are available to programs.
+        flops: dense bfloat16 operations per second.
+        bandwidth: of the HBM, bytes per second.
+        ici: into (or out of) the chip, bytes per second: half of the published figure for both directions.
         devices: JAX devices of one chip; memory, FLOPs and bandwidth of a device are that share.
         source: the page that publishes the figures.
         platform: ``gpu``, ``cpu``, or the name that libtpu gives the topology.
-        options: what libtpu is told in addition.
-        clock: cycles a second of the matrix units; None if the compiler estimates no cycles.
+        options: additional options for libtpu.
+        clock: cycles per second of the matrix units; None if the compiler estimates no cycles.
         axes, wraps: of a TPU's links, see chips.toml; 0 if they end in a switch.
-        compiler: what XLA's GPU compiler is told.
+        compiler: the description for XLA's GPU compiler.
     """
 
     name: str
@@ -83,11 +83,11 @@ class Topology:
 
     @property
     def axis_bandwidth(self) -> float | None:
-        """Bytes a second that reach a device over the links of one axis of the torus; None if it is not published.
+        """Bytes per second that a device receives over the links of one axis of the torus; None if not published.
 
-        A chip of v5e has four links of 50 GB/s each way. Along an axis of 4 chips, which is not closed to a ring, the
-        last chip receives over one of them: 50 GB/s; along one of 16, over two: 100 GB/s. Behind a switch (GPUs) all
-        links serve every group: then it is `Chip.ici`.
+        A v5e chip has four links of 50 GB/s each way. Along an axis of 4 chips, which is not closed to a ring, the last
+        chip receives over one link: 50 GB/s; along one of 16, over two: 100 GB/s. Behind a switch (GPUs) all links
+        serve every group: then it is `Chip.ici`.
         """
         chip = self.chip
         if chip.ici is None or not chip.axes:
@@ -128,7 +128,7 @@ def chips() -> dict[str, Chip]:
     }
 
 
-MOST_GPUS = 8  # of one machine
+MOST_GPUS = 8  # per machine
 
 
 def parse_topology(text: str) -> Topology:
@@ -161,18 +161,18 @@ def _parse_gpus(text: str, table: Mapping[str, Chip]) -> Topology:
         raise UserError(f"--topology={text!r}: GPU {found['chip']!r} is unknown; {near(found['chip'], table)}")
     count = int(found["count"] or 1)
     if not 1 <= count <= MOST_GPUS:
-        raise UserError(f"--topology={text!r}: {count} GPUs; expected 1 to {MOST_GPUS}, those of one machine")
+        raise UserError(f"--topology={text!r}: {count} GPUs; expected 1 to {MOST_GPUS}, the most in one machine")
     return Topology(table[found["chip"]], (count,))
 
 
 def compiler_missing(topology: Topology) -> str:
-    """The line that says which package compiles for this slice and how to install it; "" if it is here."""
+    """The error that names the missing compiler package and how to install it; "" if it is installed."""
     if topology.chip.platform == "cpu":
         return ""
     if topology.chip.platform == "gpu":
         return gpu.missing()
     if importlib.util.find_spec("libtpu") is None:
-        return "libtpu is not installed, which compiles for TPUs; pip install 'ropd_jax[tpu-aot]'"
+        return "libtpu, which compiles for TPUs, is not installed; pip install 'ropd_jax[tpu-aot]'"
     return ""
 
 
@@ -180,7 +180,7 @@ def topology_devices(topology: Topology) -> Sequence[Any]:
     """The JAX devices of a topology: described by its compiler for a TPU or GPU, this machine's own for ``cpu:N``.
 
     Raises:
-        UserError: no compiler for the chip, a slice that it refuses, or too few CPU devices.
+        UserError: no compiler for the chip, a slice that it rejects, or too few CPU devices.
     """
     import jax
 
@@ -188,7 +188,7 @@ def topology_devices(topology: Topology) -> Sequence[Any]:
         devices = jax.devices("cpu")
         if len(devices) < topology.chips:
             raise UserError(
-                f"--topology={topology} needs {topology.chips} CPU devices, here are {len(devices)}; set "
+                f"--topology={topology} needs {topology.chips} CPU devices, but there are {len(devices)}; set "
                 f"XLA_FLAGS=--xla_force_host_platform_device_count={topology.chips}"
             )
         return devices[: topology.chips]

@@ -1,4 +1,4 @@
-"""Compiles a program for a slice and reads the compiler's report. Cached, because it takes a minute or more."""
+"""Compiles a program for a slice and reads the compiler's report. Cached, because it takes minutes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ropd_jax.types import UserError
 log = logging.getLogger(__name__)
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_FORM = 4  # of the cache's files
+_FORM = 4  # version of the cache files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,15 +33,15 @@ class Compiled:
 
     Attributes:
         name: of the program.
-        fits: False if the compiler refused it for lack of memory; then only ``peak`` is known, as a lower bound.
-        arguments: of which ``donated`` are given back as outputs.
-        temporaries: activations, gradients, gathered weights: all that lives inside.
+        fits: False if the compiler rejected it for lack of memory; then only ``peak`` is known, as a lower bound.
+        arguments: bytes of arguments, of which ``donated`` are reused for outputs.
+        temporaries: activations, gradients, gathered weights: everything that exists only inside the program.
         peak: arguments + temporaries + outputs that are not donated arguments + code.
         collectives: see `ropd_jax.plan.hlo`.
         cycles, cast_bytes, kernels: as in `hlo.Work`.
-        loop: what decoding does for a token, without passes of loops within whose end depends on data (attention's
-            over blocks of the cache); ``inner_cycles``: of one pass of each of these. None and 0 of other programs.
-        seconds: that compiling took.
+        loop: work of decoding one token, without passes of inner loops whose end depends on data (attention's over
+            blocks of the cache); ``inner_cycles``: of one pass of each of these. None and 0 for other programs.
+        seconds: time of the compilation.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Compiled:
 def compile_program(
     program: Program, *, slice_name: str, report: Callable[[str], None], cache: bool = True
 ) -> Compiled:
-    """Lower and compile, or read from the cache what an equal program gave before. Inside ``jax.set_mesh``.
+    """Lower and compile, or read the cached report of an equal program. Inside ``jax.set_mesh``.
 
     Args:
         slice_name: of the topology and mesh, e.g. ``v5e:4x4 fsdp=16 tp=1``.
@@ -120,7 +120,7 @@ def _peak(m: Any) -> int:
 
 
 def out_of_memory(message: str) -> int | None:
-    """Bytes that the compiler would have needed, from its refusal; None if it has another reason."""
+    """Bytes that the compiler would have needed, from its error; None if the error has another cause."""
     if "RESOURCE_EXHAUSTED" not in message:
         return None
     sizes = [
@@ -145,7 +145,7 @@ def _cache_file(text: str, slice_name: str, program: Program) -> pathlib.Path:
 
 
 def _version(package: str) -> str:
-    """The empty text if it is not installed."""
+    """The version of a package; "" if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

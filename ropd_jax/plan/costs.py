@@ -1,9 +1,9 @@
-"""What a future run will cost: the teacher's dollars and the hours, in one sentence.
+"""The cost of a future run in one sentence: dollars for the teacher, and hours.
 
-If a run exists that differs only in its seed, the figures are expected values: the means of its tape, and its own
-seconds per step. Otherwise they are bounds: dollars if every answer of the teacher has the greatest length
-(``ropd preflight``), and the fewest hours on a slice (the bounds of ``ropd plan``, from shapes and published figures;
-nothing is compiled, so the links are not counted). What is unknown is reported as unknown.
+If a run exists that differs only in its seed, the figures are expected values: from the means of its tape, and its own
+seconds per step. Otherwise they are bounds: dollars if every answer of the teacher has maximum length
+(``ropd preflight``), and minimum hours on a slice (the bounds of ``ropd plan``, from shapes and published figures;
+nothing is compiled, so links are not counted). Unknown values are reported as unknown.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from ropd_jax.workdir.metrics import read_metrics
 
 
 def cost_of(cfg: ConfigDict, like: Sequence[str], topology: str) -> str:
-    """The sentence about a run of this config.
+    """The cost of a run of this config, as a sentence.
 
     Args:
-        like: directories of runs that differ from it only in their seed; the first that exists is used.
+        like: directories of runs that differ from it only in their seed; the first existing one is used.
         topology: a slice, as in ``ropd plan``.
     """
     known = next((run for run in map(pathlib.Path, like) if seconds_a_step(run) is not None), None)
@@ -60,8 +60,8 @@ def _hours(cfg: ConfigDict, known: pathlib.Path | None, topology: Topology) -> s
     except UserError as error:
         return f"hours on {topology} unknown: {error}"
     if seconds is None:
-        return f"hours unknown: nothing is published of {topology}"
-    return f"{_number(seconds * cfg.steps / 3600)} hours at the least on {topology}, links not counted"
+        return f"hours unknown: no published figures for {topology}"
+    return f"{_number(seconds * cfg.steps / 3600)} hours at least on {topology}, links not counted"
 
 
 def _number(hours: float) -> str:
@@ -69,18 +69,18 @@ def _number(hours: float) -> str:
 
 
 def seconds_a_step(run: pathlib.Path) -> float | None:
-    """Median seconds of a run's steps, without evaluations and checkpoints; None without any."""
+    """Median seconds of a run's steps, without evaluations and checkpoints; None without steps."""
     values = [v for v in read_metrics(run).get("time/step_s", ((), ()))[1] if v is not None]
     return statistics.median(values) if values else None
 
 
 def seconds_at_least(cfg: ConfigDict, topology: Topology) -> float | None:
-    """Of one step on a slice, from shapes only: compute and memory of each phase; None if nothing is published.
+    """Minimum seconds of one step on a slice, from shapes: compute and memory of each phase; None if unknown.
 
-    The devices of the mesh are this machine's CPU in as many parts (`ropd_jax.plan.prepare`); no libtpu is needed.
+    The mesh's devices are this machine's CPU, in as many parts (`ropd_jax.plan.prepare`); no libtpu is needed.
 
     Raises:
-        UserError: the model does not divide over the slice, or there are fewer parts.
+        UserError: the model does not divide over the slice, or there are too few parts.
     """
     model_cfg = model_config(cfg.student.checkpoint)
     devices = topology_devices(Topology(CPU, (topology.devices,)))

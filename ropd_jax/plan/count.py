@@ -1,7 +1,8 @@
 """FLOPs and bytes of a step, counted from the shapes.
 
-`jax`'s cost analysis counts the body of a loop once, and all of ours are loops; these are the closed forms. A multiply
-and an add are two operations. Matmuls and attention only: norms, rotary angles and the optimizer are below a percent.
+`jax`'s cost analysis counts the body of a loop once, and all of our programs are loops; these are the closed forms. A
+multiply and an add are two operations. Only matmuls and attention count: norms, rotary angles and the optimizer are
+below a percent.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from ropd_jax.models.config import ModelConfig
 
 
 def layer_matmul_params(cfg: ModelConfig) -> int:
-    """Weights of one layer that a token is multiplied with (only its own experts, if there are experts)."""
+    """Weights of one layer that are multiplied with a token (with experts, only those of the token)."""
     D, N, K, H, F = cfg.d_model, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, cfg.mlp_dim
     attention = D * H * (2 * N + 2 * K)
     mlp = 3 * D * F
@@ -25,14 +26,14 @@ def head_params(cfg: ModelConfig) -> int:
 
 
 def read_params(cfg: ModelConfig, tokens: int) -> int:
-    """Weights that a decode step of ``tokens`` sequences must read: all of a layer's that some token is sent to."""
+    """Weights that a decode step of ``tokens`` sequences must read: all that any token uses."""
     experts = 3 * cfg.d_model * cfg.mlp_dim * min(cfg.num_experts, cfg.experts_per_token * tokens)
     dense = layer_matmul_params(cfg) - 3 * cfg.d_model * cfg.mlp_dim * cfg.experts_per_token
     return cfg.num_layers * (dense + experts if cfg.num_experts else layer_matmul_params(cfg)) + head_params(cfg)
 
 
 def contexts(cfg: ModelConfig, start: int, stop: int) -> int:
-    """Keys looked at by the queries at positions [start, stop) of one sequence, summed over queries and layers."""
+    """Keys attended to by the queries at positions [start, stop) of one sequence, summed over queries and layers."""
     local = sum(cfg.local_layers)
 
     def seen(window: int) -> int:  # sum of min(i + 1, window) for i in [start, stop)
@@ -44,8 +45,8 @@ def contexts(cfg: ModelConfig, start: int, stop: int) -> int:
 
 
 def attention_flops(cfg: ModelConfig, contexts: int) -> int:
-    """Operations of attention in a forward pass: a query and a key (`contexts`) cost 2 H for the score and 2 H for the
-    value, for each of N heads."""
+    """Operations of attention in a forward pass: a pair of a query and a key (`contexts`) costs 2 H for the score and
+    2 H for the value, for each of N heads."""
     return 4 * cfg.num_heads * cfg.head_dim * contexts
 
 
@@ -53,7 +54,7 @@ def forward_flops(cfg: ModelConfig, *, tokens: int, contexts: int, logits: int) 
     """Operations of a forward pass.
 
     Args:
-        tokens: that go through the layers.
+        tokens: number of tokens that go through the layers.
         contexts: see `contexts`.
         logits: positions whose logits are computed.
     """
@@ -73,19 +74,19 @@ def update_flops(
 ) -> int:
     """Operations of an update.
 
-    Forward, and twice as much backward; the head's chunks are computed again backward, with ``remat`` the layers too.
+    Forward, and twice as much backward. The head's chunks, and with ``remat`` the layers, are recomputed backward.
 
     Args:
-        tokens: positions that are computed.
+        tokens: number of computed positions.
         contexts: see `contexts`, summed over the sequences.
-        frozen: the weights are frozen (LoRA): no gradient of a weight is computed. The adapters are not counted.
+        frozen: the weights are frozen (LoRA): no weight gradients are computed. The adapters are not counted.
         references: additional forward passes (1 with a KL term).
-        logits: positions whose logits are computed; None is all.
+        logits: positions whose logits are computed; None for all.
     """
     attention = attention_flops(cfg, contexts)
     weights = 2 * cfg.num_layers * layer_matmul_params(cfg) * tokens
     head = 2 * cfg.vocab_size * cfg.d_model * (tokens if logits is None else logits)
-    back = 1 if frozen else 2  # of input, and of weight
+    back = 1 if frozen else 2  # for the input, and for the weight
     again = 1 if remat else 0
     passes = weights * (1 + back + again) + head * (2 + back) + attention * (3 + again)
     return passes + references * (attention + weights + head)
@@ -98,12 +99,12 @@ def kv_bytes_per_token(cfg: ModelConfig, itemsize: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Rollouts:
-    """What sampling one step takes, on the whole slice.
+    """The cost of sampling one step, on the whole slice.
 
     Attributes:
         tokens: generated.
         flops: of prefill and decode.
-        decode_steps: fewest passes of all slots, if every slot always has work.
+        decode_steps: minimum number of passes of all slots, if every slot always has work.
         cache_bytes: keys and values read while decoding.
     """
 

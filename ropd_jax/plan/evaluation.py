@@ -1,9 +1,9 @@
-"""What an evaluation (``ropd eval``) needs of a slice, before it starts: how many answers of full length fit at once.
+"""Plans an evaluation (``ropd eval``) on a slice before it starts: how many answers of full length fit at once.
 
-    1. shapes     weights in the compute dtype, the whole cache, and an estimate of what the programs hold besides
-    2. rows       the most whose sum stays within the chip's memory: what ``ropd eval`` would choose
-    3. compiler   prefill and decoding for these rows, if the compiler for the chip is here; it has the last word
-    4. seconds    of decoding all answers: the lower bound from published figures, and, compiled, the expected time
+    1. shapes     weights in the compute dtype, the whole cache, and an estimate of the programs' own memory
+    2. rows       the largest number whose sum fits the chip's memory: what ``ropd eval`` would choose
+    3. compiler   compiles prefill and decoding for these rows, if the compiler for the chip is installed; decides
+    4. seconds    for decoding all answers: the lower bound from published figures and, if compiled, the expected time
 
 An evaluation allocates its cache before the first token, so what fits here does not grow later.
 """
@@ -34,10 +34,10 @@ from ropd_jax.sampling.rules import SamplingRule
 from ropd_jax.types import UserError
 from ropd_jax.utils import tables
 
-ROWS = 64  # as of ropd eval
+ROWS = 64  # the default of ropd eval
 DTYPES = ("float32", "bfloat16")
-PROBLEMS = 30  # of AIME
-_TRIES = 4  # of fewer rows, each a compilation, if the compiler needs more than the shapes say
+PROBLEMS = 30  # in AIME
+_TRIES = 4  # attempts with fewer rows, each a compilation, if the compiler needs more than the shapes indicate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Fit:
 
     Attributes:
         rows: answers that are decoded at once, on the whole mesh.
-        parameters, cache: as they are stored.
-        work: what the programs hold besides: of the compiler, else estimated.
+        parameters, cache: bytes as stored.
+        work: further bytes of the programs: from the compiler, else estimated.
         fits: None if nothing is published about the chip.
-        compiled: the compiler has said it.
+        compiled: whether the figures come from the compiler.
     """
 
     rows: int
@@ -76,12 +76,12 @@ def run(
     problems: int = PROBLEMS,
     mean_tokens: float | None = None,
 ) -> dict[str, Any]:
-    """Plans, prints and returns the plan; its ``fits`` is False if not the rows, or without a number not one, fit.
+    """Plans, prints and returns the plan; ``fits`` is False if ``rows`` (or, without, one row) do not fit.
 
     Args:
-        cfg: its ``student``, ``mesh``, ``sampling.cache_dtype`` and ``data.max_prompt_tokens`` count.
-        k, max_tokens: answers to a problem, and the longest. rows: of ``ropd eval``; None is its own choice.
-        problems, mean_tokens: for the seconds: how many, and the mean length of an answer; None: all are the longest.
+        cfg: used are ``student``, ``mesh``, ``sampling.cache_dtype`` and ``data.max_prompt_tokens``.
+        k, max_tokens: answers per problem, and their maximum length. rows: as in ``ropd eval``; None for its default.
+        problems, mean_tokens: for the seconds: their number, and the mean length of an answer; None: maximum length.
 
     Raises:
         UserError: an unknown slice, a mesh that the student does not divide over, or a setting out of range.
@@ -139,13 +139,13 @@ def _check(cfg: ConfigDict, model_cfg: ModelConfig, max_tokens: int) -> None:
     most = model_cfg.max_seq_len
     if programs.prompt_len(cfg) + max_tokens > most:
         raise UserError(
-            f"prompts of {programs.prompt_len(cfg)} tokens and answers of {max_tokens} make more than the {most} that "
+            f"prompts of {programs.prompt_len(cfg)} tokens and answers of {max_tokens} together exceed the {most} that "
             f"{cfg.student.checkpoint} was made for; lower --max_tokens or data.max_prompt_tokens"
         )
 
 
 def _mesh(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> tuple[jax.sharding.Mesh, bool]:
-    """(the mesh, whether its devices can be compiled for). Without a compiler, CPU devices give the same shapes."""
+    """(the mesh, whether programs can be compiled for it). Without a compiler, CPU devices give the same shapes."""
     real = not compiler_missing(topology)
     if real:
         devices = topology_devices(topology)
@@ -153,8 +153,8 @@ def _mesh(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> tuple[
         devices = jax.devices("cpu")[: topology.devices]
         if len(devices) < topology.devices:
             raise UserError(
-                f"--topology={topology} has {topology.devices} devices, here are {len(devices)} to plan their shapes "
-                f"on; set XLA_FLAGS=--xla_force_host_platform_device_count={topology.devices}"
+                f"--topology={topology} has {topology.devices} devices, but there are {len(devices)} here to plan "
+                f"their shapes on; set XLA_FLAGS=--xla_force_host_platform_device_count={topology.devices}"
             )
     fsdp, tp = cfg.mesh.sample_fsdp or cfg.mesh.fsdp, cfg.mesh.sample_tp or cfg.mesh.tp
     mesh = mesh_lib.make_mesh(fsdp, tp, devices=devices)
@@ -163,7 +163,7 @@ def _mesh(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> tuple[
 
 
 def _params(cfg: ConfigDict, model_cfg: ModelConfig, mesh: jax.sharding.Mesh) -> dict:
-    """The weights as an evaluation holds them: matrices in the compute dtype, vectors in float32."""
+    """The weights in an evaluation: matrices in the compute dtype, vectors in float32."""
     with jax.set_mesh(mesh):
         if cfg.student.lora.rank:
             return programs.policy_of(cfg, programs.weights_of(cfg, model_cfg, mesh))
@@ -177,7 +177,7 @@ def _params(cfg: ConfigDict, model_cfg: ModelConfig, mesh: jax.sharding.Mesh) ->
 
 
 def by_shapes(engine: EngineConfig, params, model_cfg: ModelConfig, mesh, rows: int, usable: float | None) -> Fit:
-    """What this many rows take, the programs' own needs estimated."""
+    """The memory of this many rows, with an estimate for the programs."""
     shards, tp = mesh.shape["fsdp"], mesh.shape["tp"]
     with jax.set_mesh(mesh):
         own = capacity.with_rows(engine, rows, shards)
@@ -188,7 +188,7 @@ def by_shapes(engine: EngineConfig, params, model_cfg: ModelConfig, mesh, rows: 
 
 
 def row_bytes(engine: EngineConfig, model_cfg: ModelConfig, mesh) -> int:
-    """What one more answer of full length on each part of the mesh adds to the cache of a device."""
+    """The cache on a device for one more answer of full length on each part of the mesh."""
     shards = mesh.shape["fsdp"]
     with jax.set_mesh(mesh):
         one, two = (dataclasses.replace(engine, rows=n * shards) for n in (1, 2))
@@ -196,7 +196,7 @@ def row_bytes(engine: EngineConfig, model_cfg: ModelConfig, mesh) -> int:
 
 
 def _best(engine: EngineConfig, params, model_cfg: ModelConfig, mesh, wanted: int, usable: float) -> Fit:
-    """The most rows that fit by their shapes; 0 if none does."""
+    """The largest number of rows that fit by their shapes; 0 if none."""
     free = usable * (1 - capacity.SPARE) - capacity.device_bytes(params)
     rows = capacity.most_rows(model_cfg, engine, mesh, free, wanted)
     if rows:
@@ -209,7 +209,7 @@ def _by_compiler(
     engine: EngineConfig, params, model_cfg: ModelConfig, mesh, best: Fit, usable: float | None, name: str,
     report: Report,
 ) -> tuple[Fit, Compiled | None]:  # fmt: skip
-    """The same from the compiled programs, of fewer rows if these need more than the shapes say; and decoding."""
+    """Like `_best`, from the compiled programs, with fewer rows if they need more memory; and the decoding program."""
     shards, decoder = mesh.shape["fsdp"], None
     for _ in range(_TRIES):
         with jax.set_mesh(mesh):
@@ -218,7 +218,7 @@ def _by_compiler(
             peak, fits = 0, True
             for program in programs.programs_of(shapes, model_cfg):
                 c = compile_program(program, slice_name=name, report=report)
-                more = c.peak + (rest if program.name == "prefill" else 0)  # which stays while prompts are prefilled
+                more = c.peak + (rest if program.name == "prefill" else 0)  # the cache stays during prefill
                 peak, fits = max(peak, more), fits and c.fits
                 decoder = c if program.per_token else decoder
         work = max(peak - best.parameters - best.cache, 0)
@@ -235,7 +235,7 @@ def _seconds(
     engine: EngineConfig, model_cfg: ModelConfig, mesh, topology: Topology, rows: int, decoder: Compiled | None,
     problems: int, mean_tokens: float | None,
 ) -> dict[str, float | None]:  # fmt: skip
-    """Of decoding all answers; prompts are prefilled meanwhile. None: unknown, or no row fits."""
+    """Seconds for decoding all answers; prompts are prefilled meanwhile. None if unknown, or if no row fits."""
     chip, tp, mean = topology.chip.a_device(), mesh.shape["tp"], round(mean_tokens or engine.max_tokens)
     if not rows or chip.flops is None:
         return {"at_least": None, "expected": None}
@@ -265,7 +265,7 @@ def _seconds(
 def _others(
     cfg: ConfigDict, engine: EngineConfig, model_cfg: ModelConfig, topology: Topology, wanted: int, usable: float
 ) -> dict[str, int]:
-    """Rows that fit by their shapes with other settings, of those that give more than none."""
+    """Rows that fit by their shapes with other settings, without settings under which none fits."""
     found = {}
     turns: list[dict[str, Any]] = [{"sampling.cache_dtype": "int8"}] if engine.cache_dtype != "int8" else []
     turns += [{"mesh.tp": tp, "mesh.fsdp": -1} for tp in (1, 2, 4, 8) if tp != cfg.mesh.tp and tp <= topology.devices]
@@ -308,7 +308,7 @@ def _show(found: dict[str, Any]) -> None:
         )
 
     line(
-        f"ropd eval of {found['student']} on {found['topology']}, fsdp={mesh['fsdp']} tp={mesh['tp']}: prompts of "
+        f"ropd eval with {found['student']} on {found['topology']}, fsdp={mesh['fsdp']} tp={mesh['tp']}: prompts of "
         f"{s['prompt_len']} tokens, {s['k']} answers of at most {s['max_tokens']}, {s['dtype']}, "
         f"cache {s['cache_dtype']}"
     )
@@ -316,21 +316,21 @@ def _show(found: dict[str, Any]) -> None:
     if usable is None:
         line(f"{best['rows']} rows: {needs(best)}. Nothing is published about this chip: whether it fits is unknown.")
         return
-    line(f"A device has {gb(usable)} to hand out.")
+    line(f"A device has {gb(usable)} for programs.")
     if asked["rows"] != best["rows"]:
         line(f"{asked['rows']} rows do not fit: {needs(asked)}.")
     if best["rows"]:
         choice = "" if s["rows"] else ", or no --rows: ropd eval chooses it"
         fit = "1 row fits" if best["rows"] == 1 else f"{best['rows']} rows fit"
-        line(f"{fit}: {needs(best)}. Give --rows {best['rows']}{choice}.")
+        line(f"{fit}: {needs(best)}. Use --rows {best['rows']}{choice}.")
     else:
         line("Not one row for each part of the mesh fits.")
     t = found["seconds"]
     if t["at_least"] is not None:
         likely = "" if t["expected"] is None else f", {t['expected'] / 3600:.2f} expected"
         answers = f"{t['problems']} problems x {s['k']} answers of {t['mean_tokens']:g} tokens"
-        line(f"{answers}: {t['at_least'] / 3600:.2f} hours of decoding at the least{likely}.")
+        line(f"{answers}: {t['at_least'] / 3600:.2f} hours of decoding at least{likely}.")
     for keys, rows in found["others"].items():
         line(f"With {keys}: --rows {rows} (by shapes).")
     if not best["rows"] and not found["others"]:
-        line("Take a larger slice, or fewer --max_tokens.")
+        line("Use a larger slice, or a lower --max_tokens.")

@@ -1,16 +1,16 @@
-"""An expected time of a step, next to its lower bound: from what the compiler made of the programs.
+"""The expected time of a step, in addition to its lower bound: from the compiled programs.
 
 A phase takes its work on the device and then its collectives:
 
     device   the TPU compiler's cycles (loops times their trips) over the chip's clock. It estimates none for Pallas
-             kernels; they count as attention at the peak (update, prefill) or at the memory's bandwidth (decoding).
-             At least the bytes that must be read and written over the bandwidth. XLA:GPU estimates no cycles, and so
-             a GPU gets its roofline: the larger of operations over the peak and bytes over the bandwidth
+             kernels; these count as attention at the peak (update, prefill) or at the memory bandwidth (decoding).
+             At least the bytes that must be read and written over the bandwidth. XLA:GPU estimates no cycles, so a GPU
+             gets its roofline: the larger of operations over the peak and bytes over the bandwidth
     links    the bytes that a device receives over the links of one axis of the torus (`Topology.axis_bandwidth`)
-    decode   token step by token step: the scheduler's own replay says how many there are with how many rows, and how
-             much of the cache each reads (`plan.replay`)
+    decode   token step by token step: the scheduler's replay gives the number of steps, the rows of each, and the part
+             of the cache that each reads (`plan.replay`)
 
-Not contained: waits for memory within a program, the latency of collectives (75 small ones for a token of Qwen3-4B with
+Not included: waits for memory within a program, the latency of collectives (75 small ones per token for Qwen3-4B with
 tp=4), the host between chunks, and the teacher. Collectives that the compiler hides behind other work count in full.
 """
 
@@ -31,7 +31,7 @@ class Expected:
 
     Attributes:
         device, links: the two parts.
-        source: of ``device``: ``cycles`` or ``roofline``.
+        source: source of ``device``: ``cycles`` or ``roofline``.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Step:
     """One program of decoding in a step (`replay.Rung`): seconds of all its token steps.
 
     Attributes:
-        compiled: the program itself was compiled; else the figures are those of the program with the most rows, which
+        compiled: whether this program was compiled; else the figures are those of the program with the most rows, which
             takes longer.
     """
 
@@ -81,12 +81,12 @@ def of_phase(phase: Phase, program: Compiled, topology: Topology) -> Expected:
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """What a token step costs a device.
+    """The cost of a token step on a device.
 
     Attributes:
-        weights: bytes that are read in each step.
+        weights: bytes read in each step.
         position: bytes of one position of the cache.
-        row_flops: operations of a device for a token of one row, attention's left out.
+        row_flops: operations of a device for a token of one row, without attention.
         chunk: tokens of one call.
     """
 
@@ -102,7 +102,7 @@ def of_decoding(
     """The expected time of each program of decoding.
 
     Args:
-        compiled: by number of rows; that with the most rows at least.
+        compiled: by number of rows; at least that with the most rows.
     """
     largest = compiled.get(max(compiled, default=0))
     if largest is None or not largest.fits:

@@ -14,17 +14,17 @@ from ropd_jax.plan.measure import PARTS, SAMPLER, Measured, Report, make_mesh, m
 from ropd_jax.types import UserError
 
 Keys = dict[str, object]
-HALF = "xla_tpu_scheduler_percent_shared_memory_limit=50"  # else the compiler fills the memory there is, for overlap
+HALF = "xla_tpu_scheduler_percent_shared_memory_limit=50"  # else the compiler fills all memory to overlap work
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One change of the config, and what came of it.
+    """One change of the config, and its result.
 
     Attributes:
         keys: of the config, with their values.
-        peak: most bytes of a device in any program that was compiled.
-        fits: all of them fit.
+        peak: maximum bytes of a device over all compiled programs.
+        fits: whether all of them fit.
         seconds: lower bound of a step; None if only a part was compiled or the chip has no figures.
     """
 
@@ -36,14 +36,14 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Remedy:
-    """Changes that make a config fit (None: none of those tried does), and all that were tried."""
+    """Changes that make a config fit (None if no tried change does), and all trials."""
 
     keys: Keys | None
     tried: tuple[Trial, ...]
 
 
 def changed(cfg: ConfigDict, keys: Keys) -> ConfigDict:
-    """A copy of the config with these keys."""
+    """A copy of the config with these keys changed."""
     new = ConfigDict(cfg.to_dict())
     with new.unlocked():
         new.update_from_flattened_dict(keys)
@@ -53,11 +53,11 @@ def changed(cfg: ConfigDict, keys: Keys) -> ConfigDict:
 def remedy(
     cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology, measured: Measured, report: Report, **options
 ) -> Remedy:
-    """Tries, program by program, one setting after another, and returns those that make all of it fit.
+    """Tries settings for one program after another, and returns those that make all programs fit.
 
-    The knobs of the update are the compiler's own limit, the rows per pass, what is kept for the backward pass, the
-    form of the optimizer's moments; those of the sampler are its copy of the weights, the pool, slots, the cache's
-    type and the longest answer; ``mesh.tp`` belongs to both.
+    The settings of the update are the compiler's own limit, the rows per pass, what is kept for the backward pass, and
+    the form of the optimizer's moments; those of the sampler are its copy of the weights, the pool, slots, the cache's
+    type and the maximum length of an answer; ``mesh.tp`` belongs to both.
     """
     failed = {_part(m.program) for m in measured.memory if not m.fits}
     tried: list[Trial] = []
@@ -82,11 +82,11 @@ def remedy(
 
 
 def search(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology, report: Report, **options) -> Remedy:
-    """The fastest setting that fits, by the lower bound of a step: for each ``mesh.tp`` the most slots, then the update
-    with the least recomputation and the most rows per pass.
+    """The fastest setting that fits, by the lower bound of a step: for each ``mesh.tp`` the largest number of slots,
+    then the update with the least recomputation and the most rows per pass.
 
     Returns:
-        the keys to change ({} if the config is the fastest already), and every trial.
+        the keys to change ({} if the config is already the fastest), and every trial.
     """
     tried: list[Trial] = []
     best: tuple[float, Keys] | None = None
@@ -136,12 +136,12 @@ def _part(program: str) -> str:
 
 
 def _none(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> Iterator[Keys]:
-    """What the method's own networks need depends only on ``mesh.tp`` and the slice."""
+    """No settings: the memory of the method's own networks depends only on ``mesh.tp`` and the slice."""
     yield from ()
 
 
 def _tps(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> Iterator[int]:
-    """The config's own ``mesh.tp``, then the other powers of two that the model divides by."""
+    """The config's own ``mesh.tp``, then other powers of two that divide the model."""
     sizes = [2**i for i in range(topology.devices.bit_length())]
     for tp in [cfg.mesh.tp, *(n for n in sizes if n != cfg.mesh.tp and n <= 8)]:
         try:
@@ -159,7 +159,7 @@ def mesh_sizes(cfg: ConfigDict, topology: Topology, whose: str) -> dict[str, int
 
 
 def update_knobs(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> Iterator[Keys]:
-    """Ways to need less memory in the update, each with all before it."""
+    """Settings that reduce the memory of the update, each including all earlier ones."""
     keys: Keys = {}
     if topology.chip.platform not in ("cpu", "gpu") and HALF.split("=")[0] not in cfg.optim.xla_options:
         keys = {"optim.xla_options": f"{cfg.optim.xla_options} {HALF}".strip()}
@@ -178,7 +178,7 @@ def update_knobs(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) ->
 
 
 def _faster_updates(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> Iterator[Keys]:
-    """Ways to run the update, the fastest first: less recomputation, then more rows per pass."""
+    """Settings of the update, fastest first: less recomputation, then more rows per pass."""
     shards = mesh_sizes(cfg, topology, "update")["fsdp"]
     if isinstance(cfg.optim.remat, str):
         yield {"optim.remat": "dots", "optim.microbatch": shards}
@@ -190,7 +190,7 @@ def _faster_updates(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology)
 
 
 def sampler_knobs(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> Iterator[Keys]:
-    """Ways to need less memory in the sampler: no copy of the weights, a smaller pool, fewer slots, a narrower cache,
+    """Settings that save memory in the sampler: no copy of the weights, a smaller pool, fewer slots, a narrower cache,
     shorter answers."""
     halves = list(_slots(cfg, model_cfg, topology))
     if cfg.sampling.copy_weights:
@@ -209,6 +209,6 @@ def sampler_knobs(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -
 
 
 def _slots(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> Iterator[Keys]:
-    """Half the slots, a quarter, ... down to what the mesh divides."""
+    """Half the slots, a quarter, ... as long as they divide over the mesh."""
     for keys in programs.fewer_slots(cfg, mesh_sizes(cfg, topology, "sample")["fsdp"]):
         yield dict(keys)

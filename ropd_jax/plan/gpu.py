@@ -1,9 +1,9 @@
-"""GPUs that nobody here has, described to XLA's GPU compiler: programs compile for them on any x86-64 machine.
+"""Describes GPUs to XLA's GPU compiler, so that programs compile for them on any x86-64 machine.
 
-    pip install 'ropd_jax[gpu-aot]'        # the compiler and cuDNN, 1 GB, in a .venv of its own; no driver, no GPU
+    pip install 'ropd_jax[gpu-aot]'        # the compiler and cuDNN, 1 GB, in a separate .venv; no driver or GPU needed
 
 Figures are those of chips.toml. Without a GPU nothing is tuned: the compiler takes its default tiles, and it never
-refuses a program for lack of memory; whether it fits follows from its own memory analysis.
+rejects a program for lack of memory; whether it fits follows from its own memory analysis.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PACKAGES = {  # module: package of the extra gpu-aot
     "nvidia.cuda_nvcc": "nvidia-cuda-nvcc-cu12",
     "nvidia.cudnn": "nvidia-cudnn-cu12",
 }
-MEMORY = "XLA_PYTHON_CLIENT_MEM_FRACTION=0.92"  # what `Chip.usable` of a GPU assumes
+MEMORY = "XLA_PYTHON_CLIENT_MEM_FRACTION=0.92"  # assumed by `Chip.usable` of a GPU
 _TARGET = """
 gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: {threads}
@@ -50,12 +50,12 @@ def prepare_gpu() -> None:
 
 
 def missing() -> str:
-    """The line that says what is not installed of the compiler, and how to install it; "" if all is here."""
+    """The error for missing packages of the compiler, with how to install them; "" if all are installed."""
     absent = [package for module, package in PACKAGES.items() if not _is_there(module)]
     if not absent:
         return ""
     return (
-        f"the GPU compiler is not installed ({', '.join(absent)} missing); in a .venv of its own: "
+        f"the GPU compiler is not installed ({', '.join(absent)} missing); in a separate .venv: "
         "pip install 'ropd_jax[gpu-aot]'"
     )
 
@@ -63,15 +63,15 @@ def missing() -> str:
 def _is_there(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # not even the package that it is in
+    except ModuleNotFoundError:  # its package is missing as well
         return False
 
 
 def target_of(c: Mapping[str, Any], *, bandwidth: float, memory: float) -> str:
-    """What the compiler is told about a GPU: a GpuTargetConfigProto as text.
+    """The compiler's description of a GPU: a GpuTargetConfigProto as text.
 
     Args:
-        c: its table ``compiler`` in chips.toml. bandwidth, memory: bytes a second, and bytes.
+        c: its table ``compiler`` in chips.toml. bandwidth, memory: bytes per second, and bytes.
     """
     major, minor = c["capability"]
     return _TARGET.format(

@@ -1,10 +1,10 @@
-"""What a compiled program does, read from its HLO text: collectives (kind, how often, bytes that a device gets), the
-TPU compiler's own estimate of cycles, and arrays that are cast.
+"""What a compiled program does, read from its HLO text: collectives (kind, count, bytes received by a device), the TPU
+compiler's own estimate of cycles, and arrays that are cast.
 
-A loop's body is counted as often as the loop runs, if that is a constant of its condition. The end of a loop may
-depend on data (decoding; parts of an update that are not needed): the caller passes how often that one runs. The TPU
-compiler splits one collective into several fused steps that repeat its text under one channel number; it counts once.
-It writes a reduce-scatter as a fusion ``all-reduce-scatter`` of an all-reduce and the slice that is kept of it.
+The body of a loop is counted once per pass, if the number of passes is a constant of its condition. The end of a loop
+can depend on data (decoding; parts of an update that are not needed): then the caller passes the number of passes. The
+TPU compiler splits one collective into several fused steps that repeat its text under one channel number; it counts
+once. It writes a reduce-scatter as a fusion ``all-reduce-scatter`` of an all-reduce and the slice of it that is kept.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Collective:
     """Collectives of one kind.
 
     Attributes:
-        count: how often one runs.
-        bytes: that a device receives in all of them.
+        count: number of runs.
+        bytes: received by a device in all of them.
     """
 
     kind: str
@@ -63,9 +63,9 @@ class Work:
 
     Attributes:
         collectives: largest first.
-        cycles: the TPU compiler's estimates, added up; without waits for memory and for other devices. 0 elsewhere.
+        cycles: the TPU compiler's estimates, summed, without waits for memory and other devices. 0 on other platforms.
         cast_bytes: results of conversions between floating types of at least `LARGE` bytes each: weights.
-        kernels: how often a Pallas kernel runs; the compiler estimates no cycles of these.
+        kernels: number of runs of Pallas kernels, whose cycles the compiler does not estimate.
     """
 
     collectives: tuple[Collective, ...]
@@ -81,23 +81,23 @@ def collectives(text: str, passes: int = 1) -> list[Collective]:
     """Collectives of an HLO module's text, largest first.
 
     Args:
-        passes: of a loop whose end depends on data.
+        passes: number of passes of a loop whose end depends on data.
     """
     lines, entry = _computations(text)
     return _collectives(lines, _times(lines, entry, passes))
 
 
 def whole_work(text: str, passes: int = 1) -> Work:
-    """Of the whole program; ``passes`` as in `collectives`."""
+    """The work of the whole program; ``passes`` as in `collectives`."""
     lines, entry = _computations(text)
     return _work(lines, _times(lines, entry, passes))
 
 
 def loop_work(text: str, passes: int = 1) -> Work | None:
-    """One pass of the outermost loop whose end depends on data: a token of decoding. None if there is no such loop.
+    """The work of one pass of the outermost loop whose end depends on data, a token of decoding; None without one.
 
     Args:
-        passes: of loops within it whose end depends on data.
+        passes: number of passes of inner loops whose end depends on data.
     """
     lines, entry = _computations(text)
     for line in lines.get(entry, ()):
@@ -137,7 +137,7 @@ def _collectives(lines: dict[str, list[str]], times: dict[str, int]) -> list[Col
             if not op or not times.get(name):
                 continue
             channel = re.search(r"channel_id=(\d+)", line)
-            # two sums of a `shard_map` can have one channel: then their shapes tell them apart
+            # two sums of a `shard_map` can have one channel: then their shapes distinguish them
             key = f"{channel[1]} {_ARRAY.findall(op['type'])}" if channel else f"{name}/{op['name']}"
             if key in seen:
                 continue
@@ -157,7 +157,7 @@ def _collectives(lines: dict[str, list[str]], times: dict[str, int]) -> list[Col
 
 
 def _received(kind: str, size: float, group: int) -> float:
-    """Bytes that reach a device, from the bytes of the result on it."""
+    """Bytes received by a device, from the bytes of its result."""
     others = (group - 1) / group
     return {
         "all-gather": size * others,
@@ -200,7 +200,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _times(lines: dict[str, list[str]], entry: str, passes: int) -> dict[str, int]:
-    """How often each computation runs."""
+    """Number of runs of each computation."""
     times: dict[str, int] = defaultdict(int)
 
     def visit(name: str, n: int) -> None:
@@ -219,8 +219,8 @@ def _times(lines: dict[str, list[str]], entry: str, passes: int) -> dict[str, in
 
 
 def _trips(line: str, lines: dict[str, list[str]], passes: int) -> int:
-    """How often a loop runs: from the compiler, or the constant its counter is compared with over the counter's step;
-    else ``passes``."""
+    """Number of passes of a loop: from the compiler, or the constant that its counter is compared with, divided by the
+    counter's step; else ``passes``."""
     if known := _TRIPS.search(line):
         return int(known[1])
     condition = re.search(r"condition=%?([\w.\-]+)", line)
@@ -237,7 +237,7 @@ def _trips(line: str, lines: dict[str, list[str]], passes: int) -> int:
 
 
 def _step(line: str, lines: dict[str, list[str]], condition: Sequence[str], compared: str) -> int:
-    """What a pass adds to a loop's counter: 1, or 2 where the compiler unrolled a product in steps around a ring."""
+    """The step of a loop's counter: 1, or 2 if the compiler unrolled a product in steps around a ring."""
     name = r"%([\w.\-]+)"
 
     def found(one: str, how: str, within: Sequence[str]) -> str:

@@ -1,5 +1,5 @@
-"""What one setting of a run needs of a slice: memory from the compiler, work from the shapes, the fewest seconds, and
-those to expect."""
+"""The needs of one setting of a run on a slice: memory from the compiler, work from the shapes, minimum seconds, and
+expected seconds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ropd_jax.training.setup import read_config
 from ropd_jax.training.update import needs_initial
 from ropd_jax.training.validate import check_sample_mesh
 
-Report = Callable[[str], None]  # receives a line about what is being done
+Report = Callable[[str], None]  # receives a line about the current task
 SAMPLER = ("move", "prefill", "decode")
 PARTS = ("update", *SAMPLER, "method")
 
@@ -36,16 +36,16 @@ class Memory:
 
     Attributes:
         program: its name.
-        fits: peak within what the chip hands out; None without a published figure.
-        parameters, optimizer: as the run stores them, and both are always there; a frozen copy counts as parameters.
+        fits: peak is within the chip's usable memory; None without a published figure.
+        parameters, optimizer: as the run stores them; both are always in memory; a frozen copy counts as parameters.
         kv_cache: keys and values of all slots.
         method: the method's `ExtraMemory`: GAD's discriminator with its optimizer, a white-box teacher.
-        gradients: the sum of an update in portions, between its programs.
-        ahead: what sampling a step ahead adds: older parameters, and during the update keys and values and the copy.
-        copy: the sampler's own weights (`sampling.weights`), moved and made ready, while it samples.
-        inputs: what else is handed in: the batch, the weights in another form.
+        gradients: the gradient sum of an update in portions, between its programs.
+        ahead: memory for sampling a step ahead: older parameters, and during the update keys and values and the copy.
+        copy: the sampler's own weights (`sampling.weights`), moved and converted, while it samples.
+        inputs: other arguments: the batch, weights in another form.
         temporaries: activations, gradients, gathered weights.
-        peak: most at one time; a lower bound if the compiler refused the program.
+        peak: maximum at one time; a lower bound if the compiler rejected the program.
     """
 
     program: str
@@ -64,7 +64,7 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One way to run a config on a slice: the keys of the config that decide it."""
+    """One way to run a config on a slice: the keys of the config that determine it."""
 
     tp: int
     microbatch: int
@@ -78,11 +78,11 @@ class Measured:
     """One setting on one slice.
 
     Attributes:
-        setting: the knobs.
+        setting: the setting.
         memory: of update, prefill and decode, those that were compiled.
         compiled: the compiler's report about each.
-        bounds: seconds of each phase of one step at the least.
-        expected: seconds of each phase to expect; not of phases that do not fit.
+        bounds: minimum seconds of each phase of one step.
+        expected: expected seconds of each phase, without phases that do not fit.
         ladder: the programs of decoding in a step: rows halve in its tail.
     """
 
@@ -100,12 +100,12 @@ class Measured:
 
     @property
     def seconds(self) -> float | None:
-        """Of one step at the least, sampling and update one after another."""
+        """Minimum seconds of one step, sampling and update one after the other."""
         return _whole([b.seconds for b in self.bounds])
 
     @property
     def seconds_expected(self) -> float | None:
-        """Of one step, as ``seconds``; None if a phase does not fit or a figure is unknown."""
+        """Expected seconds of one step; None if a phase does not fit or a figure is unknown."""
         return _whole([e.seconds for e in self.expected]) if len(self.expected) == len(self.bounds) else None
 
 
@@ -119,7 +119,7 @@ def setting_of(cfg: ConfigDict, mesh) -> Setting:
         tp=programs.sampling_mesh(cfg, mesh).shape["tp"],
         microbatch=cfg.optim.microbatch,
         remat=cfg.optim.remat,
-        slots=programs.engine_of(cfg, mesh).prompts * cfg.sampling.rollouts,  # idle prompts fill the mesh up
+        slots=programs.engine_of(cfg, mesh).prompts * cfg.sampling.rollouts,  # idle prompts fill up the mesh
         max_tokens=cfg.sampling.max_tokens,
     )
 
@@ -128,7 +128,7 @@ def make_mesh(cfg: ConfigDict, model_cfg: ModelConfig, topology: Topology) -> ja
     """The config's mesh of the update over the devices of the slice.
 
     Raises:
-        UserError: the slice is refused, or the model does not divide over the mesh.
+        UserError: the slice is rejected, or the model does not divide over the mesh.
     """
     mesh = mesh_lib.update_mesh(cfg.mesh, devices=topology_devices(topology))
     own = programs.sampling_mesh(cfg, mesh)
@@ -154,13 +154,13 @@ def measure(
     ladder: bool = False,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Measured:
-    """Compile a config's programs for a slice and weigh them.
+    """Compile a config's programs for a slice and measure them.
 
     Args:
-        mean_tokens: of an answer; None: every answer has the maximum length.
-        only: which programs; ``method`` is what the method's own networks run.
-        ladder: compile the programs with fewer rows, too, that decoding runs in its tail.
-        mesh: of devices that are here; None: the config's, over the devices of the described slice.
+        mean_tokens: mean length of an answer; None: every answer has the maximum length.
+        only: which programs; ``method`` stands for the method's own networks.
+        ladder: also compile the programs with fewer rows that decoding runs in its tail.
+        mesh: of available devices; None: the config's, over the devices of the described slice.
     """
     mesh, chip = mesh or make_mesh(cfg, model_cfg, topology), topology.chip.a_device()
     with jax.set_mesh(mesh):
@@ -198,20 +198,20 @@ def measure(
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Bytes on one device of what is known before anything is compiled.
+    """Bytes on one device that are known before anything is compiled.
 
     Attributes:
-        trained: parameters that the optimizer changes.
+        trained: parameters that the optimizer updates.
         base: frozen weights, if adapters are trained.
-        initial: a copy of the student as it began, for terms that read it.
+        initial: a copy of the initial student, for terms that read it.
         optimizer: its state.
         kv_prompts, kv_rows: keys and values of the prompts' slots and of all rows.
         batch: of one call of the update.
         method: the method's `ExtraMemory`.
-        gradients: the sum of an update in portions; 0 if it is computed whole.
+        gradients: the gradient sum of an update in portions; 0 without portions.
         ahead: the next step is sampled by older parameters while this one is updated.
-        copy: the sampler's own weights; ``decoding``: all weights that decoding is called with; ``moved``: what of the
-            copy is on the sampler's mesh as it is stored there, 0 if there is one mesh.
+        copy: the sampler's own weights; ``decoding``: all weights for decoding; ``moved``: the part of the copy that is
+            stored on the sampler's mesh, 0 if there is only one mesh.
     """
 
     trained: int
@@ -237,19 +237,19 @@ class Sizes:
         return self.kv_prompts + self.kv_rows
 
     def held_ahead(self, name: str) -> int:
-        """What `ahead` adds while a program runs: while it updates, older parameters, the cache and the copy of the
-        weights; while it samples, older parameters, and either the next step's or the gradient that is being summed."""
+        """Memory for sampling ahead while a program runs: in the update, older parameters, the cache and the copy of
+        the weights; in sampling, older parameters, and either the next step's or the gradient sum."""
         if not self.ahead:
             return 0
         return self.trained + (max(self.trained, self.gradients) if name in SAMPLER else self.kv_cache + self.copy)
 
     def there(self, name: str) -> int:
-        """All that is in memory while a program runs, its batch and temporaries aside."""
+        """Everything in memory while a program runs, except its batch and temporaries."""
         always = self.parameters + self.optimizer + self.method
         return always + (self.kv_cache + self.copy if name in SAMPLER else self.gradients) + self.held_ahead(name)
 
     def inputs(self, name: str) -> int:
-        """What of that is handed to it."""
+        """The part of that memory that is passed to the program."""
         return {
             "update": self.parameters + (self.gradients or self.optimizer),
             "apply": self.trained + self.optimizer + self.gradients,
@@ -286,7 +286,7 @@ def sizes(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Sizes:
 
 
 def _too_large(name: str, s: Sizes, chip: Chip) -> Compiled | None:
-    """A refusal without compiling, if parameters, optimizer and cache already exceed the memory."""
+    """A rejection without compiling, if parameters, optimizer and cache already exceed the memory."""
     batch = s.batch if name == "update" else 0
     if chip.usable is None or s.there(name) + batch <= chip.usable:
         return None
@@ -295,7 +295,7 @@ def _too_large(name: str, s: Sizes, chip: Chip) -> Compiled | None:
 
 
 def _memory(c: Compiled, s: Sizes, chip: Chip) -> Memory:
-    """Puts names to a program's bytes, and adds what stays in memory at the same time."""
+    """Attributes a program's bytes, and adds what stays in memory at the same time."""
     peak = c.peak + s.there(c.name) - s.inputs(c.name)
     return Memory(
         program=c.name,
@@ -327,7 +327,7 @@ def phases(
     s: Sizes,
     mean_tokens: float | None = None,
 ) -> list[Phase]:
-    """Work of one device in one step: the update, what the method's own networks run, prefill and decoding."""
+    """Work of one device in one step: update, the method's own networks, prefill and decoding."""
     answer = cfg.sampling.max_tokens if mean_tokens is None else round(mean_tokens)
 
     def received(name: str, calls: float) -> float | None:
@@ -429,9 +429,9 @@ def _sampler_phases(
 def ladder_of(
     cfg: ConfigDict, model_cfg: ModelConfig, mesh: jax.sharding.Mesh, mean_tokens: float | None
 ) -> tuple[replay.Rung, ...]:
-    """The programs that a step decodes with, by the scheduler's replay. Inside ``jax.set_mesh`` of the sampler's mesh.
+    """The programs of decoding in a step, by the scheduler's replay. Inside ``jax.set_mesh`` of the sampler's mesh.
 
-    All answers have the maximum length, or with ``mean_tokens`` log-normal ones (`replay.SIGMA`).
+    All answers have the maximum length, or with ``mean_tokens`` a log-normal length (`replay.SIGMA`).
     """
     G, n, most = cfg.sampling.rollouts, cfg.data.prompts_per_step, cfg.sampling.max_tokens
     limits = replay.lengths(n, G, mean_tokens, replay.SIGMA, most, 0) if mean_tokens else [[most] * G] * n
@@ -442,7 +442,7 @@ def ladder_of(
 def decoding_of(
     cfg: ConfigDict, model_cfg: ModelConfig, mesh: jax.sharding.Mesh, own: jax.sharding.Mesh
 ) -> expected.Decoding:
-    """What a token costs; ``own`` is the sampler's mesh."""
+    """The cost of a token; ``own`` is the sampler's mesh."""
     tp, itemsize = own.shape["tp"], jnp.dtype(cfg.student.dtype).itemsize
     return expected.Decoding(
         weights=itemsize * count.read_params(model_cfg, setting_of(cfg, mesh).slots) / tp,

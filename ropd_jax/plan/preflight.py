@@ -1,13 +1,13 @@
-"""What a run will request from its teacher, before anything is spent (``ropd preflight``).
+"""The requests that a run will send to its teacher, before anything is spent (``ropd preflight``).
 
-    1. plan      calls of each role from the config; prompt sizes measured on the real templates and questions
+    1. plan      calls of each role from the config; prompt sizes measured with the real templates and questions
     2. at most   every answer as long as its limit allows; a token counts as 4 characters
-    3. expected  the tape's means for the same role and model, if there is a tape; hours likewise
+    3. expected  the tape's means for the same role and model, if there is a tape; hours as well
     4. check     one cheap call per role and model: key, address, model
-    5. speed     five short calls per model: tokens a second, slots, and the settings that fit (`plan.server_speed`)
+    5. speed     five short calls per model: tokens per second, slots, and settings that fit (`plan.server_speed`)
 
-Nothing unknown becomes a number: a model without a price has no dollars, a role that no tape knows has no hours.
-Retries and repeated questions are not in the plan.
+Unknown values are never numbers: a model without a price has no dollars, a role without a tape has no hours.
+Retries and repeated requests are not included.
 """
 
 from __future__ import annotations
@@ -51,18 +51,18 @@ from ropd_jax.types import Criterion, Prompt, Rubric
 from ropd_jax.utils import tables
 
 CHARS_PER_TOKEN = 4
-_MEASURED = 32  # questions on which the templates are rendered
+_MEASURED = 32  # questions with which the templates are rendered
 _SPEED_S = 120.0
-_WIDEST = 12  # criteria of a rubric
+_WIDEST = 12  # maximum number of criteria of a rubric
 _RUBRIC = Rubric(tuple(Criterion(f"c{i}", "x" * 160, 3, "reasoning") for i in range(1, _WIDEST + 1)))
 
 
 @dataclasses.dataclass(frozen=True)
 class RolePlan:
-    """One role of one model. Tokens, dollars and hours are of the whole run; None if unknown.
+    """One role of one model. Tokens, dollars and hours are for the whole run; None if unknown.
 
     Attributes:
-        calls: requests, without retries and repeated questions.
+        calls: requests, without retries and repeated requests.
         tokens_max, usd_max: if every answer is as long as its limit allows.
         tokens, usd, hours: by the tape's means.
     """
@@ -87,19 +87,19 @@ def plan(
     once: Collection[str] = ("reference",),
     tape: Tape | None,
 ) -> list[RolePlan]:
-    """What the run will request, by role and model.
+    """The requests of a run, by role and model.
 
     Args:
         prompts: the training set.
         asks, once: calls for one group by role, and the roles called once per prompt (``Method.asks``, ``asks_once``).
-        tape: whose means are the estimate.
+        tape: the estimate uses its means.
     """
     t = cfg.teacher
     if t.tape.mode == "replay":
         return []
     prices = Prices.load(t.prices)
     groups = cfg.steps * cfg.data.prompts_per_step
-    asked = min(groups, len(prompts)) if t.tape.mode == "record" else groups  # the tape answers from the second time on
+    asked = min(groups, len(prompts)) if t.tape.mode == "record" else groups  # the tape answers repetitions
     sources = () if t.index or "reference" not in asks else reference_sources(t)
     rows = [
         ("reference", *source, asked * len(range(i, t.references, len(sources)))) for i, source in enumerate(sources)
@@ -166,7 +166,7 @@ def _prompt_tokens(cfg: ConfigDict, prompts: Sequence[Prompt]) -> dict[str, int]
         return "x" * (min(chars, t.max_answer_chars) if t.max_answer_chars else chars)
 
     longest = text(t.reference.max_output_tokens)
-    references = [f"{i}{longest}"[: len(longest)] for i in range(t.references)]  # different ones, so that all are shown
+    references = [f"{i}{longest}"[: len(longest)] for i in range(t.references)]  # different, so that all are shown
     answers = [text(cfg.sampling.max_tokens)] * cfg.sampling.rollouts
     sizes = {}
     for role in ROLE_KEYS:
@@ -183,13 +183,13 @@ def _request(
     """The request that the teacher would send, with these answers."""
     how = role_of(t, ROLE_KEYS[role])[1].wording()
     if not how["template"]:
-        del how["template"]  # the role's own
+        del how["template"]  # the template belongs to the role
     if role == "reference":
         return reference_role.reference_request(prompt.question, **how, sample_index=0)
     if role == "rubric":
         return rubricator.rubric_request(prompt.question, references, answers, **how)
     if role in ("score", "judge"):
-        blind = role == "judge"  # the held-out judge sees one answer, without rubric; as a reference a free-text gold
+        blind = role == "judge"  # the held-out judge sees one answer and no rubric; a free-text gold is its reference
         gold = [known] if blind and (known := reference_of(prompt)) else []
         how.setdefault("template", scorer.TEMPLATE if blind and not gold else scorer.VARIANTS[0])
         return scorer.score_request(
@@ -219,7 +219,7 @@ def _verify_calls(cfg: ConfigDict) -> int:
 async def check(
     cfg: ConfigDict, prompts: Sequence[Prompt], asks: Collection[str] = ("reference", "rubric", "verify")
 ) -> list[Check]:
-    """One call for each role and model, about the first prompt; the scripted teacher is asked as well."""
+    """One call for each role and model, with the first prompt; the scripted teacher is included."""
     t = cfg.teacher
     answer_key = [(p.question, p.solution) for p in prompts if p.solution] if not t.scripted.answer_key else None
     scripted = dict(t.scripted) | ({} if answer_key is None else {"answer_key": answer_key})
@@ -234,7 +234,7 @@ async def check(
 
 
 def check_rollouts(cfg: ConfigDict) -> Check:
-    """Two tokens of the server that makes the rollouts (``sampling.engine``), with their ids and log-probs."""
+    """Requests two tokens from the rollout server (``sampling.engine``), with their ids and log-probs."""
     from ropd_jax.sampling.external import RolloutServer
     from ropd_jax.training.setup import server_config
 
@@ -250,13 +250,13 @@ def check_rollouts(cfg: ConfigDict) -> Check:
 
 
 def _asked(t: ConfigDict, asks: Collection[str]) -> list[Asked]:
-    """Each role that is asked, references first and the judge last, with each of its models."""
+    """Each role in use, references first and the judge last, with each of its models."""
     ordered = sorted(asks, key=lambda role: role != "reference")
     return asked_of(t, (*ordered, *(("judge",) if t.judge.model else ())))
 
 
 async def speeds(cfg: ConfigDict, checks: Sequence[Check], asks: Collection[str]) -> tuple[list[Speed], list[str]]:
-    """(the speed of each model that has passed its check, the settings that fit it better); not of the scripted one."""
+    """(the speed of each model that passed its check, better settings), without the scripted teacher."""
     t, passed = cfg.teacher, {(c.provider, c.model) for c in checks if c.ok}
     asked = [(r, e, how) for r, e, how in _asked(t, asks) if (e.provider, how.model) in passed]
     models = dict.fromkeys((e, how.model) for _, e, how in asked if e.provider != "scripted")
@@ -277,13 +277,13 @@ def run(cfg: ConfigDict, *, tape: pathlib.Path | None = None, calls: bool = True
     """Plans, checks and prints; returns the checks.
 
     Args:
-        tape: the tape whose means give the estimate.
+        tape: the estimate uses the means of this tape.
         calls: whether to check with one cheap call per role; without it the list is empty.
     """
     from ropd_jax.methods import load_method
     from ropd_jax.training.validate import check_exact, check_gradable
 
-    calibration = summary(cfg.teacher.calibration)  # a report that cannot be read is said before anything is sent
+    calibration = summary(cfg.teacher.calibration)  # an unreadable report fails before anything is sent
     prompts = training_prompts(cfg.data).prompts
     recorded = Tape(tape, read_only=True) if tape else None
     method = load_method(cfg.method, cfg)
@@ -322,7 +322,7 @@ def _json_of(check: Check) -> dict[str, Any]:
 
 
 def speed_line(speed: Speed) -> str:
-    """What was measured of a model."""
+    """The measured speed of a model, as a line."""
     rate = "tokens a second unknown" if speed.tokens_per_s is None else f"{speed.tokens_per_s:.3g} tokens a second"
     more = "at least " if speed.slots == TOGETHER else ""
     slots = "calls at a time unknown" if speed.slots is None else f"{more}{speed.slots} at a time"
@@ -330,10 +330,10 @@ def speed_line(speed: Speed) -> str:
 
 
 def calibration_line(found: Mapping[str, Any] | None, model: str) -> str:
-    """What is known of the verifier's verdicts, or how to find out."""
+    """What is known about the verifier's verdicts, or how to measure it."""
     if found is None:
         return (
-            "How often this verifier is wrong is not known: ropd calibrate-judge --config FILE measures it, and "
+            "The error rate of this verifier is unknown: ropd calibrate-judge --config FILE measures it, and "
             "teacher.calibration=DIR/report.json records it with the run."
         )
     kappa, accuracy = (_interval(found[name]) for name in ("kappa", "accuracy"))
@@ -379,18 +379,18 @@ def _show(cfg: ConfigDict, rows: Sequence[RolePlan], checks: Sequence[Check], ta
     console.print(table)
     console.print(
         "At most: input + output if every answer is as long as its limit, a token counted as 4 characters; without "
-        "retries and repeated questions. "
+        "retries and repeated requests. "
         + (
             f"By tape: means of {tape}; hours: the teacher's only, at {cfg.teacher.concurrency} calls at once. "
             if tape
-            else "What it will really be, and the hours, are unknown without --tape. "
+            else "The expected cost and the hours are unknown without --tape. "
         )
         + f"List prices of {Prices.load(cfg.teacher.prices).as_of}.",
         style="dim",
     )
     cap = cfg.teacher.budget.usd
     if cap and total["usd_max"] is not None and total["usd_max"] > cap:
-        console.print(f"teacher.budget.usd={cap:g} may end the run before its last step.")
+        console.print(f"teacher.budget.usd={cap:g} can end the run before its last step.")
     for c in checks:
         mark = Text("ok    ", style="green") if c.ok else Text("FAILED", style="red")
         console.print(mark, f"{c.role}: {c.provider}: {c.model} ", end="")

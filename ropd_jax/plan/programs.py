@@ -1,7 +1,7 @@
-"""The programs of a run as shapes: the update, the prefill and the decoding of a config, ready to be lowered.
+"""The programs of a run as shapes: update, prefill and decoding of a config, ready to be lowered.
 
-Everything is `jax.ShapeDtypeStruct` with a sharding, so nothing is allocated, and the mesh's devices need not exist.
-The functions are the run's own (`training.update`, `sampling.engine`); only their arguments are made here.
+Everything is a `jax.ShapeDtypeStruct` with a sharding, so nothing is allocated, and the mesh's devices need not exist.
+The functions are the run's own (`training.update`, `sampling.engine`); this module only creates their arguments.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from ropd_jax.training.update import State, make_portions, make_update, needs_in
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """One jitted function and the shapes it is called with.
+    """A jitted function and the shapes of its arguments.
 
     Attributes:
-        name: for people.
+        name: for messages.
         lower: () -> jax.stages.Lowered, inside ``jax.set_mesh``.
-        passes: of a loop whose end depends on data; its collectives are counted that many times.
-        per_token: one pass of that loop is a token, of which the compiler's report is wanted alone.
-        options: of the compiler, as ``lower`` sets them; the lowered text does not contain them.
+        passes: number of passes of a loop whose end depends on data; its collectives are counted that many times.
+        per_token: one pass of that loop is a token, and the compiler's report is needed for it separately.
+        options: compiler options that ``lower`` sets; the lowered text does not contain them.
     """
 
     name: str
@@ -59,12 +59,12 @@ class Program:
 
 
 def prompt_len(cfg: ConfigDict) -> int:
-    """Positions of the longest prompt that the config admits."""
+    """Positions of the longest prompt that the config allows."""
     return -(-cfg.data.max_prompt_tokens // 16) * 16
 
 
 class Weights(NamedTuple):
-    """The student as the run stores it: what is trained, and the frozen weights (None: all is trained)."""
+    """The student as the run stores it: trained parameters, and frozen weights (None if all are trained)."""
 
     trained: dict
     base: dict | None = None
@@ -81,7 +81,7 @@ def weights_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Weights:
 
 
 def policy_of(cfg: ConfigDict, weights: Weights) -> dict:
-    """The parameters that the sampler is called with."""
+    """The sampler's parameters."""
     lora = Lora.from_config(cfg.student.lora)
     return jax.eval_shape(lambda base, trained: attach(lora, base, trained), weights.base, weights.trained)
 
@@ -92,13 +92,13 @@ def _optimizer(cfg: ConfigDict):
 
 
 def state_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> State:
-    """Parameters and optimizer state as the run stores them; without what the method itself trains."""
+    """Parameters and optimizer state as the run stores them; without the method's own networks."""
     params = weights_of(cfg, model_cfg, mesh).trained
     return State(params, jax.eval_shape(jax.jit(_optimizer(cfg).init), params))
 
 
 def update_calls(cfg: ConfigDict, method: Method) -> int:
-    """In how many calls of its program a step's update is computed: portions or mini-batches."""
+    """Number of calls of the update program in a step: portions or mini-batches."""
     return (
         -(-cfg.data.prompts_per_step // cfg.stream.groups)
         if uses_streaming(read_config(cfg), method)
@@ -107,7 +107,7 @@ def update_calls(cfg: ConfigDict, method: Method) -> int:
 
 
 def batch_of(cfg: ConfigDict, mesh) -> TrainBatch:
-    """The arrays of one update, or one portion of it, in which every answer has the maximum length."""
+    """The arrays of one update, or of one portion of it, with every answer at maximum length."""
     method = load_method(cfg.method, cfg)
     rows = _rows_of(cfg, method)
     n, length = len(rows), len(rows[0].prompt_T) + len(rows[0].completion_T)
@@ -117,7 +117,7 @@ def batch_of(cfg: ConfigDict, mesh) -> TrainBatch:
 
 
 def _rows_of(cfg: ConfigDict, method: Method) -> list[TokenSequence]:
-    """The sequences of one update, or one portion of it, all of maximum length."""
+    """The sequences of one update, or of one portion of it, all at maximum length."""
     prompts = (
         cfg.stream.groups
         if uses_streaming(read_config(cfg), method)
@@ -135,7 +135,7 @@ def _by_token(batch: TrainBatch, mesh) -> TrainBatch:
 
 
 def update_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> list[Program]:
-    """The update of one mini-batch; if it comes in portions, the sum of one of them and the optimizer's step."""
+    """The update of one mini-batch; with portions, the sum of one portion and the optimizer step."""
     method, _ = method_of(cfg, model_cfg, mesh)
     state, batch, base = state_of(cfg, model_cfg, mesh), batch_of(cfg, mesh), weights_of(cfg, model_cfg, mesh).base
     reference = (base or state.params) if needs_initial(read_config(cfg).loss, method) else None
@@ -157,12 +157,12 @@ def update_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> list[Progr
 
 
 def gradients_of(state: State) -> dict:
-    """The sum of an update in portions."""
+    """The gradient sum of an update in portions."""
     return jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32, sharding=p.sharding), state.params)
 
 
 def method_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> tuple[Method, ExtraMemory]:
-    """The config's method, and what it keeps in addition to the student: GAD's discriminator, a white-box teacher."""
+    """The config's method, and its memory in addition to the student: GAD's discriminator, a white-box teacher."""
     method = load_method(cfg.method, cfg)
     extra = method.extra_memory(model_cfg, batch_of(cfg, mesh), prompt_len(cfg), model_config)
     more = [*_told_programs(cfg, model_cfg, mesh, method), *_start_programs(cfg, model_cfg, mesh, method)]
@@ -196,7 +196,7 @@ def _score_program(
 
 
 def _told_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh, method: Method) -> list[ExtraProgram]:
-    """The forward pass over rollouts that are told something else (`Method.contexts`), if there is one."""
+    """The forward pass over rollouts under other prompts (`Method.contexts`), if there is one."""
     rows, how = _rows_of(cfg, method), update_config(cfg)
     length = len(rows[0].prompt_T) + len(rows[0].completion_T)
     told = told_of(how, model_cfg, mesh, method, None, length, cfg.context.max_tokens)
@@ -211,7 +211,7 @@ def _told_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh, method: Method
 
 
 def method_programs(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> list[Program]:
-    """What the method's own networks run in a step."""
+    """The programs of the method's own networks in a step."""
     return [Program(p.name, p.lower, p.parts) for p in method_of(cfg, model_cfg, mesh)[1].programs]
 
 
@@ -221,7 +221,7 @@ def sampling_mesh(cfg: ConfigDict, mesh) -> jax.sharding.Mesh:
 
 
 def engine_of(cfg: ConfigDict, mesh) -> engine_lib.EngineConfig:
-    """Args: mesh: of the update, as everywhere here."""
+    """The engine's settings. ``mesh`` is that of the update, as everywhere in this module."""
     mesh = sampling_mesh(cfg, mesh)
     return engine_lib.EngineConfig.from_config(
         cfg.sampling, prompts_per_step=cfg.data.prompts_per_step, prompt_len=prompt_len(cfg), stop_ids=(0,),
@@ -230,7 +230,7 @@ def engine_of(cfg: ConfigDict, mesh) -> engine_lib.EngineConfig:
 
 
 class Sampler(NamedTuple):
-    """Shapes that the sampler is called with."""
+    """Shapes of the sampler's arguments."""
 
     engine: engine_lib.EngineConfig
     params: dict
@@ -241,14 +241,14 @@ class Sampler(NamedTuple):
 
 
 def sampler_of(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> Sampler:
-    """On the sampler's mesh."""
+    """The sampler's shapes, on its mesh."""
     own = sampling_mesh(cfg, mesh)
     with jax.set_mesh(own):
         return sampler_shapes(engine_of(cfg, mesh), stored_for_sampling(cfg, model_cfg, mesh), model_cfg, own)
 
 
 def stored_for_sampling(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> dict:
-    """The weights that prefill is called with: the learner's own, or those moved to the sampler's mesh."""
+    """The weights for prefill: the learner's own, or those moved to the sampler's mesh."""
     own = sampling_mesh(cfg, mesh)
     with jax.set_mesh(mesh):
         params = policy_of(cfg, weights_of(cfg, model_cfg, mesh))
@@ -256,14 +256,14 @@ def stored_for_sampling(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> dict:
 
 
 def moved_bytes(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> int:
-    """Of one device: the weights that are moved to the sampler's mesh; 0 if there is one mesh."""
+    """Bytes on one device of the weights that are moved to the sampler's mesh; 0 if there is only one mesh."""
     if sampling_mesh(cfg, mesh) is mesh:
         return 0
     return device_bytes(stored_for_sampling(cfg, model_cfg, mesh))
 
 
 def sampler_shapes(ecfg: engine_lib.EngineConfig, params: dict, model_cfg: ModelConfig, mesh) -> Sampler:
-    """What the programs of an engine are called with when all its rows have the maximum length."""
+    """Arguments of an engine's programs with all rows at maximum length."""
 
     def struct(shape, dtype, dims):
         spec = mesh_lib.out(dims)
@@ -327,7 +327,7 @@ def decode_program(cfg: ConfigDict, model_cfg: ModelConfig, mesh, rows: int) -> 
 
 
 def scheduler_of(engine: engine_lib.EngineConfig, model_cfg: ModelConfig, prompts: int) -> Sizes:
-    """Sizes of the scheduler of a call with so many prompts on a TPU or GPU, as the engine chooses them. Inside
+    """Sizes of the scheduler of a call with this many prompts on a TPU or GPU, as the engine chooses them. Inside
     ``jax.set_mesh``."""
     sizes = engine_lib.layout(engine)
     rows = halved(sizes.rows, -(-prompts // sizes.parts) * engine.rollouts)
@@ -353,14 +353,14 @@ def programs_of(s: Sampler, model_cfg: ModelConfig) -> list[Program]:
 
 
 def decode_weights_of(s: Sampler, model_cfg: ModelConfig) -> DecodeWeights:
-    """Shapes of the weights that decoding is called with. Inside ``jax.set_mesh``."""
+    """Shapes of the weights for decoding. Inside ``jax.set_mesh``."""
     return jax.eval_shape(
         lambda p: decode_weights(p, model_cfg.num_layers, s.engine.dtype, copy=s.engine.copy_weights), s.params
     )
 
 
 def decode_weights_bytes(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> tuple[int, int]:
-    """Of one device: (the sampler's copy of the weights, all weights that decoding is called with)."""
+    """Bytes on one device: (the sampler's copy of the weights, all weights for decoding)."""
     if cfg.sampling.engine != "own":
         return 0, 0
     s = sampler_of(cfg, model_cfg, mesh)
@@ -374,7 +374,7 @@ def decode_weights_bytes(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> tuple
 
 
 def kv_cache_bytes(cfg: ConfigDict, model_cfg: ModelConfig, mesh) -> tuple[int, int]:
-    """Keys and values of one device: (of the prompts' slots, of all rows, each of maximum length)."""
+    """Bytes of keys and values on one device: (of the prompt slots, of all rows), all at maximum length."""
     if cfg.sampling.engine != "own":
         return 0, 0
     cache = sampler_of(cfg, model_cfg, mesh).cache
@@ -387,14 +387,14 @@ def cache_itemsize(cfg: ConfigDict) -> float:
 
 
 def prefill_calls(cfg: ConfigDict, mesh) -> int:
-    """How often prefill runs in a step."""
+    """Number of prefill calls in a step."""
     with jax.set_mesh(sampling_mesh(cfg, mesh)):
         sizes = engine_lib.layout(engine_of(cfg, mesh))
     return -(-cfg.data.prompts_per_step // (sizes.parts * sizes.batch))
 
 
 def fewer_slots(cfg: ConfigDict, shards: int) -> list[dict[str, int]]:
-    """Keys that leave half of the slots, a quarter, ..., as long as the mesh divides them."""
+    """Keys that keep half of the slots, a quarter, ..., as long as they divide over the mesh."""
     found, prompts = [], cfg.sampling.prompts_at_once or cfg.data.prompts_per_step
     while prompts // 2 >= shards:
         prompts //= 2

@@ -1,7 +1,7 @@
-"""The sampler's scheduler without a device: how many token steps a step of training takes, with which programs.
+"""The sampler's scheduler without a device: the number of token steps in a training step, and their programs.
 
-Token steps are not tokens over rows: in the tail rows stay idle, and when half of them are, the rest moves into half as
-many. `chunks` runs `sampling.slots.Slots` as the engine does on a TPU or GPU; `ladder` adds up what follows from it.
+Token steps are not tokens over rows: in the tail, rows stay idle, and when half of them are idle, the rest moves into
+half as many. `chunks` runs `sampling.slots.Slots` as the engine does on a TPU or GPU; `ladder` sums up the result.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ropd_jax.sampling.engine import MOVES
 from ropd_jax.sampling.pages import block_of, prompt_pages
 from ropd_jax.sampling.slots import Slots, pool_size
 
-SIGMA = 0.8  # of the logarithm of an answer's length, if only its mean is known
+SIGMA = 0.8  # standard deviation of the log length of an answer, if only the mean is known
 PROMPT_BLOCK = 256  # positions of the prompt slots that are read together
 
 
@@ -31,13 +31,13 @@ def lengths(prompts: int, rollouts: int, mean: float, sigma: float, most: int, s
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Of the sampler. ``parts``: the mesh axis fsdp; rows, slots, batch, pages: of each part, as in `engine.Layout`.
+    """Sizes: ``parts``: the mesh axis fsdp; rows, slots, batch, pages: of each part, as in `engine.Layout`.
 
     Attributes:
-        most: the longest answer.
-        pool: as `EngineConfig.pool`.
+        most: maximum length of an answer.
+        pool: see `EngineConfig.pool`.
         halves: in the tail rows move into half as many; a small student keeps them (`engine.LARGE`).
-        paged: the cache is read by the kernel (`pages.uses_kernel`), the pages of each row and no others.
+        paged: the cache is read by the kernel (`pages.uses_kernel`), which reads only the pages of each row.
     """
 
     parts: int
@@ -56,7 +56,7 @@ class Sizes:
 def chunks(
     limits: Sequence[Sequence[int]], prompt_tokens: int, sizes: Sizes
 ) -> Iterator[tuple[Slots, np.ndarray, int]]:
-    """(scheduler state, tokens that each row still samples, token steps of the chunk), before each chunk of decoding.
+    """(scheduler state, tokens left in each row, token steps of the chunk), before each chunk of decoding.
 
     Args:
         limits: [prompts][G], the length of each answer.
@@ -88,15 +88,15 @@ def chunks(
 
 
 def pages_read(state: Slots) -> list[int]:
-    """Of each part, the pages in whole blocks up to the last that is in use: what a token step reads."""
+    """For each part, the pages that a token step reads: whole blocks up to the last one in use."""
     used = state.view["first_M"].reshape(state.parts, -1) >= 0
     block = block_of(state.pages)
     return [-(-int(np.flatnonzero(row)[-1] + 1) // block) * block if row.any() else 0 for row in used]
 
 
 def paged_read(state: Slots, live_B: np.ndarray, ahead: int, prompt_page: int) -> list[int]:
-    """Of each part, the positions that the kernel reads in a token step ``ahead`` of now: whole pages of the rows that
-    still decode, the stage counted as one, and of each prompt slot in use."""
+    """For each part, the positions that the kernel reads in the token step ``ahead`` steps from now: whole pages of the
+    rows that still decode, with the stage as one page, and of each prompt slot in use."""
     pages_B = np.where(live_B, (state.t + ahead) // state.page + 1, 0).reshape(state.parts, -1)
     in_slots_P = state.view["prompt_len_P"].reshape(state.parts, -1)
     prompts = prompt_page * (-(-in_slots_P // prompt_page)).sum(axis=1)
@@ -105,14 +105,14 @@ def paged_read(state: Slots, live_B: np.ndarray, ahead: int, prompt_page: int) -
 
 @dataclasses.dataclass(frozen=True)
 class Rung:
-    """One program of decoding, by its shapes, and what it does in one step of training.
+    """One program of decoding, by its shapes, and its work in one step of training.
 
     Attributes:
-        rows, pages: of all parts.
+        rows, pages: over all parts.
         steps: token steps.
         passes: of attention's loops over blocks of the cache, on the part that reads the most, summed over the steps.
             The loop over prompts, a quarter of their cycles, counts as often as those over pages.
-        read: positions of the cache that a part reads, at most over the parts, summed over the steps.
+        read: positions of the cache that a part reads, the maximum over the parts, summed over the steps.
     """
 
     rows: int
@@ -123,9 +123,9 @@ class Rung:
 
 
 def ladder(limits: Sequence[Sequence[int]], prompt_tokens: int, prompt_len: int, sizes: Sizes) -> tuple[Rung, ...]:
-    """The programs that a step decodes with, the most rows first.
+    """The programs that a step decodes with, largest number of rows first.
 
-    In chunks of up to 1/128 of the longest answer, so that a replay takes seconds: answers end up to so much later.
+    In chunks of up to 1/128 of the longest answer, so that a replay takes seconds: answers end up to that much later.
     """
     while sizes.chunk * 2 <= sizes.most // 128 and sizes.page % (sizes.chunk * 2) == 0:
         sizes = dataclasses.replace(sizes, chunk=sizes.chunk * 2)

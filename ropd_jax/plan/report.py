@@ -1,4 +1,4 @@
-"""Measures a config on a slice, looks for a remedy or the fastest setting, and prints it for people or programs."""
+"""Measures a config on a slice, looks for a remedy or the fastest setting, and prints it as text or JSON."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def run(
     """Plans, prints and returns the plan (`summary`); its ``fits`` is None if nothing is published about the chip.
 
     Raises:
-        UserError: a config that cannot work, an unknown slice, or more ``mean_tokens`` than an answer can have.
+        UserError: a config that cannot work, an unknown slice, or ``mean_tokens`` above the maximum of an answer.
     """
     check_config(cfg)
     slice_ = parse_topology(topology)
@@ -55,7 +55,7 @@ def run(
         )
     options: dict[str, Any] = {"mean_tokens": mean_tokens or None, "ladder": ladder}
     with progress() as say:
-        make_mesh(cfg, model_cfg, slice_)  # refuses the slice before a minute of compiling
+        make_mesh(cfg, model_cfg, slice_)  # rejects the slice before a minute of compiling
         advice = fit.search(cfg, model_cfg, slice_, say, **options) if search else None
         chosen = fit.changed(cfg, advice.keys) if advice and advice.keys else cfg
         measured = measure(chosen, model_cfg, slice_, say, **options)
@@ -76,14 +76,14 @@ def run(
 
 
 def busy_s(cfg: ConfigDict, measured: Measured) -> float | None:
-    """Seconds of one call of the update at the least: the longest that a run does not look at a signal."""
+    """Minimum seconds of one call of the update: the longest time in which a run does not check for signals."""
     seconds = next((b.seconds for b in measured.bounds if b.name == "update"), None)
     return None if seconds is None else seconds / programs.update_calls(cfg, load_method(cfg.method, cfg))
 
 
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
-    """Shows what is being done and for how long: a spinner on a terminal, plain lines elsewhere."""
+    """Shows the current task and its duration: a spinner on a terminal, plain lines elsewhere."""
     console = tables.console(stderr=True)
     if not console.is_terminal:
         yield lambda text: console.print(text, soft_wrap=True)
@@ -105,12 +105,12 @@ def teacher(cfg: ConfigDict, tape: Tape | None = None) -> tuple[list[RolePlan], 
     try:
         prompts = training_prompts(cfg.data).prompts
         note = ""
-    except UserError:  # a plan works without the data: prompts of the greatest length, all different
+    except UserError:  # a plan works without the data: prompts of maximum length, all different
         text = "x" * (4 * cfg.data.max_prompt_tokens)
         count = cfg.steps * cfg.data.prompts_per_step
         prompts = [Prompt("longest", (Message("user", text),))] * count
         where = ", ".join(s.data["path"] or s.data["source"] for s in sources_of(cfg.data))
-        note = f"the data ({where}) are not here: every prompt has the greatest length and comes once"
+        note = f"the data ({where}) are not available: every prompt counts with maximum length, and once"
     method = load_method(cfg.method, cfg)
     rows = teacher_plan(cfg, prompts, asks=method.asks, once=method.asks_once, tape=tape)
     return rows, note
@@ -128,7 +128,7 @@ def summary(
     note: str,
     mean_tokens: float | None,
 ) -> dict[str, Any]:
-    """All of a plan as plain data: bytes, seconds and dollars; None if something is unknown."""
+    """The whole plan as plain data: bytes, seconds and dollars; None for unknown values."""
     seconds, likely = measured.seconds, measured.seconds_expected
     answers = cfg.data.prompts_per_step * cfg.sampling.rollouts
     tokens = answers * (mean_tokens or cfg.sampling.max_tokens)
@@ -187,7 +187,7 @@ def _show(cfg: ConfigDict, topology: Topology, measured: Measured, report: dict[
         soft_wrap=True,
     )
     if cfg.sampling.engine != "own":
-        console.print("A server samples (sampling.engine): its memory and its seconds are not in this plan.")
+        console.print("A server samples (sampling.engine): its memory and time are not part of this plan.")
     _show_memory(console, topology, measured)
     _show_collectives(console, measured, cfg.sampling.chunk)
     _show_seconds(console, cfg, measured, report)
@@ -218,7 +218,7 @@ def _show_memory(console: Console, topology: Topology, measured: Measured) -> No
 
     some = {"method's": "method", "gradients": "gradients", "a step ahead": "ahead", "copy": "copy"}
     columns = {"KV cache": "kv_cache"} | {k: v for k, v in some.items() if any(getattr(m, v) for m in measured.memory)}
-    has = "nothing is published of it" if usable is None else f"it has {text(usable)} to hand out"
+    has = "no published figures" if usable is None else f"it has {text(usable)} for programs"
     table = _table(
         f"memory of one device in {unit} ({size:.0e} bytes); {has}".replace("e+0", "e"),
         "while", "parameters", "optimizer", *columns, "inputs", "temporaries", "peak", "of it", "",
@@ -241,15 +241,15 @@ def _show_collectives(console: Console, measured: Measured, chunk: int) -> None:
         for one in c.collectives:
             table.add_row(name, one.kind, f"{one.count:,}", f"{one.bytes / size:.3f}")
             name = ""
-    console.print(table if table.row_count else "no collectives: one device")
+    console.print(table if table.row_count else "no collectives: a single device")
 
 
 def _show_seconds(console: Console, cfg: ConfigDict, measured: Measured, report: dict[str, Any]) -> None:
     if not measured.bounds or measured.seconds is None:
-        console.print("seconds: unknown, as nothing is published of this chip", highlight=False)
+        console.print("seconds: unknown, because there are no published figures for this chip", highlight=False)
         return
     table = _table(
-        "seconds of one step: at the least, by published figures, and expected",
+        "seconds of one step: minimum by published figures, and expected",
         "phase", "compute", "memory", "links", "at least", "waits for", "expected", "of it links", "from",
     )  # fmt: skip
     likely = {e.name: e for e in measured.expected}
@@ -265,9 +265,9 @@ def _show_seconds(console: Console, cfg: ConfigDict, measured: Measured, report:
     _show_ladder(console, measured)
     step = report["step"]
     console.print(
-        f"a step: {step['seconds_at_least']:.1f} s at the least, {step['tokens_per_second_at_most']:,.0f} sampled "
-        f"tokens a second at most; {cfg.steps} steps: {step['run_hours_at_least']:.1f} hours at the least, the teacher "
-        "hidden.\n"
+        f"a step: {step['seconds_at_least']:.1f} s at least, {step['tokens_per_second_at_most']:,.0f} sampled "
+        f"tokens per second at most; {cfg.steps} steps: {step['run_hours_at_least']:.1f} hours at least, with "
+        "the teacher hidden.\n"
         + _expectation(step, cfg.steps)
         + f"Answers of {report['answer_tokens']:g} tokens, prompts of {programs.prompt_len(cfg)}; links: what a chip "
         "receives over half of its published two-way bandwidth; of an expected time on TPUs, over one axis.",
@@ -281,9 +281,9 @@ def _expectation(step: dict[str, Any], steps: int) -> str:
         return ""
     seconds, tokens, hours = (step[f"{n}_expected"] for n in ("seconds", "tokens_per_second", "run_hours"))
     return (
-        f"Expected: {seconds:.1f} s a step, {tokens:,.0f} tokens a second, {hours:.1f} hours for {steps} steps. Not in "
-        "it: waits for memory within a program, the latency of collectives, the host between chunks, the teacher. "
-        "Collectives count in full, hidden or not.\n"
+        f"Expected: {seconds:.1f} s per step, {tokens:,.0f} tokens per second, {hours:.1f} hours for {steps} steps. "
+        "Not included: waits for memory within a program, the latency of collectives, the host between chunks, the "
+        "teacher. Collectives count in full, hidden or not.\n"
     )
 
 
@@ -322,7 +322,7 @@ def _show_advice(console: Console, topology: Topology, measured: Measured, repor
         table.add_row(fit.words(t["keys"]) or "as it is", f"{t['peak'] / 1e9:.2f} GB", fits, seconds)
     console.print(table)
     if advice["keys"] is None:
-        console.print("None of these fits: take a larger slice, or lower data.max_prompt_tokens.", highlight=False)
+        console.print("None of these fits: use a larger slice, or lower data.max_prompt_tokens.", highlight=False)
         return
     flags = " ".join(shlex.quote(f"--config.{k}={v}") for k, v in advice["keys"].items())
     if measured.fits is False:

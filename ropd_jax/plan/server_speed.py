@@ -1,10 +1,10 @@
-"""How fast a server writes, and on how many calls it works at a time: five short calls for each model.
+"""Measures how fast a server generates, and how many calls it processes at a time: five short calls per model.
 
-    one call alone         64 tokens in 3.2 s -> 20 tokens a second
+    a single call          64 tokens in 3.2 s -> 20 tokens per second
     four calls together    in 12.8 s          -> one after another: 1 slot
                            in 3.5 s           -> at least 4 slots
 
-From these follow a ``teacher.concurrency`` and a ``teacher.timeout_s`` that fit. What was not measured is None.
+From these follow a suitable ``teacher.concurrency`` and ``teacher.timeout_s``. Unmeasured values are None.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from typing import Any
 from ropd_jax.teacher import ChatClient, ChatRequest, Role, TeacherError, TruncatedError, Usage
 from ropd_jax.types import Message
 
-TOGETHER = 4  # calls; so many slots are told apart
-TOKENS = 64  # output limit of each
-_MARGIN = 1.5  # of a time limit over the time that the longest reply needs; the prompt is to be read too
+TOGETHER = 4  # calls; the largest number of slots that can be detected
+TOKENS = 64  # output limit of each call
+_MARGIN = 1.5  # ratio of a time limit to the time of the longest reply, since the prompt must be read as well
 
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """What five calls have shown of one model.
+    """Results of the five calls for one model.
 
     Attributes:
-        tokens_per_s: of a reply that is written alone; None if the provider does not report its tokens.
-        slots: replies that are written at the same time; `TOGETHER` stands for as many or more. None if calls failed.
-        message: what went wrong, or "".
+        tokens_per_s: speed of a single reply; None if the provider does not report its tokens.
+        slots: replies generated at the same time; `TOGETHER` means as many or more. None if calls failed.
+        message: the problem, or "".
     """
 
     provider: str
@@ -42,10 +42,10 @@ class Speed:
 
 
 async def measure(client: ChatClient, provider: str, model: str, *, timeout_s: float) -> Speed:
-    """One call alone, then `TOGETHER` at the same time, without retries.
+    """A single call, then `TOGETHER` at the same time, without retries.
 
     Args:
-        timeout_s: of all that.
+        timeout_s: for all calls together.
     """
 
     async def call(number: int) -> Usage:
@@ -53,7 +53,7 @@ async def measure(client: ChatClient, provider: str, model: str, *, timeout_s: f
         request = ChatRequest("verify", (Message("user", text),), model, max_output_tokens=TOKENS, sample_index=number)
         try:
             return (await client.chat(request)).usage
-        except TruncatedError as e:  # as it is meant to be
+        except TruncatedError as e:  # as expected
             return e.usage or Usage()
 
     tokens_per_s = None
@@ -77,7 +77,7 @@ async def measure(client: ChatClient, provider: str, model: str, *, timeout_s: f
 def suggestions(
     teacher: Mapping[str, Any], roles: Iterable[tuple[str, str, Role]], speeds: Sequence[Speed]
 ) -> list[str]:
-    """Settings that fit the measured speeds better than those of the config, one line each, the reason behind.
+    """Settings that fit the measured speeds better than those of the config, one per line, with the reason.
 
     Args:
         teacher: ``cfg.teacher``.
@@ -89,7 +89,7 @@ def suggestions(
         if speed.slots is not None and speed.slots < min(TOGETHER, teacher["concurrency"]):
             calls = "one call" if speed.slots == 1 else f"{speed.slots} calls"
             lines.append(
-                f"teacher.concurrency={speed.slots}: {speed.model} works on {calls} at a time, the others wait there"
+                f"teacher.concurrency={speed.slots}: {speed.model} processes {calls} at a time, and the others wait"
             )
     needs = []
     for name, provider, role in roles:
@@ -100,7 +100,7 @@ def suggestions(
         seconds, name, tokens, speed = longest
         fits = int(teacher["timeout_s"] * (speed.tokens_per_s or 0.0) / _MARGIN)
         lines.append(
-            f"teacher.timeout_s={math.ceil(_MARGIN * seconds / 10) * 10}: at {speed.tokens_per_s:.3g} tokens a second "
+            f"teacher.timeout_s={math.ceil(_MARGIN * seconds / 10) * 10}: at {speed.tokens_per_s:.3g} tokens/s "
             f"a reply of teacher.{name}.max_output_tokens={tokens} takes {seconds:.0f} s; or "
             f"teacher.{name}.max_output_tokens={fits}"
         )

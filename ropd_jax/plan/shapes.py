@@ -1,6 +1,6 @@
-"""The shape of a student without its weights: from the checkpoint on disk, or from the facts kept in ``models/``.
+"""The shape of a student without its weights: from the checkpoint on disk, or from ``models/``.
 
-``models/NAME/config.json`` holds the published sizes of the paper's models, so that a plan needs neither the Hub nor
+``models/NAME/config.json`` has the published sizes of the paper's models, so that a plan needs neither the Hub nor
 8 GB of weights.
 """
 
@@ -18,16 +18,16 @@ from ropd_jax.weights.families import read_config
 
 
 def facts() -> dict[str, pathlib.Path]:
-    """Directory with the config.json of each model that is known, by the last part of its Hub id."""
+    """Directories with the config.json of each known model, by the last part of its Hub id."""
     root = pathlib.Path(str(importlib.resources.files("ropd_jax.plan") / "models"))
     return {p.name: p for p in sorted(root.iterdir()) if (p / "config.json").is_file()}
 
 
 def model_config(checkpoint: str) -> ModelConfig:
-    """Sizes of ``student.checkpoint``: of a name, a file, a directory, or a Hub id (only its config is fetched).
+    """Sizes of ``student.checkpoint``: for a name, a file, a directory, or a Hub id (only its config is fetched).
 
     Raises:
-        UserError: nothing is there; see `student.find`.
+        UserError: not found; see `student.find`.
     """
     known = facts()
     on_disk = is_url(checkpoint) or pathlib.Path(checkpoint).expanduser().exists()
@@ -37,8 +37,8 @@ def model_config(checkpoint: str) -> ModelConfig:
     config = read_config(path) if path.is_dir() else None
     try:
         with contextlib.closing(student.open_source(path)) as source:
-            return source.cfg  # the files can have a head that the config does not tell of
+            return source.cfg  # the files can have a head that the config does not mention
     except UserError:
         if config is None:
             raise
-        return config  # its weights are not here, or not yet all of them
+        return config  # its weights are missing or incomplete

@@ -1,6 +1,6 @@
-"""How much memory sampling takes, and how many rows fit, from shapes: nothing is allocated or compiled.
+"""The memory that sampling takes, and the number of rows that fit, from shapes: nothing is allocated or compiled.
 
-A row's keys and values are what decides. Qwen3-4B has 36 layers of 8 key/value heads of 128: an answer of 32,768 tokens
+A row's keys and values dominate. Qwen3-4B has 36 layers of 8 key/value heads of 128: an answer of 32,768 tokens
 is 4.8 GB in bfloat16, 2.5 GB in int8, so a chip of 16 GB that holds 8 GB of weights decodes one or three such rows.
 """
 
@@ -17,7 +17,7 @@ from ropd_jax.models import transformer
 from ropd_jax.models.config import ModelConfig
 from ropd_jax.sampling.engine import EngineConfig, empty_cache, layout, most_pages
 
-SPARE = 0.05  # of a device's memory: what fragmentation and the programs themselves take
+SPARE = 0.05  # share of a device's memory for fragmentation and the programs themselves
 
 
 def device_bytes(tree: Any) -> int:
@@ -38,12 +38,12 @@ def cache_bytes(cfg: ModelConfig, ecfg: EngineConfig) -> int:
 
 
 def work_bytes(cfg: ModelConfig, ecfg: EngineConfig, tp: int) -> int:
-    """About what the programs hold at a time on one device besides weights and cache: the larger of prefill and decode.
+    """Approximate memory of the programs on one device, besides weights and cache: the larger of prefill and decode.
 
-    Prefill keeps the keys and values of its prompts until they are written, and one layer's activations; decoding keeps
+    Prefill keeps the keys and values of its prompts until they are written, and one layer's activations. Decoding keeps
     a layer of an int8 cache in the compute dtype, and logits. Over fsdp there is the sampler's copy of all weights
-    (``copy_weights``); without it, both gather a layer's weights and the embedding. The weights are taken to be stored
-    in the compute dtype.
+    (``copy_weights``); without it, both gather a layer's weights and the embedding. Weights are assumed to be stored in
+    the compute dtype.
     """
     sizes, itemsize = layout(ecfg), jnp.dtype(ecfg.dtype).itemsize
     heads = cfg.num_kv_heads * cfg.head_dim // tp
@@ -76,10 +76,10 @@ def fits(cfg: ModelConfig, ecfg: EngineConfig, mesh: jax.sharding.Mesh, free: fl
 def choose_copy(
     cfg: ModelConfig, ecfg: EngineConfig, mesh: jax.sharding.Mesh, free: float, wanted: int, *, asked: bool
 ) -> EngineConfig:
-    """The engine without the sampler's copy of the weights, if with it fewer than half of the rows fit.
+    """The engine without the sampler's copy of the weights, if fewer than half of the rows fit with it.
 
     Args:
-        asked: for just so many rows: then all of them must fit with it.
+        asked: exactly this many rows were requested, so all of them must fit with it.
     """
     least = wanted if asked else -(-wanted // 2)
     return ecfg if fits(cfg, ecfg, mesh, free, least) else dataclasses.replace(ecfg, copy_weights=False)
@@ -88,11 +88,11 @@ def choose_copy(
 def most_rows(cfg: ModelConfig, ecfg: EngineConfig, mesh: jax.sharding.Mesh, free: float, wanted: int) -> int:
     """The most rows up to ``wanted``, a multiple of the mesh's fsdp, that fit into ``free`` bytes of each device.
 
-    0 if not even one row for each shard does.
+    0 if not even one row per shard fits.
     """
     shards = mesh.shape["fsdp"]
     low, high = 0, max(1, wanted // shards)
-    while low < high:  # the most for which it holds
+    while low < high:  # the largest number that fits
         middle = (low + high + 1) // 2
         enough = fits(cfg, ecfg, mesh, free, middle * shards)
         low, high = (middle, high) if enough else (low, middle - 1)
@@ -100,9 +100,9 @@ def most_rows(cfg: ModelConfig, ecfg: EngineConfig, mesh: jax.sharding.Mesh, fre
 
 
 def free_bytes(mesh: jax.sharding.Mesh) -> float | None:
-    """Bytes that the runtime can still hand out on each of this host's devices, less `SPARE`; None if it does not say.
+    """Bytes that the runtime can still allocate on each of this host's devices, less `SPARE`; None if unknown.
 
-    CPU devices share the machine's memory and say nothing.
+    CPU devices share the machine's memory and report nothing.
     """
     found = [d.memory_stats() for d in mesh.local_devices]
     if any(not s or "bytes_limit" not in s for s in found):

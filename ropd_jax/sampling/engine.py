@@ -1,9 +1,9 @@
-"""From prompts to a stream of rollout groups: rows that are refilled while the others decode.
+"""From prompts to a stream of rollout groups: rows are refilled while the others decode.
 
 1. A prompt is prefilled once, into a prompt slot that its G rollouts share (`prefill`).
-2. Decoding runs in jitted chunks of ``chunk`` tokens over a fixed number of rows. A chunk ends early when all rows
-   have ended, or on a mesh have reached their limits (`decode`). A step feeds each row its last token and draws the
-   next.
+2. Decoding runs in jitted chunks of ``chunk`` tokens over a fixed number of rows. A chunk ends early if all rows have
+   ended; on a mesh, only if all have reached their limits (`decode`). Each step feeds every row its last token and
+   draws the next.
 3. Between chunks the host takes out the rollouts that have ended and puts the next ones into the free rows
    (`slots.Slots`). A group is yielded when its last rollout has ended, while the device continues to sample, so the
    teacher works at the same time.
@@ -18,9 +18,9 @@ Three prompts a, b, c with two rollouts each, in four rows (time runs to the rig
     row 3   b1 b1 | b1    |            then group b, then group c
 
 Keys and values are stored in pages (`sampling.pages`). The random stream of a rollout is a function of (seed, step,
-prompt, index). At the same compiled shapes, nothing else about a rollout depends on its neighbours or on the order of
-refill. Shapes come from short ladders, so a run compiles a handful of programs: rows halve, and on a CPU the pool
-grows by steps. Elsewhere it has its full size from the start, and only the part that is in use is read.
+prompt, index). At the same compiled shapes, nothing about a rollout depends on its neighbours or on the order of
+refills. Shapes have few sizes, so a run compiles only a handful of programs: the number of rows halves, and on a CPU
+the pool grows in steps. Elsewhere the pool has its full size from the start, and only the part in use is read.
 """
 
 from __future__ import annotations
@@ -56,26 +56,26 @@ class EngineConfig:
 
     Attributes:
         rollouts: G.
-        prompts: how many prompts decode side by side.
+        prompts: number of prompts that decode side by side.
         prompt_len: prompts are padded to this many tokens.
-        max_tokens: longest answer, stop token included.
+        max_tokens: maximum length of an answer, including the stop token.
         stop_ids: tokens that end an answer.
         stop: texts that end an answer, also in the middle of a token; the text of the answer ends before them.
         rule: sampling policy.
-        chunk: tokens that the device samples before the host looks at them.
-        page_chunks: how many chunks a page of the cache holds. 0 chooses: one page if ``max_tokens`` is at most 64,
-            else pages of 32 tokens, or longer ones, so that a row has at most 64 pages.
+        chunk: tokens that the device samples before the host processes them.
+        page_chunks: number of chunks in a page of the cache. 0 chooses: one page if ``max_tokens`` is at most 64, else
+            pages of 32 tokens, or longer ones, so that a row has at most 64 pages.
         dtype: compute dtype.
-        cache_dtype: of keys and values, see `pages.CACHE_DTYPES`; "" is ``dtype``.
-        rows: how many rollouts decode side by side; 0 is prompts * rollouts. Fewer than ``rollouts`` are possible: the
-            others of the same prompt wait. If they do not divide over the mesh, some rows stay idle.
-        reserve: the pool of pages is as large from the start as all rows together can ever need, so that memory does
-            not grow during the call. Else it grows with the answers on a CPU.
-        pool: the pool's largest size, as a share of what all rows together can ever need. With less than 1 a rollout
-            may have to make room and begin again (`Slots.make_room`); no bit of it changes.
-        most_prompts: of a call, if known; else 0. Fewer prompt slots are then enough.
+        cache_dtype: dtype of keys and values, see `pages.CACHE_DTYPES`; "" is ``dtype``.
+        rows: number of rollouts that decode side by side; 0 is prompts * rollouts. It can be less than ``rollouts``:
+            then the others of the same prompt wait. If rows do not divide over the mesh, some stay idle.
+        reserve: allocate the pool for all rows at full length from the start, so that memory does not grow during the
+            call. Otherwise it grows with the answers on a CPU.
+        pool: the pool's maximum size, as a share of the size for all rows at full length. Below 1, a rollout may have
+            to make room and restart (`Slots.make_room`), with the same result bit for bit.
+        most_prompts: number of prompts in a call, if known (fewer prompt slots are allocated); else 0.
         attention: how the cache is read, one of `pages.ATTENTION`; see `pages.uses_kernel`.
-        copy_weights: the sampler has its own weights in the compute dtype, whole over ``fsdp`` (`sampling.weights`).
+        copy_weights: the sampler has its own weights in the compute dtype, unsplit over ``fsdp`` (`sampling.weights`).
     """
 
     rollouts: int
@@ -121,10 +121,10 @@ class EngineConfig:
         """From ``cfg.sampling``.
 
         Args:
-            prompts_per_step: decode side by side if ``sampling.prompts_at_once`` is 0.
+            prompts_per_step: prompts that decode side by side if ``sampling.prompts_at_once`` is 0.
             dtype: compute dtype, ``cfg.student.dtype``.
-            shards: of the mesh axis ``fsdp``. The prompts are rounded up to a multiple of it; 6 over 4 become 8, of
-                which two stay idle.
+            shards: size of the mesh axis ``fsdp``. The number of prompts is rounded up to a multiple of it: 6 over 4
+                become 8, of which two stay idle.
         """
         at_once = section["prompts_at_once"] or prompts_per_step
         return cls(
@@ -151,7 +151,7 @@ class EngineConfig:
         return self.chunk * (self.page_chunks or -(-slots // self.chunk))
 
 
-MOVES = 32  # pages of a part that change their place between two chunks
+MOVES = 32  # pages of a part that can move between two chunks
 LARGE = 10_000_000  # weights; a smaller student keeps its rows, because another program costs more than it saves
 
 
@@ -160,8 +160,8 @@ class Rows(NamedTuple):
 
     Attributes:
         token: the last token, which the next step feeds.
-        t: how many tokens have been sampled.
-        limit: at how many the row ends.
+        t: number of tokens sampled so far.
+        limit: number of tokens at which the row ends.
         base: position of the prompt's last token.
         done: the row has ended, or is idle.
         key: the rollout's random stream, [B, 2] uint32.
@@ -183,7 +183,7 @@ def prefill(
 
     Args:
         dtype: compute dtype; no other setting of the sampler is an argument, so all rules share one program.
-        len_N: how many tokens of each prompt are cached: all but its last, which the first decode step feeds.
+        len_N: number of cached tokens of each prompt: all but its last, which the first decode step feeds.
         at_N: an index beyond the last slot marks an idle place.
     """
     N, T = tokens_NT.shape
@@ -203,16 +203,16 @@ def decode(cfg: ModelConfig, ecfg: EngineConfig, weights: DecodeWeights, prompts
         prompts, pages, stages: the cache; see `pages.Cache`.
 
     Returns:
-        (stages, tokens_CB, logp_CB, drawn_logp_CB, t_B, done_B); of a row's column the first t_B - rows.t entries
-        count. The two log-probs are those of `rules.Drawn`.
+        (stages, tokens_CB, logp_CB, drawn_logp_CB, t_B, done_B). Of a row's column only the first t_B - rows.t entries
+        are valid. The two log-probs are those of `rules.Drawn`.
     """
     C, B = ecfg.chunk, rows.token.shape[0]
     stop_ids = jnp.asarray(ecfg.stop_ids, jnp.int32)
     keys_B = jax.random.wrap_key_data(rows.key)
-    weights = ready(weights, ecfg.dtype, only_vectors=True)  # small, and many: gathered once, copy or not
+    weights = ready(weights, ecfg.dtype, only_vectors=True)  # small and many: gathered once, with or without a copy
 
-    # Where rows are split, whether all have ended would be a sum between chips before every token. So a chunk runs to
-    # the last limit there, a few tokens too far where all rows stop: once, at the very end.
+    # If rows are split over chips, checking whether all have ended needs a sum between chips before every token. So a
+    # chunk then runs to the last limit, at the cost of a few extra tokens in the last chunk.
     mesh = active_mesh()
     split = mesh is not None and mesh.shape[dict(RULES.axis)["B"]] > 1
     most = jnp.minimum(C, jnp.max(jnp.where(rows.done, 0, rows.limit - rows.t)))
@@ -277,12 +277,12 @@ def sample_groups(
     """Yield the group of each prompt as soon as its last rollout has ended.
 
     Args:
-        params: stacked parameters, the learner's own.
+        params: stacked parameters, the learner's.
         prompts: any number; ``ecfg.rows`` rollouts decode side by side.
-        prompt_tokens: the chat template's tokens of each prompt, at least 1 and at most ``ecfg.prompt_len``.
-        seed, step: with a prompt's id and the rollout's index these fix the random stream.
-        limits: [len(prompts)][G], at how many tokens each rollout ends at the latest; None is ``max_tokens`` for all.
-        check: called between two chunks, while nothing runs on the device; what it raises ends the sampling.
+        prompt_tokens: tokens of each prompt after the chat template, at least 1 and at most ``ecfg.prompt_len``.
+        seed, step: together with prompt id and rollout index they fix the random stream.
+        limits: [len(prompts)][G], the maximum number of tokens of each rollout; None is ``max_tokens`` for all.
+        check: called between two chunks, while the device is idle; it can stop the sampling by raising.
     """
     rollouts: list[dict[int, Rollout]] = [{} for _ in prompts]
     ended = sample_rollouts(cfg, ecfg, params, tokenizer, prompts, prompt_tokens, seed=seed, step=step, limits=limits,
@@ -309,9 +309,9 @@ def sample_rollouts(
     """Yield (index of the prompt, index of the rollout, rollout) as soon as a rollout has ended.
 
     Args:
-        limits: as of `sample_groups`; a rollout of limit 0 is not sampled. The others are what they are without it.
-        between: called between two chunks with the number of tokens of the first, while no program runs: it may call a
-            collective. If it raises, the rollouts that have ended are yielded before.
+        limits: see `sample_groups`; a rollout of limit 0 is not sampled, which does not change the others.
+        between: called between two chunks with the number of tokens of the first, while no program runs, so that it can
+            call a collective. If it raises, the rollouts that have ended are yielded first.
     """
     if not prompts:
         return
@@ -326,13 +326,13 @@ def sample_rollouts(
     ended: list[Job] = []
     while engine.slots.unfinished:
         pending = engine.dispatch()
-        if ended and jax.process_count() > 1:  # the caller may start a collective, which must not overlap the chunk
+        if ended and jax.process_count() > 1:  # the caller can start a collective, which must not overlap the chunk
             jax.block_until_ready(pending)
-        yield from made(ended)  # the device samples meanwhile
+        yield from made(ended)  # while the device samples
         ended, tokens = engine.collect(pending, tokenizer)
         try:
             between(tokens)
-        except Exception:  # a request to stop: what has ended is not lost
+        except Exception:  # a request to stop: ended rollouts are not lost
             yield from made(ended)
             raise
     yield from made(ended)
@@ -357,7 +357,7 @@ def layout(ecfg: EngineConfig) -> Layout:
         )
     prompts = ecfg.prompts // parts
     batch = max(1, prompts // 2)
-    groups = 1 if ecfg.rollouts == 1 else 3  # new groups enter while others' last rollouts decode
+    groups = 1 if ecfg.rollouts == 1 else 3  # new groups start while the last rollouts of others decode
     rows = -(-ecfg.rows // parts) or prompts * ecfg.rollouts
     slots = 2 if rows < ecfg.rollouts else groups * prompts + batch
     if ecfg.most_prompts:
@@ -380,19 +380,19 @@ def empty_cache(cfg: ModelConfig, ecfg: EngineConfig, sizes: Layout, *, pages: i
 
 
 def most_pages(ecfg: EngineConfig, rows: int) -> int:
-    """The pages of a part's pool if all its rows reach ``max_tokens``, or the share of them that ``pool`` allows."""
+    """The pages of a part's pool if all its rows reach ``max_tokens``, or the share of those that ``pool`` allows."""
     depth = (ecfg.max_tokens - 1) // ecfg.page
     return pool_size(max(depth, math.ceil(rows * depth * ecfg.pool)), rows) if depth else 1
 
 
 class _Engine:
-    """Cache and scheduler state of one call; `dispatch` starts a chunk, `collect` waits for it."""
+    """Cache and scheduler state of one call: `dispatch` starts a chunk, `collect` waits for it."""
 
     def __init__(self, cfg, ecfg: EngineConfig, params, prompt_tokens, keys, limits):
         self.cfg, self.ecfg, self.params, self.prompt_tokens = cfg, ecfg, params, prompt_tokens
         kernel = paging.uses_kernel(ecfg.attention, cfg, ecfg.page)
         self.compacts = paging.reads_blocks() and not kernel
-        self.reserve = ecfg.reserve or kernel or self.compacts  # where only what is used is read, one size is enough
+        self.reserve = ecfg.reserve or kernel or self.compacts  # if only used pages are read, one size is enough
         self.large = sum(x.size for x in jax.tree.leaves(params["layers"])) >= LARGE
         self.weights = decode_weights(params, cfg.num_layers, ecfg.dtype, copy=ecfg.copy_weights)
         G, n = ecfg.rollouts, len(prompt_tokens)
@@ -412,7 +412,7 @@ class _Engine:
             most_pages=most_pages(ecfg, rows) if ecfg.pool < 1 else 0,
         )
         self.last_tokens = [int(t[-1]) for t in prompt_tokens]
-        # At least one page: there is no second program for a pool without pages, with other rounding.
+        # At least one page: a pool without pages would be a second program, with different rounding.
         pages = most_pages(ecfg, self.slots.rows) if self.reserve else 1
         self.slots.grow(pages)
         self.cache = empty_cache(cfg, ecfg, whole._replace(rows=self.slots.rows), pages=pages)
@@ -437,7 +437,7 @@ class _Engine:
         return rest
 
     def collect(self, pending, tokenizer) -> tuple[list[Job], int]:
-        """(the rollouts that have ended in the chunk, how many tokens it has sampled)."""
+        """(the rollouts that ended in the chunk, the number of tokens that it sampled)."""
         tokens_CB, logp_CB, drawn_logp_CB, t_B, done_B = fetch(*pending)
         sampled = int((t_B - self.slots.t).sum())
         ended = self.slots.absorb(tokens_CB, logp_CB, drawn_logp_CB, t_B, done_B)
@@ -456,7 +456,7 @@ class _Engine:
                 tokens_NT[number, row, :n] = self.prompt_tokens[index][:n]
                 len_N[number, row], at_N[number, row] = n, slot
         arrays = _place((tokens_NT.reshape(-1, tokens_NT.shape[-1]), "BT"), (len_N.ravel(), "B"), (at_N.ravel(), "B"))
-        with tracing.span("prefill"):  # the device is idle: the last chunk is in, the next one has not begun
+        with tracing.span("prefill"):  # the device is idle: the last chunk is done, and the next one has not started
             prompts = prefill(self.cfg, self.ecfg.dtype, self.params, self.cache.prompts, *arrays)
             jax.block_until_ready(prompts)
         self.cache = self.cache._replace(prompts=prompts)
@@ -469,7 +469,7 @@ class _Engine:
         self.cache = self.cache._replace(pages=paging.commit(self.cache.pages, self.cache.stages, at_B))
 
     def _shrink(self, rows: int) -> None:
-        full = most_pages(dataclasses.replace(self.ecfg, pool=1.0), rows)  # fewer rows need no more than this
+        full = most_pages(dataclasses.replace(self.ecfg, pool=1.0), rows)  # fewer rows need at most this many
         kept = self.slots.shrink(rows, min(full, self.slots.pages) if self.reserve else 0)
         at_B, at_M = _place(*((x, "B") for x in kept))
         pages, stages = paging.keep(self.cache.pages, at_M), paging.keep(self.cache.stages, at_B)
@@ -482,6 +482,6 @@ def _place(*arrays):
         return [jnp.asarray(x) for x, _ in arrays]
     mesh = jax.sharding.get_mesh()
     shardings = [jax.NamedSharding(mesh, RULES.spec(dims)) for _, dims in arrays]
-    if shardings[0].is_fully_addressable:  # one call: each costs as much as a small model's step
+    if shardings[0].is_fully_addressable:  # one call, because each takes as long as a small model's step
         return jax.device_put([x for x, _ in arrays], shardings)
     return [place(x, s) for (x, _), s in zip(arrays, shardings, strict=True)]

@@ -1,11 +1,11 @@
-"""Rollouts by a server: vLLM, SGLang or another engine that speaks OpenAI's completions with token ids and log-probs.
+"""Rollouts by a server: vLLM, SGLang or another engine with OpenAI's completions API, token ids and log-probs.
 
     check     once, before weights are loaded: the server answers, with token ids and log-probs
-    load      the server takes over weights from a directory that it can read
-    groups    G answers to each prompt; all prompts are in flight, and each comes back as it is finished
+    load      the server loads weights from a directory that it can read
+    groups    G answers to each prompt; all prompts are in flight, and each is yielded when it is finished
 
-A prompt travels as token ids, and an answer comes back as token ids (`server_reply`): the text of neither is ever
-tokenized again. ``load`` is one of
+Prompts are sent as token ids, and answers are received as token ids (`server_reply`): no text is ever tokenized again.
+``load`` is one of
 
     vllm       POST /collective_rpc {"method": "reload_weights", "kwargs": {"weights_path": DIR}}, then
                POST /reset_prefix_cache: both need VLLM_SERVER_DEV_MODE=1 (docs.vllm.ai, "Layerwise (Re)loading",
@@ -13,12 +13,12 @@ tokenized again. ``load`` is one of
     sglang     POST /update_weights_from_disk {"model_path": DIR}, which flushes the cache ("SGLang for RL Systems",
                docs.sglang.io, September 2026)
     vllm_lora  POST /v1/load_lora_adapter {"lora_name", "lora_path"} with a new name for each version, then
-               /v1/unload_lora_adapter of the one before (vllm serve --enable-lora, VLLM_ALLOW_RUNTIME_LORA_UPDATING=1).
-               A name that is used again can find stale blocks in the prefix cache (vllm-project/vllm#42125), or be read
-               from disk at each step (NovaSky-AI/SkyRL#1606)
+               /v1/unload_lora_adapter for the last one (vllm serve --enable-lora, VLLM_ALLOW_RUNTIME_LORA_UPDATING=1).
+               A reused name can find stale blocks in the prefix cache (vllm-project/vllm#42125), or be read from disk
+               at each step (NovaSky-AI/SkyRL#1606)
 
-Every failure is repeated or ends the run; none becomes an answer. While the server cannot be reached the run waits, and
-because it may come back with other weights, it is told to load them before anything else is asked.
+Every failure is retried or ends the run; none becomes an answer. While the server is unreachable the run waits. Since
+it may come back with other weights, it must load the current ones before any other request is sent.
 """
 
 from __future__ import annotations
@@ -58,17 +58,17 @@ T = TypeVar("T")
 
 OWN, OPENAI = "own", "openai"
 SYNCS = ("vllm", "sglang", "vllm_lora", "none")
-POLL_S = 0.2  # between two looks at the user while the server works
-_AWAY = ("connection", "unavailable")  # causes of failures that look like a server that is not there
+POLL_S = 0.2  # between two checks for a stop signal while the server works
+_AWAY = ("connection", "unavailable")  # causes of failures that suggest an unreachable server
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 30.0
-_CHECK_S = 60.0  # of the first call, whose answer is two tokens
+_CHECK_S = 60.0  # timeout of the first call, whose answer has two tokens
 _REPORT_EVERY_S = 15.0
-_SEEDS = 2**31 - 2**16  # servers add the index of the answer, and some take 31 bits
+_SEEDS = 2**31 - 2**16  # servers add the index of the answer, and some accept only 31 bits
 
 
 @dataclasses.dataclass(frozen=True)
 class ServerConfig:
-    """``cfg.sampling.server``; the comments of `configs.default` say what each field means."""
+    """``cfg.sampling.server``; `configs.default` explains each field."""
 
     base_url: str
     model: str
@@ -96,17 +96,17 @@ class ServerConfig:
             )
         if self.sync == "none" and self.sync_every:
             raise UserError(
-                "sampling.server.sync='none' would sample from the same old weights in every step; name how the server "
-                "gets new ones, or set sampling.server.sync_every=0 if that is what you mean"
+                "sampling.server.sync='none' would sample from the initial weights in every step; name how the server "
+                "gets new ones, or set sampling.server.sync_every=0 if that is intended"
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the answers of a call have in common.
+    """Settings for all answers of a call.
 
     Attributes:
-        n: answers to a prompt. max_tokens: of an answer, stop token included.
+        n: answers per prompt. max_tokens: of an answer, including the stop token.
         stop_ids, stop: tokens and texts that end an answer.
         vocab: token ids are below it.
     """
@@ -120,27 +120,27 @@ class Settings:
 
 
 def check_rule(rule: SamplingRule) -> None:
-    """Raises UserError for a rule that leaves tokens out.
+    """Raises UserError if the rule leaves tokens out.
 
-    The update needs log-probs of the whole distribution at the sampling temperature. A server returns them either
+    The update needs log-probs of the full distribution at the sampling temperature. A server returns them either
     before temperature, top-k and top-p (vLLM's raw_logprobs) or after all three (processed_logprobs).
     """
     if rule.truncates:
         raise UserError(
             f"sampling.top_k={rule.top_k} and top_p={rule.top_p:g} with sampling.engine='openai': a server's log-probs "
-            "are then not those of the whole distribution, which the update needs; expected top_k=0 and top_p=1.0"
+            "then do not belong to the full distribution, which the update needs; expected top_k=0 and top_p=1.0"
         )
 
 
 class RolloutServer:
-    """A client of one rollout server. Its calls block; they may come from one thread only.
+    """A client of one rollout server. Its calls block, and must come from a single thread.
 
     Args:
         how: addresses and limits.
-        sleep: waits between tries.
+        sleep: waits between attempts.
 
     Raises:
-        ConfigurationError: an address with secrets in it, or a variable without a key.
+        ConfigurationError: the address contains secrets, or the variable has no key.
     """
 
     def __init__(self, how: ServerConfig, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep):
@@ -154,7 +154,7 @@ class RolloutServer:
         self._loop: TeacherLoop | None = None
         self._slots: asyncio.Semaphore | None = None
         self._one_loads: asyncio.Lock | None = None
-        self._run = secrets.token_hex(3)  # part of adapters' names: they are this process's own
+        self._run = secrets.token_hex(3)  # part of adapter names, which are unique to this process
         self._adapter = ""
         self._loaded: tuple[str, int] | None = None  # directory and version
         self._may_have_restarted = False
@@ -164,10 +164,10 @@ class RolloutServer:
     # --- what a run calls
 
     def check(self, prompt: Sequence[int], vocab: int) -> None:
-        """Two tokens after a prompt: the address, the key, the model, token ids and log-probs.
+        """Request two tokens after a prompt, to check address, key, model, token ids and log-probs.
 
         Raises:
-            ConfigurationError: one of them does not work, or the server cannot be reached now.
+            ConfigurationError: one of these fails, or the server is unreachable.
         """
         rule = SamplingRule()
         want = Settings(n=1, max_tokens=2, rule=rule, stop_ids=(), stop=(), vocab=vocab)
@@ -188,19 +188,19 @@ class RolloutServer:
             raise ConfigurationError(f"sampling.server: {error}; start the server first", cause=error.cause) from None
 
     def load(self, directory: str, version: int) -> None:
-        """Make the server sample from the weights in ``directory``; nothing may be in flight (`settle`).
+        """Make the server sample from the weights in ``directory``; no request must be in flight (`settle`).
 
         Args:
-            version: updates that they have seen.
+            version: number of updates applied to them.
 
         Raises:
-            ConfigurationError: the server refuses, or cannot be reached for ``wait_s``.
+            ConfigurationError: the server refuses, or is unreachable for ``wait_s``.
         """
         self._loaded, self._may_have_restarted = (directory, version), True
         self._submit(self._persist(self._reload)).result()
 
     def settle(self, check: Callable[[], None]) -> None:
-        """Wait until no answer is being generated; ``check`` is called meanwhile and ends the wait by raising."""
+        """Wait until no answer is being generated; ``check`` is called meanwhile, and can end the wait by raising."""
         while self._flying and concurrent.futures.wait(self._flying, POLL_S).not_done:
             check()
         self._flying.clear()
@@ -215,14 +215,14 @@ class RolloutServer:
         step: int,
         check: Callable[[], None],
     ) -> Iterator[tuple[int, list[Answer]]]:
-        """Yield (index of the prompt, its answers) as they are finished. All prompts are asked at once.
+        """Yield (index of the prompt, its answers) as they are finished. All prompts are sent at once.
 
         Args:
-            prompts: token ids. ids: of the prompts, which together with seed and step seed the random numbers.
-            check: called every `POLL_S` while the server works; what it raises ends the sampling.
+            prompts: token ids. ids: of the prompts; with seed and step they seed the random numbers.
+            check: called every `POLL_S` while the server works; it can stop the sampling by raising.
 
         Raises:
-            ConfigurationError: see `server_reply.read_answers`; a request that the server refuses; an outage.
+            ConfigurationError: see `server_reply.read_answers`; or the server refuses a request, or is unreachable.
         """
         names = distinct(ids)
         asked = {
@@ -243,7 +243,7 @@ class RolloutServer:
             self._flying -= asked.keys()
 
     def close(self) -> None:
-        """Cancel what is in flight, close connections. Idempotent."""
+        """Cancel requests in flight and close connections. Idempotent."""
         if self._loop is not None:
             self._loop.close()
             self._loop = None
@@ -281,8 +281,8 @@ class RolloutServer:
         return read_answers(reply, expected, self.shown)
 
     def _body(self, prompt: Sequence[int], want: Settings, *, n: int, seed: int) -> dict[str, Any]:
-        """A completion request. Nothing is left to the server's own defaults (vLLM takes those of
-        generation_config.json, SGLang too), and ``top_k=-1`` is what all servers read as all tokens."""
+        """A completion request. It sets every parameter, so that none is left to server defaults (vLLM and SGLang take
+        those of generation_config.json). All servers read ``top_k=-1`` as all tokens."""
         body = {
             "model": self._adapter or self._model,
             "prompt": list(prompt),
@@ -305,10 +305,10 @@ class RolloutServer:
         return body | ({"stop": list(want.stop)} if want.stop else {})
 
     async def _persist(self, send: Callable[[], Awaitable[T]]) -> T:
-        """What ``send`` returns, after as many tries as the config allows.
+        """The result of ``send``, with as many attempts as the config allows.
 
         Raises:
-            ConfigurationError: the last try's failure. OutageError: the server could not be reached for ``wait_s``.
+            ConfigurationError: the failure of the last attempt. OutageError: the server is unreachable for ``wait_s``.
         """
         how, failed, since = self._how, 0, None
         while True:
@@ -324,7 +324,7 @@ class RolloutServer:
                     since = now if since is None else since
                     if now - since >= how.wait_s:
                         raise OutageError(
-                            f"the rollout server {self.shown} could not be reached for {clock(now - since)} "
+                            f"the rollout server {self.shown} has been unreachable for {clock(now - since)} "
                             f"(sampling.server.wait_s={how.wait_s:g}). The last error: {error}. Nothing is lost: the "
                             "same command continues when the server is back"
                         ) from None
@@ -334,13 +334,13 @@ class RolloutServer:
                         cause=error.cause,
                     ) from None
                 if self._said():
-                    log.warning("rollout server: %s; trying again", error)
-                tracing.moved()  # it waits on purpose
+                    log.warning("rollout server: %s; retrying", error)
+                tracing.moved()  # waiting is expected
                 wait_s = min(_FIRST_WAIT_S * 2 ** min(failed - 1, 10), _LONGEST_WAIT_S) * random.uniform(0.5, 1.0)
                 await self._sleep(min(error.retry_after or wait_s, 2 * _LONGEST_WAIT_S))
 
     async def _reload(self) -> None:
-        """Load the weights that the server should have, if it may have others."""
+        """Reload the current weights if the server might have others."""
         if self._one_loads is None:
             self._one_loads = asyncio.Lock()
         async with self._one_loads:
@@ -364,7 +364,7 @@ class RolloutServer:
                 await self._post(f"{self._base}/load_lora_adapter", adapter, timeout_s, is_json=False)
             before, self._adapter = self._adapter, name
             if before and before != name:
-                with contextlib.suppress(TeacherError):  # a server that has restarted does not know it
+                with contextlib.suppress(TeacherError):  # a restarted server does not know it
                     await self._post(f"{self._base}/unload_lora_adapter", {"lora_name": before}, timeout_s,
                                      is_json=False)  # fmt: skip
         else:
@@ -373,7 +373,7 @@ class RolloutServer:
             await self._post(f"{self._root}/reset_prefix_cache", {}, timeout_s, is_json=False)
 
     async def _find_model(self) -> None:
-        """The name of the model to ask for, which the server must list."""
+        """Determine the model name for requests, which the server must list."""
         reply = await self._get(f"{self._base}/models")
         rows = reply.get("data") if isinstance(reply, Mapping) else None
         names = [str(r["id"]) for r in rows if isinstance(r, Mapping) and "id" in r] if isinstance(rows, list) else []
@@ -396,10 +396,10 @@ class RolloutServer:
         return _json(content, self.shown) if is_json else None
 
     async def _exchange(self, method: str, url: str, body: Mapping[str, Any] | None, timeout_s: float) -> bytes:
-        """The body of an answer.
+        """The body of a response.
 
         Raises:
-            ConfigurationError: what will not get better by itself. TransientError: what may.
+            ConfigurationError: for permanent failures. TransientError: for temporary ones.
         """
         client = _sdk_client()
         library = importlib.import_module(client.__module__.partition(".")[0])
@@ -423,7 +423,7 @@ class RolloutServer:
             raise TransientError(said, cause="timeout") from None
         except library.HTTPError as error:
             raise unreachable(error, "sampling.server", self.shown) from None
-        except MalformedError as error:  # of the bounded client, like a redirect
+        except MalformedError as error:  # raised by the bounded client, for example on a redirect
             raise ConfigurationError(redact(str(error), self._key)) from None
 
     def _path(self, url: str) -> str:
@@ -444,7 +444,7 @@ class RolloutServer:
             return TransientError(f"{self.shown} has lost the adapter {model}", cause="unavailable")
         if failure.status in (401, 403):
             return ConfigurationError(
-                f"the rollout server {self.shown} refuses the key: {said}; name the environment variable that has it "
+                f"the rollout server {self.shown} rejects the key: {said}; name the environment variable that has it "
                 "with sampling.server.api_key_env",
                 cause="unauthorized",
             )
@@ -462,23 +462,23 @@ _ENABLED = {
     "vllm": "start vLLM with VLLM_SERVER_DEV_MODE=1 in its environment",
     "sglang": "expected SGLang, or another value of sampling.server.sync",
     "vllm_lora": "start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1",
-    "none": "use a server that has it",
+    "none": "use a server that supports it",
 }
 
 
 def _sdk_client() -> type:
-    """The ``AsyncClient`` of the HTTP library that the openai SDK brings along: httpx, or a later one like it."""
+    """The ``AsyncClient`` of the openai SDK's HTTP library: httpx, or a later one like it."""
     import openai
 
     return next(c for c in openai.DefaultAsyncHttpxClient.__mro__ if c.__name__ == "AsyncClient")
 
 
 class _AlreadyThere(ConfigurationError):
-    """The adapter is loaded."""
+    """The adapter is already loaded."""
 
 
 def _key(variable: str) -> str:
-    """The server's key; "" if the config names no variable. No key of another service is ever sent."""
+    """The server's key; "" if the config names no variable. Keys of other services are never sent."""
     if not variable:
         return ""
     if key := read_key(variable, "sampling.server.api_key_env"):

@@ -1,20 +1,20 @@
-"""A Pallas kernel for TPUs: the partial softmax of each row over the pages of its own table, and over no others.
+"""A Pallas kernel for TPUs: the partial softmax of each row, over only the pages in its own table.
 
-Pages stay in the chip's memory (HBM). The kernel copies the pages of a row to the fast memory of the core (VMEM), a
-block of several at a time and one block ahead of the arithmetic, also from one row to the next:
+Pages stay in the chip's memory (HBM). The kernel copies the pages of a row to the core's fast memory (VMEM), a block of
+several pages at a time and one block ahead of the arithmetic, also from one row to the next:
 
     copy      row 0: pages 7 2 9 4 | row 0: page 1, stage | row 2: pages 5 0 8 3 | ...        row 1 has ended
     compute                          row 0: pages 7 2 9 4 | row 0: page 1, stage | ...
 
-So a token reads what its row sees, rounded up to pages, and nothing else: no free page, no row that has ended, and in
-a layer with a window no page before it. Blocks are added in the order of the sequence, so no bit of a row depends on
-where its pages are or on other rows.
+So each token reads only what its row sees, rounded up to pages: no free page, no row that has ended, and in a layer
+with a window no page before it. Blocks are added in the order of the sequence, so no bit of a row depends on the
+places of its pages or on other rows.
 
-JAX has two such kernels (`jax.experimental.pallas.ops.tpu`). This one differs in what the sampler needs: it returns
-maximum and sum, so that the prompt of G rollouts is read once for all of them and added later; pages of an int8 cache
+JAX has two such kernels (`jax.experimental.pallas.ops.tpu`). This one has what the sampler needs: it returns
+maximum and sum, so that the prompt is read once for all its G rollouts and added later; pages of an int8 cache
 have their scales; windows can differ for each query; float32 stays float32.
 
-On a CPU the same program runs interpreted, which is how it is tested.
+On a CPU the same program runs interpreted, which the tests use.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from jax.experimental.pallas import tpu as pltpu
 
 from ropd_jax.sampling.kv import KV, NOTHING, Pages
 
-POSITIONS = 512  # of a block
+POSITIONS = 512  # positions in a block
 LANES = 128
 
 
 class Reads(NamedTuple):
-    """Which pages each row reads, all int32.
+    """The pages that each row reads, all int32.
 
     Attributes:
-        table_RD: its pages in order; what is beyond ``length_R`` can be any number.
-        length_R: positions of a row, counted from slot 0 of its first page; 0 reads nothing.
+        table_RD: its pages in order; entries beyond ``length_R`` are arbitrary.
+        length_R: number of positions of a row, counted from slot 0 of its first page; 0 reads nothing.
         low_RX: the first position that each query sees; None is 0 for all.
     """
 
@@ -50,14 +50,14 @@ class Reads(NamedTuple):
 def page_sums(
     q_RKXH: jax.Array, pages: Pages, stage: KV | None, reads: Reads, *, scale: float, softcap: float, interpret: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(m_RKX, l_RKX, o_RKXH) in float32, as of `pages.partial_softmax`: a row without positions has `NOTHING`, 0, 0.
+    """(m_RKX, l_RKX, o_RKXH) in float32, as in `pages.partial_softmax`: a row without positions has `NOTHING`, 0, 0.
 
     Args:
         q_RKXH: X queries of each key/value head.
         pages: k and v [M, K, S, H].
-        stage: k and v [R, K, S, H]: the last page of each row; None: it is in ``pages`` like the others.
-        scale: factor of the scores. softcap: 0 is none.
-        interpret: without a TPU.
+        stage: k and v [R, K, S, H]: the last page of each row; None if it is in ``pages`` like the others.
+        scale: factor of the scores. softcap: 0 for none.
+        interpret: run without a TPU.
     """
     R, K, X, H = q_RKXH.shape
     S = pages.k.x.shape[2]
@@ -75,12 +75,12 @@ def page_sums(
         arrays.append(jnp.broadcast_to(low_RXH, (R, X + pad, LANES)))
         specs.append(pl.BlockSpec((None, X + pad, LANES), lambda r, *_: (r, 0, 0)))
     rows_R = jnp.arange(R, dtype=jnp.int32)
-    # the first row at or after each one that reads anything
+    # for each row, the first row from it on that reads anything
     next_R = jax.lax.cummin(jnp.where(begin_R < end_R, rows_R, R), reverse=True)
     scalars = (reads.table_RD.reshape(-1), reads.length_R, begin_R, end_R, jnp.append(next_R, jnp.int32(R)))
 
     sources = jax.tree.leaves((pages, stage))
-    each = len(jax.tree.leaves(pages))  # k, v and, of int8, their scales
+    each = len(jax.tree.leaves(pages))  # k, v and, for int8, their scales
     buffers = [pltpu.VMEM((2, in_block, *x.shape[1:]), x.dtype) for x in sources[:each]]
     body = functools.partial(
         _kernel, S=S, depth=reads.table_RD.shape[1], in_block=in_block, each=each, staged=stage is not None,
@@ -111,7 +111,7 @@ def _kernel(
     table_ref, length_ref, begin_ref, end_ref, next_ref, q_ref, *refs, S: int, depth: int, in_block: int, each: int,
     staged: bool, windowed: bool, scale: float, softcap: float,
 ):  # fmt: skip
-    """One row. ``refs``: low positions, sources, stages, outputs, buffers, semaphores, the index of the buffer now."""
+    """One row. ``refs``: low positions, sources, stages, outputs, buffers, semaphores, the current buffer."""
     low_ref, refs = (refs[0], refs[1:]) if windowed else (None, refs)
     sources, refs = refs[:each], refs[each:]
     stages, refs = (refs[:each], refs[each:]) if staged else ((), refs)
@@ -122,7 +122,7 @@ def _kernel(
     K, X, H = q_ref.shape
 
     def copies(row, block, to, do) -> None:
-        """Start or await the copies of a block's pages."""
+        """Start or await the copies of the pages in a block."""
         for j in range(in_block):
             d = begin_ref[row] + block * in_block + j
             end = end_ref[row]
@@ -148,7 +148,7 @@ def _kernel(
 
     @pl.when(r == 0)
     def _():
-        for buffer in buffers[each // 2 :]:  # what no copy has filled yet is multiplied by 0, so it must be finite
+        for buffer in buffers[each // 2 :]:  # unfilled parts are multiplied by 0, so they must be finite
             buffer[...] = jnp.zeros_like(buffer)
         now_ref[0] = 0
         first = next_ref[0]

@@ -1,4 +1,4 @@
-"""What the sampler's cache is made of; how it is used: `sampling.pages`."""
+"""Building blocks of the sampler's cache; `sampling.pages` uses them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NOTHING = -1e30  # finite: the maximum of no scores
 
 
 class Stored(NamedTuple):
-    """Keys or values in the cache's dtype; int8 carries a float32 scale for each head and slot, else None."""
+    """Keys or values in the cache's dtype; int8 has a float32 scale for each head and slot, else None."""
 
     x: jax.Array
     scale: jax.Array | None

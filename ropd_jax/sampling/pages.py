@@ -1,11 +1,11 @@
-"""The sampler's key/value cache, in pages, so that the attention of a row costs what its own length costs.
+"""The sampler's key/value cache, in pages, so that the cost of a row's attention depends on its own length.
 
 1. The keys and values of a prompt are stored once, in a *prompt slot*. The queries of all its G rollouts read them
    together.
 2. A row writes its newest keys and values into its *stage*, which holds one page.
-3. A full stage becomes a page of the pool (`commit`). A page knows its row and the position of its first slot in that
-   row. Where the pages of a row begin follows from its own tokens, not from when the row was admitted, so its bits do
-   not depend on that either.
+3. A full stage becomes a page of the pool (`commit`). Each page has a row and the position of its first slot in that
+   row. The boundaries of a row's pages depend only on its own tokens, not on when the row was admitted, and so do its
+   bits.
 
 Row b, whose prompt has 6 tokens (all but the last are cached), with pages of 4 slots, at position 14:
 
@@ -15,17 +15,17 @@ Row b, whose prompt has 6 tokens (all but the last are cached), with pages of 4 
     table_BD[b] = 7, 2    depth_B[b] = 2    owner_M[7] = owner_M[2] = b    first_M[7] = 5    first_M[2] = 9
     slot_B[b] = 1 (position 14 is in slot 1 of the stage)
 
-Attention runs over whole prompt slots, pages and stages as they are in memory, each with the queries of its owner. That
-gives partial softmaxes (maximum, sum, weighted values). A row then adds up its own, in a way whose bits depend neither
-on the places of its pages nor on the other rows. The pool is as large as all rows together need, not rows times the
-longest. A GPU, or a TPU without the kernel, reads it in blocks, up to the last page that is in use, and pages move down
-into places that are free (`move`), so few free ones are read; prompt slots are read up to the longest prompt.
+Attention runs over whole prompt slots, pages and stages as they are in memory, each with the queries of its owner. This
+gives partial softmaxes (maximum, sum, weighted values). A row then adds up its own; the bits depend neither on the
+places of its pages nor on other rows. The pool is as large as all rows together need, not rows times the longest. A
+GPU, or a TPU without the kernel, reads the pool in blocks, up to the last page in use. Pages are moved down to free
+places (`move`), so that few free ones are read. Prompt slots are read up to the longest prompt.
 
 On a TPU a kernel reads the cache (`attend_paged`, `sampling.kernel`): for each row its own pages, through ``table_BD``.
-The prompt slots then consist of pages too, keys are stored as values are, and a free page costs nothing.
+Then the prompt slots also consist of pages, keys are stored like values, and a free page costs nothing.
 
-On a mesh, rows, prompt slots and pages are split over ``fsdp`` and heads over ``tp``. The pages and the prompt of a row
-are in the part of the row, every index counts within its part, and attention needs no communication.
+On a mesh, rows, prompt slots and pages are split over ``fsdp`` and heads over ``tp``. The pages and prompt of a row are
+in the part of the row, all indices count within the part, and attention needs no communication.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ from ropd_jax.sampling.kv import Stored as Stored
 from ropd_jax.types import UserError
 
 CACHE_DTYPES = ("float32", "bfloat16", "int8")
-BLOCK = 128  # pages that are looked at together, except on CPU
+BLOCK = 128  # pages that are processed together, except on CPU
 PROMPT_BLOCKS = 256, 128  # positions of the prompt slots, likewise: the first that divides them, else all
 ATTENTION = ("auto", "xla", "paged")
-PROMPT_PAGE = 128  # positions of a page of a prompt, where the kernel reads them
+PROMPT_PAGE = 128  # positions of a page of a prompt, if the kernel reads them
 TILE = 32  # rows of a TPU's tile of int8, and a multiple of those of other dtypes
 
 
 class Cache(NamedTuple):
-    """P prompt slots, B rows, M pages; S slots a page, T slots a prompt. One `KV` or `Pages` a layer.
+    """P prompt slots, B rows, M pages; S slots per page, T slots per prompt. One `KV` or `Pages` per layer.
 
     Attributes:
         prompts: k [P, K, H, T], v [P, K, T, H]. As `Pages`: the pages of a slot follow one another, [P * n, K, S', H].
@@ -70,7 +70,7 @@ class Cache(NamedTuple):
 
 
 class View(NamedTuple):
-    """Which slots each row sees: all int32, constant within a chunk. The module docstring has an example.
+    """The slots that each row sees: all int32, constant within a chunk. The module docstring has an example.
 
     Attributes:
         row_PG: the row of each rollout of each prompt slot; any row if the rollout has none.
@@ -78,8 +78,8 @@ class View(NamedTuple):
         prompt_len_P: cached tokens of each prompt (all but its last).
         owner_M: the row of a page; any row if the page is free.
         first_M: the position of slot 0 of a page in the sequence of its row; -1 if the page is free.
-        table_BD: the pages of a row in order; after the last one any page.
-        depth_B: how many pages a row has.
+        table_BD: the pages of a row in order, padded with any page.
+        depth_B: the number of pages of a row.
     """
 
     row_PG: jax.Array
@@ -96,7 +96,7 @@ def make_cache(
     cfg: ModelConfig, *, prompts: int, prompt_len: int, rows: int, pages: int, page: int, dtype: str,
     paged: bool = False,
 ) -> Cache:  # fmt: skip
-    """An empty cache; ``paged``: for the kernel (`uses_kernel`). What is then done with it follows from its type."""
+    """An empty cache; ``paged``: for the kernel (`uses_kernel`). Its type determines how it is used."""
     make = functools.partial(_make_layers, cfg, dtype=dtype)
     stages = make(rows, page, turned=False)
     if not paged:
@@ -107,21 +107,21 @@ def make_cache(
 
 
 def prompt_pages(prompt_len: int) -> tuple[int, int]:
-    """(pages of a prompt slot, slots of each) where the kernel reads them: 16 of 128 for 2,048, one of 64 for 40."""
+    """(pages of a prompt slot, slots of each) for the kernel: 16 of 128 for 2,048, one of 64 for 40."""
     slots = min(PROMPT_PAGE, -(-max(prompt_len, 1) // TILE) * TILE)
     return -(-prompt_len // slots), slots
 
 
 def uses_kernel(name: str, cfg: ModelConfig, page: int) -> bool:
-    """Whether attention goes through the kernel of `sampling.kernel`. Inside ``jax.set_mesh``, if there is a mesh.
+    """Whether attention uses the kernel of `sampling.kernel`. Inside ``jax.set_mesh``, if there is a mesh.
 
     Args:
-        name: one of `ATTENTION`. ``auto`` is the kernel on a TPU if the model's shapes allow it. On a CPU the kernel
+        name: one of `ATTENTION`. ``auto`` uses the kernel on a TPU if the model's shapes allow it. On a CPU the kernel
             runs interpreted, for tests only.
         page: slots of a page.
 
     Raises:
-        UserError: ``paged`` where the kernel cannot run.
+        UserError: ``paged``, but the kernel cannot run.
     """
     where = platform()
     why_not = ""
@@ -169,8 +169,8 @@ def write_stage(stage: KV, k_BKSH: jax.Array, v_BKSH: jax.Array, slot_B: jax.Arr
     """The step's key and value [B, K, 1, H], each row's at its own slot.
 
     Args:
-        by_head: name the heads too. A TPU then keeps the stage in the order that the kernel reads; otherwise it copies
-            all of it, for each layer and token.
+        by_head: also index the heads explicitly. A TPU then keeps the stage in the order that the kernel reads;
+            otherwise it copies all of it, for each layer and token.
     """
     rows_B = jnp.arange(slot_B.shape[0], dtype=jnp.int32)
     heads_1K = jnp.arange(stage.k.x.shape[1], dtype=jnp.int32)[None]
@@ -183,14 +183,14 @@ def write_stage(stage: KV, k_BKSH: jax.Array, v_BKSH: jax.Array, slot_B: jax.Arr
 
 
 def partial_softmax(q_BKQH, k: Stored, v: Stored, seen, *, keys_turned: bool, scale: float, softcap: float):
-    """(m_BKQ, l_BKQ, o_BKQH) in float32: maximum of the scores, sum of exp(score - m), and that sum of values.
+    """(m_BKQ, l_BKQ, o_BKQH) in float32: maximum of the scores, sum of exp(score - m), sum of exp(score - m) v.
 
     Attention over several sets of slots is sum_i e^(m_i - max m) o_i / sum_i e^(m_i - max m) l_i. Scores 1, 3 in one
     set and 2 in another give m = 3, l = 1 + e^-2 and m = 2, l = 1; together l = (1 + e^-2) + e^-1 * 1, which is the sum
     of e^(1-3), e^(3-3) and e^(2-3).
 
     Args:
-        q_BKQH: Q queries a key/value head.
+        q_BKQH: Q queries per key/value head.
         seen: bool, broadcastable to [B, K, Q, S]; None is all.
     """
     keys = "BKHS" if keys_turned else "BKSH"
@@ -242,7 +242,7 @@ def attend(
     Args:
         position_B: of the query in the sequence of its row.
         slot_B: the newest slot of each stage.
-        window: how many positions a query sees, its own included; None is all.
+        window: number of positions that a query sees, including its own; None is all.
     """
     B, N, H = q_BNH.shape
     K = stage.k.x.shape[1]
@@ -252,7 +252,7 @@ def attend(
 
     prompt_m, prompt_l, prompt_o = _over_prompts(part, q_BKQH, prompt, view, position_B, window)
 
-    # stage: both indices count from the start of the stage, so their difference is that of the positions
+    # stage: both indices count from the start of the stage, so their difference is the difference of positions
     slots_1S = jnp.arange(stage.k.x.shape[2], dtype=jnp.int32)[None]
     seen_BS = (slots_1S <= slot_B[:, None]) & _near(window, slot_B[:, None], slots_1S)
     stage_m, stage_l, stage_o = part(q_BKQH, *stage, seen_BS[:, None, None], keys_turned=False)
@@ -266,7 +266,7 @@ def attend(
     sums = (prompt_m, prompt_l, prompt_o), (stage_m, stage_l, stage_o)
     if reads_blocks():
         l_BKQ, o_BKQH = _add_up_blocks(view, *sums, of_pages, pages, q_BNH.dtype)
-    else:  # all of the pool, free pages too, whose sums no row picks
+    else:  # the whole pool, including free pages, whose sums no row picks
         l_BKQ, o_BKQH = _add_up_one_by_one(view, *sums, of_pages(pages, view.owner_M, view.first_M))
     return (o_BKQH / l_BKQ[..., None]).reshape(B, N, H).astype(q_BNH.dtype)
 
@@ -286,15 +286,15 @@ def attend_paged(
     softcap: float,
     interpret: bool,
 ) -> jax.Array:
-    """`attend` through the kernel: two calls, of which each reads the pages that it needs and no others.
+    """`attend` with the kernel: two calls, each of which reads only the pages that it needs.
 
     The row of the module docstring has two partial softmaxes:
 
         prompt     pages of the prompt, read once for the queries of its G rollouts (X = G * Q)
         row        page 7, page 2, the stage, of which slots 0 and 1 are seen
 
-    The stage stays apart from the pool, so that the loop over tokens only reads the pool, and nothing tempts the
-    compiler to copy it. A row that has ended reads nothing of its own and gets any number.
+    The stage stays separate from the pool, so that the loop over tokens only reads the pool and the compiler has no
+    reason to copy it. A row that has ended reads nothing of its own and gets arbitrary values.
     """
     B, N, H = q_BNH.shape
     K, S = stage.k.x.shape[1:3]
@@ -324,19 +324,20 @@ def attend_paged(
 
 
 def reads_blocks() -> bool:
-    """Whether attention reads whole blocks of pages up to the last that is in use (`Slots.compact`), or all."""
+    """Whether attention reads blocks of pages up to the last one in use (`Slots.compact`), or all pages."""
     return platform() != "cpu"
 
 
 def block_of(pages: int) -> int:
-    """How many pages of a pool of this size are read together: 128, or the largest power of two that divides it, or
-    all if that is below 16."""
+    """Number of pages of a pool of this size that are read together: 128, or the largest power of two that divides the
+    size, or all if that is below 16."""
     block = math.gcd(pages, BLOCK)
     return block if block >= 16 else pages
 
 
-# Of a row's prompt, pages and stage, each (m, l, o) of `partial_softmax`, both functions below make (l_BKQ, o_BKQH) of
-# all its slots. The bits depend on the row's own sums alone: not on the places of its pages, not on other rows.
+# From a row's prompt, pages and stage, each (m, l, o) of `partial_softmax`, the two functions below compute
+# (l_BKQ, o_BKQH) of all its slots. The bits depend only on the row's own sums, not on the places of its pages or on
+# other rows.
 
 
 def _add_up_one_by_one(view: View, prompt, stage, pages) -> tuple[jax.Array, jax.Array]:
@@ -360,7 +361,7 @@ def _add_up_one_by_one(view: View, prompt, stage, pages) -> tuple[jax.Array, jax
 
 
 def _add_up_blocks(view: View, prompt, stage, of_pages: Callable, pages: KV, dtype) -> tuple[jax.Array, jax.Array]:
-    """A block of pages at a time, up to the last that is in use, with the matrix of owners: for a TPU or GPU, where
+    """A block of pages at a time, up to the last one in use, with the matrix of owners: for a TPU or GPU, where
     gathers of single pages are slow.
 
     1. ``of_pages`` of each block gives partial softmaxes (X = K * Q).
@@ -398,20 +399,20 @@ def _add_up_blocks(view: View, prompt, stage, of_pages: Callable, pages: KV, dty
 def exact_sums(
     own_BM: jax.Array, w_MX: jax.Array, x_MXJ: jax.Array, top_MX: jax.Array, digits: int, size: int, blocks
 ) -> jax.Array:
-    """Weighted sums_BXJ of the pages of each row, whose bits do not depend on the order in which a product adds.
+    """Weighted sums_BXJ of the pages of each row, whose bits do not depend on the order of additions in a product.
 
     For each row and X the weighted numbers are divided by a power of two that is larger than all of them, and written
-    with ``digits`` digits to the base 256, rounded: whole numbers of at most 256. These are exact in bfloat16, and
-    their sums in float32, up to 65,536 pages. Off by at most 2^(-8 * digits) times the power of two for each page.
+    with ``digits`` digits in base 256, rounded: whole numbers of at most 256. These are exact in bfloat16, and their
+    sums are exact in float32, up to 65,536 pages. The error per page is at most 2^(-8 * digits) times the power of two.
 
     With two digits, 0.75 and -0.3 (power 1) are 192 + 0/256 and -77 + 51/256 over 256: the sums 115 and 51 give
     0.44999.
 
     Args:
-        own_BM: bool, which pages are a row's.
-        w_MX: weights, from 0 to 1; 0 where no row owns the page.
+        own_BM: bool, which pages belong to a row.
+        w_MX: weights, from 0 to 1; 0 if no row owns the page.
         top_MX: the largest |x| of each.
-        size, blocks: so many pages at a time, and how many times; the pages after them are not read.
+        size, blocks: pages per block and number of blocks; pages after them are not read.
     """
     B, J = len(own_BM), x_MXJ.shape[-1]
     power_BX = _power_of_two(jnp.maximum(_of_rows(own_BM, w_MX * top_MX), 1e-30))
@@ -439,7 +440,7 @@ def _block(x: jax.Array, i, size: int) -> jax.Array:
 
 
 def _power_of_two(x: jax.Array) -> jax.Array:
-    """The smallest power of two that is larger than a positive float32: its exponent, and no other bit, doubled."""
+    """The smallest power of two above a positive float32: only its exponent bits, doubled."""
     bits = jax.lax.bitcast_convert_type(x, jnp.int32) & 0x7F800000
     return 2.0 * jax.lax.bitcast_convert_type(bits, jnp.float32)
 
@@ -450,7 +451,7 @@ def _of_rows(own_BM: jax.Array, x_MX: jax.Array) -> jax.Array:
 
 
 def _of_pages(own_BM: jax.Array, x_BX: jax.Array) -> jax.Array:
-    """That of each page's owner, [M, X]; `NOTHING` of a free page. As a maximum, since gathers are slow."""
+    """The value of each page's owner, [M, X]; `NOTHING` for a free page. A maximum, since gathers are slow."""
     return jnp.max(jnp.where(own_BM[:, None], x_BX[..., None], NOTHING), axis=0).T
 
 
@@ -467,7 +468,7 @@ def _over_prompts(part: Callable, q_BKQH: jax.Array, prompt: KV, view: View, pos
     q_PKXH = by_prompt(q_BKQH, view)
     position_PG1 = rows(position_B, view.row_PG.reshape(-1)).reshape(P, G, 1)
 
-    def of_slots(prompt: KV, first, size: int):  # a slot has positions 0 to T - 1: index is position
+    def of_slots(prompt: KV, first, size: int):  # a slot has positions 0 to T - 1: the index is the position
         slots_11T = first + jnp.arange(size, dtype=jnp.int32)[None, None]
         seen_PGT = (slots_11T < view.prompt_len_P[:, None, None]) & _near(window, position_PG1, slots_11T)
         seen_PXT = jnp.repeat(jnp.broadcast_to(seen_PGT, (P, G, size)), Q, axis=1)
@@ -477,7 +478,7 @@ def _over_prompts(part: Callable, q_BKQH: jax.Array, prompt: KV, view: View, pos
     if size == T:
         return tuple(by_row(x, view) for x in of_slots(prompt, 0, T))
 
-    def one(i, sums):  # a block that a row does not see adds 0 to it: no bit depends on how many there are
+    def one(i, sums):  # a block that a row does not see adds 0 to it, so no bit depends on their number
         def cut(axis: int, s: Stored) -> Stored:
             scale = None if s.scale is None else jax.lax.dynamic_slice_in_dim(s.scale, i * size, size, 2)
             return Stored(jax.lax.dynamic_slice_in_dim(s.x, i * size, size, axis), scale)
@@ -495,7 +496,7 @@ def _over_prompts(part: Callable, q_BKQH: jax.Array, prompt: KV, view: View, pos
 
 
 def by_prompt(x_BKQH: jax.Array, view: View) -> jax.Array:
-    """[P, K, G * Q, H]: of all rollouts of each prompt."""
+    """[P, K, G * Q, H]: for all rollouts of each prompt."""
     _, K, Q, H = x_BKQH.shape
     P, G = view.row_PG.shape
     return rows(x_BKQH, view.row_PG.reshape(-1)).reshape(P, G, K, Q, H).swapaxes(1, 2).reshape(P, K, G * Q, H)
@@ -545,7 +546,7 @@ def _as_stored(like: KV | Pages, x: KV) -> KV | Pages:
 
 
 def _in_pages(x: KV, n: int, slots: int) -> Pages:
-    """Prompts [N, K, T, ...] as their pages [N * n, K, slots, ...], the last one filled up with zeros."""
+    """Prompts [N, K, T, ...] as their pages [N * n, K, slots, ...], the last one padded with zeros."""
 
     def cut(x):
         N, K, T, *tail = x.shape
@@ -557,7 +558,7 @@ def _in_pages(x: KV, n: int, slots: int) -> Pages:
 
 @functools.partial(jax.jit, donate_argnums=(0,))
 def commit(pages: list[KV], stages: list[KV], at_B: jax.Array) -> list[KV]:
-    """The pool with the stage of each row stored as page ``at_B``; an index beyond the pool drops it (not full yet)."""
+    """The pool with the stage of each row stored as page ``at_B``; indices beyond the pool drop it (not full yet)."""
 
     def layers(pages, stages, at_B):
         return [_put_at(p, _as_stored(p, s), at_B) for p, s in zip(pages, stages, strict=True)]
@@ -566,7 +567,7 @@ def commit(pages: list[KV], stages: list[KV], at_B: jax.Array) -> list[KV]:
 
 
 def write_prompts(prompts: list[KV], k_LNKTH: jax.Array, v_LNKTH: jax.Array, at_N: jax.Array) -> list[KV]:
-    """The prompt slots with prefilled prompts stored at ``at_N``; an index beyond the last slot drops an idle one."""
+    """The prompt slots with prefilled prompts stored at ``at_N``; indices beyond the last slot drop idle prompts."""
 
     def layers(prompts, k_LNKTH, v_LNKTH, at_N):
         dtype = prompts[0].k.x.dtype
@@ -582,7 +583,7 @@ def write_prompts(prompts: list[KV], k_LNKTH: jax.Array, v_LNKTH: jax.Array, at_
 
 @functools.partial(jax.jit, donate_argnums=(0,))
 def move(pages: list[KV], from_N: jax.Array, to_N: jax.Array) -> list[KV]:
-    """The pool with the pages ``from_N`` at the places ``to_N`` too; a place beyond the pool is no move."""
+    """The pool with the pages ``from_N`` copied to the places ``to_N``; a place beyond the pool means no move."""
 
     def layers(pages, from_N, to_N):
         return [_put_at(p, jax.tree.map(lambda x: rows(x, from_N), p), to_N) for p in pages]
@@ -610,7 +611,7 @@ def _grown(layer: KV, size: int) -> KV:
 
 
 def keep(layers: list[KV], at_N: jax.Array) -> list[KV]:
-    """Only these rows of the stages, or these pages of the pool, in this order; in place in the list, as `grow`."""
+    """Only these rows of the stages, or these pages of the pool, in this order; in place in the list, like `grow`."""
     for i, layer in enumerate(layers):
         layers[i] = _kept(layer, at_N)
     return layers

@@ -10,13 +10,13 @@ from ropd_jax.sampling.slots import Job
 from ropd_jax.text.tokenizer import Tokenizer
 from ropd_jax.types import THINK, FinishReason, Prompt, Rollout, RolloutGroup
 
-_END = 16  # tokens of a prompt that hold its last line
+_END = 16  # tokens of a prompt that contain its last line
 
 
 def likely_stopped(tokenizer: Tokenizer, stop: Sequence[str], chunk: int, job: Job) -> bool:
     """True if the last chunk probably completed a stop text; `make_rollout` decides exactly.
 
-    Only the end of the answer is decoded: the chunk, and enough tokens before it for a stop text that began there.
+    Only the end of the answer is decoded: the chunk, and enough tokens before it for a stop text that started there.
     """
     longest = max(map(len, stop))
     text = tokenizer.decode(job.tokens[-(chunk + 4 * longest + 8) :])
@@ -24,7 +24,7 @@ def likely_stopped(tokenizer: Tokenizer, stop: Sequence[str], chunk: int, job: J
 
 
 def opens_thought(tokenizer: Tokenizer, prompt_T: np.ndarray) -> bool:
-    """Whether a prompt, as the chat template made it, ends in an open ``<think>``."""
+    """Whether a prompt, after the chat template, ends with an open ``<think>``."""
     return tokenizer.decode(prompt_T[-_END:]).rstrip().endswith(THINK)
 
 
@@ -35,7 +35,7 @@ def make_rollout(
 
     With the stop text "###", tokens "4", "2#", "##\\n", "x" become the first three tokens and the text "42": the
     tokens include the one that completed the stop text, because it was sampled; the text ends before it. ``opened`` is
-    of `opens_thought`.
+    the result of `opens_thought`.
     """
     tokens, stopped = job.tokens, job.tokens[-1] in stop_ids
     text = tokenizer.decode(tokens[:-1] if stopped else tokens)
@@ -50,7 +50,7 @@ def make_rollout(
         tokens, text, stopped = tokens[:few], text[: min(ends)], True
     n = len(tokens)
     logp_T, drawn_T = (np.asarray(x[:n], np.float32) for x in (job.logp, job.drawn_logp))
-    same = np.array_equal(logp_T, drawn_T)  # no rule left anything out
+    same = np.array_equal(logp_T, drawn_T)  # the rule left nothing out
     reason: FinishReason = "stop" if stopped else "length"
     return Rollout(np.asarray(tokens, np.int32), logp_T, text, reason, None if same else drawn_T, opened)
 

@@ -43,15 +43,15 @@ class SamplingRule:
 
     @property
     def truncates(self) -> bool:
-        """Whether tokens are left out, so that the policy that draws is not the student's whole distribution."""
+        """Whether tokens are left out, so that the sampling policy is not the student's full distribution."""
         return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1)
 
     def warn_if_truncating(self) -> None:
-        """One line in the log of a run whose rule leaves tokens out."""
+        """Log a warning if the rule leaves tokens out."""
         if self.truncates:
             log.warning(
                 "sampling.top_k=%d and top_p=%g leave tokens out, which the update does not correct: it learns as if "
-                "the answers came from the whole distribution; sample/cut_mass measures it (docs/update.md)",
+                "the answers came from the full distribution; sample/cut_mass measures it (docs/update.md)",
                 self.top_k, self.top_p,
             )  # fmt: skip
 
@@ -64,7 +64,7 @@ class SamplingRule:
 def rollout_keys(seed: int, step: int, prompt_ids: Sequence[str], rollouts: int) -> jax.Array:
     """The random streams of P x G rollouts, flat [P*G].
 
-    Each is a function of (seed, step, prompt id, index of the rollout) and not of its neighbours in the batch. An id
+    Each depends on (seed, step, prompt id, index of the rollout), and not on its neighbours in the batch. An id
     that occurs twice counts as two prompts: ids a, b, a draw as "a", "b" and "a\\0" + "1".
     """
     crc_P = np.array([zlib.crc32(i.encode()) for i in distinct(prompt_ids)], np.uint32)
@@ -72,7 +72,7 @@ def rollout_keys(seed: int, step: int, prompt_ids: Sequence[str], rollouts: int)
 
 
 def distinct(prompt_ids: Sequence[str]) -> list[str]:
-    """The ids, with a number behind those that came before: a, b, a becomes "a", "b", "a\\0" + "1"."""
+    """The ids, with a number appended to repeated ones: a, b, a becomes "a", "b", "a\\0" + "1"."""
     seen: dict[str, int] = {}
     names = []
     for i in prompt_ids:
@@ -90,7 +90,7 @@ def _rollout_keys(seed, step, crc_P, rollouts):
 
 
 def policy_logits(logits_BV: jax.Array, rule: SamplingRule) -> jax.Array:
-    """Logits [B, V], float32, of the policy that samples: after temperature, top-k and top-p (-inf outside).
+    """Logits [B, V], float32, of the sampling policy: after temperature, top-k and top-p (-inf outside).
 
     For temperature 0 these are the model's own logits at temperature 1.
     """
@@ -99,26 +99,26 @@ def policy_logits(logits_BV: jax.Array, rule: SamplingRule) -> jax.Array:
 
 
 def _tempered(logits_BV: jax.Array, rule: SamplingRule) -> jax.Array:
-    """Logits of the whole distribution at the rule's temperature, float32; at 1 for a greedy rule."""
+    """Logits of the full distribution at the rule's temperature, float32; at 1 for a greedy rule."""
     logits_BV = logits_BV.astype(jnp.float32)
     return logits_BV if rule.temperature in (0, 1) else logits_BV / rule.temperature
 
 
-TOP_P_SLACK = 1e-6  # float32 rounding: a set whose probability is lower than top_p by less than this reaches it
-NUCLEUS = 256  # top-p first looks at so many of the most likely tokens; a nearly flat policy needs more
-WIDTH = 32  # of a block of the vocabulary; first only the maximum of each block is looked at
-DRAW_WIDTH = 128  # of a block of the vocabulary that is drawn first, then a token within it
+TOP_P_SLACK = 1e-6  # float32 rounding: a set whose probability is below top_p by less than this counts as reaching it
+NUCLEUS = 256  # top-p first considers this many of the most likely tokens; a nearly flat policy needs more
+WIDTH = 32  # of a block of the vocabulary; first only the maximum of each block is used
+DRAW_WIDTH = 128  # of a block of the vocabulary; a block is drawn first, then a token within it
 
 
 def kept(logits_BV: jax.Array, rule: SamplingRule) -> jax.Array:
-    """Mask [B, V] of the tokens that top-k and top-p admit, always with the most likely one. All ties are kept.
+    """Mask [B, V] of the tokens that top-k and top-p keep, always including the most likely one. All ties are kept.
 
     Probabilities 0.5, 0.25, 0.15, 0.1: top_p = 0.7 keeps two (0.5 is too little, 0.75 reaches it); top_k = 3 and
     top_p = 0.8 keep two as well, because 0.5 / 0.9 + 0.25 / 0.9 = 0.83.
 
-    The lowest admitted logit is found among the largest few (`_largest`), without sorting the vocabulary. If they are
-    too few for a row (a large k, a flat nucleus), it is found by bisection: at most 32 counts over the vocabulary for
-    each rule.
+    The lowest kept logit is found among the largest few (`_largest`), without sorting the vocabulary. If they are too
+    few for a row (a large k, a flat nucleus), it is found by bisection: at most 32 counts over the vocabulary for each
+    rule.
     """
     V = logits_BV.shape[-1]
     k = rule.top_k if 0 < rule.top_k < V else 0
@@ -153,8 +153,8 @@ def _largest(x_BV: jax.Array, k: int) -> jax.Array | None:
     in the other blocks. For k = 50 of 49,152 words, 1,536 maxima and then 1,600 entries are sorted.
     """
     V = x_BV.shape[-1]
-    # If only one column of the k is used, XLA on CPU sorts instead, which takes 5 x as long: hence the barrier. It is
-    # around the values only, because XLA aborts at one around values and indices when it decomposes the top-k.
+    # If only one column of the k is used, XLA on CPU sorts instead, which takes 5 x as long: hence the barrier. It
+    # covers only the values, because XLA aborts when it decomposes the top-k with a barrier on values and indices.
     whole = jax.lax.optimization_barrier
     if V <= 2048:
         return whole(jax.lax.top_k(x_BV, k)[0])
@@ -178,7 +178,7 @@ def _kept_by_bisection(logits_BV: jax.Array, rule: SamplingRule, k: int) -> jax.
 
 
 def _ordered(x: jax.Array) -> jax.Array:
-    """int32 that compare like the float32: their bits, with those of negative numbers inverted.
+    """int32 values that compare like the float32: their bits, inverted for negative numbers.
 
     -2.0, -1.0, 0.0, 1.0 have bits 0xC0000000, 0xBF800000, 0, 0x3F800000; as int32 the first two compare the wrong way.
     """
@@ -189,7 +189,7 @@ def _ordered(x: jax.Array) -> jax.Array:
 def _floor(ordered_BV: jax.Array, weight_BV: jax.Array, want: jax.Array) -> jax.Array:
     """floor_B1: the largest value such that the weights of all entries at or above it reach ``want``.
 
-    Bisection over the int32 of `_ordered`; a row ends early when at most one entry is between its bounds.
+    Bisection over the int32 of `_ordered`; a row ends early if at most one entry is between its bounds.
     """
 
     def above(at_B1):
@@ -197,7 +197,7 @@ def _floor(ordered_BV: jax.Array, weight_BV: jax.Array, want: jax.Array) -> jax.
         weight_B1 = jnp.sum(jnp.where(in_BV, weight_BV, 0.0), axis=-1, keepdims=True)
         return weight_B1, jnp.sum(in_BV, axis=-1, keepdims=True, dtype=jnp.int32)
 
-    low_B1 = jnp.min(ordered_BV, axis=-1, keepdims=True)  # the weights of all entries reach ``want``
+    low_B1 = jnp.min(ordered_BV, axis=-1, keepdims=True)  # the weights of all entries together reach ``want``
     high_B1 = jnp.max(ordered_BV, axis=-1, keepdims=True) + 1  # no entry is left
     count_B1 = jnp.full_like(low_B1, ordered_BV.shape[-1])
 
@@ -226,10 +226,10 @@ class Drawn(NamedTuple):
 
     Attributes:
         token: int32.
-        logp: float32, its log-prob under the whole distribution at the sampling temperature (1 if greedy). This is what
-            the learner computes, whatever the rule leaves out.
+        logp: float32, its log-prob under the full distribution at the sampling temperature (1 if greedy). The learner
+            computes the same, whatever the rule leaves out.
         drawn_logp: float32, under the policy that drew it: ``logp`` minus the log of the probability that top-k and
-            top-p keep. The same as ``logp`` if the rule leaves nothing out.
+            top-p keep. Equal to ``logp`` if the rule leaves nothing out.
     """
 
     token: jax.Array
@@ -248,7 +248,7 @@ def draw(key_B: jax.Array, t_B: jax.Array, logits_BV: jax.Array, rule: SamplingR
 
     Args:
         key_B: the rollouts' keys; token ``t`` of a rollout uses ``fold_in(key, t)``.
-        t_B: int32, how many tokens each rollout has so far.
+        t_B: int32, number of tokens that each rollout has so far.
     """
     mesh, axis = active_mesh(), dict(RULES.axis)["V"]
     split = mesh is not None and mesh.shape[axis] > 1 and not rule.truncates
@@ -285,22 +285,22 @@ def _uniforms(key_B, t_B) -> jax.Array:
 
 
 def _draw_split(key_B, t_B, logits_BV, *, rule: SamplingRule, axis: str, parts: int):
-    """`_draw` without truncation, each device with its part of the vocabulary: the same tokens.
+    """`_draw` without truncation, with each device's part of the vocabulary: draws the same tokens.
 
     1. Each part adds up its blocks. Two parts can share a block: 37,984 words are 296.75 blocks of 128. The blocks of
-       the vocabulary are the same on every mesh, so the numbers that draw mean the same.
+       the vocabulary are the same on every mesh, so the random numbers have the same meaning.
     2. The sums of all blocks are gathered, 1/128 of the logits, and every device draws the block.
-    3. The logits of that block come from the parts that have it, and every device draws the token.
+    3. The logits of that block come from the parts that contain it, and every device draws the token.
 
-    A greedy rule needs the largest logit of each part and its place only.
+    A greedy rule needs only the largest logit of each part and its place.
     """
     B, size = logits_BV.shape
     logits_BV = _tempered(logits_BV, rule)
     first = jax.lax.axis_index(axis) * size
-    max_B1 = jnp.maximum(jnp.max(logits_BV, axis=-1, keepdims=True), -1e30)  # a part may have no token at all
+    max_B1 = jnp.maximum(jnp.max(logits_BV, axis=-1, keepdims=True), -1e30)  # a part can have no token at all
 
     def exchanged(x_BJ):
-        """(x_PBJ of all parts, maximum over all, by what the sums of each part are multiplied [P, B, 1])."""
+        """(x_PBJ of all parts, maximum over all, factors of the sums of each part [P, B, 1])."""
         x_PBJ = jax.lax.all_gather(jnp.concatenate([x_BJ, max_B1], axis=-1), axis)
         max_PB1 = x_PBJ[..., -1:]
         whole_B1 = jnp.max(max_PB1, axis=0)
@@ -316,7 +316,7 @@ def _draw_split(key_B, t_B, logits_BV, *, rule: SamplingRule, axis: str, parts: 
         return token_B, logp_B, logp_B
 
     u_B2 = _uniforms(key_B, t_B)
-    begin = first % DRAW_WIDTH  # where the part's first word is in its block
+    begin = first % DRAW_WIDTH  # the place of the part's first word in its block
     most = -(-(size + (DRAW_WIDTH - 1 if size % DRAW_WIDTH else 0)) // DRAW_WIDTH)  # blocks of a part
     words_BV = jnp.full((B, most * DRAW_WIDTH), -jnp.inf, jnp.float32)
     words_BV = jax.lax.dynamic_update_slice_in_dim(words_BV, logits_BV, begin if size % DRAW_WIDTH else 0, 1)
@@ -357,7 +357,7 @@ def _upto(x_BN: jax.Array) -> jax.Array:
 
 
 def _pick(weight_BN: jax.Array, u_B: jax.Array) -> jax.Array:
-    """Index [B] drawn in proportion to the weights, by a uniform number in (0, 1]; never one of weight 0.
+    """Index [B] drawn in proportion to the weights, with a uniform number in (0, 1]; never one of weight 0.
 
     Weights 1, 0, 3 have sums 1, 1, 4: u = 0.25 gives index 0 (1 >= 0.25 * 4), u = 0.26 gives index 2.
     """

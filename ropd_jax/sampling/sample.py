@@ -38,7 +38,7 @@ PromptLike = str | Prompt | Sequence[Message | Mapping[str, str]]
 
 
 class Student(Protocol):
-    """What is sampled from: `ropd_jax.weights.student.Student` is one."""
+    """The interface of a student, e.g. `ropd_jax.weights.student.Student`."""
 
     @property
     def cfg(self) -> ModelConfig: ...
@@ -72,26 +72,26 @@ def sample(
     Args:
         student: what `load_student` returns. If its weights are on a mesh, that mesh is used; else one over the
             devices of this host.
-        prompts: texts, chats (lists of `Message` or of ``{"role": ..., "content": ...}``) or `Prompt`s; one of them
+        prompts: texts, chats (lists of `Message` or of ``{"role": ..., "content": ...}``) or `Prompt`s. A single prompt
             counts as a list of one.
         n: answers per prompt.
-        max_tokens: the longest answer; None is what fits into the student's longest sequence, at most 512.
+        max_tokens: maximum length of an answer; None is what fits into the student's longest sequence, up to 512.
         temperature: 0 is greedy.
         top_k, top_p: see `SamplingRule`; 0 and 1 keep all tokens.
         stop: texts that end an answer.
         seed: together with the text of a prompt (or the id of a `Prompt`) it fixes the random numbers.
-        rows: about this many answers decode side by side.
+        rows: approximate number of answers that decode side by side.
         dtype: compute dtype.
 
     Raises:
-        UserError: a prompt of another kind, settings out of range, or prompt and answer longer than the student's
+        UserError: a prompt of a wrong type, settings out of range, or prompt and answer longer than the student's
             longest sequence.
     """
     show_logs()
     asked = as_prompts(prompts)
     if n < 1 or rows < 1 or seed < 0 or (max_tokens is not None and max_tokens < 1):
         raise UserError(
-            f"n={n}, max_tokens={max_tokens}, rows={rows}, seed={seed}; expected positive numbers, and a seed from 0 on"
+            f"n={n}, max_tokens={max_tokens}, rows={rows}, seed={seed}; expected positive numbers, a seed of 0 or more"
         )
     if not asked:
         return []
@@ -125,10 +125,10 @@ def sample(
 
 
 def as_prompts(prompts: PromptLike | Sequence[PromptLike]) -> list[Prompt]:
-    """Texts, chats or `Prompt`s as `Prompt`s. The id of a text or chat is a hash of it, the same in every call.
+    """Texts, chats or `Prompt`s as `Prompt`s. The id of a text or chat is a hash of it.
 
     Raises:
-        UserError: something else, or an empty chat.
+        UserError: another type, or an empty chat.
     """
     if isinstance(prompts, (str, Prompt)) or _is_chat(prompts):
         return [_as_prompt(prompts)]
@@ -162,7 +162,7 @@ def _as_message(what: Any) -> Message:
 
 
 def _lengths(longest: int, max_tokens: int | None, limit: int) -> tuple[int, int]:
-    """(padded length of the prompts, longest answer), which fit into ``limit`` tokens together.
+    """(padded length of the prompts, longest answer), which together fit into ``limit`` tokens.
 
     A longest prompt of 21 tokens is padded to 32. With a limit of 128 tokens the answer then has up to 96.
     """
@@ -179,7 +179,7 @@ def _lengths(longest: int, max_tokens: int | None, limit: int) -> tuple[int, int
 
 
 def _mesh_of(student: Student) -> jax.sharding.Mesh:
-    """The mesh that the weights are on, else the one that is set, else one over the devices of this host."""
+    """The mesh of the weights, else the current mesh, else one over the devices of this host."""
     sharding = getattr(jax.tree.leaves(student.params)[0], "sharding", None)
     if isinstance(sharding, jax.NamedSharding) and isinstance(sharding.mesh, jax.sharding.Mesh):
         return sharding.mesh

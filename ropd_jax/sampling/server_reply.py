@@ -1,14 +1,14 @@
-"""From the reply of a rollout server to answers: token ids with the log-prob of each. No jax.
+"""Reads answers from a rollout server's reply: token ids with the log-prob of each. No jax.
 
-Three forms carry both, and all of them are read:
+Three formats contain both; all of them are supported:
 
     vLLM       choice.token_ids, choice.logprobs.token_logprobs      return_token_ids (vllm-project/vllm#22587)
-               choice.logprobs.tokens ["token_id:42", ...]           return_tokens_as_token_ids, in versions before
+               choice.logprobs.tokens ["token_id:42", ...]           return_tokens_as_token_ids, in earlier versions
     SGLang     the same, or choice.response_token_ids                return_token_ids (sgl-project/sglang#30917, #38459)
     llama.cpp  choice.logprobs.content [{"id": 42, "logprob": -0.3}]
 
-The text of a reply is never used: text to tokens has more than one answer. A reply that lacks something, or that cannot
-be an answer of this student, ends the run: what is wrong with one reply is wrong with all.
+The text of a reply is never used, because tokenizing it is ambiguous. A reply that lacks something, or that cannot be
+an answer of this student, ends the run: the fault affects all replies.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from typing import Any, NamedTuple
 
 from ropd_jax.teacher.clients.errors import ConfigurationError, TransientError
 
-ROUNDING = 1e-3  # by which a log-prob may exceed 0
-CERTAIN = -30.0  # two equal answers of this log-prob are copies: chance makes them once in 1e13
+ROUNDING = 1e-3  # by which a log-prob can exceed 0
+CERTAIN = -30.0  # two equal answers of this log-prob are copies: by chance they occur once in 1e13
 _TOKEN = "token_id:"
-_TOO_SHORT = {"abort": "aborted", "error": "server_error"}  # finish reasons of answers that are worth another try
+_TOO_SHORT = {"abort": "aborted", "error": "server_error"}  # finish reasons of answers that are worth a retry
 
 
 class Answer(NamedTuple):
     """One answer.
 
     Attributes:
-        tokens: the sampled tokens, the stop token included when there was one.
-        logp: the log-prob of each as the server reports it.
+        tokens: the sampled tokens, including the stop token if there is one.
+        logp: the log-prob of each, as reported by the server.
         stopped: False if it was cut at the token limit.
     """
 
@@ -40,11 +40,11 @@ class Answer(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """What a reply must fit.
+    """Requirements on a reply.
 
     Attributes:
         n: answers. prompt: the tokens that were sent. vocab: token ids are below it. max_tokens: of an answer.
-        stop_ids: tokens that end an answer; ``stop_texts``: whether texts can end one, too.
+        stop_ids: tokens that end an answer; ``stop_texts``: whether texts can also end one.
     """
 
     n: int
@@ -62,8 +62,8 @@ def read_answers(reply: object, want: Expected, server: str) -> list[Answer]:
         server: its address, for messages.
 
     Raises:
-        ConfigurationError: naming what is missing or cannot be, and the remedy.
-        TransientError: the server has aborted an answer.
+        ConfigurationError: with the missing or impossible value, and the remedy.
+        TransientError: the server aborted an answer.
     """
     choices = reply.get("choices") if isinstance(reply, Mapping) else None
     if not isinstance(choices, list) or not all(isinstance(c, Mapping) for c in choices):
@@ -75,7 +75,7 @@ def read_answers(reply: object, want: Expected, server: str) -> list[Answer]:
         )  # fmt: skip
     places = [c.get("index", i) for i, c in enumerate(choices)]
     if sorted(map(str, places)) != sorted(map(str, range(want.n))):
-        raise _wrong(server, f"numbers its answers {places[:8]}", f"0 to {want.n - 1}", "use another version of it")
+        raise _wrong(server, f"numbers its answers {places[:8]}", f"0 to {want.n - 1}", "use another server version")
     return [_answer(c, want, server) for _, c in sorted(zip(places, choices, strict=True), key=lambda x: int(x[0]))]
 
 
@@ -85,16 +85,16 @@ def _answer(choice: Mapping[str, Any], want: Expected, server: str) -> Answer:
         raise TransientError(f"{server} ended an answer with {reason!r}", cause=_TOO_SHORT[reason])
     if reason not in ("stop", "length"):
         raise _wrong(
-            server, f"ended an answer with {_short(reason)}", "'stop' or 'length'", "use another version of it"
+            server, f"ended an answer with {_short(reason)}", "'stop' or 'length'", "use another server version"
         )
     tokens, logp = _tokens_and_logp(choice, server)
     stop_token = next((x for k in ("stop_reason", "matched_stop") if isinstance(x := choice.get(k), int)), None)
     if reason == "stop" and len(logp) == len(tokens) + 1 and stop_token is not None and stop_token in want.stop_ids:
-        tokens = [*tokens, stop_token]  # its log-prob is there, only its id is left out
+        tokens = [*tokens, stop_token]  # its log-prob is present, only its id is missing
     if len(tokens) != len(logp):
         raise _wrong(
             server, f"sent {len(tokens)} token ids with {len(logp)} log-probs", "one for each",
-            "use a version that returns both for every token, the stop token included",
+            "use a version that returns both for every token, including the stop token",
         )  # fmt: skip
     if not tokens:
         raise _wrong(server, "sent an answer without tokens", "at least the stop token", _KEEP_STOP)
@@ -154,7 +154,7 @@ def _check_tokens(choice: Mapping[str, Any], tokens: Sequence[int], want: Expect
     if len(tokens) > want.max_tokens:
         raise _wrong(
             server, f"sent an answer of {len(tokens)} tokens", f"at most sampling.max_tokens={want.max_tokens}",
-            "use another version of it",
+            "use another server version",
         )  # fmt: skip
     if (bad := next((t for t in tokens if not 0 <= t < want.vocab), None)) is not None:
         raise _wrong(server, f"sent token {bad}", f"ids below {want.vocab}, the student's", _SAME_MODEL)
@@ -162,7 +162,7 @@ def _check_tokens(choice: Mapping[str, Any], tokens: Sequence[int], want: Expect
     if isinstance(prompt, list) and prompt != list(want.prompt):
         raise _wrong(
             server, f"answered a prompt of {len(prompt)} tokens that differs from the one that was sent", "the same",
-            "a proxy or an option of it changes prompts: turn that off",
+            "a proxy or a server option changes prompts: turn it off",
         )  # fmt: skip
 
 
@@ -174,7 +174,7 @@ def _check_logp(logp: Sequence[Any], server: str) -> None:
         if type(x) not in (int, float) or not math.isfinite(x):
             raise _wrong(
                 server, f"sent a log-prob of {_short(x)}", "a finite number",
-                "its numbers overflow: look at its dtype and its weights",
+                "its numbers overflow: check its dtype and its weights",
             )  # fmt: skip
         if x > ROUNDING:
             raise _wrong(
@@ -183,18 +183,18 @@ def _check_logp(logp: Sequence[Any], server: str) -> None:
 
 
 def check_copies(answers: Sequence[Answer], server: str) -> None:
-    """Refuse answers to one prompt that were drawn with the same random numbers: such a group teaches nothing.
+    """Reject answers to one prompt that were drawn with the same random numbers: such a group teaches nothing.
 
     Raises:
-        ConfigurationError: two are equal although chance would hardly have it.
+        ConfigurationError: two answers are equal, which is very unlikely by chance.
     """
     seen = set()
     for answer in answers:
         key = tuple(answer.tokens)
         if key in seen and sum(answer.logp) < CERTAIN:
             raise _wrong(
-                server, "sent one answer twice for a prompt", "independent answers",
-                "it gives all n of a request one seed, or ignores seeds: set sampling.server.answers_per_request=1",
+                server, "sent the same answer twice for a prompt", "independent answers",
+                "it uses one seed for all n answers, or ignores seeds: set sampling.server.answers_per_request=1",
             )  # fmt: skip
         seen.add(key)
 

@@ -1,4 +1,4 @@
-"""The scheduler of the sampler, on the host: which rollout has which row, prompt slot and pages. No jax.
+"""The scheduler of the sampler, on the host: assigns rows, prompt slots and pages to rollouts. No jax.
 
 Rows, prompt slots and pages are split into ``parts`` (the mesh axis ``fsdp``). A prompt and all its rollouts stay in
 one part, and every index of a `View` counts within the part. The life of a rollout:
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 
 PAGES_A_ROW = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # sizes of the pool, times the rows
-FEWEST_ROWS = 16  # of a part: fewer are not worth a compilation, and XLA's CPU matmuls round differently below 16
+FEWEST_ROWS = 16  # in a part: fewer are not worth a compilation, and XLA's CPU matmuls round differently below 16
 
 
 @dataclasses.dataclass
@@ -48,16 +48,16 @@ class Slots:
     """Scheduler state of all parts.
 
     Args:
-        rows, slots: of each part. most: rollouts in rows at a time, over all parts: with 8 parts of 2 rows, 10 leave 6
-            parts one row that stays idle. 0 is all rows.
-        most_pages: of a part's pool; 0 is as many as are needed. At least as many as one rollout can need.
+        rows, slots: of each part. most: rollouts in rows at the same time, over all parts: with 8 parts of 2 rows, 10
+            leave one row idle in 6 parts. 0 is all rows.
+        most_pages: of a part's pool, at least as many as one rollout can need; 0 is as many as are needed.
 
     Attributes:
         job: the rollout of each row, or None.
         token, t, limit, base, done, key: state of the rows that the device needs (see `engine.Rows`). The parts
             follow one another: with 16 rows per part, row 3 of part 1 is at 19.
         view: the arrays of `pages.View` by name, laid out the same way.
-        restarts, lost_tokens: rollouts that had to make room, and the tokens that they sample again.
+        restarts, lost_tokens: the number of rollouts that had to make room, and of the tokens that they must resample.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Slots:
         return taken
 
     def admit(self, last_tokens: Sequence[int]) -> None:
-        """Ready rollouts into free rows. ``last_tokens``: the last token of each prompt, which decoding starts from."""
+        """Move ready rollouts into rows. ``last_tokens``: the last token of each prompt, which decoding starts from."""
         for number, part in enumerate(self.part):
             while part.rows and part.ready and self._has_room(number):
                 (slot, job), row = part.ready.popleft(), heapq.heappop(part.rows)
@@ -185,10 +185,10 @@ class Slots:
     # --- too few pages
 
     def make_room(self) -> None:
-        """Send rollouts back to the ready ones until the pool has a page for each full stage.
+        """Move rollouts back to the ready ones until the pool has a page for each full stage.
 
-        Those with the fewest tokens go, so the longest always get on. They begin again from their prompt, first of all
-        that are ready: the same random stream and the same programs give the same tokens a second time.
+        Those with the fewest tokens are moved, so the longest always continue. They restart from their prompt, ahead
+        of all other ready ones: the same random stream and the same programs produce the same tokens again.
         """
         if not self.most_pages:
             return
@@ -205,11 +205,11 @@ class Slots:
                 part.ready.appendleft((self.slot_of[job.index][1], job))
 
     def _pages_left(self, number: int) -> int:
-        """Pages that a part's pool has or may still grow by."""
+        """Free pages of a part's pool, including those it can still grow by."""
         return self.most_pages - self.pages + len(self.part[number].pages)
 
     def _has_room(self, number: int) -> bool:
-        """Whether one more rollout may enter: there must be a page for each that is in a row, and for it."""
+        """Whether another rollout can enter: there must be a page for it and for each rollout in a row."""
         if not self.most_pages:
             return True
         live = sum(self.job[b] is not None for b in range(number * self.rows, (number + 1) * self.rows))
@@ -259,7 +259,7 @@ class Slots:
         return at_B
 
     def compact(self, block: int, most: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Move pages to lower places that are free, if fewer blocks then hold all of them.
+        """Move pages to free places below them, if fewer blocks can then hold all pages.
 
         One part with blocks of 2; pages 0, 3 and 4 are used, 1, 2 and 5 free: page 4 moves to place 1.
 
@@ -267,8 +267,8 @@ class Slots:
             block: pages that are read together. most: moves of a part at a time.
 
         Returns:
-            (from_M, to_M), both [parts * most]: places within the part; ``pages``, which is out of range, in ``to_M``
-            is no move. None if nothing moves.
+            (from_M, to_M), both [parts * most]: places within the part; ``pages`` in ``to_M``, which is out of range,
+            means no move. None if nothing moves.
         """
         from_M, to_M = np.zeros((self.parts, most), np.int32), np.full((self.parts, most), self.pages, np.int32)
         for number, part in enumerate(self.part):
@@ -310,7 +310,7 @@ class Slots:
             pages: of the new pool of a part, at least as many as are used; 0 is the fewest.
 
         Returns:
-            (from_B, from_M): the old place, within its part, of each new row and page; 0 where the new one is empty.
+            (from_B, from_M): the old place, within its part, of each new row and page; 0 if the new one is empty.
         """
         used = max(self.pages - len(p.pages) for p in self.part)
         pages = pages or (pool_size(used, rows) if used else 1)
@@ -323,7 +323,7 @@ class Slots:
         own: dict[int, list[int]] = {}
         for number in range(self.parts):
             live = [b for b in range(number * self.rows, (number + 1) * self.rows) if self.job[b] is not None]
-            moved = 0  # pages of this part that have their new place
+            moved = 0  # number of pages of this part that have been placed
             for row, b in enumerate(live):
                 to, job = number * rows + row, self.job[b]
                 assert job is not None
@@ -342,7 +342,7 @@ class Slots:
             self.part[number].pages = list(range(moved, pages))
         for name in ROW_ARRAYS:
             setattr(self, name, new.pop(name))
-        # the entry of a rollout that has ended can be beyond the new rows; any row will do
+        # the entry of an ended rollout can be beyond the new rows; any row is fine
         new["row_PG"] = np.minimum(new["row_PG"], rows - 1)
         self.rows, self.pages, self.job, self.own_pages, self.view = rows, pages, jobs, own, new
         self.done = np.array([j is None for j in jobs])
@@ -357,7 +357,7 @@ PROMPT_VIEWS = ("row_PG", "prompt_len_P")
 
 
 def pool_size(pages: int, rows: int) -> int:
-    """The smallest size of a pool that holds so many pages. There are few sizes, because each one is a compilation.
+    """The smallest pool size for this many pages. There are few sizes, because each needs a compilation.
 
     With 16 rows: 16, 32, 48, 64, 96 ... pages; 50 pages give 64.
     """

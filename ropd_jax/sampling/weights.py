@@ -1,15 +1,16 @@
-"""The sampler's own copy of the student: what no token changes is gathered, cast and laid out once per call.
+"""The sampler's own copy of the student: gathered, cast and laid out once per call instead of per token.
 
-The learner stores its weights in float32, split over ``fsdp`` and ``tp``, stacked over layers. A decode step wants them
-in the compute dtype, whole over ``fsdp``, one array per layer. Left to the compiler this happens for every token on a
-GPU (8 GB for Qwen3-4B in bfloat16), and on a TPU for every chunk and in part for every token. `decode_weights` does it
-once, before the first chunk. While the sampler runs this takes the weights in the compute dtype over ``tp``: 2 GB a
-chip for Qwen3-4B with tp=4. Where they do not fit, ``sampling.copy_weights=False`` gathers one layer after another.
+The learner stores its weights in float32, split over ``fsdp`` and ``tp``, stacked over layers. A decode step needs them
+in the compute dtype, not split over ``fsdp``, one array per layer. Left to the compiler, this conversion happens for
+every token on a GPU (8 GB for Qwen3-4B in bfloat16), and on a TPU for every chunk and partly for every token.
+`decode_weights` does it once, before the first chunk. During sampling it takes the memory of the weights in the compute
+dtype over ``tp``: 2 GB per chip for Qwen3-4B with tp=4. If they do not fit, ``sampling.copy_weights=False`` gathers one
+layer after another.
 
-Prefill takes the learner's own arrays: it runs a few times per step, over whole prompts, and gathers a layer at a time.
+Prefill uses the learner's arrays: it runs a few times per step, over whole prompts, and gathers one layer at a time.
 
-If the sampler has a mesh of its own (`parallel.mesh.sampling_mesh`), `moved` first makes the weights on it, in the
-compute dtype and split over its ``fsdp`` and ``tp``; they take the place of the learner's own in all of the above.
+If the sampler has its own mesh (`parallel.mesh.sampling_mesh`), `moved` first creates the weights on it, in the compute
+dtype and split over its ``fsdp`` and ``tp``; they replace the learner's arrays in all of the above.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from ropd_jax.parallel.mesh import RULES, active_mesh, dims_of, platform
 
 
 class DecodeWeights(NamedTuple):
-    """What `engine.decode` is called with.
+    """The weights for `engine.decode`.
 
     Attributes:
-        outer: embedding, final norm and head. Without a copy all of the learner's parameters.
-        layers: the parameters of each layer; None: each is taken out of ``outer`` as it comes.
+        outer: embedding, final norm and head. Without a copy, all of the learner's parameters.
+        layers: the parameters of each layer; None if each is sliced from ``outer`` when needed.
     """
 
     outer: Params
@@ -39,15 +40,15 @@ class DecodeWeights(NamedTuple):
 
 
 def decode_weights(params: Params, num_layers: int, dtype: str, *, copy: bool = True) -> DecodeWeights:
-    """The weights as decoding wants them. Inside ``jax.set_mesh``, if there is a mesh.
+    """The weights in the form for decoding. Inside ``jax.set_mesh``, if there is a mesh.
 
     On CPU the layers are always copied, because a decode step would copy every layer's slice of the stacked weights;
     their matrices are then stored outputs first (`linear.flip`). Elsewhere they are copied if ``copy`` is set and a
-    weight is wider than the compute dtype or split over ``fsdp``; adapters alone are no reason. Tables that need no
-    change stay the learner's own.
+    weight is wider than the compute dtype or split over ``fsdp``; adapters do not count. Tables that need no change
+    stay the learner's own.
 
     Args:
-        params: the learner's, stacked over layers; adapters and the factors of int8 may be attached (`models.lora`).
+        params: the learner's, stacked over layers; adapters and the factors of int8 can be attached (`models.lora`).
         dtype: compute dtype.
     """
     flipped = flips_layers()
@@ -59,16 +60,16 @@ def decode_weights(params: Params, num_layers: int, dtype: str, *, copy: bool = 
 
 
 def moved(params: Params, dtype: str, mesh: jax.sharding.Mesh) -> Params:
-    """The learner's weights on another mesh of the same devices: cast as in `ready`, then resharded, as they are
-    stored there. Inside ``jax.set_mesh`` of the learner's mesh.
+    """The learner's weights on another mesh of the same devices: cast as in `ready`, then resharded in their layout on
+    that mesh. Inside ``jax.set_mesh`` of the learner's mesh.
 
-    Each device receives a part of what it will hold: of Qwen3-4B from 16 x 1 to 4 x 4 in bfloat16 0.4 GB.
+    Each device receives a part of what it will hold: for Qwen3-4B from 16 x 1 to 4 x 4 in bfloat16 0.4 GB.
     """
     return mover(params, dtype, mesh)(params)
 
 
 def mover(params: Params, dtype: str, mesh: jax.sharding.Mesh) -> Any:
-    """The jitted function of `moved` for parameters of these shapes."""
+    """The jitted function for `moved` with parameters of these shapes."""
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # the learner's can have axes that this one lacks
         specs, tree = jax.tree.flatten(RULES.storage(params))
     return _mover(tuple(specs), tree, dtype, mesh)
@@ -93,10 +94,10 @@ def flips_layers() -> bool:
 
 
 def ready(params: Any, dtype: str, *, only_vectors: bool = False) -> Any:
-    """Weights, a tree or several, in the dtype of a decode step, whole over ``fsdp``: cast, then gathered.
+    """Weights, a tree or several, in the dtype of a decode step, not split over ``fsdp``: cast, then gathered.
 
     Args:
-        only_vectors: leave the matrices as they are.
+        only_vectors: leave the matrices unchanged.
     """
 
     def one(path, x):
@@ -118,7 +119,7 @@ def _layers(layers: Params, num_layers: int, dtype: str | None, flipped: bool) -
 
 
 def changes(params: Params, dtype: str) -> bool:
-    """Whether `ready` does anything to the matrices, adapters aside."""
+    """Whether `ready` changes any matrix other than adapters."""
     mesh = active_mesh()
     split = mesh is not None and mesh.shape["fsdp"] > 1
 
@@ -131,11 +132,11 @@ def changes(params: Params, dtype: str) -> bool:
 
 
 def _is_matrix(path, x) -> bool:
-    """False of norms, biases and the factors of int8: a vector for each layer, which the products use as it is."""
+    """False for norms, biases and the factors of int8: vectors, which the products use as they are."""
     name = path[-1].key
     return not name.startswith(("scale_", "channel_")) and "_bias_" not in name
 
 
 def _dtype(path, x, dtype: str):
-    """A matrix in the compute dtype, but no wider than it is stored: int8 stays int8."""
+    """A matrix in the compute dtype, but not wider than it is stored: int8 stays int8."""
     return jnp.dtype(dtype) if _is_matrix(path, x) and x.dtype.itemsize > jnp.dtype(dtype).itemsize else x.dtype

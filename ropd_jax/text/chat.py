@@ -1,9 +1,9 @@
-"""Chat templates: the Jinja text that a checkpoint carries, rendered to the text that its student reads.
+"""Chat templates: the Jinja text of a checkpoint, rendered to the text that the student reads.
 
 A template comes with a download and is a program, so it is compiled and rendered in a child process with limits on
-time, memory and output (`ropd_jax.utils.sandbox`). A limit that our own process sets for itself does not hold: Python
-cannot end a thread, an alarm works on the main thread only, and counting steps does not see that one step, such as
-``9**9**9**9`` or ``'x' * 10**12``, never ends.
+time, memory and output (`ropd_jax.utils.sandbox`). Limits inside our own process would not work: Python cannot stop a
+thread, an alarm works only on the main thread, and counting steps does not stop a single endless step, such as
+``9**9**9**9`` or ``'x' * 10**12``.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ MEMORY, TEXT_BYTES = 1 << 30, 1 << 24
 BOUNDS = {
     "timeout": f"takes more than {CPU_S} s to render one chat",
     "memory": f"takes more than {MEMORY >> 30} GiB of memory to render one chat",
-    "crashed": f"makes a text of more than {TEXT_BYTES >> 20} MiB of one chat, or ends the process that renders it",
-    "forbidden": "does what a template must not do",
+    "crashed": f"renders one chat to a text of more than {TEXT_BYTES >> 20} MiB, or crashes the renderer",
+    "forbidden": "does something that templates must not do",
 }
 _child = Service("ropd_jax.text.chat_worker", cpu_s=CPU_S, memory=MEMORY, reply_bytes=TEXT_BYTES)
 
@@ -36,15 +36,15 @@ def _ask(template: str, variables: Mapping[str, Any] | None, where: str) -> dict
     """The reply of `chat_worker`.
 
     Raises:
-        UserError: the template does not end in time or memory, or the child does not start.
+        UserError: the template exceeds time or memory, or the child does not start.
     """
     try:
-        now = datetime.datetime.now().isoformat()  # of the user's time zone, which the child does not know
+        now = datetime.datetime.now().isoformat()  # in the user's time zone, which the child does not know
         reply = _child.ask({"template": template, "variables": variables, "now": now})
     except StartError as e:
         raise UserError(f"chat templates are rendered in a child process, which does not start: {e}") from e
     if (error := reply.get("error")) in BOUNDS:
-        raise UserError(f"{where} {BOUNDS[error]}; give another template with --config.student.chat_template=FILE")
+        raise UserError(f"{where} {BOUNDS[error]}; choose another template with --config.student.chat_template=FILE")
     return {"refusal": error} if error is not None else reply
 
 
@@ -81,25 +81,25 @@ def choose(own: str | None, replacement: str, where: str) -> str:
     """The template of a tokenizer: the user's file if one is given, else the checkpoint's own.
 
     Args:
-        own: the template that the checkpoint carries, if any.
+        own: the template in the checkpoint, if any.
         replacement: a Jinja file; "" for none.
         where: the checkpoint, for messages.
 
     Raises:
-        UserError: there is neither, or it does not parse.
+        UserError: there is no template, or it does not parse.
     """
     if replacement:
         return read(replacement)
     if not own or not own.strip():
         raise UserError(
-            f"{where} has no chat template, so prompts cannot be written as its student expects them; choose an "
+            f"{where} has no chat template, so prompts cannot be formatted for its student; choose an "
             "instruct checkpoint or give a Jinja file: --config.student.chat_template=FILE"
         )
     return check(own, f"chat template of {where}")
 
 
 def check_thinking(template: str, enable_thinking: bool | None) -> dict[str, bool]:
-    """The options that ``student.enable_thinking`` passes to the template; none for None, so its own default applies.
+    """The options that ``student.enable_thinking`` passes to the template; {} for None, so its own default applies.
 
     Raises:
         UserError: the template does not read it, so setting it would change nothing.
@@ -109,7 +109,7 @@ def check_thinking(template: str, enable_thinking: bool | None) -> dict[str, boo
     if "enable_thinking" not in template:
         raise UserError(
             f"student.enable_thinking={enable_thinking}, but this student's chat template never reads it; leave it "
-            "None, or give a template that does with --config.student.chat_template=FILE"
+            "None, or choose a template that does with --config.student.chat_template=FILE"
         )
     return {"enable_thinking": enable_thinking}
 
@@ -117,22 +117,21 @@ def check_thinking(template: str, enable_thinking: bool | None) -> dict[str, boo
 def render(
     template: str, messages: Sequence[Message], special: Mapping[str, str], options: Mapping[str, bool] | None = None
 ) -> str:
-    """The text of a chat, up to where the assistant's answer begins.
+    """The text of a chat, up to the start of the assistant's answer.
 
-    If a template refuses or drops a system message (Gemma 2 has no form for one), the message is put before the first
-    user message, with an empty line between them, as Gemma 3's own template does.
+    If a template rejects or drops a system message (Gemma 2 does not support any), the message is put before the first
+    user message, with an empty line between them, as in Gemma 3's own template.
 
     Args:
-        special: ``bos_token``, ``eos_token``, ``pad_token`` ... as the template names them.
+        special: ``bos_token``, ``eos_token``, ``pad_token`` ... by their names in the template.
         options: further variables of the template, e.g. ``enable_thinking``.
 
     Raises:
-        UserError: the template refuses these messages, leaves the system message out in either form, or does not end
-            within the limits.
+        UserError: the template rejects these messages, drops the system message in both forms, or exceeds the limits.
     """
 
     def rendered(messages: Sequence[Message]) -> tuple[str | None, str]:
-        """(the text or None, the reason for None)"""
+        """(the text or None, the reason if None)"""
         chat = [{"role": m.role, "content": m.content} for m in messages]
         fixed = {"messages": chat, "add_generation_prompt": True, "tools": None, "documents": None}
         reply = _ask(template, {**special, **(options or {}), **fixed}, "the chat template")
@@ -143,16 +142,16 @@ def render(
     system = messages[0].content.strip() if has_system else ""
     if text is not None and system in text:
         return text
-    reason = "leaves the system message out"
+    reason = "drops the system message"
     if text is None:
-        reason = f"refuses messages of roles [{', '.join(m.role for m in messages)}]: {refusal}"
+        reason = f"rejects messages of roles [{', '.join(m.role for m in messages)}]: {refusal}"
     if has_system:
-        text, _ = rendered(_merged(messages))  # the first refusal says more
+        text, _ = rendered(_merged(messages))  # the first error is more informative
         if text is not None and system in text:
             _report_merged(template)
             return text
     raise UserError(
-        f"the chat template {reason}; change data.system or give another template "
+        f"the chat template {reason}; change data.system or choose another template "
         "with --config.student.chat_template=FILE"
     )
 
@@ -165,4 +164,4 @@ def _merged(messages: Sequence[Message]) -> list[Message]:
 
 @functools.cache
 def _report_merged(template: str) -> None:
-    log.warning("the chat template has no form for a system message; it is put before the first user message instead")
+    log.warning("the chat template does not support a system message; it is put before the first user message instead")

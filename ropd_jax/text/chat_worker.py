@@ -1,11 +1,11 @@
-"""What the child of ``text.chat`` does: it compiles and renders chat templates.
+"""The child process of ``text.chat``: it compiles and renders chat templates.
 
-    request   {"template": "{% for m in messages %}...", "variables": null}       only checks the syntax
+    request   {"template": "{% for m in messages %}...", "variables": null}       only checks syntax
               {"template": ..., "variables": {"messages": [...], ...}, "now": "2026-01-31T12:00:00"}     renders
     reply     {"text": "..."}, {"refusal": "..."} or {"syntax": "...", "line": 3}
 
-A template is a program of whoever made the checkpoint. Jinja's immutable sandbox keeps it from reaching Python objects,
-but not from computing: ``9**9**9**9`` hangs while it is compiled, two loops of 10^5 rounds hang while it is rendered.
+A template is a program by the author of the checkpoint. Jinja's immutable sandbox prevents access to Python objects,
+but not long computations: ``9**9**9**9`` hangs during compilation, two loops of 10^5 rounds during rendering.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=16)
 def _compile(template: str):
-    """A template in the environment that transformers compiles chat templates in.
+    """Compiles a template in the same environment as transformers.
 
     A block tag removes its line break; ``break`` and ``continue`` work; ``{% generation %}`` marks the assistant's part
     and adds nothing to the text.
@@ -84,9 +84,9 @@ def _generation():
     from jinja2.ext import Extension
 
     class Generation(Extension):
-        """``{% generation %}...{% endgeneration %}``: what is between; its variables end with it, as a macro's do."""
+        """``{% generation %}...{% endgeneration %}``: its content; its variables are local, as in a macro."""
 
-        tags = {"generation"}  # noqa: RUF012, jinja2 reads it of the class
+        tags = {"generation"}  # noqa: RUF012, jinja2 reads it from the class
 
         def parse(self, parser: Parser):
             line = next(parser.stream).lineno
@@ -105,9 +105,9 @@ def _namespace():
     from jinja2.utils import Namespace
 
     class Plain(Namespace):
-        """``namespace``, whose attributes cannot begin with an underscore."""
+        """``namespace``, whose attributes cannot start with an underscore."""
 
-        def __init__(*args, **kwargs):  # as Jinja's: `self` can be an attribute
+        def __init__(*args, **kwargs):  # as in Jinja: `self` can be an attribute
             self, args = args[0], args[1:]
             attributes = dict(*args, **kwargs)
             for name in attributes:

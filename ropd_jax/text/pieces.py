@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ropd_jax.text.tokenizer import HFTokenizer
 from ropd_jax.types import UserError
 
-# The user's message and a line break, and nothing else. The answer follows.
+# Only the user's message and a line break. The answer follows.
 TEMPLATE = (
     "{% for m in messages %}{% if m['role'] != 'user' %}{{ raise_exception('expected user messages only') }}{% endif %}"
     "{{ m['content'] + '\\n' }}{% endfor %}"
@@ -16,13 +16,13 @@ TEMPLATE = (
 
 
 def piece_tokenizer(pieces: Sequence[str], *, eos: str, pad: str, template: str = TEMPLATE) -> HFTokenizer:
-    """Pieces (characters and frequent strings) by greedy longest match; the id of a piece is its place in the list.
+    """Pieces (characters and frequent strings) by greedy longest match; the id of a piece is its index in the list.
 
-    For pieces a, b, c, ab and bc the text "abc" becomes "ab", "c": at each place the longest piece wins. A regular
-    expression with the longest pieces first cuts the text into pieces, so the time is linear in its length.
+    For pieces a, b, c, ab and bc the text "abc" becomes "ab", "c": at each position the longest piece wins. A regular
+    expression with the longest pieces first splits the text into pieces, so the time is linear in its length.
 
     Args:
-        eos, pad: pieces that no text is encoded to.
+        eos, pad: pieces that never occur in encoded text.
         template: a Jinja chat template.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Does the text of prompt and answer encode to the tokens that were sampled?
+"""Checks whether the text of prompt and answer encodes to the sampled tokens.
 
 It need not: a student can sample "1" and "2", which its tokenizer encodes as "12", or stop inside a character. Training
-uses the sampled tokens. A log-prob that is computed from the text would belong to other tokens.
+uses the sampled tokens. A log-prob computed from the text would belong to other tokens.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ropd_jax.types import RolloutGroup, UserError
 
 
 def retokenized(tokenizer: Tokenizer, groups: Sequence[RolloutGroup]) -> tuple[int, int]:
-    """(rollouts whose text encodes to other tokens than were sampled, rollouts), without the stop token."""
+    """(rollouts whose text does not encode to the sampled tokens, all rollouts), without the stop token."""
     differ = total = 0
     for group in groups:
         prompt = tokenizer.render(group.prompt.messages)
@@ -22,7 +22,7 @@ def retokenized(tokenizer: Tokenizer, groups: Sequence[RolloutGroup]) -> tuple[i
             total += 1
             try:
                 again = tokenizer.encode(prompt + rollout.text)
-            except UserError:  # a character that is in no token
+            except UserError:  # a character without a token
                 differ += 1
                 continue
             differ += again != [*group.prompt_tokens_T.tolist(), *answer.tolist()]

@@ -1,6 +1,6 @@
-"""Text to token ids and back: what a run needs of a tokenizer, and the one class that provides it.
+"""Text to token ids and back: the tokenizer interface of a run, and the class that implements it.
 
-`ropd_jax.weights.tokenizer.load_tokenizer` reads the tokenizer of a checkpoint.
+`ropd_jax.weights.tokenizer.load_tokenizer` loads the tokenizer of a checkpoint.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from ropd_jax.types import Message, UserError
 if TYPE_CHECKING:
     import tokenizers
 
-TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")  # the one that a template uses ends its turns
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")  # the one in a template ends its turns
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 TEXT_ENDS = ("<|endoftext|>", "<|end_of_text|>")
 
 
 class Tokenizer(Protocol):
-    """What a run needs of a tokenizer.
+    """The interface of a tokenizer.
 
     Attributes:
         stop_ids: tokens that end an answer; the first one ends a turn of the chat template.
-        pad_id: the id that padding is made of; no computation depends on it.
+        pad_id: the id of padding; no computation depends on it.
         vocab_size: every id is below it. The embedding of a model can have more rows.
     """
 
@@ -53,8 +53,8 @@ class Tokenizer(Protocol):
 class HFTokenizer:
     """A ``tokenizers.Tokenizer`` with the chat template of its checkpoint.
 
-    ``encode`` adds nothing at either end. Added tokens that are written in the text become their ids, as in
-    transformers. ``decode`` keeps special tokens, so you see one that a student samples.
+    ``encode`` adds nothing at either end. Added tokens in the text become their ids, as in transformers. ``decode``
+    keeps special tokens, so that sampled ones are visible.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class HFTokenizer:
         """Token ids of a text.
 
         Raises:
-            UserError: a character that is in no token, of a vocabulary without a token for unknown text.
+            UserError: a character without a token, in a vocabulary without a token for unknown text.
         """
         try:
             return self._backend.encode(text, add_special_tokens=False).ids
@@ -86,7 +86,7 @@ class HFTokenizer:
             place, char = next(((i, c) for i, c in enumerate(text) if not self._knows(c)), (0, text[:1]))
             raise UserError(
                 f"character {char!r} (U+{ord(char):04X}, place {place} of {text[:60]!r}) is not among the "
-                f"{self.vocab_size} pieces of this tokenizer; use a checkpoint that knows it, e.g. smollm2"
+                f"{self.vocab_size} pieces of this tokenizer; use a checkpoint that supports it, e.g. smollm2"
             ) from e
 
     def _knows(self, char: str) -> bool:
@@ -105,7 +105,7 @@ class HFTokenizer:
     def token_bytes(self) -> np.ndarray:
         """int32[V], the bytes of UTF-8 that each token adds to a text; 0 for ids without a token.
 
-        Where a decoder does more than to put the tokens' texts together, the sum can differ from the text's size.
+        If the decoder does more than concatenate the tokens' texts, the sum can differ from the text's size.
         """
         added = {i: token.content for i, token in self._backend.get_added_tokens_decoder().items()}
         byte_level = "ByteLevel" in repr(self._backend.decoder)
@@ -114,7 +114,7 @@ class HFTokenizer:
             if i in added:
                 sizes_V[i] = len(added[i].encode())
             elif byte_level:
-                sizes_V[i] = len(text)  # each character stands for one byte
+                sizes_V[i] = len(text)  # each character represents one byte
             elif _BYTE.fullmatch(text):
                 sizes_V[i] = 1  # <0xE2>
             else:
@@ -122,7 +122,7 @@ class HFTokenizer:
         return sizes_V
 
     def without(self, tokens: Collection[str]) -> HFTokenizer:
-        """This tokenizer without some of its added tokens: their text is cut into others."""
+        """This tokenizer without some of its added tokens: their text is split into other tokens."""
         import tokenizers
 
         state = json.loads(self._backend.to_str())
@@ -137,7 +137,7 @@ class HFTokenizer:
         return self._backend.token_to_id(self._special[name]) if name in self._special else None
 
     def save(self, path: str | pathlib.Path) -> None:
-        """Write what transformers reads: tokenizer.json, tokenizer_config.json and chat_template.jinja."""
+        """Write the files that transformers reads: tokenizer.json, tokenizer_config.json and chat_template.jinja."""
         path = pathlib.Path(path)
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **self._special}
         if self._backend.encode_special_tokens:
@@ -148,14 +148,14 @@ class HFTokenizer:
         (path / "chat_template.jinja").write_text(self.template, encoding="utf-8")
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The text of a chat, up to where the answer begins; raises UserError if the template refuses the chat."""
+        """The text of a chat, up to the start of the answer; raises UserError if the template rejects the chat."""
         return chat.render(self.template, messages, self._special, self._options)
 
     def apply_chat_template(self, messages: Sequence[Message]) -> list[int]:
         return self.encode(self.render(messages))
 
     def fingerprint(self) -> str:
-        """16 hex digits: two tokenizers with the same ones give every chat the same tokens."""
+        """16 hex digits: tokenizers with equal fingerprints give every chat the same tokens."""
         rest = json.dumps([self.template, self._special, self._options, self.stop_ids, self.pad_id])
         return hashlib.sha256(f"{self._backend.to_str()}{rest}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
@@ -163,16 +163,16 @@ class HFTokenizer:
 def find_stop_ids(
     vocab: Mapping[str, int], template: str, declared: Iterable[int | None], where: str
 ) -> tuple[int, ...]:
-    """The end of turn of the template, then what the checkpoint declares, then the ends of a text; each one once.
+    """The template's end of turn, then the tokens that the checkpoint declares, then the ends of a text; each once.
 
     Raises:
-        UserError: there is none of them.
+        UserError: there are none.
     """
     turn = [vocab[t] for t in TURN_ENDS if t in vocab and t in template][:1]
     text = [vocab[t] for t in TEXT_ENDS if t in vocab]
     ids = tuple(dict.fromkeys(i for i in (*turn, *declared, *text) if i is not None))
     if not ids:
         raise UserError(
-            f"{where} says nowhere which token ends an answer; expected eos_token_id in generation_config.json"
+            f"{where} does not declare which token ends an answer; expected eos_token_id in generation_config.json"
         )
     return ids

@@ -1,20 +1,20 @@
-"""The streamed update: judged groups are summed into the gradient while the teacher still reads the others.
+"""The streamed update: judged groups are summed into the gradient while the teacher judges the rest.
 
     StreamedUpdate.add      a group has been judged
-    StreamedUpdate.due      enough groups for a portion are there ...
-    StreamedUpdate.work     ... and are summed: numerators into the gradient, tokens and sequences into the counts
-    StreamedUpdate.finish   one division by the whole weight, and the optimizer steps
+    StreamedUpdate.due      whether enough groups for a portion have been judged ...
+    StreamedUpdate.work     ... sums them: numerators into the gradient, tokens and sequences into the counts
+    StreamedUpdate.finish   divides once by the total weight, then takes the optimizer step
 
-A portion is ``stream.groups`` groups; the programs' shapes are those of a full one. For 6 groups in portions of 2,
+A portion is ``stream.groups`` groups; the programs are compiled for a full portion. For 6 groups in portions of 2,
 summed in the order of the prompts, with group 1 judged late::
 
     judged      0   2   3          1          5   4
     due         no  no  no         0,1        2,3 -> 4,5
                                    work       work  work      finish
 
-Nothing of the state changes before `StreamedUpdate.finish`, so a run can stop at any moment.
-``stream.deterministic`` sums in the order of the prompts: the update is then bit for bit the same however the answers
-came in (on CPU). Without it, groups are summed in the order of arrival: the same sum, rounded in another way.
+The state does not change before `StreamedUpdate.finish`, so a run can stop at any moment. With
+``stream.deterministic`` the groups are summed in the order of the prompts, and the update is bit for bit the same in
+whatever order the judgements arrive (on CPU). Without it, groups are summed as they arrive: same sum, other rounding.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from ropd_jax.utils import tracing
 
 
 def why_not_streaming(cfg: RunConfig, method: Method) -> str:
-    """Why ``stream.groups`` has no effect, so that the update waits for the whole step; "" if it has."""
+    """Why ``stream.groups`` has no effect, so that the update waits for the whole step; "" if it has an effect."""
     if not cfg.overlap.groups:
         return ""
     if not method.by_group:
@@ -51,7 +51,7 @@ def why_not_streaming(cfg: RunConfig, method: Method) -> str:
 
 
 def uses_streaming(cfg: RunConfig, method: Method) -> bool:
-    """Whether the update comes in portions of ``stream.groups``."""
+    """Whether the update is computed in portions of ``stream.groups``."""
     return bool(cfg.overlap.groups) and not why_not_streaming(cfg, method)
 
 
@@ -60,11 +60,11 @@ class StreamedUpdate:
 
     Args:
         programs: `make_portions`.
-        state: before the step; it stays as it is until `finish`.
+        state: before the step; unchanged until `finish`.
         ref_params: the initial student, or None if no term of the loss reads it.
         base: the frozen student under adapters, or None.
-        length: most tokens of a sequence.
-        told: scores the rows under the method's other prompts.
+        length: maximum number of tokens in a sequence.
+        told: scores the rows under the method's other prompts (`scoring.Told`).
     """
 
     def __init__(
@@ -88,21 +88,21 @@ class StreamedUpdate:
         self._method, self._mesh, self._step = method, mesh, step
         self._cfg, self._overlap = cfg, overlap
         self._length, self._tokenizer, self._told = length, tokenizer, told
-        self._arrived: dict[int, tuple[RolloutGroup, Judgement]] = {}  # by its place in the order of the sum
-        self._summed = 0  # places below this one are in the sum
+        self._arrived: dict[int, tuple[RolloutGroup, Judgement]] = {}  # by place in the summing order
+        self._summed = 0  # places below this one have been summed
         self._grads: Any = None
         self._counted: list[dict[str, float]] = []
         self._known: list[dict[str, float]] = []  # metrics of the contexts
         self._has_gradient = False
 
     def add(self, group: RolloutGroup, judgement: Judgement) -> None:
-        """A group has been judged; each group of a step is added once."""
+        """Add a group that has been judged; each group of a step is added once."""
         place = group.index if self._overlap.deterministic else len(self._arrived)
-        assert place not in self._arrived, f"group {group.index} of step {group.step} came twice"
+        assert place not in self._arrived, f"group {group.index} of step {group.step} was added twice"
         self._arrived[place] = (group, judgement)
 
     def due(self, expected: int) -> bool:
-        """Whether the next portion is complete; ``expected`` is the number of groups in the step."""
+        """Whether the next portion can be summed; ``expected`` is the number of groups in the step."""
         places = self._next(expected)
         return bool(places) and all(i in self._arrived for i in places)
 
@@ -115,8 +115,8 @@ class StreamedUpdate:
         self.seconds += time.monotonic() - begin
 
     def finish(self) -> tuple[State, dict[str, float]]:
-        """(state after the step, metrics). Without any gradient nothing changes: AdamW would move on its momentum."""
-        assert self._summed == len(self._arrived), f"{len(self._arrived) - self._summed} groups are not in the sum"
+        """(state after the step, metrics). Without a gradient the state stays: AdamW would move by its momentum."""
+        assert self._summed == len(self._arrived), f"{len(self._arrived) - self._summed} groups were not summed"
         if not self._has_gradient:
             return self._state, {"update/count": 0}
         begin, parts = time.monotonic(), self._counted
@@ -148,7 +148,7 @@ class StreamedUpdate:
         rows = [s for g, j in portion for s in method.sequences(g, j, self._tokenizer)]
         if self._cfg.loss.overlong == "mask":
             advantages = without_overlong(advantages, groups, rows)
-        missing = (self._overlap.groups - len(groups)) * method.sequences_per_prompt  # the last portion may be short
+        missing = (self._overlap.groups - len(groups)) * method.sequences_per_prompt  # the last portion can be short
         padded_B = Advantages(*(np.pad(np.asarray(x).reshape(-1), (0, missing)) for x in advantages))
         rows += [EMPTY] * missing
         batch = step_parts(rows, padded_B, method, self._mesh, self._cfg.optim, self._length)

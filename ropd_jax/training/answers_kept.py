@@ -1,11 +1,11 @@
 """Answers of a rollout server, kept until a checkpoint makes them unnecessary: they cannot be sampled a second time.
 
-Our own sampler draws the same answers again when a killed run repeats a step. A server does not, and other answers
-would be judged and paid for again. So each group is written down as it arrives::
+The built-in sampler draws the same answers again when a killed run repeats a step. A server does not, and new answers
+would have to be judged and paid for again. So each group is written to disk as it arrives::
 
-    RUN/rollouts/step_000012.jsonl.gz    a line per group, each a gzip member of its own: a kill costs the last at most
+    RUN/rollouts/step_000012.jsonl.gz    one line per group, each a gzip member: a kill loses at most the last
 
-and a step that is repeated takes from there what it finds. Files of steps before the last complete checkpoint go.
+A repeated step takes its groups from there. Files of steps before the last complete checkpoint are deleted.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class KeptAnswers:
     """The groups of a run's steps.
 
     Args:
-        directory: made at the first group.
+        directory: created for the first group.
     """
 
     def __init__(self, directory: pathlib.Path):
         self._directory = directory
 
     def add(self, group: RolloutGroup, name: str) -> None:
-        """Keep a group; ``name`` is of its prompt among those of the step (`names_of`)."""
+        """Keep a group; ``name`` is the name of its prompt in the step (`names_of`)."""
         [row] = stored([group])
         line = json.dumps(row | {"name": name}) + "\n"
         with Dispensable(str(self._file(group.step))):
@@ -52,7 +52,7 @@ class KeptAnswers:
     def find(
         self, step: int, prompts: Sequence[Prompt], tokens: Sequence[np.ndarray], rollouts: int
     ) -> dict[int, RolloutGroup]:
-        """The groups that are there already, by the place of their prompt."""
+        """The stored groups, by the index of their prompt."""
         rows = {row["name"]: row for row in self._rows(step) if len(row["rollouts"]) == rollouts}
         found = {}
         for place, (name, prompt, prompt_T) in enumerate(zip(names_of(prompts), prompts, tokens, strict=True)):
@@ -70,14 +70,14 @@ class KeptAnswers:
         return self._directory / f"step_{step:06d}.jsonl.gz"
 
     def _rows(self, step: int) -> list[dict[str, Any]]:
-        """The complete lines of a step's file, in the order in which they came. An incomplete end is cut off."""
+        """The complete lines of a step's file, in the order of their arrival. An incomplete end is removed."""
         path, lines = self._file(step), []
         with contextlib.suppress(FileNotFoundError), gzip.open(path) as file:
             try:
                 for line in file:
                     lines.append(line)
             except (EOFError, zlib.error, gzip.BadGzipFile):
-                log.info("%s ends in the middle of a group, which is sampled once more", path)
+                log.info("%s ends in the middle of a group, which is sampled again", path)
                 lines = [line for line in lines if line.endswith(b"\n")]
                 path.write_bytes(b"".join(map(_packed, lines)))
         return [json.loads(line) for line in lines]
@@ -88,5 +88,5 @@ def _packed(line: bytes) -> bytes:
 
 
 def names_of(prompts: Sequence[Prompt]) -> list[str]:
-    """Names of prompts that a step asks at a time: their ids, numbered if one occurs twice."""
+    """Unique names of the prompts of one step: their ids, numbered if one occurs twice."""
     return distinct([p.id for p in prompts])

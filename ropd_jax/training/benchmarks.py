@@ -1,8 +1,8 @@
-"""Benchmarks during a run (``eval.benchmarks``): k answers a problem by the current policy, graded as by ``ropd eval``.
+"""Benchmarks during a run (``eval.benchmarks``): k answers per problem by the policy, graded as by ``ropd eval``.
 
-They differ from a measurement of the finished run: answers have at most ``sampling.max_tokens`` tokens, there are
-``eval.benchmarks_k`` of them for a problem, and nothing of them is stored but the metrics. ``checkpoint.best_by`` can
-name one of them; then the run is chosen on it, and its results on it are not those of a test set.
+They differ from an evaluation of the finished run: answers have at most ``sampling.max_tokens`` tokens, there are
+``eval.benchmarks_k`` of them per problem, and only the metrics are stored. ``checkpoint.best_by`` can name one of them;
+then checkpoints are selected on it, and it is not a test set of the run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MULTIPLE = 16  # of a prompt's positions
 
 @dataclasses.dataclass(frozen=True)
 class RunBenchmark:
-    """One benchmark of ``eval.benchmarks``: its problems, with the lengths that the student's chat template gives."""
+    """One benchmark of ``eval.benchmarks``: its problems, with their lengths under the student's chat template."""
 
     loaded: Loaded
     questions: Questions
@@ -45,18 +45,18 @@ def check_names(how: EvalConfig) -> None:
     for name in how.benchmarks:
         if benchmark_of(name).grader == "healthbench":
             raise UserError(
-                f"eval.benchmarks has {name!r}, which a model judges at a price; expected benchmarks that a program "
+                f"eval.benchmarks has {name!r}, which is graded by a paid model; expected benchmarks that a program "
                 "grades: remove it, and use ropd eval after the run"
             )
     if len(set(how.benchmarks)) < len(how.benchmarks):
-        raise UserError(f"eval.benchmarks={how.benchmarks!r} names one of them twice; expected each once")
+        raise UserError(f"eval.benchmarks={how.benchmarks!r} names a benchmark twice; expected each once")
 
 
 def load_benchmarks(how: EvalConfig, tokenizer: Tokenizer) -> tuple[RunBenchmark, ...]:
     """The benchmarks of a run. Collective: every host must call it.
 
     Raises:
-        UserError: no data, a missing grader, hosts that have read different rows.
+        UserError: no data, a missing grader, or hosts that read different rows.
     """
     found = []
     for name in how.benchmarks:

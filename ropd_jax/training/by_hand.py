@@ -5,7 +5,7 @@
     judgements = ropd.judge(teacher, groups)
     student, metrics = ropd.update(student, groups, judgements, lr=1e-4)
 
-`train` does the same for every step of a run, with one optimizer for all of them, overlap and checkpoints.
+`train` does the same for every step of a run, with one optimizer for all steps, with overlap and checkpoints.
 """
 
 from __future__ import annotations
@@ -56,17 +56,17 @@ def judge(
 ) -> list[Judgement]:
     """The teacher's judgement of each group. All groups are judged at the same time.
 
-    A question that the teacher fails to answer leaves its rollouts unscored: their reward is None, with a cause.
+    If the teacher fails to answer a request, its rollouts are unscored: their reward is None, with a cause.
 
     Args:
-        teacher: what `make_teacher` returns.
-        groups: of the same number of rollouts each.
+        teacher: from `make_teacher`.
+        groups: all with the same number of rollouts.
         method: overrides ``cfg.method``: a name, the path of a .py file, a subclass of `Method`, or an instance of one,
-            which has a config of its own.
+            which brings its own config.
         cfg: the method's settings; None is `configs.default`.
 
     Raises:
-        ConfigurationError: the teacher cannot work at all (a wrong key, an unknown model). The other requests are
+        ConfigurationError: the teacher cannot work (a wrong key, an unknown model). The other requests are
             cancelled.
         UserError: an unknown method, or groups of different lengths.
     """
@@ -83,7 +83,7 @@ def judge(
                 log.info("judged %d of %d groups", done, len(groups))
     finally:
         for future in futures:
-            future.cancel()  # does nothing to those that are done
+            future.cancel()  # has no effect on finished ones
     return [future.result() for future in futures]
 
 
@@ -98,15 +98,15 @@ def update(
 ) -> tuple[Student, dict[str, float]]:
     """(the student after one optimizer step on the judged groups, the metrics of the update).
 
-    All weights are trained, on one device, by a fresh optimizer at a constant learning rate. The student that is passed
-    in stays as it is, and the weights of the new one are where its weights are. A further call with batches of the same
-    shape compiles nothing, unless the method has a loss of its own.
+    All weights are trained, on one device, by a new optimizer with a constant learning rate. The student that is passed
+    in is not modified, and the new weights are placed where the old ones are. Further calls with batches of the same
+    shape compile nothing, unless the method has its own loss.
 
     Args:
-        groups: of the same number of rollouts each, sampled at ``cfg.sampling.temperature``.
+        groups: all with the same number of rollouts, sampled at ``cfg.sampling.temperature``.
         judgements: one for each group.
         method: as for `judge`.
-        cfg: loss, optimizer and the method's settings, as for a run; None is `configs.default`.
+        cfg: loss, optimizer and method settings, as for a run; None is `configs.default`.
         lr: the learning rate; None is ``cfg.optim.lr``.
 
     Raises:
@@ -120,7 +120,7 @@ def update(
     mesh = mesh_lib.make_mesh(1, 1, jax.local_devices()[:1])
     with jax.set_mesh(mesh):
         params = mesh_lib.put(jax.device_get(student.params), mesh, mesh_lib.RULES.storage(student.params))
-        params = jax.tree.map(jnp.copy, params)  # the update takes over its buffers, and these can be the caller's
+        params = jax.tree.map(jnp.copy, params)  # the update donates its buffers, which can be the caller's
         built.check_student(student, mesh)
         trained, judgements, metrics = built.revise(built.setup(student, mesh), groups, judgements, student.tokenizer)
         rows = [s for g, j in zip(groups, judgements, strict=True) for s in built.sequences(g, j, student.tokenizer)]
@@ -155,7 +155,7 @@ def update(
 
 
 def _placed_like(old: dict, new: dict) -> dict:
-    """The new weights where the old ones are: in host memory, or on their devices."""
+    """The new weights, placed like the old ones: in host memory, or on their devices."""
     return jax.tree.map(
         lambda a, b: jax.device_put(b, a.sharding) if isinstance(a, jax.Array) else np.asarray(b), old, new
     )
@@ -167,7 +167,7 @@ def _method(
     """A method whose config fits the groups."""
     sizes = {len(group.rollouts) for group in groups}
     if len(sizes) != 1:
-        raise UserError(f"groups of {sorted(sizes)} rollouts; expected at least one group, all of the same length")
+        raise UserError(f"groups of {sorted(sizes)} rollouts; expected at least one group, all of one size")
     if isinstance(method, Method):
         return method
     cfg = configs.default() if cfg is None else cfg.copy_and_resolve_references()

@@ -1,10 +1,10 @@
-"""What a run carries from one step to the next besides its parameters, and how a checkpoint keeps it.
+"""What a run carries from one step to the next besides its parameters, and how a checkpoint stores it.
 
-A checkpoint after ``step`` steps holds the groups that cannot be sampled again: the next step, if it was sampled by a
-policy that no longer exists (``stream.staleness=1``), and deferred groups (``stream.straggler_timeout_s``). Their
-judgements are on the tape, so a resumed run asks the teacher for nothing twice. If the run ends before such a step is
-sampled, there is no time to do so: the checkpoint holds that policy instead (`unsampled`), and the step is sampled from
-its beginning.
+A checkpoint after ``step`` steps holds the groups that cannot be sampled again: those of the next step, if it was
+sampled by a policy that no longer exists (``stream.staleness=1``), and deferred groups
+(``stream.straggler_timeout_s``). Their judgements are on the tape, so a resumed run sends no request twice. If the run
+ends before such a step is fully sampled, the checkpoint holds that policy instead (`unsampled`), and the resumed run
+samples the step from its beginning.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from ropd_jax.types import Prompt, Rollout, RolloutGroup
 
 @dataclasses.dataclass
 class Pending:
-    """What is in flight between steps: the one mutable thing of the loop.
+    """What is in flight between steps: the only mutable object of the loop.
 
     Attributes:
-        current: the step at hand.
-        lookahead: the next one, already being sampled.
+        current: the current step.
+        lookahead: the next step, already being sampled.
         deferred: groups of an earlier step that are still being judged.
     """
 
@@ -35,17 +35,17 @@ class Pending:
     deferred: DeferredGroups = NONE_DEFERRED
 
     def take(self, step: int) -> PendingStep | None:
-        """The step, if it is being sampled already."""
+        """The step, if its sampling has started."""
         assert self.lookahead is None or self.lookahead.step == step
         return self.lookahead
 
     def start(self, current: PendingStep, *, lookahead: PendingStep | None) -> None:
-        """A step begins: it takes over the deferred groups, so that a checkpoint finds each group once."""
+        """Start a step. It takes over the deferred groups, so that a checkpoint finds each group once."""
         current.receive(self.deferred)
         self.current, self.lookahead, self.deferred = current, lookahead, NONE_DEFERRED
 
     def cancel(self) -> None:
-        """Cancel what the teacher still owes."""
+        """Cancel all outstanding requests to the teacher."""
         for step in (self.current, self.lookahead):
             if step is not None:
                 step.cancel()
@@ -53,19 +53,19 @@ class Pending:
             future.cancel()
 
     def unsampled(self, step: int) -> PendingStep | None:
-        """The step, if a policy that only it holds has not sampled it to its end."""
+        """The step, if it is not fully sampled and the policy that samples it exists nowhere else."""
         return next((p for p in (self.current, self.lookahead) if p and p.step == step and p.policy is not None), None)
 
 
 def pending_state(
     step: int, pending: Pending, *, stale: bool, send: bool = True, sample: bool = True
 ) -> dict[str, Any]:
-    """What a checkpoint after ``step`` steps holds of ``pending``, as JSON.
+    """The part of ``pending`` that a checkpoint after ``step`` steps holds, as JSON.
 
     Args:
         stale: steps are sampled by the policy before; the rest of the next step is sampled now.
         send: see `PendingStep.sample`.
-        sample: False keeps no group of a step that is not sampled to its end; see `Pending.unsampled`.
+        sample: False drops the groups of a step that is not fully sampled; see `Pending.unsampled`.
     """
     here = next((p for p in (pending.current, pending.lookahead) if p and p.step == step), None)
     if here and stale:
@@ -108,7 +108,7 @@ def stored(groups: Sequence[RolloutGroup]) -> list[dict[str, Any]]:
             "rollouts": [
                 {
                     "tokens": r.tokens_T.tolist(),
-                    "logp": r.logp_T.tolist(),  # float32 -> float64 -> its shortest decimal: comes back the same
+                    "logp": r.logp_T.tolist(),  # float32 -> float64 -> its shortest decimal: lossless
                     "text": r.text,
                     "finish_reason": r.finish_reason,
                 }

@@ -1,8 +1,8 @@
-"""Collecting a step: each group goes to the teacher the moment it is sampled, and each judgement is used at once.
+"""Collecting a step: each group is sent to the teacher as soon as it is sampled, each judgement used when it arrives.
 
-Sampling goes first, because only what is sampled can be judged. While the teacher works, the device sums the gradient
-of the groups that are judged (`training.accumulate`). If it has nothing to sum, it samples the next step
-(``stream.staleness=1``). Only when there is neither to do does the run wait::
+Sampling has priority, because only sampled groups can be judged. While the teacher works, the device sums the gradient
+of the judged groups (`training.accumulate`). If there is nothing to sum, it samples the next step
+(``stream.staleness=1``). The run waits only if there is neither::
 
     device   |sample 0|sample 1|sample 2| sum 0 | sample the next step ... | sum 1,2 | optimizer
     teacher           |--judge 0--|
@@ -33,16 +33,16 @@ from ropd_jax.utils import tracing
 from ropd_jax.utils.interrupt import Interrupt
 
 log = logging.getLogger(__name__)
-POLL_S = 0.2  # between two looks at other hosts and at the user while the run waits for the teacher
+POLL_S = 0.2  # between two checks of other hosts and of signals while the run waits for the teacher
 Key = tuple[int, int]  # step and index of a group
 Send = Callable[[RolloutGroup], concurrent.futures.Future]
 Report = Callable[[str], None]
-Outage = Callable[[], str]  # what the teacher waits for while it cannot be reached; "" if it can
+Outage = Callable[[], str]  # what the teacher waits for while it is unreachable; "" if it is reachable
 Judge = Callable[[Teacher, RolloutGroup], Coroutine[Any, Any, Judgement]]
 
 
 class DeferredGroups(NamedTuple):
-    """Groups that are not judged when their step ends, and the requests about them that this host has in flight."""
+    """Groups that are not yet judged when their step ends, and this host's requests for them in flight."""
 
     groups: Sequence[RolloutGroup] = ()
     waiting: Mapping[concurrent.futures.Future, RolloutGroup] = {}
@@ -52,15 +52,15 @@ NONE_DEFERRED = DeferredGroups()
 
 
 class PendingStep:
-    """A step between its first sample and its update: what is sampled, sent and judged so far.
+    """A step between its first sample and its update: the groups sampled, sent and judged so far.
 
-    With several hosts, each sends its own groups (`hosts.is_local`); all of them know everything that is sampled and
-    judged.
+    With several hosts, each sends its own groups (`hosts.is_local`); every host knows all sampled groups and all
+    judgements.
 
     Args:
-        groups: from the sampler; drawn when they are needed.
-        send: asks the teacher about a group.
-        policy: the parameters that sample it, if they are not those that the step's update begins with.
+        groups: from the sampler; sampled lazily.
+        send: sends a group to the teacher.
+        policy: the parameters that sample it, if they differ from those at the beginning of the step's update.
     """
 
     def __init__(self, step: int, groups: Iterator[RolloutGroup], send: Send, policy: Any = None):
@@ -69,14 +69,14 @@ class PendingStep:
         self.waiting: dict[concurrent.futures.Future, RolloutGroup] = {}
         self.judgements: dict[Key, Judgement] = {}
         self.sample_s = 0.0
-        self.sampled = False  # all of it
+        self.sampled = False  # all groups are
         self._sampler, self._send, self.policy = groups, send, policy
 
     def sample(self, *, send: bool = True) -> bool:
-        """Take the next group from the sampler and send it to the teacher; False when there is none left.
+        """Take the next group from the sampler and send it to the teacher; False if there are none left.
 
         Args:
-            send: False when the run ends, so that the teacher gets no further requests.
+            send: False if the run is ending, so that no further requests are sent.
         """
         if self.sampled:
             return False
@@ -93,10 +93,10 @@ class PendingStep:
         return True
 
     def collect(self, timeout_s: float) -> list[tuple[RolloutGroup, Judgement]]:
-        """What has been judged since the last call, the same on all hosts; waits for ``timeout_s`` at most.
+        """The groups judged since the last call, the same on all hosts; waits at most ``timeout_s``.
 
         Raises:
-            ConfigurationError: the teacher cannot work at all (a wrong key, an unknown model); nothing more is sent.
+            ConfigurationError: the teacher cannot work (a wrong key, an unknown model); no further requests are sent.
         """
         done, _ = concurrent.futures.wait(self.waiting, timeout_s, return_when=concurrent.futures.FIRST_COMPLETED)
         failed = next((e for future in done if (e := future.exception())), None)
@@ -115,29 +115,29 @@ class PendingStep:
 
     @property
     def pending(self) -> list[RolloutGroup]:
-        """Sampled, not yet judged."""
+        """Groups that are sampled but not yet judged."""
         return [group for group in self.groups if _key(group) not in self.judgements]
 
     def leaves_stragglers(self, deadline_s: float) -> bool:
         """Whether the step ends without its pending groups: at least half of it is judged, the time is up on some
-        host, and no pending group has been deferred before; ``deadline_s`` is of the monotonic clock."""
+        host, and no pending group has been deferred before. ``deadline_s`` is in seconds of the monotonic clock."""
         late = hosts.any_host(time.monotonic() > deadline_s)
         pending = self.pending
         return late and 2 * len(pending) <= len(self.groups) and all(g.step == self.step for g in pending)
 
     def defer(self) -> DeferredGroups:
-        """Give up what is still pending, for the next step to wait for."""
+        """Give up the pending groups; the next step waits for them."""
         late = DeferredGroups(self.pending, self.waiting)
         self.groups, self.waiting = [g for g in self.groups if _key(g) in self.judgements], {}
         return late
 
     def receive(self, deferred: DeferredGroups) -> None:
-        """Wait for these groups of an earlier step too."""
+        """Also wait for these groups of an earlier step."""
         self.groups = [*deferred.groups, *self.groups]
         self.waiting |= deferred.waiting
 
     def cancel(self) -> None:
-        """Cancel what is in flight."""
+        """Cancel all requests in flight."""
         for future in self.waiting:
             future.cancel()
 
@@ -159,19 +159,19 @@ def judge_step(
     """Sample the rest of the step and wait until it is judged.
 
     Args:
-        report: takes a line of progress.
-        lookahead: the next step, sampled while there is nothing better to do.
-        update: sums the groups' gradient as they are judged.
-        patience_s: after so long, unjudged groups stay in ``current.pending``, provided that at least half of the
-            step is judged; a group that has been deferred once is waited for.
-        outage: see `Teacher.waiting_for`; its time does not count for ``patience_s``.
+        report: called with a line of progress.
+        lookahead: the next step, sampled while there is nothing more urgent.
+        update: sums the gradient of groups as they are judged.
+        patience_s: after this time, unjudged groups stay in ``current.pending``, provided that at least half of the
+            step is judged. A group that was deferred once is always waited for.
+        outage: see `Teacher.waiting_for`; its duration does not count towards ``patience_s``.
 
     Returns:
-        groups and their judgements in the order of the prompts, and the times spent sampling and waiting in seconds.
+        the groups and their judgements in the order of the prompts; the seconds spent sampling and waiting.
 
     Raises:
         ConfigurationError: see `PendingStep.collect`.
-        Interrupted: the user asked to stop; what is in flight is cancelled.
+        Interrupted: the user requested a stop; requests in flight are cancelled.
     """
     waited_s = 0.0
     try:
@@ -182,7 +182,7 @@ def judge_step(
         while update and update.due(len(current.judgements)):
             update.work(len(current.judgements))
             interrupt.check()
-    except BudgetError:  # nothing new is sent; what is in flight is paid for and goes on the tape
+    except BudgetError:  # no new requests; those in flight are paid for and recorded on the tape
         paid = [*current.waiting, *(lookahead.waiting if lookahead else ())]
         while not interrupt.requested and concurrent.futures.wait(paid, POLL_S).not_done:
             pass
@@ -207,8 +207,8 @@ def _wait(
 ) -> float:
     """Until the step is judged, or only stragglers are left: sum a portion, else sample ahead, else wait.
 
-    Every host runs this loop equally often: `PendingStep.collect` and `Interrupt.check` are collective, and what is
-    decided between them follows from what all hosts know.
+    Every host runs this loop the same number of times: `PendingStep.collect` and `Interrupt.check` are collective, and
+    the decisions between them depend only on what all hosts know.
 
     Returns: seconds spent waiting for the teacher with nothing else to do.
     """
@@ -243,23 +243,23 @@ def _wait(
 
 
 async def judge_group(judge: Judge, teacher: Teacher, group: RolloutGroup) -> Judgement:
-    """The judgement of a group by ``judge``; its spans and its cost belong to the group's step."""
+    """The judgement of a group by ``judge``; its spans and its cost are attributed to the group's step."""
     with tracing.about(step=group.step, group=group.index), tracing.span("judged"):
         return await at_step(group.step, judge(teacher, group))
 
 
 async def judge_by(method: Method, teacher: Teacher, group: RolloutGroup) -> Judgement:
-    """`judge_group` by a method, with the exact grades in its rewards where ``rewards.exact_weight`` asks for them.
+    """`judge_group` by a method, with the exact grades in its rewards if ``rewards.exact_weight`` is set.
 
     Raises:
-        UserError: the method returned something else than one reward or None for each rollout.
+        UserError: the method did not return one reward or None for each rollout.
     """
     with recording() as calls:
         judgement = check_judgement(method, await judge_group(method.judge, teacher, group), group)
     judgement = dataclasses.replace(judgement, calls=calls())
     if not method.cfg.rewards.exact_weight:
         return judgement
-    return await asyncio.to_thread(method.with_exact, judgement, group)  # a hostile answer can take the child seconds
+    return await asyncio.to_thread(method.with_exact, judgement, group)  # a hostile answer can take seconds
 
 
 def report_left_out(
@@ -269,7 +269,7 @@ def report_left_out(
     failed_P: Sequence[bool],
     late: DeferredGroups,
 ) -> None:
-    """Log what the step ends without: groups without a score, and why; groups that are deferred to the next step."""
+    """Log the groups that the step ends without: those without a score, and why; those deferred to the next step."""
     failed = [(g, j) for g, j, out in zip(groups, judgements, failed_P, strict=True) if out]
     if failed:
         causes = Counter(cause for _, j in failed for cause in j.causes if cause is not None)
@@ -287,7 +287,7 @@ def _names(groups: Iterable[RolloutGroup]) -> str:
 
 
 def sync_teachers(teacher: Teacher, groups: Sequence[RolloutGroup] = ()) -> None:
-    """With several hosts, give every teacher what the others have spent, answered and stored in this step."""
+    """With several hosts, share with every teacher what the others spent, answered and stored in this step."""
     if hosts.count() > 1:
         deltas = hosts.exchange(sync.delta(teacher, [g.prompt.id for g in groups]))
         sync.merge(teacher, hosts.index(), deltas)

@@ -1,20 +1,20 @@
-"""The drift alarm: the training reward climbs while those who give no reward see the held-out answers get worse.
+"""The drift alarm: the training reward rises while a measure that is not trained on gets worse on held-out answers.
 
-A rubric reward can be gamed (criteria met in words alone). What cannot be gamed with it is a measure that the student
-is not trained on: the gold answers of the held-out set, or an independent judge (``teacher.judge``: another model, on
-the same ``eval.judged`` questions each time). The judge is used if the exact grader knows fewer than nine in ten of the
-answers: free-text golds are ungraded, and the accuracy on the few others would not measure the set. At each held-out
-evaluation the alarm compares now with the best evaluation before it:
+A rubric reward can be gamed (criteria met only in words). The student cannot game a measure that it is not trained on:
+the gold answers of the held-out set, or an independent judge (``teacher.judge``: another model, given the same
+``eval.judged`` questions each time). The judge is used if the exact grader can grade fewer than nine in ten answers:
+free-text golds are ungraded, and the accuracy on the few others would not represent the set. At each held-out
+evaluation the alarm compares the current values with the best evaluation before it:
 
     reward     mean of the steps since the evaluation before this one, against the steps up to that best one
     measure    accuracy, or the judge's mean grade from 0 to 1, of this evaluation, against the best one's
 
-It rings when the reward is higher by more than 1.645 of its standard errors (5 %, one-sided) and the measure is lower
-by more of the difference's than chance explains: of two independent samples, which is careful, since both ask the same
-questions. The best of t evaluations is a lucky one, and a run looks again and again, so look t may take 0.05 / t(t+1)
-for each of its t comparisons by a t-th part: of all runs whose students stay as they are at most 5 % ring, however
-long they are. (At 5 % a look it were 38 % of those with 6 evaluations, and 97 % with 24.)
-Without gold answers and without a judge the alarm says nothing rather than "no drift".
+It rings if the reward is higher by more than 1.645 of its standard errors (5 %, one-sided) and the measure is lower by
+more than chance explains. The measure's test treats the two evaluations as independent samples, which is conservative,
+since both use the same questions. The best of t evaluations is partly lucky, and the test is repeated at every
+evaluation, so evaluation t spends 0.05 / t(t+1), divided equally over its t comparisons. Of the runs whose students
+do not change, at most 5 % ring, however long they are. (At 5 % per evaluation it would be 38 % of those with 6
+evaluations, and 97 % with 24.) Without gold answers and without a judge there is no result, rather than "no drift".
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-LEVEL = 0.05  # share of runs without any change that may ring
-COVERED = 0.9  # share of the held-out answers that the exact grader must know for accuracy to be the measure
+LEVEL = 0.05  # share of runs without any change that ring at most
+COVERED = 0.9  # share of the held-out answers that must have an exact grade for accuracy to be the measure
 Series = Mapping[str, tuple[Sequence[int], Sequence[float | None]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Drift:
-    """What the alarm found at ``step``: changes since the best evaluation, at step ``since``.
+    """The result of the alarm at ``step``: changes since the best evaluation, at step ``since``.
 
     Attributes:
         measure: ``accuracy`` or ``judge``.
-        change: of that measure, a share.
+        change: of that measure, as a share.
     """
 
     step: int
@@ -61,7 +61,7 @@ class Drift:
 
 
 def drift_at(series: Series, step: int) -> Drift | None:
-    """The alarm at the evaluation of ``step``; None where nothing can be said (no earlier one, no measure, no reward).
+    """The alarm at the evaluation of ``step``; None without an earlier evaluation, a measure or a reward.
 
     Args:
         series: metrics by name as (steps, values), see ``report.read_metrics``: ``eval/accuracy``, ``eval/accuracy_n``
@@ -88,23 +88,23 @@ def drift_at(series: Series, step: int) -> Drift | None:
 
 
 def _quantile(above: float) -> float:
-    """The point of the normal distribution above which that share lies."""
+    """The point of the standard normal distribution that is exceeded with this probability."""
     return statistics.NormalDist().inv_cdf(1.0 - above)
 
 
 def _points(series: Series, name: str) -> dict[int, float]:
-    """A metric by step, without the steps at which it is not known."""
+    """A metric by step, only steps at which it is known."""
     return {s: v for s, v in zip(*series.get(name, ((), ())), strict=True) if v is not None}
 
 
 def _accuracies(series: Series) -> dict[int, tuple[float, float]]:
-    """(accuracy, its variance) by step, where an exact grader knew some answers."""
+    """(accuracy, its variance) by step, for steps at which some answers have an exact grade."""
     n = _points(series, "eval/accuracy_n")
     return {s: (p, p * (1 - p) / n[s]) for s, p in _points(series, "eval/accuracy").items() if n.get(s)}
 
 
 def _covers(series: Series, step: int) -> bool:
-    """Whether the exact grader knew nine in ten of the answers; always, if no judge was asked."""
+    """Whether nine in ten answers have an exact grade; always true without a judge."""
     graded = _points(series, "eval/accuracy_n").get(step, 0)
     ungraded = _points(series, "eval/accuracy_ungraded").get(step, 0)
     return step not in _grades(series) or graded >= COVERED * (graded + ungraded)

@@ -1,7 +1,7 @@
 """Dynamic sampling (DAPO, arXiv 2503.14476, Eq. 11), bounded: zero-variance groups give their places to new prompts.
 
-A group whose rewards are all equal has no advantage and gives no gradient. In at most ``sampling.resample`` rounds its
-place goes to a new prompt; a group that still has zero variance after the last round stays.
+A group whose rewards are all equal has no advantage and gives no gradient. A new prompt takes its place, in at most
+``sampling.resample`` rounds. A group that still has zero variance after the last round stays.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def dynamic_sampling(
 ) -> tuple[list[RolloutGroup], list[Judgement], dict[str, float]]:
     """(groups, judgements, metrics) after the replacements.
 
-    The new prompts are a function of (seed, step, round), so a resumed run draws the same ones. They come in addition
+    The new prompts depend only on (seed, step, round), so a resumed run draws the same ones. They come in addition
     to those of the step: an epoch still visits each prompt once.
 
     Args:
         judge: samples and judges new prompts.
-        rounds: most rounds of replacement.
+        rounds: maximum number of rounds.
     """
     kept, verdicts = list(groups), list(judgements)
     used = {g.prompt.id for g in groups}

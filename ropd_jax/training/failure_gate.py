@@ -1,8 +1,8 @@
-"""When too much fails: a window over the last groups, and the table of causes with which a run stops.
+"""Stops a run in which too many groups fail, with a table of causes over a window of recent groups.
 
-A group fails when it could not be trained on for want of scored rollouts. The gate shuts when the failed groups among
-the last ``window`` are more than ``max_frac * window``; a run younger than the window is held to the same number, so
-a bad first step does not stop it and a dead teacher does, at the latest after ``max_frac * window`` groups or so.
+A group fails if it has too few scored rollouts to be trained on. The gate closes when more than ``max_frac * window``
+of the last ``window`` groups failed. The number is the same for runs younger than the window. So a bad first step does
+not stop a run, and a dead teacher does, after roughly ``max_frac * window`` groups.
 """
 
 from __future__ import annotations
@@ -14,39 +14,39 @@ from ropd_jax.types import UserError
 
 _REMEDIES = {
     "rate_limited": "lower teacher.concurrency, or set teacher.requests_per_minute / tokens_per_minute",
-    "unavailable": "the provider is overloaded: go on later, or raise teacher.attempts and teacher.max_wait_s",
-    "overloaded": "the provider is overloaded: go on later, or raise teacher.attempts and teacher.max_wait_s",
-    "server_error": "the provider fails: look at its status page or at the server's own log",
+    "unavailable": "the provider is overloaded: resume later, or raise teacher.attempts and teacher.max_wait_s",
+    "overloaded": "the provider is overloaded: resume later, or raise teacher.attempts and teacher.max_wait_s",
+    "server_error": "the provider fails: check its status page or the server's log",
     "timeout": "raise teacher.timeout_s or lower teacher.concurrency",
-    "connection": "the server cannot be reached: is teacher.base_url right, and does it run?",
+    "connection": "the server cannot be reached: is teacher.base_url right, and is the server running?",
     "truncated": "raise max_output_tokens of the role (thinking counts too)",
     "context": "lower teacher.max_answer_chars, or use a model with a longer context",
-    "malformed": "the model does not keep to the form: look at the tape, or use another model for the role",
-    "thinking": "the references are thinking without an answer: give the server the model's thinking parser, or raise "
+    "malformed": "the model does not keep to the format: look at the tape, or use another model for the role",
+    "thinking": "thinking but no answer: start the server with the model's reasoning parser, or raise "
     "teacher.reference.max_output_tokens",
     "empty": "the model returns nothing: look at the tape, or use another model for the role",
     "junk": "the references are loops, refusals or echoes: look at the tape, or use another model as the reference",
-    "screened": "no criterion could be decided from one answer: look at the tape, or use another rubricator",
+    "screened": "no criterion could be decided from a single answer: look at the tape, or use another rubricator",
     "missing": "the model leaves answers out: look at the tape, or use another model as the verifier",
-    "blocked": "a safety filter stopped it: another model or provider for the role",
-    "refused": "the model refused: another model or provider for the role",
-    "bad_request": "the server refused the request: its words are in the log",
+    "blocked": "a safety filter stopped it: use another model or provider for the role",
+    "refused": "the model refused: use another model or provider for the role",
+    "bad_request": "the server refused the request: its message is in the log",
 }
 
 
 class TooManyFailures(UserError):
-    """More than ``teacher.max_failed_frac`` of the last groups failed: the run saves and ends with exit code 3."""
+    """More than ``teacher.max_failed_frac`` of the last groups failed. The run saves and ends with exit code 3."""
 
 
 class FailureGate:
     """Counts failed groups over a sliding window.
 
     Args:
-        max_frac: share of the window's groups that may fail; 1.0 never stops a run.
-        window: groups.
+        max_frac: share of the window's groups that can fail; 1.0 never stops a run.
+        window: number of groups.
 
     Raises:
-        UserError: a share outside 0..1, a window below 1.
+        UserError: the share is outside 0..1, or the window below 1.
     """
 
     def __init__(self, max_frac: float, window: int):
@@ -58,7 +58,7 @@ class FailureGate:
         self._groups: collections.deque[tuple[bool, dict[str, int]]] = collections.deque(maxlen=window)
 
     def add(self, causes: Sequence[str | None], *, failed: bool) -> None:
-        """One group: why each of its rollouts is unscored (None: it is scored), and whether it is lost for training."""
+        """Add a group: each rollout's cause of failure (None: scored), and whether the group cannot be trained on."""
         self._groups.append((failed, dict(collections.Counter(c for c in causes if c is not None))))
 
     @property
@@ -70,10 +70,10 @@ class FailureGate:
         return {"teacher/failed_frac": self.failed / len(self._groups)} if self._groups else {}
 
     def check(self, replies: str = "") -> None:
-        """Raises TooManyFailures with the table of causes, and starts a new window for the run that goes on.
+        """Raises TooManyFailures with the table of causes, and starts a new window, so that the run can continue.
 
         Args:
-            replies: what could not be used, by role (`Unusable.table`); shown below the causes.
+            replies: the unusable replies by role (`Unusable.table`); shown below the causes.
         """
         if self.failed <= self._max_frac * self._window:
             return
@@ -86,10 +86,10 @@ class FailureGate:
         raise TooManyFailures(message)
 
     def check_run(self, groups: int, unscored: int) -> None:
-        """Raises TooManyFailures if no group of a finished run was ever scored: nothing was trained on.
+        """Raises TooManyFailures if no group of a finished run was scored, so that nothing was trained on.
 
         Args:
-            groups, unscored: of the whole run.
+            groups, unscored: counts of the whole run.
         """
         if groups and unscored >= groups:
             raise TooManyFailures(
@@ -110,7 +110,7 @@ class FailureGate:
         return "\n".join(lines)
 
     def state(self) -> list:
-        """JSON-able: the window."""
+        """The window, as JSON values."""
         return [[failed, causes] for failed, causes in self._groups]
 
     def restore(self, state: Sequence) -> None:

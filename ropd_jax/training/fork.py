@@ -1,8 +1,8 @@
 """``ropd train --fork RUN[@STEP] --workdir NEW``: a new run that starts from another run's checkpoint, with any config.
 
-The new run takes over the student's parameters. It takes over the optimizer's moments, and what the method trains, if
-both runs have all of them in the same shapes; else these start from zero. Its steps, its schedule with its warm-up, its
-data order and its random streams are its own, from step 0. ``student.checkpoint`` stays what it is: tokenizer,
+The new run takes over the student's parameters. It also takes over the optimizer's moments and what the method trains,
+if both runs have all of them in the same shapes; otherwise these start from zero. The new run has its own steps,
+schedule with warm-up, data order and random streams, from step 0. ``student.checkpoint`` keeps its meaning: tokenizer,
 reference of a KL term, frozen base of adapters.
 
     RUN      NEW                                                     takes over
@@ -11,7 +11,7 @@ reference of a KL term, frozen base of adapters.
     LoRA     full                                                    base and adapters, merged
     other                                                            refused: export RUN, and start from the export
 
-NEW saves what it took over as its checkpoint after step 0, and needs RUN no longer.
+NEW saves what it took over as its checkpoint after step 0, and does not need RUN afterwards.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def origin_of(fork: str, workdir: epath.Path) -> Origin | None:
         fork: ``RUN`` or ``RUN@STEP``; "" for none, or for a run that was forked at an earlier start.
 
     Raises:
-        UserError: RUN is no run or lacks that checkpoint, or ``workdir`` holds a run of another origin.
+        UserError: RUN is not a run or lacks that checkpoint, or ``workdir`` holds a run with another origin.
     """
     stored = provenance(workdir).get("forked_from")
     pending = not kept_steps(workdir)
@@ -78,17 +78,14 @@ def origin_of(fork: str, workdir: epath.Path) -> Origin | None:
         origin = Origin(as_path(stored["run"]), int(stored["step"]), pending)
         if run is not None and (run != origin.run or step not in (None, origin.step)):
             raise UserError(
-                f"--fork {fork}: the run in {workdir} was forked from {origin.run}@{origin.step}; leave --fork out to "
+                f"--fork {fork}: the run in {workdir} was forked from {origin.run}@{origin.step}; remove --fork to "
                 "resume it, or choose another --workdir"
             )
         return origin
     if run is None:
         return None
     if (workdir / CONFIG).exists():
-        raise UserError(
-            f"--fork {fork}: {workdir} holds a run already, which did not start from another one; choose another "
-            "--workdir"
-        )
+        raise UserError(f"--fork {fork}: {workdir} already holds a run that was not forked; choose another --workdir")
     return Origin(run, _checked_step(fork, run, step), pending)
 
 
@@ -108,7 +105,7 @@ def _absolute(run: str) -> epath.Path:
 
 def _checked_step(fork: str, run: epath.Path, step: int | None) -> int:
     if not (run / CONFIG).is_file():
-        raise UserError(f"--fork {fork}: {run} holds no run; expected a directory of ropd train, or RUN@STEP")
+        raise UserError(f"--fork {fork}: {run} holds no run; expected a workdir of ropd train, or RUN@STEP")
     kept = kept_steps(run)
     if not kept:
         raise UserError(f"--fork {fork}: {run} has no checkpoint yet; wait for the first one")
@@ -119,13 +116,13 @@ def _checked_step(fork: str, run: epath.Path, step: int | None) -> int:
 
 
 def check_origin(origin: Origin, lora: Lora, model: ModelConfig, contents: Mapping[str, str]) -> None:
-    """Whether a student of this shape can take the checkpoint over; no weight is read.
+    """Checks that a student of this shape can take the checkpoint over; no weights are read.
 
     Args:
         lora: of the new run. model: its student's shape. contents: hashes of its files.
 
     Raises:
-        UserError: other shapes, or adapters that do not fit.
+        UserError: the shapes differ, or the adapters do not fit.
     """
     theirs = _lora_of(origin)
     export = f"ropd export {origin.run} --to DIR, then --config.student.checkpoint=DIR without --fork"
@@ -139,13 +136,13 @@ def check_origin(origin: Origin, lora: Lora, model: ModelConfig, contents: Mappi
             )
     elif lora.rank:
         raise UserError(
-            f"--fork {origin.run}: it trained all weights, and this run trains adapters (student.lora.rank="
+            f"--fork {origin.run}: it trained all weights, but this run trains adapters (student.lora.rank="
             f"{lora.rank}) on the frozen student.checkpoint; start from its weights: {export}"
         )
     if theirs.rank and not lora.rank:
         other = outline(str(stored_config(origin.run).student.checkpoint)).cfg
         if other != model:
-            raise UserError(f"--fork {origin.run}: its student has another shape than student.checkpoint; {export}")
+            raise UserError(f"--fork {origin.run}: its student and student.checkpoint have different shapes; {export}")
         return
     wanted = adapter_shapes(model, lora) if lora.rank else transformer.param_shapes(model)
     there = _part(stored_shapes(epath.Path(origin.run) / "checkpoints" / str(origin.step)), "params")
@@ -153,13 +150,13 @@ def check_origin(origin: Origin, lora: Lora, model: ModelConfig, contents: Mappi
         if there.get(name) != shape:
             seen = f"{name} of shape {there[name]}" if name in there else f"no {name}"
             raise UserError(
-                f"--fork {origin.run}@{origin.step} holds {seen}, and student.checkpoint needs {shape}; give the "
+                f"--fork {origin.run}@{origin.step} holds {seen}, but student.checkpoint needs {shape}; give the "
                 "student.checkpoint of that run, or one of the same shape"
             )
 
 
 def forked(origin: Origin, state: State, mesh: jax.sharding.Mesh, lora: Lora) -> State:
-    """The state of a new run before its first step: what is taken over of ``origin``, the rest of ``state``."""
+    """The state of a new run before its first step: taken over from ``origin`` where possible, else from ``state``."""
     theirs, where = _lora_of(origin), origin.run / "checkpoints"
     if theirs.rank and not lora.rank:
         base = load_checkpoint(str(stored_config(origin.run).student.checkpoint), mesh=mesh, dtype=theirs.load_dtype)
@@ -178,7 +175,7 @@ def forked(origin: Origin, state: State, mesh: jax.sharding.Mesh, lora: Lora) ->
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state.params)
         _, params = saved_params(where, origin.step, shapes)
         params = mesh_lib.put(params, mesh, mesh_lib.RULES.storage(params))
-        what = "the parameters; optimizer and method, which have another form, start from zero"
+        what = "the parameters; optimizer and method differ in shape and start from zero"
         state = state._replace(params=params)
     log.info("forked from %s after step %d: %s", origin.run, origin.step, what)
     return state
@@ -197,7 +194,7 @@ def _part(shapes: Mapping[str, list[int]], name: str) -> dict[str, list[int]]:
 
 
 def _from_step_0(opt_state: Any) -> Any:
-    """The optimizer's state with the schedule at its beginning; moments and their own counts stay."""
+    """The optimizer's state with the schedule at its beginning; the moments and their counts stay."""
     is_schedule = lambda x: isinstance(x, optax.ScaleByScheduleState)  # noqa: E731
     return jax.tree.map(
         lambda x: x._replace(count=jnp.zeros_like(x.count)) if is_schedule(x) else x, opt_state, is_leaf=is_schedule

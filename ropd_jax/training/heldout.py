@@ -1,7 +1,7 @@
 """Evaluation during a run: exact accuracy on held-out questions, the grades of an independent judge, benchmarks.
 
-The held-out judge (``teacher.judge``) is another model than those whose verdicts become rewards. It grades held-out
-answers for `training.drift`; no reward comes from it.
+The held-out judge (``teacher.judge``) is a different model from those whose verdicts become rewards. It grades held-out
+answers for `training.drift`; its grades are never used as rewards.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def evaluate(run: Run, state: State, step: int, out: Session) -> dict[str, Any]:
 def evaluate_heldout(run: Run, state: State, step: int, out: Session) -> dict[str, Any]:
     """The held-out metrics of the student after ``step`` steps.
 
-    The first and the last evaluation take all held-out questions, those between ``eval.size`` of them. Without any
-    there are no metrics.
+    The first and the last evaluation use all held-out questions, those in between ``eval.size`` of them. Without
+    held-out questions there are no metrics.
     """
     if not run.heldout.prompts:
         return {}
@@ -71,14 +71,14 @@ def grade_heldout(
     """Exact accuracy of held-out answers.
 
     Args:
-        sampled: groups by the name that their metric gets, e.g. ``accuracy`` (greedy) and ``sampled_accuracy``; drawn
-            one after the other.
-        n: how many groups each has.
-        report: takes a line of progress.
+        sampled: the groups by metric name, e.g. ``accuracy`` (greedy) and ``sampled_accuracy``; one name is sampled
+            after the other.
+        n: the number of groups of each name.
+        report: called with a line of progress.
         first: receives the groups of the first name.
 
     Returns:
-        ``eval/NAME`` with its 95 % interval, n, ungraded and truncated share.
+        ``eval/NAME`` with its 95 % interval, the number of answers, and the ungraded and truncated shares.
     """
     metrics: dict[str, Any] = {}
     for name, groups in sampled.items():
@@ -103,9 +103,9 @@ def grade_heldout(
 
 def evaluate_benchmarks(run: Run, state: State, step: int, out: Session) -> dict[str, Any]:
     """``eval/NAME`` of each benchmark: the mean over problems of the share of right answers, with its 95 % interval
-    over problems, the number of problems, of ungraded ones, and the truncated share of the answers.
+    over problems, the numbers of problems and of ungraded ones, and the share of truncated answers.
 
-    Samples of one step and the next have the same random numbers, so that two checkpoints differ by their weights only.
+    The random numbers are the same at every evaluation, so that two checkpoints differ only by their weights.
     """
     metrics: dict[str, Any] = {}
     with tracing.span("evaluate"):
@@ -130,8 +130,8 @@ def evaluate_benchmarks(run: Run, state: State, step: int, out: Session) -> dict
 async def held_out_judge(teacher: Teacher, group: RolloutGroup) -> Judgement:
     """A grade of each answer by ``teacher.judge``, requested as `methods.t_judge` does.
 
-    A free-text gold answer is shown to the judge as a reference: no comparison of texts could use it. Any other gold is
-    the exact grader's, and the judge grades without it.
+    A free-text gold answer is shown to the judge as a reference, because a comparison of texts cannot grade it. Any
+    other gold answer is left to the exact grader, and the judge grades without it.
     """
     answers = [r.answer for r in group.rollouts]
     gold = golds.reference_of(group.prompt)
@@ -154,11 +154,11 @@ def judge_heldout(
     interrupt: Interrupt,
     report: Report,
 ) -> dict[str, float | None]:
-    """The held-out judge's grades: ``eval/judge``, a mean from 0 to 1, with its standard error, the number of graded
-    answers and of those that could not be graded.
+    """The held-out judge's grades: ``eval/judge``, a mean from 0 to 1, with its standard error and the numbers of
+    graded and ungraded answers.
 
     Raises:
-        as `collect.judge_step`.
+        see `collect.judge_step`.
     """
     asked = (dataclasses.replace(group, step=step) for group in groups)
     pending = PendingStep(step, asked, lambda group: loop.submit(judge_group(held_out_judge, teacher, group)))

@@ -1,4 +1,4 @@
-"""Numbers of a step and of a run: the metrics of rollouts and rewards, and what ``result.json`` holds."""
+"""Metrics of a step and of a run: those of rollouts and rewards, and the contents of ``result.json``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def step_metrics(
     tokenizer: Tokenizer,
     grades: Sequence[Sequence[bool | None]],
 ) -> dict[str, Any]:
-    """The step's rollouts, rewards and failures as metrics; a mean over nothing is None.
+    """Metrics of the step's rollouts, rewards and failures; the mean of an empty set is None.
 
     Args:
         grades: `exact_grades` of the groups.
@@ -65,7 +65,7 @@ def step_metrics(
 
 
 def exact_grades(groups: Sequence[RolloutGroup], judgements: Sequence[Judgement]) -> list[list[bool | None]]:
-    """The exact grade of each answer of each group, taken from the judgement where it has one."""
+    """The exact grade of each answer of each group, taken from the judgement if it has one."""
     return [
         list(j.exact)
         if any(right is not None for right in j.exact)
@@ -77,8 +77,8 @@ def exact_grades(groups: Sequence[RolloutGroup], judgements: Sequence[Judgement]
 def pass_rates(
     groups: Sequence[RolloutGroup], judgements: Sequence[Judgement], grades: Sequence[Sequence[bool | None]]
 ) -> dict[str, float]:
-    """The pass rate of each group's prompt, by its id: the share of right answers where exact grades are known, else
-    the mean reward, cut to 0 to 1. A group of which neither is known is left out."""
+    """The pass rate of each group's prompt, by prompt id: the share of right answers if exact grades are known, else
+    the mean reward, clipped to 0..1. A group for which neither is known is left out."""
     found = {}
     for group, judgement, row in zip(groups, judgements, grades, strict=True):
         exact = [float(right) for right in row if right is not None]
@@ -91,7 +91,7 @@ def pass_rates(
 def source_metrics(
     names: Sequence[str], groups: Sequence[RolloutGroup], reward_PG: np.ndarray, valid_PG: np.ndarray
 ) -> dict[str, Any]:
-    """Of each source of a mixture: its groups in the step, their share, and the mean reward; None of no reward."""
+    """For each source of a mixture: its groups in the step, their share, and the mean reward (None without rewards)."""
     metrics: dict[str, Any] = {}
     for name in names:
         own_P = np.array([g.prompt.source == name for g in groups], bool)
@@ -105,8 +105,8 @@ def source_metrics(
 
 
 def reward_parts(judgements: Sequence[Judgement]) -> dict[str, float | None]:
-    """What the rewards are made of (``rewards.exact_weight``): the mean of the method's part and of the exact part, and
-    the share of answers that have no exact grade. Nothing if no reward has an exact part."""
+    """The components of the rewards (``rewards.exact_weight``): the mean of the method's part and of the exact part,
+    and the share of answers without an exact grade. Empty if no reward has an exact part."""
     exact = [right for j in judgements for right in j.exact]
     if not exact:
         return {}
@@ -120,10 +120,9 @@ def reward_parts(judgements: Sequence[Judgement]) -> dict[str, float | None]:
 
 
 def gold_metrics(groups: Sequence[RolloutGroup], judgements: Sequence[Judgement]) -> dict[str, float | None]:
-    """What the scripted judge would say without its biases (``teacher.scripted.bias``): ``gold/reward_mean``, the
-    rewards
-    under the truths of the same rubrics; ``gold/gap_mean``, how far the rewards are above them; ``gold/quality_mean``,
-    the quality of the answers without any rubric. None where nothing is known."""
+    """What the scripted judge would report without its biases (``teacher.scripted.bias``). ``gold/reward_mean`` is the
+    mean reward under the truths of the same rubrics; ``gold/gap_mean``, how far the rewards are above it;
+    ``gold/quality_mean``, the quality of the answers independent of any rubric. None if nothing is known."""
     true, gaps, good = list[float](), list[float](), list[float]()
     for group, judgement in zip(groups, judgements, strict=True):
         answers = [r.answer for r in group.rollouts]
@@ -139,7 +138,7 @@ def gold_metrics(groups: Sequence[RolloutGroup], judgements: Sequence[Judgement]
 
 
 def cut_mass(rollouts: Sequence[Rollout]) -> float:
-    """The probability that ``sampling.top_k`` and ``top_p`` left out, mean over the tokens; 0 if they keep all."""
+    """The probability that ``sampling.top_k`` and ``top_p`` cut off, mean over the tokens; 0 if they keep all."""
     cut = [1.0 - np.exp(r.logp_T - r.drawn_logp_T) for r in rollouts if r.drawn_logp_T is not None]
     return max(float(sum(x.sum() for x in cut)) / sum(len(r.tokens_T) for r in rollouts), 0.0)  # rounding: -1e-8
 
@@ -163,7 +162,7 @@ def make_result(
     Args:
         before, after: the held-out metrics (`training.heldout`) before the first and after the last step.
         teacher: `Teacher.metrics`.
-        calibration: how far the verifier can be trusted (`teacher.calibration.summary`); None if it was not measured.
+        calibration: the verifier's measured reliability (`teacher.calibration.summary`); None if not measured.
     """
     result: dict[str, Any] = {"method": method, "seed": seed, "steps": steps, "heldout_n": heldout_n}
     for when, metrics in (("before", before), ("after", after)):

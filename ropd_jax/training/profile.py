@@ -1,9 +1,9 @@
-"""``log.profile_steps``: a profile of a few steps by JAX's own profiler, in ``RUN/profile``.
+"""``log.profile_steps``: a few steps profiled by JAX's profiler, in ``RUN/profile``.
 
     "3:5"  steps 3 and 4      "3:"  from step 3 to the end      ":2"  steps 0 and 1      ""  none
 
 XProf and TensorBoard's profile plugin open the folder; ui.perfetto.dev opens its ``*.trace.json.gz``. Each step is
-annotated with its number. A profile slows its steps down, and a long one is large: a few steps are enough.
+annotated with its number. Profiling slows the steps down, and long profiles are large: a few steps are enough.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def profile_range(text: str) -> range:
     """The steps of ``log.profile_steps``.
 
     Raises:
-        UserError: another text, or no step in it.
+        UserError: malformed text, or an empty range.
     """
     if not text:
         return range(0)
@@ -40,10 +40,10 @@ def profile_range(text: str) -> range:
 
 
 class Profile:
-    """The profile of a run's chosen steps. What fails in it is one warning; the run continues.
+    """The profile of a run's chosen steps. A failure is logged as one warning; the run continues.
 
     Args:
-        steps: as in the config; "" for none.
+        steps: as in ``log.profile_steps``; "" for none.
         directory: gets ``plugins/profile/TIME/*.xplane.pb``.
     """
 
@@ -54,7 +54,7 @@ class Profile:
 
     @contextlib.contextmanager
     def step(self, step: int) -> Iterator[None]:
-        """Everything inside belongs to this step."""
+        """Context of a step, annotated with its number."""
         if step not in self._steps or self._guard.lost:
             yield
             return

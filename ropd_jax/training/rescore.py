@@ -1,10 +1,10 @@
-"""Log-probs of a step's tokens by a pass of their own: what an update changed (``log.token_logprobs="before_after"``).
+"""Log-probs of a step's tokens in a separate pass: what an update changed (``log.token_logprobs="before_after"``).
 
     change = log-prob under the policy after the step's update  -  `Rollout.logp_T`, at which it was sampled
 
-It is one more forward pass over the step's rollouts; nothing of the training depends on it. The two come from two
-programs, so a change holds the difference between them, too: about ``update/logp_gap``, 1e-6 in float32 and 1e-2 in
-bfloat16. With several mini-batches it is the change over all of them, and with ``stream.staleness=1`` over two steps.
+This is one more forward pass over the step's rollouts; training does not depend on it. The two log-probs come from
+different programs, so a change includes the difference between them: about ``update/logp_gap``, 1e-6 in float32 and
+1e-2 in bfloat16. It covers all mini-batches of a step, and two steps with ``stream.staleness=1``.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from ropd_jax.training.sections import UpdateConfig
 from ropd_jax.training.update import place_parts
 from ropd_jax.types import RolloutGroup
 
-Changes = list[list[np.ndarray]]  # per group and rollout float32 of its tokens
+Changes = list[list[np.ndarray]]  # per group and rollout: float32, one value per token
 
 
 def start_logprobs(
     cfg: UpdateConfig, model_cfg: ModelConfig, base: Any, mesh: jax.sharding.Mesh, params: Any, batch: TrainBatch
 ) -> jax.Array:
-    """logp_ABT of a mini-batch's targets under ``params``: those before the step's first update, for ``loss.is_clip``.
+    """logp_ABT of a mini-batch's targets under ``params``: from before the first update, for ``loss.is_clip``.
 
-    One more forward pass over the step's tokens, as the released code makes it. Other arguments as of `changes_of`;
-    ``batch`` is [A, b, T], on the host.
+    One more forward pass over the step's tokens, as in the released code. The other arguments are those of
+    `changes_of`; ``batch`` is [A, b, T], on the host.
     """
     return make_score(cfg, model_cfg)(params, base, place_parts(batch, mesh))
 
@@ -49,8 +49,8 @@ def changes_of(
     """The change of each token of the groups' rollouts. Collective: every host must call it.
 
     Args:
-        params: what is trained, after the update; ``base``: the frozen weights under adapters, or None.
-        length: most tokens of a sequence; the tokens of a rollout that do not fit have a change of 0.
+        params: the trained parameters, after the update; ``base``: the frozen weights under adapters, or None.
+        length: maximum number of tokens in a sequence; rollout tokens beyond it have a change of 0.
     """
     rows = [TokenSequence(g.prompt_tokens_T, r.tokens_T, r.logp_T) for g in groups for r in g.rollouts]
     if not rows:

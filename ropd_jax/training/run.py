@@ -1,4 +1,4 @@
-"""A run, built: all that the loop needs and that no step changes. `training.setup` makes it."""
+"""A run, built: everything that the loop needs and that no step changes. `training.setup` makes it."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ from ropd_jax.workdir.token_logprobs import BEFORE_AFTER
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Checked, loaded, built; nothing is written yet.
+    """A run that is checked, loaded and built; nothing has been written yet.
 
     Attributes:
-        cfg: the config, frozen; ``raw`` is the same as nested JSON values, for ``config.json``.
+        cfg: the config, frozen. ``raw`` is the same config as nested JSON values, for ``config.json``.
         place: where its files are.
         mesh: of the update; ``sample_mesh``: of the sampler, the same unless the config says otherwise.
         student: shape and tokenizer; its parameters are in the `State`.
         base: the frozen weights under adapters, or None.
         ref_params: the initial student, or None if no term of the loss reads it.
-        train, heldout: the questions, tokenized when they are asked.
-        prompts: which of them each step asks.
+        train, heldout: the questions, tokenized on access.
+        prompts: selects the questions of each step.
         engine: of the rollouts; ``eval_engines``: of the held-out evaluation, by the name of their metric.
-        update: the jitted update of a whole mini-batch; ``portions``: of one in portions, None if it does not stream.
-        length: most tokens of a sequence.
-        told: scores rollouts under the method's other prompts (`Method.contexts`); None without any.
+        update: the jitted update of a whole mini-batch; ``portions``: of one in portions, or None without streaming.
+        length: maximum number of tokens in a sequence.
+        told: scores rollouts under the method's other prompts (`Method.contexts`); None if it has none.
         benchmarks: those of ``eval.benchmarks``.
         judged: held-out answers that ``teacher.judge`` grades; 0 without such a judge.
         biased: the scripted judge has biases, so gold rewards are logged too.
-        calibration: what the report ``teacher.calibration`` says of the verifier; None without one.
+        calibration: the verifier's entry in the report ``teacher.calibration``; None without a report.
         contents: hashes of the files that the config names (`workdir.contents`).
         forked_from: the run and step whose checkpoint this run started from; None is ``student.checkpoint``.
-        served: samples in place of our own sampler, if ``sampling.engine`` is a server.
+        served: samples in place of the built-in sampler, if ``sampling.engine`` is a server.
     """
 
     cfg: RunConfig
@@ -91,7 +91,7 @@ class Run:
         return self.cfg.steps
 
     def evaluations(self, step: int) -> tuple[str, ...]:
-        """Names of what is measured of the student after ``step`` steps: ``accuracy``, then ``eval.benchmarks``."""
+        """Names of the evaluations that are due after ``step`` steps: ``accuracy``, then ``eval.benchmarks``."""
         how, ends = self.cfg.eval, step in (0, self.steps)
         accuracy = ("accuracy",) if self.heldout.prompts and (ends or step % how.every == 0) else ()
         return accuracy + (tuple(how.benchmarks) if ends or step % how.benchmark_steps == 0 else ())
@@ -112,8 +112,8 @@ class Run:
         version: int,
         check: Callable[[], None],
     ) -> Iterator[RolloutGroup]:
-        """Groups of answers by the policy of ``params``, each as soon as its last rollout ends; ``check`` is called
-        between two chunks of tokens, and ends the sampling by raising. ``version``: updates that ``params`` have seen.
+        """Groups of answers by the policy of ``params``, each yielded when its last rollout ends. ``check`` is called
+        between two chunks of tokens and can stop the sampling by raising. ``version``: updates applied to ``params``.
         """
         tokens = questions.tokens_of(list(prompts))
         if self.served is not None:
@@ -129,7 +129,7 @@ class Run:
                 self.student.cfg, engine, policy, self.student.tokenizer, prompts, tokens,
                 seed=seed, step=step, check=check,
             )  # fmt: skip
-        while True:  # the mesh is set for the sampler only, not for what the caller does between two groups
+        while True:  # the mesh is set only for the sampler, not for the caller's code between two groups
             with jax.set_mesh(self.sample_mesh):
                 group = next(groups, None)
             if group is None:
@@ -151,8 +151,8 @@ class Run:
 
         Args:
             check: see `sample`.
-            prompts: None is those of the step.
-            keep_policy: ``params`` are those of the step before, so a checkpoint has to hold them
+            prompts: None for those of the step.
+            keep_policy: ``params`` belong to the previous step, so a checkpoint has to hold them
                 (`PendingStep.policy`).
         """
         prompts = self.prompts.batch(step) if prompts is None else prompts
@@ -170,7 +170,7 @@ class Run:
         """The step after ``step``, sampled by the policy before this step's update (``stream.staleness``), or None."""
         if not self.cfg.overlap.staleness or step + 1 == self.steps:
             return None
-        params = jax.tree.map(jnp.copy, state.params)  # the update takes the originals
+        params = jax.tree.map(jnp.copy, state.params)  # the update donates the originals
         return self.begin(step + 1, params, send, check, keep_policy=True)
 
     def patience_s(self, step: int) -> float:
@@ -189,7 +189,7 @@ class Run:
         )  # fmt: skip
 
     def token_changes(self, state: State, groups: Sequence[RolloutGroup]) -> Changes | None:
-        """What the update to ``state`` changed of the rollouts' log-probs (`rescore`); None if it is not asked for."""
+        """The change of the rollouts' log-probs by the update to ``state`` (`rescore`); None if not configured."""
         how = self.cfg.log
         if not how.groups or how.token_logprobs != BEFORE_AFTER or not self.method.needs_rollouts:
             return None

@@ -1,7 +1,7 @@
-"""A run's config as frozen sections. `training.setup` reads the config once; below it, functions take a section.
+"""A run's config as frozen sections. `training.setup` reads the config once; functions below it take sections.
 
-Each section has the fields of one section of ``configs.default()``, with the same names and meanings, so the comments
-there are not repeated here. `RunConfig` holds them all; only `training.setup` and ``train.py`` see it.
+Each section has the fields of one section of ``configs.default()``, with the same names and meanings; the comments
+there explain them. `RunConfig` holds all sections; only `training.setup` and ``train.py`` use it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class SamplingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """``cfg.loss``, as far as it is not the method's own (clips and advantages are)."""
+    """``cfg.loss``, except what belongs to the method (clips and advantages)."""
 
     aggregation: str
     ratio: str
@@ -48,13 +48,13 @@ class LossConfig:
 
     @property
     def terms_on_all(self) -> bool:
-        """Whether groups of equal rewards have a gradient too, that of the KL and entropy terms."""
+        """Whether groups of equal rewards have a gradient as well, from the KL and entropy terms."""
         return self.kl_on == "valid" and bool(self.kl_coef or self.entropy_coef)
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """``cfg.optim``: the optimizer, and how an update is cut, laid out and compiled."""
+    """``cfg.optim``: the optimizer, and how an update is split, laid out and compiled."""
 
     lr: float
     schedule: str
@@ -76,7 +76,7 @@ class OptimConfig:
     logprob_chunk: int
     xla_options: str
 
-    @functools.lru_cache(maxsize=16)  # noqa: B019  # few and small; the same object, so that programs can be shared
+    @functools.lru_cache(maxsize=16)  # noqa: B019  # few and small; one object per setting, so that programs are shared
     def make(self, steps: int):
         """The optax transformation; its schedule spans all updates of ``schedule_steps`` steps, or else ``steps``."""
         return make_optimizer(
@@ -96,7 +96,7 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OverlapConfig:
-    """``cfg.stream``: what runs at the same time as what."""
+    """``cfg.stream``: what overlaps with what."""
 
     groups: int
     deterministic: bool
@@ -132,7 +132,7 @@ class EvalConfig:
 
     @property
     def benchmark_steps(self) -> int:
-        """Steps between two evaluations on ``benchmarks``."""
+        """Number of steps between evaluations on ``benchmarks``."""
         return self.benchmarks_every or self.every
 
 
@@ -149,13 +149,13 @@ class LogConfig:
 
 @dataclasses.dataclass(frozen=True)
 class UpdateConfig:
-    """All that the compiled update depends on.
+    """Everything that the compiled update depends on.
 
     Attributes:
-        dtype: of the student's compute.
+        dtype: in which the student computes.
         lora: the adapters; rank 0 trains all weights.
-        temperature: at which log-probs are taken: the sampling temperature.
-        max_tokens: of an answer, for Dr. GRPO's divisor.
+        temperature: the sampling temperature, at which log-probs are taken.
+        max_tokens: maximum length of an answer, the divisor of Dr. GRPO.
     """
 
     dtype: str
@@ -172,9 +172,9 @@ class RunConfig:
 
     Attributes:
         prompts_per_step: P.
-        max_failed_frac, failed_window: of the failure gate, see `training.failure_gate`.
-        exact_weight: share of the exact grade in a reward.
-        context_tokens: most tokens that a told context adds to a prompt.
+        max_failed_frac, failed_window: see `training.failure_gate`.
+        exact_weight: weight of the exact grade in a reward.
+        context_tokens: the maximum number of tokens that another context adds to a prompt (`training.scoring`).
     """
 
     seed: int
@@ -196,11 +196,11 @@ class RunConfig:
 
     @property
     def update(self) -> UpdateConfig:
-        """What of it the update depends on."""
+        """The part that the update depends on."""
         temperature = self.sampling.temperature or 1.0
         return UpdateConfig(self.dtype, self.lora, temperature, self.sampling.max_tokens, self.loss, self.optim)
 
 
 def section(kind: type[T], values: Mapping[str, Any]) -> T:
-    """A section of that kind with the values of the same names; others are left out."""
+    """A section of this kind, with the values of the same names; other values are ignored."""
     return kind(**{f.name: values[f.name] for f in dataclasses.fields(kind)})  # type: ignore[arg-type]

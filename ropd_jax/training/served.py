@@ -1,12 +1,12 @@
-"""Rollouts by a server during a run (``sampling.engine=openai``): whose weights it has, and whether they are ours.
+"""Rollouts by a server during a run (``sampling.engine=openai``): which weights it has, and whether they are correct.
 
-    step t     groups that an earlier try of the step has left        `answers_kept`
+    step t     groups that an earlier attempt at the step has left    `answers_kept`
                weights -> directory -> the server, if they are due    `ServedPolicy.sync`
-               answers of the other prompts, each group as it is finished
+               answers to the other prompts, group by group
                the first of them: the server's log-probs against the trainer's own
 
-A policy is counted by the updates that it has seen, its *version*. With ``sampling.server.sync_every`` k the rollouts
-of a step are up to k - 1 updates old, in addition to ``stream.staleness``. In both cases the importance weights of the
+The *version* of a policy is its number of updates. With ``sampling.server.sync_every`` k the rollouts
+of a step are up to k - 1 updates old, plus those of ``stream.staleness``. In both cases the importance weights of the
 update correct for it (`Method.surrogate`), because `Rollout.logp_T` are the log-probs of the policy that sampled.
 """
 
@@ -40,7 +40,7 @@ from ropd_jax.weights.student import Student
 from ropd_jax.workdir.export import write_adapter, write_student
 
 log = logging.getLogger(__name__)
-KEPT = 2  # directories of weights: the newest, and the one that the server may still be reading
+KEPT = 2  # directories of weights: the newest, and one that the server might still be reading
 Check = Callable[[], None]
 
 
@@ -49,10 +49,10 @@ class ServedPolicy:
 
     Args:
         how: ``cfg.sampling.server``.
-        update: of the run; its forward pass is what the server's log-probs are compared with.
+        update: of the run; the server's log-probs are compared with those of its forward pass.
         student: shape and tokenizer. checkpoint, template: ``student.checkpoint`` and ``student.chat_template``.
         base: the frozen weights under adapters, or None.
-        length: most tokens of a sequence.
+        length: maximum number of tokens in a sequence.
         files: the run's directory.
 
     Raises:
@@ -78,7 +78,7 @@ class ServedPolicy:
         self._mesh, self._length = mesh, length
         self._weights = _own_folder(how.weights_dir, files)
         self.kept = KeptAnswers(files / "rollouts")
-        self._version: int | None = None  # of the server's weights; None: not ours yet
+        self._version: int | None = None  # of the server's weights; None: they are not this run's yet
         self._written: list[pathlib.Path] = []
         self._compared: int | None = None  # version at which the log-probs were last compared
         self.gap: float | None = None  # of that comparison
@@ -96,19 +96,19 @@ class ServedPolicy:
         trains: bool,
         check: Check,
     ) -> Iterator[RolloutGroup]:
-        """Groups of answers, each as soon as the server has finished it.
+        """Groups of answers, each yielded when the server has finished it.
 
         Args:
-            params: what is trained. version: updates that they have seen.
-            trains: rollouts to train on; else answers that are measured, for which the server always gets ``params``.
-            check: called while the server works; ends the sampling by raising.
+            params: the trained parameters. version: updates applied to them.
+            trains: True for rollouts to train on. False for evaluation: the server always gets ``params`` first.
+            check: called while the server works; can stop the sampling by raising.
 
         Raises:
-            ConfigurationError: see `RolloutServer`; log-probs that are not the trainer's.
+            ConfigurationError: see `RolloutServer`; or the log-probs differ from the trainer's.
         """
         found = self.kept.find(step, prompts, tokens, engine.rollouts) if trains else {}
         if found:
-            log.info("step %d: %d of %d groups were sampled before", step, len(found), len(prompts))
+            log.info("step %d: %d of %d groups were already sampled", step, len(found), len(prompts))
         yield from found.values()
         rest = [place for place in range(len(prompts)) if place not in found]
         if not rest:
@@ -131,10 +131,10 @@ class ServedPolicy:
             yield group
 
     def sync(self, params: Any, version: int, check: Check, *, now: bool = False) -> None:
-        """Give the server the weights of this version if they are due; ``now``: if it has any others."""
+        """Give the server the weights of this version if they are due; with ``now``, if it has any others."""
         how, has = self._how, self._version
         if not how.sync_every:
-            self._version = 0  # what it was started with; never changed
+            self._version = 0  # the weights it was started with; never changed
             return
         if has is not None and has <= version < has + (1 if now else how.sync_every):
             return
@@ -152,17 +152,17 @@ class ServedPolicy:
         """Compare the server's log-probs of a group with those of ``params``.
 
         Raises:
-            ConfigurationError: their mean distance is above ``max_gap``; it names the likely reason.
+            ConfigurationError: their mean absolute difference is above ``max_gap``; the error names the likely cause.
         """
         self._compared, self.gap = version, self._gap(self._update, params, group)
         if self.gap <= self._how.max_gap:
             log.info(
-                "the server's log-probs after %d updates are the trainer's: |difference| %.2g a token",
+                "the server's log-probs after %d updates match the trainer's: mean |difference| %.2g per token",
                 version, self.gap,
             )  # fmt: skip
             return
         raise ConfigurationError(
-            f"the log-probs of the rollout server differ from the trainer's by {self.gap:.3f} a token "
+            f"the log-probs of the rollout server differ from the trainer's by {self.gap:.3f} per token "
             f"(sampling.server.max_gap={self._how.max_gap:g}), after {version} updates. {self._reason(params, group)}"
         )
 
@@ -172,13 +172,13 @@ class ServedPolicy:
             raw = self._gap(dataclasses.replace(self._update, temperature=1.0), params, group)
             if raw <= self._how.max_gap:
                 return (
-                    f"They are those at temperature 1, but the update needs them at sampling.temperature="
+                    f"They are log-probs at temperature 1, but the update needs them at sampling.temperature="
                     f"{temperature:g}: start vLLM with --logprobs-mode processed_logprobs, or set the temperature to 1"
                 )
         return (
-            "Expected those of the student's own weights. Likely it serves another model, has not loaded the new "
-            "weights (sampling.server.sync, sync_every), or quantizes them; a model whose bfloat16 differs by more "
-            "needs a larger max_gap"
+            "Expected those of the student's own weights. Probably the server has another model, has not loaded the "
+            "new weights (sampling.server.sync, sync_every), or quantizes them. For a model whose bfloat16 differs by "
+            "more, raise max_gap"
         )
 
     def _gap(self, update: UpdateConfig, params: Any, group: RolloutGroup) -> float:
@@ -186,8 +186,8 @@ class ServedPolicy:
         return float(np.mean(np.abs(np.concatenate(changes))))
 
     def _write(self, params: Any, version: int) -> pathlib.Path:
-        """A directory with the weights; its name is used once, because servers remember what they have read."""
-        if not self._written:  # what an earlier process of the run has left; no server reads it any more
+        """A directory with the weights; its name is used once, because servers cache what they have read."""
+        if not self._written:  # left by an earlier process of the run; not read any more
             shutil.rmtree(self._weights, ignore_errors=True)
         to = self._weights / f"step_{version:06d}_{secrets.token_hex(3)}"
         lora, dtype = self._update.lora, self._update.dtype
@@ -199,7 +199,7 @@ class ServedPolicy:
         return to
 
     def close(self) -> None:
-        """Cancel what is in flight, and delete the weights, which the server has read."""
+        """Cancel requests in flight, and delete the weights, which the server has already loaded."""
         self._server.close()
         shutil.rmtree(self._weights, ignore_errors=True)
 
@@ -209,13 +209,13 @@ def _merged(lora: Lora, base: Any, adapters: Any) -> Any:
 
 
 def rollout_of(tokenizer, engine: EngineConfig, prompt_T: np.ndarray, answer: Answer) -> Rollout:
-    """The same fields as of a rollout of our own sampler; a stop text is looked for here, not by the server's words."""
+    """A rollout with the fields of our own sampler; stop texts are searched for here, whatever the server reports."""
     job = Job(0, 0, engine.max_tokens, answer.tokens, answer.logp, answer.logp)
     rollout = make_rollout(tokenizer, engine.stop_ids, engine.stop, job, opened=opens_thought(tokenizer, prompt_T))
     if answer.stopped and rollout.finish_reason == "length":
         raise ConfigurationError(
             f"the rollout server ended an answer after {len(answer.tokens)} tokens, without a stop token of the "
-            f"student {engine.stop_ids} and without one of sampling.stop={engine.stop!r}. Serve the student's own "
+            f"student {engine.stop_ids} or a text of sampling.stop={engine.stop!r}. Serve the student's own "
             "checkpoint, and vLLM with --generation-config vllm"
         )
     return rollout

@@ -1,7 +1,7 @@
-"""All that surrounds the loop of a run: its directory, logs, checkpoints, progress, the teacher's event loop, signals.
+"""Everything around the loop of a run: its directory, logs, checkpoints, progress, the teacher's event loop, signals.
 
 `session` opens it, the loop in ``train.py`` reports to it, and leaving it closes everything in reverse order, however
-the run ends. With several hosts each has a session; host 0 writes the run's files.
+the run ends. Each host has a session; host 0 writes the run's files.
 """
 
 from __future__ import annotations
@@ -53,19 +53,19 @@ from ropd_jax.workdir.trackers import Start, make_trackers
 from ropd_jax.workdir.watchdog import watching
 
 log = logging.getLogger(__name__)
-CHUNKS = 16  # of sampling between two looks at the other hosts' signals: 128 tokens, a few seconds
+CHUNKS = 16  # of sampling between two checks of the other hosts' signals: 128 tokens, a few seconds
 
 
 @dataclasses.dataclass(frozen=True)
 class StepReport:
-    """What a step leaves for the logs.
+    """The results of a step, for the logs.
 
     Attributes:
-        begin: of the step, by the monotonic clock.
-        rows: the sequences it was trained on.
+        begin: start of the step, by the monotonic clock.
+        rows: the sequences that it was trained on.
         deferred: groups that the next step waits for.
-        finite: whether every parameter is a number after the step.
-        changes: what the update changed of the rollouts' log-probs (`rescore`), or None.
+        finite: whether all parameters are finite after the step.
+        changes: the change of the rollouts' log-probs by the update (`rescore`), or None.
     """
 
     begin: float
@@ -84,14 +84,14 @@ def session(run: Run, owner: Ownership) -> Iterator[Session]:
     """The run's session; ``owner`` holds its directory.
 
     Raises:
-        UserError: the workdir belongs to another config or cannot be written, or its disk is full.
+        UserError: the workdir belongs to another config or is not writable, or its disk is full.
     """
     interrupt = Interrupt(hosts.any_host)
     with hosts.lost_together(), interrupt.listening(), contextlib.ExitStack() as stack:
         stack.callback(run.place.close)
         try:
             yield Session(run, owner, interrupt, stack)
-        except LockLost:  # the directory is another run's by now
+        except LockLost:  # the directory belongs to another run by now
             run.place.abandon()
             raise
         except OSError as error:
@@ -101,11 +101,11 @@ def session(run: Run, owner: Ownership) -> Iterator[Session]:
 
 
 class Session:
-    """An open session; see the module. `resume` comes first, `finish` last.
+    """An open session; see the module. Call `resume` first and `finish` last.
 
     Attributes:
         loop: the teacher's event loop.
-        interrupt: the user's wish to stop.
+        interrupt: the user's request to stop.
     """
 
     def __init__(self, run: Run, owner: Ownership, interrupt: Interrupt, stack: contextlib.ExitStack):
@@ -125,7 +125,7 @@ class Session:
         sync.start(run.teacher, hosts.index(), hosts.exchange)
         stack.enter_context(jax.set_mesh(run.mesh))
         how = run.cfg.checkpoint
-        self._scores: dict[int, float | None] = {}  # held-out, by step
+        self._scores: dict[int, float | None] = {}  # held-out scores by step
         self._checkpoints = stack.enter_context(
             contextlib.closing(
                 Checkpoints(
@@ -138,7 +138,7 @@ class Session:
         )
         self._chunks = 0  # of sampling, so far
         self._finished: tuple[int, State, Pending] | None = None
-        if hosts.count() == 1:  # on several hosts, a save takes all of them at the same place
+        if hosts.count() == 1:  # on several hosts, all of them must save at the same point
             interrupt.unheard = self._save_unheard
         self._host: dict[str, Any] = {  # what a checkpoint holds besides the state
             "groups_total": 0,
@@ -153,13 +153,13 @@ class Session:
         return self._run.teacher
 
     def send(self, group: RolloutGroup):
-        """Ask the teacher about a group; the future of its `Judgement`."""
+        """Send a group to the teacher; returns the future of its `Judgement`."""
         return self.loop.submit(judge_by(self._run.method, self.teacher, group))
 
     # --- start
 
     def resume(self, state: State, pending: Pending) -> tuple[State, int]:
-        """(state, number of finished steps), from the last checkpoint if there is one; ``pending`` is filled."""
+        """(state, number of finished steps), from the last checkpoint if there is one; fills ``pending``."""
         self._owner.check()
         with self._writing_checkpoints():
             self._checkpoints.check_room(state)
@@ -180,18 +180,18 @@ class Session:
             pending.lookahead, pending.deferred = restored.lookahead, restored.deferred
         if not found and self._run.forked_from:
             self.save(0, state, pending)
-        if found and "ahead" in found.extras:  # the next step's own policy
+        if found and "ahead" in found.extras:  # the policy that samples the next step
             begin = self._run.begin(first, found.extras["ahead"], self.send, self.check, keep_policy=True)
             pending.lookahead = begin
         return state, first
 
     def finished(self) -> Result | None:
-        """The result of a run that has finished before, or None."""
+        """The result, if the run has already finished, else None."""
         place = self._run.place
         there = (place.files / "result.json").exists()
         if self._checkpoints.latest() != self._run.steps or not hosts.broadcast_from_host0(there):
             return None
-        log.info("%s is finished; this is its result", place.home)
+        log.info("%s is already finished; this is its result", place.home)
         return Result(place.home, read_result(place.files), self._writes)
 
     def _open_logs(self, first: int, *, resumed: bool) -> None:
@@ -227,17 +227,17 @@ class Session:
         self._progress.report(text)
 
     def outage(self) -> str:
-        """What the run waits for while the teacher cannot be reached; "" if it can."""
+        """What the run waits for while the teacher is unreachable; "" if it is reachable."""
         return self.teacher.waiting_for
 
     def poll(self, text: str) -> None:
-        """`report`, then raise Interrupted if the user asked to stop. Collective: every host must call it."""
+        """`report`, then raise Interrupted if the user requested a stop. Collective: every host must call it."""
         self.report(text)
         self.interrupt.check()
 
     def check(self) -> None:
-        """`Interrupt.check` between two chunks of sampling; on several hosts, where it takes an exchange, not at each.
-        Collective: every host must call it."""
+        """`Interrupt.check` between two chunks of sampling. With several hosts it needs an exchange, so not every chunk
+        is checked. Collective: every host must call it."""
         self._chunks += 1
         if hosts.count() == 1 or self._chunks % CHUNKS == 0:
             self.interrupt.check()
@@ -246,13 +246,13 @@ class Session:
 
     @contextlib.contextmanager
     def step(self, step: int, state: State, pending: Pending) -> Iterator[None]:
-        """Everything inside belongs to this step of the timeline; ``state`` is that of the last finished step."""
+        """Context of a step: its work is recorded in the timeline. ``state`` is that of the last finished step."""
         self._finished = (step, state, pending)
         with tracing.about(step=step), tracing.span("step"), self._profile.step(step):
             yield
 
     def eval_due(self, step: int) -> bool:
-        """Whether anything is evaluated before this step (`Run.evaluations`) that the log does not hold yet."""
+        """Whether an evaluation before this step (`Run.evaluations`) is missing in the log."""
         if step == 0:
             return self._host["before"] is None
         names = self._run.evaluations(step)
@@ -261,10 +261,10 @@ class Session:
         )
 
     def log_eval(self, step: int, metrics: dict[str, Any]) -> None:
-        """Log an evaluation, and look for drift (`training.drift`)."""
+        """Log an evaluation, and check for drift (`training.drift`)."""
         self._owner.check()
         self._scores[step] = metrics.get(self._best_by)
-        if step == self._run.steps:  # no further step logs how long the last save took
+        if step == self._run.steps:  # no later step logs the duration of the last save
             self._wait_for_save()
             metrics |= self._checkpoints.times()
         self._metrics.log(step, metrics)
@@ -273,17 +273,17 @@ class Session:
             metrics |= drift.as_metrics()
             self._metrics.log(step, drift.as_metrics())
             if drift.alarm:
-                log.warning("drift: %s; look at groups/ before you trust the reward", drift)
+                log.warning("drift: %s; inspect groups/ before you trust the reward", drift)
         if step == 0:
             self._host["before"] = metrics
         self._progress.note(metrics)
 
     def log_step(self, done: int, report: StepReport) -> None:
-        """Log a step; ``done`` steps are finished with it.
+        """Log a step; ``done`` counts the finished steps, including this one.
 
         Raises:
             TooManyFailures: more groups than ``teacher.max_failed_frac`` could not be scored.
-            FloatingPointError: a loss, a gradient or a parameter that is not finite.
+            FloatingPointError: a loss, gradient or parameter is not finite.
         """
         self._owner.check()
         run, step, metrics = self._run, done - 1, report.metrics
@@ -322,27 +322,27 @@ class Session:
         return done % self._run.cfg.checkpoint.every == 0 or done == self._run.steps
 
     def save(self, done: int, state: State, pending: Pending, *, ends: bool = False) -> None:
-        """Save a checkpoint after ``done`` steps, unless it is there already or is being written.
+        """Save a checkpoint after ``done`` steps, unless it exists or is being written.
 
         Args:
-            ends: the run ends here: nothing more is sampled or sent, and the checkpoint is complete on return.
+            ends: the run ends here: no more sampling or requests, and the checkpoint is complete on return.
 
         Raises:
-            FloatingPointError: a parameter is NaN or infinite; the checkpoints before it are kept.
-            WriteError: it cannot be written.
+            FloatingPointError: a parameter is NaN or infinite; earlier checkpoints are kept.
+            WriteError: the checkpoint cannot be written.
         """
         self._owner.check()
         sync_teachers(self.teacher)
         if not self._checkpoints.has(done):
             if not all_finite(state.params):
                 raise FloatingPointError(
-                    f"after step {done} the student has parameters that are NaN or infinite; not saved"
+                    f"after step {done} the student has NaN or infinite parameters; no checkpoint is saved"
                 )
             host = self._host_state(done, pending, ends=ends)
             ahead = pending.unsampled(done)
             with self._writing_checkpoints():
-                if not ends:  # the checkpoint first when the machine is about to go
-                    self._checkpoints.wait()  # a copy (S3) needs the save before to be complete
+                if not ends:  # if the machine is about to stop, the checkpoint comes first
+                    self._checkpoints.wait()  # a copy (S3) needs the previous save to be complete
                     self._run.place.upload_all()
                 complete = None if self._checkpoints.writing else self._checkpoints.latest()
                 with tracing.span("checkpoint"):
@@ -353,11 +353,11 @@ class Session:
             self._wait_for_save()
 
     def leave(self, error: BaseException, done: int, state: State, pending: Pending) -> None:
-        """Leave a checkpoint of the last finished step when the run ends by an error, which the caller raises.
+        """Save a checkpoint of the last finished step when the run ends by an error, which the caller raises.
 
-        A save that is there or in flight is not repeated. What goes wrong here is logged.
+        A save that exists or is in flight is not repeated. Errors in here are only logged.
         """
-        if not isinstance(error, BudgetError):  # what is in flight then is paid for, and is on the tape already
+        if not isinstance(error, BudgetError):  # requests in flight are paid for, and are already on the tape
             pending.cancel()
         try:
             if why := self._not_saved_because(error, state):
@@ -381,7 +381,7 @@ class Session:
             log.error("%s; the newest logs and the tape are in %s", again, self._run.place.files)
 
     def _save_last(self, done: int, state: State, pending: Pending) -> None:
-        """Save because the run ends, elsewhere if the workdir cannot be written."""
+        """Save at the end of the run; to another directory if the workdir is not writable."""
         try:
             self.save(done, state, pending, ends=True)
             log.warning("saved a checkpoint after step %d", done)
@@ -391,28 +391,28 @@ class Session:
                 rescue(self._run.place, done, state, self._host_state(done, pending, ends=True))
 
     def _save_unheard(self) -> None:
-        """Save the last finished step on the signals' thread, while the main thread compiles or waits."""
+        """Save the last finished step on the signal thread, while the main thread compiles or waits."""
         if self._finished is None or self._not_saved_because(Interrupted(), self._finished[1]):
-            return  # the update has taken the arrays over: the main thread saves the next step when it is there
+            return  # the update has donated the arrays: the main thread saves after this step
         done = self._finished[0]
-        log.warning("the run is busy: saving the checkpoint after step %d beside it", done)
+        log.warning("the run is busy: saving the checkpoint after step %d in the background", done)
         try:
             self.save(*self._finished, ends=True)
             self._run.place.copy_checkpoints()
             log.warning("saved a checkpoint after step %d, %.1f s after the signal", done, self.interrupt.waited_s())
-        except Exception as error:  # e.g. the update took the arrays over meanwhile; the main thread tries again
-            log.warning("could not save beside the run: %s", " ".join(str(error).split()) or type(error).__name__)
+        except Exception as error:  # e.g. the update donated the arrays meanwhile; the main thread tries again
+            log.warning("could not save in the background: %s", " ".join(str(error).split()) or type(error).__name__)
 
     def _not_saved_because(self, error: BaseException, state: State) -> str:
         """Why the state is not that of the last finished step, or cannot be saved; "" if it can."""
         if isinstance(error, LockLost):
-            return "another run has the directory"
+            return "another run holds the directory"
         if isinstance(error, FloatingPointError):
             return "its numbers are not finite"
         if any(x.is_deleted() for x in jax.tree.leaves(state)):
-            return "the update failed after it had taken the arrays over"
+            return "the update failed after it had donated the arrays"
         if hosts.count() > 1 and not isinstance(error, Interrupted | UserError):
-            return "the other hosts may not have failed, and a save takes all of them"
+            return "other hosts might not have failed, and a save needs all of them"
         return ""
 
     def _wait_for_save(self) -> None:
@@ -422,25 +422,25 @@ class Session:
 
     @contextlib.contextmanager
     def _writing_checkpoints(self) -> Iterator[None]:
-        """Whatever Orbax, tensorstore and a bucket's library raise becomes a `WriteError`; they share no class."""
+        """Converts whatever Orbax, tensorstore and a bucket's library raise to `WriteError`; they share no class."""
         try:
             yield
         except (UserError, jax.errors.JaxRuntimeError):
             raise
         except Exception as error:
-            if "Gloo" in str(error):  # another host is gone, see `hosts.lost`
+            if "Gloo" in str(error):  # another host was lost, see `hosts.lost`
                 raise
             raise write_error(self._run.place.home / "checkpoints", error) from error
 
     def _host_state(self, done: int, pending: Pending, *, ends: bool) -> dict[str, Any]:
-        """What a checkpoint holds besides the arrays; ``ends`` as in `save`."""
+        """The contents of a checkpoint besides the arrays; ``ends`` as in `save`."""
         stale = bool(self._run.cfg.overlap.staleness)
         host = self._host | pending_state(done, pending, stale=stale, sample=not ends)
         host |= {"seconds": self._seconds(), "teacher": self.teacher.state(), "failures": self._gate.state()}
         return host | ({"curriculum": drawn} if (drawn := self._run.prompts.state(done)) else {})
 
     def finish(self, after: dict[str, Any]) -> Result:
-        """Write the result, with the last held-out evaluation in it, and the curves.
+        """Write the result, including the last held-out evaluation, and the curves.
 
         Raises:
             TooManyFailures: no group of the run was ever scored; no result is written.

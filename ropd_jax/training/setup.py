@@ -1,6 +1,6 @@
-"""From a config to a run: everything the user gave is checked, loaded and built before anything is written.
+"""From a config to a run: everything that the user provides is checked, loaded and built before anything is written.
 
-The config is read here and nowhere below: `read_config` turns it into frozen sections (`training.sections`).
+The config is read only here: `read_config` turns it into frozen sections (`training.sections`).
 """
 
 from __future__ import annotations
@@ -71,13 +71,13 @@ def setup(
 ) -> tuple[Run, State]:
     """(the run, its state before the first step). Nothing is written.
 
-    What is cheap to check comes first: values, then files (`check_files`), one call to each teacher, weights, programs.
-    With several hosts every host must call it.
+    Cheap checks come first: values, then files (`check_files`), one call to each teacher, weights, programs.
+    Collective: every host must call it.
 
     Args:
-        workdir: of the run, a directory or the URL of a bucket; the teacher's tape is there.
+        workdir: the run's directory, or the URL of a bucket; it holds the teacher's tape.
         method: a name, the path of a .py file, or a subclass of `methods.base.Method`; None is ``cfg.method``.
-        fork: ``RUN`` or ``RUN@STEP``: start from another run's checkpoint (`training.fork`); "" does not.
+        fork: ``RUN`` or ``RUN@STEP``: the run whose checkpoint to start from (`training.fork`); "" for none.
 
     Raises:
         UserError: a value that cannot work, a missing key, an unreadable checkpoint or data set.
@@ -94,7 +94,7 @@ def setup(
     files = check_files(cfg, how, made, raw, place, fork)
     validate.note_warmup(how.optim, how.steps)
     validate.note_best(how)
-    if hosts.index() == 0 and not is_finished(place.files, how.steps, home=place.home):  # a finished run asks nothing
+    if hosts.index() == 0 and not is_finished(place.files, how.steps, home=place.home):  # a finished run needs no call
         check_models(cfg.teacher, files.needs)
         if files.server is not None:
             [first] = files.train.tokens_of(files.train.prompts[:1])
@@ -140,17 +140,17 @@ def setup(
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """What `check_files` found; no weight has been read.
+    """The result of `check_files`; no weights have been read.
 
     Attributes:
         student: shape and tokenizer.
         mesh, sample_mesh: see `Run`.
-        needs: roles of the teacher that will be asked.
+        needs: the teacher's roles that will be used.
         prompt_len: positions of the longest prompt: one length for the whole run, so that each function compiles once.
         contents: hashes of the files (`workdir.contents`).
-        origin: the checkpoint that the run starts from, if it is another run's.
+        origin: the checkpoint of another run that this one starts from, or None.
         calibration, benchmarks: see `Run`.
-        server: of the rollouts, if they come from one; nothing has been sent.
+        server: the rollout server, if there is one; no request has been sent.
     """
 
     student: Student
@@ -172,12 +172,12 @@ class Files:
 def check_files(
     cfg: ConfigDict, how: RunConfig, made: Method, raw: Mapping[str, Any], place: Place, fork: str
 ) -> Files:
-    """Everything that a run reads, checked as far as it goes without weights, a call to a teacher, or a trace.
+    """Checks everything that a run reads, as far as possible without weights, calls to a teacher, or tracing.
 
-    Workdir, keys and templates of a real teacher, the student's config and tokenizer, data, tape.
+    These are the workdir, keys and templates of a real teacher, the student's config and tokenizer, data, and the tape.
 
     Raises:
-        UserError: the first thing that cannot work.
+        UserError: for the first problem found.
     """
     values, writes = flatten(raw), hosts.index() == 0
     origin = origin_of(fork, place.home)
@@ -217,7 +217,7 @@ def check_files(
     benchmarks = load_benchmarks(how.eval, student.tokenizer)
     for b in benchmarks:
         validate.check_length(b.prompt_len, how.sampling.max_tokens, 0, student.cfg)
-    if "scripted" in providers(cfg.teacher, needs):  # it needs the data: their worked solutions are its answer key
+    if "scripted" in providers(cfg.teacher, needs):  # the worked solutions of the data are its answer key
         teacher = run_teacher(cfg, train.prompts, place.files, needs=needs)
     if "reference" in made.asks:
         teacher.check_references(train.prompts)
@@ -249,14 +249,14 @@ def check_files(
 
 
 def _name(method: str | type[Method]) -> str:
-    """What ``config.json`` keeps of a method that was given instead of the config's."""
+    """The name in ``config.json`` of a method that was passed in place of the config's."""
     return method if isinstance(method, str) else f"{method.__module__}.{method.__qualname__}"
 
 
 def _programs(
     how: RunConfig, method: Method, student: Student, mesh: jax.sharding.Mesh, length: int
 ) -> tuple[dict[str, Any], State]:
-    """(what a `Run` holds of parameters and jitted programs, the state before the first step)."""
+    """(a `Run`'s parameters and jitted programs, the state before the first step)."""
     tx = how.optim.make(how.steps)
     params, base, trained = student.params, None, method.setup(student, mesh)
     if how.lora.rank:
@@ -353,7 +353,7 @@ def update_config(cfg: ConfigDict) -> UpdateConfig:
 
 
 def engine_config(cfg: ConfigDict, *, prompt_len: int, stop_ids: tuple[int, ...], shards: int) -> EngineConfig:
-    """The sampler's settings; idle rows fill the ``shards`` up."""
+    """The sampler's settings; idle rows make the batch divisible by ``shards``."""
     return EngineConfig.from_config(
         cfg.sampling,
         prompts_per_step=cfg.data.prompts_per_step,
@@ -370,12 +370,12 @@ def run_teacher(
     workdir: pathlib.Path | None = None,
     needs: Collection[str] = ("reference", "rubric", "verify"),
 ) -> Teacher:
-    """The config's teacher; without a workdir it records on no tape.
+    """The config's teacher; without a workdir there is no tape.
 
-    A scripted teacher without an answer key gets that of the training data, if the data has worked solutions.
+    A scripted teacher without an answer key gets the worked solutions of the training data, if there are any.
 
     Args:
-        needs: the roles that will be asked (`Method.asks`); the others need no key.
+        needs: the roles that will be used (`Method.asks`); the others need no key.
     """
     scripted = cfg.teacher.scripted
     answer_key = [(p.question, p.solution) for p in prompts if p.solution] if not scripted.answer_key else None
@@ -386,10 +386,10 @@ def run_teacher(
 
 
 def make_teacher(cfg: ConfigDict) -> Teacher:
-    """The teacher of a config, for use outside a run: ``teacher.blocking`` has its questions as plain calls, and its
-    coroutines can be awaited on any event loop, also in a notebook.
+    """The teacher of a config, for use outside a run: ``teacher.blocking`` offers its methods as plain calls, and its
+    coroutines can be awaited on any event loop, including that of a notebook.
 
-    It records on no tape unless ``teacher.tape.path`` names one.
+    It records no tape unless ``teacher.tape.path`` names one.
 
     Raises:
         ConfigurationError: no API key, an unknown provider.

@@ -1,8 +1,8 @@
 """The update: judged groups -> packed rows -> token losses -> one gradient -> one optimizer step.
 
-Two ways to the same gradient. `make_update` takes a whole mini-batch at once. `make_sums` takes it in portions, in any
-order: each adds its numerators and its counts, and what they amount to is divided once, at the end; so the gradient of
-the first judged groups is there while the teacher still reads the others (`ropd_jax.training.accumulate`).
+There are two ways to compute the same gradient. `make_update` takes a whole mini-batch at once. `make_sums` takes it in
+portions, in any order: each adds its numerators and its counts, and the total is divided once, at the end. So the
+gradient of the first judged groups is computed while the teacher judges the rest (`ropd_jax.training.accumulate`).
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ Notes = Callable[[Any, Sequence[TokenSequence], Advantages], tuple[dict[str, np.
 
 
 class State(NamedTuple):
-    """What a step changes: the student (all of it, or the adapters beside a frozen base, see `ropd_jax.models.lora`),
-    its optimizer, and what the method itself trains (`Method.setup`)."""
+    """What a step changes: the student (all of it, or the adapters on a frozen base, see `ropd_jax.models.lora`), its
+    optimizer, and what the method itself trains (`Method.setup`)."""
 
     params: dict
     opt_state: optax.OptState
@@ -50,7 +50,7 @@ class State(NamedTuple):
 def logprobs_of(
     cfg: UpdateConfig, model_cfg: ModelConfig, params: Any, batch: TrainBatch
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(logp_BT, entropy_BT, x_BTD): of each target at the sampling temperature, and the last hidden states."""
+    """(logp_BT, entropy_BT, x_BTD): for each target at the sampling temperature; the last hidden states."""
     x_BTD = transformer.hidden(
         model_cfg,
         params,
@@ -88,8 +88,8 @@ def make_gradient(cfg: UpdateConfig, model_cfg: ModelConfig, method: Method):
                  |         |         |
         grads +=g0      +=g1      +=g2                        the refs are updated in place, layer by layer
 
-    So the shapes, and with them the compiled program, are those of the longest possible step, but the time is that of
-    the step at hand. ``sums`` are sums over the batch's tokens of the values that are logged.
+    So the shapes, and the compiled program, are those of the longest possible step, but the time is that of the current
+    step. ``sums`` are sums over the batch's tokens of the logged values.
     """
     lora = cfg.lora
 
@@ -113,7 +113,7 @@ def make_gradient(cfg: UpdateConfig, model_cfg: ModelConfig, method: Method):
         if cfg.loss.entropy_coef:
             loss_BT -= cfg.loss.entropy_coef * entropy_BT
         loss = masked_sum(weight_BT * loss_BT, active_BT)
-        gap_BT = jax.lax.stop_gradient(jnp.abs(logp_BT - tokens.old_logp_BT))  # 0 for a text that no policy sampled
+        gap_BT = jax.lax.stop_gradient(jnp.abs(logp_BT - tokens.old_logp_BT))  # 0 for text that was not sampled
         sums = {"entropy": masked_sum(entropy_BT, mask_BT), "logp_gap": masked_sum(gap_BT, mask_BT)}
         sums |= {name: masked_sum(x_BT, mask_BT) for name, x_BT in extra.items()}
         gap_max = jnp.maximum(masked_max(gap_BT, mask_BT), 0.0)
@@ -131,7 +131,7 @@ def make_gradient(cfg: UpdateConfig, model_cfg: ModelConfig, method: Method):
 
         def accumulate(a, carry):  # the backward pass adds each layer's gradient into `grads` in place
             loss, pull_back, aux = jax.vjp(lambda params: loss_of(params, a), params, has_aux=True)
-            if lora.rank:  # a scan adds the gradients of all its weights in place, or of none: the base has no gradient
+            if lora.rank:  # a scan adds gradients in place for all its weights or for none, and the base has none
                 jax.tree.map(add_to, grads, pull_back(jnp.ones_like(loss))[0])
             else:
                 pull_back.with_refs(grads)(jnp.ones_like(loss))  # type: ignore[attr-defined]  # of jax.vjp's result
@@ -147,13 +147,13 @@ def make_gradient(cfg: UpdateConfig, model_cfg: ModelConfig, method: Method):
 
 
 def parts_used(batch: TrainBatch) -> jax.Array:
-    """int32, how many of the parts of a batch [A, b, T] are computed: those after the last with a token are not."""
+    """int32, how many parts of a batch [A, b, T] are computed: all up to the last one with a token."""
     A = len(batch.tokens_BT)
     return jnp.max(jnp.where(jnp.any(batch.segments_BT, axis=(1, 2)), jnp.arange(1, A + 1, dtype=jnp.int32), 0))
 
 
 def place_parts(parts: Any, mesh: jax.sharding.Mesh) -> Any:
-    """Host arrays [A, b, T, ...] on the devices, whole in every further dimension."""
+    """Host arrays [A, b, T, ...] placed on the devices; dimensions after T are not sharded."""
     by_token = jax.NamedSharding(mesh, mesh_lib.RULES.spec("ABT"))
     return jax.tree.map(functools.partial(mesh_lib.place, sharding=by_token), parts)
 
@@ -164,9 +164,8 @@ def make_update(cfg: UpdateConfig, model_cfg: ModelConfig, method: Method, tx: o
     The gradient is accumulated over the A parts; the token weights are those of the whole batch, so it equals the
     gradient of one pass over all rows.
     ``ref_params`` is the initial student, or None if no term reads it. ``notes`` are those of `Method.extras`.
-    ``base`` is the frozen student that the adapters of the state stand beside, or None where all parameters train.
-
-    With the same configs, optimizer and `Method.loss_key` it is the same function, so that it is compiled once.
+    ``base`` is the frozen student to which the state's adapters belong, or None if all parameters are trained.
+    The same configs, optimizer and `Method.loss_key` return the same function, so that it is compiled once.
     """
     return _shared(_make_update, cfg, model_cfg, method, tx)
 
@@ -202,10 +201,10 @@ class Portions(NamedTuple):
         zeros: params -> grads.
         add: (grads, params, ref_params, batch [A, b, T], notes, base) -> (grads, counted): the sum so far plus this
             portion's numerators. ``counted`` are its sums and counts, to be added up: ``loss``, ``tokens`` and
-            ``weight`` (tokens, or sequences, see `token_numerators`) and those that are logged; of ``gap_max`` the
-            greatest counts. ``grads`` is given back in its own memory.
-        step: (params, opt_state, trained, grads, weight) -> (state, norm of the gradient): divides by the whole weight
-            and steps; parameters and optimizer are given back in their own memory.
+            ``weight`` (tokens, or sequences, see `token_numerators`) and the logged ones; for ``gap_max`` take the
+            maximum. ``grads`` is donated.
+        step: (params, opt_state, trained, grads, weight) -> (state, norm of the gradient): divides by the total weight
+            and takes the optimizer step; parameters and optimizer state are donated.
     """
 
     zeros: Any
@@ -213,14 +212,14 @@ class Portions(NamedTuple):
     step: Any
 
     def apply(self, state: State, grads, weight: float) -> tuple[State, jax.Array]:
-        """(state, norm of the gradient) after `step`; ``weight`` is the sum of all portions'."""
+        """(state, norm of the gradient) after `step`; ``weight`` is the sum over all portions."""
         return self.step(*state, grads, jnp.float32(max(weight, 1.0)))
 
 
 def make_portions(
     cfg: UpdateConfig, model_cfg: ModelConfig, method: Method, tx: optax.GradientTransformation
 ) -> Portions:
-    """`make_update` in portions."""
+    """Like `make_update`, in portions."""
     return _shared(_make_portions, cfg, model_cfg, method, tx)
 
 
@@ -250,7 +249,7 @@ def _make_portions(
 
 
 class _ByLoss(NamedTuple):
-    """A method that equals every other one of its `Method.loss_key`."""
+    """A method, compared by its `Method.loss_key`."""
 
     key: Hashable
     method: Method
@@ -263,7 +262,7 @@ class _ByLoss(NamedTuple):
 
 
 def _shared(make: Callable, cfg: UpdateConfig, model_cfg: ModelConfig, method: Method, tx) -> Any:
-    """``make(cfg, model_cfg, method, tx)``, or what it returned for a method with the same loss."""
+    """``make(cfg, model_cfg, method, tx)``, cached for methods with the same loss."""
     if method.loss_key is None:
         return make(cfg, model_cfg, method, tx)
     return _made(make, cfg, model_cfg, _ByLoss(method.loss_key, method), tx)
@@ -284,7 +283,7 @@ def add_to(ref, x: jax.Array) -> None:
 
 
 def needs_initial(loss: LossConfig, method: Method) -> bool:
-    """Whether an update reads the initial student."""
+    """Whether an update needs the parameters of the initial student."""
     return bool(loss.kl_coef) or method.needs_initial
 
 
@@ -299,7 +298,7 @@ def check_learning(loss: LossConfig, optim: OptimConfig) -> None:
 
 
 def has_gradient(batch: TrainBatch, loss: LossConfig) -> bool:
-    """Whether any token has one; without, AdamW would move on its momentum alone. ``batch`` is on the host."""
+    """Whether any token has a gradient; without, AdamW would still move by its momentum. ``batch`` is on the host."""
     return bool((batch.mask_BT if loss.terms_on_all else batch.informative_BT).any())
 
 
@@ -318,14 +317,14 @@ def update_step(
     told: Notes | None = None,
     start: Callable[[Any, TrainBatch], jax.Array] | None = None,
 ) -> tuple[State, dict[str, float]]:
-    """Cut the step into its mini-batches (by prompt), update on each; a mini-batch without gradient is skipped.
+    """Split the step into its mini-batches (by prompt) and update on each; those without a gradient are skipped.
 
     Args:
-        rows: the step's sequences; packed into rows of ``optim.row_len`` where that is set. Their number does not
-            follow the lengths of what the teacher wrote (`Method.teaches_text`).
-        length: most tokens of a sequence.
-        told: scores the rows under the method's other prompts, by the policy of each mini-batch.
-        start: (parameters, batch) -> `Tokens.start_logp_BT` of it, for all mini-batches before the first update; None
+        rows: the step's sequences; packed into rows of ``optim.row_len`` if that is set. Their number does not depend
+            on the lengths of the texts that the teacher wrote (`Method.teaches_text`).
+        length: maximum number of tokens in a sequence.
+        told: scores the rows under the method's other prompts, with the policy of each mini-batch.
+        start: (parameters, batch) -> its `Tokens.start_logp_BT`, for all mini-batches before the first update; None
             if the loss does not read it.
     """
     per_prompt = advantages.advantage_PG.shape[1]
@@ -350,7 +349,7 @@ def update_step(
 
 
 def means_of(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each metric over those that have it."""
+    """The mean of each metric over the mappings that have it."""
     names = dict.fromkeys(k for m in metrics for k in m)
     return {k: float(np.mean([m[k] for m in metrics if k in m])) for k in names}
 
@@ -358,7 +357,7 @@ def means_of(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def on_mesh(
     batch: TrainBatch, method: Method, trained: Any, mesh: jax.sharding.Mesh, notes: Mapping[str, np.ndarray] = {}
 ) -> tuple[TrainBatch, Extras]:
-    """The batch and the method's extras for it, with ``notes`` [A, b, T] by name among them, on the devices."""
+    """The batch and the method's extras for it, including ``notes`` [A, b, T] by name, on the devices."""
     extras = method.extras(trained, batch)
     placed, tokens = place_parts((batch, {**extras.tokens, **notes}), mesh)
     return placed, Extras(tokens, extras.shared)
@@ -375,10 +374,10 @@ def step_parts(
     """One mini-batch as the host arrays [A, b, T] of an update; see `update_step`.
 
     Args:
-        advantages_B: one for each sequence.
+        advantages_B: one per sequence.
     """
     row_len = mesh_lib.whole_parts(optim.row_len or length - 1, mesh)
-    if optim.row_len:  # parts that are not needed are not computed: their number can stay fixed
+    if optim.row_len:  # the number of parts is fixed, because unneeded ones are not computed
         fixed = method.teaches_text or bool(optim.microbatch)
         batch = pack(sequences, *advantages_B, length, row_len=row_len, fixed=fixed, shared=optim.shared_prompts)
     else:

@@ -1,10 +1,10 @@
-"""Files in a bucket: copied from it and to it, many at a time. ``gs://`` needs gcsfs, ``s3://`` s3fs.
+"""Copies files from and to a bucket, many at a time. ``gs://`` needs gcsfs, ``s3://`` s3fs.
 
-    pull(url, place)            copies what ``place`` lacks, or has in another version
+    pull(url, place)            copies files that ``place`` lacks, or has in another version
     push(place, url)            uploads a file or a directory
-    append(url, tail, size)     makes a file longer without sending it again
+    append(url, tail, size)     extends a file without sending it again
 
-`memory://` works too, within one process, for tests. Imports no jax.
+`memory://` works as well, within one process, for tests. Imports no jax.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from typing import Any
 from ropd_jax.types import UserError
 from ropd_jax.utils.writing import reason
 
-PACKAGES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}  # scheme -> (package, extra of ours)
-# They log a line for each file system, file or try.
+PACKAGES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}  # scheme -> (package, our extra)
+# They log a line for each file system, file or attempt.
 NOISY = ("gcsfs", "fsspec", "google.auth", "botocore", "aiobotocore", "s3fs", "urllib3")
-S3_PART = 5 << 20  # bytes; S3 joins parts on its side only if they are this long
-VERSIONS = ".versions.json"  # in a copied directory: what each file was a copy of
+S3_PART = 5 << 20  # bytes; S3 joins parts on the server only if they are this long
+VERSIONS = ".versions.json"  # in a copied directory: the version of which each file is a copy
 _VERSION_KEYS = ("generation", "etag", "ETag", "mtime", "LastModified", "updated", "created")
 
 
 def check(url: str, what: str = "", *, persistent: bool = False) -> None:
-    """Raise UserError unless the URL's scheme is known, its package is there, and it names a bucket.
+    """Raise UserError unless the URL's scheme is known, its package is installed, and it names a bucket.
 
     Args:
-        what: the flag or key that named it.
-        persistent: refuse ``memory://``, which ends with the process.
+        what: the flag or key of the URL.
+        persistent: reject ``memory://``, which ends with the process.
     """
     scheme, _, rest = url.partition("://")
     named = f"{what}: " if what else ""
@@ -55,12 +55,12 @@ def check(url: str, what: str = "", *, persistent: bool = False) -> None:
 
 @functools.cache
 def _set_up() -> None:
-    """What holds for every file system of this process, those of epath and Orbax included."""
+    """Settings for every file system of this process, including those of epath and Orbax."""
     import fsspec
 
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
-    for name in PACKAGES:  # another machine may have written meanwhile
+    for name in PACKAGES:  # another machine can have written meanwhile
         fsspec.config.conf.setdefault(name, {}).setdefault("use_listings_cache", False)
 
 
@@ -72,10 +72,10 @@ def _filesystem(scheme: str) -> Any:
 
 
 def prepare(url: str, what: str = "") -> Any:
-    """The file system of a URL, its libraries quiet.
+    """The file system of a URL, with its libraries silenced.
 
     Raises:
-        UserError: as `check`.
+        UserError: see `check`.
     """
     check(url, what)
     return _filesystem(url.partition("://")[0])
@@ -83,7 +83,7 @@ def prepare(url: str, what: str = "") -> Any:
 
 @contextlib.contextmanager
 def _reported(verb: str, url: str, what: str) -> Iterator[None]:
-    """Everything that a bucket's libraries raise becomes one line; they share no class of errors."""
+    """Converts all errors of a bucket's libraries, which share no base class, to one line."""
     try:
         yield
     except UserError:
@@ -101,7 +101,7 @@ def _reported(verb: str, url: str, what: str) -> Iterator[None]:
 
 
 def listing(url: str, what: str = "") -> dict[str, dict[str, Any]]:
-    """What is directly in a folder: name -> fsspec's info; {} if there is no such folder.
+    """The direct contents of a folder: name -> fsspec's info; {} if there is no such folder.
 
     Raises:
         UserError: the bucket does not exist or cannot be read.
@@ -132,11 +132,11 @@ def pull(
     """Copy the files of some folders of a URL that ``place`` lacks or has in another version; returns all of them.
 
     Args:
-        folders: relative to the URL, not searched below.
+        folders: relative to the URL, not searched recursively.
         only, leave_out: patterns of names.
 
     Raises:
-        UserError: nothing is there, or it cannot be read.
+        UserError: nothing found, or it cannot be read.
     """
     fs = prepare(url, what)
     remote: dict[str, Mapping[str, Any]] = {}
@@ -158,7 +158,7 @@ def pull(
 
 
 def fetch(fs: Any, files: Mapping[str, pathlib.Path]) -> None:
-    """Download files, several at a time; each appears whole."""
+    """Download files, several at a time; each appears atomically."""
     parts = {}
     for name, path in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -170,10 +170,10 @@ def fetch(fs: Any, files: Mapping[str, pathlib.Path]) -> None:
 
 
 def copied(url: str, place: pathlib.Path, what: str = "") -> pathlib.Path:
-    """The local copy of a file, or of a directory with all that is in it.
+    """The local copy of a file, or of a directory with all its contents.
 
     Raises:
-        UserError: it does not exist or cannot be read.
+        UserError: the file or directory does not exist or cannot be read.
     """
     fs = prepare(url, what)
     with _reported("read", url, what):
@@ -198,7 +198,7 @@ def matching(pattern: str) -> list[str]:
 
 
 def version(info: Mapping[str, Any]) -> str:
-    """What tells two contents of one name apart."""
+    """A value that distinguishes two versions of one name."""
     return " ".join(str(info[key]) for key in ("size", *_VERSION_KEYS) if info.get(key) is not None)
 
 
@@ -213,7 +213,7 @@ def _versions(place: pathlib.Path) -> dict[str, str]:
 
 
 def push(place: pathlib.Path, url: str, what: str = "", *, leave_out: str = "") -> None:
-    """Upload a file, or all files of a directory; hidden ones and what is not there are left out.
+    """Upload a file, or all files of a directory; hidden and missing files are skipped.
 
     Args:
         leave_out: the name of a file that is not uploaded.
@@ -243,12 +243,12 @@ def put(files: Mapping[str, pathlib.Path], url: str, what: str = "") -> None:
 
 
 def append(url: str, tail: bytes) -> None:
-    """Make a file of a bucket longer by ``tail``, which alone is sent.
+    """Append ``tail`` to a file in a bucket; only ``tail`` is sent.
 
-    GCS composes the file from itself and the tail; S3 joins parts on its side (s3fs does so for files of `S3_PART`).
+    GCS composes the file from itself and the tail; S3 joins parts on the server (s3fs does so for files of `S3_PART`).
 
     Raises:
-        UserError: it cannot be written; the file is then as before, or longer by the whole tail.
+        UserError: it cannot be written; then the file is unchanged, or extended by the whole tail.
     """
     fs = prepare(url)
     with _reported("write", url, ""):
@@ -273,7 +273,7 @@ def size(url: str) -> int | None:
 
 
 def remove(urls: Sequence[str]) -> None:
-    """Delete files, and folders with all that is in them."""
+    """Delete files, and folders with all their contents."""
     if urls:
         fs = prepare(urls[0])
         with _reported("write", urls[0], ""):

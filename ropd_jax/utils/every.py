@@ -1,4 +1,4 @@
-"""Something that is done at most every so many seconds, such as a line of progress."""
+"""Rate limiting: something that is done at most once every few seconds, such as a line of progress."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 
 class Every:
-    """``if progress(): log.info(...)`` is true at most once in ``seconds``, for the first time after that long.
+    """``if progress(): log.info(...)`` is true at most once in ``seconds``, first after that time.
 
     >>> progress = Every(5.0)
     >>> progress()  # right after the start

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read as JSON or as JSON lines. Imports no jax."""
+"""Files: written atomically, read as JSON or as JSON lines. Imports no jax."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def read_json(file: pathlib.Path | epath.Path, *, optional: bool = False) -> dic
     except (ValueError, OSError, RecursionError) as e:
         raise UserError(f"{file} cannot be read as JSON ({e}); fetch it again") from e
     if not isinstance(value, dict):
-        raise UserError(f"{file} holds a {type(value).__name__}, expected a JSON object; fetch it again")
+        raise UserError(f"{file} holds a {type(value).__name__}; expected a JSON object; fetch it again")
     return value
 
 
 @contextlib.contextmanager
 def one_line(where: str | os.PathLike[str]) -> Iterator[None]:
-    """For code that takes a foreign file apart: a value of another form than expected becomes a `UserError`."""
+    """For code that parses a foreign file: a value of an unexpected form becomes a `UserError`."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as e:
         reason = " ".join(f"{type(e).__name__}: {e}".split())[:200]
-        raise UserError(f"{where} holds a value of another form than expected ({reason}); fetch it again") from e
+        raise UserError(f"{where} holds a value of an unexpected form ({reason}); fetch it again") from e
 
 
 def numbered_rows(
@@ -59,14 +59,14 @@ def numbered_rows(
             try:
                 value = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}:{number}: not JSON ({error}); expected one object a line") from error
+                raise UserError(f"{path}:{number}: not JSON ({error}); expected one object per line") from error
             if not isinstance(value, dict):
                 raise UserError(f"{path}:{number}: a JSON {type(value).__name__}; expected {row}")
             yield number, value
 
 
 def _lines(path: pathlib.Path, file: str) -> Iterator[str]:
-    """The lines of a text, one after the other: a file of a million questions is not in memory whole."""
+    """The lines of a text, one after the other, so that a large file is never in memory as a whole."""
     try:
         with path.open(encoding="utf-8-sig") as lines:
             yield from lines
@@ -81,9 +81,9 @@ def _lines(path: pathlib.Path, file: str) -> Iterator[str]:
 
 
 def whole_rows(path: pathlib.Path, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
-    """The ``wanted`` objects among the lines of a log that a run appends to; [] if there is no such file.
+    """The ``wanted`` objects in a log to which a run appends; [] if there is no such file.
 
-    A line torn by a kill is left out.
+    An incomplete line after a kill is ignored.
     """
     if not path.exists():
         return []
@@ -99,15 +99,15 @@ def whole_rows(path: pathlib.Path, wanted: Callable[[dict[str, Any]], bool]) -> 
 
 
 def create_private(path: pathlib.Path, mode: str = "w", **how: Any) -> IO[Any]:
-    """Opens a new file that only its owner can read and write (0600) from its creation on; replaces an older one."""
+    """Opens a new file that only its owner can read and write (0600) from the start; replaces an older one."""
     path.unlink(missing_ok=True)  # it could have another mode
     return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_EXCL, 0o600), **how)
 
 
 def write_atomic(path: str | os.PathLike[str], text: str | bytes, *, private: bool = False) -> None:
-    """Writes a file (or uploads one) that appears whole or not at all, also when the machine stops in between.
+    """Writes (or uploads) a file atomically, even if the machine stops in between.
 
-    Lone surrogates (a student may emit half a character) are written as ``\\udcxx``, which JSON reads back. With
+    Lone surrogates (a student can emit half a character) are written as ``\\udcxx``, which JSON reads back. With
     ``private`` only the owner can read the file.
     """
     with paths.written(path) as place:
@@ -124,7 +124,7 @@ def _write_atomic(path: pathlib.Path, text: str | bytes, private: bool) -> None:
             os.fsync(f.fileno())
         os.replace(part, path)
     except OSError:
-        with contextlib.suppress(OSError):  # on a full disk, half a file is in the way of what comes next
+        with contextlib.suppress(OSError):  # on a full disk, a partial file would take up space
             part.unlink(missing_ok=True)
         raise
 

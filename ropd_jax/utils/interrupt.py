@@ -1,4 +1,4 @@
-"""A request to stop: the first Ctrl-C or SIGTERM is noted and looked at; a second Ctrl-C ends the process at once."""
+"""A request to stop: the first Ctrl-C or SIGTERM is recorded and polled; a second Ctrl-C ends the process at once."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from collections.abc import Callable, Iterator
 
 log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-UNHEARD_S = 3.0  # after a signal, before `Interrupt.unheard` is called
+UNHEARD_S = 3.0  # time from a signal to the call of `Interrupt.unheard`
 
 
 class Interrupted(Exception):
-    """The user, or the machine, asked the run to stop."""
+    """The user or the machine requested the run to stop."""
 
 
 class Interrupt:
-    """Turns the first Ctrl-C or SIGTERM into a request that the run looks at.
+    """Turns the first Ctrl-C or SIGTERM into a request that the run polls.
 
-    A second Ctrl-C leaves at once. A second SIGTERM changes nothing: schedulers send several, and the one that means
-    it sends SIGKILL when the time of grace is over.
+    A second Ctrl-C exits at once. A second SIGTERM has no effect: schedulers send several, and send SIGKILL when the
+    grace period ends.
 
     Attributes:
-        unheard: called on a thread of its own if nobody has looked at a request for `UNHEARD_S` seconds. Python runs
-            no signal handler while the main thread compiles or waits for the device, which can take minutes.
+        unheard: called on a separate thread if a request has not been polled for `UNHEARD_S` seconds. Python runs no
+            signal handler while the main thread compiles or waits for the device, which can take minutes.
 
     Args:
         any_host: (flag) -> whether it is set on any host of the run; collective.
@@ -43,22 +43,22 @@ class Interrupt:
 
     @property
     def requested(self) -> bool:
-        """Whether this host was asked to stop."""
+        """Whether this host was requested to stop."""
         return self._since is not None
 
     def waited_s(self) -> float | None:
-        """Seconds since this host was asked to stop; None if it was not."""
+        """Seconds since this host was requested to stop; None if it was not."""
         return None if self._since is None else time.monotonic() - self._since
 
     def check(self) -> None:
-        """Raise Interrupted if the user has asked to stop, on any host. Collective: every host must call it."""
+        """Raise Interrupted if a stop was requested on any host. Collective: every host must call it."""
         if self._any_host(self.requested):
             self._heard.set()
             raise Interrupted
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[Interrupt]:
-        """Handle the signals until the block ends. Does nothing outside the main thread, where Python allows none."""
+        """Handle the signals until the block ends. Does nothing outside the main thread, where Python cannot."""
         if threading.current_thread() is not threading.main_thread():  # a notebook's or a test's worker thread
             yield self
             return
@@ -67,7 +67,7 @@ class Interrupt:
             if not self._announced:
                 self._announced = True
                 self._note()
-                log.warning("stopping: saving a checkpoint (Ctrl-C once more leaves at once)")
+                log.warning("stopping: saving a checkpoint (press Ctrl-C again to exit at once)")
             elif signum == signal.SIGINT:
                 os._exit(130)
 

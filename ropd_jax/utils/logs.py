@@ -1,4 +1,4 @@
-"""Log lines that people see: on standard error, without any set-up by the user of a script or a notebook."""
+"""Log lines for users: on standard error, without any set-up in a script or a notebook."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CHATTY = (  # libraries that log a line per call
 
 
 class StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes to what ``sys.stderr`` is at that moment, so that lines appear above a progress bar, not through it."""
+    """Writes to the current ``sys.stderr``, so that lines appear above a progress bar instead of breaking it."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -35,7 +35,7 @@ def show_logs() -> None:
     """Show this package's lines on standard error, unless the program has set up logging itself.
 
     The public functions of `ropd_jax` call it, so that a notebook shows progress without any set-up. A program that
-    sets up logging does so before its first call.
+    sets up logging must do so before its first call.
     """
     log = logging.getLogger("ropd_jax")
     if not logging.getLogger().handlers and not log.handlers:
@@ -46,7 +46,7 @@ def show_logs() -> None:
 
 @contextlib.contextmanager
 def keep_root_logger() -> Iterator[None]:
-    """Undo what an import does to the handlers of the root logger."""
+    """Undo changes of an import to the handlers of the root logger."""
     before = logging.root.handlers[:]
     try:
         yield
@@ -55,7 +55,7 @@ def keep_root_logger() -> Iterator[None]:
 
 
 def show_all_logs() -> None:
-    """Show every library's lines on standard error, but only warnings of the chatty ones; for the command line."""
+    """Show every library's lines on standard error, but only warnings of the chatty ones (for the command line)."""
     root = logging.getLogger()
     if not any(isinstance(h, StderrHandler) for h in root.handlers):
         root.addHandler(StderrHandler())

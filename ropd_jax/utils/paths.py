@@ -1,12 +1,12 @@
 """Paths that a user names: a local path, with ``~`` for the home directory, or the URL of a bucket.
 
     as_path("gs://bucket/runs/a")       an `epath.Path`, which reads, lists and writes either kind
-    local_file("gs://bucket/q.jsonl")   a file to read: a bucket's is copied into the cache
+    local_file("gs://bucket/q.jsonl")   a file to read: copied from a bucket into the cache
     local_run("gs://bucket/runs/a")     a directory to read, copied in the same way
-    written("gs://bucket/out")          a local path to write; a bucket's is uploaded when the block ends
-    only_local("gs://bucket/x", "--to") refuses a URL in one line
+    written("gs://bucket/out")          a local path to write; uploaded to a bucket when the block ends
+    only_local("gs://bucket/x", "--to") rejects a URL with a one-line error
 
-Everything that a command or a config takes as a path goes through one of these. Imports no jax.
+All paths in commands and configs use one of these. Imports no jax.
 """
 
 from __future__ import annotations
@@ -26,49 +26,49 @@ from ropd_jax.types import UserError
 from ropd_jax.utils import buckets
 
 AnyPath = str | os.PathLike[str]
-RUN_FOLDERS = ("", "groups")  # of a run: its own files and the groups; neither checkpoints nor TensorBoard
-TAPES = "tape*"  # big, and read by few
+RUN_FOLDERS = ("", "groups")  # of a run: its own files and the groups, without checkpoints and TensorBoard
+TAPES = "tape*"  # large, and rarely read
 
 
 def is_url(path: AnyPath) -> bool:
-    """Whether it is a URL (``gs://...``), and not a path of this machine."""
+    """Whether it is a URL (``gs://...``) and not a local path."""
     return "://" in os.fspath(path)
 
 
 def as_path(path: AnyPath, what: str = "") -> epath.Path:
-    """The path, with ``~`` expanded; a bucket's is checked for a known scheme and its package.
+    """The path, with ``~`` expanded; a URL is checked for a known scheme and its package.
 
     Args:
-        what: the flag or key that named it, for the error.
+        what: the flag or key of the path, for the error.
 
     Raises:
-        UserError: a scheme other than gs and s3, a package that is missing, or a URL that has lost a slash.
+        UserError: a scheme other than gs and s3, a missing package, or a URL that lacks a slash.
     """
     text = os.fspath(path)
     if is_url(text):
         buckets.check(text, what, persistent=True)
         return epath.Path(text)
     if found := re.match(r"(gs|gcs|s3):/(?=[^/])", text):
-        raise UserError(f"{_named(what)}{text} has lost a slash; write {found[1]}://{text[found.end() :]}")
+        raise UserError(f"{_named(what)}{text} lacks a slash; write {found[1]}://{text[found.end() :]}")
     return epath.Path(text).expanduser()
 
 
 def only_local(path: AnyPath, what: str) -> pathlib.Path:
-    """A path of this machine, with ``~`` expanded.
+    """A local path, with ``~`` expanded.
 
     Raises:
         UserError: a URL.
     """
     if is_url(path):
         raise UserError(
-            f"{_named(what)}{os.fspath(path)} is a URL, and this must be a path of this machine; "
-            "name a local one, and copy it with gcloud storage or aws s3"
+            f"{_named(what)}{os.fspath(path)} is a URL, but this must be a local path; "
+            "give a local one, and copy it with gcloud storage or aws s3"
         )
     return pathlib.Path(as_path(path, what))
 
 
 def local_file(path: AnyPath, what: str = "") -> pathlib.Path:
-    """The file (or directory) to read. A URL's is copied into the cache, unless the copy there is the same version.
+    """The file (or directory) to read. A URL is copied into the cache, unless the cached copy is the same version.
 
     Raises:
         UserError: it is in a bucket and cannot be read.
@@ -79,10 +79,10 @@ def local_file(path: AnyPath, what: str = "") -> pathlib.Path:
 
 
 def matching(pattern: str) -> list[str]:
-    """The files that match a pattern (``q_*.jsonl``), in sorted order; a name without ``*``, ``?`` or ``[`` is itself.
+    """The files that match a pattern (``q_*.jsonl``), in sorted order; a name without ``*``, ``?`` or ``[`` is kept.
 
     Raises:
-        UserError: the bucket of a URL cannot be read.
+        UserError: the bucket cannot be read.
     """
     if not glob.has_magic(pattern):
         return [pattern]
@@ -92,7 +92,7 @@ def matching(pattern: str) -> list[str]:
 
 
 def local_run(run: AnyPath, what: str = "", *, only: Sequence[str] = ("*",)) -> pathlib.Path:
-    """The directory of a run to read its logs from; of a bucket's run, a copy without checkpoints and tapes.
+    """The directory of a run to read its logs from; for a run in a bucket, a copy without checkpoints and tapes.
 
     Args:
         only: patterns of the names that are copied.
@@ -109,10 +109,10 @@ def local_run(run: AnyPath, what: str = "", *, only: Sequence[str] = ("*",)) -> 
 
 @contextlib.contextmanager
 def written(path: AnyPath, what: str = "", *, earlier: Sequence[str] = ()) -> Iterator[pathlib.Path]:
-    """Where to write a file or a directory. A URL's is a temporary place that is uploaded, also after an error.
+    """A path for writing a file or a directory. For a URL, a temporary path that is uploaded, even after an error.
 
     Args:
-        earlier: files of the directory that are read before they are written; copied from the bucket first.
+        earlier: files that are read before they are written; first copied from the bucket.
 
     Raises:
         UserError: the bucket cannot be written.
@@ -138,7 +138,7 @@ def cache_dir() -> pathlib.Path:
 
 
 def folder_name(url: str) -> str:
-    """A name for a folder of the cache that belongs to a URL or a directory: readable, and its own."""
+    """A readable, unique name for the cache folder of a URL or a directory."""
     shown = re.sub(r"[^A-Za-z0-9.-]+", "_", url.rpartition("://")[2]).strip("_")[-60:]
     return f"{shown}-{hashlib.sha256(url.rstrip('/').encode()).hexdigest()[:12]}"
 

@@ -1,8 +1,8 @@
-"""A child process that reads foreign text for us, and cannot do harm if the text turns out to be hostile.
+"""A child process that reads foreign text, and cannot do harm if the text is hostile.
 
 A student's answer is foreign text: a parser or a computer algebra system that reads it can be made to compute for
-hours, to take all memory, or (if it evaluates text) to run a program. So whatever reads an answer beyond comparing
-texts and numbers runs in a child::
+hours, to take all memory, or (if it evaluates text) to run a program. So everything that does more with an answer than
+compare texts and numbers runs in a child::
 
     our process                                     child (`sandbox_child`)
     -----------                                     ----------------------------------------------
@@ -12,8 +12,8 @@ texts and numbers runs in a child::
     .ask({"answer": "1/2"})     [token, {...}] -->   module.answer({"answer": "1/2"})
     {"right": True}             <-- [token, {...}]   at most 64 KiB, in at most ``cpu_s`` of computing
 
-A reply is data and is never executed. Anything that goes wrong is a reply with an ``error`` (`ERRORS`), so that the
-caller reports the answer as *ungraded*: never as wrong.
+A reply is data and is never executed. Every failure is a reply with an ``error`` (`ERRORS`), so that the caller reports
+the answer as *ungraded*, never as wrong.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from ropd_jax.types import UserError
 
 log = logging.getLogger(__name__)
 
-MEMORY = 3 << 30  # bytes of address space: 10^(10^6) must not take the machine down
+MEMORY = 3 << 30  # bytes of address space: 10^(10^6) must not bring the machine down
 REPLY_BYTES = 65_536
-ERRORS = ("timeout", "memory", "crashed", "forbidden")  # besides what the module itself reports
+ERRORS = ("timeout", "memory", "crashed", "forbidden")  # in addition to errors of the module itself
 
-_START_S = 120.0  # importing sympy on a busy machine takes long
+_START_S = 120.0  # importing sympy takes long on a busy machine
 _TRIES = 3  # attempts to start a process
-_WALL = 12  # times the CPU limit: a process that gets less of the machine than that is ended by the clock
+_WALL = 12  # wall-clock limit in multiples of the CPU limit
 _BOOT = (
     "import json, sys; sys.path[:0] = json.loads(sys.argv[1]); "
     "from ropd_jax.utils.sandbox_child import main; main(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))"
@@ -53,7 +53,7 @@ _BOOT = (
 
 
 class StartError(UserError):
-    """The child cannot be started at all; the message ends with the child's own last line."""
+    """The child cannot be started; the message ends with the last line that the child printed."""
 
 
 class Child:
@@ -61,10 +61,10 @@ class Child:
 
     Args:
         module: a module with ``warm_up()``, which imports everything that it needs, and ``answer(request) -> reply``.
-        cpu_s: seconds of computing per request, rounded up. It is the child's own CPU time, so that a busy machine
-            grades as an idle one does.
+        cpu_s: seconds of computing per request, rounded up. It is the child's own CPU time, so that grading is the same
+            on a busy machine as on an idle one.
         memory: bytes of address space.
-        reply_bytes: the longest reply; a child that writes more is ended.
+        reply_bytes: maximum size of a reply; a child that writes more is ended.
 
     Raises:
         StartError: the child does not start, in three attempts.
@@ -84,7 +84,7 @@ class Child:
         raise StartError(printed.splitlines()[-1] if printed else f"it printed nothing in {_START_S:.0f} s")
 
     def _start(self) -> None:
-        self._stderr = tempfile.TemporaryFile()  # a pipe that is not read would fill up  # noqa: SIM115
+        self._stderr = tempfile.TemporaryFile()  # an unread pipe would fill up  # noqa: SIM115
         self._process = subprocess.Popen(
             self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, bufsize=0,
             env={}, cwd="/", close_fds=True, start_new_session=True,
@@ -101,7 +101,7 @@ class Child:
     def ask(self, request: Mapping[str, Any], stopped: threading.Event | None = None) -> dict[str, Any]:
         """The reply to one request: what ``answer`` returned, or ``{"error": ...}``.
 
-        ``alive`` is False afterwards if the child has ended or has to be ended; the caller closes it.
+        ``alive`` is False afterwards if the child has ended or must be ended; the caller closes it.
 
         Args:
             stopped: ends the wait early if it is set.
@@ -118,11 +118,11 @@ class Child:
         match _decoded(line):
             case [echo, dict() as reply] if echo == token and not self._buffer:
                 return reply
-        self.alive = False  # a line that is not our reply: from here on replies and requests could be out of step
+        self.alive = False  # a line that is not our reply: from here on, replies and requests could be out of sync
         return {"error": "crashed"}
 
     def has_ended(self) -> bool:
-        """True if the process has ended by itself."""
+        """True if the process has ended on its own."""
         return self._process.poll() is not None
 
     def _send(self, data: bytes) -> bool:
@@ -165,7 +165,7 @@ class Child:
 
 
 class Service:
-    """A child that lives as long as our process, starts at the first request, and is replaced if it dies.
+    """A child that starts at the first request, lives as long as our process, and is replaced if it dies.
 
     Any number of threads can call `ask`; they take turns.
     """
@@ -213,6 +213,6 @@ def _decoded(line: bytes) -> Any:
 
 
 def _search_path() -> list[str]:
-    """Where our process finds its modules; the child has no PYTHONPATH and looks there too."""
+    """The module search path of our process, for the child, which has no PYTHONPATH."""
     root = str(pathlib.Path(__file__).parents[2])
     return [root, *(str(pathlib.Path(p).resolve()) for p in sys.path if p and p != root)]

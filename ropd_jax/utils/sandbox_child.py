@@ -1,15 +1,15 @@
-"""The program of a child of `sandbox`: it imports one module, locks itself in, and answers requests until stdin ends.
+"""The program of a `sandbox` child: it imports one module, restricts itself, and answers requests until stdin ends.
 
-In order, so that nothing foreign is read before the last lock is closed::
+In this order, so that no foreign text is read before all restrictions are active::
 
     1. limits on memory and core dumps          5. ready
     2. module.warm_up()   all imports           6. per request: a new CPU limit, then module.answer
     3. limits on files, output and processes
     4. `Guard`            forbids the rest
 
-The limits hold whatever happens in the process. The guard is an audit hook of Python's: it refuses to start programs,
-to open sockets, to write files, and to read files other than Python's own. It is a second fence and not a jail: the
-modules that run here do not execute text in the first place.
+The limits hold whatever happens in the process. The guard is a Python audit hook: it prevents starting programs,
+opening sockets, writing files, and reading files other than Python's own. It is a second line of defence, not a jail:
+the modules that run here do not execute text in the first place.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ FORBIDDEN_ROOMS = ("socket.", "ctypes.", "shutil.", "tempfile.", "urllib.", "htt
 
 
 class Guard:
-    """The audit hook. ``refused`` holds the name of the last event that it refused, or None.
+    """The audit hook. ``refused`` is the name of the last event that it refused, or None.
 
-    A scorer that catches every exception would turn a refusal into "wrong"; `main` therefore looks at ``refused``.
+    A scorer that catches every exception would turn a refusal into "wrong", so `main` checks ``refused``.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Guard:
                 return
         elif event == "resource.setrlimit" and self.allows_limits:
             return
-        elif event in ("os.listdir", "os.scandir"):  # the import system looks into the folders of its path
+        elif event in ("os.listdir", "os.scandir"):  # the import system lists the folders of its path
             if isinstance(args[0], str | bytes) and self._is_ours(args[0]):
                 return
         elif event not in FORBIDDEN and not event.startswith(FORBIDDEN_ROOMS):
@@ -61,7 +61,7 @@ class Guard:
         raise PermissionError(f"{event} is forbidden in a process that reads foreign text")
 
     def _is_ours(self, path: str | bytes) -> bool:
-        name = os.fsdecode(path)  # a link in our folders may lead elsewhere: both names count
+        name = os.fsdecode(path)  # a link in our folders can lead elsewhere, so both names are checked
         return any(
             (whole + os.sep).startswith(self._roots) for whole in (os.path.realpath(name), os.path.abspath(name))
         )
@@ -71,8 +71,8 @@ def main(module: str, cpu_s: int, memory: int) -> None:
     """Answers requests; see the module's docstring.
 
     Args:
-        cpu_s: seconds of computing per request; then the system ends the process (SIGXCPU), in the middle of whatever
-            it does.
+        cpu_s: seconds of CPU time per request; then the system ends the process (SIGXCPU), whatever it is
+            doing.
         memory: bytes of address space.
     """
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -81,7 +81,7 @@ def main(module: str, cpu_s: int, memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     logging.disable(logging.WARNING)
     out = os.dup(1)
-    os.dup2(2, 1)  # what a library prints must not get between the replies
+    os.dup2(2, 1)  # output of libraries must not mix with the replies
     work = importlib.import_module(module)
     work.warm_up()
 
@@ -113,7 +113,7 @@ def _encoded(token: str, reply: dict[str, Any]) -> bytes:
 
 
 def _drop_output() -> None:
-    """Sends standard output and error to nowhere; the parent has read them up to here."""
+    """Discards standard output and error; the parent has read them up to here."""
     sys.stdout.flush()
     sys.stderr.flush()
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -123,7 +123,7 @@ def _drop_output() -> None:
 
 
 def _limit_cpu(cpu_s: int, guard: Guard) -> None:
-    """``cpu_s`` more seconds than the process has used; the limit of the system counts from its start."""
+    """``cpu_s`` more seconds than the process has used, because the system's limit counts from its start."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     end = int(used.ru_utime + used.ru_stime) + cpu_s + 1
     guard.allows_limits = True
@@ -136,8 +136,8 @@ def _reply(answer: Any, request: dict[str, Any]) -> dict[str, Any]:
         return answer(request)
     except MemoryError:
         return {"error": "memory"}
-    except BaseException as error:  # SystemExit of a hostile text included: it is reported, and the child lives on
+    except BaseException as error:  # including SystemExit from hostile text: it is reported, and the child continues
         try:
             return {"error": f"{type(error).__name__}: {error}"[:300]}
-        except Exception:  # an error whose text cannot be made, such as that of an integer of a million digits
+        except Exception:  # an error whose text cannot be created, such as for an integer of a million digits
             return {"error": type(error).__name__}

@@ -1,4 +1,4 @@
-"""Near names, for the error about a misspelt name."""
+"""Similar names, for errors about misspelt names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """``did you mean a or b?`` with up to three near names, or the names there are when none is near."""
+    """``did you mean a or b?`` with up to three similar names, or all names if none is similar."""
     names = sorted(set(known))
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     if close:

@@ -1,13 +1,13 @@
-"""The one way to a terminal for tables: a rich console that shows every text as it is.
+"""Prints tables to a terminal: a rich console that shows all text verbatim.
 
-Categories, criteria, model names and paths are foreign text. rich reads ``[b]`` in a text as a command and ``:cat:`` as
-a picture, and it passes escape sequences on to the terminal. `console` does none of this: markup is off, and what a
-terminal would obey is shown by its number.
+Categories, criteria, model names and paths are foreign text. rich reads ``[b]`` in a text as markup and ``:cat:`` as an
+emoji, and passes escape sequences on to the terminal. `console` does none of this: markup is off, and characters that a
+terminal would obey are shown by their numbers.
 
-    a category "Final [/b] result"      Final [/b] result      (rich alone: MarkupError)
-    a category "a\\x1b[2Jb"              a\\x1b[2Jb             (rich alone: the screen is cleared)
+    a category "Final [/b] result"      Final [/b] result      (plain rich: MarkupError)
+    a category "a\\x1b[2Jb"              a\\x1b[2Jb             (plain rich: the screen is cleared)
 
-Style is for our own words only: ``rich.text.Text("ok", style="green")``.
+Style only our own text: ``rich.text.Text("ok", style="green")``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def chart_label(text: str) -> str:
 
 
 class _PlainConsole(Console):
-    """Every ``str`` on its way into a line, a cell or a title passes `render_str`."""
+    """A console in which every ``str`` of a line, a cell or a title goes through `render_str`."""
 
     def render_str(self, text: str, **how: Any) -> Text:
         return super().render_str(plain(text), **{**how, "markup": False, "emoji": False})

@@ -14,12 +14,12 @@ def clock(seconds: float) -> str:
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
 
-# These reorder what is seen.
+# These reorder the displayed text.
 DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def plain(text: str) -> str:
-    """The text, with control characters, marks of direction and lone surrogates shown by their numbers."""
+    """The text, with control characters, direction marks and lone surrogates shown by their numbers."""
     return "".join(_escaped(c) if _obeyed(c) else c for c in text)
 
 

@@ -1,17 +1,17 @@
-"""What a run does when: spans of time, one JSON line each in ``timeline.jsonl``. No jax.
+"""The timeline of a run: spans of time, one JSON line each in ``timeline.jsonl``. No jax.
 
-    sample  prefill  update  evaluate  checkpoint  idle     what the run itself does; checkpoint: a save blocks it,
-                                                            idle: it waits for the teacher
-    sync                                                    weights go to the rollout server; inside of ``sample``
+    sample  prefill  update  evaluate  checkpoint  idle     activities of the run; checkpoint: blocked by a save,
+                                                            idle: waiting for the teacher
+    sync                                                    weights are sent to the rollout server; inside ``sample``
     compile                                                 a program, inside of these; ``cached`` if it was only loaded
     checkpoint_write                                        a save is written in the background
     stop                                                    from a signal to the complete checkpoint
-    reference  rubric  verify  score                        calls of the teacher, including those that the tape answers
+    reference  rubric  verify  score                        calls of the teacher, including those answered by the tape
     judged                                                  a group, from the sampler to its judgement
-    step                                                    around all of it
+    step                                                    the whole step
 
-Code that works opens a span (`span`); it is written when it closes. Without a recording `Timeline` nothing is kept.
-The watchdog reads ``Timeline.open`` (what is in flight) and ``Timeline.still_s`` (for how long nothing has moved).
+Code opens a span (`span`), which is written when it closes. Without a recording `Timeline` nothing is stored.
+The watchdog reads ``Timeline.open`` (what is in flight) and ``Timeline.still_s`` (the time without progress).
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Span:
 
     Attributes:
         start, end: seconds since the epoch.
-        step: 0, 1, 2, ...; None outside of steps.
-        group: its place in the step; None if it does not belong to one group.
-        cached, saved_s: of a compilation: whether the program came from the cache, and the seconds that this saved.
+        step: 0, 1, 2, ...; None outside steps.
+        group: its index in the step; None if the span does not belong to one group.
+        cached, saved_s: for a compilation: whether the program came from the cache, and the seconds saved.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Span:
 
 @contextlib.contextmanager
 def about(**where: Any) -> Iterator[None]:
-    """Every span opened inside carries ``step=`` and ``group=`` as given, in coroutines started inside too."""
+    """Every span opened in the block has the given ``step=`` and ``group=``, also in coroutines started in it."""
     token = _about.set({**_about.get({}), **where})
     try:
         yield
@@ -71,7 +71,7 @@ def about(**where: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def span(name: str, **where: Any) -> Iterator[None]:
-    """A span around the block, kept by the timeline that records, if one does."""
+    """A span around the block, stored by the recording timeline, if there is one."""
     if (recorder := _recorder) is None:
         yield
         return
@@ -83,7 +83,7 @@ def span(name: str, **where: Any) -> Iterator[None]:
 
 
 def past(name: str, start: float, end: float, **where: Any) -> bool:
-    """A span that is over, by the monotonic clock; False if no timeline records."""
+    """A completed span, by the monotonic clock; False if no timeline is recording."""
     if (recorder := _recorder) is None:
         return False
     recorder.add(name, start, end, {**_about.get({}), **where})
@@ -91,18 +91,18 @@ def past(name: str, start: float, end: float, **where: Any) -> bool:
 
 
 def moved() -> None:
-    """Something has moved that is not a span; the watchdog stays quiet."""
+    """Reports progress without a span, so that the watchdog stays quiet."""
     if _recorder is not None:
         _recorder.moved_at = time.monotonic()
 
 
 class Timeline:
-    """Keeps the spans of one process in ``timeline.jsonl``.
+    """Stores the spans of one process in ``timeline.jsonl``.
 
     Args:
         workdir: the run's directory.
-        start_step: the first step that will be recorded; what an earlier process wrote from that step on is removed.
-        write: one of several hosts writes; the others still know what is in flight.
+        start_step: the first step that will be recorded; entries of an earlier process from that step on are removed.
+        write: True on exactly one of several hosts; the others still know what is in flight.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], *, start_step: int = 0, write: bool = True):
@@ -114,7 +114,7 @@ class Timeline:
                 kept = [row for row in _rows(path) if (row.get("step") or 0) < start_step]
                 write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept))
             self._file = open(path if write else os.devnull, "a", encoding="utf-8")  # noqa: SIM115 - see close()
-        self._epoch = time.time() - time.monotonic()  # the system clock can be set during a run; spans must not jump
+        self._epoch = time.time() - time.monotonic()  # the system clock can change during a run; spans must not jump
         self._lock = threading.Lock()
         self._numbers = itertools.count()
         self._open: dict[int, tuple[str, float, Mapping[str, Any]]] = {}
@@ -122,7 +122,7 @@ class Timeline:
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[Timeline]:
-        """Takes the spans of the whole process until the block ends."""
+        """Records the spans of the whole process until the block ends."""
         global _recorder
         before, _recorder = _recorder, self
         try:
@@ -132,7 +132,7 @@ class Timeline:
             self.close()
 
     def begin(self, name: str, where: Mapping[str, Any]) -> int:
-        """Opens a span; `finish` takes its number."""
+        """Opens a span; pass its number to `finish`."""
         with self._lock:
             number = next(self._numbers)
             self.moved_at = time.monotonic()
@@ -149,7 +149,7 @@ class Timeline:
         """Writes a span, by the monotonic clock."""
         row = {"name": name, "start": round(start + self._epoch, 4), "end": round(end + self._epoch, 4), **where}
         with self._lock:
-            if self._file and not self._guard.lost:  # the teacher's thread can end a moment after the run's
+            if self._file and not self._guard.lost:  # the teacher's thread can end just after the run's
                 with self._guard:
                     self._file.write(json.dumps(row) + "\n")
 
@@ -165,14 +165,14 @@ class Timeline:
                     self._file.flush()
 
     def open(self) -> list[tuple[str, float, Mapping[str, Any]]]:
-        """(name, seconds since it began, where) of each span in flight, the oldest first."""
+        """(name, seconds since it started, where) of each span in flight, oldest first."""
         now = time.monotonic()
         with self._lock:
             found = [(name, now - start, where) for name, start, where in self._open.values()]
         return sorted(found, key=lambda span: -span[1])
 
     def still_s(self) -> float:
-        """Seconds since anything has moved."""
+        """Seconds since the last progress."""
         return time.monotonic() - self.moved_at
 
     def close(self) -> None:
@@ -184,10 +184,10 @@ class Timeline:
 
 
 def read_spans(run: str | os.PathLike[str]) -> list[Span]:
-    """The spans of a run, by their start.
+    """The spans of a run, sorted by start.
 
     Raises:
-        UserError: it has none.
+        UserError: the run has none.
     """
     path = local_run(run) / "timeline.jsonl"
     if not path.exists():

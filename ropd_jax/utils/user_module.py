@@ -1,12 +1,12 @@
 """Runs the Python files that users write (configs, methods, tables) and reports their mistakes in one line.
 
-The module of ``experiments/mine.py`` is in ``sys.modules`` while it runs and afterwards, under a name of its own:
+The module of ``experiments/mine.py`` is in ``sys.modules`` while it runs and afterwards, under a unique name:
 
     ropd_user_3f2a91c0           a package whose only content is the path of the folder ``experiments/``
     ropd_user_3f2a91c0.mine      the file; ``from .helpers import f`` in it imports from its neighbour ``helpers.py``
 
-Dataclasses, pickle and ``inspect`` look a class up through ``sys.modules``; a module that is not there breaks them.
-A file that is loaded again runs again, so an edit counts at once; its neighbours are imported once, as usual.
+Dataclasses, pickle and ``inspect`` look classes up in ``sys.modules``; a missing module breaks them. A file that is
+loaded again runs again, so that edits take effect; its neighbours are imported once, as usual.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def load_user_module(path: str | pathlib.Path, *, what: str) -> types.ModuleType
         what: the kind of file for messages, e.g. ``"config file"``.
 
     Raises:
-        UserError: the file does not exist, is not a ``.py`` file, or raises something, with the line that raised it.
+        UserError: the file does not exist, is not a ``.py`` file, or raises an error; the message has the line.
     """
     path = only_local(path, what)
     if not path.is_file():
@@ -61,17 +61,17 @@ def load_user_module(path: str | pathlib.Path, *, what: str) -> types.ModuleType
 
 @contextlib.contextmanager
 def user_code(path: str | pathlib.Path) -> Iterator[None]:
-    """Turns whatever the user's file raises inside the block into a one-line `UserError` with file and line."""
+    """Converts whatever the user's file raises in the block to a one-line `UserError` with file and line."""
     try:
         yield
     except UserError:
         raise
-    except (Exception, SystemExit) as error:  # the file is the user's own program; it can raise anything
+    except (Exception, SystemExit) as error:  # the file is the user's program and can raise anything
         raise UserError(describe(error, pathlib.Path(path))) from error
 
 
 def describe(error: BaseException, path: pathlib.Path) -> str:
-    """``experiments/mine.py:12: KeyError: 'x'``: the last line of the user's own files on the way to the error."""
+    """``experiments/mine.py:12: KeyError: 'x'``: the last line of the user's own files in the traceback."""
     kind = type(error).__name__
     said = error.args[0] if isinstance(error, KeyError) and error.args else error  # str(KeyError) is a repr
     text = " ".join(str(said).split())
@@ -89,7 +89,7 @@ def describe(error: BaseException, path: pathlib.Path) -> str:
 
 
 def line_of(function: object, path: str | pathlib.Path = "") -> str:
-    """``file:line`` where a function or class is defined; ``path`` (or the name) if Python does not know."""
+    """``file:line`` where a function or class is defined; ``path`` (or the name) if unknown."""
     code = getattr(function, "__code__", None)
     if code is not None:
         return f"{path or code.co_filename}:{code.co_firstlineno}"
@@ -105,13 +105,13 @@ def _last_line(error: BaseException, path: pathlib.Path) -> str:
 
 
 def _shown(filename: str, path: pathlib.Path) -> str:
-    """The file as the user wrote its folder: ``experiments/mine.py``, not ``/home/me/x/experiments/mine.py``."""
+    """The file, as the user wrote its folder: ``experiments/mine.py``, not ``/home/me/x/experiments/mine.py``."""
     found = pathlib.Path(filename)
     return str(path.parent / found.name) if found.parent == path.resolve().parent else filename
 
 
 def _package(folder: pathlib.Path) -> str:
-    """A package of our own for the folder, so that relative imports between the user's files work."""
+    """A package for the folder, so that relative imports between the user's files work."""
     name = f"ropd_user_{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
     if name not in sys.modules:
         package = types.ModuleType(name, f"The user's files in {folder}.")
@@ -121,7 +121,7 @@ def _package(folder: pathlib.Path) -> str:
 
 
 def _identifier(stem: str) -> str:
-    """``my-config`` as ``my_config_1f3a``: a dot in a module's name would name another package."""
+    """``my-config`` as ``my_config_1f3a``: a dot in a module's name would denote another package."""
     if stem.isidentifier():
         return stem
     return f"{re.sub(r'[^0-9A-Za-z_]', '_', stem)}_{hashlib.sha256(stem.encode()).hexdigest()[:4]}"

@@ -1,7 +1,7 @@
-"""What happens when a file cannot be written: the disk is full, fails or is read-only.
+"""Handles files that cannot be written: the disk is full, fails or is read-only.
 
     with essential(path): ...        config, groups, metrics, tape, checkpoint, result: the run ends in one line
-    guard = Dispensable("curves")    TensorBoard, curves, timeline, progress: left out from then on, with one warning
+    guard = Dispensable("curves")    TensorBoard, curves, timeline, progress: disabled from then on, with one warning
     with guard: ...
 
 Imports no jax.
@@ -25,14 +25,14 @@ WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
 class WriteError(UserError):
-    """A file that the run cannot do without cannot be written."""
+    """An essential file of the run cannot be written."""
 
 
 def write_error(path: str | os.PathLike[str], error: Exception) -> WriteError:
-    """The one line about an essential file."""
+    """The one-line error for an essential file."""
     return WriteError(
-        f"cannot write {os.fspath(path)} ({reason(error)}); make room or make it writable, and run the same command "
-        "again"
+        f"cannot write {os.fspath(path)} ({reason(error)}); free some space or make it writable, and repeat the same "
+        "command"
     )
 
 
@@ -44,7 +44,7 @@ def reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def essential(path: str | os.PathLike[str]) -> Iterator[None]:
-    """The block writes a file that the run cannot do without.
+    """For a block that writes an essential file.
 
     Raises:
         WriteError: instead of an OSError; it names the path.
@@ -56,10 +56,10 @@ def essential(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 class Dispensable:
-    """Blocks that write something the run can do without; the first failure is one warning, later ones are silent.
+    """For blocks that write something optional; the first failure is logged as a warning, later ones are silent.
 
     Attributes:
-        lost: whether a block has failed; writers then write nothing more.
+        lost: whether a block has failed; then writers stop writing.
     """
 
     def __init__(self, what: str):

@@ -1,13 +1,14 @@
-"""A static copy of the viewer for one run, which opens from the file system: ``ropd view RUN --bundle DIR``.
+"""A static copy of the viewer for one run, which can be opened from the file system: ``ropd view RUN --bundle DIR``.
 
     DIR/index.html              the page
     DIR/static/                 its files, the modules as one script
-    DIR/data/NAME.js            a reply of the server each; the page loads one when it needs it
-    DIR/bundle.json             what made it, and what was left out
+    DIR/data/NAME.js            one server reply each; the page loads it when needed
+    DIR/bundle.json             its origin, and what was left out
 
-A bundle is what the server answers: every route of `server.make_app` that belongs to a run is asked once, and those
-with further parts (a group, a call) once for each that `EXPAND` finds. So a new route is part of bundles by itself.
-With texts left out only the routes of `REDACT` are: what cannot be checked to be free of them does not get in.
+A bundle consists of the server's replies: every route of `server.make_app` that belongs to a run is requested once, and
+routes with further parts (a group, a call) once for each value that `EXPAND` finds. So a new route is included in
+bundles automatically. If texts are left out, only the routes of `REDACT` are included: data that cannot be checked for
+these texts is never included.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ from ropd_jax.viewer.scripts import modules, one_script
 from ropd_jax.viewer.summary import Summary, graded
 
 T = TypeVar("T")
-Progress: TypeAlias = Callable[[int, int], None]  # replies written, of how many
+Progress: TypeAlias = Callable[[int, int], None]  # (replies written, total)
 FORMAT = 1
-WORKING_S = 600.0  # what the server gets to finish a reply
+WORKING_S = 600.0  # time for the server to finish a reply
 LONGEST = 200  # characters of a file name; file systems take 255
 PARTS = ("references", "prompts", "texts", "criteria")
 LEFT_OUT = "(left out)"
-POLICY = (  # a page of the file system has no origin, so that 'self' alone is no file of it in every browser
+POLICY = (  # a page from the file system has no origin, so in some browsers 'self' does not match its files
     "default-src 'none'; script-src 'self' file:; style-src 'self' file:; img-src 'self' file: data:; "
     "base-uri 'none'; form-action 'none'"
 )
@@ -54,12 +55,12 @@ GROUP = "/groups/{step}/{group}"
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What gets into a bundle.
+    """The contents of a bundle.
 
     Attributes:
         without: some of `PARTS`. References: their texts and verdicts. Prompts: questions, prompt ids, gold answers.
             Texts: the students' answers. Criteria: the texts of the rubrics; they can quote all of the others.
-        worst: only so many groups, those of the lowest mean reward; None for no limit.
+        worst: only this many groups, those with the lowest mean reward; None for no limit.
         steps: first step, and the step after the last one; None for all.
     """
 
@@ -69,7 +70,7 @@ class Choice:
 
     def __post_init__(self) -> None:
         if strange := sorted(self.without - set(PARTS)):
-            raise UserError(f"without={strange[0]!r:.40} is not there; expected some of {', '.join(PARTS)}")
+            raise UserError(f"without={strange[0]!r:.40} is unknown; expected some of {', '.join(PARTS)}")
 
     def groups(self, run: Run) -> list[Summary]:
         """The chosen groups, by step and place in the step."""
@@ -91,15 +92,15 @@ def make(
     *,
     progress: Progress = lambda done, of: None,
 ) -> dict[str, Any]:
-    """Writes the bundle of a run; returns what ``bundle.json`` holds. The whole of it is there, or nothing.
+    """Writes the bundle of a run atomically; returns the contents of ``bundle.json``.
 
     Args:
-        directory: the run.
-        out: is made, or replaced if it is a bundle.
-        progress: is told how many of the replies are written.
+        directory: of the run.
+        out: is created, or replaced if it is a bundle.
+        progress: called with the number of replies written.
 
     Raises:
-        UserError: not one run, no group that was chosen, or ``out`` holds something else.
+        UserError: not a single run, no groups to include, or ``out`` contains something else.
     """
     known = runs_in(directory)
     if len(known) != 1 or next(iter(known.values())) != directory:
@@ -113,7 +114,7 @@ def make(
 
 
 def _apart(work: Callable[[Progress], Coroutine[Any, Any, T]], progress: Progress) -> T:
-    """The result of a coroutine, run in a thread: the caller's may have an event loop already, as a notebook's has."""
+    """The result of a coroutine, run in a thread, because the caller can already have an event loop (notebooks)."""
     stop = threading.Event()
 
     def tell(done: int, of: int) -> None:
@@ -130,10 +131,10 @@ def _apart(work: Callable[[Progress], Coroutine[Any, Any, T]], progress: Progres
 
 @contextlib.contextmanager
 def _replacing(out: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A new folder next to ``out`` that takes its place when the block ends without an error."""
+    """A new folder next to ``out`` that replaces it when the block ends without an error."""
     there = out.is_dir() and any(out.iterdir())
     if out.is_symlink() or (out.exists() and not out.is_dir()) or (there and not _is_bundle(out)):
-        raise UserError(f"{out} is there and is not a bundle; it stays as it is: give a --bundle DIR of its own")
+        raise UserError(f"{out} exists and is not a bundle, so it is not replaced; give another --bundle DIR")
     out.parent.mkdir(parents=True, exist_ok=True)
     place = pathlib.Path(tempfile.mkdtemp(prefix=f".{out.name[:40]}.", dir=out.parent))
     old = place.with_name(f"{place.name}.old")
@@ -183,11 +184,11 @@ EXPAND: Mapping[tuple[str, ...], Callable[[Mapping[str, Any], Sequence[Summary]]
     ("step", "group"): _groups_of,
     ("id",): _clusters_of,
     ("key",): _calls_of,
-}  # names of the parts of a route, the run's left out -> their values
+}  # names of the parts of a route, without the run's -> their values
 
 
 def _results_of(query: Mapping[str, str], reply: Mapping[str, Any]) -> list[dict[str, str]]:
-    """After the list of results: each of this run, then its comparisons and its problems."""
+    """The queries after the list of results: each result of this run, then its comparisons and problems."""
     if not query:
         return [{"result": r["name"]} for r in reply.get("results", ()) if r.get("own")]
     if set(query) == {"result"}:
@@ -198,11 +199,11 @@ def _results_of(query: Mapping[str, str], reply: Mapping[str, Any]) -> list[dict
 
 FOLLOW: Mapping[str, Callable[[Mapping[str, str], Mapping[str, Any]], list[dict[str, str]]]] = {
     "/benchmarks": _results_of,
-}  # a route -> the queries to ask next, from a query and its reply; the list of groups is answered by ``bundle.js``
+}  # a route -> the next queries, from a query and its reply; ``bundle.js`` itself lists the groups
 
 
 def _values(value: Any, name: str) -> Iterator[str]:
-    """All texts under a name, at any depth."""
+    """All strings under a name, at any depth."""
     if isinstance(value, list):
         for one in value:
             yield from _values(one, name)
@@ -217,7 +218,7 @@ async def _collect(directory: pathlib.Path, data: pathlib.Path, choice: Choice, 
     run = Run(directory)
     chosen = choice.groups(run)
     if run.index.progress[1] and not chosen:
-        raise UserError(f"{directory} has no such groups; give other --steps or --groups")
+        raise UserError(f"{directory} has no such groups; choose other --steps or --groups")
     name = next(iter(runs_in(directory)))
     before = {(s.step, s.group): (chosen[i - 1] if i else None) for i, s in enumerate(chosen)}
     after = {(s.step, s.group): (chosen[i + 1] if i + 1 < len(chosen) else None) for i, s in enumerate(chosen)}
@@ -269,7 +270,7 @@ async def _collect(directory: pathlib.Path, data: pathlib.Path, choice: Choice, 
 
 
 async def _asked(session: aiohttp.ClientSession, url: str) -> Any:
-    """The reply of the server, when it is ``working`` on it no more; None if it has none."""
+    """The server's reply once it is no longer ``working`` on it; None if there is none."""
     deadline = time.monotonic() + WORKING_S
     while True:
         async with session.get(yarl.URL(url, encoded=True)) as answer:
@@ -280,7 +281,7 @@ async def _asked(session: aiohttp.ClientSession, url: str) -> Any:
 
 
 def _routes(app: Any) -> list[str]:
-    """What follows ``api/runs/{run}`` in each route of a run, but for the list of groups."""
+    """The part after ``api/runs/{run}`` of each route of a run, except the list of groups."""
     found = []
     for resource in app.router.resources():
         for route in getattr(resource, "_app", app).router.resources():
@@ -291,7 +292,7 @@ def _routes(app: Any) -> list[str]:
 
 
 def _listed(run: Run, s: Summary, choice: Choice) -> dict[str, Any]:
-    """A group of the list, with the filters that it is in and the values that it is sorted by."""
+    """A group of the list, with its filters and sort values."""
     known = graded(run.index.row(s.step, s.group))
     in_filters = [name for name, holds in FILTERS.items() if holds(s)]
     in_filters += [name for name, holds in GOLD_FILTERS.items() if holds(known)]
@@ -302,7 +303,7 @@ def _listed(run: Run, s: Summary, choice: Choice) -> dict[str, Any]:
 
 
 def _group(reply: dict[str, Any], without: frozenset[str]) -> dict[str, Any]:
-    """The reply about a group with only what is known to be free of the parts that are left out."""
+    """The reply about a group, reduced to data that is known to be free of the parts left out."""
     row = reply["row"]
     prompts, texts, criteria = ("prompts" in without), ("texts" in without), ("criteria" in without)
 
@@ -330,7 +331,7 @@ def _group(reply: dict[str, Any], without: frozenset[str]) -> dict[str, Any]:
         "references": [] if "references" in without else [reference(r) for r in row["references"]],
     }
     scores = [] if "references" in without else reply["reference_scores"]
-    unexplored = [] if "references" in without else reply["unexplored"]  # it tells what a reference passes
+    unexplored = [] if "references" in without else reply["unexplored"]  # it reveals what a reference passes
     return {"row": kept, "right": reply["right"], "reference_scores": scores, "unexplored": unexplored,
             "suppressed": reply["suppressed"], "hidden_by": reply["hidden_by"], "previous": reply["previous"],
             "next": reply["next"]}  # fmt: skip
@@ -344,16 +345,16 @@ REDACT: Mapping[str, Callable[[dict[str, Any], frozenset[str]], dict[str, Any]]]
 
 # --------------------------------------------------------------------------------------------------------- the files
 
-_SAFE = "!'()*"  # what JavaScript's encodeURIComponent leaves as it is, besides letters, digits and _.-~
+_SAFE = "!'()*"  # characters that JavaScript's encodeURIComponent keeps, in addition to letters, digits and _.-~
 
 
 def file_name(path: str) -> str:
-    """The file of a path in ``data/``; ``bundle.js`` does the same."""
+    """The file name in ``data/`` for a path; ``bundle.js`` does the same."""
     return urllib.parse.quote(path, safe="").replace(".", "%2E").replace("~", "%7E").replace("%", "~")
 
 
 def _write(data: pathlib.Path, path: str, reply: object) -> None:
-    """A reply as a script. It holds a text that the page parses, so that no key of it is read as a program's."""
+    """A reply as a script. The data is a string that the page parses, so that no part of it runs as code."""
     name = file_name(path)
     text = json.dumps(server._json(reply))
     (data / f"{name}.js").write_text(f"ropdBundle.put({json.dumps(name)}, {text});\n", encoding="ascii")

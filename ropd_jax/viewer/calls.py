@@ -1,13 +1,13 @@
-"""What was sent to the teacher about one group, and what came back, from the run's tape. Nothing is written.
+"""The requests to the teacher about one group and their replies, from the run's tape. Nothing is written.
 
-    a group written since calls are noted     its line names role and key of each request
+    a group whose line has calls               role and key of each request
     an older one                              requests with the same question that show its answers or its rubric
 
-A tape can be large. A request is found by its key, or by the index of questions that the tape has; only those of one
-group are read. At most `MOST` are listed.
+A tape can be large. Requests are found by key, or by the tape's index of questions; only those of one group are read.
+At most `MOST` are listed.
 
-Reasons are read from the verifier's replies, if the form that was asked for has them (`roles.forms`). They explain; the
-verdicts of a group are those that its line holds.
+Reasons are read from the verifier's replies, if the requested form has them (`roles.forms`). They explain the verdicts;
+the verdicts themselves are those in the group's line.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from ropd_jax.types import UserError, answer_of
 
 ROLES = ("reference", "rubric", "verify", "score", "judge")
 MOST = 200  # requests of one group
-_LOOKED = 400  # older groups: requests with its question that are looked at
+_LOOKED = 400  # older groups: maximum number of requests with its question that are checked
 _CUT = re.compile(r"\n\[\.\.\. ([0-9]{1,9}) characters cut \.\.\.\]\n")
 
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
-    """The answers and references of a group as the teacher reads them: without the thoughts of the student."""
+    """The answers and references of a group as the teacher reads them: without the student's thoughts."""
 
     labels: tuple[str, ...]
     texts: tuple[str, ...]
@@ -52,7 +52,7 @@ class Texts:
     def shown(self, blocks: Sequence[tuple[str, str]]) -> list[tuple[str, str | None]]:
         """(label in the request, label of this group or None) of each text among the blocks of a request.
 
-        Equal texts are named in their order, each once.
+        Equal texts are labelled in order, each once.
         """
         free = list(range(len(self.texts)))
         found: list[tuple[str, str | None]] = []
@@ -69,7 +69,7 @@ class Texts:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """An entry of the tape, with what it shows: see `Texts.shown`, and (id, text) of the criteria."""
+    """An entry of the tape, with its texts (see `Texts.shown`) and its criteria as (id, text)."""
 
     entry: Entry
     shown: Sequence[tuple[str, str | None]]
@@ -77,13 +77,13 @@ class Request:
 
     @classmethod
     def of(cls, entry: Entry, texts: Texts) -> Request:
-        # The token is that of the first block of all messages.
+        # The token is that of the first block in all messages.
         blocks = fences.parse_blocks("\n".join(content for _, content in entry.body["messages"]))
         return cls(entry, texts.shown(blocks), _criteria(blocks) if entry.role == "verify" else ())
 
 
 def calls_of(directory: pathlib.Path, config: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
-    """The requests about a group in short, and the verifier's reasons.
+    """Summaries of the requests about a group, and the verifier's reasons.
 
     Returns:
         ``calls``: a list of dicts, by role and time; ``reasons``: by answer label and criterion id; ``note``: a
@@ -102,7 +102,7 @@ def calls_of(directory: pathlib.Path, config: Mapping[str, Any], row: Mapping[st
             "calls": [],
             "reasons": [],
             "noted": noted,
-            "note": "there is no tape here, so the requests are not known",
+            "note": "there is no tape here, so the requests are unknown",
         }
     with reading(path) as tape:
         found, missing = _noted(tape, row["calls"], texts) if noted else (_searched(tape, row, texts), 0)
@@ -122,10 +122,10 @@ def calls_of(directory: pathlib.Path, config: Mapping[str, Any], row: Mapping[st
 
 
 def call_of(directory: pathlib.Path, config: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """One request as it was sent, and what came back, text by text.
+    """One request as sent, and its reply, text by text.
 
     Raises:
-        UserError: there is no tape, or it does not have the key.
+        UserError: there is no tape, or it does not contain the key.
     """
     path = tape_of(directory, config)
     if path is None:
@@ -145,7 +145,7 @@ def call_of(directory: pathlib.Path, config: Mapping[str, Any], key: str) -> dic
 
 
 def tape_of(directory: pathlib.Path, config: Mapping[str, Any]) -> pathlib.Path | None:
-    """The run's tape: the one in its directory, or else the file that its config names, if it is here."""
+    """The run's tape: the one in its directory, or else the file in its config, if it exists."""
     named = str(_in(config, "teacher", "tape", "path") or "")
     candidates = [directory / TAPE_NAME, *([pathlib.Path(named).expanduser()] if named and "://" not in named else [])]
     for path in reversed(candidates):
@@ -157,10 +157,10 @@ def tape_of(directory: pathlib.Path, config: Mapping[str, Any]) -> pathlib.Path 
 
 @contextlib.contextmanager
 def reading(path: pathlib.Path) -> Iterator[Tape]:
-    """The tape, opened for reading only and closed at the end.
+    """The tape, opened read-only and closed at the end.
 
     Raises:
-        UserError: it is not a tape, or it cannot be read.
+        UserError: the file is not a tape, or cannot be read.
     """
     try:
         tape = Tape(path, read_only=True, fleeting=True)
@@ -184,7 +184,7 @@ def _noted(tape: Tape, calls: Iterable[Sequence[str]], texts: Texts) -> tuple[li
 
 
 def _searched(tape: Tape, row: Mapping[str, Any], texts: Texts) -> list[Request]:
-    """The requests about the group of a line that does not name them."""
+    """The requests about a group whose line does not name them."""
     sha = hashlib.sha256(str(row["question"]).encode("utf-8", "surrogatepass")).hexdigest()[:16]
     criteria = {c["text"] for c in row["rubric"]} | {c["text"] for a in row["answers"] for c in a.get("rubric") or ()}
     found: list[Request] = []
@@ -198,7 +198,7 @@ def _searched(tape: Tape, row: Mapping[str, Any], texts: Texts) -> list[Request]
 
 
 def _belongs(one: Request, criteria: set[str]) -> bool:
-    """Whether a request with the group's question is about this group and not about another visit of the question."""
+    """Whether a request with the group's question is about this group, not about another visit of the question."""
     if one.entry.role == "reference":
         return True
     if not one.shown or any(label is None for _, label in one.shown):
@@ -220,7 +220,7 @@ def _criteria(blocks: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def _same(text: str, shown: str) -> bool:
-    """Whether a shown text is this one, whole or with its middle cut out."""
+    """Whether a shown text is this one, complete or with its middle cut out."""
     if text == shown:
         return True
     cut = _CUT.search(shown)
@@ -260,7 +260,7 @@ def _short(entry: Entry, shown: Sequence[tuple[str, str | None]], prices: Prices
 
 
 def _cost(entry: Entry, prices: Prices) -> float | None:
-    """Dollars of the reply by the list of prices; None if the model or its tokens are not known."""
+    """Dollars of the reply by the price list; None if the model or its tokens are unknown."""
     if entry.reply is None:
         return None
     price = prices.find(entry.body["provider"], entry.body["model"], entry.address or "")
@@ -287,7 +287,7 @@ def _reasons(one: Request, row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _prices(config: Mapping[str, Any]) -> Prices:
-    """The list of prices that the run counted with; without the user's file if that is gone."""
+    """The price list that the run used; without the user's file if that is missing."""
     try:
         return Prices.load(str(_in(config, "teacher", "prices") or ""))
     except (ConfigurationError, UserError):

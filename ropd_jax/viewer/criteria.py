@@ -1,7 +1,7 @@
 """The criteria of a run over training, computed in the background while the page is open (`analysis.criteria`).
 
-A thread reads the files of groups that are new or have changed, then clusters. Requests answer at once, with what the
-last pass found and how far the present one is. While a run trains, a new pass begins at most every `AGAIN_S` seconds.
+A thread reads new and changed group files, then clusters. Requests are answered at once, with the results of the last
+pass and the progress of the current one. While a run trains, a new pass starts at most every `AGAIN_S` seconds.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from ropd_jax.utils.text import plain
 
 log = logging.getLogger(__name__)
 AGAIN_S = 30.0
-FIRST_S = 0.4  # a request waits so long for the first pass, so that a small run needs no second request
-WHOLE_S = 600.0  # and so long where only the whole will do
-PAGE = 100  # criteria of a cluster that are shown
-MOST = 500  # clusters of a reply
+FIRST_S = 0.4  # time that a request waits for the first pass, so that a small run needs no second request
+WHOLE_S = 600.0  # time that it waits if the complete result is required
+PAGE = 100  # maximum number of criteria shown of a cluster
+MOST = 500  # maximum number of clusters in a reply
 
 
 class CriteriaJob:
@@ -47,13 +47,13 @@ class CriteriaJob:
         self._failed = ""
 
     def clusters(self, *, wait_s: float = FIRST_S) -> dict[str, Any]:
-        """Clusters and categories without the members; ``found`` is None until the first pass is over.
+        """Clusters and categories without the members; ``found`` is None until the first pass is complete.
 
-        ``working`` tells whether a pass is going on, ``read`` of ``of`` files are read in it. ``rarer`` clusters than
-        the `MOST` largest are left out.
+        ``working`` is True during a pass, in which ``read`` of ``of`` files have been read. Only the `MOST` largest
+        clusters are included; ``rarer`` counts the others.
 
         Raises:
-            UserError: the pass has failed.
+            UserError: the pass failed.
         """
         self._start()
         thread = self._thread
@@ -70,7 +70,7 @@ class CriteriaJob:
         return {**about, "found": {**found, "clusters": shown, "rarer": len(found["clusters"]) - len(shown)}}
 
     def cluster(self, name: str) -> dict[str, Any]:
-        """One cluster with its criteria, those that separate the answers first, then the newest.
+        """One cluster with its criteria: first those that separate the answers, then by age, newest first.
 
         Raises:
             UserError: there is no such cluster.
@@ -90,7 +90,7 @@ class CriteriaJob:
         return {**{k: v for k, v in one.items() if k != "members"}, "criteria": rows}
 
     def _start(self) -> None:
-        """Begins a pass if none is going on and the files have changed."""
+        """Starts a pass if none is running and the files have changed."""
         with self._lock:
             if self._thread is not None and self._thread.is_alive():
                 return

@@ -1,9 +1,9 @@
-"""Where each group of a run lies, so that one is opened without the others.
+"""The position of each group of a run in its file, so that a group is opened without the others.
 
     groups/step_000012.jsonl  --listed (stat)-->  read once, line by line  -->  (file, byte offset, length, `Summary`)
 
-`GroupIndex` holds summaries only, about 1 KB per group; texts are read from disk when a group is opened or searched.
-A file is read again only if its size or time has changed: a run that trains adds files, one that resumes replaces some.
+`GroupIndex` holds only summaries, about 1 KB per group; texts are read from disk when a group is opened or searched.
+A file is read again only if its size or time has changed: a training run adds files, a resumed one replaces some.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 from ropd_jax.types import UserError
 from ropd_jax.viewer.summary import Summary, summary
 
-BAD = (AttributeError, KeyError, TypeError, ValueError, RecursionError)  # what a line that is not a group raises
+BAD = (AttributeError, KeyError, TypeError, ValueError, RecursionError)  # raised for a line that is not a group
 
 
 Key: TypeAlias = tuple[str, int, int]  # file, time of its last change, offset
@@ -29,8 +29,8 @@ Key: TypeAlias = tuple[str, int, int]  # file, time of its last change, offset
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Place:
-    """A group in its file: bytes ``offset`` to ``offset + length`` are its line, the one with this ``number`` (from 0);
-    ``changed`` is the time in ns."""
+    """A group in its file: its line is the bytes ``offset`` to ``offset + length``, with this ``number`` (from 0);
+    ``changed`` is the file's time of change in ns."""
 
     file: str
     changed: int
@@ -41,7 +41,7 @@ class Place:
 
     @property
     def key(self) -> Key:
-        """It names this content of the group; another one after the file was replaced."""
+        """Identifies this content of the group; it changes when the file is replaced."""
         return self.file, self.changed, self.offset
 
 
@@ -56,7 +56,7 @@ class GroupIndex:
     """The groups of one run's directory. Methods can be called from several threads.
 
     Attributes:
-        directory: ``RUN/groups``; it need not exist yet.
+        directory: ``RUN/groups``; it does not need to exist yet.
     """
 
     def __init__(self, run: pathlib.Path):
@@ -125,7 +125,7 @@ class GroupIndex:
         return self.read(self.place(step, group))
 
     def place(self, step: int, group: int) -> Place:
-        """The place of one group. A group that its step deferred is in the file of the next one.
+        """The place of one group. A deferred group is in the file of the next step.
 
         Raises:
             UserError: there is no such group.
@@ -144,20 +144,20 @@ class GroupIndex:
         """The line of a place, as data.
 
         Raises:
-            UserError: the file has changed or is gone.
+            UserError: the file has changed or is missing.
         """
         try:
             return json.loads(self._bytes(place))
         except (OSError, *BAD) as error:
-            raise UserError(f"{self.directory / place.file} has changed while it was read; try again") from error
+            raise UserError(f"{self.directory / place.file} changed while it was read; try again") from error
 
     def matches(self, place: Place, text: str) -> bool:
-        """Whether the question, a criterion, an answer or a reference holds the text, in any letter case."""
+        """Whether the question, a criterion, an answer or a reference contains the text, ignoring letter case."""
         wanted = text.casefold()
         with contextlib.suppress(OSError, *BAD):
             raw = self._bytes(place)
             escaped = json.dumps(wanted, ensure_ascii=False)[1:-1]
-            if escaped in raw.decode("utf-8", "replace").casefold():  # most groups end here, not parsed
+            if escaped in raw.decode("utf-8", "replace").casefold():  # most groups end here without being parsed
                 return any(wanted in one.casefold() for one in _texts(json.loads(raw)))
         return False
 

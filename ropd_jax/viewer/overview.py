@@ -1,4 +1,4 @@
-"""The runs of a folder next to each other: how far each one is, and what several of them differ in, as plain data."""
+"""The runs of a folder next to each other: the progress of each, and the differences of several, as plain data."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ropd_jax.workdir.config import with_new_names
 from ropd_jax.workdir.metrics import read_metrics
 from ropd_jax.workdir.status import read_status
 
-SILENT_S = 60.0  # a run that has written nothing for so long does not count as running
+SILENT_S = 60.0  # a run that has written nothing for this long does not count as running
 Stat = tuple[int, int]
 
 
 def config_of(run: pathlib.Path) -> dict[str, Any]:
-    """The run's config with today's names of keys, and without secrets in addresses; {} if it cannot be read."""
+    """The run's config with current names of keys, and without secrets in addresses; {} if it cannot be read."""
     try:
         stored = read_json(run / "config.json", optional=True)
     except UserError:
@@ -45,16 +45,16 @@ def changes(config: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 class Overview:
-    """How far each run is. A run's metrics are read again only if they have changed."""
+    """The progress of each run. A run's metrics are read again only if they have changed."""
 
     def __init__(self) -> None:
         self._read: dict[pathlib.Path, tuple[Stat, dict[str, Any]]] = {}
 
     def of(self, name: str, run: pathlib.Path) -> dict[str, Any]:
-        """Of one run: method, seed, steps, step, newest reward and accuracy, number of drift alarms, and its state.
+        """One run: method, seed, steps, step, newest reward and accuracy, number of drift alarms, and its state.
 
         The state is ``finished``, ``running``, ``ended`` (stopped before its last step), ``silent`` (nothing written
-        for `SILENT_S` seconds: probably killed) or ``unknown``; ``age_s`` is the seconds since it wrote anything.
+        for `SILENT_S` seconds: probably killed) or ``unknown``; ``age_s`` is the seconds since its last write.
         """
         config, status = config_of(run), read_status(run)
         numbers, wrote = self._numbers(run)
@@ -101,7 +101,7 @@ class Overview:
 def compare(runs: Mapping[str, pathlib.Path]) -> dict[str, Any]:
     """Lines and differences of several runs.
 
-    Runs whose configs differ in nothing but ``seed`` are one line. A key that a run does not have has its default.
+    Runs whose configs differ only in ``seed`` form one line. A key that a run does not have has its default.
 
     Returns:
         ``lines``: ``label`` and ``runs`` of each; ``differences``: ``key``, the ``values`` of the lines, ``default``;

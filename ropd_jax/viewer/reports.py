@@ -1,11 +1,11 @@
-"""What other commands have measured of a run: results of benchmarks, calibrations and second judgements. Plain data.
+"""Reports of other commands about a run: benchmark results, calibrations and second judgements. Plain data.
 
     ropd eval, ropd grade --out       results of benchmarks (``per_problem``)
     ropd calibrate-judge --out        reports of a verifier (``ropd.calibration.v1``)
     ropd rejudge --out                two verifiers on the same answers (``advantage_signs``)
 
-They are looked for in the run's directory and in the folder that is viewed, by their content. A page names a report by
-its path below that folder; only paths that were found are read. A file is read again only if it has changed.
+They are found by their content, in the run's directory and in the viewed folder. A page names a report by its path
+below that folder; only paths that were found are read. A file is read again only if it has changed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ropd_jax.viewer.index import GroupIndex
 PATTERNS = ("*.json", "*/*.json", "eval/*/*.json", "*/eval/*/*.json", "*/*/*.json", "*/*/*/result.json")
 LARGEST = 64 << 20  # bytes of a report
 SKIPPED = {"config.json", "provenance.json", "status.json", "spent.json", "settings.json"}
-MOST = 500  # cells, problems and criteria that are shown
+MOST = 500  # maximum number of cells, problems and criteria shown
 SHORT = 4_000  # characters of an answer
 BENCHMARK, CALIBRATION, REJUDGE = "benchmark", "calibration", "rejudge"
 
@@ -60,7 +60,7 @@ class Reports:
 
 
 def _content(path: pathlib.Path, size: int) -> tuple[str, Any]:
-    """(kind, content) of a file; ("", None) if it is none of ours."""
+    """(kind, content) of a file; ("", None) if it is not one of these."""
     if size > LARGEST:
         return "", None
     try:
@@ -82,7 +82,7 @@ def _content(path: pathlib.Path, size: int) -> tuple[str, Any]:
 
 
 def benchmarks(reports: Reports, run: pathlib.Path) -> dict[str, Any]:
-    """Every result: ``name``, ``own`` (inside this run), benchmark, metric, value, counts; this run's come first."""
+    """Every result: ``name``, ``own`` (inside this run), benchmark, metric, value, counts; those of this run first."""
     rows = []
     for name, (path, r) in reports.of_kind(BENCHMARK).items():
         rows.append(
@@ -115,7 +115,7 @@ def problems(reports: Reports, name: str, against: str = "") -> dict[str, Any]:
     Raises:
         UserError: an unknown name, or results that cannot be compared.
     """
-    from ropd_jax.evaluation.results import compare  # it takes a moment and 40 MB, which few pages need
+    from ropd_jax.evaluation.results import compare  # importing it takes time and 40 MB, and few pages need it
 
     known = reports.of_kind(BENCHMARK)
     result = _one(known, name)
@@ -138,7 +138,7 @@ def problems(reports: Reports, name: str, against: str = "") -> dict[str, Any]:
 
 
 def _sign_test(better: int, worse: int) -> float | None:
-    """The two-sided p-value of so many among ``better + worse`` tosses of a coin; None without any.
+    """The two-sided p-value of this outcome in ``better + worse`` tosses of a coin; None without any.
 
     >>> _sign_test(5, 0)
     0.0625
@@ -151,7 +151,7 @@ def _sign_test(better: int, worse: int) -> float | None:
 
 
 def answers(reports: Reports, name: str, problem: str) -> dict[str, Any]:
-    """The stored answers to one problem, from ``answers.jsonl`` next to the result; [] if they are not there.
+    """The stored answers to one problem, from ``answers.jsonl`` next to the result; [] if there are none.
 
     Raises:
         UserError: an unknown name.
@@ -183,7 +183,7 @@ def _without_problems(result: Mapping[str, Any]) -> dict[str, Any]:
 def judge(reports: Reports, run: pathlib.Path, index: GroupIndex) -> dict[str, Any]:
     """Calibrations of verifiers, and this run's second judgements with the verdicts on which they differ.
 
-    A report of ``ropd rejudge`` belongs to the run whose directory it names. Each cell has the ``group`` it leads to.
+    A report of ``ropd rejudge`` belongs to the run whose directory it names. Each cell has the ``group`` it links to.
     """
     calibrations = [{"name": n, **r} for n, (_, r) in reports.of_kind(CALIBRATION).items()]
     rejudged = []
@@ -203,7 +203,7 @@ def judge(reports: Reports, run: pathlib.Path, index: GroupIndex) -> dict[str, A
 
 
 def _placed(criteria: list[dict[str, Any]], index: GroupIndex) -> list[dict[str, Any]]:
-    """Criteria on which the verifiers differ, with the place of their group; older reports name the prompt only."""
+    """Criteria on which the verifiers differ, with the place of their group; older reports have only the prompt."""
     differ = [c for c in criteria if c.get("agreement") is not None and c["agreement"] < 1][:MOST]
     places: dict[tuple[int, str], int] = {}
     for step in {c["step"] for c in differ if "group" not in c}:

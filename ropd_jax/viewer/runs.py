@@ -1,4 +1,4 @@
-"""The runs that a viewer shows, and what it answers about them, as plain data. No HTTP here.
+"""The runs that a viewer shows, and the data about them. No HTTP here.
 
 A viewer is opened on one run, or on a folder of runs; a run is a directory with ``config.json``. Nothing is written.
 """
@@ -25,7 +25,7 @@ from ropd_jax.viewer.tokens import tokens_of
 from ropd_jax.workdir.metrics import read_metrics
 from ropd_jax.workdir.status import read_status
 
-PAGE, MOST = 50, 500  # groups of a page
+PAGE, MOST = 50, 500  # groups per page: default and maximum
 SORTS: Mapping[str, Callable[[Summary], float | None]] = {
     "step": lambda s: s.step,
     "reward": lambda s: s.reward,
@@ -50,16 +50,16 @@ GOLD_FILTERS: Mapping[str, Callable[[Graded], bool]] = {
     "rewarded": lambda g: g.rewarded > 0,
 }
 HIDES = ("dropout", "references_pass", "variance_weights", "reliability_weights")
-SLICE_S = 0.3  # a request reads files and grades answers for this long, then answers with what it has
-FIRST_S = 0.05  # and the first one, so that the page has something to show
+SLICE_S = 0.3  # a request reads files and grades answers for this long, then returns partial results
+FIRST_S = 0.05  # for the first request, so that the page has something to show
 
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-    """What a list of groups shows.
+    """The sort order, filters and page of a list of groups.
 
     Raises:
-        UserError: a sort or a filter that there is not.
+        UserError: an unknown sort order or filter.
     """
 
     filters: tuple[str, ...] = ()
@@ -72,17 +72,17 @@ class Query:
 
     def __post_init__(self) -> None:
         if self.sort not in SORTS:
-            raise UserError(f"sort={self.sort!r:.40} is not there; expected one of {', '.join(SORTS)}")
+            raise UserError(f"sort={self.sort!r:.40} is unknown; expected one of {', '.join(SORTS)}")
         for name in self.filters:
             if name not in FILTERS and name not in GOLD_FILTERS:
                 known = ", ".join((*FILTERS, *GOLD_FILTERS))
-                raise UserError(f"filter={name!r:.40} is not there; expected some of {known}")
+                raise UserError(f"filter={name!r:.40} is unknown; expected some of {known}")
         if self.offset < 0 or not 0 < self.limit <= MOST:
             raise UserError(f"offset={self.offset}, limit={self.limit}; expected offset >= 0 and limit 1 to {MOST}")
 
 
 class Run:
-    """One run: its index of groups, and answers that are remembered while their files stay as they are."""
+    """One run: its index of groups, and results that are cached until their files change."""
 
     def __init__(self, directory: pathlib.Path):
         self.directory = directory
@@ -91,10 +91,10 @@ class Run:
         self._lock = threading.Lock()
         self._graded: dict[Key, Graded] = {}
         self._text = ""
-        self._matches: dict[Key, bool] = {}  # of `_text`
+        self._matches: dict[Key, bool] = {}  # for `_text`
 
     def about(self) -> dict[str, Any]:
-        """Config, the keys that differ from the defaults, result (if it has finished), what it is doing."""
+        """Config, the keys that differ from the defaults, result (if it has finished), and current status."""
         config = config_of(self.directory)
         return {
             "name": self.directory.name,
@@ -110,11 +110,11 @@ class Run:
         return {name: [steps, [finite(v) for v in values]] for name, (steps, values) in sorted(known.items())}
 
     def groups(self, query: Query) -> dict[str, Any]:
-        """A page of the list. ``read`` of ``of`` step files are read: ask again until all are.
+        """A page of the list. ``read`` of ``of`` step files have been read: repeat the request until all are.
 
-        ``counts`` are how many of the groups found each further filter would leave; those of gold filters, for which
-        every group would have to be compared, are not known. With a gold filter, ``graded`` groups of the candidates
-        have been compared with their gold answers.
+        ``counts`` are the numbers of groups that each further filter would leave; they are unknown for gold filters,
+        which would require comparing every group. With a gold filter, ``graded`` of the candidate groups have been
+        compared with their gold answers.
         """
         self.index.refresh(seconds=SLICE_S if self.index.progress[0] else FIRST_S)
         places = self.index.places()
@@ -143,7 +143,7 @@ class Run:
         }
 
     def group(self, step: int, group: int) -> dict[str, Any]:
-        """One group as it is stored, with what follows from it, and its neighbours.
+        """One group as stored, with derived values and its neighbours.
 
         Raises:
             UserError: there is no such group.
@@ -176,7 +176,7 @@ class Run:
         """One request and its reply, see `calls.call_of`.
 
         Raises:
-            UserError: the tape does not have it, or cannot be read.
+            UserError: the tape does not contain it, or cannot be read.
         """
         return call_of(self.directory, self.config(), key)
 
@@ -194,7 +194,7 @@ class Run:
         return read_json(self.directory / "config.json", optional=True)
 
     def _holding(self, places: list[Place], text: str) -> list[Place]:
-        """Those whose texts hold the text; each group is searched once per text."""
+        """The groups that contain the text; each group is searched once per text."""
         with self._lock:
             if text != self._text:
                 self._text, self._matches = text, {}
@@ -204,20 +204,20 @@ class Run:
             return [p for p in places if self._matches[p.key]]
 
     def _grade(self, places: list[Place]) -> dict[Key, Graded]:
-        """Those that are compared with their gold answers, more of them at each call."""
+        """The grades of the groups that have been compared with their gold answers; each call adds more."""
         began = time.monotonic()
         with self._lock:
             for p in places:
                 if time.monotonic() - began > SLICE_S:
                     break
                 if p.key not in self._graded:
-                    with contextlib.suppress(UserError):  # its file has just been replaced
+                    with contextlib.suppress(UserError):  # its file was just replaced
                         self._graded[p.key] = graded(self.index.read(p))
             return {p.key: self._graded[p.key] for p in places if p.key in self._graded}
 
 
 def hides(config: Mapping[str, Any]) -> list[str]:
-    """The switches of a run that can take a criterion out of the rewards of a group (its weight is then 0)."""
+    """The settings of a run that can remove a criterion from the rewards of a group (its weight is then 0)."""
     how = config.get("ropd")
     return [f"ropd.{name}" for name in HIDES if how.get(name)] if isinstance(how, Mapping) else []
 
@@ -230,7 +230,7 @@ def _sorted(places: list[Place], key: Callable[[Summary], float | None], descend
 
 
 def runs_in(directory: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Name -> directory of each run: the directory itself, or those in it.
+    """Name -> directory of each run: the directory itself, or the runs in it.
 
     Raises:
         UserError: there is none.

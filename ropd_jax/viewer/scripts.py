@@ -1,11 +1,11 @@
-"""The page's modules as one classic script, because browsers load no modules from the file system.
+"""The page's modules as one classic script, because browsers do not load modules from the file system.
 
     import { el, get } from "./dom.js";     ->  const { el, get } = M["dom.js"];
     import uPlot from "./vendor/u.js";      ->  const { default: uPlot } = M["vendor/u.js"];
     export function chart() {}              ->  function chart() {}  ...  return { chart };
 
-Each module becomes a function that returns its exports, called in the order of the imports. It knows the forms that
-the page's modules use; anything else is an error, which a test of the bundle would see.
+Each module becomes a function that returns its exports, called in the order of the imports. Only the forms that the
+page's modules use are supported; anything else raises an error, which the tests of the bundle would find.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ _EXPORT = re.compile(
     re.MULTILINE,
 )
 _LIST = re.compile(r"^export\s*\{(?P<names>[^}]*)\};?[^\S\n]*$", re.MULTILINE)
-_COMMENT = re.compile(r"^[ \t]*/\*(?!!).*?\*/", re.MULTILINE | re.DOTALL)  # a licence's begins with /*! and stays
+_COMMENT = re.compile(r"^[ \t]*/\*(?!!).*?\*/", re.MULTILINE | re.DOTALL)  # a licence comment starts with /*! and stays
 _LEFT = re.compile(r"^\s*(?:import|export)\b(?!\s*[:=(,.])|\bimport\s*\(|\bimport\.meta\b", re.MULTILINE)
 
 
 def one_script(first: str, read: Callable[[str], str]) -> str:
-    """The script of a module and of all that it imports.
+    """The script of a module and everything that it imports.
 
     Args:
         first: its name, e.g. ``app.js``.
-        read: the text of a module by its name; a path from the folder of the first one.
+        read: returns the text of a module by its path, relative to the folder of the first.
 
     Raises:
-        ValueError: modules that import each other, or a form of import or export that is not known.
+        ValueError: modules that import each other, or an unsupported form of import or export.
     """
     done: dict[str, str] = {}
     _add(first, read, done, ())
@@ -53,11 +53,11 @@ def _add(name: str, read: Callable[[str], str], done: dict[str, str], above: tup
         raise ValueError(f"modules that import each other: {' -> '.join((*above, name))}")
     if name in done:
         return
-    text, exported = _COMMENT.sub("", read(name)), {}  # a comment can hold a line that begins with export
+    text, exported = _COMMENT.sub("", read(name)), {}  # a comment can contain a line that starts with export
 
     def imported(found: re.Match[str]) -> str:
         if not found["path"].startswith("."):
-            raise ValueError(f"{name} imports {found['path']!r}; expected a path that begins with ./")
+            raise ValueError(f"{name} imports {found['path']!r}; expected a path that starts with ./")
         other = posixpath.normpath(posixpath.join(posixpath.dirname(name), found["path"]))
         _add(other, read, done, (*above, name))
         return f'const {_names(name, found["what"])} = M["{other}"];' if found["what"] else ""
@@ -78,7 +78,7 @@ def _add(name: str, read: Callable[[str], str], done: dict[str, str], above: tup
         text = form.sub(change, text)
     if left := _LEFT.search(text):
         line = text[left.start() :].lstrip().splitlines()[0]
-        raise ValueError(f"{name} has {line!r:.80}; expected a form of import or export that scripts.py knows")
+        raise ValueError(f"{name} has {line!r:.80}; expected a form of import or export that scripts.py supports")
     names = ", ".join(f"{outer}: {inner}" for outer, inner in exported.items())
     done[name] = f'M["{name}"] = (() => {{\n{text}\nreturn {{ {names} }};\n}})();\n'
 

@@ -1,10 +1,10 @@
-"""The page and its data over HTTP, on loopback, read-only. Every path begins with a random token, as Jupyter's do.
+"""The page and its data over HTTP, on loopback, read-only. Every path starts with a random token, as in Jupyter.
 
     GET /TOKEN/                                  the page
     GET /TOKEN/static/app.js                     its files
     GET /TOKEN/api/runs                          names of the runs
-    GET /TOKEN/api/overview                      how far each run is
-    GET /TOKEN/api/compare?runs=a,b              seeds that are one line, and what the configs differ in
+    GET /TOKEN/api/overview                      progress of each run
+    GET /TOKEN/api/compare?runs=a,b              seeds as one line, and the differences of the configs
     GET /TOKEN/api/runs/NAME                     config, result, status
     GET /TOKEN/api/runs/NAME/metrics             curves
     GET /TOKEN/api/runs/NAME/groups?filter=...   a page of the list of groups (`runs.Query`)
@@ -16,8 +16,8 @@
     GET /TOKEN/api/runs/NAME/judge               calibrations, second judgements
     GET /TOKEN/api/runs/NAME/benchmarks          results; with result=... problem by problem, with problem=... answers
 
-The browser is told to run only scripts of this server, and none that the page itself contains. Foreign text reaches it
-as JSON. A request must name this host, so that another site's page cannot read it through a DNS name of its own.
+The browser may only run scripts of this server, and none inside the page itself. Foreign text is sent to it as JSON. A
+request must name this host, so that another site's page cannot read the data through its own DNS name.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ POLICY = (
 HEADERS = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",  # the token is in the address
+    "Referrer-Policy": "no-referrer",  # the address contains the token
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
@@ -77,7 +77,7 @@ VENDOR = {  # see vendor/vendor.json
     "vendor/uPlot.esm.js": "text/javascript",
     "vendor/uPlot.min.css": "text/css",
 }
-_PRELOAD = ", ".join(  # all modules at once, instead of each when another one names it
+_PRELOAD = ", ".join(  # all modules at once, instead of one after another as they are imported
     f"<static/{name}>; rel=modulepreload" for name in (*STATIC, *VENDOR) if name.endswith(".js") and ".min." not in name
 )
 _LOCAL = ("127.0.0.1", "localhost", "[::1]")
@@ -89,7 +89,7 @@ def make_app(directory: pathlib.Path, token: str) -> web.Application:
     """The aiohttp application for a run or a folder of runs.
 
     Raises:
-        UserError: there is no run.
+        UserError: no run found.
     """
     runs_in(directory)
     opened: dict[str, Run] = {}
@@ -124,7 +124,7 @@ def make_app(directory: pathlib.Path, token: str) -> web.Application:
         return compare({name: known[name] for name in dict.fromkeys(names)})
 
     def clusters(request: web.Request) -> object:
-        asked_by_a_page = "Sec-Fetch-Mode" in request.headers  # it shows progress; a bundle keeps the whole reply
+        asked_by_a_page = "Sec-Fetch-Mode" in request.headers  # pages show progress; bundles need the whole reply
         return run_of(request).criteria.clusters(**({} if asked_by_a_page else {"wait_s": WHOLE_S}))
 
     def cluster(request: web.Request) -> object:
@@ -190,9 +190,9 @@ def _guard(token: str) -> Middleware:
         given = request.path.split("/")[1] if "/" in request.path else ""
         response: web.StreamResponse
         if request.host.rpartition(":")[0] not in _LOCAL:
-            response = web.json_response({"error": "this server answers on 127.0.0.1 only"}, status=403)
+            response = web.json_response({"error": "this server answers only on 127.0.0.1"}, status=403)
         elif not hmac.compare_digest(given.encode(), token.encode()):
-            response = web.json_response({"error": "open the whole address that ropd view printed"}, status=403)
+            response = web.json_response({"error": "open the full address that ropd view printed"}, status=403)
         else:
             try:
                 response = await handler(request)
@@ -210,7 +210,7 @@ def query_of(values: Mapping[str, str]) -> Query:
     """The query of a URL.
 
     Raises:
-        UserError: a value that is not possible.
+        UserError: an invalid value.
     """
     try:
         return Query(
@@ -223,11 +223,11 @@ def query_of(values: Mapping[str, str]) -> Query:
             limit=int(values.get("limit", PAGE)),
         )
     except ValueError as error:
-        raise UserError(f"step, offset and limit are numbers ({error!s:.100})") from error
+        raise UserError(f"step, offset and limit must be numbers ({error!s:.100})") from error
 
 
 def _json(value: object) -> str:
-    """JSON that a browser reads: a file of ours can hold NaN, which JSON does not have."""
+    """JSON for browsers: a file can contain NaN, which JSON lacks."""
     try:
         return json.dumps(value, allow_nan=False)
     except ValueError:
@@ -243,7 +243,7 @@ async def running(directory: pathlib.Path, *, port: int = 0, token: str = "") ->
     """A server during the ``async with``; yields the address of the page. Port 0 is any free port.
 
     Raises:
-        UserError: there is no run, or the port is taken.
+        UserError: no run found, or the port is taken.
     """
     token = token or secrets.token_urlsafe(24)
     runner = web.AppRunner(make_app(directory, token), access_log=None, shutdown_timeout=0.5)
@@ -259,12 +259,12 @@ async def running(directory: pathlib.Path, *, port: int = 0, token: str = "") ->
 
 
 def serve(directory: pathlib.Path, *, port: int, told: Callable[[str], None]) -> None:
-    """Serves until it is interrupted. ``told`` gets the address once it is reachable."""
+    """Serves until it is interrupted. ``told`` is called with the address once it is reachable."""
 
     async def main() -> None:
         async with running(directory, port=port) as url:
             told(url)
             await asyncio.Event().wait()
 
-    with contextlib.suppress(KeyboardInterrupt):  # how it is meant to end
+    with contextlib.suppress(KeyboardInterrupt):  # the normal way to end
         asyncio.run(main())

@@ -1,17 +1,17 @@
-"""One stored group in short: its rewards, and what makes it worth a look. Works on a line of ``groups/*.jsonl``.
+"""One stored group in short: its rewards, and notable properties. Works on a line of ``groups/*.jsonl``.
 
-    zero_variance       all scored answers have one reward: nothing to learn from
+    zero_variance       all scored answers have the same reward: nothing to learn from
     below               a reference scored lower than a rollout did
-    flipped             a verdict changed in the second look
+    flipped             a verdict changed in the second verification
     unexplored          a criterion that a reference passes and no scored rollout does (`analysis.missed`)
     suppressed          an answer passes a criterion which another one fails, and its reward is not above the mean
 
-`graded` compares the answers with the gold answer, at about 1 ms per answer, so it is asked for separately:
+`graded` compares the answers with the gold answer, at about 1 ms per answer, so it is computed separately:
 
     punished            a right answer with a negative advantage
     rewarded            a wrong answer with a positive advantage
 
-Right and wrong are known where the gold answer is a number or a choice: these are compared exactly, in this process.
+Right and wrong are known if the gold answer is a number or a choice: these are compared exactly, in this process.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Graded:
     """A group against its gold answer.
 
     Attributes:
-        right: per answer whether it is right; None where no exact comparison in this process decides.
+        right: per answer whether it is right; None if no exact comparison in this process is possible.
         punished, rewarded: number of right answers with a negative advantage, of wrong ones with a positive one.
     """
 
@@ -88,7 +88,7 @@ def summary(row: Mapping[str, Any]) -> Summary:
     """
     answers, references = row["answers"], row["references"]
     _check(row["rubric"], (*answers, *references))
-    hidden = missed(row)  # every answer with verdicts has one on each criterion
+    hidden = missed(row)  # every answer with verdicts has one for each criterion
     rewards = [r for a in answers if (r := finite(a["reward"])) is not None]
     scores = [s for r in references if (s := pass_rate(row["rubric"], r["verdicts"])) is not None]
     return Summary(
@@ -118,7 +118,7 @@ def summary(row: Mapping[str, Any]) -> Summary:
 
 
 def _check(rubric: Sequence[Mapping[str, Any]], items: Sequence[Mapping[str, Any]]) -> None:
-    """What the views rely on: texts, and numbers; `missed` finds verdicts that are not there."""
+    """Check what the views rely on: strings and numbers; `missed` finds missing verdicts."""
     for one in (*rubric, *items):
         if not isinstance(one["text"], str):
             raise TypeError("a text is not a string")
@@ -126,7 +126,7 @@ def _check(rubric: Sequence[Mapping[str, Any]], items: Sequence[Mapping[str, Any
 
 
 def pass_rate(rubric: Sequence[Mapping[str, Any]], verdicts: Mapping[str, bool] | None) -> float | None:
-    """Weighted pass rate of one answer by what each criterion counted for; None if it is unscored."""
+    """Weighted pass rate of one answer with the effective weights of the criteria; None if it is unscored."""
     if not rubric or verdicts is None:
         return None
     weights = [c.get("weight", c["points"]) for c in rubric]
@@ -135,8 +135,8 @@ def pass_rate(rubric: Sequence[Mapping[str, Any]], verdicts: Mapping[str, bool] 
 
 
 def sources(row: Mapping[str, Any]) -> dict[str, list[str]] | None:
-    """Which references (R0, R1, ...) and answers (0, 1, ...) of the group the rubric was induced from; None if its
-    lineage is not known. A rubric that is reused comes from another visit's answers."""
+    """The references (R0, R1, ...) and answers (0, 1, ...) of the group that the rubric was induced from; None if its
+    lineage is unknown. A reused rubric comes from the answers of another visit."""
     lineage = row.get("lineage")
     if not isinstance(lineage, Mapping):
         return None

@@ -1,7 +1,7 @@
-"""A run's groups for a terminal: a list of groups, and the matrix of criteria and answers of one (``ropd show``).
+"""A run's groups in a terminal: a list of groups, and one group's matrix of criteria and answers (``ropd show``).
 
-Readable at 80 columns and through a pipe: no line is wider than the console, and without a terminal there are no
-colours. Where the output cannot hold ``✓`` and ``✗``, they are ``+`` and ``-``.
+Readable at 80 columns and through a pipe: no line is wider than the console, and outside a terminal there are no
+colours. If the output encoding lacks ``✓`` and ``✗``, they are shown as ``+`` and ``-``.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from ropd_jax.utils.text import plain
 from ropd_jax.viewer.index import GroupIndex
 from ropd_jax.viewer.summary import Summary, graded, pass_rate, summary
 
-MOST = 300  # characters of a criterion
-ANSWER, QUESTION = 140, 1200  # of an answer, of a question
-TEXT_COLUMNS = 26  # the least that a criterion keeps next to its verdicts
+MOST = 300  # maximum characters of a criterion
+ANSWER, QUESTION = 140, 1200  # maximum characters of an answer, and of a question
+TEXT_COLUMNS = 26  # minimum width of a criterion next to its verdicts
 WIDEST = 140
-BAR = 6  # columns of the largest advantage
+BAR = 6  # columns for the largest advantage
 
 
 def show(
@@ -41,9 +41,9 @@ def show(
     """Prints one group, or a list of groups.
 
     Args:
-        step: the step of the group or of the list; None with a list is every step, otherwise the newest.
+        step: the step of the group or of the list; None means every step for a list, else the newest.
         group: its place in the step.
-        worst: list that many groups with the lowest mean reward.
+        worst: list this many groups with the lowest mean reward.
         unscored: list groups with unscored answers.
 
     Raises:
@@ -92,7 +92,7 @@ def _list(console: Console, groups: Sequence[Summary], title: str) -> None:
 
 
 def _flags(s: Summary) -> Text:
-    """What is odd about a group, in few characters: ``2 unscored``, ``flat`` ..."""
+    """Short notes about unusual properties of a group: ``2 unscored``, ``flat`` ..."""
     parts = [(f"{s.unscored} unscored", "yellow")] if s.unscored else []
     parts += [(f"{s.truncated} cut", "yellow")] if s.truncated else []
     parts += [("flat", "dim")] if s.zero_variance else []
@@ -130,7 +130,7 @@ def _group(console: Console, row: Mapping[str, Any]) -> None:
 
 
 def _blocks(console: Console, row: Mapping[str, Any]) -> list[Table]:
-    """The matrix, in as many tables as the width needs: answers first, then references."""
+    """The matrix, in as many tables as the width requires: answers first, then references."""
     columns = [(str(i), a) for i, a in enumerate(row["answers"])]
     columns += [(f"R{i}", r) for i, r in enumerate(row["references"])]
     room = console.width - TEXT_COLUMNS - 12
@@ -152,7 +152,7 @@ def _matrix(
     columns: Sequence[tuple[str, Mapping[str, Any]]],
     rates: Mapping[str, float | None] | None = None,
 ) -> Table:
-    """Criteria as rows, answers as columns; a reference's label begins with R and is in another colour."""
+    """Criteria as rows, answers as columns; labels of references start with R and have another colour."""
     table = Table(box=None, padding=(0, 1, 0, 0), expand=True)
     table.add_column("pts", justify="right", no_wrap=True)
     table.add_column("criterion", ratio=1, overflow="fold")
@@ -171,7 +171,7 @@ def _matrix(
 
 
 def _rates(row: Mapping[str, Any]) -> dict[str, float | None]:
-    """Share of the scored answers that meet each criterion; references do not count."""
+    """Share of the scored answers that meet each criterion; without references."""
     scored = [a["verdicts"] for a in row["answers"] if a["verdicts"] is not None]
     return {c["id"]: sum(v[c["id"]] for v in scored) / len(scored) if scored else None for c in row["rubric"]}
 
@@ -249,7 +249,7 @@ def _unicode(console: Console) -> bool:
 
 
 def _line(console: Console, text: str) -> str:
-    """The text with what the output's encoding lacks shown by its number."""
+    """The text, with characters that the output encoding lacks shown by their numbers."""
     return plain(text).encode(console.encoding, "backslashreplace").decode(console.encoding)
 
 
@@ -258,7 +258,7 @@ def _one_line(console: Console, text: Any, most: int = MOST) -> str:
 
 
 def _cut(console: Console, text: str, most: int) -> str:
-    """Beginning and end of a long text; an answer states its result at the end."""
+    """Beginning and end of a long text, because an answer states its result at the end."""
     if len(text) > most:
         text = f"{text[: most // 2].rstrip()} [...] {text[-(most // 2) :].lstrip()}"
     return _line(console, text.replace("\t", "    "))

@@ -1,4 +1,4 @@
-"""The tokens of a group's answers with their log-probabilities, as a browser reads them."""
+"""The tokens of a group's answers with their log-probabilities, for a browser."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ DIGITS = 4  # after the point; float16 stores no more of a log-probability
 
 
 def tokens_of(groups: pathlib.Path, place: int, answers: int) -> dict[str, Any]:
-    """``answers``: for each ``logp``, ``bytes`` and ``change`` where they are stored, or None; ``note``: why there are
+    """``answers``: for each answer ``logp``, and ``bytes`` and ``change`` if stored, or None; ``note``: why there are
     none.
 
     Args:
         groups: the file of the group's step.
-        place: of the group in that file.
-        answers: how many the group has.
+        place: index of the group in that file.
+        answers: number of answers of the group.
     """
     try:
         stored = read_token_logprobs(groups, place)
@@ -34,6 +34,6 @@ def _answer(stored: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, values in stored.items():
         found[name] = [round(v, DIGITS) if isinstance(v, float) else v for v in values.tolist()]
-    if not any(found.get("bytes", ())):  # where each token stands is not known
+    if not any(found.get("bytes", ())):  # the positions of the tokens are unknown
         found["bytes"] = None
     return found

@@ -1,7 +1,7 @@
 """Tokens that a checkpoint declares outside of tokenizer.json.
 
-A fine-tune often adds its turn markers without saving tokenizer.json anew. They are then only in one of these files, in
-the order in which transformers looks:
+A fine-tune often adds its turn markers without updating tokenizer.json. They are then only in one of these files, in
+the order in which transformers looks them up:
 
 1. ``tokenizer_config.json``: ``added_tokens_decoder``, by id; else ``added_tokens.json``, from text to id;
 2. the named ones (``eos_token`` ...) of ``tokenizer_config.json``, or of ``special_tokens_map.json`` if there is no
@@ -31,7 +31,7 @@ FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 
 
 def special_tokens(path: pathlib.Path, config: dict) -> dict[str, str]:
-    """bos_token, eos_token, pad_token ... as texts: what a chat template can name.
+    """bos_token, eos_token, pad_token ... as texts: those that a chat template can name.
 
     Args:
         config: the content of tokenizer_config.json.
@@ -55,14 +55,14 @@ def add_declared(backend: tokenizers.Tokenizer, path: pathlib.Path, config: dict
         config: the content of tokenizer_config.json.
 
     Raises:
-        UserError: a declaration of another form, or a new token whose id is not the next one.
+        UserError: a malformed declaration, or a new token whose id is not the next one.
     """
     import tokenizers
     from tokenizers import models
 
     names, extra = special_tokens(path, config), dict(_extra(path, config))
     if isinstance(backend.model, models.WordLevel):
-        names = {}  # the tiny student's end is a word that no text is encoded to
+        names = {}  # no text is encoded to the tiny student's end token
     declared = _by_id(path, config, {*names.values(), *extra})
     known, own = backend.get_vocab(), {t.content for t in backend.get_added_tokens_decoder().values()}
     tokens = {text: flags | {"special": flags.get("special") or text in names.values()} for text, flags in declared}
@@ -72,7 +72,7 @@ def add_declared(backend: tokenizers.Tokenizer, path: pathlib.Path, config: dict
         if text in own or text in tokens:
             continue
         if text not in known and len(known) + len(tokens.keys() - known) >= rows:
-            if key != "pad_token":  # another token pads, and nothing is computed from padding
+            if key != "pad_token":  # another token is used for padding, which nothing depends on
                 log.warning("%s: the special token %r has no row in the table of %d tokens; left out", path, text, rows)
             continue
         tokens[text] = {"special": True} | extra.get(text, {})
@@ -80,8 +80,8 @@ def add_declared(backend: tokenizers.Tokenizer, path: pathlib.Path, config: dict
     for text, i in _ids(path, config).items():
         if text not in known and backend.token_to_id(text) != i:
             raise UserError(
-                f"{path}: the added token {text[:60]!r} has id {i}, but the tokenizer.json, which lacks it, has room "
-                f"for it at {backend.token_to_id(text)}; save the tokenizer again with transformers (save_pretrained)"
+                f"{path}: the added token {text[:60]!r} has id {i}, but it is missing in tokenizer.json, whose next "
+                f"free id is {backend.token_to_id(text)}; save the tokenizer again with transformers (save_pretrained)"
             )
 
 
@@ -104,7 +104,7 @@ def _by_id(path: pathlib.Path, config: dict, special: set[str]) -> list[tuple[st
 
 
 def _extra(path: pathlib.Path, config: dict) -> Iterator[tuple[str, dict[str, bool]]]:
-    """(text, flags) of the further special tokens that have no names."""
+    """(text, flags) of further special tokens without names."""
     raws = (config,) if DECODER in config else (config, read_json(path / "special_tokens_map.json", optional=True))
     for raw in raws:
         found = next((raw[key] for key in EXTRA if raw.get(key)), ())
@@ -118,7 +118,7 @@ def _flags(token: dict[str, Any]) -> dict[str, bool]:
 
 
 def _rows(path: pathlib.Path) -> float:
-    """The rows of the student's table; infinite if config.json does not say."""
+    """The number of rows of the student's table; infinite if config.json does not give it."""
     raw = read_json(path / "config.json", optional=True)
     rows = raw.get("vocab_size", (raw.get("text_config") or {}).get("vocab_size"))
     return rows if isinstance(rows, int) else math.inf

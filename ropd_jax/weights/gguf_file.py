@@ -1,10 +1,10 @@
-"""Read GGUF files: metadata and tensors. Every failure is one line. Imports no jax.
+"""Read GGUF files: metadata and tensors. Every error is one line. Imports no jax.
 
 The layout (version 2 and 3, little-endian): magic, version, number of tensors, number of metadata entries; the
 entries (key, type, value); the tensors' names, shapes, types and offsets; then, aligned, their data. The header of a
 file with 49,152 tokens is read in 0.2 s (`gguf.GGUFReader` takes 3.7 s, because it keeps an array for each string).
-This matters because the weights (`weights.gguf`) and the tokenizer (`weights.gguf_tokenizer`) both read it.
-Dequantization and the sizes of blocks are left to the `gguf` package.
+This matters because both the weights (`weights.gguf`) and the tokenizer (`weights.gguf_tokenizer`) read it. The `gguf`
+package dequantizes and knows the block sizes.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ import numpy as np
 from ropd_jax.types import UserError
 
 VERSIONS = (2, 3)
-HEADER_BYTES = 1 << 26  # that of a file with 262,144 tokens and their merges takes 2^23
-DEPTH = 4  # of arrays in arrays
+HEADER_BYTES = 1 << 26  # a file with 262,144 tokens and their merges needs 2^23
+DEPTH = 4  # of nested arrays
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """One tensor of a file: its shape (outermost axis first), GGML type, and where its bytes are."""
+    """One tensor of a file: its shape (outermost axis first), GGML type, and the place of its bytes."""
 
     name: str
     shape: tuple[int, ...]
@@ -50,7 +50,7 @@ class GGUF:
         """Read the header.
 
         Raises:
-            UserError: the file is missing, is not a GGUF file, has another version, is truncated, or holds tensors
+            UserError: the file is missing, is not a GGUF file, has another version, is truncated, or has tensors
                 outside the file or on top of each other.
         """
         self.path = pathlib.Path(path)
@@ -88,7 +88,7 @@ class GGUF:
     def require(self, key: str):
         """The value of a key; raises UserError if it is absent."""
         if key not in self.metadata:
-            raise UserError(f"{self.path} has no metadata key {key!r}; expected a whole llama-family GGUF file")
+            raise UserError(f"{self.path} has no metadata key {key!r}; expected a complete llama-family GGUF file")
         return self.metadata[key]
 
     def raw(self, name: str) -> memoryview:
@@ -100,7 +100,7 @@ class GGUF:
         """A tensor, dequantized to float32.
 
         Raises:
-            UserError: its type cannot be dequantized, or its bytes are not in the file.
+            UserError: its type cannot be dequantized, or its bytes are outside the file.
         """
         import gguf
 
@@ -119,7 +119,7 @@ class GGUF:
         )
 
     def _check_places(self, count: int, align: int) -> None:
-        """Every tensor is inside the file, where the alignment allows, and after the end of the one before it."""
+        """Every tensor is inside the file, aligned, and after the end of the previous one."""
         if len(self.tensors) < count:
             raise self._damaged(f"{count:,} tensors with {len(self.tensors):,} names")
         end, before = 0, ""
@@ -127,7 +127,7 @@ class GGUF:
             if t.start % align:
                 raise self._damaged(f"tensor {t.name[:60]!r} at byte {t.start:,}, expected a multiple of {align}")
             if t.start < end:
-                raise self._damaged(f"tensor {t.name[:60]!r} is in the bytes of {before[:60]!r}")
+                raise self._damaged(f"tensor {t.name[:60]!r} overlaps the bytes of {before[:60]!r}")
             end, before = t.start + t.bytes, t.name
             if end > len(self._bytes):
                 raise self._damaged(f"tensor {t.name[:60]!r} ends at byte {end:,}")
@@ -139,9 +139,9 @@ class GGUF:
     def _take(self, n: int) -> memoryview:
         start, stop = self._at, self._at + n
         if stop > len(self._buffer):
-            raise self._damaged(f"its header wants byte {stop:,}")
+            raise self._damaged(f"its header needs byte {stop:,}")
         if stop > HEADER_BYTES:
-            raise self._damaged(f"its header wants byte {stop:,}, expected at most {HEADER_BYTES:,}")
+            raise self._damaged(f"its header needs byte {stop:,}, expected at most {HEADER_BYTES:,}")
         self._at = stop
         return self._buffer[start:stop]
 
@@ -171,7 +171,7 @@ class GGUF:
         name, axes = self._string(), self._scalar("I")
         if not 0 < axes <= 8:
             raise self._damaged(f"tensor {name[:60]!r} of {axes} axes")
-        shape = tuple(self._scalar("Q") for _ in range(axes))[::-1]  # GGUF counts axes from inside
+        shape = tuple(self._scalar("Q") for _ in range(axes))[::-1]  # GGUF lists the innermost axis first
         kind, start = self._scalar("I"), self._scalar("Q")
         try:
             block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]

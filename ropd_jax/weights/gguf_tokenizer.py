@@ -1,8 +1,8 @@
 """The tokenizer of a GGUF file, built from its metadata.
 
-The file holds lists of tokens, merges or scores, and types. From them come BPE tokenizers, byte-level (GPT-2, Qwen,
-Llama 3) or SentencePiece's (Gemma): `tokenizers.Tokenizer` objects like those that the checkpoints' own tokenizer.json
-holds.
+The file has lists of tokens, merges or scores, and types. From these, BPE tokenizers are built, byte-level (GPT-2,
+Qwen, Llama 3) or SentencePiece's (Gemma): `tokenizers.Tokenizer` objects like those in the checkpoints' own
+tokenizer.json.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     import tokenizers
 
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # GGUF token types; the last two are matched before any merging
-SAME = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "deepseek-r1-qwen": "qwen2"}  # as llama.cpp reads them
+SAME = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "deepseek-r1-qwen": "qwen2"}  # as in llama.cpp
 log = logging.getLogger(__name__)
-LONGEST = 1_000  # characters of a token; the longest of Gemma and Qwen have below 300
+LONGEST = 1_000  # characters of a token; the longest in Gemma and Qwen are below 300
 SPACE = "\u2581"  # SentencePiece's
-# How a text is cut before merging, as these families' tokenizer.json states it; {n} is how many digits stay together.
+# Patterns that split a text before merging, from these families' tokenizer.json; {n}: digits that stay together.
 CUT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{n}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -35,10 +35,10 @@ CUT = (
 def gguf_tokenizer(
     path: str | pathlib.Path, *, chat_template: str = "", enable_thinking: bool | None = None
 ) -> HFTokenizer:
-    """The tokenizer that a GGUF file carries: vocabulary, merges, special tokens, pre-tokenizer, chat template.
+    """The tokenizer in a GGUF file: vocabulary, merges, special tokens, pre-tokenizer, chat template.
 
     Raises:
-        UserError: no tokenizer in the file, a kind or pre-tokenizer that is not supported, no chat template.
+        UserError: no tokenizer in the file, an unsupported kind or pre-tokenizer, or no chat template.
     """
     file = GGUF(path)
     kinds = {"gpt2": "merges", "llama": "scores"}
@@ -74,13 +74,13 @@ def gguf_tokenizer(
 
 
 def _pre(file: GGUF) -> str:
-    """The name of the rule that cuts a text; files of before April 2024 have none."""
+    """The name of the rule that splits a text; files from before April 2024 have none."""
     if (pre := file.get("tokenizer.ggml.pre")) is not None:
         return pre
     guess = "qwen2" if str(file.get("general.architecture")).startswith("qwen") else "default"
     log.warning(
-        "%s has no tokenizer.ggml.pre, so how it cuts a text before merging is a guess (%s): its tokens can differ "
-        "from those that the model was trained on. Convert the checkpoint again, or use its Hugging Face directory",
+        "%s has no tokenizer.ggml.pre, so the rule that splits a text before merging is a guess (%s): its tokens can "
+        "differ from those of the model's training. Convert the checkpoint again, or use its Hugging Face directory",
         file.path, guess,
     )  # fmt: skip
     return guess
@@ -92,15 +92,15 @@ def byte_level_bpe(
     """Byte-level BPE.
 
     Args:
-        tokens: by id, in the byte-level alphabet (``Ġthe``); control tokens as they are written.
+        tokens: by id, in the byte-level alphabet (``Ġthe``); control tokens verbatim.
         merges: ``left right``, best first.
         types: GGUF token type of each token.
-        pre: name of the rule that cuts a text before merging: ``smollm`` (single digits, then GPT-2's rule),
+        pre: name of the rule that splits a text before merging: ``smollm`` (single digits, then GPT-2's rule),
             ``gpt-2`` / ``default`` (GPT-2's rule), ``qwen2`` (Qwen 2 to 3), ``llama-bpe`` (Llama 3); or one of
-            ``SAME``, which are further names of these.
+            ``SAME``, which are aliases.
 
     Raises:
-        UserError: another pre-tokenizer, or lists that do not fit each other.
+        UserError: an unsupported pre-tokenizer, or lists that do not match.
     """
     import tokenizers
     from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
@@ -127,10 +127,10 @@ def byte_level_bpe(
     pairs = []
     for merge in merges:
         left, _, right = merge.partition(" ")
-        if any(part not in vocab for part in (left, right, left + right)):  # one that has no space, or two, fails too
+        if any(part not in vocab for part in (left, right, left + right)):  # a merge with 0 or 2 spaces fails, too
             raise UserError(f"{where}: merge {merge!r} is not made of tokens; the file is damaged, fetch it again")
         pairs.append((left, right))
-    # Llama 3 takes a word that is a token as it is, whatever the merges would make of it
+    # Llama 3 keeps a word that is a token, whatever the merges would produce
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=pairs, ignore_merges=pre == "llama-bpe"))
     if pre == "qwen2":
         backend.normalizer = normalizers.NFC()
@@ -143,16 +143,16 @@ def byte_level_bpe(
 def sentencepiece_bpe(
     tokens: Sequence[str], scores: Sequence[float], types: Sequence[int], *, space_prefix: bool, where: str
 ) -> tokenizers.Tokenizer:
-    """SentencePiece's BPE with byte fallback (Llama 2, Gemma), which merges the pair whose whole has the best score.
+    """SentencePiece's BPE with byte fallback (Llama 2, Gemma), which merges the pair with the best score of the result.
 
     Args:
         tokens: by id, spaces as U+2581; bytes as ``<0x0A>``.
-        scores: of each token, the higher the sooner it is merged.
+        scores: of each token; higher ones are merged first.
         types: GGUF token type of each token.
-        space_prefix: a text gets a space in front (Llama 2).
+        space_prefix: whether a space is put in front of a text (Llama 2).
 
     Raises:
-        UserError: lists that do not fit each other.
+        UserError: lists that do not match.
     """
     import tokenizers
     from tokenizers import decoders, models, normalizers, pre_tokenizers
@@ -176,7 +176,7 @@ def sentencepiece_bpe(
 
 
 def _merges(vocab: dict[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """Every way in which two tokens make a third, best whole first; within one whole, the older tokens first."""
+    """Every pair of tokens that forms a third, best result first; for equal results, the older tokens first."""
     found = []
     for whole, i in vocab.items():
         for at in range(1, len(whole)):
@@ -197,7 +197,7 @@ def _check_types(tokens: Sequence[str], types: Sequence[int], where: str) -> Non
 def _add_special(backend: tokenizers.Tokenizer, tokens: Sequence[str], types: Sequence[int]) -> None:
     import tokenizers
 
-    for token, kind in zip(tokens, types, strict=True):  # in the order of ids, so that each keeps its id
+    for token, kind in zip(tokens, types, strict=True):  # in the order of ids, so that every token keeps its id
         if kind in (UNKNOWN, CONTROL, USER_DEFINED):
             special = kind != USER_DEFINED
             added = tokenizers.AddedToken(token, special=special, normalized=False)

@@ -1,8 +1,8 @@
-"""Hugging Face directories, in and out. Imports no jax and no transformers.
+"""Reads and writes Hugging Face directories. Imports no jax and no transformers.
 
-1. `config.json` becomes a `ModelConfig` (`families`), or an error that names what is not supported.
+1. `config.json` becomes a `ModelConfig` (`families`), or an error that names the unsupported feature.
 2. The headers of all `*.safetensors` are compared with `tensors_of` before any weight is read.
-3. `HFSource` then reads any part of any tensor. `tensors.host_tree` reads all, `load.stream` places them on a mesh.
+3. `HFSource` then reads any part of a tensor. `tensors.host_tree` reads all, `load.stream` places them on a mesh.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat
 STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors' names of the above
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-SHARD_BYTES = 5_000_000_000  # of a file that is written
+SHARD_BYTES = 5_000_000_000  # of each written file
 SINGLE, ADAPTER = "model.safetensors", "adapter_model.safetensors"  # the second is PEFT's, next to a base
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 COMPARED_AT_ONCE = 1 << 24  # numbers
@@ -58,14 +58,14 @@ def text_name(name: str) -> str | None:
 class HFSource:
     """An open Hugging Face directory (see `tensors.Source`). It reads only the bytes that are requested.
 
-    These are plain reads, not memory maps: mapped pages count as memory of the process even if they are clean.
+    These are plain reads, not memory maps: mapped pages count as memory of the process, even clean ones.
     """
 
     def __init__(self, path: str | pathlib.Path):
         """Read the config and the headers.
 
         Raises:
-            UserError: no or unsupported config; truncated or foreign weights; a missing, extra or misshapen tensor.
+            UserError: missing or unsupported config; truncated or wrong weights; a missing, extra or misshapen tensor.
         """
         path = pathlib.Path(path)
         self.cfg = read_config(path)
@@ -79,7 +79,7 @@ class HFSource:
                 first, other = self._home[name]
                 raise UserError(
                     f"{path} holds tensor {name!r} twice, as {other!r} in {first.file.name} and {stored!r} in "
-                    f"{shard.file.name}; delete the file that is out of date"
+                    f"{shard.file.name}; delete the outdated file"
                 )
             self._home[name] = shard, stored
         self.cfg = dataclasses.replace(self.cfg, tied=self._tie(path))
@@ -93,18 +93,18 @@ class HFSource:
                 )
 
     def _tie(self, path: pathlib.Path) -> bool:
-        """Whether the head is the embedding table, by config and files, as transformers decides it.
+        """Whether the head is the embedding table, from config and files, as in transformers.
 
-        Keeps in ``_home`` the tables that the answer needs: some checkpoints store one table under both names, some
-        only under the head's.
+        Stores the needed tables in ``_home``: some checkpoints store one table under both names, some only under the
+        head's.
         """
         embed, head = self._home.get(EMBED), self._home.get(HEAD)
         if not self.cfg.tied:
             if head is not None or embed is None or HEAD in _indexed(path):
-                return False  # a file that lacks what its index names is incomplete
+                return False  # a file that lacks tensors of its index is incomplete
             log.warning(
-                "%s: config.json says tie_word_embeddings=false, but there is no %s; the embedding table is the head, "
-                "too (tied). If the checkpoint has a head of its own, fetch it again", path, HEAD,
+                "%s: config.json has tie_word_embeddings=false, but there is no %s; the embedding table is also the "
+                "head (tied). If the checkpoint has its own head, fetch it again", path, HEAD,
             )  # fmt: skip
             return True
         if head is None:
@@ -116,17 +116,17 @@ class HFSource:
             del self._home[HEAD]
             return True
         log.warning(
-            "%s: config.json says tie_word_embeddings=true, but %s differs from the embedding table; the student has "
+            "%s: config.json has tie_word_embeddings=true, but %s differs from the embedding table; the student has "
             "both (untied). Set tie_word_embeddings to false to silence this", path, HEAD,
         )  # fmt: skip
         return False
 
     def _equal(self, one: tuple[_Shard, str], other: tuple[_Shard, str]) -> bool:
-        """Whether two stored tensors hold the same numbers; a part of the rows is read at a time."""
+        """Whether two stored tensors have the same numbers; the rows are read in parts."""
         (a, a_name), (b, b_name) = one, other
         readable = all(shard.header[name]["dtype"] in STORED for shard, name in (one, other))
         if not readable or a.shape(a_name) != b.shape(b_name):
-            return False  # `check_shapes` and the check of dtypes say what is wrong
+            return False  # `check_shapes` and the check of dtypes report the error
         rows, width = a.shape(a_name)[0], max(1, math.prod(a.shape(a_name)[1:]))
         step = max(1, COMPARED_AT_ONCE // width)
         parts = (slice(at, min(at + step, rows)) for at in range(0, rows, step))
@@ -134,7 +134,7 @@ class HFSource:
 
     @property
     def dtype(self) -> str:
-        """The dtype that most of its weights are stored in."""
+        """The stored dtype of most of its weights."""
         sizes: collections.Counter[str] = collections.Counter()
         for shard, stored in self._home.values():
             sizes[STORED[shard.header[stored]["dtype"]]] += math.prod(shard.shape(stored))
@@ -144,7 +144,7 @@ class HFSource:
         shard, stored = self._home[t.hf.format(*i)]
         rows, *columns = t.stored_part(part)
         key = (shard.file, stored, rows.start, rows.stop)
-        if self._last[0] != key:  # devices that share rows ask one after another
+        if self._last[0] != key:  # devices that share rows read one after another
             self._last = (None, None)  # frees the old array before the new one is read
             self._last = (key, shard.rows(stored, rows))
         value = self._last[1]
@@ -158,7 +158,7 @@ class HFSource:
 
 
 def _indexed(path: pathlib.Path) -> set[str]:
-    """The text part's tensors that the index names; empty if no index counts."""
+    """The text part's tensors in the index; empty if no index is used."""
     if not (path / INDEX).exists() or (path / SINGLE).exists():
         return set()
     return {t for n in read_json(path / INDEX)["weight_map"] if (t := text_name(n))}
@@ -197,18 +197,18 @@ class _Shard:
 def weight_files(path: pathlib.Path) -> list[pathlib.Path]:
     """The safetensors files of a directory: ``model.safetensors``, else those of the index, else all.
 
-    transformers looks in the same order, so an index that was left behind by an older save names nothing that is read.
+    transformers looks in the same order, so an outdated index from an older save is not used.
 
     Raises:
-        UserError: there are none, or the index names one that is not there or not in this directory.
+        UserError: there are none, or the index names one that is missing or in another directory.
     """
     index, single = path / INDEX, path / SINGLE
     if single.exists():
         files = [single]
         if index.exists() and _mapped(index) != {SINGLE}:
             log.warning(
-                "%s has both %s and %s, which names other files; the weights are those of %s, as in transformers. "
-                "Delete the one that is out of date", path, SINGLE, INDEX, SINGLE,
+                "%s has both %s and %s, which names other files; the weights of %s are used, as in transformers. "
+                "Delete the outdated one", path, SINGLE, INDEX, SINGLE,
             )  # fmt: skip
     elif index.exists():
         if not (names := _mapped(index)):
@@ -230,7 +230,7 @@ def weight_files(path: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _mapped(index: pathlib.Path) -> set[str]:
-    """The files that an index names; empty if it is damaged."""
+    """The files in an index; empty if it is damaged."""
     try:
         weight_map = read_json(index).get("weight_map")
     except UserError:
@@ -244,7 +244,7 @@ def shard_name(index: pathlib.Path, name: str) -> str:
     """The name of a shard, if it is that of a safetensors file in the directory of the index.
 
     Raises:
-        UserError: another directory, or another kind of file.
+        UserError: the name is in another directory, or of another kind of file.
     """
     if name in (".", "..") or name != pathlib.PurePath(name).name or "\\" in name or "\0" in name:
         raise UserError(f"{index} names the file {name[:200]!r}, expected one in its own directory; fetch it again")
@@ -257,12 +257,12 @@ def shard_name(index: pathlib.Path, name: str) -> str:
 
 
 def check_inside(path: pathlib.Path, file: pathlib.Path) -> None:
-    """Refuse a link that leads out of the directory.
+    """Reject a link that leads out of the directory.
 
-    The Hub's cache is made of links: ``models--NAME/snapshots/REVISION/FILE`` leads to ``models--NAME/blobs/HASH``.
+    The Hub's cache consists of links: ``models--NAME/snapshots/REVISION/FILE`` leads to ``models--NAME/blobs/HASH``.
 
     Raises:
-        UserError: it leads elsewhere.
+        UserError: the link leads elsewhere.
     """
     home, target = path.resolve(), file.resolve()
     blobs = home.parent.parent / "blobs"
@@ -281,9 +281,9 @@ def save_hf(
     config: Mapping | None = None,
     **extra,
 ) -> None:
-    """Write ``config.json`` and ``model.safetensors`` (or shards and their index), as `HFSource` and transformers read.
+    """Write ``config.json`` and ``model.safetensors`` (or shards and their index), for `HFSource` and transformers.
 
-    Each file is written under another name and then renamed, so an interrupted save of one file leaves the old one.
+    Each file is written under a temporary name and renamed, so an interrupted save leaves the old file.
 
     Args:
         path: the directory; created if it does not exist.
@@ -294,7 +294,7 @@ def save_hf(
         extra: further keys of config.json.
 
     Raises:
-        UserError: the tree does not fit ``cfg``, the dtype is unknown, or the disk refuses.
+        UserError: the tree does not fit ``cfg``, the dtype is unknown, or writing fails.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype!r} cannot be stored; expected one of {', '.join(DTYPES)}")
@@ -320,7 +320,7 @@ def save_hf(
             home = {t.hf.format(*i): name for name, ts in zip(names, files, strict=True) for t, i in ts}
             total = sum(math.prod(t.sizes) for ts in files for t, _ in ts) * DTYPES[dtype].itemsize
             _write_json(part, path / INDEX, {"metadata": {"total_size": total}, "weight_map": home})
-            (path / SINGLE).unlink(missing_ok=True)  # an older save's, which would be read in place of the shards
+            (path / SINGLE).unlink(missing_ok=True)  # from an older save; it would be read instead of the shards
         else:
             (path / INDEX).unlink(missing_ok=True)
         _write_json(part, path / "config.json", raw)

@@ -1,6 +1,6 @@
 """Checkpoints on the Hugging Face Hub, by their id: ``Qwen/Qwen3-4B``, or ``Qwen/Qwen3-4B@revision``. Imports no jax.
 
-`huggingface_hub` downloads into its own cache (``HF_HOME``), once, and resumes a download that was stopped.
+`huggingface_hub` downloads into its own cache (``HF_HOME``), once, and resumes interrupted downloads.
 ``HF_TOKEN``, ``HF_ENDPOINT`` and ``HF_HUB_OFFLINE`` have their usual meaning.
 """
 
@@ -16,12 +16,12 @@ from ropd_jax.types import UserError
 log = logging.getLogger(__name__)
 ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\w[\w./-]*))?")
 SMALL = ("*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")  # config and tokenizer
-WEIGHTS = ("*.safetensors",)  # never *.bin or *.pth: pickles, and the same numbers again
+WEIGHTS = ("*.safetensors",)  # never *.bin or *.pth: pickles of the same numbers
 IGNORED = ("*/*",)  # folders: other formats, original checkpoints
 
 
 def is_id(name: str) -> bool:
-    """True if a name, which is not a local file, can be that of a repository."""
+    """True if a name, which is not a local file, can name a repository."""
     return ID.fullmatch(name) is not None and not pathlib.Path(name).parent.is_dir()
 
 
@@ -34,7 +34,7 @@ def fetch(name: str, *, weights: bool = True, key: str = "student.checkpoint") -
         key: of the config, for messages.
 
     Raises:
-        UserError: gated, not found, offline, unreachable, or no room, each with the remedy. It never holds a token.
+        UserError: gated, not found, offline, unreachable, or no disk space, with the remedy and without any token.
     """
     from huggingface_hub import constants, errors, snapshot_download
 
@@ -59,7 +59,7 @@ def fetch(name: str, *, weights: bool = True, key: str = "student.checkpoint") -
         ) from e
     except errors.RepositoryNotFoundError as e:
         raise UserError(
-            f"{what} is no file or directory here, and {constants.ENDPOINT} has no such repository, or it is private; "
+            f"{what} is not a local path, and {constants.ENDPOINT} has no such repository, or it is private; "
             "check the name, or set HF_TOKEN"
         ) from e
     except errors.RevisionNotFoundError as e:
@@ -67,8 +67,8 @@ def fetch(name: str, *, weights: bool = True, key: str = "student.checkpoint") -
     except errors.LocalEntryNotFoundError as e:
         if constants.HF_HUB_OFFLINE:
             raise UserError(
-                f"{what} is no file or directory here and not (wholly) in the cache {constants.HF_HUB_CACHE}, and "
-                f"HF_HUB_OFFLINE forbids to fetch it; unset that, or fetch it where there is a net: hf download {repo}"
+                f"{what} is not a local file or directory and not (fully) in the cache {constants.HF_HUB_CACHE}, and "
+                f"HF_HUB_OFFLINE forbids downloads; unset that, or download it elsewhere: hf download {repo}"
             ) from e
         raise UserError(
             f"{what} is not in the cache {constants.HF_HUB_CACHE}, and {constants.ENDPOINT} cannot be reached "
@@ -79,7 +79,7 @@ def fetch(name: str, *, weights: bool = True, key: str = "student.checkpoint") -
 
 
 def _short(error: BaseException) -> str:
-    """The cause in one line, with any token removed."""
+    """The cause in one line, with all tokens removed."""
     text = " ".join(str(error.__cause__ or error).split())[:200]
     token = os.environ.get("HF_TOKEN")
     return text.replace(token, "***") if token else text

@@ -1,9 +1,9 @@
 """Weights are loaded one tensor at a time, directly into their device shards.
 
-For one tensor of one layer, the part of each shard is read from the file (only its rows, if the matrix is split over
-rows), cast, and sent to its device. There it is written into the stack of layers, whose buffer is donated. So host
-memory holds one tensor, never the model. Stacks of up to `AT_ONCE` bytes are loaded in one piece, so a small model
-needs no compiled writes. Nothing is initialised at random.
+For one tensor of one layer, each shard's part is read from the file (only its rows, if the matrix is split over rows),
+cast, and sent to its device. There it is written into the stack of layers, whose buffer is donated. So host memory
+holds one tensor, never the model. Stacks of up to `AT_ONCE` bytes are loaded in one piece, so a small model needs no
+compiled writes. Nothing is randomly initialised.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ def stream(
     rules: ShardingRules = RULES,
     at_once: int = AT_ONCE,
 ) -> dict:
-    """The parameter tree on a mesh, sharded as `ShardingRules.storage` says.
+    """The parameter tree on a mesh, sharded by `ShardingRules.storage`.
 
     Args:
         source: an open checkpoint (`hf.HFSource`, `gguf.GGUFSource`).
-        mesh: where the parameters go; every dimension divides (`mesh.check_divides`).
+        mesh: placement of the parameters; every dimension must divide (`mesh.check_divides`).
         dtype: of the parameters; ``vectors``: of those with one dimension (besides the layers), "" is ``dtype``.
         at_once: stacks of at most this many bytes are read in one piece.
 
     Returns:
-        a tree of jax arrays, as `transformer.param_shapes` describes it.
+        a tree of jax arrays, see `transformer.param_shapes`.
 
     Host memory: one tensor as stored and its shards as ``dtype`` (of experts, one layer's), or ``at_once`` bytes.
     """
@@ -65,7 +65,7 @@ def stream(
             each = NamedSharding(mesh, PartitionSpec(*spec[1:]))
             for layer in range(shape[0]):
                 value = _write(value, _read(source, t, (layer,), each, dtype), np.int32(layer))
-                value.block_until_ready()  # else the host runs ahead of the devices and holds many tensors
+                value.block_until_ready()  # else the host runs ahead of the devices and keeps many tensors
                 done += value.nbytes // shape[0]
                 if time.monotonic() - reported > REPORT_EVERY_S:
                     reported = time.monotonic()

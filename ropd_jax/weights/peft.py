@@ -1,4 +1,4 @@
-"""Adapters as PEFT stores them: adapter_model.safetensors and adapter_config.json."""
+"""Adapters in PEFT's format: adapter_model.safetensors and adapter_config.json."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ropd_jax.models.config import ModelConfig
 from ropd_jax.models.lora import Lora, Params, adapted, each_adapter
 from ropd_jax.weights.tensors import tensors_of
 
-TEXT_PART = "model.language_model."  # of a checkpoint with a vision part, where a text-only one has "model."
+TEXT_PART = "model.language_model."  # in a checkpoint with a vision part; a text-only one has "model."
 
 
 def adapter_tensors(cfg: ModelConfig, adapters: Params, *, pictures: bool = False) -> dict[str, np.ndarray]:
     """The adapters by their names in adapter_model.safetensors: A is [R, in] and B is [out, R], one pair per layer.
 
     Args:
-        pictures: the base is a multimodal checkpoint (`families.has_pictures`), whose text part is a module of its own.
+        pictures: the base is a multimodal checkpoint (`families.has_pictures`), whose text part is a separate module.
     """
     hf = {t.path: t.hf for t in tensors_of(cfg)}
     found: dict[str, np.ndarray] = {}
@@ -37,10 +37,10 @@ def adapter_tensors(cfg: ModelConfig, adapters: Params, *, pictures: bool = Fals
 
 
 def adapter_config(cfg: ModelConfig, lora: Lora, base_model: str = "", *, pictures: bool = False) -> dict[str, Any]:
-    """adapter_config.json; ``base_model`` is the checkpoint that the adapters belong to.
+    """adapter_config.json; ``base_model`` is the checkpoint to which the adapters belong.
 
-    ``target_modules`` is a list of last names. The vision tower of a multimodal base has a ``q_proj`` of its own, so
-    there it is a pattern, which PEFT matches with full names.
+    ``target_modules`` is a list of last names. The vision tower of a multimodal base has its own ``q_proj``, so for
+    those it is a pattern, which PEFT matches against full names.
     """
     hf = {t.path: t.hf for t in tensors_of(cfg)}
     modules: Any = [hf["layers", group, name].split(".")[-2] for group, name in adapted(cfg, lora)]

@@ -1,12 +1,12 @@
-"""The header of a safetensors file, checked before any of its numbers is used. Imports no jax.
+"""The header of a safetensors file, checked before any of its numbers are used. Imports no jax.
 
 The layout: eight bytes with the header's length, the header (a JSON object), the data::
 
     {"__metadata__": {...}, "a.weight": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ...}
 
-The offsets count from the end of the header. The format demands that the tensors fill the data without gaps and
-without overlaps. A header that says otherwise is a mistake or a trap: one that points behind the end of the file, or
-promises 2^60 rows, must not reach an allocation.
+The offsets count from the end of the header. The format requires that the tensors fill the data without gaps or
+overlaps. A header that violates this is a mistake or an attack: one that points beyond the end of the file, or claims
+2^60 rows, must not cause an allocation.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ BITS = {
 
 
 def read_header(file: pathlib.Path) -> tuple[dict[str, dict[str, Any]], int]:
-    """(name to dtype, shape and data_offsets; the byte at which the data begins).
+    """(name to dtype, shape and data_offsets; the byte at which the data starts).
 
     Raises:
         UserError: not a safetensors file, truncated, or its tensors do not fill its data.
     """
     size: int | None = None
     try:
-        found = file.stat()  # opening a pipe would wait for ever
+        found = file.stat()  # opening a pipe would block forever
         if not stat.S_ISREG(found.st_mode):
             raise ValueError("it is not a regular file")
         size = found.st_size
         with file.open("rb") as f:
             length = int.from_bytes(f.read(8), "little")
             if size < 8 or length > min(HEADER_BYTES, size - 8):
-                raise ValueError(f"its header wants {length:,} bytes")
+                raise ValueError(f"its header needs {length:,} bytes")
             header = json.loads(f.read(length), object_pairs_hook=_without_copies)
         if not isinstance(header, dict):
             raise ValueError(f"its header is a JSON {type(header).__name__}")
@@ -52,7 +52,7 @@ def read_header(file: pathlib.Path) -> tuple[dict[str, dict[str, Any]], int]:
     except (ValueError, OSError, RecursionError) as e:
         seen = "missing" if not file.exists() else f"{size:,} bytes" if size is not None else "unread"
         raise UserError(
-            f"{file} ({seen}) is not a whole safetensors file ({e}); it is truncated or foreign, fetch it again"
+            f"{file} ({seen}) is not a complete safetensors file ({e}); it is truncated or wrong, fetch it again"
         ) from e
     return header, 8 + length
 
@@ -67,7 +67,7 @@ def _without_copies(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check(header: dict[str, Any], data_bytes: int) -> None:
-    """Raises ValueError unless the tensors fill the data, each one as long as its dtype and shape say."""
+    """Raises ValueError unless the tensors fill the data, each with the length of its dtype and shape."""
     spans = []
     for name, entry in header.items():
         match entry:

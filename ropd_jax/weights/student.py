@@ -1,4 +1,4 @@
-"""A student as a run needs it: shape, parameters and tokenizer of one checkpoint.
+"""A student: shape, parameters and tokenizer of one checkpoint.
 
 `ropd_jax.workdir.policy.load_student` also loads the student of a run.
 """
@@ -36,7 +36,7 @@ class Student:
     """A model and its tokenizer.
 
     Attributes:
-        cfg: its shape.
+        cfg: the model's shape.
         params: a tree of arrays, layers stacked (`ropd_jax.models.transformer`), in host memory or on a mesh.
         tokenizer: with the chat template.
     """
@@ -47,14 +47,14 @@ class Student:
 
 
 def find(checkpoint: str, *, weights: bool = True, key: str = "student.checkpoint") -> pathlib.Path:
-    """The file or directory of a name: ``tiny``, ``smollm2``, a .gguf file, a Hugging Face directory, an id of the Hub.
+    """The path for a name: ``tiny``, ``smollm2``, a .gguf file, a Hugging Face directory, an id of the Hub.
 
     Args:
-        weights: False if config and tokenizer are enough: a checkpoint of the Hub is then not downloaded whole.
+        weights: False if config and tokenizer are enough: then weights are not downloaded from the Hub.
         key: of the config, for messages.
 
     Raises:
-        UserError: nothing is there; for the Hub see `hub.fetch`.
+        UserError: not found; for the Hub see `hub.fetch`.
     """
     if checkpoint in SHIPPED:
         return pathlib.Path(str(importlib.resources.files("ropd_jax") / "assets" / SHIPPED[checkpoint]))
@@ -69,7 +69,7 @@ def find(checkpoint: str, *, weights: bool = True, key: str = "student.checkpoin
     try:
         path = local_file(checkpoint, key)
         there = path.exists()
-    except (OSError, RuntimeError) as error:  # too long for a name, or the home of a user who is not there
+    except (OSError, RuntimeError) as error:  # too long for a name, or the home of an unknown user
         raise UserError(f"{key}={checkpoint[:200]!r} cannot be read ({error}); {expected}") from error
     if not there:
         if hub.is_id(checkpoint):
@@ -79,7 +79,7 @@ def find(checkpoint: str, *, weights: bool = True, key: str = "student.checkpoin
 
 
 def open_source(path: str | pathlib.Path) -> Source:
-    """Open the checkpoint at a path that `find` returned: its config and headers are checked, no weight is read.
+    """Open the checkpoint at a path that `find` returned: its config and headers are checked, but no weights are read.
 
     Raises:
         UserError: missing, truncated or unsupported checkpoint.
@@ -91,7 +91,7 @@ def open_source(path: str | pathlib.Path) -> Source:
             "*.safetensors: fetch or convert those weights"
         )
     if path.suffix == ".safetensors" and path.is_file():
-        raise UserError(f"{path} has no config and no tokenizer; give the directory that it is in: {path.parent}")
+        raise UserError(f"{path} has no config and no tokenizer; give its directory: {path.parent}")
     return GGUFSource(path) if path.is_file() else HFSource(path)
 
 
@@ -102,10 +102,10 @@ def outline(
     enable_thinking: bool | None = None,
     key: str = "student.checkpoint",
 ) -> Student:
-    """Shape and tokenizer of a checkpoint, with empty parameters; no weight is read, and none is downloaded.
+    """Shape and tokenizer of a checkpoint, with empty parameters; no weights are read or downloaded.
 
     Raises:
-        UserError: as `load_checkpoint`.
+        UserError: see `load_checkpoint`.
     """
     path = find(checkpoint, weights=False, key=key)
     if pathlib.Path(checkpoint).expanduser().exists() or not hub.is_id(checkpoint):
@@ -129,22 +129,22 @@ def load_checkpoint(
     key: str = "student.checkpoint",
     vectors: str = "",
 ) -> Student:
-    """Read a checkpoint onto a mesh, one tensor at a time directly into its shards, or without a mesh into host memory.
+    """Load a checkpoint onto a mesh, one tensor at a time directly into its shards, or without a mesh into host memory.
 
     Args:
         checkpoint: see `find`.
         chat_template: a Jinja file that replaces the checkpoint's own template.
-        enable_thinking: passed to the template; None leaves its own default.
-        mesh: where the parameters go, sharded as `mesh.ShardingRules.storage` says.
+        enable_thinking: passed to the template; None keeps its default.
+        mesh: placement of the parameters, sharded by `mesh.ShardingRules.storage`.
         dtype: of the parameters: float32 if they are trained; bfloat16 is enough if they are frozen.
-        tokenizer: of `outline`; None reads it.
+        tokenizer: from `outline`; None loads it.
         key: of the config, for messages.
-        vectors: on a mesh, of the norms and other vectors, which compute uses in float32; "" is ``dtype``.
+        vectors: on a mesh, dtype of norms and other vectors, which are computed in float32; "" is ``dtype``.
 
     Raises:
-        UserError: missing, truncated or unsupported checkpoint, no chat template, a tokenizer with tokens that the
-            table has no row for, or a mesh that its sizes do not divide over: before any weight is read. Weights that
-            are NaN or infinite: when they are read.
+        UserError: missing, truncated or unsupported checkpoint, no chat template, a tokenizer with tokens that have no
+            row in the table, or a mesh that its sizes do not divide over: all before any weights are read. NaN or
+            infinite weights: when they are read.
     """
     path = find(checkpoint, key=key)
     with contextlib.closing(open_source(path)) as source:

@@ -1,7 +1,7 @@
-"""The place of every parameter of a config in our tree, in safetensors files and in GGUF files. Imports no jax.
+"""The location of every parameter of a config in our tree, in safetensors files and in GGUF files. Imports no jax.
 
-`tensors_of` is the one list; reading (`hf`, `gguf`), checking, placing on a mesh (`load`) and writing follow from it.
-A matrix is stored as [out, in] in files. Here it is [in, out] with the head axes apart, and layers (and experts) are
+All code for reading (`hf`, `gguf`), checking, placing on a mesh (`load`) and writing is based on `tensors_of`.
+A matrix is stored as [out, in] in files. Here it is [in, out] with separate head axes, and layers (and experts) are
 stacked: q_proj.weight [N*H, D] of 24 layers becomes q_DNH [24, D, N, H].
 """
 
@@ -29,8 +29,8 @@ class Tensor:
         hf: name in safetensors; the first ``{}`` is the layer, the second the expert.
         gguf: name in GGUF files, the same way.
         sizes: the sizes of our axes, without layers and experts.
-        n_in: how many of them are input axes, for a matrix stored as [out, in]: 1 for ``q_DNH``, 2 for ``o_NHD``, 0
-            for a bias, which is stored flat. None if it is stored as it is.
+        n_in: number of input axes among them, for a matrix stored as [out, in]: 1 for ``q_DNH``, 2 for ``o_NHD``, 0
+            for a bias, which is stored flat. None if it is stored in our layout.
         stack: sizes of the leading axes: () or (L,) or (L, E).
     """
 
@@ -43,14 +43,14 @@ class Tensor:
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """The shape of one such array in a file."""
+        """The shape of one of its arrays in a file."""
         if self.n_in is None:
             return self.sizes
         n_in, n_out = int(np.prod(self.sizes[: self.n_in])), int(np.prod(self.sizes[self.n_in :]))
         return (n_out, n_in) if self.n_in else (n_out,)
 
     def indices(self) -> Iterator[tuple[int, ...]]:
-        """The index of each array that the file holds: (), (layer,) or (layer, expert)."""
+        """The index of each array in the file: (), (layer,) or (layer, expert)."""
         return itertools.product(*map(range, self.stack))
 
     @property
@@ -59,10 +59,10 @@ class Tensor:
         return tuple(slice(0, n) for n in self.sizes)
 
     def stored_part(self, part: tuple[slice, ...]) -> tuple[slice, ...]:
-        """The slices of the stored array that hold a part of ours.
+        """The slices of the stored array that correspond to a part of ours.
 
-        Of several axes that are flattened together only the first can be cut, as a mesh does: heads 2:4 of width 16 are
-        rows 32:64.
+        Of several axes that are flattened together only the first can be split, as a mesh does: heads 2:4 of width 16
+        are rows 32:64.
         """
         if self.n_in is None:
             return part
@@ -88,7 +88,7 @@ class Tensor:
 
 
 def tensors_of(cfg: ModelConfig) -> tuple[Tensor, ...]:
-    """The parameters of this config: biases, norms, experts and the head only where it has them."""
+    """The parameters of this config: biases, norms, experts and the head only if it has them."""
     V, D, N, K, H, F = cfg.vocab_size, cfg.d_model, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, cfg.mlp_dim
     found: list[Tensor] = []
 
@@ -124,10 +124,10 @@ def tensors_of(cfg: ModelConfig) -> tuple[Tensor, ...]:
 
 
 def check_shapes(cfg: ModelConfig, found: Mapping[str, tuple[int, ...]], names: Callable[[Tensor], str], where: str):
-    """Compare the names and shapes of a file with what ``cfg`` demands.
+    """Compare the names and shapes of a file with those that ``cfg`` requires.
 
     Raises:
-        UserError: a tensor is missing, misshapen or unknown; names the first one and counts the others.
+        UserError: a tensor is missing, misshapen or unknown; the message names the first one and counts the others.
     """
     expected = {names(t).format(*i): t.stored_shape for t in tensors_of(cfg) for i in t.indices()}
     if missing := [n for n in expected if n not in found]:
@@ -152,11 +152,11 @@ def _others(names: list[str]) -> str:
 
 
 class Source(Protocol):
-    """An open checkpoint: names and shapes are checked, no weight has been read.
+    """An open checkpoint: names and shapes are checked, no weights have been read.
 
     Attributes:
-        cfg: its shape.
-        dtype: what most of its weights are stored in.
+        cfg: shape of the model.
+        dtype: the stored dtype of most of its weights.
     """
 
     cfg: ModelConfig
@@ -184,10 +184,9 @@ def host_tree(source: Source, dtype) -> dict:
 
 
 def check_finite(value: np.ndarray, t: Tensor) -> None:
-    """Refuse NaN and infinities in weights as they are read, in blocks that stay in a core's cache.
+    """Reject NaN and infinities in weights as they are read, in blocks that fit into a core's cache.
 
-    A 16-bit float is looked at as an integer, whose exponent bits are all set: numpy's own test takes four times as
-    long.
+    A 16-bit float is checked as an integer (all exponent bits set), because numpy's own test takes four times as long.
 
     Raises:
         UserError: naming the tensor.
@@ -211,7 +210,7 @@ BLOCK = 1 << 18  # weights
 
 
 def put_leaf(params: dict, t: Tensor, value) -> None:
-    """Set one leaf of a tree, making the dicts on the way."""
+    """Set one leaf of a tree, creating the dicts on the way."""
     node = params
     for key in t.path[:-1]:
         node = node.setdefault(key, {})
@@ -222,7 +221,7 @@ def get_leaf(params: Mapping, t: Tensor):
     """One leaf of a tree.
 
     Raises:
-        UserError: it is not there, or of another shape than ``t`` says.
+        UserError: it is missing, or its shape differs from that of ``t``.
     """
     node: Any = params
     for key in t.path:

@@ -1,11 +1,11 @@
 """The tokenizer of a checkpoint.
 
-`load_tokenizer` chooses by what is there:
+`load_tokenizer` chooses by the kind of checkpoint:
 
-- a .gguf file: BPE built from the metadata of the file, the chat template too (`gguf_tokenizer`);
-- a directory: ``tokenizer.json`` as it is. Without one, transformers converts the slow tokenizer.
+- a .gguf file: BPE built from the metadata of the file, including the chat template (`gguf_tokenizer`);
+- a directory: ``tokenizer.json`` unchanged. Without one, transformers converts the slow tokenizer.
 
-Only that conversion imports transformers, which takes seconds. Nothing here imports jax.
+Only that conversion imports transformers, which takes seconds. This module does not import jax.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 TEMPLATES = "additional_chat_templates"
-OLD_FORMAT = "char_tokenizer.json"  # how earlier versions stored the tokenizer of the tiny student
+OLD_FORMAT = "char_tokenizer.json"  # the tokenizer of the tiny student in earlier versions
 
 
 def load_tokenizer(
@@ -37,10 +37,10 @@ def load_tokenizer(
     Args:
         path: a .gguf file or a directory.
         chat_template: a Jinja file that replaces the checkpoint's own template.
-        enable_thinking: passed to the template; None leaves its own default.
+        enable_thinking: passed to the template; None keeps its default.
 
     Raises:
-        UserError: no tokenizer, one that is not supported, no chat template, or one that does not parse.
+        UserError: no tokenizer, an unsupported one, no chat template, or one that does not parse.
     """
     path = pathlib.Path(path)
     load = gguf_tokenizer if path.is_file() else hf_tokenizer
@@ -57,7 +57,7 @@ def hf_tokenizer(
     the tokenizer's eos.
 
     Raises:
-        UserError: no tokenizer files, damaged ones, no chat template, no end token.
+        UserError: no tokenizer files or damaged ones, no chat template, or no end token.
     """
     path = pathlib.Path(path)
     config = read_json(path / "tokenizer_config.json", optional=True)
@@ -67,8 +67,8 @@ def hf_tokenizer(
     _drop_state(backend, str(path))
     if config.get("split_special_tokens"):
         log.warning(
-            "%s: tokenizer_config.json has split_special_tokens=true: special tokens in a prompt, those of the chat "
-            "template too, are encoded as plain text, as in transformers", path,
+            "%s: tokenizer_config.json has split_special_tokens=true: special tokens in a prompt, including those of "
+            "the chat template, are encoded as plain text, as in transformers", path,
         )  # fmt: skip
         backend.encode_special_tokens = True
     template = chat.choose(_own_template(path, config, chat_template), chat_template, str(path))
@@ -102,7 +102,7 @@ def _backend(path: pathlib.Path, config: dict) -> tokenizers.Tokenizer:
         return backend
     if (path / OLD_FORMAT).exists():
         raise UserError(
-            f"{path / OLD_FORMAT} is a format that is not read any more; export the run again (ropd export), or copy "
+            f"{path / OLD_FORMAT} is a format that is no longer supported; export the run again (ropd export), or copy "
             "tokenizer.json, tokenizer_config.json and chat_template.jinja from ropd_jax/assets/quickstart_student"
         )
     slow = ("tokenizer.model", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
@@ -114,33 +114,33 @@ def _backend(path: pathlib.Path, config: dict) -> tokenizers.Tokenizer:
         return AutoTokenizer.from_pretrained(
             str(path), local_files_only=True, trust_remote_code=False
         ).backend_tokenizer
-    except Exception as e:  # any of a dozen kinds; the message is what helps
+    except Exception as e:  # one of a dozen types; only the message matters
         reason = " ".join(str(e).split())[:200]
         raise UserError(f"{path}: transformers cannot convert its tokenizer ({reason}); add a tokenizer.json") from e
 
 
 def _drop_state(backend: tokenizers.Tokenizer, where: str) -> None:
-    """Switch off what the tokenizer was last used with, and stored: truncation, padding, and BPE's dropout.
+    """Disable the settings of the tokenizer's last use that were stored with it: truncation, padding, BPE dropout.
 
-    `tokenizers` obeys it in every call: prompts would be cut at the stored length, and padding would follow the
-    generation prompt. transformers switches truncation and padding off, too. Dropout draws another encoding of the same
-    text each time.
+    `tokenizers` applies them in every call: prompts would be cut at the stored length, and padding would follow the
+    generation prompt. transformers disables truncation and padding as well. Dropout encodes the same text differently
+    each time.
     """
     backend.no_truncation()
     backend.no_padding()
     if getattr(backend.model, "dropout", None):
-        log.warning("%s: the dropout of %.3g in tokenizer.json is switched off", where, backend.model.dropout)
+        log.warning("%s: the dropout of %.3g in tokenizer.json is disabled", where, backend.model.dropout)
         backend.model.dropout = None
 
 
 def _own_template(path: pathlib.Path, config: dict, replacement: str) -> str | None:
-    """The checkpoint's template; of several, the one named default.
+    """The checkpoint's template; if it has several, the one named default.
 
     ``chat_template.jinja`` and ``additional_chat_templates/*.jinja``, else tokenizer_config.json, else the
     chat_template.json of a multimodal checkpoint.
 
     Raises:
-        UserError: there are several, none of them is the default, and there is no ``replacement``.
+        UserError: there are several, none is the default, and there is no ``replacement``.
     """
     files = {p.stem: p for p in sorted((path / TEMPLATES).glob("*.jinja"))}
     if (path / "chat_template.jinja").exists():
@@ -155,7 +155,7 @@ def _own_template(path: pathlib.Path, config: dict, replacement: str) -> str | N
         return own
     if "default" not in own and not replacement:
         raise UserError(
-            f"{path} has the chat templates {', '.join(map(str, sorted(own)))[:200]}, and none of them is the default; "
-            "save the one that you want as a file and give it with --config.student.chat_template=FILE"
+            f"{path} has the chat templates {', '.join(map(str, sorted(own)))[:200]}, but no default; "
+            "save the one that you want as a file and pass it with --config.student.chat_template=FILE"
         )
     return own.get("default")

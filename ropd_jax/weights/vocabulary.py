@@ -1,8 +1,9 @@
-"""Where a tokenizer and the table of a checkpoint do not have the same ids.
+"""Handles checkpoints whose tokenizer and embedding table do not have the same ids.
 
-Tables are padded to round sizes: Qwen3's tokenizer ends at id 151,668, its table has 151,936 rows. The rows between are
-no tokens. A text cannot have them, but a softmax over the table gives them probability, so a student could sample one
-and would be trained on it. `fit` names them, so that they have no probability anywhere (`ModelConfig.unused`).
+Tables are padded to round sizes: Qwen3's tokenizer ends at id 151,668, but its table has 151,936 rows. The rows in
+between are not tokens. A text cannot contain them, but a softmax over the table gives them probability, so a student
+could sample one and would be trained on it. `fit` finds them, so that they have no probability anywhere
+(`ModelConfig.unused`).
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ IMAGE_ONLY = frozenset({"<image_soft_token>"})  # in the tokenizer of Gemma 3's 
 
 
 def fit(cfg: ModelConfig, tokenizer: HFTokenizer, where: str) -> tuple[ModelConfig, HFTokenizer]:
-    """(the config with the ids that are no token in ``unused``, a tokenizer all of whose ids have a row).
+    """(the config with the ids that are not tokens in ``unused``, a tokenizer whose ids all have a row).
 
-    Not a token is an id without a text, and in a GGUF file ``[PAD151700]``, the name that its converter makes up. The
-    ids that end an answer are always tokens.
+    Ids without a text are not tokens, nor is ``[PAD151700]`` in a GGUF file, a name that its converter makes up. Ids
+    that end an answer are always tokens.
 
     Raises:
         UserError: the tokenizer has tokens without a row in the table.
@@ -43,12 +44,12 @@ def fit(cfg: ModelConfig, tokenizer: HFTokenizer, where: str) -> tuple[ModelConf
     used = {i for token, i in vocab.items() if token != f"[PAD{i}]"}.union(tokenizer.stop_ids)
     unused = _ranges(i for i in range(V) if i not in used)
     if unused:
-        log.info("%s: %d of %d rows of the table are no token; they are never sampled", where,
+        log.info("%s: %d of %d rows of the table are not tokens; they are never sampled", where,
                  sum(end - begin for begin, end in unused), V)  # fmt: skip
     return dataclasses.replace(cfg, unused=unused), tokenizer
 
 
 def _ranges(ids: Iterable[int]) -> tuple[tuple[int, int], ...]:
-    """Rising ids as (begin, end): 3, 7, 8, 9 are (3, 4), (7, 10)."""
+    """Ascending ids as (begin, end): 3, 7, 8, 9 are (3, 4), (7, 10)."""
     runs = (list(run) for _, run in itertools.groupby(enumerate(ids), lambda pair: pair[1] - pair[0]))
     return tuple((run[0][1], run[-1][1] + 1) for run in runs)

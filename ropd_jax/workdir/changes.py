@@ -1,12 +1,12 @@
-"""Two configs of one run, key by key: may it continue with the second one?
+"""Two configs of one run, key by key: can it continue with the second one?
 
 By the classes of `ropd_jax.workdir.keys`, and by two rules:
 
-``steps``           may grow, and shrink to what is finished. With a constant schedule a run of 100 steps that is
+``steps``           can grow, or shrink to the number of finished steps. With a constant schedule, a run of 100 steps
                     extended to 200 is the run of 200 steps, bit for bit (on CPU, without ``stream.staleness``).
 a falling schedule  ends at ``optim.schedule_steps``, or at ``steps`` if that is 0. If its end would move with
-                    ``steps``, the user chooses: ``optim.schedule_steps`` of the old end keeps the planned curve,
-                    another number goes over to another curve at the step where the run continues.
+                    ``steps``, the user chooses: ``optim.schedule_steps`` of the old end keeps the planned curve;
+                    another number switches to another curve at the step where the run continues.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from ropd_jax.types import UserError
 from ropd_jax.workdir.keys import FREE, IDENTITY, NUMERICS, QUESTIONS, key_of
 
 ABSENT = "absent"
-RETIRED = ("log.tensorboard",)  # keys of earlier versions that meant nothing for what a run computes
-WARNED = ("method", "teacher.index")  # a method's file can be corrected, and an index can grow: neither ends a run
-ONLY_WITH = {"teacher.calibration": "ropd.reliability_weights"}  # key -> the switch without which it is only recorded
-REACHED_BY = (  # keys of an entry of a list: where a model or a file is, not which (questions are compared themselves)
+RETIRED = ("log.tensorboard",)  # keys of earlier versions that did not affect what a run computes
+WARNED = ("method", "teacher.index")  # only a warning: a method's file can be fixed, and an index can grow
+ONLY_WITH = {"teacher.calibration": "ropd.reliability_weights"}  # key -> the setting without which it is only recorded
+REACHED_BY = (  # keys of a list entry that locate a model or a file but do not identify it (questions are compared)
     *("base_url", "api_key_env", "headers"),
     *("path", "heldout_path"),
 )
@@ -32,13 +32,13 @@ REACHED_BY = (  # keys of an entry of a list: where a model or a file is, not wh
 
 @dataclasses.dataclass(frozen=True)
 class Changes:
-    """What differs, as texts for people (``optim.remat: block there, none now``).
+    """The differences, as readable texts (``optim.remat: block there, none now``).
 
     Attributes:
-        free, numerics: of keys of these classes.
-        refused: of keys with which the run cannot continue.
+        free, numerics: changes of keys of these classes.
+        refused: changes with which the run cannot continue.
         keys: all keys whose values differ.
-        notes: what the user should know of it.
+        notes: further information for the user.
     """
 
     free: tuple[str, ...] = ()
@@ -56,15 +56,15 @@ def compare(
     contents: Mapping[str, str] | None = None,
     done: int = 0,
 ) -> Changes:
-    """The changes between two configs, by key (`flatten`); a key that one of them lacks has the default's value.
+    """The changes between two configs, by key (`flatten`); a missing key has its default value.
 
     Args:
-        old_contents: hashes of the files that the run began with (`contents`).
-        contents: of the files as they are; None before they are read: what depends on them is not refused yet.
+        old_contents: hashes of the files that the run started with (`contents`).
+        contents: hashes of the current files; None before they are read: then keys that depend on them are not refused.
         done: finished steps of the newest checkpoint.
 
     Raises:
-        UserError: fewer steps than are finished, or a schedule whose end would move unasked.
+        UserError: fewer steps than are finished, or a schedule whose end would move implicitly.
     """
     defaults, old_contents = flat_defaults(), old_contents or {}
     old = defaults | {name: value for name, value in _plain(old).items() if name not in RETIRED}
@@ -86,7 +86,7 @@ def compare(
         )
     notes += _schedule(old, new, done)
     if old["steps"] == done < new["steps"] and new["stream.staleness"]:
-        notes.append(f"step {done} is sampled by the newest policy, not by the one before: the run had ended there")
+        notes.append(f"step {done} is sampled by the newest policy, not by the previous one: the run had ended")
     free, numerics, refused = (tuple(found[kind]) for kind in (FREE, NUMERICS, IDENTITY))
     return Changes(free, numerics, refused, tuple(names), tuple(notes))
 
@@ -98,7 +98,7 @@ def _kind(
     old_contents: Mapping[str, str],
     contents: Mapping[str, str] | None,
 ) -> tuple[str, str]:
-    """(class of a change, what to add to it); "" for one that depends on contents that are not read yet."""
+    """(class of a change, a remark); the class is "" if it depends on contents that are not read yet."""
     key = key_of(name)
     if key is None or _only_recorded(name, old, new):
         return (IDENTITY if key is None else FREE), ""
@@ -113,13 +113,13 @@ def _kind(
 
 
 def _only_recorded(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether a key names what the run only writes down, before and after."""
+    """Whether the run only records the key's value, before and after."""
     switch = ONLY_WITH.get(name)
     return switch is not None and not (old[switch] or new[switch])
 
 
 def flat_defaults() -> dict[str, Any]:
-    """The default of every key, as JSON gives it back."""
+    """The default of every key, after a JSON round trip."""
     return _plain(flatten(configs.default().to_dict()))
 
 
@@ -140,7 +140,7 @@ def _shown(values: Mapping[str, Any], name: str) -> str:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON values, in which an entry of a list of models is without the keys that only say where the model is."""
+    """JSON values, where entries of a list of models lack the keys that only locate the model."""
     plain = json.loads(json.dumps(dict(values)))
     for name, value in plain.items():
         if isinstance(value, list):
@@ -151,12 +151,12 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _other_content(name: str, value: Any) -> str:
     if name in QUESTIONS:
-        return f"the {QUESTIONS[name]} questions are others than when the run began ({name}: {value!r})"
-    return f"{name}: {value} has other content than when the run began"
+        return f"the {QUESTIONS[name]} questions differ from those at the start of the run ({name}: {value!r})"
+    return f"{name}: {value} has different content than at the start of the run"
 
 
 def _schedule(old: Mapping[str, Any], new: Mapping[str, Any], done: int) -> list[str]:
-    """What to say of a schedule whose end moves, or that has ended; raises if the user has not chosen."""
+    """Notes for a schedule whose end moves, or that has ended; raises if the user has not chosen."""
     if new["optim.schedule"] == "constant" or new["optim.schedule"] != old["optim.schedule"]:
         return []
     was, now = (v["optim.schedule_steps"] or v["steps"] for v in (old, new))
@@ -165,10 +165,10 @@ def _schedule(old: Mapping[str, Any], new: Mapping[str, Any], done: int) -> list
         raise UserError(
             f"steps: {old['steps']} there, {new['steps']} now, but {shown} was planned to fall to 0 at step {was}; "
             f"choose with one key: --config.optim.schedule_steps={was} keeps that curve, "
-            f"--config.optim.schedule_steps={now} goes over to the curve of {now} steps at step {done}"
+            f"--config.optim.schedule_steps={now} switches to the curve of {now} steps at step {done}"
         )
     if was != now:
-        return [f"{shown} fell to 0 at step {was} and now does at step {now}: the learning rate jumps at step {done}"]
+        return [f"{shown} fell to 0 at step {was}, but now at step {now}: the learning rate jumps at step {done}"]
     if new["steps"] > now and new["steps"] != old["steps"]:
         return [f"{shown} falls to 0 at step {now}: the steps after it train with a learning rate of 0"]
     return []

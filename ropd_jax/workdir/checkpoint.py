@@ -1,9 +1,9 @@
-"""Save and resume: parameters, optimizer, step and teacher state in one atomic save that the run hardly waits for.
+"""Save and resume: parameters, optimizer, step and teacher state in one atomic save that hardly blocks the run.
 
-The data position and the random streams are functions of (seed, step), so the step carries both. A save copies the
-arrays to host memory and writes them while the next step runs (`workdir.orbax_io`). A kill at any moment leaves the
-last complete checkpoint. Each carries the checksums of its files: a damaged one is set aside, never loaded and never
-deleted, and the run continues from the one before. docs/checkpoints.md
+The data position and the random streams are functions of (seed, step), so the step number determines both. A save
+copies the arrays to host memory and writes them while the next step runs (`workdir.orbax_io`). If the run is killed at
+any moment, the last complete checkpoint stays. Each checkpoint has checksums of its files: a damaged one is set aside,
+never loaded and never deleted, and the run continues from the previous one. docs/checkpoints.md
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from ropd_jax.workdir.kept import DAMAGED, entries, saved_steps
 from ropd_jax.workdir.orbax_io import PART, Writer, check_shapes, ocp
 
 log = logging.getLogger(__name__)
-EXTRAS = ("ahead",)  # further trees that a checkpoint can hold: the policy that samples the next step
-METADATA = 1 << 20  # bytes of a checkpoint besides its arrays
+EXTRAS = ("ahead",)  # additional trees in a checkpoint: the policy that samples the next step
+METADATA = 1 << 20  # bytes of a checkpoint in addition to its arrays
 
 
 class Restored(NamedTuple):
-    """A checkpoint that was loaded; ``extras`` are the further trees that it holds."""
+    """A loaded checkpoint; ``extras`` are its additional trees."""
 
     step: int
     state: Any
@@ -48,13 +48,13 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run, in ``directory/<step>``; a checkpoint of step s holds s finished steps.
 
-    With several hosts every host must call every method, in the same order.
+    With several hosts, every host must call every method, in the same order.
 
     Args:
-        directory: created when absent.
-        keep: how many of the newest stay.
-        keep_best: how many stay in addition, those with the highest of ``scores``; the later of equal ones.
-        scores: by step, the same on all hosts; read when a save is complete.
+        directory: created if missing.
+        keep: number of newest checkpoints to keep.
+        keep_best: number to keep in addition, those with the highest ``scores``; of equal ones the later.
+        scores: by step, equal on all hosts; read when a save is complete.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class Checkpoints:
         path = epath.Path(directory)
         self.directory = path if is_url(path) else path.resolve()
         self._keep, self._keep_best, self._scores = keep, keep_best, scores
-        self._lock = threading.Lock()  # of the next three, which a finished write changes
-        self._one_saves = threading.RLock()  # a thread that saves after a signal, and the run
+        self._lock = threading.Lock()  # guards the next three, which a finished write changes
+        self._one_saves = threading.RLock()  # the run, or a thread that saves after a signal
         self._blocked_s, self._write_s = 0.0, 0.0
         if hosts.index() == 0:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -78,34 +78,34 @@ class Checkpoints:
         self._write: _Write | None = None
 
     def latest(self) -> int | None:
-        """Number of finished steps in the newest checkpoint, or None; one that is being written counts."""
+        """Number of finished steps in the newest checkpoint, or None; including one that is being written."""
         with self._lock:
             return max(self._steps, default=None)
 
     def has(self, step: int) -> bool:
-        """Whether that checkpoint is there, or is being written."""
+        """Whether this checkpoint exists or is being written."""
         with self._lock:
             return step in self._steps
 
     @property
     def writing(self) -> bool:
-        """Whether a save has not been waited for."""
+        """Whether a save is still pending."""
         return self._write is not None
 
     # --- save
 
     def save(self, step: int, state: Any, host: dict, *, extras: Mapping[str, Any] = {}, wait: bool = False) -> None:
-        """Save after ``step`` finished steps. If that checkpoint is there or being written, it is not written again.
+        """Save after ``step`` finished steps. Has no effect if that checkpoint exists or is being written.
 
         Args:
-            state: a pytree of arrays; the caller may give them away (donate them) when this returns.
-            host: what JSON can hold.
-            extras: further trees, by their names in ``EXTRAS``.
-            wait: return when it is complete, not when it is copied to host memory.
+            state: a pytree of arrays; the caller can donate them when this returns.
+            host: JSON values.
+            extras: additional trees, by their names in ``EXTRAS``.
+            wait: return when the checkpoint is complete, not when it is copied to host memory.
 
         Raises:
             OSError: no space left on the device.
-            WriteError: it could not be written, or the save before could not.
+            WriteError: this save or the previous one could not be written.
         """
         with self._blocking():
             if not self.has(step):
@@ -123,7 +123,7 @@ class Checkpoints:
         self._write = _Write(step, self._complete)
 
     def wait(self) -> None:
-        """Wait until the write in flight is complete, if there is one; raises what it failed with."""
+        """Wait until the write in flight is complete, if there is one; raises its error."""
         with self._blocking():
             self._join()
 
@@ -148,23 +148,23 @@ class Checkpoints:
                     raise write.error
 
     def check(self) -> None:
-        """Raise what a write in the background has failed with; does not wait."""
+        """Raise the error of a failed write in the background; does not wait."""
         if (write := self._write) is not None and not write.thread.is_alive():
             with self._one_saves:
                 self._join()
 
     def times(self) -> dict[str, float]:
-        """Metrics: seconds that saves have blocked, and seconds of the writes that are complete, since the last call;
-        {} if there was none."""
+        """Metrics since the last call: seconds that saves blocked, and seconds of completed writes; {} if there were
+        none."""
         with self._lock:
             found = {"time/checkpoint_s": self._blocked_s, "time/checkpoint_write_s": self._write_s}
             self._blocked_s, self._write_s = 0.0, 0.0
         return {name: seconds for name, seconds in found.items() if seconds}
 
     def check_room(self, state: Any) -> None:
-        """Raise OSError (no space left) when the disk has no room for one more checkpoint of ``state``.
+        """Raise OSError (no space left) if the disk has no space for another checkpoint of ``state``.
 
-        Orbax would find out as well, in the middle of writing. A bucket has no such limit.
+        Otherwise Orbax would fail in the middle of writing. A bucket has no such limit.
         """
         if is_url(self.directory) or hosts.index() != 0:
             return
@@ -173,12 +173,12 @@ class Checkpoints:
         if free < need:
             raise OSError(
                 errno.ENOSPC,
-                f"a checkpoint needs {need / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free",
+                f"a checkpoint needs {need / 1e6:,.0f} MB, but only {free / 1e6:,.0f} MB are free",
                 str(self.directory),
             )
 
     def _complete(self, step: int, begin: float) -> None:
-        """In the write's thread: wait for Orbax, then remove what is not kept any more."""
+        """In the write's thread: wait for Orbax, then remove checkpoints that are no longer kept."""
         with tracing.span("checkpoint_write", step=step - 1):
             self._writer.join()
         with self._lock:
@@ -190,28 +190,28 @@ class Checkpoints:
                 (self.directory / str(one)).rmtree()
 
     def _remove_parts(self) -> None:
-        """Remove what killed writes have left; nothing can be read from it. No other process may be writing."""
+        """Remove the unreadable remains of killed writes. No other process must be writing."""
         complete = set(saved_steps(self.directory))
         for path in entries(self.directory):
             unmarked = is_url(path) and path.name.isdigit() and int(path.name) not in complete
             if PART in path.name or unmarked:
-                log.info("removing %s, a checkpoint that was not complete when its run ended", path)
+                log.info("removing %s, an incomplete checkpoint of an earlier process", path)
                 path.rmtree()
 
     # --- resume
 
     def restore_newest(self, like: Any, extras: Mapping[str, Any] = {}) -> Restored | None:
-        """The newest checkpoint that is not damaged; None if the run has no checkpoint yet.
+        """The newest undamaged checkpoint; None if the run has no checkpoint yet.
 
-        Damaged ones are renamed to ``damaged-<step>`` and reported. What killed writes have left is removed.
+        Damaged ones are renamed to ``damaged-<step>`` and reported. Remains of killed writes are removed.
 
         Args:
-            like: arrays or ShapeDtypeStructs, as whose the state is placed and typed.
-            extras: the same for further trees, which are loaded if the checkpoint holds them.
+            like: arrays or ShapeDtypeStructs, that give the placement and dtypes of the state.
+            extras: the same for additional trees, which are loaded if the checkpoint has them.
 
         Raises:
-            UserError: all checkpoints are damaged; or it holds other arrays: of another student, another rank of
-                adapters, another optimizer.
+            UserError: all checkpoints are damaged; or the checkpoint holds other arrays: another student, another rank
+                of adapters, another optimizer.
         """
         if hosts.index() == 0:
             self._remove_parts()
@@ -227,8 +227,8 @@ class Checkpoints:
         damaged = hosts.broadcast_from_host0(names)
         if damaged:
             raise UserError(
-                f"{self.directory} holds only damaged checkpoints ({', '.join(damaged)}); to resume, put a sound copy "
-                f"of one there under its number (e.g. {damaged[-1].split('-')[1]}); to start again from step 0, move "
+                f"{self.directory} holds only damaged checkpoints ({', '.join(damaged)}); to resume, put an undamaged "
+                f"copy there under its number (e.g. {damaged[-1].split('-')[1]}); to restart from step 0, move "
                 f"{DAMAGED}* elsewhere or choose another --workdir"
             )
         return None
@@ -237,7 +237,7 @@ class Checkpoints:
         """(state, host) of a checkpoint, placed and typed as ``like``; see `restore_newest`.
 
         Raises:
-            UserError: it is damaged, or holds other arrays.
+            UserError: the checkpoint is damaged, or holds other arrays.
         """
         if problem := self._damage(step):
             raise UserError(f"the checkpoint {self.directory / str(step)} is damaged: {problem}; choose another step")
@@ -254,17 +254,17 @@ class Checkpoints:
         except (UserError, MemoryError, jax.errors.JaxRuntimeError):
             raise
         except Exception as error:
-            if trusted or hosts.count() > 1:  # its files are as they were written: it is not damaged
+            if trusted or hosts.count() > 1:  # its files are unchanged, so it is not damaged
                 raise UserError(f"checkpoint {directory} cannot be loaded ({_first_line(error)})") from error
             raise _Unreadable(f"it cannot be loaded ({_first_line(error)})") from error
         log.info("resumed after step %d from %s", step, self.directory)
         return Restored(step, trees.pop("state"), host, trees)
 
     def _damage(self, step: int) -> str:
-        """What is wrong with a checkpoint's files; "" if nothing is. The hosts share the work."""
+        """What is wrong with a checkpoint's files; "" if nothing. The hosts share the work."""
         directory, begin = self.directory / str(step), time.monotonic()
         if not hosts.broadcast_from_host0(checksums.sealed(directory)):
-            log.info("checkpoint %s has no checksums (an earlier version wrote it): damage may go unnoticed", directory)
+            log.info("checkpoint %s has no checksums (an earlier version wrote it): damage can go unnoticed", directory)
             return ""
         found = checksums.damage(directory, share=(hosts.index(), hosts.count()))
         problem = next((text for text in hosts.exchange(found) if text), "")
@@ -274,7 +274,7 @@ class Checkpoints:
         return problem
 
     def _set_aside(self, step: int, problem: str) -> None:
-        """Rename a damaged checkpoint; its number is free for a new one."""
+        """Rename a damaged checkpoint, which frees its number."""
         name = f"{DAMAGED}{step}"
         try:
             if hosts.index() == 0:
@@ -291,12 +291,12 @@ class Checkpoints:
         with self._lock:
             self._steps.remove(step)
         before = self.latest()
-        then = "there is none before it" if before is None else f"the one before is after step {before}"
+        then = "there is no earlier one" if before is None else f"the one before is after step {before}"
         log.warning("the checkpoint after step %d is damaged: %s; it is now %s; %s", step, problem,
                     self.directory / name, then)  # fmt: skip
 
     def close(self) -> None:
-        """Wait for the write in flight and end; what it failed with is logged."""
+        """Wait for the write in flight and end; its error is logged."""
         try:
             self.wait()
         except (OSError, UserError) as error:
@@ -312,7 +312,7 @@ class _Write:
     """A save that is being written.
 
     Attributes:
-        error: what it failed with, once its thread has ended.
+        error: the reason of a failure, once its thread has ended.
     """
 
     def __init__(self, step: int, complete: Callable[[int, float], None]):
@@ -332,21 +332,21 @@ class _Write:
 
 @contextlib.contextmanager
 def _explained(directory: epath.Path) -> Iterator[None]:
-    """Turns what Orbax raises for a failed write into one line."""
+    """Converts Orbax's errors of a failed write to one line."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
         if hosts.count() > 1 and (isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)):
-            raise  # another host is gone, see `hosts.lost`
+            raise  # another host was lost, see `hosts.lost`
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         if full or "No space left" in str(error):  # tensorstore raises a ValueError
             text = "the disk ran full while a checkpoint was written"
             raise OSError(errno.ENOSPC, text, str(directory)) from error
         raise WriteError(
-            f"checkpoint {directory} could not be written ({_first_line(error)}); check the directory, then give the "
-            "same command again: the run resumes from the last complete checkpoint"
+            f"checkpoint {directory} could not be written ({_first_line(error)}); check the directory, then repeat the "
+            f"same command: the run resumes from the last complete checkpoint"
         ) from error
 
 
@@ -369,25 +369,25 @@ def _first_line(error: BaseException) -> str:
 
 
 def saved_params(directory: str | os.PathLike[str], step: int | None, like: Any) -> tuple[int, Any]:
-    """(step, the parameters alone) of a run's checkpoint, as host arrays; nothing else of it is read.
+    """(step, parameters) of a run's checkpoint, as host arrays; the rest is not read.
 
     Args:
         step: finished steps; None is the newest.
         like: tree of ShapeDtypeStructs of the parameters.
 
     Raises:
-        UserError: no checkpoint after that step, a damaged one, or one of another tree.
+        UserError: no checkpoint after that step, or it is damaged or has another tree.
     """
     path = epath.Path(directory)
     path = path if is_url(path) else path.resolve()
     steps = saved_steps(path)
     if not steps or (step is not None and step not in steps):
-        there = f"there are those after steps {', '.join(map(str, steps))}" if steps else "there is none at all"
+        there = f"there are those after steps {', '.join(map(str, steps))}" if steps else "there are none"
         raise UserError(f"{directory} has no checkpoint after step {'any' if step is None else step}; {there}")
     step = steps[-1] if step is None else step
     if problem := _problem(path / str(step)):
         sound = next((s for s in reversed(steps) if s < step and not _problem(path / str(s))), None)
-        remedy = "there is no sound one before it" if sound is None else f"the one before is step {sound}: choose that"
+        remedy = "there is no earlier good one" if sound is None else f"the one before is step {sound}: choose that"
         raise UserError(f"the checkpoint {path / str(step)} is damaged: {problem}; {remedy}")
     tree = {"params": like}
     how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
@@ -403,24 +403,24 @@ def saved_params(directory: str | os.PathLike[str], step: int | None, like: Any)
     for (at, wanted), got in zip(jax.tree.leaves_with_path(like), jax.tree.leaves(params), strict=True):
         if (
             not isinstance(got, np.ndarray) or got.shape != wanted.shape
-        ):  # what is absent comes back as it was asked for
+        ):  # Orbax returns missing arrays as they were requested
             name = jax.tree_util.keystr(at, simple=True, separator=".")
             seen = f"of shape {got.shape}" if isinstance(got, np.ndarray) else "missing"
             raise UserError(
                 f"{path / str(step)} does not hold this student's parameters: {name} is {seen}, expected shape "
-                f"{wanted.shape}; was the run's checkpoint (student.checkpoint) changed since?"
+                f"{wanted.shape}; was student.checkpoint changed since the run started?"
             )
     return step, params
 
 
 def _readable(directory: epath.Path) -> epath.Path:
-    """The directory, or a copy on this machine: Orbax reads disks and GCS, not S3."""
+    """The directory, or a copy on this machine: Orbax can read disks and GCS, but not S3."""
     return epath.Path(local_file(directory)) if os.fspath(directory).startswith("s3:") else directory
 
 
 def _problem(directory: epath.Path) -> str:
-    """What is wrong with the files of a checkpoint; "" if nothing is, or if it has no checksums."""
+    """What is wrong with the files of a checkpoint; "" if nothing, or if it has no checksums."""
     if not checksums.sealed(directory):
-        log.info("checkpoint %s has no checksums (an earlier version wrote it): damage may go unnoticed", directory)
+        log.info("checkpoint %s has no checksums (an earlier version wrote it): damage can go unnoticed", directory)
         return ""
     return checksums.damage(directory)

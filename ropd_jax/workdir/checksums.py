@@ -1,10 +1,10 @@
-"""Checksums of a directory of files: damage is found before anything of it is used.
+"""Checksums of a directory of files: damage is found before any file is used.
 
     1c291ca3 4096 state/ocdbt.process_0/d/0f3a...      CRC-32, bytes and name of each file
-    9e83486d - checksums                               CRC-32 of the lines above, so that the list is guarded as well
+    9e83486d - checksums                               CRC-32 of the lines above, which protects the list as well
 
-On several hosts each sums what it has written (`write_part`), and host 0 joins the parts and sums the rest (`seal`).
-CRC-32 finds any damage of one file with probability 1 - 2^-32; it is no defence against a person who forges a file.
+With several hosts, each sums the files that it wrote (`write_part`); host 0 joins the parts and sums the rest (`seal`).
+CRC-32 finds any damage of one file with probability 1 - 2^-32; it does not protect against deliberate forgery.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 from etils import epath
 
-NAME = "checksums"  # of the list in the directory, and the beginning of the names of its parts
-THREADS = 8  # zlib and the reads release Python's lock
+NAME = "checksums"  # name of the list in the directory, and prefix of the names of its parts
+THREADS = 8  # zlib and reads release the GIL
 BLOCK = 1 << 22  # bytes read at once
 
 
@@ -40,7 +40,7 @@ def sum_files(directory: epath.Path, names: Iterable[str]) -> dict[str, Sum]:
 
 
 def write_part(directory: epath.Path, folder: str) -> None:
-    """Sum the files of one folder of the directory, for a later `seal` to take up."""
+    """Sum the files of one folder of the directory, for a later `seal`."""
     names = [f"{folder}/{name}" for name in _files(directory / folder)]
     (directory / f"{NAME}.{folder}").write_text(_lines(sum_files(directory, names)))
 
@@ -49,7 +49,7 @@ def seal(directory: epath.Path, *, later: Mapping[str, bytes] = {}) -> None:
     """Write the list of all files of the directory.
 
     Args:
-        later: files that are written afterwards, with what they will hold.
+        later: files that are written afterwards, with their future contents.
     """
     names = list(_files(directory))
     known: dict[str, Sum] = {}
@@ -60,14 +60,14 @@ def seal(directory: epath.Path, *, later: Mapping[str, bytes] = {}) -> None:
             known |= {f"{folder}/{file}" if folder else file: found for file, found in part.items()}
     missing = known.keys() - set(names)
     if missing:
-        raise FileNotFoundError(f"{directory / min(missing)} was written and is gone")
+        raise FileNotFoundError(f"{directory / min(missing)} was written but is missing")
     sums = known | sum_files(directory, (name for name in names if name not in known))
     sums |= {name: sum_of(data) for name, data in later.items()}
     (directory / NAME).write_text(_lines(sums))
 
 
 def sealed(directory: epath.Path) -> bool:
-    """Whether the directory was made with a list, even if that is gone."""
+    """Whether the directory was written with a list, even if the list is missing."""
     return (directory / NAME).exists() or any(directory.glob(f"*/{NAME}.*"))
 
 
@@ -81,10 +81,10 @@ def size(directory: epath.Path) -> int:
 
 
 def damage(directory: epath.Path, *, share: tuple[int, int] = (0, 1)) -> str:
-    """The first file that is not as it was written, and what is wrong with it; "" if all are.
+    """The first file that differs from what was written, and how; "" if none does.
 
     Args:
-        share: (i, n): only look at every n-th file, from the i-th on; the list itself is always looked at.
+        share: (i, n): check only every n-th file, starting with the i-th; the list itself is always checked.
     """
     try:
         expected = _parse((directory / NAME).read_text())
@@ -105,8 +105,8 @@ def _problem(file: epath.Path, expected: Sum) -> str:
     except OSError as error:
         return f"cannot be read ({error.strerror or _first_line(error)})"
     if found.bytes != expected.bytes:
-        return f"has {found.bytes:,} bytes, {expected.bytes:,} were written"
-    return "" if found == expected else "does not hold what was written (its checksum differs)"
+        return f"has {found.bytes:,} bytes, but {expected.bytes:,} were written"
+    return "" if found == expected else "differs from what was written (checksum mismatch)"
 
 
 def _sum_file(file: epath.Path) -> Sum:

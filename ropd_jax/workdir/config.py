@@ -1,4 +1,4 @@
-"""The config that a run's directory belongs to: kept as ``config.json``, compared at each start (`changes`)."""
+"""The config that a run's directory belongs to: stored as ``config.json`` and compared at each start (`changes`)."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from ropd_jax.workdir.kept import kept_steps
 log = logging.getLogger(__name__)
 
 CONFIG, PROVENANCE, RESULT = "config.json", "provenance.json", "result.json"
-IGNORED = ("xla", lock.FOLDER)  # compile cache of a workdir in a bucket, and lock; files that begin with a dot as well
+IGNORED = ("xla", lock.FOLDER)  # compile cache of a workdir in a bucket, and the lock; hidden files are ignored as well
 
 
 def stored_config(run: AnyPath) -> ConfigDict:
-    """The config of a run's directory, unlocked; keys that it did not have yet are the default's.
+    """The config of a run's directory, unlocked; missing keys get their defaults.
 
     Raises:
-        UserError: no run is there, or one of a version with other keys.
+        UserError: no run is there, or its version has other keys.
     """
     path = as_path(run) / "config.json"
     try:
@@ -42,15 +42,15 @@ def stored_config(run: AnyPath) -> ConfigDict:
     try:
         cfg.update(with_new_names(stored))
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} does not fit this version of ropd_jax ({error}); use the one that made it") from error
+        raise UserError(f"{path} does not fit this version of ropd_jax ({error}); use its own version") from error
     return cfg
 
 
 def with_new_names(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored config with the present names of keys that were renamed since (`configs.RENAMED`), and with what an
-    earlier version did where it had no key yet (`configs.EARLIER`).
+    """A stored config with the current names of renamed keys (`configs.RENAMED`), and with the behaviour of earlier
+    versions for keys that they did not have (`configs.EARLIER`).
 
-    An address has no user, password or query: earlier versions stored them.
+    User, password and query are removed from addresses, because earlier versions stored them.
     """
     new = _without_secrets(stored)
     for old, name in configs.RENAMED.items():
@@ -77,12 +77,12 @@ def _without_secrets(tree: Any) -> Any:
 
 
 def is_finished(workdir: pathlib.Path, steps: int, *, home: AnyPath | None = None) -> bool:
-    """Whether the run there has a result after ``steps`` steps; ``home`` as in `check_claim`."""
+    """Whether the run in the directory has a result after ``steps`` steps; ``home`` as in `check_claim`."""
     return (workdir / RESULT).exists() and kept_steps(home or workdir)[-1:] == [steps]
 
 
 def provenance(workdir: AnyPath) -> dict[str, Any]:
-    """Where a run came from: ``contents``, hashes of the files it began with, and ``forked_from``; {} if unknown."""
+    """The origin of a run: ``contents``, hashes of the files it started with, and ``forked_from``; {} if unknown."""
     path = as_path(workdir) / PROVENANCE
     return read_json(path) if path.exists() else {}
 
@@ -94,20 +94,20 @@ def check_claim(
     *,
     home: AnyPath | None = None,
 ) -> Changes | None:
-    """Whether a run of this config can be in the directory; nothing is written.
+    """Check whether a run of this config can use the directory; nothing is written.
 
     Args:
         workdir: the local directory of the run's files.
-        config: nested, of JSON values.
-        contents: hashes of its files (`workdir.contents`); None if they are not read yet.
-        home: what the user named, where the checkpoints are (`workdir.place`); None is ``workdir``.
+        config: nested JSON values.
+        contents: hashes of its files (`workdir.contents`); None if they have not been read yet.
+        home: the directory or bucket that the user named, with the checkpoints (`workdir.place`); None is ``workdir``.
 
     Returns:
-        how the config differs from the one of the run that is there; None if there is no run.
+        the differences from the config of the existing run; None if there is no run.
 
     Raises:
-        UserError: the directory belongs to another config (the difference is shown), holds something else, or cannot
-            be written.
+        UserError: the directory belongs to another config (the message shows the difference), holds something else, or
+            is not writable.
     """
     path, name = workdir / CONFIG, home or workdir
     try:
@@ -121,7 +121,7 @@ def check_claim(
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); choose another --workdir") from error
     if not isinstance(stored, dict):
-        raise UserError(f"{path} holds a {type(stored).__name__}, expected a JSON object; choose another --workdir")
+        raise UserError(f"{path} holds a {type(stored).__name__}; expected a JSON object; choose another --workdir")
     changes = compare(
         flatten(with_new_names(stored)),
         flatten(config),
@@ -139,7 +139,7 @@ def check_claim(
 
 
 def _check_free(workdir: pathlib.Path) -> None:
-    """Raise unless the directory is empty, or can be made. A test file would be a trace, so permissions are read."""
+    """Raise unless the directory is empty, or can be made. Reads only permissions: a test file would be a trace."""
     there = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())
     if not there.is_dir():
         raise UserError(f"--workdir {workdir}: {there} is a file; expected a directory")
@@ -157,18 +157,18 @@ def claim(
     forked_from: Mapping[str, Any] | None = None,
     home: AnyPath | None = None,
 ) -> None:
-    """Make the directory this config's own, or check that it is, and log what has changed.
+    """Assign the directory to this config, or check that it belongs to it, and log changes.
 
-    The new config is kept as ``config.json``, the hashes of its files and its origin as ``provenance.json``. If a
-    finished run is extended, its result becomes ``result_step_000048.json``.
+    The new config is stored as ``config.json``, the hashes of its files and its origin as ``provenance.json``. If a
+    finished run is extended, its result is renamed to ``result_step_000048.json``.
 
     Args:
-        workdir: created when absent.
-        config, contents, home: as `check_claim`.
+        workdir: created if missing.
+        config, contents, home: see `check_claim`.
         forked_from: the run and step that a new run starts from.
 
     Raises:
-        UserError: as `check_claim`.
+        UserError: see `check_claim`.
     """
     changes = check_claim(workdir, config, contents, home=home)
     try:
@@ -198,9 +198,9 @@ def _write(path: pathlib.Path, value: Mapping[str, Any]) -> None:
 
 def _log(changes: Changes) -> None:
     if changes.free:
-        log.info("the config has changed; the run computes the same: %s", "; ".join(changes.free))
+        log.info("the config has changed; the run's results stay the same: %s", "; ".join(changes.free))
     if changes.numerics:
-        log.warning("the config has changed; from here on the run is the same to rounding: %s",
+        log.warning("the config has changed; from here on the run is the same up to rounding: %s",
                     "; ".join(changes.numerics))  # fmt: skip
     for note in changes.notes:
         log.warning("%s", note)

@@ -1,12 +1,12 @@
-"""What the files of a config hold, as short hashes: a run can continue with another path to the same content.
+"""Short hashes of the contents of a config's files, so that a run can continue with other paths to the same content.
 
     a file of up to 64 MiB          SHA-256 of all of it
     a larger file                   SHA-256 of its size, its first and last MiB, and 64 samples of 64 KiB between them
-    a directory with a checkpoint   of the names and hashes of its weights, configs and tokenizer files
+    a directory with a checkpoint   SHA-256 of the names and hashes of its weights, configs and tokenizer files
     questions                       SHA-256 of id, messages and answer of each, in their order
 
-A sample costs milliseconds on a checkpoint of any size. It finds another checkpoint (every weight differs), another
-size and another header, and misses a change of a few bytes in the middle of a large file.
+A sample takes milliseconds for a checkpoint of any size. It detects a different checkpoint (every weight differs),
+size or header, and misses a change of a few bytes in the middle of a large file.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def content_hash(path: pathlib.Path) -> str:
     """The hash of a file or of a directory with a checkpoint; see the module.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file or directory cannot be read.
     """
     digest = hashlib.sha256()
     if path.is_dir():
@@ -72,11 +72,11 @@ def questions_hash(prompts: Iterable[Prompt]) -> str:
 
 
 def file_contents(values: Mapping[str, Any], *, weights: bool) -> dict[str, str]:
-    """The hash of each file that a config names, by its key; keys that name none are absent.
+    """The hash of each file that a config names, by its key; keys that name no file are omitted.
 
     Args:
         values: of the config, by key (`config.flatten`).
-        weights: False leaves out checkpoints of the Hub, whose weights may not be here yet.
+        weights: False omits Hub checkpoints, whose weights might not be downloaded yet.
     """
     found = {}
     for name, key in KEYS.items():
@@ -98,5 +98,5 @@ def _file(value: str) -> pathlib.Path | None:
     try:
         path = local_file(value) if _URL.match(value) else pathlib.Path(value).expanduser()
         return path if path.is_file() else None
-    except (OSError, RuntimeError, ValueError):  # JSON is longer than a name can be; ~nobody has no home
+    except (OSError, RuntimeError, ValueError):  # JSON is too long for a file name; an unknown ~user has no home
         return None

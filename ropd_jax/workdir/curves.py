@@ -20,7 +20,7 @@ PANELS = (  # title, ((metric, label), ...), upper end of a share's axis or None
 def curves_png(workdir: str | os.PathLike[str], *, title: str = "") -> pathlib.Path:
     """Draws ``curves.png`` from ``metrics.jsonl``: six panels over the optimizer step.
 
-    A metric that the run never recorded is said to be so; unknown values leave a gap, they are not drawn as zero.
+    A metric that was never recorded is labelled as such; unknown values leave a gap instead of a zero.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # without pyplot: no global state, no display
     from matplotlib.figure import Figure

@@ -1,8 +1,8 @@
-"""``ropd export``: a run or a checkpoint as a Hugging Face directory that transformers and vLLM load.
+"""``ropd export``: a run or a checkpoint as a Hugging Face directory that transformers and vLLM can load.
 
 1. The run's config names the checkpoint that it started from. Shape, tokenizer, chat template and generation config
    come from there; the weights come from the run's own checkpoint after the given step.
-2. The adapters of a run that has them (`ropd_jax.models.lora`) are merged into the base, or written without it in
+2. Adapters (`ropd_jax.models.lora`) are merged into the base, or written without it in
    PEFT's format.
 3. Everything is written into a temporary directory next to the target, which is renamed when it is complete.
 """
@@ -54,11 +54,11 @@ def export(what: str, to: str, *, step: int | None = None, dtype: str = "", adap
         what: a run's directory, or a checkpoint by any name that `student.find` knows.
         to: a directory that does not exist yet, or is empty.
         step: finished steps of the run's checkpoint; None is the newest.
-        dtype: how weights are stored; "" is float32 for a run, and the dtype of the checkpoint for a checkpoint.
-        adapter: write only the adapters of a run that has them, for PEFT.
+        dtype: stored dtype; "" is float32 for a run, and the checkpoint's own dtype for a checkpoint.
+        adapter: write only the run's adapters, for PEFT.
 
     Raises:
-        UserError: nothing to export, ``to`` is in use, an unknown dtype, no checkpoint after that step.
+        UserError: nothing to export, ``to`` is not empty, an unknown dtype, or no checkpoint after that step.
     """
     if is_url(to):
         if buckets.listing(to, "--to"):
@@ -73,9 +73,9 @@ def export(what: str, to: str, *, step: int | None = None, dtype: str = "", adap
         raise UserError(f"--to {to} exists and is not empty; choose another directory")
     run = student_section(what)
     if run is None and step is not None:
-        raise UserError(f"--step={step} selects a checkpoint of a run, but {what} is not a run; leave it out")
+        raise UserError(f"--step={step} selects a checkpoint of a run, but {what} is not a run; remove it")
     if adapter and (run is None or not (run.get("lora") or {}).get("rank")):
-        raise UserError(f"--adapter: {what} is not a run with adapters (student.lora.rank above 0); leave it out")
+        raise UserError(f"--adapter: {what} is not a run with adapters (student.lora.rank above 0); remove it")
     own, template = (run["checkpoint"], run.get("chat_template", "")) if run else (what, "")
     base, path = find(own), as_path(what)
     with contextlib.closing(open_source(base)) as source:
@@ -94,16 +94,16 @@ def export(what: str, to: str, *, step: int | None = None, dtype: str = "", adap
 
 
 def write_student(to: pathlib.Path, own: str, template: str, params: Any, dtype: str) -> None:
-    """Write the Hugging Face directory ``to``, which does not exist yet and appears whole, from weights in memory.
+    """Write the new Hugging Face directory ``to`` atomically, from weights in memory.
 
     Args:
-        own: the student's checkpoint by any name that `student.find` knows; it gives tokenizer and configs.
+        own: the student's checkpoint by any name that `student.find` knows; the source of tokenizer and configs.
         template: ``student.chat_template``, or "".
         params: host arrays, layers stacked; adapters merged.
-        dtype: how they are stored.
+        dtype: the stored dtype.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the directory cannot be written.
     """
     base = find(own)
     with contextlib.closing(open_source(base)) as source, _appearing(to, str(to)) as part:
@@ -111,7 +111,7 @@ def write_student(to: pathlib.Path, own: str, template: str, params: Any, dtype:
 
 
 def write_adapter(to: pathlib.Path, own: str, lora: Lora, adapters: Any, dtype: str) -> None:
-    """Write adapters in memory as PEFT reads them; arguments and errors as of `write_student`."""
+    """Write adapters from memory in PEFT's format; arguments and errors as for `write_student`."""
     base = find(own)
     with contextlib.closing(open_source(base)) as source, _appearing(to, str(to)) as part:
         _write_adapter(part, base, own, source.cfg, lora, adapters, dtype)
@@ -153,7 +153,7 @@ def student_section(what: AnyPath) -> dict | None:
 
 
 def _of_run(path: epath.Path, student: dict, source: Source, step: int | None) -> dict:
-    """The student's weights after a step, as host arrays, with adapters merged into the base they were trained on."""
+    """The student's weights after a step, as host arrays; adapters are merged into their base."""
     import jax
 
     from ropd_jax.models import transformer
@@ -170,7 +170,7 @@ def _of_run(path: epath.Path, student: dict, source: Source, step: int | None) -
 
 
 def _adapters(path: epath.Path, student: dict, source: Source, step: int | None):
-    """(how they were trained, the adapters after a step as host arrays)."""
+    """(their LoRA settings, the adapters after a step as host arrays)."""
     from ropd_jax.models.lora import Lora, adapter_shapes
     from ropd_jax.workdir.checkpoint import saved_params
 
@@ -197,15 +197,13 @@ def _write_adapter(
 
 
 def _config(base: pathlib.Path, made: HFTokenizer | None, cfg: ModelConfig) -> tuple[dict | None, dict]:
-    """(the checkpoint's own config.json, or None if it has to be made; the keys to add to that one)."""
+    """(the checkpoint's own config.json, or None if it must be created; the keys to add to it)."""
     if base.is_dir():
         raw = read_json(base / "config.json")
         if raw.get("model_type") in ABSENT:
-            differs = (
-                read_config(base).tied != cfg.tied
-            )  # the files decided otherwise, and what is written has to agree
+            differs = read_config(base).tied != cfg.tied  # the files take precedence, and the written config must agree
             return raw, {"tie_word_embeddings": cfg.tied} if differs else {}
-        text = raw.get("text_config") or {}  # of a multimodal checkpoint only the text part is exported
+        text = raw.get("text_config") or {}  # only the text part of a multimodal checkpoint is exported
         keys = ("bos_token_id", "eos_token_id", "pad_token_id")
         return None, {k: v for k in keys if (v := text.get(k, raw.get(k))) is not None}
     assert made is not None  # only a GGUF file is not a directory
@@ -220,7 +218,7 @@ def _end_ids(tokenizer: HFTokenizer) -> dict:
 
 
 def _write_tokenizer(base: pathlib.Path, made: HFTokenizer | None, template: str, part: pathlib.Path) -> None:
-    """Copy the files of a directory, or write those made from a GGUF file's metadata; the run's own template wins."""
+    """Copy the files of a directory, or write those made from a GGUF file's metadata; the run's template wins."""
     if made is None:
         for name in TOKENIZER_FILES:
             if (base / name).is_file():

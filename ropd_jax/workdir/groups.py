@@ -1,9 +1,9 @@
-"""``groups/step_000012.jsonl``: every group of a step as the teacher judged it, written and read back. Imports no jax.
+"""``groups/step_000012.jsonl``: every group of a step with its judgement, written and read back. Imports no jax.
 
     for group in read_groups("runs/quickstart", steps=(0, 10)):
         group.prompt, group.answers, group.judgement
 
-``ropd_jax.teacher.health.step_health([g.judgement for g in ...])`` then says again what a run logged of its criteria.
+``ropd_jax.teacher.health.step_health([g.judgement for g in ...])`` then recomputes what a run logged of its criteria.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from ropd_jax.workdir.token_logprobs import OFF, file_of, write_token_logprobs
 
 
 class GroupsLog:
-    """``groups/step_000012.jsonl``: one line a group, everything that went into its rewards.
+    """``groups/step_000012.jsonl``: one line per group, with everything that its rewards are computed from.
 
-    The directory has mode 0700 and its files 0600: their texts are paid for, and can be private.
+    The directory has mode 0700 and its files 0600: their texts were paid for, and can be private.
 
     Args:
-        token_logprobs: ``log.token_logprobs``: whether `token_logprobs` are written, too.
+        token_logprobs: ``log.token_logprobs``: whether to write `token_logprobs` as well.
         token_bytes_V: see `write_token_logprobs`.
     """
 
@@ -54,7 +54,7 @@ class GroupsLog:
         advantages: Iterable[Sequence[float | None]],
         changes: Sequence[Sequence[np.ndarray]] | None = None,
     ) -> pathlib.Path:
-        """Writes the groups of one step, whole or not at all; a resumed run overwrites the step it repeats.
+        """Writes the groups of one step, atomically; a resumed run overwrites the step that it repeats.
 
         Args:
             step: 0, 1, 2, ...
@@ -68,7 +68,7 @@ class GroupsLog:
         with essential(path):
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self._token_logprobs == OFF:
-                file_of(path).unlink(missing_ok=True)  # of a step that is repeated
+                file_of(path).unlink(missing_ok=True)  # from an earlier attempt at this step
             else:
                 write_token_logprobs(path, groups, self._token_bytes_V, changes)
             write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), private=True)
@@ -102,8 +102,8 @@ def answer_rows(
 
 
 def _criteria(judgement: Judgement) -> list[dict[str, Any]]:
-    """The criteria of a judgement's rubric; with what each counted for, where that is not its points, and how far the
-    votes on it agree, where there are several."""
+    """The criteria of a judgement's rubric, with their effective weights if these are not the points, and the agreement
+    of the votes if there are several."""
     criteria = judgement.rubric.criteria if judgement.rubric else ()
     rows = [{"id": c.id, "points": c.points, "category": c.category, "text": c.text} for c in criteria]
     weights = [{"weight": w} for w in judgement.weights] or [{}] * len(rows)
@@ -112,14 +112,14 @@ def _criteria(judgement: Judgement) -> list[dict[str, Any]]:
 
 
 def _named(judgement: Judgement) -> dict[str, bool] | None:
-    """The verdicts on the one answer of a part, by criterion."""
+    """The verdicts on the only answer of a part, by criterion."""
     if judgement.rubric is None or not judgement.passed or judgement.passed[0] is None:
         return None
     return dict(zip([c.id for c in judgement.rubric.criteria], judgement.passed[0], strict=True))
 
 
 def _alone(part: Judgement) -> dict[str, Any]:
-    """The rubric of one answer alone (``ropd.rubric_per="pair"``); `_part` reads it back."""
+    """The rubric of a single answer (``ropd.rubric_per="pair"``); `_part` reads it back."""
     lineage = {} if part.lineage is None else {"lineage": dataclasses.asdict(part.lineage)}
     return {"rubric": _criteria(part), "verdicts": _named(part), **lineage}
 
@@ -140,7 +140,7 @@ def _rubric(rows: Iterable[Mapping[str, Any]]) -> tuple[Criterion, ...]:
 
 
 def _parts(judgement: Judgement, i: int) -> dict[str, Any]:
-    """What the reward of answer i is made of, where it has an exact part; `_judgement` reads it back."""
+    """The components of the reward of answer i, if it has an exact part; `_judgement` reads them back."""
     if not judgement.exact:
         return {}
     return {"exact": judgement.exact[i], "method_reward": finite(judgement.taught[i])}
@@ -149,9 +149,9 @@ def _parts(judgement: Judgement, i: int) -> dict[str, Any]:
 def group_row(group: RolloutGroup, judgement: Judgement, advantages: Sequence[float | None]) -> dict[str, Any]:
     """One group as plain data, in reading order: question, references, rubric, then each answer with its verdicts.
 
-    With ``rewards.exact_weight`` an answer has both parts of its reward, ``method_reward`` and ``exact``. Where it is
-    known: the ``model`` of a reference, what a second look said (``again``, with the ``places`` of both looks), the
-    rubric's ``lineage``, and ``calls``: role and key on the tape of each request. `read_groups` reads it all back.
+    With ``rewards.exact_weight`` an answer has both parts of its reward, ``method_reward`` and ``exact``. If known, the
+    row has the ``model`` of a reference, the second verification (``again``, with the ``places`` in both), the
+    rubric's ``lineage``, and ``calls``: role and tape key of each request. `read_groups` reads all of it back.
     """
     ids = [c.id for c in judgement.rubric.criteria] if judgement.rubric else []
 
@@ -213,10 +213,10 @@ class StoredGroup:
     """One group of a run.
 
     Attributes:
-        prompt: id, question and gold answer; the question is what the teacher was shown.
-        answers: the rollouts' texts, from a ``<think>`` on that the chat template has opened.
-        advantages: as the run computed them; None where unscored.
-        judgement: what the teacher said.
+        prompt: id, question and gold answer; the question as the teacher saw it.
+        answers: the rollouts' texts, starting with the ``<think>`` if the chat template has opened it.
+        advantages: as the run computed them; None if unscored.
+        judgement: of the teacher.
         group: its place in the step.
     """
 
@@ -232,10 +232,10 @@ def read_groups(run: str | os.PathLike[str], *, steps: tuple[int, int] | None = 
     """The groups of a run's directory, step by step.
 
     Args:
-        steps: (first, end) of the steps wanted, the end not among them; None for all.
+        steps: (first, end) of the steps to read, end excluded; None for all.
 
     Raises:
-        UserError: no groups there, none of those steps, or a line that is no group.
+        UserError: no groups, none of those steps, or a line that is not a group.
     """
     directory = local_run(run) / "groups"
     files = sorted(directory.glob("step_*.jsonl"))
@@ -253,7 +253,7 @@ def read_groups(run: str | os.PathLike[str], *, steps: tuple[int, int] | None = 
                     yield group_from(json.loads(line))
                 except (ValueError, KeyError, TypeError) as error:
                     what = f"{type(error).__name__}: {error}"
-                    raise UserError(f"{file}:{n} is no group of a run ({what}); delete the file") from error
+                    raise UserError(f"{file}:{n} is not a group of a run ({what}); delete the file") from error
 
 
 def group_from(row: Mapping[str, Any]) -> StoredGroup:

@@ -1,4 +1,4 @@
-"""Which checkpoints a run has kept, by their names alone. Imports no jax."""
+"""Lists the checkpoints of a run by their names only. Imports no jax."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from etils import epath
 
 from ropd_jax.utils.paths import AnyPath, as_path, is_url
 
-COMMIT = "commit_success.txt"  # Orbax's name; a bucket cannot rename, so this file says that a checkpoint is complete
-DAMAGED = "damaged-"  # and the step: a checkpoint that was set aside
+COMMIT = "commit_success.txt"  # Orbax's name; a bucket cannot rename, so this file marks a complete checkpoint
+DAMAGED = "damaged-"  # plus the step: a checkpoint that was set aside
 
 
 def entries(directory: epath.Path) -> list[epath.Path]:
-    """What is in a directory; [] if there is none, as in a bucket until something is written."""
+    """The entries of a directory; [] if it does not exist, as in a bucket until something is written."""
     try:
         return list(directory.iterdir())
     except FileNotFoundError:
@@ -27,5 +27,5 @@ def saved_steps(directory: epath.Path) -> list[int]:
 
 
 def kept_steps(run: AnyPath) -> list[int]:
-    """How many steps were finished at each checkpoint that a run has kept, ascending; [] if it has none."""
+    """Number of finished steps of each checkpoint of a run, ascending; [] if it has none."""
     return saved_steps(as_path(run) / "checkpoints")

@@ -1,13 +1,13 @@
-"""Every key of a config in one table: which values it takes, and whether a run can go on after it was changed.
+"""Every key of a config in one table: its values, and whether a run can continue after it was changed.
 
-    identity   part of what the run computes: a run continues with the same value only. ``ropd train --fork`` starts a
+    identity   part of what the run computes: a run continues only with the same value. ``ropd train --fork`` starts a
                new run from its checkpoint with any other
     numerics   the same computation, to rounding: a run continues, with one line in the log
-    free       what is asked, sampled and updated does not depend on it: a run continues
+    free       requests, samples and updates do not depend on it: a run continues
 
 ``steps`` and ``optim.schedule_steps`` are free within the rules of `ropd_jax.workdir.changes`. A key that names a file,
-a checkpoint or questions is identity *by content*: another path with the same content is no change, and the same path
-with other content is one (`ropd_jax.workdir.contents`). docs/resume.md shows this table; a test keeps it complete.
+a checkpoint or questions is identity *by content*: another path with the same content is not a change, and the same
+path with other content is (`ropd_jax.workdir.contents`). docs/resume.md shows this table; a test keeps it complete.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from ropd_jax import configs
 from ropd_jax.types import UserError
 
 IDENTITY, NUMERICS, FREE = "identity", "numerics", "free"
-INT32, INT64 = 2**31 - 1, 2**63 - 1  # bounds that no error shows
-QUESTIONS = {"data.path": "training", "data.heldout_path": "held-out"}  # compared by the questions that are asked
+INT32, INT64 = 2**31 - 1, 2**63 - 1  # bounds that errors do not show
+QUESTIONS = {"data.path": "training", "data.heldout_path": "held-out"}  # compared by the questions themselves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Key:
 
     Attributes:
         kind: of its value: flag, whole, number, text, list (a tuple or a list), table (a section that takes any keys).
-        low, high: bounds of a number, both allowed unless ``above`` or ``below`` is set; None is none.
+        low, high: bounds of a number, both allowed unless ``above`` or ``below`` is set; None for no bound.
         optional: None is a value.
         why: the reason for a bound, or a usual value, for the error.
         resume: identity, numerics or free.
-        by_content: what the value names is compared instead of the value.
+        by_content: compare the content that the value names instead of the value.
     """
 
     kind: str
@@ -66,7 +66,7 @@ class Key:
         return words + (", or None" if self.optional else "") + (f" ({self.why})" if self.why else "")
 
     def takes(self, value: Any) -> bool:
-        """Whether this is a value of the key: of its kind (a bool is no number), finite and within the bounds."""
+        """Whether this is a value of the key: of its kind (a bool is not a number), finite and within the bounds."""
         if value is None:
             return self.optional
         if self.kind in ("whole", "number"):
@@ -134,7 +134,7 @@ _ROLE: dict[str, Key] = {  # of teacher.reference and the other roles
 }
 _ROLES = {f"teacher.{role}.{name}": key for role in ("reference", "rubricator", "verifier", "scorer")
           for name, key in _ROLE.items()}  # fmt: skip
-_JUDGE = {f"teacher.judge.{name}": _free(key) for name, key in _ROLE.items()}  # it gives no reward
+_JUDGE = {f"teacher.judge.{name}": _free(key) for name, key in _ROLE.items()}  # it does not affect rewards
 
 KEYS: dict[str, Key] = {
     "seed": _whole(0, 2**32 - 1),
@@ -363,7 +363,7 @@ def key_of(name: str) -> Key | None:
 
 
 def check_values(cfg: ConfigDict) -> None:
-    """Refuse a value that no run can have: of another kind, not finite, or out of bounds.
+    """Reject invalid values: of another kind, not finite, or out of bounds.
 
     Raises:
         UserError: the key, its value, what was expected and how to write it.

@@ -1,16 +1,16 @@
 """One run per directory: ``DIR/lock/NUMBER.json`` names the process that writes into DIR. Imports no jax.
 
 The record with the highest number holds the lock. A process takes it by creating the next number, which only one of
-several can do (`workdir.lock_files`), on disks and on buckets alike. The holder rewrites its record every `BEAT_S`
-seconds. A lock is stale, and the next process takes it over, if
+several processes can do (`workdir.lock_files`), on disks and on buckets alike. The holder rewrites its record every
+`BEAT_S` seconds. A lock is stale, and the next process takes it over, in two cases:
 
-- its process is gone: the same machine (boot and process namespace) has no such pid, or gave it to another process;
-- its heartbeat has stopped for `STALE_S`. On the same machine its age is read off the machine's monotonic clock; for
-  another machine, whoever wants the lock watches whether the record changes, by its own monotonic clock.
+- Its process has ended: on the same machine (boot and process namespace) the pid does not exist, or belongs to another.
+- Its heartbeat has stopped for `STALE_S`. On the same machine the age follows from the machine's monotonic clock. For
+  another machine, the waiting process watches by its own monotonic clock whether the record changes.
 
-No decision reads the system clock, so it can be set, and the clocks of two hosts can differ. What is assumed: a holder
-that runs gets to rewrite its record within `STALE_S`. If it does not (a suspended machine, a partition), it finds a
-higher number or no record of its own when it wakes up, and stops before it writes the next step (`Lock.check`).
+No decision depends on the system clock, so it can be set, and the clocks of two hosts can differ. It is assumed that a
+running holder rewrites its record within `STALE_S`. If it does not (a suspended machine, a partition), it finds a
+higher number or its own record missing when it wakes up, and stops before it writes the next step (`Lock.check`).
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from ropd_jax.workdir.lock_files import records_of
 
 log = logging.getLogger(__name__)
 FOLDER = "lock"
-BEAT_S = 5.0  # between two heartbeats
-STALE_S = 60.0  # without one, after which a lock is stale
-_LENGTH = 1_024  # bytes of a record: rewriting it in place needs no new block
+BEAT_S = 5.0  # time between heartbeats
+STALE_S = 60.0  # a lock without a heartbeat for this long is stale
+_LENGTH = 1_024  # bytes of a record: rewriting it in place needs no new disk block
 
 
 class LockLost(UserError):
-    """Another process has taken over the directory; nothing more may be written there."""
+    """Another process has taken over the directory; this process must not write there any more."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Holder:
-    """Who holds a lock.
+    """The process that holds a lock.
 
     Attributes:
-        machine: boot and process namespace; pids and monotonic clocks can be compared only within one.
-        born: when the process started, in the machine's own units; None if unknown.
-        since: when it took the lock, UTC, for people.
+        machine: boot and process namespace; pids and monotonic clocks are comparable only within one.
+        born: the start time of the process, in the machine's own units; None if unknown.
+        since: when it took the lock, UTC, for messages.
         at_s: its monotonic clock at the last heartbeat.
     """
 
@@ -71,7 +71,7 @@ class Holder:
 
 
 def holder_of(record: bytes) -> Holder | None:
-    """The holder that a record names; None if it is not whole."""
+    """The holder that a record names; None if the record is incomplete."""
     try:
         return Holder(**json.loads(record))
     except (ValueError, TypeError):
@@ -79,12 +79,12 @@ def holder_of(record: bytes) -> Holder | None:
 
 
 class Lock:
-    """The lock of a directory, for one process. `acquire`, `check` before writing, `release`.
+    """The lock of a directory, for one process: `acquire`, `check` before writing, `release`.
 
     Args:
         directory: a path or a URL; created by `acquire` if it does not exist.
-        flag: what names the directory, for messages.
-        beat_s, stale_s: see the module; the same for everybody who uses the directory.
+        flag: the command-line flag that names the directory, for messages.
+        beat_s, stale_s: see the module; equal for all processes that use the directory.
     """
 
     def __init__(
@@ -108,10 +108,10 @@ class Lock:
     # --- taking it
 
     def acquire(self) -> None:
-        """Take the lock, or take over a stale one; that of another host is watched for up to ``stale_s``.
+        """Take the lock, or take over a stale one; a lock of another host is watched for up to ``stale_s``.
 
         Raises:
-            UserError: another process is running here, or the directory cannot be written.
+            UserError: another process is running here, or the directory is not writable.
         """
         try:
             self._records = records_of(f"{self._directory}/{FOLDER}")
@@ -119,7 +119,7 @@ class Lock:
         except UserError:
             raise
         except Exception as error:
-            if is_url(self._directory):  # each storage has errors of its own
+            if is_url(self._directory):  # each storage has its own errors
                 raise self._unreachable(error) from error
             if isinstance(error, NotADirectoryError | FileExistsError):
                 place = pathlib.Path(self._directory)
@@ -133,18 +133,18 @@ class Lock:
         self._thread.start()
 
     def _unreachable(self, error: Exception) -> UserError:
-        if isinstance(error, FileNotFoundError):  # only a bucket has to be there before something is written
+        if isinstance(error, FileNotFoundError):  # only a bucket must exist before something is written
             scheme, _, path = self._directory.partition("://")
             bucket = f"{scheme}://{path.partition('/')[0]}"
             return UserError(f"{self._name}: the bucket {bucket} does not exist; create it, or correct its name")
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         return UserError(
-            f"{self._name} cannot be reached ({reason}); look at the bucket's name, the credentials, and "
+            f"{self._name} cannot be reached ({reason}); check the bucket's name, the credentials, and "
             "whether the package is installed (gcsfs for gs://, s3fs for s3://)"
         )
 
     def _take(self) -> None:
-        seen: dict[int, tuple[bytes, float]] = {}  # number -> (its record, when it was first seen like that)
+        seen: dict[int, tuple[bytes, float]] = {}  # number -> (its record, the time when this was first seen)
         while True:
             top = max(self._records.numbers(), default=0)
             record = self._records.read(top) if top else None
@@ -165,16 +165,16 @@ class Lock:
                     if number < self._number:
                         self._records.delete(number)
                 return
-            if created:  # another process has a higher number
+            if created:  # unless another process has a higher number
                 self._records.delete(self._number)
-            time.sleep(0.05)  # on NFS a listing can be older than a record
+            time.sleep(0.05)  # on NFS a listing can be outdated
 
     def _stale(self, holder: Holder | None, record: bytes, number: int, seen: dict[int, tuple[bytes, float]]) -> str:
-        """Why the lock is stale; "" if that cannot be said yet. Raises UserError if its holder is running."""
+        """Why the lock is stale; "" if that cannot be decided yet. Raises UserError if its holder is running."""
         now_s = time.monotonic()
         if holder is not None and holder.machine == self._me.machine:
             if not _alive(holder):
-                return "its process is gone"
+                return "its process has ended"
             silent_s = now_s - holder.at_s
             if silent_s < self._stale_s:
                 raise UserError(self._busy(holder))
@@ -188,37 +188,37 @@ class Lock:
             return f"it has had no heartbeat for {now_s - since_s:.0f} s"
         elif since_s == now_s:
             log.info(
-                "%s is locked by %s; waiting up to %.0f s to see whether it is running", self._directory, _who(record),
+                "%s is locked by %s; waiting up to %.0f s for a sign that it is running", self._directory, _who(record),
                 self._stale_s,
             )  # fmt: skip
         return ""
 
     def _busy(self, holder: Holder) -> str:
         return (
-            f"{self._name}: {holder} is running here since {holder.since}; wait until it ends, or choose another "
+            f"{self._name}: {holder} has been running here since {holder.since}; wait until it ends, or choose another "
             f"{self._flag}"
         )
 
     # --- holding it
 
     def check(self) -> None:
-        """Look at the records: is the lock still this process's?
+        """Check that this process still holds the lock.
 
         Raises:
-            LockLost: another process has taken it over, or the record is gone.
+            LockLost: another process has taken it over, or the record is missing.
         """
         try:
             if self._mine():
                 return
             top = max(self._records.numbers(), default=0)
             record = self._records.read(top) if top else None
-        except Exception as error:  # storage that cannot be read: what is written next will report it
+        except Exception as error:  # unreadable storage: the next write will report it
             log.debug("%s: the lock cannot be read (%s)", self._directory, error)
             return
         taker = "somebody" if record is None else _who(record)
         raise LockLost(
             f"{self._name}: {taker} has taken over this directory while {self._me} had no heartbeat; "
-            "this run stops and writes nothing more there"
+            "this run stops writing there"
         )
 
     def _mine(self) -> bool:
@@ -237,20 +237,20 @@ class Lock:
         while not self._over.wait(self._beat_s):
             try:
                 if not self._mine():
-                    return  # `check` reports it
+                    return  # `check` reports this
                 self._records.overwrite(self._number, self._beaten())
                 failing = False
-            except Exception as error:  # storage that fails for a while; others see no heartbeat meanwhile
+            except Exception as error:  # storage fails for a while; others see no heartbeat meanwhile
                 if not failing:
                     log.warning("%s: no heartbeat of the lock (%s: %s)", self._directory, type(error).__name__, error)
                 failing = True
 
     def release(self) -> None:
-        """Give the lock up; one that is lost is left alone."""
+        """Release the lock; has no effect if it is lost."""
         self._over.set()
         if self._thread is not None:
             self._thread.join(10.0)
-        with contextlib.suppress(Exception):  # what cannot be removed is taken over as that of a process that is gone
+        with contextlib.suppress(Exception):  # a record that cannot be removed is stale when the process ends
             if self._mine():
                 self._records.delete(self._number)
                 self._records.close()
@@ -258,7 +258,7 @@ class Lock:
 
 @contextlib.contextmanager
 def locked(directory: str | os.PathLike[str], flag: str = "--workdir") -> Iterator[Lock]:
-    """Hold the lock of a directory until the block ends; ``flag`` named it.
+    """Hold the lock of a directory until the block ends; ``flag`` is the flag that names it.
 
     Raises:
         UserError: see `Lock.acquire`.
@@ -280,26 +280,26 @@ def _who(record: bytes) -> str:
 
 
 def _machine() -> str:
-    """Within what pids and monotonic clocks can be compared: this boot of this machine, and this process namespace."""
+    """The scope in which pids and monotonic clocks are comparable: this boot and process namespace."""
     try:
         boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return f"{socket.gethostname()} {uuid.getnode():x}"
 
 
 def _born(pid: int) -> int | None:
-    """When a process started, in clock ticks since the boot; None if it is gone, or the system does not say."""
+    """When a process started, in clock ticks since the boot; None if it has ended or the system does not provide it."""
     try:
         stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    state, *fields = stat.rpartition(")")[2].split()  # its name, in brackets, can hold spaces
+    state, *fields = stat.rpartition(")")[2].split()  # its name, in parentheses, can contain spaces
     return None if state in "ZX" else int(fields[18])
 
 
 def _alive(holder: Holder) -> bool:
-    """Whether the process of a record of this machine still runs; its pid can belong to another one by now."""
+    """Whether the process of a record of this machine is still running; its pid can belong to a new process."""
     if holder.born is not None:
         return _born(holder.pid) == holder.born
     try:

@@ -1,13 +1,13 @@
-"""Where the records of a lock are kept: a folder on a disk, or under a URL (``gs://``, ``s3://``, ``memory://``).
+"""Storage for the records of a lock: a folder on a disk, or under a URL (``gs://``, ``s3://``, ``memory://``).
 
-Only three things are needed of the storage: create a record unless it is there, overwrite one's own, list the folder.
-Two processes that create the same record must not both succeed:
+The storage needs only three operations: create a record unless it exists, overwrite one's own, list the folder. Two
+processes that create the same record must not both succeed:
 
-- on a disk a finished file is linked to its name, which fails if the name is taken (also on NFS); where there are no
-  hard links, the file is opened with O_EXCL.
-- on a bucket, fsspec's exclusive create asks the server: ``ifGenerationMatch=0`` on GCS, ``If-None-Match: *`` on S3. A
-  second try shows whether the server obeys. If not (older S3-compatible servers, emulators), the record is read again
-  after a pause: of two writers the last one stays.
+- On a disk, a finished file is hard-linked to its name, which fails if the name is taken (also on NFS). Without hard
+  links, the file is opened with O_EXCL.
+- On a bucket, fsspec's exclusive create is a conditional request: ``ifGenerationMatch=0`` on GCS, ``If-None-Match: *``
+  on S3. A second attempt shows whether the server honours it. If not (older S3-compatible servers, emulators), the
+  record is read again after a pause: of two writers the last one wins.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from ropd_jax.utils import buckets
 
-SETTLE_S = 2.0  # where the server does not exclude: how long after a write it is read again
+SETTLE_S = 2.0  # if the server does not honour exclusive creation: pause after a write before it is read again
 
 
 class Records(Protocol):
@@ -32,18 +32,18 @@ class Records(Protocol):
         """None if there is no such record."""
 
     def create(self, number: int, record: bytes) -> bool:
-        """False if it is there already, of which nothing changes."""
+        """False if it already exists; then it is not changed."""
 
     def overwrite(self, number: int, record: bytes) -> None:
-        """Replaces one that this process has created, with one of the same length."""
+        """Replaces a record that this process created by one of the same length."""
 
     def delete(self, number: int) -> None: ...
     def close(self) -> None:
-        """Removes what is empty."""
+        """Removes empty folders."""
 
 
 def records_of(folder: str | os.PathLike[str]) -> Records:
-    """The records in a folder, which need not exist; a URL is opened through fsspec."""
+    """The records in a folder, which does not need to exist; a URL is opened with fsspec."""
     return _InBucket(os.fspath(folder)) if "://" in os.fspath(folder) else _OnDisk(pathlib.Path(folder))
 
 
@@ -66,7 +66,7 @@ class _OnDisk:
         try:
             return self._path(number).read_bytes()
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ESTALE):  # ESTALE: NFS, of a file that another host has removed
+            if error.errno in (errno.ENOENT, errno.ESTALE):  # ESTALE: on NFS, another host has removed the file
                 return None
             raise
 
@@ -90,7 +90,7 @@ class _OnDisk:
             part.unlink(missing_ok=True)
 
     def overwrite(self, number: int, record: bytes) -> None:
-        with open(self._path(number), "r+b", buffering=0) as f:  # in place: it works on a full disk too
+        with open(self._path(number), "r+b", buffering=0) as f:  # in place: works on a full disk as well
             f.write(record)
 
     def delete(self, number: int) -> None:
@@ -100,7 +100,7 @@ class _OnDisk:
         for path in (self._folder, *self._made):
             try:
                 path.rmdir()
-            except OSError:  # it holds something
+            except OSError:  # it is not empty
                 return
 
     def _path(self, number: int) -> pathlib.Path:
@@ -128,7 +128,7 @@ class _InBucket:
 
     def create(self, number: int, record: bytes) -> bool:
         path = self._path(number)
-        # No makedirs: a bucket has no folders, and s3fs would create a bucket whose name has a typing error.
+        # No makedirs: a bucket has no folders, and s3fs would create a bucket even for a mistyped name.
         if self.read(number) is not None:
             return False
         try:

@@ -1,7 +1,7 @@
-"""``metrics.jsonl``: one line of metrics per step, which goes to the run's trackers too. Imports no jax.
+"""``metrics.jsonl``: one line of metrics per step, also sent to the run's trackers. Imports no jax.
 
 Metric names are ``room/name``: ``reward/mean``, ``eval/accuracy``, ``teacher/unscored_frac``,
-``sample/tokens_per_s`` ... An unknown value is None and is written as ``null``; it never becomes a number.
+``sample/tokens_per_s`` ... An unknown value is None, written as ``null``; it is never replaced by a number.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Metrics:
 
     Args:
         workdir: the run's directory.
-        start_step: the first step that will be logged; what an earlier process wrote from there on is cut.
-        trackers: get the same metrics.
-        write: of several hosts one does.
+        start_step: the first step that will be logged; lines that an earlier process wrote from there on are removed.
+        trackers: receive the same metrics.
+        write: True on exactly one of several hosts.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Metrics:
         """Appends one line. Values are numbers or None; NaN and infinities are written as ``null``.
 
         Raises:
-            WriteError: it cannot be written.
+            WriteError: the file cannot be written.
         """
         row = {name: finite(value) for name, value in metrics.items()}
         with essential(self.path):
@@ -64,7 +64,7 @@ class Metrics:
         return (step, name) in self._held
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # `log` has flushed and reported every line
+        with contextlib.suppress(OSError):  # `log` has already flushed every line and reported errors
             self._file.close()
 
 

@@ -20,10 +20,10 @@ class Ownership:
         self._lock = lock  # of host 0
 
     def check(self) -> None:
-        """Look whether it is still there. Collective: every host must call it.
+        """Check that the run still owns its directory. Collective: every host must call it.
 
         Raises:
-            LockLost: another process has taken the directory over; raised on all hosts.
+            LockLost: another process has taken over the directory; raised on all hosts.
         """
         problem = None
         try:
@@ -40,15 +40,15 @@ def one_run(workdir: str | os.PathLike[str], flag: str = "--workdir") -> Iterato
     """Keep other runs out of a directory until the block ends. Collective: every host must call it.
 
     Args:
-        flag: what names the directory, for messages.
+        flag: the command-line flag that names the directory, for messages.
 
     Raises:
-        UserError: another run is there, or the directory cannot be written; raised on all hosts.
+        UserError: another run uses it, or the directory is not writable; raised on all hosts.
     """
     name = os.fspath(workdir)
     place = name if is_url(name) else pathlib.Path(name).expanduser()
     if isinstance(place, pathlib.Path) and (place / "result.json").exists() and not os.access(place, os.W_OK):
-        yield Ownership(None)  # an archived run: its result can be shown, and nothing can be written
+        yield Ownership(None)  # an archived run: its result can be shown, but not changed
         return
     with hosts.lost_together(), contextlib.ExitStack() as stack:
         lock, problem = None, None

@@ -1,11 +1,11 @@
-"""How Orbax writes a checkpoint of a run: asynchronously, summed, and complete or not there at all.
+"""Writes checkpoints of a run with Orbax: asynchronously, atomically, and with checksums.
 
-    1. copy      the devices' arrays to host memory; only this blocks the run
-    2. write     every host its own arrays, in threads, into DIR/STEP.orbax-checkpoint-tmp
-    3. sum       every host the files that it has written (`checksums.write_part`)
+    1. copy      the device arrays to host memory; only this blocks the run
+    2. write     each host its own arrays, in threads, into DIR/STEP.orbax-checkpoint-tmp
+    3. sum       each host the files that it has written (`checksums.write_part`)
     4. commit    host 0 joins the hosts' indices and sums (`checksums.seal`), and renames the directory to DIR/STEP
 
-A bucket cannot rename: there the files are written into DIR/STEP, and ``commit_success.txt`` is written last.
+A bucket cannot rename: there the files are written to DIR/STEP, and ``commit_success.txt`` is written last.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from ropd_jax.utils.paths import is_url
 from ropd_jax.workdir import checksums
 from ropd_jax.workdir.kept import COMMIT
 
-with keep_root_logger():  # it logs through absl at its import, and absl then calls logging.basicConfig
+with keep_root_logger():  # Orbax logs through absl on import, and absl then calls logging.basicConfig
     import orbax.checkpoint as ocp
 
-PART = ocp.path.atomicity.TMP_DIR_SUFFIX  # in the name of a directory that is not complete
-DONE = b"complete\n"  # what the commit file holds
-TIMEOUT_S = 3600  # of one write on all hosts; 48 GB at 15 MB/s
+PART = ocp.path.atomicity.TMP_DIR_SUFFIX  # part of the name of an incomplete directory
+DONE = b"complete\n"  # content of the commit file
+TIMEOUT_S = 3600  # for one write on all hosts; 48 GB at 15 MB/s
 
 
 class _Summing:
-    """A future of Orbax: sums what this host has written once that is on the disk."""
+    """A future of Orbax: computes the checksums of this host's files once they are on disk."""
 
     def __init__(self, writes: Sequence[Any], directory: epath.Path):
         self._writes, self._directory = writes, directory
@@ -50,9 +50,9 @@ class _Summing:
 
 
 class _SummedHandler(ocp.PyTreeCheckpointHandler):
-    """Orbax's handler of arrays; every host sums its own files in the background.
+    """Orbax's handler of arrays; each host sums its own files in the background.
 
-    Without zstd: it makes random float32 weights 8 % smaller and takes three times the CPU time of the whole write.
+    Without zstd, which makes random float32 weights 8 % smaller and takes three times the CPU time of the whole write.
     """
 
     def __init__(self) -> None:
@@ -72,21 +72,21 @@ class _Renamed(ocp.path.atomicity.AtomicRenameTemporaryPath):
     """A directory that gets its name when it is complete."""
 
     async def finalize(self) -> None:
-        self._checkpoint_metadata_store.wait_until_finished()  # of Orbax: one more file of the directory
+        self._checkpoint_metadata_store.wait_until_finished()  # Orbax's metadata, one more file in the directory
         _complete(self.get())
         self.get().rename(self.get_final())
 
 
 class _Marked(ocp.path.atomicity.CommitFileTemporaryPath):
-    """A directory of a bucket, in which a file is written last."""
+    """A directory in a bucket, completed by a marker file that is written last."""
 
     async def finalize(self) -> None:
-        self._checkpoint_metadata_store.wait_until_finished()  # of Orbax: one more file of the directory
+        self._checkpoint_metadata_store.wait_until_finished()  # Orbax's metadata, one more file in the directory
         _complete(self.get())
 
 
 class _OneLine(logging.Filter):
-    """Keeps Orbax from logging the tracebacks of a write that failed in the background; the run raises it."""
+    """Suppresses Orbax's tracebacks for a write that failed in the background; the run raises the error."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not any(text in str(record.msg) for text in ("in background save thread", "_SignalingThread.run()"))
@@ -94,8 +94,8 @@ class _OneLine(logging.Filter):
 
 @functools.cache
 def _end_with_the_process() -> None:
-    """Orbax's threads wait up to `TIMEOUT_S` for a directory that could not be made: a process that has failed ends
-    without them. One that has not failed waits for its writes before it ends (`Checkpoints.close`)."""
+    """Makes Orbax's threads daemons: they wait up to `TIMEOUT_S` for a directory that could not be made, which must not
+    delay a failed process. Others wait for their writes before they end (`Checkpoints.close`)."""
     try:
         from orbax.checkpoint._src.futures.future import _SignalingThread
     except ImportError:  # another version of Orbax
@@ -110,7 +110,7 @@ def _end_with_the_process() -> None:
 
 
 class _SteadyTime:
-    """The module ``time`` whose ``time()`` nobody can set."""
+    """The module ``time`` with a monotonic ``time()``."""
 
     time = staticmethod(time.monotonic)
 
@@ -120,7 +120,7 @@ class _SteadyTime:
 
 @functools.cache
 def _steady_timeouts() -> None:
-    """Orbax measures its waits by the system clock: when that was set a day ahead during a write, the write had "timed
+    """Orbax measures its waits by the system clock: setting the clock a day ahead during a write made the write "time
     out"."""
     try:
         from orbax.checkpoint._src.futures import future
@@ -131,8 +131,8 @@ def _steady_timeouts() -> None:
 
 @functools.cache
 def _quiet_after_a_failure() -> None:
-    """When one write of many has failed, the others of tensorstore find Orbax's event loop closed as they end, and each
-    prints that from a thread of its own. The failure itself is raised in the run."""
+    """Silences follow-up errors: after one write fails, tensorstore's other writes find Orbax's event loop closed, and
+    each prints that from its own thread. The failure itself is raised in the run."""
     before = sys.unraisablehook
 
     def hook(unraisable: sys.UnraisableHookArgs) -> None:
@@ -146,8 +146,8 @@ class Writer:
     """Writes and reads the checkpoints of a directory; one write at a time.
 
     Args:
-        directory: on all hosts the same.
-        items: names of the trees of arrays that a checkpoint can hold; ``host`` is JSON in addition.
+        directory: the same on all hosts.
+        items: names of the trees of arrays that a checkpoint can hold; in addition, ``host`` is JSON.
     """
 
     def __init__(self, directory: epath.Path, items: Sequence[str] = ("state",)):
@@ -157,7 +157,7 @@ class Writer:
             for kind in (ocp.args.PyTreeSave, ocp.args.PyTreeRestore):
                 handlers.add(name, kind, summed)
         marked, atomicity = is_url(directory), ocp.path.atomicity
-        options = ocp.CompositeOptions(  # of the items' directories: no bucket renames
+        options = ocp.CompositeOptions(  # for the items' directories; buckets cannot rename
             temporary_path_class=atomicity.CommitFileTemporaryPath if marked else atomicity.AtomicRenameTemporaryPath
         )
         self._directory = directory
@@ -172,7 +172,7 @@ class Writer:
         _steady_timeouts()
 
     def start(self, step: int, trees: Mapping[str, Any], host: Mapping[str, Any]) -> None:
-        """Copy the arrays to the host and begin to write; the caller may then give the arrays away."""
+        """Copy the arrays to the host and start writing; then the caller can donate the arrays."""
         items = {name: ocp.args.PyTreeSave(tree) for name, tree in trees.items()}
         self._checkpointer.save(
             self._directory / str(step),
@@ -181,7 +181,7 @@ class Writer:
         )
 
     def join(self) -> None:
-        """Wait until the write is complete; raises what it failed with."""
+        """Wait until the write is complete; raises its error."""
         self._checkpointer.wait_until_finished()
 
     def read(self, step: int, likes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -217,7 +217,7 @@ def stored_shapes(checkpoint: epath.Path) -> dict[str, list[int]]:
 
 
 def shapes_of(tree: Any) -> dict[str, list[int]]:
-    """Shape of each array by its path, which is the same for a tree and for what Orbax says of it on the disk."""
+    """Shape of each array by its path, which is the same for a tree and for Orbax's metadata of the stored tree."""
 
     def part(key) -> str:
         return str(next(getattr(key, a) for a in ("key", "name", "idx") if hasattr(key, a)))

@@ -1,17 +1,17 @@
-"""Where the files of a run are: a local directory, or a bucket with a directory on this machine in front of it.
+"""The location of a run's files: a local directory, or a bucket with a local staging directory.
 
-A bucket has no append and no rename, so a run in a bucket writes into a local *staging* directory:
+A bucket has no append and no rename, so a run in a bucket writes to a local *staging* directory:
 
-    config.json, result.json, groups/, curves.png ...    uploaded whole when they have changed
-    metrics.jsonl, timeline.jsonl, tensorboard/          grow: from 256 KiB on only what was added is sent (`append`),
-                                                         so that a run of n steps uploads in the order of n bytes
+    config.json, result.json, groups/, curves.png ...    uploaded whole when they change
+    metrics.jsonl, timeline.jsonl, tensorboard/          growing files: above 256 KiB only the new part is uploaded
+                                                         (`append`), so a run of n steps uploads O(n) bytes
     tape.sqlite, spent.json                              uploaded at checkpoints: the rows since the last time, as
-                                                         ``tape.parts/``; the whole tape when the parts reach half of it
-    checkpoints/                                         Orbax writes them straight to the bucket; S3, which it
-                                                         does not know, gets a copy of each when it is complete
+                                                         ``tape.parts/``; the whole tape once the parts reach half of it
+    checkpoints/                                         Orbax writes them directly to the bucket; for S3, which Orbax
+                                                         does not support, each is copied when it is complete
 
-Resumed on another machine, the run starts from the bucket. On the same machine, what the staging directory has of the
-tape besides is kept: its replies are paid for.
+On another machine, a run resumes from the bucket. On the same machine, tape entries that exist only in the staging
+directory are kept, because their replies are paid for.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from ropd_jax.workdir.kept import COMMIT, DAMAGED
 log = logging.getLogger(__name__)
 
 GROWING = ("metrics.jsonl", "timeline.jsonl")
-WHOLE = 256 << 10  # bytes up to which a growing file is sent whole
-FOLDERS = ("groups", "tensorboard")  # what is uploaded besides the files at the top
-PARTS_SHARE = 0.5  # of the tape's size, up to which it is uploaded in parts
+WHOLE = 256 << 10  # up to this many bytes, a growing file is uploaded whole
+FOLDERS = ("groups", "tensorboard")  # uploaded in addition to the files at the top level
+PARTS_SHARE = 0.5  # largest total size of the tape's parts, as a share of the tape
 _LOCKS: dict[pathlib.Path, int] = {}  # staging directories that this process holds -> file descriptor
 
 
 class Place:
-    """A run's place. A local one has nothing to upload: every method returns at once.
+    """A run's location. With a local one there is nothing to upload, and every method returns at once.
 
     Attributes:
-        home: what the user named; checkpoints are below it.
-        files: the local directory that everything else is written to; ``home`` itself if that is local.
+        home: the directory or URL that the user named; checkpoints are below it.
+        files: the local directory for everything else; ``home`` itself if that is local.
         checkpoints: the directory that Orbax writes to.
     """
 
@@ -58,12 +58,12 @@ class Place:
         self._url = os.fspath(workdir).rstrip("/")
         self.home: epath.Path = paths.as_path(self._url if self.remote else workdir, "--workdir")
         self.files = self._staging(host) if self.remote else pathlib.Path(self.home)
-        self._copies = self._url.startswith("s3://")  # of checkpoints
+        self._copies = self._url.startswith("s3://")  # checkpoints are copied
         self._copied: set[str] = set()  # checkpoints in the bucket
         self.checkpoints = (epath.Path(self.files) if self._copies else self.home) / "checkpoints"
         self._tape = _StoredTape(self._url, self.files / (f"tape.{host}.sqlite" if host else "tape.sqlite"))
         self._sent: dict[str, tuple[int, int, int]] = {}  # name -> inode, bytes, time of change
-        self._final: set[str] = set()  # groups that this process has uploaded: it writes each once
+        self._final: set[str] = set()  # groups that this process has uploaded; each is written once
         self._late = False  # the last upload of logs failed
         self._lost = False
         self._one_copies = threading.Lock()
@@ -77,7 +77,7 @@ class Place:
         """Bring the staging directory to the bucket's state. Call it before anything in ``files`` is read.
 
         Raises:
-            UserError: the bucket cannot be read, holds something else, or another process here runs in it.
+            UserError: the bucket cannot be read, holds something else, or another process on this machine uses it.
         """
         if not self.remote:
             return
@@ -93,11 +93,11 @@ class Place:
             self._set_aside()
             return
         spent = {path.name: _json(path) for path in self.files.glob("spent*.json")}
-        with contextlib.suppress(FileNotFoundError):  # versions would leave what this machine has changed
+        with contextlib.suppress(FileNotFoundError):  # versions would keep this machine's changes
             (self.files / buckets.VERSIONS).unlink()
         pulled = buckets.pull(self._url, self.files, leave_out=(paths.TAPES, ".*", "lock*"), what="--workdir")
         names = {path.name for path in pulled}
-        for path in self.files.iterdir():  # of a run that this machine knew and the bucket does not
+        for path in self.files.iterdir():  # files of a run that this machine has and the bucket does not
             if path.suffix in (".json", ".jsonl") and path.name not in names and not path.name.startswith("spent"):
                 path.unlink()
         for name, earlier in spent.items():
@@ -105,7 +105,7 @@ class Place:
                 write_atomic(self.files / name, json.dumps(merged, indent=1) + "\n", private=True)
         for path in pulled:
             self._sent[path.name] = _stamp(path)
-        for folder in FOLDERS:  # what the bucket has already; the rest is uploaded with the first step
+        for folder in FOLDERS:  # already in the bucket; the rest is uploaded with the first step
             stored = buckets.listing(f"{self._url}/{folder}") if folder in there else {}
             for path in (self.files / folder).glob("[!.]*"):
                 if path.name in stored and stored[path.name].get("size") == path.stat().st_size:
@@ -119,7 +119,7 @@ class Place:
                     self._copied.add(step)
 
     def _fetch_checkpoint(self, step: str) -> None:
-        """Copy a checkpoint, which appears whole."""
+        """Copy a checkpoint atomically."""
         part = self.files / f".{step}.part"
         shutil.rmtree(part, ignore_errors=True)
         found = buckets.copied(f"{self._url}/checkpoints/{step}", part)
@@ -128,12 +128,13 @@ class Place:
         found.rename(self.files / "checkpoints" / step)
 
     def copy_checkpoints(self) -> None:
-        """Upload the complete checkpoints that an S3 bucket lacks, and delete there what has been deleted here.
+        """Upload the complete checkpoints that an S3 bucket lacks, and delete those that were deleted locally.
 
-        A damaged one that was set aside here is set aside there. A thread that saves after a signal calls it as well.
+        Damaged ones that were set aside locally are set aside in the bucket. A thread that saves after a signal also
+        calls this.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: the bucket cannot be written.
         """
         folder = self.files / "checkpoints"
         if not self._copies or self._lost or not folder.is_dir():
@@ -146,20 +147,20 @@ class Place:
         for step in sorted(kept - self._copied):
             there, last = f"{self._url}/checkpoints/{step}", folder / step / COMMIT
             buckets.push(folder / step, there, leave_out=COMMIT)
-            if last.exists():  # with it the checkpoint counts
+            if last.exists():  # this file makes the checkpoint complete
                 buckets.push(last, f"{there}/{COMMIT}")
             self._copied.add(step)
         for step in self._copied - kept:
-            buckets.remove([f"{self._url}/checkpoints/{step}/{COMMIT}"])  # first, so that no half of it counts
+            buckets.remove([f"{self._url}/checkpoints/{step}/{COMMIT}"])  # first, so that a partial one does not count
             buckets.remove([f"{self._url}/checkpoints/{step}"])
         self._copied &= kept
 
     def abandon(self) -> None:
-        """Upload nothing more: another run has the bucket now. What is here stays here."""
+        """Stop all uploads, because another run now owns the bucket. Local files stay."""
         self._lost = True
 
     def close(self) -> None:
-        """Let another process have the staging directory."""
+        """Release the staging directory."""
         try:
             self.copy_checkpoints()
         except UserError as error:
@@ -181,18 +182,18 @@ class Place:
         _LOCKS[self.files] = lock
 
     def _set_aside(self) -> None:
-        """The bucket has no such run (any more): the one that this machine remembers starts afresh elsewhere."""
+        """The bucket no longer has the run that this machine has: move the local files away."""
         if any(self.files.iterdir()):
             number = 1 + sum(1 for _ in self.files.parent.glob(f"{self.files.name}.before*"))
             before = self.files.with_name(f"{self.files.name}.before{number}")
             shutil.move(self.files, before)
             self.files.mkdir()
-            log.warning("%s has no run; what an earlier run left on this machine is now in %s", self._url, before)
+            log.warning("%s has no run; files of an earlier run on this machine are now in %s", self._url, before)
 
     # --- upload
 
     def upload(self) -> None:
-        """Upload what has changed, without the tape. A failure is one warning: the next call sends it all."""
+        """Upload changed files, without the tape. A failure is a warning; the next call sends everything."""
         if not self.remote or self._lost:
             return
         try:
@@ -204,10 +205,10 @@ class Place:
             self._late = True
 
     def upload_all(self) -> None:
-        """Upload everything, with the tape; a checkpoint is to follow.
+        """Upload everything, with the tape; call this before a checkpoint.
 
         Raises:
-            UserError: something cannot be written.
+            UserError: the bucket cannot be written.
         """
         if self.remote and not self._lost:
             self._upload()
@@ -226,7 +227,7 @@ class Place:
             else:
                 whole[name] = (path, stamp)
         gone = [name for name in self._sent if name.startswith("spent.") and not (self.files / name).exists()]
-        buckets.remove([f"{self._url}/{name}" for name in gone])  # host 0 has taken them over
+        buckets.remove([f"{self._url}/{name}" for name in gone])  # host 0 has already merged them
         for name in gone:
             del self._sent[name]
         files = {f"{self._url}/{name}": path for name, (path, _) in whole.items()}
@@ -240,7 +241,7 @@ class Place:
             self._sent[name] = stamp
 
     def _candidates(self) -> list[tuple[pathlib.Path, str]]:
-        """The files that may have changed, with their names in the bucket."""
+        """Files that could have changed, with their names in the bucket."""
         found = [(p, p.name) for p in self.files.iterdir() if p.is_file() and not p.name.startswith((".", "tape"))]
         for folder in FOLDERS:
             names = []
@@ -251,7 +252,7 @@ class Place:
 
 
 def stored_tape(name: paths.AnyPath, what: str = "") -> pathlib.Path:
-    """The file of a tape, or of the tape in a run's directory; of one in a bucket, a copy put together from its parts.
+    """The file of a tape, or of a run's tape; for a run in a bucket, a local copy assembled from the parts.
 
     Raises:
         UserError: there is no tape in the bucket, or it cannot be read.
@@ -271,10 +272,10 @@ def stored_tape(name: paths.AnyPath, what: str = "") -> pathlib.Path:
 
 
 class _StoredTape:
-    """The tape of one host in the bucket: ``tape.sqlite``, and ``tape.parts/000001.sqlite`` with what came later.
+    """The tape of one host in the bucket: ``tape.sqlite``, and ``tape.parts/000001.sqlite`` with later rows.
 
-    The parts are uploaded once each, and the whole tape whenever they have grown to half of it. So a tape of n bytes
-    costs in the order of n bytes of upload, however many checkpoints a run has.
+    Each part is uploaded once, and the whole tape whenever the parts have grown to half of it. So a tape of n bytes
+    costs O(n) bytes of upload, however many checkpoints a run has.
     """
 
     def __init__(self, url: str, file: pathlib.Path):
@@ -282,10 +283,10 @@ class _StoredTape:
         self._whole, self._folder = f"{url}/{file.name}", f"{url}/{file.stem}.parts"
         self._mark = parts.Mark()
         self._parts: dict[str, int] = {}  # name -> bytes
-        self._bytes = 0  # of the whole tape in the bucket
+        self._bytes = 0  # size of the whole tape in the bucket
 
     def restore(self, there: dict[str, Any]) -> None:
-        """Put the tape together from the bucket, and add the replies that only this machine has."""
+        """Assemble the tape from the bucket, and add replies that only this machine has."""
         folder = self._file.with_name(f".{self._file.stem}.parts")
         shutil.rmtree(folder, ignore_errors=True)
         if self._file.name in there:
@@ -311,10 +312,10 @@ class _StoredTape:
         shutil.rmtree(folder, ignore_errors=True)
 
     def save(self) -> None:
-        """Upload what the tape has got since the last time.
+        """Upload the rows that were added to the tape since the last time.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: the bucket cannot be written.
         """
         if not self._file.exists() or (self._bytes and parts.newest(self._file) == self._mark):
             return
@@ -330,7 +331,7 @@ class _StoredTape:
             end = parts.snapshot(self._file, copy)
             buckets.put({self._whole: copy}, self._whole)
             self._bytes, self._mark = copy.stat().st_size, end
-            buckets.remove([f"{self._folder}/{name}" for name in self._parts])  # a kill before leaves them: harmless
+            buckets.remove([f"{self._folder}/{name}" for name in self._parts])  # a kill before leaves them
             self._parts = {}
         finally:
             copy.unlink(missing_ok=True)
@@ -353,7 +354,7 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _larger(a: Any, b: Any) -> Any:
-    """Two trees of numbers merged; of each number the larger one. Spending only grows."""
+    """Two trees of numbers merged, taking the larger of each number, because spending only grows."""
     if isinstance(a, dict) and isinstance(b, dict):
         return {k: _larger(a.get(k), b.get(k)) for k in a | b}
     if a is None or b is None:

@@ -1,4 +1,4 @@
-"""Students by name or by run: the config of a run, the checkpoints that it has kept, and the weights of one of them."""
+"""Students by name or by run: the config of a run, its checkpoints, and the weights of one of them."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def load_policy(
     thinking: bool | None = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Student:
-    """The student of a run after a step. The adapters of a run that has them are attached to the frozen weights.
+    """The student of a run after a step. Adapters are attached to the frozen weights.
 
     Args:
         step: one of `kept_steps`; None is the newest. 0 is the checkpoint that the run started from.
-        thinking: passed to the chat template; None leaves its own default.
-        mesh: where the weights go; None is host memory.
+        thinking: passed to the chat template; None keeps its default.
+        mesh: placement of the weights; None is host memory.
 
     Raises:
-        UserError: not a run, no checkpoint after that step, or one of another student; see `student.load_checkpoint`.
+        UserError: not a run, no checkpoint after that step, or another student; see `student.load_checkpoint`.
     """
     cfg = run_config(run)
     if cfg is None:
@@ -51,7 +51,7 @@ def load_policy(
     lora = Lora.from_config(cfg.student.lora)
     kept = kept_steps(run)
     if step is None and not kept:
-        raise UserError(f"{run} has no checkpoint yet; wait for the first, or take step=0: the student it began with")
+        raise UserError(f"{run} has no checkpoint yet; wait for the first, or use step=0: its initial student")
     step = kept[-1] if step is None else step
     student = load_checkpoint(
         cfg.student.checkpoint,
@@ -78,16 +78,16 @@ def load_student(
     Args:
         name_or_run: ``tiny`` (shipped), ``smollm2``, a .gguf file, a Hugging Face directory, an id of the Hub, or the
             directory of a run.
-        step: of a run, the checkpoint after this many finished steps; None is the newest, 0 the student it began with.
-        mesh: where the weights go (`ropd_jax.parallel.mesh.make_mesh`); None is host memory.
+        step: number of finished steps of a run's checkpoint; None is the newest, 0 the student that it started from.
+        mesh: placement of the weights (`ropd_jax.parallel.mesh.make_mesh`); None is host memory.
 
     Raises:
-        UserError: nothing is there, it cannot be read, or a ``step`` of what is not a run.
+        UserError: not found, unreadable, or a ``step`` without a run.
     """
     show_logs()
     cfg = run_config(name_or_run)
     if cfg is not None:
         return load_policy(name_or_run, step, thinking=cfg.student.enable_thinking, mesh=mesh)
     if step is not None:
-        raise UserError(f"step={step} selects a checkpoint of a run, but {name_or_run} is not a run; leave it out")
+        raise UserError(f"step={step} selects a checkpoint of a run, but {name_or_run} is not a run; remove it")
     return load_checkpoint(os.fspath(name_or_run), mesh=mesh)

@@ -1,4 +1,4 @@
-"""What a run shows while it works: a bar on a terminal, plain lines elsewhere. Imports no jax."""
+"""The progress display of a run: a bar on a terminal, plain lines elsewhere. Imports no jax."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ SHOWN = (  # (metric, label, format)
 
 
 class Progress:
-    """One bar on a terminal; plain lines elsewhere, at least ``every_s`` seconds apart (the last step always).
+    """One bar on a terminal; plain lines elsewhere, at least ``every_s`` seconds apart (but always for the last step).
 
-    Shows step, reward, held-out accuracy (the latest known), unscored share, tokens per second and time left. Time
-    left comes from the median of the last 20 steps, so the compilation in the first one does not spoil it.
+    Shows step, reward, held-out accuracy (the latest value), unscored share, tokens per second and time left. Time
+    left comes from the median of the last 20 steps, so the compilation in the first step does not affect it.
     """
 
     def __init__(self, total: int, *, start: int = 0, every_s: float = 5.0, file: TextIO | None = None):
@@ -60,13 +60,13 @@ class Progress:
                 self._bar.stop()
 
     def note(self, metrics: Mapping[str, Any]) -> None:
-        """Takes values to show, an evaluation's for example, without counting a step."""
+        """Show values, such as those of an evaluation, without counting a step."""
         self._seen.update({k: v for k, v in metrics.items() if k.startswith("eval/")})
-        self._last_step = time.monotonic()  # an evaluation is no part of a step's duration
+        self._last_step = time.monotonic()  # an evaluation does not count towards a step's duration
         self._update(description=self.line())
 
     def step(self, done: int, metrics: Mapping[str, Any]) -> None:
-        """Says that ``done`` steps of the run are finished, and what the last one measured."""
+        """Show that ``done`` steps of the run are finished, with the metrics of the last one."""
         now = time.monotonic()
         self._durations = [*self._durations[-19:], (now - self._last_step) / max(1, done - self._done)]
         self._last_step, self._done = now, done
@@ -78,7 +78,7 @@ class Progress:
             self._print(f"step {done}/{self._total}  {self.line()}")
 
     def report(self, what: str) -> None:
-        """What the run is doing within a step: on the bar at once, as a plain line when none came for ``every_s``."""
+        """Show what the run is doing within a step: on the bar immediately, as a line at most every ``every_s``."""
         if self._bar:
             self._update(description=f"{self.line()}  {what}")
         elif time.monotonic() - self._last_line >= self._every_s:
@@ -86,7 +86,7 @@ class Progress:
             self._print(f"step {self._done}/{self._total}  {what}")
 
     def line(self) -> str:
-        """The values as one text; what is not known is shown as ``-``."""
+        """The values as one line; unknown ones are shown as ``-``."""
         parts = []
         for name, label, form in SHOWN:
             value = finite(self._seen.get(name))

@@ -1,4 +1,4 @@
-"""A checkpoint elsewhere, when the run's own directory cannot be written."""
+"""Saves a checkpoint elsewhere if the run's own directory is not writable."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def rescue(place: Place, step: int, state: Any, host: dict) -> pathlib.Path | No
     """Save a checkpoint in the cache or in the temporary directory, and log how to use it.
 
     Returns:
-        its directory, or None if nothing can be written there either, which is logged.
+        its directory, or None if that is not writable either, which is logged.
     """
     for base in (paths.cache_dir() / "rescue", pathlib.Path(tempfile.gettempdir()) / "ropd_rescue"):
         directory = base / paths.folder_name(str(place.home.resolve() if not place.remote else place.home))
         try:
             with contextlib.closing(Checkpoints(directory, keep=1)) as checkpoints:
                 checkpoints.save(step, state, host, wait=True)
-        except Exception as error:  # the next place, then none: the run already ends with the first error
-            log.error("no checkpoint in %s either (%s)", directory, " ".join(str(error).split())[:200])
+        except Exception as error:  # try the next place; the run already ends with the first error
+            log.error("could not save a checkpoint in %s either (%s)", directory, " ".join(str(error).split())[:200])
             continue
         found = directory / str(step)
         if place.remote:
@@ -36,7 +36,7 @@ def rescue(place: Place, step: int, state: Any, host: dict) -> pathlib.Path | No
                 (folder / COMMIT).touch()
         copy, to = "cp -r", f"{place.home / 'checkpoints'}/"
         if place.remote and to.startswith("s3:"):
-            copy, to = "aws s3 cp --recursive", f"{to}{step}/"  # which copies what is in a folder
+            copy, to = "aws s3 cp --recursive", f"{to}{step}/"  # copies the contents of a folder
         elif place.remote:
             copy = "gcloud storage cp -r"
         log.warning(

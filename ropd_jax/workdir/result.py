@@ -35,11 +35,11 @@ RESULT_ROWS = (  # (key, label, format)
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """The numbers of a finished run. It is printed as a table; ``result["accuracy_after"]`` is one of its values.
+    """The numbers of a finished run. Prints as a table; values are accessed as ``result["accuracy_after"]``.
 
     Attributes:
         workdir: the run's directory.
-        values: what ``result.json`` holds.
+        values: the contents of ``result.json``.
         written: False on the hosts that do not write the run's files.
     """
 
@@ -69,7 +69,7 @@ class Result:
 
 
 def final_table(result: Mapping[str, Any]) -> Table:
-    """The result as a table; ``KEY_interval`` ([low, high]) is shown behind KEY, an unknown value as ``unknown``."""
+    """The result as a table; ``KEY_interval`` ([low, high]) is shown after KEY, an unknown value as ``unknown``."""
     table = Table(title="result", show_header=False, title_justify="left")
     table.add_column()
     table.add_column(justify="right")
@@ -88,7 +88,7 @@ def final_table(result: Mapping[str, Any]) -> Table:
 
 
 def write_result(workdir: str | os.PathLike[str], result: Mapping[str, Any]) -> pathlib.Path:
-    """Writes ``result.json`` whole or not at all; NaN and infinities, at any depth, become ``null``."""
+    """Writes ``result.json`` atomically; NaN and infinities, at any depth, become ``null``."""
     path = pathlib.Path(workdir) / "result.json"
     with essential(path):
         write_atomic(path, json.dumps(_plain(result), indent=2, ensure_ascii=False) + "\n")
@@ -96,7 +96,7 @@ def write_result(workdir: str | os.PathLike[str], result: Mapping[str, Any]) -> 
 
 
 def read_result(workdir: AnyPath) -> dict[str, Any]:
-    """The numbers that ``write_result`` left.
+    """The numbers that `write_result` wrote.
 
     Raises:
         UserError: there is no ``result.json``, or it is not JSON.

@@ -1,9 +1,9 @@
-"""The rubrics of a run as a data set: one row for each rubric of each prompt, with where it comes from.
+"""The rubrics of a run as a data set: one row for each rubric of each prompt, with its origin.
 
     {"id": "chain_sum-1-7", "question": "...", "answer": "16", "rubric": [{"criterion": "...", "points": 5, ...}],
      "sha": "...", "steps": [0, 12], "reward_mean": 0.61, "lineage": {"step": 0, "model": "...", ...}}
 
-A row is a question of `ropd_jax.data.jsonl` too: another run can train on it with ``rar.rubrics="published"``.
+A row is also a question for `ropd_jax.data.jsonl`: another run can train on it with ``rar.rubrics="published"``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def rubric_rows(groups: Iterable[StoredGroup], *, latest: bool = False) -> list[
     """The rubrics of these groups, in the order in which they were first used.
 
     Args:
-        latest: only the last rubric of each prompt; else every one.
+        latest: keep only the last rubric of each prompt.
     """
     found: dict[tuple[str, str], dict[str, Any]] = {}
     rewards: dict[tuple[str, str], list[float]] = {}
@@ -70,11 +70,11 @@ def export_rubrics(
 
     Args:
         out: a ``.jsonl`` or ``.parquet`` file; "" writes ``rubrics.jsonl`` into the run's directory, and
-            ``rubrics.parquet`` where pyarrow is installed.
+            ``rubrics.parquet`` if pyarrow is installed.
         steps, latest: see `read_groups` and `rubric_rows`.
 
     Raises:
-        UserError: no groups, no rubrics, another kind of file, or pyarrow is missing.
+        UserError: no groups, no rubrics, an unsupported file ending, or pyarrow is missing.
     """
     ending = pathlib.PurePath(out).suffix
     if out and ending not in (".jsonl", ".parquet"):

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class StoredRun:
-    """What a run has written, finished or not. Everything is read from disk, or from its bucket, at each access."""
+    """The files of a run, finished or not. Each access reads from disk or from the run's bucket."""
 
     directory: epath.Path
 
     @property
     def config(self) -> ConfigDict:
-        """The config, unlocked; keys that it did not have yet are the default's."""
+        """The config, unlocked; missing keys get their defaults."""
         return stored_config(self.directory)
 
     @property
@@ -40,7 +40,7 @@ class StoredRun:
         """The numbers of the finished run.
 
         Raises:
-            UserError: it has not finished.
+            UserError: the run has not finished.
         """
         return Result(self.directory, read_result(self.directory))
 
@@ -48,7 +48,7 @@ class StoredRun:
         """Every group with its references, rubric, verdicts, rewards and advantages.
 
         Args:
-            steps: (first, end) of the steps wanted, without the end; None for all.
+            steps: (first, end) of the steps to read, end excluded; None for all.
         """
         return list(read_groups(self.directory, steps=steps))
 
@@ -99,7 +99,7 @@ def open_run(directory: str | os.PathLike[str]) -> StoredRun:
     """The run in a directory that `train` wrote, or in a bucket (``gs://bucket/runs/a``).
 
     Raises:
-        UserError: there is no run in it.
+        UserError: the directory does not hold a run.
     """
     path = as_path(directory)
     if not (path / "config.json").is_file():

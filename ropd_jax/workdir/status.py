@@ -1,10 +1,10 @@
-"""``status.json``: what a run is doing now, for those who look at it from outside (``ropd view``). Imports no jax.
+"""``status.json``: what a run is doing now, for other processes (``ropd view``). Imports no jax.
 
     {"at": 1700000000.0, "state": "running", "done": 12, "steps": 48, "doing": "judged 5/8 groups", "still_s": 0.4,
      "calls": [{"role": "verify", "count": 3, "oldest_s": 42.1}], "spans": [{"name": "idle", "for_s": 12.0}]}
 
-A thread replaces the file every few seconds; the run never waits for it, and without it the run is the same. When the
-process ends, ``state`` is ``ended``. A process that was killed leaves ``running`` behind, and an ``at`` that gets old.
+A thread replaces the file every few seconds; the run never waits for it and does not depend on it. When the process
+ends, ``state`` is ``ended``. A process that was killed leaves ``running`` behind, with an outdated ``at``.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def reporting(
     """Keeps the file up to date until the block ends.
 
     Args:
-        progress: what else to write: ``done``, ``steps``, ``doing``.
-        write: of several hosts one does.
+        progress: returns further values to write: ``done``, ``steps``, ``doing``.
+        write: True on exactly one of several hosts.
     """
     if not write:
         yield
@@ -64,8 +64,8 @@ def reporting(
 
 
 def in_flight(timeline: Timeline) -> dict[str, Any]:
-    """The teacher's calls in flight by role, what the run itself is doing (outermost first), and for how many seconds
-    nothing has begun or ended."""
+    """The teacher's calls in flight by role, what the run itself is doing (outermost first), and the seconds since
+    anything began or ended."""
     spans = timeline.open()
     calls: collections.defaultdict[str, list[float]] = collections.defaultdict(list)
     for name, seconds, _ in spans:
@@ -79,7 +79,7 @@ def in_flight(timeline: Timeline) -> dict[str, Any]:
 
 
 def read_status(run: pathlib.Path) -> dict[str, Any]:
-    """What the run wrote last, and ``age_s``, the seconds since then; {} if it has written nothing readable."""
+    """The last status that the run wrote, with ``age_s``, the seconds since then; {} if nothing is readable."""
     with contextlib.suppress(UserError):
         status = read_json(run / STATUS, optional=True)
         if isinstance(status.get("at"), int | float):
@@ -88,7 +88,7 @@ def read_status(run: pathlib.Path) -> dict[str, Any]:
 
 
 def _replace(path: pathlib.Path, value: dict[str, Any]) -> None:
-    """Not synced to the disk: after a power cut, nobody needs it."""
+    """Not synced to disk, because it is useless after a power failure."""
     part = path.with_name(f".{path.name}.part")
     part.write_text(json.dumps(value) + "\n", encoding="utf-8")
     os.replace(part, path)

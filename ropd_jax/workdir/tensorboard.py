@@ -1,7 +1,7 @@
-"""Scalars for TensorBoard, written in the thread that logs them: a full disk raises there, and nothing can block.
+"""Scalars for TensorBoard, written by the logging thread itself: a full disk raises there, and nothing can block.
 
-tensorboardX's own writer hands events to a thread through a bounded queue. When that thread dies of a full disk, the
-queue fills up and the run waits for ever.
+tensorboardX's own writer passes events to a thread through a bounded queue. If that thread dies of a full disk, the
+queue fills up and the run waits forever.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from ropd_jax.utils.writing import Dispensable
 
-FILE_BYTES = 1 << 20  # of one event file; then the next begins, so that what a bucket is sent again stays small
+FILE_BYTES = 1 << 20  # per event file; then a new one begins, so that little is uploaded to a bucket again
 
 
 class Board:
@@ -24,7 +24,7 @@ class Board:
 
     Args:
         directory: gets ``events.out.tfevents.*``.
-        purge_step: TensorBoard forgets what an earlier process wrote from this step on.
+        purge_step: TensorBoard drops events of an earlier process from this step on.
     """
 
     def __init__(self, directory: pathlib.Path, *, purge_step: int):
@@ -51,7 +51,7 @@ class Board:
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
-            with contextlib.suppress(OSError):  # `log` has flushed and reported every event
+            with contextlib.suppress(OSError):  # `log` has already flushed every event and reported errors
                 self._file.close()
 
     def _open(self, purge_step: int | None) -> None:

@@ -1,13 +1,13 @@
-"""``groups/step_000012.tokens.npz``: the log-probability of every sampled token, next to the step's groups. No jax.
+"""``groups/step_000012.tokens.npz``: the log-probs of every sampled token, next to the step's groups. No jax.
 
     3.answers    int32   tokens of each answer of group 3
     3.logp       float16 the log-probabilities of all its answers, one answer after the other
-    3.change     float16 what the update changed of them; only with ``log.token_logprobs="before_after"``
+    3.change     float16 their change by the update; only with ``log.token_logprobs="before_after"``
     3.bytes      uint8   bytes of the answer's text (UTF-8) that each token wrote; uint16 if a token is long
 
 3 bytes per token before compression, 5 with the change; an answer's text takes about 4. The texts of the tokens are not
-stored a second time: a reader cuts the answer's text by ``bytes``, and needs no tokenizer. The stop token has 0 bytes.
-If the sizes do not add up to the text, as after half a character at the token limit, they are 0 from there on.
+stored again: a reader splits the answer's text by ``bytes`` and needs no tokenizer. The stop token has 0 bytes. If the
+sizes do not add up to the text, as after half a character at the token limit, they are 0 from there on.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ropd_jax.utils.files import write_atomic
 
 OFF, ON, BEFORE_AFTER = "off", "on", "before_after"
 MODES = (OFF, ON, BEFORE_AFTER)
-_MOST = 1 << 26  # tokens of one group that are read; a damaged file could name more
+_MOST = 1 << 26  # largest number of tokens read for a group; a damaged file could claim more
 
 
 def write_token_logprobs(
@@ -35,12 +35,12 @@ def write_token_logprobs(
     token_bytes_V: np.ndarray | None,
     changes: Sequence[Sequence[np.ndarray]] | None = None,
 ) -> None:
-    """Writes the file of one step, whole or not at all.
+    """Writes the file of one step, atomically.
 
     Args:
-        path: of the step's groups, ``step_000012.jsonl``; the file stands next to it.
-        token_bytes_V: bytes that each token of the vocabulary writes; None leaves ``bytes`` out.
-        changes: per group and rollout float32 of its tokens, log-probability after the update minus before.
+        path: of the step's groups, ``step_000012.jsonl``; the new file is placed next to it.
+        token_bytes_V: bytes that each token of the vocabulary writes; None omits ``bytes``.
+        changes: per group and rollout, float32 per token: log-probability after the update minus before.
     """
     arrays: dict[str, np.ndarray] = {}
     for place, group in enumerate(groups):
@@ -58,14 +58,14 @@ def write_token_logprobs(
 
 
 def read_token_logprobs(path: pathlib.Path, place: int) -> list[dict[str, np.ndarray]] | None:
-    """``logp``, and if they are stored ``change`` and ``bytes``, of each answer of a group; None if there is no file.
+    """``logp``, and ``change`` and ``bytes`` if stored, of each answer of a group; None if there is no file.
 
     Args:
         path: of the step's groups.
-        place: of the group in that file.
+        place: index of the group in that file.
 
     Raises:
-        ValueError: not such a file.
+        ValueError: the file has a different format.
     """
     file = file_of(path)
     if not file.is_file():
@@ -79,7 +79,7 @@ def read_token_logprobs(path: pathlib.Path, place: int) -> list[dict[str, np.nda
                 if f"{place}.{name}" in arrays.files:
                     found[name] = _member(arrays, f"{place}.{name}", kind, total)
             if not 0 <= total <= _MOST or any(len(values) != total for values in found.values()):
-                raise ValueError(f"{file.name} does not fit its own sizes")
+                raise ValueError(f"{file.name} has inconsistent sizes")
     except (OSError, KeyError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise ValueError(f"{file.name} cannot be read: {error}") from error
     starts = [0, *ends[:-1]]
@@ -92,7 +92,7 @@ def file_of(path: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def _member(arrays: Any, name: str, kind: str, most: int) -> np.ndarray:
-    if arrays.zip.getinfo(f"{name}.npy").file_size > 4 * most + 4096:  # before it is unpacked
+    if arrays.zip.getinfo(f"{name}.npy").file_size > 4 * most + 4096:  # checked before decompression
         raise ValueError(f"{name} is too large")
     values = arrays[name]
     if values.ndim != 1 or values.dtype.kind != kind or len(values) > most:
@@ -109,7 +109,7 @@ def _joined(parts: Sequence[Any], dtype: Any) -> np.ndarray:
 def _sizes(tokens_T: np.ndarray, text: str, token_bytes_V: np.ndarray) -> np.ndarray:
     """Bytes of the text that each token wrote; all 0 if they do not add up to the text."""
     sizes_T = token_bytes_V[np.asarray(tokens_T)].astype(np.int64)
-    for shown, rest in ((text, 1), (text.rstrip("\ufffd"), 5)):  # the stop token; half a character at the end
+    for shown, rest in ((text, 1), (text.rstrip("\ufffd"), 5)):  # the stop token; a partial character at the end
         whole = len(shown.encode("utf-8", "surrogatepass"))
         for dropped in (0, 1):  # some decoders drop the space before the first word
             ends_T = np.cumsum(sizes_T) - dropped

@@ -1,6 +1,6 @@
-"""The watchdog: when nothing has moved for a while, it writes down what every thread and every coroutine is doing.
+"""The watchdog: if there is no progress for a while, it writes down what every thread and coroutine is doing.
 
-It ends nothing. A long compilation stands still too; the file says so, since its span and its stack are in it.
+It stops nothing. A long compilation also shows no progress; the file shows this, since it has the span and the stack.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ log = logging.getLogger(__name__)
 def watching(
     timeline: Timeline, limit_s: float, directory: pathlib.Path, coroutines: Callable[[], str] = str
 ) -> Iterator[None]:
-    """Watch until the block ends; ``limit_s`` 0 watches nothing.
+    """Watch until the block ends; ``limit_s=0`` watches nothing.
 
     Args:
-        directory: gets ``stacks_PID_N.txt``, one for each time that nothing has moved for ``limit_s`` seconds.
+        directory: gets ``stacks_PID_N.txt``, one for each period of ``limit_s`` seconds without progress.
         coroutines: the stacks of an event loop's tasks (`TeacherLoop.stacks`).
     """
     if not limit_s:
@@ -48,7 +48,7 @@ def watching(
 
 def _watch(timeline: Timeline, limit_s: float, directory: pathlib.Path, coroutines, over: threading.Event) -> None:
     guard = Dispensable(str(directory / "stacks"))
-    number, reported = 0, None  # the moment since which nothing has moved, once it is reported
+    number, reported = 0, None  # the start of the last reported period without progress
     while not over.wait(min(limit_s / 4, 5.0)):
         if timeline.still_s() < limit_s or timeline.moved_at == reported:
             continue
@@ -56,17 +56,17 @@ def _watch(timeline: Timeline, limit_s: float, directory: pathlib.Path, coroutin
         timeline.flush()
         text = report(timeline, coroutines)
         number += 1
-        path = directory / f"stacks_{os.getpid()}_{number}.txt"  # the hosts of a run share the directory
+        path = directory / f"stacks_{os.getpid()}_{number}.txt"  # all hosts of a run share the directory
         with guard:
             path.write_text(text, encoding="utf-8")
         in_flight = ", ".join(_line(*span) for span in timeline.open()[:4]) or "nothing"
-        log.warning("nothing has moved for %.0f s; in flight: %s. All stacks: %s", timeline.still_s(), in_flight, path)
+        log.warning("no progress for %.0f s; in flight: %s. All stacks: %s", timeline.still_s(), in_flight, path)
 
 
 def report(timeline: Timeline, coroutines: Callable[[], str] = str) -> str:
     """What is in flight, the stack of every thread, and those of the teacher's coroutines."""
     out = io.StringIO()
-    out.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  nothing has moved for {timeline.still_s():.1f} s\n\nin flight\n")
+    out.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  no progress for {timeline.still_s():.1f} s\n\nin flight\n")
     for span in timeline.open():
         out.write(f"  {_line(*span)}\n")
     names = {t.ident: t.name for t in threading.enumerate()}

@@ -1,4 +1,4 @@
-"""Clusters of criteria by wording, and what is called learned."""
+"""Clusters of criteria by wording, and which count as learned."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_the_interval_is_the_one_computed_by_hand():
     half = 2.1788128296634177 * (2 / 49) ** 0.5  # t of 12 degrees of freedom
     assert change == 1.0
     np.testing.assert_allclose(low, 5 / 7 - half, rtol=1e-9)
-    assert high == 1.0  # 1.15, which no change can be
+    assert high == 1.0  # 1.15, which is impossible for a change
     assert change_of([0.0] * 4, [1.0] * 9) is None
 
 

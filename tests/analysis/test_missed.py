@@ -38,7 +38,7 @@ def test_by_hand(tmp_path):
     path = write_group(tmp_path, 0, ((T, F, F), (F, F, F), None), rubric=rubric, reference_passed=((F, F, T),))
     row = json.loads(path.read_text())
     assert missed(row) == Missed((False, False, True), ((F, F, F), (F, F, F), None))
-    row["answers"][0]["reward"] = -1.0  # a punishment that the criteria know nothing of
+    row["answers"][0]["reward"] = -1.0  # a penalty that is independent of the criteria
     assert missed(row).suppressed == ((T, F, F), (F, F, F), None)
 
 

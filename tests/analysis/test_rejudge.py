@@ -1,4 +1,4 @@
-"""Rejudging a run: the same verifier changes nothing, another changes what it says it changes, the run is untouched."""
+"""Rejudging a run: the same verifier changes nothing, another has the reported effect, the run is untouched."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ RUBRIC = Rubric((Criterion("c1", "sum right", 3, "task"), Criterion("c2", "shows
 
 
 def write(run, step, rows):
-    """One group a row: (prompt id, answers as numbers, verdicts of each answer or None, verdicts of references)."""
+    """One group per row: (prompt id, answers as numbers, verdicts of each answer or None, verdicts of references)."""
     groups, judgements, advantages = [], [], []
     for index, (name, answers, passed, references) in enumerate(rows):
         texts = tuple(Rollout(np.zeros(1, np.int32), np.zeros(1, np.float32), f"Answer: {a}", "stop") for a in answers)
@@ -111,5 +111,5 @@ def test_the_command_leaves_data_and_figures(run, tmp_path, capsys):
     assert (run / "analysis" / "analysis.png").read_bytes()[1:4] == b"PNG"
     file.write_text(json.dumps({"step": 9, "prompt_id": "p", "sample": 0, "logp": -1.0}) + "\n")
     assert main(["analyze", str(run), f"--scores={file}"]) == 2
-    assert "fits no stored rollout" in capsys.readouterr().err
+    assert "matches no stored rollout" in capsys.readouterr().err
     assert main(["analyze"]) == 2 and main(["analyze", str(tmp_path / "none")]) == 2

@@ -1,4 +1,4 @@
-"""Adam's moments in fewer bytes: what is stored, how far it may be off, and that it still descends."""
+"""Adam's moments in fewer bytes: what is stored, how large its error can be, and that it still descends."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_eight_bits_are_within_a_step_and_no_second_moment_becomes_zero():
 
 
 def test_eight_bits_keep_the_mean_over_the_steps():
-    """A decay of half a percent is kept, where rounding to the nearest would stand still."""
+    """A decay of half a percent is kept, where rounding to nearest would have no effect."""
     x = jnp.asarray(np.linspace(-1, 1, 128), jnp.float32)
     mean = np.mean([moments.read_signed(moments.store_signed(x, i)) for i in range(300)], axis=0)
     np.testing.assert_allclose(mean, x, atol=0.02 / 127)
@@ -59,7 +59,7 @@ def test_bytes_of_the_state(form, bytes_each):
 
 @pytest.mark.parametrize("form, near", [("bfloat16", 0.01), ("int8", 0.15)])
 def test_steps_are_near_those_of_adamw(form, near):
-    """Same gradients for both; the distance is relative to the way that was gone."""
+    """Same gradients for both; the distance is relative to the distance travelled."""
     params = tree(1)
     found = {}
     for name in ("float32", form):
@@ -113,7 +113,7 @@ def test_sharded_step_equals_unsharded_and_keeps_the_shardings(form):
         params, grads = (mesh_lib.put(t, mesh, mesh_lib.RULES.storage(t)) for t in (params, grads))
         state = jax.jit(tx.init)(params)
         got, after = jax.jit(two)(params, state, grads)
-    assert trees_max_diff(got, want) < (2e-3 if form == "factored" else 1e-5)  # bfloat16 may round either way
+    assert trees_max_diff(got, want) < (2e-3 if form == "factored" else 1e-5)  # bfloat16 can round either way
     if form != "factored":
         assert jax.tree.map(lambda x: x.sharding, after) == jax.tree.map(lambda x: x.sharding, state)
 

@@ -1,4 +1,4 @@
-"""The curriculum: bounded factors, draws that keep to them, and a state that goes on as if it had never stopped."""
+"""The curriculum: bounded factors, draws that follow them, and a state that continues as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -88,14 +88,14 @@ def test_a_restored_stream_goes_on_with_the_same_prompts(ahead, stop):
     assert whole == run(make(), 0, 20)  # looking ahead changes nothing
     stream = make()
     run(stream, 0, stop, ahead)
-    for before in (False, True):  # the step at hand is drawn, but not finished
+    for before in (False, True):  # the current step is drawn, but not finished
         if before:
             stream.batch(stop)
         state = json.loads(json.dumps(stream.state(stop)))
         again = make()
         again.restore(state)
         assert {s: whole[s] for s in range(stop, 20)} == run(again, stop, 20, ahead)
-    taken = make()  # the step was sampled ahead: its groups come from the checkpoint, and nobody draws it again
+    taken = make()  # the step was sampled ahead: its groups come from the checkpoint, and it is not drawn again
     taken.restore(state)
     taken.learn(stop, {i: (sum(map(ord, i)) % 5) / 4 for i in whole[stop]})
     assert taken.state(stop + 1)["step"] == stop + 1

@@ -1,4 +1,4 @@
-"""Kinds of gold answers, golds that are refused when they are loaded, and golds that need a judge."""
+"""Kinds of gold answers, golds that are rejected when they are loaded, and golds that need a judge."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def test_gsm_symbolic_solutions_end_in_the_gold_answer_and_the_others_are_counte
     [
         ("chain_sun", {}, "did you mean chain_sum"),
         ("chain_sum", {"min_term": 2}, "no option 'min_term'; did you mean min_terms"),
-        ("chain_sum", {"min_terms": 5, "max_terms": 2}, "refuses the options"),
+        ("chain_sum", {"min_terms": 5, "max_terms": 2}, "rejects the options"),
         ("chain_sum", {"seed": 3}, "no option 'seed'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Several sources: how they are read, in what proportion they are drawn, and templates of their own."""
+"""Several sources: how they are read, their proportions, and their own templates."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_each_source_has_its_own_epochs_and_any_step_can_come_first():
         assert sum(counts) == pytest.approx(480 * shares[name], abs=3)
         mean = sum(counts) / n
         assert all(0.6 * mean < c < 1.4 * mean for c in counts)
-    assert {ids[0][0] for ids in batches} == {"a", "b"}  # a step does not always begin with the same source
+    assert {ids[0][0] for ids in batches} == {"a", "b"}  # a step does not always start with the same source
     assert [p.id for p in stream.batch(4, shard=1, shards=2)] == batches[4][1::2]
 
 
@@ -131,7 +131,7 @@ def test_spare_prompts_follow_the_weights():
 
 
 def test_a_source_with_fewer_prompts_than_a_step_needs_is_refused():
-    with pytest.raises(UserError, match="'b' has 3 training prompts, and gives up to 4"):
+    with pytest.raises(UserError, match="'b' has 3 training prompts, but provides up to 4"):
         stream_of({"a": 20, "b": 3}, {"a": 0.5, "b": 0.5}, 8)
 
 
@@ -148,7 +148,7 @@ def test_held_out_questions_come_in_proportion_and_any_beginning_has_both(tmp_pa
     assert {p.source for p in train.prompts} == {"chain_sum", "a", "without"}
     only = section(tmp_path, sources, heldout_from="a")
     assert {p.source for p in load_questions(only, Words())[1].prompts} == {"a"}
-    with pytest.raises(UserError, match="heldout_from='aa' is no source"):
+    with pytest.raises(UserError, match="heldout_from='aa' is not a source"):
         no_heldout(section(tmp_path, sources, heldout_from="aa"))
     with pytest.raises(UserError, match="without a heldout_path"):
         no_heldout(section(tmp_path, sources, heldout_from="without"))

@@ -27,7 +27,7 @@ def graded(tmp_path, task, row, *texts):
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        ("mathh", "data.task='mathh' is no grader; did you mean math"),
+        ("mathh", "data.task='mathh' is not a grader; did you mean math"),
         ("Exact", "did you mean exact"),
         ("chioce", "did you mean choice"),
         ("judged", "did you mean judge"),

@@ -1,4 +1,4 @@
-"""Rows of Parquet files are those of JSONL; what cannot be read is one line."""
+"""Rows of Parquet files are those of JSONL; unreadable files give a one-line error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sets of prompts and the order in which they are asked."""
+"""Sets of prompts and their order."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_batch_depends_on_seed_and_step_alone():
 
 
 def test_fewer_prompts_than_a_batch_are_refused():
-    with pytest.raises(UserError, match="2 training prompts, 3 a step"):
+    with pytest.raises(UserError, match="2 training prompts, but 3 per step"):
         PromptStream(PromptSet(tuple(prompts(2))), batch=3, seed=0)
 
 

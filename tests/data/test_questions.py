@@ -1,4 +1,4 @@
-"""Questions are counted in shares and tokenized when they are asked; what comes of it is what one host finds alone."""
+"""Questions are counted in shares and tokenized on use; the result is that of a single host."""
 
 from __future__ import annotations
 

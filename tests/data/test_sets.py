@@ -35,7 +35,7 @@ ROWS = [
     {"id": "a", "problem": "What is $1+1$?", "answer": "2"},
     {"id": "b", "problem": "What is $1+1$", "answer": "2"},  # a duplicate
     {"id": "c", "problem": "What is 2+2?", "answer": "4"},
-    {"id": "d", "problem": "what is 2+2", "answer": "5"},  # a conflict: c and d go
+    {"id": "d", "problem": "what is 2+2", "answer": "5"},  # a conflict: c and d are dropped
     {"id": "e", "problem": "求 $1+1$ 的值", "answer": "2"},
     {"id": "f", "problem": "What is x - 1 at x = 3?", "answer": "2"},
     {"id": "g", "problem": "What is x + 1 at x = 3?", "answer": "4"},  # not the same as f
@@ -171,8 +171,8 @@ def test_a_prepared_set_is_read_back_row_for_row_in_order(place, tmp_path):
     assert rows == ROWS == read_source(source, place)[0]
     assert where == f"tfds:{path}"
     again = load_set("dapo_math_17k", f"tfds:{tmp_path / 'tfds'}")
-    assert [p.id for p in again[0]] == ["a", "f", "g", "h", "i"]  # the benchmark is not prepared there
-    assert prepare(source, tmp_path / "tfds", lambda: pytest.fail("it read")) == path  # there already: nothing is read
+    assert [p.id for p in again[0]] == ["a", "f", "g", "h", "i"]  # the benchmark is not prepared here
+    assert prepare(source, tmp_path / "tfds", lambda: pytest.fail("it read")) == path  # already there: nothing is read
 
 
 def test_a_benchmark_can_be_read_from_prepared_files(tmp_path):

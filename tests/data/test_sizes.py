@@ -42,7 +42,7 @@ def test_the_log_says_what_a_size_leaves_out_and_how_to_take_all(tmp_path, caplo
     train, held = load_questions(section(tmp_path, size=30, heldout_size=0), IdTokenizer())
     assert (len(train.prompts), len(held.prompts)) == (30, 9)
     assert train.dropped == {"over_size": 10} and held.dropped == {}
-    assert caplog.messages == ["data.size=30 leaves 10 training prompts out; 0 takes all"]
+    assert caplog.messages == ["data.size=30 leaves 10 training prompts out; 0 keeps all"]
 
 
 @pytest.mark.parametrize("change", [{"heldout_path": ""}, {"heldout": False}])

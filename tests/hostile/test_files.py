@@ -118,7 +118,7 @@ def test_a_safetensors_file_that_lies_is_refused_before_anything_is_allocated(mo
     assert len(SAFETENSORS) >= 20
     for content in SAFETENSORS.values():
         alone(model, content)
-        refused(lambda: HFSource(model), "model.safetensors", "is not a whole safetensors file", "fetch it again")
+        refused(lambda: HFSource(model), "model.safetensors", "is not a complete safetensors file", "fetch it again")
 
 
 def test_a_pipe_and_a_directory_in_place_of_weights_are_refused(model):
@@ -294,7 +294,7 @@ def test_a_gguf_header_is_read_up_to_its_bound_only(tmp_path):
     with file.open("wb") as f:  # sparse: it takes no room on the disk
         f.write(head)
         f.truncate(2 << 40)
-    refused(lambda: GGUF(file), "its header wants byte 1,099,511,", "expected at most 67,108,864")
+    refused(lambda: GGUF(file), "its header needs byte 1,099,511,", "expected at most 67,108,864")
 
 
 def test_what_the_format_allows_is_read(tmp_path):
@@ -458,7 +458,7 @@ def test_a_template_without_an_end_is_refused_in_bounded_time():
 
 @pytest.mark.parametrize("template", [ENDLESS[0], ENDLESS[1], ENDLESS[3], "{{ 'x' * 2 * 10**7 }}"])
 def test_the_refusal_names_the_bound(template):
-    with pytest.raises(UserError, match=r"blocks ranges|takes more than|makes a text of more than"):
+    with pytest.raises(UserError, match=r"blocks ranges|takes more than|to a text of more than"):
         chat.render(template, [USER], {})
 
 

@@ -106,7 +106,7 @@ def test_last_position_logits_equal_those_of_transformers(computed, record_prope
     assert np.abs(stored["top_logits"]).max() > 10
     record_property("max_logit_difference", float(max(top, fixed)))
     assert max(top, fixed) <= ATOL
-    assert lse <= ATOL  # no other place of the vocabulary is far off either
+    assert lse <= ATOL  # nor is any other token of the vocabulary far off
 
 
 def test_sampler_at_temperature_zero_writes_the_golden_continuations(golden, student):

@@ -1,4 +1,4 @@
-"""Log-probs of the wanted positions alone: the same numbers and gradients, at the cost of the chunks they fill."""
+"""Log-probs of only the wanted positions: the same numbers and gradients, at the cost of the chunks they fill."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters beside a frozen base: what they compute, what they cost, what leaves them, on one device and on a mesh."""
+"""Adapters on a frozen base: their results, their cost, their export, on one device and on a mesh."""
 
 from __future__ import annotations
 
@@ -222,5 +222,5 @@ def test_targets_that_fit_nothing_or_experts_are_refused():
         lora_lib.adapter_shapes(TINY, Lora(rank=2, targets=("q_proj",)))
     with pytest.raises(UserError, match="targets is empty"):
         lora_lib.adapter_shapes(TINY, Lora(rank=2, targets=()))
-    with pytest.raises(UserError, match=r"mixture of 4 experts, which get no adapters; set .*attn"):
+    with pytest.raises(UserError, match=r"mixture of 4 experts, which cannot have adapters; set .*attn"):
         lora_lib.adapter_shapes(MOE, LORA)

@@ -164,7 +164,7 @@ def test_remat_dots_computes_no_matmul_of_a_weight_again():
 
 WINDOWED = dict(window=3, local_layers=(True, False, True))
 MOE = dict(num_experts=4, experts_per_token=2)
-FIELDS = {  # field -> (what the model has besides, the changed value); max_seq_len is a limit, it enters no formula
+FIELDS = {  # field -> (further settings of the model, the changed value); max_seq_len is a limit, it enters no formula
     "vocab_size": ({}, 128),
     "num_layers": ({}, 6),
     "d_model": ({}, 64),

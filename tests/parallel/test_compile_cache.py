@@ -30,7 +30,7 @@ print(json.dumps({"loaded": found.loaded, "compiled": found.compiled, "saved_s":
 
 
 def start(tmp_path, *args, **environment):
-    """(what the process printed in the end, its lines before) of a process with a home of its own."""
+    """(what the process printed in the end, its lines before) of a process with its own home directory."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_COMPILATION", "JAX_PERSISTENT", "XDG_"))}
     env |= {"HOME": str(tmp_path / "home"), "JAX_NUMPY_DTYPE_PROMOTION": "standard"} | environment
     out = subprocess.run([sys.executable, "-W", "error", "-c", PROGRAM, *args], env=env, capture_output=True, text=True)
@@ -43,7 +43,7 @@ def test_the_second_start_loads_what_the_first_compiled_and_a_damaged_entry_is_r
     first, _ = start(tmp_path)
     place = tmp_path / "home" / ".cache" / "ropd_jax" / "xla"
     assert first["dir"] == str(place) and first["loaded"] == 0 and first["compiled"] >= 2
-    assert place.stat().st_mode & 0o077 == 0 and not list(place.glob(".*"))  # private, and nothing half written
+    assert place.stat().st_mode & 0o077 == 0 and not list(place.glob(".*"))  # private, and nothing partially written
     entries = sorted(place.glob("*-cache"))
     whole = entries[0].read_bytes()
     entries[0].write_bytes(whole[: len(whole) // 2])  # as a process leaves it that is killed while JAX itself writes

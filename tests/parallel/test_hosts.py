@@ -1,4 +1,4 @@
-"""Two processes of four devices do what one of eight does; one that goes ends the other; a signal to one stops both.
+"""Two processes of four devices do what one of eight does; if one ends, so does the other; a signal to one stops both.
 
 Loopback, CPU devices, gloo. The processes are `ropd train` as a user starts it.
 """
@@ -200,7 +200,7 @@ def test_two_hosts_give_the_numbers_of_one_a_signal_to_one_stops_both_and_one_go
         both[1].process.send_signal(signal.SIGTERM)
         assert [host.finish() for host in both] == [130, 130], both[0].said + both[1].said
     assert all("saved a checkpoint after step 1" in host.said for host in both)
-    assert "step 1/2" in both[0].said and "step 1/2" not in both[1].said  # host 0 alone shows and writes
+    assert "step 1/2" in both[0].said and "step 1/2" not in both[1].said  # only host 0 shows and writes
     here, there = check_equal(workdir, one, steps=1)
     assert here["stats"]["calls"] == there["stats"]["calls"] and here["spent"]["verify"]["calls"] > 0
     first, second = spent(workdir), spent(workdir, "spent.1.json")
@@ -208,14 +208,14 @@ def test_two_hosts_give_the_numbers_of_one_a_signal_to_one_stops_both_and_one_go
 
     one_trains(config, workdir)
     check_equal(workdir, one)
-    assert not (workdir / "spent.1.json").exists()  # host 0 keeps the books
-    assert spent(workdir)["verify"] == spent(one)["verify"]  # and nothing was asked twice
+    assert not (workdir / "spent.1.json").exists()  # host 0 does the accounting
+    assert spent(workdir)["verify"] == spent(one)["verify"]  # and no request was sent twice
 
 
 @pytest.mark.timeout(600)
 def test_two_hosts_go_on_from_a_checkpoint_of_one_on_another_mesh(config, one, tmp_path):
     workdir = after_step_one(one, tmp_path / "run")
-    (workdir / "tape.sqlite").unlink()  # the second step is judged anew
+    (workdir / "tape.sqlite").unlink()  # the second step is judged again
     with two_train(config, workdir, devices=2, **{"mesh.fsdp": 4}) as both:
         assert [host.finish() for host in both] == [0, 0], both[0].said + both[1].said
     here, there = check_equal(workdir, one)
@@ -296,16 +296,16 @@ def test_a_host_that_dies_while_the_other_is_in_no_collective_ends_it_with_a_mes
         time.sleep(2 * hosts.BEAT_S)
         both[1].process.send_signal(signal.SIGKILL)
         assert both[0].finish(ENDED_S) == hosts.LOST, both[0].said
-    assert "has lost another host: host 1 has not been heard of for 6 s" in both[0].said
+    assert "has lost another host: host 1 has sent no heartbeat for 6 s" in both[0].said
 
 
 def test_silence_is_a_beat_that_stays_the_same():
     silence = hosts.Silence(limit_s=10.0, now_s=0.0)
     names = [hosts._BEATS + "0", hosts._BEATS + "1"]
     assert [silence.of(dict(zip(names, (str(t), "5"), strict=True)), float(t)) for t in (0, 4, 8)] == [[], [], []]
-    assert silence.of({names[0]: "9"}, 10.0) == []  # host 1 is unheard for ten seconds, not longer
+    assert silence.of({names[0]: "9"}, 10.0) == []  # host 1 has been silent for ten seconds, not longer
     assert silence.of({names[0]: "10"}, 11.0) == ["host 1"]
-    assert silence.of({}, 14.0) == ["host 1"]  # the store is gone as well: host 0 has three seconds of it
+    assert silence.of({}, 14.0) == ["host 1"]  # the store is missing as well: host 0 has three seconds of it
     assert silence.of({}, 18.0) == ["host 1"] and silence.of({}, 22.0) == ["host 0", "host 1"]
 
 
@@ -322,7 +322,7 @@ def test_a_host_that_hangs_ends_the_other(monkeypatch):
     hangs = "time.sleep(300) if hosts.index() else hosts.exchange(1)"
     with two(sys.executable, "-c", MEETINGS.format(then=hangs)) as both:
         assert both[0].finish(ENDED_S) == hosts.LOST
-    assert "heard nothing of the other hosts" in both[0].said
+    assert "heard nothing from the other hosts" in both[0].said
 
 
 def test_hosts_with_other_configs_are_told_the_first_difference():
@@ -347,7 +347,7 @@ def test_equal_values_of_any_size_take_a_digest_and_a_difference_is_found_among_
     assert {str(e).partition(";")[0] for e in found} == {
         f"rows of host 1 is not that of host 0: {key} is {value!r} there and {rows.get(key, 'absent')} on host 0"
     }
-    assert sum(simulated.sent) < 40_000  # where the whole value has 190 kB
+    assert sum(simulated.sent) < 40_000  # while the whole value has 190 kB
 
 
 # ------------------------------------------------------------------------------------------------------- joining

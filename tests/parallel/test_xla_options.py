@@ -23,6 +23,6 @@ def test_what_is_no_option_is_named(text):
 
 
 def test_an_option_that_the_compiler_does_not_know_is_said_before_the_run():
-    validate.check_xla_options("xla_tpu_no_such_thing=1")  # this machine is not asked for another platform's
+    validate.check_xla_options("xla_tpu_no_such_thing=1")  # options of another platform are not checked on this machine
     with pytest.raises(UserError, match="No such compile option: 'xla_cpu_no_such_thing'"):
         validate.check_xla_options("xla_cpu_no_such_thing=1")

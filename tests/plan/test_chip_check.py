@@ -1,4 +1,4 @@
-"""The check of a chip: its small form on CPU devices, what it says of a curve, and a section that fails."""
+"""The check of a chip: its small form on CPU devices, its report on a curve, and a section that fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run that is not there costs: expected by another seed, or limits; nothing unknown becomes a number."""
+"""The cost of a future run: expected from another seed, or bounds; unknown values never become numbers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_another_seed_gives_what_is_expected(seed0, tmp_path):
 def test_without_one_there_are_limits_alone(tmp_path):
     words = costs.cost_of(config(), (str(tmp_path / "none"),), "v5e:2x4")
     assert re.fullmatch(
-        r"teacher: 4,608 calls, \$[\d,]+\.\d\d at most; under 0\.1 hours at the least on v5e:2x4, links not counted",
+        r"teacher: 4,608 calls, \$[\d,]+\.\d\d at most; under 0\.1 hours at least on v5e:2x4, links not counted",
         words,
     )
     unknown = costs.cost_of(config("my-model"), (), "cpu:8")
@@ -63,7 +63,7 @@ def test_the_hours_are_the_bounds_of_plan_without_its_links():
     cfg = configs.default()
     cfg.steps, cfg.data.prompts_per_step, cfg.data.max_prompt_tokens = 10, 8, 16
     cfg.sampling.rollouts, cfg.sampling.max_tokens = 4, 48
-    toy = Topology(Chip("toy", 1e9, 1e9, 1e9, 1e30, 1e7, 1, "made up"), (8,))  # memory costs no time: compute alone
+    toy = Topology(Chip("toy", 1e9, 1e9, 1e9, 1e30, 1e7, 1, "made up"), (8,))  # memory takes no time: only compute does
     got = costs.seconds_at_least(cfg, toy)
     planned = measure.measure(cfg, model_config("tiny"), toy, lambda text: None, only=("update",), cache=False)
     assert got > planned.bounds[0].compute
@@ -85,5 +85,5 @@ def test_the_command_says_them_behind_what_is_to_be_trained(tmp_path, capsys):
     args = ["table", str(file), f"--runs={tmp_path}", "--costs"]
     assert cli.main([*args, "--topology=v5e:2x4"]) == 0
     out = capsys.readouterr().out
-    assert out.count("$0.00 at most; under 0.1 hours at the least on v5e:2x4, links not counted") == 2
+    assert out.count("$0.00 at most; under 0.1 hours at least on v5e:2x4, links not counted") == 2
     assert cli.main([*args, "--topology=v9"]) == 2

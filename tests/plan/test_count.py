@@ -1,4 +1,4 @@
-"""FLOPs and bytes of a step against numbers worked out by hand, and against XLA's own count where it has no loop."""
+"""FLOPs and bytes of a step against numbers worked out by hand, and against XLA's own count if it has no loop."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_xla_counts_the_same_in_a_forward_pass_of_one_layer():
     xla = jax.jit(forward).lower(transformer.param_shapes(cfg), shapes_BT).compile().cost_analysis()["flops"]
     matmuls = count.forward_flops(cfg, tokens=T, contexts=0, logits=0)
     whole = count.forward_flops(cfg, tokens=T, contexts=T * T, logits=0)  # masked keys are computed all the same
-    assert matmuls < xla and xla == pytest.approx(whole, rel=0.15)  # besides: norms, softmax, rotation
+    assert matmuls < xla and xla == pytest.approx(whole, rel=0.15)  # in addition: norms, softmax, rotation
 
 
 def test_rollouts_prefill_each_prompt_once_whatever_the_group():
@@ -97,4 +97,4 @@ def test_the_longest_of_three_times_is_the_bound():
     assert (found.compute, found.memory, found.links) == pytest.approx((1.0, 3.0, 2.0))
     assert (found.seconds, found.waits_for) == (pytest.approx(3.0), "memory")
     v4 = bound(Phase("x", flops=275e12, memory=0.0, links=1e15), chips()["v4"])
-    assert (v4.seconds, v4.links) == (pytest.approx(1.0), None)  # nothing is published of its links
+    assert (v4.seconds, v4.links) == (pytest.approx(1.0), None)  # nothing is published about its links

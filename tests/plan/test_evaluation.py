@@ -23,7 +23,7 @@ QWEN = "Qwen/Qwen3-4B"
 
 @pytest.fixture(autouse=True)
 def no_compiler(tmp_path, monkeypatch):
-    """No libtpu, as on most machines: CPU devices stand for the chips, and nothing is compiled."""
+    """No libtpu, as on most machines: CPU devices represent the chips, and nothing is compiled."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "libtpu" else find(name, *a))
@@ -55,7 +55,7 @@ def test_rows_that_do_not_fit_end_with_2_and_fewer_are_suggested(capsys):
     found, text = planned(capsys, "--topology=v5e:2x4", "--rows=64", code=2)
     rows = found["suggested_rows"]
     assert found["fits"] is False and 8 <= rows < 64 and rows % 8 == 0
-    assert f"Give --rows {rows}" in text
+    assert f"Use --rows {rows}" in text
     again, _ = planned(capsys, "--topology=v5e:2x4", f"--rows={rows}")
     assert again["fits"] is True and again["best"]["peak"] == found["best"]["peak"]
     short, _ = planned(capsys, "--topology=v5e:2x4", "--rows=64", "--max_tokens=1024")
@@ -84,7 +84,7 @@ def test_a_box_of_gpus_holds_more_rows_and_its_hours_follow_from_the_figures(cap
     cache = tokens * (2048 + 32_768 / 2) * 36 * 8 * 128 * 2 * 2 / 8
     seconds = (tokens / rows * weights + cache) / 3.35e12
     assert found["seconds"]["at_least"] == pytest.approx(seconds, rel=0.02) and found["seconds"]["expected"] is None
-    assert f"{seconds / 3600:.1f}" in text and "hours of decoding at the least." in text
+    assert f"{seconds / 3600:.1f}" in text and "hours of decoding at least." in text
     short, _ = planned(capsys, "--topology=gpu:h100x8", "--mean_tokens=16384", "--problems=15")
     assert short["seconds"]["at_least"] < found["seconds"]["at_least"] / 4
 

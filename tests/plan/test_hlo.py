@@ -73,7 +73,7 @@ def test_two_sums_of_one_channel_count_twice_if_their_shapes_differ():
 def test_one_pass_of_the_loop_over_tokens_with_its_condition():
     token, whole = loop_work(MODULE), whole_work(MODULE, passes=3)
     counts = {c.kind: c.count for c in token.collectives}
-    assert counts == {"all-gather": 36, "all-reduce": 2, "reduce-scatter": 1}  # what is outside is not
+    assert counts == {"all-gather": 36, "all-reduce": 2, "reduce-scatter": 1}  # the rest is not
     assert token.cycles == 36 * 700 and token.cast_bytes == 36 * 2**20
     assert token.kernels == 36 and whole.kernels == 3 * 36  # Pallas kernels, of which no cycles are estimated
     assert whole.cycles == 3 * token.cycles and whole.cast_bytes == 3 * token.cast_bytes

@@ -64,7 +64,7 @@ def test_the_held_out_judge_is_planned_with_the_free_text_gold_that_it_is_shown(
     assert judged and free["judge"].calls == judged
     grown = free["judge"].input_tokens_max - plain["judge"].input_tokens_max
     assert grown == pytest.approx(judged * len(gold) / 4, rel=0.1)
-    assert free["verify"].input_tokens_max == plain["verify"].input_tokens_max  # no teacher of rewards sees it
+    assert free["verify"].input_tokens_max == plain["verify"].input_tokens_max  # no teacher used for rewards sees it
 
 
 def test_prompts_are_measured_on_the_templates_with_answers_as_long_as_they_may_be():
@@ -154,7 +154,7 @@ def test_the_rollout_server_is_asked_for_two_tokens():
         assert body["max_tokens"] == 2
         fake.spoil = lambda reply: {"choices": []}
         assert "sent 0 answers" in preflight.check_rollouts(cfg).message
-    assert not preflight.check_rollouts(cfg).ok  # nobody listens any more
+    assert not preflight.check_rollouts(cfg).ok  # no server is listening any more
 
 
 def test_a_plan_counts_no_sampler_if_a_server_samples():

@@ -1,4 +1,4 @@
-"""``ropd plan`` on 8 CPU devices: the run's own programs, weighed, fitted into a made-up chip, and shown."""
+"""``ropd plan`` on 8 CPU devices: the run's own programs, measured, fitted to a made-up chip, and shown."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ def test_seconds_follow_from_the_published_figures(measured):
     assert set(work) == {"update", "prefill", "decode"}
     received = sum(c.bytes for c in found.compiled[0].collectives)
     assert work["update"].links == pytest.approx(received / 1e7)
-    [one] = found.compiled[2].collectives  # own rows, and whole weights: the chunk's last token is all that is shared
+    [one] = found.compiled[2].collectives  # own rows, and full weights: only the chunk's last token is shared
     assert (one.kind, one.count) == ("all-reduce", 1) and one.bytes < 16 and work["decode"].links < 1e-3
     assert found.seconds == pytest.approx(sum(max(b.compute, b.memory, b.links) for b in found.bounds))
 
@@ -300,7 +300,7 @@ def test_what_is_too_large_before_anything_is_compiled_is_not_compiled(monkeypat
     monkeypatch.setattr(measure, "compile_program", never)
     found = measure.measure(tiny_config(), ONE_LAYER, toy(10 * KB), print)
     assert found.fits is False and not any(c.fits for c in found.compiled)
-    assert {b.links for b in found.bounds} == {None}  # nobody knows what they would receive
+    assert {b.links for b in found.bounds} == {None}  # the bytes that they would receive are unknown
 
 
 def test_fewer_slots_are_halves_that_the_mesh_divides():
@@ -404,7 +404,7 @@ def test_an_axis_has_two_of_the_links_if_it_is_a_ring_and_else_one(topology, gb)
 
 
 def test_the_update_and_the_sampler_compile_for_gpus_without_one():
-    """In a process of its own, since the environment decides before jax is imported."""
+    """In a separate process, since the environment is read before jax is imported."""
     if missing := gpu.missing():
         pytest.skip(missing)
     code = (

@@ -1,4 +1,4 @@
-"""The time of a save: bytes over the rates that the plan names."""
+"""The time of a save: bytes over the plan's rates."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def test_a_4b_student_on_one_and_on_four_hosts():
     assert one.bytes == pytest.approx(48.3e9, rel=0.01)
     assert one.bucket_s == pytest.approx(one.bytes / 8e9 + 2 * one.bytes / 1e9)
     assert four.disk_s == pytest.approx(one.disk_s / 4)
-    assert "more than a grace of 30 s" in saving.line(one)
-    assert "within a grace of 30 s" in saving.line(four) and four.bucket_s + 2.0 < 30
+    assert "more than a grace period of 30 s" in saving.line(one)
+    assert "within a grace period of 30 s" in saving.line(four) and four.bucket_s + 2.0 < 30
     assert "48.3 GB, 12.1 GB by each of 4 hosts" in saving.line(four) and "assumed" in saving.line(four)
 
 

@@ -1,4 +1,4 @@
-"""Tokens a second, slots and the settings that follow, against servers whose speed is known."""
+"""Tokens per second, slots and the resulting settings, with servers of known speed."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def test_what_cannot_be_measured_is_unknown():
 def test_a_slow_small_server_gets_fewer_calls_and_more_time():
     roles = [("rubricator", "openai", Role("m", max_output_tokens=8192)), ("verifier", "openai", Role("other"))]
     lines = suggestions(TEACHER, roles, [Speed("openai", "m", 10.0, 1)])
-    assert len(lines) == 2 and lines[0].startswith("teacher.concurrency=1: m works on one call at a time")
-    assert lines[1].startswith("teacher.timeout_s=1230: at 10 tokens a second")  # 819 s and a half
+    assert len(lines) == 2 and lines[0].startswith("teacher.concurrency=1: m processes one call at a time")
+    assert lines[1].startswith("teacher.timeout_s=1230: at 10 tokens/s")  # 819 s and a half
     assert "teacher.rubricator.max_output_tokens=8192 takes 819 s" in lines[1]
     assert lines[1].endswith("teacher.rubricator.max_output_tokens=800")
 

@@ -99,7 +99,7 @@ def test_log_probs_before_the_temperature_are_named(tmp_path):
     server = FakeVLLM()
     server.raw = True
     cfg = dict(sampling__temperature=0.5, sampling__server__max_gap=0.02)
-    with serving(server) as url, pytest.raises(UserError, match=r"those at temperature 1, .*processed_logprobs"):
+    with serving(server) as url, pytest.raises(UserError, match=r"log-probs at temperature 1, .*processed_logprobs"):
         train(config(url, **cfg), tmp_path / "run")
 
 

@@ -20,12 +20,14 @@ from tests.runs.test_train import tiny_config
 def test_a_second_run_is_refused_before_a_student_is_loaded(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(building, "load_checkpoint", lambda *a, **k: pytest.fail("it loaded the student"))
     with locked(tmp_path / "run"):
-        with pytest.raises(UserError, match=f"pid {os.getpid()} on host .* is running here since"):
+        with pytest.raises(UserError, match=f"pid {os.getpid()} on host .* has been running here since"):
             train(tiny_config(), tmp_path / "run")
         args = ["train", "--config", "experiments/quickstart.py", "--workdir", str(tmp_path / "run")]
         assert cli.main(args) == 2
         err = capsys.readouterr().err
-        assert err.startswith("ropd: error: --workdir") and err.count("\n") == 1 and "is running here since" in err
+        assert (
+            err.startswith("ropd: error: --workdir") and err.count("\n") == 1 and "has been running here since" in err
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -43,7 +45,7 @@ def test_every_command_that_continues_in_a_directory_has_it_for_itself(args, tmp
     with locked(tmp_path / "out.teacher" if args[0] == "collect-references" else out):
         assert cli.main([str(out) if word == "OUT" else word for word in args]) == 2
     err = capsys.readouterr().err.splitlines()
-    assert err[-1].startswith(f"ropd: error: --out {out}") and "is running here since" in err[-1]
+    assert err[-1].startswith(f"ropd: error: --out {out}") and "has been running here since" in err[-1]
 
 
 def test_a_finished_run_on_a_read_only_disk_is_shown(tmp_path, monkeypatch):

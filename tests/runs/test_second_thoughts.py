@@ -58,7 +58,7 @@ def test_a_fork_starts_from_the_checkpoint_with_another_config_and_says_so(runs,
         assert len(differ) == (part == "opt_state")  # the count of the schedule alone starts anew
     assert trees_max_diff(finished_params(new, 1)["params"], begun["params"]) > 0
     assert train(cfg, new).values == result.values  # resumed without --fork
-    with pytest.raises(UserError, match=rf"was forked from {runs / 'whole'}@1; leave --fork out"):
+    with pytest.raises(UserError, match=rf"was forked from {runs / 'whole'}@1; remove --fork"):
         train(cfg, new, fork=f"{runs / 'whole'}@2")
 
 
@@ -66,14 +66,14 @@ def test_a_fork_starts_from_the_checkpoint_with_another_config_and_says_so(runs,
     ("fork", "words"),
     [
         ("{runs}/whole@7", r"has no checkpoint after step 7; it has those after steps 1, 2"),
-        ("{runs}/none", r"holds no run; expected a directory of ropd train"),
+        ("{runs}/none", r"holds no run; expected a workdir of ropd train"),
         ("{runs}", r"holds no run"),
     ],
 )
 def test_a_fork_of_what_is_not_there(runs, tmp_path, fork, words):
     with pytest.raises(UserError, match=words):
         origin_of(fork.format(runs=runs), tmp_path / "new")
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="already holds a run"):
         origin_of(f"{runs}/whole", runs / "extended")
 
 
@@ -106,7 +106,7 @@ def test_another_optimizer_starts_from_zero(tmp_path, caplog):
         fresh = begin(params, mesh, optim__moments="int8")
         state = forked(origin, fresh, mesh, Lora())
     assert trees_max_diff(state.params, params) == 0.0 and trees_max_diff(state.opt_state, fresh.opt_state) == 0.0
-    assert "optimizer and method, which have another form, start from zero" in caplog.text
+    assert "optimizer and method differ in shape and start from zero" in caplog.text
 
 
 def test_adapters_are_taken_over_or_merged_and_never_mixed_up(tmp_path):

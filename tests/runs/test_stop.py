@@ -139,7 +139,7 @@ def test_a_state_that_is_lost_is_not_saved(tmp_path, monkeypatch, caplog):
     cfg = tiny_config(checkpoint__every=9, data__heldout_size=8, eval__prompts_at_once=8, stream__groups=0)
     with caplog.at_level(logging.WARNING, logger="ropd_jax"), pytest.raises(RuntimeError, match="out of memory"):
         ropd_jax.train.train(cfg, tmp_path / "run")
-    assert steps_of(tmp_path / "run") == [] and "had taken the arrays over" in caplog.text
+    assert steps_of(tmp_path / "run") == [] and "had donated the arrays" in caplog.text
 
 
 def test_the_best_checkpoint_is_kept_over_a_resume(tmp_path, monkeypatch):

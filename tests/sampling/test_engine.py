@@ -85,7 +85,7 @@ def test_greedy_rollouts_follow_the_largest_logit(params):
 
 
 def test_short_groups_stream_out_before_long_ones(params):
-    # Prompt 2 alone may stop: its group must come first, although it is asked last.
+    # Only prompt 2 can stop early: its group must come first, although it is the last prompt.
     seen = []
     engine = dataclasses.replace(ENGINE, rollouts=1, chunk=1, stop_ids=(int(first_token(params, 2)),))
     prompts, tokens = PROMPTS, TOKENS

@@ -1,4 +1,4 @@
-"""The client of a rollout server: what it asks, what it repeats, and what ends a run. The server has no model here."""
+"""The client of a rollout server: its requests, its retries, and what ends a run. The server has no model here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def config(url="http://127.0.0.1:9/v1", **changes):
 
 
 class Counting(FakeVLLM):
-    """Answers with tokens that follow from the request, in place of a model's."""
+    """Answers with tokens that are a function of the request, instead of a model's."""
 
     def complete(self, body):
         choices = []
@@ -37,7 +37,7 @@ class Counting(FakeVLLM):
 
 
 async def at_once(_):
-    """A wait between two tries."""
+    """A wait between two attempts."""
 
 
 def groups(client, prompts=((5, 6), (7, 8)), ids=("a", "b"), seed=0, step=0, check=lambda: None, want=WANT):
@@ -125,7 +125,7 @@ def test_a_server_that_is_away_is_waited_for_and_told_its_weights_again(server, 
 
 def test_an_outage_ends_the_run_after_the_wait(opened):
     client = opened("http://127.0.0.1:9/v1", wait_s=0.0)
-    with pytest.raises(OutageError, match=r"127.0.0.1:9/v1 could not be reached for 0 s .*sampling.server.wait_s=0"):
+    with pytest.raises(OutageError, match=r"127.0.0.1:9/v1 has been unreachable for 0 s .*sampling.server.wait_s=0"):
         groups(client)
     with pytest.raises(ConfigurationError, match="nothing listens on this port; start the server first"):
         client.check([5], 64)
@@ -178,7 +178,7 @@ def test_adapters_get_a_name_of_their_own_and_the_one_before_goes(server, opened
 def test_the_key_comes_from_the_named_variable_and_no_other(opened, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-another-service")
     with serving(Counting(key="right")) as url:
-        with pytest.raises(ConfigurationError, match="refuses the key") as refused:
+        with pytest.raises(ConfigurationError, match="rejects the key") as refused:
             opened(url).check([5], 64)
         monkeypatch.setenv("ROLLOUT_KEY", "right")
         opened(url, api_key_env="ROLLOUT_KEY").check([5], 64)
@@ -209,7 +209,7 @@ def test_a_request_to_stop_ends_the_sampling_and_cancels_what_is_in_flight(serve
     [
         (dict(sync="push"), "sampling.server.sync='push'; expected how the server gets new weights"),
         (dict(sync=""), "one of vllm, sglang, vllm_lora, none"),
-        (dict(sync="none"), "set sampling.server.sync_every=0 if that is what you mean"),
+        (dict(sync="none"), "set sampling.server.sync_every=0 if that is intended"),
         (dict(url=""), "sampling.server.base_url is empty"),
         (dict(url="http://me:secret@h/v1"), "sampling.server.base_url has more than an address"),
     ],

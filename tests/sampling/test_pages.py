@@ -23,7 +23,7 @@ OTHERS = ([2, 6], [], [5, 3, 1])
 
 
 def cache(places, dtype):
-    """(prompt, pages, stage, view) of three rows of one prompt, whose pages lie at these places of the pool."""
+    """(prompt, pages, stage, view) of three rows of one prompt, whose pages are at these places of the pool."""
     rng = np.random.default_rng(0)
 
     def draw(*shape):
@@ -105,7 +105,7 @@ def test_sums_of_digits_are_exact_in_any_order_and_near_the_true_ones():
 
 
 def through_kernel(places, dtype, monkeypatch, window=None, softcap=0.0):
-    """What `attend` of the same cache gives; free pages hold NaN."""
+    """The result of `attend` for the same cache; free pages contain NaN."""
     monkeypatch.setattr(paging, "PROMPT_PAGE", 4)
     monkeypatch.setattr(paging, "TILE", 2)
     monkeypatch.setattr(kernel, "POSITIONS", 8)  # blocks of two pages
@@ -125,7 +125,7 @@ def through_kernel(places, dtype, monkeypatch, window=None, softcap=0.0):
 
 
 def back(layer):
-    """Keys as the kernel reads them: not turned."""
+    """Keys in the kernel's layout: not transposed."""
     return KV(Stored(layer.k.x.swapaxes(2, 3), layer.k.scale), layer.v)
 
 

@@ -1,4 +1,4 @@
-"""The engine's slots: refill, pages, fewer rows at the end; none of it shows in a rollout."""
+"""The engine's slots: refill, pages, fewer rows at the end; none of it affects a rollout."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.helpers import IdTokenizer
 
 TINY = dataclasses.replace(THREE_LAYERS, num_layers=2)
 
-# 2 prompts x 4 rollouts at once, 7 prompts; pages of 4 tokens, looks every 2
+# 2 prompts x 4 rollouts at once, 7 prompts; pages of 4 tokens, checks every 2
 ENGINE = EngineConfig(
     rollouts=4, prompts=2, prompt_len=8, max_tokens=12, stop_ids=(1,), rule=SamplingRule(), chunk=2, page_chunks=2
 )
@@ -141,7 +141,7 @@ def test_steps_seeds_parts_of_a_step_and_repeated_prompts_share_no_noise(params)
     twice = sample_groups(
         TINY, ENGINE, params, IdTokenizer(), [PROMPTS[0]] * 2, [TOKENS[0]] * 2, seed=0, step=0, limits=flat[:2]
     )
-    assert len({r.text for g in twice for r in g.rollouts}) == 8  # an id that comes again is another prompt
+    assert len({r.text for g in twice for r in g.rollouts}) == 8  # a repeated id is another prompt
 
 
 @pytest.mark.parametrize(("dtype", "gap"), [("bfloat16", 0.03), ("int8", 0.06)])
@@ -245,7 +245,7 @@ def test_reading_in_blocks_as_on_a_tpu_gives_the_same_rollouts_whatever_moves(pa
     monkeypatch.setattr(paging, "block_of", lambda pages: 2)
     monkeypatch.setattr(engine_lib, "MOVES", 2)
     monkeypatch.setattr(Slots, "compact", lambda self, *a: (moved.append(x := compact(self, *a)), x)[1])
-    engine = dataclasses.replace(ENGINE, cache_dtype=dtype, stop=("no such text",))  # programs of its own
+    engine = dataclasses.replace(ENGINE, cache_dtype=dtype, stop=("no such text",))  # its own programs
     found = sample(params, engine=engine)
     assert any(m is not None for m in moved)
     assert_same_bits(sample(params, engine=engine, order=[2, 6, 0, 3, 5, 1, 4]), found)

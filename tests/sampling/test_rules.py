@@ -1,4 +1,4 @@
-"""Temperature, top-k, top-p: which tokens are admitted, and with what probability."""
+"""Temperature, top-k, top-p: which tokens are kept, and with what probability."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_policy_probabilities(rule, want):
 def test_admitted_tokens_are_those_of_a_sorted_vocabulary(V, sharpness, rule):
     rng = np.random.default_rng(V)
     logits_BV = np.round(sharpness * rng.standard_normal((6, V)), 2).astype(np.float32)  # two digits: ties
-    logits_BV[0] *= 4  # beside flat rows
+    logits_BV[0] *= 4  # next to flat rows
     logits_BV[1, :] = -1.0
     logits_BV[1, 7::50] = 2.0
     for row_V, found_V in zip(logits_BV, np.asarray(rules.kept(jnp.asarray(logits_BV), rule)), strict=True):

@@ -87,14 +87,14 @@ def test_weights_on_a_mesh_stay_there(groups, monkeypatch):
     monkeypatch.setattr(mesh_lib, "put", lambda *args: pytest.fail("the weights were copied"))
     found = sample(placed, TEXTS, n=2, max_tokens=16, temperature=0)
     assert len(found) == 3
-    with jax.set_mesh(mesh):  # one that is set already is no obstacle
+    with jax.set_mesh(mesh):  # a mesh that is already set does not matter
         assert tokens_of(sample(placed, TEXTS, n=2, max_tokens=16, temperature=0)) == tokens_of(found)
 
 
 def test_lengths_fit_the_student():
     assert _lengths(21, None, 128) == (32, 96)
     assert _lengths(21, 16, 128) == (32, 16)
-    assert _lengths(21, 107, 128) == (21, 107)  # padding gives way
+    assert _lengths(21, 107, 128) == (21, 107)  # padding is reduced
     assert _lengths(21, None, 100_000) == (32, 512)
     with pytest.raises(
         UserError, match=r"has 21 tokens and the answer 108, more than the 128 .* max_tokens=107 or less"

@@ -1,4 +1,4 @@
-"""What a rollout server may send, and what ends the run: nothing that lacks something becomes an answer."""
+"""Valid replies of a rollout server, and those that end the run: an incomplete reply never becomes an answer."""
 
 from __future__ import annotations
 
@@ -93,5 +93,5 @@ def test_an_aborted_answer_is_worth_another_try():
 def test_equal_answers_are_copies_unless_chance_explains_them():
     short, long = Answer([1], [-0.1], True), Answer([7, 8, 1], [-15.0, -15.0, -1.0], True)
     check_copies([short, short, long], "h")
-    with pytest.raises(ConfigurationError, match="one answer twice"):
+    with pytest.raises(ConfigurationError, match="the same answer twice"):
         check_copies([long, short, long], "h")

@@ -48,7 +48,7 @@ def test_pages_move_down_until_few_blocks_hold_them():
     assert slots.own_pages == {1: [1, 3, 0]} and slots.view["table_BD"][1].tolist()[:3] == [1, 3, 0]
     assert slots.view["first_M"].tolist() == [12, 4, -1, 8, -1, -1, -1, -1]  # base 4: pages begin at 4, 8, 12
     assert slots.view["owner_M"][[0, 1, 3]].tolist() == [1, 1, 1] and sorted(slots.part[0].pages) == [2, 4, 5, 6, 7]
-    assert [m.tolist() for m in slots.compact(1, 4)] == [[3, 0, 0, 0], [2, 8, 8, 8]]  # 8 is no place
+    assert [m.tolist() for m in slots.compact(1, 4)] == [[3, 0, 0, 0], [2, 8, 8, 8]]  # 8 is not a place
 
 
 def test_the_rollout_with_the_fewest_tokens_makes_room_and_waits_until_there_is_some():
@@ -67,7 +67,7 @@ def test_the_rollout_with_the_fewest_tokens_makes_room_and_waits_until_there_is_
             slots.commit()
     assert (slots.restarts, slots.lost_tokens) == (1, 6) and slots.job[2] is None
     assert [job.tokens for _, job in slots.part[0].ready] == [[]] and slots.own_pages.keys() == {0, 1}
-    assert slots.pages_missing() == 0  # what row 2 had is enough for row 1
+    assert slots.pages_missing() == 0  # the pages of row 2 are enough for row 1
     slots.commit()
     slots.admit([7])
     assert slots.job[2] is None  # no page is left, and two rollouts may need one

@@ -48,9 +48,9 @@ def test_reliability_by_kind_is_none_where_it_is_unknown(tmp_path):
     "changes, message",
     [
         ({"schema_version": "ropd.calibration.v9"}, "schema_version is 'ropd.calibration.v9'"),
-        ({"overall": {}}, "another form than expected"),
-        ({"overall": 3}, "another form than expected"),
-        ({"verdicts": "many"}, "another form than expected"),
+        ({"overall": {}}, "an unexpected form"),
+        ({"overall": 3}, "an unexpected form"),
+        ({"verdicts": "many"}, "an unexpected form"),
     ],
 )
 def test_a_file_that_is_no_report_is_one_line(tmp_path, changes, message):

@@ -174,5 +174,5 @@ def test_missing_groups_and_steps_are_reported(tmp_path):
     (tmp_path / "groups" / "step_000004.jsonl").write_text(json.dumps({"step": 4}) + "\n")
     with pytest.raises(UserError, match="no step in 5:9; it has 4 to 4"):
         list(read_groups(tmp_path, steps=(5, 9)))
-    with pytest.raises(UserError, match=r"step_000004.jsonl:1 is no group of a run \(KeyError: 'answers'\)"):
+    with pytest.raises(UserError, match=r"step_000004.jsonl:1 is not a group of a run \(KeyError: 'answers'\)"):
         list(read_groups(tmp_path))

@@ -18,12 +18,12 @@ from ropd_jax.weights.student import load_checkpoint
 from ropd_jax.weights.tokenizer import load_tokenizer
 
 SYSTEM, USER = Message("system", "Be brief."), Message("user", "1 + 1?")
-# As Qwen3 has it: an empty thought is written ahead for a student that shall not think.
+# As in Qwen3: an empty thought is prefilled for a student that should not think.
 QWEN = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
     "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
 )
-# As Gemma 2 has it.
+# As in Gemma 2.
 GEMMA = (
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
     "{% endif %}{% for m in messages %}{{ '<start_of_turn>' + m['role'] + '\n' + m['content'] | trim + "
@@ -79,17 +79,17 @@ def test_system_message_without_a_form_stands_before_the_users_and_it_is_said_on
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             assert chat.render(template, [SYSTEM, USER], {"bos_token": "<bos>"}) == text
-    assert len(caplog.records) == 1 and "no form for a system message" in caplog.text
+    assert len(caplog.records) == 1 and "not support a system message" in caplog.text
 
 
 def test_system_message_that_can_stand_nowhere_is_an_error():
-    with pytest.raises(UserError, match=r"leaves the system message out; change data\.system"):
+    with pytest.raises(UserError, match=r"drops the system message; change data\.system"):
         chat.render("{{ 'always this' }}", [SYSTEM, USER], {})
-    with pytest.raises(UserError, match=r"refuses messages of roles \[system, user\]: never"):
+    with pytest.raises(UserError, match=r"rejects messages of roles \[system, user\]: never"):
         chat.render("{{ raise_exception('never') }}", [SYSTEM, USER], {})
 
 
-ENVIRONMENT = [  # what templates of published checkpoints use of the environment that they are written for
+ENVIRONMENT = [  # features of the rendering environment that templates of published checkpoints use
     "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}|{% endfor %}",
     "a {%- generation -%}  b {% set x = 1 %}{%- endgeneration %} c{{ x is defined }}",
     "{% set x = 0 %}{% generation %}{{ x }}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}",
@@ -123,7 +123,7 @@ def test_the_environment_of_templates_is_that_of_transformers(template):
             [messages], chat_template=template, add_generation_prompt=True, **special
         )
     except (TypeError, ValueError, jinja2.TemplateError):
-        with pytest.raises(UserError, match="refuses messages"):
+        with pytest.raises(UserError, match="rejects messages"):
             chat.render(template, [Message(**m) for m in messages], special)
     else:
         assert chat.render(template, [Message(**m) for m in messages], special) == expected[0][0]
@@ -143,7 +143,7 @@ def test_strftime_now_is_the_time_of_the_request_in_the_users_zone(monkeypatch):
     "generation, config, stop",
     [
         ([1, 0], 0, (0, 1)),  # the template's end of turn first, then what generation_config.json lists
-        ([257, 258], 0, (0, 257, 258, 1)),  # a list of others, and the tokenizer's own ends behind it
+        ([257, 258], 0, (0, 257, 258, 1)),  # a list of others, followed by the tokenizer's own ends
         (257, 258, (0, 257, 258, 1)),
         (None, 1, (0, 1)),
     ],
@@ -170,7 +170,7 @@ def test_rollouts_whose_text_has_other_tokens_are_counted(directory):
     cases = [
         (([twelve, stop], [twelve], "stop"), 0),
         (([two, one], [two, one], "length"), 0),
-        (([stop, one, stop], [stop, one], "stop"), 0),  # a special token in the text is itself again
+        (([stop, one, stop], [stop, one], "stop"), 0),  # a special token in the text becomes itself again
         (([one, two, stop], [one, two], "stop"), 1),  # sampled apart, written together
         (([twelve, half], [twelve, half], "length"), 1),  # cut inside a character
     ]

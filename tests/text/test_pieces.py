@@ -56,7 +56,7 @@ def test_ids_are_places_in_the_list(tokenizer):
 
 
 def greedy(text):
-    """Longest match, written the slow way."""
+    """Longest match, implemented in the slow way."""
     ids = []
     while text:
         piece = max((p for p in PIECES[2:] if text.startswith(p)), key=len)
@@ -75,7 +75,7 @@ def test_ids_are_those_of_greedy_longest_match(tokenizer):
 def test_chat_is_that_of_the_template(tokenizer):
     chat = [Message("user", "1 + 1")]
     assert tokenizer.decode(tokenizer.apply_chat_template(chat)) == "Q: 1 + 1\nA: "
-    with pytest.raises(UserError, match=r"refuses messages of roles \[user, assistant\]: users only"):
+    with pytest.raises(UserError, match=r"rejects messages of roles \[user, assistant\]: users only"):
         tokenizer.apply_chat_template([*chat, Message("assistant", "2")])
 
 
@@ -112,7 +112,9 @@ def test_pieces_that_cannot_be_used_are_named(pieces, ends, message):
 
 def test_directory_of_an_earlier_version_is_named_with_the_remedy(tmp_path):
     (tmp_path / "char_tokenizer.json").write_text("{}")
-    with pytest.raises(UserError, match=r"char_tokenizer\.json is a format that is not read any more; export .* again"):
+    with pytest.raises(
+        UserError, match=r"char_tokenizer\.json is a format that is no longer supported; export .* again"
+    ):
         load_tokenizer(tmp_path)
 
 

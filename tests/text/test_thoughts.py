@@ -1,4 +1,4 @@
-"""A thought that the chat template has opened and that was cut is no answer, on its way to grader, judge and file."""
+"""An unfinished thought that the chat template opened is not an answer for grader, judge and file."""
 
 from __future__ import annotations
 

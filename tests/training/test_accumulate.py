@@ -1,4 +1,4 @@
-"""The update in a stream, steps that overlap, slow groups: what they may change, and what not."""
+"""The streamed update, overlapping steps, slow groups: what they can change, and what not."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_portions_begin_before_the_last_group_is_judged():
     for index in (1, 2, 0, 3):
         summed.add(group(index), judgement(index))
         due.append(summed.due(5))
-    assert due == [False, False, True, True]  # in prompt order: 0 and 1 are there with the third arrival
+    assert due == [False, False, True, True]  # in prompt order: 0 and 1 are complete with the third arrival
 
 
 def test_a_step_without_any_gradient_changes_nothing():
@@ -214,7 +214,7 @@ class Update:
 
 
 def pending(step, n, did, latency=lambda i: 0.0):
-    """A step of n groups whose teacher answers group i after ``latency(i)`` seconds, by a thread of its own each."""
+    """A step of n groups whose teacher answers group i after ``latency(i)`` seconds, each in a separate thread."""
     pool = concurrent.futures.ThreadPoolExecutor(n)
 
     def sampler():

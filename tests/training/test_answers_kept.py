@@ -1,4 +1,4 @@
-"""Answers that cannot be sampled again are found when their step is repeated, and are lost by nothing but their use."""
+"""Answers that cannot be sampled again are found when their step is repeated, and are lost only by being used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Benchmarks during a run: what is measured when, how it is graded, and that a choice by one is warned of."""
+"""Benchmarks during a run: what is measured when, how it is graded, and the warning for a choice by one."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def test_the_value_is_the_mean_over_problems_of_their_share_of_right_answers():
     ("changes", "words"),
     [
         (dict(eval__benchmarks=("aime_2042",)), "benchmark 'aime_2042' is unknown"),
-        (dict(eval__benchmarks=("healthbench",)), "which a model judges at a price"),
-        (dict(eval__benchmarks=(RG, RG)), "names one of them twice"),
+        (dict(eval__benchmarks=("healthbench",)), "which is graded by a paid model"),
+        (dict(eval__benchmarks=(RG, RG)), "names a benchmark twice"),
         (dict(checkpoint__best_by="aime_2024"), "best_by='aime_2024'; expected one of accuracy, .*chain_sum"),
         (dict(checkpoint__best_by=RG, checkpoint__keep_best=1, checkpoint__every=5, eval__benchmarks_every=8),
          "eval.benchmarks_every=8 first meet at step 40"),

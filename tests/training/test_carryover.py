@@ -1,4 +1,4 @@
-"""What a checkpoint keeps of groups that are on their way."""
+"""What a checkpoint stores of groups in flight."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from ropd_jax.workdir.result import final_table
 
 
 def series(accuracies, rewards, *, n=500, every=10):
-    """Evaluations at 0, every, ...; one reward a step from step 1 on."""
+    """Evaluations at 0, every, ...; one reward per step from step 1 on."""
     steps = [every * i for i in range(len(accuracies))]
     return {
         "eval/accuracy": (steps, accuracies),
@@ -111,4 +111,4 @@ def test_a_judge_is_the_measure_if_most_golds_are_free_text():
     assert drift_at({**run, **judged, **few}, 20).measure == "accuracy"
     got = drift_at({**run, **judged, **many}, 20)
     assert got.measure == "judge" and not got.alarm and got.change == pytest.approx(0.1)
-    assert drift_at({**run, **many}, 20).measure == "accuracy"  # no judge was asked
+    assert drift_at({**run, **many}, 20).measure == "accuracy"  # no judge was used

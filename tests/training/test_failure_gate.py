@@ -1,4 +1,4 @@
-"""The gate that stops a run whose teacher fails: when it shuts, what it says, and that a run can go on after it."""
+"""The gate that stops a run whose teacher fails: when it closes, what it reports, and how a run continues."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_run_whose_teacher_is_down_saves_and_raises_with_the_table(tmp_path):
         steps=4, teacher__scripted__fault_rate=1.0, teacher__attempts=1, teacher__failed_window=4,
         teacher__tape__mode="off", teacher__max_failed_frac=1.0,
     )  # fmt: skip
-    for _ in range(2):  # the same run goes on with another bound; a run that scored nothing has no result, ever
+    for _ in range(2):  # the same run continues with another bound; a run that scored nothing never has a result
         with pytest.raises(TooManyFailures, match=r"(?s)none of the run's 16 groups could be scored.*what helps"):
             train(cfg, tmp_path / "run")
         assert not (tmp_path / "run" / "result.json").exists()

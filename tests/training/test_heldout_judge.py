@@ -1,4 +1,4 @@
-"""The independent judge of held-out answers: asked apart from the teacher, counted, and without any effect on a run."""
+"""The independent judge of held-out answers: separate from the teacher, counted, and without any effect on a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.teacher.conftest import Saying
 
 @pytest.fixture(scope="module")
 def judged_run(tmp_path_factory):
-    """Two steps without gold answers, an evaluation after each; the judge stands behind HTTP, the teacher does not."""
+    """Two steps without gold answers, an evaluation after each; the judge is behind HTTP, the teacher is not."""
     workdir = tmp_path_factory.mktemp("judged")
     ask = "State the final answer to the following arithmetic problem: {} + {} - 2 + 4 ="
     rows = [{"id": f"{a}-{b}", "problem": ask.format(a, b)} for a in range(1, 7) for b in range(3, 9)]
@@ -47,7 +47,7 @@ def test_the_same_slice_is_judged_at_each_evaluation_and_counted(judged_run):
     assert all(0 <= grade <= 1 for grade in series["eval/judge"][1])
     assert all(error >= 0 for error in series["eval/judge_error"][1])
     asked = [series.get(f"teacher/{what}_judge", ([], [0]))[1][-1] for what in ("calls", "taped")]
-    assert asked[0] >= 5 and sum(asked) == 10  # before and after the first step; an answer said twice is on the tape
+    assert asked[0] >= 5 and sum(asked) == 10  # before and after the first step; a repeated answer is on the tape
     result = json.loads((judged_run[0] / "run" / "result.json").read_text())
     assert result["drift_alarms"] == alarms(series) == []
 

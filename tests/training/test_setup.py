@@ -1,4 +1,4 @@
-"""The order of a run's checks: what is cheap comes first."""
+"""The order of a run's checks: cheap ones come first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The compiled update, read: what it never holds, what it gives back, what it computes in."""
+"""The compiled program of the update: arrays that it never has, donated buffers, dtypes of its computations."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ropd_jax.training.setup import check_config, read_config, update_config
 from ropd_jax.training.update import State, make_update
 from ropd_jax.types import UserError
 
-T, V, CHUNK = 384, 521, 16  # V is a prime: a dimension that it divides holds the vocabulary
+T, V, CHUNK = 384, 521, 16  # V is a prime: a dimension divisible by it contains the vocabulary
 MODEL = ModelConfig(vocab_size=V, num_layers=2, d_model=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24,
                     rope_theta=1e4, norm_eps=1e-5, tied=True, max_seq_len=T)  # fmt: skip
 
 
 def built(A=2, b=1, **changes):
-    """(the update compiled from shapes alone, its state's shapes)."""
+    """(the update compiled only from shapes, its state's shapes)."""
     cfg = configs.default()
     cfg.optim.logprob_chunk = CHUNK
     for key, value in changes.items():

@@ -90,7 +90,7 @@ def test_what_is_not_there_is_one_line(url):
     ("gs:///a", "names no bucket"),
     ("http://host/a", "http:// is not supported; expected a local path, gs:// or s3://"),
     ("memory://a/b", "memory:// is not supported"),
-    ("gs:/bkt/a", "has lost a slash; write gs://bkt/a"),
+    ("gs:/bkt/a", "lacks a slash; write gs://bkt/a"),
 ])  # fmt: skip
 def test_a_url_that_cannot_be_a_place_is_refused(text, words):
     with pytest.raises(UserError, match=words):

@@ -1,4 +1,4 @@
-"""At most every so many seconds."""
+"""At most once every few seconds."""
 
 from __future__ import annotations
 

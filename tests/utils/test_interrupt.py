@@ -1,4 +1,4 @@
-"""Signals: the first is a request, a second Ctrl-C leaves, and one that nobody looks at is acted on by a thread."""
+"""Signals: the first is a request, a second Ctrl-C exits, and a thread handles one that is not polled."""
 
 from __future__ import annotations
 

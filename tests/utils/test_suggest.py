@@ -1,4 +1,4 @@
-"""Near names."""
+"""Similar names."""
 
 from __future__ import annotations
 

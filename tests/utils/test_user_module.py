@@ -1,4 +1,4 @@
-"""Files of users: what works in them, and each mistake as one line with file and line."""
+"""Files of users: what works in them, and a one-line error with file and line for each mistake."""
 
 from __future__ import annotations
 

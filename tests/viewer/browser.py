@@ -7,7 +7,7 @@
                                                         # leaving fails the test on any of `Watch.faults`
 
 A test that uses `browser` must not call ``asyncio.run``: Playwright holds the event loop of the main thread. The
-server of `shown` has a thread of its own.
+server of `shown` has its own thread.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 VIOLATIONS = """addEventListener("securitypolicyviolation", (e) =>
   console.error(`policy: ${e.violatedDirective} blocked ${e.blockedURI} ${e.sample}`))"""
 expect.set_options(timeout=20_000)  # milliseconds: a machine that is busy with other tests takes its time
-HARMLESS = ("favicon.ico",)  # what the browser itself asks for
+HARMLESS = ("favicon.ico",)  # requested by the browser itself
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +51,11 @@ def browser() -> Iterator[Browser]:
 
 
 class Watch:
-    """What a page does that it must not do.
+    """Faults of a page.
 
     Attributes:
         faults: errors on the console, violations of the content security policy, uncaught exceptions, dialogs,
-            requests to another address than the allowed ones.
+            requests to addresses that are not allowed.
     """
 
     def __init__(self, context: BrowserContext, allowed: str):
@@ -102,7 +102,7 @@ class View:
         return page
 
     def check(self) -> None:
-        """Fails if a page did what it must not do."""
+        """Fails if a page had a fault."""
         unexpected = [f for f in self.watch.faults if not any(part in f for part in self.expected)]
         assert not unexpected, "\n".join(unexpected)
 

@@ -1,7 +1,7 @@
 """``make vendor``: the libraries of the page, from the npm tarballs that ``static/vendor/vendor.json`` names.
 
-A tarball whose sha512 is not the one in ``vendor.json`` is refused. The files are written as they are, and their sha256
-goes into ``vendor.json``, against which a test compares what is in the repository. For another version, change
+A tarball whose sha512 differs from ``vendor.json`` is rejected. The files are written unchanged, and their sha256 is
+stored in ``vendor.json``; a test compares it with the files in the repository. For another version, change
 ``version`` and ``integrity`` (``npm view NAME@VERSION dist.integrity``).
 """
 

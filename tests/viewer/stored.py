@@ -1,4 +1,4 @@
-"""Stored groups for tests of the viewer, written by the log that writes a run's."""
+"""Stored groups for tests of the viewer, written by the same log as a run's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The static copy of the page: it opens from the file system, and holds only what it may."""
+"""The static copy of the page: it opens from the file system, and contains only what it should."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ ANSWERS = ("9 + 5 = 14\n14 - 1 = 13\n13 + 3 = 16\nAnswer: 16", "<think>no</think
 
 
 class Failing(ScriptedClient):
-    """A scripted teacher whose calls of one role fail for a passing cause."""
+    """A scripted teacher whose calls of one role fail for a temporary cause."""
 
     def __init__(self, role=""):
         super().__init__()
@@ -55,7 +55,7 @@ def judged(run, step=0, answers=ANSWERS, *, client=None, form="keyed_reasons", q
 
 
 def without_calls(run, step=0):
-    """As a version wrote it that noted no calls."""
+    """As written by a version that recorded no calls."""
     path = run / "groups" / f"step_{step:06d}.jsonl"
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "calls"}) + "\n")
 
@@ -103,7 +103,7 @@ def test_a_group_names_its_requests_and_they_open_to_what_was_sent(tmp_path):
     assert whole["messages"] == entry.body["messages"] and whole["reply"] == entry.reply.text
     assert QUESTION in whole["messages"][0][1] and "Answer: 17" in whole["messages"][1][1]
     assert whole["parameters"]["json_schema"] == entry.body["json_schema"] and "messages" not in whole["parameters"]
-    assert files(tmp_path) == before  # SQLite leaves no file of its own either
+    assert files(tmp_path) == before  # SQLite also leaves no files behind
     assert next(read_groups(tmp_path)).judgement.calls == tuple(Call(*c) for c in row["calls"])
 
 

@@ -298,7 +298,7 @@ def test_what_the_total_reward_hides_is_marked_and_explained(tmp_path, browser):
             "rows => rows.map((r) => r.querySelector('.tag')?.textContent ?? '')"
         )
         assert tags == ["", "hidden", "unexplored"]
-        expect(page.locator("tbody tr").nth(1).locator("s")).to_have_text("2")  # its points, which did not count
+        expect(page.locator("tbody tr").nth(1).locator("s")).to_have_text("2")  # its points, which were not used
         expect(page.locator(".cell.suppressed")).to_have_count(1)
         cell = page.get_by_role("gridcell", name="answer 0, c0: met, suppressed")
         note = page.locator(".note")

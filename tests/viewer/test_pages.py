@@ -96,7 +96,7 @@ def test_what_the_rewards_hide_is_drawn_next_to_them_where_it_is_logged(tmp_path
             "reward: mean from 0.500 to 0.500, all criteria from 0.400 to 0.400, gold reward from 0.300 to 0.300, "
             "gold quality from 0.200 to 0.200",
             "what the total reward hides: unexplored_frac from 0.250 to 0.250, suppressed_frac from 0.125 to 0.125",
-            "told gap, nats a token: told_gap from -4.500 to -4.500",
+            "told gap, nats per token: told_gap from -4.500 to -4.500",
         ]),
         ({"reward/mean": 0.5}, ["reward: mean from 0.500 to 0.500"]),
     ):  # fmt: skip

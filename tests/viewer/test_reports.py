@@ -1,4 +1,4 @@
-"""The runs next to each other, and what other commands have measured of a run: the data behind the pages."""
+"""The runs next to each other, and the reports of other commands about a run: the data behind the pages."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_a_run_says_what_differs_from_the_defaults_and_shows_no_password(folder)
 def test_criteria_are_clustered_in_the_background(folder):
     async def main():
         async with server.running(folder, token="t") as url, aiohttp.ClientSession() as session:
-            async with session.get(f"{url}api/runs/a_s0/criteria") as reply:  # no page's: it gets the whole
+            async with session.get(f"{url}api/runs/a_s0/criteria") as reply:  # not from a page: it gets everything
                 found = await reply.json()
             first = next(c for c in found["found"]["clusters"] if c["text"] == "Ends with 5.")
             async with session.get(f"{url}api/runs/a_s0/criteria/{first['id']}") as reply:

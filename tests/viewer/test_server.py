@@ -1,4 +1,4 @@
-"""The server of ``ropd view``: what it answers, to whom, and how much it reads."""
+"""The server of ``ropd view``: its replies, its access control, and how much it reads."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_a_group_without_a_value_comes_last_in_both_directions(runs):
         ("api/runs/a/groups?sort=shoe", 404, "expected one of step, reward"),
         ("api/runs/a/groups?filter=shoe", 404, "expected some of unscored"),
         ("api/runs/a/groups?limit=9999", 404, "limit 1 to 500"),
-        ("api/runs/a/groups?offset=x", 404, "are numbers"),
+        ("api/runs/a/groups?offset=x", 404, "must be numbers"),
         ("api/runs/a/groups/7/0", 404, "has no step 7"),
         ("api/runs/a/groups/0/7", 404, "no group 7"),
         ("static/..%2Fserver.py", 404, "Not Found"),
@@ -319,4 +319,4 @@ def test_the_command_prints_the_address_and_in_an_ssh_session_how_to_reach_it(ru
     view._tell("http://127.0.0.1:8810/abc/")
     assert re.search(r"ssh -L 8810:127\.0\.0\.1:8810 \S+@\S+\n$", capsys.readouterr().out)
     assert ropd(["view", "gs://bucket/runs"]) == 2
-    assert "must be a path of this machine" in capsys.readouterr().err
+    assert "must be a local path" in capsys.readouterr().err

@@ -34,7 +34,7 @@ def by_id(*tokens: dict) -> dict:
 
 
 START, END, THINK = token("<|im_start|>"), token("<|im_end|>"), token("<think>", special=False, normalized=True)
-FILES = {  # what tokenizer_config.json holds, and further files
+FILES = {  # the content of tokenizer_config.json, and further files
     "nothing": ({}, {}),
     "decoder": ({"added_tokens_decoder": {"0": token("<|endoftext|>")} | by_id(START, END)}, {}),
     "flags": ({"added_tokens_decoder": by_id(START | {"rstrip": True}, END | {"lstrip": True}, THINK)}, {}),
@@ -77,7 +77,7 @@ FILES = {  # what tokenizer_config.json holds, and further files
 
 @pytest.fixture
 def directory(tmp_path):
-    """A tokenizer that was last used with truncation and padding, and saved like that."""
+    """A tokenizer that was last used with truncation and padding, and saved in that state."""
     pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "th", "the", "Ġthe"]
     merges = [("t", "h"), ("th", "e"), ("Ġ", "the")]
     vocab = {piece: i for i, piece in enumerate(["<|endoftext|>", *pieces])}
@@ -130,7 +130,7 @@ def test_a_declared_id_that_the_tokenizer_cannot_give_is_named(directory):
         ({}, {"added_tokens.json": {"<|im_start|>": N + 5}}),
     ):
         write(directory, config, files)
-        with pytest.raises(UserError, match=rf"'<\|im_start\|>' has id {N + 5}, but .* has room for it at {N};"):
+        with pytest.raises(UserError, match=rf"'<\|im_start\|>' has id {N + 5}, but .* whose next free id is {N};"):
             load_tokenizer(directory)
         (directory / "added_tokens.json").unlink(missing_ok=True)
 
@@ -171,7 +171,7 @@ def test_stored_dropout_is_off_and_said(directory, caplog):
     (directory / "tokenizer.json").write_text(json.dumps(raw))
     with caplog.at_level(logging.WARNING):
         tokenizer = load_tokenizer(directory)
-    assert "dropout of 0.9 in tokenizer.json is switched off" in caplog.text
+    assert "dropout of 0.9 in tokenizer.json is disabled" in caplog.text
     assert {tuple(tokenizer.encode(" the the the")) for _ in range(20)} == {(N - 1,) * 3}
 
 
@@ -189,7 +189,7 @@ def test_templates_are_looked_for_where_transformers_looks(directory):
     assert text() == "default Q"
     (directory / "additional_chat_templates").mkdir()
     (directory / "additional_chat_templates" / "rag.jinja").write_text("rag {{ messages[0].content }}")
-    with pytest.raises(UserError, match="has the chat templates rag, and none of them is the default; save the one"):
+    with pytest.raises(UserError, match="has the chat templates rag, but no default; save the one"):
         load_tokenizer(directory)
     (directory / "chat_template.jinja").write_text("file {{ messages[0].content }}")
     assert text() == "file Q"

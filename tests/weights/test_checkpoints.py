@@ -1,4 +1,4 @@
-"""How a checkpoint can be stored: what transformers and PEFT read of it is what we read.
+"""The ways to store a checkpoint: we read the same as transformers and PEFT.
 
 The golden files were made by `tests/golden/make_checkpoints.py`.
 """
@@ -27,7 +27,7 @@ SECTION = {"rank": 2, "alpha": 8.0, "targets": ["attn.*", "mlp.up"], "base_dtype
 
 
 def made_adapters(cfg, lora):
-    """Adapters that change something."""
+    """Adapters that have an effect."""
     rng = np.random.default_rng(3)
     draw = lambda s: (0.3 * rng.standard_normal(s.shape)).astype(np.float32)  # noqa: E731
     return jax.tree.map(draw, adapter_shapes(cfg, lora))
@@ -54,7 +54,7 @@ def test_a_plan_counts_the_head_that_the_files_have(tmp_path):
     path = CHECKPOINTS / "llama_own_head"
     assert read_config(path).tied and not model_config(str(path)).tied
     (tmp_path / "config.json").write_bytes((path / "config.json").read_bytes())
-    assert model_config(str(tmp_path)).tied  # without weights the config is all that is known
+    assert model_config(str(tmp_path)).tied  # without weights only the config is known
 
 
 def test_yarn_has_the_frequencies_and_the_factor_of_transformers(tmp_path):

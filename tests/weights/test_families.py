@@ -1,6 +1,6 @@
 """Every family computes what transformers computes, whole sequences and token by token, on one device and on a mesh.
 
-The golden files were made by `tests/golden/make_families.py`; see there for what each model shows.
+The golden files were made by `tests/golden/make_families.py`; it explains what each model tests.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ CLASSES = {
     "gemma2": "Gemma2Config", "gemma3_text": "Gemma3TextConfig", "mistral": "MistralConfig",
     "smollm3": "SmolLM3Config",
 }  # fmt: skip
-WHOLE = {  # a config of which one key is taken away, or set to null
+WHOLE = {  # a config of which one key is removed, or set to null
     "vocab_size": 96, "hidden_size": 512, "intermediate_size": 48, "num_hidden_layers": 13, "num_attention_heads": 32,
     "num_key_value_heads": 8, "head_dim": 64, "max_position_embeddings": 100, "rms_norm_eps": 1e-3,
     "tie_word_embeddings": True, "rope_theta": 500.0,
@@ -149,7 +149,7 @@ GEMMA = {
     "layer_types": ["full_attention"] * 12 + ["sliding_attention"], "attn_logit_softcapping": 9.0,
     "final_logit_softcapping": 7.0, "rope_local_base_freq": 50.0,
 }  # fmt: skip
-NULL_IS = {  # what transformers 5 refuses to read, and is read here all the same
+NULL_IS = {  # rejected by transformers 5, but read here
     "tie_word_embeddings": {"tied": False},
     "norm_topk_prob": {"norm_top_k": False},
     "head_dim": {"head_dim": 16},  # hidden_size / num_attention_heads

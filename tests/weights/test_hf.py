@@ -1,4 +1,4 @@
-"""Hugging Face directories: what goes in comes out, and what is wrong is named."""
+"""Hugging Face directories: files are read back unchanged, and errors name the cause."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_shards_without_an_index_are_read_too(tmp_path):
 
 
 def stored_head(path, params, how: str, tied: bool | None):
-    """A checkpoint whose head is stored as ``how`` says and whose config says ``tied`` (None: nothing)."""
+    """A checkpoint whose head is stored as in ``how`` and whose config has ``tied`` (None: no entry)."""
     save_hf(path, CFG, params)
     edit_config(path, tie_word_embeddings=... if tied is None else tied)
     embed, head = "model.embed_tokens.weight", "lm_head.weight"
@@ -186,7 +186,7 @@ def stored_head(path, params, how: str, tied: bool | None):
     [
         ("own", True, False, "tie_word_embeddings=true, but lm_head.weight differs from the embedding"),
         ("own", False, False, ""),
-        ("own", None, False, ""),  # an absent flag means what it means in the family: a Llama is untied
+        ("own", None, False, ""),  # an absent flag has the family's default: a Llama is untied
         ("copy", True, True, ""),
         ("copy", False, False, ""),
         ("rounded copy", True, True, ""),  # stored in another dtype
@@ -324,7 +324,7 @@ def test_broken_config_json_is_named(saved):
     (saved / "config.json").write_text('{"model_type": "llama"')
     assert "config.json cannot be read as JSON" in message(saved)
     (saved / "config.json").write_text("[]")
-    assert "holds a list, expected a JSON object" in message(saved)
+    assert "holds a list; expected a JSON object" in message(saved)
 
 
 def test_missing_extra_and_misshapen_tensors_are_named(saved):
@@ -349,7 +349,7 @@ def test_truncated_and_foreign_safetensors_are_named(saved):
     for broken in (whole[:-10], whole[:100], whole[:5], b"", b"GGUF" + bytes(100)):
         file.write_bytes(broken)
         text = message(saved)
-        assert f"{file} ({len(broken)} bytes) is not a whole safetensors file" in text.replace(",", "")
+        assert f"{file} ({len(broken)} bytes) is not a complete safetensors file" in text.replace(",", "")
         assert "fetch it again" in text
 
 

@@ -1,4 +1,4 @@
-"""Ids of the Hub: from the cache, from a server, and every way in which that can fail told in one line."""
+"""Ids of the Hub: from the cache, from a server, and a one-line error for every failure."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_names_that_can_be_repositories(tmp_path, monkeypatch):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """A cache that holds org/tiny, and no net."""
+    """A cache with org/tiny, and no network."""
     from huggingface_hub import constants
 
     repo = tmp_path / "hub" / "models--org--tiny"
@@ -55,13 +55,13 @@ def test_a_checkpoint_in_the_cache_is_loaded_without_a_net(cache):
 
 def test_what_is_not_in_the_cache_and_may_not_be_fetched_is_named(cache):
     with pytest.raises(
-        UserError, match=r"'org/other' is no file or directory here and not.*HF_HUB_OFFLINE.*hf download"
+        UserError, match=r"'org/other' is not a local file or directory and not.*HF_HUB_OFFLINE.*hf download"
     ):
         student.find("org/other")
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """The part of the Hub's API that a download needs; notes what is asked for."""
+    """The part of the Hub's API that a download needs; records the requests."""
 
     files: dict[str, bytes]
     asked: list[str]
@@ -145,7 +145,7 @@ def test_a_server_is_asked_for_the_safetensors_and_never_for_pickles_and_errors_
         done = subprocess.run(
             [sys.executable, "-c", SCRIPT, *names], env=env, capture_output=True, text=True, timeout=120, check=True
         )
-        down = env | {"HF_ENDPOINT": "http://127.0.0.1:9"}  # where nothing listens
+        down = env | {"HF_ENDPOINT": "http://127.0.0.1:9"}  # where no server is listening
         after = subprocess.run(
             [sys.executable, "-c", SCRIPT, "org/tiny", "org/other"],
             env=down,

@@ -1,4 +1,4 @@
-"""Weights that go straight to their shards: the same numbers, never much of them on the host, none of them random."""
+"""Weights loaded directly into their shards: the same numbers, never many of them on the host, none of them random."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_the_host_never_holds_more_than_a_few_tensors(sharded, fsdp, tp):
     source.close()
     largest = 4 * CFG.d_model * CFG.mlp_dim
     assert sum(x.nbytes for x in jax.tree.leaves(params)) > 40 * largest
-    assert largest <= peak < 4 * largest  # as stored, turned round, and what the device has not let go of yet
+    assert largest <= peak < 4 * largest  # as stored, transposed, and not yet released by the device
     assert_same(streamed, params, mesh)
 
 

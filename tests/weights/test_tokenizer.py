@@ -112,7 +112,7 @@ def test_gguf_tokenizer_encodes_as_the_one_it_was_written_from(tmp_path, trained
 
 
 def assert_saved_for_transformers(ours, path, model_type: str, texts):
-    """What ``save`` writes gives the same ids and texts in transformers, and here."""
+    """The files of ``save`` give the same ids and texts in transformers and here."""
     from transformers import AutoTokenizer
 
     path.mkdir()
@@ -126,7 +126,7 @@ def assert_saved_for_transformers(ours, path, model_type: str, texts):
     assert again.template == ours.template and again.stop_ids == ours.stop_ids and again.pad_id == ours.pad_id
 
 
-QWEN_CUT = (  # as their tokenizer.json has it
+QWEN_CUT = (  # as in their tokenizer.json
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
@@ -197,7 +197,7 @@ def test_gguf_of_sentencepiece_encodes_as_the_tokenizer_it_was_written_from(tmp_
 
 
 def test_each_digit_is_a_token_under_smollm_and_not_under_gpt2():
-    """Merges that would join digits are never reached where the cut has parted them."""
+    """Merges that would join digits are never used if the split separates them."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*alphabet, "12", "Ġ1"]
     args = (tokens, ["1 2", "Ġ 1"], [1] * len(tokens))
@@ -264,13 +264,13 @@ def test_template_that_cannot_be_used_is_named(directory, tmp_path):
     mine.write_text("ok\n{% for m in messages %}")
     with pytest.raises(UserError, match=r"mine\.jinja, line 2: not a Jinja chat template"):
         load_tokenizer(directory, chat_template=str(mine))
-    with pytest.raises(UserError, match=r"refuses messages of roles \[tool\]: no tools here"):
+    with pytest.raises(UserError, match=r"rejects messages of roles \[tool\]: no tools here"):
         load_tokenizer(directory).apply_chat_template([Message("tool", "x")])
 
 
 def test_template_cannot_reach_into_the_program(directory):
     edit(directory / "tokenizer_config.json", chat_template="{{ messages.__class__.__mro__[1].__subclasses__() }}")
-    with pytest.raises(UserError, match="refuses messages"):
+    with pytest.raises(UserError, match="rejects messages"):
         load_tokenizer(directory).apply_chat_template(CHAT)
 
 
@@ -291,7 +291,7 @@ def test_checkpoint_that_names_no_end_is_named(directory):
     edit(directory / "tokenizer_config.json", eos_token=..., pad_token=..., chat_template="{{ messages[0].content }}")
     text = (directory / "tokenizer.json").read_text().replace("<|endoftext|>", "<|nothing|>")
     (directory / "tokenizer.json").write_text(text)
-    with pytest.raises(UserError, match="says nowhere which token ends an answer"):
+    with pytest.raises(UserError, match="does not declare which token ends an answer"):
         load_tokenizer(directory)
 
 

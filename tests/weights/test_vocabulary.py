@@ -36,11 +36,11 @@ LETTERS = {"<pad>": 0, "<eos>": 1} | {chr(95 + i): i for i in range(2, 20)}
     ("vocab", "stop_ids", "unused"),
     [
         (LETTERS | {chr(300 + i): i for i in range(20, 64)}, (1,), ()),
-        (LETTERS, (1,), ((20, 64),)),  # the table is padded, as Qwen's
+        (LETTERS, (1,), ((20, 64),)),  # the table is padded, as in Qwen
         ({t: i for t, i in LETTERS.items() if i not in (5, 7, 8)}, (1,), ((5, 6), (7, 9), (20, 64))),  # gaps
         (LETTERS, (1, 30), ((20, 30), (31, 64))),  # generation_config.json ends an answer with an id without a text
-        (LETTERS | {f"[PAD{i}]": i for i in range(20, 64)}, (1,), ((20, 64),)),  # as a GGUF file has them
-        (LETTERS | {"[PAD9]": 20}, (1,), ((21, 64),)),  # a token that is only named so
+        (LETTERS | {f"[PAD{i}]": i for i in range(20, 64)}, (1,), ((20, 64),)),  # as in a GGUF file
+        (LETTERS | {"[PAD9]": 20}, (1,), ((21, 64),)),  # a token that only has such a name
     ],
 )
 def test_ids_without_a_token_are_unused(vocab, stop_ids, unused):
@@ -72,7 +72,7 @@ def test_gemma_3s_image_token_without_a_row_is_cut_into_other_tokens():
 
 @pytest.fixture(scope="module")
 def padded(tmp_path_factory):
-    """The tiny student with 104 tokens in a table of 120 rows, the last 16 of which are what it likes best."""
+    """The tiny student with 104 tokens in a table of 120 rows, of which it prefers the last 16."""
     path, tiny = tmp_path_factory.mktemp("padded"), load_checkpoint("tiny")
     assert tiny.cfg.tied and tiny.cfg.vocab_size == tiny.tokenizer.vocab_size == 104 and not tiny.cfg.unused
     table_VD = tiny.params["embed"]["table_VD"]
@@ -96,7 +96,7 @@ def test_a_student_with_a_padded_table_answers_as_the_one_without(padded):
                                jnp.ones_like(tokens_BT))  # fmt: skip
     raw, masked = (transformer.logits(dataclasses.replace(student.cfg, unused=u), student.params, x_BTD)
                    for u in ((), student.cfg.unused))  # fmt: skip
-    assert float(jax.nn.softmax(raw)[..., 104:].sum(-1).max()) > 0.5  # without the mask it would say them
+    assert float(jax.nn.softmax(raw)[..., 104:].sum(-1).max()) > 0.5  # without the mask it would sample them
     assert float(jax.nn.softmax(masked)[..., 104:].max()) == 0.0
     np.testing.assert_array_equal(masked[..., :104], raw[..., :104])
 

@@ -1,4 +1,4 @@
-"""What may change between two starts of a run, without a run."""
+"""What can change between two starts of a run, without a run."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_free_and_numerics_changes_are_logged_and_kept(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         claim(tmp_path, config(log__watchdog_s=1.0, optim__remat="none"))
     levels = {r.levelname: r.getMessage() for r in caplog.records}
-    assert "log.watchdog_s: 900.0 there, 1.0 now" in levels["INFO"] and "computes the same" in levels["INFO"]
+    assert "log.watchdog_s: 900.0 there, 1.0 now" in levels["INFO"] and "results stay the same" in levels["INFO"]
     assert "optim.remat: block there, none now" in levels["WARNING"] and "to rounding" in levels["WARNING"]
     assert json.loads((tmp_path / "config.json").read_text())["optim"]["remat"] == "none"
 
@@ -103,9 +103,7 @@ def test_steps_grow_and_shrink_to_what_is_finished():
 
 def test_a_cosine_that_would_move_with_the_steps_is_the_users_choice():
     old = {"optim.schedule": "cosine", "steps": 200}
-    with pytest.raises(
-        UserError, match=r"schedule_steps=200 keeps that curve, .*schedule_steps=300 goes over"
-    ) as error:
+    with pytest.raises(UserError, match=r"schedule_steps=200 keeps that curve, .*schedule_steps=300 switches") as error:
         compare(old, old | {"steps": 300}, done=200)
     assert "\n" not in str(error.value)
     kept = compare(old, old | {"steps": 300, "optim.schedule_steps": 200}, done=200)
@@ -136,7 +134,9 @@ def test_a_path_may_change_if_the_content_is_the_same(tmp_path, caplog):
     assert "data.path: a.jsonl there, b.jsonl now, with the same content" in caplog.text
     with pytest.raises(UserError, match=r"data.path: b.jsonl there, c.jsonl now, with other content"):
         claim(tmp_path, config(data__path="c.jsonl"), contents={"data.path": "2"})
-    with pytest.raises(UserError, match=r"the training questions are others than when the run began \(data.path"):
+    with pytest.raises(
+        UserError, match=r"the training questions differ from those at the start of the run \(data.path"
+    ):
         claim(tmp_path, new, contents={"data.path": "2"})
     assert provenance(tmp_path)["contents"] == {"data.path": "1"}
 
@@ -156,7 +156,7 @@ def test_a_calibration_that_is_only_recorded_may_come_later():
 def test_a_corrected_method_file_is_a_warning(tmp_path, caplog):
     claim(tmp_path, config(method="m.py"), contents={"method": "1"})
     claim(tmp_path, config(method="m.py"), contents={"method": "2"})
-    assert "method: m.py has other content than when the run began" in caplog.text
+    assert "method: m.py has different content than at the start of the run" in caplog.text
 
 
 def test_a_large_file_is_known_by_its_size_its_ends_and_samples(tmp_path, monkeypatch):
@@ -169,7 +169,7 @@ def test_a_large_file_is_known_by_its_size_its_ends_and_samples(tmp_path, monkey
         changed[at] ^= 1
         path.write_bytes(changed)
         assert content_hash(path) != first
-    path.write_bytes(block[:-1] * 10 + b"x" * 10)  # of the same size; all between the ends has moved
+    path.write_bytes(block[:-1] * 10 + b"x" * 10)  # of the same size; everything between the ends has moved
     assert content_hash(path) != first
     path.write_bytes(block * 10 + b"x")
     assert content_hash(path) != first

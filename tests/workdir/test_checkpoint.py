@@ -1,4 +1,4 @@
-"""What is saved on one mesh and goes on on another; saves in the background; damage of every kind to every file."""
+"""Saving on one mesh and resuming on another; saves in the background; damage of every kind to every file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def placed(mesh, tx, seed):
 
 def test_a_state_saved_on_8x1_is_restored_on_4x2_bit_for_bit(tmp_path):
     cfg = configs.default()
-    cfg.optim.moments = "int8"  # bytes and their scales, besides float32
+    cfg.optim.moments = "int8"  # bytes and their scales, in addition to float32
     tx = read_config(cfg).optim.make(cfg.steps)
     first, other = mesh_lib.make_mesh(8, 1), mesh_lib.make_mesh(4, 2)
     with jax.set_mesh(first):
@@ -162,7 +162,7 @@ def test_a_failed_write_is_raised_in_one_line_and_leaves_the_one_before(tmp_path
 def test_what_a_killed_write_left_is_removed(tmp_path):
     (tmp_path / "7.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
     with opened(tmp_path) as checkpoints:
-        assert checkpoints.latest() is None and stepped(tmp_path) != []  # whoever only reads removes nothing
+        assert checkpoints.latest() is None and stepped(tmp_path) != []  # a process that only reads removes nothing
         assert checkpoints.restore_newest(numbers(0)) is None and stepped(tmp_path) == []
 
 
@@ -205,7 +205,7 @@ def test_damage_of_any_file_is_found_and_the_file_named(kind, two_saved, tmp_pat
         copy = epath.Path(shutil.copytree(two_saved / "4", tmp_path / str(number)))
         DAMAGES[kind](copy / name)
         assert checksums.sealed(copy) and checksums.damage(copy).startswith(f"{name} ")
-        found = [checksums.damage(copy, share=(host, 3)) for host in range(3)]  # each of three hosts looks at a third
+        found = [checksums.damage(copy, share=(host, 3)) for host in range(3)]  # each of three hosts checks a third
         assert any(text.startswith(f"{name} ") for text in found)
 
 
@@ -214,7 +214,7 @@ def test_damage_of_any_file_is_found_and_the_file_named(kind, two_saved, tmp_pat
 )
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken(name, two_saved, tmp_path, caplog):
     directory = shutil.copytree(two_saved, tmp_path / "checkpoints")
-    (directory / "damaged-4").mkdir()  # of an earlier fault
+    (directory / "damaged-4").mkdir()  # from earlier damage
     overwritten(file := sorted((directory / "4").glob(name))[0])
     with opened(directory) as checkpoints, caplog.at_level("INFO"):
         found = checkpoints.restore_newest(numbers(0))
@@ -232,10 +232,10 @@ def test_a_run_of_which_all_checkpoints_are_damaged_does_not_begin_again(two_sav
     directory = shutil.copytree(two_saved, tmp_path / "checkpoints")
     for step in (2, 4):
         overwritten(directory / str(step) / "host" / "metadata")
-    for _ in range(2):  # the second time nothing but damaged ones is there
+    for _ in range(2):  # the second time there are only damaged ones
         with (
             opened(directory) as checkpoints,
-            pytest.raises(UserError, match=r"only damaged .*2.*4.*sound copy.*step 0"),
+            pytest.raises(UserError, match=r"only damaged .*2.*4.*undamaged copy.*step 0"),
         ):
             checkpoints.restore_newest(numbers(0))
     with pytest.raises(UserError, match="no checkpoint"):
@@ -247,7 +247,7 @@ def test_a_run_of_which_all_checkpoints_are_damaged_does_not_begin_again(two_sav
 
 
 def without_checksums(directory):
-    """As versions before checksums wrote it."""
+    """As written by versions before checksums."""
     for path in [p for p in directory.rglob("checksums*") if p.is_file()]:
         path.unlink()
 
@@ -294,7 +294,7 @@ def test_the_parameters_of_a_damaged_checkpoint_are_refused_with_the_one_before(
         saved_params(tmp_path, None, like)
     step, params = saved_params(tmp_path, 1, like)
     np.testing.assert_array_equal(params["w"], numbers(1)["w"])
-    assert stepped(tmp_path) == ["1", "2", "3"]  # whoever reads renames nothing
+    assert stepped(tmp_path) == ["1", "2", "3"]  # a process that only reads renames nothing
 
 
 # --------------------------------------------------------------------------------------------- what is kept
@@ -304,7 +304,7 @@ def test_the_best_are_kept_beside_the_last():
     scores = {1: 0.5, 2: 0.9, 3: None, 4: 0.9, 5: 0.1, 6: 0.7}
     steps = [1, 2, 3, 4, 5, 6, 7]
     assert surplus_steps(steps, 2, 0, scores) == {1, 2, 3, 4, 5}
-    assert surplus_steps(steps, 2, 1, scores) == {1, 2, 3, 5}  # of equal ones the later
+    assert surplus_steps(steps, 2, 1, scores) == {1, 2, 3, 5}  # of equal ones the later is kept
     assert surplus_steps(steps, 2, 3, scores) == {1, 3, 5}  # 2, 4 and 6, which is one of the last
     assert surplus_steps(steps, 9, 1, scores) == set()
 

@@ -1,4 +1,4 @@
-"""``ropd export``: what transformers will load; here our own loader reads it back."""
+"""``ropd export``: directories for transformers; here our own loader reads them back."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_run_gives_the_weights_of_the_step_and_the_files_of_its_checkpoint(run
         assert_same(loaded.params, after[step])
         assert loaded.tokenizer.encode("1+2=3") == load_checkpoint("tiny").tokenizer.encode("1+2=3")
     assert read_config(tmp_path / "newest") == read_config(find("tiny"))
-    assert names(tmp_path) == ["newest", "run", "second"]  # nothing half written is left
+    assert names(tmp_path) == ["newest", "run", "second"]  # nothing partially written is left
 
 
 def test_an_exported_run_of_the_tiny_student_loads_in_transformers_with_its_tokenizer(run, tmp_path):
@@ -128,7 +128,7 @@ def test_what_cannot_be_exported_is_named_and_nothing_is_written(run, tmp_path, 
         (["export", str(path)], "--to is missing"),
         (["export", str(path), "--to", str(tmp_path / "full")], "exists and is not empty; choose another"),
         (["export", str(path), "--to", str(tmp_path / "o"), "--step", "3"], "no checkpoint after step 3; there are th"),
-        (["export", "tiny", "--to", str(tmp_path / "o"), "--step", "3"], "but tiny is not a run; leave it out"),
+        (["export", "tiny", "--to", str(tmp_path / "o"), "--step", "3"], "but tiny is not a run; remove it"),
         (["export", "tiny", "--to", str(tmp_path / "o"), "--dtype", "int8"], "--dtype=int8 cannot be stored; expected"),
         (["export", str(tmp_path / "no"), "--to", str(tmp_path / "o")], "does not exist; expected tiny, smollm2"),
     ):

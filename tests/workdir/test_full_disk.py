@@ -1,6 +1,6 @@
 """Every writer of a run on a full disk, on one that fails, and on one that is read-only.
 
-What the run cannot do without ends it in one line that names the path; the rest is left out with one warning.
+Essential files end the run with a one-line error that names the path; others are disabled with one warning.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ropd_jax.workdir.progress import Progress
 from ropd_jax.workdir.result import write_result
 from ropd_jax.workdir.trackers import Start, make_trackers
 
-LONG = "x" * 20_000  # more than a page, so that it cannot fit into what is left of one
+LONG = "x" * 20_000  # more than a page, so that it cannot fit into the rest of one
 
 
 @pytest.fixture
@@ -97,14 +97,14 @@ def test_an_essential_file_on_a_full_disk_is_one_line_that_names_it(kind, disk, 
     fill(disk)
     with pytest.raises((UserError, OSError)) as error:
         write()
-    if kind == "checkpoint":  # `Session` makes the one line of it
+    if kind == "checkpoint":  # `Session` turns it into one line
         assert error.value.errno == errno.ENOSPC
     else:
         assert isinstance(error.value, UserError) and word in str(error.value)
         assert "\n" not in str(error.value) and "pace" in str(error.value)
     (disk / "filler").unlink()
     assert not list(disk.rglob("*.part"))
-    opened(kind, disk, stack)[0]()  # with room again it works
+    opened(kind, disk, stack)[0]()  # with free space it works again
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.EDQUOT])
@@ -135,7 +135,7 @@ def test_tensorboard_on_a_full_disk_is_left_out_with_one_warning_and_nothing_wai
     done = threading.Event()
 
     def log():
-        for step in range(40):  # tensorboardX waits for ever at the eleventh
+        for step in range(40):  # tensorboardX waits forever at the eleventh
             trackers.log(step, values)
         trackers.finish(0)
         done.set()

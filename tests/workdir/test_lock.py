@@ -1,4 +1,4 @@
-"""One run per directory, on a disk and on a bucket: who gets it, who is refused, who finds that it is gone."""
+"""One run per directory, on a disk and on a bucket: who gets it, who is rejected, who notices its loss."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_second_process_is_refused_in_one_line_and_the_lock_is_released_at_the
         with pytest.raises(UserError) as refused:
             Lock(directory).acquire()
         text = str(refused.value)
-        assert f"pid {os.getpid()} on host {holder['host']} is running here since {holder['since']}" in text
+        assert f"pid {os.getpid()} on host {holder['host']} has been running here since {holder['since']}" in text
         assert "\n" not in text and len(records(directory)) == 1
     assert records(directory) == {}
     if "://" not in directory:
@@ -91,7 +91,7 @@ def test_a_process_that_is_gone_is_taken_over_at_once(directory, caplog):
     with locked(directory), caplog.at_level("WARNING"):
         assert time.monotonic() - begin < 5
         assert [pathlib.PurePath(name).name for name in records(directory)] == ["4.json"]
-    assert "its process is gone" in caplog.text
+    assert "its process has ended" in caplog.text
 
 
 def test_a_pid_that_another_process_has_by_now_is_not_its_holder(directory):
@@ -103,11 +103,11 @@ def test_a_pid_that_another_process_has_by_now_is_not_its_holder(directory):
 def test_a_zombie_is_gone(directory):
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     put(directory, 1, **this_machine(pid=process.pid, born=lock_module._born(process.pid)))
-    with pytest.raises(UserError, match=f"pid {process.pid} on host here is running"):
+    with pytest.raises(UserError, match=f"pid {process.pid} on host here has been running"):
         Lock(directory).acquire()
     process.kill()
     process.stdin.close()
-    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and nobody has taken its exit code yet
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, but its exit code has not been collected yet
     with locked(directory):
         pass
     process.wait()
@@ -124,7 +124,7 @@ def test_another_host_is_refused_as_soon_as_its_record_changes_and_taken_over_if
 
     thread = threading.Thread(target=beat)
     thread.start()
-    with pytest.raises(UserError, match="pid 4711 on host tpu-3 is running here since 2026-01-01 00:00:00 UTC"):
+    with pytest.raises(UserError, match="pid 4711 on host tpu-3 has been running here since 2026-01-01 00:00:00 UTC"):
         Lock(directory, **QUICK).acquire()
     over.set()
     thread.join()
@@ -140,7 +140,7 @@ def test_no_decision_reads_the_system_clock(directory, clock, monkeypatch):
     now = time.time
     with locked(directory):
         monkeypatch.setattr(time, "time", lambda: now() + clock)
-        with pytest.raises(UserError, match="is running here"):
+        with pytest.raises(UserError, match="has been running here"):
             Lock(directory, **QUICK).acquire()
 
 
@@ -150,7 +150,7 @@ def test_a_hung_process_of_this_machine_is_taken_over_and_stops_when_it_wakes_up
     hung.check()
     hung._over.set()  # no more heartbeats
     hung._thread.join()
-    with pytest.raises(UserError, match="is running here"):
+    with pytest.raises(UserError, match="has been running here"):
         Lock(directory, **QUICK).acquire()
     time.sleep(0.5)
     taker = Lock(directory, **QUICK)
@@ -158,7 +158,7 @@ def test_a_hung_process_of_this_machine_is_taken_over_and_stops_when_it_wakes_up
     assert "no heartbeat for" in caplog.text
     with pytest.raises(LockLost, match=f"pid {os.getpid()} on host .* has taken over this directory"):
         hung.check()
-    hung.release()  # leaves the new one alone
+    hung.release()  # does not touch the new one
     taker.check()
     taker.release()
     with pytest.raises(LockLost):
@@ -178,7 +178,7 @@ def test_a_heartbeat_keeps_the_lock(directory):
     holder = Lock(directory, **QUICK)
     holder.acquire()
     time.sleep(0.6)
-    with pytest.raises(UserError, match="is running here"):
+    with pytest.raises(UserError, match="has been running here"):
         Lock(directory, **QUICK).acquire()
     holder.check()
     holder.release()
@@ -227,7 +227,7 @@ def test_a_disk_without_hard_links_works_too(tmp_path, monkeypatch):
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refuse)
-    with locked(tmp_path), pytest.raises(UserError, match="is running here"):
+    with locked(tmp_path), pytest.raises(UserError, match="has been running here"):
         Lock(tmp_path).acquire()
 
 

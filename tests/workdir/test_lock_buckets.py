@@ -1,4 +1,4 @@
-"""The lock in buckets, on loopback: S3 (moto) excludes a second create by itself, the emulator of GCS does not."""
+"""The lock in buckets, on loopback: S3 (moto) rejects a second create on its own, the emulator of GCS does not."""
 
 from __future__ import annotations
 
@@ -63,7 +63,10 @@ def test_a_record_is_created_once(bucket, monkeypatch):
 
 def test_one_process_holds_a_bucket_and_a_lost_lock_is_noticed(bucket, monkeypatch):
     monkeypatch.setattr(lock_files, "SETTLE_S", 0.0)
-    with locked(f"{bucket}/b"), pytest.raises(UserError, match=f"pid {os.getpid()} on host .* is running here since"):
+    with (
+        locked(f"{bucket}/b"),
+        pytest.raises(UserError, match=f"pid {os.getpid()} on host .* has been running here since"),
+    ):
         Lock(f"{bucket}/b").acquire()
     hung = Lock(f"{bucket}/b", beat_s=9.0, stale_s=0.0)
     hung.acquire()
@@ -77,7 +80,7 @@ def test_one_process_holds_a_bucket_and_a_lost_lock_is_noticed(bucket, monkeypat
 
 
 def test_of_two_that_both_created_a_record_the_last_writer_has_it(bucket, monkeypatch):
-    """A server that does not exclude: the other process writes while this one waits to read again."""
+    """A server without exclusive creation: the other process writes while this one waits to read again."""
     if bucket.startswith("s3"):
         pytest.skip("it excludes")
     records = records_of(f"{bucket}/c/lock")

@@ -1,4 +1,4 @@
-"""What a run in a bucket uploads and when, and what it starts from elsewhere; in ``memory://``, without training."""
+"""What a run in a bucket uploads and when, and how it resumes elsewhere; in ``memory://``, without training."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_log_that_grows_is_sent_once(url, monkeypatch):
             place.upload()
     n = steps * len(row)
     assert buckets.size(f"{url}/metrics.jsonl") == n
-    early = place_module.WHOLE // len(row)  # steps in which the file was sent whole
+    early = place_module.WHOLE // len(row)  # steps in which the whole file was sent
     assert sum(sent) < n + (early + 2) ** 2 / 2 * len(row)  # 5.5 MB; whole files each time would be 200 MB
     place.close()
 
@@ -207,7 +207,7 @@ def test_a_run_that_was_deleted_in_the_bucket_starts_afresh(url, caplog):
     buckets.prepare(url).rm(url, recursive=True)
     again = Place(url)
     again.fetch()
-    assert not list(again.files.iterdir()) and "what an earlier run left" in caplog.text
+    assert not list(again.files.iterdir()) and "files of an earlier run" in caplog.text
     assert (again.files.with_name(f"{again.files.name}.before1") / "metrics.jsonl").read_text() == "old\n"
     again.close()
 

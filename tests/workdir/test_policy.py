@@ -77,13 +77,13 @@ def test_what_is_not_there_is_named(tmp_path, run):
     path, _ = run
     with pytest.raises(UserError, match="no checkpoint after step 3; there are those after steps 2, 4"):
         load_student(path, 3)
-    with pytest.raises(UserError, match="step=3 selects a checkpoint of a run, but tiny is not a run; leave it out"):
+    with pytest.raises(UserError, match="step=3 selects a checkpoint of a run, but tiny is not a run; remove it"):
         load_student("tiny", 3)
     with pytest.raises(UserError, match="does not exist; expected tiny, smollm2"):
         load_student(tmp_path / "nothing")
     with pytest.raises(UserError, match=r"is not a run; expected a directory with config\.json and checkpoints/"):
         load_policy(tmp_path)
     new = make_run(tmp_path / "new", {})
-    with pytest.raises(UserError, match=r"has no checkpoint yet; wait for the first, or take step=0"):
+    with pytest.raises(UserError, match=r"has no checkpoint yet; wait for the first, or use step=0"):
         load_student(new)
     load_student(new, 0)

@@ -1,4 +1,4 @@
-"""``status.json``: what a run is doing, for those who look from outside."""
+"""``status.json``: what a run is doing, for other processes."""
 
 from __future__ import annotations
 

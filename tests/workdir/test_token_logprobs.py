@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens next to the groups: what is written, what is read back, and where each token stands."""
+"""Log-probabilities of tokens next to the groups: writing, reading, and the position of each token."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def byte_level(texts=TEXTS):
 
 
 def sentencepiece():
-    """Words that begin with ▁, bytes for what is no word, and a decoder that drops the first space."""
+    """Words that start with ▁, bytes for everything else, and a decoder that drops the first space."""
     words = ["▁", "▁Answer", ":", "▁5", "h", "x", "▁two", "▁spaces", "▁x", "\n"]
     vocab = {w: i for i, w in enumerate([*words, *(f"<0x{b:02X}>" for b in range(256)), "</s>"])}
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))

@@ -1,4 +1,4 @@
-"""Where metrics go besides ``metrics.jsonl``: TensorBoard, W&B and MLflow, opened by their own readers."""
+"""Where metrics are sent in addition to ``metrics.jsonl``: TensorBoard, W&B and MLflow, opened by their own readers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROWS = [{"step": 0, "group": 1, "question": "q", "answer": "a <b>", "reward": 0.
 
 
 class Kept:
-    """A tracker that keeps its calls."""
+    """A tracker that records its calls."""
 
     def __init__(self, fails=()):
         self.calls, self.fails = [], fails
@@ -106,7 +106,7 @@ def test_tensorboard_gets_what_the_metrics_get(tmp_path):
 
 
 def in_a_process(code, workdir, **environment):
-    """Runs code with ``start(resumed)`` in a process of its own: these packages leave threads and settings behind."""
+    """Runs code with ``start(resumed)`` in a separate process: these packages leave threads and settings behind."""
     head = (
         "import sys, pathlib\n"
         "from ropd_jax.workdir.trackers import Start, make_trackers\n"

@@ -36,7 +36,7 @@ def test_the_watchdog_writes_all_stacks_once_and_what_is_in_flight(tmp_path, cap
         and "in asks" in text
         and "in hangs_for_ever" in text
     )
-    assert "nothing has moved for" in caplog.text and str(path) in caplog.text
+    assert "no progress for" in caplog.text and str(path) in caplog.text
 
 
 def test_the_watchdog_is_quiet_while_anything_moves(tmp_path):

@@ -4,7 +4,7 @@
 //   #/RUN/g/12/0          one group        #/RUN/criteria, #/RUN/judge, #/RUN/benchmarks
 //   #/compare?runs=a,b    several runs     (no hash)                                   the runs, or the only one
 //
-// A page function fills an element and returns how to go on: seconds until it is drawn again, null for never, or
+// A page function fills an element and returns how to continue: seconds until it is drawn again, null for never, or
 // { again, update }: then `update` changes the page in place and returns the next `again`.
 
 import { benchmarksPage } from "./benchmarks.js";
@@ -32,7 +32,7 @@ function header(runs, run, where) {
   document.title = [where === "run" || where === "runs" ? null : at, run, "ropd view"].filter(Boolean).join(" · ");
 }
 
-// How the page goes on: null, seconds, or { again, update }.
+// How the page continues: null, seconds, or { again, update }.
 async function page(run, where, parts, query, staged) {
   if (where === "compare") return comparePage((query.get("runs") ?? "").split(",").filter(Boolean), staged);
   if (where === "runs") return runsPage(staged);
@@ -80,7 +80,7 @@ async function draw() {
   }
 }
 
-// A page that someone types in or reads details on is not exchanged under their hands.
+// A page on which the user types or reads details is not replaced.
 const busy = () => main.contains(document.activeElement) && document.activeElement.matches("input, select") || main.querySelector("details[open]");
 
 document.addEventListener("keydown", (event) => {

@@ -2,7 +2,7 @@
 
 import { apiOf, el, get, linkTo } from "./dom.js";
 
-const MOST = 600; // problems in the page
+const MOST = 600; // maximum number of problems in the page
 const FILTERS = [["", "all"], ["right", "right"], ["partly", "right in part"], ["wrong", "wrong"], ["ungraded", "ungraded"], ["better", "better than before"], ["worse", "worse than before"]];
 const percent = (v, digits = 1) => (v === null || v === undefined ? "unknown" : `${(100 * v).toFixed(digits)}%`);
 const estimate = (e, sign = false) => (e === null || e.value === null ? "unknown" : `${sign && e.value > 0 ? "+" : ""}${percent(e.value)} [${percent(e.low)}, ${percent(e.high)}]`);

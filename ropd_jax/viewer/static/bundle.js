@@ -1,14 +1,14 @@
-// Answers the page's requests in a bundle (`ropd view RUN --bundle DIR`), where there is no server: each reply of the
-// server is a file data/NAME.js that calls ropdBundle.put. A file is loaded when it is asked for, and lists of groups
-// are filtered, sorted and searched here. A classic script: browsers load no modules from the file system.
+// Answers the page's requests in a bundle (`ropd view RUN --bundle DIR`), which has no server: each reply of the
+// server is a file data/NAME.js that calls ropdBundle.put. A file is loaded on request, and lists of groups
+// are filtered, sorted and searched here. A classic script: browsers do not load modules from the file system.
 
 globalThis.ropdBundle = (() => {
-  const arrived = new Map(); // name -> text of a file that has just been loaded
-  const kept = new Map(); // path -> reply, of everything but groups
-  const matches = new Map(); // text -> (address of a group -> whether it holds the text)
+  const arrived = new Map(); // name -> text of a file that was just loaded
+  const kept = new Map(); // path -> reply, for everything except groups
+  const matches = new Map(); // text -> (address of a group -> whether it contains the text)
   const SLICE_MS = 300;
 
-  // The file of a path. Python's `bundle.file_name` does the same.
+  // The file name for a path. Python's `bundle.file_name` does the same.
   const fileName = (path) => encodeURIComponent(path).replace(/[!'()*.~]/g, (c) => `%${c.charCodeAt(0).toString(16).toUpperCase()}`).replace(/%/g, "~");
 
   function load(path) {

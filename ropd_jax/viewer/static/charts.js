@@ -12,7 +12,7 @@ const HIGH = 150, SYNC = "steps";
 const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const faint = (colour, share) => `color-mix(in srgb, ${colour} ${share}%, transparent)`;
 
-// Exponential moving average; an unknown value stays unknown and does not count.
+// Exponential moving average; unknown values stay unknown and are skipped.
 export function smooth(values, weight) {
   let last = null;
   return values.map((v) => {
@@ -30,7 +30,7 @@ export function band(series) {
   return { steps, values: at.map((v) => v.reduce((a, b) => a + b) / v.length), low: at.map((v) => Math.min(...v)), high: at.map((v) => Math.max(...v)) };
 }
 
-// Columns for uPlot: every step of any line; `undefined` where a line has no such step, null where its value is unknown.
+// Columns for uPlot: every step of any line; `undefined` if a line has no such step, null if its value is unknown.
 function aligned(lines, { weight, log }) {
   const steps = [...new Set(lines.flatMap((l) => l.steps))].sort((a, b) => a - b);
   const at = new Map(steps.map((s, i) => [s, i]));
@@ -85,7 +85,7 @@ export function chart(title, allLines, options = {}) {
       cursor: { sync: { key: SYNC, scales: ["x", null] }, drag: { x: true, y: false, dist: 5 }, y: false, points: { size: 5 } },
       hooks: {
         setCursor: [(u) => tell(u.cursor.idx)],
-        setScale: [(u, key) => { // remembered for charts that are drawn later
+        setScale: [(u, key) => { // stored for charts that are drawn later
           if (key !== "x" || u.status === 0) return;
           const whole = u.scales.x.min <= u.data[0][0] && u.scales.x.max >= u.data[0].at(-1);
           if (whole) { delete range.min; delete range.max; } else { range.min = u.scales.x.min; range.max = u.scales.x.max; }
@@ -149,7 +149,7 @@ function numbers(title, lines, hrefOf) {
     el("tbody", {}, steps.map((s) => el("tr", {}, el("th", { scope: "row", class: "num" }, hrefOf ? el("a", { href: hrefOf(s) }, s) : s), maps.map((m) => el("td", { class: "num" }, cell(m.get(s)))))))));
 }
 
-// A row of charts that replaces an earlier one; what the earlier ones listened to is let go.
+// A row of charts that replaces an earlier one; the listeners of the earlier ones are removed.
 export function fillCharts(place, figures) {
   for (const old of place.children) old.leave?.();
   const found = figures.filter(Boolean);

@@ -1,9 +1,9 @@
-// The criteria of a run over training: clusters of alike wordings, which of them the student learned, and their groups.
+// The criteria of a run over training: clusters of similar wordings, which of them the student learned, and their groups.
 
 import { sparkline } from "./charts.js";
 import { apiOf, el, get, linkTo, number, svg } from "./dom.js";
 
-const MOST = 300; // kinds in the page
+const MOST = 300; // maximum number of kinds in the page
 const COLUMNS = [["count", "n"], ["points", "points"], [null, "early"], [null, "late"], ["change", "change"], [null, "along the run"], ["discriminates", "separates"], ["unexplored", "unexplored"], ["suppressed", "suppressed"], ["flips", "flips"]];
 const percent = (v) => (v === null || v === undefined ? "" : `${Math.round(100 * v)}%`);
 const points = (v) => (v === null ? "" : (v < 0 ? "−" : "+") + Math.abs(100 * v).toFixed(0));
@@ -44,7 +44,7 @@ function overview(run, query, found) {
 
 const span = (steps) => (steps[0] === steps[1] ? `step ${steps[0]}` : `steps ${steps[0]}–${steps[1]}`);
 
-// Those of the category, by the column that is sorted; what has no value comes last.
+// Clusters of the category, sorted by the chosen column; those without a value come last.
 function chosen(found, query) {
   const sort = query.get("sort") || "count", category = query.get("category")?.toLowerCase();
   const wanted = found.clusters.filter((c) => !category || c.category.toLowerCase() === category);
@@ -67,7 +67,7 @@ function list(run, query, reply, main) {
         el("tbody", {}, shown.map((c) => el("tr", {}, cells(c), el("th", { scope: "row", class: "wide" }, el("span", { class: "category" }, c.category), el("a", { href: linkTo(run, "criteria", c.id) }, c.text), c.wordings > 1 ? el("span", { class: "quiet" }, ` and ${(c.wordings - 1).toLocaleString("en")} alike`) : null)))))),
       el("p", { class: "quiet" }, wanted.length > shown.length ? `the first ${shown.length} of ${wanted.length.toLocaleString("en")} kinds. ` : "", found.rarer ? `${found.rarer.toLocaleString("en")} rarer kinds are left out` : "")),
     el("details", {}, el("summary", {}, "how to read this"), el("p", { class: "prose" },
-      "Criteria of one category whose wordings are alike are one kind; numbers and quoted texts do not count. early and late are the pass rates of the scored answers in the first and the last third of the stored steps, as means over groups. The change is in percentage points with its 95 % interval over groups; learned means that the whole interval is above 0, lost that it is below. Of kinds that do not change, 5 % are called one of the two. separates is the share of criteria that some answers pass and some fail, the only ones that give a reward a direction. unexplored is the share that a reference passes and no scored answer does: no reward teaches them. suppressed is the share of the answers that pass such a criterion while another one fails it, and whose reward is not above their group's mean: what they did well is not taught. flips is the share of verdicts that a second look changed. A rubric is written for what the student does at its step, so a pass rate can stay because the criteria grow with the student.")),
+      "Criteria of one category with similar wordings are one kind; numbers and quoted texts are ignored. early and late are the pass rates of the scored answers in the first and the last third of the stored steps, as means over groups. The change is in percentage points with its 95 % interval over groups; learned means that the whole interval is above 0, lost that it is below. Of kinds that do not change, 5 % are called one of the two. separates is the share of criteria that some answers pass and some fail, the only ones that give a reward a direction. unexplored is the share that a reference passes and no scored answer does: no reward teaches them. suppressed is the share of the answers that pass such a criterion while another one fails it, and whose reward is not above their group's mean: what they did well is not taught. flips is the share of verdicts that a second look changed. A rubric is written for what the student does at its step, so a pass rate can stay because the criteria grow with the student.")),
   );
 }
 

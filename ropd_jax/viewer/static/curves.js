@@ -1,4 +1,4 @@
-// The page of a run, and several runs on top of each other: charts of metrics, costs, causes, and what the configs differ in.
+// The page of a run, and several runs on top of each other: charts of metrics, costs, causes, and differences of the configs.
 
 import { chart, band, fillCharts } from "./charts.js";
 import { apiOf, el, get, linkTo, number } from "./dom.js";
@@ -9,7 +9,7 @@ const CHARTS = [
   ["groups", ["teacher/unscored_frac", "group/zero_variance_frac"]],
   ["criteria", ["health/pass_rate", "health/discriminative_frac", "health/reference_pass_rate"]],
   ["what the total reward hides", ["health/unexplored_frac", "health/suppressed_frac"]],
-  ["told gap, nats a token", ["update/told_gap"]],
+  ["told gap, nats per token", ["update/told_gap"]],
   ["response length, tokens", ["sample/length_mean"]],
   ["entropy", ["update/entropy"]],
   ["gradient norm", ["update/grad_norm"]],
@@ -56,25 +56,25 @@ function filled(causes, metrics) {
   });
 }
 
-// How many answers have no reward, by cause, with the way to their groups.
+// Numbers of answers without a reward, by cause, with links to their groups.
 function unscored(name, metrics) {
   const sums = Object.keys(metrics).filter((n) => n.startsWith(CAUSE)).map((n) => [n.slice(CAUSE.length), metrics[n][1].reduce((a, b) => a + (b ?? 0), 0)]).filter(([, n]) => n);
   return sums.length ? [el("a", { href: `${linkTo(name, "groups")}?filter=unscored` }, "answers without a reward"), `: ${sums.sort((a, b) => b[1] - a[1]).map(([cause, n]) => `${cause} ${count(n)}`).join(", ")}`] : [];
 }
 
-// What the run is doing, in one line; `status` is what it wrote last (see workdir/status.py).
+// What the run is doing, in one line; `status` is its last status (see workdir/status.py).
 export function doing(status, result) {
   if (result) return [["finished", ""]];
-  if (!status || !status.at) return [["not finished; it says nothing about itself", "quiet"]];
+  if (!status || !status.at) return [["not finished; it has written no status", "quiet"]];
   const age = status.age_s, said = [];
   if (status.state === "ended") return [[`stopped after step ${status.done} of ${status.steps}`, "warn"], [`${seconds(age)} ago`, "quiet"]];
-  if (age > 60) said.push([`no sign of life for ${seconds(age)}`, "warn"]);
+  if (age > 60) said.push([`no status for ${seconds(age)}`, "warn"]);
   said.push([`step ${status.done + 1} of ${status.steps}`, ""]);
   if (status.doing) said.push([status.doing, ""]);
   const calls = status.calls ?? [];
   if (calls.length) said.push([calls.map((c) => `${c.count} ${c.role} ${c.count === 1 ? "call" : "calls"} in flight, the oldest ${seconds(c.oldest_s)}`).join("; "), ""]);
   else if (status.spans?.length) said.push([`${status.spans.at(-1).name} for ${seconds(status.spans.at(-1).for_s)}`, ""]);
-  if (status.still_s > 60) said.push([`nothing has moved for ${seconds(status.still_s)}`, "warn"]);
+  if (status.still_s > 60) said.push([`no progress for ${seconds(status.still_s)}`, "warn"]);
   return said;
 }
 
@@ -154,7 +154,7 @@ function comparedLines(metric, found, metrics) {
 }
 
 function differences(found) {
-  if (!found.differences.length) return el("p", { class: "quiet" }, "their configs differ in nothing but the seed");
+  if (!found.differences.length) return el("p", { class: "quiet" }, "their configs differ only in the seed");
   return el("div", { class: "scroll", tabindex: 0 }, el("table", { class: "list small config" },
     el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "key"), found.lines.map((l, i) => el("th", { scope: "col", class: `key c${i % HUES}` }, l.label)), el("th", { scope: "col" }, "default"))),
     el("tbody", {}, found.differences.map((d) => el("tr", {}, el("th", { scope: "row" }, d.key), d.values.map((v) => el("td", {}, shown(v))), el("td", { class: "quiet" }, d.known ? shown(d.default) : "–"))))));

@@ -1,8 +1,8 @@
-// What differs between two texts, word by word: [["same" | "own" | "missing", text], ...] in the order of the first text.
+// The differences between two texts, word by word: [["same" | "own" | "missing", text], ...] in the order of the first text.
 //
-//   lines    lines that both texts hold once are matched where their order agrees (patience)
+//   lines    lines that occur once in both texts are matched if their order agrees (patience)
 //   words    between them, the longest common subsequence of words; if a part is too large for that, words that both
-//            parts hold once, and what is left between those counts as different
+//            parts have once are matched, and the rest between those counts as different
 //   islands  one short common word between two differences is noise, and joins them
 
 const CELLS = 2_000_000; // of one table: 2 MB, about 10 ms
@@ -53,7 +53,7 @@ function middle(a, b, level, budget, told) {
   }
 }
 
-// [place in a, place in b] of what both hold once, by place in a; blank lines and single signs are no anchors.
+// [place in a, place in b] of items that occur once in both, by place in a; blank lines and single signs are skipped.
 function unique(a, b, level) {
   const count = (words) => {
     const places = new Map();
@@ -64,7 +64,7 @@ function unique(a, b, level) {
   return [...count(a)].filter(([word, i]) => i >= 0 && (there.get(word) ?? -1) >= 0 && word.trim().length > (level ? 2 : 1)).map(([word, i]) => [i, there.get(word)]);
 }
 
-// The longest rising sequence of second places.
+// The longest increasing sequence of second places.
 function rising(pairs) {
   const ends = [], before = new Array(pairs.length);
   pairs.forEach(([, y], k) => {
@@ -136,7 +136,7 @@ function joined(pieces) {
   return kept.flatMap((run) => (run.same ? [["same", run.own]] : [["missing", run.missing], ["own", run.own]].filter(([, text]) => text)));
 }
 
-// How much of the words of both texts they have in common, in the same order: 0 to 1.
+// The share of words that both texts have in common, in the same order: 0 to 1.
 export function shared(pieces) {
   const count = (kind) => pieces.filter((piece) => piece[0] === kind).reduce((n, [, text]) => n + words(text), 0);
   const same = 2 * count("same"), all = same + count("own") + count("missing");

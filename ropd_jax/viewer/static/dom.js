@@ -1,4 +1,4 @@
-// Elements, numbers and requests. Every text enters the page as a text node: nothing here parses HTML.
+// Elements, numbers and requests. All text is inserted as text nodes: nothing here parses HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -24,7 +24,7 @@ export function number(value, digits = 2) {
 
 export const signed = (value) => (value === null ? "" : (value < 0 ? "−" : "+") + Math.abs(value).toFixed(2));
 
-// What the server answers on a path; in a bundle, what it answered when the bundle was made.
+// The server's reply for a path; in a bundle, its reply when the bundle was made.
 export async function get(path) {
   if (globalThis.ropdBundle) return globalThis.ropdBundle.get(path);
   const reply = await fetch(path, { credentials: "omit" });

@@ -4,7 +4,7 @@ import { apiOf, el, get, linkTo, number } from "./dom.js";
 
 const FILTERS = [
   ["unscored", "unscored"], ["truncated", "cut"], ["zero_variance", "zero variance"], ["below", "reference below rollout"],
-  ["punished", "right but punished"], ["rewarded", "wrong but rewarded"], ["flipped", "flipped in a second look"],
+  ["punished", "right but punished"], ["rewarded", "wrong but rewarded"], ["flipped", "flipped in a second verification"],
   ["unexplored", "unexplored criterion"], ["suppressed", "suppressed criterion"],
 ];
 const COLUMNS = [["step", "step"], [null, "group"], ["reward", "reward"], ["spread", "spread"], ["reference", "ref"],

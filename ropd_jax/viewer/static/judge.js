@@ -1,10 +1,10 @@
-// How far the verifier can be trusted: calibrations against known truths, and second judgements by another verifier.
+// The reliability of the verifier: calibrations against known truths, and second judgements by another verifier.
 
 import { dollars, count } from "./curves.js";
 import { apiOf, el, get, linkTo, number } from "./dom.js";
 
 const MEASURES = ["accuracy", "sensitivity", "specificity", "kappa"];
-const CELLS = 60; // of the cells where two verifiers differ, until the rest is asked for
+const CELLS = 60; // number of cells with differing verdicts shown before the rest is requested
 const value = (e) => (e === null || e === undefined || e.value === null ? "unknown" : number(e.value, 2).replace("-", "−"));
 const estimate = (e) => (e === null || e === undefined || e.value === null ? el("span", { class: "quiet" }, "unknown") : [value(e), e.low === null ? null : el("span", { class: "interval" }, ` [${number(e.low, 2)}, ${number(e.high, 2)}]`.replaceAll("-", "−"))]);
 const share = (v) => (v === null || v === undefined ? "unknown" : `${(100 * v).toFixed(1)}%`);

@@ -1,10 +1,10 @@
 // One group: the question, the matrix of criteria and answers, the texts, and the requests to the teacher.
 //
-// The address keeps how the texts are shown:  #/RUN/g/12/0?show=differences&to=R0
+// The address stores how the texts are shown:  #/RUN/g/12/0?show=differences&to=R0
 //
 //   rendered       Markdown and LaTeX (`texts`)              log-prob   tokens by the student's log-probability
-//   source         exactly what was written                  change     tokens by what the update changed of it
-//   differences    words that a chosen text does not have (`diff`)
+//   source         exactly the original text                 change     tokens by its change in the update
+//   differences    words that a chosen text lacks (`diff`)
 
 import { callsOf, callsSection, openCall } from "./calls.js";
 import { diff, shared } from "./diff.js";
@@ -36,7 +36,7 @@ const weightOf = (c) => c.weight ?? c.points;
 const isHidden = (c) => c.weight === 0 && c.points > 0;
 const pointsOf = (c) => number(weightOf(c), Number.isInteger(weightOf(c)) ? 0 : 2);
 const kindOf = (verdicts, id) => MARKS[verdicts ? String(verdicts[id]) : "none"];
-let page = null; // of the group on display; the keys act on it
+let page = null; // state of the displayed group; keys act on it
 
 // ------------------------------------------------------------------------------------------------------------ matrix
 
@@ -52,7 +52,7 @@ function pile(reward) {
   return node;
 }
 
-// `missed`: what the server found to be unexplored and suppressed, of the rubric of the group.
+// `missed`: unexplored and suppressed criteria of the group's rubric, from the server.
 function matrix(here, rubric, columns, largest, missed = {}) {
   const seen = new Map(), note = (about) => { seen.set(about[0], about); return about; };
   const sure = columns.some((c) => c.reference && c.item.verdicts);
@@ -81,7 +81,7 @@ function matrix(here, rubric, columns, largest, missed = {}) {
         const flipped = k.item.again && k.item.verdicts && k.item.again[c.id] !== k.item.verdicts[c.id];
         const suppressed = !k.reference && missed.suppressed?.[k.index]?.[at] ? note(SUPPRESSED) : null;
         const cell = el("td", { role: "gridcell", tabindex: -1, class: classes(k, ` cell ${kind}${flipped ? " flipped" : ""}${suppressed ? " suppressed" : ""}`), "data-col": k.label,
-          "aria-label": `${k.name}, ${c.id}: ${label}${suppressed ? ", suppressed" : ""}${flipped ? ", the second look says otherwise" : ""}` }, sign);
+          "aria-label": `${k.name}, ${c.id}: ${label}${suppressed ? ", suppressed" : ""}${flipped ? ", the second verification differs" : ""}` }, sign);
         here.cells.set(cell, { column: k, criterion: c, label, kind, flipped, tags: suppressed ? [suppressed, ...tags] : tags });
         return cell;
       }));
@@ -98,7 +98,7 @@ function matrix(here, rubric, columns, largest, missed = {}) {
   return el("div", { class: "judged" }, el("div", { class: "scroll" }, table), seen.size ? key(seen) : null);
 }
 
-// The signs that a matrix has, and what they mean.
+// The signs in a matrix, and their meanings.
 function key(seen) {
   return el("dl", { class: "signs" }, SIGNS.filter((name) => seen.has(name)).map((name) => seen.get(name)).map(([name, text]) => [el("dt", {}, el("span", { class: name === "suppressed" ? "yes suppressed" : `tag ${name}` }, name === "suppressed" ? "✓" : name)), el("dd", {}, name === "suppressed" ? [el("b", {}, name), " "] : null, text)]));
 }
@@ -141,14 +141,14 @@ function noteOf(here, { column, criterion, label, kind, flipped, tags }) {
   if (!column) return about;
   const asked = here.reasons?.filter((r) => r.answer === column.label && (r.criterion === criterion.id || r.criterion === null)) ?? [];
   const agreement = criterion.agreement === undefined || criterion.agreement === null ? null : `votes on this criterion agree by ${Math.round(100 * criterion.agreement)}%`;
-  const why = asked.map((r) => el("p", { class: "reason" }, r.met !== null && r.met !== column.item.verdicts?.[criterion.id] ? el("span", { class: "warn" }, `another look or vote says ${r.met ? "met" : "not met"}: `) : null, el("q", {}, r.text), r.criterion === null ? el("span", { class: "quiet" }, " on the whole answer") : null, " ",
+  const why = asked.map((r) => el("p", { class: "reason" }, r.met !== null && r.met !== column.item.verdicts?.[criterion.id] ? el("span", { class: "warn" }, `another verification or vote: ${r.met ? "met" : "not met"}: `) : null, el("q", {}, r.text), r.criterion === null ? el("span", { class: "quiet" }, " on the whole answer") : null, " ",
     el("button", { type: "button", class: "plain", onclick: () => openCall(r.key) }, "reply")));
   const none = here.reasons === null ? "reading the verifier's replies …" : kind === "none" ? CAUSES[column.item.unscored] ?? "" : here.reasons.length ? "the reply gives no reason here" : here.unknown ? here.unknown : "the verifier was not asked for reasons (teacher.verifier.form=keyed_reasons)";
   return [
     el("p", {}, el("b", { class: kind }, kindOf(column.item.verdicts, criterion.id)[0], " ", label), el("span", { class: "quiet" }, ` ${column.name} · ${criterion.id} · ${isHidden(criterion) ? `hidden, ${number(criterion.points, 0)} points` : `${pointsOf(criterion)} points`}`, agreement ? ` · ${agreement}` : ""),
       " ", el("button", { type: "button", class: "plain", onclick: () => goTo(column.id) }, column.reference ? "read the reference" : "read the answer")),
     ...about,
-    flipped ? el("p", { class: "warn" }, `The second look says: ${column.item.again[criterion.id] ? "met" : "not met"}.`) : null,
+    flipped ? el("p", { class: "warn" }, `The second verification: ${column.item.again[criterion.id] ? "met" : "not met"}.`) : null,
     ...why, why.length ? null : el("p", { class: "quiet" }, none),
   ].filter(Boolean);
 }
@@ -191,7 +191,7 @@ function differences(here, column) {
   ];
 }
 
-// Fills every text as the address says, one after the other, so that the page stays usable.
+// Fills in the texts as set in the address, one after the other, so that the page stays responsive.
 async function draw(here) {
   const mine = ++here.drawn, { show } = here.view;
   const current = () => mine === here.drawn && page === here;
@@ -227,7 +227,7 @@ function card(here, column, right) {
   else {
     if (a.advantage !== null) facts.push(el("span", { class: a.advantage < 0 ? "no" : "yes", title: "advantage" }, signed(a.advantage)));
     if (right !== null) facts.push(el("span", { class: right ? "yes" : "no", title: "by the gold answer" }, right ? "right" : "wrong"));
-    if (a.exact !== undefined && a.exact !== null) facts.push(el("span", { class: "quiet", title: "what the reward is made of: the method's reward and the exact grade" }, `exact ${a.exact ? "right" : "wrong"}`, a.method_reward === null || a.method_reward === undefined ? "" : ` · ${a.verdicts ? "rubric" : "method"} ${number(a.method_reward)}`));
+    if (a.exact !== undefined && a.exact !== null) facts.push(el("span", { class: "quiet", title: "parts of the reward: the method's reward and the exact grade" }, `exact ${a.exact ? "right" : "wrong"}`, a.method_reward === null || a.method_reward === undefined ? "" : ` · ${a.verdicts ? "rubric" : "method"} ${number(a.method_reward)}`));
     if (a.score !== undefined && a.score !== null) facts.push(el("span", { class: "quiet" }, `score ${a.score}`));
     if (a.unscored !== null) facts.push(el("span", { class: "warn" }, `unscored: ${a.unscored}`));
     if (a.finish_reason === "length") facts.push(el("span", { class: "warn", title: "it ends at the token limit, not where the student would have stopped" }, "cut"));

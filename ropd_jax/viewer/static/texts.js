@@ -3,8 +3,8 @@
 //   text --markdown-it--> tokens --treeOf--> [tag, attributes, children] --nodesOf--> elements of TAGS and MATH only
 //   \(x\) --Temml--> a tree of MathML
 //
-// What is not Markdown stays as it is: HTML, links, images and entities are shown as their source. Broken LaTeX, too.
-// A rendering that would lose a letter or a digit is not used (`lossless`): the reader then sees the source.
+// Everything else stays unchanged: HTML, links, images, entities and broken LaTeX are shown as source.
+// A rendering that would lose a letter or a digit is not used (`lossless`): then the source is shown.
 
 import { el } from "./dom.js";
 
@@ -15,7 +15,7 @@ const MATH_ATTRIBUTES = new Set(["display", "displaystyle", "scriptlevel", "math
   "symmetric", "largeop", "movablelimits", "accent", "accentunder", "linethickness", "width", "height", "depth", "voffset", "columnalign", "rowspan", "columnspan", "notation"]);
 const MATH_STYLES = new Set(["color", "paddingLeft", "paddingRight", "padding", "textAlign", "fontWeight", "fontStyle", "mathDepth"]);
 const MATHML = "http://www.w3.org/1998/Math/MathML";
-const PUNCTUATION = /^[.,;:!?)\]]+/; // stays on the line of the formula before it
+const PUNCTUATION = /^[.,;:!?)\]]+/; // stays on the line of the preceding formula
 const LONGEST_TEX = 4000, LONGEST_INLINE = 1000, LONGEST_TEXT = 400_000, MOST_LINES = 100, DEEPEST = 60;
 
 // ------------------------------------------------------------------------------------------------------- libraries
@@ -31,7 +31,7 @@ function script(name) {
   return loading.get(name);
 }
 
-// Resolves to a function text -> nodes; null stands for "show the source".
+// Resolves to a function text -> nodes; null means "show the source".
 export async function renderer() {
   await Promise.all([script("markdown-it.umd.min.js"), script("temml.min.js")]);
   const md = parser(globalThis.markdownit);
@@ -58,7 +58,7 @@ function inlineMath(state, silent) {
   const open = CLOSED[two] ? two : src[at] === "$" ? "$" : null;
   if (!open) return false;
   const start = at + open.length, close = CLOSED[open];
-  const unclosed = (state.unclosed ??= new Map()); // so that a wall of "\\(" takes no quadratic time
+  const unclosed = (state.unclosed ??= new Map()); // so that many "\\(" do not take quadratic time
   if (unclosed.get(open) <= start) return false;
   const near = src.slice(start, Math.min(state.posMax, start + (open === "$" ? LONGEST_INLINE : LONGEST_TEX)));
   if (!near.includes(close)) unclosed.set(open, near.length === state.posMax - start ? start : Infinity);
@@ -77,7 +77,7 @@ function inlineMath(state, silent) {
   return true;
 }
 
-// Length of what stands before the closing dollar, or -1. Not math: "$5 and $6", "$ 5 $", "$5-$6", "from $5, that is 5$".
+// Length of the text before the closing dollar, or -1. Not math: "$5 and $6", "$ 5 $", "$5-$6", "from $5, that is 5$".
 function dollar(near, after) {
   if (/^\s/.test(near)) return -1;
   for (let i = 0; i < near.length; i++) {
@@ -124,7 +124,7 @@ function blockMath(state, first, last, silent) {
   return false;
 }
 
-// [tag, attributes, children] of a text, or null if it cannot be shown without a loss. `inline`: no paragraphs.
+// [tag, attributes, children] of a text, or null if it cannot be shown without loss. `inline`: no paragraphs.
 export function treeOf(md, text, inline = false) {
   if (text.length > LONGEST_TEXT) return null;
   const root = [null, {}, []], open = [root];

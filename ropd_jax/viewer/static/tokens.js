@@ -1,4 +1,4 @@
-// An answer cut into its tokens, each tinted by its log-probability, or by what the update changed of it.
+// An answer split into its tokens, each tinted by its log-probability, or by its change in the update.
 
 import { apiOf, el, get } from "./dom.js";
 
@@ -34,7 +34,7 @@ export function tinted(tokens, index, text, show) {
     const name = show === "logp" ? `l${level(-worst, LEVELS)}` : `${worst < 0 ? "m" : "p"}${level(Math.abs(worst), STEPS)}`;
     const label = seen.map((v) => (show === "logp" ? `p = ${Math.exp(v).toPrecision(2)}, log-prob ${v.toFixed(2)}` : `${v < 0 ? "−" : "+"}${Math.abs(v).toPrecision(2)} nats`)).join("; ");
     const piece = decoder.decode(bytes.subarray(from, at));
-    if (/0$/.test(name)) sure += piece; // most tokens: without a tint, and without an element
+    if (/0$/.test(name)) sure += piece; // most tokens have no tint and no element
     else {
       if (sure) nodes.push(sure);
       nodes.push(el("i", { class: `t ${name}`, title: label }, piece));

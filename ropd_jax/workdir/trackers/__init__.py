@@ -1,6 +1,6 @@
-"""``log.trackers``: where a run's metrics go besides ``metrics.jsonl``. Imports no jax.
+"""``log.trackers``: where a run's metrics are sent in addition to ``metrics.jsonl``. Imports no jax.
 
-base.py          what a tracker is; `Trackers` calls those of a run, and no failure of one ends the run
+base.py          the tracker interface; `Trackers` calls those of a run, and a failure never ends the run
 board.py         TensorBoard: event files in RUN/tensorboard
 weights.py       Weights & Biases (extra ``wandb``)
 flow.py          MLflow (extra ``mlflow``)
@@ -22,7 +22,7 @@ from ropd_jax.workdir.trackers.weights import WeightsAndBiases
 
 __all__ = ["KNOWN", "Start", "Tracker", "Trackers", "check_trackers", "make_trackers"]
 
-KNOWN: Mapping[str, tuple[str, Callable[[], Tracker]]] = {  # name -> (package it needs beyond the core, the tracker)
+KNOWN: Mapping[str, tuple[str, Callable[[], Tracker]]] = {  # name -> (its package beyond the core, the tracker)
     "tensorboard": ("", TensorBoard),
     "wandb": ("wandb", lambda: Background(WeightsAndBiases())),
     "mlflow": ("mlflow", lambda: Background(MLflow())),
@@ -30,10 +30,10 @@ KNOWN: Mapping[str, tuple[str, Callable[[], Tracker]]] = {  # name -> (package i
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Refuse names that there are not, and trackers whose package is missing.
+    """Reject unknown names, and trackers whose package is missing.
 
     Raises:
-        UserError: the name, and what is known or what to install.
+        UserError: with the name, and the known names or what to install.
     """
     for name in names:
         if name not in KNOWN:

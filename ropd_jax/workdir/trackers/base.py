@@ -1,4 +1,4 @@
-"""What a tracker is, and how a run calls its trackers: in order, and without ever failing or waiting because of one."""
+"""The tracker interface. A run calls its trackers in order, and never fails or waits because of one."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ropd_jax.utils.writing import reason
 
 log = logging.getLogger(__name__)
 
-ROOM = 1_000  # calls that wait for a tracker in the background; further ones are dropped
-FINISH_S = 60.0  # what a tracker gets to send the rest when the run ends
+ROOM = 1_000  # calls queued for a tracker in the background; further ones are dropped
+FINISH_S = 60.0  # time for a tracker to send the rest when the run ends
 IDS = "trackers.json"  # in the run's directory: the id of the run at each tracker
 
 
@@ -29,12 +29,12 @@ class Start:
     """A run as a tracker sees it.
 
     Attributes:
-        config: as in ``config.json``; it holds no secret.
-        files: the local directory of the run; of a run in a bucket, its staging directory.
+        config: as in ``config.json``; it contains no secrets.
+        files: the local directory of the run; for a run in a bucket, its staging directory.
         name: of the run, for people.
-        first_step: what an earlier process logged from this step on is logged again.
+        first_step: steps of an earlier process from this one on are logged again.
         resumed: whether an earlier process has logged steps.
-        forked_from: the run and step that this one began from; empty for others.
+        forked_from: the run and step that this one started from; empty if it is not a fork.
     """
 
     config: Mapping[str, Any]
@@ -51,7 +51,7 @@ class Start:
         return ""
 
     def keep_id(self, tracker: str, value: str) -> None:
-        """Remembers the run's id for a process that resumes it. A fork has a directory, and so an id, of its own."""
+        """Stores the run's id for a process that resumes it. A fork has its own directory and so its own id."""
         found: dict[str, Any] = {}
         with contextlib.suppress(UserError):
             found = read_json(self.files / IDS, optional=True)
@@ -59,10 +59,10 @@ class Start:
 
 
 class Tracker(Protocol):
-    """A place for metrics. Any method may raise: `Trackers` catches it."""
+    """A place for metrics. Any method can raise; `Trackers` catches it."""
 
     def start(self, run: Start) -> None:
-        """Called once, before all others."""
+        """Called once, before all other methods."""
 
     def log(self, step: int, values: Mapping[str, float | None]) -> None:
         """The metrics of a step; a step can be logged in several parts. None is an unknown value."""
@@ -75,7 +75,7 @@ class Tracker(Protocol):
 
 
 class Trackers:
-    """The trackers of a run. What one of them raises is one warning, and is counted; the run continues.
+    """The trackers of a run. An exception of one is logged once and counted; the run continues.
 
     Attributes:
         failures: number of failed calls of each.
@@ -113,10 +113,10 @@ class Trackers:
 
 
 class Background:
-    """A tracker whose calls run in a thread of their own, so that a slow or dead network never holds up the run.
+    """A tracker whose calls run in a separate thread, so that a slow or dead network never delays the run.
 
     Attributes:
-        lost: number of calls that failed after they were queued, or were dropped because `ROOM` calls waited.
+        lost: number of calls that failed after they were queued, or were dropped because `ROOM` calls were queued.
     """
 
     def __init__(self, tracker: Tracker, *, room: int = ROOM, finish_s: float = FINISH_S):
@@ -147,7 +147,7 @@ class Background:
         with contextlib.suppress(queue.Full):
             self._queue.put(last, timeout=self._finish_s)
         if not self._ended.wait(max(0.0, deadline - time.monotonic())):
-            raise TimeoutError(f"has not sent everything after {self._finish_s:.0f} s")
+            raise TimeoutError(f"did not send everything within {self._finish_s:.0f} s")
 
     def _put(self, call: Callable[[], None]) -> None:
         try:

@@ -10,7 +10,7 @@ from ropd_jax.workdir.trackers.base import Start
 
 
 class TensorBoard:
-    """Event files; a resumed run hides what it repeats. It writes no tables."""
+    """Event files; a resumed run hides the steps that it repeats. Tables are not written."""
 
     def __init__(self) -> None:
         self._board: Board | None = None

@@ -1,6 +1,6 @@
 """MLflow (extra ``mlflow``): metrics, the config as parameters, and the groups of each step as a JSON artifact.
 
-MLFLOW_TRACKING_URI says where; without it, the files are in ``RUN/mlruns``. MLFLOW_EXPERIMENT_NAME is the experiment,
+MLFLOW_TRACKING_URI is the server; without it, files are in ``RUN/mlruns``. MLFLOW_EXPERIMENT_NAME is the experiment,
 by default ropd_jax. ``mlflow ui --backend-store-uri RUN/mlruns`` shows them.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 from ropd_jax.workdir.trackers.base import Start
 
 NAME = "mlflow"
-BATCH = 100  # parameters of a request; MLflow takes no more
+BATCH = 100  # parameters per request; MLflow accepts no more
 LONGEST = 500  # characters of a parameter's value
 
 
@@ -27,7 +27,7 @@ class MLflow:
 
     def start(self, run: Start) -> None:
         uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-        if not uri:  # MLflow wants to be asked for files; a database would need more packages
+        if not uri:  # MLflow's file store must be requested; a database would need more packages
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             uri = (run.files / "mlruns").resolve().as_uri()
         from mlflow.entities import Param

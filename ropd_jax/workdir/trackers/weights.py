@@ -1,7 +1,7 @@
 """Weights & Biases (extra ``wandb``): metrics, the config, and the groups of each step as a table.
 
-The user's environment decides where it goes: WANDB_PROJECT (by default ropd_jax), WANDB_ENTITY, WANDB_MODE=offline, ...
-Code, git state, the command line and the machine's load are not sent. Offline files are in ``RUN/wandb``.
+The user's environment sets the destination: WANDB_PROJECT (by default ropd_jax), WANDB_ENTITY, WANDB_MODE=offline, ...
+Code, git state, the command line and system metrics are not sent. Offline files are in ``RUN/wandb``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NAME = "wandb"
 
 class WeightsAndBiases:
     """One run at W&B; a resumed run continues it under its id. A step is logged as the metric ``step``, the x-axis of
-    all others, because W&B's own counter cannot go back to a step that is repeated."""
+    all others, because W&B's own counter cannot go back to a repeated step."""
 
     def __init__(self) -> None:
         self._run: Any = None
