@@ -68,8 +68,8 @@ def split(spec: str, function: str, what: str) -> tuple[str, str | None]:
         is_ours = str(path) in (path.name, f"experiments/{path.name}") and path.stem in experiments(function)
         if is_ours and not path.exists():
             raise UserError(
-                f"{what} file '{path}' does not exist; write {path.stem} for the {what} of this name that comes with "
-                f"ropd_jax, or copy its files to this directory with: ropd init ."
+                f"{what} file '{path}' does not exist; write {path.stem}{':' if colon else ''}{arg} for the {what} "
+                "that comes with ropd_jax, or copy its files to this directory with: ropd init ."
             )
         return (f"{name}.py", arg) if colon else (spec, None)
     name, colon, arg = spec.partition(":")

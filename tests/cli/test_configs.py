@@ -58,7 +58,7 @@ def test_a_path_of_the_repository_that_is_not_here_names_the_config(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     said = error_of("train", "--config=experiments/mini.py:method=sft", "--workdir=w")
     assert said == (
-        "config file 'experiments/mini.py' does not exist; write mini for the config of this name that comes with "
+        "config file 'experiments/mini.py' does not exist; write mini:method=sft for the config that comes with "
         "ropd_jax, or copy its files to this directory with: ropd init ."
     )
     assert "there is no Python file in" in error_of("train", "--config=experiments/mine.py", "--workdir=w")
