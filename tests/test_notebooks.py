@@ -10,9 +10,11 @@ import os
 import pathlib
 import re
 import sys
+import types
 
 import nbformat
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((pathlib.Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
@@ -70,6 +72,21 @@ print(json.dumps({
     "bad_updates": {name: bad_update(values, right, rollouts.group) for name, values in table.items()},
     "agreement_rose": study["criteria"][-1]["agreement"] > study["criteria"][0]["agreement"],
     "gold_known": None not in rollouts.right,
+}))
+""",
+    "04_look_at_a_run": """
+import json
+
+print(json.dumps({
+    "rollouts": len(table),
+    "disagreements": disagreements.disagreement.value_counts().to_dict(),
+    "bare": float((table[table.disagreement == "right, pushed down"].working == "none").mean()),
+    "final_of_wrong": float(rates.loc["wrong, pushed up", "Final result"]),
+    "final_of_right": float(rates.loc["right, pushed down", "Final result"]),
+    "strongest_wrong": float((table.reward - baseline)[~table.right].max()),
+    "strongest_right": float((table.reward - baseline)[table.right].max()),
+    "share_is_of": share.to_numpy().sum() * len(table) / table.step.nunique(),
+    "drawn": sum(len(points.get_offsets()) for points in right.collections),
 }))
 """,
 }
@@ -193,9 +210,45 @@ def test_signal_alignment_runs_and_its_numbers_hold(tmp_path, jupyter):
     assert facts["agreement_rose"]
 
 
+def test_looking_at_a_run_finds_the_disagreements(tmp_path, jupyter):
+    path = next(p for p in NOTEBOOKS if p.stem == "04_look_at_a_run")
+    notebook = execute(path, path.parent)
+    check_printed(notebook, path)
+    assert not [o for o in outputs(notebook) if o.output_type == "stream" and o.name == "stderr"]
+    facts = json.loads(notebook.cells[-1].outputs[0].text)
+
+    assert facts["rollouts"] == facts["drawn"] == 768
+    assert facts["disagreements"] == {"right, pushed down": 44, "wrong, pushed up": 11}
+    assert facts["bare"] == 0.5 and facts["final_of_wrong"] == 0.0 and facts["final_of_right"] > 0.95
+    assert facts["strongest_wrong"] < 0.2 and facts["strongest_right"] > 0.75
+    assert facts["share_is_of"] == pytest.approx(55)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_the_first_cell_installs_in_colab_and_does_nothing_elsewhere(path, monkeypatch):
+    first, setup = nbformat.read(path, as_version=4).cells[:2]
+    assert (
+        first.cell_type == "markdown" and "(https://colab.research.google.com/assets/colab-badge.svg)" in first.source
+    )
+    code = TransformerManager().transform_cell(setup.source)
+
+    calls = []
+    shell = types.SimpleNamespace(
+        run_line_magic=lambda name, line: calls.append(f"%{name} {line}"), system=lambda line: calls.append(f"!{line}")
+    )
+    monkeypatch.setitem(sys.modules, "google.colab", None)
+    exec(code, {"get_ipython": lambda: shell})
+    assert calls == [] and setup.outputs == []
+
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    exec(code, {"get_ipython": lambda: shell})
+    assert calls == ['%pip install --quiet "ropd_jax[notebooks]"', "!ropd init .", "%cd notebooks"]
+
+
 def test_one_step_needs_few_imports():
     notebook = nbformat.read(next(p for p in NOTEBOOKS if p.stem == "01_one_step"), as_version=4)
-    lines = [line for cell in notebook.cells if cell.cell_type == "code" for line in cell.source.splitlines()]
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"][1:]  # without the cell for Colab
+    lines = [line for cell in code for line in cell.source.splitlines()]
     imports = [line for line in lines if re.match(r"\s*(import|from)\s", line)]
     assert 1 <= len(imports) <= 6, imports
 

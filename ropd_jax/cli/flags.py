@@ -114,7 +114,7 @@ class Command:
         run: does the work and returns the exit code; None is 0.
         words: the expected arguments that are not flags, e.g. ``("RUN",)``; in brackets if it can be left out.
         missing: the error when a word that is needed is not there.
-        config: ``required`` and ``optional`` add ``--config FILE`` and ``--config.a.b=value``; ``run`` only the second.
+        config: ``required`` and ``optional`` add ``--config NAME`` and ``--config.a.b=value``; ``run`` only the second.
         stored: for ``run``: the words -> the config that the overrides change.
         check_key: refuses (UserError) an override that has no effect in this command.
         renamed: earlier names of flags -> the present ones, for the error.
@@ -144,9 +144,10 @@ class Command:
 
 CONFIG = Flag(
     "config",
-    "FILE[:arg]",
-    "A Python file with get_config() -> ConfigDict; the part after the colon is passed on as get_config(arg).",
-    required="a config file, e.g. --config experiments/quickstart.py",
+    "NAME[:arg]",
+    "A config that comes with the package (ropd configs lists them), or the path of a Python file that ends in .py and "
+    "defines get_config() -> ConfigDict; the part after the colon is passed on as get_config(arg).",
+    required="the name of a config or a file, e.g. --config quickstart (ropd configs lists the names)",
 )
 OVERRIDE = "--config.a.b=value"
 _HOSTS = "several hosts (docs/hosts.md)"
@@ -274,7 +275,7 @@ def take(args: Sequence[str], name: str) -> tuple[str | None, list[str]]:
         if arg == f"--{name}":
             value = next(left, None)
             if value is None or value.startswith("--"):
-                raise UserError(f"--{name} has no value; expected --{name} FILE")
+                raise UserError(f"--{name} has no value; expected --{name} NAME")
         elif arg.startswith(f"--{name}="):
             value = arg.partition("=")[2]
         else:
@@ -317,7 +318,7 @@ def _define_config(
     keys = [key for arg in args if (key := override(arg)) is not None]
     if command.config == "required" and spec is None:
         if keys:
-            raise UserError(f"--config.{keys[0]} changes a config, but none is given; add --config FILE")
+            raise UserError(f"--config.{keys[0]} changes a config, but none is given; add --config NAME")
         return
     from ml_collections import config_flags
 

@@ -1,6 +1,6 @@
 """``ropd COMMAND``: the command line.
 
-    ropd train --config experiments/quickstart.py --workdir runs/quickstart --config.optim.lr=3e-4
+    ropd train --config quickstart --workdir runs/quickstart --config.optim.lr=3e-4
     ropd serve-teacher --port 8808
 
 Each command is a file of this folder. Its heavy imports are inside its functions, so that ``ropd --help`` and every
@@ -20,10 +20,12 @@ from ropd_jax.cli import (
     analyze,
     calibrate_judge,
     collect_references,
+    configs,
     data,
     eval,
     export,
     grade,
+    init,
     plan,
     preflight,
     rejudge,
@@ -47,6 +49,8 @@ log = logging.getLogger(__name__)
 
 GROUPS: dict[str, tuple[Command, ...]] = {
     "before a run": (
+        configs.COMMAND,
+        init.COMMAND,
         data.COMMAND,
         preflight.COMMAND,
         plan.COMMAND,
@@ -157,13 +161,13 @@ def overview() -> str:
         parts.append("\n".join([title, *columns(padded)]))
     parts.append(
         "start here\n"
-        "  ropd train --config experiments/quickstart.py --workdir runs/quickstart   1-2 minutes on 2 cores\n"
-        "  ropd show runs/quickstart --step 0 --group 0                              why each reward\n"
-        "  open runs/quickstart/curves.png                                           reward, accuracy, length"
+        "  ropd train --config quickstart --workdir runs/quickstart   1-2 minutes on 2 cores\n"
+        "  ropd show runs/quickstart --step 0 --group 0               why each reward\n"
+        "  open runs/quickstart/curves.png                            reward, accuracy, length"
     )
     parts.append(
         "change a setting (all keys are in ropd_jax/configs.py)\n"
-        "  ropd train --config experiments/quickstart.py --workdir runs/b --config.seed=1"
+        "  ropd train --config quickstart --workdir runs/b --config.seed=1"
     )
     parts.append("ropd help COMMAND, or ropd COMMAND --help, explains a command. ropd --version prints the version.")
     return "\n\n".join(parts) + "\n"

@@ -44,7 +44,7 @@ def test_the_part_behind_the_file_name_goes_to_get_config(runs):
         (["train", "--workdir=w"], "--config is missing"),
         (["train", "--config", "FILE"], "--workdir is missing"),
         (["train", "--config"], "--config has no value"),
-        (["train", "--config.seed=1", "--workdir=w"], "but none is given; add --config FILE"),
+        (["train", "--config.seed=1", "--workdir=w"], "but none is given; add --config NAME"),
         (["train", "--config", "FILE", "--wrkdir=w"], "has no flag --wrkdir; did you mean workdir?"),
         (["train", "--config", "FILE", "--cofnig=w"], "has no flag --cofnig; did you mean config?"),
         (["train", "--config", "FILE", "--workdir=w", "extra"], "takes flags only, not 'extra'"),
