@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-LEVEL = 0.05  # share of runs without any change that ring at most
+LEVEL = 0.05  # maximum share of unchanged runs that ring
 COVERED = 0.9  # share of the held-out answers that must have an exact grade for accuracy to be the measure
 Series = Mapping[str, tuple[Sequence[int], Sequence[float | None]]]
 
