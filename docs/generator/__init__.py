@@ -7,6 +7,7 @@
     files.py       every file of a run's directory
     api.py         the public names, as directives for mkdocstrings
     lab_log.py     experiments/README.md: an index, and the entries by month
+    benchmarks.py  the benchmarks of the Makefile
     example.py     one group of a stored run, as tables
     sources.py     the files of the repository that a page links to
     markdown.py    Markdown from docstrings and rows

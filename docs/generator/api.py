@@ -18,6 +18,9 @@ GROUPS = {  # title -> names, in the order of docs/api.md; what is in none of th
     "Errors": ("UserError", "TeacherError", "BudgetError", "TooManyFailures", "Interrupted"),
 }
 HOMES = {"Teacher": "teacher.teacher"}  # name -> the module that defines it, where the package imports it from another
+MEMBERS = {  # name -> what of it is public, where that is less than the names without an underscore
+    "Teacher": ("references", "induce_rubric", "verify", "score", "blocking", "close"),
+}
 
 
 def page() -> str:
@@ -34,5 +37,7 @@ def page() -> str:
 def directive(name: str) -> str:
     """The directive of one public name; it is shown under that name, wherever it lives."""
     module, _, other = ropd_jax._HOME[name].partition(":")
-    path = f"ropd_jax.{HOMES.get(name, module)}.{other or name}"
-    return f"### `{name}` {{ #{name} }}\n\n::: {path}\n    options:\n      show_root_heading: false"
+    members = f"\n      members: [{', '.join(MEMBERS[name])}]" if name in MEMBERS else ""
+    signature = "\n      show_signature: false" if other else ""  # it would show the other name
+    options = f"\n      heading: {name}\n      toc_label: {name}\n      heading_level: 3{members}{signature}"
+    return f'<a id="{name}"></a>\n\n::: ropd_jax.{HOMES.get(name, module)}.{other or name}\n    options:{options}'

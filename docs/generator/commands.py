@@ -22,7 +22,9 @@ def page() -> str:
     """The page."""
     parts = [HEAD]
     for title, commands in main.GROUPS.items():
-        parts.append(table((title.capitalize(), ""), [(f"[`ropd {c.name}`](#{_anchor(c)})", c.summary) for c in commands]))
+        parts.append(
+            table((title.capitalize(), ""), [(f"[`ropd {c.name}`](#{_anchor(c)})", c.summary) for c in commands])
+        )
     parts += [_exit_codes(), *(_section(c) for commands in main.GROUPS.values() for c in commands)]
     return "\n\n".join(parts) + "\n"
 
@@ -42,10 +44,17 @@ def _exit_codes() -> str:
 
 def _section(command: Command) -> str:
     usage = help_text(command).partition("\n\n")[0].removeprefix("usage: ")
-    parts = [f"## `ropd {command.name}` {{ #{_anchor(command)} }}", _cap(command.summary), code(usage), _text(command.intro)]
+    parts = [
+        f"## `ropd {command.name}` {{ #{_anchor(command)} }}",
+        _cap(command.summary),
+        code(usage),
+        _text(command.intro),
+    ]
     sections: dict[str, list[tuple[str, str]]] = {}
     for flag in command.all_flags:
-        default = "" if flag.required or flag.default in ("", None) or flag.type is bool else f" Default: `{flag.default}`."
+        default = (
+            "" if flag.required or flag.default in ("", None) or flag.type is bool else f" Default: `{flag.default}`."
+        )
         sections.setdefault(flag.section, []).append((f"`{flag.shown}`", _prose(flag.help) + default))
     if command.config:
         sections.setdefault("flags", []).append((f"`{OVERRIDE}`", "Changes one key of the config; it keeps its type."))

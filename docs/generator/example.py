@@ -56,4 +56,3 @@ def _signed(value: float | None) -> str:
 
 def _line(text: str) -> str:
     return " / ".join(text.split("\n")).replace("`", "'")
-

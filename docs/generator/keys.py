@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import io
+import re
 import tokenize
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -123,7 +124,8 @@ def _row(name: str, comment: str, paper: Any, released: Any) -> tuple[str, ...]:
     theirs, ours = configs.lookup(released, name), configs.lookup(paper, name)
     where = f"{_shown(PAPER[name][0])} ({PAPER[name][1]})" if name in PAPER else ""
     resume = RESUME[key.resume] + (" (by content)" if key.by_content else "")
-    head = f'<span id="{name}"></span>`{name}`<br>{_shown(configs.lookup(configs.default(), name))}'
+    parts = name.replace(".", ".<wbr>").replace("_", "_<wbr>")  # where a narrow column can break it
+    head = f'<code id="{name}">{parts}</code><br>{_shown(configs.lookup(configs.default(), name))}'
     return head, _sentence(comment), key.expected, where, "" if theirs == ours else _shown(theirs), resume
 
 
@@ -136,4 +138,4 @@ def _shown(value: Any) -> str:
 def _sentence(text: str) -> str:
     """A comment as the beginning of a sentence; braces and stars are not Markdown."""
     text = text.replace("*", r"\*").replace("<", "&lt;").replace("[", r"\[")
-    return text[:1].upper() + text[1:] if text[:2].isalpha() else text
+    return text[:1].upper() + text[1:] if re.match(r"[a-z]+[ ,;:]", text) else text

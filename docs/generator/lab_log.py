@@ -15,6 +15,7 @@ from docs.generator.markdown import FENCE, quoted, table
 LOG = pathlib.Path(__file__).parents[2] / "experiments" / "README.md"
 HEADING = re.compile(r"(?m)^## (\d{4}-\d{2}-\d{2}) · (.+)$")
 COMMANDS = re.compile(r"(?m)^(?: {4})?\$? ?((?:\S*/)?(?:make|python3?|ropd|experiments/\S+) [^\n#]+)")
+SETTING = re.compile(r"(2-core|2 cores|2 CPU|Machine|Negative)")  # how a paragraph on the setting begins
 FIGURE = 170  # characters of the figure in the index
 
 
@@ -41,17 +42,16 @@ class Entry:
 
     @property
     def figure(self) -> str:
-        """Its first row of a table with numbers, or else its first sentence with a number; "" without one."""
+        """Its first sentence with a number; one about the machine only if there is no other. "" without any."""
         text = re.sub(r"(?m)^ {4}.*$", "", FENCE.sub("", self.body))
-        sentences = (
-            " ".join(s.split())
-            for paragraph in re.split(r"\n\s*\n|\n(?=- )", text)
-            if not re.match(r"\s*(\||!|#|2-core|Machine|Negative)", paragraph)
-            for s in re.split(r"(?<=[.;])\s+(?=[A-Z`(])", paragraph)
-        )
-        numbered = next((s.lstrip("- ") for s in sentences if re.search(r"\d", s) and len(s) > 20), "")
-        numbered = re.sub(r"\]\([^)]*\)", "]", numbered).replace("[", "").replace("]", "")
-        return numbered if len(numbered) <= FIGURE else numbered[:FIGURE].rsplit(" ", 1)[0] + " ..."
+        paragraphs = [p.strip() for p in re.split(r"\n\s*\n|\n(?=- )", text)]
+        last = [p for p in paragraphs if SETTING.match(p)]
+        for paragraph in [*(p for p in paragraphs if p not in last and p[:1] not in ("|", "!", "#")), *last]:
+            for sentence in re.split(r"(?<=[.;])\s+(?=[A-Z`(])", paragraph):
+                plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(sentence.split()).lstrip("- "))
+                if re.search(r"\d", plain) and len(plain) > 20 and not SETTING.match(plain):
+                    return plain if len(plain) <= FIGURE else plain[:FIGURE].rsplit(" ", 1)[0] + " ..."
+        return ""
 
     @property
     def anchor(self) -> str:
@@ -73,7 +73,12 @@ def pages(text: str) -> dict[str, str]:
     for entry in log:
         months.setdefault(entry.date[:7], []).append(entry)
     rows = [
-        (f"[{e.claim}]({e.date[:7]}.md#{e.anchor})", quoted(e.command) if e.command else "", e.figure, e.date)
+        (
+            f"[{e.claim}]({e.date[:7]}.md#{e.anchor})",
+            quoted(e.command) if e.command else "",
+            e.figure,
+            f'<span class="nowrap">{e.date}</span>',
+        )
         for e in log
     ]
     index = table(("Claim", "Command", "Figure", "Date"), rows)

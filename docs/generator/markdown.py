@@ -6,16 +6,20 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-FENCE = re.compile(r"(?ms)^(?P<indent> {0,3})(?P<fence>```+|~~~+).*?^(?P=indent)(?P=fence)`*[ ]*$")
+FENCE = re.compile(r"(?ms)^(?P<indent> *)(?P<fence>```+|~~~+).*?^(?P=indent)(?P=fence)`*[ ]*$")
 LINK = re.compile(r"(?P<head>!?\[(?:[^\[\]]|\[[^\[\]]*\])*\]\()(?P<target>[^)\s]+)(?P<tail>(?: \"[^\"]*\")?\))")
 ROLE = re.compile(r"`([A-Za-z_][\w.]*)`")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; ``|`` and line breaks in a cell are escaped."""
+    """A table. Line breaks of a cell are spaces; ``|`` is escaped, except in code, where Python-Markdown keeps it."""
+
+    def cell(text: str) -> str:
+        parts = re.split(r"(`+[^`]+`+)", " ".join(text.split()))
+        return "".join(part if part.startswith("`") else part.replace("|", r"\|") for part in parts)
 
     def line(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(' '.join(c.split()).replace('|', chr(92) + '|') for c in cells)} |"
+        return f"| {' | '.join(map(cell, cells))} |"
 
     return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])
 

@@ -68,5 +68,7 @@ def _notebook(place: pathlib.Path) -> str:
 def _inline(name: str, data: bytes) -> str:
     import base64
 
-    kind = {"png": "image/png", "jpg": "image/jpeg", "jpeg": "image/jpeg", "svg": "image/svg+xml"}[name.rpartition(".")[2]]
+    kind = {"png": "image/png", "jpg": "image/jpeg", "jpeg": "image/jpeg", "svg": "image/svg+xml"}[
+        name.rpartition(".")[2]
+    ]
     return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"

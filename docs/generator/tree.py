@@ -8,7 +8,7 @@ import posixpath
 import shutil
 from collections.abc import Iterator
 
-from docs.generator import api, commands, example, files, keys, lab_log, metrics, sources
+from docs.generator import api, benchmarks, commands, example, files, keys, lab_log, metrics, sources
 from docs.generator.markdown import LINK, outside_code
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -45,7 +45,7 @@ def pages() -> dict[str, str]:
     while raw:  # a page can link to sources, which become pages themselves
         linked: set[str] = set()
         for name, (text, origin) in raw.items():
-            done[name] = _turned(example.insert(text), name, origin, linked)
+            done[name] = _turned(benchmarks.insert(example.insert(text)), name, origin, linked)
         raw = {p: (sources.source_page(path), path) for path in linked if (p := sources.page_of(path)) not in done}
     return done
 
@@ -61,7 +61,9 @@ def _turned(text: str, page: str, origin: str, linked: set[str]) -> str:
         target, hash_, anchor = found["target"].partition("#")
         if not target or "://" in target or target.startswith(("mailto:", "data:", "/")):
             return found.group()
-        path = posixpath.normpath(posixpath.join(posixpath.dirname(origin) if (ROOT / origin).suffix else origin, target))
+        path = posixpath.normpath(
+            posixpath.join(posixpath.dirname(origin) if (ROOT / origin).suffix else origin, target)
+        )
         place = ROOT / path
         inside = path.startswith("docs/") or origin.startswith("docs/") and not place.exists()
         if page.startswith("results/") and (posixpath.dirname(target), target[:2]) == ("", "20"):
