@@ -12,7 +12,7 @@ PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt PIP_BUI
           $(BIN)/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test browser test-fast lint format vendor golden storm small-server bench-teacher bench-plan bench-hlo bench-update growth kill-tape faults mini smollm2 smollm2-all bench-grader bench-hosts bench-judge bench-rollout bench-overlap load-memory bench-save bench-start bench-viewer screenshots check-export clean gpu-check tpu-check rehearsal
+.PHONY: help quickstart test browser test-fast lint format vendor golden storm small-server bench-teacher bench-plan bench-hlo bench-update growth kill-tape faults mini smollm2 smollm2-all bench-grader bench-hosts bench-judge bench-rollout bench-overlap load-memory bench-save bench-start bench-viewer screenshots check-export clean gpu-check tpu-check rehearsal docs docs-serve docs-commands
 .DELETE_ON_ERROR:
 
 help:
@@ -48,6 +48,9 @@ help:
 	@echo 'make smollm2      a real pretrained student learns to follow rules, measured before and after; 30 minutes'
 	@echo 'make smollm2-all  the same with its control, SFT, T-Judge and RLVR; hours'
 	@echo 'make rehearsal    every command of the paper'\''s tables at toy size, from training to the filled cells; 68 tiny runs'
+	@echo 'make docs         the documentation as pages in site/; a broken link, anchor or reference is an error'
+	@echo 'make docs-serve   the same at http://127.0.0.1:8000, built again when a page or the code changes'
+	@echo 'make docs-commands  run the commands of README.md and docs/ in a copy; PAGES="README.md ..." only these'
 	@echo 'make clean        remove .venv and caches; runs/ stays'
 	@echo 'PYTHON=python3.12 chooses the interpreter of a new .venv'
 
@@ -179,8 +182,16 @@ bench-hosts: $(VENV)/core.stamp
 bench-grader: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.grader
 
+docs docs-serve: $(VENV)/docs.stamp
+	$(BIN)/python -m docs.generator
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(if $(findstring serve,$@),serve,build --strict)
+
+# PAGES: paths of pages, "README.md docs/start/laptop.md"; default: all
+docs-commands: $(VENV)/dev.stamp
+	$(BIN)/python -m benchmarks.docs_commands $(PAGES)
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp for each set of packages: nothing is installed again while setup.py and constraints.txt stay as they are.
@@ -192,6 +203,12 @@ $(VENV)/core.stamp: setup.py constraints.txt | $(BIN)/python
 $(VENV)/dev.stamp: setup.py constraints.txt | $(BIN)/python
 	@echo 'Installing ropd_jax and the development tools into $(VENV) (a minute or two) ...'
 	@$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/core.stamp
+
+# The pages are made from the package, so the site is built where the package is installed.
+$(VENV)/docs.stamp: setup.py constraints.txt | $(BIN)/python
+	@echo 'Installing ropd_jax and the tools for the site into $(VENV) (a minute or two) ...'
+	@$(PIP) -e '.[docs]'
 	@touch $@ $(VENV)/core.stamp
 
 $(BIN)/python:

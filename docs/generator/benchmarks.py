@@ -9,18 +9,7 @@ from docs.generator.markdown import table
 
 MAKEFILE = pathlib.Path(__file__).parents[2] / "Makefile"
 MARK = "<!-- here: benchmarks -->"  # what `insert` replaces
-OTHERS = (
-    "storm",
-    "small-server",
-    "growth",
-    "kill-tape",
-    "faults",
-    "load-memory",
-    "gpu-check",
-    "mini",
-    "smollm2",
-    "rehearsal",
-)
+OTHERS = ("storm", "small-server", "growth", "kill-tape", "faults", "load-memory", "gpu-check", "mini", "rehearsal")
 
 
 def insert(text: str) -> str:

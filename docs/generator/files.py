@@ -61,9 +61,9 @@ TEXT, ITEMS = 60, 2  # characters of a text, and items of a list, that an exampl
 
 HEAD = """# Files of a run
 
-What `--workdir` holds. Files for machines are JSON, one object per line if they end in `.jsonl`; a line that was cut by a
-crash is ignored when the file is read. `ropd.open_run(DIR)` reads config, result, groups and metrics. A run in a bucket has
-the same files ([Runs in buckets](../buckets.md)), and [Checkpoints](../checkpoints.md) describes `checkpoints/`.
+What `--workdir` holds. Files for machines are JSON, one object per line if they end in `.jsonl`; a line that was cut by
+a crash is ignored when the file is read. `ropd.open_run(DIR)` reads config, result, groups and metrics. A run in a
+bucket has the same files ([Runs in buckets](../buckets.md)). [Checkpoints](../checkpoints.md) describes `checkpoints/`.
 
 `groups/`, the tape and the results of evaluations hold texts that were paid for and can be private: they are created
 readable by their owner only.

@@ -8,7 +8,7 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
-from docs.generator.tree import write  # noqa: E402
+from docs.generator.tree import write
 
 
 def on_pre_build(config: Any) -> None:

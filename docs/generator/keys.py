@@ -53,7 +53,7 @@ Every key of a config with its default. This page is made from `ropd_jax/configs
 table that checks values and resumes, `ropd_jax/workdir/keys.py`.
 
 - **Takes** is what the key accepts. Another value ends the command in one line.
-- **Paper** is the value of arXiv 2605.07396 and where the paper gives it; an empty cell means that the paper gives none.
+- **Paper** is the value of arXiv 2605.07396 and where the paper gives it; the cell is empty if the paper gives none.
   **Released** is the value of the official code where it differs. `configs.paper_run("paper")` and
   `configs.paper_run("released")` set them; [Reproduce a table](../reproduce.md) compares the two columns.
 - **Change on resume** says whether a run continues in its directory after the key was changed. "By content" means that

@@ -47,7 +47,7 @@ class Entry:
         paragraphs = [p.strip() for p in re.split(r"\n\s*\n|\n(?=- )", text)]
         last = [p for p in paragraphs if SETTING.match(p)]
         for paragraph in [*(p for p in paragraphs if p not in last and p[:1] not in ("|", "!", "#")), *last]:
-            for sentence in re.split(r"(?<=[.;])\s+(?=[A-Z`(])", paragraph):
+            for sentence in re.split(r"(?<=[.;])\s+(?=[A-Z`(\[])", paragraph):
                 plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(sentence.split()).lstrip("- "))
                 if re.search(r"\d", plain) and len(plain) > 20 and not SETTING.match(plain):
                     return plain if len(plain) <= FIGURE else plain[:FIGURE].rsplit(" ", 1)[0] + " ..."

@@ -88,7 +88,7 @@ def two_columns(text: str | None) -> dict[str, str]:
     rows: dict[str, str] = {}
     name, column = "", 0
     for line in inspect.cleandoc(text or "").split("\n"):
-        if found := re.fullmatch(r"    ([a-z_]+)( {2,})(\S.*)", line):
+        if found := re.fullmatch(r" {4}([a-z_]+)( {2,})(\S.*)", line):
             name, column = found[1], 4 + len(found[1]) + len(found[2])
             rows[name] = found[3]
         elif name and line.startswith(" " * column) and line.strip():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import pathlib
 
 from docs.generator.markdown import code
@@ -16,9 +17,8 @@ PLACES = {  # path in the repository -> page of the site that shows it; everythi
     "ropd_jax/configs.py": "reference/config.md",
     "ropd_jax/cli": "reference/commands.md",
 }
-LANGUAGES = {
-    ".py": "python", ".sh": "bash", ".toml": "toml", ".yaml": "yaml", ".yml": "yaml", ".json": "json", ".md": "markdown",
-}  # fmt: skip
+LANGUAGES = {".py": "python", ".sh": "bash", ".toml": "toml", ".yaml": "yaml", ".json": "json", ".md": "markdown"}
+PICTURES = {"png": "image/png", "jpeg": "image/jpeg", "svg": "image/svg+xml"}
 HIDDEN = "---\nsearch:\n  exclude: true\n---\n\n"  # sources are not found by the search of the site
 CUT = 200_000  # bytes of a file that a page shows
 
@@ -66,9 +66,5 @@ def _notebook(place: pathlib.Path) -> str:
 
 
 def _inline(name: str, data: bytes) -> str:
-    import base64
-
-    kind = {"png": "image/png", "jpg": "image/jpeg", "jpeg": "image/jpeg", "svg": "image/svg+xml"}[
-        name.rpartition(".")[2]
-    ]
+    kind = PICTURES[name.rpartition(".")[2]]
     return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"

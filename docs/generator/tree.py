@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import posixpath
+import re
 import shutil
 from collections.abc import Iterator
 
@@ -57,24 +58,20 @@ def _turned(text: str, page: str, origin: str, linked: set[str]) -> str:
         linked: receives the paths of the repository that it links to and that are not part of docs/.
     """
 
-    def link(found) -> str:
+    start = origin if (ROOT / origin).is_dir() else posixpath.dirname(origin)
+
+    def link(found: re.Match[str]) -> str:
         target, hash_, anchor = found["target"].partition("#")
         if not target or "://" in target or target.startswith(("mailto:", "data:", "/")):
             return found.group()
-        path = posixpath.normpath(
-            posixpath.join(posixpath.dirname(origin) if (ROOT / origin).suffix else origin, target)
-        )
-        place = ROOT / path
-        inside = path.startswith("docs/") or origin.startswith("docs/") and not place.exists()
-        if page.startswith("results/") and (posixpath.dirname(target), target[:2]) == ("", "20"):
-            return found.group()  # the index of the lab log to its months
-        if inside or path in sources.PLACES:
+        path = posixpath.normpath(posixpath.join(start, target))
+        if path in sources.PLACES or path.startswith("docs/"):
             goal = sources.page_of(path)
-        elif place.exists():
+        elif (ROOT / path).exists():
             linked.add(path)
             goal = sources.page_of(path)
-        else:
-            return found.group()  # mkdocs reports it
+        else:  # a link between generated pages, or one that mkdocs reports
+            return found.group()
         relative = posixpath.relpath(goal, posixpath.dirname(page) or ".")
         return f"{found['head']}{relative}{hash_}{anchor}{found['tail']}"
 
