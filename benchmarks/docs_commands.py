@@ -34,9 +34,10 @@ NO_KEYS = ("OPENAI_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY", "HF_TOKEN")
 
 
 def main(names: list[str]) -> int:
-    wanted = [p for p in pages() if not names or p.relative_to(ROOT).as_posix() in names]
-    if len(names) > len(wanted):
-        raise SystemExit(f"no page {', '.join(names)}; expected paths such as README.md or docs/start/laptop.md")
+    known = {p.relative_to(ROOT).as_posix(): p for p in pages()}
+    if unknown := [name for name in names if name not in known]:
+        raise SystemExit(f"no page {', '.join(unknown)}; expected paths such as README.md or docs/start/laptop.md")
+    wanted = [known[name] for name in names] if names else list(known.values())
     reasons: collections.Counter[str] = collections.Counter()
     failed: list[str] = []
     done = 0
