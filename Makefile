@@ -12,7 +12,7 @@ PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt PIP_BUI
           $(BIN)/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test browser test-fast lint format vendor golden storm small-server bench-teacher bench-plan bench-hlo bench-update growth kill-tape faults mini smollm2 smollm2-all bench-grader bench-hosts bench-judge bench-rollout bench-overlap load-memory bench-save bench-start bench-viewer screenshots check-export clean gpu-check tpu-check rehearsal docs docs-serve docs-commands
+.PHONY: help quickstart test browser test-fast lint format vendor golden storm small-server bench-teacher bench-plan bench-hlo bench-update growth kill-tape faults mini smollm2 smollm2-all bench-grader bench-hosts bench-judge bench-rollout bench-overlap load-memory bench-save bench-start bench-viewer screenshots check-export clean gpu-check tpu-check rehearsal
 .DELETE_ON_ERROR:
 
 help:
@@ -182,6 +182,7 @@ bench-hosts: $(VENV)/core.stamp
 bench-grader: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.grader
 
+.PHONY: docs docs-serve docs-commands
 docs docs-serve: $(VENV)/docs.stamp
 	$(BIN)/python -m docs.generator
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(if $(findstring serve,$@),serve,build --strict)
@@ -191,8 +192,9 @@ docs-commands: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.docs_commands $(PAGES)
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf site
 
 # One stamp for each set of packages: nothing is installed again while setup.py and constraints.txt stay as they are.
 $(VENV)/core.stamp: setup.py constraints.txt | $(BIN)/python
