@@ -3,8 +3,8 @@
     make docs-commands                          # every block that is not marked; half an hour on two idle cores
     python -m benchmarks.docs_commands README.md docs/start/laptop.md
 
-The blocks of one page run in their order, and all pages share the copy: README.md comes first and trains
-``runs/quickstart``, which later pages look at. Shell blocks run with ``bash -e``. Their ``ropd`` and `.venv/bin/ropd`
+The blocks of one page run in their order, and all pages share the copy. ``make quickstart`` comes first if a block uses
+``runs/quickstart``. Shell blocks run with ``bash -e``. Their ``ropd`` and `.venv/bin/ropd`
 are the package of the copy with the installed packages of this interpreter. The Python blocks of a page share their
 names; ``ropd``, ``configs`` and ``cfg``, the default config, are there from the start. A block that is marked
 ``<!-- not run: REASON -->`` is counted with its reason (`benchmarks.docs_blocks`).
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import itertools
 import os
 import pathlib
 import signal
@@ -43,14 +44,14 @@ def main(names: list[str]) -> int:
     done = 0
     with tempfile.TemporaryDirectory(prefix="ropd-docs-") as place:
         copy = _copy(pathlib.Path(place) / "ropd_jax")
-        for page in wanted:
+        found = [block for page in wanted for block in blocks(page) if block.is_command]
+        reasons.update(block.why_not for block in found if block.why_not)
+        found = [block for block in found if not block.why_not]
+        if any("runs/quickstart" in block.text for block in found):
+            found.insert(0, Block("make quickstart", 1, "shell", "make quickstart", ""))
+        for _, group in itertools.groupby(found, key=lambda block: block.page):
             earlier = ""  # the Python of the page so far
-            for block in blocks(page):
-                if not block.is_command:
-                    continue
-                if block.why_not:
-                    reasons[block.why_not] += 1
-                    continue
+            for block in group:
                 begin = time.monotonic()
                 code, output = _run(block, copy, earlier)
                 earlier += f"\n{block.text}" if block.language == "python" else ""
