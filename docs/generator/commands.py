@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import textwrap
 
-from docs.generator.markdown import code, from_docstring, table
+from docs.generator.markdown import code, from_docstring, linked, table
 from ropd_jax.cli import main
 from ropd_jax.cli.flags import OVERRIDE, Command
 from ropd_jax.cli.help import help_text
@@ -59,7 +59,7 @@ def _section(command: Command) -> str:
     if command.config:
         sections.setdefault("flags", []).append((f"`{OVERRIDE}`", "Changes one key of the config; it keeps its type."))
     for title, rows in sections.items():
-        parts.append(table((_cap(title), ""), rows))
+        parts.append(table((linked(_cap(title)), ""), rows))
     if command.notes:
         parts.append(_text(command.notes))
     if command.examples:
@@ -82,8 +82,8 @@ def _text(text: str) -> str:
 
 
 def _prose(text: str) -> str:
-    """Angle brackets, stars and braces of a help text are not Markdown."""
-    return text.replace("<", "&lt;").replace("*", r"\*")
+    """Angle brackets and stars of a help text are not Markdown."""
+    return linked(text.replace("<", "&lt;").replace("*", r"\*"))
 
 
 def _cap(text: str) -> str:

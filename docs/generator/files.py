@@ -16,7 +16,7 @@ STORED = ROOT / "notebooks" / "mini_run"  # a run that is in the repository
 FILES: dict[str, str] = {  # a path below the run's directory, with * for what differs -> what it holds
     "config.json": "the config as it is now, every key",
     "provenance.json": "hashes of the files and questions that the run began with, and the run that it was forked from",
-    "metrics.jsonl": "one line of metrics per step",
+    "metrics.jsonl": "the metrics, line by line with their step",
     "groups/step_*.jsonl": "one line per group of the step: everything that went into its rewards",
     "groups/step_*.tokens.npz": "the log-probability of each sampled token (`log.token_logprobs`)",
     "timeline.jsonl": "one line per span: what was done when",
@@ -57,7 +57,7 @@ FORMATS = {  # title -> the object whose docstring describes the format
     "rollouts/step_*.jsonl.gz": "ropd_jax.training.answers_kept",
 }
 EXAMPLES = {"groups/step_*.jsonl": "groups/step_000047.jsonl", "metrics.jsonl": "metrics.jsonl"}  # in `STORED`
-TEXT, ITEMS = 60, 2  # characters of a text, and items of a list, that an example shows
+TEXT, ITEMS, KEYS = 60, 2, 14  # characters of a text, items of a list and keys of an object that an example shows
 
 HEAD = """# Files of a run
 
@@ -83,8 +83,8 @@ def page() -> str:
 
 
 def example(path: pathlib.Path) -> str:
-    """The last line of a file of JSON lines, its texts and lists shortened."""
-    row = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
+    """The longest line of a file of JSON lines, shortened."""
+    row = json.loads(max(path.read_text(encoding="utf-8").splitlines(), key=len))
     return json.dumps(_shortened(row), indent=2, ensure_ascii=False)
 
 
@@ -95,7 +95,8 @@ def _shortened(value: Any) -> Any:
         more = [f"... {len(value) - ITEMS} more"] if len(value) > ITEMS else []
         return [*map(_shortened, value[:ITEMS]), *more]
     if isinstance(value, dict):
-        return {key: _shortened(item) for key, item in value.items()}
+        more = {"...": f"{len(value) - KEYS} more"} if len(value) > KEYS else {}
+        return {key: _shortened(item) for key, item in list(value.items())[:KEYS]} | more
     return round(value, 4) if isinstance(value, float) else value
 
 

@@ -10,7 +10,7 @@ import tokenize
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from docs.generator.markdown import table
+from docs.generator.markdown import linked, table
 from ropd_jax import configs
 from ropd_jax.workdir.keys import KEYS
 
@@ -138,4 +138,4 @@ def _shown(value: Any) -> str:
 def _sentence(text: str) -> str:
     """A comment as the beginning of a sentence; braces and stars are not Markdown."""
     text = text.replace("*", r"\*").replace("<", "&lt;").replace("[", r"\[")
-    return text[:1].upper() + text[1:] if re.match(r"[a-z]+[ ,;:]", text) else text
+    return linked(text[:1].upper() + text[1:] if re.match(r"[a-z]+[ ,;:]", text) else text)

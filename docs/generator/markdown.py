@@ -38,6 +38,11 @@ def quoted(text: str) -> str:
     return f"{ticks}{pad}{text}{pad}{ticks}"
 
 
+def linked(text: str) -> str:
+    """``text`` with each ``docs/NAME.md`` as a link from a page of reference/."""
+    return re.sub(r"\bdocs/(\w+)\.md", r"[docs/\1.md](../\1.md)", text)
+
+
 def outside_code(text: str, change: Callable[[str], str]) -> str:
     """``text`` with every part that is not in a fenced block changed."""
     done, end = [], 0

@@ -16,12 +16,13 @@ from ropd_jax.teacher.traffic.stats import TeacherStats
 
 HEAD = """# Metrics
 
-`metrics.jsonl` has one line for each step, and the trackers of `log.trackers` get the same numbers. The step of a line
-is the number of finished steps, so evaluation before the first step is step 0. A value that is not known is `null`; it
-never becomes 0. `ropd.open_run(DIR).metrics()` reads the file, and `.metrics_frame()` returns it as a pandas table.
+Each line of `metrics.jsonl` has a `step` and some of these numbers; the trackers of `log.trackers` get the same. The
+step is the number of finished steps, so an evaluation before the first one is step 0. A value that is not known is
+`null`; it never becomes 0. `ropd.open_run(DIR).metrics()` reads the file, and `.metrics_frame()` returns it as a pandas
+table.
 
 A part of a name in capitals stands for something: a role (`reference`, `rubric`, `verify`, `score`, `judge`), a cause,
-a source, a benchmark.
+a source, a benchmark. `KEY` is a role or a cause.
 """
 
 ROOMS: dict[str, tuple[str, dict[str, str]]] = {  # room -> (title, name -> meaning)
@@ -174,9 +175,9 @@ def rooms() -> dict[str, tuple[str, dict[str, str]]]:
     for field in dataclasses.fields(TeacherStats):
         if field.name == "gauges":
             continue
-        counters[field.name] = counted[field.name]
+        counters[field.name] = counted[field.name].rstrip(".")
         if field.name != "duplicate_references":
-            counters[f"{field.name}_KEY"] = "the same by role or by cause"
+            counters[f"{field.name}_KEY"] = "the same for one role or cause"
     parts = {
         "health": ("Health of the criteria", _health()),
         "teacher": ("The teacher, since the start of the run", {**TEACHER, **counters}),
@@ -200,7 +201,9 @@ def page() -> str:
     """The page."""
     parts = [HEAD]
     for room, (title, rows) in rooms().items():
-        parts += [f"## {title}", table(("Metric", "Meaning"), [(f"`{room}/{n}`", _cap(m)) for n, m in rows.items()])]
+        both = {name: f", `{room}/{name}_KEY`" if f"{name}_KEY" in rows else "" for name in rows}
+        shown = [(f"`{room}/{n}`{both[n]}", _cap(m)) for n, m in rows.items() if not n.endswith("_KEY")]
+        parts += [f"## {title}", table(("Metric", "Meaning"), shown)]
     return "\n\n".join(parts) + "\n"
 
 
