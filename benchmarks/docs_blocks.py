@@ -5,8 +5,9 @@
     make tpu-check
     ```
 
-A fenced block in ``bash`` or ``python`` is one to run. A block without a language is one if its first line begins like
-a command. Everything else is output, data or a drawing.
+``<!-- not run on this page: REASON -->``, anywhere, holds for all blocks of the page. A fenced block in ``bash`` or
+``python`` is one to run. A block without a language is one if its first line begins like a command. Everything else is
+output, data or a drawing.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 FENCE = re.compile(
     r"(?ms)^(?P<indent> *)(?P<fence>```+)(?P<language>\w*)[^\n]*\n(?P<text>.*?)^(?P=indent)(?P=fence) *$"
 )
-DIRECTIVE = re.compile(r"<!-- not run: (.+?) -->\s*\Z", re.DOTALL)
+DIRECTIVE = re.compile(r"<!-- not run: ((?:(?!-->).)+) -->\s*\Z", re.DOTALL)
+OF_PAGE = re.compile(r"<!-- not run on this page: ((?:(?!-->).)+) -->", re.DOTALL)
 SHELL = ("bash", "sh", "shell", "console")
 COMMAND = re.compile(
     r"(?:[A-Z_]+=\S+ +)*(?:\$ )?(?:\S*/)?"
@@ -59,8 +61,11 @@ class Block:
 
 
 def pages() -> list[pathlib.Path]:
-    """README.md, then the pages of docs/."""
-    return [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if "generator" not in p.parts)]
+    """README.md, then the pages of docs/ in the order in which the site shows them."""
+    nav = re.findall(r"(?m): (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    found = {p for p in (ROOT / "docs").rglob("*.md") if "generator" not in p.parts}
+    listed = [place for name in nav if (place := ROOT / "docs" / name) in found]
+    return [ROOT / "README.md", *listed, *sorted(found - set(listed))]
 
 
 def blocks(path: pathlib.Path) -> Iterator[Block]:
@@ -72,7 +77,7 @@ def blocks(path: pathlib.Path) -> Iterator[Block]:
         inner = "\n".join(lines).rstrip("\n")
         if language in SHELL or (not language and COMMAND.match(inner)):
             language = "shell"
-        said = DIRECTIVE.search(text[: found.start()])
+        said = DIRECTIVE.search(text[: found.start()]) or OF_PAGE.search(text)
         line = text[: found.start("text")].count("\n") + 1
         yield Block(page, line, language, inner, " ".join(said[1].split()) if said else "")
 

@@ -15,6 +15,7 @@ import re
 import pytest
 
 import ropd_jax
+from benchmarks import docs_blocks
 from benchmarks.docs_blocks import blocks, pages, ropd_commands
 from docs.generator import api, commands, example, files, keys, lab_log, metrics, sources, tree
 from docs.generator.markdown import LINK, from_docstring, outside_code, table, two_columns
@@ -254,7 +255,11 @@ def test_the_page_of_metrics_has_what_methods_add_to_the_update():
     for path in (ROOT / "ropd_jax" / "methods").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef):  # a loss returns (loss_BT, metrics)
-                pairs = [n.value for n in ast.walk(node) if isinstance(n, ast.Return) and isinstance(n.value, ast.Tuple) and n.value.elts]
+                pairs = [
+                    n.value
+                    for n in ast.walk(node)
+                    if isinstance(n, ast.Return) and isinstance(n.value, ast.Tuple) and n.value.elts
+                ]
                 dicts = [d for pair in pairs for d in ast.walk(pair.elts[-1]) if isinstance(d, ast.Dict)]
                 added |= {k.value for d in dicts for k in d.keys if isinstance(k, ast.Constant)}
     assert {"clip_frac", "told_gap", "teacher_gap"} <= added
@@ -345,3 +350,33 @@ def test_markdown_of_docstrings_and_tables():
     assert two_columns("Rows:\n\n    one   what it is,\n          and more\n    two   else\n\nEnd.") == {
         "one": "what it is, and more", "two": "else",
     }  # fmt: skip
+
+
+def test_a_directive_keeps_one_block_or_a_whole_page_from_being_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(docs_blocks, "ROOT", tmp_path)
+    page = tmp_path / "a.md"
+    page.write_text(
+        "<!-- not run: first -->\n```bash\na\n```\n\n```\nmake x\n```\n\n  ```python\n  b = 1\n  ```\n```\nout\n```\n"
+    )
+    found = [(b.line, b.language, b.text, b.why_not) for b in docs_blocks.blocks(page)]
+    assert found == [
+        (3, "shell", "a", "first"),
+        (7, "shell", "make x", ""),
+        (11, "python", "b = 1", ""),
+        (14, "", "out", ""),
+    ]
+    page.write_text("<!-- not run on this page: keys -->\n\n<!-- not run: own -->\n```sh\na\n```\n\n```sh\nb\n```\n")
+    assert [b.why_not for b in docs_blocks.blocks(page)] == ["own", "keys"]
+
+
+def test_commands_of_a_block_are_found_whole(tmp_path):
+    page = tmp_path / "a.md"
+    lines = (
+        "```", "X=1 .venv/bin/ropd train --a \\", "  --b='c", "  d' && ropd show RUN   # why", "ropd view RUN     in the browser",
+        "ropd plan      --config F     fits?", "```", "    ropd tape a; ropd tape b | less", "ropd not here",
+    )  # fmt: skip
+    page.write_text("\n".join(lines))
+    assert list(docs_blocks.ropd_commands(page)) == [
+        (2, ["train", "--a", "--b=c d"]), (2, ["show", "RUN"]), (5, ["view", "RUN"]), (6, ["plan", "--config", "F"]),
+        (8, ["tape", "a"]), (8, ["tape", "b"]),
+    ]  # fmt: skip
