@@ -9,13 +9,15 @@ import ast
 import builtins
 import fnmatch
 import json
+import os
 import pathlib
 import re
+import time
 
 import pytest
 
 import ropd_jax
-from benchmarks import docs_blocks
+from benchmarks import docs_blocks, docs_commands
 from benchmarks.docs_blocks import blocks, pages, ropd_commands
 from docs.generator import api, commands, example, files, keys, lab_log, metrics, sources, tree
 from docs.generator.markdown import LINK, from_docstring, outside_code, table, two_columns
@@ -371,12 +373,33 @@ def test_a_directive_keeps_one_block_or_a_whole_page_from_being_run(tmp_path, mo
 
 def test_commands_of_a_block_are_found_whole(tmp_path):
     page = tmp_path / "a.md"
-    lines = (
-        "```", "X=1 .venv/bin/ropd train --a \\", "  --b='c", "  d' && ropd show RUN   # why", "ropd view RUN     in the browser",
-        "ropd plan      --config F     fits?", "```", "    ropd tape a; ropd tape b | less", "ropd not here",
-    )  # fmt: skip
+    lines = [
+        "```",
+        "X=1 .venv/bin/ropd train --a \\",
+        "  --b='c",
+        "  d' && ropd show RUN   # why",
+        "ropd view RUN     in the browser",
+        "ropd plan      --config F     fits?",
+        "```",
+        "    ropd tape a; ropd tape b | less",
+        "ropd not here",
+    ]
     page.write_text("\n".join(lines))
     assert list(docs_blocks.ropd_commands(page)) == [
         (2, ["train", "--a", "--b=c d"]), (2, ["show", "RUN"]), (5, ["view", "RUN"]), (6, ["plan", "--config", "F"]),
         (8, ["tape", "a"]), (8, ["tape", "b"]),
     ]  # fmt: skip
+
+
+def test_a_failing_block_is_reported_and_ends_what_it_started(tmp_path):
+    block = docs_blocks.Block("a.md", 1, "shell", "sleep 60 &\necho $!\nfalse\necho not here", "")
+    code, output = docs_commands._run(block, tmp_path, "")
+    assert code == 1 and output.strip().isdecimal()
+
+    def gone():
+        try:
+            return os.kill(int(output), 0)
+        except ProcessLookupError:
+            return True
+
+    assert any(gone() or time.sleep(0.05) for _ in range(100))
