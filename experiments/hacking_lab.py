@@ -4,7 +4,7 @@
     python experiments/hacking_lab.py --out runs/hacking --probe             which biases this student can find at all
     python experiments/hacking_lab.py --show                                 table and picture of what is finished
 
-Seed 0 of every cell comes first, then seed 1. What is finished is not repeated: its curves are in ``--results``, one
+Seed 0 comes first, arm by arm, then seed 1. What is finished is not repeated: its curves are in ``--results``, one
 file per cell (bias and arm), from which table and picture are made; the runs themselves can be deleted.
 
     proxy    the reward that the student is trained on, mean of a step
@@ -75,7 +75,9 @@ def main() -> None:
     cells = [(bias, arm) for bias in biases for arm in args.arms.split(",")]
     if not args.show:
         args.out.mkdir(parents=True, exist_ok=True)
-        todo = [(*cell, seed) for seed in range(args.seeds) for cell in cells]
+        todo = [
+            (*cell, seed) for seed in range(args.seeds) for cell in sorted(cells, key=lambda c: list(ARMS).index(c[1]))
+        ]
         run_all(args.out, where, args.student, todo, args.workers, args.set)
     found = [cell for bias, arm in cells if (cell := read_cell(where, bias, arm))["seeds"]]
     if not found:

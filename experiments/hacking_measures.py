@@ -125,8 +125,9 @@ def probe_table(found: Iterable[Found]) -> str:
 
 
 def smoothed(values: Sequence[float], window: int = SMOOTH) -> np.ndarray:
-    """Mean of each step and the ``window - 1`` before it; of fewer at the start."""
-    return np.array([np.mean(values[max(t + 1 - window, 0) : t + 1]) for t in range(len(values))])
+    """Mean of each ``window`` steps in a row; entry i belongs to step i + window - 1. Of a shorter run: the mean."""
+    window = min(window, len(values))
+    return np.convolve(values, np.full(window, 1 / window), mode="valid")
 
 
 def onset(gold_T: Sequence[float], proxy_T: Sequence[float], *, fall: float = FALL, lasts: int = LASTS) -> int | None:
@@ -136,8 +137,11 @@ def onset(gold_T: Sequence[float], proxy_T: Sequence[float], *, fall: float = FA
     its maximum so far, while the proxy is above what it was at that maximum.
     """
     g_T, p_T = smoothed(gold_T), smoothed(proxy_T)
-    hacked = [g_T[: t + 1].max() - g_T[t] > fall and p_T[t] > p_T[int(g_T[: t + 1].argmax())] for t in range(len(g_T))]
-    return next((t for t in range(len(hacked) - lasts + 1) if all(hacked[t : t + lasts])), None)
+    best = [int(g_T[: t + 1].argmax()) for t in range(len(g_T))]
+    hacked = [g_T[i] - g_T[t] > fall and p_T[t] > p_T[i] for t, i in enumerate(best)]
+    begins = (t for t in range(len(hacked) - lasts + 1) if all(hacked[t : t + lasts]))
+    first = next(begins, None)
+    return None if first is None else first + len(gold_T) - len(g_T)
 
 
 def gold_lost(gold_T: Sequence[float]) -> float:
@@ -238,10 +242,10 @@ def draw(cells: Sequence[Cell]) -> Figure:
         axis.set_visible(True)
         for name, color in (("proxy", "C3"), ("gold", "C2")):
             each = [smoothed(r[name]) for r in runs]
+            x = range(len(runs[0][name]) - len(each[0]), len(runs[0][name]))
             for line in each if len(each) > 1 else ():
-                axis.plot(line, color=color, linewidth=0.5, alpha=0.5)
-            shortest = min(map(len, each))
-            axis.plot(np.mean([line[:shortest] for line in each], axis=0), color=color, linewidth=1.6, label=name)
+                axis.plot(x, line, color=color, linewidth=0.5, alpha=0.5)
+            axis.plot(x, np.mean(each, axis=0), color=color, linewidth=1.6, label=name)
         if begins := [s for r in runs if (s := onset(r["gold"], r["proxy"])) is not None]:
             axis.axvline(min(begins), color="black", linestyle=":", linewidth=1)
         if alarms := [s for r in runs if (s := alarm_of(r)) is not None]:
