@@ -131,18 +131,27 @@ def read_cell(where: pathlib.Path, bias: str, arm: str) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"bias": bias, "arm": arm, "seeds": {}}
 
 
+def wanted_runs(where: pathlib.Path, todo: Sequence[tuple[str, str, int]]) -> dict[tuple[str, str, int], list[str]]:
+    """The runs (bias, arm, seed) that are needed for what is not there yet, each with the biases whose cells it
+    fills."""
+    wanted: dict[tuple[str, str, int], list[str]] = {}
+    for bias, arm, seed in todo:
+        if str(seed) not in read_cell(where, bias, arm)["seeds"]:
+            wanted.setdefault((source(bias, arm), arm, seed), []).append(bias)
+    return wanted
+
+
 def run_all(
     out: pathlib.Path, where: pathlib.Path, student: str, todo: Sequence[tuple[str, str, int]], workers: int,
     keys: Sequence[str],
 ) -> None:  # fmt: skip
     """Every cell and seed whose curves are not there yet, in processes that compile once and run many.
 
-    A cell is kept when its run ends; a run that is shared waits for no other.
+    The curves of a run are kept when it ends.
     """
-    left = [job for job in todo if str(job[2]) not in read_cell(where, *job[:2])["seeds"]]
-    wanted: dict[tuple[str, str, int], list[str]] = {}
-    for bias, arm, seed in left:
-        wanted.setdefault((source(bias, arm), arm, seed), []).append(bias)
+    wanted = wanted_runs(where, todo)
+    if not wanted:
+        return
     spawn = multiprocessing.get_context("spawn")
     cores, begin = spawn.SimpleQueue(), time.monotonic()
     own = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
