@@ -71,14 +71,14 @@ def main() -> None:
         print(probe_table(probed(args.student)))
         return
     biases = args.biases.split(",") if args.biases else BIASES[args.student]
-    where = args.results if args.student == "tiny" else args.results / args.student
+    out, where = (path if args.student == "tiny" else path / args.student for path in (args.out, args.results))
     cells = [(bias, arm) for bias in biases for arm in args.arms.split(",")]
     if not args.show:
-        args.out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
         todo = [
             (*cell, seed) for seed in range(args.seeds) for cell in sorted(cells, key=lambda c: list(ARMS).index(c[1]))
         ]
-        run_all(args.out, where, args.student, todo, args.workers, args.set)
+        run_all(out, where, args.student, todo, args.workers, args.set)
     found = [cell for bias, arm in cells if (cell := read_cell(where, bias, arm))["seeds"]]
     if not found:
         raise SystemExit(f"{where} has no finished run; leave --show out")
