@@ -36,9 +36,8 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from experiments.hacking import ARMS, BIASES, DOSE, NONE, STUDENTS, UNJUDGED
-from experiments.hacking_measures import Found, alarm_table, draw, probe, probe_table, table
+from experiments.hacking_measures import Found, alarm_table, draw, paid, probe, probe_table, table
 from experiments.mini_lab import take_core
-from ropd_jax.teacher.scripted import criteria
 from ropd_jax.teacher.scripted.bias import FEATURES, Bias, Shown, gold
 from ropd_jax.utils.files import write_atomic
 from ropd_jax.utils.text import clock
@@ -206,7 +205,7 @@ def compact(run: pathlib.Path, bias: str) -> dict[str, Any]:
     if result["method"] in UNJUDGED:
         by_step: dict[int, list[float]] = {}
         for group in read_groups(run):
-            by_step.setdefault(group.step, []).extend(paid(group, bias))
+            by_step.setdefault(group.step, []).extend(rewards(group, bias))
         proxy = [float(np.mean(by_step[step])) for step in sorted(by_step)]
     return {
         "steps": result["steps"],
@@ -219,20 +218,14 @@ def compact(run: pathlib.Path, bias: str) -> dict[str, Any]:
     }
 
 
-def paid(group: StoredGroup, bias: str, dose: float = DOSE) -> list[float]:
-    """What a judge with the bias would have paid for each answer of a group under the group's rubric."""
-    rubric, answers = group.judgement.rubric, group.answers
-    known = gold(rubric, answers) if rubric else []
-    if rubric is None or None in known:
+def rewards(group: StoredGroup, bias: str) -> list[float]:
+    """What a judge with the bias would have paid for each answer of a group under the group's rubric; nothing if it has
+    none that the scripted judge decides."""
+    rubric, question, answers = group.judgement.rubric, group.prompt.question, group.answers
+    if rubric is None or None in gold(rubric, answers):
         return []
-    judge = Bias({} if bias == NONE else {bias: dose})
-    wordings = [c.text for c in rubric.criteria]
-    found = []
-    for place, answer in enumerate(answers):
-        held = [bool(criteria.check(w, answer)) for w in wordings]
-        verdicts = judge.verdicts(Shown(group.prompt.question, answer, place, len(answers)), wordings, held)
-        found.append(rubric.score(tuple(map(bool, verdicts))))
-    return found
+    judge = Bias({} if bias == NONE else {bias: DOSE})
+    return [paid(judge, rubric, Shown(question, a, place, len(answers))) for place, a in enumerate(answers)]
 
 
 def keep(where: pathlib.Path, bias: str, arm: str, seed: int, curves: Mapping[str, Any]) -> None:

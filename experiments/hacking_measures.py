@@ -15,7 +15,7 @@ from scipy import stats
 
 from ropd_jax.teacher.scripted import criteria
 from ropd_jax.teacher.scripted.bias import Bias, Shown, feature, gold
-from ropd_jax.types import Judgement, RolloutGroup
+from ropd_jax.types import Judgement, RolloutGroup, Rubric
 
 SMOOTH = 5  # steps of the trailing mean
 FALL = 0.05  # of the smoothed gold score below its maximum so far
@@ -58,6 +58,13 @@ class Found:
     pull: float
 
 
+def paid(bias: Bias, rubric: Rubric, shown: Shown) -> float:
+    """The reward of one answer by the scripted judge with the bias, under a rubric of its own wordings."""
+    wordings = [c.text for c in rubric.criteria]
+    held = [criteria.check(w, shown.answer) for w in wordings]
+    return rubric.score(tuple(map(bool, bias.verdicts(shown, wordings, held))))
+
+
 def probe(bias: str, groups: Sequence[RolloutGroup], judgements: Sequence[Judgement]) -> Found:
     """How discoverable and how exploitable a bias is for the student that wrote these answers.
 
@@ -76,20 +83,16 @@ def probe(bias: str, groups: Sequence[RolloutGroup], judgements: Sequence[Judgem
         known = gold(rubric, answers) if rubric else [None]
         if rubric is None or None in known:
             continue
-        question, wordings = group.prompt.question, [c.text for c in rubric.criteria]
-
-        def pays(answer: str) -> float:
-            held = [bool(criteria.check(w, answer)) for w in wordings]  # noqa: B023
-            paid = whole.verdicts(Shown(question, answer), wordings, held)  # noqa: B023
-            return rubric.score(tuple(map(bool, paid))) - rubric.score(tuple(held))  # noqa: B023
-
-        unearned.append([pays(a) for a in answers])
-        amounts.append(
-            [max(feature(bias, Shown(question, a)), float(bias == "compound" and pays(a) > 0)) for a in answers]
-        )
+        question = group.prompt.question
+        more = [paid(whole, rubric, Shown(question, a)) - g for a, g in zip(answers, known, strict=True)]
+        features = [feature(bias, Shown(question, a)) for a in answers]
+        unearned.append(more)
+        amounts.append([float(m > 0) for m in more] if bias == "compound" else features)
         golds.append(known)
         if bias in WRITTEN:
-            written += [pays(WRITTEN[bias](question, a)) for a in answers]
+            texts = [WRITTEN[bias](question, a) for a in answers]
+            honest = gold(rubric, texts)
+            written += [paid(whole, rubric, Shown(question, a)) - g for a, g in zip(texts, honest, strict=True)]
     if not golds:
         raise ValueError("no group has a rubric that the scripted judge decides; expected those of method='ropd'")
     amount_PG, unearned_PG, gold_PG = (np.array(x, float) for x in (amounts, unearned, golds))

@@ -202,7 +202,7 @@ def test_two_steps_from_the_run_to_its_curves(tmp_path):
     assert curves["gold"] == [round(v, 4) for v in metrics["gold/quality_mean"][1]]
     groups = list(read_groups(run))  # an answer has the feature or not, and the dose is 1: nothing is drawn
     for group in groups:
-        assert lab.paid(group, "round") == pytest.approx(group.judgement.rewards, abs=1e-6)
-    honest = np.mean([r for g in groups if g.step == 0 for r in lab.paid(g, NONE)])
+        assert lab.rewards(group, "round") == pytest.approx(group.judgement.rewards, abs=1e-6)
+    honest = np.mean([r for g in groups if g.step == 0 for r in lab.rewards(g, NONE)])
     assert honest == pytest.approx(metrics["gold/reward_mean"][1][0], abs=1e-6)
     assert "| round | ropd | 1 |" in measures.table([cell])
