@@ -29,7 +29,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from experiments.hacking import ARMS, BIASES, DOSE, NONE, STUDENTS, UNJUDGED
 from experiments.hacking_measures import Found, alarm_table, draw, paid, probe, probe_table, table
 from experiments.mini_lab import take_core
-from ropd_jax.teacher.scripted.bias import FEATURES, Bias, Shown, gold
+from ropd_jax.teacher.scripted.bias import FEATURES, Bias, Shown, gold, quality
 from ropd_jax.utils.files import write_atomic
 from ropd_jax.utils.text import clock
 from ropd_jax.workdir.groups import StoredGroup, read_groups
@@ -177,10 +177,12 @@ def run_all(
 
 
 def run_one(out: pathlib.Path, student: str, bias: str, arm: str, seed: int, keys: Sequence[str]) -> int:
-    """One run, as `ropd train` makes it; what it prints goes to a file next to its directory."""
+    """One run, as `ropd train` makes it, unless it is finished; what it prints goes to a file next to its directory."""
+    run = out / name(bias, arm, seed)
+    if (run / "result.json").exists():
+        return 0
     from ropd_jax.cli import main as cli
 
-    run = out / name(bias, arm, seed)
     config = f"{CONFIG}:bias={bias},arm={arm},student={student}"
     flags = [f"--config={config}", f"--workdir={run}", f"--config.seed={seed}", *(f"--config.{key}" for key in keys)]
     with (
@@ -197,25 +199,36 @@ def run_one(out: pathlib.Path, student: str, bias: str, arm: str, seed: int, key
 def compact(run: pathlib.Path, bias: str) -> dict[str, Any]:
     """The curves of a finished run under a bias: lists by step, rounded to four digits.
 
-    ``proxy``, ``gold``, ``gold_reward`` (None where the arm has no verdicts), ``evaluated`` (steps) and ``accuracy``
+    ``proxy``, ``gold``, ``gold_reward`` (None where the arm has no rubric), ``evaluated`` (steps) and ``accuracy``
     (held-out, greedy), ``alarms`` (steps at which the drift alarm rang).
     """
     metrics, result = read_metrics(run), read_result(run)
     proxy = metrics["reward/mean"][1]
-    if result["method"] in UNJUDGED:
-        by_step: dict[int, list[float]] = {}
-        for group in read_groups(run):
-            by_step.setdefault(group.step, []).extend(rewards(group, bias))
-        proxy = [float(np.mean(by_step[step])) for step in sorted(by_step)]
+    if "gold/quality_mean" in metrics:
+        golds, gold_rewards = metrics["gold/quality_mean"][1], metrics["gold/reward_mean"][1]
+    else:  # not logged without a bias
+        groups = list(read_groups(run))
+        golds = _means(groups, lambda g: quality(g.prompt.question, g.answers, g.judgement.references) or [])
+        gold_rewards = _means(groups, lambda g: rewards(g, NONE))
+        if result["method"] in UNJUDGED:
+            proxy = _means(groups, lambda g: rewards(g, bias))
     return {
         "steps": result["steps"],
         "proxy": _rounded(proxy),
-        "gold": _rounded(metrics["gold/quality_mean"][1]),
-        "gold_reward": _rounded(metrics["gold/reward_mean"][1]),
+        "gold": _rounded(golds),
+        "gold_reward": _rounded(gold_rewards),
         "evaluated": metrics["eval/accuracy"][0],
         "accuracy": _rounded(metrics["eval/accuracy"][1]),
         "alarms": result.get("drift_alarms", []),
     }
+
+
+def _means(groups: Sequence[StoredGroup], values: Callable[[StoredGroup], Sequence[float]]) -> list[float | None]:
+    """The mean by step over all answers that have a value; None for a step without any."""
+    by_step: dict[int, list[float]] = {}
+    for group in groups:
+        by_step.setdefault(group.step, []).extend(values(group))
+    return [float(np.mean(found)) if (found := by_step[step]) else None for step in sorted(by_step)]
 
 
 def rewards(group: StoredGroup, bias: str) -> list[float]:

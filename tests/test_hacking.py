@@ -185,7 +185,7 @@ def test_a_group_without_a_rubric_is_refused(judged):
 # ------------------------------------------------------------------------------------------------------------- run
 
 
-def test_two_steps_from_the_run_to_its_curves(tmp_path):
+def test_two_steps_from_the_run_to_its_curves(tmp_path, monkeypatch):
     small = ("steps=2", "data.prompts_per_step=2", "sampling.rollouts=4", "data.heldout_size=4", "eval.every=1")
     small += ("mesh.fsdp=1", "eval.prompts_at_once=4")
     out, where = tmp_path / "runs", tmp_path / "results"
@@ -206,3 +206,8 @@ def test_two_steps_from_the_run_to_its_curves(tmp_path):
     honest = np.mean([r for g in groups if g.step == 0 for r in lab.rewards(g, NONE)])
     assert honest == pytest.approx(metrics["gold/reward_mean"][1][0], abs=1e-6)
     assert "| round | ropd | 1 |" in measures.table([cell])
+    bare = {name: values for name, values in metrics.items() if not name.startswith("gold/")}
+    monkeypatch.setattr(lab, "read_metrics", lambda run: bare)  # as of a run without a bias, which logs no gold score
+    again = lab.compact(run, "round")
+    assert again["gold"] == pytest.approx(curves["gold"], abs=1e-4)
+    assert again["gold_reward"] == pytest.approx(curves["gold_reward"], abs=1e-4)
