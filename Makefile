@@ -12,7 +12,7 @@ PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt PIP_BUI
           $(BIN)/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-python browser test-fast lint dist check-release format vendor golden storm small-server bench-teacher bench-plan bench-hlo bench-update growth kill-tape faults mini smollm2 smollm2-all bench-grader bench-hosts bench-judge bench-rollout bench-overlap load-memory bench-save bench-start bench-viewer screenshots check-export clean gpu-check tpu-check rehearsal
+.PHONY: help quickstart test test-python browser test-fast lint dist check-release format vendor golden storm small-server bench-teacher bench-plan bench-hlo bench-update growth kill-tape faults mini hacking smollm2 smollm2-all bench-grader bench-hosts bench-judge bench-rollout bench-overlap load-memory bench-save bench-start bench-viewer screenshots check-export clean gpu-check tpu-check rehearsal
 .DELETE_ON_ERROR:
 
 help:
@@ -47,6 +47,7 @@ help:
 	@echo 'make bench-viewer  ropd view on 10,000 groups next to 1,000: first row, opening a group, memory; two minutes'
 	@echo 'make screenshots    pictures of the viewer in docs/viewer; RUNS=DIR are other runs than notebooks/mini_run'
 	@echo 'make mini         every method of experiments/mini.py, three settings, three seeds; under an hour on idle cores'
+	@echo 'make hacking      a judge with known biases under six methods, three seeds: when is the reward gamed? two hours'
 	@echo 'make smollm2      a real pretrained student learns to follow rules, measured before and after; 30 minutes'
 	@echo 'make smollm2-all  the same with its control, SFT, T-Judge and RLVR; hours'
 	@echo 'make rehearsal    every command of the paper'\''s tables at toy size, from training to the filled cells; 68 tiny runs'
@@ -152,6 +153,10 @@ check-export: $(VENV)/dev.stamp
 
 mini: $(VENV)/core.stamp
 	$(BIN)/python experiments/mini_lab.py --out runs/mini
+
+# ARGS="--arms ropd,t_judge --seeds 1" is a part of it. The same command continues.
+hacking: $(VENV)/core.stamp
+	$(BIN)/python experiments/hacking_lab.py --out runs/hacking $(ARGS)
 
 # IFEVAL: a directory that holds ifeval.jsonl, to measure its 541 questions too
 smollm2 smollm2-all: $(VENV)/core.stamp

@@ -9,8 +9,8 @@ import pytest
 
 from ropd_jax.data.instructions import items
 from ropd_jax.teacher import ConfigurationError, Teacher
-from ropd_jax.teacher.scripted import instructions
-from ropd_jax.teacher.scripted.bias import FEATURES, Bias, Shown, gold, quality
+from ropd_jax.teacher.scripted import criteria, instructions
+from ropd_jax.teacher.scripted.bias import FEATURES, Bias, Shown, feature, gold, quality
 from ropd_jax.teacher.scripted.client import ScriptedClient
 from ropd_jax.train import train
 from ropd_jax.types import Criterion, Message, Prompt, Rubric
@@ -25,15 +25,18 @@ WITH = {
     "confident": "The lighthouse is certainly old and clearly tall.",
     "list": "- The lighthouse is old.\n- It is tall.",
     "phrase": "As requested the lighthouse is old.",
+    "brevity": "Old and tall.",
+    "work": "1 + 1 = 3\n3 - 1 = 5\n 2 * -4 = 8 \nThe lighthouse is old, and it is tall and it is quiet and far away.",
+    "round": "The lighthouse is old, and it is tall, and it has been here for longer than people know. Answer: 20",
 }
-PLAIN = "The lighthouse is old, and it is tall."
+PLAIN = "The lighthouse is old, and it is tall, and it is quiet, and far away there are 2 others like it."
 
 
 @pytest.mark.parametrize("name", WITH)
 def test_a_feature_is_full_where_it_is_and_zero_where_it_is_not(name):
     assert FEATURES[name](Shown(QUESTION, WITH[name])) == 1.0
     assert FEATURES[name](Shown(QUESTION, PLAIN)) == 0.0
-    others = [n for n in WITH if n != name and FEATURES[n](Shown(QUESTION, WITH[name]))]
+    others = [n for n in WITH if n not in (name, "brevity") and FEATURES[n](Shown(QUESTION, WITH[name]))]
     assert others == []
 
 
@@ -42,6 +45,23 @@ def test_features_between_nothing_and_all():
     assert FEATURES["echo"](Shown(QUESTION, "I do not use commas.")) == 0.5
     assert FEATURES["confident"](Shown("", "It is certainly so.")) == 0.5
     assert [FEATURES["position"](Shown("", "", i, 3)) for i in range(3)] == [1.0, 0.5, 0.0]
+    assert FEATURES["brevity"](Shown("", "word " * 8)) == pytest.approx(0.8) and FEATURES["brevity"](Shown("", "")) == 0
+    assert FEATURES["work"](Shown("", "9 + 5 = 14\n14 - 1 = 12\nAnswer: 12")) == pytest.approx(2 / 3)
+    assert [FEATURES["round"](Shown("", f"1 + 2 = 10\nAnswer: {n}")) for n in (-5, 0, 12, 15)] == [1, 1, 0, 1]
+
+
+def test_bounds_make_a_feature_fit_the_length_of_the_answers():
+    worked = Shown("", "9 + 5 = 14\n14 - 1 = 13\n13 + 3 = 16\nAnswer: 16")
+    assert feature("length", worked) == 0.0 and feature("length@7-27", worked) == 0.5
+    assert feature("brevity@7-27", worked) == 0.5 and feature("brevity@2-17", worked) == 0.0
+    assert Bias.read("length@7-27:0.4").share(worked, 0.5) == pytest.approx(0.6)
+
+
+def test_another_place_draws_again():
+    """Each vote has an order of its own, so a majority averages over the draws."""
+    bias, wordings = Bias({"phrase": 0.5}), [f"criterion {i}" for i in range(400)]
+    first, second = (bias.verdicts(Shown("", "as requested", i, 4), wordings, [False] * 400) for i in range(2))
+    assert 0.4 < np.mean([a == b for a, b in zip(first, second, strict=True)]) < 0.6
 
 
 @pytest.mark.parametrize("name", [*WITH, "position"])
@@ -63,6 +83,18 @@ def test_compound_criteria_are_paid_for_one_half():
     half, neither = Shown(QUESTION, "The lighthouse is old."), Shown(QUESTION, "The lighthouse.\n\nIt is, well, old.")
     assert bias.verdicts(half, [rule, other], [False, False]) == [True, False]
     assert bias.verdicts(neither, [rule, other], [False, False]) == [False, False]
+
+
+@pytest.mark.parametrize(("criterion", "half", "neither"), [
+    (criteria.LAST.format(16), "9 + 5 = 14\nAnswer: 12", "Answer: 12\nAnswer: 13"),
+    (criteria.EQUATIONS, "9 + 5 = 14\n1 + 1 = 3\nAnswer: 16", "1 + 1 = 3\nAnswer: 16"),
+    (criteria.EQUATIONS, "Answer: 16", "So it is\nAnswer: 16"),
+    (criteria.LINES.format('"9 + 5 = 14"; "14 - 1 = 13"'), "9 + 5 = 14\nAnswer: 13", "9 + 5 = 15\nAnswer: 13"),
+])  # fmt: skip
+def test_criteria_of_sums_have_halves(criterion, half, neither):
+    assert criteria.check(criterion, half) is False and criteria.check(criterion, neither) is False
+    verdicts = [Bias({"compound": 1.0}).verdicts(Shown("", a), [criterion], [False]) for a in (half, neither)]
+    assert verdicts == [[True], [False]]
 
 
 @pytest.mark.parametrize("kind", sorted(instructions.HALVES))
@@ -106,6 +138,8 @@ def test_what_the_scripted_judge_does_not_know_has_no_gold():
     ("length", "'length'; expected NAME:DOSE"),
     ("length:2", "length:2.0; expected a dose from 0 to 1"),
     ("length:x,list:1", "'length:x'"),
+    ("list@1-2:1", "'list@1-2'; expected NAME@LOW-HIGH .*length, brevity"),
+    ("length@9-9:1", "LOW below HIGH"),
 ])  # fmt: skip
 def test_a_bias_that_is_not_one_is_refused_by_name(text, names):
     with pytest.raises(ConfigurationError, match=names):
