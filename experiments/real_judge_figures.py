@@ -191,6 +191,7 @@ def forms(place: pathlib.Path, groups: Groups, draws: int) -> dict[str, Any]:
         r = rollouts_of(list(mine.values()), {})
         one = signal(r, REWARD, boot) if shared else {}
         found[name] = {
+            "judged": sorted(all_groups),
             "problems": len(shared),
             **{key: one[key] for key in ("answers", "auc", "auc_in_group", "bad_update") if key in one},
             "unscored": sum(c is not None for g in mine.values() for c in g.judgement.causes),
@@ -264,15 +265,15 @@ def shown(found: Mapping[str, Any]) -> str:
         return "No problem has been judged yet."
     heads = ("signal", "answers", "AUC", "AUC in a group", "lead of the rubric reward", "bad updates")
     lines = [
-        f"{found['problems']} problems, {found['answers']} answers, {_e(found['accuracy'], '{:.1%}')} right; "
+        f"{found['problems']} problems, {found['answers']} answers, {text_of(found['accuracy'], '{:.1%}')} right; "
         f"{found['mixed_groups']} problems have right and wrong answers. Brackets: 95 % over problems.",
         "",
         *_head(heads),
     ]
     for name, one in found["signals"].items():
-        ahead = "" if name == REWARD else _e(one["lead"], "{:+.2f}")
-        cells = (LABELS[name], str(one["answers"]), _e(one["auc"]), _e(one["auc_in_group"]), ahead,
-                 _e(one["bad_update"], "{:.0%}"))  # fmt: skip
+        ahead = "" if name == REWARD else text_of(one["lead"], "{:+.2f}")
+        cells = (LABELS[name], str(one["answers"]), text_of(one["auc"]), text_of(one["auc_in_group"]), ahead,
+                 text_of(one["bad_update"], "{:.0%}"))  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     causes = "; ".join(f"{name}: {causes or 'none'}" for name, causes in found["unscored"].items())
     lines += ["", f"Unscored answers by cause: {causes}."]
@@ -284,8 +285,8 @@ def shown(found: Mapping[str, Any]) -> str:
     for name, one in found["forms"].items():
         price = one["cost"] or {}
         spent = (price.get(k) for k in ("calls", "input_tokens", "cached_tokens", "output_tokens", "seconds"))
-        cells = (name, str(one["problems"]), str(one.get("answers", 0)), _e(one["auc_in_group"]),
-                 _e(one["bad_update"], "{:.0%}"), _e(one["kappa_result"]), _e(one["kappa_study"]),
+        cells = (name, str(one["problems"]), str(one.get("answers", 0)), text_of(one["auc_in_group"]),
+                 text_of(one["bad_update"], "{:.0%}"), text_of(one["kappa_result"]), text_of(one["kappa_study"]),
                  str(one["unscored"]), *("unknown" if x is None else f"{x:,.0f}" for x in spent))  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "Calls, tokens and seconds: the verifier's for one group."]
@@ -296,7 +297,7 @@ def _head(names: Sequence[str]) -> tuple[str, str]:
     return f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"
 
 
-def _e(found: Mapping[str, Any], form: str = "{:.2f}") -> str:
+def text_of(found: Mapping[str, Any], form: str = "{:.2f}") -> str:
     if found["value"] is None:
         return "unknown"
     if found["low"] is None:

@@ -45,6 +45,7 @@ TEMPLATE = (
 )
 CHUNK = 8  # problems that are sampled together
 TOP_K = 24  # of the overlap, as in the paper
+NOWHERE = "http://127.0.0.1:1/v1"  # an address that is never opened
 WHITEBOX_ROWS = 8  # answers in one batch; their logits over 150,000 words take 80 MB for each row
 RUBRIC, T_JUDGE, SCRIPTED, FORMS = "rubric", "t_judge", "scripted", "forms"
 TAPE = "tape.sqlite"  # in the directory above the study's
@@ -129,7 +130,7 @@ def sampled(
     Raises:
         SystemExit: the stored answers are of other problems.
     """
-    file, kept = place / ROLLOUTS, stored_rollouts(place)
+    kept = stored_rollouts(place)
     weights = None
     while len(kept) < len(prompts):
         part = prompts[len(kept) : len(kept) + CHUNK]
@@ -140,11 +141,17 @@ def sampled(
             seed=setting.seed, rows=CHUNK * setting.rollouts,
         )  # fmt: skip
         kept += [rollouts_row(group) for group in groups]
-        write_atomic(file, "".join(json.dumps(row) + "\n" for row in kept))
+        write_atomic(place / ROLLOUTS, "".join(json.dumps(row) + "\n" for row in kept))
         report(
             f"sampled {len(kept)} of {len(prompts)} problems, {time.monotonic() - begin:.0f} s for the last {len(part)}"
         )
-    return [restored(row, prompt, step) for step, (row, prompt) in enumerate(zip(kept, prompts, strict=False))]
+    return stored_groups(place, prompts)
+
+
+def stored_groups(place: pathlib.Path, prompts: Sequence[Prompt]) -> list[RolloutGroup]:
+    """The groups of the problems that have been sampled."""
+    rows = stored_rollouts(place)
+    return [restored(row, prompt, step) for step, (row, prompt) in enumerate(zip(rows, prompts, strict=False))]
 
 
 def stored_rollouts(place: pathlib.Path) -> list[dict[str, Any]]:
@@ -177,39 +184,94 @@ def restored(row: Mapping[str, Any], prompt: Prompt, step: int) -> RolloutGroup:
 # ---------------------------------------------------------------------------------------------------------- judges
 
 
-def judge_config(setting: Setting, address: str, tape: pathlib.Path | None) -> ConfigDict:
-    """The config of a judge on a server with one slot; without a tape nothing is recorded."""
+Prepare = Callable[[Teacher], None]
+Done = Callable[[RolloutGroup, float], None]
+
+
+def _as_it_is(teacher: Teacher) -> None:
+    """Leaves the teacher as it is."""
+
+
+def _silent(group: RolloutGroup, seconds: float) -> None:
+    """Reports nothing."""
+
+
+def judge_config(setting: Setting, address: str, tape: pathlib.Path) -> ConfigDict:
+    """The config of a judge on a server with one slot; without an address nothing is recorded."""
     cfg = configs.default()
     teacher = cfg.teacher
-    teacher.provider, teacher.base_url = "openai", address
+    teacher.provider, teacher.base_url = "openai", address or NOWHERE
     teacher.concurrency = teacher.min_concurrency = 1
     teacher.timeout_s, teacher.attempts, teacher.outage_wait_s = 3600.0, 3, 60.0
-    teacher.references = setting.references
     limits = {"reference": 512, "rubricator": 1_500, "verifier": 3_000, "scorer": 1_000}
     for role, most in limits.items():
         teacher[role].model, teacher[role].max_output_tokens = setting.judge, most
     teacher.verifier.update(with_form(teacher.verifier.to_dict(), read_forms(setting.form, teacher.verifier)[0]))
-    if tape is None:
-        teacher.tape.mode = "off"
-    else:
-        teacher.tape.path = str(tape)
-    return of_study(cfg, setting)
+    teacher.tape.path = str(tape)
+    return of_study(cfg if address else without_tape(cfg), setting)
 
 
-def scripted_config(setting: Setting) -> ConfigDict:
-    """The config of the scripted teacher, for the same groups."""
-    cfg = configs.default()
-    cfg.teacher.tape.mode = "off"
-    cfg.teacher.references = setting.references
-    return of_study(cfg, setting)
+def without_tape(cfg: ConfigDict) -> ConfigDict:
+    """The config, which now records nothing."""
+    cfg.teacher.tape.mode, cfg.teacher.tape.path = "off", ""
+    return cfg
 
 
 def of_study(cfg: ConfigDict, setting: Setting) -> ConfigDict:
-    """Sizes of the groups and of the rubrics."""
+    """The config with the study's sizes."""
+    cfg.teacher.references = setting.references
     cfg.seed = setting.seed
     cfg.data.prompts_per_step, cfg.sampling.rollouts = 1, setting.rollouts
     cfg.ropd.least_criteria, cfg.ropd.most_criteria = setting.criteria
     return cfg
+
+
+def judge_all(
+    setting: Setting,
+    groups: Sequence[RolloutGroup],
+    place: pathlib.Path,
+    data: str,
+    *,
+    address: str = "",
+    prepare: Prepare = _as_it_is,
+    done: Done = _silent,
+) -> None:
+    """All judgements of a study: the judge's rubric rewards and T-Judge grades, and the scripted teacher's rewards.
+
+    Args:
+        data: directory of the benchmark, whose worked solutions the scripted teacher needs.
+        address: of the judge's server; "" needs a client from ``prepare``, and records nothing.
+        prepare, done: see `judged`.
+    """
+    scripted = of_study(without_tape(configs.default()), setting)
+    judged(scripted, {SCRIPTED: "ropd"}, groups, place, answer_key=solutions(data))
+    arms = {RUBRIC: "ropd", T_JUDGE: "t_judge"}
+    judged(judge_config(setting, address, place.parent / TAPE), arms, groups, place, prepare=prepare, done=done)
+
+
+def verify_all(
+    setting: Setting,
+    form: str,
+    groups: Sequence[RolloutGroup],
+    place: pathlib.Path,
+    *,
+    address: str = "",
+    prepare: Prepare = _as_it_is,
+    done: Done = _silent,
+) -> None:
+    """Verifies the judged groups once more in another form. Arguments as of `judge_all`."""
+    cfg = judge_config(dataclasses.replace(setting, form=form), address, place.parent / TAPE)
+    verified(cfg, groups, place / RUBRIC, place / FORMS / folder_of(form), prepare=prepare, done=done)
+
+
+def folder_of(form: str) -> str:
+    """The folder of a form: ``keyed/1`` -> ``keyed-1``."""
+    return form.replace("/", "-")
+
+
+def form_named(folder: str) -> str:
+    """The form of a folder."""
+    return folder.replace("-", "/")
 
 
 def judged(
@@ -218,9 +280,9 @@ def judged(
     groups: Iterable[RolloutGroup],
     place: pathlib.Path,
     *,
-    prepare: Callable[[Teacher], None] = lambda teacher: None,
+    prepare: Prepare = _as_it_is,
     answer_key: Sequence[tuple[str, str]] | None = None,
-    done: Callable[[RolloutGroup, float], None] = lambda group, seconds: None,
+    done: Done = _silent,
 ) -> None:
     """Judges each group by each arm, and stores what is not stored yet.
 
@@ -260,8 +322,8 @@ def verified(
     base: pathlib.Path,
     place: pathlib.Path,
     *,
-    prepare: Callable[[Teacher], None] = lambda teacher: None,
-    done: Callable[[RolloutGroup, float], None] = lambda group, seconds: None,
+    prepare: Prepare = _as_it_is,
+    done: Done = _silent,
 ) -> None:
     """Verifies the groups of ``base`` once more in the form of ``cfg``, by their stored references and rubrics.
 
@@ -314,7 +376,7 @@ def groups_in(folder: pathlib.Path) -> dict[int, StoredGroup]:
 # -------------------------------------------------------------------------------------------------------- white box
 
 
-def whitebox(setting: Setting, student: str, weights: str, place: pathlib.Path, report: Report) -> None:
+def whitebox(student: str, weights: str, place: pathlib.Path, report: Report) -> None:
     """Adds what the judge's own weights say of the answers: mean log-prob, and overlap with the student's next tokens.
 
     Problems that are scored already are left out. The folder of the rubric's groups gets the config of a run that
