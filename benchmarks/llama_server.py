@@ -37,24 +37,37 @@ STARTED_S = 120.0
 
 @contextlib.contextmanager
 def serving(
-    python: str, model: str | os.PathLike[str], threads: int = 2, *, context: int = 16384, slots: int = 1
+    python: str,
+    model: str | os.PathLike[str],
+    threads: int = 2,
+    *,
+    port: int = 0,
+    context: int = 16384,
+    slots: int = 1,
 ) -> Iterator[str]:
-    """The address of a server with the model, on a free port of loopback. It ends with the block, or with this process.
+    """The address of a server with the model, on loopback. The server ends with the block, or with this process.
 
     Args:
         python: an interpreter that has ``xllamacpp``.
         model: a GGUF file.
         threads: of the server. Two threads that have to share a core are far slower than one.
+        port: 0 takes a free one. A tape warns if the same server comes back with another one.
         context: tokens of all slots together.
         slots: requests that are answered at the same time.
 
     Raises:
-        SystemExit: the interpreter, the file or the server does not work; with the end of the server's log.
+        SystemExit: the interpreter, the file, the port or the server does not work; with the end of the server's log.
     """
     if not pathlib.Path(model).is_file():
         raise SystemExit(f"there is no model {os.fspath(model)!r}; expected a GGUF file")
     with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # of a server that has just ended
+        try:
+            s.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise SystemExit(
+                f"port {port} is in use ({error.strerror}); choose another one, or 0 for a free one"
+            ) from error
         port = s.getsockname()[1]
     numbers = (port, threads, context, slots, os.getpid())
     with tempfile.TemporaryFile() as log:

@@ -50,6 +50,7 @@ from ropd_jax.utils.text import clock
 HERE = pathlib.Path(__file__).parent
 STAGES = ("setup", "calibrate", "train", "study", "whitebox", "formats", "export", "replay")
 ROLES = ("reference", "rubricator", "verifier", "scorer")
+CONTEXT = 8192  # tokens of the server; a request that shows 10 answers has about 2,500
 DRAWS_SO_FAR = 300  # of the bootstrap behind the figures of a progress line
 
 
@@ -77,7 +78,7 @@ class Lab:
             if not self.args.server:
                 raise SystemExit("no server; expected --server PYTHON (with xllamacpp) or --url http://HOST:PORT/v1")
             self._address = self._stack.enter_context(
-                serving(self.args.server, self.file("judge"), self.args.threads, context=8192)
+                serving(self.args.server, self.file("judge"), self.args.threads, port=self.args.port, context=CONTEXT)
             )
         return self._address
 
@@ -101,7 +102,8 @@ class Lab:
             report(f"train is finished: ropd view {run}")
             return
         flags = [f"--workdir={run}", f"--config.student.checkpoint={self.file('trained', self.args.trained)}"]
-        self.ropd("train", *flags, f"--config.steps={self.args.steps}", *self.teacher_flags(), *self.args.set)
+        more = [f"--config.{key}" for key in self.args.set]
+        self.ropd("train", *flags, f"--config.steps={self.args.steps}", *self.teacher_flags(), *more)
         report(f"train is finished: ropd view {run}")
 
     def run_study(self) -> None:
@@ -264,6 +266,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/real_judge"))
     parser.add_argument("--server", default="", metavar="PYTHON", help="an interpreter that has xllamacpp")
     parser.add_argument("--threads", type=int, default=2, help="of the server; 1 if other work shares the cores")
+    parser.add_argument("--port", type=int, default=8831, help="of the server; the same one in each start")
     parser.add_argument("--url", default="", metavar="ADDRESS", help="a server that runs already, instead of --server")
     parser.add_argument("--judge", default="", metavar="NAME", help="the judge's model name, with --url")
     parser.add_argument("--models", default="", metavar="DIR", help="of wheels and GGUF files; default: OUT/models")
@@ -279,7 +282,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--limit", type=int, default=6, metavar="N", help="calibrate: labelled questions")
     parser.add_argument("--steps", type=int, default=3, metavar="N", help="train: steps")
-    parser.add_argument("--set", nargs="*", default=[], metavar="--config.KEY=VALUE", help="train: more keys")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="train: more keys of the config")
     parser.add_argument("--student", default="", help="a checkpoint; default: the file that setup makes")
     parser.add_argument("--weights", default="", help="whitebox: the judge's checkpoint; default: the file of setup")
     parser.add_argument("--trained", default="", help="train: the student's checkpoint; default: the file of setup")

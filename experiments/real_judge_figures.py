@@ -2,7 +2,8 @@
 
     measured(study)  ->  {"problems", "answers", "accuracy", "unscored", "signals", "forms"}
 
-Every interval is a bootstrap over problems, because the answers to one problem are not independent.
+Every interval is a bootstrap over problems, because the answers to one problem are not independent. A figure to which
+fewer than five problems contribute has no interval: a bootstrap of so few draws the same ones over and over.
 
     auc             chance that a right answer has a higher value than a wrong one; equal values count half
     auc_in_group    the same over pairs of answers to one problem, which is what an advantage compares
@@ -41,6 +42,7 @@ LABELS = {  # signal -> label
     "shortness": "shortness (tokens)",
     "scripted": "rubric reward, scripted teacher",
 }
+LEAST = 5  # problems that an interval needs
 Groups = Mapping[int, StoredGroup]
 Key = tuple[int, str, int]
 
@@ -63,7 +65,7 @@ def measured(place: pathlib.Path, *, draws: int = 2_000) -> dict[str, Any]:
     return {
         "problems": len(groups),
         "answers": len(r.right),
-        "accuracy": boot.ratio(right_Q, counted_Q, share=True),
+        "accuracy": enough(boot.ratio(right_Q, counted_Q, share=True), counted_Q),
         "mixed_groups": int(((right_Q > 0) & (right_Q < counted_Q)).sum()),
         "unscored": {
             name: dict(Counter(c for g in found.values() for c in g.judgement.causes if c is not None))
@@ -123,11 +125,17 @@ def signal(r: Rollouts, name: str, boot: Bootstrap) -> dict[str, Any]:
     bad_Q, moved_Q = updates(values_A, right_A, group_A, questions)
     return {
         "answers": len(values_A),
-        "auc": agreement.auc(group_A, values_A, right_A, boot, questions)["all"],
-        "auc_in_group": boot.ratio(*own, share=True),
-        "lead": lead(rubric, mine, boot),
-        "bad_update": boot.ratio(bad_Q, moved_Q, share=True),
+        "auc": enough(agreement.auc(group_A, values_A, right_A, boot, questions)["all"], np.bincount(group_A)),
+        "auc_in_group": enough(boot.ratio(*own, share=True), own[1]),
+        "lead": enough(lead(rubric, mine, boot), np.minimum(rubric[1], mine[1])),
+        "bad_update": enough(boot.ratio(bad_Q, moved_Q, share=True), moved_Q),
     }
+
+
+def enough(estimate: dict[str, Any], counted_Q: np.ndarray) -> dict[str, Any]:
+    """The estimate, with the number of problems that contribute to it; without an interval if they are too few."""
+    problems = int(np.count_nonzero(counted_Q))
+    return estimate | {"problems": problems} | ({} if problems >= LEAST else {"low": None, "high": None})
 
 
 def known(r: Rollouts, values_A: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -231,10 +239,10 @@ def both_verdicts(base: Groups, groups: Groups) -> list[Verdict]:
 
 def verdict_kappa(rows: Sequence[Verdict], boot: Bootstrap) -> dict[str, Any]:
     if not rows:
-        return dict(UNKNOWN)
+        return UNKNOWN | {"problems": 0}
     place_V, truth_V, said_V = (np.array(column) for column in zip(*rows, strict=True))
     counts_QC = agreement.cells(place_V, truth_V, said_V, boot.weights_DQ.shape[1])
-    return agreement.agreement(counts_QC, boot)["kappa"]
+    return enough(agreement.agreement(counts_QC, boot)["kappa"], counts_QC.sum(axis=1))
 
 
 def cost(tape: pathlib.Path, groups: Groups) -> dict[str, float] | None:
@@ -266,7 +274,8 @@ def shown(found: Mapping[str, Any]) -> str:
     heads = ("signal", "answers", "AUC", "AUC in a group", "lead of the rubric reward", "bad updates")
     lines = [
         f"{found['problems']} problems, {found['answers']} answers, {text_of(found['accuracy'], '{:.1%}')} right; "
-        f"{found['mixed_groups']} problems have right and wrong answers. Brackets: 95 % over problems.",
+        f"{found['mixed_groups']} problems have right and wrong answers. Brackets: 95 % over problems; "
+        f"figures of fewer than {LEAST} problems have none.",
         "",
         *_head(heads),
     ]
@@ -285,7 +294,7 @@ def shown(found: Mapping[str, Any]) -> str:
     for name, one in found["forms"].items():
         price = one["cost"] or {}
         spent = (price.get(k) for k in ("calls", "input_tokens", "cached_tokens", "output_tokens", "seconds"))
-        cells = (name, str(one["problems"]), str(one.get("answers", 0)), text_of(one["auc_in_group"]),
+        cells = (study.form_named(name), str(one["problems"]), str(one.get("answers", 0)), text_of(one["auc_in_group"]),
                  text_of(one["bad_update"], "{:.0%}"), text_of(one["kappa_result"]), text_of(one["kappa_study"]),
                  str(one["unscored"]), *("unknown" if x is None else f"{x:,.0f}" for x in spent))  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
@@ -308,7 +317,11 @@ def text_of(found: Mapping[str, Any], form: str = "{:.2f}") -> str:
 def draw(found: Mapping[str, Any], path: pathlib.Path) -> pathlib.Path:
     """In-group AUC and bad updates of each signal and form with their intervals."""
     rows = [(LABELS[name], one) for name, one in found["signals"].items()]
-    rows += [(f"rubric reward, form {name}", one) for name, one in found["forms"].items() if "auc_in_group" in one]
+    rows += [
+        (f"rubric reward, form {study.form_named(name)}", one)
+        for name, one in found["forms"].items()
+        if "auc_in_group" in one
+    ]
     figure = Figure(figsize=(10, 1.2 + 0.36 * len(rows)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, key, title in zip(panels, ("auc_in_group", "bad_update"), ("AUC in a group", "bad updates"), strict=True):
