@@ -126,7 +126,8 @@ class Lab:
 
     def formats(self) -> None:
         groups = study.stored_groups(self.study, self.prompts())[: self.args.formats_groups]
-        groups = [g for g in groups if self.is_judged(g)]
+        able = study.has_rubric(self.study)
+        groups = [g for g in groups if self.is_judged(g) and g.step in able]
         for form in self.args.forms.split(","):
             place = self.study / study.FORMS / study.folder_of(form)
             left = [g for g in groups if not study.stored(place, g.step)]

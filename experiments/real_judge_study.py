@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from ropd_jax.evaluation.benchmarks import Loaded, load_benchmark
 from ropd_jax.methods import Method, load_method
 from ropd_jax.teacher import Teacher, build_teacher
 from ropd_jax.teacher.judge_group import judge
+from ropd_jax.teacher.recorded import recording
 from ropd_jax.training.collect import judge_by
 from ropd_jax.types import Judgement, Prompt, Rollout, RolloutGroup
 from ropd_jax.utils.files import numbered_rows, write_atomic
@@ -186,6 +188,7 @@ def restored(row: Mapping[str, Any], prompt: Prompt, step: int) -> RolloutGroup:
 
 Prepare = Callable[[Teacher], None]
 Done = Callable[[RolloutGroup, float], None]
+Ask = Callable[[RolloutGroup], Awaitable[Judgement]]
 
 
 def _as_it_is(teacher: Teacher) -> None:
@@ -238,15 +241,25 @@ def judge_all(
 ) -> None:
     """All judgements of a study: the judge's rubric rewards and T-Judge grades, and the scripted teacher's rewards.
 
+    What is stored already is left out.
+
     Args:
         data: directory of the benchmark, whose worked solutions the scripted teacher needs.
         address: of the judge's server; "" needs a client from ``prepare``, and records nothing.
-        prepare, done: see `judged`.
+        prepare: called with the teacher before the first question, e.g. to replace its client.
+        done: called after each group that was judged, with its seconds.
+
+    Raises:
+        ConfigurationError: the server cannot be reached, or refuses.
     """
-    scripted = of_study(without_tape(configs.default()), setting)
-    judged(scripted, {SCRIPTED: "ropd"}, groups, place, answer_key=solutions(data))
-    arms = {RUBRIC: "ropd", T_JUDGE: "t_judge"}
-    judged(judge_config(setting, address, place.parent / TAPE), arms, groups, place, prepare=prepare, done=done)
+    cfg = of_study(without_tape(configs.default()), setting)
+    teacher = build_teacher(cfg.teacher, seed=cfg.seed, answer_key=solutions(data))
+    ask_all(teacher, {place / SCRIPTED: by_method("ropd", cfg, teacher)}, groups)
+    cfg = judge_config(setting, address, place.parent / TAPE)
+    teacher = build_teacher(cfg.teacher, seed=cfg.seed, needs=("reference", "rubric", "verify", "score"))
+    prepare(teacher)
+    asks = {place / folder: by_method(name, cfg, teacher) for folder, name in ((RUBRIC, "ropd"), (T_JUDGE, "t_judge"))}
+    ask_all(teacher, asks, groups, done)
 
 
 def verify_all(
@@ -259,9 +272,33 @@ def verify_all(
     prepare: Prepare = _as_it_is,
     done: Done = _silent,
 ) -> None:
-    """Verifies the judged groups once more in another form. Arguments as of `judge_all`."""
+    """Verifies judged groups once more in another form, by their stored references and rubrics.
+
+    Args:
+        groups: have a rubric, see `has_rubric`. The other arguments are those of `judge_all`.
+    """
     cfg = judge_config(dataclasses.replace(setting, form=form), address, place.parent / TAPE)
-    verified(cfg, groups, place / RUBRIC, place / FORMS / folder_of(form), prepare=prepare, done=done)
+    method, judgements = load_method("ropd", cfg), {s: g.judgement for s, g in groups_in(place / RUBRIC).items()}
+    teacher = build_teacher(cfg.teacher, seed=cfg.seed, needs=("verify",))
+    prepare(teacher)
+
+    async def again(group: RolloutGroup) -> Judgement:
+        known = judgements[group.step]
+        references = list(zip(known.references, known.reference_models, strict=True))
+        answers = tuple(r.answer for r in group.rollouts)
+        with recording() as calls:
+            judgement = await judge(
+                teacher, group.prompt, answers, step=group.step, references=references,
+                rubric=(known.rubric, known.lineage),
+            )  # fmt: skip
+        return dataclasses.replace(judgement, calls=calls())
+
+    ask_all(teacher, {place / FORMS / folder_of(form): (method, again)}, groups, done)
+
+
+def has_rubric(place: pathlib.Path) -> set[int]:
+    """The problems of a study whose rubric could be used."""
+    return {step for step, g in groups_in(place / RUBRIC).items() if g.judgement.rubric is not None}
 
 
 def folder_of(form: str) -> str:
@@ -274,87 +311,34 @@ def form_named(folder: str) -> str:
     return folder.replace("-", "/")
 
 
-def judged(
-    cfg: ConfigDict,
-    arms: Mapping[str, str],
+def by_method(name: str, cfg: ConfigDict, teacher: Teacher) -> tuple[Method, Ask]:
+    """A method, and how it judges a group with the teacher."""
+    method = load_method(name, cfg)
+    return method, functools.partial(judge_by, method, teacher)
+
+
+def ask_all(
+    teacher: Teacher,
+    asks: Mapping[pathlib.Path, tuple[Method, Ask]],
     groups: Iterable[RolloutGroup],
-    place: pathlib.Path,
-    *,
-    prepare: Prepare = _as_it_is,
-    answer_key: Sequence[tuple[str, str]] | None = None,
     done: Done = _silent,
 ) -> None:
-    """Judges each group by each arm, and stores what is not stored yet.
+    """Judges each group and stores it in each folder that does not have it yet. Closes the teacher."""
 
-    Args:
-        arms: folder in ``place`` -> name of the method.
-        prepare: called with the teacher before the first question, e.g. to replace its client.
-        answer_key: of the scripted teacher.
-        done: called after each group that was judged, with its seconds.
-
-    Raises:
-        ConfigurationError: the server cannot be reached, or refuses.
-    """
-    methods = {folder: load_method(name, cfg) for folder, name in arms.items()}
-    needs = ("reference", "rubric", "verify", "score")
-    teacher = build_teacher(cfg.teacher, seed=cfg.seed, answer_key=answer_key, needs=needs)
-    prepare(teacher)
-
-    async def ask_all() -> None:
+    async def one_after_the_other() -> None:
         try:
             for group in groups:
-                begin, asked = time.monotonic(), False
-                for folder, method in methods.items():
-                    if not stored(place / folder, group.step):
-                        write(place / folder, method, group, await judge_by(method, teacher, group))
-                        asked = True
-                if asked:
+                begin = time.monotonic()
+                missing = [folder for folder in asks if not stored(folder, group.step)]
+                for folder in missing:
+                    method, ask = asks[folder]
+                    write(folder, method, group, await ask(group))
+                if missing:
                     done(group, time.monotonic() - begin)
         finally:
             await teacher.close()
 
-    asyncio.run(ask_all())
-
-
-def verified(
-    cfg: ConfigDict,
-    groups: Sequence[RolloutGroup],
-    base: pathlib.Path,
-    place: pathlib.Path,
-    *,
-    prepare: Prepare = _as_it_is,
-    done: Done = _silent,
-) -> None:
-    """Verifies the groups of ``base`` once more in the form of ``cfg``, by their stored references and rubrics.
-
-    A group without a rubric there is left out. Other arguments as of `judged`.
-    """
-    method = load_method("ropd", cfg)
-    judgements = {step: g.judgement for step, g in groups_in(base).items()}
-    teacher = build_teacher(cfg.teacher, seed=cfg.seed, needs=("verify",))
-    prepare(teacher)
-
-    async def ask_all() -> None:
-        try:
-            for group in groups:
-                known = judgements[group.step]
-                if known.rubric is None or stored(place, group.step):
-                    continue
-                begin = time.monotonic()
-                judgement = await judge(
-                    teacher,
-                    group.prompt,
-                    tuple(r.answer for r in group.rollouts),
-                    step=group.step,
-                    references=list(zip(known.references, known.reference_models, strict=True)),
-                    rubric=(known.rubric, known.lineage),
-                )
-                write(place, method, group, judgement)
-                done(group, time.monotonic() - begin)
-        finally:
-            await teacher.close()
-
-    asyncio.run(ask_all())
+    asyncio.run(one_after_the_other())
 
 
 def stored(folder: pathlib.Path, step: int) -> bool:
