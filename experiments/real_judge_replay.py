@@ -1,0 +1,178 @@
+"""The results of real_judge.py as small files, and the study once more from them, without a model.
+
+    RESULTS/figures.json         setting, models, data, figures with intervals
+    RESULTS/answers.jsonl.gz     the student's answers, and what the judge's weights say of them
+    RESULTS/replies.jsonl.gz     every reply of the judge, by the hash of its request
+    RESULTS/real_judge.md        the tables
+    RESULTS/real_judge.png       the picture
+
+The requests themselves are not there: they hold the benchmark's questions, which are in no file of this repository. A
+replay makes them again from your copy of the data, and looks up the replies by their hashes.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import pathlib
+import tempfile
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from experiments import real_judge_figures, real_judge_study
+from ropd_jax.teacher import ChatReply, ChatRequest, ConfigurationError, Tape, Teacher, Usage
+from ropd_jax.teacher.tape.inspect import export_tape
+from ropd_jax.teacher.tape.store import Failure, body_key, request_body
+from ropd_jax.utils.files import numbered_rows, write_atomic
+
+FIGURES, ANSWERS, REPLIES = "figures.json", "answers.jsonl.gz", "replies.jsonl.gz"
+WHITEBOX_KEYS = ("teacher_logprob", "topk_overlap", "topk_mass")
+PROVIDER = "openai"
+
+
+class RecordedClient:
+    """A ``ChatClient`` that knows the replies of an exported study.
+
+    Args:
+        rows: of ``replies.jsonl.gz``.
+    """
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]]):
+        self._rows = {row["key"]: row for row in rows}
+
+    async def chat(self, request: ChatRequest) -> ChatReply:
+        """The recorded reply.
+
+        Raises:
+            ConfigurationError: there is none.
+            TeacherError: the request failed when it was recorded.
+        """
+        row = self._rows.get(body_key(request_body(PROVIDER, request)))
+        if row is None:
+            raise ConfigurationError(
+                f"the results have no reply to this {request.purpose} request; replay with the data and the version "
+                "of the package that recorded them",
+                cause="tape_miss",
+            )
+        if row["reply"] is None:
+            raise Failure(**row["failures"][-1]).error()
+        return ChatReply(row["reply"]["text"], usage=Usage(**row["reply"]["usage"]), source="tape")
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+def export(study: pathlib.Path, about: Mapping[str, Any], results: pathlib.Path) -> dict[str, Any]:
+    """Writes the results of a study; returns ``figures.json``.
+
+    Args:
+        about: what ``figures.json`` has besides setting and figures.
+    """
+    results.mkdir(parents=True, exist_ok=True)
+    file = study / real_judge_study.WHITEBOX
+    scores: dict[tuple[int, int], dict[str, float]] = {}
+    for _, row in numbered_rows(file) if file.exists() else ():
+        scores[row["step"], row["sample"]] = {k: round(row[k], 6) for k in WHITEBOX_KEYS if k in row}
+    rows = real_judge_study.stored_rollouts(study)[: len(real_judge_study.groups_in(study / real_judge_study.RUBRIC))]
+    for step, row in enumerate(rows):
+        row["answers"] = [a | scores.get((step, n), {}) for n, a in enumerate(row["answers"])]
+    write_lines(results / ANSWERS, rows)
+    write_lines(results / REPLIES, replies_of(study.parent / real_judge_study.TAPE))
+    figures = real_judge_figures.measured(study)
+    setting = json.loads((study / "setting.json").read_text(encoding="utf-8"))
+    found = {"setting": setting, **about, "figures": figures}
+    write_atomic(results / FIGURES, json.dumps(found, indent=1) + "\n")
+    write_atomic(results / "real_judge.md", real_judge_figures.shown(figures) + "\n")
+    real_judge_figures.draw(figures, results / "real_judge.png")
+    return found
+
+
+def replies_of(tape: pathlib.Path) -> list[dict[str, Any]]:
+    """Key, role, reply and failures of each request of a tape; the requests are left out."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = pathlib.Path(scratch) / "tape.jsonl"
+        export_tape(Tape(tape, read_only=True), file)
+        lines = [json.loads(line) for line in file.read_text(encoding="ascii").splitlines()[1:]]
+    kept = ("text", "usage", "latency_s")
+    return [
+        {
+            "key": line["key"],
+            "role": line["role"],
+            "reply": None if line["reply"] is None else {k: line["reply"][k] for k in kept},
+            "failures": [] if line["reply"] is not None else line["failures"],
+        }
+        for line in lines
+    ]
+
+
+def replay(results: pathlib.Path, data: str, place: pathlib.Path) -> dict[str, Any]:
+    """The figures of the results, computed anew in ``place`` from answers and replies.
+
+    Raises:
+        SystemExit: they differ from the stored ones.
+        UserError: no results or no data there.
+    """
+    stored = json.loads((results / FIGURES).read_text(encoding="utf-8"))
+    setting = real_judge_study.Setting(**stored["setting"] | {"criteria": tuple(stored["setting"]["criteria"])})
+    rows = read_lines(results / ANSWERS)
+    real_judge_study.agreed(setting, place)
+    scores = [
+        {"step": step, "prompt_id": row["id"], "sample": n} | {k: answer.pop(k) for k in WHITEBOX_KEYS if k in answer}
+        for step, row in enumerate(rows)
+        for n, answer in enumerate(row["answers"])
+    ]
+    write_atomic(place / real_judge_study.ROLLOUTS, _lines(rows))
+    write_atomic(place / real_judge_study.WHITEBOX, _lines(row for row in scores if len(row) > 3))
+    prompts = real_judge_study.problems(data, len(rows), setting.template).prompts
+    groups = real_judge_study.stored_groups(place, prompts)
+    recorded = RecordedClient(read_lines(results / REPLIES))
+
+    def prepare(teacher: Teacher) -> None:
+        teacher.client = recorded
+
+    real_judge_study.judge_all(setting, groups, place, data, prepare=prepare)
+    for name in stored["figures"]["forms"]:
+        done = stored["figures"]["forms"][name]["judged"]
+        mine = [g for g in groups if g.step in done]
+        real_judge_study.verify_all(setting, real_judge_study.form_named(name), mine, place, prepare=prepare)
+    found = real_judge_figures.measured(place)
+    different = sorted(differences(without_cost(stored["figures"]), without_cost(found)))
+    if different:
+        raise SystemExit(f"the replay differs from {results / FIGURES} in {', '.join(different[:8])}")
+    return found
+
+
+def without_cost(tree: Any) -> Any:
+    """The figures without calls, tokens and seconds, which a replay does not have."""
+    return {k: without_cost(v) for k, v in tree.items() if k != "cost"} if isinstance(tree, dict) else tree
+
+
+def differences(a: Any, b: Any, where: str = "") -> Iterable[str]:
+    """Names of the values that differ by more than rounding."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in a.keys() | b.keys():
+            yield from differences(a.get(key), b.get(key), f"{where}.{key}" if where else key)
+    elif isinstance(a, float) and isinstance(b, float):
+        if abs(a - b) > 1e-4:  # the stored log-probs have six digits
+            yield f"{where} ({a} there, {b} here)"
+    elif a != b:
+        yield f"{where} ({a!r:.40} there, {b!r:.40} here)"
+
+
+def write_lines(file: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """JSON lines, compressed; the same rows give the same bytes."""
+    buffer = io.BytesIO()
+    with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as out:
+        out.write(_lines(rows).encode("ascii"))
+    file.write_bytes(buffer.getvalue())
+
+
+def read_lines(file: pathlib.Path) -> list[dict[str, Any]]:
+    """What `write_lines` wrote."""
+    with gzip.open(file, "rt", encoding="ascii") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)

