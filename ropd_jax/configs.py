@@ -349,8 +349,8 @@ def load_config(file: str | os.PathLike[str], **overrides: Any) -> ConfigDict:
         overrides: values by key; ``__`` in a name stands for the dot of a section.
 
     Raises:
-        UserError: no such name or file (with similar names), no ``get_config``, an error in the file (with its line), an
-            unknown or renamed key (with similar ones), or a value of the wrong type.
+        UserError: no such name or file (with similar names), no ``get_config``, an error in the file (with its line),
+            an unknown or renamed key (with similar ones), or a value of the wrong type.
     """
     spec = os.fspath(file)
     place, arg = shipped.split(spec, "get_config", "config")
