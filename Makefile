@@ -241,7 +241,7 @@ clean:
 # One stamp for each set of packages: nothing is installed again while setup.py and constraints.txt stay as they are.
 $(VENV)/core.stamp: setup.py constraints.txt | $(BIN)/python
 	@echo 'Installing ropd_jax into $(VENV) (a minute or two) ...'
-	@$(PIP) -e .
+	@$(PIP) -e '.[view]'
 	@touch $@
 
 $(VENV)/dev.stamp: setup.py constraints.txt | $(BIN)/python

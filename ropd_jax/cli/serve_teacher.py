@@ -10,6 +10,9 @@ _SERVER = ("host", "port", "api_key_env", "max_body_mb")  # flags of the server;
 
 def run(args: Arguments) -> None:
     from ropd_jax.teacher.clients.endpoint import read_key
+    from ropd_jax.utils.packages import need
+
+    need("aiohttp", extra="view", what="ropd serve-teacher")
     from ropd_jax.teacher.scripted import server
     from ropd_jax.teacher.scripted.client import ScriptedClient
 

@@ -16,7 +16,10 @@ from ropd_jax.types import UserError
 
 def run(args: Arguments) -> None:
     """Serves until Ctrl-C, or writes a bundle."""
+    from ropd_jax.utils.packages import need
     from ropd_jax.utils.paths import only_local
+
+    need("aiohttp", extra="view", what="ropd view")
     from ropd_jax.viewer import server
 
     directory = only_local(args.words[0] if args.words else "runs", "DIR")

@@ -108,13 +108,7 @@ def _backend(path: pathlib.Path, config: dict) -> tokenizers.Tokenizer:
     slow = ("tokenizer.model", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
     if not any((path / name).exists() for name in slow):
         raise UserError(f"{path} has no tokenizer; expected tokenizer.json or one of {', '.join(slow)} in it")
-    try:
-        from transformers import AutoTokenizer
-    except ImportError as e:
-        raise UserError(
-            f"{path} has no tokenizer.json, and transformers, which converts other tokenizers, is not installed; "
-            "pip install 'ropd_jax[transformers]', or add a tokenizer.json"
-        ) from e
+    from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(
