@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import html
 import pathlib
 import re
 
-from docs.generator.markdown import FENCE, quoted, table
+from docs.generator.markdown import FENCE, table
 
 LOG = pathlib.Path(__file__).parents[2] / "experiments" / "README.md"
 HEADING = re.compile(r"(?m)^## (\d{4}-\d{2}-\d{2}) · (.+)$")
@@ -75,7 +76,7 @@ def pages(text: str) -> dict[str, str]:
     rows = [
         (
             f"[{e.claim}]({e.date[:7]}.md#{e.anchor})",
-            quoted(e.command) if e.command else "",
+            f'<code class="anywhere">{html.escape(e.command, quote=False)}</code>' if e.command else "",
             e.figure,
             f'<span class="nowrap">{e.date}</span>',
         )
