@@ -100,7 +100,7 @@ def test_another_teacher_does_not_go_into_the_same_file(tmp_path):
     collect_references.collect(config(), out)
     with pytest.raises(ConfigurationError, match=r"temperature is 0\.7, the config has 0.1"):
         collect_references.collect(config(teacher__reference__temperature=0.1), out)
-    with pytest.raises(UserError, match=r"fewer than teacher.references=5 references of \d+ prompts"):
+    with pytest.raises(UserError, match=r"fewer than teacher.references=5 references for \d+ prompts"):
         collect_references.collect(config(teacher__references=5), out)
 
 
