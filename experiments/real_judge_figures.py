@@ -42,6 +42,7 @@ LABELS = {  # signal -> label
     "shortness": "shortness (tokens)",
     "scripted": "rubric reward, scripted teacher",
 }
+DIGITS = 6  # of a signal's value in the results
 LEAST = 5  # problems that an interval needs
 Groups = Mapping[int, StoredGroup]
 Key = tuple[int, str, int]
@@ -75,6 +76,17 @@ def measured(place: pathlib.Path, *, draws: int = 2_000) -> dict[str, Any]:
         "signals": {name: signal(r, name, boot) for name in LABELS if name in r.signals},
         "forms": forms(place, groups, draws),
     }
+
+
+def values(place: pathlib.Path) -> list[list[dict[str, Any]]]:
+    """Of each answer to each judged problem: whether it is right, and the value of each signal. Unknown is None."""
+    groups = study.groups_in(place / study.RUBRIC)
+    r = rollouts_of(list(groups.values()), scores_of(place, groups))
+    rows: list[list[dict[str, Any]]] = [[] for _ in groups]
+    for n, (q, right) in enumerate(zip(r.group, r.right, strict=True)):
+        known = {name: float(column[n]) for name, column in r.signals.items()}
+        rows[q].append({"right": right} | {k: None if np.isnan(v) else round(v, DIGITS) for k, v in known.items()})
+    return rows
 
 
 def scores_of(place: pathlib.Path, groups: Groups) -> dict[Key, dict[str, float]]:

@@ -1,7 +1,7 @@
 """The results of real_judge.py as small files, and the study once more from them, without a model.
 
     RESULTS/figures.json         setting, models, data, figures with intervals
-    RESULTS/answers.jsonl.gz     the student's answers, and what the judge's weights say of them
+    RESULTS/answers.jsonl.gz     the student's answers with the value of each signal
     RESULTS/replies.jsonl.gz     every reply of the judge, by the hash of its request
     RESULTS/real_judge.md        the tables
     RESULTS/real_judge.png       the picture
@@ -24,11 +24,12 @@ from experiments import real_judge_figures, real_judge_study
 from ropd_jax.teacher import ChatReply, ChatRequest, ConfigurationError, Tape, Teacher, Usage
 from ropd_jax.teacher.tape.inspect import export_tape
 from ropd_jax.teacher.tape.store import Failure, body_key, request_body
-from ropd_jax.utils.files import numbered_rows, write_atomic
+from ropd_jax.utils.files import write_atomic
 
 FIGURES, ANSWERS, REPLIES = "figures.json", "answers.jsonl.gz", "replies.jsonl.gz"
 WHITEBOX_KEYS = ("teacher_logprob", "topk_overlap", "topk_mass")
 PROVIDER = "openai"
+TOLERANCE = 1e-4  # the stored values of the signals have six digits
 
 
 class RecordedClient:
@@ -70,13 +71,10 @@ def export(study: pathlib.Path, about: Mapping[str, Any], results: pathlib.Path)
         about: what ``figures.json`` has besides setting and figures.
     """
     results.mkdir(parents=True, exist_ok=True)
-    file = study / real_judge_study.WHITEBOX
-    scores: dict[tuple[int, int], dict[str, float]] = {}
-    for _, row in numbered_rows(file) if file.exists() else ():
-        scores[row["step"], row["sample"]] = {k: round(row[k], 6) for k in WHITEBOX_KEYS if k in row}
-    rows = real_judge_study.stored_rollouts(study)[: len(real_judge_study.groups_in(study / real_judge_study.RUBRIC))]
-    for step, row in enumerate(rows):
-        row["answers"] = [a | scores.get((step, n), {}) for n, a in enumerate(row["answers"])]
+    values = real_judge_figures.values(study)
+    rows = real_judge_study.stored_rollouts(study)[: len(values)]
+    for row, signals in zip(rows, values, strict=True):
+        row["answers"] = [a | {"signals": s} for a, s in zip(row["answers"], signals, strict=True)]
     write_lines(results / ANSWERS, rows)
     write_lines(results / REPLIES, replies_of(study.parent / real_judge_study.TAPE))
     figures = real_judge_figures.measured(study)
@@ -107,23 +105,28 @@ def replies_of(tape: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def replay(results: pathlib.Path, data: str, place: pathlib.Path) -> dict[str, Any]:
-    """The figures of the results, computed anew in ``place`` from answers and replies.
+    """The figures of the results, computed from answers and replies, with ``place`` as the study's directory.
+
+    The log-probs and overlaps are the stored ones, because they need the weights.
 
     Raises:
-        SystemExit: they differ from the stored ones.
+        SystemExit: a signal or a figure differs from the stored one.
         UserError: no results or no data there.
     """
     stored = json.loads((results / FIGURES).read_text(encoding="utf-8"))
     setting = real_judge_study.Setting(**stored["setting"] | {"criteria": tuple(stored["setting"]["criteria"])})
     rows = read_lines(results / ANSWERS)
     real_judge_study.agreed(setting, place)
+    values = [[answer.pop("signals") for answer in row["answers"]] for row in rows]
     scores = [
-        {"step": step, "prompt_id": row["id"], "sample": n} | {k: answer.pop(k) for k in WHITEBOX_KEYS if k in answer}
-        for step, row in enumerate(rows)
-        for n, answer in enumerate(row["answers"])
+        {"step": step, "prompt_id": rows[step]["id"], "sample": n}
+        | {k: s[k] for k in WHITEBOX_KEYS if s.get(k) is not None}
+        for step, signals in enumerate(values)
+        for n, s in enumerate(signals)
+        if s.get(WHITEBOX_KEYS[0]) is not None
     ]
     write_atomic(place / real_judge_study.ROLLOUTS, _lines(rows))
-    write_atomic(place / real_judge_study.WHITEBOX, _lines(row for row in scores if len(row) > 3))
+    write_atomic(place / real_judge_study.WHITEBOX, _lines(scores))
     prompts = real_judge_study.problems(data, len(rows), setting.template).prompts
     groups = real_judge_study.stored_groups(place, prompts)
     recorded = RecordedClient(read_lines(results / REPLIES))
@@ -137,9 +140,10 @@ def replay(results: pathlib.Path, data: str, place: pathlib.Path) -> dict[str, A
         mine = [g for g in groups if g.step in done]
         real_judge_study.verify_all(setting, real_judge_study.form_named(name), mine, place, prepare=prepare)
     found = real_judge_figures.measured(place)
-    different = sorted(differences(without_cost(stored["figures"]), without_cost(found)))
+    different = list(differences(values, real_judge_figures.values(place), "answers"))
+    different += sorted(differences(without_cost(stored["figures"]), without_cost(found)))
     if different:
-        raise SystemExit(f"the replay differs from {results / FIGURES} in {', '.join(different[:8])}")
+        raise SystemExit(f"the replay differs from {results} in {', '.join(different[:8])}")
     return found
 
 
@@ -153,8 +157,11 @@ def differences(a: Any, b: Any, where: str = "") -> Iterable[str]:
     if isinstance(a, dict) and isinstance(b, dict):
         for key in a.keys() | b.keys():
             yield from differences(a.get(key), b.get(key), f"{where}.{key}" if where else key)
+    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        for n, (x, y) in enumerate(zip(a, b, strict=True)):
+            yield from differences(x, y, f"{where}.{n}")
     elif isinstance(a, float) and isinstance(b, float):
-        if abs(a - b) > 1e-4:  # the stored log-probs have six digits
+        if abs(a - b) > TOLERANCE:
             yield f"{where} ({a} there, {b} here)"
     elif a != b:
         yield f"{where} ({a!r:.40} there, {b!r:.40} here)"
