@@ -50,7 +50,7 @@ def test_without_one_there_are_limits_alone(tmp_path):
     )
     unknown = costs.cost_of(config("my-model"), (), "cpu:8")
     assert unknown == (
-        "teacher: 4,608 calls, dollars unknown: a model without a price; hours unknown: nothing is published of cpu:8"
+        "teacher: 4,608 calls, dollars unknown: a model without a price; hours unknown: no published figures for cpu:8"
     )
 
 

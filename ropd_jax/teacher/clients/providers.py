@@ -25,7 +25,7 @@ class Provider:
         limits: known limits, with the public page or thread where it was read.
         refuses: (parameter, words) of refusals that its users met: the request is sent again without.
         formats: (response format, words) of formats that it refuses.
-        tried: how the settings were tried; "" is against a local server, see `tried`.
+        tried: how the settings were tried; "" is the way that the head of the page describes.
     """
 
     title: str
@@ -55,9 +55,9 @@ PROVIDERS = (
             "`ropd collect-references --batch` uses the batch API.",
         ),
         limits=(
-            "GPT-5.2 takes a temperature without `reasoning_effort`, and refuses it with one "
+            "GPT-5.2 accepts a temperature without `reasoning_effort`, and refuses it with one "
             "(BerriAI/litellm-docs#1064). Both are tried; what is refused is left out.",
-            "Some models take only some efforts; others refuse the one that is sent.",
+            "Some models accept only some efforts.",
         ),
         refuses=(
             ("temperature", "Unsupported value: 'temperature' does not support 0.0 with this model."),
@@ -97,17 +97,16 @@ PROVIDERS = (
         "https://generativelanguage.googleapis.com/",
         "GEMINI_API_KEY",
         notes=(
-            "`extra` takes the fields of `google.genai.types.GenerateContentConfig`: `top_p`, `thinking_config`, "
+            "`extra` accepts the fields of `google.genai.types.GenerateContentConfig`: `top_p`, `thinking_config`, "
             "`safety_settings`, ...",
             "Gemini 2.5 has a `thinking_budget` in tokens, Gemini 3 a `thinking_level`; both in one request are a 400 "
             "(ai.google.dev, Gemini thinking). Thinking counts towards `max_output_tokens`.",
             "`--batch` sends a file with a key for each request.",
         ),
         limits=(
-            "Gemini 2.5 Pro and Gemini 3 Pro cannot be asked not to think (enricoros/big-AGI#893; ai.google.dev).",
-            "Answers of batches with inline requests come in any order (googleapis/python-genai#1909) and without "
-            "metadata (#2008). Jobs that an earlier version submitted in this way stop with an error if a key is "
-            "missing.",
+            "Thinking cannot be turned off for Gemini 2.5 Pro and Gemini 3 Pro (enricoros/big-AGI#893; ai.google.dev).",
+            "Replies of batches with inline requests come in any order (googleapis/python-genai#1909) and without "
+            "metadata (#2008). Jobs of an earlier version that used this stop with an error if a key is missing.",
             "Gemini's OpenAI address, `https://generativelanguage.googleapis.com/v1beta/openai` with "
             "`teacher.provider=openai`, refuses `seed` (Vali-98/ChatterUI#227).",
         ),
@@ -126,12 +125,12 @@ PROVIDERS = (
         notes=(
             "No key: run `gcloud auth application-default login`, or set `GOOGLE_APPLICATION_CREDENTIALS` to the file "
             "of a service account.",
-            "Without `teacher.project`, the project is `GOOGLE_CLOUD_PROJECT`'s or the credentials'; without "
-            '`teacher.location`, the location is `GOOGLE_CLOUD_LOCATION`\'s or "global".',
+            "The default project is `GOOGLE_CLOUD_PROJECT`, or that of the credentials; the default location is "
+            '`GOOGLE_CLOUD_LOCATION`, or "global".',
         ),
         limits=("`--batch` is not supported: Vertex AI's batches need a bucket.",),
-        tried="Against a local server with a service account whose tokens that server gives, through the real SDK; not "
-        "against the service.",
+        tried="Through the real SDK against a local server that also issues the service account's tokens; not against "
+        "the service.",
     ),
     Provider(
         "vLLM",
@@ -144,7 +143,7 @@ PROVIDERS = (
         "http://127.0.0.1:8000/v1/",
         notes=(
             "On loopback no key is needed. For `vllm serve --api-key`, name the variable with `teacher.api_key_env`.",
-            "Parameters that OpenAI does not have go into the body, so `extra` takes them (docs.vllm.ai, "
+            "Parameters that OpenAI does not have go into the body, so put them into `extra` (docs.vllm.ai, "
             "OpenAI-compatible server).",
         ),
         limits=("Whether `enable_thinking` does anything depends on the model's chat template.",),
@@ -158,7 +157,7 @@ PROVIDERS = (
             "verifier.extra": "{'chat_template_kwargs': {'enable_thinking': False}}",
         },
         "http://127.0.0.1:30000/v1/",
-        notes=("`chat_template_kwargs` are in SGLang's own documentation (docs.sglang.io, OpenAI APIs).",),
+        notes=("SGLang documents `chat_template_kwargs` (docs.sglang.io, OpenAI APIs).",),
         limits=("An effort that the model does not have is a 400 (router-for-me/CLIProxyAPI#1572).",),
         refuses=(("reasoning_effort", "{'loc': ('body', 'reasoning_effort'), 'msg': \"Input should be 'low'\"}"),),
     ),
@@ -174,11 +173,11 @@ PROVIDERS = (
         "http://127.0.0.1:8080/v1/",
         notes=(
             "`teacher.concurrency` is the number of slots (`--parallel`).",
-            "It answers with the one model that it has loaded, whatever the name.",
+            "It uses the one model that it has loaded, whatever the name.",
         ),
         limits=(
-            "Parameters that it does not know are ignored, so a misspelt one in `extra` does nothing.",
-            "`reasoning_effort` is taken; with a model that does not think it changes nothing.",
+            "Unknown parameters are ignored, so a misspelt one in `extra` has no effect.",
+            "`reasoning_effort` is accepted; without a thinking model it has no effect.",
         ),
         tried="A real server on loopback (xllamacpp, Qwen2.5-Coder-0.5B): `seed`, `temperature`, `max_tokens`, "
         "`top_p`, `chat_template_kwargs`, `reasoning_effort`, an unknown parameter, a JSON schema with bounds.",
@@ -197,9 +196,9 @@ PROVIDERS = (
             "`reasoning_effort` (docs.ollama.com, OpenAI compatibility).",
         ),
         limits=(
-            "**A prompt over its context is cut without an error**, and `num_ctx` in a request is ignored "
+            "**A prompt longer than its context is cut without an error**, and `num_ctx` in a request is ignored "
             "(ollama/ollama#2722, #6286). Set `OLLAMA_CONTEXT_LENGTH` for the server, or `PARAMETER num_ctx` in a "
-            "Modelfile, to more than a group of answers takes.",
+            "Modelfile, to more than a group of answers needs.",
         ),
     ),
     Provider(
@@ -211,10 +210,10 @@ PROVIDERS = (
             "concurrency": "1",
         },
         "http://127.0.0.1:1234/v1/",
-        notes=("It takes a JSON schema (lmstudio.ai, structured output).",),
+        notes=("It accepts a JSON schema (lmstudio.ai, structured output).",),
         limits=(
-            "It refuses `json_object` (lmstudio-ai/lmstudio-bug-tracker#189). A schema that it cannot use is followed "
-            "by one without bounds, and then by plain text.",
+            "It refuses `json_object` (lmstudio-ai/lmstudio-bug-tracker#189). A schema that it cannot use is replaced "
+            "by one without bounds, then by plain text.",
         ),
         formats=(("json_object", "'response_format.type' must be 'json_schema' or 'text'"),),
     ),
@@ -232,10 +231,10 @@ PROVIDERS = (
         "OPENROUTER_API_KEY",
         notes=(
             "`reasoning` has either an `effort` or `max_tokens` (openrouter.ai, reasoning tokens).",
-            "`{'provider': {'order': [...], 'allow_fallbacks': False}}` in `extra` keeps one server behind a model, so "
+            "`{'provider': {'order': [...], 'allow_fallbacks': False}}` in `extra` fixes the server behind a model, so "
             "that a run has one judge.",
         ),
-        limits=("What is refused depends on the server behind the model, which can change between two requests.",),
+        limits=("What is refused depends on the server behind the model, which can change between requests.",),
         refuses=(("seed", "seed is not supported by this provider"),),
     ),
     Provider(
@@ -249,11 +248,11 @@ PROVIDERS = (
         },
         "https://api.deepseek.com/v1/",
         "DEEPSEEK_API_KEY",
-        notes=("Thinking is on by default; `reasoning_effort` sets how much (api-docs.deepseek.com, thinking mode).",),
+        notes=("Thinking is on by default; `reasoning_effort` controls it (api-docs.deepseek.com, thinking mode).",),
         limits=(
             'A JSON schema is a 400, "This response_format type is unavailable now" (llm-exe/llm-exe#662); '
             "`json_object` is used from then on.",
-            "The thinking model takes a temperature and ignores it (DeepSeek's guide to deepseek-reasoner).",
+            "The thinking model accepts a temperature and ignores it (DeepSeek's guide to deepseek-reasoner).",
         ),
         formats=(("json_schema", "This response_format type is unavailable now"),),
     ),
@@ -271,7 +270,7 @@ PROVIDERS = (
         limits=(
             "A temperature of 0 becomes 1e-8; `logprobs` and `logit_bias` are a 400 (console.groq.com, OpenAI "
             "compatibility).",
-            "Qwen 3 takes an effort of `none` or `default` only (earendil-works/pi#1745).",
+            "Qwen 3 accepts only the efforts `none` and `default` (earendil-works/pi#1745).",
         ),
         refuses=(("reasoning_effort", "`reasoning_effort` must be one of `none` or `default`"),),
     ),
@@ -285,8 +284,8 @@ PROVIDERS = (
         },
         "https://api.together.ai/v1/",
         "TOGETHER_API_KEY",
-        notes=("The address is that of docs.together.ai, OpenAI compatibility.",),
-        limits=("Only some models take a JSON schema; the others fall back to less.",),
+        notes=("The address is from docs.together.ai, OpenAI compatibility.",),
+        limits=("Only some models accept a JSON schema; for the others the fallbacks above apply.",),
     ),
     Provider(
         "Mistral",
@@ -301,7 +300,7 @@ PROVIDERS = (
         limits=(
             "Its seed is called `random_seed`, and `seed` is refused as an extra input, as on Azure "
             "(langchain-ai/langchain-azure#82). Do not put `random_seed` into `extra`: all references of a prompt "
-            "would be one text.",
+            "would be the same text.",
         ),
         refuses=(("seed", "Extra inputs are not permitted: body.seed"),),
     ),
@@ -310,27 +309,28 @@ PROVIDERS = (
 _HEAD = """\
 # Providers
 
-What to set for each provider, what its known limits are, and how it was tried. This page is made from
+How to set up each provider, and its known limits. This page is generated from
 [a table](../ropd_jax/teacher/clients/providers.py) that the tests read too:
-`python -m ropd_jax.teacher.clients.providers > docs/providers.md`.
+`python -m ropd_jax.teacher.clients.providers > docs/providers.md`. Unless a section says otherwise, its settings were
+tried through the real SDK against a local server that refuses what the section lists, but not against the service.
 
-The settings are those of one role, the verifier; the other roles have the same keys. `ropd preflight` makes one cheap
-call per role and reports what is wrong.
+The commands set the models of three roles, and `extra` for the verifier; every role has the same keys. `ropd preflight`
+makes one cheap call per role and reports errors.
 
-## What holds for all
+## For all providers
 
-- `teacher.ROLE.extra` is a mapping that is merged into the body of the role's requests. It is part of the key on the
-  tape: the same request with another `extra` is asked again. On a command line the whole mapping is given,
+- `teacher.ROLE.extra` is merged into the body of the role's requests. It is part of the key on the tape, so a request
+  with another `extra` is sent again. On the command line, give the whole mapping:
   `--config.teacher.verifier.extra="{'top_p': 0.95}"`.
-- `teacher.headers` (or `teacher.ROLE.headers`) are sent with every request. A secret is named and never written:
-  `{'X-Org': 'env:MY_ORG'}` takes the value of the environment variable `MY_ORG`. A header or an `extra` that holds a
+- `teacher.headers` (or `teacher.ROLE.headers`) are sent with every request. Secrets are named, not written:
+  `{'X-Org': 'env:MY_ORG'}` takes the value of the environment variable `MY_ORG`. A header or an `extra` that contains a
   key is refused.
-- A parameter that a model refuses is left out of its requests from then on, with one line in the log: `seed`,
-  `temperature`, `top_p`, `reasoning_effort`. If `max_tokens` is refused, the limit is sent as
-  `max_completion_tokens`, and the other way round. A system message becomes part of the user's, and a JSON schema gives
-  way to one without bounds, to `json_object`, and to plain text. Any other parameter of `extra` that is refused stops
-  the run.
-- Where a model takes no `seed`, several references to a prompt differ by chance only: give the role a temperature.
+- If a model refuses `seed`, `temperature`, `top_p` or `reasoning_effort`, its requests omit the parameter from then on,
+  with one line in the log. If it refuses `max_tokens`, the limit is sent as `max_completion_tokens`, and the other way
+  round. A refused system message becomes part of the user's message. A refused JSON schema is replaced by one without
+  bounds, then by `json_object`, then by plain text. Any other refused parameter of `extra` stops the run.
+- If a model does not accept `seed`, several references to a prompt differ only by chance, so give the role a
+  temperature.
 """
 
 
@@ -352,28 +352,23 @@ def command(provider: Provider) -> str:
     return "\n".join([*exports, " \\\n    ".join(words)])
 
 
-def tried(provider: Provider) -> str:
-    """How the settings were tried."""
-    if provider.tried:
-        return provider.tried
-    refusing = "that refuses what this section lists, " if provider.refuses or provider.formats else ""
-    return f"Against a local server, {refusing}through the real SDK; not against the service."
-
-
 def page() -> str:
     """The text of docs/providers.md."""
     return _HEAD + "".join(_section(provider) for provider in PROVIDERS)
 
 
 def _section(p: Provider) -> str:
-    parts = [f"\n## {p.title}\n", f"\n```\n{command(p)}\n```\n"]
+    needs = "an account" if p.key or "vertexai" in p.settings else "a server"
+    parts = [f"\n## {p.title}\n", f"\n<!-- not run: needs {needs} -->\n```\n{command(p)}\n```\n"]
     for name, facts in (("Notes", p.notes), ("Known limits", p.limits)):
         if facts:
             parts += [f"\n{name}:\n\n", *(_item(fact) for fact in facts)]
     if p.refuses:
         names = ", ".join(f"`{name}`" for name, _ in p.refuses)
         parts.append("\n" + textwrap.fill(f"Can be refused, and is then left out: {names}.", 118) + "\n")
-    parts.append("\n" + textwrap.fill(f"Tried: {tried(p)}", 118, break_long_words=False, break_on_hyphens=False) + "\n")
+    if p.tried:
+        how = textwrap.fill(f"Tried: {p.tried}", 118, break_long_words=False, break_on_hyphens=False)
+        parts.append(f"\n{how}\n")
     return "".join(parts)
 
 
