@@ -473,7 +473,7 @@ def test_tables_for_pandas(finished, monkeypatch):
     assert metrics.sorted and metrics.name == "step" and set(metrics.data["reward/mean"]) == {1, 2}
     monkeypatch.setitem(sys.modules, "pandas", None)
     for table in (run.groups_frame, run.metrics_frame):
-        with pytest.raises(ropd.UserError, match="this table needs pandas; install it: pip install pandas"):
+        with pytest.raises(ropd.UserError, match=r"this table needs pandas: pip install 'ropd_jax\[notebooks\]'"):
             table()
 
 

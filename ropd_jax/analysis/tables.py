@@ -25,6 +25,7 @@ from ropd_jax.evaluation.benchmarks import benchmark_of, slug
 from ropd_jax.evaluation.results import read_result
 from ropd_jax.evaluation.stats import Estimate, clustered
 from ropd_jax.types import UserError
+from ropd_jax.utils import shipped
 from ropd_jax.utils.paths import only_local
 from ropd_jax.utils.user_module import load_user_module, user_code
 
@@ -111,23 +112,25 @@ class Table:
 
 
 def load_spec(spec: str) -> TableSpec:
-    """The result of ``get_table()`` of a Python file, or of ``get_table(arg)`` for ``FILE.py:arg``.
+    """The result of ``get_table()`` of a Python file, or of a table that comes with the package, by its name.
+
+    Args:
+        spec: ``FILE.py`` or NAME; with ``:arg`` behind it ``get_table(arg)`` is called.
 
     Raises:
-        UserError: no such file, an error in it (with its line), no ``get_table``, an argument that ``get_table`` does
-            not take, or not a TableSpec.
+        UserError: no such file or name, an error in it (with its line), no ``get_table``, an argument that it does not
+            take, or not a TableSpec.
     """
-    name, colon, arg = spec.partition(".py:")
-    path = f"{name}.py" if colon else spec
+    path, arg = shipped.split(spec, "get_table", "table")
     module = load_user_module(path, what="table file")
     get_table = getattr(module, "get_table", None)
     if not callable(get_table):
         remedy = "ropd train takes it" if hasattr(module, "get_config") else "define one that returns a TableSpec"
         raise UserError(f"{path} has no get_table(); {remedy}")
-    if colon and not inspect.signature(get_table).parameters:
-        raise UserError(f"{path}: get_table() takes no argument, but {arg!r} was given; remove the part after .py")
+    if arg is not None and not inspect.signature(get_table).parameters:
+        raise UserError(f"{path}: get_table() takes no argument, but {arg!r} was given; leave out :{arg}")
     with user_code(path):
-        table = get_table(arg) if colon else get_table()
+        table = get_table() if arg is None else get_table(arg)
     if not isinstance(table, TableSpec):
         raise UserError(f"{path}: get_table() returned a {type(table).__name__}; expected a TableSpec")
     return table

@@ -70,7 +70,7 @@ COMMAND = Command(
         ),
     ),
     examples=(
-        "ropd calibrate-judge --config experiments/quickstart.py",
+        "ropd calibrate-judge --config quickstart",
         "ropd calibrate-judge --config my_run.py --limit 12 --forms lists,keyed,keyed/1 --out runs/forms",
         "ropd calibrate-judge --config my_run.py --probes",
         "ropd calibrate-judge --config my_run.py --labels mine.jsonl --config.teacher.budget.usd=2",

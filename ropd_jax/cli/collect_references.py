@@ -114,8 +114,8 @@ COMMAND = Command(
         Flag("poll_s", "S", "Seconds between two polls of the jobs.", 30.0, low=0.0),
     ),
     examples=(
-        "ropd collect-references --config experiments/quickstart.py --out references.jsonl",
-        "ropd train --config experiments/quickstart.py --config.teacher.index=references.jsonl \\",
+        "ropd collect-references --config quickstart --out references.jsonl",
+        "ropd train --config quickstart --config.teacher.index=references.jsonl \\",
         "    --workdir runs/b",
     ),
 )

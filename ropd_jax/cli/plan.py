@@ -92,10 +92,10 @@ COMMAND = Command(
         'ropd_jax[gpu-aot]'. The student's weights are not needed.
     """,
     examples=(
-        "ropd plan --config experiments/qwen3_4b_math.py --topology v5e:4x4",
-        "ropd plan --config experiments/qwen3_4b_math.py --topology gpu:h100x8 --mean_tokens 3600",
-        "ropd plan --config experiments/qwen3_4b_math.py:thinking --topology v5p:2x2x1 \\",
+        "ropd plan --config qwen3_4b_math --topology v5e:4x4",
+        "ropd plan --config qwen3_4b_math --topology gpu:h100x8 --mean_tokens 3600",
+        "ropd plan --config qwen3_4b_math:thinking --topology v5p:2x2x1 \\",
         "    --search --mean_tokens 3000",
-        "ropd plan --config experiments/qwen3_4b_math.py --topology v5e:2x2 --eval --max_tokens 32768",
+        "ropd plan --config qwen3_4b_math --topology v5e:2x2 --eval --max_tokens 32768",
     ),
 )

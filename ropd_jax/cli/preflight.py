@@ -34,5 +34,5 @@ COMMAND = Command(
         Flag("calls", "", "Send nothing.", True),
         Flag("json", "", "Print JSON, for programs.", False),
     ),
-    examples=("ropd preflight --config experiments/quickstart.py --tape runs/quickstart",),
+    examples=("ropd preflight --config quickstart --tape runs/quickstart",),
 )

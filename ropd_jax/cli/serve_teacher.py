@@ -61,7 +61,7 @@ COMMAND = Command(
     ),
     examples=(
         "ropd serve-teacher --port 8808",
-        "ropd train --config experiments/quickstart.py --workdir runs/http \\",
+        "ropd train --config quickstart --workdir runs/http \\",
         "    --config.teacher.provider=openai --config.teacher.base_url=http://127.0.0.1:8808/v1",
     ),
 )

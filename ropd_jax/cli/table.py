@@ -42,14 +42,15 @@ COMMAND = Command(
     name="table",
     summary="a table of the paper from finished runs, with the paper's numbers and what is missing",
     intro="""
-        Collects the results of ropd eval into the table that get_table() of FILE describes. What follows a colon is
-        passed on as get_table(arg); the paper's tables take paper or released, the column of settings. The table shows
-        our value with its 95 % interval, n, k and seeds, and the paper's number next to it. For a cell without a result
-        it prints the command that fills it. Nothing is run.
+        Collects the results of ropd eval into the table that get_table() of a file describes: one that comes with the
+        package, by its name, or your own, by its path. What follows a colon is passed on as get_table(arg);
+        the paper's tables take paper or released, the column of settings. The table shows our value with its 95 %
+        interval, n, k and seeds, and the paper's number next to it. For a cell without a result it prints the command
+        that fills it. Nothing is run.
     """,
     run=run,
-    words=("FILE[:arg]",),
-    missing="which table? expected its file first, e.g. ropd table experiments/table1_blackbox.py",
+    words=("NAME[:arg]",),
+    missing="which table? expected its name or file first, e.g. ropd table table1_blackbox",
     flags=(
         Flag("runs", "DIR", "Directory with the runs of the rows.", "runs"),
         Flag("evals", "DIR", "Directory in which ropd eval CHECKPOINT left its results.", "evals"),
@@ -65,8 +66,8 @@ COMMAND = Command(
         Flag("out", "FILE", "Write the table to a file."),
     ),
     examples=(
-        "ropd table experiments/table1_blackbox.py",
-        "ropd table experiments/table1_blackbox.py:released",
-        "ropd table experiments/table_quickstart.py --runs runs/lab --format csv --out mini.csv",
+        "ropd table table1_blackbox",
+        "ropd table table1_blackbox:released",
+        "ropd table table_quickstart --runs runs/lab --format csv --out mini.csv",
     ),
 )

@@ -81,9 +81,9 @@ COMMAND = Command(
         without these flags. Ctrl-C or SIGTERM on one host saves a checkpoint and stops all of them.
     """,
     examples=(
-        "ropd train --config experiments/quickstart.py --workdir runs/quickstart",
-        "ropd train --config experiments/quickstart.py --workdir runs/seed1 --config.seed=1",
-        "ropd train --config experiments/quickstart.py --workdir runs/quickstart --config.steps=96",
-        "ropd train --config experiments/quickstart.py --fork runs/quickstart@24 --workdir runs/b",
+        "ropd train --config quickstart --workdir runs/quickstart",
+        "ropd train --config quickstart --workdir runs/seed1 --config.seed=1",
+        "ropd train --config quickstart --workdir runs/quickstart --config.steps=96",
+        "ropd train --config quickstart --fork runs/quickstart@24 --workdir runs/b",
     ),
 )

@@ -111,5 +111,5 @@ def _pandas() -> Any:
     try:
         import pandas
     except ImportError as error:
-        raise UserError("this table needs pandas; install it: pip install pandas") from error
+        raise UserError("this table needs pandas: pip install 'ropd_jax[notebooks]'") from error
     return pandas
