@@ -78,7 +78,8 @@ def main() -> None:
             (*cell, seed) for seed in range(args.seeds) for cell in sorted(cells, key=lambda c: list(ARMS).index(c[1]))
         ]
         run_all(out, where, args.student, todo, args.workers, args.set)
-    found = [cell for bias, arm in cells if (cell := read_cell(where, bias, arm))["seeds"]]
+    whole = [(bias, arm) for bias in dict.fromkeys((*BIASES[args.student], *biases)) for arm in ARMS]
+    found = [cell for bias, arm in whole if (cell := read_cell(where, bias, arm))["seeds"]]
     if not found:
         raise SystemExit(f"{where} has no finished run; leave --show out")
     text = f"{table(found)}\n\n{alarm_table(found)}"

@@ -256,11 +256,8 @@ def draw(cells: Sequence[Cell]) -> Figure:
         axis.set_ylim(0, 1)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-        if cell["bias"] == biases[0]:
-            axis.set_title(cell["arm"], fontsize=10)
-        if cell["arm"] == arms[0]:
-            axis.set_ylabel(cell["bias"], fontsize=10)
-        if cell["bias"] == biases[-1]:
-            axis.set_xlabel("step", fontsize=9)
+        axis.set_title(cell["arm"], fontsize=9)
+        axis.set_ylabel(cell["bias"] if cell["arm"] == arms[0] else "", fontsize=9)
+        axis.tick_params(labelbottom=True, labelleft=cell["arm"] == arms[0], labelsize=8)
     panels[0][0].legend(frameon=False, fontsize=8)
     return figure

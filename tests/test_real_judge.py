@@ -72,13 +72,14 @@ class World:
         (self.out / "study").mkdir(parents=True)
         (self.out / "study" / study.ROLLOUTS).write_text("".join(json.dumps(row) + "\n" for row in kept))
 
-    def run(self, *words, groups=3, address="http://127.0.0.1:9/v1"):
+    def run(self, *stages, groups=3, address="http://127.0.0.1:9/v1", **more):
         flags = {
             "--out": self.out, "--url": address, "--judge": "scripted", "--data": self.place, "--groups": groups,
             "--rollouts": 4, "--template": "{question}", "--student": "tiny", "--results": self.results,
             "--forms": "lists,keyed/1", "--formats_groups": groups,
         }  # fmt: skip
-        real_judge.main([*words, *(str(part) for pair in flags.items() for part in pair)])
+        flags |= {f"--{name}": value for name, value in more.items()}
+        real_judge.main([*stages, *(str(part) for pair in flags.items() for part in pair)])
 
     def judge(self, *words, groups=3):
         """Runs stages with a server; returns how many requests it got."""
@@ -139,7 +140,7 @@ def test_problems_that_are_added_later_equal_those_of_one_start(judged, tmp_path
 
 def test_a_study_keeps_its_setting(judged):
     with pytest.raises(SystemExit, match="form='keyed/1', and this start has 'lists'"):
-        judged.run("study", "--form", "lists")
+        judged.run("study", form="lists")
 
 
 def test_answers_to_other_problems_are_refused(judged, tmp_path):
@@ -197,7 +198,7 @@ def with_verdicts_flipped(group):
 
 
 def test_a_replay_without_a_model_gives_the_stored_figures(judged, tmp_path, capsys):
-    judged.run("replay", "--out", str(tmp_path))
+    judged.run("replay", out=tmp_path)
     assert "the replay gives the stored figures" in capsys.readouterr().out
 
 
@@ -212,7 +213,7 @@ def test_a_replay_notices_a_changed_reply(judged, tmp_path):
         (results / file.name).write_bytes(file.read_bytes())
     real_judge_replay.write_lines(results / real_judge_replay.REPLIES, rows)
     with pytest.raises(SystemExit, match=r"differs from .*answers\.\d\.\d\.t_judge \("):
-        judged.run("replay", "--out", str(tmp_path / "out"), "--results", str(results))
+        judged.run("replay", out=tmp_path / "out", results=results)
 
 
 def test_the_results_hold_no_question_of_the_benchmark(judged):
@@ -330,10 +331,8 @@ def test_the_training_config_can_work():
 def test_answers_are_sampled_and_scored_by_weights(tmp_path):
     world = World(tmp_path, problems=2)
     (world.out / "study" / study.ROLLOUTS).unlink()
-    more = ("--weights", "tiny", "--max_tokens", "32")
-    client = Counting()
-    with serving(client) as address:
-        world.run("study", "whitebox", *more, groups=2, address=f"{address}/v1")
+    with serving() as address:
+        world.run("study", "whitebox", groups=2, address=f"{address}/v1", weights="tiny", max_tokens=32)
     rows = [json.loads(line) for line in (world.out / "study" / study.WHITEBOX).read_text().splitlines()]
     assert [(row["step"], row["sample"]) for row in rows] == [(p, n) for p in range(2) for n in range(4)]
     assert all(row["topk_overlap"] == pytest.approx(1.0) for row in rows)  # the judge's weights are the student's
