@@ -206,27 +206,35 @@ def side_by_side(out: pathlib.Path, found: Mapping[str, Any], shown: int = 6) ->
 
 def draw(out: pathlib.Path, found: Mapping[str, Mapping[str, Any]]) -> pathlib.Path:
     """The reward of each run against the step, and the shares before and after."""
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
     curve, bars = figure.subplots(1, 2, width_ratios=(3, 2))
     names = [n for n in found if n != "smollm2"]
     for i, name in enumerate(names):
-        steps, rewards = read_metrics(out / name).get("reward/mean", ([], []))
-        curve.plot(steps, rewards, color=f"C{i}", label=name)
+        if not name.startswith("sft-"):  # it has no rewards of its own: its metric is that of the references
+            curve.plot(*read_metrics(out / name).get("reward/mean", ([], [])), color=f"C{i}")
     curve.set(xlabel="step", ylabel="mean reward of a step", title="training")
-    if names:
-        curve.legend(fontsize=7)
     for place, (key, label) in enumerate((("rules", "rules met"), ("all", "all rules met"))):
         for i, name in enumerate(["smollm2", *names]):
             e = clustered(list(found[name][key].values()))
             low, high = (max(e.value - e.low, 0), max(e.high - e.value, 0))
             where = place * (len(names) + 2) + i
             color = "0.6" if name == "smollm2" else f"C{i - 1}"
-            bars.bar(where, e.value, color=color, yerr=[[low], [high]], capsize=2)
+            label_once = _label(name) if not place else None
+            bars.bar(where, e.value, color=color, yerr=[[low], [high]], capsize=2, label=label_once)
         bars.text(place * (len(names) + 2), 1.0, label, fontsize=8)
-    bars.set(ylim=(0, 1.1), xticks=[], title="300 held-out questions (grey: before)")
+    bars.set(ylim=(0, 1.1), xticks=[], title="held-out questions")
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     path = out / "smollm2.png"
     figure.savefig(path, dpi=150)
     return path
+
+
+def _label(name: str) -> str:
+    """How the picture names a student: ``ropd-full-0`` is ROPD."""
+    arm, _, rest = name.partition("-")
+    known = {"smollm2": "before", "ropd": "ROPD", "permuted": "control: rewards permuted", "sft": "SFT on references",
+             "t_judge": "T-Judge", "rlvr": "RLVR"}  # fmt: skip
+    return known[arm] + ("" if rest in ("", "full-0") else f", {rest}")
 
 
 if __name__ == "__main__":
