@@ -23,6 +23,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -32,6 +33,7 @@ from ropd_jax.calibration.forms import read_forms, with_form
 from ropd_jax.data.reading import read_source
 from ropd_jax.evaluation.benchmarks import Loaded, load_benchmark
 from ropd_jax.methods import Method, load_method
+from ropd_jax.parallel.mesh import make_mesh
 from ropd_jax.teacher import Teacher, build_teacher
 from ropd_jax.teacher.judge_group import judge
 from ropd_jax.teacher.recorded import recording
@@ -137,7 +139,7 @@ def sampled(
     while len(kept) < len(prompts):
         part = prompts[len(kept) : len(kept) + CHUNK]
         begin = time.monotonic()
-        weights = weights or load_student(student)
+        weights = weights or load_student(student, mesh=make_mesh(1, 1, jax.local_devices()[:1]))
         groups = sample(
             weights, part, n=setting.rollouts, max_tokens=setting.max_tokens, temperature=setting.temperature,
             seed=setting.seed, rows=CHUNK * setting.rollouts,
