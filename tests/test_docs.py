@@ -204,8 +204,8 @@ def test_the_page_of_keys_has_each_key_once_and_says_what_it_is():
     page = keys.page()
     assert sorted(re.findall(r'<code id="([\w.]+)">', page)) == sorted(KEYS)
     said = keys.comments()
-    assert said["teacher.timeout_s"].startswith("of one try") and said["ROLE.extra"].startswith("added to the request")
-    assert "the step waits, then the run stops" in said["teacher.outage_wait_s"]  # a comment inside brackets
+    assert said["teacher.timeout_s"].startswith("of one attempt") and said["ROLE.extra"].startswith("added to the request")
+    assert "the step waits this long, then the run stops" in said["teacher.outage_wait_s"]  # a comment inside brackets
 
 
 def test_the_papers_values_are_those_of_its_config():
@@ -282,7 +282,7 @@ def test_the_page_of_metrics_has_every_name_of_a_stored_run():
 
 def test_counters_of_the_teacher_and_health_are_explained_by_the_code():
     found = metrics.rooms()
-    assert found["teacher"][1]["reasks"].startswith("second questions") and "calls" in found["teacher"][1]
+    assert found["teacher"][1]["reasks"].startswith("second requests") and "calls" in found["teacher"][1]
     assert found["health"][1]["suppressed_frac"].endswith("what they did well is not taught")
 
 

@@ -164,7 +164,7 @@ def test_a_failure_is_unscored_with_its_cause_and_a_wrong_key_stops_the_run(name
         ("ropd", {"ropd__least_criteria": 9, "ropd__most_criteria": 8}, "least_criteria=9"),
         ("ropd", {"ropd__references_pass": 0.5, "ropd__pool_references": False}, "set ropd.pool_references=True"),
         ("ropd", {"ropd__reliability_weights": True}, "teacher.calibration is empty; expected the report.json"),
-        ("ropd", {"ropd__reliability_weights": True, "teacher__calibration": "/no"}, "there is no file '/no'"),
+        ("ropd", {"ropd__reliability_weights": True, "teacher__calibration": "/no"}, "no file '/no'"),
     ],
 )
 def test_a_switch_that_cannot_work_is_named(name, changes, said):

@@ -47,7 +47,7 @@ def test_an_answer_of_32k_tokens_takes_a_third_of_a_v5e_chip(capsys):
     assert found["best"]["parameters"] == pytest.approx(8.05 * GB, rel=0.01)  # bfloat16
     assert found["suggested_rows"] == found["best"]["rows"] == 1 and found["best"]["peak"] < 16 * GB
     assert found["others"] == {"--config.sampling.cache_dtype=int8": 2}
-    assert "64 rows do not fit" in text and "Give --rows 1, or no --rows" in text
+    assert "64 rows do not fit" in text and "Use --rows 1, or no --rows" in text
     assert "With --config.sampling.cache_dtype=int8: --rows 2" in text
 
 
@@ -65,7 +65,7 @@ def test_rows_that_do_not_fit_end_with_2_and_fewer_are_suggested(capsys):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--topology=v5e:1x1", "--max_tokens=40000"], "make more than the 40960 that Qwen/Qwen3-4B was made for"),
+        (["--topology=v5e:1x1", "--max_tokens=40000"], "together exceed the 40960 that Qwen/Qwen3-4B was made for"),
         (["--topology=v5e:1x1", "--search"], "belong to the plan of a run"),
         (["--topology=v5e:1x1", "--config.student.dtype=float16"], "student.dtype='float16'"),
         (["--topology=v5e:3x1", "--config.mesh.tp=3"], "num_heads=32 does not divide over tp=3"),
