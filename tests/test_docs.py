@@ -204,7 +204,8 @@ def test_the_page_of_keys_has_each_key_once_and_says_what_it_is():
     page = keys.page()
     assert sorted(re.findall(r'<code id="([\w.]+)">', page)) == sorted(KEYS)
     said = keys.comments()
-    assert said["teacher.timeout_s"].startswith("of one attempt") and said["ROLE.extra"].startswith("added to the request")
+    assert said["teacher.timeout_s"].startswith("of one attempt")
+    assert said["ROLE.extra"].startswith("added to the request")
     assert "the step waits this long, then the run stops" in said["teacher.outage_wait_s"]  # a comment inside brackets
 
 
