@@ -1,4 +1,4 @@
-"""How many answers a second the math grader decides, and what a hostile one costs.
+"""How many answers per second the math grader decides, and what a hostile answer costs.
 
     python -m benchmarks.grader --data DIR [--workers 2]
 
@@ -33,7 +33,7 @@ def main() -> None:
     others = [rng.choice([o for o in golds if o != g]) for g in golds]
     hostile = [(g, o if i % 50 else f"{ENDLESS}+{i}") for i, (g, o) in enumerate(zip(golds, others, strict=True))]
 
-    verify_all([("x", "x")], workers=args.workers)  # the import of sympy is then in the page cache
+    verify_all([("x", "x")], workers=args.workers)  # puts the import of sympy into the page cache
     rows = []
     for name, run in (
         ("golds boxed", lambda: grade_math(golds, [rf"\boxed{{{g}}}" for g in golds], **how)),
