@@ -4,9 +4,9 @@
     python -m benchmarks.save --layers 2 --repeats 1   smaller
     python -m benchmarks.save --dir gs://bucket/tmp    another disk, or a bucket
 
-Of each pair of saves one waits for its write, as all saves did before, and one returns after the copy, while an update
-that donates the arrays runs. Then SIGTERM comes while the student samples. At last 16 bytes of a small checkpoint are
-overwritten at random places: does Orbax notice when it loads them, do the checksums?
+In each pair of saves, one waits for its write, as all saves did before, and one returns after the copy while an update
+runs that donates the arrays. Then SIGTERM is sent while the student samples. Finally 16 bytes of a small checkpoint are
+overwritten at random places: does Orbax notice when it loads them, and do the checksums?
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def student(layers: int) -> ModelConfig:
 
 
 def random_state(cfg: ModelConfig, seed: int = 0) -> State:
-    """Parameters and two moments of the optimizer, all random: what a run has after its first step."""
+    """Parameters and two moments of the optimizer, all random, as after the first step of a run."""
     rng = np.random.default_rng(seed)
 
     def tree():
@@ -77,7 +77,7 @@ def random_state(cfg: ModelConfig, seed: int = 0) -> State:
 
 
 def blocking(directory: epath.Path, state: State, repeats: int) -> tuple[State, dict[str, list[float]]]:
-    """Seconds: ``sync`` and ``copy`` are how long a save blocks, ``write`` how long one writes beside the update."""
+    """Seconds: ``sync`` and ``copy`` are how long a save blocks, ``write`` how long it writes during the update."""
     found: dict[str, list[float]] = {"sync": [], "copy": [], "write": [], "update": []}
     update = jax.jit(lambda tree: jax.tree.map(lambda x: x * jnp.float32(0.999), tree), donate_argnums=0)
     checkpoints = Checkpoints(directory, keep=1)
@@ -128,7 +128,7 @@ def signalled(directory: epath.Path, cfg: ModelConfig, state: State) -> tuple[fl
             return stopped or 0.0, interrupt.waited_s() or 0.0
         finally:
             checkpoints.close()
-    raise RuntimeError("all was sampled before the signal came")
+    raise RuntimeError("sampling finished before the signal came")
 
 
 def damaged(trials: int) -> dict[str, int]:
