@@ -8,8 +8,8 @@
     devices      what JAX sees, and its versions
     quickstart   20 steps of experiments/quickstart.py on all devices: the reward curve next to those of three seeds on
                  a CPU (benchmarks/chip_check_cpu.json), which differ in their random numbers, as a chip's in rounding
-    shapes       layers of Qwen3-4B's sizes (few of them, random weights, bfloat16): tokens a second of decoding, the
-                 gap between the sampler's and the trainer's log-probs, tokens a second and MFU of the update; next to
+    shapes       layers of Qwen3-4B's sizes (few of them, random weights, bfloat16): tokens per second of decoding, the
+                 gap between the sampler's and the trainer's log-probs, tokens per second and MFU of the update; next to
                  the bound and the expectation of `ropd plan` for the same programs
 
 Each section runs even if another failed. A failure is a line of the page, and the exit code is then 1. MFU is the
@@ -232,7 +232,7 @@ def decode_section(s: Shapes) -> list[str]:
     tokens = sum(len(r.tokens_T) for g in s.groups for r in g.rollouts)
     return [
         f"{len(s.groups)} prompts of {s.cfg.data.max_prompt_tokens} tokens x {s.cfg.sampling.rollouts} answers of "
-        f"{s.cfg.sampling.max_tokens}: {tokens / s.sampled_s:,.0f} tokens a second; {s.sampled_s:.3f} s with prefill, "
+        f"{s.cfg.sampling.max_tokens}: {tokens / s.sampled_s:,.0f} tokens/s; {s.sampled_s:.3f} s with prefill, "
         f"{against(s.plan, measure.SAMPLER, s.sampled_s)}"
     ]
 
@@ -281,7 +281,7 @@ def update_section(s: Shapes, times: int) -> list[str]:
     used = f"{stats['peak_bytes_in_use'] / 1e9:.2f} GB" if "peak_bytes_in_use" in stats else "unknown"
     return [
         f"{len(rows)} rows of {each} tokens, {sampled:,} sampled, loss {float(metrics['update/loss']):.3g}: "
-        f"{seconds:.3f} s (median of {times}), {len(rows) * each / seconds:,.0f} tokens a second, {mfu}; "
+        f"{seconds:.3f} s (median of {times}), {len(rows) * each / seconds:,.0f} tokens/s, {mfu}; "
         f"{against(s.plan, ('update',), seconds)}",
         "",
         f"Peak memory of a device so far: {used}; largest of the plan's programs {planned / 1e9:.3g} GB.",

@@ -47,8 +47,8 @@ def main() -> None:
         counts = [sum(v.right is w for v in verdicts) for w in (True, False, None)]
         rows.append((name, len(verdicts), len(verdicts) / seconds, *counts))
     out = sys.stdout.write
-    out(f"{args.workers} processes, {args.timeout_s:g} s a pair\n")
-    out(f"{'load':<28}{'answers':>8}{'a second':>10}{'right':>7}{'wrong':>7}{'ungraded':>10}\n")
+    out(f"{args.workers} processes, {args.timeout_s:g} s per pair\n")
+    out(f"{'load':<28}{'answers':>8}{'per s':>10}{'right':>7}{'wrong':>7}{'ungraded':>10}\n")
     for name, n, rate, right, wrong, ungraded in rows:
         out(f"{name:<28}{n:>8}{rate:>10.1f}{right:>7}{wrong:>7}{ungraded:>10}\n")
 

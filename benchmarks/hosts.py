@@ -187,15 +187,15 @@ def main() -> None:
     print(f"\n{args.prompts:,} prompts, one host of {HOSTS}\n")
     print(f"{'':32}{'before':>16}{'after':>16}{'before/after':>14}")
     names = {
-        "sent_bytes": "bytes a host sends",
+        "sent_bytes": "bytes sent per host",
         "on_one_device_mb": "MB on one device of each host",
         "kept_mb": "MB of host memory kept",
         "peak_mb": "MB of host memory, peak",
         "counted": "prompts tokenized by a host",
         "counted_s": "s to tokenize, without template",
-        "template_ms": "ms a prompt with the template",
+        "template_ms": "ms per prompt with the template",
         "setup_s": "s until the prompts are known",
-        "step_ms": "ms a step for the prompts",
+        "step_ms": "ms per step for the prompts",
     }
     for key, text in names.items():
         b, a = found["before"][key], found["after"][key]

@@ -28,7 +28,7 @@ from ropd_jax.types import Message, Prompt
 
 log = logging.getLogger("kill_tape")
 AT_ONCE = 8
-IN_FLIGHT = AT_ONCE * 4  # calls: four references a group
+IN_FLIGHT = AT_ONCE * 4  # calls: four references per group
 
 
 class Counting:

@@ -133,7 +133,7 @@ def config(design: str, steps: int):
 
 
 def run(design: str, ratios: tuple[float, ...], block: int, workdir: pathlib.Path) -> tuple[float, list[float]]:
-    """(device seconds a step, wall-clock / max(device, teacher) for each ratio)."""
+    """(device seconds per step, wall-clock / max(device, teacher) for each ratio)."""
     how = dict(ratios=(0.0, *ratios), block=block, together=design == "sequential", workdir=workdir)
     train(config(design, WARM + block * (1 + len(ratios))), workdir, method=type("Here", (Sleeping,), how))
     spans = read_spans(workdir)
@@ -154,7 +154,7 @@ def main() -> int:
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     ratios = tuple(float(r) for r in args.ratios.split(","))
-    print("wall-clock a step / max(device, teacher)\n")
+    print("wall-clock per step / max(device, teacher)\n")
     print("| design | device s | " + " | ".join(f"teacher/device {r:g}" for r in ratios) + " |")
     print("|---" * (2 + len(ratios)) + "|")
     missed = []

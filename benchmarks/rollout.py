@@ -170,7 +170,7 @@ def run(label: str, command: list[str], rows: list[dict], seconds: float) -> dic
 
 def table(rows: list[dict], bound: dict) -> None:
     counted, prompt = (bound.get(k, 0) / 1e6 for k in ("prefill_flops", "prompt_flops"))
-    print(f"\nprefill for {G} rollouts, a layer: {counted:.1f} MFLOP; one prompt through its weights: {prompt:.1f}")
+    print(f"\nprefill for {G} rollouts, per layer: {counted:.1f} MFLOP; one prompt through its weights: {prompt:.1f}")
     print(f"matmul peak {bound.get('gemm_gflops', 0):.0f} GFLOP/s, read {bound.get('read_gb_s', 0):.1f} GB/s")
     print(f"{'case':<10} {'engine':<13} {'tok/s':>8} {'of bound':>9} {'tok/cpu-s':>10} {'busy':>6} {'reps':>5}")
     cases = dict.fromkeys(r["case"] for r in rows)

@@ -132,7 +132,7 @@ def signalled(directory: epath.Path, cfg: ModelConfig, state: State) -> tuple[fl
 
 
 def damaged(trials: int) -> dict[str, int]:
-    """Of so many checkpoints with 16 overwritten bytes at a random place: how many Orbax refuses, how many it loads
+    """Counts of checkpoints with 16 overwritten bytes at a random place: how many Orbax refuses, how many it loads
     with other numbers or with the same, and how many the checksums find."""
     found = {"refused by Orbax": 0, "loaded with other numbers": 0, "loaded with the same numbers": 0}
     sums, rng = 0, random.Random(0)
@@ -183,7 +183,7 @@ def main() -> None:
         middle = {name: statistics.median(values) for name, values in found.items()}
         show("".join(f"{name:>8} {', '.join(f'{x:.2f}' for x in values)} s\n" for name, values in found.items()))
         show(f"a save blocks for {middle['copy'] / middle['sync']:.3f} of the time of a synchronous one; ")
-        show(f"{size / middle['write'] / 1e9:.2f} GB/s written and summed beside an update\n")
+        show(f"{size / middle['write'] / 1e9:.2f} GB/s written and checksummed during an update\n")
         stopped, complete = signalled(folder / "signal", cfg, state)
         show(f"SIGTERM while sampling: stopped after {stopped:.2f} s, complete checkpoint after {complete:.2f} s; ")
         show(f"{(complete - stopped) / middle['sync']:.2f} of a synchronous save\n")

@@ -260,7 +260,7 @@ def calls_per_s(capacity: int, low: int, high: int, n: int = 800, *, started: bo
 
 
 def adaptive_share(capacity: int, n: int = 800, *, started: bool = True) -> tuple[float, int, float]:
-    """(throughput of the adaptive limit as a share of the best fixed one, that limit, its calls a second)."""
+    """(throughput of the adaptive limit as a share of the best fixed one, that limit, its calls per second)."""
     candidates = (capacity // 2, capacity - 1, capacity, capacity + 1)
     fixed = {k: calls_per_s(capacity, k, k, n, started=started) for k in candidates}
     best = max(fixed, key=fixed.__getitem__)

@@ -4,7 +4,7 @@ Shapes of SmolLM2-135M, random float32 weights, GRPO loss, AdamW. First the grad
 Tunix's and torch's (TRL's log-probs). Then each updates in its own process, so that peak memory is measured separately.
 The speed of a shared machine drifts, so updates of ours and of the peer alternate.
 
-1. Equal lengths, 16 x 192 tokens (64 of prompt): tokens a second, peak RSS, and for ours what the compiled program
+1. Equal lengths, 16 x 192 tokens (64 of prompt): tokens per second, peak RSS, and for ours what the compiled program
    reports in addition to the state (exact). The share of the GEMM peak counts the FLOPs that the gradient needs
    (forward and twice that backward, the output head on answers only), not those that remat adds.
 2. Log-normal lengths: the same tokens padded to the longest, and packed; torch padded to the longest for comparison.
@@ -271,7 +271,7 @@ def compare(where: pathlib.Path, args: argparse.Namespace) -> None:
     (gradient,) = in_turns(ours("gradient"))
     assert gradient, "our own gradient failed"
     say(
-        f"equal lengths, {ROWS} x {LENGTH}, {args.times} updates each, in turns; tokens a second of the best, ours = 1:"
+        f"equal lengths, {ROWS} x {LENGTH}, {args.times} updates each, in turns; tokens/s of the best, ours = 1:"
     )
     for peer, python in (("tunix", args.tunix), ("torch", args.torch)):
         if not python:
