@@ -270,9 +270,7 @@ def compare(where: pathlib.Path, args: argparse.Namespace) -> None:
 
     (gradient,) = in_turns(ours("gradient"))
     assert gradient, "our own gradient failed"
-    say(
-        f"equal lengths, {ROWS} x {LENGTH}, {args.times} updates each, in turns; tokens/s of the best, ours = 1:"
-    )
+    say(f"equal lengths, {ROWS} x {LENGTH}, {args.times} updates each, in turns; tokens/s of the best, ours = 1:")
     for peer, python in (("tunix", args.tunix), ("torch", args.torch)):
         if not python:
             say(f"  {peer}: not compared (no --{peer} PYTHON)")
