@@ -3,9 +3,9 @@
     make check-export
     python -m benchmarks.check_adapter --python OTHER     with torch, transformers and peft in another interpreter
 
-For each tiny dense family: a run with adapters that are not zero is exported twice, merged and as an adapter.
-`peft.PeftModel` loads base and adapter in a process that never imports this package; compared are its logits (float32)
-with ours of base and adapters side by side, and ours of the merged directory.
+For each tiny dense family, a run with adapters that are not zero is exported twice: merged and as an adapter.
+`peft.PeftModel` loads base and adapter in a process that never imports this package. Its logits (float32) are compared
+with ours, for the separate adapters and for the merged directory.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Does transformers load what ``ropd export`` writes, and compute the same?
 
-    make check-export                                     tiny checkpoints of every family, and SmolLM2 if it is here
+    make check-export                                     tiny checkpoints of every family, and SmolLM2 if available
     python -m benchmarks.check_export --python OTHER      with torch and transformers in another interpreter
 
-Each checkpoint is exported; transformers' AutoModelForCausalLM and AutoTokenizer load the directory in a process that
-never imports this package; compared are logits (float32), token ids of awkward texts, and the text of a chat template.
+Each checkpoint is exported. Transformers' AutoModelForCausalLM and AutoTokenizer load the directory in a process that
+never imports this package. Logits (float32), token ids of awkward texts and the text of a chat template are compared.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": 
 
 
 def theirs(directory: str, out: str) -> None:
-    """What transformers makes of a directory."""
+    """What transformers computes from a directory."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -66,7 +66,7 @@ def ours(directory: str, tokens: np.ndarray) -> np.ndarray:
 
 
 def here(what: str, where: str) -> str:
-    """What we load of a checkpoint and of its export: weights, logits, token ids, greedy text."""
+    """What we compute from a checkpoint and from its export: weights, logits, token ids, greedy text."""
     import jax
 
     from ropd_jax.models import transformer
@@ -134,7 +134,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", default=sys.executable, help="an interpreter with torch and transformers")
     parser.add_argument("--also", nargs="*", default=["smollm2"], help="further checkpoints with a tokenizer")
-    parser.add_argument("--only", action="store_true", help="the further ones alone")
+    parser.add_argument("--only", action="store_true", help="only the further ones")
     parser.add_argument("--theirs", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.theirs:

@@ -2,18 +2,19 @@
 
     make tpu-check                                    # or gpu-check: installs what is missing, then
     python -m benchmarks.chip_check --out runs/chip_check.md
-    python -m benchmarks.chip_check --small           # on any CPU, in a minute or two: that it runs; the page says so
-    python -m benchmarks.chip_check --curve           # on a CPU: the stored curve of the quickstart, from scratch
+    python -m benchmarks.chip_check --small           # on any CPU, a minute or two: a test run, marked as such
+    python -m benchmarks.chip_check --curve           # on a CPU: regenerates the stored curve of the quickstart
 
     devices      what JAX sees, and its versions
     quickstart   20 steps of experiments/quickstart.py on all devices: the reward curve next to those of three seeds on
                  a CPU (benchmarks/chip_check_cpu.json), which differ in their random numbers, as a chip's in rounding
-    shapes       layers of Qwen3-4B's sizes (few of them, random weights, bfloat16): tokens a second of decoding, the
-                 gap between the sampler's and the trainer's log-probs, tokens a second and MFU of the update; next to
+    shapes       layers of Qwen3-4B's sizes (few of them, random weights, bfloat16): tokens per second of decoding, the
+                 gap between the sampler's and the trainer's log-probs, tokens per second and MFU of the update; next to
                  the bound and the expectation of `ropd plan` for the same programs
 
-Each section runs whether or not another failed; a failure is a line of the page, and the exit code is then 1. MFU is
-the operations that the gradient needs (no recomputation) over the published peak of all devices and the time.
+Each section runs even if another failed. A failure is a line of the page, and the exit code is then 1. MFU is the
+number of operations that the gradient needs (without recomputation), divided by the time and the published peak of all
+devices.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ from ropd_jax.workdir.metrics import read_metrics
 
 CURVE = pathlib.Path(__file__).with_name("chip_check_cpu.json")
 WINDOW, SEEDS = 4, 3  # steps of the quickstart that are averaged; runs on a CPU
-KINDS = {  # part of a device's kind, in lower case -> chip of chips.toml; the first that is found
+KINDS = {  # part of a device's kind, in lower case -> chip of chips.toml; the first match counts
     "v6 lite": "v6e", "v5 lite": "v5e", "tpu7x": "7x", "tpu v5": "v5p", "tpu v4": "v4",
     "h200": "h200", "h100": "h100", "b200": "b200", "a100": "a100", "4090": "4090",
 }  # fmt: skip
@@ -64,7 +65,7 @@ KINDS = {  # part of a device's kind, in lower case -> chip of chips.toml; the f
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """How much is run. ``prompts`` are per device, of 8 rollouts each."""
+    """The sizes of a check. ``prompts`` are per device, with 8 rollouts each."""
 
     quickstart_steps: int
     model: dict[str, Any]
@@ -109,9 +110,9 @@ def devices_section(size: Size) -> list[str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     stats = found[0].memory_stats() or {}
-    limit = f"{stats['bytes_limit'] / 1e9:.1f} GB each" if "bytes_limit" in stats else "memory not told"
+    limit = f"{stats['bytes_limit'] / 1e9:.1f} GB each" if "bytes_limit" in stats else "memory unknown"
     return [
-        f"{len(found)} x {found[0].device_kind} ({found[0].platform}), {limit}; the plan takes them for "
+        f"{len(found)} x {found[0].device_kind} ({found[0].platform}), {limit}; the plan treats them as "
         f"{topology_here(found)}; Python {sys.version.split()[0]}, {', '.join(versions)}"
     ]
 
@@ -155,7 +156,7 @@ def curve_table(rewards: Sequence[float], cpu: Sequence[Sequence[float]]) -> lis
 
 
 class NoText:
-    """A tokenizer of random tokens: all of them are the empty text."""
+    """A tokenizer for random tokens: each of them decodes to the empty text."""
 
     def decode(self, tokens: Sequence[int]) -> str:
         return ""
@@ -163,7 +164,7 @@ class NoText:
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """What the sections about Qwen3-4B's sizes share: config, model, mesh, weights, rollouts and the plan's figures."""
+    """Shared by the sections on Qwen3-4B's sizes: config, model, mesh, weights, rollouts and the plan's figures."""
 
     cfg: ConfigDict
     model: ModelConfig
@@ -187,7 +188,7 @@ def shape_config(size: Size, devices: int) -> tuple[ConfigDict, ModelConfig]:
 
 
 def make_shapes(size: Size, devices: Sequence[Any]) -> Shapes:
-    """Samples twice (the first call compiles) and asks the plan about the same programs."""
+    """Samples twice (the first call compiles) and gets the plan's figures for the same programs."""
     cfg, model = shape_config(size, len(devices))
     mesh = mesh_lib.make_mesh(cfg.mesh.fsdp, cfg.mesh.tp, devices=devices)
     say("shapes: the plan compiles update, prefill and decoding")
@@ -231,7 +232,7 @@ def decode_section(s: Shapes) -> list[str]:
     tokens = sum(len(r.tokens_T) for g in s.groups for r in g.rollouts)
     return [
         f"{len(s.groups)} prompts of {s.cfg.data.max_prompt_tokens} tokens x {s.cfg.sampling.rollouts} answers of "
-        f"{s.cfg.sampling.max_tokens}: {tokens / s.sampled_s:,.0f} tokens a second; {s.sampled_s:.3f} s with prefill, "
+        f"{s.cfg.sampling.max_tokens}: {tokens / s.sampled_s:,.0f} tokens/s; {s.sampled_s:.3f} s with prefill, "
         f"{against(s.plan, measure.SAMPLER, s.sampled_s)}"
     ]
 
@@ -243,7 +244,7 @@ def gap_section(s: Shapes) -> list[str]:
     gap_T = np.abs(np.concatenate([x_T for group in changes for x_T in group]))
     return [
         f"log-prob of {gap_T.size:,} tokens, sampler against trainer, {s.cfg.student.dtype}: mean {gap_T.mean():.1e}, "
-        f"largest {gap_T.max():.1e} (about 1e-2 is usual of bfloat16)"
+        f"largest {gap_T.max():.1e} (about 1e-2 is usual for bfloat16)"
     ]
 
 
@@ -272,15 +273,15 @@ def update_section(s: Shapes, times: int) -> list[str]:
     )
     devices = s.mesh.devices.flatten().tolist()
     peak = topology_here(devices).chip.a_device().flops
-    mfu = "MFU unknown: nothing is published of this device" if peak is None else (
+    mfu = "MFU unknown: no peak is published for this device" if peak is None else (
         f"MFU {flops / (seconds * peak * s.mesh.size):.1%}"
     )  # fmt: skip
     stats = devices[0].memory_stats() or {}
     planned = max(m.peak for m in s.plan.memory)
-    used = f"{stats['peak_bytes_in_use'] / 1e9:.2f} GB" if "peak_bytes_in_use" in stats else "not told"
+    used = f"{stats['peak_bytes_in_use'] / 1e9:.2f} GB" if "peak_bytes_in_use" in stats else "unknown"
     return [
         f"{len(rows)} rows of {each} tokens, {sampled:,} sampled, loss {float(metrics['update/loss']):.3g}: "
-        f"{seconds:.3f} s (median of {times}), {len(rows) * each / seconds:,.0f} tokens a second, {mfu}; "
+        f"{seconds:.3f} s (median of {times}), {len(rows) * each / seconds:,.0f} tokens/s, {mfu}; "
         f"{against(s.plan, ('update',), seconds)}",
         "",
         f"Peak memory of a device so far: {used}; largest of the plan's programs {planned / 1e9:.3g} GB.",
@@ -299,7 +300,7 @@ def failure(error: Exception) -> str:
 
 def run(size: Size) -> tuple[list[str], int]:
     """(lines of the page, how many sections failed)."""
-    title = "# Check of a chip" if size is LARGE else "# Check of a chip, with small sizes: that it runs, no figures"
+    title = "# Check of a chip" if size is LARGE else "# Check of a chip, with small sizes: a test run without figures"
     page, failed = [title, "", f"{time.strftime('%Y-%m-%d')}, `python -m benchmarks.chip_check`", ""], 0
     held: list[Shapes] = []
 

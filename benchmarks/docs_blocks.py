@@ -1,12 +1,12 @@
 """The code blocks of README.md and docs/: which are commands, and why one is not run.
 
-    <!-- not run: needs a TPU -->       directly above a block: it is checked, and not run
+    <!-- not run: needs a TPU -->       directly above a block: checked but not run
     ```bash
     make tpu-check
     ```
 
-``<!-- not run on this page: REASON -->``, anywhere, holds for all blocks of the page. A fenced block in ``bash`` or
-``python`` is one to run. A block without a language is one if its first line begins like a command. Everything else is
+``<!-- not run on this page: REASON -->``, anywhere on a page, applies to all of its blocks. A fenced block in ``bash``
+or ``python`` is run. A block without a language is run if its first line begins like a command. Everything else is
 output, data or a drawing.
 """
 
@@ -40,9 +40,9 @@ class Block:
     Attributes:
         page: path below the repository.
         line: of its first line of text, from 1.
-        language: ``shell``, ``python``, or what is written behind the fence if it is no command.
+        language: ``shell``, ``python``, or the text after the opening fence if the block is not a command.
         text: without the fence's indentation.
-        why_not: the reason of its directive; "" if it is to be run.
+        why_not: the reason given by its directive; "" if it should be run.
     """
 
     page: str
@@ -85,7 +85,7 @@ def blocks(path: pathlib.Path) -> Iterator[Block]:
 def ropd_commands(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
     """(line, words) of each ``ropd`` command in the fenced and the indented blocks of a page, without ``ropd`` itself.
 
-    Comments, further commands of the line and explanations behind three blanks are left out.
+    Comments, further commands on the line and explanations after three spaces are left out.
     """
     lines = path.read_text(encoding="utf-8").split("\n")
     fence, n = "", 0
@@ -116,7 +116,7 @@ def _words(text: str) -> list[str] | None:
 
 
 def _parts(words: list[str]) -> Iterator[list[str]]:
-    """The words behind ``ropd`` of each command of a line."""
+    """The words after ``ropd`` in each command of a line."""
     part: list[str] = []
     for word in [*words, ";"]:
         if word not in OPERATORS:

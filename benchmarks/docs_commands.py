@@ -1,13 +1,13 @@
-"""Runs the commands of README.md and docs/, in a copy of the repository that is thrown away.
+"""Runs the commands of README.md and docs/ in a temporary copy of the repository.
 
     make docs-commands                          # every block that is not marked; half an hour on two idle cores
     python -m benchmarks.docs_commands README.md docs/start/laptop.md
 
-The blocks of one page run in their order, and all pages share the copy. ``make quickstart`` comes first if a block uses
-``runs/quickstart``. Shell blocks run with ``bash -e``. Their ``ropd`` and `.venv/bin/ropd`
-are the package of the copy with the installed packages of this interpreter. The Python blocks of a page share their
-names; ``ropd``, ``configs`` and ``cfg``, the default config, are there from the start. A block that is marked
-``<!-- not run: REASON -->`` is counted with its reason (`benchmarks.docs_blocks`).
+The blocks of one page run in order, and all pages share the copy. ``make quickstart`` comes first if a block uses
+``runs/quickstart``. Shell blocks run with ``bash -e``. Their ``ropd`` and `.venv/bin/ropd` use the package of the copy
+and the installed packages of this interpreter. The Python blocks of a page share their variables; ``ropd``, ``configs``
+and ``cfg``, the default config, are defined from the start. A block that is marked ``<!-- not run: REASON -->`` is
+counted with its reason (`benchmarks.docs_blocks`).
 """
 
 from __future__ import annotations
@@ -82,13 +82,13 @@ def _copy(place: pathlib.Path) -> pathlib.Path:
     ropd = venv / "bin" / "ropd"
     ropd.write_text(f"#!{venv}/bin/python\nimport sys\n\nfrom ropd_jax.cli.main import main\n\nsys.exit(main())\n")
     ropd.chmod(0o755)
-    for stamp in ("core", "dev"):  # so that make installs nothing
+    for stamp in ("core", "dev"):  # make then installs nothing
         (venv / f"{stamp}.stamp").touch()
     return place
 
 
 def _run(block: Block, copy: pathlib.Path, earlier: str) -> tuple[int, str]:
-    """(exit code, output) of one block; what it has started in the background ends with it."""
+    """(exit code, output) of one block; its background processes end with it."""
     env = {k: v for k, v in os.environ.items() if k not in NO_KEYS} | {"PYTHONPATH": str(copy), "MPLBACKEND": "agg"}
     env["PATH"] = f"{copy}/.venv/bin:{env['PATH']}"
     if block.language == "python":

@@ -1,14 +1,14 @@
-"""Log-probs of a rollout server next to the student's own, for the same tokens: whether `sampling.engine=openai` fits.
+"""Log-probs of a rollout server and of the student for the same tokens: is `sampling.engine=openai` usable?
 
     python -m benchmarks.engine --url http://127.0.0.1:8000/v1 --checkpoint Qwen/Qwen3-0.6B
     python -m benchmarks.engine --llama PYTHON --checkpoint smollm2.gguf      a llama.cpp server of the same GGUF file
 
-PYTHON is an interpreter that has ``xllamacpp`` (llama.cpp's server as a wheel). A few prompts are answered by the
-server, and each answer's tokens are scored by the student that the trainer would load. One line of JSON:
+PYTHON is an interpreter that has ``xllamacpp`` (llama.cpp's server as a wheel). The server answers a few prompts, and
+the student that the trainer would load scores the tokens of each answer. The output is one line of JSON:
 
-    tokens, answers, stopped     how many; stopped: ended by a stop token, which the server has kept
+    tokens, answers, stopped     counts; stopped: ended by a stop token that the server returned
     gap, gap_max                 |server - student| of a token's log-prob, mean and largest
-    seeds                        the same request gives the same tokens a second time; another seed gives others
+    seeds                        the same request gives the same tokens again; another seed gives others
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ while True: time.sleep(60)
 
 @contextlib.contextmanager
 def llama(python: str, gguf: str) -> Iterator[str]:
-    """llama.cpp's server of a GGUF file on a free port; gives its address."""
+    """llama.cpp's server for a GGUF file on a free port; yields its address."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -71,7 +71,7 @@ def llama(python: str, gguf: str) -> Iterator[str]:
                 with contextlib.suppress(urllib.error.URLError, OSError):
                     urllib.request.urlopen(f"{url}/models", timeout=2).read()
                     break
-                assert process.poll() is None, "the server has ended before it answered"
+                assert process.poll() is None, "the server ended before it answered"
                 time.sleep(0.5)
             yield url
         finally:
@@ -80,7 +80,7 @@ def llama(python: str, gguf: str) -> Iterator[str]:
 
 
 def measure(url: str, checkpoint: str, *, n: int, max_tokens: int, temperature: float, how: dict) -> dict:
-    """What the module's docstring lists."""
+    """The values listed in the module docstring."""
     student = load_checkpoint(checkpoint)
     prompts = as_prompts(list(QUESTIONS))
     tokens = [np.asarray(student.tokenizer.apply_chat_template(p.messages), np.int32) for p in prompts]
@@ -129,7 +129,7 @@ def _server(url: str) -> ServerConfig:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", default="", help="a server that runs")
+    parser.add_argument("--url", default="", help="a running server")
     parser.add_argument("--llama", default="", help="or an interpreter that has xllamacpp, for a GGUF file")
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--model", default="")

@@ -1,24 +1,24 @@
-"""Sixty runs in which something goes wrong, each started again: what was lost?
+"""Sixty runs with a fault, each restarted: what was lost?
 
     make faults               python -m benchmarks.faults --only sigkill/save --only outage
 
-Nine faults in five phases of a run (sampling, judging, update, save, evaluation), some of them early, before the first
-checkpoint, and late, in the last step:
+Nine faults in five phases of a run (sampling, judging, update, save, evaluation). Some come early, before the first
+checkpoint, and some late, in the last step:
 
-    sigkill, sigterm   real signals at the phase, or up to 50 ms into it
+    sigkill, sigterm   real signals at the start of the phase, or up to 50 ms later
     enospc             the disk, a tmpfs, is filled to the last byte at the phase
     readonly           the workdir is mounted read-only over itself at the phase
-    eio                whatever Python writes below the workdir fails with EIO from the phase on
+    eio                every write by Python below the workdir fails with EIO from the phase on
     damage             SIGKILL, then a file of the newest checkpoint or of the logs is overwritten, cut or removed
-    second             the same command again while the first runs; or the first is stopped until its lock is stale
+    second             the same command again while the first runs, or is stopped until its lock is stale
     clock              the system clock steps by a day
-    outage             the teacher's server goes away for a while
+    outage             the teacher's server is unavailable for a while
 
-The student is the quickstart's; the teacher is the scripted one behind HTTP on loopback, which counts what it is asked.
-After the fault the same command runs again, in a sound world. Then the whole state must be bit for bit that of a run
-that nothing happened to, the logs must be the same, and no reply may have been paid for twice but those that were in
-flight. Prints a table of what was lost; ends with 1 if anything was. Filling and remounting need root on Linux; without
-it those trials are left out, and the table says so.
+The student is the quickstart's. The teacher is the scripted one behind HTTP on loopback, which counts its requests.
+After the fault the same command runs again, without a fault. Then the whole state must be bit-identical to that of an
+undisturbed run, the logs must be the same, and only replies that were in flight can have been paid for twice. Prints a
+table of what was lost; exits with 1 if anything was. Filling and remounting need root on Linux; without it those trials
+are left out, and the table reports this.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Trial:
 
 @dataclasses.dataclass
 class Outcome:
-    """How a trial went; ``lost`` is empty if nothing was."""
+    """The result of a trial; ``lost`` is empty if nothing was lost."""
 
     trial: Trial
     first: str = "-"
@@ -103,7 +103,7 @@ def run_trial(trial: Trial, room: pathlib.Path, sound: dict[str, Any], mounts: b
             if fault_s is not None:
                 _again(outcome, teacher, disk / "run", place, sound, fault_s)
             shutil.rmtree(disk / "run", ignore_errors=True)
-    except Exception as error:  # of this benchmark itself: the other trials go on
+    except Exception as error:  # an error of this benchmark: the other trials continue
         log.exception("%s", trial.name)
         outcome.lost.append(f"the trial itself failed: {type(error).__name__}")
     finally:
@@ -112,7 +112,7 @@ def run_trial(trial: Trial, room: pathlib.Path, sound: dict[str, Any], mounts: b
     return outcome
 
 
-EXPECTED = {  # exit codes of the process that the fault meets
+EXPECTED = {  # exit codes of the process with the fault
     "sigkill": (-signal.SIGKILL,), "damage": (-signal.SIGKILL,), "sigterm": (130,), "clock": (0,), "outage": (0,),
     "second": (0, 2), "enospc": (0, 2), "eio": (0, 2), "readonly": (0, 2),
 }  # fmt: skip
@@ -126,7 +126,7 @@ def _first(
     disk: pathlib.Path,
     place: pathlib.Path,
 ) -> float | None:
-    """Runs until the phase, lets the fault happen, and waits for the end; when it happened, None if it never came."""
+    """Runs until the phase, triggers the fault and waits for the end. The time of the fault; None if it never came."""
     rng = random.Random(trial.number)
     mark = Mark(trial.phase, trial.late, rng.choice((0.0, rng.uniform(0.0, 0.05))))
     started = Started(teacher, workdir, place / "first.log", mark, quick_lock=trial.stale)
@@ -192,26 +192,26 @@ def _second(
     if code != (0 if stale else 2):
         outcome.lost.append(f"the second process ended with {code}")
     if ("taking over the lock" if stale else "has been running here since") not in other.text():
-        outcome.lost.append("the second process did not say why")
+        outcome.lost.append("the second process did not report why")
     started.go_on()
     started.send(signal.SIGCONT)
     if stale:
         code = started.ended()
         if code != 2 or "has taken over this directory" not in started.text():
-            outcome.lost.append(f"the first process went on without its lock (exit code {code})")
+            outcome.lost.append(f"the first process continued without its lock (exit code {code})")
 
 
 def _again(
     outcome: Outcome, teacher: CountingTeacher, workdir: pathlib.Path, place: pathlib.Path, sound: dict[str, Any],
     fault_s: float,
 ) -> None:  # fmt: skip
-    """The same command once more; compares with the run that nothing happened to."""
+    """Runs the same command again, and compares it with the undisturbed run."""
     started = Started(teacher, workdir, place / "again.log")
     code = started.ended()
     outcome.again = "hangs" if code is None else str(code)
     if code != 0:
         last = started.text().strip().rpartition("\n")[2]
-        outcome.lost.append(f"started again, it {'hangs' if code is None else f'ended with {code}'}: {last[:90]}")
+        outcome.lost.append(f"restarted, it {'hangs' if code is None else f'ended with {code}'}: {last[:90]}")
         return
     if outcome.trial.fault == "damage" and outcome.trial.phase != "evaluation" and "damage" not in started.text():
         outcome.lost.append("the damage was not reported")
@@ -224,7 +224,7 @@ def _again(
 
 
 def what_is_there(workdir: pathlib.Path) -> dict[str, Any]:
-    """All that must not depend on what happened: the final state, its counters, the logs."""
+    """Everything that must not depend on the fault: the final state, its counters, the logs."""
     import jax
     import numpy as np
     import orbax.checkpoint as ocp
@@ -261,7 +261,7 @@ def differences(sound: dict[str, Any], found: dict[str, Any]) -> list[str]:
 
 
 def prepare(room: pathlib.Path) -> None:
-    """The environment of all processes; one server that forks them."""
+    """The environment of all processes; a single server forks them."""
     os.environ |= {
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(room / "xla"),
@@ -275,10 +275,10 @@ def prepare(room: pathlib.Path) -> None:
 
 
 def undisturbed(room: pathlib.Path) -> dict[str, Any]:
-    """What a run leaves that nothing happens to; compiles the programs for all others."""
+    """The result of an undisturbed run; it also compiles the programs for all others."""
     teacher = CountingTeacher()
     try:
-        for name in ("compiles", "sound"):  # the second shows what a run takes once everything is compiled
+        for name in ("compiles", "sound"):  # the second shows the duration of a run once everything is compiled
             begin = time.monotonic()
             started = Started(teacher, room / name / "run", room / f"{name}.log")
             if started.ended() != 0:
@@ -309,7 +309,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", default=[], metavar="FAULT[/PHASE[/early|late]]")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument(
-        "--patience", type=float, default=Started.patience_s, help="seconds after which a process hangs"
+        "--patience", type=float, default=Started.patience_s, help="seconds after which a process counts as hanging"
     )
     parser.add_argument("--room", type=pathlib.Path, help="a directory to keep logs and the compile cache in")
     parser.add_argument("--out", type=pathlib.Path, help="a JSON file of the outcomes")

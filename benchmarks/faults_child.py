@@ -1,9 +1,9 @@
-"""The process of a fault trial: ``ropd`` that stops at a mark in a phase, where `benchmarks.faults` breaks something.
+"""The process of a fault trial: ``ropd`` stops at a mark in a phase, and `benchmarks.faults` triggers a fault there.
 
 Processes are forked from a server that has imported this module, so that 120 of them do not import jax 120 times. In
-each, `Timeline.begin` is wrapped: when the span of the phase opens, the process says so over a pipe and waits for an
-answer. The answer can be a fault of its own (a clock that steps, writers that fail); other faults come from outside
-meanwhile (a signal, a full disk, a dead teacher).
+each, `Timeline.begin` is wrapped: when the span of the phase opens, the process reports it over a pipe and waits for a
+reply. The reply can contain a fault (a clock that steps, writers that fail). Other faults come from outside in the
+meantime (a signal, a full disk, a dead teacher).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called")  # no backend is initialized before the fork
 
-import openai  # noqa: E402, F401 - imported once, in the server of forks
+import openai  # noqa: E402, F401 - imported once, in the fork server
 
 import ropd_jax.train  # noqa: E402
 from ropd_jax.cli import main as cli  # noqa: E402
@@ -38,7 +38,7 @@ class Mark:
     Attributes:
         phase: a key of SPANS.
         late: in the last of four steps, when there are at least two complete checkpoints; or before the first one.
-        after_s: how long after the process has gone on; 0.0 is while it waits.
+        after_s: delay after the process has continued; 0.0 is while it waits.
     """
 
     phase: str
@@ -49,7 +49,7 @@ class Mark:
         """Whether this span is the moment; ``seen`` is how many of its name came before it in this process."""
         if name != SPANS[self.phase]:
             return False
-        if self.phase in ("save", "evaluation"):  # one a step; before, in the middle and at the end
+        if self.phase in ("save", "evaluation"):  # one per step; before, in the middle and at the end
             return seen == (0 if not self.late else 3 if self.phase == "save" else 2)
         wanted = 3 if self.late else 0
         return where.get("step") == wanted and (self.phase != "sampling" or seen % 3 == 1)
@@ -112,7 +112,7 @@ def _fail(path: Any) -> None:
 
 
 class _File:
-    """A file whose writes fail once ``failing`` is set; everything else is the file's own."""
+    """A file whose writes fail once ``failing`` is set; everything else is passed through."""
 
     def __init__(self, file: Any, path: Any, failing: list[bool]):
         self._file, self._path, self._failing = file, path, failing
@@ -136,7 +136,7 @@ class _File:
 
 
 def _failing_files(workdir: str) -> list[bool]:
-    """Wraps what writes under the workdir; it fails with EIO from when the list is not empty."""
+    """Wraps all writers under the workdir; they fail with EIO once the list is not empty."""
     failing: list[bool] = []
     opened, changes = builtins.open, ("replace", "rename", "mkdir", "link")
 
@@ -168,7 +168,7 @@ def _wrap(name: str, inside: Any, failing: list[bool]) -> None:
 
 
 def ready() -> None:
-    """Nothing; makes the server of forks import this module."""
+    """Does nothing, but makes the fork server import this module."""
 
 
 assert ropd_jax.train is not None

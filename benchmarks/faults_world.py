@@ -32,7 +32,7 @@ ARGUMENTS = [
     *("--config.teacher.provider=openai", "--config.teacher.check=False", "--config.teacher.judge.model=judge"),
     *("--config.teacher.attempts=2", "--config.teacher.max_wait_s=0.5"),
 ]
-IN_FLIGHT_S = 0.5  # a reply that left the server so short before the fault need not have been recorded
+IN_FLIGHT_S = 0.5  # a reply sent within this time before the fault need not have been recorded
 TMPFS_MB = 128
 
 
@@ -40,12 +40,12 @@ TMPFS_MB = 128
 
 
 class CountingTeacher(ScriptedClient):
-    """The scripted teacher behind HTTP on a port of its own, and when it was asked what."""
+    """The scripted teacher behind HTTP on its own port, with a log of its requests and their times."""
 
     def __init__(self) -> None:
         super().__init__(latency_s=0.03, slip_rate=0.1)
         self._port = 0
-        self.calls: list[tuple[str, float, float | None]] = []  # (what, asked, answered), of the monotonic clock
+        self.calls: list[tuple[str, float, float | None]] = []  # (request, received, answered), monotonic clock
         self.start()
 
     async def begin(self, request: ChatRequest) -> str | None:
@@ -80,7 +80,7 @@ class CountingTeacher(ScriptedClient):
         return f"http://127.0.0.1:{self._port}/v1"
 
     def asked_twice(self, fault_s: float) -> tuple[int, int]:
-        """(requests sent again although they were answered before the fault, those that were in flight at it)."""
+        """(repeated requests that had been answered before the fault, requests that were in flight at the fault)."""
         lost = flying = 0
         by_key = collections.defaultdict(list)
         for key, _, answered in self.calls:
@@ -98,10 +98,10 @@ class CountingTeacher(ScriptedClient):
 
 
 class Started:
-    """A run, in a process of its own."""
+    """A run in its own process."""
 
     context = multiprocessing.get_context("forkserver")
-    patience_s = 180.0  # after which a process hangs; a run takes a few seconds
+    patience_s = 180.0  # a slower process counts as hanging; a run takes a few seconds
 
     def __init__(self, teacher: CountingTeacher, workdir: pathlib.Path, log_file: pathlib.Path,
                  mark: Mark | None = None, *, quick_lock: bool = False):  # fmt: skip
@@ -130,7 +130,7 @@ class Started:
             os.kill(self.process.pid, number)
 
     def ended(self) -> int | None:
-        """The exit code; None if it hangs, and then it is killed."""
+        """The exit code; None if the process hangs (it is then killed)."""
         self.process.join(self.patience_s)
         code = self.process.exitcode
         if code is None:
@@ -182,7 +182,7 @@ def may_mount() -> bool:
 
 
 def damage(workdir: pathlib.Path, phase: str) -> None:
-    """Another kind of damage for each phase: of the newest checkpoint, or of the logs."""
+    """A different kind of damage for each phase, to the newest checkpoint or to the logs."""
     steps = sorted((p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
     newest = steps[-1]
     files = sorted((p for p in newest.rglob("*") if p.is_file()), key=lambda p: (-p.stat().st_size, str(p)))

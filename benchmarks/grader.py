@@ -1,4 +1,4 @@
-"""How many answers a second the math grader decides, and what a hostile one costs.
+"""How many answers per second the math grader decides, and what a hostile answer costs.
 
     python -m benchmarks.grader --data DIR [--workers 2]
 
@@ -33,7 +33,7 @@ def main() -> None:
     others = [rng.choice([o for o in golds if o != g]) for g in golds]
     hostile = [(g, o if i % 50 else f"{ENDLESS}+{i}") for i, (g, o) in enumerate(zip(golds, others, strict=True))]
 
-    verify_all([("x", "x")], workers=args.workers)  # the import of sympy is then in the page cache
+    verify_all([("x", "x")], workers=args.workers)  # puts the import of sympy into the page cache
     rows = []
     for name, run in (
         ("golds boxed", lambda: grade_math(golds, [rf"\boxed{{{g}}}" for g in golds], **how)),
@@ -47,8 +47,8 @@ def main() -> None:
         counts = [sum(v.right is w for v in verdicts) for w in (True, False, None)]
         rows.append((name, len(verdicts), len(verdicts) / seconds, *counts))
     out = sys.stdout.write
-    out(f"{args.workers} processes, {args.timeout_s:g} s a pair\n")
-    out(f"{'load':<28}{'answers':>8}{'a second':>10}{'right':>7}{'wrong':>7}{'ungraded':>10}\n")
+    out(f"{args.workers} processes, {args.timeout_s:g} s per pair\n")
+    out(f"{'load':<28}{'answers':>8}{'per s':>10}{'right':>7}{'wrong':>7}{'ungraded':>10}\n")
     for name, n, rate, right, wrong, ungraded in rows:
         out(f"{name:<28}{n:>8}{rate:>10.1f}{right:>7}{wrong:>7}{ungraded:>10}\n")
 

@@ -1,24 +1,24 @@
-"""What the compilers make of decode, prefill and update of Qwen3-4B: collectives and bytes a token, cycles, memory.
+"""Compiled decode, prefill and update of Qwen3-4B: collectives and bytes per token, cycles, memory.
 
     make bench-hlo                                            # two layers of 36, all slices; half an hour on idle cores
     python -m benchmarks.hlo --slice v5e:4x4 --program decode --layers 36
     python -m benchmarks.hlo --out after.json --before before.json
     python -m benchmarks.hlo --program decode --set sampling.attention=xla --out xla.json     # then --before xla.json
 
-No TPU and no GPU is needed: libtpu (pip install '.[tpu-aot]') compiles for TPUs, XLA:GPU (pip install '.[gpu-aot]')
-for 8 H100; a slice whose compiler is not installed is left out. The config is experiments/qwen3_4b_math.py. A layer
-adds the same each time, so two layers tell what 36 do, at a tenth of the time. Each program compiles in a process of
-its own, one after another; what is known of an equal program is read from ~/.cache/ropd_jax/plan.
+No TPU or GPU is needed: libtpu (pip install '.[tpu-aot]') compiles for TPUs, XLA:GPU (pip install '.[gpu-aot]') for 8
+H100. A slice whose compiler is not installed is left out. The config is experiments/qwen3_4b_math.py. Each layer adds
+the same amount, so two layers show what 36 do, in a tenth of the time. Each program compiles in its own process, one
+after another; known results for an equal program are read from ~/.cache/ropd_jax/plan.
 
-Of decoding the columns are of one token: what lies inside the loop over tokens. "cycles" are the TPU compiler's
-estimates, without waits for memory and other chips; of a token they are a fixed part and that of one pass of each of
-attention's loops (a block of 128 pages of the pool, of 256 prompt positions). "cast" are results of conversions of at
-least 1 MB.
+For decoding the columns are per token: what is inside the loop over tokens. "cycles" are the TPU compiler's estimates,
+without waits for memory and other chips. Per token they are a fixed part plus one pass of each of attention's loops (a
+block of 128 pages of the pool, or of 256 prompt positions). "cast" counts results of conversions of at least 1 MB.
 
-The kernel (`sampling.kernel`) has no loops for the compiler to count. It is bound by the memory that it reads, so
-"token step" is arithmetic: the fixed cycles at the chip's clock, and the positions of the cache over its bandwidth. The
-first figure is for `MEAN_POSITIONS`, the second for all rows at full length. Without the kernel it takes the passes'
-cycles in place of the memory. Collectives are not in it. It is of the layers that were compiled: ask for all of them.
+The kernel (`sampling.kernel`) has no loops for the compiler to count and is bound by the memory that it reads. "token
+step" is therefore arithmetic: the fixed cycles at the chip's clock, and the cache positions over its bandwidth. The
+first figure is for `MEAN_POSITIONS`, the second for all rows at full length. Without the kernel it uses the cycles of
+the passes instead of the memory. It does not include collectives, and covers only the compiled layers: compile all of
+them.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from typing import Any
 SLICES = ("v5e:4x4", "v6e:2x2", "v5p:2x2x1", "h100x8")
 PROGRAMS = ("decode", "prefill", "update")
 GHZ = {"v5e": 1.5}  # others are not published
-MEAN_POSITIONS = 48_000  # of a part, that a token step reads in `benchmarks.slots_replay`: answers of 3.6k tokens
-CHANGES = {"v6e:2x2": {"sampling.prompts_at_once": 4}}  # else it does not fit: docs/plan.md
+MEAN_POSITIONS = 48_000  # read by a part per token step in `benchmarks.slots_replay`: answers of 3.6k tokens
+CHANGES = {"v6e:2x2": {"sampling.prompts_at_once": 4}}  # does not fit otherwise: docs/plan.md
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=2, help="of the student; 36 is all (2)")
     parser.add_argument("--config", default="experiments/qwen3_4b_math.py", help="config file, FILE[:arg]")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the config, likewise")
-    parser.add_argument("--out", help="JSON file of the results; what it has already stays and is not compiled again")
+    parser.add_argument("--out", help="JSON file of the results; existing entries are kept and not compiled again")
     parser.add_argument("--before", help="JSON file of earlier results, shown in the same table")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -87,7 +87,7 @@ def installed(name: str) -> bool:
 
 
 def compiled(name: str, program: str, layers: int, config: str, changes: list[str]) -> dict:
-    """The compiler's report about one program, as JSON values; of decoding also what `_token_step` needs."""
+    """The compiler's report about one program, as JSON values; for decoding also what `_token_step` needs."""
     from ropd_jax.plan import prepare
 
     topology = f"gpu:{name}" if name.startswith("h100") else name
@@ -143,7 +143,7 @@ def say(text: str) -> None:
 
 
 def table(found: dict[str, dict], before: dict[str, dict]) -> str:
-    """Markdown: a row for each program; of decoding a token, of the others a call."""
+    """Markdown: one row per program; decoding per token, the others per call."""
     lines = [
         "| slice | layers | program | collectives | MB received | of all-gathers, MB | cycles, M | cast, MB "
         "| arguments, MB | temporaries, MB | token step, ms |",
@@ -178,7 +178,7 @@ def _cells(one: dict) -> list[str]:
 
 
 def _token_step(one: dict, positions: int) -> float:
-    """Milliseconds, if a part reads so many positions of the cache; see the module docstring."""
+    """Milliseconds if a part reads this many positions of the cache; see the module docstring."""
     t = one["token"]
     fixed = one["loop"]["cycles"] / t["ghz"] / 1e6
     if t["kernel"]:

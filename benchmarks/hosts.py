@@ -1,10 +1,10 @@
 """What the host side of a run costs at a million prompts on 64 hosts, before and after: `make bench-hosts`.
 
     before    every host tokenizes every prompt and keeps prompts and tokens; the hosts exchange {id: checksum}, pickled
-    after     a host counts every 64th prompt and keeps few tokens; prompts are packed; the hosts exchange digests
+    after     a host tokenizes every 64th prompt and keeps few tokens; prompts are packed; the hosts exchange digests
 
-"Before" is the code of commit 594b70a, repeated here in a few lines (`before`); "after" is `data.questions`. Each is
-one host of 64 in a process of its own; what the other hosts would send has the size of what this one sends. The
+"Before" is the code of commit 594b70a, repeated here in a few lines (`before`); "after" is `data.questions`. Each runs
+as one host of 64 in its own process; the messages from the other hosts are assumed to have the size of its own. The
 prompts are sums of about 130 characters, and each byte is a token.
 """
 
@@ -40,7 +40,7 @@ def write_prompts(path: pathlib.Path, n: int) -> None:
 
 
 class OneOfMany:
-    """Host 0 of 64; the others send what it sends. Counts pickled bytes."""
+    """Host 0 of 64; the others send the same as this one. Counts pickled bytes."""
 
     def __init__(self) -> None:
         self.sent: list[int] = []
@@ -168,7 +168,7 @@ def child(mode: str, directory: pathlib.Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", type=int, default=1_000_000)
-    parser.add_argument("--child", choices=("before", "after"), help="of this program itself")
+    parser.add_argument("--child", choices=("before", "after"), help="internal")
     parser.add_argument("--directory", type=pathlib.Path)
     args = parser.parse_args()
     if args.child:
@@ -183,19 +183,19 @@ def main() -> None:
             command = [sys.executable, "-m", "benchmarks.hosts", "--child", mode, "--directory", name]
             found[mode] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             print(mode, json.dumps(found[mode]), flush=True)
-    assert found["before"]["checksum"] == found["after"]["checksum"], "other tokens than before"
+    assert found["before"]["checksum"] == found["after"]["checksum"], "the tokens differ from those of before"
     print(f"\n{args.prompts:,} prompts, one host of {HOSTS}\n")
     print(f"{'':32}{'before':>16}{'after':>16}{'before/after':>14}")
     names = {
-        "sent_bytes": "bytes a host sends",
+        "sent_bytes": "bytes sent per host",
         "on_one_device_mb": "MB on one device of each host",
         "kept_mb": "MB of host memory kept",
         "peak_mb": "MB of host memory, peak",
         "counted": "prompts tokenized by a host",
         "counted_s": "s to tokenize, without template",
-        "template_ms": "ms a prompt with the template",
+        "template_ms": "ms per prompt with the template",
         "setup_s": "s until the prompts are known",
-        "step_ms": "ms a step for the prompts",
+        "step_ms": "ms per step for the prompts",
     }
     for key, text in names.items():
         b, a = found["before"][key], found["after"][key]

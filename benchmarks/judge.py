@@ -1,18 +1,18 @@
-"""A real model as the verifier: seven forms of asking, binding schemas against loose ones, what a prompt cache saves.
+"""A real model as the verifier: seven request forms, binding and loose schemas, and the saving of a prompt cache.
 
     python -m benchmarks.judge --server PYTHON --model qwen15=qwen15.gguf --model qwen05=qwen05.gguf --out runs/judge
 
-PYTHON is an interpreter that has ``xllamacpp`` (llama.cpp's server as a wheel); a server is started for each GGUF file,
-on a loopback port of its own. ``--model NAME=URL`` is a server that runs already. Hours on two cores: a 1.5B model
-reads 30 tokens a second there and writes 8.
+PYTHON is an interpreter that has ``xllamacpp`` (llama.cpp's server as a wheel). A server is started for each GGUF file,
+on its own loopback port. ``--model NAME=URL`` uses a running server. This takes hours on two cores: a 1.5B model reads
+30 tokens per second there and writes 8.
 
     forms     the labelled questions through `ropd_jax.calibration`: kappa, AUC, tokens, with intervals over questions
-    schema    replies that can be used, of rubrics and of verdicts as lists, with the bound schema and the loose one
-    prefix    tokens that the server took from its cache, each time by a fresh server: all answers in one call, and one
+    schema    usable replies, for rubrics and for verdicts as lists, with the bound and the loose schema
+    prefix    tokens that a fresh server took from its cache: all answers in one call, and one
               answer in each call, with our prompt and with the older one
 
-Everything is on tapes in ``--out``, so a run that was stopped goes on, and a second run costs nothing. ``--export``
-writes the tapes as one small file, from which ``--replay`` makes all tables again without a model.
+Everything is on tapes in ``--out``, so an interrupted run can be resumed, and a second run costs nothing. ``--export``
+writes the tapes as one small file, from which ``--replay`` regenerates all tables without a model.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def settings(name: str, address: str, tape: pathlib.Path, *, replay: bool) -> di
 
 
 def forms(teacher: dict[str, Any], names: str, questions: int, out: pathlib.Path) -> list[dict[str, Any]]:
-    """A row for each form; in a replay, for those that the tape holds."""
+    """One row per form; in a replay, only the forms on the tape."""
     rows = []
     for name in names.split(","):
         options = run.Options(forms=name, limit=questions, reorder=False)
@@ -97,7 +97,7 @@ def forms(teacher: dict[str, Any], names: str, questions: int, out: pathlib.Path
 
 
 def schema(teacher: dict[str, Any], n: int) -> dict[str, str]:
-    """Usable replies of ``n``, by kind of request and schema; one try each, without a second question."""
+    """Usable replies out of ``n``, by kind of request and schema; one attempt each, without a repeated request."""
     questions = labels.load()[0][:n]
     return asyncio.run(_schema(teacher, questions))
 
@@ -232,7 +232,7 @@ def main() -> None:
     parser.add_argument("--forms", default=FORMS)
     parser.add_argument("--questions", type=int, default=6, help="about 36 verdicts each")
     parser.add_argument("--schema_questions", type=int, default=6, help="two requests each, a rubric and verdicts")
-    parser.add_argument("--parts", default="schema,prefix", help="besides the forms")
+    parser.add_argument("--parts", default="schema,prefix", help="in addition to the forms")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/judge"))
     parser.add_argument("--export", metavar="FILE.jsonl.gz", help="write the tapes of all models here")
     parser.add_argument("--replay", metavar="FILE.jsonl.gz", help="no model: take the replies from such a file")

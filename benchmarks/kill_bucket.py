@@ -1,10 +1,10 @@
-"""``ropd train --workdir gs://...``, killed by SIGKILL and SIGTERM again and again, each time resumed by a new machine.
+"""``ropd train --workdir gs://...``, repeatedly killed by SIGKILL and SIGTERM, and resumed each time by a new machine.
 
     python -m benchmarks.kill_bucket --kills 4
 
 The bucket is an emulator of Google's on loopback. After every kill the machine's cache, with the staging directory and
-the compiled programs, is removed, so that only the bucket is left to resume from. At the end the run must have the
-parameters, the metrics and the groups of a run in a local directory that nothing happened to. Ends with 1 if not.
+the compiled programs, is removed, so that the run can only resume from the bucket. At the end its parameters, metrics
+and groups must equal those of an undisturbed run in a local directory. Exits with 1 if not.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def start(workdir: str, room: pathlib.Path, name: str) -> subprocess.Popen:
 
 
 def steps_in(url: str) -> int:
-    """How many steps the bucket has logs of."""
+    """The number of steps whose logs are in the bucket."""
     return len([name for name in buckets.listing(f"{url}/groups") if name.endswith(".jsonl")])
 
 

@@ -1,10 +1,10 @@
-"""Kill a recording teacher fifty times (SIGKILL, at any moment), then let it finish; compare with one left alone.
+"""Kill a recording teacher fifty times (SIGKILL, at any moment), let it finish, and compare with an undisturbed one.
 
     make kill-tape            python -m benchmarks.kill_tape --kills 50
 
-The child judges groups (references, rubric, verdicts) through a tape and the scripted teacher, eight groups at
-once. After each kill the tape must open and be whole; in the end the scores must be those of a run that
-nobody killed, and no more calls may have been made than its own plus what was in flight at the kills.
+The child judges groups (references, rubric, verdicts) through a tape and the scripted teacher, eight groups at once.
+After each kill the tape must open and be intact. In the end the scores must equal those of an undisturbed run, and the
+number of calls can exceed that of the undisturbed run only by the calls in flight at the kills.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from ropd_jax.types import Message, Prompt
 
 log = logging.getLogger("kill_tape")
 AT_ONCE = 8
-IN_FLIGHT = AT_ONCE * 4  # calls: four references a group
+IN_FLIGHT = AT_ONCE * 4  # calls: four references per group
 
 
 class Counting:
-    """The scripted teacher; one byte to a file for each call that is sent."""
+    """The scripted teacher; writes one byte to a file for each call that is sent."""
 
     def __init__(self, path: pathlib.Path):
         self._inner = ScriptedClient(latency_s=0.004, slip_rate=0.2, wrong_verdict_rate=0.05)
@@ -120,10 +120,10 @@ def trial(room: pathlib.Path, kills: int, groups: int) -> int:
     sent = {which: (room / f"{which}.calls").stat().st_size for which in ("alone", "killed")}
     scores = {which: json.loads((room / f"{which}.json").read_text()) for which in ("alone", "killed")}
     same, extra = scores["alone"] == scores["killed"], sent["killed"] - sent["alone"]
-    log.info("groups %d, %d calls, %.1f s left alone", groups, sent["alone"], alone_s)
-    log.info("killed %d times while %d replies were recorded: the tape was whole each time", killed, held[-1])
+    log.info("groups %d, %d calls, %.1f s undisturbed", groups, sent["alone"], alone_s)
+    log.info("killed %d times while %d replies were recorded: the tape was intact each time", killed, held[-1])
     log.info("calls sent twice: %d (%.1f a kill; in flight at most %d)", extra, extra / max(killed, 1), IN_FLIGHT)
-    log.info("scores equal to those of the run left alone: %s", same)
+    log.info("scores equal to those of the undisturbed run: %s", same)
     return 0 if same and extra <= killed * IN_FLIGHT else 1
 
 

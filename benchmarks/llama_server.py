@@ -3,8 +3,8 @@
     with serving("PYTHON", "qwen15.gguf", threads=2) as address:      # PYTHON has xllamacpp
         ...                                                           # http://127.0.0.1:PORT/v1
 
-The server is a child process with a small script, so that xllamacpp is not a requirement of this package. It keeps the
-tokens of the last prompt of each slot, so calls that begin with the same text should follow each other.
+The server is a child process with a small script, so this package does not require xllamacpp. It keeps the tokens of
+the last prompt of each slot, so calls that begin with the same text should follow each other.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ p.model.path, p.port, p.hostnames = model, port, ["127.0.0.1"]
 p.n_ctx, p.n_parallel = context, slots
 p.cpuparams.n_threads = p.cpuparams_batch.n_threads = threads
 server = xllamacpp.Server(p)
-while os.getppid() == parent:  # a parent that was killed could not end it
+while os.getppid() == parent:  # a killed parent cannot end it
     time.sleep(1)
 os._exit(0)
 """
@@ -50,13 +50,13 @@ def serving(
     Args:
         python: an interpreter that has ``xllamacpp``.
         model: a GGUF file.
-        threads: of the server. Two threads that have to share a core are far slower than one.
+        threads: number of server threads. Two threads that share a core are much slower than one.
         port: 0 takes a free one. A tape warns if the same server comes back with another one.
-        context: tokens of all slots together.
-        slots: requests that are answered at the same time.
+        context: tokens, summed over all slots.
+        slots: number of concurrent requests.
 
     Raises:
-        SystemExit: the interpreter, the file, the port or the server does not work; with the end of the server's log.
+        SystemExit: the interpreter, the file, the port or the server fails; with the end of the server's log.
     """
     if not pathlib.Path(model).is_file():
         raise SystemExit(f"there is no model {os.fspath(model)!r}; expected a GGUF file")
@@ -86,7 +86,7 @@ def serving(
                 if process.poll() is not None or time.monotonic() > deadline:
                     log.seek(0)
                     end = log.read()[-500:].decode(errors="replace")
-                    raise SystemExit(f"the server of {os.fspath(model)} does not start: {end}")
+                    raise SystemExit(f"the server for {os.fspath(model)} does not start: {end}")
                 time.sleep(0.5)
             yield f"http://127.0.0.1:{port}/v1"
         finally:

@@ -1,11 +1,11 @@
-"""Host memory while a checkpoint is read onto a mesh, measured in a process of its own.
+"""Host memory while a checkpoint is read onto a mesh, measured in a separate process.
 
     make load-memory                              2.2 GB in 5 files, on one device and on a mesh of 4 x 2
     python -m benchmarks.load_memory --gb 0.2     smaller
 
-Writes a made-up checkpoint, reads it in a new process, and compares the process's peak (VmHWM, reset before reading)
-with what it held before. On CPU the shards themselves are host memory, so their bytes are taken off: what is left
-is what the loader needs besides. Demanded: at most the largest tensor + 1 GB.
+Writes a synthetic checkpoint, reads it in a new process, and compares the process's peak (VmHWM, reset before reading)
+with what it held before. On CPU the shards are in host memory, so their bytes are subtracted; the rest is what the
+loader needs. The limit is the largest tensor + 1 GB.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def child(path: str, fsdp: int, tp: int) -> None:
     source = HFSource(path)
     jax.jit(lambda x: x + 1)(np.float32(0)).block_until_ready()
     before = status("VmRSS")
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     params = stream(source, mesh)
     peak = status("VmHWM")
     held = sum(s.data.nbytes for x in jax.tree.leaves(params) for s in x.addressable_shards)

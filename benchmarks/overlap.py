@@ -1,19 +1,20 @@
-"""How much of the teacher's time a step hides: wall-clock a step over max(device, teacher), for four designs.
+"""How much of the teacher's time a step hides: wall-clock per step over max(device, teacher), for four designs.
 
     make bench-overlap        about five minutes on two idle CPU cores
 
 The device's time is measured: the seconds of sampling and update inside the step. The teacher is simulated and uses no
-CPU: it judges at most `SLOTS` groups at a time, each for 0.5 to 1.5 of a mean, such that it needs ``ratio`` times the
-device's time (measured before, while it answered at once) for a step's 32 groups if it has them all from the start.
+CPU. It judges at most `SLOTS` groups at a time, each for 0.5 to 1.5 of a mean. The mean is set so that the 32 groups of
+a step, all available from the start, take ``ratio`` times the device's time (measured before, with a teacher that
+answers at once).
 
-    sequential   the teacher is asked when the whole step is sampled, the update begins when all of it is judged
+    sequential   the groups are judged after the whole step is sampled; the update begins after all are judged
     whole        each group goes to the teacher when it is sampled (stream.groups=0)
     streamed     and the gradient is summed as groups are judged (stream.groups=2, in the order of arrival)
     stale        and the next step is sampled meanwhile (stream.staleness=1)
 
-Each design is one run of `train`; the ratio changes between blocks of steps, so that all of it shares one process
-and one moment of the machine, and each step is measured against its own device and teacher seconds. The first step of
-a block, where two ratios meet, is left out; the rest give a median.
+Each design is one run of `train`. The ratio changes between blocks of steps, so all ratios share one process and
+similar machine conditions, and each step is compared with its own device and teacher seconds. The first step of a
+block, which mixes two ratios, is left out; the median of the others counts.
 """
 
 from __future__ import annotations
@@ -46,11 +47,11 @@ BOUNDS = {"streamed": 1.15, "stale": 1.05}  # at ratios up to 1
 
 
 class Sleeping(ROPD):
-    """ROPD whose teacher sleeps and then says anything.
+    """ROPD with a teacher that sleeps and then returns arbitrary verdicts.
 
     Attributes:
         ratios: of each block of ``block`` steps; the first is 0, in which the device is measured.
-        together: nobody is judged before the whole step is sampled.
+        together: judging starts only after the whole step is sampled.
     """
 
     ratios: tuple[float, ...]
@@ -100,7 +101,7 @@ def block_of(step: int, block: int, blocks: int) -> int:
 
 
 def steps_of(number: int, block: int) -> range:
-    """The steps of a block that count."""
+    """The counted steps of a block."""
     first = WARM + number * block
     return range(first + 1, first + block)
 
@@ -132,7 +133,7 @@ def config(design: str, steps: int):
 
 
 def run(design: str, ratios: tuple[float, ...], block: int, workdir: pathlib.Path) -> tuple[float, list[float]]:
-    """(device seconds a step, wall-clock / max(device, teacher) for each ratio)."""
+    """(device seconds per step, wall-clock / max(device, teacher) for each ratio)."""
     how = dict(ratios=(0.0, *ratios), block=block, together=design == "sequential", workdir=workdir)
     train(config(design, WARM + block * (1 + len(ratios))), workdir, method=type("Here", (Sleeping,), how))
     spans = read_spans(workdir)
@@ -153,7 +154,7 @@ def main() -> int:
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     ratios = tuple(float(r) for r in args.ratios.split(","))
-    print("wall-clock a step / max(device, teacher)\n")
+    print("wall-clock per step / max(device, teacher)\n")
     print("| design | device s | " + " | ".join(f"teacher/device {r:g}" for r in ratios) + " |")
     print("|---" * (2 + len(ratios)) + "|")
     missed = []

@@ -1,11 +1,11 @@
-"""What Qwen3-4B takes of three slices: ``ropd plan`` on each, as one table; seconds are those of a step.
+"""Memory and time of Qwen3-4B on three slices: ``ropd plan`` on each, as one table; seconds are per step.
 
     make bench-plan                                   # all; ten minutes to compile on two idle cores, then cached
     python -m benchmarks.plan --topology v5e:4x4
     python -m benchmarks.plan --topology gpu:h100x8   # with the packages of the extra gpu-aot
 
-Needs libtpu (pip install '.[tpu-aot]') and no TPU. The config is experiments/qwen3_4b_math.py: rows of 10,240 tokens,
-32 prompts x 8 rollouts. Where it does not fit as it is, the knob that makes it fit is a row of its own.
+Needs libtpu (pip install '.[tpu-aot]') but no TPU. The config is experiments/qwen3_4b_math.py: rows of 10,240 tokens,
+32 prompts x 8 rollouts. If the unchanged config does not fit, the setting that makes it fit gets its own row.
 """
 
 from __future__ import annotations

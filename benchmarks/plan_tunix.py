@@ -1,13 +1,13 @@
-"""What Tunix's GRPO update takes of a TPU slice, compiled without a TPU: the figure next to ``ropd plan``'s.
+"""Memory of Tunix's GRPO update on a TPU slice, compiled without a TPU, to compare with ``ropd plan``.
 
     PYTHON -m benchmarks.plan_tunix --topology v5e:4x4 --layers 1           # PYTHON has google-tunix and libtpu
 
-Qwen3-4B as Tunix has it: `PeftTrainer._train_step` with its GRPO loss, gradients accumulated by `optax.MultiSteps`,
-AdamW, float32 parameters and bfloat16 computation, its flash attention, remat of whole layers. Everything is made of
-shapes. Its layers are not scanned, so the time to compile grows with their number: hence ``--layers``.
+Qwen3-4B as implemented by Tunix: `PeftTrainer._train_step` with its GRPO loss, gradients accumulated by
+`optax.MultiSteps`, AdamW, float32 parameters and bfloat16 computation, its flash attention, remat of whole layers. Only
+shapes are used. Tunix does not scan its layers, so the time to compile grows with their number; ``--layers`` limits it.
 
-One thing of it is replaced: `shard`, which constrains activations only where the default device is no CPU.
-Here it constrains them always, as it would on the slice.
+Only `shard` is replaced: it constrains activations only if the default device is not a CPU. Here it always constrains
+them, as it would on the slice.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@
 4. the commands of Figures 2 and 3
 5. the tables, and a summary of what ran
 
-The configs are the shipped ones: the flags change sizes and addresses only. What ran before is not run again, so a
-rehearsal that was stopped continues. The commands run in this process, one after the other, so that nothing is
-compiled twice; each has a log of its own in PLACE/logs. docs/reproduce.md lists what this cannot show.
+The configs are the shipped ones; the flags only change sizes and addresses. Finished commands are not repeated, so an
+interrupted rehearsal continues. The commands run in this process, one after the other, so that nothing is compiled
+twice; each has its own log in PLACE/logs. docs/reproduce.md lists what the rehearsal cannot show.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Flags:
         return self._sections[section]
 
     def added(self, command: str) -> list[str]:
-        """The words of a printed command, with the flags that make it small behind them."""
+        """The words of a printed command, followed by the flags that make it small."""
         words = shlex.split(command)
         words = [w.replace(SERVER, self._teacher) for w in words]
         if words[1] in ("train", "preflight"):
@@ -89,7 +89,7 @@ def commands_of(table: str) -> list[str]:
 
 @contextlib.contextmanager
 def into(log: pathlib.Path) -> Iterator[None]:
-    """Everything that is written to standard output and error, by any library, goes to a file."""
+    """Redirects everything that is written to standard output and error, by any library, to a file."""
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
@@ -111,7 +111,7 @@ class Rehearsal:
 
     Attributes:
         rows: only rows whose label has this text are filled.
-        ran: what was run: (command as printed, exit code, seconds).
+        ran: (command as printed, exit code, seconds) of each command that was run.
     """
 
     def __init__(self, flags: Flags, rows: str = ""):
@@ -141,7 +141,7 @@ class Rehearsal:
         return code
 
     def fill(self, table: str) -> str:
-        """Runs the commands of a table's footnotes until none is left or none works; the table as it is then."""
+        """Runs the commands of a table's footnotes until none is left or none works; returns the table."""
         failed: set[str] = set()
         for _ in range(ROUNDS):
             shown = _table(table)
@@ -157,7 +157,7 @@ class Rehearsal:
         return _table(table)
 
     def _chosen(self, table: str, shown: str) -> list[str]:
-        """The commands of the table's footnotes; only of the rows that were asked for, if any were."""
+        """The commands of the table's footnotes; only those of the selected rows, if any are selected."""
         if not self.rows:
             return commands_of(shown)
         notes = {n for line in shown.splitlines() if line.startswith("| ") and self.rows in line.split("|")[1]
@@ -196,7 +196,7 @@ def _last_line(log: pathlib.Path) -> str:
 
 
 def empty_cells(table: str, label: str = "") -> int:
-    """Cells without a number of ours in rows whose label has a text, but for those that no command fills."""
+    """Cells without a number of ours in rows whose label has a text, except for those that no command fills."""
     lines = [line.split("|") for line in table.splitlines() if line.startswith("| ")][1:]
     rows = [line[2:-1] for line in lines if label in line[1]]
     notes = [line for line in table.splitlines() if re.match(r"\d+\. ", line)]

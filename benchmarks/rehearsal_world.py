@@ -1,13 +1,13 @@
-"""What the rehearsal puts in the place of the paper's models, data and APIs, all of it made on the spot.
+"""The rehearsal's substitutes for the paper's models, data and APIs, all generated locally.
 
     Qwen/Qwen3-4B, ...   random students of the paper's families, under their names on the Hub: the shipped config.json
                          with smaller sizes, a byte-level BPE (Qwen) or a BPE with spaces and byte fallback (Gemma),
                          and their kind of chat template
     data/                DAPO-Math-17k, RaR and the benchmarks as files of a few rows, which the scripted teacher solves
-    serving()            that teacher behind HTTP in GPT-5.2's and GPT-4.1's place. A fifth of its verdicts is wrong, so
+    serving()            that teacher behind HTTP instead of GPT-5.2 and GPT-4.1. A fifth of its verdicts is wrong, so
                          that the rewards of a random student's answers differ and there is something to update
 
-Nothing here is a text of a published set.
+No text here is from a published data set.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ GEMMA_TEMPLATE = (
 
 
 def make_students(place: pathlib.Path, texts: Iterable[str]) -> None:
-    """The three checkpoints under ``place``, by their names on the Hub; those that are there stay.
+    """The three checkpoints under ``place``, by their names on the Hub; existing ones are kept.
 
     Args:
         texts: what the tokenizers are trained on.
@@ -230,7 +230,7 @@ def serving(answer_key: pathlib.Path, port_file: pathlib.Path) -> Iterator[str]:
     port = int(port_file.read_text()) if port_file.exists() else 0
     with socket.socket() as probe:
         if port and not probe.connect_ex(("127.0.0.1", port)):
-            port = 0  # somebody listens there
+            port = 0  # in use
     ready, over, found = threading.Event(), [], []
 
     async def serve() -> None:

@@ -1,25 +1,24 @@
-"""Generated tokens a second: ours, Tunix's sampler and transformers.generate, beside what the machine allows.
+"""Generated tokens per second: ours, Tunix's sampler and transformers.generate, compared with the machine's limits.
 
-    make bench-rollout                                    # ours and the bound alone; says which peers are missing
+    make bench-rollout                                    # only ours and the bound; reports missing peers
     python -m benchmarks.rollout --tunix PYTHON --torch PYTHON              # about 25 minutes on two cores
-    python -m benchmarks.rollout --tunix PYTHON --torch PYTHON --smoke      # that it runs: no figures
+    python -m benchmarks.rollout --tunix PYTHON --torch PYTHON --smoke      # a test run without figures
 
-``--tunix`` and ``--torch`` are interpreters that have google-tunix, or torch and transformers. Every engine runs in a
-process of its own, with the same float32 weights of SmolLM2-135M, the same 64-token prompts, temperature 1 and stop
-tokens off:
+``--tunix`` and ``--torch`` are interpreters that have google-tunix, or torch and transformers. Every engine runs in its
+own process, with the same float32 weights of SmolLM2-135M, the same 64-token prompts, temperature 1 and no stop tokens:
 
     equal16, equal64   2 and 8 prompts x 8 rollouts of 128 tokens
     lognormal          64 prompts x 8 rollouts, log-normal lengths (median 64, 99th percentile 512, at most 512), which
-                       no engine knows in advance: ours is told where each rollout ends as it would be by a stop token.
+                       no engine knows in advance: ours gets the end of each rollout as it would from a stop token.
                        The peers decode a batch until its longest is done; they run ``--peer-batches`` batches of 64
-                       rows (one prompt set after the other), and only the tokens asked for count.
+                       rows (one prompt set after the other), and only the requested tokens count.
 
-The first call of every case compiles and is not counted, except for the peers' log-normal batch, which takes minutes:
-there it is a call of a few tokens, and Tunix compiles once more within the call that counts. The bound is max(FLOPs /
-peak of a 2048^3 matmul, bytes of weights and live cache / bandwidth of a long sum) of each decode step plus the
-prompts' prefill, both measured in the same run. The FLOPs of a prefill are counted in its program.
-``busy`` is the share of the machine that other processes took meanwhile: above a few percent the ratios of
-wall-clock are theirs as much as ours, and ``cpu`` (tokens a CPU second, all threads) says more.
+The first call of every case compiles and is not counted. The peers' log-normal batch takes minutes, so its first call
+has only a few tokens, and Tunix compiles once more within the counted call. The bound is max(FLOPs / peak of a 2048^3
+matmul, bytes of weights and live cache / bandwidth of a long sum) of each decode step plus the prompts' prefill, both
+measured in the same run. The FLOPs of a prefill are counted in its program. ``busy`` is the share of the machine that
+other processes took in the meantime. Above a few percent they distort the wall-clock ratios, and ``cpu`` (tokens per
+CPU second, all threads) is more reliable.
 """
 
 from __future__ import annotations
@@ -95,7 +94,7 @@ def ours(cases: dict[str, dict], chunk: int, reps: int) -> None:
 def prefill_flops(cfg, engine: EngineConfig, params) -> dict[str, float]:
     """FLOPs that XLA counts in the prefill of one prompt and its 8 rollouts, and those of one prompt's matmuls.
 
-    Of one layer: XLA counts the body of a scan once. Before compiling: matmuls that YNNPACK does are not counted after.
+    For one layer (XLA counts the body of a scan once), before compiling (afterwards YNNPACK matmuls are not counted).
     """
     cfg, engine = dataclasses.replace(cfg, num_layers=1), dataclasses.replace(engine, prompts=1)
     one = params | {"layers": jax.tree.map(lambda x: x[:1], params["layers"])}
@@ -106,7 +105,7 @@ def prefill_flops(cfg, engine: EngineConfig, params) -> dict[str, float]:
 
 
 def bounds(cfg, params, cases: dict[str, dict]) -> dict[str, float]:
-    """Tokens a second that weights, cache and matmuls allow, for each case."""
+    """Tokens per second that weights, cache and matmuls allow, for each case."""
 
     def best(f, *args) -> float:
         jax.block_until_ready(f(*args))
@@ -171,7 +170,7 @@ def run(label: str, command: list[str], rows: list[dict], seconds: float) -> dic
 
 def table(rows: list[dict], bound: dict) -> None:
     counted, prompt = (bound.get(k, 0) / 1e6 for k in ("prefill_flops", "prompt_flops"))
-    print(f"\nprefill for {G} rollouts, a layer: {counted:.1f} MFLOP; one prompt through its weights: {prompt:.1f}")
+    print(f"\nprefill for {G} rollouts, per layer: {counted:.1f} MFLOP; one prompt through its weights: {prompt:.1f}")
     print(f"matmul peak {bound.get('gemm_gflops', 0):.0f} GFLOP/s, read {bound.get('read_gb_s', 0):.1f} GB/s")
     print(f"{'case':<10} {'engine':<13} {'tok/s':>8} {'of bound':>9} {'tok/cpu-s':>10} {'busy':>6} {'reps':>5}")
     cases = dict.fromkeys(r["case"] for r in rows)
@@ -199,8 +198,8 @@ def main(argv: list[str] | None = None) -> None:
     ap.add_argument("--tunix", default="", help="interpreter with google-tunix")
     ap.add_argument("--torch", default="", help="interpreter with torch and transformers")
     ap.add_argument("--cases", default="equal16,equal64,lognormal")
-    ap.add_argument("--tokens", type=int, default=128, help="of the equal cases")
-    ap.add_argument("--prompts", type=int, default=64, help="of the log-normal case")
+    ap.add_argument("--tokens", type=int, default=128, help="tokens of the equal cases")
+    ap.add_argument("--prompts", type=int, default=64, help="prompts of the log-normal case")
     ap.add_argument("--longest", type=int, default=512, help="cap of its lengths")
     ap.add_argument("--peer-batches", type=int, default=1, help="batches of 64 rows that the peers run of it")
     ap.add_argument("--chunk", type=int, default=8)

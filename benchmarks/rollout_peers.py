@@ -33,14 +33,14 @@ class Window:
 
 
 def _busy() -> float:
-    """CPU seconds of the whole machine since it started."""
+    """CPU seconds of the whole machine since boot."""
     with open("/proc/stat", encoding="ascii") as file:
         n = [int(x) for x in file.readline().split()[1:9]]
     return (sum(n) - n[3] - n[4]) / os.sysconf("SC_CLK_TCK")
 
 
 def batches_of(case: dict, most: int):
-    """(prompts repeated for their rollouts, tokens asked for, longest) of each batch."""
+    """(prompts repeated for their rollouts, requested tokens, longest) of each batch."""
     rows = [(p, n) for p, ns in zip(case["prompts"], case["lengths"]) for n in ns]  # noqa: B905 (any Python)
     for at in range(0, min(len(rows), most * ROWS), ROWS):
         part = rows[at : at + ROWS]

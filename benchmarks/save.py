@@ -4,9 +4,9 @@
     python -m benchmarks.save --layers 2 --repeats 1   smaller
     python -m benchmarks.save --dir gs://bucket/tmp    another disk, or a bucket
 
-Of each pair of saves one waits for its write, as all saves did before, and one returns after the copy, while an update
-that donates the arrays runs. Then SIGTERM comes while the student samples. At last 16 bytes of a small checkpoint are
-overwritten at random places: does Orbax notice when it loads them, do the checksums?
+In each pair of saves, one waits for its write, as all saves did before, and one returns after the copy while an update
+runs that donates the arrays. Then SIGTERM is sent while the student samples. Finally 16 bytes of a small checkpoint are
+overwritten at random places: does Orbax notice when it loads them, and do the checksums?
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def student(layers: int) -> ModelConfig:
 
 
 def random_state(cfg: ModelConfig, seed: int = 0) -> State:
-    """Parameters and two moments of the optimizer, all random: what a run has after its first step."""
+    """Parameters and two moments of the optimizer, all random, as after the first step of a run."""
     rng = np.random.default_rng(seed)
 
     def tree():
@@ -77,7 +77,7 @@ def random_state(cfg: ModelConfig, seed: int = 0) -> State:
 
 
 def blocking(directory: epath.Path, state: State, repeats: int) -> tuple[State, dict[str, list[float]]]:
-    """Seconds: ``sync`` and ``copy`` are how long a save blocks, ``write`` how long one writes beside the update."""
+    """Seconds: ``sync`` and ``copy`` are how long a save blocks, ``write`` how long it writes during the update."""
     found: dict[str, list[float]] = {"sync": [], "copy": [], "write": [], "update": []}
     update = jax.jit(lambda tree: jax.tree.map(lambda x: x * jnp.float32(0.999), tree), donate_argnums=0)
     checkpoints = Checkpoints(directory, keep=1)
@@ -128,11 +128,11 @@ def signalled(directory: epath.Path, cfg: ModelConfig, state: State) -> tuple[fl
             return stopped or 0.0, interrupt.waited_s() or 0.0
         finally:
             checkpoints.close()
-    raise RuntimeError("all was sampled before the signal came")
+    raise RuntimeError("sampling finished before the signal came")
 
 
 def damaged(trials: int) -> dict[str, int]:
-    """Of so many checkpoints with 16 overwritten bytes at a random place: how many Orbax refuses, how many it loads
+    """Counts of checkpoints with 16 overwritten bytes at a random place: how many Orbax refuses, how many it loads
     with other numbers or with the same, and how many the checksums find."""
     found = {"refused by Orbax": 0, "loaded with other numbers": 0, "loaded with the same numbers": 0}
     sums, rng = 0, random.Random(0)
@@ -183,7 +183,7 @@ def main() -> None:
         middle = {name: statistics.median(values) for name, values in found.items()}
         show("".join(f"{name:>8} {', '.join(f'{x:.2f}' for x in values)} s\n" for name, values in found.items()))
         show(f"a save blocks for {middle['copy'] / middle['sync']:.3f} of the time of a synchronous one; ")
-        show(f"{size / middle['write'] / 1e9:.2f} GB/s written and summed beside an update\n")
+        show(f"{size / middle['write'] / 1e9:.2f} GB/s written and checksummed during an update\n")
         stopped, complete = signalled(folder / "signal", cfg, state)
         show(f"SIGTERM while sampling: stopped after {stopped:.2f} s, complete checkpoint after {complete:.2f} s; ")
         show(f"{(complete - stopped) / middle['sync']:.2f} of a synchronous save\n")

@@ -2,12 +2,12 @@
 
     bound           max(longest chain, total work / slots): no schedule is shorter
     clairvoyant     a list schedule that knows all latencies and starts the longest remaining chain first
-    online_bound    what no order reaches that does not know the latencies (and never takes a call back)
-    policies        orders that know only which call of its group a call is
+    online_bound    a lower bound for every order that does not know the latencies (and never cancels a call)
+    policies        orders that only know the position of a call in its group
 
-``online_bound``: let verifications cost nothing of the slots, and give a slot that becomes free to the next rubric at
-once. Then no rubric starts later than under any order that must take the rubrics as they come, since chains of which
-nothing is known cannot be told apart; so the latest start + chain is never above that order's makespan.
+``online_bound``: assume that verifications use no slots, and give a slot that becomes free to the next rubric at once.
+Then no rubric starts later than under any order that must take the rubrics as they come, since unknown chains cannot be
+told apart. So the latest start + chain is never above that order's makespan.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Policy = Callable[
     [int, int, int, int], tuple
 ]  # (stage, group, rubrics waiting, verifications waiting) -> smaller first
 
-POLICIES: Mapping[str, Policy] = {  # equal ones: first come, first served
+POLICIES: Mapping[str, Policy] = {  # ties: first come, first served
     "finished first": lambda stage, group, rubrics, verifications: (-stage,),
     "longest first": lambda stage, group, rubrics, verifications: (stage,),
     "first come": lambda stage, group, rubrics, verifications: (),
@@ -34,7 +34,7 @@ def bound(chains: Sequence[Chain], slots: int) -> float:
 
 
 def online_bound(chains: Sequence[Chain], slots: int) -> float:
-    """Seconds that no order can beat that does not know the latencies; at least ``bound``."""
+    """Seconds that an order without knowledge of the latencies cannot beat; at least ``bound``."""
     free, latest = [0.0] * slots, 0.0
     for chain in chains:
         start = heapq.heappop(free)
@@ -49,7 +49,7 @@ def clairvoyant(chains: Sequence[Chain], slots: int) -> float:
 
 
 def makespan(chains: Sequence[Chain], slots: int, policy: Policy) -> tuple[float, float]:
-    """(end of the last group, mean end of a group) in seconds; all groups are there from the start."""
+    """(end of the last group, mean end of a group) in seconds; all groups are available from the start."""
     waiting = [(0, group) for group in range(len(chains))]
     running: list[tuple[float, int, int]] = []
     now, ends = 0.0, []

@@ -3,7 +3,7 @@
     python -m benchmarks.screenshots [RUN or folder of runs]      default: notebooks/mini_run
 
 Writes docs/viewer/NAME-light.png, -dark.png and -narrow.png for each line of `PAGES`, and docs/viewer/walk.webp, an
-animation of `WALK`. A place that this version of the viewer does not have is reported and left out.
+animation of `WALK`. A page that this version of the viewer does not have is reported and left out.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Shot:
 
 
 def hover(selector: str) -> Callable[[Any], None]:
-    """An action: points at the middle of the first such element, whatever covers it, if there is one in sight."""
+    """An action: points at the middle of the first visible element of this kind, even if it is covered."""
 
     def action(page: Any) -> None:
         found = page.locator(selector)
@@ -113,7 +113,7 @@ def save(data: bytes, path: pathlib.Path) -> None:
 
 
 def settled(page: Any, wanted: str) -> bool:
-    """Whether the page shows what is wanted within a few seconds; waits until its pictures are drawn."""
+    """True if the page shows the wanted element within a few seconds; waits until its figures are drawn."""
     from playwright.sync_api import TimeoutError as Late
 
     try:

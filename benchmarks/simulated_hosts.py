@@ -1,7 +1,7 @@
-"""Hosts of one process: threads that meet in `exchange`, which counts what they send.
+"""Hosts simulated as threads of one process; their `exchange` counts what they send.
 
-An instance is what `data.questions` needs of the hosts of a run; `installed` puts it in the place of
-`parallel.hosts`' own.
+An instance has the interface to a run's hosts that `data.questions` needs; `installed` uses it in place of
+`parallel.hosts`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class SimulatedHosts:
     """``n`` hosts.
 
     Attributes:
-        sent: of each exchange so far, the pickled bytes of the largest value.
+        sent: pickled bytes of the largest value of each exchange so far.
     """
 
     def __init__(self, n: int):
@@ -48,7 +48,7 @@ class SimulatedHosts:
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[SimulatedHosts]:
-        """`parallel.hosts` reports and exchanges as these hosts do."""
+        """Makes `parallel.hosts` report and exchange like these hosts."""
         with mock.patch.multiple(hosts, count=self.count, index=self.index, exchange=self.exchange):
             yield self
 

@@ -1,11 +1,11 @@
 """The sampler's scheduler without a device: token steps of a training step, positions read over positions needed.
 
     python -m benchmarks.slots_replay                         # seconds
-    python -m benchmarks.slots_replay --prompts-at-once 32    # all 256 rollouts side by side
+    python -m benchmarks.slots_replay --prompts-at-once 32    # all 256 rollouts at once
 
 The scheduler runs (`plan.replay`) as in a step of experiments/qwen3_4b_math.py on v5e:4x4 (four parts): 32 prompts of
-150 tokens, 8 rollouts each, answers of log-normal length (mean 3.6k, at most 8,192). What a token step needs is the
-tokens of the rows that still decode and each of their prompts once. What it reads:
+150 tokens, 8 rollouts each, answers of log-normal length (mean 3.6k, at most 8,192). A token step needs the tokens of
+the rows that still decode, and each of their prompts once. It reads:
 
     paged       whole pages of the rows that still decode, the stage counted as one, and of each prompt slot in use
     blocks      without the kernel on a TPU or GPU: all stages, all prompt slots in blocks of 256 up to the longest
@@ -31,15 +31,15 @@ from ropd_jax.sampling.slots import halved, pool_size
 
 @dataclasses.dataclass(frozen=True)
 class Replayed:
-    """Of one training step.
+    """Counts of one training step.
 
     Attributes:
         token_steps: passes of the token loop; tokens: sampled in them.
         read_paged: positions of the cache that the kernel reads.
         read_prompts, read_stages, read_pages, read_pool: that are read without it; pages up to the last, and of the
             whole pool. needed: see the module docstring.
-        restarts, lost_tokens: rollouts that had to make room, and what they sampled twice.
-        programs: how many pairs (rows, pages of the pool) were decoded with.
+        restarts, lost_tokens: rollouts that had to make room, and the tokens that they sampled twice.
+        programs: number of pairs (rows, pages of the pool) used for decoding.
         pages: of all parts, at most and on average over the token steps; used: those that held a row's tokens.
     """
 
@@ -78,7 +78,7 @@ def replay(
     most: int,
     pool: float = 1.0,
 ) -> Replayed:
-    """One training step, as `engine._Engine` runs it on a TPU or GPU, every row a token a step until it ends."""
+    """One training step, as `engine._Engine` runs it on a TPU or GPU, one token per row and step until the row ends."""
     G, n = len(limits[0]), len(limits)
     each = at_once // parts
     rows, batch = each * G, max(1, each // 2)
@@ -122,15 +122,15 @@ def replay(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--prompts", type=int, default=32, help="of a step (32)")
-    parser.add_argument("--rollouts", type=int, default=8, help="of a prompt (8)")
+    parser.add_argument("--prompts", type=int, default=32, help="prompts per step (32)")
+    parser.add_argument("--rollouts", type=int, default=8, help="rollouts per prompt (8)")
     parser.add_argument("--prompts-at-once", type=int, default=16, help="sampling.prompts_at_once (16)")
     parser.add_argument("--parts", type=int, default=4, help="mesh.fsdp (4)")
-    parser.add_argument("--mean", type=float, default=3600, help="tokens of an answer (3600)")
-    parser.add_argument("--sigma", type=float, default=SIGMA, help="of the logarithm (0.8)")
+    parser.add_argument("--mean", type=float, default=3600, help="mean tokens of an answer (3600)")
+    parser.add_argument("--sigma", type=float, default=SIGMA, help="standard deviation of the logarithm (0.8)")
     parser.add_argument("--most", type=int, default=8192, help="sampling.max_tokens (8192)")
-    parser.add_argument("--prompt-tokens", type=int, default=150, help="of each prompt (150)")
-    parser.add_argument("--prompt-len", type=int, default=2048, help="that a prompt slot holds (2048)")
+    parser.add_argument("--prompt-tokens", type=int, default=150, help="tokens of each prompt (150)")
+    parser.add_argument("--prompt-len", type=int, default=2048, help="tokens of a prompt slot (2048)")
     parser.add_argument("--chunk", type=int, default=8, help="sampling.chunk (8)")
     parser.add_argument("--pool", type=float, default=1.0, help="sampling.pool (1)")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,15 +1,15 @@
-"""A server with one slot: what the default settings make of it. ``make small-server``, seconds.
+"""The default settings with a server that has one slot. ``make small-server``, seconds.
 
-llama.cpp, Ollama and LM Studio answer one call after another unless told otherwise, and let the others wait. A call
-that waits for longer than our time limit is lost, with the work on it. Here such a server is simulated in virtual time;
-a call whose client has left is dropped. Shown for each mean time of a reply, and for groups of several roles:
+By default llama.cpp, Ollama and LM Studio answer one call after another, and the other calls wait. A call that waits
+longer than our time limit is lost, with the work on it. This benchmark simulates such a server in virtual time; it
+drops a call whose client has left. For each mean time of a reply, and for groups of several roles, it prints:
 
     time over the ideal (the replies' own seconds, one after another), and calls sent for each reply
 
     make small-server LLAMA=PYTHON MODEL=FILE.gguf
 
-asks llama.cpp itself instead, with one slot (PYTHON has ``xllamacpp``): the same questions one after another, then all
-at once. Several minutes; the time limit is lowered so that it holds a few replies, as it does with a large model.
+uses llama.cpp itself instead, with one slot (PYTHON has ``xllamacpp``): the same questions one after another, then all
+at once. This takes several minutes. The time limit is lowered to a few replies, as with a large model.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ropd_jax.teacher.traffic.retries import LimitedClient, Limits
 from ropd_jax.teacher.traffic.tracing import ObservedClient
 from ropd_jax.types import Message
 
-Seconds = Mapping[Purpose, float]  # mean of a reply, by role, in the order in which a group asks them
+Seconds = Mapping[Purpose, float]  # mean of a reply, by role, in the order of a group's requests
 REPLIES = 100
 REPLIES_IN_LIMIT = 6  # a real server: the default of 120 s would hold six replies of 20 s
 _VERDICTS = 32
@@ -80,7 +80,7 @@ def default_limits(**changes: float) -> Limits:
 
 
 def measure(seconds: Seconds, spread: float, groups: int = REPLIES) -> tuple[float, float, int]:
-    """(time over the ideal, calls for each reply, calls given up) of groups that all wait from the start."""
+    """(time over the ideal, calls for each reply, calls given up) of groups, all waiting from the start."""
 
     async def run() -> tuple[float, float, int]:
         server = OneSlot(seconds, spread)
@@ -136,7 +136,7 @@ async def real(address: str, calls: int) -> tuple[float, float, float]:
     how.provider, how.base_url = "openai", address
     endpoint, _ = role_of(how, "verifier")
 
-    def request(i: int) -> ChatRequest:  # replies of one length: as many booleans as the schema says
+    def request(i: int) -> ChatRequest:  # replies of one length: the schema fixes the number of booleans
         asked = (Message("user", f"For each of the {_VERDICTS} numbers from {i} on: is it prime? Answer as JSON."),)
         return ChatRequest("verify", asked, "m", temperature=0.0, max_output_tokens=2048, json_schema=_SCHEMA)
 
@@ -162,7 +162,7 @@ async def real(address: str, calls: int) -> tuple[float, float, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--server", metavar="PYTHON", help="an interpreter that has xllamacpp: ask a real server")
+    parser.add_argument("--server", metavar="PYTHON", help="an interpreter that has xllamacpp: use a real server")
     parser.add_argument("--model", metavar="FILE.gguf")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--calls", type=int, default=REPLIES)

@@ -2,8 +2,8 @@
 
     python -m benchmarks.start                       # the quickstart, one step, on a fresh cache; under a minute
 
-Both starts are the same command in a new directory, in a process of its own. Only CPU seconds are compared: wall-clock
-depends on what else the machine does.
+Both starts use the same command in a new directory, each in its own process. Only CPU seconds are compared, because
+wall-clock time depends on the machine's other work.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""A storm: many groups against a teacher of whose calls every fifth fails, in every way that calls fail.
+"""A storm: many groups with a teacher of which every fifth call fails, with every kind of failure.
 
     make storm        10,000 groups, then the adaptive limit next to fixed ones; minutes on one CPU core
 
-Each group is compared with an oracle, the same teacher without faults: its references must be some of the oracle's,
-its rubric the one that the oracle induces from these references, and every verdict the oracle's. What has no verdict
-must say why. All waiting is in virtual time (``benchmarks.virtual_time``), so a hang of two minutes costs nothing.
+Each group is compared with an oracle, the same teacher without faults: its references must be among the oracle's, its
+rubric must be the one that the oracle induces from these references, and every verdict must be the oracle's. A missing
+verdict must have a cause. All waiting is in virtual time (``benchmarks.virtual_time``), so a hang of two minutes costs
+nothing.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ FAULTS = (
     "rate_limited", "unavailable", "server_error", "timeout", "hang", "bad_request", "context", "blocked", "refused",
     "truncated", "empty", "no_schema", "broken_json", "prose", "answer_missing", "verdict_short", "wrong_index",
 )  # fmt: skip
-FREE_TEXT = 11  # so many of them are a failure of free text too: nobody can tell half an essay from a whole one
+FREE_TEXT = 11  # the first ones also apply to free text: half an essay cannot be told from a whole one
 MEAN_S = 8.0  # of a call
 
 
@@ -52,10 +53,10 @@ MEAN_S = 8.0  # of a call
 
 @dataclasses.dataclass
 class Storm:
-    """What came of the groups.
+    """The results of the groups.
 
     Attributes:
-        scored: groups with at least two scored rollouts. lost: the others, which say why.
+        scored: groups with at least two scored rollouts. lost: the others, which have a cause.
         wrong: what differed from the oracle, or had neither a reward nor a cause. Must stay empty.
         causes: unscored rollouts by cause.
         faults: faulty calls by kind. calls: all calls that reached the server.
@@ -74,13 +75,13 @@ class Storm:
 
     @property
     def growth_mb(self) -> float:
-        """Growth of the memory over the second half, by a straight line; MB a thousand groups."""
+        """Growth of the memory over the second half, by a straight line; MB per thousand groups."""
         half = self.memory_mb[len(self.memory_mb) // 2 :]
         return float(np.polyfit(np.arange(len(half)) / 2, half, 1)[0]) if len(half) > 2 else math.nan
 
 
 def groups(n: int, seed: int) -> Iterator[tuple[Prompt, tuple[str, ...]]]:
-    """n chain sums, each with four answers of a student: worked out, without its steps, wrong, with a slip."""
+    """n chain sums, each with four answers of a student: worked out, without steps, wrong, with a slip."""
     rng = random.Random(seed)
     for i in range(n):
         terms = [rng.randrange(2, 99) for _ in range(rng.randrange(3, 6))]
@@ -111,10 +112,10 @@ def storm(
     provider: str = "scripted",
     spoiled: float = 0.0,
 ) -> Storm:
-    """Judge n groups, ``at_once`` side by side, and compare each with the oracle.
+    """Judge n groups, ``at_once`` at a time, and compare each with the oracle.
 
     ``provider`` openai or gemini: through its SDK and HTTP on loopback, in real time (a hang then ends after a second).
-    ``spoiled`` is a share of verdicts turned round, to see that the oracle notices.
+    ``spoiled`` is a share of inverted verdicts, to check that the oracle detects them.
     """
     out = Storm()
     http = provider != "scripted"
@@ -125,7 +126,7 @@ def storm(
         if uniform("storm", seed, text, request.sample_index, attempt) >= fault_rate:
             return None
         kinds = FAULTS[: FREE_TEXT if request.json_schema is None else None]
-        kinds = tuple(k for k in kinds if not http or k != "no_schema")  # there it would be asked for without, for good
+        kinds = tuple(k for k in kinds if not http or k != "no_schema")  # over HTTP it switches the schema off for good
         kind = kinds[int(uniform("kind", seed, text, request.sample_index, attempt) * len(kinds))]
         out.faults[kind] += 1
         return kind
@@ -196,7 +197,7 @@ async def _check(out: Storm, oracle: Teacher, prompt: Prompt, answers: tuple[str
     right = await oracle.verify(prompt, got.rubric, answers + got.references, key="oracle")
     for reward, expected in zip(got.rewards, right.scores(got.rubric), strict=False):
         if reward is not None and reward != expected:
-            wrong(f"reward {reward}, the oracle says {expected}")
+            wrong(f"reward {reward}, the oracle's is {expected}")
     for verdicts, expected in zip(got.passed + got.reference_passed, right.passed, strict=False):
         if verdicts is not None and verdicts != expected:
             wrong("another verdict")
@@ -234,7 +235,7 @@ class HiddenCapacity:
 
 
 def calls_per_s(capacity: int, low: int, high: int, n: int = 800, *, started: bool = True) -> float:
-    """Calls a (virtual) second of n calls that all wait from the start, with slots between low and high.
+    """Calls per (virtual) second for n calls, all waiting from the start, with slots between low and high.
 
     Args:
         started: n calls have been answered before, so that the limit has grown to what the server bears, as in all
@@ -259,7 +260,7 @@ def calls_per_s(capacity: int, low: int, high: int, n: int = 800, *, started: bo
 
 
 def adaptive_share(capacity: int, n: int = 800, *, started: bool = True) -> tuple[float, int, float]:
-    """(throughput of the adaptive limit as a share of the best fixed one, that limit, its calls a second)."""
+    """(throughput of the adaptive limit as a share of the best fixed one, that limit, its calls per second)."""
     candidates = (capacity // 2, capacity - 1, capacity, capacity + 1)
     fixed = {k: calls_per_s(capacity, k, k, n, started=started) for k in candidates}
     best = max(fixed, key=fixed.__getitem__)
@@ -286,7 +287,7 @@ def main() -> int:
     print(f"wrong {len(s.wrong)}" + "".join(f"\n  {w}" for w in s.wrong[:10]))
     print("unscored rollouts: " + ", ".join(f"{cause} {n}" for cause, n in s.causes.most_common()))
     if s.memory_mb:
-        growth = f"{s.growth_mb:+.2f} MB a thousand groups in the second half"
+        growth = f"{s.growth_mb:+.2f} MB per thousand groups in the second half"
         print(f"memory {s.memory_mb[0]:.0f} -> {s.memory_mb[-1]:.0f} MB; {growth}")
     shares = []
     for capacity in (6, 10, 16, 32, 40):

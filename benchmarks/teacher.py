@@ -1,12 +1,12 @@
-"""How near the teacher layer comes to what is possible. ``make bench-teacher``
+"""How close the teacher layer comes to what is possible. ``make bench-teacher``
 
 1. Makespan of judging a step of 64 prompts, each a rubric (log-normal, mean 20 s) and then a verification (mean 8 s),
    over the lower bound max(longest chain, total work / concurrency): medians and 90th percentiles of 200 steps, through
-   the real client in virtual time, in both orders of its queue; beside them other orders, what no order can beat that
-   does not know the latencies, a schedule that knows them all (``benchmarks.schedule``), and the released code's design
-   (a pool of four groups, each with its calls one after the other). One step also in real time, scaled down 100 times.
-2. Calls a second through our client to an HTTP server that answers at once, next to a bare loop over the same SDK and
-   next to a bare aiohttp loop, on the same machine. The server is a process of its own.
+   the real client in virtual time, in both orders of its queue. For comparison: other orders, a bound for orders that
+   do not know the latencies, a schedule that knows them all (``benchmarks.schedule``), and the released code's design
+   (a pool of four groups, each with sequential calls). One step also runs in real time, scaled down 100 times.
+2. Calls per second through our client to an HTTP server that answers at once, next to a bare loop over the same SDK and
+   next to a bare aiohttp loop, on the same machine. The server runs in its own process.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SIGMA = 0.5  # of the logarithm: the slowest of 64 takes three times the mean
 
 
 class Sleeping:
-    """Takes as long as it is told for each (purpose, prompt)."""
+    """Takes a given time for each (purpose, prompt)."""
 
     def __init__(self, latency: dict[tuple[str, int], float], scale: float):
         self._latency, self._scale = latency, scale
@@ -124,13 +124,13 @@ def makespans(concurrency: int, seeds: int) -> dict[str, list[float]]:
 
 
 def median_and_p90(values: list[float]) -> tuple[float, float]:
-    """The two by nearest rank."""
+    """Both by nearest rank."""
     ordered = sorted(values)
     return statistics.median(ordered), ordered[math.ceil(0.9 * len(ordered)) - 1]
 
 
 def show_makespans(seeds: int) -> float:
-    """Print the table; returns the worst of our medians, as a multiple of what nobody beats who does not know more."""
+    """Print the table; returns the worst of our medians, as a multiple of the blind bound."""
     worst = 0.0
     print(f"makespan over the bound, {PROMPTS} prompts, {seeds} steps: median (90th percentile)")
     columns = {concurrency: makespans(concurrency, seeds) for concurrency in CONCURRENCIES}
@@ -176,7 +176,7 @@ def _serve(port) -> None:
 
 
 async def calls_per_s(url: str, n: int, at_once: int) -> dict[str, float]:
-    """Calls a second of each kind of client, the median of three turns taken by rotation."""
+    """Calls per second of each kind of client, the median of three alternating turns."""
     one = openai.AsyncOpenAI(api_key="x", base_url=url, max_retries=0)
     client = make_client(provider="openai", base_url=url, concurrency=at_once)
     session = aiohttp.ClientSession()
@@ -213,7 +213,7 @@ async def calls_per_s(url: str, n: int, at_once: int) -> dict[str, float]:
 
 
 def main() -> int:
-    """Print both tables; 1 if a median makespan is over 1.10 of the bound and over what is possible blindly."""
+    """Print both tables; 1 if a median makespan is over 1.10 of the bound and over the blind bound."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--calls", type=int, default=1_000)

@@ -1,16 +1,16 @@
 """The update next to its peers, on one machine, in one run. ``make bench-update``
 
 Shapes of SmolLM2-135M, random float32 weights, GRPO loss, AdamW. First the gradients are compared on a few rows: ours,
-Tunix's and torch's (TRL's log-probs). Then each updates in a process of its own, so that the peak memory is its own,
-and in turns, as the speed of a shared machine drifts: one update of ours, one of the peer's, and again.
+Tunix's and torch's (TRL's log-probs). Then each updates in its own process, so that peak memory is measured separately.
+The speed of a shared machine drifts, so updates of ours and of the peer alternate.
 
-1. Equal lengths, 16 x 192 tokens (64 of prompt): tokens a second, peak RSS, and for ours what the compiled program
-   says it holds besides the state (exact). The share of the GEMM peak counts the FLOPs that the gradient needs
+1. Equal lengths, 16 x 192 tokens (64 of prompt): tokens per second, peak RSS, and for ours what the compiled program
+   reports in addition to the state (exact). The share of the GEMM peak counts the FLOPs that the gradient needs
    (forward and twice that backward, the output head on answers only), not those that remat adds.
-2. Log-normal lengths: the same tokens padded to the longest, and packed; torch padded to the longest beside it.
+2. Log-normal lengths: the same tokens padded to the longest, and packed; torch padded to the longest for comparison.
 
     --smoke           small shapes, seconds
-    --tunix PYTHON    an interpreter with google-tunix; without it Tunix is left out, and the output says so
+    --tunix PYTHON    an interpreter with google-tunix; without it Tunix is left out, with a note in the output
     --torch PYTHON    one with torch, transformers and trl; likewise
 """
 
@@ -44,14 +44,14 @@ from ropd_jax.weights.hf import save_hf
 SMOL = dict(vocab_size=49_152, num_layers=30, d_model=576, num_heads=9, num_kv_heads=3, head_dim=64, mlp_dim=1_536)
 SMALL = dict(vocab_size=2_048, num_layers=3, d_model=96, num_heads=6, num_kv_heads=2, head_dim=16, mlp_dim=256)
 ROWS, LENGTH, PROMPT, FEW = 16, 192, 64, 2
-OLD_LOGP = -10.8  # of every sampled token; about ln(1/V), so that no ratio is far from 1
+OLD_LOGP = -10.8  # for every sampled token; about ln(1/V), so that no ratio is far from 1
 SEQUENCES, LONGEST, ROW_LEN = 16, 512, 512  # the log-normal case
 PEERS = str(pathlib.Path(__file__).with_name("update_peers.py"))
-PADDED_PART = 4  # rows that a peer takes at once there: with all 16 its logits alone are 1.4 GB a copy
+PADDED_PART = 4  # rows that a peer processes at once there: with all 16, only its logits take 1.4 GB per copy
 
 
 def model(smoke: bool) -> ModelConfig:
-    """Rope base 1e6, as Tunix's Llama computes with it whatever its config says."""
+    """Rope base 1e6, which Tunix's Llama uses regardless of its config."""
     shape = SMALL if smoke else SMOL
     return ModelConfig(**shape, rope_theta=1e6, norm_eps=1e-5, tied=True, max_seq_len=8_192)
 
@@ -66,7 +66,7 @@ def config(**changes):
 
 
 def sequences(lengths, vocab: int, seed: int = 0) -> tuple[list[TokenSequence], np.ndarray]:
-    """Random ones with answers of these lengths, and their advantages."""
+    """Random sequences with answers of these lengths, and their advantages."""
     rng = np.random.default_rng(seed)
     made = [
         TokenSequence(
@@ -86,7 +86,7 @@ def log_normal_lengths(seed: int = 1) -> np.ndarray:
 
 
 def flops(cfg: ModelConfig, lengths, answers) -> float:
-    """What one gradient needs: 6 a weight and token, the head on answers alone; scores and values of seen pairs."""
+    """What one gradient needs: 6 per weight and token, the head only on answers; scores and values of visible pairs."""
     weights = cfg.d_model * cfg.head_dim * 2 * (cfg.num_heads + cfg.num_kv_heads) + 3 * cfg.d_model * cfg.mlp_dim
     pairs = sum(n * (n + 1) / 2 for n in lengths)
     layers = 6 * weights * sum(lengths) + 12 * cfg.num_heads * cfg.head_dim * pairs
@@ -94,7 +94,7 @@ def flops(cfg: ModelConfig, lengths, answers) -> float:
 
 
 def gemm_peak() -> dict[str, float]:
-    """FLOP a second, of the clock and of CPU time, of a float32 matmul of 2048 x 2048: the best of 10 each."""
+    """FLOP per second, by the clock and by CPU time, of a float32 matmul of 2048 x 2048: the best of 10 each."""
     multiply, x = jax.jit(jnp.matmul), jnp.ones((2048, 2048))
     took = timed(lambda: multiply(x, x).block_until_ready(), 11)
     return {key: 2 * 2048**3 / min(values[1:]) for key, values in took.items()}
@@ -202,7 +202,7 @@ def prepare(where: pathlib.Path, smoke: bool, times: int) -> None:
 
 
 class Worker:
-    """A process that prepares, then updates each time it is told to (`timed`), and says its result at the end."""
+    """A process that prepares, updates on request (`timed`), and prints its result at the end."""
 
     def __init__(self, command: list[str]):
         self.command, self.result, self.ended = command, None, False
@@ -213,7 +213,7 @@ class Worker:
         self.listen()
 
     def listen(self) -> None:
-        """Until it waits for its turn or has ended."""
+        """Blocks until the worker waits for its turn or has ended."""
         for line in self.process.stdout:
             if line == "TURN\n":
                 return
@@ -232,7 +232,7 @@ class Worker:
 
 
 def in_turns(*commands: list[str]) -> list[dict | None]:
-    """What the workers say who update in turns; None where one failed (its complaint is shown)."""
+    """The results of workers that update alternately; None for one that failed (its error is shown)."""
     workers = [Worker(command) for command in commands]
     while waiting := [w for w in workers if not w.ended]:
         for one in waiting:
@@ -270,9 +270,7 @@ def compare(where: pathlib.Path, args: argparse.Namespace) -> None:
 
     (gradient,) = in_turns(ours("gradient"))
     assert gradient, "our own gradient failed"
-    say(
-        f"equal lengths, {ROWS} x {LENGTH}, {args.times} updates each, in turns; tokens a second of the best, ours = 1:"
-    )
+    say(f"equal lengths, {ROWS} x {LENGTH}, {args.times} updates each, in turns; tokens/s of the best, ours = 1:")
     for peer, python in (("tunix", args.tunix), ("torch", args.torch)):
         if not python:
             say(f"  {peer}: not compared (no --{peer} PYTHON)")
@@ -316,7 +314,7 @@ def share_of(got: dict) -> str:
 
 
 def ratio(one: dict, other: dict) -> str:
-    """Tokens a second of the other, the one's being 1: of the best, of the medians, and by CPU time."""
+    """Tokens per second of the second relative to the first: of the best, of the medians, and by CPU time."""
     best, cpu = (min(one[key]) / min(other[key]) for key in ("seconds", "cpu"))
     middle = statistics.median(one["seconds"]) / statistics.median(other["seconds"])
     return f"{best:.2f} (medians {middle:.2f}, CPU time {cpu:.2f})"

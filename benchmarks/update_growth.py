@@ -2,8 +2,9 @@
 
     make growth        # writes docs/update_growth.png and prints the slopes of the log-log lines
 
-A small model, so that what grows is seen beside what does not. Memory is what the compiled program holds besides the
-state, exact and the same on every run. Time is the CPU seconds of one update after a first one.
+The model is small, so that the growing parts are visible next to the constant ones. Memory is what the compiled program
+holds in addition to the state, exact and the same on every run. Time is the CPU seconds of one update after a first
+one.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def measure(lengths, row_len: int, microbatch: int) -> dict[str, float]:
 
 
 def slope(x, y) -> float:
-    """Of the least-squares line through the logarithms."""
+    """The slope of the least-squares line through the logarithms."""
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 

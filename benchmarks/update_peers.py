@@ -2,9 +2,9 @@
 
     python benchmarks/update_peers.py tunix|torch|torch-lognormal DIR
 
-DIR holds what the benchmark wrote: ``model/`` (Hugging Face), ``params.npz``, ``batch.npz``, ``lognormal.npz``. One
-JSON line comes out. Both do what their trainers do in a step: forward, loss, backward, clipping where the trainer
-clips, AdamW. Before each timed update it writes ``TURN`` and waits for a line.
+DIR holds the benchmark's files: ``model/`` (Hugging Face), ``params.npz``, ``batch.npz``, ``lognormal.npz``. The output
+is one JSON line. Both do what their trainers do in a step: forward, loss, backward, clipping if the trainer clips,
+AdamW. Before each timed update the process writes ``TURN`` and waits for a line.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import time
 
 import numpy as np
 
-LR, CLIP = 1e-6, 100.0  # the policy ratio is never clipped, so that the gradient hangs on every token
+LR, CLIP = 1e-6, 100.0  # the policy ratio is never clipped, so that the gradient depends on every token
 
 
 def timed(step, times: int, *, turns: bool = False) -> dict[str, list[float]]:
-    """Wall-clock and own CPU seconds of each step; the second ones hardly see what else the machine does.
+    """Wall-clock and own CPU seconds of each step; the machine's other work hardly affects the CPU seconds.
 
-    ``turns``: each waits until it is told to go on, so that several processes can take turns.
+    ``turns``: each step waits for a line, so that several processes can alternate.
     """
     wall, cpu = [], []
     for _ in range(times):
@@ -65,7 +65,7 @@ def run_torch(where: pathlib.Path, batch: dict[str, np.ndarray], times: int) -> 
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
 
     def loss_of(tokens, advantage, length=None, total=None):
-        """Of all answers' tokens; with ``length``, of the first tokens of each padded row, over ``total``."""
+        """The loss of all answer tokens; with ``length``, of the first tokens of each padded row, over ``total``."""
         n = tokens.shape[1] - prompt
         seen = None if length is None else (torch.arange(tokens.shape[1])[None] < length).long()
         logits = model(tokens, attention_mask=seen, logits_to_keep=n + 1).logits[:, :-1]

@@ -2,8 +2,8 @@
 
     python -m benchmarks.viewer                   10,000 groups of 12 answers next to 1,000 of them
 
-Each run is made of synthetic groups (8 criteria, 2 references, answers of about 700 characters), 20 to a step, and
-served by ``ropd view`` in a process of its own with nothing read before. The page is Chromium's, headless.
+Each run consists of synthetic groups (8 criteria, 2 references, answers of about 700 characters), 20 per step. ``ropd
+view`` serves it in a new process. The browser is headless Chromium.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def group(rng: random.Random, step: int, number: int) -> dict[str, Any]:
 
 
 def make_run(run: pathlib.Path, groups: int) -> None:
-    """A finished run of so many groups."""
+    """A finished run with this many groups."""
     rng = random.Random(groups)
     (run / "groups").mkdir(parents=True)
     steps = groups // PER_STEP

@@ -1,8 +1,8 @@
-"""Virtual time: an event loop on which waiting takes no real time, so that hours of teacher traffic pass in seconds.
+"""Virtual time: an event loop in which waiting takes no real time, so hours of teacher traffic pass in seconds.
 
-``run(coroutine)`` is ``asyncio.run`` on such a loop. Whenever every task waits, the clock jumps to the next timer.
-Everything that waits through asyncio (sleep, timeout, call_later) follows the clock, and the same program gives the
-same times on every machine, however busy. Real sockets do not follow it, so only in-process clients work.
+``run(coroutine)`` is ``asyncio.run`` with such a loop. Whenever every task waits, the clock jumps to the next timer.
+All waiting through asyncio (sleep, timeout, call_later) follows this clock, and the same program gives the same times
+on every machine, even a busy one. Real sockets do not follow the clock, so only in-process clients work.
 """
 
 from __future__ import annotations

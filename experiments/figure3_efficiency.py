@@ -2,13 +2,13 @@
 
     python experiments/figure3_efficiency.py --runs runs --out figure3
 
-It reads the ROPD and LOPD runs of Table 2. They have the curve if they measured the benchmark while they trained:
+Reads the ROPD and LOPD runs of Table 2. They have the curve if they evaluated the benchmark during training:
 
     ropd train ... --config.eval.benchmarks="('aime_2024',)" --config.eval.benchmarks_every=50
 
-A sample is one answer of the student: after s steps s x P x G of them. Hours are those of the steps, without
-evaluations and checkpoints. Written are figure3.csv and figure3.png. Expected (paper): ROPD reaches LOPD's best AIME24
-with a tenth of the samples (1.6k against 15.4k) and in a sixth of the time. Not yet run here: it wants a slice.
+A sample is one answer of the student: s x P x G of them after s steps. Hours are those of the steps, without
+evaluations and checkpoints. Writes figure3.csv and figure3.png. Expected (paper): ROPD reaches LOPD's best AIME24 with
+a tenth of the samples (1.6k against 15.4k) and in a sixth of the time. Not yet run here: it needs a TPU slice.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def curve(run: pathlib.Path, benchmark: str) -> list[tuple[int, int, float, floa
     """(step, samples, hours, value, low, high) of each measurement of a run.
 
     Raises:
-        UserError: the run is not there, or has not measured the benchmark.
+        UserError: the run does not exist, or did not evaluate the benchmark.
     """
     if not (run / "config.json").is_file():
         raise UserError(f"{run} is not a run; expected the runs of Table 2 (ropd table experiments/table2_whitebox.py)")
@@ -42,7 +42,7 @@ def curve(run: pathlib.Path, benchmark: str) -> list[tuple[int, int, float, floa
     name = f"eval/{benchmark}"
     points = {s: v for s, v in zip(*series.get(name, ((), ())), strict=True) if v is not None}
     if not points:
-        raise UserError(f"{run} has not measured {benchmark} while it trained; train it with eval.benchmarks")
+        raise UserError(f"{run} did not evaluate {benchmark} during training; train it with eval.benchmarks")
     low, high = (dict(zip(*series[f"{name}_{end}"], strict=True)) for end in ("low", "high"))
     done, seconds = series.get("time/step_s", ((), ()))
     spent = dict(zip(done, itertools.accumulate(s or 0.0 for s in seconds), strict=True))

@@ -7,8 +7,8 @@
 Variants: ``paper`` (implied: Table A2) or ``released`` (the official code's values).
 Data: see qwen3_4b_math.py.
 
-Hardware: docs/plan.md says what each slice takes. Expected (paper, avg@16): AIME24 6.7 -> 10.0, AIME25 12.9 -> 13.7.
-Not yet run here: it wants a slice and a paid teacher.
+Hardware: see docs/plan.md for each slice. Expected (paper, avg@16): AIME24 6.7 -> 10.0, AIME25 12.9 -> 13.7.
+Not yet run here: it needs a TPU slice and a paid teacher.
 """
 
 from __future__ import annotations
@@ -24,6 +24,6 @@ def get_config(variant: str = ""):
     cfg.student.checkpoint = "google/gemma-3-4b-it"
     cfg.data.source, cfg.data.task = "published", "dapo_math_17k"
     cfg.data.options = dict(language="all")
-    cfg.data.size, cfg.data.heldout_size = 0, 500  # 0: all that the held-out ones leave
+    cfg.data.size, cfg.data.heldout_size = 0, 500  # 0: all prompts that are not held out
     cfg.data.template = TEMPLATE
     return cfg

@@ -1,4 +1,4 @@
-"""Every method on the quickstart's student, task and scripted teacher: what differs is the method, and nothing else.
+"""Every method on the quickstart's student, task and scripted teacher: only the method differs.
 
     ropd train --config experiments/mini.py:method=t_judge,setting=slips --workdir runs/t_judge
     make mini                                                            every method, setting and seed: one table
@@ -6,8 +6,8 @@
 method    ropd, sft, t_judge, ovd, ovd_filter, gad, rlvr, rar, rar_implicit, lopd, lopd_full, exopd; dropout and
           per_criterion (of ropd), ruler, evolving, cort, cripo, rgsd, rcsd (docs/methods.md)
 setting   a teacher that should be learned from, but not imitated:
-            skips   its references give the first line and then the answer; the student, writing so, is mostly wrong
-            slips   15 % of its lines are wrong by a little, and the error is carried on to its answer
+            skips   its references give the first line and then the answer; a student with this style is mostly wrong
+            slips   15 % of its lines have a small error, which is carried on to its answer
             prose   right and complete, in one running sentence that the student has never seen
           plain     a teacher as good as the task allows, in the student's own words
 variant   grpo, dr_grpo, dapo, gspo: the GRPO family; none is the quickstart's (released ROPD's mixture)
@@ -52,7 +52,7 @@ SETTINGS = {
     "slips": {"teacher.scripted.slip_rate": 0.15},
     "prose": {"teacher.scripted.style": "prose"},
 }
-UNTAUGHT = ("rlvr", "lopd", "lopd_full", "exopd")  # no text teacher: the setting changes nothing
+UNTAUGHT = ("rlvr", "lopd", "lopd_full", "exopd")  # without a text teacher, so the setting changes nothing
 WHITE_BOX = ("lopd", "lopd_full", "exopd")
 VARIANTS = {
     "": {},
@@ -80,8 +80,8 @@ def get_config(arg: str = ""):
     cfg = load_config(str(pathlib.Path(__file__).with_name("quickstart.py"))).unlock()
     cfg.steps = 32
     cfg.sampling.max_tokens = 60  # a sum in prose is longer than a sum in lines
-    cfg.eval.size = 200  # between; before and after all 500
-    cfg.checkpoint.every = cfg.steps  # a run is short: one that was killed begins again
+    cfg.eval.size = 200  # during training; before and after, all 500
+    cfg.checkpoint.every = cfg.steps  # a run is short: a killed one starts from scratch
     cfg.optim.row_len, cfg.optim.microbatch = 80, 16  # packed: an update takes a third of the time (lab log)
     cfg.log.trackers = ()
     if method in WHITE_BOX:

@@ -3,9 +3,9 @@
     python experiments/mini_lab.py --out runs/mini            (make mini)
     python experiments/mini_lab.py --out runs/mini --show     table and picture of what is finished
 
-As many side by side as there are cores, one core each, so that a method's seconds are those of one core. A larger tiny
-teacher for the white-box methods is trained among them and must reach 90 %. What is finished is not repeated.
-Hardware: 2 CPU cores. Time: under an hour on idle ones. Expected: experiments/README.md.
+One run per core at a time, so that a method's seconds are those of one core. A larger tiny teacher for the white-box
+methods is trained among them and must reach 90 %. Finished runs are not repeated. Hardware: 2 CPU cores. Time: under an
+hour on idle cores. Expected: experiments/README.md.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from ropd_jax.workdir.metrics import read_metrics
 from ropd_jax.workdir.result import read_result
 
 SHOWN = [s for s in SETTINGS if s != "plain"]
-ALONE = "any"  # the setting's name of methods without a text teacher
+ALONE = "any"  # name of the setting for methods without a text teacher
 COLORS = [f"C{i}" for i in range(10)]
 COLORS += ["black", "gold", "navy", "crimson", "teal", "orchid", "sienna", "lime", "salmon", "slategray"]
-PROMPTS = 16  # of a step
+PROMPTS = 16  # per step
 EVALUATED = f"eval/{slug(BENCHMARK)}_step*/result.json"
 LEAST = 0.9  # of the held-out sums that the white-box teacher solves
 
@@ -49,8 +49,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=pathlib.Path, required=True, help="directory of the runs")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--methods", default=",".join(METHODS), help="of experiments/mini.py, with commas between")
-    parser.add_argument("--settings", default=",".join(SHOWN), help="of experiments/mini.py, with commas between")
+    parser.add_argument("--methods", default=",".join(METHODS), help="of experiments/mini.py, separated by commas")
+    parser.add_argument("--settings", default=",".join(SHOWN), help="of experiments/mini.py, separated by commas")
     parser.add_argument("--workers", type=int, default=len(cores()), help="runs side by side")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="keys of the config, for a smoke")
     parser.add_argument("--show", action="store_true", help="run nothing")
@@ -79,12 +79,12 @@ def name(method: str, setting: str, seed: int) -> str:
 
 
 def finished(out: pathlib.Path, method: str, setting: str, seed: int) -> bool:
-    """Trained, and evaluated after it."""
+    """True if the run is trained and evaluated."""
     return any((out / name(method, setting, seed)).glob(EVALUATED))
 
 
 def runs_of(out: pathlib.Path, method: str, setting: str, seeds: int) -> list[pathlib.Path]:
-    """The finished runs of a cell, one a seed."""
+    """The finished runs of a cell, one per seed."""
     return [out / name(method, setting, seed) for seed in range(seeds) if finished(out, method, setting, seed)]
 
 
@@ -120,7 +120,7 @@ def evaluate_untrained(out: pathlib.Path) -> None:
 
 
 def run_all(out: pathlib.Path, todo: list[tuple[str, str, int]], workers: int, keys: list[str]) -> None:
-    """Every run that is not finished yet, in processes that compile once and run many, each on a core of its own."""
+    """Runs everything unfinished, in processes that compile once and run many, each on its own core."""
     left, begin, ended = [job for job in todo if not finished(out, *job)], time.monotonic(), 0
     spawn = multiprocessing.get_context("spawn")
     own = spawn.SimpleQueue()
@@ -149,14 +149,14 @@ def run_all(out: pathlib.Path, todo: list[tuple[str, str, int]], workers: int, k
                     n, ahead = len(todo) - len(left) + ended, clock(took / ended * (len(left) - ended))
                     after = f"{run.name:<22} {read_result(run)['accuracy_after']:.1%}"
                     print(f"{n:3d}/{len(todo)}  {clock(took)}, about {ahead} left  {after}", flush=True)
-        except BaseException:  # Ctrl-C too: a run that is killed loses nothing that is not made again
+        except BaseException:  # Ctrl-C too: a killed run loses only what is regenerated
             for worker in multiprocessing.active_children():
                 worker.kill()
             raise
 
 
 def take_core(own) -> None:
-    """Before jax is loaded, which counts the cores. The process ends with the one that started it."""
+    """Runs before jax is loaded, which counts the cores. The process ends with its parent."""
 
     def follow():
         multiprocessing.parent_process().join()
@@ -169,7 +169,7 @@ def take_core(own) -> None:
 
 
 def run_one(out: pathlib.Path, method: str, setting: str, seed: int, keys: list[str]) -> int:
-    """One run, as `ropd train` and `ropd eval` make it; what they say goes to a file beside its directory."""
+    """One run, as by `ropd train` and `ropd eval`; their output goes to a file next to its directory."""
     from ropd_jax.cli import main as cli
 
     run = out / name(method, setting, seed)
@@ -196,7 +196,7 @@ def share(values: list[float], n: int) -> str:
 
 
 def table(out: pathlib.Path, cells: list[tuple[str, str]], seeds: int) -> str:
-    """Markdown: a row for each method and setting; seconds are the median seed's, so that one disturbed run is none."""
+    """Markdown: one row per method and setting; seconds are the median seed's, to ignore disturbed runs."""
     heads = ["setting", "method", "greedy", "its seeds", "sampled", "its seeds"]
     heads += ["prompts", "teacher calls", "seconds", "unscored groups"]
     rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
@@ -218,7 +218,7 @@ def table(out: pathlib.Path, cells: list[tuple[str, str]], seeds: int) -> str:
 
 
 def differences(out: pathlib.Path, cells: list[tuple[str, str]], seeds: int) -> str:
-    """Markdown: what each method solves more than ROPD, in points of avg@4, paired by problem, means over the seeds."""
+    """Markdown: avg@4 of each method minus that of ROPD, in points, paired by problem, means over the seeds."""
 
     def solved(method: str, setting: str) -> dict[str, float]:
         runs = runs_of(out, method, setting, seeds)
@@ -243,7 +243,7 @@ def differences(out: pathlib.Path, cells: list[tuple[str, str]], seeds: int) -> 
 def seconds_at(metrics, steps: list[int]) -> list[float]:
     """Seconds of training up to each step, evaluations left out.
 
-    A step that took over three times its run's median compiled something and counts as the median.
+    A step of more than three times its run's median includes compilation and counts as the median.
     """
     at, took = (np.asarray(x) for x in metrics["time/step_s"])
     took = np.where(took > 3 * np.median(took), np.median(took), took)

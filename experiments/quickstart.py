@@ -9,7 +9,7 @@ Hardware: 2 CPU cores. Time: about a minute. Expected: greedy held-out accuracy 
 figures for three seeds, with control and SFT, in experiments/README.md.
 
 What it shows: the rubric's step criteria *elicit worked solutions* that the student could already write (its cold start
-has them as one style of three). It teaches no arithmetic, and plain SFT on the same references gets there faster.
+has them as one of three styles). It does not teach arithmetic, and plain SFT on the same references is faster.
 """
 
 from __future__ import annotations

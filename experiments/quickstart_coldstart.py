@@ -1,11 +1,11 @@
-"""Make the student that the quickstart starts from, and that this repository ships.
+"""Make the quickstart's initial student, which is part of this repository.
 
     python experiments/quickstart_coldstart.py --out ropd_jax/assets/quickstart_student
 
-A 0.37 M-parameter Llama-style model, from random weights, by supervised learning on 8,000 chain sums. Every answer is
-right, in three styles: all lines worked (28 %), the first line and then the answer (42 %), the answer alone (30 %).
-So the student *can* write whole solutions and mostly does not: that is what the quickstart's ROPD run elicits.
-The sums are disjoint from the quickstart's training and held-out sets.
+A 0.37 M-parameter Llama-style model, trained from random weights by supervised learning on 8,000 chain sums. Every
+answer is right, in three styles: all lines worked (28 %), the first line and then the answer (42 %), only the answer
+(30 %). So the student *can* write whole solutions but mostly does not; the quickstart's ROPD run elicits them. The sums
+are disjoint from the quickstart's training and held-out sets.
 
 A white-box teacher for the same student (experiments/mini.py), a larger model that writes full solutions only:
 
@@ -70,14 +70,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--width", type=int, default=96, help="a multiple of 32")
-    parser.add_argument("--full", action="store_true", help="full solutions only, in place of the three styles")
+    parser.add_argument("--full", action="store_true", help="full solutions only, instead of the three styles")
     args = parser.parse_args()
     if args.out.exists() and any(args.out.iterdir()):
-        parser.error(f"--out {args.out} is not empty; nothing is overwritten: choose another directory")
+        parser.error(f"--out {args.out} is not empty and would be overwritten; choose another directory")
 
     cfg = get_config()
     cfg.method = "sft"
-    cfg.optim.remat = "none"  # so small a model has room, and no time to do anything twice
+    cfg.optim.remat = "none"  # such a small model has enough memory, and recomputation costs time
     common = dict(source="reasoning_gym", task=cfg.data.task, options=cfg.data.options.to_dict())
     held = load_prompts(**common, seed=cfg.data.heldout_seed, size=cfg.data.heldout_size)
     rl = load_prompts(**common, seed=cfg.data.seed, size=cfg.data.size)

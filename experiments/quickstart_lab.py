@@ -1,4 +1,4 @@
-"""The quickstart beside its control and SFT, three seeds each: one table, one picture.
+"""The quickstart, its control and SFT, three seeds each: one table, one picture.
 
     python experiments/quickstart_lab.py --out runs/lab
 
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def table(out: pathlib.Path) -> str:
-    """Markdown: one row a run."""
+    """Markdown: one row per run."""
     rows = ["| method | seed | greedy before | greedy after | sampled before | sampled after | unscored groups |"]
     rows.append("|---|---|---|---|---|---|---|")
     for method, name in METHODS.items():

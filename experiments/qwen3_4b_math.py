@@ -5,16 +5,16 @@
     ropd train     --config experiments/qwen3_4b_math.py --workdir runs/qwen3_4b_math \\
       --config.data.path=DIR
 
-Variants, with commas between: ``non_thinking`` (implied) or ``thinking``; ``paper`` (implied: Table A2) or ``released``
+Variants, separated by commas: ``non_thinking`` (default) or ``thinking``; ``paper`` (default: Table A2) or ``released``
 (the official code's values), e.g. ``experiments/qwen3_4b_math.py:thinking,released``.
 
-Data: DAPO-Math-17k in both languages, as 531 x 32 prompts imply, without what the benchmarks ask: ``ropd data
-dapo_math_17k --data DIR --language all`` says what is there. The paper chose its checkpoints on AIME24, which it also
-reports; held out here are 500 problems of DAPO itself.
+Data: DAPO-Math-17k in both languages (the paper's 531 x 32 prompts imply both), without the benchmarks' questions.
+``ropd data dapo_math_17k --data DIR --language all`` prints the counts. The paper chose its checkpoints on AIME24,
+which it also reports; here 500 problems of DAPO itself are held out.
 
-Hardware: docs/plan.md says what each slice takes. Expected (paper, avg@16 at 32,768 tokens): AIME24 24.2 -> 65.0,
+Hardware: see docs/plan.md for each slice. Expected (paper, avg@16 at 32,768 tokens): AIME24 24.2 -> 65.0,
 AIME25 20.8 -> 58.8 without thinking; 70.4 -> 75.4, 59.6 -> 68.8 with.
-Not yet run here: it wants a slice and a paid teacher.
+Not yet run here: it needs a TPU slice and a paid teacher.
 """
 
 from __future__ import annotations
@@ -31,6 +31,6 @@ def get_config(variant: str = ""):
     cfg.student.enable_thinking = mode == "thinking"
     cfg.data.source, cfg.data.task = "published", "dapo_math_17k"
     cfg.data.options = dict(language="all")
-    cfg.data.size, cfg.data.heldout_size = 0, 500  # 0: all that the held-out ones leave
+    cfg.data.size, cfg.data.heldout_size = 0, 500  # 0: all prompts that are not held out
     cfg.data.template = TEMPLATE
     return cfg

@@ -4,17 +4,17 @@
     ropd train --config experiments/qwen3_4b_medical.py --workdir runs/qwen3_4b_medical \\
       --config.data.path=DIR/rar_medicine_train.jsonl --config.data.heldout_path=DIR/rar_medicine_val.jsonl
 
-Variants, with commas between: ``non_thinking`` (implied) or ``thinking``; ``paper`` (implied: Table A2) or ``released``
+Variants, separated by commas: ``non_thinking`` (default) or ``thinking``; ``paper`` (default: Table A2) or ``released``
 (the official code's values), e.g. ``experiments/qwen3_4b_medical.py:thinking,released``.
 
 Data: RaR-Medical-20k (Hub: ScaleAI/RaR-Medicine, train) as JSONL with id, question, answer; its own rubrics are not
-used. The gold answers are free text, which the exact grader cannot read: `teacher.judge`, another model than the
-teacher, grades the held-out questions (docs/graders.md). The paper chose its checkpoint on HealthBench, which it
-also reports; held out here is the set's own validation part.
+used. The gold answers are free text, which the exact grader cannot read: `teacher.judge`, a different model from the
+teacher, grades the held-out questions (docs/graders.md). The paper chose its checkpoint on HealthBench, which it also
+reports; here the set's own validation part is held out.
 
-Hardware: docs/plan.md says what each slice takes. Expected (paper; the metric is not said): HealthBench
+Hardware: see docs/plan.md for each slice. Expected (paper, which does not name the metric): HealthBench
 83.3 -> 84.9 without thinking, 85.3 -> 86.9 with.
-Not yet run here: it wants a slice and a paid teacher.
+Not yet run here: it needs a TPU slice and a paid teacher.
 """
 
 from __future__ import annotations

@@ -4,17 +4,17 @@
     ropd train --config experiments/qwen3_4b_science.py --workdir runs/qwen3_4b_science \\
       --config.data.path=DIR/rar_science_train.jsonl --config.data.heldout_path=DIR/rar_science_val.jsonl
 
-Variants, with commas between: ``non_thinking`` (implied) or ``thinking``; ``paper`` (implied: Table A2) or ``released``
+Variants, separated by commas: ``non_thinking`` (default) or ``thinking``; ``paper`` (default: Table A2) or ``released``
 (the official code's values), e.g. ``experiments/qwen3_4b_science.py:thinking,released``.
 
 Data: RaR-Science-20k (Hub: ScaleAI/RaR-Science, train) as JSONL with id, question, answer; its own rubrics are not
-used. The gold answers are free text, which the exact grader cannot read: `teacher.judge`, another model than the
-teacher, grades the held-out questions (docs/graders.md). The paper chose its checkpoint on GPQA-Diamond, which it
-also reports; held out here is the set's own validation part.
+used. The gold answers are free text, which the exact grader cannot read: `teacher.judge`, a different model from the
+teacher, grades the held-out questions (docs/graders.md). The paper chose its checkpoint on GPQA-Diamond, which it also
+reports; here the set's own validation part is held out.
 
-Hardware: docs/plan.md says what each slice takes. Expected (paper): GPQA-D 35.7 -> 36.5 without
+Hardware: see docs/plan.md for each slice. Expected (paper): GPQA-D 35.7 -> 36.5 without
 thinking, 53.6 -> 55.1 with.
-Not yet run here: it wants a slice and a paid teacher.
+Not yet run here: it needs a TPU slice and a paid teacher.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ GSM8K instead, from JSONL files with id, problem, answer, solution:
     ropd train --config experiments/smollm2_gsm.py:gsm8k --workdir runs/gsm8k \
       --config.data.path='DIR/gsm8k_train*.jsonl' --config.data.heldout_path=DIR/gsm8k_test.jsonl
 
-The scripted teacher does not reason about word problems: it looks the worked solution up in an answer key made of the
-*training* data's solutions, and judges by intermediate results and final answer.
+The scripted teacher does not reason about word problems: it looks up the worked solution in an answer key made from the
+solutions of the *training* data, and judges by intermediate results and final answer.
 
 Hardware: 2 CPU cores. Time, accuracy with interval and seconds per phase: experiments/README.md.
 """
@@ -32,7 +32,7 @@ def get_config(task: str = "gsm_symbolic"):
     cfg.data.heldout_size = 400
     cfg.data.template = TEMPLATE
     cfg.data.prompts_per_step = 4
-    cfg.data.max_prompt_tokens = 128  # two of three prompts
+    cfg.data.max_prompt_tokens = 128  # covers two of three prompts
     cfg.sampling.rollouts = 4
     cfg.sampling.max_tokens = 64
     cfg.sampling.temperature = 0.7  # at 1.0 a 135M model's answers fall apart
@@ -46,7 +46,7 @@ def get_config(task: str = "gsm_symbolic"):
     cfg.optim.weight_decay = 0.0
     cfg.optim.microbatch = 8
     cfg.checkpoint.every = 10
-    cfg.eval.every = 1_000  # an evaluation costs as much as several steps: before and after only
+    cfg.eval.every = 1_000  # an evaluation costs as much as several steps: only before and after
     cfg.eval.prompts_at_once = 64
     cfg.eval.sampled = False
     return cfg

@@ -1,19 +1,19 @@
-"""A real pretrained student before and after: trains the arms of experiments/smollm2_rules.py, and measures each.
+"""A real pretrained student before and after: trains and measures the arms of experiments/smollm2_rules.py.
 
-    python experiments/smollm2_lab.py --out runs/smollm2                     ROPD alone      (make smollm2)
+    python experiments/smollm2_lab.py --out runs/smollm2                     only ROPD       (make smollm2)
     python experiments/smollm2_lab.py --out runs/smollm2 --arms all          all arms        (make smollm2-all)
     python experiments/smollm2_lab.py --out runs/smollm2 --show              table and picture of what is finished
 
-Of each student, on 300 held-out questions (held-out topics and held-out combinations of rules):
+Measured for each student, on 300 held-out questions (held-out topics and held-out combinations of rules):
 
     rules met        share of a question's rules that the answer follows, by IFEval's checks; mean over questions
-    all rules met    share of questions of which the answer follows every rule
-    distinct         share of answers that are written once only
-    words            of an answer, mean
-    oddness          nats a token of the answers under the *first* student: higher, the less it would write so itself
-    ordinary text    perplexity of a page of plain prose that nobody trained on (experiments/ordinary_text.txt)
+    all rules met    share of questions whose answer follows every rule
+    distinct         share of answers that occur only once
+    words            mean length of an answer
+    oddness          nats per token of the answers under the *first* student; higher means less like its own answers
+    ordinary text    perplexity of a page of plain prose that no run trained on (experiments/ordinary_text.txt)
 
-``--ifeval FILE`` adds IFEval's own 541 questions. What is finished is not repeated.
+``--ifeval FILE`` adds IFEval's own 541 questions. Finished parts are not repeated.
 Hardware: 2 CPU cores. Time and results: experiments/README.md.
 """
 
@@ -55,8 +55,8 @@ BATCH = 16  # answers whose log-probs are computed together
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="directory of the runs")
-    parser.add_argument("--arms", default="ropd", help=f"of {', '.join(ARMS)}, with commas between; or all")
-    parser.add_argument("--sizes", default="full", help=f"of {', '.join(SIZES)}, with commas between")
+    parser.add_argument("--arms", default="ropd", help=f"of {', '.join(ARMS)}, separated by commas; or all")
+    parser.add_argument("--sizes", default="full", help=f"of {', '.join(SIZES)}, separated by commas")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each arm")
     parser.add_argument("--ifeval", type=pathlib.Path, help="directory with ifeval.jsonl; adds its 541 questions")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="keys of the config, for a smoke")
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def ropd(*words: str) -> None:
-    """A command of ropd whose output is shown; ends this script if it fails."""
+    """Runs a ropd command and shows its output; ends this script if it fails."""
     print("$ ropd " + " ".join(words), flush=True)
     done = subprocess.run([sys.executable, "-m", "ropd_jax.cli.main", *words])
     if done.returncode:
@@ -118,7 +118,7 @@ def measure(student: str, out: pathlib.Path, args: argparse.Namespace) -> None:
 
 
 def numbers(student: str, where: pathlib.Path, limit: int) -> dict[str, Any]:
-    """What the table shows of a student, from its answers and its weights."""
+    """The table's values for a student, from its answers and its weights."""
     rows = [json.loads(line) for line in (where / "instructions" / "answers.jsonl").read_text("utf-8").splitlines()]
     questions = {q.id: q for q in load_benchmark("instructions", limit=limit).prompts}
     met = {row["id"]: follows(questions[row["id"]].metadata["instructions"], row["response"]) for row in rows}
@@ -171,7 +171,7 @@ def points(e: Estimate) -> str:
 
 
 def table(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown: a row for each student; the changes are paired by question."""
+    """Markdown: one row per student; the changes are paired by question."""
     heads = ["student", "rules met", "change, points", "all rules met", "change, points"]
     heads += ["distinct", "words", "cut", "oddness", "ordinary text"]
     rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]

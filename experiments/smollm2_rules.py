@@ -7,10 +7,10 @@
 arm       ropd (default), permuted (the control: rewards dealt out at random), sft, t_judge, rlvr
 size      full (default): all weights; lora: adapters of rank 16
 
-The scripted teacher reads the rules out of the question, writes references that follow them, and induces one criterion
-per rule and four of sense: the text names its topic, reads as ordinary text, says something, and is finished. A leash
-(KL to the initial student) keeps the student's language. Held-out questions have held-out topics and held-out
-combinations of rules, and are graded by IFEval's own checks.
+The scripted teacher extracts the rules from the question, writes references that follow them, and induces one criterion
+per rule and four general ones: the text names its topic, reads as ordinary text, has content, and is finished. A KL
+term to the initial student preserves its language. Held-out questions have held-out topics and held-out combinations of
+rules, and are graded by IFEval's own checks.
 
 All arms, measured before and after: experiments/smollm2_lab.py (make smollm2).
 Hardware: 2 CPU cores. Time, results with intervals: experiments/README.md.

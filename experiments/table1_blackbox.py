@@ -3,8 +3,8 @@
     ropd table experiments/table1_blackbox.py --runs runs
     ropd table experiments/table1_blackbox.py:released --runs runs      the same with the official code's settings
 
-Hardware: docs/plan.md says what each slice takes for a run; a row is one run of experiments/qwen3_4b_math.py. Cells:
-k=16 samples at temperature 1, top-p 0.95, 32,768 tokens. What each run costs: ropd preflight with the same flags.
+Hardware: see docs/plan.md for a run on each slice. A row is one run of experiments/qwen3_4b_math.py. Cells: k=16
+samples at temperature 1, top-p 0.95, 32,768 tokens. For the cost of each run: ropd preflight with the same flags.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def get_table(column: str = "") -> TableSpec:
             special = {"gpqa_diamond": made["science"], "healthbench": made["medical"]}
             rows.append(Row(f"{label}: {name}", PAPER[f"{mode} {method}"], *made["math"], special, method=method))
     return TableSpec(
-        f"Table 1: Qwen3-4B from GPT-5.2, text alone{', released settings' if column == 'released' else ''}",
+        f"Table 1: Qwen3-4B from GPT-5.2, text only{', released settings' if column == 'released' else ''}",
         COLUMNS,
         tuple(rows),
         column_flags={"healthbench": JUDGE},

@@ -3,8 +3,8 @@
     ropd table experiments/table2_whitebox.py --runs runs
     ropd table experiments/table2_whitebox.py:released --runs runs      the same with the official code's settings
 
-As text the teacher runs behind any OpenAI-compatible server; LOPD and ExOPD load its weights beside
-the student. Hardware: docs/plan.md.
+As a text teacher, the model runs behind any OpenAI-compatible server; LOPD and ExOPD load its weights next to the
+student. Hardware: docs/plan.md.
 """
 
 from __future__ import annotations

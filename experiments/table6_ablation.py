@@ -1,4 +1,4 @@
-"""Table 6 of the paper (arXiv 2605.07396): what of ROPD matters, on AIME 2024, Qwen3-4B without thinking.
+"""Table 6 of the paper (arXiv 2605.07396): ablations of ROPD on AIME 2024, Qwen3-4B without thinking.
 
 ropd table experiments/table6_ablation.py --runs runs
 ropd table experiments/table6_ablation.py:released --runs runs      the same with the official code's settings
