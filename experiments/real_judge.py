@@ -274,7 +274,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data", default="", metavar="DIR", help="has gsm8k_test.jsonl; default: ROPD_DATA")
     parser.add_argument("--groups", type=int, default=40, metavar="N", help="problems of the study, from the first on")
     parser.add_argument("--rollouts", type=int, default=8, metavar="N", help="answers to each problem")
-    parser.add_argument("--max_tokens", type=int, default=192, metavar="N", help="of an answer")
+    parser.add_argument("--max_tokens", type=int, default=320, metavar="N", help="of an answer")
     parser.add_argument("--template", default=study.TEMPLATE, help="the student's message, with {question}")
     parser.add_argument("--form", default="keyed/1", help="of the verdicts, as of ropd calibrate-judge --forms")
     parser.add_argument("--forms", default="lists,keyed,keyed_reason,keyed/1", help="formats: the forms to compare")
