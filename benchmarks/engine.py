@@ -18,18 +18,12 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-import socket
-import subprocess
 import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 
 import jax
 import numpy as np
 
+from benchmarks.llama_server import serving
 from ropd_jax import configs
 from ropd_jax.parallel import mesh as mesh_lib
 from ropd_jax.sampling.engine import EngineConfig
@@ -48,35 +42,6 @@ QUESTIONS = (
     "Write one sentence about the sea.",
     "Is 91 a prime number? Answer yes or no.",
 )
-_LLAMA = """
-import sys, time, xllamacpp as x
-p = x.CommonParams(); p.model.path = sys.argv[1]; p.n_ctx = 4096; p.n_parallel = 4
-p.hostnames = ["127.0.0.1"]; p.port = int(sys.argv[2]); p.cpuparams.n_threads = p.cpuparams_batch.n_threads = 1
-s = x.Server(p)
-while True: time.sleep(60)
-"""
-
-
-@contextlib.contextmanager
-def llama(python: str, gguf: str) -> Iterator[str]:
-    """llama.cpp's server for a GGUF file on a free port; yields its address."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    url = f"http://127.0.0.1:{port}/v1"
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen([python, "-c", _LLAMA, gguf, str(port)], stdout=log, stderr=log)
-        try:
-            for _ in range(600):
-                with contextlib.suppress(urllib.error.URLError, OSError):
-                    urllib.request.urlopen(f"{url}/models", timeout=2).read()
-                    break
-                assert process.poll() is None, "the server ended before it answered"
-                time.sleep(0.5)
-            yield url
-        finally:
-            process.terminate()
-            process.wait()
 
 
 def measure(url: str, checkpoint: str, *, n: int, max_tokens: int, temperature: float, how: dict) -> dict:
@@ -139,7 +104,8 @@ def main() -> None:
     parser.add_argument("--answers_per_request", type=int, default=0)
     args = parser.parse_args()
     how = {"model": args.model, "answers_per_request": args.answers_per_request}
-    with llama(args.llama, args.checkpoint) if args.llama else contextlib.nullcontext(args.url) as url:
+    server = serving(args.llama, args.checkpoint, 1, context=4_096, slots=4) if args.llama else None
+    with server or contextlib.nullcontext(args.url) as url:
         found = measure(
             url, args.checkpoint, n=args.n, max_tokens=args.max_tokens, temperature=args.temperature, how=how
         )

@@ -26,7 +26,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from benchmarks import virtual_time
-from benchmarks.judge import serving
+from benchmarks.llama_server import serving
 from ropd_jax import configs
 from ropd_jax.teacher import ChatReply, ChatRequest, TransientError
 from ropd_jax.teacher.build import limit_options, make_client, role_of

@@ -107,8 +107,6 @@ def make_batch(
         row = np.concatenate([s.prompt_T, s.completion_T])[skipped : skipped + end - at + 1]
         ints["tokens"][b, here], ints["targets"][b, here] = row[:-1], row[1:]
         ints["positions"][b, here], ints["segments"][b, here] = np.arange(skipped, skipped + end - at), segment
-        if start == end:  # a shared prompt
-            continue
         old_logp_BT[b, start:end] = s.old_logp_T[: end - start]
         if valid_B[i]:
             mask_BT[b, start:end], informative_BT[b, start:end] = True, informative_B[i]
