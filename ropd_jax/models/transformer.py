@@ -24,6 +24,7 @@ from jax.sharding import reshard
 
 from ropd_jax.models.attention import self_attention
 from ropd_jax.models.config import ModelConfig
+from ropd_jax.models.grouped import grouped_matmul
 from ropd_jax.models.linear import (
     EXPERTS,
     GATHERED_AT_USE,
@@ -108,7 +109,7 @@ class MLP(nnx.Module):
 class Experts(nnx.Module):
     """Mixture of experts: each token goes to its top-k experts, weighted by the router's softmax (Qwen3-MoE).
 
-    The tokens are sorted by expert and each expert multiplies its own (`jax.lax.ragged_dot`), so the FLOPs are those of
+    The tokens are sorted by expert and each expert multiplies its own (`grouped_matmul`), so the FLOPs are those of
     k experts, not E. Three tokens with experts (2, 0), (0, 1), (2, 1) make 6 rows; sorted by expert they are the tokens
     0 1 | 1 2 | 0 2 with sizes 2, 2, 2. On a mesh each device sorts the tokens it has and multiplies its slice of F; one
     sum over ``tp`` ends the layer. Sorting is local, in a `jax.shard_map`: a global sort would gather every token.
@@ -171,7 +172,7 @@ class Experts(nnx.Module):
 
         Args:
             first: the id of the first of them; None: all are given. The rows of other experts are sorted to the end,
-                belong to no group and are 0: `jax.lax.ragged_dot` leaves them undefined on some platforms.
+                belong to no group and are set to 0, because `grouped_matmul` leaves them undefined.
         """
         B, T, D = x_BTD.shape
         k, E = self.cfg.experts_per_token, len(gate_EDF)
@@ -186,8 +187,8 @@ class Experts(nnx.Module):
             return x_RD if own_R1 is None else jnp.where(own_R1, x_RD, 0)
 
         x_RD = only_own(x_BTD.reshape(B * T, D)[order_R // k])
-        h_RF = self.activate(jax.lax.ragged_dot(x_RD, gate_EDF, size_E)) * jax.lax.ragged_dot(x_RD, up_EDF, size_E)
-        y_RD = only_own(jax.lax.ragged_dot(h_RF, down_EFD, size_E)) * weight_BTk.reshape(-1)[order_R][:, None]
+        h_RF = self.activate(grouped_matmul(x_RD, gate_EDF, size_E)) * grouped_matmul(x_RD, up_EDF, size_E)
+        y_RD = only_own(grouped_matmul(h_RF, down_EFD, size_E)) * weight_BTk.reshape(-1)[order_R][:, None]
         return jnp.zeros((B * T, D), x_BTD.dtype).at[order_R // k].add(y_RD).reshape(B, T, D)
 
 
