@@ -6,8 +6,9 @@
     python -m benchmarks.chip_check --curve           # on a CPU: regenerates the stored curve of the quickstart
 
     devices      what JAX sees, and its versions
-    quickstart   20 steps of experiments/quickstart.py on all devices: the reward curve next to those of three seeds on
-                 a CPU (benchmarks/chip_check_cpu.json), which differ in their random numbers, as a chip's in rounding
+    quickstart   all 48 steps of experiments/quickstart.py on all devices: the reward curve next to those of three
+                 seeds on a CPU (benchmarks/chip_check_cpu.json), which differ in their random numbers, as a chip's in
+                 rounding
     shapes       layers of Qwen3-4B's sizes (few of them, random weights, bfloat16): tokens per second of decoding, the
                  gap between the sampler's and the trainer's log-probs, tokens per second and MFU of the update; next to
                  the bound and the expectation of `ropd plan` for the same programs
@@ -75,7 +76,7 @@ class Size:
     updates: int
 
 
-LARGE = Size(20, {"num_layers": 4, "vocab_size": 32_768}, 8, 128, 512, 3)
+LARGE = Size(48, {"num_layers": 4, "vocab_size": 32_768}, 8, 128, 512, 3)
 TINY = {"num_layers": 2, "vocab_size": 256, "d_model": 64, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16}
 SMALL = Size(2, TINY | {"mlp_dim": 128}, 2, 16, 24, 1)
 
