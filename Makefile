@@ -209,11 +209,11 @@ gpu-check tpu-check: %-check: $(VENV)/core.stamp
 	@$(PIP) -e '.[$*]'
 	$(BIN)/python -m benchmarks.chip_check
 
-# LLAMA: an interpreter that has xllamacpp; MODELS: --model NAME=FILE.gguf, for each model
+# LLAMA: an interpreter that has xllamacpp, or llama-server; MODELS: --model NAME=FILE.gguf, for each model
 bench-judge: $(VENV)/core.stamp
 	$(BIN)/python -m benchmarks.judge --server '$(LLAMA)' $(MODELS)
 
-# LLAMA: an interpreter that has xllamacpp; DATA: a directory with gsm8k_test.jsonl; ARGS: stages and flags, e.g.
+# LLAMA: an interpreter that has xllamacpp, or llama-server; DATA: a directory with gsm8k_test.jsonl; ARGS: stages and flags, e.g.
 # ARGS="setup study --groups 4". The same command continues. 1.7 GB of packages.
 real-judge: $(VENV)/core.stamp
 	$(BIN)/python -m experiments.real_judge --server '$(LLAMA)' --data '$(DATA)' $(ARGS)

@@ -227,7 +227,9 @@ def measured(name: str, server: Callable[[], contextlib.AbstractContextManager[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", default=[], metavar="NAME=FILE", help="or NAME=URL; repeatable")
-    parser.add_argument("--server", default="", metavar="PYTHON", help="an interpreter that has xllamacpp")
+    parser.add_argument(
+        "--server", default="", metavar="PYTHON", help="an interpreter that has xllamacpp, or llama-server"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--forms", default=FORMS)
     parser.add_argument("--questions", type=int, default=6, help="about 36 verdicts each")

@@ -76,7 +76,9 @@ class Lab:
         """Where the judge answers."""
         if not self._address:
             if not self.args.server:
-                raise SystemExit("no server; expected --server PYTHON (with xllamacpp) or --url http://HOST:PORT/v1")
+                raise SystemExit(
+                    "no server; expected --server PYTHON (with xllamacpp, or llama-server) or --url http://HOST:PORT/v1"
+                )
             self._address = self._stack.enter_context(
                 serving(self.args.server, self.file("judge"), self.args.threads, port=self.args.port, context=CONTEXT)
             )
@@ -265,7 +267,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(STAGES)}")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/real_judge"))
-    parser.add_argument("--server", default="", metavar="PYTHON", help="an interpreter that has xllamacpp")
+    parser.add_argument(
+        "--server", default="", metavar="PYTHON", help="an interpreter that has xllamacpp, or llama-server"
+    )
     parser.add_argument("--threads", type=int, default=2, help="of the server; 1 if other work shares the cores")
     parser.add_argument("--port", type=int, default=8831, help="of the server; the same one in each start")
     parser.add_argument("--url", default="", metavar="ADDRESS", help="a server that runs already, instead of --server")

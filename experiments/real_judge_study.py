@@ -44,8 +44,8 @@ from ropd_jax.workdir.groups import GroupsLog, StoredGroup, read_groups
 
 BENCHMARK = "gsm8k"
 TEMPLATE = (
-    "{question}\n\nWrite a few short lines of plain text, each with one calculation, for example 12 + 7 = 19, and no "
-    "other words. End with a line of its own, 'Answer: X', where X is the number."
+    "{question}\n\nSolve this step by step in a few short lines. End with a line of its own, 'Answer: X', where X is "
+    "the number."
 )
 CHUNK = 8  # problems that are sampled together
 TOP_K = 24  # of the overlap, as in the paper
@@ -77,7 +77,7 @@ class Setting:
     judge: str
     rollouts: int = 8
     max_tokens: int = 320
-    temperature: float = 1.0
+    temperature: float = 0.7
     template: str = TEMPLATE
     form: str = "keyed/1"
     references: int = 2

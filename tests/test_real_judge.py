@@ -6,8 +6,10 @@ import dataclasses
 import gzip
 import hashlib
 import json
+import pathlib
 import re
 import sys
+import time
 import zipfile
 
 import numpy as np
@@ -307,6 +309,41 @@ def test_a_server_that_cannot_start_is_explained(tmp_path):
         port = int(address.rpartition(":")[2])
         with pytest.raises(SystemExit, match="in use"), llama_serving(sys.executable, model, port=port):
             pass
+
+
+def test_a_server_program_is_started_with_its_flags_and_ends_with_the_block(tmp_path):
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    program = tmp_path / "llama-server"
+    program.write_text(
+        f"#!{sys.executable}\n"
+        "import http.server, os, pathlib, sys\n"
+        f"pathlib.Path({str(tmp_path / 'started')!r}).write_text(' '.join([str(os.getpid()), *sys.argv[1:]]))\n"
+        "class Healthy(http.server.BaseHTTPRequestHandler):\n"
+        "    def do_GET(self):\n"
+        "        self.send_response(200)\n"
+        "        self.end_headers()\n"
+        "port = int(sys.argv[sys.argv.index('--port') + 1])\n"
+        "http.server.HTTPServer(('127.0.0.1', port), Healthy).serve_forever()\n"
+    )
+    program.chmod(0o755)
+    with llama_serving(str(program), tmp_path / "m.gguf", threads=3, context=512, slots=2) as address:
+        pid, *flags = (tmp_path / "started").read_text().split()
+        port = address.removesuffix("/v1").rpartition(":")[2]
+        expected = f"--host 127.0.0.1 --port {port} -t 3 -tb 3 -c 512 -np 2".split()
+        assert flags == ["-m", str(tmp_path / "m.gguf"), *expected]
+        assert running(pid)
+    end = time.monotonic() + 60
+    while running(pid) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not running(pid)
+
+
+def running(pid: str) -> bool:
+    """Whether the process exists and has not ended; one that nobody waited for is a zombie."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_a_study_without_a_server_names_the_flags(tmp_path):
