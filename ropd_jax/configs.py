@@ -111,7 +111,7 @@ def default() -> ConfigDict:
     cfg.teacher.vertexai = False  # gemini: through Vertex AI with application-default credentials (docs/providers.md)
     cfg.teacher.location = ""  # of Vertex AI; "" is "global"
     cfg.teacher.headers = ConfigDict()  # {"X-Title": "ROPD", "X-Org": "env:MY_ORG"}: a secret is named, never written
-    cfg.teacher.concurrency = 64  # most requests in flight; adapts below it. Released code: 32, of which 4 were used
+    cfg.teacher.concurrency = 64  # maximum requests in flight; adapts below it. Released code: 32, of which 4 were used
     cfg.teacher.min_concurrency = 1  # minimum, however overloaded the server is; the run starts with it
     cfg.teacher.requests_per_minute = placeholder(float)  # None: no bound. Released code: null became 1920
     cfg.teacher.tokens_per_minute = placeholder(float)  # input and output as the provider reports them; None: no bound
@@ -202,9 +202,7 @@ def default() -> ConfigDict:
     cfg.cripo.margin = 1.0  # nats by which a token must be likelier with the criterion than with its opposite
 
     cfg.evolving = ConfigDict()  # method "evolving"
-    cfg.evolving.active = (
-        5  # criteria of a prompt that stay while they separate rollouts, in addition to its first ones
-    )
+    cfg.evolving.active = 5  # criteria of a prompt that stay while they discriminate, in addition to its first ones
     cfg.evolving.new = 5  # maximum number of criteria that a visit adds
 
     cfg.t_judge = ConfigDict()
@@ -249,8 +247,8 @@ def default() -> ConfigDict:
     cfg.loss.kl_kind = "k3"  # its estimate: "k1", "k2", "k3"
     cfg.loss.entropy_coef = 0.0  # weight of the entropy bonus
     cfg.loss.kl_on = "valid"  # tokens of the KL and entropy terms: all valid; or "informative": no equal rewards
-    cfg.loss.overlong = "keep"  # answers cut at the limit: or "mask" (out of the loss), "shape" (DAPO's punishment)
-    cfg.loss.overlong_buffer = 0  # shape: tokens before the limit over which the punishment grows; DAPO: a fifth
+    cfg.loss.overlong = "keep"  # answers cut at the limit: or "mask" (out of the loss), "shape" (DAPO's penalty)
+    cfg.loss.overlong_buffer = 0  # shape: tokens before the limit over which the penalty grows; DAPO: a fifth
     cfg.loss.min_scored = 2  # a group with fewer scored rollouts is invalid
 
     cfg.optim = ConfigDict()

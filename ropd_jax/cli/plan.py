@@ -74,17 +74,17 @@ COMMAND = Command(
         Flag(
             "mean_tokens",
             "N",
-            "Mean length of an answer, for the seconds. Without it, every answer has the maximum length.",
+            "Mean length of an answer, for the seconds. Default: every answer has the maximum length.",
             None,
             float,
         ),
-        Flag("ladder", "", "Compile decoding with fewer rows, too: what runs in the tail of a step.", False),
+        Flag("ladder", "", "Also compile decoding with fewer rows, as it runs in the tail of a step.", False),
         Flag("json", "", "Print JSON, for programs.", False),
         Flag("eval", "", "Plan ropd eval of the config's student.", False, section=EVAL),
-        Flag("k", "N", "Answers per problem; without it 16.", None, int, low=1, section=EVAL),
-        Flag("max_tokens", "N", "The longest answer; without it 32,768.", None, int, low=1, section=EVAL),
-        Flag("problems", "N", "How many, for the seconds; without it 30.", None, int, low=1, section=EVAL),
-        Flag("rows", "N", "Answers decoded at once; without it as ropd eval chooses.", None, int, low=1, section=EVAL),
+        Flag("k", "N", "Answers per problem. Default: 16.", None, int, low=1, section=EVAL),
+        Flag("max_tokens", "N", "Maximum length of an answer. Default: 32,768.", None, int, low=1, section=EVAL),
+        Flag("problems", "N", "Number of problems, for the seconds. Default: 30.", None, int, low=1, section=EVAL),
+        Flag("rows", "N", "Answers decoded at once. Default: as ropd eval chooses.", None, int, low=1, section=EVAL),
     ),
     notes="""
         Compiling takes a minute or more per program; results are cached in ~/.cache/ropd_jax/plan. TPU topologies need

@@ -241,7 +241,7 @@ class Method(abc.ABC):
     def rewards(self, groups: Sequence[RolloutGroup], judgements: Sequence[Judgement]) -> tuple[np.ndarray, np.ndarray]:
         """(reward_PG, valid_PG): NaN and False if unscored, so that an unscored reward cannot be used unnoticed.
 
-        With ``loss.overlong="shape"`` the punishment of overlong answers is part of it.
+        With ``loss.overlong="shape"`` it includes the penalty for overlong answers.
         """
         reward_PG = np.array([[np.nan if r is None else r for r in j.rewards] for j in judgements], np.float32)
         if self.cfg.loss.overlong == "shape":

@@ -45,7 +45,7 @@ class Evolving(ROPD):
         if own.new < 1 or own.active < 1:
             raise UserError(
                 f"evolving.new={own.new}, evolving.active={own.active}; expected at least 1 each, or method='ropd' "
-                "with teacher.rubric_reuse for a rubric that stays"
+                "with teacher.rubric_reuse for a rubric that does not change"
             )
 
     async def judge(self, teacher, group: RolloutGroup) -> Judgement:

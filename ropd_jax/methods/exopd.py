@@ -17,7 +17,7 @@ class ExOPD(LOPD):
     def __post_init__(self):
         super().__post_init__()
         if self.cfg.lopd.mode != "sampled":
-            raise UserError(f"lopd.mode={self.cfg.lopd.mode!r} with method=exopd; it is defined for 'sampled' alone")
+            raise UserError(f"lopd.mode={self.cfg.lopd.mode!r} with method=exopd; expected 'sampled'")
 
     def token_advantage(self, tokens):
         scale = self.cfg.exopd.scale

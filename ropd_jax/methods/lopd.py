@@ -50,8 +50,8 @@ class LOPD(Method):
             raise UserError(f"lopd.beta={how.beta}; expected 0 (forward KL) to 1 (reverse KL)")
         if not how.checkpoint:
             raise UserError(
-                f"method={self.cfg.method} needs a white-box teacher; set lopd.checkpoint to what student.checkpoint "
-                "may be: a directory, a .gguf file or an id of the Hub"
+                f"method={self.cfg.method} needs a white-box teacher; set lopd.checkpoint to a directory, a .gguf file "
+                "or a Hub id"
             )
 
     @property
@@ -117,7 +117,7 @@ class LOPD(Method):
         if how.mode == "full" and student_cfg.vocab_size != teacher_cfg.vocab_size:
             raise UserError(
                 f"lopd.mode='full' compares whole vocabularies: the student's has {student_cfg.vocab_size} rows, "
-                f"that of {how.checkpoint} {teacher_cfg.vocab_size}; take lopd.mode='sampled'"
+                f"that of {how.checkpoint} {teacher_cfg.vocab_size}; set lopd.mode='sampled'"
             )
         cfg, full, attention = teacher_cfg, how.mode == "full", self.cfg.optim.attention
         temperature, chunk = self.cfg.sampling.temperature or 1.0, self.cfg.optim.logprob_chunk
@@ -213,8 +213,8 @@ def check_tokenizers(student: Student, teacher: Student) -> None:
             same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(ours, theirs, strict=False))
             at = sum(1 for _ in same)
             raise UserError(
-                f"the tokenizers differ: they cut {text!r} alike for {at} tokens, then {ours[at : at + 3]} and "
-                f"{theirs[at : at + 3]}; {remedy}"
+                f"the tokenizers differ: the first {at} tokens of {text!r} are equal, then the student's are "
+                f"{ours[at : at + 3]}, the teacher's {theirs[at : at + 3]}; {remedy}"
             )
 
 

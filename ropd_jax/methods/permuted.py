@@ -16,7 +16,7 @@ class Permuted(ROPD):
         super().__post_init__()
         if self.cfg.ropd.advantage != "total":
             raise UserError(
-                f"method='permuted' permutes rewards, ropd.advantage={self.cfg.ropd.advantage!r} does not use them; "
+                f"method='permuted' permutes rewards, which ropd.advantage={self.cfg.ropd.advantage!r} does not use; "
                 "set ropd.advantage='total'"
             )
 

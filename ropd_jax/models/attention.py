@@ -100,17 +100,17 @@ def choose(
         if impl not in ("auto", *KERNELS_SHARED) or cp > 1:
             raise UserError(
                 f"optim.shared_prompts=True with optim.attention={impl!r} and mesh.cp={cp}: only the kernels "
-                f"{', '.join(KERNELS_SHARED)} know shared prompts, without mesh.cp; set optim.attention='auto' and "
-                "mesh.cp=1, or optim.shared_prompts=False"
+                f"{', '.join(KERNELS_SHARED)} support shared prompts, and only with mesh.cp=1; set "
+                "optim.attention='auto' and mesh.cp=1, or optim.shared_prompts=False"
             )
         return "short" if impl == "auto" else impl
     if impl == "cudnn" and (dtype != jnp.bfloat16 or softcap):
         raise UserError(
-            f"optim.attention='cudnn' with dtype {jnp.dtype(dtype).name} and soft cap {softcap}: cuDNN has bfloat16 "
-            "without a cap only; set student.dtype='bfloat16', or optim.attention='auto'"
+            f"optim.attention='cudnn' with dtype {jnp.dtype(dtype).name} and soft cap {softcap}: cuDNN supports "
+            "only bfloat16 without a cap; set student.dtype='bfloat16', or optim.attention='auto'"
         )
     if impl == "short" and cp > 1:
-        raise UserError(f"optim.attention='short' has no parts of rows (mesh.cp={cp}); set optim.attention='auto'")
+        raise UserError(f"optim.attention='short' does not support mesh.cp={cp}; set optim.attention='auto'")
     if impl != "auto":
         return impl
     if platform == "tpu":

@@ -98,7 +98,7 @@ def token_logprobs(
 
     pieces = jax.lax.map(lambda xs: one_chunk(*xs), (split(x_BTD), split(targets_BT)))
     logp_BT, entropy_BT = (x.swapaxes(0, 1).reshape(targets_BT.shape)[:, :T] for x in pieces)
-    return constrain(logp_BT, "BS"), constrain(entropy_BT, "BS")  # the reshape of a single row forgets its axis
+    return constrain(logp_BT, "BS"), constrain(entropy_BT, "BS")  # the reshape of a single row loses its sharding
 
 
 class _How(NamedTuple):

@@ -218,7 +218,7 @@ def test_impossible_settings_are_refused(changes, message):
 
 
 def test_targets_that_fit_nothing_or_experts_are_refused():
-    with pytest.raises(UserError, match=r"'q_proj' fits no weight; expected patterns over attn.q, attn.k"):
+    with pytest.raises(UserError, match=r"'q_proj' matches no weight; expected patterns over attn.q, attn.k"):
         lora_lib.adapter_shapes(TINY, Lora(rank=2, targets=("q_proj",)))
     with pytest.raises(UserError, match="targets is empty"):
         lora_lib.adapter_shapes(TINY, Lora(rank=2, targets=()))

@@ -110,7 +110,7 @@ def test_a_run_waits_for_its_teacher_and_ends_as_without_the_outage(server, tmp_
     assert groups_of(tmp_path / "run") == groups_of(tmp_path / "quiet")
     assert result["groups_unscored"] == 0
     lines = [r.getMessage() for r in caplog.records if r.name == outage.__name__]
-    assert any("cannot be reached since" in line and "cannot reach http://127.0.0.1" in line for line in lines)
+    assert any("has been unreachable since" in line and "cannot reach http://127.0.0.1" in line for line in lines)
     assert any("answers again" in line for line in lines)
 
 
