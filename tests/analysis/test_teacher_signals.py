@@ -69,7 +69,7 @@ def test_every_stored_answer_gets_its_teachers_mean_logprob(run, teacher, tmp_pa
 
 
 def saved(run, steps):
-    """Checkpoints of a run whose students are the shipped one with its output table rolled by that many words."""
+    """Writes checkpoints after ``steps``; each is the shipped student with its output table rolled by that many ids."""
     (run / "config.json").write_text(json.dumps(configs.default().to_dict()))
     params = load_checkpoint("tiny").params
     checkpoints = Checkpoints(run / "checkpoints", keep=9)

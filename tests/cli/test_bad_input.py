@@ -1,7 +1,7 @@
-"""Mistakes of a run, through the command line: one line, exit code 2, no weight read, and no trace.
+"""Mistakes in the command or config of a run: a one-line error, exit code 2, no weights read, no files left.
 
-Each row is a mistake and words that its line must hold. ``FILES`` are made for all of them: empty ones, broken ones,
-directories in the place of files.
+Each row is a mistake and words that the error must contain. All rows can use ``FILES``: empty and broken files, and
+directories instead of files.
 """
 
 from __future__ import annotations

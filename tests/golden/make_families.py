@@ -1,4 +1,4 @@
-"""Make `families/` anew: tiny random models of every family, and what transformers computes with them, in float32.
+"""Regenerates `families/`: tiny random models of every family, and what transformers computes with them, in float32.
 
     make golden
     python tests/golden/make_families.py

@@ -1,4 +1,4 @@
-"""Rubrics of the data in place of the teacher's: rar and ropd with fixed rubrics, and rubrics exported from a run."""
+"""Rubrics from the data instead of the teacher's: rar and ropd with fixed rubrics, and rubrics exported from a run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Counting(ScriptedClient):
 
 
 def ruled(rows):
-    """The group of test_rivals, whose prompt has a rubric of its own."""
+    """The group of test_rivals, whose prompt has its own rubric."""
     plain = group()
     return dataclasses.replace(
         plain, prompt=dataclasses.replace(plain.prompt, metadata={"criteria": own_rubric(rows, "f:1")})

@@ -45,7 +45,7 @@ def logprobs(cfg, params, tokens):
 
 
 def grown(cfg, lora=LORA, seed=3):
-    """Adapters as they are after training: B is not zero."""
+    """Adapters as after training: B is not zero."""
     adapters = init_adapters(cfg, lora, seed)
     keys = iter(jax.random.split(jax.random.key(seed), 99))
     return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), adapters)

@@ -58,7 +58,7 @@ def test_the_update_corrects_for_the_other_engine(whole):
 
 
 class Dies(FakeVLLM):
-    """Answers so many prompts, and nothing after that."""
+    """Answers this many prompts, and nothing after that."""
 
     def __init__(self, after):
         super().__init__()

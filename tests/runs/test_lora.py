@@ -1,4 +1,4 @@
-"""Whole runs with adapters: what trains, what is saved, what a resumed run goes on with."""
+"""Whole runs with adapters: what is trained, what is saved, and how a resumed run continues."""
 
 from __future__ import annotations
 

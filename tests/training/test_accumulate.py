@@ -197,7 +197,7 @@ def test_groups_go_through_json_unchanged():
 
 
 class Update:
-    """Writes down what it is given and when it works."""
+    """Records its groups, and when it runs."""
 
     def __init__(self, did, size=1):
         self.did, self.size, self.taken, self.added = did, size, [], 0
