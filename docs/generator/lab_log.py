@@ -60,14 +60,14 @@ class Entry:
 
 
 def entries(text: str) -> list[Entry]:
-    """The entries of the log, newest first as they are in it."""
+    """The entries of the log, newest first, as in the file."""
     found = list(HEADING.finditer(text))
     ends = [m.start() for m in found[1:]] + [len(text)]
     return [Entry(m[1], m[2], text[m.end() : end].strip("\n")) for m, end in zip(found, ends, strict=True)]
 
 
 def pages(text: str) -> dict[str, str]:
-    """``index.md`` and one page a month, by name."""
+    """``index.md`` and one page per month, by name."""
     log = entries(text)
     intro = HEADING.split(text)[0].partition("\n")[2].strip()
     months: dict[str, list[Entry]] = {}

@@ -1,4 +1,4 @@
-"""Whole runs on a tape: a replay is free and equals the run, digit for digit; a budget stops a run, which can continue."""
+"""Whole runs on a tape: a replay is free and equals the run, digit for digit; a run stops at its budget."""
 
 from __future__ import annotations
 
