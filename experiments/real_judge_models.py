@@ -78,7 +78,7 @@ def models(place: pathlib.Path, wanted: Iterable[str] = tuple(MODELS)) -> dict[s
 
 
 def made(model: Model, file: pathlib.Path, wheels: pathlib.Path) -> pathlib.Path:
-    """Makes ``file`` with the model's bytes if it does not exist, and checks it. It is written completely or not at all.
+    """Makes ``file`` with the model's bytes if it does not exist, and checks it. Written completely or not at all.
 
     Args:
         wheels: directory of the wheels; those that are missing are downloaded into it.

@@ -8,8 +8,8 @@
     STUDY/forms/NAME/groups/  the same answers and rubrics, verified in another form
     STUDY/whitebox.jsonl      log-prob and overlap of the judge's own weights
 
-Each is a directory that `ropd view`, `ropd rubrics` and `ropd_jax.workdir.groups.read_groups` can read. A problem whose
-file is there is not judged again, so a study that was stopped continues.
+Each is a directory that `ropd view`, `ropd rubrics` and `ropd_jax.workdir.groups.read_groups` can read. A problem that
+has a file is not judged again, so an interrupted study can be resumed.
 """
 
 from __future__ import annotations
