@@ -52,7 +52,7 @@ COMMAND = Command(
           collectives what the compiled programs exchange
           seconds     a lower bound for a step, from the chip's published figures, and an expected
                       time, from the compiler's cycles (of a GPU from its roofline)
-          programs    those that decoding runs: rows halve in the tail of a step
+          programs    those of decoding, whose rows halve in the tail of a step
           cost        tokens per second, hours, and the teacher's calls and dollars
 
         If the config does not fit, the plan names the setting to change, and the exit code is 2.

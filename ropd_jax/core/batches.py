@@ -125,12 +125,12 @@ def make_batch(
 
 
 class _Span(NamedTuple):
-    """Where a sequence, or a prompt that several share, lies.
+    """The place of a sequence, or of a prompt that several sequences share.
 
     Attributes:
-        sequence, row, segment: of a shared prompt the first sequence that has it.
+        sequence, row, segment: for a shared prompt, those of the first sequence that has it.
         at, start, end: positions of the row; from ``start`` on they predict the completion. A prompt has start = end.
-        skipped: tokens of the sequence that lie elsewhere, in the shared prompt.
+        skipped: tokens of the sequence that are stored elsewhere, in the shared prompt.
     """
 
     sequence: int
@@ -229,8 +229,7 @@ def pack(
     fixed: bool,
     shared: bool = False,
 ) -> TrainBatch:
-    """`make_batch` with several sequences per row. Which rows there are depends on prompts and lengths only, never on a
-    verdict.
+    """`make_batch` with several sequences per row. The rows depend only on prompts and lengths, never on a verdict.
 
     Args:
         row_len: positions of a row, at least ``length - 1``.
@@ -252,8 +251,11 @@ def packing(sequences: Sequence[TokenSequence], length: int, *, row_len: int, fi
 
 
 def packing_shared(sequences: Sequence[TokenSequence], length: int, *, row_len: int, fixed: bool) -> list[list[int]]:
-    """Which sequences each row of `pack` holds if they share prompts: those with the same prompt stay together, as many
-    as fit; what they need is the prompt's positions once and the completions' own."""
+    """Which sequences each row of `pack` holds if they share prompts.
+
+    As many sequences with the same prompt as fit are in one row. They need the prompt's positions once, and those of
+    their completions.
+    """
     needed, units, sizes, most = positions_needed(sequences, length), list[list[int]](), list[int](), 0
     for group in _by_prompt(sequences, range(len(sequences))):
         most += -(-len(group) // (row_len // (length - 1)))

@@ -1,15 +1,15 @@
-"""On-policy distillation from a white-box teacher (LOPD): its logits on the student's own rollouts, no text asked.
+"""On-policy distillation from a white-box teacher (LOPD): it uses the teacher's logits on the student's own rollouts.
 
-Two forms (``lopd.mode``); which of them the paper's Table 2 ran is not said:
+There are two forms (``lopd.mode``); the paper does not say which one its Table 2 used:
 
-- ``sampled`` (Thinking Machines): the advantage of a token is -(log pi_S - log pi_T), the student's log-prob as it was
-  sampled, and the policy loss of ``cfg.loss`` runs on it. One log-prob a token is all that crosses from the teacher.
-- ``full`` (GKD, arXiv 2306.13649): the divergence over the whole vocabulary is the loss, ``lopd.beta`` 1 for the
-  reverse KL, 0 for the forward one, between them the generalised JSD. No gradient flows through the sampling. The
-  teacher's hidden states cross, not its logits: both logits exist for ``optim.logprob_chunk`` positions at a time.
+- ``sampled`` (Thinking Machines): the advantage of a token is -(log pi_S - log pi_T), with the student's log-prob from
+  sampling, and the policy loss of ``cfg.loss`` uses it. The teacher sends only one log-prob per token.
+- ``full`` (GKD, arXiv 2306.13649): the loss is the divergence over the whole vocabulary: the reverse KL with
+  ``lopd.beta`` 1, the forward KL with 0, the generalised JSD in between. No gradient flows through the sampling. The
+  teacher sends hidden states instead of logits: both logits exist for ``optim.logprob_chunk`` positions at a time.
 
-The teacher is any checkpoint that this package can load, frozen, on a mesh of its own (``lopd.fsdp``, ``lopd.tp``) or
-the student's. Its tokenizer must be the student's.
+The teacher is any checkpoint that this package can load. It is frozen, and is on its own mesh (``lopd.fsdp``,
+``lopd.tp``) or the student's. Its tokenizer must equal the student's.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Control: ROPD with the rewards permuted within the batch. What it learns is not taught by the rewards.
+"""Control: ROPD with the rewards permuted within the batch. Whatever it learns does not come from the rewards.
 
 All else (references, rubrics, verdicts, update) is ROPD's. The control must not improve.
 """

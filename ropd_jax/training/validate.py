@@ -352,7 +352,7 @@ def check_length(prompt_len: int, max_tokens: int, row_len: int, model_cfg: Mode
     if row_len and row_len < total - 1:
         raise UserError(
             f"optim.row_len={row_len} is too short for prompts of {prompt_len} tokens and "
-            f"sampling.max_tokens={max_tokens}; expected at least {total - 1}, or 0 for a row a sequence"
+            f"sampling.max_tokens={max_tokens}; expected at least {total - 1}, or 0 for one sequence per row"
         )
 
 

@@ -70,7 +70,7 @@ NUMBERS = [  # key=value, which is out of range, of another kind, or not finite
     "ropd.least_criteria=0", "ropd.references_pass=2", "ovd.threshold=10", "lopd.beta=1.5", "gad.lr=0", "gad.b1=1",
 ]  # fmt: skip
 
-WORDS = [  # overrides of the config, and words of the line
+WORDS = [  # overrides of the config, and words that the error must contain
     (["loss.aggregation=mean"], ["loss.aggregation='mean'", "token_mean"]),
     (["loss.ratio=group"], ["loss.ratio='group'", "sequence"]),
     (["loss.kl_kind=k4"], ["loss.kl_kind='k4'", "k3"]),

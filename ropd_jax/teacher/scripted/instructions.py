@@ -1,6 +1,6 @@
 """Questions with checkable rules: the scripted teacher reads the rules out of the text, follows them, and checks them.
 
-A question names a topic and two to four rules, one a line::
+A question names a topic and two to four rules, one per line::
 
     Write a short note about a lighthouse. Follow these rules:
     - Write fewer than 30 words.
