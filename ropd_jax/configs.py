@@ -151,7 +151,7 @@ def default() -> ConfigDict:
     cfg.teacher.calibration = ""  # report.json of ropd calibrate-judge, recorded in result.json; "" if there is none
     cfg.teacher.prices = ""  # a TOML file with your prices, in addition to ropd_jax/teacher/traffic/prices.toml
     cfg.teacher.budget = ConfigDict()  # caps of the whole run; at a cap the run saves and ends with exit code 4
-    cfg.teacher.budget.usd = 0.0  # 0 is no cap
+    cfg.teacher.budget.usd = 0.0  # 0: no cap
     cfg.teacher.budget.tokens = 0  # input and output together
     cfg.teacher.budget.calls = 0  # requests sent to the provider, retries included
     cfg.teacher.screen_criteria = True  # drop criteria that mention a reference or another answer, repeat one, ...

@@ -88,7 +88,7 @@ COMMAND = Command(
     ),
     notes="""
         Compiling takes a minute or more per program; results are cached in ~/.cache/ropd_jax/plan. TPU topologies need
-        libtpu: pip install 'ropd_jax[tpu-aot]'; GPUs need XLA's GPU compiler, in a .venv of its own: pip install
+        libtpu: pip install 'ropd_jax[tpu-aot]'; GPUs need XLA's GPU compiler, in a separate .venv: pip install
         'ropd_jax[gpu-aot]'. The student's weights are not needed.
     """,
     examples=(

@@ -32,7 +32,7 @@ EMPTY = TokenSequence(np.zeros(1, np.int32), np.zeros(0, np.int32), np.zeros(0, 
 class TrainBatch(NamedTuple):
     """Arrays of one update; position t holds an input token and predicts ``targets_BT[:, t]``.
 
-    A row holds one sequence or, packed, several side by side, each with a segment of its own and positions from 0.
+    A row holds one sequence or, packed, several side by side, each with its own segment and positions from 0.
     Sequences with the same prompt may share it (`make_batch`, ``shared``).
 
     Attributes:
@@ -93,7 +93,7 @@ def make_batch(
     Args:
         advantage_B, valid_B, informative_B: of each sequence, see `Advantages`.
         length: most tokens of a sequence; a completion that does not fit is cut (only references can be that long).
-        places: which sequences each row holds (`first_fit`); None gives each a row of its own.
+        places: which sequences each row holds (`first_fit`); None gives each its own row.
         row_len: positions of a row; 0 means ``length - 1``, as the last token of a sequence is only predicted.
         shared: hold a prompt once for those who have it; the attention must know (`self_attention`, ``shared``).
     """

@@ -8,7 +8,7 @@ and a rollout of the same prompt; the student maximises D(y_S) with GRPO.
 2. after it both are updated in every step: rewards are those of D before its update.
 
 The head starts at 0, so D scores all answers equally before its first update. The checkpoint has D and its optimizer.
-D's scores have no scale of their own: only differences within a group count.
+D's scores have no fixed scale: only differences within a group count.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class LOPD(Method):
         mesh_lib.check_divides(teacher.cfg, mesh_lib.make_mesh(how.fsdp, how.tp) if how.fsdp else mesh)
         if how.fsdp and hosts.count() > 1:
             raise UserError(
-                f"lopd.fsdp={how.fsdp} gives the white-box teacher a mesh of its own, which works on one host only; "
+                f"lopd.fsdp={how.fsdp} gives the white-box teacher its own mesh, which works on one host only; "
                 "set lopd.fsdp=0: the student's mesh"
             )
 

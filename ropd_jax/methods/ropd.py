@@ -73,7 +73,7 @@ class ROPD(Method):
         if how.advantage == "per_criterion" and how.rubric_per == "pair":
             raise UserError(
                 "ropd.advantage='per_criterion' compares rollouts by the same criterion, and with "
-                "ropd.rubric_per='pair' each has criteria of its own; set ropd.rubric_per='group'"
+                "ropd.rubric_per='pair' each has its own criteria; set ropd.rubric_per='group'"
             )
         if how.advantage == "per_criterion" and not self.cfg.loss.normalize_std:
             raise UserError(

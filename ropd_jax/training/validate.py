@@ -116,12 +116,12 @@ def check_student(student: ModelConfig, how: RunConfig, mesh: jax.sharding.Mesh)
 
 
 def check_sample_mesh(update: jax.sharding.Mesh, sample: jax.sharding.Mesh, *, copy_weights: bool) -> None:
-    """Raises UserError for a sampler on a mesh of its own that shall not have weights of its own."""
+    """Raises UserError for a sampler on its own mesh without its own copy of the weights."""
     if sample is not update and not copy_weights:
         sizes = [f"fsdp={m.shape['fsdp']} tp={m.shape['tp']}" for m in (sample, update)]
         raise UserError(
             f"sampling.copy_weights=False: the sampler's mesh ({sizes[0]}) is not the update's ({sizes[1]}), so it "
-            "needs weights of its own; set sampling.copy_weights=True, or one mesh for both (mesh.fsdp and mesh.tp)"
+            "needs its own weights; set sampling.copy_weights=True, or one mesh for both (mesh.fsdp and mesh.tp)"
         )
 
 

@@ -117,7 +117,7 @@ def cloud(tmp_path, monkeypatch):
 
 
 def launch(script, *args, **environment):
-    """The script in a session of its own, as in a terminal: Ctrl-C reaches it, also if these tests run in the
+    """Starts the script in a separate session, as in a terminal: Ctrl-C reaches it, also if these tests run in the
     background, where shells switch it off."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what is ignored here is ignored by children
     try:

@@ -6,7 +6,7 @@ A question names a topic and two to four rules, one per line::
     - Write fewer than 30 words.
     - Do not use commas.
 
-`read` finds topic and rules by their wordings alone. `write` makes a reference that follows all of them, `induce` one
+`read` finds topic and rules only by their wordings. `write` makes a reference that follows all of them, `induce` one
 criterion for each rule and some for sense (names its topic, reads as ordinary text, is finished), and `check` decides
 such a criterion from an answer's text. `ropd_jax.data.instructions` draws such questions; IFEval's own checks grade
 them, so that the teacher is never its own examiner.
