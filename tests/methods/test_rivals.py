@@ -153,7 +153,7 @@ def test_a_failure_is_unscored_with_its_cause_and_a_wrong_key_stops_the_run(name
     [
         ("ovd", {"ovd__mode": "both"}, "ovd.mode='both'.*'reward' or 'filter'"),
         ("ovd", {"ovd__threshold": 10}, "ovd.threshold=10.*0 to 9"),
-        ("ovd", {"ovd__mode": "filter", "loss__overlong": "shape"}, "take loss.overlong='mask' or 'keep'"),
+        ("ovd", {"ovd__mode": "filter", "loss__overlong": "shape"}, "set loss.overlong='mask' or 'keep'"),
         ("rar", {"rar__mode": "x"}, "rar.mode='x'"),
         ("ropd", {"ropd__rubric_per": "x"}, "ropd.rubric_per='x'"),
         (
