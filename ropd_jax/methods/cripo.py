@@ -86,7 +86,7 @@ class CriPO(ROPD):
         return loss_BT, metrics | {"unexplored_gap": gap_BT}
 
     def satisfies(self, tokens):
-        """The tokens that the suppressed criterion of their rollout asks for."""
+        """The tokens that satisfy the suppressed criterion of their rollout."""
         with_BT, known_BT = tokens.told("suppressed")
         against_BT, also_BT = tokens.told("opposite")
         return known_BT & also_BT & (with_BT - against_BT > self.cfg.cripo.margin)
