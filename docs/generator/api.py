@@ -46,6 +46,7 @@ def directive(name: str) -> str:
     if other:  # mkdocstrings would show the other name
         signature = inspect.signature(getattr(importlib.import_module(f"ropd_jax.{module}"), other))
         shown = code(f"{name}{signature}".replace("'", ""), "python")
-        return f'<a id="{name}"></a>\n\n### {name} {{ #{name}-signature }}\n\n{shown}\n\n{where}\n      show_root_heading: false'
+        heading = f'<a id="{name}"></a>\n\n### {name} {{ #{name}-signature }}'
+        return f"{heading}\n\n{shown}\n\n{where}\n      show_root_heading: false"
     options = f"\n      heading: {name}\n      toc_label: {name}\n      heading_level: 3{members}"
     return f'<a id="{name}"></a>\n\n{where}{options}'
