@@ -38,7 +38,7 @@ EARLIER = {  # key -> the behaviour of versions without it, and the keys that mu
 def default() -> ConfigDict:
     """A complete, unlocked config. The run locks it: a key that is not here is an error."""
     cfg = ConfigDict()
-    cfg.seed = 0  # of data order, sampling and the teacher's requests
+    cfg.seed = 0  # for data order, sampling and the teacher's requests
     cfg.steps = 531  # optimizer steps are steps * optim.minibatches; 531 * 32 prompts = one epoch of DAPO-Math-17k
     cfg.method = "ropd"  # a file in ropd_jax/methods, or the path of your own .py file
     cfg.compile_cache = True  # store compiled programs for the next start; directory: docs/resume.md

@@ -47,6 +47,6 @@ def directive(name: str) -> str:
         signature = inspect.signature(getattr(importlib.import_module(f"ropd_jax.{module}"), other))
         shown = code(f"{name}{signature}".replace("'", ""), "python")
         heading = f'<a id="{name}"></a>\n\n### {name} {{ #{name}-signature }}'
-        return f"{heading}\n\n{shown}\n\n{where}\n      show_root_heading: false"
+        return f"{heading}\n\n{shown}\n\n{where}\n      show_root_heading: false\n      show_root_toc_entry: false"
     options = f"\n      heading: {name}\n      toc_label: {name}\n      heading_level: 3{members}"
     return f'<a id="{name}"></a>\n\n{where}{options}'

@@ -58,6 +58,7 @@ class Entry:
             for sentence in re.split(r"(?<=[.;])\s+(?=[A-Z`(\[])", paragraph):
                 plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(sentence.split()).lstrip("- "))
                 if re.search(r"\d", plain) and len(plain) > 20 and plain[-1] != ":" and not SETTING.match(plain):
+                    plain = plain.rstrip(";")
                     return plain if len(plain) <= FIGURE else plain[:FIGURE].rsplit(" ", 1)[0] + " ..."
         return ""
 
@@ -67,8 +68,8 @@ class Entry:
 
 
 def _breakable(command: str) -> str:
-    """The command as code that a narrow column breaks after ``/`` and ``_`` rather than inside a word."""
-    text = re.sub(r"([/_])", r"\1<wbr>", html.escape(command, quote=False))
+    """The command as code that a narrow column breaks after ``/``, ``_`` and ``.`` rather than inside a word."""
+    text = re.sub(r"([/_]|\.(?!py|md|sh))", r"\1<wbr>", html.escape(command, quote=False))
     return f'<code class="anywhere">{text}</code>'
 
 
